@@ -1,0 +1,160 @@
+// Package audit is the append-only log: the bytes of a record, the RFC 6962
+// tree over them, signed checkpoints, proofs, and the offline verifier.
+//
+// It imports nothing of ours. What a record means is package broker's
+// business; what is hashed, signed and proved is decided here.
+package audit
+
+import "time"
+
+// Version is the version of the record schema that this package writes.
+const Version = 1
+
+// MaxLeaf is the most bytes that a leaf may have, so that the log can be
+// served as C2SP tlog-tiles, whose entries carry a 16-bit length.
+const MaxLeaf = 65535
+
+// Kind says what happened. The set only grows.
+type Kind string
+
+// The kinds of records.
+const (
+	LogOpened        Kind = "log.opened"        // the first record of a log
+	PolicyLoaded     Kind = "policy.loaded"     // a new revision decides from here on
+	KeyCreated       Kind = "key.created"       // a signing key was made
+	KeyRetired       Kind = "key.retired"       // a signing key was destroyed
+	RequestCreated   Kind = "request.created"   // pending, or approved by policy alone
+	RequestDenied    Kind = "request.denied"    // by policy or by a person
+	RequestApproved  Kind = "request.approved"  // the last approval came
+	RequestWithdrawn Kind = "request.withdrawn" // by its requester
+	CollectRefused   Kind = "collect.refused"   // policy changed its mind before collection
+	LeaseOpened      Kind = "lease.opened"      // an upstream is about to be asked
+	LeaseIssued      Kind = "lease.issued"      // a credential left, or is about to
+	LeaseFailed      Kind = "lease.failed"      // no credential came to exist
+	LeaseRenewed     Kind = "lease.renewed"
+	LeaseRevoking    Kind = "lease.revoking" // ending was asked for; the upstream has not confirmed
+	LeaseRevoked     Kind = "lease.revoked"
+	LeaseAbandoned   Kind = "lease.abandoned" // closed by a person; never shown as revoked
+	BlockPlaced      Kind = "block.placed"
+	BlockLifted      Kind = "block.lifted"
+)
+
+// A Record is one entry of the log. Encode gives its canonical bytes.
+//
+// Everything in it is chosen by the broker or the operator, except scopes,
+// entitlement names and SPIFFE IDs. Free text from outside never stands in a
+// record: it is committed to (see Commitment) and kept beside the leaf, so
+// that it can be erased without breaking the tree.
+type Record struct {
+	Time     time.Time // set by the store at commit; UTC, milliseconds; never goes back
+	Kind     Kind
+	Caller   *Party // who acted; nil: the broker itself
+	Subject  *Party // on whose behalf, if that is not the caller
+	Request  *RequestFacts
+	Decision *DecisionFacts
+	Approval *ApprovalFacts
+	Lease    *LeaseFacts
+	End      *EndFacts
+	Rules    *RulesFacts
+	Key      *KeyFacts
+	Log      *LogFacts
+	Block    *BlockFacts
+	Count    int // how many identical events this record stands for; 0 and 1 mean one
+
+	// Openings are the texts that the record commits to, by field name
+	// ("justification"). They are stored beside the leaf and are not part of it.
+	Openings map[string]Opening
+}
+
+// Digest is a SHA-256.
+type Digest [32]byte
+
+// Party is somebody who was proved to be somebody.
+type Party struct {
+	ID      string    // SPIFFE ID, or "<provider>/<sub>" of a person
+	Kind    string    // workload, agent, person
+	Method  string    // x509-svid, jwt-svid, oidc, admin-socket
+	Proof   Digest    // SHA-256 of the proof (DER of the leaf certificate, bytes of the token); zero: none
+	Expires time.Time // of the proof; zero: none
+	Actors  []string  // the chain of actors behind it, outermost first
+}
+
+// RequestFacts are what was asked.
+type RequestFacts struct {
+	ID            string
+	Digest        Digest
+	Entitlement   string
+	Scopes        []string
+	TTL           time.Duration // whole seconds
+	Duration      time.Duration // whole seconds
+	Justification Digest        // commitment; zero: none was given
+	Ticket        Digest        // commitment
+	Parameters    Digest        // commitment
+	LapsesAt      time.Time     // zero: nothing to wait for
+}
+
+// DecisionFacts are what policy said.
+type DecisionFacts struct {
+	Permit    bool
+	Policies  []string // sorted ids of the determining policies
+	Revision  Digest
+	Approvals []string // "2 of dba", as the policies demand them
+	MaxTTL    time.Duration
+	Code      string // the stable error code of a refusal
+}
+
+// ApprovalFacts are one person's yes or no.
+type ApprovalFacts struct {
+	Decision string // approve, deny
+	Digest   Digest // what they saw
+	Groups   []string
+	Comment  Digest // commitment
+}
+
+// LeaseFacts are the broker's account of one credential.
+type LeaseFacts struct {
+	ID         string
+	Issuer     string
+	Type       string
+	Expires    time.Time
+	Revocation string // immediate, pending, at_expiry, at_rotation, never
+	Credential Digest // commitment; plain SHA-256 for broker-signed tokens
+	Replaces   string
+}
+
+// EndFacts are how a lease ended.
+type EndFacts struct {
+	How        string    // returned, revoked, replaced, expired, answer_lost, deadline
+	Reason     Digest    // commitment
+	ValidUntil time.Time // when the credential stops working if revocation cannot recall it
+}
+
+// RulesFacts name a set of rules by content.
+type RulesFacts struct {
+	Revision Digest
+	Files    map[string]Digest // by name: policies, schema, groups, catalogue
+}
+
+// KeyFacts name a key.
+type KeyFacts struct {
+	ID, Purpose, Algorithm string
+	Public                 Digest
+}
+
+// LogFacts open a log.
+type LogFacts struct {
+	Origin   string
+	Previous string // the last checkpoint's note text of the log before, if any
+}
+
+// BlockFacts name what is blocked.
+type BlockFacts struct {
+	Selector string // "holder spiffe://…", "under …", "entitlement …"
+	Reason   Digest
+}
+
+// An Opening opens a commitment.
+type Opening struct {
+	Salt [16]byte
+	Text string
+}

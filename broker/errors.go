@@ -1,0 +1,72 @@
+package broker
+
+import (
+	"errors"
+	"time"
+)
+
+// Sentinels. Their text is the stable code that callers see; package server
+// holds the one table from sentinel to HTTP status and OAuth error.
+var (
+	ErrUnauthenticated       = errors.New("unauthenticated")         // no proof, or one that does not hold
+	ErrTwoIdentities         = errors.New("two_identities")          // two different proofs in one call
+	ErrForeignSubject        = errors.New("foreign_subject_token")   // a subject_token that is not the caller's own
+	ErrProofExpired          = errors.New("proof_expired")           // the proof ended before the answer could leave
+	ErrBlocked               = errors.New("blocked")                 // by the kill switch
+	ErrDenied                = errors.New("denied")                  // policy or a person said no
+	ErrNoLongerAllowed       = errors.New("no_longer_allowed")       // policy changed since the approval
+	ErrNeedsNewRequest       = errors.New("needs_new_request")       // policy now demands more than was approved
+	ErrNotFound              = errors.New("not_found")               // or not the caller's to see
+	ErrInvalidRequest        = errors.New("invalid_request")         // malformed
+	ErrInvalidScope          = errors.New("invalid_scope")           // none, unknown, or repeated
+	ErrInvalidTTL            = errors.New("invalid_ttl")             // zero, negative, or too long
+	ErrInvalidParameter      = errors.New("invalid_parameter")       // unknown, missing, or not matching
+	ErrJustificationRequired = errors.New("justification_required")  // say why
+	ErrTicketRequired        = errors.New("ticket_required")         // missing, or not of the demanded form
+	ErrBindingRequiresMTLS   = errors.New("binding_requires_mtls")   // a bound token needs an X.509-SVID
+	ErrPending               = errors.New("pending")                 // people have yet to approve
+	ErrNotPending            = errors.New("not_pending")             // the request is past that
+	ErrLapsed                = errors.New("lapsed")                  // nobody approved in time
+	ErrGrantEnded            = errors.New("grant_ended")             // collected too late
+	ErrGrantEndsTooSoon      = errors.New("grant_ends_too_soon")     // the issuer's shortest credential is longer
+	ErrLimit                 = errors.New("limit_reached")           // @limit
+	ErrMaxActive             = errors.New("max_active_reached")      // @max_active
+	ErrTooManyPending        = errors.New("too_many_pending")        // open requests of one requester
+	ErrSlowDown              = errors.New("slow_down")               // admission limit
+	ErrIdempotencyMismatch   = errors.New("idempotency_key_reused")  // the same key with another body
+	ErrNotRenewable          = errors.New("not_renewable")           // ended, or its issuer can't
+	ErrNotRevocable          = errors.New("not_revocable")           // only time ends it; an issuer's answer, never a caller's
+	ErrIssuerUnavailable     = errors.New("issuer_unavailable")      // did not answer, or not in time
+	ErrIssuerRefused         = errors.New("issuer_refused")          // answered no
+	ErrUnavailable           = errors.New("temporarily_unavailable") // the record could not be made durable: nothing was issued
+)
+
+// A Refusal is a sentinel with what the caller needs to do better. Detail and
+// Reasons are shown to callers: they hold no secret and nothing of policy
+// beyond its @reason texts.
+type Refusal struct {
+	Err       error    // the sentinel
+	Detail    string   // one sentence that says what to do
+	Reasons   []string // policy's own words
+	DeniedBy  string   // policy or person, of ErrDenied
+	RequestID RequestID
+	Allowed   *Allowed
+	Retry     time.Duration // when it may be tried again; zero: not said
+}
+
+func (r *Refusal) Error() string {
+	if r.Detail == "" {
+		return r.Err.Error()
+	}
+	return r.Err.Error() + ": " + r.Detail
+}
+
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// Allowed is what would have been allowed instead.
+type Allowed struct {
+	Scopes []string      // each of these, alone, would be permitted
+	MaxTTL time.Duration // zero: not the problem
+}
+
+func refuse(err error, detail string) error { return &Refusal{Err: err, Detail: detail} }

@@ -1,0 +1,75 @@
+package broker
+
+import (
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// Kind says what an identity is.
+type Kind string
+
+// The kinds of identities. KindNone, the zero value, is nobody.
+const (
+	KindNone     Kind = ""
+	KindWorkload Kind = "workload"
+	KindAgent    Kind = "agent"    // a workload that the operator marked as an AI agent
+	KindPerson   Kind = "person"   // OIDC
+	KindOperator Kind = "operator" // root on the admin socket
+)
+
+// Method says how an identity was proved.
+type Method string
+
+// The methods of proof.
+const (
+	MethodX509SVID    Method = "x509-svid"
+	MethodJWTSVID     Method = "jwt-svid"
+	MethodAdminSocket Method = "admin-socket"
+)
+
+// An Identity is who a caller was proved to be. Only package attest makes one
+// from a proof; the zero Identity is nobody and may do nothing.
+//
+// Marks (Kind agent, Team, Accountable) are put on by the broker from the
+// rules that decide, never by attest, so that what a decision read and the
+// revision it names are always the same.
+type Identity struct {
+	ID          string   // the SPIFFE ID, "spiffe://acme.test/agent/triage"; for a person "<provider>/<sub>"
+	TrustDomain string   // "acme.test"; empty for a person
+	Paths       []string // the full SPIFFE ID and each prefix of its path, longest first: ".../agent/triage", ".../agent"
+	Kind        Kind
+	Proof       Proof
+	Team        string
+	Accountable []string // people who answer for an agent
+}
+
+// A Proof is what an identity was proved with. It holds no secret.
+type Proof struct {
+	Method  Method
+	SHA256  audit.Digest // of the leaf certificate's DER (RFC 8705 x5t#S256), or of the token's bytes
+	Expires time.Time    // NotAfter, or exp; nothing is issued past it
+}
+
+// Valid says whether the proof holds at now, without leeway.
+func (p Proof) Valid(now time.Time) bool { return p.Method != "" && now.Before(p.Expires) }
+
+// SPIFFEPaths gives the ancestors of a SPIFFE ID that policy may name: the ID
+// itself and each prefix of its path that ends at a segment, longest first.
+// The trust domain is not among them.
+//
+// The id must be valid (package attest checks that).
+func SPIFFEPaths(id string) []string {
+	const scheme = "spiffe://"
+	domainEnd := strings.IndexByte(id[min(len(scheme), len(id)):], '/')
+	if domainEnd < 0 {
+		return nil
+	}
+	domainEnd += len(scheme)
+	paths := make([]string, 0, strings.Count(id[domainEnd:], "/"))
+	for end := len(id); end > domainEnd; end = strings.LastIndexByte(id[:end], '/') {
+		paths = append(paths, id[:end])
+	}
+	return paths
+}

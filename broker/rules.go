@@ -1,0 +1,171 @@
+package broker
+
+import (
+	"context"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// Rules are everything that a decision reads. They are replaced whole, and
+// the replacement is recorded before the first decision under it.
+type Rules struct {
+	Policy    Policy
+	Catalogue Catalogue
+	Marks     []Mark
+	Revision  audit.Digest            // of all of it
+	Files     map[string]audit.Digest // by name, for the record
+}
+
+// A Catalogue is what can be asked for, by name.
+type Catalogue map[string]*Entitlement
+
+// An Entitlement is one entry of the catalogue. It is not changed once loaded.
+type Entitlement struct {
+	Name          string
+	Issuer        string
+	Description   string
+	Scopes        []string // sorted; empty: the entitlement is asked for as a whole
+	DefaultScopes []string
+	DefaultTTL    time.Duration
+	MaxTTL        time.Duration
+	MinTTL        time.Duration // the issuer's shortest; zero: none
+	CollectWithin time.Duration
+	Owner         string // a group
+	System        string // may be empty
+	Labels        map[string]string
+	Parameters    map[string]Parameter
+	Binding       Binding
+	Revocation    Revocation   // what its issuer can do
+	Audience      string       // of its tokens; empty if its credentials are not broker-signed tokens
+	Introspectors []string     // SPIFFE IDs of the issuer's resource servers
+	Effect        audit.Digest // of everything its issuer compiled for it
+}
+
+// A Parameter is a typed, bounded string that the requester fills in.
+type Parameter struct {
+	Pattern     *regexp.Regexp // anchored
+	MaxLength   int            // bytes
+	Required    bool
+	Description string
+}
+
+// Binding says what a token is bound to.
+type Binding string
+
+// The bindings.
+const (
+	BindingNone Binding = "none"
+	BindingMTLS Binding = "mtls" // RFC 8705, cnf x5t#S256
+)
+
+// A Mark is what the operator says of the workloads under a path.
+type Mark struct {
+	Under       string // a SPIFFE ID; covers itself and everything below it
+	Kind        Kind   // workload or agent
+	Team        string
+	Accountable []string
+}
+
+// Covers says whether the mark is about id. A mark on a trust domain
+// ("spiffe://acme.test") covers all of it; no mark crosses a segment.
+func (m Mark) Covers(id string) bool {
+	rest, ok := strings.CutPrefix(id, m.Under)
+	return ok && (rest == "" || rest[0] == '/')
+}
+
+// Mark puts the operator's marks on an identity: those of the longest path
+// that covers it. People and operators carry none.
+func (r *Rules) Mark(who Identity) Identity {
+	if who.Kind != KindWorkload && who.Kind != KindAgent {
+		return who
+	}
+	who.Kind, who.Team, who.Accountable = KindWorkload, "", nil
+	longest := -1
+	for _, m := range r.Marks {
+		if len(m.Under) > longest && m.Covers(who.ID) {
+			longest = len(m.Under)
+			who.Kind, who.Team, who.Accountable = m.Kind, m.Team, m.Accountable
+		}
+	}
+	return who
+}
+
+// An Action is something that policy is asked about.
+type Action string
+
+// The actions. Request is on an entitlement, View and Revoke are on a request
+// (and the leases it led to), the rest are on the broker itself.
+const (
+	ActionRequest    Action = "request"
+	ActionView       Action = "view"
+	ActionRevoke     Action = "revoke"
+	ActionAudit      Action = "audit"
+	ActionBlock      Action = "block"
+	ActionUsage      Action = "usage"
+	ActionIntrospect Action = "introspect"
+	ActionOperate    Action = "operate"
+)
+
+// A Query is one question to policy. Principal carries its marks.
+type Query struct {
+	Principal     Identity
+	Action        Action
+	Entitlement   *Entitlement // of ActionRequest; and of View and Revoke, what the request was for
+	Request       *Request     // of ActionView and ActionRevoke
+	Scopes        []string
+	TTL           time.Duration
+	Duration      time.Duration
+	Justification string
+	Ticket        string
+	Parameters    map[string]string
+	SourceIP      netip.Addr // zero: unknown
+}
+
+// A Policy decides. It is safe for concurrent use.
+type Policy interface {
+	// Decide answers the query at the time now. It denies on any doubt: an
+	// evaluation error anywhere is a denial, as is an error returned. It does
+	// no I/O.
+	Decide(ctx context.Context, q Query, now time.Time) (Decision, error)
+}
+
+// A Decision is policy's answer. The zero Decision denies.
+type Decision struct {
+	Permit      bool
+	Policies    []string // sorted ids of the determining policies
+	Reasons     []string // @reason of those policies, in the order of their ids
+	Obligations Obligations
+	Revision    audit.Digest
+}
+
+// Obligations are what a permit demands. They add up over all permits that
+// apply, and the strictest wins; zero values demand nothing.
+type Obligations struct {
+	Approvals     []ApprovalNeed // sorted by group, one entry a group
+	MaxTTL        time.Duration
+	MaxDuration   time.Duration
+	Justification bool
+	Tickets       []string // patterns that the ticket must match, all of them; sorted
+	Limits        []Limit  // sorted by policy
+	MaxActive     []Limit  // Per is zero; sorted by policy
+}
+
+// An ApprovalNeed is how many people of a group must approve. The reserved
+// groups are "owner" (the entitlement's, resolved by policy to its group) and
+// "manager" (a claim of the requester's).
+type ApprovalNeed struct {
+	Group string
+	Count int
+}
+
+// A Limit is a bound of one policy on one holder and entitlement: at most
+// Count in any Per.
+type Limit struct {
+	Policy string
+	Count  int
+	Per    time.Duration
+}

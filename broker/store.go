@@ -1,0 +1,174 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// A Store keeps rows and the log. It is safe for concurrent use.
+type Store interface {
+	// View runs f on a consistent snapshot. Rows it reads may be older than
+	// the newest Update, never older than the last one that returned.
+	View(ctx context.Context, f func(Tx) error) error
+
+	// Update runs f alone: one writer at a time, over all processes that share
+	// the database. It returns when the outcome is durable and known, whatever
+	// ctx says by then; an error means that nothing of f happened.
+	//
+	// f may run more than once and does no I/O, no signing and no policy. reads
+	// names the rows it will Get, so that a group of Updates fetches them in
+	// one round trip; a Get of any other key, but for rows put before by f, is
+	// an error.
+	Update(ctx context.Context, reads []Key, f func(Tx) error) error
+}
+
+// A Tx is one transaction. It is not safe for concurrent use, and not to be
+// kept.
+type Tx interface {
+	// Get gives the row of the key, or ErrNotFound. The row is the caller's:
+	// changing it changes nothing until it is Put.
+	Get(Key) (Row, error)
+
+	// Put inserts or replaces the row. It is buffered.
+	Put(Row)
+
+	// Append adds a record to the log. It is buffered; the store sets the
+	// record's time at commit, so that times never go back, and tells the rest
+	// by the entry when Update has returned.
+	Append(*audit.Entry)
+
+	// Requests and Leases list rows, newest first but for Due, which is
+	// earliest first. Only in a View.
+	Requests(RequestQuery) ([]*Request, error)
+	Leases(LeaseQuery) ([]*Lease, error)
+}
+
+// A Key names a row: RequestID, LeaseID, CounterKey, BlockKey, IdempotencyKey,
+// AskKey or SigningKeyID.
+type Key interface{ isKey() }
+
+// A Row is *Request, *Lease, *Counter, *Block, *Idempotency, *OpenAsk or
+// *SigningKey.
+type Row interface{ Key() Key }
+
+func (RequestID) isKey()      {}
+func (LeaseID) isKey()        {}
+func (CounterKey) isKey()     {}
+func (BlockKey) isKey()       {}
+func (IdempotencyKey) isKey() {}
+func (AskKey) isKey()         {}
+func (SigningKeyID) isKey()   {}
+
+// Key gives the row's key.
+func (r *Request) Key() Key { return r.ID }
+
+// Key gives the row's key.
+func (l *Lease) Key() Key { return l.ID }
+
+// Key gives the row's key.
+func (c *Counter) Key() Key { return c.CounterKey }
+
+// Key gives the row's key.
+func (b *Block) Key() Key { return b.Selector }
+
+// Key gives the row's key.
+func (i *Idempotency) Key() Key { return i.IdempotencyKey }
+
+// Key gives the row's key.
+func (a *OpenAsk) Key() Key { return a.AskKey }
+
+// Key gives the row's key.
+func (k *SigningKey) Key() Key { return k.ID }
+
+// A CounterKey names a counter: one policy's bound on one holder and
+// entitlement.
+type CounterKey struct{ Policy, Holder, Entitlement string }
+
+// A Counter enforces a bound. Buckets counts issuances by slices of the
+// period; Active names what is held now. Whatever is past its time is dropped
+// when the row is next written.
+type Counter struct {
+	CounterKey
+	Buckets map[int64]int        // by the slice's number since 1970
+	Active  map[string]time.Time // lease or request id, and when it no longer counts
+	Expires time.Time            // when nothing in it counts any more
+}
+
+// A BlockKey selects identities, entitlements or issuers: "holder spiffe://…",
+// "under spiffe://…", "trust_domain acme.test", "entitlement …", "issuer …".
+type BlockKey struct{ Kind, Name string }
+
+// A Block refuses whatever it selects until it is lifted.
+type Block struct {
+	Selector BlockKey
+	Reason   string
+	By       string
+	Since    time.Time
+	Lifted   time.Time // zero: in force
+}
+
+// An IdempotencyKey is the SHA-256 of caller, method, path and the header's
+// value.
+type IdempotencyKey [32]byte
+
+// An Idempotency remembers what a call led to, for 24 h.
+type Idempotency struct {
+	IdempotencyKey
+	Body    audit.Digest
+	Request RequestID
+	Lease   LeaseID
+	Created time.Time
+}
+
+// An AskKey is the digest of a pending request, by which an identical ask
+// finds it.
+type AskKey audit.Digest
+
+// An OpenAsk leads from an ask to the pending request.
+type OpenAsk struct {
+	AskKey
+	Request RequestID
+	Expires time.Time
+}
+
+// A SigningKeyID names a private key of the broker.
+type SigningKeyID struct{ Purpose, ID string }
+
+// A SigningKey is a private key, sealed. It signs from Signs and is published
+// from Published to Retired.
+type SigningKey struct {
+	ID        SigningKeyID
+	Algorithm string
+	Public    []byte // PKIX DER
+	Sealed    []byte // by a Sealer
+	Published time.Time
+	Signs     time.Time
+	Retires   time.Time
+}
+
+// A RequestQuery selects requests; zero fields select all.
+type RequestQuery struct {
+	Requester   string
+	Entitlement string
+	Status      RequestStatus // as derived at Now
+	Now         time.Time
+	Before      RequestID // page: only those older than this
+	Limit       int
+}
+
+// A LeaseQuery selects leases; zero fields select all.
+type LeaseQuery struct {
+	Holder      string
+	Under       string // a SPIFFE ID: the holder itself or below it
+	TrustDomain string
+	Entitlement string
+	Issuer      string
+	Request     RequestID
+	Live        bool // not ended, and not expired at Now
+	Due         bool // something must be done about it by Now: see Lease.Due
+	Now         time.Time
+	Before      LeaseID // page: only those older than this
+	Limit       int
+}

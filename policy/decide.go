@@ -1,0 +1,111 @@
+package policy
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cedar-policy/cedar-go"
+
+	"accessbroker.internal/broker"
+)
+
+// reasonUnevaluable is what a caller is told when a policy erred.
+const reasonUnevaluable = "a policy could not be evaluated; the operator must correct it"
+
+var _ broker.Policy = (*Engine)(nil)
+
+// Decide implements broker.Policy.
+//
+// A policy that errs denies, and is named among the decision's policies: Cedar
+// itself skips it, which would let a broken forbid through. An error means
+// that the query can't be put to policy at all; the decision that comes with
+// it denies and says nothing but the revision.
+//
+// The action "approve" is the other way about: whom an @approval names may
+// approve, so it is permitted unless a policy forbids it.
+func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broker.Decision, error) {
+	denied := broker.Decision{Revision: e.revision}
+	a, err := e.ask(q, now)
+	if err != nil {
+		return denied, fmt.Errorf("putting %q to policy: %w", q.Action, err)
+	}
+	found := e.index.find(a.action, a.principals, a.resources, a.foreign)
+	effect, diagnostic := cedar.Authorize(found, a, a.request)
+	switch {
+	case len(diagnostic.Errors) > 0:
+		return e.unevaluable(effect, diagnostic), nil
+	case effect == cedar.Allow:
+		return e.permitted(e.determining(diagnostic), q.Entitlement)
+	case q.Action == actionApprove && len(diagnostic.Reasons) == 0:
+		denied.Permit = true
+		return denied, nil
+	}
+	denied.Policies, denied.Reasons = explainRules(e.determining(diagnostic))
+	return denied, nil
+}
+
+// determining gives the rules that made the decision, in the order of their
+// ids: Cedar's order is that of the index, which differs between runs.
+func (e *Engine) determining(d cedar.Diagnostic) []*rule {
+	rules := make([]*rule, len(d.Reasons))
+	for i, reason := range d.Reasons {
+		rules[i] = e.rules[reason.PolicyID]
+	}
+	slices.SortFunc(rules, byID)
+	return rules
+}
+
+func byID(a, b *rule) int { return cmp.Compare(a.id, b.id) }
+
+func explainRules(rules []*rule) (ids, reasons []string) {
+	if len(rules) == 0 {
+		return nil, nil
+	}
+	ids = make([]string, len(rules))
+	for i, r := range rules {
+		ids[i] = r.id
+		if r.reason != "" {
+			reasons = append(reasons, r.reason)
+		}
+	}
+	return ids, reasons
+}
+
+// permitted adds up what the permits demand.
+func (e *Engine) permitted(permits []*rule, about *broker.Entitlement) (broker.Decision, error) {
+	d := broker.Decision{Permit: true, Revision: e.revision}
+	d.Policies, d.Reasons = explainRules(permits)
+	for _, r := range permits {
+		d.Obligations = combine(d.Obligations, r.Obligations)
+	}
+	if len(d.Obligations.Approvals) == 0 {
+		return d, nil
+	}
+	known := e.in.Catalogue[about.Name] // only permits of "request" have obligations
+	needs, err := resolveOwner(d.Obligations.Approvals, known.Owner)
+	if err != nil {
+		return broker.Decision{Revision: e.revision}, fmt.Errorf("deciding on entitlement %q: %w", about.Name, err)
+	}
+	d.Obligations.Approvals = needs
+	return d, nil
+}
+
+// unevaluable denies because of the policies that erred, and of the forbids
+// that apply besides.
+func (e *Engine) unevaluable(effect cedar.Decision, d cedar.Diagnostic) broker.Decision {
+	var rules []*rule
+	if effect == cedar.Deny {
+		rules = e.determining(d)
+	}
+	for _, erred := range d.Errors {
+		rules = append(rules, e.rules[erred.PolicyID])
+	}
+	slices.SortFunc(rules, byID)
+	denied := broker.Decision{Revision: e.revision}
+	denied.Policies, denied.Reasons = explainRules(rules)
+	denied.Reasons = append(denied.Reasons, reasonUnevaluable)
+	return denied
+}

@@ -1,0 +1,124 @@
+package policy_test
+
+import (
+	"context"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+)
+
+// noon is when the tests take place.
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+// catalogue is that of the sample.
+func catalogue() broker.Catalogue {
+	return broker.Catalogue{
+		"tickets-api": {
+			Name: "tickets-api", Issuer: "tickets", Owner: "support", Labels: map[string]string{"env": "prod"},
+			Scopes:     []string{"tickets:close", "tickets:comment", "tickets:read"},
+			DefaultTTL: 10 * time.Minute, MaxTTL: 15 * time.Minute, Effect: audit.Digest{1},
+		},
+		"orders-db-ro": {
+			Name: "orders-db-ro", Issuer: "vault", Owner: "dba", System: "orders", Labels: map[string]string{"env": "prod"},
+			MaxTTL: 30 * time.Minute, Effect: audit.Digest{2},
+		},
+		"reports": {
+			Name: "reports", Issuer: "aws", Scopes: []string{"read", "write"}, MaxTTL: time.Hour, MinTTL: 15 * time.Minute,
+			Parameters: map[string]broker.Parameter{"prefix": {MaxLength: 40, Required: true}}, Effect: audit.Digest{3},
+		},
+	}
+}
+
+func inputs(fsys fs.FS) policy.Inputs {
+	return policy.Inputs{
+		FS: fsys, Catalogue: catalogue(), HomeDomain: "acme.test", TrustDomains: []string{"acme.test", "supplier.test"},
+		Providers: []string{"login"},
+		Marks:     []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+	}
+}
+
+func load(t testing.TB, fsys fs.FS) *policy.Engine {
+	t.Helper()
+	e, err := policy.Load(inputs(fsys))
+	if err != nil {
+		t.Fatalf("Load: %v", err)
+	}
+	return e
+}
+
+func sample(t testing.TB) *policy.Engine { return load(t, os.DirFS("testdata/sample")) }
+
+// text makes a folder of one file of policies.
+func text(cedar string) fs.FS { return fstest.MapFS{"a.cedar": {Data: []byte(cedar)}} }
+
+// identity makes what attest and the marks make of an id.
+func identity(id string) broker.Identity {
+	rest, ok := strings.CutPrefix(id, "spiffe://")
+	if !ok {
+		return broker.Identity{ID: id, Kind: broker.KindPerson}
+	}
+	domain, _, _ := strings.Cut(rest, "/")
+	rules := broker.Rules{Marks: inputs(nil).Marks}
+	return rules.Mark(broker.Identity{ID: id, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(id)})
+}
+
+func query(id, entitlement string, scopes ...string) broker.Query {
+	return broker.Query{
+		Principal: identity(id), Action: broker.ActionRequest, Entitlement: catalogue()[entitlement], Scopes: scopes,
+		TTL: 5 * time.Minute, Duration: time.Hour, SourceIP: netip.MustParseAddr("10.1.2.3"),
+	}
+}
+
+func decide(t *testing.T, e *policy.Engine, q broker.Query) broker.Decision {
+	t.Helper()
+	d, err := e.Decide(context.Background(), q, noon)
+	if err != nil {
+		t.Fatalf("Decide: %v", err)
+	}
+	if d.Revision != e.Revision() {
+		t.Errorf("the decision names revision %x, want %x", d.Revision, e.Revision())
+	}
+	return d
+}
+
+const (
+	triage  = "spiffe://acme.test/agent/triage"
+	billing = "spiffe://acme.test/billing/api"
+)
+
+func TestSampleDecisions(t *testing.T) {
+	e := sample(t)
+	tests := []struct {
+		name     string
+		q        broker.Query
+		permit   bool
+		policies []string
+	}{
+		{"allowed", query(triage, "tickets-api", "tickets:read", "tickets:comment"), true, []string{"agents-read-tickets"}},
+		{"more than one permit allows", query(triage, "tickets-api", "tickets:close"), true, []string{"agents-close-tickets"}},
+		{"nothing allows", query(billing, "tickets-api", "tickets:read"), false, nil},
+		{"a forbid", query(triage, "orders-db-ro"), false, []string{"no-agents-on-production-databases"}},
+		{"a workload by its whole identity", query(billing, "orders-db-ro"), true, []string{"billing-reads-orders"}},
+		{"what is below the identity is another", query(billing+"/x", "orders-db-ro"), false, nil},
+		{"a federated workload that a group lists", query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read"), true, []string{"supplier-reads-tickets"}},
+		{"a federated workload that nobody named", query("spiffe://supplier.test/agent/x", "tickets-api", "tickets:read"), false, nil},
+		{"a prefix that ends within a segment", query("spiffe://acme.test/agents", "tickets-api", "tickets:read"), false, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			d := decide(t, e, test.q)
+			if d.Permit != test.permit || !slices.Equal(d.Policies, test.policies) {
+				t.Errorf("permit %v by %q, want %v by %q", d.Permit, d.Policies, test.permit, test.policies)
+			}
+		})
+	}
+}

@@ -1,0 +1,64 @@
+package policy
+
+import (
+	_ "embed"
+	"fmt"
+	"slices"
+
+	"github.com/cedar-policy/cedar-go/types"
+	"github.com/cedar-policy/cedar-go/x/exp/schema"
+	"github.com/cedar-policy/cedar-go/x/exp/schema/validate"
+
+	"accessbroker.internal/broker"
+)
+
+//go:embed schema.cedarschema
+var schemaText []byte
+
+// Schema gives the Cedar schema that every policy is validated against, for
+// editors and Cedar's own tools. The caller may keep it.
+func Schema() []byte { return slices.Clone(schemaText) }
+
+// The entity types of the schema.
+const (
+	typeWorkload    types.EntityType = "Workload"
+	typeAgent       types.EntityType = "Agent"
+	typePerson      types.EntityType = "Person"
+	typePath        types.EntityType = "Path"
+	typeTrustDomain types.EntityType = "TrustDomain"
+	typeGroup       types.EntityType = "Group"
+	typeEntitlement types.EntityType = "Entitlement"
+	typeSystem      types.EntityType = "System"
+	typeRequest     types.EntityType = "Request"
+	typeParameters  types.EntityType = "Parameters"
+	typeBroker      types.EntityType = "Broker"
+	typeAction      types.EntityType = "Action"
+)
+
+// actionApprove is in the schema before there are people to ask about it.
+const actionApprove broker.Action = "approve"
+
+// actions are the actions of the schema; an action's place here is its number
+// in the index.
+var actions = []broker.Action{
+	broker.ActionRequest, actionApprove, broker.ActionView, broker.ActionRevoke,
+	broker.ActionAudit, broker.ActionBlock, broker.ActionUsage, broker.ActionIntrospect, broker.ActionOperate,
+}
+
+func actionNumber(a broker.Action) int { return slices.Index(actions, a) }
+
+var brokerSelf = types.NewEntityUID(typeBroker, "self")
+
+// newValidator compiles the schema. Only a broken build makes it fail.
+func newValidator() (*validate.Validator, error) {
+	var s schema.Schema
+	s.SetFilename("schema.cedarschema")
+	if err := s.UnmarshalCedar(schemaText); err != nil {
+		return nil, fmt.Errorf("parsing the schema: %w", err)
+	}
+	resolved, err := s.Resolve()
+	if err != nil {
+		return nil, fmt.Errorf("resolving the schema: %w", err)
+	}
+	return validate.New(resolved, validate.WithStrict()), nil
+}

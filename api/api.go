@@ -1,0 +1,317 @@
+// Package api is what stands on the wire between the broker and everybody
+// else: the JSON types, the error codes, and the Go client that the command
+// line, the tests and other Go programs use. It imports nothing of ours.
+//
+// Field names are contracts. Times are RFC 3339 in UTC, durations Go strings
+// ("15m"), digests lower-case hex of a SHA-256.
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+)
+
+// An Ask is what a caller wants: the body of POST /v1/requests and of POST
+// /v1/credentials.
+type Ask struct {
+	Entitlement   string            `json:"entitlement"`
+	Scopes        []string          `json:"scopes,omitempty"` // empty: the entitlement's default scopes
+	TTL           Duration          `json:"ttl,omitzero"`     // zero: the entitlement's default, cut to what policy allows
+	Duration      Duration          `json:"duration,omitzero"`
+	Justification string            `json:"justification,omitempty"`
+	Ticket        string            `json:"ticket,omitempty"`
+	Parameters    map[string]string `json:"parameters,omitempty"`
+	SubjectToken  string            `json:"subject_token,omitempty"` // the caller's own JWT-SVID; any other is refused
+	DryRun        bool              `json:"dry_run,omitempty"`       // decide and say, but file nothing
+}
+
+// How far a request got.
+const (
+	StatusPending   = "pending"
+	StatusApproved  = "approved"
+	StatusDenied    = "denied"
+	StatusWithdrawn = "withdrawn"
+	StatusLapsed    = "lapsed" // nobody approved in time
+	StatusEnded     = "ended"  // the time to collect is over
+)
+
+// A Request is one ask, as the broker keeps it.
+type Request struct {
+	ID            string            `json:"id,omitempty"` // "req_…"; empty for a dry run
+	Version       int               `json:"version"`
+	Status        string            `json:"status"`
+	Requester     string            `json:"requester"`      // SPIFFE ID
+	RequesterKind string            `json:"requester_kind"` // workload, agent, person
+	Entitlement   string            `json:"entitlement"`
+	Scopes        []string          `json:"scopes,omitempty"`
+	TTL           Duration          `json:"ttl,omitzero"`
+	Duration      Duration          `json:"duration,omitzero"` // how long credentials may be collected, from the approval
+	Justification string            `json:"justification,omitempty"`
+	Ticket        string            `json:"ticket,omitempty"`
+	Parameters    map[string]string `json:"parameters,omitempty"`
+	Digest        string            `json:"digest"` // of everything that an approver sees
+	Decision      Decision          `json:"decision"`
+	Approvals     Approvals         `json:"approvals"`
+	Grant         *Grant            `json:"grant,omitempty"`     // once approved
+	DeniedBy      string            `json:"denied_by,omitempty"` // policy or person
+	CreatedAt     time.Time         `json:"created_at"`
+	LapsesAt      time.Time         `json:"lapses_at,omitzero"` // while pending
+	DryRun        bool              `json:"dry_run,omitempty"`
+}
+
+// A Decision is policy's answer, as far as the reader may see it. Policies is
+// set only for readers who may view the request by policy.
+type Decision struct {
+	Permit      bool         `json:"permit"`
+	Reasons     []string     `json:"reasons,omitempty"`
+	Obligations *Obligations `json:"obligations,omitempty"`
+	Revision    string       `json:"revision,omitempty"`
+	Policies    []string     `json:"policies,omitempty"`
+}
+
+// Obligations are what a permit demands; absent fields demand nothing.
+type Obligations struct {
+	Approvals     []Need   `json:"approvals,omitempty"`
+	MaxTTL        Duration `json:"max_ttl,omitzero"`
+	MaxDuration   Duration `json:"max_duration,omitzero"`
+	Justification bool     `json:"justification,omitempty"`
+	Tickets       []string `json:"tickets,omitempty"` // patterns; the ticket must match all of them
+	Limits        []Limit  `json:"limits,omitempty"`
+	MaxActive     int      `json:"max_active,omitempty"`
+}
+
+// A Limit is how many credentials are issued in any period of that length.
+type Limit struct {
+	Count int      `json:"count"`
+	Per   Duration `json:"per"`
+}
+
+// Approvals are the people a request needs.
+type Approvals struct {
+	Needed []Need `json:"needed,omitempty"`
+}
+
+// A Need is how many people of a group must approve, and how many did.
+type Need struct {
+	Group string `json:"group"`
+	Count int    `json:"count"`
+	Have  int    `json:"have"`
+}
+
+// A Grant is the right that an approved request gives.
+type Grant struct {
+	CollectUntil time.Time `json:"collect_until"`
+	ExpiresAt    time.Time `json:"expires_at"` // the latest time to which a credential may live
+}
+
+// A RequestPage is a part of a list, newest first.
+type RequestPage struct {
+	Requests []Request `json:"requests"`
+	Next     string    `json:"next_cursor,omitempty"` // empty on the last page
+}
+
+// A Credential is what the holder receives, once.
+type Credential struct {
+	Lease       string    `json:"lease"`   // "lse_…"
+	Request     string    `json:"request"` // "req_…"
+	Entitlement string    `json:"entitlement"`
+	Scopes      []string  `json:"scopes,omitempty"`
+	Type        string    `json:"type"` // bearer, aws, userpass, certificate, vault, data
+	Secret      Secret    `json:"secret"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	Revocation  string    `json:"revocation"` // what ending it early would mean: immediate, at_expiry, at_rotation, never
+	Receipt     Receipt   `json:"receipt"`
+}
+
+// A Receipt says which record of the audit log stands for a credential.
+type Receipt struct {
+	Index    int64  `json:"index"`
+	LeafHash string `json:"leaf_hash"`
+}
+
+// A Secret is what a credential consists of, by field: bearer {token}, aws
+// {access_key_id, secret_access_key, session_token}, userpass {username,
+// password}, certificate {certificate, private_key, chain}, vault {token}.
+//
+// It marshals to JSON as it is, and prints and logs as "[secret]".
+type Secret map[string]string
+
+// Format prints "[secret]", whatever the verb.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") }
+
+// LogValue logs "[secret]".
+func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
+
+// How far a lease got.
+const (
+	LeaseIssuing   = "issuing"
+	LeaseActive    = "active"
+	LeaseRevoking  = "revoking"
+	LeaseRevoked   = "revoked"
+	LeaseFailed    = "failed"
+	LeaseAbandoned = "abandoned"
+	LeaseExpired   = "expired"
+	LeaseStuck     = "stuck"
+)
+
+// A Lease is the broker's account of one credential. It holds no secret.
+type Lease struct {
+	ID          string            `json:"id"`
+	Request     string            `json:"request"`
+	Status      string            `json:"status"`
+	Holder      string            `json:"holder"` // SPIFFE ID
+	Entitlement string            `json:"entitlement"`
+	Issuer      string            `json:"issuer"`
+	Scopes      []string          `json:"scopes,omitempty"`
+	Parameters  map[string]string `json:"parameters,omitempty"`
+	Type        string            `json:"type,omitempty"`
+	Revocation  string            `json:"revocation"` // live: what ending it would mean; ended: what it meant
+	OpenedAt    time.Time         `json:"opened_at"`
+	ExpiresAt   time.Time         `json:"expires_at"`
+	Replaces    string            `json:"replaces,omitempty"`
+	EndHow      string            `json:"end_how,omitempty"` // returned, revoked, replaced, expired, answer_lost, deadline
+	EndAskedAt  time.Time         `json:"end_asked_at,omitzero"`
+	EndedAt     time.Time         `json:"ended_at,omitzero"`
+	LastError   string            `json:"last_error,omitempty"` // a stable code
+}
+
+// A LeasePage is a part of a list, newest first.
+type LeasePage struct {
+	Leases []Lease `json:"leases"`
+	Next   string  `json:"next_cursor,omitempty"` // empty on the last page
+}
+
+// Offers are what the caller may ask for.
+type Offers struct {
+	Entitlements []Offer `json:"entitlements"`
+}
+
+// An Offer is an entitlement as the caller may ask for it. It has either
+// Scopes or a Decision of its own.
+type Offer struct {
+	Entitlement string               `json:"entitlement"`
+	Description string               `json:"description,omitempty"`
+	Issuer      string               `json:"issuer"`
+	Owner       string               `json:"owner,omitempty"`
+	System      string               `json:"system,omitempty"`
+	Labels      map[string]string    `json:"labels,omitempty"`
+	Audience    string               `json:"audience,omitempty"` // of its tokens
+	Binding     string               `json:"binding"`            // none, mtls
+	Revocation  string               `json:"revocation"`
+	DefaultTTL  Duration             `json:"default_ttl,omitzero"`
+	MaxTTL      Duration             `json:"max_ttl,omitzero"`
+	Parameters  map[string]Parameter `json:"parameters,omitempty"`
+	Scopes      []ScopeOffer         `json:"scopes,omitempty"`
+	Decision    *Decision            `json:"decision,omitempty"`
+}
+
+// A ScopeOffer is what policy says to one scope alone.
+type ScopeOffer struct {
+	Scope    string   `json:"scope"`
+	Default  bool     `json:"default,omitempty"` // granted if no scope is named
+	Decision Decision `json:"decision"`
+}
+
+// A Parameter is something that the requester fills in.
+type Parameter struct {
+	Pattern     string `json:"pattern,omitempty"` // RE2, anchored
+	MaxLength   int    `json:"max_length,omitempty"`
+	Required    bool   `json:"required,omitempty"`
+	Description string `json:"description,omitempty"`
+}
+
+// An Identity is who the caller was proved to be (GET /v1/whoami).
+type Identity struct {
+	ID          string   `json:"id"`
+	Kind        string   `json:"kind"` // workload, agent, person
+	TrustDomain string   `json:"trust_domain,omitempty"`
+	Team        string   `json:"team,omitempty"`
+	Accountable []string `json:"accountable,omitempty"`
+	Proof       Proof    `json:"proof"`
+}
+
+// A Proof is what an identity was proved with.
+type Proof struct {
+	Method    string    `json:"method"` // x509-svid, jwt-svid
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// A Revocation is the body of POST /v1/leases/{id}/revoke.
+type Revocation struct {
+	Reason string `json:"reason,omitempty"`
+}
+
+// An AuditRecord is one record of the log with what it takes to verify it
+// (GET /v1/audit/{index}).
+type AuditRecord struct {
+	Index    int64              `json:"index"`
+	LeafHash string             `json:"leaf_hash"`
+	Leaf     []byte             `json:"leaf"`   // base64 of the bytes that are hashed
+	Record   json.RawMessage    `json:"record"` // the same, readable
+	Openings map[string]Opening `json:"openings,omitempty"`
+	Proof    *InclusionProof    `json:"proof,omitempty"` // absent until a checkpoint covers the record
+}
+
+// An Opening opens a commitment of a record.
+type Opening struct {
+	Salt string `json:"salt"` // hex
+	Text string `json:"text"`
+}
+
+// An InclusionProof proves that a leaf is in the tree of a checkpoint (RFC
+// 6962, section 2.1.1).
+type InclusionProof struct {
+	Index      int64    `json:"index"`
+	TreeSize   int64    `json:"tree_size"`
+	Hashes     []string `json:"hashes"` // base64, from the leaf up, as in the checkpoint
+	Checkpoint string   `json:"checkpoint"`
+}
+
+// A Readiness is the answer of GET /readyz.
+type Readiness struct {
+	Ready    bool              `json:"ready"`
+	NotReady map[string]string `json:"not_ready,omitempty"` // what is not, and why
+}
+
+// A Duration is a positive length of time, a Go string on the wire ("15m").
+// Its zero value means that it was not said, and is left out.
+type Duration time.Duration
+
+// A DurationError is a duration on the wire that is none, or not positive.
+type DurationError struct{ Text string }
+
+func (e *DurationError) Error() string {
+	return fmt.Sprintf("%q is not a positive duration such as \"15m\"", e.Text)
+}
+
+// Std gives the duration as the standard library's.
+func (d Duration) Std() time.Duration { return time.Duration(d) }
+
+// String gives "15m" where time.Duration gives "15m0s".
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if n := len(s); n > 2 && s[n-2:] == "0s" && s[n-3] == 'm' {
+		s = s[:n-2]
+	}
+	if n := len(s); n > 2 && s[n-2:] == "0m" && s[n-3] == 'h' {
+		s = s[:n-2]
+	}
+	return s
+}
+
+// MarshalText writes String.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads a positive Go duration, or gives a *DurationError.
+func (d *Duration) UnmarshalText(text []byte) error {
+	const longest = 32
+	parsed, err := time.ParseDuration(string(text[:min(len(text), longest)]))
+	if err != nil || parsed <= 0 || len(text) > longest {
+		return &DurationError{Text: string(text[:min(len(text), longest)])}
+	}
+	*d = Duration(parsed)
+	return nil
+}

@@ -1,0 +1,248 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	maxAnswer = 4 << 20 // bytes that are read of an answer
+	tries     = 3
+	maxPause  = 5 * time.Second // the longest Retry-After that a try waits for
+)
+
+// A call is one endpoint, called once.
+type call struct {
+	method    string
+	path      string
+	query     url.Values
+	body      any        // JSON
+	form      url.Values // or a form
+	anonymous bool       // no proof is sent, even if there is one
+	again     bool       // sent with an idempotency key, and so retried
+	retry     bool       // retried, for it changes nothing, or the same every time
+}
+
+// raw is an answer that is not JSON.
+type raw []byte
+
+// fetch makes a call whose every success is a T.
+func fetch[T any](ctx context.Context, c *Client, call call) (*T, error) {
+	out := new(T)
+	if err := c.do(ctx, call, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// do makes a call whose every success has the same shape. out may be nil.
+func (c *Client) do(ctx context.Context, call call, out any) error {
+	_, err := c.doEither(ctx, call, out, out)
+	return err
+}
+
+// doEither makes a call that answers 202 with another shape than its other
+// successes, and gives the status. Tries share one idempotency key, so the
+// broker knows the second for a repetition of the first.
+func (c *Client) doEither(ctx context.Context, call call, out, accepted any) (int, error) {
+	key := ""
+	if call.again {
+		key = rand.Text()
+	}
+	for try := 1; ; try++ {
+		status, err := c.once(ctx, call, key, out, accepted)
+		if err == nil || try == tries || !(call.again || call.retry) {
+			return status, err
+		}
+		pause, worth := worthRetrying(err, try)
+		if !worth || !sleep(ctx, pause) {
+			return status, err
+		}
+	}
+}
+
+// worthRetrying says whether, and after what pause, another try may fare better.
+func worthRetrying(err error, try int) (time.Duration, bool) {
+	pause := time.Duration(try*try) * 200 * time.Millisecond
+	var answer *Error
+	if !errors.As(err, &answer) {
+		var lost *lostError
+		return pause, errors.As(err, &lost)
+	}
+	switch answer.Status {
+	case http.StatusTooManyRequests:
+		// Of the limits, only this one is over in a moment.
+		if answer.Code != SlowDown {
+			return 0, false
+		}
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	default:
+		return 0, false
+	}
+	return max(pause, answer.RetryAfter), answer.RetryAfter <= maxPause
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// A lostError is a call of which nobody knows how it ended.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string { return e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
+func (c *Client) once(ctx context.Context, call call, key string, out, accepted any) (int, error) {
+	req, err := c.request(ctx, call, key)
+	if err != nil {
+		return 0, fmt.Errorf("calling %s %s: %w", call.method, call.path, err)
+	}
+	client := http.Client{}
+	if c.HTTP != nil {
+		client = *c.HTTP
+	}
+	// A redirect would carry the proof, or the request's text, to somewhere
+	// that the caller did not name.
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, fmt.Errorf("calling the broker: %w", &lostError{err})
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return resp.StatusCode, fmt.Errorf("reading the answer of %s: %w", call.path, &lostError{err})
+	}
+	if len(body) > maxAnswer {
+		return resp.StatusCode, fmt.Errorf("the answer of %s is longer than %d bytes", call.path, maxAnswer)
+	}
+	return resp.StatusCode, c.read(call, resp, body, out, accepted)
+}
+
+func (c *Client) read(call call, resp *http.Response, body []byte, out, accepted any) error {
+	notReady := call.path == "/readyz" && resp.StatusCode == http.StatusServiceUnavailable
+	if resp.StatusCode/100 != 2 && !notReady {
+		return readError(resp, body)
+	}
+	if resp.StatusCode == http.StatusAccepted {
+		out = accepted
+	}
+	switch out := out.(type) {
+	case nil:
+		return nil
+	case *raw:
+		*out = body
+		return nil
+	}
+	if err := json.Unmarshal(body, out); err != nil {
+		return fmt.Errorf("reading the answer of %s: %w", call.path, err)
+	}
+	return nil
+}
+
+// readError makes an *Error of a problem document (RFC 9457) or an OAuth error
+// (RFC 6749, section 5.2), and of whatever else a proxy between may say.
+func readError(resp *http.Response, body []byte) *Error {
+	e := &Error{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode), RetryAfter: retryAfter(resp.Header)}
+	e.Instance = resp.Header.Get("X-Request-Id")
+	var doc struct {
+		Problem
+		OAuth       string `json:"error"`
+		Description string `json:"error_description"`
+	}
+	if json.Unmarshal(body, &doc) != nil {
+		return e
+	}
+	e.Code, e.OAuth = Code(firstNonEmpty(string(doc.Code), doc.OAuth)), doc.OAuth
+	e.Title = firstNonEmpty(doc.Title, e.Title)
+	e.Detail = firstNonEmpty(doc.Detail, doc.Description)
+	e.Reasons, e.DeniedBy, e.Allowed, e.RequestID = doc.Reasons, doc.DeniedBy, doc.Allowed, doc.RequestID
+	return e
+}
+
+func retryAfter(h http.Header) time.Duration {
+	seconds, err := strconv.Atoi(h.Get("Retry-After"))
+	if err != nil || seconds < 0 || seconds > 24*60*60 {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+func (c *Client) request(ctx context.Context, call call, key string) (*http.Request, error) {
+	target, err := c.url(call)
+	if err != nil {
+		return nil, err
+	}
+	body, contentType, err := call.payload()
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, call.method, target.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	req.Header.Set("Accept", "application/json, application/problem+json")
+	if c.Token == nil || call.anonymous {
+		return req, nil
+	}
+	token, err := c.Token(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("getting a JWT-SVID: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	return req, nil
+}
+
+func (call call) payload() (io.Reader, string, error) {
+	switch {
+	case call.form != nil:
+		return strings.NewReader(call.form.Encode()), "application/x-www-form-urlencoded", nil
+	case call.body != nil:
+		text, err := json.Marshal(call.body)
+		return bytes.NewReader(text), "application/json", err
+	}
+	return nil, "", nil
+}
+
+// url refuses plain HTTP but to this machine: a proof or a credential sent in
+// clear text is lost.
+func (c *Client) url(call call) (*url.URL, error) {
+	base, err := url.Parse(c.BaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("reading the broker's URL: %w", err)
+	}
+	if base.Scheme != "https" && !(base.Scheme == "http" && loopback(base.Hostname())) {
+		return nil, fmt.Errorf("the broker's URL is %q: it must begin with https:// (http:// only for this machine)", c.BaseURL)
+	}
+	target := base.JoinPath(call.path)
+	target.RawQuery = call.query.Encode()
+	return target, nil
+}
+
+func loopback(host string) bool {
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}

@@ -8,3 +8,122 @@
 // issuer and log act; each flow is one straight function with a comment at
 // every point of no return.
 package broker
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// Config is what a Broker is made of. Store and Issuers are required.
+type Config struct {
+	Store   Store
+	Issuers map[string]Issuer
+	Log     *slog.Logger // for what no caller hears of; nil: discarded
+	Replica string       // this process, as the owner of leases being issued
+	Observe func(Event)  // told of everything that is counted; nil: nobody; must not block
+
+	// MaxPending is how many requests one identity may have waiting for
+	// people; zero means 20.
+	MaxPending int
+}
+
+// An Event is something worth counting. Its strings come from bounded sets:
+// catalogue names, issuer names, codes.
+type Event struct {
+	Kind        EventKind
+	Entitlement string // "unknown" if the catalogue has no such entry
+	Issuer      string
+	Code        string        // outcome: "permit", "ok", or a sentinel's text
+	Took        time.Duration // of a decision, an issuance, an upstream call
+	TTL         time.Duration // of an issued lease
+	Lag         time.Duration // from when a lease should have ended to when it did
+}
+
+// EventKind says what is counted.
+type EventKind uint8
+
+// The kinds of events.
+const (
+	EventRequest    EventKind = iota + 1 // a request was answered
+	EventDecision                        // policy answered
+	EventIssued                          // a credential is about to leave
+	EventRevocation                      // an attempt to end a lease came to an end
+	EventUpstream                        // an issuer failed
+)
+
+// A Broker turns requests into credentials. It is safe for concurrent use.
+// Every method takes the caller's identity and the time; none reads a clock
+// but to measure.
+type Broker struct {
+	cfg     Config
+	rules   atomic.Pointer[Rules]
+	waiters waiters
+	denials denials
+	reload  sync.Mutex // held while rules are replaced
+}
+
+// New makes a Broker that refuses everything until SetRules. It starts
+// nothing: call Run.
+func New(cfg Config) (*Broker, error) {
+	if cfg.Store == nil || cfg.Issuers == nil {
+		return nil, errors.New("a broker needs a store and issuers")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(Event) {}
+	}
+	if cfg.MaxPending == 0 {
+		cfg.MaxPending = 20
+	}
+	return &Broker{cfg: cfg}, nil
+}
+
+// Rules gives the rules in force; nil before the first SetRules.
+func (b *Broker) Rules() *Rules { return b.rules.Load() }
+
+// An Issued is a credential on its way to its holder, with its lease and its
+// place in the log.
+type Issued struct {
+	Lease      Lease
+	Credential Credential
+	Request    Request
+	Receipt    Receipt
+}
+
+// A Receipt says which record of the log stands for something.
+type Receipt struct {
+	Index    int64
+	LeafHash audit.Digest
+}
+
+// An Again identifies a call that may be repeated: the zero Again never is.
+type Again struct {
+	Key  IdempotencyKey
+	Body audit.Digest
+}
+
+// An Offer is an entitlement as one identity may ask for it.
+type Offer struct {
+	Entitlement *Entitlement
+	Scopes      []ScopeOffer // empty for an entitlement without scopes
+	Decision    Decision     // for an entitlement without scopes
+}
+
+// A ScopeOffer is what policy says to one scope alone.
+type ScopeOffer struct {
+	Scope    string
+	Decision Decision
+}
+
+// An Introspection is a live token.
+type Introspection struct {
+	Lease    Lease
+	Audience string
+}

@@ -70,3 +70,22 @@ type Allowed struct {
 }
 
 func refuse(err error, detail string) error { return &Refusal{Err: err, Detail: detail} }
+
+// Code gives the stable code of an error: the sentinel's text, or "internal".
+func Code(err error) string {
+	for _, s := range sentinels {
+		if errors.Is(err, s) {
+			return s.Error()
+		}
+	}
+	return "internal"
+}
+
+var sentinels = []error{
+	ErrUnauthenticated, ErrTwoIdentities, ErrForeignSubject, ErrProofExpired, ErrBlocked, ErrDenied,
+	ErrNoLongerAllowed, ErrNeedsNewRequest, ErrNotFound, ErrInvalidRequest, ErrInvalidScope, ErrInvalidTTL,
+	ErrInvalidParameter, ErrJustificationRequired, ErrTicketRequired, ErrBindingRequiresMTLS, ErrPending,
+	ErrNotPending, ErrLapsed, ErrGrantEnded, ErrGrantEndsTooSoon, ErrLimit, ErrMaxActive, ErrTooManyPending,
+	ErrSlowDown, ErrIdempotencyMismatch, ErrNotRenewable, ErrNotRevocable, ErrIssuerUnavailable,
+	ErrIssuerRefused, ErrUnavailable,
+}

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"errors"
+	"math/rand/v2"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -69,4 +71,125 @@ type Credential struct {
 	Secret  Secret
 	Expires time.Time
 	Hash    audit.Digest // what the record says of it: SHA-256, plain for broker-signed tokens and salted for the rest
+}
+
+// IssueDeadline is how long an upstream may take to make a credential. Past
+// it, any replica takes the lease to revoking.
+const IssueDeadline = 20 * time.Second
+
+// StuckAfter is how long a revocation is tried before it is shown as stuck.
+const StuckAfter = 5 * time.Minute
+
+// State is the status at now: a lease expires by time alone, and a revocation
+// that goes on for long is stuck, without anything being written.
+func (l *Lease) State(now time.Time) LeaseStatus {
+	switch {
+	case l.Status == LeaseActive && !now.Before(l.Expires):
+		return LeaseExpired
+	case l.Status == LeaseRevoking && now.Sub(l.EndAsked) >= StuckAfter:
+		return LeaseStuck
+	}
+	return l.Status
+}
+
+// Due is when something must be done about the lease; zero: never. Credentials
+// that only time ends need nothing done when it does.
+func (l *Lease) Due() time.Time {
+	switch l.Status {
+	case LeaseIssuing:
+		return l.Deadline
+	case LeaseRevoking:
+		return l.NextTry
+	case LeaseActive:
+		if l.Revocation == RevokedImmediate {
+			return l.Expires
+		}
+	}
+	return time.Time{}
+}
+
+// Live says whether the credential may still work, as far as we know.
+func (l *Lease) Live(now time.Time) bool {
+	switch l.State(now) {
+	case LeaseIssuing, LeaseActive, LeaseRevoking, LeaseStuck:
+		return true
+	}
+	return false
+}
+
+// activate takes a lease whose credential has come to exist from issuing to
+// active. A lease that somebody else took away meanwhile is not activated: its
+// credential must be revoked and never answered.
+func (l *Lease) activate(c Credential, handle []byte) error {
+	if l.Status != LeaseIssuing {
+		return errLostLease
+	}
+	l.Status, l.Type, l.Deadline, l.Owner = LeaseActive, c.Type, time.Time{}, ""
+	if c.Expires.Before(l.Expires) {
+		l.Expires = c.Expires
+	}
+	if handle != nil {
+		l.Handle = handle
+	}
+	return nil
+}
+
+var errLostLease = errors.New("the lease was taken away while its credential was being made")
+
+// An ending says how a lease ends, and how far its issuer got with it.
+type ending struct {
+	how string
+	err error // nil: confirmed; ErrNotRevocable: only time ends it; others: to be tried again
+}
+
+// How leases end.
+const (
+	EndReturned   = "returned"
+	EndRevoked    = "revoked"
+	EndReplaced   = "replaced"
+	EndExpired    = "expired"
+	EndDeadline   = "deadline"    // issuing never finished
+	EndAnswerLost = "answer_lost" // its holder asked again
+	EndFailed     = "failed"      // its issuer made nothing
+	EndUnrecorded = "unrecorded"  // made, but its record was not: never answered
+)
+
+// end writes down an attempt to end the lease. It says false if there is
+// nothing to write: the lease has ended already.
+func (l *Lease) end(e ending, now time.Time) bool {
+	switch l.Status {
+	case LeaseRevoked, LeaseFailed, LeaseAbandoned:
+		return false
+	}
+	if l.EndAsked.IsZero() {
+		l.EndAsked, l.EndHow = now, e.how
+		if e.how == EndExpired {
+			l.EndAsked = l.Expires
+		}
+	}
+	switch {
+	case e.err == nil && l.EndHow == EndFailed:
+		l.Status, l.Ended, l.LastError, l.Handle = LeaseFailed, now, "", nil
+	case e.err == nil:
+		l.Status, l.Ended, l.Revocation, l.LastError = LeaseRevoked, now, RevokedImmediate, ""
+		l.Handle = nil
+	case errors.Is(e.err, ErrNotRevocable):
+		l.Status, l.Ended, l.LastError = LeaseRevoked, now, ""
+		if l.Revocation == RevokedImmediate || l.Revocation == RevokedPending {
+			l.Revocation = RevokedAtExpiry
+		}
+	default:
+		l.Status, l.Revocation, l.LastError = LeaseRevoking, RevokedPending, Code(e.err)
+		l.NextTry = now.Add(backoff(l.Attempts))
+		l.Attempts++
+	}
+	return true
+}
+
+// backoff is the pause after the n-th failed try: it doubles from a second to
+// five minutes, with a quarter of jitter so that leases that fell due together
+// do not come back together. It never ends: revocation does not give up.
+func backoff(n int) time.Duration {
+	d := min(time.Second<<min(n, 9), 5*time.Minute)
+	return d - d/4 + rand.N(d/2)
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -84,4 +85,89 @@ type Approval struct {
 	TTL      time.Duration
 	Duration time.Duration
 	At       time.Time
+}
+
+// State is the status at now: a pending request lapses and a grant ends by
+// time alone, without anything being written.
+func (r *Request) State(now time.Time) RequestStatus {
+	switch {
+	case r.Status == RequestPending && !now.Before(r.Lapses):
+		return RequestLapsed
+	case r.Status == RequestApproved && !now.Before(r.CollectUntil):
+		return RequestEnded
+	}
+	return r.Status
+}
+
+// Ends is the latest time to which a credential of the grant may live.
+func (r *Request) Ends() time.Time {
+	if r.Status != RequestApproved {
+		return time.Time{}
+	}
+	last := r.FirstExpires
+	if last.IsZero() {
+		last = r.CollectUntil.Add(r.TTL)
+	}
+	if last.After(r.CollectUntil) {
+		return last
+	}
+	return r.CollectUntil
+}
+
+// collectable says nil, or why no credential of the request can be collected.
+func (r *Request) collectable(now time.Time) error {
+	switch r.State(now) {
+	case RequestApproved:
+		return nil
+	case RequestPending:
+		return &Refusal{Err: ErrPending, Detail: "people have yet to approve this request", RequestID: r.ID}
+	case RequestLapsed:
+		return &Refusal{Err: ErrLapsed, Detail: "nobody approved this request in time: file a new one", RequestID: r.ID}
+	case RequestDenied:
+		return &Refusal{Err: ErrDenied, Detail: "this request was denied", DeniedBy: r.DeniedBy, Reasons: r.Decision.Reasons, RequestID: r.ID}
+	case RequestWithdrawn:
+		return &Refusal{Err: ErrNotPending, Detail: "this request was withdrawn: file a new one", RequestID: r.ID}
+	case RequestEnded:
+		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
+	}
+	return refuse(ErrNotFound, "no such request")
+}
+
+// approve starts the clock of the grant.
+func (r *Request) approve(now time.Time) {
+	r.Status, r.Approved, r.Lapses = RequestApproved, now, time.Time{}
+	r.CollectUntil = now.Add(r.Duration)
+	r.Version++
+}
+
+// withdraw closes a pending request.
+func (r *Request) withdraw(now time.Time) error {
+	if r.State(now) != RequestPending {
+		return &Refusal{Err: ErrNotPending, Detail: "only a pending request can be withdrawn", RequestID: r.ID}
+	}
+	r.Status, r.Lapses = RequestWithdrawn, time.Time{}
+	r.Version++
+	return nil
+}
+
+// covered says whether the approvals that the request holds meet what policy
+// demands now. A denial by a person never counts as cover.
+func (r *Request) covered(needs []ApprovalNeed) bool {
+	for _, need := range needs {
+		if r.Have(need.Group) < need.Count {
+			return false
+		}
+	}
+	return true
+}
+
+// Have counts the people who approved for a group.
+func (r *Request) Have(group string) int {
+	people := map[string]bool{}
+	for _, a := range r.Approvals {
+		if a.Approve && a.Digest == r.Digest && slices.Contains(a.Groups, group) {
+			people[a.Person] = true
+		}
+	}
+	return len(people)
 }

@@ -40,9 +40,11 @@ type Tx interface {
 	Append(*audit.Entry)
 
 	// Requests and Leases list rows, newest first but for Due, which is
-	// earliest first. Only in a View.
-	Requests(RequestQuery) ([]*Request, error)
-	Leases(LeaseQuery) ([]*Lease, error)
+	// earliest first. Only in a View. A call reads a bounded number of rows, so
+	// a page may be short, or empty, before the end: next is where to go on
+	// (as Before), and zero when there is no more.
+	Requests(RequestQuery) (page []*Request, next RequestID, err error)
+	Leases(LeaseQuery) (page []*Lease, next LeaseID, err error)
 }
 
 // A Key names a row: RequestID, LeaseID, CounterKey, BlockKey, IdempotencyKey,

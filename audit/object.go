@@ -1,0 +1,138 @@
+package audit
+
+import (
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// An Object builds a JSON object in canonical form (RFC 8785). Members with
+// zero values are left out, as in records: canonical JSON has no null here.
+// Keys are ASCII, and may be set in any order. It is not safe for concurrent
+// use.
+type Object struct{ members []member }
+
+type member struct {
+	key   string
+	value []byte
+}
+
+// NewObject makes an empty object.
+func NewObject() *Object { return &Object{members: make([]member, 0, 16)} }
+
+func (o *Object) set(key string, value []byte) *Object {
+	o.members = append(o.members, member{key, value})
+	return o
+}
+
+// String sets a member to a string of valid UTF-8.
+func (o *Object) String(key, s string) *Object {
+	if s == "" {
+		return o
+	}
+	return o.set(key, AppendString(nil, s))
+}
+
+// Seconds sets a member to a duration's whole seconds.
+func (o *Object) Seconds(key string, d time.Duration) *Object {
+	if d == 0 {
+		return o
+	}
+	return o.set(key, strconv.AppendInt(nil, int64(d/time.Second), 10))
+}
+
+// Hex sets a member to a digest in lower-case hexadecimal.
+func (o *Object) Hex(key string, d Digest) *Object {
+	if d == (Digest{}) {
+		return o
+	}
+	return o.set(key, AppendString(nil, hex.EncodeToString(d[:])))
+}
+
+// StringList sets a member to a list of strings, in the order given.
+func (o *Object) StringList(key string, list []string) *Object {
+	if len(list) == 0 {
+		return o
+	}
+	b := []byte{'['}
+	for i, s := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = AppendString(b, s)
+	}
+	return o.set(key, append(b, ']'))
+}
+
+// Object sets a member to an object.
+func (o *Object) Object(key string, inner *Object) *Object {
+	if len(inner.members) == 0 {
+		return o
+	}
+	return o.set(key, inner.Bytes())
+}
+
+// Bytes gives the object. A key set twice is the caller's mistake and gives
+// bytes that no decoder here accepts.
+func (o *Object) Bytes() []byte {
+	slices.SortFunc(o.members, func(a, b member) int { return strings.Compare(a.key, b.key) })
+	b := []byte{'{'}
+	for i, m := range o.members {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = AppendString(b, m.key)
+		b = append(b, ':')
+		b = append(b, m.value...)
+	}
+	return append(b, '}')
+}
+
+// AppendStrings appends a map of strings as an object in canonical form.
+func AppendStrings(b []byte, m map[string]string) []byte {
+	o := NewObject()
+	for key, s := range m {
+		o.set(key, AppendString(nil, s))
+	}
+	return append(b, o.Bytes()...)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// AppendString appends a string of valid UTF-8 as RFC 8785, section 3.2.2.2,
+// writes it: only the quote, the backslash and control characters are escaped.
+func AppendString(b []byte, s string) []byte {
+	b = append(b, '"')
+	start := 0
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, s[start:i]...)
+		b = appendEscape(b, c)
+		start = i + 1
+	}
+	b = append(b, s[start:]...)
+	return append(b, '"')
+}
+
+func appendEscape(b []byte, c byte) []byte {
+	switch c {
+	case '"', '\\':
+		return append(b, '\\', c)
+	case '\b':
+		return append(b, '\\', 'b')
+	case '\t':
+		return append(b, '\\', 't')
+	case '\n':
+		return append(b, '\\', 'n')
+	case '\f':
+		return append(b, '\\', 'f')
+	case '\r':
+		return append(b, '\\', 'r')
+	}
+	return append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+}

@@ -1,0 +1,265 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// SetRules records the rules and then lets them decide. If the record can't be
+// made, the rules before stay.
+func (b *Broker) SetRules(ctx context.Context, rules *Rules, by Identity, now time.Time) error {
+	b.reload.Lock()
+	defer b.reload.Unlock()
+	record := audit.Record{Kind: audit.PolicyLoaded, Caller: party(by), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
+	if _, err := b.write(ctx, nil, record, func(Tx) error { return nil }); err != nil {
+		return fmt.Errorf("recording the rules: %w", err)
+	}
+	// From here on they decide.
+	b.rules.Store(rules)
+	return nil
+}
+
+// errAgain says that another call with the same idempotency key, or the same
+// ask, was first: what it led to is the answer to this one as well.
+var errAgain = errors.New("done by another call")
+
+// Ask files a request (POST /v1/requests). It gives the request, pending or
+// approved, or a *Refusal. An identical pending ask by the same caller gives
+// the same request. With ask.DryRun nothing is stored and the request has no id.
+func (b *Broker) Ask(ctx context.Context, who Identity, ask Ask, again Again, now time.Time) (*Request, error) {
+	if !ask.DryRun {
+		if prior, err := b.prior(ctx, again); err != nil || prior != nil {
+			if err != nil {
+				return nil, err
+			}
+			return b.Request(ctx, who, prior.Request, now)
+		}
+	}
+	r, _, err := b.decide(ctx, who, ask, now)
+	if err != nil || ask.DryRun {
+		return r, err
+	}
+	filed, err := b.file(ctx, r, ask, again, now)
+	if errors.Is(err, errAgain) {
+		return b.Ask(ctx, who, ask, again, now)
+	}
+	return filed, err
+}
+
+// decide turns an ask into a request that policy permits, or a *Refusal. A
+// denial is recorded before it is answered.
+func (b *Broker) decide(ctx context.Context, who Identity, ask Ask, now time.Time) (*Request, *Entitlement, error) {
+	r, e, err := b.weigh(ctx, who, ask, now)
+	code := "permit"
+	if err != nil {
+		code = Code(err)
+	}
+	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(e), Code: code})
+	var refusal *Refusal
+	if errors.As(err, &refusal) && errors.Is(err, ErrDenied) && !ask.DryRun {
+		return nil, e, b.denied(ctx, who, ask, r, refusal, now)
+	}
+	return r, e, err
+}
+
+func (b *Broker) weigh(ctx context.Context, who Identity, ask Ask, now time.Time) (*Request, *Entitlement, error) {
+	rules := b.rules.Load()
+	if rules == nil {
+		return nil, nil, refuse(ErrUnavailable, "no policy is loaded yet")
+	}
+	if !who.Proof.Valid(now) {
+		return nil, nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
+	}
+	if err := ask.checkForm(); err != nil {
+		return nil, nil, err
+	}
+	who = rules.Mark(who)
+	e := rules.Catalogue[ask.Entitlement]
+	if e == nil {
+		return undrafted(who, ask, rules, now), nil, deny(nil, nil)
+	}
+	r, err := e.draft(who, ask, now)
+	if err == nil {
+		err = b.judge(ctx, rules, who, r, ask, e, now)
+	}
+	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, rules, who, e, now) {
+		// What is wrong with the ask is told only to those who may ask for the
+		// entitlement at all: unknown and unpermitted ones answer alike.
+		r, err = undrafted(who, ask, rules, now), deny(nil, nil)
+	}
+	return r, e, err
+}
+
+// undrafted is the request of an ask that got no further than its form.
+func undrafted(who Identity, ask Ask, rules *Rules, now time.Time) *Request {
+	return &Request{Requester: who, Entitlement: ask.Entitlement, Created: now, Decision: Decision{Revision: rules.Revision}}
+}
+
+// judge asks policy, and applies its obligations to the request.
+func (b *Broker) judge(ctx context.Context, rules *Rules, who Identity, r *Request, ask Ask, e *Entitlement, now time.Time) error {
+	d, err := b.ask(ctx, rules, r.query(who, e), now)
+	if err != nil {
+		return err
+	}
+	r.Decision = d
+	if !d.Permit {
+		return deny(d.Reasons, b.alternatives(ctx, rules, who, r, e, now))
+	}
+	return r.meet(d.Obligations, ask, e)
+}
+
+// ask puts a query to policy. Whatever goes wrong is a denial.
+func (b *Broker) ask(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
+	start := time.Now()
+	d, err := rules.Policy.Decide(ctx, q, now)
+	b.cfg.Observe(Event{Kind: EventDecision, Took: time.Since(start)})
+	if err != nil {
+		b.cfg.Log.ErrorContext(ctx, "policy could not be evaluated: denied", "err", err)
+		d.Permit, d.Obligations = false, Obligations{}
+	}
+	d.Revision = rules.Revision
+	return d, ctx.Err()
+}
+
+// deny is the refusal by policy. Its words are the same whether the
+// entitlement exists or not.
+func deny(reasons []string, allowed *Allowed) error {
+	return &Refusal{
+		Err:      ErrDenied,
+		Detail:   "policy does not permit this",
+		Reasons:  reasons,
+		DeniedBy: "policy",
+		Allowed:  allowed,
+	}
+}
+
+// alternatives gives the scopes, of those that were asked for, which policy
+// would permit alone.
+func (b *Broker) alternatives(ctx context.Context, rules *Rules, who Identity, r *Request, e *Entitlement, now time.Time) *Allowed {
+	if len(r.Scopes) < 2 {
+		return nil
+	}
+	var allowed []string
+	for _, scope := range r.Scopes {
+		q := r.query(who, e)
+		q.Scopes = []string{scope}
+		if d, err := b.ask(ctx, rules, q, now); err == nil && d.Permit {
+			allowed = append(allowed, scope)
+		}
+	}
+	if len(allowed) == 0 {
+		return nil
+	}
+	return &Allowed{Scopes: allowed}
+}
+
+// visible says whether the identity may ask for any part of the entitlement.
+func (b *Broker) visible(ctx context.Context, rules *Rules, who Identity, e *Entitlement, now time.Time) bool {
+	offer := b.offers(ctx, rules, who, e, now)
+	return offer.permitted()
+}
+
+// file stores a request that policy permits: approved, or pending if people
+// have to approve.
+func (b *Broker) file(ctx context.Context, r *Request, ask Ask, again Again, now time.Time) (*Request, error) {
+	if len(r.Decision.Obligations.Approvals) == 0 {
+		r.commit(now)
+		r.approve(now)
+		record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
+		_, err := b.write(ctx, again.reads(), record, func(tx Tx) error {
+			tx.Put(r)
+			return again.remember(tx, r.ID, LeaseID{}, now)
+		})
+		return r, err
+	}
+	return b.filePending(ctx, r, again, now)
+}
+
+func (b *Broker) filePending(ctx context.Context, r *Request, again Again, now time.Time) (*Request, error) {
+	open := AskKey(r.askDigest())
+	var same RequestID
+	view := b.cfg.Store.View(ctx, func(tx Tx) error {
+		row, err := get[*OpenAsk](tx, open)
+		if err == nil && now.Before(row.Expires) {
+			same = row.Request
+		}
+		return ignoreNotFound(err)
+	})
+	if view != nil {
+		return nil, unavailable(view)
+	}
+	if !same.IsZero() {
+		// Still pending? Then it is the answer; if not, a new one is filed.
+		if prior, err := b.Request(ctx, r.Requester, same, now); err == nil && prior.State(now) == RequestPending {
+			return prior, nil
+		}
+	}
+	r.commit(now)
+	r.Status, r.Version = RequestPending, 1
+	r.Lapses = now.Add(PendingFor)
+	count := pendingKey(r.Requester.ID)
+	record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
+	_, err := b.write(ctx, append(again.reads(), open, count), record, func(tx Tx) error {
+		if row, err := get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {
+			return errAgain
+		} else if ignoreNotFound(err) != nil {
+			return err
+		}
+		c, err := counter(tx, count)
+		if err != nil {
+			return err
+		}
+		if !c.hold(b.cfg.MaxPending, r.ID.String(), r.Lapses, now) {
+			return refuse(ErrTooManyPending, fmt.Sprintf("you have %d requests waiting for approval: withdraw one, or wait", b.cfg.MaxPending))
+		}
+		tx.Put(c)
+		tx.Put(&OpenAsk{AskKey: open, Request: r.ID, Expires: r.Lapses})
+		tx.Put(r)
+		return again.remember(tx, r.ID, LeaseID{}, now)
+	})
+	return r, err
+}
+
+// PendingFor is how long a request waits for people before it lapses.
+const PendingFor = 24 * time.Hour
+
+// Withdraw takes back the caller's own pending request.
+func (b *Broker) Withdraw(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, error) {
+	r, err := b.own(ctx, who, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.withdraw(now); err != nil {
+		return nil, err
+	}
+	version, count, open := r.Version-1, pendingKey(who.ID), AskKey(r.askDigest())
+	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: party(who), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
+	_, err = b.write(ctx, []Key{id, count, open}, record, func(tx Tx) error {
+		if now, err := get[*Request](tx, id); err != nil || now.Version != version {
+			return changed(err)
+		}
+		c, err := counter(tx, count)
+		if err != nil {
+			return err
+		}
+		c.release(id.String())
+		tx.Put(c)
+		tx.Put(&OpenAsk{AskKey: open, Request: id, Expires: now})
+		tx.Put(r)
+		return nil
+	})
+	b.waiters.wake(id)
+	return r, err
+}
+
+// changed says that a row is not what it was when the caller read it.
+func changed(err error) error {
+	if err != nil {
+		return err
+	}
+	return refuse(ErrNotPending, "it was changed at the same moment: look again")
+}

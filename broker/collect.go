@@ -1,0 +1,450 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// A collection is one attempt to get a credential for a request.
+type collection struct {
+	request  *Request // as it will be stored
+	new      bool     // the request is filed by this very call
+	version  int      // of the stored request that it was decided on
+	e        *Entitlement
+	issuer   Issuer
+	who      Identity
+	decision Decision
+	replaces *Lease // whose place it takes
+	how      string // how the replaced lease ends
+	again    Again
+	lost     LeaseID // the lease that the idempotency key led to before
+	later    bool    // not the first collection: it ends with the grant
+	now      time.Time
+}
+
+// AskAndCollect files a request and, if policy approves it by itself, collects
+// at once (POST /v1/credentials, POST /oauth2/token): one transaction and one
+// record for the broker's own tokens. If people have to approve, Issued is nil
+// and the request is pending.
+func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again Again, now time.Time) (*Issued, *Request, error) {
+	if prior, err := b.prior(ctx, again); err != nil {
+		return nil, nil, err
+	} else if prior != nil {
+		return b.resume(ctx, who, prior, again, now)
+	}
+	r, e, err := b.decide(ctx, who, ask, now)
+	if err != nil || ask.DryRun {
+		return nil, r, err
+	}
+	if len(r.Decision.Obligations.Approvals) > 0 {
+		pending, err := b.filePending(ctx, r, again, now)
+		if errors.Is(err, errAgain) {
+			return b.AskAndCollect(ctx, who, ask, again, now)
+		}
+		return nil, pending, err
+	}
+	r.commit(now)
+	r.approve(now)
+	issued, err := b.open(ctx, &collection{request: r, new: true, e: e, who: r.Requester, decision: r.Decision, again: again, now: now})
+	switch {
+	case errors.Is(err, errAgain):
+		return b.AskAndCollect(ctx, who, ask, again, now)
+	case isLimit(err):
+		return nil, nil, b.limited(ctx, r, err, now)
+	}
+	return issued, r, err
+}
+
+// resume answers a repeated AskAndCollect.
+func (b *Broker) resume(ctx context.Context, who Identity, prior *Idempotency, again Again, now time.Time) (*Issued, *Request, error) {
+	issued, err := b.collect(ctx, who, prior.Request, again, prior, now)
+	if errors.Is(err, ErrPending) {
+		r, err := b.Request(ctx, who, prior.Request, now)
+		return nil, r, err
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return issued, &issued.Request, nil
+}
+
+// Collect collects a credential of an approved request (POST
+// /v1/requests/{id}/credentials). Pending, lapsed, denied and ended requests
+// are ErrPending, ErrLapsed, ErrDenied and ErrGrantEnded.
+func (b *Broker) Collect(ctx context.Context, who Identity, id RequestID, again Again, now time.Time) (*Issued, error) {
+	prior, err := b.prior(ctx, again)
+	if err != nil {
+		return nil, err
+	}
+	issued, err := b.collect(ctx, who, id, again, prior, now)
+	if errors.Is(err, errAgain) {
+		return b.Collect(ctx, who, id, again, now)
+	}
+	return issued, err
+}
+
+// collect gets a credential for a stored request. A repeated call can't get
+// the same credential, which was never stored: it ends the lease of the lost
+// answer and issues a new one.
+func (b *Broker) collect(ctx context.Context, who Identity, id RequestID, again Again, prior *Idempotency, now time.Time) (*Issued, error) {
+	r, err := b.own(ctx, who, id)
+	if err != nil {
+		return nil, err
+	}
+	c := &collection{request: r, who: who, again: again, now: now}
+	if prior != nil && !prior.Lease.IsZero() {
+		lost, err := b.Lease(ctx, who, prior.Lease, now)
+		if err != nil {
+			return nil, err
+		}
+		c.replaces, c.how, c.lost = lost, EndAnswerLost, lost.ID
+	}
+	return b.collectAnew(ctx, c)
+}
+
+// Renew gives a holder more time under the same grant: policy decides anew,
+// a new lease takes the place of the old one, and the old one ends.
+func (b *Broker) Renew(ctx context.Context, who Identity, id LeaseID, again Again, now time.Time) (*Issued, error) {
+	prior, err := b.prior(ctx, again)
+	if err != nil {
+		return nil, err
+	}
+	c := &collection{who: who, again: again, how: EndReplaced, now: now}
+	if prior != nil {
+		// Its answer was lost: the lease that it led to is the one to replace.
+		id, c.lost, c.how = prior.Lease, prior.Lease, EndAnswerLost
+	}
+	if c.replaces, err = b.Lease(ctx, who, id, now); err != nil {
+		return nil, err
+	}
+	if c.replaces.Holder != who.ID {
+		return nil, refuse(ErrNotFound, "no such lease of yours")
+	}
+	if c.replaces.State(now) != LeaseActive {
+		return nil, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
+	}
+	if c.request, err = b.own(ctx, who, c.replaces.Request); err != nil {
+		return nil, err
+	}
+	issued, err := b.collectAnew(ctx, c)
+	if errors.Is(err, errAgain) {
+		return b.Renew(ctx, who, id, again, now)
+	}
+	return issued, err
+}
+
+// collectAnew decides anew under the current revision before anything is
+// issued.
+func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error) {
+	c.version = c.request.Version
+	rules := b.rules.Load()
+	if rules == nil {
+		return nil, refuse(ErrUnavailable, "no policy is loaded yet")
+	}
+	if !c.who.Proof.Valid(c.now) {
+		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
+	}
+	if err := c.request.collectable(c.now); err != nil {
+		return nil, err
+	}
+	c.who = rules.Mark(c.who)
+	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
+		return nil, b.noLonger(ctx, c, Decision{Revision: rules.Revision})
+	}
+	if c.e.Effect != c.request.Effect {
+		return nil, refuse(ErrNeedsNewRequest, "what this entitlement gives has changed since it was approved: file a new request")
+	}
+	var err error
+	if c.decision, err = b.ask(ctx, rules, c.request.query(c.who, c.e), c.now); err != nil {
+		return nil, err
+	}
+	if !c.decision.Permit {
+		return nil, b.noLonger(ctx, c, c.decision)
+	}
+	if err := c.stillCovered(); err != nil {
+		return nil, err
+	}
+	issued, err := b.open(ctx, c)
+	if isLimit(err) {
+		return nil, b.limited(ctx, c.request, err, c.now)
+	}
+	return issued, err
+}
+
+// stillCovered refuses if policy now demands more than what was asked and
+// approved. A ttl that the requester left open is cut.
+func (c *collection) stillCovered() error {
+	o, r := c.decision.Obligations, c.request
+	asked := Ask{Duration: 0}
+	if r.TTLAsked {
+		asked.TTL = r.TTL
+	}
+	duration := r.Duration
+	if err := r.meet(o, asked, c.e); err != nil || !r.covered(o.Approvals) {
+		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now demands more than was approved: file a new request", RequestID: r.ID}
+	}
+	if o.MaxDuration > 0 && r.Duration < duration && !c.now.Before(r.Approved.Add(o.MaxDuration)) {
+		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
+	}
+	return nil
+}
+
+// lease drafts the lease of a collection.
+func (c *collection) lease() (*Lease, error) {
+	expires := c.now.Add(c.request.TTL)
+	c.later = !c.request.FirstExpires.IsZero()
+	if c.later && c.request.CollectUntil.Before(expires) {
+		// The first credential gets its full time; the others end with the grant.
+		expires = c.request.CollectUntil
+	}
+	l := &Lease{
+		ID: NewLeaseID(c.now), Request: c.request.ID, Status: LeaseIssuing,
+		Holder: c.who.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
+		Scopes: c.request.Scopes, Parameters: c.request.Parameters,
+		Opened: c.now, Revocation: c.e.Revocation,
+	}
+	if c.e.Binding == BindingMTLS {
+		if c.who.Proof.Method != MethodX509SVID {
+			return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
+		}
+		l.Confirm = c.who.Proof.SHA256
+		if c.who.Proof.Expires.Before(expires) {
+			expires = c.who.Proof.Expires
+		}
+	}
+	if c.replaces != nil {
+		l.Replaces = c.replaces.ID
+	}
+	l.Expires = expires.Truncate(time.Second)
+	if left := l.Expires.Sub(c.now.Truncate(time.Second)); left < max(c.e.MinTTL, time.Second) {
+		return nil, refuse(ErrGrantEndsTooSoon, "what is left of the grant is shorter than the shortest credential: file a new request")
+	}
+	return l, nil
+}
+
+// open issues a credential. The broker's own tokens take one transaction, what
+// an upstream makes takes two.
+func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
+	c.issuer = b.cfg.Issuers[c.e.Issuer]
+	if c.issuer == nil {
+		return nil, fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, c.e.Issuer)
+	}
+	l, err := c.lease()
+	if err != nil {
+		return nil, err
+	}
+	if c.request.FirstExpires.IsZero() {
+		c.request.FirstExpires = l.Expires
+	}
+	start := time.Now()
+	issued, err := b.openWith(ctx, c, l)
+	if err != nil {
+		return nil, err
+	}
+	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: time.Since(start), TTL: l.Expires.Sub(c.now)})
+	b.waiters.wake(l.Request)
+	return issued, nil
+}
+
+func (b *Broker) openWith(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
+	if m, ok := c.issuer.(Minter); ok {
+		return b.mint(ctx, c, l, m)
+	}
+	return b.fetch(ctx, c, l)
+}
+
+// mint makes a credential of the broker's own: it is made first, and thrown
+// away if the transaction refuses.
+func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*Issued, error) {
+	cred, err := m.Mint(ctx, *l)
+	if err != nil {
+		return nil, b.upstream(ctx, l, err)
+	}
+	if err := l.activate(cred, nil); err != nil {
+		return nil, err
+	}
+	record := c.record(audit.LeaseIssued, l)
+	record.Lease.Credential = cred.Hash
+	receipt, err := b.write(ctx, c.reads(), record, func(tx Tx) error { return c.enter(tx, l) })
+	if err != nil {
+		return nil, err
+	}
+	// The record is durable: the credential may leave.
+	b.endReplaced(ctx, c)
+	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
+}
+
+// fetch has an upstream make a credential. What it takes to end it is durable
+// before it exists, and that it exists is durable before it is answered.
+func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
+	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
+	defer cancel()
+	start := time.Now()
+	handle, err := c.issuer.Prepare(ctx, *l)
+	if err != nil {
+		return nil, b.upstream(ctx, l, err)
+	}
+	l.Handle, l.Owner, l.Deadline = handle, b.cfg.Replica, c.now.Add(IssueDeadline)
+	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return c.enter(tx, l) }); err != nil {
+		b.discard(ctx, c.issuer, l)
+		return nil, err
+	}
+	// From here on the reaper ends whatever comes to exist, if we die.
+	cred, handle, err := c.issuer.Issue(ctx, *l)
+	now := c.now.Add(time.Since(start))
+	if err != nil {
+		b.finish(ctx, l, EndFailed, Identity{}, "", now)
+		return nil, b.upstream(ctx, l, err)
+	}
+	receipt, err := b.confirm(ctx, l, cred, handle)
+	if err != nil {
+		// The credential exists and its record does not: it is ended, and
+		// nobody ever gets it.
+		if handle != nil {
+			l.Handle = handle
+		}
+		b.finish(ctx, l, EndUnrecorded, Identity{}, "", now)
+		return nil, err
+	}
+	// The record is durable: the credential may leave.
+	b.endReplaced(ctx, c)
+	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
+}
+
+// confirm takes the lease from issuing to active, by compare and set.
+func (b *Broker) confirm(ctx context.Context, l *Lease, cred Credential, handle []byte) (Receipt, error) {
+	active := *l
+	if err := active.activate(cred, handle); err != nil {
+		return Receipt{}, err
+	}
+	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
+	record.Lease.Credential = cred.Hash
+	receipt, err := b.write(ctx, []Key{l.ID}, record, func(tx Tx) error {
+		if stored, err := get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
+			return errors.Join(errLostLease, err)
+		}
+		tx.Put(&active)
+		return nil
+	})
+	if err == nil {
+		*l = active
+	} else if errors.Is(err, errLostLease) {
+		err = fmt.Errorf("%w: %w", ErrIssuerUnavailable, err)
+	}
+	return receipt, err
+}
+
+// reads names what enter gets.
+func (c *collection) reads() []Key {
+	list := append(c.again.reads(), keys(limitKeys(c.decision.Obligations, c.who.ID, c.e.Name))...)
+	list = append(list, keys(blockKeys(c.who, c.e))...)
+	if !c.new {
+		list = append(list, c.request.ID)
+	}
+	if c.replaces != nil {
+		list = append(list, c.replaces.ID)
+		list = append(list, keys(c.replaces.Limits)...)
+	}
+	return list
+}
+
+// enter is the transaction that opens a lease: blocks and limits are checked
+// where they can't be overtaken.
+func (c *collection) enter(tx Tx, l *Lease) error {
+	if err := checkBlocks(tx, blockKeys(c.who, c.e)); err != nil {
+		return err
+	}
+	if !c.new {
+		if err := c.reenter(tx, l); err != nil {
+			return err
+		}
+	} else {
+		tx.Put(c.request)
+	}
+	if c.replaces != nil {
+		if err := c.supersede(tx); err != nil {
+			return err
+		}
+	}
+	if err := takeLimits(tx, c.decision.Obligations, l, c.now); err != nil {
+		return err
+	}
+	if err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.now); err != nil {
+		return err
+	}
+	tx.Put(l)
+	return nil
+}
+
+// reenter checks that the stored request is still the one that was decided on.
+// If another call collected first meanwhile, this one's credential must end
+// with the grant.
+func (c *collection) reenter(tx Tx, l *Lease) error {
+	stored, err := get[*Request](tx, c.request.ID)
+	if err != nil || stored.Version != c.version {
+		return changed(err)
+	}
+	if !stored.FirstExpires.IsZero() {
+		if !c.later && l.Expires.After(stored.CollectUntil) {
+			return changed(nil)
+		}
+		return nil
+	}
+	stored.FirstExpires = l.Expires
+	tx.Put(stored)
+	return nil
+}
+
+// supersede ends the replaced lease in the transaction that opens its
+// successor. If an upstream has to be told, the reaper does it, or endReplaced
+// right after.
+func (c *collection) supersede(tx Tx) error {
+	old, err := get[*Lease](tx, c.replaces.ID)
+	if err != nil {
+		return err
+	}
+	if old.Status != LeaseActive {
+		return nil
+	}
+	if err := releaseLimits(tx, old); err != nil {
+		return err
+	}
+	if old.Revocation == RevokedImmediate {
+		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.now, c.how, c.now, RevokedPending
+	} else {
+		old.end(ending{c.how, ErrNotRevocable}, c.now)
+	}
+	tx.Put(old)
+	return nil
+}
+
+// record is the record of opening or issuing a lease. If the request is filed
+// by the same call, the record tells the request's story as well.
+func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
+	record := audit.Record{Kind: kind, Caller: party(c.who), Decision: c.decision.facts(""), Lease: l.facts()}
+	if c.new {
+		record.Request, record.Openings = c.request.facts(), c.request.openings()
+	} else {
+		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.request.Scopes}
+	}
+	if c.replaces != nil {
+		record.End = &audit.EndFacts{How: c.how, ValidUntil: c.replaces.Expires}
+	}
+	return record
+}
+
+// upstream makes an issuer's failure into what a caller may be told, and logs
+// the rest.
+func (b *Broker) upstream(ctx context.Context, l *Lease, err error) error {
+	code := Code(err)
+	b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: code})
+	b.cfg.Log.ErrorContext(ctx, "issuer did not issue", "issuer", l.Issuer, "lease", l.ID.String(), "err", err)
+	if errors.Is(err, ErrIssuerRefused) || errors.Is(err, ErrIssuerUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrIssuerUnavailable, err)
+}

@@ -1,0 +1,181 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// Identical denials within a minute share one record with a count, so that a
+// caller in a loop can't fill the log.
+const (
+	sharedFor  = time.Minute
+	maxDenials = 4096
+)
+
+// denials are those of the last minute. The first of a kind is recorded before
+// it is answered, the others are counted and recorded together.
+type denials struct {
+	sync.Mutex
+	seen map[audit.Digest]*denial
+}
+
+type denial struct {
+	record audit.Record
+	id     RequestID
+	since  time.Time
+	more   int // after the first
+}
+
+// join counts a denial that is identical to one of the last minute, and gives
+// its request; or remembers it as the first.
+func (d *denials) join(key audit.Digest, first *denial) (RequestID, bool) {
+	d.Lock()
+	defer d.Unlock()
+	if known := d.seen[key]; known != nil && first.since.Sub(known.since) < sharedFor {
+		known.more++
+		return known.id, true
+	}
+	if d.seen == nil {
+		d.seen = map[audit.Digest]*denial{}
+	}
+	if known := d.seen[key]; (known == nil || known.more == 0) && len(d.seen) < maxDenials {
+		d.seen[key] = first
+	}
+	return first.id, false
+}
+
+func (d *denials) forget(key audit.Digest) {
+	d.Lock()
+	defer d.Unlock()
+	delete(d.seen, key)
+}
+
+// take removes and gives the denials whose minute is over, or all.
+func (d *denials) take(now time.Time, all bool) []*denial {
+	d.Lock()
+	defer d.Unlock()
+	var over []*denial
+	for key, denial := range d.seen {
+		if all || now.Sub(denial.since) >= sharedFor {
+			over = append(over, denial)
+			delete(d.seen, key)
+		}
+	}
+	return over
+}
+
+// flushDenials records the counts of denials that were repeated.
+func (b *Broker) flushDenials(ctx context.Context, now time.Time, all bool) {
+	for _, d := range b.denials.take(now, all) {
+		if d.more == 0 {
+			continue
+		}
+		d.record.Count, d.record.Openings = d.more, nil
+		if _, err := b.write(ctx, nil, d.record, func(Tx) error { return nil }); err != nil {
+			b.cfg.Log.ErrorContext(ctx, "repeated denials are not recorded", "request", d.id.String(), "count", d.more, "err", err)
+		}
+	}
+}
+
+// denied records a denial of a request that is not stored yet, and gives the
+// refusal to answer.
+func (b *Broker) denied(ctx context.Context, who Identity, ask Ask, r *Request, refusal *Refusal, now time.Time) error {
+	r.commit(now)
+	r.Status, r.Version, r.DeniedBy = RequestDenied, 1, refusal.DeniedBy
+	code := Code(refusal)
+	record := audit.Record{
+		Kind: audit.RequestDenied, Caller: party(r.Requester), Request: r.facts(),
+		Decision: r.Decision.facts(code), Openings: r.openings(),
+	}
+	key := denialKey(who, code, ask, r.Decision.Revision)
+	id, known := b.denials.join(key, &denial{record: record, id: r.ID, since: now})
+	shown := *refusal
+	shown.RequestID = id
+	if known {
+		return &shown
+	}
+	_, err := b.write(ctx, nil, record, func(tx Tx) error {
+		tx.Put(r)
+		return nil
+	})
+	if err != nil {
+		b.denials.forget(key)
+		return err
+	}
+	return &shown
+}
+
+func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.Digest {
+	o := audit.NewObject().
+		String("code", code).
+		Seconds("duration", ask.Duration).
+		String("entitlement", ask.Entitlement).
+		String("justification", ask.Justification).
+		Hex("revision", revision).
+		String("parameters", string(audit.AppendStrings(nil, ask.Parameters))).
+		StringList("scopes", ask.Scopes).
+		String("ticket", ask.Ticket).
+		Seconds("ttl", ask.TTL).
+		String("who", who.ID)
+	return sha256.Sum256(o.Bytes())
+}
+
+// noLonger refuses a collection that policy permitted once and does not now.
+func (b *Broker) noLonger(ctx context.Context, c *collection, d Decision) error {
+	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since this was approved", Reasons: d.Reasons, RequestID: c.request.ID}
+	return b.refused(ctx, c.who, c.request, d, refusal, c.now)
+}
+
+// limited records that a limit refused a collection.
+func (b *Broker) limited(ctx context.Context, r *Request, err error, now time.Time) error {
+	var refusal *Refusal
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	return b.refused(ctx, r.Requester, r, r.Decision, refusal, now)
+}
+
+func isLimit(err error) bool {
+	return errors.Is(err, ErrLimit) || errors.Is(err, ErrMaxActive) || errors.Is(err, ErrBlocked)
+}
+
+// refused records the refusal of a collection, and gives it to be answered.
+// The request stays what it is.
+func (b *Broker) refused(ctx context.Context, who Identity, r *Request, d Decision, refusal *Refusal, now time.Time) error {
+	code := Code(refusal)
+	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: r.Entitlement, Code: code})
+	record := audit.Record{
+		Kind: audit.CollectRefused, Caller: party(who), Decision: d.facts(code),
+		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
+	}
+	// A request filed by the call itself is stored nowhere and has a new id
+	// each time: what is the same about it is what was asked.
+	key := sha256.Sum256([]byte(strings.Join([]string{"refused", who.ID, code, string(r.askKeyBytes())}, "\x00")))
+	if _, known := b.denials.join(key, &denial{record: record, id: r.ID, since: now}); known {
+		return refusal
+	}
+	if _, err := b.write(ctx, nil, record, func(Tx) error { return nil }); err != nil {
+		b.denials.forget(key)
+		return err
+	}
+	return refusal
+}
+
+func (r *Request) askKeyBytes() []byte {
+	d := r.askDigest()
+	return d[:]
+}
+
+// entitlementLabel is the entitlement as a bounded label.
+func entitlementLabel(e *Entitlement) string {
+	if e == nil {
+		return "unknown"
+	}
+	return e.Name
+}

@@ -1,0 +1,196 @@
+package broker
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxDuration is the longest time for which credentials of one request may be
+// collected, whatever policy says.
+const MaxDuration = 30 * 24 * time.Hour
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+// checkForm refuses an ask that is malformed whatever the catalogue holds.
+func (a *Ask) checkForm() error {
+	switch {
+	case a.Entitlement == "":
+		return refuse(ErrInvalidRequest, "name the entitlement")
+	case !nameForm.MatchString(a.Entitlement):
+		return refuse(ErrInvalidRequest, "the entitlement's name is malformed")
+	case len(a.Scopes) > MaxScopes:
+		return refuse(ErrInvalidScope, fmt.Sprintf("at most %d scopes", MaxScopes))
+	case a.TTL < 0 || a.TTL%time.Second != 0:
+		return refuse(ErrInvalidTTL, "ttl is a positive number of whole seconds")
+	case a.Duration < 0 || a.Duration%time.Second != 0 || a.Duration > MaxDuration:
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", MaxDuration))
+	case len(a.Parameters) > MaxParameters:
+		return refuse(ErrInvalidParameter, fmt.Sprintf("at most %d parameters", MaxParameters))
+	}
+	for _, s := range a.Scopes {
+		if s == "" || len(s) > MaxScopeLength || strings.IndexFunc(s, notScopeChar) >= 0 {
+			return refuse(ErrInvalidScope, fmt.Sprintf("a scope is 1 to %d printable ASCII characters without space, quote or backslash", MaxScopeLength))
+		}
+	}
+	if err := checkText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
+		return err
+	}
+	return checkText(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
+}
+
+// notScopeChar is what RFC 6749, section 3.3, does not allow in a scope token.
+func notScopeChar(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
+
+// checkText bounds a free text. Control characters are refused, because the
+// text is shown to people, in terminals too.
+func checkText(sentinel error, field, s string, most int) error {
+	switch {
+	case len(s) > most:
+		return refuse(sentinel, fmt.Sprintf("%s is longer than %d bytes", field, most))
+	case !utf8.ValidString(s):
+		return refuse(sentinel, field+" is not valid UTF-8")
+	case strings.IndexFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }) >= 0:
+		return refuse(sentinel, field+" holds control characters")
+	}
+	return nil
+}
+
+// draft turns an ask into an undecided request on an entitlement, or refuses
+// what does not fit the catalogue.
+func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error) {
+	scopes, err := e.scopes(a.Scopes)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.checkParameters(a.Parameters); err != nil {
+		return nil, err
+	}
+	if e.Binding == BindingMTLS && who.Proof.Method != MethodX509SVID {
+		return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
+	}
+	if a.TTL != 0 && a.TTL < e.MinTTL {
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", e.MinTTL))
+	}
+	return &Request{
+		Requester:     who,
+		Entitlement:   e.Name,
+		Effect:        e.Effect,
+		Scopes:        scopes,
+		TTL:           min(cmp.Or(a.TTL, e.DefaultTTL), e.MaxTTL),
+		TTLAsked:      a.TTL != 0,
+		Duration:      cmp.Or(a.Duration, e.CollectWithin),
+		Justification: strings.TrimSpace(a.Justification),
+		Ticket:        strings.TrimSpace(a.Ticket),
+		Parameters:    maps.Clone(a.Parameters),
+		SourceIP:      a.SourceIP,
+		Created:       now,
+	}, nil
+}
+
+// scopes gives the asked scopes, sorted, or the default ones. An entitlement
+// with scopes is never asked for with none: an empty set satisfies every
+// containsAll that a policy could write.
+func (e *Entitlement) scopes(asked []string) ([]string, error) {
+	if len(asked) == 0 {
+		asked = e.DefaultScopes
+	}
+	if len(asked) == 0 && len(e.Scopes) > 0 {
+		return nil, refuse(ErrInvalidScope, "name at least one scope of: "+strings.Join(e.Scopes, " "))
+	}
+	sorted := slices.Clone(asked)
+	slices.Sort(sorted)
+	for i, s := range sorted {
+		if i > 0 && sorted[i-1] == s {
+			return nil, refuse(ErrInvalidScope, "a scope is named twice: "+s)
+		}
+		if _, ok := slices.BinarySearch(e.Scopes, s); !ok {
+			return nil, refuse(ErrInvalidScope, fmt.Sprintf("it has no scope %q; it has: %s", s, strings.Join(e.Scopes, " ")))
+		}
+	}
+	return sorted, nil
+}
+
+func (e *Entitlement) checkParameters(given map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		p, ok := e.Parameters[name]
+		value := given[name]
+		switch {
+		case !ok:
+			return refuse(ErrInvalidParameter, "it takes no parameter of that name; it takes: "+strings.Join(slices.Sorted(maps.Keys(e.Parameters)), " "))
+		case len(value) > cmp.Or(p.MaxLength, MaxParameter):
+			return refuse(ErrInvalidParameter, fmt.Sprintf("%s is longer than %d bytes", name, cmp.Or(p.MaxLength, MaxParameter)))
+		case !utf8.ValidString(value) || strings.ContainsFunc(value, unicode.IsControl):
+			return refuse(ErrInvalidParameter, name+" is not plain text")
+		case p.Pattern != nil && !p.Pattern.MatchString(value):
+			return refuse(ErrInvalidParameter, fmt.Sprintf("%s does not match %s", name, p.Pattern))
+		}
+	}
+	for name, p := range e.Parameters {
+		if _, ok := given[name]; p.Required && !ok {
+			return refuse(ErrInvalidParameter, name+" is required: "+p.Description)
+		}
+	}
+	return nil
+}
+
+// query is the question that the request puts to policy.
+func (r *Request) query(who Identity, e *Entitlement) Query {
+	return Query{
+		Principal:     who,
+		Action:        ActionRequest,
+		Entitlement:   e,
+		Scopes:        r.Scopes,
+		TTL:           r.TTL,
+		Duration:      r.Duration,
+		Justification: r.Justification,
+		Ticket:        r.Ticket,
+		Parameters:    r.Parameters,
+		SourceIP:      r.SourceIP,
+	}
+}
+
+// meet applies a permit's obligations to the request: what the requester left
+// open is cut to what is allowed, what it asked for is refused if it is more.
+func (r *Request) meet(o Obligations, asked Ask, e *Entitlement) error {
+	most := e.MaxTTL
+	if o.MaxTTL > 0 {
+		most = min(most, o.MaxTTL)
+	}
+	switch {
+	case asked.TTL > most:
+		return &Refusal{Err: ErrInvalidTTL, Detail: fmt.Sprintf("ttl is at most %s", most), Allowed: &Allowed{MaxTTL: most}}
+	case most < e.MinTTL:
+		return refuse(ErrInvalidTTL, "policy allows less than its issuer's shortest credential")
+	case o.MaxDuration > 0 && asked.Duration > o.MaxDuration:
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is at most %s", o.MaxDuration))
+	case o.Justification && r.Justification == "":
+		return refuse(ErrJustificationRequired, "say why you need this: policy requires a justification")
+	}
+	r.TTL = min(r.TTL, most)
+	if o.MaxDuration > 0 {
+		r.Duration = min(r.Duration, o.MaxDuration)
+	}
+	return checkTicket(o.Tickets, r.Ticket)
+}
+
+// checkTicket matches the ticket against every pattern that policy demands.
+// Policy compiled each when it was loaded.
+func checkTicket(patterns []string, ticket string) error {
+	for _, p := range patterns {
+		re, err := regexp.Compile("^(?:" + p + ")$")
+		if err != nil {
+			return fmt.Errorf("compiling a ticket pattern: %w", err)
+		}
+		if !re.MatchString(ticket) {
+			return refuse(ErrTicketRequired, "name the ticket that this is for, of the form "+p)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"accessbroker.internal/audit"
+	"golang.org/x/sync/errgroup"
+)
+
+// endDeadline is how long one attempt to end a credential upstream may take.
+const endDeadline = 10 * time.Second
+
+// Revoke ends a lease: its holder gives it back, or somebody whom policy lets
+// revoke. It answers once the ending is recorded; how far the upstream got is
+// in the lease. Ending what has ended is no error.
+func (b *Broker) Revoke(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) (*Lease, error) {
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return nil, err
+	}
+	l, err := b.Lease(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	how := EndReturned
+	if l.Holder != who.ID {
+		if !b.mayRevoke(ctx, who, l, now) {
+			return nil, refuse(ErrDenied, "policy does not permit you to revoke this lease")
+		}
+		how = EndRevoked
+	}
+	if !l.Live(now) {
+		return l, nil
+	}
+	if err := b.finish(ctx, l, how, who, reason, now); err != nil {
+		return nil, err
+	}
+	return b.Lease(ctx, who, id, now)
+}
+
+// mayRevoke says whether somebody may end a lease that others hold. A proof of
+// a workload is not enough, whatever policy says: it takes a person.
+func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time.Time) bool {
+	switch who.Kind {
+	case KindOperator:
+		return true
+	case KindPerson:
+		return b.mayDo(ctx, who, ActionRevoke, l.Request, now)
+	}
+	return false
+}
+
+// finish ends a lease. The upstream is told first and the log after, so that
+// ending never depends on the log; and it goes on when the caller is gone.
+func (b *Broker) finish(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
+	defer cancel()
+	start := time.Now()
+	err := b.revokeUpstream(ctx, l)
+	e := ending{how, err}
+	if err := b.recordEnd(context.WithoutCancel(ctx), l, e, by, reason, now.Add(time.Since(start))); err != nil {
+		b.cfg.Log.ErrorContext(ctx, "the end of a lease is not recorded yet", "lease", l.ID.String(), "how", how, "err", err)
+		return err
+	}
+	return nil
+}
+
+func (b *Broker) revokeUpstream(ctx context.Context, l *Lease) error {
+	issuer := b.cfg.Issuers[l.Issuer]
+	if issuer == nil {
+		return fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, l.Issuer)
+	}
+	err := issuer.Revoke(ctx, *l)
+	if err != nil && !errors.Is(err, ErrNotRevocable) {
+		b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: Code(err)})
+	}
+	return err
+}
+
+// errEnded says that a lease has ended already: there is nothing to write.
+var errEnded = errors.New("the lease has ended")
+
+// recordEnd writes down an attempt to end a lease: one record when it ended,
+// one when its ending began to take longer, none for each further try.
+func (b *Broker) recordEnd(ctx context.Context, l *Lease, e ending, by Identity, reason string, now time.Time) error {
+	after := *l
+	if !after.end(e, now) {
+		return nil
+	}
+	entry, err := endRecord(&after, by, reason)
+	if err != nil {
+		return err
+	}
+	err = b.cfg.Store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
+		stored, err := get[*Lease](tx, l.ID)
+		if err != nil {
+			return err
+		}
+		was := stored.Status
+		if !stored.end(e, now) {
+			return errEnded
+		}
+		if was != LeaseRevoking || stored.Status != LeaseRevoking {
+			tx.Append(entry)
+		}
+		tx.Put(stored)
+		after = *stored
+		return releaseLimits(tx, stored)
+	})
+	if errors.Is(err, errEnded) || isNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		b.cfg.Observe(Event{Kind: EventRevocation, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: string(after.Revocation), Lag: max(0, now.Sub(after.EndAsked))})
+	}
+	return unavailable(err)
+}
+
+func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
+	kind := audit.LeaseRevoked
+	switch l.Status {
+	case LeaseRevoking:
+		kind = audit.LeaseRevoking
+	case LeaseFailed:
+		kind = audit.LeaseFailed
+	}
+	record := audit.Record{Kind: kind, Caller: party(by), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow}}
+	if l.Revocation != RevokedImmediate {
+		record.End.ValidUntil = l.Expires
+	}
+	if reason != "" {
+		var opening audit.Opening
+		record.End.Reason, opening = audit.Commit(reason)
+		record.Openings = map[string]audit.Opening{"reason": opening}
+	}
+	return record.Entry()
+}
+
+// discard undoes what Prepare made for a lease that was never stored.
+func (b *Broker) discard(ctx context.Context, issuer Issuer, l *Lease) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
+	defer cancel()
+	if err := issuer.Revoke(ctx, *l); err != nil && !errors.Is(err, ErrNotRevocable) {
+		b.cfg.Log.ErrorContext(ctx, "what was prepared for a lease could not be undone", "issuer", l.Issuer, "err", err)
+	}
+}
+
+// endReplaced tells the upstream at once that a replaced lease is over. If it
+// can't, the reaper does it.
+func (b *Broker) endReplaced(ctx context.Context, c *collection) {
+	if c.replaces != nil && c.replaces.Revocation == RevokedImmediate && c.replaces.Status == LeaseActive {
+		_ = b.finish(ctx, c.replaces, c.how, Identity{}, "", c.now) // finish has logged it
+	}
+}
+
+const (
+	reapEvery   = time.Second
+	reapBatch   = 512
+	reapAtOnce  = 16 // calls to one issuer at a time
+	sharedFlush = 10 * time.Second
+)
+
+// Reap does what is due: leases whose time is over are ended upstream, leases
+// whose issuing never finished are revoked, and pending revocations are tried
+// again. It gives the number of leases it dealt with.
+func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
+	var due []*Lease
+	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		due, _, err = tx.Leases(LeaseQuery{Due: true, Now: now, Limit: reapBatch})
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("listing what is due: %w", err)
+	}
+	byIssuer := map[string][]*Lease{}
+	for _, l := range due {
+		byIssuer[l.Issuer] = append(byIssuer[l.Issuer], l)
+	}
+	var all sync.WaitGroup
+	for _, leases := range byIssuer {
+		// One issuer that hangs does not hold up the others.
+		all.Go(func() { b.reapIssuer(ctx, leases, now) })
+	}
+	all.Wait()
+	return len(due), ctx.Err()
+}
+
+func (b *Broker) reapIssuer(ctx context.Context, leases []*Lease, now time.Time) {
+	var group errgroup.Group
+	group.SetLimit(reapAtOnce)
+	for _, l := range leases {
+		group.Go(func() error {
+			if ctx.Err() == nil {
+				_ = b.finish(ctx, l, l.dueHow(), Identity{}, "", now) // finish has logged it
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+}
+
+// dueHow says how a lease that is due ends.
+func (l *Lease) dueHow() string {
+	switch l.Status {
+	case LeaseIssuing:
+		return EndDeadline
+	case LeaseActive:
+		return EndExpired
+	}
+	return l.EndHow
+}
+
+// Run reaps, and flushes the counts of repeated denials, until ctx ends.
+func (b *Broker) Run(ctx context.Context) error {
+	reap, flush := time.NewTicker(reapEvery), time.NewTicker(sharedFlush)
+	defer reap.Stop()
+	defer flush.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
+			defer cancel()
+			b.flushDenials(last, time.Now(), true)
+			return nil
+		case <-reap.C:
+			b.reapAll(ctx)
+		case <-flush.C:
+			b.flushDenials(ctx, time.Now(), false)
+		}
+	}
+}
+
+// reapAll reaps until less than a batch was due.
+func (b *Broker) reapAll(ctx context.Context) {
+	for {
+		n, err := b.Reap(ctx, time.Now())
+		if err != nil && ctx.Err() == nil {
+			b.cfg.Log.ErrorContext(ctx, "reaping", "err", err)
+		}
+		if err != nil || n < reapBatch {
+			return
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// write appends one record in the transaction f. It gives the record's place
+// once it is durable. A refusal of f passes through; everything else that can
+// go wrong is ErrUnavailable: nothing happened.
+func (b *Broker) write(ctx context.Context, reads []Key, record audit.Record, f func(Tx) error) (Receipt, error) {
+	entry, err := record.Entry()
+	if err != nil {
+		return Receipt{}, fmt.Errorf("encoding the record %s: %w", record.Kind, err)
+	}
+	err = b.cfg.Store.Update(ctx, reads, func(tx Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		tx.Append(entry)
+		return nil
+	})
+	if err != nil {
+		return Receipt{}, unavailable(err)
+	}
+	return Receipt{Index: entry.Index, LeafHash: entry.LeafHash}, nil
+}
+
+// unavailable lets through what callers may be told, and turns the rest into
+// ErrUnavailable.
+func unavailable(err error) error {
+	var refusal *Refusal
+	if err == nil || errors.As(err, &refusal) || errors.Is(err, errAgain) || errors.Is(err, errLostLease) || isNotFound(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+func ignoreNotFound(err error) error {
+	if isNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// party is an identity as records show it; nil for the broker itself.
+func party(who Identity) *audit.Party {
+	if who.Kind == KindNone {
+		return nil
+	}
+	return &audit.Party{ID: who.ID, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
+}
+
+// commit fixes a request: its id, the salts of its free texts, its digest.
+func (r *Request) commit(now time.Time) {
+	r.ID = NewRequestID(now)
+	for field := range r.texts() {
+		if r.Salts == nil {
+			r.Salts = map[string][16]byte{}
+		}
+		r.Salts[field] = audit.NewSalt()
+	}
+	r.Digest = r.digest()
+}
+
+// texts are what came from outside other than names: it is committed to in
+// records, and kept beside them.
+func (r *Request) texts() map[string]string {
+	t := map[string]string{}
+	if r.Justification != "" {
+		t["justification"] = r.Justification
+	}
+	if r.Ticket != "" {
+		t["ticket"] = r.Ticket
+	}
+	if len(r.Parameters) > 0 {
+		t["parameters"] = string(audit.AppendStrings(nil, r.Parameters))
+	}
+	return t
+}
+
+// openings opens the commitments of facts.
+func (r *Request) openings() map[string]audit.Opening {
+	texts := r.texts()
+	if len(texts) == 0 {
+		return nil
+	}
+	o := make(map[string]audit.Opening, len(texts))
+	for field, text := range texts {
+		o[field] = audit.Opening{Salt: r.Salts[field], Text: text}
+	}
+	return o
+}
+
+// facts are the request as records show it.
+func (r *Request) facts() *audit.RequestFacts {
+	f := &audit.RequestFacts{
+		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes,
+		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
+	}
+	for field, opening := range r.openings() {
+		switch field {
+		case "justification":
+			f.Justification = opening.Commitment()
+		case "ticket":
+			f.Ticket = opening.Commitment()
+		case "parameters":
+			f.Parameters = opening.Commitment()
+		}
+	}
+	return f
+}
+
+// facts are the decision as records show it. code is the stable code of a
+// refusal, empty for a permit.
+func (d *Decision) facts(code string) *audit.DecisionFacts {
+	f := &audit.DecisionFacts{
+		Permit: d.Permit && code == "", Policies: d.Policies, Revision: d.Revision,
+		MaxTTL: d.Obligations.MaxTTL, Code: code,
+	}
+	for _, need := range d.Obligations.Approvals {
+		f.Approvals = append(f.Approvals, fmt.Sprintf("%d of %s", need.Count, need.Group))
+	}
+	return f
+}
+
+// facts are the lease as records show it.
+func (l *Lease) facts() *audit.LeaseFacts {
+	return &audit.LeaseFacts{
+		ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires,
+		Revocation: string(l.Revocation), Replaces: l.Replaces.String(),
+	}
+}
+
+// requestDomain separates the digests of requests from all others.
+const requestDomain = "accessbroker/request/v1\n"
+
+// digest is what approvers sign off: SHA-256 over everything that the request
+// would let happen, in canonical JSON (RFC 8785). Free texts enter by their
+// commitments, so that the digest stays checkable when they are erased.
+func (r *Request) digest() audit.Digest {
+	f := r.facts()
+	b := append(make([]byte, 0, 1024), requestDomain...)
+	b = append(b, r.terms().
+		Hex("justification", f.Justification).
+		Hex("parameters", f.Parameters).
+		Hex("ticket", f.Ticket).
+		Bytes()...)
+	return sha256.Sum256(b)
+}
+
+// askDomain separates the digests by which an identical ask finds the pending
+// request.
+const askDomain = "accessbroker/ask/v1\n"
+
+// askDigest is the same for asks that mean the same, free texts included.
+func (r *Request) askDigest() audit.Digest {
+	o := r.terms()
+	for _, field := range slices.Sorted(maps.Keys(r.texts())) {
+		o = o.String("text_"+field, r.texts()[field])
+	}
+	return sha256.Sum256(append([]byte(askDomain), o.Bytes()...))
+}
+
+// terms is what both digests share.
+func (r *Request) terms() *audit.Object {
+	o := audit.NewObject().
+		Seconds("duration", r.Duration).
+		Hex("effect", r.Effect).
+		String("entitlement", r.Entitlement).
+		String("requester", r.Requester.ID).
+		StringList("scopes", r.Scopes).
+		String("subject", r.Requester.ID).
+		Seconds("ttl", r.TTL)
+	d := r.Decision.Obligations
+	o.Object("obligations", audit.NewObject().
+		StringList("approvals", r.Decision.facts("").Approvals).
+		Seconds("max_duration", d.MaxDuration).
+		Seconds("max_ttl", d.MaxTTL).
+		StringList("tickets", d.Tickets))
+	return o
+}

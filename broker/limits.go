@@ -1,0 +1,136 @@
+package broker
+
+import (
+	"fmt"
+	"time"
+)
+
+// slicesPerPeriod is into how many slices a limit's period is cut. A count covers the
+// running slice and as many before it, so a limit is never exceeded in any
+// period, and an issuance is remembered for at most a slice too long.
+const slicesPerPeriod = 12
+
+// take counts one issuance against a limit at now, or refuses.
+func (c *Counter) take(l Limit, now time.Time) error {
+	slice := max(l.Per/slicesPerPeriod, time.Second)
+	current := now.UnixNano() / int64(slice)
+	oldest := current - int64(l.Per/slice)
+	total := 0
+	for n, count := range c.Buckets {
+		if n < oldest {
+			delete(c.Buckets, n)
+			continue
+		}
+		total += count
+	}
+	if total >= l.Count {
+		return &Refusal{
+			Err:    ErrLimit,
+			Detail: fmt.Sprintf("at most %d credentials in any %s: try again later", l.Count, l.Per),
+			Retry:  time.Duration((current+1)*int64(slice) - now.UnixNano()),
+		}
+	}
+	if c.Buckets == nil {
+		c.Buckets = map[int64]int{}
+	}
+	c.Buckets[current]++
+	c.keep(now.Add(l.Per + slice))
+	return nil
+}
+
+// hold takes a place among what is active at once, or gives false.
+func (c *Counter) hold(most int, name string, until, now time.Time) bool {
+	for other, end := range c.Active {
+		if !now.Before(end) {
+			delete(c.Active, other)
+		}
+	}
+	if len(c.Active) >= most {
+		return false
+	}
+	if c.Active == nil {
+		c.Active = map[string]time.Time{}
+	}
+	c.Active[name] = until
+	c.keep(until)
+	return true
+}
+
+// release gives a place back.
+func (c *Counter) release(name string) { delete(c.Active, name) }
+
+func (c *Counter) keep(until time.Time) {
+	if until.After(c.Expires) {
+		c.Expires = until
+	}
+}
+
+// pendingKey counts the requests that one identity has waiting for people.
+func pendingKey(requester string) CounterKey { return CounterKey{Policy: "pending", Holder: requester} }
+
+// limitKeys names the counters that the obligations need.
+func limitKeys(o Obligations, holder, entitlement string) []CounterKey {
+	var keys []CounterKey
+	for _, l := range o.Limits {
+		keys = append(keys, CounterKey{Policy: "limit " + l.Policy, Holder: holder, Entitlement: entitlement})
+	}
+	for _, l := range o.MaxActive {
+		keys = append(keys, CounterKey{Policy: "active " + l.Policy, Holder: holder, Entitlement: entitlement})
+	}
+	return keys
+}
+
+// counter gets a counter, or a new one.
+func counter(tx Tx, key CounterKey) (*Counter, error) {
+	row, err := get[*Counter](tx, key)
+	if isNotFound(err) {
+		return &Counter{CounterKey: key}, nil
+	}
+	return row, err
+}
+
+// takeLimits enforces the decision's limits on a lease that is being opened,
+// in the transaction that opens it, so that they hold under concurrency. A
+// lease that replaces another was counted before; it only takes its place.
+func takeLimits(tx Tx, o Obligations, l *Lease, now time.Time) error {
+	l.Limits = l.Limits[:0]
+	for _, limit := range o.Limits {
+		if !l.Replaces.IsZero() {
+			continue
+		}
+		c, err := counter(tx, CounterKey{Policy: "limit " + limit.Policy, Holder: l.Holder, Entitlement: l.Entitlement})
+		if err != nil {
+			return err
+		}
+		if err := c.take(limit, now); err != nil {
+			return err
+		}
+		tx.Put(c)
+	}
+	for _, limit := range o.MaxActive {
+		c, err := counter(tx, CounterKey{Policy: "active " + limit.Policy, Holder: l.Holder, Entitlement: l.Entitlement})
+		if err != nil {
+			return err
+		}
+		c.release(l.Replaces.String())
+		if !c.hold(limit.Count, l.ID.String(), l.Expires, now) {
+			return &Refusal{Err: ErrMaxActive, Detail: fmt.Sprintf("at most %d at once: give one back first", limit.Count)}
+		}
+		tx.Put(c)
+		l.Limits = append(l.Limits, c.CounterKey)
+	}
+	return nil
+}
+
+// releaseLimits gives back the places that an ended lease held.
+func releaseLimits(tx Tx, l *Lease) error {
+	for _, key := range l.Limits {
+		c, err := counter(tx, key)
+		if err != nil {
+			return err
+		}
+		c.release(l.ID.String())
+		tx.Put(c)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package broker
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// own gives a request that the caller filed.
+func (b *Broker) own(ctx context.Context, who Identity, id RequestID) (*Request, error) {
+	r, err := b.load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if r.Requester.ID != who.ID {
+		return nil, refuse(ErrNotFound, "no such request of yours")
+	}
+	return r, nil
+}
+
+func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error) {
+	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		r, err = get[*Request](tx, id)
+		return err
+	})
+	if isNotFound(err) {
+		return nil, refuse(ErrNotFound, "no such request of yours")
+	}
+	return r, unavailable(err)
+}
+
+// Request gives a request that the caller filed or may view; ErrNotFound for
+// every other.
+func (b *Broker) Request(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, error) {
+	r, err := b.load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if r.Requester.ID != who.ID && !b.mayView(ctx, who, r, now) {
+		return nil, refuse(ErrNotFound, "no such request of yours")
+	}
+	return r, nil
+}
+
+// Lease gives a lease that the caller holds or may view.
+func (b *Broker) Lease(ctx context.Context, who Identity, id LeaseID, now time.Time) (*Lease, error) {
+	var l *Lease
+	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		l, err = get[*Lease](tx, id)
+		return err
+	})
+	if err != nil && !isNotFound(err) {
+		return nil, unavailable(err)
+	}
+	if err != nil || l.Holder != who.ID && !b.mayDo(ctx, who, ActionView, l.Request, now) {
+		return nil, refuse(ErrNotFound, "no such lease of yours")
+	}
+	return l, nil
+}
+
+// mayDo asks policy about a request that is not at hand.
+func (b *Broker) mayDo(ctx context.Context, who Identity, action Action, id RequestID, now time.Time) bool {
+	r, err := b.load(ctx, id)
+	return err == nil && b.mayOn(ctx, who, action, r, now)
+}
+
+func (b *Broker) mayView(ctx context.Context, who Identity, r *Request, now time.Time) bool {
+	return b.mayOn(ctx, who, ActionView, r, now)
+}
+
+func (b *Broker) mayOn(ctx context.Context, who Identity, action Action, r *Request, now time.Time) bool {
+	if who.Kind == KindOperator {
+		return true
+	}
+	rules := b.rules.Load()
+	if rules == nil || !who.Proof.Valid(now) {
+		return false
+	}
+	q := Query{Principal: rules.Mark(who), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
+	d, err := b.ask(ctx, rules, q, now)
+	return err == nil && d.Permit
+}
+
+// May asks policy about the broker itself: audit, usage, operate, block.
+func (b *Broker) May(ctx context.Context, who Identity, action Action, now time.Time) bool {
+	if who.Kind == KindOperator {
+		return true
+	}
+	rules := b.rules.Load()
+	if rules == nil || !who.Proof.Valid(now) {
+		return false
+	}
+	d, err := b.ask(ctx, rules, Query{Principal: rules.Mark(who), Action: action}, now)
+	return err == nil && d.Permit
+}
+
+const (
+	pageDefault = 50
+	pageMax     = 200
+	pageScans   = 10 // how many pages of rows are read, at most, to fill one that is seen
+)
+
+func pageSize(asked int) int {
+	if asked <= 0 {
+		return pageDefault
+	}
+	return min(asked, pageMax)
+}
+
+// Everyone, as Requester or Holder of a query, selects the rows of all that
+// the caller may view.
+const Everyone = "*"
+
+// Requests lists requests that the caller filed, or with q.Requester naming
+// somebody else, or Everyone, those it may view. next is zero on the last page.
+func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now time.Time) (page []*Request, next RequestID, err error) {
+	q.Requester, q.Now, q.Limit = selector(q.Requester, who), now, pageSize(q.Limit)
+	for range pageScans {
+		var rows []*Request
+		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+			rows, next, err = tx.Requests(q)
+			return err
+		})
+		if err != nil {
+			return nil, RequestID{}, unavailable(err)
+		}
+		for _, r := range rows {
+			if r.Requester.ID == who.ID || b.mayView(ctx, who, r, now) {
+				page = append(page, r)
+			}
+			if len(page) == q.Limit {
+				return page, r.ID, nil
+			}
+		}
+		if next.IsZero() {
+			break
+		}
+		q.Before = next
+	}
+	return page, next, nil
+}
+
+// Leases lists as Requests does, by q.Holder.
+func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now time.Time) (page []*Lease, next LeaseID, err error) {
+	q.Holder, q.Now, q.Limit = selector(q.Holder, who), now, pageSize(q.Limit)
+	for range pageScans {
+		var rows []*Lease
+		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+			rows, next, err = tx.Leases(q)
+			return err
+		})
+		if err != nil {
+			return nil, LeaseID{}, unavailable(err)
+		}
+		for _, l := range rows {
+			if l.Holder == who.ID || b.mayDo(ctx, who, ActionView, l.Request, now) {
+				page = append(page, l)
+			}
+			if len(page) == q.Limit {
+				return page, l.ID, nil
+			}
+		}
+		if next.IsZero() {
+			break
+		}
+		q.Before = next
+	}
+	return page, next, nil
+}
+
+func selector(asked string, who Identity) string {
+	switch asked {
+	case "":
+		return who.ID
+	case Everyone:
+		return ""
+	}
+	return asked
+}
+
+// Entitlements tells the caller what it may ask for.
+func (b *Broker) Entitlements(ctx context.Context, who Identity, now time.Time) ([]Offer, error) {
+	rules := b.rules.Load()
+	if rules == nil {
+		return nil, refuse(ErrUnavailable, "no policy is loaded yet")
+	}
+	if !who.Proof.Valid(now) {
+		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
+	}
+	who = rules.Mark(who)
+	var list []Offer
+	for _, name := range slices.Sorted(maps.Keys(rules.Catalogue)) {
+		offer := b.offers(ctx, rules, who, rules.Catalogue[name], now)
+		if offer.permitted() {
+			list = append(list, offer)
+		}
+	}
+	return list, ctx.Err()
+}
+
+// offers asks policy about each scope of an entitlement alone, or about the
+// whole of one without scopes.
+func (b *Broker) offers(ctx context.Context, rules *Rules, who Identity, e *Entitlement, now time.Time) Offer {
+	offer := Offer{Entitlement: e}
+	q := Query{Principal: who, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
+	if len(e.Scopes) == 0 {
+		offer.Decision, _ = b.ask(ctx, rules, q, now) // a failed decision denies
+		return offer
+	}
+	for _, scope := range e.Scopes {
+		q.Scopes = []string{scope}
+		d, _ := b.ask(ctx, rules, q, now) // a failed decision denies
+		offer.Scopes = append(offer.Scopes, ScopeOffer{scope, d})
+	}
+	return offer
+}
+
+// permitted says whether any part of the entitlement is.
+func (o *Offer) permitted() bool {
+	return o.Decision.Permit || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit })
+}
+
+// Introspect says what a token is (RFC 7662). Whoever may not know, and
+// whatever is not a live token of ours, gets nil.
+func (b *Broker) Introspect(ctx context.Context, who Identity, token string, now time.Time) (*Introspection, error) {
+	rules := b.rules.Load()
+	l, err := b.inspect(ctx, token)
+	if err != nil || l == nil || rules == nil {
+		return nil, err
+	}
+	e := rules.Catalogue[l.Entitlement]
+	if e == nil || l.Holder != who.ID && !slices.Contains(e.Introspectors, who.ID) {
+		return nil, nil
+	}
+	if l.State(now) != LeaseActive || b.blocked(ctx, l, e) {
+		return nil, nil
+	}
+	return &Introspection{Lease: *l, Audience: e.Audience}, nil
+}
+
+// inspect gives the lease of a token; nil if it is not one of ours.
+func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
+	for _, issuer := range b.cfg.Issuers {
+		inspector, ok := issuer.(Inspector)
+		if !ok {
+			continue
+		}
+		id, err := inspector.Inspect(ctx, token)
+		if err != nil {
+			continue
+		}
+		var l *Lease
+		err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+			l, err = get[*Lease](tx, id)
+			return ignoreNotFound(err)
+		})
+		return l, unavailable(err)
+	}
+	return nil, nil
+}
+
+// blocked says whether the kill switch stands on a lease. On any doubt it does.
+func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
+	domain, _, _ := strings.Cut(strings.TrimPrefix(l.Holder, "spiffe://"), "/")
+	who := Identity{ID: l.Holder, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
+	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return checkBlocks(tx, blockKeys(who, e)) })
+}
+
+// RevokeToken gives back the lease of a token (RFC 7009). Tokens that are not
+// ours or not the caller's are no error and change nothing.
+func (b *Broker) RevokeToken(ctx context.Context, who Identity, token string, now time.Time) error {
+	l, err := b.inspect(ctx, token)
+	if err != nil || l == nil || l.Holder != who.ID {
+		return err
+	}
+	_, err = b.Revoke(ctx, who, l.ID, "", now)
+	return err
+}

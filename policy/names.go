@@ -180,3 +180,9 @@ func provider(person string) string {
 	p, _, _ := strings.Cut(person, "/")
 	return p
 }
+
+// domainOf gives the trust domain of a valid SPIFFE ID.
+func domainOf(id string) string {
+	domain, _, _ := strings.Cut(strings.TrimPrefix(id, spiffeScheme), "/")
+	return domain
+}

@@ -274,3 +274,30 @@ func resolveOwner(needs []broker.ApprovalNeed, owner string) ([]broker.ApprovalN
 	rest := slices.Delete(slices.Clone(needs), i, i+1)
 	return combineApprovals(rest, []broker.ApprovalNeed{{Group: owner, Count: needs[i].Count}}), nil
 }
+
+// describe writes obligations as annotations would, for people and for
+// comparing them in scenarios.
+func describe(o broker.Obligations) (lines []string) {
+	for _, n := range o.Approvals {
+		lines = append(lines, fmt.Sprintf("approval: %d of %s", n.Count, n.Group))
+	}
+	if o.MaxTTL > 0 {
+		lines = append(lines, "max_ttl: "+o.MaxTTL.String())
+	}
+	if o.MaxDuration > 0 {
+		lines = append(lines, "max_duration: "+o.MaxDuration.String())
+	}
+	if o.Justification {
+		lines = append(lines, "justification: required")
+	}
+	for _, t := range o.Tickets {
+		lines = append(lines, "ticket: "+t)
+	}
+	for _, l := range o.Limits {
+		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, l.Per, l.Policy))
+	}
+	for _, l := range o.MaxActive {
+		lines = append(lines, fmt.Sprintf("max_active: %d (%s)", l.Count, l.Policy))
+	}
+	return lines
+}

@@ -91,7 +91,10 @@ func Load(in Inputs) (*Engine, error) {
 		return nil, err
 	}
 	e.rules = l.rules
-	return e, e.compile(dir)
+	if err := e.compile(dir); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // compile derives everything else from what was read.
@@ -112,6 +115,7 @@ func (e *Engine) compile(dir folder) error {
 		e.contents[groupsName] = dir.groups.text
 	}
 	e.files, e.revision = digests(e.contents)
+	e.warnings = lint(e, dir)
 	return nil
 }
 

@@ -249,15 +249,14 @@ func (l *ruleLoader) approvers(r *rule) {
 // owner who is to approve.
 func (l *ruleLoader) owned(r *rule) {
 	var without []string
-	for name, e := range l.catalogue {
-		if e.Owner == "" && r.what.matches(resourceUIDs(e)[0], resourceUIDs(e)) {
-			without = append(without, name)
+	for _, e := range reach(l.catalogue, r.what) {
+		if e != nil && e.Owner == "" { // nil: no such entitlement, reported already
+			without = append(without, e.Name)
 		}
 	}
 	if len(without) == 0 {
 		return
 	}
-	slices.Sort(without)
 	l.report(r, fmt.Sprintf("@approval: the owner must approve, but %s has none: give it an owner, or name the entitlements in the policy's head",
 		quoteList("entitlement", without)), "@approval")
 }

@@ -1,3 +1,341 @@
 package policy
 
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+
+	"accessbroker.internal/broker"
+)
+
+// scenarioSuffix ends the names of files of scenarios, which stand beside the
+// policies:
+//
+//	scenarios:
+//	  - name: triage may read tickets            # required
+//	    principal: spiffe://acme.test/agent/triage # required; or login/ana
+//	    action: request                          # the default
+//	    entitlement: tickets-api                 # of request, view, revoke and approve
+//	    scopes: [tickets:read]
+//	    ttl: 10m                                 # default: the entitlement's
+//	    duration: 1h                             # default: the entitlement's collect_within, or 1h
+//	    justification: customer is waiting
+//	    ticket: INC-1
+//	    parameters: {prefix: acme}
+//	    requester: spiffe://acme.test/agent/x    # of view, revoke and approve: whose request
+//	    source_ip: 10.0.0.1                      # default: unknown
+//	    now: 2026-01-31T12:00:00Z                # default: 2026-01-01T12:00:00Z
+//	    expect: permit                           # or deny; required
+//	    policies: [agents-read-tickets]          # exactly these determine; left out: not compared
+//	    reasons: [support agents may read]       # the same
+//	    obligations:                             # exactly these are demanded; left out: not compared
+//	      approval: 1 of support                 # "owner" is resolved to its group
+//	      max_ttl: 10m
+//	      max_duration: 8h
+//	      justification: required
+//	      ticket: ["INC-[0-9]+"]
+//	      limit: {agents-read-tickets: 120 per 1h}
+//	      max_active: {agents-read-tickets: 5}
+//
+// A scenario is about policy alone: whether a TTL keeps to max_ttl is the
+// broker's to see to.
 const scenarioSuffix = "_test.yaml"
+
+// ErrNoScenario is what Test returns if there is nothing to run: a test run
+// that tests nothing has not passed.
+var ErrNoScenario = errors.New("ran no scenario: write some in files named *" + scenarioSuffix)
+
+var scenarioNow = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+type scenarioFile struct {
+	Scenarios []scenario `yaml:"scenarios"`
+}
+
+type scenario struct {
+	scenarioText
+	line int
+}
+
+type scenarioText struct {
+	Name          string            `yaml:"name"`
+	Principal     string            `yaml:"principal"`
+	Action        broker.Action     `yaml:"action"`
+	Entitlement   string            `yaml:"entitlement"`
+	Scopes        []string          `yaml:"scopes"`
+	TTL           time.Duration     `yaml:"ttl"`
+	Duration      time.Duration     `yaml:"duration"`
+	Justification string            `yaml:"justification"`
+	Ticket        string            `yaml:"ticket"`
+	Parameters    map[string]string `yaml:"parameters"`
+	Requester     string            `yaml:"requester"`
+	SourceIP      netip.Addr        `yaml:"source_ip"`
+	Now           time.Time         `yaml:"now"`
+	Expect        string            `yaml:"expect"`
+	Policies      *[]string         `yaml:"policies"`
+	Reasons       *[]string         `yaml:"reasons"`
+	Obligations   *obligationsText  `yaml:"obligations"`
+}
+
+type obligationsText struct {
+	Approval      string            `yaml:"approval"`
+	MaxTTL        string            `yaml:"max_ttl"`
+	MaxDuration   string            `yaml:"max_duration"`
+	Justification string            `yaml:"justification"`
+	Ticket        []string          `yaml:"ticket"`
+	Limit         map[string]string `yaml:"limit"`
+	MaxActive     map[string]string `yaml:"max_active"`
+}
+
+// UnmarshalYAML remembers the line.
+func (s *scenario) UnmarshalYAML(node ast.Node) error {
+	s.line = node.GetToken().Position.Line
+	return yaml.NodeToValue(node, &s.scenarioText, yaml.Strict())
+}
+
+// A Report is what a run of scenarios came to.
+type Report struct {
+	Ran      int       `json:"ran"`
+	Failures []Failure `json:"failures,omitempty"`
+}
+
+// A Failure is a scenario that did not go as it says.
+type Failure struct {
+	File string `json:"file"`
+	Line int    `json:"line"`
+	Name string `json:"name"`
+	Text string `json:"text"` // expected, got, and which policies had to do with it; several lines
+}
+
+// String writes the report for people.
+func (r Report) String() string {
+	var b strings.Builder
+	for _, f := range r.Failures {
+		fmt.Fprintf(&b, "%s:%d: %s\n", f.File, f.Line, f.Name)
+		for line := range strings.Lines(f.Text) {
+			b.WriteString("    " + line)
+		}
+	}
+	fmt.Fprintf(&b, "%d scenarios, %d failed\n", r.Ran, len(r.Failures))
+	return b.String()
+}
+
+// Test runs the scenarios of a folder, which may be that of the policies or
+// another. An error means that they could not be run, or that there are none;
+// the report says which failed.
+func Test(ctx context.Context, e *Engine, fsys fs.FS) (Report, error) {
+	dir, err := readFolder(fsys)
+	if err != nil {
+		return Report{}, err
+	}
+	var r Report
+	for _, name := range dir.scenarios {
+		scenarios, err := readScenarios(fsys, name)
+		if err != nil {
+			return Report{}, err
+		}
+		for _, s := range scenarios {
+			r.Ran++
+			if text := e.run(ctx, s); text != "" {
+				r.Failures = append(r.Failures, Failure{name, s.line, s.Name, text})
+			}
+		}
+	}
+	if r.Ran == 0 {
+		return r, ErrNoScenario
+	}
+	return r, nil
+}
+
+func readScenarios(fsys fs.FS, name string) ([]scenario, error) {
+	src, err := readSource(fsys, name)
+	if err != nil {
+		return nil, fmt.Errorf("reading scenarios: %w", err)
+	}
+	var f scenarioFile
+	if err := yaml.UnmarshalWithOptions(src.text, &f, yaml.Strict()); err != nil {
+		p := yamlProblem(src, err)
+		return nil, &p
+	}
+	for _, s := range f.Scenarios {
+		if err := s.check(); err != nil {
+			return nil, &Problem{File: name, Line: s.line, Column: 1, Text: err.Error()}
+		}
+	}
+	return f.Scenarios, nil
+}
+
+func (s *scenario) check() error {
+	switch {
+	case s.Name == "":
+		return errors.New("a scenario has a name")
+	case s.Principal == "":
+		return errors.New("a scenario has a principal")
+	case s.Expect != "permit" && s.Expect != "deny":
+		return fmt.Errorf("expect: %q: write permit or deny", s.Expect)
+	case s.Expect == "deny" && s.Obligations != nil:
+		return errors.New("a denial has no obligations")
+	}
+	_, err := s.obligations()
+	return err
+}
+
+// obligations reads the expected ones by the grammar of the annotations.
+func (s *scenario) obligations() ([]string, error) {
+	if s.Obligations == nil {
+		return nil, nil
+	}
+	o := s.Obligations
+	items := []struct{ name, value, policy string }{
+		{"approval", o.Approval, ""}, {"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
+	}
+	for _, t := range o.Ticket {
+		items = append(items, struct{ name, value, policy string }{"ticket", t, ""})
+	}
+	for id, v := range o.Limit {
+		items = append(items, struct{ name, value, policy string }{"limit", v, id})
+	}
+	for id, v := range o.MaxActive {
+		items = append(items, struct{ name, value, policy string }{"max_active", v, id})
+	}
+	var sum broker.Obligations
+	for _, i := range items {
+		if i.value == "" {
+			continue
+		}
+		t := terms{id: i.policy}
+		if err := t.parse(i.name, i.value, true); err != nil {
+			return nil, fmt.Errorf("obligations: %s: %w", i.name, err)
+		}
+		t.named()
+		sum = combine(sum, t.Obligations)
+	}
+	return slices.Sorted(slices.Values(describe(sum))), nil
+}
+
+// run gives what is wrong, or "".
+func (e *Engine) run(ctx context.Context, s scenario) string {
+	q, err := e.scenarioQuery(s)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	now := s.Now
+	if now.IsZero() {
+		now = scenarioNow
+	}
+	d, err := e.Decide(ctx, q, now)
+	if err != nil {
+		return fmt.Sprintf("expected %s, got an error: %v\n", s.Expect, err)
+	}
+	var b strings.Builder
+	got := "deny"
+	if d.Permit {
+		got = "permit"
+	}
+	if s.Expect != got {
+		fmt.Fprintf(&b, "expected %s, got %s\n", s.Expect, got)
+	}
+	s.compare(&b, d)
+	if b.Len() > 0 {
+		writeVerdicts(&b, e.Explain(ctx, q, now).Policies)
+	}
+	return b.String()
+}
+
+// compare writes what of the decision is not as expected.
+func (s *scenario) compare(b *strings.Builder, d broker.Decision) {
+	differ := func(what string, expected, got []string) {
+		if !slices.Equal(expected, got) {
+			fmt.Fprintf(b, "%s: expected [%s], got [%s]\n", what, strings.Join(expected, ", "), strings.Join(got, ", "))
+		}
+	}
+	if s.Policies != nil {
+		differ("policies", slices.Sorted(slices.Values(*s.Policies)), d.Policies)
+	}
+	if s.Reasons != nil {
+		differ("reasons", *s.Reasons, d.Reasons)
+	}
+	if s.Obligations != nil {
+		expected, _ := s.obligations() // checked when it was read
+		differ("obligations", expected, slices.Sorted(slices.Values(describe(d.Obligations))))
+	}
+}
+
+// scenarioQuery makes a query as the broker would.
+func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
+	who, err := e.someone(s.Principal)
+	if err != nil {
+		return broker.Query{}, fmt.Errorf("principal: %w", err)
+	}
+	q := broker.Query{Principal: who, Action: broker.ActionRequest, SourceIP: s.SourceIP}
+	if s.Action != "" {
+		q.Action = s.Action
+	}
+	if s.Entitlement != "" {
+		known, ok := e.in.Catalogue[s.Entitlement]
+		if !ok {
+			return broker.Query{}, fmt.Errorf("entitlement %q does not exist", s.Entitlement)
+		}
+		q.Entitlement = known
+	}
+	switch q.Action {
+	case broker.ActionRequest:
+		return s.asks(q)
+	case broker.ActionView, broker.ActionRevoke, actionApprove:
+		return e.scenarioOnRequest(s, q)
+	}
+	return q, nil
+}
+
+func (s *scenario) asks(q broker.Query) (broker.Query, error) {
+	if q.Entitlement == nil {
+		return q, errors.New("which entitlement is asked for?")
+	}
+	q.Scopes, q.TTL, q.Duration = s.Scopes, s.TTL, s.Duration
+	q.Justification, q.Ticket, q.Parameters = s.Justification, s.Ticket, s.Parameters
+	if len(q.Scopes) == 0 {
+		q.Scopes = q.Entitlement.DefaultScopes
+	}
+	for _, d := range []time.Duration{q.Entitlement.DefaultTTL, q.Entitlement.MaxTTL} {
+		if q.TTL == 0 {
+			q.TTL = d
+		}
+	}
+	for _, d := range []time.Duration{q.Entitlement.CollectWithin, time.Hour} {
+		if q.Duration == 0 {
+			q.Duration = d
+		}
+	}
+	return q, nil
+}
+
+func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, error) {
+	if q.Entitlement == nil || s.Requester == "" {
+		return q, fmt.Errorf("whose request, and for which entitlement? %s needs requester and entitlement", q.Action)
+	}
+	requester, err := e.someone(s.Requester)
+	if err != nil {
+		return q, fmt.Errorf("requester: %w", err)
+	}
+	q.Request = &broker.Request{Requester: requester, Entitlement: s.Entitlement, Scopes: s.Scopes}
+	return q, nil
+}
+
+// someone makes the identity that a proof of id would give, with its marks.
+func (e *Engine) someone(id string) (broker.Identity, error) {
+	if !strings.HasPrefix(id, spiffeScheme) {
+		return broker.Identity{ID: id, Kind: broker.KindPerson}, e.known.person(id)
+	}
+	if err := e.known.place(id); err != nil {
+		return broker.Identity{}, err
+	}
+	who := broker.Identity{ID: id, TrustDomain: domainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}
+	return e.known.marks.Mark(who), nil
+}

@@ -1,0 +1,224 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/types"
+
+	"accessbroker.internal/broker"
+)
+
+// world is a small world in which random policies and queries often meet.
+func world() Inputs {
+	c := broker.Catalogue{}
+	for i := range 4 {
+		name := fmt.Sprintf("e%d", i)
+		c[name] = &broker.Entitlement{Name: name, Scopes: []string{"a", "b"}, MaxTTL: time.Hour, Owner: "g0"}
+		if i > 0 {
+			c[name].System = fmt.Sprintf("s%d", i%2)
+		}
+	}
+	return Inputs{
+		Catalogue: c, HomeDomain: "home.test", TrustDomains: []string{"home.test", "far.test"}, Providers: []string{"login"},
+		Marks: []broker.Mark{{Under: "spiffe://home.test/b", Kind: broker.KindAgent, Team: "t"}, {Under: "spiffe://far.test/b", Kind: broker.KindAgent}},
+	}
+}
+
+const worldGroups = `
+g0: {members: [login/p0, login/p1]}
+g1: {workloads: [spiffe://home.test/a, spiffe://far.test/b]}
+g2: {workloads: [spiffe://far.test], members: [login/p1]}
+`
+
+func pick(r *rand.Rand, items ...string) string { return items[r.IntN(len(items))] }
+
+func randomID(r *rand.Rand) string {
+	id := "spiffe://" + pick(r, "home.test", "far.test")
+	for range 1 + r.IntN(3) {
+		id += "/" + pick(r, "a", "b", "c")
+	}
+	return id
+}
+
+func randomPolicy(r *rand.Rand, i int) string {
+	path := fmt.Sprintf("Path::%q", randomID(r))
+	group := fmt.Sprintf("Group::%q", pick(r, "g0", "g1", "g2"))
+	domain := fmt.Sprintf("TrustDomain::%q", pick(r, "home.test", "far.test"))
+	self := randomID(r)
+	kind := "Workload"
+	if strings.HasPrefix(self, "spiffe://home.test/b") || strings.HasPrefix(self, "spiffe://far.test/b") {
+		kind = "Agent"
+	}
+	who := pick(r, "", " is Workload", " is Agent", " is Person", " in "+path, " in "+group, " in "+domain, " is Workload in "+path,
+		fmt.Sprintf(" == %s::%q", kind, self), ` == Person::"login/p0"`)
+	actions := pick(r, `== Action::"request"`, `== Action::"request"`, `in [Action::"view", Action::"revoke"]`)
+	what := pick(r, "", fmt.Sprintf(` in System::"s%d"`, r.IntN(2)), fmt.Sprintf(` == Entitlement::"e%d"`, r.IntN(4)), " is Entitlement")
+	when := pick(r, "", `when { context.scopes.contains("a") }`, `unless { context.scopes.contains("b") }`,
+		`when { context.ttl.toMilliseconds() * 1600000000000 > 0 }`)
+	if !strings.Contains(actions, "request") {
+		what = pick(r, "", fmt.Sprintf(` in Entitlement::"e%d"`, r.IntN(4)), ` in System::"s1"`)
+		when = pick(r, "", `when { resource.requester == principal.id }`)
+	}
+	return fmt.Sprintf("@id(\"p%d\") %s (principal%s, action %s, resource%s) %s;\n", i, pick(r, "permit", "permit", "forbid"), who, actions, what, when)
+}
+
+func randomQuery(r *rand.Rand, in Inputs) broker.Query {
+	rules := broker.Rules{Marks: in.Marks}
+	who := broker.Identity{ID: randomID(r), Kind: broker.KindWorkload}
+	who.TrustDomain, _, _ = strings.Cut(strings.TrimPrefix(who.ID, "spiffe://"), "/")
+	if r.IntN(4) == 0 {
+		who = broker.Identity{ID: pick(r, "login/p0", "login/p1", "login/p2"), Kind: broker.KindPerson}
+	}
+	who = rules.Mark(who)
+	about := in.Catalogue[fmt.Sprintf("e%d", r.IntN(4))]
+	q := broker.Query{Principal: who, Action: broker.ActionRequest, Entitlement: about, TTL: time.Duration(1+r.IntN(2)) * time.Hour}
+	q.Scopes = [][]string{{"a"}, {"b"}, {"a", "b"}}[r.IntN(3)]
+	if r.IntN(3) == 0 {
+		q.Action = broker.Action(pick(r, "view", "revoke"))
+		q.Request = &broker.Request{Entitlement: about.Name, Requester: broker.Identity{ID: pick(r, who.ID, "login/p0")}}
+	}
+	return q
+}
+
+// scanAll decides without the index and without our entity store: Cedar over
+// all policies, and a hierarchy that it has to climb.
+func scanAll(e *Engine, q *question) (cedar.Decision, cedar.Diagnostic) {
+	all := cedar.PolicyMap{}
+	for id, r := range e.rules {
+		if r.appliesTo(q.foreign) {
+			all[id] = r.policy
+		}
+	}
+	entities := types.EntityMap{q.resource.UID: q.resource, q.parameters.UID: q.parameters}
+	for uid, entity := range e.catalogue {
+		entities[uid] = entity
+	}
+	parents := q.principals[1:]
+	for i, uid := range parents { // a chain, each the only parent of the one before
+		entities[uid] = types.Entity{UID: uid, Parents: types.NewEntityUIDSet(parents[i+1:min(i+2, len(parents))]...)}
+	}
+	principal := q.principal
+	principal.Parents = types.NewEntityUIDSet(parents[:min(1, len(parents))]...)
+	entities[principal.UID] = principal
+	return cedar.Authorize(all, entities, q.request)
+}
+
+func diagnosed(d cedar.Diagnostic) (ids []string) {
+	for _, r := range d.Reasons {
+		ids = append(ids, "applies: "+string(r.PolicyID))
+	}
+	for _, r := range d.Errors {
+		ids = append(ids, "errs: "+string(r.PolicyID))
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func TestIndexedDecisionEqualsFullScan(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	seen := map[string]int{}
+	for seed := range uint64(40) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		var cedarText strings.Builder
+		for i := range 5 + r.IntN(60) {
+			cedarText.WriteString(randomPolicy(r, i))
+		}
+		in := world()
+		in.FS = fstest.MapFS{"a.cedar": {Data: []byte(cedarText.String())}, "groups.yaml": {Data: []byte(worldGroups)}}
+		e, err := Load(in)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		for range 200 {
+			compareWithScan(t, e, randomQuery(r, in), now, seen)
+		}
+	}
+	for _, outcome := range []string{"permit", "deny", "errors", "forbidden"} {
+		if seen[outcome] < 50 {
+			t.Errorf("the random worlds led to %q only %d times: they test too little", outcome, seen[outcome])
+		}
+	}
+}
+
+func compareWithScan(t *testing.T, e *Engine, q broker.Query, now time.Time, seen map[string]int) {
+	t.Helper()
+	a, err := e.ask(q, now)
+	if err != nil {
+		t.Fatalf("%+v: %v", q, err)
+	}
+	wantEffect, want := scanAll(e, a)
+	effect, got := cedar.Authorize(e.index.find(a.action, a.principals, a.resources, a.foreign), a, a.request)
+	if effect != wantEffect || !slices.Equal(diagnosed(got), diagnosed(want)) {
+		t.Fatalf("%s %s on %v: indexed %v %q, scanned %v %q", q.Principal.ID, q.Action, a.resources, effect, diagnosed(got), wantEffect, diagnosed(want))
+	}
+	d, err := e.Decide(context.Background(), q, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if permit := wantEffect == cedar.Allow && len(want.Errors) == 0; d.Permit != permit {
+		t.Fatalf("Decide says %v where the scan, errors denying, says %v", d.Permit, permit)
+	}
+	switch {
+	case len(want.Errors) > 0:
+		seen["errors"]++
+	case d.Permit:
+		seen["permit"]++
+	case len(d.Policies) > 0:
+		seen["forbidden"]++
+	default:
+		seen["deny"]++
+	}
+}
+
+// BenchmarkDecide decides in a company laid out as companies are: each policy
+// names one team's path and one entitlement, and a few are about everybody.
+func BenchmarkDecide(b *testing.B) {
+	for _, policies := range []int{10, 1000, 10000} {
+		b.Run(fmt.Sprint(policies), func(b *testing.B) {
+			e, q := company(b, policies)
+			now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+			b.ReportAllocs()
+			for b.Loop() {
+				d, err := e.Decide(context.Background(), q, now)
+				if err != nil || !d.Permit {
+					b.Fatalf("%+v, %v", d, err)
+				}
+			}
+		})
+	}
+}
+
+func company(tb testing.TB, policies int) (*Engine, broker.Query) {
+	tb.Helper()
+	in := Inputs{Catalogue: broker.Catalogue{}, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}}
+	for i := range max(policies/10, 1) {
+		name := fmt.Sprintf("entitlement-%d", i)
+		in.Catalogue[name] = &broker.Entitlement{Name: name, System: fmt.Sprintf("system-%d", i/10), Scopes: []string{"close", "comment", "read"},
+			Owner: "owners", Labels: map[string]string{"env": "prod"}, MaxTTL: time.Hour}
+	}
+	var text strings.Builder
+	text.WriteString(`@id("office") forbid (principal, action == Action::"request", resource)
+		when { resource.hasTag("env") && resource.getTag("env") == "prod" && context has source_ip && !context.source_ip.isInRange(ip("10.0.0.0/8")) };`)
+	for i := range policies - 1 {
+		fmt.Fprintf(&text, "@id(\"p%d\")\n@max_ttl(\"10m\")\npermit (principal in Path::\"spiffe://acme.test/team-%d\", action == Action::\"request\", resource == Entitlement::\"entitlement-%d\")\n"+
+			"when { [\"read\", \"comment\"].containsAll(context.scopes) };\n", i, i/3, i%len(in.Catalogue))
+	}
+	in.FS = fstest.MapFS{"a.cedar": {Data: []byte(text.String())}, "groups.yaml": {Data: []byte("owners: {workloads: [spiffe://acme.test/owners]}\n")}}
+	e, err := Load(in)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	id := "spiffe://acme.test/team-1/service/worker"
+	return e, broker.Query{
+		Principal: broker.Identity{ID: id, Kind: broker.KindWorkload, TrustDomain: "acme.test"}, Action: broker.ActionRequest,
+		Entitlement: in.Catalogue[fmt.Sprintf("entitlement-%d", 3%len(in.Catalogue))], Scopes: []string{"read"}, TTL: 5 * time.Minute, Duration: time.Hour,
+	}
+}

@@ -55,8 +55,11 @@ func (b *Broker) Ask(ctx context.Context, who Identity, ask Ask, again Again, no
 func (b *Broker) decide(ctx context.Context, who Identity, ask Ask, now time.Time) (*Request, *Entitlement, error) {
 	r, e, err := b.weigh(ctx, who, ask, now)
 	code := "permit"
-	if err != nil {
+	switch {
+	case err != nil:
 		code = Code(err)
+	case len(r.Decision.Obligations.Approvals) > 0:
+		code = Code(ErrPending)
 	}
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(e), Code: code})
 	var refusal *Refusal
@@ -239,7 +242,7 @@ func (b *Broker) Withdraw(ctx context.Context, who Identity, id RequestID, now t
 	version, count, open := r.Version-1, pendingKey(who.ID), AskKey(r.askDigest())
 	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: party(who), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
 	_, err = b.write(ctx, []Key{id, count, open}, record, func(tx Tx) error {
-		if now, err := get[*Request](tx, id); err != nil || now.Version != version {
+		if stored, err := get[*Request](tx, id); err != nil || stored.Version != version {
 			return changed(err)
 		}
 		c, err := counter(tx, count)

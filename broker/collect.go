@@ -179,7 +179,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 // approved. A ttl that the requester left open is cut.
 func (c *collection) stillCovered() error {
 	o, r := c.decision.Obligations, c.request
-	asked := Ask{Duration: 0}
+	var asked Ask
 	if r.TTLAsked {
 		asked.TTL = r.TTL
 	}

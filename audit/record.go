@@ -39,12 +39,12 @@ const (
 	BlockLifted      Kind = "block.lifted"
 )
 
-// A Record is one entry of the log. Encode gives its canonical bytes.
+// A Record is one entry of the log. Entry gives its canonical bytes.
 //
 // Everything in it is chosen by the broker or the operator, except scopes,
 // entitlement names and SPIFFE IDs. Free text from outside never stands in a
-// record: it is committed to (see Commitment) and kept beside the leaf, so
-// that it can be erased without breaking the tree.
+// record: it is committed to (see Commit) and kept beside the leaf, so that it
+// can be erased without breaking the tree.
 type Record struct {
 	Time     time.Time // set by the store at commit; UTC, milliseconds; never goes back
 	Kind     Kind
@@ -52,22 +52,23 @@ type Record struct {
 	Subject  *Party // on whose behalf, if that is not the caller
 	Request  *RequestFacts
 	Decision *DecisionFacts
-	Approval *ApprovalFacts
-	Lease    *LeaseFacts
-	End      *EndFacts
-	Rules    *RulesFacts
-	Key      *KeyFacts
-	Log      *LogFacts
-	Block    *BlockFacts
-	Count    int // how many identical events this record stands for; 0 and 1 mean one
+	// Delegated is what policy said with the subject as principal, when the
+	// caller acts for somebody else: both must permit. Decision is about the caller.
+	Delegated *DecisionFacts
+	Approval  *ApprovalFacts
+	Lease     *LeaseFacts
+	End       *EndFacts
+	Rules     *RulesFacts
+	Key       *KeyFacts
+	Log       *LogFacts
+	Block     *BlockFacts
+	Count     int // how many identical events this record stands for; 0 and 1 mean one
 
 	// Openings are the texts that the record commits to, by field name
-	// ("justification"). They are stored beside the leaf and are not part of it.
+	// ("justification", "ticket", "parameters", "source", "comment", "reason").
+	// They are stored beside the leaf and are not part of it.
 	Openings map[string]Opening
 }
-
-// Digest is a SHA-256.
-type Digest [32]byte
 
 // Party is somebody who was proved to be somebody.
 type Party struct {
@@ -90,6 +91,7 @@ type RequestFacts struct {
 	Justification Digest        // commitment; zero: none was given
 	Ticket        Digest        // commitment
 	Parameters    Digest        // commitment
+	Source        Digest        // commitment to the network address that it came from
 	LapsesAt      time.Time     // zero: nothing to wait for
 }
 
@@ -108,7 +110,10 @@ type ApprovalFacts struct {
 	Decision string // approve, deny
 	Digest   Digest // what they saw
 	Groups   []string
-	Comment  Digest // commitment
+	Comment  Digest        // commitment
+	Scopes   []string      // narrowed to; nil: as asked
+	TTL      time.Duration // narrowed to; zero: as asked
+	Duration time.Duration // narrowed to; zero: as asked
 }
 
 // LeaseFacts are the broker's account of one credential.
@@ -116,6 +121,7 @@ type LeaseFacts struct {
 	ID         string
 	Issuer     string
 	Type       string
+	Scopes     []string // where the grant is narrower than the request; nil: the request's
 	Expires    time.Time
 	Revocation string // immediate, pending, at_expiry, at_rotation, never
 	Credential Digest // commitment; plain SHA-256 for broker-signed tokens
@@ -151,10 +157,4 @@ type LogFacts struct {
 type BlockFacts struct {
 	Selector string // "holder spiffe://…", "under …", "entitlement …"
 	Reason   Digest
-}
-
-// An Opening opens a commitment.
-type Opening struct {
-	Salt [16]byte
-	Text string
 }

@@ -1,0 +1,122 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf16"
+)
+
+func digest(b byte) (d Digest) {
+	for i := range d {
+		d[i] = b
+	}
+	return d
+}
+
+var someTime = time.Date(2026, 11, 3, 12, 0, 0, 123e6, time.UTC)
+
+// fullRecord has every field set, and texts that need every kind of escape.
+func fullRecord() Record {
+	why, opening := Commit("customer 4711 complained\n\t\"twice\" \u2028 \x01")
+	party := Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent", Method: "jwt-svid", Proof: digest(1), Expires: someTime, Actors: []string{"login/ana", "spiffe://acme.test/x"}}
+	decision := DecisionFacts{Permit: true, Policies: []string{"a", "b"}, Revision: digest(2), Approvals: []string{"2 of dba"}, MaxTTL: time.Hour, Code: "denied"}
+	return Record{
+		Time: someTime, Kind: LeaseIssued, Caller: &party, Subject: &party,
+		Request: &RequestFacts{ID: "req_1", Digest: digest(3), Entitlement: "tickets-api", Scopes: []string{"tickets:read", "ä\"\\"}, TTL: time.Minute,
+			Duration: time.Hour, Justification: why, Ticket: digest(4), Parameters: digest(5), Source: digest(6), LapsesAt: someTime},
+		Decision: &decision, Delegated: &decision,
+		Approval: &ApprovalFacts{Decision: "approve", Digest: digest(7), Groups: []string{"dba"}, Comment: digest(8), Scopes: []string{"s"}, TTL: time.Second, Duration: time.Minute},
+		Lease:    &LeaseFacts{ID: "lse_1", Issuer: "tickets", Type: "bearer", Scopes: []string{"s"}, Expires: someTime, Revocation: "at_expiry", Credential: digest(9), Replaces: "lse_0"},
+		End:      &EndFacts{How: "returned", Reason: digest(10), ValidUntil: someTime},
+		Rules:    &RulesFacts{Revision: digest(11), Files: map[string]Digest{"b.cedar": digest(12), "política.cedar": digest(13)}},
+		Key:      &KeyFacts{ID: "k", Purpose: "token", Algorithm: "ES256", Public: digest(14)},
+		Log:      &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
+		Block:    &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
+		Count:    7,
+		Openings: map[string]Opening{"justification": opening},
+	}
+}
+
+func mustEntry(t testing.TB, r Record) *Entry {
+	t.Helper()
+	e, err := r.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func TestEntryIsCanonical(t *testing.T) {
+	for _, r := range []Record{fullRecord(), {Kind: PolicyLoaded}, {Kind: LeaseRevoked, End: &EndFacts{}, Lease: &LeaseFacts{ID: "x"}}} {
+		leaf := mustEntry(t, r).Leaf()
+		if want := canonicalize(t, leaf); string(want) != string(leaf) {
+			t.Errorf("Entry wrote\n%s\nRFC 8785 is\n%s", leaf, want)
+		}
+		if bytes.Contains(leaf, []byte("null")) {
+			t.Errorf("a null in %s", leaf)
+		}
+	}
+}
+
+// canonicalize is RFC 8785 for any JSON without floats, written independently
+// of the encoder.
+func canonicalize(t *testing.T, b []byte) []byte {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	var v any
+	if err := d.Decode(&v); err != nil {
+		t.Fatalf("not JSON: %v\n%s", err, b)
+	}
+	return appendAny(t, nil, v)
+}
+
+func appendAny(t *testing.T, b []byte, v any) []byte {
+	switch v := v.(type) {
+	case string:
+		return appendPlain(b, v)
+	case json.Number:
+		return append(b, v...)
+	case bool:
+		return fmt.Append(b, v)
+	case []any:
+		for i, e := range v {
+			b = appendAny(t, append(b, "[,"[min(i, 1)]), e)
+		}
+		return append(b, ']')
+	case map[string]any:
+		keys := []string{}
+		for k := range v {
+			keys = append(keys, k)
+		}
+		slices.SortFunc(keys, func(a, b string) int { return slices.Compare(utf16.Encode([]rune(a)), utf16.Encode([]rune(b))) })
+		b = append(b, '{')
+		for i, k := range keys {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendAny(t, append(appendPlain(b, k), ':'), v[k])
+		}
+		return append(b, '}')
+	}
+	t.Fatalf("%T has no place in a record", v)
+	return nil
+}
+
+func appendPlain(b []byte, s string) []byte {
+	b = append(b, '"')
+	for _, r := range s {
+		if i := strings.IndexRune("\b\t\n\f\r\"\\", r); i >= 0 {
+			b = append(b, '\\', `btnfr"\`[i])
+		} else if r < ' ' {
+			b = fmt.Appendf(b, `\u%04x`, r)
+		} else {
+			b = append(b, string(r)...)
+		}
+	}
+	return append(b, '"')
+}

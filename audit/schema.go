@@ -1,0 +1,138 @@
+package audit
+
+import "time"
+
+// Bounds of what a record may hold, in bytes as they are written, escapes
+// included. A test proves that they sum to less than MaxLeaf, so no record
+// within them is ever refused for its length.
+const (
+	maxID       = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
+	maxActors   = 6400
+	maxScopes   = 4300 // 32 of 128 characters
+	maxPolicies = 8192
+	maxGroups   = 2048
+	maxFiles    = 12288
+	maxName     = 128
+	maxSelector = maxID + 32
+	maxOrigin   = 512
+	maxNote     = 2048
+	maxWord     = 64 // ids, and words from small sets
+)
+
+// The schema stands here once, for writing, reading and measuring alike. RFC
+// 8785 wants the keys sorted, so the fields are listed in that order; later
+// ones are inserted in their place, and records without them stay what they
+// were. No key sorts after "v", which ends every record and says how to read it.
+
+func (r *Record) fields(c *codec) {
+	sub(c, "approval", &r.Approval, (*ApprovalFacts).fields)
+	sub(c, "block", &r.Block, (*BlockFacts).fields)
+	sub(c, "caller", &r.Caller, (*Party).fields)
+	c.count("count", &r.Count)
+	sub(c, "decision", &r.Decision, (*DecisionFacts).fields)
+	sub(c, "delegated", &r.Delegated, (*DecisionFacts).fields)
+	sub(c, "end", &r.End, (*EndFacts).fields)
+	sub(c, "key", &r.Key, (*KeyFacts).fields)
+	kind := string(r.Kind)
+	c.text("kind", &kind, maxWord)
+	r.Kind = Kind(kind)
+	sub(c, "lease", &r.Lease, (*LeaseFacts).fields)
+	sub(c, "log", &r.Log, (*LogFacts).fields)
+	sub(c, "request", &r.Request, (*RequestFacts).fields)
+	sub(c, "rules", &r.Rules, (*RulesFacts).fields)
+	sub(c, "subject", &r.Subject, (*Party).fields)
+	c.commitTime("time", &r.Time)
+	c.version("v")
+}
+
+func (p *Party) fields(c *codec) {
+	c.texts("actors", &p.Actors, maxActors)
+	c.time("expires", &p.Expires)
+	c.text("id", &p.ID, maxID)
+	c.text("kind", &p.Kind, maxWord)
+	c.text("method", &p.Method, maxWord)
+	c.digest("proof", &p.Proof)
+}
+
+func (f *RequestFacts) fields(c *codec) {
+	c.digest("digest", &f.Digest)
+	c.seconds("duration", &f.Duration)
+	c.text("entitlement", &f.Entitlement, maxName)
+	c.text("id", &f.ID, maxWord)
+	c.digest("justification", &f.Justification)
+	c.time("lapses_at", &f.LapsesAt)
+	c.digest("parameters", &f.Parameters)
+	c.texts("scopes", &f.Scopes, maxScopes)
+	c.digest("source", &f.Source)
+	c.digest("ticket", &f.Ticket)
+	c.seconds("ttl", &f.TTL)
+}
+
+func (f *DecisionFacts) fields(c *codec) {
+	c.texts("approvals", &f.Approvals, maxGroups)
+	c.text("code", &f.Code, maxWord)
+	c.seconds("max_ttl", &f.MaxTTL)
+	c.flag("permit", &f.Permit)
+	c.texts("policies", &f.Policies, maxPolicies)
+	c.digest("revision", &f.Revision)
+}
+
+func (f *ApprovalFacts) fields(c *codec) {
+	c.digest("comment", &f.Comment)
+	c.text("decision", &f.Decision, maxWord)
+	c.digest("digest", &f.Digest)
+	c.seconds("duration", &f.Duration)
+	c.texts("groups", &f.Groups, maxGroups)
+	c.texts("scopes", &f.Scopes, maxScopes)
+	c.seconds("ttl", &f.TTL)
+}
+
+func (f *LeaseFacts) fields(c *codec) {
+	c.digest("credential", &f.Credential)
+	c.time("expires", &f.Expires)
+	c.text("id", &f.ID, maxWord)
+	c.text("issuer", &f.Issuer, maxName)
+	c.text("replaces", &f.Replaces, maxWord)
+	c.text("revocation", &f.Revocation, maxWord)
+	c.texts("scopes", &f.Scopes, maxScopes)
+	c.text("type", &f.Type, maxWord)
+}
+
+func (f *EndFacts) fields(c *codec) {
+	c.text("how", &f.How, maxWord)
+	c.digest("reason", &f.Reason)
+	c.time("valid_until", &f.ValidUntil)
+}
+
+func (f *RulesFacts) fields(c *codec) {
+	c.files("files", &f.Files, maxFiles)
+	c.digest("revision", &f.Revision)
+}
+
+func (f *KeyFacts) fields(c *codec) {
+	c.text("algorithm", &f.Algorithm, maxWord)
+	c.text("id", &f.ID, maxName)
+	c.digest("public", &f.Public)
+	c.text("purpose", &f.Purpose, maxWord)
+}
+
+func (f *LogFacts) fields(c *codec) {
+	c.text("origin", &f.Origin, maxOrigin)
+	c.text("previous", &f.Previous, maxNote)
+}
+
+func (f *BlockFacts) fields(c *codec) {
+	c.digest("reason", &f.Reason)
+	c.text("selector", &f.Selector, maxSelector)
+}
+
+// timeFormat is the one form of times: RFC 3339, UTC, milliseconds, so that
+// it has a fixed width and sorts as text.
+const timeFormat = "2006-01-02T15:04:05.000Z"
+
+// maxInt is the largest integer that every JSON reader keeps exactly (RFC 7493,
+// section 2.2).
+const maxInt = 1<<53 - 1
+
+// Millis cuts a time to what a record can say.
+func Millis(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -1,0 +1,241 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Options are what the auditor brings along.
+type Options struct {
+	// Key is the log's public key, from somewhere else than the log itself.
+	// Empty: the log's own word is taken for it, and the report says so.
+	Key string
+	// Checkpoints are signed notes that the auditor kept from before.
+	Checkpoints []string
+	// Progress, if set, is told now and then how many records were read.
+	Progress func(records int64)
+}
+
+// A Report is what was found.
+type Report struct {
+	Origin      string
+	Key         string // the public key that was verified by
+	KeyTrusted  bool   // it came from the auditor
+	Records     int64
+	Root        Digest
+	First, Last time.Time // times of the first and the last record
+	Checkpoints int       // verified signed checkpoints
+	Opened      int64     // commitments whose texts are there, and are what was committed to
+	Kinds       map[Kind]int64
+	Problems    []Problem // at most maxProblems
+	More        int       // problems beyond those
+}
+
+// maxProblems bounds the report of a log that is damaged all over.
+const maxProblems = 100
+
+// A Problem says where a log does not hold, and why. It is an error.
+type Problem struct {
+	Index int64     // of the record; -1: the log as a whole
+	Kind  Kind      // as the record says, if that can be read
+	Time  time.Time // as the record says
+	What  string
+}
+
+// Error names the record and says what is wrong with it.
+func (p *Problem) Error() string {
+	switch {
+	case p.Index < 0:
+		return p.What
+	case p.Kind == "":
+		return fmt.Sprintf("record %d: %s", p.Index, p.What)
+	}
+	return fmt.Sprintf("record %d (%s, %s): %s", p.Index, p.Kind, p.Time.Format(timeFormat), p.What)
+}
+
+// Verify reads a whole log and checks everything that can be checked offline:
+// that every leaf is a record in canonical form, that the leaves hash to the
+// tree and the tree to every checkpoint, that checkpoints are signed by the
+// log's key, that times never go back, that stored texts are what was
+// committed to, and that no lease is issued twice or after its end. It uses
+// the same memory however long the log is.
+//
+// It goes on after a problem, to tell all of them. The error is the first one,
+// or says why the log could not be read.
+func Verify(ctx context.Context, src Source, opts Options) (*Report, error) {
+	h, err := src.Header(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("verifying the log: %w", err)
+	}
+	v := &verification{header: h, leases: newLeaseBook()}
+	v.report = Report{Origin: h.Origin, Key: h.Key, Kinds: map[Kind]int64{}}
+	if opts.Key != "" {
+		v.report.Key, v.report.KeyTrusted = opts.Key, true
+	}
+	v.openCheckpoints(slices.Concat(h.Checkpoints, opts.Checkpoints))
+	v.checkpointsAt(0)
+	for item, err := range src.Items(ctx) {
+		if err != nil {
+			return &v.report, fmt.Errorf("verifying the log: %w", err)
+		}
+		v.item(&item)
+		if opts.Progress != nil && v.tree.Size()%8192 == 0 {
+			opts.Progress(v.tree.Size())
+		}
+	}
+	v.finish()
+	if len(v.report.Problems) > 0 {
+		return &v.report, &v.report.Problems[0]
+	}
+	return &v.report, nil
+}
+
+// verification is the state of one Verify.
+type verification struct {
+	header      Header
+	report      Report
+	tree        Tree
+	checkpoints []Checkpoint // those not reached yet, by size
+	leases      *leaseBook
+	current     Record // the record being looked at
+}
+
+func (v *verification) problem(index int64, format string, args ...any) {
+	if len(v.report.Problems) == maxProblems {
+		v.report.More++
+		return
+	}
+	p := Problem{Index: index, What: fmt.Sprintf(format, args...)}
+	if index >= 0 {
+		p.Kind, p.Time = v.current.Kind, v.current.Time
+	}
+	v.report.Problems = append(v.report.Problems, p)
+}
+
+// openCheckpoints verifies the signatures, and sorts the checkpoints by the
+// size at which each is compared with the tree.
+func (v *verification) openCheckpoints(signed []string) {
+	for _, s := range signed {
+		c, err := OpenCheckpoint([]byte(s), v.report.Key)
+		if err != nil {
+			v.problem(-1, "%v", err)
+			continue
+		}
+		v.checkpoints = append(v.checkpoints, c)
+	}
+	slices.SortStableFunc(v.checkpoints, func(a, b Checkpoint) int { return int(min(max(a.Size-b.Size, -1), 1)) })
+}
+
+// checkpointsAt compares the checkpoints of this size with the tree.
+func (v *verification) checkpointsAt(size int64) {
+	for len(v.checkpoints) > 0 && v.checkpoints[0].Size == size {
+		if root := v.tree.Root(); v.checkpoints[0].Root != root {
+			v.problem(-1, "the first %d records have the root %s, their signed checkpoint says %s: one of them, or more, is not what it was", size, root, v.checkpoints[0].Root)
+		} else {
+			v.report.Checkpoints++
+		}
+		v.checkpoints = v.checkpoints[1:]
+	}
+}
+
+func (v *verification) item(it *Item) {
+	index := v.tree.Size()
+	last := v.current.Time
+	r, err := Decode(it.Leaf)
+	v.current = r
+	if it.Index != index {
+		v.problem(index, "the record in its place has the index %d: records are missing, doubled or out of order", it.Index)
+	}
+	v.hashes(index, it)
+	if err != nil {
+		v.problem(index, "%v", err)
+		v.current.Time = last
+	} else {
+		v.record(index, &r, last)
+		v.openings(index, &r, it.Openings)
+	}
+	v.checkpointsAt(v.tree.Size())
+}
+
+// hashes adds the leaf to the tree and compares the hashes in the record's row.
+// Where they differ, the tree goes on with those of the row: if they lead to
+// the signed root, then it is these bytes that were changed, and no others.
+func (v *verification) hashes(index int64, it *Item) {
+	own := Digest(tlog.RecordHash(it.Leaf))
+	stored := own
+	if len(it.Hashes) >= len(stored) {
+		stored = Digest(it.Hashes[:len(stored)])
+	}
+	if own != stored {
+		v.problem(index, "its bytes hash to %s, the tree says %s", own, stored)
+	}
+	nodes := v.tree.Append(stored)
+	if len(it.Hashes) <= tlog.HashSize { // an export: only the leaf's own hash
+		return
+	}
+	if len(it.Hashes) != len(nodes)*tlog.HashSize {
+		v.problem(index, "its row holds %d bytes of hashes, and not those of %d nodes", len(it.Hashes), len(nodes))
+		return
+	}
+	for level, node := range nodes {
+		if there := it.Hashes[level*tlog.HashSize:][:tlog.HashSize]; !bytes.Equal(there, node[:]) {
+			v.problem(index, "records %d to %d hash to %s, the tree says %s: one of them is not what it was",
+				index+1-1<<level, index, Digest(node), Digest(there))
+			return // those above follow from this one
+		}
+	}
+}
+
+// record checks what can be known of a record from those before it.
+func (v *verification) record(index int64, r *Record, last time.Time) {
+	v.report.Kinds[r.Kind]++
+	if index == 0 {
+		v.report.First = r.Time
+	}
+	v.report.Last = r.Time
+	if r.Time.Before(last) {
+		v.problem(index, "its time is before that of the record before it, %s", last.Format(timeFormat))
+	}
+	switch opened := r.Kind == LogOpened; {
+	case opened && index > 0:
+		v.problem(index, "a log is opened by its first record only")
+	case !opened && index == 0:
+		v.problem(index, "the first record must be %s", LogOpened)
+	case opened && (r.Log == nil || r.Log.Origin != v.header.Origin):
+		v.problem(index, "it opens another log than %s", v.header.Origin)
+	}
+	if what := v.leases.check(r); what != "" {
+		v.problem(index, "%s", what)
+	}
+}
+
+func (v *verification) openings(index int64, r *Record, stored []byte) {
+	openings, err := DecodeOpenings(stored)
+	if err == nil {
+		err = r.checkOpenings(openings)
+	}
+	if err != nil {
+		v.problem(index, "%v", err)
+		return
+	}
+	v.report.Opened += int64(len(openings))
+}
+
+// finish compares the whole tree with what the log says of itself.
+func (v *verification) finish() {
+	v.report.Records, v.report.Root = v.tree.Size(), v.tree.Root()
+	h := v.header
+	if h.Size != v.report.Records {
+		v.problem(-1, "the log says that it has %d records, and %d are there", h.Size, v.report.Records)
+	} else if h.Root != v.report.Root {
+		v.problem(-1, "the records have the root %s, the log says %s", v.report.Root, h.Root)
+	}
+	for _, c := range v.checkpoints {
+		v.problem(-1, "a signed checkpoint covers %d records, and %d are there: the end of the log is missing", c.Size, v.report.Records)
+	}
+}

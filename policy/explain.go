@@ -29,7 +29,7 @@ type Explanation struct {
 	Policies     []Verdict     `json:"policies"`        // those that apply first
 	NearMisses   int           `json:"near_misses_left_off,omitempty"`
 	Obligations  []string      `json:"obligations,omitempty"`
-	MaxTTL       time.Duration `json:"max_ttl,omitempty"`      // the shortest of the permits' and the entitlement's; nanoseconds
+	MaxTTL       string        `json:"max_ttl,omitempty"`      // the shortest of the permits' and the entitlement's
 	Alternatives []Alternative `json:"alternatives,omitempty"` // if denied: what would be permitted
 }
 
@@ -68,7 +68,7 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 		return x
 	}
 	if x.Permit {
-		x.MaxTTL = shorter(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL)
+		x.MaxTTL = shorter(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL).String()
 	} else {
 		x.Alternatives = e.alternatives(ctx, q, now)
 	}
@@ -86,8 +86,9 @@ func (e *Engine) alternatives(ctx context.Context, q broker.Query, now time.Time
 	return found
 }
 
-// verdicts judges every policy on the action whose head fits the principal or
-// the resource, and leaves off all but some of those that fit only one.
+// verdicts judges every policy on the action whose head fits, and some of the
+// permits whose head fits only the principal or only the resource: a slip of
+// the pen is often found there.
 func (e *Engine) verdicts(a *question) (verdicts []Verdict, leftOff int) {
 	for _, r := range e.sorted() {
 		if !slices.Contains(r.actions, a.action) {
@@ -95,7 +96,7 @@ func (e *Engine) verdicts(a *question) (verdicts []Verdict, leftOff int) {
 		}
 		who := r.who.matches(a.principals[0], a.principals)
 		what := r.what.matches(a.resources[0], a.resources)
-		if who || what {
+		if who && what || r.permit && (who || what) {
 			verdicts = append(verdicts, r.verdict(a, who, what))
 		}
 	}
@@ -246,12 +247,12 @@ func (x Explanation) String() string {
 	for _, o := range x.Obligations {
 		fmt.Fprintf(&b, "  demands %s\n", o)
 	}
-	if x.MaxTTL > 0 {
+	if x.MaxTTL != "" {
 		fmt.Fprintf(&b, "  for at most %s\n", x.MaxTTL)
 	}
 	writeVerdicts(&b, x.Policies)
 	if x.NearMisses > 0 {
-		fmt.Fprintf(&b, "  and %d more policies that fit only the principal or only the resource\n", x.NearMisses)
+		fmt.Fprintf(&b, "and %d more permits that are about this principal or this resource, not both\n", x.NearMisses)
 	}
 	for _, a := range x.Alternatives {
 		fmt.Fprintf(&b, "would be permitted: scope %s alone", a.Scope)

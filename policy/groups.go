@@ -112,8 +112,8 @@ func (f *groupsFile) check(name string, g *group, known *names) {
 		f.unless(known.place(w), name, w)
 	}
 	for _, c := range g.Claims {
-		f.unless(listed(known.providers, "provider", c.Provider, "configure it in attest.people or correct the name"), name, c.Provider)
-		if c.Group == "" {
+		f.unless(known.provider(c.Provider), name, c.Provider)
+		if c.Provider == "" || c.Group == "" {
 			f.unless(errors.New("a claim names a provider and a group"), name, "claims")
 		}
 	}
@@ -185,5 +185,5 @@ func (m memberships) appendGroups(uids []types.EntityUID, who broker.Identity, p
 	for _, p := range paths {
 		uids = append(uids, m[p]...)
 	}
-	return append(uids, m[spiffeScheme+who.TrustDomain]...)
+	return append(uids, m[spiffeScheme+domainOf(who.ID)]...)
 }

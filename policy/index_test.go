@@ -103,7 +103,7 @@ func scanAll(e *Engine, q *question) (cedar.Decision, cedar.Diagnostic) {
 	}
 	parents := q.principals[1:]
 	for i, uid := range parents { // a chain, each the only parent of the one before
-		entities[uid] = types.Entity{UID: uid, Parents: types.NewEntityUIDSet(parents[i+1:min(i+2, len(parents))]...)}
+		entities[uid] = types.Entity{UID: uid, Parents: types.NewEntityUIDSet(parents[i+1 : min(i+2, len(parents))]...)}
 	}
 	principal := q.principal
 	principal.Parents = types.NewEntityUIDSet(parents[:min(1, len(parents))]...)

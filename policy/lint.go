@@ -86,14 +86,13 @@ func (l *linter) catalogueEntries() {
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(l.in.Catalogue)) {
-		e := l.in.Catalogue[name]
+	for name, e := range l.in.Catalogue {
 		if !reached[name] {
-			l.problems.add(Problem{File: catalogueName, Text: fmt.Sprintf("entitlement %q: no permit is about it, so nobody can ask for it", name)})
+			l.problems.add(Problem{File: "entitlements." + name, Text: "no permit is about it, so nobody can ask for it"})
 		}
 		if e.MaxTTL > 0 && e.MaxTTL < e.MinTTL {
-			l.problems.add(Problem{File: catalogueName, Text: fmt.Sprintf(
-				"entitlement %q: max_ttl %s is shorter than the shortest credential of its issuer, %s: it can never be collected", name, e.MaxTTL, e.MinTTL)})
+			l.problems.add(Problem{File: "entitlements." + name, Text: fmt.Sprintf(
+				"max_ttl %s is shorter than the shortest credential of its issuer, %s: it can never be collected", e.MaxTTL, e.MinTTL)})
 		}
 	}
 }
@@ -119,8 +118,8 @@ func (l *linter) domains() {
 	}
 	for _, d := range l.in.TrustDomains {
 		if !named[d] {
-			l.problems.add(Problem{File: identitiesName, Text: fmt.Sprintf(
-				"trust domain %q: no permit names it in its head, so its workloads may authenticate and do nothing", d)})
+			l.problems.add(Problem{File: "attest.trust_domains", Text: fmt.Sprintf(
+				"%q: no permit names it in its head, so its workloads may authenticate and do nothing", d)})
 		}
 	}
 }

@@ -36,7 +36,7 @@ type Inputs struct {
 	Marks        []broker.Mark
 	HomeDomain   string   // the broker's own trust domain; the others are federated
 	TrustDomains []string // all that may authenticate, the home domain among them
-	Providers    []string // of people: the "login" of "login/ana"
+	Providers    []string // of people: the "login" of "login/ana"; empty: people are not checked for theirs
 }
 
 // An Engine decides by one set of rules. It is immutable and safe for
@@ -80,6 +80,7 @@ func Load(in Inputs) (*Engine, error) {
 	e := &Engine{in: in, known: newNames(in)}
 	e.groups = loadGroups(dir.groups, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
+	checkMarks(in.Marks, e.known, &ps)
 	l := ruleLoader{known: e.known, catalogue: in.Catalogue, validator: validator, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
 	for _, src := range dir.cedar {
 		l.load(src)

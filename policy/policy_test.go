@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -122,3 +123,5 @@ func TestSampleDecisions(t *testing.T) {
 		})
 	}
 }
+
+func sum(content []byte) audit.Digest { return sha256.Sum256(content) }

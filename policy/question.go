@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cedar-policy/cedar-go"
@@ -73,7 +74,8 @@ func (e *Engine) ask(q broker.Query, now time.Time) (*question, error) {
 
 var parametersUID = types.NewEntityUID(typeParameters, "of the request")
 
-// askAbout sets the principal.
+// askAbout sets the principal. Its ID alone says where it is from, and is
+// checked once more: the rules may be newer than the proof.
 func (e *Engine) askAbout(a *question, who broker.Identity) error {
 	kind := principalType(who.Kind)
 	if kind == "" || who.ID == "" {
@@ -82,16 +84,21 @@ func (e *Engine) askAbout(a *question, who broker.Identity) error {
 	uids := make([]types.EntityUID, 1, 12)
 	uids[0] = types.NewEntityUID(kind, types.String(who.ID))
 	var paths []string
-	if kind != typePerson {
-		if !e.known.domains[who.TrustDomain] {
-			return fmt.Errorf("trust domain %q is not listed", who.TrustDomain)
+	if kind == typePerson {
+		if err := e.known.person(who.ID); err != nil {
+			return err
 		}
-		a.foreign = who.TrustDomain != e.known.home
+	} else {
+		domain := domainOf(who.ID)
+		if !strings.HasPrefix(who.ID, spiffeScheme) || !e.known.domains[domain] {
+			return fmt.Errorf("trust domain %q is not listed", domain)
+		}
+		a.foreign = domain != e.known.home
 		paths = broker.SPIFFEPaths(who.ID)
 		for _, p := range paths {
 			uids = append(uids, types.NewEntityUID(typePath, types.String(p)))
 		}
-		uids = append(uids, types.NewEntityUID(typeTrustDomain, types.String(who.TrustDomain)))
+		uids = append(uids, types.NewEntityUID(typeTrustDomain, types.String(domain)))
 	}
 	a.principals = e.members.appendGroups(uids, who, paths)
 	a.principal = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(a.principals[1:]...), Attributes: principalAttributes(who)}
@@ -101,10 +108,11 @@ func (e *Engine) askAbout(a *question, who broker.Identity) error {
 func principalAttributes(who broker.Identity) types.Record {
 	m := types.RecordMap{"id": types.String(who.ID)}
 	if who.Kind == broker.KindPerson {
-		m["provider"] = types.String(provider(who.ID))
+		provider, _, _ := strings.Cut(who.ID, "/")
+		m["provider"] = types.String(provider)
 		return types.NewRecord(m)
 	}
-	m["trust_domain"] = types.String(who.TrustDomain)
+	m["trust_domain"] = types.String(domainOf(who.ID))
 	if who.Team != "" {
 		m["team"] = types.String(who.Team)
 	}

@@ -20,7 +20,10 @@ const (
 	maxPolicies = 50000
 )
 
-const groupsName = "groups.yaml"
+const (
+	cedarSuffix = ".cedar"
+	groupsName  = "groups.yaml"
+)
 
 // A Problem is one reason why rules do not load. Its text says what to do.
 type Problem struct {
@@ -69,7 +72,7 @@ func (ps problems) err() error {
 type source struct {
 	name string
 	text []byte
-	code []byte // text with comments blanked, so that searching it finds no comment
+	code []byte // text, in Cedar with comments blanked, so that searching it finds no comment
 }
 
 // A place is a part of a source: the bytes from, up to to.
@@ -151,7 +154,7 @@ func readFolder(fsys fs.FS) (folder, error) {
 
 func (f *folder) add(fsys fs.FS, name string) (err error) {
 	switch {
-	case strings.HasSuffix(name, ".cedar"):
+	case strings.HasSuffix(name, cedarSuffix):
 		if len(f.cedar) == maxFiles {
 			return fmt.Errorf("more than %d files of policies", maxFiles)
 		}
@@ -180,5 +183,9 @@ func readSource(fsys fs.FS, name string) (*source, error) {
 	if !utf8.Valid(text) {
 		return nil, fmt.Errorf("%s: not UTF-8", name)
 	}
-	return &source{name: name, text: text, code: blankComments(text)}, nil
+	src := &source{name: name, text: text, code: text}
+	if strings.HasSuffix(name, cedarSuffix) {
+		src.code = blankComments(text)
+	}
+	return src, nil
 }

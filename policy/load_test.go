@@ -1,0 +1,214 @@
+package policy_test
+
+import (
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+)
+
+// permit is a policy that loads, with an annotation and a condition put in.
+func permit(annotation, condition string) string {
+	return `@id("x") ` + annotation + `
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api")
+` + condition + `;`
+}
+
+// TestWhatDoesNotLoad has, for each thing that is refused, the place and the
+// words of the refusal.
+func TestWhatDoesNotLoad(t *testing.T) {
+	const groups = "support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n"
+	tests := []struct {
+		name, cedar string
+		want        string
+	}{
+		{"not Cedar", "permit (principal, action resource);", `a.cedar:1:35: not Cedar: near ")"`},
+		{"a template", permit("", `when { principal == ?principal }`), "a.cedar:3:22: not Cedar"},
+		{"no id", `permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: has no id: give it one`},
+		{"an id that is none", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id is 1 to 64 of a-z`},
+		{"an id twice", permit("", "") + "\n\n" + permit("", ""), `a.cedar:5:1: policy "x": its id is already that of the policy at a.cedar:1`},
+		{"an annotation with a typo", permit(`@aprove("1 of dba")`, ""), `a.cedar:1:10: policy "x": @aprove: unknown annotation: use one of @approval, @id`},
+		{"an annotation twice", permit(`@max_ttl("1h") @max_ttl("1m")`, ""), `a.cedar:1:33: not Cedar: near "(": duplicate annotation`},
+		{"an obligation on a forbid", strings.Replace(permit(`@max_ttl("1h")`, ""), "permit", "forbid", 1), `@max_ttl: an obligation on a forbid means nothing`},
+		{"an unknown group in an approval", permit(`@approval("1 of dbaa")`, ""), `a.cedar:1:10: policy "x": @approval: group "dbaa" does not exist: declare it in groups.yaml`},
+		{"an approval by the owner of what has none",
+			`@id("x") @approval("1 of owner") permit (principal, action == Action::"request", resource);`,
+			`@approval: the owner must approve, but entitlement "reports" has none`},
+		{"an unknown group", `@id("x") permit (principal in Group::"dbaa", action == Action::"audit", resource);`, `a.cedar:1:31: policy "x": group "dbaa" does not exist`},
+		{"a reserved term as group", `@id("x") permit (principal in Group::"owner", action == Action::"audit", resource);`, `"owner" is a term of @approval and no group`},
+		{"an unknown entitlement in the head", strings.Replace(permit("", ""), "tickets-api", "ticket-api", 1), `a.cedar:2:97: policy "x": entitlement "ticket-api" does not exist`},
+		{"an unknown entitlement in a condition", permit("", `when { resource == Entitlement::"nope" }`), `a.cedar:3:20: policy "x": entitlement "nope" does not exist`},
+		{"an unknown system", `@id("x") forbid (principal, action, resource in System::"ordres");`, `system "ordres" does not exist: no entitlement of the catalogue belongs to it`},
+		{"an unlisted trust domain", permit("", `unless { principal in TrustDomain::"evil.test" }`), `trust domain "evil.test" does not exist: list it in attest.trust_domains`},
+		{"a path in an unlisted trust domain", permit("", `when { principal in Path::"spiffe://evil.test/x" }`), `trust domain "evil.test" does not exist`},
+		{"a path that is a domain", permit("", `when { principal in Path::"spiffe://acme.test" }`), `is a whole trust domain: write TrustDomain::"acme.test"`},
+		{"a path with a wildcard", permit("", `when { principal in Path::"spiffe://acme.test/agent/*" }`), `is no SPIFFE path`},
+		{"a path with a slash at the end", permit("", `when { principal in Path::"spiffe://acme.test/agent/" }`), `is no SPIFFE path`},
+		{"a path that climbs", permit("", `when { principal in Path::"spiffe://acme.test/agent/../x" }`), `is no SPIFFE path`},
+		{"an agent named as a workload", permit("", `when { principal == Workload::"spiffe://acme.test/agent/triage" }`), `is marked as agent: write Agent::"spiffe://acme.test/agent/triage"`},
+		{"a person of no provider", permit("", `unless { principal == Person::"google/ana" }`), `provider "google" does not exist`},
+		{"a person without provider", permit("", `unless { principal == Person::"ana" }`), `is no person: write <provider>/<subject>`},
+		{"a single request", `@id("x") forbid (principal, action == Action::"view", resource == Request::"req_x");`, `a policy can't name a single Request`},
+		{"an unknown action", `@id("x") forbid (principal, action == Action::"aprove", resource);`, "unrecognized action `Action::\"aprove\"`"},
+		{"an unknown attribute", permit("", `when { context.scope.contains("a") }`), "does not fit the schema: attribute `scope`"},
+		{"an unguarded optional attribute", permit("", `when { context.ticket like "INC-*" }`), "does not fit the schema: unable to guarantee safety of access to optional attribute `ticket`"},
+		{"another broker", `@id("x") permit (principal, action == Action::"audit", resource == Broker::"other");`, `broker "other" does not exist: write Broker::"self"`},
+		{"an action on the wrong resource", `@id("x") permit (principal, action == Action::"request", resource == Broker::"self");`, "unable to find an applicable action"},
+		{"a permit of every action", `@id("x") permit (principal, action, resource);`, `a.cedar:1:29: policy "x": a permit names its actions`},
+		{"a permit of approve", `@id("x") permit (principal, action in [Action::"view", Action::"approve"], resource);`, `"approve" can only be forbidden`},
+		{"an obligation on another action", `@id("x") @max_ttl("1h") permit (principal, action == Action::"view", resource);`, `obligations are for permits of Action::"request" alone`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte(test.cedar)}, "groups.yaml": {Data: []byte(groups)}}))
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("Load says\n  %v\nwant it to say\n  %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestGroupsThatDoNotLoad(t *testing.T) {
+	tests := []struct{ name, groups, want string }{
+		{"an unknown key", "support: {}\ndba:\n  members: [login/ana]\n  member: [login/ben]\n", `groups.yaml:4:3: unknown field "member"`},
+		{"a person of no provider", "support: {}\ndba:\n  members:\n  - login/ana\n  - google/ben\n", `groups.yaml:5:5: group "dba": provider "google" does not exist`},
+		{"a workload of no domain", "support: {}\ndba: {workloads: [spiffe://evil.test/x]}\n", `groups.yaml:2:19: group "dba": trust domain "evil.test" does not exist`},
+		{"a malformed workload", "support: {}\ndba: {workloads: [acme.test/x]}\n", `is no SPIFFE ID`},
+		{"half a claim", "support: {}\ndba: {claims: [{provider: login}]}\n", `a claim names a provider and a group`},
+		{"a member twice", "support: {}\ndba: {members: [login/ana, login/ana]}\n", `"login/ana" stands twice`},
+		{"a reserved name", "support: {}\ndba: {}\nowner: {}\n", `groups.yaml:3:1: "owner" is no name for a group`},
+		{"a group twice", "support: {}\ndba: {}\ndba: {}\n", `groups.yaml:3:1:`},
+		{"a list", "- dba\n", `groups.yaml:1:1: write one group a key`},
+		{"not YAML", "dba: [\n", `groups.yaml:`},
+		{"an owner that is no group", "support: {}\n", `entitlements.orders-db-ro: owner: group "dba" does not exist`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := policy.Load(inputs(fstest.MapFS{"groups.yaml": {Data: []byte(test.groups)}}))
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("Load says\n  %v\nwant it to say\n  %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestEveryProblemIsReported(t *testing.T) {
+	_, err := policy.Load(inputs(fstest.MapFS{
+		"b/two.cedar": {Data: []byte(permit(`@aprove("x")`, ""))},
+		"a.cedar":     {Data: []byte(`permit (principal in Group::"nobody", action == Action::"audit", resource);`)},
+		"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")},
+	}))
+	var p *policy.Problem
+	if !errors.As(err, &p) || p.File != "a.cedar" || p.Line != 1 {
+		t.Errorf("the first problem is %+v", p)
+	}
+	for _, want := range []string{"has no id", `group "nobody"`, "b/two.cedar:1:10", "@aprove"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in:\n%v", want, err)
+		}
+	}
+}
+
+func TestMarksThatDoNotLoad(t *testing.T) {
+	for want, mark := range map[string]broker.Mark{
+		`trust domain "evil.test" does not exist`: {Under: "spiffe://evil.test/x", Kind: broker.KindAgent},
+		`kind "robot": write workload or agent`:   {Under: "spiffe://acme.test/x", Kind: "robot"},
+		`provider "google" does not exist`:        {Under: "spiffe://acme.test/x", Kind: broker.KindAgent, Accountable: []string{"google/x"}},
+	} {
+		in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}})
+		in.Marks = []broker.Mark{mark}
+		if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Load says %v, want %s", err, want)
+		}
+	}
+}
+
+func TestHomeDomainIsListed(t *testing.T) {
+	in := inputs(fstest.MapFS{})
+	in.HomeDomain = "other.test"
+	if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), "other.test") {
+		t.Errorf("Load says %v", err)
+	}
+}
+
+// TestHiddenFilesAreSkipped has the layout in which Kubernetes mounts files.
+func TestHiddenFilesAreSkipped(t *testing.T) {
+	groups := &fstest.MapFile{Data: []byte("support: {}\ndba: {}\n")}
+	e := load(t, fstest.MapFS{
+		"..2026_11_23/a.cedar": {Data: []byte(permit("", ""))}, "a.cedar": {Data: []byte(permit("", ""))}, ".a.cedar.swp": {Data: []byte("x")},
+		"groups.yaml": groups, "README.md": {Data: []byte("x")},
+	})
+	if e.Len() != 1 {
+		t.Errorf("%d policies, want 1", e.Len())
+	}
+}
+
+func TestOversizedFile(t *testing.T) {
+	_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: make([]byte, 5<<20)}}))
+	if err == nil || !strings.Contains(err.Error(), "a file may have at most") {
+		t.Errorf("Load says %v", err)
+	}
+}
+
+// TestRevisionNamesEverything changes one input after the other.
+func TestRevisionNamesEverything(t *testing.T) {
+	folder := func() fstest.MapFS {
+		return fstest.MapFS{"a.cedar": {Data: []byte(permit("", ""))}, "groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}}
+	}
+	base := load(t, folder())
+	if again := load(t, folder()); again.Revision() != base.Revision() {
+		t.Error("the same inputs have another revision")
+	}
+	changes := map[string]func(in *policy.Inputs, dir fstest.MapFS){
+		"policy":    func(_ *policy.Inputs, dir fstest.MapFS) { dir["a.cedar"].Data = append(dir["a.cedar"].Data, '\n') },
+		"file name": func(_ *policy.Inputs, dir fstest.MapFS) { dir["b.cedar"] = dir["a.cedar"]; delete(dir, "a.cedar") },
+		"groups": func(_ *policy.Inputs, dir fstest.MapFS) {
+			dir["groups.yaml"].Data = append(dir["groups.yaml"].Data, '\n')
+		},
+		"entitlement": func(in *policy.Inputs, _ fstest.MapFS) { in.Catalogue["reports"].MinTTL++ },
+		"effect":      func(in *policy.Inputs, _ fstest.MapFS) { in.Catalogue["reports"].Effect[0]++ },
+		"marks":       func(in *policy.Inputs, _ fstest.MapFS) { in.Marks = nil },
+		"domains":     func(in *policy.Inputs, _ fstest.MapFS) { in.TrustDomains = append(in.TrustDomains, "third.test") },
+		"home":        func(in *policy.Inputs, _ fstest.MapFS) { in.HomeDomain = "supplier.test" },
+	}
+	for name, change := range changes {
+		dir := folder()
+		in := inputs(dir)
+		change(&in, dir)
+		e, err := policy.Load(in)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if e.Revision() == base.Revision() {
+			t.Errorf("%s: changed, and the revision is the same", name)
+		}
+	}
+}
+
+func TestFilesAndContentsAgree(t *testing.T) {
+	e := sample(t)
+	var names []string
+	for name, d := range e.Files() {
+		names = append(names, name)
+		if content := e.Contents()[name]; sum(content) != d {
+			t.Errorf("%s: the digest is not that of the content", name)
+		}
+	}
+	slices.Sort(names)
+	want := []string{"catalogue.json", "databases.cedar", "groups.yaml", "identities.json", "people.cedar", "schema.cedarschema", "tickets.cedar"}
+	if !slices.Equal(names, want) {
+		t.Errorf("files %q, want %q", names, want)
+	}
+}
+
+func TestUnreadableFolder(t *testing.T) {
+	_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte("x"), Mode: fs.ModeDir}, "a.cedar/b.cedar": {Data: []byte{0xff}}}))
+	if err == nil || !strings.Contains(err.Error(), "not UTF-8") {
+		t.Errorf("Load says %v", err)
+	}
+}

@@ -1,0 +1,190 @@
+package policy
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+func TestAnnotations(t *testing.T) {
+	tests := []struct {
+		name, value string
+		want        string // as describe writes it; "!" and a part of the refusal
+	}{
+		{"id", "agents-read-2", ""},
+		{"id", "", "!an id is"},
+		{"id", "Agents", "!an id is"},
+		{"id", "-a", "!an id is"},
+		{"id", strings.Repeat("a", 65), "!an id is"},
+		{"reason", "why, in words", ""},
+		{"reason", "", "!a reason is"},
+		{"reason", "two\nlines", "!a reason is"},
+		{"reason", strings.Repeat("a", 501), "!a reason is"},
+		{"approval", "2 of dba", "approval: 2 of dba"},
+		{"approval", " 1 of security,2  of dba ", "approval: 2 of dba; approval: 1 of security"},
+		{"approval", "1 of owner, 1 of manager", "approval: 1 of manager; approval: 1 of owner"},
+		{"approval", "", "!write how many"},
+		{"approval", "2 dba", "!write how many"},
+		{"approval", "0 of dba", "!write a whole number from 1 to 20"},
+		{"approval", "-1 of dba", "!write a whole number"},
+		{"approval", "+1 of dba", "!write a whole number"},
+		{"approval", "01 of dba", "!write a whole number"},
+		{"approval", "21 of dba", "!write a whole number"},
+		{"approval", "1 of dba, 2 of dba", "!stands twice"},
+		{"approval", "1 of dba or 1 of security", "!write how many"},
+		{"approval", "1 of dba,", "!write how many"},
+		{"max_ttl", "15m", "max_ttl: 15m0s"},
+		{"max_ttl", "15", "!write a duration"},
+		{"max_ttl", "0s", "!write a duration"},
+		{"max_ttl", "-1h", "!write a duration"},
+		{"max_ttl", "1500ms", "!whole seconds"},
+		{"max_ttl", "721h", "!from 1s to 720h"},
+		{"max_duration", "8h", "max_duration: 8h0m0s"},
+		{"max_duration", "8 hours", "!write a duration"},
+		{"justification", "required", "justification: required"},
+		{"justification", "", `!write "required"`},
+		{"justification", "yes", `!write "required"`},
+		{"ticket", "INC-[0-9]+", "ticket: ^(?:INC-[0-9]+)$"},
+		{"ticket", "INC|CHG", "ticket: ^(?:INC|CHG)$"},
+		{"ticket", "", "!1 to 200 bytes"},
+		{"ticket", strings.Repeat("a", 201), "!1 to 200 bytes"},
+		{"ticket", "a)|(?:b", "!not a pattern"},
+		{"ticket", "(?=a)", "!not a pattern"},
+		{"ticket", ".*", "!demands no ticket"},
+		{"ticket", "a?", "!demands no ticket"},
+		{"limit", "20 per 1h", "limit: 20 per 1h0m0s (p)"},
+		{"limit", "20/h", "!write how many per how long"},
+		{"limit", "0 per 1h", "!write a whole number"},
+		{"limit", "1 per 0s", "!write a duration"},
+		{"max_active", "5", "max_active: 5 (p)"},
+		{"max_active", "0", "!write a whole number"},
+		{"max_active", "five", "!write a whole number"},
+		{"aprove", "1 of dba", "!unknown annotation"},
+		{"Approval", "1 of dba", "!unknown annotation"},
+	}
+	for _, test := range tests {
+		t.Run(test.name+"("+test.value+")", func(t *testing.T) {
+			parsed := terms{id: "p"}
+			err := parsed.parse(test.name, test.value, true)
+			if want, bad := strings.CutPrefix(test.want, "!"); bad {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("refused with %v, want %q", err, want)
+				}
+				return
+			}
+			parsed.named()
+			if got := strings.Join(describe(parsed.Obligations), "; "); err != nil || got != test.want {
+				t.Errorf("got %q, %v; want %q", got, err, test.want)
+			}
+		})
+	}
+}
+
+func TestOnlyIDAndReasonOnForbids(t *testing.T) {
+	for name, a := range annotations {
+		err := new(terms).parse(name, "required", false)
+		if onForbid := err == nil; onForbid != a.onForbid || a.onForbid != (name == "id" || name == "reason") {
+			t.Errorf("@%s on a forbid: %v", name, err)
+		}
+	}
+}
+
+// FuzzAnnotation looks for annotations that are accepted and demand nothing,
+// or something else than they say.
+func FuzzAnnotation(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"id", "a-b"}, {"reason", "because"}, {"approval", "2 of dba, 1 of owner"}, {"max_ttl", "15m"}, {"max_duration", "1h30m"},
+		{"justification", "required"}, {"ticket", "INC-[0-9]+"}, {"ticket", "(?m)^a$|b"}, {"limit", "20 per 1h"}, {"max_active", "5"}, {"aprove", "1 of dba"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, name, value string) {
+		got := terms{id: "p"}
+		if got.parse(name, value, true) != nil {
+			return
+		}
+		if !got.demands() && name != "id" && name != "reason" {
+			t.Fatalf("@%s(%q) is accepted and demands nothing", name, value)
+		}
+		for _, line := range describe(got.Obligations) {
+			again(t, line)
+		}
+		for _, pattern := range got.Tickets {
+			if regexp.MustCompile(pattern).MatchString("") {
+				t.Errorf("@ticket(%q) is met by no ticket", value)
+			}
+		}
+		for _, n := range got.Approvals {
+			if n.Count < 1 {
+				t.Errorf("@approval(%q) is met by nobody", value)
+			}
+		}
+	})
+}
+
+// again parses a described obligation and describes it anew.
+func again(t *testing.T, line string) {
+	t.Helper()
+	name, value, _ := strings.Cut(line, ": ")
+	if name == "ticket" {
+		value = strings.TrimSuffix(strings.TrimPrefix(value, "^(?:"), ")$")
+	}
+	value = strings.TrimSuffix(value, " ()")
+	var got terms
+	if err := got.parse(name, value, true); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	if described := describe(got.Obligations); !slices.Equal(described, []string{line}) {
+		t.Fatalf("%q becomes %q", line, described)
+	}
+}
+
+func TestTheStrictestWins(t *testing.T) {
+	a := broker.Obligations{
+		Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}, {Group: "security", Count: 1}}, MaxTTL: time.Hour,
+		Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p", Count: 1, Per: time.Hour}}, MaxActive: []broker.Limit{{Policy: "p", Count: 3}},
+	}
+	b := broker.Obligations{
+		Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "legal", Count: 1}}, MaxTTL: time.Minute, MaxDuration: time.Hour,
+		Justification: true, Tickets: []string{"a", "b"}, Limits: []broker.Limit{{Policy: "q", Count: 9, Per: time.Hour}},
+	}
+	want := []string{
+		"approval: 2 of dba", "approval: 1 of legal", "approval: 1 of security", "max_ttl: 1m0s", "max_duration: 1h0m0s", "justification: required",
+		"ticket: a", "ticket: b", "limit: 1 per 1h0m0s (p)", "limit: 9 per 1h0m0s (q)", "max_active: 3 (p)",
+	}
+	if got := describe(combine(a, b)); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	if got := describe(combine(broker.Obligations{}, a)); !slices.Equal(got, describe(a)) {
+		t.Errorf("nothing and a make %q", got)
+	}
+}
+
+// TestCombineLeavesItsArgumentsAlone: the obligations of a rule are shared by
+// all decisions.
+func TestCombineLeavesItsArgumentsAlone(t *testing.T) {
+	a := broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 1}}, Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p"}}}
+	got := combine(combine(broker.Obligations{}, a), broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}}})
+	got.Approvals[0].Group, got.Tickets[0], got.Limits[0].Policy = "x", "x", "x"
+	if a.Approvals[0] != (broker.ApprovalNeed{Group: "dba", Count: 1}) || a.Tickets[0] != "a" || a.Limits[0].Policy != "p" {
+		t.Errorf("changed to %+v", a)
+	}
+}
+
+func TestOwnerIsResolved(t *testing.T) {
+	needs := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "owner", Count: 2}}
+	got, err := resolveOwner(needs, "dba")
+	if err != nil || !slices.Equal(got, []broker.ApprovalNeed{{Group: "dba", Count: 2}}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if needs[1].Group != "owner" {
+		t.Error("the rule's own needs were changed")
+	}
+	if _, err := resolveOwner(needs, ""); err == nil {
+		t.Error("an owner that there is not was resolved")
+	}
+}

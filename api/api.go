@@ -262,10 +262,11 @@ type Opening struct {
 }
 
 // An InclusionProof proves that a leaf is in the tree of a checkpoint (RFC
-// 6962, section 2.1.1).
+// 6962, section 2.1.1). The broker command verifies it offline.
 type InclusionProof struct {
+	Origin     string   `json:"origin"`
 	Index      int64    `json:"index"`
-	TreeSize   int64    `json:"tree_size"`
+	Leaf       []byte   `json:"leaf"`   // base64
 	Hashes     []string `json:"hashes"` // base64, from the leaf up, as in the checkpoint
 	Checkpoint string   `json:"checkpoint"`
 }

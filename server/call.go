@@ -1,0 +1,364 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"mime"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// A call is one HTTP request on its way through the server.
+type call struct {
+	s     *Server
+	route route
+	w     *writer
+	r     *http.Request
+	id    string    // the X-Request-Id
+	now   time.Time // when it came
+	from  netip.Addr
+	query form
+	body  []byte
+	form  form
+
+	who            broker.Identity // zero on open routes
+	proofIsSubject bool            // the identity was to be proved by the subject_token
+	about          string          // request or lease that it led to, for the log
+}
+
+// A reply is an answer to be encoded.
+type reply struct {
+	status    int
+	code      api.Code // of an error
+	body      any      // marshalled as JSON, but for []byte, which is sent as it is; nil: no body
+	mediaType string   // "application/json" if empty
+	header    http.Header
+	err       error // what led to it, for the log
+}
+
+func ok(body any) (reply, error) { return reply{status: http.StatusOK, body: body}, nil }
+
+// serve makes the handler of a route: the whole of a request that is not the
+// route's own business.
+func (s *Server) serve(rt route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := s.begin(w, r, rt)
+		var answer reply
+		defer func() { c.end(answer, recover()) }()
+		answer = c.answer()
+		c.write(answer)
+	})
+}
+
+// dispatch picks the route by method. HEAD is GET without a body (net/http
+// drops it); everything else that is not there is 405 with Allow (RFC 9110,
+// section 15.5.6).
+func (s *Server) dispatch(path string, byMethod map[string]route) http.Handler {
+	handlers := map[string]http.Handler{}
+	for method, rt := range byMethod {
+		handlers[method] = s.serve(rt)
+		if method == http.MethodGet {
+			handlers[http.MethodHead] = handlers[method]
+		}
+	}
+	allow := strings.Join(slices.Sorted(maps.Keys(handlers)), ", ")
+	refused := route{path: path, open: true, audience: anyOf(byMethod).audience, run: func(*Server, *call) (reply, error) { return reply{}, errMethod }}
+	wrong := s.serve(refused)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h, ok := handlers[r.Method]; ok {
+			h.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Allow", allow)
+		wrong.ServeHTTP(w, r)
+	})
+}
+
+func anyOf(byMethod map[string]route) route {
+	for _, rt := range byMethod {
+		return rt
+	}
+	return route{}
+}
+
+func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
+	c := &call{s: s, route: rt, w: &writer{ResponseWriter: w}, r: r, now: time.Now()}
+	c.id = newCallID(c.now)
+	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		c.from = addr.Addr().Unmap()
+	}
+	h := w.Header()
+	h.Set("X-Request-Id", c.id)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	if r.TLS != nil {
+		h.Set("Strict-Transport-Security", "max-age=31536000")
+	}
+	return c
+}
+
+func (c *call) answer() reply {
+	answer, err := c.run()
+	if err == nil {
+		return answer
+	}
+	return c.fail(settle(c.r.Context(), err))
+}
+
+func (c *call) fail(err error) (answer reply) {
+	if c.route.audience == OAuth {
+		answer = c.oauthError(err)
+	} else {
+		answer = c.problem(err)
+	}
+	answer.err = err
+	return answer
+}
+
+// run is the order of things. Forms are read before the caller is known, for
+// the proof may be in them; JSON bodies are not.
+func (c *call) run() (reply, error) {
+	if err := c.readQuery(); err != nil {
+		return reply{}, err
+	}
+	if c.route.proof != nil {
+		if err := c.readForm(); err != nil {
+			return reply{}, err
+		}
+	}
+	if c.route.open {
+		return c.route.run(c.s, c)
+	}
+	if err := c.identify(); err != nil {
+		return reply{}, err
+	}
+	leave, err := c.s.admission.enter(c.who.ID, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
+	return c.route.run(c.s, c)
+}
+
+// readQuery is strict on /v1. OAuth's endpoints ignore the query: parameters
+// stand in the body there (RFC 6749, section 3.2).
+func (c *call) readQuery() (err error) {
+	if c.route.audience == API {
+		c.query, err = parseQuery(c.r.URL.RawQuery, c.route.query)
+	}
+	return err
+}
+
+func (c *call) readForm() error {
+	if err := c.readBody("application/x-www-form-urlencoded"); err != nil {
+		return err
+	}
+	f, err := parseForm(c.body)
+	c.form = f
+	return err
+}
+
+// readBody reads the whole body. Its media type is checked if there is one.
+func (c *call) readBody(mediaType string) error {
+	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return errTooLarge
+	case err != nil:
+		return refuse(broker.ErrInvalidRequest, "the body ended early")
+	}
+	c.body = body
+	if len(body) == 0 {
+		return nil
+	}
+	got, parameters, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	if err != nil || got != mediaType || (parameters["charset"] != "" && !strings.EqualFold(parameters["charset"], "utf-8")) {
+		return refuse(errMediaType, "send "+mediaType)
+	}
+	return nil
+}
+
+// identify finds out who calls. Nobody else looks at proofs.
+func (c *call) identify() error {
+	if err := c.s.failures.check(c.from, c.now); err != nil {
+		return err
+	}
+	proof, err := c.proof()
+	if err != nil {
+		return err
+	}
+	who, err := c.s.cfg.Authenticate(c.r, proof)
+	if err == nil && (who.ID == "" || !who.Proof.Valid(c.now)) {
+		err = broker.ErrProofExpired // Authenticate checks it; so do we, and so does the domain
+	}
+	if err != nil {
+		c.s.failures.count(c.from, c.now)
+		return fmt.Errorf("authenticating: %w", err)
+	}
+	c.who = who
+	return nil
+}
+
+// proof gives the proof in the form, if the route looks for one there.
+func (c *call) proof() (string, error) {
+	if c.route.proof == nil {
+		return "", nil
+	}
+	token, isSubject, err := c.route.proof(c.form)
+	c.proofIsSubject = isSubject
+	return token, err
+}
+
+// extend gives the call more time than the connection's bounds: a call that
+// waits on purpose must be neither cut off nor, by the deadline for reading,
+// taken for gone.
+func (c *call) extend(d time.Duration) {
+	until := time.Now().Add(d + writeTimeout)
+	rc := http.NewResponseController(c.w)
+	_ = rc.SetReadDeadline(until) // where it can't be set (HTTP/2 has its own), there is none to extend
+	_ = rc.SetWriteDeadline(until)
+}
+
+// waiting gives the call's context, which ends on shutdown as well.
+func (c *call) waiting() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(c.r.Context())
+	stop := context.AfterFunc(c.s.draining, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+func (c *call) write(answer reply) {
+	body, err := answer.encode()
+	if err != nil {
+		answer = c.fail(fmt.Errorf("encoding the answer: %w", err))
+		body, _ = answer.encode()
+	}
+	h := c.w.Header()
+	maps.Copy(h, answer.header)
+	if body != nil {
+		if answer.mediaType == "" {
+			answer.mediaType = "application/json"
+		}
+		h.Set("Content-Type", answer.mediaType)
+	}
+	c.w.WriteHeader(answer.status)
+	_, _ = c.w.Write(body) // whoever is gone can't be told
+}
+
+func (r reply) encode() ([]byte, error) {
+	switch body := r.body.(type) {
+	case nil:
+		return nil, nil
+	case []byte:
+		return body, nil
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // never served as HTML: the media type says so, and nosniff
+	err := enc.Encode(r.body)
+	return b.Bytes(), err
+}
+
+// end logs and counts the call, once. A panic becomes a 500 without detail.
+func (c *call) end(answer reply, panicked any) {
+	if panicked != nil {
+		c.s.cfg.Metrics.panics.Inc()
+		c.s.cfg.Logger.Error("panic", "call_id", c.id, "route", c.route.path, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+		answer = c.fail(errPanicked)
+		if c.w.status == 0 {
+			c.write(answer)
+		}
+	}
+	took := time.Since(c.now)
+	code := answer.code
+	if code == "" {
+		code = "ok"
+	}
+	c.s.cfg.Metrics.answered(c.route.path, c.r.Method, string(code), took)
+	level := slog.LevelInfo
+	if answer.err != nil {
+		level = slog.LevelWarn
+		if meaningOf(answer.err).level == ours {
+			level = slog.LevelError
+		}
+	}
+	c.s.cfg.Logger.LogAttrs(c.r.Context(), level, "request", c.attrs(answer, code, took)...)
+}
+
+// attrs never hold a token, a body or a query's value.
+func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Attr {
+	attrs := []slog.Attr{
+		slog.String("call_id", c.id), slog.String("method", knownMethod(c.r.Method)), slog.String("route", c.route.path),
+		slog.Int("status", c.w.status), slog.String("code", string(code)), slog.Duration("took", took), slog.String("from", c.from.String()),
+	}
+	if c.who.ID != "" {
+		attrs = append(attrs, slog.String("identity", c.who.ID), slog.String("proved_by", string(c.who.Proof.Method)))
+	}
+	if c.about != "" {
+		attrs = append(attrs, slog.String("about", c.about))
+	}
+	if theirID := c.r.Header.Get("X-Request-Id"); theirID != "" && len(theirID) <= 64 && printable(theirID) {
+		attrs = append(attrs, slog.String("client_call_id", theirID))
+	}
+	if answer.err != nil {
+		attrs = append(attrs, slog.String("error", answer.err.Error()))
+	}
+	return attrs
+}
+
+// printable says whether s is made of visible ASCII and spaces.
+func printable(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r < 0x20 || r > 0x7e }) < 0
+}
+
+// knownMethod bounds what a method can be in logs and labels.
+func knownMethod(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return m
+	}
+	return "other"
+}
+
+// A writer remembers what status was sent.
+type writer struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *writer) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// newCallID makes a UUIDv7 (RFC 9562, section 5.7).
+func newCallID(now time.Time) string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	binary.BigEndian.PutUint64(id[:8], uint64(now.UnixMilli())<<16|0x7000|uint64(binary.BigEndian.Uint16(id[6:])&0x0fff))
+	id[8] = id[8]&0x3f | 0x80
+	text := hex.EncodeToString(id[:])
+	return text[:8] + "-" + text[8:12] + "-" + text[12:16] + "-" + text[16:20] + "-" + text[20:]
+}

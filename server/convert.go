@@ -1,0 +1,140 @@
+package server
+
+import (
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// The names of the states on the wire.
+var (
+	requestStatus = map[broker.RequestStatus]string{
+		broker.RequestPending: api.StatusPending, broker.RequestApproved: api.StatusApproved, broker.RequestDenied: api.StatusDenied,
+		broker.RequestWithdrawn: api.StatusWithdrawn, broker.RequestLapsed: api.StatusLapsed, broker.RequestEnded: api.StatusEnded,
+	}
+	leaseStatus = map[broker.LeaseStatus]string{
+		broker.LeaseIssuing: api.LeaseIssuing, broker.LeaseActive: api.LeaseActive, broker.LeaseRevoking: api.LeaseRevoking,
+		broker.LeaseRevoked: api.LeaseRevoked, broker.LeaseFailed: api.LeaseFailed, broker.LeaseAbandoned: api.LeaseAbandoned,
+		broker.LeaseExpired: api.LeaseExpired, broker.LeaseStuck: api.LeaseStuck,
+	}
+)
+
+func parseStatus(name string) (broker.RequestStatus, error) {
+	if name == "" {
+		return 0, nil
+	}
+	for status, text := range requestStatus {
+		if text == name {
+			return status, nil
+		}
+	}
+	return 0, refuse(broker.ErrInvalidRequest, "status is pending, approved, denied, withdrawn, lapsed or ended")
+}
+
+// toRequest shows a request to somebody who may see it. Ids of policies are
+// for those who see it because policy lets them view, not for its requester.
+func toRequest(r *broker.Request, reader broker.Identity, now time.Time) api.Request {
+	out := api.Request{
+		ID: r.ID.String(), Version: r.Version, Status: requestStatus[r.State(now)],
+		Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
+		Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: api.Duration(r.TTL), Duration: api.Duration(r.Duration),
+		Justification: r.Justification, Ticket: r.Ticket, Parameters: r.Parameters,
+		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,
+		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses),
+	}
+	if reader.ID != r.Requester.ID {
+		out.Decision.Policies = r.Decision.Policies
+	}
+	for _, need := range r.Decision.Obligations.Approvals {
+		out.Approvals.Needed = append(out.Approvals.Needed, api.Need{Group: need.Group, Count: need.Count, Have: r.Have(need.Group)})
+	}
+	if r.Status == broker.RequestApproved {
+		out.Grant = &api.Grant{CollectUntil: r.CollectUntil.UTC(), ExpiresAt: r.Ends().UTC()}
+	}
+	return out
+}
+
+func toDecision(d broker.Decision) api.Decision {
+	return api.Decision{Permit: d.Permit, Reasons: d.Reasons, Obligations: toObligations(d.Obligations), Revision: hexDigest(d.Revision)}
+}
+
+func toObligations(o broker.Obligations) *api.Obligations {
+	out := api.Obligations{
+		MaxTTL: api.Duration(o.MaxTTL), MaxDuration: api.Duration(o.MaxDuration),
+		Justification: o.Justification, Tickets: o.Tickets,
+	}
+	for _, need := range o.Approvals {
+		out.Approvals = append(out.Approvals, api.Need{Group: need.Group, Count: need.Count})
+	}
+	for _, l := range o.Limits {
+		out.Limits = append(out.Limits, api.Limit{Count: l.Count, Per: api.Duration(l.Per)})
+	}
+	for _, l := range o.MaxActive {
+		if out.MaxActive == 0 || l.Count < out.MaxActive {
+			out.MaxActive = l.Count
+		}
+	}
+	if len(out.Approvals)+len(out.Tickets)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && out.MaxTTL == 0 && out.MaxDuration == 0 {
+		return nil
+	}
+	return &out
+}
+
+func toLease(l *broker.Lease, now time.Time) api.Lease {
+	out := api.Lease{
+		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
+		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type,
+		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), Replaces: l.Replaces.String(),
+		EndHow: l.EndHow, EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
+	}
+	return out
+}
+
+func toOffer(o broker.Offer) api.Offer {
+	e := o.Entitlement
+	out := api.Offer{
+		Entitlement: e.Name, Description: e.Description, Issuer: e.Issuer, Owner: e.Owner, System: e.System, Labels: e.Labels,
+		Audience: e.Audience, Binding: string(e.Binding), Revocation: string(e.Revocation),
+		DefaultTTL: api.Duration(e.DefaultTTL), MaxTTL: api.Duration(e.MaxTTL),
+	}
+	for name, p := range e.Parameters {
+		if out.Parameters == nil {
+			out.Parameters = map[string]api.Parameter{}
+		}
+		parameter := api.Parameter{MaxLength: p.MaxLength, Required: p.Required, Description: p.Description}
+		if p.Pattern != nil {
+			parameter.Pattern = p.Pattern.String()
+		}
+		out.Parameters[name] = parameter
+	}
+	for _, so := range o.Scopes {
+		isDefault := false
+		for _, d := range e.DefaultScopes {
+			isDefault = isDefault || d == so.Scope
+		}
+		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Default: isDefault, Decision: toDecision(so.Decision)})
+	}
+	if len(o.Scopes) == 0 {
+		decision := toDecision(o.Decision)
+		out.Decision = &decision
+	}
+	return out
+}
+
+// hexDigest is empty for the zero digest: there is none.
+func hexDigest(d audit.Digest) string {
+	if d.IsZero() {
+		return ""
+	}
+	return d.String()
+}
+
+// utc keeps the zero time zero.
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.UTC()
+}

@@ -1,0 +1,198 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+const (
+	maxBody  = 64 << 10 // bytes, of every request
+	maxDepth = 8        // of JSON
+	maxForm  = 32       // parameters of a form
+)
+
+// decodeJSON reads exactly one JSON object into a struct, whose fields it must
+// name exactly and once. Two readers of the same bytes must never see two
+// different requests: so no duplicate keys (of which readers take the first or
+// the last), no keys that differ in case alone (which encoding/json takes for
+// the same), no invalid UTF-8 (which it replaces), no null, nothing trailing.
+func decodeJSON(body []byte, into any) error {
+	if !utf8.Valid(body) {
+		return refuse(broker.ErrInvalidRequest, "the body is not UTF-8")
+	}
+	if err := walkJSON(body); err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	return explainJSON(dec.Decode(into))
+}
+
+// walkJSON checks what encoding/json does not.
+func walkJSON(body []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.UseNumber()
+	if first, err := dec.Token(); err != nil || first != json.Delim('{') {
+		return refuse(broker.ErrInvalidRequest, "the body is not a JSON object")
+	}
+	if err := walkObject(dec, 1); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return refuse(broker.ErrInvalidRequest, "something follows the JSON object")
+	}
+	return nil
+}
+
+func walkObject(dec *json.Decoder, depth int) error {
+	seen := map[string]bool{}
+	for dec.More() {
+		token, err := dec.Token()
+		if err != nil {
+			return explainJSON(err)
+		}
+		key, _ := token.(string)
+		if seen[key] {
+			return refuse(broker.ErrInvalidRequest, fmt.Sprintf("%s is there twice", quote(key)))
+		}
+		if depth == 1 && !isFieldName(key) {
+			return refuse(broker.ErrInvalidRequest, fmt.Sprintf("unknown field %s", quote(key)))
+		}
+		seen[key] = true
+		if err := walkValue(dec, depth); err != nil {
+			return err
+		}
+	}
+	_, err := dec.Token()
+	return explainJSON(err)
+}
+
+func walkValue(dec *json.Decoder, depth int) error {
+	token, err := dec.Token()
+	switch {
+	case err != nil:
+		return explainJSON(err)
+	case token == nil:
+		return refuse(broker.ErrInvalidRequest, "null is not accepted: leave out what is not said")
+	case depth == maxDepth:
+		return refuse(broker.ErrInvalidRequest, "the body is nested too deeply")
+	case token == json.Delim('{'):
+		return walkObject(dec, depth+1)
+	case token == json.Delim('['):
+		for dec.More() {
+			if err := walkValue(dec, depth+1); err != nil {
+				return err
+			}
+		}
+		_, err := dec.Token()
+		return explainJSON(err)
+	}
+	return nil
+}
+
+// isFieldName says whether a key could be a field of ours. encoding/json folds
+// case, Kelvin signs and long s's included.
+func isFieldName(key string) bool {
+	return strings.IndexFunc(key, func(r rune) bool {
+		return r != '_' && (r < 'a' || r > 'z')
+	}) < 0
+}
+
+// explainJSON turns the decoder's errors into ours. It quotes names, never
+// values: a value may be a secret in the wrong place.
+func explainJSON(err error) error {
+	var duration *api.DurationError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &duration):
+		return refuse(broker.ErrInvalidTTL, duration.Error())
+	case errors.As(err, &kind):
+		return refuse(broker.ErrInvalidRequest, fmt.Sprintf("%s is not of the right type", quote(kind.Field)))
+	}
+	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		return refuse(broker.ErrInvalidRequest, "unknown field "+quote(strings.Trim(field, `"`)))
+	}
+	return refuse(broker.ErrInvalidRequest, "the body is not valid JSON")
+}
+
+// quote shows a name that came from outside, cut to a bearable length.
+func quote(name string) string {
+	const longest = 64
+	if len(name) > longest {
+		name = name[:longest] + "…"
+	}
+	return fmt.Sprintf("%q", name)
+}
+
+// A form is the body of an OAuth call. Parameters without a value count as
+// not sent (RFC 6749, section 3.2).
+type form map[string][]string
+
+// severalAllowed are the parameters that RFC 8693 section 2.1 lets a caller
+// repeat. Of every other, RFC 6749 section 3.2 forbids it.
+var severalAllowed = []string{"audience", "resource"}
+
+// parseForm reads application/x-www-form-urlencoded. Names that the endpoint
+// does not know are ignored, as RFC 6749 section 3.2 demands.
+func parseForm(body []byte) (form, error) {
+	if bytes.Count(body, []byte("&")) >= maxForm {
+		return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("more than %d parameters", maxForm))
+	}
+	values, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, refuse(broker.ErrInvalidRequest, "the body is not a valid form")
+	}
+	f := form{}
+	for name, list := range values {
+		if len(list) > 1 && !slices.Contains(severalAllowed, name) {
+			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is there twice", quote(name)))
+		}
+		list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
+		for _, value := range list {
+			if !utf8.ValidString(value) {
+				return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is not UTF-8", quote(name)))
+			}
+		}
+		if len(list) > 0 {
+			f[name] = list
+		}
+	}
+	return f, nil
+}
+
+// get gives the value of a parameter that may not be repeated.
+func (f form) get(name string) string {
+	if list := f[name]; len(list) > 0 {
+		return list[0]
+	}
+	return ""
+}
+
+// parseQuery reads the query of a call on /v1: known names only, each once.
+func parseQuery(raw string, known []string) (form, error) {
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, refuse(broker.ErrInvalidRequest, "the query is not valid")
+	}
+	for name, list := range values {
+		if !slices.Contains(known, name) {
+			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("unknown query parameter %s", quote(name)))
+		}
+		if len(list) > 1 {
+			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the query parameter %s is there twice", quote(name)))
+		}
+	}
+	return form(values), nil
+}

@@ -1,0 +1,55 @@
+package server
+
+import (
+	_ "embed"
+	"fmt"
+	"net/http"
+
+	"accessbroker.internal/api"
+)
+
+//go:embed openapi.json
+var openAPIDocument []byte
+
+// public is how long anybody may keep an answer.
+func public(seconds int) http.Header {
+	return http.Header{"Cache-Control": {fmt.Sprintf("public, max-age=%d", seconds)}}
+}
+
+func (s *Server) openAPI(*call) (reply, error) {
+	return reply{status: http.StatusOK, body: openAPIDocument, header: public(300)}, nil
+}
+
+// jwks may be kept for five minutes: keys are published for longer than that
+// before their first use.
+func (s *Server) jwks(c *call) (reply, error) {
+	set, err := s.cfg.Keys(c.r.Context())
+	if err != nil {
+		return reply{}, fmt.Errorf("getting the token keys: %w", err)
+	}
+	return reply{status: http.StatusOK, body: set, mediaType: "application/jwk-set+json", header: public(300)}, nil
+}
+
+// metadata is RFC 8414's, with what OpenID Connect Discovery requires, for the
+// clouds that look there for the keys of workload tokens. There is no
+// authorization endpoint: nobody logs in to get a token.
+func (s *Server) metadata(*call) (reply, error) {
+	ways := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
+	return reply{status: http.StatusOK, header: public(300), body: api.Metadata{
+		Issuer:                 s.external.String(),
+		TokenEndpoint:          s.url("/oauth2/token"),
+		IntrospectionEndpoint:  s.url("/oauth2/introspect"),
+		RevocationEndpoint:     s.url("/oauth2/revoke"),
+		JWKSURI:                s.url("/oauth2/jwks"),
+		GrantTypes:             []string{api.GrantTokenExchange, api.GrantClientCredentials},
+		ResponseTypes:          []string{},
+		TokenAuthMethods:       ways,
+		IntrospectionAuth:      ways,
+		RevocationAuth:         ways,
+		SubjectTypes:           []string{"public"},
+		IDTokenSigningAlgs:     s.cfg.Algorithms,
+		CertificateBoundTokens: true,
+		ServiceDocumentation:   s.url("/openapi.json"),
+		SVIDAudiences:          s.cfg.SVIDAudiences,
+	}}, nil
+}

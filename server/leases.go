@@ -1,0 +1,104 @@
+package server
+
+import (
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// credential hands a credential over. This is the only place, but for the
+// token endpoint, where a secret is revealed.
+func (c *call) credential(issued *broker.Issued) (reply, error) {
+	c.about = issued.Lease.ID.String()
+	return c.created("/v1/leases/"+issued.Lease.ID.String(), api.Credential{
+		Lease:       issued.Lease.ID.String(),
+		Request:     issued.Lease.Request.String(),
+		Entitlement: issued.Lease.Entitlement,
+		Scopes:      issued.Lease.Scopes,
+		Type:        issued.Credential.Type,
+		Secret:      issued.Credential.Secret.Reveal(),
+		ExpiresAt:   issued.Credential.Expires.UTC(),
+		Revocation:  string(issued.Lease.Revocation),
+		Receipt:     api.Receipt{Index: issued.Receipt.Index, LeafHash: hexDigest(issued.Receipt.LeafHash)},
+	})
+}
+
+func (s *Server) listLeases(c *call) (reply, error) {
+	query := broker.LeaseQuery{Holder: c.query.get("holder"), Entitlement: c.query.get("entitlement"), Now: c.now}
+	var err error
+	if query.Before, err = cursor(c, broker.ParseLeaseID); err != nil {
+		return reply{}, err
+	}
+	if query.Limit, err = c.limit(); err != nil {
+		return reply{}, err
+	}
+	if text := c.query.get("request"); text != "" {
+		if query.Request, err = broker.ParseRequestID(text); err != nil {
+			return reply{}, refuse(broker.ErrInvalidRequest, "request is the id of a request")
+		}
+	}
+	switch c.query.get("live") {
+	case "", "false":
+	case "true":
+		query.Live = true
+	default:
+		return reply{}, refuse(broker.ErrInvalidRequest, "live is true or false")
+	}
+	page, next, err := s.cfg.Broker.Leases(c.r.Context(), c.who, query, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	out := api.LeasePage{Leases: make([]api.Lease, len(page)), Next: next.String()}
+	for i, l := range page {
+		out.Leases[i] = toLease(l, c.now)
+	}
+	return ok(out)
+}
+
+func (s *Server) getLease(c *call) (reply, error) {
+	id, err := c.leaseID()
+	if err != nil {
+		return reply{}, err
+	}
+	l, err := s.cfg.Broker.Lease(c.r.Context(), c.who, id, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(toLease(l, c.now))
+}
+
+func (s *Server) renew(c *call, _ nothing) (reply, error) {
+	id, err := c.leaseID()
+	if err != nil {
+		return reply{}, err
+	}
+	again, err := c.again()
+	if err != nil {
+		return reply{}, err
+	}
+	issued, err := s.cfg.Broker.Renew(c.r.Context(), c.who, id, again, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return c.credential(issued)
+}
+
+func (s *Server) revokeLease(c *call, body api.Revocation) (reply, error) {
+	id, err := c.leaseID()
+	if err != nil {
+		return reply{}, err
+	}
+	if len(body.Reason) > broker.MaxJustification {
+		return reply{}, refuse(broker.ErrInvalidRequest, "reason is too long")
+	}
+	l, err := s.cfg.Broker.Revoke(c.r.Context(), c.who, id, body.Reason, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(toLease(l, c.now))
+}
+
+func (c *call) leaseID() (broker.LeaseID, error) {
+	id, err := broker.ParseLeaseID(c.r.PathValue("id"))
+	c.about = id.String()
+	return id, err
+}

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A LogReader reads the audit log. It is safe for concurrent use.
+type LogReader interface {
+	// Checkpoint gives the newest checkpoint, a C2SP signed note.
+	Checkpoint(ctx context.Context) ([]byte, error)
+
+	// Record gives a record as it is stored; broker.ErrNotFound past the end.
+	Record(ctx context.Context, index int64) (audit.Item, error)
+
+	// Prove gives the proof that a record stands under the newest checkpoint;
+	// broker.ErrNotFound if none covers it yet.
+	Prove(ctx context.Context, index int64) (*audit.Proof, error)
+}
+
+func (s *Server) checkpoint(c *call) (reply, error) {
+	note, err := s.cfg.Log.Checkpoint(c.r.Context())
+	if err != nil {
+		return reply{}, fmt.Errorf("reading the checkpoint: %w", err)
+	}
+	return reply{status: http.StatusOK, body: note, mediaType: "text/plain; charset=utf-8", header: public(1)}, nil
+}
+
+// auditRecord gives a record to auditors and to those it is about. To all
+// others it is not found, as is one past the end.
+func (s *Server) auditRecord(c *call) (reply, error) {
+	index, err := strconv.ParseInt(c.r.PathValue("index"), 10, 64)
+	if err != nil || index < 0 {
+		return reply{}, refuse(broker.ErrNotFound, "a record is named by its index, from 0")
+	}
+	item, err := s.cfg.Log.Record(c.r.Context(), index)
+	if err != nil {
+		return reply{}, err
+	}
+	record, err := audit.Decode(item.Leaf)
+	if err != nil {
+		return reply{}, fmt.Errorf("decoding record %d: %w", index, err)
+	}
+	if !s.mayRead(c, &record) {
+		return reply{}, broker.ErrNotFound
+	}
+	out := api.AuditRecord{Index: index, Leaf: item.Leaf, Record: item.Leaf}
+	if len(item.Hashes) >= len(audit.Digest{}) {
+		out.LeafHash = hex.EncodeToString(item.Hashes[:len(audit.Digest{})])
+	}
+	if out.Openings, err = openings(item.Openings); err != nil {
+		return reply{}, fmt.Errorf("decoding the openings of record %d: %w", index, err)
+	}
+	if out.Proof, err = s.prove(c, index); err != nil {
+		return reply{}, err
+	}
+	return ok(out)
+}
+
+// mayRead says whether the caller is an auditor or a party: the one who acted,
+// the one on whose behalf, the one who filed the request, or who holds the
+// lease.
+func (s *Server) mayRead(c *call, r *audit.Record) bool {
+	ctx, b := c.r.Context(), s.cfg.Broker
+	for _, party := range []*audit.Party{r.Caller, r.Subject} {
+		if party != nil && party.ID == c.who.ID {
+			return true
+		}
+	}
+	if b.May(ctx, c.who, broker.ActionAudit, c.now) {
+		return true
+	}
+	if r.Lease != nil {
+		if id, err := broker.ParseLeaseID(r.Lease.ID); err == nil {
+			l, err := b.Lease(ctx, c.who, id, c.now)
+			return err == nil && l.Holder == c.who.ID
+		}
+	}
+	if r.Request != nil {
+		if id, err := broker.ParseRequestID(r.Request.ID); err == nil {
+			request, err := b.Request(ctx, c.who, id, c.now)
+			return err == nil && request.Requester.ID == c.who.ID
+		}
+	}
+	return false
+}
+
+func openings(stored []byte) (map[string]api.Opening, error) {
+	if len(stored) == 0 {
+		return nil, nil
+	}
+	decoded, err := audit.DecodeOpenings(stored)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]api.Opening, len(decoded))
+	for name, o := range decoded {
+		out[name] = api.Opening{Salt: hex.EncodeToString(o.Salt[:]), Text: o.Text}
+	}
+	return out, nil
+}
+
+// prove gives no proof for a record that is younger than the last checkpoint.
+func (s *Server) prove(c *call, index int64) (*api.InclusionProof, error) {
+	proof, err := s.cfg.Log.Prove(c.r.Context(), index)
+	if errors.Is(err, broker.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &api.InclusionProof{Origin: proof.Origin, Index: proof.Index, Leaf: proof.Leaf, Hashes: make([]string, len(proof.Hashes)), Checkpoint: proof.Checkpoint}
+	for i, h := range proof.Hashes {
+		out.Hashes[i] = h.String()
+	}
+	return out, nil
+}

@@ -1,0 +1,295 @@
+package server
+
+import (
+	"cmp"
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// The token endpoint takes two grants.
+//
+// Token exchange (RFC 8693): subject_token is the caller's own JWT-SVID, and
+// is required, as section 2.1 says. It is the caller's proof; another one
+// beside it must prove the same identity. actor_token is refused: nobody acts
+// for anybody yet.
+//
+// Client credentials (RFC 6749, section 4.4): the client is whom its
+// certificate proves (RFC 8705), or its JWT-SVID as bearer or as
+// client_assertion (RFC 7523, and draft-ietf-oauth-spiffe-client-auth). This
+// is what callers with an X.509-SVID use, and what OAuth libraries offer.
+//
+// audience names the entitlement, or resource its tokens' audience.
+
+// assertionSPIFFE is the client_assertion_type of
+// draft-ietf-oauth-spiffe-client-auth.
+const assertionSPIFFE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
+
+const needsSubject = "token exchange needs subject_token, the caller's own JWT-SVID (callers with an X.509-SVID use grant_type=client_credentials)"
+
+// tokenProof checks the grant as far as it says who calls, and finds the proof.
+func tokenProof(f form) (token string, isSubject bool, err error) {
+	switch f.get("grant_type") {
+	case api.GrantClientCredentials:
+		return assertionProof(f)
+	case api.GrantTokenExchange:
+	case "":
+		return "", false, refuse(broker.ErrInvalidRequest, "grant_type is missing")
+	default:
+		return "", false, errGrantType
+	}
+	switch {
+	case f.get("actor_token") != "" || f.get("actor_token_type") != "":
+		return "", false, refuse(broker.ErrForeignSubject, "actor_token is not accepted: the caller is its own actor")
+	case f.get("client_assertion") != "":
+		return "", false, refuse(broker.ErrTwoIdentities, "send subject_token or client_assertion, not both")
+	case f.get("subject_token") == "":
+		return "", false, refuse(broker.ErrInvalidRequest, needsSubject)
+	case f.get("subject_token_type") != api.TokenTypeJWT:
+		return "", false, refuse(broker.ErrInvalidRequest, "subject_token_type must be "+api.TokenTypeJWT)
+	}
+	return f.get("subject_token"), true, nil
+}
+
+// assertionProof finds the JWT-SVID by which a client authenticates (RFC 7521,
+// section 4.2), if it does so in the form.
+func assertionProof(f form) (string, bool, error) {
+	assertion, kind := f.get("client_assertion"), f.get("client_assertion_type")
+	switch {
+	case assertion == "" && kind == "":
+		return "", false, nil
+	case kind != api.AssertionTypeJWT && kind != assertionSPIFFE:
+		return "", false, refuse(broker.ErrUnauthenticated, "client_assertion_type must be "+api.AssertionTypeJWT)
+	case assertion == "":
+		return "", false, refuse(broker.ErrUnauthenticated, "client_assertion is missing")
+	}
+	return assertion, false, nil
+}
+
+// checkClientID holds a client to the name that it gives itself (RFC 8705,
+// section 2: client_id says which client a certificate is of).
+func (c *call) checkClientID() error {
+	if id := c.form.get("client_id"); id != "" && id != c.who.ID {
+		return refuse(broker.ErrUnauthenticated, "client_id is not the SPIFFE ID that was proved")
+	}
+	return nil
+}
+
+func (s *Server) token(c *call) (reply, error) {
+	if err := c.checkClientID(); err != nil {
+		return reply{}, err
+	}
+	kind := cmp.Or(c.form.get("requested_token_type"), api.TokenTypeAccessToken)
+	if kind != api.TokenTypeAccessToken && kind != api.TokenTypeJWT {
+		return reply{}, refuse(broker.ErrInvalidRequest, "requested_token_type must be "+api.TokenTypeAccessToken)
+	}
+	issued, err := s.issueToken(c)
+	if err != nil {
+		return reply{}, err
+	}
+	c.about = issued.Lease.ID.String()
+	return reply{status: http.StatusOK, header: http.Header{"Pragma": {"no-cache"}}, body: api.TokenResponse{
+		AccessToken:     api.Token(issued.Credential.Secret.Reveal()["token"]),
+		IssuedTokenType: kind,
+		TokenType:       "Bearer",
+		// Rounded down: the client must not believe in it for too long.
+		ExpiresIn: int64(issued.Credential.Expires.Sub(c.now) / time.Second),
+		Scope:     strings.Join(issued.Lease.Scopes, " "),
+		Lease:     issued.Lease.ID.String(),
+		RequestID: issued.Lease.Request.String(),
+	}}, nil
+}
+
+func (s *Server) issueToken(c *call) (*broker.Issued, error) {
+	if id := c.form.get("request_id"); id != "" {
+		return s.collectToken(c, id)
+	}
+	ask, err := s.readTokenAsk(c)
+	if err != nil {
+		return nil, err
+	}
+	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.who, ask, broker.Again{}, c.now)
+	if err == nil && issued == nil {
+		c.about = pending.ID.String()
+		return nil, &broker.Refusal{
+			Err: broker.ErrPending, RequestID: pending.ID, Reasons: pending.Decision.Reasons, Retry: pollInterval,
+			Detail: "people have to approve this: come back with request_id",
+		}
+	}
+	return issued, err
+}
+
+// readTokenAsk makes the domain's ask of a form.
+func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
+	ask := broker.Ask{
+		Scopes: strings.Fields(c.form.get("scope")), Justification: c.form.get("justification"),
+		Ticket: c.form.get("ticket"), SourceIP: c.from,
+	}
+	for name, into := range map[string]*time.Duration{"ttl": &ask.TTL, "duration": &ask.Duration} {
+		text := c.form.get(name)
+		if text == "" {
+			continue
+		}
+		var d api.Duration
+		if err := d.UnmarshalText([]byte(text)); err != nil {
+			return ask, refuse(broker.ErrInvalidTTL, name+": "+err.Error())
+		}
+		*into = d.Std()
+	}
+	rules := s.cfg.Broker.Rules()
+	if rules == nil {
+		return ask, broker.ErrUnavailable
+	}
+	name, err := target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes)
+	ask.Entitlement = name
+	return ask, err
+}
+
+// target finds the entitlement that a call is about. Many targets are allowed
+// by RFC 8693, but no token of ours is for more than one, which is what
+// invalid_target is for (section 2.2.2). An audience that the catalogue does
+// not have is left to the domain, which denies it and records that.
+func target(catalogue broker.Catalogue, audience, resource, scopes []string) (string, error) {
+	switch {
+	case len(audience) > 1 || len(resource) > 1:
+		return "", refuse(errTarget, "one token is for one target: ask once for each")
+	case len(audience) == 0 && len(resource) == 0:
+		return "", refuse(broker.ErrInvalidRequest, "name the entitlement in audience, or its tokens' audience in resource")
+	case len(audience) == 0:
+		return byResource(catalogue, resource[0], scopes)
+	}
+	e, known := catalogue[audience[0]]
+	if known && (e.Audience == "" || len(resource) == 1 && resource[0] != e.Audience) {
+		return "", errTarget
+	}
+	return audience[0], nil
+}
+
+// byResource finds the one entitlement whose tokens are for the resource and
+// that has all the scopes.
+func byResource(catalogue broker.Catalogue, resource string, scopes []string) (string, error) {
+	// RFC 8693, section 2.1: an absolute URI without a fragment.
+	if u, err := url.Parse(resource); err != nil || !u.IsAbs() || strings.Contains(resource, "#") {
+		return "", refuse(errTarget, "resource is not an absolute URI without a fragment")
+	}
+	var found []string
+	for name, e := range catalogue {
+		lacks := func(scope string) bool { return !slices.Contains(e.Scopes, scope) }
+		if e.Audience == resource && !slices.ContainsFunc(scopes, lacks) {
+			found = append(found, name)
+		}
+	}
+	if len(found) != 1 {
+		return "", errTarget
+	}
+	return found[0], nil
+}
+
+// collectToken is a poll: the request was made before, and nothing of it can
+// be changed now.
+func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
+	id, err := broker.ParseRequestID(text)
+	if err != nil {
+		return nil, err
+	}
+	c.about = id.String()
+	for _, name := range []string{"ttl", "duration", "justification", "ticket"} {
+		if c.form.get(name) != "" {
+			return nil, refuse(broker.ErrInvalidRequest, "request_id names a request that was made before: leave out "+name)
+		}
+	}
+	r, err := s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkPoll(c, r); err != nil {
+		return nil, err
+	}
+	return s.cfg.Broker.Collect(c.r.Context(), c.who, id, broker.Again{}, c.now)
+}
+
+// checkPoll sees to it that what is collected here is a token, and is what the
+// caller says that it is.
+func (s *Server) checkPoll(c *call, r *broker.Request) error {
+	rules := s.cfg.Broker.Rules()
+	if rules == nil {
+		return broker.ErrUnavailable
+	}
+	e := rules.Catalogue[r.Entitlement]
+	if e == nil || e.Audience == "" {
+		return errTarget
+	}
+	if a := c.form["audience"]; len(a) > 0 && !slices.Equal(a, []string{r.Entitlement}) {
+		return refuse(errTarget, "the request is for another entitlement")
+	}
+	if a := c.form["resource"]; len(a) > 0 && !slices.Equal(a, []string{e.Audience}) {
+		return refuse(errTarget, "the request is for another resource")
+	}
+	scopes := strings.Fields(c.form.get("scope"))
+	slices.Sort(scopes)
+	if len(scopes) > 0 && !slices.Equal(scopes, r.Scopes) {
+		return refuse(broker.ErrInvalidScope, "the request is for other scopes")
+	}
+	return nil
+}
+
+const maxToken = 16 << 10 // bytes
+
+// formToken reads the token that introspection and revocation are about. Its
+// type needs no hint: there is only one.
+func (c *call) formToken() (string, error) {
+	if err := c.checkClientID(); err != nil {
+		return "", err
+	}
+	token := c.form.get("token")
+	if token == "" || len(token) > maxToken {
+		return "", refuse(broker.ErrInvalidRequest, "token is missing or too long")
+	}
+	return token, nil
+}
+
+// introspect answers RFC 7662. Whoever may not know learns what they would of
+// a token that never was (section 2.2).
+func (s *Server) introspect(c *call) (reply, error) {
+	token, err := c.formToken()
+	if err != nil {
+		return reply{}, err
+	}
+	in, err := s.cfg.Broker.Introspect(c.r.Context(), c.who, token, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	if in == nil {
+		return ok(api.Introspection{})
+	}
+	c.about = in.Lease.ID.String()
+	out := api.Introspection{
+		Active: true, Scope: strings.Join(in.Lease.Scopes, " "), ClientID: in.Lease.Holder, Subject: in.Lease.Holder,
+		TokenType: "Bearer", Expires: in.Lease.Expires.Unix(), IssuedAt: in.Lease.Opened.Unix(), Audience: in.Audience,
+		Issuer: s.external.String(), ID: in.Lease.ID.String(), Entitlement: in.Lease.Entitlement, Request: in.Lease.Request.String(),
+	}
+	if in.Lease.Confirm != (audit.Digest{}) {
+		out.Confirm = &api.Confirmation{X509SHA256: base64.RawURLEncoding.EncodeToString(in.Lease.Confirm[:])}
+	}
+	return ok(out)
+}
+
+// revokeToken answers RFC 7009: 200 whether there was something to revoke or
+// not (section 2.2).
+func (s *Server) revokeToken(c *call) (reply, error) {
+	token, err := c.formToken()
+	if err != nil {
+		return reply{}, err
+	}
+	if err := s.cfg.Broker.RevokeToken(c.r.Context(), c.who, token, c.now); err != nil {
+		return reply{}, err
+	}
+	return reply{status: http.StatusOK}, nil
+}

@@ -1,0 +1,202 @@
+package server
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+func (s *Server) ask(c *call, body api.Ask) (reply, error) {
+	ask, again, err := c.readAsk(body)
+	if err != nil {
+		return reply{}, err
+	}
+	r, err := s.cfg.Broker.Ask(c.r.Context(), c.who, ask, again, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	c.about = r.ID.String()
+	out := toRequest(r, c.who, c.now)
+	if ask.DryRun {
+		out.DryRun = true
+		return ok(out)
+	}
+	return c.created("/v1/requests/"+out.ID, out)
+}
+
+func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
+	if body.DryRun {
+		return reply{}, refuse(broker.ErrInvalidRequest, "dry_run is for POST /v1/requests")
+	}
+	ask, again, err := c.readAsk(body)
+	if err != nil {
+		return reply{}, err
+	}
+	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.who, ask, again, c.now)
+	switch {
+	case err != nil:
+		return reply{}, err
+	case issued == nil:
+		c.about = pending.ID.String()
+		out := toRequest(pending, c.who, c.now)
+		return reply{status: http.StatusAccepted, body: out, header: http.Header{"Location": {s.url("/v1/requests/" + out.ID)}}}, nil
+	}
+	return c.credential(issued)
+}
+
+// readAsk makes the domain's ask. A subject_token must be the caller's own.
+func (c *call) readAsk(body api.Ask) (broker.Ask, broker.Again, error) {
+	if body.SubjectToken != "" {
+		who, err := c.s.cfg.Authenticate(c.r, body.SubjectToken)
+		if err != nil {
+			c.s.failures.count(c.from, c.now)
+			return broker.Ask{}, broker.Again{}, err
+		}
+		if who.ID != c.who.ID {
+			return broker.Ask{}, broker.Again{}, broker.ErrForeignSubject
+		}
+	}
+	again, err := c.again()
+	return broker.Ask{
+		Entitlement: body.Entitlement, Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
+		Justification: body.Justification, Ticket: body.Ticket, Parameters: body.Parameters,
+		SourceIP: c.from, DryRun: body.DryRun,
+	}, again, err
+}
+
+func (s *Server) collect(c *call, _ nothing) (reply, error) {
+	id, err := broker.ParseRequestID(c.r.PathValue("id"))
+	if err != nil {
+		return reply{}, err
+	}
+	c.about = id.String()
+	again, err := c.again()
+	if err != nil {
+		return reply{}, err
+	}
+	issued, err := s.cfg.Broker.Collect(c.r.Context(), c.who, id, again, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return c.credential(issued)
+}
+
+func (s *Server) withdraw(c *call, _ nothing) (reply, error) {
+	id, err := broker.ParseRequestID(c.r.PathValue("id"))
+	if err != nil {
+		return reply{}, err
+	}
+	c.about = id.String()
+	r, err := s.cfg.Broker.Withdraw(c.r.Context(), c.who, id, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(toRequest(r, c.who, c.now))
+}
+
+func (s *Server) getRequest(c *call) (reply, error) {
+	id, err := broker.ParseRequestID(c.r.PathValue("id"))
+	if err != nil {
+		return reply{}, err
+	}
+	c.about = id.String()
+	var r *broker.Request
+	if c.query.get("wait") == "" {
+		r, err = s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)
+	} else {
+		r, err = s.await(c, id)
+	}
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(toRequest(r, c.who, time.Now()))
+}
+
+// await waits for a change of the request. Without after, a caller would be
+// answered at once and ask again, and again.
+func (s *Server) await(c *call, id broker.RequestID) (*broker.Request, error) {
+	wait, err := time.ParseDuration(c.query.get("wait"))
+	if err != nil || wait < 0 || wait > api.MaxWait {
+		return nil, refuse(broker.ErrInvalidRequest, "wait is a duration of at most "+api.Duration(api.MaxWait).String())
+	}
+	after, err := strconv.ParseUint(c.query.get("after"), 10, 31)
+	if err != nil {
+		return nil, refuse(broker.ErrInvalidRequest, "wait needs after, the version that you know")
+	}
+	c.extend(wait)
+	ctx, cancel := c.waiting()
+	defer cancel()
+	return s.cfg.Broker.Await(ctx, c.who, id, int(after), wait)
+}
+
+func (s *Server) listRequests(c *call) (reply, error) {
+	status, err := parseStatus(c.query.get("status"))
+	if err != nil {
+		return reply{}, err
+	}
+	before, err := cursor(c, broker.ParseRequestID)
+	if err != nil {
+		return reply{}, err
+	}
+	limit, err := c.limit()
+	if err != nil {
+		return reply{}, err
+	}
+	page, next, err := s.cfg.Broker.Requests(c.r.Context(), c.who, broker.RequestQuery{
+		Requester: c.query.get("requester"), Entitlement: c.query.get("entitlement"),
+		Status: status, Now: c.now, Before: before, Limit: limit,
+	}, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	out := api.RequestPage{Requests: make([]api.Request, len(page)), Next: next.String()}
+	for i, r := range page {
+		out.Requests[i] = toRequest(r, c.who, c.now)
+	}
+	return ok(out)
+}
+
+// Sizes of pages.
+const (
+	pageDefault = 50
+	pageMost    = 200
+)
+
+func (c *call) limit() (int, error) {
+	text := c.query.get("limit")
+	if text == "" {
+		return pageDefault, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > pageMost {
+		return 0, refuse(broker.ErrInvalidRequest, "limit is a number from 1 to "+strconv.Itoa(pageMost))
+	}
+	return n, nil
+}
+
+// cursor reads where a page begins: after the last row of the one before.
+func cursor[ID any](c *call, parse func(string) (ID, error)) (id ID, err error) {
+	text := c.query.get("cursor")
+	if text == "" {
+		return id, nil
+	}
+	if id, err = parse(text); err != nil {
+		return id, refuse(broker.ErrInvalidRequest, "cursor is the next_cursor of the page before")
+	}
+	return id, nil
+}
+
+func (s *Server) entitlements(c *call) (reply, error) {
+	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	out := api.Offers{Entitlements: make([]api.Offer, len(offers))}
+	for i, o := range offers {
+		out.Entitlements[i] = toOffer(o)
+	}
+	return ok(out)
+}

@@ -1,0 +1,137 @@
+package server
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"net/http"
+	"slices"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A route is one endpoint. Its run function is called for callers whose
+// identity is proved, unless the route is open to everybody.
+type route struct {
+	audience Audience // "": every listener's
+	method   string
+	path     string // a pattern of http.ServeMux
+	open     bool
+	query    []string // the parameters that it knows
+
+	// proof is set on routes that read a form, and gives the caller's own
+	// token in it, if there is one; and whether that is the subject_token.
+	proof func(form) (token string, isSubject bool, err error)
+
+	run func(*Server, *call) (reply, error)
+}
+
+func (rt route) isFor(audiences []Audience) bool {
+	return rt.audience == "" || slices.Contains(audiences, rt.audience)
+}
+
+// routes is the whole surface. The OpenAPI document has exactly these.
+func (s *Server) routes() []route {
+	const get, post = http.MethodGet, http.MethodPost
+	inserted := ""
+	if s.external.Path != "" {
+		inserted = s.external.Path // RFC 8414, section 3.1: the issuer's path follows the well-known one
+	}
+	list := []route{
+		{audience: API, method: post, path: "/v1/requests", run: withBody((*Server).ask)},
+		{audience: API, method: get, path: "/v1/requests", query: []string{"status", "requester", "entitlement", "cursor", "limit"}, run: (*Server).listRequests},
+		{audience: API, method: get, path: "/v1/requests/{id}", query: []string{"wait", "after"}, run: (*Server).getRequest},
+		{audience: API, method: post, path: "/v1/requests/{id}/withdraw", run: withBody((*Server).withdraw)},
+		{audience: API, method: post, path: "/v1/requests/{id}/credentials", run: withBody((*Server).collect)},
+		{audience: API, method: post, path: "/v1/credentials", run: withBody((*Server).askAndCollect)},
+		{audience: API, method: get, path: "/v1/leases", query: []string{"holder", "entitlement", "request", "live", "cursor", "limit"}, run: (*Server).listLeases},
+		{audience: API, method: get, path: "/v1/leases/{id}", run: (*Server).getLease},
+		{audience: API, method: post, path: "/v1/leases/{id}/renew", run: withBody((*Server).renew)},
+		{audience: API, method: post, path: "/v1/leases/{id}/revoke", run: withBody((*Server).revokeLease)},
+		{audience: API, method: get, path: "/v1/entitlements", run: (*Server).entitlements},
+		{audience: API, method: get, path: "/v1/whoami", run: (*Server).whoami},
+		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
+
+		{audience: OAuth, method: post, path: "/oauth2/token", proof: tokenProof, run: (*Server).token},
+		{audience: OAuth, method: post, path: "/oauth2/introspect", proof: assertionProof, run: (*Server).introspect},
+		{audience: OAuth, method: post, path: "/oauth2/revoke", proof: assertionProof, run: (*Server).revokeToken},
+		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, run: (*Server).jwks},
+		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, run: (*Server).metadata},
+		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, run: (*Server).metadata},
+
+		{audience: Log, method: get, path: "/log/checkpoint", open: true, run: (*Server).checkpoint},
+
+		{method: get, path: "/openapi.json", open: true, run: (*Server).openAPI},
+		{method: get, path: "/healthz", open: true, run: (*Server).healthz},
+		{method: get, path: "/readyz", open: true, run: (*Server).readyz},
+	}
+	if inserted != "" {
+		list = append(list, route{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server" + inserted, open: true, run: (*Server).metadata})
+	}
+	return list
+}
+
+// withBody reads a JSON body for a route. No body at all is an empty object:
+// what is required, the domain asks for.
+func withBody[T any](f func(*Server, *call, T) (reply, error)) func(*Server, *call) (reply, error) {
+	return func(s *Server, c *call) (reply, error) {
+		var body T
+		if err := c.readBody("application/json"); err != nil {
+			return reply{}, err
+		}
+		if len(bytes.TrimSpace(c.body)) > 0 {
+			if err := decodeJSON(c.body, &body); err != nil {
+				return reply{}, err
+			}
+		}
+		return f(s, c, body)
+	}
+}
+
+// nothing is the body of calls that take none.
+type nothing struct{}
+
+// again reads the Idempotency-Key: bound to the caller, the method, the path
+// and the body, so that one caller's key is nothing to another.
+func (c *call) again() (broker.Again, error) {
+	keys := c.r.Header.Values("Idempotency-Key")
+	if len(keys) == 0 {
+		return broker.Again{}, nil
+	}
+	if len(keys) > 1 || keys[0] == "" || len(keys[0]) > 128 || !printable(keys[0]) {
+		return broker.Again{}, refuse(broker.ErrInvalidRequest, "Idempotency-Key is one key of 1 to 128 printable characters")
+	}
+	h := sha256.New()
+	for _, part := range []string{c.who.ID, c.r.Method, c.r.URL.Path, keys[0]} {
+		// Lengths go before the parts, so that no two lists give the same bytes.
+		_ = binary.Write(h, binary.BigEndian, uint32(len(part)))
+		h.Write([]byte(part))
+	}
+	return broker.Again{Key: broker.IdempotencyKey(h.Sum(nil)), Body: audit.Digest(sha256.Sum256(c.body))}, nil
+}
+
+// created answers 201 with the place of what was made.
+func (c *call) created(path string, body any) (reply, error) {
+	header := http.Header{}
+	if path != "" {
+		header.Set("Location", c.s.url(path))
+	}
+	return reply{status: http.StatusCreated, body: body, header: header}, nil
+}
+
+// url gives the external URL of a path.
+func (s *Server) url(path string) string { return s.external.String() + path }
+
+func (s *Server) whoami(c *call) (reply, error) {
+	rules := s.cfg.Broker.Rules()
+	if rules == nil {
+		return reply{}, broker.ErrUnavailable
+	}
+	who := rules.Mark(c.who)
+	return ok(api.Identity{
+		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable,
+		Proof: api.Proof{Method: string(who.Proof.Method), ExpiresAt: who.Proof.Expires.UTC()},
+	})
+}

@@ -1,0 +1,214 @@
+// Package server is the broker's HTTP: routes, headers, forms, status codes.
+// It holds no rule of its own; package broker decides everything.
+//
+// Every endpoint is a row of a table in routes.go and a function of a few
+// lines. The whole of a request that is not its own lives once, in call.go:
+// method, media type, identity, admission, bounds, decoding, errors, encoding,
+// logging. So no endpoint can forget to ask who calls.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// Config is what a Server is made of. Broker, Authenticate, Keys, Log and
+// ExternalURL are required.
+type Config struct {
+	Broker *broker.Broker
+
+	// Authenticate finds out who calls, from the connection's certificate, the
+	// Authorization header, or a token that stands in the body as the caller's
+	// own proof (subject_token, client_assertion; "" if there is none). It
+	// gives exactly one identity, or an error that wraps a sentinel of package
+	// broker. What it returns must hold neither the token nor a part of it.
+	Authenticate func(r *http.Request, bodyToken string) (broker.Identity, error)
+
+	// Keys gives the JWK Set (RFC 7517) of the broker's token signing keys.
+	Keys func(ctx context.Context) ([]byte, error)
+
+	// Log reads the audit log.
+	Log LogReader
+
+	// ExternalURL is the issuer (RFC 8414), "https://broker.acme.test". If it
+	// has a path, everything is served below it, too.
+	ExternalURL string
+
+	Algorithms    []string // of the tokens' signatures, for the metadata
+	SVIDAudiences []string // accepted in callers' JWT-SVIDs, for the metadata
+
+	CallsPerSecond float64 // that one identity may make; zero: 50
+	CallsAtOnce    int     // zero: 20
+
+	Checks  []Check      // of /readyz
+	Metrics *Metrics     // nil: counted nowhere
+	Logger  *slog.Logger // one event a request; nil: discarded
+
+	DrainDelay   time.Duration // from when /readyz says no to when connections are refused; zero: none
+	DrainTimeout time.Duration // for requests to end; zero: 20 s
+}
+
+// A Server answers HTTP. It is safe for concurrent use.
+type Server struct {
+	cfg       Config
+	external  *url.URL
+	admission *admission
+	failures  *failures
+	readiness readiness
+
+	draining context.Context // ends when Drain is called
+	drain    context.CancelFunc
+}
+
+// New makes a Server. It starts nothing.
+func New(cfg Config) (*Server, error) {
+	if cfg.Broker == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil {
+		return nil, errors.New("a server needs a broker, a way to authenticate, keys and a log")
+	}
+	external, err := url.Parse(cfg.ExternalURL)
+	if err != nil || external.Host == "" || external.RawQuery != "" || external.Fragment != "" {
+		return nil, fmt.Errorf("the external URL %q is not a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
+	}
+	external.Path = strings.TrimSuffix(external.Path, "/")
+	cfg.setDefaults()
+	draining, drain := context.WithCancel(context.Background())
+	return &Server{
+		cfg:       cfg,
+		external:  external,
+		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
+		failures:  newFailures(),
+		draining:  draining,
+		drain:     drain,
+	}, nil
+}
+
+func (cfg *Config) setDefaults() {
+	if cfg.CallsPerSecond == 0 {
+		cfg.CallsPerSecond = 50
+	}
+	if cfg.CallsAtOnce == 0 {
+		cfg.CallsAtOnce = 20
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics(Gauges{})
+	}
+	if cfg.DrainTimeout == 0 {
+		cfg.DrainTimeout = 20 * time.Second
+	}
+}
+
+// An Audience is a part of the server that a listener may serve.
+type Audience string
+
+// The audiences. Health and the OpenAPI document are served to all of them.
+const (
+	API   Audience = "api"   // /v1
+	OAuth Audience = "oauth" // /oauth2, /.well-known
+	Log   Audience = "log"   // /log
+)
+
+// Handler gives the part of the server that is for the audiences.
+func (s *Server) Handler(audiences ...Audience) http.Handler {
+	methods := map[string]map[string]route{} // by path, then method
+	for _, rt := range s.routes() {
+		if !rt.isFor(audiences) {
+			continue
+		}
+		if methods[rt.path] == nil {
+			methods[rt.path] = map[string]route{}
+		}
+		methods[rt.path][rt.method] = rt
+	}
+	mux := http.NewServeMux()
+	for path, byMethod := range methods {
+		mux.Handle(path, s.dispatch(path, byMethod))
+	}
+	mux.Handle("/", s.serve(route{path: "(none)", open: true, run: func(*Server, *call) (reply, error) {
+		return reply{}, refuse(broker.ErrNotFound, "no such resource: see /openapi.json")
+	}}))
+	return s.underPath(mux)
+}
+
+// underPath serves everything below the external URL's path as well, whether a
+// proxy in between takes the path away or not.
+func (s *Server) underPath(mux *http.ServeMux) http.Handler {
+	if s.external.Path == "" {
+		return mux
+	}
+	outer := http.NewServeMux()
+	outer.Handle("/", mux)
+	outer.Handle(s.external.Path+"/", http.StripPrefix(s.external.Path, mux))
+	return outer
+}
+
+// Drain makes /readyz say no and ends the long polls. It may be called more
+// than once.
+func (s *Server) Drain() { s.drain() }
+
+// Bounds of a connection. Calls that wait on purpose extend them for
+// themselves (see call.extend).
+const (
+	headerTimeout = 10 * time.Second
+	readTimeout   = 20 * time.Second
+	writeTimeout  = 40 * time.Second // an upstream may take 20 s to make a credential
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 32 << 10
+	maxStreams    = 128
+)
+
+// HTTPServer gives a net/http server for the handler with every timeout and
+// size limit set; tlsConfig may be nil, for loopback and Unix sockets.
+func (s *Server) HTTPServer(h http.Handler, tlsConfig *tls.Config) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		TLSConfig:         tlsConfig,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
+	}
+}
+
+// Serve answers on the listener until ctx ends. Then /readyz says no, long
+// polls end, and after the drain delay the listener closes and calls have the
+// drain timeout to end. It gives nil after an orderly end.
+func (s *Server) Serve(ctx context.Context, l net.Listener, h http.Handler, tlsConfig *tls.Config) error {
+	server := s.HTTPServer(h, tlsConfig)
+	failed := make(chan error, 1)
+	go func() {
+		if tlsConfig == nil {
+			failed <- server.Serve(l)
+		} else {
+			failed <- server.ServeTLS(l, "", "")
+		}
+	}()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.Drain()
+	time.Sleep(s.cfg.DrainDelay)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
+	defer cancel()
+	if err := server.Shutdown(stop); err != nil {
+		return errors.Join(fmt.Errorf("draining %s: %w", l.Addr(), err), server.Close())
+	}
+	return nil
+}

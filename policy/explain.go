@@ -118,10 +118,12 @@ func (v Verdict) rank() int {
 		return 1
 	case v.Applies:
 		return 2
-	case !v.byHead:
+	case !v.byHead && v.Effect == "permit":
 		return 3
+	case !v.byHead:
+		return 4
 	}
-	return 4
+	return 5
 }
 
 func (r *rule) verdict(a *question, who, what bool) Verdict {

@@ -61,7 +61,9 @@ type scenarioFile struct {
 
 type scenario struct {
 	scenarioText
-	line int
+	line          int
+	ttl, duration time.Duration
+	now           time.Time
 }
 
 type scenarioText struct {
@@ -70,14 +72,14 @@ type scenarioText struct {
 	Action        broker.Action     `yaml:"action"`
 	Entitlement   string            `yaml:"entitlement"`
 	Scopes        []string          `yaml:"scopes"`
-	TTL           time.Duration     `yaml:"ttl"`
-	Duration      time.Duration     `yaml:"duration"`
+	TTL           string            `yaml:"ttl"`
+	Duration      string            `yaml:"duration"`
 	Justification string            `yaml:"justification"`
 	Ticket        string            `yaml:"ticket"`
 	Parameters    map[string]string `yaml:"parameters"`
 	Requester     string            `yaml:"requester"`
 	SourceIP      netip.Addr        `yaml:"source_ip"`
-	Now           time.Time         `yaml:"now"`
+	Now           string            `yaml:"now"`
 	Expect        string            `yaml:"expect"`
 	Policies      *[]string         `yaml:"policies"`
 	Reasons       *[]string         `yaml:"reasons"`
@@ -164,9 +166,9 @@ func readScenarios(fsys fs.FS, name string) ([]scenario, error) {
 		p := yamlProblem(src, err)
 		return nil, &p
 	}
-	for _, s := range f.Scenarios {
-		if err := s.check(); err != nil {
-			return nil, &Problem{File: name, Line: s.line, Column: 1, Text: err.Error()}
+	for i := range f.Scenarios {
+		if err := f.Scenarios[i].check(); err != nil {
+			return nil, &Problem{File: name, Line: f.Scenarios[i].line, Column: 1, Text: err.Error()}
 		}
 	}
 	return f.Scenarios, nil
@@ -184,7 +186,29 @@ func (s *scenario) check() error {
 		return errors.New("a denial has no obligations")
 	}
 	_, err := s.obligations()
-	return err
+	return errors.Join(err, s.parseTimes())
+}
+
+// parseTimes reads what the YAML library would take for zero if it is
+// malformed.
+func (s *scenario) parseTimes() (err error) {
+	s.now = scenarioNow
+	if s.Now != "" {
+		if s.now, err = time.Parse(time.RFC3339, s.Now); err != nil {
+			return fmt.Errorf("now: %q: write a time as in 2026-01-31T12:00:00Z", s.Now)
+		}
+	}
+	if s.TTL != "" {
+		if s.ttl, err = parseDuration(s.TTL); err != nil {
+			return fmt.Errorf("ttl: %w", err)
+		}
+	}
+	if s.Duration != "" {
+		if s.duration, err = parseDuration(s.Duration); err != nil {
+			return fmt.Errorf("duration: %w", err)
+		}
+	}
+	return nil
 }
 
 // obligations reads the expected ones by the grammar of the annotations.
@@ -226,11 +250,7 @@ func (e *Engine) run(ctx context.Context, s scenario) string {
 	if err != nil {
 		return err.Error() + "\n"
 	}
-	now := s.Now
-	if now.IsZero() {
-		now = scenarioNow
-	}
-	d, err := e.Decide(ctx, q, now)
+	d, err := e.Decide(ctx, q, s.now)
 	if err != nil {
 		return fmt.Sprintf("expected %s, got an error: %v\n", s.Expect, err)
 	}
@@ -244,7 +264,7 @@ func (e *Engine) run(ctx context.Context, s scenario) string {
 	}
 	s.compare(&b, d)
 	if b.Len() > 0 {
-		writeVerdicts(&b, e.Explain(ctx, q, now).Policies)
+		writeVerdicts(&b, e.Explain(ctx, q, s.now).Policies)
 	}
 	return b.String()
 }
@@ -298,7 +318,7 @@ func (s *scenario) asks(q broker.Query) (broker.Query, error) {
 	if q.Entitlement == nil {
 		return q, errors.New("which entitlement is asked for?")
 	}
-	q.Scopes, q.TTL, q.Duration = s.Scopes, s.TTL, s.Duration
+	q.Scopes, q.TTL, q.Duration = s.Scopes, s.ttl, s.duration
 	q.Justification, q.Ticket, q.Parameters = s.Justification, s.Ticket, s.Parameters
 	if len(q.Scopes) == 0 {
 		q.Scopes = q.Entitlement.DefaultScopes

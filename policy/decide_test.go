@@ -1,0 +1,271 @@
+package policy_test
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+)
+
+const groupsText = `
+support: {members: [login/ana, login/ben]}
+dba: {members: [login/cleo]}
+suppliers: {workloads: [spiffe://supplier.test]}
+`
+
+// loadText loads policies with a few groups.
+func loadText(t testing.TB, cedar string) *policy.Engine {
+	t.Helper()
+	return load(t, fstest.MapFS{"a.cedar": {Data: []byte(cedar)}, "groups.yaml": {Data: []byte(groupsText)}})
+}
+
+func permits(t *testing.T, cedar string, q broker.Query) bool {
+	t.Helper()
+	return decide(t, loadText(t, `@id("p") `+cedar+`;`), q).Permit
+}
+
+func TestZeroEngineSetDenies(t *testing.T) {
+	if d := decide(t, loadText(t, ""), query(triage, "tickets-api", "tickets:read")); d.Permit || d.Policies != nil {
+		t.Errorf("no policies decide %+v", d)
+	}
+}
+
+// TestFederatedIdentities: a permit reaches them only if its head names them.
+func TestFederatedIdentities(t *testing.T) {
+	foreign := query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read")
+	for head, want := range map[string]bool{
+		`principal`:             false,
+		`principal is Workload`: false,
+		`principal in TrustDomain::"supplier.test"`:                    true,
+		`principal in TrustDomain::"acme.test"`:                        false,
+		`principal in Path::"spiffe://supplier.test/sync"`:             true,
+		`principal in Path::"spiffe://supplier.test/syn"`:              false,
+		`principal is Workload in Path::"spiffe://supplier.test/sync"`: true,
+		`principal == Workload::"spiffe://supplier.test/sync/a"`:       true,
+		`principal in Group::"suppliers"`:                              true,
+		`principal in Group::"support"`:                                false,
+	} {
+		if got := permits(t, `permit (`+head+`, action == Action::"request", resource)`, foreign); got != want {
+			t.Errorf("%s: %v, want %v", head, got, want)
+		}
+	}
+	if permits(t, `permit (principal, action == Action::"request", resource) when { principal in TrustDomain::"supplier.test" }`, foreign) {
+		t.Error("a condition that names the domain let it in: the head must")
+	}
+	if !permits(t, `permit (principal, action == Action::"request", resource)`, query(billing, "tickets-api", "tickets:read")) {
+		t.Error("the home domain was kept out")
+	}
+}
+
+func TestForbidsReachEverybody(t *testing.T) {
+	e := loadText(t, `
+		@id("p") permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource);
+		@id("f") @reason("not today") forbid (principal, action, resource);`)
+	d := decide(t, e, query("spiffe://supplier.test/sync", "tickets-api", "tickets:read"))
+	if d.Permit || !slices.Equal(d.Policies, []string{"f"}) || !slices.Equal(d.Reasons, []string{"not today"}) {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestErringPolicyDenies: Cedar skips a policy that errs, which would let a
+// broken forbid through.
+func TestErringPolicyDenies(t *testing.T) {
+	e := loadText(t, `
+		@id("p") permit (principal, action == Action::"request", resource);
+		@id("broken") @reason("too long") forbid (principal, action == Action::"request", resource)
+		when { context.ttl.toMilliseconds() * 9000000000000000 > 0 };`)
+	d := decide(t, e, query(billing, "tickets-api", "tickets:read"))
+	if d.Permit || !slices.Equal(d.Policies, []string{"broken"}) || len(d.Reasons) != 2 || !strings.Contains(d.Reasons[1], "could not be evaluated") {
+		t.Errorf("%+v", d)
+	}
+	if x := e.Explain(context.Background(), query(billing, "tickets-api", "tickets:read"), noon); !strings.Contains(x.Policies[0].Error, "overflow") {
+		t.Errorf("explained as %+v", x.Policies[0])
+	}
+}
+
+func TestObligationsAddUpOverAllPermits(t *testing.T) {
+	e := loadText(t, `
+		@id("broad") @max_ttl("1h") @approval("1 of owner") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");
+		@id("narrow") @max_ttl("5m") @approval("2 of support, 1 of dba") @limit("3 per 1h") @max_duration("2h")
+		permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api");
+		@id("other") @max_ttl("1m") permit (principal, action == Action::"request", resource == Entitlement::"orders-db-ro");`)
+	d := decide(t, e, query(triage, "tickets-api", "tickets:read"))
+	o := d.Obligations
+	if !d.Permit || !slices.Equal(d.Policies, []string{"broad", "narrow"}) {
+		t.Fatalf("%+v", d)
+	}
+	if o.MaxTTL != 5*time.Minute || o.MaxDuration != 2*time.Hour {
+		t.Errorf("max_ttl %s, max_duration %s", o.MaxTTL, o.MaxDuration)
+	}
+	if want := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "support", Count: 2}}; !slices.Equal(o.Approvals, want) {
+		t.Errorf("approvals %v, want %v", o.Approvals, want)
+	}
+	if want := []broker.Limit{{Policy: "narrow", Count: 3, Per: time.Hour}}; !slices.Equal(o.Limits, want) {
+		t.Errorf("limits %v, want %v", o.Limits, want)
+	}
+}
+
+// TestWhatCannotBeAskedIsDenied: an error comes with a decision that denies
+// and says nothing but the revision.
+func TestWhatCannotBeAskedIsDenied(t *testing.T) {
+	e := loadText(t, `@id("p") permit (principal, action in [Action::"request", Action::"audit"], resource);`)
+	tests := map[string]func(q *broker.Query){
+		"nobody":                 func(q *broker.Query) { q.Principal = broker.Identity{} },
+		"an operator":            func(q *broker.Query) { q.Principal = broker.Identity{ID: "root", Kind: broker.KindOperator} },
+		"an unlisted domain":     func(q *broker.Query) { q.Principal = identity("spiffe://evil.test/a") },
+		"no SPIFFE ID":           func(q *broker.Query) { q.Principal.ID = "acme.test/agent" },
+		"an unknown provider":    func(q *broker.Query) { q.Principal = identity("google/ana") },
+		"an unknown action":      func(q *broker.Query) { q.Action = "destroy" },
+		"no entitlement":         func(q *broker.Query) { q.Entitlement = nil },
+		"an unknown entitlement": func(q *broker.Query) { q.Entitlement = &broker.Entitlement{Name: "other"} },
+		"no scopes":              func(q *broker.Query) { q.Scopes = nil },
+		"an unknown scope":       func(q *broker.Query) { q.Scopes = []string{"tickets:read", "tickets:admin"} },
+		"no request":             func(q *broker.Query) { q.Action = broker.ActionView },
+	}
+	for name, change := range tests {
+		q := query(triage, "tickets-api", "tickets:read")
+		change(&q)
+		d, err := e.Decide(context.Background(), q, noon)
+		if err == nil || d.Permit || d.Policies != nil || d.Revision != e.Revision() {
+			t.Errorf("%s: %+v, %v", name, d, err)
+		}
+	}
+}
+
+// TestWhatPoliciesSee has one condition for each thing that the schema says a
+// policy can speak of.
+func TestWhatPoliciesSee(t *testing.T) {
+	q := query(triage, "tickets-api", "tickets:read", "tickets:comment")
+	q.Justification, q.Ticket, q.Parameters = "because", "INC-7", map[string]string{"prefix": "a"}
+	for condition, want := range map[string]bool{
+		`principal is Agent`: true,
+		`principal.id == "spiffe://acme.test/agent/triage"`:                                 true,
+		`principal is Agent && principal.trust_domain == "acme.test"`:                       true,
+		`principal is Agent && principal has team && principal.team == "support"`:           true,
+		`principal is Agent && principal.accountable.contains("login/ana")`:                 true,
+		`principal in Path::"spiffe://acme.test/agent/triage"`:                              true,
+		`resource.issuer == "tickets"`:                                                      true,
+		`resource has owner && resource.owner == Group::"support"`:                          true,
+		`resource.scopes.contains("tickets:close")`:                                         true,
+		`resource.hasTag("env") && resource.getTag("env") == "prod"`:                        true,
+		`resource.hasTag("tier")`:                                                           false,
+		`resource in System::"orders"`:                                                      false,
+		`context.scopes == ["tickets:comment", "tickets:read"]`:                             true,
+		`context.ttl == duration("5m")`:                                                     true,
+		`context.duration <= duration("1h")`:                                                true,
+		`context has justification && context.justification == "because"`:                   true,
+		`context has ticket && context.ticket like "INC-*"`:                                 true,
+		`context.parameters.hasTag("prefix") && context.parameters.getTag("prefix") == "a"`: true,
+		`context.now == datetime("2026-11-23T12:00:00Z")`:                                   true,
+		`context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))`:            true,
+	} {
+		if got := permits(t, `permit (principal, action == Action::"request", resource) when { `+condition+` }`, q); got != want {
+			t.Errorf("%s: %v", condition, got)
+		}
+	}
+}
+
+// TestMappedAddress: an IPv4 address in IPv6 clothing is the same address.
+func TestMappedAddress(t *testing.T) {
+	q := query(triage, "tickets-api", "tickets:read")
+	q.SourceIP = netip.MustParseAddr("::ffff:10.1.2.3")
+	if !permits(t, `permit (principal, action == Action::"request", resource) when { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8")) }`, q) {
+		t.Error("it was not recognised")
+	}
+}
+
+func TestOwnersByGroup(t *testing.T) {
+	const cedar = `permit (principal is Person, action == Action::"request", resource) when { resource has owner && principal in resource.owner }`
+	if !permits(t, cedar, query("login/cleo", "orders-db-ro")) || permits(t, cedar, query("login/ana", "orders-db-ro")) {
+		t.Error("the owners, and only they, were to be let in")
+	}
+}
+
+// onRequest asks about somebody's request for the orders database.
+func onRequest(who string, action broker.Action, requester string) broker.Query {
+	return broker.Query{Principal: identity(who), Action: action, Request: &broker.Request{
+		Requester: identity(requester), Entitlement: "orders-db-ro", Scopes: nil,
+	}}
+}
+
+func TestRequestsAreInTheirEntitlement(t *testing.T) {
+	for what, want := range map[string]bool{
+		`resource in Entitlement::"orders-db-ro"`: true,
+		`resource in Entitlement::"tickets-api"`:  false,
+		`resource in System::"orders"`:            true,
+	} {
+		cedar := `permit (principal in Group::"dba", action in [Action::"view", Action::"revoke"], ` + what + `)`
+		if got := permits(t, cedar, onRequest("login/cleo", broker.ActionRevoke, billing)); got != want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}
+
+func TestSeeingOnesOwn(t *testing.T) {
+	e := sample(t)
+	for _, test := range []struct {
+		who, requester string
+		want           bool
+	}{
+		{triage, triage, true},
+		{"login/ana", triage, true}, // accountable for it
+		{"login/ben", triage, false},
+		{triage, billing, false},
+		{"login/cleo", billing, true}, // of the group "dba"
+	} {
+		if got := decide(t, e, onRequest(test.who, broker.ActionView, test.requester)).Permit; got != test.want {
+			t.Errorf("%s on a request of %s: %v", test.who, test.requester, got)
+		}
+	}
+}
+
+// TestApproveIsPermittedUnlessForbidden: naming a group in @approval is the
+// permission.
+func TestApproveIsPermittedUnlessForbidden(t *testing.T) {
+	e := loadText(t, `@id("f") forbid (principal in Group::"support", action == Action::"approve", resource in System::"orders");`)
+	if !decide(t, e, onRequest("login/cleo", "approve", billing)).Permit {
+		t.Error("nothing forbids it, and it is denied")
+	}
+	if d := decide(t, e, onRequest("login/ana", "approve", billing)); d.Permit || !slices.Equal(d.Policies, []string{"f"}) {
+		t.Errorf("%+v", d)
+	}
+	broken := loadText(t, `@id("f") forbid (principal, action == Action::"approve", resource) when { context.now.offset(duration("9223372036854775807ms")) > context.now };`)
+	if decide(t, broken, onRequest("login/cleo", "approve", billing)).Permit {
+		t.Error("a forbid that errs let it through")
+	}
+}
+
+func TestTheBrokerItself(t *testing.T) {
+	e := sample(t)
+	for _, action := range []broker.Action{broker.ActionAudit, broker.ActionUsage, broker.ActionOperate} {
+		for who, want := range map[string]bool{"login/cleo": true, "login/ana": false, triage: false} {
+			if got := decide(t, e, broker.Query{Principal: identity(who), Action: action}).Permit; got != want {
+				t.Errorf("%s by %s: %v", action, who, got)
+			}
+		}
+	}
+	if decide(t, e, broker.Query{Principal: identity("login/cleo"), Action: broker.ActionBlock}).Permit {
+		t.Error("block was permitted, and no policy says so")
+	}
+}
+
+func TestGroupsOfAnIdentity(t *testing.T) {
+	e := sample(t)
+	for who, want := range map[string][]string{
+		"login/ana":                    {"support"},
+		"spiffe://acme.test/batch/x":   {"batch"},
+		"spiffe://acme.test/batches":   nil,
+		"spiffe://supplier.test/sync":  {"supplier-jobs"},
+		"spiffe://supplier.test/other": nil,
+	} {
+		if got := e.Groups(identity(who)); !slices.Equal(got, want) {
+			t.Errorf("%s is in %q, want %q", who, got, want)
+		}
+	}
+}

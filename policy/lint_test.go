@@ -1,0 +1,114 @@
+package policy_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+)
+
+// everything makes every entitlement and domain reachable, so that a test sees
+// only its own warning.
+const everything = `
+@id("all") permit (principal in TrustDomain::"acme.test", action == Action::"request", resource);
+@id("suppliers") permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource == Entitlement::"reports");
+`
+
+func TestWarnings(t *testing.T) {
+	tests := []struct{ name, cedar, want string }{
+		{"nothing", "", ""},
+		{"a scope with a typo", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api")
+			when { ["tickets:read", "tickets:reed"].containsAll(context.scopes) };`, `a.cedar:5:28: policy "x": no entitlement that it is about has the scope "tickets:reed"`},
+		{"a scope of another entitlement", `@id("x") permit (principal, action == Action::"request", resource in System::"orders") when { context.scopes.contains("read") };`,
+			`no entitlement that it is about has the scope "read"`},
+		{"scopes in an equation", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { context.scopes == ["raed"] };`,
+			`has the scope "raed"`},
+		{"strings that are no scopes", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
+			when { ["a", "b"].contains(principal.id) && context.scopes.contains("read") };`, ""},
+		{"a TTL that no credential can have", `@id("x") @max_ttl("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
+			`a.cedar:4:10: policy "x": @max_ttl 10m0s is shorter than the shortest credential of entitlement "reports", 15m0s`},
+		{"a duration that no credential can have", `@id("x") @max_duration("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
+			`@max_duration 10m0s is shorter`},
+		{"more approvals than people", `@id("x") @approval("2 of dba") permit (principal, action == Action::"request", resource in System::"orders");`,
+			`@approval wants 2 of group "dba", which has 1: it can never be approved`},
+		{"more approvals than owners", `@id("x") @approval("3 of owner") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");`,
+			`@approval wants 3 of group "support", which has 2`},
+		{"a group that a provider fills", `@id("x") @approval("5 of security") permit (principal, action == Action::"request", resource in System::"orders");`, ""},
+		{"agents where there are none", `@id("x") permit (principal is Agent in Path::"spiffe://acme.test/billing", action == Action::"request", resource);`,
+			`nothing there is marked as agent`},
+		{"workloads where all are agents", `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource);`,
+			`nothing there is marked as workload`},
+		{"agents below", `@id("x") permit (principal is Agent in TrustDomain::"acme.test", action == Action::"request", resource);`, ""},
+		{"a forbid of all of it", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"orders-db-ro");
+			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`,
+			`policy "x": forbid "f" takes away all that it permits`},
+		{"a forbid of some of it", `@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
+		{"a forbid of others", `@id("x") permit (principal in Path::"spiffe://acme.test/agents", action == Action::"request", resource == Entitlement::"orders-db-ro");
+			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
+		{"a forbid under a condition", `@id("f") forbid (principal, action, resource) when { principal is Agent };`, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			e := load(t, fstest.MapFS{
+				"a.cedar":     {Data: []byte(everything + test.cedar)},
+				"groups.yaml": {Data: []byte("support: {members: [login/ana, login/ben]}\ndba: {members: [login/cleo]}\nsecurity: {members: [login/ana], claims: [{provider: login, group: sec}]}\n")},
+			})
+			expectWarning(t, e, test.want)
+		})
+	}
+}
+
+// expectWarning wants exactly one warning with these words; or, of none, none.
+func expectWarning(t *testing.T, e *policy.Engine, want string) {
+	t.Helper()
+	got := e.Warnings()
+	if want == "" && len(got) == 0 || len(got) == 1 && want != "" && strings.Contains(got[0], want) {
+		return
+	}
+	t.Errorf("warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), want)
+}
+
+func TestWarningsOfTheWhole(t *testing.T) {
+	in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {members: [login/cleo]}\n")}, "a.ceder": {}, "sub/groups.yaml": {}, "notes.md": {}})
+	in.Catalogue["reports"].MaxTTL = time.Minute
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`.: there is no policy, so everything is denied`,
+		`a.ceder: ignored: only *.cedar, groups.yaml and *_test.yaml mean anything here`,
+		`attest.trust_domains: "supplier.test": no permit names it in its head, so its workloads may authenticate and do nothing`,
+		`entitlements.orders-db-ro: no permit is about it, so nobody can ask for it`,
+		`entitlements.reports: max_ttl 1m0s is shorter than the shortest credential of its issuer, 15m0s: it can never be collected`,
+		`entitlements.reports: no permit is about it, so nobody can ask for it`,
+		`entitlements.tickets-api: no permit is about it, so nobody can ask for it`,
+		`groups.yaml: group "support": nobody is in it: list members, claims or workloads`,
+		`sub/groups.yaml: ignored: groups.yaml is read from the top of the folder only`,
+	}
+	got := e.Warnings()
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func TestSampleHasNoWarnings(t *testing.T) { expectWarning(t, sample(t), "") }
+
+// TestMarksBelow: a deeper mark makes workloads of what is in a path of agents.
+func TestMarksBelow(t *testing.T) {
+	in := inputs(fstest.MapFS{
+		"a.cedar":     {Data: []byte(everything + `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`)},
+		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
+	})
+	in.Marks = append(in.Marks, broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload})
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectWarning(t, e, "")
+}

@@ -1,0 +1,113 @@
+package policy_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"accessbroker.internal/policy"
+)
+
+func TestSampleScenarios(t *testing.T) {
+	r, err := policy.Test(context.Background(), sample(t), os.DirFS("testdata/sample"))
+	if err != nil || r.Ran == 0 || len(r.Failures) > 0 {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// TestScenarioFailures has the whole of what a person reads: what was
+// expected, what came, and which policies had to do with it.
+func TestScenarioFailures(t *testing.T) {
+	scenarios := fstest.MapFS{"x_test.yaml": {Data: []byte(`scenarios:
+  - name: passes
+    principal: spiffe://acme.test/agent/triage
+    entitlement: tickets-api
+    scopes: [tickets:read]
+    expect: permit
+
+  - name: closing is free
+    principal: spiffe://acme.test/agent/triage
+    entitlement: tickets-api
+    scopes: [tickets:close]
+    expect: deny
+    policies: []
+  - name: wrong terms
+    principal: spiffe://acme.test/agent/triage
+    entitlement: tickets-api
+    scopes: [tickets:read]
+    expect: permit
+    reasons: []
+    obligations: {max_ttl: 5m}
+  - name: unknown scope
+    principal: spiffe://acme.test/agent/triage
+    entitlement: tickets-api
+    scopes: [tickets:reed]
+    expect: deny
+  - name: unknown entitlement
+    principal: spiffe://acme.test/agent/triage
+    entitlement: tickets
+    expect: deny
+  - name: unknown domain
+    principal: spiffe://evil.test/agent/triage
+    entitlement: tickets-api
+    expect: deny
+`)}}
+	r, err := policy.Test(context.Background(), sample(t), scenarios)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/failures.golden", r.String())
+}
+
+// golden compares with a file that people review; UPDATE_GOLDEN=1 writes it.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got:\n%s\nwant (%s):\n%s", got, name, want)
+	}
+}
+
+func TestNoScenarioIsNoPass(t *testing.T) {
+	for _, dir := range []fstest.MapFS{{}, {"x_test.yaml": {Data: []byte("scenarios: []\n")}}, {"x_test.yaml": {}}, {"x_test.yml": {Data: []byte("scenarios: 1")}}} {
+		if r, err := policy.Test(context.Background(), sample(t), dir); !errors.Is(err, policy.ErrNoScenario) {
+			t.Errorf("%v, %v", r, err)
+		}
+	}
+}
+
+func TestMalformedScenarios(t *testing.T) {
+	const good = "scenarios:\n- name: n\n  principal: login/ana\n  entitlement: reports\n"
+	for text, want := range map[string]string{
+		"scenario: []\n":                             `x_test.yaml:1:1: unknown field "scenario"`,
+		good + "  expects: permit\n":                 `x_test.yaml:5:3: unknown field "expects"`,
+		good + "  expect: allow\n":                   `x_test.yaml:2:1: expect: "allow": write permit or deny`,
+		good:                                         `expect: "": write permit or deny`,
+		"scenarios:\n- expect: deny\n":               `a scenario has a name`,
+		"scenarios:\n- name: n\n  expect: deny\n":    `a scenario has a principal`,
+		good + "  expect: deny\n  obligations: {}\n": `a denial has no obligations`,
+		good + "  expect: permit\n  obligations: {max_ttl: 5}\n":   `obligations: max_ttl: "5": write a duration`,
+		good + "  expect: permit\n  obligations: {approvals: 5}\n": `unknown field "approvals"`,
+		good + "  expect: permit\n  duration: -1h\n":               `duration: "-1h"`,
+		good + "  expect: permit\n  ttl: fast\n":                   `x_test.yaml:2:1: ttl: "fast"`,
+		good + "  expect: permit\n  now: noon\n":                   `now: "noon": write a time`,
+		good + "  expect: permit\n  source_ip: 10.0.0\n":           `x_test.yaml:`,
+		"scenarios: [\n": `x_test.yaml:`,
+	} {
+		_, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(text)}})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q:\n  %v\nwant\n  %s", text, err, want)
+		}
+	}
+}

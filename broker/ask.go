@@ -140,15 +140,12 @@ func deny(reasons []string, allowed *Allowed) error {
 	}
 }
 
-// alternatives gives the scopes, of those that were asked for, which policy
-// would permit alone.
+// alternatives gives the scopes of the entitlement that policy would permit,
+// each alone, under the terms of this request; nil if there are none.
 func (b *Broker) alternatives(ctx context.Context, rules *Rules, who Identity, r *Request, e *Entitlement, now time.Time) *Allowed {
-	if len(r.Scopes) < 2 {
-		return nil
-	}
 	var allowed []string
-	for _, scope := range r.Scopes {
-		q := r.query(who, e)
+	q := r.query(who, e)
+	for _, scope := range e.Scopes {
 		q.Scopes = []string{scope}
 		if d, err := b.ask(ctx, rules, q, now); err == nil && d.Permit {
 			allowed = append(allowed, scope)

@@ -10,6 +10,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"sync"
@@ -26,6 +27,9 @@ type Config struct {
 	Log     *slog.Logger // for what no caller hears of; nil: discarded
 	Replica string       // this process, as the owner of leases being issued
 	Observe func(Event)  // told of everything that is counted; nil: nobody; must not block
+
+	// Blocks lists the blocks in force, for operators; nil: none can be listed.
+	Blocks func(ctx context.Context) ([]*Block, error)
 
 	// MaxPending is how many requests one identity may have waiting for
 	// people; zero means 20.
@@ -78,6 +82,9 @@ func New(cfg Config) (*Broker, error) {
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(Event) {}
+	}
+	if cfg.Blocks == nil {
+		cfg.Blocks = func(context.Context) ([]*Block, error) { return nil, errors.New("the store does not list blocks") }
 	}
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20

@@ -38,6 +38,7 @@ var (
 	ErrNotRevocable          = errors.New("not_revocable")           // only time ends it; an issuer's answer, never a caller's
 	ErrIssuerUnavailable     = errors.New("issuer_unavailable")      // did not answer, or not in time
 	ErrIssuerRefused         = errors.New("issuer_refused")          // answered no
+	ErrPreviewStale          = errors.New("preview_stale")           // what the kill switch would hit has changed
 	ErrUnavailable           = errors.New("temporarily_unavailable") // the record could not be made durable: nothing was issued
 )
 
@@ -65,7 +66,7 @@ func (r *Refusal) Unwrap() error { return r.Err }
 
 // Allowed is what would have been allowed instead.
 type Allowed struct {
-	Scopes []string      // each of these, alone, would be permitted
+	Scopes []string      // those of the entitlement that would be permitted, each alone
 	MaxTTL time.Duration // zero: not the problem
 }
 
@@ -87,5 +88,5 @@ var sentinels = []error{
 	ErrInvalidParameter, ErrJustificationRequired, ErrTicketRequired, ErrBindingRequiresMTLS, ErrPending,
 	ErrNotPending, ErrLapsed, ErrGrantEnded, ErrGrantEndsTooSoon, ErrLimit, ErrMaxActive, ErrTooManyPending,
 	ErrSlowDown, ErrIdempotencyMismatch, ErrNotRenewable, ErrNotRevocable, ErrIssuerUnavailable,
-	ErrIssuerRefused, ErrUnavailable,
+	ErrIssuerRefused, ErrPreviewStale, ErrUnavailable,
 }

@@ -37,7 +37,7 @@ func (b *Broker) write(ctx context.Context, reads []Key, record audit.Record, f 
 // ErrUnavailable.
 func unavailable(err error) error {
 	var refusal *Refusal
-	if err == nil || errors.As(err, &refusal) || errors.Is(err, errAgain) || errors.Is(err, errLostLease) || isNotFound(err) {
+	if err == nil || errors.As(err, &refusal) || errors.Is(err, errAgain) || errors.Is(err, errLostLease) || errors.Is(err, errEnded) || isNotFound(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -178,6 +178,8 @@ func (l *Lease) end(e ending, now time.Time) bool {
 		if l.Revocation == RevokedImmediate || l.Revocation == RevokedPending {
 			l.Revocation = RevokedAtExpiry
 		}
+	case e.err == errNow:
+		l.Status, l.Revocation, l.NextTry = LeaseRevoking, RevokedPending, now
 	default:
 		l.Status, l.Revocation, l.LastError = LeaseRevoking, RevokedPending, Code(e.err)
 		l.NextTry = now.Add(backoff(l.Attempts))

@@ -46,18 +46,22 @@ func (b *Broker) Request(ctx context.Context, who Identity, id RequestID, now ti
 
 // Lease gives a lease that the caller holds or may view.
 func (b *Broker) Lease(ctx context.Context, who Identity, id LeaseID, now time.Time) (*Lease, error) {
-	var l *Lease
-	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		l, err = get[*Lease](tx, id)
-		return err
-	})
+	l, err := b.leaseRow(ctx, id)
 	if err != nil && !isNotFound(err) {
-		return nil, unavailable(err)
+		return nil, err
 	}
 	if err != nil || l.Holder != who.ID && !b.mayDo(ctx, who, ActionView, l.Request, now) {
 		return nil, refuse(ErrNotFound, "no such lease of yours")
 	}
 	return l, nil
+}
+
+func (b *Broker) leaseRow(ctx context.Context, id LeaseID) (l *Lease, err error) {
+	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		l, err = get[*Lease](tx, id)
+		return err
+	})
+	return l, unavailable(err)
 }
 
 // mayDo asks policy about a request that is not at hand.

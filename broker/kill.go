@@ -1,0 +1,257 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+	"golang.org/x/sync/errgroup"
+)
+
+// A Selector says what the kill switch hits. Exactly one field is set.
+type Selector struct {
+	Holder      string // a SPIFFE ID
+	Under       string // a SPIFFE ID: itself and every path below it
+	TrustDomain string
+	Entitlement string
+	Issuer      string
+	Request     RequestID
+}
+
+// key gives what to block. A request is not blocked: it is only what its
+// leases are found by.
+func (s Selector) key() (BlockKey, error) {
+	var set []BlockKey
+	for _, k := range []BlockKey{
+		{"holder", s.Holder}, {"under", s.Under}, {"trust_domain", s.TrustDomain},
+		{"entitlement", s.Entitlement}, {"issuer", s.Issuer}, {"request", s.Request.String()},
+	} {
+		if k.Name != "" {
+			set = append(set, k)
+		}
+	}
+	if len(set) != 1 {
+		return BlockKey{}, refuse(ErrInvalidRequest, "name exactly one of holder, under, trust_domain, entitlement, issuer, request")
+	}
+	if err := checkText(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
+		return BlockKey{}, err
+	}
+	return set[0], nil
+}
+
+// maxSelector is as long as a SPIFFE ID may be (SPIFFE-ID, section 2.3).
+const maxSelector = 2048
+
+func (k BlockKey) String() string { return k.Kind + " " + k.Name }
+
+func (s Selector) query(now time.Time) LeaseQuery {
+	return LeaseQuery{
+		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
+		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
+	}
+}
+
+// A Preview says what the kill switch would hit.
+type Preview struct {
+	Leases      int
+	ByIssuer    map[string]int
+	Irrevocable int          // of them, those that only time ends
+	WorkUntil   time.Time    // the latest end of an irrevocable one; zero: none
+	Digest      audit.Digest // of exactly the leases that were seen
+}
+
+// maxHit is how many leases one call looks at; a repeated call goes on.
+const maxHit = 100_000
+
+// Preview says what RevokeAll would hit now.
+func (b *Broker) Preview(ctx context.Context, who Identity, s Selector, now time.Time) (*Preview, error) {
+	if err := b.mayBlock(ctx, who, now); err != nil {
+		return nil, err
+	}
+	p, _, err := b.hit(ctx, s, now)
+	return p, err
+}
+
+// hit finds the live leases of a selector.
+func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, []LeaseID, error) {
+	key, err := s.key()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, digest := &Preview{ByIssuer: map[string]int{}}, sha256.New()
+	_, _ = digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
+	var ids []LeaseID
+	for q := s.query(now); len(ids) < maxHit; {
+		page, next, err := b.page(ctx, q)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, l := range page {
+			ids = append(ids, l.ID)
+			_, _ = digest.Write(l.ID[:])
+			p.count(l)
+		}
+		if q.Before = next; next.IsZero() {
+			break
+		}
+	}
+	p.Digest = audit.Digest(digest.Sum(nil))
+	return p, ids, nil
+}
+
+func (b *Broker) page(ctx context.Context, q LeaseQuery) (page []*Lease, next LeaseID, err error) {
+	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		page, next, err = tx.Leases(q)
+		return err
+	})
+	return page, next, unavailable(err)
+}
+
+func (p *Preview) count(l *Lease) {
+	p.Leases++
+	p.ByIssuer[l.Issuer]++
+	switch l.Revocation {
+	case RevokedImmediate, RevokedPending:
+		return
+	}
+	p.Irrevocable++
+	if l.Expires.After(p.WorkUntil) {
+		p.WorkUntil = l.Expires
+	}
+}
+
+// mayBlock says nil if the caller may use the kill switch. A workload's proof
+// is never enough, whatever policy says: it takes a person, or root on the
+// admin socket.
+func (b *Broker) mayBlock(ctx context.Context, who Identity, now time.Time) error {
+	if who.Kind == KindOperator || who.Kind == KindPerson && b.May(ctx, who, ActionBlock, now) {
+		return nil
+	}
+	return refuse(ErrDenied, "the kill switch is for people whom policy lets block, and for the admin socket")
+}
+
+// RevokeAll is the kill switch: it blocks what the selector names, so that
+// nothing more is issued to it, and then ends every live lease of it. The
+// preview's digest must be of what is hit now, unless force is set. It answers
+// once all of that is durable; what upstreams must be told is told by the
+// reaper, at once.
+func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason string, seen audit.Digest, force bool, now time.Time) (*Preview, error) {
+	if err := b.mayBlock(ctx, who, now); err != nil {
+		return nil, err
+	}
+	preview, _, err := b.hit(ctx, s, now)
+	if err != nil {
+		return nil, err
+	}
+	if preview.Digest != seen && !force {
+		return nil, refuse(ErrPreviewStale, "what this would hit has changed since the preview: look again, or force it")
+	}
+	if s.Request.IsZero() {
+		if err := b.Block(ctx, who, s, reason, now); err != nil {
+			return nil, err
+		}
+	}
+	// Nothing is issued to it from here on: what is live now is all there is.
+	hit, ids, err := b.hit(ctx, s, now)
+	if err != nil {
+		return nil, err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(64) // they share commits
+	for _, id := range ids {
+		group.Go(func() error { return b.markRevoked(ctx, who, id, reason, now) })
+	}
+	return hit, group.Wait()
+}
+
+// markRevoked ends a lease as far as the broker can by itself. If an upstream
+// has to be told, the reaper finds it due.
+func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) error {
+	l, err := b.leaseRow(ctx, id)
+	if err != nil || !l.Live(now) || l.Status != LeaseActive {
+		return ignoreNotFound(err)
+	}
+	e := ending{EndRevoked, ErrNotRevocable}
+	if l.Revocation == RevokedImmediate {
+		e.err = errNow
+	}
+	return b.recordEnd(ctx, l, e, who, reason, now)
+}
+
+// errNow stands for an upstream that has not been told yet.
+var errNow = errors.New("the upstream is told next")
+
+// Block places a block. Placing it twice is no error.
+func (b *Broker) Block(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
+	return b.setBlock(ctx, who, s, reason, true, now)
+}
+
+// Lift lifts a block; lifting what is not blocked is ErrNotFound.
+func (b *Broker) Lift(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
+	return b.setBlock(ctx, who, s, reason, false, now)
+}
+
+func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason string, place bool, now time.Time) error {
+	if err := b.mayBlock(ctx, who, now); err != nil {
+		return err
+	}
+	key, err := s.key()
+	if err != nil {
+		return err
+	}
+	if key.Kind == "request" {
+		return refuse(ErrInvalidRequest, "a request can't be blocked: revoke it, or block its holder")
+	}
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return err
+	}
+	if reason = strings.TrimSpace(reason); reason == "" {
+		return refuse(ErrJustificationRequired, "say why")
+	}
+	digest, opening := audit.Commit(reason)
+	record := audit.Record{
+		Kind: audit.BlockPlaced, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening},
+		Block: &audit.BlockFacts{Selector: key.String(), Reason: digest},
+	}
+	if !place {
+		record.Kind = audit.BlockLifted
+	}
+	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, who, reason, place, now) })
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
+func switchBlock(tx Tx, key BlockKey, who Identity, reason string, place bool, now time.Time) error {
+	row, err := get[*Block](tx, key)
+	if ignoreNotFound(err) != nil {
+		return err
+	}
+	inForce := err == nil && row.Lifted.IsZero()
+	switch {
+	case place && inForce:
+		return errEnded
+	case place:
+		tx.Put(&Block{Selector: key, Reason: reason, By: who.ID, Since: now})
+		return nil
+	case !inForce:
+		return refuse(ErrNotFound, fmt.Sprintf("%s is not blocked", key))
+	}
+	row.Lifted = now
+	tx.Put(row)
+	return nil
+}
+
+// Blocks lists the blocks in force.
+func (b *Broker) Blocks(ctx context.Context, who Identity, now time.Time) ([]*Block, error) {
+	if err := b.mayBlock(ctx, who, now); err != nil {
+		return nil, err
+	}
+	list, err := b.cfg.Blocks(ctx)
+	return list, unavailable(err)
+}

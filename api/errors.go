@@ -39,6 +39,7 @@ const (
 	LimitReached          Code = "limit_reached"
 	MaxActiveReached      Code = "max_active_reached"
 	TooManyPending        Code = "too_many_pending"
+	PreviewStale          Code = "preview_stale"
 	SlowDown              Code = "slow_down"
 	IdempotencyKeyReused  Code = "idempotency_key_reused"
 	NotRenewable          Code = "not_renewable"

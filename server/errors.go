@@ -68,6 +68,7 @@ var meanings = []meaning{
 	{broker.ErrLimit, 429, "access_denied", "Too many credentials in this time", "try again later", theirs},
 	{broker.ErrMaxActive, 429, "access_denied", "Too many credentials at once", "give one back first", theirs},
 	{broker.ErrTooManyPending, 429, "access_denied", "Too many requests wait for people", "withdraw one, or wait for an answer", theirs},
+	{broker.ErrPreviewStale, 409, "invalid_request", "The preview is stale", "look at a new preview, and send its digest", theirs},
 	{broker.ErrSlowDown, 429, "slow_down", "Too many calls", "call less often", theirs},
 	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used for another body", "use a new key for a new call", theirs},
 	{broker.ErrNotRenewable, 409, "invalid_request", "Not renewable", "collect again, or file a new request", theirs},

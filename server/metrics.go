@@ -128,7 +128,7 @@ func (m *Metrics) Observe(e broker.Event) {
 		m.issueTime.WithLabelValues(issuer).Observe(e.Took.Seconds())
 	case broker.EventRevocation:
 		m.revocations.WithLabelValues(issuer, code).Inc()
-		if e.Code == "ok" {
+		if e.Code != string(broker.RevokedPending) {
 			m.revokeLag.WithLabelValues(issuer).Observe(max(e.Lag, 0).Seconds())
 		}
 	case broker.EventUpstream:

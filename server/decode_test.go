@@ -1,0 +1,250 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+func TestDecodeJSON(t *testing.T) {
+	tests := []struct {
+		name, body string
+		code       error  // nil: accepted
+		detail     string // a part of it
+	}{
+		{"plain", `{"entitlement":"tickets","scopes":["a","b"],"ttl":"15m"}`, nil, ""},
+		{"empty object", `{}`, nil, ""},
+		{"parameters keep their case", `{"entitlement":"x","parameters":{"A":"1","a":"2"}}`, nil, ""},
+		{"white space around", " {\"entitlement\":\"x\"} \n", nil, ""},
+
+		{"not an object", `[]`, broker.ErrInvalidRequest, "not a JSON object"},
+		{"truncated", `{"entitlement":"x"`, broker.ErrInvalidRequest, ""},
+		{"trailing", `{"entitlement":"x"} {}`, broker.ErrInvalidRequest, "follows"},
+		{"trailing comma", `{"entitlement":"x",}`, broker.ErrInvalidRequest, ""},
+		{"unknown field", `{"entitlment":"x"}`, broker.ErrInvalidRequest, `unknown field "entitlment"`},
+		{"twice", `{"entitlement":"x","entitlement":"y"}`, broker.ErrInvalidRequest, "twice"},
+		{"twice by escape", `{"entitlement":"x","\u0065ntitlement":"y"}`, broker.ErrInvalidRequest, "twice"},
+		{"twice inside", `{"parameters":{"a":"1","a":"2"}}`, broker.ErrInvalidRequest, "twice"},
+		{"other case", `{"Entitlement":"x"}`, broker.ErrInvalidRequest, "unknown field"},
+		{"long s folds to s", `{"ſcopes":["x"]}`, broker.ErrInvalidRequest, "unknown field"},
+		{"Kelvin sign folds to k", `{"tic\u212aet":"x"}`, broker.ErrInvalidRequest, "unknown field"},
+		{"null", `{"entitlement":null}`, broker.ErrInvalidRequest, "null"},
+		{"wrong type", `{"entitlement":7}`, broker.ErrInvalidRequest, `"entitlement" is not of the right type`},
+		{"wrong element", `{"scopes":["a",7]}`, broker.ErrInvalidRequest, "right type"},
+		{"not UTF-8", "{\"justification\":\"\xff\"}", broker.ErrInvalidRequest, "UTF-8"},
+		{"deep", `{"scopes":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, broker.ErrInvalidRequest, "deep"},
+		{"ttl zero", `{"ttl":"0s"}`, broker.ErrInvalidTTL, "positive"},
+		{"ttl negative", `{"ttl":"-5m"}`, broker.ErrInvalidTTL, "positive"},
+		{"ttl a number", `{"ttl":900}`, broker.ErrInvalidRequest, ""},
+		{"ttl nonsense", `{"ttl":"soon"}`, broker.ErrInvalidTTL, "15m"},
+		{"ttl overflow", `{"ttl":"99999999999h"}`, broker.ErrInvalidTTL, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var ask api.Ask
+			err := decodeJSON([]byte(test.body), &ask)
+			if !errors.Is(err, test.code) {
+				t.Fatalf("got %v, want %v", err, test.code)
+			}
+			if detail := refusalOf(err).Detail; !strings.Contains(detail, test.detail) {
+				t.Errorf("the detail %q does not say %q", detail, test.detail)
+			}
+		})
+	}
+}
+
+func TestDecodeJSONNeverQuotesValues(t *testing.T) {
+	for _, body := range []string{`{"scopes":"s3cret"}`, `{"ticket":{"s3cret":1}}`, `{"entitlement":"x" "s3cret"}`} {
+		var ask api.Ask
+		err := decodeJSON([]byte(body), &ask)
+		if err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+}
+
+// What the strict decoder accepts, it and any other JSON reader read alike.
+func FuzzDecodeJSON(f *testing.F) {
+	f.Add([]byte(`{"entitlement":"tickets","scopes":["a"],"ttl":"15m","parameters":{"p":"v"},"dry_run":true}`))
+	f.Add([]byte(`{"entitlement":"a","\u0065ntitlement":"b"}`))
+	f.Add([]byte(`{"ttl":"0s"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var ask api.Ask
+		if err := decodeJSON(body, &ask); err != nil {
+			if len(refusalOf(err).Detail) == 0 || len(err.Error()) > 1000 {
+				t.Fatalf("an error without, or with too many words: %v", err)
+			}
+			return
+		}
+		text, err := json.Marshal(ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again api.Ask
+		if err := decodeJSON(text, &again); err != nil {
+			t.Fatalf("%s, read from %q: %v", text, body, err)
+		}
+		var anyReader map[string]any
+		if err := json.Unmarshal(body, &anyReader); err != nil {
+			t.Fatalf("accepted, but not JSON: %v", err)
+		}
+		if name, _ := anyReader["entitlement"].(string); name != ask.Entitlement {
+			t.Fatalf("others read the entitlement %q, we %q", name, ask.Entitlement)
+		}
+	})
+}
+
+func TestParseForm(t *testing.T) {
+	tests := []struct {
+		name, body string
+		want       form // nil: refused
+	}{
+		{"plain", "grant_type=client_credentials&scope=a+b", form{"grant_type": {"client_credentials"}, "scope": {"a b"}}},
+		{"empty is not sent", "scope=&audience=x", form{"audience": {"x"}}},
+		{"unknown is kept for nobody", "x=1", form{"x": {"1"}}},
+		{"audience may be repeated", "audience=a&audience=b", form{"audience": {"a", "b"}}},
+		{"nothing", "", form{}},
+		{"twice", "scope=a&scope=b", nil},
+		{"twice and empty", "grant_type=&grant_type=x", nil},
+		{"twice by escape", "scope=a&sc%6Fpe=b", nil},
+		{"bad escape", "scope=%zz", nil},
+		{"semicolons", "scope=a;b=c", nil},
+		{"not UTF-8", "justification=%ff", nil},
+		{"too many", strings.Repeat("a=1&", 40), nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := parseForm([]byte(test.body))
+			if test.want == nil {
+				if !errors.Is(err, broker.ErrInvalidRequest) {
+					t.Fatalf("got %v, %v", got, err)
+				}
+				return
+			}
+			if err != nil || !reflect.DeepEqual(got, test.want) {
+				t.Errorf("got %v, %v, want %v", got, err, test.want)
+			}
+		})
+	}
+}
+
+func TestTokenProof(t *testing.T) {
+	const exchange = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange"
+	const jwt = "&subject_token_type=urn:ietf:params:oauth:token-type:jwt"
+	tests := []struct {
+		name, body, token string
+		subject           bool
+		err               error
+	}{
+		{"exchange", exchange + "&subject_token=T" + jwt, "T", true, nil},
+		{"credentials over TLS", "grant_type=client_credentials", "", false, nil},
+		{"credentials by assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + api.AssertionTypeJWT, "T", false, nil},
+		{"credentials by SPIFFE assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + assertionSPIFFE, "T", false, nil},
+		{"a subject_token is nothing to client credentials", "grant_type=client_credentials&subject_token=T" + jwt, "", false, nil},
+
+		{"no grant", "subject_token=T" + jwt, "", false, broker.ErrInvalidRequest},
+		{"unknown grant", "grant_type=password", "", false, errGrantType},
+		{"no subject", exchange, "", false, broker.ErrInvalidRequest},
+		{"no subject type", exchange + "&subject_token=T", "", false, broker.ErrInvalidRequest},
+		{"another subject type", exchange + "&subject_token=T&subject_token_type=urn:ietf:params:oauth:token-type:id_token", "", false, broker.ErrInvalidRequest},
+		{"actor", exchange + "&subject_token=T" + jwt + "&actor_token=U", "", false, broker.ErrForeignSubject},
+		{"two proofs", exchange + "&subject_token=T" + jwt + "&client_assertion=U", "", false, broker.ErrTwoIdentities},
+		{"assertion without type", "grant_type=client_credentials&client_assertion=T", "", false, broker.ErrUnauthenticated},
+		{"type without assertion", "grant_type=client_credentials&client_assertion_type=" + api.AssertionTypeJWT, "", false, broker.ErrUnauthenticated},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			f, err := parseForm([]byte(test.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			token, subject, err := tokenProof(f)
+			if !errors.Is(err, test.err) || token != test.token || subject != test.subject {
+				t.Errorf("got %q, %t, %v", token, subject, err)
+			}
+		})
+	}
+}
+
+func TestTarget(t *testing.T) {
+	catalogue := broker.Catalogue{
+		"tickets":    {Name: "tickets", Audience: "https://tickets.test", Scopes: []string{"close", "read"}},
+		"tickets-ro": {Name: "tickets-ro", Audience: "https://tickets.test", Scopes: []string{"list"}},
+		"database":   {Name: "database"},
+	}
+	tests := []struct {
+		name                       string
+		audience, resource, scopes []string
+		want                       string
+		err                        error
+	}{
+		{"by name", []string{"tickets"}, nil, nil, "tickets", nil},
+		{"by name and resource", []string{"tickets"}, []string{"https://tickets.test"}, nil, "tickets", nil},
+		{"by resource and scope", nil, []string{"https://tickets.test"}, []string{"list"}, "tickets-ro", nil},
+		{"unknown: for the domain to deny", []string{"nope"}, nil, nil, "nope", nil},
+
+		{"nothing", nil, nil, nil, "", broker.ErrInvalidRequest},
+		{"two", []string{"tickets", "tickets-ro"}, nil, nil, "", errTarget},
+		{"not a token", []string{"database"}, nil, nil, "", errTarget},
+		{"they disagree", []string{"tickets"}, []string{"https://other.test"}, nil, "", errTarget},
+		{"two fit", nil, []string{"https://tickets.test"}, nil, "", errTarget},
+		{"none fits", nil, []string{"https://tickets.test"}, []string{"list", "read"}, "", errTarget},
+		{"unknown resource", nil, []string{"https://other.test"}, []string{"list"}, "", errTarget},
+		{"the empty audience of what gives no tokens", nil, []string{""}, nil, "", errTarget},
+		{"relative", nil, []string{"tickets"}, nil, "", errTarget},
+		{"fragment", nil, []string{"https://tickets.test#x"}, []string{"list"}, "", errTarget},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := target(catalogue, test.audience, test.resource, test.scopes)
+			if !errors.Is(err, test.err) || got != test.want {
+				t.Errorf("got %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// Whatever comes to the token endpoint, it is read without a panic, and a
+// proof is found only where it is the caller's to give.
+func FuzzTokenForm(f *testing.F) {
+	f.Add([]byte("grant_type=urn:ietf:params:oauth:grant-type:token-exchange&subject_token=T&subject_token_type=urn:ietf:params:oauth:token-type:jwt&audience=a&scope=b"))
+	f.Add([]byte("grant_type=client_credentials&audience=a&audience=b"))
+	f.Add([]byte("scope=%zz&&=&a"))
+	catalogue := broker.Catalogue{"a": {Name: "a", Audience: "https://a.test", Scopes: []string{"b"}}}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		parsed, err := parseForm(body)
+		if err != nil {
+			return
+		}
+		for name, list := range parsed {
+			if len(list) == 0 || (len(list) > 1 && name != "audience" && name != "resource") {
+				t.Fatalf("%q has %d values", name, len(list))
+			}
+		}
+		token, subject, err := tokenProof(parsed)
+		if err != nil {
+			if len(refusalOf(err).Detail) > 1000 {
+				t.Fatal(err)
+			}
+			return
+		}
+		if subject != (parsed.get("grant_type") == api.GrantTokenExchange) || subject && token == "" {
+			t.Fatalf("a proof %q of %v", token, parsed)
+		}
+		_, _ = target(catalogue, parsed["audience"], parsed["resource"], strings.Fields(parsed.get("scope")))
+	})
+}
+
+func TestCallID(t *testing.T) {
+	now := time.UnixMilli(0x0123456789ab)
+	a, b := newCallID(now), newCallID(now)
+	if a == b || len(a) != 36 || !strings.HasPrefix(a, "01234567-89ab-7") || !strings.ContainsRune("89ab", rune(a[19])) {
+		t.Errorf("%s, %s: not UUIDs of version 7", a, b)
+	}
+}

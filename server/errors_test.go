@@ -1,0 +1,170 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// stringsIn gives the string literals of a file's top-level var or const
+// declarations whose name begins with prefix.
+func stringsIn(t *testing.T, file, prefix string) []string {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, decl := range parsed.Decls {
+		general, ok := decl.(*ast.GenDecl)
+		if !ok {
+			continue
+		}
+		for _, spec := range general.Specs {
+			value, ok := spec.(*ast.ValueSpec)
+			if !ok || !strings.HasPrefix(value.Names[0].Name, prefix) {
+				continue
+			}
+			ast.Inspect(value, func(n ast.Node) bool {
+				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					text, _ := strconv.Unquote(lit.Value)
+					found = append(found, text)
+				}
+				return true
+			})
+		}
+	}
+	return found
+}
+
+func TestEverySentinelHasAMeaning(t *testing.T) {
+	sentinels := stringsIn(t, "../broker/errors.go", "Err")
+	if len(sentinels) < 30 {
+		t.Fatalf("found only %d sentinels in the domain", len(sentinels))
+	}
+	for _, code := range sentinels {
+		if !slices.ContainsFunc(meanings, func(m meaning) bool { return m.err.Error() == code }) {
+			t.Errorf("the sentinel %q has no row in errors.go", code)
+		}
+	}
+}
+
+func TestClientKnowsEveryCode(t *testing.T) {
+	codes := stringsIn(t, "../api/errors.go", "")
+	for _, m := range append(slices.Clone(meanings), unknown) {
+		if m.err == errClientGone {
+			continue // nobody is there to read it
+		}
+		if !slices.Contains(codes, m.err.Error()) {
+			t.Errorf("package api has no code %q", m.err)
+		}
+	}
+}
+
+func TestMeaningsArePublished(t *testing.T) {
+	var doc struct {
+		Errors []struct {
+			Code   string `json:"code"`
+			Status int    `json:"status"`
+			OAuth  string `json:"oauth_error"`
+			Title  string `json:"title"`
+			Advice string `json:"what_to_do"`
+		} `json:"x-errors"`
+	}
+	if err := json.Unmarshal(openAPIDocument, &doc); err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for _, e := range doc.Errors {
+		got = append(got, fmt.Sprintf("%s %d %s %q %q", e.Code, e.Status, e.OAuth, e.Title, e.Advice))
+	}
+	for _, m := range append(slices.Clone(meanings), unknown) {
+		if m.err != errClientGone {
+			want = append(want, fmt.Sprintf("%s %d %s %q %q", m.err, m.status, m.oauth, m.title, m.advice))
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("x-errors of openapi.json is not the table of errors.go:\n got %s\nwant %s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestAdviceFitsOAuth(t *testing.T) {
+	for _, m := range meanings {
+		// Quotation marks are turned into apostrophes; nothing else may be lost.
+		if asciiOnly(m.advice) != strings.ReplaceAll(m.advice, `"`, "'") {
+			t.Errorf("%s: the advice %q holds characters that RFC 6749 forbids", m.err, m.advice)
+		}
+	}
+}
+
+func TestOAuthErrors(t *testing.T) {
+	refusal := func(r broker.Refusal) error { return fmt.Errorf("asking: %w", &r) }
+	tests := []struct {
+		name    string
+		err     error
+		subject bool
+		error   string
+		status  int
+	}{
+		{"no proof", broker.ErrUnauthenticated, false, "invalid_client", 401},
+		{"bad subject_token", broker.ErrUnauthenticated, true, "invalid_request", 400},
+		{"expired subject_token", broker.ErrProofExpired, true, "invalid_request", 400},
+		{"another's subject_token", broker.ErrForeignSubject, true, "invalid_request", 400},
+		{"unknown or unpermitted", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "policy"}), true, "invalid_target", 400},
+		{"too many scopes", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "policy", Allowed: &broker.Allowed{Scopes: []string{"a"}}}), true, "invalid_scope", 400},
+		{"a person's no", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "person"}), true, "access_denied", 400},
+		{"pending", broker.ErrPending, false, "authorization_pending", 400},
+		{"lapsed", broker.ErrLapsed, false, "expired_token", 400},
+		{"scope", broker.ErrInvalidScope, false, "invalid_scope", 400},
+		{"target", errTarget, false, "invalid_target", 400},
+		{"grant", errGrantType, false, "unsupported_grant_type", 400},
+		{"too often", broker.ErrSlowDown, false, "slow_down", 429},
+		{"no record", broker.ErrUnavailable, false, "temporarily_unavailable", 503},
+		{"a bug", errors.New("disk on fire"), false, "server_error", 500},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := &call{id: "x", proofIsSubject: test.subject}
+			answer := c.oauthError(test.err)
+			body := answer.body.(api.OAuthError)
+			if body.Error != test.error || answer.status != test.status {
+				t.Errorf("got %d %s, want %d %s", answer.status, body.Error, test.status, test.error)
+			}
+			if challenge := answer.header.Get("WWW-Authenticate") != ""; challenge != (test.status == 401) {
+				t.Errorf("WWW-Authenticate with status %d: %t", test.status, challenge)
+			}
+			if (body.Interval > 0) != (test.error == "authorization_pending") {
+				t.Errorf("interval %d", body.Interval)
+			}
+		})
+	}
+}
+
+func TestUnknownErrorsSayNothing(t *testing.T) {
+	c := &call{id: "0199-x"}
+	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {
+		text, err := answer.encode()
+		if err != nil || strings.Contains(string(text), "hunter2") || answer.status != 500 {
+			t.Errorf("%d %s %v", answer.status, text, err)
+		}
+	}
+}
+
+func TestRetryAfterIsRoundedUp(t *testing.T) {
+	c := &call{}
+	answer := c.problem(&broker.Refusal{Err: broker.ErrLimit, Retry: 1100 * time.Millisecond})
+	if got := answer.header.Get("Retry-After"); got != "2" {
+		t.Errorf("Retry-After %q", got)
+	}
+}

@@ -1,0 +1,81 @@
+package server
+
+import (
+	"errors"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"accessbroker.internal/broker"
+)
+
+func fullMetrics() *Metrics {
+	one := func() float64 { return 1 }
+	m := NewMetrics(Gauges{one, one, one, one, one, one})
+	for kind := broker.EventRequest; kind <= broker.EventUpstream; kind++ {
+		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
+	}
+	m.AttestFailed("jwt-svid", "expired")
+	m.Committed(4, time.Millisecond)
+	m.Reloaded("abc", nil)
+	m.answered("/v1/requests", "GET", "ok", time.Millisecond)
+	return m
+}
+
+func TestMetricsAreWellFormed(t *testing.T) {
+	problems, err := testutil.GatherAndLint(fullMetrics().registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// The names that dashboards and alerts rely on.
+func TestMetricsAreThere(t *testing.T) {
+	w := httptest.NewRecorder()
+	fullMetrics().Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, name := range strings.Fields(`requests_total decision_seconds approvals_pending approval_wait_seconds leases_issued_total
+		leases_active lease_ttl_seconds issue_seconds revocations_total revocation_lag_seconds leases_stuck audit_records_total
+		audit_unpublished attestation_failures_total commit_seconds commit_batch_size policy_revision_info config_reloads_total
+		svid_expires_seconds upstream_errors_total http_requests_total http_request_seconds panics_total build_info`) {
+		if !strings.Contains(w.Body.String(), "# TYPE broker_"+name+" ") {
+			t.Errorf("broker_%s is not there", name)
+		}
+	}
+}
+
+func TestLabelsAreBounded(t *testing.T) {
+	m := NewMetrics(Gauges{})
+	for _, from := range []string{"spiffe://acme.test/agent", "tickets:read", "a b", "é", strings.Repeat("a", 200), "a\"b", "../x"} {
+		m.Observe(broker.Event{Kind: broker.EventRequest, Entitlement: from, Code: from})
+		m.AttestFailed(from, from)
+	}
+	m.answered("/v1/requests", "BREW", "ok", 0)
+	if n := testutil.CollectAndCount(m.requests); n != 1 {
+		t.Errorf("%d time series from texts that are no names", n)
+	}
+	if got := testutil.ToFloat64(m.attestFailures.WithLabelValues("other", "other")); got != 7 {
+		t.Errorf("%v failures under other", got)
+	}
+	if got := testutil.ToFloat64(m.calls.WithLabelValues("/v1/requests", "other", "ok")); got != 1 {
+		t.Errorf("%v calls by an unknown method", got)
+	}
+}
+
+func TestOnlyOnePolicyRevision(t *testing.T) {
+	m := NewMetrics(Gauges{})
+	m.Reloaded("a", nil)
+	m.Reloaded("b", nil)
+	m.Reloaded("", errors.New("no"))
+	if n := testutil.CollectAndCount(m.policy); n != 1 {
+		t.Errorf("%d revisions are in force", n)
+	}
+	if got := testutil.ToFloat64(m.reloads.WithLabelValues("failed")); got != 1 {
+		t.Errorf("%v failed reloads", got)
+	}
+}

@@ -19,7 +19,7 @@ type group struct {
 	Members   []string `yaml:"members"`   // people, "<provider>/<subject>"
 	Claims    []claim  `yaml:"claims"`    // people by what their provider says of them
 	Workloads []string `yaml:"workloads"` // SPIFFE paths: whatever is at or below one; or whole trust domains
-	Notify    []string `yaml:"notify"`    // how to tell the group, "slack:dba"
+	Notify    []plain  `yaml:"notify"`    // how to tell the group, "slack:dba"
 }
 
 // A claim makes members of everybody whom the provider puts in its group.
@@ -38,8 +38,8 @@ type groupsFile struct {
 	problems *problems
 }
 
-// loadGroups reads groups.yaml; src may be nil. It adds the groups to known
-// before it checks them.
+// loadGroups reads groups.yaml; src may be nil. It adds the names to known, those
+// of malformed groups too: what names them is no further problem.
 func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	groups := map[string]*group{}
 	if src == nil {
@@ -47,13 +47,13 @@ func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	}
 	f := groupsFile{src, map[string]int{}, ps}
 	for name, node := range f.entries() {
+		known.groups[name] = true
 		g := &group{}
 		if err := yaml.NodeToValue(node, g, yaml.Strict()); err != nil {
 			f.report(yamlProblem(f.source, err))
 			continue
 		}
 		groups[name] = g
-		known.groups[name] = true
 	}
 	for name, g := range groups {
 		f.check(name, g, known)
@@ -145,19 +145,6 @@ func duplicate(list []string) string {
 		}
 	}
 	return ""
-}
-
-// yamlProblem gives an error of the YAML library its place.
-func yamlProblem(src *source, err error) Problem {
-	p := Problem{File: src.name, Text: err.Error()}
-	var at yaml.Error
-	if errors.As(err, &at) {
-		p.Text = at.GetMessage()
-		if t := at.GetToken(); t != nil {
-			p.Line, p.Column = t.Position.Line, t.Position.Column
-		}
-	}
-	return p
 }
 
 // memberships answer which groups an identity is in.

@@ -222,3 +222,13 @@ func company(tb testing.TB, policies int) (*Engine, broker.Query) {
 		Entitlement: in.Catalogue[fmt.Sprintf("entitlement-%d", 3%len(in.Catalogue))], Scopes: []string{"read"}, TTL: 5 * time.Minute, Duration: time.Hour,
 	}
 }
+
+// BenchmarkLoad is what a reload costs.
+func BenchmarkLoad(b *testing.B) {
+	e, _ := company(b, 10000)
+	for b.Loop() {
+		if _, err := Load(e.in); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

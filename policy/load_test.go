@@ -1,8 +1,10 @@
 package policy_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -211,4 +213,30 @@ func TestUnreadableFolder(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "not UTF-8") {
 		t.Errorf("Load says %v", err)
 	}
+}
+
+// FuzzPolicies feeds the loader text that people and tools may write. What
+// loads must be decided on and explained without a panic.
+func FuzzPolicies(f *testing.F) {
+	for _, name := range []string{"tickets", "people", "databases"} {
+		seed, err := os.ReadFile("testdata/sample/" + name + ".cedar")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(seed))
+	}
+	f.Add(`// "`)
+	f.Add("@id(\"\\u{0}\") permit (principal, action, resource) when { \"//\" == \"\\\"\" };")
+	groups := []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\nbatch: {}\nsupplier-jobs: {}\n")
+	f.Fuzz(func(t *testing.T, cedar string) {
+		e, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte(cedar)}, "groups.yaml": {Data: groups}}))
+		if err != nil {
+			return
+		}
+		q := query(triage, "tickets-api", "tickets:read")
+		d := decide(t, e, q)
+		if x := e.Explain(context.Background(), q, noon); x.Permit != d.Permit {
+			t.Errorf("decided %v, explained %v", d.Permit, x.Permit)
+		}
+	})
 }

@@ -132,8 +132,9 @@ func again(t *testing.T, line string) {
 	name, value, _ := strings.Cut(line, ": ")
 	if name == "ticket" {
 		value = strings.TrimSuffix(strings.TrimPrefix(value, "^(?:"), ")$")
+	} else {
+		value = strings.TrimSuffix(value, " ()") // the id of no policy
 	}
-	value = strings.TrimSuffix(value, " ()")
 	var got terms
 	if err := got.parse(name, value, true); err != nil {
 		t.Fatalf("%q: %v", line, err)

@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"slices"
@@ -71,7 +73,7 @@ type scenarioText struct {
 	Principal     string            `yaml:"principal"`
 	Action        broker.Action     `yaml:"action"`
 	Entitlement   string            `yaml:"entitlement"`
-	Scopes        []string          `yaml:"scopes"`
+	Scopes        []plain           `yaml:"scopes"`
 	TTL           string            `yaml:"ttl"`
 	Duration      string            `yaml:"duration"`
 	Justification string            `yaml:"justification"`
@@ -82,7 +84,7 @@ type scenarioText struct {
 	Now           string            `yaml:"now"`
 	Expect        string            `yaml:"expect"`
 	Policies      *[]string         `yaml:"policies"`
-	Reasons       *[]string         `yaml:"reasons"`
+	Reasons       *[]plain          `yaml:"reasons"`
 	Obligations   *obligationsText  `yaml:"obligations"`
 }
 
@@ -91,7 +93,7 @@ type obligationsText struct {
 	MaxTTL        string            `yaml:"max_ttl"`
 	MaxDuration   string            `yaml:"max_duration"`
 	Justification string            `yaml:"justification"`
-	Ticket        []string          `yaml:"ticket"`
+	Ticket        []plain           `yaml:"ticket"`
 	Limit         map[string]string `yaml:"limit"`
 	MaxActive     map[string]string `yaml:"max_active"`
 }
@@ -161,17 +163,33 @@ func readScenarios(fsys fs.FS, name string) ([]scenario, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading scenarios: %w", err)
 	}
-	var f scenarioFile
-	if err := yaml.UnmarshalWithOptions(src.text, &f, yaml.Strict()); err != nil {
-		p := yamlProblem(src, err)
-		return nil, &p
+	all, err := decodeScenarios(src)
+	if err != nil {
+		return nil, err
 	}
-	for i := range f.Scenarios {
-		if err := f.Scenarios[i].check(); err != nil {
-			return nil, &Problem{File: name, Line: f.Scenarios[i].line, Column: 1, Text: err.Error()}
+	for i := range all {
+		if err := all[i].check(); err != nil {
+			return nil, &Problem{File: name, Line: all[i].line, Column: 1, Text: err.Error()}
 		}
 	}
-	return f.Scenarios, nil
+	return all, nil
+}
+
+// decodeScenarios reads every document of the file: a scenario that is not
+// run must not look as if it had passed.
+func decodeScenarios(src *source) (all []scenario, err error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(src.text), yaml.Strict())
+	for {
+		var f scenarioFile
+		switch err := decoder.Decode(&f); {
+		case errors.Is(err, io.EOF):
+			return all, nil
+		case err != nil:
+			p := yamlProblem(src, err)
+			return nil, &p
+		}
+		all = append(all, f.Scenarios...)
+	}
 }
 
 func (s *scenario) check() error {
@@ -221,7 +239,7 @@ func (s *scenario) obligations() ([]string, error) {
 		{"approval", o.Approval, ""}, {"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
 	}
 	for _, t := range o.Ticket {
-		items = append(items, struct{ name, value, policy string }{"ticket", t, ""})
+		items = append(items, struct{ name, value, policy string }{"ticket", string(t), ""})
 	}
 	for id, v := range o.Limit {
 		items = append(items, struct{ name, value, policy string }{"limit", v, id})
@@ -280,7 +298,7 @@ func (s *scenario) compare(b *strings.Builder, d broker.Decision) {
 		differ("policies", slices.Sorted(slices.Values(*s.Policies)), d.Policies)
 	}
 	if s.Reasons != nil {
-		differ("reasons", *s.Reasons, d.Reasons)
+		differ("reasons", toStrings(*s.Reasons), d.Reasons)
 	}
 	if s.Obligations != nil {
 		expected, _ := s.obligations() // checked when it was read
@@ -318,7 +336,7 @@ func (s *scenario) asks(q broker.Query) (broker.Query, error) {
 	if q.Entitlement == nil {
 		return q, errors.New("which entitlement is asked for?")
 	}
-	q.Scopes, q.TTL, q.Duration = s.Scopes, s.ttl, s.duration
+	q.Scopes, q.TTL, q.Duration = toStrings(s.Scopes), s.ttl, s.duration
 	q.Justification, q.Ticket, q.Parameters = s.Justification, s.Ticket, s.Parameters
 	if len(q.Scopes) == 0 {
 		q.Scopes = q.Entitlement.DefaultScopes
@@ -344,7 +362,7 @@ func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, er
 	if err != nil {
 		return q, fmt.Errorf("requester: %w", err)
 	}
-	q.Request = &broker.Request{Requester: requester, Entitlement: s.Entitlement, Scopes: s.Scopes}
+	q.Request = &broker.Request{Requester: requester, Entitlement: s.Entitlement, Scopes: toStrings(s.Scopes)}
 	return q, nil
 }
 

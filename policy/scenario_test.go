@@ -111,3 +111,33 @@ func TestMalformedScenarios(t *testing.T) {
 		}
 	}
 }
+
+func TestScenariosInSeveralDocuments(t *testing.T) {
+	const one = "scenarios:\n- {name: n, principal: spiffe://acme.test/x, entitlement: tickets-api, scopes: [tickets:read], expect: deny}\n"
+	r, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(one + "---\n" + one)}})
+	if err != nil || r.Ran != 2 || len(r.Failures) != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestColonsInFlowLists: see plain.
+func TestColonsInFlowLists(t *testing.T) {
+	for scopes, want := range map[string]string{
+		"[tickets:read]":                    "",
+		`["tickets:read", tickets:comment]`: "",
+		"[tickets:re:ad]":                   `no scope "tickets:re:ad"`,
+		"[tickets: read]":                   `x_test.yaml:2:`,
+	} {
+		text := "scenarios:\n- {name: n, principal: " + triage + ", entitlement: tickets-api, scopes: " + scopes + ", expect: permit}\n"
+		r, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(text)}})
+		got := ""
+		if err != nil {
+			got = err.Error()
+		} else if len(r.Failures) > 0 {
+			got = r.Failures[0].Text
+		}
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", scopes, got, want)
+		}
+	}
+}

@@ -15,10 +15,6 @@ import (
 //go:embed schema.cedarschema
 var schemaText []byte
 
-// Schema gives the Cedar schema that every policy is validated against, for
-// editors and Cedar's own tools. The caller may keep it.
-func Schema() []byte { return slices.Clone(schemaText) }
-
 // The entity types of the schema.
 const (
 	typeWorkload    types.EntityType = "Workload"

@@ -52,6 +52,10 @@ func (s *Server) routes() []route {
 		{audience: API, method: post, path: "/v1/leases/{id}/revoke", run: withBody((*Server).revokeLease)},
 		{audience: API, method: get, path: "/v1/entitlements", run: (*Server).entitlements},
 		{audience: API, method: get, path: "/v1/whoami", run: (*Server).whoami},
+		{audience: API, method: post, path: "/v1/revocations", run: withBody((*Server).kill)},
+		{audience: API, method: get, path: "/v1/blocks", run: (*Server).listBlocks},
+		{audience: API, method: post, path: "/v1/blocks", run: withBody((*Server).placeBlock)},
+		{audience: API, method: http.MethodDelete, path: "/v1/blocks", run: withBody((*Server).liftBlock)},
 		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
 
 		{audience: OAuth, method: post, path: "/oauth2/token", proof: tokenProof, run: (*Server).token},

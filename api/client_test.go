@@ -1,0 +1,198 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+)
+
+// answering gives a client of something that answers every call as told: what
+// brokers, and proxies before them, may say.
+func answering(t *testing.T, h http.HandlerFunc) *api.Client {
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return &api.Client{BaseURL: server.URL, Token: func(context.Context) (string, error) { return "svid", nil }}
+}
+
+func TestErrors(t *testing.T) {
+	tests := []struct {
+		name, mediaType, body string
+		status                int
+		want                  api.Error
+	}{
+		{
+			"problem", "application/problem+json",
+			`{"type":"about:blank","title":"Denied","status":403,"code":"denied","detail":"ask for less","reasons":["too much"],"denied_by":"policy","allowed":{"scopes":["a"],"max_ttl":"15m"},"request_id":"req_1"}`,
+			403,
+			api.Error{Code: api.Denied, Status: 403, Title: "Denied", Detail: "ask for less", Reasons: []string{"too much"}, DeniedBy: "policy", Allowed: &api.Allowed{Scopes: []string{"a"}, MaxTTL: api.Duration(15 * time.Minute)}, RequestID: "req_1"},
+		},
+		{
+			"OAuth error", "application/json", `{"error":"authorization_pending","error_description":"wait","code":"pending","request_id":"req_1","interval":5}`, 400,
+			api.Error{Code: api.Pending, OAuth: "authorization_pending", Status: 400, Title: "Bad Request", Detail: "wait", RequestID: "req_1"},
+		},
+		{"another's OAuth error", "application/json", `{"error":"invalid_scope"}`, 400, api.Error{Code: api.InvalidScope, OAuth: "invalid_scope", Status: 400, Title: "Bad Request"}},
+		{"a proxy", "text/html", `<h1>Not today</h1>`, 403, api.Error{Status: 403, Title: "Forbidden"}},
+		{"nothing", "", ``, 404, api.Error{Status: 404, Title: "Not Found"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", test.mediaType)
+				w.WriteHeader(test.status)
+				_, _ = io.WriteString(w, test.body)
+			})
+			_, err := client.WhoAmI(t.Context())
+			var got *api.Error
+			if !errors.As(err, &got) || !reflect.DeepEqual(*got, test.want) {
+				t.Errorf("got %#v, want %#v", got, test.want)
+			}
+			if test.want.Code != "" && !errors.Is(err, test.want.Code) {
+				t.Errorf("%v is not %s", err, test.want.Code)
+			}
+			if api.CodeOf(err) != test.want.Code {
+				t.Errorf("CodeOf gives %q", api.CodeOf(err))
+			}
+		})
+	}
+}
+
+func TestRetriesShareAKey(t *testing.T) {
+	var keys []string
+	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		keys = append(keys, r.Header.Get("Idempotency-Key"))
+		if len(keys) < 3 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, `{"lease":"lse_1","secret":{"token":"t"}}`)
+	})
+	if _, err := client.Collect(t.Context(), "req_1"); err != nil {
+		t.Fatal(err)
+	}
+	if len(keys) != 3 || len(keys[0]) < 16 || keys[0] != keys[1] || keys[1] != keys[2] {
+		t.Errorf("keys %q", keys)
+	}
+	if _, err := client.Collect(t.Context(), "req_1"); err != nil || keys[3] == keys[0] {
+		t.Errorf("another call has the same key, or %v", err)
+	}
+}
+
+func TestWhatIsNotRetried(t *testing.T) {
+	tests := []struct {
+		name   string
+		status int
+		header string
+		body   string
+		call   func(*api.Client) error
+	}{
+		{"a refusal", 403, "", `{"code":"denied"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
+		{"a limit", 429, "1", `{"code":"limit_reached"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
+		{"a long wait", 503, "3600", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
+		{"a token exchange", 503, "", ``, func(c *api.Client) error { _, err := c.Exchange(t.Context(), api.TokenRequest{}); return err }},
+		{"our own fault", 500, "", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var calls atomic.Int32
+			client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+				calls.Add(1)
+				w.Header().Set("Retry-After", test.header)
+				w.WriteHeader(test.status)
+				_, _ = io.WriteString(w, test.body)
+			})
+			if err := test.call(client); err == nil || calls.Load() != 1 {
+				t.Errorf("%d calls, %v", calls.Load(), err)
+			}
+		})
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/elsewhere" {
+			t.Error("followed")
+		}
+		http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+	})
+	var got *api.Error
+	if _, err := client.Ask(t.Context(), api.Ask{}); !errors.As(err, &got) || got.Status != http.StatusTemporaryRedirect {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNoProofInClearText(t *testing.T) {
+	asked := false
+	client := &api.Client{BaseURL: "http://broker.acme.test", Token: func(context.Context) (string, error) { asked = true; return "svid", nil }}
+	if _, err := client.WhoAmI(t.Context()); err == nil || !strings.Contains(err.Error(), "https://") || asked {
+		t.Errorf("got %v, token fetched: %t", err, asked)
+	}
+}
+
+func TestAnswersAreBounded(t *testing.T) {
+	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, strings.Repeat(" ", 5<<20)+"{}")
+	})
+	if _, err := client.WhoAmI(t.Context()); err == nil || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The subject_token is the proof; a bearer beside it would be a second one.
+func TestOneProofACall(t *testing.T) {
+	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		_ = r.ParseForm()
+		bearer, subject := r.Header.Get("Authorization"), r.PostForm.Get("subject_token")
+		if (bearer == "") == (subject == "") {
+			t.Errorf("bearer %q, subject_token %q", bearer, subject)
+		}
+		_, _ = io.WriteString(w, `{"access_token":"t"}`)
+	})
+	for _, req := range []api.TokenRequest{{Audience: "a"}, {Audience: "a", SubjectToken: "svid"}} {
+		if _, err := client.Exchange(t.Context(), req); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSecretsDoNotPrint(t *testing.T) {
+	credential := api.Credential{Secret: api.Secret{"token": "hunter2"}}
+	token := api.TokenResponse{AccessToken: "hunter2"}
+	var log strings.Builder
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "secret", credential.Secret, "token", token.AccessToken)
+	text := fmt.Sprintf("%v %+v %#v %s %v %#v %x", credential, credential, credential, credential.Secret, token, token, token.AccessToken) + log.String()
+	if strings.Contains(text, "hunter2") || strings.Contains(text, fmt.Sprintf("%x", "hunter2")) {
+		t.Error(text)
+	}
+	wire, err := json.Marshal(credential)
+	if err != nil || !strings.Contains(string(wire), "hunter2") {
+		t.Errorf("%s, %v", wire, err)
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for text, want := range map[string]string{"15m": "15m", "90s": "1m30s", "1h": "1h", "1h0m0s": "1h", "1h5m": "1h5m", "10s": "10s", "20m": "20m", "10h10s": "10h0m10s"} {
+		var d api.Duration
+		if err := json.Unmarshal([]byte(`"`+text+`"`), &d); err != nil || d.String() != want {
+			t.Errorf("%s: got %s, %v, want %s", text, d, err, want)
+		}
+	}
+	for _, text := range []string{"", "0s", "-1m", "15", "m", strings.Repeat("1", 40) + "s"} {
+		var d api.Duration
+		var bad *api.DurationError
+		if err := json.Unmarshal([]byte(`"`+text+`"`), &d); !errors.As(err, &bad) {
+			t.Errorf("%q: got %v, %v", text, d, err)
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package server
+
+import (
+	"net/http"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+func readSelector(s api.Selector) (broker.Selector, error) {
+	out := broker.Selector{
+		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement, Issuer: s.Issuer,
+	}
+	var err error
+	if s.Request != "" {
+		out.Request, err = broker.ParseRequestID(s.Request)
+	}
+	return out, err
+}
+
+// kill is a preview, or the act on what a preview showed.
+func (s *Server) kill(c *call, body api.Kill) (reply, error) {
+	selector, err := readSelector(body.Selector)
+	if err != nil {
+		return reply{}, err
+	}
+	if body.Preview && (body.Force || body.PreviewDigest != "") {
+		return reply{}, refuse(broker.ErrInvalidRequest, "ask for a preview, or send preview_digest or force; not both")
+	}
+	if body.Preview {
+		preview, err := s.cfg.Broker.Preview(c.r.Context(), c.who, selector, c.now)
+		if err != nil {
+			return reply{}, err
+		}
+		return ok(toKillPreview(preview))
+	}
+	var seen audit.Digest
+	if !body.Force && seen.UnmarshalText([]byte(body.PreviewDigest)) != nil {
+		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of the preview that you looked at, or force")
+	}
+	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.who, selector, body.Reason, seen, body.Force, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(toKillPreview(hit))
+}
+
+func toKillPreview(p *broker.Preview) api.KillPreview {
+	return api.KillPreview{Leases: p.Leases, ByIssuer: p.ByIssuer, Irrevocable: p.Irrevocable, WorkUntil: utc(p.WorkUntil), Digest: p.Digest.String()}
+}
+
+func (s *Server) placeBlock(c *call, body api.BlockChange) (reply, error) {
+	selector, err := readSelector(body.Selector)
+	if err != nil {
+		return reply{}, err
+	}
+	return reply{status: http.StatusNoContent}, s.cfg.Broker.Block(c.r.Context(), c.who, selector, body.Reason, c.now)
+}
+
+func (s *Server) liftBlock(c *call, body api.BlockChange) (reply, error) {
+	selector, err := readSelector(body.Selector)
+	if err != nil {
+		return reply{}, err
+	}
+	return reply{status: http.StatusNoContent}, s.cfg.Broker.Lift(c.r.Context(), c.who, selector, body.Reason, c.now)
+}
+
+func (s *Server) listBlocks(c *call) (reply, error) {
+	list, err := s.cfg.Broker.Blocks(c.r.Context(), c.who, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	out := api.Blocks{Blocks: make([]api.Block, len(list))}
+	for i, b := range list {
+		out.Blocks[i] = api.Block{Kind: b.Selector.Kind, Name: b.Selector.Name, Reason: b.Reason, By: b.By, Since: b.Since.UTC()}
+	}
+	return ok(out)
+}

@@ -133,6 +133,12 @@ func digests(contents map[string][]byte) (map[string]audit.Digest, audit.Digest)
 	return files, audit.Digest(all.Sum(nil))
 }
 
+// Rules gives the engine together with the catalogue and the marks that it was
+// loaded with, so that what decides and what is decided about belong together.
+func (e *Engine) Rules() *broker.Rules {
+	return &broker.Rules{Policy: e, Catalogue: e.in.Catalogue, Marks: e.in.Marks, Revision: e.revision, Files: e.Files()}
+}
+
 // Revision names everything that a decision reads, by its content.
 func (e *Engine) Revision() audit.Digest { return e.revision }
 

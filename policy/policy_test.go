@@ -91,6 +91,14 @@ func decide(t *testing.T, e *policy.Engine, q broker.Query) broker.Decision {
 	return d
 }
 
+func TestRulesBelongTogether(t *testing.T) {
+	e := sample(t)
+	r := e.Rules()
+	if r.Policy != e || r.Revision != e.Revision() || len(r.Files) == 0 || len(r.Catalogue) != 3 || len(r.Marks) != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
 const (
 	triage  = "spiffe://acme.test/agent/triage"
 	billing = "spiffe://acme.test/billing/api"

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -20,9 +21,10 @@ var _ broker.Policy = (*Engine)(nil)
 // Decide implements broker.Policy.
 //
 // A policy that errs denies, and is named among the decision's policies: Cedar
-// itself skips it, which would let a broken forbid through. An error means
-// that the query can't be put to policy at all; the decision that comes with
-// it denies and says nothing but the revision.
+// itself skips it, which would let a broken forbid through. The error that
+// comes with the denial is for the operator's log. It is also an error if the
+// query can't be put to policy at all; that denial says nothing but the
+// revision.
 //
 // The action "approve" is the other way about: whom an @approval names may
 // approve, so it is permitted unless a policy forbids it.
@@ -36,7 +38,7 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 	effect, diagnostic := cedar.Authorize(found, a, a.request)
 	switch {
 	case len(diagnostic.Errors) > 0:
-		return e.unevaluable(effect, diagnostic), nil
+		return e.unevaluable(effect, diagnostic)
 	case effect == cedar.Allow:
 		return e.permitted(e.determining(diagnostic), q.Entitlement)
 	case q.Action == actionApprove && len(diagnostic.Reasons) == 0:
@@ -95,17 +97,21 @@ func (e *Engine) permitted(permits []*rule, about *broker.Entitlement) (broker.D
 
 // unevaluable denies because of the policies that erred, and of the forbids
 // that apply besides.
-func (e *Engine) unevaluable(effect cedar.Decision, d cedar.Diagnostic) broker.Decision {
+func (e *Engine) unevaluable(effect cedar.Decision, d cedar.Diagnostic) (broker.Decision, error) {
 	var rules []*rule
+	var errs []error
 	if effect == cedar.Deny {
 		rules = e.determining(d)
 	}
 	for _, erred := range d.Errors {
-		rules = append(rules, e.rules[erred.PolicyID])
+		r := e.rules[erred.PolicyID]
+		rules = append(rules, r)
+		line, column := r.at()
+		errs = append(errs, &Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: "evaluating it: " + erred.Message})
 	}
 	slices.SortFunc(rules, byID)
 	denied := broker.Decision{Revision: e.revision}
 	denied.Policies, denied.Reasons = explainRules(rules)
 	denied.Reasons = append(denied.Reasons, reasonUnevaluable)
-	return denied
+	return denied, errors.Join(errs...)
 }

@@ -80,8 +80,11 @@ func TestErringPolicyDenies(t *testing.T) {
 		@id("p") permit (principal, action == Action::"request", resource);
 		@id("broken") @reason("too long") forbid (principal, action == Action::"request", resource)
 		when { context.ttl.toMilliseconds() * 9000000000000000 > 0 };`)
-	d := decide(t, e, query(billing, "tickets-api", "tickets:read"))
-	if d.Permit || !slices.Equal(d.Policies, []string{"broken"}) || len(d.Reasons) != 2 || !strings.Contains(d.Reasons[1], "could not be evaluated") {
+	d, err := e.Decide(context.Background(), query(billing, "tickets-api", "tickets:read"), noon)
+	if err == nil || !strings.Contains(err.Error(), `a.cedar:3:3: policy "broken": evaluating it: `) {
+		t.Errorf("the operator is told %v", err)
+	}
+	if d.Permit || d.Revision != e.Revision() || !slices.Equal(d.Policies, []string{"broken"}) || len(d.Reasons) != 2 || !strings.Contains(d.Reasons[1], "could not be evaluated") {
 		t.Errorf("%+v", d)
 	}
 	if x := e.Explain(context.Background(), query(billing, "tickets-api", "tickets:read"), noon); !strings.Contains(x.Policies[0].Error, "overflow") {
@@ -236,7 +239,7 @@ func TestApproveIsPermittedUnlessForbidden(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 	broken := loadText(t, `@id("f") forbid (principal, action == Action::"approve", resource) when { context.now.offset(duration("9223372036854775807ms")) > context.now };`)
-	if decide(t, broken, onRequest("login/cleo", "approve", billing)).Permit {
+	if d, err := broken.Decide(context.Background(), onRequest("login/cleo", "approve", billing), noon); d.Permit || err == nil {
 		t.Error("a forbid that errs let it through")
 	}
 }

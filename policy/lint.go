@@ -166,12 +166,13 @@ func reach(c broker.Catalogue, what scope) []*broker.Entitlement {
 // bounds warns where a permit gives less time than the issuer's shortest
 // credential takes.
 func (l *linter) bounds(r *rule, reached []*broker.Entitlement) {
+	const tooShort = "%s %s is shorter than the shortest credential of entitlement %q, %s: it can never be collected"
 	for _, e := range reached {
 		if r.MaxTTL > 0 && r.MaxTTL < e.MinTTL {
-			l.warn(r, "@max_ttl", "@max_ttl %s is shorter than the shortest credential of entitlement %q, %s: it can never be collected", r.MaxTTL, e.Name, e.MinTTL)
+			l.warn(r, "@max_ttl", tooShort, "@max_ttl", r.MaxTTL, e.Name, e.MinTTL)
 		}
 		if r.MaxDuration > 0 && r.MaxDuration < e.MinTTL {
-			l.warn(r, "@max_duration", "@max_duration %s is shorter than the shortest credential of entitlement %q, %s: it can never be collected", r.MaxDuration, e.Name, e.MinTTL)
+			l.warn(r, "@max_duration", tooShort, "@max_duration", r.MaxDuration, e.Name, e.MinTTL)
 		}
 	}
 }

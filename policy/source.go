@@ -25,9 +25,10 @@ const (
 	groupsName  = "groups.yaml"
 )
 
-// A Problem is one reason why rules do not load. Its text says what to do.
+// A Problem is something wrong at a place: a reason why rules do not load, a
+// warning, a policy that erred. Its text says what to do.
 type Problem struct {
-	File   string // relative to the folder of policies
+	File   string // relative to the folder of policies; or a key of the configuration, "entitlements.reports"
 	Line   int    // from 1; zero: the file as a whole
 	Column int    // from 1, in characters
 	Policy string // the @id, if the problem is in a policy that has one

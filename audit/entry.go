@@ -66,7 +66,9 @@ func (e *Entry) Openings() []byte { return e.openings }
 
 // SetTime writes the time into the leaf. Years have four digits.
 func (e *Entry) SetTime(t time.Time) {
-	t.UTC().AppendFormat(e.hashed[e.timeAt:e.timeAt], timeFormat)
+	// Not in place: AppendFormat scribbles past the end of what it returns.
+	var text [len(timeFormat) + 8]byte
+	copy(e.hashed[e.timeAt:], t.UTC().AppendFormat(text[:0], timeFormat))
 }
 
 // Hash is the leaf's hash in the tree (RFC 6962, section 2.1).

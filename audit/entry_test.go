@@ -120,3 +120,14 @@ func appendPlain(b []byte, s string) []byte {
 	}
 	return append(b, '"')
 }
+
+func TestSetTimeChangesTheTimeOnly(t *testing.T) {
+	r := fullRecord()
+	want := string(mustEntry(t, r).Leaf())
+	r.Time = time.Time{}
+	e := mustEntry(t, r)
+	e.SetTime(someTime)
+	if string(e.Leaf()) != want {
+		t.Errorf("after SetTime\n%s\nwant\n%s", e.Leaf(), want)
+	}
+}

@@ -1,0 +1,293 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// Update implements broker.Store.
+func (s *Store) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	return s.submit(&member{ctx: ctx, reads: reads, f: f})
+}
+
+// exec runs the store's own statements in the transaction of a group. f may
+// run more than once.
+func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error) error {
+	return s.submit(&member{ctx: ctx, raw: f})
+}
+
+// commit takes a group to a known outcome, and writes it into each member. If
+// the rows of one can't be written, each runs alone, so that it fails alone.
+func (s *Store) commit(group []*member) {
+	err := s.attempt(group)
+	if err == nil {
+		return
+	}
+	if failed := (*failedMember)(nil); errors.As(err, &failed) {
+		// What it wrote by itself was rolled back with all the rest.
+		if rest := slices.DeleteFunc(slices.Clone(group), func(m *member) bool { return m == failed.m }); len(rest) > 0 {
+			s.commit(rest)
+		}
+		failed.m.err = failed.err
+		return
+	}
+	if isFull(err) && !s.w.reserve.spent {
+		// Let the reserve go and try again: now endings alone are let through.
+		s.w.reserve.release(s.w.now())
+		s.degraded.Store(true)
+		s.commit(group)
+		return
+	}
+	if isRows(err) && len(group) > 1 {
+		for _, m := range group {
+			s.commit([]*member{m})
+		}
+		return
+	}
+	for _, m := range group {
+		if m.err == nil && m.panicked == nil {
+			m.err = unavailable("writing", err)
+		}
+	}
+}
+
+// A failedMember stopped halfway through statements of its own.
+type failedMember struct {
+	m   *member
+	err error
+}
+
+func (f *failedMember) Error() string { return f.err.Error() }
+
+// attempt runs the members and commits what those that did not refuse have
+// put. An error means that nothing is committed.
+func (s *Store) attempt(group []*member) (err error) {
+	// Nobody's context ends this: a group is everybody's.
+	ctx := context.Background()
+	w, start := s.w, time.Now()
+	w.reserve.restore(w.now())
+	s.degraded.Store(w.reserve.spent)
+	if err := w.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	g := newGroup(w)
+	committing := false
+	defer func() {
+		if err != nil && !committing {
+			w.rollback()
+		}
+	}()
+	if err := g.prefetch(ctx, group); err != nil {
+		return err
+	}
+	for _, m := range group {
+		if err := g.run(ctx, m); err != nil {
+			return &failedMember{m, err}
+		}
+	}
+	if g.empty() {
+		w.rollback()
+		return nil
+	}
+	if err := g.flush(ctx); err != nil {
+		return err
+	}
+	committing = true
+	if err := w.commit(ctx, g.nonce); err != nil {
+		return err
+	}
+	// The point of no return: it is durable.
+	g.adopt(s)
+	s.cfg.Observe(Commit{Members: g.members, Records: len(g.entries), Took: time.Since(start)})
+	return nil
+}
+
+// A group is what one transaction is going to write.
+type group struct {
+	w       *writer
+	fetched map[broker.Key][]byte // rows as the database has them; nil: it has none
+	rows    map[broker.Key]*row   // rows put by members that did not refuse
+	order   []*row                // the same, as first put
+	entries []*audit.Entry
+	hashes  []audit.Digest // of the entries
+	members int            // that did not refuse
+	wrote   bool           // a member wrote by itself
+
+	head          Head
+	nonce         []byte
+	tree          *audit.Tree
+	blocksVersion int64
+	newBlocks     map[broker.BlockKey][]byte
+	newKinds      map[kind]int64
+}
+
+func newGroup(w *writer) *group {
+	g := &group{w: w, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16)}
+	_, _ = rand.Read(g.nonce) // never fails
+	return g
+}
+
+func (g *group) empty() bool { return len(g.order) == 0 && len(g.entries) == 0 && !g.wrote }
+
+// prefetch reads the rows that the members named, in one query a table.
+func (g *group) prefetch(ctx context.Context, members []*member) error {
+	var wanted [tableCount][]any
+	for _, m := range members {
+		for _, key := range m.reads {
+			if _, isBlock := key.(broker.BlockKey); isBlock {
+				continue // they are in memory
+			}
+			if _, ok := g.fetched[key]; ok {
+				continue
+			}
+			t, id, err := locate(key)
+			if err != nil {
+				return err
+			}
+			if g.fetched == nil {
+				g.fetched = map[broker.Key][]byte{}
+			}
+			g.fetched[key] = nil
+			wanted[t] = append(wanted[t], id)
+		}
+	}
+	for t, ids := range wanted {
+		if err := g.fetch(ctx, table(t), ids); err != nil {
+			return fmt.Errorf("reading %s: %w", tables[t].name, err)
+		}
+	}
+	return nil
+}
+
+// fetchSizes are for how many ids there are queries: few, to be prepared once.
+var fetchSizes = []int{1, 8, 64, 512}
+
+func (g *group) fetch(ctx context.Context, t table, ids []any) error {
+	for len(ids) > 0 {
+		n := fetchSizes[len(fetchSizes)-1]
+		if i, _ := slices.BinarySearch(fetchSizes, len(ids)); i < len(fetchSizes) {
+			n = fetchSizes[i]
+		}
+		chunk := slices.Clone(ids[:min(n, len(ids))])
+		ids = ids[len(chunk):]
+		for len(chunk) < n {
+			chunk = append(chunk, nil) // equals no id
+		}
+		query, err := g.w.prepared(ctx, t.selectIn(n))
+		if err != nil {
+			return err
+		}
+		if err := g.scan(ctx, t, query, chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *group) scan(ctx context.Context, t table, query *sql.Stmt, ids []any) (err error) {
+	rows, err := query.QueryContext(ctx, ids...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var id, body []byte
+		if err := rows.Scan(&id, &body); err != nil {
+			return err
+		}
+		key, err := t.key(id)
+		if err != nil {
+			return err
+		}
+		g.fetched[key] = body
+	}
+	return rows.Err()
+}
+
+// run runs one member. If it refuses, or panics, nothing of it stays. An error
+// means that something does, and that the transaction can't be used.
+func (g *group) run(ctx context.Context, m *member) (err error) {
+	m.err, m.panicked = nil, nil
+	switch {
+	case m.ctx.Err() != nil:
+		m.err = fmt.Errorf("waiting to write: %w: %w", broker.ErrUnavailable, context.Cause(m.ctx))
+	case m.epoch != nil:
+		err = g.open(ctx, m.epoch)
+	case m.raw != nil:
+		g.wrote = true
+		err = m.raw(ctx, g.w)
+	default:
+		g.runTx(m)
+	}
+	if err == nil && m.err == nil && m.panicked == nil {
+		g.members++
+	}
+	return err
+}
+
+func (g *group) runTx(m *member) {
+	tx := &updateTx{g: g, reads: m.reads}
+	defer func() {
+		if p := recover(); p != nil {
+			m.panicked = p
+		}
+	}()
+	err := m.f(tx)
+	switch {
+	case err != nil:
+		m.err = err
+	case tx.err != nil:
+		m.err = fmt.Errorf("writing: %w", tx.err)
+	case len(tx.entries) > 0 && g.head.Epoch == 0:
+		m.err = unavailable("appending to the log", errNoLog)
+	case g.w.reserve.spent && !ending(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
+		m.err = unavailable("writing", errFull)
+	default:
+		g.take(tx)
+	}
+}
+
+var (
+	errNoLog = errors.New("no log is open: OpenLog comes first")
+	errFull  = errors.New("the disk is full; what is left is kept for recording revocations")
+)
+
+// take makes a member's writes the group's.
+func (g *group) take(tx *updateTx) {
+	g.entries = append(g.entries, tx.entries...)
+	if g.rows == nil && len(tx.rows) > 0 {
+		g.rows = map[broker.Key]*row{}
+	}
+	for i := range tx.rows {
+		r := &tx.rows[i]
+		if there := g.rows[r.key]; there != nil {
+			*there = *r
+			continue
+		}
+		g.rows[r.key] = r
+		g.order = append(g.order, r)
+	}
+}
+
+// adopt makes what was committed what the next group begins with.
+func (g *group) adopt(s *Store) {
+	w := g.w
+	first := g.head.Size - int64(len(g.entries))
+	for i, e := range g.entries {
+		e.Index, e.LeafHash = first+int64(i), g.hashes[i]
+	}
+	w.head, w.nonce, w.tree, w.blocksVersion = g.head, g.nonce, g.tree, g.blocksVersion
+	maps.Copy(w.blocks, g.newBlocks)
+	maps.Copy(w.kinds, g.newKinds)
+	head := g.head
+	s.head.Store(&head)
+}

@@ -1,0 +1,132 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A Log is one of the logs in the database: the newest is written to.
+type Log struct {
+	Epoch  int64  // 1 for the first
+	Origin string // its name
+	Public string // its key, as a signed-note verifier key
+}
+
+// An epoch is a log that is being opened.
+type epoch struct {
+	origin, public string
+	key            *broker.SigningKey
+	first          *audit.Entry
+	again          bool // there must be one before
+}
+
+// ErrLogOpen says that the database has a log already.
+var ErrLogOpen = errors.New("the database has a log already")
+
+// OpenLog opens the database's log: its name, its public key, the private one
+// as a row that can be sealed, and its first record, all or nothing. Nothing
+// can be appended before. ErrLogOpen if there is one.
+func (s *Store) OpenLog(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error {
+	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, false}})
+}
+
+// NewEpoch closes the log and opens another, whose first record should name
+// the last checkpoint of the old one. The old one stays where it is.
+func (s *Store) NewEpoch(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error {
+	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, true}})
+}
+
+// open makes the group begin a new log. Times go on from the old one.
+func (g *group) open(ctx context.Context, e *epoch) error {
+	switch {
+	case !e.again && g.head.Epoch > 0:
+		return ErrLogOpen
+	case e.again && g.head.Epoch == 0:
+		return unavailable("opening a new log", errNoLog)
+	}
+	encoded, err := encodeRow(e.key)
+	if err != nil {
+		return err
+	}
+	g.head = Head{Epoch: g.head.Epoch + 1, Time: g.head.Time}
+	g.tree = &audit.Tree{}
+	g.take(&updateTx{rows: []row{encoded}, entries: []*audit.Entry{e.first}})
+	return g.w.exec(ctx, "INSERT INTO logs (epoch, origin, public) VALUES (?, ?, ?)", g.head.Epoch, e.origin, e.public)
+}
+
+// Log gives the log that is written to; broker.ErrNotFound before OpenLog.
+func (s *Store) Log(ctx context.Context) (Log, error) { return currentLog(ctx, s.readers) }
+
+func currentLog(ctx context.Context, q queryer) (l Log, err error) {
+	err = q.QueryRowContext(ctx, "SELECT epoch, origin, public FROM logs ORDER BY epoch DESC LIMIT 1").Scan(&l.Epoch, &l.Origin, &l.Public)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Log{}, fmt.Errorf("reading the log's name: %w", broker.ErrNotFound)
+	}
+	if err != nil {
+		return Log{}, unavailable("reading the log's name", err)
+	}
+	return l, nil
+}
+
+// Record gives a record of the log that is written to; broker.ErrNotFound if
+// it has no such record.
+func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
+	item := audit.Item{Index: index}
+	if head := s.Head(); index < 0 || index >= head.Size {
+		return item, fmt.Errorf("reading record %d of %d: %w", index, head.Size, broker.ErrNotFound)
+	}
+	err := s.readers.QueryRowContext(ctx, "SELECT leaf, hashes, openings FROM records WHERE id = ?", recordID(s.Head().Epoch, index)).
+		Scan(&item.Leaf, &item.Hashes, &item.Openings)
+	if err != nil {
+		return item, unavailable(fmt.Sprintf("reading record %d", index), err)
+	}
+	return item, nil
+}
+
+// Hashes reads the tree's hashes, for proofs.
+func (s *Store) Hashes(ctx context.Context) audit.Rows {
+	return rowHashes(ctx, s.readers, s.Head().Epoch)
+}
+
+func rowHashes(ctx context.Context, q queryer, epoch int64) audit.Rows {
+	return func(record int64) (hashes []byte, err error) {
+		err = q.QueryRowContext(ctx, "SELECT hashes FROM records WHERE id = ?", recordID(epoch, record)).Scan(&hashes)
+		return hashes, err
+	}
+}
+
+// keptCheckpoints is how many signed checkpoints of a log are kept. Any of
+// them can be proved to be a beginning of any later one.
+const keptCheckpoints = 100
+
+// SaveCheckpoint keeps a signed checkpoint over size records of the log that is
+// written to.
+func (s *Store) SaveCheckpoint(ctx context.Context, size int64, signed []byte) error {
+	return s.exec(ctx, func(ctx context.Context, w *writer) error {
+		id := recordID(w.head.Epoch, size)
+		if err := w.exec(ctx, "INSERT INTO checkpoints (id, note) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET note = excluded.note", id, string(signed)); err != nil {
+			return err
+		}
+		return w.exec(ctx, "DELETE FROM checkpoints WHERE id >= ? AND id < (SELECT min(id) FROM (SELECT id FROM checkpoints ORDER BY id DESC LIMIT ?))",
+			recordID(w.head.Epoch, 0), keptCheckpoints)
+	})
+}
+
+// Checkpoint gives the newest signed checkpoint of the log that is written to;
+// broker.ErrNotFound if there is none.
+func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
+	var signed []byte
+	err := s.readers.QueryRowContext(ctx, "SELECT note FROM checkpoints WHERE id >= ? ORDER BY id DESC LIMIT 1", recordID(s.Head().Epoch, 0)).Scan(&signed)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("reading the checkpoint: %w", broker.ErrNotFound)
+	}
+	if err != nil {
+		return nil, unavailable("reading the checkpoint", err)
+	}
+	return signed, nil
+}

@@ -1,0 +1,49 @@
+package store
+
+import (
+	"path/filepath"
+	"testing"
+
+	"accessbroker.internal/audit"
+)
+
+func verify(t testing.TB, src audit.Source) *audit.Report {
+	t.Helper()
+	report, err := audit.Verify(t.Context(), src, audit.Options{Key: testPublic})
+	if err != nil {
+		t.Fatalf("the log does not verify: %v", err)
+	}
+	return report
+}
+
+func TestLogSurvivesReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "broker.db")
+	s := open(t, path)
+	for n := range 20 {
+		i := newIssuance(t, n)
+		if err := i.store(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if i.entry.Index != int64(n)+1 || i.entry.LeafHash != i.entry.Hash() {
+			t.Errorf("entry %d says index %d, hash %s", n, i.entry.Index, i.entry.LeafHash)
+		}
+	}
+	before := s.Head()
+	if r := verify(t, s.Source()); r.Records != 21 || r.Root != before.Root {
+		t.Errorf("verified %d records, root %s; the head is %+v", r.Records, r.Root, before)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenFile(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify(t, f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after := open(t, path).Head(); after != before {
+		t.Errorf("reopened with %+v, closed with %+v", after, before)
+	}
+}

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+)
+
+// migrations take a database from one schema version to the next, and only
+// forward. One that was released is never changed.
+var migrations = []string{`
+CREATE TABLE requests (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, lapses INTEGER) WITHOUT ROWID;
+CREATE INDEX requests_pending ON requests (lapses) WHERE lapses IS NOT NULL;
+
+CREATE TABLE leases (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, due INTEGER, live INTEGER, kind INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX leases_due ON leases (due) WHERE due IS NOT NULL;
+CREATE INDEX leases_live ON leases (live, kind) WHERE live IS NOT NULL;
+CREATE TABLE kinds (id INTEGER PRIMARY KEY, entitlement TEXT NOT NULL, issuer TEXT NOT NULL, UNIQUE (entitlement, issuer));
+
+CREATE TABLE counters (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX counters_expires ON counters (expires);
+CREATE TABLE idempotency (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX idempotency_expires ON idempotency (expires);
+CREATE TABLE asks (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX asks_expires ON asks (expires);
+
+CREATE TABLE blocks (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE signing_keys (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, purpose TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE logs (epoch INTEGER PRIMARY KEY, origin TEXT NOT NULL UNIQUE, public TEXT NOT NULL);
+CREATE TABLE records (id INTEGER PRIMARY KEY, leaf BLOB NOT NULL, hashes BLOB NOT NULL, openings BLOB);
+CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, note TEXT NOT NULL);
+CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL,
+	root BLOB NOT NULL, time INTEGER NOT NULL, blocks INTEGER NOT NULL, nonce BLOB NOT NULL);
+INSERT INTO head VALUES (1, 0, 0, x'', 0, 0, x'');
+`}
+
+// migrate brings the schema up to date, one transaction a step.
+func migrate(ctx context.Context, conn *sql.Conn) error {
+	have, err := schemaVersion(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for ; have < len(migrations); have++ {
+		if err := migrateTo(ctx, conn, have+1); err != nil {
+			return fmt.Errorf("migrating the database from schema version %d to %d: %w", have, have+1, err)
+		}
+	}
+	return nil
+}
+
+// schemaVersion gives the database's version, and refuses those that this
+// program doesn't know.
+func schemaVersion(ctx context.Context, conn *sql.Conn) (int, error) {
+	var have int
+	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have); err != nil {
+		return 0, fmt.Errorf("reading the schema version: %w", err)
+	}
+	if have > len(migrations) {
+		return 0, fmt.Errorf("the database has schema version %d, and this program knows versions up to %d: run the newer program that wrote it", have, len(migrations))
+	}
+	return have, nil
+}
+
+func migrateTo(ctx context.Context, conn *sql.Conn, version int) error {
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // no effect after Commit
+	if _, err := tx.ExecContext(ctx, migrations[version-1]); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
+		return err
+	}
+	return tx.Commit()
+}

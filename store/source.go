@@ -1,0 +1,154 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"net/url"
+	"os"
+
+	"accessbroker.internal/audit"
+)
+
+// A logSource is an audit.Source over a database.
+type logSource struct {
+	db *sql.DB
+	// check, if set, says whether what was read can be relied on.
+	check func() error
+}
+
+// Source gives the log that is written to, as of now, for verifying and
+// exporting.
+func (s *Store) Source() audit.Source { return &logSource{db: s.readers} }
+
+// A File is the log in a database file that this process does not write to. It
+// needs no key and no lock, and leaves the file as it is; a broker may be using
+// the file meanwhile.
+type File struct{ logSource }
+
+// OpenFile opens the log in a database, by "sqlite:/path" or by its path. Close
+// it after use.
+func OpenFile(ctx context.Context, pathOrURL string) (*File, error) {
+	path, err := sqlitePath(pathOrURL)
+	if err != nil {
+		if path, err = sqlitePath("sqlite:" + pathOrURL); err != nil {
+			return nil, err
+		}
+	}
+	// Said here, because SQLite says "unable to open database file (14)".
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("opening the log: %w", err)
+	}
+	f := &File{}
+	name := dsn(path, "ro", "query_only(1)")
+	if !inUse(path) {
+		// Nobody has it open, so SQLite need not look for others, and makes no
+		// files beside it: it may lie in a folder that can't be written to.
+		name += "&" + url.Values{"immutable": {"1"}}.Encode()
+		f.check = func() error {
+			if inUse(path) {
+				return errors.New("a broker began to use the database meanwhile: try again")
+			}
+			return nil
+		}
+	}
+	if f.db, err = sql.Open(driverName, name); err != nil {
+		return nil, fmt.Errorf("opening the log in %s: %w", path, err)
+	}
+	f.db.SetMaxOpenConns(1)
+	if err := f.checkSchema(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the log in %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+// inUse says whether there are changes beside the database file: a broker uses
+// it, or one was killed.
+func inUse(path string) bool {
+	info, err := os.Stat(path + "-wal")
+	return err == nil && info.Size() > 0
+}
+
+func (f *File) checkSchema(ctx context.Context) error {
+	conn, err := f.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	version, err := schemaVersion(ctx, conn)
+	if err == nil && version == 0 {
+		err = errors.New("it is not a broker's database")
+	}
+	return errors.Join(err, conn.Close())
+}
+
+// Close closes the file.
+func (f *File) Close() error { return f.db.Close() }
+
+// Header implements audit.Source.
+func (l *logSource) Header(ctx context.Context) (audit.Header, error) {
+	log, err := currentLog(ctx, l.db)
+	if err != nil {
+		return audit.Header{}, err
+	}
+	head, _, _, err := scanHead(l.db.QueryRowContext(ctx, selectHead))
+	if err != nil {
+		return audit.Header{}, fmt.Errorf("reading the head of the log: %w", err)
+	}
+	if head.Epoch != log.Epoch {
+		return audit.Header{}, fmt.Errorf("reading the head of the log: it is of log %d, and the newest is %d", head.Epoch, log.Epoch)
+	}
+	h := audit.Header{Origin: log.Origin, Key: log.Public, Size: head.Size, Root: head.Root}
+	query := "SELECT note FROM checkpoints WHERE id >= ? AND id <= ? ORDER BY id"
+	err = each(ctx, l.db, query, []any{recordID(head.Epoch, 0), recordID(head.Epoch, head.Size)}, func(rows *sql.Rows) error {
+		var note string
+		err := rows.Scan(&note)
+		h.Checkpoints = append(h.Checkpoints, note)
+		return err
+	})
+	if err != nil {
+		return audit.Header{}, fmt.Errorf("reading the checkpoints: %w", err)
+	}
+	return h, nil
+}
+
+// Items implements audit.Source. Records never change, so it needs no snapshot
+// over all of them: it reads a batch at a time, and holds nobody up.
+func (l *logSource) Items(ctx context.Context) iter.Seq2[audit.Item, error] {
+	return func(yield func(audit.Item, error) bool) {
+		head, _, _, err := scanHead(l.db.QueryRowContext(ctx, selectHead))
+		for next := int64(0); err == nil && next < head.Size; next += itemBatch {
+			var batch []audit.Item
+			batch, err = l.batch(ctx, head.Epoch, next, min(next+itemBatch, head.Size))
+			for _, item := range batch {
+				if !yield(item, nil) {
+					return
+				}
+			}
+		}
+		if err == nil && l.check != nil {
+			err = l.check()
+		}
+		if err != nil {
+			yield(audit.Item{}, fmt.Errorf("reading the log: %w", err))
+		}
+	}
+}
+
+const itemBatch = 256
+
+func (l *logSource) batch(ctx context.Context, epoch, from, to int64) (items []audit.Item, err error) {
+	query := "SELECT id, leaf, hashes, openings FROM records WHERE id >= ? AND id < ? ORDER BY id"
+	err = each(ctx, l.db, query, []any{recordID(epoch, from), recordID(epoch, to)}, func(rows *sql.Rows) error {
+		var item audit.Item
+		var id int64
+		if err := rows.Scan(&id, &item.Leaf, &item.Hashes, &item.Openings); err != nil {
+			return err
+		}
+		item.Index = id &^ (epoch << epochBits)
+		items = append(items, item)
+		return nil
+	})
+	return items, err
+}

@@ -1,0 +1,110 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+const testOrigin = "broker.test/log/00000000"
+
+var (
+	testSecret, testPublic, _ = audit.NewLogKey(testOrigin)
+	testNow                   = time.Date(2026, 11, 3, 12, 0, 0, 0, time.UTC)
+)
+
+// open opens a store at the path, and its log if it has none.
+func open(t testing.TB, path string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Config{URL: "sqlite:" + path, Reserve: 1 << 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	err = openLog(t.Context(), s)
+	if err != nil && !errors.Is(err, ErrLogOpen) {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func openLog(ctx context.Context, s *Store) error {
+	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: testOrigin}}.Entry()
+	if err != nil {
+		return err
+	}
+	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: testOrigin}, Algorithm: "Ed25519", Sealed: []byte("sealed")}
+	return s.OpenLog(ctx, testOrigin, testPublic, key, first)
+}
+
+func newStore(t testing.TB) *Store { return open(t, filepath.Join(t.TempDir(), "broker.db")) }
+
+// issuance is one token: a request, a lease and a record.
+type issuance struct {
+	request broker.Request
+	lease   broker.Lease
+	entry   *audit.Entry
+}
+
+func newIssuance(t testing.TB, n int) issuance {
+	holder := fmt.Sprintf("spiffe://acme.test/agent/a%d", n%1024)
+	r := broker.Request{
+		ID: broker.NewRequestID(testNow), Version: 1, Status: broker.RequestApproved,
+		Requester: broker.Identity{ID: holder, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(holder), Kind: broker.KindAgent,
+			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: audit.Digest{1}, Expires: testNow.Add(time.Hour)}, Team: "support", Accountable: []string{"login/ana"}},
+		Entitlement: "tickets-api", Effect: audit.Digest{2}, Scopes: []string{"tickets:comment", "tickets:read"},
+		TTL: 10 * time.Minute, Duration: time.Hour, Digest: audit.Digest{3},
+		Decision: broker.Decision{Permit: true, Policies: []string{"agents-tickets"}, Revision: audit.Digest{4}},
+		Created:  testNow, Approved: testNow, CollectUntil: testNow.Add(time.Hour), FirstExpires: testNow.Add(10 * time.Minute),
+	}
+	l := broker.Lease{
+		ID: broker.NewLeaseID(testNow), Request: r.ID, Status: broker.LeaseActive, Holder: holder, Entitlement: r.Entitlement, Issuer: "tickets",
+		Scopes: r.Scopes, Opened: testNow, Expires: testNow.Add(10 * time.Minute), Type: "bearer", Revocation: broker.RevokedAtExpiry,
+	}
+	record := audit.Record{
+		Kind:     audit.LeaseIssued,
+		Caller:   &audit.Party{ID: holder, Kind: "agent", Method: "jwt-svid", Proof: audit.Digest{1}, Expires: testNow},
+		Request:  &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: r.TTL, Duration: r.Duration},
+		Decision: &audit.DecisionFacts{Permit: true, Policies: r.Decision.Policies, Revision: r.Decision.Revision},
+		Lease:    &audit.LeaseFacts{ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires, Revocation: string(l.Revocation), Credential: audit.Digest{5}},
+	}
+	entry, err := record.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuance{r, l, entry}
+}
+
+func (i *issuance) blocks() []broker.Key {
+	return []broker.Key{
+		broker.BlockKey{Kind: "holder", Name: i.lease.Holder}, broker.BlockKey{Kind: "trust_domain", Name: "acme.test"},
+		broker.BlockKey{Kind: "under", Name: i.lease.Holder}, broker.BlockKey{Kind: "under", Name: "spiffe://acme.test/agent"},
+		broker.BlockKey{Kind: "entitlement", Name: i.lease.Entitlement}, broker.BlockKey{Kind: "issuer", Name: i.lease.Issuer},
+	}
+}
+
+// store puts the issuance, as the broker does.
+func (i *issuance) store(ctx context.Context, s *Store) error {
+	keys := i.blocks()
+	return s.Update(ctx, keys, func(tx broker.Tx) error {
+		for _, key := range keys {
+			if _, err := tx.Get(key); !errors.Is(err, broker.ErrNotFound) {
+				return fmt.Errorf("%v: %w", key, err)
+			}
+		}
+		tx.Put(&i.request)
+		tx.Put(&i.lease)
+		tx.Append(i.entry)
+		return nil
+	})
+}

@@ -1,0 +1,136 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// sweepBatch is how many rows one transaction of Sweep deletes.
+const sweepBatch = 500
+
+// Sweep deletes what has no meaning any more: idempotency keys, counters and
+// open asks whose time is over. It goes in small transactions, between which
+// others get their turn, and gives the number of rows deleted. Requests,
+// leases and records are kept.
+func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
+	var total int64
+	for _, t := range []table{idempotency, counters, asks} {
+		for {
+			n, err := s.sweep(ctx, t, now)
+			if err != nil {
+				return total, fmt.Errorf("sweeping %s: %w", tables[t].name, err)
+			}
+			total += n
+			if n < sweepBatch {
+				break
+			}
+		}
+	}
+	return total, nil
+}
+
+func (s *Store) sweep(ctx context.Context, t table, now time.Time) (n int64, err error) {
+	name := tables[t].name
+	query := fmt.Sprintf("DELETE FROM %s WHERE id IN (SELECT id FROM %s WHERE expires <= ? LIMIT ?)", name, name)
+	err = s.exec(ctx, func(ctx context.Context, w *writer) error {
+		stmt, err := w.prepared(ctx, query)
+		if err != nil {
+			return err
+		}
+		result, err := stmt.ExecContext(ctx, now.UnixMilli(), sweepBatch)
+		if err != nil {
+			return err
+		}
+		n, err = result.RowsAffected()
+		return err
+	})
+	return n, err
+}
+
+// An Active counts the leases of one entitlement and issuer.
+type Active struct {
+	Entitlement, Issuer string
+	Leases              int64
+}
+
+// CountActive counts the live leases at now, for a gauge. It reads an index of
+// a few bytes a lease.
+func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active, err error) {
+	query := `SELECT entitlement, issuer, n FROM kinds JOIN
+		(SELECT kind, count(*) AS n FROM leases INDEXED BY leases_live WHERE live > ? GROUP BY kind) ON kind = id ORDER BY id`
+	err = each(ctx, s.readers, query, []any{now.UnixMilli()}, func(rows *sql.Rows) error {
+		var a Active
+		err := rows.Scan(&a.Entitlement, &a.Issuer, &a.Leases)
+		counts = append(counts, a)
+		return err
+	})
+	if err != nil {
+		return nil, unavailable("counting live leases", err)
+	}
+	return counts, nil
+}
+
+// CountPending counts the requests that wait for people at now, by entitlement.
+func (s *Store) CountPending(ctx context.Context, now time.Time) (map[string]int64, error) {
+	counts := map[string]int64{}
+	query := "SELECT body FROM requests INDEXED BY requests_pending WHERE lapses > ?"
+	err := each(ctx, s.readers, query, []any{now.UnixMilli()}, func(rows *sql.Rows) error {
+		var body sql.RawBytes
+		if err := rows.Scan(&body); err != nil {
+			return err
+		}
+		var r broker.Request
+		if err := decode(body, &r, requestFields); err != nil {
+			return err
+		}
+		counts[r.Entitlement]++
+		return nil
+	})
+	if err != nil {
+		return nil, unavailable("counting pending requests", err)
+	}
+	return counts, nil
+}
+
+// SigningKeys gives all keys of a purpose, the retired ones too.
+func (s *Store) SigningKeys(ctx context.Context, purpose string) (keys []*broker.SigningKey, err error) {
+	err = each(ctx, s.readers, "SELECT body FROM signing_keys WHERE purpose = ? ORDER BY id", []any{purpose}, func(rows *sql.Rows) error {
+		var body sql.RawBytes
+		if err := rows.Scan(&body); err != nil {
+			return err
+		}
+		k := &broker.SigningKey{}
+		keys = append(keys, k)
+		return decode(body, k, signingKeyFields)
+	})
+	if err != nil {
+		return nil, unavailable("reading signing keys", err)
+	}
+	return keys, nil
+}
+
+// Blocks gives the blocks in force.
+func (s *Store) Blocks(ctx context.Context) (list []*broker.Block, err error) {
+	err = each(ctx, s.readers, "SELECT body FROM blocks ORDER BY id", nil, func(rows *sql.Rows) error {
+		var body sql.RawBytes
+		if err := rows.Scan(&body); err != nil {
+			return err
+		}
+		b := &broker.Block{}
+		if err := decode(body, b, blockFields); err != nil {
+			return err
+		}
+		if b.Lifted.IsZero() {
+			list = append(list, b)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, unavailable("reading the blocks", err)
+	}
+	return list, nil
+}

@@ -1,0 +1,181 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// View implements broker.Store.
+func (s *Store) View(ctx context.Context, f func(broker.Tx) error) (err error) {
+	tx, err := s.readers.BeginTx(ctx, nil)
+	if err != nil {
+		return unavailable("reading", err)
+	}
+	defer func() { _ = tx.Rollback() }() // it wrote nothing
+	return f(&viewTx{ctx, s, tx})
+}
+
+// viewTx is a snapshot of the database.
+type viewTx struct {
+	ctx context.Context
+	s   *Store
+	tx  *sql.Tx
+}
+
+// Get implements broker.Tx.
+func (v *viewTx) Get(key broker.Key) (broker.Row, error) {
+	t, id, err := locate(key)
+	if err != nil {
+		return nil, err
+	}
+	var body []byte
+	err = v.tx.StmtContext(v.ctx, v.s.gets[t]).QueryRowContext(v.ctx, id).Scan(&body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, broker.ErrNotFound
+	}
+	if err != nil {
+		return nil, unavailable("reading "+tables[t].name, err)
+	}
+	return decodeRow(key, body)
+}
+
+// Put is not for views.
+func (v *viewTx) Put(broker.Row) { panic("store: a View writes nothing") }
+
+// Append is not for views.
+func (v *viewTx) Append(*audit.Entry) { panic("store: a View writes nothing") }
+
+// maxScan is how many rows a call of Requests or Leases reads at most.
+const maxScan = 10_000
+
+// Requests implements broker.Tx. Those that are pending are found by their
+// index; all others by reading back from the newest.
+func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.RequestID, error) {
+	l := listing[*broker.Request]{
+		query:  "SELECT id, body FROM requests WHERE id < ? ORDER BY id DESC LIMIT ?",
+		args:   []any{before(q.Before[:]), maxScan},
+		limit:  q.Limit,
+		table:  requests,
+		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
+	}
+	if q.Status == broker.RequestPending {
+		l.query = `SELECT requests.id, body FROM requests JOIN (SELECT id FROM requests INDEXED BY requests_pending
+			WHERE lapses > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page USING (id) ORDER BY requests.id DESC`
+		l.args = []any{q.Now.UnixMilli(), before(q.Before[:]), maxScan}
+	}
+	page, next, err := l.read(v)
+	return page, broker.RequestID(next), err
+}
+
+func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
+	return (q.Requester == "" || r.Requester.ID == q.Requester) &&
+		(q.Entitlement == "" || r.Entitlement == q.Entitlement) &&
+		(q.Status == 0 || r.State(q.Now) == q.Status)
+}
+
+// Leases implements broker.Tx. Those that are due or live are found by their
+// index; all others by reading back from the newest.
+func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {
+	l := listing[*broker.Lease]{
+		query:  "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?",
+		args:   []any{before(q.Before[:]), maxScan},
+		limit:  q.Limit,
+		table:  leases,
+		wanted: func(lease *broker.Lease) bool { return wantsLease(&q, lease) },
+	}
+	switch {
+	case q.Due:
+		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ?"
+		l.args = []any{q.Now.UnixMilli(), maxScan}
+	case q.Live:
+		l.query = `SELECT leases.id, body FROM leases JOIN (SELECT id FROM leases INDEXED BY leases_live
+			WHERE live > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page USING (id) ORDER BY leases.id DESC`
+		l.args = []any{q.Now.UnixMilli(), before(q.Before[:]), maxScan}
+	}
+	page, next, err := l.read(v)
+	if q.Due {
+		next = [16]byte{} // what is due is done, and then not due: there are no further pages
+	}
+	return page, broker.LeaseID(next), err
+}
+
+func wantsLease(q *broker.LeaseQuery, l *broker.Lease) bool {
+	return (q.Holder == "" || l.Holder == q.Holder) &&
+		(q.Under == "" || l.Holder == q.Under || strings.HasPrefix(l.Holder, q.Under+"/")) &&
+		(q.TrustDomain == "" || l.Holder == "spiffe://"+q.TrustDomain || strings.HasPrefix(l.Holder, "spiffe://"+q.TrustDomain+"/")) &&
+		(q.Entitlement == "" || l.Entitlement == q.Entitlement) &&
+		(q.Issuer == "" || l.Issuer == q.Issuer) &&
+		(q.Request.IsZero() || l.Request == q.Request) &&
+		(!q.Live || l.Live(q.Now)) &&
+		(!q.Due || isDue(l, q))
+}
+
+func isDue(l *broker.Lease, q *broker.LeaseQuery) bool {
+	due := l.Due()
+	return !due.IsZero() && !due.After(q.Now)
+}
+
+// before is the upper bound of a page; from the start if there is none.
+func before(id []byte) []byte {
+	if [16]byte(id) == ([16]byte{}) {
+		return []byte("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+	}
+	return id
+}
+
+// A listing reads one page.
+type listing[R broker.Row] struct {
+	query  string
+	args   []any
+	limit  int // of the page; at most maxScan, which is also what zero means
+	table  table
+	wanted func(R) bool
+}
+
+// read gives the rows of the page, and the last id that was looked at if there
+// may be more behind it.
+func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
+	if l.limit <= 0 || l.limit > maxScan {
+		l.limit = maxScan
+	}
+	scanned := 0
+	err = each(v.ctx, v.tx, l.query, l.args, func(rows *sql.Rows) error {
+		var id, body sql.RawBytes
+		if err := rows.Scan(&id, &body); err != nil {
+			return err
+		}
+		key, err := l.table.key(id)
+		if err != nil {
+			return err
+		}
+		row, err := decodeRow(key, body)
+		if err != nil {
+			return err
+		}
+		scanned++
+		next = [16]byte(id)
+		if r := row.(R); l.wanted(r) {
+			if page = append(page, r); len(page) == l.limit {
+				return errPageFull
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errPageFull) {
+		return page, next, nil
+	}
+	if err != nil {
+		return nil, [16]byte{}, unavailable("listing", err)
+	}
+	if scanned < maxScan {
+		next = [16]byte{}
+	}
+	return page, next, nil
+}
+
+var errPageFull = errors.New("the page is full")

@@ -1,0 +1,276 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A writer is the one connection that writes, with what it knows of the
+// database between groups. It belongs to whoever leads the queue.
+type writer struct {
+	path    string
+	db      *sql.DB
+	conn    *sql.Conn
+	stmts   map[string]*sql.Stmt // on conn
+	reserve reserve
+
+	// What follows is what the last commit left. A group works on copies.
+	head          Head
+	nonce         []byte // of the head row
+	tree          *audit.Tree
+	blocks        map[broker.BlockKey][]byte // bodies of all blocks there ever were
+	blocksVersion int64
+	kinds         map[kind]int64
+
+	// now is the clock that records are timed by. commitFault, if not nil, may
+	// change the answer of a COMMIT, after it took place: tests of lost answers.
+	now         func() time.Time
+	commitFault func(error) error
+}
+
+func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, error) {
+	w := &writer{path: path, now: time.Now, reserve: reserve{path: path + ".reserve", size: reserveSize}}
+	// fdatasync gives the same durability for half the time: WAL frames need no
+	// timestamps. It is refused where the system has none.
+	_, _ = sqlite.Fdatasync(true)
+	if err := w.connect(ctx); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	if err := migrate(ctx, w.conn); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	if err := w.load(ctx); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	if err := w.reserve.hold(); err != nil {
+		w.reserve.release(w.now())
+	}
+	return w, nil
+}
+
+func (w *writer) connect(ctx context.Context) (err error) {
+	w.stmts = map[string]*sql.Stmt{}
+	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16384)", "temp_store(MEMORY)"))
+	if err != nil {
+		return err
+	}
+	w.db.SetMaxOpenConns(1)
+	if w.conn, err = w.db.Conn(ctx); err != nil {
+		return err
+	}
+	var mode string
+	if err := w.conn.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("the file system does not support SQLite's write-ahead log (journal mode %q)", mode)
+	}
+	return nil
+}
+
+func (w *writer) close() error {
+	var errs []error
+	for _, s := range w.stmts {
+		errs = append(errs, s.Close())
+	}
+	if w.conn != nil {
+		errs = append(errs, w.conn.Close())
+	}
+	if w.db != nil {
+		errs = append(errs, w.db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// prepared gives a statement on the connection, prepared once.
+func (w *writer) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
+	if s := w.stmts[query]; s != nil {
+		return s, nil
+	}
+	s, err := w.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	w.stmts[query] = s
+	return s, nil
+}
+
+func (w *writer) exec(ctx context.Context, query string, args ...any) error {
+	s, err := w.prepared(ctx, query)
+	if err != nil {
+		return err
+	}
+	_, err = s.ExecContext(ctx, args...)
+	return err
+}
+
+// load reads what the writer keeps in memory.
+func (w *writer) load(ctx context.Context) error {
+	if err := w.loadHead(ctx); err != nil {
+		return fmt.Errorf("reading the head of the log: %w", err)
+	}
+	if err := w.loadTree(ctx); err != nil {
+		return err
+	}
+	if err := w.loadBlocks(ctx); err != nil {
+		return fmt.Errorf("reading the blocks: %w", err)
+	}
+	if err := w.loadKinds(ctx); err != nil {
+		return fmt.Errorf("reading the kinds of leases: %w", err)
+	}
+	return nil
+}
+
+const selectHead = "SELECT epoch, size, root, time, blocks, nonce FROM head"
+
+func (w *writer) loadHead(ctx context.Context) (err error) {
+	w.head, w.blocksVersion, w.nonce, err = scanHead(w.conn.QueryRowContext(ctx, selectHead))
+	return err
+}
+
+func scanHead(row *sql.Row) (h Head, blocks int64, nonce []byte, err error) {
+	var root []byte
+	var millis int64
+	if err := row.Scan(&h.Epoch, &h.Size, &root, &millis, &blocks, &nonce); err != nil {
+		return Head{}, 0, nil, err
+	}
+	copy(h.Root[:], root)
+	if millis != 0 {
+		h.Time = time.UnixMilli(millis).UTC()
+	}
+	return h, blocks, nonce, nil
+}
+
+func (w *writer) loadTree(ctx context.Context) error {
+	tree, err := audit.LoadTree(w.head.Size, rowHashes(ctx, w.conn, w.head.Epoch))
+	if err != nil {
+		return err
+	}
+	if w.head.Epoch > 0 && tree.Root() != w.head.Root {
+		return fmt.Errorf("the log is damaged: its hashes lead to the root %s, its head says %s: see `broker audit verify sqlite:%s`", tree.Root(), w.head.Root, w.path)
+	}
+	w.tree = tree
+	return nil
+}
+
+func (w *writer) loadBlocks(ctx context.Context) error {
+	w.blocks = map[broker.BlockKey][]byte{}
+	return each(ctx, w.conn, "SELECT body FROM blocks", nil, func(rows *sql.Rows) error {
+		var body []byte
+		if err := rows.Scan(&body); err != nil {
+			return err
+		}
+		var b broker.Block
+		if err := decode(body, &b, blockFields); err != nil {
+			return err
+		}
+		w.blocks[b.Selector] = body
+		return nil
+	})
+}
+
+func (w *writer) loadKinds(ctx context.Context) error {
+	w.kinds = map[kind]int64{}
+	return each(ctx, w.conn, "SELECT id, entitlement, issuer FROM kinds", nil, func(rows *sql.Rows) error {
+		var k kind
+		var id int64
+		if err := rows.Scan(&id, &k.entitlement, &k.issuer); err != nil {
+			return err
+		}
+		w.kinds[k] = id
+		return nil
+	})
+}
+
+// queryer is what *sql.Conn, *sql.DB and *sql.Tx have in common.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// each calls f for every row of a query.
+func each(ctx context.Context, q queryer, query string, args []any, f func(*sql.Rows) error) (err error) {
+	rows, err := q.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		if err := f(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// rollback ends a transaction that came to nothing. SQLite may have ended it.
+func (w *writer) rollback() {
+	_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK")
+}
+
+// abandon makes the writer fit for use after a group that stopped anywhere.
+func (w *writer) abandon() {
+	w.rollback()
+	w.settle(context.Background())
+}
+
+// commit makes the transaction durable. If the answer is lost, it finds out
+// whether it took place: the head row has the nonce, or it doesn't.
+func (w *writer) commit(ctx context.Context, nonce []byte) error {
+	err := w.exec(ctx, "COMMIT")
+	if w.commitFault != nil {
+		err = w.commitFault(err)
+	}
+	if err == nil {
+		return nil
+	}
+	w.rollback()
+	w.settle(ctx)
+	if string(w.nonce) == string(nonce) {
+		return nil
+	}
+	return err
+}
+
+// settle reads what the database holds, for as long as it takes: until then
+// nobody knows what is true, and nobody may be told anything.
+func (w *writer) settle(ctx context.Context) {
+	err := w.load(ctx)
+	for pause := time.Millisecond; err != nil; pause = min(2*pause, time.Second) {
+		time.Sleep(pause)
+		_ = w.close()
+		if err = w.connect(ctx); err == nil {
+			err = w.load(ctx)
+		}
+	}
+}
+
+// Classes of errors of the database.
+
+func isFull(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+}
+
+// isRows says whether the error is about the rows themselves: nothing that
+// waiting or space would cure.
+func isRows(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH:
+		return true
+	}
+	return false
+}

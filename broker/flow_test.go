@@ -1,0 +1,421 @@
+package broker_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A signer stands for the broker's own token signer, without cryptography: the
+// token is its lease's id.
+type signer struct{}
+
+func (signer) Prepare(context.Context, broker.Lease) ([]byte, error) { return nil, nil }
+func (s signer) Issue(ctx context.Context, l broker.Lease) (broker.Credential, []byte, error) {
+	c, err := s.Mint(ctx, l)
+	return c, nil, err
+}
+func (signer) Revoke(context.Context, broker.Lease) error { return broker.ErrNotRevocable }
+func (signer) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
+	token := "token " + l.ID.String()
+	return broker.Credential{
+		Type: "bearer", Expires: l.Expires, Hash: sha256.Sum256([]byte(token)),
+		Secret: broker.NewSecret(map[string]string{"token": token}),
+	}, nil
+}
+
+func (signer) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
+	if len(token) < 6 {
+		return broker.LeaseID{}, broker.ErrNotFound
+	}
+	return broker.ParseLeaseID(token[6:])
+}
+
+func tokenWorld(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}, "db": &system{live: map[string]time.Time{}}}})
+	t.Cleanup(func() { w.verify(t) })
+	return w
+}
+
+func read(scopes ...string) broker.Ask { return broker.Ask{Entitlement: "tickets", Scopes: scopes} }
+
+// kinds gives what the log says, without the loading of rules.
+func (w *world) kinds(t *testing.T) (kinds []audit.Kind) {
+	t.Helper()
+	for _, r := range w.records(t) {
+		if r.Kind != audit.PolicyLoaded && r.Kind != audit.LogOpened {
+			kinds = append(kinds, r.Kind)
+		}
+	}
+	return kinds
+}
+
+func wantKinds(t *testing.T, w *world, want ...audit.Kind) {
+	t.Helper()
+	if got := w.kinds(t); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("the log says %v, want %v", got, want)
+	}
+}
+
+func TestOneCallIsOneRecord(t *testing.T) {
+	w := tokenWorld(t)
+	issued, r, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read", "tickets:comment"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantKinds(t, w, audit.LeaseIssued)
+	record := w.records(t)[issued.Receipt.Index]
+	if record.Lease.ID != issued.Lease.ID.String() || record.Request.ID != r.ID.String() || !record.Decision.Permit ||
+		record.Lease.Credential != sha256.Sum256([]byte(issued.Credential.Secret.Reveal()["token"])) {
+		t.Errorf("the receipt leads to %+v", record)
+	}
+	if want := noon.Add(10 * time.Minute); !issued.Lease.Expires.Equal(want) {
+		t.Errorf("it expires at %s, want %s", issued.Lease.Expires, want)
+	}
+}
+
+func TestDenialsShareARecord(t *testing.T) {
+	w := tokenWorld(t)
+	var first broker.RequestID
+	for i := range 50 {
+		_, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "nothing"}, broker.Again{}, noon.Add(time.Duration(i)*time.Second))
+		var refusal *broker.Refusal
+		if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrDenied) || refusal.RequestID.IsZero() {
+			t.Fatalf("asking for what is not there: %v", err)
+		}
+		if first.IsZero() {
+			first = refusal.RequestID
+		}
+		if refusal.RequestID != first {
+			t.Fatalf("denial %d has a request of its own", i)
+		}
+	}
+	wantKinds(t, w, audit.RequestDenied)
+	if r, err := w.broker.Request(t.Context(), agent(noon), first, noon); err != nil || r.State(noon) != broker.RequestDenied {
+		t.Errorf("the denied request is %+v, %v", r, err)
+	}
+	// When the broker ends, or the minute is over, the others are counted.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.broker.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wantKinds(t, w, audit.RequestDenied, audit.RequestDenied)
+	if records := w.records(t); records[len(records)-1].Count != 49 {
+		t.Errorf("the second record counts %d, want 49", records[len(records)-1].Count)
+	}
+}
+
+// Who may not ask for an entitlement can't find out whether it exists, nor
+// what is wrong with the asking.
+func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
+	w := tokenWorld(t)
+	stranger := workload("spiffe://acme.test/stranger", noon)
+	answer := func(ask broker.Ask) string {
+		_, _, err := w.broker.AskAndCollect(t.Context(), stranger, ask, broker.Again{}, noon)
+		var refusal *broker.Refusal
+		if !errors.As(err, &refusal) {
+			t.Fatalf("%+v: %v", ask, err)
+		}
+		return fmt.Sprintf("%s %v %s %v %+v", refusal.Err, refusal.Reasons, refusal.Detail, refusal.DeniedBy, refusal.Allowed)
+	}
+	want := answer(broker.Ask{Entitlement: "nothing"})
+	for _, ask := range []broker.Ask{
+		{Entitlement: "tickets"},
+		{Entitlement: "tickets", Scopes: []string{"tickets:read"}},
+		{Entitlement: "tickets", Scopes: []string{"no:scope"}},
+		{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: 99 * time.Hour},
+		{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Parameters: map[string]string{"p": "v"}},
+	} {
+		if got := answer(ask); got != want {
+			t.Errorf("%+v answers %q, an unknown entitlement %q", ask, got, want)
+		}
+	}
+}
+
+func TestDeniedIsToldWhatIsAllowed(t *testing.T) {
+	w := tokenWorld(t)
+	evil := workload("spiffe://acme.test/agent/evil/x", noon)
+	_, _, err := w.broker.AskAndCollect(t.Context(), evil, read("tickets:read"), broker.Again{}, noon)
+	var refusal *broker.Refusal
+	if !errors.As(err, &refusal) || len(refusal.Reasons) != 1 || refusal.Reasons[0] != "this path is under investigation" {
+		t.Errorf("a forbid answers %+v, %v", refusal, err)
+	}
+	_, _, err = w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: time.Hour}, broker.Again{}, noon)
+	if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrInvalidTTL) || refusal.Allowed.MaxTTL != 15*time.Minute {
+		t.Errorf("too long a ttl answers %+v, %v", refusal, err)
+	}
+}
+
+func TestPendingLapsesAndIsTheSame(t *testing.T) {
+	w := tokenWorld(t)
+	ask := read("tickets:close")
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); !errors.Is(err, broker.ErrJustificationRequired) {
+		t.Fatalf("without a justification: %v", err)
+	}
+	ask.Justification = "the queue is stuck"
+	_, first, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon)
+	if err != nil || first.State(noon) != broker.RequestPending {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	_, same, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon.Add(time.Minute))
+	if err != nil || same.ID != first.ID {
+		t.Errorf("an identical ask gives %s, not %s (%v)", same.ID, first.ID, err)
+	}
+	wantKinds(t, w, audit.RequestCreated)
+	if _, err := w.broker.Collect(t.Context(), agent(noon), first.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrPending) {
+		t.Errorf("collecting it: %v", err)
+	}
+	if _, err := w.broker.Collect(t.Context(), workload("spiffe://acme.test/agent/other", noon), first.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("another collecting it: %v", err)
+	}
+	later := noon.Add(broker.PendingFor)
+	if _, err := w.broker.Collect(t.Context(), agent(later), first.ID, broker.Again{}, later); !errors.Is(err, broker.ErrLapsed) {
+		t.Errorf("collecting it when it has lapsed: %v", err)
+	}
+	if _, again, err := w.broker.AskAndCollect(t.Context(), agent(later), ask, broker.Again{}, later); err != nil || again.ID == first.ID {
+		t.Errorf("asking again when it has lapsed: %v, %v", again, err)
+	}
+}
+
+func TestTooManyPending(t *testing.T) {
+	w := tokenWorld(t)
+	var last *broker.Request
+	for i := range 21 {
+		ask := read("tickets:close")
+		ask.Justification = fmt.Sprint("reason ", i)
+		_, r, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon)
+		if i < 20 && err != nil || i == 20 && !errors.Is(err, broker.ErrTooManyPending) {
+			t.Fatalf("pending request %d: %v", i, err)
+		}
+		if i < 20 {
+			last = r
+		}
+	}
+	if _, err := w.broker.Withdraw(t.Context(), agent(noon), last.ID, noon); err != nil {
+		t.Fatal(err)
+	}
+	ask := read("tickets:close")
+	ask.Justification = "another"
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); err != nil {
+		t.Errorf("after withdrawing one: %v", err)
+	}
+}
+
+// Limits hold when 64 callers ask at once.
+func TestLimitsHoldUnderConcurrency(t *testing.T) {
+	for path, want := range map[string]struct {
+		n   int
+		err error
+	}{
+		"spiffe://acme.test/limited/a": {3, broker.ErrLimit},
+		"spiffe://acme.test/active/a":  {2, broker.ErrMaxActive},
+	} {
+		t.Run(path, func(t *testing.T) {
+			w := tokenWorld(t)
+			who := workload(path, noon)
+			var mu sync.Mutex
+			var got []*broker.Issued
+			var all sync.WaitGroup
+			for range 64 {
+				all.Go(func() {
+					issued, _, err := w.broker.AskAndCollect(t.Context(), who, read("tickets:read"), broker.Again{}, noon)
+					mu.Lock()
+					defer mu.Unlock()
+					if err == nil {
+						got = append(got, issued)
+					} else if !errors.Is(err, want.err) {
+						t.Errorf("refused with %v, want %v", err, want.err)
+					}
+				})
+			}
+			all.Wait()
+			if len(got) != want.n {
+				t.Fatalf("%d were issued, want %d", len(got), want.n)
+			}
+			if _, err := w.broker.Revoke(t.Context(), who, got[0].Lease.ID, "", noon); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := w.broker.AskAndCollect(t.Context(), who, read("tickets:read"), broker.Again{}, noon)
+			if back := want.err == broker.ErrMaxActive; (err == nil) != back {
+				t.Errorf("after giving one back: %v", err)
+			}
+		})
+	}
+}
+
+func TestRepeatedCollectReplaces(t *testing.T) {
+	w := tokenWorld(t)
+	r, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := broker.NewAgain(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", nil)
+	first, err := w.broker.Collect(t.Context(), agent(noon), r.ID, again, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := w.broker.Collect(t.Context(), agent(noon), r.ID, again, noon.Add(time.Second))
+	if err != nil || second.Lease.Replaces != first.Lease.ID {
+		t.Fatalf("repeated: %+v, %v", second, err)
+	}
+	old, err := w.broker.Lease(t.Context(), agent(noon), first.Lease.ID, noon)
+	if err != nil || old.Status != broker.LeaseRevoked || old.EndHow != broker.EndAnswerLost || old.Revocation != broker.RevokedAtExpiry {
+		t.Errorf("the lease of the lost answer is %+v, %v", old, err)
+	}
+	other := broker.NewAgain(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", []byte("{}"))
+	if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, other, noon); !errors.Is(err, broker.ErrIdempotencyMismatch) {
+		t.Errorf("the same key with another body: %v", err)
+	}
+}
+
+func TestLaterCollectionsEndWithTheGrant(t *testing.T) {
+	w := tokenWorld(t)
+	r, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := noon.Add(59 * time.Minute)
+	first, err := w.broker.Collect(t.Context(), agent(late), r.ID, broker.Again{}, late)
+	if err != nil || first.Lease.Expires.Sub(late) != 10*time.Minute {
+		t.Fatalf("the first gets %+v, %v, not its full time", first, err)
+	}
+	second, err := w.broker.Collect(t.Context(), agent(late), r.ID, broker.Again{}, late)
+	if err != nil || !second.Lease.Expires.Equal(r.CollectUntil) {
+		t.Fatalf("the second ends at %+v, %v, not with the grant", second, err)
+	}
+	over := noon.Add(time.Hour)
+	if _, err := w.broker.Collect(t.Context(), agent(over), r.ID, broker.Again{}, over); !errors.Is(err, broker.ErrGrantEnded) {
+		t.Errorf("after the grant: %v", err)
+	}
+}
+
+func TestCollectDecidesAnew(t *testing.T) {
+	w := tokenWorld(t)
+	r, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		policies string
+		want     error
+	}{
+		{`@id("none") forbid (principal, action, resource);`, broker.ErrNoLongerAllowed},
+		{`@id("people") @approval("1 of support") permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`, broker.ErrNeedsNewRequest},
+		{`@id("why") @justification("required") permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`, broker.ErrNeedsNewRequest},
+	} {
+		if err := w.broker.SetRules(t.Context(), testRules(t, c.policies), broker.Identity{}, noon); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.policies, err, c.want)
+		}
+	}
+}
+
+func TestRenewTakesThePlace(t *testing.T) {
+	w := tokenWorld(t)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := noon.Add(5 * time.Minute)
+	renewed, err := w.broker.Renew(t.Context(), agent(at), issued.Lease.ID, broker.Again{}, at)
+	if err != nil || renewed.Lease.Replaces != issued.Lease.ID || !renewed.Lease.Expires.Equal(at.Add(10*time.Minute)) {
+		t.Fatalf("%+v, %v", renewed, err)
+	}
+	if _, err := w.broker.Renew(t.Context(), agent(at), issued.Lease.ID, broker.Again{}, at); !errors.Is(err, broker.ErrNotRenewable) {
+		t.Errorf("renewing the replaced lease: %v", err)
+	}
+	if _, err := w.broker.Renew(t.Context(), workload("spiffe://acme.test/agent/other", at), renewed.Lease.ID, broker.Again{}, at); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("another renewing it: %v", err)
+	}
+	wantKinds(t, w, audit.LeaseIssued, audit.LeaseIssued)
+}
+
+func TestIntrospection(t *testing.T) {
+	w := tokenWorld(t)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := issued.Credential.Secret.Reveal()["token"]
+	active := func(who broker.Identity, now time.Time) bool {
+		in, err := w.broker.Introspect(t.Context(), who, token, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return in != nil
+	}
+	server := workload("spiffe://acme.test/tickets", noon)
+	if !active(agent(noon), noon) || !active(server, noon) {
+		t.Error("holder or resource server are told that it is inactive")
+	}
+	if active(workload("spiffe://acme.test/tickets/other", noon), noon) {
+		t.Error("somebody else is told that it is active")
+	}
+	if active(server, issued.Lease.Expires) {
+		t.Error("it is active on the instant of its expiry")
+	}
+	if err := w.broker.RevokeToken(t.Context(), server, token, noon); err != nil || !active(server, noon) {
+		t.Errorf("the resource server revoked it, or was refused: %v", err)
+	}
+	if err := w.broker.RevokeToken(t.Context(), agent(noon), token, noon); err != nil || active(server, noon) {
+		t.Errorf("it is active after it was given back: %v", err)
+	}
+}
+
+func TestExpiredProofGetsNothing(t *testing.T) {
+	w := tokenWorld(t)
+	who := agent(noon.Add(-time.Hour))
+	if _, _, err := w.broker.AskAndCollect(t.Context(), who, read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrProofExpired) {
+		t.Errorf("on the instant of its expiry: %v", err)
+	}
+}
+
+func TestKillSwitch(t *testing.T) {
+	w := tokenWorld(t)
+	operator := broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket}}
+	for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	under := broker.Selector{Under: "spiffe://acme.test/agent"}
+	if _, err := w.broker.Preview(t.Context(), agent(noon), under, noon); !errors.Is(err, broker.ErrDenied) {
+		t.Fatalf("a workload may use the kill switch: %v", err)
+	}
+	seen, err := w.broker.Preview(t.Context(), operator, under, noon)
+	if err != nil || seen.Leases != 2 || seen.Irrevocable != 1 {
+		t.Fatalf("preview: %+v, %v", seen, err)
+	}
+	if _, err := w.broker.RevokeAll(t.Context(), operator, under, "incident", audit.Digest{}, false, noon); !errors.Is(err, broker.ErrPreviewStale) {
+		t.Fatalf("without having looked: %v", err)
+	}
+	if _, err := w.broker.RevokeAll(t.Context(), operator, under, "incident", seen.Digest, false, noon); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
+		t.Errorf("a blocked identity: %v", err)
+	}
+	if n, err := w.broker.Reap(t.Context(), noon); err != nil || n != 1 {
+		t.Errorf("the reaper finds %d due, %v", n, err)
+	}
+	if w.count(t, broker.LeaseRevoked) != 2 {
+		t.Errorf("%d leases are revoked", w.count(t, broker.LeaseRevoked))
+	}
+	if err := w.broker.Lift(t.Context(), operator, under, "over", noon); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); err != nil {
+		t.Errorf("after the block was lifted: %v", err)
+	}
+}

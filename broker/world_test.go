@@ -1,0 +1,218 @@
+package broker_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+	"accessbroker.internal/store"
+)
+
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+// workload is an identity as package attest would make it at now.
+func workload(id string, now time.Time) broker.Identity {
+	return broker.Identity{
+		ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
+		Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: audit.Digest{7}, Expires: now.Add(time.Hour)},
+	}
+}
+
+func agent(now time.Time) broker.Identity { return workload("spiffe://acme.test/agent/triage", now) }
+
+// A world is a broker with its real store and policy, without HTTP.
+type world struct {
+	broker *broker.Broker
+	store  *store.Store
+	rules  *broker.Rules
+}
+
+type worldConfig struct {
+	issuers  map[string]broker.Issuer
+	wrap     func(broker.Store) broker.Store
+	policies string
+	observe  func(broker.Event)
+}
+
+// testPolicies let agents have everything of the catalogue below, each under
+// the obligations that a test needs.
+const testPolicies = `
+@id("agents-db")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"db");
+
+@id("agents-tickets")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets")
+unless { context.scopes.contains("tickets:close") };
+
+@id("close-needs-people")
+@approval("1 of support")
+@justification("required")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets")
+when { context.scopes.contains("tickets:close") };
+
+@id("three-an-hour")
+@limit("3 per 1h")
+permit (principal in Path::"spiffe://acme.test/limited", action == Action::"request", resource == Entitlement::"tickets");
+
+@id("two-at-once")
+@max_active("2")
+permit (principal in Path::"spiffe://acme.test/active", action == Action::"request", resource == Entitlement::"tickets");
+
+@id("never-evil")
+@reason("this path is under investigation")
+forbid (principal in Path::"spiffe://acme.test/agent/evil", action, resource);
+`
+
+const testGroups = "support: {members: [login/ana, login/ben]}\n"
+
+func testCatalogue() broker.Catalogue {
+	return broker.Catalogue{
+		"db": {
+			Name: "db", Issuer: "db", DefaultTTL: 10 * time.Minute, MaxTTL: time.Hour, CollectWithin: time.Hour,
+			Revocation: broker.RevokedImmediate, Owner: "support", Effect: audit.Digest{1},
+		},
+		"tickets": {
+			Name: "tickets", Issuer: "tickets", Scopes: []string{"tickets:close", "tickets:comment", "tickets:read"},
+			DefaultTTL: 10 * time.Minute, MaxTTL: 15 * time.Minute, CollectWithin: time.Hour, Owner: "support",
+			Revocation: broker.RevokedAtExpiry, Audience: "https://tickets.acme.test", Effect: audit.Digest{2},
+			Introspectors: []string{"spiffe://acme.test/tickets"},
+		},
+	}
+}
+
+func testRules(t *testing.T, policies string) *broker.Rules {
+	t.Helper()
+	catalogue := testCatalogue()
+	engine, err := policy.Load(policy.Inputs{
+		FS: fstest.MapFS{
+			"all.cedar":   {Data: []byte(policies)},
+			"groups.yaml": {Data: []byte(testGroups)},
+		},
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &broker.Rules{Policy: engine, Catalogue: catalogue, Revision: engine.Revision(), Files: engine.Files()}
+}
+
+func newWorld(t *testing.T, cfg worldConfig) *world {
+	t.Helper()
+	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	openLog(t, s)
+	w := &world{store: s}
+	if cfg.policies == "" {
+		cfg.policies = testPolicies
+	}
+	w.rules = testRules(t, cfg.policies)
+	var wrapped broker.Store = s
+	if cfg.wrap != nil {
+		wrapped = cfg.wrap(s)
+	}
+	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe}, w.rules)
+	return w
+}
+
+// openLog opens the store's log, with a key that nobody signs with.
+func openLog(t *testing.T, s *store.Store) {
+	t.Helper()
+	origin := audit.NewOrigin("broker.acme.test")
+	_, public, err := audit.NewLogKey(origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: "1"}, Algorithm: "EdDSA", Published: noon, Signs: noon}
+	if err := s.OpenLog(t.Context(), origin, public, key, first); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func start(t *testing.T, cfg broker.Config, rules *broker.Rules) *broker.Broker {
+	t.Helper()
+	b, err := broker.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.SetRules(t.Context(), rules, broker.Identity{}, noon); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// restart gives another broker on the same store.
+func (w *world) restart(t *testing.T, issuers map[string]broker.Issuer) *broker.Broker {
+	t.Helper()
+	return start(t, broker.Config{Store: w.store, Issuers: issuers}, w.rules)
+}
+
+// leases gives every lease.
+func (w *world) leases(t *testing.T) []*broker.Lease {
+	t.Helper()
+	var all []*broker.Lease
+	err := w.store.View(context.Background(), func(tx broker.Tx) (err error) {
+		all, _, err = tx.Leases(broker.LeaseQuery{Now: noon, Limit: 1000})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// count counts the leases of a stored status.
+func (w *world) count(t *testing.T, status broker.LeaseStatus) int {
+	t.Helper()
+	n := 0
+	for _, l := range w.leases(t) {
+		if l.Status == status {
+			n++
+		}
+	}
+	return n
+}
+
+// verify checks the whole log, and that every lease that is or was active has
+// its record.
+func (w *world) verify(t *testing.T) {
+	t.Helper()
+	issued := map[string]bool{}
+	for _, r := range w.records(t) {
+		if r.Kind == audit.LeaseIssued {
+			issued[r.Lease.ID] = true
+		}
+	}
+	for _, l := range w.leases(t) {
+		if l.Status == broker.LeaseActive && !issued[l.ID.String()] {
+			t.Errorf("lease %s is active and has no record", l.ID)
+		}
+	}
+}
+
+// records gives the log.
+func (w *world) records(t *testing.T) []audit.Record {
+	t.Helper()
+	all := make([]audit.Record, w.store.Head().Size)
+	for i := range all {
+		item, err := w.store.Record(context.Background(), int64(i)) // in cleanups, too
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[i], err = audit.Decode(item.Leaf); err != nil {
+			t.Fatalf("%v: %q", err, item.Leaf)
+		}
+	}
+	return all
+}

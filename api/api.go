@@ -52,7 +52,7 @@ type Request struct {
 	Justification string            `json:"justification,omitempty"`
 	Ticket        string            `json:"ticket,omitempty"`
 	Parameters    map[string]string `json:"parameters,omitempty"`
-	Digest        string            `json:"digest"` // of everything that an approver sees
+	Digest        string            `json:"digest,omitempty"` // of everything that an approver sees; empty for a dry run
 	Decision      Decision          `json:"decision"`
 	Approvals     Approvals         `json:"approvals"`
 	Grant         *Grant            `json:"grant,omitempty"`     // once approved

@@ -15,6 +15,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -39,6 +40,7 @@ type call struct {
 
 	who            broker.Identity // zero on open routes
 	proofIsSubject bool            // the identity was to be proved by the subject_token
+	unproved       bool            // the proof did not hold
 	about          string          // request or lease that it led to, for the log
 }
 
@@ -177,7 +179,7 @@ func (c *call) readForm() error {
 
 // readBody reads the whole body. Its media type is checked if there is one.
 func (c *call) readBody(mediaType string) error {
-	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(c.w.ResponseWriter, c.r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -205,16 +207,31 @@ func (c *call) identify() error {
 	if err != nil {
 		return err
 	}
-	who, err := c.s.cfg.Authenticate(c.r, proof)
-	if err == nil && (who.ID == "" || !who.Proof.Valid(c.now)) {
-		err = broker.ErrProofExpired // Authenticate checks it; so do we, and so does the domain
-	}
+	who, err := c.authenticate(proof)
 	if err != nil {
-		c.s.failures.count(c.from, c.now)
-		return fmt.Errorf("authenticating: %w", err)
+		c.unproved = true
+		return err
 	}
 	c.who = who
 	return nil
+}
+
+// authenticate checks the proof. That it is in time, Authenticate has seen to;
+// so do we, and so does the domain.
+func (c *call) authenticate(proof string) (broker.Identity, error) {
+	who, err := c.s.cfg.Authenticate(c.r, proof)
+	switch {
+	case err == nil && who.ID == "":
+		err = broker.ErrUnauthenticated
+	case err == nil && !who.Proof.Valid(c.now):
+		err = broker.ErrProofExpired
+	case err == nil:
+		return who, nil
+	}
+	if meaningOf(err).level == theirs {
+		c.s.failures.count(c.from, c.now)
+	}
+	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
 }
 
 // proof gives the proof in the form, if the route looks for one there.
@@ -280,7 +297,7 @@ func (r reply) encode() ([]byte, error) {
 func (c *call) end(answer reply, panicked any) {
 	if panicked != nil {
 		c.s.cfg.Metrics.panics.Inc()
-		c.s.cfg.Logger.Error("panic", "call_id", c.id, "route", c.route.path, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+		c.s.cfg.Logger.Error("panic", "call_id", c.id, "route", c.route.path, "panic", panicText(panicked), "stack", string(debug.Stack()))
 		answer = c.fail(errPanicked)
 		if c.w.status == 0 {
 			c.write(answer)
@@ -302,6 +319,15 @@ func (c *call) end(answer reply, panicked any) {
 	c.s.cfg.Logger.LogAttrs(c.r.Context(), level, "request", c.attrs(answer, code, took)...)
 }
 
+// panicText says what the runtime says. What else a panic may carry could be
+// anything, a secret included.
+func panicText(panicked any) string {
+	if err, ok := panicked.(runtime.Error); ok {
+		return err.Error()
+	}
+	return fmt.Sprintf("%T", panicked)
+}
+
 // attrs never hold a token, a body or a query's value.
 func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Attr {
 	attrs := []slog.Attr{
@@ -317,7 +343,9 @@ func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Att
 	if theirID := c.r.Header.Get("X-Request-Id"); theirID != "" && len(theirID) <= 64 && printable(theirID) {
 		attrs = append(attrs, slog.String("client_call_id", theirID))
 	}
-	if answer.err != nil {
+	// Of other faults of theirs the code says enough, and the words may repeat
+	// what stood in the body.
+	if answer.err != nil && (c.unproved || meaningOf(answer.err).level == ours) {
 		attrs = append(attrs, slog.String("error", answer.err.Error()))
 	}
 	return attrs

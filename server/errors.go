@@ -134,7 +134,7 @@ func settle(ctx context.Context, err error) error {
 func (c *call) problem(err error) reply {
 	m, refusal := meaningOf(err), refusalOf(err)
 	body := api.Problem{
-		Type: "about:blank#" + string(m.code()), Title: m.title, Status: m.status, Detail: m.advice,
+		Type: c.s.url("/openapi.json#" + string(m.code())), Title: m.title, Status: m.status, Detail: m.advice,
 		Instance: "urn:uuid:" + c.id, Code: m.code(), RequestID: refusal.RequestID.String(),
 		DeniedBy: refusal.DeniedBy, Reasons: refusal.Reasons, Allowed: allowed(refusal.Allowed),
 	}
@@ -196,7 +196,7 @@ func (m meaning) header(r broker.Refusal) http.Header {
 	if m.status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="access broker"`)
 	}
-	if m.err == broker.ErrSlowDown && r.Retry <= 0 {
+	if r.Retry <= 0 && (m.err == broker.ErrSlowDown || m.status == http.StatusServiceUnavailable) {
 		r.Retry = time.Second
 	}
 	if r.Retry > 0 {

@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,7 +153,7 @@ func TestOAuthErrors(t *testing.T) {
 }
 
 func TestUnknownErrorsSayNothing(t *testing.T) {
-	c := &call{id: "0199-x"}
+	c := &call{s: &Server{external: &url.URL{}}, id: "0199-x"}
 	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {
 		text, err := answer.encode()
 		if err != nil || strings.Contains(string(text), "hunter2") || answer.status != 500 {
@@ -162,7 +163,7 @@ func TestUnknownErrorsSayNothing(t *testing.T) {
 }
 
 func TestRetryAfterIsRoundedUp(t *testing.T) {
-	c := &call{}
+	c := &call{s: &Server{external: &url.URL{}}}
 	answer := c.problem(&broker.Refusal{Err: broker.ErrLimit, Retry: 1100 * time.Millisecond})
 	if got := answer.header.Get("Retry-After"); got != "2" {
 		t.Errorf("Retry-After %q", got)

@@ -21,10 +21,18 @@ func (s *Server) ask(c *call, body api.Ask) (reply, error) {
 	c.about = r.ID.String()
 	out := toRequest(r, c.who, c.now)
 	if ask.DryRun {
-		out.DryRun = true
-		return ok(out)
+		return ok(wouldBe(out))
 	}
 	return c.created("/v1/requests/"+out.ID, out)
+}
+
+// wouldBe says what a dry run would have become.
+func wouldBe(out api.Request) api.Request {
+	out.DryRun, out.Status = true, api.StatusApproved
+	if len(out.Approvals.Needed) > 0 {
+		out.Status = api.StatusPending
+	}
+	return out
 }
 
 func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
@@ -50,9 +58,8 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 // readAsk makes the domain's ask. A subject_token must be the caller's own.
 func (c *call) readAsk(body api.Ask) (broker.Ask, broker.Again, error) {
 	if body.SubjectToken != "" {
-		who, err := c.s.cfg.Authenticate(c.r, body.SubjectToken)
+		who, err := c.authenticate(body.SubjectToken)
 		if err != nil {
-			c.s.failures.count(c.from, c.now)
 			return broker.Ask{}, broker.Again{}, err
 		}
 		if who.ID != c.who.ID {

@@ -1,0 +1,190 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
+	"golang.org/x/oauth2/google/externalaccount"
+
+	"accessbroker.internal/api"
+)
+
+// Libraries that we did not write get tokens, unchanged.
+
+func TestClientCredentialsLibrary(t *testing.T) {
+	w := newWorld(t, nil)
+	tests := []struct {
+		name   string
+		config clientcredentials.Config
+	}{
+		{"assertion", clientcredentials.Config{EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}, AuthStyle: oauth2.AuthStyleInParams}},
+		{"assertion and client_id", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {assertionSPIFFE}}, AuthStyle: oauth2.AuthStyleInParams}},
+		{"the library finds out how to authenticate", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			test.config.TokenURL = w.url + "/oauth2/token"
+			test.config.Scopes = []string{"tickets:read"}
+			test.config.EndpointParams.Set("audience", "tickets")
+			ctx := context.WithValue(t.Context(), oauth2.HTTPClient, &http.Client{Transport: w.spec})
+			token, err := test.config.Token(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !token.Valid() || token.Type() != "Bearer" || token.Extra("scope") != "tickets:read" {
+				t.Errorf("%+v", token)
+			}
+		})
+	}
+}
+
+type ownSVID string
+
+func (s ownSVID) SubjectToken(context.Context, externalaccount.SupplierOptions) (string, error) {
+	return string(s), nil
+}
+
+func TestTokenExchangeLibrary(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, &http.Client{Transport: w.spec})
+	source, err := externalaccount.NewTokenSource(ctx, externalaccount.Config{
+		Audience: "tickets", SubjectTokenType: api.TokenTypeJWT, TokenURL: w.url + "/oauth2/token",
+		Scopes: []string{"tickets:read"}, SubjectTokenSupplier: ownSVID(agent),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := source.Token()
+	if err != nil || !token.Valid() || token.Type() != "Bearer" {
+		t.Errorf("%+v, %v", token, err)
+	}
+}
+
+// What the token endpoint answers to everything that is not right.
+func TestTokenEndpointErrors(t *testing.T) {
+	w := newWorld(t, nil)
+	const exchange = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange&subject_token_type=urn:ietf:params:oauth:token-type:jwt&subject_token=" + agent
+	tests := []struct {
+		name, body string
+		status     int
+		error      string
+		code       api.Code
+	}{
+		{"no grant", "", 400, "invalid_request", api.InvalidRequest},
+		{"another grant", "grant_type=password&username=a&password=b", 400, "unsupported_grant_type", api.UnsupportedGrantType},
+		{"bad subject_token", strings.Replace(exchange, agent, "nonsense", 1) + "&audience=tickets", 400, "invalid_request", api.Unauthenticated},
+		{"no client", "grant_type=client_credentials&audience=tickets", 401, "invalid_client", api.Unauthenticated},
+		{"bad assertion", "grant_type=client_credentials&audience=tickets&client_assertion=x&client_assertion_type=" + api.AssertionTypeJWT, 401, "invalid_client", api.Unauthenticated},
+		{"another client_id", "grant_type=client_credentials&audience=tickets&client_assertion=" + agent + "&client_assertion_type=" + api.AssertionTypeJWT + "&client_id=" + other, 401, "invalid_client", api.Unauthenticated},
+		{"another client_id than the subject", exchange + "&client_id=" + other + "&audience=tickets&scope=tickets:read", 400, "invalid_request", api.Unauthenticated},
+		{"actor", exchange + "&actor_token=x", 400, "invalid_request", api.ForeignSubject},
+		{"no target", exchange + "&scope=tickets:read", 400, "invalid_request", api.InvalidRequest},
+		{"unknown target", exchange + "&audience=nope&scope=a", 400, "invalid_target", api.Denied},
+		{"no tokens of it", exchange + "&audience=not-tokens&scope=read", 400, "invalid_target", api.InvalidTarget},
+		{"two targets", exchange + "&audience=tickets&audience=guarded&scope=read", 400, "invalid_target", api.InvalidTarget},
+		{"unpermitted", strings.Replace(exchange, agent, other, 1) + "&audience=tickets&scope=tickets:read", 400, "invalid_target", api.Denied},
+		{"too many scopes", exchange + "&audience=tickets&scope=tickets:read+tickets:close", 400, "invalid_scope", api.Denied},
+		{"unknown scope", exchange + "&audience=tickets&scope=tickets:burn", 400, "invalid_scope", api.InvalidScope},
+		{"no scope", exchange + "&audience=tickets", 400, "invalid_scope", api.InvalidScope},
+		{"repeated", exchange + "&audience=tickets&scope=tickets:read&scope=tickets:read", 400, "invalid_request", api.InvalidRequest},
+		{"ttl zero", exchange + "&audience=tickets&scope=tickets:read&ttl=0s", 400, "invalid_request", api.InvalidTTL},
+		{"ttl too long", exchange + "&audience=tickets&scope=tickets:read&ttl=24h", 400, "invalid_request", api.InvalidTTL},
+		{"another token type", exchange + "&audience=tickets&scope=tickets:read&requested_token_type=urn:ietf:params:oauth:token-type:saml2", 400, "invalid_request", api.InvalidRequest},
+		{"pending", exchange + "&audience=guarded&scope=read", 400, "authorization_pending", api.Pending},
+		{"no such request", exchange + "&request_id=req_x", 400, "invalid_request", api.NotFound},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			resp := w.do("POST", "/oauth2/token", "application/x-www-form-urlencoded", test.body)
+			text, _ := io.ReadAll(resp.Body)
+			var e api.OAuthError
+			if err := json.Unmarshal(text, &e); err != nil || resp.StatusCode != test.status || e.Error != test.error || e.Code != test.code || e.Description == "" {
+				t.Errorf("got %d %s", resp.StatusCode, text)
+			}
+			if got := resp.Header.Get("Cache-Control"); got != "no-store" {
+				t.Errorf("Cache-Control: %s", got)
+			}
+		})
+	}
+}
+
+func TestTwoProofs(t *testing.T) {
+	w := newWorld(t, nil)
+	const body = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange&subject_token_type=urn:ietf:params:oauth:token-type:jwt&audience=tickets&scope=tickets:read&subject_token=" + agent
+	for bearer, want := range map[string]int{agent: 200, other: 400} {
+		resp := w.do("POST", "/oauth2/token", "application/x-www-form-urlencoded", body, "Authorization", "Bearer "+bearer)
+		if resp.StatusCode != want {
+			t.Errorf("a subject_token of the agent with a bearer of %s: %s", bearer, resp.Status)
+		}
+	}
+}
+
+// An approval is waited for with request_id.
+func TestPolling(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, me := t.Context(), w.as(agent)
+	req := api.TokenRequest{SubjectToken: agent, Audience: "guarded", Scopes: []string{"read"}}
+	_, err := me.Exchange(ctx, req)
+	var pending *api.Error
+	if !errors.As(err, &pending) || pending.OAuth != "authorization_pending" || pending.RequestID == "" || pending.RetryAfter == 0 {
+		t.Fatalf("got %#v", err)
+	}
+	poll := api.TokenRequest{SubjectToken: agent, RequestID: pending.RequestID}
+	if _, err := me.Exchange(ctx, poll); !errors.Is(err, api.Pending) {
+		t.Errorf("polled: %v", err)
+	}
+	poll.Audience, poll.Scopes = "guarded", []string{"read"}
+	if _, err := me.Exchange(ctx, poll); !errors.Is(err, api.Pending) {
+		t.Errorf("polled with the same target: %v", err)
+	}
+	poll.Audience = "tickets"
+	if _, err := me.Exchange(ctx, poll); !errors.Is(err, api.InvalidTarget) {
+		t.Errorf("polled with another target: %v", err)
+	}
+	poll.Audience, poll.Scopes = "", []string{"write"}
+	if _, err := me.Exchange(ctx, poll); !errors.Is(err, api.InvalidScope) {
+		t.Errorf("polled with other scopes: %v", err)
+	}
+	if _, err := me.Exchange(ctx, api.TokenRequest{SubjectToken: agent, RequestID: pending.RequestID, TTL: 1e9}); !errors.Is(err, api.InvalidRequest) {
+		t.Errorf("polled with a ttl: %v", err)
+	}
+	if _, err := w.as(other).Exchange(ctx, api.TokenRequest{SubjectToken: other, RequestID: pending.RequestID}); !errors.Is(err, api.NotFound) {
+		t.Errorf("polled by another: %v", err)
+	}
+	if _, err := me.Withdraw(ctx, pending.RequestID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := me.Exchange(ctx, api.TokenRequest{SubjectToken: agent, RequestID: pending.RequestID}); !errors.Is(err, api.NotPending) {
+		t.Errorf("polled after it was withdrawn: %v", err)
+	}
+	// Approved by policy, and of a kind that is no token: for /v1 only.
+	r, err := me.Ask(ctx, api.Ask{Entitlement: "not-tokens", Scopes: []string{"read"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := me.Exchange(ctx, api.TokenRequest{SubjectToken: agent, RequestID: r.ID}); !errors.Is(err, api.InvalidTarget) {
+		t.Errorf("collected here what is no token: %v", err)
+	}
+}
+
+// RFC 8414, section 3.1: the path of the issuer comes after the well-known one.
+func TestIssuerWithPath(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) { cfg.ExternalURL = "https://acme.test/broker/" })
+	for _, path := range []string{
+		"/.well-known/oauth-authorization-server/broker", "/broker/.well-known/openid-configuration",
+		"/.well-known/openid-configuration", "/broker/healthz", "/healthz",
+	} {
+		body := w.get(t, path)
+		if strings.Contains(path, "well-known") && !strings.Contains(body, `"issuer":"https://acme.test/broker"`) {
+			t.Errorf("%s: %s", path, body)
+		}
+	}
+}

@@ -1,0 +1,255 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// A spec is an http.RoundTripper that holds calls and answers to the OpenAPI
+// document, and remembers which operations it saw succeed.
+type spec struct {
+	t        *testing.T
+	compiler *jsonschema.Compiler
+	doc      map[string]any
+	lax      bool // calls may be anything; answers may not
+
+	seen *seenOperations
+}
+
+type seenOperations struct {
+	mu   sync.Mutex
+	list []string
+}
+
+const specURL = "https://broker.test/openapi.json"
+
+func loadSpec(t *testing.T) *spec {
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(openAPIDocument))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	if err := c.AddResource(specURL, doc); err != nil {
+		t.Fatal(err)
+	}
+	return &spec{t: t, compiler: c, doc: doc.(map[string]any), seen: new(seenOperations)}
+}
+
+// answersOnly gives the same for calls that are wrong on purpose.
+func (s *spec) answersOnly() *spec {
+	lax := *s
+	lax.lax = true
+	return &lax
+}
+
+func (s *spec) RoundTrip(req *http.Request) (*http.Response, error) {
+	var body []byte
+	if req.Body != nil {
+		body, _ = io.ReadAll(req.Body)
+		req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	_ = resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(answer))
+	s.check(req, body, resp, answer)
+	return resp, nil
+}
+
+func (s *spec) check(req *http.Request, body []byte, resp *http.Response, answer []byte) {
+	s.t.Helper()
+	at := "/paths/" + escape(s.path(req.URL.Path)) + "/" + strings.ToLower(req.Method)
+	operation, _ := s.at(at).(map[string]any)
+	if operation == nil {
+		if !s.lax {
+			s.t.Errorf("%s %s is not in the OpenAPI document", req.Method, req.URL.Path)
+		}
+		return
+	}
+	if !s.lax {
+		s.checkCall(at, req, body)
+	}
+	status := fmt.Sprint(resp.StatusCode)
+	if _, named := operation["responses"].(map[string]any)[status]; !named {
+		status = "default"
+		if resp.StatusCode < 400 {
+			s.t.Errorf("%s %s: status %d is not in the OpenAPI document", req.Method, req.URL.Path, resp.StatusCode)
+		}
+	} else if resp.StatusCode < 400 {
+		s.seen.mu.Lock()
+		s.seen.list = append(s.seen.list, operation["operationId"].(string))
+		s.seen.mu.Unlock()
+	}
+	s.checkContent(at+"/responses/"+status, resp.Header.Get("Content-Type"), answer)
+}
+
+func (s *spec) checkCall(at string, req *http.Request, body []byte) {
+	known := map[string]bool{}
+	parameters, _ := s.at(at + "/parameters").([]any)
+	for _, p := range parameters {
+		if name, ok := p.(map[string]any)["name"].(string); ok {
+			known[name] = true
+		}
+	}
+	for name := range req.URL.Query() {
+		if !known[name] {
+			s.t.Errorf("%s: the query parameter %s is not in the OpenAPI document", at, name)
+		}
+	}
+	if len(body) > 0 {
+		s.checkContent(at+"/requestBody", req.Header.Get("Content-Type"), body)
+	}
+}
+
+// checkContent validates a body by the schema of its media type.
+func (s *spec) checkContent(at, contentType string, body []byte) {
+	s.t.Helper()
+	if ref, ok := s.at(at + "/$ref").(string); ok {
+		at = strings.TrimPrefix(ref, "#")
+	}
+	if s.at(at+"/content") == nil {
+		if len(body) > 0 {
+			s.t.Errorf("%s: a body where none is described: %s", at, body)
+		}
+		return
+	}
+	mediaType, _, _ := mime.ParseMediaType(contentType)
+	at += "/content/" + escape(mediaType) + "/schema"
+	schema, err := s.compiler.Compile(specURL + "#" + at)
+	if err != nil {
+		s.t.Errorf("compiling %s: %v", at, err)
+		return
+	}
+	if err := schema.Validate(instance(mediaType, body)); err != nil {
+		s.t.Errorf("%s: %s: %v", at, body, err)
+	}
+}
+
+func instance(mediaType string, body []byte) any {
+	switch {
+	case strings.HasSuffix(mediaType, "json"):
+		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
+		if err != nil {
+			return fmt.Sprintf("not JSON: %v", err)
+		}
+		return v
+	case mediaType == "application/x-www-form-urlencoded":
+		values, _ := url.ParseQuery(string(body))
+		object := map[string]any{}
+		for name, list := range values {
+			object[name] = list[0]
+		}
+		return object
+	}
+	return string(body)
+}
+
+// path finds the template that a path is an instance of.
+func (s *spec) path(path string) string {
+	for template := range s.doc["paths"].(map[string]any) {
+		pattern := regexp.MustCompile(`\\\{[a-z]+\\\}`).ReplaceAllString(regexp.QuoteMeta(template), `[^/]+`)
+		if regexp.MustCompile("^" + pattern + "$").MatchString(path) {
+			return template
+		}
+	}
+	return path
+}
+
+// at gives what a JSON pointer points to.
+func (s *spec) at(pointer string) any {
+	var v any = s.doc
+	for _, token := range strings.Split(pointer, "/")[1:] {
+		token = strings.ReplaceAll(strings.ReplaceAll(token, "~1", "/"), "~0", "~")
+		object, _ := v.(map[string]any)
+		v = object[token]
+	}
+	return v
+}
+
+// escape makes a name a token of a JSON pointer in a URL's fragment.
+func escape(name string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
+}
+
+func (s *spec) operations() (all []string) {
+	for _, methods := range s.doc["paths"].(map[string]any) {
+		for _, operation := range methods.(map[string]any) {
+			all = append(all, operation.(map[string]any)["operationId"].(string))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Every route is in the document, and the other way round; and as open, and
+// with the same query parameters.
+func TestOpenAPIHasTheRoutes(t *testing.T) {
+	s := &Server{external: &url.URL{Scheme: "https", Host: "broker.test"}}
+	spec := loadSpec(t)
+	inDocument := map[string]bool{}
+	for path, methods := range spec.doc["paths"].(map[string]any) {
+		for method := range methods.(map[string]any) {
+			inDocument[strings.ToUpper(method)+" "+path] = true
+		}
+	}
+	for _, rt := range s.routes() {
+		name := rt.method + " " + rt.path
+		if !inDocument[name] {
+			t.Errorf("%s is served, and not in the document", name)
+		}
+		delete(inDocument, name)
+		at := "/paths/" + escape(rt.path) + "/" + strings.ToLower(rt.method)
+		security, documented := spec.at(at + "/security").([]any)
+		if open := documented && len(security) == 0; open != rt.open {
+			t.Errorf("%s: open %t, and in the document %t", name, rt.open, open)
+		}
+		if got := spec.queryParameters(at); !slices.Equal(got, slices.Sorted(slices.Values(rt.query))) {
+			t.Errorf("%s: the query has %q, and in the document %q", name, rt.query, got)
+		}
+	}
+	for name := range inDocument {
+		t.Errorf("%s is in the document, and not served", name)
+	}
+}
+
+func (s *spec) queryParameters(at string) (names []string) {
+	list, _ := s.at(at + "/parameters").([]any)
+	for _, p := range list {
+		if parameter := p.(map[string]any); parameter["in"] == "query" {
+			names = append(names, parameter["name"].(string))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func TestOpenAPISchemasCompile(t *testing.T) {
+	spec := loadSpec(t)
+	for name := range spec.at("/components/schemas").(map[string]any) {
+		if _, err := spec.compiler.Compile(specURL + "#/components/schemas/" + name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !json.Valid(openAPIDocument) {
+		t.Error("not JSON")
+	}
+}

@@ -1,0 +1,314 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+func TestTransportErrors(t *testing.T) {
+	w := newWorld(t, nil)
+	me := []string{"Authorization", "Bearer " + agent}
+	big := `{"justification":"` + strings.Repeat("x", 100_000) + `"}`
+	tests := []struct {
+		name, method, path, contentType, body string
+		header                                []string
+		status                                int
+		code                                  api.Code
+	}{
+		{"no such resource", "GET", "/v2", "", "", me, 404, api.NotFound},
+		{"method", "PUT", "/v1/requests", "", "", me, 405, api.MethodNotAllowed},
+		{"method, before who asks", "DELETE", "/v1/whoami", "", "", nil, 405, api.MethodNotAllowed},
+		{"method of an open route", "POST", "/healthz", "", "", nil, 405, api.MethodNotAllowed},
+		{"media type", "POST", "/v1/requests", "text/plain", "{}", me, 415, api.UnsupportedMediaType},
+		{"no media type", "POST", "/v1/requests", "", "{}", me, 415, api.UnsupportedMediaType},
+		{"charset", "POST", "/v1/requests", "application/json; charset=utf-16", "{}", me, 415, api.UnsupportedMediaType},
+		{"a form on /v1", "POST", "/v1/requests", "application/x-www-form-urlencoded", "a=b", me, 415, api.UnsupportedMediaType},
+		{"JSON on /oauth2", "POST", "/oauth2/token", "application/json", "{}", nil, 415, api.UnsupportedMediaType},
+		{"too large", "POST", "/v1/requests", "application/json", big, me, 413, api.TooLarge},
+		{"form too large", "POST", "/oauth2/token", "application/x-www-form-urlencoded", "a=" + strings.Repeat("x", 70_000), nil, 413, api.TooLarge},
+		{"large, before who asks", "POST", "/v1/requests", "application/json", big, nil, 401, api.Unauthenticated},
+		{"justification too long", "POST", "/v1/requests", "application/json", `{"entitlement":"tickets","scopes":["tickets:read"],"justification":"` + strings.Repeat("x", 50_000) + `"}`, me, 400, api.InvalidRequest},
+		{"unknown query", "GET", "/v1/requests?stauts=pending", "", "", me, 400, api.InvalidRequest},
+		{"repeated query", "GET", "/v1/requests?limit=1&limit=2", "", "", me, 400, api.InvalidRequest},
+		{"limit", "GET", "/v1/requests?limit=100000", "", "", me, 400, api.InvalidRequest},
+		{"cursor", "GET", "/v1/requests?cursor=lse_1", "", "", me, 400, api.InvalidRequest},
+		{"status", "GET", "/v1/requests?status=maybe", "", "", me, 400, api.InvalidRequest},
+		{"live", "GET", "/v1/leases?live=yes", "", "", me, 400, api.InvalidRequest},
+		{"wait without after", "GET", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "?wait=1s", "", "", me, 400, api.InvalidRequest},
+		{"wait too long", "GET", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "?wait=2h&after=1", "", "", me, 400, api.InvalidRequest},
+		{"audit index", "GET", "/v1/audit/-1", "", "", me, 404, api.NotFound},
+		{"body where none belongs", "POST", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "/withdraw", "application/json", `{"a":1}`, me, 400, api.InvalidRequest},
+		{"a panic", "GET", "/v1/whoami", "", "", []string{"Authorization", "Bearer panic"}, 500, api.Internal},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			resp := w.do(test.method, test.path, test.contentType, test.body, test.header...)
+			text, _ := io.ReadAll(resp.Body)
+			var e struct{ Code api.Code }
+			if err := json.Unmarshal(text, &e); err != nil || resp.StatusCode != test.status || e.Code != test.code {
+				t.Errorf("got %s %s", resp.Status, text)
+			}
+			if test.status == 405 && resp.Header.Get("Allow") == "" {
+				t.Error("no Allow")
+			}
+			if strings.Contains(string(text)+w.log.String(), "s3cret") {
+				t.Errorf("the panic's text is in the answer, or in the log: %s", text)
+			}
+		})
+	}
+	if !strings.Contains(w.log.String(), "msg=panic") || !strings.Contains(w.log.String(), "code=internal") {
+		t.Error("the panic is not logged")
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	w := newWorld(t, nil)
+	seen := map[string]bool{}
+	for _, path := range []string{"/v1/whoami", "/healthz", "/oauth2/jwks", "/nope"} {
+		resp := w.do("GET", path, "", "", "Authorization", "Bearer "+agent)
+		id := resp.Header.Get("X-Request-Id")
+		if resp.Header.Get("X-Content-Type-Options") != "nosniff" || len(id) != 36 || seen[id] {
+			t.Errorf("%s: %v", path, resp.Header)
+		}
+		seen[id] = true
+		want := "no-store"
+		if path == "/oauth2/jwks" {
+			want = "public, max-age=300"
+		}
+		if got := resp.Header.Get("Cache-Control"); got != want {
+			t.Errorf("%s: Cache-Control: %s", path, got)
+		}
+	}
+	if resp := w.do("HEAD", "/healthz", "", ""); resp.StatusCode != 200 {
+		t.Errorf("HEAD: %s", resp.Status)
+	}
+	if resp := w.do("GET", "/v1/whoami", "", ""); resp.StatusCode != 401 || !strings.HasPrefix(resp.Header.Get("WWW-Authenticate"), "Bearer") {
+		t.Errorf("no proof: %s, %v", resp.Status, resp.Header)
+	}
+}
+
+func TestAudiences(t *testing.T) {
+	w := newWorld(t, nil)
+	paths := map[Audience]string{API: "/v1/whoami", OAuth: "/oauth2/jwks", Log: "/log/checkpoint"}
+	for served := range paths {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := w.HTTPServer(w.Handler(served), nil)
+		go func() { _ = server.Serve(l) }()
+		t.Cleanup(func() { _ = server.Close() })
+		for audience, path := range paths {
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+path, nil)
+			req.Header.Set("Authorization", "Bearer "+agent)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if (resp.StatusCode == 200) != (audience == served) || resp.StatusCode != 200 && resp.StatusCode != 404 {
+				t.Errorf("a listener for %s: %s gives %s", served, path, resp.Status)
+			}
+		}
+	}
+}
+
+// One event a request, which names the call and the caller, and none of what
+// came in the path, the query, the headers or the body.
+func TestOneEventARequest(t *testing.T) {
+	w := newWorld(t, nil)
+	w.do("GET", "/v1/requests?entitlement=s3cret", "", "", "Authorization", "Bearer "+agent, "X-Request-Id", "theirs-1")
+	w.do("GET", "/v1/requests/req_s3cret", "", "", "Authorization", "Bearer "+agent, "X-Request-Id", "new\tline")
+	w.do("POST", "/v1/requests", "application/json", `{"entitlement":"tickets","s3cret":"s3cret"}`, "Authorization", "Bearer "+agent)
+	w.do("POST", "/oauth2/token", "application/x-www-form-urlencoded", "grant_type=client_credentials&client_assertion=s3cret&client_assertion_type="+api.AssertionTypeJWT)
+	w.do("GET", "/v1/whoami?s3cret=1", "", "", "Authorization", "Bearer s3cret")
+	lines := slices.Collect(strings.Lines(w.log.String()))
+	if len(lines) != 5 {
+		t.Fatalf("%d events:\n%s", len(lines), w.log)
+	}
+	for i, want := range []string{
+		"level=INFO msg=request", "level=WARN msg=request", "code=invalid_request", "code=unauthenticated", "route=/v1/whoami",
+	} {
+		if !strings.Contains(lines[i], want) || strings.Contains(lines[i], "s3cret") || !strings.Contains(lines[i], "call_id=") {
+			t.Errorf("event %d: %s", i, lines[i])
+		}
+	}
+	if !strings.Contains(lines[0], "client_call_id=theirs-1") || !strings.Contains(lines[0], "identity="+agent) || strings.Contains(lines[1], "client_call_id") {
+		t.Errorf("events:\n%s%s", lines[0], lines[1])
+	}
+}
+
+func TestAdmissionComesFirst(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) { cfg.CallsPerSecond = 2 })
+	var last *api.Error
+	for range 3 {
+		resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+agent)
+		if resp.StatusCode == 429 {
+			last = &api.Error{Code: api.SlowDown, Status: 429}
+			if resp.Header.Get("Retry-After") != "1" {
+				t.Errorf("Retry-After: %q", resp.Header.Get("Retry-After"))
+			}
+		}
+	}
+	if last == nil {
+		t.Error("the third call of a second is let in")
+	}
+	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+other); resp.StatusCode != 200 {
+		t.Errorf("another identity: %s", resp.Status)
+	}
+}
+
+// Garbage is refused without being looked at, after so much of it.
+func TestFailedAuthenticationsAreBounded(t *testing.T) {
+	looked := 0
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Authenticate = func(*http.Request, string) (broker.Identity, error) {
+			looked++
+			return broker.Identity{}, broker.ErrUnauthenticated
+		}
+	})
+	for range failuresBurst + 50 {
+		w.do("GET", "/v1/whoami", "", "")
+	}
+	if looked < failuresBurst || looked > failuresBurst+40 {
+		t.Errorf("%d proofs were looked at", looked)
+	}
+	if resp := w.do("GET", "/healthz", "", ""); resp.StatusCode != 200 {
+		t.Errorf("health: %s", resp.Status)
+	}
+}
+
+// An Authenticate that fails to check the time is not enough to get in.
+func TestExpiredProof(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
+			who, err := authenticate(r, token)
+			who.Proof.Expires = time.Now().Add(-time.Second)
+			return who, err
+		}
+	})
+	if _, err := w.as(agent).WhoAmI(t.Context()); !errors.Is(err, api.ProofExpired) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReadiness(t *testing.T) {
+	broken := errors.New("the disk is full")
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Checks = []Check{{"store", func(context.Context) error { return broken }}, {"policy", func(context.Context) error { return nil }}}
+	})
+	ready, err := w.as(agent).Ready(t.Context())
+	if err != nil || ready.Ready || len(ready.NotReady) != 1 || ready.NotReady["store"] != "the disk is full" {
+		t.Errorf("got %+v, %v", ready, err)
+	}
+}
+
+// A long poll may take longer than the connection's bounds allow others.
+func TestLongPollOutlivesTimeouts(t *testing.T) {
+	w := newWorld(t, nil)
+	r, err := w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("HTTP/2 %t", http2), func(t *testing.T) {
+			server := httptest.NewUnstartedServer(w.Handler(API))
+			server.Config.ReadTimeout, server.Config.WriteTimeout = 100*time.Millisecond, 100*time.Millisecond
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			defer server.Close()
+			client := w.as(agent)
+			client.BaseURL, client.HTTP = server.URL, server.Client()
+			start := time.Now()
+			if _, err := client.Await(t.Context(), r.ID, r.Version, 500*time.Millisecond); err != nil || time.Since(start) < 500*time.Millisecond {
+				t.Errorf("after %v: %v", time.Since(start), err)
+			}
+		})
+	}
+}
+
+func TestTLS(t *testing.T) {
+	w := newWorld(t, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := httptest.NewTLSServer(nil)
+	defer keys.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- w.Serve(ctx, l, w.Handler(API), &tls.Config{Certificates: keys.TLS.Certificates, MinVersion: tls.VersionTLS13})
+	}()
+	req, _ := http.NewRequestWithContext(ctx, "GET", "https://"+l.Addr().String()+"/healthz", nil)
+	client := keys.Client()
+	client.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
+		t.Errorf("%s, %v", resp.Proto, resp.Header)
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// A shutdown says so first, then ends those who wait, and lets them have what
+// there is.
+func TestDrain(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) { cfg.DrainDelay = 200 * time.Millisecond })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- w.Serve(ctx, l, w.Handler(API), nil) }()
+	w.url = "http://" + l.Addr().String()
+	me := w.as(agent)
+	r, err := me.Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error, 1)
+	start := time.Now()
+	go func() {
+		got, err := me.Await(t.Context(), r.ID, r.Version, api.MaxWait)
+		if err == nil && got.Status != api.StatusPending {
+			err = errors.New("not what there is: " + got.Status)
+		}
+		waited <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // for the wait to begin
+	stop()
+	for w.draining.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if ready, err := me.Ready(t.Context()); err != nil || ready.Ready || ready.NotReady["draining"] == "" {
+		t.Errorf("while draining: %+v, %v", ready, err)
+	}
+	if err := errors.Join(<-waited, <-served); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

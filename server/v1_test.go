@@ -1,0 +1,297 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// must gives the value of a call that has to succeed.
+func must[T any](t *testing.T) func(T, error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// Every operation of the document is driven with success, by the real client,
+// and validated on the way there and back.
+func TestEveryOperation(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, me := t.Context(), w.as(agent)
+
+	who := must[*api.Identity](t)(me.WhoAmI(ctx))
+	if who.ID != agent || who.Kind != "agent" || who.Team != "support" || !slices.Equal(who.Accountable, []string{"login/ana"}) {
+		t.Errorf("whoami: %+v", who)
+	}
+	offers := must[[]api.Offer](t)(me.Entitlements(ctx))
+	if len(offers) == 0 {
+		t.Error("nothing is offered")
+	}
+
+	asked := w.driveGrant(t)
+	credential := w.driveOneCall(t)
+	w.driveViews(t, asked, credential)
+	w.driveOAuth(t)
+	w.driveLog(t, credential)
+	w.driveOperator(t)
+
+	slices.Sort(w.spec.seen.list)
+	if got, want := slices.Compact(w.spec.seen.list), w.spec.operations(); !slices.Equal(got, want) {
+		t.Errorf("driven with success: %q\nin the document: %q", got, want)
+	}
+	if strings.Contains(w.log.String(), "s3cret") {
+		t.Error("an issued secret is in the log")
+	}
+}
+
+// driveGrant asks, is approved by policy, collects, renews and gives back.
+func (w *world) driveGrant(t *testing.T) (asked *api.Request) {
+	ctx, me := t.Context(), w.as(agent)
+	asked = must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: api.Duration(5 * time.Minute), Justification: "triage", Ticket: "T-1"}))
+	if asked.Status != api.StatusApproved || asked.Grant == nil || asked.TTL.Std() != 5*time.Minute {
+		t.Errorf("asked: %+v", asked)
+	}
+	dry := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, DryRun: true}))
+	if dry.ID != "" || !dry.DryRun {
+		t.Errorf("dry run: %+v", dry)
+	}
+	first := must[*api.Credential](t)(me.Collect(ctx, asked.ID))
+	second := must[*api.Credential](t)(me.Renew(ctx, first.Lease))
+	if second.Lease == first.Lease || second.Secret["token"] == "" {
+		t.Errorf("renewed: %v", second)
+	}
+	ended := must[*api.Lease](t)(me.Revoke(ctx, second.Lease, "done"))
+	if ended.Status != api.LeaseRevoked || ended.EndHow != "returned" {
+		t.Errorf("given back: %+v", ended)
+	}
+	if l := must[*api.Lease](t)(me.Lease(ctx, first.Lease)); l.Status != api.LeaseRevoked || l.EndHow != "replaced" {
+		t.Errorf("replaced: %+v", l)
+	}
+	return asked
+}
+
+// driveOneCall asks and collects in one call, with and without people to wait for.
+func (w *world) driveOneCall(t *testing.T) *api.Credential {
+	ctx, me := t.Context(), w.as(agent)
+	credential, _, err := me.AskAndCollect(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}})
+	if err != nil || credential.Type != "bearer" || credential.Revocation != "at_expiry" {
+		t.Fatalf("collected: %v, %v", credential, err)
+	}
+	_, pending, err := me.AskAndCollect(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: "incident"})
+	if err != nil || pending == nil || pending.Status != api.StatusPending || len(pending.Approvals.Needed) != 1 || pending.Approvals.Needed[0].Count != 2 {
+		t.Fatalf("pending: %+v, %v", pending, err)
+	}
+	if r := must[*api.Request](t)(me.Await(ctx, pending.ID, pending.Version, 10*time.Millisecond)); r.Status != api.StatusPending {
+		t.Errorf("awaited: %+v", r)
+	}
+	if r := must[*api.Request](t)(me.Withdraw(ctx, pending.ID)); r.Status != api.StatusWithdrawn {
+		t.Errorf("withdrawn: %+v", r)
+	}
+	return credential
+}
+
+// driveViews looks at what there is, and lists it by pages.
+func (w *world) driveViews(t *testing.T, asked *api.Request, credential *api.Credential) {
+	ctx, me := t.Context(), w.as(agent)
+	if r := must[*api.Request](t)(me.Request(ctx, asked.ID)); r.Ticket != "T-1" || len(r.Decision.Policies) > 0 {
+		t.Errorf("one's own request shows ids of policies: %+v", r.Decision)
+	}
+	if r := must[*api.Request](t)(w.as(auditor).Request(ctx, asked.ID)); len(r.Decision.Policies) == 0 {
+		t.Error("somebody who may view does not see the policies")
+	}
+
+	page := must[*api.RequestPage](t)(me.Requests(ctx, api.RequestFilter{Limit: 1}))
+	next := must[*api.RequestPage](t)(me.Requests(ctx, api.RequestFilter{Limit: 1, Cursor: page.Next}))
+	if len(page.Requests) != 1 || len(next.Requests) != 1 || page.Requests[0].ID <= next.Requests[0].ID {
+		t.Errorf("pages: %+v, %+v", page, next)
+	}
+	if list := must[*api.RequestPage](t)(me.Requests(ctx, api.RequestFilter{Status: api.StatusWithdrawn})); len(list.Requests) != 1 {
+		t.Errorf("withdrawn: %d requests", len(list.Requests))
+	}
+	leases := must[*api.LeasePage](t)(me.Leases(ctx, api.LeaseFilter{Live: true}))
+	if len(leases.Leases) != 1 || leases.Leases[0].ID != credential.Lease {
+		t.Errorf("live leases: %+v", leases)
+	}
+}
+
+func (w *world) driveOAuth(t *testing.T) {
+	ctx, me := t.Context(), w.as(agent)
+	token := must[*api.TokenResponse](t)(me.Exchange(ctx, api.TokenRequest{SubjectToken: agent, Audience: "tickets", Scopes: []string{"tickets:read"}}))
+	if token.IssuedTokenType != api.TokenTypeAccessToken || token.TokenType != "Bearer" || token.Scope != "tickets:read" || token.ExpiresIn < 590 || token.ExpiresIn > 600 {
+		t.Errorf("exchanged: %+v", token)
+	}
+	for id, active := range map[string]bool{agent: true, tickets: true, other: false} {
+		in := must[*api.Introspection](t)(w.as(id).Introspect(ctx, token.AccessToken))
+		if in.Active != active || active && (in.ClientID != agent || in.Issuer != "https://broker.acme.test" || in.Scope != "tickets:read") {
+			t.Errorf("introspected by %s: %+v", id, in)
+		}
+	}
+	if err := w.as(other).RevokeToken(ctx, token.AccessToken); err != nil {
+		t.Error(err)
+	}
+	if in := must[*api.Introspection](t)(me.Introspect(ctx, token.AccessToken)); !in.Active {
+		t.Error("somebody else gave the token back")
+	}
+	if err := me.RevokeToken(ctx, token.AccessToken); err != nil {
+		t.Error(err)
+	}
+	if in := must[*api.Introspection](t)(w.as(tickets).Introspect(ctx, token.AccessToken)); in.Active {
+		t.Error("active after it was given back")
+	}
+	must[json.RawMessage](t)(me.JWKS(ctx))
+	if m := must[*api.Metadata](t)(me.Discovery(ctx)); m.Issuer != "https://broker.acme.test" || m.TokenEndpoint != "https://broker.acme.test/oauth2/token" {
+		t.Errorf("metadata: %+v", m)
+	}
+	w.get(t, "/.well-known/oauth-authorization-server")
+}
+
+func (w *world) driveLog(t *testing.T, credential *api.Credential) {
+	ctx := t.Context()
+	must[[]byte](t)(w.as(agent).Checkpoint(ctx))
+	record := must[*api.AuditRecord](t)(w.as(agent).AuditRecord(ctx, credential.Receipt.Index))
+	if record.LeafHash != credential.Receipt.LeafHash || record.Proof == nil {
+		t.Fatalf("the receipt says %+v, the record is %+v", credential.Receipt, record)
+	}
+	// What we publish is what the offline verifier reads.
+	text, err := json.Marshal(record.Proof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var proof audit.Proof
+	if err := json.Unmarshal(text, &proof); err != nil {
+		t.Fatal(err)
+	}
+	verified, err := proof.Verify(w.cfg.Log.(*logReader).public)
+	if err != nil || verified.Kind != audit.LeaseIssued || verified.Caller.ID != agent {
+		t.Errorf("verified: %+v, %v", verified, err)
+	}
+	must[*api.AuditRecord](t)(w.as(auditor).AuditRecord(ctx, credential.Receipt.Index))
+	for _, index := range []int64{credential.Receipt.Index, 1 << 40} {
+		if _, err := w.as(other).AuditRecord(ctx, index); !errors.Is(err, api.NotFound) {
+			t.Errorf("somebody else reads record %d: %v", index, err)
+		}
+	}
+}
+
+func (w *world) driveOperator(t *testing.T) {
+	ctx, op := t.Context(), w.as(operator)
+	selector := api.Selector{Holder: agent}
+	preview := must[*api.KillPreview](t)(op.Kill(ctx, api.Kill{Selector: selector, Preview: true}))
+	if preview.Leases == 0 {
+		t.Errorf("preview: %+v", preview)
+	}
+	if _, err := op.Kill(ctx, api.Kill{Selector: selector, Reason: "incident", PreviewDigest: strings.Repeat("0", 64)}); !errors.Is(err, api.PreviewStale) {
+		t.Errorf("with another digest: %v", err)
+	}
+	if _, err := w.as(agent).Kill(ctx, api.Kill{Selector: selector, Reason: "incident", Force: true}); !errors.Is(err, api.Denied) {
+		t.Errorf("by a workload: %v", err)
+	}
+	must[*api.KillPreview](t)(op.Kill(ctx, api.Kill{Selector: selector, Reason: "incident", PreviewDigest: preview.Digest}))
+	if _, _, err := w.as(agent).AskAndCollect(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}}); !errors.Is(err, api.Blocked) {
+		t.Errorf("after the kill: %v", err)
+	}
+	for _, err := range []error{
+		op.Block(ctx, api.BlockChange{Selector: selector, Reason: "again"}),
+		op.Lift(ctx, api.BlockChange{Selector: selector, Reason: "over"}),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	must[[]api.Block](t)(op.Blocks(ctx))
+	w.get(t, "/openapi.json")
+	w.get(t, "/healthz")
+	if ready := must[*api.Readiness](t)(op.Ready(ctx)); !ready.Ready {
+		t.Errorf("ready: %+v", ready)
+	}
+}
+
+// get makes a call that anybody may make.
+func (w *world) get(t *testing.T, path string) string {
+	t.Helper()
+	resp := w.do(http.MethodGet, path, "", "")
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s %s", path, resp.Status, body)
+	}
+	return string(body)
+}
+
+func TestRefusals(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, me := t.Context(), w.as(agent)
+	ask := func(a api.Ask) error { _, err := me.Ask(ctx, a); return err }
+	tests := []struct {
+		name   string
+		err    error
+		code   api.Code
+		status int
+	}{
+		{"no proof", func() error { _, err := w.as("nobody").WhoAmI(ctx); return err }(), api.Unauthenticated, 401},
+		{"unknown entitlement", ask(api.Ask{Entitlement: "nope"}), api.Denied, 403},
+		{"too much", ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:close"}}), api.Denied, 403},
+		{"no such scope", ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:burn"}}), api.InvalidScope, 400},
+		{"no scopes", ask(api.Ask{Entitlement: "tickets"}), api.InvalidScope, 400},
+		{"ttl too long", ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: api.Duration(time.Hour)}), api.InvalidTTL, 400},
+		{"unknown parameter", ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Parameters: map[string]string{"a": "b"}}), api.InvalidParameter, 400},
+		{"another's subject_token", ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, SubjectToken: other}), api.TwoIdentities, 400},
+		{"no such request", func() error { _, err := me.Request(ctx, "req_x"); return err }(), api.NotFound, 404},
+		{"no such lease", func() error { _, err := me.Lease(ctx, broker.NewLeaseID(time.Now()).String()); return err }(), api.NotFound, 404},
+	}
+	for _, test := range tests {
+		var e *api.Error
+		if !errors.As(test.err, &e) || e.Code != test.code || e.Status != test.status || e.Detail == "" || e.Instance == "" {
+			t.Errorf("%s: got %#v (%v), want %d %s", test.name, e, test.err, test.status, test.code)
+		}
+	}
+	var e *api.Error
+	if err := ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read", "tickets:close"}}); !errors.As(err, &e) ||
+		e.Allowed == nil || !slices.Equal(e.Allowed.Scopes, []string{"tickets:read"}) || e.DeniedBy != "policy" {
+		t.Errorf("the refusal does not say what would be allowed: %#v", e)
+	}
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	w := newWorld(t, nil)
+	const body = `{"entitlement":"tickets","scopes":["tickets:read"]}`
+	call := func(who, key, body string) (int, api.Credential, api.Problem) {
+		resp := w.do("POST", "/v1/credentials", "application/json", body, "Authorization", "Bearer "+who, "Idempotency-Key", key)
+		text, _ := io.ReadAll(resp.Body)
+		var c api.Credential
+		var p api.Problem
+		_, _ = json.Unmarshal(text, &c), json.Unmarshal(text, &p)
+		return resp.StatusCode, c, p
+	}
+	_, first, _ := call(agent, "k", body)
+	status, again, _ := call(agent, "k", body)
+	if status != 201 || again.Request != first.Request || again.Lease == first.Lease {
+		t.Errorf("repeated: %d, %+v after %+v", status, again, first)
+	}
+	if l, err := w.as(agent).Lease(t.Context(), first.Lease); err != nil || l.Status != api.LeaseRevoked {
+		t.Errorf("the lost answer's lease: %+v, %v", l, err)
+	}
+	if status, _, p := call(agent, "k", `{"entitlement":"tickets","scopes":["tickets:read"],"ttl":"1m"}`); status != 422 || p.Code != api.IdempotencyKeyReused {
+		t.Errorf("another body: %d %+v", status, p)
+	}
+	if status, c, _ := call(agent+"/2", "k", body); status != 201 || c.Request == first.Request {
+		t.Errorf("another caller's key: %d %+v", status, c)
+	}
+	for _, key := range []string{"", strings.Repeat("k", 129), "k\u00e9"} {
+		if status, _, p := call(agent, key, body); status != 400 {
+			t.Errorf("the key %q: %d %+v", key, status, p)
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package server
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/store"
+)
+
+// A world is a server over a real broker and a real store, with the smallest
+// policy and issuer that lead to every answer. What attests, decides and signs
+// for real is tested where that is, and all together in internal/brokertest.
+type world struct {
+	*Server
+	t     *testing.T
+	store *store.Store
+	log   *syncBuffer
+	url   string
+	spec  *spec
+	tls   bool
+}
+
+// Callers. A bearer is the SPIFFE ID itself; over TLS it would be a JWT-SVID.
+const (
+	agent    = "spiffe://acme.test/agent/triage"
+	other    = "spiffe://acme.test/other"
+	tickets  = "spiffe://acme.test/tickets" // the resource server
+	auditor  = "spiffe://acme.test/auditor"
+	operator = "operator" // as on the admin socket
+)
+
+// newWorld starts a server. Every call by its clients, and every answer, is
+// held to the OpenAPI document.
+func newWorld(t *testing.T, change func(*Config)) *world {
+	w := &world{t: t, log: new(syncBuffer), spec: loadSpec(t)}
+	ctx := t.Context()
+	var err error
+	if w.store, err = store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.store.Close() })
+	reader := w.openLog(ctx)
+	minter := &minter{}
+	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.SetRules(ctx, testRules(), broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		Broker: b, Authenticate: authenticate, Log: reader, ExternalURL: "https://broker.acme.test",
+		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
+		Algorithms: []string{"ES256"}, SVIDAudiences: []string{"https://broker.acme.test"},
+		CallsPerSecond: 1000, CallsAtOnce: 100,
+		Logger: slog.New(slog.NewTextHandler(w.log, nil)),
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	if w.Server, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(w.Handler(API, OAuth, Log))
+	t.Cleanup(server.Close)
+	w.url = server.URL
+	return w
+}
+
+// openLog gives the store its log.
+func (w *world) openLog(ctx context.Context) LogReader {
+	origin := audit.NewOrigin("broker.acme.test")
+	secret, public, err := audit.NewLogKey(origin)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	signer, err := audit.NewSigner(secret)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: origin}, Algorithm: "Ed25519", Sealed: []byte("sealed")}
+	if err := w.store.OpenLog(ctx, origin, public, key, first); err != nil {
+		w.t.Fatal(err)
+	}
+	return &logReader{w.store, signer, public}
+}
+
+// A logReader signs a checkpoint whenever one is asked for.
+type logReader struct {
+	*store.Store
+	signer *audit.Signer
+	public string
+}
+
+func (l *logReader) Checkpoint(context.Context) ([]byte, error) {
+	head := l.Head()
+	root, err := audit.RootAt(head.Size, l.Hashes(context.Background()))
+	if err != nil {
+		return nil, err
+	}
+	return l.signer.Sign(audit.Checkpoint{Origin: l.signer.Origin(), Size: head.Size, Root: root})
+}
+
+func (l *logReader) Prove(ctx context.Context, index int64) (*audit.Proof, error) {
+	note, err := l.Checkpoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	item, err := l.Record(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	return audit.Prove(index, item.Leaf, note, l.public, l.Hashes(ctx))
+}
+
+// authenticate takes a bearer, or the proof in the body, for a SPIFFE ID.
+func authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
+	bearer := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if bearer != "" && bodyToken != "" && bearer != bodyToken {
+		return broker.Identity{}, broker.ErrTwoIdentities
+	}
+	switch id := cmp.Or(bearer, bodyToken); {
+	case id == operator:
+		return broker.Identity{ID: id, Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: time.Now().Add(time.Hour)}}, nil
+	case id == "panic":
+		panic("with s3cret")
+	case strings.HasPrefix(id, "spiffe://acme.test/"):
+		return broker.Identity{
+			ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
+			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: sha256.Sum256([]byte(id)), Expires: time.Now().Add(time.Hour)},
+		}, nil
+	}
+	return broker.Identity{}, fmt.Errorf("looking for a proof: %w", broker.ErrUnauthenticated)
+}
+
+func testRules() *broker.Rules {
+	entitlement := func(name, audience string, scopes ...string) *broker.Entitlement {
+		return &broker.Entitlement{
+			Name: name, Issuer: "token", Scopes: scopes, DefaultTTL: 10 * time.Minute, MaxTTL: 15 * time.Minute,
+			CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedAtExpiry, Audience: audience, Introspectors: []string{tickets},
+		}
+	}
+	return &broker.Rules{
+		Policy: testPolicy{}, Revision: audit.Digest{1}, Marks: []broker.Mark{{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+		Catalogue: broker.Catalogue{
+			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
+			"guarded":    entitlement("guarded", "https://guarded.acme.test", "read"), // people have to approve
+			"not-tokens": entitlement("not-tokens", "", "read"),
+		},
+	}
+}
+
+// testPolicy lets agents read tickets, and ask people for what is guarded.
+type testPolicy struct{}
+
+func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker.Decision, error) {
+	d := broker.Decision{Revision: audit.Digest{1}, Policies: []string{"p"}, Reasons: []string{"agents read"}}
+	switch {
+	case q.Action == broker.ActionAudit:
+		d.Permit = q.Principal.ID == auditor
+	case q.Action == broker.ActionView:
+		d.Permit = q.Principal.ID == auditor
+	case q.Action != broker.ActionRequest || q.Entitlement == nil || q.Principal.Kind != broker.KindAgent:
+	case q.Entitlement.Name == "guarded":
+		d.Permit = true
+		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}
+	default:
+		d.Permit = !slices.Contains(q.Scopes, "tickets:close")
+	}
+	return d, nil
+}
+
+// A minter makes tokens that say which lease they are of.
+type minter struct{}
+
+func (*minter) Prepare(context.Context, broker.Lease) ([]byte, error) { return nil, nil }
+func (m *minter) Issue(ctx context.Context, l broker.Lease) (broker.Credential, []byte, error) {
+	c, err := m.Mint(ctx, l)
+	return c, nil, err
+}
+func (*minter) Revoke(context.Context, broker.Lease) error { return broker.ErrNotRevocable }
+
+func (*minter) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
+	token := "s3cret-" + l.ID.String()
+	return broker.Credential{Type: "bearer", Secret: broker.NewSecret(map[string]string{"token": token}), Expires: l.Expires, Hash: sha256.Sum256([]byte(token))}, nil
+}
+
+func (*minter) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
+	return broker.ParseLeaseID(strings.TrimPrefix(token, "s3cret-"))
+}
+
+// as gives a client of one caller.
+func (w *world) as(id string) *api.Client {
+	return &api.Client{
+		BaseURL: w.url, HTTP: &http.Client{Transport: w.spec},
+		Token: func(context.Context) (string, error) { return id, nil },
+	}
+}
+
+// do makes a call that no client of ours would make.
+func (w *world) do(method, path, contentType, body string, header ...string) *http.Response {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), method, w.url+path, strings.NewReader(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := w.spec.answersOnly().RoundTrip(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = resp.Body.Close() })
+	return resp
+}
+
+// A syncBuffer is what is logged, and may be read meanwhile.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}

@@ -1,0 +1,76 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"strings"
+	"testing"
+)
+
+func newSealKey() []byte {
+	key := make([]byte, SealKeySize)
+	_, _ = rand.Read(key)
+	return key
+}
+
+func mustSealer(t *testing.T, keys ...[]byte) *Sealer {
+	t.Helper()
+	s, err := NewSealer(keys...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSealRotation(t *testing.T) {
+	older, newer := newSealKey(), newSealKey()
+	before := mustSealer(t, older)
+	envelope := before.Seal("token", "1", []byte("secret"))
+	if bytes.Contains(envelope, []byte("secret")) {
+		t.Fatal("it is not sealed")
+	}
+	both := mustSealer(t, newer, older)
+	if got, err := both.Open("token", "1", envelope); err != nil || string(got) != "secret" {
+		t.Fatalf("the second key does not open: %q, %v", got, err)
+	}
+	if both.Current(envelope) || !both.Current(both.Seal("token", "1", nil)) {
+		t.Error("Current mistakes which key seals")
+	}
+	_, err := mustSealer(t, newer).Open("token", "1", envelope)
+	if err == nil || !strings.Contains(err.Error(), before.IDs()[0]) {
+		t.Errorf("without its key: %v", err)
+	}
+}
+
+func TestSealIsBoundToItsPlace(t *testing.T) {
+	s := mustSealer(t, newSealKey())
+	envelope := s.Seal("token", "1", []byte("secret"))
+	for _, place := range [][2]string{{"token", "2"}, {"log", "1"}, {"token\" \"1", ""}, {"", "token 1"}} {
+		if _, err := s.Open(place[0], place[1], envelope); err == nil {
+			t.Errorf("it opens as %q", place)
+		}
+	}
+	for i := range envelope {
+		changed := bytes.Clone(envelope)
+		changed[i] ^= 1
+		if _, err := s.Open("token", "1", changed); err == nil {
+			t.Fatalf("it opens with byte %d changed", i)
+		}
+		if _, err := s.Open("token", "1", envelope[:i]); err == nil {
+			t.Fatalf("it opens with %d bytes", i)
+		}
+	}
+}
+
+func TestParseSealKey(t *testing.T) {
+	good := base64.StdEncoding.EncodeToString(newSealKey())
+	if _, err := ParseSealKey(good + "\n"); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"", "short", good[:40], good + "AAAA", strings.Repeat("!", 44)} {
+		if _, err := ParseSealKey(bad); err == nil || bad != "" && strings.Contains(err.Error(), bad) {
+			t.Errorf("ParseSealKey(%q) = %v", bad, err)
+		}
+	}
+}

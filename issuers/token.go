@@ -1,0 +1,143 @@
+// Package issuers makes and ends credentials: token.go by the broker's own
+// keys. keys.go says how those keys live.
+package issuers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// Token issues JWT access tokens (RFC 9068) that the broker signs itself. Only
+// time ends them for those who verify them by key; introspection tells the
+// truth at once. It is safe for concurrent use.
+type Token struct {
+	issuer   string
+	audience string
+	keys     *Keys
+}
+
+var (
+	_ broker.Minter    = (*Token)(nil)
+	_ broker.Inspector = (*Token)(nil)
+)
+
+// NewToken makes an issuer of tokens by "issuer" (the broker's external URL)
+// for one audience.
+func NewToken(issuer, audience string, keys *Keys) *Token {
+	return &Token{issuer, audience, keys}
+}
+
+// Prepare has nothing to prepare: a token ends by time.
+func (*Token) Prepare(context.Context, broker.Lease) ([]byte, error) { return nil, nil }
+
+// Issue is Mint.
+func (t *Token) Issue(ctx context.Context, l broker.Lease) (broker.Credential, []byte, error) {
+	c, err := t.Mint(ctx, l)
+	return c, nil, err
+}
+
+// Revoke says that only time ends a token. That it was given back is what
+// introspection says, from the lease.
+func (*Token) Revoke(context.Context, broker.Lease) error { return broker.ErrNotRevocable }
+
+// Mint signs a token for the lease. It ends with the lease, to the second.
+func (t *Token) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
+	key := t.keys.current(l.Opened)
+	if key == nil {
+		return broker.Credential{}, fmt.Errorf("%w: no signing key is in use yet", broker.ErrIssuerUnavailable)
+	}
+	claims := t.claims(&l)
+	b := make([]byte, 0, len(key.header)+base64.RawURLEncoding.EncodedLen(len(claims))+512)
+	b = append(append(b, key.header...), '.')
+	b = base64.RawURLEncoding.AppendEncode(b, claims)
+	signature, err := key.method.Sign(string(b), key.signer)
+	if err != nil {
+		return broker.Credential{}, fmt.Errorf("signing a token: %w", err)
+	}
+	b = base64.RawURLEncoding.AppendEncode(append(b, '.'), signature)
+	return broker.Credential{
+		Type:    "bearer",
+		Secret:  broker.NewSecret(map[string]string{"token": string(b)}),
+		Expires: l.Expires,
+		Hash:    sha256.Sum256(b),
+	}, nil
+}
+
+// claims are those of RFC 9068, section 2.2, and three of ours: entitlement,
+// request and, for bound tokens, cnf (RFC 8705, section 3.1). Times are whole
+// seconds, rounded so that the token never lives longer than its lease.
+func (t *Token) claims(l *broker.Lease) []byte {
+	b := make([]byte, 0, 768)
+	b = appendMember(b, '{', "aud", t.audience)
+	b = appendMember(b, ',', "client_id", l.Holder)
+	if l.Confirm != (audit.Digest{}) {
+		b = append(b, `,"cnf":{"x5t#S256":"`...)
+		b = base64.RawURLEncoding.AppendEncode(b, l.Confirm[:])
+		b = append(b, `"}`...)
+	}
+	b = appendMember(b, ',', "entitlement", l.Entitlement)
+	b = strconv.AppendInt(append(b, `,"exp":`...), l.Expires.Unix(), 10)
+	b = strconv.AppendInt(append(b, `,"iat":`...), l.Opened.Unix(), 10)
+	b = appendMember(b, ',', "iss", t.issuer)
+	b = appendMember(b, ',', "jti", l.ID.String())
+	b = appendMember(b, ',', "request", l.Request.String())
+	if len(l.Scopes) > 0 {
+		b = appendMember(b, ',', "scope", strings.Join(l.Scopes, " "))
+	}
+	b = appendMember(b, ',', "sub", l.Holder)
+	return append(b, '}')
+}
+
+func appendMember(b []byte, sep byte, key, value string) []byte {
+	b = append(b, sep)
+	b = audit.AppendString(b, key)
+	return audit.AppendString(append(b, ':'), value)
+}
+
+// maxInspected bounds a token that is inspected, in bytes.
+const maxInspected = 16 << 10
+
+// Inspect gives the lease of one of this issuer's tokens. It verifies
+// everything but the time; whatever does not hold is broker.ErrNotFound.
+func (t *Token) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
+	if len(token) > maxInspected {
+		return broker.LeaseID{}, errNotOurs
+	}
+	var claims struct {
+		jwt.RegisteredClaims
+		Audience string `json:"aud"`
+	}
+	parser := jwt.NewParser(jwt.WithoutClaimsValidation(), jwt.WithValidMethods([]string{"ES256", "RS256", "EdDSA"}))
+	if _, err := parser.ParseWithClaims(token, &claims, t.keyOf); err != nil {
+		return broker.LeaseID{}, errNotOurs
+	}
+	if claims.Issuer != t.issuer || claims.Audience != t.audience {
+		return broker.LeaseID{}, errNotOurs
+	}
+	return broker.ParseLeaseID(claims.ID)
+}
+
+// errNotOurs says nothing of why: whoever asks has no business to know.
+var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound)
+
+// keyOf finds the key that a token names, and holds the token to the key's own
+// algorithm and to the type of access tokens (RFC 8725, sections 3.1, 3.11).
+func (t *Token) keyOf(token *jwt.Token) (any, error) {
+	for _, key := range t.keys.published(time.Now()) {
+		if token.Header["kid"] == key.kid && token.Method.Alg() == key.row.Algorithm && token.Header["typ"] == "at+jwt" {
+			return key.signer.Public(), nil
+		}
+	}
+	return nil, errors.New("no such key")
+}

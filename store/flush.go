@@ -26,33 +26,54 @@ func (g *group) flush(ctx context.Context) error {
 	return nil
 }
 
-// upserts are the statements that write one row.
+// upserts are the statements that write a row.
 var upserts = func() (u [tableCount]string) {
 	for t := range u {
-		u[t] = table(t).upsert(1)
+		u[t] = table(t).upsert()
 	}
 	return u
 }()
 
 func (g *group) writeRow(ctx context.Context, r *row) error {
-	extra := r.extra
-	switch r.table {
-	case leases:
-		id, err := g.kindID(ctx, r.kind)
-		if err != nil {
-			return err
+	if tables[r.table].extra == "" {
+		if block, ok := r.key.(broker.BlockKey); ok {
+			g.newBlock(block, r.body)
 		}
-		extra[2] = id
-	case blocks:
-		if g.newBlocks == nil {
-			g.newBlocks = map[broker.BlockKey][]byte{}
-			g.blocksVersion++
-		}
-		g.newBlocks[r.key.(broker.BlockKey)] = r.body
+		return g.w.exec(ctx, upserts[r.table], r.id, r.body)
 	}
-	args := append(make([]any, 0, 2+maxExtra), r.id, r.body)
-	args = append(args, extra[:len(tables[r.table].extra)]...)
-	return g.w.exec(ctx, upserts[r.table], args...)
+	if err := g.w.exec(ctx, upserts[r.table], r.id, r.body, r.extra); err != nil {
+		return err
+	}
+	if r.table == leases {
+		return g.writeLive(ctx, r)
+	}
+	return nil
+}
+
+func (g *group) newBlock(key broker.BlockKey, body []byte) {
+	if g.newBlocks == nil {
+		g.newBlocks = map[broker.BlockKey][]byte{}
+		g.blocksVersion++
+	}
+	g.newBlocks[key] = body
+}
+
+const (
+	upsertLive = `INSERT INTO live (id, until, kind, request, holder) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
+		SET until = excluded.until, kind = excluded.kind, request = excluded.request, holder = excluded.holder`
+	deleteLive = "DELETE FROM live WHERE id = ?"
+)
+
+// writeLive notes that a lease lives, or that it does not.
+func (g *group) writeLive(ctx context.Context, r *row) error {
+	if r.live.until == 0 {
+		return g.w.exec(ctx, deleteLive, r.id)
+	}
+	kind, err := g.kindID(ctx, r.live.kind)
+	if err != nil {
+		return err
+	}
+	return g.w.exec(ctx, upsertLive, r.id, r.live.until, kind, r.live.request[:], r.live.holder)
 }
 
 // kindID gives the number of a kind of lease, and makes one for a new kind.

@@ -222,6 +222,8 @@ func (g *group) run(ctx context.Context, m *member) (err error) {
 		m.err = fmt.Errorf("waiting to write: %w: %w", broker.ErrUnavailable, context.Cause(m.ctx))
 	case m.epoch != nil:
 		err = g.open(ctx, m.epoch)
+	case m.raw != nil && g.w.reserve.spent:
+		m.err = unavailable("writing", errFull)
 	case m.raw != nil:
 		g.wrote = true
 		err = m.raw(ctx, g.w)

@@ -130,3 +130,28 @@ func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 	}
 	return signed, nil
 }
+
+// Prove gives the proof that a record stands under the newest checkpoint;
+// broker.ErrNotFound if that does not cover it.
+func (s *Store) Prove(ctx context.Context, index int64) (*audit.Proof, error) {
+	log, err := s.Log(ctx)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := s.Checkpoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := audit.OpenCheckpoint(signed, log.Public)
+	if err != nil {
+		return nil, err
+	}
+	if index >= c.Size {
+		return nil, fmt.Errorf("proving record %d: the newest checkpoint covers %d records: %w", index, c.Size, broker.ErrNotFound)
+	}
+	item, err := s.Record(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	return audit.Prove(index, item.Leaf, signed, log.Public, s.Hashes(ctx))
+}

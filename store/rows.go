@@ -11,8 +11,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Every table has the same shape: an id, a body, and up to maxExtra columns by
-// which rows are found. So one piece of code reads and writes them all.
+// Every table has the same shape: an id, a body, and perhaps a column by which
+// rows are found. So one piece of code reads and writes them all.
 type table uint8
 
 const (
@@ -26,20 +26,18 @@ const (
 	tableCount
 )
 
-const maxExtra = 3
-
 var tables = [tableCount]struct {
 	name   string
 	idSize int // 0: not fixed
-	extra  []string
+	extra  string
 }{
-	requests:    {"requests", 16, []string{"lapses"}},
-	leases:      {"leases", 16, []string{"due", "live", "kind"}},
-	counters:    {"counters", 0, []string{"expires"}},
-	blocks:      {"blocks", 0, nil},
-	idempotency: {"idempotency", 32, []string{"expires"}},
-	asks:        {"asks", 32, []string{"expires"}},
-	signingKeys: {"signing_keys", 0, []string{"purpose"}},
+	requests:    {"requests", 16, "lapses"},
+	leases:      {"leases", 16, "due"},
+	counters:    {"counters", 0, "expires"},
+	blocks:      {"blocks", 0, ""},
+	idempotency: {"idempotency", 32, "expires"},
+	asks:        {"asks", 32, "expires"},
+	signingKeys: {"signing_keys", 0, "purpose"},
 }
 
 // A row is a broker.Row as it is stored.
@@ -48,8 +46,18 @@ type row struct {
 	table table
 	id    []byte
 	body  []byte
-	extra [maxExtra]any
-	kind  kind // of a lease, whose number is found when it is written
+	extra any
+	live  live // of a lease
+}
+
+// live is what a lease is found by as long as it lives. It has a table of its
+// own, ordered by id and no longer than what lives, because leases are kept
+// forever, and an index on them would be as well.
+type live struct {
+	until   int64 // when it ends by time alone; 0: it has ended
+	kind    kind
+	request broker.RequestID
+	holder  string
 }
 
 // A kind is what leases are counted by.
@@ -100,29 +108,28 @@ func encodeRow(r broker.Row) (row, error) {
 	case *broker.Request:
 		out.body = encode(r, requestFields)
 		if r.Status == broker.RequestPending {
-			out.extra[0] = ceilMillis(r.Lapses)
+			out.extra = ceilMillis(r.Lapses)
 		}
 	case *broker.Lease:
 		out.body = encode(r, leaseFields)
-		out.kind = kind{r.Entitlement, r.Issuer}
+		out.live = live{liveUntil(r), kind{r.Entitlement, r.Issuer}, r.Request, r.Holder}
 		if due := r.Due(); !due.IsZero() {
-			out.extra[0] = due.UnixMilli()
+			out.extra = due.UnixMilli()
 		}
-		out.extra[1] = liveUntil(r)
 	case *broker.Counter:
 		out.body = encode(r, counterFields)
-		out.extra[0] = ceilMillis(r.Expires)
+		out.extra = ceilMillis(r.Expires)
 	case *broker.Block:
 		out.body = encode(r, blockFields)
 	case *broker.Idempotency:
 		out.body = encode(r, idempotencyFields)
-		out.extra[0] = ceilMillis(r.Created.Add(idempotencyLasts))
+		out.extra = ceilMillis(r.Created.Add(idempotencyLasts))
 	case *broker.OpenAsk:
 		out.body = encode(r, askFields)
-		out.extra[0] = ceilMillis(r.Expires)
+		out.extra = ceilMillis(r.Expires)
 	case *broker.SigningKey:
 		out.body = encode(r, signingKeyFields)
-		out.extra[0] = r.ID.Purpose
+		out.extra = r.ID.Purpose
 	default:
 		return row{}, fmt.Errorf("a row of type %T has no table", r)
 	}
@@ -132,15 +139,15 @@ func encodeRow(r broker.Row) (row, error) {
 // forever is later than any expiry: the leases that time alone does not end.
 const forever = math.MaxInt64
 
-// liveUntil is when a lease stops to be live by time alone; nil: it has ended.
-func liveUntil(l *broker.Lease) any {
+// liveUntil is when a lease stops to be live by time alone; 0: it has ended.
+func liveUntil(l *broker.Lease) int64 {
 	switch l.Status {
 	case broker.LeaseActive:
 		return ceilMillis(l.Expires)
 	case broker.LeaseIssuing, broker.LeaseRevoking:
-		return int64(forever)
+		return forever
 	}
-	return nil
+	return 0
 }
 
 // ceilMillis is the first millisecond that is not before t, so that an index
@@ -182,17 +189,14 @@ func decodeRow(key broker.Key, body []byte) (broker.Row, error) {
 	return out, nil
 }
 
-// upsert is the statement that writes n rows of a table.
-func (t table) upsert(n int) string {
-	spec := tables[t]
-	columns := append([]string{"id", "body"}, spec.extra...)
-	values := "(" + strings.TrimSuffix(strings.Repeat("?,", len(columns)), ",") + ")"
-	var set []string
-	for _, c := range columns[1:] {
-		set = append(set, c+" = excluded."+c)
+// upsert is the statement that writes a row of a table.
+func (t table) upsert() string {
+	name, extra := tables[t].name, tables[t].extra
+	if extra == "" {
+		return "INSERT INTO " + name + " (id, body) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
 	}
-	return fmt.Sprintf("INSERT INTO %s (%s) VALUES %s ON CONFLICT (id) DO UPDATE SET %s", spec.name,
-		strings.Join(columns, ", "), strings.TrimSuffix(strings.Repeat(values+",", n), ","), strings.Join(set, ", "))
+	return fmt.Sprintf("INSERT INTO %s (id, body, %s) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body, %s = excluded.%s",
+		name, extra, extra, extra)
 }
 
 // selectIn is the query for n rows of a table.

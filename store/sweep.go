@@ -13,9 +13,11 @@ import (
 const sweepBatch = 500
 
 // Sweep deletes what has no meaning any more: idempotency keys, counters and
-// open asks whose time is over. It goes in small transactions, between which
-// others get their turn, and gives the number of rows deleted. Requests,
-// leases and records are kept.
+// open asks whose time is over, and notes that a lease lives which time has
+// ended. It goes in small transactions, between which others get their turn,
+// and gives the number of rows deleted. Requests, leases and records are kept.
+// Call it every minute or so: lists and counts of live leases read what it has
+// not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
 	for _, t := range []table{idempotency, counters, asks} {
@@ -30,18 +32,53 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 			}
 		}
 	}
+	n, err := s.sweepLive(ctx, now)
+	if err != nil {
+		return total, fmt.Errorf("sweeping live leases: %w", err)
+	}
+	return total + n, nil
+}
+
+// liveWindow is how many notes one transaction of sweepLive looks at.
+const liveWindow = 2000
+
+// sweepLive goes through all notes once, by ranges of ids that it finds as a
+// reader, so that no transaction is long.
+func (s *Store) sweepLive(ctx context.Context, now time.Time) (total int64, err error) {
+	for from := []byte{}; ; {
+		var to []byte
+		err := s.readers.QueryRowContext(ctx, "SELECT max(id) FROM (SELECT id FROM live WHERE id > ? ORDER BY id LIMIT ?)", from, liveWindow).Scan(&to)
+		if err != nil {
+			return total, unavailable("reading live leases", err)
+		}
+		if to == nil {
+			break
+		}
+		n, err := s.delete(ctx, "DELETE FROM live WHERE id > ? AND id <= ? AND until <= ?", from, to, now.UnixMilli())
+		if err != nil {
+			return total, err
+		}
+		total += n
+		from = to
+	}
 	return total, nil
 }
 
-func (s *Store) sweep(ctx context.Context, t table, now time.Time) (n int64, err error) {
+func (s *Store) sweep(ctx context.Context, t table, now time.Time) (int64, error) {
 	name := tables[t].name
 	query := fmt.Sprintf("DELETE FROM %s WHERE id IN (SELECT id FROM %s WHERE expires <= ? LIMIT ?)", name, name)
+	return s.delete(ctx, query, now.UnixMilli(), sweepBatch)
+}
+
+// delete runs one statement in the transaction of a group, and gives how many
+// rows it deleted.
+func (s *Store) delete(ctx context.Context, query string, args ...any) (n int64, err error) {
 	err = s.exec(ctx, func(ctx context.Context, w *writer) error {
 		stmt, err := w.prepared(ctx, query)
 		if err != nil {
 			return err
 		}
-		result, err := stmt.ExecContext(ctx, now.UnixMilli(), sweepBatch)
+		result, err := stmt.ExecContext(ctx, args...)
 		if err != nil {
 			return err
 		}
@@ -57,11 +94,11 @@ type Active struct {
 	Leases              int64
 }
 
-// CountActive counts the live leases at now, for a gauge. It reads an index of
-// a few bytes a lease.
+// CountActive counts the live leases at now, for a gauge. It reads a short row
+// a lease.
 func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active, err error) {
 	query := `SELECT entitlement, issuer, n FROM kinds JOIN
-		(SELECT kind, count(*) AS n FROM leases INDEXED BY leases_live WHERE live > ? GROUP BY kind) ON kind = id ORDER BY id`
+		(SELECT kind, count(*) AS n FROM live WHERE until > ? GROUP BY kind) ON kind = id ORDER BY id`
 	err = each(ctx, s.readers, query, []any{now.UnixMilli()}, func(rows *sql.Rows) error {
 		var a Active
 		err := rows.Scan(&a.Entitlement, &a.Issuer, &a.Leases)

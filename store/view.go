@@ -78,8 +78,9 @@ func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 		(q.Status == 0 || r.State(q.Now) == q.Status)
 }
 
-// Leases implements broker.Tx. Those that are due or live are found by their
-// index; all others by reading back from the newest.
+// Leases implements broker.Tx. Those that are due are found by their index,
+// those that live by their table, of which a call may read all; all others by
+// reading back from the newest.
 func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {
 	l := listing[*broker.Lease]{
 		query:  "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?",
@@ -93,15 +94,42 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ?"
 		l.args = []any{q.Now.UnixMilli(), maxScan}
 	case q.Live:
-		l.query = `SELECT leases.id, body FROM leases JOIN (SELECT id FROM leases INDEXED BY leases_live
-			WHERE live > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page USING (id) ORDER BY leases.id DESC`
-		l.args = []any{q.Now.UnixMilli(), before(q.Before[:]), maxScan}
+		l.query, l.args = liveQuery(&q)
 	}
 	page, next, err := l.read(v)
 	if q.Due {
 		next = [16]byte{} // what is due is done, and then not due: there are no further pages
 	}
 	return page, broker.LeaseID(next), err
+}
+
+// liveQuery narrows down what wantsLease has to look at.
+func liveQuery(q *broker.LeaseQuery) (query string, args []any) {
+	query = "SELECT live.id, body FROM live CROSS JOIN leases ON leases.id = live.id WHERE live.id < ? AND until > ?"
+	args = []any{before(q.Before[:]), q.Now.UnixMilli()}
+	and := func(condition string, values ...any) {
+		query += " AND " + condition
+		args = append(args, values...)
+	}
+	if q.Holder != "" {
+		and("holder = ?", q.Holder)
+	}
+	if q.Under != "" {
+		and("(holder = ? OR holder >= ? AND holder < ?)", q.Under, q.Under+"/", q.Under+"0") // '0' follows '/'
+	}
+	if q.TrustDomain != "" {
+		and("holder >= ? AND holder < ?", "spiffe://"+q.TrustDomain, "spiffe://"+q.TrustDomain+"0")
+	}
+	if q.Entitlement != "" {
+		and("kind IN (SELECT id FROM kinds WHERE entitlement = ?)", q.Entitlement)
+	}
+	if q.Issuer != "" {
+		and("kind IN (SELECT id FROM kinds WHERE issuer = ?)", q.Issuer)
+	}
+	if !q.Request.IsZero() {
+		and("request = ?", q.Request[:])
+	}
+	return query + " ORDER BY live.id DESC LIMIT ?", append(args, maxScan)
 }
 
 func wantsLease(q *broker.LeaseQuery, l *broker.Lease) bool {

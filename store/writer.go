@@ -31,10 +31,10 @@ type writer struct {
 	blocksVersion int64
 	kinds         map[kind]int64
 
-	// now is the clock that records are timed by. commitFault, if not nil, may
-	// change the answer of a COMMIT, after it took place: tests of lost answers.
-	now         func() time.Time
-	commitFault func(error) error
+	// now is the clock that records are timed by. fault, if not nil, stands
+	// between the writer and a COMMIT: in tests, it loses the one or its answer.
+	now   func() time.Time
+	fault func(commit func() error) error
 }
 
 func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, error) {
@@ -226,10 +226,7 @@ func (w *writer) abandon() {
 // commit makes the transaction durable. If the answer is lost, it finds out
 // whether it took place: the head row has the nonce, or it doesn't.
 func (w *writer) commit(ctx context.Context, nonce []byte) error {
-	err := w.exec(ctx, "COMMIT")
-	if w.commitFault != nil {
-		err = w.commitFault(err)
-	}
+	err := w.sendCommit(ctx)
 	if err == nil {
 		return nil
 	}
@@ -239,6 +236,14 @@ func (w *writer) commit(ctx context.Context, nonce []byte) error {
 		return nil
 	}
 	return err
+}
+
+func (w *writer) sendCommit(ctx context.Context) error {
+	commit := func() error { return w.exec(ctx, "COMMIT") }
+	if w.fault != nil {
+		return w.fault(commit)
+	}
+	return commit()
 }
 
 // settle reads what the database holds, for as long as it takes: until then

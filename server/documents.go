@@ -47,7 +47,7 @@ func (s *Server) metadata(*call) (reply, error) {
 		IntrospectionAuth:      ways,
 		RevocationAuth:         ways,
 		SubjectTypes:           []string{"public"},
-		IDTokenSigningAlgs:     s.cfg.Algorithms,
+		IDTokenSigningAlgs:     s.cfg.Algorithms(),
 		CertificateBoundTokens: true,
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,

@@ -44,8 +44,8 @@ type Config struct {
 	// has a path, everything is served below it, too.
 	ExternalURL string
 
-	Algorithms    []string // of the tokens' signatures, for the metadata
-	SVIDAudiences []string // accepted in callers' JWT-SVIDs, for the metadata
+	Algorithms    func() []string // of the keys that Keys gives, for the metadata; nil: not said
+	SVIDAudiences []string        // accepted in callers' JWT-SVIDs, for the metadata
 
 	CallsPerSecond float64 // that one identity may make; zero: 50
 	CallsAtOnce    int     // zero: 20
@@ -104,6 +104,9 @@ func (cfg *Config) setDefaults() {
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(Gauges{})
+	}
+	if cfg.Algorithms == nil {
+		cfg.Algorithms = func() []string { return []string{} }
 	}
 	if cfg.DrainTimeout == 0 {
 		cfg.DrainTimeout = 20 * time.Second

@@ -134,7 +134,9 @@ func (s *spec) checkContent(at, contentType string, body []byte) {
 	}
 	mediaType, _, _ := mime.ParseMediaType(contentType)
 	at += "/content/" + escape(mediaType) + "/schema"
+	s.seen.mu.Lock() // compilers are not for concurrent use
 	schema, err := s.compiler.Compile(specURL + "#" + at)
+	s.seen.mu.Unlock()
 	if err != nil {
 		s.t.Errorf("compiling %s: %v", at, err)
 		return

@@ -66,7 +66,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	cfg := Config{
 		Broker: b, Authenticate: authenticate, Log: reader, ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
-		Algorithms: []string{"ES256"}, SVIDAudiences: []string{"https://broker.acme.test"},
+		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
 		Logger: slog.New(slog.NewTextHandler(w.log, nil)),
 	}

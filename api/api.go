@@ -226,7 +226,7 @@ type Parameter struct {
 // An Identity is who the caller was proved to be (GET /v1/whoami).
 type Identity struct {
 	ID          string   `json:"id"`
-	Kind        string   `json:"kind"` // workload, agent, person
+	Kind        string   `json:"kind"` // workload, agent, person; operator on the admin socket
 	TrustDomain string   `json:"trust_domain,omitempty"`
 	Team        string   `json:"team,omitempty"`
 	Accountable []string `json:"accountable,omitempty"`
@@ -235,7 +235,7 @@ type Identity struct {
 
 // A Proof is what an identity was proved with.
 type Proof struct {
-	Method    string    `json:"method"` // x509-svid, jwt-svid
+	Method    string    `json:"method"` // x509-svid, jwt-svid, admin-socket
 	ExpiresAt time.Time `json:"expires_at"`
 }
 

@@ -20,7 +20,7 @@ import (
 // A spec is an http.RoundTripper that holds calls and answers to the OpenAPI
 // document, and remembers which operations it saw succeed.
 type spec struct {
-	t        *testing.T
+	t        testing.TB
 	compiler *jsonschema.Compiler
 	doc      map[string]any
 	lax      bool // calls may be anything; answers may not
@@ -35,7 +35,7 @@ type seenOperations struct {
 
 const specURL = "https://broker.test/openapi.json"
 
-func loadSpec(t *testing.T) *spec {
+func loadSpec(t testing.TB) *spec {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(openAPIDocument))
 	if err != nil {
 		t.Fatal(err)

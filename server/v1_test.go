@@ -36,6 +36,9 @@ func TestEveryOperation(t *testing.T) {
 	if who.ID != agent || who.Kind != "agent" || who.Team != "support" || !slices.Equal(who.Accountable, []string{"login/ana"}) {
 		t.Errorf("whoami: %+v", who)
 	}
+	if root := must[*api.Identity](t)(w.as(operator).WhoAmI(ctx)); root.Kind != "operator" {
+		t.Errorf("whoami on the admin socket: %+v", root)
+	}
 	offers := must[[]api.Offer](t)(me.Entitlements(ctx))
 	if len(offers) == 0 {
 		t.Error("nothing is offered")

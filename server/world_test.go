@@ -27,7 +27,7 @@ import (
 // for real is tested where that is, and all together in internal/brokertest.
 type world struct {
 	*Server
-	t     *testing.T
+	t     testing.TB
 	store *store.Store
 	log   *syncBuffer
 	url   string
@@ -46,7 +46,7 @@ const (
 
 // newWorld starts a server. Every call by its clients, and every answer, is
 // held to the OpenAPI document.
-func newWorld(t *testing.T, change func(*Config)) *world {
+func newWorld(t testing.TB, change func(*Config)) *world {
 	w := &world{t: t, log: new(syncBuffer), spec: loadSpec(t)}
 	ctx := t.Context()
 	var err error

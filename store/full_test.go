@@ -1,0 +1,128 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// fillUp issues until the store says that it can't, and gives the leases that
+// were issued.
+func fillUp(t *testing.T, s *Store) (issued []broker.LeaseID, err error) {
+	t.Helper()
+	for n := range 100_000 {
+		i := newIssuance(t, n)
+		if err := i.store(t.Context(), s); err != nil {
+			if i.entry.Index != 0 {
+				t.Errorf("refused, and yet it has the index %d", i.entry.Index)
+			}
+			if _, err := get(t, s, i.lease.ID); !errors.Is(err, broker.ErrNotFound) {
+				t.Errorf("refused, and yet its lease: %v", err)
+			}
+			return issued, err
+		}
+		issued = append(issued, i.lease.ID)
+	}
+	t.Fatal("the disk is never full")
+	return nil, nil
+}
+
+// checkFull says whether a full disk is told, and nothing is lost by it.
+func checkFull(t *testing.T, s *Store, issued []broker.LeaseID, err error) {
+	t.Helper()
+	if !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("the caller was told %v", err)
+	}
+	if err := s.Degraded(); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("degraded: %v", err)
+	}
+	report := verify(t, s.Source())
+	if got := report.Kinds[audit.LeaseIssued]; got != int64(len(issued)) {
+		t.Errorf("%d were issued, and %d are recorded", len(issued), got)
+	}
+}
+
+// recovers says whether the store finds by itself that there is space again.
+func recovers(t *testing.T, s *Store) {
+	t.Helper()
+	now := time.Now().Add(2 * retryReserve)
+	s.w.now = func() time.Time { return now }
+	works(t, s)
+	if err := s.Degraded(); err != nil {
+		t.Errorf("still degraded: %v", err)
+	}
+}
+
+// TestFullDatabase is a limit that SQLite itself sets.
+func TestFullDatabase(t *testing.T) {
+	s := newStore(t)
+	limit := func(pages string) {
+		if _, err := s.w.conn.ExecContext(t.Context(), "PRAGMA max_page_count = "+pages); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit("100")
+	issued, err := fillUp(t, s)
+	checkFull(t, s, issued, err)
+	limit("1000000")
+	recovers(t, s)
+}
+
+// TestFullDisk is a real one, and the reserve at work: nothing is issued, and
+// what ends is recorded.
+func TestFullDisk(t *testing.T) {
+	dir := smallDisk(t, "8m")
+	s := open(t, filepath.Join(dir, "broker.db"))
+	s.w.reserve.size = 1 << 20
+	if err := s.w.reserve.hold(); err != nil {
+		t.Fatal(err)
+	}
+	issued, err := fillUp(t, s)
+	checkFull(t, s, issued, err)
+
+	for _, id := range issued[:50] {
+		if err := revoke(t, s, id); err != nil {
+			t.Fatalf("a revocation on a full disk: %v", err)
+		}
+	}
+	block := &broker.Block{Selector: broker.BlockKey{Kind: "under", Name: "spiffe://acme.test"}, Since: testNow}
+	entry, err := audit.Record{Kind: audit.BlockPlaced, Block: &audit.BlockFacts{Selector: "under spiffe://acme.test"}}.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Update(t.Context(), nil, func(tx broker.Tx) error { tx.Put(block); tx.Append(entry); return nil }); err != nil {
+		t.Errorf("a block on a full disk: %v", err)
+	}
+	i := newIssuance(t, 1)
+	if err := i.store(t.Context(), s); err == nil {
+		t.Error("a full disk, and it issues")
+	}
+	if r := verify(t, s.Source()); r.Kinds[audit.LeaseRevoked] != 50 || r.Kinds[audit.BlockPlaced] != 1 {
+		t.Errorf("recorded: %v", r.Kinds)
+	}
+
+	// Reopened on a full disk: it comes up, and says what is the matter.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, filepath.Join(dir, "broker.db"))
+	if s.w.reserve.size = 1 << 20; s.Head().Size != int64(len(issued)+52) {
+		t.Errorf("%d records after reopening", s.Head().Size)
+	}
+	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
+		t.Fatal(err)
+	}
+	lift(t, s, block)
+	recovers(t, s)
+}
+
+// lift takes a block away without further ado.
+func lift(t *testing.T, s *Store, b *broker.Block) {
+	t.Helper()
+	delete(s.w.blocks, b.Selector)
+}

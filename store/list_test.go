@@ -1,0 +1,258 @@
+package store
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// put writes rows without records.
+func put(t testing.TB, s *Store, rows ...broker.Row) {
+	t.Helper()
+	err := s.Update(t.Context(), nil, func(tx broker.Tx) error {
+		for _, r := range rows {
+			tx.Put(r)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// leaseIn makes and stores a lease; its holder's last segment is its name here.
+func leaseIn(t *testing.T, s *Store, holder string, status broker.LeaseStatus, change func(*broker.Lease)) broker.LeaseID {
+	t.Helper()
+	l := newIssuance(t, 0).lease
+	l.Holder, l.Status = holder, status
+	if change != nil {
+		change(&l)
+	}
+	put(t, s, &l)
+	return l.ID
+}
+
+// listAll reads all pages, newest first.
+func listAll(t *testing.T, s *Store, q broker.LeaseQuery) (ids []broker.LeaseID) {
+	t.Helper()
+	for {
+		err := s.View(t.Context(), func(tx broker.Tx) error {
+			page, next, err := tx.Leases(q)
+			for _, l := range page {
+				ids = append(ids, l.ID)
+			}
+			q.Before = next
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.Before.IsZero() {
+			return ids
+		}
+	}
+}
+
+func TestListsOfLeases(t *testing.T) {
+	s := newStore(t)
+	expired := func(l *broker.Lease) { l.Expires = testNow }
+	vault := func(l *broker.Lease) {
+		l.Issuer, l.Entitlement, l.Revocation = "vault", "orders-db-ro", broker.RevokedImmediate
+	}
+	var (
+		a       = leaseIn(t, s, "spiffe://acme.test/agent/a", broker.LeaseActive, nil)
+		b       = leaseIn(t, s, "spiffe://acme.test/agent/b", broker.LeaseActive, vault)
+		gone    = leaseIn(t, s, "spiffe://acme.test/agent/a", broker.LeaseRevoked, nil)
+		over    = leaseIn(t, s, "spiffe://acme.test/agent/a", broker.LeaseActive, expired)
+		issuing = leaseIn(t, s, "spiffe://acme.test/agent", broker.LeaseIssuing, func(l *broker.Lease) { l.Deadline = testNow })
+		ending  = leaseIn(t, s, "spiffe://acme.test/agentx", broker.LeaseRevoking, func(l *broker.Lease) { l.NextTry = testNow.Add(time.Second); expired(l) })
+		foreign = leaseIn(t, s, "spiffe://acme.test.evil/agent/a", broker.LeaseActive, nil)
+	)
+	first := broker.RequestID{}
+	if err := s.View(t.Context(), func(tx broker.Tx) error {
+		row, err := tx.Get(a)
+		first = row.(*broker.Lease).Request
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	type ids = []broker.LeaseID
+	for _, test := range []struct {
+		q    broker.LeaseQuery
+		want ids
+	}{
+		{broker.LeaseQuery{}, ids{foreign, ending, issuing, over, gone, b, a}},
+		{broker.LeaseQuery{Live: true}, ids{foreign, ending, issuing, b, a}},
+		{broker.LeaseQuery{Holder: "spiffe://acme.test/agent/a"}, ids{over, gone, a}},
+		{broker.LeaseQuery{Holder: "spiffe://acme.test/agent/a", Live: true}, ids{a}},
+		{broker.LeaseQuery{Under: "spiffe://acme.test/agent"}, ids{issuing, over, gone, b, a}},
+		{broker.LeaseQuery{Under: "spiffe://acme.test/agent", Live: true}, ids{issuing, b, a}},
+		{broker.LeaseQuery{TrustDomain: "acme.test"}, ids{ending, issuing, over, gone, b, a}},
+		{broker.LeaseQuery{TrustDomain: "acme.test", Live: true}, ids{ending, issuing, b, a}},
+		{broker.LeaseQuery{Entitlement: "orders-db-ro"}, ids{b}},
+		{broker.LeaseQuery{Entitlement: "orders-db-ro", Live: true}, ids{b}},
+		{broker.LeaseQuery{Issuer: "tickets", Live: true}, ids{foreign, ending, issuing, a}},
+		{broker.LeaseQuery{Request: first}, ids{a}},
+		{broker.LeaseQuery{Request: first, Live: true}, ids{a}},
+		{broker.LeaseQuery{Before: gone}, ids{b, a}},
+		{broker.LeaseQuery{Before: issuing, Live: true}, ids{b, a}},
+		{broker.LeaseQuery{Due: true}, ids{issuing}},
+		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Minute)}, ids{issuing, ending}},
+		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Hour)}, ids{issuing, ending, b}},
+		{broker.LeaseQuery{Due: true, Now: testNow.Add(-time.Millisecond)}, nil},
+	} {
+		if test.q.Now.IsZero() {
+			test.q.Now = testNow
+		}
+		for _, limit := range []int{0, 1, 2} {
+			want := test.want
+			if test.q.Limit = limit; test.q.Due && limit > 0 {
+				want = want[:min(limit, len(want))]
+			}
+			if got := listAll(t, s, test.q); !slices.Equal(got, want) {
+				t.Errorf("%+v gave %v, want %v", test.q, got, want)
+			}
+		}
+	}
+}
+
+func TestListsOfRequests(t *testing.T) {
+	s := newStore(t)
+	var ids []broker.RequestID
+	for n, status := range []broker.RequestStatus{broker.RequestPending, broker.RequestPending, broker.RequestApproved, broker.RequestDenied} {
+		r := newIssuance(t, n).request
+		r.Status = status
+		if status == broker.RequestPending {
+			r.Lapses = testNow.Add(time.Duration(n) * time.Hour) // the first has lapsed
+		}
+		put(t, s, &r)
+		ids = append(ids, r.ID)
+	}
+	for _, test := range []struct {
+		q    broker.RequestQuery
+		want []int
+	}{
+		{broker.RequestQuery{}, []int{3, 2, 1, 0}},
+		{broker.RequestQuery{Status: broker.RequestPending}, []int{1}},
+		{broker.RequestQuery{Status: broker.RequestLapsed}, []int{0}},
+		{broker.RequestQuery{Status: broker.RequestApproved}, []int{2}},
+		{broker.RequestQuery{Requester: "spiffe://acme.test/agent/a3"}, []int{3}},
+		{broker.RequestQuery{Entitlement: "other"}, nil},
+		{broker.RequestQuery{Before: ids[2]}, []int{1, 0}},
+	} {
+		test.q.Now = testNow
+		var got []int
+		err := s.View(t.Context(), func(tx broker.Tx) error {
+			page, next, err := tx.Requests(test.q)
+			for _, r := range page {
+				got = append(got, slices.Index(ids, r.ID))
+			}
+			if !next.IsZero() {
+				t.Errorf("%+v has more pages", test.q)
+			}
+			return err
+		})
+		if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%+v gave %v, %v; want %v", test.q, got, err, test.want)
+		}
+	}
+	if counts, err := s.CountPending(t.Context(), testNow); err != nil || fmt.Sprint(counts) != "map[tickets-api:1]" {
+		t.Errorf("pending: %v, %v", counts, err)
+	}
+}
+
+// TestALongListIsReadInParts has more rows than one call reads, and one that
+// is wanted at the far end.
+func TestALongListIsReadInParts(t *testing.T) {
+	s := newStore(t)
+	wanted := leaseIn(t, s, "spiffe://acme.test/first", broker.LeaseActive, nil)
+	fillLeases(t, s, maxScan+10)
+	q := broker.LeaseQuery{Holder: "spiffe://acme.test/first", Now: testNow}
+	var parts [][]*broker.Lease
+	for range 2 {
+		err := s.View(t.Context(), func(tx broker.Tx) error {
+			page, next, err := tx.Leases(q)
+			parts, q.Before = append(parts, page), next
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(parts[0]) != 0 || len(parts[1]) != 1 || parts[1][0].ID != wanted || !q.Before.IsZero() {
+		t.Errorf("read %d and %d leases; more: %v", len(parts[0]), len(parts[1]), !q.Before.IsZero())
+	}
+}
+
+func fillLeases(t *testing.T, s *Store, n int) {
+	t.Helper()
+	rows := make([]broker.Row, n)
+	for i := range rows {
+		l := newIssuance(t, i).lease
+		rows[i] = &l
+	}
+	put(t, s, rows...)
+}
+
+func TestSweep(t *testing.T) {
+	s := newStore(t)
+	later := testNow.Add(48 * time.Hour)
+	for n := range sweepBatch + 3 {
+		put(t, s, &broker.Counter{CounterKey: broker.CounterKey{Policy: fmt.Sprint(n)}, Expires: testNow})
+	}
+	kept := []broker.Row{
+		&broker.Counter{CounterKey: broker.CounterKey{Policy: "kept"}, Expires: later},
+		&broker.Idempotency{IdempotencyKey: broker.IdempotencyKey{1}, Created: later},
+		&broker.OpenAsk{AskKey: broker.AskKey{1}, Expires: later},
+	}
+	put(t, s, kept...)
+	put(t, s, &broker.Idempotency{IdempotencyKey: broker.IdempotencyKey{2}, Created: testNow.Add(-24 * time.Hour)}, &broker.OpenAsk{AskKey: broker.AskKey{2}, Expires: testNow})
+	live := leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseActive, func(l *broker.Lease) { l.Expires = later })
+	ended := leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseActive, func(l *broker.Lease) { l.Expires = testNow })
+	n, err := s.Sweep(t.Context(), testNow)
+	if want := int64(sweepBatch + 3 + 2 + 1); err != nil || n != want {
+		t.Errorf("swept %d rows, %v; want %d", n, err, want)
+	}
+	for _, r := range kept {
+		if _, err := get(t, s, r.Key()); err != nil {
+			t.Errorf("%v: %v", r.Key(), err)
+		}
+	}
+	if got := listAll(t, s, broker.LeaseQuery{Live: true, Now: testNow}); !slices.Equal(got, []broker.LeaseID{live}) {
+		t.Errorf("live: %v", got)
+	}
+	if _, err := get(t, s, ended); err != nil {
+		t.Errorf("a lease that ended is kept: %v", err)
+	}
+}
+
+func TestBlocksAndKeys(t *testing.T) {
+	s := newStore(t)
+	a := &broker.Block{Selector: broker.BlockKey{Kind: "holder", Name: "a"}, Since: testNow}
+	b := &broker.Block{Selector: broker.BlockKey{Kind: "holder", Name: "b"}, Since: testNow, Lifted: testNow}
+	put(t, s, a, b)
+	list, err := s.Blocks(t.Context())
+	if err != nil || len(list) != 1 || list[0].Selector != a.Selector {
+		t.Errorf("in force: %v, %v", list, err)
+	}
+	// Updates see blocks without a query, lifted ones too.
+	err = s.Update(t.Context(), []broker.Key{a.Selector, b.Selector}, func(tx broker.Tx) error {
+		row, err := tx.Get(b.Selector)
+		if err != nil || !row.(*broker.Block).Lifted.Equal(testNow) {
+			t.Errorf("the lifted block: %+v, %v", row, err)
+		}
+		_, err = tx.Get(a.Selector)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	put(t, s, &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "token", ID: "2"}}, &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "token", ID: "1"}})
+	keys, err := s.SigningKeys(t.Context(), "token")
+	if err != nil || len(keys) != 2 || keys[0].ID.ID != "1" {
+		t.Errorf("keys: %v, %v", keys, err)
+	}
+}

@@ -284,14 +284,23 @@ func (c *codec) digest(key string, d *Digest) {
 		return
 	}
 	if c.mode == reading {
-		if err := d.UnmarshalText([]byte(c.readString(key))); err != nil || d.IsZero() {
-			c.fail(key, "%w", errDigest)
-		}
+		c.readDigest(key, d)
 		return
 	}
 	c.buf = append(c.buf, '"')
 	c.buf = hex.AppendEncode(c.buf, d[:])
 	c.buf = append(c.buf, '"')
+}
+
+func (c *codec) readDigest(key string, d *Digest) {
+	c.expect(key, '"')
+	end := c.at + hex.EncodedLen(len(d))
+	if end > len(c.buf) || d.UnmarshalText(c.buf[c.at:end]) != nil || d.IsZero() {
+		c.fail(key, "%w", errDigest)
+		return
+	}
+	c.at = end
+	c.expect(key, '"')
 }
 
 func (c *codec) flag(key string, b *bool) {

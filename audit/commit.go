@@ -26,8 +26,10 @@ func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // UnmarshalText reads what MarshalText wrote, and nothing else.
 func (d *Digest) UnmarshalText(text []byte) error {
-	n, err := hex.Decode(d[:], text[:min(len(text), hex.EncodedLen(len(d)))])
-	if err != nil || n != len(d) || d.String() != string(text) {
+	if len(text) != hex.EncodedLen(len(d)) || bytes.ContainsAny(text, "ABCDEF") {
+		return errDigest
+	}
+	if _, err := hex.Decode(d[:], text); err != nil {
 		return errDigest
 	}
 	return nil

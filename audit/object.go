@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"slices"
 	"strconv"
@@ -135,4 +136,10 @@ func appendEscape(b []byte, c byte) []byte {
 		return append(b, '\\', 'r')
 	}
 	return append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+}
+
+// HashObject is the SHA-256 of an object behind a domain, which separates it
+// from every other hash in the system.
+func HashObject(domain string, o *Object) Digest {
+	return sha256.Sum256(append([]byte(domain+"\n"), o.Bytes()...))
 }

@@ -7,11 +7,11 @@ import "time"
 // within them is ever refused for its length.
 const (
 	maxID       = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
-	maxActors   = 6400
+	maxActors   = 4300
 	maxScopes   = 4300 // 32 of 128 characters
-	maxPolicies = 8192
-	maxGroups   = 2048
-	maxFiles    = 12288
+	maxPolicies = 5120
+	maxGroups   = 1024
+	maxFiles    = 16384 // about 150 files
 	maxName     = 128
 	maxSelector = maxID + 32
 	maxOrigin   = 512

@@ -1,0 +1,172 @@
+package audit
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestBoundsFitALeaf proves that no record within its bounds is over MaxLeaf:
+// the sum is taken over the schema itself, as if every field were at its bound
+// in one record, with each part repeated as often as a record may have it.
+func TestBoundsFitALeaf(t *testing.T) {
+	c := codec{mode: measuring}
+	var r Record
+	r.fields(&c)
+	most := len("{}") + c.most
+	t.Logf("a record takes at most %d bytes", most)
+	if most > MaxLeaf {
+		t.Errorf("a record can take %d bytes, %d are allowed", most, MaxLeaf)
+	}
+}
+
+// TestTheLargestRecord fills a record up to its bounds, and finds the sum of
+// TestBoundsFitALeaf not to be too low.
+func TestTheLargestRecord(t *testing.T) {
+	r := fullRecord()
+	long := func(most int) []string { return []string{strings.Repeat("x", most-len(`[""]`))} }
+	for _, p := range []*Party{r.Caller, r.Subject} {
+		*p = Party{ID: strings.Repeat("x", maxID), Kind: strings.Repeat("x", maxWord), Method: strings.Repeat("x", maxWord), Proof: digest(1), Expires: someTime, Actors: long(maxActors)}
+	}
+	r.Request.Scopes, r.Approval.Scopes, r.Lease.Scopes = long(maxScopes), long(maxScopes), long(maxScopes)
+	r.Decision.Policies, r.Decision.Approvals, r.Approval.Groups = long(maxPolicies), long(maxGroups), long(maxGroups)
+	r.Log.Previous, r.Block.Selector = strings.Repeat("x", maxNote), strings.Repeat("x", maxSelector)
+	if n := len(mustEntry(t, r).Leaf()); n < MaxLeaf/2 || n > MaxLeaf {
+		t.Errorf("it takes %d bytes", n)
+	}
+	r.Caller.ID += "x"
+	if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), "id: takes 2049 bytes, more than the 2048 allowed") {
+		t.Errorf("one byte more: %v", err)
+	}
+}
+
+func TestRecordsComeBack(t *testing.T) {
+	r := fullRecord()
+	setAll := reflect.ValueOf(r)
+	for i := range setAll.NumField() {
+		if setAll.Field(i).IsZero() {
+			t.Fatalf("fullRecord leaves %s out", setAll.Type().Field(i).Name)
+		}
+	}
+	e := mustEntry(t, r)
+	got, err := Decode(e.Leaf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Openings, err = DecodeOpenings(e.Openings())
+	if err != nil || !reflect.DeepEqual(got, r) {
+		t.Errorf("came back as\n%+v (%v), was\n%+v", got, err, r)
+	}
+}
+
+func TestEntryRefuses(t *testing.T) {
+	_, opening := Commit("other")
+	for _, test := range []struct {
+		says   string
+		change func(*Record)
+	}{
+		{"kind: missing", func(r *Record) { r.Kind = "" }},
+		{"not valid UTF-8", func(r *Record) { r.Request.Entitlement = "\xff" }},
+		{"not valid UTF-8", func(r *Record) { r.Request.Scopes = []string{"a", "\xc3"} }},
+		{"not a whole number of seconds", func(r *Record) { r.Request.TTL = time.Millisecond }},
+		{"not between 0 and 2^53", func(r *Record) { r.Request.TTL = -time.Second }},
+		{"not between 0 and 2^53", func(r *Record) { r.Count = 1 << 53 }},
+		{"does not have four digits", func(r *Record) { r.Lease.Expires = someTime.AddDate(9000, 0, 0) }},
+		{"name: takes 2049 bytes, more than the 2048 allowed", func(r *Record) { r.Rules.Files = map[string]Digest{strings.Repeat("x", 2049): digest(1)} }},
+		{"policies: takes 5121 bytes, more than the 5120 allowed", func(r *Record) { r.Decision.Policies = []string{strings.Repeat("x", 5117)} }},
+		{`the opening "ticket" does not open`, func(r *Record) { r.Openings = map[string]Opening{"ticket": opening} }},
+		{`the opening "colour" has no commitment`, func(r *Record) { r.Openings = map[string]Opening{"colour": opening} }},
+		{"more than the 262144 that are kept", func(r *Record) { r.Openings = map[string]Opening{"ticket": {Text: strings.Repeat("x", maxOpenings)}} }},
+	} {
+		r := fullRecord()
+		test.change(&r)
+		if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("want %q, got %v", test.says, err)
+		}
+	}
+}
+
+func TestDecodeRefusesAllOtherSpellings(t *testing.T) {
+	good := string(mustEntry(t, Record{Time: someTime, Kind: LeaseIssued, Count: 2, Caller: &Party{ID: "a\"b", Proof: digest(0xab)},
+		Request: &RequestFacts{TTL: time.Minute, Scopes: []string{"s"}}, Decision: &DecisionFacts{Permit: true},
+		Rules: &RulesFacts{Files: map[string]Digest{"a": digest(1), "b": digest(2)}}}).Leaf())
+	if _, err := Decode([]byte(good)); err != nil {
+		t.Fatalf("%s: %v", good, err)
+	}
+	for _, change := range [][2]string{
+		{`{"caller"`, ` {"caller"`}, {`"v":1}`, `"v":1}` + "\n"}, {`"v":1}`, `"v":1,"w":2}`}, {`"v":1}`, `"v":2}`}, {`"v":1}`, `"v":01}`},
+		{`"count":2,`, `"count":2,"count":2,`}, {`"count":2,`, `"count":1,`}, {`"count":2,`, `"count":0,`}, {`"count":2,`, `"count":-2,`},
+		{`"count":2,`, `"count":2.0,`}, {`"count":2,`, `"count":2e0,`}, {`"count":2,`, `"count":9007199254740992,`}, {`"count":2,`, `"count": 2,`},
+		{`"count":2,`, `"Count":2,`}, {`"count":2,`, `"counts":2,`}, {`"count":2,`, `"count":"2",`}, {`"count":2,`, `"block":null,"count":2,`},
+		{`"count":2,`, `"block":{},"count":2,`}, {`"count":2,`, `"aaa":2,"count":2,`},
+		{`a\"b`, `a\u0022b`}, {`a\"b`, `a/b\/`}, {`a\"b`, `a\u0041`}, {`a\"b`, "a\x01"}, {`a\"b`, "a\xff"}, {`a\"b`, `a\ud800`}, {`a\"b`, ``},
+		{`abab`, `ABab`}, {`"ab`, `"`}, {`"` + strings.Repeat("ab", 32) + `"`, `"` + strings.Repeat("00", 32) + `"`},
+		{`"permit":true`, `"permit":false`}, {`"permit":true`, `"permit":1`}, {`["s"]`, `[]`}, {`["s"]`, `["s",]`}, {`["s"]`, `["s"`},
+		{`"ttl":60`, `"ttl":60000000000000`},
+		{`2026-11-03T12:00:00.123Z`, `2026-11-03T12:00:00.1234Z`}, {`2026-11-03T12:00:00.123Z`, `2026-11-03T12:00:00,123Z`},
+		{`2026-11-03T12:00:00.123Z`, `2026-11-03T12:00:00.123+00:00`}, {`2026-11-03T12:00:00.123Z`, `2026-02-30T12:00:00.123Z`},
+		{`"time":"2026-11-03T12:00:00.123Z",`, ``}, {`"kind":"lease.issued",`, ``},
+		{`{"name":"a"`, `{"name":"c"`}, {`"name":"b"`, `"name":"a"`},
+		{good, ``}, {good, `{}`}, {good, `"v":1}`}, {good, `{"v":1}`}, {good, `[{"v":1}`}, {good, good + good},
+	} {
+		bad := strings.Replace(good, change[0], change[1], 1)
+		if bad == good {
+			t.Fatalf("%q is not in %s", change[0], good)
+		}
+		if r, err := Decode([]byte(bad)); err == nil {
+			t.Errorf("%s was read as %+v", bad, r)
+		}
+	}
+}
+
+func TestAnotherVersionIsSaid(t *testing.T) {
+	if _, err := Decode([]byte(`{"kind":"x","time":"2026-11-03T12:00:00.123Z","v":2}`)); err == nil || !strings.Contains(err.Error(), "newer version") {
+		t.Error(err)
+	}
+}
+
+// FuzzDecode: whatever is read is written as it was.
+func FuzzDecode(f *testing.F) {
+	f.Add(mustEntry(f, fullRecord()).Leaf())
+	f.Add(mustEntry(f, Record{Kind: PolicyLoaded}).Leaf())
+	f.Add([]byte(`{"kind":"a\u0000\\","time":"0000-01-01T00:00:00.000Z","v":1}`))
+	f.Fuzz(func(t *testing.T, leaf []byte) {
+		r, err := Decode(leaf)
+		if err != nil {
+			return
+		}
+		e, err := r.Entry()
+		if err != nil {
+			if !strings.Contains(err.Error(), "allowed") { // its bounds, which Decode leaves to whoever wrote it
+				t.Errorf("read, and refused: %v", err)
+			}
+			return
+		}
+		if !bytes.Equal(e.Leaf(), leaf) {
+			t.Errorf("read\n%s\nand written as\n%s", leaf, e.Leaf())
+		}
+	})
+}
+
+func BenchmarkEntry(b *testing.B) {
+	r := fullRecord()
+	r.Approval, r.Rules, r.Key, r.Log, r.Block, r.Delegated, r.Subject, r.Openings = nil, nil, nil, nil, nil, nil, nil, nil
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := r.Entry(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	leaf := mustEntry(b, fullRecord()).Leaf()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Decode(leaf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

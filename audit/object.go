@@ -13,18 +13,24 @@ import (
 // zero values are left out, as in records: canonical JSON has no null here.
 // Keys are ASCII, and may be set in any order. It is not safe for concurrent
 // use.
-type Object struct{ members []member }
+type Object struct {
+	members []member
+	values  []byte // of all members, in the order in which they were set
+}
 
 type member struct {
-	key   string
-	value []byte
+	key        string
+	start, end int // in values
 }
 
 // NewObject makes an empty object.
-func NewObject() *Object { return &Object{members: make([]member, 0, 16)} }
+func NewObject() *Object {
+	return &Object{members: make([]member, 0, 12), values: make([]byte, 0, 512)}
+}
 
-func (o *Object) set(key string, value []byte) *Object {
-	o.members = append(o.members, member{key, value})
+// set makes what was appended to values since start the value of a member.
+func (o *Object) set(key string, start int) *Object {
+	o.members = append(o.members, member{key, start, len(o.values)})
 	return o
 }
 
@@ -33,7 +39,13 @@ func (o *Object) String(key, s string) *Object {
 	if s == "" {
 		return o
 	}
-	return o.set(key, AppendString(nil, s))
+	return o.text(key, s)
+}
+
+func (o *Object) text(key, s string) *Object {
+	start := len(o.values)
+	o.values = AppendString(o.values, s)
+	return o.set(key, start)
 }
 
 // Seconds sets a member to a duration's whole seconds.
@@ -41,15 +53,21 @@ func (o *Object) Seconds(key string, d time.Duration) *Object {
 	if d == 0 {
 		return o
 	}
-	return o.set(key, strconv.AppendInt(nil, int64(d/time.Second), 10))
+	start := len(o.values)
+	o.values = strconv.AppendInt(o.values, int64(d/time.Second), 10)
+	return o.set(key, start)
 }
 
 // Hex sets a member to a digest in lower-case hexadecimal.
 func (o *Object) Hex(key string, d Digest) *Object {
-	if d == (Digest{}) {
+	if d.IsZero() {
 		return o
 	}
-	return o.set(key, AppendString(nil, hex.EncodeToString(d[:])))
+	start := len(o.values)
+	o.values = append(o.values, '"')
+	o.values = hex.AppendEncode(o.values, d[:])
+	o.values = append(o.values, '"')
+	return o.set(key, start)
 }
 
 // StringList sets a member to a list of strings, in the order given.
@@ -57,14 +75,13 @@ func (o *Object) StringList(key string, list []string) *Object {
 	if len(list) == 0 {
 		return o
 	}
-	b := []byte{'['}
+	start := len(o.values)
 	for i, s := range list {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = AppendString(b, s)
+		o.values = append(o.values, "[,"[min(i, 1)])
+		o.values = AppendString(o.values, s)
 	}
-	return o.set(key, append(b, ']'))
+	o.values = append(o.values, ']')
+	return o.set(key, start)
 }
 
 // Object sets a member to an object.
@@ -72,21 +89,25 @@ func (o *Object) Object(key string, inner *Object) *Object {
 	if len(inner.members) == 0 {
 		return o
 	}
-	return o.set(key, inner.Bytes())
+	start := len(o.values)
+	o.values = inner.appendTo(o.values)
+	return o.set(key, start)
 }
 
 // Bytes gives the object. A key set twice is the caller's mistake and gives
 // bytes that no decoder here accepts.
-func (o *Object) Bytes() []byte {
+func (o *Object) Bytes() []byte { return o.appendTo(make([]byte, 0, 512)) }
+
+func (o *Object) appendTo(b []byte) []byte {
 	slices.SortFunc(o.members, func(a, b member) int { return strings.Compare(a.key, b.key) })
-	b := []byte{'{'}
+	b = append(b, '{')
 	for i, m := range o.members {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		b = AppendString(b, m.key)
 		b = append(b, ':')
-		b = append(b, m.value...)
+		b = append(b, o.values[m.start:m.end]...)
 	}
 	return append(b, '}')
 }
@@ -95,9 +116,9 @@ func (o *Object) Bytes() []byte {
 func AppendStrings(b []byte, m map[string]string) []byte {
 	o := NewObject()
 	for key, s := range m {
-		o.set(key, AppendString(nil, s))
+		o.text(key, s)
 	}
-	return append(b, o.Bytes()...)
+	return o.appendTo(b)
 }
 
 const hexDigits = "0123456789abcdef"
@@ -141,5 +162,5 @@ func appendEscape(b []byte, c byte) []byte {
 // HashObject is the SHA-256 of an object behind a domain, which separates it
 // from every other hash in the system.
 func HashObject(domain string, o *Object) Digest {
-	return sha256.Sum256(append([]byte(domain+"\n"), o.Bytes()...))
+	return sha256.Sum256(o.appendTo(append(make([]byte, 0, 512), domain+"\n"...)))
 }

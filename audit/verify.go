@@ -23,17 +23,18 @@ type Options struct {
 
 // A Report is what was found.
 type Report struct {
-	Origin      string
-	Key         string // the public key that was verified by
-	KeyTrusted  bool   // it came from the auditor
-	Records     int64
-	Root        Digest
-	First, Last time.Time // times of the first and the last record
-	Checkpoints int       // verified signed checkpoints
-	Opened      int64     // commitments whose texts are there, and are what was committed to
-	Kinds       map[Kind]int64
-	Problems    []Problem // at most maxProblems
-	More        int       // problems beyond those
+	Origin      string         `json:"origin"`
+	Key         string         `json:"key"`         // the public key that was verified by
+	KeyTrusted  bool           `json:"key_trusted"` // it came from the auditor
+	Records     int64          `json:"records"`
+	Root        Digest         `json:"root"`
+	First       time.Time      `json:"first"` // time of the first record
+	Last        time.Time      `json:"last"`
+	Checkpoints int            `json:"checkpoints"` // verified signed checkpoints
+	Opened      int64          `json:"opened"`      // commitments whose texts are there, and are what was committed to
+	Kinds       map[Kind]int64 `json:"kinds"`
+	Problems    []Problem      `json:"problems,omitempty"` // at most maxProblems
+	More        int            `json:"more,omitempty"`     // problems beyond those
 }
 
 // maxProblems bounds the report of a log that is damaged all over.
@@ -41,10 +42,10 @@ const maxProblems = 100
 
 // A Problem says where a log does not hold, and why. It is an error.
 type Problem struct {
-	Index int64     // of the record; -1: the log as a whole
-	Kind  Kind      // as the record says, if that can be read
-	Time  time.Time // as the record says
-	What  string
+	Index int64     `json:"index"`          // of the record; -1: the log as a whole
+	Kind  Kind      `json:"kind,omitempty"` // as the record says, if that can be read
+	Time  time.Time `json:"time,omitzero"`  // as the record says
+	What  string    `json:"what"`
 }
 
 // Error names the record and says what is wrong with it.

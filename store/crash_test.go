@@ -114,7 +114,7 @@ func runAndKill(t *testing.T, path string, confirmations int) (lines []string) {
 func checkConfirmed(t *testing.T, path string, confirmed []string) {
 	t.Helper()
 	// As an auditor sees it, before anybody has recovered anything.
-	f, err := OpenFile(t.Context(), path)
+	f, err := OpenSource(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

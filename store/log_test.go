@@ -35,7 +35,7 @@ func TestLogSurvivesReopening(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := OpenFile(t.Context(), path)
+	f, err := OpenSource(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,12 +37,12 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := Open(t.Context(), Config{URL: "sqlite:" + path}); err == nil || !strings.Contains(err.Error(), newer) {
 		t.Errorf("a newer database: %v", err)
 	}
-	if _, err := OpenFile(t.Context(), path); err == nil || !strings.Contains(err.Error(), newer) {
+	if _, err := OpenSource(t.Context(), path); err == nil || !strings.Contains(err.Error(), newer) {
 		t.Errorf("a newer database, offline: %v", err)
 	}
 }
 
-func TestOpenFileRefuses(t *testing.T) {
+func TestOpenSourceRefuses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notes.txt")
 	if err := os.WriteFile(path, bytes.Repeat([]byte("no database "), 1000), 0o600); err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func TestOpenFileRefuses(t *testing.T) {
 		{path, "not a database"},
 		{path + "x", "no such file"},
 	} {
-		if _, err := OpenFile(t.Context(), test.path); err == nil || !strings.Contains(err.Error(), test.says) {
+		if _, err := OpenSource(t.Context(), test.path); err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: %v", test.path, err)
 		}
 	}
@@ -76,7 +76,7 @@ func TestADatabaseInUseCanBeVerified(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	works(t, s)
-	f, err := OpenFile(t.Context(), "sqlite:"+path)
+	f, err := OpenSource(t.Context(), "sqlite:"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestOneFlippedByte(t *testing.T) {
 	if err := os.WriteFile(copied, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := OpenFile(t.Context(), copied)
+	f, err := OpenSource(t.Context(), copied)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,14 +23,14 @@ type logSource struct {
 // exporting.
 func (s *Store) Source() audit.Source { return &logSource{db: s.readers} }
 
-// A File is the log in a database file that this process does not write to. It
-// needs no key and no lock, and leaves the file as it is; a broker may be using
-// the file meanwhile.
-type File struct{ logSource }
+// A Source is the log in a database that this process does not write to, as an
+// audit.Source. It needs no key and no lock, and leaves the database as it is;
+// a broker may be using it meanwhile. It is safe for concurrent use.
+type Source struct{ logSource }
 
-// OpenFile opens the log in a database, by "sqlite:/path" or by its path. Close
-// it after use.
-func OpenFile(ctx context.Context, pathOrURL string) (*File, error) {
+// OpenSource opens the log in a database, by "sqlite:/path" or by its path.
+// Close it after use.
+func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 	path, err := sqlitePath(pathOrURL)
 	if err != nil {
 		if path, err = sqlitePath("sqlite:" + pathOrURL); err != nil {
@@ -41,7 +41,7 @@ func OpenFile(ctx context.Context, pathOrURL string) (*File, error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	f := &File{}
+	f := &Source{}
 	name := dsn(path, "ro", "query_only(1)")
 	if !inUse(path) {
 		// Nobody has it open, so SQLite need not look for others, and makes no
@@ -71,7 +71,7 @@ func inUse(path string) bool {
 	return err == nil && info.Size() > 0
 }
 
-func (f *File) checkSchema(ctx context.Context) error {
+func (f *Source) checkSchema(ctx context.Context) error {
 	conn, err := f.db.Conn(ctx)
 	if err != nil {
 		return err
@@ -83,8 +83,8 @@ func (f *File) checkSchema(ctx context.Context) error {
 	return errors.Join(err, conn.Close())
 }
 
-// Close closes the file.
-func (f *File) Close() error { return f.db.Close() }
+// Close closes the database.
+func (f *Source) Close() error { return f.db.Close() }
 
 // Header implements audit.Source.
 func (l *logSource) Header(ctx context.Context) (audit.Header, error) {

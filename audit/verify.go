@@ -152,21 +152,26 @@ func (v *verification) item(it *Item) {
 	if it.Index != index {
 		v.problem(index, "the record in its place has the index %d: records are missing, doubled or out of order", it.Index)
 	}
-	v.hashes(index, it)
-	if err != nil {
+	genuine := v.hashes(index, it)
+	switch {
+	case err != nil:
 		v.problem(index, "%v", err)
 		v.current.Time = last
-	} else {
+	case !genuine:
+		v.current.Time = last // what it says is not worth comparing with the rest
+	default:
 		v.record(index, &r, last)
 		v.openings(index, &r, it.Openings)
 	}
 	v.checkpointsAt(v.tree.Size())
 }
 
-// hashes adds the leaf to the tree and compares the hashes in the record's row.
-// Where they differ, the tree goes on with those of the row: if they lead to
-// the signed root, then it is these bytes that were changed, and no others.
-func (v *verification) hashes(index int64, it *Item) {
+// hashes compares the leaf, and the nodes that it completes, with the hashes in
+// the record's row, and adds them to the tree. It says whether the leaf is what
+// the row says. Where they differ, the tree goes on with those of the row: if
+// they lead to the signed root, then it is these bytes that were changed, and
+// no others.
+func (v *verification) hashes(index int64, it *Item) (genuine bool) {
 	own := Digest(tlog.RecordHash(it.Leaf))
 	stored := own
 	if len(it.Hashes) >= len(stored) {
@@ -176,17 +181,22 @@ func (v *verification) hashes(index int64, it *Item) {
 		v.problem(index, "its bytes hash to %s, the tree says %s", own, stored)
 	}
 	nodes := v.tree.Append(stored)
-	if len(it.Hashes) <= tlog.HashSize { // an export: only the leaf's own hash
-		return
-	}
-	if len(it.Hashes) != len(nodes)*tlog.HashSize {
+	switch len(it.Hashes) {
+	case len(nodes) * tlog.HashSize:
+		v.nodes(index, it, nodes)
+	case 0, tlog.HashSize: // an export: the leaf's own hash at most
+	default:
 		v.problem(index, "its row holds %d bytes of hashes, and not those of %d nodes", len(it.Hashes), len(nodes))
-		return
 	}
+	return own == stored
+}
+
+func (v *verification) nodes(index int64, it *Item, nodes []tlog.Hash) {
 	for level, node := range nodes {
 		if there := it.Hashes[level*tlog.HashSize:][:tlog.HashSize]; !bytes.Equal(there, node[:]) {
 			v.problem(index, "records %d to %d hash to %s, the tree says %s: one of them is not what it was",
 				index+1-1<<level, index, Digest(node), Digest(there))
+			v.tree.edge[len(v.tree.edge)-1] = tlog.Hash(it.Hashes[len(it.Hashes)-tlog.HashSize:])
 			return // those above follow from this one
 		}
 	}

@@ -1,0 +1,329 @@
+package audit
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+const origin = "broker.test/log/abcdefgh"
+
+var (
+	secret, public, _ = NewLogKey(origin)
+	signer, _         = NewSigner(secret)
+)
+
+// A memory is a log in memory, with its rows as a database has them.
+type memory struct {
+	tree  Tree
+	items []Item
+	notes []string
+}
+
+func (m *memory) append(leaf, openings []byte) {
+	var row []byte
+	for _, h := range m.tree.Append(Digest(tlog.RecordHash(leaf))) {
+		row = append(row, h[:]...)
+	}
+	m.items = append(m.items, Item{int64(len(m.items)), leaf, row, openings})
+}
+
+func (m *memory) rows(record int64) ([]byte, error) {
+	if record >= int64(len(m.items)) {
+		return nil, errors.New("no such record")
+	}
+	return m.items[record].Hashes, nil
+}
+
+func (m *memory) sign(t testing.TB) []byte {
+	t.Helper()
+	signed, err := signer.Sign(Checkpoint{origin, m.tree.Size(), m.tree.Root()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.notes = append(m.notes, string(signed))
+	return signed
+}
+
+// leaves makes a log of n leaves that are no records.
+func leaves(n int) *memory {
+	m := &memory{}
+	for i := range n {
+		m.append(fmt.Appendf(nil, "leaf %d", i), nil)
+	}
+	return m
+}
+
+// TestTreeIsTlogs compares ours with golang.org/x/mod/sumdb/tlog, which stores
+// all hashes in one sequence.
+func TestTreeIsTlogs(t *testing.T) {
+	m := &memory{}
+	var stored []tlog.Hash
+	reader := tlog.HashReaderFunc(func(indexes []int64) (out []tlog.Hash, err error) {
+		for _, i := range indexes {
+			out = append(out, stored[i])
+		}
+		return out, nil
+	})
+	for n := range int64(70) {
+		leaf := fmt.Appendf(nil, "leaf %d", n)
+		hashes, err := tlog.StoredHashes(n, leaf, reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, hashes...)
+		m.append(leaf, nil)
+		var row []byte
+		for _, h := range hashes {
+			row = append(row, h[:]...)
+		}
+		if string(row) != string(m.items[n].Hashes) {
+			t.Fatalf("the row of record %d is not what tlog stores for it", n)
+		}
+		want, err := tlog.TreeHash(n+1, reader)
+		if err != nil || m.tree.Root() != Digest(want) {
+			t.Fatalf("the root over %d records is %s, tlog's %s (%v)", n+1, m.tree.Root(), want, err)
+		}
+		loaded, err := LoadTree(n+1, Rows(m.rows))
+		if err != nil || loaded.Root() != m.tree.Root() {
+			t.Fatalf("loaded at %d: %v", n+1, err)
+		}
+		if root, err := RootAt(n/2, Rows(m.rows)); err != nil || n >= 2 && root != rootOf(t, n/2) {
+			t.Fatalf("the root at %d: %s, %v", n/2, root, err)
+		}
+	}
+	if (&Tree{}).Root() != sha256.Sum256(nil) {
+		t.Error("the root of an empty tree (RFC 6962, section 2.1)")
+	}
+	copied := m.tree.Clone()
+	before := m.tree.Root()
+	copied.Append(digest(1))
+	copied.Append(digest(2))
+	if m.tree.Root() != before {
+		t.Error("a clone's growth changed the tree")
+	}
+}
+
+func rootOf(t *testing.T, n int64) Digest {
+	t.Helper()
+	return leaves(int(n)).tree.Root()
+}
+
+func TestInclusionProofs(t *testing.T) {
+	m := &memory{}
+	for range 20 {
+		m.append(mustEntry(t, fullRecord()).Leaf(), nil)
+	}
+	signed := m.sign(t)
+	for index := range int64(20) {
+		p, err := Prove(index, m.items[index].Leaf, signed, public, Rows(m.rows))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var read Proof
+		if err := json.Unmarshal(b, &read); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := read.Verify(public); err != nil || r.Kind != LeaseIssued {
+			t.Fatalf("record %d: %v", index, err)
+		}
+	}
+	_, otherKey, err := NewLogKey(origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Proof){
+		"another index":      func(p *Proof) { p.Index++ },
+		"an index too high":  func(p *Proof) { p.Index = 20 },
+		"a negative index":   func(p *Proof) { p.Index = -1 },
+		"another leaf":       func(p *Proof) { p.Leaf[5] ^= 1 },
+		"another hash":       func(p *Proof) { p.Hashes[0][0] ^= 1 },
+		"a hash too few":     func(p *Proof) { p.Hashes = p.Hashes[1:] },
+		"a hash too many":    func(p *Proof) { p.Hashes = append(p.Hashes, p.Hashes[0]) },
+		"another origin":     func(p *Proof) { p.Origin = "x" },
+		"another checkpoint": func(p *Proof) { p.Checkpoint = strings.Replace(p.Checkpoint, "\n20\n", "\n21\n", 1) },
+	} {
+		p, err := Prove(7, append([]byte(nil), m.items[7].Leaf...), signed, public, Rows(m.rows))
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(p)
+		if _, err := p.Verify(public); err == nil {
+			t.Errorf("%s: it verifies", name)
+		}
+	}
+	p, err := Prove(7, m.items[7].Leaf, signed, public, Rows(m.rows))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Verify(otherKey); err == nil {
+		t.Error("it verifies by another key of the same name")
+	}
+	if _, err := Prove(20, nil, signed, public, Rows(m.rows)); err == nil {
+		t.Error("a record past the checkpoint was proved")
+	}
+}
+
+func TestConsistencyProofs(t *testing.T) {
+	m := &memory{}
+	for range 33 {
+		m.append(fmt.Appendf(nil, "leaf %d", m.tree.Size()), nil)
+		m.sign(t)
+	}
+	for _, pair := range [][2]int{{1, 33}, {7, 8}, {8, 33}, {31, 33}, {33, 33}} {
+		p, err := ProveConsistency([]byte(m.notes[pair[0]-1]), []byte(m.notes[pair[1]-1]), public, Rows(m.rows))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if from, to, err := p.Verify(public); err != nil || from.Size != int64(pair[0]) || to.Size != int64(pair[1]) {
+			t.Errorf("%v: %v, %v, %v", pair, from, to, err)
+		}
+		if pair[0] < pair[1] {
+			p.Hashes[0][0] ^= 1
+			if _, _, err := p.Verify(public); err == nil {
+				t.Errorf("%v: it verifies with another hash", pair)
+			}
+		}
+	}
+	if _, err := ProveConsistency([]byte(m.notes[9]), []byte(m.notes[3]), public, Rows(m.rows)); err == nil {
+		t.Error("a log that shrank was proved consistent")
+	}
+}
+
+func TestCheckpoints(t *testing.T) {
+	c := Checkpoint{origin, 17, digest(3)}
+	signed, err := signer.Sign(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := OpenCheckpoint(signed, public); err != nil || got != c {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if !strings.HasPrefix(string(signed), origin+"\n17\nAwMD") || !strings.Contains(string(signed), "\n\n— "+origin+" ") {
+		t.Errorf("it is not a C2SP checkpoint:\n%s", signed)
+	}
+	if _, err := signer.Sign(Checkpoint{"other", 1, digest(1)}); err == nil {
+		t.Error("another log's checkpoint was signed")
+	}
+	if _, _, err := NewLogKey("a b/log/x"); err == nil {
+		t.Error("an origin with a space has a key")
+	}
+	if _, err := NewSigner("PRIVATE+KEY+secret"); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a bad key: %v", err)
+	}
+	a, b := NewOrigin("broker.test"), NewOrigin("broker.test")
+	if a == b || len(a) != len(origin) || !strings.HasPrefix(a, "broker.test/log/") {
+		t.Errorf("origins: %s, %s", a, b)
+	}
+	for _, text := range []string{"", "o\n", "o\n1\n", "o\n01\nAAAA\n", "o\n-1\nAAAA\n", "o\n1\nAAAA\n", "\n1\n" + c.String()[len(origin)+4:], "o\n1\n" + strings.Repeat("A", 42) + "B=\n"} {
+		if c, err := parseCheckpoint(text); err == nil {
+			t.Errorf("%q was read as %+v", text, c)
+		}
+	}
+	if _, err := parseCheckpoint(c.String() + "an extension\n"); err != nil {
+		t.Errorf("extension lines are allowed: %v", err)
+	}
+}
+
+func TestRememberedCheckpoint(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "checkpoint")
+	if signed, err := Recall(path); signed != nil || err != nil {
+		t.Errorf("nothing was remembered: %q, %v", signed, err)
+	}
+	m := leaves(9)
+	nine := m.sign(t)
+	m.append([]byte("more"), nil)
+	if err := Remember(path, []byte("older")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remember(path, nine); err != nil {
+		t.Fatal(err)
+	}
+	signed, err := Recall(path)
+	if err != nil || string(signed) != string(nine) {
+		t.Fatalf("recalled %q, %v", signed, err)
+	}
+	if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {
+		t.Errorf("it left files behind: %v, %v", files, err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if err := Remember(filepath.Join(path, "x", "y"), nine); err == nil {
+		t.Error("remembered in a folder that is none")
+	}
+
+	changed := leaves(10)
+	changed.items[3].Hashes[0] ^= 1
+	_, foreign, err := NewLogKey("other/log/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		signed []byte
+		public string
+		log    *memory
+		says   string
+	}{
+		"nothing remembered":    {nil, public, m, ""},
+		"it grew":               {nine, public, m, ""},
+		"it is as it was":       {nine, public, leaves(9), ""},
+		"an old copy":           {nine, public, leaves(8), "it has 8 records, and its remembered checkpoint 9"},
+		"an empty one":          {nine, public, leaves(0), "it has 0 records"},
+		"another past":          {nine, public, &memory{tree: *leaves(9).tree.Clone(), items: leavesFrom("x", 9).items}, "its first 9 records have the root"},
+		"another log":           {nine, foreign, m, "is not this log's"},
+		"the file was tampered": {[]byte(strings.Replace(string(nine), "\n9\n", "\n1\n", 1)), public, m, "is not this log's"},
+	} {
+		err := CheckRemembered(test.signed, test.public, test.log.tree.Size(), Rows(test.log.rows))
+		if test.says == "" {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "`broker audit new-epoch`") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// leavesFrom is leaves with other texts.
+func leavesFrom(text string, n int) *memory {
+	m := &memory{}
+	for i := range n {
+		m.append(fmt.Appendf(nil, "%s %d", text, i), nil)
+	}
+	return m
+}
+
+func TestCommitments(t *testing.T) {
+	d, o := Commit("because")
+	again, other := Commit("because")
+	if d == again || o.Salt == other.Salt {
+		t.Error("two commitments to one text are the same: whoever guesses the text can check it")
+	}
+	if !o.Opens(d) || o.Commitment() != d || other.Opens(d) || (Opening{o.Salt, "Because"}).Opens(d) {
+		t.Error("an opening opens its own commitment, and nothing else does")
+	}
+	// From outside: printf 'accessbroker/commitment/v1\n0123456789abcdefhello' | sha256sum
+	known := Opening{[16]byte([]byte("0123456789abcdef")), "hello"}
+	if got := known.Commitment().String(); got != "7f623a0c0d7a11cf7ce95e485505c4e77ced5f9e340c17de9dfd5d4bc2da42e3" {
+		t.Errorf("the commitment is %s", got)
+	}
+	for _, stored := range []string{`[]`, `{"a":{"salt":"00","text":""}}`, `{"a":{"salt":"zz000000000000000000000000000000","text":""}}`, `{"a":{"colour":""}}`, `{`} {
+		if o, err := DecodeOpenings([]byte(stored)); err == nil {
+			t.Errorf("%s was read as %v", stored, o)
+		}
+	}
+}

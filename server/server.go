@@ -34,6 +34,10 @@ type Config struct {
 	// broker. What it returns must hold neither the token nor a part of it.
 	Authenticate func(r *http.Request, bodyToken string) (broker.Identity, error)
 
+	// ConnContext, if set, keeps what is known of a connection (see
+	// http.Server), for Authenticate.
+	ConnContext func(context.Context, net.Conn) context.Context
+
 	// Keys gives the JWK Set (RFC 7517) of the broker's token signing keys.
 	Keys func(ctx context.Context) ([]byte, error)
 
@@ -178,6 +182,7 @@ func (s *Server) HTTPServer(h http.Handler, tlsConfig *tls.Config) *http.Server 
 	return &http.Server{
 		Handler:           h,
 		TLSConfig:         tlsConfig,
+		ConnContext:       s.cfg.ConnContext,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,

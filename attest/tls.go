@@ -1,0 +1,139 @@
+package attest
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// ServerTLS is what a listener's TLS is made of.
+type ServerTLS struct {
+	SVID        bool   // serve with our own SVID
+	Cert, Key   string // or with these files (PEM), read again when they change
+	ClientCerts string // "off", "optional" or "required"
+}
+
+var clientAuth = map[string]tls.ClientAuthType{
+	"off":      tls.NoClientCert,
+	"optional": tls.RequestClientCert,
+	"required": tls.RequireAnyClientCert,
+}
+
+// ServerTLS gives the TLS configuration of a listener: TLS 1.3, HTTP/2 and
+// HTTP/1.1, no session tickets. A client's certificate must be an X.509-SVID
+// that holds, or the handshake fails.
+//
+// Tickets are off because Go does not verify certificates again when a session
+// resumes, and because a ticket would be one more thing that proves somebody.
+func (v *Verifier) ServerTLS(cfg ServerTLS) (*tls.Config, error) {
+	auth, ok := clientAuth[cfg.ClientCerts]
+	if !ok {
+		return nil, fmt.Errorf("client_certs is %q: choose off, optional or required", cfg.ClientCerts)
+	}
+	get, err := v.source.certificate(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{"h2", "http/1.1"},
+		SessionTicketsDisabled: true,
+		GetCertificate:         get,
+		ClientAuth:             auth,
+		VerifyConnection: func(c tls.ConnectionState) error {
+			if len(c.PeerCertificates) == 0 {
+				return nil // ClientAuth has seen to it that this may be
+			}
+			_, err := v.X509(c.PeerCertificates, time.Now())
+			return err
+		},
+	}, nil
+}
+
+// certificate says where a server's certificate comes from.
+func (s *Source) certificate(cfg ServerTLS) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	switch {
+	case cfg.SVID && (cfg.Cert != "" || cfg.Key != ""):
+		return nil, errors.New("serve with the own SVID or with files, not both")
+	case cfg.SVID:
+		if _, err := s.GetCertificate(nil); err != nil {
+			return nil, err
+		}
+		return s.GetCertificate, nil
+	}
+	c := &certFile{certPath: cfg.Cert, keyPath: cfg.Key}
+	if err := c.read(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.certs = append(s.certs, c)
+	return c.get, nil
+}
+
+// retireBefore is how long before the end of a client's certificate we ask the
+// client to connect again. It is longer than a connection may be idle.
+const retireBefore = 5 * time.Minute
+
+// Retire asks clients whose certificate is about to end to connect again, with
+// the one that they have fetched by then: "Connection: close", which over
+// HTTP/2 becomes a GOAWAY. Else a connection that lives longer than its
+// certificate would end with refusals although its client did nothing wrong.
+func Retire(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && ending(r.TLS.PeerCertificates[0], time.Now()) {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// ending says whether the last third of a certificate's life, or its last
+// minutes, have begun. Agents renew halfway (SPIRE's do).
+func ending(leaf *x509.Certificate, now time.Time) bool {
+	margin := min(retireBefore, leaf.NotAfter.Sub(leaf.NotBefore)/3)
+	return now.After(leaf.NotAfter.Add(-margin))
+}
+
+// ClientTLS gives the TLS configuration of a client that proves itself with our
+// own SVID, as it is at each handshake. The server must be brokerID
+// ("spiffe://acme.test/broker"), or, if that is empty, any workload of our own
+// trust domain.
+func (s *Source) ClientTLS(brokerID string) (*tls.Config, error) {
+	o := s.own.Load()
+	if o == nil {
+		return nil, ErrNoSVID
+	}
+	authorize := tlsconfig.AuthorizeMemberOf(o.svid.ID.TrustDomain())
+	if brokerID != "" {
+		id, err := workloadID(brokerID)
+		if err != nil {
+			return nil, fmt.Errorf("the broker's SPIFFE ID %q %w", brokerID, err)
+		}
+		authorize = tlsconfig.AuthorizeID(id)
+	}
+	return s.clientConfig(authorize), nil
+}
+
+func (s *Source) clientConfig(authorize func(spiffeid.ID, [][]*x509.Certificate) error) *tls.Config {
+	config := tlsconfig.MTLSClientConfig(svidSource{s}, s, authorize)
+	config.MinVersion = tls.VersionTLS13
+	return config
+}
+
+// svidSource implements x509svid.Source.
+type svidSource struct{ s *Source }
+
+func (o svidSource) GetX509SVID() (*x509svid.SVID, error) {
+	if own := o.s.own.Load(); own != nil {
+		return own.svid, nil
+	}
+	return nil, ErrNoSVID
+}

@@ -1,0 +1,158 @@
+package attest
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+
+	"accessbroker.internal/broker"
+)
+
+// Bounds of JWT-SVIDs in time.
+const (
+	MaxLifetime = time.Hour        // from now to exp
+	Leeway      = 30 * time.Second // for nbf and iat; there is none for exp
+)
+
+// VerifierConfig is what a Verifier is made of. Source and Audiences are
+// required.
+type VerifierConfig struct {
+	Source    *Source
+	Audiences []string // accepted in JWT-SVIDs
+
+	// Remember is how many proofs of each kind are remembered once they were
+	// verified; zero means 8,192, which takes about 4 MB.
+	Remember int
+
+	// Failed is told of every proof that did not hold; nil: nobody is.
+	Failed func(method broker.Method, cause string)
+}
+
+// A Verifier turns proofs into identities. It is safe for concurrent use.
+//
+// A proof that held is remembered until it expires or any bundle changes, so
+// that a busy caller costs a hash and not a signature check. Its times are
+// looked at each time. What did not hold is never remembered.
+type Verifier struct {
+	source    *Source
+	audiences []string
+	failed    func(broker.Method, string)
+	tokens    *memory
+	certs     *memory
+}
+
+// NewVerifier makes a Verifier.
+func NewVerifier(cfg VerifierConfig) *Verifier {
+	if cfg.Remember == 0 {
+		cfg.Remember = 8192
+	}
+	if cfg.Failed == nil {
+		cfg.Failed = func(broker.Method, string) {}
+	}
+	return &Verifier{
+		source:    cfg.Source,
+		audiences: slices.Clone(cfg.Audiences),
+		failed:    cfg.Failed,
+		tokens:    newMemory(cfg.Remember),
+		certs:     newMemory(cfg.Remember),
+	}
+}
+
+// JWT checks a JWT-SVID, and says whom it proves. What does not hold is a
+// *Failure.
+func (v *Verifier) JWT(compact string, now time.Time) (broker.Identity, error) {
+	who, err := v.jwt(compact, now)
+	return who, v.count(err)
+}
+
+func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
+	if len(compact) > MaxToken {
+		return broker.Identity{}, refused(CauseOversized, "the JWT-SVID is larger than 8 KiB: fetch one with fewer claims")
+	}
+	key := sha256.Sum256([]byte(compact))
+	trusted := v.source.trust.Load()
+	if m, ok := v.tokens.recall(key, trusted.generation); ok {
+		return m.who, inTime(m.notBefore, m.who.Proof.Expires, now)
+	}
+	t, err := parseToken(compact)
+	if err != nil {
+		return broker.Identity{}, err
+	}
+	if err := v.check(t, compact, trusted, now); err != nil {
+		return broker.Identity{}, err
+	}
+	who := identity(t.id, broker.Proof{Method: broker.MethodJWTSVID, SHA256: key, Expires: t.expires})
+	v.tokens.remember(key, remembered{who, trusted.generation, t.notBefore})
+	return who, nil
+}
+
+// check goes from what is cheap to what is not: the signature comes last.
+func (v *Verifier) check(t token, compact string, trusted *trust, now time.Time) error {
+	if !trusted.listed[t.id.TrustDomain()] {
+		return refused(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
+	}
+	if !slices.Contains(v.audiences, t.audience) {
+		return refused(CauseAudience, "fetch a JWT-SVID for the broker's audience: its discovery document names it")
+	}
+	if err := inTime(t.notBefore, t.expires, now); err != nil {
+		return err
+	}
+	if t.expires.Sub(now) > MaxLifetime {
+		return refused(CauseLifetime, "the JWT-SVID is valid for more than 1 h from now: fetch a shorter one")
+	}
+	return t.verify(compact, trusted, v.audiences)
+}
+
+// inTime wants now to be in [notBefore - Leeway, expires). go-jose allows
+// itself a minute on both sides, which is why this is checked here.
+func inTime(notBefore, expires, now time.Time) error {
+	if !now.Before(expires) {
+		return refused(CauseExpired, "the JWT-SVID has expired: fetch a fresh one from the Workload API")
+	}
+	if now.Add(Leeway).Before(notBefore) {
+		return refused(CauseNotYetValid, "the JWT-SVID is not valid yet: compare the clocks of its issuer and of the broker")
+	}
+	return nil
+}
+
+// verify checks the signature by the authority that kid names.
+func (t token) verify(compact string, trusted *trust, audiences []string) error {
+	bundle, ok := trusted.jwt[t.id.TrustDomain()]
+	if !ok {
+		return refused(CauseNoBundle, "the broker has no JWT authorities of this trust domain, so it can't verify a JWT-SVID of it: its operator finds the cause in the log")
+	}
+	if _, ok := bundle.FindJWTAuthority(t.kid); !ok {
+		return refused(CauseUnknownKey, "the JWT-SVID is signed by a key that is not in the bundle of its trust domain: fetch a fresh one")
+	}
+	svid, err := jwtsvid.ParseAndValidate(compact, trusted, audiences)
+	if err != nil {
+		return refused(CauseSignature, "the signature of the JWT-SVID does not hold: fetch a fresh one from the Workload API")
+	}
+	// Two parsers read it. If they ever disagree, believe neither.
+	if svid.ID != t.id || !svid.Expiry.Equal(t.expires) || !slices.Equal(svid.Audience, []string{t.audience}) {
+		return refused(CauseMalformed, "the JWT-SVID can be read in more than one way")
+	}
+	return nil
+}
+
+// count tells of a failure, and gives err as it is.
+func (v *Verifier) count(err error) error {
+	if f, ok := err.(*Failure); ok {
+		v.failed(f.Method, string(f.Cause))
+	}
+	return err
+}
+
+// X509 checks the X.509-SVID that a TLS connection came with, leaf first, and
+// says whom it proves. That the peer holds its key, TLS has seen to. What does
+// not hold is a *Failure.
+//
+// It is meant to be called for every request, because neither TLS nor a
+// connection that lives on looks at NotAfter or at the bundle again.
+func (v *Verifier) X509(chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
+	who, err := v.x509(chain, now)
+	return who, v.count(err)
+}

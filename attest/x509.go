@@ -1,0 +1,174 @@
+package attest
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"accessbroker.internal/broker"
+)
+
+func distrusted(cause Cause, detail string) error {
+	return &Failure{broker.MethodX509SVID, cause, detail}
+}
+
+// x509 remembers by the leaf alone: that a leaf was once verified is true
+// whatever stands beside it now, and the end of the chain that verified it
+// goes with what is remembered. A chain that has ended is verified anew, for
+// the caller may have brought another one.
+func (v *Verifier) x509(chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
+	if len(chain) == 0 {
+		return broker.Identity{}, distrusted(CauseMalformed, "connect with an X.509-SVID")
+	}
+	leaf := chain[0]
+	key := sha256.Sum256(leaf.Raw)
+	trusted := v.source.trust.Load()
+	if m, ok := v.certs.recall(key, trusted.generation); ok && now.Before(m.who.Proof.Expires) {
+		return m.who, beganBy(m.notBefore, now)
+	}
+	id, err := checkLeaf(leaf, now)
+	if err != nil {
+		return broker.Identity{}, err
+	}
+	ends, err := verifyChain(id, chain, trusted, now)
+	if err != nil {
+		return broker.Identity{}, err
+	}
+	who := identity(id, broker.Proof{Method: broker.MethodX509SVID, SHA256: key, Expires: ends})
+	v.certs.remember(key, remembered{who, trusted.generation, leaf.NotBefore})
+	return who, nil
+}
+
+// checkLeaf holds a certificate to the rules of X509-SVID, sections 2 to 5.
+func checkLeaf(leaf *x509.Certificate, now time.Time) (spiffeid.ID, error) {
+	id, err := leafID(leaf)
+	switch {
+	case err != nil:
+		return id, distrusted(CauseSPIFFEID, "the certificate "+err.Error())
+	case leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return id, distrusted(CauseUsage, "a CA's certificate proves no workload: connect with a leaf (X509-SVID, section 5.2)")
+	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return id, distrusted(CauseUsage, "the certificate lacks the key usage digitalSignature (X509-SVID, section 4.3)")
+	case !forClients(leaf):
+		return id, distrusted(CauseUsage, "the certificate is not for TLS clients: its extended key usage needs clientAuth (X509-SVID, section 4.4)")
+	case !now.Before(leaf.NotAfter):
+		return id, distrusted(CauseExpired, "the X.509-SVID has expired: connect again with a fresh one")
+	}
+	return id, beganBy(leaf.NotBefore, now)
+}
+
+// beganBy wants now not to be before notBefore, but for the leeway.
+func beganBy(notBefore, now time.Time) error {
+	if now.Add(Leeway).Before(notBefore) {
+		return distrusted(CauseNotYetValid, "the X.509-SVID is not valid yet: compare the clocks of its issuer and of the broker")
+	}
+	return nil
+}
+
+func forClients(leaf *x509.Certificate) bool {
+	if len(leaf.ExtKeyUsage) == 0 && len(leaf.UnknownExtKeyUsage) == 0 {
+		return true
+	}
+	return slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) || slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny)
+}
+
+// leafID wants one URI in the certificate, and that to be the SPIFFE ID of a
+// workload (X509-SVID, section 2).
+func leafID(leaf *x509.Certificate) (spiffeid.ID, error) {
+	switch uris, err := uriNames(leaf); {
+	case err != nil:
+		return spiffeid.ID{}, err
+	case len(uris) == 0:
+		return spiffeid.ID{}, errors.New("has no SPIFFE ID: an X.509-SVID has one URI SAN")
+	case len(uris) > 1:
+		return spiffeid.ID{}, errors.New("has more than one URI SAN: an X.509-SVID has exactly one")
+	default:
+		id, err := workloadID(uris[0])
+		if err != nil {
+			err = errors.New("has a URI SAN that " + err.Error())
+		}
+		return id, err
+	}
+}
+
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// uriNames gives the URIs as they were signed. crypto/x509 gives them parsed
+// by net/url, which forgives: it lowers the scheme, and drops an empty
+// fragment.
+func uriNames(leaf *x509.Certificate) ([]string, error) {
+	var uris []string
+	for _, e := range leaf.Extensions {
+		if !e.Id.Equal(oidSubjectAltName) {
+			continue
+		}
+		var names []asn1.RawValue
+		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
+			return nil, errors.New("has subject alternative names that can't be read")
+		}
+		for _, n := range names {
+			if n.Class == asn1.ClassContextSpecific && n.Tag == 6 { // uniformResourceIdentifier, RFC 5280, section 4.2.1.6
+				uris = append(uris, string(n.Bytes))
+			}
+		}
+	}
+	return uris, nil
+}
+
+// verifyChain verifies the path to an authority of the trust domain that the
+// leaf names, and says when it ends: with the first certificate in it that
+// does.
+func verifyChain(id spiffeid.ID, chain []*x509.Certificate, trusted *trust, now time.Time) (ends time.Time, err error) {
+	td := id.TrustDomain()
+	if !trusted.listed[td] {
+		return ends, distrusted(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
+	}
+	if trusted.x509[td] == nil {
+		return ends, distrusted(CauseNoBundle, "the broker has no X.509 authorities of this trust domain, so it can't verify a certificate of it: its operator finds the cause in the log")
+	}
+	// A leaf within the leeway would be too young for crypto/x509.
+	at := now
+	if at.Before(chain[0].NotBefore) {
+		at = chain[0].NotBefore
+	}
+	verified, paths, err := x509svid.Verify(chain, trusted, x509svid.WithTime(at))
+	if err != nil || verified != id {
+		return ends, distrusted(CauseUntrusted, "the certificate does not lead to an authority in the bundle of its trust domain: send the intermediates too, or fetch a fresh X.509-SVID")
+	}
+	for _, path := range paths {
+		if end := endOf(path); end.After(ends) {
+			ends = end
+		}
+	}
+	if !now.Before(ends) {
+		return ends, distrusted(CauseExpired, "the X.509-SVID, or an authority above it, has expired: connect again with a fresh one")
+	}
+	return ends, nil
+}
+
+func endOf(path []*x509.Certificate) time.Time {
+	end := path[0].NotAfter
+	for _, c := range path[1:] {
+		if c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	return end
+}
+
+// identity makes the identity of a workload. Marks are put on by the broker.
+func identity(id spiffeid.ID, proof broker.Proof) broker.Identity {
+	return broker.Identity{
+		ID:          id.String(),
+		TrustDomain: id.TrustDomain().Name(),
+		Paths:       broker.SPIFFEPaths(id.String()),
+		Kind:        broker.KindWorkload,
+		Proof:       proof,
+	}
+}

@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"crypto/x509"
 	"net/http"
 	"strings"
 	"time"
@@ -9,33 +8,58 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Proofs are what one call carried.
-type Proofs struct {
-	Chain  []*x509.Certificate // of the TLS client; empty if there is none
-	Bearer string              // of the Authorization header; empty if there is none
-
-	// Subject is a token in the body that is to be the caller's own proof:
-	// subject_token (RFC 8693) or client_assertion (RFC 7523).
-	Subject string
-}
-
-// Authenticate finds out who made a request; subject is a token in its body
-// (see Proofs), or empty. It gives exactly one identity, or an error that
-// wraps a sentinel of package broker.
-func (v *Verifier) Authenticate(r *http.Request, subject string) (broker.Identity, error) {
-	p := Proofs{Subject: subject}
-	if r.TLS != nil {
-		p.Chain = r.TLS.PeerCertificates
-	}
+// Authenticate finds out who made a request. The bodyToken is a token in its
+// body that is to be the caller's own proof: subject_token (RFC 8693) or
+// client_assertion (RFC 7523); "" if there is none. It gives exactly one
+// identity, or an error that wraps a sentinel of package broker:
+//
+//   - A certificate and a bearer token are two proofs, and refused with
+//     broker.ErrTwoIdentities, even if both name the same workload: which of
+//     them the record shows, and which one's end bounds what is issued, must
+//     not be a matter of choice.
+//   - A token in the body alone is the caller's proof. Byte for byte the bearer
+//     token, it is the same proof.
+//   - Beside a certificate, a token in the body must prove the same workload.
+//     The certificate is the proof then: it is what tokens are bound to.
+//   - Beside another bearer token, one in the body is a second proof:
+//     broker.ErrTwoIdentities.
+//   - If it is about somebody else, that would be a delegation:
+//     broker.ErrForeignSubject.
+func (v *Verifier) Authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
+	now := time.Now()
 	bearer, err := bearer(r.Header)
 	if err != nil {
 		return broker.Identity{}, v.count(err)
 	}
-	p.Bearer = bearer
-	return v.Caller(p, time.Now())
+	hasCert := r.TLS != nil && len(r.TLS.PeerCertificates) > 0
+	switch {
+	case hasCert && bearer != "":
+		return broker.Identity{}, v.two("this call carries a client certificate and a bearer token: send one of them, even if both are yours")
+	case hasCert:
+		who, err := v.overConn(r.Context(), r.TLS.PeerCertificates, now)
+		if err == nil && bodyToken != "" {
+			err = v.sameAs(who, bodyToken, now)
+		}
+		if err != nil {
+			return broker.Identity{}, err
+		}
+		return who, nil
+	case bearer != "":
+		who, err := v.JWT(bearer, now)
+		if err != nil || bodyToken == "" || bodyToken == bearer {
+			return who, err
+		}
+		return broker.Identity{}, v.second(who, bodyToken, now)
+	case bodyToken != "":
+		return v.JWT(bodyToken, now)
+	}
+	return broker.Identity{}, v.count(&Failure{methodNone, CauseNoProof, "prove who you are: connect with an X.509-SVID, or send a JWT-SVID as Authorization: Bearer"})
 }
 
 // bearer reads the Authorization header (RFC 6750, section 2.1).
+//
+// Several headers, or a value that is not one token, are refused: what stands
+// in front of us and what stands behind might each take another one.
 func bearer(h http.Header) (string, error) {
 	values := h.Values("Authorization")
 	switch len(values) {
@@ -43,61 +67,47 @@ func bearer(h http.Header) (string, error) {
 		return "", nil
 	case 1:
 	default:
-		return "", &broker.Refusal{Err: broker.ErrTwoIdentities, Detail: "send one Authorization header"}
+		return "", refused(CauseMalformed, "send one Authorization header: Bearer <JWT-SVID>")
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
+	if !ok || !strings.EqualFold(scheme, "Bearer") || token == "" || strings.ContainsAny(token, " \t,") {
 		return "", refused(CauseMalformed, "the Authorization header must be: Bearer <JWT-SVID>")
 	}
 	return token, nil
 }
 
-// Caller finds the one caller of a call. A call has one proof:
-//
-//   - A certificate and a bearer token are two, and refused with
-//     broker.ErrTwoIdentities, even if both name the same workload: which of
-//     them the record shows, and which one's end bounds what is issued, must
-//     not be a matter of choice.
-//   - A subject token alone is the caller's proof.
-//   - A subject token that is, byte for byte, the bearer token is the same
-//     proof.
-//   - Any other subject token beside a proof is either a second proof of the
-//     same workload, and broker.ErrTwoIdentities; or it is about somebody
-//     else, or proves nothing: that would be a delegation, and is
-//     broker.ErrForeignSubject.
-func (v *Verifier) Caller(p Proofs, now time.Time) (broker.Identity, error) {
-	hasChain := len(p.Chain) > 0
-	switch {
-	case hasChain && p.Bearer != "":
-		return broker.Identity{}, &broker.Refusal{Err: broker.ErrTwoIdentities,
-			Detail: "this call carries a client certificate and a bearer token: send one of them, even if both are yours"}
-	case !hasChain && p.Bearer == "" && p.Subject == "":
-		return broker.Identity{}, &broker.Refusal{Err: broker.ErrUnauthenticated,
-			Detail: "prove who you are: connect with an X.509-SVID, or send a JWT-SVID as Authorization: Bearer"}
-	case !hasChain && p.Bearer == "":
-		return v.JWT(p.Subject, now)
+// sameAs wants a token in the body to prove whom the certificate proved.
+func (v *Verifier) sameAs(who broker.Identity, bodyToken string, now time.Time) error {
+	other, err := v.jwt(bodyToken, now)
+	if isForeign(err) || err == nil && other.ID != who.ID {
+		return v.foreign()
 	}
-	who, err := v.first(p, now)
-	if err != nil || p.Subject == "" || p.Subject == p.Bearer {
-		return who, err
-	}
-	return broker.Identity{}, v.foreign(who, p.Subject, now)
+	return v.count(err)
 }
 
-func (v *Verifier) first(p Proofs, now time.Time) (broker.Identity, error) {
-	if p.Bearer != "" {
-		return v.JWT(p.Bearer, now)
+// second says what is wrong with a token in the body that is not the bearer
+// token.
+func (v *Verifier) second(who broker.Identity, bodyToken string, now time.Time) error {
+	if err := v.sameAs(who, bodyToken, now); err != nil {
+		return err
 	}
-	return v.X509(p.Chain, now)
+	return v.two("this call carries two different tokens: send the one in the body alone, or the same one twice")
 }
 
-// foreign says what is wrong with a subject token that is not the caller's
-// proof.
-func (v *Verifier) foreign(who broker.Identity, subject string, now time.Time) error {
-	if other, err := v.jwt(subject, now); err == nil && other.ID == who.ID {
-		return &broker.Refusal{Err: broker.ErrTwoIdentities,
-			Detail: "this call carries two proofs of the same workload: send the token in the body alone, without certificate and without another bearer token"}
-	}
+// isForeign says whether a token is about somebody that can't be a caller
+// here, such as a person's ID token.
+func isForeign(err error) bool {
+	f, ok := err.(*Failure)
+	return ok && (f.Cause == CauseSPIFFEID || f.Cause == CauseTrustDomain)
+}
+
+func (v *Verifier) two(detail string) error {
+	v.failed(methodNone, string(CauseTwo))
+	return &broker.Refusal{Err: broker.ErrTwoIdentities, Detail: detail}
+}
+
+func (v *Verifier) foreign() error {
+	v.failed(methodNone, string(CauseForeign))
 	return &broker.Refusal{Err: broker.ErrForeignSubject,
 		Detail: "the token in the body is not the proof that this call was made with; acting for others is not offered: send your own JWT-SVID, and no other proof"}
 }

@@ -17,7 +17,13 @@ import (
 type ServerTLS struct {
 	SVID        bool   // serve with our own SVID
 	Cert, Key   string // or with these files (PEM), read again when they change
-	ClientCerts string // "off", "optional" or "required"
+
+	// ClientCerts is "off", "optional" or "required". With optional, a
+	// certificate that proves nobody is refused when something is asked for
+	// that needs a caller, with an answer that says what is wrong with it.
+	// With required, it is refused in the handshake, and gets no answer at
+	// all, not even to what is open to everybody.
+	ClientCerts string
 }
 
 var clientAuth = map[string]tls.ClientAuthType{
@@ -27,8 +33,8 @@ var clientAuth = map[string]tls.ClientAuthType{
 }
 
 // ServerTLS gives the TLS configuration of a listener: TLS 1.3, HTTP/2 and
-// HTTP/1.1, no session tickets. A client's certificate must be an X.509-SVID
-// that holds, or the handshake fails.
+// HTTP/1.1, no session tickets. Authenticate verifies what clients present;
+// the handshake does only with ClientCerts "required".
 //
 // Tickets are off because Go does not verify certificates again when a session
 // resumes, and because a ticket would be one more thing that proves somebody.
@@ -41,20 +47,20 @@ func (v *Verifier) ServerTLS(cfg ServerTLS) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{"h2", "http/1.1"},
 		SessionTicketsDisabled: true,
 		GetCertificate:         get,
 		ClientAuth:             auth,
-		VerifyConnection: func(c tls.ConnectionState) error {
-			if len(c.PeerCertificates) == 0 {
-				return nil // ClientAuth has seen to it that this may be
-			}
+	}
+	if auth == tls.RequireAnyClientCert {
+		config.VerifyConnection = func(c tls.ConnectionState) error {
 			_, err := v.X509(c.PeerCertificates, time.Now())
 			return err
-		},
-	}, nil
+		}
+	}
+	return config, nil
 }
 
 // certificate says where a server's certificate comes from.
@@ -69,6 +75,9 @@ func (s *Source) certificate(cfg ServerTLS) (func(*tls.ClientHelloInfo) (*tls.Ce
 		return s.GetCertificate, nil
 	}
 	c := &certFile{certPath: cfg.Cert, keyPath: cfg.Key}
+	if cfg.Cert == "" || cfg.Key == "" {
+		return nil, errors.New("serving TLS: give a certificate and its key, or serve with the own SVID")
+	}
 	if err := c.read(); err != nil {
 		return nil, err
 	}

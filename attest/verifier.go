@@ -23,11 +23,12 @@ type VerifierConfig struct {
 	Source    *Source
 	Audiences []string // accepted in JWT-SVIDs
 
-	// Remember is how many proofs of each kind are remembered once they were
-	// verified; zero means 8,192, which takes about 4 MB.
+	// Remember is how many tokens are remembered (by their hashes) once they
+	// were verified; zero means 8,192, which takes about 4 MB.
 	Remember int
 
-	// Failed is told of every proof that did not hold; nil: nobody is.
+	// Failed is told of every proof that did not hold; nil: nobody is. The
+	// method is "none" where there was no proof, or more than one.
 	Failed func(method broker.Method, cause string)
 }
 
@@ -41,7 +42,6 @@ type Verifier struct {
 	audiences []string
 	failed    func(broker.Method, string)
 	tokens    *memory
-	certs     *memory
 }
 
 // NewVerifier makes a Verifier.
@@ -57,7 +57,6 @@ func NewVerifier(cfg VerifierConfig) *Verifier {
 		audiences: slices.Clone(cfg.Audiences),
 		failed:    cfg.Failed,
 		tokens:    newMemory(cfg.Remember),
-		certs:     newMemory(cfg.Remember),
 	}
 }
 
@@ -75,7 +74,10 @@ func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 	key := sha256.Sum256([]byte(compact))
 	trusted := v.source.trust.Load()
 	if m, ok := v.tokens.recall(key, trusted.generation); ok {
-		return m.who, inTime(m.notBefore, m.who.Proof.Expires, now)
+		if err := inTime(m.notBefore, m.who.Proof.Expires, now); err != nil {
+			return broker.Identity{}, err
+		}
+		return m.who, nil
 	}
 	t, err := parseToken(compact)
 	if err != nil {
@@ -150,9 +152,8 @@ func (v *Verifier) count(err error) error {
 // says whom it proves. That the peer holds its key, TLS has seen to. What does
 // not hold is a *Failure.
 //
-// It is meant to be called for every request, because neither TLS nor a
-// connection that lives on looks at NotAfter or at the bundle again.
+// It verifies the whole chain; Authenticate remembers what a connection proved.
 func (v *Verifier) X509(chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
-	who, err := v.x509(chain, now)
-	return who, v.count(err)
+	r, err := verifyX509(v.source.trust.Load(), chain, now)
+	return r.who, v.count(err)
 }

@@ -18,35 +18,30 @@ func distrusted(cause Cause, detail string) error {
 	return &Failure{broker.MethodX509SVID, cause, detail}
 }
 
-// x509 remembers by the leaf alone: that a leaf was once verified is true
-// whatever stands beside it now, and the end of the chain that verified it
-// goes with what is remembered. A chain that has ended is verified anew, for
-// the caller may have brought another one.
-func (v *Verifier) x509(chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
+// verifyX509 verifies a chain, the leaf first. The leaf is looked at before its
+// signature, so that most mistakes get an answer of their own.
+func verifyX509(trusted *trust, chain []*x509.Certificate, now time.Time) (remembered, error) {
 	if len(chain) == 0 {
-		return broker.Identity{}, distrusted(CauseMalformed, "connect with an X.509-SVID")
+		return remembered{}, distrusted(CauseMalformed, "connect with an X.509-SVID")
 	}
 	leaf := chain[0]
-	key := sha256.Sum256(leaf.Raw)
-	trusted := v.source.trust.Load()
-	if m, ok := v.certs.recall(key, trusted.generation); ok && now.Before(m.who.Proof.Expires) {
-		return m.who, beganBy(m.notBefore, now)
-	}
-	id, err := checkLeaf(leaf, now)
+	id, err := checkLeaf(leaf)
 	if err != nil {
-		return broker.Identity{}, err
+		return remembered{}, err
+	}
+	if err := lasts(leaf.NotBefore, leaf.NotAfter, now); err != nil {
+		return remembered{}, err
 	}
 	ends, err := verifyChain(id, chain, trusted, now)
 	if err != nil {
-		return broker.Identity{}, err
+		return remembered{}, err
 	}
-	who := identity(id, broker.Proof{Method: broker.MethodX509SVID, SHA256: key, Expires: ends})
-	v.certs.remember(key, remembered{who, trusted.generation, leaf.NotBefore})
-	return who, nil
+	proof := broker.Proof{Method: broker.MethodX509SVID, SHA256: sha256.Sum256(leaf.Raw), Expires: ends}
+	return remembered{identity(id, proof), trusted.generation, leaf.NotBefore}, nil
 }
 
 // checkLeaf holds a certificate to the rules of X509-SVID, sections 2 to 5.
-func checkLeaf(leaf *x509.Certificate, now time.Time) (spiffeid.ID, error) {
+func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
 	id, err := leafID(leaf)
 	switch {
 	case err != nil:
@@ -57,15 +52,16 @@ func checkLeaf(leaf *x509.Certificate, now time.Time) (spiffeid.ID, error) {
 		return id, distrusted(CauseUsage, "the certificate lacks the key usage digitalSignature (X509-SVID, section 4.3)")
 	case !forClients(leaf):
 		return id, distrusted(CauseUsage, "the certificate is not for TLS clients: its extended key usage needs clientAuth (X509-SVID, section 4.4)")
-	case !now.Before(leaf.NotAfter):
-		return id, distrusted(CauseExpired, "the X.509-SVID has expired: connect again with a fresh one")
 	}
-	return id, beganBy(leaf.NotBefore, now)
+	return id, nil
 }
 
-// beganBy wants now not to be before notBefore, but for the leeway.
-func beganBy(notBefore, now time.Time) error {
-	if now.Add(Leeway).Before(notBefore) {
+// lasts wants now to be in [notBefore, ends).
+func lasts(notBefore, ends, now time.Time) error {
+	switch {
+	case !now.Before(ends):
+		return distrusted(CauseExpired, "the X.509-SVID, or an authority above it, has expired: connect again with a fresh one")
+	case now.Before(notBefore):
 		return distrusted(CauseNotYetValid, "the X.509-SVID is not valid yet: compare the clocks of its issuer and of the broker")
 	}
 	return nil
@@ -132,12 +128,11 @@ func verifyChain(id spiffeid.ID, chain []*x509.Certificate, trusted *trust, now 
 	if trusted.x509[td] == nil {
 		return ends, distrusted(CauseNoBundle, "the broker has no X.509 authorities of this trust domain, so it can't verify a certificate of it: its operator finds the cause in the log")
 	}
-	// A leaf within the leeway would be too young for crypto/x509.
-	at := now
-	if at.Before(chain[0].NotBefore) {
-		at = chain[0].NotBefore
+	verified, paths, err := x509svid.Verify(chain, trusted, x509svid.WithTime(now))
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return ends, distrusted(CauseExpired, "a certificate above the X.509-SVID is not valid now: connect again with a fresh one")
 	}
-	verified, paths, err := x509svid.Verify(chain, trusted, x509svid.WithTime(at))
 	if err != nil || verified != id {
 		return ends, distrusted(CauseUntrusted, "the certificate does not lead to an authority in the bundle of its trust domain: send the intermediates too, or fetch a fresh X.509-SVID")
 	}
@@ -146,10 +141,7 @@ func verifyChain(id spiffeid.ID, chain []*x509.Certificate, trusted *trust, now 
 			ends = end
 		}
 	}
-	if !now.Before(ends) {
-		return ends, distrusted(CauseExpired, "the X.509-SVID, or an authority above it, has expired: connect again with a fresh one")
-	}
-	return ends, nil
+	return ends, lasts(chain[0].NotBefore, ends, now)
 }
 
 func endOf(path []*x509.Certificate) time.Time {

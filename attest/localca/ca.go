@@ -1,0 +1,225 @@
+// Package localca is a SPIFFE trust domain in one process: it signs X.509-SVIDs
+// and JWT-SVIDs, rotates its authorities, federates, and serves the SPIFFE
+// Workload API on a socket, so that any program that speaks SPIFFE gets an
+// identity from it.
+//
+// It is for trying things out and for tests. It attests nobody: whoever may
+// open a socket is who the socket says. Its keys lie in the clear, in memory
+// or in a file that only their owner may read.
+package localca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Lifetimes.
+const (
+	AuthorityTTL = 10 * 365 * 24 * time.Hour // of X.509 authorities
+	SVIDTTL      = time.Hour                 // of X.509-SVIDs from the Workload API
+	JWTTTL       = 5 * time.Minute           // of JWT-SVIDs from the Workload API
+	backdate     = 30 * time.Second          // of certificates, for clocks that are behind
+)
+
+// A CA is a trust domain. It is safe for concurrent use.
+type CA struct {
+	domain spiffeid.TrustDomain
+
+	mu        sync.Mutex
+	x509      []x509Authority // all are in the bundle, the last signs; never empty
+	jwt       []jwtAuthority  // the same
+	federated map[spiffeid.TrustDomain]*spiffebundle.Bundle
+	changed   chan struct{} // closed at the next change
+}
+
+type x509Authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+type jwtAuthority struct {
+	kid string
+	key *ecdsa.PrivateKey
+}
+
+// New makes a trust domain with fresh authorities.
+func New(trustDomain string) (*CA, error) {
+	ca, err := empty(trustDomain)
+	if err != nil {
+		return nil, err
+	}
+	if err := ca.RotateX509(); err != nil {
+		return nil, err
+	}
+	return ca, ca.RotateJWT()
+}
+
+func empty(trustDomain string) (*CA, error) {
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("making a trust domain: %w", err)
+	}
+	return &CA{domain: td, federated: map[spiffeid.TrustDomain]*spiffebundle.Bundle{}, changed: make(chan struct{})}, nil
+}
+
+// TrustDomain gives the name, such as "acme.test".
+func (ca *CA) TrustDomain() string { return ca.domain.Name() }
+
+// RotateX509 makes a new X.509 authority, which signs from now on. The older
+// ones stay in the bundle until RetireX509.
+func (ca *CA) RotateX509() error {
+	now := time.Now()
+	a, err := newX509Authority(ca.domain, now.Add(-backdate), now.Add(AuthorityTTL))
+	if err != nil {
+		return err
+	}
+	ca.change(func() { ca.x509 = append(ca.x509, a) })
+	return nil
+}
+
+// RetireX509 takes every X.509 authority but the newest out of the bundle.
+func (ca *CA) RetireX509() { ca.change(func() { ca.x509 = ca.x509[len(ca.x509)-1:] }) }
+
+// RotateJWT makes a new JWT authority, which signs from now on. The older ones
+// stay in the bundle until RetireJWT.
+func (ca *CA) RotateJWT() error {
+	key, err := newKey()
+	if err != nil {
+		return err
+	}
+	kid, err := keyID(key.Public())
+	if err != nil {
+		return err
+	}
+	ca.change(func() { ca.jwt = append(ca.jwt, jwtAuthority{kid, key}) })
+	return nil
+}
+
+// RetireJWT takes every JWT authority but the newest out of the bundle.
+func (ca *CA) RetireJWT() { ca.change(func() { ca.jwt = ca.jwt[len(ca.jwt)-1:] }) }
+
+// Federate delivers another trust domain's bundle (SPIFFE bundle format) to
+// our workloads, or takes it back, if it is nil.
+func (ca *CA) Federate(trustDomain string, bundle []byte) error {
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return fmt.Errorf("federating: %w", err)
+	}
+	if bundle == nil {
+		ca.change(func() { delete(ca.federated, td) })
+		return nil
+	}
+	b, err := spiffebundle.Parse(td, bundle)
+	if err != nil {
+		return fmt.Errorf("federating with %s: %w", trustDomain, err)
+	}
+	ca.change(func() { ca.federated[td] = b })
+	return nil
+}
+
+// Bundle gives the bundle of the trust domain in the SPIFFE bundle format.
+func (ca *CA) Bundle() ([]byte, error) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	b, err := ca.bundle().Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("writing the bundle of %s: %w", ca.domain, err)
+	}
+	return b, nil
+}
+
+// bundle is called with mu held.
+func (ca *CA) bundle() *spiffebundle.Bundle {
+	b := spiffebundle.New(ca.domain)
+	for _, a := range ca.x509 {
+		b.AddX509Authority(a.cert)
+	}
+	for _, a := range ca.jwt {
+		_ = b.AddJWTAuthority(a.kid, a.key.Public()) // fails only without a kid
+	}
+	return b
+}
+
+// change makes a change, and wakes everybody who streams.
+func (ca *CA) change(f func()) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	f()
+	close(ca.changed)
+	ca.changed = make(chan struct{})
+}
+
+// next gives a channel that closes at the next change.
+func (ca *CA) next() <-chan struct{} {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	return ca.changed
+}
+
+func newX509Authority(td spiffeid.TrustDomain, notBefore, notAfter time.Time) (x509Authority, error) {
+	key, err := newKey()
+	if err != nil {
+		return x509Authority{}, err
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return x509Authority{}, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{"SPIFFE"}, CommonName: td.Name()},
+		URIs:                  uris(td.ID().String()),
+		NotBefore:             notBefore,
+		NotAfter:              notAfter,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return x509Authority{}, fmt.Errorf("signing the authority of %s: %w", td, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return x509Authority{}, fmt.Errorf("reading the authority of %s: %w", td, err)
+	}
+	return x509Authority{cert, key}, nil
+}
+
+func newKey() (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making a key: %w", err)
+	}
+	return key, nil
+}
+
+func newSerial() (*big.Int, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("making a serial number: %w", err)
+	}
+	return serial, nil
+}
+
+func keyID(public crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", fmt.Errorf("naming a key: %w", err)
+	}
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:8]), nil
+}

@@ -42,3 +42,20 @@ func benchmarkIssue(b *testing.B, s *Store, callers int) {
 		b.Errorf("%d records for %d updates", got, want)
 	}
 }
+
+// BenchmarkViewLease is the reading of one lease, as introspection does.
+func BenchmarkViewLease(b *testing.B) {
+	s := newStore(b)
+	i := newIssuance(b, 1)
+	if err := i.store(b.Context(), s); err != nil {
+		b.Fatal(err)
+	}
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := get(b, s, i.lease.ID); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}

@@ -2,14 +2,22 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
-// flush writes the group: its rows, its records, and the head.
+// flush writes the group: the head, its rows, and its records.
 func (g *group) flush(ctx context.Context) error {
+	g.seal()
+	// The head first: if it moved, nothing that this group knows is true.
+	if err := g.writeHead(ctx); err != nil {
+		return fmt.Errorf("writing the head of the log: %w", err)
+	}
 	for _, r := range g.order {
 		if err := g.writeRow(ctx, r); err != nil {
 			return fmt.Errorf("writing %s: %w", tables[r.table].name, err)
@@ -18,12 +26,56 @@ func (g *group) flush(ctx context.Context) error {
 	if err := g.writeRecords(ctx); err != nil {
 		return fmt.Errorf("writing the log: %w", err)
 	}
-	err := g.w.exec(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ?",
-		g.head.Epoch, g.head.Size, g.head.Root[:], g.head.Time.UnixMilli(), g.blocksVersion, g.nonce)
-	if err != nil {
-		return fmt.Errorf("writing the head of the log: %w", err)
-	}
 	return nil
+}
+
+// seal gives the entries their time, place and hashes, and computes the head.
+// They get one time: that of the group, never before that of the last record.
+func (g *group) seal() {
+	for _, r := range g.order {
+		if block, ok := r.key.(broker.BlockKey); ok {
+			g.newBlock(block, r.body)
+		}
+	}
+	if len(g.entries) == 0 {
+		return
+	}
+	if now := audit.Millis(g.w.now()); now.After(g.head.Time) {
+		g.head.Time = now
+	}
+	g.tree = g.tree.Clone() // the writer's own stays what is committed
+	g.nodes = make([][]tlog.Hash, len(g.entries))
+	for i, e := range g.entries {
+		e.SetTime(g.head.Time)
+		g.nodes[i] = g.tree.Append(e.Hash())
+	}
+	g.head.Size, g.head.Root = g.tree.Size(), g.tree.Root()
+}
+
+func (g *group) newBlock(key broker.BlockKey, body []byte) {
+	if g.newBlocks == nil {
+		g.newBlocks = map[broker.BlockKey][]byte{}
+		g.blocksVersion++
+	}
+	g.newBlocks[key] = body
+}
+
+// errMoved says that somebody else wrote since the last group.
+var errMoved = errors.New("another writer moved the head of the log")
+
+// maxMoved is how often a group is tried again because of that.
+const maxMoved = 16
+
+// writeHead moves the head, if it is where the last group left it. It always
+// is, unless two processes got past the lock (a file system that ignores
+// locks, say): then nothing is written over what the other one wrote.
+func (g *group) writeHead(ctx context.Context) error {
+	n, err := g.w.execCount(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ? WHERE nonce = ?",
+		g.head.Epoch, g.head.Size, g.head.Root[:], g.head.Time.UnixMilli(), g.blocksVersion, g.nonce, g.w.nonce)
+	if err == nil && n != 1 {
+		err = errMoved
+	}
+	return err
 }
 
 // upserts are the statements that write a row.
@@ -36,9 +88,6 @@ var upserts = func() (u [tableCount]string) {
 
 func (g *group) writeRow(ctx context.Context, r *row) error {
 	if tables[r.table].extra == "" {
-		if block, ok := r.key.(broker.BlockKey); ok {
-			g.newBlock(block, r.body)
-		}
 		return g.w.exec(ctx, upserts[r.table], r.id, r.body)
 	}
 	if err := g.w.exec(ctx, upserts[r.table], r.id, r.body, r.extra); err != nil {
@@ -48,14 +97,6 @@ func (g *group) writeRow(ctx context.Context, r *row) error {
 		return g.writeLive(ctx, r)
 	}
 	return nil
-}
-
-func (g *group) newBlock(key broker.BlockKey, body []byte) {
-	if g.newBlocks == nil {
-		g.newBlocks = map[broker.BlockKey][]byte{}
-		g.blocksVersion++
-	}
-	g.newBlocks[key] = body
 }
 
 const (
@@ -97,35 +138,22 @@ func (g *group) kindID(ctx context.Context, k kind) (int64, error) {
 
 const insertRecord = "INSERT INTO records (id, leaf, hashes, openings) VALUES (?, ?, ?, ?)"
 
-// writeRecords gives the entries their time, place and hashes, and writes them.
-// They get one time: that of the group, never before that of the last record.
 func (g *group) writeRecords(ctx context.Context) error {
-	if len(g.entries) == 0 {
-		return nil
-	}
-	if now := audit.Millis(g.w.now()); now.After(g.head.Time) {
-		g.head.Time = now
-	}
-	g.tree = g.tree.Clone() // the writer's own stays what is committed
-	g.hashes = make([]audit.Digest, len(g.entries))
+	first := g.head.Size - int64(len(g.entries))
 	var hashes []byte
 	for i, e := range g.entries {
-		e.SetTime(g.head.Time)
-		g.hashes[i] = e.Hash()
-		id := recordID(g.head.Epoch, g.tree.Size())
 		hashes = hashes[:0]
-		for _, h := range g.tree.Append(g.hashes[i]) {
+		for _, h := range g.nodes[i] {
 			hashes = append(hashes, h[:]...)
 		}
-		var openings any
+		var openings any // NULL if there are none
 		if b := e.Openings(); len(b) > 0 {
 			openings = b
 		}
-		if err := g.w.exec(ctx, insertRecord, id, e.Leaf(), hashes, openings); err != nil {
+		if err := g.w.exec(ctx, insertRecord, recordID(g.head.Epoch, first+int64(i)), e.Leaf(), hashes, openings); err != nil {
 			return err
 		}
 	}
-	g.head.Size, g.head.Root = g.tree.Size(), g.tree.Root()
 	return nil
 }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
@@ -29,6 +31,10 @@ func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error
 // the rows of one can't be written, each runs alone, so that it fails alone.
 func (s *Store) commit(group []*member) {
 	err := s.attempt(group)
+	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
+		s.w.settle(context.Background()) // begin anew from what the other left
+		err = s.attempt(group)
+	}
 	if err == nil {
 		return
 	}
@@ -118,9 +124,9 @@ type group struct {
 	rows    map[broker.Key]*row   // rows put by members that did not refuse
 	order   []*row                // the same, as first put
 	entries []*audit.Entry
-	hashes  []audit.Digest // of the entries
-	members int            // that did not refuse
-	wrote   bool           // a member wrote by itself
+	nodes   [][]tlog.Hash // of the entries: what stands in their rows
+	members int           // that did not refuse
+	wrote   bool          // a member wrote by itself
 
 	head          Head
 	nonce         []byte
@@ -151,7 +157,7 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 			}
 			t, id, err := locate(key)
 			if err != nil {
-				return err
+				return &failedMember{m, err}
 			}
 			if g.fetched == nil {
 				g.fetched = map[broker.Key][]byte{}
@@ -285,7 +291,7 @@ func (g *group) adopt(s *Store) {
 	w := g.w
 	first := g.head.Size - int64(len(g.entries))
 	for i, e := range g.entries {
-		e.Index, e.LeafHash = first+int64(i), g.hashes[i]
+		e.Index, e.LeafHash = first+int64(i), audit.Digest(g.nodes[i][0])
 	}
 	w.head, w.nonce, w.tree, w.blocksVersion = g.head, g.nonce, g.tree, g.blocksVersion
 	maps.Copy(w.blocks, g.newBlocks)

@@ -32,7 +32,7 @@ CREATE TABLE records (id INTEGER PRIMARY KEY, leaf BLOB NOT NULL, hashes BLOB NO
 CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, note TEXT NOT NULL);
 CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL,
 	root BLOB NOT NULL, time INTEGER NOT NULL, blocks INTEGER NOT NULL, nonce BLOB NOT NULL);
-INSERT INTO head VALUES (1, 0, 0, x'', 0, 0, x'');
+INSERT INTO head VALUES (1, 0, 0, x'', 0, 0, x'00');
 `}
 
 // migrate brings the schema up to date, one transaction a step.

@@ -391,3 +391,22 @@ func TestAClosedStoreRefuses(t *testing.T) {
 		t.Errorf("View: %v", err)
 	}
 }
+
+// TestASecondWriterIsNotOverwritten goes behind the lock's back, as a second
+// process could on a file system that ignores locks.
+func TestASecondWriterIsNotOverwritten(t *testing.T) {
+	s := newStore(t)
+	other, err := openWriter(t.Context(), s.w.path, 1<<16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.close() }()
+	second := &Store{cfg: s.cfg, w: other, readers: s.readers}
+	for n := range 6 {
+		i := newIssuance(t, n)
+		if err := i.store(t.Context(), []*Store{s, second}[n%2]); err != nil || i.entry.Index != int64(n)+1 {
+			t.Errorf("issuance %d has the index %d, %v", n, i.entry.Index, err)
+		}
+	}
+	verify(t, s.Source())
+}

@@ -100,6 +100,10 @@ func sqlitePath(u string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding the store %q: %w", u, err)
 	}
+	// One database has one name, and so one lock, whatever links lead to it.
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real, nil
+	}
 	return abs, nil
 }
 
@@ -126,7 +130,7 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 }
 
 func (s *Store) openReaders(ctx context.Context, path string) (err error) {
-	if s.readers, err = sql.Open(driverName, dsn(path, "rw", "query_only(1)", "cache_size(-4096)")); err != nil {
+	if s.readers, err = sql.Open(driverName, dsn(path, "rw", "query_only(1)", "cache_size(-2048)")); err != nil {
 		return err
 	}
 	s.readers.SetMaxOpenConns(maxReaders)

@@ -73,16 +73,8 @@ func (s *Store) sweep(ctx context.Context, t table, now time.Time) (int64, error
 // delete runs one statement in the transaction of a group, and gives how many
 // rows it deleted.
 func (s *Store) delete(ctx context.Context, query string, args ...any) (n int64, err error) {
-	err = s.exec(ctx, func(ctx context.Context, w *writer) error {
-		stmt, err := w.prepared(ctx, query)
-		if err != nil {
-			return err
-		}
-		result, err := stmt.ExecContext(ctx, args...)
-		if err != nil {
-			return err
-		}
-		n, err = result.RowsAffected()
+	err = s.exec(ctx, func(ctx context.Context, w *writer) (err error) {
+		n, err = w.execCount(ctx, query, args...)
 		return err
 	})
 	return n, err

@@ -59,7 +59,7 @@ func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, e
 
 func (w *writer) connect(ctx context.Context) (err error) {
 	w.stmts = map[string]*sql.Stmt{}
-	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16384)", "temp_store(MEMORY)"))
+	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)"))
 	if err != nil {
 		return err
 	}
@@ -111,6 +111,19 @@ func (w *writer) exec(ctx context.Context, query string, args ...any) error {
 	}
 	_, err = s.ExecContext(ctx, args...)
 	return err
+}
+
+// execCount is exec, and gives how many rows it changed.
+func (w *writer) execCount(ctx context.Context, query string, args ...any) (int64, error) {
+	s, err := w.prepared(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	result, err := s.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }
 
 // load reads what the writer keeps in memory.

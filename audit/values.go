@@ -1,0 +1,235 @@
+package audit
+
+import (
+	"encoding/hex"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// texts is a list of strings. most bounds the whole list, as it is written.
+func (c *codec) texts(key string, list *[]string, most int) {
+	if !c.member(key, len(*list) > 0, most) {
+		return
+	}
+	if c.mode == reading {
+		c.readList(key, func() { *list = append(*list, c.readString(key)) })
+		return
+	}
+	start := len(c.buf)
+	for i, s := range *list {
+		c.buf = append(c.buf, "[,"[min(i, 1)])
+		c.writeString(key, s)
+	}
+	c.buf = append(c.buf, ']')
+	c.bound(key, start, most)
+}
+
+func (c *codec) bound(key string, start, most int) {
+	if n := len(c.buf) - start; n > most {
+		c.fail(key, "takes %d bytes, more than the %d allowed", n, most)
+	}
+}
+
+// readList reads a list of at least one element.
+func (c *codec) readList(key string, element func()) {
+	c.expect(key, '[')
+	for c.err == nil {
+		element()
+		if c.err == nil && c.at < len(c.buf) && c.buf[c.at] == ',' {
+			c.at++
+			continue
+		}
+		break
+	}
+	c.expect(key, ']')
+}
+
+// files is a set of named digests, as a list sorted by name: names of files
+// are not ASCII everywhere, and keys here are.
+func (c *codec) files(key string, files *map[string]Digest, most int) {
+	if !c.member(key, len(*files) > 0, most) {
+		return
+	}
+	if c.mode == reading {
+		c.readFiles(key, files)
+		return
+	}
+	start := len(c.buf)
+	for i, name := range slices.Sorted(maps.Keys(*files)) {
+		c.buf = append(c.buf, "[,"[min(i, 1)])
+		d := (*files)[name]
+		c.file(&name, &d)
+	}
+	c.buf = append(c.buf, ']')
+	c.comma = true
+	c.bound(key, start, most)
+}
+
+func (c *codec) file(name *string, d *Digest) {
+	c.open()
+	c.text("name", name, maxID)
+	c.digest("sha256", d)
+	c.close("file")
+}
+
+func (c *codec) readFiles(key string, files *map[string]Digest) {
+	*files = map[string]Digest{}
+	last := ""
+	c.readList(key, func() {
+		var name string
+		var d Digest
+		c.file(&name, &d)
+		if name <= last {
+			c.fail(key, "%q is not in order", name)
+		}
+		(*files)[name], last = d, name
+	})
+}
+
+func (c *codec) digest(key string, d *Digest) {
+	if !c.member(key, !d.IsZero(), hex.EncodedLen(len(d))+len(`""`)) {
+		return
+	}
+	if c.mode == reading {
+		c.readDigest(key, d)
+		return
+	}
+	c.buf = append(c.buf, '"')
+	c.buf = hex.AppendEncode(c.buf, d[:])
+	c.buf = append(c.buf, '"')
+}
+
+func (c *codec) readDigest(key string, d *Digest) {
+	c.expect(key, '"')
+	end := c.at + hex.EncodedLen(len(d))
+	if end > len(c.buf) || d.UnmarshalText(c.buf[c.at:end]) != nil || d.IsZero() {
+		c.fail(key, "%w", errDigest)
+		return
+	}
+	c.at = end
+	c.expect(key, '"')
+}
+
+func (c *codec) flag(key string, b *bool) {
+	if !c.member(key, *b, len("true")) {
+		return
+	}
+	if c.mode == writing {
+		c.buf = append(c.buf, "true"...)
+		return
+	}
+	*b = true
+	for i := range len("true") {
+		c.expect(key, "true"[i])
+	}
+}
+
+// number writes or reads a positive integer; zero is left out.
+func (c *codec) number(key string, n *int64) {
+	if !c.member(key, *n != 0, len("9007199254740991")) {
+		return
+	}
+	if c.mode == writing {
+		if *n < 0 || *n > maxInt {
+			c.fail(key, "%d is not between 0 and 2^53", *n)
+		}
+		c.buf = strconv.AppendInt(c.buf, *n, 10)
+		return
+	}
+	start := c.at
+	for c.at < len(c.buf) && c.buf[c.at] >= '0' && c.buf[c.at] <= '9' {
+		c.at++
+	}
+	v, err := strconv.ParseInt(string(c.buf[start:c.at]), 10, 64)
+	if err != nil || c.buf[start] == '0' || v > maxInt {
+		c.fail(key, "not a positive integer below 2^53")
+	}
+	*n = v
+}
+
+func (c *codec) count(key string, n *int) {
+	v := int64(*n)
+	if v == 1 {
+		v = 0 // one is what every record stands for
+	}
+	c.number(key, &v)
+	if c.mode == reading {
+		if v == 1 {
+			c.fail(key, "a count of one is left out")
+		}
+		*n = int(v)
+	}
+}
+
+func (c *codec) seconds(key string, d *time.Duration) {
+	if *d%time.Second != 0 {
+		c.fail(key, "%s is not a whole number of seconds", *d)
+	}
+	v := int64(*d / time.Second)
+	c.number(key, &v)
+	if c.mode == reading {
+		if v > int64(1<<63-1)/int64(time.Second) {
+			c.fail(key, "more seconds than a duration holds")
+		}
+		*d = time.Duration(v) * time.Second
+	}
+}
+
+func (c *codec) time(key string, t *time.Time) {
+	if !c.member(key, !t.IsZero(), len(timeFormat)+len(`""`)) {
+		return
+	}
+	if c.mode == reading {
+		*t = c.readTime(key)
+		return
+	}
+	c.writeTime(key, *t)
+}
+
+// commitTime is the one time that is never left out: the store fills it in.
+func (c *codec) commitTime(key string, t *time.Time) {
+	if !c.member(key, true, len(timeFormat)+len(`""`)) {
+		if c.mode == reading {
+			c.fail(key, "missing")
+		}
+		return
+	}
+	if c.mode == reading {
+		*t = c.readTime(key)
+		return
+	}
+	c.timeAt = len(c.buf) + len(`"`)
+	c.writeTime(key, *t)
+}
+
+func (c *codec) writeTime(key string, t time.Time) {
+	t = t.UTC()
+	if y := t.Year(); y < 0 || y > 9999 {
+		c.fail(key, "the year %d does not have four digits", y)
+	}
+	c.buf = append(c.buf, '"')
+	c.buf = t.AppendFormat(c.buf, timeFormat)
+	c.buf = append(c.buf, '"')
+}
+
+func (c *codec) readTime(key string) time.Time {
+	s := c.readString(key)
+	t, err := time.Parse(timeFormat, s)
+	if err != nil || t.Format(timeFormat) != s {
+		c.fail(key, "%q is not a time of the form %s", s, timeFormat)
+	}
+	return t
+}
+
+func (c *codec) version(key string) {
+	v := int64(Version)
+	c.number(key, &v)
+	if c.err == nil && v != Version {
+		c.err = errVersion
+	}
+}
+
+var errVersion = errors.New("another version of the record schema")

@@ -136,6 +136,14 @@ func (ca *CA) JWTAuthority() (kid string, public crypto.PublicKey) {
 	return by.kid, by.key.Public()
 }
 
+// X509Authority gives the certificate of the authority that signs now, for
+// clients that want a CA file.
+func (ca *CA) X509Authority() *x509.Certificate {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	return ca.x509[len(ca.x509)-1].cert
+}
+
 // mine says whether the ID is that of a workload of the trust domain.
 func (ca *CA) mine(id string) error {
 	parsed, err := spiffeid.FromString(id)

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -269,10 +270,16 @@ func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return nil, ErrNoSVID
 }
 
-// GetX509BundleForTrustDomain gives the bundle of a listed trust domain. It
-// implements x509bundle.Source.
+// GetX509BundleForTrustDomain gives the X.509 authorities of a listed trust
+// domain. It implements x509bundle.Source.
 func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	return s.trust.Load().GetX509BundleForTrustDomain(td)
+}
+
+// GetJWTBundleForTrustDomain gives the JWT authorities of a listed trust
+// domain. It implements jwtbundle.Source.
+func (s *Source) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
+	return s.trust.Load().GetJWTBundleForTrustDomain(td)
 }
 
 // newOwnSVID makes an SVID ready for TLS.

@@ -7,16 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"time"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
 // ServerTLS is what a listener's TLS is made of.
 type ServerTLS struct {
-	SVID        bool   // serve with our own SVID
-	Cert, Key   string // or with these files (PEM), read again when they change
+	SVID      bool   // serve with our own SVID
+	Cert, Key string // or with these files (PEM), read again when they change
 
 	// ClientCerts is "off", "optional" or "required". With optional, a
 	// certificate that proves nobody is refused when something is asked for
@@ -109,40 +105,4 @@ func Retire(next http.Handler) http.Handler {
 func ending(leaf *x509.Certificate, now time.Time) bool {
 	margin := min(retireBefore, leaf.NotAfter.Sub(leaf.NotBefore)/3)
 	return now.After(leaf.NotAfter.Add(-margin))
-}
-
-// ClientTLS gives the TLS configuration of a client that proves itself with our
-// own SVID, as it is at each handshake. The server must be brokerID
-// ("spiffe://acme.test/broker"), or, if that is empty, any workload of our own
-// trust domain.
-func (s *Source) ClientTLS(brokerID string) (*tls.Config, error) {
-	o := s.own.Load()
-	if o == nil {
-		return nil, ErrNoSVID
-	}
-	authorize := tlsconfig.AuthorizeMemberOf(o.svid.ID.TrustDomain())
-	if brokerID != "" {
-		id, err := workloadID(brokerID)
-		if err != nil {
-			return nil, fmt.Errorf("the broker's SPIFFE ID %q %w", brokerID, err)
-		}
-		authorize = tlsconfig.AuthorizeID(id)
-	}
-	return s.clientConfig(authorize), nil
-}
-
-func (s *Source) clientConfig(authorize func(spiffeid.ID, [][]*x509.Certificate) error) *tls.Config {
-	config := tlsconfig.MTLSClientConfig(svidSource{s}, s, authorize)
-	config.MinVersion = tls.VersionTLS13
-	return config
-}
-
-// svidSource implements x509svid.Source.
-type svidSource struct{ s *Source }
-
-func (o svidSource) GetX509SVID() (*x509svid.SVID, error) {
-	if own := o.s.own.Load(); own != nil {
-		return own.svid, nil
-	}
-	return nil, ErrNoSVID
 }

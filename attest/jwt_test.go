@@ -1,0 +1,242 @@
+package attest
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+func TestJWT(t *testing.T) {
+	w := newWorld(t)
+	token := w.token(triage, 5*time.Minute)
+	for range 2 { // verified, then remembered
+		who, err := w.verifier.JWT(token, time.Now())
+		check(t, err)
+		if who.ID != triage || who.TrustDomain != "acme.test" || who.Kind != broker.KindWorkload ||
+			!slices.Equal(who.Paths, []string{triage, "spiffe://acme.test/agent"}) {
+			t.Errorf("proved %+v", who)
+		}
+		p := who.Proof
+		if p.Method != broker.MethodJWTSVID || p.SHA256 != sha256.Sum256([]byte(token)) || !p.Valid(time.Now()) || time.Until(p.Expires) > 5*time.Minute {
+			t.Errorf("by %+v", p)
+		}
+	}
+	if n := w.failures(); n != nil {
+		t.Errorf("counted %v", n)
+	}
+}
+
+// A form is a token of an odd shape: %k is the name of a good key, %n+5 five
+// seconds from now.
+type form struct {
+	name, header, claims string
+	want                 Cause
+}
+
+const (
+	goodHeader = `{"alg":"ES256","kid":"%k","typ":"JWT"}`
+	goodClaims = `{"sub":"spiffe://acme.test/agent/triage","aud":"https://broker.acme.test","iat":%n,"exp":%n+60}`
+)
+
+// claims gives the good claims with one part replaced.
+func claims(old, fresh string) string {
+	if !strings.Contains(goodClaims, old) {
+		panic(old)
+	}
+	return strings.Replace(goodClaims, old, fresh, 1)
+}
+
+func header(rest string) string { return `{"alg":"ES256","kid":"%k"` + rest + `}` }
+
+var forms = []form{
+	{"good", goodHeader, goodClaims, ""},
+	{"no typ", header(""), goodClaims, ""},
+	{"typ JOSE", header(`,"typ":"JOSE"`), goodClaims, ""},
+	{"list of one audience", goodHeader, claims(`"https://broker.acme.test"`, `["https://broker.acme.test"]`), ""},
+	{"a little from the future", goodHeader, claims(`%n,`, `%n+25,"nbf":%n+25,`), ""},
+	{"no iat", goodHeader, claims(`"iat":%n,`, ``), ""},
+	{"other claims", goodHeader, claims(`"iat"`, `"a":{"b":[{"c":1},{"c":1}]},"iat"`), ""},
+
+	{"expired", goodHeader, claims(`%n+60`, `%n-1`), CauseExpired},
+	{"expired this second", goodHeader, claims(`%n+60`, `%n+0`), CauseExpired},
+	{"nbf to come", goodHeader, claims(`"iat":%n`, `"nbf":%n+35`), CauseNotYetValid},
+	{"iat to come", goodHeader, claims(`"iat":%n`, `"iat":%n+35`), CauseNotYetValid},
+	{"two hours", goodHeader, claims(`%n+60`, `%n+7200`), CauseLifetime},
+	{"no exp", goodHeader, claims(`,"exp":%n+60`, ``), CauseMalformed},
+	{"exp null", goodHeader, claims(`%n+60`, `null`), CauseMalformed},
+	{"exp text", goodHeader, claims(`%n+60`, `"%n+60"`), CauseMalformed},
+	{"exp fraction", goodHeader, claims(`%n+60`, `%n+60.5`), CauseMalformed},
+	{"exp exponent", goodHeader, claims(`%n+60`, `9e9`), CauseMalformed},
+	{"exp beyond all clocks", goodHeader, claims(`%n+60`, `99999999999999999999`), CauseMalformed},
+	{"exp negative", goodHeader, claims(`%n+60`, `-1`), CauseMalformed},
+	{"nbf text", goodHeader, claims(`"iat":%n`, `"nbf":"%n"`), CauseMalformed},
+
+	{"wrong audience", goodHeader, claims(`https://broker.acme.test`, `https://other.acme.test`), CauseAudience},
+	{"two audiences", goodHeader, claims(`"https://broker.acme.test"`, `["https://broker.acme.test","x"]`), CauseAudience},
+	{"one audience twice", goodHeader, claims(`"https://broker.acme.test"`, `["https://broker.acme.test","https://broker.acme.test"]`), CauseAudience},
+	{"empty audience", goodHeader, claims(`"https://broker.acme.test"`, `[]`), CauseAudience},
+	{"no audience", goodHeader, claims(`"aud":"https://broker.acme.test",`, ``), CauseAudience},
+	{"odd audience", goodHeader, claims(`"https://broker.acme.test"`, `[["https://broker.acme.test"]]`), CauseAudience},
+	{"prefix of the audience", goodHeader, claims(`https://broker.acme.test"`, `https://broker.acme.test/"`), CauseAudience},
+
+	{"other trust domain", goodHeader, claims(`acme.test/agent`, `other.test/agent`), CauseTrustDomain},
+	{"longer trust domain", goodHeader, claims(`acme.test/agent`, `acme.test.other.test/agent`), CauseTrustDomain},
+	{"no sub", goodHeader, claims(`"sub":"spiffe://acme.test/agent/triage",`, ``), CauseSPIFFEID},
+	{"sub not SPIFFE", goodHeader, claims(`spiffe://acme.test/agent/triage`, `ana`), CauseSPIFFEID},
+	{"sub a trust domain", goodHeader, claims(`acme.test/agent/triage`, `acme.test`), CauseSPIFFEID},
+	{"sub with dots", goodHeader, claims(`agent/triage`, `agent/../operator`), CauseSPIFFEID},
+	{"sub with escapes", goodHeader, claims(`agent/triage`, `agent/tri%61ge`), CauseSPIFFEID},
+	{"sub with a slash at its end", goodHeader, claims(`agent/triage`, `agent/`), CauseSPIFFEID},
+	{"sub of capitals", goodHeader, claims(`acme.test/agent`, `ACME.test/agent`), CauseSPIFFEID},
+	{"sub with a port", goodHeader, claims(`acme.test/agent`, `acme.test:80/agent`), CauseSPIFFEID},
+	{"sub with a query", goodHeader, claims(`agent/triage`, `agent?x`), CauseSPIFFEID},
+	{"sub a list", goodHeader, claims(`"spiffe://acme.test/agent/triage"`, `["spiffe://acme.test/agent/triage"]`), CauseSPIFFEID},
+	{"sub endless", goodHeader, claims(`agent/triage`, strings.Repeat("a", 2048)), CauseSPIFFEID},
+	{"Sub", goodHeader, claims(`"sub"`, `"Sub"`), CauseSPIFFEID},
+
+	{"sub twice", goodHeader, claims(`{`, `{"sub":"spiffe://acme.test/operator",`), CauseMalformed},
+	{"sub twice, once in disguise", goodHeader, claims(`{`, `{"\u0073ub":"spiffe://acme.test/operator",`), CauseMalformed},
+	{"twice, deeper", goodHeader, claims(`{`, `{"a":[{"b":1,"b":2}],`), CauseMalformed},
+	{"nested deeply", goodHeader, claims(`{`, `{"a":`+strings.Repeat("[", 40)+strings.Repeat("]", 40)+`,`), CauseMalformed},
+	{"claims a list", goodHeader, `[` + goodClaims + `]`, CauseMalformed},
+	{"claims null", goodHeader, `null`, CauseMalformed},
+	{"claims empty", goodHeader, ``, CauseMalformed},
+	{"two claim sets", goodHeader, goodClaims + goodClaims, CauseMalformed},
+	{"claims cut off", goodHeader, goodClaims[:20], CauseMalformed},
+	{"not UTF-8", goodHeader, claims(`{`, "{\"a\":\"\xff\","), CauseMalformed},
+
+	{"alg none", `{"alg":"none","kid":"%k"}`, goodClaims, CauseAlgorithm},
+	{"alg None", `{"alg":"None","kid":"%k"}`, goodClaims, CauseAlgorithm},
+	{"alg HS256", `{"alg":"HS256","kid":"%k"}`, goodClaims, CauseAlgorithm},
+	{"alg EdDSA", `{"alg":"EdDSA","kid":"%k"}`, goodClaims, CauseAlgorithm},
+	{"alg missing", `{"kid":"%k"}`, goodClaims, CauseAlgorithm},
+	{"alg twice", header(`,"alg":"none"`), goodClaims, CauseMalformed},
+	{"alg of another key", `{"alg":"RS256","kid":"%k"}`, goodClaims, CauseSignature},
+	{"alg of another curve", `{"alg":"ES384","kid":"%k"}`, goodClaims, CauseSignature},
+	{"no kid", `{"alg":"ES256"}`, goodClaims, CauseMalformed},
+	{"empty kid", `{"alg":"ES256","kid":""}`, goodClaims, CauseMalformed},
+	{"unknown kid", `{"alg":"ES256","kid":"nobody"}`, goodClaims, CauseUnknownKey},
+	{"typ of an access token", header(`,"typ":"at+jwt"`), goodClaims, CauseMalformed},
+	{"typ null", header(`,"typ":null`), goodClaims, CauseMalformed},
+	{"crit", header(`,"crit":["exp"]`), goodClaims, CauseMalformed},
+	{"b64", header(`,"b64":false`), goodClaims, CauseMalformed},
+	{"brings its key", header(`,"jwk":{"kty":"EC"}`), goodClaims, CauseMalformed},
+	{"brings its certificate", header(`,"x5c":["AA=="]`), goodClaims, CauseMalformed},
+}
+
+func TestJWTForms(t *testing.T) {
+	w := newWorld(t)
+	for _, f := range forms {
+		t.Run(f.name, func(t *testing.T) {
+			now := time.Now()
+			token := w.sign(w.fill(f.header, now), w.fill(f.claims, now))
+			w.refuses(t, token, now, f.want)
+		})
+	}
+}
+
+// fill writes the times and the key into a form.
+func (w *world) fill(s string, now time.Time) string {
+	kid, _ := w.ca.JWTAuthority()
+	s = strings.ReplaceAll(s, "%k", kid)
+	for strings.Contains(s, "%n") {
+		at := strings.Index(s, "%n")
+		offset, used := 0, 0
+		if n, _ := fmt.Sscanf(s[at+2:], "%d", &offset); n == 1 {
+			used = len(fmt.Sprintf("%+d", offset))
+		}
+		s = s[:at] + fmt.Sprint(now.Unix()+int64(offset)) + s[at+2+used:]
+	}
+	return s
+}
+
+// refuses sees to it that a token is refused, counted once, and not repeated.
+func (w *world) refuses(t *testing.T, token string, now time.Time, want Cause) {
+	t.Helper()
+	w.failures()
+	who, err := w.verifier.JWT(token, now)
+	if got := causeOf(t, err); got != want {
+		t.Fatalf("refused for %q, not %q: %v", got, want, err)
+	}
+	counted := w.failures()
+	if want == "" {
+		if who.ID == "" || counted != nil {
+			t.Errorf("proved %+v, counted %v", who, counted)
+		}
+		return
+	}
+	if who.ID != "" || !slices.Equal(counted, []string{"jwt-svid " + string(want)}) {
+		t.Errorf("proved %+v, counted %v", who, counted)
+	}
+	for part := range strings.SplitSeq(token, ".") {
+		if len(part) > 3 && strings.Contains(err.Error(), part) {
+			t.Errorf("%v holds a part of the token", err)
+		}
+	}
+}
+
+func TestJWTShapes(t *testing.T) {
+	w := newWorld(t)
+	now := time.Now()
+	good := w.token(triage, time.Minute)
+	parts := strings.Split(good, ".")
+	flip := func(s string) string { // another signature of the same length
+		last := "A"
+		if s[0] == 'A' {
+			last = "B"
+		}
+		return last + s[1:]
+	}
+	for _, test := range []struct {
+		name, token string
+		want        Cause
+	}{
+		{"nothing", "", CauseMalformed},
+		{"a word", "token", CauseMalformed},
+		{"dots", "..", CauseMalformed},
+		{"without signature", parts[0] + "." + parts[1] + ".", CauseMalformed},
+		{"without its last part", parts[0] + "." + parts[1], CauseMalformed},
+		{"cut off", good[:len(good)-2], CauseSignature},
+		{"cut off in the claims", good[:len(parts[0])+20], CauseMalformed},
+		{"four parts", good + ".AAAA", CauseMalformed},
+		{"encrypted", good + ".AAAA.AAAA", CauseMalformed},
+		{"padded", parts[0] + "=." + parts[1] + "." + parts[2], CauseMalformed},
+		{"a line end", good + "\n", CauseMalformed},
+		{"a line end within", parts[0] + ".\n" + parts[1] + "." + parts[2], CauseMalformed},
+		{"several signatures", `{"payload":"` + parts[1] + `","signatures":[{"protected":"` + parts[0] + `","signature":"` + parts[2] + `"},{"protected":"` + parts[0] + `","signature":"` + parts[2] + `"}]}`, CauseMalformed},
+		{"too large", good + strings.Repeat("A", MaxToken), CauseOversized},
+		{"another signature", parts[0] + "." + parts[1] + "." + flip(parts[2]), CauseSignature},
+		{"signed with the public key as secret", hmacWithPublicKey(t, w), CauseAlgorithm},
+		{"alg none without signature", encode(`{"alg":"none"}`) + "." + parts[1] + ".", CauseMalformed},
+		{"of another authority", reKey(t, w), CauseSignature},
+	} {
+		t.Run(test.name, func(t *testing.T) { w.refuses(t, test.token, now, test.want) })
+	}
+	w.refuses(t, good, now, "")
+}
+
+// hmacWithPublicKey makes the token of RFC 8725, section 2.1.
+func hmacWithPublicKey(t *testing.T, w *world) string {
+	kid, public := w.ca.JWTAuthority()
+	der, err := x509.MarshalPKIXPublicKey(public)
+	check(t, err)
+	input := encode(`{"alg":"HS256","kid":"`+kid+`"}`) + "." + encode(w.fill(goodClaims, time.Now()))
+	mac := hmac.New(sha256.New, der)
+	mac.Write([]byte(input))
+	return input + "." + encode(string(mac.Sum(nil)))
+}
+
+// reKey makes a token that names the right key and is signed by another.
+func reKey(t *testing.T, w *world) string {
+	input := encode(w.fill(goodHeader, time.Now())) + "." + encode(w.fill(goodClaims, time.Now()))
+	_, signature, err := newCA(t, "acme.test").SignBytes(input)
+	check(t, err)
+	return input + "." + encode(string(signature))
+}

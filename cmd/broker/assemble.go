@@ -1,0 +1,348 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/attest"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers"
+	"accessbroker.internal/server"
+	"accessbroker.internal/store"
+)
+
+// A service is a whole broker, put together from settings. It runs in Run.
+type service struct {
+	settings *settings
+	getenv   func(string) string
+	log      *slog.Logger
+	store    *store.Store
+	sealer   *broker.Sealer
+	ledger   *ledger
+	keys     *issuers.Keys
+	trust    *attest.Source
+	verifier *attest.Verifier
+	broker   *broker.Broker
+	metrics  *server.Metrics
+	server   *server.Server
+	counts   counts
+	reload   sync.Mutex
+}
+
+// assemble opens what the settings name. Nothing listens and nothing runs yet,
+// but for what the identity source needs to have bundles at all.
+func assemble(ctx context.Context, s *settings, getenv func(string) string, log *slog.Logger) (_ *service, err error) {
+	v := &service{settings: s, getenv: getenv, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, v.close())
+		}
+	}()
+	v.metrics = server.NewMetrics(v.gauges())
+	if v.sealer, err = broker.NewSealer(s.sealKeys...); err != nil {
+		return nil, err
+	}
+	observe := func(c store.Commit) { v.metrics.Committed(c.Members, c.Took) }
+	if v.store, err = store.Open(ctx, store.Config{URL: s.store, Observe: observe}); err != nil {
+		return nil, err
+	}
+	if v.ledger, err = openLedger(ctx, v.store, v.sealer, s.externalURL, s.checkpoint, log); err != nil {
+		return nil, err
+	}
+	if v.keys, err = issuers.OpenKeys(ctx, v.keysConfig(), time.Now()); err != nil {
+		return nil, err
+	}
+	if err := v.openTrust(ctx); err != nil {
+		return nil, err
+	}
+	if err := v.openBroker(ctx); err != nil {
+		return nil, err
+	}
+	v.server, err = server.New(v.serverConfig(v.verifier.Authenticate, v.verifier.ConnContext))
+	return v, err
+}
+
+func (v *service) keysConfig() issuers.KeysConfig {
+	s := v.settings
+	longest := time.Duration(0)
+	for _, e := range s.catalogue {
+		longest = max(longest, e.MaxTTL)
+	}
+	return issuers.KeysConfig{
+		Store: v.store, Sealer: v.sealer, Purpose: "token", Algorithm: s.signing.Algorithm,
+		RotateEvery: time.Duration(s.signing.RotateEvery), PublishAhead: time.Duration(s.signing.PublishAhead),
+		LongestTTL: longest, Log: v.log,
+	}
+}
+
+func (v *service) openTrust(ctx context.Context) (err error) {
+	s := v.settings
+	v.trust, err = attest.Open(ctx, attest.Config{
+		TrustDomain: s.trustDomain, TrustDomains: s.trustDomains, WorkloadAPI: s.workloadAPI, Bundles: s.bundles, Log: v.log,
+	})
+	if err != nil {
+		return err
+	}
+	v.verifier = attest.NewVerifier(attest.VerifierConfig{
+		Source: v.trust, Audiences: s.audiences,
+		Failed: func(method broker.Method, cause string) { v.metrics.AttestFailed(string(method), cause) },
+	})
+	return nil
+}
+
+// openBroker makes the domain and gives it its first rules.
+func (v *service) openBroker(ctx context.Context) (err error) {
+	list := map[string]broker.Issuer{}
+	for name, t := range v.settings.tokens {
+		list[name] = issuers.NewToken(v.settings.externalURL.String(), t.audience, v.keys)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("asking for the host's name: %w", err)
+	}
+	v.broker, err = broker.New(broker.Config{
+		Store: v.store, Issuers: list, Log: v.log, Observe: v.metrics.Observe, Blocks: v.store.Blocks,
+		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()),
+	})
+	if err != nil {
+		return err
+	}
+	_, err = v.adopt(ctx, v.settings, broker.Identity{})
+	return err
+}
+
+// adopt lets the rules of the settings decide: they are kept beside the log,
+// recorded in it, and only then in force.
+func (v *service) adopt(ctx context.Context, s *settings, by broker.Identity) (revision string, err error) {
+	defer func() { v.metrics.Reloaded(revision, err) }()
+	engine, err := s.engine()
+	if err != nil {
+		return "", err
+	}
+	for _, w := range engine.Warnings() {
+		v.log.WarnContext(ctx, "policy", "warning", w)
+	}
+	dir := strings.TrimPrefix(s.store, "sqlite:") + ".rules"
+	if err := keepContents(dir, engine.Contents(), engine.Files()); err != nil {
+		return "", err
+	}
+	if err := v.broker.SetRules(ctx, engine.Rules(), by, time.Now()); err != nil {
+		return "", err
+	}
+	return engine.Revision().String(), nil
+}
+
+func (v *service) serverConfig(authenticate func(*http.Request, string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
+	return server.Config{
+		Broker: v.broker, Authenticate: authenticate, ConnContext: conn,
+		Keys:        func(context.Context) ([]byte, error) { return v.keys.JWKS(time.Now()), nil },
+		Algorithms:  func() []string { return v.keys.Algorithms(time.Now()) },
+		Log:         v.ledger,
+		ExternalURL: v.settings.externalURL.String(), SVIDAudiences: v.settings.audiences,
+		CallsPerSecond: v.settings.admission.PerSecond, CallsAtOnce: v.settings.admission.Pending,
+		Checks: []server.Check{
+			{Name: "store", Check: v.store.Ping},
+			{Name: "disk", Check: func(context.Context) error { return v.store.Degraded() }},
+			{Name: "trust", Check: func(context.Context) error { return v.trust.Ready() }},
+		},
+		Metrics: v.metrics, Logger: v.log,
+	}
+}
+
+// Run listens and runs everything until ctx ends, and then drains.
+func (v *service) Run(ctx context.Context, ready func([]net.Listener)) error {
+	// The listeners end first; what they need goes on until they have.
+	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	var background errgroup.Group
+	for _, run := range []func(context.Context) error{v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep} {
+		background.Go(func() error { return run(loops) })
+	}
+	front, ctx := errgroup.WithContext(ctx)
+	listeners, err := v.listen(ctx, front)
+	if err == nil {
+		ready(listeners)
+		err = front.Wait()
+	} else {
+		for _, l := range listeners {
+			err = errors.Join(err, l.Close())
+		}
+	}
+	stopLoops()
+	return errors.Join(err, background.Wait(), v.close())
+}
+
+// listen opens every listener before any of them serves.
+func (v *service) listen(ctx context.Context, group *errgroup.Group) (listeners []net.Listener, err error) {
+	type served struct {
+		l       net.Listener
+		handler http.Handler
+		tls     *tls.Config
+		server  *server.Server
+	}
+	var all []served
+	for _, s := range v.settings.listeners {
+		l, err := net.Listen("tcp", s.address)
+		if err != nil {
+			return listeners, fmt.Errorf("listening on %s: %w", s.address, err)
+		}
+		listeners = append(listeners, l)
+		config, err := v.verifier.ServerTLS(attest.ServerTLS{SVID: s.svid, Cert: s.cert, Key: s.key, ClientCerts: s.clientCerts})
+		if err != nil {
+			return listeners, err
+		}
+		all = append(all, served{l, v.server.Handler(s.audiences...), config, v.server})
+	}
+	if s := v.settings.metrics; s != "" {
+		l, err := net.Listen("tcp", s)
+		if err != nil {
+			return listeners, fmt.Errorf("listening on %s: %w", s, err)
+		}
+		listeners = append(listeners, l)
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", v.metrics.Handler())
+		mux.Handle("/", v.server.Handler())
+		all = append(all, served{l: l, handler: mux, server: v.server})
+	}
+	if s := v.settings.adminSocket; s != "" {
+		l, err := adminListener(s)
+		if err != nil {
+			return listeners, err
+		}
+		listeners = append(listeners, l)
+		byAdmins := func(r *http.Request, _ string) (broker.Identity, error) { return operatorOf(r) }
+		operators, err := server.New(v.serverConfig(byAdmins, adminContext))
+		if err != nil {
+			return listeners, err
+		}
+		all = append(all, served{l: l, handler: adminHandler(v, operators.Handler(server.API)), server: operators})
+	}
+	for _, s := range all {
+		group.Go(func() error { return s.server.Serve(ctx, s.l, s.handler, s.tls) })
+	}
+	return listeners, nil
+}
+
+func (v *service) close() error {
+	var errs []error
+	if v.trust != nil {
+		errs = append(errs, v.trust.Close())
+	}
+	if v.store != nil {
+		errs = append(errs, v.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+const sweepEvery = time.Minute
+
+// sweep removes what is past its time, and counts for the gauges.
+func (v *service) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		v.counts.read(ctx, v.store, v.log)
+		if _, err := v.store.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			v.log.ErrorContext(ctx, "sweeping the store", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// counts are what gauges show: read now and then, because counting a million
+// leases is too much for every scrape.
+type counts struct{ active, pending atomic.Int64 }
+
+func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
+	active, err := s.CountActive(ctx, time.Now())
+	if err != nil {
+		if ctx.Err() == nil {
+			log.ErrorContext(ctx, "counting leases", "err", err)
+		}
+		return
+	}
+	n := int64(0)
+	for _, a := range active {
+		n += a.Leases
+	}
+	c.active.Store(n)
+	pending, err := s.CountPending(ctx, time.Now())
+	if err != nil {
+		return
+	}
+	n = 0
+	for _, p := range pending {
+		n += p
+	}
+	c.pending.Store(n)
+}
+
+func (v *service) gauges() server.Gauges {
+	return server.Gauges{
+		LeasesActive:     func() float64 { return float64(v.counts.active.Load()) },
+		ApprovalsPending: func() float64 { return float64(v.counts.pending.Load()) },
+		AuditRecords:     func() float64 { return float64(v.store.Head().Size) },
+		AuditUnpublished: func() float64 { return v.ledger.unpublished() },
+		SVIDExpires:      func() float64 { return v.trust.SVIDExpires().Seconds() },
+	}
+}
+
+// reloadBy reads the operator's file again and lets its rules decide. What
+// needs a restart is refused, so that nobody believes that it took effect.
+func (v *service) reloadBy(ctx context.Context, by broker.Identity) (string, error) {
+	v.reload.Lock()
+	defer v.reload.Unlock()
+	d, err := readConfig(v.settings.path)
+	if err != nil {
+		return "", err
+	}
+	s, err := d.understand(v.getenv)
+	if err != nil {
+		return "", err
+	}
+	if changed := v.settings.needsRestart(s); len(changed) > 0 {
+		return "", fmt.Errorf("%s: these need a restart: %s", filepath.Base(s.path), strings.Join(changed, ", "))
+	}
+	revision, err := v.adopt(ctx, s, by)
+	if err == nil {
+		v.settings = s
+	}
+	return revision, err
+}
+
+func (v *service) resealKeys(ctx context.Context) (int, error) {
+	n, err := v.keys.Reseal(ctx)
+	if err != nil {
+		return n, err
+	}
+	done, err := v.ledger.reseal(ctx, v.sealer)
+	if done {
+		n++
+	}
+	return n, err
+}
+
+func (v *service) listKeys() any {
+	list := []keyLine{}
+	for _, k := range v.keys.List() {
+		list = append(list, keyLine(k))
+	}
+	return list
+}

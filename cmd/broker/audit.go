@@ -1,0 +1,231 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/store"
+)
+
+func (a *app) auditCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "audit",
+		Short: "Verify and read the log, offline",
+		Args:  exactly(0, "a command: verify, show or export"),
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditExportCommand())
+	return c
+}
+
+func (a *app) auditVerifyCommand() *cobra.Command {
+	var key string
+	var checkpoints []string
+	c := &cobra.Command{
+		Use:   "verify STORE-URL|FILE",
+		Short: "Check every record, hash and signature of a log",
+		Long: `verify reads a whole log, from a database or an export, and checks that every
+record is canonical and in its place, that the records hash to the tree and the
+tree to every signed checkpoint, that times never go back, that texts are what
+was committed to, and that no lease is issued twice or after its end. It needs
+neither the broker nor a secret.
+
+Give --key with the log's public key from elsewhere: without it, the key in the
+log itself is believed.`,
+		Example: `  broker audit verify sqlite:/var/lib/broker/broker.db --key 'broker.acme.test/log/1a2b3c4d+…'
+  broker audit verify export.jsonl --checkpoint kept-from-last-month.txt`,
+		Args: exactly(1, "one database (sqlite:PATH) or file"),
+		RunE: func(c *cobra.Command, args []string) error {
+			opts := audit.Options{Key: key}
+			for _, path := range checkpoints {
+				note, err := os.ReadFile(path)
+				if err != nil {
+					return fmt.Errorf("reading a checkpoint: %w", err)
+				}
+				opts.Checkpoints = append(opts.Checkpoints, string(note))
+			}
+			return withLog(c.Context(), args[0], func(src audit.Source) error {
+				report, err := audit.Verify(c.Context(), src, opts)
+				if report == nil {
+					return err
+				}
+				if printed := a.print(report, func(w io.Writer) { writeReport(w, report) }); printed != nil {
+					return printed
+				}
+				if err != nil {
+					return exitError(exitFailed)
+				}
+				return nil
+			})
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "the log's public key, from elsewhere than the log")
+	c.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "a file with a checkpoint that you kept; may be given more than once")
+	return c
+}
+
+func writeReport(w io.Writer, r *audit.Report) {
+	fmt.Fprintf(w, "log\t%s\n", r.Origin)
+	trust := "given by you"
+	if !r.KeyTrusted {
+		trust = "the log's own word for it: give --key to trust nobody"
+	}
+	fmt.Fprintf(w, "key\t%s (%s)\n", r.Key, trust)
+	fmt.Fprintf(w, "records\t%d\n", r.Records)
+	if r.Records > 0 {
+		fmt.Fprintf(w, "from, to\t%s, %s\n", clock(r.First), clock(r.Last))
+	}
+	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
+		fmt.Fprintf(w, "  %s\t%d\n", kind, r.Kinds[kind])
+	}
+	fmt.Fprintf(w, "root\t%s\n", r.Root)
+	fmt.Fprintf(w, "checkpoints\t%d signed, all of this log\n", r.Checkpoints)
+	if len(r.Problems) == 0 {
+		fmt.Fprintln(w, "verified\teverything holds")
+		return
+	}
+	fmt.Fprintln(w, "NOT VERIFIED")
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "  %s\n", p.Error())
+	}
+	if r.More > 0 {
+		fmt.Fprintf(w, "  and %d more problems\n", r.More)
+	}
+}
+
+func (a *app) auditShowCommand() *cobra.Command {
+	var from, last int64
+	var kind, about string
+	c := &cobra.Command{
+		Use:   "show STORE-URL|FILE",
+		Short: "Print records of a log",
+		Example: `  broker audit show sqlite:/var/lib/broker/broker.db --last 20
+  broker audit show export.jsonl --about lse_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
+		Args: exactly(1, "one database (sqlite:PATH) or file"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withLog(c.Context(), args[0], func(src audit.Source) error {
+				wanted := func(item audit.Item, r audit.Record) bool {
+					return item.Index >= from && (kind == "" || string(r.Kind) == kind) && (about == "" || strings.Contains(string(item.Leaf), strconv.Quote(about)))
+				}
+				return a.showRecords(c.Context(), src, wanted, last)
+			})
+		},
+	}
+	c.Flags().Int64Var(&from, "from", 0, "the index of the first record")
+	c.Flags().Int64Var(&last, "last", 0, "only so many of the newest that fit")
+	c.Flags().StringVar(&kind, "kind", "", "only records of a kind, such as lease.issued")
+	c.Flags().StringVar(&about, "about", "", "only records that name this request, lease or identity")
+	return c
+}
+
+// showRecords prints the records that are wanted; with last, only the newest.
+func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(audit.Item, audit.Record) bool, last int64) error {
+	var kept []string
+	for item, err := range src.Items(ctx) {
+		if err != nil {
+			return fmt.Errorf("reading the log: %w", err)
+		}
+		r, err := audit.Decode(item.Leaf)
+		if err != nil {
+			return fmt.Errorf("record %d: %w (broker audit verify tells more)", item.Index, err)
+		}
+		if !wanted(item, r) {
+			continue
+		}
+		line := recordLine(item, r)
+		if a.output == "json" {
+			line = fmt.Sprintf(`{"index":%d,"record":%s}`, item.Index, item.Leaf)
+		}
+		if last == 0 {
+			fmt.Fprintln(a.out, line)
+			continue
+		}
+		if kept = append(kept, line); int64(len(kept)) > last {
+			kept = kept[1:]
+		}
+	}
+	for _, line := range kept {
+		fmt.Fprintln(a.out, line)
+	}
+	return nil
+}
+
+// recordLine shows a record in one line: when, what, who, and about what.
+func recordLine(item audit.Item, r audit.Record) string {
+	parts := []string{fmt.Sprintf("%6d  %s  %-17s", item.Index, r.Time.UTC().Format("2006-01-02 15:04:05.000Z"), r.Kind)}
+	if r.Caller != nil {
+		parts = append(parts, r.Caller.ID)
+	}
+	if r.Request != nil {
+		parts = append(parts, r.Request.Entitlement, strings.Join(r.Request.Scopes, " "))
+	}
+	if r.Lease != nil {
+		parts = append(parts, r.Lease.ID)
+	} else if r.Request != nil {
+		parts = append(parts, r.Request.ID)
+	}
+	if r.Decision != nil && !r.Decision.Permit {
+		parts = append(parts, r.Decision.Code)
+	}
+	if r.Count > 1 {
+		parts = append(parts, fmt.Sprintf("×%d", r.Count))
+	}
+	if r.End != nil {
+		parts = append(parts, r.End.How)
+	}
+	return strings.TrimRight(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "), " ")
+}
+
+func (a *app) auditExportCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "export STORE-URL",
+		Short:   "Write a log as JSON Lines, for others to verify",
+		Example: `  broker audit export sqlite:/var/lib/broker/broker.db > export.jsonl`,
+		Args:    exactly(1, "one database (sqlite:PATH)"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withLog(c.Context(), args[0], func(src audit.Source) error {
+				w := bufio.NewWriter(a.out)
+				return errors.Join(audit.Export(c.Context(), w, src), w.Flush())
+			})
+		},
+	}
+	return c
+}
+
+// sqliteMagic begins every SQLite database.
+const sqliteMagic = "SQLite format 3\x00"
+
+// withLog opens a log read-only: a database, by URL or by file, or an export.
+func withLog(ctx context.Context, name string, f func(audit.Source) error) error {
+	path := strings.TrimPrefix(name, "sqlite:")
+	opened, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	defer func() { _ = opened.Close() }()
+	in := bufio.NewReader(opened)
+	if magic, _ := in.Peek(len(sqliteMagic)); string(magic) == sqliteMagic {
+		src, err := store.OpenSource(ctx, path)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = src.Close() }()
+		return f(src)
+	}
+	src, err := audit.OpenExport(in)
+	if err != nil {
+		return err
+	}
+	return f(src)
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/attest"
+)
+
+// errUnreachable marks that there was nobody to ask.
+var errUnreachable = errors.New("can't be reached")
+
+// clientFlags say where the broker is and who we are.
+type clientFlags struct{ server, brokerID, cert, key, tokenFile string }
+
+func (f *clientFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.server, "server", "", "the broker's URL (or BROKER_URL)")
+	c.Flags().StringVar(&f.brokerID, "broker-id", "", "the SPIFFE ID that the broker must prove (or BROKER_ID; default: any of our trust domain)")
+	c.Flags().StringVar(&f.cert, "cert", "", "our X.509-SVID, PEM (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
+	c.Flags().StringVar(&f.key, "key", "", "its private key, PEM (or BROKER_KEY)")
+	c.Flags().StringVar(&f.tokenFile, "token-file", "", "our JWT-SVID (or BROKER_TOKEN_FILE)")
+}
+
+// A clientConfig is what is known of the broker and of us.
+type clientConfig struct {
+	server    string
+	brokerID  string
+	ca        string // PEM file; empty: the Workload API's bundles, or the system's roots
+	socket    string // of the Workload API
+	cert, key string
+	tokenFile string
+}
+
+func (a *app) clientConfig() (clientConfig, error) {
+	c := clientConfig{
+		server:    cmp.Or(a.client.server, a.getenv("BROKER_URL")),
+		brokerID:  cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
+		ca:        a.getenv("BROKER_CA"),
+		socket:    a.getenv("SPIFFE_ENDPOINT_SOCKET"),
+		cert:      cmp.Or(a.client.cert, a.getenv("BROKER_CERT")),
+		key:       cmp.Or(a.client.key, a.getenv("BROKER_KEY")),
+		tokenFile: cmp.Or(a.client.tokenFile, a.getenv("BROKER_TOKEN_FILE")),
+	}
+	switch {
+	case c.server == "":
+		return c, usage("say where the broker is: --server URL or BROKER_URL")
+	case (c.cert == "") != (c.key == ""):
+		return c, usage("--cert and --key go together")
+	case c.cert != "" && c.tokenFile != "":
+		return c, usage("give a certificate or a token file, not both: one caller has one proof")
+	case c.socket == "" && c.cert == "" && c.tokenFile == "":
+		return c, usage("say who you are: SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file")
+	}
+	return c, nil
+}
+
+// session connects by flags and environment, and calls f.
+func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) error) error {
+	cfg, err := a.clientConfig()
+	if err != nil {
+		return err
+	}
+	client, done, err := a.connect(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f(ctx, client)
+}
+
+// workloadAPIWait is how long a command waits for its own identity.
+const workloadAPIWait = 10 * time.Second
+
+// connect makes a client. done ends what it needs in the background.
+func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client, done func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			cancel()
+		}
+	}()
+	source := new(attest.Source) // enough for files
+	if cfg.socket != "" {
+		if source, err = attest.Open(ctx, attest.Config{WorkloadAPI: cfg.socket, StartTimeout: workloadAPIWait}); err != nil {
+			return nil, nil, err
+		}
+		go func() { _ = source.Run(ctx) }() // it keeps the SVID fresh; what goes wrong shows in the calls
+	}
+	config := attest.ClientTLS{
+		BrokerID: cfg.brokerID, Cert: cfg.cert, Key: cfg.key,
+		NoCert: cfg.tokenFile != "", Web: cfg.ca != "" || cfg.socket == "",
+	}
+	if cfg.ca != "" {
+		if config.Roots, err = readRoots(cfg.ca); err != nil {
+			return nil, nil, err
+		}
+	}
+	t, err := source.ClientTLS(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	transport := &http.Transport{TLSClientConfig: t, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
+	client = &api.Client{BaseURL: strings.TrimSuffix(cfg.server, "/"), HTTP: &http.Client{Transport: transport}}
+	if cfg.tokenFile != "" {
+		client.Token = func(context.Context) (string, error) { return readToken(cfg.tokenFile) }
+	}
+	return client, func() { cancel(); transport.CloseIdleConnections() }, nil
+}
+
+func readRoots(path string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading BROKER_CA: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("reading BROKER_CA: %s holds no PEM certificate", path)
+	}
+	return pool, nil
+}
+
+// readToken reads the token file anew for each call, because whoever keeps it
+// fresh replaces it.
+func readToken(path string) (string, error) {
+	const longest = 16 << 10
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the token file: %w", err)
+	}
+	if len(text) > longest {
+		return "", fmt.Errorf("reading the token file: %s is too long for a token", path)
+	}
+	return strings.TrimSpace(string(text)), nil
+}

@@ -1,0 +1,366 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+)
+
+func (a *app) demoCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Tell the whole story once, with a real broker on this machine",
+		Long: `demo starts a world like "broker dev" in a temporary folder, and has an agent, a
+ticket API and an auditor play their parts in it. Every step is checked: demo
+exits with 0 only if all of it went as it says.`,
+		Example: `  broker demo`,
+		Args:    exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			a.tuneMemory()
+			dir, err := os.MkdirTemp("", "broker-demo-")
+			if err != nil {
+				return fmt.Errorf("making a folder: %w", err)
+			}
+			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+			listen, err := freeAddress()
+			if err != nil {
+				return err
+			}
+			return withDevWorld(c.Context(), dir, listen, a, slog.LevelError, func(ctx context.Context, w *devWorld) error {
+				ctx, cancel := context.WithTimeout(ctx, time.Minute)
+				defer cancel()
+				d := &demo{app: a, world: w}
+				return d.tell(ctx)
+			})
+		},
+	}
+}
+
+// freeAddress finds a loopback port that nobody listens on at the moment.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("looking for a free port: %w", err)
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// A demo is the story that "broker demo" tells.
+type demo struct {
+	*app
+	world   *devWorld
+	step    int
+	agent   *api.Client
+	tickets *ticketAPI
+}
+
+// clientOf is how a part of the story reaches the broker: by its own Workload
+// API socket, and nothing else.
+func (d *demo) clientOf(name string) clientConfig {
+	return clientConfig{server: d.world.settings.externalURL.String(), socket: "unix://" + d.world.socket(name)}
+}
+
+func (d *demo) chapter(title string) {
+	d.step++
+	fmt.Fprintf(d.out, "\n%d. %s\n\n", d.step, title)
+}
+
+func (d *demo) say(format string, args ...any) {
+	fmt.Fprintln(d.out, strings.TrimRight("   "+fmt.Sprintf(format, args...), " "))
+}
+
+func (d *demo) tell(ctx context.Context) error {
+	fmt.Fprintln(d.out, "Access Broker: one credential, from proof to end, on this machine.")
+	var credential *api.Credential
+	for _, chapter := range []func() error{
+		func() error { return d.prove(ctx) },
+		func() (err error) { credential, err = d.ask(ctx); return err },
+		func() error { return d.use(ctx, credential) },
+		func() error { return d.askForMore(ctx) },
+		func() error { return d.giveBack(ctx, credential) },
+		func() error { return d.verify(ctx) },
+		func() error { return d.tamper(ctx) },
+	} {
+		if err := chapter(); err != nil {
+			return fmt.Errorf("step %d did not go as told: %w", d.step, err)
+		}
+	}
+	fmt.Fprintf(d.out, "\nAll of it went as told. Play with it yourself: broker dev\n")
+	return nil
+}
+
+func (d *demo) prove(ctx context.Context) error {
+	d.chapter("An AI agent proves who it is")
+	client, done, err := d.connect(ctx, d.clientOf("agent"))
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, done)
+	d.agent = client
+	who, err := client.WhoAmI(ctx)
+	if err != nil {
+		return err
+	}
+	d.say("It has no password and no key of its own. Its SPIFFE Workload API gives it an")
+	d.say("X.509-SVID, which it shows to the broker over mutual TLS. The broker says:")
+	d.say("")
+	d.say("  you are    %s", who.ID)
+	d.say("  which is   an %s of the team %s; %s answers for it", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
+	d.say("  proved by  %s, good until %s", who.Proof.Method, clock(who.Proof.ExpiresAt))
+	return expect(who.ID == "spiffe://acme.test/agent/triage" && who.Kind == "agent", "the agent is taken for %s %s", who.Kind, who.ID)
+}
+
+func (d *demo) ask(ctx context.Context) (*api.Credential, error) {
+	d.chapter("It asks for two scopes, says why, and gets a token for ten minutes")
+	ask := api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read", "tickets:comment"}, Justification: "triage of INC-4711"}
+	credential, pending, err := d.agent.AskAndCollect(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	if credential == nil {
+		return nil, fmt.Errorf("the request is pending: %s", pending.ID)
+	}
+	d.say("  asked for  %s: %s", ask.Entitlement, strings.Join(ask.Scopes, " "))
+	d.say("  because    %s", ask.Justification)
+	d.say("  decided    permit, by policies/tickets.cedar")
+	d.say("  received   a %s token until %s, as lease %s", credential.Type, clock(credential.ExpiresAt), credential.Lease)
+	d.say("  recorded   as record %d of the log, before the answer left", credential.Receipt.Index)
+	d.say("")
+	d.say("The token, as anybody can read it (it is signed, not secret in itself):")
+	d.say("")
+	claims, err := claimsOf(credential.Secret["token"])
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"aud", "sub", "scope", "entitlement", "exp"} {
+		if name == "exp" {
+			d.say("  %-11s  %.0f", name, claims[name])
+			continue
+		}
+		d.say("  %-11s  %v", name, claims[name])
+	}
+	return credential, expect(claims["scope"] == "tickets:comment tickets:read", "the token's scope is %v", claims["scope"])
+}
+
+// claimsOf reads a token without verifying it: it is only shown.
+func claimsOf(token string) (claims map[string]any, err error) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return nil, errors.New("the token is no JWT")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return nil, fmt.Errorf("reading the token: %w", err)
+	}
+	return claims, json.Unmarshal(payload, &claims)
+}
+
+func (d *demo) use(ctx context.Context, credential *api.Credential) error {
+	d.chapter("A ticket API accepts the token for what it allows, and for nothing else")
+	d.say("It knows nothing of the agent. It checks the signature by the broker's published")
+	d.say("keys, the audience, the time and the scope:")
+	d.say("")
+	var err error
+	if d.tickets, err = d.startTickets(ctx); err != nil {
+		return err
+	}
+	for _, call := range []struct {
+		method, path, token string
+		want                int
+	}{
+		{http.MethodGet, "/tickets/4711", credential.Secret["token"], http.StatusOK},
+		{http.MethodPost, "/tickets/4711/comments", credential.Secret["token"], http.StatusCreated},
+		{http.MethodPost, "/tickets/4711/close", credential.Secret["token"], http.StatusForbidden},
+		{http.MethodGet, "/tickets/4711", "", http.StatusUnauthorized},
+	} {
+		status, answer, err := d.tickets.call(ctx, call.method, call.path, call.token)
+		if err != nil {
+			return err
+		}
+		with := "with the token"
+		if call.token == "" {
+			with = "without it"
+		}
+		d.say("  %-4s %-24s %-14s  %d  %s", call.method, call.path, with, status, answer)
+		if err := expect(status == call.want, "%s %s: %d, not %d", call.method, call.path, status, call.want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) askForMore(ctx context.Context) error {
+	d.chapter("It asks for more, and is told no, why, and what it could have")
+	summary, done, err := d.connect(ctx, d.clientOf("service"))
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, _, err = summary.AskAndCollect(ctx, api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read", "tickets:close"}, Justification: "clean-up"})
+	var refused *api.Error
+	if !errors.As(err, &refused) {
+		return fmt.Errorf("a service that asks for tickets:close gets %v", err)
+	}
+	d.say("A service asks for tickets:close:")
+	d.say("")
+	d.say("  %d %s: %s", refused.Status, refused.Code, refused.Detail)
+	if refused.Allowed != nil {
+		d.say("  allowed: %s", strings.Join(refused.Allowed.Scopes, " "))
+	}
+	d.say("  recorded as request %s", refused.RequestID)
+	if err := expect(refused.Code == api.Denied && refused.RequestID != "" && refused.Allowed != nil, "the refusal is %+v", refused); err != nil {
+		return err
+	}
+	_, pending, err := d.agent.AskAndCollect(ctx, api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:close"}, Justification: "duplicate of INC-4710"})
+	if err != nil || pending == nil {
+		return fmt.Errorf("the agent that asks for tickets:close gets %v", err)
+	}
+	d.say("")
+	d.say("The agent asks for tickets:close. That takes a person:")
+	d.say("")
+	d.say("  %s: %s", pending.Status, waitsFor(pending))
+	d.say("  because %s", strings.Join(pending.Decision.Reasons, "; "))
+	return expect(pending.Status == api.StatusPending, "the request is %s", pending.Status)
+}
+
+func (d *demo) giveBack(ctx context.Context, credential *api.Credential) error {
+	d.chapter("It gives the token back when it is done")
+	server, done, err := d.connect(ctx, d.clientOf("tickets"))
+	if err != nil {
+		return err
+	}
+	defer done()
+	ask := func(when string, want bool) error {
+		answer, err := server.Introspect(ctx, api.Token(credential.Secret["token"]))
+		if err != nil {
+			return err
+		}
+		d.say("  the ticket API's server introspects the token, %-7s active: %t", when+":", answer.Active)
+		return expect(answer.Active == want, "introspection says active: %t", answer.Active)
+	}
+	if err := ask("before", true); err != nil {
+		return err
+	}
+	l, err := d.agent.Revoke(ctx, credential.Lease, "done")
+	if err != nil {
+		return err
+	}
+	d.say("  the agent gives back %s: %s", l.ID, l.Status)
+	if err := ask("after", false); err != nil {
+		return err
+	}
+	d.say("")
+	d.say("The broker does not pretend: %s.", revocationTruth(l))
+	return expect(l.Status == api.LeaseRevoked, "the lease is %s", l.Status)
+}
+
+func (d *demo) verify(ctx context.Context) error {
+	d.chapter("An auditor verifies the log, with nothing but the file")
+	if err := d.world.service.ledger.publish(ctx); err != nil {
+		return err
+	}
+	report, err := d.verifyFile(ctx, filepath.Join(d.world.dir, "broker.db"))
+	if err != nil {
+		return err
+	}
+	d.say("  $ broker audit verify broker.db")
+	d.say("  %d records, root %.16s…, %d signed checkpoints: everything holds", report.Records, report.Root, report.Checkpoints)
+	d.say("")
+	return d.world.service.showLog(ctx, d)
+}
+
+// showLog prints the records that the story made.
+func (v *service) showLog(ctx context.Context, d *demo) error {
+	for item, err := range v.store.Source().Items(ctx) {
+		if err != nil {
+			return err
+		}
+		r, err := audit.Decode(item.Leaf)
+		if err != nil {
+			return err
+		}
+		what := ""
+		if r.Caller != nil {
+			what = strings.TrimPrefix(r.Caller.ID, "spiffe://"+devDomain)
+		}
+		if r.Request != nil {
+			what += "  " + strings.Join(r.Request.Scopes, " ")
+		}
+		d.say("  %2d  %-17s  %s", item.Index, r.Kind, strings.TrimSpace(what))
+	}
+	return nil
+}
+
+func (d *demo) verifyFile(ctx context.Context, path string) (report *audit.Report, err error) {
+	err = withLog(ctx, path, func(src audit.Source) (err error) {
+		report, err = audit.Verify(ctx, src, audit.Options{Key: d.world.service.ledger.public})
+		return err
+	})
+	return report, err
+}
+
+func (d *demo) tamper(ctx context.Context) error {
+	d.chapter("Somebody changes one byte of a copy, and the log says where")
+	copied := filepath.Join(d.world.dir, "copy.jsonl")
+	index, err := d.exportChanged(ctx, copied)
+	if err != nil {
+		return err
+	}
+	report, err := d.verifyFile(ctx, copied)
+	if report == nil {
+		return fmt.Errorf("the copy can't be read: %w", err)
+	}
+	if err == nil {
+		return errors.New("the changed copy verifies")
+	}
+	d.say("  $ broker audit verify copy.jsonl")
+	d.say("  NOT VERIFIED")
+	for _, p := range report.Problems {
+		d.say("  %s", p.Error())
+	}
+	return expect(report.Problems[0].Index == index, "the first problem is at record %d, the change at %d", report.Problems[0].Index, index)
+}
+
+// exportChanged exports the log and changes one letter in the record of the
+// credential: the agent's name.
+func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
+	var export bytes.Buffer
+	if err := audit.Export(ctx, &export, d.world.service.store.Source()); err != nil {
+		return 0, err
+	}
+	const before, after = "agent/triage", "agent/triagE"
+	lines := bytes.SplitAfter(export.Bytes(), []byte("\n"))
+	for i, line := range lines {
+		if i == 0 || !bytes.Contains(line, []byte(audit.LeaseIssued)) {
+			continue
+		}
+		d.say("In record %d, %q becomes %q:", i-1, before, after)
+		d.say("")
+		lines[i] = bytes.Replace(line, []byte(before), []byte(after), 1)
+		return int64(i - 1), writeWhole(path, bytes.Join(lines, nil))
+	}
+	return 0, errors.New("the log has no issued lease")
+}
+
+// expect is an assertion of the story.
+func expect(ok bool, format string, args ...any) error {
+	if ok {
+		return nil
+	}
+	return fmt.Errorf(format, args...)
+}

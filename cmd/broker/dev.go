@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"embed"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"text/template"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/attest/localca"
+)
+
+//go:embed dev
+var devFiles embed.FS
+
+// devDomain is the trust domain of "broker dev".
+const devDomain = "acme.test"
+
+// devIdentities are those that sockets of "broker dev" give out, by the name
+// of the socket.
+var devIdentities = []struct{ name, path, what string }{
+	{"agent", "/agent/triage", "an AI agent of the support team"},
+	{"service", "/service/report", "a service"},
+	{"tickets", "/tickets", "the ticket API's own server"},
+}
+
+// A devWorld is a whole world in one process: a trust domain with its Workload
+// API, a broker, and a sample catalogue and policies, in one folder.
+type devWorld struct {
+	dir      string
+	ca       *localca.CA
+	settings *settings
+	service  *service
+}
+
+func (a *app) devCommand() *cobra.Command {
+	var dir, listen string
+	c := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a whole world on this machine, to look at and play with",
+		Long: `dev runs a trust domain with a real SPIFFE Workload API, a broker, a sample
+catalogue and sample policies, in one process, on loopback only. Any SPIFFE
+program gets an SVID from its sockets. Nothing of it is for production: who can
+reach the sockets is whom the sockets are for.
+
+Without --dir it lives in a temporary folder and is gone afterwards. With --dir it
+keeps its folder; edit the policies there and run "broker reload".`,
+		Example: `  broker dev
+  broker dev --dir ./world --listen 127.0.0.1:8443`,
+		Args: exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			a.tuneMemory()
+			return a.runDev(c.Context(), dir, listen)
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "the folder to live in (default: a temporary one)")
+	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8443", "the broker's address; loopback only")
+	return c
+}
+
+func (a *app) runDev(ctx context.Context, dir, listen string) (err error) {
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "broker-dev-"); err != nil {
+			return fmt.Errorf("making a folder: %w", err)
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	}
+	return withDevWorld(ctx, dir, listen, a, slog.LevelWarn, func(ctx context.Context, w *devWorld) error {
+		w.welcome(a)
+		<-ctx.Done()
+		fmt.Fprintln(a.out, "\nbroker dev ends.")
+		return nil
+	})
+}
+
+// withDevWorld runs a world until f returns or ctx ends.
+func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Level, f func(context.Context, *devWorld) error) error {
+	w, err := newDevWorld(dir, listen)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	if err := w.serveIdentities(ctx, group); err != nil {
+		return err
+	}
+	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
+	if err != nil {
+		return err
+	}
+	noEnv := func(string) string { return "" }
+	if w.settings, err = d.understand(noEnv); err != nil {
+		return err
+	}
+	if w.service, err = assemble(ctx, w.settings, noEnv, newLogger(a.err, w.settings.logFormat, level)); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		return w.service.Run(ctx, func([]net.Listener) {
+			group.Go(func() error {
+				defer cancel()
+				return f(ctx, w)
+			})
+		})
+	})
+	return group.Wait()
+}
+
+// newDevWorld makes the folder and what is in it. What is there already stays.
+func newDevWorld(dir, listen string) (*devWorld, error) {
+	host, _, err := net.SplitHostPort(listen)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return nil, usage("--listen takes a loopback address, such as 127.0.0.1:8443: broker dev is not for others to reach")
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, fmt.Errorf("finding the folder: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "identities"), 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder: %w", err)
+	}
+	w := &devWorld{dir: dir}
+	if w.ca, err = localca.Open(filepath.Join(dir, "ca"), devDomain); err != nil {
+		return nil, err
+	}
+	return w, w.writeFiles(listen)
+}
+
+// socket gives the path of a Workload API socket.
+func (w *devWorld) socket(name string) string {
+	return filepath.Join(w.dir, "identities", name+".sock")
+}
+
+func (w *devWorld) writeFiles(listen string) error {
+	err := fs.WalkDir(devFiles, "dev", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == "dev" {
+			return err
+		}
+		target := filepath.Join(w.dir, path[len("dev/"):])
+		if d.IsDir() {
+			return os.MkdirAll(target, 0o700)
+		}
+		content, err := devFiles.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if filepath.Base(path) == "broker.yaml" {
+			if content, err = w.fill(content, listen); err != nil {
+				return err
+			}
+		}
+		return writeNew(target, content)
+	})
+	if err != nil {
+		return fmt.Errorf("writing the sample: %w", err)
+	}
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails
+	if err := writeNew(filepath.Join(w.dir, "seal.key"), []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
+		return fmt.Errorf("writing the seal key: %w", err)
+	}
+	return nil
+}
+
+// fill puts this world's addresses into the operator's file.
+func (w *devWorld) fill(content []byte, listen string) ([]byte, error) {
+	t, err := template.New("broker.yaml").Parse(string(content))
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	err = t.Execute(&out, map[string]string{"Address": listen, "Metrics": "127.0.0.1:0", "BrokerSocket": w.socket("broker")})
+	return out.Bytes(), err
+}
+
+// writeNew writes a file that is not there yet.
+func writeNew(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
+}
+
+// serveIdentities opens a Workload API socket for each identity, and one for
+// the broker.
+func (w *devWorld) serveIdentities(ctx context.Context, group *errgroup.Group) error {
+	serve := func(name, path string) error {
+		socket := w.socket(name)
+		if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing an old socket: %w", err)
+		}
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			return fmt.Errorf("listening on %s: %w", socket, err)
+		}
+		group.Go(func() error { return w.ca.Serve(ctx, l, "spiffe://"+devDomain+path) })
+		return nil
+	}
+	for _, id := range devIdentities {
+		if err := serve(id.name, id.path); err != nil {
+			return err
+		}
+	}
+	return serve("broker", "/broker")
+}
+
+// welcome says what there is and what to try.
+func (w *devWorld) welcome(a *app) {
+	url := w.settings.externalURL.String()
+	fmt.Fprintf(a.out, "A broker for trying out, on loopback only. Not for production.\n\n")
+	fmt.Fprintf(a.out, "  broker     %s\n", url)
+	fmt.Fprintf(a.out, "  folder     %s\n", w.dir)
+	fmt.Fprintf(a.out, "  policies   %s\n\n", w.settings.policies)
+	fmt.Fprintf(a.out, "Workload API sockets, each giving out one identity:\n\n")
+	for _, id := range devIdentities {
+		fmt.Fprintf(a.out, "  %-9s  spiffe://%s%s, %s\n", id.name, devDomain, id.path, id.what)
+	}
+	fmt.Fprintf(a.out, "\nTry, in another terminal:\n\n")
+	fmt.Fprintf(a.out, "  export BROKER_URL=%s\n", url)
+	fmt.Fprintf(a.out, "  export SPIFFE_ENDPOINT_SOCKET=unix://%s\n", w.socket("agent"))
+	fmt.Fprintf(a.out, "  broker whoami\n")
+	fmt.Fprintf(a.out, "  broker entitlements\n")
+	fmt.Fprintf(a.out, "  broker request tickets-api --scope tickets:read --why \"looking around\"\n")
+	fmt.Fprintf(a.out, "  broker audit verify sqlite:%s\n\n", filepath.Join(w.dir, "broker.db"))
+	fmt.Fprintf(a.out, "Ctrl-C ends it.\n")
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+)
+
+func secretFields(c *api.Credential) []string { return slices.Sorted(maps.Keys(c.Secret)) }
+
+func (a *app) leasesCommand() *cobra.Command {
+	var f api.LeaseFilter
+	c := &cobra.Command{
+		Use:   "leases",
+		Short: "List the credentials that were issued, newest first",
+		Example: `  broker leases --live
+  broker leases --holder '*' --entitlement tickets-api -o json`,
+		Args: exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				page, err := client.Leases(ctx, f)
+				if err != nil {
+					return err
+				}
+				return a.print(page, func(w io.Writer) { writeLeases(w, page) })
+			})
+		},
+	}
+	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, or '*' for everybody whose leases you may view")
+	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
+	c.Flags().StringVar(&f.Request, "request", "", "of one request only")
+	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work")
+	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
+	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
+	a.client.add(c)
+	return c
+}
+
+func writeLeases(w io.Writer, page *api.LeasePage) {
+	if len(page.Leases) == 0 {
+		fmt.Fprintln(w, "no leases")
+		return
+	}
+	fmt.Fprintln(w, "LEASE\tSTATUS\tENTITLEMENT\tSCOPES\tHOLDER\tEXPIRES")
+	for _, l := range page.Leases {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Status, l.Entitlement, strings.Join(l.Scopes, " "), l.Holder, clock(l.ExpiresAt))
+	}
+	if page.Next != "" {
+		fmt.Fprintf(w, "more: --cursor %s\n", page.Next)
+	}
+}
+
+func (a *app) renewCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "renew LEASE",
+		Short: "Get a new credential under the same grant; the old one ends",
+		Long: `renew decides anew and gives a credential with its full time, as long as the
+grant lasts. The old credential's lease ends.`,
+		Example: `  broker renew lse_0658sg2b7puh5u0qv0s9k8g6nk`,
+		Args:    exactly(1, "the id of one lease"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				credential, err := client.Renew(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.printCredential(credential)
+			})
+		},
+	}
+	a.client.add(c)
+	return c
+}
+
+func (a *app) returnCommand() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use:   "return LEASE",
+		Short: "Give a credential back before its time",
+		Example: `  broker return lse_0658sg2b7puh5u0qv0s9k8g6nk
+  broker return lse_0658sg2b7puh5u0qv0s9k8g6nk --why "done"`,
+		Args: exactly(1, "the id of one lease"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				l, err := client.Revoke(ctx, args[0], reason)
+				if err != nil {
+					return err
+				}
+				return a.print(l, func(w io.Writer) {
+					fmt.Fprintf(w, "lease\t%s\n", l.ID)
+					fmt.Fprintf(w, "status\t%s\n", l.Status)
+					fmt.Fprintf(w, "truth\t%s\n", revocationTruth(l))
+				})
+			})
+		},
+	}
+	c.Flags().StringVar(&reason, "why", "", "a reason, kept in the log")
+	a.client.add(c)
+	return c
+}
+
+// revocationTruth says when a credential stops working.
+func revocationTruth(l *api.Lease) string {
+	switch l.Revocation {
+	case "immediate":
+		return "it has stopped working"
+	case "pending":
+		return "its issuer has not confirmed yet; the broker keeps trying"
+	case "at_expiry":
+		return "introspection says inactive at once; who verifies it by key alone accepts it until " + clock(l.ExpiresAt)
+	case "at_rotation":
+		return "it works until its issuer rotates it"
+	}
+	return "it can't be ended"
+}
+
+func (a *app) entitlementsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "entitlements",
+		Short:   "List what you may ask for, and what each demands",
+		Example: `  broker entitlements`,
+		Args:    exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				offers, err := client.Entitlements(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(api.Offers{Entitlements: offers}, func(w io.Writer) { writeOffers(w, offers) })
+			})
+		},
+	}
+	a.client.add(c)
+	return c
+}
+
+func writeOffers(w io.Writer, offers []api.Offer) {
+	if len(offers) == 0 {
+		fmt.Fprintln(w, "nothing: policy permits you no entitlement")
+		return
+	}
+	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tDEMANDS")
+	for _, o := range offers {
+		if o.Decision != nil {
+			fmt.Fprintf(w, "%s\t-\t%s\t%s\n", o.Entitlement, yesNo(o.Decision.Permit), demands(o.Decision, o.MaxTTL))
+		}
+		for _, s := range o.Scopes {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, yesNo(s.Decision.Permit), demands(&s.Decision, o.MaxTTL))
+		}
+	}
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// demands says in few words what a permit demands.
+func demands(d *api.Decision, most api.Duration) string {
+	if !d.Permit {
+		return strings.Join(d.Reasons, "; ")
+	}
+	var list []string
+	if o := d.Obligations; o != nil {
+		for _, n := range o.Approvals {
+			list = append(list, fmt.Sprintf("%d of %s", n.Count, n.Group))
+		}
+		if o.Justification {
+			list = append(list, "a justification")
+		}
+		if len(o.Tickets) > 0 {
+			list = append(list, "a ticket")
+		}
+		for _, l := range o.Limits {
+			list = append(list, fmt.Sprintf("at most %d per %s", l.Count, l.Per))
+		}
+		if o.MaxActive > 0 {
+			list = append(list, fmt.Sprintf("at most %d at once", o.MaxActive))
+		}
+		if o.MaxTTL > 0 {
+			most = min(most, o.MaxTTL)
+		}
+	}
+	return strings.Join(append(list, "ttl up to "+most.String()), ", ")
+}
+
+func (a *app) whoamiCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "whoami",
+		Short:   "Say who the broker takes you for",
+		Example: `  broker whoami`,
+		Args:    exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				who, err := client.WhoAmI(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(who, func(w io.Writer) {
+					fmt.Fprintf(w, "id\t%s\n", who.ID)
+					fmt.Fprintf(w, "kind\t%s\n", who.Kind)
+					if who.Team != "" {
+						fmt.Fprintf(w, "team\t%s\n", who.Team)
+					}
+					if len(who.Accountable) > 0 {
+						fmt.Fprintf(w, "accountable\t%s\n", strings.Join(who.Accountable, ", "))
+					}
+					fmt.Fprintf(w, "proof\t%s, until %s\n", who.Proof.Method, clock(who.Proof.ExpiresAt))
+				})
+			})
+		},
+	}
+	a.client.add(c)
+	return c
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check an operator's file and its policies, without starting",
+		Long: `check reads the operator's file and the policies that it names, and says all that
+is wrong with them: where, and how to mend it. Warnings are printed and do not fail.`,
+		Example: `  broker check /etc/broker/broker.yaml`,
+		Args:    exactly(1, "one file"),
+		RunE: func(c *cobra.Command, args []string) error {
+			s, err := a.load(args[0])
+			if err != nil {
+				return err
+			}
+			engine, err := s.engine()
+			if err != nil {
+				return err
+			}
+			for _, w := range engine.Warnings() {
+				fmt.Fprintf(a.err, "warning: %s\n", w)
+			}
+			found := struct {
+				Policies     int      `json:"policies"`
+				Entitlements int      `json:"entitlements"`
+				Revision     string   `json:"revision"`
+				Warnings     []string `json:"warnings,omitempty"`
+			}{engine.Len(), len(s.catalogue), engine.Revision().String(), engine.Warnings()}
+			return a.print(found, func(w io.Writer) {
+				fmt.Fprintf(w, "%s is good: %d policies, %d entitlements, revision %.12s\n", args[0], found.Policies, found.Entitlements, found.Revision)
+			})
+		},
+	}
+}
+
+// load reads and understands an operator's file.
+func (a *app) load(path string) (*settings, error) {
+	d, err := readConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	return d.understand(a.getenv)
+}
+
+// engine loads the policies of the settings.
+func (s *settings) engine() (*policy.Engine, error) {
+	info, err := os.Stat(s.policies)
+	if err != nil {
+		return nil, fmt.Errorf("reading the policies: %w", err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("%s is not a folder of policies", s.policies)
+	}
+	engine, err := policy.Load(policy.Inputs{
+		FS: os.DirFS(s.policies), Catalogue: s.catalogue, Marks: s.marks,
+		HomeDomain: s.trustDomain, TrustDomains: s.trustDomains,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("policies in %s do not load:\n%w", s.policies, err)
+	}
+	return engine, nil
+}
+
+func (a *app) policyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "policy",
+		Short: "Test and explain policies, without a running broker",
+		Args:  exactly(0, "a command: test or explain"),
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(a.policyTestCommand(), a.policyExplainCommand())
+	return c
+}
+
+func (a *app) policyTestCommand() *cobra.Command {
+	var config string
+	c := &cobra.Command{
+		Use:   "test [DIR]",
+		Short: "Run the scenarios (*_test.yaml) that stand beside the policies",
+		Long: `test decides every scenario of the folder and compares. The catalogue and trust
+domains come from the operator's file. A folder without a scenario fails: it
+tests nothing.`,
+		Example: `  broker policy test --config broker.yaml
+  broker policy test ./policies --config broker.yaml`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usage("policy test takes at most one folder")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			s, err := a.load(config)
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				s.policies = args[0]
+			}
+			engine, err := s.engine()
+			if err != nil {
+				return err
+			}
+			report, err := policy.Test(c.Context(), engine, os.DirFS(s.policies))
+			if err != nil {
+				return fmt.Errorf("testing %s: %w", s.policies, err)
+			}
+			if err := a.print(report, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSpace(report.String())) }); err != nil {
+				return err
+			}
+			if len(report.Failures) > 0 {
+				return exitError(exitFailed)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&config, "config", "broker.yaml", "the operator's file")
+	return c
+}
+
+func (a *app) policyExplainCommand() *cobra.Command {
+	var config, who, ip string
+	var f askFlags
+	c := &cobra.Command{
+		Use:   "explain ENTITLEMENT --as SPIFFE-ID",
+		Short: "Say which policies decide on a request, and why",
+		Example: `  broker policy explain tickets-api --as spiffe://acme.test/agent/triage --scope tickets:close
+  broker policy explain tickets-api --as spiffe://acme.test/batch --scope tickets:read --ttl 1h -o json`,
+		Args: exactly(1, "one entitlement"),
+		RunE: func(c *cobra.Command, args []string) error {
+			s, err := a.load(config)
+			if err != nil {
+				return err
+			}
+			engine, err := s.engine()
+			if err != nil {
+				return err
+			}
+			q, err := s.query(engine, args[0], who, ip, f)
+			if err != nil {
+				return err
+			}
+			explanation := engine.Explain(context.WithoutCancel(c.Context()), q, time.Now())
+			return a.print(explanation, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSpace(explanation.String())) })
+		},
+	}
+	f.add(c)
+	c.Flags().StringVar(&config, "config", "broker.yaml", "the operator's file")
+	c.Flags().StringVar(&who, "as", "", "the SPIFFE ID that asks")
+	c.Flags().StringVar(&ip, "from", "", "the address that it asks from")
+	_ = c.MarkFlagRequired("as")
+	return c
+}
+
+// query makes the question that a request would put to policy.
+func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags) (broker.Query, error) {
+	e := s.catalogue[name]
+	if e == nil {
+		return broker.Query{}, fmt.Errorf("there is no entitlement %q in %s", name, s.path)
+	}
+	rest, ok := strings.CutPrefix(who, "spiffe://")
+	domain, path, hasPath := strings.Cut(rest, "/")
+	if !ok || !hasPath || path == "" {
+		return broker.Query{}, usage("--as takes a SPIFFE ID with a path, such as spiffe://%s/agent/triage", s.trustDomain)
+	}
+	q := broker.Query{
+		Principal: engine.Rules().Mark(broker.Identity{
+			ID: who, TrustDomain: domain, Paths: broker.SPIFFEPaths(who), Kind: broker.KindWorkload,
+		}),
+		Action: broker.ActionRequest, Entitlement: e, Scopes: f.scopes, TTL: f.ttl, Duration: f.duration,
+		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
+	}
+	if len(q.Scopes) == 0 {
+		q.Scopes = e.DefaultScopes
+	}
+	if q.TTL == 0 {
+		q.TTL = e.DefaultTTL
+	}
+	if q.Duration == 0 {
+		q.Duration = e.CollectWithin
+	}
+	if ip != "" {
+		address, err := netip.ParseAddr(ip)
+		if err != nil {
+			return broker.Query{}, usage("--from takes an address: %v", err)
+		}
+		q.SourceIP = address
+	}
+	return q, nil
+}

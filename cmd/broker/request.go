@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+)
+
+// askFlags are those of every command that asks for something.
+type askFlags struct {
+	scopes        []string
+	ttl, duration time.Duration
+	why, ticket   string
+	parameters    map[string]string
+	wait          time.Duration
+}
+
+func (f *askFlags) add(c *cobra.Command) {
+	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "a scope; may be given more than once (default: the entitlement's default scopes)")
+	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the credential lives (default: the entitlement's)")
+	c.Flags().DurationVar(&f.duration, "duration", 0, "for how long credentials may be collected (default: the entitlement's)")
+	c.Flags().StringVar(&f.why, "why", "", "the justification, shown to approvers and kept in the log")
+	c.Flags().StringVar(&f.ticket, "ticket", "", "the ticket that this is for")
+	c.Flags().StringToStringVar(&f.parameters, "param", nil, "a parameter of the entitlement, name=value")
+	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
+}
+
+func (f *askFlags) ask(entitlement string) (api.Ask, error) {
+	if f.ttl < 0 || f.duration < 0 || f.wait < 0 {
+		return api.Ask{}, usage("durations are positive, such as 15m")
+	}
+	return api.Ask{
+		Entitlement: entitlement, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration),
+		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
+	}, nil
+}
+
+func (a *app) requestCommand() *cobra.Command {
+	var f askFlags
+	var dry, file bool
+	c := &cobra.Command{
+		Use:   "request ENTITLEMENT",
+		Short: "Ask for a credential, and print it if policy approves",
+		Long: `request asks for a credential. If policy approves by itself, the credential is
+printed, once: the broker does not keep it. If people have to approve, the
+request's id is printed; come back with "broker collect ID".
+
+` + exitHelp,
+		Example: `  broker request tickets-api --scope tickets:read --why "triage of INC-4711"
+  broker request tickets-api --scope tickets:close --why "duplicates" --wait 30m
+  broker request tickets-api --scope tickets:read -o json | jq -r .secret.token
+  broker request tickets-api --scope tickets:close --dry-run`,
+		Args:              exactly(1, "one entitlement"),
+		ValidArgsFunction: a.completeEntitlement,
+		RunE: func(c *cobra.Command, args []string) error {
+			ask, err := f.ask(args[0])
+			if err != nil {
+				return err
+			}
+			ask.DryRun = dry
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				if dry || file {
+					r, err := client.Ask(ctx, ask)
+					if err != nil {
+						return err
+					}
+					return a.printRequest(r)
+				}
+				credential, err := a.obtain(ctx, client, ask, f.wait)
+				if err != nil {
+					return err
+				}
+				return a.printCredential(credential)
+			})
+		},
+	}
+	f.add(c)
+	c.Flags().BoolVar(&dry, "dry-run", false, "decide and say what would happen, but file nothing")
+	c.Flags().BoolVar(&file, "file-only", false, "file the request without collecting a credential")
+	a.client.add(c)
+	return c
+}
+
+// obtain asks, waits for people if it is to, and collects.
+func (a *app) obtain(ctx context.Context, client *api.Client, ask api.Ask, wait time.Duration) (*api.Credential, error) {
+	credential, pending, err := client.AskAndCollect(ctx, ask)
+	if err != nil || credential != nil {
+		return credential, err
+	}
+	return a.collectWhenApproved(ctx, client, pending, wait)
+}
+
+// collectWhenApproved waits until a request is decided and collects.
+func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *api.Request, wait time.Duration) (*api.Credential, error) {
+	deadline := time.Now().Add(wait)
+	for r.Status == api.StatusPending {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: waitsFor(r) + `; come back with "broker collect ` + r.ID + `"`}
+		}
+		if interactive(a.err) {
+			fmt.Fprintf(a.err, "\rwaiting: %s (%s left) ", waitsFor(r), left.Round(time.Second))
+		}
+		var err error
+		if r, err = client.Await(ctx, r.ID, r.Version, min(left, 30*time.Second)); err != nil {
+			return nil, err
+		}
+	}
+	if interactive(a.err) {
+		fmt.Fprintln(a.err)
+	}
+	return client.Collect(ctx, r.ID)
+}
+
+// waitsFor says whose approval a request lacks.
+func waitsFor(r *api.Request) string {
+	var needs []string
+	for _, n := range r.Approvals.Needed {
+		if n.Have < n.Count {
+			needs = append(needs, fmt.Sprintf("%d of %s", n.Count-n.Have, n.Group))
+		}
+	}
+	return "it needs the approval of " + strings.Join(needs, " and ")
+}
+
+func (a *app) collectCommand() *cobra.Command {
+	var wait time.Duration
+	c := &cobra.Command{
+		Use:   "collect REQUEST",
+		Short: "Collect a credential of a request that was approved",
+		Example: `  broker collect req_0658sg2b7puh5u0qv0s9k8g6nk
+  broker collect req_0658sg2b7puh5u0qv0s9k8g6nk --wait 10m -o json`,
+		Args: exactly(1, "the id of one request"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				r, err := client.Request(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				credential, err := a.collectWhenApproved(ctx, client, r, wait)
+				if err != nil {
+					return err
+				}
+				return a.printCredential(credential)
+			})
+		},
+	}
+	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
+	a.client.add(c)
+	return c
+}
+
+func (a *app) withdrawCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "withdraw REQUEST",
+		Short:   "Take back a request that nobody has approved yet",
+		Example: `  broker withdraw req_0658sg2b7puh5u0qv0s9k8g6nk`,
+		Args:    exactly(1, "the id of one request"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				r, err := client.Withdraw(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.printRequest(r)
+			})
+		},
+	}
+	a.client.add(c)
+	return c
+}
+
+func (a *app) requestsCommand() *cobra.Command {
+	var f api.RequestFilter
+	c := &cobra.Command{
+		Use:   "requests [REQUEST]",
+		Short: "List requests, newest first, or show one",
+		Example: `  broker requests
+  broker requests --status pending --requester '*'
+  broker requests req_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usage("requests takes at most one id")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				if len(args) == 1 {
+					r, err := client.Request(ctx, args[0])
+					if err != nil {
+						return err
+					}
+					return a.printRequest(r)
+				}
+				page, err := client.Requests(ctx, f)
+				if err != nil {
+					return err
+				}
+				return a.print(page, func(w io.Writer) { writeRequests(w, page) })
+			})
+		},
+	}
+	c.Flags().StringVar(&f.Status, "status", "", "pending, approved, denied, withdrawn, lapsed or ended")
+	c.Flags().StringVar(&f.Requester, "requester", "", "a SPIFFE ID, or '*' for everybody whose requests you may view")
+	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
+	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
+	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
+	a.client.add(c)
+	return c
+}
+
+func writeRequests(w io.Writer, page *api.RequestPage) {
+	if len(page.Requests) == 0 {
+		fmt.Fprintln(w, "no requests")
+		return
+	}
+	fmt.Fprintln(w, "REQUEST\tSTATUS\tENTITLEMENT\tSCOPES\tREQUESTER\tCREATED")
+	for _, r := range page.Requests {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Status, r.Entitlement, strings.Join(r.Scopes, " "), r.Requester, clock(r.CreatedAt))
+	}
+	if page.Next != "" {
+		fmt.Fprintf(w, "more: --cursor %s\n", page.Next)
+	}
+}
+
+func (a *app) printRequest(r *api.Request) error {
+	return a.print(r, func(w io.Writer) {
+		if r.ID != "" {
+			fmt.Fprintf(w, "request\t%s\n", r.ID)
+		} else {
+			fmt.Fprintln(w, "dry run\tnothing was filed")
+		}
+		fmt.Fprintf(w, "status\t%s\n", r.Status)
+		fmt.Fprintf(w, "entitlement\t%s\n", r.Entitlement)
+		fmt.Fprintf(w, "scopes\t%s\n", strings.Join(r.Scopes, " "))
+		fmt.Fprintf(w, "ttl\t%s\n", r.TTL)
+		if r.Status == api.StatusPending {
+			fmt.Fprintf(w, "waits\t%s, until %s\n", waitsFor(r), clock(r.LapsesAt))
+		}
+		if r.Grant != nil {
+			fmt.Fprintf(w, "collect until\t%s\n", clock(r.Grant.CollectUntil))
+		}
+		for _, reason := range r.Decision.Reasons {
+			fmt.Fprintf(w, "because\t%s\n", reason)
+		}
+	})
+}
+
+func (a *app) printCredential(c *api.Credential) error {
+	return a.print(c, func(w io.Writer) {
+		fmt.Fprintf(w, "lease\t%s\n", c.Lease)
+		fmt.Fprintf(w, "request\t%s\n", c.Request)
+		fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
+		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), time.Until(c.ExpiresAt).Round(time.Second))
+		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
+		for _, name := range secretFields(c) {
+			fmt.Fprintf(w, "%s\t%s\n", name, c.Secret[name])
+		}
+	})
+}
+
+// clock shows a time as people read it, in UTC.
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
+
+// completeEntitlement offers the names of what the caller may ask for. It says
+// nothing if the broker can't be reached quickly.
+func (a *app) completeEntitlement(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var names []string
+	err := a.session(ctx, func(ctx context.Context, client *api.Client) error {
+		offers, err := client.Entitlements(ctx)
+		for _, o := range offers {
+			names = append(names, o.Entitlement)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

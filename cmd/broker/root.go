@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+)
+
+// A terminal is what a command has of its surroundings.
+type terminal struct {
+	in       io.Reader
+	out, err io.Writer
+	getenv   func(string) string
+}
+
+// An app is one run of the command.
+type app struct {
+	terminal
+	output string // -o
+	client clientFlags
+}
+
+// Exit codes. They are documented in the help and are contracts.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitDenied      = 3
+	exitPending     = 4
+	exitUnreachable = 5
+)
+
+const exitHelp = `Exit codes:
+  0  done
+  1  failed
+  2  the command line is wrong
+  3  the broker refused: denied, not permitted, not proved
+  4  people have yet to approve, or did not in time
+  5  the broker can't be reached`
+
+// errUsage marks a wrong command line.
+var errUsage = errors.New("usage")
+
+// An exitError ends the command with a code of its own, silently.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func run(ctx context.Context, args []string, t terminal) int {
+	a := &app{terminal: t}
+	root := a.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var silent exitError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &silent):
+		return int(silent)
+	}
+	a.complain(err)
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
+	var e *api.Error
+	var network net.Error
+	switch {
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, api.Pending) || errors.Is(err, api.Lapsed):
+		return exitPending
+	case errors.As(err, &e) && (e.Status == 401 || e.Status == 403):
+		return exitDenied
+	case errors.As(err, &network) || errors.Is(err, errUnreachable):
+		return exitUnreachable
+	}
+	return exitFailed
+}
+
+// complain says what went wrong and, if the broker said so, what to do.
+func (a *app) complain(err error) {
+	var e *api.Error
+	if !errors.As(err, &e) {
+		fmt.Fprintf(a.err, "broker: %s\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
+		return
+	}
+	text := e.Detail
+	if text == "" {
+		text = e.Title
+	}
+	fmt.Fprintf(a.err, "broker: %s: %s\n", e.Code, text)
+	for _, reason := range e.Reasons {
+		fmt.Fprintf(a.err, "  because %s\n", reason)
+	}
+	if e.Allowed != nil && len(e.Allowed.Scopes) > 0 {
+		fmt.Fprintf(a.err, "  allowed: %s\n", strings.Join(e.Allowed.Scopes, " "))
+	}
+	if e.Allowed != nil && e.Allowed.MaxTTL > 0 {
+		fmt.Fprintf(a.err, "  allowed: a ttl of at most %s\n", e.Allowed.MaxTTL)
+	}
+	if e.RequestID != "" {
+		fmt.Fprintf(a.err, "  request: %s\n", e.RequestID)
+	}
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "broker",
+		Short: "Short-lived credentials for workloads and agents that prove who they are",
+		Long: `broker gives workloads and AI agents short-lived, scoped credentials. They prove
+who they are with SPIFFE, say why they ask, and policy decides. Everything that
+is issued stands in a log that anyone can verify.
+
+` + exitHelp,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json")
+	root.AddGroup(
+		&cobra.Group{ID: "client", Title: "For agents, services and people:"},
+		&cobra.Group{ID: "operator", Title: "For operators:"},
+		&cobra.Group{ID: "auditor", Title: "For auditors:"},
+	)
+	add := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("client", a.requestCommand(), a.collectCommand(), a.requestsCommand(), a.withdrawCommand(), a.execCommand(),
+		a.leasesCommand(), a.renewCommand(), a.returnCommand(), a.entitlementsCommand(), a.whoamiCommand())
+	add("operator", a.serveCommand(), a.devCommand(), a.demoCommand(), a.checkCommand(), a.reloadCommand(), a.keysCommand(), a.policyCommand())
+	add("auditor", a.auditCommand())
+	root.AddCommand(a.versionCommand())
+	return root
+}
+
+// usage makes an error of a wrong command line.
+func usage(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", errUsage, fmt.Sprintf(format, args...))
+}
+
+// exactly demands n arguments, and says what they are.
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usage("%s takes %s; see %s --help", c.Name(), what, c.CommandPath())
+		}
+		return nil
+	}
+}
+
+// print shows a value as JSON if -o json was given, and by text otherwise.
+func (a *app) print(value any, text func(w io.Writer)) error {
+	switch a.output {
+	case "json":
+		e := json.NewEncoder(a.out)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		return e.Encode(value)
+	case "text":
+		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+		text(w)
+		return w.Flush()
+	}
+	return usage("-o is text or json, not %q", a.output)
+}
+
+// interactive says whether a person watches.
+func interactive(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

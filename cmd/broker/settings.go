@@ -1,0 +1,494 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers"
+	"accessbroker.internal/server"
+)
+
+// settings are an operator's file that was understood.
+type settings struct {
+	path         string
+	externalURL  *url.URL
+	listeners    []listenerSettings
+	metrics      string
+	adminSocket  string
+	sealKeys     [][]byte
+	signing      signingFile
+	admission    admissionFile
+	checkpoint   string
+	logFormat    string
+	logLevel     slog.Level
+	trustDomain  string
+	trustDomains []string
+	audiences    []string
+	workloadAPI  string
+	bundles      map[string]string
+	store        string
+	policies     string
+	tokens       map[string]tokenSettings
+	catalogue    broker.Catalogue
+	marks        []broker.Mark
+}
+
+type listenerSettings struct {
+	address     string
+	svid        bool
+	cert, key   string
+	clientCerts string // off, optional, required
+	audiences   []server.Audience
+}
+
+type tokenSettings struct {
+	audience        string
+	resourceServers []string
+}
+
+// Defaults of what the file leaves open.
+const (
+	defaultTTL           = 15 * time.Minute
+	defaultCollectWithin = time.Hour
+	defaultRotateEvery   = 24 * time.Hour
+	defaultPublishAhead  = time.Hour
+	defaultParameterMax  = 256
+	longestTTL           = 24 * time.Hour
+)
+
+// A checker works out the settings and collects what is wrong.
+type checker struct {
+	d    *document
+	dir  string // relative paths are relative to the file
+	env  func(string) string
+	s    settings
+	errs []error
+}
+
+// understand works out what the file means. Its error joins everything that is
+// wrong, each with its place.
+func (d *document) understand(getenv func(string) string) (*settings, error) {
+	c := &checker{d: d, dir: filepath.Dir(d.path), env: getenv}
+	c.s.path = d.path
+	c.server()
+	c.listeners()
+	c.secrets()
+	c.attest()
+	c.storage()
+	c.issuers()
+	c.entitlements()
+	if len(c.errs) > 0 {
+		return nil, errors.Join(c.errs...)
+	}
+	return &c.s, nil
+}
+
+func (c *checker) bad(key, format string, args ...any) {
+	c.errs = append(c.errs, c.d.errorf(key, format, args...))
+}
+
+// file gives a path as this process finds it.
+func (c *checker) file(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(c.dir, path)
+}
+
+func (c *checker) server() {
+	f := &c.d.file.Server
+	u, err := url.Parse(string(f.ExternalURL))
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		c.bad("server/external_url", "give the URL by which callers reach the broker, such as https://broker.acme.test, without query and fragment")
+		u = &url.URL{}
+	}
+	u.Path = strings.TrimSuffix(u.Path, "/")
+	c.s.externalURL, c.s.metrics, c.s.adminSocket = u, f.Metrics, c.file(f.AdminSocket)
+	if f.Metrics != "" {
+		c.address("server/metrics", f.Metrics)
+	}
+	if c.s.logFormat = cmp.Or(f.Log.Format, "json"); !slices.Contains([]string{"json", "text"}, c.s.logFormat) {
+		c.bad("server/log/format", "choose json or text")
+	}
+	if err := c.s.logLevel.UnmarshalText([]byte(cmp.Or(f.Log.Level, "info"))); err != nil {
+		c.bad("server/log/level", "choose debug, info, warn or error")
+	}
+	c.s.admission = f.Admission
+	if f.Admission.PerSecond < 0 || f.Admission.Pending < 0 {
+		c.bad("server/admission", "limits are positive; leave them out for 50 calls a second and 20 at once")
+	}
+	c.s.signing = signingFile{
+		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
+		RotateEvery:  cmp.Or(f.Signing.RotateEvery, duration(defaultRotateEvery)),
+		PublishAhead: cmp.Or(f.Signing.PublishAhead, duration(defaultPublishAhead)),
+	}
+	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.s.signing.Algorithm) {
+		c.bad("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
+	}
+}
+
+func (c *checker) address(key, address string) {
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		c.bad(key, "give host and port, such as 127.0.0.1:9464")
+	}
+}
+
+func (c *checker) listeners() {
+	f := &c.d.file.Server
+	list, key := f.Listeners, "server/listeners/%d"
+	switch {
+	case f.Listen != "" && len(list) > 0:
+		c.bad("server/listen", "it is short for one listener: give that or listeners, not both")
+		return
+	case f.Listen != "":
+		list, key = []listenerFile{{Listen: f.Listen, TLS: f.TLS, ClientCerts: f.ClientCerts}}, "server"
+	case len(list) == 0:
+		c.bad("server/listeners", "give at least one listener, such as {listen: 0.0.0.0:8443, tls: {svid: true}, client_certs: optional}")
+		return
+	case f.TLS != nil || f.ClientCerts != "":
+		c.bad("server/tls", "tls and client_certs belong to each of the listeners")
+	}
+	for i, l := range list {
+		at := key
+		if strings.Contains(key, "%d") {
+			at = fmt.Sprintf(key, i)
+		}
+		c.s.listeners = append(c.s.listeners, c.listener(at, l))
+	}
+}
+
+func (c *checker) listener(key string, l listenerFile) listenerSettings {
+	out := listenerSettings{address: l.Listen, clientCerts: cmp.Or(l.ClientCerts, "optional")}
+	c.address(key+"/listen", l.Listen)
+	switch t := l.TLS; {
+	case t == nil || !t.SVID && t.Cert == "" && t.Key == "":
+		c.bad(key+"/tls", "the broker speaks TLS only: give {svid: true} or {cert: FILE, key: FILE}")
+	case t.SVID && (t.Cert != "" || t.Key != ""):
+		c.bad(key+"/tls", "give svid, or cert and key, not both")
+	case !t.SVID && (t.Cert == "" || t.Key == ""):
+		c.bad(key+"/tls", "cert and key go together")
+	default:
+		out.svid, out.cert, out.key = t.SVID, c.file(t.Cert), c.file(t.Key)
+	}
+	if out.svid && c.d.file.Attest.WorkloadAPI == "" {
+		c.bad(key+"/tls/svid", "the broker's own SVID comes from attest.workload_api: name it, or give cert and key")
+	}
+	if !slices.Contains([]string{"off", "optional", "required"}, out.clientCerts) {
+		c.bad(key+"/client_certs", "choose off, optional or required")
+	}
+	for i, name := range l.Serve {
+		switch a := server.Audience(name); a {
+		case server.API, server.OAuth, server.Log:
+			out.audiences = append(out.audiences, a)
+		default:
+			c.bad(fmt.Sprintf("%s/serve/%d", key, i), "%q is not something to serve: choose of api, oauth, log", name)
+		}
+	}
+	if len(l.Serve) == 0 {
+		out.audiences = []server.Audience{server.API, server.OAuth, server.Log}
+	}
+	return out
+}
+
+// sealKeyVar holds the seal key where a file is inconvenient.
+const sealKeyVar = "BROKER_SEAL_KEY"
+
+func (c *checker) secrets() {
+	for i, k := range c.d.file.Server.SealKeys {
+		at := fmt.Sprintf("server/seal_keys/%d", i)
+		key, err := readSealKey(c.file(k.File))
+		if err != nil {
+			c.bad(at, "%v", err)
+			continue
+		}
+		c.s.sealKeys = append(c.s.sealKeys, key)
+	}
+	if text := c.env(sealKeyVar); text != "" {
+		key, err := broker.ParseSealKey(text)
+		if err != nil {
+			c.errs = append(c.errs, fmt.Errorf("%s: %w", sealKeyVar, err))
+		}
+		c.s.sealKeys = append(c.s.sealKeys, key)
+	}
+	if len(c.s.sealKeys) == 0 && len(c.d.file.Server.SealKeys) == 0 {
+		c.bad("server/seal_keys", "the broker seals its signing keys: give [{file: FILE}] with 32 random bytes in base64 (head -c 32 /dev/urandom | base64), or %s", sealKeyVar)
+	}
+}
+
+// readSealKey reads a key that nobody else may read.
+func readSealKey(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seal key: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s may be read by others (mode %o): chmod 600", path, info.Mode().Perm())
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seal key: %w", err)
+	}
+	key, err := broker.ParseSealKey(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}
+
+func (c *checker) attest() {
+	f := &c.d.file.Attest
+	c.s.trustDomain = f.TrustDomain
+	c.s.trustDomains = f.TrustDomains
+	if !trustDomainForm.MatchString(f.TrustDomain) {
+		c.bad("attest/trust_domain", "give the broker's own trust domain, such as acme.test")
+	}
+	if len(f.TrustDomains) == 0 {
+		c.s.trustDomains = []string{f.TrustDomain}
+	}
+	for i, td := range f.TrustDomains {
+		if !trustDomainForm.MatchString(td) {
+			c.bad(fmt.Sprintf("attest/trust_domains/%d", i), "%q is not a trust domain (lower-case letters, digits, dots, dashes and underscores)", td)
+		}
+	}
+	if !slices.Contains(c.s.trustDomains, f.TrustDomain) {
+		c.bad("attest/trust_domains", "it must list the broker's own trust domain, %q, too", f.TrustDomain)
+	}
+	if c.s.audiences = toStrings(f.Audiences); len(c.s.audiences) == 0 {
+		c.s.audiences = []string{c.s.externalURL.String()}
+	}
+	c.trust(f)
+	for i, m := range f.Workloads {
+		c.mark(fmt.Sprintf("attest/workloads/%d", i), m)
+	}
+}
+
+// trustDomainForm is that of SPIFFE-ID, section 2.1.
+var trustDomainForm = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
+
+// trust finds out where bundles come from.
+func (c *checker) trust(f *attestFile) {
+	switch {
+	case f.WorkloadAPI == "" && len(f.Bundles) == 0:
+		c.bad("attest", "say where bundles come from: workload_api: unix:///path/to/agent.sock, or bundles: {%s: FILE}", f.TrustDomain)
+	case f.WorkloadAPI != "" && len(f.Bundles) > 0:
+		c.bad("attest/bundles", "give workload_api or bundles, not both")
+	case f.WorkloadAPI != "" && !strings.HasPrefix(string(f.WorkloadAPI), "unix:") && !strings.HasPrefix(string(f.WorkloadAPI), "tcp:"):
+		c.bad("attest/workload_api", "give a URL such as unix:///run/spire/agent.sock")
+	}
+	c.s.workloadAPI = string(f.WorkloadAPI)
+	c.s.bundles = map[string]string{}
+	for td, path := range f.Bundles {
+		if !slices.Contains(c.s.trustDomains, td) {
+			c.bad("attest/bundles/"+td, "the trust domain is not listed in trust_domains")
+		}
+		c.s.bundles[td] = c.file(path)
+	}
+	for i, td := range c.s.trustDomains {
+		if _, ok := f.Bundles[td]; f.WorkloadAPI == "" && !ok && len(f.Bundles) > 0 {
+			c.bad(fmt.Sprintf("attest/trust_domains/%d", i), "there is no bundle of %s", td)
+		}
+	}
+}
+
+func (c *checker) mark(key string, m markFile) {
+	kind := broker.Kind(cmp.Or(m.Kind, string(broker.KindWorkload)))
+	if kind != broker.KindWorkload && kind != broker.KindAgent {
+		c.bad(key+"/kind", "choose workload or agent")
+	}
+	rest, ok := strings.CutPrefix(string(m.Under), "spiffe://")
+	domain, _, _ := strings.Cut(rest, "/")
+	if !ok || !slices.Contains(c.s.trustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
+		c.bad(key+"/under", "give a SPIFFE ID or a prefix of one that ends at a segment, in a listed trust domain: spiffe://%s/agent", c.s.trustDomain)
+	}
+	c.s.marks = append(c.s.marks, broker.Mark{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
+}
+
+func (c *checker) storage() {
+	f := &c.d.file
+	path, ok := strings.CutPrefix(string(f.Store), "sqlite:")
+	if !ok || path == "" {
+		c.bad("store", "give sqlite:/path/to/broker.db")
+	}
+	path = c.file(path)
+	c.s.store = "sqlite:" + path
+	c.s.checkpoint = cmp.Or(c.file(f.Server.Checkpoint), path+".checkpoint")
+	if f.Policies == "" {
+		c.bad("policies", "name the folder of policies")
+	}
+	c.s.policies = c.file(f.Policies)
+}
+
+func (c *checker) issuers() {
+	c.s.tokens = map[string]tokenSettings{}
+	if len(c.d.file.Issuers) == 0 {
+		c.bad("issuers", "name at least one, such as tickets: {token: {audience: https://tickets.acme.test}}")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.d.file.Issuers)) {
+		key, f := "issuers/"+name, c.d.file.Issuers[name]
+		c.name(key, name)
+		if f.Token == nil {
+			c.bad(key, "say what kind it is: this version has token: {audience: URL}")
+			continue
+		}
+		u, err := url.Parse(string(f.Token.Audience))
+		if err != nil || !u.IsAbs() || u.Fragment != "" {
+			c.bad(key+"/token/audience", "give the absolute URI of the API that the tokens are for")
+		}
+		t := tokenSettings{audience: string(f.Token.Audience), resourceServers: toStrings(f.Token.ResourceServers)}
+		for i, id := range t.resourceServers {
+			if !strings.HasPrefix(id, "spiffe://") {
+				c.bad(fmt.Sprintf("%s/token/resource_servers/%d", key, i), "give the SPIFFE ID of a server that may introspect these tokens")
+			}
+		}
+		c.s.tokens[name] = t
+	}
+}
+
+var configName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+func (c *checker) name(key, name string) {
+	if !configName.MatchString(name) {
+		c.bad(key, "%q is not a name: lower-case letters, digits, dots, dashes and underscores, 63 at most", name)
+	}
+}
+
+func (c *checker) entitlements() {
+	c.s.catalogue = broker.Catalogue{}
+	if len(c.d.file.Entitlements) == 0 {
+		c.bad("entitlements", "name at least one thing that can be asked for")
+	}
+	longest := time.Duration(0)
+	for _, name := range slices.Sorted(maps.Keys(c.d.file.Entitlements)) {
+		e := c.entitlement("entitlements/"+name, name, c.d.file.Entitlements[name])
+		c.s.catalogue[name] = e
+		longest = max(longest, e.MaxTTL)
+	}
+	c.overlaps()
+	s := c.s.signing
+	if err := issuers.CheckRotation(time.Duration(s.RotateEvery), time.Duration(s.PublishAhead), longest); err != nil {
+		c.bad("server/signing", "%v", err)
+	}
+}
+
+func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entitlement {
+	c.name(key, name)
+	issuer, known := c.s.tokens[f.Issuer]
+	if !known {
+		c.bad(key+"/issuer", "there is no issuer %q; there are: %s", f.Issuer, strings.Join(slices.Sorted(maps.Keys(c.s.tokens)), ", "))
+	}
+	e := &broker.Entitlement{
+		Name: name, Issuer: f.Issuer, Description: f.Description, Owner: f.Owner, System: f.System, Labels: f.Labels,
+		Scopes: c.scopes(key+"/scopes", toStrings(f.Scopes)), DefaultScopes: toStrings(f.DefaultScopes),
+		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(defaultTTL))),
+		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
+		Binding:       broker.Binding(cmp.Or(f.Binding, string(broker.BindingNone))),
+		Revocation:    broker.RevokedAtExpiry,
+		Audience:      issuer.audience,
+		Introspectors: issuer.resourceServers,
+	}
+	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(defaultTTL, e.MaxTTL))
+	if e.MaxTTL > longestTTL {
+		c.bad(key+"/max_ttl", "at most %s: what lives longer is not ephemeral", longestTTL)
+	}
+	if e.DefaultTTL > e.MaxTTL {
+		c.bad(key+"/default_ttl", "it is longer than max_ttl, %s", e.MaxTTL)
+	}
+	if e.CollectWithin > broker.MaxDuration {
+		c.bad(key+"/collect_within", "at most %s", broker.MaxDuration)
+	}
+	if e.Binding != broker.BindingNone && e.Binding != broker.BindingMTLS {
+		c.bad(key+"/binding", "choose none or mtls")
+	}
+	for i, s := range e.DefaultScopes {
+		if !slices.Contains(e.Scopes, s) {
+			c.bad(fmt.Sprintf("%s/default_scopes/%d", key, i), "%q is not among its scopes", s)
+		}
+	}
+	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
+	e.Effect = effect(e)
+	return e
+}
+
+func (c *checker) scopes(key string, list []string) []string {
+	if len(list) > broker.MaxScopes {
+		c.bad(key, "at most %d", broker.MaxScopes)
+	}
+	sorted := slices.Sorted(slices.Values(list))
+	for i, s := range list {
+		if s == "" || len(s) > broker.MaxScopeLength || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+			c.bad(fmt.Sprintf("%s/%d", key, i), "%q is not a scope (RFC 6749, section 3.3)", s)
+		}
+	}
+	if len(slices.Compact(slices.Clone(sorted))) != len(sorted) {
+		c.bad(key, "a scope is listed twice")
+	}
+	return sorted
+}
+
+func (c *checker) parameters(key string, list map[string]parameterFile) map[string]broker.Parameter {
+	if len(list) == 0 {
+		return nil
+	}
+	if len(list) > broker.MaxParameters {
+		c.bad(key, "at most %d", broker.MaxParameters)
+	}
+	out := map[string]broker.Parameter{}
+	for _, name := range slices.Sorted(maps.Keys(list)) {
+		at, f := key+"/"+name, list[name]
+		c.name(at, name)
+		// Without the group, "^a|b$" would let "b and more" through.
+		pattern, err := regexp.Compile("^(?:" + f.Pattern + ")$")
+		if err != nil || f.Pattern == "" {
+			c.bad(at+"/pattern", "give a regular expression (RE2) that the whole value must match, such as \"[a-z0-9-]{1,40}\"")
+		}
+		if f.MaxLength < 0 || f.MaxLength > broker.MaxParameter {
+			c.bad(at+"/max_length", "between 1 and %d bytes", broker.MaxParameter)
+		}
+		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Required: f.Required, Description: f.Description}
+	}
+	return out
+}
+
+// effect is the digest of everything that the issuer makes of an entitlement:
+// if it changes, what was approved before is not what would be given now.
+func effect(e *broker.Entitlement) audit.Digest {
+	return audit.HashObject("accessbroker/effect/v1", audit.NewObject().
+		String("audience", e.Audience).
+		String("binding", string(e.Binding)).
+		String("entitlement", e.Name).
+		String("issuer", e.Issuer).
+		String("kind", "token"))
+}
+
+// overlaps refuses two entitlements whose tokens a resource server could not
+// tell apart.
+func (c *checker) overlaps() {
+	names := slices.Sorted(maps.Keys(c.s.catalogue))
+	for i, a := range names {
+		for _, b := range names[i+1:] {
+			one, other := c.s.catalogue[a], c.s.catalogue[b]
+			if one.Audience == "" || one.Audience != other.Audience {
+				continue
+			}
+			shared := slices.IndexFunc(one.Scopes, func(s string) bool { return slices.Contains(other.Scopes, s) })
+			if shared >= 0 {
+				c.bad("entitlements/"+b+"/scopes", "%s has the scope %q for the same audience, %s: their tokens could not be told apart", a, one.Scopes[shared], one.Audience)
+			} else if len(one.Scopes) == 0 && len(other.Scopes) == 0 {
+				c.bad("entitlements/"+b, "%s is for the same audience, and neither has scopes: their tokens could not be told apart", a)
+			}
+		}
+	}
+}

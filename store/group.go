@@ -298,4 +298,16 @@ func (g *group) adopt(s *Store) {
 	maps.Copy(w.kinds, g.newKinds)
 	head := g.head
 	s.head.Store(&head)
+	s.written(g.bytes())
+}
+
+// bytes is how much the group wrote, roughly.
+func (g *group) bytes() (n int) {
+	for _, r := range g.order {
+		n += len(r.body)
+	}
+	for _, e := range g.entries {
+		n += len(e.Leaf())
+	}
+	return n
 }

@@ -53,7 +53,8 @@ type Commit struct {
 }
 
 // Store implements broker.Store. It is safe for concurrent use. It starts
-// nothing in the background; Sweep is to be called now and then.
+// nothing in the background: whoever opens it starts Run, and calls Sweep now
+// and then.
 type Store struct {
 	cfg      Config
 	lock     *os.File
@@ -63,6 +64,8 @@ type Store struct {
 	w        *writer // the leader's; see queue
 	head     atomic.Pointer[Head]
 	degraded atomic.Bool
+
+	checkpoint chan struct{} // tells Run that there is something to do
 }
 
 const (
@@ -83,7 +86,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(Commit) {}
 	}
-	s := &Store{cfg: cfg}
+	s := &Store{cfg: cfg, checkpoint: make(chan struct{}, 1)}
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.Close())
 	}

@@ -30,6 +30,7 @@ type writer struct {
 	blocks        map[broker.BlockKey][]byte // bodies of all blocks there ever were
 	blocksVersion int64
 	kinds         map[kind]int64
+	uncopied      int // bytes written since Run was last told
 
 	// now is the clock that records are timed by. fault, if not nil, stands
 	// between the writer and a COMMIT: in tests, it loses the one or its answer.
@@ -59,7 +60,8 @@ func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, e
 
 func (w *writer) connect(ctx context.Context) (err error) {
 	w.stmts = map[string]*sql.Stmt{}
-	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)"))
+	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
+		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)))
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,179 @@
+package attest
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serveTLS answers 204 to everybody whom the handshake lets in.
+func serveTLS(t testing.TB, config *tls.Config, h http.Handler) (url string) {
+	t.Helper()
+	if h == nil {
+		h = http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) })
+	}
+	server := &http.Server{Handler: h, TLSConfig: config, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.ServeTLS(l, "", "") }() // ends when closed
+	t.Cleanup(func() { _ = server.Close(); <-done })
+	return "https://" + l.Addr().String()
+}
+
+func get(t testing.TB, config *tls.Config, url string) (*http.Response, error) {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	check(t, err)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err == nil {
+		resp.Body.Close()
+	}
+	return resp, err
+}
+
+// anyError is for alerts: when one comes in, and so as what it is told, is a
+// matter of time.
+const anyError = "any"
+
+// Both sides by their SVIDs of a Workload API: what the CLI does with a broker
+// in the same trust domain.
+func TestClientTLS(t *testing.T) {
+	w, _, _ := agentWorld(t)
+	url := serveTLS(t, must(w.verifier.ServerTLS(ServerTLS{SVID: true, ClientCerts: "required"})), nil)
+	cert, key := w.files(triage)
+	for _, test := range []struct {
+		name string
+		cfg  ClientTLS
+		want string // empty: gets in
+	}{
+		{"own SVID", ClientTLS{}, ""},
+		{"files", ClientTLS{Cert: cert, Key: key}, ""},
+		{"the exact broker", ClientTLS{BrokerID: brokerID}, ""},
+		{"the trust domain", ClientTLS{TrustDomain: "acme.test"}, ""},
+		{"another broker", ClientTLS{BrokerID: "spiffe://acme.test/other"}, "unexpected ID"},
+		{"another trust domain", ClientTLS{TrustDomain: "other.test"}, "unexpected trust domain"},
+		{"a web server", ClientTLS{Web: true, Roots: x509.NewCertPool()}, "certificate"},
+		{"without certificate", ClientTLS{NoCert: true}, anyError},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := must(w.source.ClientTLS(test.cfg))
+			if config.MinVersion != tls.VersionTLS13 {
+				t.Error("an old TLS would do")
+			}
+			_, err := get(t, config, url)
+			if (err == nil) != (test.want == "") || err != nil && test.want != anyError && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v does not say %q", err, test.want)
+			}
+		})
+	}
+}
+
+// A broker with a web server's certificate, and a caller with an SVID.
+func TestWebClientTLS(t *testing.T) {
+	w := newWorld(t)
+	cert, key := w.files(brokerID, "127.0.0.1")
+	url := serveTLS(t, must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "required"})), nil)
+	roots := x509.NewCertPool()
+	root := w.ca.X509Authority()
+	roots.AddCert(root)
+	own, ownKey := w.files(triage)
+	if _, err := get(t, must(w.source.ClientTLS(ClientTLS{Web: true, Roots: roots, Cert: own, Key: ownKey})), url); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClientTLSRefuses(t *testing.T) {
+	w := newWorld(t)
+	for name, cfg := range map[string]ClientTLS{
+		"there is no SVID of our own": {},
+		"is not a SPIFFE ID":          {BrokerID: "broker"},
+		"a path is missing":           {BrokerID: "spiffe://acme.test"},
+		"is not one, such as":         {TrustDomain: "ACME test"},
+		"no such file":                {Cert: "x", Key: "y"},
+	} {
+		if _, err := w.source.ClientTLS(cfg); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v does not say %q", err, name)
+		}
+	}
+	if _, _, err := w.source.FetchJWTSVID(t.Context(), audienceURL); err == nil {
+		t.Error("fetched a token from nobody")
+	}
+}
+
+func TestFetchJWTSVID(t *testing.T) {
+	w, _, _ := agentWorld(t)
+	token, expires, err := w.source.FetchJWTSVID(t.Context(), audienceURL)
+	check(t, err)
+	who, err := w.verifier.JWT(token, time.Now())
+	if err != nil || who.ID != brokerID || !who.Proof.Expires.Equal(expires) {
+		t.Errorf("proved %+v, %v", who, err)
+	}
+}
+
+func TestServerTLSRefuses(t *testing.T) {
+	w := newWorld(t)
+	cert, key := w.files(brokerID)
+	for want, cfg := range map[string]ServerTLS{
+		"choose off":                  {Cert: cert, Key: key, ClientCerts: "maybe"},
+		"not both":                    {SVID: true, Cert: cert, Key: key, ClientCerts: "off"},
+		"there is no SVID of our own": {SVID: true, ClientCerts: "off"},
+		"give a certificate":          {Cert: cert, ClientCerts: "off"},
+		"no such file":                {Cert: cert, Key: key + "x", ClientCerts: "off"},
+		"reading the server's":        {Cert: key, Key: key, ClientCerts: "off"},
+	} {
+		if _, err := w.verifier.ServerTLS(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
+	}
+}
+
+// A half-written certificate leaves the one before in use.
+func TestServerCertificateReload(t *testing.T) {
+	w := newWorld(t)
+	cert, key := w.files(brokerID)
+	config := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "off"}))
+	first := must(config.GetCertificate(nil))
+	check(t, os.WriteFile(cert, []byte("-----BEGIN"), 0o600))
+	w.source.look()
+	if must(config.GetCertificate(nil)) != first || w.source.Degraded() == nil {
+		t.Error("a broken file is in use, or nobody says so")
+	}
+	w.writeCert(cert, key, brokerID)
+	w.source.look()
+	if must(config.GetCertificate(nil)) == first || w.source.Degraded() != nil {
+		t.Errorf("the new file is not in use: %v", w.source.Degraded())
+	}
+}
+
+// Who comes with a certificate that is about to end is asked to come again.
+func TestRetire(t *testing.T) {
+	w := newWorld(t)
+	cert, key := w.files(brokerID)
+	done := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) })
+	server := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"}))
+	server.NextProtos = []string{"http/1.1"} // over HTTP/2 a client sees no header, but GOAWAY
+	url := serveTLS(t, server, Retire(done))
+	for _, test := range []struct {
+		ttl  time.Duration
+		want bool
+	}{{time.Hour, false}, {2 * time.Minute, false}, {5 * time.Second, true}} {
+		svid := w.svid(triage, test.ttl)
+		config := must(w.source.ClientTLS(ClientTLS{NoCert: true}))
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &svid, nil }
+		resp, err := get(t, config, url)
+		check(t, err)
+		if resp.Close != test.want {
+			t.Errorf("%s: asked to come again: %t", test.ttl, resp.Close)
+		}
+	}
+}

@@ -168,7 +168,7 @@ func (v *service) Run(ctx context.Context, ready func([]net.Listener)) error {
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
 	var background errgroup.Group
-	for _, run := range []func(context.Context) error{v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep} {
+	for _, run := range []func(context.Context) error{v.store.Run, v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep} {
 		background.Go(func() error { return run(loops) })
 	}
 	front, ctx := errgroup.WithContext(ctx)

@@ -16,7 +16,7 @@ import (
 	"accessbroker.internal/store"
 )
 
-// A ledger is the log as the server shows it: the store's records, with a
+// A ledger is the log as the server shows it (server.LogReader): the store's records, with a
 // checkpoint that is signed about once a second and remembered outside of the
 // database as well, so that a database that was put back is found out.
 type ledger struct {
@@ -134,22 +134,6 @@ func (l *ledger) publish(ctx context.Context) error {
 
 // unpublished is how many records no checkpoint covers yet.
 func (l *ledger) unpublished() float64 { return float64(l.Head().Size - l.published.Load()) }
-
-// Prove implements server.LogReader.
-func (l *ledger) Prove(ctx context.Context, index int64) (*audit.Proof, error) {
-	if index >= l.published.Load() {
-		return nil, fmt.Errorf("proving record %d: no checkpoint covers it yet: %w", index, broker.ErrNotFound)
-	}
-	note, err := l.Checkpoint(ctx)
-	if err != nil {
-		return nil, err
-	}
-	item, err := l.Record(ctx, index)
-	if err != nil {
-		return nil, err
-	}
-	return audit.Prove(index, item.Leaf, note, l.public, l.Hashes(ctx))
-}
 
 // Run publishes until ctx ends, and once more then.
 func (l *ledger) Run(ctx context.Context) error {

@@ -1,0 +1,42 @@
+# Two commands are all the set-up there is: make demo, make test.
+GO       ?= go
+FUZZTIME ?= 10s
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.PHONY: build demo test e2e lint bench fuzz
+
+build: ## the one binary, bin/broker
+	$(GO) build -trimpath -o bin/broker ./cmd/broker
+
+demo: build ## the whole story, told in the terminal
+	./bin/broker demo
+
+test: ## everything that needs nothing but Go
+	$(GO) test -race ./...
+
+e2e: ## the flows against real servers, which are built once into the user's cache
+	cd e2e && $(GO) test -count=1 -timeout 60m -v ./...
+
+lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; }
+	$(GO) mod verify
+	$(GO) vet ./...
+	cd e2e && $(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	cd e2e && $(GO) run $(STATICCHECK) ./...
+	@.ci/vulncheck $(GO) $(GOVULNCHECK)
+
+bench: ## speed: reported, never asserted
+	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers ./audit ./store
+	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
+
+# Without a bound on minimizing, go test spends the whole time on that.
+fuzz: ## every fuzz target for FUZZTIME
+	@set -e; for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package; \
+		done; \
+	done

@@ -1,0 +1,178 @@
+// Package accessbroker has no code: this file holds the house together.
+package accessbroker
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"os"
+)
+
+const module = "accessbroker.internal"
+
+// ours says what a package may import of ours. It reads the source files
+// itself: "go list" in a test is served from the test cache and misses new
+// imports. Tests may import more; see below.
+var ours = map[string][]string{
+	"api":                 {},
+	"audit":               {},
+	"broker":              {"audit"},
+	"attest":              {"broker", "audit"}, // audit for Digest, the type of a proof's hash
+	"attest/localca":      {},
+	"policy":              {"broker", "audit"},
+	"issuers":             {"broker", "audit"},
+	"store":               {"broker", "audit"},
+	"server":              {"api", "audit", "broker"},
+	"internal/brokertest": {"*"},
+	"cmd/broker":          {"*"},
+}
+
+// rooms says where a third-party library lives. Tests may use any.
+var rooms = map[string][]string{
+	"github.com/spiffe/go-spiffe":         {"attest", "attest/localca"},
+	"google.golang.org/grpc":              {"attest", "attest/localca"},
+	"google.golang.org/protobuf":          {"attest/localca"},
+	"github.com/go-jose/go-jose":          {"attest", "attest/localca"},
+	"github.com/cedar-policy/cedar-go":    {"policy"},
+	"github.com/golang-jwt/jwt":           {"issuers", "cmd/broker"}, // cmd/broker: the demo's resource server
+	"modernc.org/sqlite":                  {"store"},
+	"database/sql":                        {"store"},
+	"golang.org/x/mod":                    {"audit", "store"},
+	"github.com/prometheus/client_golang": {"server"},
+	"github.com/spf13/cobra":              {"cmd/broker"},
+	"github.com/goccy/go-yaml":            {"policy", "cmd/broker"},
+	"golang.org/x/time":                   {"server"},
+	"golang.org/x/sync":                   {"broker", "attest", "cmd/broker"},
+	"golang.org/x/sys":                    {"store"},
+}
+
+// files says which packages read files or the environment, and why.
+var files = map[string]string{
+	"cmd/broker":          "flags, files, environment, terminal",
+	"internal/brokertest": "test kit",
+	"attest":              "bundle and certificate files, read again when they change",
+	"attest/localca":      "the development CA's own folder",
+	"audit":               "the checkpoint that is remembered outside of the database",
+	"store":               "the database's own files",
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	eachFile(t, func(name, pkg string, f *ast.File, _ *token.FileSet) {
+		for _, spec := range f.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rest, isOurs := strings.CutPrefix(imported, module+"/"); isOurs {
+				allowed, known := ours[pkg]
+				if !known {
+					t.Errorf("%s: package %s has no place in the house: add it to arch_test.go", name, pkg)
+				} else if !slices.Contains(allowed, rest) && !slices.Contains(allowed, "*") {
+					t.Errorf("%s: %s may not import %s", name, pkg, rest)
+				}
+				continue
+			}
+			checkRoom(t, name, pkg, imported)
+		}
+	})
+}
+
+func checkRoom(t *testing.T, name, pkg, imported string) {
+	t.Helper()
+	for library, where := range rooms {
+		if imported == library || strings.HasPrefix(imported, library+"/") {
+			if !slices.Contains(where, pkg) {
+				t.Errorf("%s: %s lives in %s, not in %s", name, library, strings.Join(where, " and "), pkg)
+			}
+			return
+		}
+	}
+	if first, _, _ := strings.Cut(imported, "/"); strings.Contains(first, ".") {
+		t.Errorf("%s: %s has no room: add it to arch_test.go, and say in the commit why it is needed", name, imported)
+	}
+}
+
+func TestOnlySomePackagesTouchFilesAndEnvironment(t *testing.T) {
+	forbidden := []string{"Getenv", "LookupEnv", "Environ", "ReadFile", "WriteFile", "Open", "OpenFile", "Create", "Stdin", "Stdout", "Stderr", "Args", "Exit"}
+	eachFile(t, func(name, pkg string, f *ast.File, fset *token.FileSet) {
+		if files[pkg] != "" {
+			return
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, ok := s.X.(*ast.Ident); ok && x.Name == "os" && slices.Contains(forbidden, s.Sel.Name) {
+				t.Errorf("%s: os.%s: only cmd/broker knows of files and environment", fset.Position(s.Pos()), s.Sel.Name)
+			}
+			return true
+		})
+	})
+}
+
+// TestSizes keeps functions and files readable.
+func TestSizes(t *testing.T) {
+	const function, file = 80, 500
+	eachFile(t, func(name, _ string, f *ast.File, fset *token.FileSet) {
+		if lines := fset.Position(f.End()).Line; lines > file {
+			t.Errorf("%s has %d lines, more than %d: is it one room?", name, lines, file)
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if lines := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1; lines > function {
+				t.Errorf("%s: %s has %d lines, more than %d", fset.Position(fn.Pos()), fn.Name.Name, lines, function)
+			}
+		}
+	})
+}
+
+func TestNoDrawersForOddments(t *testing.T) {
+	eachFile(t, func(name, pkg string, f *ast.File, _ *token.FileSet) {
+		for _, bad := range []string{"pkg", "util", "utils", "common", "helper", "helpers", "types", "models"} {
+			if slices.Contains(strings.Split(pkg, "/"), bad) || f.Name.Name == bad {
+				t.Errorf("%s: a package is named by what it gives, not %q", name, bad)
+			}
+		}
+	})
+}
+
+// eachFile parses every Go file of this module that is no test.
+func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
+	t.Helper()
+	fset, found := token.NewFileSet(), 0
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "e2e") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		found++
+		f(name, path.Dir(name), parsed, fset)
+		return nil
+	})
+	if err != nil || found < 50 {
+		t.Fatalf("reading the source: %d files, %v", found, err)
+	}
+}

@@ -1,0 +1,141 @@
+// Package e2e runs the product against real servers: SPIRE, built once into
+// the user's cache. Every server is started by the test that needs it, on
+// loopback, in a temporary folder, and ends with it.
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+var builds struct {
+	sync.Mutex
+	done map[string]string
+}
+
+// built builds once what build builds into an empty folder, and gives the
+// folder. It is kept in the user's cache under the key.
+func built(t *testing.T, name, key string, build func(dir string) *exec.Cmd) string {
+	t.Helper()
+	builds.Lock()
+	defer builds.Unlock()
+	if dir := builds.done[name]; dir != "" {
+		return dir
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "access-broker", "e2e", name+"-"+key)
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unlock := lockFile(t, dir+".lock")
+	defer unlock()
+	if _, err := os.Stat(dir); err != nil {
+		buildInto(t, name, dir, build)
+	}
+	if builds.done == nil {
+		builds.done = map[string]string{}
+	}
+	builds.done[name] = dir
+	return dir
+}
+
+// buildInto builds beside the folder and renames, so that a build that was
+// killed is not taken for one that ended.
+func buildInto(t *testing.T, name, dir string, build func(dir string) *exec.Cmd) {
+	t.Helper()
+	temp := dir + ".building"
+	if err := os.RemoveAll(temp); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(temp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("building %s into %s: this takes minutes, once\n", name, dir)
+	if out, err := build(temp).CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", name, err, out)
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lockFile keeps a second run of the suite from building the same.
+func lockFile(t *testing.T, path string) (unlock func()) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = f.Close() }
+}
+
+// spireBinaries builds SPIRE's server and agent.
+func spireBinaries(t *testing.T) string {
+	t.Helper()
+	h := sha256.New()
+	for _, f := range []string{"go.mod", "go.sum"} {
+		text, err := os.ReadFile(filepath.Join("tools", "spire", f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Write(text)
+	}
+	return built(t, "spire", hex.EncodeToString(h.Sum(nil)[:6]), func(dir string) *exec.Cmd {
+		cmd := exec.Command("go", "build", "-o", dir+"/", "github.com/spiffe/spire/cmd/spire-server", "github.com/spiffe/spire/cmd/spire-agent")
+		cmd.Dir = filepath.Join("tools", "spire")
+		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "GOFLAGS=") }), "GOFLAGS=-mod=readonly -buildvcs=false")
+		return cmd
+	})
+}
+
+var brokerOnce struct {
+	sync.Once
+	path string
+	err  error
+}
+
+// brokerBinary builds the product, anew for each run of the suite.
+func brokerBinary(t *testing.T) string {
+	t.Helper()
+	brokerOnce.Do(func() {
+		dir, err := os.MkdirTemp("", "broker-e2e-")
+		if err != nil {
+			brokerOnce.err = err
+			return
+		}
+		brokerOnce.path = filepath.Join(dir, "broker")
+		cmd := exec.Command("go", "build", "-buildvcs=false", "-o", brokerOnce.path, "./cmd/broker")
+		cmd.Dir = ".."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			brokerOnce.err = fmt.Errorf("building broker: %w\n%s", err, out)
+		}
+	})
+	if brokerOnce.err != nil {
+		t.Fatal(brokerOnce.err)
+	}
+	return brokerOnce.path
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if brokerOnce.path != "" {
+		_ = os.RemoveAll(filepath.Dir(brokerOnce.path))
+	}
+	os.Exit(code)
+}

@@ -101,6 +101,8 @@ var forms = []form{
 	{"sub endless", goodHeader, claims(`agent/triage`, strings.Repeat("a", 2048)), CauseSPIFFEID},
 	{"Sub", goodHeader, claims(`"sub"`, `"Sub"`), CauseSPIFFEID},
 
+	{"jti a number", goodHeader, claims(`{`, `{"jti":7,`), CauseMalformed},
+	{"iss null", goodHeader, claims(`{`, `{"iss":null,`), CauseMalformed},
 	{"sub twice", goodHeader, claims(`{`, `{"sub":"spiffe://acme.test/operator",`), CauseMalformed},
 	{"sub twice, once in disguise", goodHeader, claims(`{`, `{"\u0073ub":"spiffe://acme.test/operator",`), CauseMalformed},
 	{"twice, deeper", goodHeader, claims(`{`, `{"a":[{"b":1,"b":2}],`), CauseMalformed},

@@ -109,6 +109,13 @@ func (t *token) readClaims(raw []byte) error {
 	if err != nil {
 		return refused(CauseMalformed, "the payload of the JWT-SVID "+err.Error())
 	}
+	// Nobody here reads iss and jti, but go-jose refuses what is no text: say
+	// so, and don't blame the signature.
+	for _, name := range []string{"iss", "jti"} {
+		if raw, ok := claims[name]; ok && raw[0] != '"' {
+			return refused(CauseMalformed, "the "+name+" of the JWT-SVID is not text (RFC 7519, section 4.1)")
+		}
+	}
 	if err := t.readSubject(claims["sub"]); err != nil {
 		return err
 	}

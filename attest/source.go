@@ -38,10 +38,11 @@ type Config struct {
 	Log          *slog.Logger  // of what changes and what goes wrong; nil: discarded
 }
 
-// A Source is where trust comes from. It is safe for concurrent use.
+// A Source is where trust comes from. It is safe for concurrent use. The zero
+// Source trusts nobody and has no SVID; it is enough for ClientTLS by files.
 type Source struct {
 	cfg   Config
-	trust atomic.Pointer[trust] // never nil
+	trust atomic.Pointer[trust] // nil in the zero Source only
 	own   atomic.Pointer[ownSVID]
 
 	mu    sync.Mutex        // one change at a time; guards what follows

@@ -87,8 +87,14 @@ func TestWebClientTLS(t *testing.T) {
 	root := w.ca.X509Authority()
 	roots.AddCert(root)
 	own, ownKey := w.files(triage)
-	if _, err := get(t, must(w.source.ClientTLS(ClientTLS{Web: true, Roots: roots, Cert: own, Key: ownKey})), url); err != nil {
-		t.Error(err)
+	none := new(Source)
+	for _, s := range []*Source{w.source, none} {
+		if _, err := get(t, must(s.ClientTLS(ClientTLS{Web: true, Roots: roots, Cert: own, Key: ownKey})), url); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := get(t, must(none.ClientTLS(ClientTLS{TrustDomain: "acme.test", Cert: own, Key: ownKey})), url); err == nil {
+		t.Error("a source without bundles trusts the broker")
 	}
 }
 

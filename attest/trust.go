@@ -25,16 +25,16 @@ var errNoBundle = errors.New("there is no bundle of the trust domain")
 
 // GetX509BundleForTrustDomain implements x509bundle.Source.
 func (t *trust) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	if b, ok := t.x509[td]; ok {
-		return b, nil
+	if t != nil && t.x509[td] != nil {
+		return t.x509[td], nil
 	}
 	return nil, errNoBundle
 }
 
 // GetJWTBundleForTrustDomain implements jwtbundle.Source.
 func (t *trust) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
-	if b, ok := t.jwt[td]; ok {
-		return b, nil
+	if t != nil && t.jwt[td] != nil {
+		return t.jwt[td], nil
 	}
 	return nil, errNoBundle
 }

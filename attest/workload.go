@@ -16,10 +16,12 @@ import (
 
 // The agent is a socket away on the same machine: it is asked again soon, so
 // that a broker is not deaf for long after the agent's restart. (gRPC alone
-// would wait up to two minutes between attempts to connect.)
+// would wait up to two minutes between attempts to connect.) The two waits add
+// up: one for a connection, one to ask over it.
 const (
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 5 * time.Second
+	reconnect  = time.Second
 )
 
 // Parts of the source, as they are called in logs and in Degraded.
@@ -30,7 +32,7 @@ const (
 
 func (s *Source) client(ctx context.Context) (*workloadapi.Client, error) {
 	params := grpc.ConnectParams{
-		Backoff:           backoff.Config{BaseDelay: firstRetry, Multiplier: 2, Jitter: 0.2, MaxDelay: lastRetry},
+		Backoff:           backoff.Config{BaseDelay: firstRetry, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnect},
 		MinConnectTimeout: lastRetry,
 	}
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr(s.cfg.WorkloadAPI),

@@ -204,7 +204,8 @@ func (v *service) listen(ctx context.Context, group *errgroup.Group) (listeners 
 		if err != nil {
 			return listeners, err
 		}
-		all = append(all, served{l, v.server.Handler(s.audiences...), config, v.server})
+		// A connection that outlives its certificate would end in refusals.
+		all = append(all, served{l, attest.Retire(v.server.Handler(s.audiences...)), config, v.server})
 	}
 	if s := v.settings.metrics; s != "" {
 		l, err := net.Listen("tcp", s)

@@ -91,7 +91,8 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	}()
 	source := new(attest.Source) // enough for files
 	if cfg.socket != "" {
-		if source, err = attest.Open(ctx, attest.Config{WorkloadAPI: cfg.socket, StartTimeout: workloadAPIWait}); err != nil {
+		trust := attest.Config{WorkloadAPI: cfg.socket, StartTimeout: workloadAPIWait, TrustDomains: domainOf(cfg.brokerID)}
+		if source, err = attest.Open(ctx, trust); err != nil {
 			return nil, nil, err
 		}
 		go func() { _ = source.Run(ctx) }() // it keeps the SVID fresh; what goes wrong shows in the calls
@@ -115,6 +116,16 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 		client.Token = func(context.Context) (string, error) { return readToken(cfg.tokenFile) }
 	}
 	return client, func() { cancel(); transport.CloseIdleConnections() }, nil
+}
+
+// domainOf gives the trust domain of the broker's SPIFFE ID, if that is known:
+// a broker of another domain is verified by that domain's bundle.
+func domainOf(brokerID string) []string {
+	domain, _, ok := strings.Cut(strings.TrimPrefix(brokerID, "spiffe://"), "/")
+	if !ok {
+		return nil
+	}
+	return []string{domain}
 }
 
 func readRoots(path string) (*x509.CertPool, error) {

@@ -124,7 +124,8 @@ func (f *bundleFile) parse(content []byte) error {
 // parseBundle reads the SPIFFE bundle format (SPIFFE Trust Domain and Bundle,
 // section 4), or certificates in PEM.
 func parseBundle(td spiffeid.TrustDomain, content []byte) (*x509bundle.Bundle, *jwtbundle.Bundle, error) {
-	x509, jwt := x509bundle.New(td), jwtbundle.New(td)
+	var x509 *x509bundle.Bundle
+	jwt := jwtbundle.New(td)
 	if bytes.Contains(content, []byte("-----BEGIN ")) {
 		b, err := x509bundle.Parse(td, content)
 		if err != nil {

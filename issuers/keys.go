@@ -136,8 +136,7 @@ func (k *Keys) Step(ctx context.Context, now time.Time) error {
 // A todo is what the schedule wants done.
 type todo struct {
 	make   bool
-	number int                // of the key to be made
-	signs  time.Time          // when it begins to sign
+	signs  time.Time          // when the new key begins to sign
 	before *broker.SigningKey // the one that signs until then; nil: none
 	retire []*broker.SigningKey
 }

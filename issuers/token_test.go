@@ -103,7 +103,7 @@ func verify(t testing.TB, jwks []byte, token string) map[string]any {
 	if err := json.Unmarshal(jwks, &set); err != nil {
 		t.Fatalf("%s: %v", jwks, err)
 	}
-	signed, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256, jose.EdDSA})
+	signed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256, jose.EdDSA})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -57,9 +56,6 @@ func load(t testing.TB, fsys fs.FS) *policy.Engine {
 }
 
 func sample(t testing.TB) *policy.Engine { return load(t, os.DirFS("testdata/sample")) }
-
-// text makes a folder of one file of policies.
-func text(cedar string) fs.FS { return fstest.MapFS{"a.cedar": {Data: []byte(cedar)}} }
 
 // identity makes what attest and the marks make of an id.
 func identity(id string) broker.Identity {

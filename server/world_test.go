@@ -32,7 +32,6 @@ type world struct {
 	log   *syncBuffer
 	url   string
 	spec  *spec
-	tls   bool
 }
 
 // Callers. A bearer is the SPIFFE ID itself; over TLS it would be a JWT-SVID.

@@ -18,7 +18,7 @@ func (s *Store) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case <-s.checkpoint:
 		}
 		// What it can't do now, because somebody reads an old state, or because

@@ -22,10 +22,10 @@ func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
 		Short: "Verify and read the log, offline",
-		Args:  exactly(0, "a command: verify, show or export"),
+		Args:  exactly(0, "a command: verify, show, export or new-epoch"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditExportCommand())
+	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditExportCommand(), a.newEpochCommand())
 	return c
 }
 

@@ -85,15 +85,16 @@ func (a *app) runDev(ctx context.Context, dir, listen string) (err error) {
 }
 
 // withDevWorld runs a world until f returns or ctx ends.
-func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Level, f func(context.Context, *devWorld) error) error {
+func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Level, f func(context.Context, *devWorld) error) (err error) {
 	w, err := newDevWorld(dir, listen)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	group, ctx := errgroup.WithContext(ctx)
-	if err := w.serveIdentities(ctx, group); err != nil {
+	// The Workload API outlives the broker, as an agent would.
+	identities, endIdentities := context.WithCancel(context.WithoutCancel(ctx))
+	agents, identities := errgroup.WithContext(identities)
+	defer func() { endIdentities(); err = errors.Join(err, agents.Wait()) }()
+	if err := w.serveIdentities(identities, agents); err != nil {
 		return err
 	}
 	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
@@ -107,6 +108,9 @@ func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Le
 	if w.service, err = assemble(ctx, w.settings, noEnv, newLogger(a.err, w.settings.logFormat, level)); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return w.service.Run(ctx, func([]net.Listener) {
 			group.Go(func() error {

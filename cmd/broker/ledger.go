@@ -59,23 +59,13 @@ func openLedger(ctx context.Context, s *store.Store, sealer *broker.Sealer, exte
 	return l, l.publish(ctx)
 }
 
-// createLog makes the log's name and key, once.
+// createLog makes the log, once.
 func createLog(ctx context.Context, s *store.Store, sealer *broker.Sealer, home string) error {
-	origin := audit.NewOrigin(home)
-	secret, public, err := audit.NewLogKey(origin)
+	l, err := newLog(sealer, home, "")
 	if err != nil {
 		return err
 	}
-	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
-	if err != nil {
-		return fmt.Errorf("opening the log: %w", err)
-	}
-	now := time.Now()
-	key := &broker.SigningKey{
-		ID: broker.SigningKeyID{Purpose: logPurpose, ID: origin}, Algorithm: "Ed25519",
-		Sealed: sealer.Seal(logPurpose, origin, []byte(secret)), Published: now, Signs: now,
-	}
-	if err := s.OpenLog(ctx, origin, public, key, first); err != nil && !errors.Is(err, store.ErrLogOpen) {
+	if err := s.OpenLog(ctx, l.origin, l.public, l.key, l.first); err != nil && !errors.Is(err, store.ErrLogOpen) {
 		return fmt.Errorf("opening the log: %w", err)
 	}
 	return nil

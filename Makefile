@@ -29,7 +29,7 @@ lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@.ci/vulncheck $(GO) $(GOVULNCHECK)
 
 bench: ## speed: reported, never asserted
-	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers ./audit ./store
+	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers ./audit ./store ./broker
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
 
 # Without a bound on minimizing, go test spends the whole time on that.

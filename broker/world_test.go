@@ -85,7 +85,7 @@ func testCatalogue() broker.Catalogue {
 	}
 }
 
-func testRules(t *testing.T, policies string) *broker.Rules {
+func testRules(t testing.TB, policies string) *broker.Rules {
 	t.Helper()
 	catalogue := testCatalogue()
 	engine, err := policy.Load(policy.Inputs{
@@ -101,7 +101,7 @@ func testRules(t *testing.T, policies string) *broker.Rules {
 	return &broker.Rules{Policy: engine, Catalogue: catalogue, Revision: engine.Revision(), Files: engine.Files()}
 }
 
-func newWorld(t *testing.T, cfg worldConfig) *world {
+func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
 	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16})
 	if err != nil {
@@ -123,7 +123,7 @@ func newWorld(t *testing.T, cfg worldConfig) *world {
 }
 
 // openLog opens the store's log, with a key that nobody signs with.
-func openLog(t *testing.T, s *store.Store) {
+func openLog(t testing.TB, s *store.Store) {
 	t.Helper()
 	origin := audit.NewOrigin("broker.acme.test")
 	_, public, err := audit.NewLogKey(origin)
@@ -140,7 +140,7 @@ func openLog(t *testing.T, s *store.Store) {
 	}
 }
 
-func start(t *testing.T, cfg broker.Config, rules *broker.Rules) *broker.Broker {
+func start(t testing.TB, cfg broker.Config, rules *broker.Rules) *broker.Broker {
 	t.Helper()
 	b, err := broker.New(cfg)
 	if err != nil {

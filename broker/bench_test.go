@@ -1,0 +1,105 @@
+package broker_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// BenchmarkIssue issues by 64 callers at once, from the domain down: policy,
+// limits, records and a durable commit, without HTTP and cryptography.
+func BenchmarkIssue(b *testing.B) {
+	w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}})
+	b.ReportAllocs()
+	b.SetParallelism(32) // times two processors
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, _, err := w.broker.AskAndCollect(context.Background(), agent(noon), read("tickets:read"), broker.Again{}, noon); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
+
+// BenchmarkReapWhileIssuing ends 10,000 leases that fall due at once, while 32
+// callers go on, and reports the rate of issuing meanwhile against the rate
+// before.
+func BenchmarkReapWhileIssuing(b *testing.B) {
+	const due = 10_000
+	for b.Loop() {
+		sys := &system{live: map[string]time.Time{}}
+		w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}, "db": sys}})
+		atOnce(64, due, func() error {
+			_, _, err := w.broker.AskAndCollect(context.Background(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+			return err
+		}, b)
+		later := noon.Add(11 * time.Minute)
+		before := w.issuingFor(b, later, func() { time.Sleep(2 * time.Second) })
+		start := time.Now()
+		during := w.issuingFor(b, later, func() {
+			for n := due; n > 0; {
+				reaped, err := w.broker.Reap(context.Background(), later)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				n -= reaped
+			}
+		})
+		if len(sys.live) > 0 {
+			b.Errorf("%d credentials still work", len(sys.live))
+		}
+		b.ReportMetric(due/time.Since(start).Seconds(), "ended/s")
+		b.ReportMetric(during/before, "issuing/before")
+	}
+}
+
+// issuingFor issues while f runs, and gives the rate.
+func (w *world) issuingFor(b *testing.B, now time.Time, f func()) float64 {
+	b.Helper()
+	var issued atomic.Int64
+	var over atomic.Bool
+	var all sync.WaitGroup
+	for range 32 {
+		all.Go(func() {
+			for !over.Load() {
+				if _, _, err := w.broker.AskAndCollect(context.Background(), agent(now), read("tickets:read"), broker.Again{}, now); err != nil {
+					b.Error(err)
+					return
+				}
+				issued.Add(1)
+			}
+		})
+	}
+	start := time.Now()
+	f()
+	over.Store(true)
+	all.Wait()
+	return float64(issued.Load()) / time.Since(start).Seconds()
+}
+
+// atOnce runs f n times, by some callers at once.
+func atOnce(callers, n int, f func() error, b *testing.B) {
+	b.Helper()
+	var left atomic.Int64
+	left.Store(int64(n))
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			for left.Add(-1) >= 0 {
+				if err := f(); err != nil {
+					b.Error(fmt.Errorf("seeding: %w", err))
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -155,7 +156,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
 		return nil, b.noLonger(ctx, c, Decision{Revision: rules.Revision})
 	}
-	if c.e.Effect != c.request.Effect {
+	if !c.e.still(c.request) {
 		return nil, refuse(ErrNeedsNewRequest, "what this entitlement gives has changed since it was approved: file a new request")
 	}
 	var err error
@@ -173,6 +174,17 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 		return nil, b.limited(ctx, c.request, err, c.now)
 	}
 	return issued, err
+}
+
+// still says whether the entitlement gives what it gave when the request was
+// made, and still takes what was asked of it.
+func (e *Entitlement) still(r *Request) bool {
+	for _, scope := range r.Scopes {
+		if _, ok := slices.BinarySearch(e.Scopes, scope); !ok {
+			return false
+		}
+	}
+	return e.Effect == r.Effect && e.checkParameters(r.Parameters) == nil
 }
 
 // stillCovered refuses if policy now demands more than what was asked and
@@ -370,7 +382,7 @@ func (c *collection) enter(tx Tx, l *Lease) error {
 			return err
 		}
 	}
-	if err := takeLimits(tx, c.decision.Obligations, l, c.now); err != nil {
+	if err := takeLimits(tx, c.decision.Obligations, l, c.how == EndAnswerLost, c.now); err != nil {
 		return err
 	}
 	if err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.now); err != nil {

@@ -16,6 +16,7 @@ import (
 const (
 	sharedFor  = time.Minute
 	maxDenials = 4096
+	maxOfOne   = 60 // different denials of one caller in a minute; the others share one more record
 )
 
 // denials are those of the last minute. The first of a kind is recorded before
@@ -23,9 +24,11 @@ const (
 type denials struct {
 	sync.Mutex
 	seen map[audit.Digest]*denial
+	of   map[string]int // entries of seen by caller
 }
 
 type denial struct {
+	who    string
 	record audit.Record
 	id     RequestID
 	since  time.Time
@@ -33,19 +36,28 @@ type denial struct {
 }
 
 // join counts a denial that is identical to one of the last minute, and gives
-// its request; or remembers it as the first.
+// its request; or remembers it as the first. A caller who thinks of a new ask
+// each time is counted under one denial once there are too many.
 func (d *denials) join(key audit.Digest, first *denial) (RequestID, bool) {
 	d.Lock()
 	defer d.Unlock()
-	if known := d.seen[key]; known != nil && first.since.Sub(known.since) < sharedFor {
+	if d.seen == nil {
+		d.seen, d.of = map[audit.Digest]*denial{}, map[string]int{}
+	}
+	if d.seen[key] == nil && d.of[first.who] >= maxOfOne {
+		key = audit.HashObject("accessbroker/denials-of/v1", audit.NewObject().String("who", first.who))
+	}
+	known := d.seen[key]
+	switch {
+	case known != nil && first.since.Sub(known.since) < sharedFor:
 		known.more++
 		return known.id, true
-	}
-	if d.seen == nil {
-		d.seen = map[audit.Digest]*denial{}
-	}
-	if known := d.seen[key]; (known == nil || known.more == 0) && len(d.seen) < maxDenials {
+	case known != nil && known.more > 0: // it is flushed in a moment
+	case known != nil:
 		d.seen[key] = first
+	case len(d.seen) < maxDenials:
+		d.seen[key] = first
+		d.of[first.who]++
 	}
 	return first.id, false
 }
@@ -53,7 +65,18 @@ func (d *denials) join(key audit.Digest, first *denial) (RequestID, bool) {
 func (d *denials) forget(key audit.Digest) {
 	d.Lock()
 	defer d.Unlock()
+	d.remove(key)
+}
+
+func (d *denials) remove(key audit.Digest) {
+	known := d.seen[key]
+	if known == nil {
+		return
+	}
 	delete(d.seen, key)
+	if d.of[known.who]--; d.of[known.who] <= 0 {
+		delete(d.of, known.who)
+	}
 }
 
 // take removes and gives the denials whose minute is over, or all.
@@ -64,7 +87,7 @@ func (d *denials) take(now time.Time, all bool) []*denial {
 	for key, denial := range d.seen {
 		if all || now.Sub(denial.since) >= sharedFor {
 			over = append(over, denial)
-			delete(d.seen, key)
+			d.remove(key)
 		}
 	}
 	return over
@@ -94,7 +117,7 @@ func (b *Broker) denied(ctx context.Context, who Identity, ask Ask, r *Request, 
 		Decision: r.Decision.facts(code), Openings: r.openings(),
 	}
 	key := denialKey(who, code, ask, r.Decision.Revision)
-	id, known := b.denials.join(key, &denial{record: record, id: r.ID, since: now})
+	id, known := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now})
 	shown := *refusal
 	shown.RequestID = id
 	if known {
@@ -157,7 +180,7 @@ func (b *Broker) refused(ctx context.Context, who Identity, r *Request, d Decisi
 	// A request filed by the call itself is stored nowhere and has a new id
 	// each time: what is the same about it is what was asked.
 	key := sha256.Sum256([]byte(strings.Join([]string{"refused", who.ID, code, string(r.askKeyBytes())}, "\x00")))
-	if _, known := b.denials.join(key, &denial{record: record, id: r.ID, since: now}); known {
+	if _, known := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now}); known {
 		return refusal
 	}
 	if _, err := b.write(ctx, nil, record, func(Tx) error { return nil }); err != nil {

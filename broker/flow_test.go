@@ -419,3 +419,80 @@ func TestKillSwitch(t *testing.T) {
 		t.Errorf("after the block was lifted: %v", err)
 	}
 }
+
+// A caller who asks for something else each time can't fill the log.
+func TestDifferentDenialsAreBounded(t *testing.T) {
+	w := tokenWorld(t)
+	for i := range 500 {
+		ask := broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Justification: fmt.Sprint("attempt ", i)}
+		_, _, err := w.broker.AskAndCollect(t.Context(), workload("spiffe://acme.test/stranger", noon), ask, broker.Again{}, noon)
+		if !errors.Is(err, broker.ErrDenied) {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.broker.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	records, counted := 0, 0
+	for _, r := range w.records(t) {
+		if r.Kind == audit.RequestDenied {
+			records++
+			counted += max(r.Count, 1)
+		}
+	}
+	if records > 70 || counted != 500 {
+		t.Errorf("500 denials left %d records, which count %d", records, counted)
+	}
+}
+
+// What was approved is not collected once the catalogue gives something else.
+func TestCatalogueChangesUnderAGrant(t *testing.T) {
+	w := tokenWorld(t)
+	r, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := *testRules(t, testPolicies)
+	changed := *rules.Catalogue["tickets"]
+	changed.Scopes = []string{"tickets:comment"}
+	rules.Catalogue = broker.Catalogue{"tickets": &changed}
+	if err := w.broker.SetRules(t.Context(), &rules, broker.Identity{}, noon); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrNeedsNewRequest) {
+		t.Errorf("a scope that is gone: %v", err)
+	}
+}
+
+func TestRenewalsAreCounted(t *testing.T) {
+	w := tokenWorld(t)
+	who := workload("spiffe://acme.test/limited/a", noon)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), who, read("tickets:read"), broker.Again{}, noon)
+	for range 2 {
+		if err != nil {
+			t.Fatal(err)
+		}
+		issued, err = w.broker.Renew(t.Context(), who, issued.Lease.ID, broker.Again{}, noon)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Renew(t.Context(), who, issued.Lease.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrLimit) {
+		t.Errorf("a fourth credential by renewing: %v", err)
+	}
+}
+
+func TestBlocksThatBlockNothingAreRefused(t *testing.T) {
+	w := tokenWorld(t)
+	operator := broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket}}
+	for _, s := range []broker.Selector{
+		{}, {Holder: "a", Issuer: "b"}, {Under: "spiffe://acme.test"}, {Under: "spiffe://acme.test/agent/"},
+		{Holder: "acme.test/agent"}, {TrustDomain: "spiffe://acme.test"}, {Request: broker.NewRequestID(noon)},
+	} {
+		if err := w.broker.Block(t.Context(), operator, s, "why", noon); !errors.Is(err, broker.ErrInvalidRequest) {
+			t.Errorf("%+v: %v", s, err)
+		}
+	}
+}

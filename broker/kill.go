@@ -40,7 +40,24 @@ func (s Selector) key() (BlockKey, error) {
 	if err := checkText(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
 		return BlockKey{}, err
 	}
-	return set[0], nil
+	return set[0], set[0].checkForm()
+}
+
+// checkForm refuses a name that nothing can have: in an emergency, a block that
+// blocks nothing is worse than an error.
+func (k BlockKey) checkForm() error {
+	rest, isSPIFFE := strings.CutPrefix(k.Name, "spiffe://")
+	switch k.Kind {
+	case "holder", "under":
+		if _, path, _ := strings.Cut(rest, "/"); !isSPIFFE || path == "" || strings.HasSuffix(path, "/") {
+			return refuse(ErrInvalidRequest, k.Kind+" is a SPIFFE ID with a path, such as spiffe://acme.test/agent (for a whole trust domain, name trust_domain)")
+		}
+	case "trust_domain":
+		if isSPIFFE || strings.ContainsAny(k.Name, "/: ") {
+			return refuse(ErrInvalidRequest, "trust_domain is a name such as acme.test, without spiffe://")
+		}
+	}
+	return nil
 }
 
 // maxSelector is as long as a SPIFFE ID may be (SPIFFE-ID, section 2.3).

@@ -91,12 +91,12 @@ func counter(tx Tx, key CounterKey) (*Counter, error) {
 
 // takeLimits enforces the decision's limits on a lease that is being opened,
 // in the transaction that opens it, so that they hold under concurrency. A
-// lease that replaces another was counted before; it only takes its place.
-func takeLimits(tx Tx, o Obligations, l *Lease, now time.Time) error {
+// lease in the place of one whose answer was lost was counted with that one.
+func takeLimits(tx Tx, o Obligations, l *Lease, counted bool, now time.Time) error {
 	l.Limits = l.Limits[:0]
 	for _, limit := range o.Limits {
-		if !l.Replaces.IsZero() {
-			continue
+		if counted {
+			break
 		}
 		c, err := counter(tx, CounterKey{Policy: "limit " + limit.Policy, Holder: l.Holder, Entitlement: l.Entitlement})
 		if err != nil {

@@ -296,13 +296,16 @@ func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 }
 
 func (v *service) gauges() server.Gauges {
-	return server.Gauges{
+	g := server.Gauges{
 		LeasesActive:     func() float64 { return float64(v.counts.active.Load()) },
 		ApprovalsPending: func() float64 { return float64(v.counts.pending.Load()) },
 		AuditRecords:     func() float64 { return float64(v.store.Head().Size) },
 		AuditUnpublished: func() float64 { return v.ledger.unpublished() },
-		SVIDExpires:      func() float64 { return v.trust.SVIDExpires().Seconds() },
 	}
+	if v.settings.workloadAPI != "" {
+		g.SVIDExpires = func() float64 { return v.trust.SVIDExpires().Seconds() }
+	}
+	return g
 }
 
 // reloadBy reads the operator's file again and lets its rules decide. What

@@ -185,6 +185,9 @@ func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, 
 	})
 	answered := flow(ctx, w.broker, noon)
 	struck := f.struck
+	if n := sys.working(noon.Add(time.Second)); !f.deadly && answered == 0 && struck != "" && struck != "revoke" && n > 0 {
+		t.Errorf("step %d (%s): the broker lives, answered nothing, and %d credentials work", f.step, struck, n)
+	}
 	// The broker lives on, or another starts on the same store.
 	f.at, f.dead, f.after = -1, false, false
 	again := w.restart(t, map[string]broker.Issuer{"db": sys})

@@ -119,7 +119,14 @@ func (b *Broker) judge(ctx context.Context, rules *Rules, who Identity, r *Reque
 func (b *Broker) ask(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
 	start := time.Now()
 	d, err := rules.Policy.Decide(ctx, q, now)
-	b.cfg.Observe(Event{Kind: EventDecision, Took: time.Since(start)})
+	code := "permit"
+	switch {
+	case err != nil:
+		code = "error"
+	case !d.Permit:
+		code = "deny"
+	}
+	b.cfg.Observe(Event{Kind: EventDecision, Code: code, Took: time.Since(start)})
 	if err != nil {
 		b.cfg.Log.ErrorContext(ctx, "policy could not be evaluated: denied", "err", err)
 		d.Permit, d.Obligations = false, Obligations{}

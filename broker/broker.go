@@ -54,7 +54,7 @@ type EventKind uint8
 // The kinds of events.
 const (
 	EventRequest    EventKind = iota + 1 // a request was answered
-	EventDecision                        // policy answered
+	EventDecision                        // policy answered: permit, deny or error
 	EventIssued                          // a credential is about to leave
 	EventRevocation                      // an attempt to end a lease came to an end
 	EventUpstream                        // an issuer failed

@@ -248,7 +248,7 @@ func (v *service) close() error {
 	return errors.Join(errs...)
 }
 
-const sweepEvery = time.Minute
+const sweepEvery = 15 * time.Second
 
 // sweep removes what is past its time, and counts for the gauges.
 func (v *service) sweep(ctx context.Context) error {
@@ -269,7 +269,7 @@ func (v *service) sweep(ctx context.Context) error {
 
 // counts are what gauges show: read now and then, because counting a million
 // leases is too much for every scrape.
-type counts struct{ active, pending atomic.Int64 }
+type counts struct{ active, pending, stuck atomic.Int64 }
 
 func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 	active, err := s.CountActive(ctx, time.Now())
@@ -293,11 +293,30 @@ func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 		n += p
 	}
 	c.pending.Store(n)
+	c.stuck.Store(countStuck(ctx, s))
+}
+
+// countStuck looks at the leases whose ending is tried again and again: there
+// are few, or the number is far beyond what matters.
+func countStuck(ctx context.Context, s *store.Store) (n int64) {
+	const most = 1000
+	now := time.Now()
+	_ = s.View(ctx, func(tx broker.Tx) error { // what can't be counted now is counted next time
+		due, _, err := tx.Leases(broker.LeaseQuery{Due: true, Now: now.Add(time.Hour), Limit: most})
+		for _, l := range due {
+			if l.State(now) == broker.LeaseStuck {
+				n++
+			}
+		}
+		return err
+	})
+	return n
 }
 
 func (v *service) gauges() server.Gauges {
 	g := server.Gauges{
 		LeasesActive:     func() float64 { return float64(v.counts.active.Load()) },
+		LeasesStuck:      func() float64 { return float64(v.counts.stuck.Load()) },
 		ApprovalsPending: func() float64 { return float64(v.counts.pending.Load()) },
 		AuditRecords:     func() float64 { return float64(v.store.Head().Size) },
 		AuditUnpublished: func() float64 { return v.ledger.unpublished() },

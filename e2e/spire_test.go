@@ -1,120 +1,29 @@
 package e2e
 
 import (
-	"bytes"
+	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
 
-// A process is a server that ends with its test. Its output is shown if the
-// test fails.
-type process struct {
-	cmd  *exec.Cmd
-	out  *output
-	done chan struct{}
-}
-
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
-func start(t *testing.T, name string, env []string, path string, args ...string) *process {
-	t.Helper()
-	p := &process{cmd: exec.Command(path, args...), out: &output{}, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("starting %s: %v", name, err)
-	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
-	t.Cleanup(func() {
-		p.stop()
-		if t.Failed() {
-			t.Logf("%s said:\n%s", name, p.out)
-		}
-	})
-	return p
-}
-
-// stop ends the process and waits for it.
-func (p *process) stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(30 * time.Second):
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		<-p.done
-	}
-}
-
-func (p *process) ended() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// eventually polls until the condition holds.
-func eventually(t *testing.T, what string, within time.Duration, holds func() error) {
-	t.Helper()
-	deadline := time.Now().Add(within)
-	for {
-		err := holds()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s did not happen within %s: %v", what, within, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // A spire is a trust domain: a SPIRE server and one agent.
 type spire struct {
-	t      *testing.T
-	domain string
-	dir    string
-	bin    string
-	port   int
-	agent  *process
+	owner         *testing.T // they end with it
+	domain        string
+	dir           string
+	bin           string
+	port          int
+	server, agent *process
 }
 
+// The server's keys are on disk, for it is restarted: with new keys it would
+// be a stranger to its own agent.
 const serverConf = `
 server {
   bind_address = "127.0.0.1"
@@ -131,10 +40,13 @@ server {
 plugins {
   DataStore "sql" { plugin_data { database_type = "sqlite3"  connection_string = "%[2]s/server.sqlite3" } }
   NodeAttestor "join_token" { plugin_data {} }
-  KeyManager "memory" { plugin_data {} }
+  KeyManager "disk" { plugin_data { keys_path = "%[2]s/server/keys.json" } }
 }
 `
 
+// Workloads are told apart by the path of their binary, so that one user can
+// be several of them, and the tests need no root. The agent asks its server
+// more often than by default (every 5 s), only to make the tests faster.
 const agentConf = `
 agent {
   server_address = "127.0.0.1"
@@ -144,6 +56,7 @@ agent {
   data_dir = "%[2]s/agent"
   log_level = "INFO"
   trust_bundle_path = "%[2]s/bootstrap.pem"
+  experimental { sync_interval = "1s" }
 }
 plugins {
   NodeAttestor "join_token" { plugin_data {} }
@@ -152,8 +65,7 @@ plugins {
 }
 `
 
-// startSPIRE starts a trust domain. Workloads are told apart by the path of
-// their binary, so that one user can be several of them.
+// startSPIRE starts a trust domain, and gives it when its agent is ready.
 func startSPIRE(t *testing.T, domain string) *spire {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "spire-") // short: sockets have short paths
@@ -161,115 +73,140 @@ func startSPIRE(t *testing.T, domain string) *spire {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &spire{t: t, domain: domain, dir: dir, bin: spireBinaries(t), port: freePort(t)}
+	s := &spire{owner: t, domain: domain, dir: dir, bin: spireBinaries(t), port: freePort(t)}
 	for _, d := range []string{"server", "agent"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.write("server.conf", fmt.Sprintf(serverConf, s.port, dir, domain))
-	s.write("agent.conf", fmt.Sprintf(agentConf, s.port, dir, domain))
-	start(t, "spire-server", nil, filepath.Join(s.bin, "spire-server"), "run", "-config", filepath.Join(dir, "server.conf"))
-	eventually(t, "the start of the SPIRE server", time.Minute, func() error {
-		_, err := s.server("healthcheck")
-		return err
-	})
-	s.write("bootstrap.pem", s.must("bundle", "show"))
-	token := regexp.MustCompile(`Token: (\S+)`).FindStringSubmatch(s.must("token", "generate", "-spiffeID", s.id("/node")))
+	s.write(t, "server.conf", fmt.Sprintf(serverConf, s.port, dir, domain))
+	s.write(t, "agent.conf", fmt.Sprintf(agentConf, s.port, dir, domain))
+	s.startServer(t)
+	s.write(t, "bootstrap.pem", s.must(t, "bundle", "show"))
+	token := regexp.MustCompile(`Token: (\S+)`).FindStringSubmatch(s.must(t, "token", "generate", "-spiffeID", s.id("/node")))
 	if token == nil {
 		t.Fatal("the SPIRE server gave no join token")
 	}
-	s.startAgent("-joinToken", token[1])
+	s.startAgent(t, "-joinToken", token[1])
 	return s
 }
 
-func (s *spire) startAgent(args ...string) {
-	s.t.Helper()
-	args = append([]string{"run", "-config", filepath.Join(s.dir, "agent.conf")}, args...)
-	s.agent = start(s.t, "spire-agent", nil, filepath.Join(s.bin, "spire-agent"), args...)
-	eventually(s.t, "the start of the SPIRE agent", time.Minute, func() error {
-		out, err := exec.Command(filepath.Join(s.bin, "spire-agent"), "healthcheck", "-socketPath", filepath.Join(s.dir, "agent.sock")).CombinedOutput()
+func (s *spire) startServer(t *testing.T) {
+	t.Helper()
+	var err error
+	if s.server, err = start(s.owner, "spire-server", s.path("spire-server"), "run", "-config", filepath.Join(s.dir, "server.conf")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the start of the SPIRE server", time.Minute, func() error {
+		_, err := s.run("healthcheck")
+		return err
+	})
+}
+
+// startAgent needs a join token the first time only: the agent keeps its own
+// identity, but not those of workloads.
+func (s *spire) startAgent(t *testing.T, more ...string) {
+	t.Helper()
+	args := append([]string{"run", "-config", filepath.Join(s.dir, "agent.conf")}, more...)
+	var err error
+	if s.agent, err = start(s.owner, "spire-agent", s.path("spire-agent"), args...); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the start of the SPIRE agent", time.Minute, func() error {
+		out, err := exec.Command(s.path("spire-agent"), "healthcheck", "-socketPath", filepath.Join(s.dir, "agent.sock")).CombinedOutput()
 		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
+			return fmt.Errorf("checking the agent's health: %w: %s", err, out)
 		}
 		return nil
 	})
 }
 
-func (s *spire) id(path string) string { return "spiffe://" + s.domain + path }
-func (s *spire) socket() string        { return "unix://" + filepath.Join(s.dir, "agent.sock") }
-func (s *spire) write(name, text string) string {
-	s.t.Helper()
+func (s *spire) id(path string) string      { return "spiffe://" + s.domain + path }
+func (s *spire) path(name string) string    { return filepath.Join(s.bin, name) }
+func (s *spire) socket() string             { return "unix://" + filepath.Join(s.dir, "agent.sock") }
+func (s *spire) environment() []string      { return []string{"SPIFFE_ENDPOINT_SOCKET=" + s.socket()} }
+func (s *spire) bundle(t *testing.T) string { return s.must(t, "bundle", "show", "-format", "spiffe") }
+
+func (s *spire) write(t *testing.T, name, text string) string {
+	t.Helper()
 	path := filepath.Join(s.dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return path
 }
 
-// server runs a command of spire-server.
-func (s *spire) server(args ...string) (string, error) {
-	n := 1
-	if len(args) > 1 && !strings.HasPrefix(args[1], "-") {
-		n = 2
+// run runs a command of spire-server; its words go before its flags.
+func (s *spire) run(args ...string) (string, error) {
+	words := 0
+	for words < len(args) && !strings.HasPrefix(args[words], "-") {
+		words++
 	}
-	if args[0] == "localauthority" {
-		n = 3
-	}
-	all := append(append([]string{}, args[:n]...), "-socketPath", filepath.Join(s.dir, "server.sock"))
-	out, err := exec.Command(filepath.Join(s.bin, "spire-server"), append(all, args[n:]...)...).CombinedOutput()
+	all := append(append([]string{}, args[:words]...), "-socketPath", filepath.Join(s.dir, "server.sock"))
+	out, err := exec.Command(s.path("spire-server"), append(all, args[words:]...)...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("spire-server %s: %w: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
 }
 
-func (s *spire) must(args ...string) string {
-	s.t.Helper()
-	out, err := s.server(args...)
+func (s *spire) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := s.run(args...)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return out
 }
 
-// register makes whoever runs the binary the workload of that path.
-func (s *spire) register(path, binary string, more ...string) {
-	s.t.Helper()
-	args := append([]string{"entry", "create", "-parentID", s.id("/node"), "-spiffeID", s.id(path), "-selector", "unix:path:" + binary}, more...)
-	s.must(args...)
+// register makes whoever runs the binary the workload of that path. more is
+// what else the entry says, such as -x509SVIDTTL or -federatesWith.
+func (s *spire) register(t *testing.T, path, binary string, more ...string) {
+	t.Helper()
+	s.must(t, append([]string{"entry", "create", "-parentID", s.id("/node"), "-spiffeID", s.id(path), "-selector", "unix:path:" + binary}, more...)...)
 }
 
 // federate gives this server the bundle of another, as an operator would.
-func (s *spire) federate(other *spire) {
-	s.t.Helper()
-	path := s.write(other.domain+".json", other.must("bundle", "show", "-format", "spiffe"))
-	s.must("bundle", "set", "-format", "spiffe", "-id", "spiffe://"+other.domain, "-path", path)
+func (s *spire) federate(t *testing.T, other *spire) {
+	t.Helper()
+	path := s.write(t, other.domain+".json", other.bundle(t))
+	s.must(t, "bundle", "set", "-format", "spiffe", "-id", "spiffe://"+other.domain, "-path", path)
 }
 
-// copyOf gives a copy of a binary, which is another workload.
-func copyOf(t *testing.T, binary, name string) string {
+// rotate puts a new authority, "x509" or "jwt", in the place of the active
+// one, and gives the old one's id. What that signed is still good.
+func (s *spire) rotate(t *testing.T, kind string) (old string) {
 	t.Helper()
-	text, err := os.ReadFile(binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, text, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	old = s.authority(t, kind, "active")
+	s.must(t, "localauthority", kind, "prepare")
+	s.must(t, "localauthority", kind, "activate", "-authorityID", s.authority(t, kind, "prepared"))
+	return old
 }
 
-// self is the test's own binary, as the agent sees it.
-func self(t *testing.T) string {
+// taint makes agents replace what an authority signed, and revoke makes it
+// worth nothing.
+func (s *spire) taint(t *testing.T, kind, id string) {
 	t.Helper()
-	path, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
+	s.must(t, "localauthority", kind, "taint", "-authorityID", id)
+}
+
+func (s *spire) revoke(t *testing.T, kind, id string) {
+	t.Helper()
+	s.must(t, "localauthority", kind, "revoke", "-authorityID", id)
+}
+
+func (s *spire) authority(t *testing.T, kind, state string) string {
+	t.Helper()
+	out := s.must(t, "localauthority", kind, "show", "-output", "json")
+	var states map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(out), &states); err != nil {
+		t.Fatalf("reading the %s authorities: %v\n%s", kind, err, out)
 	}
-	if path, err = filepath.EvalSymlinks(path); err != nil {
-		t.Fatal(err)
+	var authority struct {
+		ID string `json:"authority_id"`
 	}
-	return path
+	if err := json.Unmarshal(states[state], &authority); err != nil || authority.ID == "" {
+		t.Fatalf("no %s %s authority in:\n%s", state, kind, out)
+	}
+	return authority.ID
 }

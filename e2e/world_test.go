@@ -6,35 +6,39 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"accessbroker.internal/api"
 )
 
-const audience = "https://tickets.acme.test"
-
 // A world is a broker behind a SPIRE.
 type world struct {
-	t      *testing.T
-	spire  *spire
-	dir    string
-	bin    string
-	url    string
-	broker *process
+	owner   *testing.T // it ends with it
+	spire   *spire
+	dir     string
+	bin     string
+	listen  string
+	url     string
+	broker  *process
+	brokers []*process // all that ever ran
 }
+
+// What the tickets issuer's tokens are for.
+const ticketsAudience = "https://tickets.acme.test"
 
 const operatorFile = `
 server:
@@ -60,158 +64,220 @@ entitlements:
   bound-api: {issuer: bound, scopes: [bound:read], max_ttl: 24h, binding: mtls}
 `
 
-const policies = `
+const agentsPolicy = `
 @id("agents")
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource);
 `
 
-const supplierPolicy = `
-@id("supplier-reads")
-@max_ttl("5m")
-permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource == Entitlement::"tickets-api")
-when { ["tickets:read"].containsAll(context.scopes) };
-`
-
-// startBroker registers the broker at SPIRE and starts it. more are policies
-// beside the usual one.
-func startBroker(t *testing.T, s *spire, domains []string, more string, entry ...string) *world {
+// startBroker registers the broker at SPIRE and starts it. entry is what else
+// its registration says.
+func startBroker(t *testing.T, s *spire, entry ...string) *world {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "broker-")
+	dir, err := os.MkdirTemp("", "broker-") // short, as SPIRE's
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{t: t, spire: s, dir: dir, bin: copyOf(t, brokerBinary(t), "broker")}
-	s.register("/broker", w.bin, entry...)
-	listen := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	w.url = "https://" + listen
-	w.write("seal.key", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32)))
+	w := &world{owner: t, spire: s, dir: dir, bin: another(t, brokerBinary(t), "broker")}
+	t.Cleanup(w.verify) // before the processes, so that it runs after their end
+	s.register(t, "/broker", w.bin, entry...)
+	w.listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	w.url = "https://" + w.listen
+	w.write(t, "seal.key", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32)))
 	if err := os.Mkdir(filepath.Join(dir, "policies"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	w.write("policies/all.cedar", policies+more)
-	w.write("broker.yaml", fmt.Sprintf(operatorFile, w.url, listen, dir, s.domain, strings.Join(domains, ", "), s.socket()))
-	w.start()
-	t.Cleanup(w.verify)
+	w.configure(t, []string{s.domain}, agentsPolicy)
+	w.start(t)
 	return w
 }
 
-func (w *world) write(name, text string) {
-	w.t.Helper()
+// configure writes the operator's file and the policies. A broker that runs
+// does not hear of it until it is restarted.
+func (w *world) configure(t *testing.T, domains []string, policies string) {
+	t.Helper()
+	w.write(t, "policies/all.cedar", policies)
+	w.write(t, "broker.yaml", fmt.Sprintf(operatorFile, w.url, w.listen, w.dir, w.spire.domain, strings.Join(domains, ", "), w.spire.socket()))
+}
+
+func (w *world) write(t *testing.T, name, text string) {
+	t.Helper()
 	if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o600); err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 
-func (w *world) start() {
-	w.t.Helper()
-	// The agent learns of new entries every few seconds: until then it has no
-	// identity for the broker, which waits for one and then gives up.
-	eventually(w.t, "the start of the broker", time.Minute, func() error {
+// start starts the broker, and returns when it is ready. The agent may not
+// have heard yet that the broker is registered: one that waited in vain for
+// its identity and gave up is started again.
+func (w *world) start(t *testing.T) {
+	t.Helper()
+	eventually(t, "the start of the broker", time.Minute, func() (err error) {
 		if w.broker == nil || w.broker.ended() {
-			w.broker = start(w.t, "broker", nil, w.bin, "serve", "--config", filepath.Join(w.dir, "broker.yaml"))
+			if w.broker, err = start(w.owner, "broker", w.bin, "serve", "--config", filepath.Join(w.dir, "broker.yaml")); err != nil {
+				return err
+			}
+			w.brokers = append(w.brokers, w.broker)
 		}
 		return w.ready()
 	})
 }
 
+// ready says whether the broker says that it is. It needs no identity, as an
+// orchestrator's probe has none.
 func (w *world) ready() error {
-	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 5 * time.Second}
-	resp, err := c.Get(w.url + "/readyz")
+	probe := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer probe.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	r, err := (&api.Client{BaseURL: w.url, HTTP: &http.Client{Transport: probe}}).Ready(ctx)
+	if err == nil && !r.Ready {
+		err = fmt.Errorf("not ready: %v", r.NotReady)
+	}
+	return err
+}
+
+// A token, or a JWT-SVID, in its compact form.
+var compactJWT = regexp.MustCompile(`eyJ[\w-]{8,}\.eyJ[\w-]{8,}`)
+
+// verify looks at what the broker left when the test is over: the log must
+// verify offline, an orderly end is no failure, and no token was ever logged.
+func (w *world) verify() {
+	out, err := exec.Command(w.bin, "audit", "verify", "sqlite:"+filepath.Join(w.dir, "broker.db")).CombinedOutput()
 	if err != nil {
-		return err
+		w.owner.Errorf("the log does not verify: %v\n%s", err, out)
+	}
+	if w.broker != nil && w.broker.cmd.ProcessState.ExitCode() != 0 {
+		w.owner.Errorf("on SIGTERM, the broker ended with %s", w.broker.cmd.ProcessState)
+	}
+	for _, p := range w.brokers {
+		if compactJWT.MatchString(p.out.String()) {
+			w.owner.Errorf("the broker logged a token:\n%s", p.out)
+		}
+	}
+}
+
+// cli runs a command of the binary, as the workload that it is registered as.
+func (w *world) cli(bin string, args ...string) (stdout, stderr string, code int) {
+	cmd := exec.Command(bin, args...)
+	cmd.Env = slices.Concat(os.Environ(), w.spire.environment(), []string{"BROKER_URL=" + w.url})
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		return "", err.Error(), -1
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// records gives the lines of "broker audit show" on the broker's database.
+func (w *world) records(t *testing.T, args ...string) string {
+	t.Helper()
+	all := append([]string{"audit", "show", "sqlite:" + filepath.Join(w.dir, "broker.db")}, args...)
+	out, errs, code := w.cli(w.bin, all...)
+	if code != 0 {
+		t.Fatalf("broker %s: %d: %s", strings.Join(all, " "), code, errs)
+	}
+	return out
+}
+
+// client makes an HTTP client that trusts nobody but the broker.
+func client(t *testing.T, config *tls.Config, http2 bool) *http.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: http2}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+// overMTLS gives a client that shows its X.509-SVID.
+func (w *world) overMTLS(t *testing.T, src *workloadapi.X509Source) *api.Client {
+	t.Helper()
+	config := tlsconfig.MTLSClientConfig(src, src, tlsconfig.AuthorizeID(brokerID))
+	return &api.Client{BaseURL: w.url, HTTP: client(t, config, true)}
+}
+
+// anonymous gives a client without a certificate; the source says whom it
+// trusts.
+func (w *world) anonymous(t *testing.T, src *workloadapi.X509Source) *api.Client {
+	t.Helper()
+	config := tlsconfig.TLSClientConfig(src, tlsconfig.AuthorizeID(brokerID))
+	return &api.Client{BaseURL: w.url, HTTP: client(t, config, true)}
+}
+
+// withToken gives a client whose proof is a JWT-SVID.
+func (w *world) withToken(t *testing.T, src *workloadapi.X509Source, token string) *api.Client {
+	t.Helper()
+	c := w.anonymous(t, src)
+	c.Token = func(context.Context) (string, error) { return token, nil }
+	return c
+}
+
+// claims verifies a token as a resource server would that knows nothing of
+// the broker but its URL: by discovery and the published keys (RFC 8414, RFC
+// 9068, section 4).
+func (w *world) claims(t *testing.T, c *http.Client, token, audience string) map[string]any {
+	t.Helper()
+	var metadata struct {
+		Issuer string `json:"issuer"`
+		Keys   string `json:"jwks_uri"`
+	}
+	getJSON(t, c, w.url+"/.well-known/oauth-authorization-server", &metadata)
+	var keys jose.JSONWebKeySet
+	getJSON(t, c, metadata.Keys, &keys)
+	signed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		t.Fatalf("reading the token: %v", err)
+	}
+	header := signed.Signatures[0].Protected
+	found := keys.Key(header.KeyID)
+	if len(found) != 1 || header.ExtraHeaders[jose.HeaderType] != "at+jwt" {
+		t.Fatalf("the token's header is %+v; %d keys of that id are published", header, len(found))
+	}
+	payload, err := signed.Verify(found[0])
+	if err != nil {
+		t.Fatalf("verifying the token: %v", err)
+	}
+	var out map[string]any
+	if err := json.Unmarshal(payload, &out); err != nil {
+		t.Fatalf("reading the token's claims: %v", err)
+	}
+	exp, _ := out["exp"].(float64)
+	if out["iss"] != metadata.Issuer || metadata.Issuer != w.url || out["aud"] != audience || !time.Unix(int64(exp), 0).After(time.Now()) {
+		t.Fatalf("a resource server for %s that trusts %s refuses the token, which says %v", audience, metadata.Issuer, out)
+	}
+	return out
+}
+
+func getJSON(t *testing.T, c *http.Client, url string, into any) {
+	t.Helper()
+	resp, err := c.Get(url)
+	if err != nil {
+		t.Fatal(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("readyz: %d", resp.StatusCode)
+		t.Fatalf("GET %s: %s", url, resp.Status)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		t.Fatalf("reading %s: %v", url, err)
+	}
+}
+
+// refusedWith wants a call to have been answered with that code: a call that
+// failed for another reason proves nothing.
+func refusedWith(err error, code api.Code, status int) error {
+	var answer *api.Error
+	if !errors.As(err, &answer) || answer.Code != code || answer.Status != status {
+		return fmt.Errorf("want a refusal with %d %s, got: %v", status, code, err)
 	}
 	return nil
 }
 
-// verify checks the log offline when the test is over.
-func (w *world) verify() {
-	out, err := exec.Command(w.bin, "audit", "verify", "sqlite:"+filepath.Join(w.dir, "broker.db")).CombinedOutput()
-	if err != nil {
-		w.t.Errorf("the log does not verify: %v\n%s", err, out)
+// refusedByOAuth wants the same of a call on /oauth2, whose errors are those
+// of RFC 6749, section 5.2.
+func refusedByOAuth(err error, oauth string, code api.Code) error {
+	var answer *api.Error
+	if errors.As(err, &answer) && answer.OAuth != oauth {
+		return fmt.Errorf("want the OAuth error %s, got %s: %w", oauth, answer.OAuth, err)
 	}
-}
-
-// cli runs the command line as the workload whose binary it is.
-func (w *world) cli(bin string, env []string, args ...string) (stdout, stderr string, code int) {
-	w.t.Helper()
-	cmd := exec.Command(bin, args...)
-	cmd.Env = append(append(os.Environ(), "BROKER_URL="+w.url, "SPIFFE_ENDPOINT_SOCKET="+w.spire.socket()), env...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	_ = cmd.Run()
-	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
-}
-
-// source gives this test's own X.509-SVID, as soon as the agent has it.
-func source(t *testing.T, s *spire) *workloadapi.X509Source {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	src, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(s.socket())))
-	if err != nil {
-		t.Fatalf("getting an X.509-SVID: %v", err)
-	}
-	t.Cleanup(func() { _ = src.Close() })
-	return src
-}
-
-// overMTLS gives a client that shows the X.509-SVID.
-func (w *world) overMTLS(src *workloadapi.X509Source) *api.Client {
-	config := tlsconfig.MTLSClientConfig(src, src, tlsconfig.AuthorizeID(spiffeid.RequireFromString("spiffe://acme.test/broker")))
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
-	w.t.Cleanup(transport.CloseIdleConnections)
-	return &api.Client{BaseURL: w.url, HTTP: &http.Client{Transport: transport, Timeout: 20 * time.Second}}
-}
-
-// anonymous gives a client without a certificate.
-func (w *world) anonymous(src *workloadapi.X509Source) *api.Client {
-	config := tlsconfig.TLSClientConfig(src, tlsconfig.AuthorizeID(spiffeid.RequireFromString("spiffe://acme.test/broker")))
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
-	w.t.Cleanup(transport.CloseIdleConnections)
-	return &api.Client{BaseURL: w.url, HTTP: &http.Client{Transport: transport, Timeout: 20 * time.Second}}
-}
-
-// jwtSVID gets a JWT-SVID of this test's for an audience.
-func jwtSVID(t *testing.T, s *spire, aud string) string {
-	t.Helper()
-	svid, err := workloadapi.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: aud}, workloadapi.WithAddr(s.socket()))
-	if err != nil {
-		t.Fatalf("getting a JWT-SVID: %v", err)
-	}
-	return svid.Marshal()
-}
-
-// claims verifies a token as a resource server would, by the published keys.
-func claims(t *testing.T, c *api.Client, token string) map[string]any {
-	t.Helper()
-	jwks, err := c.JWKS(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var set jose.JSONWebKeySet
-	if err := json.Unmarshal(jwks, &set); err != nil {
-		t.Fatal(err)
-	}
-	signed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys := set.Key(signed.Signatures[0].Header.KeyID)
-	if len(keys) != 1 {
-		t.Fatalf("the token's key is not in the JWKS: %s", jwks)
-	}
-	payload, err := signed.Verify(keys[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out map[string]any
-	if err := json.Unmarshal(payload, &out); err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return refusedWith(err, code, http.StatusBadRequest)
 }

@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+// workloadEnv makes a workload of this binary: it gets its SVIDs for the
+// audience in it, prints what it got as JSON, and ends. Under different paths
+// the one binary is many workloads.
+const workloadEnv = "E2E_WORKLOAD_AUDIENCE"
+
+// A card is what a workload got. Both SVIDs were verified against the bundles
+// that came with them.
+type card struct {
+	X509ID string
+	JWTID  string
+	Token  string // the JWT-SVID
+}
+
+// beWorkload is the main function of a workload.
+func beWorkload(audience string) int {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	got, err := fetch(ctx, audience)
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(got)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func fetch(ctx context.Context, audience string) (*card, error) {
+	x509, err := workloadapi.FetchX509Context(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("getting an X.509-SVID: %w", err)
+	}
+	x509ID, _, err := x509svid.Verify(x509.DefaultSVID().Certificates, x509.Bundles)
+	if err != nil {
+		return nil, fmt.Errorf("verifying the X.509-SVID: %w", err)
+	}
+	token, err := workloadapi.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience})
+	if err != nil {
+		return nil, fmt.Errorf("getting a JWT-SVID: %w", err)
+	}
+	bundles, err := workloadapi.FetchJWTBundles(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("getting the JWT bundles: %w", err)
+	}
+	verified, err := jwtsvid.ParseAndValidate(token.Marshal(), bundles, []string{audience})
+	if err != nil {
+		return nil, fmt.Errorf("verifying the JWT-SVID: %w", err)
+	}
+	return &card{X509ID: x509ID.String(), JWTID: verified.ID.String(), Token: token.Marshal()}, nil
+}
+
+// runWorkload runs a workload once.
+func (s *spire) runWorkload(binary, audience string) (*card, error) {
+	cmd := exec.Command(binary)
+	cmd.Env = slices.Concat(os.Environ(), s.environment(), []string{workloadEnv + "=" + audience})
+	out, err := cmd.Output()
+	if exit, ok := err.(*exec.ExitError); ok {
+		return nil, fmt.Errorf("running a workload: %w: %s", err, exit.Stderr)
+	}
+	got := new(card)
+	if err == nil {
+		err = json.Unmarshal(out, got)
+	}
+	return got, err
+}
+
+// workload registers a workload of that path, and gives what it got once its
+// agent has heard of it.
+func (s *spire) workload(t *testing.T, path, audience string) (got *card) {
+	t.Helper()
+	bin := another(t, self(t), "workload")
+	s.register(t, path, bin)
+	eventually(t, "the identity of "+path, time.Minute, func() (err error) {
+		got, err = s.runWorkload(bin, audience)
+		return err
+	})
+	return got
+}
+
+// source gives this test's own X.509-SVIDs, as soon as the agent has them.
+func source(t *testing.T, s *spire) *workloadapi.X509Source {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	src, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(s.socket())))
+	if err != nil {
+		t.Fatalf("getting an X.509-SVID: %v", err)
+	}
+	t.Cleanup(func() { _ = src.Close() })
+	return src
+}
+
+// leaf gives the SVID that a source has now.
+func leaf(t *testing.T, src *workloadapi.X509Source) *x509svid.SVID {
+	t.Helper()
+	svid, err := src.GetX509SVID()
+	if err != nil {
+		t.Fatalf("getting an X.509-SVID: %v", err)
+	}
+	return svid
+}
+
+// jwtSVID gets a JWT-SVID of this test's for an audience.
+func jwtSVID(t *testing.T, s *spire, audience string) *jwtsvid.SVID {
+	t.Helper()
+	svid, err := workloadapi.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: audience}, workloadapi.WithAddr(s.socket()))
+	if err != nil {
+		t.Fatalf("getting a JWT-SVID: %v", err)
+	}
+	return svid
+}
+
+var brokerID = spiffeid.RequireFromString("spiffe://acme.test/broker")
+
+// TestHarness proves the ground that everything else stands on, without a
+// broker: one user's workloads have identities of their own, who is not
+// registered has none, and both servers come back from a restart.
+func TestHarness(t *testing.T) {
+	const audience = "https://anybody.test"
+	s := startSPIRE(t, "acme.test")
+	for _, path := range []string{"/one", "/two"} {
+		if got := s.workload(t, path, audience); got.X509ID != s.id(path) || got.JWTID != s.id(path) {
+			t.Errorf("the workload of %s is %s by X.509 and %s by JWT", path, got.X509ID, got.JWTID)
+		}
+	}
+	if _, err := s.runWorkload(another(t, self(t), "nobody"), audience); err == nil || !strings.Contains(err.Error(), "no identity issued") {
+		t.Errorf("a workload that is not registered: %v", err)
+	}
+	s.agent.stop()
+	s.server.stop()
+	s.startServer(t)
+	s.startAgent(t)
+	if got := s.workload(t, "/three", audience); got.X509ID != s.id("/three") {
+		t.Errorf("after a restart, the workload of /three is %s", got.X509ID)
+	}
+}

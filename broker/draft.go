@@ -65,6 +65,9 @@ func checkText(sentinel error, field, s string, most int) error {
 // draft turns an ask into an undecided request on an entitlement, or refuses
 // what does not fit the catalogue.
 func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error) {
+	if a.Token && (e.Audience == "" || a.Resource != "" && a.Resource != e.Audience) {
+		return nil, refuse(ErrInvalidTarget, "its credentials are no tokens, or not for this resource")
+	}
 	scopes, err := e.scopes(a.Scopes)
 	if err != nil {
 		return nil, err

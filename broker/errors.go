@@ -30,6 +30,7 @@ var (
 	ErrGrantEnded            = errors.New("grant_ended")             // collected too late
 	ErrGrantEndsTooSoon      = errors.New("grant_ends_too_soon")     // the issuer's shortest credential is longer
 	ErrLimit                 = errors.New("limit_reached")           // @limit
+	ErrInvalidTarget         = errors.New("invalid_target")          // not what gives such a token
 	ErrMaxActive             = errors.New("max_active_reached")      // @max_active
 	ErrTooManyPending        = errors.New("too_many_pending")        // open requests of one requester
 	ErrSlowDown              = errors.New("slow_down")               // admission limit
@@ -86,7 +87,7 @@ var sentinels = []error{
 	ErrUnauthenticated, ErrTwoIdentities, ErrForeignSubject, ErrProofExpired, ErrBlocked, ErrDenied,
 	ErrNoLongerAllowed, ErrNeedsNewRequest, ErrNotFound, ErrInvalidRequest, ErrInvalidScope, ErrInvalidTTL,
 	ErrInvalidParameter, ErrJustificationRequired, ErrTicketRequired, ErrBindingRequiresMTLS, ErrPending,
-	ErrNotPending, ErrLapsed, ErrGrantEnded, ErrGrantEndsTooSoon, ErrLimit, ErrMaxActive, ErrTooManyPending,
+	ErrNotPending, ErrLapsed, ErrGrantEnded, ErrGrantEndsTooSoon, ErrInvalidTarget, ErrLimit, ErrMaxActive, ErrTooManyPending,
 	ErrSlowDown, ErrIdempotencyMismatch, ErrNotRenewable, ErrNotRevocable, ErrIssuerUnavailable,
 	ErrIssuerRefused, ErrPreviewStale, ErrUnavailable,
 }

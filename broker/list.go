@@ -204,6 +204,17 @@ func (b *Broker) Entitlements(ctx context.Context, who Identity, now time.Time) 
 	return list, ctx.Err()
 }
 
+// MayAsk says whether the caller may ask for any part of the entitlement. Who
+// may not is not told that there is one.
+func (b *Broker) MayAsk(ctx context.Context, who Identity, entitlement string, now time.Time) bool {
+	rules := b.rules.Load()
+	if rules == nil || !who.Proof.Valid(now) {
+		return false
+	}
+	e := rules.Catalogue[entitlement]
+	return e != nil && b.visible(ctx, rules, rules.Mark(who), e, now)
+}
+
 // offers asks policy about each scope of an entitlement alone, or about the
 // whole of one without scopes.
 func (b *Broker) offers(ctx context.Context, rules *Rules, who Identity, e *Entitlement, now time.Time) Offer {

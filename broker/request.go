@@ -32,6 +32,8 @@ type Ask struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr
 	DryRun        bool
+	Token         bool   // nothing but a token will do
+	Resource      string // its audience; any, if empty
 }
 
 // Bounds of what an ask may hold, in bytes.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,7 +178,11 @@ func TestTarget(t *testing.T) {
 		"tickets":    {Name: "tickets", Audience: "https://tickets.test", Scopes: []string{"close", "read"}},
 		"tickets-ro": {Name: "tickets-ro", Audience: "https://tickets.test", Scopes: []string{"list"}},
 		"database":   {Name: "database"},
+		"hidden":     {Name: "hidden", Audience: "https://hidden.test", Scopes: []string{"list"}},
+		"tickets-rw": {Name: "tickets-rw", Audience: "https://tickets.test", Scopes: []string{"list"}},
 	}
+	hidden := []string{"hidden", "tickets-rw"}
+	may := func(entitlement string) bool { return !slices.Contains(hidden, entitlement) }
 	tests := []struct {
 		name                       string
 		audience, resource, scopes []string
@@ -190,19 +195,20 @@ func TestTarget(t *testing.T) {
 		{"unknown: for the domain to deny", []string{"nope"}, nil, nil, "nope", nil},
 
 		{"nothing", nil, nil, nil, "", broker.ErrInvalidRequest},
-		{"two", []string{"tickets", "tickets-ro"}, nil, nil, "", errTarget},
-		{"not a token", []string{"database"}, nil, nil, "", errTarget},
-		{"they disagree", []string{"tickets"}, []string{"https://other.test"}, nil, "", errTarget},
-		{"two fit", nil, []string{"https://tickets.test"}, nil, "", errTarget},
-		{"none fits", nil, []string{"https://tickets.test"}, []string{"list", "read"}, "", errTarget},
-		{"unknown resource", nil, []string{"https://other.test"}, []string{"list"}, "", errTarget},
-		{"the empty audience of what gives no tokens", nil, []string{""}, nil, "", errTarget},
-		{"relative", nil, []string{"tickets"}, nil, "", errTarget},
-		{"fragment", nil, []string{"https://tickets.test#x"}, []string{"list"}, "", errTarget},
+		{"two", []string{"tickets", "tickets-ro"}, nil, nil, "", broker.ErrInvalidTarget},
+		{"not a token: for the domain to refuse", []string{"database"}, nil, nil, "database", nil},
+		{"they disagree: for the domain to refuse", []string{"tickets"}, []string{"https://other.test"}, nil, "tickets", nil},
+		{"what the caller may not ask for", nil, []string{"https://hidden.test"}, []string{"list"}, "", broker.ErrInvalidTarget},
+		{"two fit", nil, []string{"https://tickets.test"}, nil, "", broker.ErrInvalidTarget},
+		{"none fits", nil, []string{"https://tickets.test"}, []string{"list", "read"}, "", broker.ErrInvalidTarget},
+		{"unknown resource", nil, []string{"https://other.test"}, []string{"list"}, "", broker.ErrInvalidTarget},
+		{"the empty audience of what gives no tokens", nil, []string{""}, nil, "", broker.ErrInvalidTarget},
+		{"relative", nil, []string{"tickets"}, nil, "", broker.ErrInvalidTarget},
+		{"fragment", nil, []string{"https://tickets.test#x"}, []string{"list"}, "", broker.ErrInvalidTarget},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := target(catalogue, test.audience, test.resource, test.scopes)
+			got, err := target(catalogue, test.audience, test.resource, test.scopes, may)
 			if !errors.Is(err, test.err) || got != test.want {
 				t.Errorf("got %q, %v", got, err)
 			}
@@ -237,7 +243,7 @@ func FuzzTokenForm(f *testing.F) {
 		if subject != (parsed.get("grant_type") == api.GrantTokenExchange) || subject && token == "" {
 			t.Fatalf("a proof %q of %v", token, parsed)
 		}
-		_, _ = target(catalogue, parsed["audience"], parsed["resource"], strings.Fields(parsed.get("scope")))
+		_, _ = target(catalogue, parsed["audience"], parsed["resource"], strings.Fields(parsed.get("scope")), func(string) bool { return true })
 	})
 }
 

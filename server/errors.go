@@ -16,7 +16,6 @@ var (
 	errMethod     = errors.New(string(api.MethodNotAllowed))
 	errMediaType  = errors.New(string(api.UnsupportedMediaType))
 	errTooLarge   = errors.New(string(api.TooLarge))
-	errTarget     = errors.New(string(api.InvalidTarget))
 	errGrantType  = errors.New(string(api.UnsupportedGrantType))
 	errClientGone = errors.New("client_gone")
 	errInternal   = errors.New(string(api.Internal))
@@ -76,8 +75,8 @@ var meanings = []meaning{
 	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer does not answer", "try again later: nothing was issued", ours},
 	{broker.ErrIssuerRefused, 502, "server_error", "The issuer refused", "tell the operators: nothing was issued", ours},
 	{broker.ErrUnavailable, 503, "temporarily_unavailable", "The broker can't record anything now", "try again later: nothing was issued", ours},
+	{broker.ErrInvalidTarget, 400, "invalid_target", "Not a target that tokens can be had for", "name in audience an entitlement of GET /v1/entitlements whose credentials are tokens, or in resource the one audience that fits its scopes", theirs},
 
-	{errTarget, 400, "invalid_target", "Not a target that tokens can be had for", "name in audience an entitlement of GET /v1/entitlements whose credentials are tokens, or in resource the one audience that fits its scopes", theirs},
 	{errGrantType, 400, "unsupported_grant_type", "Not a grant type of this broker", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, theirs},
 	{errMethod, 405, "invalid_request", "Not a method of this resource", "use a method that the Allow header names", theirs},
 	{errMediaType, 415, "invalid_request", "Not a media type of this resource", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", theirs},

@@ -128,7 +128,7 @@ func TestOAuthErrors(t *testing.T) {
 		{"pending", broker.ErrPending, false, "authorization_pending", 400},
 		{"lapsed", broker.ErrLapsed, false, "expired_token", 400},
 		{"scope", broker.ErrInvalidScope, false, "invalid_scope", 400},
-		{"target", errTarget, false, "invalid_target", 400},
+		{"target", broker.ErrInvalidTarget, false, "invalid_target", 400},
 		{"grant", errGrantType, false, "unsupported_grant_type", 400},
 		{"too often", broker.ErrSlowDown, false, "slow_down", 429},
 		{"no record", broker.ErrUnavailable, false, "temporarily_unavailable", 503},

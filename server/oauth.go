@@ -147,47 +147,48 @@ func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 	if rules == nil {
 		return ask, broker.ErrUnavailable
 	}
-	name, err := target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes)
-	ask.Entitlement = name
+	var err error
+	may := func(entitlement string) bool {
+		return s.cfg.Broker.MayAsk(c.r.Context(), c.who, entitlement, c.now)
+	}
+	ask.Token, ask.Resource = true, c.form.get("resource")
+	ask.Entitlement, err = target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes, may)
 	return ask, err
 }
 
 // target finds the entitlement that a call is about. Many targets are allowed
 // by RFC 8693, but no token of ours is for more than one, which is what
-// invalid_target is for (section 2.2.2). An audience that the catalogue does
-// not have is left to the domain, which denies it and records that.
-func target(catalogue broker.Catalogue, audience, resource, scopes []string) (string, error) {
+// invalid_target is for (section 2.2.2). Whether an audience is in the
+// catalogue, and gives tokens, is left to the domain, which tells it only to
+// those who may ask for it.
+func target(catalogue broker.Catalogue, audience, resource, scopes []string, may func(string) bool) (string, error) {
 	switch {
 	case len(audience) > 1 || len(resource) > 1:
-		return "", refuse(errTarget, "one token is for one target: ask once for each")
+		return "", refuse(broker.ErrInvalidTarget, "one token is for one target: ask once for each")
 	case len(audience) == 0 && len(resource) == 0:
 		return "", refuse(broker.ErrInvalidRequest, "name the entitlement in audience, or its tokens' audience in resource")
 	case len(audience) == 0:
-		return byResource(catalogue, resource[0], scopes)
-	}
-	e, known := catalogue[audience[0]]
-	if known && (e.Audience == "" || len(resource) == 1 && resource[0] != e.Audience) {
-		return "", errTarget
+		return byResource(catalogue, resource[0], scopes, may)
 	}
 	return audience[0], nil
 }
 
-// byResource finds the one entitlement whose tokens are for the resource and
-// that has all the scopes.
-func byResource(catalogue broker.Catalogue, resource string, scopes []string) (string, error) {
+// byResource finds the one entitlement whose tokens are for the resource, that
+// has all the scopes, and that the caller may ask for.
+func byResource(catalogue broker.Catalogue, resource string, scopes []string, may func(string) bool) (string, error) {
 	// RFC 8693, section 2.1: an absolute URI without a fragment.
 	if u, err := url.Parse(resource); err != nil || !u.IsAbs() || strings.Contains(resource, "#") {
-		return "", refuse(errTarget, "resource is not an absolute URI without a fragment")
+		return "", refuse(broker.ErrInvalidTarget, "resource is not an absolute URI without a fragment")
 	}
 	var found []string
 	for name, e := range catalogue {
 		lacks := func(scope string) bool { return !slices.Contains(e.Scopes, scope) }
-		if e.Audience == resource && !slices.ContainsFunc(scopes, lacks) {
+		if e.Audience == resource && !slices.ContainsFunc(scopes, lacks) && may(name) {
 			found = append(found, name)
 		}
 	}
 	if len(found) != 1 {
-		return "", errTarget
+		return "", broker.ErrInvalidTarget
 	}
 	return found[0], nil
 }
@@ -224,13 +225,13 @@ func (s *Server) checkPoll(c *call, r *broker.Request) error {
 	}
 	e := rules.Catalogue[r.Entitlement]
 	if e == nil || e.Audience == "" {
-		return errTarget
+		return broker.ErrInvalidTarget
 	}
 	if a := c.form["audience"]; len(a) > 0 && !slices.Equal(a, []string{r.Entitlement}) {
-		return refuse(errTarget, "the request is for another entitlement")
+		return refuse(broker.ErrInvalidTarget, "the request is for another entitlement")
 	}
 	if a := c.form["resource"]; len(a) > 0 && !slices.Equal(a, []string{e.Audience}) {
-		return refuse(errTarget, "the request is for another resource")
+		return refuse(broker.ErrInvalidTarget, "the request is for another resource")
 	}
 	scopes := strings.Fields(c.form.get("scope"))
 	slices.Sort(scopes)

@@ -296,19 +296,22 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
 	defer cancel()
 	start := time.Now()
-	handle, err := c.issuer.Prepare(ctx, *l)
+	prepared, err := c.issuer.Prepare(ctx, Order{Lease: *l, Entitlement: c.e})
 	if err != nil {
 		return nil, b.upstream(ctx, l, err)
 	}
-	l.Handle, l.Owner, l.Deadline = handle, b.cfg.Replica, c.now.Add(IssueDeadline)
+	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.now.Add(IssueDeadline)
 	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return c.enter(tx, l) }); err != nil {
 		b.discard(ctx, c.issuer, l)
 		return nil, err
 	}
 	// From here on the reaper ends whatever comes to exist, if we die.
-	cred, handle, err := c.issuer.Issue(ctx, *l)
+	cred, handle, err := c.issuer.Issue(ctx, Order{Lease: *l, Entitlement: c.e, Key: prepared.Key})
 	now := c.now.Add(time.Since(start))
 	if err != nil {
+		if handle != nil {
+			l.Handle = handle
+		}
 		b.finish(ctx, l, EndFailed, Identity{}, "", now)
 		return nil, b.upstream(ctx, l, err)
 	}

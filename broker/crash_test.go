@@ -21,11 +21,18 @@ type system struct {
 	live map[string]time.Time // by handle
 }
 
-func (s *system) Prepare(_ context.Context, l broker.Lease) ([]byte, error) {
-	return []byte("handle of " + l.ID.String()), nil
+func (s *system) Prepare(_ context.Context, o broker.Order) (broker.Prepared, error) {
+	return broker.Prepared{
+		Handle: []byte("handle of " + o.Lease.ID.String()),
+		Key:    broker.NewSecret(map[string]string{"key": "key of " + o.Lease.ID.String()}),
+	}, nil
 }
 
-func (s *system) Issue(_ context.Context, l broker.Lease) (broker.Credential, []byte, error) {
+func (s *system) Issue(_ context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	l := o.Lease
+	if o.Entitlement == nil || o.Key.Reveal()["key"] != "key of "+l.ID.String() {
+		return broker.Credential{}, nil, errors.New("the order is not what was prepared")
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.made++
@@ -115,13 +122,13 @@ type faultySystem struct {
 	f *fault
 }
 
-func (s faultySystem) Prepare(ctx context.Context, l broker.Lease) (handle []byte, err error) {
-	fault := s.f.do("prepare", func() error { handle, err = s.Issuer.Prepare(ctx, l); return err })
-	return handle, fault
+func (s faultySystem) Prepare(ctx context.Context, o broker.Order) (p broker.Prepared, err error) {
+	fault := s.f.do("prepare", func() error { p, err = s.Issuer.Prepare(ctx, o); return err })
+	return p, fault
 }
 
-func (s faultySystem) Issue(ctx context.Context, l broker.Lease) (c broker.Credential, handle []byte, err error) {
-	fault := s.f.do("issue", func() error { c, handle, err = s.Issuer.Issue(ctx, l); return err })
+func (s faultySystem) Issue(ctx context.Context, o broker.Order) (c broker.Credential, handle []byte, err error) {
+	fault := s.f.do("issue", func() error { c, handle, err = s.Issuer.Issue(ctx, o); return err })
 	return c, handle, fault
 }
 

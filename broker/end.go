@@ -74,7 +74,7 @@ func (b *Broker) revokeUpstream(ctx context.Context, l *Lease) error {
 		return fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, l.Issuer)
 	}
 	err := issuer.Revoke(ctx, *l)
-	if err != nil && !errors.Is(err, ErrNotRevocable) {
+	if err != nil && !errors.Is(err, ErrNotRevocable) && !errors.Is(err, ErrQueued) {
 		b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: Code(err)})
 	}
 	return err
@@ -143,7 +143,7 @@ func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
 func (b *Broker) discard(ctx context.Context, issuer Issuer, l *Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
 	defer cancel()
-	if err := issuer.Revoke(ctx, *l); err != nil && !errors.Is(err, ErrNotRevocable) {
+	if err := issuer.Revoke(ctx, *l); err != nil && !errors.Is(err, ErrNotRevocable) && !errors.Is(err, ErrQueued) {
 		b.cfg.Log.ErrorContext(ctx, "what was prepared for a lease could not be undone", "issuer", l.Issuer, "err", err)
 	}
 }

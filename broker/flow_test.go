@@ -17,9 +17,11 @@ import (
 // token is its lease's id.
 type signer struct{}
 
-func (signer) Prepare(context.Context, broker.Lease) ([]byte, error) { return nil, nil }
-func (s signer) Issue(ctx context.Context, l broker.Lease) (broker.Credential, []byte, error) {
-	c, err := s.Mint(ctx, l)
+func (signer) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+	return broker.Prepared{}, nil
+}
+func (s signer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	c, err := s.Mint(ctx, o.Lease)
 	return c, nil, err
 }
 func (signer) Revoke(context.Context, broker.Lease) error { return broker.ErrNotRevocable }

@@ -1,21 +1,46 @@
 package broker
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // An Issuer makes and ends credentials. It is safe for concurrent use, and
 // every call ends by its context's deadline.
 type Issuer interface {
-	// Prepare gives what it takes to end the credential, made and recorded
-	// before the credential exists. It holds no secret.
-	Prepare(ctx context.Context, l Lease) (handle []byte, err error)
+	// Prepare makes what it takes to end the credential, which is recorded
+	// before the credential exists.
+	Prepare(ctx context.Context, o Order) (Prepared, error)
 
 	// Issue makes the credential, at most once a lease; it expires no later
-	// than l.Expires. The handle, if not nil, replaces Prepare's.
-	Issue(ctx context.Context, l Lease) (Credential, []byte, error)
+	// than the lease. The handle, if not nil, replaces Prepare's, also if
+	// there is an error.
+	Issue(ctx context.Context, o Order) (Credential, []byte, error)
 
-	// Revoke ends the credential. Ending what is gone is no error;
-	// ErrNotRevocable says that only time ends it.
+	// Revoke ends the credential, by the lease's handle alone: the catalogue
+	// may have changed. Ending what is gone is no error; ErrNotRevocable says
+	// that only time ends it, and ErrQueued that the upstream has taken the
+	// order and does not say when it carries it out.
 	Revoke(ctx context.Context, l Lease) error
+}
+
+// ErrQueued is an issuer's answer to Revoke, and never a caller's: the upstream
+// has taken the order, and nobody tells when it is carried out. Until the
+// credential's own time is over, it counts as being ended.
+var ErrQueued = errors.New("queued by the upstream")
+
+// An Order is a credential to be made: the lease, and the entitlement as it
+// was decided on.
+type Order struct {
+	Lease       Lease
+	Entitlement *Entitlement
+	Key         Secret // of Prepared
+}
+
+// Prepared is what Prepare made.
+type Prepared struct {
+	Handle []byte // what ends the credential; holds no secret, and is stored
+	Key    Secret // what Issue needs of it, in this process's memory only
 }
 
 // A Minter is an Issuer whose credential comes out of the broker itself and

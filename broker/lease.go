@@ -67,10 +67,11 @@ type Lease struct {
 
 // A Credential is what the holder receives, once.
 type Credential struct {
-	Type    string // bearer, aws, userpass, certificate, vault, data
-	Secret  Secret
-	Expires time.Time
-	Hash    audit.Digest // what the record says of it: SHA-256, plain for broker-signed tokens and salted for the rest
+	Type       string // bearer, aws, userpass, certificate, vault, data
+	Secret     Secret
+	Expires    time.Time
+	Revocation Revocation   // what ending it means, if the upstream told; empty: what the entitlement says
+	Hash       audit.Digest // what the record says of it: SHA-256, plain for broker-signed tokens and salted for the rest
 }
 
 // IssueDeadline is how long an upstream may take to make a credential. Past
@@ -128,6 +129,9 @@ func (l *Lease) activate(c Credential, handle []byte) error {
 	if c.Expires.Before(l.Expires) {
 		l.Expires = c.Expires
 	}
+	if c.Revocation != "" {
+		l.Revocation = c.Revocation
+	}
 	if handle != nil {
 		l.Handle = handle
 	}
@@ -139,7 +143,7 @@ var errLostLease = errors.New("the lease was taken away while its credential was
 // An ending says how a lease ends, and how far its issuer got with it.
 type ending struct {
 	how string
-	err error // nil: confirmed; ErrNotRevocable: only time ends it; others: to be tried again
+	err error // nil: confirmed; ErrNotRevocable: only time ends it; ErrQueued: the upstream has been told; others: to be tried again
 }
 
 // How leases end.
@@ -178,6 +182,11 @@ func (l *Lease) end(e ending, now time.Time) bool {
 		if l.Revocation == RevokedImmediate || l.Revocation == RevokedPending {
 			l.Revocation = RevokedAtExpiry
 		}
+	case errors.Is(e.err, ErrQueued) && !now.Before(l.Expires):
+		l.Status, l.Ended, l.Revocation, l.LastError, l.Handle = LeaseRevoked, now, RevokedAtExpiry, "", nil
+	case errors.Is(e.err, ErrQueued):
+		// Nobody tells when the upstream has done it: by then, time has.
+		l.Status, l.Revocation, l.LastError, l.NextTry = LeaseRevoking, RevokedPending, "", l.Expires
 	case e.err == errNow:
 		l.Status, l.Revocation, l.NextTry = LeaseRevoking, RevokedPending, now
 	default:

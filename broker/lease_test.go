@@ -64,8 +64,11 @@ func TestActivateOnlyFromIssuing(t *testing.T) {
 		}
 	}
 	l := Lease{Status: LeaseIssuing, Expires: noon}
-	if err := l.activate(Credential{Expires: noon.Add(time.Hour)}, nil); err != nil || !l.Expires.Equal(noon) {
+	if err := l.activate(Credential{Expires: noon.Add(time.Hour), Revocation: RevokedAtExpiry}, nil); err != nil || !l.Expires.Equal(noon) {
 		t.Error("a credential lengthened its lease")
+	}
+	if l.Revocation != RevokedAtExpiry {
+		t.Errorf("its revocation is %q, not what the upstream told", l.Revocation)
 	}
 }
 
@@ -86,6 +89,8 @@ func TestEnd(t *testing.T) {
 		{"upstream down", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, ending{EndReturned, down}, true, LeaseRevoking, RevokedPending},
 		{"down again", Lease{Status: LeaseRevoking, Revocation: RevokedPending}, ending{EndReturned, down}, true, LeaseRevoking, RevokedPending},
 		{"at last", Lease{Status: LeaseRevoking, Revocation: RevokedPending}, ending{EndReturned, nil}, true, LeaseRevoked, RevokedImmediate},
+		{"queued", Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon.Add(time.Minute)}, ending{EndReturned, fmt.Errorf("revoking: %w", ErrQueued)}, true, LeaseRevoking, RevokedPending},
+		{"queued until its time is over", Lease{Status: LeaseRevoking, Revocation: RevokedPending, Expires: noon}, ending{EndReturned, ErrQueued}, true, LeaseRevoked, RevokedAtExpiry},
 		{"never existed", Lease{Status: LeaseIssuing}, ending{EndFailed, nil}, true, LeaseFailed, ""},
 		{"ended before", Lease{Status: LeaseRevoked, Revocation: RevokedAtExpiry}, ending{EndRevoked, nil}, false, LeaseRevoked, RevokedAtExpiry},
 		{"abandoned before", Lease{Status: LeaseAbandoned}, ending{EndRevoked, nil}, false, LeaseAbandoned, ""},
@@ -94,6 +99,12 @@ func TestEnd(t *testing.T) {
 			l := c.before
 			if wrote := l.end(c.e, noon); wrote != c.wrote || l.Status != c.status || l.Revocation != c.truth {
 				t.Errorf("end = %t, status %d, revocation %q; want %t, %d, %q", wrote, l.Status, l.Revocation, c.wrote, c.status, c.truth)
+			}
+			if errors.Is(c.e.err, ErrQueued) {
+				if l.Status == LeaseRevoking && (l.LastError != "" || !l.NextTry.Equal(l.Expires)) {
+					t.Errorf("a queued ending leaves %q, next at %s", l.LastError, l.NextTry)
+				}
+				return
 			}
 			if l.Status == LeaseRevoking && (l.LastError != "issuer_unavailable" || !l.NextTry.After(noon)) {
 				t.Errorf("a failed try leaves %q, next at %s", l.LastError, l.NextTry)

@@ -42,7 +42,8 @@ type Entitlement struct {
 	Revocation    Revocation   // what its issuer can do
 	Audience      string       // of its tokens; empty if its credentials are not broker-signed tokens
 	Introspectors []string     // SPIFFE IDs of the issuer's resource servers
-	Effect        audit.Digest // of everything its issuer compiled for it
+	Spec          any          // what its issuer compiled for it; the issuer's alone to read
+	Effect        audit.Digest // of all that is compiled
 }
 
 // A Parameter is a typed, bounded string that the requester fills in.

@@ -169,14 +169,19 @@ func TestKeysAreSealed(t *testing.T) {
 
 // conforms holds an issuer to broker.Issuer's contract; every issuer is
 // tested by it.
-func conforms(t *testing.T, issuer broker.Issuer, l broker.Lease) {
+func conforms(t *testing.T, issuer broker.Issuer, l broker.Lease, e *broker.Entitlement) {
 	t.Helper()
-	handle, err := issuer.Prepare(t.Context(), l)
+	prepared, err := issuer.Prepare(t.Context(), broker.Order{Lease: l, Entitlement: e})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Handle = handle
-	c, handle, err := issuer.Issue(t.Context(), l)
+	l.Handle = prepared.Handle
+	for name, value := range prepared.Key.Reveal() {
+		if bytes.Contains(l.Handle, []byte(value)) {
+			t.Errorf("the handle holds the key's %s", name)
+		}
+	}
+	c, handle, err := issuer.Issue(t.Context(), broker.Order{Lease: l, Entitlement: e, Key: prepared.Key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,5 +205,5 @@ func conforms(t *testing.T, issuer broker.Issuer, l broker.Lease) {
 
 func TestTokenConforms(t *testing.T) {
 	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
-	conforms(t, NewToken(testIssuer, testAudience, keys), testLease(noon))
+	conforms(t, NewToken(testIssuer, testAudience, keys), testLease(noon), nil)
 }

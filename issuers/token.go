@@ -39,11 +39,13 @@ func NewToken(issuer, audience string, keys *Keys) *Token {
 }
 
 // Prepare has nothing to prepare: a token ends by time.
-func (*Token) Prepare(context.Context, broker.Lease) ([]byte, error) { return nil, nil }
+func (*Token) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+	return broker.Prepared{}, nil
+}
 
 // Issue is Mint.
-func (t *Token) Issue(ctx context.Context, l broker.Lease) (broker.Credential, []byte, error) {
-	c, err := t.Mint(ctx, l)
+func (t *Token) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	c, err := t.Mint(ctx, o.Lease)
 	return c, nil, err
 }
 

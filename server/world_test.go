@@ -191,9 +191,11 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 // A minter makes tokens that say which lease they are of.
 type minter struct{}
 
-func (*minter) Prepare(context.Context, broker.Lease) ([]byte, error) { return nil, nil }
-func (m *minter) Issue(ctx context.Context, l broker.Lease) (broker.Credential, []byte, error) {
-	c, err := m.Mint(ctx, l)
+func (*minter) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+	return broker.Prepared{}, nil
+}
+func (m *minter) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	c, err := m.Mint(ctx, o.Lease)
 	return c, nil, err
 }
 func (*minter) Revoke(context.Context, broker.Lease) error { return broker.ErrNotRevocable }

@@ -49,7 +49,9 @@ var rooms = map[string][]string{
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"policy", "cmd/broker"},
 	"golang.org/x/time":                   {"server"},
-	"golang.org/x/sync":                   {"broker", "attest", "cmd/broker"},
+	"golang.org/x/sync":                   {"broker", "attest", "issuers", "cmd/broker"},
+	"github.com/hashicorp/vault/api":      {"issuers"},
+	"github.com/aws/aws-sdk-go-v2":        {"issuers"},
 	"golang.org/x/sys":                    {"store"},
 }
 

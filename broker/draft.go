@@ -129,7 +129,7 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 			return refuse(ErrInvalidParameter, "it takes no parameter of that name; it takes: "+strings.Join(slices.Sorted(maps.Keys(e.Parameters)), " "))
 		case len(value) > cmp.Or(p.MaxLength, MaxParameter):
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s is longer than %d bytes", name, cmp.Or(p.MaxLength, MaxParameter)))
-		case !utf8.ValidString(value) || strings.ContainsFunc(value, unicode.IsControl):
+		case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && (r != '\n' || !p.Lines) }):
 			return refuse(ErrInvalidParameter, name+" is not plain text")
 		case p.Pattern != nil && !p.Pattern.MatchString(value):
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s does not match %s", name, p.Pattern))

@@ -50,6 +50,7 @@ type Entitlement struct {
 type Parameter struct {
 	Pattern     *regexp.Regexp // anchored
 	MaxLength   int            // bytes
+	Lines       bool           // may hold line breaks, as PEM does
 	Required    bool
 	Description string
 }

@@ -38,6 +38,7 @@ type service struct {
 	broker   *broker.Broker
 	metrics  *server.Metrics
 	server   *server.Server
+	loops    []func(context.Context) error // of issuers
 	counts   counts
 	reload   sync.Mutex
 }
@@ -105,9 +106,9 @@ func (v *service) openTrust(ctx context.Context) (err error) {
 
 // openBroker makes the domain and gives it its first rules.
 func (v *service) openBroker(ctx context.Context) (err error) {
-	list := map[string]broker.Issuer{}
-	for name, t := range v.settings.tokens {
-		list[name] = issuers.NewToken(v.settings.externalURL.String(), t.audience, v.keys)
+	list, err := v.makeIssuers()
+	if err != nil {
+		return err
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -168,7 +169,7 @@ func (v *service) Run(ctx context.Context, ready func([]net.Listener)) error {
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
 	var background errgroup.Group
-	for _, run := range []func(context.Context) error{v.store.Run, v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep} {
+	for _, run := range append(v.loops, v.store.Run, v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep) {
 		background.Go(func() error { return run(loops) })
 	}
 	front, ctx := errgroup.WithContext(ctx)

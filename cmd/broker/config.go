@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,7 +91,9 @@ type markFile struct {
 }
 
 type issuerFile struct {
-	Token *tokenFile `yaml:"token"`
+	Token   *tokenFile `yaml:"token"`
+	Vault   *vaultFile `yaml:"vault"`
+	Retired bool       `yaml:"retired"` // makes nothing more; ends what it made
 }
 
 type tokenFile struct {
@@ -97,10 +101,68 @@ type tokenFile struct {
 	ResourceServers []plain `yaml:"resource_servers"`
 }
 
+type vaultFile struct {
+	Address   plain         `yaml:"address"`
+	Namespace string        `yaml:"namespace"`
+	CAFile    string        `yaml:"ca_file"`
+	TokenRole string        `yaml:"token_role"`
+	Auth      vaultAuthFile `yaml:"auth"`
+}
+
+type vaultAuthFile struct {
+	JWT       *vaultLoginFile `yaml:"jwt"`
+	Cert      *vaultLoginFile `yaml:"cert"`
+	TokenFile string          `yaml:"token_file"`
+	Agent     bool            `yaml:"agent"`
+}
+
+type vaultLoginFile struct {
+	Role     string `yaml:"role"`
+	Mount    string `yaml:"mount"`
+	Audience plain  `yaml:"audience"` // of the JWT-SVID
+}
+
+// vaultSpecFile is what an entitlement says to a Vault.
+type vaultSpecFile struct {
+	Path      string           `yaml:"path"`
+	Data      map[string]plain `yaml:"data"`
+	Policies  []string         `yaml:"policies"`
+	Type      string           `yaml:"type"`
+	Wrap      bool             `yaml:"wrap"`
+	Ephemeral *bool            `yaml:"ephemeral"`
+}
+
+// scopesFile are names alone, or names with what each of them adds.
+type scopesFile struct {
+	names []string
+	adds  map[string]scopeFile
+}
+
+type scopeFile struct {
+	Policies []string `yaml:"policies"` // of the token, at a Vault
+}
+
+// UnmarshalYAML implements yaml.NodeUnmarshaler.
+func (f *scopesFile) UnmarshalYAML(node ast.Node) error {
+	if _, isList := node.(*ast.SequenceNode); isList {
+		var list []plain
+		if err := yaml.NodeToValue(node, &list, yaml.Strict()); err != nil {
+			return err
+		}
+		f.names = toStrings(list)
+		return nil
+	}
+	if err := yaml.NodeToValue(node, &f.adds, yaml.Strict()); err != nil {
+		return err
+	}
+	f.names = slices.Sorted(maps.Keys(f.adds))
+	return nil
+}
+
 type entitlementFile struct {
 	Issuer        string                   `yaml:"issuer"`
 	Description   string                   `yaml:"description"`
-	Scopes        []plain                  `yaml:"scopes"`
+	Scopes        scopesFile               `yaml:"scopes"`
 	DefaultScopes []plain                  `yaml:"default_scopes"`
 	DefaultTTL    duration                 `yaml:"default_ttl"`
 	MaxTTL        duration                 `yaml:"max_ttl"`
@@ -110,11 +172,13 @@ type entitlementFile struct {
 	Labels        map[string]string        `yaml:"labels"`
 	Parameters    map[string]parameterFile `yaml:"parameters"`
 	Binding       string                   `yaml:"binding"`
+	Vault         *vaultSpecFile           `yaml:"vault"`
 }
 
 type parameterFile struct {
 	Pattern     string `yaml:"pattern"`
 	MaxLength   int    `yaml:"max_length"`
+	Lines       bool   `yaml:"lines"` // may hold line breaks
 	Required    bool   `yaml:"required"`
 	Description string `yaml:"description"`
 }

@@ -134,7 +134,7 @@ func (s *settings) needsRestart(fresh *settings) (changed []string) {
 		{"attest.workload_api", s.workloadAPI, fresh.workloadAPI},
 		{"attest.bundles", s.bundles, fresh.bundles},
 		{"store", s.store, fresh.store},
-		{"issuers", s.tokens, fresh.tokens},
+		{"issuers", s.issuers, fresh.issuers},
 	} {
 		if !reflect.DeepEqual(part.old, part.fresh) {
 			changed = append(changed, part.name)

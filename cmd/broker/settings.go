@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers"
 	"accessbroker.internal/server"
@@ -41,7 +40,7 @@ type settings struct {
 	bundles      map[string]string
 	store        string
 	policies     string
-	tokens       map[string]tokenSettings
+	issuers      map[string]issuerSettings
 	catalogue    broker.Catalogue
 	marks        []broker.Mark
 }
@@ -52,11 +51,6 @@ type listenerSettings struct {
 	cert, key   string
 	clientCerts string // off, optional, required
 	audiences   []server.Audience
-}
-
-type tokenSettings struct {
-	audience        string
-	resourceServers []string
 }
 
 // Defaults of what the file leaves open.
@@ -331,32 +325,6 @@ func (c *checker) storage() {
 	c.s.policies = c.file(f.Policies)
 }
 
-func (c *checker) issuers() {
-	c.s.tokens = map[string]tokenSettings{}
-	if len(c.d.file.Issuers) == 0 {
-		c.bad("issuers", "name at least one, such as tickets: {token: {audience: https://tickets.acme.test}}")
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.d.file.Issuers)) {
-		key, f := "issuers/"+name, c.d.file.Issuers[name]
-		c.name(key, name)
-		if f.Token == nil {
-			c.bad(key, "say what kind it is: this version has token: {audience: URL}")
-			continue
-		}
-		u, err := url.Parse(string(f.Token.Audience))
-		if err != nil || !u.IsAbs() || u.Fragment != "" {
-			c.bad(key+"/token/audience", "give the absolute URI of the API that the tokens are for")
-		}
-		t := tokenSettings{audience: string(f.Token.Audience), resourceServers: toStrings(f.Token.ResourceServers)}
-		for i, id := range t.resourceServers {
-			if !strings.HasPrefix(id, "spiffe://") {
-				c.bad(fmt.Sprintf("%s/token/resource_servers/%d", key, i), "give the SPIFFE ID of a server that may introspect these tokens")
-			}
-		}
-		c.s.tokens[name] = t
-	}
-}
-
 var configName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 func (c *checker) name(key, name string) {
@@ -385,19 +353,20 @@ func (c *checker) entitlements() {
 
 func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entitlement {
 	c.name(key, name)
-	issuer, known := c.s.tokens[f.Issuer]
-	if !known {
-		c.bad(key+"/issuer", "there is no issuer %q; there are: %s", f.Issuer, strings.Join(slices.Sorted(maps.Keys(c.s.tokens)), ", "))
+	issuer, known := c.s.issuers[f.Issuer]
+	switch {
+	case !known:
+		c.bad(key+"/issuer", "there is no issuer %q; there are: %s", f.Issuer, strings.Join(slices.Sorted(maps.Keys(c.s.issuers)), ", "))
+	case issuer.retired:
+		c.bad(key+"/issuer", "%q is retired: it makes nothing more", f.Issuer)
 	}
 	e := &broker.Entitlement{
 		Name: name, Issuer: f.Issuer, Description: f.Description, Owner: f.Owner, System: f.System, Labels: f.Labels,
-		Scopes: c.scopes(key+"/scopes", toStrings(f.Scopes)), DefaultScopes: toStrings(f.DefaultScopes),
+		Scopes: c.scopes(key+"/scopes", f.Scopes.names), DefaultScopes: toStrings(f.DefaultScopes),
 		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(defaultTTL))),
 		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
 		Binding:       broker.Binding(cmp.Or(f.Binding, string(broker.BindingNone))),
 		Revocation:    broker.RevokedAtExpiry,
-		Audience:      issuer.audience,
-		Introspectors: issuer.resourceServers,
 	}
 	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(defaultTTL, e.MaxTTL))
 	if e.MaxTTL > longestTTL {
@@ -418,7 +387,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		}
 	}
 	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
-	e.Effect = effect(e)
+	c.spec(key, issuer, f, e)
 	return e
 }
 
@@ -457,20 +426,9 @@ func (c *checker) parameters(key string, list map[string]parameterFile) map[stri
 		if f.MaxLength < 0 || f.MaxLength > broker.MaxParameter {
 			c.bad(at+"/max_length", "between 1 and %d bytes", broker.MaxParameter)
 		}
-		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Required: f.Required, Description: f.Description}
+		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Lines: f.Lines, Required: f.Required, Description: f.Description}
 	}
 	return out
-}
-
-// effect is the digest of everything that the issuer makes of an entitlement:
-// if it changes, what was approved before is not what would be given now.
-func effect(e *broker.Entitlement) audit.Digest {
-	return audit.HashObject("accessbroker/effect/v1", audit.NewObject().
-		String("audience", e.Audience).
-		String("binding", string(e.Binding)).
-		String("entitlement", e.Name).
-		String("issuer", e.Issuer).
-		String("kind", "token"))
 }
 
 // overlaps refuses two entitlements whose tokens a resource server could not

@@ -1,0 +1,515 @@
+package issuers
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A fakeVault answers as a Vault does, as far as the broker uses it. What
+// real ones do is proved end to end; here, faults can be had at will.
+type fakeVault struct {
+	t  *testing.T
+	mu sync.Mutex
+	n  int
+
+	tokens map[string]*fakeToken // by token
+	leases map[string]string     // lease to token
+	ahead  time.Duration         // its clock
+	fault  func(w http.ResponseWriter, r *http.Request) bool
+	calls  []string
+}
+
+type fakeToken struct {
+	accessor string
+	policies []string
+	ttl      string
+	meta     map[string]string
+}
+
+func startFakeVault(t *testing.T) (*fakeVault, *Vault) {
+	t.Helper()
+	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}}
+	s := httptest.NewServer(f)
+	t.Cleanup(s.Close)
+	v, err := NewVault(VaultConfig{
+		Name: "vault", Address: s.URL, TokenRole: "broker-leases",
+		Login: VaultLogin{JWT: &VaultJWT{Mount: "jwt", Role: "broker", Audience: "vault", SVID: func(_ context.Context, audience string) (string, error) {
+			return "svid for " + audience, nil
+		}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, v
+}
+
+// with sets what happens to the calls from now on; true means that it has
+// answered.
+func (f *fakeVault) with(fault func(w http.ResponseWriter, r *http.Request) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = fault
+}
+
+func (f *fakeVault) made() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
+func (f *fakeVault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	fault := f.fault
+	f.calls = append(f.calls, r.Method+" "+strings.TrimPrefix(r.URL.Path, "/v1/"))
+	w.Header().Set("Date", time.Now().Add(f.ahead).UTC().Format(http.TimeFormat))
+	f.mu.Unlock()
+	if fault != nil && fault(w, r) {
+		return
+	}
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		f.t.Error(err)
+	}
+	var body map[string]any
+	if len(text) > 0 {
+		if err := json.Unmarshal(text, &body); err != nil {
+			f.t.Error(err)
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if status, answer := f.answer(r, body); status >= 400 {
+		fail(w, status, answer.(string))
+	} else if answer == nil {
+		w.WriteHeader(http.StatusNoContent)
+	} else {
+		_ = json.NewEncoder(w).Encode(answer)
+	}
+}
+
+func fail(w http.ResponseWriter, status int, words string) {
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string][]string{"errors": {words}})
+}
+
+type object = map[string]any
+
+func (f *fakeVault) answer(r *http.Request, body object) (int, any) {
+	path, token := strings.TrimPrefix(r.URL.Path, "/v1/"), r.Header.Get("X-Vault-Token")
+	f.n++
+	if path == "auth/jwt/login" {
+		if body["jwt"] != "svid for vault" || body["role"] != "broker" {
+			return 400, "role or jwt are wrong"
+		}
+		return 200, f.token(&fakeToken{}, 3600)
+	}
+	holder := f.tokens[token]
+	switch {
+	case holder == nil:
+		return 403, "permission denied; invalid token"
+	case path == "auth/token/create/broker-leases":
+		made := &fakeToken{ttl: body["explicit_max_ttl"].(string), meta: map[string]string{}}
+		for _, p := range body["policies"].([]any) {
+			made.policies = append(made.policies, p.(string))
+		}
+		for k, v := range body["meta"].(object) {
+			made.meta[k] = v.(string)
+		}
+		return 200, f.token(made, 60)
+	case path == "auth/token/renew-self":
+		return 200, object{"auth": object{"client_token": token, "lease_duration": 3600}}
+	case path == "sys/leases/revoke":
+		if body["sync"] != true {
+			return 400, "not synchronous"
+		}
+		delete(f.leases, body["lease_id"].(string))
+		return 204, nil
+	case path == "auth/token/revoke-accessor":
+		for t, made := range f.tokens {
+			if made.accessor == body["accessor"] {
+				delete(f.tokens, t)
+				return 204, nil
+			}
+		}
+		return 400, "invalid accessor"
+	case !slices.Contains(holder.policies, "orders"):
+		return 403, "permission denied"
+	}
+	return f.secret(path, token, body, r)
+}
+
+func (f *fakeVault) token(made *fakeToken, ttl int) object {
+	made.accessor = fmt.Sprintf("accessor-%d", f.n)
+	token := fmt.Sprintf("hvs.token-%d", f.n)
+	f.tokens[token] = made
+	return object{"auth": object{"client_token": token, "accessor": made.accessor, "lease_duration": ttl, "renewable": true, "orphan": true}}
+}
+
+func (f *fakeVault) secret(path, token string, body object, r *http.Request) (int, any) {
+	if r.Header.Get("X-Vault-Wrap-TTL") != "" {
+		return 200, object{"wrap_info": object{"token": "hvs.wrapping-token", "ttl": 300}}
+	}
+	switch {
+	case strings.HasPrefix(path, "database/creds/"):
+		lease := fmt.Sprintf("%s/%d", path, f.n)
+		f.leases[lease] = token
+		return 200, object{"lease_id": lease, "lease_duration": 60, "data": object{"username": "v-orders", "password": "pass-" + lease}}
+	case strings.HasPrefix(path, "database/static-creds/"):
+		return 200, object{"data": object{"username": "static", "password": "rotated-password", "ttl": 90, "last_vault_rotation": "x"}}
+	case strings.HasPrefix(path, "pki/issue/"):
+		ttl, _ := time.ParseDuration(body["ttl"].(string))
+		return 200, object{"data": object{
+			"certificate": selfSigned(f.t, body["uri_sans"].(string), time.Now().Add(f.ahead+ttl)), "private_key": "PRIVATE KEY", "serial_number": "01:02",
+			"issuing_ca": "CA", "ca_chain": []string{"CA 1", "CA 2"},
+		}}
+	case strings.HasPrefix(path, "secret/data/"):
+		return 200, object{"data": object{"data": object{"key": "value-of-kv"}, "metadata": object{"version": 1}}}
+	case strings.HasPrefix(path, "ssh/sign/"):
+		return 200, object{"data": object{"signed_key": "ssh-ed25519-cert-v01@openssh.com AAAA", "serial_number": "2a"}}
+	}
+	return 404, "no handler for route"
+}
+
+func selfSigned(t *testing.T, uri string, until time.Time) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: uri}, NotBefore: until.Add(-time.Hour), NotAfter: until}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// vaultOrder is an order of ten minutes from now on.
+func vaultOrder(t *testing.T, spec VaultSpec) broker.Order {
+	t.Helper()
+	if spec.Policies == nil {
+		spec.Policies = []string{"orders"}
+	}
+	now := time.Now()
+	e := &broker.Entitlement{Name: "orders-db-ro", Issuer: "vault", Spec: &spec, Parameters: map[string]broker.Parameter{
+		"table": {Pattern: regexp.MustCompile(`^.*$`), Required: true}, "note": {Pattern: regexp.MustCompile(`^.*$`)},
+	}}
+	spec.Check(e, func(key, format string, args ...any) { t.Errorf("%s: %s", key, fmt.Sprintf(format, args...)) })
+	return broker.Order{Entitlement: e, Lease: broker.Lease{
+		ID: broker.NewLeaseID(now), Request: broker.NewRequestID(now), Holder: "spiffe://acme.test/orders", Entitlement: e.Name, Issuer: "vault",
+		Parameters: map[string]string{"table": "items"}, Opened: now, Expires: now.Add(10 * time.Minute).Truncate(time.Second),
+	}}
+}
+
+// issue goes the whole way of an order, as the domain does.
+func issue(v *Vault, o broker.Order) (broker.Lease, broker.Credential, error) {
+	prepared, err := v.Prepare(context.Background(), o)
+	if err != nil {
+		return o.Lease, broker.Credential{}, err
+	}
+	o.Lease.Handle, o.Key = prepared.Handle, prepared.Key
+	c, handle, err := v.Issue(context.Background(), o)
+	if handle != nil {
+		o.Lease.Handle = handle
+	}
+	return o.Lease, c, err
+}
+
+func TestVaultSecrets(t *testing.T) {
+	for name, test := range map[string]struct {
+		spec   VaultSpec
+		kind   string
+		fields map[string]string // prefixes
+		truth  broker.Revocation
+		ends   error // of Revoke
+		life   time.Duration
+	}{
+		"database":    {VaultSpec{Path: "database/creds/orders-ro"}, "userpass", map[string]string{"username": "v-orders", "password": "pass-"}, broker.RevokedImmediate, nil, time.Minute},
+		"static role": {VaultSpec{Path: "database/static-creds/orders"}, "userpass", map[string]string{"password": "rotated"}, broker.RevokedAtRotation, broker.ErrNotRevocable, 90 * time.Second},
+		"certificate": {VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}", "alt_names": "${note}"}}, "certificate",
+			map[string]string{"certificate": "-----BEGIN", "private_key": "PRIVATE", "chain": "CA 1\nCA 2"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
+		"SSH":      {VaultSpec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "public_key": "ssh-ed25519 AAAA"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
+		"KV":       {VaultSpec{Path: "secret/data/orders", Lasting: true}, "data", map[string]string{"key": "value-of-kv"}, broker.RevokedNever, broker.ErrNotRevocable, 10 * time.Minute},
+		"a token":  {VaultSpec{Path: TokenPath}, "vault", map[string]string{"token": "hvs."}, broker.RevokedImmediate, nil, 10 * time.Minute},
+		"wrapped":  {VaultSpec{Path: "database/creds/orders-ro", Wrap: true}, "data", map[string]string{"wrapping_token": "hvs.wrapping"}, "", broker.ErrQueued, 5 * time.Minute},
+		"in parts": {VaultSpec{Path: "database/creds/${table}", Type: "userpass"}, "userpass", map[string]string{"password": "pass-database/creds/items"}, broker.RevokedImmediate, nil, time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, v := startFakeVault(t)
+			o := vaultOrder(t, test.spec)
+			conforms(t, v, o.Lease, o.Entitlement)
+			l, c, err := issue(v, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := c.Secret.Reveal()
+			for field, prefix := range test.fields {
+				if !strings.HasPrefix(got[field], prefix) {
+					t.Errorf("%s is %q, want %q…", field, got[field], prefix)
+				}
+			}
+			if c.Type != test.kind || c.Revocation != test.truth {
+				t.Errorf("type %q, revocation %q, want %q, %q", c.Type, c.Revocation, test.kind, test.truth)
+			}
+			if want := time.Now().Add(test.life); c.Expires.After(want.Add(2*time.Second)) || c.Expires.Before(want.Add(-3*time.Second)) {
+				t.Errorf("it ends at %s, want about %s", c.Expires, want)
+			}
+			for range 2 {
+				if err := v.Revoke(t.Context(), l); !errors.Is(err, test.ends) {
+					t.Errorf("ending it: %v, want %v", err, test.ends)
+				}
+			}
+			if len(f.leases) != 0 || len(f.tokens) != 1 {
+				t.Errorf("%d leases and %d tokens are left, want none but the broker's own token", len(f.leases), len(f.tokens))
+			}
+		})
+	}
+}
+
+// The token of a lease can do what the entitlement is for, until the lease
+// ends, and says whose it is. Two round trips make a credential.
+func TestVaultToken(t *testing.T) {
+	f, v := startFakeVault(t)
+	o := vaultOrder(t, VaultSpec{Path: "database/creds/orders-ro", Policies: []string{"orders"}, ScopePolicies: map[string][]string{"read": {"orders-read", "orders"}}})
+	o.Lease.Scopes = []string{"read"}
+	l, _, err := issue(v, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := f.made(); !slices.Equal(got, []string{"POST auth/jwt/login", "POST auth/token/create/broker-leases", "GET database/creds/orders-ro"}) {
+		t.Errorf("the calls were %v", got)
+	}
+	var handle vaultHandle
+	if err := json.Unmarshal(l.Handle, &handle); err != nil {
+		t.Fatal(err)
+	}
+	for _, made := range f.tokens {
+		if made.accessor != handle.Accessor {
+			continue
+		}
+		ttl, _ := time.ParseDuration(made.ttl)
+		if fmt.Sprint(made.policies) != "[orders orders-read]" || made.meta["lease"] != l.ID.String() || made.meta["holder"] != l.Holder || ttl > 10*time.Minute || ttl < 9*time.Minute {
+			t.Errorf("the token is %+v", made)
+		}
+		return
+	}
+	t.Error("the token of the handle was never made")
+}
+
+// What goes wrong is told apart, without the Vault's own words.
+func TestVaultFaults(t *testing.T) {
+	const words = "pq: password authentication failed for hvs.SECRET"
+	answering := func(path string, status int) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, path) {
+				return false
+			}
+			fail(w, status, words)
+			return true
+		}
+	}
+	hanging := func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "login") {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body) // until it is read, nobody notices that the client is gone
+		<-r.Context().Done()
+		return true
+	}
+	for name, test := range map[string]struct {
+		spec  VaultSpec
+		fault func(http.ResponseWriter, *http.Request) bool
+		want  error
+		ends  error
+	}{
+		"sealed":                 {VaultSpec{}, answering("/", 503), broker.ErrIssuerUnavailable, nil},
+		"login refused":          {VaultSpec{}, answering("login", 403), broker.ErrIssuerUnavailable, nil},
+		"no token role":          {VaultSpec{}, answering("token/create", 400), broker.ErrIssuerRefused, nil},
+		"hanging":                {VaultSpec{}, hanging, broker.ErrIssuerUnavailable, nil},
+		"the engine fails":       {VaultSpec{}, answering("database", 500), broker.ErrIssuerUnavailable, broker.ErrQueued},
+		"the engine refuses":     {VaultSpec{}, answering("database", 400), broker.ErrIssuerRefused, nil},
+		"no permission":          {VaultSpec{Policies: []string{"other"}}, nil, broker.ErrIssuerRefused, nil},
+		"no such path":           {VaultSpec{Path: "nothing/creds/x"}, nil, broker.ErrIssuerRefused, nil},
+		"nothing that ends":      {VaultSpec{Path: "secret/data/orders"}, nil, broker.ErrIssuerRefused, nil},
+		"not what it should be":  {VaultSpec{Path: "secret/data/orders", Lasting: true, Type: "userpass"}, nil, broker.ErrIssuerRefused, broker.ErrQueued},
+		"a path out of its path": {VaultSpec{Path: "database/creds/${table}"}, nil, broker.ErrInvalidParameter, nil},
+		"no JSON": {VaultSpec{}, func(w http.ResponseWriter, r *http.Request) bool {
+			_, _ = io.WriteString(w, "<html>")
+			return strings.Contains(r.URL.Path, "database")
+		}, broker.ErrIssuerUnavailable, broker.ErrQueued},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, v := startFakeVault(t)
+			f.with(test.fault)
+			if test.spec.Path == "" {
+				test.spec.Path = "database/creds/orders-ro"
+			}
+			o := vaultOrder(t, test.spec)
+			o.Lease.Parameters = map[string]string{"table": "../../sys/seal"}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			prepared, err := v.Prepare(ctx, o)
+			if err == nil {
+				o.Lease.Handle, o.Key = prepared.Handle, prepared.Key
+				var handle []byte
+				if _, handle, err = v.Issue(ctx, o); handle != nil {
+					o.Lease.Handle = handle
+				}
+				f.with(nil)
+				if err := v.Revoke(t.Context(), o.Lease); !errors.Is(err, test.ends) {
+					t.Errorf("ending it: %v, want %v", err, test.ends)
+				}
+			}
+			if !errors.Is(err, test.want) || strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "hvs.") {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// A token that the Vault no longer takes is replaced, and the caller does not
+// hear of it.
+func TestVaultLogsInAgain(t *testing.T) {
+	f, v := startFakeVault(t)
+	o := vaultOrder(t, VaultSpec{Path: "database/creds/orders-ro"})
+	if _, _, err := issue(v, o); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	clear(f.tokens) // the Vault was restored from a backup
+	f.mu.Unlock()
+	v.session.mu.Lock()
+	v.session.made = v.session.made.Add(-time.Minute)
+	v.session.mu.Unlock()
+	if _, _, err := issue(v, o); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Its own token is renewed when two thirds of its time are over, and replaced
+// when a renewal gives no more.
+func TestVaultRenews(t *testing.T) {
+	f, v := startFakeVault(t)
+	token, err := v.session.get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	due := func() {
+		v.session.mu.Lock()
+		defer v.session.mu.Unlock()
+		v.session.renewal, v.session.ends = time.Now().Add(-time.Second), time.Now().Add(time.Minute)
+	}
+	due()
+	if err := v.session.renew(t.Context()); err != nil || v.session.token != token || time.Until(v.session.ends) < 50*time.Minute {
+		t.Errorf("renewing: %v, until %s", err, v.session.ends)
+	}
+	due()
+	f.with(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "renew-self") {
+			fail(w, 403, "permission denied")
+			return true
+		}
+		return false
+	})
+	if err := v.session.renew(t.Context()); err != nil || v.session.token == token {
+		t.Errorf("a token that can't be renewed: %v; want another", err)
+	}
+}
+
+// What it signs for a time, a Vault counts by its own clock: a certificate
+// does not live longer because that is ahead.
+func TestVaultClockAhead(t *testing.T) {
+	for _, ahead := range []time.Duration{time.Minute, -time.Minute} {
+		f, v := startFakeVault(t)
+		f.ahead = ahead
+		o := vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}})
+		_, c, err := issue(v, o)
+		if err != nil || c.Expires.After(o.Lease.Expires) {
+			t.Errorf("%s ahead: until %s, %v", ahead, c.Expires, err)
+		}
+	}
+	f, v := startFakeVault(t)
+	f.ahead = time.Hour
+	_, _, err := issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}))
+	if !errors.Is(err, broker.ErrIssuerRefused) {
+		t.Errorf("a clock that is an hour ahead: %v", err)
+	}
+	f, v = startFakeVault(t)
+	_, _, err = issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "24h", "uri_sans": "${holder}"}}))
+	if !errors.Is(err, broker.ErrIssuerRefused) || !strings.Contains(err.Error(), "${ttl}") || f == nil {
+		t.Errorf("a certificate that outlives its lease: %v", err)
+	}
+}
+
+func TestVaultSpecs(t *testing.T) {
+	e := &broker.Entitlement{Name: "orders", Scopes: []string{"read"}, Parameters: map[string]broker.Parameter{"table": {Required: true}, "note": {}}}
+	read := map[string][]string{"read": {"orders-read"}}
+	for name, test := range map[string]struct {
+		spec VaultSpec
+		want string // the key that is complained about
+	}{
+		"good":                         {VaultSpec{Path: "database/creds/${table}", ScopePolicies: read}, ""},
+		"good, with data":              {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"common_name": "${table}.acme.test", "alt_names": "${note}", "uri_sans": "${holder}"}}, ""},
+		"no path":                      {VaultSpec{ScopePolicies: read}, "path"},
+		"an absolute path":             {VaultSpec{Path: "/database/creds/x", ScopePolicies: read}, "path"},
+		"the version in it":            {VaultSpec{Path: "v1/database/creds/x", ScopePolicies: read}, "path"},
+		"dots":                         {VaultSpec{Path: "database/../sys/seal", ScopePolicies: read}, "path"},
+		"unknown parameter":            {VaultSpec{Path: "database/creds/${nope}", ScopePolicies: read}, "path"},
+		"optional parameter in a path": {VaultSpec{Path: "database/creds/${note}", ScopePolicies: read}, "path"},
+		"unknown parameter in data":    {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${nope}"}}, "data/ttl"},
+		"an open reference":            {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${ttl"}}, "data/ttl"},
+		"a scope that adds nothing":    {VaultSpec{Path: "database/creds/x", Policies: []string{"orders"}}, "policies"},
+		"root":                         {VaultSpec{Path: "database/creds/x", ScopePolicies: map[string][]string{"read": {"root"}}}, "policies"},
+		"a token with data":            {VaultSpec{Path: TokenPath, ScopePolicies: read, Data: map[string]string{"a": "b"}}, "path"},
+		"an unknown type":              {VaultSpec{Path: "database/creds/x", ScopePolicies: read, Type: "password"}, "type"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var keys []string
+			test.spec.Check(e, func(key, _ string, _ ...any) { keys = append(keys, key) })
+			if test.want == "" && keys != nil || test.want != "" && !slices.Contains(keys, test.want) {
+				t.Errorf("complaints about %v, want %q", keys, test.want)
+			}
+		})
+	}
+	one, other := VaultSpec{Path: "a/b"}, VaultSpec{Path: "a/b", Data: map[string]string{}}
+	if one.Digest() == other.Digest() {
+		t.Error("reading and writing have one digest")
+	}
+}
+
+// Whatever a requester fills in, it stays within its segment of the path.
+func FuzzVaultPath(f *testing.F) {
+	for _, seed := range []string{"items", "..", "../x", "a/b", "a?b", "a#b", "%2e%2e", "a b", "", ".", "a\x00", "a\nb"} {
+		f.Add(seed)
+	}
+	spec := &VaultSpec{Path: "database/creds/${table}/x"}
+	f.Fuzz(func(t *testing.T, value string) {
+		path, err := spec.path(&broker.Lease{Parameters: map[string]string{"table": value}}, time.Minute)
+		if err != nil {
+			return
+		}
+		if parts := strings.Split(path, "/"); len(parts) != 4 || parts[2] != value || strings.ContainsAny(path, "?#% \x00\n") || value == "" || value == "." || value == ".." {
+			t.Errorf("%q gives %q", value, path)
+		}
+	})
+}

@@ -1,0 +1,235 @@
+package issuers
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"accessbroker.internal/broker"
+)
+
+// An awsClient sends a call, and bounds what it gets. An answer of STS has a
+// few KB.
+type awsClient struct{ http *http.Client }
+
+const (
+	awsAnswer  = 64 << 10 // bytes
+	awsHeaders = 32 << 10
+)
+
+func newAWSClient(c *http.Client) awsClient {
+	if c == nil {
+		transport := http.DefaultTransport.(*http.Transport).Clone()
+		transport.Proxy, transport.MaxResponseHeaderBytes = nil, awsHeaders
+		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+		c = &http.Client{Transport: transport}
+	}
+	direct := *c
+	// A redirect would carry the assertion to somebody else.
+	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return awsClient{&direct}
+}
+
+// Do implements the SDK's HTTPClient.
+func (c awsClient) Do(r *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = http.MaxBytesReader(nil, resp.Body, awsAnswer)
+	return resp, nil
+}
+
+// awsOwn are the broker's own credentials. Its errors say nothing of what was
+// found.
+type awsOwn struct{ provider aws.CredentialsProvider }
+
+var errAWSOwn = errors.New("the broker has no AWS credentials of its own")
+
+// Retrieve implements aws.CredentialsProvider.
+func (o awsOwn) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	c, err := o.provider.Retrieve(ctx)
+	if err != nil {
+		return aws.Credentials{}, errAWSOwn
+	}
+	return c, nil
+}
+
+// An awsAssertion are the claims by which STS knows the broker (OpenID Connect
+// Core, section 2) and what the session carries, which AWS reads from the token
+// and from nowhere else (IAM User Guide, "Passing session tags using
+// AssumeRoleWithWebIdentity"; "Monitor and control actions taken with assumed
+// roles").
+type awsAssertion struct {
+	Audience       string         `json:"aud"`
+	Expires        int64          `json:"exp"`
+	Issued         int64          `json:"iat"`
+	Issuer         string         `json:"iss"`
+	ID             string         `json:"jti"`
+	Subject        string         `json:"sub"`
+	Tags           awsSessionTags `json:"https://aws.amazon.com/tags"`
+	SourceIdentity string         `json:"https://aws.amazon.com/source_identity"`
+}
+
+type awsSessionTags struct {
+	Principal map[string][]string `json:"principal_tags"`
+}
+
+// awsAssertionTime is how long an assertion can be used.
+const awsAssertionTime = 5 * time.Minute
+
+// assertion signs the assertion for a session. Its sub is the entitlement's,
+// so that a role's trust policy can name the one entitlement that it is for.
+func (a *AWS) assertion(s *awsSession, now time.Time) (string, error) {
+	w := a.cfg.WebIdentity
+	key := w.Keys.current(now)
+	if key == nil || key.row.Algorithm == "EdDSA" {
+		return "", fmt.Errorf("%w: no signing key that STS can verify is in use yet", broker.ErrIssuerUnavailable)
+	}
+	claims := awsAssertion{
+		Audience: a.cfg.Audience(), Issuer: w.Issuer, Subject: "entitlement:" + s.lease.Entitlement,
+		// An STS whose clock is behind ours would take it for one of the future.
+		Issued: now.Add(-awsClockSkew).Unix(), Expires: now.Add(awsAssertionTime).Unix(),
+		ID: s.lease.ID.String(), SourceIdentity: s.lease.Request.String(),
+		Tags: awsSessionTags{map[string][]string{}},
+	}
+	for tag, value := range s.tags() {
+		claims.Tags.Principal[tag] = []string{value}
+	}
+	text, err := json.Marshal(claims)
+	if err != nil {
+		return "", fmt.Errorf("encoding an assertion: %w", err)
+	}
+	// Its typ is not that of an access token: nobody can use it as one (RFC
+	// 8725, section 3.11).
+	signed := key.headerFor("JWT") + "." + base64.RawURLEncoding.EncodeToString(text)
+	signature, err := key.method.Sign(signed, key.signer)
+	if err != nil {
+		return "", fmt.Errorf("signing an assertion: %w", err)
+	}
+	return signed + "." + base64.RawURLEncoding.EncodeToString(signature), nil
+}
+
+// refuseAWS makes the error for what would not become better by trying again.
+func refuseAWS(detail string) error {
+	return &broker.Refusal{Err: broker.ErrIssuerRefused, Detail: detail}
+}
+
+// awsRefusals says what a caller is told of STS's error codes (AWS STS API
+// Reference, "Errors" of each action, and "Common Error Types").
+var awsRefusals = map[string]string{
+	"AccessDenied":               "AWS does not let the broker assume the role: its trust policy has to allow that, with tags and source identity",
+	"AccessDeniedException":      "AWS does not let the broker assume the role: its trust policy has to allow that, with tags and source identity",
+	"PackedPolicyTooLarge":       "what was asked for is too large for AWS once packed: ask for fewer scopes, or for shorter parameters",
+	"MalformedPolicyDocument":    "AWS does not understand the session policy: the actions and resources of the entitlement's scopes have to be checked",
+	"InvalidIdentityToken":       awsDistrust,
+	"IDPRejectedClaim":           awsDistrust,
+	"ExpiredTokenException":      awsDistrust,
+	"RegionDisabledException":    "STS is not switched on in the issuer's region for the role's account",
+	"ExpiredToken":               awsUnknown,
+	"InvalidClientTokenId":       awsUnknown,
+	"SignatureDoesNotMatch":      awsUnknown,
+	"UnrecognizedClient":         awsUnknown,
+	"RequestExpired":             awsUnknown,
+	"IncompleteSignature":        awsUnknown,
+	"MissingAuthenticationToken": awsUnknown,
+}
+
+const (
+	awsDistrust = "AWS does not accept the broker's assertion: its OpenID Connect provider has to name the broker's URL and audience, and AWS has to reach the broker's JWKS"
+	awsUnknown  = "AWS does not accept the broker's own credentials: they have to be renewed"
+	awsTooLong  = "the role makes no session that long: ask for a shorter ttl"
+)
+
+// awsThrottles are the codes of calls that come too fast. STS itself says
+// Throttling, with status 400.
+var awsThrottles = regexp.MustCompile(`^(Throttling|ThrottlingException|ThrottledException|RequestThrottled|RequestLimitExceeded|TooManyRequestsException|SlowDown|SlowDownRead|SlowDownWrite)$`)
+
+// awsPause is when a throttled call may be tried again.
+const awsPause = 5 * time.Second
+
+// awsFailure makes STS's error into ours. Nothing that STS wrote is in it but
+// an error code and a request id, of their own alphabets.
+func awsFailure(call string, err error) error {
+	var refusal interface {
+		ErrorCode() string
+		ErrorMessage() string
+	}
+	var answer interface{ HTTPStatusCode() int }
+	switch {
+	case errors.Is(err, errAWSOwn):
+		return &awsMadeNothing{fmt.Errorf("%w: calling %s: %w", broker.ErrIssuerUnavailable, call, errAWSOwn)}
+	case !errors.As(err, &answer) || !errors.As(err, &refusal) || answer.HTTPStatusCode() >= 500 || !awsCode.MatchString(refusal.ErrorCode()) || refusal.ErrorCode() == awsNoCode:
+		return fmt.Errorf("%w: calling %s: %w", broker.ErrIssuerUnavailable, call, awsSilence(err))
+	}
+	code, status := refusal.ErrorCode(), answer.HTTPStatusCode()
+	return &awsMadeNothing{fmt.Errorf("calling %s: STS answered %d, %s%s: %w", call, status, code, awsRequest(err), awsRefusal(code, refusal.ErrorMessage(), status))}
+}
+
+func awsRefusal(code, message string, status int) error {
+	switch {
+	case awsThrottles.MatchString(code) || status == http.StatusTooManyRequests:
+		return &broker.Refusal{Err: broker.ErrIssuerUnavailable, Detail: "AWS gets too many calls: try again in a moment", Retry: awsPause}
+	case code == "IDPCommunicationError":
+		return &broker.Refusal{Err: broker.ErrIssuerUnavailable, Detail: "AWS could not reach the broker's JWKS: try again in a moment", Retry: awsPause}
+	case strings.Contains(message, "DurationSeconds"):
+		return refuseAWS(awsTooLong)
+	case awsRefusals[code] != "":
+		return refuseAWS(awsRefusals[code])
+	}
+	return refuseAWS("AWS refused: the operators find its reason in the broker's log")
+}
+
+// awsNoCode is the SDK's code for an answer without one, of a proxy for example.
+const awsNoCode = "UnknownError"
+
+var (
+	awsCode      = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9.]{1,63}$`)
+	awsRequestID = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+)
+
+// awsRequest names the call as AWS's support knows it.
+func awsRequest(err error) string {
+	var answer interface{ ServiceRequestID() string }
+	if !errors.As(err, &answer) || !awsRequestID.MatchString(answer.ServiceRequestID()) {
+		return ""
+	}
+	return ", request " + answer.ServiceRequestID()
+}
+
+// awsSilence says why there is no answer, or none that can be read: the
+// session may exist, and nobody has it.
+func awsSilence(err error) error {
+	var dial *net.OpError
+	var certificate *tls.CertificateVerificationError
+	var large *http.MaxBytesError
+	var answer interface{ HTTPStatusCode() int }
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("the caller went away: %w", context.Canceled)
+	case errors.As(err, &large):
+		return fmt.Errorf("the answer is larger than %d bytes", awsAnswer)
+	case errors.As(err, &certificate):
+		return fmt.Errorf("its certificate does not hold: %w", certificate.Err)
+	case errors.As(err, &dial):
+		return fmt.Errorf("no answer: %w", dial)
+	case errors.As(err, &answer) && answer.HTTPStatusCode() > http.StatusOK:
+		return fmt.Errorf("it answered with status %d", answer.HTTPStatusCode())
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("the connection ended before the answer")
+	}
+	return errors.New("its answer can't be read")
+}

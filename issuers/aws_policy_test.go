@@ -1,0 +1,372 @@
+package issuers
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+var updateAWS = flag.Bool("update-aws", false, "write the golden session policies anew")
+
+const testRole = "arn:aws:iam::123456789012:role/reports"
+
+func testPattern(pattern string) broker.Parameter {
+	return broker.Parameter{Pattern: regexp.MustCompile("^(?:" + pattern + ")$"), MaxLength: 256, Required: true}
+}
+
+// reportsRole is the entitlement of DESIGN's example.
+func reportsRole() (AWSRole, *broker.Entitlement) {
+	return AWSRole{RoleARN: testRole, Scopes: map[string]AWSScope{
+			"read":  {Actions: []string{"s3:GetObject"}, Resources: []string{"arn:aws:s3:::reports/${prefix}/*"}},
+			"write": {Actions: []string{"s3:PutObject", "s3:AbortMultipartUpload"}, Resources: []string{"arn:aws:s3:::reports/${prefix}/*"}},
+			"list":  {Actions: []string{"s3:ListBucket"}, Resources: []string{"arn:aws:s3:::reports"}},
+		}}, &broker.Entitlement{
+			Name: "reports", Issuer: "aws", MaxTTL: time.Hour, MinTTL: AWSMinTTL, Revocation: broker.RevokedAtExpiry,
+			Parameters: map[string]broker.Parameter{"prefix": testPattern("[a-z0-9-]{1,40}")},
+		}
+}
+
+// faults compiles and gives what is wrong, as "key: sentence".
+func faults(c AWSConfig, r AWSRole, e *broker.Entitlement) (*AWSSpec, []string) {
+	var list []string
+	s := c.Compile(r, e, func(key, format string, args ...any) {
+		list = append(list, key+": "+fmt.Sprintf(format, args...))
+	})
+	return s, list
+}
+
+func compileAWS(t testing.TB, c AWSConfig, r AWSRole, e *broker.Entitlement) *AWSSpec {
+	t.Helper()
+	s, list := faults(c, r, e)
+	if len(list) > 0 {
+		t.Fatalf("it does not compile: %s", strings.Join(list, "\n"))
+	}
+	return s
+}
+
+var testRegion = AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: testIssuer}}
+
+// TestGoldenSessionPolicies: a session policy is a promise to approvers, so a
+// change of its bytes has to be looked at. Write them with -update-aws.
+func TestGoldenSessionPolicies(t *testing.T) {
+	reports, e := reportsRole()
+	wild := broker.Entitlement{Name: "wild", MaxTTL: time.Hour, Parameters: map[string]broker.Parameter{"glob": testPattern(`[a-z*?]+`), "group": testPattern(`[a-z/:]{1,60}`)}}
+	logs := AWSRole{RoleARN: "arn:aws:iam::123456789012:role/teams/logs", ManagedPolicies: []string{"arn:aws:iam::aws:policy/ReadOnlyAccess"}, Scopes: map[string]AWSScope{
+		"search": {Actions: []string{"logs:StartQuery", "logs:Get*"}, Resources: []string{"arn:aws:logs:eu-west-1:123456789012:log-group:${group}:*", "arn:aws:logs:eu-west-1:123456789012:log-group:/a/${glob}"}},
+		"find":   {Actions: []string{"logs:DescribeLogGroups"}, Resources: []string{"*"}},
+	}}
+	for _, c := range []struct {
+		name   string
+		role   AWSRole
+		e      *broker.Entitlement
+		scopes []string
+		values map[string]string
+	}{
+		{"read", reports, e, []string{"read"}, map[string]string{"prefix": "acme-2026"}},
+		{"read-write", reports, e, []string{"write", "read"}, map[string]string{"prefix": "acme-2026"}},
+		{"all", reports, e, []string{"list", "read", "write"}, map[string]string{"prefix": "acme-2026"}},
+		{"allowed-wildcards", logs, &wild, []string{"search", "find"}, map[string]string{"glob": "web*", "group": "a:b/c"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := compileAWS(t, testRegion, c.role, c.e)
+			got, err := s.SessionPolicy(c.scopes, c.values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join("testdata", "aws", c.name+".json")
+			if *updateAWS {
+				if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil || got+"\n" != string(want) {
+				t.Errorf("%s (%v):\n%s\nwant\n%s", file, err, got, want)
+			}
+			slices.Reverse(c.scopes)
+			if again, err := s.SessionPolicy(c.scopes, c.values); err != nil || again != got {
+				t.Errorf("in another order (%v):\n%s", err, again)
+			}
+		})
+	}
+}
+
+func TestWhatDoesNotCompile(t *testing.T) {
+	role, atPartition := AWSConfig{Region: "eu-west-1", AssumeRole: &AWSAssumeRole{}}, AWSConfig{Region: "cn-north-1", AssumeRole: &AWSAssumeRole{}}
+	one := func(actions, resources string) func(*AWSRole, *broker.Entitlement) {
+		return func(r *AWSRole, _ *broker.Entitlement) {
+			r.Scopes = map[string]AWSScope{"s": {strings.Fields(actions), strings.Fields(resources)}}
+		}
+	}
+	for name, c := range map[string]struct {
+		cfg    AWSConfig
+		change func(*AWSRole, *broker.Entitlement)
+		want   string // key and part of the sentence; empty: nothing is wrong
+	}{
+		"as it is":              {testRegion, func(*AWSRole, *broker.Entitlement) {}, ""},
+		"no role":               {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "" }, "aws/role_arn: give the ARN of a role, such as arn:aws:iam"},
+		"a user":                {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::123456789012:user/ana" }, "aws/role_arn: "},
+		"a session":             {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws:sts::123456789012:assumed-role/a/b" }, "aws/role_arn: "},
+		"short account":         {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::12345:role/a" }, "aws/role_arn: "},
+		"another partition":     {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "aws/role_arn: the issuer's region, eu-west-1, is in the partition aws"},
+		"China":                 {atPartition, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "scopes/list/resources/0: it is in the partition aws, and the role in aws-cn"},
+		"MinIO's role at AWS":   {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, "aws/role_arn: "},
+		"MinIO's role at MinIO": {AWSConfig{Region: "us-east-1", Endpoint: "https://minio.test", WebIdentity: &AWSWebIdentity{}}, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, ""},
+		"nothing":               {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Scopes = nil }, "scopes: say what can be asked for"},
+		"full role":             {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Scopes, r.FullRole = nil, true }, ""},
+		"full role and scopes":  {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.FullRole = true }, "aws/full_role: "},
+		"full role and managed": {testRegion, func(r *AWSRole, _ *broker.Entitlement) {
+			r.Scopes, r.FullRole, r.ManagedPolicies = nil, true, []string{"arn:aws:iam::aws:policy/X"}
+		}, "aws/full_role: "},
+		"external id":            {role, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "acme:1/x" }, ""},
+		"bad external id":        {role, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "a b" }, "aws/external_id: "},
+		"external id, assertion": {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "acme" }, "aws/external_id: only assume_role"},
+		"chain, assertion":       {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Chain = true }, "aws/chain: "},
+		"chain":                  {role, func(r *AWSRole, _ *broker.Entitlement) { r.Chain = true }, ""},
+		"chain, too long":        {role, func(r *AWSRole, e *broker.Entitlement) { r.Chain, e.MaxTTL = true, time.Hour+time.Second }, "max_ttl: at most 1h0m0s with chain"},
+		"too long":               {role, func(_ *AWSRole, e *broker.Entitlement) { e.MaxTTL = 13 * time.Hour }, "max_ttl: AWS makes no credential for more than 12h"},
+		"too short":              {role, func(_ *AWSRole, e *broker.Entitlement) { e.MaxTTL = 14 * time.Minute }, "max_ttl: AWS makes no credential for less than 15m"},
+		"managed of another": {role, func(r *AWSRole, _ *broker.Entitlement) {
+			r.ManagedPolicies = []string{"arn:aws:iam::210987654321:policy/x"}
+		}, "aws/managed_policies/0: AWS wants it to be in the role's own account"},
+		"managed, partition": {role, func(r *AWSRole, _ *broker.Entitlement) { r.ManagedPolicies = []string{"arn:aws-cn:iam::aws:policy/x"} }, "aws/managed_policies/0: the role is in the partition aws"},
+		"managed twice": {role, func(r *AWSRole, _ *broker.Entitlement) {
+			r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/x", "arn:aws:iam::aws:policy/x"}
+		}, "aws/managed_policies/1: it is listed twice"},
+		"managed, not an ARN":       {role, func(r *AWSRole, _ *broker.Entitlement) { r.ManagedPolicies = []string{"ReadOnlyAccess"} }, "aws/managed_policies/0: give the ARN"},
+		"too many managed":          {role, func(r *AWSRole, _ *broker.Entitlement) { r.ManagedPolicies = make([]string, 11) }, "aws/managed_policies: AWS takes 10 at most"},
+		"all actions":               {role, one("*", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
+		"all services":              {role, one("*:Get", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
+		"no action":                 {role, one("", "arn:aws:s3:::a/b"), "scopes/s/actions: "},
+		"no resource":               {role, one("s3:Get", ""), "scopes/s/resources: "},
+		"wild action, one resource": {role, one("s3:*", "arn:aws:s3:::a/*"), ""},
+		"wild action, every one":    {role, one("s3:Get*", "*"), "scopes/s/resources/0: it is every resource"},
+		"wild action, every bucket": {role, one("s3:Get*", "arn:aws:s3:::*"), "scopes/s/resources/0: it is every resource"},
+		"one action, every one":     {role, one("ec2:DescribeInstances", "*"), ""},
+		"not an ARN":                {role, one("s3:Get", "reports/*"), "scopes/s/resources/0: "},
+		"wild service":              {role, one("s3:Get", "arn:aws:*:::a"), "scopes/s/resources/0: "},
+		"parameter as account":      {role, one("s3:Get", "arn:aws:s3::${prefix}:a"), "scopes/s/resources/0: "},
+		"unknown parameter":         {role, one("s3:Get", "arn:aws:s3:::${bucket}/*"), `scopes/s/resources/0: there is no parameter "bucket"`},
+		"AWS's variable":            {role, one("s3:Get", "arn:aws:s3:::a/${aws:username}/*"), `scopes/s/resources/0: there is no parameter "aws:username"`},
+		"stray dollar":              {role, one("s3:Get", "arn:aws:s3:::a/$${prefix}"), "scopes/s/resources/0: a parameter is written ${name}"},
+		"open reference":            {role, one("s3:Get", "arn:aws:s3:::a/${prefix"), "scopes/s/resources/0: a parameter is written ${name}"},
+		"quote":                     {role, one("s3:Get", `arn:aws:s3:::a"b`), "scopes/s/resources/0: it holds characters"},
+		"beyond Latin":              {role, one("s3:Get", "arn:aws:s3:::a/Ω"), "scopes/s/resources/0: it holds characters"},
+		"optional parameter": {role, func(_ *AWSRole, e *broker.Entitlement) {
+			e.Parameters["prefix"] = broker.Parameter{Pattern: regexp.MustCompile("^a$")}
+		}, "parameters/prefix: scopes.read.resources names it: make it required"},
+		"maybe empty parameter": {role, func(_ *AWSRole, e *broker.Entitlement) { e.Parameters["prefix"] = testPattern("[a-z]*") }, "parameters/prefix: scopes.read.resources names it: its pattern must not match"},
+		"too large": {role, func(r *AWSRole, e *broker.Entitlement) {
+			e.Parameters["prefix"] = testPattern("[a-z]+")
+			r.Scopes["read"] = AWSScope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}/${prefix}/*", "arn:aws:s3:::b/${prefix}/${prefix}/*", "arn:aws:s3:::c/${prefix}/${prefix}/*", "arn:aws:s3:::d/${prefix}/${prefix}/*"}}
+		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, e := reportsRole()
+			c.change(&r, e)
+			_, list := faults(c.cfg, r, e)
+			found := slices.ContainsFunc(list, func(s string) bool { return strings.HasPrefix(s, c.want) })
+			if (c.want == "") != (len(list) == 0) || c.want != "" && !found {
+				t.Errorf("faults are %q, want %q", list, c.want)
+			}
+		})
+	}
+}
+
+func TestAWSDigest(t *testing.T) {
+	role := AWSConfig{Region: "eu-west-1", AssumeRole: &AWSAssumeRole{}}
+	seen := map[string]string{}
+	for name, change := range map[string]func(*AWSConfig, *AWSRole){
+		"as it is": func(*AWSConfig, *AWSRole) {},
+		"role":     func(_ *AWSConfig, r *AWSRole) { r.RoleARN += "x" },
+		"managed":  func(_ *AWSConfig, r *AWSRole) { r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/X"} },
+		"external": func(_ *AWSConfig, r *AWSRole) { r.ExternalID = "acme" },
+		"chain":    func(_ *AWSConfig, r *AWSRole) { r.Chain = true },
+		"full":     func(_ *AWSConfig, r *AWSRole) { r.FullRole, r.Scopes = true, nil },
+		"scope":    func(_ *AWSConfig, r *AWSRole) { delete(r.Scopes, "list") },
+		"action":   func(_ *AWSConfig, r *AWSRole) { r.Scopes["list"].Actions[0] = "s3:GetBucketLocation" },
+		"resource": func(_ *AWSConfig, r *AWSRole) { r.Scopes["list"].Resources[0] = "arn:aws:s3:::reports2" },
+		"endpoint": func(c *AWSConfig, _ *AWSRole) { c.Endpoint = "https://minio.test" },
+	} {
+		r, e := reportsRole()
+		cfg := role
+		change(&cfg, &r)
+		digest := compileAWS(t, cfg, r, e).Digest().String()
+		if other, ok := seen[digest]; ok {
+			t.Errorf("%q and %q have the same digest", name, other)
+		}
+		seen[digest] = name
+	}
+	// What the operator's slices become later is not what was compiled.
+	r, e := reportsRole()
+	s := compileAWS(t, role, r, e)
+	before := s.Digest()
+	r.Scopes["list"].Actions[0] = "s3:DeleteBucket"
+	if s.Digest() != before {
+		t.Error("the spec changed after it was compiled")
+	}
+}
+
+func TestWhatAPatternAllows(t *testing.T) {
+	for pattern, want := range map[string]string{
+		`[a-z0-9-]{1,40}`: "",
+		`.*`:              "",
+		`.+?`:             "",
+		`[^/]*`:           "",
+		`[^*]+`:           "",
+		`[ -~]+`:          "",
+		`\S+`:             "",
+		`(?i:a)(?P<x>b)?`: "",
+		`[[:alpha:]]+`:    "",
+		`[^[:alpha:]?]+`:  "",
+		`[]a]*`:           "",
+		`\Q*\E`:           "",
+		`a|b$`:            "",
+		`[a-z*]+`:         "*",
+		`[a-z\*]+`:        "*",
+		`logs/\*`:         "*",
+		`[]?]`:            "?",
+		`\$\{[a-z]+\}`:    "$",
+		`a:b`:             ":",
+		`[[:alpha:]:]+`:   ":",
+		`[*?$:]`:          "*?$:",
+		`\.\./x`:          "..",
+		`[a.]+`:           "",
+	} {
+		a := awsAllows(testPattern(pattern).Pattern)
+		got := a.characters
+		if a.dots {
+			got += ".."
+		}
+		if got != want {
+			t.Errorf("%s allows %q, want %q", pattern, got, want)
+		}
+	}
+	if a := awsAllows(nil); a != (awsAllowance{}) {
+		t.Errorf("no pattern allows %+v", a)
+	}
+}
+
+func TestLongestParameter(t *testing.T) {
+	for pattern, want := range map[string]int{
+		`[a-z]{1,40}`: 40, `[a-z]+`: 256, `a*`: 256, `abc|d`: 3, `(ab){3}c?`: 7, `.{2,}`: 256, `[a-z]{900}`: 256, `()*`: 0, `^$`: 0, `(?i)äb`: 2,
+	} {
+		if got := awsLongest(testPattern(pattern)); got != want {
+			t.Errorf("%s matches %d characters, want %d", pattern, got, want)
+		}
+	}
+	if got := awsLongest(broker.Parameter{}); got != broker.MaxParameter {
+		t.Errorf("without a pattern: %d", got)
+	}
+}
+
+func TestSubstitution(t *testing.T) {
+	r, e := reportsRole()
+	e.Parameters["prefix"] = testPattern(".+")
+	s := compileAWS(t, testRegion, r, e)
+	for value, good := range map[string]bool{
+		"acme": true, "a/b": true, "a.b": true, "Zürich": true, "a b": true, "{x}": true, "": false, "*": false, "a?": false, "$": false,
+		"${aws:username}": false, "a:b": false, "..": false, "a/../b": false, "a...": false, `a"`: false, `\`: false, "a\n": false,
+		"\u0085": false, "Ω": false, "\xff": false, "😀": false,
+	} {
+		policy, err := s.SessionPolicy([]string{"read"}, map[string]string{"prefix": value})
+		if (err == nil) != good {
+			t.Errorf("%q: %v", value, err)
+		}
+		if err != nil && (policy != "" || !errors.Is(err, broker.ErrInvalidParameter) || len(value) > 3 && strings.Contains(err.Error(), value)) {
+			t.Errorf("%q: %q, %v", value, policy, err)
+		}
+	}
+	// Two values may not meet to what neither may be.
+	r.Scopes = map[string]AWSScope{"s": {[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}${next}"}}}
+	e.Parameters["next"] = testPattern("[a-z.]+")
+	s = compileAWS(t, testRegion, r, e)
+	if _, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x.", "next": "."}); !errors.Is(err, broker.ErrInvalidParameter) {
+		t.Errorf("two values make two dots: %v", err)
+	}
+}
+
+func TestSessionPolicyRefuses(t *testing.T) {
+	r, e := reportsRole()
+	s := compileAWS(t, testRegion, r, e)
+	full := compileAWS(t, testRegion, AWSRole{RoleARN: testRole, FullRole: true}, e)
+	values := map[string]string{"prefix": "acme"}
+	for name, f := range map[string]func() (string, error){
+		"no scope":          func() (string, error) { return s.SessionPolicy(nil, values) },
+		"unknown scope":     func() (string, error) { return s.SessionPolicy([]string{"read", "delete"}, values) },
+		"scopes, full role": func() (string, error) { return full.SessionPolicy([]string{"read"}, values) },
+		"of nothing at all": func() (string, error) { return (&AWSSpec{}).SessionPolicy(nil, nil) },
+		"longer than it was": func() (string, error) {
+			return s.SessionPolicy([]string{"read", "write"}, map[string]string{"prefix": strings.Repeat("a", 1000)})
+		},
+	} {
+		if policy, err := f(); policy != "" || !errors.Is(err, broker.ErrIssuerRefused) {
+			t.Errorf("%s: %q, %v", name, policy, err)
+		}
+	}
+	if policy, err := full.SessionPolicy(nil, nil); policy != "" || err != nil {
+		t.Errorf("the full role: %q, %v", policy, err)
+	}
+	exact := func(n int) error {
+		empty, err := s.SessionPolicy([]string{"read"}, map[string]string{"prefix": "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.SessionPolicy([]string{"read"}, map[string]string{"prefix": strings.Repeat("ä", 1+n-len(empty))})
+		return err
+	}
+	if err := exact(2048); err != nil {
+		t.Errorf("2,048 characters: %v", err)
+	}
+	if err := exact(2049); !errors.Is(err, broker.ErrIssuerRefused) {
+		t.Errorf("2,049 characters: %v", err)
+	}
+}
+
+// FuzzSessionPolicy: whatever a value is, the policy is the one that the
+// operator wrote with a text in it, or there is none.
+func FuzzSessionPolicy(f *testing.F) {
+	for _, value := range []string{"acme", "*", "a/../b", `"],"Action":["*`, "${aws:username}", "\u2028", "ä", "a:b", `\u002a`, ".", "{}"} {
+		f.Add(value, value)
+	}
+	r, e := reportsRole()
+	e.Parameters["prefix"], e.Parameters["next"] = testPattern("(?s:.+)"), testPattern("[^*]+")
+	r.Scopes["read"] = AWSScope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::reports/${prefix}/${next}*"}}
+	s := compileAWS(f, testRegion, r, e)
+	f.Fuzz(func(t *testing.T, prefix, next string) {
+		text, err := s.SessionPolicy([]string{"read"}, map[string]string{"prefix": prefix, "next": next})
+		if err != nil {
+			return
+		}
+		var policy struct {
+			Statement []struct {
+				Action, Resource []string
+				Effect           string
+			}
+			Version string
+		}
+		d := json.NewDecoder(strings.NewReader(text))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&policy); err != nil || len(policy.Statement) != 1 || d.More() {
+			t.Fatalf("%q: %v", text, err)
+		}
+		st := policy.Statement[0]
+		if !slices.Equal(st.Action, []string{"s3:GetObject"}) || len(st.Resource) != 1 || st.Effect != "Allow" || policy.Version != "2012-10-17" {
+			t.Fatalf("%q allows something else", text)
+		}
+		inner, ok := strings.CutPrefix(st.Resource[0], "arn:aws:s3:::reports/")
+		if !ok || inner != prefix+"/"+next+"*" || strings.ContainsAny(strings.TrimSuffix(inner, "*"), "*?$:") || strings.Contains(inner, "..") || prefix == "" || next == "" {
+			t.Fatalf("%q means something else", text)
+		}
+	})
+}

@@ -68,7 +68,8 @@ type Broker struct {
 	rules   atomic.Pointer[Rules]
 	waiters waiters
 	denials denials
-	reload  sync.Mutex // held while rules are replaced
+	paces   map[string]*pace // by issuer; the map is not changed
+	reload  sync.Mutex       // held while rules are replaced
 }
 
 // New makes a Broker that refuses everything until SetRules. It starts
@@ -89,7 +90,11 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20
 	}
-	return &Broker{cfg: cfg}, nil
+	b := &Broker{cfg: cfg, paces: map[string]*pace{}}
+	for name := range cfg.Issuers {
+		b.paces[name] = &pace{}
+	}
+	return b, nil
 }
 
 // Rules gives the rules in force; nil before the first SetRules.

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"accessbroker.internal/audit"
-	"golang.org/x/sync/errgroup"
 )
 
 // endDeadline is how long one attempt to end a credential upstream may take.
@@ -56,16 +54,23 @@ func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time
 // finish ends a lease. The upstream is told first and the log after, so that
 // ending never depends on the log; and it goes on when the caller is gone.
 func (b *Broker) finish(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) error {
+	_, err := b.tryEnd(ctx, l, how, by, reason, now)
+	return err
+}
+
+// tryEnd is finish, and tells what the upstream said beside whether it was
+// recorded.
+func (b *Broker) tryEnd(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) (upstream, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
 	defer cancel()
 	start := time.Now()
-	err := b.revokeUpstream(ctx, l)
-	e := ending{how, err}
+	upstream = b.revokeUpstream(ctx, l)
+	e := ending{how, upstream}
 	if err := b.recordEnd(context.WithoutCancel(ctx), l, e, by, reason, now.Add(time.Since(start))); err != nil {
 		b.cfg.Log.ErrorContext(ctx, "the end of a lease is not recorded yet", "lease", l.ID.String(), "how", how, "err", err)
-		return err
+		return upstream, err
 	}
-	return nil
+	return upstream, nil
 }
 
 func (b *Broker) revokeUpstream(ctx context.Context, l *Lease) error {
@@ -153,95 +158,5 @@ func (b *Broker) discard(ctx context.Context, issuer Issuer, l *Lease) {
 func (b *Broker) endReplaced(ctx context.Context, c *collection) {
 	if c.replaces != nil && c.replaces.Revocation == RevokedImmediate && c.replaces.Status == LeaseActive {
 		_ = b.finish(ctx, c.replaces, c.how, Identity{}, "", c.now) // finish has logged it
-	}
-}
-
-const (
-	reapEvery   = time.Second
-	reapBatch   = 512
-	reapAtOnce  = 16 // calls to one issuer at a time
-	sharedFlush = 10 * time.Second
-)
-
-// Reap does what is due: leases whose time is over are ended upstream, leases
-// whose issuing never finished are revoked, and pending revocations are tried
-// again. It gives the number of leases it dealt with.
-func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
-	var due []*Lease
-	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		due, _, err = tx.Leases(LeaseQuery{Due: true, Now: now, Limit: reapBatch})
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("listing what is due: %w", err)
-	}
-	byIssuer := map[string][]*Lease{}
-	for _, l := range due {
-		byIssuer[l.Issuer] = append(byIssuer[l.Issuer], l)
-	}
-	var all sync.WaitGroup
-	for _, leases := range byIssuer {
-		// One issuer that hangs does not hold up the others.
-		all.Go(func() { b.reapIssuer(ctx, leases, now) })
-	}
-	all.Wait()
-	return len(due), ctx.Err()
-}
-
-func (b *Broker) reapIssuer(ctx context.Context, leases []*Lease, now time.Time) {
-	var group errgroup.Group
-	group.SetLimit(reapAtOnce)
-	for _, l := range leases {
-		group.Go(func() error {
-			if ctx.Err() == nil {
-				_ = b.finish(ctx, l, l.dueHow(), Identity{}, "", now) // finish has logged it
-			}
-			return nil
-		})
-	}
-	_ = group.Wait()
-}
-
-// dueHow says how a lease that is due ends.
-func (l *Lease) dueHow() string {
-	switch l.Status {
-	case LeaseIssuing:
-		return EndDeadline
-	case LeaseActive:
-		return EndExpired
-	}
-	return l.EndHow
-}
-
-// Run reaps, and flushes the counts of repeated denials, until ctx ends.
-func (b *Broker) Run(ctx context.Context) error {
-	reap, flush := time.NewTicker(reapEvery), time.NewTicker(sharedFlush)
-	defer reap.Stop()
-	defer flush.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
-			defer cancel()
-			b.flushDenials(last, time.Now(), true)
-			return nil
-		case <-reap.C:
-			b.reapAll(ctx)
-		case <-flush.C:
-			b.flushDenials(ctx, time.Now(), false)
-		}
-	}
-}
-
-// reapAll reaps until less than a batch was due.
-func (b *Broker) reapAll(ctx context.Context) {
-	for {
-		n, err := b.Reap(ctx, time.Now())
-		if err != nil && ctx.Err() == nil {
-			b.cfg.Log.ErrorContext(ctx, "reaping", "err", err)
-		}
-		if err != nil || n < reapBatch {
-			return
-		}
 	}
 }

@@ -103,6 +103,8 @@ func TestListsOfLeases(t *testing.T) {
 		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Minute)}, ids{issuing, ending}},
 		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Hour)}, ids{issuing, ending, b}},
 		{broker.LeaseQuery{Due: true, Now: testNow.Add(-time.Millisecond)}, nil},
+		{broker.LeaseQuery{Due: true, Issuer: "tickets", Now: testNow.Add(time.Hour)}, ids{issuing, ending}},
+		{broker.LeaseQuery{Due: true, Issuer: "nobody", Now: testNow.Add(time.Hour)}, nil},
 	} {
 		if test.q.Now.IsZero() {
 			test.q.Now = testNow

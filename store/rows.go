@@ -143,7 +143,10 @@ const forever = math.MaxInt64
 func liveUntil(l *broker.Lease) int64 {
 	switch l.Status {
 	case broker.LeaseActive:
-		return ceilMillis(l.Expires)
+		if l.Due().IsZero() {
+			return ceilMillis(l.Expires)
+		}
+		return forever // until somebody ends it
 	case broker.LeaseIssuing, broker.LeaseRevoking:
 		return forever
 	}

@@ -90,6 +90,10 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 		wanted: func(lease *broker.Lease) bool { return wantsLease(&q, lease) },
 	}
 	switch {
+	case q.Due && q.Issuer != "":
+		l.query = `SELECT leases.id, body FROM leases INDEXED BY leases_due CROSS JOIN live ON live.id = leases.id
+			WHERE due <= ? AND kind IN (SELECT id FROM kinds WHERE issuer = ?) ORDER BY due LIMIT ?`
+		l.args = []any{q.Now.UnixMilli(), q.Issuer, maxScan}
 	case q.Due:
 		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ?"
 		l.args = []any{q.Now.UnixMilli(), maxScan}

@@ -110,6 +110,9 @@ func (v *service) openBroker(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := v.nobodyLeft(ctx, list); err != nil {
+		return err
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("asking for the host's name: %w", err)
@@ -123,6 +126,20 @@ func (v *service) openBroker(ctx context.Context) (err error) {
 	}
 	_, err = v.adopt(ctx, v.settings, broker.Identity{})
 	return err
+}
+
+// nobodyLeft refuses to start without an issuer that has leases to end.
+func (v *service) nobodyLeft(ctx context.Context, issuers map[string]broker.Issuer) error {
+	unended, err := v.store.CountActive(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	for _, u := range unended {
+		if issuers[u.Issuer] == nil {
+			return fmt.Errorf("%s: issuer %q has %d leases of %q that have not ended, and is not in the file any more: put it back with retired: true until they have", v.settings.path, u.Issuer, u.Leases, u.Entitlement)
+		}
+	}
+	return nil
 }
 
 // adopt lets the rules of the settings decide: they are kept beside the log,

@@ -1,0 +1,163 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	reapEvery   = time.Second
+	reapBatch   = 512
+	reapAtOnce  = 16 // calls to one issuer at a time
+	sharedFlush = 10 * time.Second
+)
+
+// A pace spares an issuer that does not answer: after as many failures in a
+// row as there are calls at a time, one lease at a time is tried, with growing
+// pauses, until one ends.
+type pace struct {
+	mu       sync.Mutex
+	failures int       // in a row
+	trips    int       // since it last answered
+	until    time.Time // nothing is tried before
+}
+
+// batch says how many leases may be tried now.
+func (p *pace) batch(now time.Time) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case now.Before(p.until):
+		return 0
+	case p.trips > 0:
+		return 1
+	}
+	return reapBatch
+}
+
+// heard takes what an issuer answered, and says whether to go on.
+func (p *pace) heard(err error, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !errors.Is(err, ErrIssuerUnavailable) {
+		p.failures, p.trips, p.until = 0, 0, time.Time{}
+		return true
+	}
+	if p.failures++; p.failures < reapAtOnce && p.trips == 0 {
+		return true
+	}
+	p.until = now.Add(min(backoff(p.trips), time.Minute))
+	p.trips++
+	return false
+}
+
+// Reap does what is due: leases whose time is over are ended upstream, leases
+// whose issuing never finished are revoked, and pending revocations are tried
+// again. It gives the number of leases that it dealt with.
+func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
+	var group errgroup.Group
+	var total atomic.Int64
+	for name := range b.cfg.Issuers {
+		group.Go(func() error {
+			n, err := b.reapIssuer(ctx, name, now)
+			total.Add(int64(n))
+			return err
+		})
+	}
+	err := group.Wait()
+	return int(total.Load()), errors.Join(err, ctx.Err())
+}
+
+// reapIssuer does what is due at one issuer, at most a batch of it.
+func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (int, error) {
+	pace, start := b.paces[issuer], time.Now()
+	most := pace.batch(now)
+	if most == 0 {
+		return 0, nil
+	}
+	var due []*Lease
+	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		due, _, err = tx.Leases(LeaseQuery{Issuer: issuer, Due: true, Now: now, Limit: most})
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("listing what is due: %w", err)
+	}
+	var group errgroup.Group
+	group.SetLimit(reapAtOnce)
+	var stop atomic.Bool
+	done := 0
+	for _, l := range due {
+		if stop.Load() || ctx.Err() != nil {
+			break
+		}
+		done++
+		group.Go(func() error {
+			upstream, _ := b.tryEnd(ctx, l, l.dueHow(), Identity{}, "", now) // tryEnd has logged what it could not record
+			if !pace.heard(upstream, now.Add(time.Since(start))) {
+				stop.Store(true)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // none of them fails
+	return done, nil
+}
+
+// dueHow says how a lease that is due ends.
+func (l *Lease) dueHow() string {
+	switch l.Status {
+	case LeaseIssuing:
+		return EndDeadline
+	case LeaseActive:
+		return EndExpired
+	}
+	return l.EndHow
+}
+
+// Run reaps, each issuer by itself so that one that hangs does not hold up the
+// others, and flushes the counts of repeated denials, until ctx ends.
+func (b *Broker) Run(ctx context.Context) error {
+	var group errgroup.Group
+	for name := range b.cfg.Issuers {
+		group.Go(func() error { b.reapForever(ctx, name); return nil })
+	}
+	flush := time.NewTicker(sharedFlush)
+	defer flush.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-flush.C:
+			b.flushDenials(ctx, time.Now(), false)
+		}
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
+	defer cancel()
+	b.flushDenials(last, time.Now(), true)
+	return group.Wait()
+}
+
+func (b *Broker) reapForever(ctx context.Context, issuer string) {
+	tick := time.NewTicker(reapEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		// Until less than a batch was due.
+		for n := reapBatch; n == reapBatch; {
+			var err error
+			if n, err = b.reapIssuer(ctx, issuer, time.Now()); err != nil && ctx.Err() == nil {
+				b.cfg.Log.ErrorContext(ctx, "reaping", "issuer", issuer, "err", err)
+			}
+		}
+	}
+}

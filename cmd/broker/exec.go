@@ -29,17 +29,24 @@ command ends. The command's exit code is exec's.
 
 The credential stands in the command's environment:
 
-  bearer    BROKER_ACCESS_TOKEN
+  bearer       BROKER_ACCESS_TOKEN
+  aws          AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN
+  userpass     PGUSER and PGPASSWORD; BROKER_USERNAME and BROKER_PASSWORD
+  certificate  BROKER_CERTIFICATE, BROKER_PRIVATE_KEY, BROKER_CHAIN (PEM)
+  vault        VAULT_TOKEN
+  data         BROKER_ and the name of each field
 
 and BROKER_LEASE, BROKER_EXPIRES_AT (RFC 3339) beside it. With --file it stands
 in a file of mode 0600 instead, named in BROKER_CREDENTIAL_FILE, which is renewed
-in place while the command runs, and removed at the end.
+in place while the command runs, and removed at the end: a token as it is, other
+credentials as JSON.
 
 A credential in the environment can't be renewed: when its time is over, the
 command is told to end (SIGTERM), and is ended ten seconds later.
 
 ` + exitHelp,
 		Example: `  broker exec tickets-api --scope tickets:read --why "nightly report" -- ./report.sh
+  broker exec orders-db-ro -- psql -h db.acme.test orders
   broker exec tickets-api --scope tickets:read --file /dev/shm/token -- ./daemon`,
 		Args: func(c *cobra.Command, args []string) error {
 			if at := c.ArgsLenAtDash(); at != 1 || len(args) < 2 {
@@ -174,14 +181,17 @@ func (r *execution) environment() ([]string, error) {
 			env = append(env, kv)
 		}
 	}
-	env = append(env, "BROKER_LEASE="+r.credential.Lease, "BROKER_EXPIRES_AT="+r.credential.ExpiresAt.UTC().Format(time.RFC3339))
+	all := variables(r.credential)
 	if r.file != "" {
-		return append(env, "BROKER_CREDENTIAL_FILE="+r.file), r.writeFile()
+		all = append(all[:2:2], [2]string{"BROKER_CREDENTIAL_FILE", r.file}) // of the lease alone
 	}
-	if r.credential.Type != "bearer" {
-		return nil, fmt.Errorf("a credential of type %q has no place in the environment: use --file", r.credential.Type)
+	for _, kv := range all {
+		env = append(env, kv[0]+"="+kv[1])
 	}
-	return append(env, "BROKER_ACCESS_TOKEN="+r.credential.Secret["token"]), nil
+	if r.file != "" {
+		return env, r.writeFile()
+	}
+	return env, nil
 }
 
 // writeFile replaces the file whole, so that no reader sees half a credential.
@@ -190,7 +200,7 @@ func (r *execution) writeFile() error {
 	if err != nil {
 		return fmt.Errorf("writing the credential: %w", err)
 	}
-	_, err = temp.WriteString(r.credential.Secret["token"])
+	_, err = temp.WriteString(fileOf(r.credential))
 	if err = errors.Join(err, temp.Close()); err == nil {
 		err = os.Rename(temp.Name(), r.file)
 	}

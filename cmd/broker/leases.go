@@ -4,16 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/api"
 )
-
-func secretFields(c *api.Credential) []string { return slices.Sorted(maps.Keys(c.Secret)) }
 
 func (a *app) leasesCommand() *cobra.Command {
 	var f api.LeaseFilter

@@ -52,10 +52,11 @@ func (a *app) requestCommand() *cobra.Command {
 printed, once: the broker does not keep it. If people have to approve, the
 request's id is printed; come back with "broker collect ID".
 
-` + exitHelp,
+` + credentialHelp + exitHelp,
 		Example: `  broker request tickets-api --scope tickets:read --why "triage of INC-4711"
   broker request tickets-api --scope tickets:close --why "duplicates" --wait 30m
   broker request tickets-api --scope tickets:read -o json | jq -r .secret.token
+  broker request orders-db-ro -o pgpass >> ~/.pgpass
   broker request tickets-api --scope tickets:close --dry-run`,
 		Args:              exactly(1, "one entitlement"),
 		ValidArgsFunction: a.completeEntitlement,
@@ -250,19 +251,6 @@ func (a *app) printRequest(r *api.Request) error {
 		}
 		for _, reason := range r.Decision.Reasons {
 			fmt.Fprintf(w, "because\t%s\n", reason)
-		}
-	})
-}
-
-func (a *app) printCredential(c *api.Credential) error {
-	return a.print(c, func(w io.Writer) {
-		fmt.Fprintf(w, "lease\t%s\n", c.Lease)
-		fmt.Fprintf(w, "request\t%s\n", c.Request)
-		fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
-		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), time.Until(c.ExpiresAt).Round(time.Second))
-		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
-		for _, name := range secretFields(c) {
-			fmt.Fprintf(w, "%s\t%s\n", name, c.Secret[name])
 		}
 	})
 }

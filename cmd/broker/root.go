@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -131,6 +132,17 @@ is issued stands in a log that anyone can verify.
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json")
+	// Before anything is done: a credential that can't be printed is lost.
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		formats := []string{"text", "json"}
+		if c.Name() == "request" || c.Name() == "collect" || c.Name() == "renew" {
+			formats = credentialFormats
+		}
+		if !slices.Contains(formats, a.output) {
+			return usage("-o is %s, not %q", strings.Join(formats, ", "), a.output)
+		}
+		return nil
+	}
 	root.AddGroup(
 		&cobra.Group{ID: "client", Title: "For agents, services and people:"},
 		&cobra.Group{ID: "operator", Title: "For operators:"},
@@ -142,9 +154,9 @@ is issued stands in a log that anyone can verify.
 			root.AddCommand(c)
 		}
 	}
-	add("client", a.requestCommand(), a.collectCommand(), a.requestsCommand(), a.withdrawCommand(), a.execCommand(),
+	add("client", a.requestCommand(), a.collectCommand(), a.requestsCommand(), a.withdrawCommand(), a.execCommand(), a.awsCommand(),
 		a.leasesCommand(), a.renewCommand(), a.returnCommand(), a.entitlementsCommand(), a.whoamiCommand())
-	add("operator", a.serveCommand(), a.devCommand(), a.demoCommand(), a.checkCommand(), a.reloadCommand(), a.keysCommand(), a.policyCommand())
+	add("operator", a.serveCommand(), a.devCommand(), a.demoCommand(), a.checkCommand(), a.reloadCommand(), a.killCommand(), a.blocksCommand(), a.keysCommand(), a.policyCommand())
 	add("auditor", a.auditCommand())
 	root.AddCommand(a.versionCommand())
 	return root
@@ -167,18 +179,15 @@ func exactly(n int, what string) cobra.PositionalArgs {
 
 // print shows a value as JSON if -o json was given, and by text otherwise.
 func (a *app) print(value any, text func(w io.Writer)) error {
-	switch a.output {
-	case "json":
+	if a.output == "json" {
 		e := json.NewEncoder(a.out)
 		e.SetIndent("", "  ")
 		e.SetEscapeHTML(false)
 		return e.Encode(value)
-	case "text":
-		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-		text(w)
-		return w.Flush()
 	}
-	return usage("-o is text or json, not %q", a.output)
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	text(w)
+	return w.Flush()
 }
 
 // interactive says whether a person watches.

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+)
+
+func (a *app) awsCommand() *cobra.Command {
+	var f askFlags
+	c := &cobra.Command{
+		Use:   "aws ENTITLEMENT",
+		Short: "Print AWS credentials as the AWS SDKs and CLI ask for them (credential_process)",
+		Long: `aws asks for a credential and prints it in the form of credential_process, by
+which the AWS CLI and every AWS SDK get credentials from another program. They
+keep it until shortly before it expires, and ask again.
+
+` + exitHelp,
+		Example: `  # in ~/.aws/config
+  [profile reports]
+  credential_process = broker aws reports --scope read --param prefix=acme --why "nightly report"`,
+		Args:              exactly(1, "one entitlement"),
+		ValidArgsFunction: a.completeEntitlement,
+		RunE: func(c *cobra.Command, args []string) error {
+			ask, err := f.ask(args[0])
+			if err != nil {
+				return err
+			}
+			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+				credential, err := a.obtain(ctx, client, ask, f.wait)
+				if err != nil {
+					return err
+				}
+				if credential.Type != "aws" {
+					return fmt.Errorf("%s gives credentials of type %q, not of AWS", args[0], credential.Type)
+				}
+				return json.NewEncoder(a.out).Encode(processOf(credential))
+			})
+		},
+	}
+	f.add(c)
+	a.client.add(c)
+	return c
+}
+
+// A processCredential is what credential_process prints: see "Sourcing
+// credentials with an external process" in the AWS CLI's user guide.
+type processCredential struct {
+	Version         int
+	AccessKeyID     string `json:"AccessKeyId"`
+	SecretAccessKey string
+	SessionToken    string    `json:",omitempty"`
+	Expiration      time.Time // ISO 8601
+}
+
+func processOf(c *api.Credential) processCredential {
+	return processCredential{1, c.Secret["access_key_id"], c.Secret["secret_access_key"], c.Secret["session_token"], c.ExpiresAt.UTC()}
+}

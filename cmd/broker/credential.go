@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+)
+
+// How a credential is printed, beside text and json.
+const (
+	asEnv    = "env"    // lines for a shell to read
+	asFile   = "file"   // what exec --file writes
+	asPgpass = "pgpass" // a line of PostgreSQL's password file
+)
+
+var credentialFormats = []string{"text", "json", asEnv, asFile, asPgpass}
+
+const credentialHelp = `With -o env it is printed as lines for a shell to read, with -o file as exec
+--file writes it, and with -o pgpass as a line of PostgreSQL's password file.
+
+`
+
+func (a *app) printCredential(c *api.Credential) error {
+	switch a.output {
+	case asEnv:
+		for _, kv := range variables(c) {
+			fmt.Fprintf(a.out, "export %s=%s\n", kv[0], shellQuote(kv[1]))
+		}
+		return nil
+	case asFile:
+		_, err := io.WriteString(a.out, fileOf(c))
+		return err
+	case asPgpass:
+		line, err := pgpass(c)
+		if err == nil {
+			_, err = fmt.Fprintln(a.out, line)
+		}
+		return err
+	}
+	return a.print(c, func(w io.Writer) {
+		fmt.Fprintf(w, "lease\t%s\n", c.Lease)
+		fmt.Fprintf(w, "request\t%s\n", c.Request)
+		if len(c.Scopes) > 0 {
+			fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
+		}
+		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), time.Until(c.ExpiresAt).Round(time.Second))
+		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
+		for _, name := range secretFields(c) {
+			if strings.Contains(c.Secret[name], "\n") {
+				fmt.Fprintf(w, "%s:\n%s\n", name, strings.TrimSpace(c.Secret[name]))
+				continue
+			}
+			fmt.Fprintf(w, "%s\t%s\n", name, c.Secret[name])
+		}
+	})
+}
+
+func secretFields(c *api.Credential) []string { return slices.Sorted(maps.Keys(c.Secret)) }
+
+// variables are the names by which the tools that a credential is for look for
+// it in their environment, with the values.
+func variables(c *api.Credential) [][2]string {
+	out := [][2]string{{"BROKER_LEASE", c.Lease}, {"BROKER_EXPIRES_AT", c.ExpiresAt.UTC().Format(time.RFC3339)}}
+	names := map[string][][2]string{ // type: variable, field
+		"bearer":      {{"BROKER_ACCESS_TOKEN", "token"}},
+		"aws":         {{"AWS_ACCESS_KEY_ID", "access_key_id"}, {"AWS_SECRET_ACCESS_KEY", "secret_access_key"}, {"AWS_SESSION_TOKEN", "session_token"}},
+		"userpass":    {{"PGUSER", "username"}, {"PGPASSWORD", "password"}, {"BROKER_USERNAME", "username"}, {"BROKER_PASSWORD", "password"}},
+		"certificate": {{"BROKER_CERTIFICATE", "certificate"}, {"BROKER_PRIVATE_KEY", "private_key"}, {"BROKER_CHAIN", "chain"}},
+		"vault":       {{"VAULT_TOKEN", "token"}},
+	}
+	known, ok := names[c.Type]
+	if !ok {
+		for _, field := range secretFields(c) {
+			known = append(known, [2]string{"BROKER_" + variableName(field), field})
+		}
+	}
+	for _, pair := range known {
+		if value, ok := c.Secret[pair[1]]; ok {
+			out = append(out, [2]string{pair[0], value})
+		}
+	}
+	return out
+}
+
+// variableName makes a field's name one of an environment variable.
+func variableName(field string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z':
+			return r - 'a' + 'A'
+		case r >= 'A' && r <= 'Z' || r >= '0' && r <= '9':
+			return r
+		}
+		return '_'
+	}, field)
+}
+
+// shellQuote quotes a text for POSIX shells: within single quotes, only they
+// mean something.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// fileOf is a credential as a file: a token alone, or the fields as JSON.
+func fileOf(c *api.Credential) string {
+	if token, ok := c.Secret["token"]; ok && len(c.Secret) == 1 {
+		return token
+	}
+	text, err := json.Marshal(c.Secret)
+	if err != nil {
+		return ""
+	}
+	return string(text) + "\n"
+}
+
+// pgpass is a line for any host, port and database: those are known by whoever
+// connects.
+func pgpass(c *api.Credential) (string, error) {
+	if c.Type != "userpass" {
+		return "", fmt.Errorf("a credential of type %q has no place in a password file", c.Type)
+	}
+	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace
+	return "*:*:*:" + escape(c.Secret["username"]) + ":" + escape(c.Secret["password"]), nil
+}

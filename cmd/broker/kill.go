@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+)
+
+// selectorFlags say what the kill switch hits.
+type selectorFlags struct{ api.Selector }
+
+func (f *selectorFlags) add(c *cobra.Command, request bool) {
+	c.Flags().StringVar(&f.Holder, "holder", "", "one identity, by its SPIFFE ID")
+	c.Flags().StringVar(&f.Under, "under", "", "a SPIFFE ID and every path below it")
+	c.Flags().StringVar(&f.TrustDomain, "trust-domain", "", "everybody of a trust domain")
+	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "everybody who has an entitlement")
+	c.Flags().StringVar(&f.Issuer, "issuer", "", "everything that one issuer makes")
+	if request {
+		c.Flags().StringVar(&f.Request, "request", "", "the leases of one request (it is not blocked)")
+	}
+}
+
+// check wants exactly one of them.
+func (f *selectorFlags) check() error {
+	given := 0
+	for _, s := range []string{f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer, f.Request} {
+		if s != "" {
+			given++
+		}
+	}
+	if given != 1 {
+		return usage("say what to hit, and one thing only: --holder, --under, --trust-domain, --entitlement, --issuer or --request")
+	}
+	return nil
+}
+
+// adminClient speaks the API over the admin socket, as an operator.
+func adminClient(socket string) *api.Client {
+	return &api.Client{BaseURL: "http://admin", HTTP: &http.Client{
+		Timeout: time.Minute,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			if err != nil {
+				return nil, fmt.Errorf("%w: the admin socket %s: %w", errUnreachable, socket, err)
+			}
+			return c, nil
+		}},
+	}}
+}
+
+func (a *app) adminSocketFlag(c *cobra.Command, socket *string) {
+	c.PersistentFlags().StringVar(socket, "admin-socket", "", "the broker's admin socket (or BROKER_ADMIN_SOCKET; default /run/broker/admin.sock)")
+}
+
+func (a *app) killCommand() *cobra.Command {
+	var f selectorFlags
+	var socket, why string
+	var preview, yes bool
+	c := &cobra.Command{
+		Use:   "kill",
+		Short: "Pull the kill switch: block, and end every credential that it hits",
+		Long: `kill blocks whom you name, so that nothing more is issued to them, and then ends
+every credential that they hold. The block stays until "broker blocks lift".
+
+It shows first what it will hit, and how long those will go on working that only
+time ends, and asks. Without a terminal, give --yes. It works on the broker's own
+machine, by the admin socket, also when nobody can log in.
+
+` + exitHelp,
+		Example: `  broker kill --under spiffe://acme.test/agent --why "INC-4711" --preview
+  broker kill --under spiffe://acme.test/agent --why "INC-4711"
+  broker kill --issuer vault --why "the database is leaking" --yes`,
+		Args: exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			if !preview && strings.TrimSpace(why) == "" {
+				return usage("say why, for the log: --why TEXT")
+			}
+			client := adminClient(a.adminSocket(socket))
+			seen, err := client.Kill(c.Context(), api.Kill{Selector: f.Selector, Preview: true})
+			if err != nil {
+				return err
+			}
+			if preview {
+				return a.print(seen, func(w io.Writer) { writeKill(w, "it would end", seen) })
+			}
+			if !yes && !a.confirmed(seen) {
+				return usage("nothing was done: type yes, or give --yes")
+			}
+			hit, err := client.Kill(c.Context(), api.Kill{Selector: f.Selector, Reason: why, PreviewDigest: seen.Digest})
+			if err != nil {
+				return err
+			}
+			return a.print(hit, func(w io.Writer) { writeKill(w, "blocked, and ending", hit) })
+		},
+	}
+	f.add(c, true)
+	a.adminSocketFlag(c, &socket)
+	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
+	c.Flags().BoolVar(&preview, "preview", false, "show what it would hit, and do nothing")
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	return c
+}
+
+// confirmed shows what will be hit, and asks.
+func (a *app) confirmed(seen *api.KillPreview) bool {
+	writeKill(a.err, "it will block, and end", seen)
+	fmt.Fprint(a.err, "type yes to go on: ")
+	line, _ := bufio.NewReader(io.LimitReader(a.in, 100)).ReadString('\n')
+	return strings.TrimSpace(line) == "yes"
+}
+
+func writeKill(w io.Writer, what string, k *api.KillPreview) {
+	fmt.Fprintf(w, "%s %d credentials\n", what, k.Leases)
+	for _, issuer := range slices.Sorted(maps.Keys(k.ByIssuer)) {
+		fmt.Fprintf(w, "  %d of %s\n", k.ByIssuer[issuer], issuer)
+	}
+	if k.Irrevocable > 0 {
+		fmt.Fprintf(w, "  %d of them only time ends, the last at %s\n", k.Irrevocable, clock(k.WorkUntil))
+	}
+}
+
+func (a *app) blocksCommand() *cobra.Command {
+	var socket string
+	c := &cobra.Command{
+		Use:   "blocks",
+		Short: "List what the kill switch blocks; add and lift blocks",
+		Example: `  broker blocks
+  broker blocks add --holder spiffe://acme.test/agent/triage --why "INC-4711"
+  broker blocks lift --holder spiffe://acme.test/agent/triage --why "it was a false alarm"`,
+		Args: exactly(0, "no arguments, or add or lift"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			blocks, err := adminClient(a.adminSocket(socket)).Blocks(c.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(api.Blocks{Blocks: blocks}, func(w io.Writer) { writeBlocks(w, blocks) })
+		},
+	}
+	a.adminSocketFlag(c, &socket)
+	c.AddCommand(
+		a.blockChange(&socket, "add", "Refuse whatever is selected, from now on", (*api.Client).Block),
+		a.blockChange(&socket, "lift", "Lift a block", (*api.Client).Lift))
+	return c
+}
+
+func (a *app) blockChange(socket *string, name, short string, change func(*api.Client, context.Context, api.BlockChange) error) *cobra.Command {
+	var f selectorFlags
+	var why string
+	c := &cobra.Command{
+		Use: name, Short: short,
+		Example: "  broker blocks " + name + ` --holder spiffe://acme.test/agent/triage --why "INC-4711"`,
+		Args:    exactly(0, "no arguments"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			if strings.TrimSpace(why) == "" {
+				return usage("say why, for the log: --why TEXT")
+			}
+			return change(adminClient(a.adminSocket(*socket)), c.Context(), api.BlockChange{Selector: f.Selector, Reason: why})
+		},
+	}
+	f.add(c, false)
+	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
+	return c
+}
+
+func writeBlocks(w io.Writer, blocks []api.Block) {
+	if len(blocks) == 0 {
+		fmt.Fprintln(w, "nothing is blocked")
+		return
+	}
+	fmt.Fprintln(w, "WHAT\tNAME\tSINCE\tBY\tWHY")
+	for _, b := range blocks {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.Kind, b.Name, clock(b.Since), b.By, b.Reason)
+	}
+}

@@ -126,6 +126,12 @@ func (c *Client) Revoke(ctx context.Context, lease, reason string) (*Lease, erro
 	})
 }
 
+// Abandon gives up a lease whose issuer is gone for good. It is for operators,
+// and needs a reason.
+func (c *Client) Abandon(ctx context.Context, lease, reason string) (*Lease, error) {
+	return fetch[Lease](ctx, c, call{method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/abandon", body: Revocation{Reason: reason}})
+}
+
 // WhoAmI says who the caller was proved to be.
 func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 	return fetch[Identity](ctx, c, call{method: http.MethodGet, path: "/v1/whoami", retry: true})

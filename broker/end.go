@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -37,6 +38,50 @@ func (b *Broker) Revoke(ctx context.Context, who Identity, id LeaseID, reason st
 		return nil, err
 	}
 	return b.Lease(ctx, who, id, now)
+}
+
+// Abandon closes a lease whose upstream is gone for good, so that nobody tries
+// any longer. It takes a person and a reason, and never counts as revoked: what
+// the credential can still do is not known.
+func (b *Broker) Abandon(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) (*Lease, error) {
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return nil, err
+	}
+	if strings.TrimSpace(reason) == "" {
+		return nil, refuse(ErrInvalidRequest, "say why this lease is given up")
+	}
+	l, err := b.Lease(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	if !b.mayRevoke(ctx, who, l, now) {
+		return nil, refuse(ErrDenied, "only somebody who may revoke this lease, and no workload, can give it up")
+	}
+	after := *l
+	if err := after.abandon(now); err != nil {
+		return nil, err
+	}
+	entry, err := endRecord(&after, who, reason)
+	if err != nil {
+		return nil, err
+	}
+	err = b.cfg.Store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
+		stored, err := get[*Lease](tx, l.ID)
+		if err != nil {
+			return err
+		}
+		if err := stored.abandon(now); err != nil {
+			return err
+		}
+		tx.Append(entry)
+		tx.Put(stored)
+		after = *stored
+		return releaseLimits(tx, stored)
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &after, nil
 }
 
 // mayRevoke says whether somebody may end a lease that others hold. A proof of
@@ -131,6 +176,8 @@ func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
 		kind = audit.LeaseRevoking
 	case LeaseFailed:
 		kind = audit.LeaseFailed
+	case LeaseAbandoned:
+		kind = audit.LeaseAbandoned
 	}
 	record := audit.Record{Kind: kind, Caller: party(by), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow}}
 	if l.Revocation != RevokedImmediate {

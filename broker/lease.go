@@ -197,6 +197,15 @@ func (l *Lease) end(e ending, now time.Time) bool {
 	return true
 }
 
+// abandon gives up a lease whose ending goes on and on.
+func (l *Lease) abandon(now time.Time) error {
+	if l.Status != LeaseRevoking {
+		return refuse(ErrInvalidRequest, "only a lease that is being revoked can be given up: revoke it first")
+	}
+	l.Status, l.Ended, l.Handle = LeaseAbandoned, now, nil
+	return nil
+}
+
 // backoff is the pause after the n-th failed try: it doubles from a second to
 // five minutes, with a quarter of jitter so that leases that fell due together
 // do not come back together. It never ends: revocation does not give up.

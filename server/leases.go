@@ -1,6 +1,9 @@
 package server
 
 import (
+	"context"
+	"time"
+
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
 )
@@ -83,6 +86,14 @@ func (s *Server) renew(c *call, _ nothing) (reply, error) {
 }
 
 func (s *Server) revokeLease(c *call, body api.Revocation) (reply, error) {
+	return c.endLease(body, s.cfg.Broker.Revoke)
+}
+
+func (s *Server) abandonLease(c *call, body api.Revocation) (reply, error) {
+	return c.endLease(body, s.cfg.Broker.Abandon)
+}
+
+func (c *call) endLease(body api.Revocation, end func(context.Context, broker.Identity, broker.LeaseID, string, time.Time) (*broker.Lease, error)) (reply, error) {
 	id, err := c.leaseID()
 	if err != nil {
 		return reply{}, err
@@ -90,7 +101,7 @@ func (s *Server) revokeLease(c *call, body api.Revocation) (reply, error) {
 	if len(body.Reason) > broker.MaxJustification {
 		return reply{}, refuse(broker.ErrInvalidRequest, "reason is too long")
 	}
-	l, err := s.cfg.Broker.Revoke(c.r.Context(), c.who, id, body.Reason, c.now)
+	l, err := end(c.r.Context(), c.who, id, body.Reason, c.now)
 	if err != nil {
 		return reply{}, err
 	}

@@ -50,6 +50,7 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/leases/{id}", run: (*Server).getLease},
 		{audience: API, method: post, path: "/v1/leases/{id}/renew", run: withBody((*Server).renew)},
 		{audience: API, method: post, path: "/v1/leases/{id}/revoke", run: withBody((*Server).revokeLease)},
+		{audience: API, method: post, path: "/v1/leases/{id}/abandon", run: withBody((*Server).abandonLease)},
 		{audience: API, method: get, path: "/v1/entitlements", run: (*Server).entitlements},
 		{audience: API, method: get, path: "/v1/whoami", run: (*Server).whoami},
 		{audience: API, method: post, path: "/v1/revocations", run: withBody((*Server).kill)},

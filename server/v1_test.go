@@ -49,6 +49,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveViews(t, asked, credential)
 	w.driveOAuth(t)
 	w.driveLog(t, credential)
+	w.driveAbandon(t)
 	w.driveOperator(t)
 
 	slices.Sort(w.spec.seen.list)
@@ -186,6 +187,31 @@ func (w *world) driveLog(t *testing.T, credential *api.Credential) {
 		if _, err := w.as(other).AuditRecord(ctx, index); !errors.Is(err, api.NotFound) {
 			t.Errorf("somebody else reads record %d: %v", index, err)
 		}
+	}
+}
+
+// driveAbandon gives up a lease whose issuer is gone: only an operator can, and
+// only when ending it was tried.
+func (w *world) driveAbandon(t *testing.T) {
+	ctx, op := t.Context(), w.as(operator)
+	credential, _, err := w.as(agent).AskAndCollect(ctx, api.Ask{Entitlement: "gone"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := op.Abandon(ctx, credential.Lease, "too early"); !errors.Is(err, api.InvalidRequest) {
+		t.Errorf("abandoning what was never ended: %v", err)
+	}
+	if l := must[*api.Lease](t)(w.as(agent).Revoke(ctx, credential.Lease, "done")); l.Status != api.LeaseRevoking || l.Revocation != "pending" {
+		t.Errorf("given back to an issuer that is gone: %+v", l)
+	}
+	if _, err := w.as(agent).Abandon(ctx, credential.Lease, "why not"); !errors.Is(err, api.Denied) {
+		t.Errorf("abandoning by its holder: %v", err)
+	}
+	if _, err := op.Abandon(ctx, credential.Lease, " "); !errors.Is(err, api.InvalidRequest) {
+		t.Errorf("abandoning without a reason: %v", err)
+	}
+	if l := must[*api.Lease](t)(op.Abandon(ctx, credential.Lease, "the cluster was deleted")); l.Status != api.LeaseAbandoned || l.Revocation == "immediate" {
+		t.Errorf("abandoned: %+v", l)
 	}
 }
 

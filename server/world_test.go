@@ -55,7 +55,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
-	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }})
+	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +164,7 @@ func testRules() *broker.Rules {
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
 			"guarded":    entitlement("guarded", "https://guarded.acme.test", "read"), // people have to approve
 			"not-tokens": entitlement("not-tokens", "", "read"),
+			"gone":       {Name: "gone", Issuer: "gone", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
 		},
 	}
 }
@@ -187,6 +188,11 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	}
 	return d, nil
 }
+
+// gone is an issuer that was there once, and never answers again.
+type gone struct{ minter }
+
+func (*gone) Revoke(context.Context, broker.Lease) error { return broker.ErrIssuerUnavailable }
 
 // A minter makes tokens that say which lease they are of.
 type minter struct{}

@@ -21,7 +21,7 @@ import (
 var errUnreachable = errors.New("can't be reached")
 
 // clientFlags say where the broker is and who we are.
-type clientFlags struct{ server, brokerID, cert, key, tokenFile string }
+type clientFlags struct{ server, brokerID, cert, key, tokenFile, admin string }
 
 func (f *clientFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.server, "server", "", "the broker's URL (or BROKER_URL)")
@@ -29,6 +29,11 @@ func (f *clientFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.cert, "cert", "", "our X.509-SVID, PEM (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
 	c.Flags().StringVar(&f.key, "key", "", "its private key, PEM (or BROKER_KEY)")
 	c.Flags().StringVar(&f.tokenFile, "token-file", "", "our JWT-SVID (or BROKER_TOKEN_FILE)")
+}
+
+// addAdmin is for commands that operators use on others' behalf, too.
+func (f *clientFlags) addAdmin(c *cobra.Command) {
+	c.Flags().StringVar(&f.admin, "admin-socket", "", "do it as an operator, by the broker's admin socket")
 }
 
 // A clientConfig is what is known of the broker and of us.
@@ -76,6 +81,14 @@ func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) 
 	}
 	defer done()
 	return f(ctx, client)
+}
+
+// operatorSession is session, or goes by the admin socket if that was asked for.
+func (a *app) operatorSession(ctx context.Context, f func(context.Context, *api.Client) error) error {
+	if a.client.admin != "" {
+		return f(ctx, adminClient(a.client.admin))
+	}
+	return a.session(ctx, f)
 }
 
 // workloadAPIWait is how long a command waits for its own identity.

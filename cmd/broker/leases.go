@@ -17,10 +17,12 @@ func (a *app) leasesCommand() *cobra.Command {
 		Use:   "leases",
 		Short: "List the credentials that were issued, newest first",
 		Example: `  broker leases --live
-  broker leases --holder '*' --entitlement tickets-api -o json`,
-		Args: exactly(0, "no arguments"),
+  broker leases --holder '*' --entitlement tickets-api -o json
+  broker leases --holder '*' --live --admin-socket /run/broker/admin.sock
+  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
+		Args: exactly(0, "no arguments, or abandon"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.operatorSession(c.Context(), func(ctx context.Context, client *api.Client) error {
 				page, err := client.Leases(ctx, f)
 				if err != nil {
 					return err
@@ -36,6 +38,32 @@ func (a *app) leasesCommand() *cobra.Command {
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
 	a.client.add(c)
+	a.client.addAdmin(c)
+	c.AddCommand(a.abandonCommand())
+	return c
+}
+
+func (a *app) abandonCommand() *cobra.Command {
+	var socket, why string
+	c := &cobra.Command{
+		Use:   "abandon LEASE",
+		Short: "Give up a lease whose issuer is gone for good",
+		Long: `abandon closes a lease that the broker tries to end again and again, because its
+issuer is gone for good. It never counts as revoked: what its credential can
+still do is not known. It works by the admin socket, and the reason is kept in
+the log.`,
+		Example: `  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
+		Args:    exactly(1, "the id of one lease"),
+		RunE: func(c *cobra.Command, args []string) error {
+			l, err := adminClient(a.adminSocket(socket)).Abandon(c.Context(), args[0], why)
+			if err != nil {
+				return err
+			}
+			return a.print(l, func(w io.Writer) { fmt.Fprintf(w, "lease\t%s\nstatus\t%s\n", l.ID, l.Status) })
+		},
+	}
+	a.adminSocketFlag(c, &socket)
+	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
 	return c
 }
 
@@ -84,7 +112,7 @@ func (a *app) returnCommand() *cobra.Command {
   broker return lse_0658sg2b7puh5u0qv0s9k8g6nk --why "done"`,
 		Args: exactly(1, "the id of one lease"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.operatorSession(c.Context(), func(ctx context.Context, client *api.Client) error {
 				l, err := client.Revoke(ctx, args[0], reason)
 				if err != nil {
 					return err
@@ -99,6 +127,7 @@ func (a *app) returnCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&reason, "why", "", "a reason, kept in the log")
 	a.client.add(c)
+	a.client.addAdmin(c)
 	return c
 }
 

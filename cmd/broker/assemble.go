@@ -106,7 +106,7 @@ func (v *service) openTrust(ctx context.Context) (err error) {
 
 // openBroker makes the domain and gives it its first rules.
 func (v *service) openBroker(ctx context.Context) (err error) {
-	list, err := v.makeIssuers()
+	list, err := v.makeIssuers(ctx)
 	if err != nil {
 		return err
 	}

@@ -93,6 +93,7 @@ type markFile struct {
 type issuerFile struct {
 	Token   *tokenFile `yaml:"token"`
 	Vault   *vaultFile `yaml:"vault"`
+	AWS     *awsFile   `yaml:"aws"`
 	Retired bool       `yaml:"retired"` // makes nothing more; ends what it made
 }
 
@@ -122,6 +123,36 @@ type vaultLoginFile struct {
 	Audience plain  `yaml:"audience"` // of the JWT-SVID
 }
 
+type awsFile struct {
+	Region   string      `yaml:"region"`
+	Endpoint plain       `yaml:"endpoint"` // of an STS that is not AWS's own
+	Auth     awsAuthFile `yaml:"auth"`
+}
+
+type awsAuthFile struct {
+	WebIdentity *webIdentityFile `yaml:"web_identity"`
+	AssumeRole  *assumeRoleFile  `yaml:"assume_role"`
+}
+
+type webIdentityFile struct {
+	Audience plain `yaml:"audience"`
+}
+
+type assumeRoleFile struct {
+	CredentialsFile string `yaml:"credentials_file"`
+	Profile         string `yaml:"profile"`
+}
+
+// awsSpecFile is what an entitlement says to AWS; what it allows stands with
+// its scopes.
+type awsSpecFile struct {
+	RoleARN         plain   `yaml:"role_arn"`
+	FullRole        bool    `yaml:"full_role"`
+	ManagedPolicies []plain `yaml:"managed_policies"`
+	ExternalID      plain   `yaml:"external_id"`
+	Chain           bool    `yaml:"chain"`
+}
+
 // vaultSpecFile is what an entitlement says to a Vault.
 type vaultSpecFile struct {
 	Path      string           `yaml:"path"`
@@ -139,7 +170,9 @@ type scopesFile struct {
 }
 
 type scopeFile struct {
-	Policies []string `yaml:"policies"` // of the token, at a Vault
+	Policies  []string `yaml:"policies"` // of the token, at a Vault
+	Actions   []plain  `yaml:"actions"`  // of the session, at AWS
+	Resources []plain  `yaml:"resources"`
 }
 
 // UnmarshalYAML implements yaml.NodeUnmarshaler.
@@ -173,6 +206,7 @@ type entitlementFile struct {
 	Parameters    map[string]parameterFile `yaml:"parameters"`
 	Binding       string                   `yaml:"binding"`
 	Vault         *vaultSpecFile           `yaml:"vault"`
+	AWS           *awsSpecFile             `yaml:"aws"`
 }
 
 type parameterFile struct {

@@ -23,6 +23,7 @@ import (
 type issuerSettings struct {
 	token   *tokenSettings
 	vault   *vaultSettings
+	aws     *issuers.AWSConfig // without keys
 	retired bool
 }
 
@@ -47,15 +48,43 @@ func (c *checker) issuers() {
 		c.name(key, name)
 		s := issuerSettings{retired: f.Retired}
 		switch {
-		case f.Token != nil && f.Vault == nil:
+		case f.Token != nil && f.Vault == nil && f.AWS == nil:
 			s.token = c.tokenIssuer(key+"/token", f.Token)
-		case f.Vault != nil && f.Token == nil:
+		case f.Vault != nil && f.Token == nil && f.AWS == nil:
 			s.vault = c.vaultIssuer(key+"/vault", f.Vault)
+		case f.AWS != nil && f.Token == nil && f.Vault == nil:
+			s.aws = c.awsIssuer(key+"/aws", f.AWS)
 		default:
-			c.bad(key, "say what kind it is, and only one: token: {audience: URL} or vault: {address: URL, …}")
+			c.bad(key, "say what kind it is, and only one: token: {audience: URL}, vault: {address: URL, …} or aws: {region: NAME, …}")
 		}
 		c.s.issuers[name] = s
 	}
+	c.reserved()
+}
+
+// reserved keeps the audiences of assertions out of reach: whoever could get a
+// token for one could assume roles without the broker.
+func (c *checker) reserved() {
+	for _, name := range slices.Sorted(maps.Keys(c.s.issuers)) {
+		for other, s := range c.s.issuers {
+			token := c.s.issuers[name].token
+			if token != nil && s.aws != nil && (token.audience == s.aws.Audience() || token.audience == issuers.AWSAudience) {
+				c.bad("issuers/"+name+"/token/audience", "%s is what AWS knows the broker itself by (issuer %s): a workload with such a token could assume roles", token.audience, other)
+			}
+		}
+	}
+}
+
+func (c *checker) awsIssuer(key string, f *awsFile) *issuers.AWSConfig {
+	cfg := &issuers.AWSConfig{Region: f.Region, Endpoint: string(f.Endpoint)}
+	if w := f.Auth.WebIdentity; w != nil {
+		cfg.WebIdentity = &issuers.AWSWebIdentity{Issuer: c.s.externalURL.String(), Audience: string(w.Audience), Algorithm: c.s.signing.Algorithm}
+	}
+	if r := f.Auth.AssumeRole; r != nil {
+		cfg.AssumeRole = &issuers.AWSAssumeRole{CredentialsFile: c.file(r.CredentialsFile), Profile: r.Profile}
+	}
+	cfg.Check(func(at, format string, args ...any) { c.bad(key+"/"+at, format, args...) })
+	return cfg
 }
 
 func (c *checker) tokenIssuer(key string, f *tokenFile) *tokenSettings {
@@ -129,12 +158,25 @@ func (c *checker) vaultLogin(key string, f *vaultLoginFile, mount string) *vault
 // given now.
 func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *broker.Entitlement) {
 	effect := audit.NewObject().String("entitlement", e.Name).String("issuer", e.Issuer).String("binding", string(e.Binding))
-	if issuer.vault == nil {
-		if f.Vault != nil {
-			c.bad(key+"/vault", "its issuer, %q, is no Vault", e.Issuer)
+	if issuer.vault == nil && f.Vault != nil {
+		c.bad(key+"/vault", "its issuer, %q, is no Vault", e.Issuer)
+	}
+	if issuer.aws == nil && f.AWS != nil {
+		c.bad(key+"/aws", "its issuer, %q, is not AWS", e.Issuer)
+	}
+	if issuer.token != nil && f.Scopes.adds != nil {
+		c.bad(key+"/scopes", "the scopes of tokens are names alone: [read, write]")
+	}
+	if issuer.token == nil && e.Binding != broker.BindingNone {
+		c.bad(key+"/binding", "only the broker's own tokens can be bound")
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.Scopes.adds)) {
+		adds, at := f.Scopes.adds[name], key+"/scopes/"+name
+		if issuer.vault == nil && adds.Policies != nil {
+			c.bad(at+"/policies", "its issuer, %q, is no Vault", e.Issuer)
 		}
-		if f.Scopes.adds != nil {
-			c.bad(key+"/scopes", "the scopes of tokens are names alone: [read, write]")
+		if issuer.aws == nil && (adds.Actions != nil || adds.Resources != nil) {
+			c.bad(at+"/actions", "its issuer, %q, is not AWS", e.Issuer)
 		}
 	}
 	switch {
@@ -145,6 +187,10 @@ func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *
 		spec := c.vaultSpec(key, f, e)
 		e.Spec, e.Revocation = spec, spec.Revocation()
 		effect.String("kind", "vault").Hex("spec", spec.Digest())
+	case issuer.aws != nil:
+		spec := c.awsSpec(key, issuer.aws, f, e)
+		e.Spec, e.MinTTL = spec, issuers.AWSMinTTL
+		effect.String("kind", "aws").Hex("spec", spec.Digest())
 	}
 	e.Effect = audit.HashObject("accessbroker/effect/v1", effect)
 }
@@ -153,9 +199,6 @@ func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement
 	if f.Vault == nil {
 		c.bad(key+"/vault", "say what the Vault is asked for, such as {path: database/creds/orders-ro}")
 		return &issuers.VaultSpec{}
-	}
-	if e.Binding != broker.BindingNone {
-		c.bad(key+"/binding", "only the broker's own tokens can be bound")
 	}
 	v := f.Vault
 	spec := &issuers.VaultSpec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Lasting: v.Ephemeral != nil && !*v.Ephemeral}
@@ -178,9 +221,28 @@ func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement
 	return spec
 }
 
+func (c *checker) awsSpec(key string, cfg *issuers.AWSConfig, f entitlementFile, e *broker.Entitlement) *issuers.AWSSpec {
+	if f.AWS == nil {
+		c.bad(key+"/aws", "say which role it is, such as {role_arn: arn:aws:iam::123456789012:role/reports}")
+		return &issuers.AWSSpec{}
+	}
+	if f.Scopes.adds == nil && len(f.Scopes.names) > 0 {
+		c.bad(key+"/scopes", "say what each scope allows: %s: {actions: [s3:GetObject], resources: [ARN]}", f.Scopes.names[0])
+		return &issuers.AWSSpec{}
+	}
+	role := issuers.AWSRole{
+		RoleARN: string(f.AWS.RoleARN), FullRole: f.AWS.FullRole, ManagedPolicies: toStrings(f.AWS.ManagedPolicies),
+		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Scopes: map[string]issuers.AWSScope{},
+	}
+	for name, adds := range f.Scopes.adds {
+		role.Scopes[name] = issuers.AWSScope{Actions: toStrings(adds.Actions), Resources: toStrings(adds.Resources)}
+	}
+	return cfg.Compile(role, e, func(at, format string, args ...any) { c.bad(key+"/"+at, format, args...) })
+}
+
 // makeIssuers makes every issuer that the settings name, the retired ones too:
 // what they made has to be ended.
-func (v *service) makeIssuers() (map[string]broker.Issuer, error) {
+func (v *service) makeIssuers(ctx context.Context) (map[string]broker.Issuer, error) {
 	list := map[string]broker.Issuer{}
 	for name, s := range v.settings.issuers {
 		switch {
@@ -193,6 +255,18 @@ func (v *service) makeIssuers() (map[string]broker.Issuer, error) {
 			}
 			list[name] = vault
 			v.loops = append(v.loops, vault.Run)
+		case s.aws != nil:
+			cfg := *s.aws
+			if cfg.WebIdentity != nil {
+				web := *cfg.WebIdentity
+				web.Keys = v.keys
+				cfg.WebIdentity = &web
+			}
+			aws, err := issuers.NewAWS(ctx, cfg)
+			if err != nil {
+				return nil, fmt.Errorf("issuer %s: %w", name, err)
+			}
+			list[name] = aws
 		}
 	}
 	return list, nil

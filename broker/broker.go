@@ -69,6 +69,7 @@ type Broker struct {
 	waiters waiters
 	denials denials
 	paces   map[string]*pace // by issuer; the map is not changed
+	writes  gate             // of reaping
 	reload  sync.Mutex       // held while rules are replaced
 }
 
@@ -90,7 +91,7 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20
 	}
-	b := &Broker{cfg: cfg, paces: map[string]*pace{}}
+	b := &Broker{cfg: cfg, paces: map[string]*pace{}, writes: make(gate, reapWrites)}
 	for name := range cfg.Issuers {
 		b.paces[name] = &pace{}
 	}

@@ -99,18 +99,19 @@ func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time
 // finish ends a lease. The upstream is told first and the log after, so that
 // ending never depends on the log; and it goes on when the caller is gone.
 func (b *Broker) finish(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) error {
-	_, err := b.tryEnd(ctx, l, how, by, reason, now)
+	_, err := b.tryEnd(ctx, l, how, by, reason, now, nil)
 	return err
 }
 
 // tryEnd is finish, and tells what the upstream said beside whether it was
-// recorded.
-func (b *Broker) tryEnd(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) (upstream, err error) {
+// recorded. It writes when the gate lets it through.
+func (b *Broker) tryEnd(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time, gate gate) (upstream, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
 	defer cancel()
 	start := time.Now()
 	upstream = b.revokeUpstream(ctx, l)
 	e := ending{how, upstream}
+	defer gate.pass()()
 	if err := b.recordEnd(context.WithoutCancel(ctx), l, e, by, reason, now.Add(time.Since(start))); err != nil {
 		b.cfg.Log.ErrorContext(ctx, "the end of a lease is not recorded yet", "lease", l.ID.String(), "how", how, "err", err)
 		return upstream, err

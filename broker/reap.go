@@ -15,6 +15,7 @@ const (
 	reapEvery   = time.Second
 	reapBatch   = 512
 	reapAtOnce  = 16 // calls to one issuer at a time
+	reapWrites  = 8  // writes of all reaping at a time: those that issue share the commits with them
 	sharedFlush = 10 * time.Second
 )
 
@@ -55,6 +56,19 @@ func (p *pace) heard(err error, now time.Time) bool {
 	p.until = now.Add(min(backoff(p.trips), time.Minute))
 	p.trips++
 	return false
+}
+
+// A gate lets as many through at a time as it has places. The zero gate lets
+// everybody through.
+type gate chan struct{}
+
+// pass waits for a place, and gives what frees it.
+func (g gate) pass() (leave func()) {
+	if g == nil {
+		return func() {}
+	}
+	g <- struct{}{}
+	return func() { <-g }
 }
 
 // Reap does what is due: leases whose time is over are ended upstream, leases
@@ -99,7 +113,7 @@ func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (
 		}
 		done++
 		group.Go(func() error {
-			upstream, _ := b.tryEnd(ctx, l, l.dueHow(), Identity{}, "", now) // tryEnd has logged what it could not record
+			upstream, _ := b.tryEnd(ctx, l, l.dueHow(), Identity{}, "", now, b.writes) // tryEnd has logged what it could not record
 			if !pace.heard(upstream, now.Add(time.Since(start))) {
 				stop.Store(true)
 			}

@@ -139,7 +139,7 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 		return nil, err
 	}
 	options := sts.Options{
-		Region: c.Region, HTTPClient: client, Credentials: credentials,
+		Region: c.Region, HTTPClient: client, Credentials: credentials, HTTPSignerV4: awsSigner{},
 		// A second try after a lost answer would make a second credential.
 		Retryer: aws.NopRetryer{},
 	}

@@ -1,6 +1,7 @@
 package issuers
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"accessbroker.internal/broker"
 )
@@ -26,24 +28,44 @@ type awsClient struct{ http *http.Client }
 const (
 	awsAnswer  = 64 << 10 // bytes
 	awsHeaders = 32 << 10
+
+	// awsIdle is how long a connection is kept. STS closes those that are idle
+	// for long, and a call on one that is being closed may be lost.
+	awsIdle = 5 * time.Second
 )
 
 func newAWSClient(c *http.Client) awsClient {
 	if c == nil {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.Proxy, transport.MaxResponseHeaderBytes = nil, awsHeaders
+		transport.Proxy, transport.MaxResponseHeaderBytes, transport.IdleConnTimeout = nil, awsHeaders, awsIdle
 		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 		c = &http.Client{Transport: transport}
 	}
 	direct := *c
-	// A redirect would carry the assertion to somebody else.
+	// Whatever STS answers, nobody else is asked.
 	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return awsClient{&direct}
 }
 
-// Do implements the SDK's HTTPClient.
+// Do implements the SDK's HTTPClient. The SDK closes the body of a call as soon
+// as the answer begins. A transport that still looks at it then takes that for
+// a failed write, and drops the connection with the rest of the answer: so it
+// gets a copy. By that it can also use another connection if STS had closed the
+// one that it kept, as long as nothing was sent.
 func (c awsClient) Do(r *http.Request) (*http.Response, error) {
-	resp, err := c.http.Do(r)
+	var body []byte
+	if r.Body != nil {
+		var err error
+		if body, err = io.ReadAll(r.Body); err != nil {
+			return nil, err
+		}
+	}
+	call, err := http.NewRequestWithContext(r.Context(), r.Method, r.URL.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	call.Header, call.Host = r.Header, r.Host
+	resp, err := c.http.Do(call)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +86,16 @@ func (o awsOwn) Retrieve(ctx context.Context) (aws.Credentials, error) {
 		return aws.Credentials{}, errAWSOwn
 	}
 	return c, nil
+}
+
+// An awsSigner signs calls (AWS Signature Version 4). The SDK's own keeps what it
+// derived from a secret by the name of the key alone: it would go on with a
+// secret that was replaced.
+type awsSigner struct{}
+
+// SignHTTP implements the SDK's HTTPSignerV4.
+func (awsSigner) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, payload, service, region string, now time.Time, options ...func(*v4.SignerOptions)) error {
+	return v4.NewSigner().SignHTTP(ctx, c, r, payload, service, region, now, options...)
 }
 
 // An awsAssertion are the claims by which STS knows the broker (OpenID Connect

@@ -170,6 +170,11 @@ func TestWhatDoesNotCompile(t *testing.T) {
 			e.Parameters["prefix"] = testPattern("[a-z]+")
 			r.Scopes["read"] = AWSScope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}/${prefix}/*", "arn:aws:s3:::b/${prefix}/${prefix}/*", "arn:aws:s3:::c/${prefix}/${prefix}/*", "arn:aws:s3:::d/${prefix}/${prefix}/*"}}
 		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
+		"too large, managed": {role, func(r *AWSRole, _ *broker.Entitlement) {
+			for i := range awsManagedPolicies {
+				r.ManagedPolicies = append(r.ManagedPolicies, fmt.Sprintf("arn:aws:iam::aws:policy/%s/%s%d", strings.Repeat("p", 60), strings.Repeat("n", 100), i))
+			}
+		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, e := reportsRole()
@@ -293,6 +298,14 @@ func TestSubstitution(t *testing.T) {
 	s = compileAWS(t, testRegion, r, e)
 	if _, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x.", "next": "."}); !errors.Is(err, broker.ErrInvalidParameter) {
 		t.Errorf("two values make two dots: %v", err)
+	}
+	e.Parameters["next"] = testPattern(`\.\./[a-z]+`)
+	s = compileAWS(t, testRegion, r, e)
+	if policy, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x/", "next": "../y"}); err != nil || !strings.Contains(policy, ":::a/x/../y") {
+		t.Errorf("two dots in so many words: %s, %v", policy, err)
+	}
+	if _, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x/../", "next": "../y"}); !errors.Is(err, broker.ErrInvalidParameter) {
+		t.Errorf("what one may, another may not: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/go-jose/go-jose/v4"
 
 	"accessbroker.internal/broker"
@@ -121,6 +123,12 @@ func (f *fakeSTS) session(w http.ResponseWriter, form url.Values) {
 		<Credentials><AccessKeyId>%[2]s</AccessKeyId><SecretAccessKey>%[3]s</SecretAccessKey><SessionToken>%[4]s</SessionToken><Expiration>%[5]s</Expiration></Credentials>
 		<PackedPolicySize>6</PackedPolicySize></%[1]sResult><ResponseMetadata><RequestId>c6104cbe-af31-11e0-8154-cbc7ccf896c7</RequestId></ResponseMetadata></%[1]sResponse>`,
 		action, testAccessKey, testSecretKey, testSession, f.clock().Add(cmp.Or(f.last, seconds)).UTC().Format(time.RFC3339))
+}
+
+func (f *fakeSTS) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls)
 }
 
 func (f *fakeSTS) only() stsCall {
@@ -263,20 +271,19 @@ func TestAssertion(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
 	o := awsOrder(t, a)
-	for name, c := range map[string]struct{ audience, holder, tag string }{
+	for name, c := range map[string]struct {
+		audience, holder, tag string /* empty: the hash */
+	}{
 		"as it is":        {"", "spiffe://acme.test/agent/triage", "spiffe://acme.test/agent/triage"},
 		"own audience":    {"https://aws.acme.test", "spiffe://acme.test/a", "spiffe://acme.test/a"},
 		"256 characters":  {"", "spiffe://acme.test/" + strings.Repeat("a", 237), "spiffe://acme.test/" + strings.Repeat("a", 237)},
-		"257 characters":  {"", "spiffe://acme.test/" + strings.Repeat("a", 238), "ee0e2eeca88d31f3b1e46d0aa4a1be8bec43d5b0fa0e1f3f5bdb8e6e7bf23a1c"},
-		"not AWS's signs": {"", "login/auth0|1", "sum"},
+		"257 characters":  {"", "spiffe://acme.test/" + strings.Repeat("a", 238), ""},
+		"not AWS's signs": {"", "login/auth0|1", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f.calls, o.Lease.Holder, a.cfg.WebIdentity.Audience = nil, c.holder, c.audience
-			if len(c.tag) == 64 || c.tag == "sum" {
-				c.tag = awsTag(c.holder)
-				if len(c.tag) != 64 || c.tag == c.holder {
-					t.Errorf("the tag is %q", c.tag)
-				}
+			if c.tag == "" {
+				c.tag = fmt.Sprintf("%x", sha256.Sum256([]byte(c.holder)))
 			}
 			if _, _, err := a.Issue(t.Context(), o); err != nil {
 				t.Fatal(err)
@@ -364,8 +371,25 @@ func TestAssumeRoleByCredentials(t *testing.T) {
 	if err := os.Remove(a.cfg.AssumeRole.CredentialsFile); err != nil {
 		t.Fatal(err)
 	}
-	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != awsNothing || len(f.calls) != 2 {
+	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != awsNothing || f.count() != 2 {
 		t.Errorf("without the file: %q, %v", handle, err)
+	}
+}
+
+// TestNewSecretOfAnOldKey: MinIO's users keep their name when they get another
+// password.
+func TestNewSecretOfAnOldKey(t *testing.T) {
+	signer := newFakeSTS(t).byCredentials(t).sts.Options().HTTPSignerV4
+	sign := func(secret string) string {
+		r := httptest.NewRequest(http.MethodPost, "https://sts.test/", nil)
+		err := signer.SignHTTP(t.Context(), aws.Credentials{AccessKeyID: "AKIATEST", SecretAccessKey: secret}, r, "", "sts", "eu-west-1", noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Header.Get("Authorization")
+	}
+	if one := sign("one"); one == sign("other") || one != sign("one") {
+		t.Error("the secret does not count")
 	}
 }
 
@@ -437,8 +461,8 @@ func TestShortestSession(t *testing.T) {
 	}
 	o.Lease.Expires = noon.Add(14 * time.Minute)
 	_, handle, err := a.Issue(t.Context(), o)
-	if !errors.Is(err, broker.ErrIssuerRefused) || string(handle) != awsNothing || len(f.calls) != 1 {
-		t.Errorf("14m: %q, %v after %d calls", handle, err, len(f.calls))
+	if !errors.Is(err, broker.ErrIssuerRefused) || string(handle) != awsNothing || f.count() != 1 {
+		t.Errorf("14m: %q, %v after %d calls", handle, err, f.count())
 	}
 }
 
@@ -453,9 +477,9 @@ func TestUpstreamClocks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			least := o.Lease.Expires.Add(-awsCallTime + min(off, 0))
-			if c.Expires.After(o.Lease.Expires) || c.Expires.Before(least) {
-				t.Errorf("expires %s, want between %s and %s", c.Expires, least, o.Lease.Expires)
+			asked, err := time.ParseDuration(f.only().form.Get("DurationSeconds") + "s")
+			if want := noon.Add(asked + min(off, 0)); err != nil || !c.Expires.Equal(want) || want.After(o.Lease.Expires) {
+				t.Errorf("expires %s, want %s, before %s (%v)", c.Expires, want, o.Lease.Expires, err)
 			}
 		})
 	}
@@ -525,6 +549,9 @@ func TestSTSRefuses(t *testing.T) {
 				if retry := r != nil && r.Retry > 0; retry != (c.want == broker.ErrIssuerUnavailable && c.detail != "") {
 					t.Errorf("may be tried again: %t", retry)
 				}
+				if named := strings.Contains(err.Error(), c.code+", request c6104cbe-af31-11e0-8154-cbc7ccf896c7"); named != c.nothing {
+					t.Errorf("operators read %v", err)
+				}
 				checkSilent(t, err, private, "own-secret", "eyJ")
 				// What is known not to exist needs no ending.
 				o.Lease.Handle = handle
@@ -550,19 +577,17 @@ func checkSilent(t *testing.T, err error, private ...string) {
 }
 
 func TestSTSFails(t *testing.T) {
-	hang := func(w http.ResponseWriter) {
-		panic(http.ErrAbortHandler)
-	}
+	hangUp := func() { panic(http.ErrAbortHandler) }
 	for name, c := range map[string]struct {
 		answer http.HandlerFunc
 		say    string
 	}{
-		"lost answer": {func(w http.ResponseWriter, _ *http.Request) { hang(w) }, "the connection ended"},
+		"lost answer": {func(http.ResponseWriter, *http.Request) { hangUp() }, "the connection ended"},
 		"half an answer": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = io.WriteString(w, "<AssumeRoleResponse>")
 			w.(http.Flusher).Flush()
-			hang(w)
+			hangUp()
 		}, "the connection ended"},
 		"nothing":    {func(http.ResponseWriter, *http.Request) {}, "without a credential"},
 		"not XML":    {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"a":1}`) }, ""},
@@ -578,10 +603,15 @@ func TestSTSFails(t *testing.T) {
 			w.WriteHeader(400)
 			_, _ = w.Write(bytes.Repeat([]byte("<a>"), awsAnswer))
 		}, "larger than"},
-		"proxy's refusal": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html><body>no</body></html>", 407) }, "407"},
+		"proxy's refusal": {func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "<html><body>no</body></html>", http.StatusProxyAuthRequired)
+		}, "407"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 		}, "307"},
+		"redirect by GET": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		}, "302"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeSTS(t)
@@ -598,6 +628,70 @@ func TestSTSFails(t *testing.T) {
 				checkSilent(t, err)
 			}
 		})
+	}
+}
+
+// TestLostAnswerOnAnOldConnection: an HTTP client repeats some calls by itself
+// if a connection that it had kept breaks. It may not repeat this one.
+func TestLostAnswerOnAnOldConnection(t *testing.T) {
+	f := newFakeSTS(t)
+	a := f.byAssertion(t)
+	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil {
+		t.Fatal(err)
+	}
+	f.answer = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	_, handle, err := a.Issue(t.Context(), awsOrder(t, a))
+	if !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || f.count() != 2 {
+		t.Errorf("after %d calls: %q, %v", f.count(), handle, err)
+	}
+}
+
+func TestAWSIsSafeForConcurrentUse(t *testing.T) {
+	f := newFakeSTS(t)
+	a := f.byAssertion(t)
+	o := awsOrder(t, a)
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			if _, _, err := a.Issue(t.Context(), o); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if f.count() != 16 {
+		t.Errorf("%d calls", f.count())
+	}
+}
+
+// TestKeysThatRotate: what is in the JWKS verifies; an EdDSA key that signs
+// until its successor does is not used.
+func TestKeysThatRotate(t *testing.T) {
+	s := testStore(t)
+	openKeys(t, testConfig(t, s, "EdDSA"), noon)
+	keys := openKeys(t, testConfig(t, s, "ES256"), noon)
+	now := noon
+	f := newFakeSTS(t)
+	f.clock, f.jwks = func() time.Time { return now }, func() []byte { return keys.JWKS(now) }
+	a := newTestAWS(t, AWSConfig{Region: "eu-west-1", Endpoint: f.url, Now: f.clock, WebIdentity: &AWSWebIdentity{Issuer: testIssuer, Keys: keys}})
+	o := awsOrder(t, a)
+	o.Lease.Expires = noon.Add(36 * time.Hour)
+	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != awsNothing || f.count() != 0 {
+		t.Errorf("while EdDSA signs: %q, %v", handle, err)
+	}
+	kids := map[string]bool{}
+	for _, now = range []time.Time{noon.Add(time.Hour), noon.Add(24 * time.Hour), noon.Add(25*time.Hour + time.Minute)} {
+		if err := keys.Step(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := a.Issue(t.Context(), o); err != nil {
+			t.Fatalf("at %s: %v", now, err)
+		}
+		header, _, _ := strings.Cut(f.calls[len(f.calls)-1].form.Get("WebIdentityToken"), ".")
+		kids[header] = true
+	}
+	if len(kids) != 2 {
+		t.Errorf("%d keys signed", len(kids))
 	}
 }
 
@@ -678,8 +772,8 @@ func TestOrdersThatDoNotFit(t *testing.T) {
 		}
 		a.cfg.Now = func() time.Time { return noon }
 	}
-	if len(f.calls) > 0 {
-		t.Errorf("STS was called %d times", len(f.calls))
+	if f.count() > 0 {
+		t.Errorf("STS was called %d times", f.count())
 	}
 }
 

@@ -67,6 +67,16 @@ func (v *Verifier) JWT(compact string, now time.Time) (broker.Identity, error) {
 	return who, v.count(err)
 }
 
+// Remembers says whether a token held before, so that looking at it again
+// costs a hash. It may have expired since.
+func (v *Verifier) Remembers(compact string) bool {
+	if len(compact) > MaxToken {
+		return false
+	}
+	_, ok := v.tokens.recall(sha256.Sum256([]byte(compact)), v.source.trust.Load().generation)
+	return ok
+}
+
 func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 	if len(compact) > MaxToken {
 		return broker.Identity{}, refused(CauseOversized, "the JWT-SVID is larger than 8 KiB: fetch one with fewer claims")

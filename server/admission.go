@@ -58,6 +58,7 @@ const maxRemembered = 16384 // identities, and addresses
 type admission struct {
 	perSecond float64
 	atOnce    int
+	clock     func() time.Time
 
 	mu      sync.Mutex
 	callers *lru[string, *callerState] // guarded by mu
@@ -69,13 +70,16 @@ type callerState struct {
 }
 
 func newAdmission(perSecond float64, atOnce int) *admission {
-	return &admission{perSecond: perSecond, atOnce: atOnce, callers: newLRU[string, *callerState](maxRemembered)}
+	return &admission{perSecond: perSecond, atOnce: atOnce, clock: time.Now, callers: newLRU[string, *callerState](maxRemembered)}
 }
 
-// enter lets a call in, or refuses. Whoever is let in must leave.
-func (a *admission) enter(id string, now time.Time) (leave func(), err error) {
+// enter lets a call in, or refuses. Whoever is let in must leave. The time is
+// looked at under the lock, so that it never goes back: a bucket that is told
+// an earlier time fills again.
+func (a *admission) enter(id string) (leave func(), err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	now := a.clock()
 	state, ok := a.callers.get(id)
 	if !ok {
 		state = &callerState{bucket: rate.NewLimiter(rate.Limit(a.perSecond), max(1, int(a.perSecond)))}
@@ -107,18 +111,21 @@ const (
 // looked up, and those behind one proxy share their fate. It is safe for
 // concurrent use.
 type failures struct {
+	clock func() time.Time
+
 	mu        sync.Mutex
 	addresses *lru[netip.Prefix, *rate.Limiter] // guarded by mu
 }
 
 func newFailures() *failures {
-	return &failures{addresses: newLRU[netip.Prefix, *rate.Limiter](maxRemembered)}
+	return &failures{clock: time.Now, addresses: newLRU[netip.Prefix, *rate.Limiter](maxRemembered)}
 }
 
 // check refuses an address that failed too often.
-func (f *failures) check(addr netip.Addr, now time.Time) error {
+func (f *failures) check(addr netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	now := f.clock()
 	bucket, ok := f.addresses.get(network(addr))
 	if !ok || bucket.TokensAt(now) >= 1 {
 		return nil
@@ -127,9 +134,10 @@ func (f *failures) check(addr netip.Addr, now time.Time) error {
 }
 
 // count remembers a failure.
-func (f *failures) count(addr netip.Addr, now time.Time) {
+func (f *failures) count(addr netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	now := f.clock()
 	bucket, ok := f.addresses.get(network(addr))
 	if !ok {
 		bucket = rate.NewLimiter(failuresPerSecond, failuresBurst)

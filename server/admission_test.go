@@ -13,8 +13,9 @@ import (
 func TestAdmissionRate(t *testing.T) {
 	a := newAdmission(50, 20)
 	now := time.Unix(1000, 0)
+	a.clock = func() time.Time { return now }
 	enter := func(id string) error {
-		leave, err := a.enter(id, now)
+		leave, err := a.enter(id)
 		if err == nil {
 			leave()
 		}
@@ -40,30 +41,28 @@ func TestAdmissionRate(t *testing.T) {
 
 func TestAdmissionAtOnce(t *testing.T) {
 	a := newAdmission(1000, 2)
-	now := time.Unix(1000, 0)
-	first, err1 := a.enter("x", now)
-	_, err2 := a.enter("x", now)
-	if _, err := a.enter("x", now); err1 != nil || err2 != nil || !errors.Is(err, broker.ErrSlowDown) {
+	first, err1 := a.enter("x")
+	_, err2 := a.enter("x")
+	if _, err := a.enter("x"); err1 != nil || err2 != nil || !errors.Is(err, broker.ErrSlowDown) {
 		t.Fatalf("%v, %v, then %v", err1, err2, err)
 	}
 	first()
-	if _, err := a.enter("x", now); err != nil {
+	if _, err := a.enter("x"); err != nil {
 		t.Errorf("after one left: %v", err)
 	}
 }
 
 func TestAdmissionRemembersSoMany(t *testing.T) {
 	a := newAdmission(1, 1)
-	now := time.Unix(1000, 0)
 	for i := range maxRemembered + 100 {
-		if _, err := a.enter(fmt.Sprint(i), now); err != nil {
+		if _, err := a.enter(fmt.Sprint(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if n := len(a.callers.at); n != maxRemembered || a.callers.order.Len() != n {
 		t.Errorf("%d identities are remembered, %d in order", n, a.callers.order.Len())
 	}
-	if _, err := a.enter(fmt.Sprint(maxRemembered+99), now); err == nil {
+	if _, err := a.enter(fmt.Sprint(maxRemembered + 99)); err == nil {
 		t.Error("the identity that called last is forgotten")
 	}
 }
@@ -71,26 +70,28 @@ func TestAdmissionRemembersSoMany(t *testing.T) {
 func TestFailuresOfAnAddress(t *testing.T) {
 	f := newFailures()
 	now := time.Unix(1000, 0)
+	f.clock = func() time.Time { return now }
 	bad, neighbour, other := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("192.0.2.1")
 	for range failuresBurst {
-		if err := f.check(bad, now); err != nil {
+		if err := f.check(bad); err != nil {
 			t.Fatal(err)
 		}
-		f.count(bad, now)
+		f.count(bad)
 	}
-	if err := f.check(bad, now); !errors.Is(err, broker.ErrSlowDown) {
+	if err := f.check(bad); !errors.Is(err, broker.ErrSlowDown) {
 		t.Errorf("after %d failures: %v", failuresBurst, err)
 	}
-	if err := f.check(neighbour, now); !errors.Is(err, broker.ErrSlowDown) {
+	if err := f.check(neighbour); !errors.Is(err, broker.ErrSlowDown) {
 		t.Errorf("another address of the same /64: %v", err)
 	}
-	if err := f.check(other, now); err != nil {
+	if err := f.check(other); err != nil {
 		t.Errorf("another address: %v", err)
 	}
-	if err := f.check(bad, now.Add(time.Second)); err != nil {
+	now = now.Add(time.Second)
+	if err := f.check(bad); err != nil {
 		t.Errorf("a second later: %v", err)
 	}
-	if err := f.check(netip.Addr{}, now); err != nil {
+	if err := f.check(netip.Addr{}); err != nil {
 		t.Errorf("an unknown address: %v", err)
 	}
 }

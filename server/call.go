@@ -144,6 +144,7 @@ func (c *call) run() (reply, error) {
 		if err := c.readForm(); err != nil {
 			return reply{}, err
 		}
+		c.now = time.Now() // it may have come slowly
 	}
 	if c.route.open {
 		return c.route.run(c.s, c)
@@ -151,7 +152,7 @@ func (c *call) run() (reply, error) {
 	if err := c.identify(); err != nil {
 		return reply{}, err
 	}
-	leave, err := c.s.admission.enter(c.who.ID, c.now)
+	leave, err := c.s.admission.enter(c.who.ID)
 	if err != nil {
 		return reply{}, err
 	}
@@ -200,11 +201,11 @@ func (c *call) readBody(mediaType string) error {
 
 // identify finds out who calls. Nobody else looks at proofs.
 func (c *call) identify() error {
-	if err := c.s.failures.check(c.from, c.now); err != nil {
-		return err
-	}
 	proof, err := c.proof()
 	if err != nil {
+		return err
+	}
+	if err := c.s.failures.check(c.from); err != nil && c.costly(proof) {
 		return err
 	}
 	who, err := c.authenticate(proof)
@@ -213,6 +214,29 @@ func (c *call) identify() error {
 		return err
 	}
 	c.who = who
+	return nil
+}
+
+// costly says whether the proof takes a signature check that its caller did not
+// pay for: whoever shows a certificate has been through a handshake, which
+// costs more than its chain, and a token that held before is remembered. So
+// those who came before are not shut out by whoever shares their address.
+func (c *call) costly(token string) bool {
+	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 {
+		return false
+	}
+	if token == "" {
+		_, token, _ = strings.Cut(c.r.Header.Get("Authorization"), " ")
+	}
+	return token == "" || c.s.cfg.Remembers == nil || !c.s.cfg.Remembers(token)
+}
+
+// arrived is called when a body was read, which may have taken long: the time
+// of the call is now, and the proof must still hold.
+func (c *call) arrived() error {
+	if c.now = time.Now(); !c.route.open && !c.who.Proof.Valid(c.now) {
+		return broker.ErrProofExpired
+	}
 	return nil
 }
 
@@ -229,7 +253,7 @@ func (c *call) authenticate(proof string) (broker.Identity, error) {
 		return who, nil
 	}
 	if meaningOf(err).level == theirs {
-		c.s.failures.count(c.from, c.now)
+		c.s.failures.count(c.from)
 	}
 	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
 }

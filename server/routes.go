@@ -86,6 +86,9 @@ func withBody[T any](f func(*Server, *call, T) (reply, error)) func(*Server, *ca
 		if err := c.readBody("application/json"); err != nil {
 			return reply{}, err
 		}
+		if err := c.arrived(); err != nil {
+			return reply{}, err
+		}
 		if len(bytes.TrimSpace(c.body)) > 0 {
 			if err := decodeJSON(c.body, &body); err != nil {
 				return reply{}, err

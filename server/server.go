@@ -34,6 +34,11 @@ type Config struct {
 	// broker. What it returns must hold neither the token nor a part of it.
 	Authenticate func(r *http.Request, bodyToken string) (broker.Identity, error)
 
+	// Remembers says whether a token held before, and costs little to look at
+	// again; nil: none is known to. Others are not looked at once too many from
+	// the same address did not hold.
+	Remembers func(token string) bool
+
 	// ConnContext, if set, keeps what is known of a connection (see
 	// http.Server), for Authenticate.
 	ConnContext func(context.Context, net.Conn) context.Context

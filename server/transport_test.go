@@ -192,6 +192,53 @@ func TestFailedAuthenticationsAreBounded(t *testing.T) {
 	}
 }
 
+// Whoever came before goes on, whatever a neighbour at the same address sends.
+func TestANeighboursGarbage(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) { cfg.Remembers = func(token string) bool { return token == agent } })
+	for range failuresBurst + 50 {
+		w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer garbage")
+	}
+	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer garbage"); resp.StatusCode != 429 {
+		t.Errorf("more garbage: %s", resp.Status)
+	}
+	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+agent); resp.StatusCode != 200 {
+		t.Errorf("whose proof held before: %s", resp.Status)
+	}
+}
+
+// A body that comes so slowly that the proof expires meanwhile gets nothing.
+func TestProofThatExpiresWithTheBody(t *testing.T) {
+	expires := make(chan time.Time, 1)
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
+			who, err := authenticate(r, token)
+			who.Proof.Expires = time.Now().Add(100 * time.Millisecond)
+			expires <- who.Proof.Expires
+			return who, err
+		}
+	})
+	body, send := io.Pipe()
+	go func() {
+		time.Sleep(time.Until(<-expires)) // not for luck: for the proof to end
+		_, _ = io.WriteString(send, `{"entitlement":"tickets","scopes":["tickets:read"]}`)
+		_ = send.Close()
+	}()
+	r, err := http.NewRequest("POST", w.url+"/v1/credentials", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+agent)
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != 401 {
+		t.Errorf("got %s", resp.Status)
+	}
+}
+
 // An Authenticate that fails to check the time is not enough to get in.
 func TestExpiredProof(t *testing.T) {
 	w := newWorld(t, func(cfg *Config) {

@@ -72,7 +72,7 @@ func assemble(ctx context.Context, s *settings, getenv func(string) string, log 
 	if err := v.openBroker(ctx); err != nil {
 		return nil, err
 	}
-	v.server, err = server.New(v.serverConfig(v.verifier.Authenticate, v.verifier.ConnContext))
+	v.server, err = server.New(v.callersConfig())
 	return v, err
 }
 
@@ -161,6 +161,13 @@ func (v *service) adopt(ctx context.Context, s *settings, by broker.Identity) (r
 		return "", err
 	}
 	return engine.Revision().String(), nil
+}
+
+// callersConfig is for those who prove themselves by SPIFFE.
+func (v *service) callersConfig() server.Config {
+	c := v.serverConfig(v.verifier.Authenticate, v.verifier.ConnContext)
+	c.Remembers = v.verifier.Remembers
+	return c
 }
 
 func (v *service) serverConfig(authenticate func(*http.Request, string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {

@@ -47,7 +47,7 @@ func (f *selectorFlags) check() error {
 
 // adminClient speaks the API over the admin socket, as an operator.
 func adminClient(socket string) *api.Client {
-	return &api.Client{BaseURL: "http://admin", HTTP: &http.Client{
+	return &api.Client{BaseURL: "http://localhost", HTTP: &http.Client{
 		Timeout: time.Minute,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)

@@ -215,7 +215,7 @@ func (b *Broker) serve(l net.Listener) {
 	tls, err := verifier.ServerTLS(attest.ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"})
 	b.must(err)
 	s, err := server.New(server.Config{
-		Broker: b.Domain, Authenticate: verifier.Authenticate, ConnContext: verifier.ConnContext, ExternalURL: b.URL, Log: b.Store,
+		Broker: b.Domain, Authenticate: verifier.Authenticate, Remembers: verifier.Remembers, ConnContext: verifier.ConnContext, ExternalURL: b.URL, Log: b.Store,
 		Keys:           func(context.Context) ([]byte, error) { return b.Keys.JWKS(time.Now()), nil },
 		Algorithms:     func() []string { return b.Keys.Algorithms(time.Now()) },
 		SVIDAudiences:  []string{b.URL},

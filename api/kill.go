@@ -31,7 +31,9 @@ type KillPreview struct {
 	Leases      int            `json:"leases"`
 	ByIssuer    map[string]int `json:"by_issuer,omitempty"`
 	Irrevocable int            `json:"irrevocable"`         // of them, those that only time ends
-	WorkUntil   time.Time      `json:"work_until,omitzero"` // the latest end of an irrevocable one
+	Lasting     int            `json:"lasting,omitempty"`   // of these, those that don't end with their lease
+	WorkUntil   time.Time      `json:"work_until,omitzero"` // the latest end of the other irrevocable ones
+	More        bool           `json:"more,omitempty"`      // there are more than one call looks at: call again
 	Digest      string         `json:"preview_digest"`
 }
 

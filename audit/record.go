@@ -27,6 +27,7 @@ const (
 	RequestDenied    Kind = "request.denied"    // by policy or by a person
 	RequestApproved  Kind = "request.approved"  // the last approval came
 	RequestWithdrawn Kind = "request.withdrawn" // by its requester
+	RequestRevoked   Kind = "request.revoked"   // its grant, or the waiting for one, was ended for its requester
 	CollectRefused   Kind = "collect.refused"   // policy changed its mind before collection
 	LeaseOpened      Kind = "lease.opened"      // an upstream is about to be asked
 	LeaseIssued      Kind = "lease.issued"      // a credential left, or is about to

@@ -59,27 +59,31 @@ func (b *Broker) prior(ctx context.Context, a Again) (*Idempotency, error) {
 // key was first, it is errAgain, unless that led to the lease that is being
 // replaced.
 func (a Again) remember(tx Tx, r RequestID, l LeaseID, now time.Time) error {
-	return a.replace(tx, LeaseID{}, r, l, now)
+	_, err := a.replace(tx, LeaseID{}, r, l, now)
+	return err
 }
 
-func (a Again) replace(tx Tx, old LeaseID, r RequestID, l LeaseID, now time.Time) error {
+// replace gives how often the call was repeated.
+func (a Again) replace(tx Tx, old LeaseID, r RequestID, l LeaseID, now time.Time) (repeats int, err error) {
 	if a.isZero() {
-		return nil
+		return 0, nil
 	}
 	row, err := get[*Idempotency](tx, a.Key)
 	switch {
 	case isNotFound(err):
 		row = &Idempotency{IdempotencyKey: a.Key, Body: a.Body, Created: now}
 	case err != nil:
-		return err
+		return 0, err
 	case row.Body != a.Body:
-		return refuse(ErrIdempotencyMismatch, "this Idempotency-Key was used with another body: use a new one")
+		return 0, refuse(ErrIdempotencyMismatch, "this Idempotency-Key was used with another body: use a new one")
 	case row.Lease != old:
-		return errAgain
+		return 0, errAgain
 	case old.IsZero() && row.Request != r:
-		return errAgain
+		return 0, errAgain
+	case !old.IsZero():
+		row.Repeats++
 	}
 	row.Request, row.Lease = r, l
 	tx.Put(row)
-	return nil
+	return row.Repeats, nil
 }

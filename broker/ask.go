@@ -15,7 +15,14 @@ func (b *Broker) SetRules(ctx context.Context, rules *Rules, by Identity, now ti
 	b.reload.Lock()
 	defer b.reload.Unlock()
 	record := audit.Record{Kind: audit.PolicyLoaded, Caller: party(by), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
-	if _, err := b.write(ctx, nil, record, func(Tx) error { return nil }); err != nil {
+	in := b.coming.Load()
+	_, err := b.write(ctx, nil, record, func(Tx) error {
+		// Whoever writes after this record must have decided by these rules.
+		b.coming.Store(&rules.Revision)
+		return nil
+	})
+	if err != nil {
+		b.coming.Store(in)
 		return fmt.Errorf("recording the rules: %w", err)
 	}
 	// From here on they decide.
@@ -26,6 +33,20 @@ func (b *Broker) SetRules(ctx context.Context, rules *Rules, by Identity, now ti
 // errAgain says that another call with the same idempotency key, or the same
 // ask, was first: what it led to is the answer to this one as well.
 var errAgain = errors.New("done by another call")
+
+// errStale says that the rules were replaced between deciding and writing: it
+// is decided again.
+var errStale = fmt.Errorf("%w: the rules were replaced", errAgain)
+
+// current refuses what was decided by rules that are in force no more. It is
+// asked within a transaction, which the record of new rules either precedes or
+// follows.
+func (b *Broker) current(d Decision) error {
+	if coming := b.coming.Load(); coming != nil && *coming != d.Revision {
+		return errStale
+	}
+	return nil
+}
 
 // Ask files a request (POST /v1/requests). It gives the request, pending or
 // approved, or a *Refusal. An identical pending ask by the same caller gives
@@ -91,7 +112,8 @@ func (b *Broker) weigh(ctx context.Context, who Identity, ask Ask, now time.Time
 	}
 	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, rules, who, e, now) {
 		// What is wrong with the ask is told only to those who may ask for the
-		// entitlement at all: unknown and unpermitted ones answer alike.
+		// entitlement at all: unknown and unpermitted ones answer alike. Only
+		// the @reason of a forbid is told to whom it hits, as its author wants.
 		r, err = undrafted(who, ask, rules, now), deny(nil, nil)
 	}
 	return r, e, err

@@ -68,9 +68,10 @@ type Broker struct {
 	rules   atomic.Pointer[Rules]
 	waiters waiters
 	denials denials
-	paces   map[string]*pace // by issuer; the map is not changed
-	writes  gate             // of reaping
-	reload  sync.Mutex       // held while rules are replaced
+	paces   map[string]*pace             // by issuer; the map is not changed
+	writes  gate                         // of reaping
+	coming  atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
+	reload  sync.Mutex                   // held while rules are replaced
 }
 
 // New makes a Broker that refuses everything until SetRules. It starts

@@ -35,7 +35,11 @@ func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again
 	if prior, err := b.prior(ctx, again); err != nil {
 		return nil, nil, err
 	} else if prior != nil {
-		return b.resume(ctx, who, prior, again, now)
+		issued, r, err := b.resume(ctx, who, prior, again, now)
+		if errors.Is(err, errAgain) {
+			return b.AskAndCollect(ctx, who, ask, again, now)
+		}
+		return issued, r, err
 	}
 	r, e, err := b.decide(ctx, who, ask, now)
 	if err != nil || ask.DryRun {
@@ -205,13 +209,23 @@ func (c *collection) stillCovered() error {
 	return nil
 }
 
+// collectUntil is the end of the grant, which policy may have moved forward
+// since it was given.
+func (c *collection) collectUntil() time.Time {
+	until, most := c.request.CollectUntil, c.decision.Obligations.MaxDuration
+	if most > 0 && c.request.Approved.Add(most).Before(until) {
+		until = c.request.Approved.Add(most)
+	}
+	return until
+}
+
 // lease drafts the lease of a collection.
 func (c *collection) lease() (*Lease, error) {
 	expires := c.now.Add(c.request.TTL)
 	c.later = !c.request.FirstExpires.IsZero()
-	if c.later && c.request.CollectUntil.Before(expires) {
+	if until := c.collectUntil(); c.later && until.Before(expires) {
 		// The first credential gets its full time; the others end with the grant.
-		expires = c.request.CollectUntil
+		expires = until
 	}
 	l := &Lease{
 		ID: NewLeaseID(c.now), Request: c.request.ID, Status: LeaseIssuing,
@@ -281,7 +295,7 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 	}
 	record := c.record(audit.LeaseIssued, l)
 	record.Lease.Credential = cred.Hash
-	receipt, err := b.write(ctx, c.reads(), record, func(tx Tx) error { return c.enter(tx, l) })
+	receipt, err := b.write(ctx, c.reads(), record, func(tx Tx) error { return b.enter(tx, c, l) })
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +315,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		return nil, b.upstream(ctx, l, err)
 	}
 	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.now.Add(IssueDeadline)
-	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return c.enter(tx, l) }); err != nil {
+	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return b.enter(tx, c, l) }); err != nil {
 		b.discard(ctx, c.issuer, l)
 		return nil, err
 	}
@@ -315,7 +329,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		b.finish(ctx, l, EndFailed, Identity{}, "", now)
 		return nil, b.upstream(ctx, l, err)
 	}
-	receipt, err := b.confirm(ctx, l, cred, handle)
+	receipt, err := b.confirm(ctx, c, l, cred, handle)
 	if err != nil {
 		// The credential exists and its record does not: it is ended, and
 		// nobody ever gets it.
@@ -330,15 +344,20 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
 }
 
-// confirm takes the lease from issuing to active, by compare and set.
-func (b *Broker) confirm(ctx context.Context, l *Lease, cred Credential, handle []byte) (Receipt, error) {
+// confirm takes the lease from issuing to active, by compare and set. What was
+// blocked, or decided anew, while the upstream was working is not activated.
+func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Credential, handle []byte) (Receipt, error) {
 	active := *l
 	if err := active.activate(cred, handle); err != nil {
 		return Receipt{}, err
 	}
 	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
 	record.Lease.Credential = cred.Hash
-	receipt, err := b.write(ctx, []Key{l.ID}, record, func(tx Tx) error {
+	blocks := blockKeys(c.who, c.e)
+	receipt, err := b.write(ctx, append(keys(blocks), l.ID), record, func(tx Tx) error {
+		if err := errors.Join(b.current(c.decision), checkBlocks(tx, blocks)); err != nil {
+			return err
+		}
 		if stored, err := get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
 			return errors.Join(errLostLease, err)
 		}
@@ -369,7 +388,10 @@ func (c *collection) reads() []Key {
 
 // enter is the transaction that opens a lease: blocks and limits are checked
 // where they can't be overtaken.
-func (c *collection) enter(tx Tx, l *Lease) error {
+func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
+	if err := b.current(c.decision); err != nil {
+		return err
+	}
 	if err := checkBlocks(tx, blockKeys(c.who, c.e)); err != nil {
 		return err
 	}
@@ -380,20 +402,30 @@ func (c *collection) enter(tx Tx, l *Lease) error {
 	} else {
 		tx.Put(c.request)
 	}
+	lost := false
 	if c.replaces != nil {
-		if err := c.supersede(tx); err != nil {
+		var err error
+		if lost, err = c.supersede(tx); err != nil {
 			return err
 		}
 	}
-	if err := takeLimits(tx, c.decision.Obligations, l, c.how == EndAnswerLost, c.now); err != nil {
+	repeats, err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.now)
+	if err != nil {
 		return err
 	}
-	if err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.now); err != nil {
+	// What stands for a lost answer was counted with it: while that lives, and
+	// not for ever, or one key would be worth any number of credentials.
+	counted := lost && repeats <= freeRepeats
+	if err := takeLimits(tx, c.decision.Obligations, l, counted, c.now); err != nil {
 		return err
 	}
 	tx.Put(l)
 	return nil
 }
+
+// freeRepeats is how often an answer may get lost before another credential
+// counts as another one.
+const freeRepeats = 2
 
 // reenter checks that the stored request is still the one that was decided on.
 // If another call collected first meanwhile, this one's credential must end
@@ -404,7 +436,7 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 		return changed(err)
 	}
 	if !stored.FirstExpires.IsZero() {
-		if !c.later && l.Expires.After(stored.CollectUntil) {
+		if !c.later && l.Expires.After(c.collectUntil()) {
 			return changed(nil)
 		}
 		return nil
@@ -416,25 +448,29 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 
 // supersede ends the replaced lease in the transaction that opens its
 // successor. If an upstream has to be told, the reaper does it, or endReplaced
-// right after.
-func (c *collection) supersede(tx Tx) error {
+// right after. It says whether the old lease stood for a lost answer, and lived.
+func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	old, err := get[*Lease](tx, c.replaces.ID)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if old.Status != LeaseActive {
-		return nil
+	switch {
+	case old.Status != LeaseActive && c.how == EndReplaced:
+		return false, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
+	case old.Status != LeaseActive:
+		return false, nil
 	}
+	lost = c.how == EndAnswerLost && old.Live(c.now)
 	if err := releaseLimits(tx, old); err != nil {
-		return err
+		return false, err
 	}
-	if old.Revocation == RevokedImmediate {
+	if old.endable() {
 		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.now, c.how, c.now, RevokedPending
 	} else {
 		old.end(ending{c.how, ErrNotRevocable}, c.now)
 	}
 	tx.Put(old)
-	return nil
+	return lost, nil
 }
 
 // record is the record of opening or issuing a lease. If the request is filed

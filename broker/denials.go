@@ -38,7 +38,9 @@ type denial struct {
 // join counts a denial that is identical to one of the last minute, and gives
 // its request; or remembers it as the first. A caller who thinks of a new ask
 // each time is counted under one denial once there are too many.
-func (d *denials) join(key audit.Digest, first *denial) (RequestID, bool) {
+//
+// It gives the key that the denial is remembered by, too; zero: it is not.
+func (d *denials) join(key audit.Digest, first *denial) (id RequestID, known bool, at audit.Digest) {
 	d.Lock()
 	defer d.Unlock()
 	if d.seen == nil {
@@ -47,19 +49,21 @@ func (d *denials) join(key audit.Digest, first *denial) (RequestID, bool) {
 	if d.seen[key] == nil && d.of[first.who] >= maxOfOne {
 		key = audit.HashObject("accessbroker/denials-of/v1", audit.NewObject().String("who", first.who))
 	}
-	known := d.seen[key]
+	before := d.seen[key]
 	switch {
-	case known != nil && first.since.Sub(known.since) < sharedFor:
-		known.more++
-		return known.id, true
-	case known != nil && known.more > 0: // it is flushed in a moment
-	case known != nil:
+	case before != nil && (before.more > 0 || first.since.Sub(before.since) < sharedFor):
+		// Also after its minute, until it is flushed in a moment.
+		before.more++
+		return before.id, true, key
+	case before != nil:
 		d.seen[key] = first
 	case len(d.seen) < maxDenials:
 		d.seen[key] = first
 		d.of[first.who]++
+	default:
+		return first.id, false, audit.Digest{}
 	}
-	return first.id, false
+	return first.id, false, key
 }
 
 func (d *denials) forget(key audit.Digest) {
@@ -117,7 +121,7 @@ func (b *Broker) denied(ctx context.Context, who Identity, ask Ask, r *Request, 
 		Decision: r.Decision.facts(code), Openings: r.openings(),
 	}
 	key := denialKey(who, code, ask, r.Decision.Revision)
-	id, known := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now})
+	id, known, key := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now})
 	shown := *refusal
 	shown.RequestID = id
 	if known {
@@ -180,11 +184,12 @@ func (b *Broker) refused(ctx context.Context, who Identity, r *Request, d Decisi
 	// A request filed by the call itself is stored nowhere and has a new id
 	// each time: what is the same about it is what was asked.
 	key := sha256.Sum256([]byte(strings.Join([]string{"refused", who.ID, code, string(r.askKeyBytes())}, "\x00")))
-	if _, known := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now}); known {
+	_, known, at := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now})
+	if known {
 		return refusal
 	}
 	if _, err := b.write(ctx, nil, record, func(Tx) error { return nil }); err != nil {
-		b.denials.forget(key)
+		b.denials.forget(at)
 		return err
 	}
 	return refusal

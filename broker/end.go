@@ -204,7 +204,7 @@ func (b *Broker) discard(ctx context.Context, issuer Issuer, l *Lease) {
 // endReplaced tells the upstream at once that a replaced lease is over. If it
 // can't, the reaper does it.
 func (b *Broker) endReplaced(ctx context.Context, c *collection) {
-	if c.replaces != nil && c.replaces.Revocation == RevokedImmediate && c.replaces.Status == LeaseActive {
+	if c.replaces != nil && c.replaces.endable() && c.replaces.Status == LeaseActive {
 		_ = b.finish(ctx, c.replaces, c.how, Identity{}, "", c.now) // finish has logged it
 	}
 }

@@ -77,7 +77,9 @@ type Preview struct {
 	Leases      int
 	ByIssuer    map[string]int
 	Irrevocable int          // of them, those that only time ends
-	WorkUntil   time.Time    // the latest end of an irrevocable one; zero: none
+	Lasting     int          // of these, those that don't end with their lease: passwords until their rotation, and what isn't ephemeral
+	WorkUntil   time.Time    // the latest end of the other irrevocable ones; zero: none
+	More        bool         // there are more than one call looks at: call again
 	Digest      audit.Digest // of exactly the leases that were seen
 }
 
@@ -102,7 +104,10 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 	p, digest := &Preview{ByIssuer: map[string]int{}}, sha256.New()
 	_, _ = digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
 	var ids []LeaseID
-	for q := s.query(now); len(ids) < maxHit; {
+	for q := s.query(now); ; {
+		if p.More = len(ids) >= maxHit; p.More {
+			break
+		}
 		page, next, err := b.page(ctx, q)
 		if err != nil {
 			return nil, nil, err
@@ -136,6 +141,10 @@ func (p *Preview) count(l *Lease) {
 		return
 	}
 	p.Irrevocable++
+	if l.Revocation == RevokedNever || l.Revocation == RevokedAtRotation {
+		p.Lasting++
+		return
+	}
 	if l.Expires.After(p.WorkUntil) {
 		p.WorkUntil = l.Expires
 	}
@@ -167,34 +176,88 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	if preview.Digest != seen && !force {
 		return nil, refuse(ErrPreviewStale, "what this would hit has changed since the preview: look again, or force it")
 	}
+	// From here on it is done to the end, whether the caller waits or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
+	defer cancel()
 	if s.Request.IsZero() {
-		if err := b.Block(ctx, who, s, reason, now); err != nil {
-			return nil, err
-		}
+		err = b.Block(ctx, who, s, reason, now)
+	} else {
+		err = b.revokeGrant(ctx, who, s.Request, reason, now)
+	}
+	if err != nil {
+		return nil, err
 	}
 	// Nothing is issued to it from here on: what is live now is all there is.
 	hit, ids, err := b.hit(ctx, s, now)
 	if err != nil {
 		return nil, err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(64) // they share commits
+	var group errgroup.Group
+	group.SetLimit(64) // they share commits; one that fails does not hold up the others
 	for _, id := range ids {
 		group.Go(func() error { return b.markRevoked(ctx, who, id, reason, now) })
 	}
 	return hit, group.Wait()
 }
 
+// killDeadline is how long ending all that one call hits may take.
+const killDeadline = 5 * time.Minute
+
+// revokeGrant ends what a request gave, or waits for, so that nothing more is
+// collected with it. Ending it twice is no error.
+func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, reason string, now time.Time) error {
+	if reason = strings.TrimSpace(reason); reason == "" {
+		return refuse(ErrJustificationRequired, "say why")
+	}
+	r, err := b.load(ctx, id)
+	if err != nil {
+		return err
+	}
+	digest, opening := audit.Commit(reason)
+	record := audit.Record{
+		Kind: audit.RequestRevoked, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening}, End: &audit.EndFacts{How: EndRevoked, Reason: digest},
+		Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement},
+	}
+	count, open := pendingKey(r.Requester.ID), AskKey(r.askDigest())
+	_, err = b.write(ctx, []Key{id, count, open}, record, func(tx Tx) error {
+		stored, err := get[*Request](tx, id)
+		if err != nil {
+			return err
+		}
+		waited := stored.State(now) == RequestPending
+		if !stored.revoke(now) {
+			return errEnded
+		}
+		tx.Put(stored)
+		if !waited {
+			return nil
+		}
+		c, err := counter(tx, count)
+		if err != nil {
+			return err
+		}
+		c.release(id.String())
+		tx.Put(c)
+		tx.Put(&OpenAsk{AskKey: open, Request: id, Expires: now})
+		return nil
+	})
+	b.waiters.wake(id)
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
 // markRevoked ends a lease as far as the broker can by itself. If an upstream
 // has to be told, the reaper finds it due.
 func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) error {
 	l, err := b.leaseRow(ctx, id)
-	if err != nil || !l.Live(now) || l.Status != LeaseActive {
+	if err != nil || !l.Live(now) || l.Status == LeaseRevoking {
 		return ignoreNotFound(err)
 	}
 	e := ending{EndRevoked, ErrNotRevocable}
-	if l.Revocation == RevokedImmediate {
-		e.err = errNow
+	if l.endable() || l.Status == LeaseIssuing {
+		e.err = errNow // whoever is issuing it finds it taken away
 	}
 	return b.recordEnd(ctx, l, e, who, reason, now)
 }

@@ -109,6 +109,10 @@ func (l *Lease) Due() time.Time {
 	return time.Time{}
 }
 
+// endable says whether its issuer can do something about the credential, even
+// if that is less than ending it at once.
+func (l *Lease) endable() bool { return l.Revocation == RevokedImmediate || len(l.Handle) > 0 }
+
 // Live says whether the credential may still work, as far as we know.
 func (l *Lease) Live(now time.Time) bool {
 	switch l.State(now) {

@@ -103,7 +103,7 @@ func (b *Broker) May(ctx context.Context, who Identity, action Action, now time.
 const (
 	pageDefault = 50
 	pageMax     = 200
-	pageScans   = 10 // how many pages of rows are read, at most, to fill one that is seen
+	pageScans   = 4 // how many pages of rows are read, at most, to fill one that is seen
 )
 
 func pageSize(asked int) int {
@@ -149,6 +149,13 @@ func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now
 // Leases lists as Requests does, by q.Holder.
 func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now time.Time) (page []*Lease, next LeaseID, err error) {
 	q.Holder, q.Now, q.Limit = selector(q.Holder, who), now, pageSize(q.Limit)
+	views := map[RequestID]bool{} // what was decided: leases of one request are many
+	may := func(l *Lease) bool {
+		if _, decided := views[l.Request]; !decided {
+			views[l.Request] = b.mayDo(ctx, who, ActionView, l.Request, now)
+		}
+		return views[l.Request]
+	}
 	for range pageScans {
 		var rows []*Lease
 		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
@@ -159,7 +166,7 @@ func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now tim
 			return nil, LeaseID{}, unavailable(err)
 		}
 		for _, l := range rows {
-			if l.Holder == who.ID || b.mayDo(ctx, who, ActionView, l.Request, now) {
+			if l.Holder == who.ID || may(l) {
 				page = append(page, l)
 			}
 			if len(page) == q.Limit {

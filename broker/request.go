@@ -152,6 +152,20 @@ func (r *Request) withdraw(now time.Time) error {
 	return nil
 }
 
+// revoke ends the grant, or the waiting for one. It says false if both are over.
+func (r *Request) revoke(now time.Time) bool {
+	switch r.State(now) {
+	case RequestApproved:
+		r.CollectUntil = now
+	case RequestPending:
+		r.Status, r.DeniedBy, r.Lapses = RequestDenied, "person", time.Time{}
+	default:
+		return false
+	}
+	r.Version++
+	return true
+}
+
 // covered says whether the approvals that the request holds meet what policy
 // demands now. A denial by a person never counts as cover.
 func (r *Request) covered(needs []ApprovalNeed) bool {

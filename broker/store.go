@@ -122,6 +122,7 @@ type Idempotency struct {
 	Request RequestID
 	Lease   LeaseID
 	Created time.Time
+	Repeats int // after the first
 }
 
 // An AskKey is the digest of a pending request, by which an identical ask

@@ -182,6 +182,7 @@ func idempotencyFields(i *broker.Idempotency, c *codec) {
 	c.array(2, i.Request[:])
 	c.array(3, i.Lease[:])
 	c.time(4, &i.Created)
+	c.int(5, &i.Repeats)
 }
 
 func askFields(a *broker.OpenAsk, c *codec) {

@@ -27,7 +27,7 @@ func (f *selectorFlags) add(c *cobra.Command, request bool) {
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "everybody who has an entitlement")
 	c.Flags().StringVar(&f.Issuer, "issuer", "", "everything that one issuer makes")
 	if request {
-		c.Flags().StringVar(&f.Request, "request", "", "the leases of one request (it is not blocked)")
+		c.Flags().StringVar(&f.Request, "request", "", "one request: its grant ends, and its leases do")
 	}
 }
 
@@ -128,8 +128,14 @@ func writeKill(w io.Writer, what string, k *api.KillPreview) {
 	for _, issuer := range slices.Sorted(maps.Keys(k.ByIssuer)) {
 		fmt.Fprintf(w, "  %d of %s\n", k.ByIssuer[issuer], issuer)
 	}
-	if k.Irrevocable > 0 {
-		fmt.Fprintf(w, "  %d of them only time ends, the last at %s\n", k.Irrevocable, clock(k.WorkUntil))
+	if n := k.Irrevocable - k.Lasting; n > 0 {
+		fmt.Fprintf(w, "  %d of them only time ends, the last at %s\n", n, clock(k.WorkUntil))
+	}
+	if k.Lasting > 0 {
+		fmt.Fprintf(w, "  %d of them go on working: change what they give access to\n", k.Lasting)
+	}
+	if k.More {
+		fmt.Fprintln(w, "  and there are more: repeat the command")
 	}
 }
 

@@ -4,7 +4,7 @@
 // in the transaction that makes it true.
 //
 // The files request.go and lease.go say which state may follow which, as pure
-// functions. The files ask.go, collect.go and end.go say in what order store,
+// functions. The files ask.go, collect.go, open.go and end.go say in what order store,
 // issuer and log act; each flow is one straight function with a comment at
 // every point of no return.
 package broker

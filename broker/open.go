@@ -1,0 +1,258 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// open issues a credential. The broker's own tokens take one transaction, what
+// an upstream makes takes two.
+func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
+	c.issuer = b.cfg.Issuers[c.e.Issuer]
+	if c.issuer == nil {
+		return nil, fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, c.e.Issuer)
+	}
+	l, err := c.lease()
+	if err != nil {
+		return nil, err
+	}
+	if c.request.FirstExpires.IsZero() {
+		c.request.FirstExpires = l.Expires
+	}
+	start := time.Now()
+	issued, err := b.openWith(ctx, c, l)
+	if err != nil {
+		return nil, err
+	}
+	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: time.Since(start), TTL: l.Expires.Sub(c.now)})
+	b.waiters.wake(l.Request)
+	return issued, nil
+}
+
+func (b *Broker) openWith(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
+	if m, ok := c.issuer.(Minter); ok {
+		return b.mint(ctx, c, l, m)
+	}
+	return b.fetch(ctx, c, l)
+}
+
+// mint makes a credential of the broker's own: it is made first, and thrown
+// away if the transaction refuses.
+func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*Issued, error) {
+	cred, err := m.Mint(ctx, *l)
+	if err != nil {
+		return nil, b.upstream(ctx, l, err)
+	}
+	if err := l.activate(cred, nil); err != nil {
+		return nil, err
+	}
+	record := c.record(audit.LeaseIssued, l)
+	record.Lease.Credential = cred.Hash
+	receipt, err := b.write(ctx, c.reads(), record, func(tx Tx) error { return b.enter(tx, c, l) })
+	if err != nil {
+		return nil, err
+	}
+	// The record is durable: the credential may leave.
+	b.endReplaced(ctx, c)
+	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
+}
+
+// fetch has an upstream make a credential. What it takes to end it is durable
+// before it exists, and that it exists is durable before it is answered.
+func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
+	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
+	defer cancel()
+	start := time.Now()
+	prepared, err := c.issuer.Prepare(ctx, Order{Lease: *l, Entitlement: c.e})
+	if err != nil {
+		return nil, b.upstream(ctx, l, err)
+	}
+	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.now.Add(IssueDeadline)
+	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return b.enter(tx, c, l) }); err != nil {
+		b.discard(ctx, c.issuer, l)
+		return nil, err
+	}
+	// From here on the reaper ends whatever comes to exist, if we die.
+	cred, handle, err := c.issuer.Issue(ctx, Order{Lease: *l, Entitlement: c.e, Key: prepared.Key})
+	now := c.now.Add(time.Since(start))
+	if err != nil {
+		if handle != nil {
+			l.Handle = handle
+		}
+		b.finish(ctx, l, EndFailed, Identity{}, "", now)
+		return nil, b.upstream(ctx, l, err)
+	}
+	receipt, err := b.confirm(ctx, c, l, cred, handle)
+	if err != nil {
+		// The credential exists and its record does not: it is ended, and
+		// nobody ever gets it.
+		if handle != nil {
+			l.Handle = handle
+		}
+		b.finish(ctx, l, EndUnrecorded, Identity{}, "", now)
+		return nil, err
+	}
+	// The record is durable: the credential may leave.
+	b.endReplaced(ctx, c)
+	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
+}
+
+// confirm takes the lease from issuing to active, by compare and set. What was
+// blocked, or decided anew, while the upstream was working is not activated.
+func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Credential, handle []byte) (Receipt, error) {
+	active := *l
+	if err := active.activate(cred, handle); err != nil {
+		return Receipt{}, err
+	}
+	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
+	record.Lease.Credential = cred.Hash
+	blocks := blockKeys(c.who, c.e)
+	receipt, err := b.write(ctx, append(keys(blocks), l.ID), record, func(tx Tx) error {
+		if err := errors.Join(b.current(c.decision), checkBlocks(tx, blocks)); err != nil {
+			return err
+		}
+		if stored, err := get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
+			return errors.Join(errLostLease, err)
+		}
+		tx.Put(&active)
+		return nil
+	})
+	if err == nil {
+		*l = active
+	} else if errors.Is(err, errLostLease) {
+		err = fmt.Errorf("%w: %w", ErrIssuerUnavailable, err)
+	}
+	return receipt, err
+}
+
+// reads names what enter gets.
+func (c *collection) reads() []Key {
+	list := append(c.again.reads(), keys(limitKeys(c.decision.Obligations, c.who.ID, c.e.Name))...)
+	list = append(list, keys(blockKeys(c.who, c.e))...)
+	if !c.new {
+		list = append(list, c.request.ID)
+	}
+	if c.replaces != nil {
+		list = append(list, c.replaces.ID)
+		list = append(list, keys(c.replaces.Limits)...)
+	}
+	return list
+}
+
+// enter is the transaction that opens a lease: blocks and limits are checked
+// where they can't be overtaken.
+func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
+	if err := b.current(c.decision); err != nil {
+		return err
+	}
+	if err := checkBlocks(tx, blockKeys(c.who, c.e)); err != nil {
+		return err
+	}
+	if !c.new {
+		if err := c.reenter(tx, l); err != nil {
+			return err
+		}
+	} else {
+		tx.Put(c.request)
+	}
+	lost := false
+	if c.replaces != nil {
+		var err error
+		if lost, err = c.supersede(tx); err != nil {
+			return err
+		}
+	}
+	repeats, err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.now)
+	if err != nil {
+		return err
+	}
+	// What stands for a lost answer was counted with it: while that lives, and
+	// not for ever, or one key would be worth any number of credentials.
+	counted := lost && repeats <= freeRepeats
+	if err := takeLimits(tx, c.decision.Obligations, l, counted, c.now); err != nil {
+		return err
+	}
+	tx.Put(l)
+	return nil
+}
+
+// freeRepeats is how often an answer may get lost before another credential
+// counts as another one.
+const freeRepeats = 2
+
+// reenter checks that the stored request is still the one that was decided on.
+// If another call collected first meanwhile, this one's credential must end
+// with the grant.
+func (c *collection) reenter(tx Tx, l *Lease) error {
+	stored, err := get[*Request](tx, c.request.ID)
+	if err != nil || stored.Version != c.version {
+		return changed(err)
+	}
+	if !stored.FirstExpires.IsZero() {
+		if !c.later && l.Expires.After(c.collectUntil()) {
+			return changed(nil)
+		}
+		return nil
+	}
+	stored.FirstExpires = l.Expires
+	tx.Put(stored)
+	return nil
+}
+
+// supersede ends the replaced lease in the transaction that opens its
+// successor. If an upstream has to be told, the reaper does it, or endReplaced
+// right after. It says whether the old lease stood for a lost answer, and lived.
+func (c *collection) supersede(tx Tx) (lost bool, err error) {
+	old, err := get[*Lease](tx, c.replaces.ID)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case old.Status != LeaseActive && c.how == EndReplaced:
+		return false, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
+	case old.Status != LeaseActive:
+		return false, nil
+	}
+	lost = c.how == EndAnswerLost && old.Live(c.now)
+	if err := releaseLimits(tx, old); err != nil {
+		return false, err
+	}
+	if old.endable() {
+		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.now, c.how, c.now, RevokedPending
+	} else {
+		old.end(ending{c.how, ErrNotRevocable}, c.now)
+	}
+	tx.Put(old)
+	return lost, nil
+}
+
+// record is the record of opening or issuing a lease. If the request is filed
+// by the same call, the record tells the request's story as well.
+func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
+	record := audit.Record{Kind: kind, Caller: party(c.who), Decision: c.decision.facts(""), Lease: l.facts()}
+	if c.new {
+		record.Request, record.Openings = c.request.facts(), c.request.openings()
+	} else {
+		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.request.Scopes}
+	}
+	if c.replaces != nil {
+		record.End = &audit.EndFacts{How: c.how, ValidUntil: c.replaces.Expires}
+	}
+	return record
+}
+
+// upstream makes an issuer's failure into what a caller may be told, and logs
+// the rest.
+func (b *Broker) upstream(ctx context.Context, l *Lease, err error) error {
+	code := Code(err)
+	b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: code})
+	b.cfg.Log.ErrorContext(ctx, "issuer did not issue", "issuer", l.Issuer, "lease", l.ID.String(), "err", err)
+	if errors.Is(err, ErrIssuerRefused) || errors.Is(err, ErrIssuerUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrIssuerUnavailable, err)
+}

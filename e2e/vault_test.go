@@ -488,23 +488,60 @@ func testVaultSSH(t *testing.T, v *vault) {
 	v.refuses(t, v.root, "POST", "ssh/sign/admins", fields{"public_key": string(public), "valid_principals": "root"}, http.StatusBadRequest)
 }
 
-// testVaultLogins proves that the logins and kv are there; approle, that one
-// of them logs in.
+// testVaultLogins logs in by each login, and reads of kv what its policy allows.
 func testVaultLogins(t *testing.T, v *vault) {
 	v.mount(t, "kv", fields{"version": "2"})
 	v.must(t, "POST", "kv/data/shop", fields{"data": fields{"color": "green"}})
+	v.policy(t, "shop", "kv/data/shop", "read")
 	for _, login := range []string{"approle", "cert", "jwt"} {
 		v.must(t, "POST", "sys/auth/"+login, fields{"type": login})
 	}
-	v.policy(t, "shop", "kv/data/shop", "read")
+	for name, token := range map[string]string{"approle": approleLogin(t, v), "cert": certLogin(t, v), "jwt": jwtLogin(t, v)} {
+		if data, _ := v.as(t, token, "GET", "kv/data/shop", nil).Data["data"].(fields); data["color"] != "green" {
+			t.Errorf("by %s, the shop reads %v", name, data)
+		}
+		v.refuses(t, token, "GET", "kv/data/bank", nil, http.StatusForbidden)
+	}
+}
+
+func approleLogin(t *testing.T, v *vault) (token string) {
+	t.Helper()
 	v.must(t, "POST", "auth/approle/role/shop", fields{"token_policies": "shop", "token_ttl": "1h"})
 	id := v.must(t, "GET", "auth/approle/role/shop/role-id", nil).Data["role_id"]
 	secret := v.must(t, "POST", "auth/approle/role/shop/secret-id", nil).Data["secret_id"]
-	token := v.as(t, "", "POST", "auth/approle/login", fields{"role_id": id, "secret_id": secret}).Auth.ClientToken
-	if data, _ := v.as(t, token, "GET", "kv/data/shop", nil).Data["data"].(fields); data["color"] != "green" {
-		t.Errorf("the shop reads %v", data)
+	v.refuses(t, "", "POST", "auth/approle/login", fields{"role_id": id, "secret_id": "guessed"}, http.StatusBadRequest)
+	return v.as(t, "", "POST", "auth/approle/login", fields{"role_id": id, "secret_id": secret}).Auth.ClientToken
+}
+
+func certLogin(t *testing.T, v *vault) (token string) {
+	t.Helper()
+	made := v.must(t, "POST", "pki/issue/web", fields{"common_name": "shop.acme.test"}).Data
+	pair, err := tls.X509KeyPair([]byte(made["certificate"].(string)), []byte(made["private_key"].(string)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	v.refuses(t, token, "GET", "kv/data/bank", nil, http.StatusForbidden)
+	v.must(t, "POST", "auth/cert/certs/shop", fields{"certificate": made["issuing_ca"], "allowed_dns_sans": "shop.acme.test", "token_policies": "shop"})
+	v.refuses(t, "", "POST", "auth/cert/login", nil, http.StatusBadRequest)
+	config := v.client.Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.Certificates = []tls.Certificate{pair}
+	shop := *v
+	shop.client = client(t, config, true)
+	return shop.as(t, "", "POST", "auth/cert/login", nil).Auth.ClientToken
+}
+
+func jwtLogin(t *testing.T, v *vault) (token string) {
+	t.Helper()
+	provider, sign := startTestProvider(t)
+	ca, err := os.ReadFile(provider.caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := strings.TrimSuffix(provider.configURL, "/.well-known/openid-configuration")
+	v.must(t, "POST", "auth/jwt/config", fields{"oidc_discovery_url": url, "oidc_discovery_ca_pem": string(ca)})
+	v.must(t, "POST", "auth/jwt/role/shop", fields{"role_type": "jwt", "bound_audiences": "vault", "user_claim": "sub",
+		"bound_subject": "spiffe://acme.test/triage", "token_policies": "shop"})
+	v.refuses(t, "", "POST", "auth/jwt/login", fields{"role": "shop", "jwt": sign("somebody else")}, http.StatusBadRequest)
+	return v.as(t, "", "POST", "auth/jwt/login", fields{"role": "shop", "jwt": sign("vault")}).Auth.ClientToken
 }
 
 // testVaultTokenRole does what a broker does: a token that may do little makes

@@ -102,6 +102,16 @@ type Introspection struct {
 	Entitlement string        `json:"entitlement,omitempty"`
 	Request     string        `json:"request,omitempty"`
 	Confirm     *Confirmation `json:"cnf,omitempty"`
+
+	// AuthorizationDetails are the parameters that were granted (RFC 9396,
+	// section 9.2), as the token itself holds them.
+	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
+}
+
+// An AuthorizationDetail holds the parameters of one entitlement.
+type AuthorizationDetail struct {
+	Type       string            `json:"type"` // the entitlement
+	Parameters map[string]string `json:"parameters"`
 }
 
 // A Confirmation says what a token is bound to (RFC 8705, section 3.1).

@@ -113,14 +113,17 @@ func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (
 		}
 		done++
 		group.Go(func() error {
-			upstream, _ := b.tryEnd(ctx, l, l.dueHow(), Identity{}, "", now, b.writes) // tryEnd has logged what it could not record
-			if !pace.heard(upstream, now.Add(time.Since(start))) {
+			upstream, err := b.tryEnd(ctx, l, l.dueHow(), Identity{}, "", now, b.writes) // tryEnd has logged what it could not record
+			if !pace.heard(upstream, now.Add(time.Since(start))) || err != nil {
 				stop.Store(true)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait() // none of them fails
+	if stop.Load() {
+		return min(done, reapBatch-1), nil // it is not worth to go on at once
+	}
 	return done, nil
 }
 

@@ -35,6 +35,8 @@ type world struct {
 	url     string
 	broker  *process
 	brokers []*process // all that ever ran
+
+	issuers, entitlements string // beside the usual ones, as lines of the operator's file
 }
 
 // What the tickets issuer's tokens are for.
@@ -59,9 +61,11 @@ policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
   bound: {token: {audience: "https://bound.acme.test"}}
+%[7]s
 entitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:read, tickets:comment], max_ttl: 15m}
   bound-api: {issuer: bound, scopes: [bound:read], max_ttl: 24h, binding: mtls}
+%[8]s
 `
 
 const agentsPolicy = `
@@ -72,6 +76,15 @@ permit (principal in Path::"spiffe://acme.test/agent", action == Action::"reques
 // startBroker registers the broker at SPIRE and starts it. entry is what else
 // its registration says.
 func startBroker(t *testing.T, s *spire, entry ...string) *world {
+	t.Helper()
+	w := newBroker(t, s, entry...)
+	w.configure(t, []string{s.domain}, agentsPolicy)
+	w.start(t)
+	return w
+}
+
+// newBroker registers a broker, which has yet to be configured and started.
+func newBroker(t *testing.T, s *spire, entry ...string) *world {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "broker-") // short, as SPIRE's
 	if err != nil {
@@ -87,8 +100,6 @@ func startBroker(t *testing.T, s *spire, entry ...string) *world {
 	if err := os.Mkdir(filepath.Join(dir, "policies"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	w.configure(t, []string{s.domain}, agentsPolicy)
-	w.start(t)
 	return w
 }
 
@@ -97,7 +108,7 @@ func startBroker(t *testing.T, s *spire, entry ...string) *world {
 func (w *world) configure(t *testing.T, domains []string, policies string) {
 	t.Helper()
 	w.write(t, "policies/all.cedar", policies)
-	w.write(t, "broker.yaml", fmt.Sprintf(operatorFile, w.url, w.listen, w.dir, w.spire.domain, strings.Join(domains, ", "), w.spire.socket()))
+	w.write(t, "broker.yaml", fmt.Sprintf(operatorFile, w.url, w.listen, w.dir, w.spire.domain, strings.Join(domains, ", "), w.spire.socket(), w.issuers, w.entitlements))
 }
 
 func (w *world) write(t *testing.T, name, text string) {

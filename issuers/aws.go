@@ -195,8 +195,11 @@ const awsNothing = "nothing was made"
 // Revoke says that only time ends a session. (Denying the role's sessions of
 // before a time, as AWS advises, would end those of other holders too.)
 func (*AWS) Revoke(_ context.Context, l broker.Lease) error {
-	if string(l.Handle) == awsNothing {
+	switch {
+	case string(l.Handle) == awsNothing:
 		return nil
+	case len(l.Handle) > 0:
+		return errForeignHandle(l)
 	}
 	return broker.ErrNotRevocable
 }

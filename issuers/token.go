@@ -51,7 +51,22 @@ func (t *Token) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 
 // Revoke says that only time ends a token. That it was given back is what
 // introspection says, from the lease.
-func (*Token) Revoke(context.Context, broker.Lease) error { return broker.ErrNotRevocable }
+func (*Token) Revoke(_ context.Context, l broker.Lease) error {
+	if len(l.Handle) > 0 {
+		return errForeignHandle(l)
+	}
+	return broker.ErrNotRevocable
+}
+
+// errForeignHandle says that an issuer of this name made the lease that was of
+// another kind, or elsewhere: only that one can end it. Once its time is over,
+// it has ended there.
+func errForeignHandle(l broker.Lease) error {
+	if time.Since(l.Expires) > time.Minute {
+		return broker.ErrNotRevocable
+	}
+	return fmt.Errorf("%w: lease %s was made by another issuer of this name: give that one its name back until its leases have ended", broker.ErrIssuerUnavailable, l.ID)
+}
 
 // Mint signs a token for the lease. It ends with the lease, to the second.
 func (t *Token) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
@@ -76,12 +91,19 @@ func (t *Token) Mint(_ context.Context, l broker.Lease) (broker.Credential, erro
 	}, nil
 }
 
-// claims are those of RFC 9068, section 2.2, and three of ours: entitlement,
-// request and, for bound tokens, cnf (RFC 8705, section 3.1). Times are whole
+// claims are those of RFC 9068, section 2.2, and ours: entitlement, request, for
+// bound tokens cnf (RFC 8705, section 3.1), and the parameters of entitlements
+// that have some as authorization_details (RFC 9396, section 9.1). Times are whole
 // seconds, rounded so that the token never lives longer than its lease.
 func (t *Token) claims(l *broker.Lease) []byte {
 	b := make([]byte, 0, 768)
 	b = appendMember(b, '{', "aud", t.audience)
+	if len(l.Parameters) > 0 {
+		// What was decided on and approved must bind the token, too.
+		b = append(b, `,"authorization_details":[{"parameters":`...)
+		b = audit.AppendStrings(b, l.Parameters)
+		b = append(appendMember(b, ',', "type", l.Entitlement), `}]`...)
+	}
 	b = appendMember(b, ',', "client_id", l.Holder)
 	if l.Confirm != (audit.Digest{}) {
 		b = append(b, `,"cnf":{"x5t#S256":"`...)

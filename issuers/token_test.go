@@ -146,6 +146,19 @@ func TestTokenProfile(t *testing.T) {
 	}
 }
 
+// The parameters that were decided on stand in the token: it is good for no
+// others.
+func TestTokenParameters(t *testing.T) {
+	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
+	l := testLease(noon)
+	l.Parameters = map[string]string{"account": `12"3456`, "branch": "north"}
+	claims := verify(t, keys.JWKS(noon), mint(t, NewToken(testIssuer, testAudience, keys), l))
+	want := []any{map[string]any{"type": "tickets-api", "parameters": map[string]any{"account": `12"3456`, "branch": "north"}}}
+	if fmt.Sprint(claims["authorization_details"]) != fmt.Sprint(want) {
+		t.Errorf("authorization_details are %v, want %v", claims["authorization_details"], want)
+	}
+}
+
 func TestBoundToken(t *testing.T) {
 	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
 	l := testLease(noon)

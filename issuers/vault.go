@@ -2,7 +2,9 @@ package issuers
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,6 +37,7 @@ type VaultConfig struct {
 // was made by it. It is safe for concurrent use.
 type Vault struct {
 	cfg     VaultConfig
+	at      string      // which Vault it is, in handles
 	once    *api.Client // sends what may happen only once
 	retries *api.Client // sends again what does no harm twice
 	session *vaultSession
@@ -53,7 +56,8 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	v := &Vault{cfg: cfg}
+	where := sha256.Sum256([]byte(strings.TrimSuffix(cfg.Address, "/") + "\n" + cfg.Namespace))
+	v := &Vault{cfg: cfg, at: hex.EncodeToString(where[:8])}
 	transport := &http.Transport{
 		TLSClientConfig: cfg.TLS, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 32,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
@@ -252,6 +256,7 @@ type vaultHandle struct {
 	Accessor string   `json:"accessor"`
 	Made     vaultEnd `json:"made"`
 	Lease    string   `json:"lease,omitempty"`
+	At       string   `json:"at"` // of the Vault
 }
 
 // A vaultEnd says what can be known of what the lease's token made.
@@ -296,7 +301,7 @@ func (v *Vault) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, e
 		return broker.Prepared{}, fmt.Errorf("%w: the token role %q must say orphan=true", broker.ErrIssuerRefused, v.cfg.TokenRole)
 	}
 	return broker.Prepared{
-		Handle: vaultHandle{Accessor: answer.Auth.Accessor, Made: endUnknown}.encode(),
+		Handle: vaultHandle{Accessor: answer.Auth.Accessor, Made: endUnknown, At: v.at}.encode(),
 		Key:    broker.NewSecret(map[string]string{"token": answer.Auth.ClientToken, "ahead": answer.ahead.String()}),
 	}, nil
 }
@@ -319,7 +324,8 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 	if ahead, err := time.ParseDuration(key["ahead"]); err == nil && ahead > time.Second {
 		left -= ahead // what it signs for a time, it counts by its own clock
 	}
-	answer, err := v.make(ctx, spec, &o.Lease, key["token"], left)
+	data := spec.data(&o.Lease, left)
+	answer, err := v.make(ctx, spec, &o.Lease, data, key["token"], left)
 	if err != nil {
 		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) {
 			handle.Made = endNothing
@@ -329,11 +335,11 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 	if answer.LeaseID != "" {
 		handle.Made, handle.Lease = endLease, answer.LeaseID
 	}
-	c, err := spec.credential(answer, &o.Lease, &handle)
+	c, err := spec.credential(answer, &o.Lease, data, &handle)
 	return c, handle.encode(), err
 }
 
-func (v *Vault) make(ctx context.Context, spec *VaultSpec, l *broker.Lease, token string, left time.Duration) (*vaultAnswer, error) {
+func (v *Vault) make(ctx context.Context, spec *VaultSpec, l *broker.Lease, data map[string]any, token string, left time.Duration) (*vaultAnswer, error) {
 	if left < time.Second {
 		return nil, &vaultFault{broker.ErrIssuerRefused, 0, "the Vault's clock is ahead by more than the lease's time"}
 	}
@@ -342,7 +348,7 @@ func (v *Vault) make(ctx context.Context, spec *VaultSpec, l *broker.Lease, toke
 		return nil, err
 	}
 	c := vaultCall{token: token, method: http.MethodGet, path: path}
-	if data := spec.data(l, left); data != nil {
+	if data != nil {
 		c.method, c.body = http.MethodPost, data
 	}
 	if spec.Wrap {
@@ -355,8 +361,8 @@ func (v *Vault) make(ctx context.Context, spec *VaultSpec, l *broker.Lease, toke
 // names what it ended: the accessor of a token merely queues its leases.
 func (v *Vault) Revoke(ctx context.Context, l broker.Lease) error {
 	var h vaultHandle
-	if err := json.Unmarshal(l.Handle, &h); err != nil {
-		return fmt.Errorf("reading the handle: %w", err)
+	if err := json.Unmarshal(l.Handle, &h); err != nil || h.At != v.at {
+		return errForeignHandle(l)
 	}
 	if h.Made == endLease {
 		body := map[string]any{"lease_id": h.Lease, "sync": true}

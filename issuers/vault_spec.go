@@ -61,6 +61,7 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 	for _, name := range slices.Sorted(maps.Keys(s.Data)) {
 		s.checkReferences("data/"+name, s.Data[name], e, bad)
 	}
+	s.checkUse(e, bad)
 	if s.Path == TokenPath && (s.Data != nil || s.Wrap || s.Lasting) {
 		bad("path", "%s hands out a token with the policies of the entitlement; it takes nothing but policies", TokenPath)
 	}
@@ -103,6 +104,17 @@ func (s *VaultSpec) checkReferences(key, text string, e *broker.Entitlement, bad
 	}
 	if strings.Contains(reference.ReplaceAllString(text, ""), "${") {
 		bad(key, "a reference is written ${name}")
+	}
+}
+
+// checkUse wants every parameter to make a difference: policy and people decide
+// on it, so the credential must be bound by it.
+func (s *VaultSpec) checkUse(e *broker.Entitlement, bad func(key, format string, args ...any)) {
+	all := s.Path + strings.Join(slices.Collect(maps.Values(s.Data)), "")
+	for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {
+		if !strings.Contains(all, "${"+name+"}") {
+			bad("path", "the parameter %q binds nothing: write ${%s} in path or data, or take it away", name, name)
+		}
 	}
 }
 

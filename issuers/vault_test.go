@@ -1,6 +1,7 @@
 package issuers
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -35,6 +36,7 @@ type fakeVault struct {
 	tokens map[string]*fakeToken // by token
 	leases map[string]string     // lease to token
 	ahead  time.Duration         // its clock
+	name   string                // that it puts into certificates, if not what it was asked for
 	fault  func(w http.ResponseWriter, r *http.Request) bool
 	calls  []string
 }
@@ -179,7 +181,7 @@ func (f *fakeVault) secret(path, token string, body object, r *http.Request) (in
 	case strings.HasPrefix(path, "pki/issue/"):
 		ttl, _ := time.ParseDuration(body["ttl"].(string))
 		return 200, object{"data": object{
-			"certificate": selfSigned(f.t, body["uri_sans"].(string), time.Now().Add(f.ahead+ttl)), "private_key": "PRIVATE KEY", "serial_number": "01:02",
+			"certificate": selfSigned(f.t, cmp.Or(f.name, body["uri_sans"].(string)), time.Now().Add(f.ahead+ttl)), "private_key": "PRIVATE KEY", "serial_number": "01:02",
 			"issuing_ca": "CA", "ca_chain": []string{"CA 1", "CA 2"},
 		}}
 	case strings.HasPrefix(path, "secret/data/"):
@@ -211,9 +213,12 @@ func vaultOrder(t *testing.T, spec VaultSpec) broker.Order {
 		spec.Policies = []string{"orders"}
 	}
 	now := time.Now()
-	e := &broker.Entitlement{Name: "orders-db-ro", Issuer: "vault", Spec: &spec, Parameters: map[string]broker.Parameter{
-		"table": {Pattern: regexp.MustCompile(`^.*$`), Required: true}, "note": {Pattern: regexp.MustCompile(`^.*$`)},
-	}}
+	e := &broker.Entitlement{Name: "orders-db-ro", Issuer: "vault", Spec: &spec, Parameters: map[string]broker.Parameter{}}
+	for name, required := range map[string]bool{"table": true, "note": false} {
+		if strings.Contains(spec.Path+fmt.Sprint(spec.Data), "${"+name+"}") {
+			e.Parameters[name] = broker.Parameter{Pattern: regexp.MustCompile(`^.*$`), Required: required}
+		}
+	}
 	spec.Check(e, func(key, format string, args ...any) { t.Errorf("%s: %s", key, fmt.Sprintf(format, args...)) })
 	return broker.Order{Entitlement: e, Lease: broker.Lease{
 		ID: broker.NewLeaseID(now), Request: broker.NewRequestID(now), Holder: "spiffe://acme.test/orders", Entitlement: e.Name, Issuer: "vault",
@@ -461,6 +466,35 @@ func TestVaultClockAhead(t *testing.T) {
 	}
 }
 
+// A certificate that names somebody else than was asked for is not given out.
+func TestVaultNames(t *testing.T) {
+	f, v := startFakeVault(t)
+	f.name = "admin.acme.test"
+	_, _, err := issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}))
+	if !errors.Is(err, broker.ErrIssuerRefused) || !strings.Contains(err.Error(), "admin.acme.test") {
+		t.Errorf("a certificate for another name: %v", err)
+	}
+}
+
+// What another issuer made is not called ended by one of the same name.
+func TestForeignHandles(t *testing.T) {
+	_, v := startFakeVault(t)
+	l, _, err := issue(v, vaultOrder(t, VaultSpec{Path: "database/creds/orders-ro"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, other := startFakeVault(t)
+	for name, issuer := range map[string]broker.Issuer{"another Vault": other, "a token issuer": &Token{}, "AWS": &AWS{}} {
+		if err := issuer.Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
+			t.Errorf("%s says of a Vault's lease: %v", name, err)
+		}
+	}
+	l.Expires = time.Now().Add(-time.Hour)
+	if err := other.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) {
+		t.Errorf("long after its time: %v", err)
+	}
+}
+
 func TestVaultSpecs(t *testing.T) {
 	e := &broker.Entitlement{Name: "orders", Scopes: []string{"read"}, Parameters: map[string]broker.Parameter{"table": {Required: true}, "note": {}}}
 	read := map[string][]string{"read": {"orders-read"}}
@@ -468,7 +502,8 @@ func TestVaultSpecs(t *testing.T) {
 		spec VaultSpec
 		want string // the key that is complained about
 	}{
-		"good":                         {VaultSpec{Path: "database/creds/${table}", ScopePolicies: read}, ""},
+		"good":                         {VaultSpec{Path: "database/creds/${table}", ScopePolicies: read, Data: map[string]string{"note": "${note}"}}, ""},
+		"a parameter without use":      {VaultSpec{Path: "database/creds/${table}", ScopePolicies: read}, "path"},
 		"good, with data":              {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"common_name": "${table}.acme.test", "alt_names": "${note}", "uri_sans": "${holder}"}}, ""},
 		"no path":                      {VaultSpec{ScopePolicies: read}, "path"},
 		"an absolute path":             {VaultSpec{Path: "/database/creds/x", ScopePolicies: read}, "path"},

@@ -279,6 +279,9 @@ func (s *Server) introspect(c *call) (reply, error) {
 	if in.Lease.Confirm != (audit.Digest{}) {
 		out.Confirm = &api.Confirmation{X509SHA256: base64.RawURLEncoding.EncodeToString(in.Lease.Confirm[:])}
 	}
+	if len(in.Lease.Parameters) > 0 {
+		out.AuthorizationDetails = []api.AuthorizationDetail{{Type: in.Lease.Entitlement, Parameters: in.Lease.Parameters}}
+	}
 	return ok(out)
 }
 

@@ -63,6 +63,9 @@ func (a *app) clientConfig() (clientConfig, error) {
 		return c, usage("--cert and --key go together")
 	case c.cert != "" && c.tokenFile != "":
 		return c, usage("give a certificate or a token file, not both: one caller has one proof")
+	case c.tokenFile != "" && c.socket != "" && c.ca == "" && c.brokerID == "":
+		// Any workload of the trust domain could take the token, and use it.
+		return c, usage("say who the broker is before a token is sent to it: --broker-id SPIFFE-ID or BROKER_ID")
 	case c.socket == "" && c.cert == "" && c.tokenFile == "":
 		return c, usage("say who you are: SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file")
 	}

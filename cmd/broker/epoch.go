@@ -21,8 +21,8 @@ func (a *app) newEpochCommand() *cobra.Command {
 		Use:   "new-epoch --config FILE",
 		Short: "Open a new log, when the old one can't be continued",
 		Long: `new-epoch is for a broker that refuses to start because its database is behind
-the checkpoint that it remembered: somebody put an old copy back. If the newest
-copy is lost for good, new-epoch opens a new log, whose first record names the
+the checkpoint that it remembered: somebody put an old copy back. The same if what
+it remembered is gone. If the newest copy is lost for good, new-epoch opens a new log, whose first record names the
 last checkpoint that was remembered. The old log stays in the database, and
 auditors will see that it ended. The broker must not run meanwhile.`,
 		Example: `  broker audit new-epoch --config /etc/broker/broker.yaml`,
@@ -61,9 +61,18 @@ func (s *settings) newEpoch(ctx context.Context) (origin string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("there is no log to follow: %w", err)
 	}
-	if err := audit.CheckRemembered(remembered, known.Public, db.Head().Size, db.Hashes(ctx)); err == nil {
+	if remembered == nil {
+		// The file is lost: what the database says is the best that is known.
+		remembered, err = db.Checkpoint(ctx)
+		if errors.Is(err, broker.ErrNotFound) {
+			return "", errors.New("nothing was published or remembered yet: it needs no new epoch")
+		}
+	} else if err = audit.CheckRemembered(remembered, known.Public, db.Head().Size, db.Hashes(ctx)); err == nil {
 		return "", errors.New("the log continues what was remembered: it needs no new epoch")
-	} else if !errors.Is(err, audit.ErrRollback) {
+	} else if errors.Is(err, audit.ErrRollback) {
+		err = nil
+	}
+	if err != nil {
 		return "", err
 	}
 	l, err := newLog(sealer, s.externalURL.Host+s.externalURL.Path, string(remembered))
@@ -75,7 +84,7 @@ func (s *settings) newEpoch(ctx context.Context) (origin string, err error) {
 	}
 	// What was remembered is in the new log's first record: from here on the
 	// new log's own checkpoints are remembered in its place.
-	if err := os.Rename(s.checkpoint, s.checkpoint+"."+time.Now().UTC().Format("20060102T150405Z")); err != nil {
+	if err := os.Rename(s.checkpoint, s.checkpoint+"."+time.Now().UTC().Format("20060102T150405Z")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("putting the old checkpoint aside: %w", err)
 	}
 	return l.origin, nil

@@ -234,8 +234,15 @@ func (c *checker) awsSpec(key string, cfg *issuers.AWSConfig, f entitlementFile,
 		RoleARN: string(f.AWS.RoleARN), FullRole: f.AWS.FullRole, ManagedPolicies: toStrings(f.AWS.ManagedPolicies),
 		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Scopes: map[string]issuers.AWSScope{},
 	}
+	all := ""
 	for name, adds := range f.Scopes.adds {
 		role.Scopes[name] = issuers.AWSScope{Actions: toStrings(adds.Actions), Resources: toStrings(adds.Resources)}
+		all += strings.Join(role.Scopes[name].Resources, " ")
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {
+		if !strings.Contains(all, "${"+name+"}") {
+			c.bad(key+"/parameters/"+name, "it binds nothing: write ${%s} in the resources of a scope, or take it away", name)
+		}
 	}
 	return cfg.Compile(role, e, func(at, format string, args ...any) { c.bad(key+"/"+at, format, args...) })
 }

@@ -93,6 +93,13 @@ func (l *ledger) checkRemembered(ctx context.Context) error {
 		return fmt.Errorf("reading the remembered checkpoint %s: %w", l.remember, err)
 	}
 	if note == nil {
+		saved, err := l.Store.Checkpoint(ctx)
+		if err != nil && !errors.Is(err, broker.ErrNotFound) {
+			return fmt.Errorf("reading the saved checkpoint: %w", err)
+		}
+		if saved != nil {
+			return fmt.Errorf("the log has been published, and %s is gone: put it back; if that is impossible, see broker audit new-epoch --help: %w", l.remember, audit.ErrRollback)
+		}
 		return nil
 	}
 	if err := audit.CheckRemembered(note, l.public, l.Head().Size, l.Hashes(ctx)); err != nil {
@@ -112,11 +119,13 @@ func (l *ledger) publish(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("signing a checkpoint: %w", err)
 	}
-	if err := l.SaveCheckpoint(ctx, head.Size, note); err != nil {
-		return fmt.Errorf("saving a checkpoint: %w", err)
-	}
+	// Outside first: a database with a checkpoint, and nothing remembered, is
+	// one that somebody has put there.
 	if err := audit.Remember(l.remember, note); err != nil {
 		return fmt.Errorf("remembering a checkpoint: %w", err)
+	}
+	if err := l.SaveCheckpoint(ctx, head.Size, note); err != nil {
+		return fmt.Errorf("saving a checkpoint: %w", err)
 	}
 	l.published.Store(head.Size)
 	return nil

@@ -59,6 +59,7 @@ const (
 	defaultCollectWithin = time.Hour
 	defaultRotateEvery   = 24 * time.Hour
 	defaultPublishAhead  = time.Hour
+	minPublishAhead      = 10 * time.Minute
 	defaultParameterMax  = 256
 	longestTTL           = 24 * time.Hour
 )
@@ -128,6 +129,9 @@ func (c *checker) server() {
 		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
 		RotateEvery:  cmp.Or(f.Signing.RotateEvery, duration(defaultRotateEvery)),
 		PublishAhead: cmp.Or(f.Signing.PublishAhead, duration(defaultPublishAhead)),
+	}
+	if time.Duration(c.s.signing.PublishAhead) < minPublishAhead {
+		c.bad("server/signing/publish_ahead", "at least %s: whoever verifies tokens may keep the old keys for five minutes", minPublishAhead)
 	}
 	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.s.signing.Algorithm) {
 		c.bad("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
@@ -307,6 +311,9 @@ func (c *checker) mark(key string, m markFile) {
 	if !ok || !slices.Contains(c.s.trustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
 		c.bad(key+"/under", "give a SPIFFE ID or a prefix of one that ends at a segment, in a listed trust domain: spiffe://%s/agent", c.s.trustDomain)
 	}
+	if slices.ContainsFunc(c.s.marks, func(other broker.Mark) bool { return other.Under == string(m.Under) }) {
+		c.bad(key+"/under", "%s is marked twice: which of them holds?", m.Under)
+	}
 	c.s.marks = append(c.s.marks, broker.Mark{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
 }
 
@@ -418,8 +425,12 @@ func (c *checker) parameters(key string, list map[string]parameterFile) map[stri
 	for _, name := range slices.Sorted(maps.Keys(list)) {
 		at, f := key+"/"+name, list[name]
 		c.name(at, name)
-		// Without the group, "^a|b$" would let "b and more" through.
-		pattern, err := regexp.Compile("^(?:" + f.Pattern + ")$")
+		// Alone first, for "a)|(?:.*" would close the group; and without the
+		// group, "^a|b$" would let "b and more" through.
+		pattern, err := regexp.Compile(f.Pattern)
+		if err == nil {
+			pattern, err = regexp.Compile("^(?:" + f.Pattern + ")$")
+		}
 		if err != nil || f.Pattern == "" {
 			c.bad(at+"/pattern", "give a regular expression (RE2) that the whole value must match, such as \"[a-z0-9-]{1,40}\"")
 		}

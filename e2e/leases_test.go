@@ -1,0 +1,596 @@
+package e2e
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"accessbroker.internal/api"
+)
+
+// A lab is a broker between SPIRE, Vault and PostgreSQL.
+type lab struct {
+	*world
+	vault    *vault
+	postgres *postgres
+	agent    *api.Client // of this test, over mTLS
+	src      *workloadapi.X509Source
+	cliAgent string // a binary that is the workload /agent/cli
+	hungUp   int    // calls to Vault that were given up in the middle
+}
+
+var orders = api.Ask{Entitlement: "orders-db-ro", Justification: "e2e"}
+
+// TestVaultLeases gives out what a real Vault makes, and ends it, whatever
+// breaks on the way.
+func TestVaultLeases(t *testing.T) {
+	l := startLab(t)
+	t.Run("database by exec and psql", func(t *testing.T) { testPsql(t, l) })
+	t.Run("given back", func(t *testing.T) { testGivenBack(t, l) })
+	t.Run("expired", func(t *testing.T) { testExpired(t, l) })
+	t.Run("renewed", func(t *testing.T) { testRenewed(t, l) })
+	t.Run("certificate", func(t *testing.T) { testCertificate(t, l) })
+	t.Run("tokens and KV", func(t *testing.T) { testTokensAndKV(t, l) })
+	t.Run("Vault sealed", func(t *testing.T) { testSealed(t, l) })
+	t.Run("Vault killed", func(t *testing.T) { testVaultKilled(t, l) })
+	t.Run("Vault hangs", func(t *testing.T) { testVaultHangs(t, l) })
+	t.Run("permission removed", func(t *testing.T) { testPermissionRemoved(t, l) })
+	t.Run("PostgreSQL down at revocation", func(t *testing.T) { testPostgresDown(t, l) })
+	t.Run("broker killed", func(t *testing.T) { testBrokerKilled(t, l) })
+	t.Run("kill switch", func(t *testing.T) { testKillSwitch(t, l) })
+}
+
+func startLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{vault: startVault(t), postgres: startPostgres(t)}
+	s := startSPIRE(t, "acme.test")
+	s.register(t, "/agent/triage", self(t))
+	l.postgres.must(t, "CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (4711)")
+	l.prepareVault(t, s)
+	w := newBroker(t, s)
+	w.issuers = fmt.Sprintf(`
+  vault: {vault: {address: "%s", ca_file: "%s", auth: {jwt: {role: broker}}, token_role: broker-leases}}`, l.vault.address(), l.vault.caFile())
+	w.entitlements = `
+  orders-db-ro: {issuer: vault, vault: {path: database/creds/orders-ro}, max_ttl: 30m}
+  web-certificate:
+    issuer: vault
+    vault:
+      path: pki/issue/web
+      policies: [web]
+      data: {common_name: "${name}.acme.test", ttl: "${ttl}"}
+    parameters: {name: {pattern: "[a-z]{1,20}", required: true}}
+  kv-token:
+    issuer: vault
+    vault: {path: auth/token/create}
+    scopes: {"kv:read": {policies: [kv-read]}}
+  kv-forgotten: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read]}}
+  kv-lasting: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read], ephemeral: false}}`
+	w.configure(t, []string{s.domain}, agentsPolicy)
+	w.start(t)
+	l.world, l.src = w, source(t, s)
+	l.agent = w.overMTLS(t, l.src)
+	l.cliAgent = another(t, w.bin, "agent")
+	s.register(t, "/agent/cli", l.cliAgent)
+	eventually(t, "the command line's identity", time.Minute, func() error {
+		if _, errs, code := w.cli(l.cliAgent, "whoami"); code != 0 {
+			return errors.New(errs)
+		}
+		return nil
+	})
+	return l
+}
+
+// prepareVault does what docs/vault.md tells an operator to do. The broker's
+// own token lives for seconds, so that its renewal and the logins after it are
+// a part of everything here.
+func (l *lab) prepareVault(t *testing.T, s *spire) {
+	t.Helper()
+	v := l.vault
+	v.database(t, l.postgres, "orders-ro", "SELECT ON orders")
+	v.pki(t, "web")
+	v.mount(t, "kv", fields{"version": "2"})
+	v.must(t, "POST", "kv/data/shop", fields{"data": fields{"color": "green"}})
+	v.policy(t, "orders-db-ro", "database/creds/orders-ro", "read")
+	v.policy(t, "web", "pki/issue/web", "update")
+	v.policy(t, "kv-read", "kv/data/shop", "read")
+	v.policy(t, "broker", brokerPolicy...)
+	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read")
+	v.must(t, "POST", "sys/auth/jwt", fields{"type": "jwt"})
+	v.must(t, "POST", "auth/jwt/config", fields{"jwt_validation_pubkeys": jwtKeys(t, s.bundle(t))})
+	v.must(t, "POST", "auth/jwt/role/broker", fields{
+		"role_type": "jwt", "user_claim": "sub", "bound_subject": "spiffe://acme.test/broker", "bound_audiences": []string{v.address()},
+		"token_policies": "broker", "token_ttl": "10s", "token_max_ttl": "25s",
+	})
+}
+
+var brokerPolicy = []string{
+	"auth/token/create/broker-leases", "update",
+	"auth/token/revoke-accessor", "update",
+	"sys/leases/revoke", "update",
+	"auth/token/renew-self", "update",
+}
+
+// jwtKeys gives the keys of a SPIFFE bundle that sign JWT-SVIDs, as PEM.
+func jwtKeys(t *testing.T, bundle string) (keys []string) {
+	t.Helper()
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal([]byte(bundle), &set); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range set.Keys {
+		if key.Use != "jwt-svid" {
+			continue
+		}
+		der, err := x509.MarshalPKIXPublicKey(key.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+	}
+	if len(keys) == 0 {
+		t.Fatalf("no key for JWT-SVIDs in %s", bundle)
+	}
+	return keys
+}
+
+// users counts the database users that Vault made and has not removed.
+func (l *lab) users(t *testing.T) int {
+	t.Helper()
+	n, err := strconv.Atoi(l.postgres.must(t, "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'v-%'"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// lost is how many users Vault may have made and forgotten: it makes one in
+// several steps, and whoever hangs up between them (a broker that is killed,
+// or out of patience) leaves it behind, one a call at most. Nobody is told its
+// password, and its VALID UNTIL ends it.
+func (l *lab) lost() int { return l.hungUp }
+
+func (l *lab) works(c *api.Credential) error {
+	out, err := l.postgres.psql(c.Secret["username"], c.Secret["password"], "SELECT id FROM orders")
+	if err == nil && out != "4711" {
+		err = fmt.Errorf("psql says %q", out)
+	}
+	return err
+}
+
+func (l *lab) ended(c *api.Credential) error {
+	if err := l.works(c); err == nil || !strings.Contains(err.Error(), "password authentication failed") {
+		return fmt.Errorf("the credential still works, or psql fails for another reason: %v", err)
+	}
+	return nil
+}
+
+// get asks for a database user.
+func (l *lab) get(t *testing.T, ask api.Ask) *api.Credential {
+	t.Helper()
+	c, _, err := l.agent.AskAndCollect(t.Context(), ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// becomes waits until a lease has a status and a truth about its end.
+func (l *lab) becomes(t *testing.T, lease, status, revocation string) {
+	t.Helper()
+	eventually(t, "the lease's being "+status+", "+revocation, time.Minute, func() error {
+		got, err := l.agent.Lease(t.Context(), lease)
+		if err == nil && (got.Status != status || got.Revocation != revocation) {
+			err = fmt.Errorf("it is %s, %s", got.Status, got.Revocation)
+		}
+		return err
+	})
+}
+
+// testPsql hands a database user to psql, which knows nothing of the broker.
+// When psql ends, the user is gone.
+func testPsql(t *testing.T, l *lab) {
+	psql := fmt.Sprintf("%s --no-psqlrc -tA -h 127.0.0.1 -p %d -d postgres", filepath.Join(l.postgres.bin, "psql"), l.postgres.port)
+	out, errs, code := l.cli(l.cliAgent, "exec", "orders-db-ro", "--", "sh", "-c", psql+` -c "SELECT id FROM orders" && `+psql+` -c "DELETE FROM orders"`)
+	if strings.TrimSpace(out) != "4711" || code == 0 || !strings.Contains(errs, "permission denied for table orders") {
+		t.Errorf("psql reads %q, and then, as it deletes: %d %s", out, code, errs)
+	}
+	if n := l.users(t); n != 0 {
+		t.Errorf("after exec there are %d users", n)
+	}
+	pgpass, _, code := l.cli(l.cliAgent, "request", "orders-db-ro", "-o", "pgpass")
+	fields := strings.Split(strings.TrimSpace(pgpass), ":")
+	if code != 0 || len(fields) != 5 || !strings.HasPrefix(fields[3], "v-") {
+		t.Errorf("-o pgpass: %d %d fields", code, len(fields))
+	}
+}
+
+func testGivenBack(t *testing.T, l *lab) {
+	c := l.get(t, orders)
+	if c.Type != "userpass" || c.Revocation != "immediate" {
+		t.Errorf("the credential is %s, %s", c.Type, c.Revocation)
+	}
+	if err := l.works(c); err != nil {
+		t.Fatal(err)
+	}
+	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
+	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != "immediate" {
+		t.Fatalf("given back: %+v, %v", lease, err)
+	}
+	if err := l.ended(c); err != nil { // at once: that is what immediate says
+		t.Error(err)
+	}
+}
+
+func testExpired(t *testing.T, l *lab) {
+	short := orders
+	short.TTL = api.Duration(3 * time.Second)
+	c := l.get(t, short)
+	if err := l.works(c); err != nil {
+		t.Fatal(err)
+	}
+	l.becomes(t, c.Lease, "revoked", "immediate")
+	if err := l.ended(c); err != nil {
+		t.Error(err)
+	}
+	if got, err := l.agent.Lease(t.Context(), c.Lease); err != nil || got.EndHow != "expired" {
+		t.Errorf("the lease ended by %q, %v", got.EndHow, err)
+	}
+}
+
+// testRenewed gets another user under the same grant; the first one ends.
+func testRenewed(t *testing.T, l *lab) {
+	first := l.get(t, orders)
+	second, err := l.agent.Renew(t.Context(), first.Lease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.works(second); err != nil {
+		t.Error(err)
+	}
+	l.becomes(t, first.Lease, "revoked", "immediate")
+	if err := l.ended(first); err != nil {
+		t.Error(err)
+	}
+}
+
+// testCertificate shows the certificate to a TLS server that trusts Vault's
+// authority.
+func testCertificate(t *testing.T, l *lab) {
+	c := l.get(t, api.Ask{Entitlement: "web-certificate", Parameters: map[string]string{"name": "shop"}, TTL: api.Duration(10 * time.Minute)})
+	if c.Type != "certificate" || c.Revocation != "at_expiry" {
+		t.Fatalf("the credential is %s, %s", c.Type, c.Revocation)
+	}
+	pair, err := tls.X509KeyPair([]byte(c.Secret["certificate"]), []byte(c.Secret["private_key"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(pair.Leaf.NotAfter); left > 10*time.Minute || left < 9*time.Minute || pair.Leaf.NotAfter.Sub(c.ExpiresAt).Abs() > 2*time.Second {
+		t.Errorf("the certificate lives for %s, its lease until %s", left, c.ExpiresAt)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(c.Secret["chain"]))
+	if err := shows(pair, roots); err != nil {
+		t.Errorf("a TLS server that trusts Vault's authority: %v", err)
+	}
+	for _, bad := range []string{"", "SHOP", "a.b", "evil.other.test"} {
+		_, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "web-certificate", Parameters: map[string]string{"name": bad}})
+		if err := refusedWith(err, api.InvalidParameter, http.StatusBadRequest); err != nil {
+			t.Errorf("the name %q: %v", bad, err)
+		}
+	}
+}
+
+// shows shows a client certificate to a server.
+func shows(pair tls.Certificate, roots *x509.CertPool) error {
+	own, err := selfSigned()
+	if err != nil {
+		return err
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	accepted := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			err = c.(*tls.Conn).Handshake()
+			_ = c.Close()
+		}
+		accepted <- err
+	}()
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	return <-accepted
+}
+
+func selfSigned() (tls.Certificate, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
+}
+
+// testTokensAndKV gets tokens of Vault, and what Vault keeps for ever: only if
+// the entitlement says that it is not ephemeral.
+func testTokensAndKV(t *testing.T, l *lab) {
+	c := l.get(t, api.Ask{Entitlement: "kv-token", Scopes: []string{"kv:read"}})
+	token := c.Secret["token"]
+	if data, _ := l.vault.as(t, token, "GET", "kv/data/shop", nil).Data["data"].(fields); c.Type != "vault" || data["color"] != "green" {
+		t.Errorf("a token of type %s reads %v", c.Type, data)
+	}
+	l.vault.refuses(t, token, "GET", "database/creds/orders-ro", nil, http.StatusForbidden)
+	if _, err := l.agent.Revoke(t.Context(), c.Lease, "done"); err != nil {
+		t.Fatal(err)
+	}
+	l.vault.refuses(t, token, "GET", "kv/data/shop", nil, http.StatusForbidden)
+
+	_, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "kv-forgotten"})
+	if err := refusedWith(err, api.IssuerRefused, http.StatusBadGateway); err != nil {
+		t.Errorf("what doesn't end, of an entitlement that does not say so: %v", err)
+	}
+	if lasting := l.get(t, api.Ask{Entitlement: "kv-lasting"}); lasting.Type != "data" || lasting.Secret["color"] != "green" || lasting.Revocation != "never" {
+		t.Errorf("what doesn't end: %s, %s", lasting.Type, lasting.Revocation)
+	}
+}
+
+// testSealed seals Vault: nothing is issued, what is given back waits, and
+// ends when Vault is unsealed.
+func testSealed(t *testing.T, l *lab) {
+	c := l.get(t, orders)
+	l.vault.seal(t)
+	_, _, err := l.agent.AskAndCollect(t.Context(), orders)
+	if err := refusedWith(err, api.IssuerUnavailable, http.StatusServiceUnavailable); err != nil {
+		t.Error(err)
+	}
+	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
+	if err != nil || lease.Status != api.LeaseRevoking || lease.Revocation != "pending" {
+		t.Errorf("given back to a sealed Vault: %+v, %v", lease, err)
+	}
+	if err := l.works(c); err != nil {
+		t.Errorf("the broker said pending, and that is the truth: %v", err)
+	}
+	l.vault.unseal(t)
+	l.becomes(t, c.Lease, "revoked", "immediate")
+	if err := l.ended(c); err != nil {
+		t.Error(err)
+	}
+}
+
+func testVaultKilled(t *testing.T, l *lab) {
+	c := l.get(t, orders)
+	l.vault.kill()
+	_, _, err := l.agent.AskAndCollect(t.Context(), orders)
+	if err := refusedWith(err, api.IssuerUnavailable, http.StatusServiceUnavailable); err != nil {
+		t.Error(err)
+	}
+	l.vault.start(t)
+	if err := l.works(c); err != nil {
+		t.Errorf("a credential from before: %v", err)
+	}
+	if _, err := l.agent.Revoke(t.Context(), c.Lease, "done"); err != nil {
+		t.Error(err)
+	}
+	l.becomes(t, c.Lease, "revoked", "immediate")
+	l.clean(t)
+}
+
+// testVaultHangs stops Vault in the middle of making credentials: the callers
+// get an error in time, and what Vault makes when it goes on is ended.
+func testVaultHangs(t *testing.T, l *lab) {
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		_ = l.vault.server.cmd.Process.Signal(syscall.SIGSTOP)
+	}()
+	defer func() { _ = l.vault.server.cmd.Process.Signal(syscall.SIGCONT) }()
+	var all sync.WaitGroup
+	var answered atomic.Int64
+	began := time.Now()
+	for range 8 {
+		all.Go(func() {
+			for {
+				_, _, err := l.agent.AskAndCollect(t.Context(), orders)
+				if err == nil {
+					answered.Add(1)
+					continue
+				}
+				if err := refusedWith(err, api.IssuerUnavailable, http.StatusServiceUnavailable); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("callers waited for %s", took)
+	}
+	_ = l.vault.server.cmd.Process.Signal(syscall.SIGCONT)
+	l.hungUp += 8
+	l.accounted(t)
+	t.Logf("%d credentials were issued before Vault hung", answered.Load())
+	l.clean(t)
+}
+
+// accounted waits until every database user that works has an active lease.
+// Leases whose answer from Vault was lost are not among them: they are pending
+// until their time is over, for nobody says when Vault has ended them.
+func (l *lab) accounted(t *testing.T) {
+	t.Helper()
+	eventually(t, "the end of every user without a lease", 40*time.Second, func() error {
+		active := 0
+		for _, lease := range l.live(t) {
+			switch lease.Status {
+			case api.LeaseActive:
+				active++
+			case api.LeaseRevoking:
+			default:
+				return fmt.Errorf("lease %s is %s", lease.ID, lease.Status)
+			}
+		}
+		if n, lost := l.users(t), l.lost(); n < active || n > active+lost {
+			return fmt.Errorf("%d users, %d active leases, and Vault lost at most %d", n, active, lost)
+		}
+		return nil
+	})
+}
+
+// live gives the live leases of the database, of everybody.
+func (l *lab) live(t *testing.T) (all []api.Lease) {
+	t.Helper()
+	for cursor := ""; ; {
+		out, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--entitlement", "orders-db-ro", "--live", "--limit", "200", "--cursor", cursor, "--admin-socket", l.dir+"/admin.sock", "-o", "json")
+		var page api.LeasePage
+		if err := json.Unmarshal([]byte(out), &page); err != nil || code != 0 {
+			t.Fatalf("leases: %d %s: %v", code, errs, err)
+		}
+		all = append(all, page.Leases...)
+		if cursor = page.Next; cursor == "" {
+			return all
+		}
+	}
+}
+
+// clean ends all that is left.
+func (l *lab) clean(t *testing.T) {
+	t.Helper()
+	for _, lease := range l.live(t) {
+		if _, errs, code := l.cli(l.bin, "return", lease.ID, "--admin-socket", l.dir+"/admin.sock"); code != 0 {
+			t.Fatalf("return: %s", errs)
+		}
+	}
+	l.empty(t)
+}
+
+// empty waits until no user is left.
+func (l *lab) empty(t *testing.T) {
+	t.Helper()
+	eventually(t, "the end of all users", time.Minute, func() error {
+		if n, lost := l.users(t), l.lost(); n > lost {
+			return fmt.Errorf("%d are left, and Vault lost at most %d", n, lost)
+		}
+		return nil
+	})
+}
+
+// testPermissionRemoved takes from the broker what it needs to revoke: it goes
+// on trying, and succeeds when it has it again.
+func testPermissionRemoved(t *testing.T, l *lab) {
+	c := l.get(t, orders)
+	l.vault.policy(t, "broker", brokerPolicy[:2]...)
+	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
+	if err != nil || lease.Revocation != "pending" {
+		t.Errorf("without the permission: %+v, %v", lease, err)
+	}
+	l.vault.policy(t, "broker", brokerPolicy...)
+	l.becomes(t, c.Lease, "revoked", "immediate")
+	if err := l.ended(c); err != nil {
+		t.Error(err)
+	}
+}
+
+// testPostgresDown stops the database behind Vault: nothing is revoked until
+// it is back, and nobody says so before.
+func testPostgresDown(t *testing.T, l *lab) {
+	c := l.get(t, orders)
+	l.postgres.stop()
+	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
+	if err != nil || lease.Revocation != "pending" {
+		t.Errorf("while PostgreSQL is down: %+v, %v", lease, err)
+	}
+	l.postgres.start(t)
+	l.becomes(t, c.Lease, "revoked", "immediate")
+	if err := l.ended(c); err != nil {
+		t.Error(err)
+	}
+}
+
+// testBrokerKilled kills the broker again and again in the middle of issuing:
+// within half a minute after each restart, no user is left that has no lease.
+func testBrokerKilled(t *testing.T, l *lab) {
+	l.clean(t)
+	for round := range 3 {
+		var all sync.WaitGroup
+		answered := make(chan *api.Credential, 1000)
+		for range 8 {
+			all.Go(func() {
+				for {
+					c, _, err := l.agent.AskAndCollect(t.Context(), orders)
+					if err != nil {
+						return
+					}
+					answered <- c
+				}
+			})
+		}
+		first := <-answered
+		for range 20 * (round + 1) {
+			<-answered
+		}
+		l.broker.kill()
+		all.Wait()
+		l.hungUp += 8
+		l.start(t)
+		l.accounted(t)
+		if err := l.works(first); err != nil {
+			t.Errorf("a credential that was answered before the kill: %v", err)
+		}
+	}
+	l.clean(t)
+}
+
+// testKillSwitch ends everything of an entitlement from the broker's own
+// machine, and lets nobody have it again until the block is lifted.
+func testKillSwitch(t *testing.T, l *lab) {
+	for range 20 {
+		l.get(t, orders)
+	}
+	live := len(l.live(t))
+	kill := func(more ...string) (string, string, int) {
+		args := append([]string{"kill", "--entitlement", "orders-db-ro", "--why", "INC-1", "--admin-socket", l.dir + "/admin.sock"}, more...)
+		return l.cli(l.bin, args...)
+	}
+	if out, errs, code := kill("--preview"); code != 0 || !strings.Contains(out, fmt.Sprintf("it would end %d credentials\n", live)) {
+		t.Errorf("preview: %d %s%s", code, out, errs)
+	}
+	if _, errs, code := kill(); code != 2 || l.users(t) < 20 {
+		t.Errorf("without --yes and without a terminal: %d %s", code, errs)
+	}
+	if out, errs, code := kill("--yes"); code != 0 {
+		t.Errorf("kill: %d %s%s", code, out, errs)
+	}
+	_, _, err := l.agent.AskAndCollect(t.Context(), orders)
+	if err := refusedWith(err, api.Blocked, http.StatusForbidden); err != nil {
+		t.Error(err)
+	}
+	l.empty(t)
+	if _, errs, code := l.cli(l.bin, "blocks", "lift", "--entitlement", "orders-db-ro", "--why", "over", "--admin-socket", l.dir+"/admin.sock"); code != 0 {
+		t.Errorf("lift: %s", errs)
+	}
+	l.get(t, orders)
+	l.clean(t)
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -75,15 +76,17 @@ func run(ctx context.Context, args []string, t terminal) int {
 
 func exitCode(err error) int {
 	var e *api.Error
-	var network net.Error
+	// Not net.Error: every errno is one, also that of a file that is not there.
+	var network *net.OpError
+	var call *url.Error
 	switch {
-	case errors.Is(err, errUsage):
+	case errors.Is(err, errUsage) || strings.HasPrefix(err.Error(), "unknown command "): // the library's own words
 		return exitUsage
 	case errors.Is(err, api.Pending) || errors.Is(err, api.Lapsed):
 		return exitPending
 	case errors.As(err, &e) && (e.Status == 401 || e.Status == 403):
 		return exitDenied
-	case errors.As(err, &network) || errors.Is(err, errUnreachable):
+	case errors.As(err, &network) || errors.As(err, &call) || errors.Is(err, errUnreachable):
 		return exitUnreachable
 	}
 	return exitFailed

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// A file that is right, and in which each test breaks one thing.
+const goodConfig = `server:
+  external_url: https://broker.acme.test
+  listeners:
+    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}
+  metrics: 127.0.0.1:9464
+  seal_keys: [{file: seal.key}]
+attest:
+  trust_domain: acme.test
+  trust_domains: [acme.test, supplier.test]
+  workload_api: unix:///run/spire/agent.sock
+  workloads:
+    - {under: spiffe://acme.test/agent, kind: agent, team: support}
+store: sqlite:broker.db
+policies: policies
+issuers:
+  tickets: {token: {audience: https://tickets.acme.test}}
+  vault: {vault: {address: https://vault:8200, auth: {jwt: {role: broker}}, token_role: leases}}
+  aws: {aws: {region: eu-west-1, auth: {web_identity: {}}}}
+  old: {token: {audience: https://old.acme.test}, retired: true}
+entitlements:
+  tickets-api:
+    issuer: tickets
+    scopes: [tickets:read, tickets:close]
+    default_scopes: [tickets:read]
+    default_ttl: 10m
+    max_ttl: 15m
+  orders-db-ro: {issuer: vault, vault: {path: database/creds/orders-ro}, max_ttl: 30m}
+  reports:
+    issuer: aws
+    aws: {role_arn: arn:aws:iam::123456789012:role/reports}
+    parameters: {prefix: {pattern: "[a-z0-9-]{1,40}", required: true}}
+    scopes:
+      read: {actions: [s3:GetObject], resources: ["arn:aws:s3:::reports/${prefix}/*"]}
+    max_ttl: 1h
+`
+
+func sealedDir(t testing.TB) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	key := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))
+	if err := os.WriteFile(filepath.Join(dir, "seal.key"), []byte(key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func understand(dir, text string) (*settings, error) {
+	d, err := parseConfig(filepath.Join(dir, "broker.yaml"), []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	return d.understand(func(string) string { return "" })
+}
+
+func TestGoodConfig(t *testing.T) {
+	s, err := understand(sealedDir(t), goodConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := s.catalogue["reports"]
+	if e.MinTTL == 0 || len(e.Scopes) != 1 || e.Spec == nil || e.Effect.IsZero() || s.catalogue["orders-db-ro"].Revocation != "immediate" || s.catalogue["tickets-api"].Audience == "" {
+		t.Errorf("the catalogue is %+v", s.catalogue)
+	}
+}
+
+var (
+	placed  = regexp.MustCompile(`^broker\.yaml:[0-9]+:[0-9]+: `)
+	goNames = regexp.MustCompile(`\*?main\.|struct|\binterface\b|Go value|map\[|\[\]`)
+)
+
+// Every mistake is named with file, line, column and key, and says what to do,
+// in the operator's words.
+func TestBadConfigs(t *testing.T) {
+	dir := sealedDir(t)
+	for name, test := range map[string]struct{ from, to, want string }{
+		"not YAML":                 {"server:", "server: [", "broker.yaml:7:1: "},
+		"unknown key":              {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
+		"wrong kind of value":      {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
+		"a list for a text":        {"policies: policies", "policies: [a]", "broker.yaml:14:"},
+		"no URL":                   {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: give the URL by which callers reach the broker"},
+		"plain HTTP":               {"https://broker.acme.test", "http://broker.acme.test", "server.external_url"},
+		"no port":                  {"127.0.0.1:9464", "127.0.0.1", "broker.yaml:5:3: server.metrics: give host and port"},
+		"no TLS":                   {"tls: {svid: true}, ", "", "broker.yaml:4:7: server.listeners.0.tls: the broker speaks TLS only"},
+		"client certs":             {"client_certs: optional", "client_certs: maybe", "server.listeners.0.client_certs: choose off, optional or required"},
+		"something to serve":       {"[api, oauth, log]", "[api, pages]", `server.listeners.0.serve.1: "pages" is not something to serve`},
+		"no seal key":              {"seal_keys: [{file: seal.key}]", "seal_keys: []", "server.seal_keys: the broker seals its signing keys"},
+		"a seal key that is none":  {"file: seal.key", "file: broker.yaml", "server.seal_keys.0: reading the seal key"},
+		"trust domain":             {"trust_domain: acme.test", "trust_domain: Acme/Test", "attest.trust_domain: give the broker's own trust domain"},
+		"own domain not listed":    {"[acme.test, supplier.test]", "[supplier.test]", "attest.trust_domains: it must list the broker's own trust domain"},
+		"no bundles":               {"workload_api: unix:///run/spire/agent.sock", "workload_api:", "attest"},
+		"a mark elsewhere":         {"spiffe://acme.test/agent", "spiffe://other.test/agent", "attest.workloads.0.under"},
+		"a mark with a star":       {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},
+		"two marks":                {"team: support}", "team: support}\n    - {under: spiffe://acme.test/agent, kind: workload}", "attest.workloads.1.under: spiffe://acme.test/agent is marked twice"},
+		"no store":                 {"store: sqlite:broker.db", "store: mysql:x", "broker.yaml:13:1: store: give sqlite:/path/to/broker.db"},
+		"dangling issuer":          {"issuer: tickets", "issuer: ticket", `broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "ticket"; there are: aws, old, tickets, vault`},
+		"retired issuer":           {"issuer: tickets", "issuer: old", `entitlements.tickets-api.issuer: "old" is retired`},
+		"two kinds of issuer":      {"{token: {audience: https://tickets.acme.test}}", "{token: {audience: https://tickets.acme.test}, aws: {region: x}}", "issuers.tickets: say what kind it is, and only one"},
+		"an audience of AWS":       {"web_identity: {}", "web_identity: {audience: \"https://tickets.acme.test\"}", "issuers.tickets.token.audience: https://tickets.acme.test is what AWS knows the broker itself by (issuer aws)"},
+		"relative audience":        {"https://tickets.acme.test", "tickets", "issuers.tickets.token.audience: give the absolute URI"},
+		"default scope":            {"default_scopes: [tickets:read]", "default_scopes: [tickets:burn]", `entitlements.tickets-api.default_scopes.0: "tickets:burn" is not among its scopes`},
+		"a scope twice":            {"[tickets:read, tickets:close]", "[tickets:read, tickets:read]", "entitlements.tickets-api.scopes: a scope is listed twice"},
+		"ttl":                      {"max_ttl: 15m", "max_ttl: 15", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
+		"half a second":            {"max_ttl: 15m", "max_ttl: 1500ms", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
+		"ttl for ever":             {"max_ttl: 15m", "max_ttl: 100h", "entitlements.tickets-api.max_ttl: at most 24h"},
+		"default longer than max":  {"default_ttl: 10m", "default_ttl: 20m", "entitlements.tickets-api.default_ttl: it is longer than max_ttl, 15m"},
+		"a pattern that closes":    {"[a-z0-9-]{1,40}", "a)|(?:.*", "entitlements.reports.parameters.prefix.pattern: give a regular expression"},
+		"a parameter without use":  {"reports/${prefix}/*", "reports/*", "entitlements.reports.parameters.prefix: it binds nothing"},
+		"a role of another form":   {"arn:aws:iam::123456789012:role/reports", "reports", "entitlements.reports.aws.role_arn: give the ARN of a role"},
+		"AWS for a moment":         {"    max_ttl: 1h", "    max_ttl: 1m", "entitlements.reports.max_ttl"},
+		"vault without spec":       {"vault: {path: database/creds/orders-ro}, ", "", "entitlements.orders-db-ro.vault: say what the Vault is asked for"},
+		"vault path":               {"database/creds/orders-ro", "/v1/database", "entitlements.orders-db-ro.vault.path: give the path"},
+		"vault without login":      {"auth: {jwt: {role: broker}}, ", "", "issuers.vault.vault.auth: say how the broker logs in"},
+		"vault over HTTP":          {"https://vault:8200", "http://vault:8200", "issuers.vault.vault.address: give the Vault's URL"},
+		"token with a vault":       {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: its issuer, "tickets", is no Vault`},
+		"keys published too late":  {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: at least 10m"},
+		"rotation that is shorter": {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if !strings.Contains(goodConfig, test.from) {
+				t.Fatalf("the good file does not hold %q", test.from)
+			}
+			_, err := understand(dir, strings.Replace(goodConfig, test.from, test.to, 1))
+			if err == nil {
+				t.Fatalf("it is understood, want %q", test.want)
+			}
+			text := strings.ReplaceAll(err.Error(), dir+"/", "")
+			if !strings.Contains(text, test.want) {
+				t.Errorf("it says\n%s\nwant\n%s", text, test.want)
+			}
+			for line := range strings.SplitSeq(text, "\n") {
+				if !placed.MatchString(line) || goNames.MatchString(line) {
+					t.Errorf("without a place, or in words that are ours: %s", line)
+				}
+			}
+		})
+	}
+}
+
+// The examples that we give are good.
+func TestExamplesAreGood(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/broker.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := understand(sealedDir(t), string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.policies, err = filepath.Abs("../../deploy/policies"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.engine(); err != nil {
+		t.Errorf("the example's policies: %v", err)
+	}
+}
+
+// Whatever stands in the file, it is understood or refused with a place.
+func FuzzConfig(f *testing.F) {
+	dir := sealedDir(f)
+	f.Add(goodConfig)
+	f.Add("")
+	f.Add("server: {listen: x}")
+	f.Add("a: &a [*a]")
+	f.Add("entitlements: {x: {scopes: {a: {actions: [b]}}}}")
+	f.Fuzz(func(t *testing.T, text string) {
+		s, err := understand(dir, text)
+		switch {
+		case err == nil && (len(s.catalogue) == 0 || len(s.issuers) == 0 || len(s.sealKeys) == 0):
+			t.Errorf("nothing is in it, and it is good: %+v", s)
+		case err != nil && !strings.Contains(err.Error(), "broker.yaml"):
+			t.Errorf("an error without a place: %v", err)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type AWSConfig struct {
 	WebIdentity *AWSWebIdentity // either this
 	AssumeRole  *AWSAssumeRole  // or this
 	HTTP        *http.Client    // nil: one that knows no proxy. Redirects are never followed
+	Roots       *x509.CertPool  // of the STS's certificate; nil: the system's. Not with HTTP
 	Now         func() time.Time
 }
 
@@ -133,7 +135,7 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	client := newAWSClient(c.HTTP)
+	client := newAWSClient(c.HTTP, c.Roots)
 	credentials, err := c.ownCredentials(ctx)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -34,11 +35,11 @@ const (
 	awsIdle = 5 * time.Second
 )
 
-func newAWSClient(c *http.Client) awsClient {
+func newAWSClient(c *http.Client, roots *x509.CertPool) awsClient {
 	if c == nil {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
 		transport.Proxy, transport.MaxResponseHeaderBytes, transport.IdleConnTimeout = nil, awsHeaders, awsIdle
-		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 		c = &http.Client{Transport: transport}
 	}
 	direct := *c

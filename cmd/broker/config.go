@@ -126,6 +126,7 @@ type vaultLoginFile struct {
 type awsFile struct {
 	Region   string      `yaml:"region"`
 	Endpoint plain       `yaml:"endpoint"` // of an STS that is not AWS's own
+	CAFile   string      `yaml:"ca_file"`
 	Auth     awsAuthFile `yaml:"auth"`
 }
 

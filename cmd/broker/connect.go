@@ -147,11 +147,11 @@ func domainOf(brokerID string) []string {
 func readRoots(path string) (*x509.CertPool, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading BROKER_CA: %w", err)
+		return nil, fmt.Errorf("reading authorities: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("reading BROKER_CA: %s holds no PEM certificate", path)
+		return nil, fmt.Errorf("reading authorities: %s holds no PEM certificate", path)
 	}
 	return pool, nil
 }

@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"maps"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,7 +21,8 @@ import (
 type issuerSettings struct {
 	token   *tokenSettings
 	vault   *vaultSettings
-	aws     *issuers.AWSConfig // without keys
+	aws     *issuers.AWSConfig // without keys and roots
+	awsCA   string             // file
 	retired bool
 }
 
@@ -53,7 +52,7 @@ func (c *checker) issuers() {
 		case f.Vault != nil && f.Token == nil && f.AWS == nil:
 			s.vault = c.vaultIssuer(key+"/vault", f.Vault)
 		case f.AWS != nil && f.Token == nil && f.Vault == nil:
-			s.aws = c.awsIssuer(key+"/aws", f.AWS)
+			s.aws, s.awsCA = c.awsIssuer(key+"/aws", f.AWS), c.file(f.AWS.CAFile)
 		default:
 			c.bad(key, "say what kind it is, and only one: token: {audience: URL}, vault: {address: URL, …} or aws: {region: NAME, …}")
 		}
@@ -269,6 +268,13 @@ func (v *service) makeIssuers(ctx context.Context) (map[string]broker.Issuer, er
 				web.Keys = v.keys
 				cfg.WebIdentity = &web
 			}
+			var err error
+			if s.awsCA != "" {
+				cfg.Roots, err = readRoots(s.awsCA)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("issuer %s: %w", name, err)
+			}
 			aws, err := issuers.NewAWS(ctx, cfg)
 			if err != nil {
 				return nil, fmt.Errorf("issuer %s: %w", name, err)
@@ -288,14 +294,11 @@ func (v *service) makeVault(name string, s *vaultSettings) (*issuers.Vault, erro
 		cfg.Login.Token = func() (string, error) { return readToken(s.tokenFile) }
 	}
 	if s.caFile != "" {
-		text, err := os.ReadFile(s.caFile)
+		roots, err := readRoots(s.caFile)
 		if err != nil {
-			return nil, fmt.Errorf("reading the Vault's CA: %w", err)
+			return nil, err
 		}
-		cfg.TLS.RootCAs = x509.NewCertPool()
-		if !cfg.TLS.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("%s holds no certificate", s.caFile)
-		}
+		cfg.TLS.RootCAs = roots
 	}
 	if s.jwt != nil {
 		cfg.Login.JWT = &issuers.VaultJWT{Mount: s.jwt.Mount, Role: s.jwt.Role, Audience: string(s.jwt.Audience), SVID: v.ownJWTSVID}

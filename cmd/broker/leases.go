@@ -139,6 +139,9 @@ func revocationTruth(l *api.Lease) string {
 	case "pending":
 		return "its issuer has not confirmed yet; the broker keeps trying"
 	case "at_expiry":
+		if l.Type != "" && l.Type != "bearer" {
+			return "only time ends it: it works until " + clock(l.ExpiresAt)
+		}
 		return "introspection says inactive at once; who verifies it by key alone accepts it until " + clock(l.ExpiresAt)
 	case "at_rotation":
 		return "it works until its issuer rotates it"

@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+)
+
+// The broker has a listener for workloads, who trust SPIFFE, and one for those
+// who trust the web's authorities: an STS that takes it for an OpenID provider.
+const awsOperatorFile = `
+server:
+  external_url: %[1]s
+  listeners:
+    - {listen: "%[2]s", tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}
+    - {listen: "%[3]s", tls: {cert: web.pem, key: web.key}, client_certs: off, serve: [oauth]}
+  admin_socket: admin.sock
+  seal_keys: [{file: seal.key}]
+attest:
+  trust_domain: acme.test
+  workload_api: %[4]s
+store: sqlite:broker.db
+policies: policies
+issuers:
+  tickets: {token: {audience: "https://tickets.acme.test"}}
+  aws: {aws: {region: us-east-1, endpoint: "%[5]s", ca_file: "%[6]s", auth: {web_identity: {}}}}
+entitlements:
+  tickets-api: {issuer: tickets, scopes: [tickets:read]}
+  reports:
+    issuer: aws
+    aws: {role_arn: "%[7]s"}
+    parameters: {prefix: {pattern: "[a-z0-9-]{1,40}", required: true}}
+    scopes:
+      read: {actions: [s3:GetObject], resources: ["arn:aws:s3:::reports/${prefix}/*"]}
+      write: {actions: [s3:PutObject], resources: ["arn:aws:s3:::reports/${prefix}/*"]}
+    max_ttl: 1h
+`
+
+// TestAWS gives sessions of a role by an STS that knows the broker as an
+// OpenID provider, so that the broker holds no secret of it: the AWS command
+// line gets them by credential_process, reads what the scope allows, and is
+// refused everything else.
+func TestAWS(t *testing.T) {
+	s := startSPIRE(t, "acme.test")
+	w := newBroker(t, s)
+	web := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	loopbackTLS(t, filepath.Join(w.dir, "web-ca.pem"), filepath.Join(w.dir, "web.pem"), filepath.Join(w.dir, "web.key"))
+	provider := minioOpenID{configURL: "https://" + web + "/.well-known/openid-configuration", caFile: filepath.Join(w.dir, "web-ca.pem"), clientID: "sts.amazonaws.com"}
+	w.write(t, "policies/all.cedar", agentsPolicy)
+	configure := func(endpoint, ca, role string) {
+		w.write(t, "broker.yaml", fmt.Sprintf(awsOperatorFile, "https://"+web, w.listen, web, s.socket(), endpoint, ca, role))
+	}
+	// MinIO asks its provider as it starts, so the broker is there first, and
+	// learns afterwards where MinIO is.
+	configure("https://127.0.0.1:1", "web-ca.pem", (&minio{openID: provider}).roleARN())
+	w.start(t)
+	m := startMinIO(t, provider)
+	w.broker.stop()
+	configure(m.address(), m.caFile(), m.roleARN())
+	w.start(t)
+
+	m.must(t, "mb", "it/reports")
+	publisher := m.user(t, "publisher", "readwrite")
+	for _, key := range []string{"acme/q1", "other/q1"} {
+		if err := m.put(t, publisher, "reports", key, "secret of "+key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cli := another(t, w.bin, "agent")
+	s.register(t, "/agent/reports", cli)
+	eventually(t, "the command line's identity", time.Minute, func() error {
+		if _, errs, code := w.cliAt(cli, "whoami"); code != 0 {
+			return fmt.Errorf("%s", errs)
+		}
+		return nil
+	})
+	t.Run("credential_process", func(t *testing.T) { testCredentialProcess(t, w, m, cli) })
+	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, w, m, cli) })
+}
+
+func testCredentialProcess(t *testing.T, w *world, m *minio, cli string) {
+	config := filepath.Join(t.TempDir(), "config")
+	text := fmt.Sprintf("[default]\nregion = us-east-1\ncredential_process = %s aws reports --scope read --param prefix=acme --why report\n", cli)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s3 := func(args ...string) (string, error) {
+		cmd := exec.Command("aws", append([]string{"--endpoint-url", m.address(), "--ca-bundle", m.caFile(), "s3"}, args...)...)
+		cmd.Env = append(os.Environ(), append(w.spire.environment(), "AWS_CONFIG_FILE="+config, "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
+			"BROKER_URL=https://"+w.listen, "AWS_EC2_METADATA_DISABLED=true")...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := s3("cp", "s3://reports/acme/q1", "-"); err != nil || out != "secret of acme/q1" {
+		t.Errorf("what the scope allows: %v, %q", err, out)
+	}
+	for name, args := range map[string][]string{
+		"another prefix": {"cp", "s3://reports/other/q1", "-"},
+		"writing":        {"cp", config, "s3://reports/acme/q2"},
+		"listing":        {"ls", "s3://reports/"},
+	} {
+		if out, err := s3(args...); err == nil || !strings.Contains(out, "AccessDenied") && !strings.Contains(out, "403") {
+			t.Errorf("%s: %v, %q", name, err, out)
+		}
+	}
+}
+
+// testAWSRefusals asks for what no STS would give, and gives a session back:
+// the truth is that only time ends it.
+func testAWSRefusals(t *testing.T, w *world, m *minio, cli string) {
+	for name, test := range map[string]struct {
+		args []string
+		want api.Code
+	}{
+		"a wildcard": {[]string{"--param", "prefix=*"}, api.InvalidParameter},
+		"too short":  {[]string{"--param", "prefix=acme", "--ttl", "5m"}, api.InvalidTTL},
+		"no prefix":  {nil, api.InvalidParameter},
+	} {
+		_, errs, code := w.cliAt(cli, append([]string{"request", "reports", "--scope", "read"}, test.args...)...)
+		if code == 0 || !strings.Contains(errs, string(test.want)) {
+			t.Errorf("%s: %d %s", name, code, errs)
+		}
+	}
+	out, errs, code := w.cliAt(cli, "request", "reports", "--scope", "write", "--param", "prefix=acme", "--ttl", "20m", "-o", "env")
+	if code != 0 || !strings.Contains(out, "export AWS_SESSION_TOKEN=") {
+		t.Fatalf("request -o env: %d %s", code, errs)
+	}
+	_, rest, _ := strings.Cut(out, "BROKER_LEASE='")
+	lease, _, _ := strings.Cut(rest, "'")
+	if out, errs, code := w.cliAt(cli, "return", lease); code != 0 || !strings.Contains(out, "only time ends it") {
+		t.Errorf("return: %d %s%s", code, out, errs)
+	}
+	m.stop()
+	_, errs, code = w.cliAt(cli, "request", "reports", "--scope", "read", "--param", "prefix=acme")
+	if code == 0 || !strings.Contains(errs, string(api.IssuerUnavailable)) {
+		t.Errorf("without STS: %d %s", code, errs)
+	}
+}
+
+// cliAt is cli for a world whose external URL is not where workloads call.
+func (w *world) cliAt(bin string, args ...string) (stdout, stderr string, code int) {
+	return w.cli(bin, append(args, "--server", "https://"+w.listen)...)
+}

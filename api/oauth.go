@@ -133,6 +133,7 @@ type Metadata struct {
 	RevocationAuth         []string `json:"revocation_endpoint_auth_methods_supported"`
 	SubjectTypes           []string `json:"subject_types_supported"`
 	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported"`
+	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify by this document
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
 	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: what the aud of a caller's JWT-SVID may be

@@ -48,6 +48,7 @@ func (s *Server) metadata(*call) (reply, error) {
 		RevocationAuth:         ways,
 		SubjectTypes:           []string{"public"},
 		IDTokenSigningAlgs:     s.cfg.Algorithms(),
+		Claims:                 []string{"aud", "exp", "iat", "iss", "jti", "sub"},
 		CertificateBoundTokens: true,
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"regexp"
 	"time"
+	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -304,14 +305,16 @@ func (s *awsSession) tags() map[string]string {
 	}
 }
 
-// awsTagValue is what AWS takes as the value of a session tag, of 256
-// characters at most.
-var awsTagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]{1,256}$`)
+// awsTagValue is what AWS takes as the value of a session tag, of awsTagLength
+// characters at most. (Counted in the expression, that would cost ten megabytes.)
+var awsTagValue = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]+$`)
+
+const awsTagLength = 256
 
 // awsTag gives a text as the value of a session tag: its SHA-256 if AWS would
 // not take it.
 func awsTag(s string) string {
-	if awsTagValue.MatchString(s) {
+	if utf8.RuneCountInString(s) <= awsTagLength && awsTagValue.MatchString(s) {
 		return s
 	}
 	sum := sha256.Sum256([]byte(s))

@@ -33,7 +33,8 @@ type lab struct {
 	agent    *api.Client // of this test, over mTLS
 	src      *workloadapi.X509Source
 	cliAgent string // a binary that is the workload /agent/cli
-	hungUp   int    // calls to Vault that were given up in the middle
+	sshCA    string
+	hungUp   int // calls to Vault that were given up in the middle
 }
 
 var orders = api.Ask{Entitlement: "orders-db-ro", Justification: "e2e"}
@@ -47,6 +48,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("expired", func(t *testing.T) { testExpired(t, l) })
 	t.Run("renewed", func(t *testing.T) { testRenewed(t, l) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, l) })
+	t.Run("SSH", func(t *testing.T) { testSSH(t, l) })
 	t.Run("tokens and KV", func(t *testing.T) { testTokensAndKV(t, l) })
 	t.Run("Vault sealed", func(t *testing.T) { testSealed(t, l) })
 	t.Run("Vault killed", func(t *testing.T) { testVaultKilled(t, l) })
@@ -76,6 +78,13 @@ func startLab(t *testing.T) *lab {
       policies: [web]
       data: {common_name: "${name}.acme.test", ttl: "${ttl}"}
     parameters: {name: {pattern: "[a-z]{1,20}", required: true}}
+  ssh-login:
+    issuer: vault
+    vault:
+      path: ssh/sign/login
+      policies: [ssh]
+      data: {public_key: "${key}", valid_principals: "` + login(t) + `", ttl: "${ttl}"}
+    parameters: {key: {pattern: "ssh-ed25519 [A-Za-z0-9+/=]{60,80}", required: true}}
   kv-token:
     issuer: vault
     vault: {path: auth/token/create}
@@ -109,9 +118,11 @@ func (l *lab) prepareVault(t *testing.T, s *spire) {
 	v.must(t, "POST", "kv/data/shop", fields{"data": fields{"color": "green"}})
 	v.policy(t, "orders-db-ro", "database/creds/orders-ro", "read")
 	v.policy(t, "web", "pki/issue/web", "update")
+	l.sshCA = v.ssh(t, "login", login(t))
+	v.policy(t, "ssh", "ssh/sign/login", "update")
 	v.policy(t, "kv-read", "kv/data/shop", "read")
 	v.policy(t, "broker", brokerPolicy...)
-	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read")
+	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read", "ssh")
 	v.must(t, "POST", "sys/auth/jwt", fields{"type": "jwt"})
 	v.must(t, "POST", "auth/jwt/config", fields{"jwt_validation_pubkeys": jwtKeys(t, s.bundle(t))})
 	v.must(t, "POST", "auth/jwt/role/broker", fields{

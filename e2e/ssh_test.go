@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+)
+
+// login is who runs the tests: the one user that an unprivileged sshd lets in.
+func login(t *testing.T) string {
+	t.Helper()
+	who, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return who.Username
+}
+
+const sshdConfig = `
+ListenAddress 127.0.0.1
+Port %[1]d
+HostKey %[2]s/host
+TrustedUserCAKeys %[2]s/ca.pub
+AuthorizedKeysFile none
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+UsePAM no
+StrictModes no
+PidFile none
+`
+
+// startSSHD starts a real sshd that trusts an authority, and nobody else.
+func startSSHD(t *testing.T, ca string) (dir string, port int) {
+	t.Helper()
+	sshd := "/usr/sbin/sshd"
+	if _, err := os.Stat(sshd); err != nil {
+		aptInstall(t, "openssh-server")
+	}
+	dir, port = t.TempDir(), freePort(t)
+	keygen(t, dir, "host")
+	for name, text := range map[string]string{"ca.pub": ca, "sshd_config": fmt.Sprintf(sshdConfig, port, dir)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // it wants that to be there
+			t.Fatal(err)
+		}
+	}
+	server, err := start(t, "sshd", sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the start of sshd", 30*time.Second, func() error {
+		if server.ended() {
+			t.Fatalf("sshd did not start:\n%s", server.out)
+		}
+		if !strings.Contains(server.out.String(), "Server listening") {
+			return errors.New("it does not listen yet")
+		}
+		return nil
+	})
+	return dir, port
+}
+
+func keygen(t *testing.T, dir, name string) {
+	t.Helper()
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", filepath.Join(dir, name)).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v: %s", err, out)
+	}
+}
+
+// testSSH logs in by a certificate for a key that never left its holder, and
+// is refused when the certificate's time is over.
+func testSSH(t *testing.T, l *lab) {
+	dir, port := startSSHD(t, l.sshCA)
+	keygen(t, dir, "id")
+	public, err := os.ReadFile(filepath.Join(dir, "id.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := strings.Join(strings.Fields(string(public))[:2], " ")
+	ssh := func() (string, error) {
+		out, err := exec.Command("ssh", "-F", "none", "-i", filepath.Join(dir, "id"), "-o", "CertificateFile="+filepath.Join(dir, "id-cert.pub"),
+			"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
+			"-p", fmt.Sprint(port), login(t)+"@127.0.0.1", "echo", "in").CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
+	if out, err := ssh(); err == nil || !strings.Contains(out, "Permission denied") {
+		t.Fatalf("without a certificate: %q, %v", out, err)
+	}
+	c := l.get(t, api.Ask{Entitlement: "ssh-login", Parameters: map[string]string{"key": key}, TTL: api.Duration(8 * time.Second)})
+	if c.Type != "data" || c.Revocation != "at_expiry" || !strings.HasPrefix(c.Secret["signed_key"], "ssh-ed25519-cert-v01@openssh.com ") {
+		t.Fatalf("the credential is %s, %s", c.Type, c.Revocation)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "id-cert.pub"), []byte(c.Secret["signed_key"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := ssh(); err != nil || out != "in" {
+		t.Errorf("with the certificate: %q, %v", out, err)
+	}
+	eventually(t, "the certificate's end", 30*time.Second, func() error {
+		if out, err := ssh(); err == nil || !strings.Contains(out, "Permission denied") {
+			return fmt.Errorf("%q, %v", out, err)
+		}
+		return nil
+	})
+	if time.Now().Before(c.ExpiresAt.Add(-time.Second)) {
+		t.Errorf("it was refused before its time, %s", c.ExpiresAt)
+	}
+	_, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "ssh-login", Parameters: map[string]string{"key": "ssh-rsa AAAA"}})
+	if err := refusedWith(err, api.InvalidParameter, 400); err != nil {
+		t.Error(err)
+	}
+}

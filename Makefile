@@ -10,8 +10,17 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 build: ## the one binary, bin/broker
 	$(GO) build -trimpath -o bin/broker ./cmd/broker
 
+SERVERS = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
+
 demo: build ## the whole story, told in the terminal
-	./bin/broker demo
+	@./bin/broker demo
+	@if ls $(SERVERS)/vault-*/vault $(SERVERS)/minio-*/minio $(SERVERS)/spire-*/spire-agent >/dev/null 2>&1; then \
+		echo; echo "And with real servers, which takes a moment:"; \
+		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' ; \
+	else \
+		echo; echo "A database user of Vault and a session at S3 are not shown: their servers are not"; \
+		echo "here. make e2e builds them once (about 15 minutes), and make demo shows them then."; \
+	fi
 
 test: ## everything that needs nothing but Go
 	$(GO) test -race ./...

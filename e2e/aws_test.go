@@ -47,8 +47,23 @@ entitlements:
 // line gets them by credential_process, reads what the scope allows, and is
 // refused everything else.
 func TestAWS(t *testing.T) {
+	c := startCloud(t)
+	t.Run("credential_process", func(t *testing.T) { testCredentialProcess(t, c) })
+	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, c) })
+}
+
+// A cloud is a broker between SPIRE and an STS, whose bucket holds reports.
+type cloud struct {
+	*world
+	minio *minio
+	agent string // a binary that is the workload /agent/reports
+}
+
+func startCloud(t *testing.T) *cloud {
+	t.Helper()
 	s := startSPIRE(t, "acme.test")
-	w := newBroker(t, s)
+	c := &cloud{world: newBroker(t, s)}
+	w := c.world
 	web := fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	loopbackTLS(t, filepath.Join(w.dir, "web-ca.pem"), filepath.Join(w.dir, "web.pem"), filepath.Join(w.dir, "web.key"))
 	provider := minioOpenID{configURL: "https://" + web + "/.well-known/openid-configuration", caFile: filepath.Join(w.dir, "web-ca.pem"), clientID: "sts.amazonaws.com"}
@@ -60,52 +75,61 @@ func TestAWS(t *testing.T) {
 	// learns afterwards where MinIO is.
 	configure("https://127.0.0.1:1", "web-ca.pem", (&minio{openID: provider}).roleARN())
 	w.start(t)
-	m := startMinIO(t, provider)
+	c.minio = startMinIO(t, provider)
 	w.broker.stop()
-	configure(m.address(), m.caFile(), m.roleARN())
+	configure(c.minio.address(), c.minio.caFile(), c.minio.roleARN())
 	w.start(t)
 
-	m.must(t, "mb", "it/reports")
-	publisher := m.user(t, "publisher", "readwrite")
+	c.minio.must(t, "mb", "it/reports")
+	publisher := c.minio.user(t, "publisher", "readwrite")
 	for _, key := range []string{"acme/q1", "other/q1"} {
-		if err := m.put(t, publisher, "reports", key, "secret of "+key); err != nil {
+		if err := c.minio.put(t, publisher, "reports", key, "secret of "+key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cli := another(t, w.bin, "agent")
-	s.register(t, "/agent/reports", cli)
+	c.agent = another(t, w.bin, "agent")
+	s.register(t, "/agent/reports", c.agent)
 	eventually(t, "the command line's identity", time.Minute, func() error {
-		if _, errs, code := w.cliAt(cli, "whoami"); code != 0 {
+		if _, errs, code := c.run("whoami"); code != 0 {
 			return fmt.Errorf("%s", errs)
 		}
 		return nil
 	})
-	t.Run("credential_process", func(t *testing.T) { testCredentialProcess(t, w, m, cli) })
-	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, w, m, cli) })
+	return c
 }
 
-func testCredentialProcess(t *testing.T, w *world, m *minio, cli string) {
-	config := filepath.Join(t.TempDir(), "config")
-	text := fmt.Sprintf("[default]\nregion = us-east-1\ncredential_process = %s aws reports --scope read --param prefix=acme --why report\n", cli)
+// run runs a command as the agent. The external URL is not where workloads
+// call: that is the one which the STS trusts.
+func (c *cloud) run(args ...string) (stdout, stderr string, code int) {
+	return c.cli(c.agent, append(args, "--server", "https://"+c.listen)...)
+}
+
+// s3 runs the AWS command line, which gets its credentials from the broker by
+// credential_process.
+func (c *cloud) s3(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	config := filepath.Join(c.dir, "aws-config")
+	text := fmt.Sprintf("[default]\nregion = us-east-1\ncredential_process = %s aws reports --scope read --param prefix=acme --why report\n", c.agent)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s3 := func(args ...string) (string, error) {
-		cmd := exec.Command("aws", append([]string{"--endpoint-url", m.address(), "--ca-bundle", m.caFile(), "s3"}, args...)...)
-		cmd.Env = append(os.Environ(), append(w.spire.environment(), "AWS_CONFIG_FILE="+config, "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
-			"BROKER_URL=https://"+w.listen, "AWS_EC2_METADATA_DISABLED=true")...)
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	if out, err := s3("cp", "s3://reports/acme/q1", "-"); err != nil || out != "secret of acme/q1" {
+	cmd := exec.Command("aws", append([]string{"--endpoint-url", c.minio.address(), "--ca-bundle", c.minio.caFile(), "s3"}, args...)...)
+	cmd.Env = append(os.Environ(), append(c.spire.environment(), "AWS_CONFIG_FILE="+config, "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
+		"BROKER_URL=https://"+c.listen, "AWS_EC2_METADATA_DISABLED=true")...)
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func testCredentialProcess(t *testing.T, c *cloud) {
+	if out, err := c.s3(t, "cp", "s3://reports/acme/q1", "-"); err != nil || out != "secret of acme/q1" {
 		t.Errorf("what the scope allows: %v, %q", err, out)
 	}
 	for name, args := range map[string][]string{
 		"another prefix": {"cp", "s3://reports/other/q1", "-"},
-		"writing":        {"cp", config, "s3://reports/acme/q2"},
+		"writing":        {"cp", c.bin, "s3://reports/acme/q2"},
 		"listing":        {"ls", "s3://reports/"},
 	} {
-		if out, err := s3(args...); err == nil || !strings.Contains(out, "AccessDenied") && !strings.Contains(out, "403") {
+		if out, err := c.s3(t, args...); err == nil || !strings.Contains(out, "AccessDenied") && !strings.Contains(out, "403") {
 			t.Errorf("%s: %v, %q", name, err, out)
 		}
 	}
@@ -113,7 +137,7 @@ func testCredentialProcess(t *testing.T, w *world, m *minio, cli string) {
 
 // testAWSRefusals asks for what no STS would give, and gives a session back:
 // the truth is that only time ends it.
-func testAWSRefusals(t *testing.T, w *world, m *minio, cli string) {
+func testAWSRefusals(t *testing.T, c *cloud) {
 	for name, test := range map[string]struct {
 		args []string
 		want api.Code
@@ -122,28 +146,23 @@ func testAWSRefusals(t *testing.T, w *world, m *minio, cli string) {
 		"too short":  {[]string{"--param", "prefix=acme", "--ttl", "5m"}, api.InvalidTTL},
 		"no prefix":  {nil, api.InvalidParameter},
 	} {
-		_, errs, code := w.cliAt(cli, append([]string{"request", "reports", "--scope", "read"}, test.args...)...)
+		_, errs, code := c.run(append([]string{"request", "reports", "--scope", "read"}, test.args...)...)
 		if code == 0 || !strings.Contains(errs, string(test.want)) {
 			t.Errorf("%s: %d %s", name, code, errs)
 		}
 	}
-	out, errs, code := w.cliAt(cli, "request", "reports", "--scope", "write", "--param", "prefix=acme", "--ttl", "20m", "-o", "env")
+	out, errs, code := c.run("request", "reports", "--scope", "write", "--param", "prefix=acme", "--ttl", "20m", "-o", "env")
 	if code != 0 || !strings.Contains(out, "export AWS_SESSION_TOKEN=") {
 		t.Fatalf("request -o env: %d %s", code, errs)
 	}
 	_, rest, _ := strings.Cut(out, "BROKER_LEASE='")
 	lease, _, _ := strings.Cut(rest, "'")
-	if out, errs, code := w.cliAt(cli, "return", lease); code != 0 || !strings.Contains(out, "only time ends it") {
+	if out, errs, code := c.run("return", lease); code != 0 || !strings.Contains(out, "only time ends it") {
 		t.Errorf("return: %d %s%s", code, out, errs)
 	}
-	m.stop()
-	_, errs, code = w.cliAt(cli, "request", "reports", "--scope", "read", "--param", "prefix=acme")
+	c.minio.stop()
+	_, errs, code = c.run("request", "reports", "--scope", "read", "--param", "prefix=acme")
 	if code == 0 || !strings.Contains(errs, string(api.IssuerUnavailable)) {
 		t.Errorf("without STS: %d %s", code, errs)
 	}
-}
-
-// cliAt is cli for a world whose external URL is not where workloads call.
-func (w *world) cliAt(bin string, args ...string) (stdout, stderr string, code int) {
-	return w.cli(bin, append(args, "--server", "https://"+w.listen)...)
 }

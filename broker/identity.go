@@ -26,6 +26,7 @@ type Method string
 const (
 	MethodX509SVID    Method = "x509-svid"
 	MethodJWTSVID     Method = "jwt-svid"
+	MethodSession     Method = "session" // a broker session, opened by an OpenID provider's ID token
 	MethodAdminSocket Method = "admin-socket"
 )
 
@@ -43,6 +44,19 @@ type Identity struct {
 	Proof       Proof
 	Team        string
 	Accountable []string // people who answer for an agent
+	Person      *Person  // of KindPerson only
+}
+
+// A Person is what an OpenID provider says of somebody. Only groups.yaml makes
+// groups of it; nothing is decided by a name or an address.
+type Person struct {
+	Provider string    // the operator's name of the OpenID provider; the identity's ID is Provider + "/" + sub
+	Groups   []string  // the values of its groups claim
+	Manager  string    // its manager claim, as "<provider>/<sub>"; empty: it has none
+	Claimed  time.Time // when it said so
+	Login    time.Time // when the person proved to it who they are (auth_time)
+	Name     string    // for display only, as Email is
+	Email    string
 }
 
 // A Proof is what an identity was proved with. It holds no secret.

@@ -26,6 +26,9 @@ type Ask struct {
 	Parameters    map[string]string `json:"parameters,omitempty"`
 	SubjectToken  string            `json:"subject_token,omitempty"` // the caller's own JWT-SVID; any other is refused
 	DryRun        bool              `json:"dry_run,omitempty"`       // decide and say, but file nothing
+	BreakGlass    bool              `json:"break_glass,omitempty"`   // an emergency: no approval now, a review afterwards
+	NotBefore     time.Time         `json:"not_before,omitzero"`     // when the grant is to start
+	Extends       string            `json:"extends,omitempty"`       // the caller's earlier request that this one goes on
 }
 
 // How far a request got.
@@ -55,7 +58,14 @@ type Request struct {
 	Digest        string            `json:"digest,omitempty"` // of everything that an approver sees; empty for a dry run
 	Decision      Decision          `json:"decision"`
 	Approvals     Approvals         `json:"approvals"`
-	Grant         *Grant            `json:"grant,omitempty"`     // once approved
+	Grant         *Grant            `json:"grant,omitempty"`  // once approved
+	Review        *Review           `json:"review,omitempty"` // of a broken glass
+	Team          string            `json:"team,omitempty"`   // of the requester
+	Accountable   []string          `json:"accountable,omitempty"`
+	BreakGlass    bool              `json:"break_glass,omitempty"`
+	NotBefore     time.Time         `json:"not_before,omitzero"`
+	Extends       string            `json:"extends,omitempty"`
+	Reuse         bool              `json:"reuse,omitempty"`     // an earlier, identical request is the answer
 	DeniedBy      string            `json:"denied_by,omitempty"` // policy or person
 	CreatedAt     time.Time         `json:"created_at"`
 	LapsesAt      time.Time         `json:"lapses_at,omitzero"` // while pending
@@ -81,6 +91,13 @@ type Obligations struct {
 	Tickets       []string `json:"tickets,omitempty"` // patterns; the ticket must match all of them
 	Limits        []Limit  `json:"limits,omitempty"`
 	MaxActive     int      `json:"max_active,omitempty"`
+	Denials       int      `json:"deny,omitempty"`         // how many must say no to end it; absent: one
+	ExcludeTeam   bool     `json:"exclude_team,omitempty"` // nobody of the requester's team approves
+	Comment       bool     `json:"comment,omitempty"`      // who approves says why
+	Signed        bool     `json:"signed,omitempty"`       // who approves signs with a passkey
+	LapseAfter    Duration `json:"lapse_after,omitzero"`   // how long it waits for people; absent: 1h
+	Review        []Need   `json:"review,omitempty"`       // who reviews it afterwards
+	ReviewWithin  Duration `json:"review_within,omitzero"`
 }
 
 // A Limit is how many credentials are issued in any period of that length.
@@ -91,7 +108,68 @@ type Limit struct {
 
 // Approvals are the people a request needs.
 type Approvals struct {
-	Needed []Need `json:"needed,omitempty"`
+	Needed []Need  `json:"needed,omitempty"`
+	Given  []Voice `json:"given,omitempty"`
+}
+
+// A Voice is what one person said.
+type Voice struct {
+	Person   string    `json:"person"`   // "<provider>/<sub>"
+	Decision string    `json:"decision"` // approve, deny
+	Groups   []string  `json:"groups"`   // that the person spoke for
+	Comment  string    `json:"comment,omitempty"`
+	Scopes   []string  `json:"scopes,omitempty"` // narrowed to; absent: as asked
+	TTL      Duration  `json:"ttl,omitzero"`
+	Duration Duration  `json:"duration,omitzero"`
+	Signed   bool      `json:"signed,omitempty"`
+	At       time.Time `json:"at"`
+}
+
+// What a person may say to a request.
+const (
+	Approve = "approve"
+	Deny    = "deny"
+)
+
+// A Vote is the body of POST /v1/requests/{id}/approvals. It may narrow what is
+// granted, and never widen it.
+type Vote struct {
+	Decision string   `json:"decision"` // approve, deny
+	Digest   string   `json:"digest"`   // of the request as the person saw it
+	Comment  string   `json:"comment,omitempty"`
+	Scopes   []string `json:"scopes,omitempty"`
+	TTL      Duration `json:"ttl,omitzero"`
+	Duration Duration `json:"duration,omitzero"`
+}
+
+// A Review is what people say afterwards of a broken glass.
+type Review struct {
+	DueAt    time.Time `json:"due_at"`
+	ClosedAt time.Time `json:"closed_at,omitzero"`
+	Needed   []Need    `json:"needed"`
+	Given    []Verdict `json:"given,omitempty"`
+}
+
+// What a reviewer may find.
+const (
+	Justified   = "justified"
+	Unjustified = "unjustified"
+)
+
+// A Verdict is what one reviewer found.
+type Verdict struct {
+	Person  string    `json:"person"`
+	Verdict string    `json:"verdict"` // justified, unjustified
+	Groups  []string  `json:"groups"`
+	Comment string    `json:"comment"`
+	At      time.Time `json:"at"`
+}
+
+// A Finding is the body of POST /v1/requests/{id}/review.
+type Finding struct {
+	Verdict string `json:"verdict"` // justified, unjustified
+	Digest  string `json:"digest"`
+	Comment string `json:"comment"`
 }
 
 // A Need is how many people of a group must approve, and how many did.
@@ -103,8 +181,12 @@ type Need struct {
 
 // A Grant is the right that an approved request gives.
 type Grant struct {
+	StartsAt     time.Time `json:"starts_at"`
 	CollectUntil time.Time `json:"collect_until"`
-	ExpiresAt    time.Time `json:"expires_at"` // the latest time to which a credential may live
+	ExpiresAt    time.Time `json:"expires_at"`       // the latest time to which a credential may live
+	Scopes       []string  `json:"scopes,omitempty"` // what was asked, narrowed by the approvals
+	TTL          Duration  `json:"ttl"`
+	Duration     Duration  `json:"duration"`
 }
 
 // A RequestPage is a part of a list, newest first.

@@ -50,6 +50,16 @@ func (c *Client) Withdraw(ctx context.Context, request string) (*Request, error)
 	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/withdraw"})
 }
 
+// Vote says yes or no to a request. The caller is a person, in a session.
+func (c *Client) Vote(ctx context.Context, request string, v Vote) (*Request, error) {
+	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/approvals", body: v})
+}
+
+// Review says what a reviewer found of a broken glass.
+func (c *Client) Review(ctx context.Context, request string, f Finding) (*Request, error) {
+	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/review", body: f})
+}
+
 // Request gives a request.
 func (c *Client) Request(ctx context.Context, id string) (*Request, error) {
 	return fetch[Request](ctx, c, call{method: http.MethodGet, path: "/v1/requests/" + url.PathEscape(id), retry: true})

@@ -28,6 +28,9 @@ const (
 	RequestApproved  Kind = "request.approved"  // the last approval came
 	RequestWithdrawn Kind = "request.withdrawn" // by its requester
 	RequestRevoked   Kind = "request.revoked"   // its grant, or the waiting for one, was ended for its requester
+	ApprovalGiven    Kind = "approval.given"    // a yes or no that does not settle the request
+	ReviewGiven      Kind = "review.given"      // a verdict on a broken glass that is not the last
+	ReviewClosed     Kind = "review.closed"     // the last one
 	CollectRefused   Kind = "collect.refused"   // policy changed its mind before collection
 	LeaseOpened      Kind = "lease.opened"      // an upstream is about to be asked
 	LeaseIssued      Kind = "lease.issued"      // a credential left, or is about to
@@ -94,6 +97,9 @@ type RequestFacts struct {
 	Parameters    Digest        // commitment
 	Source        Digest        // commitment to the network address that it came from
 	LapsesAt      time.Time     // zero: nothing to wait for
+	BreakGlass    bool          // without approval, to be reviewed
+	NotBefore     time.Time     // when the grant starts; zero: with the approval
+	Extends       string        // the request that this one goes on
 }
 
 // DecisionFacts are what policy said.
@@ -102,6 +108,7 @@ type DecisionFacts struct {
 	Policies  []string // sorted ids of the determining policies
 	Revision  Digest
 	Approvals []string // "2 of dba", as the policies demand them
+	Review    []string // the same, of the review of a broken glass
 	MaxTTL    time.Duration
 	Code      string // the stable error code of a refusal
 }

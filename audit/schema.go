@@ -11,7 +11,7 @@ const (
 	maxScopes   = 4300 // 32 of 128 characters
 	maxPolicies = 5120
 	maxGroups   = 1024
-	maxFiles    = 16384 // about 150 files
+	maxFiles    = 12288 // about 110 files
 	maxName     = 128
 	maxSelector = maxID + 32
 	maxOrigin   = 512
@@ -55,12 +55,15 @@ func (p *Party) fields(c *codec) {
 }
 
 func (f *RequestFacts) fields(c *codec) {
+	c.flag("break_glass", &f.BreakGlass)
 	c.digest("digest", &f.Digest)
 	c.seconds("duration", &f.Duration)
 	c.text("entitlement", &f.Entitlement, maxName)
+	c.text("extends", &f.Extends, maxWord)
 	c.text("id", &f.ID, maxWord)
 	c.digest("justification", &f.Justification)
 	c.time("lapses_at", &f.LapsesAt)
+	c.time("not_before", &f.NotBefore)
 	c.digest("parameters", &f.Parameters)
 	c.texts("scopes", &f.Scopes, maxScopes)
 	c.digest("source", &f.Source)
@@ -74,6 +77,7 @@ func (f *DecisionFacts) fields(c *codec) {
 	c.seconds("max_ttl", &f.MaxTTL)
 	c.flag("permit", &f.Permit)
 	c.texts("policies", &f.Policies, maxPolicies)
+	c.texts("review", &f.Review, maxGroups)
 	c.digest("revision", &f.Revision)
 }
 

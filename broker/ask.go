@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,6 +91,7 @@ func (b *Broker) decide(ctx context.Context, who Identity, ask Ask, now time.Tim
 	return r, e, err
 }
 
+// weigh says whether a request may be made, and of what form it would be.
 func (b *Broker) weigh(ctx context.Context, who Identity, ask Ask, now time.Time) (*Request, *Entitlement, error) {
 	rules := b.rules.Load()
 	if rules == nil {
@@ -108,6 +110,9 @@ func (b *Broker) weigh(ctx context.Context, who Identity, ask Ask, now time.Time
 	}
 	r, err := e.draft(who, ask, now)
 	if err == nil {
+		err = b.extends(ctx, r)
+	}
+	if err == nil {
 		err = b.judge(ctx, rules, who, r, ask, e, now)
 	}
 	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, rules, who, e, now) {
@@ -117,6 +122,22 @@ func (b *Broker) weigh(ctx context.Context, who Identity, ask Ask, now time.Time
 		r, err = undrafted(who, ask, rules, now), deny(nil, nil)
 	}
 	return r, e, err
+}
+
+// extends checks the request that this one goes on: it is the caller's own,
+// and for the same.
+func (b *Broker) extends(ctx context.Context, r *Request) error {
+	if r.Extends.IsZero() {
+		return nil
+	}
+	earlier, err := b.own(ctx, r.Requester, r.Extends)
+	switch {
+	case isNotFound(err) || err == nil && earlier.Entitlement != r.Entitlement:
+		return refuse(ErrInvalidRequest, "extends names no earlier request of yours for this entitlement")
+	case err != nil:
+		return err
+	}
+	return nil
 }
 
 // undrafted is the request of an ask that got no further than its form.
@@ -134,7 +155,10 @@ func (b *Broker) judge(ctx context.Context, rules *Rules, who Identity, r *Reque
 	if !d.Permit {
 		return deny(d.Reasons, b.alternatives(ctx, rules, who, r, e, now))
 	}
-	return r.meet(d.Obligations, ask, e)
+	if err := r.meet(d.Obligations, ask, e); err != nil {
+		return err
+	}
+	return r.approvable(rules)
 }
 
 // ask puts a query to policy. Whatever goes wrong is a denial.
@@ -199,7 +223,10 @@ func (b *Broker) file(ctx context.Context, r *Request, ask Ask, again Again, now
 		r.commit(now)
 		r.approve(now)
 		record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
-		_, err := b.write(ctx, again.reads(), record, func(tx Tx) error {
+		_, err := b.write(ctx, append(again.reads(), r.reviews()...), record, func(tx Tx) error {
+			if err := b.breakGlass(tx, r, now); err != nil {
+				return err
+			}
 			tx.Put(r)
 			return again.remember(tx, r.ID, LeaseID{}, now)
 		})
@@ -222,14 +249,17 @@ func (b *Broker) filePending(ctx context.Context, r *Request, again Again, now t
 		return nil, unavailable(view)
 	}
 	if !same.IsZero() {
-		// Still pending? Then it is the answer; if not, a new one is filed.
-		if prior, err := b.Request(ctx, r.Requester, same, now); err == nil && prior.State(now) == RequestPending {
+		// Still pending, or granted? Then it is the answer; if not, a new one
+		// is filed.
+		if prior, err := b.Request(ctx, r.Requester, same, now); err == nil && prior.open(now) {
+			prior.Reused = true
 			return prior, nil
 		}
 	}
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
-	r.Lapses = now.Add(PendingFor)
+	r.Lapses = now.Add(cmp.Or(r.Decision.Obligations.LapseAfter, PendingFor))
+	rules := b.rules.Load()
 	count := pendingKey(r.Requester.ID)
 	record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
 	_, err := b.write(ctx, append(again.reads(), open, count), record, func(tx Tx) error {
@@ -248,13 +278,18 @@ func (b *Broker) filePending(ctx context.Context, r *Request, again Again, now t
 		tx.Put(c)
 		tx.Put(&OpenAsk{AskKey: open, Request: r.ID, Expires: r.Lapses})
 		tx.Put(r)
+		b.tell(tx, NoticePending, r, r.askedGroups(), rules, now)
+		for _, step := range r.Decision.Obligations.Escalations {
+			b.tellAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)
+		}
 		return again.remember(tx, r.ID, LeaseID{}, now)
 	})
 	return r, err
 }
 
-// PendingFor is how long a request waits for people before it lapses.
-const PendingFor = 24 * time.Hour
+// PendingFor is how long a request waits for people before it lapses, unless
+// policy says otherwise.
+const PendingFor = time.Hour
 
 // Withdraw takes back the caller's own pending request.
 func (b *Broker) Withdraw(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, error) {
@@ -265,19 +300,18 @@ func (b *Broker) Withdraw(ctx context.Context, who Identity, id RequestID, now t
 	if err := r.withdraw(now); err != nil {
 		return nil, err
 	}
-	version, count, open := r.Version-1, pendingKey(who.ID), AskKey(r.askDigest())
+	version, rules := r.Version-1, b.rules.Load()
 	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: party(who), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
-	_, err = b.write(ctx, []Key{id, count, open}, record, func(tx Tx) error {
+	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
 		if stored, err := get[*Request](tx, id); err != nil || stored.Version != version {
 			return changed(err)
 		}
-		c, err := counter(tx, count)
-		if err != nil {
+		if err := leavePending(tx, r, now); err != nil {
 			return err
 		}
-		c.release(id.String())
-		tx.Put(c)
-		tx.Put(&OpenAsk{AskKey: open, Request: id, Expires: now})
+		if rules != nil {
+			b.tell(tx, NoticeWithdrawn, r, r.askedGroups(), rules, now)
+		}
 		tx.Put(r)
 		return nil
 	})

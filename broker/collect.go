@@ -9,7 +9,8 @@ import (
 
 // A collection is one attempt to get a credential for a request.
 type collection struct {
-	request  *Request // as it will be stored
+	request  *Request // as it will be stored, or as it was granted
+	asked    []string // the scopes of a stored request, before approvals narrowed them
 	new      bool     // the request is filed by this very call
 	version  int      // of the stored request that it was decided on
 	e        *Entitlement
@@ -43,11 +44,18 @@ func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again
 		return nil, r, err
 	}
 	if len(r.Decision.Obligations.Approvals) > 0 {
-		pending, err := b.filePending(ctx, r, again, now)
+		filed, err := b.filePending(ctx, r, again, now)
 		if errors.Is(err, errAgain) {
 			return b.AskAndCollect(ctx, who, ask, again, now)
 		}
-		return nil, pending, err
+		if err == nil && filed.State(now) == RequestApproved {
+			return b.collectReused(ctx, who, filed, again, now)
+		}
+		return nil, filed, err
+	}
+	if r.NotBefore.After(now) {
+		filed, err := b.file(ctx, r, ask, again, now)
+		return nil, filed, err
 	}
 	r.commit(now)
 	r.approve(now)
@@ -59,6 +67,19 @@ func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again
 		return nil, nil, b.limited(ctx, r, err, now)
 	}
 	return issued, r, err
+}
+
+// collectReused collects with the grant that an identical ask got before.
+func (b *Broker) collectReused(ctx context.Context, who Identity, r *Request, again Again, now time.Time) (*Issued, *Request, error) {
+	issued, err := b.collect(ctx, who, r.ID, again, nil, now)
+	switch {
+	case errors.Is(err, ErrNotYet):
+		return nil, r, nil
+	case err != nil:
+		return nil, nil, err
+	}
+	issued.Request.Reused = true
+	return issued, &issued.Request, nil
 }
 
 // resume answers a repeated AskAndCollect.
@@ -153,7 +174,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	if err := c.request.collectable(c.now); err != nil {
 		return nil, err
 	}
-	c.who = rules.Mark(c.who)
+	c.who, c.asked, c.request = rules.Mark(c.who), c.request.Scopes, c.request.granted()
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
 		return nil, b.noLonger(ctx, c, Decision{Revision: rules.Revision})
 	}
@@ -197,10 +218,10 @@ func (c *collection) stillCovered() error {
 		asked.TTL = r.TTL
 	}
 	duration := r.Duration
-	if err := r.meet(o, asked, c.e); err != nil || !r.covered(o.Approvals) {
+	if err := r.meet(o, asked, c.e); err != nil || !r.covered(o) {
 		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now demands more than was approved: file a new request", RequestID: r.ID}
 	}
-	if o.MaxDuration > 0 && r.Duration < duration && !c.now.Before(r.Approved.Add(o.MaxDuration)) {
+	if o.MaxDuration > 0 && r.Duration < duration && !c.now.Before(r.Starts().Add(o.MaxDuration)) {
 		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
 	}
 	return nil
@@ -210,8 +231,8 @@ func (c *collection) stillCovered() error {
 // since it was given.
 func (c *collection) collectUntil() time.Time {
 	until, most := c.request.CollectUntil, c.decision.Obligations.MaxDuration
-	if most > 0 && c.request.Approved.Add(most).Before(until) {
-		until = c.request.Approved.Add(most)
+	if most > 0 && c.request.Starts().Add(most).Before(until) {
+		until = c.request.Starts().Add(most)
 	}
 	return until
 }

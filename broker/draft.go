@@ -31,6 +31,8 @@ func (a *Ask) checkForm() error {
 		return refuse(ErrInvalidTTL, "ttl is a positive number of whole seconds")
 	case a.Duration < 0 || a.Duration%time.Second != 0 || a.Duration > MaxDuration:
 		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", MaxDuration))
+	case !a.NotBefore.IsZero() && a.NotBefore.Nanosecond() != 0:
+		return refuse(ErrInvalidTTL, "not_before is a time of whole seconds")
 	case len(a.Parameters) > MaxParameters:
 		return refuse(ErrInvalidParameter, fmt.Sprintf("at most %d parameters", MaxParameters))
 	}
@@ -58,9 +60,16 @@ func checkText(sentinel error, field, s string, most int) error {
 		return refuse(sentinel, field+" is not valid UTF-8")
 	case strings.IndexFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }) >= 0:
 		return refuse(sentinel, field+" holds control characters")
+	case strings.IndexFunc(s, reorders) >= 0:
+		return refuse(sentinel, field+" holds characters that reorder text, so that it would read as something else")
 	}
 	return nil
 }
+
+// reorders says whether a character changes the direction of what follows it
+// (UAX #9, explicit formatting characters): with them, a text shows something
+// else than what it is. Letters that are written from right to left need none.
+func reorders(r rune) bool { return '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069' }
 
 // draft turns an ask into an undecided request on an entitlement, or refuses
 // what does not fit the catalogue.
@@ -71,6 +80,9 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 	scopes, err := e.scopes(a.Scopes)
 	if err != nil {
 		return nil, err
+	}
+	if a.NotBefore.After(now.Add(MaxDuration)) {
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is at most %s ahead", MaxDuration))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
@@ -93,6 +105,9 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 		Ticket:        strings.TrimSpace(a.Ticket),
 		Parameters:    maps.Clone(a.Parameters),
 		SourceIP:      a.SourceIP,
+		BreakGlass:    a.BreakGlass,
+		NotBefore:     a.NotBefore.UTC(),
+		Extends:       a.Extends,
 		Created:       now,
 	}, nil
 }
@@ -156,6 +171,7 @@ func (r *Request) query(who Identity, e *Entitlement) Query {
 		Ticket:        r.Ticket,
 		Parameters:    r.Parameters,
 		SourceIP:      r.SourceIP,
+		BreakGlass:    r.BreakGlass,
 	}
 }
 

@@ -29,6 +29,19 @@ var (
 	ErrLapsed                = errors.New("lapsed")                  // nobody approved in time
 	ErrGrantEnded            = errors.New("grant_ended")             // collected too late
 	ErrGrantEndsTooSoon      = errors.New("grant_ends_too_soon")     // the issuer's shortest credential is longer
+	ErrNotYet                = errors.New("not_yet")                 // the grant has not started
+	ErrStaleDigest           = errors.New("stale_digest")            // not what the approver saw
+	ErrAlreadyVoted          = errors.New("already_voted")           // one voice each
+	ErrSessionRequired       = errors.New("session_required")        // only a person's broker session may
+	ErrLoginStale            = errors.New("login_stale")             // what the provider says of the person is too old
+	ErrOwnRequest            = errors.New("own_request")             // nobody approves for themselves
+	ErrNotApprover           = errors.New("not_an_approver")         // in none of the groups that are asked
+	ErrCommentRequired       = errors.New("comment_required")        // say why
+	ErrSignatureRequired     = errors.New("signature_required")      // by a passkey
+	ErrNobodyAccountable     = errors.New("nobody_accountable")      // people approve only for workloads that somebody answers for
+	ErrNobodyCanApprove      = errors.New("nobody_can_approve")      // too few people are in the groups
+	ErrReviewOverdue         = errors.New("review_overdue")          // an earlier use of the broken glass is unreviewed
+	ErrNoReview              = errors.New("no_review_open")          // nothing to review, or done
 	ErrLimit                 = errors.New("limit_reached")           // @limit
 	ErrInvalidTarget         = errors.New("invalid_target")          // not what gives such a token
 	ErrMaxActive             = errors.New("max_active_reached")      // @max_active
@@ -90,4 +103,6 @@ var sentinels = []error{
 	ErrNotPending, ErrLapsed, ErrGrantEnded, ErrGrantEndsTooSoon, ErrInvalidTarget, ErrLimit, ErrMaxActive, ErrTooManyPending,
 	ErrSlowDown, ErrIdempotencyMismatch, ErrNotRenewable, ErrNotRevocable, ErrIssuerUnavailable,
 	ErrIssuerRefused, ErrPreviewStale, ErrUnavailable,
+	ErrNotYet, ErrStaleDigest, ErrAlreadyVoted, ErrSessionRequired, ErrLoginStale, ErrOwnRequest, ErrNotApprover,
+	ErrCommentRequired, ErrSignatureRequired, ErrNobodyAccountable, ErrNobodyCanApprove, ErrReviewOverdue, ErrNoReview,
 }

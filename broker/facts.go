@@ -104,6 +104,7 @@ func (r *Request) facts() *audit.RequestFacts {
 	f := &audit.RequestFacts{
 		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes,
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
+		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(),
 	}
 	for field, opening := range r.openings() {
 		switch field {
@@ -125,10 +126,37 @@ func (d *Decision) facts(code string) *audit.DecisionFacts {
 		Permit: d.Permit && code == "", Policies: d.Policies, Revision: d.Revision,
 		MaxTTL: d.Obligations.MaxTTL, Code: code,
 	}
-	for _, need := range d.Obligations.Approvals {
-		f.Approvals = append(f.Approvals, fmt.Sprintf("%d of %s", need.Count, need.Group))
+	f.Approvals, f.Review = needTexts(d.Obligations.Approvals), needTexts(d.Obligations.Review)
+	return f
+}
+
+func needTexts(needs []ApprovalNeed) (texts []string) {
+	for _, need := range needs {
+		texts = append(texts, fmt.Sprintf("%d of %s", need.Count, need.Group))
+	}
+	return texts
+}
+
+// facts are an approval as records show it.
+func (a *Approval) facts() *audit.ApprovalFacts {
+	f := &audit.ApprovalFacts{
+		Decision: "deny", Digest: a.Digest, Groups: a.Groups, Scopes: a.Scopes, TTL: a.TTL, Duration: a.Duration,
+	}
+	if a.Approve {
+		f.Decision = "approve"
+	}
+	if a.Comment != "" {
+		f.Comment = audit.Opening{Salt: a.Salt, Text: a.Comment}.Commitment()
 	}
 	return f
+}
+
+// openings opens the commitments of facts.
+func (a *Approval) openings() map[string]audit.Opening {
+	if a.Comment == "" {
+		return nil
+	}
+	return map[string]audit.Opening{"comment": {Salt: a.Salt, Text: a.Comment}}
 }
 
 // facts are the lease as records show it.
@@ -179,11 +207,37 @@ func (r *Request) terms() *audit.Object {
 		StringList("scopes", r.Scopes).
 		String("subject", r.Requester.ID).
 		Seconds("ttl", r.TTL)
+	if r.BreakGlass {
+		o.String("break_glass", "yes")
+	}
+	if !r.NotBefore.IsZero() {
+		o.String("not_before", r.NotBefore.UTC().Format(time.RFC3339))
+	}
+	o.String("extends", r.Extends.String())
 	d := r.Decision.Obligations
 	o.Object("obligations", audit.NewObject().
-		StringList("approvals", r.Decision.facts("").Approvals).
+		StringList("approvals", needTexts(d.Approvals)).
+		StringList("manner", d.manner()).
+		StringList("review", needTexts(d.Review)).
 		Seconds("max_duration", d.MaxDuration).
 		Seconds("max_ttl", d.MaxTTL).
 		StringList("tickets", d.Tickets))
 	return o
+}
+
+// manner is how people have to approve, as the digest says it.
+func (o *Obligations) manner() (words []string) {
+	if o.Comment {
+		words = append(words, "comment")
+	}
+	if o.Denials > 1 {
+		words = append(words, fmt.Sprintf("deny %d", o.Denials))
+	}
+	if o.ExcludeTeam {
+		words = append(words, "exclude_team")
+	}
+	if o.Signed {
+		words = append(words, "signed")
+	}
+	return words
 }

@@ -218,8 +218,8 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 		Kind: audit.RequestRevoked, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening}, End: &audit.EndFacts{How: EndRevoked, Reason: digest},
 		Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
-	count, open := pendingKey(r.Requester.ID), AskKey(r.askDigest())
-	_, err = b.write(ctx, []Key{id, count, open}, record, func(tx Tx) error {
+	rules := b.rules.Load()
+	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
 		stored, err := get[*Request](tx, id)
 		if err != nil {
 			return err
@@ -232,14 +232,10 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 		if !waited {
 			return nil
 		}
-		c, err := counter(tx, count)
-		if err != nil {
-			return err
+		if rules != nil {
+			b.tell(tx, NoticeDenied, stored, stored.askedGroups(), rules, now)
 		}
-		c.release(id.String())
-		tx.Put(c)
-		tx.Put(&OpenAsk{AskKey: open, Request: id, Expires: now})
-		return nil
+		return leavePending(tx, stored, now)
 	})
 	b.waiters.wake(id)
 	if errors.Is(err, errEnded) {

@@ -67,11 +67,23 @@ func (b *Broker) leaseRow(ctx context.Context, id LeaseID) (l *Lease, err error)
 // mayDo asks policy about a request that is not at hand.
 func (b *Broker) mayDo(ctx context.Context, who Identity, action Action, id RequestID, now time.Time) bool {
 	r, err := b.load(ctx, id)
-	return err == nil && b.mayOn(ctx, who, action, r, now)
+	return err == nil && (action == ActionView && b.concerns(who, r, now) || b.mayOn(ctx, who, action, r, now))
 }
 
+// mayView says whether somebody may see a request: people who are asked about
+// it, or answer for who made it, and whom policy lets.
 func (b *Broker) mayView(ctx context.Context, who Identity, r *Request, now time.Time) bool {
-	return b.mayOn(ctx, who, ActionView, r, now)
+	return b.concerns(who, r, now) || b.mayOn(ctx, who, ActionView, r, now)
+}
+
+func (b *Broker) concerns(who Identity, r *Request, now time.Time) bool {
+	rules := b.rules.Load()
+	if rules == nil || who.Kind != KindPerson || !who.Proof.Valid(now) {
+		return false
+	}
+	o := r.Decision.Obligations
+	groups, _ := r.seats(rules, who, append(slices.Clone(o.Approvals), o.Review...))
+	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, who.ID)
 }
 
 func (b *Broker) mayOn(ctx context.Context, who Identity, action Action, r *Request, now time.Time) bool {

@@ -135,6 +135,8 @@ func (c *collection) reads() []Key {
 	list = append(list, keys(blockKeys(c.who, c.e))...)
 	if !c.new {
 		list = append(list, c.request.ID)
+	} else {
+		list = append(list, c.request.reviews()...)
 	}
 	if c.replaces != nil {
 		list = append(list, c.replaces.ID)
@@ -157,6 +159,9 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 			return err
 		}
 	} else {
+		if err := b.breakGlass(tx, c.request, c.now); err != nil {
+			return err
+		}
 		tx.Put(c.request)
 	}
 	lost := false
@@ -237,7 +242,10 @@ func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
 	if c.new {
 		record.Request, record.Openings = c.request.facts(), c.request.openings()
 	} else {
-		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.request.Scopes}
+		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.asked}
+		if len(l.Scopes) != len(c.asked) {
+			record.Lease.Scopes = l.Scopes
+		}
 	}
 	if c.replaces != nil {
 		record.End = &audit.EndFacts{How: c.how, ValidUntil: c.replaces.Expires}

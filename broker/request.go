@@ -2,7 +2,6 @@ package broker
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -32,8 +31,11 @@ type Ask struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr
 	DryRun        bool
-	Token         bool   // nothing but a token will do
-	Resource      string // its audience; any, if empty
+	Token         bool      // nothing but a token will do
+	Resource      string    // its audience; any, if empty
+	BreakGlass    bool      // without approval now, reviewed afterwards
+	NotBefore     time.Time // when the grant is to start; zero: at once
+	Extends       RequestID // the caller's earlier request that this one goes on
 }
 
 // Bounds of what an ask may hold, in bytes.
@@ -71,23 +73,23 @@ type Request struct {
 	DeniedBy      string // policy, person
 	Created       time.Time
 	Lapses        time.Time // while pending
-	Approved      time.Time // when the grant's clock started
+	Approved      time.Time // when the last approval came
+	NotBefore     time.Time // when the grant starts, if that is later
 	CollectUntil  time.Time // the end of the grant
 	FirstExpires  time.Time // end of the first credential; zero: none was collected
+	BreakGlass    bool
+	Extends       RequestID
+	ReviewDue     time.Time  // by when it has to be reviewed; zero: it needs no review
+	Reviewed      time.Time  // when that was done
+	Verdicts      []Approval // of the review; Approve: it was justified
+	Reused        bool       // not stored: an earlier request is the answer to this ask
 }
 
-// An Approval is one person's yes or no, bound to what they saw.
-type Approval struct {
-	Person   string
-	Groups   []string
-	Digest   audit.Digest
-	Approve  bool
-	Comment  string
-	Scopes   []string // narrowed to; nil: as asked
-	TTL      time.Duration
-	Duration time.Duration
-	At       time.Time
-}
+// Who denied a request.
+const (
+	DeniedByPolicy = "policy"
+	DeniedByPerson = "person"
+)
 
 // State is the status at now: a pending request lapses and a grant ends by
 // time alone, without anything being written.
@@ -108,7 +110,7 @@ func (r *Request) Ends() time.Time {
 	}
 	last := r.FirstExpires
 	if last.IsZero() {
-		last = r.CollectUntil.Add(r.TTL)
+		last = r.CollectUntil.Add(r.Grant().TTL)
 	}
 	if last.After(r.CollectUntil) {
 		return last
@@ -120,6 +122,9 @@ func (r *Request) Ends() time.Time {
 func (r *Request) collectable(now time.Time) error {
 	switch r.State(now) {
 	case RequestApproved:
+		if now.Before(r.Starts()) {
+			return &Refusal{Err: ErrNotYet, Detail: "it starts at " + r.Starts().UTC().Format(time.RFC3339), Retry: r.Starts().Sub(now), RequestID: r.ID}
+		}
 		return nil
 	case RequestPending:
 		return &Refusal{Err: ErrPending, Detail: "people have yet to approve this request", RequestID: r.ID}
@@ -135,10 +140,19 @@ func (r *Request) collectable(now time.Time) error {
 	return refuse(ErrNotFound, "no such request")
 }
 
+// Starts is when the clock of the grant starts: at the last approval, or when
+// the requester wanted it to.
+func (r *Request) Starts() time.Time {
+	if r.NotBefore.After(r.Approved) {
+		return r.NotBefore
+	}
+	return r.Approved
+}
+
 // approve starts the clock of the grant.
 func (r *Request) approve(now time.Time) {
 	r.Status, r.Approved, r.Lapses = RequestApproved, now, time.Time{}
-	r.CollectUntil = now.Add(r.Duration)
+	r.CollectUntil = r.Starts().Add(r.Grant().Duration)
 	r.Version++
 }
 
@@ -158,32 +172,10 @@ func (r *Request) revoke(now time.Time) bool {
 	case RequestApproved:
 		r.CollectUntil = now
 	case RequestPending:
-		r.Status, r.DeniedBy, r.Lapses = RequestDenied, "person", time.Time{}
+		r.Status, r.DeniedBy, r.Lapses = RequestDenied, DeniedByPerson, time.Time{}
 	default:
 		return false
 	}
 	r.Version++
 	return true
-}
-
-// covered says whether the approvals that the request holds meet what policy
-// demands now. A denial by a person never counts as cover.
-func (r *Request) covered(needs []ApprovalNeed) bool {
-	for _, need := range needs {
-		if r.Have(need.Group) < need.Count {
-			return false
-		}
-	}
-	return true
-}
-
-// Have counts the people who approved for a group.
-func (r *Request) Have(group string) int {
-	people := map[string]bool{}
-	for _, a := range r.Approvals {
-		if a.Approve && a.Digest == r.Digest && slices.Contains(a.Groups, group) {
-			people[a.Person] = true
-		}
-	}
-	return len(people)
 }

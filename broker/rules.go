@@ -15,6 +15,7 @@ import (
 type Rules struct {
 	Policy    Policy
 	Catalogue Catalogue
+	Groups    map[string]Group
 	Marks     []Mark
 	Revision  audit.Digest            // of all of it
 	Files     map[string]audit.Digest // by name, for the record
@@ -44,6 +45,13 @@ type Entitlement struct {
 	Introspectors []string     // SPIFFE IDs of the issuer's resource servers
 	Spec          any          // what its issuer compiled for it; the issuer's alone to read
 	Effect        audit.Digest // of all that is compiled
+}
+
+// A Group is a group of groups.yaml, as far as its people approve and are told.
+type Group struct {
+	Members []string // people that are listed, "<provider>/<sub>"
+	Claimed bool     // a provider's claims make members as well: nobody can tell who may be one
+	Notify  []string // where to tell the group, "slack:dba"
 }
 
 // A Parameter is a typed, bounded string that the requester fills in.
@@ -99,10 +107,11 @@ func (r *Rules) Mark(who Identity) Identity {
 // An Action is something that policy is asked about.
 type Action string
 
-// The actions. Request is on an entitlement, View and Revoke are on a request
-// (and the leases it led to), the rest are on the broker itself.
+// The actions. Request is on an entitlement; Approve, View and Revoke are on a
+// request (and the leases it led to); the rest are on the broker itself.
 const (
 	ActionRequest    Action = "request"
+	ActionApprove    Action = "approve"
 	ActionView       Action = "view"
 	ActionRevoke     Action = "revoke"
 	ActionAudit      Action = "audit"
@@ -117,7 +126,7 @@ type Query struct {
 	Principal     Identity
 	Action        Action
 	Entitlement   *Entitlement // of ActionRequest; and of View and Revoke, what the request was for
-	Request       *Request     // of ActionView and ActionRevoke
+	Request       *Request     // of ActionApprove, ActionView and ActionRevoke
 	Scopes        []string
 	TTL           time.Duration
 	Duration      time.Duration
@@ -125,14 +134,21 @@ type Query struct {
 	Ticket        string
 	Parameters    map[string]string
 	SourceIP      netip.Addr // zero: unknown
+	BreakGlass    bool
 }
 
 // A Policy decides. It is safe for concurrent use.
 type Policy interface {
 	// Decide answers the query at the time now. It denies on any doubt: an
 	// evaluation error anywhere is a denial, as is an error returned. It does
-	// no I/O.
+	// no I/O. Whom an @approval names may approve, so ActionApprove is
+	// permitted unless something forbids it.
 	Decide(ctx context.Context, q Query, now time.Time) (Decision, error)
+
+	// Groups gives the names of the groups that the identity is in, sorted:
+	// those that list it, and those that its provider's claims make it a
+	// member of.
+	Groups(who Identity) (listed, claimed []string)
 }
 
 // A Decision is policy's answer. The zero Decision denies.
@@ -148,6 +164,14 @@ type Decision struct {
 // apply, and the strictest wins; zero values demand nothing.
 type Obligations struct {
 	Approvals     []ApprovalNeed // sorted by group, one entry a group
+	Denials       int            // how many of those who may approve must say no to end it; zero: one
+	ExcludeTeam   bool           // nobody of the requester's team approves
+	Comment       bool           // whoever approves says why
+	Signed        bool           // whoever approves signs, by a passkey
+	LapseAfter    time.Duration  // how long it waits for people; zero: PendingFor
+	Escalations   []Escalation   // sorted by time
+	Review        []ApprovalNeed // who reviews it afterwards, as the glass was broken
+	ReviewWithin  time.Duration
 	MaxTTL        time.Duration
 	MaxDuration   time.Duration
 	Justification bool
@@ -156,12 +180,25 @@ type Obligations struct {
 	MaxActive     []Limit  // Per is zero; sorted by policy
 }
 
+// MaxApprovers is how many people one policy may want to approve.
+const MaxApprovers = 20
+
 // An ApprovalNeed is how many people of a group must approve. The reserved
 // groups are "owner" (the entitlement's, resolved by policy to its group) and
-// "manager" (a claim of the requester's).
+// "manager" (the one person that the requester's provider says it is).
 type ApprovalNeed struct {
 	Group string
 	Count int
+}
+
+// GroupManager is the reserved group of the requester's manager.
+const GroupManager = "manager"
+
+// An Escalation tells one more group of a request that still waits. It makes
+// nobody an approver.
+type Escalation struct {
+	After time.Duration
+	Group string
 }
 
 // A Limit is a bound of one policy on one holder and entitlement: at most

@@ -45,14 +45,19 @@ type Tx interface {
 	// (as Before), and zero when there is no more.
 	Requests(RequestQuery) (page []*Request, next RequestID, err error)
 	Leases(LeaseQuery) (page []*Lease, next LeaseID, err error)
+
+	// Notices lists those that are due at now, earliest first; Reviews lists
+	// the entitlements that have open ones. Only in a View.
+	Notices(now time.Time, limit int) ([]*Notice, error)
+	Reviews() ([]*Reviews, error)
 }
 
 // A Key names a row: RequestID, LeaseID, CounterKey, BlockKey, IdempotencyKey,
-// AskKey or SigningKeyID.
+// AskKey, SigningKeyID, NoticeID or ReviewKey.
 type Key interface{ isKey() }
 
 // A Row is *Request, *Lease, *Counter, *Block, *Idempotency, *OpenAsk or
-// *SigningKey.
+// *SigningKey, *Notice or *Reviews.
 type Row interface{ Key() Key }
 
 func (RequestID) isKey()      {}
@@ -129,7 +134,8 @@ type Idempotency struct {
 // finds it.
 type AskKey audit.Digest
 
-// An OpenAsk leads from an ask to the pending request.
+// An OpenAsk leads from an ask to the request that waits, or was granted, for
+// the same.
 type OpenAsk struct {
 	AskKey
 	Request RequestID

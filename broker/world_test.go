@@ -68,7 +68,11 @@ permit (principal in Path::"spiffe://acme.test/active", action == Action::"reque
 forbid (principal in Path::"spiffe://acme.test/agent/evil", action, resource);
 `
 
-const testGroups = "support: {members: [login/ana, login/ben]}\n"
+const testGroups = `
+support: {members: [login/ana, login/ben, login/cleo], claims: [], notify: ["hook:support"]}
+security: {members: [login/ben, login/dan], notify: ["hook:security", "hook:support"]}
+leads: {claims: [{provider: login, group: leads}]}
+`
 
 func testCatalogue() broker.Catalogue {
 	return broker.Catalogue{
@@ -93,12 +97,14 @@ func testRules(t testing.TB, policies string) *broker.Rules {
 			"all.cedar":   {Data: []byte(policies)},
 			"groups.yaml": {Data: []byte(testGroups)},
 		},
-		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"},
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Marks: []broker.Mark{
+			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &broker.Rules{Policy: engine, Catalogue: catalogue, Revision: engine.Revision(), Files: engine.Files()}
+	return engine.Rules()
 }
 
 func newWorld(t testing.TB, cfg worldConfig) *world {

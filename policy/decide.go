@@ -40,8 +40,8 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 	case len(diagnostic.Errors) > 0:
 		return e.unevaluable(effect, diagnostic)
 	case effect == cedar.Allow:
-		return e.permitted(e.determining(diagnostic), q.Entitlement)
-	case q.Action == actionApprove && len(diagnostic.Reasons) == 0:
+		return e.permitted(e.determining(diagnostic), q)
+	case q.Action == broker.ActionApprove && len(diagnostic.Reasons) == 0:
 		denied.Permit = true
 		return denied, nil
 	}
@@ -77,8 +77,19 @@ func explainRules(rules []*rule) (ids, reasons []string) {
 }
 
 // permitted adds up what the permits demand.
-func (e *Engine) permitted(permits []*rule, about *broker.Entitlement) (broker.Decision, error) {
-	d := broker.Decision{Permit: true, Revision: e.revision}
+//
+// A permit with @break_glass is for asks that break the glass, and those need
+// one. Whatever the others demand of them stands, but that approvals are asked
+// for before: they become the review's.
+func (e *Engine) permitted(permits []*rule, q broker.Query) (broker.Decision, error) {
+	d := broker.Decision{Revision: e.revision}
+	if !q.BreakGlass {
+		permits = slices.DeleteFunc(permits, func(r *rule) bool { return r.glass != "" })
+	}
+	if len(permits) == 0 || q.BreakGlass && !slices.ContainsFunc(permits, func(r *rule) bool { return r.glass != "" }) {
+		return d, nil
+	}
+	d.Permit = true
 	d.Policies, d.Reasons = explainRules(permits)
 	for _, r := range permits {
 		d.Obligations = combine(d.Obligations, r.Obligations)
@@ -86,12 +97,15 @@ func (e *Engine) permitted(permits []*rule, about *broker.Entitlement) (broker.D
 	if len(d.Obligations.Approvals) == 0 {
 		return d, nil
 	}
-	known := e.in.Catalogue[about.Name] // only permits of "request" have obligations
+	known := e.in.Catalogue[q.Entitlement.Name] // only permits of "request" have obligations
 	needs, err := resolveOwner(d.Obligations.Approvals, known.Owner)
 	if err != nil {
-		return broker.Decision{Revision: e.revision}, fmt.Errorf("deciding on entitlement %q: %w", about.Name, err)
+		return broker.Decision{Revision: e.revision}, fmt.Errorf("deciding on entitlement %q: %w", q.Entitlement.Name, err)
 	}
 	d.Obligations.Approvals = needs
+	if q.BreakGlass {
+		d.Obligations = doWithout(d.Obligations)
+	}
 	return d, nil
 }
 

@@ -148,29 +148,49 @@ func duplicate(list []string) string {
 }
 
 // memberships answer which groups an identity is in.
-type memberships map[string][]types.EntityUID // by person, SPIFFE path or "spiffe://<trust domain>"
+type memberships struct {
+	listed  map[string][]types.EntityUID // by person, SPIFFE path or "spiffe://<trust domain>"
+	claimed map[claim][]types.EntityUID
+}
 
 func newMemberships(groups map[string]*group) memberships {
-	m := memberships{}
+	m := memberships{map[string][]types.EntityUID{}, map[claim][]types.EntityUID{}}
 	for name, g := range groups {
 		uid := types.NewEntityUID(typeGroup, types.String(name))
 		for _, who := range slices.Concat(g.Members, g.Workloads) {
-			m[who] = append(m[who], uid)
+			m.listed[who] = append(m.listed[who], uid)
+		}
+		for _, c := range g.Claims {
+			m.claimed[c] = append(m.claimed[c], uid)
 		}
 	}
 	return m
 }
 
-// appendGroups appends the groups of who. A group may be among them twice.
-func (m memberships) appendGroups(uids []types.EntityUID, who broker.Identity, paths []string) []types.EntityUID {
-	if len(m) == 0 {
+// appendListed appends the groups that list who. A group may be among them
+// twice.
+func (m memberships) appendListed(uids []types.EntityUID, who broker.Identity, paths []string) []types.EntityUID {
+	if len(m.listed) == 0 {
 		return uids
 	}
 	if who.Kind == broker.KindPerson {
-		return append(uids, m[who.ID]...)
+		return append(uids, m.listed[who.ID]...)
 	}
 	for _, p := range paths {
-		uids = append(uids, m[p]...)
+		uids = append(uids, m.listed[p]...)
 	}
-	return append(uids, m[spiffeScheme+domainOf(who.ID)]...)
+	return append(uids, m.listed[spiffeScheme+domainOf(who.ID)]...)
+}
+
+// appendClaimed appends the groups that a person is in by what its provider
+// says: of this provider only, so that two providers may have groups of one
+// name.
+func (m memberships) appendClaimed(uids []types.EntityUID, who broker.Identity) []types.EntityUID {
+	if who.Kind != broker.KindPerson || who.Person == nil {
+		return uids
+	}
+	for _, name := range who.Person.Groups {
+		uids = append(uids, m.claimed[claim{who.Person.Provider, name}]...)
+	}
+	return uids
 }

@@ -34,7 +34,7 @@ func TestWhatDoesNotLoad(t *testing.T) {
 		{"no id", `permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: has no id: give it one`},
 		{"an id that is none", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id is 1 to 64 of a-z`},
 		{"an id twice", permit("", "") + "\n\n" + permit("", ""), `a.cedar:5:1: policy "x": its id is already that of the policy at a.cedar:1`},
-		{"an annotation with a typo", permit(`@aprove("1 of dba")`, ""), `a.cedar:1:10: policy "x": @aprove: unknown annotation: use one of @approval, @id`},
+		{"an annotation with a typo", permit(`@aprove("1 of dba")`, ""), `a.cedar:1:10: policy "x": @aprove: unknown annotation: use one of @approval, @break_glass, @comment`},
 		{"an annotation twice", permit(`@max_ttl("1h") @max_ttl("1m")`, ""), `a.cedar:1:33: not Cedar: near "(": duplicate annotation`},
 		{"an obligation on a forbid", strings.Replace(permit(`@max_ttl("1h")`, ""), "permit", "forbid", 1), `@max_ttl: an obligation on a forbid means nothing`},
 		{"an unknown group in an approval", permit(`@approval("1 of dbaa")`, ""), `a.cedar:1:10: policy "x": @approval: group "dbaa" does not exist: declare it in groups.yaml`},

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -18,15 +17,14 @@ import (
 const (
 	maxReason     = 500 // bytes
 	maxPattern    = 200 // bytes
-	maxApprovers  = 20
 	maxLimitCount = 1_000_000
 	maxDuration   = 30 * 24 * time.Hour
 )
 
 // The reserved terms of @approval.
 const (
-	groupOwner   = "owner"   // the entitlement's owner
-	groupManager = "manager" // a claim of the requester's
+	groupOwner   = "owner" // the entitlement's owner
+	groupManager = broker.GroupManager
 )
 
 var (
@@ -37,6 +35,7 @@ var (
 // terms are what the annotations of one policy say.
 type terms struct {
 	id, reason string
+	glass      string // the group of @break_glass: the permit is for nothing but breaking the glass
 	broker.Obligations
 }
 
@@ -57,6 +56,14 @@ var annotations = map[string]annotation{
 	"ticket":        {parseTicket, false},
 	"limit":         {parseLimit, false},
 	"max_active":    {parseMaxActive, false},
+	"deny":          {parseDeny, false},
+	"exclude_team":  {parseExcludeTeam, false},
+	"comment":       {parseComment, false},
+	"signed":        {parseSigned, false},
+	"lapse_after":   {parseLapseAfter, false},
+	"escalate":      {parseEscalate, false},
+	"break_glass":   {parseBreakGlass, false},
+	"review_within": {parseReviewWithin, false},
 }
 
 // parse takes one annotation in. Its error says what to write instead.
@@ -99,17 +106,21 @@ func parseReason(t *terms, value string) error {
 
 // parseApproval reads "2 of dba, 1 of security".
 func parseApproval(t *terms, value string) error {
+	total := 0
 	for term := range strings.SplitSeq(value, ",") {
 		words := strings.Fields(term)
 		if len(words) != 3 || words[1] != "of" || !groupForm.MatchString(words[2]) {
 			return fmt.Errorf("%q: write how many of which group, as in %q", term, "2 of dba, 1 of security")
 		}
-		count, err := parseCount(words[0], maxApprovers)
+		count, err := parseCount(words[0], broker.MaxApprovers)
 		if err != nil {
 			return err
 		}
 		if slices.ContainsFunc(t.Approvals, func(n broker.ApprovalNeed) bool { return n.Group == words[2] }) {
 			return fmt.Errorf("group %q stands twice: write it once, with the count you mean", words[2])
+		}
+		if total += count; total > broker.MaxApprovers {
+			return fmt.Errorf("at most %d people may be asked for", broker.MaxApprovers)
 		}
 		t.Approvals = append(t.Approvals, broker.ApprovalNeed{Group: words[2], Count: count})
 	}
@@ -128,10 +139,15 @@ func parseMaxDuration(t *terms, value string) (err error) {
 }
 
 func parseJustification(t *terms, value string) error {
-	if value != "required" {
-		return fmt.Errorf("%q: write %q or leave the annotation out", value, "required")
+	return parseWord(&t.Justification, value, "required")
+}
+
+// parseWord reads an annotation that has one value only.
+func parseWord(flag *bool, value, word string) error {
+	if value != word {
+		return fmt.Errorf("%q: write %q or leave the annotation out", value, word)
 	}
-	t.Justification = true
+	*flag = true
 	return nil
 }
 
@@ -208,96 +224,4 @@ func (t *terms) named() {
 	for i := range t.MaxActive {
 		t.MaxActive[i].Policy = t.id
 	}
-}
-
-func byGroup(a, b broker.ApprovalNeed) int { return cmp.Compare(a.Group, b.Group) }
-
-// combine adds b to a, so that whoever meets the sum meets both. The result
-// shares no memory with a or b that anything could write to.
-//
-// Limits must come from permits in the order of their ids.
-func combine(a, b broker.Obligations) broker.Obligations {
-	return broker.Obligations{
-		Approvals:     combineApprovals(a.Approvals, b.Approvals),
-		MaxTTL:        shorter(a.MaxTTL, b.MaxTTL),
-		MaxDuration:   shorter(a.MaxDuration, b.MaxDuration),
-		Justification: a.Justification || b.Justification,
-		Tickets:       union(a.Tickets, b.Tickets),
-		Limits:        slices.Concat(a.Limits, b.Limits),
-		MaxActive:     slices.Concat(a.MaxActive, b.MaxActive),
-	}
-}
-
-// combineApprovals keeps, of every group, the larger count.
-func combineApprovals(a, b []broker.ApprovalNeed) []broker.ApprovalNeed {
-	if len(b) == 0 {
-		return a
-	}
-	sum := slices.Clone(a)
-	for _, need := range b {
-		i, found := slices.BinarySearchFunc(sum, need, byGroup)
-		if found {
-			sum[i].Count = max(sum[i].Count, need.Count)
-		} else {
-			sum = slices.Insert(sum, i, need)
-		}
-	}
-	return sum
-}
-
-// shorter gives the smaller of two bounds, of which zero is none.
-func shorter(a, b time.Duration) time.Duration {
-	if a == 0 || b != 0 && b < a {
-		return b
-	}
-	return a
-}
-
-func union(a, b []string) []string {
-	if len(b) == 0 {
-		return a
-	}
-	sum := slices.Concat(a, b)
-	slices.Sort(sum)
-	return slices.Compact(sum)
-}
-
-// resolveOwner puts the entitlement's owner in the place of "owner".
-func resolveOwner(needs []broker.ApprovalNeed, owner string) ([]broker.ApprovalNeed, error) {
-	i := slices.IndexFunc(needs, func(n broker.ApprovalNeed) bool { return n.Group == groupOwner })
-	if i < 0 {
-		return needs, nil
-	}
-	if owner == "" {
-		return nil, errors.New("its owner must approve, and it has none")
-	}
-	rest := slices.Delete(slices.Clone(needs), i, i+1)
-	return combineApprovals(rest, []broker.ApprovalNeed{{Group: owner, Count: needs[i].Count}}), nil
-}
-
-// describe writes obligations as annotations would, for people and for
-// comparing them in scenarios.
-func describe(o broker.Obligations) (lines []string) {
-	for _, n := range o.Approvals {
-		lines = append(lines, fmt.Sprintf("approval: %d of %s", n.Count, n.Group))
-	}
-	if o.MaxTTL > 0 {
-		lines = append(lines, "max_ttl: "+o.MaxTTL.String())
-	}
-	if o.MaxDuration > 0 {
-		lines = append(lines, "max_duration: "+o.MaxDuration.String())
-	}
-	if o.Justification {
-		lines = append(lines, "justification: required")
-	}
-	for _, t := range o.Tickets {
-		lines = append(lines, "ticket: "+t)
-	}
-	for _, l := range o.Limits {
-		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, l.Per, l.Policy))
-	}
-	for _, l := range o.MaxActive {
-		lines = append(lines, fmt.Sprintf("max_active: %d (%s)", l.Count, l.Policy))
-	}
-	return lines
 }

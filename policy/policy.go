@@ -136,7 +136,13 @@ func digests(contents map[string][]byte) (map[string]audit.Digest, audit.Digest)
 // Rules gives the engine together with the catalogue and the marks that it was
 // loaded with, so that what decides and what is decided about belong together.
 func (e *Engine) Rules() *broker.Rules {
-	return &broker.Rules{Policy: e, Catalogue: e.in.Catalogue, Marks: e.in.Marks, Revision: e.revision, Files: e.Files()}
+	groups := make(map[string]broker.Group, len(e.groups))
+	for name, g := range e.groups {
+		groups[name] = broker.Group{Members: g.Members, Claimed: !g.closed(), Notify: toStrings(g.Notify)}
+	}
+	return &broker.Rules{
+		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Marks: e.in.Marks, Revision: e.revision, Files: e.Files(),
+	}
 }
 
 // Revision names everything that a decision reads, by its content.
@@ -152,11 +158,14 @@ func (e *Engine) Contents() map[string][]byte { return maps.Clone(e.contents) }
 // Len is the number of policies.
 func (e *Engine) Len() int { return len(e.rules) }
 
-// Groups gives the names of the groups that an identity is in, sorted. What a
-// provider claims of a person is not among them.
-func (e *Engine) Groups(who broker.Identity) []string {
-	var names []string
-	for _, uid := range e.members.appendGroups(nil, who, broker.SPIFFEPaths(who.ID)) {
+// Groups implements broker.Policy.
+func (e *Engine) Groups(who broker.Identity) (listed, claimed []string) {
+	return groupNames(e.members.appendListed(nil, who, broker.SPIFFEPaths(who.ID))),
+		groupNames(e.members.appendClaimed(nil, who))
+}
+
+func groupNames(uids []types.EntityUID) (names []string) {
+	for _, uid := range uids {
 		names = append(names, string(uid.ID))
 	}
 	slices.Sort(names)

@@ -100,7 +100,7 @@ func (e *Engine) askAbout(a *question, who broker.Identity) error {
 		}
 		uids = append(uids, types.NewEntityUID(typeTrustDomain, types.String(domain)))
 	}
-	a.principals = e.members.appendGroups(uids, who, paths)
+	a.principals = e.members.appendClaimed(e.members.appendListed(uids, who, paths), who)
 	a.principal = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(a.principals[1:]...), Attributes: principalAttributes(who)}
 	return nil
 }
@@ -127,7 +127,7 @@ func (e *Engine) askFor(a *question, q broker.Query) error {
 	switch q.Action {
 	case broker.ActionRequest:
 		return e.askForEntitlement(a, q)
-	case broker.ActionView, broker.ActionRevoke, actionApprove:
+	case broker.ActionView, broker.ActionRevoke, broker.ActionApprove:
 		return e.askForRequest(a, q.Request)
 	}
 	a.resources = []types.EntityUID{brokerSelf}
@@ -194,6 +194,7 @@ func newContext(q broker.Query, now time.Time) types.Record {
 	m["ttl"] = types.NewDuration(q.TTL)
 	m["duration"] = types.NewDuration(q.Duration)
 	m["parameters"] = parametersUID
+	m["break_glass"] = types.Boolean(q.BreakGlass)
 	if q.Justification != "" {
 		m["justification"] = types.String(q.Justification)
 	}

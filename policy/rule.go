@@ -143,10 +143,12 @@ func (l *ruleLoader) add(p *cedar.Policy, at place) {
 	l.validate(r, tree)
 	l.head(r)
 	l.approvers(r)
+	if err := r.complete(); err != nil {
+		l.report(r, err.Error(), "@")
+	}
 	if len(*l.problems) > before {
 		return
 	}
-	r.named()
 	l.rules[cedar.PolicyID(r.id)] = r
 }
 
@@ -213,7 +215,7 @@ func (l *ruleLoader) head(r *rule) {
 	if !r.permit {
 		return
 	}
-	request, approve := actionNumber(broker.ActionRequest), actionNumber(actionApprove)
+	request, approve := actionNumber(broker.ActionRequest), actionNumber(broker.ActionApprove)
 	switch {
 	case r.anyActs:
 		l.report(r, `a permit names its actions: write action == Action::"request"`, "action")
@@ -227,11 +229,21 @@ func (l *ruleLoader) head(r *rule) {
 // demands says whether the policy has any obligation.
 func (t *terms) demands() bool {
 	o := t.Obligations
-	return len(o.Approvals)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive) > 0 || o.MaxTTL+o.MaxDuration > 0 || o.Justification
+	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive) > 0 || o.MaxTTL+o.MaxDuration > 0 || o.Justification
 }
 
-// approvers checks that the groups that must approve exist.
+// approvers checks that the groups that must approve, review or be told exist.
 func (l *ruleLoader) approvers(r *rule) {
+	for _, step := range r.Escalations {
+		if err := l.known.group(step.Group); err != nil {
+			l.report(r, "@escalate: "+err.Error(), "@escalate")
+		}
+	}
+	if r.glass != "" {
+		if err := l.known.group(r.glass); err != nil {
+			l.report(r, "@break_glass: "+err.Error(), "@break_glass")
+		}
+	}
 	for _, need := range r.Approvals {
 		switch need.Group {
 		case groupManager:

@@ -34,12 +34,15 @@ import (
 //	    parameters: {prefix: acme}
 //	    requester: spiffe://acme.test/agent/x    # of view, revoke and approve: whose request
 //	    source_ip: 10.0.0.1                      # default: unknown
+//	    break_glass: true                        # default: false
 //	    now: 2026-01-31T12:00:00Z                # default: 2026-01-01T12:00:00Z
 //	    expect: permit                           # or deny; required
 //	    policies: [agents-read-tickets]          # exactly these determine; left out: not compared
 //	    reasons: [support agents may read]       # the same
 //	    obligations:                             # exactly these are demanded; left out: not compared
 //	      approval: 1 of support                 # "owner" is resolved to its group
+//	      deny: "2"                              # and exclude_team, comment, signed, lapse_after, escalate
+//	      review: 1 of security                  # of break_glass, and review_within
 //	      max_ttl: 10m
 //	      max_duration: 8h
 //	      justification: required
@@ -81,6 +84,7 @@ type scenarioText struct {
 	Parameters    map[string]string `yaml:"parameters"`
 	Requester     string            `yaml:"requester"`
 	SourceIP      netip.Addr        `yaml:"source_ip"`
+	BreakGlass    bool              `yaml:"break_glass"`
 	Now           string            `yaml:"now"`
 	Expect        string            `yaml:"expect"`
 	Policies      *[]string         `yaml:"policies"`
@@ -90,6 +94,14 @@ type scenarioText struct {
 
 type obligationsText struct {
 	Approval      string            `yaml:"approval"`
+	Deny          string            `yaml:"deny"`
+	ExcludeTeam   string            `yaml:"exclude_team"`
+	Comment       string            `yaml:"comment"`
+	Signed        string            `yaml:"signed"`
+	LapseAfter    string            `yaml:"lapse_after"`
+	Escalate      string            `yaml:"escalate"`
+	Review        string            `yaml:"review"`
+	ReviewWithin  string            `yaml:"review_within"`
 	MaxTTL        string            `yaml:"max_ttl"`
 	MaxDuration   string            `yaml:"max_duration"`
 	Justification string            `yaml:"justification"`
@@ -236,7 +248,10 @@ func (s *scenario) obligations() ([]string, error) {
 	}
 	o := s.Obligations
 	items := []struct{ name, value, policy string }{
-		{"approval", o.Approval, ""}, {"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
+		{"approval", o.Approval, ""}, {"deny", o.Deny, ""}, {"exclude_team", o.ExcludeTeam, ""}, {"comment", o.Comment, ""},
+		{"signed", o.Signed, ""}, {"lapse_after", o.LapseAfter, ""}, {"escalate", o.Escalate, ""}, {"review", o.Review, ""},
+		{"review_within", o.ReviewWithin, ""},
+		{"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
 	}
 	for _, t := range o.Ticket {
 		items = append(items, struct{ name, value, policy string }{"ticket", string(t), ""})
@@ -253,13 +268,24 @@ func (s *scenario) obligations() ([]string, error) {
 			continue
 		}
 		t := terms{id: i.policy}
-		if err := t.parse(i.name, i.value, true); err != nil {
+		if err := t.expect(i.name, i.value); err != nil {
 			return nil, fmt.Errorf("obligations: %s: %w", i.name, err)
 		}
 		t.named()
 		sum = combine(sum, t.Obligations)
 	}
 	return slices.Sorted(slices.Values(describe(sum))), nil
+}
+
+// expect reads one expected obligation. All but the review is written as the
+// annotation that demands it.
+func (t *terms) expect(name, value string) error {
+	if name != "review" {
+		return t.parse(name, value, true)
+	}
+	err := parseApproval(t, value)
+	t.Review, t.Approvals = t.Approvals, nil
+	return err
 }
 
 // run gives what is wrong, or "".
@@ -312,7 +338,7 @@ func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
 	if err != nil {
 		return broker.Query{}, fmt.Errorf("principal: %w", err)
 	}
-	q := broker.Query{Principal: who, Action: broker.ActionRequest, SourceIP: s.SourceIP}
+	q := broker.Query{Principal: who, Action: broker.ActionRequest, SourceIP: s.SourceIP, BreakGlass: s.BreakGlass}
 	if s.Action != "" {
 		q.Action = s.Action
 	}
@@ -326,7 +352,7 @@ func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
 	switch q.Action {
 	case broker.ActionRequest:
 		return s.asks(q)
-	case broker.ActionView, broker.ActionRevoke, actionApprove:
+	case broker.ActionView, broker.ActionRevoke, broker.ActionApprove:
 		return e.scenarioOnRequest(s, q)
 	}
 	return q, nil

@@ -31,13 +31,10 @@ const (
 	typeAction      types.EntityType = "Action"
 )
 
-// actionApprove is in the schema before there are people to ask about it.
-const actionApprove broker.Action = "approve"
-
 // actions are the actions of the schema; an action's place here is its number
 // in the index.
 var actions = []broker.Action{
-	broker.ActionRequest, actionApprove, broker.ActionView, broker.ActionRevoke,
+	broker.ActionRequest, broker.ActionApprove, broker.ActionView, broker.ActionRevoke,
 	broker.ActionAudit, broker.ActionBlock, broker.ActionUsage, broker.ActionIntrospect, broker.ActionOperate,
 }
 

@@ -43,17 +43,55 @@ func toRequest(r *broker.Request, reader broker.Identity, now time.Time) api.Req
 		Justification: r.Justification, Ticket: r.Ticket, Parameters: r.Parameters,
 		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,
 		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses),
+		Team: r.Requester.Team, Accountable: r.Requester.Accountable,
+		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
 	}
 	if reader.ID != r.Requester.ID {
 		out.Decision.Policies = r.Decision.Policies
 	}
-	for _, need := range r.Decision.Obligations.Approvals {
-		out.Approvals.Needed = append(out.Approvals.Needed, api.Need{Group: need.Group, Count: need.Count, Have: r.Have(need.Group)})
-	}
+	out.Approvals = api.Approvals{Needed: toNeeds(r.Places()), Given: toVoices(r.Approvals)}
 	if r.Status == broker.RequestApproved {
-		out.Grant = &api.Grant{CollectUntil: r.CollectUntil.UTC(), ExpiresAt: r.Ends().UTC()}
+		g := r.Grant()
+		out.Grant = &api.Grant{
+			StartsAt: r.Starts().UTC(), CollectUntil: r.CollectUntil.UTC(), ExpiresAt: r.Ends().UTC(),
+			Scopes: g.Scopes, TTL: api.Duration(g.TTL), Duration: api.Duration(g.Duration),
+		}
+	}
+	if !r.ReviewDue.IsZero() {
+		out.Review = &api.Review{DueAt: r.ReviewDue.UTC(), ClosedAt: utc(r.Reviewed), Needed: toNeeds(r.ReviewPlaces()), Given: toVerdicts(r.Verdicts)}
 	}
 	return out
+}
+
+func toNeeds(places []broker.Place) (needs []api.Need) {
+	for _, p := range places {
+		needs = append(needs, api.Need{Group: p.Group, Count: p.Count, Have: p.Have})
+	}
+	return needs
+}
+
+func toVoices(list []broker.Approval) (out []api.Voice) {
+	for _, a := range list {
+		out = append(out, api.Voice{
+			Person: a.Person, Decision: word(a.Approve, api.Approve, api.Deny), Groups: a.Groups, Comment: a.Comment,
+			Scopes: a.Scopes, TTL: api.Duration(a.TTL), Duration: api.Duration(a.Duration), Signed: a.Signed, At: a.At.UTC(),
+		})
+	}
+	return out
+}
+
+func toVerdicts(list []broker.Approval) (out []api.Verdict) {
+	for _, a := range list {
+		out = append(out, api.Verdict{Person: a.Person, Verdict: word(a.Approve, api.Justified, api.Unjustified), Groups: a.Groups, Comment: a.Comment, At: a.At.UTC()})
+	}
+	return out
+}
+
+func word(yes bool, is, isNot string) string {
+	if yes {
+		return is
+	}
+	return isNot
 }
 
 func toDecision(d broker.Decision) api.Decision {
@@ -64,6 +102,13 @@ func toObligations(o broker.Obligations) *api.Obligations {
 	out := api.Obligations{
 		MaxTTL: api.Duration(o.MaxTTL), MaxDuration: api.Duration(o.MaxDuration),
 		Justification: o.Justification, Tickets: o.Tickets,
+		ExcludeTeam: o.ExcludeTeam, Comment: o.Comment, Signed: o.Signed, LapseAfter: api.Duration(o.LapseAfter), ReviewWithin: api.Duration(o.ReviewWithin),
+	}
+	if o.Denials > 1 {
+		out.Denials = o.Denials
+	}
+	for _, need := range o.Review {
+		out.Review = append(out.Review, api.Need{Group: need.Group, Count: need.Count})
 	}
 	for _, need := range o.Approvals {
 		out.Approvals = append(out.Approvals, api.Need{Group: need.Group, Count: need.Count})
@@ -76,7 +121,7 @@ func toObligations(o broker.Obligations) *api.Obligations {
 			out.MaxActive = l.Count
 		}
 	}
-	if len(out.Approvals)+len(out.Tickets)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && out.MaxTTL == 0 && out.MaxDuration == 0 {
+	if len(out.Approvals)+len(out.Review)+len(out.Tickets)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && out.MaxTTL == 0 && out.MaxDuration == 0 {
 		return nil
 	}
 	return &out

@@ -66,8 +66,16 @@ func (c *call) readAsk(body api.Ask) (broker.Ask, broker.Again, error) {
 			return broker.Ask{}, broker.Again{}, broker.ErrForeignSubject
 		}
 	}
+	var extends broker.RequestID
+	if body.Extends != "" {
+		var err error
+		if extends, err = broker.ParseRequestID(body.Extends); err != nil {
+			return broker.Ask{}, broker.Again{}, refuse(broker.ErrInvalidRequest, "extends is the id of an earlier request of yours")
+		}
+	}
 	again, err := c.again()
 	return broker.Ask{
+		BreakGlass: body.BreakGlass, NotBefore: body.NotBefore, Extends: extends,
 		Entitlement: body.Entitlement, Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
 		Justification: body.Justification, Ticket: body.Ticket, Parameters: body.Parameters,
 		SourceIP: c.from, DryRun: body.DryRun,

@@ -44,6 +44,8 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/requests", query: []string{"status", "requester", "entitlement", "cursor", "limit"}, run: (*Server).listRequests},
 		{audience: API, method: get, path: "/v1/requests/{id}", query: []string{"wait", "after"}, run: (*Server).getRequest},
 		{audience: API, method: post, path: "/v1/requests/{id}/withdraw", run: withBody((*Server).withdraw)},
+		{audience: API, method: post, path: "/v1/requests/{id}/approvals", run: withBody((*Server).vote)},
+		{audience: API, method: post, path: "/v1/requests/{id}/review", run: withBody((*Server).review)},
 		{audience: API, method: post, path: "/v1/requests/{id}/credentials", run: withBody((*Server).collect)},
 		{audience: API, method: post, path: "/v1/credentials", run: withBody((*Server).askAndCollect)},
 		{audience: API, method: get, path: "/v1/leases", query: []string{"holder", "entitlement", "request", "live", "cursor", "limit"}, run: (*Server).listLeases},

@@ -49,6 +49,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveViews(t, asked, credential)
 	w.driveOAuth(t)
 	w.driveLog(t, credential)
+	w.driveApprovals(t)
 	w.driveAbandon(t)
 	w.driveOperator(t)
 
@@ -105,6 +106,35 @@ func (w *world) driveOneCall(t *testing.T) *api.Credential {
 		t.Errorf("withdrawn: %+v", r)
 	}
 	return credential
+}
+
+// driveApprovals has people approve a request, and review a broken glass.
+func (w *world) driveApprovals(t *testing.T) {
+	ctx, me := t.Context(), w.as(agent)
+	pending := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, TTL: api.Duration(10 * time.Minute)}))
+	yes := api.Vote{Decision: api.Approve, Digest: pending.Digest, Comment: "go on", TTL: api.Duration(5 * time.Minute)}
+	if r := must[*api.Request](t)(w.as("login/ben").Vote(ctx, pending.ID, yes)); r.Status != api.StatusPending || r.Approvals.Needed[0].Have != 1 {
+		t.Errorf("after one of two: %+v", r.Approvals)
+	}
+	r := must[*api.Request](t)(w.as("login/cleo").Vote(ctx, pending.ID, yes))
+	if r.Status != api.StatusApproved || r.Grant.TTL.Std() != 5*time.Minute || len(r.Approvals.Given) != 2 {
+		t.Errorf("after two of two: %+v", r)
+	}
+	c := must[*api.Credential](t)(me.Collect(ctx, pending.ID))
+	if left := time.Until(c.ExpiresAt); left > 5*time.Minute {
+		t.Errorf("narrowed to five minutes, lives %s", left)
+	}
+	if same := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, TTL: api.Duration(10 * time.Minute)})); same.ID != pending.ID || !same.Reuse {
+		t.Errorf("an identical ask: %+v", same)
+	}
+	glass := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, BreakGlass: true, Justification: "the shop is down"}))
+	if glass.Status != api.StatusApproved || glass.Review == nil {
+		t.Fatalf("breaking the glass: %+v", glass)
+	}
+	found := api.Finding{Verdict: api.Justified, Digest: glass.Digest, Comment: "it was down"}
+	if r := must[*api.Request](t)(w.as("login/ben").Review(ctx, glass.ID, found)); r.Review.ClosedAt.IsZero() {
+		t.Errorf("reviewed: %+v", r.Review)
+	}
 }
 
 // driveViews looks at what there is, and lists it by pages.

@@ -142,6 +142,11 @@ func authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
 		return broker.Identity{ID: id, Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: time.Now().Add(time.Hour)}}, nil
 	case id == "panic":
 		panic("with s3cret")
+	case strings.HasPrefix(id, "login/"):
+		return broker.Identity{
+			ID: id, Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Claimed: time.Now()},
+			Proof: broker.Proof{Method: broker.MethodSession, SHA256: sha256.Sum256([]byte(id)), Expires: time.Now().Add(time.Hour)},
+		}, nil
 	case strings.HasPrefix(id, "spiffe://acme.test/"):
 		return broker.Identity{
 			ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
@@ -159,6 +164,7 @@ func testRules() *broker.Rules {
 		}
 	}
 	return &broker.Rules{
+		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
 		Policy: testPolicy{}, Revision: audit.Digest{1}, Marks: []broker.Mark{{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 		Catalogue: broker.Catalogue{
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
@@ -179,7 +185,12 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 		d.Permit = q.Principal.ID == auditor
 	case q.Action == broker.ActionView:
 		d.Permit = q.Principal.ID == auditor
+	case q.Action == broker.ActionApprove:
+		d.Permit = true
 	case q.Action != broker.ActionRequest || q.Entitlement == nil || q.Principal.Kind != broker.KindAgent:
+	case q.BreakGlass:
+		d.Permit = true
+		d.Obligations.Review, d.Obligations.ReviewWithin = []broker.ApprovalNeed{{Group: "dba", Count: 1}}, time.Hour
 	case q.Entitlement.Name == "guarded":
 		d.Permit = true
 		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}
@@ -187,6 +198,14 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 		d.Permit = !slices.Contains(q.Scopes, "tickets:close")
 	}
 	return d, nil
+}
+
+// Groups puts login/ben and login/cleo in dba.
+func (testPolicy) Groups(who broker.Identity) (listed, claimed []string) {
+	if who.ID == "login/ben" || who.ID == "login/cleo" {
+		return []string{"dba"}, nil
+	}
+	return nil, nil
 }
 
 // gone is an issuer that was there once, and never answers again.

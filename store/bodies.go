@@ -36,6 +36,12 @@ func requestFields(r *broker.Request, c *codec) {
 	c.time(21, &r.Approved)
 	c.time(22, &r.CollectUntil)
 	c.time(23, &r.FirstExpires)
+	c.flag(24, &r.BreakGlass)
+	c.time(25, &r.NotBefore)
+	c.array(26, r.Extends[:])
+	c.time(27, &r.ReviewDue)
+	c.time(28, &r.Reviewed)
+	subs(c, 29, &r.Verdicts, approvalFields)
 }
 
 func textField(s *string, c *codec)    { c.text(2, s) }
@@ -68,6 +74,23 @@ func identityFields(i *broker.Identity, c *codec) {
 	c.time(7, &i.Proof.Expires)
 	c.text(8, &i.Team)
 	c.texts(9, &i.Accountable)
+	switch {
+	case !c.reading && i.Person != nil:
+		sub(c, 10, i.Person, personFields)
+	case c.reading && c.take(10, length):
+		i.Person = &broker.Person{}
+		c.inner(func() { personFields(i.Person, c) })
+	}
+}
+
+func personFields(p *broker.Person, c *codec) {
+	c.text(1, &p.Provider)
+	c.texts(2, &p.Groups)
+	c.text(3, &p.Manager)
+	c.time(4, &p.Claimed)
+	c.time(5, &p.Login)
+	c.text(6, &p.Name)
+	c.text(7, &p.Email)
 }
 
 func decisionFields(d *broker.Decision, c *codec) {
@@ -86,6 +109,19 @@ func obligationFields(o *broker.Obligations, c *codec) {
 	c.texts(5, &o.Tickets)
 	subs(c, 6, &o.Limits, limitFields)
 	subs(c, 7, &o.MaxActive, limitFields)
+	c.int(8, &o.Denials)
+	c.flag(9, &o.ExcludeTeam)
+	c.flag(10, &o.Comment)
+	c.flag(11, &o.Signed)
+	c.duration(12, &o.LapseAfter)
+	subs(c, 13, &o.Escalations, escalationFields)
+	subs(c, 14, &o.Review, needFields)
+	c.duration(15, &o.ReviewWithin)
+}
+
+func escalationFields(e *broker.Escalation, c *codec) {
+	c.duration(1, &e.After)
+	c.text(2, &e.Group)
 }
 
 func needFields(n *broker.ApprovalNeed, c *codec) {
@@ -109,6 +145,8 @@ func approvalFields(a *broker.Approval, c *codec) {
 	c.duration(7, &a.TTL)
 	c.duration(8, &a.Duration)
 	c.time(9, &a.At)
+	c.array(10, a.Salt[:])
+	c.flag(11, &a.Signed)
 }
 
 func leaseFields(l *broker.Lease, c *codec) {
@@ -199,4 +237,69 @@ func signingKeyFields(k *broker.SigningKey, c *codec) {
 	c.time(6, &k.Retires)
 	c.text(7, &k.ID.Purpose)
 	c.text(8, &k.ID.ID)
+}
+
+func noticeFields(n *broker.Notice, c *codec) {
+	c.text(1, (*string)(&n.Event))
+	c.array(2, n.Request[:])
+	c.text(3, &n.Group)
+	c.text(4, &n.Channel)
+	c.time(5, &n.Created)
+	c.time(6, &n.Due)
+	c.int(7, &n.Attempts)
+	c.time(8, &n.Expires)
+}
+
+func reviewsFields(r *broker.Reviews, c *codec) {
+	pairs(c, 1, &r.Open, timeField)
+	c.text(2, &r.Entitlement)
+}
+
+func sessionFields(s *broker.Session, c *codec) {
+	sub(c, 1, &s.Who, identityFields)
+	c.text(2, &s.Client)
+	c.text(3, &s.SID)
+	c.time(4, &s.Created)
+	c.time(5, &s.Seen)
+	c.time(6, &s.Expires)
+	c.bytes(7, &s.Sealed)
+	c.time(8, &s.Closed)
+}
+
+func logoutFields(l *broker.Logout, c *codec) {
+	c.time(1, &l.At)
+	c.time(2, &l.Expires)
+}
+
+func loginFields(l *broker.Login, c *codec) {
+	c.text(1, (*string)(&l.Kind))
+	c.array(2, l.Challenge[:])
+	c.array(3, l.Device[:])
+	sub(c, 4, &l.Who, identityFields)
+	c.text(5, &l.SID)
+	c.time(6, &l.Created)
+	c.time(7, &l.Expires)
+	c.text(8, (*string)(&l.State))
+	c.text(9, &l.From)
+	c.time(10, &l.Polled)
+}
+
+func accountFields(a *broker.Account, c *codec) {
+	subs(c, 1, &a.Passkeys, passkeyFields)
+	c.text(2, &a.Name)
+	c.text(3, &a.Email)
+	c.text(4, (*string)(&a.Person))
+}
+
+func passkeyFields(p *broker.Passkey, c *codec) {
+	c.bytes(1, &p.ID)
+	c.bytes(2, &p.Public)
+	count := int64(p.SignCount)
+	c.int64(3, &count)
+	p.SignCount = uint32(count)
+	c.text(4, &p.Name)
+	c.time(5, &p.Enrolled)
+	c.time(6, &p.Counts)
+	c.text(7, &p.VouchedBy)
+	c.time(8, &p.Removed)
 }

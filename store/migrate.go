@@ -33,6 +33,17 @@ CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, note TEXT NOT NULL);
 CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL,
 	root BLOB NOT NULL, time INTEGER NOT NULL, blocks INTEGER NOT NULL, nonce BLOB NOT NULL);
 INSERT INTO head VALUES (1, 0, 0, x'', 0, 0, x'00');
+`, `
+CREATE TABLE notices (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, due INTEGER) WITHOUT ROWID;
+CREATE INDEX notices_due ON notices (due) WHERE due IS NOT NULL;
+CREATE TABLE reviews (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX sessions_expires ON sessions (expires);
+CREATE TABLE logouts (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX logouts_expires ON logouts (expires);
+CREATE TABLE logins (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX logins_expires ON logins (expires);
+CREATE TABLE people (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 `}
 
 // migrate brings the schema up to date, one transaction a step.

@@ -23,6 +23,12 @@ const (
 	idempotency
 	asks
 	signingKeys
+	notices
+	openReviews
+	sessions
+	logouts
+	logins
+	people
 	tableCount
 )
 
@@ -38,6 +44,12 @@ var tables = [tableCount]struct {
 	idempotency: {"idempotency", 32, "expires"},
 	asks:        {"asks", 32, "expires"},
 	signingKeys: {"signing_keys", 0, "purpose"},
+	notices:     {"notices", 16, "due"},
+	openReviews: {"reviews", 0, ""},
+	sessions:    {"sessions", 32, "expires"},
+	logouts:     {"logouts", 0, "expires"},
+	logins:      {"logins", 32, "expires"},
+	people:      {"people", 0, ""},
 }
 
 // A row is a broker.Row as it is stored.
@@ -83,6 +95,18 @@ func locate(key broker.Key) (table, []byte, error) {
 		return asks, k[:], nil
 	case broker.SigningKeyID:
 		return signingKeys, joined(k.Purpose, k.ID), nil
+	case broker.NoticeID:
+		return notices, k[:], nil
+	case broker.ReviewKey:
+		return openReviews, joined(k.Entitlement), nil
+	case broker.SessionKey:
+		return sessions, k[:], nil
+	case broker.LogoutKey:
+		return logouts, joined(k.Provider, k.Claim, k.Value), nil
+	case broker.LoginKey:
+		return logins, k[:], nil
+	case broker.PersonKey:
+		return people, joined(string(k)), nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -130,6 +154,25 @@ func encodeRow(r broker.Row) (row, error) {
 	case *broker.SigningKey:
 		out.body = encode(r, signingKeyFields)
 		out.extra = r.ID.Purpose
+	case *broker.Notice:
+		out.body = encode(r, noticeFields)
+		out.extra = nil
+		if !r.Due.IsZero() {
+			out.extra = r.Due.UnixMilli()
+		}
+	case *broker.Reviews:
+		out.body = encode(r, reviewsFields)
+	case *broker.Session:
+		out.body = encode(r, sessionFields)
+		out.extra = ceilMillis(r.Expires)
+	case *broker.Logout:
+		out.body = encode(r, logoutFields)
+		out.extra = ceilMillis(r.Expires)
+	case *broker.Login:
+		out.body = encode(r, loginFields)
+		out.extra = ceilMillis(r.Expires)
+	case *broker.Account:
+		out.body = encode(r, accountFields)
 	default:
 		return row{}, fmt.Errorf("a row of type %T has no table", r)
 	}
@@ -183,6 +226,24 @@ func decodeRow(key broker.Key, body []byte) (broker.Row, error) {
 	case broker.SigningKeyID:
 		r := &broker.SigningKey{ID: k}
 		out, err = r, decode(body, r, signingKeyFields)
+	case broker.NoticeID:
+		r := &broker.Notice{ID: k}
+		out, err = r, decode(body, r, noticeFields)
+	case broker.ReviewKey:
+		r := &broker.Reviews{ReviewKey: k}
+		out, err = r, decode(body, r, reviewsFields)
+	case broker.SessionKey:
+		r := &broker.Session{SessionKey: k}
+		out, err = r, decode(body, r, sessionFields)
+	case broker.LogoutKey:
+		r := &broker.Logout{LogoutKey: k}
+		out, err = r, decode(body, r, logoutFields)
+	case broker.LoginKey:
+		r := &broker.Login{LoginKey: k}
+		out, err = r, decode(body, r, loginFields)
+	case broker.PersonKey:
+		r := &broker.Account{Person: k}
+		out, err = r, decode(body, r, accountFields)
 	default:
 		err = errors.New("it has no table")
 	}
@@ -221,6 +282,12 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.IdempotencyKey(id), nil
 	case asks:
 		return broker.AskKey(id), nil
+	case notices:
+		return broker.NoticeID(id), nil
+	case sessions:
+		return broker.SessionKey(id), nil
+	case logins:
+		return broker.LoginKey(id), nil
 	}
 	parts, err := split(id)
 	switch {
@@ -230,6 +297,12 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.CounterKey{Policy: parts[0], Holder: parts[1], Entitlement: parts[2]}, nil
 	case t == blocks && len(parts) == 2:
 		return broker.BlockKey{Kind: parts[0], Name: parts[1]}, nil
+	case t == openReviews && len(parts) == 1:
+		return broker.ReviewKey{Entitlement: parts[0]}, nil
+	case t == logouts && len(parts) == 3:
+		return broker.LogoutKey{Provider: parts[0], Claim: parts[1], Value: parts[2]}, nil
+	case t == people && len(parts) == 1:
+		return broker.PersonKey(parts[0]), nil
 	case t == signingKeys && len(parts) == 2:
 		return broker.SigningKeyID{Purpose: parts[0], ID: parts[1]}, nil
 	}

@@ -13,14 +13,15 @@ import (
 const sweepBatch = 500
 
 // Sweep deletes what has no meaning any more: idempotency keys, counters and
-// open asks whose time is over, and notes that a lease lives which time has
+// open asks whose time is over, sessions and logins that ended, notices that
+// were told, and notes that a lease lives which time has
 // ended. It goes in small transactions, between which others get their turn,
 // and gives the number of rows deleted. Requests, leases and records are kept.
 // Call it every minute or so: lists and counts of live leases read what it has
 // not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
-	for _, t := range []table{idempotency, counters, asks} {
+	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins} {
 		for {
 			n, err := s.sweep(ctx, t, now)
 			if err != nil {
@@ -32,6 +33,11 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 			}
 		}
 	}
+	told, err := s.delete(ctx, "DELETE FROM notices WHERE due IS NULL AND id IN (SELECT id FROM notices WHERE due IS NULL LIMIT ?)", sweepBatch)
+	if err != nil {
+		return total, fmt.Errorf("sweeping notices: %w", err)
+	}
+	total += told
 	n, err := s.sweepLive(ctx, now)
 	if err != nil {
 		return total, fmt.Errorf("sweeping live leases: %w", err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -73,6 +74,12 @@ var errListing = errors.New("rows are listed in a View only")
 func (tx *updateTx) Requests(broker.RequestQuery) ([]*broker.Request, broker.RequestID, error) {
 	return nil, broker.RequestID{}, errListing
 }
+
+// Notices implements broker.Tx.
+func (tx *updateTx) Notices(time.Time, int) ([]*broker.Notice, error) { return nil, errListing }
+
+// Reviews implements broker.Tx.
+func (tx *updateTx) Reviews() ([]*broker.Reviews, error) { return nil, errListing }
 
 // Leases implements broker.Tx.
 func (tx *updateTx) Leases(broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {

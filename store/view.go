@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"strings"
+	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -211,3 +212,38 @@ func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 }
 
 var errPageFull = errors.New("the page is full")
+
+// Notices implements broker.Tx.
+func (v *viewTx) Notices(now time.Time, limit int) (list []*broker.Notice, err error) {
+	query := "SELECT id, body FROM notices INDEXED BY notices_due WHERE due <= ? ORDER BY due LIMIT ?"
+	return all[*broker.Notice](v, notices, query, now.UnixMilli(), limit)
+}
+
+// Reviews implements broker.Tx.
+func (v *viewTx) Reviews() ([]*broker.Reviews, error) {
+	return all[*broker.Reviews](v, openReviews, "SELECT id, body FROM reviews LIMIT ?", maxScan)
+}
+
+// all reads all rows that a query gives.
+func all[R broker.Row](v *viewTx, t table, query string, args ...any) (list []R, err error) {
+	err = each(v.ctx, v.tx, query, args, func(rows *sql.Rows) error {
+		var id, body sql.RawBytes
+		if err := rows.Scan(&id, &body); err != nil {
+			return err
+		}
+		key, err := t.key(id)
+		if err != nil {
+			return err
+		}
+		row, err := decodeRow(key, body)
+		if err != nil {
+			return err
+		}
+		list = append(list, row.(R))
+		return nil
+	})
+	if err != nil {
+		return nil, unavailable("listing "+tables[t].name, err)
+	}
+	return list, nil
+}

@@ -1,0 +1,284 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// ClaimsFor is how long what a provider says of a person's groups is good
+// enough to vote by.
+const ClaimsFor = 15 * time.Minute
+
+// barred are the people who may never approve the request: who asked, and who
+// answers for the workload that did. Nothing lifts that.
+func (r *Request) barred() []string {
+	return append([]string{r.Requester.ID}, r.Requester.Accountable...)
+}
+
+// approvable refuses a request that nobody could approve, before anybody waits.
+func (r *Request) approvable(rules *Rules) error {
+	o := r.Decision.Obligations
+	switch {
+	case len(o.Approvals) == 0:
+		return nil
+	case r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0:
+		return refuse(ErrNobodyAccountable, "people approve only for workloads that somebody answers for: ask the operators to name the accountable people")
+	}
+	var closed []ApprovalNeed
+	var all []Approval
+	for _, need := range o.Approvals {
+		members := rules.Groups[need.Group].Members
+		if need.Group == GroupManager {
+			members = r.manager()
+		} else if rules.Groups[need.Group].Claimed {
+			continue // nobody can tell how many there are
+		}
+		closed = append(closed, need)
+		for _, person := range members {
+			if slices.Contains(r.barred(), person) || o.ExcludeTeam && slices.Contains(rules.Groups[r.Requester.Team].Members, person) {
+				continue
+			}
+			i := slices.IndexFunc(all, func(a Approval) bool { return a.Person == person })
+			if i < 0 {
+				i, all = len(all), append(all, Approval{Person: person, Approve: true})
+			}
+			all[i].Groups = append(all[i].Groups, need.Group)
+		}
+	}
+	if _, full := seat(closed, all); !full {
+		return refuse(ErrNobodyCanApprove, "policy wants more people to approve than there are who may: ask the operators")
+	}
+	return nil
+}
+
+// manager is who the requester's provider says is its manager.
+func (r *Request) manager() []string {
+	if r.Requester.Person == nil || r.Requester.Person.Manager == "" {
+		return nil
+	}
+	return []string{r.Requester.Person.Manager}
+}
+
+// seats gives those of the needed groups that a person may speak for, and
+// whether that rests on what the provider says of it.
+func (r *Request) seats(rules *Rules, who Identity, needs []ApprovalNeed) (groups []string, claimed bool) {
+	listed, byClaim := rules.Policy.Groups(who)
+	for _, need := range needs {
+		switch {
+		case need.Group == GroupManager && slices.Contains(r.manager(), who.ID), slices.Contains(listed, need.Group):
+			groups = append(groups, need.Group)
+		case slices.Contains(byClaim, need.Group):
+			groups, claimed = append(groups, need.Group), true
+		}
+	}
+	return groups, claimed
+}
+
+// mayVote says which groups a person speaks for, or why for none.
+func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Request, needs []ApprovalNeed, now time.Time) ([]string, error) {
+	groups, claimed := r.seats(rules, who, needs)
+	listed, byClaim := rules.Policy.Groups(who)
+	switch {
+	case slices.Contains(r.barred(), who.ID):
+		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
+	case len(groups) == 0:
+		return nil, refuse(ErrNotApprover, "you are in none of the groups that are asked")
+	case r.Decision.Obligations.ExcludeTeam && slices.Contains(append(listed, byClaim...), r.Requester.Team):
+		return nil, refuse(ErrOwnRequest, "policy wants somebody from outside of the requester's team")
+	case claimed && now.Sub(who.Person.Claimed) > ClaimsFor:
+		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
+	}
+	q := Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
+	d, err := b.ask(ctx, rules, q, now)
+	if err != nil {
+		return nil, err
+	}
+	if !d.Permit {
+		return nil, &Refusal{Err: ErrNotApprover, Detail: "policy forbids that you approve this", Reasons: d.Reasons, DeniedBy: DeniedByPolicy, RequestID: r.ID}
+	}
+	return groups, nil
+}
+
+// session refuses all but a person in a broker session: an ID token, an access
+// token or an SVID proves who calls, and not that they look at the request.
+func session(who Identity, now time.Time) error {
+	switch {
+	case who.Kind != KindPerson || who.Proof.Method != MethodSession || who.Person == nil:
+		return refuse(ErrSessionRequired, "log in to the broker: only people do this, in a session of their own")
+	case !who.Proof.Valid(now):
+		return refuse(ErrProofExpired, "your session has ended: log in again")
+	}
+	return nil
+}
+
+// Vote puts a person's yes or no to a pending request (POST
+// /v1/requests/{id}/approvals). It may be narrowed and never widened. The vote
+// that settles the request starts the clock of the grant, or ends the request.
+func (b *Broker) Vote(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
+	if err := session(who, now); err != nil {
+		return nil, err
+	}
+	for range voteTries {
+		r, err := b.voteOnce(ctx, who, id, v, now)
+		if !errors.Is(err, errAgain) {
+			return r, err
+		}
+	}
+	return nil, refuse(ErrSlowDown, "others decide on it at the same moment: look again")
+}
+
+// voteTries bounds how often a vote is tried that others overtake.
+const voteTries = MaxApprovers + 1
+
+func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
+	r, rules, err := b.forApprover(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Approvals, now)
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.approval(who, v, groups, rules.Catalogue[r.Entitlement], now)
+	if err != nil {
+		return nil, err
+	}
+	before := r.Version
+	if err := r.vote(a, now); err != nil {
+		return nil, err
+	}
+	if err := b.settle(ctx, who, r, a, before, rules, now); err != nil {
+		return nil, err
+	}
+	b.waiters.wake(id)
+	return r, nil
+}
+
+// forApprover gives a request that the person is asked about, or may view.
+func (b *Broker) forApprover(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, *Rules, error) {
+	rules := b.rules.Load()
+	if rules == nil {
+		return nil, nil, refuse(ErrUnavailable, "no policy is loaded yet")
+	}
+	r, err := b.Request(ctx, who, id, now)
+	return r, rules, err
+}
+
+// approval makes a vote an approval, or refuses what may not be said.
+func (r *Request) approval(who Identity, v Vote, groups []string, e *Entitlement, now time.Time) (Approval, error) {
+	o := r.Decision.Obligations
+	a := Approval{
+		Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment,
+		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: now,
+	}
+	if v.Comment != "" {
+		a.Salt = audit.NewSalt()
+	}
+	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
+		return a, err
+	}
+	switch {
+	case o.Comment && v.Approve && v.Comment == "":
+		return a, refuse(ErrCommentRequired, "say why you approve: policy requires a comment")
+	case o.Signed && v.Approve && !a.Signed:
+		return a, refuse(ErrSignatureRequired, "sign it with your passkey: policy requires that")
+	case !v.Approve && (v.Scopes != nil || v.TTL != 0 || v.Duration != 0):
+		return a, refuse(ErrInvalidRequest, "only an approval can narrow")
+	}
+	return a, r.mayNarrow(a, e)
+}
+
+// mayNarrow refuses an approval that widens, or that leaves nothing.
+func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
+	var shortest time.Duration
+	if e != nil {
+		shortest = e.MinTTL
+	}
+	for i, s := range a.Scopes {
+		if !slices.Contains(r.Scopes, s) || i > 0 && a.Scopes[i-1] == s {
+			return refuse(ErrInvalidScope, "an approval may name some of the scopes that were asked for, each once, and no others")
+		}
+	}
+	switch {
+	case a.TTL < 0 || a.TTL > r.TTL || a.TTL%time.Second != 0:
+		return refuse(ErrInvalidTTL, "an approval may shorten ttl and not lengthen it: at most "+r.TTL.String())
+	case a.TTL > 0 && a.TTL < shortest:
+		return refuse(ErrInvalidTTL, "its issuer's shortest credential is longer: at least "+shortest.String())
+	case a.Duration < 0 || a.Duration > r.Duration || a.Duration%time.Second != 0:
+		return refuse(ErrInvalidTTL, "an approval may shorten duration and not lengthen it: at most "+r.Duration.String())
+	}
+	return nil
+}
+
+// settle writes a vote, and what it leads to, in one transaction with its one
+// record. Whoever else changed the request meanwhile was first: errAgain.
+func (b *Broker) settle(ctx context.Context, who Identity, r *Request, a Approval, before int, rules *Rules, now time.Time) error {
+	record := audit.Record{
+		Kind: audit.ApprovalGiven, Caller: party(who), Approval: a.facts(), Openings: a.openings(),
+		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
+	}
+	switch r.Status {
+	case RequestApproved:
+		record.Kind = audit.RequestApproved
+	case RequestDenied:
+		record.Kind = audit.RequestDenied
+	}
+	_, err := b.write(ctx, r.waiting(), record, func(tx Tx) error {
+		stored, err := get[*Request](tx, r.ID)
+		if err != nil {
+			return err
+		}
+		if stored.Version != before {
+			return errAgain
+		}
+		if r.Status != RequestPending {
+			if err := leavePending(tx, r, now); err != nil {
+				return err
+			}
+			b.tell(tx, noticeOf(r), r, r.askedGroups(), rules, now)
+		}
+		tx.Put(r)
+		return nil
+	})
+	return err
+}
+
+// waiting names the rows that a waiting request is held by.
+func (r *Request) waiting() []Key {
+	return []Key{r.ID, pendingKey(r.Requester.ID), AskKey(r.askDigest())}
+}
+
+// open says whether the request is still waiting, or granted.
+func (r *Request) open(now time.Time) bool {
+	state := r.State(now)
+	return state == RequestPending || state == RequestApproved
+}
+
+// leavePending gives back what a request held while it waited. An identical ask
+// finds it as long as its grant lasts.
+func leavePending(tx Tx, r *Request, now time.Time) error {
+	c, err := counter(tx, pendingKey(r.Requester.ID))
+	if err != nil {
+		return err
+	}
+	c.release(r.ID.String())
+	tx.Put(c)
+	until := now
+	if r.Status == RequestApproved {
+		until = r.CollectUntil
+	}
+	tx.Put(&OpenAsk{AskKey: AskKey(r.askDigest()), Request: r.ID, Expires: until})
+	return nil
+}
+
+// askedGroups are the groups whose approval was asked for.
+func (r *Request) askedGroups() (names []string) {
+	for _, need := range r.Decision.Obligations.Approvals {
+		names = append(names, need.Group)
+	}
+	return names
+}

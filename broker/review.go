@@ -1,0 +1,189 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// A ReviewKey names the open reviews of an entitlement.
+type ReviewKey struct{ Entitlement string }
+
+func (ReviewKey) isKey() {}
+
+// Reviews are the uses of the broken glass on one entitlement that nobody has
+// reviewed yet.
+type Reviews struct {
+	ReviewKey
+	Open map[string]time.Time // by the request's id: when the review is due
+}
+
+// Key gives the row's key.
+func (r *Reviews) Key() Key { return r.ReviewKey }
+
+// maxReviews bounds how many uses of one entitlement may be unreviewed.
+const maxReviews = 50
+
+// reviews names what breaking the glass reads.
+func (r *Request) reviews() []Key {
+	if !r.BreakGlass {
+		return nil
+	}
+	return []Key{ReviewKey{r.Entitlement}}
+}
+
+// breakGlass opens the review, in the transaction that files the request.
+// Whoever left an earlier use unreviewed for too long has lost the next one.
+func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
+	if !r.BreakGlass {
+		return nil
+	}
+	rules := b.rules.Load()
+	open, err := reviews(tx, r.Entitlement)
+	if err != nil {
+		return err
+	}
+	for _, due := range open.Open {
+		if !now.Before(due) {
+			return refuse(ErrReviewOverdue, "an earlier emergency use of this entitlement is unreviewed: its reviewers must close that first")
+		}
+	}
+	if len(open.Open) >= maxReviews {
+		return refuse(ErrReviewOverdue, fmt.Sprintf("%d emergency uses of this entitlement are unreviewed: their reviewers must close some first", maxReviews))
+	}
+	r.ReviewDue = now.Add(r.Decision.Obligations.ReviewWithin)
+	open.Open[r.ID.String()] = r.ReviewDue
+	tx.Put(open)
+	b.tell(tx, NoticeGlass, r, r.reviewers(), rules, now)
+	b.tellAt(tx, NoticeOverdue, r, r.reviewers(), rules, r.ReviewDue, now)
+	return nil
+}
+
+// reviewers are the groups that have to review the request.
+func (r *Request) reviewers() (names []string) {
+	for _, need := range r.Decision.Obligations.Review {
+		names = append(names, need.Group)
+	}
+	return names
+}
+
+func reviews(tx Tx, entitlement string) (*Reviews, error) {
+	row, err := get[*Reviews](tx, ReviewKey{entitlement})
+	if isNotFound(err) {
+		return &Reviews{ReviewKey: ReviewKey{entitlement}, Open: map[string]time.Time{}}, nil
+	}
+	if err == nil && row.Open == nil {
+		row.Open = map[string]time.Time{}
+	}
+	return row, err
+}
+
+// verdict adds a person's verdict, and closes the review with the last one.
+func (r *Request) verdict(a Approval, now time.Time) error {
+	switch {
+	case r.ReviewDue.IsZero() || !r.Reviewed.IsZero():
+		return &Refusal{Err: ErrNoReview, Detail: "there is nothing to review, or it was reviewed", RequestID: r.ID}
+	case a.Digest != r.Digest:
+		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: look at it again", RequestID: r.ID}
+	case slices.ContainsFunc(r.Verdicts, func(b Approval) bool { return b.Person == a.Person }):
+		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have said so already", RequestID: r.ID}
+	}
+	r.Verdicts = append(slices.Clone(r.Verdicts), a)
+	if _, full := seat(r.Decision.Obligations.Review, spoken(r.Verdicts)); full {
+		r.Reviewed = now
+	}
+	r.Version++
+	return nil
+}
+
+// spoken are verdicts as voices, whatever they say.
+func spoken(verdicts []Approval) []Approval {
+	voices := slices.Clone(verdicts)
+	for i := range voices {
+		voices[i].Approve = true
+	}
+	return voices
+}
+
+// ReviewPlaces says how many of whom have reviewed, and how many are needed.
+func (r *Request) ReviewPlaces() []Place {
+	places, _ := seat(r.Decision.Obligations.Review, spoken(r.Verdicts))
+	return places
+}
+
+// Review puts a person's verdict on a use of the broken glass (POST
+// /v1/requests/{id}/review): whether it was justified, and why. v.Approve says
+// that it was.
+func (b *Broker) Review(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
+	if err := session(who, now); err != nil {
+		return nil, err
+	}
+	if v.Comment == "" {
+		return nil, refuse(ErrCommentRequired, "say what you found: a review without words is none")
+	}
+	for range voteTries {
+		r, err := b.reviewOnce(ctx, who, id, v, now)
+		if !errors.Is(err, errAgain) {
+			return r, err
+		}
+	}
+	return nil, refuse(ErrSlowDown, "others review it at the same moment: look again")
+}
+
+func (b *Broker) reviewOnce(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
+	r, rules, err := b.forApprover(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Review, now)
+	if err != nil {
+		return nil, err
+	}
+	if v.Scopes != nil || v.TTL != 0 || v.Duration != 0 {
+		return nil, refuse(ErrInvalidRequest, "a review narrows nothing: revoke what still lives")
+	}
+	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
+		return nil, err
+	}
+	a := Approval{Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: audit.NewSalt(), At: now}
+	before := r.Version
+	if err := r.verdict(a, now); err != nil {
+		return nil, err
+	}
+	return r, b.closeReview(ctx, who, r, a, before, rules, now)
+}
+
+func (b *Broker) closeReview(ctx context.Context, who Identity, r *Request, a Approval, before int, rules *Rules, now time.Time) error {
+	record := audit.Record{
+		Kind: audit.ReviewGiven, Caller: party(who), Approval: a.facts(), Openings: a.openings(),
+		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement},
+	}
+	if !r.Reviewed.IsZero() {
+		record.Kind = audit.ReviewClosed
+	}
+	_, err := b.write(ctx, append(r.reviews(), r.ID), record, func(tx Tx) error {
+		stored, err := get[*Request](tx, r.ID)
+		if err != nil {
+			return err
+		}
+		if stored.Version != before {
+			return errAgain
+		}
+		if !r.Reviewed.IsZero() {
+			open, err := reviews(tx, r.Entitlement)
+			if err != nil {
+				return err
+			}
+			delete(open.Open, r.ID.String())
+			tx.Put(open)
+			b.tell(tx, NoticeReviewed, r, r.reviewers(), rules, now)
+		}
+		tx.Put(r)
+		return nil
+	})
+	return err
+}

@@ -29,7 +29,8 @@ var ours = map[string][]string{
 	"policy":              {"broker", "audit"},
 	"issuers":             {"broker", "audit"},
 	"store":               {"broker", "audit"},
-	"server":              {"api", "audit", "broker"},
+	"server":              {"api", "audit", "broker", "server/ui"},
+	"server/ui":           {},
 	"internal/brokertest": {"*"},
 	"cmd/broker":          {"*"},
 }

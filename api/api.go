@@ -317,7 +317,7 @@ type Identity struct {
 
 // A Proof is what an identity was proved with.
 type Proof struct {
-	Method    string    `json:"method"` // x509-svid, jwt-svid, admin-socket
+	Method    string    `json:"method"` // x509-svid, jwt-svid, session, admin-socket
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
@@ -397,4 +397,31 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	}
 	*d = Duration(parsed)
 	return nil
+}
+
+// A Login is what a terminal trades for a session: a code and the verifier of
+// its challenge, or a device code.
+type Login struct {
+	Code       string `json:"code,omitempty"`
+	Verifier   string `json:"verifier,omitempty"`
+	DeviceCode string `json:"device_code,omitempty"`
+}
+
+// A Session is a person's stay with the broker. Its token is a secret.
+type Session struct {
+	Token     string    `json:"token"`
+	Person    string    `json:"person"` // "<provider>/<sub>"
+	Name      string    `json:"name,omitempty"`
+	ExpiresAt time.Time `json:"expires_at"`
+	IdleAfter Duration  `json:"idle_after"`
+}
+
+// A DeviceLogin is what a terminal shows, and polls by (as RFC 8628).
+type DeviceLogin struct {
+	DeviceCode              string `json:"device_code"`
+	UserCode                string `json:"user_code"`
+	VerificationURI         string `json:"verification_uri"`
+	VerificationURIComplete string `json:"verification_uri_complete"`
+	ExpiresIn               int    `json:"expires_in"` // seconds
+	Interval                int    `json:"interval"`   // seconds
 }

@@ -183,3 +183,19 @@ func number(n int) string {
 	}
 	return strconv.Itoa(n)
 }
+
+// BeginDevice begins the login of a terminal that can't open a browser.
+func (c *Client) BeginDevice(ctx context.Context) (*DeviceLogin, error) {
+	return fetch[DeviceLogin](ctx, c, call{method: http.MethodPost, path: "/v1/sessions/device", anonymous: true})
+}
+
+// OpenSession trades what a terminal's login gave for a session. A device code
+// is Pending or SlowDown until its person has decided.
+func (c *Client) OpenSession(ctx context.Context, l Login) (*Session, error) {
+	return fetch[Session](ctx, c, call{method: http.MethodPost, path: "/v1/sessions", body: l, anonymous: true})
+}
+
+// CloseSession logs the caller out.
+func (c *Client) CloseSession(ctx context.Context) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: "/v1/sessions"}, nil)
+}

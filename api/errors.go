@@ -64,6 +64,7 @@ const (
 	// Of the transport and of OAuth alone.
 	InvalidTarget        Code = "invalid_target"
 	UnsupportedGrantType Code = "unsupported_grant_type"
+	CrossOrigin          Code = "cross_origin"
 	MethodNotAllowed     Code = "method_not_allowed"
 	UnsupportedMediaType Code = "unsupported_media_type"
 	TooLarge             Code = "too_large"

@@ -31,6 +31,8 @@ const (
 	ApprovalGiven    Kind = "approval.given"    // a yes or no that does not settle the request
 	ReviewGiven      Kind = "review.given"      // a verdict on a broken glass that is not the last
 	ReviewClosed     Kind = "review.closed"     // the last one
+	SessionOpened    Kind = "session.opened"    // a person logged in
+	SessionClosed    Kind = "session.closed"    // a person logged out, or was by its provider
 	CollectRefused   Kind = "collect.refused"   // policy changed its mind before collection
 	LeaseOpened      Kind = "lease.opened"      // an upstream is about to be asked
 	LeaseIssued      Kind = "lease.issued"      // a credential left, or is about to

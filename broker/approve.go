@@ -154,7 +154,10 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 	if err := b.settle(ctx, who, r, a, before, rules, now); err != nil {
 		return nil, err
 	}
-	b.waiters.wake(id)
+	b.waiters.changed(id)
+	if r.Status == RequestApproved {
+		b.cfg.Observe(Event{Kind: EventApproved, Entitlement: r.Entitlement, Took: now.Sub(r.Created)})
+	}
 	return r, nil
 }
 

@@ -230,6 +230,9 @@ func (b *Broker) file(ctx context.Context, r *Request, ask Ask, again Again, now
 			tx.Put(r)
 			return again.remember(tx, r.ID, LeaseID{}, now)
 		})
+		if err == nil && r.BreakGlass {
+			b.waiters.changed(r.ID)
+		}
 		return r, err
 	}
 	return b.filePending(ctx, r, again, now)
@@ -284,6 +287,9 @@ func (b *Broker) filePending(ctx context.Context, r *Request, again Again, now t
 		}
 		return again.remember(tx, r.ID, LeaseID{}, now)
 	})
+	if err == nil {
+		b.waiters.changed(r.ID)
+	}
 	return r, err
 }
 
@@ -315,7 +321,7 @@ func (b *Broker) Withdraw(ctx context.Context, who Identity, id RequestID, now t
 		tx.Put(r)
 		return nil
 	})
-	b.waiters.wake(id)
+	b.waiters.changed(id)
 	return r, err
 }
 

@@ -34,6 +34,10 @@ type Config struct {
 	// MaxPending is how many requests one identity may have waiting for
 	// people; zero means 20.
 	MaxPending int
+
+	// SessionIdle and SessionLasts are how long a person's session may be
+	// unused, and last at all; zero means 30 m and 12 h.
+	SessionIdle, SessionLasts time.Duration
 }
 
 // An Event is something worth counting. Its strings come from bounded sets:
@@ -58,6 +62,7 @@ const (
 	EventIssued                          // a credential is about to leave
 	EventRevocation                      // an attempt to end a lease came to an end
 	EventUpstream                        // an issuer failed
+	EventApproved                        // the last approval came; Took is since the request
 )
 
 // A Broker turns requests into credentials. It is safe for concurrent use.
@@ -91,6 +96,12 @@ func New(cfg Config) (*Broker, error) {
 	}
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20
+	}
+	if cfg.SessionIdle == 0 {
+		cfg.SessionIdle = SessionIdle
+	}
+	if cfg.SessionLasts == 0 {
+		cfg.SessionLasts = SessionLasts
 	}
 	b := &Broker{cfg: cfg, paces: map[string]*pace{}, writes: make(gate, reapWrites)}
 	for name := range cfg.Issuers {

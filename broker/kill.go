@@ -237,7 +237,7 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 		}
 		return leavePending(tx, stored, now)
 	})
-	b.waiters.wake(id)
+	b.waiters.changed(id)
 	if errors.Is(err, errEnded) {
 		return nil
 	}

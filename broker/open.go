@@ -29,6 +29,9 @@ func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
 		return nil, err
 	}
 	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: time.Since(start), TTL: l.Expires.Sub(c.now)})
+	if c.new && c.request.BreakGlass {
+		b.waiters.changed(l.Request)
+	}
 	b.waiters.wake(l.Request)
 	return issued, nil
 }

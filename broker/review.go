@@ -154,7 +154,11 @@ func (b *Broker) reviewOnce(ctx context.Context, who Identity, id RequestID, v V
 	if err := r.verdict(a, now); err != nil {
 		return nil, err
 	}
-	return r, b.closeReview(ctx, who, r, a, before, rules, now)
+	if err := b.closeReview(ctx, who, r, a, before, rules, now); err != nil {
+		return nil, err
+	}
+	b.waiters.changed(id)
+	return r, nil
 }
 
 func (b *Broker) closeReview(ctx context.Context, who Identity, r *Request, a Approval, before int, rules *Rules, now time.Time) error {

@@ -6,10 +6,12 @@ import (
 	"time"
 )
 
-// waiters are the calls that wait for a request to change.
+// waiters are the calls that wait for a request to change, and those who watch
+// for any to change.
 type waiters struct {
 	sync.Mutex
-	by map[RequestID]*waiting
+	by       map[RequestID]*waiting
+	watchers map[chan struct{}]bool
 }
 
 type waiting struct {
@@ -40,6 +42,20 @@ func (w *waiters) leave(id RequestID, one *waiting) {
 	}
 }
 
+// changed tells of a request that people see differently now: those who wait
+// for it, and those who watch.
+func (w *waiters) changed(id RequestID) {
+	w.wake(id)
+	w.Lock()
+	defer w.Unlock()
+	for watcher := range w.watchers {
+		select {
+		case watcher <- struct{}{}:
+		default: // it has yet to look after the change before
+		}
+	}
+}
+
 // wake lets those go on who wait for the request.
 func (w *waiters) wake(id RequestID) {
 	w.Lock()
@@ -50,33 +66,49 @@ func (w *waiters) wake(id RequestID) {
 	}
 }
 
-// lookAgain is how often a waiting call looks by itself, because another
-// replica may have changed the request, or time alone.
-const lookAgain = time.Second
+// Watch gives a channel that is sent to after any request was filed for people,
+// or changed by them; several changes may be one. stop ends that.
+func (b *Broker) Watch() (changed <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
+	w := &b.waiters
+	w.Lock()
+	defer w.Unlock()
+	if w.watchers == nil {
+		w.watchers = map[chan struct{}]bool{}
+	}
+	w.watchers[c] = true
+	return c, func() {
+		w.Lock()
+		defer w.Unlock()
+		delete(w.watchers, c)
+	}
+}
 
 // Await is Request, but if the version is not past after yet it waits for that
-// until ctx ends or the wait is over, and then gives what there is.
+// until ctx ends or the wait is over, and then gives what there is. Whoever
+// changes a request wakes those who wait; nobody looks now and then, but when
+// time alone changes it.
 func (b *Broker) Await(ctx context.Context, who Identity, id RequestID, after int, wait time.Duration) (*Request, error) {
 	if wait <= 0 {
 		return b.Request(ctx, who, id, time.Now())
 	}
 	over := time.NewTimer(wait)
 	defer over.Stop()
-	again := time.NewTicker(lookAgain)
-	defer again.Stop()
 	for {
 		r, changed, err := b.look(ctx, who, id, after)
 		if err != nil || changed == nil {
 			return r, err
 		}
+		lapse := time.NewTimer(time.Until(r.Lapses))
 		select {
 		case <-changed.changed:
-		case <-again.C:
+		case <-lapse.C:
 		case <-over.C:
 			wait = 0
 		case <-ctx.Done():
 			wait = 0
 		}
+		lapse.Stop()
 		b.waiters.leave(id, changed)
 		if wait <= 0 {
 			return r, nil

@@ -39,9 +39,11 @@ type call struct {
 	form  form
 
 	who            broker.Identity // zero on open routes
-	proofIsSubject bool            // the identity was to be proved by the subject_token
-	unproved       bool            // the proof did not hold
-	about          string          // request or lease that it led to, for the log
+	session        *broker.Session // of a person
+	token          broker.SessionToken
+	proofIsSubject bool   // the identity was to be proved by the subject_token
+	unproved       bool   // the proof did not hold
+	about          string // request or lease that it led to, for the log
 }
 
 // A reply is an answer to be encoded.
@@ -110,6 +112,11 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	if rt.audience == UI {
+		h.Set("Content-Security-Policy", pagePolicy)
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	}
 	if r.TLS != nil {
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
@@ -125,9 +132,12 @@ func (c *call) answer() reply {
 }
 
 func (c *call) fail(err error) (answer reply) {
-	if c.route.audience == OAuth {
+	switch c.route.audience {
+	case OAuth:
 		answer = c.oauthError(err)
-	} else {
+	case UI:
+		answer = c.failedPage(err)
+	default:
 		answer = c.problem(err)
 	}
 	answer.err = err
@@ -140,7 +150,12 @@ func (c *call) run() (reply, error) {
 	if err := c.readQuery(); err != nil {
 		return reply{}, err
 	}
-	if c.route.proof != nil {
+	if c.route.audience == UI {
+		if err := crossOrigin.Check(c.r); err != nil {
+			return reply{}, errCrossOrigin
+		}
+	}
+	if c.route.proof != nil || c.route.form {
 		if err := c.readForm(); err != nil {
 			return reply{}, err
 		}
@@ -159,6 +174,9 @@ func (c *call) run() (reply, error) {
 	defer leave()
 	return c.route.run(c.s, c)
 }
+
+// crossOrigin refuses what other sites make a browser send.
+var crossOrigin = http.NewCrossOriginProtection()
 
 // readQuery is strict on /v1. OAuth's endpoints ignore the query: parameters
 // stand in the body there (RFC 6749, section 3.2).
@@ -201,6 +219,12 @@ func (c *call) readBody(mediaType string) error {
 
 // identify finds out who calls. Nobody else looks at proofs.
 func (c *call) identify() error {
+	if token, ok := c.sessionToken(); ok {
+		return c.enterSession(token)
+	}
+	if c.route.audience == UI {
+		return broker.ErrUnauthenticated
+	}
 	proof, err := c.proof()
 	if err != nil {
 		return err

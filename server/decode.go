@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -195,4 +196,10 @@ func parseQuery(raw string, known []string) (form, error) {
 		}
 	}
 	return form(values), nil
+}
+
+func encodeBase64URL(raw []byte) string { return base64.RawURLEncoding.EncodeToString(raw) }
+
+func decodeBase64URL(text string) ([]byte, error) {
+	return base64.RawURLEncoding.Strict().DecodeString(text)
 }

@@ -13,13 +13,14 @@ import (
 
 // Sentinels of the transport. Those of the domain are in package broker.
 var (
-	errMethod     = errors.New(string(api.MethodNotAllowed))
-	errMediaType  = errors.New(string(api.UnsupportedMediaType))
-	errTooLarge   = errors.New(string(api.TooLarge))
-	errGrantType  = errors.New(string(api.UnsupportedGrantType))
-	errClientGone = errors.New("client_gone")
-	errInternal   = errors.New(string(api.Internal))
-	errPanicked   = errors.New("a handler panicked")
+	errMethod      = errors.New(string(api.MethodNotAllowed))
+	errMediaType   = errors.New(string(api.UnsupportedMediaType))
+	errTooLarge    = errors.New(string(api.TooLarge))
+	errGrantType   = errors.New(string(api.UnsupportedGrantType))
+	errCrossOrigin = errors.New(string(api.CrossOrigin))
+	errClientGone  = errors.New("client_gone")
+	errInternal    = errors.New(string(api.Internal))
+	errPanicked    = errors.New("a handler panicked")
 )
 
 // A meaning is what an error is to a caller.
@@ -90,6 +91,7 @@ var meanings = []meaning{
 	{broker.ErrUnavailable, 503, "temporarily_unavailable", "The broker can't record anything now", "try again later: nothing was issued", ours},
 	{broker.ErrInvalidTarget, 400, "invalid_target", "Not a target that tokens can be had for", "name in audience an entitlement of GET /v1/entitlements whose credentials are tokens, or in resource the one audience that fits its scopes", theirs},
 
+	{errCrossOrigin, 403, "invalid_request", "Another site sent this", "open the page of the broker itself", theirs},
 	{errGrantType, 400, "unsupported_grant_type", "Not a grant type of this broker", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, theirs},
 	{errMethod, 405, "invalid_request", "Not a method of this resource", "use a method that the Allow header names", theirs},
 	{errMediaType, 415, "invalid_request", "Not a media type of this resource", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", theirs},
@@ -144,6 +146,11 @@ func settle(ctx context.Context, err error) error {
 
 // problem makes the answer to a failed call on /v1 (RFC 9457).
 func (c *call) problem(err error) reply {
+	m, body := meaningOf(err), c.problemOf(err)
+	return reply{status: m.status, code: m.code(), body: body, mediaType: "application/problem+json", header: m.header(refusalOf(err))}
+}
+
+func (c *call) problemOf(err error) api.Problem {
 	m, refusal := meaningOf(err), refusalOf(err)
 	body := api.Problem{
 		Type: c.s.url("/openapi.json#" + string(m.code())), Title: m.title, Status: m.status, Detail: m.advice,
@@ -153,7 +160,7 @@ func (c *call) problem(err error) reply {
 	if refusal.Detail != "" {
 		body.Detail = refusal.Detail
 	}
-	return reply{status: m.status, code: m.code(), body: body, mediaType: "application/problem+json", header: m.header(refusal)}
+	return body
 }
 
 // pollInterval is how long to wait between polls for an approval (RFC 8628,

@@ -126,6 +126,8 @@ func (m *Metrics) Observe(e broker.Event) {
 		m.issued.WithLabelValues(entitlement, issuer).Inc()
 		m.leaseTTL.WithLabelValues(issuer).Observe(e.TTL.Seconds())
 		m.issueTime.WithLabelValues(issuer).Observe(e.Took.Seconds())
+	case broker.EventApproved:
+		m.approvalWait.Observe(e.Took.Seconds())
 	case broker.EventRevocation:
 		m.revocations.WithLabelValues(issuer, code).Inc()
 		if e.Code != string(broker.RevokedPending) {

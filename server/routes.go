@@ -19,6 +19,7 @@ type route struct {
 	method   string
 	path     string // a pattern of http.ServeMux
 	open     bool
+	form     bool     // its body is a form, of a page's
 	query    []string // the parameters that it knows
 
 	// proof is set on routes that read a form, and gives the caller's own
@@ -59,6 +60,9 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/blocks", run: (*Server).listBlocks},
 		{audience: API, method: post, path: "/v1/blocks", run: withBody((*Server).placeBlock)},
 		{audience: API, method: http.MethodDelete, path: "/v1/blocks", run: withBody((*Server).liftBlock)},
+		{audience: API, method: post, path: "/v1/sessions", open: true, run: withBody((*Server).openSession)},
+		{audience: API, method: http.MethodDelete, path: "/v1/sessions", run: withBody((*Server).closeSession)},
+		{audience: API, method: post, path: "/v1/sessions/device", open: true, run: withBody((*Server).beginDevice)},
 		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
 
 		{audience: OAuth, method: post, path: "/oauth2/token", proof: tokenProof, run: (*Server).token},
@@ -74,10 +78,25 @@ func (s *Server) routes() []route {
 		{method: get, path: "/healthz", open: true, run: (*Server).healthz},
 		{method: get, path: "/readyz", open: true, run: (*Server).readyz},
 	}
+	list = append(list, pages...)
 	if inserted != "" {
 		list = append(list, route{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server" + inserted, open: true, run: (*Server).metadata})
 	}
 	return list
+}
+
+// pages are the routes of browsers. They are not part of the OpenAPI document.
+var pages = []route{
+	{audience: UI, method: http.MethodGet, path: "/ui/{$}", run: (*Server).inbox},
+	{audience: UI, method: http.MethodGet, path: "/ui/login", open: true, run: (*Server).login},
+	{audience: UI, method: http.MethodGet, path: "/ui/login/callback", open: true, run: (*Server).callback},
+	{audience: UI, method: http.MethodPost, path: "/ui/login/{provider}/logged-out", open: true, form: true, run: (*Server).backChannelLogout},
+	{audience: UI, method: http.MethodPost, path: "/ui/logout", open: true, form: true, run: (*Server).logout},
+	{audience: UI, method: http.MethodGet, path: "/ui/terminal", run: (*Server).terminal},
+	{audience: UI, method: http.MethodPost, path: "/ui/terminal", form: true, run: (*Server).decideTerminal},
+	{audience: UI, method: http.MethodGet, path: "/ui/device", run: (*Server).device},
+	{audience: UI, method: http.MethodPost, path: "/ui/device", form: true, run: (*Server).decideDevice},
+	{audience: UI, method: http.MethodGet, path: "/ui/static/{file}", open: true, run: (*Server).staticFile},
 }
 
 // withBody reads a JSON body for a route. No body at all is an empty object:

@@ -46,6 +46,15 @@ type Config struct {
 	// Keys gives the JWK Set (RFC 7517) of the broker's token signing keys.
 	Keys func(ctx context.Context) ([]byte, error)
 
+	// People, if set, lets people log in, by the Providers of these names.
+	// LogoutToken proves a provider's word that it logged somebody out, and
+	// gives whom (OpenID Connect Back-Channel Logout). Sealer seals what a
+	// browser keeps meanwhile.
+	People      People
+	Providers   []string
+	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (sub, sid string, err error)
+	Sealer      *broker.Sealer
+
 	// Log reads the audit log.
 	Log LogReader
 
@@ -72,6 +81,7 @@ type Server struct {
 	cfg       Config
 	external  *url.URL
 	admission *admission
+	strangers *admission // by address, for what is done for callers who are not proved
 	failures  *failures
 	readiness readiness
 
@@ -84,6 +94,9 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Broker == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil {
 		return nil, errors.New("a server needs a broker, a way to authenticate, keys and a log")
 	}
+	if cfg.People != nil && cfg.Sealer == nil {
+		return nil, errors.New("a server that logs people in needs a sealer")
+	}
 	external, err := url.Parse(cfg.ExternalURL)
 	if err != nil || external.Host == "" || external.RawQuery != "" || external.Fragment != "" {
 		return nil, fmt.Errorf("the external URL %q is not a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
@@ -95,11 +108,19 @@ func New(cfg Config) (*Server, error) {
 		cfg:       cfg,
 		external:  external,
 		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
+		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
 		failures:  newFailures(),
 		draining:  draining,
 		drain:     drain,
 	}, nil
 }
+
+// Calls of those who are not proved, by address, where each costs a write or a
+// call to a provider.
+const (
+	strangersPerSecond = 5
+	strangersAtOnce    = 5
+)
 
 func (cfg *Config) setDefaults() {
 	if cfg.CallsPerSecond == 0 {

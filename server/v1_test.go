@@ -29,7 +29,7 @@ func must[T any](t *testing.T) func(T, error) T {
 // Every operation of the document is driven with success, by the real client,
 // and validated on the way there and back.
 func TestEveryOperation(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, withPeople)
 	ctx, me := t.Context(), w.as(agent)
 
 	who := must[*api.Identity](t)(me.WhoAmI(ctx))
@@ -50,6 +50,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveOAuth(t)
 	w.driveLog(t, credential)
 	w.driveApprovals(t)
+	w.driveSessions(t)
 	w.driveAbandon(t)
 	w.driveOperator(t)
 

@@ -189,14 +189,14 @@ func (c *checker) listener(key string, l listenerFile) listenerSettings {
 	}
 	for i, name := range l.Serve {
 		switch a := server.Audience(name); a {
-		case server.API, server.OAuth, server.Log:
+		case server.API, server.OAuth, server.Log, server.UI:
 			out.audiences = append(out.audiences, a)
 		default:
-			c.bad(fmt.Sprintf("%s/serve/%d", key, i), "%q is not something to serve: choose of api, oauth, log", name)
+			c.bad(fmt.Sprintf("%s/serve/%d", key, i), "%q is not something to serve: choose of api, oauth, log, ui", name)
 		}
 	}
 	if len(l.Serve) == 0 {
-		out.audiences = []server.Audience{server.API, server.OAuth, server.Log}
+		out.audiences = []server.Audience{server.API, server.OAuth, server.Log, server.UI}
 	}
 	return out
 }

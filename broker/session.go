@@ -1,0 +1,311 @@
+package broker
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// SessionPrefix begins every session token, so that one that leaked is found
+// by those who scan for such.
+const SessionPrefix = "abs_"
+
+// Defaults of how long a session lasts.
+const (
+	SessionIdle  = 30 * time.Minute // unused
+	SessionLasts = 12 * time.Hour   // at the latest
+)
+
+// Idle is how long a session may be unused.
+func (b *Broker) Idle() time.Duration { return b.cfg.SessionIdle }
+
+// seenEvery is how exactly it is known when a session was last used.
+const seenEvery = time.Minute
+
+// A SessionToken is what a person's browser or terminal proves itself with. It
+// can't be printed or logged by accident.
+type SessionToken struct{ text string }
+
+// ParseSessionToken reads a token as it was presented; false: it is none.
+func ParseSessionToken(text string) (SessionToken, bool) {
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimPrefix(text, SessionPrefix))
+	return SessionToken{text}, err == nil && len(raw) == sha256.Size && strings.HasPrefix(text, SessionPrefix)
+}
+
+func newSessionToken() SessionToken {
+	raw := make([]byte, sha256.Size)
+	_, _ = rand.Read(raw) // never fails
+	return SessionToken{SessionPrefix + base64.RawURLEncoding.EncodeToString(raw)}
+}
+
+// Reveal gives the text, on its way to its holder.
+func (t SessionToken) Reveal() string { return t.text }
+
+// String hides the token.
+func (SessionToken) String() string { return "[session]" }
+
+// GoString hides the token.
+func (SessionToken) GoString() string { return "[session]" }
+
+// MarshalText hides the token.
+func (SessionToken) MarshalText() ([]byte, error) { return []byte("[session]"), nil }
+
+func (t SessionToken) key() SessionKey { return sha256.Sum256([]byte(t.text)) }
+
+// aead seals what only the holder of the token can open again.
+func (t SessionToken) aead() (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, []byte(t.text), nil, "accessbroker/session-seal/v1", SealKeySize)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// seal encrypts what the provider gave, with a key that lies nowhere.
+func (t SessionToken) seal(secret []byte) ([]byte, error) {
+	if len(secret) == 0 {
+		return nil, nil
+	}
+	aead, err := t.aead()
+	if err != nil {
+		return nil, fmt.Errorf("sealing a session: %w", err)
+	}
+	return aead.Seal(nil, nil, secret, nil), nil
+}
+
+// unseal decrypts what seal made.
+func (t SessionToken) unseal(sealed []byte) ([]byte, error) {
+	if len(sealed) == 0 {
+		return nil, nil
+	}
+	aead, err := t.aead()
+	if err != nil {
+		return nil, fmt.Errorf("unsealing a session: %w", err)
+	}
+	return aead.Open(nil, nil, sealed, nil)
+}
+
+// A LoggedIn is a person whom a provider has just proved.
+type LoggedIn struct {
+	Who    Identity
+	SID    string // of the provider's own session; may be empty
+	Client string // "browser", "terminal"
+	Tokens []byte // the provider's, to ask it again; secret
+}
+
+// OpenSession opens a session for a person who logged in.
+func (b *Broker) OpenSession(ctx context.Context, in LoggedIn, now time.Time) (SessionToken, *Session, error) {
+	if in.Who.Kind != KindPerson || in.Who.Person == nil {
+		return SessionToken{}, nil, refuse(ErrUnauthenticated, "only people have sessions")
+	}
+	token, s, err := b.newSession(in, now)
+	if err != nil {
+		return SessionToken{}, nil, err
+	}
+	account, blocked := PersonKey(in.Who.ID), BlockKey{"holder", in.Who.ID}
+	_, err = b.write(ctx, []Key{account, blocked}, audit.Record{Kind: audit.SessionOpened, Caller: party(s.Who)}, func(tx Tx) error {
+		if err := checkBlocks(tx, []BlockKey{blocked}); err != nil {
+			return err
+		}
+		a, err := accountOf(tx, account)
+		if err != nil {
+			return err
+		}
+		a.Name, a.Email = in.Who.Person.Name, in.Who.Person.Email
+		tx.Put(a)
+		tx.Put(s)
+		return nil
+	})
+	return token, s, err
+}
+
+func (b *Broker) newSession(in LoggedIn, now time.Time) (SessionToken, *Session, error) {
+	token := newSessionToken()
+	sealed, err := token.seal(in.Tokens)
+	if err != nil {
+		return SessionToken{}, nil, err
+	}
+	s := &Session{
+		SessionKey: token.key(), Who: in.Who, Client: in.Client, SID: in.SID,
+		Created: now, Seen: now, Expires: now.Add(b.cfg.SessionLasts), Sealed: sealed,
+	}
+	s.Who.Proof.Method, s.Who.Proof.Expires = MethodSession, s.Expires
+	return token, s, nil
+}
+
+// accountOf gives what is kept of a person, or a new account.
+func accountOf(tx Tx, key PersonKey) (*Account, error) {
+	a, err := get[*Account](tx, key)
+	if isNotFound(err) {
+		return &Account{Person: key}, nil
+	}
+	return a, err
+}
+
+// errNoSession is the same for whatever is wrong with a session.
+var errNoSession = refuse(ErrUnauthenticated, "your session has ended: log in again")
+
+// Session gives the session of a token, if it is open: not closed, not logged
+// out by its provider, used within the idle time, and of nobody who is blocked.
+func (b *Broker) Session(ctx context.Context, token SessionToken, now time.Time) (*Session, error) {
+	var s *Session
+	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		s, err = b.openSession(tx, token.key(), now)
+		return err
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if now.Sub(s.Seen) > seenEvery {
+		s.Seen = now
+		b.touch(ctx, s.SessionKey, now)
+	}
+	return s, nil
+}
+
+func (b *Broker) openSession(tx Tx, key SessionKey, now time.Time) (*Session, error) {
+	s, err := get[*Session](tx, key)
+	switch {
+	case isNotFound(err):
+		return nil, errNoSession
+	case err != nil:
+		return nil, err
+	case !s.Closed.IsZero() || !now.Before(s.Expires) || now.Sub(s.Seen) > b.cfg.SessionIdle:
+		return nil, errNoSession
+	}
+	for _, key := range s.logoutKeys() {
+		out, err := get[*Logout](tx, key)
+		switch {
+		case isNotFound(err):
+		case err != nil:
+			return nil, err
+		case !out.At.Before(s.Created):
+			return nil, errNoSession
+		}
+	}
+	return s, checkBlocks(tx, []BlockKey{{"holder", s.Who.ID}})
+}
+
+// logoutKeys name the rows by which a provider would have ended the session.
+func (s *Session) logoutKeys() []LogoutKey {
+	provider, sub, _ := strings.Cut(s.Who.ID, "/")
+	keys := []LogoutKey{{provider, "sub", sub}}
+	if s.SID != "" {
+		keys = append(keys, LogoutKey{provider, "sid", s.SID})
+	}
+	return keys
+}
+
+// touch notes that a session is in use. That is no change of state, and has no
+// record; if it fails, the session merely counts as unused for a little longer.
+func (b *Broker) touch(ctx context.Context, key SessionKey, now time.Time) {
+	err := b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
+		s, err := get[*Session](tx, key)
+		if err == nil && now.After(s.Seen) {
+			s.Seen = now
+			tx.Put(s)
+		}
+		return ignoreNotFound(err)
+	})
+	if err != nil {
+		b.cfg.Log.WarnContext(ctx, "the use of a session was not noted", "err", err)
+	}
+}
+
+// Refreshed puts what a provider says of the person now into its session, with
+// the provider's tokens that it gave with it.
+func (b *Broker) Refreshed(ctx context.Context, token SessionToken, who Identity, tokens []byte, now time.Time) (*Session, error) {
+	sealed, err := token.seal(tokens)
+	if err != nil {
+		return nil, err
+	}
+	var s *Session
+	reads := []Key{token.key()}
+	err = b.cfg.Store.Update(ctx, reads, func(tx Tx) (err error) {
+		s, err = get[*Session](tx, token.key())
+		switch {
+		case isNotFound(err) || err == nil && (!s.Closed.IsZero() || s.Who.ID != who.ID):
+			return errNoSession
+		case err != nil:
+			return err
+		}
+		s.Who.Person, s.Sealed = who.Person, sealed
+		tx.Put(s)
+		return nil
+	})
+	return s, unavailable(err)
+}
+
+// ProviderTokens gives what Refreshed and OpenSession sealed, to the holder of
+// the session.
+func (s *Session) ProviderTokens(token SessionToken) ([]byte, error) { return token.unseal(s.Sealed) }
+
+// CloseSession logs a person out. Closing what is closed is no error.
+func (b *Broker) CloseSession(ctx context.Context, token SessionToken, now time.Time) error {
+	s, err := b.Session(ctx, token, now)
+	switch {
+	case errors.Is(err, ErrUnauthenticated):
+		return nil
+	case err != nil && !errors.Is(err, ErrBlocked):
+		return err
+	}
+	record := audit.Record{Kind: audit.SessionClosed, End: &audit.EndFacts{How: "logout"}}
+	if s != nil {
+		record.Caller = party(s.Who)
+	}
+	_, err = b.write(ctx, []Key{token.key()}, record, func(tx Tx) error {
+		s, err := get[*Session](tx, token.key())
+		if err != nil {
+			return err
+		}
+		if !s.Closed.IsZero() {
+			return errEnded
+		}
+		s.Closed, s.Sealed = now, nil
+		tx.Put(s)
+		return nil
+	})
+	if errors.Is(err, errEnded) || isNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// LoggedOut ends the sessions that a provider logged out (OpenID Connect
+// Back-Channel Logout 1.0): all of a person, or those of one session of its own.
+func (b *Broker) LoggedOut(ctx context.Context, provider, sub, sid string, now time.Time) error {
+	var out []LogoutKey
+	record := audit.Record{Kind: audit.SessionClosed, End: &audit.EndFacts{How: "provider"}}
+	if sub != "" {
+		record.Subject = &audit.Party{ID: provider + "/" + sub, Kind: string(KindPerson)}
+	}
+	switch {
+	case sid != "": // that session alone, whether sub is said as well or not
+		out = []LogoutKey{{provider, "sid", sid}}
+	case sub != "":
+		out = []LogoutKey{{provider, "sub", sub}}
+	default:
+		return refuse(ErrInvalidRequest, "a logout names sub or sid")
+	}
+	_, err := b.write(ctx, nil, record, func(tx Tx) error {
+		for _, key := range out {
+			tx.Put(&Logout{LogoutKey: key, At: now, Expires: now.Add(b.cfg.SessionLasts)})
+		}
+		return nil
+	})
+	return err
+}

@@ -1,0 +1,222 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/server/ui"
+)
+
+// UI is the audience of the pages: browsers, for which listeners have
+// certificates of the web's.
+const UI Audience = "ui"
+
+// Cookies. By their prefix, browsers keep them to this very host, to secure
+// connections and to all of its paths (RFC 6265bis, section 4.1.3.2).
+const (
+	sessionCookie = "__Host-broker-session"
+	loginCookie   = "__Host-broker-login"
+)
+
+// pagePolicy lets a page load its own files, and send forms to itself.
+const pagePolicy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+
+// page answers with a page.
+func (c *call) page(name, title, tab string, data any) (reply, error) {
+	return c.pageOf(http.StatusOK, ui.Page{Name: name, Title: title, Tab: tab, Data: data})
+}
+
+func (c *call) pageOf(status int, p ui.Page) (reply, error) {
+	p.Base = c.s.external.Path
+	if c.session != nil {
+		p.Viewer = &ui.Viewer{ID: c.who.ID, Name: c.who.Person.Name}
+	}
+	body, err := ui.Render(p)
+	if err != nil {
+		return reply{}, err
+	}
+	return reply{status: status, body: body, mediaType: "text/html; charset=utf-8"}, nil
+}
+
+// redirect sends the browser to another page.
+func (c *call) redirect(where string) (reply, error) {
+	return reply{status: http.StatusSeeOther, header: http.Header{"Location": {where}}}, nil
+}
+
+// to gives the path of a page as the browser sees it.
+func (s *Server) to(path string) string { return s.external.Path + path }
+
+// failedPage shows an error to a person, or sends them to log in.
+func (c *call) failedPage(err error) reply {
+	m := meaningOf(err)
+	if errors.Is(err, broker.ErrUnauthenticated) && (c.r.Method == http.MethodGet || c.r.Method == http.MethodHead) {
+		answer, _ := c.redirect(c.s.to("/ui/login?next=" + url.QueryEscape(c.r.URL.RequestURI())))
+		return answer
+	}
+	p := c.problemOf(err)
+	answer, rendering := c.pageOf(m.status, ui.Page{Name: "error", Title: m.title, Data: errorPage{p.Detail, p.Reasons, string(p.Code), c.id}})
+	if rendering != nil {
+		return reply{status: http.StatusInternalServerError, body: []byte("internal error\n"), mediaType: "text/plain"}
+	}
+	answer.code = p.Code
+	return answer
+}
+
+type errorPage struct {
+	Detail     string
+	Reasons    []string
+	Code, Call string
+}
+
+// A pendingLogin is what the browser keeps, sealed, while it is at the provider.
+type pendingLogin struct {
+	Provider string    `json:"provider"`
+	State    []byte    `json:"state"`
+	Next     string    `json:"next"`
+	Expires  time.Time `json:"expires"`
+}
+
+const loginFor = 10 * time.Minute
+
+// login shows the providers, or goes to the one that was chosen.
+func (s *Server) login(c *call) (reply, error) {
+	query := c.r.URL.Query()
+	next := safeNext(query.Get("next"))
+	provider := query.Get("provider")
+	if provider == "" && len(s.cfg.Providers) == 1 && !query.Has("out") && !query.Has("failed") {
+		provider = s.cfg.Providers[0]
+	}
+	if provider == "" || s.cfg.People == nil {
+		return c.page("login", "Log in", "", loginPage{s.cfg.Providers, next, query.Has("out"), loginFailures[query.Get("failed")]})
+	}
+	leave, err := s.strangers.enter(network(c.from).String())
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
+	state, where, err := s.cfg.People.Begin(c.r.Context(), provider, query.Has("fresh"), c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	sealed, err := json.Marshal(pendingLogin{provider, state, next, c.now.Add(loginFor)})
+	if err != nil {
+		return reply{}, err
+	}
+	c.setCookie(loginCookie, encodeBase64URL(s.cfg.Sealer.Seal("login", "cookie", sealed)), loginFor)
+	return c.redirect(where)
+}
+
+type loginPage struct {
+	Providers []string
+	Next      string
+	Out       bool
+	Failed    string
+}
+
+// loginFailures are what can be said to somebody whose login failed: never
+// words of the provider's, which whoever made the link could choose.
+var loginFailures = map[string]string{
+	"provider": "Your provider did not let you in, or its answer did not hold. Try again.",
+	"expired":  "That took too long, or was begun in another browser. Try again.",
+}
+
+// callback is where the provider sends the browser back to.
+func (s *Server) callback(c *call) (reply, error) {
+	cookie, err := c.r.Cookie(loginCookie)
+	c.setCookie(loginCookie, "", -1)
+	if err != nil || s.cfg.People == nil {
+		return c.redirect(s.to("/ui/login?failed=expired"))
+	}
+	pending, err := s.openLogin(cookie.Value)
+	if err != nil || !c.now.Before(pending.Expires) {
+		return c.redirect(s.to("/ui/login?failed=expired"))
+	}
+	in, err := s.cfg.People.Finish(c.r.Context(), pending.State, c.r.URL.Query(), c.now)
+	if err != nil {
+		s.failures.count(c.from)
+		s.cfg.Logger.WarnContext(c.r.Context(), "a login did not hold", "call_id", c.id, "provider", pending.Provider, "err", err)
+		return c.redirect(s.to("/ui/login?failed=provider"))
+	}
+	in.Client = "browser"
+	token, session, err := s.cfg.Broker.OpenSession(c.r.Context(), in, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	// Whatever session the browser had before ends: none is ever taken over.
+	if old, ok := c.sessionToken(); ok {
+		_ = s.cfg.Broker.CloseSession(c.r.Context(), old, c.now) // it ends by itself as well
+	}
+	c.who = session.Who
+	c.setCookie(sessionCookie, token.Reveal(), session.Expires.Sub(c.now))
+	return c.redirect(s.to(pending.Next))
+}
+
+func (s *Server) openLogin(text string) (p pendingLogin, err error) {
+	sealed, err := decodeBase64URL(text)
+	if err != nil {
+		return p, err
+	}
+	raw, err := s.cfg.Sealer.Open("login", "cookie", sealed)
+	if err != nil {
+		return p, err
+	}
+	return p, json.Unmarshal(raw, &p)
+}
+
+// logout ends the session of the browser.
+func (s *Server) logout(c *call) (reply, error) {
+	if token, ok := c.sessionToken(); ok {
+		if err := s.cfg.Broker.CloseSession(c.r.Context(), token, c.now); err != nil {
+			return reply{}, err
+		}
+	}
+	c.setCookie(sessionCookie, "", -1)
+	return c.redirect(s.to("/ui/login?out"))
+}
+
+// setCookie sets a cookie for some time; a negative time deletes it.
+func (c *call) setCookie(name, value string, lasts time.Duration) {
+	age := int(lasts / time.Second)
+	if lasts < 0 {
+		age = -1
+	}
+	http.SetCookie(c.w, &http.Cookie{
+		Name: name, Value: value, Path: "/", MaxAge: age, Secure: true, HttpOnly: true,
+		// Lax: a link in a message leads to the page, not to a login; posts of
+		// other sites carry no cookie.
+		SameSite: http.SameSiteLaxMode,
+	})
+}
+
+// safeNext gives a page of ours to go to after the login; anything else is the
+// inbox. It is a path that is joined to our own host, and is parsed as browsers
+// do, which take a backslash for a slash.
+func safeNext(next string) string {
+	const home = "/ui/"
+	u, err := url.Parse(next)
+	if err != nil || u.IsAbs() || u.Host != "" || u.User != nil || !strings.HasPrefix(u.Path, home) ||
+		strings.ContainsAny(next, "\\\r\n\t") || strings.Contains(u.Path, "//") || strings.Contains(u.Path, "..") || strings.HasPrefix(u.Path, "/ui/log") {
+		return home
+	}
+	return u.RequestURI()
+}
+
+// staticFile serves what pages are made of. Names change with the content.
+func (s *Server) staticFile(c *call) (reply, error) {
+	f, ok := ui.Static(c.r.PathValue("file"))
+	if !ok {
+		return reply{}, refuse(broker.ErrNotFound, "there is no such file")
+	}
+	return reply{
+		status: http.StatusOK, body: f.Content, mediaType: f.MediaType,
+		header: http.Header{"Cache-Control": {"public, max-age=31536000, immutable"}},
+	}, nil
+}
+
+// inbox shows what waits for the viewer.
+func (s *Server) inbox(c *call) (reply, error) { return c.page("inbox", "Inbox", "inbox", nil) }

@@ -1,0 +1,179 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// People are logged in by OpenID providers. It is safe for concurrent use.
+type People interface {
+	// Begin begins a login. The state is kept by the browser, sealed, until it
+	// comes back; the browser goes to where. fresh asks for a new proof of who
+	// sits there, although the provider may still know.
+	Begin(ctx context.Context, provider string, fresh bool, now time.Time) (state []byte, where string, err error)
+
+	// Finish proves who came back from the provider.
+	Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error)
+
+	// Refresh asks the provider again what it says of a person.
+	Refresh(ctx context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error)
+}
+
+// sessionOf gives the session token that the call presents, if it does: as a
+// bearer, or to the pages as a cookie.
+func (c *call) sessionToken() (broker.SessionToken, bool) {
+	if c.route.audience == UI {
+		cookie, err := c.r.Cookie(sessionCookie)
+		if err != nil {
+			return broker.SessionToken{}, false
+		}
+		return broker.ParseSessionToken(cookie.Value)
+	}
+	scheme, text, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "bearer") {
+		return broker.SessionToken{}, false
+	}
+	return broker.ParseSessionToken(text)
+}
+
+// enterSession finds out which person calls.
+func (c *call) enterSession(token broker.SessionToken) error {
+	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 && c.route.audience != UI {
+		return broker.ErrTwoIdentities
+	}
+	if err := c.s.failures.check(c.from); err != nil {
+		return err
+	}
+	s, err := c.s.cfg.Broker.Session(c.r.Context(), token, c.now)
+	if err != nil {
+		if errors.Is(err, broker.ErrUnauthenticated) {
+			c.unproved = true
+			c.s.failures.count(c.from)
+		}
+		return err
+	}
+	c.who, c.session, c.token = s.Who, s, token
+	return nil
+}
+
+// asApprover calls f for the person who calls. If what the provider said of
+// them is too old to vote by, it is asked again first.
+func (c *call) asApprover(f func(who broker.Identity) (*broker.Request, error)) (*broker.Request, error) {
+	r, err := f(c.who)
+	if !errors.Is(err, broker.ErrLoginStale) || c.session == nil || c.s.cfg.People == nil {
+		return r, err
+	}
+	tokens, unsealed := c.session.ProviderTokens(c.token)
+	if unsealed != nil || len(tokens) == 0 {
+		return nil, err
+	}
+	who, tokens, refused := c.s.cfg.People.Refresh(c.r.Context(), c.who, tokens, c.now)
+	if refused != nil {
+		c.s.cfg.Logger.WarnContext(c.r.Context(), "a provider did not say again who is in which group", "call_id", c.id, "err", refused)
+		return nil, err
+	}
+	s, stored := c.s.cfg.Broker.Refreshed(c.r.Context(), c.token, who, tokens, c.now)
+	if stored != nil {
+		return nil, stored
+	}
+	c.who, c.session = s.Who, s
+	return f(c.who)
+}
+
+// beginDevice begins a terminal's login. Anybody may, so addresses are bounded.
+func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
+	if s.cfg.People == nil {
+		return reply{}, refuse(broker.ErrNotFound, "nobody can log in here: no provider is configured")
+	}
+	leave, err := s.strangers.enter(network(c.from).String())
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
+	d, err := s.cfg.Broker.BeginDevice(c.r.Context(), c.from.String(), c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(api.DeviceLogin{
+		DeviceCode: d.DeviceCode, UserCode: d.UserCode, VerificationURI: s.url("/ui/device"),
+		VerificationURIComplete: s.url("/ui/device?code=" + url.QueryEscape(d.UserCode)),
+		ExpiresIn:               int(time.Until(d.Expires) / time.Second), Interval: int(broker.PollEvery / time.Second),
+	})
+}
+
+// openSession trades what a terminal has for a session.
+func (s *Server) openSession(c *call, body api.Login) (reply, error) {
+	var token broker.SessionToken
+	var opened *broker.Session
+	err := s.failures.check(c.from)
+	switch {
+	case err != nil:
+	case (body.Code == "") == (body.DeviceCode == "") || len(body.Code)+len(body.DeviceCode)+len(body.Verifier) > 512:
+		err = refuse(broker.ErrInvalidRequest, "send code and verifier, or device_code")
+	case body.Code != "":
+		token, opened, err = s.cfg.Broker.RedeemCode(c.r.Context(), body.Code, body.Verifier, c.now)
+	default:
+		token, opened, err = s.cfg.Broker.RedeemDevice(c.r.Context(), body.DeviceCode, c.now)
+	}
+	if err != nil {
+		if errors.Is(err, broker.ErrNotFound) {
+			s.failures.count(c.from)
+		}
+		return reply{}, err
+	}
+	return c.created("", api.Session{
+		Token: token.Reveal(), Person: opened.Who.ID, Name: opened.Who.Person.Name, ExpiresAt: opened.Expires.UTC(),
+		IdleAfter: api.Duration(s.cfg.Broker.Idle()),
+	})
+}
+
+// closeSession logs out.
+func (s *Server) closeSession(c *call, _ nothing) (reply, error) {
+	if c.session == nil {
+		return reply{}, broker.ErrSessionRequired
+	}
+	if err := s.cfg.Broker.CloseSession(c.r.Context(), c.token, c.now); err != nil {
+		return reply{}, err
+	}
+	return reply{status: http.StatusNoContent}, nil
+}
+
+// backChannelLogout takes a provider's word that it logged somebody out
+// (OpenID Connect Back-Channel Logout 1.0, section 2.5).
+func (s *Server) backChannelLogout(c *call) (reply, error) {
+	if s.cfg.LogoutToken == nil {
+		return reply{}, refuse(broker.ErrNotFound, "no provider is configured")
+	}
+	leave, err := s.strangers.enter(network(c.from).String())
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
+	provider := c.r.PathValue("provider")
+	sub, sid, err := s.cfg.LogoutToken(c.r.Context(), provider, c.form.get("logout_token"), c.now)
+	if err != nil {
+		c.s.cfg.Logger.WarnContext(c.r.Context(), "a logout token does not hold", "call_id", c.id, "err", err)
+		return reply{}, refuse(broker.ErrInvalidRequest, "the logout token does not hold")
+	}
+	if err := s.cfg.Broker.LoggedOut(c.r.Context(), provider, sub, sid, c.now); err != nil {
+		return reply{}, err
+	}
+	return reply{status: http.StatusOK}, nil
+}
+
+// challengeOf reads a PKCE challenge (RFC 7636, section 4.2).
+func challengeOf(text string) (audit.Digest, error) {
+	raw, err := decodeBase64URL(text)
+	if err != nil || len(raw) != len(audit.Digest{}) {
+		return audit.Digest{}, refuse(broker.ErrInvalidRequest, "challenge is the base64url of the SHA-256 of the verifier")
+	}
+	return audit.Digest(raw), nil
+}

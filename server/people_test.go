@@ -1,0 +1,267 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// testPeople is a provider that lets in whom the callback names.
+type testPeople struct{ groups []string }
+
+func (p *testPeople) Begin(_ context.Context, provider string, _ bool, _ time.Time) ([]byte, string, error) {
+	return []byte("state-1"), "https://login.test/authorize?provider=" + provider, nil
+}
+
+func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error) {
+	if string(state) != "state-1" || callback.Get("state") != "state-1" {
+		return broker.LoggedIn{}, errors.New("another state")
+	}
+	return broker.LoggedIn{Who: p.person(callback.Get("code"), now), SID: "sid-1", Tokens: []byte("s3cret-refresh")}, nil
+}
+
+func (p *testPeople) Refresh(_ context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error) {
+	if string(tokens) != "s3cret-refresh" {
+		return who, nil, errors.New("other tokens")
+	}
+	who.Person.Claimed = now
+	return who, tokens, nil
+}
+
+func (p *testPeople) person(id string, now time.Time) broker.Identity {
+	return broker.Identity{
+		ID: id, Kind: broker.KindPerson, Proof: broker.Proof{SHA256: sha256.Sum256([]byte(id)), Expires: now.Add(time.Hour)},
+		Person: &broker.Person{Provider: "login", Name: "Ben <b>", Claimed: now, Login: now},
+	}
+}
+
+// A browser is a client of the pages.
+type browser struct {
+	t      *testing.T
+	client *http.Client
+	base   string
+}
+
+func withPeople(c *Config) {
+	sealer, err := broker.NewSealer(make([]byte, broker.SealKeySize))
+	if err != nil {
+		panic(err)
+	}
+	c.People, c.Providers, c.Sealer = &testPeople{}, []string{"login"}, sealer
+	c.LogoutToken = func(_ context.Context, _, token string, _ time.Time) (string, string, error) {
+		if token != "logout ben" {
+			return "", "", errors.New("no such token")
+		}
+		return "ben", "", nil
+	}
+}
+
+func newBrowser(t *testing.T, w *world) *browser {
+	t.Helper()
+	server := httptest.NewTLSServer(w.Handler(UI, API))
+	t.Cleanup(server.Close)
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := server.Client()
+	client.Jar = jar
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &browser{t, client, server.URL}
+}
+
+// visit makes a call, and gives the status, where it leads, and the page.
+func (b *browser) visit(method, path, form string, header ...string) (status int, where, page string) {
+	b.t.Helper()
+	req, err := http.NewRequestWithContext(b.t.Context(), method, b.base+path, strings.NewReader(form))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Origin", b.base)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := b.client.Do(req)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header.Get("Location"), string(text)
+}
+
+func (b *browser) logIn(person, next string) (where string) {
+	b.t.Helper()
+	if status, where, _ := b.visit(http.MethodGet, "/ui/login?provider=login&next="+url.QueryEscape(next), ""); status != http.StatusSeeOther || !strings.HasPrefix(where, "https://login.test/authorize") {
+		b.t.Fatalf("beginning a login: %d to %q", status, where)
+	}
+	status, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code="+url.QueryEscape(person), "")
+	if status != http.StatusSeeOther {
+		b.t.Fatalf("after the login: %d", status)
+	}
+	return where
+}
+
+func TestLogin(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	if status, where, _ := b.visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther || where != "/ui/login?next=%2Fui%2F" {
+		t.Fatalf("without a session: %d to %q", status, where)
+	}
+	if where := b.logIn("login/ben", "/ui/device?code=BCDF-GHJK"); where != "/ui/device?code=BCDF-GHJK" {
+		t.Errorf("after the login the browser is sent to %q", where)
+	}
+	status, _, page := b.visit(http.MethodGet, "/ui/", "")
+	if status != http.StatusOK || !strings.Contains(page, "Ben &lt;b&gt;") {
+		t.Errorf("the inbox: %d %s", status, page)
+	}
+	if status, where, _ := b.visit(http.MethodPost, "/ui/logout", ""); status != http.StatusSeeOther || where != "/ui/login?out" {
+		t.Errorf("logging out: %d to %q", status, where)
+	}
+	if status, _, _ := b.visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
+		t.Errorf("after logging out the inbox answers %d", status)
+	}
+	if strings.Contains(w.log.String(), "s3cret") || strings.Contains(w.log.String(), broker.SessionPrefix) {
+		t.Error("the log holds a secret")
+	}
+}
+
+// Every login gives a session of its own, and ends the one before: one that
+// somebody planted in the browser is worth nothing afterwards.
+func TestSessionFixation(t *testing.T) {
+	b := newBrowser(t, newWorld(t, withPeople))
+	at, err := url.Parse(b.base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.logIn("login/eve", "/ui/")
+	planted := b.client.Jar.Cookies(at)
+	b.logIn("login/ben", "/ui/")
+	mine := b.client.Jar.Cookies(at)
+	if len(planted) != 1 || len(mine) != 1 || planted[0].Value == mine[0].Value {
+		t.Fatalf("cookies before %v and after %v", planted, mine)
+	}
+	b.client.Jar.SetCookies(at, []*http.Cookie{{Name: planted[0].Name, Value: planted[0].Value, Path: "/", Secure: true}})
+	if status, _, _ := b.visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
+		t.Errorf("the planted session still lives: %d", status)
+	}
+}
+
+func TestLoginRefuses(t *testing.T) {
+	b := newBrowser(t, newWorld(t, withPeople))
+	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben", ""); where != "/ui/login?failed=expired" {
+		t.Errorf("a callback that nobody waits for leads to %q", where)
+	}
+	b.visit(http.MethodGet, "/ui/login?provider=login", "")
+	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=forged&code=login/ben", ""); where != "/ui/login?failed=provider" {
+		t.Errorf("a forged state leads to %q", where)
+	}
+	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben", ""); where != "/ui/login?failed=expired" {
+		t.Errorf("the same login again leads to %q", where)
+	}
+	b.logIn("login/ben", "/ui/")
+	for _, header := range [][]string{
+		{"Origin", "https://evil.test"}, {"Sec-Fetch-Site", "cross-site"}, {"Origin", "null"},
+	} {
+		if status, _, page := b.visit(http.MethodPost, "/ui/logout", "", header...); status != http.StatusForbidden || !strings.Contains(page, "cross_origin") {
+			t.Errorf("a post with %v: %d", header, status)
+		}
+	}
+}
+
+func TestSafeNext(t *testing.T) {
+	for next, want := range map[string]string{
+		"/ui/requests/req_1?tab=2": "/ui/requests/req_1?tab=2", "": "/ui/", "/ui/": "/ui/",
+		"https://evil.test/ui/": "/ui/", "//evil.test/ui/": "/ui/", "/\\evil.test": "/ui/", "/ui/\\evil": "/ui/", "/v1/requests": "/ui/",
+		"/ui/../v1": "/ui/", "/ui//evil.test": "/ui/", "javascript:alert(1)": "/ui/", "/ui/\r\nSet-Cookie: a=b": "/ui/",
+		"/ui/logout": "/ui/", "/ui/login?provider=x": "/ui/", "/ui/%2e%2e/v1": "/ui/", "https:/ui/": "/ui/", "///ui/": "/ui/",
+	} {
+		if got := safeNext(next); got != want {
+			t.Errorf("safeNext(%q) = %q, want %q", next, got, want)
+		}
+	}
+}
+
+// A terminal is let in by its person, in a browser.
+func TestTerminalLogin(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	b.logIn("login/ben", "/ui/")
+	verifier := strings.Repeat("v", 43)
+	sum := sha256.Sum256([]byte(verifier))
+	form := url.Values{"port": {"50000"}, "challenge": {encodeBase64URL(sum[:])}, "state": {"s"}}
+	if status, _, page := b.visit(http.MethodGet, "/ui/terminal?"+form.Encode(), ""); status != http.StatusOK || !strings.Contains(page, "broker login") {
+		t.Fatalf("asking: %d", status)
+	}
+	form.Set("decision", "allow")
+	_, where, _ := b.visit(http.MethodPost, "/ui/terminal", form.Encode())
+	back, err := url.Parse(where)
+	if err != nil || back.Host != "127.0.0.1:50000" || back.Query().Get("state") != "s" {
+		t.Fatalf("the terminal gets %q", where)
+	}
+	anyone, code := w.as(""), back.Query().Get("code")
+	if _, err := anyone.OpenSession(t.Context(), api.Login{Code: code, Verifier: "another"}); !errors.Is(err, api.NotFound) {
+		t.Errorf("with another verifier: %v", err)
+	}
+	s := must[*api.Session](t)(anyone.OpenSession(t.Context(), api.Login{Code: code, Verifier: verifier}))
+	if _, err := anyone.OpenSession(t.Context(), api.Login{Code: code, Verifier: verifier}); !errors.Is(err, api.NotFound) {
+		t.Errorf("the code again: %v", err)
+	}
+	if who := must[*api.Identity](t)(w.as(s.Token).WhoAmI(t.Context())); who.ID != "login/ben" || who.Kind != "person" || who.Proof.Method != "session" {
+		t.Errorf("who: %+v", who)
+	}
+	// The provider logs ben out, and the terminal with him.
+	if status, _, _ := b.visit(http.MethodPost, "/ui/login/login/logged-out", "logout_token=forged", "Origin", ""); status != http.StatusBadRequest {
+		t.Errorf("a forged logout token: %d", status)
+	}
+	if status, _, _ := b.visit(http.MethodPost, "/ui/login/login/logged-out", "logout_token=logout+ben", "Origin", ""); status != http.StatusOK {
+		t.Errorf("a logout token: %d", status)
+	}
+	if _, err := w.as(s.Token).WhoAmI(t.Context()); !errors.Is(err, api.Unauthenticated) {
+		t.Errorf("after the provider's logout: %v", err)
+	}
+}
+
+// driveSessions logs a terminal in by a code that its person types, and out.
+func (w *world) driveSessions(t *testing.T) {
+	ctx := t.Context()
+	_, in, err := w.cfg.Broker.OpenSession(ctx, broker.LoggedIn{Who: (&testPeople{}).person("login/ben", time.Now()), Client: "browser"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := must[*api.DeviceLogin](t)(w.as("").BeginDevice(ctx))
+	if _, err := w.as("").OpenSession(ctx, api.Login{DeviceCode: begun.DeviceCode}); !errors.Is(err, api.Pending) {
+		t.Errorf("before its person allowed it: %v", err)
+	}
+	if _, err := w.as("").OpenSession(ctx, api.Login{DeviceCode: begun.DeviceCode}); !errors.Is(err, api.SlowDown) {
+		t.Errorf("asking again at once: %v", err)
+	}
+	typed := strings.ToLower(strings.ReplaceAll(begun.UserCode, "-", " "))
+	if err := w.cfg.Broker.DecideDevice(ctx, in, typed, true, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s := must[*api.Session](t)(w.as("").OpenSession(ctx, api.Login{DeviceCode: begun.DeviceCode}))
+	if err := w.as(s.Token).CloseSession(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.as(s.Token).WhoAmI(ctx); !errors.Is(err, api.Unauthenticated) {
+		t.Errorf("after logging out: %v", err)
+	}
+}

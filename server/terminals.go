@@ -1,0 +1,107 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// The pages on which a person lets a terminal act for them.
+
+type terminalPage struct {
+	Port      int
+	Challenge string
+	State     string
+}
+
+// readTerminal reads where the terminal listens: on this computer only, on a
+// port of its own (RFC 8252, section 7.3).
+func readTerminal(get func(string) string) (terminalPage, error) {
+	port, err := strconv.Atoi(get("port"))
+	if err != nil || port < 1024 || port > 65535 || len(get("state")) > 128 || !printable(get("state")) {
+		return terminalPage{}, refuse(broker.ErrInvalidRequest, "this link did not come from broker login: run it again")
+	}
+	if _, err := challengeOf(get("challenge")); err != nil {
+		return terminalPage{}, err
+	}
+	return terminalPage{port, get("challenge"), get("state")}, nil
+}
+
+// terminal asks the person whether a terminal on this computer may act for them.
+func (s *Server) terminal(c *call) (reply, error) {
+	p, err := readTerminal(c.r.URL.Query().Get)
+	if err != nil {
+		return reply{}, err
+	}
+	answer, err := c.page("terminal", "Log in a terminal", "", p)
+	// The form leads to the terminal, and browsers hold redirects to the policy.
+	policy := strings.Replace(pagePolicy, "form-action 'self'", "form-action 'self' http://127.0.0.1:"+strconv.Itoa(p.Port), 1)
+	answer.header = http.Header{"Content-Security-Policy": {policy}}
+	return answer, err
+}
+
+// decideTerminal sends the browser to the terminal, with a code or without.
+func (s *Server) decideTerminal(c *call) (reply, error) {
+	p, err := readTerminal(c.form.get)
+	if err != nil {
+		return reply{}, err
+	}
+	back := url.Values{"state": {p.State}}
+	if c.form.get("decision") == "allow" {
+		challenge, err := challengeOf(p.Challenge)
+		if err != nil {
+			return reply{}, err
+		}
+		code, err := s.cfg.Broker.NewLoginCode(c.r.Context(), c.session, challenge, c.now)
+		if err != nil {
+			return reply{}, err
+		}
+		back.Set("code", code)
+	} else {
+		back.Set("error", "access_denied")
+	}
+	return c.redirect("http://127.0.0.1:" + strconv.Itoa(p.Port) + "/?" + back.Encode())
+}
+
+type devicePage struct {
+	Code   string
+	From   string
+	Began  time.Time
+	Done   string
+	Failed string
+}
+
+// device asks for the code that a terminal shows, and what to do with it.
+func (s *Server) device(c *call) (reply, error) {
+	code := c.r.URL.Query().Get("code")
+	if code == "" || len(code) > 16 {
+		return c.page("device", "Log in a terminal", "", devicePage{})
+	}
+	l, err := s.cfg.Broker.Device(c.r.Context(), code, c.now)
+	if errors.Is(err, broker.ErrNotFound) {
+		s.failures.count(c.from)
+		return c.page("device", "Log in a terminal", "", devicePage{Failed: "No terminal waits with this code. Look again, or run broker login again."})
+	}
+	if err != nil {
+		return reply{}, err
+	}
+	return c.page("device", "Log in a terminal", "", devicePage{Code: code, From: l.From, Began: l.Created})
+}
+
+// decideDevice lets the terminal act for the person, or not.
+func (s *Server) decideDevice(c *call) (reply, error) {
+	allow := c.form.get("decision") == "allow"
+	if err := s.cfg.Broker.DecideDevice(c.r.Context(), c.session, c.form.get("code"), allow, c.now); err != nil {
+		return reply{}, err
+	}
+	done := "The terminal was refused. You can close this page."
+	if allow {
+		done = "The terminal is logged in as you. You can close this page."
+	}
+	return c.page("device", "Log in a terminal", "", devicePage{Done: done})
+}

@@ -1,0 +1,108 @@
+// Package ui turns what the broker's pages show into HTML. It decides nothing:
+// package server gives it what a person may see, and the domain gave that to
+// the server.
+//
+// The pages work without JavaScript, but for passkeys. Every text of others is
+// escaped by html/template; nothing here makes a template.HTML of one.
+package ui
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"path"
+	"strings"
+)
+
+//go:embed templates/*.html static/*
+var files embed.FS
+
+// A Page is one answer of the pages.
+type Page struct {
+	Name   string // of its template, without ".html"
+	Title  string
+	Base   string // the path of the external URL: links begin with it
+	Viewer *Viewer
+	Tab    string // of the navigation that is current
+	Data   any
+}
+
+// A Viewer is the person who looks.
+type Viewer struct {
+	ID   string // "<provider>/<sub>"
+	Name string // for display; may be empty
+}
+
+// Label is how the viewer is addressed.
+func (v *Viewer) Label() string {
+	if v.Name != "" {
+		return v.Name
+	}
+	return v.ID
+}
+
+// A File is a static file, under a name that changes with its content.
+type File struct {
+	Content   []byte
+	MediaType string
+}
+
+var (
+	statics   = map[string]File{}   // by name with hash
+	hashed    = map[string]string{} // name to name with hash
+	templates = map[string]*template.Template{}
+)
+
+var mediaTypes = map[string]string{".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+func init() {
+	entries, err := fs.ReadDir(files, "static")
+	must(err)
+	for _, e := range entries {
+		content, err := files.ReadFile("static/" + e.Name())
+		must(err)
+		sum := sha256.Sum256(content)
+		ext := path.Ext(e.Name())
+		name := strings.TrimSuffix(e.Name(), ext) + "-" + hex.EncodeToString(sum[:6]) + ext
+		statics[name], hashed[e.Name()] = File{content, mediaTypes[ext]}, name
+	}
+	base := template.Must(template.New("layout.html").Funcs(functions).ParseFS(files, "templates/layout.html", "templates/part-*.html"))
+	pages, err := fs.Glob(files, "templates/[a-z]*.html")
+	must(err)
+	for _, p := range pages {
+		if name := path.Base(p); name != "layout.html" && !strings.HasPrefix(name, "part-") {
+			t := template.Must(template.Must(base.Clone()).ParseFS(files, p))
+			templates[strings.TrimSuffix(path.Base(p), ".html")] = t
+		}
+	}
+}
+
+// must stops a program that was built of broken files.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// Static gives a static file by its name with hash.
+func Static(name string) (File, bool) {
+	f, ok := statics[name]
+	return f, ok
+}
+
+// Render makes the HTML of a page.
+func Render(p Page) ([]byte, error) {
+	t := templates[p.Name]
+	if t == nil {
+		return nil, fmt.Errorf("rendering the page %q: there is no such template", p.Name)
+	}
+	var b bytes.Buffer
+	if err := t.ExecuteTemplate(&b, "layout.html", p); err != nil {
+		return nil, fmt.Errorf("rendering the page %q: %w", p.Name, err)
+	}
+	return b.Bytes(), nil
+}

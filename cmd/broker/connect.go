@@ -44,6 +44,8 @@ type clientConfig struct {
 	socket    string // of the Workload API
 	cert, key string
 	tokenFile string
+	anonymous bool   // nobody is proved, or a person is by a session
+	token     string // of a person's session
 }
 
 func (a *app) clientConfig() (clientConfig, error) {
@@ -67,7 +69,15 @@ func (a *app) clientConfig() (clientConfig, error) {
 		// Any workload of the trust domain could take the token, and use it.
 		return c, usage("say who the broker is before a token is sent to it: --broker-id SPIFFE-ID or BROKER_ID")
 	case c.socket == "" && c.cert == "" && c.tokenFile == "":
-		return c, usage("say who you are: SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file")
+		// Not a workload: whoever is logged in.
+		s, err := a.savedFor(strings.TrimSuffix(c.server, "/"), time.Now())
+		if err != nil {
+			return c, err
+		}
+		if s == nil {
+			return c, usage("say who you are: SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file; or log in: broker login")
+		}
+		c.anonymous, c.token = true, s.Token
 	}
 	return c, nil
 }
@@ -115,7 +125,7 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	}
 	config := attest.ClientTLS{
 		BrokerID: cfg.brokerID, Cert: cfg.cert, Key: cfg.key,
-		NoCert: cfg.tokenFile != "", Web: cfg.ca != "" || cfg.socket == "",
+		NoCert: cfg.tokenFile != "" || cfg.anonymous, Web: cfg.ca != "" || cfg.socket == "",
 	}
 	if cfg.ca != "" {
 		if config.Roots, err = readRoots(cfg.ca); err != nil {
@@ -130,6 +140,9 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	client = &api.Client{BaseURL: strings.TrimSuffix(cfg.server, "/"), HTTP: &http.Client{Transport: transport}}
 	if cfg.tokenFile != "" {
 		client.Token = func(context.Context) (string, error) { return readToken(cfg.tokenFile) }
+	}
+	if cfg.token != "" {
+		client.Token = func(context.Context) (string, error) { return cfg.token, nil }
 	}
 	return client, func() { cancel(); transport.CloseIdleConnections() }, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,9 @@ type askFlags struct {
 	why, ticket   string
 	parameters    map[string]string
 	wait          time.Duration
+	breakGlass    bool
+	notBefore     string
+	extends       string
 }
 
 func (f *askFlags) add(c *cobra.Command) {
@@ -30,13 +34,24 @@ func (f *askFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.ticket, "ticket", "", "the ticket that this is for")
 	c.Flags().StringToStringVar(&f.parameters, "param", nil, "a parameter of the entitlement, name=value")
 	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
+	c.Flags().BoolVar(&f.breakGlass, "break-glass", false, "an emergency: no approval now, people review it afterwards")
+	c.Flags().StringVar(&f.notBefore, "not-before", "", "when the grant is to start, as 2026-01-31T12:00:00Z")
+	c.Flags().StringVar(&f.extends, "extends", "", "an earlier request that this one goes on")
 }
 
 func (f *askFlags) ask(entitlement string) (api.Ask, error) {
 	if f.ttl < 0 || f.duration < 0 || f.wait < 0 {
 		return api.Ask{}, usage("durations are positive, such as 15m")
 	}
+	var start time.Time
+	if f.notBefore != "" {
+		var err error
+		if start, err = time.Parse(time.RFC3339, f.notBefore); err != nil {
+			return api.Ask{}, usage("--not-before is a time such as 2026-01-31T12:00:00Z")
+		}
+	}
 	return api.Ask{
+		BreakGlass: f.breakGlass, NotBefore: start.UTC(), Extends: f.extends,
 		Entitlement: entitlement, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration),
 		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
 	}, nil
@@ -107,7 +122,7 @@ func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *ap
 			return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: waitsFor(r) + `; come back with "broker collect ` + r.ID + `"`}
 		}
 		if interactive(a.err) {
-			fmt.Fprintf(a.err, "\rwaiting: %s (%s left) ", waitsFor(r), left.Round(time.Second))
+			fmt.Fprintf(a.err, "\r\x1b[Kwaiting: %s (%s left)", waitsFor(r), left.Round(time.Second))
 		}
 		var err error
 		if r, err = client.Await(ctx, r.ID, r.Version, min(left, 30*time.Second)); err != nil {
@@ -115,9 +130,21 @@ func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *ap
 		}
 	}
 	if interactive(a.err) {
-		fmt.Fprintln(a.err)
+		fmt.Fprintf(a.err, "\r\x1b[K%s\n", decidedBy(r))
 	}
 	return client.Collect(ctx, r.ID)
+}
+
+// decidedBy says how the waiting ended.
+func decidedBy(r *api.Request) string {
+	var people []string
+	for _, v := range r.Approvals.Given {
+		people = append(people, plainly(v.Person))
+	}
+	if len(people) == 0 {
+		return r.Status
+	}
+	return r.Status + " by " + strings.Join(people, ", ")
 }
 
 // waitsFor says whose approval a request lacks.
@@ -233,26 +260,14 @@ func writeRequests(w io.Writer, page *api.RequestPage) {
 }
 
 func (a *app) printRequest(r *api.Request) error {
-	return a.print(r, func(w io.Writer) {
-		if r.ID != "" {
-			fmt.Fprintf(w, "request\t%s\n", r.ID)
-		} else {
-			fmt.Fprintln(w, "dry run\tnothing was filed")
-		}
-		fmt.Fprintf(w, "status\t%s\n", r.Status)
-		fmt.Fprintf(w, "entitlement\t%s\n", r.Entitlement)
-		fmt.Fprintf(w, "scopes\t%s\n", strings.Join(r.Scopes, " "))
-		fmt.Fprintf(w, "ttl\t%s\n", r.TTL)
-		if r.Status == api.StatusPending {
-			fmt.Fprintf(w, "waits\t%s, until %s\n", waitsFor(r), clock(r.LapsesAt))
-		}
-		if r.Grant != nil {
-			fmt.Fprintf(w, "collect until\t%s\n", clock(r.Grant.CollectUntil))
-		}
-		for _, reason := range r.Decision.Reasons {
-			fmt.Fprintf(w, "because\t%s\n", reason)
-		}
-	})
+	return a.print(r, func(w io.Writer) { writeRequest(w, r) })
+}
+
+// showRequest shows a request for people, whatever -o says.
+func (a *app) showRequest(to io.Writer, r *api.Request) {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	writeRequest(w, r)
+	_ = w.Flush() // to a terminal
 }
 
 // clock shows a time as people read it, in UTC.

@@ -158,7 +158,7 @@ is issued stands in a log that anyone can verify.
 		}
 	}
 	add("client", a.requestCommand(), a.collectCommand(), a.requestsCommand(), a.withdrawCommand(), a.execCommand(), a.awsCommand(),
-		a.leasesCommand(), a.renewCommand(), a.returnCommand(), a.entitlementsCommand(), a.whoamiCommand())
+		a.leasesCommand(), a.renewCommand(), a.returnCommand(), a.entitlementsCommand(), a.whoamiCommand(), a.loginCommand(), a.logoutCommand(), a.approveCommand(), a.denyCommand(), a.reviewCommand())
 	add("operator", a.serveCommand(), a.devCommand(), a.demoCommand(), a.checkCommand(), a.reloadCommand(), a.killCommand(), a.blocksCommand(), a.keysCommand(), a.policyCommand())
 	add("auditor", a.auditCommand())
 	root.AddCommand(a.versionCommand())
@@ -194,7 +194,7 @@ func (a *app) print(value any, text func(w io.Writer)) error {
 }
 
 // interactive says whether a person watches.
-func interactive(w io.Writer) bool {
+func interactive(w any) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false

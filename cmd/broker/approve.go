@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+)
+
+// voteFlags are those of approve and deny.
+type voteFlags struct {
+	comment       string
+	scopes        []string
+	ttl, duration time.Duration
+	yes           bool
+}
+
+func (a *app) approveCommand() *cobra.Command {
+	var f voteFlags
+	c := &cobra.Command{
+		Use:   "approve REQUEST",
+		Short: "Look at a request, and approve it",
+		Long: `approve shows what is asked, and by whom, and asks you once more. What you approve
+is what you saw: if the request has changed since, the broker refuses. You may
+narrow what is granted, and never widen it.`,
+		Example: `  broker approve req_0658sg2b7puh5u0qv0s9k8g6nk
+  broker approve req_0658sg2b7puh5u0qv0s9k8g6nk --comment "as agreed in INC-4711" --ttl 5m
+  broker approve req_0658sg2b7puh5u0qv0s9k8g6nk --scope tickets:read --yes`,
+		Args: exactly(1, "the id of one request"),
+		RunE: func(c *cobra.Command, args []string) error {
+			vote := api.Vote{Decision: api.Approve, Comment: f.comment, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration)}
+			return a.vote(c.Context(), args[0], vote, f.yes)
+		},
+	}
+	f.add(c)
+	a.client.add(c)
+	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "grant these of the scopes only; may be given more than once")
+	c.Flags().DurationVar(&f.ttl, "ttl", 0, "grant credentials that live for at most so long")
+	c.Flags().DurationVar(&f.duration, "duration", 0, "let credentials be collected for at most so long")
+	return c
+}
+
+func (a *app) denyCommand() *cobra.Command {
+	var f voteFlags
+	c := &cobra.Command{
+		Use:     "deny REQUEST",
+		Short:   "Look at a request, and deny it",
+		Example: `  broker deny req_0658sg2b7puh5u0qv0s9k8g6nk --comment "use the read-only replica"`,
+		Args:    exactly(1, "the id of one request"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.vote(c.Context(), args[0], api.Vote{Decision: api.Deny, Comment: f.comment}, f.yes)
+		},
+	}
+	f.add(c)
+	a.client.add(c)
+	return c
+}
+
+// add gives a command what all that decide have in common.
+func (f *voteFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.comment, "comment", "", "why, kept with the request and in the log")
+	c.Flags().BoolVar(&f.yes, "yes", false, "do not ask once more")
+}
+
+func (a *app) vote(ctx context.Context, id string, v api.Vote, yes bool) error {
+	return a.asPerson(ctx, func(ctx context.Context, client *api.Client) error {
+		r, err := client.Request(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := a.confirm(r, v.Decision, yes); err != nil {
+			return err
+		}
+		v.Digest = r.Digest
+		if r, err = client.Vote(ctx, id, v); err != nil {
+			return err
+		}
+		return a.printRequest(r)
+	})
+}
+
+func (a *app) reviewCommand() *cobra.Command {
+	var f voteFlags
+	var justified, unjustified bool
+	c := &cobra.Command{
+		Use:   "review REQUEST",
+		Short: "Say whether an emergency use was justified",
+		Example: `  broker review req_0658sg2b7puh5u0qv0s9k8g6nk --justified --comment "the shop was down, see INC-4711"
+  broker review req_0658sg2b7puh5u0qv0s9k8g6nk --unjustified --comment "the ticket was a week old"`,
+		Args: exactly(1, "the id of one request"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if justified == unjustified {
+				return usage("say --justified or --unjustified")
+			}
+			found := api.Finding{Verdict: api.Unjustified, Comment: f.comment}
+			if justified {
+				found.Verdict = api.Justified
+			}
+			return a.asPerson(c.Context(), func(ctx context.Context, client *api.Client) error {
+				r, err := client.Request(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if err := a.confirm(r, "close the review as "+found.Verdict, f.yes); err != nil {
+					return err
+				}
+				found.Digest = r.Digest
+				if r, err = client.Review(ctx, args[0], found); err != nil {
+					return err
+				}
+				return a.printRequest(r)
+			})
+		},
+	}
+	f.add(c)
+	a.client.add(c)
+	c.Flags().BoolVar(&justified, "justified", false, "it was")
+	c.Flags().BoolVar(&unjustified, "unjustified", false, "it was not")
+	return c
+}
+
+// errNotConfirmed says that the person changed their mind.
+var errNotConfirmed = errors.New("nothing was done")
+
+// confirm shows a request and asks the person, on the terminal.
+func (a *app) confirm(r *api.Request, what string, yes bool) error {
+	if yes {
+		return nil
+	}
+	if !interactive(a.in) {
+		return usage("there is nobody to ask: look at the request, and give --yes")
+	}
+	a.showRequest(a.err, r)
+	fmt.Fprintf(a.err, "\n%s? [y/N] ", strings.ToUpper(what[:1])+what[1:])
+	line, err := bufio.NewReader(a.in).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
+		return errNotConfirmed
+	}
+	return nil
+}
+
+// plainly makes text of others safe to show on a terminal: what would move the
+// cursor, change colours or turn the direction of writing is shown as a code.
+func plainly(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) || r == '\n' {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// quoted shows text of others as theirs, line by line.
+func quoted(s string) string {
+	return strings.ReplaceAll(plainly(s), "\n", "\n\t| ")
+}
+
+// writeRequest shows a request whole, as approvers need it.
+func writeRequest(w io.Writer, r *api.Request) {
+	line := func(name, text string) {
+		if text != "" {
+			fmt.Fprintf(w, "%s\t%s\n", name, text)
+		}
+	}
+	line("request", r.ID)
+	if r.ID == "" {
+		line("dry run", "nothing was filed")
+	}
+	line("status", statusOf(r))
+	line("requester", requesterOf(r))
+	line("accountable", strings.Join(r.Accountable, ", "))
+	line("entitlement", r.Entitlement)
+	line("scopes", strings.Join(r.Scopes, " "))
+	line("ttl", fmt.Sprintf("%s a credential, for %s", r.TTL, r.Duration))
+	writeParameters(line, r.Parameters)
+	line("ticket", plainly(r.Ticket))
+	line("why", quoted(r.Justification))
+	line("extends", r.Extends)
+	if !r.NotBefore.IsZero() {
+		line("not before", clock(r.NotBefore))
+	}
+	writePeople(line, r)
+	if g := r.Grant; g != nil {
+		line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" "+g.TTL.String())+" a credential")
+		line("collect until", clock(g.CollectUntil))
+	}
+	for _, reason := range r.Decision.Reasons {
+		line("because", reason)
+	}
+}
+
+func writeParameters(line func(name, text string), parameters map[string]string) {
+	names := make([]string, 0, len(parameters))
+	for name := range parameters {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		line(name, quoted(parameters[name]))
+	}
+}
+
+// writePeople shows who has to say yes, and what people said.
+func writePeople(line func(name, text string), r *api.Request) {
+	if r.Status == api.StatusPending {
+		waits := waitsFor(r)
+		if !r.LapsesAt.IsZero() {
+			waits += ", until " + clock(r.LapsesAt)
+		}
+		line("waits", waits)
+	}
+	for _, v := range r.Approvals.Given {
+		said := v.Person + " as " + strings.Join(v.Groups, ", ")
+		if v.Comment != "" {
+			said += ": " + quoted(v.Comment)
+		}
+		line(map[string]string{api.Approve: "approved by", api.Deny: "denied by"}[v.Decision], plainly(said))
+	}
+	if r.Review == nil {
+		return
+	}
+	if r.Review.ClosedAt.IsZero() {
+		line("review", "due "+clock(r.Review.DueAt))
+	}
+	for _, v := range r.Review.Given {
+		line("reviewed by", fmt.Sprintf("%s: %s: %s", v.Person, v.Verdict, quoted(v.Comment)))
+	}
+}
+
+func statusOf(r *api.Request) string {
+	text := r.Status
+	if r.BreakGlass {
+		text += ", emergency use"
+	}
+	if r.Reuse {
+		text += ", filed before"
+	}
+	return text
+}
+
+func requesterOf(r *api.Request) string {
+	text := r.Requester + " (" + r.RequesterKind
+	if r.Team != "" {
+		text += " of " + r.Team
+	}
+	return text + ")"
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // A Selector says what the kill switch hits. Exactly one field is set.
 type Selector struct {
-	Holder      string // a SPIFFE ID
+	Holder      string // a SPIFFE ID, or a person
 	Under       string // a SPIFFE ID: itself and every path below it
 	TrustDomain string
 	Entitlement string
@@ -43,12 +44,19 @@ func (s Selector) key() (BlockKey, error) {
 	return set[0], set[0].checkForm()
 }
 
+// personForm is "<provider>/<sub>". No provider's name has a colon, so that no
+// SPIFFE ID is taken for a person.
+var personForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}/[\x21-\x7e]{1,255}$`)
+
 // checkForm refuses a name that nothing can have: in an emergency, a block that
 // blocks nothing is worse than an error.
 func (k BlockKey) checkForm() error {
 	rest, isSPIFFE := strings.CutPrefix(k.Name, "spiffe://")
 	switch k.Kind {
 	case "holder", "under":
+		if k.Kind == "holder" && personForm.MatchString(k.Name) {
+			return nil
+		}
 		if _, path, _ := strings.Cut(rest, "/"); !isSPIFFE || path == "" || strings.HasSuffix(path, "/") {
 			return refuse(ErrInvalidRequest, k.Kind+" is a SPIFFE ID with a path, such as spiffe://acme.test/agent (for a whole trust domain, name trust_domain)")
 		}

@@ -116,6 +116,9 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Cleanup(func() { _ = s.Close() })
 	openLog(t, s)
 	w := &world{store: s}
+	if cfg.issuers == nil {
+		cfg.issuers = map[string]broker.Issuer{}
+	}
 	if cfg.policies == "" {
 		cfg.policies = testPolicies
 	}

@@ -44,9 +44,9 @@ func (s Selector) key() (BlockKey, error) {
 	return set[0], set[0].checkForm()
 }
 
-// personForm is "<provider>/<sub>". No provider's name has a colon, so that no
-// SPIFFE ID is taken for a person.
-var personForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}/[\x21-\x7e]{1,255}$`)
+// personForm is "<provider>/<sub>". A provider's name has neither a dot nor a colon,
+// so that no SPIFFE ID, whole or without its scheme, is taken for a person.
+var personForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}/[\x21-\x7e]{1,255}$`)
 
 // checkForm refuses a name that nothing can have: in an emergency, a block that
 // blocks nothing is worse than an error.

@@ -41,6 +41,8 @@ var rooms = map[string][]string{
 	"google.golang.org/grpc":              {"attest", "attest/localca"},
 	"google.golang.org/protobuf":          {"attest/localca"},
 	"github.com/go-jose/go-jose":          {"attest", "attest/localca"},
+	"github.com/coreos/go-oidc":           {"attest"},
+	"golang.org/x/oauth2":                 {"attest"},
 	"github.com/cedar-policy/cedar-go":    {"policy"},
 	"github.com/golang-jwt/jwt":           {"issuers", "cmd/broker"}, // cmd/broker: the demo's resource server
 	"modernc.org/sqlite":                  {"store"},

@@ -35,6 +35,7 @@ type service struct {
 	keys     *issuers.Keys
 	trust    *attest.Source
 	verifier *attest.Verifier
+	people   *attest.People // nil: nobody can log in
 	broker   *broker.Broker
 	metrics  *server.Metrics
 	server   *server.Server
@@ -70,6 +71,9 @@ func assemble(ctx context.Context, s *settings, getenv func(string) string, log 
 		return nil, err
 	}
 	if err := v.openBroker(ctx); err != nil {
+		return nil, err
+	}
+	if v.people, err = s.openPeople(); err != nil {
 		return nil, err
 	}
 	v.server, err = server.New(v.callersConfig())
@@ -119,7 +123,7 @@ func (v *service) openBroker(ctx context.Context) (err error) {
 	}
 	v.broker, err = broker.New(broker.Config{
 		Store: v.store, Issuers: list, Log: v.log, Observe: v.metrics.Observe, Blocks: v.store.Blocks,
-		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()),
+		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), SessionIdle: v.settings.sessionIdle, SessionLasts: v.settings.sessionLasts,
 	})
 	if err != nil {
 		return err
@@ -167,6 +171,9 @@ func (v *service) adopt(ctx context.Context, s *settings, by broker.Identity) (r
 func (v *service) callersConfig() server.Config {
 	c := v.serverConfig(v.verifier.Authenticate, v.verifier.ConnContext)
 	c.Remembers = v.verifier.Remembers
+	if v.people != nil {
+		c.People, c.Providers, c.LogoutToken, c.Sealer = v.people, v.settings.providers(), v.people.LogoutToken, v.sealer
+	}
 	return c
 }
 

@@ -39,6 +39,7 @@ type serverFile struct {
 	Admission   admissionFile  `yaml:"admission"`
 	Checkpoint  string         `yaml:"checkpoint_file"`
 	Log         logFile        `yaml:"log"`
+	Sessions    sessionsFile   `yaml:"sessions"`
 }
 
 type listenerFile struct {
@@ -81,6 +82,8 @@ type attestFile struct {
 	WorkloadAPI  plain             `yaml:"workload_api"`
 	Bundles      map[string]string `yaml:"bundles"`
 	Workloads    []markFile        `yaml:"workloads"`
+
+	People map[string]personFile `yaml:"people"`
 }
 
 type markFile struct {

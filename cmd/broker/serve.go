@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -132,6 +133,8 @@ func (s *settings) needsRestart(fresh *settings) (changed []string) {
 		{"attest.trust_domains", s.trustDomains, fresh.trustDomains},
 		{"attest.audiences", s.audiences, fresh.audiences},
 		{"attest.workload_api", s.workloadAPI, fresh.workloadAPI},
+		{"attest.people", s.people, fresh.people},
+		{"server.sessions", []time.Duration{s.sessionIdle, s.sessionLasts}, []time.Duration{fresh.sessionIdle, fresh.sessionLasts}},
 		{"attest.bundles", s.bundles, fresh.bundles},
 		{"store", s.store, fresh.store},
 		{"issuers", s.issuers, fresh.issuers},

@@ -43,6 +43,9 @@ type settings struct {
 	issuers      map[string]issuerSettings
 	catalogue    broker.Catalogue
 	marks        []broker.Mark
+	people       []providerSettings
+	sessionIdle  time.Duration
+	sessionLasts time.Duration
 }
 
 type listenerSettings struct {
@@ -268,6 +271,8 @@ func (c *checker) attest() {
 		c.s.audiences = []string{c.s.externalURL.String()}
 	}
 	c.trust(f)
+	c.people(f.People)
+	c.sessions(c.d.file.Server.Sessions)
 	for i, m := range f.Workloads {
 		c.mark(fmt.Sprintf("attest/workloads/%d", i), m)
 	}

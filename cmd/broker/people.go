@@ -1,0 +1,134 @@
+package main
+
+import (
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/attest"
+)
+
+// personFile is an OpenID provider, as the operator's file has it.
+type personFile struct {
+	Issuer              plain    `yaml:"issuer"`
+	ClientID            string   `yaml:"client_id"`
+	ClientSecretFile    string   `yaml:"client_secret_file"`
+	GroupsClaim         string   `yaml:"groups_claim"`
+	ManagerClaim        string   `yaml:"manager_claim"`
+	Scopes              []plain  `yaml:"scopes"`
+	CAFile              string   `yaml:"ca_file"`
+	DelegationAudiences []string `yaml:"delegation_audiences"` // nobody acts for people yet: tokens of theirs are refused
+}
+
+type sessionsFile struct {
+	Idle  duration `yaml:"idle"`
+	Lasts duration `yaml:"lasts"`
+}
+
+// A providerSettings is an OpenID provider, checked.
+type providerSettings struct {
+	name, issuer, clientID, secretFile, groups, manager, caFile string
+	scopes                                                      []string
+}
+
+// providerName has neither a dot nor a colon, so that no person is taken for
+// anything else.
+var providerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+
+// people checks the providers.
+func (c *checker) people(list map[string]personFile) {
+	for _, name := range slices.Sorted(maps.Keys(list)) {
+		f := list[name]
+		at := "attest/people/" + name
+		if !providerName.MatchString(name) {
+			c.bad(at, "%q is not a name of a provider: lower-case letters, digits and dashes, 32 at most", name)
+		}
+		u, err := url.Parse(string(f.Issuer))
+		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && !isLoopback(u) {
+			c.bad(at+"/issuer", "give the provider's issuer, an https URL, exactly as its tokens name it")
+		}
+		if f.ClientID == "" || slices.Contains(f.DelegationAudiences, f.ClientID) {
+			c.bad(at+"/client_id", "give the id of the client that the provider knows the broker as; delegation_audiences are others")
+		}
+		if f.ClientSecretFile == "" {
+			c.bad(at+"/client_secret_file", "name the file that holds the client's secret")
+		} else if _, err := readClientSecret(c.file(f.ClientSecretFile)); err != nil {
+			c.bad(at+"/client_secret_file", "%v", err)
+		}
+		if f.CAFile != "" {
+			if _, err := readRoots(c.file(f.CAFile)); err != nil {
+				c.bad(at+"/ca_file", "%v", err)
+			}
+		}
+		c.s.people = append(c.s.people, providerSettings{
+			name: name, issuer: string(f.Issuer), clientID: f.ClientID, secretFile: c.file(f.ClientSecretFile),
+			groups: f.GroupsClaim, manager: f.ManagerClaim, caFile: c.file(f.CAFile), scopes: toStrings(f.Scopes),
+		})
+	}
+}
+
+// sessions checks how long sessions of people last.
+func (c *checker) sessions(f sessionsFile) {
+	c.s.sessionIdle, c.s.sessionLasts = time.Duration(f.Idle), time.Duration(f.Lasts)
+	const key = "server/sessions"
+	switch most := 30 * 24 * time.Hour; {
+	case f.Idle < 0 || f.Lasts < 0 || c.s.sessionLasts > most:
+		c.bad(key, "idle and lasts are positive, and lasts is at most %s", most)
+	case f.Idle > 0 && c.s.sessionIdle < time.Minute:
+		c.bad(key+"/idle", "at least 1m: how long a session is unused is known no better")
+	}
+}
+
+func isLoopback(u *url.URL) bool {
+	return u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
+}
+
+func readClientSecret(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	secret := strings.TrimSpace(string(text))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("reading the client's secret: %w", err)
+	case secret == "" || len(secret) > 4096:
+		return "", fmt.Errorf("%s is empty, or too long for a client's secret", path)
+	}
+	return secret, nil
+}
+
+// openPeople makes the providers of the settings; nil: nobody can log in.
+func (s *settings) openPeople() (*attest.People, error) {
+	if len(s.people) == 0 {
+		return nil, nil
+	}
+	var configs []attest.ProviderConfig
+	for _, p := range s.people {
+		var roots *x509.CertPool
+		if p.caFile != "" {
+			var err error
+			if roots, err = readRoots(p.caFile); err != nil {
+				return nil, err
+			}
+		}
+		configs = append(configs, attest.ProviderConfig{
+			Name: p.name, Issuer: p.issuer, ClientID: p.clientID, Roots: roots,
+			Secret:      func() (string, error) { return readClientSecret(p.secretFile) },
+			RedirectURL: s.externalURL.String() + "/ui/login/callback",
+			Scopes:      p.scopes, GroupsClaim: p.groups, ManagerClaim: p.manager,
+		})
+	}
+	return attest.NewPeople(configs...)
+}
+
+// providers names the OpenID providers.
+func (s *settings) providers() (names []string) {
+	for _, p := range s.people {
+		names = append(names, p.name)
+	}
+	return names
+}

@@ -1,0 +1,293 @@
+package e2e
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+
+	"accessbroker.internal/api"
+)
+
+// Workloads call one listener; browsers, and terminals of people, another one
+// under the name that is also the passkeys'.
+const officeFile = `
+server:
+  external_url: %[1]s
+  listeners:
+    - {listen: "%[2]s", tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}
+    - {listen: "%[3]s", tls: {cert: web.pem, key: web.key}, client_certs: off, serve: [ui, api, oauth, log]}
+  admin_socket: admin.sock
+  seal_keys: [{file: seal.key}]
+attest:
+  trust_domain: acme.test
+  workload_api: %[4]s
+  workloads:
+    - {under: "spiffe://acme.test/agent", kind: agent, team: support, accountable: [login/ana]}
+  people:
+    login: {issuer: "%[5]s", client_id: broker, client_secret_file: client.secret, groups_claim: groups, ca_file: web-ca.pem}
+store: sqlite:broker.db
+policies: policies
+issuers:
+  tickets: {token: {audience: "https://tickets.acme.test"}}
+entitlements:
+  tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
+`
+
+const officePolicies = `
+@id("agents-read")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
+when { ["tickets:read"].containsAll(context.scopes) };
+
+@id("close-needs-people")
+@approval("1 of support")
+@justification("required")
+@reason("closing a ticket needs a person of the support team")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
+when { context.scopes.contains("tickets:close") };
+`
+
+const officeGroups = `
+support: {members: [login/ben], claims: [{provider: login, group: support}]}
+`
+
+// An office is a broker whose people log in with a real OpenID provider.
+type office struct {
+	*world
+	web      string // the URL of the pages
+	provider *process
+	agent    string
+}
+
+// A colleague is one of the provider's people. Their password is their name.
+type colleague struct {
+	Name   string   `json:"name"`
+	Groups []string `json:"groups"`
+}
+
+func providerBinary(t *testing.T) string {
+	t.Helper()
+	tool := filepath.Join("tools", "op")
+	dir := built(t, "op", toolKey(t, tool, "go.mod", "go.sum", "main.go"), func(dir string) *exec.Cmd {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/", ".")
+		cmd.Dir = tool
+		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=readonly -buildvcs=false", "GOWORK=off")
+		return cmd
+	})
+	return filepath.Join(dir, "op")
+}
+
+func startOffice(t *testing.T) *office {
+	t.Helper()
+	s := startSPIRE(t, "acme.test")
+	o := &office{world: newBroker(t, s)}
+	webPort, loginPort := freePort(t), freePort(t)
+	o.web = fmt.Sprintf("https://localhost:%d", webPort)
+	issuer := fmt.Sprintf("https://localhost:%d/", loginPort)
+	at := func(name string) string { return filepath.Join(o.dir, name) }
+	loopbackTLS(t, at("web-ca.pem"), at("web.pem"), at("web.key"))
+	o.write(t, "client.secret", "only-in-tests")
+	o.hire(t, map[string]colleague{
+		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan"},
+	})
+	var err error
+	o.provider, err = start(t, "the OpenID provider", providerBinary(t),
+		"-listen", fmt.Sprintf("localhost:%d", loginPort), "-issuer", issuer, "-cert", at("web.pem"), "-key", at("web.key"),
+		"-people", at("people.json"), "-client", "broker", "-secret", "only-in-tests", "-redirect", o.web+"/ui/login/callback")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.write(t, "policies/all.cedar", officePolicies)
+	o.write(t, "policies/groups.yaml", officeGroups)
+	o.write(t, "broker.yaml", fmt.Sprintf(officeFile, o.web, o.listen, fmt.Sprintf("localhost:%d", webPort), s.socket(), issuer))
+	o.start(t)
+	o.agent = another(t, o.bin, "agent")
+	s.register(t, "/agent/triage", o.agent)
+	eventually(t, "the agent's identity", time.Minute, func() error {
+		if _, errs, code := o.asAgent("whoami"); code != 0 {
+			return fmt.Errorf("%s", errs)
+		}
+		return nil
+	})
+	return o
+}
+
+// hire writes the provider's people.
+func (o *office) hire(t *testing.T, people map[string]colleague) {
+	t.Helper()
+	text, err := json.Marshal(people)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.write(t, "people.json", string(text))
+}
+
+// asAgent runs a command as the agent. The external URL is the browsers'.
+func (o *office) asAgent(args ...string) (stdout, stderr string, code int) {
+	return o.cli(o.agent, append(args, "--server", "https://"+o.listen)...)
+}
+
+// asks files a request as the agent, and gives it.
+func (o *office) asks(t *testing.T, args ...string) api.Request {
+	t.Helper()
+	out, errs, code := o.asAgent(append([]string{"request", "tickets-api", "--file-only", "-o", "json"}, args...)...)
+	var r api.Request
+	if err := json.Unmarshal([]byte(out), &r); code != 0 || err != nil {
+		t.Fatalf("asking: %d %v %s", code, err, errs)
+	}
+	return r
+}
+
+// browser starts a Chromium of somebody's own. It trusts the certificate of the
+// tests, and nothing else that is not of the web.
+func (o *office) browser(t *testing.T) context.Context {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		aptInstall(t, "chromium")
+		path = "chromium"
+	}
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
+		chromedp.Flag("disable-quic", true), chromedp.Flag("ignore-certificate-errors-spki-list", spkiOf(t, filepath.Join(o.dir, "web.pem"))),
+		chromedp.UserDataDir(t.TempDir()))
+	allocator, stop := chromedp.NewExecAllocator(t.Context(), options...)
+	ctx, cancel := chromedp.NewContext(allocator)
+	ctx, done := context.WithTimeout(ctx, 3*time.Minute)
+	t.Cleanup(func() { done(); cancel(); stop() })
+	return ctx
+}
+
+// spkiOf is the hash by which Chromium knows a key.
+func spkiOf(t *testing.T, certFile string) string {
+	t.Helper()
+	text, err := os.ReadFile(certFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// logsIn has somebody go to a page, and log in on the way.
+func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
+	t.Helper()
+	err := chromedp.Do(ctx,
+		chromedp.Navigate(o.web+path),
+		chromedp.WaitVisible(`input[name="username"]`),
+		chromedp.SendKeys(`input[name="username"]`, name),
+		chromedp.SendKeys(`input[name="password"]`, name),
+		chromedp.Submit(`input[name="password"]`),
+		chromedp.WaitVisible(`header a.brand`),
+	)
+	where, asked := chromedp.Run(ctx, chromedp.Location())
+	err = errors.Join(err, asked)
+	if err != nil || !strings.HasPrefix(where, o.web+"/ui/") {
+		t.Fatalf("%s logs in: %v, and is at %s\n%s", name, err, where, o.provider.out)
+	}
+}
+
+// TestPeople has people log in with a real OpenID provider, by a real browser,
+// and approve there and in the terminal.
+func TestPeople(t *testing.T) {
+	o := startOffice(t)
+	t.Run("terminal", func(t *testing.T) { testTerminal(t, o) })
+}
+
+// testTerminal logs a terminal in by the browser, and approves in it.
+func testTerminal(t *testing.T, o *office) {
+	r := o.asks(t, "--scope", "tickets:close", "--why", "duplicates")
+	if r.Status != api.StatusPending {
+		t.Fatalf("it is %s", r.Status)
+	}
+	home := t.TempDir()
+	o.terminalLogin(t, home, "ben")
+	if out, errs, code := o.inTerminal(home, "whoami"); code != 0 || !strings.Contains(out, "login/ben") {
+		t.Fatalf("who: %d %s %s", code, out, errs)
+	}
+	if info, err := os.Stat(filepath.Join(home, "access-broker", "session.json")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the session's file: %v %v", info, err)
+	}
+	out, errs, code := o.inTerminal(home, "approve", r.ID, "--yes", "--comment", "they are", "--ttl", "5m")
+	if code != 0 || !strings.Contains(out, "approved by") {
+		t.Fatalf("approving: %d %s %s", code, out, errs)
+	}
+	if out, errs, code := o.asAgent("collect", r.ID, "-o", "json"); code != 0 || !strings.Contains(out, `"token"`) {
+		t.Errorf("collecting: %d %s %s", code, out, errs)
+	}
+	if _, errs, code := o.inTerminal(home, "approve", r.ID, "--yes"); code == 0 || !strings.Contains(errs, "not_pending") {
+		t.Errorf("approving again: %d %s", code, errs)
+	}
+	if _, errs, code := o.inTerminal(home, "logout"); code != 0 {
+		t.Errorf("logging out: %d %s", code, errs)
+	}
+	if _, errs, code := o.inTerminal(home, "whoami"); code != 2 || !strings.Contains(errs, "broker login") {
+		t.Errorf("after logging out: %d %s", code, errs)
+	}
+}
+
+// inTerminal runs a command as a person, whose home it is.
+func (o *office) inTerminal(home string, args ...string) (stdout, stderr string, code int) {
+	cmd := exec.Command(o.bin, args...)
+	cmd.Env = []string{"HOME=" + home, "XDG_CONFIG_HOME=" + home, "PATH=/nowhere", "BROKER_URL=" + o.web, "BROKER_CA=" + filepath.Join(o.dir, "web-ca.pem")}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		return "", err.Error(), -1
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// terminalLogin runs "broker login" and does in the browser what it says.
+func (o *office) terminalLogin(t *testing.T, home, name string) {
+	t.Helper()
+	p, err := o.startTerminal(t, home, "login", "--no-browser")
+	if err != nil {
+		t.Fatal(err)
+	}
+	where := ""
+	eventually(t, "the address to log in at", 30*time.Second, func() error {
+		_, after, found := strings.Cut(p.out.String(), o.web)
+		line, _, whole := strings.Cut(after, "\n")
+		if !found || !whole {
+			return fmt.Errorf("it says %q", p.out.String())
+		}
+		where = line
+		return nil
+	})
+	ctx := o.browser(t)
+	o.logsIn(t, ctx, name, where)
+	if err := chromedp.Do(ctx, chromedp.Click(`button[value="allow"]`)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the terminal's session", 30*time.Second, func() error {
+		if !p.ended() || p.cmd.ProcessState.ExitCode() != 0 {
+			return fmt.Errorf("it says %s", p.out)
+		}
+		return nil
+	})
+}
+
+func (o *office) startTerminal(t *testing.T, home string, args ...string) (*process, error) {
+	t.Helper()
+	for name, value := range map[string]string{"XDG_CONFIG_HOME": home, "BROKER_URL": o.web, "BROKER_CA": filepath.Join(o.dir, "web-ca.pem"), "SPIFFE_ENDPOINT_SOCKET": ""} {
+		t.Setenv(name, value)
+	}
+	return start(t, "broker "+args[0], o.bin, args...)
+}

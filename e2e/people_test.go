@@ -245,7 +245,7 @@ func testTerminal(t *testing.T, o *office) {
 // inTerminal runs a command as a person, whose home it is.
 func (o *office) inTerminal(home string, args ...string) (stdout, stderr string, code int) {
 	cmd := exec.Command(o.bin, args...)
-	cmd.Env = []string{"HOME=" + home, "XDG_CONFIG_HOME=" + home, "PATH=/nowhere", "BROKER_URL=" + o.web, "BROKER_CA=" + filepath.Join(o.dir, "web-ca.pem")}
+	cmd.Env = o.terminalEnv(home)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); cmd.ProcessState == nil {
@@ -257,7 +257,7 @@ func (o *office) inTerminal(home string, args ...string) (stdout, stderr string,
 // terminalLogin runs "broker login" and does in the browser what it says.
 func (o *office) terminalLogin(t *testing.T, home, name string) {
 	t.Helper()
-	p, err := o.startTerminal(t, home, "login", "--no-browser")
+	p, err := startIn(o.terminalEnv(home), t, "broker login", o.bin, "login", "--no-browser")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,10 +284,7 @@ func (o *office) terminalLogin(t *testing.T, home, name string) {
 	})
 }
 
-func (o *office) startTerminal(t *testing.T, home string, args ...string) (*process, error) {
-	t.Helper()
-	for name, value := range map[string]string{"XDG_CONFIG_HOME": home, "BROKER_URL": o.web, "BROKER_CA": filepath.Join(o.dir, "web-ca.pem"), "SPIFFE_ENDPOINT_SOCKET": ""} {
-		t.Setenv(name, value)
-	}
-	return start(t, "broker "+args[0], o.bin, args...)
+// terminalEnv is the environment of a person's terminal: no workload's.
+func (o *office) terminalEnv(home string) []string {
+	return []string{"XDG_CONFIG_HOME=" + home, "PATH=/nowhere", "BROKER_URL=" + o.web, "BROKER_CA=" + filepath.Join(o.dir, "web-ca.pem")}
 }

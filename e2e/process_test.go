@@ -42,8 +42,13 @@ func (o *output) String() string {
 // start starts a server. The owner is the test at whose end it ends, which is
 // not always the one that starts it: a subtest may restart what others use.
 func start(owner *testing.T, name, path string, args ...string) (*process, error) {
+	return startIn(nil, owner, name, path, args...)
+}
+
+// startIn is start, in another environment than the tests'.
+func startIn(env []string, owner *testing.T, name, path string, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(path, args...), out: &output{}, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env = p.out, p.out, env
 	// A test binary that is killed takes its servers with it.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {

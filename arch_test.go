@@ -51,7 +51,7 @@ var rooms = map[string][]string{
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"policy", "cmd/broker"},
-	"golang.org/x/time":                   {"server"},
+	"golang.org/x/time":                   {"server", "broker"},
 	"golang.org/x/sync":                   {"broker", "attest", "issuers", "cmd/broker"},
 	"github.com/hashicorp/vault/api":      {"issuers"},
 	"github.com/aws/aws-sdk-go-v2":        {"issuers"},

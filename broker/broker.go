@@ -105,7 +105,7 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b := &Broker{cfg: cfg, paces: map[string]*pace{}, writes: make(gate, reapWrites)}
 	for name := range cfg.Issuers {
-		b.paces[name] = &pace{}
+		b.paces[name] = newPace()
 	}
 	return b, nil
 }

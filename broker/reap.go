@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -17,16 +19,26 @@ const (
 	reapAtOnce  = 16 // calls to one issuer at a time
 	reapWrites  = 8  // writes of all reaping at a time: those that issue share the commits with them
 	sharedFlush = 10 * time.Second
+
+	// reapRate is how many leases of one issuer are ended a second, for each
+	// processor that we have: a kill switch that hits thousands must leave time
+	// for issuing, and not flood the issuer.
+	reapRate = 120
 )
 
 // A pace spares an issuer that does not answer: after as many failures in a
 // row as there are calls at a time, one lease at a time is tried, with growing
 // pauses, until one ends.
 type pace struct {
+	limiter  *rate.Limiter
 	mu       sync.Mutex
 	failures int       // in a row
 	trips    int       // since it last answered
 	until    time.Time // nothing is tried before
+}
+
+func newPace() *pace {
+	return &pace{limiter: rate.NewLimiter(rate.Limit(reapRate*runtime.GOMAXPROCS(0)), reapBatch)}
 }
 
 // batch says how many leases may be tried now.
@@ -108,7 +120,7 @@ func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (
 	var stop atomic.Bool
 	done := 0
 	for _, l := range due {
-		if stop.Load() || ctx.Err() != nil {
+		if stop.Load() || pace.limiter.Wait(ctx) != nil {
 			break
 		}
 		done++

@@ -49,6 +49,7 @@ entitlements:
 func TestAWS(t *testing.T) {
 	c := startCloud(t)
 	t.Run("credential_process", func(t *testing.T) { testCredentialProcess(t, c) })
+	t.Run("throttled", func(t *testing.T) { testThrottled(t, c) })
 	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, c) })
 }
 
@@ -57,6 +58,8 @@ type cloud struct {
 	*world
 	minio *minio
 	agent string // a binary that is the workload /agent/reports
+
+	configureSTS func(endpoint, caFile string) // writes the operator's file for another STS
 }
 
 func startCloud(t *testing.T) *cloud {
@@ -71,6 +74,7 @@ func startCloud(t *testing.T) *cloud {
 	configure := func(endpoint, ca, role string) {
 		w.write(t, "broker.yaml", fmt.Sprintf(awsOperatorFile, "https://"+web, w.listen, web, s.socket(), endpoint, ca, role))
 	}
+	c.configureSTS = func(endpoint, ca string) { configure(endpoint, ca, c.minio.roleARN()) }
 	// MinIO asks its provider as it starts, so the broker is there first, and
 	// learns afterwards where MinIO is.
 	configure("https://127.0.0.1:1", "web-ca.pem", (&minio{openID: provider}).roleARN())

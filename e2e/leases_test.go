@@ -28,13 +28,15 @@ import (
 // A lab is a broker between SPIRE, Vault and PostgreSQL.
 type lab struct {
 	*world
-	vault    *vault
-	postgres *postgres
-	agent    *api.Client // of this test, over mTLS
-	src      *workloadapi.X509Source
-	cliAgent string // a binary that is the workload /agent/cli
-	sshCA    string
-	hungUp   int // calls to Vault that were given up in the middle
+	vault      *vault
+	postgres   *postgres
+	agent      *api.Client // of this test, over mTLS
+	src        *workloadapi.X509Source
+	cliAgent   string // a binary that is the workload /agent/cli
+	sshCA      string
+	agentVault *between // an agent before Vault, for the issuer that logs in by one
+	fileToken  string   // in the token file
+	hungUp     int      // calls to Vault that were given up in the middle
 }
 
 var orders = api.Ask{Entitlement: "orders-db-ro", Justification: "e2e"}
@@ -49,6 +51,9 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("renewed", func(t *testing.T) { testRenewed(t, l) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, l) })
 	t.Run("SSH", func(t *testing.T) { testSSH(t, l) })
+	t.Run("logins", func(t *testing.T) { testLogins(t, l) })
+	t.Run("disk full at the second transaction", func(t *testing.T) { testDiskFull(t, l) })
+	t.Run("many due at once", func(t *testing.T) { testManyDue(t, l) })
 	t.Run("tokens and KV", func(t *testing.T) { testTokensAndKV(t, l) })
 	t.Run("Vault sealed", func(t *testing.T) { testSealed(t, l) })
 	t.Run("Vault killed", func(t *testing.T) { testVaultKilled(t, l) })
@@ -66,11 +71,23 @@ func startLab(t *testing.T) *lab {
 	s.register(t, "/agent/triage", self(t))
 	l.postgres.must(t, "CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (4711)")
 	l.prepareVault(t, s)
-	w := newBroker(t, s)
+	// Vault's cert method names a login after the certificate's common name,
+	// which SPIRE gives only to entries with a DNS name.
+	w := newBroker(t, s, "-dns", "broker.acme.test")
+	l.fileToken = l.brokerToken(t)
+	w.write(t, "vault.token", l.fileToken)
+	l.agentVault = standBetween(t, l.vault.address(), l.vault.caFile(), false)
+	l.agentVault.token = l.brokerToken(t)
 	w.issuers = fmt.Sprintf(`
-  vault: {vault: {address: "%s", ca_file: "%s", auth: {jwt: {role: broker}}, token_role: broker-leases}}`, l.vault.address(), l.vault.caFile())
+  vault: {vault: {address: "%[1]s", ca_file: "%[2]s", auth: {jwt: {role: broker}}, token_role: broker-leases}}
+  vault-by-cert: {vault: {address: "%[1]s", ca_file: "%[2]s", auth: {cert: {role: broker}}, token_role: broker-leases}}
+  vault-by-token: {vault: {address: "%[1]s", ca_file: "%[2]s", auth: {token_file: vault.token}, token_role: broker-leases}}
+  vault-by-agent: {vault: {address: "%[3]s", auth: {agent: true}, token_role: broker-leases}}`, l.vault.address(), l.vault.caFile(), l.agentVault.URL)
 	w.entitlements = `
   orders-db-ro: {issuer: vault, vault: {path: database/creds/orders-ro}, max_ttl: 30m}
+  orders-by-cert: {issuer: vault-by-cert, vault: {path: database/creds/orders-ro, policies: [orders-db-ro]}}
+  orders-by-token: {issuer: vault-by-token, vault: {path: database/creds/orders-ro, policies: [orders-db-ro]}}
+  orders-by-agent: {issuer: vault-by-agent, vault: {path: database/creds/orders-ro, policies: [orders-db-ro]}}
   web-certificate:
     issuer: vault
     vault:
@@ -123,6 +140,11 @@ func (l *lab) prepareVault(t *testing.T, s *spire) {
 	v.policy(t, "kv-read", "kv/data/shop", "read")
 	v.policy(t, "broker", brokerPolicy...)
 	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read", "ssh")
+	v.must(t, "POST", "sys/auth/cert", fields{"type": "cert"})
+	v.must(t, "POST", "auth/cert/certs/broker", fields{
+		"certificate": strings.Join(authorities(t, s.bundle(t)), ""), "allowed_uri_sans": "spiffe://acme.test/broker",
+		"token_policies": "broker", "token_ttl": "10s", "token_max_ttl": "25s",
+	})
 	v.must(t, "POST", "sys/auth/jwt", fields{"type": "jwt"})
 	v.must(t, "POST", "auth/jwt/config", fields{"jwt_validation_pubkeys": jwtKeys(t, s.bundle(t))})
 	v.must(t, "POST", "auth/jwt/role/broker", fields{
@@ -136,6 +158,21 @@ var brokerPolicy = []string{
 	"auth/token/revoke-accessor", "update",
 	"sys/leases/revoke", "update",
 	"auth/token/renew-self", "update",
+}
+
+// authorities gives the authorities of X.509-SVIDs in a SPIFFE bundle, as PEM.
+func authorities(t *testing.T, bundle string) (all []string) {
+	t.Helper()
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal([]byte(bundle), &set); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range set.Keys {
+		for _, cert := range key.Certificates {
+			all = append(all, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})))
+		}
+	}
+	return all
 }
 
 // jwtKeys gives the keys of a SPIFFE bundle that sign JWT-SVIDs, as PEM.
@@ -471,10 +508,21 @@ func (l *lab) accounted(t *testing.T) {
 }
 
 // live gives the live leases of the database, of everybody.
-func (l *lab) live(t *testing.T) (all []api.Lease) {
+func (l *lab) live(t *testing.T, entitlements ...string) (all []api.Lease) {
+	t.Helper()
+	if entitlements == nil {
+		entitlements = []string{"orders-db-ro"}
+	}
+	for _, e := range entitlements {
+		all = append(all, l.liveLeases(t, e)...)
+	}
+	return all
+}
+
+func (l *lab) liveLeases(t *testing.T, entitlement string) (all []api.Lease) {
 	t.Helper()
 	for cursor := ""; ; {
-		out, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--entitlement", "orders-db-ro", "--live", "--limit", "200", "--cursor", cursor, "--admin-socket", l.dir+"/admin.sock", "-o", "json")
+		out, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--entitlement", entitlement, "--live", "--limit", "200", "--cursor", cursor, "--admin-socket", l.dir+"/admin.sock", "-o", "json")
 		var page api.LeasePage
 		if err := json.Unmarshal([]byte(out), &page); err != nil || code != 0 {
 			t.Fatalf("leases: %d %s: %v", code, errs, err)
@@ -487,9 +535,9 @@ func (l *lab) live(t *testing.T) (all []api.Lease) {
 }
 
 // clean ends all that is left.
-func (l *lab) clean(t *testing.T) {
+func (l *lab) clean(t *testing.T, entitlements ...string) {
 	t.Helper()
-	for _, lease := range l.live(t) {
+	for _, lease := range l.live(t, entitlements...) {
 		if _, errs, code := l.cli(l.bin, "return", lease.ID, "--admin-socket", l.dir+"/admin.sock"); code != 0 {
 			t.Fatalf("return: %s", errs)
 		}

@@ -1,6 +1,9 @@
 package store
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // SQLite commits to its write-ahead log, and from time to time copies what is
 // in it into the database. A commit that has to do that takes ten times as
@@ -12,13 +15,25 @@ const (
 	checkpointPages = 4000    // of the log, after which a commit copies what is left
 )
 
-// Run keeps commits short until ctx ends. Without it, the store does the same
-// work, less evenly.
+// tryAgain is how often it is tried whether the database can be written again:
+// a broker that is not ready is asked for nothing that would find out.
+const tryAgain = time.Second
+
+// Run keeps commits short until ctx ends, and finds out when a database that
+// could not be written can be again. Without it, the store does the same work,
+// less evenly.
 func (s *Store) Run(ctx context.Context) error {
+	tick := time.NewTicker(tryAgain)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
+			if s.unwritable.Load() {
+				_, _ = s.delete(ctx, "UPDATE head SET time = time") // it fails as those before it did, or the store is well
+			}
+			continue
 		case <-s.checkpoint:
 		}
 		// What it can't do now, because somebody reads an old state, or because

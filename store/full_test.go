@@ -126,3 +126,25 @@ func lift(t *testing.T, s *Store, b *broker.Block) {
 	t.Helper()
 	delete(s.w.blocks, b.Selector)
 }
+
+// A database that can't be written for another reason than space is told of as
+// well, and found to be well again by Run.
+func TestUnwritable(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
+	s.w.fault = func(func() error) error { return errors.New("input/output error") }
+	i := newIssuance(t, 1)
+	if err := i.store(t.Context(), s); !errors.Is(err, broker.ErrUnavailable) {
+		t.Fatalf("the caller was told %v", err)
+	}
+	if err := s.Degraded(); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("degraded: %v", err)
+	}
+	s.w.fault = nil
+	if _, err := s.delete(t.Context(), "UPDATE head SET time = time"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Degraded(); err != nil {
+		t.Errorf("still degraded: %v", err)
+	}
+	works(t, s)
+}

@@ -59,6 +59,9 @@ func (s *Store) commit(group []*member) {
 		}
 		return
 	}
+	if !isRows(err) {
+		s.unwritable.Store(true)
+	}
 	for _, m := range group {
 		if m.err == nil && m.panicked == nil {
 			m.err = unavailable("writing", err)
@@ -113,6 +116,7 @@ func (s *Store) attempt(group []*member) (err error) {
 	}
 	// The point of no return: it is durable.
 	g.adopt(s)
+	s.unwritable.Store(false)
 	s.cfg.Observe(Commit{Members: g.members, Records: len(g.entries), Took: time.Since(start)})
 	return nil
 }

@@ -65,6 +65,8 @@ type Store struct {
 	head     atomic.Pointer[Head]
 	degraded atomic.Bool
 
+	unwritable atomic.Bool // the last transaction could not be written, whatever was in it
+
 	checkpoint chan struct{} // tells Run that there is something to do
 }
 
@@ -191,8 +193,11 @@ func (s *Store) Ping(ctx context.Context) error {
 // Degraded says why nothing but endings can be recorded at present; nil: all
 // is well. /readyz is not ready then.
 func (s *Store) Degraded() error {
-	if s.degraded.Load() {
+	switch {
+	case s.degraded.Load():
 		return fmt.Errorf("%w: the disk is full: nothing is issued, and revocations are recorded in the reserve", broker.ErrUnavailable)
+	case s.unwritable.Load():
+		return fmt.Errorf("%w: the database can't be written: nothing is issued, and revocations are recorded later", broker.ErrUnavailable)
 	}
 	return nil
 }

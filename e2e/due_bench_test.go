@@ -1,0 +1,66 @@
+//go:build bench
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestTenThousandDue measures what it is to end ten thousand tokens of a real
+// Vault at once, while the broker goes on issuing its own. "make bench" runs it.
+func TestTenThousandDue(t *testing.T) {
+	const n = 10_000
+	l := startLab(t)
+	// Elsewhere, Vault has a machine of its own. Here it gets a processor, and
+	// the broker and its clients another one, before and meanwhile.
+	if runtime.NumCPU() > 1 {
+		pin(t, l.vault.server.cmd.Process.Pid, 0)
+		pin(t, l.broker.cmd.Process.Pid, 1)
+		pin(t, os.Getpid(), 1)
+	}
+	took, before, during := fallDue(t, l, n)
+	t.Logf("%d credentials of a real Vault ended in %s, %.0f a second", n, took.Round(time.Millisecond), n/took.Seconds())
+	t.Logf("the broker's own tokens: %.0f a second before, %.0f meanwhile: %.2f of that (target 0.80 or more)", before, during, during/before)
+	t.Logf("resident memory at most %s (target: bounded)", peakMemory(t, l.broker.cmd.Process.Pid))
+	if left := l.vault.must(t, "LIST", "auth/token/accessors", nil).Data["keys"].([]any); len(left) > 50 {
+		t.Errorf("Vault has %d tokens left", len(left))
+	}
+}
+
+// pin keeps a process, with all its threads, on one processor.
+func pin(t *testing.T, pid, cpu int) {
+	t.Helper()
+	var set unix.CPUSet
+	set.Set(cpu)
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		id, err := strconv.Atoi(thread.Name())
+		if err == nil {
+			err = unix.SchedSetaffinity(id, &set)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// peakMemory is the most that a process has had of memory.
+func peakMemory(t *testing.T, pid int) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(regexp.MustCompile(`VmHWM:\s*(.*)`).FindSubmatch(text)[1])
+}

@@ -1,0 +1,322 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"accessbroker.internal/api"
+)
+
+// A between stands between the broker and a server, and lets a test hold back
+// answers, or give others.
+type between struct {
+	*httptest.Server
+	token string // put into every call, as a Vault agent does; empty: none
+
+	mu      sync.Mutex
+	answer  func(w http.ResponseWriter, r *http.Request) bool // true: it has answered
+	holding func(r *http.Request)                             // called before an answer is passed on
+}
+
+// standBetween stands before a server whose certificate is of the authority.
+func standBetween(t *testing.T, server, caFile string, withTLS bool) *between {
+	t.Helper()
+	target, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := os.ReadFile(caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(roots)
+	b := &between{}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	proxy.ErrorLog = nil
+	proxy.ModifyResponse = func(resp *http.Response) error {
+		b.mu.Lock()
+		hold := b.holding
+		b.mu.Unlock()
+		if hold != nil {
+			hold(resp.Request)
+		}
+		return nil
+	}
+	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.mu.Lock()
+		answer := b.answer
+		b.mu.Unlock()
+		if answer != nil && answer(w, r) {
+			return
+		}
+		if b.token != "" && r.Header.Get("X-Vault-Token") == "" {
+			r.Header.Set("X-Vault-Token", b.token)
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	if withTLS {
+		b.StartTLS()
+	} else {
+		b.Start()
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+func (b *between) answers(f func(w http.ResponseWriter, r *http.Request) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answer = f
+}
+
+func (b *between) holds(f func(r *http.Request)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.holding = f
+}
+
+// writeCA writes the certificate that the between shows.
+func (b *between) writeCA(t *testing.T, path string) {
+	t.Helper()
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: b.Certificate().Raw})
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testLogins gets a user, and gives it back, by every way to log in at Vault,
+// after the login before has come to its end.
+func testLogins(t *testing.T, l *lab) {
+	for _, name := range []string{"orders-by-cert", "orders-by-token", "orders-by-agent"} {
+		for range 2 {
+			c := l.get(t, api.Ask{Entitlement: name})
+			if err := l.works(c); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
+			if err != nil || lease.Revocation != "immediate" {
+				t.Errorf("%s: given back: %+v, %v", name, lease, err)
+			}
+			if err := l.ended(c); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	// A token file is read again when its token is refused.
+	l.vault.must(t, "POST", "auth/token/revoke", fields{"token": l.fileToken})
+	l.fileToken = l.brokerToken(t)
+	l.write(t, "vault.token", l.fileToken)
+	eventually(t, "the new token's being read", 30*time.Second, func() error {
+		_, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "orders-by-token"})
+		return err
+	})
+	l.clean(t, "orders-by-cert", "orders-by-token", "orders-by-agent")
+}
+
+// brokerToken makes a token as an operator would for a token file, or for an
+// agent.
+func (l *lab) brokerToken(t *testing.T) string {
+	t.Helper()
+	return l.vault.must(t, "POST", "auth/token/create", fields{"policies": []string{"broker"}, "no_parent": true, "ttl": "1h"}).Auth.ClientToken
+}
+
+// testDiskFull takes the disk from the broker while Vault makes a credential:
+// nobody gets it, it is ended, and the broker says that it can't record
+// anything. With the disk it goes on.
+func testDiskFull(t *testing.T, l *lab) {
+	l.agentVault.holds(func(r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/database/creds/orders-ro") {
+			limitFiles(t, l.broker.cmd.Process.Pid, 1)
+		}
+	})
+	_, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "orders-by-agent"})
+	l.agentVault.holds(nil)
+	if err := refusedWith(err, api.Unavailable, http.StatusServiceUnavailable); err != nil {
+		t.Error(err)
+	}
+	// The disk is still full, and the user is gone.
+	eventually(t, "the end of the user that nobody got", 30*time.Second, func() error {
+		if n, lost := l.users(t), l.lost(); n > lost {
+			return fmt.Errorf("%d users, and Vault lost at most %d", n, lost)
+		}
+		return nil
+	})
+	if err := l.ready(); err == nil {
+		t.Error("the broker says that it is ready, and can record nothing")
+	}
+	_, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}})
+	if err := refusedWith(err, api.Unavailable, http.StatusServiceUnavailable); err != nil {
+		t.Errorf("the broker's own tokens: %v", err)
+	}
+	limitFiles(t, l.broker.cmd.Process.Pid, unix.RLIM_INFINITY)
+	eventually(t, "the broker's going on", time.Minute, func() error {
+		if err := l.ready(); err != nil {
+			return err
+		}
+		c, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "orders-by-agent"})
+		if err == nil {
+			err = l.works(c)
+		}
+		return err
+	})
+	l.clean(t, "orders-by-agent")
+}
+
+// limitFiles lets a process write no file beyond a size, as a full disk would:
+// its writes fail.
+func limitFiles(t *testing.T, pid int, size uint64) {
+	var old unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, nil, &old); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: old.Max}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// testThrottled puts an STS that has had enough between the broker and the real
+// one: a few refusals are got over, many are an error, and other issuers go on.
+func testThrottled(t *testing.T, c *cloud) {
+	sts := standBetween(t, c.minio.address(), c.minio.caFile(), true)
+	sts.writeCA(t, filepath.Join(c.dir, "between.pem"))
+	c.broker.stop()
+	c.configureSTS(sts.URL, "between.pem")
+	c.start(t)
+	ask := func() (string, string, int) {
+		return c.run("request", "reports", "--scope", "read", "--param", "prefix=acme", "-o", "env")
+	}
+	var left, refused atomic.Int64
+	sts.answers(func(w http.ResponseWriter, _ *http.Request) bool {
+		if left.Add(-1) < 0 {
+			return false
+		}
+		refused.Add(1)
+		w.Header().Set("Content-Type", "text/xml")
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>Throttling</Code><Message>Rate exceeded</Message></Error><RequestId>r</RequestId></ErrorResponse>`)
+		return true
+	})
+	left.Store(2)
+	if out, errs, code := ask(); code != 0 || !strings.Contains(out, "AWS_SESSION_TOKEN=") || refused.Load() != 2 {
+		t.Errorf("after two refusals: %d %s (%d refused)", code, errs, refused.Load())
+	}
+	left.Store(1 << 30)
+	if _, errs, code := ask(); code == 0 || !strings.Contains(errs, string(api.IssuerUnavailable)) {
+		t.Errorf("while it throttles: %d %s", code, errs)
+	}
+	if _, errs, code := c.run("request", "tickets-api", "--scope", "tickets:read"); code != 0 {
+		t.Errorf("another issuer meanwhile: %d %s", code, errs)
+	}
+	left.Store(0)
+	eventually(t, "a session when it throttles no more", time.Minute, func() error {
+		if _, errs, code := ask(); code != 0 {
+			return errors.New(errs)
+		}
+		return nil
+	})
+	c.broker.stop()
+	c.configureSTS(c.minio.address(), c.minio.caFile())
+	c.start(t)
+}
+
+// fallDue has many credentials of Vault's end at once, while others go on being
+// issued. It gives how long the ending took, and how many tokens the broker
+// issued a second before and meanwhile.
+func fallDue(t *testing.T, l *lab, n int) (took time.Duration, before, during float64) {
+	t.Helper()
+	tokens := api.Ask{Entitlement: "kv-token", Scopes: []string{"kv:read"}, TTL: api.Duration(15 * time.Minute)}
+	var all sync.WaitGroup
+	var wanted atomic.Int64
+	wanted.Store(int64(n))
+	for range 8 {
+		all.Go(func() {
+			for wanted.Add(-1) >= 0 {
+				if _, _, err := l.agent.AskAndCollect(t.Context(), tokens); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	issued, stop := l.keepIssuing(t)
+	defer stop()
+	const measured = 5 * time.Second
+	time.Sleep(measured) // the rate before
+	before = float64(issued.Swap(0)) / measured.Seconds()
+	began := time.Now()
+	out, errs, code := l.cli(l.bin, "kill", "--entitlement", "kv-token", "--why", "load", "--yes", "--admin-socket", l.dir+"/admin.sock")
+	if code != 0 || !strings.Contains(out, fmt.Sprint(n)) {
+		t.Fatalf("kill: %d %s %s", code, out, errs)
+	}
+	for l.liveOf(t, "kv-token") > 0 {
+		if time.Since(began) > 10*time.Minute {
+			t.Fatal("they do not end")
+		}
+		time.Sleep(time.Second) // looking costs, too
+	}
+	took = time.Since(began)
+	during = float64(issued.Load()) / took.Seconds()
+	if _, errs, code := l.cli(l.bin, "blocks", "lift", "--entitlement", "kv-token", "--why", "over", "--admin-socket", l.dir+"/admin.sock"); code != 0 {
+		t.Errorf("lift: %s", errs)
+	}
+	return took, before, during
+}
+
+// keepIssuing asks for the broker's own tokens, and counts them, until stop is
+// called.
+func (l *lab) keepIssuing(t *testing.T) (issued *atomic.Int64, stop func()) {
+	issued = new(atomic.Int64)
+	var over atomic.Bool
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for !over.Load() {
+				if _, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}); err != nil {
+					t.Errorf("issuing meanwhile: %v", err)
+					return
+				}
+				issued.Add(1)
+			}
+		})
+	}
+	return issued, func() { over.Store(true); all.Wait() }
+}
+
+// liveOf says whether any lease of an entitlement lives: 0, or how many are on
+// the first page.
+func (l *lab) liveOf(t *testing.T, entitlement string) int {
+	t.Helper()
+	out, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--entitlement", entitlement, "--live", "--admin-socket", l.dir+"/admin.sock", "-o", "json")
+	var page api.LeasePage
+	if err := json.Unmarshal([]byte(out), &page); err != nil || code != 0 {
+		t.Fatalf("leases: %d %s: %v", code, errs, err)
+	}
+	return len(page.Leases)
+}
+
+// testManyDue is TestTenThousandDue in small.
+func testManyDue(t *testing.T, l *lab) {
+	took, before, during := fallDue(t, l, 200)
+	t.Logf("200 credentials ended in %s; tokens a second: %.0f before, %.0f meanwhile", took.Round(time.Millisecond), before, during)
+}

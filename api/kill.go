@@ -31,6 +31,7 @@ type KillPreview struct {
 	Leases      int            `json:"leases"`
 	ByIssuer    map[string]int `json:"by_issuer,omitempty"`
 	Irrevocable int            `json:"irrevocable"`         // of them, those that only time ends
+	Beyond      int            `json:"beyond,omitempty"`    // others that are not selected, and end with them at their issuer
 	Lasting     int            `json:"lasting,omitempty"`   // of these, those that don't end with their lease
 	WorkUntil   time.Time      `json:"work_until,omitzero"` // the latest end of the other irrevocable ones
 	More        bool           `json:"more,omitempty"`      // there are more than one call looks at: call again

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,7 +110,9 @@ func (b *Broker) tryEnd(ctx context.Context, l *Lease, how string, by Identity, 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
 	defer cancel()
 	start := time.Now()
-	upstream = b.revokeUpstream(ctx, l)
+	asked := *l
+	asked.EndHow = cmp.Or(l.EndHow, how)
+	upstream = b.revokeUpstream(ctx, &asked)
 	e := ending{how, upstream}
 	defer gate.pass()()
 	if err := b.recordEnd(context.WithoutCancel(ctx), l, e, by, reason, now.Add(time.Since(start))); err != nil {

@@ -383,45 +383,6 @@ func TestExpiredProofGetsNothing(t *testing.T) {
 	}
 }
 
-func TestKillSwitch(t *testing.T) {
-	w := tokenWorld(t)
-	operator := broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket}}
-	for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); err != nil {
-			t.Fatal(err)
-		}
-	}
-	under := broker.Selector{Under: "spiffe://acme.test/agent"}
-	if _, err := w.broker.Preview(t.Context(), agent(noon), under, noon); !errors.Is(err, broker.ErrDenied) {
-		t.Fatalf("a workload may use the kill switch: %v", err)
-	}
-	seen, err := w.broker.Preview(t.Context(), operator, under, noon)
-	if err != nil || seen.Leases != 2 || seen.Irrevocable != 1 {
-		t.Fatalf("preview: %+v, %v", seen, err)
-	}
-	if _, err := w.broker.RevokeAll(t.Context(), operator, under, "incident", audit.Digest{}, false, noon); !errors.Is(err, broker.ErrPreviewStale) {
-		t.Fatalf("without having looked: %v", err)
-	}
-	if _, err := w.broker.RevokeAll(t.Context(), operator, under, "incident", seen.Digest, false, noon); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
-		t.Errorf("a blocked identity: %v", err)
-	}
-	if n, err := w.broker.Reap(t.Context(), noon); err != nil || n != 1 {
-		t.Errorf("the reaper finds %d due, %v", n, err)
-	}
-	if w.count(t, broker.LeaseRevoked) != 2 {
-		t.Errorf("%d leases are revoked", w.count(t, broker.LeaseRevoked))
-	}
-	if err := w.broker.Lift(t.Context(), operator, under, "over", noon); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); err != nil {
-		t.Errorf("after the block was lifted: %v", err)
-	}
-}
-
 // A caller who asks for something else each time can't fill the log.
 func TestDifferentDenialsAreBounded(t *testing.T) {
 	w := tokenWorld(t)

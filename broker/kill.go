@@ -87,6 +87,7 @@ type Preview struct {
 	Irrevocable int          // of them, those that only time ends
 	Lasting     int          // of these, those that don't end with their lease: passwords until their rotation, and what isn't ephemeral
 	WorkUntil   time.Time    // the latest end of the other irrevocable ones; zero: none
+	Beyond      int          // others that their issuers end with them (see Entitlement.Shares)
 	More        bool         // there are more than one call looks at: call again
 	Digest      audit.Digest // of exactly the leases that were seen
 }
@@ -112,6 +113,7 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 	p, digest := &Preview{ByIssuer: map[string]int{}}, sha256.New()
 	_, _ = digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
 	var ids []LeaseID
+	byEntitlement := map[string]int{}
 	for q := s.query(now); ; {
 		if p.More = len(ids) >= maxHit; p.More {
 			break
@@ -124,13 +126,44 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 			ids = append(ids, l.ID)
 			_, _ = digest.Write(l.ID[:])
 			p.count(l)
+			byEntitlement[l.Entitlement]++
 		}
 		if q.Before = next; next.IsZero() {
 			break
 		}
 	}
 	p.Digest = audit.Digest(digest.Sum(nil))
-	return p, ids, nil
+	p.Beyond, err = b.beyond(ctx, byEntitlement, now)
+	return p, ids, err
+}
+
+// beyond counts the live leases that share the fate of those that are hit,
+// without being hit themselves.
+func (b *Broker) beyond(ctx context.Context, hit map[string]int, now time.Time) (n int, err error) {
+	rules := b.rules.Load()
+	shared := map[string]bool{}
+	for name := range hit {
+		if e := rules.Catalogue[name]; e != nil && e.Shares != "" {
+			shared[e.Shares] = true
+		}
+	}
+	for name, e := range rules.Catalogue {
+		if e.Shares == "" || !shared[e.Shares] {
+			continue
+		}
+		n -= hit[name]
+		for q := (LeaseQuery{Entitlement: name, Live: true, Now: now, Limit: pageMax}); n < maxHit; {
+			page, next, err := b.page(ctx, q)
+			if err != nil {
+				return 0, err
+			}
+			n += len(page)
+			if q.Before = next; next.IsZero() {
+				break
+			}
+		}
+	}
+	return max(n, 0), nil
 }
 
 func (b *Broker) page(ctx context.Context, q LeaseQuery) (page []*Lease, next LeaseID, err error) {

@@ -43,6 +43,7 @@ type Entitlement struct {
 	Revocation    Revocation   // what its issuer can do
 	Audience      string       // of its tokens; empty if its credentials are not broker-signed tokens
 	Introspectors []string     // SPIFFE IDs of the issuer's resource servers
+	Shares        string       // what revoking one of its credentials ends with it; empty: nothing but itself
 	Spec          any          // what its issuer compiled for it; the issuer's alone to read
 	Effect        audit.Digest // of all that is compiled
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 
@@ -38,6 +40,8 @@ type AWSConfig struct {
 	HTTP        *http.Client    // nil: one that knows no proxy. Redirects are never followed
 	Roots       *x509.CertPool  // of the STS's certificate; nil: the system's. Not with HTTP
 	Now         func() time.Time
+	Revoker     string // ARN of the role that may deny sessions; empty: the broker's own credentials may, or nothing does
+	IAMEndpoint string // URL of an IAM other than AWS's; empty: AWS's
 }
 
 // AWSWebIdentity lets the broker sign assertions, so that it needs no secret of
@@ -78,6 +82,9 @@ func (c AWSConfig) Check(bad func(key, format string, args ...any)) {
 	if (c.WebIdentity == nil) == (c.AssumeRole == nil) {
 		bad("auth", "say how the broker proves itself, one way: {web_identity: {}} or {assume_role: {}}")
 	}
+	if c.Revoker != "" && (!awsRoleARN.MatchString(c.Revoker) || len(c.Revoker) > awsPolicyLength) {
+		bad("revoker_role_arn", "give the ARN of the role that may deny sessions, such as arn:aws:iam::123456789012:role/access-broker-revoker")
+	}
 	if w := c.WebIdentity; w != nil {
 		w.check(c.Endpoint == "", bad)
 	}
@@ -116,6 +123,7 @@ func (w *AWSWebIdentity) check(isAWS bool, bad func(key, format string, args ...
 type AWS struct {
 	cfg AWSConfig
 	sts *sts.Client
+	iam *iam.Client
 }
 
 var _ broker.Issuer = (*AWS)(nil)
@@ -149,7 +157,9 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	if c.Endpoint != "" {
 		options.BaseEndpoint = &c.Endpoint
 	}
-	return &AWS{c, sts.New(options)}, nil
+	a := &AWS{cfg: c, sts: sts.New(options)}
+	a.iam = a.newIAM(client, credentials)
+	return a, nil
 }
 
 // ownCredentials gives what the broker's calls are signed by; those that bring
@@ -186,8 +196,12 @@ func (a *AWSAssumeRole) read(ctx context.Context) (aws.Credentials, error) {
 	return profile.Credentials, err
 }
 
-// Prepare has nothing to prepare: a session ends by time.
-func (*AWS) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+// Prepare has nothing to make: a session ends by time. It says how to deny one,
+// where that is wanted.
+func (*AWS) Prepare(_ context.Context, o broker.Order) (broker.Prepared, error) {
+	if spec, ok := o.Entitlement.Spec.(*AWSSpec); ok {
+		return broker.Prepared{Handle: spec.denial()}, nil
+	}
 	return broker.Prepared{}, nil
 }
 
@@ -195,17 +209,23 @@ func (*AWS) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
 // nothing.
 const awsNothing = "nothing was made"
 
-// Revoke says that only time ends a session. (Denying the role's sessions of
-// before a time, as AWS advises, would end those of other holders too.)
-func (*AWS) Revoke(_ context.Context, l broker.Lease) error {
+// Revoke says that only time ends a session, and has it denied where the
+// entitlement says so.
+func (a *AWS) Revoke(ctx context.Context, l broker.Lease) error {
 	switch {
 	case string(l.Handle) == awsNothing:
 		return nil
-	case len(l.Handle) > 0:
+	case len(l.Handle) == 0:
+		return broker.ErrNotRevocable
+	}
+	var d awsDenial
+	if json.Unmarshal(l.Handle, &d) != nil || !awsRoleName.MatchString(d.Role) || d.Deny != AWSDenySession && d.Deny != AWSDenyRole {
 		return errForeignHandle(l)
 	}
-	return broker.ErrNotRevocable
+	return a.revoke(ctx, l, d)
 }
+
+var awsRoleName = regexp.MustCompile(`^[\w+=,.@-]{1,64}$`)
 
 // Issue has STS make a session of the entitlement's role, by one call that is
 // never repeated.

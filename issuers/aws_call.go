@@ -105,14 +105,14 @@ func (awsSigner) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Reques
 // AssumeRoleWithWebIdentity"; "Monitor and control actions taken with assumed
 // roles").
 type awsAssertion struct {
-	Audience       string         `json:"aud"`
-	Expires        int64          `json:"exp"`
-	Issued         int64          `json:"iat"`
-	Issuer         string         `json:"iss"`
-	ID             string         `json:"jti"`
-	Subject        string         `json:"sub"`
-	Tags           awsSessionTags `json:"https://aws.amazon.com/tags"`
-	SourceIdentity string         `json:"https://aws.amazon.com/source_identity"`
+	Audience       string          `json:"aud"`
+	Expires        int64           `json:"exp"`
+	Issued         int64           `json:"iat"`
+	Issuer         string          `json:"iss"`
+	ID             string          `json:"jti"`
+	Subject        string          `json:"sub"`
+	Tags           *awsSessionTags `json:"https://aws.amazon.com/tags,omitempty"`
+	SourceIdentity string          `json:"https://aws.amazon.com/source_identity,omitempty"`
 }
 
 type awsSessionTags struct {
@@ -125,21 +125,26 @@ const awsAssertionTime = 5 * time.Minute
 // assertion signs the assertion for a session. Its sub is the entitlement's,
 // so that a role's trust policy can name the one entitlement that it is for.
 func (a *AWS) assertion(s *awsSession, now time.Time) (string, error) {
+	claims := awsAssertion{
+		Subject: "entitlement:" + s.lease.Entitlement, ID: s.lease.ID.String(), SourceIdentity: s.lease.Request.String(),
+		Tags: &awsSessionTags{map[string][]string{}},
+	}
+	for tag, value := range s.tags() {
+		claims.Tags.Principal[tag] = []string{value}
+	}
+	return a.sign(claims, now)
+}
+
+// sign signs an assertion, for us, of now.
+func (a *AWS) sign(claims awsAssertion, now time.Time) (string, error) {
 	w := a.cfg.WebIdentity
 	key := w.Keys.current(now)
 	if key == nil || key.row.Algorithm == "EdDSA" {
 		return "", fmt.Errorf("%w: no signing key that STS can verify is in use yet", broker.ErrIssuerUnavailable)
 	}
-	claims := awsAssertion{
-		Audience: a.cfg.Audience(), Issuer: w.Issuer, Subject: "entitlement:" + s.lease.Entitlement,
-		// An STS whose clock is behind ours would take it for one of the future.
-		Issued: now.Add(-awsClockSkew).Unix(), Expires: now.Add(awsAssertionTime).Unix(),
-		ID: s.lease.ID.String(), SourceIdentity: s.lease.Request.String(),
-		Tags: awsSessionTags{map[string][]string{}},
-	}
-	for tag, value := range s.tags() {
-		claims.Tags.Principal[tag] = []string{value}
-	}
+	claims.Audience, claims.Issuer = a.cfg.Audience(), w.Issuer
+	// An STS whose clock is behind ours would take it for one of the future.
+	claims.Issued, claims.Expires = now.Add(-awsClockSkew).Unix(), now.Add(awsAssertionTime).Unix()
 	text, err := json.Marshal(claims)
 	if err != nil {
 		return "", fmt.Errorf("encoding an assertion: %w", err)

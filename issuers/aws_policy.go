@@ -32,6 +32,7 @@ type AWSRole struct {
 	ManagedPolicies []string // ARNs; they add to what every scope allows
 	ExternalID      string   // that the role's trust policy asks for
 	Chain           bool     // the broker's own credentials are those of a role
+	Revoke          AWSDeny  // what is denied when a session is revoked
 	Scopes          map[string]AWSScope
 }
 
@@ -82,6 +83,7 @@ func (c AWSConfig) Compile(r AWSRole, e *broker.Entitlement, bad func(key, forma
 	c.checkManaged(r, partition, bad)
 	checkAWSTimes(r, e, bad)
 	checkFullRole(r, bad)
+	c.checkRevoke(r, bad)
 	for _, name := range slices.Sorted(maps.Keys(r.Scopes)) {
 		check := awsScopeCheck{partition, e.Parameters, "scopes/" + name, bad}
 		s.scopes[name] = check.compile(r.Scopes[name])

@@ -94,7 +94,24 @@ func (l *linter) catalogueEntries() {
 			l.problems.add(Problem{File: "entitlements." + name, Text: fmt.Sprintf(
 				"max_ttl %s is shorter than the shortest credential of its issuer, %s: it can never be collected", e.MaxTTL, e.MinTTL)})
 		}
+		if e.Shares != "" {
+			l.problems.add(Problem{File: "entitlements." + name, Text: l.shared(e)})
+		}
 	}
+}
+
+// shared says whom revoking a credential of an entitlement hits as well.
+func (l *linter) shared(e *broker.Entitlement) string {
+	others := ""
+	for _, name := range slices.Sorted(maps.Keys(l.in.Catalogue)) {
+		if name != e.Name && l.in.Catalogue[name].Shares == e.Shares {
+			others += ", " + name
+		}
+	}
+	if others != "" {
+		others = ", of " + others[2:] + " too"
+	}
+	return fmt.Sprintf("revoking one of its credentials ends all others of %s that were made before%s", e.Shares, others)
 }
 
 func (l *linter) emptyGroups() {

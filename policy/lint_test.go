@@ -75,6 +75,7 @@ func expectWarning(t *testing.T, e *policy.Engine, want string) {
 func TestWarningsOfTheWhole(t *testing.T) {
 	in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {members: [login/cleo]}\n")}, "a.ceder": {}, "sub/groups.yaml": {}, "notes.md": {}})
 	in.Catalogue["reports"].MaxTTL = time.Minute
+	in.Catalogue["reports"].Shares, in.Catalogue["tickets-api"].Shares = "role/reports", "role/reports"
 	e, err := policy.Load(in)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +87,9 @@ func TestWarningsOfTheWhole(t *testing.T) {
 		`entitlements.orders-db-ro: no permit is about it, so nobody can ask for it`,
 		`entitlements.reports: max_ttl 1m0s is shorter than the shortest credential of its issuer, 15m0s: it can never be collected`,
 		`entitlements.reports: no permit is about it, so nobody can ask for it`,
+		`entitlements.reports: revoking one of its credentials ends all others of role/reports that were made before, of tickets-api too`,
 		`entitlements.tickets-api: no permit is about it, so nobody can ask for it`,
+		`entitlements.tickets-api: revoking one of its credentials ends all others of role/reports that were made before, of reports too`,
 		`groups.yaml: group "support": nobody is in it: list members, claims or workloads`,
 		`sub/groups.yaml: ignored: groups.yaml is read from the top of the folder only`,
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // testPeople is a provider that lets in whom the callback names.
-type testPeople struct{ groups []string }
+type testPeople struct{}
 
 func (p *testPeople) Begin(_ context.Context, provider string, _ bool, _ time.Time) ([]byte, string, error) {
 	return []byte("state-1"), "https://login.test/authorize?provider=" + provider, nil

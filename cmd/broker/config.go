@@ -131,6 +131,7 @@ type awsFile struct {
 	Endpoint plain       `yaml:"endpoint"` // of an STS that is not AWS's own
 	CAFile   string      `yaml:"ca_file"`
 	Auth     awsAuthFile `yaml:"auth"`
+	Revoker  plain       `yaml:"revoker_role_arn"`
 }
 
 type awsAuthFile struct {
@@ -155,6 +156,7 @@ type awsSpecFile struct {
 	ManagedPolicies []plain `yaml:"managed_policies"`
 	ExternalID      plain   `yaml:"external_id"`
 	Chain           bool    `yaml:"chain"`
+	RevokeSessions  string  `yaml:"revoke_sessions"`
 }
 
 // vaultSpecFile is what an entitlement says to a Vault.

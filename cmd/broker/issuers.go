@@ -75,7 +75,7 @@ func (c *checker) reserved() {
 }
 
 func (c *checker) awsIssuer(key string, f *awsFile) *issuers.AWSConfig {
-	cfg := &issuers.AWSConfig{Region: f.Region, Endpoint: string(f.Endpoint)}
+	cfg := &issuers.AWSConfig{Region: f.Region, Endpoint: string(f.Endpoint), Revoker: string(f.Revoker)}
 	if w := f.Auth.WebIdentity; w != nil {
 		cfg.WebIdentity = &issuers.AWSWebIdentity{Issuer: c.s.externalURL.String(), Audience: string(w.Audience), Algorithm: c.s.signing.Algorithm}
 	}
@@ -188,7 +188,7 @@ func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *
 		effect.String("kind", "vault").Hex("spec", spec.Digest())
 	case issuer.aws != nil:
 		spec := c.awsSpec(key, issuer.aws, f, e)
-		e.Spec, e.MinTTL = spec, issuers.AWSMinTTL
+		e.Spec, e.MinTTL, e.Shares = spec, issuers.AWSMinTTL, spec.Shares()
 		effect.String("kind", "aws").Hex("spec", spec.Digest())
 	}
 	e.Effect = audit.HashObject("accessbroker/effect/v1", effect)
@@ -231,7 +231,7 @@ func (c *checker) awsSpec(key string, cfg *issuers.AWSConfig, f entitlementFile,
 	}
 	role := issuers.AWSRole{
 		RoleARN: string(f.AWS.RoleARN), FullRole: f.AWS.FullRole, ManagedPolicies: toStrings(f.AWS.ManagedPolicies),
-		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Scopes: map[string]issuers.AWSScope{},
+		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Revoke: issuers.AWSDeny(f.AWS.RevokeSessions), Scopes: map[string]issuers.AWSScope{},
 	}
 	all := ""
 	for name, adds := range f.Scopes.adds {

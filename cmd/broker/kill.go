@@ -131,6 +131,9 @@ func writeKill(w io.Writer, what string, k *api.KillPreview) {
 	if n := k.Irrevocable - k.Lasting; n > 0 {
 		fmt.Fprintf(w, "  %d of them only time ends, the last at %s\n", n, clock(k.WorkUntil))
 	}
+	if k.Beyond > 0 {
+		fmt.Fprintf(w, "  and %d others end with them, because their issuer ends them together\n", k.Beyond)
+	}
 	if k.Lasting > 0 {
 		fmt.Fprintf(w, "  %d of them go on working: change what they give access to\n", k.Lasting)
 	}

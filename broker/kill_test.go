@@ -1,0 +1,79 @@
+package broker_test
+
+import (
+	"errors"
+	"testing"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+var root = broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket}}
+
+func TestKillSwitch(t *testing.T) {
+	w := tokenWorld(t)
+	for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	under := broker.Selector{Under: "spiffe://acme.test/agent"}
+	if _, err := w.broker.Preview(t.Context(), agent(noon), under, noon); !errors.Is(err, broker.ErrDenied) {
+		t.Fatalf("a workload may use the kill switch: %v", err)
+	}
+	seen, err := w.broker.Preview(t.Context(), root, under, noon)
+	if err != nil || seen.Leases != 2 || seen.Irrevocable != 1 {
+		t.Fatalf("preview: %+v, %v", seen, err)
+	}
+	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", audit.Digest{}, false, noon); !errors.Is(err, broker.ErrPreviewStale) {
+		t.Fatalf("without having looked: %v", err)
+	}
+	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", seen.Digest, false, noon); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
+		t.Errorf("a blocked identity: %v", err)
+	}
+	if n, err := w.broker.Reap(t.Context(), noon); err != nil || n != 1 {
+		t.Errorf("the reaper finds %d due, %v", n, err)
+	}
+	if w.count(t, broker.LeaseRevoked) != 2 {
+		t.Errorf("%d leases are revoked", w.count(t, broker.LeaseRevoked))
+	}
+	if err := w.broker.Lift(t.Context(), root, under, "over", noon); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); err != nil {
+		t.Errorf("after the block was lifted: %v", err)
+	}
+}
+
+// The preview counts those that aren't hit and end all the same, because their
+// issuer ends them together.
+func TestPreviewCountsWhatIsBeyond(t *testing.T) {
+	w := tokenWorld(t)
+	for _, e := range w.rules.Catalogue {
+		e.Shares = "role/all"
+	}
+	for _, who := range []string{"spiffe://acme.test/agent/a", "spiffe://acme.test/agent/b"} {
+		for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
+			if _, _, err := w.broker.AskAndCollect(t.Context(), workload(who, noon), ask, broker.Again{}, noon); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, test := range []struct {
+		selector       broker.Selector
+		leases, beyond int
+	}{
+		{broker.Selector{Entitlement: "db"}, 2, 2},
+		{broker.Selector{Under: "spiffe://acme.test/agent/a"}, 2, 2},
+		{broker.Selector{Under: "spiffe://acme.test/agent"}, 4, 0},
+		{broker.Selector{Under: "spiffe://acme.test/other"}, 0, 0},
+	} {
+		seen, err := w.broker.Preview(t.Context(), root, test.selector, noon)
+		if err != nil || seen.Leases != test.leases || seen.Beyond != test.beyond {
+			t.Errorf("%+v: %+v, %v", test.selector, seen, err)
+		}
+	}
+}

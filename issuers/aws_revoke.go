@@ -1,0 +1,214 @@
+package issuers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+	"github.com/aws/aws-sdk-go-v2/service/iam/types"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"accessbroker.internal/broker"
+)
+
+// AWS has no call that ends a session. What comes closest is an inline policy
+// of its role that denies everything (IAM User Guide, "Revoking IAM role
+// temporary security credentials"). It is for sessions that a person or the kill
+// switch revokes, where the entitlement says so, and not for those that are
+// given back: a role takes some dozens of such policies and no more.
+
+// AWSDeny says which sessions are denied when one is revoked.
+type AWSDeny string
+
+// The ways to deny.
+const (
+	AWSDenyNone    AWSDeny = ""
+	AWSDenySession AWSDeny = "session" // that one, by its session name
+	AWSDenyRole    AWSDeny = "role"    // all of the role that were made before, other holders' too
+)
+
+// Names of the inline policies.
+const (
+	awsDenyPrefix = "access-broker-revoked-"
+	awsDenyBefore = "access-broker-revoked-before"
+)
+
+// An awsDenial is the handle of a lease whose session can be denied.
+type awsDenial struct {
+	Role string  `json:"role"` // its name, as IAM knows it
+	Deny AWSDeny `json:"deny"`
+}
+
+// denial is the handle for a role; nil: its sessions are not denied.
+func (s *AWSSpec) denial() []byte {
+	if s.role.Revoke == AWSDenyNone {
+		return nil
+	}
+	_, name, _ := strings.Cut(s.role.RoleARN, ":role/")
+	text, _ := json.Marshal(awsDenial{name[strings.LastIndexByte(name, '/')+1:], s.role.Revoke}) // strings always marshal
+	return text
+}
+
+// Shares names what ends with a session that is revoked, if that is more than
+// itself: all of its role.
+func (s *AWSSpec) Shares() string {
+	if s.role.Revoke == AWSDenyRole {
+		return s.role.RoleARN
+	}
+	return ""
+}
+
+func (c AWSConfig) checkRevoke(r AWSRole, bad func(key, format string, args ...any)) {
+	switch {
+	case r.Revoke == AWSDenyNone:
+	case r.Revoke != AWSDenySession && r.Revoke != AWSDenyRole:
+		bad("aws/revoke_sessions", "choose session, which denies the one that is revoked, or role, which denies all sessions of the role that were made before")
+	case c.Endpoint != "" && c.IAMEndpoint == "":
+		bad("aws/revoke_sessions", "it takes AWS's IAM, which the issuer's endpoint has not")
+	case c.WebIdentity != nil && c.Revoker == "":
+		bad("aws/revoke_sessions", "say in the issuer's revoker_role_arn which role may deny them")
+	}
+}
+
+// revoke denies a session, if it was revoked and its lease says how. IAM takes
+// some seconds to tell everybody and never says when it has: the truth is
+// pending, until time has ended the session.
+func (a *AWS) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
+	now := a.cfg.Now()
+	over := !now.Before(l.Expires)
+	if l.EndHow != broker.EndRevoked || over && l.EndAsked.IsZero() {
+		return broker.ErrNotRevocable
+	}
+	ctx, cancel := context.WithTimeout(ctx, awsCallTime)
+	defer cancel()
+	var err error
+	switch {
+	case over && d.Deny == AWSDenySession:
+		// Nothing is left to deny. What can't be taken away stays, and denies nobody.
+		_, _ = a.iam.DeleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: &d.Role, PolicyName: aws.String(awsDenyPrefix + l.ID.String())})
+		return broker.ErrNotRevocable
+	case over:
+		return broker.ErrNotRevocable
+	case d.Deny == AWSDenySession:
+		err = a.deny(ctx, d.Role, awsDenyPrefix+l.ID.String(), "StringLike", "aws:userid", "*:"+l.ID.String())
+	default:
+		err = a.denyBefore(ctx, d.Role, l, now)
+	}
+	if err == nil {
+		return broker.ErrQueued
+	}
+	err = awsFailure("IAM", err)
+	var nothing *awsMadeNothing
+	if errors.As(err, &nothing) {
+		return nothing.error
+	}
+	return err
+}
+
+// deny puts an inline policy on a role. Putting the same again changes nothing,
+// so that an answer that was lost does no harm.
+func (a *AWS) deny(ctx context.Context, role, name, operator, key, value string) error {
+	document, err := json.Marshal(map[string]any{
+		"Version": "2012-10-17",
+		"Statement": []any{map[string]any{
+			"Effect": "Deny", "Action": "*", "Resource": "*", "Condition": map[string]any{operator: map[string]string{key: value}},
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &role, PolicyName: &name, PolicyDocument: aws.String(string(document))})
+	return err
+}
+
+// denyBefore denies all sessions of a role that were made before now, unless
+// one that is later than this lease's session stands already: of a thousand
+// that are revoked at once, the first does it.
+func (a *AWS) denyBefore(ctx context.Context, role string, l broker.Lease, now time.Time) error {
+	out, err := a.iam.GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &role, PolicyName: aws.String(awsDenyBefore)})
+	if err == nil && deniedBefore(aws.ToString(out.PolicyDocument)).After(l.Opened.Add(broker.IssueDeadline+awsClockSkew)) {
+		return nil
+	}
+	var none *types.NoSuchEntityException
+	if err != nil && !errors.As(err, &none) {
+		return err
+	}
+	return a.deny(ctx, role, awsDenyBefore, "DateLessThan", "aws:TokenIssueTime", now.UTC().Format(time.RFC3339))
+}
+
+// deniedBefore reads the time of a policy that denyBefore put, which IAM gives
+// URL-encoded; zero if it is none.
+func deniedBefore(document string) time.Time {
+	text, err := url.PathUnescape(document)
+	if err != nil {
+		return time.Time{}
+	}
+	var policy struct {
+		Statement []struct {
+			Condition struct {
+				DateLessThan map[string]time.Time
+			}
+		}
+	}
+	if json.Unmarshal([]byte(text), &policy) != nil || len(policy.Statement) != 1 {
+		return time.Time{}
+	}
+	return policy.Statement[0].Condition.DateLessThan["aws:TokenIssueTime"]
+}
+
+// newIAM makes the client that denies. By an assertion, the broker assumes the
+// role that may; else it may itself, or assumes the role by its own credentials.
+func (a *AWS) newIAM(client aws.HTTPClient, own aws.CredentialsProvider) *iam.Client {
+	var by aws.CredentialsProvider = own
+	if a.cfg.Revoker != "" {
+		by = aws.NewCredentialsCache(aws.CredentialsProviderFunc(a.asRevoker), func(o *aws.CredentialsCacheOptions) {
+			o.ExpiryWindow = time.Minute
+		})
+	}
+	options := iam.Options{Region: a.cfg.Region, HTTPClient: client, Credentials: by, HTTPSignerV4: awsSigner{}, Retryer: aws.NopRetryer{}}
+	if a.cfg.IAMEndpoint != "" {
+		options.BaseEndpoint = &a.cfg.IAMEndpoint
+	}
+	return iam.New(options)
+}
+
+// awsRevoker names the broker's own sessions that deny others, and is the sub
+// of its assertion for them: no entitlement's, which begin with "entitlement:".
+const awsRevoker = "revoker"
+
+// asRevoker assumes the role that may deny.
+func (a *AWS) asRevoker(ctx context.Context) (aws.Credentials, error) {
+	now := a.cfg.Now()
+	seconds := int32(AWSMinTTL / time.Second)
+	if a.cfg.WebIdentity == nil {
+		out, err := a.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(awsRevoker), DurationSeconds: &seconds})
+		if err != nil {
+			return aws.Credentials{}, awsFailure("AssumeRole", err)
+		}
+		return awsSessionOf(out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken, out.Credentials.Expiration)
+	}
+	assertion, err := a.sign(awsAssertion{Subject: awsRevoker, ID: broker.NewLeaseID(now).String()}, now)
+	if err != nil {
+		return aws.Credentials{}, err
+	}
+	out, err := a.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
+		RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(awsRevoker), WebIdentityToken: &assertion, DurationSeconds: &seconds,
+	})
+	if err != nil {
+		return aws.Credentials{}, awsFailure("AssumeRoleWithWebIdentity", err)
+	}
+	return awsSessionOf(out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken, out.Credentials.Expiration)
+}
+
+func awsSessionOf(id, secret, token *string, expires *time.Time) (aws.Credentials, error) {
+	if aws.ToString(id) == "" || aws.ToString(secret) == "" || expires == nil {
+		return aws.Credentials{}, fmt.Errorf("%w: STS answered without a credential", broker.ErrIssuerUnavailable)
+	}
+	return aws.Credentials{AccessKeyID: *id, SecretAccessKey: *secret, SessionToken: aws.ToString(token), CanExpire: true, Expires: *expires}, nil
+}

@@ -130,7 +130,7 @@ func testLogins(t *testing.T, l *lab) {
 		_, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "orders-by-token"})
 		return err
 	})
-	l.clean(t, "orders-by-cert", "orders-by-token", "orders-by-agent")
+	l.clean(t)
 }
 
 // brokerToken makes a token as an operator would for a token file, or for an
@@ -179,7 +179,7 @@ func testDiskFull(t *testing.T, l *lab) {
 		}
 		return err
 	})
-	l.clean(t, "orders-by-agent")
+	l.clean(t)
 }
 
 // limitFiles lets a process write no file beyond a size, as a full disk would:

@@ -534,10 +534,10 @@ func (l *lab) liveLeases(t *testing.T, entitlement string) (all []api.Lease) {
 	}
 }
 
-// clean ends all that is left.
-func (l *lab) clean(t *testing.T, entitlements ...string) {
+// clean ends every database user that is left.
+func (l *lab) clean(t *testing.T) {
 	t.Helper()
-	for _, lease := range l.live(t, entitlements...) {
+	for _, lease := range l.live(t, "orders-db-ro", "orders-by-cert", "orders-by-token", "orders-by-agent") {
 		if _, errs, code := l.cli(l.bin, "return", lease.ID, "--admin-socket", l.dir+"/admin.sock"); code != 0 {
 			t.Fatalf("return: %s", errs)
 		}

@@ -69,14 +69,15 @@ const (
 // Every method takes the caller's identity and the time; none reads a clock
 // but to measure.
 type Broker struct {
-	cfg     Config
-	rules   atomic.Pointer[Rules]
-	waiters waiters
-	denials denials
-	paces   map[string]*pace             // by issuer; the map is not changed
-	writes  gate                         // of reaping
-	coming  atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
-	reload  sync.Mutex                   // held while rules are replaced
+	cfg      Config
+	rules    atomic.Pointer[Rules]
+	waiters  waiters
+	pendings pending
+	denials  denials
+	paces    map[string]*pace             // by issuer; the map is not changed
+	writes   gate                         // of reaping
+	coming   atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
+	reload   sync.Mutex                   // held while rules are replaced
 }
 
 // New makes a Broker that refuses everything until SetRules. It starts

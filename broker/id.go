@@ -63,6 +63,13 @@ func NewRequestID(now time.Time) RequestID { return RequestID(newID(now)) }
 // NewLeaseID makes a lease's ID; safe for concurrent use.
 func NewLeaseID(now time.Time) LeaseID { return LeaseID(newID(now)) }
 
+// leaseIDAt gives an ID that sorts before all that are made at t or later. It
+// names no lease.
+func leaseIDAt(t time.Time) (id LeaseID) {
+	binary.BigEndian.PutUint64(id[:8], uint64(max(t.UnixMilli(), 0))<<16)
+	return id
+}
+
 func encodeID(prefix string, id [16]byte) string {
 	if id == ([16]byte{}) {
 		return ""

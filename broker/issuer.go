@@ -58,3 +58,11 @@ type Inspector interface {
 	// is not one of its tokens. It verifies the signature, not the time.
 	Inspect(ctx context.Context, token string) (LeaseID, error)
 }
+
+// A Describer is an Issuer that says what its credentials can do.
+type Describer interface {
+	// Describe shows those who approve what a credential of these scopes and
+	// parameters would let its holder do: the policy or the path, as the
+	// upstream knows it. It does no I/O, and its text holds no secret.
+	Describe(e *Entitlement, scopes []string, parameters map[string]string) string
+}

@@ -12,6 +12,7 @@ type waiters struct {
 	sync.Mutex
 	by       map[RequestID]*waiting
 	watchers map[chan struct{}]bool
+	changes  uint64
 }
 
 type waiting struct {
@@ -48,12 +49,20 @@ func (w *waiters) changed(id RequestID) {
 	w.wake(id)
 	w.Lock()
 	defer w.Unlock()
+	w.changes++
 	for watcher := range w.watchers {
 		select {
 		case watcher <- struct{}{}:
 		default: // it has yet to look after the change before
 		}
 	}
+}
+
+// count gives how many changes were told.
+func (w *waiters) count() uint64 {
+	w.Lock()
+	defer w.Unlock()
+	return w.changes
 }
 
 // wake lets those go on who wait for the request.

@@ -162,17 +162,25 @@ var errNoSession = refuse(ErrUnauthenticated, "your session has ended: log in ag
 // Session gives the session of a token, if it is open: not closed, not logged
 // out by its provider, used within the idle time, and of nobody who is blocked.
 func (b *Broker) Session(ctx context.Context, token SessionToken, now time.Time) (*Session, error) {
-	var s *Session
-	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+	s, err := b.Glance(ctx, token, now)
+	if err != nil {
+		return nil, err
+	}
+	if now.Sub(s.Seen) > seenEvery {
+		s.Seen = now
+		b.touch(ctx, s.SessionKey, now)
+	}
+	return s, nil
+}
+
+// Glance is Session, and does not count as a use of it.
+func (b *Broker) Glance(ctx context.Context, token SessionToken, now time.Time) (s *Session, err error) {
+	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
 		s, err = b.openSession(tx, token.key(), now)
 		return err
 	})
 	if err != nil {
 		return nil, unavailable(err)
-	}
-	if now.Sub(s.Seen) > seenEvery {
-		s.Seen = now
-		b.touch(ctx, s.SessionKey, now)
 	}
 	return s, nil
 }

@@ -54,6 +54,7 @@ type reply struct {
 	mediaType string   // "application/json" if empty
 	header    http.Header
 	err       error // what led to it, for the log
+	sent      bool  // it was written as it came to be
 }
 
 func ok(body any) (reply, error) { return reply{status: http.StatusOK, body: body}, nil }
@@ -310,6 +311,9 @@ func (c *call) waiting() (context.Context, context.CancelFunc) {
 }
 
 func (c *call) write(answer reply) {
+	if answer.sent {
+		return
+	}
 	body, err := answer.encode()
 	if err != nil {
 		answer = c.fail(fmt.Errorf("encoding the answer: %w", err))

@@ -19,7 +19,7 @@ import (
 const (
 	maxBody  = 64 << 10 // bytes, of every request
 	maxDepth = 8        // of JSON
-	maxForm  = 32       // parameters of a form
+	maxForm  = 96       // parameters of a form
 )
 
 // decodeJSON reads exactly one JSON object into a struct, whose fields it must

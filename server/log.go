@@ -24,6 +24,9 @@ type LogReader interface {
 	// Prove gives the proof that a record stands under the newest checkpoint;
 	// broker.ErrNotFound if none covers it yet.
 	Prove(ctx context.Context, index int64) (*audit.Proof, error)
+
+	// Size is how many records there are.
+	Size() int64
 }
 
 func (s *Server) checkpoint(c *call) (reply, error) {
@@ -37,37 +40,40 @@ func (s *Server) checkpoint(c *call) (reply, error) {
 // auditRecord gives a record to auditors and to those it is about. To all
 // others it is not found, as is one past the end.
 func (s *Server) auditRecord(c *call) (reply, error) {
-	index, err := strconv.ParseInt(c.r.PathValue("index"), 10, 64)
-	if err != nil || index < 0 {
-		return reply{}, refuse(broker.ErrNotFound, "a record is named by its index, from 0")
-	}
-	item, err := s.cfg.Log.Record(c.r.Context(), index)
+	out, _, err := s.readRecord(c)
 	if err != nil {
-		return reply{}, err
-	}
-	record, err := audit.Decode(item.Leaf)
-	if err != nil {
-		return reply{}, fmt.Errorf("decoding record %d: %w", index, err)
-	}
-	if !s.mayRead(c, &record) {
-		return reply{}, broker.ErrNotFound
-	}
-	out := api.AuditRecord{Index: index, Leaf: item.Leaf, Record: item.Leaf}
-	if len(item.Hashes) >= len(audit.Digest{}) {
-		out.LeafHash = hex.EncodeToString(item.Hashes[:len(audit.Digest{})])
-	}
-	if out.Openings, err = openings(item.Openings); err != nil {
-		return reply{}, fmt.Errorf("decoding the openings of record %d: %w", index, err)
-	}
-	if out.Proof, err = s.prove(c, index); err != nil {
 		return reply{}, err
 	}
 	return ok(out)
 }
 
+// readRecord gives the record of the call's path, to those who may read it.
+func (s *Server) readRecord(c *call) (out api.AuditRecord, record audit.Record, err error) {
+	index, err := strconv.ParseInt(c.r.PathValue("index"), 10, 64)
+	if err != nil || index < 0 {
+		return out, record, refuse(broker.ErrNotFound, "a record is named by its index, from 0")
+	}
+	item, record, err := s.record(c.r.Context(), index)
+	if err != nil {
+		return out, record, err
+	}
+	if !s.mayRead(c, &record) {
+		return out, record, broker.ErrNotFound
+	}
+	out = api.AuditRecord{Index: index, Leaf: item.Leaf, Record: item.Leaf}
+	if len(item.Hashes) >= len(audit.Digest{}) {
+		out.LeafHash = hex.EncodeToString(item.Hashes[:len(audit.Digest{})])
+	}
+	if out.Openings, err = openings(item.Openings); err != nil {
+		return out, record, fmt.Errorf("decoding the openings of record %d: %w", index, err)
+	}
+	out.Proof, err = s.prove(c, index)
+	return out, record, err
+}
+
 // mayRead says whether the caller is an auditor or a party: the one who acted,
 // the one on whose behalf, the one who filed the request, or who holds the
-// lease.
+// lease; or a person who is shown the request anyway.
 func (s *Server) mayRead(c *call, r *audit.Record) bool {
 	ctx, b := c.r.Context(), s.cfg.Broker
 	for _, party := range []*audit.Party{r.Caller, r.Subject} {
@@ -87,7 +93,7 @@ func (s *Server) mayRead(c *call, r *audit.Record) bool {
 	if r.Request != nil {
 		if id, err := broker.ParseRequestID(r.Request.ID); err == nil {
 			request, err := b.Request(ctx, c.who, id, c.now)
-			return err == nil && request.Requester.ID == c.who.ID
+			return err == nil && (request.Requester.ID == c.who.ID || c.who.Kind == broker.KindPerson)
 		}
 	}
 	return false

@@ -217,6 +217,3 @@ func (s *Server) staticFile(c *call) (reply, error) {
 		header: http.Header{"Cache-Control": {"public, max-age=31536000, immutable"}},
 	}, nil
 }
-
-// inbox shows what waits for the viewer.
-func (s *Server) inbox(c *call) (reply, error) { return c.page("inbox", "Inbox", "inbox", nil) }

@@ -52,7 +52,11 @@ func (c *call) enterSession(token broker.SessionToken) error {
 	if err := c.s.failures.check(c.from); err != nil {
 		return err
 	}
-	s, err := c.s.cfg.Broker.Session(c.r.Context(), token, c.now)
+	enter := c.s.cfg.Broker.Session
+	if c.background() {
+		enter = c.s.cfg.Broker.Glance
+	}
+	s, err := enter(c.r.Context(), token, c.now)
 	if err != nil {
 		if errors.Is(err, broker.ErrUnauthenticated) {
 			c.unproved = true
@@ -62,6 +66,12 @@ func (c *call) enterSession(token broker.SessionToken) error {
 	}
 	c.who, c.session, c.token = s.Who, s, token
 	return nil
+}
+
+// background says whether a page asks by itself, without a person's doing: that
+// must not keep a session open.
+func (c *call) background() bool {
+	return c.route.audience == UI && (c.route.path == "/ui/events" || c.r.Method == http.MethodGet && c.r.Header.Get("Broker-Background") != "")
 }
 
 // asApprover calls f for the person who calls. If what the provider said of

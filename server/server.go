@@ -62,6 +62,8 @@ type Config struct {
 	// has a path, everything is served below it, too.
 	ExternalURL string
 
+	TicketURL string // where a ticket is looked at: "https://tracker.acme.test/{ticket}"; empty: pages don't link them
+
 	Algorithms    func() []string // of the keys that Keys gives, for the metadata; nil: not said
 	SVIDAudiences []string        // accepted in callers' JWT-SVIDs, for the metadata
 
@@ -82,6 +84,7 @@ type Server struct {
 	external  *url.URL
 	admission *admission
 	strangers *admission // by address, for what is done for callers who are not proved
+	viewers   *admission // by person, of pages that stay open
 	failures  *failures
 	readiness readiness
 
@@ -109,6 +112,7 @@ func New(cfg Config) (*Server, error) {
 		external:  external,
 		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
+		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
 		failures:  newFailures(),
 		draining:  draining,
 		drain:     drain,

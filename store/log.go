@@ -88,6 +88,9 @@ func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
 	return item, nil
 }
 
+// Size is how many records the log has.
+func (s *Store) Size() int64 { return s.Head().Size }
+
 // Hashes reads the tree's hashes, for proofs.
 func (s *Store) Hashes(ctx context.Context) audit.Rows {
 	return rowHashes(ctx, s.readers, s.Head().Epoch)

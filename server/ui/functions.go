@@ -1,7 +1,9 @@
 package ui
 
 import (
+	"errors"
 	"html/template"
+	"strings"
 	"time"
 )
 
@@ -10,4 +12,61 @@ var functions = template.FuncMap{
 	"static": func(name string) string { return "/ui/static/" + hashed[name] },
 	"stamp":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"utc":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"short":  short,
+	"first":  first,
+	"joined": func(list []string) string { return strings.Join(list, ", ") },
+	"brief":  brief,
+	"truth":  func(revocation string) string { return truths[revocation] },
+	"dict":   dict,
+	"kind":   func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
+}
+
+// dict makes one value of several, for templates within templates.
+func dict(pairs ...any) (map[string]any, error) {
+	if len(pairs)%2 != 0 {
+		return nil, errors.New("dict takes names and values")
+	}
+	m := make(map[string]any, len(pairs)/2)
+	for i := 0; i < len(pairs); i += 2 {
+		name, ok := pairs[i].(string)
+		if !ok {
+			return nil, errors.New("dict takes names and values")
+		}
+		m[name] = pairs[i+1]
+	}
+	return m, nil
+}
+
+// short gives the part of a SPIFFE ID that people tell callers apart by. The
+// whole stands beside it, as a title.
+func short(id string) string {
+	return strings.TrimPrefix(id, "spiffe://")
+}
+
+func first(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return list[0]
+}
+
+// briefLength is how many characters of a free text a list shows.
+const briefLength = 160
+
+// brief cuts a text where it has to end.
+func brief(s string) string {
+	runes := []rune(s)
+	if len(runes) <= briefLength {
+		return s
+	}
+	return string(runes[:briefLength]) + "…"
+}
+
+// truths say what ending a credential early means.
+var truths = map[string]string{
+	"immediate":   "can be taken back at once",
+	"pending":     "is being taken back",
+	"at_expiry":   "can't be taken back: only time ends it",
+	"at_rotation": "goes on working until the system rotates its password",
+	"never":       "is not short-lived: nothing takes it back",
 }

@@ -1,0 +1,149 @@
+package server
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/server/ui"
+)
+
+// What a person has, and may ask for.
+
+type accessPage struct {
+	Requests     []requestView
+	NextRequests string
+	Leases       []api.Lease
+	Done         string
+}
+
+// access shows the viewer's own requests and live leases.
+func (s *Server) access(c *call) (reply, error) {
+	ctx, b := c.r.Context(), s.cfg.Broker
+	before, err := pageCursor(c)
+	if err != nil {
+		return reply{}, err
+	}
+	requests, next, err := b.Requests(ctx, c.who, broker.RequestQuery{Now: c.now, Before: before, Limit: 20}, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	leases, _, err := b.Leases(ctx, c.who, broker.LeaseQuery{Live: true, Now: c.now}, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	p := accessPage{Requests: s.viewAll(c, requests), NextRequests: next.String()}
+	for _, l := range leases {
+		p.Leases = append(p.Leases, toLease(l, c.now))
+	}
+	if c.r.URL.Query().Get("done") == "returned" {
+		p.Done = "You gave it back."
+	}
+	return c.page("access", "My access", "access", p)
+}
+
+// pageCursor reads where a page's list goes on.
+func pageCursor(c *call) (id broker.RequestID, err error) {
+	if text := c.r.URL.Query().Get("before"); text != "" {
+		id, err = broker.ParseRequestID(text)
+	}
+	return id, err
+}
+
+// offersPage shows what the viewer may ask for.
+func (s *Server) offersPage(c *call) (reply, error) {
+	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	list := make([]api.Offer, len(offers))
+	for i, o := range offers {
+		list[i] = toOffer(o)
+	}
+	return c.page("entitlements", "Entitlements", "entitlements", list)
+}
+
+type askPage struct {
+	api.Offer
+	Failed string
+	Said   form
+}
+
+// askPage is the form by which a person asks.
+func (s *Server) askPage(c *call) (reply, error) { return s.showAsk(c, http.StatusOK, askPage{}) }
+
+func (s *Server) showAsk(c *call, status int, p askPage) (reply, error) {
+	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	i := slices.IndexFunc(offers, func(o broker.Offer) bool { return o.Entitlement.Name == c.r.PathValue("name") })
+	if i < 0 {
+		return reply{}, refuse(broker.ErrNotFound, "there is nothing of this name that you may ask for")
+	}
+	p.Offer = toOffer(offers[i])
+	return c.pageOf(status, ui.Page{Name: "ask", Title: "Ask for " + p.Entitlement, Tab: "entitlements", Data: p})
+}
+
+// fileAsk files what the form asks for.
+func (s *Server) fileAsk(c *call) (reply, error) {
+	ask, err := c.formAsk()
+	var r *broker.Request
+	if err == nil {
+		r, err = s.cfg.Broker.Ask(c.r.Context(), c.who, ask, broker.Again{}, c.now)
+	}
+	if err == nil {
+		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=asked"))
+	}
+	m := meaningOf(err)
+	if m.level == ours || m.status == http.StatusUnauthorized {
+		return reply{}, err
+	}
+	problem := c.problemOf(err)
+	answer, rendering := s.showAsk(c, m.status, askPage{Failed: strings.Join(append([]string{problem.Detail}, problem.Reasons...), " "), Said: c.form})
+	answer.code = problem.Code
+	return answer, rendering
+}
+
+func (c *call) formAsk() (ask broker.Ask, err error) {
+	ask = broker.Ask{
+		Entitlement: c.r.PathValue("name"), Justification: c.text("why"), Ticket: strings.TrimSpace(c.form.get("ticket")),
+		BreakGlass: c.form.get("break_glass") != "", SourceIP: c.from,
+	}
+	for name := range c.form {
+		if scope, ok := strings.CutPrefix(name, "scope."); ok {
+			ask.Scopes = append(ask.Scopes, scope)
+		}
+		if parameter, ok := strings.CutPrefix(name, "param."); ok {
+			if ask.Parameters == nil {
+				ask.Parameters = map[string]string{}
+			}
+			ask.Parameters[parameter] = c.text(name)
+		}
+	}
+	if ask.TTL, err = c.shorter("ttl", 0); err != nil {
+		return ask, err
+	}
+	ask.Duration, err = c.shorter("duration", 0)
+	return ask, err
+}
+
+// endLeasePage gives a lease back, or revokes it for somebody else.
+func (s *Server) endLeasePage(c *call) (reply, error) {
+	id, err := broker.ParseLeaseID(c.r.PathValue("id"))
+	if err != nil {
+		return reply{}, err
+	}
+	c.about = id.String()
+	l, err := s.cfg.Broker.Revoke(c.r.Context(), c.who, id, c.text("reason"), time.Now())
+	if err != nil {
+		return reply{}, err
+	}
+	if l.Holder == c.who.ID {
+		return c.redirect(s.to("/ui/access?done=returned"))
+	}
+	return c.redirect(s.to("/ui/requests/" + l.Request.String()))
+}

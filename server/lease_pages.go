@@ -1,0 +1,126 @@
+package server
+
+import (
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// Leases of all whom the viewer may see, and the kill switch.
+
+type leasesPage struct {
+	Leases      []api.Lease
+	Next        string
+	Holder      string
+	Entitlement string
+	All         bool // ended ones too
+	MayKill     bool
+	Blocks      []blockView
+	Done        string
+	Kinds       []string
+}
+
+type blockView struct {
+	Kind, Name, Reason, By string
+	Since                  time.Time
+}
+
+// killKinds are what the kill switch selects by.
+var killKinds = []string{"holder", "under", "trust_domain", "entitlement", "issuer", "request"}
+
+func (s *Server) leasesPage(c *call) (reply, error) {
+	ctx, b, query := c.r.Context(), s.cfg.Broker, c.r.URL.Query()
+	p := leasesPage{Holder: query.Get("holder"), Entitlement: query.Get("entitlement"), All: query.Has("all"), Kinds: killKinds}
+	q := broker.LeaseQuery{Holder: broker.Everyone, Entitlement: p.Entitlement, Live: !p.All, Now: c.now}
+	if p.Holder != "" {
+		q.Holder = p.Holder
+	}
+	if text := query.Get("before"); text != "" {
+		var err error
+		if q.Before, err = broker.ParseLeaseID(text); err != nil {
+			return reply{}, err
+		}
+	}
+	page, next, err := b.Leases(ctx, c.who, q, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	p.Next = next.String()
+	for _, l := range page {
+		p.Leases = append(p.Leases, toLease(l, c.now))
+	}
+	if p.MayKill = b.May(ctx, c.who, broker.ActionBlock, c.now); p.MayKill {
+		blocks, err := b.Blocks(ctx, c.who, c.now)
+		if err != nil {
+			return reply{}, err
+		}
+		for _, block := range blocks {
+			p.Blocks = append(p.Blocks, blockView{block.Selector.Kind, block.Selector.Name, block.Reason, block.By, block.Since})
+		}
+	}
+	p.Done = map[string]string{"killed": "It is blocked, and what lived is being ended.", "lifted": "The block is lifted."}[query.Get("done")]
+	return c.page("leases", "Leases", "leases", p)
+}
+
+type killPage struct {
+	Kind, Name, Reason string
+	Preview            api.KillPreview
+	Blocks             bool // of a request, nothing is blocked
+}
+
+func (c *call) formSelector() (broker.Selector, error) {
+	name := strings.TrimSpace(c.form.get("name"))
+	selector := api.Selector{}
+	switch c.form.get("kind") {
+	case "holder":
+		selector.Holder = name
+	case "under":
+		selector.Under = name
+	case "trust_domain":
+		selector.TrustDomain = name
+	case "entitlement":
+		selector.Entitlement = name
+	case "issuer":
+		selector.Issuer = name
+	case "request":
+		selector.Request = name
+	}
+	return readSelector(selector)
+}
+
+// killPage shows what the kill switch would hit, does it, or lifts a block.
+func (s *Server) killPage(c *call) (reply, error) {
+	ctx, b := c.r.Context(), s.cfg.Broker
+	selector, err := c.formSelector()
+	if err != nil {
+		return reply{}, err
+	}
+	reason := c.text("reason")
+	switch c.form.get("do") {
+	case "lift":
+		if err := b.Lift(ctx, c.who, selector, reason, c.now); err != nil {
+			return reply{}, err
+		}
+		return c.redirect(s.to("/ui/leases?done=lifted"))
+	case "kill":
+		var seen audit.Digest
+		if seen.UnmarshalText([]byte(c.form.get("digest"))) != nil {
+			return reply{}, broker.ErrPreviewStale
+		}
+		if _, err := b.RevokeAll(ctx, c.who, selector, reason, seen, false, c.now); err != nil {
+			return reply{}, err
+		}
+		return c.redirect(s.to("/ui/leases?done=killed"))
+	}
+	if reason == "" {
+		return reply{}, refuse(broker.ErrJustificationRequired, "say why")
+	}
+	preview, err := b.Preview(ctx, c.who, selector, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	return c.page("kill", "Kill switch", "leases", killPage{c.form.get("kind"), strings.TrimSpace(c.form.get("name")), reason, toKillPreview(preview), c.form.get("kind") != "request"})
+}

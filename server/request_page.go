@@ -1,0 +1,187 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/server/ui"
+)
+
+// The page of one request: what an approver has to know, and says.
+
+type requestPage struct {
+	requestView
+	CanVote, CanReview, CanWithdraw bool
+	Description                     string
+	Effect                          string // what approving lets them do
+	Past                            []broker.Past
+	PastPartial                     bool
+	Leases                          []api.Lease
+	Needs                           api.Obligations
+	Proof                           api.Proof
+	From                            string
+	TicketLink                      string
+	Done, Failed                    string
+	LogInAgain                      bool
+	Said                            form // what was typed into a form that was refused
+}
+
+// requestDone are what can be said after a form was taken.
+var requestDone = map[string]string{
+	"approve": "You approved it.", "deny": "You denied it.", "withdraw": "You withdrew it.",
+	"justified": "Your review is recorded.", "unjustified": "Your review is recorded.", "asked": "Your request is filed.",
+}
+
+func (s *Server) requestPage(c *call) (reply, error) {
+	r, err := s.requestOf(c)
+	if err != nil {
+		return reply{}, err
+	}
+	return s.showRequest(c, http.StatusOK, r, requestPage{Done: requestDone[c.r.URL.Query().Get("done")]})
+}
+
+// requestOf gives the request that the page is about.
+func (s *Server) requestOf(c *call) (*broker.Request, error) {
+	id, err := broker.ParseRequestID(c.r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	c.about = id.String()
+	return s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)
+}
+
+func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPage) (reply, error) {
+	ctx, b := c.r.Context(), s.cfg.Broker
+	p.requestView = s.view(c, r)
+	p.CanVote, p.CanReview = b.Asked(c.who, r, c.now)
+	p.CanWithdraw = p.Mine && p.Status == api.StatusPending
+	if e := b.Rules().Catalogue[r.Entitlement]; e != nil {
+		p.Description = e.Description
+	}
+	p.Effect = b.Effect(r)
+	if p.Decision.Obligations != nil {
+		p.Needs = *p.Decision.Obligations
+	}
+	p.Proof = api.Proof{Method: string(r.Requester.Proof.Method), ExpiresAt: utc(r.Requester.Proof.Expires)}
+	if r.SourceIP.IsValid() {
+		p.From = r.SourceIP.String()
+	}
+	if s.cfg.TicketURL != "" && r.Ticket != "" {
+		p.TicketLink = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
+	}
+	var err error
+	if p.Past, p.PastPartial, err = b.Past(ctx, r, c.now); err != nil {
+		return reply{}, err
+	}
+	leases, err := b.LeasesOf(ctx, r, c.now)
+	if err != nil {
+		return reply{}, err
+	}
+	for _, l := range leases {
+		p.Leases = append(p.Leases, toLease(l, c.now))
+	}
+	return c.pageOf(status, ui.Page{Name: "request", Title: r.Entitlement, Tab: "inbox", Data: p})
+}
+
+// decideRequest takes what somebody says to a request by the page's form.
+func (s *Server) decideRequest(c *call) (reply, error) {
+	r, err := s.requestOf(c)
+	if err != nil {
+		return reply{}, err
+	}
+	err = s.carryOut(c, r)
+	if err == nil {
+		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=" + c.form.get("do")))
+	}
+	m := meaningOf(err)
+	if m.level == ours || m.status == http.StatusUnauthorized {
+		return reply{}, err
+	}
+	problem := c.problemOf(err)
+	p := requestPage{Failed: strings.Join(append([]string{problem.Detail}, problem.Reasons...), " "), LogInAgain: errors.Is(err, broker.ErrLoginStale), Said: c.form}
+	if newer, reading := s.requestOf(c); reading == nil {
+		r = newer
+	}
+	answer, rendering := s.showRequest(c, m.status, r, p)
+	answer.code = problem.Code
+	return answer, rendering
+}
+
+// carryOut does what the form says.
+func (s *Server) carryOut(c *call, r *broker.Request) error {
+	b, ctx := s.cfg.Broker, c.r.Context()
+	do := c.form.get("do")
+	if do == "withdraw" {
+		_, err := b.Withdraw(ctx, c.who, r.ID, c.now)
+		return err
+	}
+	_, digest, err := c.seen(c.form.get("digest"))
+	if err != nil {
+		return err
+	}
+	v := broker.Vote{Approve: do == "approve" || do == "justified", Digest: digest, Comment: c.text("comment")}
+	var say func(context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
+	switch do {
+	case "approve":
+		if err := c.narrowing(r, &v); err != nil {
+			return err
+		}
+		say = b.Vote
+	case "deny":
+		say = b.Vote
+	case "justified", "unjustified":
+		say = b.Review
+	default:
+		return refuse(broker.ErrInvalidRequest, "the form says nothing to do")
+	}
+	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return say(ctx, who, r.ID, v, c.now) })
+	return err
+}
+
+// text gives a text of several lines: browsers end them as the Internet does.
+func (c *call) text(name string) string {
+	return strings.TrimSpace(strings.ReplaceAll(c.form.get(name), "\r\n", "\n"))
+}
+
+// narrowing reads to what an approval is narrowed. What is as it was asked
+// narrows nothing.
+func (c *call) narrowing(r *broker.Request, v *broker.Vote) (err error) {
+	var scopes []string
+	for _, scope := range r.Scopes {
+		if c.form.get("scope."+scope) != "" {
+			scopes = append(scopes, scope)
+		}
+	}
+	switch {
+	case len(scopes) == 0 && len(r.Scopes) > 0:
+		return refuse(broker.ErrInvalidScope, "leave at least one scope, or deny it")
+	case len(scopes) < len(r.Scopes):
+		v.Scopes = scopes
+	}
+	if v.TTL, err = c.shorter("ttl", r.TTL); err != nil {
+		return err
+	}
+	v.Duration, err = c.shorter("duration", r.Duration)
+	return err
+}
+
+func (c *call) shorter(name string, asked time.Duration) (time.Duration, error) {
+	text := strings.TrimSpace(c.form.get(name))
+	if text == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, refuse(broker.ErrInvalidTTL, name+" is a duration such as 10m or 1h30m")
+	}
+	if d == asked {
+		return 0, nil
+	}
+	return d, nil
+}

@@ -137,6 +137,7 @@ type Metadata struct {
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
 	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: what the aud of a caller's JWT-SVID may be
+	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages, where people log in
 }
 
 // Exchange asks for an access token. While people have yet to approve, the

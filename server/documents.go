@@ -34,6 +34,10 @@ func (s *Server) jwks(c *call) (reply, error) {
 // clouds that look there for the keys of workload tokens. There is no
 // authorization endpoint: nobody logs in to get a token.
 func (s *Server) metadata(*call) (reply, error) {
+	pages := ""
+	if s.cfg.People != nil {
+		pages = s.pageURL("/ui/")
+	}
 	ways := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
 	return reply{status: http.StatusOK, header: public(300), body: api.Metadata{
 		Issuer:                 s.external.String(),
@@ -52,5 +56,6 @@ func (s *Server) metadata(*call) (reply, error) {
 		CertificateBoundTokens: true,
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,
+		Pages:                  pages,
 	}}, nil
 }

@@ -113,8 +113,8 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 		return reply{}, err
 	}
 	return ok(api.DeviceLogin{
-		DeviceCode: d.DeviceCode, UserCode: d.UserCode, VerificationURI: s.url("/ui/device"),
-		VerificationURIComplete: s.url("/ui/device?code=" + url.QueryEscape(d.UserCode)),
+		DeviceCode: d.DeviceCode, UserCode: d.UserCode, VerificationURI: s.pageURL("/ui/device"),
+		VerificationURIComplete: s.pageURL("/ui/device?code=" + url.QueryEscape(d.UserCode)),
 		ExpiresIn:               int(time.Until(d.Expires) / time.Second), Interval: int(broker.PollEvery / time.Second),
 	})
 }

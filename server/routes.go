@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"net/http"
@@ -165,6 +166,9 @@ func (c *call) created(path string, body any) (reply, error) {
 
 // url gives the external URL of a path.
 func (s *Server) url(path string) string { return s.external.String() + path }
+
+// pageURL gives the URL of a page, for those who are not on the pages.
+func (s *Server) pageURL(path string) string { return cmp.Or(s.cfg.UIURL, s.external.String()) + path }
 
 func (s *Server) whoami(c *call) (reply, error) {
 	rules := s.cfg.Broker.Rules()

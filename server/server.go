@@ -62,6 +62,7 @@ type Config struct {
 	// has a path, everything is served below it, too.
 	ExternalURL string
 
+	UIURL     string // of the pages, where that is another; its path must be the same
 	TicketURL string // where a ticket is looked at: "https://tracker.acme.test/{ticket}"; empty: pages don't link them
 
 	Algorithms    func() []string // of the keys that Keys gives, for the metadata; nil: not said

@@ -183,7 +183,7 @@ func (v *service) serverConfig(authenticate func(*http.Request, string) (broker.
 		Keys:        func(context.Context) ([]byte, error) { return v.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return v.keys.Algorithms(time.Now()) },
 		Log:         v.ledger,
-		ExternalURL: v.settings.externalURL.String(), SVIDAudiences: v.settings.audiences,
+		ExternalURL: v.settings.externalURL.String(), UIURL: v.settings.uiURL.String(), SVIDAudiences: v.settings.audiences,
 		CallsPerSecond: v.settings.admission.PerSecond, CallsAtOnce: v.settings.admission.Pending,
 		Checks: []server.Check{
 			{Name: "store", Check: v.store.Ping},
@@ -232,6 +232,10 @@ func (v *service) listen(ctx context.Context, group *errgroup.Group) (listeners 
 			return listeners, fmt.Errorf("listening on %s: %w", s.address, err)
 		}
 		listeners = append(listeners, l)
+		if s.plain {
+			all = append(all, served{l: l, handler: v.server.Handler(s.audiences...), server: v.server})
+			continue
+		}
 		config, err := v.verifier.ServerTLS(attest.ServerTLS{SVID: s.svid, Cert: s.cert, Key: s.key, ClientCerts: s.clientCerts})
 		if err != nil {
 			return listeners, err

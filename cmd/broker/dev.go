@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"text/template"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/attest/localca"
+	"accessbroker.internal/server"
 )
 
 //go:embed dev
@@ -38,14 +40,25 @@ var devIdentities = []struct{ name, path, what string }{
 // A devWorld is a whole world in one process: a trust domain with its Workload
 // API, a broker, and a sample catalogue and policies, in one folder.
 type devWorld struct {
+	devAddresses
 	dir      string
 	ca       *localca.CA
 	settings *settings
 	service  *service
 }
 
+// devAddresses are where a world listens: the broker for callers, its pages for
+// browsers, and the login that these are sent to. Loopback only.
+type devAddresses struct{ listen, pages, loginAddress string }
+
+// pagesURL is where browsers reach the pages. Without TLS: browsers know no
+// authority of ours, and take loopback for as good (W3C Secure Contexts,
+// section 3.1).
+func (d devAddresses) pagesURL() string { return "http://" + d.pages }
+
 func (a *app) devCommand() *cobra.Command {
-	var dir, listen string
+	var dir string
+	var at devAddresses
 	c := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a whole world on this machine, to look at and play with",
@@ -61,22 +74,24 @@ keeps its folder; edit the policies there and run "broker reload".`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			a.tuneMemory()
-			return a.runDev(c.Context(), dir, listen)
+			return a.runDev(c.Context(), dir, at)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "the folder to live in (default: a temporary one)")
-	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8443", "the broker's address; loopback only")
+	c.Flags().StringVar(&at.listen, "listen", "127.0.0.1:8443", "the broker's address; loopback only")
+	c.Flags().StringVar(&at.pages, "pages", "127.0.0.1:8480", "the address of its pages")
+	c.Flags().StringVar(&at.loginAddress, "login", "127.0.0.1:8481", "the address of the login that the pages lead to")
 	return c
 }
 
-func (a *app) runDev(ctx context.Context, dir, listen string) (err error) {
+func (a *app) runDev(ctx context.Context, dir string, at devAddresses) (err error) {
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "broker-dev-"); err != nil {
 			return fmt.Errorf("making a folder: %w", err)
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	return withDevWorld(ctx, dir, listen, a, slog.LevelWarn, func(ctx context.Context, w *devWorld) error {
+	return withDevWorld(ctx, dir, at, a, slog.LevelWarn, func(ctx context.Context, w *devWorld) error {
 		w.welcome(a)
 		<-ctx.Done()
 		fmt.Fprintln(a.out, "\nbroker dev ends.")
@@ -85,8 +100,8 @@ func (a *app) runDev(ctx context.Context, dir, listen string) (err error) {
 }
 
 // withDevWorld runs a world until f returns or ctx ends.
-func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Level, f func(context.Context, *devWorld) error) (err error) {
-	w, err := newDevWorld(dir, listen)
+func withDevWorld(ctx context.Context, dir string, at devAddresses, a *app, level slog.Level, f func(context.Context, *devWorld) error) (err error) {
+	w, err := newDevWorld(dir, at)
 	if err != nil {
 		return err
 	}
@@ -97,6 +112,9 @@ func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Le
 	if err := w.serveIdentities(identities, agents); err != nil {
 		return err
 	}
+	if err := w.serveLogin(identities, agents); err != nil {
+		return err
+	}
 	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
 	if err != nil {
 		return err
@@ -105,6 +123,10 @@ func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Le
 	if w.settings, err = d.understand(noEnv); err != nil {
 		return err
 	}
+	if w.settings.uiURL, err = url.Parse(w.pagesURL()); err != nil {
+		return err
+	}
+	w.settings.listeners = append(w.settings.listeners, listenerSettings{address: w.pages, plain: true, audiences: []server.Audience{server.UI}})
 	if w.service, err = assemble(ctx, w.settings, noEnv, newLogger(a.err, w.settings.logFormat, level)); err != nil {
 		return err
 	}
@@ -123,10 +145,12 @@ func withDevWorld(ctx context.Context, dir, listen string, a *app, level slog.Le
 }
 
 // newDevWorld makes the folder and what is in it. What is there already stays.
-func newDevWorld(dir, listen string) (*devWorld, error) {
-	host, _, err := net.SplitHostPort(listen)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		return nil, usage("--listen takes a loopback address, such as 127.0.0.1:8443: broker dev is not for others to reach")
+func newDevWorld(dir string, at devAddresses) (_ *devWorld, err error) {
+	for flag, address := range map[string]string{"listen": at.listen, "pages": at.pages, "login": at.loginAddress} {
+		host, _, err := net.SplitHostPort(address)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return nil, usage("--%s takes a loopback address, such as 127.0.0.1:8443: broker dev is not for others to reach", flag)
+		}
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("finding the folder: %w", err)
@@ -134,11 +158,11 @@ func newDevWorld(dir, listen string) (*devWorld, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "identities"), 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder: %w", err)
 	}
-	w := &devWorld{dir: dir}
+	w := &devWorld{devAddresses: at, dir: dir}
 	if w.ca, err = localca.Open(filepath.Join(dir, "ca"), devDomain); err != nil {
 		return nil, err
 	}
-	return w, w.writeFiles(listen)
+	return w, w.writeFiles()
 }
 
 // socket gives the path of a Workload API socket.
@@ -146,7 +170,7 @@ func (w *devWorld) socket(name string) string {
 	return filepath.Join(w.dir, "identities", name+".sock")
 }
 
-func (w *devWorld) writeFiles(listen string) error {
+func (w *devWorld) writeFiles() error {
 	err := fs.WalkDir(devFiles, "dev", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || path == "dev" {
 			return err
@@ -160,7 +184,7 @@ func (w *devWorld) writeFiles(listen string) error {
 			return err
 		}
 		if filepath.Base(path) == "broker.yaml" {
-			if content, err = w.fill(content, listen); err != nil {
+			if content, err = w.fill(content); err != nil {
 				return err
 			}
 		}
@@ -174,17 +198,20 @@ func (w *devWorld) writeFiles(listen string) error {
 	if err := writeNew(filepath.Join(w.dir, "seal.key"), []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
 		return fmt.Errorf("writing the seal key: %w", err)
 	}
+	if err := writeNew(filepath.Join(w.dir, "login.secret"), []byte(devClientSecret+"\n")); err != nil {
+		return fmt.Errorf("writing the login's secret: %w", err)
+	}
 	return nil
 }
 
 // fill puts this world's addresses into the operator's file.
-func (w *devWorld) fill(content []byte, listen string) ([]byte, error) {
+func (w *devWorld) fill(content []byte) ([]byte, error) {
 	t, err := template.New("broker.yaml").Parse(string(content))
 	if err != nil {
 		return nil, err
 	}
 	var out bytes.Buffer
-	err = t.Execute(&out, map[string]string{"Address": listen, "Metrics": "127.0.0.1:0", "BrokerSocket": w.socket("broker")})
+	err = t.Execute(&out, map[string]string{"Address": w.listen, "Metrics": "127.0.0.1:0", "Login": "http://" + w.loginAddress, "BrokerSocket": w.socket("broker")})
 	return out.Bytes(), err
 }
 
@@ -228,6 +255,7 @@ func (w *devWorld) serveIdentities(ctx context.Context, group *errgroup.Group) e
 func (w *devWorld) welcome(a *app) {
 	url := w.settings.externalURL.String()
 	fmt.Fprintf(a.out, "A broker for trying out, on loopback only. Not for production.\n\n")
+	fmt.Fprintf(a.out, "  pages      %s/ui/   log in as Ana, Ben or Dan\n", w.pagesURL())
 	fmt.Fprintf(a.out, "  broker     %s\n", url)
 	fmt.Fprintf(a.out, "  folder     %s\n", w.dir)
 	fmt.Fprintf(a.out, "  policies   %s\n\n", w.settings.policies)
@@ -241,6 +269,9 @@ func (w *devWorld) welcome(a *app) {
 	fmt.Fprintf(a.out, "  broker whoami\n")
 	fmt.Fprintf(a.out, "  broker entitlements\n")
 	fmt.Fprintf(a.out, "  broker request tickets-api --scope tickets:read --why \"looking around\"\n")
+	fmt.Fprintf(a.out, "  broker request tickets-api --scope tickets:close --why \"a duplicate\" --wait 10m\n\n")
+	fmt.Fprintf(a.out, "The last one takes a person: approve it as Ben, in the pages or by broker login\n")
+	fmt.Fprintf(a.out, "and broker approve. Afterwards:\n\n")
 	fmt.Fprintf(a.out, "  broker audit verify sqlite:%s\n\n", filepath.Join(w.dir, "broker.db"))
 	fmt.Fprintf(a.out, "Ctrl-C ends it.\n")
 }

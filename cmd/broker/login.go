@@ -228,7 +228,10 @@ func (a *app) loginByBrowser(ctx context.Context, client *api.Client, open bool)
 		"port": {strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}, "state": {state},
 		"challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])},
 	}
-	where := about.Issuer + "/ui/terminal?" + query.Encode()
+	if about.Pages == "" {
+		return nil, errors.New("nobody can log in there: no OpenID provider is configured (attest.people)")
+	}
+	where := about.Pages + "terminal?" + query.Encode()
 	fmt.Fprintf(a.err, "Log in in your browser:\n  %s\n", where)
 	if open {
 		openBrowser(ctx, where)

@@ -118,7 +118,7 @@ func (s *settings) openPeople() (*attest.People, error) {
 		configs = append(configs, attest.ProviderConfig{
 			Name: p.name, Issuer: p.issuer, ClientID: p.clientID, Roots: roots,
 			Secret:      func() (string, error) { return readClientSecret(p.secretFile) },
-			RedirectURL: s.externalURL.String() + "/ui/login/callback",
+			RedirectURL: s.uiURL.String() + "/ui/login/callback",
 			Scopes:      p.scopes, GroupsClaim: p.groups, ManagerClaim: p.manager,
 		})
 	}

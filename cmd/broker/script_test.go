@@ -36,10 +36,15 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Defer(func() { _ = os.RemoveAll(dir) })
-			address, err := freeAddress()
 			env.Setenv("WORLD", dir+"/w")
-			env.Setenv("ADDRESS", address)
-			return err
+			for _, name := range []string{"ADDRESS", "PAGES", "LOGIN"} {
+				address, err := freeAddress()
+				if err != nil {
+					return err
+				}
+				env.Setenv(name, address)
+			}
+			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"world": world, "setid": setID, "mode": mode, "flip": flip, "exits": exits,

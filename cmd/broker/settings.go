@@ -24,6 +24,7 @@ import (
 type settings struct {
 	path         string
 	externalURL  *url.URL
+	uiURL        *url.URL // of the pages
 	listeners    []listenerSettings
 	metrics      string
 	adminSocket  string
@@ -50,6 +51,7 @@ type settings struct {
 
 type listenerSettings struct {
 	address     string
+	plain       bool // without TLS; never by the operator's file
 	svid        bool
 	cert, key   string
 	clientCerts string // off, optional, required
@@ -114,7 +116,7 @@ func (c *checker) server() {
 		u = &url.URL{}
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
-	c.s.externalURL, c.s.metrics, c.s.adminSocket = u, f.Metrics, c.file(f.AdminSocket)
+	c.s.externalURL, c.s.uiURL, c.s.metrics, c.s.adminSocket = u, u, f.Metrics, c.file(f.AdminSocket)
 	if f.Metrics != "" {
 		c.address("server/metrics", f.Metrics)
 	}

@@ -42,7 +42,9 @@ store: sqlite:broker.db
 policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test"}}
+  vault: {vault: {address: "https://127.0.0.1:1", auth: {token_file: client.secret}, token_role: leases}}
 entitlements:
+  notes: {issuer: vault, vault: {path: notes/make, data: {note: "${note}"}}, parameters: {note: {pattern: "(?s).*", max_length: 200}}, max_ttl: 30m, owner: support}
   tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
 `
 
@@ -57,10 +59,32 @@ when { ["tickets:read"].containsAll(context.scopes) };
 @reason("closing a ticket needs a person of the support team")
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
 when { context.scopes.contains("tickets:close") };
+
+@id("notes-need-people")
+@approval("1 of support")
+@reason("notes are <b>read</b> by people")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"notes");
+
+@id("support-reads")
+@justification("required")
+permit (principal in Group::"support", action == Action::"request", resource == Entitlement::"tickets-api")
+when { ["tickets:read"].containsAll(context.scopes) };
+
+@id("support-breaks-the-glass")
+@justification("required")
+@break_glass("security")
+@review_within("4h")
+permit (principal in Group::"support", action == Action::"request", resource == Entitlement::"tickets-api");
+
+@id("security-sees")
+permit (principal in Group::"security", action in [Action::"view", Action::"revoke"], resource);
+@id("security-stops")
+permit (principal in Group::"security", action in [Action::"audit", Action::"block"], resource);
 `
 
 const officeGroups = `
 support: {members: [login/ben], claims: [{provider: login, group: support}]}
+security: {members: [login/dan]}
 `
 
 // An office is a broker whose people log in with a real OpenID provider.
@@ -100,7 +124,7 @@ func startOffice(t *testing.T) *office {
 	loopbackTLS(t, at("web-ca.pem"), at("web.pem"), at("web.key"))
 	o.write(t, "client.secret", "only-in-tests")
 	o.hire(t, map[string]colleague{
-		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan"},
+		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan <script>window.pwned=1</script>"},
 	})
 	var err error
 	o.provider, err = start(t, "the OpenID provider", providerBinary(t),
@@ -160,12 +184,15 @@ func (o *office) browser(t *testing.T) context.Context {
 		path = "chromium"
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-quic", true), chromedp.Flag("ignore-certificate-errors-spki-list", spkiOf(t, filepath.Join(o.dir, "web.pem"))),
+		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("ignore-certificate-errors-spki-list", spkiOf(t, filepath.Join(o.dir, "web.pem"))),
 		chromedp.UserDataDir(t.TempDir()))
 	allocator, stop := chromedp.NewExecAllocator(t.Context(), options...)
 	ctx, cancel := chromedp.NewContext(allocator)
 	ctx, done := context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(func() { done(); cancel(); stop() })
+	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil { // it lives as long as what it was begun with
+		t.Fatal(err)
+	}
 	return ctx
 }
 
@@ -208,6 +235,9 @@ func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
 func TestPeople(t *testing.T) {
 	o := startOffice(t)
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, o) })
+	t.Run("pages", func(t *testing.T) { testPages(t, o) })
+	t.Run("hostile texts", func(t *testing.T) { testHostileTexts(t, o) })
+	t.Run("screenshots", func(t *testing.T) { takeScreenshots(t, o) })
 }
 
 // testTerminal logs a terminal in by the browser, and approves in it.

@@ -19,11 +19,33 @@ type askFlags struct {
 	scopes        []string
 	ttl, duration time.Duration
 	why, ticket   string
-	parameters    map[string]string
+	parameters    parameterFlag
 	wait          time.Duration
 	breakGlass    bool
 	notBefore     string
 	extends       string
+}
+
+// A parameterFlag takes each value as it is, whatever is in it.
+type parameterFlag map[string]string
+
+// String is empty: there is no default.
+func (parameterFlag) String() string { return "" }
+
+// Type is what help calls the value.
+func (parameterFlag) Type() string { return "name=value" }
+
+// Set adds a parameter.
+func (p *parameterFlag) Set(text string) error {
+	name, value, ok := strings.Cut(text, "=")
+	if _, twice := (*p)[name]; !ok || name == "" || twice {
+		return errors.New("give each parameter once, as name=value")
+	}
+	if *p == nil {
+		*p = parameterFlag{}
+	}
+	(*p)[name] = value
+	return nil
 }
 
 func (f *askFlags) add(c *cobra.Command) {
@@ -32,7 +54,7 @@ func (f *askFlags) add(c *cobra.Command) {
 	c.Flags().DurationVar(&f.duration, "duration", 0, "for how long credentials may be collected (default: the entitlement's)")
 	c.Flags().StringVar(&f.why, "why", "", "the justification, shown to approvers and kept in the log")
 	c.Flags().StringVar(&f.ticket, "ticket", "", "the ticket that this is for")
-	c.Flags().StringToStringVar(&f.parameters, "param", nil, "a parameter of the entitlement, name=value")
+	c.Flags().Var(&f.parameters, "param", "a parameter of the entitlement, name=value; may be given more than once")
 	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
 	c.Flags().BoolVar(&f.breakGlass, "break-glass", false, "an emergency: no approval now, people review it afterwards")
 	c.Flags().StringVar(&f.notBefore, "not-before", "", "when the grant is to start, as 2026-01-31T12:00:00Z")

@@ -25,8 +25,8 @@ demo: build ## the whole story, told in the terminal
 test: ## everything that needs nothing but Go
 	$(GO) test -race ./...
 
-e2e: ## the flows against real servers, which are built once into the user's cache
-	cd e2e && $(GO) test -count=1 -timeout 60m -v -artifacts -outputdir "$(SCREENSHOTS)" ./...
+e2e: ## the flows against real servers, built once into the user's cache; pictures of the pages land in bin/e2e
+	cd e2e && $(GO) test -count=1 -timeout 60m -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
 
 lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; }

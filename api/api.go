@@ -295,6 +295,7 @@ type ScopeOffer struct {
 	Scope    string   `json:"scope"`
 	Default  bool     `json:"default,omitempty"` // granted if no scope is named
 	Decision Decision `json:"decision"`
+	Glass    bool     `json:"break_glass,omitempty"` // it may be had in an emergency only
 }
 
 // A Parameter is something that the requester fills in.

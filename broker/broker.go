@@ -140,12 +140,14 @@ type Offer struct {
 	Entitlement *Entitlement
 	Scopes      []ScopeOffer // empty for an entitlement without scopes
 	Decision    Decision     // for an entitlement without scopes
+	Glass       bool         // that may be had in an emergency only
 }
 
 // A ScopeOffer is what policy says to one scope alone.
 type ScopeOffer struct {
 	Scope    string
 	Decision Decision
+	Glass    bool // it may be had in an emergency only
 }
 
 // An Introspection is a live token.

@@ -239,21 +239,30 @@ func (b *Broker) MayAsk(ctx context.Context, who Identity, entitlement string, n
 func (b *Broker) offers(ctx context.Context, rules *Rules, who Identity, e *Entitlement, now time.Time) Offer {
 	offer := Offer{Entitlement: e}
 	q := Query{Principal: who, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
+	decide := func(scopes ...string) (d Decision, glass bool) {
+		q.Scopes, q.BreakGlass = scopes, false
+		d, _ = b.ask(ctx, rules, q, now) // a failed decision denies
+		if d.Permit {
+			return d, false
+		}
+		q.BreakGlass = true
+		broken, _ := b.ask(ctx, rules, q, now)
+		return d, broken.Permit
+	}
 	if len(e.Scopes) == 0 {
-		offer.Decision, _ = b.ask(ctx, rules, q, now) // a failed decision denies
+		offer.Decision, offer.Glass = decide()
 		return offer
 	}
 	for _, scope := range e.Scopes {
-		q.Scopes = []string{scope}
-		d, _ := b.ask(ctx, rules, q, now) // a failed decision denies
-		offer.Scopes = append(offer.Scopes, ScopeOffer{scope, d})
+		d, glass := decide(scope)
+		offer.Scopes = append(offer.Scopes, ScopeOffer{scope, d, glass})
 	}
 	return offer
 }
 
 // permitted says whether any part of the entitlement is.
 func (o *Offer) permitted() bool {
-	return o.Decision.Permit || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit })
+	return o.Decision.Permit || o.Glass || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.Glass })
 }
 
 // Introspect says what a token is (RFC 7662). Whoever may not know, and

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type service struct {
 	metrics  *server.Metrics
 	server   *server.Server
 	loops    []func(context.Context) error // of issuers
+	beside   []listenerSettings            // that the operator's file has not
 	counts   counts
 	reload   sync.Mutex
 }
@@ -226,7 +228,7 @@ func (v *service) listen(ctx context.Context, group *errgroup.Group) (listeners 
 		server  *server.Server
 	}
 	var all []served
-	for _, s := range v.settings.listeners {
+	for _, s := range slices.Concat(v.settings.listeners, v.beside) {
 		l, err := net.Listen("tcp", s.address)
 		if err != nil {
 			return listeners, fmt.Errorf("listening on %s: %w", s.address, err)

@@ -126,10 +126,10 @@ func withDevWorld(ctx context.Context, dir string, at devAddresses, a *app, leve
 	if w.settings.uiURL, err = url.Parse(w.pagesURL()); err != nil {
 		return err
 	}
-	w.settings.listeners = append(w.settings.listeners, listenerSettings{address: w.pages, plain: true, audiences: []server.Audience{server.UI}})
 	if w.service, err = assemble(ctx, w.settings, noEnv, newLogger(a.err, w.settings.logFormat, level)); err != nil {
 		return err
 	}
+	w.service.beside = []listenerSettings{{address: w.pages, plain: true, audiences: []server.Audience{server.UI}}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)

@@ -91,11 +91,24 @@ func testCatalogue() broker.Catalogue {
 
 func testRules(t testing.TB, policies string) *broker.Rules {
 	t.Helper()
+	return testRulesWith(t, policies, testGroups)
+}
+
+// adopt lets other rules decide.
+func (w *world) adopt(t *testing.T, policies, groups string) {
+	t.Helper()
+	if err := w.broker.SetRules(t.Context(), testRulesWith(t, policies, groups), broker.Identity{}, noon); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
+	t.Helper()
 	catalogue := testCatalogue()
 	engine, err := policy.Load(policy.Inputs{
 		FS: fstest.MapFS{
 			"all.cedar":   {Data: []byte(policies)},
-			"groups.yaml": {Data: []byte(testGroups)},
+			"groups.yaml": {Data: []byte(groups)},
 		},
 		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Marks: []broker.Mark{
 			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},

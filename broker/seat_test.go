@@ -1,0 +1,123 @@
+package broker
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+func yes(person string, groups ...string) Approval {
+	return Approval{Person: person, Groups: groups, Approve: true}
+}
+
+func TestSeats(t *testing.T) {
+	need := func(group string, n int) ApprovalNeed { return ApprovalNeed{Group: group, Count: n} }
+	tests := []struct {
+		name  string
+		needs []ApprovalNeed
+		votes []Approval
+		have  []int
+		full  bool
+	}{
+		{"nobody is needed", nil, nil, nil, true},
+		{"nobody said yes", []ApprovalNeed{need("a", 1)}, nil, []int{0}, false},
+		{"one of one", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "a")}, []int{1}, true},
+		{"one of two", []ApprovalNeed{need("a", 2)}, []Approval{yes("x", "a")}, []int{1}, false},
+		{"somebody in both groups fills one place", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("x", "a", "b")}, []int{1, 0}, false},
+		{"and makes room for whom only one takes", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("x", "a", "b"), yes("y", "a")}, []int{1, 1}, true},
+		{"whatever comes first", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("y", "a"), yes("x", "a", "b")}, []int{1, 1}, true},
+		{"a no takes no place", []ApprovalNeed{need("a", 1)}, []Approval{{Person: "x", Groups: []string{"a"}}}, []int{0}, false},
+		{"others' groups count for nothing", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "b"), yes("y")}, []int{0}, false},
+		{"more than are needed", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "a"), yes("y", "a")}, []int{1}, true},
+		{"a chain of moves", []ApprovalNeed{need("a", 1), need("b", 1), need("c", 1)}, []Approval{yes("x", "a", "b"), yes("y", "b", "c"), yes("z", "a")}, []int{1, 1, 1}, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			places, full := seat(test.needs, test.votes)
+			var have []int
+			for _, p := range places {
+				have = append(have, p.Have)
+			}
+			if full != test.full || !slices.Equal(have, test.have) {
+				t.Errorf("%v, %v; want %v, %v", have, full, test.have, test.full)
+			}
+		})
+	}
+}
+
+// What seat says is what trying every way to sit says.
+func TestSeatsAgainstEveryWay(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	groups := []string{"a", "b", "c"}
+	for range 3000 {
+		var needs []ApprovalNeed
+		for _, g := range groups[:1+r.IntN(3)] {
+			needs = append(needs, ApprovalNeed{g, 1 + r.IntN(2)})
+		}
+		var votes []Approval
+		for i := range r.IntN(6) {
+			v := Approval{Person: fmt.Sprint(i), Approve: r.IntN(5) > 0}
+			for _, g := range groups {
+				if r.IntN(2) == 0 {
+					v.Groups = append(v.Groups, g)
+				}
+			}
+			votes = append(votes, v)
+		}
+		left := map[string]int{}
+		for _, n := range needs {
+			left[n.Group] = n.Count
+		}
+		if _, full := seat(needs, votes); full != everyWay(left, votes) {
+			t.Fatalf("seat says %v of %v by %v", full, needs, votes)
+		}
+	}
+}
+
+// everyWay says whether some way to seat the voters fills every place.
+func everyWay(left map[string]int, votes []Approval) bool {
+	missing := 0
+	for _, n := range left {
+		missing += n
+	}
+	if missing == 0 {
+		return true
+	}
+	if len(votes) == 0 {
+		return false
+	}
+	if v := votes[0]; v.Approve {
+		for _, g := range v.Groups {
+			if left[g] == 0 {
+				continue
+			}
+			left[g]--
+			ok := everyWay(left, votes[1:])
+			left[g]++
+			if ok {
+				return true
+			}
+		}
+	}
+	return everyWay(left, votes[1:])
+}
+
+// A grant is never more than any of its approvals, and never more than was
+// asked.
+func TestGrantIsTheIntersection(t *testing.T) {
+	r := Request{Scopes: []string{"a", "b", "c"}, TTL: 10 * time.Minute, Duration: time.Hour, Approvals: []Approval{
+		{Approve: true, Scopes: []string{"a", "b"}, TTL: 5 * time.Minute},
+		{Approve: true, Scopes: []string{"b", "c"}, Duration: 20 * time.Minute, TTL: time.Hour},
+		{Approve: false, Scopes: []string{"c"}, TTL: time.Second},
+		{Approve: true},
+	}}
+	g := r.Grant()
+	if !slices.Equal(g.Scopes, []string{"b"}) || g.TTL != 5*time.Minute || g.Duration != 20*time.Minute {
+		t.Errorf("%+v", g)
+	}
+	if !slices.Equal(r.Scopes, []string{"a", "b", "c"}) {
+		t.Errorf("the request itself was narrowed: %v", r.Scopes)
+	}
+}

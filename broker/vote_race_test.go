@@ -1,0 +1,107 @@
+package broker_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// allAtOnce runs all of them at the same moment, and counts those that succeed.
+func allAtOnce(fs ...func() error) (succeeded int) {
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	start := make(chan struct{})
+	for _, f := range fs {
+		all.Go(func() {
+			<-start
+			if f() == nil {
+				mu.Lock()
+				succeeded++
+				mu.Unlock()
+			}
+		})
+	}
+	close(start)
+	all.Wait()
+	return succeeded
+}
+
+// settled counts the records that settled the request.
+func settled(t *testing.T, w *world, r *broker.Request) (n int) {
+	t.Helper()
+	for _, record := range w.records(t) {
+		if record.Request == nil || record.Request.ID != r.ID.String() {
+			continue
+		}
+		switch record.Kind {
+		case audit.RequestApproved, audit.RequestDenied, audit.RequestWithdrawn:
+			n++
+		}
+	}
+	return n
+}
+
+// Whatever happens at the same moment, a request has one outcome, which the log
+// says once.
+func TestRacesHaveOneOutcome(t *testing.T) {
+	w := peopleWorld(t, `@approval("2 of support, 1 of security")`)
+	say := func(name string, r *broker.Request, v broker.Vote) func() error {
+		return func() error {
+			_, err := w.vote(t, approver(name, noon), r, v, noon)
+			return err
+		}
+	}
+	withdraw := func(r *broker.Request) func() error {
+		return func() error {
+			_, err := w.broker.Withdraw(t.Context(), agent(noon), r.ID, noon)
+			return err
+		}
+	}
+	for i := range 12 {
+		ask := read("tickets:read")
+		ask.TTL = time.Duration(i+1) * time.Second
+		fresh := func() *broker.Request {
+			ask.Justification += "x"
+			return w.ask(t, ask)
+		}
+		// The last two approvals, and the same person twice.
+		r := fresh()
+		if n := allAtOnce(say("ben", r, yes), say("cleo", r, yes), say("dan", r, yes)); n != 3 {
+			t.Fatalf("three people at once: %d succeeded", n)
+		}
+		if settled(t, w, r) != 1 {
+			t.Fatalf("approved %d times", settled(t, w, r))
+		}
+		r = fresh()
+		if n := allAtOnce(say("ben", r, yes), say("ben", r, yes), say("ben", r, yes)); n != 1 {
+			t.Fatalf("one person three times at once: %d succeeded", n)
+		}
+		if err := withdraw(r)(); err != nil {
+			t.Fatal(err)
+		}
+		// Approving and withdrawing; approving and denying.
+		for _, other := range []func(*broker.Request) func() error{withdraw, func(r *broker.Request) func() error { return say("dan", r, broker.Vote{}) }} {
+			r = fresh()
+			for _, name := range []string{"ben", "cleo"} {
+				if err := say(name, r, yes)(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			allAtOnce(say("dan", r, yes), other(r))
+			if settled(t, w, r) != 1 {
+				t.Fatalf("settled %d times", settled(t, w, r))
+			}
+			now, err := w.broker.Request(t.Context(), agent(noon), r.ID, noon)
+			if err != nil || now.Status == broker.RequestPending {
+				t.Fatalf("%+v, %v", now, err)
+			}
+			_, err = w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon)
+			if (err == nil) != (now.Status == broker.RequestApproved) {
+				t.Fatalf("it is %v, and collecting says %v", now.Status, err)
+			}
+		}
+	}
+}

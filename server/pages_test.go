@@ -1,0 +1,170 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// guarded files a request that people of dba have to approve.
+func (w *world) guarded(t *testing.T, why string) *api.Request {
+	t.Helper()
+	return must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: why}))
+}
+
+func formOf(pairs ...string) string {
+	form := url.Values{}
+	for i := 0; i < len(pairs); i += 2 {
+		form.Set(pairs[i], pairs[i+1])
+	}
+	return form.Encode()
+}
+
+// Only a session of the broker's votes: whoever proves themselves otherwise is
+// told to log in, and changes nothing.
+func TestOnlySessionsVote(t *testing.T) {
+	w := newWorld(t, withPeople)
+	r := w.guarded(t, "x")
+	vote := api.Vote{Decision: api.Approve, Digest: r.Digest}
+	for _, caller := range []string{agent, other, auditor, operator} {
+		if _, err := w.as(caller).Vote(t.Context(), r.ID, vote); !errors.Is(err, api.SessionRequired) {
+			t.Errorf("%s: %v", caller, err)
+		}
+	}
+	token := must[*api.Credential](t)(w.as(agent).Collect(t.Context(), must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}})).ID)).Secret["token"]
+	for name, bearer := range map[string]string{"an access token": token, "an ID token": "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJiZW4ifQ.c2ln", "a session that is none": "abs_" + strings.Repeat("A", 43)} {
+		if _, err := w.as(bearer).Vote(t.Context(), r.ID, vote); !errors.Is(err, api.Unauthenticated) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID)); now.Version != r.Version {
+		t.Errorf("it changed: %+v", now)
+	}
+}
+
+func TestVotingInThePages(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	b.logIn("login/ben", "/ui/")
+	if _, _, page := b.visit(http.MethodGet, "/ui/", ""); !strings.Contains(page, "Nothing waits for you") {
+		t.Errorf("an empty inbox: %s", page)
+	}
+	r := w.guarded(t, `<script>alert(1)</script>`)
+	path := "/ui/requests/" + r.ID
+	if _, _, page := b.visit(http.MethodGet, "/ui/", ""); !strings.Contains(page, path) || strings.Contains(page, "<script>alert") || !strings.Contains(page, "&lt;script&gt;alert") {
+		t.Errorf("the inbox: %s", page)
+	}
+	good := formOf("do", "approve", "digest", r.Digest, "scope.read", "on", "comment", "as agreed", "ttl", "5m")
+	for name, test := range map[string]struct {
+		form   string
+		header []string
+		status int
+		says   string
+	}{
+		"from another site":       {good, []string{"Origin", "https://evil.test"}, http.StatusForbidden, "cross_origin"},
+		"from another site, told": {good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden, "cross_origin"},
+		"a digest of another":     {strings.Replace(good, r.Digest, strings.Repeat("0", 64), 1), nil, http.StatusConflict, "look at it again"},
+		"no digest":               {formOf("do", "approve", "scope.read", "on"), nil, http.StatusBadRequest, "digest"},
+		"nothing to do":           {formOf("digest", r.Digest), nil, http.StatusBadRequest, "nothing to do"},
+		"no scope left":           {formOf("do", "approve", "digest", r.Digest), nil, http.StatusBadRequest, "at least one scope"},
+		"more time":               {strings.Replace(good, "ttl=5m", "ttl=5h", 1), nil, http.StatusBadRequest, "shorten ttl"},
+		"no time":                 {strings.Replace(good, "ttl=5m", "ttl=soon", 1), nil, http.StatusBadRequest, "such as 10m"},
+		"somebody else's to take": {formOf("do", "withdraw"), nil, http.StatusNotFound, "no such request of yours"},
+	} {
+		status, _, page := b.visit(http.MethodPost, path, test.form, test.header...)
+		if status != test.status || !strings.Contains(page, test.says) {
+			t.Errorf("%s: %d, want %d and %q\n%s", name, status, test.status, test.says, page)
+		}
+	}
+	if status, where, _ := b.visit(http.MethodPost, path, good); status != http.StatusSeeOther || where != path+"?done=approve" {
+		t.Fatalf("approving: %d to %q", status, where)
+	}
+	if status, _, page := b.visit(http.MethodPost, path, good); status != http.StatusConflict || !strings.Contains(page, "you have said so already") {
+		t.Errorf("the same form again: %d", status)
+	}
+	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
+	if len(now.Approvals.Given) != 1 || now.Approvals.Given[0].TTL.Std() != 5*time.Minute || now.Approvals.Given[0].Comment != "as agreed" || now.Approvals.Given[0].Scopes != nil {
+		t.Errorf("%+v", now.Approvals)
+	}
+	for page, says := range map[string]string{path: "login/ben", path + "/log": "approval given", "/ui/access": "You hold nothing", "/ui/leases": "Leases", "/ui/audit": "guarded", "/ui/entitlements": "nothing that you may ask for"} {
+		if status, _, text := b.visit(http.MethodGet, page, ""); status != http.StatusOK || !strings.Contains(text, says) {
+			t.Errorf("%s: %d, without %q\n%s", page, status, says, text)
+		}
+	}
+	stranger := newBrowser(t, w)
+	stranger.logIn("login/zoe", "/ui/")
+	for _, page := range []string{path, path + "/log", "/ui/requests/req_nothing", "/ui/audit/0", "/ui/audit/-1", "/ui/entitlements/guarded"} {
+		if status, _, _ := stranger.visit(http.MethodGet, page, ""); status != http.StatusNotFound {
+			t.Errorf("a stranger at %s: %d", page, status)
+		}
+	}
+	if status, _, _ := stranger.visit(http.MethodPost, "/ui/kill", formOf("kind", "holder", "name", agent, "reason", "x")); status != http.StatusForbidden {
+		t.Errorf("a stranger at the kill switch: %d", status)
+	}
+}
+
+// A page hears of a change as it happens, and hearing keeps no session open.
+func TestEventsAreNoUse(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	b.logIn("login/ben", "/ui/")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+"/ui/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := b.client.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	lines := bufio.NewScanner(resp.Body)
+	if !lines.Scan() || lines.Text() != "retry: 5000" {
+		t.Fatalf("it begins with %q", lines.Text())
+	}
+	w.guarded(t, "x")
+	for lines.Scan() && lines.Text() != "event: changed" {
+	}
+	if lines.Text() != "event: changed" {
+		t.Fatalf("nothing was told: %v", lines.Err())
+	}
+	anyone := newBrowser(t, w)
+	if status, _, _ := anyone.visit(http.MethodGet, "/ui/events", ""); status != http.StatusNoContent {
+		t.Errorf("without a session: %d", status)
+	}
+	for _, c := range []struct {
+		path, header string
+		background   bool
+	}{{"/ui/events", "", true}, {"/ui/", "1", true}, {"/ui/", "", false}} {
+		call := &call{route: route{audience: UI, path: c.path}, r: &http.Request{Method: http.MethodGet, Header: http.Header{"Broker-Background": {c.header}}}}
+		if call.background() != c.background {
+			t.Errorf("%+v", c)
+		}
+	}
+}
+
+// A glance at a session is no use of it: it ends all the same.
+func TestGlance(t *testing.T) {
+	w := newWorld(t, withPeople)
+	now := time.Now()
+	token, _, err := w.cfg.Broker.OpenSession(t.Context(), broker.LoggedIn{Who: (&testPeople{}).person("login/ben", now)}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, over := now.Add(broker.SessionIdle-time.Minute), now.Add(broker.SessionIdle+time.Minute)
+	if _, err := w.cfg.Broker.Glance(t.Context(), token, near); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.cfg.Broker.Session(t.Context(), token, over); !errors.Is(err, broker.ErrUnauthenticated) {
+		t.Errorf("after a glance within the idle time: %v", err)
+	}
+}

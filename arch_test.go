@@ -28,6 +28,7 @@ var ours = map[string][]string{
 	"attest/localca":      {},
 	"policy":              {"broker", "audit"},
 	"issuers":             {"broker", "audit"},
+	"notify":              {"broker"},
 	"store":               {"broker", "audit"},
 	"server":              {"api", "audit", "broker", "server/ui"},
 	"server/ui":           {},

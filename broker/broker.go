@@ -63,6 +63,7 @@ const (
 	EventRevocation                      // an attempt to end a lease came to an end
 	EventUpstream                        // an issuer failed
 	EventApproved                        // the last approval came; Took is since the request
+	EventTold                            // a channel was told, or could not be; Issuer is its kind
 )
 
 // A Broker turns requests into credentials. It is safe for concurrent use.
@@ -73,6 +74,8 @@ type Broker struct {
 	rules    atomic.Pointer[Rules]
 	waiters  waiters
 	pendings pending
+	channels channels
+	tellers  atomic.Pointer[map[string]Notifier]
 	denials  denials
 	paces    map[string]*pace             // by issuer; the map is not changed
 	writes   gate                         // of reaping

@@ -7,6 +7,9 @@ type NoticeID ID
 
 func (id NoticeID) isKey() {}
 
+// String is "ntc_" and the id's text.
+func (id NoticeID) String() string { return encodeID("ntc_", id) }
+
 // A Notice is something that a channel has to be told. It is written in the
 // transaction that makes it true, and told at least once.
 type Notice struct {

@@ -151,12 +151,14 @@ func (l *Lease) dueHow() string {
 }
 
 // Run reaps, each issuer by itself so that one that hangs does not hold up the
-// others, and flushes the counts of repeated denials, until ctx ends.
+// others, tells people what waits for them, and flushes the counts of repeated
+// denials, until ctx ends.
 func (b *Broker) Run(ctx context.Context) error {
 	var group errgroup.Group
 	for name := range b.cfg.Issuers {
 		group.Go(func() error { b.reapForever(ctx, name); return nil })
 	}
+	group.Go(func() error { b.deliverForever(ctx); return nil })
 	flush := time.NewTicker(sharedFlush)
 	defer flush.Stop()
 	for ctx.Err() == nil {

@@ -117,7 +117,12 @@ func (f *groupsFile) check(name string, g *group, known *names) {
 			f.unless(errors.New("a claim names a provider and a group"), name, "claims")
 		}
 	}
-	for _, list := range [][]string{g.Members, g.Workloads} {
+	for _, c := range g.Notify {
+		if known.channels != nil && !known.channels[string(c)] {
+			f.unless(fmt.Errorf("there is no channel %q (notify, in the operator's file)", c), name, string(c))
+		}
+	}
+	for _, list := range [][]string{g.Members, g.Workloads, toStrings(g.Notify)} {
 		if twice := duplicate(list); twice != "" {
 			f.unless(fmt.Errorf("%q stands twice", twice), name, twice)
 		}

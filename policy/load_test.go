@@ -83,6 +83,8 @@ func TestGroupsThatDoNotLoad(t *testing.T) {
 		{"a malformed workload", "support: {}\ndba: {workloads: [acme.test/x]}\n", `is no SPIFFE ID`},
 		{"half a claim", "support: {}\ndba: {claims: [{provider: login}]}\n", `a claim names a provider and a group`},
 		{"a member twice", "support: {}\ndba: {members: [login/ana, login/ana]}\n", `"login/ana" stands twice`},
+		{"a channel that is none", "support: {}\ndba: {notify: [slack:dba, slack:dbs]}\n", `groups.yaml:2:27: group "dba": there is no channel "slack:dbs" (notify, in the operator's file)`},
+		{"a channel twice", "support: {}\ndba: {notify: [slack:dba, slack:dba]}\n", `"slack:dba" stands twice`},
 		{"a reserved name", "support: {}\ndba: {}\nowner: {}\n", `groups.yaml:3:1: "owner" is no name for a group`},
 		{"a group twice", "support: {}\ndba: {}\ndba: {}\n", `groups.yaml:3:1:`},
 		{"a list", "- dba\n", `groups.yaml:1:1: write one group a key`},

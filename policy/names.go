@@ -45,6 +45,7 @@ type names struct {
 	home         string
 	domains      set
 	providers    set
+	channels     set // nil: not checked
 	groups       set
 	entitlements set
 	systems      set
@@ -65,6 +66,9 @@ func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
 		groups: set{}, entitlements: set{}, systems: set{}, marks: &broker.Rules{Marks: in.Marks},
+	}
+	if in.Channels != nil {
+		n.channels = newSet(in.Channels)
 	}
 	for name, e := range in.Catalogue {
 		n.entitlements[name] = true

@@ -37,6 +37,7 @@ type Inputs struct {
 	HomeDomain   string   // the broker's own trust domain; the others are federated
 	TrustDomains []string // all that may authenticate, the home domain among them
 	Providers    []string // of people: the "login" of "login/ana"; empty: people are not checked for theirs
+	Channels     []string // that groups may be told by, "slack:dba"; nil: groups are not checked for theirs
 }
 
 // An Engine decides by one set of rules. It is immutable and safe for

@@ -41,8 +41,8 @@ func catalogue() broker.Catalogue {
 func inputs(fsys fs.FS) policy.Inputs {
 	return policy.Inputs{
 		FS: fsys, Catalogue: catalogue(), HomeDomain: "acme.test", TrustDomains: []string{"acme.test", "supplier.test"},
-		Providers: []string{"login"},
-		Marks:     []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+		Providers: []string{"login"}, Channels: []string{"slack:dba", "slack:support"},
+		Marks: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 	}
 }
 

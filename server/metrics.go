@@ -19,6 +19,7 @@ type Gauges struct {
 	LeasesActive     func() float64
 	LeasesStuck      func() float64 // revoking for long
 	ApprovalsPending func() float64 // requests that wait for people
+	ReviewsOverdue   func() float64 // of the broken glass
 	AuditRecords     func() float64 // records in the log
 	AuditUnpublished func() float64 // records that no checkpoint covers yet
 	SVIDExpires      func() float64 // seconds until the broker's own SVID expires
@@ -40,6 +41,7 @@ type Metrics struct {
 	revocations  *prometheus.CounterVec
 	revokeLag    *prometheus.HistogramVec
 	upstream     *prometheus.CounterVec
+	told         *prometheus.CounterVec
 
 	attestFailures *prometheus.CounterVec
 	commitTime     prometheus.Histogram
@@ -75,6 +77,8 @@ func NewMetrics(g Gauges) *Metrics {
 		revokeLag:    histograms("revocation_lag_seconds", "Time from when a lease should have ended to when it did.", lagBuckets, "issuer"),
 		upstream:     counters("upstream_errors_total", "Calls to an issuer that did not succeed.", "issuer", "code"),
 
+		told: counters("notices_total", "Attempts to tell a channel, by outcome.", "kind", "code"),
+
 		attestFailures: counters("attestation_failures_total", "Proofs that did not hold.", "method", "cause"),
 		commitTime:     histogram("commit_seconds", "Time of a durable database transaction.", callBuckets),
 		commitSize:     histogram("commit_batch_size", "State changes that shared a database transaction.", sizeBuckets),
@@ -86,7 +90,7 @@ func NewMetrics(g Gauges) *Metrics {
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Handlers that panicked. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.told,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics,
 		buildInfo(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -102,6 +106,7 @@ func (m *Metrics) read(g Gauges) {
 		{"leases_active", "Leases that are active now.", g.LeasesActive},
 		{"leases_stuck", "Leases whose revocation has been tried for long.", g.LeasesStuck},
 		{"approvals_pending", "Requests that wait for people.", g.ApprovalsPending},
+		{"reviews_overdue", "Uses of the broken glass whose review is overdue.", g.ReviewsOverdue},
 		{"audit_unpublished", "Records that no checkpoint covers yet.", g.AuditUnpublished},
 		{"svid_expires_seconds", "Time until the broker's own SVID expires.", g.SVIDExpires},
 	} {
@@ -133,6 +138,8 @@ func (m *Metrics) Observe(e broker.Event) {
 		if e.Code != string(broker.RevokedPending) {
 			m.revokeLag.WithLabelValues(issuer).Observe(max(e.Lag, 0).Seconds())
 		}
+	case broker.EventTold:
+		m.told.WithLabelValues(issuer, code).Inc()
 	case broker.EventUpstream:
 		m.upstream.WithLabelValues(issuer, code).Inc()
 	}

@@ -14,8 +14,8 @@ import (
 
 func fullMetrics() *Metrics {
 	one := func() float64 { return 1 }
-	m := NewMetrics(Gauges{one, one, one, one, one, one})
-	for kind := broker.EventRequest; kind <= broker.EventUpstream; kind++ {
+	m := NewMetrics(Gauges{one, one, one, one, one, one, one})
+	for kind := broker.EventRequest; kind <= broker.EventTold; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
 	m.AttestFailed("jwt-svid", "expired")

@@ -250,6 +250,13 @@ func noticeFields(n *broker.Notice, c *codec) {
 	c.time(8, &n.Expires)
 }
 
+func tellingFields(t *broker.Telling, c *codec) {
+	c.array(1, t.Request[:])
+	c.text(2, &t.Channel)
+	c.text(3, &t.Reference)
+	c.time(4, &t.Expires)
+}
+
 func reviewsFields(r *broker.Reviews, c *codec) {
 	pairs(c, 1, &r.Open, timeField)
 	c.text(2, &r.Entitlement)

@@ -44,6 +44,9 @@ CREATE INDEX logouts_expires ON logouts (expires);
 CREATE TABLE logins (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX logins_expires ON logins (expires);
 CREATE TABLE people (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+`, `
+CREATE TABLE tellings (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX tellings_expires ON tellings (expires);
 `}
 
 // migrate brings the schema up to date, one transaction a step.

@@ -29,6 +29,7 @@ const (
 	logouts
 	logins
 	people
+	tellings
 	tableCount
 )
 
@@ -50,6 +51,7 @@ var tables = [tableCount]struct {
 	logouts:     {"logouts", 0, "expires"},
 	logins:      {"logins", 32, "expires"},
 	people:      {"people", 0, ""},
+	tellings:    {"tellings", 0, "expires"},
 }
 
 // A row is a broker.Row as it is stored.
@@ -107,6 +109,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return logins, k[:], nil
 	case broker.PersonKey:
 		return people, joined(string(k)), nil
+	case broker.TellingKey:
+		return tellings, joined(string(k.Request[:]), k.Channel), nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -173,6 +177,9 @@ func encodeRow(r broker.Row) (row, error) {
 		out.extra = ceilMillis(r.Expires)
 	case *broker.Account:
 		out.body = encode(r, accountFields)
+	case *broker.Telling:
+		out.body = encode(r, tellingFields)
+		out.extra = ceilMillis(r.Expires)
 	default:
 		return row{}, fmt.Errorf("a row of type %T has no table", r)
 	}
@@ -244,6 +251,9 @@ func decodeRow(key broker.Key, body []byte) (broker.Row, error) {
 	case broker.PersonKey:
 		r := &broker.Account{Person: k}
 		out, err = r, decode(body, r, accountFields)
+	case broker.TellingKey:
+		r := &broker.Telling{TellingKey: k}
+		out, err = r, decode(body, r, tellingFields)
 	default:
 		err = errors.New("it has no table")
 	}
@@ -303,6 +313,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.LogoutKey{Provider: parts[0], Claim: parts[1], Value: parts[2]}, nil
 	case t == people && len(parts) == 1:
 		return broker.PersonKey(parts[0]), nil
+	case t == tellings && len(parts) == 2 && len(parts[0]) == len(broker.RequestID{}):
+		return broker.TellingKey{Request: broker.RequestID([]byte(parts[0])), Channel: parts[1]}, nil
 	case t == signingKeys && len(parts) == 2:
 		return broker.SigningKeyID{Purpose: parts[0], ID: parts[1]}, nil
 	}

@@ -21,7 +21,7 @@ const sweepBatch = 500
 // not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
-	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins} {
+	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, tellings} {
 		for {
 			n, err := s.sweep(ctx, t, now)
 			if err != nil {

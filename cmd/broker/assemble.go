@@ -166,6 +166,7 @@ func (v *service) adopt(ctx context.Context, s *settings, by broker.Identity) (r
 	if err := v.broker.SetRules(ctx, engine.Rules(), by, time.Now()); err != nil {
 		return "", err
 	}
+	v.broker.SetNotifiers(s.notifiers)
 	return engine.Revision().String(), nil
 }
 
@@ -185,7 +186,7 @@ func (v *service) serverConfig(authenticate func(*http.Request, string) (broker.
 		Keys:        func(context.Context) ([]byte, error) { return v.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return v.keys.Algorithms(time.Now()) },
 		Log:         v.ledger,
-		ExternalURL: v.settings.externalURL.String(), UIURL: v.settings.uiURL.String(), SVIDAudiences: v.settings.audiences,
+		ExternalURL: v.settings.externalURL.String(), UIURL: v.settings.uiURL.String(), TicketURL: v.settings.ticketURL, SVIDAudiences: v.settings.audiences,
 		CallsPerSecond: v.settings.admission.PerSecond, CallsAtOnce: v.settings.admission.Pending,
 		Checks: []server.Check{
 			{Name: "store", Check: v.store.Ping},
@@ -307,7 +308,7 @@ func (v *service) sweep(ctx context.Context) error {
 
 // counts are what gauges show: read now and then, because counting a million
 // leases is too much for every scrape.
-type counts struct{ active, pending, stuck atomic.Int64 }
+type counts struct{ active, pending, stuck, overdue atomic.Int64 }
 
 func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 	active, err := s.CountActive(ctx, time.Now())
@@ -332,6 +333,24 @@ func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 	}
 	c.pending.Store(n)
 	c.stuck.Store(countStuck(ctx, s))
+	c.overdue.Store(countOverdue(ctx, s))
+}
+
+// countOverdue looks at the uses of the broken glass that nobody reviewed.
+func countOverdue(ctx context.Context, s *store.Store) (n int64) {
+	now := time.Now()
+	_ = s.View(ctx, func(tx broker.Tx) error { // what can't be counted now is counted next time
+		open, err := tx.Reviews()
+		for _, of := range open {
+			for _, due := range of.Open {
+				if !now.Before(due) {
+					n++
+				}
+			}
+		}
+		return err
+	})
+	return n
 }
 
 // countStuck looks at the leases whose ending is tried again and again: there
@@ -356,6 +375,7 @@ func (v *service) gauges() server.Gauges {
 		LeasesActive:     func() float64 { return float64(v.counts.active.Load()) },
 		LeasesStuck:      func() float64 { return float64(v.counts.stuck.Load()) },
 		ApprovalsPending: func() float64 { return float64(v.counts.pending.Load()) },
+		ReviewsOverdue:   func() float64 { return float64(v.counts.overdue.Load()) },
 		AuditRecords:     func() float64 { return float64(v.store.Head().Size) },
 		AuditUnpublished: func() float64 { return v.ledger.unpublished() },
 	}

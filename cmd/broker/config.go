@@ -24,6 +24,7 @@ type file struct {
 	Policies     string                     `yaml:"policies"`
 	Issuers      map[string]issuerFile      `yaml:"issuers"`
 	Entitlements map[string]entitlementFile `yaml:"entitlements"`
+	Notify       *notifyFile                `yaml:"notify"`
 }
 
 type serverFile struct {
@@ -40,6 +41,7 @@ type serverFile struct {
 	Checkpoint  string         `yaml:"checkpoint_file"`
 	Log         logFile        `yaml:"log"`
 	Sessions    sessionsFile   `yaml:"sessions"`
+	TicketURL   plain          `yaml:"ticket_url"`
 }
 
 type listenerFile struct {

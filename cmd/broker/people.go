@@ -2,10 +2,8 @@ package main
 
 import (
 	"crypto/x509"
-	"fmt"
 	"maps"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -58,14 +56,10 @@ func (c *checker) people(list map[string]personFile) {
 		}
 		if f.ClientSecretFile == "" {
 			c.bad(at+"/client_secret_file", "name the file that holds the client's secret")
-		} else if _, err := readClientSecret(c.file(f.ClientSecretFile)); err != nil {
-			c.bad(at+"/client_secret_file", "%v", err)
+		} else {
+			c.secret(at+"/client_secret_file", f.ClientSecretFile)
 		}
-		if f.CAFile != "" {
-			if _, err := readRoots(c.file(f.CAFile)); err != nil {
-				c.bad(at+"/ca_file", "%v", err)
-			}
-		}
+		c.roots(at+"/ca_file", f.CAFile)
 		c.s.people = append(c.s.people, providerSettings{
 			name: name, issuer: string(f.Issuer), clientID: f.ClientID, secretFile: c.file(f.ClientSecretFile),
 			groups: f.GroupsClaim, manager: f.ManagerClaim, caFile: c.file(f.CAFile), scopes: toStrings(f.Scopes),
@@ -85,20 +79,18 @@ func (c *checker) sessions(f sessionsFile) {
 	}
 }
 
-func isLoopback(u *url.URL) bool {
-	return u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
+// ticket checks where tickets are looked at.
+func (c *checker) ticket(text string) {
+	before, _, holds := strings.Cut(text, "{ticket}")
+	u, err := url.Parse(before)
+	if text != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.Path == "" || u.User != nil || !holds) {
+		c.bad("server/ticket_url", "give an https URL that holds {ticket}, such as https://tracker.acme.test/browse/{ticket}")
+	}
+	c.s.ticketURL = text
 }
 
-func readClientSecret(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	secret := strings.TrimSpace(string(text))
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("reading the client's secret: %w", err)
-	case secret == "" || len(secret) > 4096:
-		return "", fmt.Errorf("%s is empty, or too long for a client's secret", path)
-	}
-	return secret, nil
+func isLoopback(u *url.URL) bool {
+	return u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 }
 
 // openPeople makes the providers of the settings; nil: nobody can log in.
@@ -117,7 +109,7 @@ func (s *settings) openPeople() (*attest.People, error) {
 		}
 		configs = append(configs, attest.ProviderConfig{
 			Name: p.name, Issuer: p.issuer, ClientID: p.clientID, Roots: roots,
-			Secret:      func() (string, error) { return readClientSecret(p.secretFile) },
+			Secret:      func() (string, error) { return readSecret(p.secretFile) },
 			RedirectURL: s.uiURL.String() + "/ui/login/callback",
 			Scopes:      p.scopes, GroupsClaim: p.groups, ManagerClaim: p.manager,
 		})

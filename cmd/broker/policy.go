@@ -68,7 +68,7 @@ func (s *settings) engine() (*policy.Engine, error) {
 	}
 	engine, err := policy.Load(policy.Inputs{
 		FS: os.DirFS(s.policies), Catalogue: s.catalogue, Marks: s.marks,
-		HomeDomain: s.trustDomain, TrustDomains: s.trustDomains, Providers: s.providers(),
+		HomeDomain: s.trustDomain, TrustDomains: s.trustDomains, Providers: s.providers(), Channels: s.channels(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("policies in %s do not load:\n%w", s.policies, err)

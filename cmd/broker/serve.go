@@ -135,6 +135,7 @@ func (s *settings) needsRestart(fresh *settings) (changed []string) {
 		{"attest.workload_api", s.workloadAPI, fresh.workloadAPI},
 		{"attest.people", s.people, fresh.people},
 		{"server.sessions", []time.Duration{s.sessionIdle, s.sessionLasts}, []time.Duration{fresh.sessionIdle, fresh.sessionLasts}},
+		{"server.ticket_url", s.ticketURL, fresh.ticketURL},
 		{"attest.bundles", s.bundles, fresh.bundles},
 		{"store", s.store, fresh.store},
 		{"issuers", s.issuers, fresh.issuers},

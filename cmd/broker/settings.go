@@ -47,6 +47,8 @@ type settings struct {
 	people       []providerSettings
 	sessionIdle  time.Duration
 	sessionLasts time.Duration
+	ticketURL    string                     // of tickets, "https://tracker.acme.test/{ticket}"
+	notifiers    map[string]broker.Notifier // by channel; nil: nobody is told
 }
 
 type listenerSettings struct {
@@ -90,6 +92,7 @@ func (d *document) understand(getenv func(string) string) (*settings, error) {
 	c.storage()
 	c.issuers()
 	c.entitlements()
+	c.notify()
 	if len(c.errs) > 0 {
 		return nil, errors.Join(c.errs...)
 	}
@@ -275,6 +278,7 @@ func (c *checker) attest() {
 	c.trust(f)
 	c.people(f.People)
 	c.sessions(c.d.file.Server.Sessions)
+	c.ticket(string(c.d.file.Server.TicketURL))
 	for i, m := range f.Workloads {
 		c.mark(fmt.Sprintf("attest/workloads/%d", i), m)
 	}

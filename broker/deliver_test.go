@@ -1,0 +1,181 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A receiver is a channel that writes down what it is told.
+type receiver struct {
+	mu      sync.Mutex
+	told    []told
+	answer  error
+	block   chan struct{} // nil: it answers at once
+	entered chan struct{}
+}
+
+type told struct {
+	event   broker.NoticeEvent
+	id      broker.NoticeID
+	earlier string
+}
+
+func (r *receiver) Notify(ctx context.Context, n *broker.Notice, _ *broker.Request, earlier string, _ time.Time) (string, error) {
+	if r.block != nil {
+		r.entered <- struct{}{}
+		select {
+		case <-r.block:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told = append(r.told, told{n.Event, n.ID, earlier})
+	return "ref-" + string(n.Event), r.answer
+}
+
+func (r *receiver) events() (out []broker.NoticeEvent) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.told {
+		out = append(out, t.event)
+	}
+	return out
+}
+
+func (w *world) deliver(t *testing.T, at time.Time) {
+	t.Helper()
+	if _, err := w.broker.Deliver(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) withChannel(r *receiver) *world {
+	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": r})
+	return w
+}
+
+// What waits is told once, and what was made of it later leads back to it.
+func TestPeopleAreTold(t *testing.T) {
+	r := &receiver{}
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	asked := w.ask(t, read("tickets:close"))
+	w.deliver(t, noon)
+	w.deliver(t, noon.Add(time.Second))
+	if got := r.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticePending}) {
+		t.Fatalf("told %v", got)
+	}
+	if _, err := w.vote(t, approver("ben", noon), asked, yes, noon.Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	w.deliver(t, noon.Add(time.Minute))
+	if got := r.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticePending, broker.NoticeApproved}) {
+		t.Fatalf("told %v", got)
+	}
+	if r.told[1].earlier != "ref-request.pending" {
+		t.Errorf("the later message does not know the earlier one: %q", r.told[1].earlier)
+	}
+}
+
+// A channel that fails hears the same notice again, later and later, until its
+// time is over; nothing is lost by a restart.
+func TestTellingAgain(t *testing.T) {
+	r := &receiver{answer: errors.New("no route")}
+	w := peopleWorld(t, `@approval("1 of support") @lapse_after("48h")`).withChannel(r)
+	w.ask(t, read("tickets:close"))
+	w.deliver(t, noon)
+	w.deliver(t, noon.Add(100*time.Millisecond))
+	if len(r.events()) != 1 {
+		t.Fatalf("a channel that just failed was told %d times", len(r.events()))
+	}
+	w.broker = w.restart(t, map[string]broker.Issuer{"tickets": signer{}, "db": &system{}})
+	w.withChannel(r)
+	w.deliver(t, noon.Add(time.Hour))
+	r.answer = &broker.TellLater{Err: errors.New("too many"), After: 10 * time.Minute}
+	w.deliver(t, noon.Add(2*time.Hour))
+	w.deliver(t, noon.Add(2*time.Hour+9*time.Minute))
+	if len(r.events()) != 3 {
+		t.Fatalf("told %d times; it had said when to come back", len(r.events()))
+	}
+	r.answer = nil
+	w.deliver(t, noon.Add(2*time.Hour+11*time.Minute))
+	w.deliver(t, noon.Add(3*time.Hour))
+	if len(r.events()) != 4 {
+		t.Fatalf("told %d times", len(r.events()))
+	}
+	for _, again := range r.told {
+		if again.id != r.told[0].id {
+			t.Error("a notice that is told again has another id")
+		}
+	}
+}
+
+func TestTellingEnds(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer error
+		before func(*testing.T, *world, *broker.Request)
+		at     time.Duration
+		want   []broker.NoticeEvent
+	}{
+		"what was decided meanwhile is not asked for": {
+			before: func(t *testing.T, w *world, r *broker.Request) {
+				if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{}, noon); err != nil {
+					t.Fatal(err)
+				}
+			},
+			want: []broker.NoticeEvent{broker.NoticeDenied},
+		},
+		"what lapsed is not asked for":   {at: 2 * time.Hour},
+		"a channel that is gone":         {answer: broker.ErrChannelGone, want: []broker.NoticeEvent{broker.NoticePending}},
+		"a channel that does not exist":  {before: func(_ *testing.T, w *world, _ *broker.Request) { w.broker.SetNotifiers(nil) }},
+		"what was tried for a whole day": {at: 25 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &receiver{answer: test.answer}
+			w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+			asked := w.ask(t, read("tickets:close"))
+			if test.before != nil {
+				test.before(t, w, asked)
+			}
+			for range 3 {
+				w.deliver(t, noon.Add(test.at))
+				w.withChannel(r) // whatever is left would be told now
+				test.at += 10 * time.Minute
+			}
+			if got := r.events(); !slices.Equal(got, test.want) {
+				t.Errorf("told %v, not %v", got, test.want)
+			}
+		})
+	}
+}
+
+// A channel that hangs holds up no other.
+func TestSlowChannel(t *testing.T) {
+	slow, quick := &receiver{block: make(chan struct{}), entered: make(chan struct{})}, &receiver{}
+	w := peopleWorld(t, `@approval("1 of support, 1 of security")`)
+	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": slow, "hook:security": quick})
+	w.ask(t, read("tickets:close"))
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.broker.Deliver(t.Context(), noon)
+		done <- err
+	}()
+	<-slow.entered
+	other := read("tickets:close")
+	other.Justification = "another one"
+	w.ask(t, other)
+	for len(quick.events()) < 2 { // each returns although the slow one hangs
+		w.deliver(t, noon.Add(time.Second))
+	}
+	close(slow.block)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}

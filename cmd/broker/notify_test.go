@@ -1,0 +1,84 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const goodChannels = `notify:
+  slack:
+    dba: {token_file: secret, channel: C0123456789}
+    ops: {webhook_file: hook.url}
+  webhook:
+    audit: {url: https://hooks.acme.test/broker, secret_files: [hook.secret]}
+  mail:
+    dba: {host: mail.acme.test, port: 587, from: broker@acme.test, to: [dba@acme.test], username: broker, password_file: secret}
+`
+
+func channelsDir(t *testing.T) string {
+	t.Helper()
+	dir := sealedDir(t)
+	for name, text := range map[string]string{
+		"secret": "sesame", "hook.secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "hook.url": "https://hooks.slack.com/services/T/B/x",
+		"texts/subject.txt": "{{.Entitlement}}", "broken/body.txt": "{{.Password}}",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestChannels(t *testing.T) {
+	s, err := understand(channelsDir(t), goodConfig+goodChannels+"  templates: texts\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := s.channels()
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"mail:dba", "slack:dba", "slack:ops", "webhook:audit"}) {
+		t.Errorf("channels %v", names)
+	}
+	if s, err = understand(channelsDir(t), goodConfig); err != nil || s.channels() != nil {
+		t.Errorf("channels that nobody named: %v, %v", s.channels(), err)
+	}
+	if s, err = understand(channelsDir(t), goodConfig+"notify: {}\n"); err != nil || s.channels() == nil {
+		t.Errorf("an operator who says that there is no channel is not believed: %v, %v", s.channels(), err)
+	}
+}
+
+func TestBadChannels(t *testing.T) {
+	dir := channelsDir(t)
+	for name, test := range map[string]struct{ from, to, want string }{
+		"no token":           {"token_file: secret, channel", "channel", "notify.slack.dba: give a bot's token and a channel's id"},
+		"no such file":       {"token_file: secret", "token_file: none", "notify.slack.dba.token_file: reading a secret"},
+		"both":               {"webhook_file: hook.url", "webhook_file: hook.url, token_file: secret, channel: C1", "notify.slack.ops: give a bot's token"},
+		"in the clear":       {"https://hooks.acme.test", "http://hooks.acme.test", "notify.webhook.audit: give an https URL"},
+		"unsigned":           {"secret_files: [hook.secret]", "secret_files: []", "notify.webhook.audit: a webhook is signed"},
+		"no secret":          {"[hook.secret]", "[secret]", "notify.webhook.audit.secret_files.0: a webhook's secret is whsec_"},
+		"mail in the clear":  {"username: broker", "tls: none, username: broker", "notify.mail.dba: tls is starttls or implicit"},
+		"authorities":        {"username: broker", "ca_file: secret, username: broker", "notify.mail.dba.ca_file: reading authorities"},
+		"a name":             {"    dba: {host", "    DBA: {host", `notify.mail.DBA: "DBA" is not a name`},
+		"templates":          {"notify:\n", "notify:\n  templates: none\n", "notify.templates: there is neither subject.txt nor body.txt"},
+		"a template":         {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the template of bodies"},
+		"another kind of it": {"  mail:\n", "  fax:\n", `unknown key "fax"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(goodChannels, test.from, test.to, 1)
+			if text == goodChannels {
+				t.Fatal("nothing was changed")
+			}
+			_, err := understand(dir, goodConfig+text)
+			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "sesame") {
+				t.Errorf("%v\nwant %s", err, test.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,166 @@
+package notify
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"mime"
+	"mime/quotedprintable"
+	"net"
+	"net/mail"
+	"net/netip"
+	"net/smtp"
+	"strconv"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A MailConfig is a mail server, and who gets mail.
+type MailConfig struct {
+	Pages        string
+	Host         string
+	Port         int
+	From         string // an address
+	To           []string
+	Username     string // empty: it asks for none
+	Password     string
+	TLS          string         // starttls, implicit, or none on loopback
+	Roots        *x509.CertPool // nil: the system's
+	AllowPrivate bool           // addresses that are not of the internet
+	Templates    *Templates
+}
+
+type mailer struct {
+	cfg  MailConfig
+	from *mail.Address
+	to   []*mail.Address
+}
+
+// NewMail makes a channel of mail.
+func NewMail(c MailConfig) (broker.Notifier, error) {
+	m := &mailer{cfg: c}
+	var err error
+	if m.from, err = mail.ParseAddress(c.From); err != nil {
+		return nil, errors.New("from is a mail address")
+	}
+	for _, to := range c.To {
+		a, err := mail.ParseAddress(to)
+		if err != nil {
+			return nil, errors.New("to is a list of mail addresses")
+		}
+		m.to = append(m.to, a)
+	}
+	loopback, _ := netip.ParseAddr(c.Host)
+	switch {
+	case len(m.to) == 0 || len(m.to) > 50:
+		return nil, errors.New("name 1 to 50 addresses in to")
+	case c.Host == "" || c.Port < 1 || c.Port > 65535:
+		return nil, errors.New("name the mail server's host and port")
+	case c.TLS != "starttls" && c.TLS != "implicit" && (c.TLS != "none" || !loopback.IsLoopback()):
+		return nil, errors.New("tls is starttls or implicit; none is for a mail server on this machine")
+	}
+	return m, nil
+}
+
+// Notify sends a mail. Its Message-ID is the notice's, so that a second one of
+// the same can be told.
+func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ string, now time.Time) (string, error) {
+	subject, body, err := m.cfg.Templates.text(factsOf(m.cfg.Pages, n, r, now))
+	if err != nil {
+		return "", err
+	}
+	text, err := m.compose(n.ID.String(), subject, body, now)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	client, err := m.connect(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = client.Close() }()
+	return "", m.deliver(client, text)
+}
+
+// compose writes the message (RFC 5322). What stands in its headers has no line
+// ends: the addresses were parsed, the subject is encoded.
+func (m *mailer) compose(id, subject, body string, now time.Time) ([]byte, error) {
+	_, domain, _ := strings.Cut(m.from.Address, "@")
+	var to []string
+	for _, a := range m.to {
+		to = append(to, a.String())
+	}
+	var b bytes.Buffer
+	for _, h := range [][2]string{
+		{"From", m.from.String()}, {"To", strings.Join(to, ", ")}, {"Subject", mime.QEncoding.Encode("utf-8", subject)},
+		{"Date", now.UTC().Format(time.RFC1123Z)}, {"Message-ID", "<" + id + "@" + domain + ">"}, {"Auto-Submitted", "auto-generated"},
+		{"MIME-Version", "1.0"}, {"Content-Type", "text/plain; charset=utf-8"}, {"Content-Transfer-Encoding", "quoted-printable"},
+	} {
+		fmt.Fprintf(&b, "%s: %s\r\n", h[0], h[1])
+	}
+	b.WriteString("\r\n")
+	w := quotedprintable.NewWriter(&b)
+	if _, err := w.Write([]byte(body + "\n")); err != nil {
+		return nil, fmt.Errorf("writing a mail: %w", err)
+	}
+	return b.Bytes(), w.Close()
+}
+
+func (m *mailer) connect(ctx context.Context) (*smtp.Client, error) {
+	dialer := &net.Dialer{Control: control(m.cfg.AllowPrivate)}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(m.cfg.Host, strconv.Itoa(m.cfg.Port)))
+	if err != nil {
+		return nil, fmt.Errorf("calling the mail server: %w", err)
+	}
+	if until, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(until)
+	}
+	config := &tls.Config{ServerName: m.cfg.Host, RootCAs: m.cfg.Roots, MinVersion: tls.VersionTLS12}
+	if m.cfg.TLS == "implicit" {
+		conn = tls.Client(conn, config)
+	}
+	client, err := smtp.NewClient(conn, m.cfg.Host)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("greeting the mail server: %w", err), conn.Close())
+	}
+	if m.cfg.TLS == "starttls" {
+		if err := client.StartTLS(config); err != nil { // nothing is sent without
+			return nil, errors.Join(fmt.Errorf("securing the connection to the mail server: %w", err), client.Close())
+		}
+	}
+	return client, nil
+}
+
+func (m *mailer) deliver(client *smtp.Client, text []byte) error {
+	if m.cfg.Username != "" {
+		if err := client.Auth(smtp.PlainAuth("", m.cfg.Username, m.cfg.Password, m.cfg.Host)); err != nil {
+			return errors.New("the mail server does not accept the user or the password")
+		}
+	}
+	if err := client.Mail(m.from.Address); err != nil {
+		return fmt.Errorf("naming the sender: %w", err)
+	}
+	for _, to := range m.to {
+		if err := client.Rcpt(to.Address); err != nil {
+			return fmt.Errorf("naming a recipient: %w", err)
+		}
+	}
+	w, err := client.Data()
+	if err != nil {
+		return fmt.Errorf("sending a mail: %w", err)
+	}
+	if _, err := w.Write(text); err != nil {
+		return fmt.Errorf("sending a mail: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return fmt.Errorf("sending a mail: %w", err)
+	}
+	_ = client.Quit() // it has been taken
+	return nil
+}

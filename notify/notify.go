@@ -1,0 +1,164 @@
+// Package notify tells people that something waits for them, or was decided:
+// by webhooks, in Slack and by mail. A message holds no secret, and its link is
+// no capability: whoever follows it has to log in.
+package notify
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"strings"
+	"text/template"
+	"time"
+	"unicode"
+
+	"accessbroker.internal/broker"
+)
+
+// Facts are what a message tells. Texts of the requester's are bounded, and
+// free of characters that do something.
+type Facts struct {
+	Event         string            `json:"event"` // request.pending, …
+	Time          time.Time         `json:"time"`  // when it came to be
+	Group         string            `json:"group"` // why this channel is told
+	Request       string            `json:"request"`
+	URL           string            `json:"url"` // of the page; no capability
+	Status        string            `json:"status"`
+	Entitlement   string            `json:"entitlement"`
+	Scopes        []string          `json:"scopes,omitempty"`
+	Requester     string            `json:"requester"`
+	RequesterKind string            `json:"requester_kind"`
+	Accountable   []string          `json:"accountable,omitempty"`
+	Justification string            `json:"justification,omitempty"`
+	Ticket        string            `json:"ticket,omitempty"`
+	TTL           string            `json:"ttl"`
+	Duration      string            `json:"duration"`
+	BreakGlass    bool              `json:"break_glass,omitempty"`
+	Needed        map[string]string `json:"needed,omitempty"` // by group: "1 of 2"
+	LapsesAt      *time.Time        `json:"lapses_at,omitempty"`
+	ReviewDueAt   *time.Time        `json:"review_due_at,omitempty"`
+	Approvals     []Voice           `json:"approvals,omitempty"`
+}
+
+// A Voice is what somebody said.
+type Voice struct {
+	Person   string    `json:"person"`
+	Decision string    `json:"decision"` // approve, deny
+	At       time.Time `json:"at"`
+}
+
+// maxText is how much of a free text a message shows, in characters.
+const maxText = 500
+
+// plain makes a text that others wrote fit to be shown: one line, of bounded
+// length, without control characters and such as turn text around.
+func plain(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r):
+			return -1
+		}
+		return r
+	}, s)
+	if runes := []rune(s); len(runes) > maxText {
+		return string(runes[:maxText]) + "…"
+	}
+	return s
+}
+
+var statuses = map[broker.RequestStatus]string{
+	broker.RequestPending: "pending", broker.RequestApproved: "approved", broker.RequestDenied: "denied",
+	broker.RequestWithdrawn: "withdrawn", broker.RequestLapsed: "lapsed", broker.RequestEnded: "ended",
+}
+
+// factsOf gives what to tell. pages is the URL of the broker's pages.
+func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) Facts {
+	f := Facts{
+		Event: string(n.Event), Time: n.Created.UTC(), Group: n.Group, Request: r.ID.String(), URL: pages + "/ui/requests/" + r.ID.String(),
+		Status: statuses[r.State(now)], Entitlement: r.Entitlement, Scopes: r.Scopes, Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
+		Accountable: r.Requester.Accountable, Justification: plain(r.Justification), Ticket: plain(r.Ticket),
+		TTL: r.TTL.String(), Duration: r.Duration.String(), BreakGlass: r.BreakGlass,
+	}
+	if !r.Lapses.IsZero() {
+		lapses := r.Lapses.UTC()
+		f.LapsesAt = &lapses
+	}
+	if !r.ReviewDue.IsZero() && r.Reviewed.IsZero() {
+		due := r.ReviewDue.UTC()
+		f.ReviewDueAt = &due
+	}
+	for _, p := range r.Places() {
+		if f.Needed == nil {
+			f.Needed = map[string]string{}
+		}
+		f.Needed[p.Group] = fmt.Sprintf("%d of %d", p.Have, p.Count)
+	}
+	for _, a := range r.Approvals {
+		v := Voice{a.Person, "deny", a.At.UTC()}
+		if a.Approve {
+			v.Decision = "approve"
+		}
+		f.Approvals = append(f.Approvals, v)
+	}
+	return f
+}
+
+//go:embed templates/*.txt
+var builtIn embed.FS
+
+// Templates make the texts of messages: subject.txt and body.txt, as Go's
+// text/template of Facts.
+type Templates struct{ subject, body *template.Template }
+
+// NewTemplates reads templates; an empty text means the built-in one.
+func NewTemplates(subject, body string) (*Templates, error) {
+	read := func(name, text string) (*template.Template, error) {
+		if text == "" {
+			content, err := builtIn.ReadFile("templates/" + name)
+			if err != nil {
+				return nil, err
+			}
+			text = string(content)
+		}
+		t, err := template.New(name).Funcs(template.FuncMap{"join": func(list []string) string { return strings.Join(list, ", ") }}).Option("missingkey=error").Parse(text)
+		if err == nil {
+			_, err = execute(t, Facts{LapsesAt: new(time.Time), ReviewDueAt: new(time.Time)})
+		}
+		return t, err
+	}
+	t := &Templates{}
+	var err error
+	if t.subject, err = read("subject.txt", subject); err != nil {
+		return nil, fmt.Errorf("reading the template of subjects: %w", err)
+	}
+	if t.body, err = read("body.txt", body); err != nil {
+		return nil, fmt.Errorf("reading the template of bodies: %w", err)
+	}
+	return t, nil
+}
+
+// maxMessage bounds what a template makes.
+const maxMessage = 16 << 10
+
+func execute(t *template.Template, f Facts) (string, error) {
+	var b bytes.Buffer
+	if err := t.Execute(&b, f); err != nil {
+		return "", fmt.Errorf("making a message: %w", err)
+	}
+	if b.Len() > maxMessage {
+		return "", errors.New("making a message: it is too long")
+	}
+	return strings.TrimSpace(b.String()), nil
+}
+
+// text makes the subject, of one line, and the body.
+func (t *Templates) text(f Facts) (subject, body string, err error) {
+	if subject, err = execute(t.subject, f); err != nil {
+		return "", "", err
+	}
+	body, err = execute(t.body, f)
+	return plain(subject), body, err
+}

@@ -1,0 +1,100 @@
+package notify
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A WebhookConfig is where events are posted, signed by Standard Webhooks 1.0.
+type WebhookConfig struct {
+	Pages        string // URL of the broker's pages
+	URL          string
+	Secrets      [][]byte       // each signs: while one is replaced, there are two
+	Roots        *x509.CertPool // nil: the system's
+	AllowPrivate bool           // addresses that are not of the internet, and http on loopback
+}
+
+type webhook struct {
+	cfg    WebhookConfig
+	client *http.Client
+}
+
+// Secret reads a secret of Standard Webhooks: "whsec_" and base64 of 24 to 64
+// bytes.
+func Secret(text string) ([]byte, error) {
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(strings.TrimSpace(text), "whsec_"))
+	if err != nil || len(raw) < 24 || len(raw) > 64 {
+		return nil, errors.New("a webhook's secret is whsec_ and the base64 of 24 to 64 random bytes")
+	}
+	return raw, nil
+}
+
+// checkURL refuses what is not https, but on loopback for who allows that.
+func checkURL(text string, allowPrivate bool) error {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
+		return errors.New("give an https URL")
+	case u.Scheme == "https", u.Scheme == "http" && allowPrivate && (u.Hostname() == "127.0.0.1" || u.Hostname() == "::1" || u.Hostname() == "localhost"):
+		return nil
+	}
+	return errors.New("give an https URL; http is for this machine only, with allow_private")
+}
+
+// NewWebhook makes a channel that posts events.
+func NewWebhook(c WebhookConfig) (broker.Notifier, error) {
+	if err := checkURL(c.URL, c.AllowPrivate); err != nil {
+		return nil, err
+	}
+	if len(c.Secrets) == 0 {
+		return nil, errors.New("a webhook is signed: give its secret")
+	}
+	return &webhook{c, newClient(c.Roots, c.AllowPrivate)}, nil
+}
+
+// Notify posts {type, timestamp, data}. Its webhook-id is the notice's, which
+// is the same each time it is tried.
+func (w *webhook) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ string, now time.Time) (string, error) {
+	f := factsOf(w.cfg.Pages, n, r, now)
+	body, err := json.Marshal(map[string]any{"type": f.Event, "timestamp": f.Time, "data": f})
+	if err != nil {
+		return "", fmt.Errorf("encoding an event: %w", err)
+	}
+	req, err := http.NewRequest(http.MethodPost, w.cfg.URL, bytes.NewReader(body))
+	if err != nil {
+		return "", errors.New("its URL is not valid")
+	}
+	id, at := n.ID.String(), strconv.FormatInt(now.Unix(), 10)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "access-broker")
+	req.Header.Set("webhook-id", id)
+	req.Header.Set("webhook-timestamp", at)
+	var signatures []string
+	for _, secret := range w.cfg.Secrets {
+		signatures = append(signatures, "v1,"+signature(secret, id, at, body))
+	}
+	req.Header.Set("webhook-signature", strings.Join(signatures, " "))
+	_, err = send(ctx, w.client, req)
+	return "", err
+}
+
+func signature(secret []byte, id, at string, body []byte) string {
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte(id + "." + at + "."))
+	mac.Write(body)
+	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
+}

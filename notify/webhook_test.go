@@ -1,0 +1,195 @@
+package notify
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+const secretText = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+func webhookTo(t *testing.T, url string, secrets ...string) broker.Notifier {
+	t.Helper()
+	cfg := WebhookConfig{Pages: "https://broker.acme.test", URL: url, AllowPrivate: true}
+	for _, s := range secrets {
+		raw, err := Secret(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Secrets = append(cfg.Secrets, raw)
+	}
+	w, err := NewWebhook(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// The example of the specification (Standard Webhooks 1.0, "Verifying
+// webhook authenticity").
+func TestSignature(t *testing.T) {
+	secret, err := Secret(secretText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", []byte(`{"test": 2432232314}`))
+	if got != "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=" {
+		t.Errorf("signature %s", got)
+	}
+}
+
+func TestWebhook(t *testing.T) {
+	rotated := "whsec_" + base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32)))
+	var header http.Header
+	var body []byte
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header = r.Header
+		body, _ = io.ReadAll(r.Body)
+	}))
+	defer server.Close()
+	n, r := waiting()
+	if _, err := webhookTo(t, server.URL, secretText, rotated).Notify(t.Context(), n, r, "", noon); err != nil {
+		t.Fatal(err)
+	}
+	signatures := strings.Fields(header.Get("webhook-signature"))
+	if len(signatures) != 2 {
+		t.Fatalf("signatures %q: while a secret is replaced there are two", signatures)
+	}
+	for i, key := range []string{strings.TrimPrefix(secretText, "whsec_"), strings.TrimPrefix(rotated, "whsec_")} {
+		raw, _ := base64.StdEncoding.DecodeString(key)
+		mac := hmac.New(sha256.New, raw)
+		mac.Write([]byte(header.Get("webhook-id") + "." + header.Get("webhook-timestamp") + "." + string(body)))
+		if signatures[i] != "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)) {
+			t.Errorf("signature %d does not hold", i)
+		}
+	}
+	if header.Get("webhook-id") != n.ID.String() || header.Get("webhook-timestamp") != "1780315200" {
+		t.Errorf("id %q, timestamp %q", header.Get("webhook-id"), header.Get("webhook-timestamp"))
+	}
+	var event struct {
+		Type string
+		Data Facts
+	}
+	if err := json.Unmarshal(body, &event); err != nil {
+		t.Fatal(err)
+	}
+	if event.Type != "request.pending" || event.Data.Entitlement != "orders-db-rw" || event.Data.Needed["dba"] != "0 of 2" || event.Data.URL != "https://broker.acme.test/ui/requests/"+r.ID.String() {
+		t.Errorf("%s", body)
+	}
+}
+
+func TestReceiversThatFail(t *testing.T) {
+	answers := map[string]func(http.ResponseWriter, *http.Request){
+		"/500": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
+		"/410": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) },
+		"/429": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "90"); w.WriteHeader(429) },
+		"/503": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "99999999")
+			w.WriteHeader(503)
+		},
+		"/302":     func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/followed", http.StatusFound) },
+		"/endless": func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, endless{}) },
+	}
+	followed := false
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/followed" {
+			followed = true
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		answers[r.URL.Path](w, r)
+	}))
+	defer server.Close()
+	n, r := waiting()
+	tell := func(path string) error {
+		_, err := webhookTo(t, server.URL+path, secretText).Notify(t.Context(), n, r, "", noon)
+		return err
+	}
+	if err := tell("/500"); err == nil || err.Error() != "it answered 500" {
+		t.Error(err)
+	}
+	if err := tell("/410"); !errors.Is(err, broker.ErrChannelGone) {
+		t.Error(err)
+	}
+	for path, want := range map[string]time.Duration{"/429": 90 * time.Second, "/503": time.Hour} {
+		var later *broker.TellLater
+		if err := tell(path); !errors.As(err, &later) || later.After != want {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if err := tell("/302"); err == nil || followed {
+		t.Errorf("a redirect: %v, followed: %v", err, followed)
+	}
+	if err := tell("/endless"); err != nil { // it was taken; the rest is not read
+		t.Error(err)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// Nothing leads to this machine, its neighbours or a cloud's metadata unless the
+// operator said so.
+func TestInsideIsRefused(t *testing.T) {
+	called := false
+	server := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }))
+	defer server.Close()
+	raw, err := Secret(secretText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "https://"), ":")
+	n, r := waiting()
+	for _, host := range []string{"127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "127.1"} {
+		w, err := NewWebhook(WebhookConfig{URL: "https://" + host + ":" + port + "/hook?token=sesame", Secrets: [][]byte{raw}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = w.Notify(t.Context(), n, r, "", noon); err == nil || strings.Contains(err.Error(), "sesame") {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	if called {
+		t.Error("a message led inside")
+	}
+}
+
+func TestInner(t *testing.T) {
+	for address, want := range map[string]bool{
+		"169.254.169.254": true, "fd00:ec2::254": true, "10.1.2.3": true, "172.16.0.1": true, "192.168.1.1": true, "100.64.0.1": true,
+		"::1": true, "::": true, "fe80::1": true, "::ffff:10.0.0.1": true, "64:ff9b::a9fe:a9fe": true, "2002:7f00:1::": true, "224.0.0.1": true,
+		"1.1.1.1": false, "2606:4700::1111": false, "64:ff9b::101:101": false, "172.32.0.1": false,
+	} {
+		if got := isInner(netip.MustParseAddr(address)); got != want {
+			t.Errorf("%s: %v", address, got)
+		}
+	}
+}
+
+func TestWebhooksThatAreNotTaken(t *testing.T) {
+	for _, url := range []string{"http://hooks.acme.test/x", "ftp://acme.test", "https://user:pw@acme.test", "//acme.test", "https://", "http://10.0.0.1/", "https://acme.test/#x"} {
+		if _, err := NewWebhook(WebhookConfig{URL: url, Secrets: [][]byte{make([]byte, 32)}, AllowPrivate: true}); err == nil {
+			t.Errorf("%s is taken", url)
+		}
+	}
+	if _, err := NewWebhook(WebhookConfig{URL: "https://acme.test"}); err == nil {
+		t.Error("a webhook that nobody signs is taken")
+	}
+	for _, secret := range []string{"", "whsec_", "whsec_c2hvcnQ=", "whsec_!", "whsec_" + strings.Repeat("A", 120)} {
+		if _, err := Secret(secret); err == nil {
+			t.Errorf("%q is taken for a secret", secret)
+		}
+	}
+}

@@ -83,7 +83,7 @@ permit (principal in Group::"security", action in [Action::"audit", Action::"blo
 `
 
 const officeGroups = `
-support: {members: [login/ben], claims: [{provider: login, group: support}]}
+support: {members: [login/ben], claims: [{provider: login, group: support}], notify: ["webhook:support", "mail:support"]}
 security: {members: [login/dan]}
 `
 
@@ -93,6 +93,7 @@ type office struct {
 	web      string // the URL of the pages
 	provider *process
 	agent    string
+	told     *receivers
 }
 
 // A colleague is one of the provider's people. Their password is their name.
@@ -116,13 +117,14 @@ func providerBinary(t *testing.T) string {
 func startOffice(t *testing.T) *office {
 	t.Helper()
 	s := startSPIRE(t, "acme.test")
-	o := &office{world: newBroker(t, s)}
+	o := &office{world: newBroker(t, s), told: startReceivers(t)}
 	webPort, loginPort := freePort(t), freePort(t)
 	o.web = fmt.Sprintf("https://localhost:%d", webPort)
 	issuer := fmt.Sprintf("https://localhost:%d/", loginPort)
 	at := func(name string) string { return filepath.Join(o.dir, name) }
 	loopbackTLS(t, at("web-ca.pem"), at("web.pem"), at("web.key"))
 	o.write(t, "client.secret", "only-in-tests")
+	o.write(t, "hook.secret", hookSecret)
 	o.hire(t, map[string]colleague{
 		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan <script>window.pwned=1</script>"},
 	})
@@ -135,7 +137,7 @@ func startOffice(t *testing.T) *office {
 	}
 	o.write(t, "policies/all.cedar", officePolicies)
 	o.write(t, "policies/groups.yaml", officeGroups)
-	o.write(t, "broker.yaml", fmt.Sprintf(officeFile, o.web, o.listen, fmt.Sprintf("localhost:%d", webPort), s.socket(), issuer))
+	o.write(t, "broker.yaml", fmt.Sprintf(officeFile, o.web, o.listen, fmt.Sprintf("localhost:%d", webPort), s.socket(), issuer)+o.told.file())
 	o.start(t)
 	o.agent = another(t, o.bin, "agent")
 	s.register(t, "/agent/triage", o.agent)
@@ -235,6 +237,7 @@ func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
 func TestPeople(t *testing.T) {
 	o := startOffice(t)
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, o) })
+	t.Run("told", func(t *testing.T) { testTold(t, o) })
 	t.Run("pages", func(t *testing.T) { testPages(t, o) })
 	t.Run("hostile texts", func(t *testing.T) { testHostileTexts(t, o) })
 	t.Run("screenshots", func(t *testing.T) { takeScreenshots(t, o) })

@@ -24,21 +24,24 @@ var someTime = time.Date(2026, 11, 3, 12, 0, 0, 123e6, time.UTC)
 func fullRecord() Record {
 	why, opening := Commit("customer 4711 complained\n\t\"twice\" \u2028 \x01")
 	party := Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent", Method: "jwt-svid", Proof: digest(1), Expires: someTime, Actors: []string{"login/ana", "spiffe://acme.test/x"}}
-	decision := DecisionFacts{Permit: true, Policies: []string{"a", "b"}, Revision: digest(2), Approvals: []string{"2 of dba"}, MaxTTL: time.Hour, Code: "denied"}
+	decision := DecisionFacts{Permit: true, Policies: []string{"a", "b"}, Revision: digest(2), Approvals: []string{"2 of dba"}, Review: []string{"1 of security"}, Signed: true, MaxTTL: time.Hour, Code: "denied"}
+	signature := SignatureFacts{AuthenticatorData: []byte{1}, ClientData: []byte("{}"), Credential: []byte{2}, Nonce: digest(16), Signature: []byte{3}}
 	return Record{
 		Time: someTime, Kind: LeaseIssued, Caller: &party, Subject: &party,
 		Request: &RequestFacts{ID: "req_1", Digest: digest(3), Entitlement: "tickets-api", Scopes: []string{"tickets:read", "ä\"\\"}, TTL: time.Minute,
 			Duration: time.Hour, Justification: why, Ticket: digest(4), Parameters: digest(5), Source: digest(6), LapsesAt: someTime},
 		Decision: &decision, Delegated: &decision,
-		Approval: &ApprovalFacts{Decision: "approve", Digest: digest(7), Groups: []string{"dba"}, Comment: digest(8), Scopes: []string{"s"}, TTL: time.Second, Duration: time.Minute},
-		Lease:    &LeaseFacts{ID: "lse_1", Issuer: "tickets", Type: "bearer", Scopes: []string{"s"}, Expires: someTime, Revocation: "at_expiry", Credential: digest(9), Replaces: "lse_0"},
-		End:      &EndFacts{How: "returned", Reason: digest(10), ValidUntil: someTime},
-		Rules:    &RulesFacts{Revision: digest(11), Files: map[string]Digest{"b.cedar": digest(12), "política.cedar": digest(13)}},
-		Key:      &KeyFacts{ID: "k", Purpose: "token", Algorithm: "ES256", Public: digest(14)},
-		Log:      &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
-		Block:    &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
-		Count:    7,
-		Openings: map[string]Opening{"justification": opening},
+		Approval:  &ApprovalFacts{Decision: "approve", Digest: digest(7), Groups: []string{"dba"}, Comment: digest(8), Scopes: []string{"s"}, TTL: time.Second, Duration: time.Minute},
+		Passkey:   &PasskeyFacts{Counts: someTime, Credential: []byte{4}, Public: []byte{5}, RP: "broker.acme.test"},
+		Signature: &signature,
+		Lease:     &LeaseFacts{ID: "lse_1", Issuer: "tickets", Type: "bearer", Scopes: []string{"s"}, Expires: someTime, Revocation: "at_expiry", Credential: digest(9), Replaces: "lse_0"},
+		End:       &EndFacts{How: "returned", Reason: digest(10), ValidUntil: someTime},
+		Rules:     &RulesFacts{Revision: digest(11), Files: map[string]Digest{"b.cedar": digest(12), "política.cedar": digest(13)}},
+		Key:       &KeyFacts{ID: "k", Purpose: "token", Algorithm: "ES256", Public: digest(14)},
+		Log:       &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
+		Block:     &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
+		Count:     7,
+		Openings:  map[string]Opening{"justification": opening},
 	}
 }
 

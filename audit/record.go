@@ -33,6 +33,9 @@ const (
 	ReviewClosed     Kind = "review.closed"     // the last one
 	SessionOpened    Kind = "session.opened"    // a person logged in
 	SessionClosed    Kind = "session.closed"    // a person logged out, or was by its provider
+	PasskeyEnrolled  Kind = "passkey.enrolled"  // counts later, or once it is vouched for
+	PasskeyVouched   Kind = "passkey.vouched"   // by somebody whose own counts; it counts from here on
+	PasskeyRemoved   Kind = "passkey.removed"   // what it signs later does not count
 	CollectRefused   Kind = "collect.refused"   // policy changed its mind before collection
 	LeaseOpened      Kind = "lease.opened"      // an upstream is about to be asked
 	LeaseIssued      Kind = "lease.issued"      // a credential left, or is about to
@@ -67,6 +70,8 @@ type Record struct {
 	Rules     *RulesFacts
 	Key       *KeyFacts
 	Log       *LogFacts
+	Passkey   *PasskeyFacts
+	Signature *SignatureFacts // of the caller, by a passkey: of the approval, or of the word for the passkey
 	Block     *BlockFacts
 	Count     int // how many identical events this record stands for; 0 and 1 mean one
 
@@ -111,6 +116,7 @@ type DecisionFacts struct {
 	Revision  Digest
 	Approvals []string // "2 of dba", as the policies demand them
 	Review    []string // the same, of the review of a broken glass
+	Signed    bool     // whoever approves signs by a passkey
 	MaxTTL    time.Duration
 	Code      string // the stable error code of a refusal
 }

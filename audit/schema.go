@@ -11,12 +11,22 @@ const (
 	maxScopes   = 4300 // 32 of 128 characters
 	maxPolicies = 5120
 	maxGroups   = 1024
-	maxFiles    = 12288 // about 110 files
+	maxFiles    = 11264 // about 100 files
+	maxHost     = 255
 	maxName     = 128
 	maxSelector = maxID + 32
 	maxOrigin   = 512
 	maxNote     = 2048
 	maxWord     = 64 // ids, and words from small sets
+)
+
+// Bounds of what a passkey says, in bytes.
+const (
+	MaxCredential        = 400 // WebAuthn allows for 1023; those in use are far shorter
+	MaxPublic            = 600 // RSA of 4096 bits
+	MaxAuthenticatorData = 256
+	MaxClientData        = 768
+	MaxSignature         = 512
 )
 
 // The schema stands here once, for writing, reading and measuring alike. RFC
@@ -38,8 +48,10 @@ func (r *Record) fields(c *codec) {
 	r.Kind = Kind(kind)
 	sub(c, "lease", &r.Lease, (*LeaseFacts).fields)
 	sub(c, "log", &r.Log, (*LogFacts).fields)
+	sub(c, "passkey", &r.Passkey, (*PasskeyFacts).fields)
 	sub(c, "request", &r.Request, (*RequestFacts).fields)
 	sub(c, "rules", &r.Rules, (*RulesFacts).fields)
+	sub(c, "signature", &r.Signature, (*SignatureFacts).fields)
 	sub(c, "subject", &r.Subject, (*Party).fields)
 	c.commitTime("time", &r.Time)
 	c.version("v")
@@ -79,6 +91,7 @@ func (f *DecisionFacts) fields(c *codec) {
 	c.texts("policies", &f.Policies, maxPolicies)
 	c.texts("review", &f.Review, maxGroups)
 	c.digest("revision", &f.Revision)
+	c.flag("signed", &f.Signed)
 }
 
 func (f *ApprovalFacts) fields(c *codec) {
@@ -89,6 +102,21 @@ func (f *ApprovalFacts) fields(c *codec) {
 	c.texts("groups", &f.Groups, maxGroups)
 	c.texts("scopes", &f.Scopes, maxScopes)
 	c.seconds("ttl", &f.TTL)
+}
+
+func (f *SignatureFacts) fields(c *codec) {
+	c.bytes("authenticator_data", &f.AuthenticatorData, MaxAuthenticatorData)
+	c.bytes("client_data", &f.ClientData, MaxClientData)
+	c.bytes("credential", &f.Credential, MaxCredential)
+	c.digest("nonce", &f.Nonce)
+	c.bytes("signature", &f.Signature, MaxSignature)
+}
+
+func (f *PasskeyFacts) fields(c *codec) {
+	c.time("counts", &f.Counts)
+	c.bytes("credential", &f.Credential, MaxCredential)
+	c.bytes("public", &f.Public, MaxPublic)
+	c.text("rp", &f.RP, maxHost)
 }
 
 func (f *LeaseFacts) fields(c *codec) {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"maps"
@@ -111,6 +112,29 @@ func (c *codec) readDigest(key string, d *Digest) {
 	}
 	c.at = end
 	c.expect(key, '"')
+}
+
+// bytes are written in base64url without padding (RFC 4648, section 5). most
+// bounds them as they are.
+func (c *codec) bytes(key string, b *[]byte, most int) {
+	if !c.member(key, len(*b) > 0, base64.RawURLEncoding.EncodedLen(most)+len(`""`)) {
+		return
+	}
+	if c.mode == reading {
+		text := c.readString(key)
+		raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
+		if err != nil || len(raw) == 0 || base64.RawURLEncoding.EncodeToString(raw) != text {
+			c.fail(key, "not base64url")
+		}
+		*b = raw
+		return
+	}
+	if len(*b) > most {
+		c.fail(key, "takes %d bytes, more than the %d allowed", len(*b), most)
+	}
+	c.buf = append(c.buf, '"')
+	c.buf = base64.RawURLEncoding.AppendEncode(c.buf, *b)
+	c.buf = append(c.buf, '"')
 }
 
 func (c *codec) flag(key string, b *bool) {

@@ -17,6 +17,9 @@ type Options struct {
 	Key string
 	// Checkpoints are signed notes that the auditor kept from before.
 	Checkpoints []string
+	// Approvers are the passkeys that signatures of approvals must be of.
+	// Empty: the log's own word is taken for whose they are.
+	Approvers []Approver
 	// Progress, if set, is told now and then how many records were read.
 	Progress func(records int64)
 }
@@ -32,6 +35,8 @@ type Report struct {
 	Last        time.Time      `json:"last"`
 	Checkpoints int            `json:"checkpoints"` // verified signed checkpoints
 	Opened      int64          `json:"opened"`      // commitments whose texts are there, and are what was committed to
+	Signatures  int64          `json:"signatures"`  // of passkeys, all of approvers
+	KeysPinned  bool           `json:"keys_pinned"` // those came from the auditor
 	Kinds       map[Kind]int64 `json:"kinds"`
 	Problems    []Problem      `json:"problems,omitempty"` // at most maxProblems
 	More        int            `json:"more,omitempty"`     // problems beyond those
@@ -63,8 +68,9 @@ func (p *Problem) Error() string {
 // that every leaf is a record in canonical form, that the leaves hash to the
 // tree and the tree to every checkpoint, that checkpoints are signed by the
 // log's key, that times never go back, that stored texts are what was
-// committed to, and that no lease is issued twice or after its end. It uses
-// the same memory however long the log is.
+// committed to, that no lease is issued twice or after its end, and that
+// approvals which policy wants signed are, by passkeys that count. It uses the
+// same memory however long the log is.
 //
 // It goes on after a problem, to tell all of them. The error is the first one,
 // or says why the log could not be read.
@@ -73,8 +79,8 @@ func Verify(ctx context.Context, src Source, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verifying the log: %w", err)
 	}
-	v := &verification{header: h, leases: newLeaseBook()}
-	v.report = Report{Origin: h.Origin, Key: h.Key, Kinds: map[Kind]int64{}}
+	v := &verification{header: h, leases: newLeaseBook(), keys: newKeyBook(opts.Approvers)}
+	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[Kind]int64{}}
 	if opts.Key != "" {
 		v.report.Key, v.report.KeyTrusted = opts.Key, true
 	}
@@ -103,6 +109,7 @@ type verification struct {
 	tree        Tree
 	checkpoints []Checkpoint // those not reached yet, by size
 	leases      *leaseBook
+	keys        *keyBook
 	current     Record // the record being looked at
 }
 
@@ -222,6 +229,13 @@ func (v *verification) record(index int64, r *Record, last time.Time) {
 	}
 	if what := v.leases.check(r); what != "" {
 		v.problem(index, "%s", what)
+	}
+	signed, what := v.keys.check(r)
+	if what != "" {
+		v.problem(index, "%s", what)
+	}
+	if signed {
+		v.report.Signatures++
 	}
 }
 

@@ -147,11 +147,14 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 	if err != nil {
 		return nil, err
 	}
+	if a.Signed = v.Signature != nil; r.Decision.Obligations.Signed && a.Approve && !a.Signed {
+		return nil, refuse(ErrSignatureRequired, "sign it with your passkey: policy requires that")
+	}
 	before := r.Version
 	if err := r.vote(a, now); err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, who, r, a, before, rules, now); err != nil {
+	if err := b.settle(ctx, ballot{who, r, a, v.Signature, before}, rules, now); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
@@ -178,7 +181,9 @@ func (r *Request) approval(who Identity, v Vote, groups []string, e *Entitlement
 		Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment,
 		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: now,
 	}
-	if v.Comment != "" {
+	if a.Salt = v.Salt; v.Comment == "" {
+		a.Salt = [16]byte{}
+	} else if v.Signature == nil && a.Salt == [16]byte{} {
 		a.Salt = audit.NewSalt()
 	}
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
@@ -187,8 +192,6 @@ func (r *Request) approval(who Identity, v Vote, groups []string, e *Entitlement
 	switch {
 	case o.Comment && v.Approve && v.Comment == "":
 		return a, refuse(ErrCommentRequired, "say why you approve: policy requires a comment")
-	case o.Signed && v.Approve && !a.Signed:
-		return a, refuse(ErrSignatureRequired, "sign it with your passkey: policy requires that")
 	case !v.Approve && (v.Scopes != nil || v.TTL != 0 || v.Duration != 0):
 		return a, refuse(ErrInvalidRequest, "only an approval can narrow")
 	}
@@ -217,11 +220,22 @@ func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
 	return nil
 }
 
+// A ballot is a vote that was taken, and not written yet.
+type ballot struct {
+	who       Identity
+	r         *Request // with the vote
+	a         Approval
+	signature *audit.SignatureFacts // nil: unsigned
+	before    int                   // the request's version without it
+}
+
 // settle writes a vote, and what it leads to, in one transaction with its one
-// record. Whoever else changed the request meanwhile was first: errAgain.
-func (b *Broker) settle(ctx context.Context, who Identity, r *Request, a Approval, before int, rules *Rules, now time.Time) error {
+// record. Whoever else changed the request meanwhile was first: errAgain. What
+// is signed is verified here, where the person's passkeys can't change any more.
+func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Time) error {
+	r := v.r
 	record := audit.Record{
-		Kind: audit.ApprovalGiven, Caller: party(who), Approval: a.facts(), Openings: a.openings(),
+		Kind: audit.ApprovalGiven, Caller: party(v.who), Approval: v.a.facts(), Openings: v.a.openings(), Signature: v.signature,
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
 	switch r.Status {
@@ -230,12 +244,15 @@ func (b *Broker) settle(ctx context.Context, who Identity, r *Request, a Approva
 	case RequestDenied:
 		record.Kind = audit.RequestDenied
 	}
-	_, err := b.write(ctx, r.waiting(), record, func(tx Tx) error {
+	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.who.ID)), record, func(tx Tx) error {
+		if err := v.verify(tx, record.Approval, now); err != nil {
+			return err
+		}
 		stored, err := get[*Request](tx, r.ID)
 		if err != nil {
 			return err
 		}
-		if stored.Version != before {
+		if stored.Version != v.before {
 			return errAgain
 		}
 		if r.Status != RequestPending {
@@ -248,6 +265,22 @@ func (b *Broker) settle(ctx context.Context, who Identity, r *Request, a Approva
 		return nil
 	})
 	return err
+}
+
+// verify verifies the signature of a ballot, if it has one.
+func (v *ballot) verify(tx Tx, facts *audit.ApprovalFacts, now time.Time) error {
+	if v.signature == nil {
+		return nil
+	}
+	account, err := accountOf(tx, PersonKey(v.who.ID))
+	if err != nil {
+		return err
+	}
+	if err := account.verify(v.signature, facts.Challenge(v.who.ID, v.r.ID.String(), v.signature.Nonce), now); err != nil {
+		return err
+	}
+	tx.Put(account)
+	return nil
 }
 
 // waiting names the rows that a waiting request is held by.

@@ -31,6 +31,10 @@ type Config struct {
 	// Blocks lists the blocks in force, for operators; nil: none can be listed.
 	Blocks func(ctx context.Context) ([]*Block, error)
 
+	// PasskeyWait is how long a passkey waits until it counts; zero means
+	// audit.PasskeyWait, and an auditor holds nothing shorter for good.
+	PasskeyWait time.Duration
+
 	// MaxPending is how many requests one identity may have waiting for
 	// people; zero means 20.
 	MaxPending int
@@ -97,6 +101,9 @@ func New(cfg Config) (*Broker, error) {
 	}
 	if cfg.Blocks == nil {
 		cfg.Blocks = func(context.Context) ([]*Block, error) { return nil, errors.New("the store does not list blocks") }
+	}
+	if cfg.PasskeyWait == 0 {
+		cfg.PasskeyWait = audit.PasskeyWait
 	}
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20

@@ -126,6 +126,7 @@ func (d *Decision) facts(code string) *audit.DecisionFacts {
 		Permit: d.Permit && code == "", Policies: d.Policies, Revision: d.Revision,
 		MaxTTL: d.Obligations.MaxTTL, Code: code,
 	}
+	f.Signed = d.Obligations.Signed
 	f.Approvals, f.Review = needTexts(d.Obligations.Approvals), needTexts(d.Obligations.Review)
 	return f
 }

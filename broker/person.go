@@ -92,7 +92,8 @@ type Account struct {
 // A Passkey is a WebAuthn credential that a person signs approvals with.
 type Passkey struct {
 	ID        []byte
-	Public    []byte // COSE key
+	Public    []byte // SubjectPublicKeyInfo, in DER
+	RP        string // the relying party's id that it is for
 	SignCount uint32
 	Name      string
 	Enrolled  time.Time

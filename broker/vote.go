@@ -30,6 +30,9 @@ type Vote struct {
 	Scopes   []string // to narrow; nil: as asked
 	TTL      time.Duration
 	Duration time.Duration
+
+	Signature *audit.SignatureFacts // by a passkey, of what PrepareVote said; nil: unsigned
+	Salt      [16]byte              // of the comment, as PrepareVote said
 }
 
 // MaxComment is how long a comment may be, in bytes.

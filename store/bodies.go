@@ -309,4 +309,5 @@ func passkeyFields(p *broker.Passkey, c *codec) {
 	c.time(6, &p.Counts)
 	c.text(7, &p.VouchedBy)
 	c.time(8, &p.Removed)
+	c.text(9, &p.RP)
 }

@@ -1,0 +1,130 @@
+package attest
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-webauthn/webauthn/protocol"
+	"github.com/go-webauthn/webauthn/protocol/webauthncose"
+	"github.com/go-webauthn/webauthn/webauthn"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// Passkeys enrol passkeys (Web Authentication Level 3, section 7.1). What they
+// sign later is verified by package audit, so that everybody can. It is safe
+// for concurrent use.
+type Passkeys struct {
+	rp string
+	w  *webauthn.WebAuthn
+}
+
+// NewPasskeys makes passkeys for the relying party rp, a host, whose pages are
+// at origin.
+func NewPasskeys(rp, origin string) (*Passkeys, error) {
+	w, err := webauthn.New(&webauthn.Config{
+		RPID: rp, RPDisplayName: "Access Broker", RPOrigins: []string{origin},
+		AttestationPreference: protocol.PreferNoAttestation,
+		AuthenticatorSelection: protocol.AuthenticatorSelection{
+			UserVerification: protocol.VerificationRequired, ResidentKey: protocol.ResidentKeyRequirementDiscouraged,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("preparing passkeys: %w", err)
+	}
+	return &Passkeys{rp, w}, nil
+}
+
+// RP is the relying party's id.
+func (p *Passkeys) RP() string { return p.rp }
+
+// keyAlgorithms are those that package audit verifies.
+var keyAlgorithms = []protocol.CredentialParameter{
+	{Type: protocol.PublicKeyCredentialType, Algorithm: webauthncose.AlgES256},
+	{Type: protocol.PublicKeyCredentialType, Algorithm: webauthncose.AlgEdDSA},
+	{Type: protocol.PublicKeyCredentialType, Algorithm: webauthncose.AlgRS256},
+}
+
+// keyHolder is a person, as the library wants it. The handle says nothing to
+// whoever finds the authenticator.
+type keyHolder struct {
+	who      broker.Identity
+	passkeys []broker.Passkey
+}
+
+func (h keyHolder) WebAuthnID() []byte {
+	sum := sha256.Sum256([]byte("accessbroker/passkey-user/v1\n" + h.who.ID))
+	return sum[:]
+}
+func (h keyHolder) WebAuthnName() string { return h.who.ID }
+func (h keyHolder) WebAuthnDisplayName() string {
+	if h.who.Person != nil && h.who.Person.Name != "" {
+		return h.who.Person.Name
+	}
+	return h.who.ID
+}
+
+func (h keyHolder) WebAuthnCredentials() (list []webauthn.Credential) {
+	for _, p := range h.passkeys {
+		if p.Removed.IsZero() {
+			list = append(list, webauthn.Credential{ID: p.ID})
+		}
+	}
+	return list
+}
+
+// enrolment is what Finish has to know. It leaves the broker sealed.
+type enrolment struct {
+	Session webauthn.SessionData `json:"session"`
+	Expires time.Time            `json:"expires"`
+}
+
+// Begin begins an enrolment. options go to the browser's
+// navigator.credentials.create; the state is for Finish, and must come back as
+// it was.
+func (p *Passkeys) Begin(who broker.Identity, passkeys []broker.Passkey, now time.Time) (options, state []byte, err error) {
+	h := keyHolder{who, passkeys}
+	exclude := make([]protocol.CredentialDescriptor, 0, len(passkeys))
+	for _, c := range h.WebAuthnCredentials() {
+		exclude = append(exclude, c.Descriptor())
+	}
+	creation, session, err := p.w.BeginRegistration(h, webauthn.WithExclusions(exclude), webauthn.WithCredentialParameters(keyAlgorithms))
+	if err != nil {
+		return nil, nil, fmt.Errorf("beginning to enrol a passkey: %w", err)
+	}
+	if options, err = json.Marshal(creation); err != nil {
+		return nil, nil, fmt.Errorf("beginning to enrol a passkey: %w", err)
+	}
+	state, err = json.Marshal(enrolment{*session, now.Add(broker.SignWithin)})
+	return options, state, err
+}
+
+// errEnrolment is all that a caller is told: what a browser sends is not worth
+// a diagnosis.
+var errEnrolment = errors.New("the passkey does not hold")
+
+// Finish takes what the browser made of the options, and gives the passkey.
+func (p *Passkeys) Finish(who broker.Identity, state, response []byte, now time.Time) (broker.Passkey, error) {
+	var e enrolment
+	if err := json.Unmarshal(state, &e); err != nil || !now.Before(e.Expires) {
+		return broker.Passkey{}, errors.New("it took too long")
+	}
+	parsed, err := protocol.ParseCredentialCreationResponseBytes(response)
+	if err != nil {
+		return broker.Passkey{}, fmt.Errorf("%w: %w", errEnrolment, err)
+	}
+	made, err := p.w.CreateCredential(keyHolder{who: who}, e.Session, parsed)
+	if err != nil {
+		return broker.Passkey{}, fmt.Errorf("%w: %w", errEnrolment, err)
+	}
+	block, _ := pem.Decode([]byte(webauthncose.DisplayPublicKey(made.PublicKey)))
+	if block == nil || len(block.Bytes) > audit.MaxPublic || len(made.ID) > audit.MaxCredential {
+		return broker.Passkey{}, fmt.Errorf("%w: its key is of a kind that is not supported", errEnrolment)
+	}
+	return broker.Passkey{ID: made.ID, Public: block.Bytes, RP: p.rp, SignCount: made.Authenticator.SignCount}, nil
+}

@@ -1,0 +1,187 @@
+package audit
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// PasskeyWait is how long a passkey waits until its signatures count, unless
+// somebody whose own counts vouches for it: time for its person to notice one
+// that is not theirs.
+const PasskeyWait = 24 * time.Hour
+
+// An Approver is a passkey that an auditor knows, from elsewhere than the log.
+type Approver struct {
+	Person     string
+	Credential []byte
+	Public     []byte // SubjectPublicKeyInfo
+	RP         string
+}
+
+// ParseApprovers reads what String wrote, one a line. Lines that are empty or
+// begin with "#" say nothing.
+func ParseApprovers(text string) (list []Approver, err error) {
+	for n, line := range strings.Split(text, "\n") {
+		words := strings.Fields(line)
+		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+			continue
+		}
+		a := Approver{Person: words[0]}
+		if len(words) == 4 {
+			a.RP = words[1]
+			if a.Credential, err = base64.RawURLEncoding.DecodeString(words[2]); err == nil {
+				a.Public, err = base64.RawURLEncoding.DecodeString(words[3])
+			}
+		}
+		if err != nil || len(a.Credential) == 0 || len(a.Public) == 0 {
+			return nil, fmt.Errorf("line %d is no approver: person, relying party, credential and public key, as broker audit approvers writes them", n+1)
+		}
+		list = append(list, a)
+	}
+	return list, nil
+}
+
+// String is the line that ParseApprovers reads.
+func (a Approver) String() string {
+	encode := base64.RawURLEncoding.EncodeToString
+	return strings.Join([]string{a.Person, a.RP, encode(a.Credential), encode(a.Public)}, " ")
+}
+
+type passkeyName struct{ person, credential string }
+
+type knownPasskey struct {
+	Approver
+	counts  time.Time
+	removed bool
+}
+
+// A keyBook remembers the passkeys that the records enrolled, and which
+// requests want signatures. It is bounded as the leaseBook is: of what it has
+// forgotten, nothing can be said.
+type keyBook struct {
+	keys   map[passkeyName]knownPasskey
+	pinned map[passkeyName]Approver // nil: the log is believed
+	signed map[string]bool          // requests, by id
+	order  []string
+	next   int
+}
+
+func newKeyBook(pinned []Approver) *keyBook {
+	b := &keyBook{keys: map[passkeyName]knownPasskey{}, signed: map[string]bool{}}
+	for _, a := range pinned {
+		if b.pinned == nil {
+			b.pinned = map[passkeyName]Approver{}
+		}
+		b.pinned[passkeyName{a.Person, string(a.Credential)}] = a
+	}
+	return b
+}
+
+// check says what is wrong with the record after those before it, or nothing;
+// and whether it holds a signature that is good.
+func (b *keyBook) check(r *Record) (signature bool, what string) {
+	switch {
+	case r.Kind == RequestCreated && r.Request != nil && r.Decision != nil && r.Decision.Signed:
+		b.remember(r.Request.ID)
+	case r.Passkey != nil:
+		return b.passkey(r)
+	case r.Approval != nil && r.Caller != nil && r.Request != nil && r.Kind != ReviewGiven && r.Kind != ReviewClosed:
+		return b.approval(r)
+	}
+	return false, ""
+}
+
+func (b *keyBook) approval(r *Record) (bool, string) {
+	s := r.Signature
+	if s == nil {
+		if r.Approval.Decision == "approve" && b.signed[r.Request.ID] {
+			return false, "policy wanted it signed by a passkey, and it is not"
+		}
+		return false, ""
+	}
+	what := b.holds(s, r.Caller.ID, r.Approval.Challenge(r.Caller.ID, r.Request.ID, s.Nonce), r.Time)
+	return what == "", what
+}
+
+// holds says what is wrong with a signature of a person's.
+func (b *keyBook) holds(s *SignatureFacts, person string, challenge Digest, at time.Time) string {
+	name := passkeyName{person, string(s.Credential)}
+	known, enrolled := b.keys[name]
+	key := known.Approver
+	switch {
+	case b.pinned != nil:
+		pinned, listed := b.pinned[name]
+		if !listed {
+			return "it is signed by a passkey that is not among the approvers that you gave"
+		}
+		key = pinned
+	case !enrolled:
+		return "it is signed by a passkey that nobody enrolled"
+	case at.Before(known.counts):
+		return "it is signed by a passkey that did not count yet"
+	}
+	if known.removed {
+		return "it is signed by a passkey that was removed"
+	}
+	if err := s.Verify(challenge, key.Public, key.RP); err != nil {
+		return "the signature of the passkey does not hold: " + err.Error()
+	}
+	return ""
+}
+
+// slack is how much later than the broker's clock a record is committed.
+const slack = time.Minute
+
+// passkey takes in what became of a passkey.
+func (b *keyBook) passkey(r *Record) (bool, string) {
+	if r.Caller == nil {
+		return false, "nobody did it"
+	}
+	f, person := r.Passkey, r.Caller.ID
+	if r.Subject != nil {
+		person = r.Subject.ID
+	}
+	name := passkeyName{person, string(f.Credential)}
+	known, enrolled := b.keys[name]
+	switch r.Kind {
+	case PasskeyEnrolled:
+		b.keys[name] = knownPasskey{Approver: Approver{person, f.Credential, f.Public, f.RP}, counts: f.Counts}
+		switch {
+		case enrolled:
+			return false, "the passkey was enrolled before"
+		case r.Caller.ID != person:
+			return false, "somebody enrolled a passkey for somebody else"
+		case b.pinned == nil && f.Counts.Add(slack).Before(r.Time.Add(PasskeyWait)):
+			return false, fmt.Sprintf("the passkey would count before %s are over", PasskeyWait)
+		}
+	case PasskeyVouched:
+		if !enrolled || known.removed {
+			return false, "it vouches for a passkey that nobody has"
+		}
+		known.counts = r.Time
+		b.keys[name] = known
+		if r.Caller.ID == person || r.Signature == nil {
+			return false, "nobody else vouched for the passkey"
+		}
+		vouched := PasskeyFacts{Credential: f.Credential, Public: known.Public, RP: known.RP}
+		what := b.holds(r.Signature, r.Caller.ID, vouched.Challenge(r.Caller.ID, person, r.Signature.Nonce), r.Time)
+		return what == "", what
+	case PasskeyRemoved:
+		known.removed = true
+		b.keys[name] = known
+	}
+	return false, ""
+}
+
+func (b *keyBook) remember(request string) {
+	b.signed[request] = true
+	if len(b.order) < bookSize {
+		b.order = append(b.order, request)
+		return
+	}
+	delete(b.signed, b.order[b.next])
+	b.order[b.next] = request
+	b.next = (b.next + 1) % bookSize
+}

@@ -1,0 +1,300 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// What bounds passkeys.
+const (
+	MaxPasskeys = 10               // of one person
+	MaxKeyName  = 64               // bytes
+	EnrolWithin = 10 * time.Minute // of proving to the provider who they are
+	SignWithin  = 5 * time.Minute  // of being asked to
+)
+
+// A Signing is what a person's passkey is asked to sign. The nonce and the salt
+// come back with the signature.
+type Signing struct {
+	Challenge   audit.Digest
+	Nonce       audit.Digest
+	Salt        [16]byte // of the comment's commitment
+	Credentials [][]byte // the ids of the passkeys that count
+}
+
+func newNonce() (nonce audit.Digest) {
+	_, _ = rand.Read(nonce[:]) // never fails
+	return nonce
+}
+
+// counting gives the person's passkey that counts now, or says why there is
+// none.
+func (a *Account) counting(credential []byte, now time.Time) (*Passkey, error) {
+	p := a.passkey(credential)
+	switch {
+	case p == nil:
+		return nil, refuse(ErrSignatureRequired, "this is none of your passkeys: enrol it first")
+	case now.Before(p.Counts):
+		return nil, refuse(ErrSignatureRequired, "your passkey is new, and counts from "+p.Counts.UTC().Format(time.RFC3339)+" on, or once a colleague who has one vouches for it")
+	}
+	return p, nil
+}
+
+// signable gives the ids of the passkeys that count now, or says why there are
+// none.
+func (a *Account) signable(now time.Time) (ids [][]byte, err error) {
+	err = refuse(ErrSignatureRequired, "you have no passkey: enrol one first")
+	for _, p := range a.Passkeys {
+		if !p.Removed.IsZero() {
+			continue
+		}
+		if _, waits := a.counting(p.ID, now); waits != nil {
+			err = waits
+			continue
+		}
+		ids = append(ids, p.ID)
+	}
+	if len(ids) > 0 {
+		return ids, nil
+	}
+	return nil, err
+}
+
+// verify says nil if one of the person's passkeys that count signed the
+// challenge, and counts the signature.
+func (a *Account) verify(s *audit.SignatureFacts, challenge audit.Digest, now time.Time) error {
+	p, err := a.counting(s.Credential, now)
+	if err != nil {
+		return err
+	}
+	if err := s.Verify(challenge, p.Public, p.RP); err != nil {
+		return refuse(ErrSignatureRequired, "the signature of your passkey does not hold: "+err.Error())
+	}
+	// A counter that does not grow tells of a copy (WebAuthn, section 7.2, step 22).
+	if count := s.Counter(); (count > 0 || p.SignCount > 0) && count <= p.SignCount {
+		return refuse(ErrSignatureRequired, "your passkey may have been copied: its counter went back. Remove it, and enrol another")
+	}
+	p.SignCount = s.Counter()
+	return nil
+}
+
+// Account gives what is kept of a person.
+func (b *Broker) Account(ctx context.Context, who Identity, now time.Time) (a *Account, err error) {
+	if err := session(who, now); err != nil {
+		return nil, err
+	}
+	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		a, err = accountOf(tx, PersonKey(who.ID))
+		return err
+	})
+	return a, unavailable(err)
+}
+
+// PrepareVote gives what a person's passkey signs for a vote, or refuses the
+// vote as Vote would.
+func (b *Broker) PrepareVote(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Signing, error) {
+	account, err := b.Account(ctx, who, now)
+	if err != nil {
+		return nil, err
+	}
+	r, rules, err := b.forApprover(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Approvals, now)
+	if err != nil {
+		return nil, err
+	}
+	v.Salt, v.Signature = audit.NewSalt(), nil
+	a, err := r.approval(who, v, groups, rules.Catalogue[r.Entitlement], now)
+	if err != nil {
+		return nil, err
+	}
+	tried := *r
+	if err := tried.vote(a, now); err != nil {
+		return nil, err
+	}
+	s := &Signing{Nonce: newNonce(), Salt: v.Salt}
+	s.Challenge = a.facts().Challenge(who.ID, id.String(), s.Nonce)
+	s.Credentials, err = account.signable(now)
+	return s, err
+}
+
+// Enrol adds a passkey to a person's, who has just logged in. It counts after a
+// day, so that its person may notice one that is not theirs.
+func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Time) error {
+	if err := session(who, now); err != nil {
+		return err
+	}
+	if err := who.justLoggedIn(now); err != nil {
+		return err
+	}
+	if err := checkText(ErrInvalidRequest, "name", p.Name, MaxKeyName); err != nil {
+		return err
+	}
+	if len(p.ID) == 0 || len(p.ID) > audit.MaxCredential || len(p.Public) == 0 || len(p.Public) > audit.MaxPublic || p.RP == "" {
+		return refuse(ErrInvalidRequest, "this passkey is of a kind that is not supported")
+	}
+	p.Enrolled, p.Counts, p.VouchedBy, p.Removed = now, now.Add(b.cfg.PasskeyWait), "", time.Time{}
+	record := audit.Record{Kind: audit.PasskeyEnrolled, Caller: party(who), Passkey: p.facts()}
+	record.Passkey.Counts, record.Passkey.Public, record.Passkey.RP = p.Counts, p.Public, p.RP
+	return b.withAccount(ctx, who.ID, record, func(a *Account) error {
+		if slices.ContainsFunc(a.Passkeys, func(old Passkey) bool { return bytes.Equal(old.ID, p.ID) }) {
+			return refuse(ErrInvalidRequest, "this passkey was enrolled before")
+		}
+		if len(a.Passkeys) >= MaxPasskeys { // removed ones are forgotten first
+			i := slices.IndexFunc(a.Passkeys, func(old Passkey) bool { return !old.Removed.IsZero() })
+			if i < 0 {
+				return refuse(ErrInvalidRequest, "you have too many passkeys: remove one first")
+			}
+			a.Passkeys = slices.Delete(a.Passkeys, i, i+1)
+		}
+		a.Passkeys = append(a.Passkeys, p)
+		return nil
+	})
+}
+
+// RemovePasskey makes what a passkey of the caller's signs later not count.
+func (b *Broker) RemovePasskey(ctx context.Context, who Identity, credential []byte, now time.Time) error {
+	if err := session(who, now); err != nil {
+		return err
+	}
+	record := audit.Record{Kind: audit.PasskeyRemoved, Caller: party(who), Passkey: &audit.PasskeyFacts{Credential: credential}}
+	return b.withAccount(ctx, who.ID, record, func(a *Account) error {
+		p := a.passkey(credential)
+		if p == nil {
+			return ErrNotFound
+		}
+		p.Removed = now
+		return nil
+	})
+}
+
+// PasskeyOf gives somebody's passkey that waits, to a person who might vouch
+// for it. Its name is not told: it is its person's.
+func (b *Broker) PasskeyOf(ctx context.Context, who Identity, person string, credential []byte, now time.Time) (*Passkey, error) {
+	if err := session(who, now); err != nil {
+		return nil, err
+	}
+	var a *Account
+	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		a, err = accountOf(tx, PersonKey(person))
+		return err
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	p := a.passkey(credential)
+	switch {
+	case p == nil:
+		return nil, ErrNotFound
+	case person == who.ID:
+		return nil, refuse(ErrOwnRequest, "nobody vouches for a passkey of their own")
+	}
+	found := *p
+	found.Name = ""
+	return &found, nil
+}
+
+// PrepareVouch gives what a person's passkey signs to vouch for somebody else's.
+func (b *Broker) PrepareVouch(ctx context.Context, who Identity, person string, credential []byte, now time.Time) (*Signing, error) {
+	p, err := b.PasskeyOf(ctx, who, person, credential, now)
+	if err != nil {
+		return nil, err
+	}
+	account, err := b.Account(ctx, who, now)
+	if err != nil {
+		return nil, err
+	}
+	s := &Signing{Nonce: newNonce()}
+	s.Challenge = p.vouched().Challenge(who.ID, person, s.Nonce)
+	s.Credentials, err = account.signable(now)
+	return s, err
+}
+
+// Vouch makes somebody else's passkey count at once, by the signature of a
+// passkey that counts already.
+func (b *Broker) Vouch(ctx context.Context, who Identity, person string, credential []byte, signature *audit.SignatureFacts, now time.Time) error {
+	p, err := b.PasskeyOf(ctx, who, person, credential, now)
+	if err != nil {
+		return err
+	}
+	challenge := p.vouched().Challenge(who.ID, person, signature.Nonce)
+	record := audit.Record{
+		Kind: audit.PasskeyVouched, Caller: party(who), Subject: &audit.Party{ID: person, Kind: string(KindPerson)},
+		Passkey: p.facts(), Signature: signature,
+	}
+	_, err = b.write(ctx, []Key{PersonKey(who.ID), PersonKey(person)}, record, func(tx Tx) error {
+		voucher, err := accountOf(tx, PersonKey(who.ID))
+		if err != nil {
+			return err
+		}
+		if err := voucher.verify(signature, challenge, now); err != nil {
+			return err
+		}
+		a, err := accountOf(tx, PersonKey(person))
+		if err != nil {
+			return err
+		}
+		current := a.passkey(credential)
+		switch {
+		case current == nil:
+			return ErrNotFound
+		case !now.Before(current.Counts):
+			return refuse(ErrAlreadyVoted, "it counts already")
+		}
+		current.Counts, current.VouchedBy = now, who.ID
+		tx.Put(voucher)
+		tx.Put(a)
+		return nil
+	})
+	return err
+}
+
+// passkey gives a passkey that is not removed; nil: there is none.
+func (a *Account) passkey(credential []byte) *Passkey {
+	i := slices.IndexFunc(a.Passkeys, func(p Passkey) bool { return bytes.Equal(p.ID, credential) && p.Removed.IsZero() })
+	if i < 0 {
+		return nil
+	}
+	return &a.Passkeys[i]
+}
+
+func (p *Passkey) facts() *audit.PasskeyFacts { return &audit.PasskeyFacts{Credential: p.ID} }
+
+// vouched is the passkey as whoever vouches for it signs it.
+func (p *Passkey) vouched() *audit.PasskeyFacts {
+	return &audit.PasskeyFacts{Credential: p.ID, Public: p.Public, RP: p.RP}
+}
+
+// justLoggedIn refuses who proved themselves to their provider too long ago for
+// what must not be done by whoever finds an open browser.
+func (who Identity) justLoggedIn(now time.Time) error {
+	if who.Person == nil || now.Sub(who.Person.Login) > EnrolWithin {
+		return refuse(ErrLoginStale, "this needs a fresh login: log in again, and do it within "+EnrolWithin.String())
+	}
+	return nil
+}
+
+// withAccount changes what is kept of a person, in one transaction with its
+// record.
+func (b *Broker) withAccount(ctx context.Context, person string, record audit.Record, change func(*Account) error) error {
+	key := PersonKey(person)
+	_, err := b.write(ctx, []Key{key}, record, func(tx Tx) error {
+		a, err := accountOf(tx, key)
+		if err != nil {
+			return err
+		}
+		if err := change(a); err != nil {
+			return err
+		}
+		tx.Put(a)
+		return nil
+	})
+	return err
+}

@@ -1,0 +1,258 @@
+package broker_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/softkey"
+)
+
+const (
+	rp   = "broker.acme.test"
+	home = "https://broker.acme.test"
+)
+
+// logsIn gives a person who has just proved who they are.
+func logsIn(name string, now time.Time) broker.Identity {
+	who := approver(name, now)
+	who.Person.Login = now
+	return who
+}
+
+// enrols makes a passkey of a person's.
+func (w *world) enrols(t *testing.T, name string, now time.Time) *softkey.Key {
+	t.Helper()
+	key, err := softkey.New(rp, home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := key.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.broker.Enrol(t.Context(), logsIn(name, now), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: "phone"}, now); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func signedBy(t *testing.T, key *softkey.Key, s *broker.Signing) *audit.SignatureFacts {
+	t.Helper()
+	data, client, signature, err := key.Sign(s.Challenge[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &audit.SignatureFacts{AuthenticatorData: data, ClientData: client, Credential: key.ID, Nonce: s.Nonce, Signature: signature}
+}
+
+// signs has a person sign a vote by a passkey.
+func (w *world) signs(t *testing.T, name string, key *softkey.Key, r *broker.Request, v broker.Vote, now time.Time) broker.Vote {
+	t.Helper()
+	v.Digest = r.Digest
+	s, err := w.broker.PrepareVote(t.Context(), approver(name, now), r.ID, v, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Salt, v.Signature = s.Salt, signedBy(t, key, s)
+	return v
+}
+
+// audits verifies the log as an auditor would who knows a passkey.
+func (w *world) audits(t *testing.T, person string, key *softkey.Key) (*audit.Report, error) {
+	t.Helper()
+	public, err := key.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: []audit.Approver{{Person: person, RP: rp, Credential: key.ID, Public: public}}})
+}
+
+const signedPolicy = `@approval("1 of support") @signed("required")`
+
+const tomorrow = 24 * time.Hour
+
+func TestSignedApproval(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	key := w.enrols(t, "ben", noon)
+	later := noon.Add(tomorrow)
+	r := w.askAt(t, read("tickets:close", "tickets:read"), later)
+	if _, err := w.vote(t, approver("ben", later), r, yes, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("unsigned: %v", err)
+	}
+	v := w.signs(t, "ben", key, r, broker.Vote{Approve: true, Comment: "looks right", Scopes: []string{"tickets:read"}, TTL: 5 * time.Minute}, later)
+
+	// What was signed is what is said, or it is nothing.
+	for name, change := range map[string]func(*broker.Vote){
+		"without the comment":       func(v *broker.Vote) { v.Comment = "" },
+		"with another comment":      func(v *broker.Vote) { v.Comment = "looks wrong" },
+		"with another salt":         func(v *broker.Vote) { v.Salt[0] ^= 1 },
+		"wider":                     func(v *broker.Vote) { v.Scopes = nil },
+		"longer":                    func(v *broker.Vote) { v.TTL = 0 },
+		"for longer":                func(v *broker.Vote) { v.Duration = time.Minute },
+		"as a no":                   func(v *broker.Vote) { v.Approve, v.Scopes, v.TTL = false, nil, 0 },
+		"with another nonce":        func(v *broker.Vote) { v.Signature.Nonce[0] ^= 1 },
+		"with another credential":   func(v *broker.Vote) { v.Signature.Credential = []byte("x") },
+		"with a broken signature":   func(v *broker.Vote) { v.Signature.Signature = v.Signature.Signature[:8] },
+		"without a verified person": func(v *broker.Vote) { v.Signature.AuthenticatorData[32] = softkey.Present },
+	} {
+		bad := v
+		signature := *v.Signature
+		signature.AuthenticatorData = append([]byte{}, signature.AuthenticatorData...)
+		bad.Signature = &signature
+		change(&bad)
+		if _, err := w.vote(t, approver("ben", later), r, bad, later); !errors.Is(err, broker.ErrSignatureRequired) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := w.vote(t, approver("cleo", later), r, v, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("somebody else's signature: %v", err)
+	}
+	got, err := w.vote(t, approver("ben", later), r, v, later)
+	if err != nil || got.Status != broker.RequestApproved || !got.Approvals[0].Signed {
+		t.Fatalf("%v, %v", got, err)
+	}
+	other := w.askAt(t, withReason(read("tickets:close", "tickets:read"), "another"), later)
+	again := v
+	again.Digest = other.Digest
+	if _, err := w.vote(t, approver("ben", later), other, again, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("a signature is replayed: %v", err)
+	}
+	if report, err := w.audits(t, "login/ben", key); err != nil || report.Signatures != 1 || !report.KeysPinned {
+		t.Errorf("the log: %+v, %v", report, err)
+	}
+	if _, err := w.audits(t, "login/cleo", key); err == nil || !strings.Contains(err.Error(), "not among the approvers that you gave") {
+		t.Errorf("the log, to whom ben's passkey is unknown: %v", err)
+	}
+}
+
+// A passkey counts after a day, or when a colleague's vouches for it.
+func TestNewPasskeyWaits(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	ben := w.enrols(t, "ben", noon)
+	r := w.askAt(t, read("tickets:close"), noon)
+	soon := noon.Add(30 * time.Minute)
+	if _, err := w.broker.PrepareVote(t.Context(), approver("ben", soon), r.ID, broker.Vote{Approve: true, Digest: r.Digest}, soon); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
+		t.Errorf("too early: %v", err)
+	}
+
+	later := noon.Add(tomorrow)
+	cleo := w.enrols(t, "cleo", later)
+	r = w.askAt(t, read("tickets:close"), later)
+	vote := broker.Vote{Approve: true, Digest: r.Digest}
+	if _, err := w.broker.PrepareVote(t.Context(), approver("cleo", later), r.ID, vote, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("too early: %v", err)
+	}
+	if _, err := w.broker.PrepareVouch(t.Context(), approver("cleo", later), "login/cleo", cleo.ID, later); !errors.Is(err, broker.ErrOwnRequest) {
+		t.Errorf("vouching for oneself: %v", err)
+	}
+	if _, err := w.broker.PrepareVouch(t.Context(), approver("dan", later), "login/cleo", cleo.ID, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("vouching without a passkey: %v", err)
+	}
+	s, err := w.broker.PrepareVouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.broker.Vouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, signedBy(t, cleo, s), later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("vouched by the passkey itself: %v", err)
+	}
+	if err := w.broker.Vouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, signedBy(t, ben, s), later); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.broker.Vouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, signedBy(t, ben, s), later); !errors.Is(err, broker.ErrAlreadyVoted) {
+		t.Errorf("vouching twice: %v", err)
+	}
+	if _, err := w.vote(t, approver("cleo", later), r, w.signs(t, "cleo", cleo, r, yes, later), later); err != nil {
+		t.Error(err)
+	}
+	account, err := w.broker.Account(t.Context(), approver("cleo", later), later)
+	if err != nil || account.Passkeys[0].VouchedBy != "login/ben" {
+		t.Errorf("%+v, %v", account, err)
+	}
+}
+
+func TestRemovedPasskeyCountsNoMore(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	key := w.enrols(t, "ben", noon)
+	later := noon.Add(tomorrow)
+	r := w.askAt(t, read("tickets:close"), later)
+	v := w.signs(t, "ben", key, r, yes, later)
+	if err := w.broker.RemovePasskey(t.Context(), approver("cleo", later), key.ID, later); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("somebody else removes it: %v", err)
+	}
+	if err := w.broker.RemovePasskey(t.Context(), approver("ben", later), key.ID, later); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.vote(t, approver("ben", later), r, v, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("signed before it was removed: %v", err)
+	}
+}
+
+// An authenticator whose counter does not grow may have been copied.
+func TestCopiedPasskey(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	key := w.enrols(t, "ben", noon)
+	key.Counter = 7
+	later := noon.Add(tomorrow)
+	r := w.askAt(t, read("tickets:close"), later)
+	if _, err := w.vote(t, approver("ben", later), r, w.signs(t, "ben", key, r, yes, later), later); err != nil {
+		t.Fatal(err)
+	}
+	key.Counter = 3
+	r = w.askAt(t, withReason(read("tickets:close"), "again"), later)
+	if _, err := w.vote(t, approver("ben", later), r, w.signs(t, "ben", key, r, yes, later), later); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "copied") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWhoEnrols(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	key, err := softkey.New(rp, home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := key.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := broker.Passkey{ID: key.ID, Public: public, RP: rp}
+	stale := logsIn("ben", noon)
+	stale.Person.Login = noon.Add(-11 * time.Minute)
+	for name, test := range map[string]struct {
+		who  broker.Identity
+		key  broker.Passkey
+		want error
+	}{
+		"a workload":         {agent(noon), good, broker.ErrSessionRequired},
+		"an old login":       {stale, good, broker.ErrLoginStale},
+		"a key that is none": {logsIn("ben", noon), broker.Passkey{ID: key.ID, RP: rp}, broker.ErrInvalidRequest},
+		"a long name":        {logsIn("ben", noon), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: strings.Repeat("x", 65)}, broker.ErrInvalidRequest},
+	} {
+		if err := w.broker.Enrol(t.Context(), test.who, test.key, noon); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := w.broker.Enrol(t.Context(), logsIn("ben", noon), good, noon); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.broker.Enrol(t.Context(), logsIn("ben", noon), good, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+		t.Errorf("twice: %v", err)
+	}
+}
+
+func withReason(ask broker.Ask, why string) broker.Ask {
+	ask.Justification = why
+	return ask
+}
+
+func (w *world) askAt(t *testing.T, ask broker.Ask, at time.Time) *broker.Request {
+	t.Helper()
+	r, err := w.broker.Ask(t.Context(), agent(at), ask, broker.Again{}, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}

@@ -133,10 +133,10 @@ func (c *call) answer() reply {
 }
 
 func (c *call) fail(err error) (answer reply) {
-	switch c.route.audience {
-	case OAuth:
+	switch {
+	case c.route.audience == OAuth:
 		answer = c.oauthError(err)
-	case UI:
+	case c.route.audience == UI && !c.route.script:
 		answer = c.failedPage(err)
 	default:
 		answer = c.problem(err)

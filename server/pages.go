@@ -34,7 +34,7 @@ func (c *call) page(name, title, tab string, data any) (reply, error) {
 func (c *call) pageOf(status int, p ui.Page) (reply, error) {
 	p.Base = c.s.external.Path
 	if c.session != nil {
-		p.Viewer = &ui.Viewer{ID: c.who.ID, Name: c.who.Person.Name}
+		p.Viewer = &ui.Viewer{ID: c.who.ID, Name: c.who.Person.Name, NewPasskey: c.s.newPasskeys(c)}
 	}
 	body, err := ui.Render(p)
 	if err != nil {

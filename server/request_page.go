@@ -121,27 +121,38 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 		_, err := b.Withdraw(ctx, c.who, r.ID, c.now)
 		return err
 	}
-	_, digest, err := c.seen(c.form.get("digest"))
+	say, v, err := c.voteOf(r)
 	if err != nil {
 		return err
 	}
+	if v.Signature, v.Salt, err = c.signed("vote " + r.ID.String()); err != nil {
+		return err
+	}
+	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return say(b, ctx, who, r.ID, v, c.now) })
+	return err
+}
+
+// saying is Vote or Review.
+type saying func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
+
+// voteOf reads what the form says to a request.
+func (c *call) voteOf(r *broker.Request) (saying, broker.Vote, error) {
+	do := c.form.get("do")
+	_, digest, err := c.seen(c.form.get("digest"))
 	v := broker.Vote{Approve: do == "approve" || do == "justified", Digest: digest, Comment: c.text("comment")}
-	var say func(context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
+	if err != nil {
+		return nil, v, err
+	}
 	switch do {
 	case "approve":
-		if err := c.narrowing(r, &v); err != nil {
-			return err
-		}
-		say = b.Vote
+		err := c.narrowing(r, &v)
+		return (*broker.Broker).Vote, v, err
 	case "deny":
-		say = b.Vote
+		return (*broker.Broker).Vote, v, nil
 	case "justified", "unjustified":
-		say = b.Review
-	default:
-		return refuse(broker.ErrInvalidRequest, "the form says nothing to do")
+		return (*broker.Broker).Review, v, nil
 	}
-	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return say(ctx, who, r.ID, v, c.now) })
-	return err
+	return nil, v, refuse(broker.ErrInvalidRequest, "the form says nothing to do")
 }
 
 // text gives a text of several lines: browsers end them as the Internet does.

@@ -21,6 +21,7 @@ type route struct {
 	path     string // a pattern of http.ServeMux
 	open     bool
 	form     bool     // its body is a form, of a page's
+	script   bool     // a page's script calls it: errors are no pages
 	query    []string // the parameters that it knows
 
 	// proof is set on routes that read a form, and gives the caller's own
@@ -92,6 +93,7 @@ var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/ui/events", open: true, run: (*Server).events},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}", run: (*Server).requestPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}", form: true, run: (*Server).decideRequest},
+	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signVote},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/log", run: (*Server).timelinePage},
 	{audience: UI, method: http.MethodGet, path: "/ui/access", run: (*Server).access},
 	{audience: UI, method: http.MethodGet, path: "/ui/entitlements", run: (*Server).offersPage},
@@ -102,6 +104,12 @@ var pages = []route{
 	{audience: UI, method: http.MethodPost, path: "/ui/kill", form: true, run: (*Server).killPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit", run: (*Server).auditPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit/{index}", run: (*Server).recordPage},
+	{audience: UI, method: http.MethodGet, path: "/ui/passkeys", run: (*Server).passkeysPage},
+	{audience: UI, method: http.MethodPost, path: "/ui/passkeys", form: true, run: (*Server).changePasskeys},
+	{audience: UI, method: http.MethodPost, path: "/ui/passkeys/options", form: true, script: true, run: (*Server).enrolOptions},
+	{audience: UI, method: http.MethodGet, path: "/ui/vouch", run: (*Server).vouchPage},
+	{audience: UI, method: http.MethodPost, path: "/ui/vouch", form: true, run: (*Server).vouch},
+	{audience: UI, method: http.MethodPost, path: "/ui/vouch/sign", form: true, script: true, run: (*Server).signVouch},
 	{audience: UI, method: http.MethodGet, path: "/ui/login", open: true, run: (*Server).login},
 	{audience: UI, method: http.MethodGet, path: "/ui/login/callback", open: true, run: (*Server).callback},
 	{audience: UI, method: http.MethodPost, path: "/ui/login/{provider}/logged-out", open: true, form: true, run: (*Server).backChannelLogout},

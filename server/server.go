@@ -55,6 +55,9 @@ type Config struct {
 	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (sub, sid string, err error)
 	Sealer      *broker.Sealer
 
+	// Passkeys enrol passkeys; nil: nobody has any.
+	Passkeys Passkeys
+
 	// Log reads the audit log.
 	Log LogReader
 

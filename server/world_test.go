@@ -55,7 +55,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
-	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }})
+	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }, PasskeyWait: time.Nanosecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,6 +175,9 @@ func testRules() *broker.Rules {
 	}
 }
 
+// signIt is the justification that makes testPolicy want signatures.
+const signIt = "sign it"
+
 // testPolicy lets agents read tickets, and ask people for what is guarded.
 type testPolicy struct{}
 
@@ -194,6 +197,7 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	case q.Entitlement.Name == "guarded":
 		d.Permit = true
 		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}
+		d.Obligations.Signed = q.Justification == signIt
 	default:
 		d.Permit = !slices.Contains(q.Scopes, "tickets:close")
 	}

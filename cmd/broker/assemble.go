@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers"
 	"accessbroker.internal/server"
@@ -37,6 +39,7 @@ type service struct {
 	trust    *attest.Source
 	verifier *attest.Verifier
 	people   *attest.People // nil: nobody can log in
+	passkeys *attest.Passkeys
 	broker   *broker.Broker
 	metrics  *server.Metrics
 	server   *server.Server
@@ -76,6 +79,9 @@ func assemble(ctx context.Context, s *settings, getenv func(string) string, log 
 		return nil, err
 	}
 	if v.people, err = s.openPeople(); err != nil {
+		return nil, err
+	}
+	if v.passkeys, err = s.openPasskeys(); err != nil {
 		return nil, err
 	}
 	v.server, err = server.New(v.callersConfig())
@@ -123,9 +129,14 @@ func (v *service) openBroker(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("asking for the host's name: %w", err)
 	}
+	wait, err := time.ParseDuration(cmp.Or(passkeyWait, audit.PasskeyWait.String()))
+	if err != nil {
+		return fmt.Errorf("this program was built with a wait for passkeys that is none: %w", err)
+	}
 	v.broker, err = broker.New(broker.Config{
 		Store: v.store, Issuers: list, Log: v.log, Observe: v.metrics.Observe, Blocks: v.store.Blocks,
 		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), SessionIdle: v.settings.sessionIdle, SessionLasts: v.settings.sessionLasts,
+		PasskeyWait: wait,
 	})
 	if err != nil {
 		return err
@@ -176,6 +187,9 @@ func (v *service) callersConfig() server.Config {
 	c.Remembers = v.verifier.Remembers
 	if v.people != nil {
 		c.People, c.Providers, c.LogoutToken, c.Sealer = v.people, v.settings.providers(), v.people.LogoutToken, v.sealer
+	}
+	if v.people != nil && v.passkeys != nil {
+		c.Passkeys = v.passkeys
 	}
 	return c
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/x509"
 	"maps"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -115,6 +116,20 @@ func (s *settings) openPeople() (*attest.People, error) {
 		})
 	}
 	return attest.NewPeople(configs...)
+}
+
+// passkeyWait is set by the linker, in tests that can't wait for a day. Whoever
+// verifies the log of such a program is told.
+var passkeyWait string
+
+// openPasskeys makes what enrols passkeys, for the host of the pages; nil: that
+// has no name, and passkeys need one.
+func (s *settings) openPasskeys() (*attest.Passkeys, error) {
+	host := s.uiURL.Hostname()
+	if _, err := netip.ParseAddr(host); err == nil || len(s.people) == 0 {
+		return nil, nil
+	}
+	return attest.NewPasskeys(host, s.uiURL.Scheme+"://"+s.uiURL.Host)
 }
 
 // providers names the OpenID providers.

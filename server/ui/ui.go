@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 )
 
 //go:embed templates/*.html static/*
@@ -35,6 +36,8 @@ type Page struct {
 type Viewer struct {
 	ID   string // "<provider>/<sub>"
 	Name string // for display; may be empty
+
+	NewPasskey time.Time // when a passkey of theirs begins to count; zero: none waits
 }
 
 // Label is how the viewer is addressed.

@@ -1,0 +1,200 @@
+package server
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/attest"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/internal/softkey"
+)
+
+func withPasskeys(t *testing.T) func(*Config) {
+	return func(c *Config) {
+		withPeople(c)
+		passkeys, err := attest.NewPasskeys("broker.acme.test", "https://broker.acme.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Passkeys = passkeys
+	}
+}
+
+// A device is somebody's browser with their authenticator. It does what
+// passkey.js does.
+type device struct {
+	*browser
+	key *softkey.Key
+}
+
+func newDevice(t *testing.T, w *world, person string) *device {
+	t.Helper()
+	key, err := softkey.New("broker.acme.test", "https://broker.acme.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &device{newBrowser(t, w), key}
+	d.logIn(person, "/ui/")
+	return d
+}
+
+// asked posts a script's call, and gives the challenge and the ticket.
+func (d *device) asked(t *testing.T, path, form string) (challenge []byte, ticket string) {
+	t.Helper()
+	status, _, text := d.visit(http.MethodPost, path, form)
+	var answer struct {
+		Options   *struct{ PublicKey struct{ Challenge string } }
+		PublicKey struct{ Challenge string }
+		Ticket    string
+	}
+	if err := json.Unmarshal([]byte(text), &answer); err != nil || status != http.StatusOK {
+		t.Fatalf("%s: %d %v %s", path, status, err, text)
+	}
+	if answer.Options != nil {
+		answer.PublicKey = answer.Options.PublicKey
+	}
+	challenge, err := base64.RawURLEncoding.DecodeString(answer.PublicKey.Challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return challenge, answer.Ticket
+}
+
+func (d *device) enrols(t *testing.T) (status int, where string) {
+	t.Helper()
+	challenge, ticket := d.asked(t, "/ui/passkeys/options", "")
+	response, err := d.key.Create(challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, where, _ = d.visit(http.MethodPost, "/ui/passkeys", formOf("do", "enrol", "name", "in my pocket", "ticket", ticket, "response", string(response)))
+	return status, where
+}
+
+// signs adds the passkey's signature to a form.
+func (d *device) signs(t *testing.T, path, form string) string {
+	t.Helper()
+	challenge, ticket := d.asked(t, path, form)
+	data, client, signature, err := d.key.Sign(challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encode := base64.RawURLEncoding.EncodeToString
+	made, err := json.Marshal(assertion{encode(d.key.ID), encode(data), encode(client), encode(signature)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return form + "&" + url.Values{"ticket": {ticket}, "assertion": {string(made)}}.Encode()
+}
+
+func TestSigningInThePages(t *testing.T) {
+	w := newWorld(t, withPasskeys(t))
+	ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
+	r := w.guarded(t, signIt)
+	path := "/ui/requests/" + r.ID
+	good := formOf("do", "approve", "digest", r.Digest, "scope.read", "on", "comment", "as agreed", "ttl", "5m")
+	if status, _, page := ben.visit(http.MethodGet, path, ""); status != http.StatusOK || !strings.Contains(page, `data-sign="approve"`) || !strings.Contains(page, "passkey-") {
+		t.Errorf("the page does not ask for a signature: %d\n%s", status, page)
+	}
+	if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign it with your passkey") {
+		t.Errorf("unsigned: %d", status)
+	}
+	if status, _, text := ben.visit(http.MethodPost, path+"/sign", good); status != http.StatusForbidden || !strings.Contains(text, "you have no passkey") || !strings.Contains(text, `"code":"signature_required"`) {
+		t.Errorf("without a passkey: %d %s", status, text)
+	}
+	for _, d := range []*device{ben, cleo} {
+		if status, where := d.enrols(t); status != http.StatusSeeOther || where != "/ui/passkeys?done=enrolled" {
+			t.Fatalf("enrolling: %d to %q", status, where)
+		}
+	}
+	if status, _, page := ben.visit(http.MethodGet, "/ui/passkeys", ""); status != http.StatusOK || !strings.Contains(page, "in my pocket") {
+		t.Errorf("the passkeys: %d %s", status, page)
+	}
+	signed := ben.signs(t, path+"/sign", good)
+	for name, form := range map[string]string{
+		"another comment":    strings.Replace(signed, "as+agreed", "as+asked", 1),
+		"longer":             strings.Replace(signed, "ttl=5m", "ttl=6m", 1),
+		"another ticket":     strings.Replace(signed, "ticket=", "ticket=A", 1),
+		"a form as ticket":   strings.Replace(signed, "ticket=", "tickets=", 1),
+		"no JSON":            strings.Replace(signed, "assertion=%7B", "assertion=%5B", 1),
+		"the ticket of cleo": signed[:strings.Index(signed, "&assertion=")] + cleo.signs(t, path+"/sign", good)[strings.Index(signed, "&assertion="):],
+	} {
+		if status, _, _ := ben.visit(http.MethodPost, path, form); status != http.StatusForbidden && status != http.StatusBadRequest {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	if status, _, _ := cleo.visit(http.MethodPost, path, signed); status != http.StatusForbidden {
+		t.Errorf("somebody else sends it: %d", status)
+	}
+	if status, where, page := ben.visit(http.MethodPost, path, signed); status != http.StatusSeeOther {
+		t.Fatalf("approving: %d to %q %s", status, where, page)
+	}
+	if status, _, _ := cleo.visit(http.MethodPost, path, cleo.signs(t, path+"/sign", good)); status != http.StatusSeeOther {
+		t.Fatalf("approving: %d", status)
+	}
+	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
+	if now.Status != api.StatusApproved || !now.Approvals.Given[0].Signed || !now.Approvals.Given[1].Signed {
+		t.Errorf("%+v", now)
+	}
+	var pins []audit.Approver
+	for person, d := range map[string]*device{"login/ben": ben, "login/cleo": cleo} {
+		public, err := d.key.Public()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pins = append(pins, audit.Approver{Person: person, RP: "broker.acme.test", Credential: d.key.ID, Public: public})
+	}
+	if report, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins}); err != nil || report.Signatures != 2 {
+		t.Errorf("the log: %+v, %v", report, err)
+	}
+}
+
+func TestEnrollingRefuses(t *testing.T) {
+	w := newWorld(t, withPasskeys(t))
+	ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
+	challenge, ticket := ben.asked(t, "/ui/passkeys/options", "")
+	response, err := ben.key.Create(challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := formOf("do", "enrol", "ticket", ticket, "response", string(response))
+	if status, _, _ := cleo.visit(http.MethodPost, "/ui/passkeys", form); status != http.StatusForbidden {
+		t.Errorf("the ticket of somebody else: %d", status)
+	}
+	for name, bad := range map[string]string{
+		"no response": formOf("do", "enrol", "ticket", ticket), "no ticket": formOf("do", "enrol", "response", string(response)), "nothing to do": "",
+		"removing none": formOf("do", "remove", "passkey", "AAAA"), "removing nonsense": formOf("do", "remove", "passkey", "!"),
+	} {
+		if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", bad); status < 400 || status > 499 {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", form, "Origin", "https://evil.test"); status != http.StatusForbidden {
+		t.Errorf("from another site: %d", status)
+	}
+	if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", form); status != http.StatusSeeOther {
+		t.Errorf("at last: %d", status)
+	}
+	credential := encodeBase64URL(ben.key.ID)
+	if status, _, page := cleo.visit(http.MethodGet, "/ui/vouch?person=login/ben&passkey="+credential, ""); status != http.StatusOK || !strings.Contains(page, "login/ben") || strings.Contains(page, "pocket") {
+		t.Errorf("vouching: %d %s", status, page)
+	}
+	for _, query := range []string{"", "?person=login/ben", "?person=login/ben&passkey=!", "?person=login/zoe&passkey=" + credential, "?person=login/cleo&passkey=" + credential} {
+		if status, _, _ := cleo.visit(http.MethodGet, "/ui/vouch"+query, ""); status != http.StatusBadRequest && status != http.StatusNotFound {
+			t.Errorf("%q: %d", query, status)
+		}
+	}
+	if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", formOf("do", "remove", "passkey", credential)); status != http.StatusSeeOther {
+		t.Errorf("removing: %d", status)
+	}
+	for _, path := range []string{"/ui/passkeys", "/ui/vouch?person=login/ben&passkey=" + credential} {
+		if status, where, _ := newBrowser(t, w).visit(http.MethodGet, path, ""); status != http.StatusSeeOther || !strings.HasPrefix(where, "/ui/login") {
+			t.Errorf("%s, to nobody: %d to %q", path, status, where)
+		}
+	}
+}

@@ -1,8 +1,11 @@
 package audit
 
 import (
+	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,10 +17,10 @@ const PasskeyWait = 24 * time.Hour
 
 // An Approver is a passkey that an auditor knows, from elsewhere than the log.
 type Approver struct {
-	Person     string
-	Credential []byte
-	Public     []byte // SubjectPublicKeyInfo
-	RP         string
+	Person     string `json:"person"`
+	Credential []byte `json:"credential"`
+	Public     []byte `json:"public"` // SubjectPublicKeyInfo
+	RP         string `json:"rp"`
 }
 
 // ParseApprovers reads what String wrote, one a line. Lines that are empty or
@@ -47,6 +50,33 @@ func ParseApprovers(text string) (list []Approver, err error) {
 func (a Approver) String() string {
 	encode := base64.RawURLEncoding.EncodeToString
 	return strings.Join([]string{a.Person, a.RP, encode(a.Credential), encode(a.Public)}, " ")
+}
+
+// Approvers reads a log, and gives the passkeys that were enrolled and not
+// removed, in the order of their enrolment. It verifies nothing.
+func Approvers(ctx context.Context, src Source) ([]Approver, error) {
+	list := []Approver{}
+	for item, err := range src.Items(ctx) {
+		if err != nil {
+			return nil, fmt.Errorf("reading the log: %w", err)
+		}
+		r, err := Decode(item.Leaf)
+		if err != nil {
+			return nil, fmt.Errorf("record %d: %w", item.Index, err)
+		}
+		if r.Passkey == nil || r.Caller == nil {
+			continue
+		}
+		switch r.Kind {
+		case PasskeyEnrolled:
+			list = append(list, Approver{r.Caller.ID, r.Passkey.Credential, r.Passkey.Public, r.Passkey.RP})
+		case PasskeyRemoved:
+			list = slices.DeleteFunc(list, func(a Approver) bool {
+				return a.Person == r.Caller.ID && bytes.Equal(a.Credential, r.Passkey.Credential)
+			})
+		}
+	}
+	return list, nil
 }
 
 type passkeyName struct{ person, credential string }

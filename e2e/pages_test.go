@@ -146,30 +146,13 @@ func takeScreenshots(t *testing.T, o *office) {
 	o.logsIn(t, dan, "dan", "/ui/")
 	shoot := func(ctx context.Context, name, path string, before ...chromedp.Action[chromedp.Void]) {
 		t.Helper()
-		for _, theme := range []string{"light", "dark"} {
-			for device, width := range map[string]int64{"desk": 1280, "phone": 390} {
-				do(t, ctx, "preparing "+name,
-					command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: 844, DeviceScaleFactor: 1, Mobile: device == "phone"}),
-					command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}}),
-					chromedp.Navigate(o.web+path), chromedp.WaitVisible("h1"))
-				do(t, ctx, "preparing "+name, before...)
-				picture, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
-				if err != nil {
-					t.Fatalf("%s: %v", name, err)
-				}
-				file := filepath.Join(t.ArtifactDir(), fmt.Sprintf("%s-%s-%s.png", name, device, theme))
-				if err := os.WriteFile(file, picture, 0o600); err != nil {
-					t.Fatal(err)
-				}
-				if wide, err := chromedp.Run(ctx, chromedp.Evaluate[int64](`document.documentElement.scrollWidth`)); err != nil || wide > width {
-					t.Errorf("%s on a %s is %d wide, on a screen of %d (%v)", name, device, wide, width, err)
-				}
-			}
-		}
+		o.shoot(t, ctx, name, path, before...)
 	}
 	shoot(ben, "inbox", "/ui/")
 	shoot(dan, "inbox-review", "/ui/")
 	shoot(ben, "request", "/ui/requests/"+pending.ID)
+	signed := o.asks(t, "--scope", "tickets:purge", "--why", "what was purged comes back")
+	shoot(ben, "request-signed", "/ui/requests/"+signed.ID)
 	shoot(ben, "access", "/ui/access")
 	shoot(ben, "entitlements", "/ui/entitlements")
 	shoot(ben, "ask", "/ui/entitlements/tickets-api")
@@ -183,4 +166,30 @@ func takeScreenshots(t *testing.T, o *office) {
 	shoot(dan, "kill", "/ui/leases", chromedp.SetValue(`.kill input[name="name"]`, "spiffe://acme.test/agent/triage"),
 		chromedp.SetValue(`.kill input[name="reason"]`, "it closes what it should not"),
 		chromedp.Submit(`.kill button`), chromedp.WaitVisible(`button[value="kill"]`))
+}
+
+// shoot takes pictures of a page, in both themes, on a desk and on a phone, and
+// wants each to fit its screen.
+func (o *office) shoot(t *testing.T, ctx context.Context, name, path string, before ...chromedp.Action[chromedp.Void]) {
+	t.Helper()
+	for _, theme := range []string{"light", "dark"} {
+		for device, width := range map[string]int64{"desk": 1280, "phone": 390} {
+			do(t, ctx, "preparing "+name,
+				command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: 844, DeviceScaleFactor: 1, Mobile: device == "phone"}),
+				command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}}),
+				chromedp.Navigate(o.web+path), chromedp.WaitVisible("h1"))
+			do(t, ctx, "preparing "+name, before...)
+			picture, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			file := filepath.Join(t.ArtifactDir(), fmt.Sprintf("%s-%s-%s.png", name, device, theme))
+			if err := os.WriteFile(file, picture, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if wide, err := chromedp.Run(ctx, chromedp.Evaluate[int64](`document.documentElement.scrollWidth`)); err != nil || wide > width {
+				t.Errorf("%s on a %s is %d wide, on a screen of %d (%v)", name, device, wide, width, err)
+			}
+		}
+	}
 }

@@ -45,7 +45,7 @@ issuers:
   vault: {vault: {address: "https://127.0.0.1:1", auth: {token_file: client.secret}, token_role: leases}}
 entitlements:
   notes: {issuer: vault, vault: {path: notes/make, data: {note: "${note}"}}, parameters: {note: {pattern: "(?s).*", max_length: 200}}, max_ttl: 30m, owner: support}
-  tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
+  tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:purge, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
 `
 
 const officePolicies = `
@@ -59,6 +59,13 @@ when { ["tickets:read"].containsAll(context.scopes) };
 @reason("closing a ticket needs a person of the support team")
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
 when { context.scopes.contains("tickets:close") };
+
+@id("purging-is-signed")
+@approval("1 of support")
+@signed("required")
+@reason("what is purged is gone")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
+when { context.scopes.contains("tickets:purge") };
 
 @id("notes-need-people")
 @approval("1 of support")
@@ -114,10 +121,10 @@ func providerBinary(t *testing.T) string {
 	return filepath.Join(dir, "op")
 }
 
-func startOffice(t *testing.T) *office {
+func startOffice(t *testing.T, bin string) *office {
 	t.Helper()
 	s := startSPIRE(t, "acme.test")
-	o := &office{world: newBroker(t, s), told: startReceivers(t)}
+	o := &office{world: newBrokerOf(t, s, bin), told: startReceivers(t)}
 	webPort, loginPort := freePort(t), freePort(t)
 	o.web = fmt.Sprintf("https://localhost:%d", webPort)
 	issuer := fmt.Sprintf("https://localhost:%d/", loginPort)
@@ -235,7 +242,7 @@ func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
 // TestPeople has people log in with a real OpenID provider, by a real browser,
 // and approve there and in the terminal.
 func TestPeople(t *testing.T) {
-	o := startOffice(t)
+	o := startOffice(t, brokerBinary(t))
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, o) })
 	t.Run("told", func(t *testing.T) { testTold(t, o) })
 	t.Run("pages", func(t *testing.T) { testPages(t, o) })

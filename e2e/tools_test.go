@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -142,16 +143,21 @@ func brokerBinary(t *testing.T) string {
 			return
 		}
 		brokerOnce.path = filepath.Join(dir, "broker")
-		cmd := exec.Command("go", "build", "-buildvcs=false", "-o", brokerOnce.path, "./cmd/broker")
-		cmd.Dir = ".."
-		if out, err := cmd.CombinedOutput(); err != nil {
-			brokerOnce.err = fmt.Errorf("building broker: %w\n%s", err, out)
-		}
+		brokerOnce.err = buildBroker(brokerOnce.path)
 	})
 	if brokerOnce.err != nil {
 		t.Fatal(brokerOnce.err)
 	}
 	return brokerOnce.path
+}
+
+func buildBroker(path string, flags ...string) error {
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-buildvcs=false", "-o", path}, flags, []string{"./cmd/broker"})...)
+	cmd.Dir = ".."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building broker: %w\n%s", err, out)
+	}
+	return nil
 }
 
 func TestMain(m *testing.M) {

@@ -35,6 +35,7 @@ type world struct {
 	url     string
 	broker  *process
 	brokers []*process // all that ever ran
+	audit   []string   // what verifying its log takes besides
 
 	issuers, entitlements string // beside the usual ones, as lines of the operator's file
 }
@@ -86,12 +87,18 @@ func startBroker(t *testing.T, s *spire, entry ...string) *world {
 // newBroker registers a broker, which has yet to be configured and started.
 func newBroker(t *testing.T, s *spire, entry ...string) *world {
 	t.Helper()
+	return newBrokerOf(t, s, brokerBinary(t), entry...)
+}
+
+// newBrokerOf is newBroker, of a program of its own.
+func newBrokerOf(t *testing.T, s *spire, bin string, entry ...string) *world {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "broker-") // short, as SPIRE's
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{owner: t, spire: s, dir: dir, bin: another(t, brokerBinary(t), "broker")}
+	w := &world{owner: t, spire: s, dir: dir, bin: another(t, bin, "broker")}
 	t.Cleanup(w.verify) // before the processes, so that it runs after their end
 	s.register(t, "/broker", w.bin, entry...)
 	w.listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
@@ -154,7 +161,7 @@ var compactJWT = regexp.MustCompile(`eyJ[\w-]{8,}\.eyJ[\w-]{8,}`)
 // verify looks at what the broker left when the test is over: the log must
 // verify offline, an orderly end is no failure, and no token was ever logged.
 func (w *world) verify() {
-	out, err := exec.Command(w.bin, "audit", "verify", "sqlite:"+filepath.Join(w.dir, "broker.db")).CombinedOutput()
+	out, err := w.auditing().CombinedOutput()
 	if err != nil {
 		w.owner.Errorf("the log does not verify: %v\n%s", err, out)
 	}
@@ -166,6 +173,11 @@ func (w *world) verify() {
 			w.owner.Errorf("the broker logged a token:\n%s", p.out)
 		}
 	}
+}
+
+// auditing is the command that verifies the log.
+func (w *world) auditing(args ...string) *exec.Cmd {
+	return exec.Command(w.bin, slices.Concat([]string{"audit", "verify", "sqlite:" + filepath.Join(w.dir, "broker.db")}, w.audit, args)...)
 }
 
 // cli runs a command of the binary, as the workload that it is registered as.

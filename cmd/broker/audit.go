@@ -22,15 +22,15 @@ func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
 		Short: "Verify and read the log, offline",
-		Args:  exactly(0, "a command: verify, show, export or new-epoch"),
+		Args:  exactly(0, "a command: verify, show, approvers, export or new-epoch"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditExportCommand(), a.newEpochCommand())
+	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditApproversCommand(), a.auditExportCommand(), a.newEpochCommand())
 	return c
 }
 
 func (a *app) auditVerifyCommand() *cobra.Command {
-	var key string
+	var key, approvers string
 	var checkpoints []string
 	c := &cobra.Command{
 		Use:   "verify STORE-URL|FILE",
@@ -38,13 +38,16 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 		Long: `verify reads a whole log, from a database or an export, and checks that every
 record is canonical and in its place, that the records hash to the tree and the
 tree to every signed checkpoint, that times never go back, that texts are what
-was committed to, and that no lease is issued twice or after its end. It needs
+was committed to, that no lease is issued twice or after its end, and that
+approvals which policy wanted signed are, by passkeys that counted. It needs
 neither the broker nor a secret.
 
 Give --key with the log's public key from elsewhere: without it, the key in the
-log itself is believed.`,
+log itself is believed. Give --approvers with the passkeys that you know, as
+"broker audit approvers" wrote them when you looked: without it, the log is
+believed whose they are, and that they waited for a day.`,
 		Example: `  broker audit verify sqlite:/var/lib/broker/broker.db --key 'broker.acme.test/log/1a2b3c4d+…'
-  broker audit verify export.jsonl --checkpoint kept-from-last-month.txt`,
+  broker audit verify export.jsonl --checkpoint kept-from-last-month.txt --approvers approvers.txt`,
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			opts := audit.Options{Key: key}
@@ -54,6 +57,18 @@ log itself is believed.`,
 					return fmt.Errorf("reading a checkpoint: %w", err)
 				}
 				opts.Checkpoints = append(opts.Checkpoints, string(note))
+			}
+			if approvers != "" {
+				text, err := os.ReadFile(approvers)
+				if err != nil {
+					return fmt.Errorf("reading the approvers: %w", err)
+				}
+				if opts.Approvers, err = audit.ParseApprovers(string(text)); err != nil {
+					return fmt.Errorf("%s: %w", approvers, err)
+				}
+				if len(opts.Approvers) == 0 {
+					return fmt.Errorf("%s names no approver", approvers)
+				}
 			}
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				report, err := audit.Verify(c.Context(), src, opts)
@@ -71,6 +86,7 @@ log itself is believed.`,
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "the log's public key, from elsewhere than the log")
+	c.Flags().StringVar(&approvers, "approvers", "", "a file with the passkeys that you know, from elsewhere than the log")
 	c.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "a file with a checkpoint that you kept; may be given more than once")
 	return c
 }
@@ -91,6 +107,13 @@ func writeReport(w io.Writer, r *audit.Report) {
 	}
 	fmt.Fprintf(w, "root\t%s\n", r.Root)
 	fmt.Fprintf(w, "checkpoints\t%d signed, all of this log\n", r.Checkpoints)
+	if r.Signatures > 0 || r.KeysPinned {
+		whose := "of approvers given by you"
+		if !r.KeysPinned {
+			whose = "the log's own word for whose they are: give --approvers to trust nobody"
+		}
+		fmt.Fprintf(w, "signatures\t%d of passkeys (%s)\n", r.Signatures, whose)
+	}
 	if len(r.Problems) == 0 {
 		fmt.Fprintln(w, "verified\teverything holds")
 		return
@@ -101,6 +124,32 @@ func writeReport(w io.Writer, r *audit.Report) {
 	}
 	if r.More > 0 {
 		fmt.Fprintf(w, "  and %d more problems\n", r.More)
+	}
+}
+
+func (a *app) auditApproversCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "approvers STORE-URL|FILE",
+		Short: "Print the passkeys that people enrolled and did not remove",
+		Long: `approvers prints, one a line, whose passkeys the log knows: person, relying
+party, credential and public key (a SubjectPublicKeyInfo in base64url). Compare
+them with the people, keep the file, and give it to "broker audit verify
+--approvers": no key that is enrolled without you then signs anything.`,
+		Example: `  broker audit approvers sqlite:/var/lib/broker/broker.db > approvers.txt`,
+		Args:    exactly(1, "one database (sqlite:PATH) or file"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withLog(c.Context(), args[0], func(src audit.Source) error {
+				list, err := audit.Approvers(c.Context(), src)
+				if err != nil {
+					return err
+				}
+				return a.print(list, func(w io.Writer) {
+					for _, approver := range list {
+						fmt.Fprintln(w, approver)
+					}
+				})
+			})
+		},
 	}
 }
 

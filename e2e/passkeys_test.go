@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/webauthn"
+	"github.com/chromedp/chromedp"
+)
+
+// withPasskey gives a browser an authenticator, whose user is there and says so.
+func withPasskey(t *testing.T, ctx context.Context) {
+	t.Helper()
+	do(t, ctx, "giving it an authenticator",
+		command(webauthn.Enable, webauthn.EnableParams{}),
+		func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
+			_, err := cdp.Call(ctx, target, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
+				Protocol: webauthn.AuthenticatorProtocolCtap2, Transport: webauthn.AuthenticatorTransportInternal,
+				HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true,
+			}})
+			return chromedp.Void{}, err
+		})
+}
+
+// enrols enrols a passkey in a browser whose person has just logged in.
+func (o *office) enrols(t *testing.T, ctx context.Context) {
+	t.Helper()
+	withPasskey(t, ctx)
+	do(t, ctx, "enrolling a passkey",
+		chromedp.Navigate(o.web+"/ui/passkeys"), chromedp.SendKeys(`input[name="name"]`, "phone"),
+		chromedp.Click(`button[value="enrol"]`), chromedp.WaitVisible(`.done`))
+}
+
+// passkeyWait is how long a passkey waits in this test's program: it can't wait
+// for a day, and an auditor has to find it out.
+const passkeyWait = 15 * time.Second
+
+// TestPasskeys has people enrol passkeys in a real browser, vouch and approve
+// with them, and an auditor check that, offline.
+func TestPasskeys(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "broker")
+	if err := buildBroker(bin, "-ldflags", "-X main.passkeyWait="+passkeyWait.String()); err != nil {
+		t.Fatal(err)
+	}
+	o := startOffice(t, bin)
+	ben, cleo := o.browser(t), o.browser(t)
+	o.logsIn(t, ben, "ben", "/ui/")
+	o.enrols(t, ben)
+	do(t, ben, "being told of it on every page", chromedp.Navigate(o.web+"/ui/"), chromedp.WaitVisible(`.warned`))
+	r := o.asks(t, "--scope", "tickets:purge", "--why", "all of them are tests")
+	page := o.web + "/ui/requests/" + r.ID
+	do(t, ben, "approving too early", chromedp.Navigate(page), chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.failed`))
+	if text, err := chromedp.Run(ben, chromedp.Text(`.failed`)); err != nil || !strings.Contains(text, "counts from") {
+		t.Errorf("too early: %q, %v", text, err)
+	}
+	eventually(t, "ben's passkey counting", time.Minute, func() error {
+		do(t, ben, "approving", chromedp.Navigate(page), chromedp.WaitVisible(`button[value="approve"]`), chromedp.SendKeys(`#comment`, "they are"),
+			chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.done, .failed`))
+		text, err := chromedp.Run(ben, chromedp.Text(`.done, .failed`))
+		if err == nil && text != "You approved it." {
+			err = fmt.Errorf("it says %q", text)
+		}
+		return err
+	})
+	o.collects(t, r.ID, 0)
+
+	o.logsIn(t, cleo, "cleo", "/ui/")
+	o.enrols(t, cleo)
+	do(t, cleo, "looking how it counts sooner", chromedp.Click(`summary`), chromedp.WaitVisible(`details .id`))
+	link, err := chromedp.Run(cleo, chromedp.Text(`details .id`))
+	if err != nil || !strings.HasPrefix(link, o.web+"/ui/vouch?") {
+		t.Fatalf("the link is %q, %v", link, err)
+	}
+	o.shoot(t, cleo, "passkeys", "/ui/passkeys", chromedp.Click(`summary`))
+	o.shoot(t, ben, "vouch", strings.TrimPrefix(link, o.web))
+	do(t, ben, "vouching", chromedp.Navigate(link), chromedp.Click(`button[value="vouch"]`), chromedp.WaitVisible(`.done`))
+	second := o.asks(t, "--scope", "tickets:purge", "--why", "some more")
+	do(t, cleo, "approving at once", chromedp.Navigate(o.web+"/ui/requests/"+second.ID), chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.done`))
+	o.collects(t, second.ID, 0)
+	o.isAudited(t)
+}
+
+// isAudited has an auditor verify the signatures, who knows the passkeys, and
+// one who does not.
+func (o *office) isAudited(t *testing.T) {
+	t.Helper()
+	list, err := exec.Command(o.bin, "audit", "approvers", "sqlite:"+filepath.Join(o.dir, "broker.db")).Output()
+	if err != nil || strings.Count(string(list), "\n") != 2 || !strings.HasPrefix(string(list), "login/ben localhost ") {
+		t.Fatalf("the approvers: %v\n%s", err, list)
+	}
+	o.write(t, "approvers.txt", string(list))
+	bens, _, _ := strings.Cut(string(list), "\n")
+	o.write(t, "bens.txt", bens)
+	if out, err := o.auditing().CombinedOutput(); err == nil || !strings.Contains(string(out), "would count before 24h0m0s are over") {
+		t.Errorf("an auditor does not find out that nobody waited for a day: %v\n%s", err, out)
+	}
+	if out, err := o.auditing("--approvers", filepath.Join(o.dir, "bens.txt")).CombinedOutput(); err == nil || !strings.Contains(string(out), "not among the approvers that you gave") {
+		t.Errorf("an auditor does not find out that somebody else's passkey signed: %v\n%s", err, out)
+	}
+	o.audit = []string{"--approvers", filepath.Join(o.dir, "approvers.txt")}
+	if out, err := o.auditing().CombinedOutput(); err != nil || !strings.Contains(string(out), "3 of passkeys (of approvers given by you)") {
+		t.Errorf("the log: %v\n%s", err, out)
+	}
+}

@@ -43,7 +43,7 @@ var rooms = map[string][]string{
 	"google.golang.org/grpc":              {"attest", "attest/localca"},
 	"google.golang.org/protobuf":          {"attest/localca"},
 	"github.com/go-jose/go-jose":          {"attest", "attest/localca"},
-	"github.com/go-webauthn/webauthn":    {"attest"},
+	"github.com/go-webauthn/webauthn":     {"attest"},
 	"github.com/coreos/go-oidc":           {"attest"},
 	"golang.org/x/oauth2":                 {"attest"},
 	"github.com/cedar-policy/cedar-go":    {"policy"},

@@ -28,7 +28,7 @@ type personClaims struct {
 
 func parseClaims(payload json.RawMessage) (personClaims, error) {
 	var c personClaims
-	if err := json.Unmarshal(payload, &c.raw); err != nil {
+	if err := json.Unmarshal(payload, &c.raw); err != nil || c.raw == nil {
 		return c, errors.New("its claims are no JSON object")
 	}
 	return c, nil

@@ -98,7 +98,7 @@ func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request,
 		return "", errors.New("its answer is not JSON")
 	}
 	if !said.OK {
-		return "", fmt.Errorf("Slack says %.64q", said.Error)
+		return "", fmt.Errorf("its API says %.64q", said.Error)
 	}
 	return said.TS, nil
 }

@@ -195,12 +195,17 @@ func (l *linter) bounds(r *rule, reached []*broker.Entitlement) {
 }
 
 // approvals warns where more people must approve than there are. Groups that
-// a provider may add people to are taken to be large enough.
+// a provider may add people to are taken to be large enough; of those that it
+// alone fills, nobody here can tell.
 func (l *linter) approvals(r *rule, reached []*broker.Entitlement) {
 	told := set{}
 	for _, need := range r.Approvals {
 		for _, name := range l.approvers(need.Group, reached) {
 			g := l.groups[name]
+			if g != nil && !g.closed() && len(g.Members) == 0 && !told[name] {
+				told[name] = true
+				l.warn(r, "@approval", "@approval asks group %q, whom only a provider's claims fill: if nobody is in it, requests wait until they lapse", name)
+			}
 			if g == nil || !g.closed() || len(g.Members) >= need.Count || told[name] {
 				continue
 			}

@@ -1,0 +1,173 @@
+package policy_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
+)
+
+const peopleGroups = `
+support: {members: [login/ana, login/ben]}
+dba: {members: [login/cleo]}
+oncall: {members: [login/dan]}
+security: {members: [login/eve], claims: [{provider: login, group: sec}, {provider: partner, group: red-team}]}
+`
+
+func withPeople(t *testing.T, cedar string) (*policy.Engine, error) {
+	t.Helper()
+	in := inputs(fstest.MapFS{"a.cedar": {Data: []byte(cedar)}, "groups.yaml": {Data: []byte(peopleGroups)}})
+	in.Providers = []string{"login", "partner"}
+	return policy.Load(in)
+}
+
+// closing is a permit under annotations.
+func closing(annotations string) string {
+	return `@id("x") ` + annotations + ` permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api");`
+}
+
+func TestWhatPeopleMustDo(t *testing.T) {
+	for annotations, want := range map[string]func(broker.Obligations) bool{
+		`@approval("2 of support") @deny("2")`:                                 func(o broker.Obligations) bool { return o.Denials == 2 },
+		`@approval("2 of support")`:                                            func(o broker.Obligations) bool { return o.Denials == 1 },
+		`@approval("1 of support") @exclude_team("yes")`:                       func(o broker.Obligations) bool { return o.ExcludeTeam },
+		`@approval("1 of support") @comment("required")`:                       func(o broker.Obligations) bool { return o.Comment },
+		`@approval("1 of support") @signed("required")`:                        func(o broker.Obligations) bool { return o.Signed },
+		`@approval("1 of support") @lapse_after("4h")`:                         func(o broker.Obligations) bool { return o.LapseAfter == 4*time.Hour },
+		`@approval("1 of support") @escalate("45m to security,15m to oncall")`: func(o broker.Obligations) bool { return len(o.Escalations) == 2 },
+	} {
+		e, err := withPeople(t, closing(annotations))
+		if err != nil {
+			t.Errorf("%s: %v", annotations, err)
+			continue
+		}
+		if d := decide(t, e, query(triage, "tickets-api", "tickets:close")); !d.Permit || !want(d.Obligations) {
+			t.Errorf("%s demands %+v", annotations, d.Obligations)
+		}
+	}
+}
+
+func TestWhatMeansNothingDoesNotLoad(t *testing.T) {
+	for annotations, want := range map[string]string{
+		`@deny("1")`:                                   "stand beside @approval",
+		`@exclude_team("yes")`:                         "stand beside @approval",
+		`@comment("required")`:                         "stand beside @approval",
+		`@signed("required")`:                          "stand beside @approval",
+		`@lapse_after("1h")`:                           "stand beside @approval",
+		`@escalate("1h to oncall")`:                    "stand beside @approval",
+		`@review_within("1h")`:                         "stands beside @break_glass",
+		`@approval("1 of dba") @break_glass("dba")`:    "exclude each other",
+		`@approval("1 of dba") @deny("2")`:             "more than approve",
+		`@approval("1 of dba") @deny("0")`:             "whole number",
+		`@approval("1 of dba") @exclude_team("no")`:    `"yes"`,
+		`@approval("1 of dba") @signed("please")`:      `"required"`,
+		`@approval("1 of dba") @comment("")`:           `"required"`,
+		`@approval("1 of dba") @lapse_after("-1h")`:    "duration",
+		`@approval("1 of dba") @escalate("oncall")`:    "which group is told",
+		`@approval("1 of dba") @escalate("1h to ops")`: `group "ops" does not exist`,
+		`@approval("1 of dba") @escalate("1m to dba,2m to dba,3m to dba,4m to dba,5m to dba")`: "at most 4 steps",
+		`@break_glass("nobody")`: `group "nobody" does not exist`,
+		`@break_glass("")`:       "name the group",
+	} {
+		if _, err := withPeople(t, closing(annotations)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v\nwant %q", annotations, err, want)
+		}
+	}
+}
+
+// What permits demand of people adds up, and the strictest wins.
+func TestStrictestForPeople(t *testing.T) {
+	e, err := withPeople(t, strings.Replace(closing(`@approval("2 of support") @deny("2") @lapse_after("4h") @escalate("30m to oncall")`), `"x"`, `"a"`, 1)+
+		strings.Replace(closing(`@approval("1 of dba") @lapse_after("1h") @signed("required") @comment("required") @exclude_team("yes")`), `"x"`, `"b"`, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := decide(t, e, query(triage, "tickets-api", "tickets:close")).Obligations
+	want := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "support", Count: 2}}
+	if !slices.Equal(o.Approvals, want) || o.Denials != 1 || o.LapseAfter != time.Hour || !o.Signed || !o.Comment || !o.ExcludeTeam || len(o.Escalations) != 1 {
+		t.Errorf("%+v", o)
+	}
+}
+
+// The broken glass lifts who must approve, and nothing else; and only where a
+// permit is for that.
+func TestBrokenGlass(t *testing.T) {
+	glass := strings.Replace(closing(`@break_glass("security") @review_within("2h") @max_ttl("5m")`), `"x"`, `"glass"`, 1)
+	forbid := `@id("f") forbid (principal, action == Action::"request", resource) when { context.scopes.contains("tickets:comment") };`
+	e, err := withPeople(t, closing(`@approval("1 of dba") @signed("required") @justification("required") @max_ttl("4m")`)+glass+forbid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := decide(t, e, query(triage, "tickets-api", "tickets:close"))
+	if !plain.Permit || len(plain.Obligations.Approvals) != 1 || len(plain.Obligations.Review) != 0 || slices.Contains(plain.Policies, "glass") {
+		t.Errorf("without breaking it: %+v", plain)
+	}
+	q := query(triage, "tickets-api", "tickets:close")
+	q.BreakGlass = true
+	broken := decide(t, e, q)
+	o := broken.Obligations
+	if !broken.Permit || len(o.Approvals) != 0 || o.Signed || o.ReviewWithin != 2*time.Hour || !o.Justification || o.MaxTTL != 4*time.Minute ||
+		!slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "security" }) || !slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "dba" }) {
+		t.Errorf("broken: %+v", broken)
+	}
+	q.Scopes = []string{"tickets:close", "tickets:comment"}
+	if d := decide(t, e, q); d.Permit {
+		t.Error("it lifts a forbid")
+	}
+	q = query(triage, "orders-db-ro")
+	q.BreakGlass = true
+	if d := decide(t, e, q); d.Permit {
+		t.Error("it is broken where nobody said so")
+	}
+}
+
+// Two providers may have groups of one name, and people of one subject: those
+// of one are never taken for those of the other.
+func TestProvidersAreKeptApart(t *testing.T) {
+	e, err := withPeople(t, closing(`@approval("1 of security")`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	person := func(provider, sub string, groups ...string) broker.Identity {
+		return broker.Identity{ID: provider + "/" + sub, Kind: broker.KindPerson, Person: &broker.Person{Provider: provider, Groups: groups}}
+	}
+	for _, test := range []struct {
+		who             broker.Identity
+		listed, claimed bool
+	}{
+		{person("login", "eve"), true, false},
+		{person("partner", "eve"), false, false},
+		{person("login", "x", "sec"), false, true},
+		{person("partner", "x", "sec"), false, false},
+		{person("partner", "x", "red-team"), false, true},
+		{person("login", "x", "red-team"), false, false},
+		{person("login", "x", "security"), false, false},
+		{person("login", "x", "SEC", "sec "), false, false},
+		{broker.Identity{ID: "login/eve", Kind: broker.KindWorkload}, false, false},
+	} {
+		listed, claimed := e.Groups(test.who)
+		if slices.Contains(listed, "security") != test.listed || slices.Contains(claimed, "security") != test.claimed {
+			t.Errorf("%s of %+v: listed %v, claimed %v", test.who.ID, test.who.Person, listed, claimed)
+		}
+	}
+}
+
+// A group that only a provider fills is warned of: nobody here knows whether
+// anybody is in it.
+func TestGroupsThatAProviderFillsAreWarnedOf(t *testing.T) {
+	in := inputs(fstest.MapFS{
+		"a.cedar":     {Data: []byte(closing(`@approval("1 of leads")`))},
+		"groups.yaml": {Data: []byte("support: {}\ndba: {}\nleads: {claims: [{provider: login, group: leads}]}\n")},
+	})
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(e.Warnings(), "\n"), `@approval asks group "leads", whom only a provider's claims fill`) {
+		t.Errorf("warnings: %q", e.Warnings())
+	}
+}

@@ -1,6 +1,7 @@
 package notify
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -133,6 +134,24 @@ func TestReceiversThatFail(t *testing.T) {
 	}
 	if err := tell("/endless"); err != nil { // it was taken; the rest is not read
 		t.Error(err)
+	}
+}
+
+// A receiver that takes the call and never answers is left alone in time.
+func TestReceiverThatHangs(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		cancel() // as a deadline would
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	n, r := waiting()
+	if _, err := webhookTo(t, server.URL+"?token=sesame", secretText).Notify(ctx, n, r, "", noon); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "sesame") {
+		t.Errorf("%v", err)
+	}
+	if _, err := webhookTo(t, "http://127.0.0.1:1", secretText).Notify(t.Context(), n, r, "", noon); err == nil {
+		t.Error("a receiver that is down")
 	}
 }
 

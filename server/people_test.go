@@ -48,7 +48,7 @@ func (p *testPeople) person(id string, now time.Time) broker.Identity {
 
 // A browser is a client of the pages.
 type browser struct {
-	t      *testing.T
+	t      testing.TB
 	client *http.Client
 	base   string
 }
@@ -67,7 +67,7 @@ func withPeople(c *Config) {
 	}
 }
 
-func newBrowser(t *testing.T, w *world) *browser {
+func newBrowser(t testing.TB, w *world) *browser {
 	t.Helper()
 	server := httptest.NewTLSServer(w.Handler(UI, API))
 	t.Cleanup(server.Close)

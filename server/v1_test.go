@@ -16,7 +16,7 @@ import (
 )
 
 // must gives the value of a call that has to succeed.
-func must[T any](t *testing.T) func(T, error) T {
+func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {
 		t.Helper()
 		if err != nil {

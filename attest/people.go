@@ -155,8 +155,6 @@ func (p *provider) loggedIn(ctx context.Context, d *discovered, l *login, token 
 		return broker.LoggedIn{}, err
 	case l.Fresh && authTime.Before(l.Begun.Add(-iatLeeway)):
 		return broker.LoggedIn{}, errors.New("the provider did not ask for a fresh proof (auth_time)") // Core, section 3.1.2.1
-	case authTime.IsZero():
-		authTime = id.IssuedAt.UTC()
 	}
 	who, tokens, err := p.identity(ctx, d, id, c, token, now)
 	if err != nil {

@@ -87,9 +87,8 @@ type knownPasskey struct {
 	removed bool
 }
 
-// A keyBook remembers the passkeys that the records enrolled, and which
-// requests want signatures. It is bounded as the leaseBook is: of what it has
-// forgotten, nothing can be said.
+// A keyBook remembers the passkeys that the records enrolled and did not remove,
+// and which requests want signatures; of those, as many as a leaseBook does.
 type keyBook struct {
 	keys   map[passkeyName]knownPasskey
 	pinned map[passkeyName]Approver // nil: the log is believed
@@ -148,7 +147,7 @@ func (b *keyBook) holds(s *SignatureFacts, person string, challenge Digest, at t
 		}
 		key = pinned
 	case !enrolled:
-		return "it is signed by a passkey that nobody enrolled"
+		return "it is signed by a passkey that nobody enrolled, or that was removed"
 	case at.Before(known.counts):
 		return "it is signed by a passkey that did not count yet"
 	}
@@ -179,7 +178,7 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 	case PasskeyEnrolled:
 		b.keys[name] = knownPasskey{Approver: Approver{person, f.Credential, f.Public, f.RP}, counts: f.Counts}
 		switch {
-		case enrolled:
+		case enrolled && !known.removed:
 			return false, "the passkey was enrolled before"
 		case r.Caller.ID != person:
 			return false, "somebody enrolled a passkey for somebody else"
@@ -199,8 +198,11 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 		what := b.holds(r.Signature, r.Caller.ID, vouched.Challenge(r.Caller.ID, person, r.Signature.Nonce), r.Time)
 		return what == "", what
 	case PasskeyRemoved:
-		known.removed = true
-		b.keys[name] = known
+		if delete(b.keys, name); b.pinned != nil {
+			if _, listed := b.pinned[name]; listed {
+				b.keys[name] = knownPasskey{removed: true}
+			}
+		}
 	}
 	return false, ""
 }

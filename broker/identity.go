@@ -54,7 +54,7 @@ type Person struct {
 	Groups   []string  // the values of its groups claim
 	Manager  string    // its manager claim, as "<provider>/<sub>"; empty: it has none
 	Claimed  time.Time // when it said so
-	Login    time.Time // when the person proved to it who they are (auth_time)
+	Login    time.Time // when the person proved to it who they are (auth_time); zero: it does not say
 	Name     string    // for display only, as Email is
 	Email    string
 }

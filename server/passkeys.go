@@ -130,7 +130,22 @@ func (c *call) signed(what string) (*audit.SignatureFacts, [16]byte, error) {
 			return nil, salt, refuse(broker.ErrSignatureRequired, "what your passkey signed can't be read")
 		}
 	}
+	var client struct {
+		Origin string `json:"origin"`
+	}
+	if err := json.Unmarshal(s.ClientData, &client); err != nil || client.Origin != c.s.origin() {
+		return nil, salt, refuse(broker.ErrSignatureRequired, "your passkey was used on another page than this")
+	}
 	return s, [16]byte(t.Salt), nil
+}
+
+// origin is that of the pages (RFC 6454, section 6.2).
+func (s *Server) origin() string {
+	u, err := url.Parse(s.pageURL(""))
+	if err != nil {
+		return ""
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 // signVote answers the page's script with what a passkey signs to approve.

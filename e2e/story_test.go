@@ -40,7 +40,7 @@ func (s *story) expect(as bool, format string, args ...any) {
 // TestStory goes on where the story of "broker demo" ends, with credentials of
 // servers that are not the broker's own.
 func TestStory(t *testing.T) {
-	s := &story{t: t, step: 7}
+	s := &story{t: t, step: 8}
 	s.database()
 	s.reports()
 }

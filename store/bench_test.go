@@ -51,7 +51,7 @@ func benchmarkIssue(b *testing.B, s *Store, callers int) {
 		b.Errorf("%d records for %d updates", got, b.N)
 	}
 	cancel()
-	if err := <-stopped; !errors.Is(err, context.Canceled) {
+	if err := <-stopped; err != nil && !errors.Is(err, context.Canceled) {
 		b.Error(err)
 	}
 }

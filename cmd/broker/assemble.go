@@ -217,7 +217,7 @@ func (v *service) Run(ctx context.Context, ready func([]net.Listener)) error {
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
 	var background errgroup.Group
-	for _, run := range append(v.loops, v.store.Run, v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep) {
+	for _, run := range append(v.loops, v.store.Run, v.broker.Run, v.keys.Run, v.ledger.Run, v.trust.Run, v.sweep, giveBack) {
 		background.Go(func() error { return run(loops) })
 	}
 	front, ctx := errgroup.WithContext(ctx)

@@ -85,9 +85,25 @@ func (v *service) reloadOn(ctx context.Context, hangups <-chan os.Signal) {
 // Memory: little of what a request allocates lives long, so collecting less
 // often saves much time; the limit keeps that from growing without bound.
 const (
-	gcPercent   = 400
-	memoryLimit = 256 << 20
+	gcPercent     = 250
+	memoryLimit   = 256 << 20
+	giveBackEvery = time.Minute
 )
+
+// giveBack returns to the system what a burst took, such as a thousand callers
+// that arrive at once to wait: collecting rarely would keep it.
+func giveBack(ctx context.Context) error {
+	tick := time.NewTicker(giveBackEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			debug.FreeOSMemory()
+		}
+	}
+}
 
 // tuneMemory sets what the operator did not set by Go's own variables.
 func (a *app) tuneMemory() {

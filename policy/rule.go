@@ -229,7 +229,8 @@ func (l *ruleLoader) head(r *rule) {
 // demands says whether the policy has any obligation.
 func (t *terms) demands() bool {
 	o := t.Obligations
-	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive) > 0 || o.MaxTTL+o.MaxDuration > 0 || o.Justification
+	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
+		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.Signed
 }
 
 // approvers checks that the groups that must approve, review or be told exist.

@@ -204,7 +204,11 @@ func (b *Broker) tellOne(ctx context.Context, n *Notice, now time.Time) (failed,
 	})
 	notifier := b.notifier(n.Channel)
 	switch {
-	case isNotFound(err), err == nil && (!n.Current(r, now) || !now.Before(n.Expires)):
+	case isNotFound(err), err == nil && !n.Current(r, now):
+		return nil, b.told(ctx, n, "")
+	case err == nil && !now.Before(n.Expires):
+		b.cfg.Log.WarnContext(ctx, "a channel could not be told in time: it is given up", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts)
+		b.observeTold(n, "expired")
 		return nil, b.told(ctx, n, "")
 	case err != nil:
 		return nil, err

@@ -132,10 +132,17 @@ func TestTellingEnds(t *testing.T) {
 			},
 			want: []broker.NoticeEvent{broker.NoticeDenied},
 		},
-		"what lapsed is not asked for":   {at: 2 * time.Hour},
-		"a channel that is gone":         {answer: broker.ErrChannelGone, want: []broker.NoticeEvent{broker.NoticePending}},
-		"a channel that does not exist":  {before: func(_ *testing.T, w *world, _ *broker.Request) { w.broker.SetNotifiers(nil) }},
-		"what was tried for a whole day": {at: 25 * time.Hour},
+		"what lapsed is not asked for":  {at: 2 * time.Hour},
+		"a channel that is gone":        {answer: broker.ErrChannelGone, want: []broker.NoticeEvent{broker.NoticePending}},
+		"a channel that does not exist": {before: func(_ *testing.T, w *world, _ *broker.Request) { w.broker.SetNotifiers(nil) }},
+		"what was tried for a whole day": {
+			before: func(t *testing.T, w *world, r *broker.Request) {
+				if _, err := w.vote(t, approver("ben", noon), r, yes, noon); err != nil {
+					t.Fatal(err)
+				}
+			},
+			at: 25 * time.Hour,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := &receiver{answer: test.answer}

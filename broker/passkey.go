@@ -224,19 +224,11 @@ func (b *Broker) Vouch(ctx context.Context, who Identity, person string, credent
 	if err != nil {
 		return err
 	}
-	challenge := p.vouched().Challenge(who.ID, person, signature.Nonce)
 	record := audit.Record{
 		Kind: audit.PasskeyVouched, Caller: party(who), Subject: &audit.Party{ID: person, Kind: string(KindPerson)},
 		Passkey: p.facts(), Signature: signature,
 	}
 	_, err = b.write(ctx, []Key{PersonKey(who.ID), PersonKey(person)}, record, func(tx Tx) error {
-		voucher, err := accountOf(tx, PersonKey(who.ID))
-		if err != nil {
-			return err
-		}
-		if err := voucher.verify(signature, challenge, now); err != nil {
-			return err
-		}
 		a, err := accountOf(tx, PersonKey(person))
 		if err != nil {
 			return err
@@ -247,6 +239,13 @@ func (b *Broker) Vouch(ctx context.Context, who Identity, person string, credent
 			return ErrNotFound
 		case !now.Before(current.Counts):
 			return refuse(ErrAlreadyVoted, "it counts already")
+		}
+		voucher, err := accountOf(tx, PersonKey(who.ID))
+		if err != nil {
+			return err
+		}
+		if err := voucher.verify(signature, current.vouched().Challenge(who.ID, person, signature.Nonce), now); err != nil {
+			return err
 		}
 		current.Counts, current.VouchedBy = now, who.ID
 		tx.Put(voucher)

@@ -46,8 +46,9 @@ type Vault struct {
 var _ broker.Issuer = (*Vault)(nil)
 
 const (
-	maxVaultAnswer = 1 << 20 // bytes
-	renewEvery     = 5 * time.Second
+	maxVaultAnswer = 1 << 20         // bytes
+	renewEvery     = time.Second     // is looked whether to; what is due at two thirds of 10 s is renewed in time
+	renewPause     = 5 * time.Second // after a renewal that failed
 )
 
 // NewVault makes the issuer. It says nothing to the Vault yet, and starts
@@ -111,17 +112,20 @@ func (t bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // Run keeps the broker's token alive until ctx ends.
 func (v *Vault) Run(ctx context.Context) error {
-	tick := time.NewTicker(renewEvery)
-	defer tick.Stop()
+	next := time.NewTimer(renewEvery)
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
-			if err := v.session.renew(ctx); err != nil && ctx.Err() == nil {
-				v.cfg.Log.WarnContext(ctx, "renewing the broker's own token", "issuer", v.cfg.Name, "err", err)
-			}
+		case <-next.C:
 		}
+		wait := renewEvery
+		if err := v.session.renew(ctx); err != nil && ctx.Err() == nil {
+			v.cfg.Log.WarnContext(ctx, "renewing the broker's own token", "issuer", v.cfg.Name, "err", err)
+			wait = renewPause
+		}
+		next.Reset(wait)
 	}
 }
 

@@ -45,7 +45,7 @@ type vaultSession struct {
 
 	mu      sync.Mutex
 	token   string
-	made    time.Time // of the login
+	made    time.Time // of the login; a renewal is none
 	ends    time.Time // zero: never
 	renewal time.Time // when to renew; zero: not
 }
@@ -109,6 +109,9 @@ func (s *vaultSession) enter(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, unclassified(err))
 	}
 	s.keep(answer)
+	s.mu.Lock()
+	s.made = time.Now()
+	s.mu.Unlock()
 	s.log.InfoContext(ctx, "logged in", "issuer", s.name, "ttl", (time.Duration(answer.LeaseDuration) * time.Second).String(), "renewable", answer.Renewable)
 	return answer.ClientToken, nil
 }
@@ -155,7 +158,7 @@ func (s *vaultSession) keep(a *api.SecretAuth) {
 	now, life := time.Now(), time.Duration(a.LeaseDuration)*time.Second
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.token, s.made, s.ends, s.renewal = a.ClientToken, now, time.Time{}, time.Time{}
+	s.token, s.ends, s.renewal = a.ClientToken, time.Time{}, time.Time{}
 	if life > 0 {
 		s.ends = now.Add(life - min(life/10, 10*time.Second))
 		s.renewal = now.Add(life * 2 / 3)

@@ -428,6 +428,17 @@ func TestVaultRenews(t *testing.T) {
 	if err := v.session.renew(t.Context()); err != nil || v.session.token != token || time.Until(v.session.ends) < 50*time.Minute {
 		t.Errorf("renewing: %v, until %s", err, v.session.ends)
 	}
+	// A renewal is no login: a token that is refused right after it is replaced.
+	v.session.made = v.session.made.Add(-time.Minute)
+	due()
+	if err := v.session.renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other, ok := v.session.refused(t.Context(), token)
+	if !ok || other == token {
+		t.Error("a token that the Vault forgot while it renewed it is not replaced")
+	}
+	token = other
 	due()
 	f.with(func(w http.ResponseWriter, r *http.Request) bool {
 		if strings.HasSuffix(r.URL.Path, "renew-self") {

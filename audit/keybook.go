@@ -93,8 +93,7 @@ type keyBook struct {
 	keys   map[passkeyName]knownPasskey
 	pinned map[passkeyName]Approver // nil: the log is believed
 	signed map[string]bool          // requests, by id
-	order  []string
-	next   int
+	last   ring                     // of those
 }
 
 func newKeyBook(pinned []Approver) *keyBook {
@@ -113,7 +112,8 @@ func newKeyBook(pinned []Approver) *keyBook {
 func (b *keyBook) check(r *Record) (signature bool, what string) {
 	switch {
 	case r.Kind == RequestCreated && r.Request != nil && r.Decision != nil && r.Decision.Signed:
-		b.remember(r.Request.ID)
+		delete(b.signed, b.last.put(r.Request.ID))
+		b.signed[r.Request.ID] = true
 	case r.Passkey != nil:
 		return b.passkey(r)
 	case r.Approval != nil && r.Caller != nil && r.Request != nil && r.Kind != ReviewGiven && r.Kind != ReviewClosed:
@@ -205,15 +205,4 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 		}
 	}
 	return false, ""
-}
-
-func (b *keyBook) remember(request string) {
-	b.signed[request] = true
-	if len(b.order) < bookSize {
-		b.order = append(b.order, request)
-		return
-	}
-	delete(b.signed, b.order[b.next])
-	b.order[b.next] = request
-	b.next = (b.next + 1) % bookSize
 }

@@ -4,8 +4,24 @@ package audit
 // far as memory is bounded: those last named, bookSize of them.
 type leaseBook struct {
 	leases map[string]leaseState
-	order  []string // a ring: the next to be forgotten is at next
-	next   int
+	last   ring
+}
+
+// A ring holds the last bookSize ids that were put into it.
+type ring struct {
+	ids  []string
+	next int // to be forgotten, once it is full
+}
+
+// put takes an id in, and gives the one that is forgotten for it; empty: none.
+func (r *ring) put(id string) (forgotten string) {
+	if len(r.ids) < bookSize {
+		r.ids = append(r.ids, id)
+		return ""
+	}
+	forgotten, r.ids[r.next] = r.ids[r.next], id
+	r.next = (r.next + 1) % bookSize
+	return forgotten
 }
 
 type leaseState struct{ issued, ended bool }
@@ -29,7 +45,7 @@ func (b *leaseBook) check(r *Record) string {
 	id := r.Lease.ID
 	s, known := b.leases[id]
 	if !known {
-		b.remember(id)
+		delete(b.leases, b.last.put(id)) // no lease has an empty id
 	}
 	what := s.step(r.Kind)
 	b.leases[id] = s
@@ -58,14 +74,4 @@ func (s *leaseState) step(kind Kind) string {
 		}
 	}
 	return ""
-}
-
-func (b *leaseBook) remember(id string) {
-	if len(b.order) < bookSize {
-		b.order = append(b.order, id)
-		return
-	}
-	delete(b.leases, b.order[b.next])
-	b.order[b.next] = id
-	b.next = (b.next + 1) % bookSize
 }

@@ -271,10 +271,16 @@ func (p *Passkey) vouched() *audit.PasskeyFacts {
 	return &audit.PasskeyFacts{Credential: p.ID, Public: p.Public, RP: p.RP}
 }
 
+// MayEnrol says whether a person has just proved to their provider who they
+// are.
+func (who Identity) MayEnrol(now time.Time) bool {
+	return who.Person != nil && now.Sub(who.Person.Login) <= EnrolWithin
+}
+
 // justLoggedIn refuses who proved themselves to their provider too long ago for
 // what must not be done by whoever finds an open browser.
 func (who Identity) justLoggedIn(now time.Time) error {
-	if who.Person == nil || now.Sub(who.Person.Login) > EnrolWithin {
+	if !who.MayEnrol(now) {
 		return refuse(ErrLoginStale, "this needs a fresh login: log in again, and do it within "+EnrolWithin.String())
 	}
 	return nil

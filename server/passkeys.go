@@ -177,7 +177,6 @@ type passkeysPage struct {
 	Fresh    bool // the person has just logged in
 	Passkeys []passkeyView
 	Done     string
-	Failed   string
 	Most     int // bytes of a name
 }
 
@@ -198,7 +197,7 @@ func (s *Server) passkeysPage(c *call) (reply, error) {
 		return reply{}, err
 	}
 	p := passkeysPage{
-		Possible: s.cfg.Passkeys != nil, Fresh: c.now.Sub(c.who.Person.Login) < broker.EnrolWithin,
+		Possible: s.cfg.Passkeys != nil, Fresh: c.who.MayEnrol(c.now),
 		Done: passkeysDone[c.r.URL.Query().Get("done")], Most: broker.MaxKeyName,
 	}
 	for _, k := range a.Passkeys {

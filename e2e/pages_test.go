@@ -15,6 +15,10 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
+// css selects an element. The library would look for a plain string in the text
+// of a page as well, and a hash in base64 may well say "h1".
+type css = chromedp.CSS
+
 // do has a browser do something.
 func do(t *testing.T, ctx context.Context, what string, actions ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
@@ -39,30 +43,30 @@ func command[P any](c cdp.Command[P, cdp.Empty], params P) chromedp.Action[chrom
 func testPages(t *testing.T, o *office) {
 	ben := o.browser(t)
 	o.logsIn(t, ben, "ben", "/ui/")
-	do(t, ben, "an empty inbox", chromedp.WaitVisible(`.empty`))
+	do(t, ben, "an empty inbox", chromedp.WaitVisible(css(`.empty`)))
 	r := o.asks(t, "--scope", "tickets:close", "--scope", "tickets:read", "--why", "duplicates of INC-4711")
 	link := fmt.Sprintf(`a[href="/ui/requests/%s"]`, r.ID)
-	do(t, ben, "the live inbox", chromedp.WaitVisible(link))
+	do(t, ben, "the live inbox", chromedp.WaitVisible(css(link)))
 	do(t, ben, "approving",
-		chromedp.Click(link), chromedp.WaitVisible(`button[value="approve"]`),
-		chromedp.SendKeys(`#comment`, "as agreed"), chromedp.Click(`button[value="approve"]`),
-		chromedp.WaitVisible(`.done`))
+		chromedp.Click(css(link)), chromedp.WaitVisible(css(`button[value="approve"]`)),
+		chromedp.SendKeys(css(`#comment`), "as agreed"), chromedp.Click(css(`button[value="approve"]`)),
+		chromedp.WaitVisible(css(`.done`)))
 	o.collects(t, r.ID, 0)
 
 	r = o.asks(t, "--scope", "tickets:close", "--scope", "tickets:read", "--why", "more duplicates")
 	do(t, ben, "granting less",
-		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Click(`summary`), chromedp.WaitVisible(`input[name="ttl"]`),
-		chromedp.Click(`input[name="scope.tickets:close"]`),
-		chromedp.SetValue(`input[name="ttl"]`, "2m"),
-		chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.done`))
+		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Click(css(`summary`)), chromedp.WaitVisible(css(`input[name="ttl"]`)),
+		chromedp.Click(css(`input[name="scope.tickets:close"]`)),
+		chromedp.SetValue(css(`input[name="ttl"]`), "2m"),
+		chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
 	if out := o.collects(t, r.ID, 0); !strings.Contains(out, `"tickets:read"`) || strings.Contains(out, `"tickets:close"`) {
 		t.Errorf("what was granted: %s", out)
 	}
 
 	r = o.asks(t, "--scope", "tickets:close", "--why", "no good reason")
 	do(t, ben, "denying by the keyboard alone",
-		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Focus(`button[value="deny"]`), chromedp.KeyEvent(kb.Enter),
-		chromedp.WaitVisible(`.done`))
+		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Focus(css(`button[value="deny"]`)), chromedp.KeyEvent(kb.Enter),
+		chromedp.WaitVisible(css(`.done`)))
 	o.collects(t, r.ID, 3)
 	testStalePage(t, o, ben)
 }
@@ -81,12 +85,12 @@ func (o *office) collects(t *testing.T, id string, want int) string {
 // and what is sent from it is refused.
 func testStalePage(t *testing.T, o *office, ben context.Context) {
 	r := o.asks(t, "--scope", "tickets:close", "--why", "second thoughts")
-	do(t, ben, "looking", chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.WaitVisible(`button[value="approve"]`))
+	do(t, ben, "looking", chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.WaitVisible(css(`button[value="approve"]`)))
 	if _, errs, code := o.asAgent("withdraw", r.ID); code != 0 {
 		t.Fatal(errs)
 	}
-	do(t, ben, "being told", chromedp.WaitVisible(`.changed`))
-	do(t, ben, "approving all the same", chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.failed`))
+	do(t, ben, "being told", chromedp.WaitVisible(css(`.changed`)))
+	do(t, ben, "approving all the same", chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.failed`)))
 }
 
 // hostile is what an agent may write wherever it may write.
@@ -106,8 +110,8 @@ func testHostileTexts(t *testing.T, o *office) {
 	o.logsIn(t, dan, "dan", "/ui/")
 	look := func(who string, ctx context.Context, path, shows string) {
 		t.Helper()
-		do(t, ctx, who+" looks at "+path, chromedp.Navigate(o.web+path), chromedp.WaitVisible(`h1`))
-		text, err := chromedp.Run(ctx, chromedp.Text(`body`))
+		do(t, ctx, who+" looks at "+path, chromedp.Navigate(o.web+path), chromedp.WaitVisible(css(`h1`)))
+		text, err := chromedp.Run(ctx, chromedp.Text(css(`body`)))
 		if err != nil || !strings.Contains(text, shows) {
 			t.Errorf("%s at %s does not see %q: %v\n%s", who, path, shows, err, text)
 		}
@@ -117,7 +121,7 @@ func testHostileTexts(t *testing.T, o *office) {
 	}
 	look("ben", ben, "/ui/", "<script>")
 	look("ben", ben, "/ui/requests/"+id, `<img src=x onerror="window.pwned=1">`)
-	do(t, ben, "ben comments", chromedp.SendKeys(`#comment`, hostile), chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.done`))
+	do(t, ben, "ben comments", chromedp.SendKeys(css(`#comment`), hostile), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
 	look("dan", dan, "/ui/requests/"+id, "<script>")
 	look("dan", dan, "/ui/requests/"+id+"/log", "request approved")
 	look("dan", dan, "/ui/audit", "notes")
@@ -163,9 +167,9 @@ func takeScreenshots(t *testing.T, o *office) {
 	shoot(ben, "error", "/ui/requests/req_nothing")
 	shoot(ben, "device", "/ui/device")
 	shoot(o.browser(t), "logged-out", "/ui/login?out")
-	shoot(dan, "kill", "/ui/leases", chromedp.SetValue(`.kill input[name="name"]`, "spiffe://acme.test/agent/triage"),
-		chromedp.SetValue(`.kill input[name="reason"]`, "it closes what it should not"),
-		chromedp.Submit(`.kill button`), chromedp.WaitVisible(`button[value="kill"]`))
+	shoot(dan, "kill", "/ui/leases", chromedp.SetValue(css(`.kill input[name="name"]`), "spiffe://acme.test/agent/triage"),
+		chromedp.SetValue(css(`.kill input[name="reason"]`), "it closes what it should not"),
+		chromedp.Submit(css(`.kill button`)), chromedp.WaitVisible(css(`button[value="kill"]`)))
 }
 
 // shoot takes pictures of a page, in both themes, on a desk and on a phone, and
@@ -177,7 +181,7 @@ func (o *office) shoot(t *testing.T, ctx context.Context, name, path string, bef
 			do(t, ctx, "preparing "+name,
 				command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: 844, DeviceScaleFactor: 1, Mobile: device == "phone"}),
 				command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}}),
-				chromedp.Navigate(o.web+path), chromedp.WaitVisible("h1"))
+				chromedp.Navigate(o.web+path), chromedp.WaitVisible(css("h1")))
 			do(t, ctx, "preparing "+name, before...)
 			picture, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
 			if err != nil {

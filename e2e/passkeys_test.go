@@ -33,8 +33,8 @@ func (o *office) enrols(t *testing.T, ctx context.Context) {
 	t.Helper()
 	withPasskey(t, ctx)
 	do(t, ctx, "enrolling a passkey",
-		chromedp.Navigate(o.web+"/ui/passkeys"), chromedp.SendKeys(`input[name="name"]`, "phone"),
-		chromedp.Click(`button[value="enrol"]`), chromedp.WaitVisible(`.done`))
+		chromedp.Navigate(o.web+"/ui/passkeys"), chromedp.SendKeys(css(`input[name="name"]`), "phone"),
+		chromedp.Click(css(`button[value="enrol"]`)), chromedp.WaitVisible(css(`.done`)))
 }
 
 // passkeyWait is how long a passkey waits in this test's program: it can't wait
@@ -52,17 +52,17 @@ func TestPasskeys(t *testing.T) {
 	ben, cleo := o.browser(t), o.browser(t)
 	o.logsIn(t, ben, "ben", "/ui/")
 	o.enrols(t, ben)
-	do(t, ben, "being told of it on every page", chromedp.Navigate(o.web+"/ui/"), chromedp.WaitVisible(`.warned`))
+	do(t, ben, "being told of it on every page", chromedp.Navigate(o.web+"/ui/"), chromedp.WaitVisible(css(`.warned`)))
 	r := o.asks(t, "--scope", "tickets:purge", "--why", "all of them are tests")
 	page := o.web + "/ui/requests/" + r.ID
-	do(t, ben, "approving too early", chromedp.Navigate(page), chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.failed`))
-	if text, err := chromedp.Run(ben, chromedp.Text(`.failed`)); err != nil || !strings.Contains(text, "counts from") {
+	do(t, ben, "approving too early", chromedp.Navigate(page), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.failed`)))
+	if text, err := chromedp.Run(ben, chromedp.Text(css(`.failed`))); err != nil || !strings.Contains(text, "counts from") {
 		t.Errorf("too early: %q, %v", text, err)
 	}
 	eventually(t, "ben's passkey counting", time.Minute, func() error {
-		do(t, ben, "approving", chromedp.Navigate(page), chromedp.WaitVisible(`button[value="approve"]`), chromedp.SendKeys(`#comment`, "they are"),
-			chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.done, .failed`))
-		text, err := chromedp.Run(ben, chromedp.Text(`.done, .failed`))
+		do(t, ben, "approving", chromedp.Navigate(page), chromedp.WaitVisible(css(`button[value="approve"]`)), chromedp.SendKeys(css(`#comment`), "they are"),
+			chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done, .failed`)))
+		text, err := chromedp.Run(ben, chromedp.Text(css(`.done, .failed`)))
 		if err == nil && text != "You approved it." {
 			err = fmt.Errorf("it says %q", text)
 		}
@@ -72,16 +72,16 @@ func TestPasskeys(t *testing.T) {
 
 	o.logsIn(t, cleo, "cleo", "/ui/")
 	o.enrols(t, cleo)
-	do(t, cleo, "looking how it counts sooner", chromedp.Click(`summary`), chromedp.WaitVisible(`details .id`))
-	link, err := chromedp.Run(cleo, chromedp.Text(`details .id`))
+	do(t, cleo, "looking how it counts sooner", chromedp.Click(css(`summary`)), chromedp.WaitVisible(css(`details .id`)))
+	link, err := chromedp.Run(cleo, chromedp.Text(css(`details .id`)))
 	if err != nil || !strings.HasPrefix(link, o.web+"/ui/vouch?") {
 		t.Fatalf("the link is %q, %v", link, err)
 	}
-	o.shoot(t, cleo, "passkeys", "/ui/passkeys", chromedp.Click(`summary`))
+	o.shoot(t, cleo, "passkeys", "/ui/passkeys", chromedp.Click(css(`summary`)))
 	o.shoot(t, ben, "vouch", strings.TrimPrefix(link, o.web))
-	do(t, ben, "vouching", chromedp.Navigate(link), chromedp.Click(`button[value="vouch"]`), chromedp.WaitVisible(`.done`))
+	do(t, ben, "vouching", chromedp.Navigate(link), chromedp.Click(css(`button[value="vouch"]`)), chromedp.WaitVisible(css(`.done`)))
 	second := o.asks(t, "--scope", "tickets:purge", "--why", "some more")
-	do(t, cleo, "approving at once", chromedp.Navigate(o.web+"/ui/requests/"+second.ID), chromedp.Click(`button[value="approve"]`), chromedp.WaitVisible(`.done`))
+	do(t, cleo, "approving at once", chromedp.Navigate(o.web+"/ui/requests/"+second.ID), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
 	o.collects(t, second.ID, 0)
 	o.isAudited(t)
 }

@@ -226,11 +226,11 @@ func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
 	t.Helper()
 	err := chromedp.Do(ctx,
 		chromedp.Navigate(o.web+path),
-		chromedp.WaitVisible(`input[name="username"]`),
-		chromedp.SendKeys(`input[name="username"]`, name),
-		chromedp.SendKeys(`input[name="password"]`, name),
-		chromedp.Submit(`input[name="password"]`),
-		chromedp.WaitVisible(`header a.brand`),
+		chromedp.WaitVisible(css(`input[name="username"]`)),
+		chromedp.SendKeys(css(`input[name="username"]`), name),
+		chromedp.SendKeys(css(`input[name="password"]`), name),
+		chromedp.Submit(css(`input[name="password"]`)),
+		chromedp.WaitVisible(css(`header a.brand`)),
 	)
 	where, asked := chromedp.Run(ctx, chromedp.Location())
 	err = errors.Join(err, asked)
@@ -313,7 +313,7 @@ func (o *office) terminalLogin(t *testing.T, home, name string) {
 	})
 	ctx := o.browser(t)
 	o.logsIn(t, ctx, name, where)
-	if err := chromedp.Do(ctx, chromedp.Click(`button[value="allow"]`)); err != nil {
+	if err := chromedp.Do(ctx, chromedp.Click(css(`button[value="allow"]`))); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the terminal's session", 30*time.Second, func() error {

@@ -94,32 +94,27 @@ func (b *Broker) Watch() (changed <-chan struct{}, stop func()) {
 }
 
 // Await is Request, but if the version is not past after yet it waits for that
-// until ctx ends or the wait is over, and then gives what there is. Whoever
-// changes a request wakes those who wait; nobody looks now and then, but when
-// time alone changes it.
-func (b *Broker) Await(ctx context.Context, who Identity, id RequestID, after int, wait time.Duration) (*Request, error) {
-	if wait <= 0 {
-		return b.Request(ctx, who, id, time.Now())
-	}
-	over := time.NewTimer(wait)
-	defer over.Stop()
+// until enough is closed, and then gives what there is. Whoever changes a request
+// wakes those who wait; nobody looks now and then, but when time alone changes it.
+func (b *Broker) Await(ctx context.Context, who Identity, id RequestID, after int, enough <-chan struct{}) (*Request, error) {
 	for {
 		r, changed, err := b.look(ctx, who, id, after)
 		if err != nil || changed == nil {
 			return r, err
 		}
+		over := false
 		lapse := time.NewTimer(time.Until(r.Lapses))
 		select {
 		case <-changed.changed:
 		case <-lapse.C:
-		case <-over.C:
-			wait = 0
+		case <-enough:
+			over = true
 		case <-ctx.Done():
-			wait = 0
+			over = true
 		}
 		lapse.Stop()
 		b.waiters.leave(id, changed)
-		if wait <= 0 {
+		if over {
 			return r, nil
 		}
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -142,9 +143,11 @@ func (s *Server) await(c *call, id broker.RequestID) (*broker.Request, error) {
 		return nil, refuse(broker.ErrInvalidRequest, "wait needs after, the version that you know")
 	}
 	c.extend(wait)
-	ctx, cancel := c.waiting()
+	waiting, cancel := c.waiting()
 	defer cancel()
-	return s.cfg.Broker.Await(ctx, c.who, id, int(after), wait)
+	waiting, stop := context.WithTimeout(waiting, wait)
+	defer stop()
+	return s.cfg.Broker.Await(c.r.Context(), c.who, id, int(after), waiting.Done())
 }
 
 func (s *Server) listRequests(c *call) (reply, error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"slices"
 	"strings"
 	"testing"
@@ -335,16 +336,17 @@ func TestDrain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waited := make(chan error, 1)
+	asked, waited := make(chan struct{}), make(chan error, 1)
 	start := time.Now()
 	go func() {
-		got, err := me.Await(t.Context(), r.ID, r.Version, api.MaxWait)
+		traced := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { close(asked) }})
+		got, err := me.Await(traced, r.ID, r.Version, api.MaxWait)
 		if err == nil && got.Status != api.StatusPending {
 			err = errors.New("not what there is: " + got.Status)
 		}
 		waited <- err
 	}()
-	time.Sleep(100 * time.Millisecond) // for the wait to begin
+	<-asked
 	stop()
 	for w.draining.Err() == nil {
 		time.Sleep(time.Millisecond)

@@ -53,7 +53,7 @@ type Event struct {
 	Code        string        // outcome: "permit", "ok", or a sentinel's text
 	Took        time.Duration // of a decision, an issuance, an upstream call
 	TTL         time.Duration // of an issued lease
-	Lag         time.Duration // from when a lease should have ended to when it did
+	Lag         time.Duration // from when a lease should have ended to when its issuer confirmed that it did
 }
 
 // EventKind says what is counted.
@@ -83,6 +83,7 @@ type Broker struct {
 	denials  denials
 	paces    map[string]*pace             // by issuer; the map is not changed
 	writes   gate                         // of reaping
+	debts    debts                        // endings that are not recorded yet
 	coming   atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
 	reload   sync.Mutex                   // held while rules are replaced
 }

@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +31,7 @@ func (b *Broker) Revoke(ctx context.Context, who Identity, id LeaseID, reason st
 		}
 		how = EndRevoked
 	}
-	if !l.Live(now) {
+	if !l.Live(now) && (how != EndRevoked || !l.deniable(now)) {
 		return l, nil
 	}
 	if err := b.finish(ctx, l, how, who, reason, now); err != nil {
@@ -97,29 +96,10 @@ func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time
 	return false
 }
 
-// finish ends a lease. The upstream is told first and the log after, so that
-// ending never depends on the log; and it goes on when the caller is gone.
+// finish ends a lease: see pay.
 func (b *Broker) finish(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) error {
-	_, err := b.tryEnd(ctx, l, how, by, reason, now, nil)
+	_, err := b.pay(ctx, newDebt(l, how, by, reason), now, nil)
 	return err
-}
-
-// tryEnd is finish, and tells what the upstream said beside whether it was
-// recorded. It writes when the gate lets it through.
-func (b *Broker) tryEnd(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time, gate gate) (upstream, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endDeadline)
-	defer cancel()
-	start := time.Now()
-	asked := *l
-	asked.EndHow = cmp.Or(l.EndHow, how)
-	upstream = b.revokeUpstream(ctx, &asked)
-	e := ending{how, upstream}
-	defer gate.pass()()
-	if err := b.recordEnd(context.WithoutCancel(ctx), l, e, by, reason, now.Add(time.Since(start))); err != nil {
-		b.cfg.Log.ErrorContext(ctx, "the end of a lease is not recorded yet", "lease", l.ID.String(), "how", how, "err", err)
-		return upstream, err
-	}
-	return upstream, nil
 }
 
 func (b *Broker) revokeUpstream(ctx context.Context, l *Lease) error {
@@ -154,6 +134,9 @@ func (b *Broker) recordEnd(ctx context.Context, l *Lease, e ending, by Identity,
 			return err
 		}
 		was := stored.Status
+		if was == LeaseIssuing && l.Status == LeaseIssuing {
+			stored.Handle = l.Handle // what was made may take more to end than what was prepared
+		}
 		if !stored.end(e, now) {
 			return errEnded
 		}
@@ -168,7 +151,11 @@ func (b *Broker) recordEnd(ctx context.Context, l *Lease, e ending, by Identity,
 		return nil
 	}
 	if err == nil {
-		b.cfg.Observe(Event{Kind: EventRevocation, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: string(after.Revocation), Lag: max(0, now.Sub(after.EndAsked))})
+		ended := Event{Kind: EventRevocation, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: string(after.Revocation)}
+		if after.Revocation == RevokedImmediate {
+			ended.Lag = max(0, now.Sub(after.EndAsked))
+		}
+		b.cfg.Observe(ended)
 	}
 	return unavailable(err)
 }
@@ -184,9 +171,7 @@ func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
 		kind = audit.LeaseAbandoned
 	}
 	record := audit.Record{Kind: kind, Caller: party(by), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow}}
-	if l.Revocation != RevokedImmediate {
-		record.End.ValidUntil = l.Expires
-	}
+	record.End.ValidUntil = l.WorksUntil()
 	if reason != "" {
 		var opening audit.Opening
 		record.End.Reason, opening = audit.Commit(reason)

@@ -73,11 +73,32 @@ const maxSelector = 2048
 
 func (k BlockKey) String() string { return k.Kind + " " + k.Name }
 
-func (s Selector) query(now time.Time) LeaseQuery {
-	return LeaseQuery{
+// queries select what lives, and what was given back and works all the same.
+func (s Selector) queries(now time.Time) []LeaseQuery {
+	live := LeaseQuery{
 		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
 		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
 	}
+	lingering := live
+	lingering.Live, lingering.Lingering = false, true
+	return []LeaseQuery{live, lingering}
+}
+
+// known refuses the name of an entitlement or issuer that there is not: in an
+// emergency, a block that blocks nothing is worse than an error.
+func (b *Broker) known(k BlockKey) error {
+	rules := b.rules.Load()
+	there := true
+	switch k.Kind {
+	case "entitlement":
+		there = rules != nil && rules.Catalogue[k.Name] != nil
+	case "issuer":
+		there = b.cfg.Issuers[k.Name] != nil
+	}
+	if !there {
+		return refuse(ErrInvalidRequest, fmt.Sprintf("there is no %s %q", k.Kind, k.Name))
+	}
+	return nil
 }
 
 // A Preview says what the kill switch would hit.
@@ -104,7 +125,7 @@ func (b *Broker) Preview(ctx context.Context, who Identity, s Selector, now time
 	return p, err
 }
 
-// hit finds the live leases of a selector.
+// hit finds the leases of a selector whose credentials may work.
 func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, []LeaseID, error) {
 	key, err := s.key()
 	if err != nil {
@@ -114,22 +135,26 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 	_, _ = digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
 	var ids []LeaseID
 	byEntitlement := map[string]int{}
-	for q := s.query(now); ; {
-		if p.More = len(ids) >= maxHit; p.More {
-			break
+	for _, q := range s.queries(now) {
+		for p.More = len(ids) >= maxHit; !p.More; p.More = len(ids) >= maxHit {
+			page, next, err := b.page(ctx, q)
+			if err != nil {
+				return nil, nil, err
+			}
+			for _, l := range page {
+				ids = append(ids, l.ID)
+				_, _ = digest.Write(l.ID[:])
+				p.count(l)
+				byEntitlement[l.Entitlement]++
+			}
+			if q.Before = next; next.IsZero() {
+				break
+			}
 		}
-		page, next, err := b.page(ctx, q)
-		if err != nil {
+	}
+	if len(ids) == 0 {
+		if err := b.known(key); err != nil {
 			return nil, nil, err
-		}
-		for _, l := range page {
-			ids = append(ids, l.ID)
-			_, _ = digest.Write(l.ID[:])
-			p.count(l)
-			byEntitlement[l.Entitlement]++
-		}
-		if q.Before = next; next.IsZero() {
-			break
 		}
 	}
 	p.Digest = audit.Digest(digest.Sum(nil))
@@ -210,6 +235,10 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	if err := b.mayBlock(ctx, who, now); err != nil {
 		return nil, err
 	}
+	key, err := s.key()
+	if err != nil {
+		return nil, err
+	}
 	preview, _, err := b.hit(ctx, s, now)
 	if err != nil {
 		return nil, err
@@ -220,25 +249,31 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	// From here on it is done to the end, whether the caller waits or not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
 	defer cancel()
+	var unblocked error
 	if s.Request.IsZero() {
-		err = b.Block(ctx, who, s, reason, now)
+		unblocked = b.setBlock(ctx, who, s, reason, true, now)
 	} else {
-		err = b.revokeGrant(ctx, who, s.Request, reason, now)
+		unblocked = b.revokeGrant(ctx, who, s.Request, reason, now)
 	}
-	if err != nil {
-		return nil, err
+	if unblocked != nil && !errors.Is(unblocked, ErrUnavailable) {
+		return nil, unblocked
 	}
-	// Nothing is issued to it from here on: what is live now is all there is.
+	// Nothing is issued to it from here on, by the block or because nothing can
+	// be recorded: what is live now is all there is.
 	hit, ids, err := b.hit(ctx, s, now)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(unblocked, err)
 	}
 	var group errgroup.Group
 	group.SetLimit(64) // they share commits; one that fails does not hold up the others
 	for _, id := range ids {
 		group.Go(func() error { return b.markRevoked(ctx, who, id, reason, now) })
 	}
-	return hit, group.Wait()
+	if err := errors.Join(unblocked, group.Wait()); err != nil {
+		b.cfg.Log.ErrorContext(ctx, "the kill switch could not record all that it does", "selector", key.String(), "err", err)
+		return hit, &Refusal{Err: ErrUnavailable, Detail: "not all of this could be recorded. What can be ended is being ended all the same; call again when the broker can write, or nothing stays blocked"}
+	}
+	return hit, nil
 }
 
 // killDeadline is how long ending all that one call hits may take.
@@ -247,6 +282,9 @@ const killDeadline = 5 * time.Minute
 // revokeGrant ends what a request gave, or waits for, so that nothing more is
 // collected with it. Ending it twice is no error.
 func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, reason string, now time.Time) error {
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return err
+	}
 	if reason = strings.TrimSpace(reason); reason == "" {
 		return refuse(ErrJustificationRequired, "say why")
 	}
@@ -286,17 +324,21 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 }
 
 // markRevoked ends a lease as far as the broker can by itself. If an upstream
-// has to be told, the reaper finds it due.
+// has to be told, the reaper finds it due; if that can't be recorded, it is
+// owed, and told all the same.
 func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) error {
 	l, err := b.leaseRow(ctx, id)
-	if err != nil || !l.Live(now) || l.Status == LeaseRevoking {
+	if err != nil || !l.Live(now) && !l.deniable(now) || l.Status == LeaseRevoking {
 		return ignoreNotFound(err)
 	}
 	e := ending{EndRevoked, ErrNotRevocable}
 	if l.endable() || l.Status == LeaseIssuing {
 		e.err = errNow // whoever is issuing it finds it taken away
 	}
-	return b.recordEnd(ctx, l, e, who, reason, now)
+	if err = b.recordEnd(ctx, l, e, who, reason, now); err != nil && e.err == errNow {
+		b.debts.owe(newDebt(l, EndRevoked, who, reason), now)
+	}
+	return err
 }
 
 // errNow stands for an upstream that has not been told yet.
@@ -304,6 +346,11 @@ var errNow = errors.New("the upstream is told next")
 
 // Block places a block. Placing it twice is no error.
 func (b *Broker) Block(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
+	if key, err := s.key(); err == nil {
+		if err := b.known(key); err != nil {
+			return err
+		}
+	}
 	return b.setBlock(ctx, who, s, reason, true, now)
 }
 

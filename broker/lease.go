@@ -48,6 +48,7 @@ type Lease struct {
 	Parameters  map[string]string
 	Opened      time.Time
 	Expires     time.Time
+	Rotates     time.Time    // when its issuer's next rotation ends it (at_rotation), if that is known
 	Confirm     audit.Digest // certificate thumbprint that the credential is bound to (RFC 8705); zero: none
 	Type        string       // of the credential: bearer, aws, …
 	Revocation  Revocation   // while live: what ending it would mean; ended: what it meant
@@ -70,6 +71,7 @@ type Credential struct {
 	Type       string // bearer, aws, userpass, certificate, vault, data
 	Secret     Secret
 	Expires    time.Time
+	Rotates    time.Time    // when the issuer's next rotation ends it, if that is what does and it is known
 	Revocation Revocation   // what ending it means, if the upstream told; empty: what the entitlement says
 	Hash       audit.Digest // what the record says of it: SHA-256, plain for broker-signed tokens and salted for the rest
 }
@@ -82,12 +84,13 @@ const IssueDeadline = 20 * time.Second
 const StuckAfter = 5 * time.Minute
 
 // State is the status at now: a lease expires by time alone, and a revocation
-// that goes on for long is stuck, without anything being written.
+// that has failed for long is stuck, without anything being written. One that
+// its upstream has taken and merely does not confirm is not stuck.
 func (l *Lease) State(now time.Time) LeaseStatus {
 	switch {
 	case l.Status == LeaseActive && !now.Before(l.Expires):
 		return LeaseExpired
-	case l.Status == LeaseRevoking && now.Sub(l.EndAsked) >= StuckAfter:
+	case l.Status == LeaseRevoking && l.LastError != "" && now.Sub(l.EndAsked) >= StuckAfter:
 		return LeaseStuck
 	}
 	return l.Status
@@ -122,6 +125,24 @@ func (l *Lease) Live(now time.Time) bool {
 	return false
 }
 
+// Lingers says whether the lease has ended and its credential works all the
+// same, because only time ends it.
+func (l *Lease) Lingers(now time.Time) bool {
+	return l.Status == LeaseRevoked && l.Revocation == RevokedAtExpiry && now.Before(l.Expires)
+}
+
+// WorksUntil is when the credential stops working by itself, if ending it does
+// not do that; zero: it was ended, or nobody knows.
+func (l *Lease) WorksUntil() time.Time {
+	switch l.Revocation {
+	case RevokedAtExpiry, RevokedPending:
+		return l.Expires
+	case RevokedAtRotation:
+		return l.Rotates
+	}
+	return time.Time{}
+}
+
 // activate takes a lease whose credential has come to exist from issuing to
 // active. A lease that somebody else took away meanwhile is not activated: its
 // credential must be revoked and never answered.
@@ -136,6 +157,7 @@ func (l *Lease) activate(c Credential, handle []byte) error {
 	if c.Revocation != "" {
 		l.Revocation = c.Revocation
 	}
+	l.Rotates = c.Rotates
 	if handle != nil {
 		l.Handle = handle
 	}
@@ -167,7 +189,10 @@ const (
 func (l *Lease) end(e ending, now time.Time) bool {
 	switch l.Status {
 	case LeaseRevoked, LeaseFailed, LeaseAbandoned:
-		return false
+		if !l.deniable(now) || e.how != EndRevoked || e.err != errNow && !errors.Is(e.err, ErrQueued) {
+			return false
+		}
+		l.EndAsked, l.EndHow, l.Ended = now, e.how, time.Time{}
 	}
 	if l.EndAsked.IsZero() {
 		l.EndAsked, l.EndHow = now, e.how
@@ -199,6 +224,13 @@ func (l *Lease) end(e ending, now time.Time) bool {
 		l.Attempts++
 	}
 	return true
+}
+
+// deniable says whether a credential that its holder gave back, and that time
+// alone would end, may be denied at its issuer: that is for those that are
+// revoked, and whoever was revoked may have given it back just before.
+func (l *Lease) deniable(now time.Time) bool {
+	return l.Lingers(now) && len(l.Handle) > 0 && l.EndHow != EndRevoked
 }
 
 // abandon gives up a lease whose ending goes on and on.

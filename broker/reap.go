@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,43 +101,69 @@ func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
 	return int(total.Load()), errors.Join(err, ctx.Err())
 }
 
-// reapIssuer does what is due at one issuer, at most a batch of it.
+// reapIssuer does what is due at one issuer, at most a batch of it. What could
+// not be recorded before comes first, and does not keep the rest from being
+// ended.
 func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (int, error) {
 	pace, start := b.paces[issuer], time.Now()
+	work := b.debts.due(issuer, reapBatch, now)
 	most := pace.batch(now)
 	if most == 0 {
-		return 0, nil
-	}
-	var due []*Lease
-	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		due, _, err = tx.Leases(LeaseQuery{Issuer: issuer, Due: true, Now: now, Limit: most})
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("listing what is due: %w", err)
+		work = slices.DeleteFunc(work, (*debt).toTell)
+	} else {
+		due, err := b.due(ctx, issuer, most, now)
+		if err != nil && len(work) == 0 {
+			return 0, err
+		}
+		work = append(work, due...)
 	}
 	var group errgroup.Group
 	group.SetLimit(reapAtOnce)
 	var stop atomic.Bool
 	done := 0
-	for _, l := range due {
-		if stop.Load() || pace.limiter.Wait(ctx) != nil {
+	for _, d := range work {
+		told := d.toTell()
+		if told && (stop.Load() || pace.limiter.Wait(ctx) != nil) {
 			break
 		}
 		done++
 		group.Go(func() error {
-			upstream, err := b.tryEnd(ctx, l, l.dueHow(), Identity{}, "", now, b.writes) // tryEnd has logged what it could not record
-			if !pace.heard(upstream, now.Add(time.Since(start))) || err != nil {
+			upstream, _ := b.pay(ctx, d, now.Add(time.Since(start)), b.writes) // what is not recorded is owed
+			if told && !pace.heard(upstream, now.Add(time.Since(start))) {
 				stop.Store(true)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait() // none of them fails
-	if stop.Load() {
+	if stop.Load() || !b.debts.writable(now.Add(time.Since(start))) {
 		return min(done, reapBatch-1), nil // it is not worth to go on at once
 	}
 	return done, nil
+}
+
+// due lists what is due at an issuer and not owed already.
+func (b *Broker) due(ctx context.Context, issuer string, most int, now time.Time) (work []*debt, err error) {
+	err = b.cfg.Store.View(ctx, func(tx Tx) error {
+		for q := (LeaseQuery{Issuer: issuer, Due: true, Now: now, Limit: reapBatch}); ; q.Skip += reapBatch {
+			page, _, err := tx.Leases(q)
+			if err != nil {
+				return err
+			}
+			for _, l := range page {
+				if len(work) < most && !b.debts.has(l.ID) {
+					work = append(work, newDebt(l, l.dueHow(), Identity{}, ""))
+				}
+			}
+			if len(work) >= most || len(page) < reapBatch {
+				return nil
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing what is due: %w", err)
+	}
+	return work, nil
 }
 
 // dueHow says how a lease that is due ends.

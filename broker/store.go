@@ -176,7 +176,9 @@ type LeaseQuery struct {
 	Issuer      string
 	Request     RequestID
 	Live        bool // not ended, and not expired at Now
+	Lingering   bool // ended, and working all the same: see Lease.Lingers
 	Due         bool // something must be done about it by Now: see Lease.Due
+	Skip        int  // of those that are due: how many are passed over
 	Now         time.Time
 	Before      LeaseID // page: only those older than this
 	Limit       int

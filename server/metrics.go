@@ -135,7 +135,7 @@ func (m *Metrics) Observe(e broker.Event) {
 		m.approvalWait.Observe(e.Took.Seconds())
 	case broker.EventRevocation:
 		m.revocations.WithLabelValues(issuer, code).Inc()
-		if e.Code != string(broker.RevokedPending) {
+		if e.Code == string(broker.RevokedImmediate) {
 			m.revokeLag.WithLabelValues(issuer).Observe(max(e.Lag, 0).Seconds())
 		}
 	case broker.EventTold:

@@ -175,6 +175,7 @@ func leaseFields(l *broker.Lease, c *codec) {
 	c.int(21, &l.Attempts)
 	c.time(22, &l.NextTry)
 	c.text(23, &l.LastError)
+	c.time(24, &l.Rotates)
 }
 
 func counterFields(k *broker.Counter, c *codec) {

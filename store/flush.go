@@ -99,22 +99,39 @@ func (g *group) writeRow(ctx context.Context, r *row) error {
 	return nil
 }
 
-const (
-	upsertLive = `INSERT INTO live (id, until, kind, request, holder) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
+// A note says until when a lease lives, or lingers. Both have a table of one form.
+func upsertNote(table string) string {
+	return "INSERT INTO " + table + ` (id, until, kind, request, holder) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 		SET until = excluded.until, kind = excluded.kind, request = excluded.request, holder = excluded.holder`
-	deleteLive = "DELETE FROM live WHERE id = ?"
-)
+}
 
-// writeLive notes that a lease lives, or that it does not.
+var upsertLive, upsertLingering = upsertNote("live"), upsertNote("lingering")
+
+// writeLive notes that a lease lives, or that it does not, and whether its
+// credential works all the same.
 func (g *group) writeLive(ctx context.Context, r *row) error {
 	if r.live.until == 0 {
-		return g.w.exec(ctx, deleteLive, r.id)
+		if err := g.w.exec(ctx, "DELETE FROM live WHERE id = ?", r.id); err != nil {
+			return err
+		}
+	} else if err := g.writeNote(ctx, upsertLive, r, r.live.until); err != nil {
+		return err
 	}
+	switch {
+	case r.live.lingers != 0:
+		return g.writeNote(ctx, upsertLingering, r, r.live.lingers)
+	case r.live.ending: // it may have been given back before
+		return g.w.exec(ctx, "DELETE FROM lingering WHERE id = ?", r.id)
+	}
+	return nil
+}
+
+func (g *group) writeNote(ctx context.Context, upsert string, r *row, until int64) error {
 	kind, err := g.kindID(ctx, r.live.kind)
 	if err != nil {
 		return err
 	}
-	return g.w.exec(ctx, upsertLive, r.id, r.live.until, kind, r.live.request[:], r.live.holder)
+	return g.w.exec(ctx, upsert, r.id, until, kind, r.live.request[:], r.live.holder)
 }
 
 // kindID gives the number of a kind of lease, and makes one for a new kind.

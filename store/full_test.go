@@ -78,7 +78,7 @@ func TestFullDatabase(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	dir := smallDisk(t, "8m")
 	s := open(t, filepath.Join(dir, "broker.db"))
-	s.w.reserve.size = 1 << 20
+	s.w.reserve.size = 2 << 20
 	if err := s.w.reserve.hold(); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, filepath.Join(dir, "broker.db"))
-	if s.w.reserve.size = 1 << 20; s.Head().Size != int64(len(issued)+52) {
+	if s.w.reserve.size = 2 << 20; s.Head().Size != int64(len(issued)+52) {
 		t.Errorf("%d records after reopening", s.Head().Size)
 	}
 	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {

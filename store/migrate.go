@@ -47,6 +47,8 @@ CREATE TABLE people (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT R
 `, `
 CREATE TABLE tellings (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX tellings_expires ON tellings (expires);
+`, `
+CREATE TABLE lingering (id BLOB NOT NULL PRIMARY KEY, until INTEGER NOT NULL, kind INTEGER NOT NULL, request BLOB NOT NULL, holder TEXT NOT NULL) WITHOUT ROWID;
 `}
 
 // migrate brings the schema up to date, one transaction a step.

@@ -69,6 +69,8 @@ type row struct {
 // forever, and an index on them would be as well.
 type live struct {
 	until   int64 // when it ends by time alone; 0: it has ended
+	lingers int64 // when its credential stops working, though it has ended; 0: it has stopped
+	ending  bool
 	kind    kind
 	request broker.RequestID
 	holder  string
@@ -140,7 +142,7 @@ func encodeRow(r broker.Row) (row, error) {
 		}
 	case *broker.Lease:
 		out.body = encode(r, leaseFields)
-		out.live = live{liveUntil(r), kind{r.Entitlement, r.Issuer}, r.Request, r.Holder}
+		out.live = live{liveUntil(r), lingersUntil(r), r.Status == broker.LeaseRevoking, kind{r.Entitlement, r.Issuer}, r.Request, r.Holder}
 		if due := r.Due(); !due.IsZero() {
 			out.extra = due.UnixMilli()
 		}
@@ -199,6 +201,14 @@ func liveUntil(l *broker.Lease) int64 {
 		return forever // until somebody ends it
 	case broker.LeaseIssuing, broker.LeaseRevoking:
 		return forever
+	}
+	return 0
+}
+
+// lingersUntil is when an ended lease's credential stops working; 0: it has.
+func lingersUntil(l *broker.Lease) int64 {
+	if l.Lingers(l.Ended) {
+		return ceilMillis(l.Expires)
 	}
 	return 0
 }

@@ -14,7 +14,7 @@ const sweepBatch = 500
 
 // Sweep deletes what has no meaning any more: idempotency keys, counters and
 // open asks whose time is over, sessions and logins that ended, notices that
-// were told, and notes that a lease lives which time has
+// were told, and notes that a lease lives, or lingers, which time has
 // ended. It goes in small transactions, between which others get their turn,
 // and gives the number of rows deleted. Requests, leases and records are kept.
 // Call it every minute or so: lists and counts of live leases read what it has
@@ -38,29 +38,31 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 		return total, fmt.Errorf("sweeping notices: %w", err)
 	}
 	total += told
-	n, err := s.sweepLive(ctx, now)
-	if err != nil {
-		return total, fmt.Errorf("sweeping live leases: %w", err)
+	for _, notes := range []string{"live", "lingering"} {
+		n, err := s.sweepNotes(ctx, notes, now)
+		if total += n; err != nil {
+			return total, fmt.Errorf("sweeping %s leases: %w", notes, err)
+		}
 	}
-	return total + n, nil
+	return total, nil
 }
 
-// liveWindow is how many notes one transaction of sweepLive looks at.
-const liveWindow = 2000
+// noteWindow is how many notes one transaction of sweepNotes looks at.
+const noteWindow = 2000
 
-// sweepLive goes through all notes once, by ranges of ids that it finds as a
-// reader, so that no transaction is long.
-func (s *Store) sweepLive(ctx context.Context, now time.Time) (total int64, err error) {
+// sweepNotes goes through all notes of a table once, by ranges of ids that it
+// finds as a reader, so that no transaction is long.
+func (s *Store) sweepNotes(ctx context.Context, table string, now time.Time) (total int64, err error) {
 	for from := []byte{}; ; {
 		var to []byte
-		err := s.readers.QueryRowContext(ctx, "SELECT max(id) FROM (SELECT id FROM live WHERE id > ? ORDER BY id LIMIT ?)", from, liveWindow).Scan(&to)
+		err := s.readers.QueryRowContext(ctx, "SELECT max(id) FROM (SELECT id FROM "+table+" WHERE id > ? ORDER BY id LIMIT ?)", from, noteWindow).Scan(&to)
 		if err != nil {
-			return total, unavailable("reading live leases", err)
+			return total, unavailable("reading notes of leases", err)
 		}
 		if to == nil {
 			break
 		}
-		n, err := s.delete(ctx, "DELETE FROM live WHERE id > ? AND id <= ? AND until <= ?", from, to, now.UnixMilli())
+		n, err := s.delete(ctx, "DELETE FROM "+table+" WHERE id > ? AND id <= ? AND until <= ?", from, to, now.UnixMilli())
 		if err != nil {
 			return total, err
 		}

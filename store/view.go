@@ -80,8 +80,8 @@ func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 }
 
 // Leases implements broker.Tx. Those that are due are found by their index,
-// those that live by their table, of which a call may read all; all others by
-// reading back from the newest.
+// those that live or linger by their tables, of which a call may read all; all
+// others by reading back from the newest.
 func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {
 	l := listing[*broker.Lease]{
 		query:  "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?",
@@ -93,13 +93,15 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 	switch {
 	case q.Due && q.Issuer != "":
 		l.query = `SELECT leases.id, body FROM leases INDEXED BY leases_due CROSS JOIN live ON live.id = leases.id
-			WHERE due <= ? AND kind IN (SELECT id FROM kinds WHERE issuer = ?) ORDER BY due LIMIT ?`
-		l.args = []any{q.Now.UnixMilli(), q.Issuer, maxScan}
+			WHERE due <= ? AND kind IN (SELECT id FROM kinds WHERE issuer = ?) ORDER BY due LIMIT ? OFFSET ?`
+		l.args = []any{q.Now.UnixMilli(), q.Issuer, maxScan, q.Skip}
 	case q.Due:
-		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ?"
-		l.args = []any{q.Now.UnixMilli(), maxScan}
+		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ? OFFSET ?"
+		l.args = []any{q.Now.UnixMilli(), maxScan, q.Skip}
 	case q.Live:
-		l.query, l.args = liveQuery(&q)
+		l.query, l.args = noteQuery("live", &q)
+	case q.Lingering:
+		l.query, l.args = noteQuery("lingering", &q)
 	}
 	page, next, err := l.read(v)
 	if q.Due {
@@ -108,9 +110,9 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 	return page, broker.LeaseID(next), err
 }
 
-// liveQuery narrows down what wantsLease has to look at.
-func liveQuery(q *broker.LeaseQuery) (query string, args []any) {
-	query = "SELECT live.id, body FROM live CROSS JOIN leases ON leases.id = live.id WHERE live.id < ? AND until > ?"
+// noteQuery narrows down what wantsLease has to look at, by a table of notes.
+func noteQuery(table string, q *broker.LeaseQuery) (query string, args []any) {
+	query = "SELECT n.id, body FROM " + table + " AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id < ? AND until > ?"
 	args = []any{before(q.Before[:]), q.Now.UnixMilli()}
 	and := func(condition string, values ...any) {
 		query += " AND " + condition
@@ -134,7 +136,7 @@ func liveQuery(q *broker.LeaseQuery) (query string, args []any) {
 	if !q.Request.IsZero() {
 		and("request = ?", q.Request[:])
 	}
-	return query + " ORDER BY live.id DESC LIMIT ?", append(args, maxScan)
+	return query + " ORDER BY n.id DESC LIMIT ?", append(args, maxScan)
 }
 
 func wantsLease(q *broker.LeaseQuery, l *broker.Lease) bool {
@@ -145,6 +147,7 @@ func wantsLease(q *broker.LeaseQuery, l *broker.Lease) bool {
 		(q.Issuer == "" || l.Issuer == q.Issuer) &&
 		(q.Request.IsZero() || l.Request == q.Request) &&
 		(!q.Live || l.Live(q.Now)) &&
+		(!q.Lingering || l.Lingers(q.Now)) &&
 		(!q.Due || isDue(l, q))
 }
 

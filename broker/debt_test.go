@@ -1,0 +1,268 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A stuckStore reads, and writes nothing as long as it is stuck.
+type stuckStore struct {
+	broker.Store
+	stuck atomic.Bool
+}
+
+func (s *stuckStore) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	if s.stuck.Load() {
+		return broker.ErrUnavailable
+	}
+	return s.Store.Update(ctx, reads, f)
+}
+
+// stuckWorld has so many credentials of an issuer out, and a store that can be
+// made to write nothing.
+func stuckWorld(t *testing.T, leases int) (*world, *stuckStore, *moody) {
+	t.Helper()
+	db := &moody{system: system{live: map[string]time.Time{}}}
+	s := &stuckStore{}
+	w := newWorld(t, worldConfig{
+		issuers: map[string]broker.Issuer{"db": db},
+		wrap:    func(real broker.Store) broker.Store { s.Store = real; return s },
+	})
+	for range leases {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w, s, db
+}
+
+func (w *world) reap(t *testing.T, now time.Time) {
+	t.Helper()
+	if _, err := w.broker.Reap(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What is due ends upstream though nothing can be recorded, each once, and is
+// recorded when that is possible again, at the time at which it ended.
+func TestEndingGoesOnWhenNothingCanBeRecorded(t *testing.T) {
+	const leases = 700 // more than a batch
+	w, s, db := stuckWorld(t, leases)
+	s.stuck.Store(true)
+	due := noon.Add(time.Hour)
+	for range 4 {
+		w.reap(t, due)
+	}
+	if n := len(db.live); n != 0 {
+		t.Errorf("%d of %d credentials still work", n, leases)
+	}
+	if n := db.tries.Load(); n != leases {
+		t.Errorf("the issuer was told %d times of %d leases", n, leases)
+	}
+	if n := w.count(t, broker.LeaseActive); n != leases {
+		t.Errorf("%d leases are written as active: nothing should be written", n)
+	}
+	s.stuck.Store(false)
+	for range 4 {
+		due = due.Add(2 * time.Second)
+		w.reap(t, due)
+	}
+	if n := w.count(t, broker.LeaseRevoked); n != leases {
+		t.Errorf("%d of %d ends are recorded", n, leases)
+	}
+	if n := db.tries.Load(); n != leases {
+		t.Errorf("to record it, the issuer was told again: %d times", n)
+	}
+	for _, l := range w.leases(t) {
+		if l.Revocation != broker.RevokedImmediate || l.Ended.Sub(noon.Add(time.Hour)).Abs() > 2*time.Minute {
+			t.Fatalf("lease %s: %s, ended at %s", l.ID, l.Revocation, l.Ended)
+		}
+	}
+	w.verify(t)
+}
+
+// An issuer that is down while nothing can be recorded is not asked in each
+// moment for the same lease: the pauses are kept in memory.
+func TestPausesHoldWhenNothingCanBeRecorded(t *testing.T) {
+	w, s, db := stuckWorld(t, 3)
+	s.stuck.Store(true)
+	db.down.Store(true)
+	due := noon.Add(time.Hour)
+	for range 50 {
+		w.reap(t, due)
+	}
+	if n := db.tries.Load(); n != 3 {
+		t.Errorf("in one moment it was asked %d times for 3 leases", n)
+	}
+	db.down.Store(false)
+	w.reap(t, due.Add(10*time.Minute))
+	if n := len(db.live); n != 0 {
+		t.Errorf("%d credentials still work", n)
+	}
+}
+
+// The kill switch ends what it can though it can block nothing, and says so.
+func TestKillSwitchWhenNothingCanBeRecorded(t *testing.T) {
+	const leases = 200
+	w, s, db := stuckWorld(t, leases)
+	s.stuck.Store(true)
+	for name, selector := range map[string]broker.Selector{
+		"under": {Under: "spiffe://acme.test/agent"}, "entitlement": {Entitlement: "db"}, "request": {Request: w.leases(t)[0].Request},
+	} {
+		if _, err := w.broker.RevokeAll(t.Context(), root, selector, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("%s: nothing was recorded, and the caller is told %v", name, err)
+		}
+	}
+	w.reap(t, noon)
+	if n := len(db.live); n != 0 {
+		t.Errorf("%d of %d credentials still work", n, leases)
+	}
+	s.stuck.Store(false)
+	w.reap(t, noon.Add(2*time.Second))
+	w.reap(t, noon.Add(4*time.Second))
+	ended := 0
+	for _, r := range w.records(t) {
+		if r.Kind == audit.LeaseRevoked && r.End.How == broker.EndRevoked && r.Caller.ID == root.ID && !r.End.Reason.IsZero() {
+			ended++
+		}
+	}
+	if ended != leases {
+		t.Errorf("%d of %d ends are recorded as the operator's, with the reason", ended, leases)
+	}
+}
+
+// A renaming system needs, to end a credential, what only Issue could tell.
+type renaming struct{ moody }
+
+func (r *renaming) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	o.Lease.Handle = []byte("name of " + o.Lease.ID.String())
+	c, _, err := r.moody.Issue(ctx, o)
+	return c, o.Lease.Handle, err
+}
+
+// The second transaction is lost, and so is the first try to end what was
+// made: what Issue said of it is not.
+func TestHandleOfIssueIsNotLost(t *testing.T) {
+	db := &renaming{moody{system: system{live: map[string]time.Time{}}}}
+	s := &failing{}
+	w := newWorld(t, worldConfig{
+		issuers: map[string]broker.Issuer{"db": db},
+		wrap:    func(real broker.Store) broker.Store { s.Store = real; return s },
+	})
+	s.in.Store(2) // the first opens the lease
+	db.down.Store(true)
+	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon); !errors.Is(err, broker.ErrUnavailable) {
+		t.Fatalf("the second transaction failed, and the caller is told %v", err)
+	}
+	db.down.Store(false)
+	w.reap(t, noon.Add(10*time.Minute))
+	if n := len(db.live); n != 0 {
+		t.Errorf("%d credentials work that nobody got", n)
+	}
+	if l := w.leases(t)[0]; l.Status != broker.LeaseRevoked || l.Revocation != broker.RevokedImmediate {
+		t.Errorf("its lease is %d, %s", l.Status, l.Revocation)
+	}
+}
+
+// A failing store fails once, at its n-th write from when n was set.
+type failing struct {
+	broker.Store
+	in atomic.Int64
+}
+
+func (s *failing) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	if s.in.Add(-1) == 0 {
+		return broker.ErrUnavailable
+	}
+	return s.Store.Update(ctx, reads, f)
+}
+
+// A deniable system can't end a credential; those that are revoked, it denies,
+// until time has ended them.
+type deniable struct {
+	system
+	denied map[string]bool
+}
+
+func (d *deniable) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+	return broker.Prepared{Key: broker.NewSecret(nil)}, nil
+}
+
+func (d *deniable) Issue(_ context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	handle := []byte(o.Lease.ID.String())
+	return broker.Credential{Type: "aws", Expires: o.Lease.Expires, Revocation: broker.RevokedAtExpiry, Hash: audit.Digest{1}, Secret: broker.NewSecret(map[string]string{"access_key_id": "A"})}, handle, nil
+}
+
+func (d *deniable) Revoke(_ context.Context, l broker.Lease) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l.EndHow != broker.EndRevoked {
+		return broker.ErrNotRevocable
+	}
+	d.denied[l.ID.String()] = true
+	return broker.ErrQueued
+}
+
+// What only time ends goes on working when it is given back. The kill switch
+// counts it, and has it denied where its issuer can.
+func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
+	db := &deniable{denied: map[string]bool{}}
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}})
+	for range 20 {
+		issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := w.broker.Revoke(t.Context(), agent(noon), issued.Lease.ID, "", noon)
+		if err != nil || l.Status != broker.LeaseRevoked || !l.Lingers(noon) {
+			t.Fatalf("given back: %+v, %v", l, err)
+		}
+	}
+	if len(db.denied) != 0 {
+		t.Fatal("what was given back was denied")
+	}
+	under := broker.Selector{Under: "spiffe://acme.test/agent"}
+	seen, err := w.broker.Preview(t.Context(), root, under, noon)
+	if err != nil || seen.Leases != 20 || seen.Irrevocable != 20 || !seen.WorkUntil.Equal(noon.Add(10*time.Minute)) {
+		t.Fatalf("preview: %+v, %v", seen, err)
+	}
+	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", seen.Digest, false, noon); err != nil {
+		t.Fatal(err)
+	}
+	w.reap(t, noon)
+	if len(db.denied) != 20 || w.count(t, broker.LeaseRevoking) != 20 {
+		t.Errorf("%d are denied, %d leases are being revoked", len(db.denied), w.count(t, broker.LeaseRevoking))
+	}
+	again, err := w.broker.Preview(t.Context(), root, under, noon)
+	if err != nil || again.Leases != 20 {
+		t.Errorf("while they are denied, and may work: %+v, %v", again, err)
+	}
+	over := noon.Add(time.Hour)
+	w.reap(t, over)
+	if after, err := w.broker.Preview(t.Context(), root, under, over); err != nil || after.Leases != 0 || w.count(t, broker.LeaseRevoked) != 20 {
+		t.Errorf("when time has ended them: %+v, %v, %d revoked", after, err, w.count(t, broker.LeaseRevoked))
+	}
+	w.verify(t)
+}
+
+// A name that nothing has is refused, not blocked.
+func TestKillSwitchRefusesUnknownNames(t *testing.T) {
+	w := tokenWorld(t)
+	for _, s := range []broker.Selector{{Entitlement: "dbb"}, {Issuer: "vaul"}} {
+		if _, err := w.broker.Preview(t.Context(), root, s, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+			t.Errorf("preview of %+v: %v", s, err)
+		}
+		if _, err := w.broker.RevokeAll(t.Context(), root, s, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+			t.Errorf("kill %+v: %v", s, err)
+		}
+		if err := w.broker.Block(t.Context(), root, s, "incident", noon); !errors.Is(err, broker.ErrInvalidRequest) {
+			t.Errorf("block %+v: %v", s, err)
+		}
+	}
+}

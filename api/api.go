@@ -204,7 +204,8 @@ type Credential struct {
 	Type        string    `json:"type"` // bearer, aws, userpass, certificate, vault, data
 	Secret      Secret    `json:"secret"`
 	ExpiresAt   time.Time `json:"expires_at"`
-	Revocation  string    `json:"revocation"` // what ending it early would mean: immediate, at_expiry, at_rotation, never
+	Revocation  string    `json:"revocation"`           // what ending it early would mean: immediate, at_expiry, at_rotation, never
+	WorksUntil  time.Time `json:"works_until,omitzero"` // if ending it does not stop it: when it stops by itself, as far as is known
 	Receipt     Receipt   `json:"receipt"`
 }
 
@@ -253,6 +254,7 @@ type Lease struct {
 	Revocation  string            `json:"revocation"` // live: what ending it would mean; ended: what it meant
 	OpenedAt    time.Time         `json:"opened_at"`
 	ExpiresAt   time.Time         `json:"expires_at"`
+	WorksUntil  time.Time         `json:"works_until,omitzero"` // if ending it does not stop it: when it stops by itself, as far as is known
 	Replaces    string            `json:"replaces,omitempty"`
 	EndHow      string            `json:"end_how,omitempty"` // returned, revoked, replaced, expired, answer_lost, deadline
 	EndAskedAt  time.Time         `json:"end_asked_at,omitzero"`

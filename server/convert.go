@@ -131,7 +131,7 @@ func toLease(l *broker.Lease, now time.Time) api.Lease {
 	out := api.Lease{
 		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
 		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type,
-		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), Replaces: l.Replaces.String(),
+		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
 		EndHow: l.EndHow, EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
 	}
 	return out

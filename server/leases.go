@@ -21,6 +21,7 @@ func (c *call) credential(issued *broker.Issued) (reply, error) {
 		Secret:      issued.Credential.Secret.Reveal(),
 		ExpiresAt:   issued.Credential.Expires.UTC(),
 		Revocation:  string(issued.Lease.Revocation),
+		WorksUntil:  utc(issued.Lease.WorksUntil()),
 		Receipt:     api.Receipt{Index: issued.Receipt.Index, LeafHash: hexDigest(issued.Receipt.LeafHash)},
 	})
 }

@@ -18,6 +18,7 @@ func fullMetrics() *Metrics {
 	for kind := broker.EventRequest; kind <= broker.EventTold; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
+	m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(broker.RevokedImmediate), Lag: 3 * time.Second})
 	m.AttestFailed("jwt-svid", "expired")
 	m.Committed(4, time.Millisecond)
 	m.Reloaded("abc", nil)
@@ -45,6 +46,21 @@ func TestMetricsAreThere(t *testing.T) {
 		svid_expires_seconds upstream_errors_total http_requests_total http_request_seconds panics_total build_info`) {
 		if !strings.Contains(w.Body.String(), "# TYPE broker_"+name+" ") {
 			t.Errorf("broker_%s is not there", name)
+		}
+	}
+}
+
+// How late an end was is measured of what was confirmed, and of nothing else.
+func TestLagIsOfWhatWasConfirmed(t *testing.T) {
+	m := NewMetrics(Gauges{})
+	for _, truth := range []broker.Revocation{broker.RevokedPending, broker.RevokedAtExpiry, broker.RevokedImmediate, broker.RevokedAtRotation, broker.RevokedNever} {
+		m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(truth), Lag: 40 * time.Second})
+	}
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, line := range []string{`broker_revocation_lag_seconds_count{issuer="vault"} 1`, `broker_revocation_lag_seconds_sum{issuer="vault"} 40`} {
+		if !strings.Contains(w.Body.String(), line+"\n") {
+			t.Errorf("%s is not there:\n%s", line, w.Body.String())
 		}
 	}
 }

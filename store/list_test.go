@@ -258,3 +258,52 @@ func TestBlocksAndKeys(t *testing.T) {
 		t.Errorf("keys: %v, %v", keys, err)
 	}
 }
+
+// What was given back and works all the same is found until time has ended it,
+// and no longer once it is denied after all.
+func TestLeasesThatLinger(t *testing.T) {
+	s := newStore(t)
+	const holder = "spiffe://acme.test/agent/a"
+	atExpiry := func(l *broker.Lease) { l.Revocation, l.Ended = broker.RevokedAtExpiry, testNow }
+	lingers := leaseIn(t, s, holder, broker.LeaseRevoked, atExpiry)
+	leaseIn(t, s, holder, broker.LeaseRevoked, func(l *broker.Lease) { l.Revocation = broker.RevokedImmediate })
+	leaseIn(t, s, holder, broker.LeaseActive, func(l *broker.Lease) { l.Revocation = broker.RevokedAtExpiry })
+	q := broker.LeaseQuery{Under: "spiffe://acme.test/agent", Lingering: true, Now: testNow}
+	if got := listAll(t, s, q); !slices.Equal(got, []broker.LeaseID{lingers}) {
+		t.Errorf("%v linger, want %v", got, lingers)
+	}
+	l := newIssuance(t, 0).lease
+	l.ID, l.Holder, l.Status, l.NextTry = lingers, holder, broker.LeaseRevoking, testNow.Add(time.Minute)
+	put(t, s, &l)
+	if got := listAll(t, s, q); len(got) != 0 {
+		t.Errorf("denied, and yet %v linger", got)
+	}
+	l.Status, l.Revocation, l.Ended = broker.LeaseRevoked, broker.RevokedAtExpiry, testNow
+	put(t, s, &l)
+	q.Now = l.Expires
+	if got := listAll(t, s, q); len(got) != 0 {
+		t.Errorf("its time is over, and yet %v linger", got)
+	}
+	if _, err := s.Sweep(t.Context(), l.Expires); err != nil {
+		t.Fatal(err)
+	}
+	var left int
+	if err := s.readers.QueryRowContext(t.Context(), "SELECT count(*) FROM lingering").Scan(&left); err != nil || left != 0 {
+		t.Errorf("%d notes are left, %v", left, err)
+	}
+}
+
+// What is due can be listed from anywhere.
+func TestDueLeasesCanBeSkipped(t *testing.T) {
+	s := newStore(t)
+	var all []broker.LeaseID
+	for n := range 5 {
+		all = append(all, leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, func(l *broker.Lease) { l.NextTry = testNow.Add(time.Duration(n) * time.Second) }))
+	}
+	for _, issuer := range []string{"", "tickets"} {
+		q := broker.LeaseQuery{Due: true, Issuer: issuer, Skip: 2, Now: testNow.Add(time.Hour)}
+		if got := listAll(t, s, q); !slices.Equal(got, all[2:]) {
+			t.Errorf("of issuer %q: %v, want %v", issuer, got, all[2:])
+		}
+	}
+}

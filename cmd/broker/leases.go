@@ -144,6 +144,9 @@ func revocationTruth(l *api.Lease) string {
 		}
 		return "introspection says inactive at once; who verifies it by key alone accepts it until " + clock(l.ExpiresAt)
 	case "at_rotation":
+		if !l.WorksUntil.IsZero() {
+			return "it works until its issuer rotates it, at " + clock(l.WorksUntil)
+		}
 		return "it works until its issuer rotates it"
 	}
 	return "it can't be ended"

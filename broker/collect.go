@@ -55,6 +55,9 @@ func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again
 	}
 	if r.NotBefore.After(now) {
 		filed, err := b.file(ctx, r, ask, again, now)
+		if errors.Is(err, errAgain) {
+			return b.AskAndCollect(ctx, who, ask, again, now)
+		}
 		return nil, filed, err
 	}
 	r.commit(now)
@@ -85,7 +88,7 @@ func (b *Broker) collectReused(ctx context.Context, who Identity, r *Request, ag
 // resume answers a repeated AskAndCollect.
 func (b *Broker) resume(ctx context.Context, who Identity, prior *Idempotency, again Again, now time.Time) (*Issued, *Request, error) {
 	issued, err := b.collect(ctx, who, prior.Request, again, prior, now)
-	if errors.Is(err, ErrPending) {
+	if errors.Is(err, ErrPending) || errors.Is(err, ErrNotYet) {
 		r, err := b.Request(ctx, who, prior.Request, now)
 		return nil, r, err
 	}

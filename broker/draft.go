@@ -44,7 +44,7 @@ func (a *Ask) checkForm() error {
 	if err := checkText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
 		return err
 	}
-	return checkText(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
+	return checkLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
 }
 
 // notScopeChar is what RFC 6749, section 3.3, does not allow in a scope token.
@@ -66,10 +66,22 @@ func checkText(sentinel error, field, s string, most int) error {
 	return nil
 }
 
+// checkLine bounds a text that stands among others where it is shown: by a line
+// of its own, it could pass for one of those.
+func checkLine(sentinel error, field, s string, most int) error {
+	if strings.ContainsAny(s, "\n\t\u2028\u2029") {
+		return refuse(sentinel, field+" is one line")
+	}
+	return checkText(sentinel, field, s, most)
+}
+
 // reorders says whether a character changes the direction of what follows it
 // (UAX #9, explicit formatting characters): with them, a text shows something
 // else than what it is. Letters that are written from right to left need none.
 func reorders(r rune) bool { return '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069' }
+
+// clockSlack is how far behind ours a requester's clock may be.
+const clockSlack = 5 * time.Minute
 
 // draft turns an ask into an undecided request on an entitlement, or refuses
 // what does not fit the catalogue.
@@ -81,8 +93,8 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 	if err != nil {
 		return nil, err
 	}
-	if a.NotBefore.After(now.Add(MaxDuration)) {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is at most %s ahead", MaxDuration))
+	if ahead := a.NotBefore.Sub(now); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", MaxDuration))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err

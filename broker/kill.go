@@ -38,7 +38,7 @@ func (s Selector) key() (BlockKey, error) {
 	if len(set) != 1 {
 		return BlockKey{}, refuse(ErrInvalidRequest, "name exactly one of holder, under, trust_domain, entitlement, issuer, request")
 	}
-	if err := checkText(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
+	if err := checkLine(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
 		return BlockKey{}, err
 	}
 	return set[0], set[0].checkForm()

@@ -134,7 +134,7 @@ func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Ti
 	if err := who.justLoggedIn(now); err != nil {
 		return err
 	}
-	if err := checkText(ErrInvalidRequest, "name", p.Name, MaxKeyName); err != nil {
+	if err := checkLine(ErrInvalidRequest, "name", p.Name, MaxKeyName); err != nil {
 		return err
 	}
 	if len(p.ID) == 0 || len(p.ID) > audit.MaxCredential || len(p.Public) == 0 || len(p.Public) > audit.MaxPublic || p.RP == "" {

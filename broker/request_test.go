@@ -143,6 +143,9 @@ func TestCheckForm(t *testing.T) {
 		"too many scopes":    {Ask{Entitlement: "e", Scopes: make([]string, MaxScopes+1)}, ErrInvalidScope},
 		"long justification": {Ask{Entitlement: "e", Justification: string(long)}, ErrInvalidRequest},
 		"terminal escapes":   {Ask{Entitlement: "e", Justification: "\x1b[2J"}, ErrInvalidRequest},
+		"ticket of lines":    {Ask{Entitlement: "e", Ticket: "INC-1\napproved by login/ciso"}, ErrInvalidRequest},
+		"ticket with a tab":  {Ask{Entitlement: "e", Ticket: "INC-1\tx"}, ErrInvalidRequest},
+		"lines of a reason":  {Ask{Entitlement: "e", Justification: "a\nb\tc"}, nil},
 		"not UTF-8":          {Ask{Entitlement: "e", Ticket: "\xff"}, ErrInvalidRequest},
 	} {
 		if err := c.ask.checkForm(); !errors.Is(err, c.want) {

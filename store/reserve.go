@@ -70,7 +70,7 @@ func (r *reserve) restore(now time.Time) {
 func ending(entries []*audit.Entry) bool {
 	for _, e := range entries {
 		switch e.Kind() {
-		case audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseFailed, audit.LeaseAbandoned, audit.BlockPlaced, audit.RequestRevoked:
+		case audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseFailed, audit.LeaseAbandoned, audit.BlockPlaced, audit.RequestRevoked, audit.SessionClosed:
 		default:
 			return false
 		}

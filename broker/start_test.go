@@ -1,0 +1,62 @@
+package broker_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A start lies neither far ahead nor in the past, where a time of another
+// century would be stored as one to come.
+func TestStartIsNear(t *testing.T) {
+	w := peopleWorld(t, `@approval("1 of support")`)
+	for start, want := range map[time.Time]error{
+		noon.Add(-time.Minute):                          nil, // its clock is behind
+		noon.Add(-time.Hour):                            broker.ErrInvalidTTL,
+		time.Date(1542, 4, 11, 12, 25, 27, 0, time.UTC): broker.ErrInvalidTTL,
+		time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC):     broker.ErrInvalidTTL,
+		noon.Add(broker.MaxDuration).Add(time.Second):   broker.ErrInvalidTTL,
+		noon.Add(broker.MaxDuration).Add(-time.Second):  nil,
+	} {
+		ask := read("tickets:read")
+		ask.NotBefore = start
+		if _, err := w.broker.Ask(t.Context(), agent(noon), ask, broker.Again{}, noon); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", start, err, want)
+		}
+	}
+}
+
+// A call that asks and collects, for a start to come, gives the request each
+// time it is repeated, and when two come at once.
+func TestAskAndCollectOfWhatBeginsLater(t *testing.T) {
+	w := tokenWorld(t)
+	ask := read("tickets:read")
+	ask.NotBefore, ask.Duration = noon.Add(2*time.Hour), time.Hour
+	again := broker.Again{Key: broker.IdempotencyKey{1}, Body: audit.Digest{1}}
+	ids := make([]broker.RequestID, 8)
+	var group errgroup.Group
+	for i := range ids {
+		group.Go(func() error {
+			issued, r, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, again, noon)
+			if err != nil || issued != nil {
+				return fmt.Errorf("%+v, %w", issued, err)
+			}
+			ids[i] = r.ID
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		if id != ids[0] {
+			t.Fatalf("one key led to %s and %s", ids[0], id)
+		}
+	}
+}

@@ -83,6 +83,7 @@ type Broker struct {
 	denials  denials
 	paces    map[string]*pace             // by issuer; the map is not changed
 	writes   gate                         // of reaping
+	lists    gate                         // of reading many rows: whoever reads one does not wait for them
 	debts    debts                        // endings that are not recorded yet
 	coming   atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
 	reload   sync.Mutex                   // held while rules are replaced
@@ -115,7 +116,7 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.SessionLasts == 0 {
 		cfg.SessionLasts = SessionLasts
 	}
-	b := &Broker{cfg: cfg, paces: map[string]*pace{}, writes: make(gate, reapWrites)}
+	b := &Broker{cfg: cfg, paces: map[string]*pace{}, writes: make(gate, reapWrites), lists: make(gate, listsAtOnce)}
 	for name := range cfg.Issuers {
 		b.paces[name] = newPace()
 	}

@@ -116,6 +116,7 @@ const (
 	pageDefault = 50
 	pageMax     = 200
 	pageScans   = 4 // how many pages of rows are read, at most, to fill one that is seen
+	listsAtOnce = 2 // of all callers: a list reads up to pageScans times what the store reads in one call
 )
 
 func pageSize(asked int) int {
@@ -133,6 +134,11 @@ const Everyone = "*"
 // somebody else, or Everyone, those it may view. next is zero on the last page.
 func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now time.Time) (page []*Request, next RequestID, err error) {
 	q.Requester, q.Now, q.Limit = selector(q.Requester, who), now, pageSize(q.Limit)
+	leave, err := b.lists.enter(ctx)
+	if err != nil {
+		return nil, RequestID{}, err
+	}
+	defer leave()
 	for range pageScans {
 		var rows []*Request
 		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
@@ -161,6 +167,11 @@ func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now
 // Leases lists as Requests does, by q.Holder.
 func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now time.Time) (page []*Lease, next LeaseID, err error) {
 	q.Holder, q.Now, q.Limit = selector(q.Holder, who), now, pageSize(q.Limit)
+	leave, err := b.lists.enter(ctx)
+	if err != nil {
+		return nil, LeaseID{}, err
+	}
+	defer leave()
 	views := map[RequestID]bool{} // what was decided: leases of one request are many
 	may := func(l *Lease) bool {
 		if _, decided := views[l.Request]; !decided {

@@ -84,6 +84,16 @@ func (g gate) pass() (leave func()) {
 	return func() { <-g }
 }
 
+// enter is pass for those who may give up waiting.
+func (g gate) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case g <- struct{}{}:
+		return func() { <-g }, nil
+	case <-ctx.Done():
+		return nil, refuse(ErrUnavailable, "others are being served: try again")
+	}
+}
+
 // Reap does what is due: leases whose time is over are ended upstream, leases
 // whose issuing never finished are revoked, and pending revocations are tried
 // again. It gives the number of leases that it dealt with.

@@ -173,6 +173,12 @@ func (c *call) run() (reply, error) {
 		return reply{}, err
 	}
 	defer leave()
+	if c.route.scans && c.who.Kind != broker.KindOperator {
+		if leave, err = c.s.scans.enter(c.who.ID); err != nil {
+			return reply{}, err
+		}
+		defer leave()
+	}
 	return c.route.run(c.s, c)
 }
 

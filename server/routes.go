@@ -22,6 +22,7 @@ type route struct {
 	open     bool
 	form     bool     // its body is a form, of a page's
 	script   bool     // a page's script calls it: errors are no pages
+	scans    bool     // it looks through many rows, and is bounded apart
 	query    []string // the parameters that it knows
 
 	// proof is set on routes that read a form, and gives the caller's own
@@ -44,14 +45,14 @@ func (s *Server) routes() []route {
 	}
 	list := []route{
 		{audience: API, method: post, path: "/v1/requests", run: withBody((*Server).ask)},
-		{audience: API, method: get, path: "/v1/requests", query: []string{"status", "requester", "entitlement", "cursor", "limit"}, run: (*Server).listRequests},
+		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "entitlement", "cursor", "limit"}, run: (*Server).listRequests},
 		{audience: API, method: get, path: "/v1/requests/{id}", query: []string{"wait", "after"}, run: (*Server).getRequest},
 		{audience: API, method: post, path: "/v1/requests/{id}/withdraw", run: withBody((*Server).withdraw)},
 		{audience: API, method: post, path: "/v1/requests/{id}/approvals", run: withBody((*Server).vote)},
 		{audience: API, method: post, path: "/v1/requests/{id}/review", run: withBody((*Server).review)},
 		{audience: API, method: post, path: "/v1/requests/{id}/credentials", run: withBody((*Server).collect)},
 		{audience: API, method: post, path: "/v1/credentials", run: withBody((*Server).askAndCollect)},
-		{audience: API, method: get, path: "/v1/leases", query: []string{"holder", "entitlement", "request", "live", "cursor", "limit"}, run: (*Server).listLeases},
+		{audience: API, method: get, path: "/v1/leases", scans: true, query: []string{"holder", "entitlement", "request", "live", "cursor", "limit"}, run: (*Server).listLeases},
 		{audience: API, method: get, path: "/v1/leases/{id}", run: (*Server).getLease},
 		{audience: API, method: post, path: "/v1/leases/{id}/renew", run: withBody((*Server).renew)},
 		{audience: API, method: post, path: "/v1/leases/{id}/revoke", run: withBody((*Server).revokeLease)},
@@ -94,15 +95,15 @@ var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}", run: (*Server).requestPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}", form: true, run: (*Server).decideRequest},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signVote},
-	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/log", run: (*Server).timelinePage},
-	{audience: UI, method: http.MethodGet, path: "/ui/access", run: (*Server).access},
+	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/log", scans: true, run: (*Server).timelinePage},
+	{audience: UI, method: http.MethodGet, path: "/ui/access", scans: true, run: (*Server).access},
 	{audience: UI, method: http.MethodGet, path: "/ui/entitlements", run: (*Server).offersPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/entitlements/{name}", run: (*Server).askPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/entitlements/{name}", form: true, run: (*Server).fileAsk},
-	{audience: UI, method: http.MethodGet, path: "/ui/leases", run: (*Server).leasesPage},
+	{audience: UI, method: http.MethodGet, path: "/ui/leases", scans: true, run: (*Server).leasesPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/leases/{id}", form: true, run: (*Server).endLeasePage},
 	{audience: UI, method: http.MethodPost, path: "/ui/kill", form: true, run: (*Server).killPage},
-	{audience: UI, method: http.MethodGet, path: "/ui/audit", run: (*Server).auditPage},
+	{audience: UI, method: http.MethodGet, path: "/ui/audit", scans: true, run: (*Server).auditPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit/{index}", run: (*Server).recordPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/passkeys", run: (*Server).passkeysPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/passkeys", form: true, run: (*Server).changePasskeys},

@@ -87,6 +87,7 @@ type Server struct {
 	cfg       Config
 	external  *url.URL
 	admission *admission
+	scans     *admission // by identity, of calls that look through many rows
 	strangers *admission // by address, for what is done for callers who are not proved
 	viewers   *admission // by person, of pages that stay open
 	failures  *failures
@@ -115,6 +116,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:       cfg,
 		external:  external,
 		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
+		scans:     newAdmission(scansPerSecond, scansAtOnce),
 		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
 		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
 		failures:  newFailures(),
@@ -122,6 +124,13 @@ func New(cfg Config) (*Server, error) {
 		drain:     drain,
 	}, nil
 }
+
+// Calls of one identity that look through many rows: each may read tens of
+// thousands, which is the work of hundreds of other calls.
+const (
+	scansPerSecond = 5
+	scansAtOnce    = 2
+)
 
 // Calls of those who are not proved, by address, where each costs a write or a
 // call to a provider.

@@ -173,6 +173,30 @@ func TestAdmissionComesFirst(t *testing.T) {
 	}
 }
 
+// Lists read many rows, and are bounded apart: whoever asks for nothing but
+// lists is slowed down, and asks for other things as before. An operator on the
+// broker's own host is not.
+func TestListsAreBoundedApart(t *testing.T) {
+	w := newWorld(t, nil)
+	for path, pages := range map[string]string{"/v1/requests": "", "/v1/leases": "?holder=*"} {
+		refused := 0
+		for range scansPerSecond + 1 {
+			if resp := w.do("GET", path+pages, "", "", "Authorization", "Bearer "+agent); resp.StatusCode == 429 {
+				refused++
+			}
+		}
+		if refused == 0 {
+			t.Errorf("%s: %d calls at once are let in", path, scansPerSecond+1)
+		}
+	}
+	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+agent); resp.StatusCode != 200 {
+		t.Errorf("other calls of the same identity: %s", resp.Status)
+	}
+	if resp := w.do("GET", "/v1/requests", "", "", "Authorization", "Bearer "+other); resp.StatusCode != 200 {
+		t.Errorf("another identity: %s", resp.Status)
+	}
+}
+
 // Garbage is refused without being looked at, after so much of it.
 func TestFailedAuthenticationsAreBounded(t *testing.T) {
 	looked := 0

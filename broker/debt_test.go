@@ -266,3 +266,52 @@ func TestKillSwitchRefusesUnknownNames(t *testing.T) {
 		}
 	}
 }
+
+// A dying store does so many writes, and nothing after them.
+type dying struct {
+	broker.Store
+	left atomic.Int64
+}
+
+func (s *dying) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	if s.left.Add(-1) < 0 {
+		return broker.ErrUnavailable
+	}
+	return s.Store.Update(ctx, reads, f)
+}
+
+// Killed after its block was written, the kill switch is brought to its end by
+// the next process; once it is there, and once more for what was pulled again.
+func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
+	db := &moody{system: system{live: map[string]time.Time{}}}
+	s := &dying{}
+	s.left.Store(1000)
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
+	const leases = 10
+	for range leases {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.left.Store(4) // the block, and three leases
+	under := broker.Selector{Under: "spiffe://acme.test/agent"}
+	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrUnavailable) {
+		t.Fatalf("it died, and the caller is told %v", err)
+	}
+	if n := w.count(t, broker.LeaseActive); n != leases-3 {
+		t.Fatalf("%d leases are active", n)
+	}
+	again := w.restart(t, map[string]broker.Issuer{"db": db})
+	for range 2 {
+		if _, err := again.Reap(t.Context(), noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(db.live) != 0 || w.count(t, broker.LeaseRevoked) != leases {
+		t.Errorf("%d credentials still work, %d leases are revoked", len(db.live), w.count(t, broker.LeaseRevoked))
+	}
+	blocks, err := w.store.Blocks(t.Context())
+	if err != nil || len(blocks) != 1 || !blocks[0].Ends.IsZero() {
+		t.Errorf("the block: %+v, %v", blocks, err)
+	}
+}

@@ -251,7 +251,7 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	defer cancel()
 	var unblocked error
 	if s.Request.IsZero() {
-		unblocked = b.setBlock(ctx, who, s, reason, true, now)
+		unblocked = b.setBlock(ctx, who, s, reason, blockAndEnd, now)
 	} else {
 		unblocked = b.revokeGrant(ctx, who, s.Request, reason, now)
 	}
@@ -260,20 +260,33 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	}
 	// Nothing is issued to it from here on, by the block or because nothing can
 	// be recorded: what is live now is all there is.
-	hit, ids, err := b.hit(ctx, s, now)
+	hit, unmarked, err := b.endAll(ctx, who, s, reason, now)
 	if err != nil {
 		return nil, errors.Join(unblocked, err)
+	}
+	if err := errors.Join(unblocked, unmarked); err != nil {
+		b.cfg.Log.ErrorContext(ctx, "the kill switch could not record all that it does", "selector", key.String(), "err", err)
+		return hit, &Refusal{Err: ErrUnavailable, Detail: "not all of this could be recorded. What can be ended is being ended all the same; call again when the broker can write, or nothing stays blocked"}
+	}
+	return hit, nil
+}
+
+// endAll ends every lease of a selector. unmarked is what could not be
+// recorded; if there is nothing, its block says that all is done.
+func (b *Broker) endAll(ctx context.Context, who Identity, s Selector, reason string, now time.Time) (hit *Preview, unmarked, err error) {
+	hit, ids, err := b.hit(ctx, s, now)
+	if err != nil {
+		return nil, nil, err
 	}
 	var group errgroup.Group
 	group.SetLimit(64) // they share commits; one that fails does not hold up the others
 	for _, id := range ids {
 		group.Go(func() error { return b.markRevoked(ctx, who, id, reason, now) })
 	}
-	if err := errors.Join(unblocked, group.Wait()); err != nil {
-		b.cfg.Log.ErrorContext(ctx, "the kill switch could not record all that it does", "selector", key.String(), "err", err)
-		return hit, &Refusal{Err: ErrUnavailable, Detail: "not all of this could be recorded. What can be ended is being ended all the same; call again when the broker can write, or nothing stays blocked"}
+	if unmarked = group.Wait(); unmarked == nil && s.Request.IsZero() && !hit.More {
+		unmarked = b.allEnded(ctx, s)
 	}
-	return hit, nil
+	return hit, unmarked, nil
 }
 
 // killDeadline is how long ending all that one call hits may take.
@@ -343,79 +356,3 @@ func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reas
 
 // errNow stands for an upstream that has not been told yet.
 var errNow = errors.New("the upstream is told next")
-
-// Block places a block. Placing it twice is no error.
-func (b *Broker) Block(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
-	if key, err := s.key(); err == nil {
-		if err := b.known(key); err != nil {
-			return err
-		}
-	}
-	return b.setBlock(ctx, who, s, reason, true, now)
-}
-
-// Lift lifts a block; lifting what is not blocked is ErrNotFound.
-func (b *Broker) Lift(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
-	return b.setBlock(ctx, who, s, reason, false, now)
-}
-
-func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason string, place bool, now time.Time) error {
-	if err := b.mayBlock(ctx, who, now); err != nil {
-		return err
-	}
-	key, err := s.key()
-	if err != nil {
-		return err
-	}
-	if key.Kind == "request" {
-		return refuse(ErrInvalidRequest, "a request can't be blocked: revoke it, or block its holder")
-	}
-	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
-		return err
-	}
-	if reason = strings.TrimSpace(reason); reason == "" {
-		return refuse(ErrJustificationRequired, "say why")
-	}
-	digest, opening := audit.Commit(reason)
-	record := audit.Record{
-		Kind: audit.BlockPlaced, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening},
-		Block: &audit.BlockFacts{Selector: key.String(), Reason: digest},
-	}
-	if !place {
-		record.Kind = audit.BlockLifted
-	}
-	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, who, reason, place, now) })
-	if errors.Is(err, errEnded) {
-		return nil
-	}
-	return err
-}
-
-func switchBlock(tx Tx, key BlockKey, who Identity, reason string, place bool, now time.Time) error {
-	row, err := get[*Block](tx, key)
-	if ignoreNotFound(err) != nil {
-		return err
-	}
-	inForce := err == nil && row.Lifted.IsZero()
-	switch {
-	case place && inForce:
-		return errEnded
-	case place:
-		tx.Put(&Block{Selector: key, Reason: reason, By: who.ID, Since: now})
-		return nil
-	case !inForce:
-		return refuse(ErrNotFound, fmt.Sprintf("%s is not blocked", key))
-	}
-	row.Lifted = now
-	tx.Put(row)
-	return nil
-}
-
-// Blocks lists the blocks in force.
-func (b *Broker) Blocks(ctx context.Context, who Identity, now time.Time) ([]*Block, error) {
-	if err := b.mayBlock(ctx, who, now); err != nil {
-		return nil, err
-	}
-	list, err := b.cfg.Blocks(ctx)
-	return list, unavailable(err)
-}

@@ -95,11 +95,12 @@ func (g gate) enter(ctx context.Context) (leave func(), err error) {
 }
 
 // Reap does what is due: leases whose time is over are ended upstream, leases
-// whose issuing never finished are revoked, and pending revocations are tried
-// again. It gives the number of leases that it dealt with.
+// whose issuing never finished are revoked, pending revocations are tried
+// again, and the kill switch goes on where it was interrupted. It gives the number of leases that it dealt with.
 func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
 	var group errgroup.Group
 	var total atomic.Int64
+	b.resumeKills(ctx, now)
 	for name := range b.cfg.Issuers {
 		group.Go(func() error {
 			n, err := b.reapIssuer(ctx, name, now)
@@ -196,6 +197,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		group.Go(func() error { b.reapForever(ctx, name); return nil })
 	}
 	group.Go(func() error { b.deliverForever(ctx); return nil })
+	group.Go(func() error { b.resumeForever(ctx); return nil })
 	flush := time.NewTicker(sharedFlush)
 	defer flush.Stop()
 	for ctx.Err() == nil {
@@ -209,6 +211,21 @@ func (b *Broker) Run(ctx context.Context) error {
 	defer cancel()
 	b.flushDenials(last, time.Now(), true)
 	return group.Wait()
+}
+
+// resumeForever goes on with what the kill switch left to end, when the process
+// begins and now and then: a call that lives may take as long as killDeadline.
+func (b *Broker) resumeForever(ctx context.Context) {
+	tick := time.NewTicker(killDeadline)
+	defer tick.Stop()
+	for {
+		b.resumeKills(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func (b *Broker) reapForever(ctx context.Context, issuer string) {

@@ -114,6 +114,7 @@ type Block struct {
 	By       string
 	Since    time.Time
 	Lifted   time.Time // zero: in force
+	Ends     time.Time // since when what it selects is being ended; zero: it is not, or all is
 }
 
 // An IdempotencyKey is the SHA-256 of caller, method, path and the header's

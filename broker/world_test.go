@@ -177,7 +177,7 @@ func start(t testing.TB, cfg broker.Config, rules *broker.Rules) *broker.Broker 
 // restart gives another broker on the same store.
 func (w *world) restart(t *testing.T, issuers map[string]broker.Issuer) *broker.Broker {
 	t.Helper()
-	return start(t, broker.Config{Store: w.store, Issuers: issuers}, w.rules)
+	return start(t, broker.Config{Store: w.store, Issuers: issuers, Blocks: w.store.Blocks}, w.rules)
 }
 
 // leases gives every lease.

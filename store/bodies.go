@@ -214,6 +214,7 @@ func blockFields(b *broker.Block, c *codec) {
 	c.time(4, &b.Lifted)
 	c.text(5, &b.Selector.Kind)
 	c.text(6, &b.Selector.Name)
+	c.time(7, &b.Ends)
 }
 
 func idempotencyFields(i *broker.Idempotency, c *codec) {

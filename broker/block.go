@@ -1,0 +1,152 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// A blockState is what a block is changed to.
+type blockState uint8
+
+const (
+	blockOff    blockState = iota
+	blockOn                // nothing more is issued
+	blockAndEnd            // and what is live is ended
+)
+
+// Block places a block. Placing it twice is no error.
+func (b *Broker) Block(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
+	if key, err := s.key(); err == nil {
+		if err := b.known(key); err != nil {
+			return err
+		}
+	}
+	return b.setBlock(ctx, who, s, reason, blockOn, now)
+}
+
+// Lift lifts a block; lifting what is not blocked is ErrNotFound.
+func (b *Broker) Lift(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
+	return b.setBlock(ctx, who, s, reason, blockOff, now)
+}
+
+func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason string, to blockState, now time.Time) error {
+	if err := b.mayBlock(ctx, who, now); err != nil {
+		return err
+	}
+	key, err := s.key()
+	if err != nil {
+		return err
+	}
+	if key.Kind == "request" {
+		return refuse(ErrInvalidRequest, "a request can't be blocked: revoke it, or block its holder")
+	}
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return err
+	}
+	if reason = strings.TrimSpace(reason); reason == "" {
+		return refuse(ErrJustificationRequired, "say why")
+	}
+	digest, opening := audit.Commit(reason)
+	record := audit.Record{
+		Kind: audit.BlockPlaced, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening},
+		Block: &audit.BlockFacts{Selector: key.String(), Reason: digest},
+	}
+	if to == blockOff {
+		record.Kind = audit.BlockLifted
+	}
+	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, who, reason, to, now) })
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
+func switchBlock(tx Tx, key BlockKey, who Identity, reason string, to blockState, now time.Time) error {
+	row, err := get[*Block](tx, key)
+	if ignoreNotFound(err) != nil {
+		return err
+	}
+	inForce := err == nil && row.Lifted.IsZero()
+	switch {
+	case to == blockOff && !inForce:
+		return refuse(ErrNotFound, fmt.Sprintf("%s is not blocked", key))
+	case to == blockOff:
+		row.Lifted, row.Ends = now, time.Time{}
+	case to == blockOn && inForce:
+		return errEnded
+	case !inForce:
+		row = &Block{Selector: key, Reason: reason, By: who.ID, Since: now}
+	}
+	if to == blockAndEnd {
+		row.Ends = now
+	}
+	tx.Put(row)
+	return nil
+}
+
+// allEnded notes that what a block selects has been ended. That is no change of
+// state, and has no record.
+func (b *Broker) allEnded(ctx context.Context, s Selector) error {
+	key, err := s.key()
+	if err != nil {
+		return err
+	}
+	return unavailable(b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
+		row, err := get[*Block](tx, key)
+		if err != nil || row.Ends.IsZero() {
+			return ignoreNotFound(err)
+		}
+		row.Ends = time.Time{}
+		tx.Put(row)
+		return nil
+	}))
+}
+
+// resumeKills goes on with what the kill switch began and did not bring to its
+// end: the process died, or there was more than one call looks at.
+func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
+	list, err := b.cfg.Blocks(ctx)
+	if err != nil {
+		b.cfg.Log.ErrorContext(ctx, "looking for what the kill switch left to end", "err", err)
+		return
+	}
+	for _, block := range list {
+		if block.Ends.IsZero() {
+			continue
+		}
+		if _, unmarked, err := b.endAll(ctx, Identity{}, block.Selector.selector(), block.Reason, now); err != nil || unmarked != nil {
+			b.cfg.Log.ErrorContext(ctx, "going on with what the kill switch began", "selector", block.Selector.String(), "err", errors.Join(err, unmarked))
+		}
+	}
+}
+
+// selector is what the key was made of.
+func (k BlockKey) selector() (s Selector) {
+	switch k.Kind {
+	case "holder":
+		s.Holder = k.Name
+	case "under":
+		s.Under = k.Name
+	case "trust_domain":
+		s.TrustDomain = k.Name
+	case "entitlement":
+		s.Entitlement = k.Name
+	case "issuer":
+		s.Issuer = k.Name
+	}
+	return s
+}
+
+// Blocks lists the blocks in force.
+func (b *Broker) Blocks(ctx context.Context, who Identity, now time.Time) ([]*Block, error) {
+	if err := b.mayBlock(ctx, who, now); err != nil {
+		return nil, err
+	}
+	list, err := b.cfg.Blocks(ctx)
+	return list, unavailable(err)
+}

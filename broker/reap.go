@@ -19,6 +19,7 @@ const (
 	reapBatch   = 512
 	reapAtOnce  = 16 // calls to one issuer at a time
 	reapWrites  = 8  // writes of all reaping at a time: those that issue share the commits with them
+	lookEvery   = 5 * time.Second
 	sharedFlush = 10 * time.Second
 
 	// reapRate is how many leases of one issuer are ended a second, for each
@@ -36,6 +37,7 @@ type pace struct {
 	failures int       // in a row
 	trips    int       // since it last answered
 	until    time.Time // nothing is tried before
+	looked   time.Time // through all that is due
 }
 
 func newPace() *pace {
@@ -53,6 +55,18 @@ func (p *pace) batch(now time.Time) int {
 		return 1
 	}
 	return reapBatch
+}
+
+// looksThrough says whether to look through all that is due now, and not only
+// for a batch of it.
+func (p *pace) looksThrough(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.looked) < lookEvery {
+		return false
+	}
+	p.looked = now
+	return true
 }
 
 // heard takes what an issuer answered, and says whether to go on.
@@ -153,20 +167,28 @@ func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (
 	return done, nil
 }
 
-// due lists what is due at an issuer and not owed already.
-func (b *Broker) due(ctx context.Context, issuer string, most int, now time.Time) (work []*debt, err error) {
-	err = b.cfg.Store.View(ctx, func(tx Tx) error {
+// due lists what is due at an issuer and not owed already. Leases whose issuing
+// never finished come first, however many others are due: nobody was answered
+// those, and they are to be gone within half a minute.
+func (b *Broker) due(ctx context.Context, issuer string, most int, now time.Time) ([]*debt, error) {
+	var unfinished, others []*debt
+	whole := b.paces[issuer].looksThrough(now)
+	err := b.cfg.Store.View(ctx, func(tx Tx) error {
 		for q := (LeaseQuery{Issuer: issuer, Due: true, Now: now, Limit: reapBatch}); ; q.Skip += reapBatch {
 			page, _, err := tx.Leases(q)
 			if err != nil {
 				return err
 			}
 			for _, l := range page {
-				if len(work) < most && !b.debts.has(l.ID) {
-					work = append(work, newDebt(l, l.dueHow(), Identity{}, ""))
+				switch d := newDebt(l, l.dueHow(), Identity{}, ""); {
+				case b.debts.has(l.ID):
+				case l.Status == LeaseIssuing && len(unfinished) < most:
+					unfinished = append(unfinished, d)
+				case len(others) < most:
+					others = append(others, d)
 				}
 			}
-			if len(work) >= most || len(page) < reapBatch {
+			if len(page) < reapBatch || len(others) >= most && !whole {
 				return nil
 			}
 		}
@@ -174,7 +196,8 @@ func (b *Broker) due(ctx context.Context, issuer string, most int, now time.Time
 	if err != nil {
 		return nil, fmt.Errorf("listing what is due: %w", err)
 	}
-	return work, nil
+	work := append(unfinished, others...)
+	return work[:min(len(work), most)], nil
 }
 
 // dueHow says how a lease that is due ends.

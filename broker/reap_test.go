@@ -3,6 +3,8 @@ package broker_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,10 +17,18 @@ type moody struct {
 	system
 	down  atomic.Bool
 	tries atomic.Int64
+
+	asked sync.Mutex
+	first []broker.LeaseID // that it was asked to end, the first 16, which are asked for at once
 }
 
 func (m *moody) Revoke(ctx context.Context, l broker.Lease) error {
 	m.tries.Add(1)
+	m.asked.Lock()
+	if len(m.first) < 16 {
+		m.first = append(m.first, l.ID)
+	}
+	m.asked.Unlock()
 	if m.down.Load() {
 		return fmt.Errorf("%w: down", broker.ErrIssuerUnavailable)
 	}
@@ -78,4 +88,38 @@ func TestAnIssuerThatIsDownIsSpared(t *testing.T) {
 		t.Errorf("%d credentials still work after it was back for half an hour", n)
 	}
 	w.verify(t)
+}
+
+// A credential that nobody was answered does not wait behind a thousand others
+// that are due.
+func TestUnfinishedIssuingComesFirst(t *testing.T) {
+	db := &moody{system: system{live: map[string]time.Time{}}}
+	s := &dying{}
+	s.left.Store(1 << 20)
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
+	ask := func(now time.Time) error {
+		_, _, err := w.broker.AskAndCollect(t.Context(), agent(now), broker.Ask{Entitlement: "db"}, broker.Again{}, now)
+		return err
+	}
+	for range 1200 {
+		if err := ask(noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := noon.Add(10 * time.Minute) // when they all fall due
+	s.left.Store(1)                    // its lease is opened, and then the broker dies
+	db.down.Store(true)
+	if err := ask(late); err == nil {
+		t.Fatal("it was issued")
+	}
+	db.down.Store(false)
+	again := w.restart(t, map[string]broker.Issuer{"db": db})
+	db.first = nil
+	if _, err := again.Reap(t.Context(), late.Add(21*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	newest := w.leases(t)[0]
+	if !slices.Contains(db.first, newest.ID) {
+		t.Errorf("what nobody was answered was not ended first")
+	}
 }

@@ -271,7 +271,7 @@ func (a *AWS) issue(ctx context.Context, o broker.Order) (broker.Credential, err
 type awsSession struct {
 	spec    *AWSSpec
 	lease   *broker.Lease
-	policy  *string
+	policy  string
 	seconds int32
 }
 
@@ -285,14 +285,11 @@ func newAWSSession(o *broker.Order, now time.Time, slack time.Duration) (*awsSes
 	if !ok {
 		return nil, fmt.Errorf("the entitlement %q was not compiled for AWS", o.Entitlement.Name)
 	}
-	s := &awsSession{spec: spec, lease: &o.Lease}
 	policy, err := spec.SessionPolicy(o.Lease.Scopes, o.Lease.Parameters)
 	if err != nil {
 		return nil, err
 	}
-	if policy != "" {
-		s.policy = &policy
-	}
+	s := &awsSession{spec: spec, lease: &o.Lease, policy: policy}
 	left := o.Lease.Expires.Sub(now)
 	if left < AWSMinTTL-broker.IssueDeadline {
 		return nil, refuseAWS(fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", AWSMinTTL))
@@ -344,7 +341,7 @@ func awsTag(s string) string {
 func (a *AWS) assume(ctx context.Context, s *awsSession) (*types.Credentials, error) {
 	input := &sts.AssumeRoleInput{
 		RoleArn: &s.spec.role.RoleARN, RoleSessionName: aws.String(s.lease.ID.String()), SourceIdentity: aws.String(s.lease.Request.String()),
-		Policy: s.policy, PolicyArns: s.managedPolicies(), DurationSeconds: &s.seconds,
+		Policy: &s.policy, PolicyArns: s.managedPolicies(), DurationSeconds: &s.seconds,
 	}
 	if s.spec.role.ExternalID != "" {
 		input.ExternalId = &s.spec.role.ExternalID
@@ -367,7 +364,7 @@ func (a *AWS) assumeByAssertion(ctx context.Context, s *awsSession, now time.Tim
 	}
 	out, err := a.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn: &s.spec.role.RoleARN, RoleSessionName: aws.String(s.lease.ID.String()), WebIdentityToken: &assertion,
-		Policy: s.policy, PolicyArns: s.managedPolicies(), DurationSeconds: &s.seconds,
+		Policy: &s.policy, PolicyArns: s.managedPolicies(), DurationSeconds: &s.seconds,
 	})
 	if err != nil {
 		return nil, awsFailure("AssumeRoleWithWebIdentity", err)

@@ -28,7 +28,7 @@ const (
 // An AWSRole is what an entitlement says of AWS, as the operator wrote it.
 type AWSRole struct {
 	RoleARN         string
-	FullRole        bool     // all that the role may: no session policy is sent
+	FullRole        bool     // all that the role may: the session policy allows everything
 	ManagedPolicies []string // ARNs; they add to what every scope allows
 	ExternalID      string   // that the role's trust policy asks for
 	Chain           bool     // the broker's own credentials are those of a role
@@ -276,11 +276,12 @@ func (s *AWSSpec) Digest() audit.Digest {
 
 // SessionPolicy gives the session policy of scopes with parameters, in
 // canonical JSON (RFC 8785): one statement a scope, in the order of their
-// names. It is empty for the full role, and only then. What the parameters or
-// the length don't allow is refused.
+// names. There always is one: that of the full role allows everything, so that
+// the role alone bounds the session. What the parameters or the length don't
+// allow is refused.
 func (s *AWSSpec) SessionPolicy(scopes []string, parameters map[string]string) (string, error) {
 	if s.role.FullRole && len(scopes) == 0 {
-		return "", nil
+		return awsEverything, nil
 	}
 	if s.role.FullRole || len(scopes) == 0 {
 		return "", refuseAWS("the entitlement's scopes have changed: file a new request")
@@ -308,6 +309,12 @@ func (s *AWSSpec) SessionPolicy(scopes []string, parameters map[string]string) (
 	return policy, nil
 }
 
+// awsEverything is the session policy of the full role. A session may do what
+// both its role and its session policy allow (IAM User Guide, "Session
+// policies"), so it takes nothing away; a resource-based policy that names the
+// role is not narrowed by it either, and one that names the session never is.
+var awsEverything = awsPolicy([][]byte{awsStatement([]string{"*"}, []string{"*"})})
+
 func awsStatement(actions, resources []string) []byte {
 	return audit.NewObject().StringList("Action", actions).String("Effect", "Allow").StringList("Resource", resources).Bytes()
 }
@@ -332,7 +339,7 @@ func (s *AWSSpec) length(policy string) int {
 // as long as they can be.
 func (s *AWSSpec) longest(parameters map[string]broker.Parameter) int {
 	if s.role.FullRole {
-		return 0
+		return s.length(awsEverything)
 	}
 	var statements [][]byte
 	for _, name := range s.Scopes() {

@@ -75,6 +75,7 @@ func TestGoldenSessionPolicies(t *testing.T) {
 		{"read", reports, e, []string{"read"}, map[string]string{"prefix": "acme-2026"}},
 		{"read-write", reports, e, []string{"write", "read"}, map[string]string{"prefix": "acme-2026"}},
 		{"all", reports, e, []string{"list", "read", "write"}, map[string]string{"prefix": "acme-2026"}},
+		{"full-role", AWSRole{RoleARN: testRole, FullRole: true}, e, nil, nil},
 		{"allowed-wildcards", logs, &wild, []string{"search", "find"}, map[string]string{"glob": "web*", "group": "a:b/c"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -326,9 +327,6 @@ func TestSessionPolicyRefuses(t *testing.T) {
 		if policy, err := f(); policy != "" || !errors.Is(err, broker.ErrIssuerRefused) {
 			t.Errorf("%s: %q, %v", name, policy, err)
 		}
-	}
-	if policy, err := full.SessionPolicy(nil, nil); policy != "" || err != nil {
-		t.Errorf("the full role: %q, %v", policy, err)
 	}
 	exact := func(n int) error {
 		empty, err := s.SessionPolicy([]string{"read"}, map[string]string{"prefix": "a"})

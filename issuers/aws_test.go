@@ -425,8 +425,13 @@ func TestFullRole(t *testing.T) {
 	if _, _, err := a.Issue(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	if form := f.only().form; form.Has("Policy") || form.Has("PolicyArns.member.1.arn") {
+	// A session policy is always sent; this one takes nothing away.
+	everything := `{"Statement":[{"Action":["*"],"Effect":"Allow","Resource":["*"]}],"Version":"2012-10-17"}`
+	if form := f.only().form; form.Get("Policy") != everything || form.Has("PolicyArns.member.1.arn") {
 		t.Errorf("the full role has the session policy %q", form.Get("Policy"))
+	}
+	if text := a.Describe(o.Entitlement, nil, nil); !strings.HasSuffix(text, "with all that the role may") {
+		t.Errorf("approvers are shown %q", text)
 	}
 }
 

@@ -40,7 +40,7 @@ func (*AWS) Describe(e *broker.Entitlement, scopes []string, parameters map[stri
 	switch {
 	case err != nil:
 		return text + "but its session policy can't be made: " + err.Error()
-	case policy == "":
+	case policy == awsEverything:
 		return text + "with all that the role may"
 	case json.Indent(&indented, []byte(policy), "", "  ") != nil:
 		return text + policy

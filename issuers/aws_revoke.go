@@ -88,11 +88,12 @@ func (a *AWS) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
 	ctx, cancel := context.WithTimeout(ctx, awsCallTime)
 	defer cancel()
 	var err error
+	done := broker.ErrQueued
 	switch {
 	case over && d.Deny == AWSDenySession:
-		// Nothing is left to deny. What can't be taken away stays, and denies nobody.
-		_, _ = a.iam.DeleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: &d.Role, PolicyName: aws.String(awsDenyPrefix + l.ID.String())})
-		return broker.ErrNotRevocable
+		// Nothing is left to deny, but what denied it takes one of the role's few
+		// places until it is gone.
+		err, done = a.allow(ctx, d.Role, awsDenyPrefix+l.ID.String()), broker.ErrNotRevocable
 	case over:
 		return broker.ErrNotRevocable
 	case d.Deny == AWSDenySession:
@@ -101,7 +102,7 @@ func (a *AWS) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
 		err = a.denyBefore(ctx, d.Role, l, now)
 	}
 	if err == nil {
-		return broker.ErrQueued
+		return done
 	}
 	err = awsFailure("IAM", err)
 	var nothing *awsMadeNothing
@@ -124,6 +125,17 @@ func (a *AWS) deny(ctx context.Context, role, name, operator, key, value string)
 		return err
 	}
 	_, err = a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &role, PolicyName: &name, PolicyDocument: aws.String(string(document))})
+	return err
+}
+
+// allow takes an inline policy away from a role. One that is not there, or
+// whose role is not, is no error.
+func (a *AWS) allow(ctx context.Context, role, name string) error {
+	_, err := a.iam.DeleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: &role, PolicyName: &name})
+	var none *types.NoSuchEntityException
+	if errors.As(err, &none) {
+		return nil
+	}
 	return err
 }
 

@@ -124,6 +124,39 @@ func TestAWSDeniesASession(t *testing.T) {
 	}
 }
 
+// A denial that outlives its session takes a place that the next one needs: it
+// is taken away again and again until it is gone.
+func TestAWSTakesADenialAway(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		code   string
+		want   error
+	}{
+		{400, "Throttling", broker.ErrIssuerUnavailable},
+		{503, "ServiceUnavailable", broker.ErrIssuerUnavailable},
+		{403, "AccessDenied", broker.ErrIssuerRefused}, // an operator can repair that
+		{404, "NoSuchEntity", broker.ErrNotRevocable},  // the role may be gone as well
+	} {
+		a, iam, f, l := revocable(t, AWSDenySession)
+		if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrQueued) || len(iam.policies) != 1 {
+			t.Fatalf("revoked: %v, IAM has %v", err, iam.policies)
+		}
+		a.cfg.Now = func() time.Time { return l.Expires }
+		f.clock = a.cfg.Now
+		l.EndAsked = noon
+		iam.refuse = stsError(c.status, c.code, "no")
+		if err := a.Revoke(t.Context(), l); !errors.Is(err, c.want) || c.want != broker.ErrNotRevocable && errors.Is(err, broker.ErrNotRevocable) {
+			t.Errorf("%s: %v", c.code, err)
+		}
+		iam.refuse = nil
+		for range 2 { // the second is a try after a lost answer
+			if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) || len(iam.policies) != 0 {
+				t.Errorf("after %s: %v, IAM has %v", c.code, err, iam.policies)
+			}
+		}
+	}
+}
+
 // One policy denies all sessions of the role from before; those that are
 // revoked with it need no other.
 func TestAWSDeniesARole(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -29,6 +30,9 @@ const credentialHelp = `With -o env it is printed as lines for a shell to read, 
 func (a *app) printCredential(c *api.Credential) error {
 	switch a.output {
 	case asEnv:
+		if gone := displaced[c.Type]; len(gone) > 0 {
+			fmt.Fprintf(a.out, "unset %s\n", strings.Join(gone, " "))
+		}
 		for _, kv := range variables(c) {
 			fmt.Fprintf(a.out, "export %s=%s\n", kv[0], shellQuote(kv[1]))
 		}
@@ -88,6 +92,22 @@ func variables(c *api.Credential) [][2]string {
 	return out
 }
 
+// displaced are the variables by which the tools of a type of credential find
+// another one: left where they are, a tool would use what its environment had
+// before, or a mixture. Where a system is, such as PGHOST, AWS_REGION and
+// VAULT_ADDR, they don't say.
+var displaced = map[string][]string{
+	"aws": { // AWS SDKs and Tools Reference Guide, "Environment variables"; some older than it
+		"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
+		"AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE",
+		"AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_WEB_IDENTITY_TOKEN_FILE",
+		"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+		"AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+	},
+	"userpass": {"PGUSER", "PGPASSWORD", "PGPASSFILE"},
+	"vault":    {"VAULT_TOKEN"},
+}
+
 // variableName makes a field's name one of an environment variable.
 func variableName(field string) string {
 	return strings.Map(func(r rune) rune {
@@ -122,6 +142,9 @@ func fileOf(c *api.Credential) string {
 func pgpass(c *api.Credential) (string, error) {
 	if c.Type != "userpass" {
 		return "", fmt.Errorf("a credential of type %q has no place in a password file", c.Type)
+	}
+	if strings.ContainsAny(c.Secret["username"]+c.Secret["password"], "\r\n\x00") {
+		return "", errors.New("its user name or password has a line break, for which a password file has no form")
 	}
 	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace
 	return "*:*:*:" + escape(c.Secret["username"]) + ":" + escape(c.Secret["password"]), nil

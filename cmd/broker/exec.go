@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,7 +37,10 @@ The credential stands in the command's environment:
   vault        VAULT_TOKEN
   data         BROKER_ and the name of each field
 
-and BROKER_LEASE, BROKER_EXPIRES_AT (RFC 3339) beside it. With --file it stands
+and BROKER_LEASE, BROKER_EXPIRES_AT (RFC 3339) beside it. Whatever would lead the
+tools of that type to another credential is taken away first, such as AWS_PROFILE,
+PGPASSFILE and an older AWS_SESSION_TOKEN; a user that a PGSERVICE names stays, and
+goes before. With --file it stands
 in a file of mode 0600 instead, named in BROKER_CREDENTIAL_FILE, which is renewed
 in place while the command runs, and removed at the end: a token as it is, other
 credentials as JSON.
@@ -172,26 +176,34 @@ func (r *execution) renew(ctx context.Context) bool {
 	return true
 }
 
-// environment is the command's: ours, without what is only for us, and with
-// the credential.
+// environment is the command's, and writes the file if there is one.
 func (r *execution) environment() ([]string, error) {
-	var env []string
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "BROKER_") {
-			env = append(env, kv)
-		}
-	}
-	all := variables(r.credential)
-	if r.file != "" {
-		all = append(all[:2:2], [2]string{"BROKER_CREDENTIAL_FILE", r.file}) // of the lease alone
-	}
-	for _, kv := range all {
-		env = append(env, kv[0]+"="+kv[1])
-	}
+	env := commandEnvironment(os.Environ(), r.credential, r.file)
 	if r.file != "" {
 		return env, r.writeFile()
 	}
 	return env, nil
+}
+
+// commandEnvironment is ours, without what is only for us, and with the
+// credential in place of any other of its type. Where the credential stands in
+// a file, what the tools of its type use is the command's affair.
+func commandEnvironment(ours []string, c *api.Credential, file string) []string {
+	all, gone := variables(c), displaced[c.Type]
+	if file != "" {
+		all, gone = append(all[:2:2], [2]string{"BROKER_CREDENTIAL_FILE", file}), nil // of the lease alone
+	}
+	var env []string
+	for _, kv := range ours {
+		name, _, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "BROKER_") && !slices.Contains(gone, name) {
+			env = append(env, kv)
+		}
+	}
+	for _, kv := range all {
+		env = append(env, kv[0]+"="+kv[1])
+	}
+	return env
 }
 
 // writeFile replaces the file whole, so that no reader sees half a credential.

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+)
+
+func testCredential(kind string, secret map[string]string) *api.Credential {
+	return &api.Credential{
+		Lease: "lse_1", Request: "req_1", Type: kind, Secret: secret,
+		ExpiresAt: time.Date(2026, 11, 2, 13, 0, 0, 0, time.FixedZone("", 3600)),
+	}
+}
+
+// Every type of credential, the variables it stands in, and what the command
+// no longer sees of an environment that was full of others.
+func TestCommandEnvironment(t *testing.T) {
+	ours := []string{
+		"PATH=/bin", "BROKER_URL=https://broker.test", "BROKER_PASSWORD=old", "EMPTY=", "=C:=strange",
+		"AWS_ACCESS_KEY_ID=old", "AWS_SECRET_ACCESS_KEY=old", "AWS_SESSION_TOKEN=old", "AWS_SECURITY_TOKEN=old",
+		"AWS_PROFILE=old", "AWS_DEFAULT_PROFILE=old", "AWS_CREDENTIAL_EXPIRATION=old", "AWS_WEB_IDENTITY_TOKEN_FILE=old",
+		"AWS_ROLE_ARN=old", "AWS_CONTAINER_CREDENTIALS_FULL_URI=old", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=old", "AWS_REGION=eu-west-1",
+		"PGUSER=old", "PGPASSWORD=old", "PGPASSFILE=old", "PGHOST=db", "VAULT_TOKEN=old", "VAULT_ADDR=https://vault.test",
+	}
+	aws, pg, vault := ours[5:16], ours[17:20], ours[21:22]
+	lease := []string{"BROKER_LEASE=lse_1", "BROKER_EXPIRES_AT=2026-11-02T12:00:00Z"}
+	for name, c := range map[string]struct {
+		kind, file string
+		secret     map[string]string
+		gone       []string
+		set        []string
+	}{
+		"bearer": {"bearer", "", map[string]string{"token": "t"}, nil, []string{"BROKER_ACCESS_TOKEN=t"}},
+		"aws": {"aws", "", map[string]string{"access_key_id": "i", "secret_access_key": "s", "session_token": "t"}, aws,
+			[]string{"AWS_ACCESS_KEY_ID=i", "AWS_SECRET_ACCESS_KEY=s", "AWS_SESSION_TOKEN=t"}},
+		"aws, no session": {"aws", "", map[string]string{"access_key_id": "i", "secret_access_key": "s"}, aws,
+			[]string{"AWS_ACCESS_KEY_ID=i", "AWS_SECRET_ACCESS_KEY=s"}},
+		"userpass": {"userpass", "", map[string]string{"username": "u", "password": "p=\n'"}, pg,
+			[]string{"PGUSER=u", "PGPASSWORD=p=\n'", "BROKER_USERNAME=u", "BROKER_PASSWORD=p=\n'"}},
+		"certificate": {"certificate", "", map[string]string{"certificate": "c", "private_key": "k", "chain": "h", "serial": "1"}, nil,
+			[]string{"BROKER_CERTIFICATE=c", "BROKER_PRIVATE_KEY=k", "BROKER_CHAIN=h"}},
+		"vault": {"vault", "", map[string]string{"token": "t"}, vault, []string{"VAULT_TOKEN=t"}},
+		"data": {"data", "", map[string]string{"signed-key": "k", "a.b": "c"}, nil,
+			[]string{"BROKER_A_B=c", "BROKER_SIGNED_KEY=k"}},
+		"aws in a file": {"aws", "/f", map[string]string{"access_key_id": "i", "secret_access_key": "s"}, nil,
+			[]string{"BROKER_CREDENTIAL_FILE=/f"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := slices.DeleteFunc(slices.Clone(ours), func(kv string) bool {
+				return strings.HasPrefix(kv, "BROKER_") || slices.Contains(c.gone, kv)
+			})
+			want = slices.Concat(want, lease, c.set)
+			if got := commandEnvironment(ours, testCredential(c.kind, c.secret), c.file); !slices.Equal(got, want) {
+				t.Errorf("got\n%q\nwant\n%q", got, want)
+			}
+		})
+	}
+}
+
+// What -o env prints gives a shell exactly the values, whatever is in them.
+func TestEnvForAShell(t *testing.T) {
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("there is no shell")
+	}
+	for _, value := range []string{"plain", "it's", "''", "two\nlines\n", "$HOME `id` $(id) \\ \" * ; & #", "-n", "ä\t", "="} {
+		var out bytes.Buffer
+		a := &app{terminal: terminal{out: &out}, output: asEnv}
+		if err := a.printCredential(testCredential("userpass", map[string]string{"username": "u", "password": value})); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(shell, "-euc", out.String()+`
+printf '%s|' "$PGPASSWORD" "$PGUSER" "${PGPASSFILE-none}"`)
+		cmd.Env = append(os.Environ(), "PGPASSFILE=old", "PGPASSWORD=old")
+		if got, err := cmd.Output(); err != nil || string(got) != value+"|u|none|" {
+			t.Errorf("%q became %q, %v", value, got, err)
+		}
+	}
+}
+
+// libpq, "The Password File": a colon or backslash in a field is escaped with a
+// backslash, and a line ends where it ends.
+func TestPgpass(t *testing.T) {
+	for _, c := range []struct{ user, password, want string }{
+		{"u", "p", "*:*:*:u:p"},
+		{`a:b`, `c:d:`, `*:*:*:a\:b:c\:d\:`},
+		{`a\b`, `\:\\`, `*:*:*:a\\b:\\\:\\\\`},
+		{"u", `#' "*`, `*:*:*:u:#' "*`},
+		{"u", "two\nlines", ""},
+		{"u\r", "p", ""},
+	} {
+		got, err := pgpass(testCredential("userpass", map[string]string{"username": c.user, "password": c.password}))
+		if got != c.want || (err != nil) != (c.want == "") {
+			t.Errorf("%q, %q: %q, %v; want %q", c.user, c.password, got, err, c.want)
+		}
+	}
+	if line, err := pgpass(testCredential("bearer", map[string]string{"token": "t"})); err == nil {
+		t.Errorf("a token: %q", line)
+	}
+}

@@ -99,7 +99,7 @@ func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) 
 // operatorSession is session, or goes by the admin socket if that was asked for.
 func (a *app) operatorSession(ctx context.Context, f func(context.Context, *api.Client) error) error {
 	if a.client.admin != "" {
-		return f(ctx, adminClient(a.client.admin))
+		return f(ctx, adminClient(a.client.admin, adminWait))
 	}
 	return a.session(ctx, f)
 }

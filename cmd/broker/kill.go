@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -45,10 +46,11 @@ func (f *selectorFlags) check() error {
 	return nil
 }
 
-// adminClient speaks the API over the admin socket, as an operator.
-func adminClient(socket string) *api.Client {
+// adminClient speaks the API over the admin socket, as an operator. An answer
+// may take up to wait.
+func adminClient(socket string, wait time.Duration) *api.Client {
 	return &api.Client{BaseURL: "http://localhost", HTTP: &http.Client{
-		Timeout: time.Minute,
+		Timeout: wait,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 			if err != nil {
@@ -58,6 +60,14 @@ func adminClient(socket string) *api.Client {
 		}},
 	}}
 }
+
+const (
+	adminWait = time.Minute
+
+	// killWait is how long the kill switch may take: the broker goes on for five
+	// minutes, whether anybody waits or not, and then answers.
+	killWait = 5*time.Minute + 10*time.Second
+)
 
 func (a *app) adminSocketFlag(c *cobra.Command, socket *string) {
 	c.PersistentFlags().StringVar(socket, "admin-socket", "", "the broker's admin socket (or BROKER_ADMIN_SOCKET; default /run/broker/admin.sock)")
@@ -74,7 +84,8 @@ func (a *app) killCommand() *cobra.Command {
 every credential that they hold. The block stays until "broker blocks lift".
 
 It shows first what it will hit, and how long those will go on working that only
-time ends, and asks. Without a terminal, give --yes. It works on the broker's own
+time ends, and asks; if that changes meanwhile, it shows that and asks again. With
+--yes it neither looks nor asks: it ends what there is. It works on the broker's own
 machine, by the admin socket, also when nobody can log in.
 
 ` + exitHelp,
@@ -89,38 +100,86 @@ machine, by the admin socket, also when nobody can log in.
 			if !preview && strings.TrimSpace(why) == "" {
 				return usage("say why, for the log: --why TEXT")
 			}
-			client := adminClient(a.adminSocket(socket))
-			seen, err := client.Kill(c.Context(), api.Kill{Selector: f.Selector, Preview: true})
-			if err != nil {
-				return err
+			path := a.adminSocket(socket)
+			k := killing{app: a, client: adminClient(path, killWait), socket: path, selector: f.Selector, why: why}
+			ctx, cancel := context.WithTimeout(c.Context(), killWait)
+			defer cancel()
+			switch {
+			case preview:
+				return k.preview(ctx)
+			case yes:
+				return k.pull(ctx, "")
 			}
-			if preview {
-				return a.print(seen, func(w io.Writer) { writeKill(w, "it would end", seen) })
-			}
-			if !yes && !a.confirmed(seen) {
-				return usage("nothing was done: type yes, or give --yes")
-			}
-			hit, err := client.Kill(c.Context(), api.Kill{Selector: f.Selector, Reason: why, PreviewDigest: seen.Digest})
-			if err != nil {
-				return err
-			}
-			return a.print(hit, func(w io.Writer) { writeKill(w, "blocked, and ending", hit) })
+			return k.ask(c.Context())
 		},
 	}
 	f.add(c, true)
 	a.adminSocketFlag(c, &socket)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
 	c.Flags().BoolVar(&preview, "preview", false, "show what it would hit, and do nothing")
-	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask, and end whatever there is by then")
 	return c
 }
 
-// confirmed shows what will be hit, and asks.
-func (a *app) confirmed(seen *api.KillPreview) bool {
-	writeKill(a.err, "it will block, and end", seen)
-	fmt.Fprint(a.err, "type yes to go on: ")
-	line, _ := bufio.NewReader(io.LimitReader(a.in, 100)).ReadString('\n')
-	return strings.TrimSpace(line) == "yes"
+// A killing is one use of the kill switch.
+type killing struct {
+	*app
+	client   *api.Client
+	socket   string
+	selector api.Selector
+	why      string
+}
+
+func (k *killing) look(ctx context.Context) (*api.KillPreview, error) {
+	return k.client.Kill(ctx, api.Kill{Selector: k.selector, Preview: true})
+}
+
+func (k *killing) preview(ctx context.Context) error {
+	seen, err := k.look(ctx)
+	if err != nil {
+		return err
+	}
+	return k.print(seen, func(w io.Writer) { writeKill(w, "it would end", seen) })
+}
+
+// ask shows what will be hit, and asks, until what was shown is what is hit.
+func (k *killing) ask(ctx context.Context) error {
+	answers := bufio.NewReader(io.LimitReader(k.in, 4096))
+	for {
+		seen, err := k.look(ctx)
+		if err != nil {
+			return err
+		}
+		writeKill(k.err, "it will block, and end", seen)
+		fmt.Fprint(k.err, "type yes to go on: ")
+		if line, _ := answers.ReadString('\n'); strings.TrimSpace(line) != "yes" {
+			return usage("nothing was done: type yes, or give --yes")
+		}
+		if err = k.pull(ctx, seen.Digest); !errors.Is(err, api.PreviewStale) {
+			return err
+		}
+		fmt.Fprintln(k.err, "nothing was done yet: what it would hit has changed meanwhile (with --yes it would not look)")
+	}
+}
+
+// pull does it, to what the preview showed or, without one, to whatever there
+// is.
+func (k *killing) pull(ctx context.Context, seen string) error {
+	ctx, cancel := context.WithTimeout(ctx, killWait)
+	defer cancel()
+	hit, err := k.client.Kill(ctx, api.Kill{Selector: k.selector, Reason: k.why, PreviewDigest: seen, Force: seen == ""})
+	var refused *api.Error
+	switch {
+	case err == nil:
+		return k.print(hit, func(w io.Writer) { writeKill(w, "blocked, and ending", hit) })
+	case errors.As(err, &refused) || errors.Is(err, errUnreachable):
+		return err
+	}
+	return fmt.Errorf(`%w
+The broker may have begun, and then goes on by itself. Look at what is blocked and
+what is left; repeating the command does no harm:
+  broker blocks --admin-socket %[2]s
+  broker leases --holder '*' --live --admin-socket %[2]s`, err, k.socket)
 }
 
 func writeKill(w io.Writer, what string, k *api.KillPreview) {
@@ -152,7 +211,7 @@ func (a *app) blocksCommand() *cobra.Command {
   broker blocks lift --holder spiffe://acme.test/agent/triage --why "it was a false alarm"`,
 		Args: exactly(0, "no arguments, or add or lift"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			blocks, err := adminClient(a.adminSocket(socket)).Blocks(c.Context())
+			blocks, err := adminClient(a.adminSocket(socket), adminWait).Blocks(c.Context())
 			if err != nil {
 				return err
 			}
@@ -180,7 +239,7 @@ func (a *app) blockChange(socket *string, name, short string, change func(*api.C
 			if strings.TrimSpace(why) == "" {
 				return usage("say why, for the log: --why TEXT")
 			}
-			return change(adminClient(a.adminSocket(*socket)), c.Context(), api.BlockChange{Selector: f.Selector, Reason: why})
+			return change(adminClient(a.adminSocket(*socket), adminWait), c.Context(), api.BlockChange{Selector: f.Selector, Reason: why})
 		},
 	}
 	f.add(c, false)

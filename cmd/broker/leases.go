@@ -55,7 +55,7 @@ the log.`,
 		Example: `  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
 		Args:    exactly(1, "the id of one lease"),
 		RunE: func(c *cobra.Command, args []string) error {
-			l, err := adminClient(a.adminSocket(socket)).Abandon(c.Context(), args[0], why)
+			l, err := adminClient(a.adminSocket(socket), adminWait).Abandon(c.Context(), args[0], why)
 			if err != nil {
 				return err
 			}

@@ -231,6 +231,38 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// However many others fall due before them, and whenever they are tried next.
+func TestCountStuck(t *testing.T) {
+	s := newStore(t)
+	rows := make([]broker.Row, 1500)
+	for i := range rows {
+		l := newIssuance(t, i).lease
+		l.Status, l.Revocation, l.Expires = broker.LeaseActive, broker.RevokedImmediate, testNow.Add(time.Minute)
+		rows[i] = &l
+	}
+	put(t, s, rows...)
+	asked := func(ago, next time.Duration) func(*broker.Lease) {
+		return func(l *broker.Lease) { l.EndAsked, l.NextTry = testNow.Add(-ago), testNow.Add(next) }
+	}
+	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(broker.StuckAfter, 2*time.Minute))
+	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(time.Hour, 5*time.Minute))
+	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(broker.StuckAfter-time.Second, time.Minute))
+	was := rows[0].(*broker.Lease) // it was active, and is being ended
+	was.Status, was.EndAsked, was.NextTry = broker.LeaseRevoking, testNow.Add(-time.Hour), testNow
+	put(t, s, was)
+	if n, err := s.CountStuck(t.Context(), testNow); n != 3 || err != nil {
+		t.Errorf("%d are stuck, %v; want 3", n, err)
+	}
+	was.Status, was.Ended = broker.LeaseAbandoned, testNow
+	put(t, s, was)
+	if n, err := s.CountStuck(t.Context(), testNow); n != 2 || err != nil {
+		t.Errorf("when one was given up, %d are stuck, %v; want 2", n, err)
+	}
+	if live := listAll(t, s, broker.LeaseQuery{Live: true, Now: testNow.Add(1000 * time.Hour)}); len(live) < 3 {
+		t.Errorf("what is being ended is not live until it has: %v", live)
+	}
+}
+
 func TestBlocksAndKeys(t *testing.T) {
 	s := newStore(t)
 	a := &broker.Block{Selector: broker.BlockKey{Kind: "holder", Name: "a"}, Since: testNow}

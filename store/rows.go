@@ -188,8 +188,13 @@ func encodeRow(r broker.Row) (row, error) {
 	return out, nil
 }
 
-// forever is later than any expiry: the leases that time alone does not end.
-const forever = math.MaxInt64
+// Later than any expiry: the leases that time alone does not end. Those that
+// are being ended stand out, so that they can be counted without reading the
+// others' bodies.
+const (
+	forever   = math.MaxInt64
+	tillEnded = forever - 1 // not yet of leases that were last written before there was this
+)
 
 // liveUntil is when a lease stops to be live by time alone; 0: it has ended.
 func liveUntil(l *broker.Lease) int64 {
@@ -199,8 +204,10 @@ func liveUntil(l *broker.Lease) int64 {
 			return ceilMillis(l.Expires)
 		}
 		return forever // until somebody ends it
-	case broker.LeaseIssuing, broker.LeaseRevoking:
+	case broker.LeaseIssuing:
 		return forever
+	case broker.LeaseRevoking:
+		return tillEnded
 	}
 	return 0
 }

@@ -111,6 +111,30 @@ func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active
 	return counts, nil
 }
 
+// CountStuck counts the leases whose ending is tried for long, for a gauge. It
+// reads a short row of every live lease, and whole those that are being ended.
+func (s *Store) CountStuck(ctx context.Context, now time.Time) (n int64, err error) {
+	query := "SELECT body FROM live CROSS JOIN leases ON leases.id = live.id WHERE until = ?"
+	err = each(ctx, s.readers, query, []any{int64(tillEnded)}, func(rows *sql.Rows) error {
+		var body sql.RawBytes
+		if err := rows.Scan(&body); err != nil {
+			return err
+		}
+		var l broker.Lease
+		if err := decode(body, &l, leaseFields); err != nil {
+			return err
+		}
+		if l.State(now) == broker.LeaseStuck {
+			n++
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, unavailable("counting stuck leases", err)
+	}
+	return n, nil
+}
+
 // CountPending counts the requests that wait for people at now, by entitlement.
 func (s *Store) CountPending(ctx context.Context, now time.Time) (map[string]int64, error) {
 	counts := map[string]int64{}

@@ -346,7 +346,9 @@ func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 		n += p
 	}
 	c.pending.Store(n)
-	c.stuck.Store(countStuck(ctx, s))
+	if stuck, err := s.CountStuck(ctx, time.Now()); err == nil { // what can't be counted now is counted next time
+		c.stuck.Store(stuck)
+	}
 	c.overdue.Store(countOverdue(ctx, s))
 }
 
@@ -360,23 +362,6 @@ func countOverdue(ctx context.Context, s *store.Store) (n int64) {
 				if !now.Before(due) {
 					n++
 				}
-			}
-		}
-		return err
-	})
-	return n
-}
-
-// countStuck looks at the leases whose ending is tried again and again: there
-// are few, or the number is far beyond what matters.
-func countStuck(ctx context.Context, s *store.Store) (n int64) {
-	const most = 1000
-	now := time.Now()
-	_ = s.View(ctx, func(tx broker.Tx) error { // what can't be counted now is counted next time
-		due, _, err := tx.Leases(broker.LeaseQuery{Due: true, Now: now.Add(time.Hour), Limit: most})
-		for _, l := range due {
-			if l.State(now) == broker.LeaseStuck {
-				n++
 			}
 		}
 		return err

@@ -34,6 +34,7 @@ type Config struct {
 	Bundles     map[string]string // trust domain to file: SPIFFE bundle format (JSON), or PEM for X.509 alone
 
 	StartTimeout time.Duration // how long Open waits for the Workload API; zero: 20 s
+	Later        bool          // Open goes on without a Workload API that does not answer: Run gets what it gives
 	Poll         time.Duration // between looks at files; zero: 5 s
 	Log          *slog.Logger  // of what changes and what goes wrong; nil: discarded
 }
@@ -60,7 +61,9 @@ type ownSVID struct {
 
 // Open checks the configuration and gets the first bundles (and, from the
 // Workload API, the first SVID). It waits for an agent that is not there yet,
-// up to StartTimeout. It starts nothing: Run follows what changes.
+// up to StartTimeout; with Later it asks once, and a source of which nobody has
+// answered trusts nobody until Run has heard. It starts nothing: Run follows
+// what changes.
 func Open(ctx context.Context, cfg Config) (*Source, error) {
 	s, err := newSource(cfg)
 	if err != nil {
@@ -182,7 +185,8 @@ func (s *Source) report(part string, err error) {
 func (s *Source) Generation() uint64 { return s.trust.Load().generation }
 
 // Ready says whether callers can be authenticated: it is an error if there is
-// no bundle of our own trust domain, or if our own SVID has expired.
+// no bundle of our own trust domain, or if our own SVID has expired or, with a
+// Workload API, has not come yet.
 //
 // An agent that is away is no reason to turn callers down: what it last said
 // stays in force, and that it can't be heard is told by Degraded. Our own SVID
@@ -194,6 +198,9 @@ func (s *Source) Ready() error {
 	}
 	if own := s.ownDomain(); !own.IsZero() && t.listed[own] && t.x509[own] == nil && t.jwt[own] == nil {
 		return errors.Join(fmt.Errorf("there is no trust bundle of %s", own), s.Degraded())
+	}
+	if s.cfg.WorkloadAPI != "" && s.own.Load() == nil {
+		return errors.Join(ErrNoSVID, s.Degraded())
 	}
 	if o := s.own.Load(); o != nil && o.svid.Certificates[0].NotAfter.Before(time.Now()) {
 		return errors.Join(fmt.Errorf("the broker's own SVID expired at %s", o.cert.Leaf.NotAfter.UTC().Format(time.RFC3339)), s.Degraded())

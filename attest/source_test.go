@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -169,6 +170,45 @@ func TestOpenWaitsForTheAgent(t *testing.T) {
 	time.Sleep(20 * time.Millisecond) // time to find nobody; without it the test shows less, and passes
 	serveAgent(t, ca, socket, brokerID)
 	check(t, <-opened)
+}
+
+// A source that need not wait trusts nobody and has no certificate until the
+// agent answers, says so, and needs nobody's help then.
+func TestOpenGoesOnWithoutTheAgent(t *testing.T) {
+	ca := newCA(t, "acme.test")
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	cfg := Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket, Later: true}
+	s := open(t, cfg)
+	v := NewVerifier(VerifierConfig{Source: s, Audiences: []string{audienceURL}})
+	config, err := v.ServerTLS(ServerTLS{SVID: true, ClientCerts: "optional"})
+	check(t, err)
+	token := must(ca.JWTSVID(triage, time.Minute, audienceURL))
+	if _, err := config.GetCertificate(nil); !errors.Is(err, ErrNoSVID) {
+		t.Errorf("a certificate: %v", err)
+	}
+	if _, err := v.JWT(token, time.Now()); causeOf(t, err) != CauseNoBundle {
+		t.Errorf("a token: %v", err)
+	}
+	if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "nobody answers") || strings.Contains(err.Error(), "stays in force") {
+		t.Errorf("ready: %v", err)
+	}
+	run(t, s)
+	serveAgent(t, ca, socket, brokerID)
+	eventually(t, "trust", func() bool { return s.Ready() == nil && s.Degraded() == nil })
+	if _, err := config.GetCertificate(nil); err != nil {
+		t.Errorf("a certificate: %v", err)
+	}
+	eventually(t, "the token", func() bool { _, err := v.JWT(token, time.Now()); return err == nil })
+
+	// What waiting does not mend is refused at once, as is an address that is none.
+	cfg.TrustDomain = "other.test"
+	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "its trust_domain is other.test") {
+		t.Errorf("another's identity: %v", err)
+	}
+	cfg.WorkloadAPI = "agent.sock"
+	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "such as unix:") {
+		t.Errorf("no address: %v", err)
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {

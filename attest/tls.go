@@ -64,11 +64,10 @@ func (s *Source) certificate(cfg ServerTLS) (func(*tls.ClientHelloInfo) (*tls.Ce
 	switch {
 	case cfg.SVID && (cfg.Cert != "" || cfg.Key != ""):
 		return nil, errors.New("serve with the own SVID or with files, not both")
+	case cfg.SVID && s.cfg.WorkloadAPI == "":
+		return nil, ErrNoSVID
 	case cfg.SVID:
-		if _, err := s.GetCertificate(nil); err != nil {
-			return nil, err
-		}
-		return s.GetCertificate, nil
+		return s.GetCertificate, nil // until there is one, handshakes fail
 	}
 	c := &certFile{certPath: cfg.Cert, keyPath: cfg.Key}
 	if cfg.Cert == "" || cfg.Key == "" {

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -54,7 +55,14 @@ func (s *Source) openWorkloadAPI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
 	defer cancel()
 	for wait := (&retry{}); ; {
-		if err = s.fetch(ctx, client); err == nil {
+		err = s.fetch(ctx, client)
+		switch {
+		case err == nil:
+			return nil
+		case s.cfg.Later && errors.Is(err, errForeignSVID):
+			return err
+		case s.cfg.Later:
+			s.report(partX509, fmt.Errorf("%s: %w", advice(err), err))
 			return nil
 		}
 		select {
@@ -91,13 +99,16 @@ func (s *Source) fetch(ctx context.Context, client *workloadapi.Client) error {
 	return s.takeJWT(jwt)
 }
 
+// errForeignSVID is a mistake that waiting does not mend.
+var errForeignSVID = errors.New("the Workload API gave the broker an identity of another trust domain")
+
 // takeX509 puts an SVID and X.509 bundles in force. An SVID of another trust
 // domain than the configured one is a mistake of somebody's, and changes
 // nothing.
 func (s *Source) takeX509(c *workloadapi.X509Context) error {
 	svid := c.DefaultSVID() // the first is the default (SPIFFE Workload API, section 5.3)
 	if td := svid.ID.TrustDomain().Name(); s.cfg.TrustDomain != "" && td != s.cfg.TrustDomain {
-		return fmt.Errorf("the Workload API gave the broker %s, but its trust_domain is %s", svid.ID, s.cfg.TrustDomain)
+		return fmt.Errorf("%w: %s, but its trust_domain is %s", errForeignSVID, svid.ID, s.cfg.TrustDomain)
 	}
 	s.own.Store(newOwnSVID(svid))
 	return s.change(func(d *delivered) { d.x509 = c.Bundles.Bundles() })
@@ -159,6 +170,10 @@ func (w jwtWatcher) OnJWTBundlesWatchError(err error) { w.s.watchFailed(partJWT,
 func (s *Source) watchFailed(part string, err error) {
 	if status.Code(err) == codes.Canceled {
 		return // our own end; if it is the agent's, again says so
+	}
+	if part == partX509 && s.own.Load() == nil || part == partJWT && len(s.trust.Load().jwt) == 0 {
+		s.report(part, fmt.Errorf("%s: %w", advice(err), err))
+		return
 	}
 	s.report(part, fmt.Errorf("%s; what it last said stays in force: %w", advice(err), err))
 }

@@ -101,13 +101,23 @@ func (v *service) keysConfig() issuers.KeysConfig {
 	}
 }
 
+// agentWait is how long the broker's start waits for an agent that takes the
+// call and does not answer it.
+const agentWait = 5 * time.Second
+
 func (v *service) openTrust(ctx context.Context) (err error) {
 	s := v.settings
 	v.trust, err = attest.Open(ctx, attest.Config{
 		TrustDomain: s.trustDomain, TrustDomains: s.trustDomains, WorkloadAPI: s.workloadAPI, Bundles: s.bundles, Log: v.log,
+		// Without an agent nobody is let in, but what there is can be ended: by the
+		// reaper, by people and by the admin socket.
+		Later: true, StartTimeout: agentWait,
 	})
 	if err != nil {
 		return err
+	}
+	if v.trust.Generation() == 0 {
+		v.log.WarnContext(ctx, "waiting for the Workload API: no workload can authenticate, and nothing is issued to any meanwhile", "address", s.workloadAPI, "err", v.trust.Ready())
 	}
 	v.verifier = attest.NewVerifier(attest.VerifierConfig{
 		Source: v.trust, Audiences: s.audiences,

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -218,8 +217,8 @@ func (a *AWS) Revoke(ctx context.Context, l broker.Lease) error {
 	case len(l.Handle) == 0:
 		return broker.ErrNotRevocable
 	}
-	var d awsDenial
-	if json.Unmarshal(l.Handle, &d) != nil || !awsRoleName.MatchString(d.Role) || d.Deny != AWSDenySession && d.Deny != AWSDenyRole {
+	d, ok := a.denialOf(l)
+	if !ok {
 		return errForeignHandle(l)
 	}
 	return a.revoke(ctx, l, d)

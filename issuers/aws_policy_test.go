@@ -171,6 +171,10 @@ func TestWhatDoesNotCompile(t *testing.T) {
 			e.Parameters["prefix"] = testPattern("[a-z]+")
 			r.Scopes["read"] = AWSScope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}/${prefix}/*", "arn:aws:s3:::b/${prefix}/${prefix}/*", "arn:aws:s3:::c/${prefix}/${prefix}/*", "arn:aws:s3:::d/${prefix}/${prefix}/*"}}
 		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
+		"another account's revoker": {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{}, Revoker: "arn:aws:iam::210987654321:role/revoker"},
+			func(r *AWSRole, _ *broker.Entitlement) { r.Revoke = AWSDenySession }, "aws/revoke_sessions: the issuer's revoker_role_arn is in the account 210987654321"},
+		"its account's revoker": {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{}, Revoker: "arn:aws:iam::123456789012:role/revoker"},
+			func(r *AWSRole, _ *broker.Entitlement) { r.Revoke = AWSDenySession }, ""},
 		"too large, managed": {role, func(r *AWSRole, _ *broker.Entitlement) {
 			for i := range awsManagedPolicies {
 				r.ManagedPolicies = append(r.ManagedPolicies, fmt.Sprintf("arn:aws:iam::aws:policy/%s/%s%d", strings.Repeat("p", 60), strings.Repeat("n", 100), i))

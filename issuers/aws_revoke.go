@@ -41,8 +41,9 @@ const (
 
 // An awsDenial is the handle of a lease whose session can be denied.
 type awsDenial struct {
-	Role string  `json:"role"` // its name, as IAM knows it
-	Deny AWSDeny `json:"deny"`
+	Role    string  `json:"role"` // its name, as IAM knows it
+	Account string  `json:"account,omitempty"`
+	Deny    AWSDeny `json:"deny"`
 }
 
 // denial is the handle for a role; nil: its sessions are not denied.
@@ -51,7 +52,7 @@ func (s *AWSSpec) denial() []byte {
 		return nil
 	}
 	_, name, _ := strings.Cut(s.role.RoleARN, ":role/")
-	text, _ := json.Marshal(awsDenial{name[strings.LastIndexByte(name, '/')+1:], s.role.Revoke}) // strings always marshal
+	text, _ := json.Marshal(awsDenial{name[strings.LastIndexByte(name, '/')+1:], awsAccount(s.role.RoleARN), s.role.Revoke}) // strings always marshal
 	return text
 }
 
@@ -73,6 +74,9 @@ func (c AWSConfig) checkRevoke(r AWSRole, bad func(key, format string, args ...a
 		bad("aws/revoke_sessions", "it takes AWS's IAM, which the issuer's endpoint has not")
 	case c.WebIdentity != nil && c.Revoker == "":
 		bad("aws/revoke_sessions", "say in the issuer's revoker_role_arn which role may deny them")
+	case c.Revoker != "" && awsAccount(c.Revoker) != awsAccount(r.RoleARN):
+		// IAM would look for a role of that name in the revoker's own account.
+		bad("aws/revoke_sessions", "the issuer's revoker_role_arn is in the account %s, and can deny sessions of roles of that account alone: use an issuer of its own for this role's account", awsAccount(c.Revoker))
 	}
 }
 

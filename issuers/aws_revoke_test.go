@@ -203,7 +203,7 @@ func TestAWSCannotDeny(t *testing.T) {
 		}
 	}
 	a, _, _, l := revocable(t, AWSDenySession)
-	for _, handle := range []string{"{}", `{"role":"../x","deny":"session"}`, `{"role":"x","deny":"all"}`, "x"} {
+	for _, handle := range []string{"{}", `{"role":"../x","deny":"session"}`, `{"role":"x","deny":"all"}`, "x", `{"role":"x","account":"210987654321","deny":"role"}`} {
 		l.Handle = []byte(handle)
 		if err := a.Revoke(t.Context(), l); err == nil || errors.Is(err, broker.ErrQueued) {
 			t.Errorf("the handle %s: %v", handle, err)

@@ -155,18 +155,49 @@ func (v *service) openBroker(ctx context.Context) (err error) {
 	return err
 }
 
-// nobodyLeft refuses to start without an issuer that has leases to end.
+// nobodyLeft refuses to start without an issuer that has leases to end, or with
+// another one by its name.
 func (v *service) nobodyLeft(ctx context.Context, issuers map[string]broker.Issuer) error {
-	unended, err := v.store.CountActive(ctx, time.Now())
+	now := time.Now()
+	unended, err := v.store.CountActive(ctx, now)
 	if err != nil {
 		return err
 	}
 	for _, u := range unended {
-		if issuers[u.Issuer] == nil {
+		issuer := issuers[u.Issuer]
+		if issuer == nil {
 			return fmt.Errorf("%s: issuer %q has %d leases of %q that have not ended, and is not in the file any more: put it back with retired: true until they have", v.settings.path, u.Issuer, u.Leases, u.Entitlement)
+		}
+		foreign, err := v.foreignLease(ctx, issuer, u, now)
+		if err != nil {
+			return err
+		}
+		if foreign != nil {
+			return fmt.Errorf("%s: issuer %q is of another kind, or elsewhere, than when it made leases of %q that have not ended, such as %s, and can't end them: put it back as it was, with retired: true, and give the new one another name", v.settings.path, u.Issuer, u.Entitlement, foreign.ID)
 		}
 	}
 	return nil
+}
+
+// foreignLease gives a lease that has not ended and that another issuer of this
+// name made; nil if there is none. Before it was replaced, that one made all of
+// them: looking at the newest is enough.
+func (v *service) foreignLease(ctx context.Context, issuer broker.Issuer, of store.Active, now time.Time) (foreign *broker.Lease, err error) {
+	const newest = 100
+	maker, ok := issuer.(interface{ Made(broker.Lease) bool })
+	if !ok {
+		return nil, nil
+	}
+	err = v.store.View(ctx, func(tx broker.Tx) error {
+		page, _, err := tx.Leases(broker.LeaseQuery{Issuer: of.Issuer, Entitlement: of.Entitlement, Live: true, Now: now, Limit: newest})
+		for _, l := range page {
+			if !maker.Made(*l) && now.Before(l.Expires) { // those whose time is over need nobody to end them
+				foreign = l
+			}
+		}
+		return err
+	})
+	return foreign, err
 }
 
 // adopt lets the rules of the settings decide: they are kept beside the log,

@@ -3,12 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +24,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers"
+	"accessbroker.internal/store"
 )
 
 // sampleWorld makes the sample world in a folder with a short path, and gives
@@ -44,9 +53,9 @@ func sampleWorld(t *testing.T) *devWorld {
 
 // start runs a broker by the world's file, as serve does, until the test ends
 // or stop is called.
-func (w *devWorld) start(t *testing.T, log io.Writer) (listeners []net.Listener, stop func()) {
+func (w *devWorld) start(t *testing.T, out io.Writer) (listeners []net.Listener, stop func()) {
 	t.Helper()
-	v, err := w.assemble(t, log)
+	v, err := w.assemble(t, out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +80,7 @@ func (w *devWorld) start(t *testing.T, log io.Writer) (listeners []net.Listener,
 	return listeners, stop
 }
 
-func (w *devWorld) assemble(t *testing.T, log io.Writer) (*service, error) {
+func (w *devWorld) assemble(t *testing.T, out io.Writer) (*service, error) {
 	t.Helper()
 	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
 	if err != nil {
@@ -81,7 +90,7 @@ func (w *devWorld) assemble(t *testing.T, log io.Writer) (*service, error) {
 	if w.settings, err = d.understand(noEnv); err != nil {
 		t.Fatal(err)
 	}
-	return assemble(t.Context(), w.settings, noEnv, slog.New(slog.NewTextHandler(log, nil)))
+	return assemble(t.Context(), w.settings, noEnv, slog.New(slog.NewTextHandler(out, nil)))
 }
 
 // edit replaces a text in the operator's file.
@@ -177,8 +186,8 @@ func (w *devWorld) lease(t *testing.T) string {
 func TestStartWithoutAWorkloadAPI(t *testing.T) {
 	w := sampleWorld(t)
 	lease := w.lease(t)
-	var log bytes.Buffer
-	listeners, stop := w.start(t, &log)
+	var logged bytes.Buffer
+	listeners, stop := w.start(t, &logged)
 	ctx, operator := t.Context(), w.operator()
 
 	status, missing := w.readiness(t, listeners[1])
@@ -211,7 +220,7 @@ func TestStartWithoutAWorkloadAPI(t *testing.T) {
 		t.Errorf("an agent is not served: %v", err)
 	}
 	stop()
-	if text := log.String(); strings.Count(text, "waiting for the Workload API") != 1 || !strings.Contains(text, w.socket("broker")) {
+	if text := logged.String(); strings.Count(text, "waiting for the Workload API") != 1 || !strings.Contains(text, w.socket("broker")) {
 		t.Errorf("the log says\n%s", text)
 	}
 }
@@ -224,5 +233,138 @@ func TestStartRefusesAForeignIdentity(t *testing.T) {
 	w.identities(t)
 	if _, err := w.assemble(t, io.Discard); err == nil || !strings.Contains(err.Error(), "its trust_domain is other.test") {
 		t.Errorf("it starts: %v", err)
+	}
+}
+
+// An issuer that has leases to end stays, retired if need be.
+func TestStartWithoutAnIssuer(t *testing.T) {
+	w := sampleWorld(t)
+	lease := w.lease(t)
+	w.identities(t)
+	tickets := "tickets: {token: {audience: https://tickets.acme.test, resource_servers: [spiffe://acme.test/tickets]}}"
+	other := "other: {token: {audience: https://other.acme.test}}"
+	w.edit(t, tickets, other)
+	w.edit(t, "issuer: tickets", "issuer: other")
+	_, err := w.assemble(t, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), `issuer "tickets" has 1 leases of "tickets-api" that have not ended`) || !strings.Contains(err.Error(), "retired: true") {
+		t.Fatalf("without the issuer: %v", err)
+	}
+
+	retired := strings.TrimSuffix(tickets, "}") + ", retired: true}"
+	w.edit(t, other, retired+"\n  "+other)
+	w.edit(t, "issuer: other", "issuer: tickets")
+	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
+	if err == nil {
+		_, err = d.understand(func(string) string { return "" })
+	}
+	if err == nil || !strings.Contains(err.Error(), `"tickets" is retired`) {
+		t.Errorf("an entitlement of the retired one: %v", err)
+	}
+	w.edit(t, "issuer: tickets", "issuer: other")
+	_, stop := w.start(t, io.Discard)
+	c, _, err := w.agent(t).AskAndCollect(t.Context(), ticketsRead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := w.operator().Lease(t.Context(), c.Lease); err != nil || l.Issuer != "other" {
+		t.Errorf("asked again, it is made by %+v, %v", l, err)
+	}
+	if l, err := w.operator().Revoke(t.Context(), lease, "over"); err != nil || l.Status != "revoked" || l.Issuer != "tickets" {
+		t.Errorf("what the retired one made: %+v, %v", l, err)
+	}
+	stop()
+
+	// With nothing left to end, it can go.
+	w.edit(t, retired, "")
+	_, stop = w.start(t, io.Discard)
+	stop()
+}
+
+// Another issuer by the same name can't end what the one before made.
+func TestStartWithAnotherIssuer(t *testing.T) {
+	w := sampleWorld(t)
+	w.edit(t, "issuers:\n", "issuers:\n  vault: {vault: {address: https://vault.test:8200, auth: {jwt: {role: broker}}, token_role: leases}}\n")
+	for name, c := range map[string]struct {
+		issuer, handle string
+		ends           time.Duration
+		want           bool
+	}{
+		"another address":      {"vault", `{"accessor":"a","made":"token","at":"0123456789abcdef"}`, time.Hour, true},
+		"was a Vault":          {"tickets", `{"accessor":"a","made":"token","at":"0123456789abcdef"}`, time.Hour, true},
+		"its time is over":     {"vault", `{"accessor":"a","made":"token","at":"0123456789abcdef"}`, -time.Minute, false},
+		"only time ends it":    {"vault", "", time.Hour, false},
+		"of this Vault itself": {"vault", "own", time.Hour, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, err := w.assemble(t, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := time.Now()
+			l := &broker.Lease{
+				ID: broker.NewLeaseID(now), Status: broker.LeaseActive, Revocation: broker.RevokedImmediate, Holder: "spiffe://acme.test/a",
+				Issuer: c.issuer, Entitlement: "orders", Opened: now, Expires: now.Add(c.ends), Handle: []byte(c.handle),
+			}
+			if c.handle == "own" {
+				at := sha256.Sum256([]byte("https://vault.test:8200\n"))
+				l.Handle = fmt.Appendf(nil, `{"accessor":"a","made":"token","at":"%x"}`, at[:8])
+			}
+			put := func() {
+				if err := v.store.Update(t.Context(), nil, func(tx broker.Tx) error { tx.Put(l); return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put()
+			if err := v.close(); err != nil {
+				t.Fatal(err)
+			}
+			again, err := w.assemble(t, io.Discard)
+			if got := err != nil; got != c.want || got && (!strings.Contains(err.Error(), l.ID.String()) || !strings.Contains(err.Error(), "give the new one another name")) {
+				t.Errorf("it starts: %v", err)
+			}
+			if err == nil {
+				v = again
+			} else if v.store, err = store.Open(t.Context(), store.Config{URL: w.settings.store}); err != nil {
+				t.Fatal(err)
+			}
+			l.Status = broker.LeaseRevoked
+			put()
+			if err := v.close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// An SVID that has not come yet makes a Vault unavailable for the moment, and
+// nothing worse.
+func TestVaultWithoutAnSVID(t *testing.T) {
+	w := sampleWorld(t)
+	v, err := w.assemble(t, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = v.close() })
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	ca := filepath.Join(w.dir, "vault.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]*vaultSettings{
+		"jwt":  {address: server.URL, caFile: ca, tokenRole: "leases", jwt: &vaultLoginFile{Mount: "jwt", Role: "broker", Audience: "vault"}},
+		"cert": {address: server.URL, caFile: ca, tokenRole: "leases", cert: &vaultLoginFile{Mount: "cert", Role: "broker"}},
+	} {
+		vault, err := v.makeVault("vault", s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := broker.Order{Lease: broker.Lease{Expires: time.Now().Add(time.Hour)}, Entitlement: &broker.Entitlement{Spec: &issuers.VaultSpec{}}}
+		if _, err := vault.Prepare(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -242,13 +242,15 @@ func TestCountStuck(t *testing.T) {
 	}
 	put(t, s, rows...)
 	asked := func(ago, next time.Duration) func(*broker.Lease) {
-		return func(l *broker.Lease) { l.EndAsked, l.NextTry = testNow.Add(-ago), testNow.Add(next) }
+		return func(l *broker.Lease) {
+			l.EndAsked, l.NextTry, l.LastError = testNow.Add(-ago), testNow.Add(next), "issuer_unavailable"
+		}
 	}
 	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(broker.StuckAfter, 2*time.Minute))
 	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(time.Hour, 5*time.Minute))
 	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(broker.StuckAfter-time.Second, time.Minute))
 	was := rows[0].(*broker.Lease) // it was active, and is being ended
-	was.Status, was.EndAsked, was.NextTry = broker.LeaseRevoking, testNow.Add(-time.Hour), testNow
+	was.Status, was.EndAsked, was.NextTry, was.LastError = broker.LeaseRevoking, testNow.Add(-time.Hour), testNow, "issuer_unavailable"
 	put(t, s, was)
 	if n, err := s.CountStuck(t.Context(), testNow); n != 3 || err != nil {
 		t.Errorf("%d are stuck, %v; want 3", n, err)

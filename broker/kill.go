@@ -247,7 +247,7 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 		return nil, refuse(ErrPreviewStale, "what this would hit has changed since the preview: look again, or force it")
 	}
 	// From here on it is done to the end, whether the caller waits or not.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killDeadline)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), KillDeadline)
 	defer cancel()
 	var unblocked error
 	if s.Request.IsZero() {
@@ -289,8 +289,8 @@ func (b *Broker) endAll(ctx context.Context, who Identity, s Selector, reason st
 	return hit, unmarked, nil
 }
 
-// killDeadline is how long ending all that one call hits may take.
-const killDeadline = 5 * time.Minute
+// KillDeadline is how long ending all that one call hits may take.
+const KillDeadline = 5 * time.Minute
 
 // revokeGrant ends what a request gave, or waits for, so that nothing more is
 // collected with it. Ending it twice is no error.

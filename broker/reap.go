@@ -237,9 +237,9 @@ func (b *Broker) Run(ctx context.Context) error {
 }
 
 // resumeForever goes on with what the kill switch left to end, when the process
-// begins and now and then: a call that lives may take as long as killDeadline.
+// begins and now and then: a call that lives may take as long as KillDeadline.
 func (b *Broker) resumeForever(ctx context.Context) {
-	tick := time.NewTicker(killDeadline)
+	tick := time.NewTicker(KillDeadline)
 	defer tick.Stop()
 	for {
 		b.resumeKills(ctx, time.Now())

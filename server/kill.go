@@ -39,6 +39,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	if !body.Force && seen.UnmarshalText([]byte(body.PreviewDigest)) != nil {
 		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of the preview that you looked at, or force")
 	}
+	c.extend(broker.KillDeadline)
 	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.who, selector, body.Reason, seen, body.Force, c.now)
 	if err != nil {
 		return reply{}, err

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"strings"
 	"time"
 
@@ -69,6 +70,7 @@ type killPage struct {
 	Kind, Name, Reason string
 	Preview            api.KillPreview
 	Blocks             bool // of a request, nothing is blocked
+	Stale              bool // what the preview before showed has changed
 }
 
 func (c *call) formSelector() (broker.Selector, error) {
@@ -105,22 +107,33 @@ func (s *Server) killPage(c *call) (reply, error) {
 			return reply{}, err
 		}
 		return c.redirect(s.to("/ui/leases?done=lifted"))
-	case "kill":
+	case "kill", "force":
 		var seen audit.Digest
-		if seen.UnmarshalText([]byte(c.form.get("digest"))) != nil {
+		force := c.form.get("do") == "force"
+		if !force && seen.UnmarshalText([]byte(c.form.get("digest"))) != nil {
 			return reply{}, broker.ErrPreviewStale
 		}
-		if _, err := b.RevokeAll(ctx, c.who, selector, reason, seen, false, c.now); err != nil {
+		c.extend(broker.KillDeadline)
+		_, err := b.RevokeAll(ctx, c.who, selector, reason, seen, force, c.now)
+		switch {
+		case errors.Is(err, broker.ErrPreviewStale):
+			return s.previewPage(c, selector, reason, true)
+		case err != nil:
 			return reply{}, err
 		}
 		return c.redirect(s.to("/ui/leases?done=killed"))
 	}
+	return s.previewPage(c, selector, reason, false)
+}
+
+// previewPage shows what the kill switch would hit now.
+func (s *Server) previewPage(c *call, selector broker.Selector, reason string, stale bool) (reply, error) {
 	if reason == "" {
 		return reply{}, refuse(broker.ErrJustificationRequired, "say why")
 	}
-	preview, err := b.Preview(ctx, c.who, selector, c.now)
+	preview, err := s.cfg.Broker.Preview(c.r.Context(), c.who, selector, c.now)
 	if err != nil {
 		return reply{}, err
 	}
-	return c.page("kill", "Kill switch", "leases", killPage{c.form.get("kind"), strings.TrimSpace(c.form.get("name")), reason, toKillPreview(preview), c.form.get("kind") != "request"})
+	return c.page("kill", "Kill switch", "leases", killPage{c.form.get("kind"), strings.TrimSpace(c.form.get("name")), reason, toKillPreview(preview), c.form.get("kind") != "request", stale})
 }

@@ -188,6 +188,8 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 		d.Permit = q.Principal.ID == auditor
 	case q.Action == broker.ActionView:
 		d.Permit = q.Principal.ID == auditor
+	case q.Action == broker.ActionBlock:
+		d.Permit = q.Principal.ID == "login/cleo"
 	case q.Action == broker.ActionApprove:
 		d.Permit = true
 	case q.Action != broker.ActionRequest || q.Entitlement == nil || q.Principal.Kind != broker.KindAgent:

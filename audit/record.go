@@ -107,6 +107,20 @@ type RequestFacts struct {
 	BreakGlass    bool          // without approval, to be reviewed
 	NotBefore     time.Time     // when the grant starts; zero: with the approval
 	Extends       string        // the request that this one goes on
+	Accountable   []string      // who answer for whoever asks, where others have to speak of it
+}
+
+// Answers names the people who answer for whoever asks: as many as a record
+// holds, since a request is not worth less for having more of them.
+func (f *RequestFacts) Answers(people []string) {
+	size := len("[]")
+	for i, person := range people {
+		if size += len(AppendString(nil, person)) + len(","); size > maxAccountable {
+			people = people[:i]
+			break
+		}
+	}
+	f.Accountable = people
 }
 
 // DecisionFacts are what policy said.

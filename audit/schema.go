@@ -6,18 +6,19 @@ import "time"
 // included. A test proves that they sum to less than MaxLeaf, so no record
 // within them is ever refused for its length.
 const (
-	maxID       = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
-	maxActors   = 4300
-	maxScopes   = 4300 // 32 of 128 characters
-	maxPolicies = 5120
-	maxGroups   = 1024
-	maxFiles    = 11264 // about 100 files
-	maxHost     = 255
-	maxName     = 128
-	maxSelector = maxID + 32
-	maxOrigin   = 512
-	maxNote     = 2048
-	maxWord     = 64 // ids, and words from small sets
+	maxID          = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
+	maxActors      = 3400
+	maxAccountable = 2048 // about 100 people
+	maxScopes      = 4300 // 32 of 128 characters
+	maxPolicies    = 5120
+	maxGroups      = 1024
+	maxFiles       = 11264 // about 100 files
+	maxHost        = 255
+	maxName        = 128
+	maxSelector    = maxID + 32
+	maxOrigin      = 512
+	maxNote        = 2048
+	maxWord        = 64 // ids, and words from small sets
 )
 
 // Bounds of what a passkey says, in bytes.
@@ -67,6 +68,7 @@ func (p *Party) fields(c *codec) {
 }
 
 func (f *RequestFacts) fields(c *codec) {
+	c.texts("accountable", &f.Accountable, maxAccountable)
 	c.flag("break_glass", &f.BreakGlass)
 	c.digest("digest", &f.Digest)
 	c.seconds("duration", &f.Duration)

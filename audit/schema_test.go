@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -30,6 +31,7 @@ func TestTheLargestRecord(t *testing.T) {
 	for _, p := range []*Party{r.Caller, r.Subject} {
 		*p = Party{ID: strings.Repeat("x", maxID), Kind: strings.Repeat("x", maxWord), Method: strings.Repeat("x", maxWord), Proof: digest(1), Expires: someTime, Actors: long(maxActors)}
 	}
+	r.Request.Accountable = long(maxAccountable)
 	r.Request.Scopes, r.Approval.Scopes, r.Lease.Scopes = long(maxScopes), long(maxScopes), long(maxScopes)
 	r.Decision.Policies, r.Decision.Approvals, r.Approval.Groups = long(maxPolicies), long(maxGroups), long(maxGroups)
 	r.Log.Previous, r.Block.Selector = strings.Repeat("x", maxNote), strings.Repeat("x", maxSelector)
@@ -39,6 +41,23 @@ func TestTheLargestRecord(t *testing.T) {
 	r.Caller.ID += "x"
 	if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), "id: takes 2049 bytes, more than the 2048 allowed") {
 		t.Errorf("one byte more: %v", err)
+	}
+}
+
+// Whoever has more accountable people than a record holds may ask all the same.
+func TestAccountablePeopleFit(t *testing.T) {
+	var people []string
+	for n := range 500 {
+		people = append(people, fmt.Sprint("login/person-", n))
+	}
+	r := fullRecord()
+	r.Request.Answers(people)
+	if n := len(r.Request.Accountable); n < 80 || n > 120 {
+		t.Errorf("it names %d of them", n)
+	}
+	mustEntry(t, r)
+	if r.Request.Answers(people[:3]); len(r.Request.Accountable) != 3 {
+		t.Errorf("it names %q", r.Request.Accountable)
 	}
 }
 

@@ -54,6 +54,23 @@ func (w *world) vote(t *testing.T, who broker.Identity, r *broker.Request, v bro
 
 var yes = broker.Vote{Approve: true}
 
+// The record of a request that people must approve says who may not, so that an
+// auditor finds it if they did; others need not say so.
+func TestRecordNamesTheAccountable(t *testing.T) {
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}})
+	w.ask(t, withReason(read("tickets:close"), "ticket 4711"))
+	w.ask(t, read("tickets:read"))
+	var named [][]string
+	for _, r := range w.records(t) {
+		if r.Kind == audit.RequestCreated {
+			named = append(named, r.Request.Accountable)
+		}
+	}
+	if len(named) != 2 || !slices.Equal(named[0], []string{"login/ana"}) || named[1] != nil {
+		t.Errorf("%q", named)
+	}
+}
+
 func TestWhoMayApprove(t *testing.T) {
 	workloadOfAna := agent(noon)
 	stale := approver("ben", noon)

@@ -106,6 +106,9 @@ func (r *Request) facts() *audit.RequestFacts {
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
 		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(),
 	}
+	if o := r.Decision.Obligations; len(o.Approvals)+len(o.Review) > 0 {
+		f.Answers(r.Requester.Accountable)
+	}
 	for field, opening := range r.openings() {
 		switch field {
 		case "justification":

@@ -87,17 +87,14 @@ type knownPasskey struct {
 	removed bool
 }
 
-// A keyBook remembers the passkeys that the records enrolled and did not remove,
-// and which requests want signatures; of those, as many as a leaseBook does.
+// A keyBook remembers the passkeys that the records enrolled and did not remove.
 type keyBook struct {
 	keys   map[passkeyName]knownPasskey
 	pinned map[passkeyName]Approver // nil: the log is believed
-	signed map[string]bool          // requests, by id
-	last   ring                     // of those
 }
 
 func newKeyBook(pinned []Approver) *keyBook {
-	b := &keyBook{keys: map[passkeyName]knownPasskey{}, signed: map[string]bool{}}
+	b := &keyBook{keys: map[passkeyName]knownPasskey{}}
 	for _, a := range pinned {
 		if b.pinned == nil {
 			b.pinned = map[passkeyName]Approver{}
@@ -111,9 +108,6 @@ func newKeyBook(pinned []Approver) *keyBook {
 // and whether it holds a signature that is good.
 func (b *keyBook) check(r *Record) (signature bool, what string) {
 	switch {
-	case r.Kind == RequestCreated && r.Request != nil && r.Decision != nil && r.Decision.Signed:
-		delete(b.signed, b.last.put(r.Request.ID))
-		b.signed[r.Request.ID] = true
 	case r.Passkey != nil:
 		return b.passkey(r)
 	case r.Approval != nil && r.Caller != nil && r.Request != nil && r.Kind != ReviewGiven && r.Kind != ReviewClosed:
@@ -125,10 +119,7 @@ func (b *keyBook) check(r *Record) (signature bool, what string) {
 func (b *keyBook) approval(r *Record) (bool, string) {
 	s := r.Signature
 	if s == nil {
-		if r.Approval.Decision == "approve" && b.signed[r.Request.ID] {
-			return false, "policy wanted it signed by a passkey, and it is not"
-		}
-		return false, ""
+		return false, "" // the request book knows whether one was wanted
 	}
 	what := b.holds(s, r.Caller.ID, r.Approval.Challenge(r.Caller.ID, r.Request.ID, s.Nonce), r.Time)
 	return what == "", what

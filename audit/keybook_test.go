@@ -49,9 +49,22 @@ func (s *keyHolder) sign(t testing.TB, challenge func(Digest) Digest) *Signature
 
 func (s *keyHolder) approves(t testing.TB, request string, at time.Time) Record {
 	t.Helper()
-	a := &ApprovalFacts{Decision: "approve", Digest: digest(1), Scopes: []string{"tickets:read"}, TTL: time.Minute}
-	return Record{Time: at, Kind: RequestApproved, Caller: s.party(), Request: &RequestFacts{ID: request}, Approval: a,
+	return s.says(t, request, at, &ApprovalFacts{Decision: "approve", Digest: digest(1), Groups: []string{"dba"}, Scopes: []string{"tickets:read"}, TTL: time.Minute})
+}
+
+// says is a signed word on the request that asks makes, which settles it.
+func (s *keyHolder) says(t testing.TB, request string, at time.Time, a *ApprovalFacts) Record {
+	t.Helper()
+	return Record{Time: at, Kind: RequestApproved, Caller: s.party(), Request: &RequestFacts{ID: request, Digest: digest(1), Entitlement: "tickets-api"}, Approval: a,
 		Signature: s.sign(t, func(nonce Digest) Digest { return a.Challenge(s.person, request, nonce) })}
+}
+
+// asks is a request that wants signed approvals.
+func asks(request string, at time.Time, approvals ...string) Record {
+	return Record{Time: at, Kind: RequestCreated, Caller: &Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent"},
+		Request: &RequestFacts{ID: request, Digest: digest(1), Entitlement: "tickets-api", Scopes: []string{"tickets:close", "tickets:read"},
+			TTL: 10 * time.Minute, Duration: time.Hour, LapsesAt: at.Add(time.Hour), Accountable: []string{"login/dora"}},
+		Decision: &DecisionFacts{Permit: true, Approvals: approvals, Signed: true}}
 }
 
 func (s *keyHolder) vouches(t testing.TB, of *keyHolder, at time.Time) Record {
@@ -69,7 +82,7 @@ func TestSignaturesAreVerified(t *testing.T) {
 	ana, ben, eve := newKeyHolder(t, "login/ana"), newKeyHolder(t, "login/ben"), newKeyHolder(t, "login/ana")
 	tomorrow := someTime.Add(25 * time.Hour)
 	type log = []Record
-	asked := Record{Time: tomorrow, Kind: RequestCreated, Request: &RequestFacts{ID: "req_1"}, Decision: &DecisionFacts{Permit: true, Approvals: []string{"1 of dba"}, Signed: true}}
+	asked := asks("req_1", tomorrow, "1 of dba")
 	for name, test := range map[string]struct {
 		records log
 		pinned  []Approver
@@ -84,7 +97,7 @@ func TestSignaturesAreVerified(t *testing.T) {
 		"unsigned": {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *Record) { r.Signature = nil })}, says: "policy wanted it signed"},
 		"unsigned where nobody wanted that": {records: log{edited(asked, func(r *Record) { r.Decision.Signed = false }),
 			edited(ana.approves(t, "req_1", tomorrow), func(r *Record) { r.Signature = nil })}},
-		"a no needs no signature": {records: log{asked, {Time: tomorrow, Kind: RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &ApprovalFacts{Decision: "deny"}}}},
+		"a no needs no signature": {records: log{asked, {Time: tomorrow, Kind: RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &ApprovalFacts{Decision: "deny", Digest: digest(1)}}}},
 		"nobody enrolled it":      {records: log{asked, ana.approves(t, "req_1", tomorrow)}, says: "nobody enrolled"},
 		"too early":               {records: log{ana.enrolled(someTime), ana.approves(t, "req_1", someTime.Add(PasskeyWait-time.Second))}, says: "did not count yet"},
 		"enrolled to count at once": {records: log{edited(ana.enrolled(someTime), func(r *Record) { r.Passkey.Counts = someTime.Add(time.Hour) })},
@@ -124,12 +137,17 @@ func TestSignaturesAreVerified(t *testing.T) {
 
 // edited gives a record that was changed after it was made, in copies of its parts.
 func edited(r Record, change func(*Record)) Record {
-	if r.Decision != nil {
-		d := *r.Decision
-		r.Decision = &d
-	}
+	r.Caller, r.Request, r.Decision, r.Approval, r.Lease = copied(r.Caller), copied(r.Request), copied(r.Decision), copied(r.Approval), copied(r.Lease)
 	change(&r)
 	return r
+}
+
+func copied[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	c := *p
+	return &c
 }
 
 func TestAssertionsThatDoNotHold(t *testing.T) {

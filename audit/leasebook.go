@@ -1,5 +1,7 @@
 package audit
 
+import "time"
+
 // A leaseBook remembers what became of the leases that the records name, as
 // far as memory is bounded: those last named, bookSize of them.
 type leaseBook struct {
@@ -14,17 +16,31 @@ type ring struct {
 }
 
 // put takes an id in, and gives the one that is forgotten for it; empty: none.
-func (r *ring) put(id string) (forgotten string) {
+// That is the oldest, or the first of those after it that is not wanted any more.
+func (r *ring) put(id string, wanted func(id string) bool) (forgotten string) {
 	if len(r.ids) < bookSize {
 		r.ids = append(r.ids, id)
 		return ""
 	}
-	forgotten, r.ids[r.next] = r.ids[r.next], id
-	r.next = (r.next + 1) % bookSize
+	at := r.next
+	for n := range ringSearch {
+		if i := (r.next + n) % bookSize; wanted == nil || !wanted(r.ids[i]) {
+			at = i
+			break
+		}
+	}
+	forgotten, r.ids[at] = r.ids[at], id
+	r.next = (at + 1) % bookSize
 	return forgotten
 }
 
-type leaseState struct{ issued, ended bool }
+// ringSearch is how many are asked for one that is not wanted.
+const ringSearch = 64
+
+type leaseState struct {
+	opened, issued, ended bool
+	expires               time.Time // as it was opened
+}
 
 // bookSize is far above what is live in a log at once, but for the largest.
 const bookSize = 1 << 17
@@ -32,7 +48,8 @@ const bookSize = 1 << 17
 func newLeaseBook() *leaseBook { return &leaseBook{leases: map[string]leaseState{}} }
 
 // check says what is wrong with the record after those before it, or nothing:
-// a lease is issued once, ends once, and is not issued after its end.
+// a lease is issued once, ends once, and is not issued after its end; and one
+// whose issuing names no request was opened before, for one and for no less.
 func (b *leaseBook) check(r *Record) string {
 	switch r.Kind {
 	case LeaseOpened, LeaseIssued, LeaseFailed, LeaseRevoking, LeaseRevoked, LeaseAbandoned:
@@ -45,18 +62,19 @@ func (b *leaseBook) check(r *Record) string {
 	id := r.Lease.ID
 	s, known := b.leases[id]
 	if !known {
-		delete(b.leases, b.last.put(id)) // no lease has an empty id
+		delete(b.leases, b.last.put(id, nil)) // no lease has an empty id
 	}
-	what := s.step(r.Kind)
+	what := s.step(r)
 	b.leases[id] = s
 	return what
 }
 
-func (s *leaseState) step(kind Kind) string {
+func (s *leaseState) step(r *Record) string {
 	was := *s
-	switch kind {
+	switch r.Kind {
 	case LeaseOpened:
-		if was.issued || was.ended {
+		s.opened, s.expires = true, r.Lease.Expires
+		if was.opened || was.issued || was.ended {
 			return "the lease was opened before"
 		}
 	case LeaseIssued:
@@ -66,6 +84,11 @@ func (s *leaseState) step(kind Kind) string {
 			return "the lease had ended before"
 		case was.issued:
 			return "the lease was issued before"
+		case r.Request != nil:
+		case !was.opened:
+			return "it names no request, and the lease was not opened for one before"
+		case r.Lease.Scopes != nil || r.Lease.Expires.IsZero() || r.Lease.Expires.After(was.expires):
+			return "the lease is more than it was opened for"
 		}
 	case LeaseFailed, LeaseRevoked, LeaseAbandoned:
 		s.ended = true

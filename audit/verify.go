@@ -37,6 +37,7 @@ type Report struct {
 	Opened      int64          `json:"opened"`      // commitments whose texts are there, and are what was committed to
 	Signatures  int64          `json:"signatures"`  // of passkeys, all of approvers
 	KeysPinned  bool           `json:"keys_pinned"` // those came from the auditor
+	Unjudged    int64          `json:"unjudged"`    // records about requests that the log before holds, or of more than are remembered
 	Kinds       map[Kind]int64 `json:"kinds"`
 	Problems    []Problem      `json:"problems,omitempty"` // at most maxProblems
 	More        int            `json:"more,omitempty"`     // problems beyond those
@@ -68,9 +69,10 @@ func (p *Problem) Error() string {
 // that every leaf is a record in canonical form, that the leaves hash to the
 // tree and the tree to every checkpoint, that checkpoints are signed by the
 // log's key, that times never go back, that stored texts are what was
-// committed to, that no lease is issued twice or after its end, and that
-// approvals which policy wants signed are, by passkeys that count. It uses the
-// same memory however long the log is.
+// committed to, that no lease is issued twice or after its end, that each is of
+// a request whose grant lasts, and within it, that people approved what policy
+// wanted them to, and that approvals which it wants signed are, by passkeys that
+// count. It uses the same memory however long the log is.
 //
 // It goes on after a problem, to tell all of them. The error is the first one,
 // or says why the log could not be read.
@@ -79,7 +81,7 @@ func Verify(ctx context.Context, src Source, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verifying the log: %w", err)
 	}
-	v := &verification{header: h, leases: newLeaseBook(), keys: newKeyBook(opts.Approvers)}
+	v := &verification{header: h, leases: newLeaseBook(), keys: newKeyBook(opts.Approvers), requests: newRequestBook()}
 	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[Kind]int64{}}
 	if opts.Key != "" {
 		v.report.Key, v.report.KeyTrusted = opts.Key, true
@@ -110,6 +112,7 @@ type verification struct {
 	checkpoints []Checkpoint // those not reached yet, by size
 	leases      *leaseBook
 	keys        *keyBook
+	requests    *requestBook
 	current     Record // the record being looked at
 }
 
@@ -237,6 +240,9 @@ func (v *verification) record(index int64, r *Record, last time.Time) {
 	if signed {
 		v.report.Signatures++
 	}
+	if what := v.requests.check(r, signed); what != "" {
+		v.problem(index, "%s", what)
+	}
 }
 
 func (v *verification) openings(index int64, r *Record, stored []byte) {
@@ -254,6 +260,7 @@ func (v *verification) openings(index int64, r *Record, stored []byte) {
 // finish compares the whole tree with what the log says of itself.
 func (v *verification) finish() {
 	v.report.Records, v.report.Root = v.tree.Size(), v.tree.Root()
+	v.report.Unjudged = v.requests.unjudged
 	h := v.header
 	if h.Size != v.report.Records {
 		v.problem(-1, "the log says that it has %d records, and %d are there", h.Size, v.report.Records)

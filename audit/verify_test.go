@@ -35,9 +35,21 @@ func (m *memory) record(t testing.TB, r Record) {
 	m.append(e.Leaf(), e.Openings())
 }
 
+// lease is a lease whose request is filed and collected in one call, or one of
+// its later records.
 func lease(kind Kind, id string) Record {
 	why, opening := Commit("because of " + id)
-	return Record{Kind: kind, Lease: &LeaseFacts{ID: id}, Request: &RequestFacts{Justification: why}, Openings: map[string]Opening{"justification": opening}}
+	r := Record{Kind: kind, Lease: &LeaseFacts{ID: id, Expires: someTime.Add(time.Hour)}, Request: &RequestFacts{Justification: why}, Openings: map[string]Opening{"justification": opening}}
+	if kind == LeaseOpened || kind == LeaseIssued {
+		r.Caller, r.Decision = &Party{ID: "spiffe://acme.test/agent"}, &DecisionFacts{Permit: true}
+		r.Request.ID, r.Request.Entitlement, r.Request.TTL, r.Request.Duration = "req_"+id, "db", time.Hour, time.Hour
+	}
+	return r
+}
+
+// issued is how a lease goes on that was opened.
+func issued(id string) Record {
+	return Record{Kind: LeaseIssued, Lease: &LeaseFacts{ID: id, Expires: someTime.Add(time.Minute)}}
 }
 
 // goodLog is a log of 18 records with two checkpoints.
@@ -165,7 +177,11 @@ func TestVerifyKnowsWhatCantBe(t *testing.T) {
 		{"the lease had ended before", []Record{opened, lease(LeaseRevoked, "a"), lease(LeaseIssued, "a")}},
 		{"the lease had ended before", []Record{opened, lease(LeaseFailed, "a"), lease(LeaseRevoked, "a")}},
 		{"the lease was opened before", []Record{opened, lease(LeaseIssued, "a"), lease(LeaseOpened, "a")}},
-		{"", []Record{opened, lease(LeaseOpened, "a"), lease(LeaseIssued, "a"), lease(LeaseRevoking, "a"), lease(LeaseRevoking, "a"), lease(LeaseRevoked, "a")}},
+		{"the lease was opened before", []Record{opened, lease(LeaseOpened, "a"), lease(LeaseOpened, "a")}},
+		{"it names no request, and the lease was not opened for one before", []Record{opened, issued("a")}},
+		{"the lease is more than it was opened for", []Record{opened, lease(LeaseOpened, "a"), edited(issued("a"), func(r *Record) { r.Lease.Expires = someTime.Add(2 * time.Hour) })}},
+		{"the lease is more than it was opened for", []Record{opened, lease(LeaseOpened, "a"), edited(issued("a"), func(r *Record) { r.Lease.Scopes = []string{"all"} })}},
+		{"", []Record{opened, lease(LeaseOpened, "a"), issued("a"), lease(LeaseRevoking, "a"), lease(LeaseRevoking, "a"), lease(LeaseRevoked, "a")}},
 	} {
 		m := &memory{}
 		for _, r := range test.records {
@@ -217,7 +233,7 @@ func TestExport(t *testing.T) {
 	lines := strings.SplitAfter(good, "\n")
 	for name, test := range map[string]struct{ text, says string }{
 		"a byte":                {strings.Replace(good, `"id":"lse_4"`, `"id":"lse_5"`, 1), "record 9 (lease.issued, 2026-11-03T12:00:09.123Z): its bytes hash to "},
-		"a space":               {strings.Replace(good, `{"id":"lse_4"}`, `{"id": "lse_4"}`, 1), "record 9"},
+		"a space":               {strings.Replace(good, `"id":"lse_4"`, `"id": "lse_4"`, 1), "record 9"},
 		"a line less":           {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "record 4 (lease.issued, 2026-11-03T12:00:05.123Z): the record in its place has the index 5"},
 		"two lines exchanged":   {lines[0] + lines[1] + lines[3] + lines[2] + strings.Join(lines[4:], ""), "has the index 2"},
 		"cut off":               {strings.Join(lines[:12], ""), "the log says that it has 18 records, and 11 are there"},

@@ -38,9 +38,10 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 		Long: `verify reads a whole log, from a database or an export, and checks that every
 record is canonical and in its place, that the records hash to the tree and the
 tree to every signed checkpoint, that times never go back, that texts are what
-was committed to, that no lease is issued twice or after its end, and that
-approvals which policy wanted signed are, by passkeys that counted. It needs
-neither the broker nor a secret.
+was committed to, that no lease is issued twice or after its end, that each is
+within the grant of a request, that the people whom policy wanted approved it,
+and that approvals which it wanted signed are, by passkeys that counted. It
+needs neither the broker nor a secret.
 
 Give --key with the log's public key from elsewhere: without it, the key in the
 log itself is believed. Give --approvers with the passkeys that you know, as
@@ -113,6 +114,9 @@ func writeReport(w io.Writer, r *audit.Report) {
 			whose = "the log's own word for whose they are: give --approvers to trust nobody"
 		}
 		fmt.Fprintf(w, "signatures\t%d of passkeys (%s)\n", r.Signatures, whose)
+	}
+	if r.Unjudged > 0 {
+		fmt.Fprintf(w, "not judged\t%d about requests older than the log, or of more than can be remembered at once\n", r.Unjudged)
 	}
 	if len(r.Problems) == 0 {
 		fmt.Fprintln(w, "verified\teverything holds")

@@ -1,0 +1,143 @@
+package audit
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A need is how many people of a group have to speak.
+type need struct {
+	count int
+	group string
+}
+
+// Bounds of what is remembered of one request, far above what policies want:
+// whoever forges a log chooses these numbers.
+const (
+	maxPlaces = 1024
+	maxVoices = 256
+)
+
+// parseNeeds reads "2 of dba", as decisions say it. It says false if it can't.
+func parseNeeds(texts []string) (needs []need, ok bool) {
+	places := 0
+	for _, text := range texts {
+		number, group, found := strings.Cut(text, " of ")
+		n, err := strconv.Atoi(number)
+		if !found || err != nil || n < 1 || n > maxPlaces || group == "" {
+			return nil, false
+		}
+		needs, places = append(needs, need{n, group}), places+n
+	}
+	return needs, places <= maxPlaces
+}
+
+// A voice is what one person said of a request.
+type voice struct {
+	person        string
+	groups        []string
+	approves      bool
+	signed        bool // by a passkey that counts
+	scopes        []string
+	ttl, duration time.Duration // narrowed to; zero: as asked
+}
+
+// people are those who have to speak of a request, and those who did.
+type people struct {
+	needs, review []need
+	signed        bool     // approvals count with a signature only
+	barred        []string // who may not speak: who asked, and who answers for it
+	said          []voice
+	left          []string // the scopes that those who approved left of the request
+	verdicts      []voice
+	closed        bool // the review
+}
+
+// add takes in what a person says; who spoke before has nothing to say, but
+// that a yes may become a no.
+func add(said []voice, v voice) ([]voice, string) {
+	i := slices.IndexFunc(said, func(u voice) bool { return u.person == v.person })
+	switch {
+	case i >= 0 && said[i].approves && !v.approves:
+		said = slices.Delete(said, i, i+1)
+	case i >= 0:
+		return said, "the same person said so before"
+	case len(said) == maxVoices:
+		return said, fmt.Sprintf("more than %d people speak of one request", maxVoices)
+	}
+	return append(said, v), ""
+}
+
+// lacking says what is missing to the approvals that are demanded, or nothing.
+func (p *people) lacking(needs []need, signed bool) string {
+	if len(needs) == 0 {
+		return ""
+	}
+	var count []voice
+	if p != nil {
+		count = slices.DeleteFunc(slices.Clone(p.said), func(v voice) bool { return !v.approves || signed && !v.signed })
+	}
+	have, full := seat(needs, count)
+	if full {
+		return ""
+	}
+	how := ""
+	if signed {
+		how = ", by signatures that hold"
+	}
+	return fmt.Sprintf("policy wants it approved by %s%s, and the log has %s", needTexts(needs, nil), how, needTexts(needs, have))
+}
+
+// needTexts names needs, as many as there are of each, or as have spoken.
+func needTexts(needs []need, have []int) string {
+	var texts []string
+	for i, n := range needs {
+		if have != nil {
+			n.count = have[i]
+		}
+		texts = append(texts, fmt.Sprintf("%d of %s", n.count, n.group))
+	}
+	return strings.Join(texts, ", ")
+}
+
+// seat gives each person one place at most, such that as many places as can be
+// are filled: somebody in two groups counts once. It says how many of each
+// need are, and whether all are.
+func seat(needs []need, voices []voice) (have []int, full bool) {
+	var chairs []int // the need that each place is of
+	for i, n := range needs {
+		for range n.count {
+			chairs = append(chairs, i)
+		}
+	}
+	taken := make([]int, len(chairs)) // by the voice, counted from 1
+	var sit func(v int, tried []bool) bool
+	sit = func(v int, tried []bool) bool {
+		for chair, of := range chairs {
+			if tried[chair] || !slices.Contains(voices[v].groups, needs[of].group) {
+				continue
+			}
+			tried[chair] = true
+			if taken[chair] == 0 || sit(taken[chair]-1, tried) {
+				taken[chair] = v + 1
+				return true
+			}
+		}
+		return false
+	}
+	for v := range voices {
+		sit(v, make([]bool, len(chairs)))
+	}
+	have, full = make([]int, len(needs)), true
+	for chair, v := range taken {
+		if v > 0 {
+			have[chairs[chair]]++
+		} else {
+			full = false
+		}
+	}
+	return have, full
+}

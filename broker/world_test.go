@@ -210,6 +210,16 @@ func (w *world) count(t *testing.T, status broker.LeaseStatus) int {
 // its record.
 func (w *world) verify(t *testing.T) {
 	t.Helper()
+	report, err := audit.Verify(context.Background(), w.store.Source(), audit.Options{}) // in cleanups, too
+	if report == nil {
+		t.Fatal(err)
+	}
+	for _, p := range report.Problems {
+		// The store's clock is the real one, and passkeys wait by the test's.
+		if p.Kind != audit.PasskeyEnrolled {
+			t.Errorf("the log does not verify: %v", &p)
+		}
+	}
 	issued := map[string]bool{}
 	for _, r := range w.records(t) {
 		if r.Kind == audit.LeaseIssued {

@@ -167,7 +167,8 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 	known, enrolled := b.keys[name]
 	switch r.Kind {
 	case PasskeyEnrolled:
-		b.keys[name] = knownPasskey{Approver: Approver{person, f.Credential, f.Public, f.RP}, counts: f.Counts}
+		// To an auditor who believes nobody, what was removed stays removed.
+		b.keys[name] = knownPasskey{Approver: Approver{person, f.Credential, f.Public, f.RP}, counts: f.Counts, removed: b.pinned != nil && known.removed}
 		switch {
 		case enrolled && !known.removed:
 			return false, "the passkey was enrolled before"

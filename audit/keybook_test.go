@@ -108,6 +108,8 @@ func TestSignaturesAreVerified(t *testing.T) {
 			ana.approves(t, "req_1", tomorrow)}, says: "was removed"},
 		"removed, and pinned": {records: log{ana.enrolled(someTime), {Time: tomorrow, Kind: PasskeyRemoved, Caller: ana.party(), Passkey: &PasskeyFacts{Credential: ana.ID}}, asked,
 			ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, says: "was removed"},
+		"removed, enrolled again, and pinned": {records: log{ana.enrolled(someTime), {Time: someTime, Kind: PasskeyRemoved, Caller: ana.party(), Passkey: &PasskeyFacts{Credential: ana.ID}}, ana.enrolled(someTime), asked,
+			ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, says: "was removed"},
 		"removed, and enrolled again": {records: log{ana.enrolled(someTime), {Time: someTime, Kind: PasskeyRemoved, Caller: ana.party(), Passkey: &PasskeyFacts{Credential: ana.ID}}, ana.enrolled(someTime), asked,
 			ana.approves(t, "req_1", tomorrow)}, signed: 1},
 		"for another request":                {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *Record) { r.Request.ID = "req_2" })}, says: "signs something else"},

@@ -90,6 +90,10 @@ func (s *leaseState) step(r *Record) string {
 		case r.Lease.Scopes != nil || r.Lease.Expires.IsZero() || r.Lease.Expires.After(was.expires):
 			return "the lease is more than it was opened for"
 		}
+	case LeaseRevoking:
+		if was.issued {
+			s.ended = false // what only time ends may be denied after it was given back
+		}
 	case LeaseFailed, LeaseRevoked, LeaseAbandoned:
 		s.ended = true
 		if was.ended {

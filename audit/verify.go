@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -34,6 +35,7 @@ type Report struct {
 	First       time.Time      `json:"first"` // time of the first record
 	Last        time.Time      `json:"last"`
 	Checkpoints int            `json:"checkpoints"` // verified signed checkpoints
+	Signed      int64          `json:"signed"`      // so many records, from the first, are covered by them
 	Opened      int64          `json:"opened"`      // commitments whose texts are there, and are what was committed to
 	Signatures  int64          `json:"signatures"`  // of passkeys, all of approvers
 	KeysPinned  bool           `json:"keys_pinned"` // those came from the auditor
@@ -113,8 +115,13 @@ type verification struct {
 	leases      *leaseBook
 	keys        *keyBook
 	requests    *requestBook
-	current     Record // the record being looked at
+	current     Record    // the record being looked at
+	unsigned    time.Time // of the first record that no checkpoint has covered yet
 }
+
+// maxUnsigned is how long records go without a signature in a log that is well:
+// they are signed within seconds.
+const maxUnsigned = 10 * time.Minute
 
 func (v *verification) problem(index int64, format string, args ...any) {
 	if len(v.report.Problems) == maxProblems {
@@ -149,6 +156,7 @@ func (v *verification) checkpointsAt(size int64) {
 			v.problem(-1, "the first %d records have the root %s, their signed checkpoint says %s: one of them, or more, is not what it was", size, root, v.checkpoints[0].Root)
 		} else {
 			v.report.Checkpoints++
+			v.report.Signed = size
 		}
 		v.checkpoints = v.checkpoints[1:]
 	}
@@ -219,6 +227,9 @@ func (v *verification) record(index int64, r *Record, last time.Time) {
 		v.report.First = r.Time
 	}
 	v.report.Last = r.Time
+	if index == v.report.Signed {
+		v.unsigned = r.Time
+	}
 	if r.Time.Before(last) {
 		v.problem(index, "its time is before that of the record before it, %s", last.Format(timeFormat))
 	}
@@ -267,7 +278,26 @@ func (v *verification) finish() {
 	} else if h.Root != v.report.Root {
 		v.problem(-1, "the records have the root %s, the log says %s", v.report.Root, h.Root)
 	}
+	v.signatures()
 	for _, c := range v.checkpoints {
 		v.problem(-1, "a signed checkpoint covers %d records, and %d are there: the end of the log is missing", c.Size, v.report.Records)
+	}
+}
+
+// signatures says what is missing of them. Whoever has the database and not the
+// log's key can write anything that no checkpoint covers: a log of nothing but
+// that proves nothing, and so does one that went without for long. What was
+// written last may not be signed yet.
+func (v *verification) signatures() {
+	r := &v.report
+	if name, _, _ := strings.Cut(r.Key, "+"); r.KeyTrusted && name != r.Origin {
+		v.problem(-1, "the key that you gave is of the log %s, and this is %s", name, r.Origin)
+	}
+	switch {
+	case r.Signed == r.Records:
+	case r.Signed == 0 && r.KeyTrusted && len(r.Problems) == 0:
+		v.problem(-1, "nothing in it is signed by the key that you gave: anybody may have written it")
+	case r.Signed > 0 && r.Last.Sub(v.unsigned) > maxUnsigned:
+		v.problem(-1, "records %d to %d are not signed, though %s passed between them: anybody may have written them", r.Signed, r.Records-1, r.Last.Sub(v.unsigned).Round(time.Second))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -182,14 +183,52 @@ func TestVerifyKnowsWhatCantBe(t *testing.T) {
 		{"the lease is more than it was opened for", []Record{opened, lease(LeaseOpened, "a"), edited(issued("a"), func(r *Record) { r.Lease.Expires = someTime.Add(2 * time.Hour) })}},
 		{"the lease is more than it was opened for", []Record{opened, lease(LeaseOpened, "a"), edited(issued("a"), func(r *Record) { r.Lease.Scopes = []string{"all"} })}},
 		{"", []Record{opened, lease(LeaseOpened, "a"), issued("a"), lease(LeaseRevoking, "a"), lease(LeaseRevoking, "a"), lease(LeaseRevoked, "a")}},
+		{"", []Record{opened, lease(LeaseOpened, "a"), issued("a"), lease(LeaseRevoked, "a"), lease(LeaseRevoking, "a"), lease(LeaseRevoked, "a")}},
+		{"had ended before", []Record{opened, lease(LeaseOpened, "a"), lease(LeaseFailed, "a"), lease(LeaseRevoking, "a"), issued("a")}},
 	} {
 		m := &memory{}
 		for _, r := range test.records {
 			m.record(t, r)
 		}
+		m.sign(t)
 		_, err := Verify(t.Context(), m, Options{Key: public})
 		if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
 			t.Errorf("want %q, got %v", test.says, err)
+		}
+	}
+}
+
+// TestVerifyWantsSignatures: whoever has the database and not the key writes
+// what they like, and no checkpoint covers it.
+func TestVerifyWantsSignatures(t *testing.T) {
+	whole := goodLog(t)
+	size := int64(len(whole.items))
+	for _, test := range []struct {
+		name   string
+		change func(m *memory)
+		opts   Options
+		signed int64
+		says   string
+	}{
+		{"a tail that is not signed yet", func(*memory) {}, Options{Key: public}, 17, ""},
+		{"no signature", func(m *memory) { m.notes = nil }, Options{Key: public}, 0, "nothing in it is signed by the key that you gave"},
+		{"no signature, and the log's own word", func(m *memory) { m.notes = nil }, Options{}, 0, ""},
+		{"all written anew", func(m *memory) { *m = *m.forge(12, "lse_", "lse_x"); m.notes = nil }, Options{Key: public}, 0, "nothing in it is signed"},
+		{"one kept from before", func(m *memory) { kept := m.notes[0]; *m = *m.forge(12, "lse_", "lse_x"); m.notes = []string{kept} }, Options{Key: public}, 9, ""},
+		{"not signed for long", func(m *memory) {
+			m.notes = m.notes[:1]
+			m.record(t, edited(lease(LeaseOpened, "z"), func(r *Record) { r.Time = someTime.Add(time.Hour) }))
+		}, Options{Key: public}, 9, "records 9 to 18 are not signed, though 59m51s passed between them"},
+		{"the key of another log", func(*memory) {}, Options{Key: "x" + public}, 0, "is of the log x"},
+	} {
+		m := goodLog(t)
+		test.change(m)
+		r, err := Verify(t.Context(), m, test.opts)
+		if r.Signed != test.signed || r.Records < size || test.says == "" && err != nil {
+			t.Errorf("%s: %d of %d signed, %v", test.name, r.Signed, r.Records, err)
+		}
+		if found := slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.What, test.says) }); test.says != "" && !found {
+			t.Errorf("%s: %+v", test.name, r.Problems)
 		}
 	}
 }

@@ -93,21 +93,27 @@ believed whose they are, and that they waited for a day.`,
 }
 
 func writeReport(w io.Writer, r *audit.Report) {
-	fmt.Fprintf(w, "log\t%s\n", r.Origin)
+	fmt.Fprintf(w, "log\t%s\n", oneLine(r.Origin))
 	trust := "given by you"
 	if !r.KeyTrusted {
 		trust = "the log's own word for it: give --key to trust nobody"
 	}
-	fmt.Fprintf(w, "key\t%s (%s)\n", r.Key, trust)
+	fmt.Fprintf(w, "key\t%s (%s)\n", oneLine(r.Key), trust)
 	fmt.Fprintf(w, "records\t%d\n", r.Records)
 	if r.Records > 0 {
 		fmt.Fprintf(w, "from, to\t%s, %s\n", clock(r.First), clock(r.Last))
 	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
-		fmt.Fprintf(w, "  %s\t%d\n", kind, r.Kinds[kind])
+		fmt.Fprintf(w, "  %s\t%d\n", oneLine(string(kind)), r.Kinds[kind])
 	}
 	fmt.Fprintf(w, "root\t%s\n", r.Root)
 	fmt.Fprintf(w, "checkpoints\t%d signed, all of this log\n", r.Checkpoints)
+	switch {
+	case r.Signed == 0:
+		fmt.Fprintln(w, "signed\tnothing: whoever has the database could have written this")
+	case r.Signed < r.Records:
+		fmt.Fprintf(w, "signed\tthe first %d; the last %d are not yet, and whoever has the database could have written those\n", r.Signed, r.Records-r.Signed)
+	}
 	if r.Signatures > 0 || r.KeysPinned {
 		whose := "of approvers given by you"
 		if !r.KeysPinned {
@@ -124,7 +130,7 @@ func writeReport(w io.Writer, r *audit.Report) {
 	}
 	fmt.Fprintln(w, "NOT VERIFIED")
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "  %s\n", p.Error())
+		fmt.Fprintf(w, "  %s\n", oneLine(p.Error()))
 	}
 	if r.More > 0 {
 		fmt.Fprintf(w, "  and %d more problems\n", r.More)
@@ -149,7 +155,7 @@ them with the people, keep the file, and give it to "broker audit verify
 				}
 				return a.print(list, func(w io.Writer) {
 					for _, approver := range list {
-						fmt.Fprintln(w, approver)
+						fmt.Fprintln(w, oneLine(approver.String()))
 					}
 				})
 			})
@@ -237,8 +243,12 @@ func recordLine(item audit.Item, r audit.Record) string {
 	if r.End != nil {
 		parts = append(parts, r.End.How)
 	}
-	return strings.TrimRight(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "), " ")
+	return oneLine(strings.TrimRight(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "), " "))
 }
+
+// oneLine shows what a log says in one line. A log may come from anybody, and
+// must not paint over what is said of it.
+func oneLine(s string) string { return strings.ReplaceAll(plainly(s), "\n", `\n`) }
 
 func (a *app) auditExportCommand() *cobra.Command {
 	c := &cobra.Command{

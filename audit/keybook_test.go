@@ -25,8 +25,13 @@ func newKeyHolder(t testing.TB, person string) *keyHolder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &keyHolder{key, person, public}
+	k := &keyHolder{key, person, public}
+	keyHolders[string(key.ID)] = k
+	return k
 }
+
+// keyHolders are those of all tests, by credential.
+var keyHolders = map[string]*keyHolder{}
 
 func (s *keyHolder) party() *Party { return &Party{ID: s.person, Kind: "person"} }
 
@@ -49,20 +54,20 @@ func (s *keyHolder) sign(t testing.TB, challenge func(Digest) Digest) *Signature
 
 func (s *keyHolder) approves(t testing.TB, request string, at time.Time) Record {
 	t.Helper()
-	return s.says(t, request, at, &ApprovalFacts{Decision: "approve", Digest: digest(1), Groups: []string{"dba"}, Scopes: []string{"tickets:read"}, TTL: time.Minute})
+	return s.says(t, request, at, &ApprovalFacts{Decision: "approve", Digest: ownDigest, Groups: []string{"dba"}, Scopes: []string{"tickets:read"}, TTL: time.Minute})
 }
 
 // says is a signed word on the request that asks makes, which settles it.
 func (s *keyHolder) says(t testing.TB, request string, at time.Time, a *ApprovalFacts) Record {
 	t.Helper()
-	return Record{Time: at, Kind: RequestApproved, Caller: s.party(), Request: &RequestFacts{ID: request, Digest: digest(1), Entitlement: "tickets-api"}, Approval: a,
+	return Record{Time: at, Kind: RequestApproved, Caller: s.party(), Request: &RequestFacts{ID: request, Digest: ownDigest, Entitlement: "tickets-api"}, Approval: a,
 		Signature: s.sign(t, func(nonce Digest) Digest { return a.Challenge(s.person, request, nonce) })}
 }
 
 // asks is a request that wants signed approvals.
 func asks(request string, at time.Time, approvals ...string) Record {
 	return Record{Time: at, Kind: RequestCreated, Caller: &Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent"},
-		Request: &RequestFacts{ID: request, Digest: digest(1), Entitlement: "tickets-api", Scopes: []string{"tickets:close", "tickets:read"},
+		Request: &RequestFacts{ID: request, Digest: ownDigest, Entitlement: "tickets-api", Scopes: []string{"tickets:close", "tickets:read"},
 			TTL: 10 * time.Minute, Duration: time.Hour, LapsesAt: at.Add(time.Hour), Accountable: []string{"login/dora"}},
 		Decision: &DecisionFacts{Permit: true, Approvals: approvals, Signed: true}}
 }
@@ -97,7 +102,7 @@ func TestSignaturesAreVerified(t *testing.T) {
 		"unsigned": {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *Record) { r.Signature = nil })}, says: "policy wanted it signed"},
 		"unsigned where nobody wanted that": {records: log{edited(asked, func(r *Record) { r.Decision.Signed = false }),
 			edited(ana.approves(t, "req_1", tomorrow), func(r *Record) { r.Signature = nil })}},
-		"a no needs no signature": {records: log{asked, {Time: tomorrow, Kind: RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &ApprovalFacts{Decision: "deny", Digest: digest(1)}}}},
+		"a no needs no signature": {records: log{asked, {Time: tomorrow, Kind: RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &ApprovalFacts{Decision: "deny", Digest: ownDigest}}}},
 		"nobody enrolled it":      {records: log{asked, ana.approves(t, "req_1", tomorrow)}, says: "nobody enrolled"},
 		"too early":               {records: log{ana.enrolled(someTime), ana.approves(t, "req_1", someTime.Add(PasskeyWait-time.Second))}, says: "did not count yet"},
 		"enrolled to count at once": {records: log{edited(ana.enrolled(someTime), func(r *Record) { r.Passkey.Counts = someTime.Add(time.Hour) })},

@@ -94,8 +94,9 @@ type Party struct {
 // RequestFacts are what was asked.
 type RequestFacts struct {
 	ID            string
-	Digest        Digest
+	Digest        Digest // of all of it: see Sum
 	Entitlement   string
+	Effect        Digest // of what the entitlement lets its holder do
 	Scopes        []string
 	TTL           time.Duration // whole seconds
 	Duration      time.Duration // whole seconds
@@ -125,14 +126,61 @@ func (f *RequestFacts) Answers(people []string) {
 
 // DecisionFacts are what policy said.
 type DecisionFacts struct {
-	Permit    bool
-	Policies  []string // sorted ids of the determining policies
-	Revision  Digest
-	Approvals []string // "2 of dba", as the policies demand them
-	Review    []string // the same, of the review of a broken glass
-	Signed    bool     // whoever approves signs by a passkey
-	MaxTTL    time.Duration
-	Code      string // the stable error code of a refusal
+	Permit      bool
+	Policies    []string // sorted ids of the determining policies
+	Revision    Digest
+	Approvals   []string // "2 of dba", as the policies demand them
+	Review      []string // the same, of the review of a broken glass
+	Signed      bool     // whoever approves signs by a passkey
+	Manner      []string // how else they have to: "comment", "deny 2", "exclude_team"
+	MaxTTL      time.Duration
+	MaxDuration time.Duration // of the grant
+	Tickets     Digest        // of the patterns that the ticket has to match
+	Code        string        // the stable error code of a refusal
+}
+
+// requestDomain separates the digests of requests from all others.
+const requestDomain = "accessbroker/request/v1"
+
+// Sum is the digest that approvers are shown, and sign: SHA-256 over everything
+// that the request would let happen and what policy demands for it, in canonical
+// JSON (RFC 8785). Free texts enter by their commitments, so that it stays
+// checkable when they are erased. Nothing enters that the record does not hold.
+func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
+	return HashObject(requestDomain, f.Terms(requester, d).
+		Hex("justification", f.Justification).
+		Hex("parameters", f.Parameters).
+		Hex("ticket", f.Ticket))
+}
+
+// Terms are what Sum is over, without the free texts.
+func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
+	o := NewObject().
+		Seconds("duration", f.Duration).
+		Hex("effect", f.Effect).
+		String("entitlement", f.Entitlement).
+		String("extends", f.Extends).
+		String("requester", requester).
+		StringList("scopes", f.Scopes).
+		String("subject", requester).
+		Seconds("ttl", f.TTL)
+	if f.BreakGlass {
+		o.String("break_glass", "yes")
+	}
+	if !f.NotBefore.IsZero() {
+		o.String("not_before", f.NotBefore.UTC().Format(time.RFC3339))
+	}
+	demands := NewObject().
+		StringList("approvals", d.Approvals).
+		StringList("manner", d.Manner).
+		Seconds("max_duration", d.MaxDuration).
+		Seconds("max_ttl", d.MaxTTL).
+		StringList("review", d.Review).
+		Hex("tickets", d.Tickets)
+	if d.Signed {
+		demands.String("signed", "yes")
+	}
+	return o.Object("obligations", demands)
 }
 
 // ApprovalFacts are one person's yes or no.

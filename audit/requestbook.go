@@ -94,6 +94,8 @@ func (b *requestBook) created(r *Record) string {
 		return "the request was made before"
 	case d == nil || !d.Permit:
 		return "policy did not permit the request"
+	case f.Sum(r.Caller.ID, d) != f.Digest:
+		return "its digest, which people are shown and sign, is not of what it says: that would be " + f.Sum(r.Caller.ID, d).String()
 	case f.BreakGlass && len(d.Review) == 0:
 		return "it does without approval, and nobody has to review that"
 	}

@@ -12,7 +12,7 @@ import (
 func collects(kind Kind, request string, at time.Time) Record {
 	r := asks(request, at)
 	return Record{Time: at, Kind: kind, Caller: r.Caller, Decision: &DecisionFacts{Permit: true},
-		Request: &RequestFacts{ID: request, Digest: digest(1), Entitlement: "tickets-api", Scopes: r.Request.Scopes},
+		Request: &RequestFacts{ID: request, Digest: ownDigest, Entitlement: "tickets-api", Scopes: r.Request.Scopes},
 		Lease:   &LeaseFacts{ID: "lse_of_" + request, Expires: at.Add(10 * time.Minute)}}
 }
 
@@ -26,8 +26,8 @@ func glass(at time.Time) Record {
 }
 
 func verdict(kind Kind, person string, at time.Time) Record {
-	return Record{Time: at, Kind: kind, Caller: &Party{ID: person}, Request: &RequestFacts{ID: "req_1", Digest: digest(1), Entitlement: "tickets-api"},
-		Approval: &ApprovalFacts{Decision: "deny", Digest: digest(1), Groups: []string{"security"}}}
+	return Record{Time: at, Kind: kind, Caller: &Party{ID: person}, Request: &RequestFacts{ID: "req_1", Digest: ownDigest, Entitlement: "tickets-api"},
+		Approval: &ApprovalFacts{Decision: "deny", Digest: ownDigest, Groups: []string{"security"}}}
 }
 
 // A cast is people with passkeys that count by tomorrow, and what they say.
@@ -70,16 +70,16 @@ func (c *cast) yes(who *keyHolder, groups ...string) Record {
 }
 
 func (c *cast) last(who *keyHolder, groups ...string) Record {
-	return who.says(c.t, "req_1", c.at, &ApprovalFacts{Decision: "approve", Digest: digest(1), Groups: groups})
+	return who.says(c.t, "req_1", c.at, &ApprovalFacts{Decision: "approve", Digest: ownDigest, Groups: groups})
 }
 
 // narrowed is an approval of less, and the last.
 func (c *cast) narrowed(who *keyHolder, scope string, ttl, duration time.Duration) Record {
-	return who.says(c.t, "req_1", c.at, &ApprovalFacts{Decision: "approve", Digest: digest(1), Groups: []string{"dba"}, Scopes: []string{scope}, TTL: ttl, Duration: duration})
+	return who.says(c.t, "req_1", c.at, &ApprovalFacts{Decision: "approve", Digest: ownDigest, Groups: []string{"dba"}, Scopes: []string{scope}, TTL: ttl, Duration: duration})
 }
 
 func (c *cast) no(who *keyHolder, kind Kind) Record {
-	return Record{Time: c.at, Kind: kind, Caller: who.party(), Request: c.last(who).Request, Approval: &ApprovalFacts{Decision: "deny", Digest: digest(1), Groups: []string{"dba"}}}
+	return Record{Time: c.at, Kind: kind, Caller: who.party(), Request: c.last(who).Request, Approval: &ApprovalFacts{Decision: "deny", Digest: ownDigest, Groups: []string{"dba"}}}
 }
 
 func unsigned(r Record) Record { return edited(r, func(r *Record) { r.Signature = nil }) }
@@ -136,7 +136,8 @@ func TestForgedApprovals(t *testing.T) {
 			2, "0 of dba"},
 		"of another request": {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *Record) { r.Approval.Digest = digest(2) })}, 1, "signs something else"},
 		"of another digest": {log{c.asked("1 of dba"), c.ana.says(t, "req_1", c.at, &ApprovalFacts{Decision: "approve", Digest: digest(2), Groups: []string{"dba"}})}, 1,
-			"what the person saw is not what was asked: the digest of the request was 0101"},
+			"what the person saw is not what was asked: the digest of the request was "},
+		"of a request that is told otherwise than it was shown": {log{edited(c.asked("1 of dba"), func(r *Record) { r.Request.Digest = digest(9) })}, 0, "its digest, which people are shown and sign, is not of what it says"},
 		"a lease after that of another digest": {log{c.asked("1 of dba"), c.ana.says(t, "req_1", c.at, &ApprovalFacts{Decision: "approve", Digest: digest(2), Groups: []string{"dba"}}), c.lease()},
 			2, "0 of dba"},
 		"the record names another digest": {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *Record) { r.Request.Digest = digest(2) })}, 1, "it is not about what was asked"},
@@ -281,9 +282,10 @@ func TestNewEpochFollowsAnother(t *testing.T) {
 // forges a log could have pushed it out.
 func TestRequestsAreForgotten(t *testing.T) {
 	c := newCast(t)
-	b := newRequestBook()
+	b, m := newRequestBook(), &memory{}
 	tell := func(r Record) {
 		t.Helper()
+		r = m.settle(t, r)
 		if what := b.check(&r, true); what != "" {
 			t.Fatal(what)
 		}

@@ -7,7 +7,7 @@ import "time"
 // within them is ever refused for its length.
 const (
 	maxID          = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
-	maxActors      = 3400
+	maxActors      = 2900
 	maxAccountable = 2048 // about 100 people
 	maxScopes      = 4300 // 32 of 128 characters
 	maxPolicies    = 5120
@@ -72,6 +72,7 @@ func (f *RequestFacts) fields(c *codec) {
 	c.flag("break_glass", &f.BreakGlass)
 	c.digest("digest", &f.Digest)
 	c.seconds("duration", &f.Duration)
+	c.digest("effect", &f.Effect)
 	c.text("entitlement", &f.Entitlement, maxName)
 	c.text("extends", &f.Extends, maxWord)
 	c.text("id", &f.ID, maxWord)
@@ -88,12 +89,15 @@ func (f *RequestFacts) fields(c *codec) {
 func (f *DecisionFacts) fields(c *codec) {
 	c.texts("approvals", &f.Approvals, maxGroups)
 	c.text("code", &f.Code, maxWord)
+	c.texts("manner", &f.Manner, 2*maxWord)
+	c.seconds("max_duration", &f.MaxDuration)
 	c.seconds("max_ttl", &f.MaxTTL)
 	c.flag("permit", &f.Permit)
 	c.texts("policies", &f.Policies, maxPolicies)
 	c.texts("review", &f.Review, maxGroups)
 	c.digest("revision", &f.Revision)
 	c.flag("signed", &f.Signed)
+	c.digest("tickets", &f.Tickets)
 }
 
 func (f *ApprovalFacts) fields(c *codec) {

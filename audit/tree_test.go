@@ -22,6 +22,7 @@ var (
 
 // A memory is a log in memory, with its rows as a database has them.
 type memory struct {
+	sums  map[string]Digest // of the requests that were made, by id
 	tree  Tree
 	items []Item
 	notes []string

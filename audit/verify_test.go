@@ -32,9 +32,48 @@ func (m *memory) record(t testing.TB, r Record) {
 	if r.Time.IsZero() {
 		r.Time = someTime.Add(time.Duration(len(m.items)) * time.Second)
 	}
+	r = m.settle(t, r)
 	e := mustEntry(t, r)
 	m.append(e.Leaf(), e.Openings())
 }
+
+// settle puts the digest of a request where a record says ownDigest, and signs
+// anew what was rightly signed over that.
+func (m *memory) settle(t testing.TB, r Record) Record {
+	t.Helper()
+	if r.Request == nil {
+		return r
+	}
+	f := r.Request
+	signed := r.Signature != nil && r.Approval != nil && r.Signature.Verify(r.Approval.Challenge(r.Caller.ID, f.ID, r.Signature.Nonce), keyHolders[string(r.Signature.Credential)].public, "broker.test") == nil
+	r = edited(r, func(r *Record) {
+		own := m.sums[f.ID]
+		if f.TTL > 0 && r.Decision != nil && r.Caller != nil { // it is made here
+			own = r.Request.Sum(r.Caller.ID, r.Decision)
+			if m.sums == nil {
+				m.sums = map[string]Digest{}
+			}
+			m.sums[f.ID] = own
+			if f.Digest.IsZero() {
+				r.Request.Digest = own
+			}
+		}
+		if f.Digest == ownDigest {
+			r.Request.Digest = own
+		}
+		if r.Approval != nil && r.Approval.Digest == ownDigest {
+			r.Approval.Digest = own
+		}
+	})
+	if signed {
+		holder := keyHolders[string(r.Signature.Credential)]
+		r.Signature = holder.sign(t, func(nonce Digest) Digest { return r.Approval.Challenge(r.Caller.ID, f.ID, nonce) })
+	}
+	return r
+}
+
+// ownDigest stands for the digest of the request that a record is about.
+var ownDigest = digest(1)
 
 // lease is a lease whose request is filed and collected in one call, or one of
 // its later records.

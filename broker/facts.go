@@ -102,7 +102,7 @@ func (r *Request) openings() map[string]audit.Opening {
 // facts are the request as records show it.
 func (r *Request) facts() *audit.RequestFacts {
 	f := &audit.RequestFacts{
-		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes,
+		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Effect: r.Effect, Scopes: r.Scopes,
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
 		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(),
 	}
@@ -125,12 +125,15 @@ func (r *Request) facts() *audit.RequestFacts {
 // facts are the decision as records show it. code is the stable code of a
 // refusal, empty for a permit.
 func (d *Decision) facts(code string) *audit.DecisionFacts {
+	o := &d.Obligations
 	f := &audit.DecisionFacts{
 		Permit: d.Permit && code == "", Policies: d.Policies, Revision: d.Revision,
-		MaxTTL: d.Obligations.MaxTTL, Code: code,
+		Approvals: needTexts(o.Approvals), Review: needTexts(o.Review), Signed: o.Signed, Manner: o.manner(),
+		MaxTTL: o.MaxTTL, MaxDuration: o.MaxDuration, Code: code,
 	}
-	f.Signed = d.Obligations.Signed
-	f.Approvals, f.Review = needTexts(d.Obligations.Approvals), needTexts(d.Obligations.Review)
+	if len(o.Tickets) > 0 {
+		f.Tickets = audit.HashObject("accessbroker/tickets/v1", audit.NewObject().StringList("patterns", o.Tickets))
+	}
 	return f
 }
 
@@ -171,21 +174,10 @@ func (l *Lease) facts() *audit.LeaseFacts {
 	}
 }
 
-// requestDomain separates the digests of requests from all others.
-const requestDomain = "accessbroker/request/v1\n"
-
-// digest is what approvers sign off: SHA-256 over everything that the request
-// would let happen, in canonical JSON (RFC 8785). Free texts enter by their
-// commitments, so that the digest stays checkable when they are erased.
+// digest is what approvers sign off: of what the records will say, and of
+// nothing else, so that an auditor can tell what they saw.
 func (r *Request) digest() audit.Digest {
-	f := r.facts()
-	b := append(make([]byte, 0, 1024), requestDomain...)
-	b = append(b, r.terms().
-		Hex("justification", f.Justification).
-		Hex("parameters", f.Parameters).
-		Hex("ticket", f.Ticket).
-		Bytes()...)
-	return sha256.Sum256(b)
+	return r.facts().Sum(r.Requester.ID, r.Decision.facts(""))
 }
 
 // askDomain separates the digests by which an identical ask finds the pending
@@ -194,42 +186,14 @@ const askDomain = "accessbroker/ask/v1\n"
 
 // askDigest is the same for asks that mean the same, free texts included.
 func (r *Request) askDigest() audit.Digest {
-	o := r.terms()
+	o := r.facts().Terms(r.Requester.ID, r.Decision.facts(""))
 	for _, field := range slices.Sorted(maps.Keys(r.texts())) {
 		o = o.String("text_"+field, r.texts()[field])
 	}
 	return sha256.Sum256(append([]byte(askDomain), o.Bytes()...))
 }
 
-// terms is what both digests share.
-func (r *Request) terms() *audit.Object {
-	o := audit.NewObject().
-		Seconds("duration", r.Duration).
-		Hex("effect", r.Effect).
-		String("entitlement", r.Entitlement).
-		String("requester", r.Requester.ID).
-		StringList("scopes", r.Scopes).
-		String("subject", r.Requester.ID).
-		Seconds("ttl", r.TTL)
-	if r.BreakGlass {
-		o.String("break_glass", "yes")
-	}
-	if !r.NotBefore.IsZero() {
-		o.String("not_before", r.NotBefore.UTC().Format(time.RFC3339))
-	}
-	o.String("extends", r.Extends.String())
-	d := r.Decision.Obligations
-	o.Object("obligations", audit.NewObject().
-		StringList("approvals", needTexts(d.Approvals)).
-		StringList("manner", d.manner()).
-		StringList("review", needTexts(d.Review)).
-		Seconds("max_duration", d.MaxDuration).
-		Seconds("max_ttl", d.MaxTTL).
-		StringList("tickets", d.Tickets))
-	return o
-}
-
-// manner is how people have to approve, as the digest says it.
+// manner is how people have to approve, beside that they sign.
 func (o *Obligations) manner() (words []string) {
 	if o.Comment {
 		words = append(words, "comment")
@@ -239,9 +203,6 @@ func (o *Obligations) manner() (words []string) {
 	}
 	if o.ExcludeTeam {
 		words = append(words, "exclude_team")
-	}
-	if o.Signed {
-		words = append(words, "signed")
 	}
 	return words
 }

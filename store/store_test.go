@@ -63,7 +63,7 @@ func newIssuance(t testing.TB, n int) issuance {
 		Requester: broker.Identity{ID: holder, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(holder), Kind: broker.KindAgent,
 			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: audit.Digest{1}, Expires: testNow.Add(time.Hour)}, Team: "support", Accountable: []string{"login/ana"}},
 		Entitlement: "tickets-api", Effect: audit.Digest{2}, Scopes: []string{"tickets:comment", "tickets:read"},
-		TTL: 10 * time.Minute, Duration: time.Hour, Digest: audit.Digest{3},
+		TTL: 10 * time.Minute, Duration: time.Hour,
 		Decision: broker.Decision{Permit: true, Policies: []string{"agents-tickets"}, Revision: audit.Digest{4}},
 		Created:  testNow, Approved: testNow, CollectUntil: testNow.Add(time.Hour), FirstExpires: testNow.Add(10 * time.Minute),
 	}
@@ -74,10 +74,12 @@ func newIssuance(t testing.TB, n int) issuance {
 	record := audit.Record{
 		Kind:     audit.LeaseIssued,
 		Caller:   &audit.Party{ID: holder, Kind: "agent", Method: "jwt-svid", Proof: audit.Digest{1}, Expires: testNow},
-		Request:  &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: r.TTL, Duration: r.Duration},
+		Request:  &audit.RequestFacts{ID: r.ID.String(), Effect: r.Effect, Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: r.TTL, Duration: r.Duration},
 		Decision: &audit.DecisionFacts{Permit: true, Policies: r.Decision.Policies, Revision: r.Decision.Revision},
 		Lease:    &audit.LeaseFacts{ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires, Revocation: string(l.Revocation), Credential: audit.Digest{5}},
 	}
+	r.Digest = record.Request.Sum(holder, record.Decision)
+	record.Request.Digest = r.Digest
 	entry, err := record.Entry()
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -154,8 +155,9 @@ func (r *execution) untilTurn() time.Duration {
 
 func (r *execution) renewable() bool { return r.file != "" && !r.once }
 
-// renew puts a new credential into the file. As long as the old one lives, a
-// broker that can't be reached is asked again.
+// renew puts a new credential into the file, and says whether the access goes
+// on. As long as the old one lives, it does: a broker that can't be reached, or
+// can't serve now, is asked again, and one that refuses is not.
 func (r *execution) renew(ctx context.Context) bool {
 	if !r.renewable() {
 		return false
@@ -163,10 +165,10 @@ func (r *execution) renew(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	fresh, err := r.client.Renew(ctx, r.credential.Lease)
-	var refused *api.Error
 	if err != nil {
 		fmt.Fprintf(r.err, "broker: renewing: %v\n", err)
-		return !errors.As(err, &refused) && time.Until(r.credential.ExpiresAt) > 2*time.Second
+		r.once = !mayPass(err)
+		return time.Until(r.credential.ExpiresAt) > 2*time.Second
 	}
 	r.credential = fresh
 	if err := r.writeFile(); err != nil {
@@ -174,6 +176,12 @@ func (r *execution) renew(ctx context.Context) bool {
 		return false
 	}
 	return true
+}
+
+// mayPass says whether what went wrong may be over in a moment.
+func mayPass(err error) bool {
+	var answer *api.Error
+	return !errors.As(err, &answer) || answer.Status == http.StatusTooManyRequests || answer.Status >= http.StatusInternalServerError
 }
 
 // environment is the command's, and writes the file if there is one.

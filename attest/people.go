@@ -320,34 +320,31 @@ func (p *provider) refresh(ctx context.Context, d *discovered, who broker.Identi
 }
 
 // LogoutToken verifies a provider's word that it logged somebody out (OpenID
-// Connect Back-Channel Logout 1.0, section 2.6), and gives whom. The same word
-// again is worth as much as it was: it ends what was opened before it, and it
-// is believed for a few minutes only.
-func (p *People) LogoutToken(ctx context.Context, name, raw string, now time.Time) (sub, sid string, err error) {
+// Connect Back-Channel Logout 1.0, section 2.6). That the same word counts once
+// is up to whoever acts on it.
+func (p *People) LogoutToken(ctx context.Context, name, raw string, now time.Time) (broker.LogoutWord, error) {
+	var word broker.LogoutWord
 	one, err := p.provider(name)
 	if err != nil {
-		return "", "", err
+		return word, err
+	}
+	if raw == "" || len(raw) > maxIDToken {
+		return word, errors.New("there is no logout token, or one that is too long")
 	}
 	d, err := one.discover(ctx, now)
 	if err != nil {
-		return "", "", err
-	}
-	if raw == "" || len(raw) > maxIDToken {
-		return "", "", errors.New("there is no logout token, or one that is too long")
+		return word, err
 	}
 	ctx, cancel := one.context(ctx)
 	defer cancel()
 	token, err := one.verifier(d, now).VerifyLogout(ctx, raw)
 	switch {
 	case err != nil:
-		return "", "", fmt.Errorf("provider %s: %w", name, err)
-	case !now.Before(token.Expiry) || token.IssuedAt.After(now.Add(iatLeeway)) || now.Sub(token.IssuedAt) > logoutFor:
-		return "", "", errors.New("the logout token is not of now")
+		return word, fmt.Errorf("provider %s: %w", name, err)
+	case !now.Before(token.Expiry) || token.IssuedAt.After(now.Add(iatLeeway)) || now.Sub(token.IssuedAt) > broker.LogoutFor:
+		return word, errors.New("the logout token is not of now")
 	case len(token.SessionID) > maxSessions || token.Subject != "" && checkSubject(token.Subject) != nil:
-		return "", "", errors.New("the logout token names nobody who could be logged in")
+		return word, errors.New("the logout token names nobody who could be logged in")
 	}
-	return token.Subject, token.SessionID, nil
+	return broker.LogoutWord{Provider: name, Sub: token.Subject, SID: token.SessionID, ID: token.TokenID, Issued: token.IssuedAt}, nil
 }
-
-// logoutFor is how old a logout token may be.
-const logoutFor = 5 * time.Minute

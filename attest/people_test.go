@@ -426,11 +426,11 @@ func TestLogoutTokens(t *testing.T) {
 			"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
 		}
 	}
-	tell := func(ctx context.Context, claims map[string]any) (string, string, error) {
+	tell := func(ctx context.Context, claims map[string]any) (broker.LogoutWord, error) {
 		return p.people.LogoutToken(ctx, "login", p.sign(claims, "logout+jwt"), p.now)
 	}
-	if sub, sid, err := tell(t.Context(), good()); err != nil || sub != "ana" || sid != "session-1" {
-		t.Errorf("%q, %q, %v", sub, sid, err)
+	if word, err := tell(t.Context(), good()); err != nil || word != (broker.LogoutWord{Provider: "login", Sub: "ana", SID: "session-1", ID: "1", Issued: p.now}) {
+		t.Errorf("%+v, %v", word, err)
 	}
 	for name, changes := range map[string]map[string]any{
 		"an ID token":       {"events": nil},
@@ -441,15 +441,18 @@ func TestLogoutTokens(t *testing.T) {
 		"expired":           {"exp": p.now.Add(-time.Second).Unix()},
 		"old":               {"iat": p.now.Add(-6 * time.Minute).Unix()},
 		"of the future":     {"iat": p.now.Add(time.Hour).Unix(), "exp": p.now.Add(2 * time.Hour).Unix()},
+		"without a time":    {"iat": nil},
+		"without an end":    {"exp": nil},
+		"without an id":     {"jti": nil},
 		"a long session":    {"sid": strings.Repeat("x", 256)},
 		"a subject of two":  {"sub": "ana ben"},
 	} {
-		if sub, _, err := tell(t.Context(), changed(good(), changes)); err == nil {
-			t.Errorf("%s: it logs %q out", name, sub)
+		if word, err := tell(t.Context(), changed(good(), changes)); err == nil {
+			t.Errorf("%s: it logs %q out", name, word.Sub)
 		}
 	}
 	for _, bad := range []string{"", "x", unsigned(p.sign(good(), "logout+jwt")), strings.Repeat("x", 17<<10)} {
-		if _, _, err := p.people.LogoutToken(t.Context(), "login", bad, p.now); err == nil {
+		if _, err := p.people.LogoutToken(t.Context(), "login", bad, p.now); err == nil {
 			t.Errorf("%.20q logs somebody out", bad)
 		}
 	}

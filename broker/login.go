@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"errors"
 	"strings"
 	"time"
 
@@ -109,9 +110,22 @@ func waitingLogin(tx Tx, key LoginKey, now time.Time) (*Login, error) {
 	return l, err
 }
 
+// mayLetIn refuses sessions that let in no terminal. Only a browser's does: its
+// person has just been asked, there, by a page of ours; and what a terminal is
+// lent lends nothing on.
+func (s *Session) mayLetIn() error {
+	if s.Client != ClientBrowser {
+		return refuse(ErrSessionRequired, "only a browser lets in a terminal: log in there")
+	}
+	return nil
+}
+
 // DecideDevice says for a person whether the terminal that shows the code may
 // act for them.
 func (b *Broker) DecideDevice(ctx context.Context, in *Session, userCode string, allow bool, now time.Time) error {
+	if err := in.mayLetIn(); err != nil {
+		return err
+	}
 	seen, err := b.Device(ctx, userCode, now)
 	if err != nil {
 		return err
@@ -127,7 +141,7 @@ func (b *Broker) DecideDevice(ctx context.Context, in *Session, userCode string,
 		}
 		user.State, device.State = LoginUsed, LoginRefused
 		if allow {
-			device.State, device.Who, device.SID = LoginApproved, in.Who, in.SID
+			device.State, device.By = LoginApproved, in.SessionKey
 		}
 		tx.Put(user)
 		tx.Put(device)
@@ -139,10 +153,13 @@ func (b *Broker) DecideDevice(ctx context.Context, in *Session, userCode string,
 // NewLoginCode gives a code to a terminal on the loopback interface, which
 // trades it for a session by the verifier that it made the challenge of.
 func (b *Broker) NewLoginCode(ctx context.Context, in *Session, challenge audit.Digest, now time.Time) (string, error) {
+	if err := in.mayLetIn(); err != nil {
+		return "", err
+	}
 	code := newCode()
 	l := &Login{
 		LoginKey: loginKey(LoginCode, code), Kind: LoginCode, State: LoginApproved, Challenge: challenge,
-		Who: in.Who, SID: in.SID, Created: now, Expires: now.Add(loginCodeFor),
+		By: in.SessionKey, Created: now, Expires: now.Add(loginCodeFor),
 	}
 	err := b.cfg.Store.Update(ctx, nil, func(tx Tx) error { tx.Put(l); return nil })
 	return code, unavailable(err)
@@ -205,38 +222,57 @@ func (b *Broker) polled(ctx context.Context, key LoginKey, now time.Time) error 
 }
 
 // redeem turns an approved login into a session, once.
+//
+// A terminal's session is a part of the browser's: it began when its person
+// logged in, ends when the browser's would at the latest, and is ended by what
+// the provider says of the time in between. So nobody gets round the end of a
+// session by letting in one terminal after the other.
 func (b *Broker) redeem(ctx context.Context, key LoginKey, now time.Time, check func(*Login) error) (SessionToken, *Session, error) {
-	var l *Login
+	var by *Session
 	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		l, err = get[*Login](tx, key)
+		_, by, err = b.redeemable(tx, key, now, check)
 		return err
 	})
-	switch {
-	case isNotFound(err):
-		return SessionToken{}, nil, errNoCode
-	case err != nil:
+	if err != nil {
 		return SessionToken{}, nil, unavailable(err)
 	}
-	token, s, err := b.newSession(LoggedIn{Who: l.Who, SID: l.SID, Client: "terminal"}, now)
+	token, s, err := b.newSession(LoggedIn{Who: by.Who, SID: by.SID, Client: ClientTerminal}, now)
 	if err != nil {
 		return SessionToken{}, nil, err
 	}
-	blocked := BlockKey{"holder", l.Who.ID}
-	_, err = b.write(ctx, []Key{key, blocked}, audit.Record{Kind: audit.SessionOpened, Caller: party(s.Who)}, func(tx Tx) error {
-		stored, err := get[*Login](tx, key)
-		if err != nil || stored.State != LoginApproved || !now.Before(stored.Expires) {
-			return errNoCode
-		}
-		if err := check(stored); err != nil {
+	s.Created, s.Expires, s.Who.Proof.Expires = by.Created, by.Expires, by.Expires
+	_, err = b.write(ctx, append(by.rows(), key), audit.Record{Kind: audit.SessionOpened, Caller: party(s.Who)}, func(tx Tx) error {
+		l, _, err := b.redeemable(tx, key, now, check)
+		if err != nil {
 			return err
 		}
-		if err := checkBlocks(tx, []BlockKey{blocked}); err != nil {
-			return err
-		}
-		stored.State = LoginUsed
-		tx.Put(stored)
+		l.State = LoginUsed
+		tx.Put(l)
 		tx.Put(s)
 		return nil
 	})
-	return token, s, err
+	if err != nil {
+		return SessionToken{}, nil, err
+	}
+	return token, s, nil
+}
+
+// redeemable gives a login that may become a session now, and the session in
+// which it was allowed, which must still be open.
+func (b *Broker) redeemable(tx Tx, key LoginKey, now time.Time, check func(*Login) error) (*Login, *Session, error) {
+	l, err := get[*Login](tx, key)
+	switch {
+	case isNotFound(err), err == nil && (l.State != LoginApproved || !now.Before(l.Expires)):
+		return nil, nil, errNoCode
+	case err != nil:
+		return nil, nil, err
+	}
+	if err := check(l); err != nil {
+		return nil, nil, err
+	}
+	by, err := b.openSession(tx, l.By, now)
+	if errors.Is(err, ErrUnauthenticated) {
+		err = errNoCode
+	}
+	return l, by, err
 }

@@ -16,9 +16,9 @@ type SessionKey [32]byte
 type Session struct {
 	SessionKey
 	Who     Identity
-	Client  string // "browser", "terminal"
-	SID     string // the provider's id of its own session; empty: it has none
-	Created time.Time
+	Client  string    // ClientBrowser, ClientTerminal
+	SID     string    // the provider's id of its own session; empty: it has none
+	Created time.Time // when its person logged in; a terminal's is that of the browser's session
 	Seen    time.Time // about when it was last used
 	Expires time.Time
 	Closed  time.Time // by logging out; zero: open
@@ -49,9 +49,8 @@ type Login struct {
 	State     LoginState
 	Challenge audit.Digest // of LoginCode: SHA-256 of the terminal's verifier (RFC 7636)
 	Device    LoginKey     // of LoginUserCode: the device's
-	Who       Identity     // once approved
-	SID       string
-	From      string // the address that the terminal called from, shown to the person
+	By        SessionKey   // once approved: the session in which it was
+	From      string       // the address that the terminal called from, shown to the person
 	Created   time.Time
 	Polled    time.Time
 	Expires   time.Time

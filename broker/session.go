@@ -99,11 +99,17 @@ func (t SessionToken) unseal(sealed []byte) ([]byte, error) {
 	return aead.Open(nil, nil, sealed, nil)
 }
 
+// What a session is for.
+const (
+	ClientBrowser  = "browser"
+	ClientTerminal = "terminal"
+)
+
 // A LoggedIn is a person whom a provider has just proved.
 type LoggedIn struct {
 	Who    Identity
 	SID    string // of the provider's own session; may be empty
-	Client string // "browser", "terminal"
+	Client string // ClientBrowser, ClientTerminal
 	Tokens []byte // the provider's, to ask it again; secret
 }
 
@@ -211,9 +217,17 @@ func (b *Broker) openSession(tx Tx, key SessionKey, now time.Time) (*Session, er
 // logoutKeys name the rows by which a provider would have ended the session.
 func (s *Session) logoutKeys() []LogoutKey {
 	provider, sub, _ := strings.Cut(s.Who.ID, "/")
-	keys := []LogoutKey{{provider, "sub", sub}}
-	if s.SID != "" {
-		keys = append(keys, LogoutKey{provider, "sid", s.SID})
+	if s.SID == "" {
+		return []LogoutKey{{provider, "sub", sub}, {provider, "no sid", sub}}
+	}
+	return []LogoutKey{{provider, "sub", sub}, {provider, "sid", s.SID}}
+}
+
+// rows name what says whether the session is open.
+func (s *Session) rows() []Key {
+	keys := []Key{s.SessionKey, BlockKey{"holder", s.Who.ID}}
+	for _, key := range s.logoutKeys() {
+		keys = append(keys, key)
 	}
 	return keys
 }
@@ -241,21 +255,42 @@ func (b *Broker) Refreshed(ctx context.Context, token SessionToken, who Identity
 	if err != nil {
 		return nil, err
 	}
-	var s *Session
-	reads := []Key{token.key()}
-	err = b.cfg.Store.Update(ctx, reads, func(tx Tx) (err error) {
-		s, err = get[*Session](tx, token.key())
-		switch {
-		case isNotFound(err) || err == nil && (!s.Closed.IsZero() || s.Who.ID != who.ID):
-			return errNoSession
+	s, err := b.Glance(ctx, token, now)
+	if err != nil {
+		return nil, err
+	}
+	err = b.cfg.Store.Update(ctx, s.rows(), func(tx Tx) (err error) {
+		switch s, err = b.openSession(tx, token.key(), now); {
 		case err != nil:
 			return err
+		case s.Who.ID != who.ID || who.Person == nil:
+			return errNoSession
+		case who.Person.Claimed.Before(s.Who.Person.Claimed):
+			return nil // somebody asked later, and was faster
 		}
 		s.Who.Person, s.Sealed = who.Person, sealed
 		tx.Put(s)
 		return nil
 	})
-	return s, unavailable(err)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return s, nil
+}
+
+// ClaimsAge says how old what the provider said of the person is, and whether
+// that is too old to go by: some group has members by what providers say.
+func (b *Broker) ClaimsAge(who Identity, now time.Time) (age time.Duration, stale bool) {
+	if who.Person == nil {
+		return 0, false
+	}
+	age = now.Sub(who.Person.Claimed)
+	if rules := b.rules.Load(); rules != nil && age > ClaimsFor {
+		for _, g := range rules.Groups {
+			stale = stale || g.Claimed
+		}
+	}
+	return age, stale
 }
 
 // ProviderTokens gives what Refreshed and OpenSession sealed, to the holder of
@@ -293,27 +328,82 @@ func (b *Broker) CloseSession(ctx context.Context, token SessionToken, now time.
 	return err
 }
 
-// LoggedOut ends the sessions that a provider logged out (OpenID Connect
-// Back-Channel Logout 1.0): all of a person, or those of one session of its own.
-func (b *Broker) LoggedOut(ctx context.Context, provider, sub, sid string, now time.Time) error {
+// Times of a provider's word that it logged somebody out.
+const (
+	LogoutFor    = 5 * time.Minute // how old it may be
+	logoutLeeway = time.Minute     // that the provider's clock may be behind
+)
+
+// A LogoutWord is a provider's word that it logged somebody out (OpenID Connect
+// Back-Channel Logout 1.0): all of a person, or one session of its own.
+type LogoutWord struct {
+	Provider string
+	Sub, SID string    // one may be empty
+	ID       string    // the word's own; it counts once
+	Issued   time.Time // by the provider's clock
+}
+
+// LoggedOut ends the sessions that a provider logged out, which are those that
+// were opened before it said so. The same word again changes nothing, or
+// whoever saw one could end what its person opens later (section 2.6).
+func (b *Broker) LoggedOut(ctx context.Context, word LogoutWord, now time.Time) error {
 	var out []LogoutKey
 	record := audit.Record{Kind: audit.SessionClosed, End: &audit.EndFacts{How: "provider"}}
-	if sub != "" {
-		record.Subject = &audit.Party{ID: provider + "/" + sub, Kind: string(KindPerson)}
+	if word.Sub != "" {
+		record.Subject = &audit.Party{ID: word.Provider + "/" + word.Sub, Kind: string(KindPerson)}
 	}
 	switch {
-	case sid != "": // that session alone, whether sub is said as well or not
-		out = []LogoutKey{{provider, "sid", sid}}
-	case sub != "":
-		out = []LogoutKey{{provider, "sub", sub}}
+	case word.ID == "" || now.Sub(word.Issued) > LogoutFor:
+		return refuse(ErrInvalidRequest, "a logout has an id, and is of now")
+	case word.SID != "" && word.Sub != "": // of sessions without a sid nobody can tell whether they are meant
+		out = []LogoutKey{{word.Provider, "sid", word.SID}, {word.Provider, "no sid", word.Sub}}
+	case word.SID != "":
+		out = []LogoutKey{{word.Provider, "sid", word.SID}}
+	case word.Sub != "":
+		out = []LogoutKey{{word.Provider, "sub", word.Sub}}
 	default:
 		return refuse(ErrInvalidRequest, "a logout names sub or sid")
 	}
-	_, err := b.write(ctx, nil, record, func(tx Tx) error {
+	at := word.Issued.Add(logoutLeeway)
+	if now.Before(at) {
+		at = now
+	}
+	sum := sha256.Sum256([]byte(word.ID))
+	said := LogoutKey{word.Provider, "jti", base64.RawURLEncoding.EncodeToString(sum[:])}
+	reads := []Key{said}
+	for _, key := range out {
+		reads = append(reads, key)
+	}
+	_, err := b.write(ctx, reads, record, func(tx Tx) error {
+		switch _, err := get[*Logout](tx, said); {
+		case err == nil:
+			return errEnded
+		case !isNotFound(err):
+			return err
+		}
+		tx.Put(&Logout{LogoutKey: said, At: now, Expires: now.Add(2 * LogoutFor)})
 		for _, key := range out {
-			tx.Put(&Logout{LogoutKey: key, At: now, Expires: now.Add(b.cfg.SessionLasts)})
+			if err := logOut(tx, key, at, at.Add(b.cfg.SessionLasts)); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
+	if errors.Is(err, errEnded) {
+		return nil
+	}
 	return err
+}
+
+// logOut notes a logout, which never takes back a later one.
+func logOut(tx Tx, key LogoutKey, at, expires time.Time) error {
+	old, err := get[*Logout](tx, key)
+	switch {
+	case err != nil && !isNotFound(err):
+		return err
+	case err == nil && !at.After(old.At):
+		return nil
+	}
+	tx.Put(&Logout{LogoutKey: key, At: at, Expires: expires})
+	return nil
 }

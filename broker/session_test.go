@@ -78,13 +78,13 @@ func TestSessionEnds(t *testing.T) {
 		"its time":    func(broker.SessionToken) error { return nil },
 		"logging out": func(token broker.SessionToken) error { return w.broker.CloseSession(ctx, token, noon.Add(time.Minute)) },
 		"its sid": func(broker.SessionToken) error {
-			return w.broker.LoggedOut(ctx, "login", "ana", "sid-1", noon.Add(time.Minute))
+			return w.broker.LoggedOut(ctx, word("1", "ana", "sid-1", noon.Add(time.Minute)), noon.Add(time.Minute))
 		},
 		"the person": func(broker.SessionToken) error {
-			return w.broker.LoggedOut(ctx, "login", "ana", "", noon.Add(time.Minute))
+			return w.broker.LoggedOut(ctx, word("2", "ana", "", noon.Add(time.Minute)), noon.Add(time.Minute))
 		},
 		"an empty word": func(broker.SessionToken) error {
-			return w.broker.LoggedOut(ctx, "login", "", "", noon.Add(time.Minute))
+			return w.broker.LoggedOut(ctx, word("3", "", "", noon.Add(time.Minute)), noon.Add(time.Minute))
 		},
 	}
 	for _, name := range []string{"logging out", "its sid", "the person"} {
@@ -108,6 +108,64 @@ func TestSessionEnds(t *testing.T) {
 	after, _ := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), SID: "sid-2"}, noon.Add(3*time.Minute))
 	if _, err := w.broker.Session(ctx, after, noon.Add(4*time.Minute)); err != nil {
 		t.Errorf("a session opened after the provider's logout: %v", err)
+	}
+}
+
+// word is a provider's word that it logged somebody out.
+func word(id, sub, sid string, issued time.Time) broker.LogoutWord {
+	return broker.LogoutWord{Provider: "login", ID: id, Sub: sub, SID: sid, Issued: issued}
+}
+
+// A provider's logout ends what was opened before it was said, however late it
+// comes, and nothing else when it is said again (Back-Channel Logout, section 2.6).
+func TestProviderLogouts(t *testing.T) {
+	ctx, at := t.Context(), func(d time.Duration) time.Time { return noon.Add(d) }
+	const s, m = time.Second, time.Minute
+	type said struct {
+		word broker.LogoutWord
+		at   time.Time
+	}
+	for _, c := range []struct {
+		name   string
+		sid    string
+		opened time.Duration
+		words  []said
+		open   bool
+	}{
+		{"said at once", "sid-1", 0, []said{{word("1", "ana", "", at(m)), at(m)}}, false},
+		{"said late, opened before", "sid-1", 0, []said{{word("1", "ana", "", at(m)), at(5 * m)}}, false},
+		{"said late, opened after", "sid-1", 3 * m, []said{{word("1", "ana", "", at(m)), at(5 * m)}}, true},
+		{"said again, opened in between", "sid-1", 61 * s, []said{{word("1", "ana", "", at(m)), at(m)}, {word("1", "ana", "", at(m)), at(90 * s)}}, true},
+		{"said again in another way, opened in between", "sid-1", 61 * s, []said{{word("1", "ana", "", at(m)), at(m)}, {word("2", "ana", "", at(62*s)), at(90 * s)}}, false},
+		{"an earlier word comes later", "sid-1", 2 * m, []said{{word("2", "ana", "", at(3*m)), at(3 * m)}, {word("1", "ana", "", noon), at(4 * m)}}, false},
+		{"by a clock that is behind", "sid-1", m, []said{{word("1", "ana", "", at(30*s)), at(70 * s)}}, false},
+		{"of another session", "sid-1", 0, []said{{word("1", "ana", "sid-2", at(m)), at(m)}}, true},
+		{"of one session, and it has no name", "", 0, []said{{word("1", "ana", "sid-2", at(m)), at(m)}}, false},
+		{"of somebody else", "sid-1", 0, []said{{word("1", "ben", "", at(m)), at(m)}}, true},
+	} {
+		w := newWorld(t, worldConfig{})
+		token, _ := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), SID: c.sid}, at(c.opened))
+		for _, one := range c.words {
+			if err := w.broker.LoggedOut(ctx, one.word, one.at); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+		}
+		if _, err := w.broker.Session(ctx, token, at(5*m)); (err == nil) != c.open {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	w := newWorld(t, worldConfig{})
+	if err := w.broker.LoggedOut(ctx, word("1", "ana", "", noon), noon); err != nil {
+		t.Fatal(err)
+	}
+	before := w.store.Head().Size
+	if err := w.broker.LoggedOut(ctx, word("1", "ana", "", noon), at(m)); err != nil || w.store.Head().Size != before {
+		t.Errorf("the same word again: %v, and %d records", err, w.store.Head().Size-before)
+	}
+	for name, bad := range map[string]broker.LogoutWord{"without an id": word("", "ana", "", noon), "old": word("2", "ana", "", at(-6*m))} {
+		if err := w.broker.LoggedOut(ctx, bad, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -152,7 +210,7 @@ func TestSessionTokenIsHidden(t *testing.T) {
 func TestLoginCodeOnce(t *testing.T) {
 	w := newWorld(t, worldConfig{})
 	ctx := t.Context()
-	_, in := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), Client: "browser"}, noon)
+	_, in := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), Client: broker.ClientBrowser}, noon)
 	verifier := strings.Repeat("v", 43)
 	code, err := w.broker.NewLoginCode(ctx, in, audit.Digest(sha(verifier)), noon)
 	if err != nil {
@@ -187,7 +245,7 @@ func TestLoginCodeOnce(t *testing.T) {
 func TestDeviceLogin(t *testing.T) {
 	w := newWorld(t, worldConfig{})
 	ctx := t.Context()
-	_, in := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), Client: "browser"}, noon)
+	_, in := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), Client: broker.ClientBrowser}, noon)
 	begin := func() broker.DeviceLogin {
 		d, err := w.broker.BeginDevice(ctx, "192.0.2.1", noon)
 		if err != nil {
@@ -216,6 +274,127 @@ func TestDeviceLogin(t *testing.T) {
 	}
 	if _, _, err := w.broker.RedeemDevice(ctx, ignored.UserCode, noon); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("the code that a person types: %v", err)
+	}
+}
+
+// letIn lets a terminal in by the session, by code or by device, and gives what
+// redeems it.
+func (w *world) letIn(t *testing.T, by *broker.Session, device bool, now time.Time) (func(time.Time) (broker.SessionToken, *broker.Session, error), error) {
+	t.Helper()
+	ctx := t.Context()
+	if !device {
+		verifier := strings.Repeat("v", 43)
+		code, err := w.broker.NewLoginCode(ctx, by, audit.Digest(sha(verifier)), now)
+		return func(now time.Time) (broker.SessionToken, *broker.Session, error) {
+			return w.broker.RedeemCode(ctx, code, verifier, now)
+		}, err
+	}
+	d, err := w.broker.BeginDevice(ctx, "192.0.2.1", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(now time.Time) (broker.SessionToken, *broker.Session, error) {
+		return w.broker.RedeemDevice(ctx, d.DeviceCode, now)
+	}, w.broker.DecideDevice(ctx, by, d.UserCode, true, now)
+}
+
+// A login ends when it ends: no terminal outlives it, and no terminal lets in
+// another.
+func TestTerminalsDoNotProlong(t *testing.T) {
+	w := newWorld(t, worldConfig{})
+	_, browser := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), Client: broker.ClientBrowser}, noon)
+	end := noon.Add(broker.SessionLasts)
+	for _, device := range []bool{false, true} {
+		late := noon.Add(20 * time.Minute)
+		redeem, err := w.letIn(t, browser, device, late)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, terminal, err := redeem(late)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !terminal.Expires.Equal(end) || !terminal.Who.Proof.Expires.Equal(end) || !terminal.Created.Equal(noon) {
+			t.Errorf("device %t: from %s to %s, its proof to %s", device, terminal.Created, terminal.Expires, terminal.Who.Proof.Expires)
+		}
+		if _, err := w.letIn(t, terminal, device, late); !errors.Is(err, broker.ErrSessionRequired) {
+			t.Errorf("device %t: a terminal lets in another: %v", device, err)
+		}
+	}
+}
+
+// What ends the browser's session between allowing a terminal and its calling
+// for the session ends that, too.
+func TestEndedBeforeRedeemed(t *testing.T) {
+	soon, ctx := noon.Add(30*time.Second), t.Context()
+	for name, end := range map[string]func(*world, broker.SessionToken) error{
+		"by the provider, the person": func(w *world, _ broker.SessionToken) error {
+			return w.broker.LoggedOut(ctx, word("1", "ana", "", soon), soon)
+		},
+		"by the provider, the session": func(w *world, _ broker.SessionToken) error {
+			return w.broker.LoggedOut(ctx, word("1", "", "sid-1", soon), soon)
+		},
+		"by logging out": func(w *world, token broker.SessionToken) error { return w.broker.CloseSession(ctx, token, soon) },
+		"by a block": func(w *world, _ broker.SessionToken) error {
+			root := broker.Identity{ID: "operator", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
+			return w.broker.Block(ctx, root, broker.Selector{Holder: "login/ana"}, "she left", soon)
+		},
+	} {
+		for _, device := range []bool{false, true} {
+			w := newWorld(t, worldConfig{})
+			token, browser := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), SID: "sid-1", Client: broker.ClientBrowser}, noon)
+			redeem, err := w.letIn(t, browser, device, noon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := end(w, token); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := redeem(soon); !errors.Is(err, broker.ErrNotFound) && !errors.Is(err, broker.ErrBlocked) {
+				t.Errorf("%s, device %t: %v", name, device, err)
+			}
+		}
+	}
+	// A word of the time in between that comes after the terminal was let in.
+	w := newWorld(t, worldConfig{})
+	_, browser := w.logIn(t, broker.LoggedIn{Who: person("ana", noon), SID: "sid-1", Client: broker.ClientBrowser}, noon)
+	redeem, err := w.letIn(t, browser, true, noon.Add(3*time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, _, err := redeem(noon.Add(3 * time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.broker.LoggedOut(ctx, word("1", "ana", "", noon.Add(time.Minute)), noon.Add(4*time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Session(ctx, token, noon.Add(5*time.Minute)); !errors.Is(err, broker.ErrUnauthenticated) {
+		t.Errorf("its person was logged out before it was let in: %v", err)
+	}
+}
+
+// What a provider said later is never put back by what it said before; and who
+// was logged out meanwhile is not let in again.
+func TestRefreshed(t *testing.T) {
+	w := newWorld(t, worldConfig{})
+	ctx := t.Context()
+	token, in := w.logIn(t, broker.LoggedIn{Who: person("ana", noon, "leads"), Tokens: []byte("1")}, noon)
+	later, earlier := person("ana", noon.Add(2*time.Minute)), person("ana", noon.Add(time.Minute), "leads")
+	for _, who := range []broker.Identity{later, earlier} {
+		s, err := w.broker.Refreshed(ctx, token, who, []byte("2"), noon.Add(2*time.Minute))
+		if err != nil || len(s.Who.Person.Groups) != 0 || s.Who.Proof != in.Who.Proof {
+			t.Errorf("%+v, %v", s.Who, err)
+		}
+	}
+	if _, err := w.broker.Refreshed(ctx, token, person("ben", noon.Add(3*time.Minute)), nil, noon.Add(3*time.Minute)); !errors.Is(err, broker.ErrUnauthenticated) {
+		t.Errorf("somebody else's claims: %v", err)
+	}
+	if err := w.broker.LoggedOut(ctx, word("1", "ana", "", noon.Add(4*time.Minute)), noon.Add(4*time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Refreshed(ctx, token, person("ana", noon.Add(4*time.Minute)), nil, noon.Add(5*time.Minute)); !errors.Is(err, broker.ErrUnauthenticated) {
+		t.Errorf("after the provider's logout: %v", err)
 	}
 }
 

@@ -162,18 +162,17 @@ func (s *Server) backChannelLogout(c *call) (reply, error) {
 	if s.cfg.LogoutToken == nil {
 		return reply{}, refuse(broker.ErrNotFound, "no provider is configured")
 	}
-	leave, err := s.strangers.enter(network(c.from).String())
+	leave, err := s.providers.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}
 	defer leave()
-	provider := c.r.PathValue("provider")
-	sub, sid, err := s.cfg.LogoutToken(c.r.Context(), provider, c.form.get("logout_token"), c.now)
+	word, err := s.cfg.LogoutToken(c.r.Context(), c.r.PathValue("provider"), c.form.get("logout_token"), c.now)
 	if err != nil {
 		c.s.cfg.Logger.WarnContext(c.r.Context(), "a logout token does not hold", "call_id", c.id, "err", err)
 		return reply{}, refuse(broker.ErrInvalidRequest, "the logout token does not hold")
 	}
-	if err := s.cfg.Broker.LoggedOut(c.r.Context(), provider, sub, sid, c.now); err != nil {
+	if err := s.cfg.Broker.LoggedOut(c.r.Context(), word, c.now); err != nil {
 		return reply{}, err
 	}
 	return reply{status: http.StatusOK}, nil

@@ -59,11 +59,12 @@ func withPeople(c *Config) {
 		panic(err)
 	}
 	c.People, c.Providers, c.Sealer = &testPeople{}, []string{"login"}, sealer
-	c.LogoutToken = func(_ context.Context, _, token string, _ time.Time) (string, string, error) {
-		if token != "logout ben" {
-			return "", "", errors.New("no such token")
+	c.LogoutToken = func(_ context.Context, provider, token string, now time.Time) (broker.LogoutWord, error) {
+		name, ok := strings.CutPrefix(token, "logout ")
+		if !ok {
+			return broker.LogoutWord{}, errors.New("no such token")
 		}
-		return "ben", "", nil
+		return broker.LogoutWord{Provider: provider, Sub: name, ID: token, Issued: now}, nil
 	}
 }
 

@@ -47,12 +47,11 @@ type Config struct {
 	Keys func(ctx context.Context) ([]byte, error)
 
 	// People, if set, lets people log in, by the Providers of these names.
-	// LogoutToken proves a provider's word that it logged somebody out, and
-	// gives whom (OpenID Connect Back-Channel Logout). Sealer seals what a
-	// browser keeps meanwhile.
+	// LogoutToken proves a provider's word that it logged somebody out (OpenID
+	// Connect Back-Channel Logout). Sealer seals what a browser keeps meanwhile.
 	People      People
 	Providers   []string
-	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (sub, sid string, err error)
+	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (broker.LogoutWord, error)
 	Sealer      *broker.Sealer
 
 	// Passkeys enrol passkeys; nil: nobody has any.
@@ -89,6 +88,7 @@ type Server struct {
 	admission *admission
 	scans     *admission // by identity, of calls that look through many rows
 	strangers *admission // by address, for what is done for callers who are not proved
+	providers *admission // by address, for what providers say
 	viewers   *admission // by person, of pages that stay open
 	failures  *failures
 	readiness readiness
@@ -118,6 +118,7 @@ func New(cfg Config) (*Server, error) {
 		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		scans:     newAdmission(scansPerSecond, scansAtOnce),
 		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
+		providers: newAdmission(providersPerSecond, providersAtOnce),
 		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
 		failures:  newFailures(),
 		draining:  draining,
@@ -137,6 +138,14 @@ const (
 const (
 	strangersPerSecond = 5
 	strangersAtOnce    = 5
+)
+
+// Words of providers, by address. Who signs everybody out says so of each at
+// the same time, and a word that is lost leaves a session open; what does not
+// hold costs no more than a look at its signature.
+const (
+	providersPerSecond = 1000
+	providersAtOnce    = 100
 )
 
 func (cfg *Config) setDefaults() {

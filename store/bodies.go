@@ -284,13 +284,13 @@ func loginFields(l *broker.Login, c *codec) {
 	c.text(1, (*string)(&l.Kind))
 	c.array(2, l.Challenge[:])
 	c.array(3, l.Device[:])
-	sub(c, 4, &l.Who, identityFields)
-	c.text(5, &l.SID)
+	// 4 and 5 were the person and the provider's session.
 	c.time(6, &l.Created)
 	c.time(7, &l.Expires)
 	c.text(8, (*string)(&l.State))
 	c.text(9, &l.From)
 	c.time(10, &l.Polled)
+	c.array(11, l.By[:])
 }
 
 func accountFields(a *broker.Account, c *codec) {

@@ -122,7 +122,24 @@ type loginPage struct {
 // words of the provider's, which whoever made the link could choose.
 var loginFailures = map[string]string{
 	"provider": "Your provider did not let you in, or its answer did not hold. Try again.",
+	"stale":    "Your provider has to say again which groups you are in, before a terminal can act for you.",
 	"expired":  "That took too long, or was begun in another browser. Try again.",
+}
+
+// CallbackPath is where a provider, one of several, sends the browser back to.
+// Each has a place of its own, or one of them could have the broker take
+// another's answer for its, and be sent the code (RFC 9700, section 4.4.2.2).
+func CallbackPath(providers []string, name string) string {
+	if len(providers) == 1 {
+		return "/ui/login/callback"
+	}
+	return "/ui/login/" + name + "/callback"
+}
+
+// callbackOf says whether a provider's answer may come to the callback that is
+// named; "" is that of the only one.
+func (s *Server) callbackOf(provider, named string) bool {
+	return named == provider || named == "" && len(s.cfg.Providers) == 1
 }
 
 // callback is where the provider sends the browser back to.
@@ -136,13 +153,18 @@ func (s *Server) callback(c *call) (reply, error) {
 	if err != nil || !c.now.Before(pending.Expires) {
 		return c.redirect(s.to("/ui/login?failed=expired"))
 	}
+	if !s.callbackOf(pending.Provider, c.r.PathValue("provider")) {
+		s.failures.count(c.from)
+		s.cfg.Logger.WarnContext(c.r.Context(), "an answer came where another provider's does", "call_id", c.id, "provider", pending.Provider)
+		return c.redirect(s.to("/ui/login?failed=provider"))
+	}
 	in, err := s.cfg.People.Finish(c.r.Context(), pending.State, c.r.URL.Query(), c.now)
 	if err != nil {
 		s.failures.count(c.from)
 		s.cfg.Logger.WarnContext(c.r.Context(), "a login did not hold", "call_id", c.id, "provider", pending.Provider, "err", err)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}
-	in.Client = "browser"
+	in.Client = broker.ClientBrowser
 	token, session, err := s.cfg.Broker.OpenSession(c.r.Context(), in, c.now)
 	if err != nil {
 		return reply{}, err

@@ -200,6 +200,41 @@ func TestSafeNext(t *testing.T) {
 	}
 }
 
+// Each of several providers answers at a place of its own, and an answer that
+// comes anywhere else is not even looked at (RFC 9700, section 4.4.2.2).
+func TestSeveralProviders(t *testing.T) {
+	finished := 0
+	w := newWorld(t, func(c *Config) {
+		withPeople(c)
+		c.People, c.Providers = &countedPeople{finished: &finished}, []string{"login", "partner"}
+	})
+	b := newBrowser(t, w)
+	const answer = "?state=state-1&code=login/ben"
+	for _, path := range []string{"/ui/login/callback", "/ui/login/partner/callback", "/ui/login/none/callback"} {
+		b.visit(http.MethodGet, "/ui/login?provider=login", "")
+		if _, where, _ := b.visit(http.MethodGet, path+answer, ""); where != "/ui/login?failed=provider" || finished != 0 {
+			t.Errorf("an answer at %s: to %q, looked at %d times", path, where, finished)
+		}
+	}
+	b.visit(http.MethodGet, "/ui/login?provider=login", "")
+	if _, where, _ := b.visit(http.MethodGet, CallbackPath([]string{"login", "partner"}, "login")+answer, ""); where != "/ui/" || finished != 1 {
+		t.Errorf("an answer at its own place: to %q", where)
+	}
+	if path := CallbackPath([]string{"login"}, "login"); path != "/ui/login/callback" {
+		t.Errorf("the only one answers at %s", path)
+	}
+}
+
+type countedPeople struct {
+	testPeople
+	finished *int
+}
+
+func (p *countedPeople) Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error) {
+	*p.finished++
+	return p.testPeople.Finish(ctx, state, callback, now)
+}
+
 // A terminal is let in by its person, in a browser.
 func TestTerminalLogin(t *testing.T) {
 	w := newWorld(t, withPeople)

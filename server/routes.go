@@ -113,6 +113,7 @@ var pages = []route{
 	{audience: UI, method: http.MethodPost, path: "/ui/vouch/sign", form: true, script: true, run: (*Server).signVouch},
 	{audience: UI, method: http.MethodGet, path: "/ui/login", open: true, run: (*Server).login},
 	{audience: UI, method: http.MethodGet, path: "/ui/login/callback", open: true, run: (*Server).callback},
+	{audience: UI, method: http.MethodGet, path: "/ui/login/{provider}/callback", open: true, run: (*Server).callback},
 	{audience: UI, method: http.MethodPost, path: "/ui/login/{provider}/logged-out", open: true, form: true, run: (*Server).backChannelLogout},
 	{audience: UI, method: http.MethodPost, path: "/ui/logout", open: true, form: true, run: (*Server).logout},
 	{audience: UI, method: http.MethodGet, path: "/ui/terminal", run: (*Server).terminal},

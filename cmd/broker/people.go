@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/server"
 )
 
 // personFile is an OpenID provider, as the operator's file has it.
@@ -111,7 +112,7 @@ func (s *settings) openPeople() (*attest.People, error) {
 		configs = append(configs, attest.ProviderConfig{
 			Name: p.name, Issuer: p.issuer, ClientID: p.clientID, Roots: roots,
 			Secret:      func() (string, error) { return readSecret(p.secretFile) },
-			RedirectURL: s.uiURL.String() + "/ui/login/callback",
+			RedirectURL: s.uiURL.String() + server.CallbackPath(s.providers(), p.name),
 			Scopes:      p.scopes, GroupsClaim: p.groups, ManagerClaim: p.manager,
 		})
 	}

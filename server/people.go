@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -49,23 +50,34 @@ func (c *call) enterSession(token broker.SessionToken) error {
 	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 && c.route.audience != UI {
 		return broker.ErrTwoIdentities
 	}
-	if err := c.s.failures.check(c.from); err != nil {
-		return err
-	}
 	enter := c.s.cfg.Broker.Session
 	if c.background() {
 		enter = c.s.cfg.Broker.Glance
 	}
 	s, err := enter(c.r.Context(), token, c.now)
+	if errors.Is(err, broker.ErrUnauthenticated) {
+		c.unproved = true
+		return c.noSession(err)
+	}
 	if err != nil {
-		if errors.Is(err, broker.ErrUnauthenticated) {
-			c.unproved = true
-			c.s.failures.count(c.from)
-		}
 		return err
 	}
 	c.who, c.session, c.token = s.Who, s, token
 	return nil
+}
+
+// noSession counts a session that does not hold. Only such are bounded: a token
+// is found by its hash, which costs little, and whoever has one is not shut out
+// by others who share their address.
+func (c *call) noSession(err error) error {
+	if c.route.audience == UI {
+		return err // its person is sent to log in
+	}
+	if limited := c.s.failures.check(c.from); limited != nil {
+		return limited
+	}
+	c.s.failures.count(c.from)
+	return err
 }
 
 // background says whether a page asks by itself, without a person's doing: that
@@ -75,27 +87,53 @@ func (c *call) background() bool {
 }
 
 // asApprover calls f for the person who calls. If what the provider said of
-// them is too old to vote by, it is asked again first.
+// them is too old to vote by, it is asked again first; if it does not say, it is
+// up to f whether that matters.
 func (c *call) asApprover(f func(who broker.Identity) (*broker.Request, error)) (*broker.Request, error) {
+	_, asked := c.s.cfg.Broker.ClaimsAge(c.who, c.now)
+	if asked {
+		if _, err := c.askAgain(); err != nil {
+			return nil, err
+		}
+	}
 	r, err := f(c.who)
-	if !errors.Is(err, broker.ErrLoginStale) || c.session == nil || c.s.cfg.People == nil {
+	if asked || !errors.Is(err, broker.ErrLoginStale) {
 		return r, err
 	}
-	tokens, unsealed := c.session.ProviderTokens(c.token)
-	if unsealed != nil || len(tokens) == 0 {
-		return nil, err
+	if fresh, again := c.askAgain(); again != nil || !fresh {
+		return nil, cmp.Or(again, err)
 	}
-	who, tokens, refused := c.s.cfg.People.Refresh(c.r.Context(), c.who, tokens, c.now)
-	if refused != nil {
-		c.s.cfg.Logger.WarnContext(c.r.Context(), "a provider did not say again who is in which group", "call_id", c.id, "err", refused)
-		return nil, err
-	}
-	s, stored := c.s.cfg.Broker.Refreshed(c.r.Context(), c.token, who, tokens, c.now)
-	if stored != nil {
-		return nil, stored
-	}
-	c.who, c.session = s.Who, s
 	return f(c.who)
+}
+
+// askAgain has the provider say again who is in which group, and says whether
+// it did. The call goes on by that. An error says that the session has ended.
+func (c *call) askAgain() (fresh bool, err error) {
+	if c.session == nil || c.s.cfg.People == nil {
+		return false, nil
+	}
+	ctx, b := c.r.Context(), c.s.cfg.Broker
+	tokens, err := c.session.ProviderTokens(c.token)
+	if err != nil || len(tokens) == 0 {
+		return false, nil // a terminal's: a provider's tokens are good in one place only
+	}
+	who, tokens, refused := c.s.cfg.People.Refresh(ctx, c.who, tokens, c.now)
+	c.now = time.Now() // it may have taken long
+	var s *broker.Session
+	if refused == nil {
+		s, err = b.Refreshed(ctx, c.token, who, tokens, c.now)
+	} else {
+		c.s.cfg.Logger.WarnContext(ctx, "a provider did not say again who is in which group", "call_id", c.id, "err", refused)
+		s, err = b.Glance(ctx, c.token, c.now)
+	}
+	if err != nil {
+		return false, err
+	}
+	// Where a refresh token is good once, another call of the same browser may
+	// have used it a moment ago: what that was told is as good.
+	fresh = s.Who.Person.Claimed.After(c.who.Person.Claimed)
+	c.who, c.session = s.Who, s
+	return fresh, nil
 }
 
 // beginDevice begins a terminal's login. Anybody may, so addresses are bounded.

@@ -18,7 +18,12 @@ import (
 )
 
 // testPeople is a provider that lets in whom the callback names.
-type testPeople struct{}
+type testPeople struct {
+	groups  []string // what it says when it is asked again
+	refuses bool     // to say it
+	asked   int
+	said    time.Time // when it last did
+}
 
 func (p *testPeople) Begin(_ context.Context, provider string, _ bool, _ time.Time) ([]byte, string, error) {
 	return []byte("state-1"), "https://login.test/authorize?provider=" + provider, nil
@@ -32,10 +37,16 @@ func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values
 }
 
 func (p *testPeople) Refresh(_ context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error) {
-	if string(tokens) != "s3cret-refresh" {
-		return who, nil, errors.New("other tokens")
+	p.asked++
+	for begun := time.Now(); !time.Now().After(begun.Add(time.Millisecond)); { // it takes a while
 	}
-	who.Person.Claimed = now
+	p.said = time.Now()
+	if string(tokens) != "s3cret-refresh" || p.refuses {
+		return who, nil, errors.New("it says nothing")
+	}
+	person := *who.Person
+	person.Claimed, person.Groups = now, p.groups
+	who.Person = &person
 	return who, tokens, nil
 }
 

@@ -53,6 +53,13 @@ func (s *Server) decideTerminal(c *call) (reply, error) {
 	}
 	back := url.Values{"state": {p.State}}
 	if c.form.get("decision") == "allow" {
+		ready, err := c.readyToLetIn()
+		if err != nil {
+			return reply{}, err
+		}
+		if !ready {
+			return c.logInFirst("/ui/terminal?" + url.Values{"port": {strconv.Itoa(p.Port)}, "challenge": {p.Challenge}, "state": {p.State}}.Encode())
+		}
 		challenge, err := challengeOf(p.Challenge)
 		if err != nil {
 			return reply{}, err
@@ -66,6 +73,24 @@ func (s *Server) decideTerminal(c *call) (reply, error) {
 		back.Set("error", "access_denied")
 	}
 	return c.redirect("http://127.0.0.1:" + strconv.Itoa(p.Port) + "/?" + back.Encode())
+}
+
+// readyToLetIn says whether what the provider says of the person is fresh. A
+// terminal has nothing to ask it by, so it is asked here: a terminal begins with
+// all of the time for which that is good, and logging in again gives it more.
+func (c *call) readyToLetIn() (bool, error) {
+	age, stale := c.s.cfg.Broker.ClaimsAge(c.who, c.now)
+	if age <= time.Minute {
+		return true, nil
+	}
+	fresh, err := c.askAgain()
+	return fresh || !stale, err
+}
+
+// logInFirst sends the person to log in again, and then back. They go on from
+// there by a link, since browsers hold redirects of a form to its page's policy.
+func (c *call) logInFirst(next string) (reply, error) {
+	return c.redirect(c.s.to("/ui/login?" + url.Values{"failed": {"stale"}, "next": {next}}.Encode()))
 }
 
 type devicePage struct {
@@ -82,9 +107,13 @@ func (s *Server) device(c *call) (reply, error) {
 	if code == "" || len(code) > 16 {
 		return c.page("device", "Log in a terminal", "", devicePage{})
 	}
+	leave, err := c.typed()
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
 	l, err := s.cfg.Broker.Device(c.r.Context(), code, c.now)
 	if errors.Is(err, broker.ErrNotFound) {
-		s.failures.count(c.from)
 		return c.page("device", "Log in a terminal", "", devicePage{Failed: "No terminal waits with this code. Look again, or run broker login again."})
 	}
 	if err != nil {
@@ -93,10 +122,27 @@ func (s *Server) device(c *call) (reply, error) {
 	return c.page("device", "Log in a terminal", "", devicePage{Code: code, From: l.From, Began: l.Created})
 }
 
+// typed bounds how many codes one person tries: they are short.
+func (c *call) typed() (leave func(), err error) { return c.s.strangers.enter("codes of " + c.who.ID) }
+
 // decideDevice lets the terminal act for the person, or not.
 func (s *Server) decideDevice(c *call) (reply, error) {
-	allow := c.form.get("decision") == "allow"
-	if err := s.cfg.Broker.DecideDevice(c.r.Context(), c.session, c.form.get("code"), allow, c.now); err != nil {
+	allow, code := c.form.get("decision") == "allow", c.form.get("code")
+	leave, err := c.typed()
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
+	if allow {
+		ready, err := c.readyToLetIn()
+		if err != nil {
+			return reply{}, err
+		}
+		if !ready {
+			return c.logInFirst("/ui/device?" + url.Values{"code": {code}}.Encode())
+		}
+	}
+	if err := s.cfg.Broker.DecideDevice(c.r.Context(), c.session, code, allow, c.now); err != nil {
 		return reply{}, err
 	}
 	done := "The terminal was refused. You can close this page."

@@ -178,6 +178,10 @@ func testRules() *broker.Rules {
 // signIt is the justification that makes testPolicy want signatures.
 const signIt = "sign it"
 
+// outsiders is the justification that makes testPolicy want people of other
+// teams than the requester's.
+const outsiders = "by outsiders"
+
 // testPolicy lets agents read tickets, and ask people for what is guarded.
 type testPolicy struct{}
 
@@ -200,18 +204,23 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 		d.Permit = true
 		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}
 		d.Obligations.Signed = q.Justification == signIt
+		d.Obligations.ExcludeTeam = q.Justification == outsiders
 	default:
 		d.Permit = !slices.Contains(q.Scopes, "tickets:close")
 	}
 	return d, nil
 }
 
-// Groups puts login/ben and login/cleo in dba.
+// Groups puts login/ben and login/cleo in dba, and whoever their provider says
+// is in a group in that one.
 func (testPolicy) Groups(who broker.Identity) (listed, claimed []string) {
-	if who.ID == "login/ben" || who.ID == "login/cleo" {
-		return []string{"dba"}, nil
+	if who.Person != nil {
+		claimed = who.Person.Groups
 	}
-	return nil, nil
+	if who.ID == "login/ben" || who.ID == "login/cleo" {
+		return []string{"dba"}, claimed
+	}
+	return nil, claimed
 }
 
 // gone is an issuer that was there once, and never answers again.

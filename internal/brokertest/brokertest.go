@@ -104,8 +104,9 @@ func (l *lines) all() []string {
 	return strings.Split(strings.TrimSpace(l.b.String()), "\n")
 }
 
-// New starts a broker, which ends with the test.
-func New(t testing.TB) *Broker {
+// New starts a broker, which ends with the test. People log in with the
+// providers; without any, it has no pages.
+func New(t testing.TB, providers ...attest.ProviderConfig) *Broker {
 	t.Helper()
 	b := &Broker{t: t, dir: t.TempDir()}
 	b.CA, b.Supplier, b.Unlisted = b.ca(TrustDomain), b.ca("supplier.test"), b.ca("unlisted.test")
@@ -114,7 +115,7 @@ func New(t testing.TB) *Broker {
 	b.URL = "https://" + l.Addr().String()
 	b.openStore()
 	b.openDomain()
-	b.serve(l)
+	b.serve(l, providers)
 	return b
 }
 
@@ -203,7 +204,7 @@ func (b *Broker) logger() *slog.Logger {
 }
 
 // serve puts the server on the listener, with bundles from files.
-func (b *Broker) serve(l net.Listener) {
+func (b *Broker) serve(l net.Listener, providers []attest.ProviderConfig) {
 	bundles := map[string]string{}
 	for domain, ca := range map[string]*localca.CA{TrustDomain: b.CA, "supplier.test": b.Supplier} {
 		bundles[domain] = b.bundleFile(domain, ca)
@@ -214,23 +215,42 @@ func (b *Broker) serve(l net.Listener) {
 	verifier := attest.NewVerifier(attest.VerifierConfig{Source: trust, Audiences: []string{b.URL}})
 	tls, err := verifier.ServerTLS(attest.ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"})
 	b.must(err)
-	s, err := server.New(server.Config{
+	cfg := server.Config{
 		Broker: b.Domain, Authenticate: verifier.Authenticate, Remembers: verifier.Remembers, ConnContext: verifier.ConnContext, ExternalURL: b.URL, Log: b.Store,
 		Keys:           func(context.Context) ([]byte, error) { return b.Keys.JWKS(time.Now()), nil },
 		Algorithms:     func() []string { return b.Keys.Algorithms(time.Now()) },
 		SVIDAudiences:  []string{b.URL},
 		CallsPerSecond: 1e6, CallsAtOnce: 1000, Logger: b.logger(),
-	})
+	}
+	audiences := []server.Audience{server.API, server.OAuth, server.Log}
+	if len(providers) > 0 {
+		b.addPeople(&cfg, providers)
+		audiences = append(audiences, server.UI)
+	}
+	s, err := server.New(cfg)
 	b.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, l, s.Handler(server.API, server.OAuth, server.Log), tls) }()
+	go func() { done <- s.Serve(ctx, l, s.Handler(audiences...), tls) }()
 	b.t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			b.t.Error(err)
 		}
 	})
+}
+
+// addPeople lets people log in.
+func (b *Broker) addPeople(cfg *server.Config, providers []attest.ProviderConfig) {
+	for _, p := range providers {
+		cfg.Providers = append(cfg.Providers, p.Name)
+	}
+	for i, p := range providers {
+		providers[i].RedirectURL = b.URL + server.CallbackPath(cfg.Providers, p.Name)
+	}
+	people, err := attest.NewPeople(providers...)
+	b.must(err)
+	cfg.People, cfg.LogoutToken, cfg.Sealer = people, people.LogoutToken, b.sealer()
 }
 
 func (b *Broker) bundleFile(domain string, ca *localca.CA) string {

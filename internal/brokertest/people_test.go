@@ -1,0 +1,245 @@
+package brokertest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/attest"
+	"accessbroker.internal/audit"
+)
+
+// A provider is an OpenID provider that lets in one person, without asking. It
+// does not say who it is in its answers (RFC 9207), as many don't.
+type provider struct {
+	*httptest.Server
+	t      *testing.T
+	key    *ecdsa.PrivateKey
+	person string
+	client string            // the only one it knows
+	places map[string]bool   // redirect URIs that the client registered
+	codes  map[string]string // the nonces of the logins
+	tokens []string          // ID tokens that it made
+	asked  []url.Values      // by its token endpoint's callers
+	evil   func(url.Values) string
+}
+
+func newProvider(t *testing.T, person, client string) *provider {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &provider{t: t, key: key, person: person, client: client, places: map[string]bool{}, codes: map[string]string{}}
+	p.Server = httptest.NewServer(p)
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *provider) config(name string) attest.ProviderConfig {
+	return attest.ProviderConfig{Name: name, Issuer: p.URL, ClientID: p.client, Secret: func() (string, error) { return "s3cret-of-the-client", nil }}
+}
+
+func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_ = r.ParseForm()
+	var answer any
+	switch r.URL.Path {
+	case "/.well-known/openid-configuration":
+		answer = map[string]any{
+			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys",
+			"userinfo_endpoint": p.URL + "/userinfo", "id_token_signing_alg_values_supported": []string{"ES256"},
+		}
+	case "/keys":
+		answer = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &p.key.PublicKey, KeyID: "1", Algorithm: "ES256", Use: "sig"}}}
+	case "/authorize":
+		p.authorize(w, r)
+		return
+	case "/token":
+		p.asked = append(p.asked, r.Form)
+		nonce, ok := p.codes[r.Form.Get("code")]
+		if !ok {
+			w.WriteHeader(http.StatusBadRequest)
+			answer = map[string]string{"error": "invalid_grant"}
+			break
+		}
+		delete(p.codes, r.Form.Get("code"))
+		answer = map[string]any{"access_token": "s3cret-access-token", "token_type": "Bearer", "expires_in": 3600, "id_token": p.idToken(nonce)}
+	case "/userinfo":
+		answer = map[string]string{"sub": p.person}
+	default:
+		w.WriteHeader(http.StatusNotFound)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (p *provider) authorize(w http.ResponseWriter, r *http.Request) {
+	if p.evil != nil {
+		http.Redirect(w, r, p.evil(r.Form), http.StatusFound)
+		return
+	}
+	if r.Form.Get("client_id") != p.client || !p.places[r.Form.Get("redirect_uri")] {
+		http.Error(w, "no such client, or not its redirect URI", http.StatusBadRequest)
+		return
+	}
+	code := fmt.Sprintf("s3cret-code-of-%s-%d", p.person, len(p.codes))
+	p.codes[code] = r.Form.Get("nonce")
+	http.Redirect(w, r, r.Form.Get("redirect_uri")+"?"+url.Values{"code": {code}, "state": {r.Form.Get("state")}}.Encode(), http.StatusFound)
+}
+
+func (p *provider) idToken(nonce string) string {
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: "1"}}, nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	now := time.Now()
+	payload, err := json.Marshal(map[string]any{
+		"iss": p.URL, "sub": p.person, "aud": p.client, "exp": now.Add(5 * time.Minute).Unix(), "iat": now.Unix(), "auth_time": now.Unix(), "nonce": nonce, "name": p.person,
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	signed, err := signer.Sign(payload)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	text, err := signed.CompactSerialize()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.tokens = append(p.tokens, text)
+	return text
+}
+
+// browse goes to a page with a new browser, wherever that leads, and gives where
+// it ends, and the session, if there is one.
+func (b *Broker) browse(path string) (*url.URL, string) {
+	b.t.Helper()
+	jar, err := cookiejar.New(nil)
+	b.must(err)
+	client := *b.client(nil).HTTP
+	client.Jar = jar
+	resp, err := client.Get(b.URL + path)
+	b.must(err)
+	_ = resp.Body.Close()
+	for _, c := range jar.Cookies(resp.Request.URL) {
+		if c.Name == "__Host-broker-session" {
+			b.Secret(c.Value)
+			return resp.Request.URL, c.Value
+		}
+	}
+	return resp.Request.URL, ""
+}
+
+func (b *Broker) as(token string) *api.Client {
+	c := b.client(nil)
+	c.Token = func(context.Context) (string, error) { return token, nil }
+	return c
+}
+
+// votes gives the records of all that anybody said to a request.
+func (b *Broker) votes() (all []audit.Record) {
+	for _, r := range b.Records() {
+		if r.Kind == audit.ApprovalGiven || r.Kind == audit.RequestApproved || r.Kind == audit.RequestDenied {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// Whatever else proves somebody, an approver even, it gives no vote: neither
+// what the provider itself signed for the login, nor an SVID, nor a token of
+// ours. A session does.
+func TestGenuineProofsDoNotVote(t *testing.T) {
+	p := newProvider(t, "ben", "broker")
+	b := New(t, p.config("login"))
+	p.places[b.URL+"/ui/login/callback"] = true
+	at, session := b.browse("/ui/login?provider=login")
+	if session == "" || at.Path != "/ui/" || len(p.tokens) != 1 {
+		t.Fatalf("ben ends at %s with %d ID tokens", at.Path, len(p.tokens))
+	}
+	b.Secret(p.tokens[0])
+	token, err := b.Token(Agent, "tickets:read")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Client(Agent).Ask(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:close"}, Justification: "INC-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := b.Store.Head().Size
+	for name, c := range map[string]struct {
+		client *api.Client
+		want   api.Code
+	}{
+		"an ID token of the login":       {b.as(p.tokens[0]), api.Unauthenticated},
+		"an ID token for us as a bearer": {b.as(p.idToken("")), api.Unauthenticated},
+		"a provider's access token":      {b.as("s3cret-access-token"), api.Unauthenticated},
+		"an access token of ours":        {b.as(string(token.AccessToken)), api.Unauthenticated},
+		"a JWT-SVID":                     {b.Bearer(Auditor), api.SessionRequired},
+		"a JWT-SVID of who asked":        {b.Bearer(Agent), api.SessionRequired},
+		"an X.509-SVID":                  {b.Client(Auditor), api.SessionRequired},
+		"nothing":                        {b.Anonymous(), api.Unauthenticated},
+	} {
+		for _, decision := range []string{api.Approve, api.Deny} {
+			if _, err := c.client.Vote(t.Context(), r.ID, api.Vote{Decision: decision, Digest: r.Digest}); !errors.Is(err, c.want) {
+				t.Errorf("%s, to %s: %v, want %s", name, decision, err, c.want)
+			}
+		}
+	}
+	if now := b.Store.Head().Size; now != before || len(b.votes()) != 0 {
+		t.Errorf("%d records were written, among them %+v", now-before, b.votes())
+	}
+	both := b.Client(Auditor)
+	both.Token = func(context.Context) (string, error) { return session, nil }
+	if _, err := both.Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err == nil {
+		t.Error("a session that comes with a certificate of somebody else's votes")
+	}
+	if r, err := b.as(session).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err != nil || r.Status != api.StatusApproved || len(b.votes()) != 1 {
+		t.Errorf("a session: %+v, %v", r, err)
+	}
+}
+
+// A provider that has somebody's login end at another provider is not sent the
+// code that the other gave (mix-up, RFC 9700, section 4.4).
+func TestMixUp(t *testing.T) {
+	honest, evil := newProvider(t, "ben", "broker"), newProvider(t, "eve", "broker-at-evil")
+	b := New(t, honest.config("login"), evil.config("partner"))
+	honest.places[b.URL+"/ui/login/login/callback"] = true
+	evil.places[b.URL+"/ui/login/partner/callback"] = true
+	for name, person := range map[string]string{"login": "login/ben", "partner": "partner/eve"} {
+		_, session := b.browse("/ui/login?provider=" + name)
+		if who, err := b.as(session).WhoAmI(t.Context()); err != nil || who.ID != person {
+			t.Fatalf("who logs in with %s: %+v, %v", name, who, err)
+		}
+	}
+	evil.asked = nil
+	for _, place := range []string{"/ui/login/login/callback", "/ui/login/callback", "/ui/login/partner/callback"} {
+		evil.evil = func(asked url.Values) string {
+			asked.Set("client_id", "broker")
+			asked.Set("redirect_uri", b.URL+place)
+			return honest.URL + "/authorize?" + asked.Encode()
+		}
+		at, session := b.browse("/ui/login?provider=partner")
+		if session != "" || len(evil.asked) != 0 {
+			t.Errorf("by way of %s: the browser ends at %s, logged in %t, and the other provider was sent %d codes", place, at, session != "", len(evil.asked))
+		}
+		if registered := honest.places[b.URL+place]; registered != strings.HasSuffix(at.String(), "/ui/login?failed=provider") {
+			t.Errorf("by way of %s: the browser ends at %s", place, at)
+		}
+	}
+}

@@ -417,6 +417,41 @@ func TestProvidersThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// Anybody can send a token by a key that nobody knows. The provider is not asked
+// for its keys each time, and what it signs is known all the same.
+func TestUnknownKeys(t *testing.T) {
+	p := newProvider(t)
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	p.hook = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/keys" {
+			asked++
+		}
+		return false
+	}
+	claims := map[string]any{
+		"iss": p.URL, "aud": "broker", "iat": p.now.Unix(), "exp": p.now.Add(2 * time.Minute).Unix(), "jti": "1", "sub": "ana",
+		"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
+	}
+	const sent = 200
+	for i := range sent {
+		p.signWith = jose.JSONWebKey{Key: other, KeyID: fmt.Sprint("forged-", i)}
+		if _, err := p.people.LogoutToken(t.Context(), "login", p.sign(claims, "logout+jwt"), p.now); err == nil {
+			t.Fatal("a forged token holds")
+		}
+	}
+	if asked == 0 || asked > sent/4 {
+		t.Errorf("for %d forged tokens it was asked %d times", sent, asked)
+	}
+	p.signWith = nil
+	if _, err := p.people.LogoutToken(t.Context(), "login", p.sign(claims, "logout+jwt"), p.now); err != nil {
+		t.Errorf("a genuine one, after them: %v", err)
+	}
+}
+
 // Back-Channel Logout 1.0, section 2.6.
 func TestLogoutTokens(t *testing.T) {
 	p := newProvider(t)

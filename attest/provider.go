@@ -41,14 +41,16 @@ const (
 	maxIDToken      = 16 << 10
 	rediscover      = time.Hour       // how long its metadata is believed
 	giveUp          = 2 * time.Second // for how long a provider that is down is not asked again
+	askKeys         = time.Second     // how often it is asked for its keys at most
 	iatLeeway       = time.Minute     // that its clock may be ahead
 )
 
 // A provider is one OpenID provider. It is asked for its metadata when it is
 // first needed, so that the broker starts without it. Safe for concurrent use.
 type provider struct {
-	cfg    ProviderConfig
-	client *http.Client
+	cfg       ProviderConfig
+	transport *bounded
+	client    *http.Client // by the transport
 
 	mu     sync.Mutex // guards the rest
 	found  *discovered
@@ -70,13 +72,13 @@ func newProvider(cfg ProviderConfig) (*provider, error) {
 	if cfg.Scopes == nil {
 		cfg.Scopes = []string{"profile", "email"}
 	}
-	transport := &http.Transport{
+	transport := &bounded{next: &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: providerTimeout, IdleConnTimeout: time.Minute, MaxConnsPerHost: 16, ForceAttemptHTTP2: true,
 		Proxy: http.ProxyFromEnvironment,
-	}
-	return &provider{cfg: cfg, client: &http.Client{
-		Transport: bounded{transport}, Timeout: providerTimeout,
+	}}
+	return &provider{cfg: cfg, transport: transport, client: &http.Client{
+		Transport: transport, Timeout: providerTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return errors.New("the provider redirects, which its endpoints never do")
 		},
@@ -89,10 +91,39 @@ func loopback(u *url.URL) bool {
 	return u.Scheme == "http" && (ip != nil && ip.IsLoopback() || u.Hostname() == "localhost")
 }
 
-// bounded cuts answers at maxProvider bytes.
-type bounded struct{ next http.RoundTripper }
+// bounded cuts answers at maxProvider bytes, and asks for keys seldom: anybody
+// can send a token by a key that nobody knows, and each has them asked for.
+type bounded struct {
+	next http.RoundTripper
 
-func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
+	mu    sync.Mutex // guards the rest
+	keys  string     // where they are
+	asked time.Time
+}
+
+func (b *bounded) keysAt(url string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.keys, b.asked = url, time.Time{}
+}
+
+func (b *bounded) mayAsk(url string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if url != b.keys {
+		return nil
+	}
+	if time.Since(b.asked) < askKeys {
+		return errors.New("it was asked for its keys a moment ago")
+	}
+	b.asked = time.Now()
+	return nil
+}
+
+func (b *bounded) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := b.mayAsk(req.URL.String()); err != nil {
+		return nil, err
+	}
 	resp, err := b.next.RoundTrip(req)
 	if err == nil {
 		resp.Body = struct {
@@ -128,6 +159,7 @@ func (p *provider) discover(ctx context.Context, now time.Time) (*discovered, er
 	var more struct {
 		IssuerInResponse bool     `json:"authorization_response_iss_parameter_supported"`
 		Methods          []string `json:"code_challenge_methods_supported"`
+		Keys             string   `json:"jwks_uri"`
 	}
 	if err := found.Claims(&more); err != nil {
 		p.failed = p.down("reading what it can do", err)
@@ -137,6 +169,7 @@ func (p *provider) discover(ctx context.Context, now time.Time) (*discovered, er
 		p.failed = fmt.Errorf("%w: provider %s does not offer PKCE with S256", broker.ErrUnavailable, p.cfg.Name)
 		return nil, p.failed
 	}
+	p.transport.keysAt(more.Keys) // asked for anew, at once
 	p.found, p.failed = &discovered{found, more.IssuerInResponse}, nil
 	return p.found, nil
 }

@@ -188,37 +188,49 @@ func (b *Broker) RedeemDevice(ctx context.Context, deviceCode string, now time.T
 }
 
 // polled says how far the login of a device is, and bounds how often that is
-// asked (RFC 8628, section 3.5).
+// asked (RFC 8628, section 3.5): who asks more often has nothing written.
 func (b *Broker) polled(ctx context.Context, key LoginKey, now time.Time) error {
-	var answer error
-	err := b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
-		l, err := get[*Login](tx, key)
-		switch {
-		case isNotFound(err):
-			return errNoCode
-		case err != nil:
+	err := b.cfg.Store.View(ctx, func(tx Tx) error {
+		_, err := pollable(tx, key, now)
+		return err
+	})
+	if !errors.Is(err, ErrPending) {
+		return unavailable(err)
+	}
+	noted := b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
+		l, err := pollable(tx, key, now)
+		if !errors.Is(err, ErrPending) {
 			return err
-		case !now.Before(l.Expires):
-			answer = refuse(ErrLapsed, "nobody allowed it in time: begin anew")
-			return nil
-		case l.State == LoginRefused:
-			answer = &Refusal{Err: ErrDenied, Detail: "the person refused it", DeniedBy: DeniedByPerson}
-			return nil
-		case l.State != LoginWaiting:
-			return nil
-		}
-		answer = refuse(ErrPending, "the person has yet to allow it")
-		if now.Sub(l.Polled) < PollEvery {
-			answer = &Refusal{Err: ErrSlowDown, Detail: "ask less often", Retry: PollEvery}
 		}
 		l.Polled = now
 		tx.Put(l)
 		return nil
 	})
-	if err != nil {
-		return unavailable(err)
+	if noted != nil {
+		return unavailable(noted)
 	}
-	return answer
+	return err
+}
+
+// pollable is nil once a login may be redeemed, and ErrPending while its person
+// has yet to say so.
+func pollable(tx Tx, key LoginKey, now time.Time) (*Login, error) {
+	l, err := get[*Login](tx, key)
+	switch {
+	case isNotFound(err):
+		return nil, errNoCode
+	case err != nil:
+		return nil, err
+	case !now.Before(l.Expires):
+		return nil, refuse(ErrLapsed, "nobody allowed it in time: begin anew")
+	case l.State == LoginRefused:
+		return nil, &Refusal{Err: ErrDenied, Detail: "the person refused it", DeniedBy: DeniedByPerson}
+	case l.State != LoginWaiting:
+		return l, nil
+	case now.Sub(l.Polled) < PollEvery:
+		return nil, &Refusal{Err: ErrSlowDown, Detail: "ask less often", Retry: PollEvery}
+	}
+	return l, refuse(ErrPending, "the person has yet to allow it")
 }
 
 // redeem turns an approved login into a session, once.

@@ -399,3 +399,27 @@ func TestRefreshed(t *testing.T) {
 }
 
 func sha(s string) [32]byte { return sha256.Sum256([]byte(s)) }
+
+// Whoever asks too often whether a terminal may act for somebody has nothing
+// written.
+func TestPollingTooOftenWritesNothing(t *testing.T) {
+	s := &dying{}
+	s.left.Store(1 << 20)
+	w := newWorld(t, worldConfig{wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
+	d, err := w.broker.BeginDevice(t.Context(), "198.51.100.7", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := s.left.Load()
+	if _, _, err := w.broker.RedeemDevice(t.Context(), d.DeviceCode, noon); !errors.Is(err, broker.ErrPending) {
+		t.Fatalf("first: %v", err)
+	}
+	for range 10 {
+		if _, _, err := w.broker.RedeemDevice(t.Context(), d.DeviceCode, noon.Add(time.Second)); !errors.Is(err, broker.ErrSlowDown) {
+			t.Fatalf("too often: %v", err)
+		}
+	}
+	if n := before - s.left.Load(); n != 1 {
+		t.Errorf("%d writes", n)
+	}
+}

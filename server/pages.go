@@ -158,6 +158,16 @@ func (s *Server) callback(c *call) (reply, error) {
 		s.cfg.Logger.WarnContext(c.r.Context(), "an answer came where another provider's does", "call_id", c.id, "provider", pending.Provider)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}
+	// Whoever has a cookie of a login can send any answer, and each has the
+	// provider asked.
+	if err := s.failures.check(c.from); err != nil {
+		return reply{}, err
+	}
+	leave, err := s.strangers.enter(network(c.from).String())
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
 	in, err := s.cfg.People.Finish(c.r.Context(), pending.State, c.r.URL.Query(), c.now)
 	if err != nil {
 		s.failures.count(c.from)

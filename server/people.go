@@ -159,10 +159,14 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 
 // openSession trades what a terminal has for a session.
 func (s *Server) openSession(c *call, body api.Login) (reply, error) {
+	leave, err := s.polls.enter(network(c.from).String())
+	if err != nil {
+		return reply{}, err
+	}
+	defer leave()
 	var token broker.SessionToken
 	var opened *broker.Session
-	err := s.failures.check(c.from)
-	switch {
+	switch err = s.failures.check(c.from); {
 	case err != nil:
 	case (body.Code == "") == (body.DeviceCode == "") || len(body.Code)+len(body.DeviceCode)+len(body.Verifier) > 512:
 		err = refuse(broker.ErrInvalidRequest, "send code and verifier, or device_code")
@@ -172,7 +176,7 @@ func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 		token, opened, err = s.cfg.Broker.RedeemDevice(c.r.Context(), body.DeviceCode, c.now)
 	}
 	if err != nil {
-		if errors.Is(err, broker.ErrNotFound) {
+		if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrSlowDown) {
 			s.failures.count(c.from)
 		}
 		return reply{}, err

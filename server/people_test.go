@@ -312,3 +312,36 @@ func (w *world) driveSessions(t *testing.T) {
 		t.Errorf("after logging out: %v", err)
 	}
 }
+
+// One login's cookie is not worth any number of calls to its provider.
+func TestCallbacksAreBounded(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	b.visit(http.MethodGet, "/ui/login?provider=login&next=/ui/", "")
+	base, err := url.Parse(b.base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cookies := b.client.Jar.Cookies(base)
+	if len(cookies) != 1 || cookies[0].Name != loginCookie {
+		t.Fatalf("the login's cookies: %v", cookies)
+	}
+	replay := *b.client
+	replay.Jar = nil
+	asked := 0
+	for range 4 * strangersPerSecond {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.base+"/ui/login/callback?state=guessed&code=x", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.AddCookie(cookies[0])
+		resp := must[*http.Response](t)(replay.Do(req))
+		_ = resp.Body.Close()
+		if resp.Header.Get("Location") == "/ui/login?failed=provider" {
+			asked++
+		}
+	}
+	if asked == 0 || asked > 2*strangersPerSecond {
+		t.Errorf("the provider was asked %d times of %d at once", asked, 4*strangersPerSecond)
+	}
+}

@@ -88,6 +88,7 @@ type Server struct {
 	admission *admission
 	scans     *admission // by identity, of calls that look through many rows
 	strangers *admission // by address, for what is done for callers who are not proved
+	polls     *admission // by address, of terminals that wait to be let in
 	providers *admission // by address, for what providers say
 	viewers   *admission // by person, of pages that stay open
 	failures  *failures
@@ -118,6 +119,7 @@ func New(cfg Config) (*Server, error) {
 		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		scans:     newAdmission(scansPerSecond, scansAtOnce),
 		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
+		polls:     newAdmission(pollsPerSecond, pollsAtOnce),
 		providers: newAdmission(providersPerSecond, providersAtOnce),
 		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
 		failures:  newFailures(),
@@ -138,6 +140,13 @@ const (
 const (
 	strangersPerSecond = 5
 	strangersAtOnce    = 5
+)
+
+// Terminals that ask whether they were let in, by address: each does so every
+// few seconds, and many may share one.
+const (
+	pollsPerSecond = 50
+	pollsAtOnce    = 20
 )
 
 // Words of providers, by address. Who signs everybody out says so of each at

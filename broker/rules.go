@@ -29,7 +29,8 @@ type Entitlement struct {
 	Name          string
 	Issuer        string
 	Description   string
-	Scopes        []string // sorted; empty: the entitlement is asked for as a whole
+	Scopes        []string          // sorted; empty: the entitlement is asked for as a whole
+	ScopeTexts    map[string]string // what scopes mean, in the operator's words, for people; may lack some
 	DefaultScopes []string
 	DefaultTTL    time.Duration
 	MaxTTL        time.Duration

@@ -171,16 +171,17 @@ type vaultSpecFile struct {
 	Ephemeral *bool            `yaml:"ephemeral"`
 }
 
-// scopesFile are names alone, or names with what each of them adds.
+// scopesFile are names alone, or names with what each of them means and adds.
 type scopesFile struct {
 	names []string
 	adds  map[string]scopeFile
 }
 
 type scopeFile struct {
-	Policies  []string `yaml:"policies"` // of the token, at a Vault
-	Actions   []plain  `yaml:"actions"`  // of the session, at AWS
-	Resources []plain  `yaml:"resources"`
+	Description string   `yaml:"description"`
+	Policies    []string `yaml:"policies"` // of the token, at a Vault
+	Actions     []plain  `yaml:"actions"`  // of the session, at AWS
+	Resources   []plain  `yaml:"resources"`
 }
 
 // UnmarshalYAML implements yaml.NodeUnmarshaler.

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -76,6 +78,40 @@ func TestGoodConfig(t *testing.T) {
 	}
 }
 
+// What scopes mean may be said, whatever they add; and saying it changes nothing
+// that was approved.
+func TestScopesAreDescribed(t *testing.T) {
+	dir := sealedDir(t)
+	before, err := understand(dir, goodConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, scopes := range map[string]string{
+		"in a line":  `{"tickets:read": {description: "read tickets: all"}, "tickets:close": {}}`,
+		"in a block": "\n      tickets:read: {description: \"read tickets: all\"}\n      tickets:close:",
+		"in blocks":  "\n      tickets:read:\n        description: >\n          read tickets: all\n      tickets:close: {description: \"\"}",
+	} {
+		s, err := understand(dir, strings.NewReplacer("[tickets:read, tickets:close]", scopes, "read: {actions", "read: {description: look into reports, actions").Replace(goodConfig))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		tickets, reports := s.catalogue["tickets-api"], s.catalogue["reports"]
+		if got := tickets.Scopes; !slices.Equal(got, []string{"tickets:close", "tickets:read"}) {
+			t.Errorf("%s: the scopes are %q", name, got)
+		}
+		if got := tickets.ScopeTexts; !maps.Equal(got, map[string]string{"tickets:read": "read tickets: all"}) {
+			t.Errorf("%s: they mean %q", name, got)
+		}
+		if got := reports.ScopeTexts["read"]; got != "look into reports" {
+			t.Errorf("%s: read means %q", name, got)
+		}
+		if tickets.Effect != before.catalogue["tickets-api"].Effect || reports.Effect != before.catalogue["reports"].Effect {
+			t.Errorf("%s: describing changed what is given", name)
+		}
+	}
+}
+
 var (
 	placed  = regexp.MustCompile(`^broker\.yaml:[0-9]+:[0-9]+: `)
 	goNames = regexp.MustCompile(`\*?main\.|struct|\binterface\b|Go value|map\[|\[\]`)
@@ -86,53 +122,60 @@ var (
 func TestBadConfigs(t *testing.T) {
 	dir := sealedDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{
-		"not YAML":                 {"server:", "server: [", "broker.yaml:7:1: "},
-		"unknown key":              {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
-		"wrong kind of value":      {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
-		"a list for a text":        {"policies: policies", "policies: [a]", "broker.yaml:14:"},
-		"no URL":                   {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: give the URL by which callers reach the broker"},
-		"plain HTTP":               {"https://broker.acme.test", "http://broker.acme.test", "server.external_url"},
-		"no port":                  {"127.0.0.1:9464", "127.0.0.1", "broker.yaml:5:3: server.metrics: give host and port"},
-		"no TLS":                   {"tls: {svid: true}, ", "", "broker.yaml:4:7: server.listeners.0.tls: the broker speaks TLS only"},
-		"client certs":             {"client_certs: optional", "client_certs: maybe", "server.listeners.0.client_certs: choose off, optional or required"},
-		"something to serve":       {"[api, oauth, log]", "[api, pages]", `server.listeners.0.serve.1: "pages" is not something to serve`},
-		"tickets":                  {"metrics: 127", "ticket_url: \"javascript:alert(1)//{ticket}\"\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
-		"a tracker of its own":     {"metrics: 127", "ticket_url: \"https://{ticket}.acme.test/\"\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
-		"no ticket":                {"metrics: 127", "ticket_url: https://tracker.acme.test/\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
-		"no seal key":              {"seal_keys: [{file: seal.key}]", "seal_keys: []", "server.seal_keys: the broker seals its signing keys"},
-		"a seal key that is none":  {"file: seal.key", "file: broker.yaml", "server.seal_keys.0: reading the seal key"},
-		"trust domain":             {"trust_domain: acme.test", "trust_domain: Acme/Test", "attest.trust_domain: give the broker's own trust domain"},
-		"own domain not listed":    {"[acme.test, supplier.test]", "[supplier.test]", "attest.trust_domains: it must list the broker's own trust domain"},
-		"no bundles":               {"workload_api: unix:///run/spire/agent.sock", "workload_api:", "attest"},
-		"a mark elsewhere":         {"spiffe://acme.test/agent", "spiffe://other.test/agent", "attest.workloads.0.under"},
-		"a mark with a star":       {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},
-		"two marks":                {"team: support}", "team: support}\n    - {under: spiffe://acme.test/agent, kind: workload}", "attest.workloads.1.under: spiffe://acme.test/agent is marked twice"},
-		"no store":                 {"store: sqlite:broker.db", "store: mysql:x", "broker.yaml:13:1: store: give sqlite:/path/to/broker.db"},
-		"dangling issuer":          {"issuer: tickets", "issuer: ticket", `broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "ticket"; there are: aws, old, tickets, vault`},
-		"retired issuer":           {"issuer: tickets", "issuer: old", `entitlements.tickets-api.issuer: "old" is retired`},
-		"two kinds of issuer":      {"{token: {audience: https://tickets.acme.test}}", "{token: {audience: https://tickets.acme.test}, aws: {region: x}}", "issuers.tickets: say what kind it is, and only one"},
-		"an audience of AWS":       {"web_identity: {}", "web_identity: {audience: \"https://tickets.acme.test\"}", "issuers.tickets.token.audience: https://tickets.acme.test is what AWS knows the broker itself by (issuer aws)"},
-		"relative audience":        {"https://tickets.acme.test", "tickets", "issuers.tickets.token.audience: give the absolute URI"},
-		"default scope":            {"default_scopes: [tickets:read]", "default_scopes: [tickets:burn]", `entitlements.tickets-api.default_scopes.0: "tickets:burn" is not among its scopes`},
-		"a scope twice":            {"[tickets:read, tickets:close]", "[tickets:read, tickets:read]", "entitlements.tickets-api.scopes: a scope is listed twice"},
-		"ttl":                      {"max_ttl: 15m", "max_ttl: 15", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
-		"half a second":            {"max_ttl: 15m", "max_ttl: 1500ms", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
-		"ttl for ever":             {"max_ttl: 15m", "max_ttl: 100h", "entitlements.tickets-api.max_ttl: at most 24h"},
-		"default longer than max":  {"default_ttl: 10m", "default_ttl: 20m", "entitlements.tickets-api.default_ttl: it is longer than max_ttl, 15m"},
-		"a pattern that closes":    {"[a-z0-9-]{1,40}", "a)|(?:.*", "entitlements.reports.parameters.prefix.pattern: give a regular expression"},
-		"a parameter without use":  {"reports/${prefix}/*", "reports/*", "entitlements.reports.parameters.prefix: it binds nothing"},
-		"a role of another form":   {"arn:aws:iam::123456789012:role/reports", "reports", "entitlements.reports.aws.role_arn: give the ARN of a role"},
-		"half a revocation":        {"role/reports}", "role/reports, revoke_sessions: session}", "entitlements.reports.aws.revoke_sessions: say in the issuer's revoker_role_arn which role may deny them"},
-		"a way to revoke":          {"role/reports}", "role/reports, revoke_sessions: all}", "entitlements.reports.aws.revoke_sessions: choose session, "},
-		"a revoker that is none":   {"web_identity: {}}", "web_identity: {}}, revoker_role_arn: root", "issuers.aws.aws.revoker_role_arn: give the ARN of the role"},
-		"AWS for a moment":         {"    max_ttl: 1h", "    max_ttl: 1m", "entitlements.reports.max_ttl"},
-		"vault without spec":       {"vault: {path: database/creds/orders-ro}, ", "", "entitlements.orders-db-ro.vault: say what the Vault is asked for"},
-		"vault path":               {"database/creds/orders-ro", "/v1/database", "entitlements.orders-db-ro.vault.path: give the path"},
-		"vault without login":      {"auth: {jwt: {role: broker}}, ", "", "issuers.vault.vault.auth: say how the broker logs in"},
-		"vault over HTTP":          {"https://vault:8200", "http://vault:8200", "issuers.vault.vault.address: give the Vault's URL"},
-		"token with a vault":       {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: its issuer, "tickets", is no Vault`},
-		"keys published too late":  {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: at least 10m"},
-		"rotation that is shorter": {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
+		"not YAML":                  {"server:", "server: [", "broker.yaml:7:1: "},
+		"unknown key":               {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
+		"wrong kind of value":       {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
+		"a list for a text":         {"policies: policies", "policies: [a]", "broker.yaml:14:"},
+		"no URL":                    {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: give the URL by which callers reach the broker"},
+		"plain HTTP":                {"https://broker.acme.test", "http://broker.acme.test", "server.external_url"},
+		"no port":                   {"127.0.0.1:9464", "127.0.0.1", "broker.yaml:5:3: server.metrics: give host and port"},
+		"no TLS":                    {"tls: {svid: true}, ", "", "broker.yaml:4:7: server.listeners.0.tls: the broker speaks TLS only"},
+		"client certs":              {"client_certs: optional", "client_certs: maybe", "server.listeners.0.client_certs: choose off, optional or required"},
+		"something to serve":        {"[api, oauth, log]", "[api, pages]", `server.listeners.0.serve.1: "pages" is not something to serve`},
+		"tickets":                   {"metrics: 127", "ticket_url: \"javascript:alert(1)//{ticket}\"\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
+		"a tracker of its own":      {"metrics: 127", "ticket_url: \"https://{ticket}.acme.test/\"\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
+		"no ticket":                 {"metrics: 127", "ticket_url: https://tracker.acme.test/\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
+		"no seal key":               {"seal_keys: [{file: seal.key}]", "seal_keys: []", "server.seal_keys: the broker seals its signing keys"},
+		"a seal key that is none":   {"file: seal.key", "file: broker.yaml", "server.seal_keys.0: reading the seal key"},
+		"trust domain":              {"trust_domain: acme.test", "trust_domain: Acme/Test", "attest.trust_domain: give the broker's own trust domain"},
+		"own domain not listed":     {"[acme.test, supplier.test]", "[supplier.test]", "attest.trust_domains: it must list the broker's own trust domain"},
+		"no bundles":                {"workload_api: unix:///run/spire/agent.sock", "workload_api:", "attest"},
+		"a mark elsewhere":          {"spiffe://acme.test/agent", "spiffe://other.test/agent", "attest.workloads.0.under"},
+		"a mark with a star":        {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},
+		"two marks":                 {"team: support}", "team: support}\n    - {under: spiffe://acme.test/agent, kind: workload}", "attest.workloads.1.under: spiffe://acme.test/agent is marked twice"},
+		"no store":                  {"store: sqlite:broker.db", "store: mysql:x", "broker.yaml:13:1: store: give sqlite:/path/to/broker.db"},
+		"dangling issuer":           {"issuer: tickets", "issuer: ticket", `broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "ticket"; there are: aws, old, tickets, vault`},
+		"retired issuer":            {"issuer: tickets", "issuer: old", `entitlements.tickets-api.issuer: "old" is retired`},
+		"two kinds of issuer":       {"{token: {audience: https://tickets.acme.test}}", "{token: {audience: https://tickets.acme.test}, aws: {region: x}}", "issuers.tickets: say what kind it is, and only one"},
+		"an audience of AWS":        {"web_identity: {}", "web_identity: {audience: \"https://tickets.acme.test\"}", "issuers.tickets.token.audience: https://tickets.acme.test is what AWS knows the broker itself by (issuer aws)"},
+		"relative audience":         {"https://tickets.acme.test", "tickets", "issuers.tickets.token.audience: give the absolute URI"},
+		"default scope":             {"default_scopes: [tickets:read]", "default_scopes: [tickets:burn]", `entitlements.tickets-api.default_scopes.0: "tickets:burn" is not among its scopes`},
+		"a scope twice":             {"[tickets:read, tickets:close]", "[tickets:read, tickets:read]", "entitlements.tickets-api.scopes: a scope is listed twice"},
+		"a text of two lines":       {"read: {actions", "read: {description: \"a\\nb\", actions", "broker.yaml:33:14: entitlements.reports.scopes.read.description: one line of at most 300 bytes"},
+		"a text for a terminal":     {"read: {actions", "read: {description: \"\\e[2J\", actions", "entitlements.reports.scopes.read.description: one line"},
+		"a text that turns":         {"    issuer: tickets", "    issuer: tickets\n    description: \"\\u202edaer\"", "entitlements.tickets-api.description: one line"},
+		"a text too long":           {"required: true}", "required: true, description: \"" + strings.Repeat("x", 301) + "\"}", "entitlements.reports.parameters.prefix.description: one line"},
+		"policies of a token":       {"[tickets:read, tickets:close]", `{"tickets:read": {policies: [a]}}`, `entitlements.tickets-api.scopes.tickets:read.policies: its issuer, "tickets", is no Vault`},
+		"actions of a token":        {"[tickets:read, tickets:close]", `{"tickets:read": {actions: [a]}}`, `entitlements.tickets-api.scopes.tickets:read.actions: its issuer, "tickets", is not AWS`},
+		"an unknown key of a scope": {"[tickets:read, tickets:close]", `{"tickets:read": {describtion: a}}`, `unknown key "describtion"`},
+		"ttl":                       {"max_ttl: 15m", "max_ttl: 15", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
+		"half a second":             {"max_ttl: 15m", "max_ttl: 1500ms", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
+		"ttl for ever":              {"max_ttl: 15m", "max_ttl: 100h", "entitlements.tickets-api.max_ttl: at most 24h"},
+		"default longer than max":   {"default_ttl: 10m", "default_ttl: 20m", "entitlements.tickets-api.default_ttl: it is longer than max_ttl, 15m"},
+		"a pattern that closes":     {"[a-z0-9-]{1,40}", "a)|(?:.*", "entitlements.reports.parameters.prefix.pattern: give a regular expression"},
+		"a parameter without use":   {"reports/${prefix}/*", "reports/*", "entitlements.reports.parameters.prefix: it binds nothing"},
+		"a role of another form":    {"arn:aws:iam::123456789012:role/reports", "reports", "entitlements.reports.aws.role_arn: give the ARN of a role"},
+		"half a revocation":         {"role/reports}", "role/reports, revoke_sessions: session}", "entitlements.reports.aws.revoke_sessions: say in the issuer's revoker_role_arn which role may deny them"},
+		"a way to revoke":           {"role/reports}", "role/reports, revoke_sessions: all}", "entitlements.reports.aws.revoke_sessions: choose session, "},
+		"a revoker that is none":    {"web_identity: {}}", "web_identity: {}}, revoker_role_arn: root", "issuers.aws.aws.revoker_role_arn: give the ARN of the role"},
+		"AWS for a moment":          {"    max_ttl: 1h", "    max_ttl: 1m", "entitlements.reports.max_ttl"},
+		"vault without spec":        {"vault: {path: database/creds/orders-ro}, ", "", "entitlements.orders-db-ro.vault: say what the Vault is asked for"},
+		"vault path":                {"database/creds/orders-ro", "/v1/database", "entitlements.orders-db-ro.vault.path: give the path"},
+		"vault without login":       {"auth: {jwt: {role: broker}}, ", "", "issuers.vault.vault.auth: say how the broker logs in"},
+		"vault over HTTP":           {"https://vault:8200", "http://vault:8200", "issuers.vault.vault.address: give the Vault's URL"},
+		"token with a vault":        {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: its issuer, "tickets", is no Vault`},
+		"keys published too late":   {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: at least 10m"},
+		"rotation that is shorter":  {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !strings.Contains(goodConfig, test.from) {

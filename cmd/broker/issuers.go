@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -163,9 +164,6 @@ func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *
 	if issuer.aws == nil && f.AWS != nil {
 		c.bad(key+"/aws", "its issuer, %q, is not AWS", e.Issuer)
 	}
-	if issuer.token != nil && f.Scopes.adds != nil {
-		c.bad(key+"/scopes", "the scopes of tokens are names alone: [read, write]")
-	}
 	if issuer.token == nil && e.Binding != broker.BindingNone {
 		c.bad(key+"/binding", "only the broker's own tokens can be bound")
 	}
@@ -192,6 +190,35 @@ func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *
 		effect.String("kind", "aws").Hex("spec", spec.Digest())
 	}
 	e.Effect = audit.HashObject("accessbroker/effect/v1", effect)
+}
+
+// longestText bounds what an operator writes of a thing, in bytes: it stands
+// in lists, beside the thing's name.
+const longestText = 300
+
+// text checks what the operator writes for people to read, on pages and on
+// terminals.
+func (c *checker) text(key, text string) string {
+	text = strings.TrimSpace(text)
+	if len(text) > longestText || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		c.bad(key, "one line of at most %d bytes, for people to read", longestText)
+	}
+	return text
+}
+
+// scopeTexts are what scopes mean. They are for people, and no part of what is
+// compiled: who changes a word of them changes nothing that was approved.
+func (c *checker) scopeTexts(key string, list map[string]scopeFile) map[string]string {
+	var out map[string]string
+	for _, name := range slices.Sorted(maps.Keys(list)) {
+		if text := c.text(key+"/"+name+"/description", list[name].Description); text != "" {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[name] = text
+		}
+	}
+	return out
 }
 
 func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement) *issuers.VaultSpec {

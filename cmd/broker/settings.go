@@ -379,8 +379,8 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		c.bad(key+"/issuer", "%q is retired: it makes nothing more", f.Issuer)
 	}
 	e := &broker.Entitlement{
-		Name: name, Issuer: f.Issuer, Description: f.Description, Owner: f.Owner, System: f.System, Labels: f.Labels,
-		Scopes: c.scopes(key+"/scopes", f.Scopes.names), DefaultScopes: toStrings(f.DefaultScopes),
+		Name: name, Issuer: f.Issuer, Description: c.text(key+"/description", f.Description), Owner: f.Owner, System: f.System, Labels: f.Labels,
+		Scopes: c.scopes(key+"/scopes", f.Scopes.names), ScopeTexts: c.scopeTexts(key+"/scopes", f.Scopes.adds), DefaultScopes: toStrings(f.DefaultScopes),
 		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(defaultTTL))),
 		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
 		Binding:       broker.Binding(cmp.Or(f.Binding, string(broker.BindingNone))),
@@ -448,7 +448,7 @@ func (c *checker) parameters(key string, list map[string]parameterFile) map[stri
 		if f.MaxLength < 0 || f.MaxLength > broker.MaxParameter {
 			c.bad(at+"/max_length", "between 1 and %d bytes", broker.MaxParameter)
 		}
-		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Lines: f.Lines, Required: f.Required, Description: f.Description}
+		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Lines: f.Lines, Required: f.Required, Description: c.text(at+"/description", f.Description)}
 	}
 	return out
 }

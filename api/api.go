@@ -70,6 +70,7 @@ type Request struct {
 	CreatedAt     time.Time         `json:"created_at"`
 	LapsesAt      time.Time         `json:"lapses_at,omitzero"` // while pending
 	DryRun        bool              `json:"dry_run,omitempty"`
+	Facts         *Facts            `json:"facts,omitempty"` // one request alone, for people who look at somebody else's
 }
 
 // A Decision is policy's answer, as far as the reader may see it. Policies is
@@ -294,10 +295,11 @@ type Offer struct {
 
 // A ScopeOffer is what policy says to one scope alone.
 type ScopeOffer struct {
-	Scope    string   `json:"scope"`
-	Default  bool     `json:"default,omitempty"` // granted if no scope is named
-	Decision Decision `json:"decision"`
-	Glass    bool     `json:"break_glass,omitempty"` // it may be had in an emergency only
+	Scope       string   `json:"scope"`
+	Description string   `json:"description,omitempty"` // what it means, in the operator's words
+	Default     bool     `json:"default,omitempty"`     // granted if no scope is named
+	Decision    Decision `json:"decision"`
+	Glass       bool     `json:"break_glass,omitempty"` // it may be had in an emergency only
 }
 
 // A Parameter is something that the requester fills in.

@@ -159,7 +159,7 @@ func toOffer(o broker.Offer) api.Offer {
 		for _, d := range e.DefaultScopes {
 			isDefault = isDefault || d == so.Scope
 		}
-		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Default: isDefault, Decision: toDecision(so.Decision), Glass: so.Glass})
+		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), Glass: so.Glass})
 	}
 	if len(o.Scopes) == 0 {
 		decision := toDecision(o.Decision)

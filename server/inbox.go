@@ -14,7 +14,7 @@ import (
 // A requestView is a request as a page shows it.
 type requestView struct {
 	api.Request
-	Revocation string // what ending a credential of it early would mean
+	Revocation string // what ending a credential of it early would mean: in lists, which have no facts
 	Mine       bool   // the viewer filed it
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -18,15 +17,9 @@ import (
 type requestPage struct {
 	requestView
 	CanVote, CanReview, CanWithdraw bool
-	Description                     string
-	Effect                          string // what approving lets them do
-	Past                            []broker.Past
-	PastPartial                     bool
+	Facts                           api.Facts
 	Leases                          []api.Lease
 	Needs                           api.Obligations
-	Proof                           api.Proof
-	From                            string
-	TicketLink                      string
 	Done, Failed                    string
 	LogInAgain                      bool
 	Said                            form // what was typed into a form that was refused
@@ -61,22 +54,11 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 	p.requestView = s.view(c, r)
 	p.CanVote, p.CanReview = b.Asked(c.who, r, c.now)
 	p.CanWithdraw = p.Mine && p.Status == api.StatusPending
-	if e := b.Rules().Catalogue[r.Entitlement]; e != nil {
-		p.Description = e.Description
-	}
-	p.Effect = b.Effect(r)
 	if p.Decision.Obligations != nil {
 		p.Needs = *p.Decision.Obligations
 	}
-	p.Proof = api.Proof{Method: string(r.Requester.Proof.Method), ExpiresAt: utc(r.Requester.Proof.Expires)}
-	if r.SourceIP.IsValid() {
-		p.From = r.SourceIP.String()
-	}
-	if s.cfg.TicketURL != "" && r.Ticket != "" {
-		p.TicketLink = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
-	}
 	var err error
-	if p.Past, p.PastPartial, err = b.Past(ctx, r, c.now); err != nil {
+	if p.Facts, err = s.facts(ctx, r, c.now); err != nil {
 		return reply{}, err
 	}
 	leases, err := b.LeasesOf(ctx, r, c.now)

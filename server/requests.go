@@ -128,7 +128,16 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return ok(toRequest(r, c.who, time.Now()))
+	now := time.Now() // it may have waited
+	out := toRequest(r, c.who, now)
+	if c.who.Kind == broker.KindPerson && c.who.ID != r.Requester.ID {
+		facts, err := s.facts(c.r.Context(), r, now)
+		if err != nil {
+			return reply{}, err
+		}
+		out.Facts = &facts
+	}
+	return ok(out)
 }
 
 // await waits for a change of the request. Without after, a caller would be

@@ -163,12 +163,14 @@ func testRules() *broker.Rules {
 			CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedAtExpiry, Audience: audience, Introspectors: []string{tickets},
 		}
 	}
+	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // people have to approve
+	guarded.Description, guarded.Owner, guarded.ScopeTexts = "what is guarded", "dba", map[string]string{"read": "look <at> it", "write": "change it"}
 	return &broker.Rules{
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
 		Policy: testPolicy{}, Revision: audit.Digest{1}, Marks: []broker.Mark{{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 		Catalogue: broker.Catalogue{
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
-			"guarded":    entitlement("guarded", "https://guarded.acme.test", "read"), // people have to approve
+			"guarded":    guarded,
 			"not-tokens": entitlement("not-tokens", "", "read"),
 			"gone":       {Name: "gone", Issuer: "gone", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
 		},
@@ -233,6 +235,9 @@ type minter struct{}
 
 func (*minter) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
 	return broker.Prepared{}, nil
+}
+func (*minter) Describe(e *broker.Entitlement, scopes []string, _ map[string]string) string {
+	return "a token for " + e.Audience + " with " + strings.Join(scopes, " ")
 }
 func (m *minter) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	c, err := m.Mint(ctx, o.Lease)

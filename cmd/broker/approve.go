@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -150,114 +147,4 @@ func (a *app) confirm(r *api.Request, what string, yes bool) error {
 		return errNotConfirmed
 	}
 	return nil
-}
-
-// plainly makes text of others safe to show on a terminal: what would move the
-// cursor, change colours or turn the direction of writing is shown as a code.
-func plainly(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if unicode.IsPrint(r) || r == '\n' {
-			b.WriteRune(r)
-		} else {
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		}
-	}
-	return b.String()
-}
-
-// quoted shows text of others as theirs, line by line.
-func quoted(s string) string {
-	return strings.ReplaceAll(plainly(s), "\n", "\n\t| ")
-}
-
-// writeRequest shows a request whole, as approvers need it.
-func writeRequest(w io.Writer, r *api.Request) {
-	line := func(name, text string) {
-		if text != "" {
-			fmt.Fprintf(w, "%s\t%s\n", name, text)
-		}
-	}
-	line("request", r.ID)
-	if r.ID == "" {
-		line("dry run", "nothing was filed")
-	}
-	line("status", statusOf(r))
-	line("requester", requesterOf(r))
-	line("accountable", strings.Join(r.Accountable, ", "))
-	line("entitlement", r.Entitlement)
-	line("scopes", strings.Join(r.Scopes, " "))
-	line("ttl", fmt.Sprintf("%s a credential, for %s", r.TTL, r.Duration))
-	writeParameters(line, r.Parameters)
-	line("ticket", plainly(r.Ticket))
-	line("why", quoted(r.Justification))
-	line("extends", r.Extends)
-	if !r.NotBefore.IsZero() {
-		line("not before", clock(r.NotBefore))
-	}
-	writePeople(line, r)
-	if g := r.Grant; g != nil {
-		line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" "+g.TTL.String())+" a credential")
-		line("collect until", clock(g.CollectUntil))
-	}
-	for _, reason := range r.Decision.Reasons {
-		line("because", reason)
-	}
-}
-
-func writeParameters(line func(name, text string), parameters map[string]string) {
-	names := make([]string, 0, len(parameters))
-	for name := range parameters {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		line(name, quoted(parameters[name]))
-	}
-}
-
-// writePeople shows who has to say yes, and what people said.
-func writePeople(line func(name, text string), r *api.Request) {
-	if r.Status == api.StatusPending {
-		waits := waitsFor(r)
-		if !r.LapsesAt.IsZero() {
-			waits += ", until " + clock(r.LapsesAt)
-		}
-		line("waits", waits)
-	}
-	for _, v := range r.Approvals.Given {
-		said := v.Person + " as " + strings.Join(v.Groups, ", ")
-		if v.Comment != "" {
-			said += ": " + quoted(v.Comment)
-		}
-		line(map[string]string{api.Approve: "approved by", api.Deny: "denied by"}[v.Decision], plainly(said))
-	}
-	if r.Review == nil {
-		return
-	}
-	if r.Review.ClosedAt.IsZero() {
-		line("review", "due "+clock(r.Review.DueAt))
-	}
-	for _, v := range r.Review.Given {
-		line("reviewed by", fmt.Sprintf("%s: %s: %s", v.Person, v.Verdict, quoted(v.Comment)))
-	}
-}
-
-func statusOf(r *api.Request) string {
-	text := r.Status
-	if r.BreakGlass {
-		text += ", emergency use"
-	}
-	if r.Reuse {
-		text += ", filed before"
-	}
-	return text
-}
-
-func requesterOf(r *api.Request) string {
-	text := r.Requester + " (" + r.RequesterKind
-	if r.Team != "" {
-		text += " of " + r.Team
-	}
-	return text + ")"
 }

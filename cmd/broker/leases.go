@@ -177,20 +177,24 @@ func writeOffers(w io.Writer, offers []api.Offer) {
 		fmt.Fprintln(w, "nothing: policy permits you no entitlement")
 		return
 	}
-	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tDEMANDS")
+	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tDEMANDS\tMEANS")
 	for _, o := range offers {
 		if o.Decision != nil {
-			fmt.Fprintf(w, "%s\t-\t%s\t%s\n", o.Entitlement, yesNo(o.Decision.Permit), demands(o.Decision, o.MaxTTL))
+			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false), demands(o.Decision, o.MaxTTL), plainly(o.Description))
 		}
 		for _, s := range o.Scopes {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, yesNo(s.Decision.Permit), demands(&s.Decision, o.MaxTTL))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.Glass), demands(&s.Decision, o.MaxTTL), plainly(s.Description))
 		}
 	}
 }
 
-func yesNo(b bool) string {
-	if b {
+// allowed says whether policy permits something, or keeps it for emergencies.
+func allowed(permit, glass bool) string {
+	switch {
+	case permit:
 		return "yes"
+	case glass:
+		return "emergency"
 	}
 	return "no"
 }

@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"cmp"
 	"errors"
 	"html/template"
 	"strings"
@@ -16,6 +17,7 @@ var functions = template.FuncMap{
 	"first":  first,
 	"joined": func(list []string) string { return strings.Join(list, ", ") },
 	"brief":  brief,
+	"proof":  func(method string) string { return cmp.Or(proofs[method], method) },
 	"truth":  func(revocation string) string { return truths[revocation] },
 	"dict":   dict,
 	"kind":   func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
@@ -60,6 +62,13 @@ func brief(s string) string {
 		return s
 	}
 	return string(runes[:briefLength]) + "…"
+}
+
+// proofs say what an identity was proved with.
+var proofs = map[string]string{
+	"x509-svid": "its SPIFFE certificate (X.509-SVID)",
+	"jwt-svid":  "its SPIFFE token (JWT-SVID)",
+	"session":   "their login",
 }
 
 // truths say what ending a credential early means.

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"accessbroker.internal/api"
+)
+
+// What an approver is shown, as it stands on their terminal.
+const shown = `request      req_0658sg2b7puh5u0qv0s9k8g6nk
+status       pending
+requester    spiffe://acme.test/agent/triage (agent of support)
+proved by    x509-svid, from 192.0.2.7, good until 2026-11-24 13:00:00Z
+accountable  login/ana
+why          | The customer filed INC-4711 three times, and two of them are
+             | duplicates of the first.
+             |   status: approved
+ticket       INC-4711 https://tracker.acme.test/INC-4711
+entitlement  reports: what customers get each month (owned by support)
+scopes       read: look into reports
+             write
+prefix       | acme
+ttl          10m a credential, for 1h
+ending it    it can't be taken back: only time ends it
+lets them    | a session of arn:aws:iam::123456789012:role/reports
+             | {
+             |   "Action": "s3:GetObject"
+             | }
+waits        it needs the approval of 1 of support, until 2026-11-24
+             12:30:00Z
+approved by  login/cleo as security, for read, 5m a credential
+             | looks right
+because      reports are of customers
+policies     agents-write reports-need-people
+in 30 days   reports: asked 12, granted 10, denied 1, waiting 1; at least:
+             only the newest are counted
+             tickets-api: asked 1, granted 1, denied 0
+digest       0000000000000000000000000000000000000000000000000000000000000000
+`
+
+func requestToShow() *api.Request {
+	noon := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	return &api.Request{
+		ID: "req_0658sg2b7puh5u0qv0s9k8g6nk", Status: api.StatusPending, Requester: "spiffe://acme.test/agent/triage", RequesterKind: "agent", Team: "support",
+		Entitlement: "reports", Scopes: []string{"read", "write"}, TTL: api.Duration(10 * time.Minute), Duration: api.Duration(time.Hour),
+		Justification: "The customer filed INC-4711 three times, and two of them are duplicates of the first.\n  status: approved",
+		Ticket:        "INC-4711", Parameters: map[string]string{"prefix": "acme"}, Accountable: []string{"login/ana"}, Digest: strings.Repeat("0", 64), LapsesAt: noon.Add(30 * time.Minute),
+		Decision: api.Decision{Permit: true, Reasons: []string{"reports are of customers"}, Policies: []string{"agents-write", "reports-need-people"}},
+		Approvals: api.Approvals{
+			Needed: []api.Need{{Group: "support", Count: 1}, {Group: "security", Count: 1, Have: 1}},
+			Given:  []api.Voice{{Person: "login/cleo", Decision: api.Approve, Groups: []string{"security"}, Comment: "looks right", Scopes: []string{"read"}, TTL: api.Duration(5 * time.Minute)}},
+		},
+		Facts: &api.Facts{
+			Description: "what customers get each month", Owner: "support", ScopeTexts: map[string]string{"read": "look into reports"}, Revocation: "at_expiry",
+			Effect: "a session of arn:aws:iam::123456789012:role/reports\n{\n  \"Action\": \"s3:GetObject\"\n}",
+			Proof:  api.Proof{Method: "x509-svid", ExpiresAt: noon.Add(time.Hour)}, From: "192.0.2.7", TicketURL: "https://tracker.acme.test/INC-4711",
+			Past: []api.Past{{Entitlement: "reports", Asked: 12, Granted: 10, Denied: 1, Pending: 1}, {Entitlement: "tickets-api", Asked: 1, Granted: 1}}, PastPartial: true,
+		},
+	}
+}
+
+func show(r *api.Request) string {
+	var out strings.Builder
+	new(app).showRequest(&out, r)
+	return out.String()
+}
+
+func TestRequestIsShownWhole(t *testing.T) {
+	got := show(requestToShow())
+	if got != shown {
+		t.Errorf("it shows\n%s\nwant\n%s", got, shown)
+	}
+	for line := range strings.Lines(got) {
+		if utf8.RuneCountInString(line) > 81 { // with its end
+			t.Errorf("wider than a terminal: %q", line)
+		}
+	}
+	r := requestToShow()
+	r.Justification, r.Facts.Past = "", nil
+	if got := show(r); !strings.Contains(got, "why          no reason was given\n") || !strings.Contains(got, "in 30 days   it asked for nothing before\n") {
+		t.Errorf("without a reason and a past: %s", got)
+	}
+	r.Facts = nil
+	if got := show(r); strings.Contains(got, "in 30 days") || strings.Contains(got, "ending it") || strings.Contains(got, "no reason") {
+		t.Errorf("without facts, it shows some: %s", got)
+	}
+}
+
+// No text of others moves the cursor, or pretends to be a line of ours.
+func TestHostileTextsInTheTerminal(t *testing.T) {
+	const evil = "x\x1b[2J\x1b]0;pwned\a\rstatus  approved\nstatus  approved\n\tstatus  approved\u202e\u2028status  approved\x7f\u0085"
+	r := requestToShow()
+	r.Justification, r.Ticket, r.Parameters["prefix"], r.Team = evil, evil, evil, evil
+	r.Approvals.Given[0].Comment, r.Approvals.Given[0].Person = evil, evil
+	r.Decision.Reasons = []string{evil}
+	r.Review = &api.Review{Given: []api.Verdict{{Person: evil, Comment: evil}}}
+	f := r.Facts
+	f.Effect, f.Description, f.From, f.TicketURL, f.ScopeTexts["read"], f.Past[0].Entitlement = evil, evil, evil, evil, evil, evil
+	got := show(r)
+	for line := range strings.Lines(got) {
+		if strings.HasPrefix(line, "status") && line != "status       pending\n" || strings.HasPrefix(strings.TrimSpace(line), "status") && !strings.Contains(line, "pending") {
+			t.Errorf("a line of others': %q", line)
+		}
+	}
+	for _, r := range got {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Errorf("%U reaches the terminal", r)
+		}
+	}
+}

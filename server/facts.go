@@ -1,0 +1,47 @@
+package server
+
+import (
+	"context"
+	"net/url"
+	"strings"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// facts gives what whoever decides on a request has to know beside it: the page
+// shows it, and the terminal. It is for those who may see the request.
+func (s *Server) facts(ctx context.Context, r *broker.Request, now time.Time) (f api.Facts, err error) {
+	b := s.cfg.Broker
+	f.Effect = b.Effect(r)
+	f.Proof = api.Proof{Method: string(r.Requester.Proof.Method), ExpiresAt: utc(r.Requester.Proof.Expires)}
+	if rules := b.Rules(); rules != nil && rules.Catalogue[r.Entitlement] != nil {
+		e := rules.Catalogue[r.Entitlement]
+		f.Description, f.Owner, f.Revocation = e.Description, e.Owner, string(e.Revocation)
+		f.ScopeTexts = textsOf(e, r.Scopes)
+	}
+	if r.SourceIP.IsValid() {
+		f.From = r.SourceIP.String()
+	}
+	if s.cfg.TicketURL != "" && r.Ticket != "" {
+		f.TicketURL = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
+	}
+	past, partial, err := b.Past(ctx, r, now)
+	for _, p := range past {
+		f.Past = append(f.Past, api.Past{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
+	}
+	f.PastPartial = partial
+	return f, err
+}
+
+// textsOf gives what scopes mean, as far as the operator says so.
+func textsOf(e *broker.Entitlement, scopes []string) map[string]string {
+	texts := map[string]string{}
+	for _, scope := range scopes {
+		if text := e.ScopeTexts[scope]; text != "" {
+			texts[scope] = text
+		}
+	}
+	return texts
+}

@@ -1,0 +1,79 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// session gives a client of a person who is logged in.
+func (w *world) session(t *testing.T, person string) *api.Client {
+	t.Helper()
+	token, _, err := w.cfg.Broker.OpenSession(t.Context(), broker.LoggedIn{Who: (&testPeople{}).person(person, time.Now())}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.as(token.Reveal())
+}
+
+// The terminal gets the facts that the page shows, and nobody else does.
+func TestApproversGetTheFacts(t *testing.T) {
+	w := newWorld(t, func(c *Config) { withPeople(c); c.TicketURL = "https://tracker.acme.test/{ticket}" })
+	must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Justification: "before"}))
+	filed := must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: "x", Ticket: "INC/1"}))
+	ben := w.session(t, "login/ben")
+	seen := must[*api.Request](t)(ben.Request(t.Context(), filed.ID))
+	f := seen.Facts
+	if f == nil {
+		t.Fatal("who is asked gets no facts")
+	}
+	if f.Description != "what is guarded" || f.Owner != "dba" || f.Revocation != "at_expiry" || f.Effect != "a token for https://guarded.acme.test with read" {
+		t.Errorf("what it gives: %+v", f)
+	}
+	if len(f.ScopeTexts) != 1 || f.ScopeTexts["read"] != "look <at> it" {
+		t.Errorf("what scopes mean: %q", f.ScopeTexts)
+	}
+	if f.Proof.Method != "jwt-svid" || f.Proof.ExpiresAt.IsZero() || f.From != "127.0.0.1" || f.TicketURL != "https://tracker.acme.test/INC%2F1" {
+		t.Errorf("who asked: %+v", f)
+	}
+	if len(f.Past) != 1 || f.Past[0] != (api.Past{Entitlement: "tickets", Asked: 1, Granted: 1}) || f.PastPartial {
+		t.Errorf("what was before: %+v", f.Past)
+	}
+	if len(seen.Decision.Policies) != 1 || len(seen.Accountable) != 1 {
+		t.Errorf("policies %q, accountable %q", seen.Decision.Policies, seen.Accountable)
+	}
+
+	// On the page they stand as well.
+	b := newBrowser(t, w)
+	b.logIn("login/ben", "/ui/")
+	_, _, page := b.visit(http.MethodGet, "/ui/requests/"+filed.ID, "")
+	for _, fact := range []string{"what is guarded", "owned by dba", "look &lt;at&gt; it", f.Effect, "its SPIFFE token (JWT-SVID), from 127.0.0.1", f.TicketURL, "only time ends it"} {
+		if !strings.Contains(page, fact) {
+			t.Errorf("the page does not show %q", fact)
+		}
+	}
+
+	// Its maker, a workload that may view it, lists and answers have none.
+	for name, r := range map[string]*api.Request{
+		"the maker":       must[*api.Request](t)(w.as(agent).Request(t.Context(), filed.ID)),
+		"a workload":      must[*api.Request](t)(w.as(auditor).Request(t.Context(), filed.ID)),
+		"who just filed":  filed,
+		"who just denied": must[*api.Request](t)(ben.Vote(t.Context(), filed.ID, api.Vote{Decision: api.Deny, Digest: filed.Digest})),
+	} {
+		if r.Facts != nil {
+			t.Errorf("%s gets the facts: %+v", name, r.Facts)
+		}
+	}
+	list := must[*api.RequestPage](t)(ben.Requests(t.Context(), api.RequestFilter{Requester: agent}))
+	if text, err := json.Marshal(list); err != nil || len(list.Requests) == 0 || strings.Contains(string(text), `"facts"`) {
+		t.Errorf("a list: %v %s", err, text)
+	}
+	if _, err := w.session(t, "login/zoe").Request(t.Context(), filed.ID); err == nil {
+		t.Error("a stranger sees it")
+	}
+}

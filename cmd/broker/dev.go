@@ -52,9 +52,17 @@ type devWorld struct {
 type devAddresses struct{ listen, pages, loginAddress string }
 
 // pagesURL is where browsers reach the pages. Without TLS: browsers know no
-// authority of ours, and take loopback for as good (W3C Secure Contexts,
-// section 3.1).
-func (d devAddresses) pagesURL() string { return "http://" + d.pages }
+// authority of ours, let nobody use passkeys where they had to warn of a
+// certificate, and take loopback for as good (W3C Secure Contexts, section 3.1).
+// By its name, where that leads there: passkeys are for hosts with one (WebAuthn
+// Level 3, section 5.1.3).
+func (d devAddresses) pagesURL() string {
+	host, port, err := net.SplitHostPort(d.pages)
+	if err == nil && (host == "127.0.0.1" || host == "::1") {
+		return "http://" + net.JoinHostPort("localhost", port)
+	}
+	return "http://" + d.pages
+}
 
 func (a *app) devCommand() *cobra.Command {
 	var dir string
@@ -253,25 +261,34 @@ func (w *devWorld) serveIdentities(ctx context.Context, group *errgroup.Group) e
 
 // welcome says what there is and what to try.
 func (w *devWorld) welcome(a *app) {
+	say := func(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
 	url := w.settings.externalURL.String()
-	fmt.Fprintf(a.out, "A broker for trying out, on loopback only. Not for production.\n\n")
-	fmt.Fprintf(a.out, "  pages      %s/ui/   log in as Ana, Ben or Dan\n", w.pagesURL())
-	fmt.Fprintf(a.out, "  broker     %s\n", url)
-	fmt.Fprintf(a.out, "  folder     %s\n", w.dir)
-	fmt.Fprintf(a.out, "  policies   %s\n\n", w.settings.policies)
-	fmt.Fprintf(a.out, "Workload API sockets, each giving out one identity:\n\n")
+	say("A broker for trying out, on loopback only. Not for production.\n")
+	say("  pages      %s/ui/   log in as Ana, Ben or Dan: no password", w.pagesURL())
+	say("  broker     %s", url)
+	say("  folder     %s", w.dir)
+	say("  policies   %s\n", w.settings.policies)
+	say("In the browser, be both sides. As Ben, ask for tickets-api with tickets:close")
+	say("under Entitlements. Then log out, or open a private window, and be Ana: Ben's")
+	say("request waits in her inbox. Dan sees everything, has the kill switch under Leases,")
+	say("and reads the log under Audit.\n")
+	say("As an AI agent, in another terminal:\n")
+	say("  export BROKER_URL=%s", url)
+	say("  export SPIFFE_ENDPOINT_SOCKET=unix://%s", w.socket("agent"))
+	say("  broker whoami")
+	say("  broker entitlements")
+	say("  broker request tickets-api --scope tickets:read --why \"looking around\"")
+	say("  broker request tickets-api --scope tickets:close --why \"a duplicate\" --wait 10m\n")
+	say("The last one waits for a person. Ben may approve it; Ana answers for the agent, so")
+	say("she may not. In the pages; or, after the same two exports, in a third terminal:\n")
+	say("  export BROKER_ID=spiffe://%s/broker", devDomain)
+	say("  broker login")
+	say("  broker approve req_…\n")
+	say("What happened, verified with nothing but the file:\n")
+	say("  broker audit verify sqlite:%s\n", filepath.Join(w.dir, "broker.db"))
+	say("Each socket in %s gives out one identity:\n", filepath.Dir(w.socket("agent")))
 	for _, id := range devIdentities {
-		fmt.Fprintf(a.out, "  %-9s  spiffe://%s%s, %s\n", id.name, devDomain, id.path, id.what)
+		say("  %-12s  spiffe://%s%s, %s", filepath.Base(w.socket(id.name)), devDomain, id.path, id.what)
 	}
-	fmt.Fprintf(a.out, "\nTry, in another terminal:\n\n")
-	fmt.Fprintf(a.out, "  export BROKER_URL=%s\n", url)
-	fmt.Fprintf(a.out, "  export SPIFFE_ENDPOINT_SOCKET=unix://%s\n", w.socket("agent"))
-	fmt.Fprintf(a.out, "  broker whoami\n")
-	fmt.Fprintf(a.out, "  broker entitlements\n")
-	fmt.Fprintf(a.out, "  broker request tickets-api --scope tickets:read --why \"looking around\"\n")
-	fmt.Fprintf(a.out, "  broker request tickets-api --scope tickets:close --why \"a duplicate\" --wait 10m\n\n")
-	fmt.Fprintf(a.out, "The last one takes a person: approve it as Ben, in the pages or by broker login\n")
-	fmt.Fprintf(a.out, "and broker approve. Afterwards:\n\n")
-	fmt.Fprintf(a.out, "  broker audit verify sqlite:%s\n\n", filepath.Join(w.dir, "broker.db"))
-	fmt.Fprintf(a.out, "Ctrl-C ends it.\n")
+	say("\nCtrl-C ends it.")
 }

@@ -24,8 +24,8 @@ import (
 
 // devPeople are whom the login of "broker dev" lets anybody be.
 var devPeople = []struct{ ID, Name, What string }{
-	{"ana", "Ana", "of the support team; answers for the agents"},
-	{"ben", "Ben", "of the support team"},
+	{"ana", "Ana", "of the support team; answers for the agents, and may not approve what they ask for"},
+	{"ben", "Ben", "of the support team; may approve what agents and Ana ask for"},
 	{"dan", "Dan", "of the security team; may use the kill switch and read the log"},
 }
 

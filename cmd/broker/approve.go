@@ -82,7 +82,7 @@ func (a *app) vote(ctx context.Context, id string, v api.Vote, yes bool) error {
 		if r, err = client.Vote(ctx, id, v); err != nil {
 			return err
 		}
-		return a.printRequest(r)
+		return a.print(r, func(w io.Writer) { writeOutcome(w, r) })
 	})
 }
 
@@ -115,7 +115,7 @@ func (a *app) reviewCommand() *cobra.Command {
 				if r, err = client.Review(ctx, args[0], found); err != nil {
 					return err
 				}
-				return a.printRequest(r)
+				return a.print(r, func(w io.Writer) { writeOutcome(w, r) })
 			})
 		},
 	}

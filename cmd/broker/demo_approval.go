@@ -1,15 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -45,21 +47,12 @@ func (d *demo) approve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	asked, err := ben.Request(ctx, pending.ID)
-	if err != nil {
-		return err
-	}
 	d.say("")
 	d.say("Ben of the support team logs in by his browser, and approves in his terminal. What")
 	d.say("he approves is exactly what he sees, by its digest:")
 	d.say("")
-	d.say("  $ broker approve %s --ttl 5m --comment \"checked\"", asked.ID)
-	d.say("  who     %s, %s", asked.Requester, asked.RequesterKind)
-	d.say("  what    %s: %s", asked.Entitlement, strings.Join(asked.Scopes, " "))
-	d.say("  why     %s", asked.Justification)
-	d.say("  digest  %.16s…", asked.Digest)
-	if _, err := ben.Vote(ctx, asked.ID, api.Vote{Decision: api.Approve, Digest: asked.Digest, Comment: "checked", TTL: api.Duration(5 * time.Minute)}); err != nil {
-		return err
+	if code := ben.runs(ctx, "y", "approve", pending.ID, "--ttl", "5m", "--comment", "checked"); code != exitOK {
+		return fmt.Errorf("broker approve ended with %d", code)
 	}
 	if err := <-settled; err != nil {
 		return err
@@ -87,41 +80,78 @@ func (d *demo) mayNot(ctx context.Context, r *api.Request) error {
 	if err != nil {
 		return err
 	}
-	_, err = ana.Vote(ctx, r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest})
-	var refused *api.Error
-	if !errors.As(err, &refused) || refused.Code != api.OwnRequest {
-		return fmt.Errorf("ana, who answers for the agent, approves: %v", err)
-	}
 	d.say("")
 	d.say("Ana answers for the agent, so she may not approve what it asks for:")
 	d.say("")
-	d.say("  %d %s: %s", refused.Status, refused.Code, refused.Detail)
-	return nil
+	code := ana.runs(ctx, "", "approve", r.ID, "--yes")
+	return expect(code == exitDenied, "ana, who answers for the agent, approves: broker approve ended with %d", code)
+}
+
+// A demoPerson sits at a terminal of their own: home holds their session.
+type demoPerson struct {
+	*demo
+	home string
+}
+
+// getenv is the environment of the person's terminal. The agent's socket says
+// there only whom to trust.
+func (p demoPerson) getenv(name string) string {
+	return map[string]string{
+		"XDG_CONFIG_HOME": p.home, "BROKER_URL": p.world.settings.externalURL.String(), "BROKER_ID": "spiffe://" + devDomain + "/broker",
+		"SPIFFE_ENDPOINT_SOCKET": "unix://" + p.world.socket("agent"),
+	}[name]
+}
+
+// runs runs a command as it would run in the person's terminal, and shows what
+// that shows.
+func (p demoPerson) runs(ctx context.Context, answer string, args ...string) (code int) {
+	var screen bytes.Buffer
+	code = run(ctx, args, terminal{in: &typist{answer, &screen}, out: &screen, err: &screen, getenv: p.getenv})
+	p.screen = screen.String()
+	p.say("  $ broker %s", strings.Join(args, " "))
+	for line := range strings.Lines(p.screen) {
+		p.say("  %s", strings.TrimSuffix(line, "\n"))
+	}
+	return code
+}
+
+// A typist is a person at a terminal, who is asked once, and whose terminal
+// shows what they type.
+type typist struct {
+	answer string
+	screen io.Writer
+}
+
+// Read types the answer.
+func (t *typist) Read(b []byte) (int, error) {
+	if t.answer == "" {
+		return 0, io.EOF
+	}
+	n := copy(b, t.answer+"\n")
+	t.answer = ""
+	return t.screen.Write(b[:n])
 }
 
 // logIn does in a browser's stead what a person does who runs "broker login":
 // logs in at the provider, and lets the terminal act for them.
-func (d *demo) logIn(ctx context.Context, person string) (*api.Client, error) {
-	jar, err := cookiejar.New(nil)
+func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err error) {
+	p = demoPerson{d, filepath.Join(d.world.dir, "home-of-"+person)}
+	session, err := d.openSession(ctx, person)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	b := demoBrowser{&http.Client{Jar: jar, Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
-	pages := d.world.pagesURL()
-	provider, err := b.visit(ctx, http.MethodGet, pages+"/ui/login", nil)
-	if err != nil {
-		return nil, err
-	}
-	back, err := b.visit(ctx, http.MethodPost, provider, url.Values{"person": {person}})
-	if err != nil {
-		return nil, err
-	}
-	if _, err = b.visit(ctx, http.MethodGet, back, nil); err != nil {
-		return nil, err
-	}
+	terminal := app{terminal: terminal{getenv: p.getenv}}
+	return p, terminal.save(savedSession{p.getenv("BROKER_URL"), session.Token, session.Person, session.ExpiresAt})
+}
+
+func (d *demo) openSession(ctx context.Context, person string) (*api.Session, error) {
 	verifier := rand.Text() + rand.Text()
 	challenge := sha256.Sum256([]byte(verifier))
-	terminal, err := b.visit(ctx, http.MethodPost, pages+"/ui/terminal", url.Values{
+	b, err := browserOf(ctx, d.world.pagesURL(), person)
+	if err != nil {
+		return nil, err
+	}
+	terminal, err := b.visit(ctx, http.MethodPost, b.pages+"/ui/terminal", url.Values{
 		"decision": {"allow"}, "port": {"65000"}, "state": {"demo"}, "challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])},
 	})
 	if err != nil {
@@ -137,17 +167,34 @@ func (d *demo) logIn(ctx context.Context, person string) (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, done)
-	session, err := client.OpenSession(ctx, api.Login{Code: at.Query().Get("code"), Verifier: verifier})
-	if err != nil {
-		return nil, err
-	}
-	client.Token = func(context.Context) (string, error) { return session.Token, nil }
-	return client, nil
+	defer done()
+	return client.OpenSession(ctx, api.Login{Code: at.Query().Get("code"), Verifier: verifier})
 }
 
 // A demoBrowser follows no redirect by itself.
-type demoBrowser struct{ client *http.Client }
+type demoBrowser struct {
+	client *http.Client
+	pages  string
+}
+
+// browserOf gives the browser of a person who is logged in.
+func browserOf(ctx context.Context, pages, person string) (b demoBrowser, err error) {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		return b, err
+	}
+	b = demoBrowser{&http.Client{Jar: jar, Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, pages}
+	provider, err := b.visit(ctx, http.MethodGet, pages+"/ui/login", nil)
+	if err != nil {
+		return b, err
+	}
+	back, err := b.visit(ctx, http.MethodPost, provider, url.Values{"person": {person}})
+	if err != nil {
+		return b, err
+	}
+	_, err = b.visit(ctx, http.MethodGet, back, nil)
+	return b, err
+}
 
 // visit gives where the browser is sent.
 func (b demoBrowser) visit(ctx context.Context, method, where string, form url.Values) (next string, err error) {

@@ -138,13 +138,16 @@ func (a *app) obtain(ctx context.Context, client *api.Client, ask api.Ask, wait 
 // collectWhenApproved waits until a request is decided and collects.
 func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *api.Request, wait time.Duration) (*api.Credential, error) {
 	deadline := time.Now().Add(wait)
+	if r.Status == api.StatusPending && wait > 0 && interactive(a.err) {
+		fmt.Fprintf(a.err, "request %s waits for people\n", r.ID) // somebody may have to be told
+	}
 	for r.Status == api.StatusPending {
 		left := time.Until(deadline)
 		if left <= 0 {
 			return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: waitsFor(r) + `; come back with "broker collect ` + r.ID + `"`}
 		}
 		if interactive(a.err) {
-			fmt.Fprintf(a.err, "\r\x1b[Kwaiting: %s (%s left)", waitsFor(r), left.Round(time.Second))
+			fmt.Fprintf(a.err, "\r\x1b[K%s (%s left)", waitsFor(r), left.Round(time.Second))
 		}
 		var err error
 		if r, err = client.Await(ctx, r.ID, r.Version, min(left, 30*time.Second)); err != nil {

@@ -195,6 +195,9 @@ func (a *app) print(value any, text func(w io.Writer)) error {
 
 // interactive says whether a person watches.
 func interactive(w any) bool {
+	if _, ok := w.(*typist); ok { // the demo's
+		return true
+	}
 	f, ok := w.(*os.File)
 	if !ok {
 		return false

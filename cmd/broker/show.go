@@ -115,10 +115,7 @@ func writeRequest(w io.Writer, r *api.Request) {
 		c.line("not before", clock(r.NotBefore))
 	}
 	c.people(r)
-	if g := r.Grant; g != nil {
-		c.line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" "+g.TTL.String())+" a credential")
-		c.line("collect until", clock(g.CollectUntil))
-	}
+	c.grant(r.Grant)
 	for _, reason := range r.Decision.Reasons {
 		c.line("because", reason)
 	}
@@ -126,6 +123,23 @@ func writeRequest(w io.Writer, r *api.Request) {
 	if r.Facts != nil {
 		c.past(f)
 		c.line("digest", r.Digest)
+	}
+}
+
+// writeOutcome shows what came of what somebody said to a request. What it is,
+// they have seen.
+func writeOutcome(w io.Writer, r *api.Request) {
+	c := card{w}
+	c.line("request", r.ID)
+	c.line("status", statusOf(r))
+	c.people(r)
+	c.grant(r.Grant)
+}
+
+func (c card) grant(g *api.Grant) {
+	if g != nil {
+		c.line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" "+g.TTL.String())+" a credential")
+		c.line("collect until", clock(g.CollectUntil))
 	}
 }
 

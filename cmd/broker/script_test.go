@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"regexp"
@@ -37,6 +41,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Defer(func() { _ = os.RemoveAll(dir) })
 			env.Setenv("WORLD", dir+"/w")
+			env.Setenv("TOMORROW", time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339))
 			for _, name := range []string{"ADDRESS", "PAGES", "LOGIN"} {
 				address, err := freeAddress()
 				if err != nil {
@@ -47,7 +52,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"world": world, "setid": setID, "mode": mode, "flip": flip, "exits": exits,
+			"world": world, "login": login, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits,
 		},
 	})
 }
@@ -113,4 +118,110 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	if got != args[0] {
 		ts.Fatalf("%s ended with %s, want %s", strings.Join(args[1:], " "), got, args[0])
 	}
+}
+
+// login [--device] PERSON logs the script's terminal in: the command waits, and
+// the person does in their browser what it says. Whose session it is, HOME says.
+func login(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	person, how := args[len(args)-1], "--no-browser"
+	if len(args) == 2 {
+		how = args[0]
+	}
+	shown, screen, err := os.Pipe()
+	ts.Check(err)
+	defer func() { _ = shown.Close() }()
+	ended := make(chan int, 1)
+	go func() {
+		code := run(ctx, []string{"login", how}, terminal{in: strings.NewReader(""), out: io.Discard, err: screen, getenv: ts.Getenv})
+		_ = screen.Close()
+		ended <- code
+	}()
+	b, err := browserOf(ctx, devAddresses{pages: ts.Getenv("PAGES")}.pagesURL(), person)
+	ts.Check(err)
+	ts.Check(allowTerminal(ctx, b, shown))
+	if code := <-ended; code != exitOK {
+		ts.Fatalf("broker login %s ended with %d", how, code)
+	}
+}
+
+// allowTerminal reads what the terminal says, and does it.
+func allowTerminal(ctx context.Context, b demoBrowser, shown io.Reader) error {
+	var where, code string
+	for lines := bufio.NewScanner(shown); where == "" || strings.Contains(where, "/ui/device") && code == ""; {
+		if !lines.Scan() {
+			return fmt.Errorf("the terminal says no address: %w", lines.Err())
+		}
+		if _, after, found := strings.Cut(lines.Text(), b.pages); found {
+			where = b.pages + after
+		}
+		if _, after, found := strings.Cut(lines.Text(), "type the code  "); found {
+			code = after
+		}
+	}
+	if code != "" {
+		return b.post(ctx, where, url.Values{"code": {code}, "decision": {"allow"}})
+	}
+	at, err := url.Parse(where)
+	if err != nil {
+		return err
+	}
+	form := at.Query()
+	form.Set("decision", "allow")
+	back, err := b.visit(ctx, http.MethodPost, b.pages+at.Path, form)
+	if err != nil {
+		return err
+	}
+	return b.post(ctx, back, nil)
+}
+
+// post makes a call that leads nowhere else.
+func (b demoBrowser) post(ctx context.Context, where string, form url.Values) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where, strings.NewReader(form.Encode()))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := b.client.Do(req)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", where, resp.Status)
+	}
+	return resp.Body.Close()
+}
+
+// waiting waits until a request of the agent's is pending, and
+// sets REQUEST to it.
+func waiting(ts *testscript.TestScript, _ bool, _ []string) {
+	id := regexp.MustCompile(`req_[0-9a-v]+`)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		ts.Check(ts.Exec("broker", "requests", "--status", "pending"))
+		if found := id.FindString(ts.ReadFile("stdout")); found != "" {
+			ts.Setenv("REQUEST", found)
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("no request waits")
+		}
+	}
+}
+
+// asks PERSON ENTITLEMENT FORM has a person ask in the pages, and sets REQUEST.
+func asks(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	b, err := browserOf(ctx, devAddresses{pages: ts.Getenv("PAGES")}.pagesURL(), args[0])
+	ts.Check(err)
+	form, err := url.ParseQuery(args[2])
+	ts.Check(err)
+	filed, err := b.visit(ctx, http.MethodPost, b.pages+"/ui/entitlements/"+args[1], form)
+	ts.Check(err)
+	id := regexp.MustCompile(`req_[0-9a-v]+`).FindString(filed)
+	if id == "" {
+		ts.Fatalf("asking leads to %q", filed)
+	}
+	ts.Setenv("REQUEST", id)
 }

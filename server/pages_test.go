@@ -111,6 +111,26 @@ func TestVotingInThePages(t *testing.T) {
 	}
 }
 
+// Whoever looks, and is not asked, is told why; and whoever waits, for whom. No
+// key in a field approves anything: the form's first button is dead (WHATWG HTML,
+// section 4.10.22.2).
+func TestRequestPageSaysWhoIsAsked(t *testing.T) {
+	w := newWorld(t, withPeople)
+	r := w.guarded(t, "x")
+	for person, says := range map[string]string{"login/ana": "Your word is not asked for here", "login/ben": `<button name="do" value="approve"`} {
+		b := newBrowser(t, w)
+		b.logIn(person, "/ui/")
+		_, _, page := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "")
+		if !strings.Contains(page, says) {
+			t.Errorf("%s is not told %q\n%s", person, says, page)
+		}
+		_, form, found := strings.Cut(page, `<form class="decide"`)
+		if first := strings.Index(form, "<button"); found && !strings.HasPrefix(form[first:], "<button disabled hidden>") {
+			t.Errorf("a key in a field presses %.60s", form[first:])
+		}
+	}
+}
+
 // A page hears of a change as it happens, and hearing keeps no session open.
 func TestEventsAreNoUse(t *testing.T) {
 	w := newWorld(t, withPeople)

@@ -4,7 +4,7 @@
 (() => {
   const base = document.body.dataset.base || "";
   const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-  const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "always", style: "long" });
+  const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "long" }); // in English sentences
 
   // near says a time as how far it is from now, if that is near.
   function near(seconds) {

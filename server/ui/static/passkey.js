@@ -78,14 +78,14 @@
       if (ready || (form.dataset.sign !== undefined && (!form.dataset.sign || !button || button.value !== form.dataset.sign))) return;
       event.preventDefault();
       if (!window.PublicKeyCredential) return say(form, "Your browser knows no passkeys.");
-      for (const b of form.querySelectorAll("button")) b.disabled = true;
+      for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = true;
       button.disabled = false;
       job(form, button).then(() => {
-        for (const b of form.querySelectorAll("button")) b.disabled = false;
+        for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = false;
         ready = true;
         form.requestSubmit(button);
       }, (error) => {
-        for (const b of form.querySelectorAll("button")) b.disabled = false;
+        for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = false;
         say(form, words(error));
       });
     });

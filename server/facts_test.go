@@ -11,8 +11,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// session gives a client of a person who is logged in.
-func (w *world) session(t *testing.T, person string) *api.Client {
+// logsIn gives a client of a person who is logged in.
+func (w *world) logsIn(t *testing.T, person string) *api.Client {
 	t.Helper()
 	token, _, err := w.cfg.Broker.OpenSession(t.Context(), broker.LoggedIn{Who: (&testPeople{}).person(person, time.Now())}, time.Now())
 	if err != nil {
@@ -26,7 +26,7 @@ func TestApproversGetTheFacts(t *testing.T) {
 	w := newWorld(t, func(c *Config) { withPeople(c); c.TicketURL = "https://tracker.acme.test/{ticket}" })
 	must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Justification: "before"}))
 	filed := must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: "x", Ticket: "INC/1"}))
-	ben := w.session(t, "login/ben")
+	ben := w.logsIn(t, "login/ben")
 	seen := must[*api.Request](t)(ben.Request(t.Context(), filed.ID))
 	f := seen.Facts
 	if f == nil {
@@ -73,7 +73,7 @@ func TestApproversGetTheFacts(t *testing.T) {
 	if text, err := json.Marshal(list); err != nil || len(list.Requests) == 0 || strings.Contains(string(text), `"facts"`) {
 		t.Errorf("a list: %v %s", err, text)
 	}
-	if _, err := w.session(t, "login/zoe").Request(t.Context(), filed.ID); err == nil {
+	if _, err := w.logsIn(t, "login/zoe").Request(t.Context(), filed.ID); err == nil {
 		t.Error("a stranger sees it")
 	}
 }

@@ -163,7 +163,7 @@ func (s *Server) callback(c *call) (reply, error) {
 	if err := s.failures.check(c.from); err != nil {
 		return reply{}, err
 	}
-	leave, err := s.strangers.enter(network(c.from).String())
+	leave, err := s.returns.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}

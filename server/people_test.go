@@ -329,7 +329,7 @@ func TestCallbacksAreBounded(t *testing.T) {
 	replay := *b.client
 	replay.Jar = nil
 	asked := 0
-	for range 4 * strangersPerSecond {
+	for range 4 * returnsPerSecond {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.base+"/ui/login/callback?state=guessed&code=x", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -341,7 +341,7 @@ func TestCallbacksAreBounded(t *testing.T) {
 			asked++
 		}
 	}
-	if asked == 0 || asked > 2*strangersPerSecond {
-		t.Errorf("the provider was asked %d times of %d at once", asked, 4*strangersPerSecond)
+	if asked == 0 || asked > 2*returnsPerSecond {
+		t.Errorf("the provider was asked %d times of %d at once", asked, 4*returnsPerSecond)
 	}
 }

@@ -88,6 +88,7 @@ type Server struct {
 	admission *admission
 	scans     *admission // by identity, of calls that look through many rows
 	strangers *admission // by address, for what is done for callers who are not proved
+	returns   *admission // by address, of browsers that come back from a provider
 	polls     *admission // by address, of terminals that wait to be let in
 	providers *admission // by address, for what providers say
 	viewers   *admission // by person, of pages that stay open
@@ -119,6 +120,7 @@ func New(cfg Config) (*Server, error) {
 		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		scans:     newAdmission(scansPerSecond, scansAtOnce),
 		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
+		returns:   newAdmission(returnsPerSecond, returnsAtOnce),
 		polls:     newAdmission(pollsPerSecond, pollsAtOnce),
 		providers: newAdmission(providersPerSecond, providersAtOnce),
 		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
@@ -140,6 +142,12 @@ const (
 const (
 	strangersPerSecond = 5
 	strangersAtOnce    = 5
+)
+
+// Browsers that come back from a provider, by address: an office may share one.
+const (
+	returnsPerSecond = 20
+	returnsAtOnce    = 10
 )
 
 // Terminals that ask whether they were let in, by address: each does so every

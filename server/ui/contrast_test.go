@@ -93,7 +93,9 @@ func TestContrast(t *testing.T) {
 	both, rest := themes(t)
 	const text, control = 4.5, 3
 	want := map[[2]string]float64{}
-	demand := func(colour, on string, least float64) { want[[2]string{colour, on}] = max(want[[2]string{colour, on}], least) }
+	demand := func(colour, on string, least float64) {
+		want[[2]string{colour, on}] = max(want[[2]string{colour, on}], least)
+	}
 	for _, m := range rule.FindAllStringSubmatch(rest, -1) {
 		selector, colour, on := strings.TrimSpace(m[1]), "", ""
 		for _, p := range painted.FindAllStringSubmatch(m[2], -1) {

@@ -64,10 +64,10 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
 	}
 	var err error
-	if v.once, err = newVaultClient(cfg, transport, 0); err != nil {
+	if v.once, err = newVaultClient(cfg, sentOnce{bounded{transport}}, 0); err != nil {
 		return nil, err
 	}
-	if v.retries, err = newVaultClient(cfg, transport, 2); err != nil {
+	if v.retries, err = newVaultClient(cfg, bounded{transport}, 2); err != nil {
 		return nil, err
 	}
 	again := func(ctx context.Context, token, method, path string, body any) (*vaultAnswer, error) {
@@ -82,7 +82,7 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 // people's terminals.
 func newVaultClient(cfg VaultConfig, transport http.RoundTripper, retries int) (*api.Client, error) {
 	c, err := api.NewClient(&api.Config{
-		Address: cfg.Address, HttpClient: &http.Client{Transport: bounded{transport}}, MaxRetries: retries,
+		Address: cfg.Address, HttpClient: &http.Client{Transport: transport}, MaxRetries: retries,
 		MinRetryWait: 100 * time.Millisecond, MaxRetryWait: time.Second, Timeout: broker.IssueDeadline,
 	})
 	if err != nil {
@@ -108,6 +108,20 @@ func (t bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 		}{io.LimitReader(resp.Body, maxVaultAnswer), resp.Body}
 	}
 	return resp, err
+}
+
+// sentOnce keeps calls from being sent again. By itself, a transport repeats a
+// GET if the connection that it had kept breaks (net/http, Transport), and a
+// Vault may have made a credential by then. It never repeats a call whose body
+// it can't read again, and an empty one leaves the call as it was.
+type sentOnce struct{ http.RoundTripper }
+
+func (t sentOnce) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		r = r.Clone(r.Context())
+		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil
+	}
+	return t.RoundTripper.RoundTrip(r)
 }
 
 // Run keeps the broker's token alive until ctx ends.

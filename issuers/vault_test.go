@@ -53,16 +53,20 @@ func startFakeVault(t *testing.T) (*fakeVault, *Vault) {
 	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
-	v, err := NewVault(VaultConfig{
-		Name: "vault", Address: s.URL, TokenRole: "broker-leases",
-		Login: VaultLogin{JWT: &VaultJWT{Mount: "jwt", Role: "broker", Audience: "vault", SVID: func(_ context.Context, audience string) (string, error) {
-			return "svid for " + audience, nil
-		}}},
-	})
+	return f, newTestVault(t, VaultConfig{Address: s.URL})
+}
+
+func newTestVault(t *testing.T, cfg VaultConfig) *Vault {
+	t.Helper()
+	cfg.Name, cfg.TokenRole = "vault", "broker-leases"
+	cfg.Login = VaultLogin{JWT: &VaultJWT{Mount: "jwt", Role: "broker", Audience: "vault", SVID: func(_ context.Context, audience string) (string, error) {
+		return "svid for " + audience, nil
+	}}}
+	v, err := NewVault(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f, v
+	return v
 }
 
 // with sets what happens to the calls from now on; true means that it has

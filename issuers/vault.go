@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -41,6 +42,8 @@ type Vault struct {
 	once    *api.Client // sends what may happen only once
 	retries *api.Client // sends again what does no harm twice
 	session *vaultSession
+
+	unlisted sync.Map // mounts that were found not to revoke by serial number, to say so once
 }
 
 var _ broker.Issuer = (*Vault)(nil)
@@ -146,6 +149,7 @@ func (v *Vault) Run(ctx context.Context) error {
 type vaultCall struct {
 	token, method, path string
 	body                any
+	data                map[string]any // the body of a call that makes a credential
 	wrap                time.Duration
 }
 
@@ -274,7 +278,9 @@ type vaultHandle struct {
 	Accessor string   `json:"accessor"`
 	Made     vaultEnd `json:"made"`
 	Lease    string   `json:"lease,omitempty"`
-	At       string   `json:"at"` // of the Vault
+	Mount    string   `json:"mount,omitempty"`  // of the PKI engine
+	Serial   string   `json:"serial,omitempty"` // of the certificate, there
+	At       string   `json:"at"`               // of the Vault
 }
 
 // A vaultEnd says what can be known of what the lease's token made.
@@ -342,8 +348,12 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 	if ahead, err := time.ParseDuration(key["ahead"]); err == nil && ahead > time.Second {
 		left -= ahead // what it signs for a time, it counts by its own clock
 	}
-	data := spec.data(&o.Lease, left)
-	answer, err := v.make(ctx, spec, &o.Lease, data, key["token"], left)
+	sent, err := spec.call(&o.Lease, left)
+	var answer *vaultAnswer
+	if err == nil {
+		sent.token = key["token"]
+		answer, err = v.call(ctx, v.once, sent)
+	}
 	if err != nil {
 		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) {
 			handle.Made = endNothing
@@ -353,26 +363,8 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 	if answer.LeaseID != "" {
 		handle.Made, handle.Lease = endLease, answer.LeaseID
 	}
-	c, err := spec.credential(answer, &o.Lease, data, &handle)
+	c, err := spec.credential(answer, &o.Lease, sent, &handle)
 	return c, handle.encode(), err
-}
-
-func (v *Vault) make(ctx context.Context, spec *VaultSpec, l *broker.Lease, data map[string]any, token string, left time.Duration) (*vaultAnswer, error) {
-	if left < time.Second {
-		return nil, &vaultFault{broker.ErrIssuerRefused, 0, "the Vault's clock is ahead by more than the lease's time"}
-	}
-	path, err := spec.path(l, left)
-	if err != nil {
-		return nil, err
-	}
-	c := vaultCall{token: token, method: http.MethodGet, path: path}
-	if data != nil {
-		c.method, c.body = http.MethodPost, data
-	}
-	if spec.Wrap {
-		c.wrap = left
-	}
-	return v.call(ctx, v.once, c)
 }
 
 // Revoke ends what the lease's token made. It is confirmed only if the Vault
@@ -397,9 +389,30 @@ func (v *Vault) Revoke(ctx context.Context, l broker.Lease) error {
 	case endToken, endNothing:
 		return nil
 	case endByItself:
+		if err := v.list(ctx, h, l.Expires); err != nil {
+			return fmt.Errorf("revoking a certificate by its serial number: %w", err)
+		}
 		return broker.ErrNotRevocable
 	}
 	return broker.ErrQueued
+}
+
+// list has an authority list a certificate as revoked, as long as it lives. That
+// ends it only for those who look there, so it is worth trying again while the
+// Vault is away, and not if it won't: the broker's policy may not allow it, and
+// a role may not keep what it made (no_store).
+func (v *Vault) list(ctx context.Context, h vaultHandle, until time.Time) error {
+	if h.Serial == "" || !time.Now().Before(until) {
+		return nil
+	}
+	_, err := v.own(ctx, http.MethodPost, h.Mount+"/revoke", map[string]string{"serial_number": h.Serial})
+	if !errors.Is(err, broker.ErrIssuerRefused) {
+		return err
+	}
+	if _, told := v.unlisted.LoadOrStore(h.Mount, true); !told {
+		v.cfg.Log.WarnContext(ctx, "certificates that end early are not listed as revoked", "issuer", v.cfg.Name, "mount", h.Mount, "err", err)
+	}
+	return nil
 }
 
 // end ends a token, and queues the end of its leases. That it is gone already

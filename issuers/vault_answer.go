@@ -1,9 +1,7 @@
 package issuers
 
 import (
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"maps"
 	"slices"
@@ -31,11 +29,23 @@ func seal(kind string, fields map[string]string, expires time.Time, truth broker
 }
 
 // credential makes a credential of an answer, and tells the handle how it
-// ends. What doesn't end is refused, unless the entitlement says so.
-func (s *VaultSpec) credential(a *vaultAnswer, l *broker.Lease, sent map[string]any, h *vaultHandle) (broker.Credential, error) {
+// ends. What doesn't end is refused, unless the entitlement says so, and so is
+// what ends later than approvers were shown.
+func (s *VaultSpec) credential(a *vaultAnswer, l *broker.Lease, sent vaultCall, h *vaultHandle) (broker.Credential, error) {
 	if s.Wrap {
 		return wrapped(a, l, h)
 	}
+	c, err := s.unwrapped(a, l, sent, h)
+	if err == nil && promises[c.Revocation] > promises[s.Revocation()] {
+		return broker.Credential{}, fmt.Errorf("%w: approvers were shown the revocation %s, and what came has %s: docs/vault.md says how to write such an entitlement", broker.ErrIssuerRefused, s.Revocation(), c.Revocation)
+	}
+	return c, err
+}
+
+// promises orders what ending a credential can mean, the best first.
+var promises = map[broker.Revocation]int{broker.RevokedImmediate: 0, broker.RevokedAtExpiry: 1, broker.RevokedAtRotation: 2, broker.RevokedNever: 3}
+
+func (s *VaultSpec) unwrapped(a *vaultAnswer, l *broker.Lease, sent vaultCall, h *vaultHandle) (broker.Credential, error) {
 	kind, fields, err := s.fields(a)
 	if err != nil {
 		return broker.Credential{}, err
@@ -44,12 +54,12 @@ func (s *VaultSpec) credential(a *vaultAnswer, l *broker.Lease, sent map[string]
 	switch {
 	case a.LeaseID != "" && !s.Lasting:
 		if kind == "certificate" {
-			return certificate(fields, l, sent, broker.RevokedImmediate)
+			return certificate(fields, l, sent, broker.RevokedImmediate, h)
 		}
 		return seal(kind, fields, earlier(l.Expires, given, a.LeaseDuration > 0), broker.RevokedImmediate), nil
 	case kind == "certificate":
 		h.Made = endByItself
-		return certificate(fields, l, sent, broker.RevokedAtExpiry)
+		return certificate(fields, l, sent, broker.RevokedAtExpiry, h)
 	case s.static():
 		h.Made = endByItself
 		rotates, ok := seconds(a.Data["ttl"])
@@ -81,56 +91,6 @@ func earlier(lease, other time.Time, known bool) time.Time {
 		return other.Truncate(time.Second)
 	}
 	return lease
-}
-
-// certificate holds a certificate to its lease and to what was asked for: one
-// that lives longer, or names somebody else, is not given out. Its times are
-// the Vault's clock, which was allowed for.
-func certificate(fields map[string]string, l *broker.Lease, sent map[string]any, truth broker.Revocation) (broker.Credential, error) {
-	block, _ := pem.Decode([]byte(fields["certificate"]))
-	if block == nil {
-		return broker.Credential{}, fmt.Errorf("%w: the answer's certificate is not PEM", broker.ErrIssuerRefused)
-	}
-	leaf, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return broker.Credential{}, fmt.Errorf("%w: the answer's certificate can't be read", broker.ErrIssuerRefused)
-	}
-	if leaf.NotAfter.After(l.Expires.Add(2 * time.Second)) {
-		return broker.Credential{}, fmt.Errorf(`%w: the certificate lives until %s, which is longer than its lease: write ttl: "${ttl}" in data`, broker.ErrIssuerRefused, leaf.NotAfter.UTC().Format(time.RFC3339))
-	}
-	if name := unasked(leaf, sent); name != "" {
-		return broker.Credential{}, fmt.Errorf("%w: the certificate names %q, which was not asked for: set use_csr_common_name and use_csr_sans of its role to false", broker.ErrIssuerRefused, name)
-	}
-	return seal("certificate", fields, earlier(l.Expires, leaf.NotAfter, true), truth), nil
-}
-
-// unasked gives a name of the certificate that is not in what was sent. By
-// default, a Vault that signs a CSR takes the names from that, which is the
-// requester's own.
-func unasked(leaf *x509.Certificate, sent map[string]any) string {
-	asked := map[string]bool{}
-	for _, field := range []string{"common_name", "alt_names", "uri_sans", "ip_sans"} {
-		text, _ := sent[field].(string)
-		for name := range strings.SplitSeq(text, ",") {
-			asked[strings.TrimSpace(name)] = true
-		}
-	}
-	names := append(slices.Clone(leaf.DNSNames), leaf.EmailAddresses...)
-	for _, u := range leaf.URIs {
-		names = append(names, u.String())
-	}
-	for _, ip := range leaf.IPAddresses {
-		names = append(names, ip.String())
-	}
-	if leaf.Subject.CommonName != "" {
-		names = append(names, leaf.Subject.CommonName)
-	}
-	for _, name := range names {
-		if !asked[name] {
-			return name
-		}
-	}
-	return ""
 }
 
 // fields finds out what an answer is, and gives its fields as text.

@@ -71,7 +71,7 @@ func (f *fakeVault) overTLS(t *testing.T) *Vault {
 // Every call says its namespace: the login, its renewal, what makes and what
 // ends.
 func TestVaultNamespace(t *testing.T) {
-	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}}
+	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}, listed: map[string]int{}}
 	var mu sync.Mutex
 	seen := map[string]string{}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -3,6 +3,7 @@ package issuers
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,6 +50,10 @@ var (
 	pathValue   = regexp.MustCompile(`^[A-Za-z0-9@=:_-][A-Za-z0-9._@=:-]*$`)
 )
 
+// signVerbatim takes usages, extensions and the whole subject from the CSR, which
+// is the requester's: nobody decided on those.
+const signVerbatim = "sign-verbatim"
+
 var leaseVariables = []string{"holder", "ttl", "lease", "request", "entitlement"}
 
 // Check says what is wrong with the spec, by its key in the operator's file
@@ -56,6 +61,9 @@ var leaseVariables = []string{"holder", "ttl", "lease", "request", "entitlement"
 func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	if !vaultPath.MatchString(s.Path) || strings.Contains(s.Path, "..") || strings.HasPrefix(s.Path, "v1/") {
 		bad("path", "give the path as Vault's API documentation does, without v1/: database/creds/orders-ro")
+	}
+	if slices.Contains(strings.Split(s.Path, "/")[1:], signVerbatim) {
+		bad("path", "%s puts whatever a CSR says into the certificate, unseen by approvers: use sign, and a role", signVerbatim)
 	}
 	s.checkReferences("path", s.Path, e, bad)
 	for _, name := range slices.Sorted(maps.Keys(s.Data)) {
@@ -142,7 +150,7 @@ func (s *VaultSpec) static() bool {
 // lease only if their role says generate_lease.
 func (s *VaultSpec) signs() bool {
 	return slices.ContainsFunc(strings.Split(s.Path, "/")[1:], func(segment string) bool {
-		return segment == "issue" || segment == "sign" || segment == "sign-verbatim"
+		return segment == "issue" || segment == "sign"
 	})
 }
 
@@ -187,13 +195,32 @@ func (s *VaultSpec) policies(l *broker.Lease) []string {
 	return slices.Compact(all)
 }
 
+// call is what makes the credential, but for its token.
+func (s *VaultSpec) call(l *broker.Lease, left time.Duration) (vaultCall, error) {
+	if left < time.Second {
+		return vaultCall{}, &vaultFault{broker.ErrIssuerRefused, 0, "the Vault's clock is ahead by more than the lease's time"}
+	}
+	path, err := s.path(l, left)
+	if err != nil {
+		return vaultCall{}, err
+	}
+	c := vaultCall{method: http.MethodGet, path: path, data: s.data(l, left)}
+	if c.data != nil {
+		c.method, c.body = http.MethodPost, c.data
+	}
+	if s.Wrap {
+		c.wrap = left
+	}
+	return c, nil
+}
+
 // path fills in the path. What a requester says is one segment of it, and
 // never more: neither "/" nor "..".
 func (s *VaultSpec) path(l *broker.Lease, left time.Duration) (string, error) {
 	var err error
 	filled := reference.ReplaceAllStringFunc(s.Path, func(ref string) string {
 		value, given := variable(ref[2:len(ref)-1], l, left)
-		if !given || !pathValue.MatchString(value) || strings.Contains(value, "..") {
+		if !given || !pathValue.MatchString(value) || strings.Contains(value, "..") || value == signVerbatim {
 			err = &broker.Refusal{Err: broker.ErrInvalidParameter, Detail: ref[2:len(ref)-1] + " can't be a part of a path"}
 		}
 		return value

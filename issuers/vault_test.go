@@ -1,19 +1,12 @@
 package issuers
 
 import (
-	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -33,10 +26,11 @@ type fakeVault struct {
 	mu sync.Mutex
 	n  int
 
-	tokens map[string]*fakeToken // by token
-	leases map[string]string     // lease to token
-	ahead  time.Duration         // its clock
-	name   string                // that it puts into certificates, if not what it was asked for
+	tokens map[string]*fakeToken              // by token
+	leases map[string]string                  // lease to token
+	ahead  time.Duration                      // its clock
+	roles  map[string]func(*x509.Certificate) // what roles of PKI do beside what they are asked
+	listed map[string]int                     // serial numbers, and how often they were revoked
 	fault  func(w http.ResponseWriter, r *http.Request) bool
 	calls  []string
 }
@@ -50,7 +44,7 @@ type fakeToken struct {
 
 func startFakeVault(t *testing.T) (*fakeVault, *Vault) {
 	t.Helper()
-	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}}
+	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}, listed: map[string]int{}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
 	return f, newTestVault(t, VaultConfig{Address: s.URL})
@@ -150,6 +144,9 @@ func (f *fakeVault) answer(r *http.Request, body object) (int, any) {
 		}
 		delete(f.leases, body["lease_id"].(string))
 		return 204, nil
+	case path == "pki/revoke":
+		f.listed[body["serial_number"].(string)]++
+		return 200, object{"data": object{"state": "revoked"}}
 	case path == "auth/token/revoke-accessor":
 		for t, made := range f.tokens {
 			if made.accessor == body["accessor"] {
@@ -182,32 +179,14 @@ func (f *fakeVault) secret(path, token string, body object, r *http.Request) (in
 		return 200, object{"lease_id": lease, "lease_duration": 60, "data": object{"username": "v-orders", "password": "pass-" + lease}}
 	case strings.HasPrefix(path, "database/static-creds/"):
 		return 200, object{"data": object{"username": "static", "password": "rotated-password", "ttl": 90, "last_vault_rotation": "x"}}
-	case strings.HasPrefix(path, "pki/issue/"):
-		ttl, _ := time.ParseDuration(body["ttl"].(string))
-		return 200, object{"data": object{
-			"certificate": selfSigned(f.t, cmp.Or(f.name, body["uri_sans"].(string)), time.Now().Add(f.ahead+ttl)), "private_key": "PRIVATE KEY", "serial_number": "01:02",
-			"issuing_ca": "CA", "ca_chain": []string{"CA 1", "CA 2"},
-		}}
+	case strings.HasPrefix(path, "pki/"):
+		return f.certificate(path, token, body)
 	case strings.HasPrefix(path, "secret/data/"):
 		return 200, object{"data": object{"data": object{"key": "value-of-kv"}, "metadata": object{"version": 1}}}
 	case strings.HasPrefix(path, "ssh/sign/"):
 		return 200, object{"data": object{"signed_key": "ssh-ed25519-cert-v01@openssh.com AAAA", "serial_number": "2a"}}
 	}
 	return 404, "no handler for route"
-}
-
-func selfSigned(t *testing.T, uri string, until time.Time) string {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: uri}, NotBefore: until.Add(-time.Hour), NotAfter: until}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 // vaultOrder is an order of ten minutes from now on.
@@ -453,41 +432,6 @@ func TestVaultRenews(t *testing.T) {
 	})
 	if err := v.session.renew(t.Context()); err != nil || v.session.token == token {
 		t.Errorf("a token that can't be renewed: %v; want another", err)
-	}
-}
-
-// What it signs for a time, a Vault counts by its own clock: a certificate
-// does not live longer because that is ahead.
-func TestVaultClockAhead(t *testing.T) {
-	for _, ahead := range []time.Duration{time.Minute, -time.Minute} {
-		f, v := startFakeVault(t)
-		f.ahead = ahead
-		o := vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}})
-		_, c, err := issue(v, o)
-		if err != nil || c.Expires.After(o.Lease.Expires) {
-			t.Errorf("%s ahead: until %s, %v", ahead, c.Expires, err)
-		}
-	}
-	f, v := startFakeVault(t)
-	f.ahead = time.Hour
-	_, _, err := issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}))
-	if !errors.Is(err, broker.ErrIssuerRefused) {
-		t.Errorf("a clock that is an hour ahead: %v", err)
-	}
-	f, v = startFakeVault(t)
-	_, _, err = issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "24h", "uri_sans": "${holder}"}}))
-	if !errors.Is(err, broker.ErrIssuerRefused) || !strings.Contains(err.Error(), "${ttl}") || f == nil {
-		t.Errorf("a certificate that outlives its lease: %v", err)
-	}
-}
-
-// A certificate that names somebody else than was asked for is not given out.
-func TestVaultNames(t *testing.T) {
-	f, v := startFakeVault(t)
-	f.name = "admin.acme.test"
-	_, _, err := issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}))
-	if !errors.Is(err, broker.ErrIssuerRefused) || !strings.Contains(err.Error(), "admin.acme.test") {
-		t.Errorf("a certificate for another name: %v", err)
 	}
 }
 

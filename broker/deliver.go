@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -62,9 +64,6 @@ const tellingFor = MaxDuration
 const (
 	tellEvery    = time.Second
 	tellDeadline = 15 * time.Second
-	tellBatch    = 1000
-	tellTurn     = 30 * time.Second
-	tellAtOnce   = 16 // channels
 )
 
 // channels are those that are being told: a slow one holds up no other.
@@ -88,40 +87,43 @@ func (b *Broker) notifier(channel string) Notifier {
 // that is done. It gives how many notices were dealt with.
 func (b *Broker) Deliver(ctx context.Context, now time.Time) (int, error) {
 	var group errgroup.Group
-	n, err := b.deliver(ctx, &group, now)
-	return n, errors.Join(err, group.Wait())
+	var dealt atomic.Int64
+	err := b.deliver(ctx, &group, &dealt, now)
+	err = errors.Join(err, group.Wait())
+	return int(dealt.Load()), err
 }
 
-func (b *Broker) deliver(ctx context.Context, group *errgroup.Group, now time.Time) (int, error) {
-	var due []*Notice
+// deliver starts a turn for every channel that has something to be told, and
+// neither rests nor is in one. There are as many as the operator named.
+func (b *Broker) deliver(ctx context.Context, group *errgroup.Group, dealt *atomic.Int64, now time.Time) error {
+	if err := b.thin(ctx, now); err != nil {
+		return err
+	}
+	var names []string
 	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		due, err = tx.Notices(now, tellBatch)
+		names, err = tx.NoticeChannels()
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("listing notices: %w", err)
+		return fmt.Errorf("listing channels: %w", err)
 	}
-	by := map[string][]*Notice{}
-	for _, n := range due {
-		by[n.Channel] = append(by[n.Channel], n)
-	}
-	for channel, list := range by {
+	for _, channel := range names {
 		if !b.channels.take(channel, now) {
 			continue
 		}
 		group.Go(func() error {
 			defer b.channels.release(channel)
-			b.tellChannel(ctx, channel, list, now)
+			dealt.Add(b.tellChannel(ctx, channel, now))
 			return nil
 		})
 	}
-	return len(due), nil
+	return nil
 }
 
 func (c *channels) take(channel string, now time.Time) bool {
 	c.Lock()
 	defer c.Unlock()
-	if c.busy[channel] || now.Before(c.until[channel]) || len(c.busy) >= tellAtOnce {
+	if c.busy[channel] || now.Before(c.until[channel]) {
 		return false
 	}
 	if c.busy == nil {
@@ -143,83 +145,103 @@ func (c *channels) rest(channel string, until time.Time) {
 	c.until[channel] = until
 }
 
-// tellChannel tells a channel what is due, until it fails once or its turn is
-// over. What is left goes behind what is due for others, so that a channel with
-// much to be told hides nobody's.
-func (b *Broker) tellChannel(ctx context.Context, channel string, list []*Notice, now time.Time) {
+// tellChannel tells a channel what is due, until it fails once, and gives how
+// many notices it dealt with. It takes one at a time, so that an alarm waits for
+// one call of its channel, and never for a queue.
+func (b *Broker) tellChannel(ctx context.Context, channel string, now time.Time) (dealt int64) {
 	start := time.Now()
-	for i, n := range list {
-		if ctx.Err() != nil {
-			return
-		}
+	for ; ctx.Err() == nil; dealt++ {
 		at := now.Add(time.Since(start))
-		if at.Sub(now) > tellTurn {
-			b.postpone(ctx, list[i:], at)
-			return
+		e, err := b.nextErrand(ctx, channel, at)
+		if err == nil && e == nil {
+			return dealt
 		}
-		failed, err := b.tellOne(ctx, n, at)
+		attempts := 0
+		var failed error
+		if err == nil {
+			attempts = e.notice.Attempts
+			failed, err = b.tellOne(ctx, e, at)
+		}
 		if err != nil && ctx.Err() == nil {
 			b.cfg.Log.ErrorContext(ctx, "recording that a channel was told", "channel", channel, "err", err)
 		}
 		if failed != nil || err != nil {
-			until := at.Add(min(backoff(n.Attempts), time.Minute))
-			b.channels.rest(channel, until)
-			b.postpone(ctx, list[i+1:], until)
-			return
+			b.channels.rest(channel, at.Add(min(backoff(attempts), time.Minute)))
+			return dealt
 		}
 	}
+	return dealt
 }
 
-// postpone has notices wait.
-func (b *Broker) postpone(ctx context.Context, list []*Notice, until time.Time) {
-	if len(list) == 0 {
-		return
-	}
-	err := b.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx Tx) error {
-		for _, n := range list {
-			n.Due = until
-			tx.Put(n)
+// An errand is a notice, and what is known of what it tells.
+type errand struct {
+	notice  *Notice
+	request *Request
+	told    *Telling // nil: the channel was told nothing of the request yet
+	wanted  bool     // it still has to be told
+}
+
+// nextErrand gives what a channel has to be told first; nil: there is nothing.
+func (b *Broker) nextErrand(ctx context.Context, channel string, now time.Time) (e *errand, err error) {
+	err = b.cfg.Store.View(ctx, func(tx Tx) error {
+		for _, urgent := range []bool{true, false} {
+			list, err := tx.Notices(NoticeQuery{Channel: channel, Urgent: urgent, Now: now, Limit: 1})
+			if err != nil {
+				return err
+			}
+			if len(list) > 0 {
+				e, err = errandOf(tx, list[0], now)
+				return err
+			}
 		}
 		return nil
 	})
+	return e, err
+}
+
+func errandOf(tx Tx, n *Notice, now time.Time) (*errand, error) {
+	e := &errand{notice: n}
+	r, err := get[*Request](tx, n.Request)
 	if err != nil {
-		b.cfg.Log.ErrorContext(ctx, "postponing what a channel has to be told", "err", err)
+		return e, ignoreNotFound(err)
 	}
+	told, err := get[*Telling](tx, TellingKey{n.Request, n.Channel})
+	if ignoreNotFound(err) != nil {
+		return nil, err
+	}
+	e.request, e.wanted = r, n.Current(r, now)
+	if err == nil {
+		e.told = told
+	}
+	if n.Event == NoticeWithdrawn && e.told == nil {
+		e.wanted = false // nobody was asked
+	}
+	return e, nil
 }
 
 // tellOne tells one notice, and writes down what came of it.
-func (b *Broker) tellOne(ctx context.Context, n *Notice, now time.Time) (failed, err error) {
-	var r *Request
-	earlier := ""
-	key := TellingKey{n.Request, n.Channel}
-	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		if r, err = get[*Request](tx, n.Request); err != nil {
-			return err
-		}
-		told, err := get[*Telling](tx, key)
-		if err == nil {
-			earlier = told.Reference
-		}
-		return ignoreNotFound(err)
-	})
+func (b *Broker) tellOne(ctx context.Context, e *errand, now time.Time) (failed, err error) {
+	n := e.notice
 	notifier := b.notifier(n.Channel)
 	switch {
-	case isNotFound(err), err == nil && !n.Current(r, now):
-		return nil, b.told(ctx, n, "")
-	case err == nil && !now.Before(n.Expires):
+	case !e.wanted:
+		return nil, b.drop(ctx, n)
+	case !now.Before(n.Expires):
 		b.cfg.Log.WarnContext(ctx, "a channel could not be told in time: it is given up", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts)
 		b.observeTold(n, "expired")
-		return nil, b.told(ctx, n, "")
-	case err != nil:
-		return nil, err
+		return nil, b.drop(ctx, n)
 	case notifier == nil:
 		b.cfg.Log.WarnContext(ctx, "nobody can be told: there is no such channel", "channel", n.Channel, "group", n.Group)
 		b.observeTold(n, "no_channel")
-		return nil, b.told(ctx, n, "")
+		return nil, b.drop(ctx, n)
+	}
+	earlier := ""
+	if e.told != nil {
+		earlier = e.told.Reference
 	}
 	call, cancel := context.WithTimeout(ctx, tellDeadline)
 	defer cancel()
-	reference, failed := notifier.Notify(call, n, r, earlier, now)
+	reference, failed := notifier.Notify(call, n, e.request, earlier, now)
 	var later *TellLater
 	switch {
 	case failed == nil:
@@ -228,7 +250,7 @@ func (b *Broker) tellOne(ctx context.Context, n *Notice, now time.Time) (failed,
 	case errors.Is(failed, ErrChannelGone):
 		b.cfg.Log.WarnContext(ctx, "a channel is gone: what was for it is dropped", "channel", n.Channel)
 		b.observeTold(n, "gone")
-		return nil, b.told(ctx, n, "")
+		return nil, b.drop(ctx, n)
 	}
 	b.observeTold(n, "failed")
 	b.cfg.Log.WarnContext(ctx, "a channel could not be told", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts+1, "err", failed)
@@ -240,16 +262,89 @@ func (b *Broker) tellOne(ctx context.Context, n *Notice, now time.Time) (failed,
 	return failed, b.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx Tx) error { tx.Put(n); return nil })
 }
 
-// told takes a notice out of what is due.
+// told takes a notice out of what is due, and writes down that the channel heard
+// of the request.
 func (b *Broker) told(ctx context.Context, n *Notice, reference string) error {
 	n.Due = time.Time{}
-	return b.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx Tx) error {
+	key := TellingKey{n.Request, n.Channel}
+	return b.cfg.Store.Update(context.WithoutCancel(ctx), []Key{key}, func(tx Tx) error {
 		tx.Put(n)
-		if reference != "" {
-			tx.Put(&Telling{TellingKey{n.Request, n.Channel}, reference, n.Created.Add(tellingFor)})
+		if _, err := get[*Telling](tx, key); err == nil && reference == "" || ignoreNotFound(err) != nil {
+			return ignoreNotFound(err)
+		}
+		tx.Put(&Telling{key, reference, n.Created.Add(tellingFor)})
+		return nil
+	})
+}
+
+// drop takes notices out of what is due.
+func (b *Broker) drop(ctx context.Context, list ...*Notice) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return b.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx Tx) error {
+		for _, n := range list {
+			n.Due = time.Time{}
+			tx.Put(n)
 		}
 		return nil
 	})
+}
+
+const (
+	maxQueued  = 100  // notices of one requester for one channel
+	maxCrowds  = 16   // that are thinned out in one tick
+	thinWindow = 1000 // notices of one, at a time
+)
+
+// thin bounds what one requester has waiting for one channel: whoever files and
+// withdraws all day fills no queue, and a channel that comes back is not told of
+// what is long over. What has still to be told is dropped last, newest first, and
+// only if it asks somebody, or says that nobody is asked any more.
+func (b *Broker) thin(ctx context.Context, now time.Time) error {
+	var crowds []Crowd
+	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+		crowds, err = tx.Crowds(maxQueued, maxCrowds)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("counting notices: %w", err)
+	}
+	for _, c := range crowds {
+		over, crowd := []*Notice{}, []*Notice{}
+		err := b.cfg.Store.View(ctx, func(tx Tx) error {
+			list, err := tx.Notices(NoticeQuery{Channel: c.Channel, Requester: c.Requester, Limit: thinWindow})
+			if err != nil {
+				return err
+			}
+			for _, n := range list {
+				e, err := errandOf(tx, n, now)
+				switch {
+				case err != nil:
+					return err
+				case e.wanted:
+					crowd = append(crowd, n)
+				default:
+					over = append(over, n)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("looking through notices: %w", err)
+		}
+		for i := len(crowd) - 1; i >= 0 && len(crowd) > maxQueued; i-- {
+			if n := crowd[i]; n.Event == NoticePending || n.Event == NoticeWithdrawn {
+				over, crowd = append(over, n), slices.Delete(crowd, i, i+1)
+				b.observeTold(n, "crowded")
+			}
+		}
+		b.cfg.Log.WarnContext(ctx, "a requester has too much waiting for a channel: some of it is dropped", "channel", c.Channel, "requester", c.Requester, "dropped", len(over))
+		if err := b.drop(ctx, over...); err != nil {
+			return fmt.Errorf("dropping notices: %w", err)
+		}
+	}
+	return nil
 }
 
 func (b *Broker) observeTold(n *Notice, code string) {
@@ -269,7 +364,7 @@ func (b *Broker) deliverForever(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if _, err := b.deliver(ctx, &group, time.Now()); err != nil && ctx.Err() == nil {
+		if err := b.deliver(ctx, &group, new(atomic.Int64), time.Now()); err != nil && ctx.Err() == nil {
 			b.cfg.Log.ErrorContext(ctx, "telling people", "err", err)
 		}
 	}

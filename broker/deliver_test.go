@@ -165,7 +165,7 @@ func TestTellingEnds(t *testing.T) {
 
 // A channel that hangs holds up no other.
 func TestSlowChannel(t *testing.T) {
-	slow, quick := &receiver{block: make(chan struct{}), entered: make(chan struct{})}, &receiver{}
+	slow, quick := &receiver{block: make(chan struct{}), entered: make(chan struct{}, 2)}, &receiver{}
 	w := peopleWorld(t, `@approval("1 of support, 1 of security")`)
 	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": slow, "hook:security": quick})
 	w.ask(t, read("tickets:close"))
@@ -184,5 +184,120 @@ func TestSlowChannel(t *testing.T) {
 	close(slow.block)
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// waiting counts what a channel has waiting, by event.
+func (w *world) waiting(t *testing.T, channel string) map[broker.NoticeEvent]int {
+	t.Helper()
+	count := map[broker.NoticeEvent]int{}
+	err := w.store.View(t.Context(), func(tx broker.Tx) error {
+		for _, urgent := range []bool{true, false} {
+			list, err := tx.Notices(broker.NoticeQuery{Channel: channel, Urgent: urgent, Now: noon.Add(1000 * time.Hour), Limit: 10_000})
+			if err != nil {
+				return err
+			}
+			for _, n := range list {
+				count[n.Event]++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
+// queue puts notices of a request, as if somebody had made as many.
+func (w *world) queue(t *testing.T, r *broker.Request, channel string, event broker.NoticeEvent, n int) {
+	t.Helper()
+	err := w.store.Update(t.Context(), nil, func(tx broker.Tx) error {
+		for i := range n {
+			id := broker.NoticeID{byte(i >> 8), byte(i), 1}
+			copy(id[3:], event)
+			tx.Put(&broker.Notice{ID: id, Event: event, Request: r.ID, Group: "support", Channel: channel,
+				Created: noon, Due: noon, Expires: noon.Add(24 * time.Hour), Requester: r.Requester.ID})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A channel that fails, and has much to be told, hides nothing from another one.
+func TestFullChannelHidesNoOther(t *testing.T) {
+	failing, quick := &receiver{answer: errors.New("no route")}, &receiver{}
+	w := peopleWorld(t, `@approval("1 of support")`)
+	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": failing, "hook:security": quick})
+	r := w.ask(t, read("tickets:close"))
+	r.Requester.ID = "" // as many requesters have
+	w.queue(t, r, "hook:support", broker.NoticePending, 5000)
+	w.deliver(t, noon)
+	w.ask(t, withReason(glass("tickets:read"), "the till is on fire"))
+	w.deliver(t, noon)
+	if got := quick.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticeGlass}) {
+		t.Errorf("the other channel was told %v", got)
+	}
+	if got := failing.events(); len(got) != 1 {
+		t.Errorf("the channel that fails was called %d times", len(got))
+	}
+}
+
+// An alarm comes before all that waits for its channel longer.
+func TestAlarmsComeFirst(t *testing.T) {
+	r := &receiver{}
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	w.ask(t, read("tickets:close"))
+	if _, err := w.broker.Ask(t.Context(), agent(noon), withReason(glass("tickets:read"), "the till is on fire"), broker.Again{}, noon.Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	w.deliver(t, noon.Add(time.Minute))
+	if got := r.events(); len(got) < 2 || got[0] != broker.NoticeGlass || got[len(got)-1] != broker.NoticePending {
+		t.Errorf("told %v", got)
+	}
+}
+
+// Whoever withdraws before anybody was asked leaves nothing to be told.
+func TestWithdrawnUnheard(t *testing.T) {
+	r := &receiver{}
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	heard := w.ask(t, read("tickets:close"))
+	w.deliver(t, noon)
+	unheard := w.ask(t, withReason(read("tickets:close"), "another one"))
+	for _, asked := range []*broker.Request{heard, unheard} {
+		if _, err := w.broker.Withdraw(t.Context(), agent(noon), asked.ID, noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.deliver(t, noon)
+	if got := r.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticePending, broker.NoticeWithdrawn}) {
+		t.Errorf("told %v", got)
+	}
+}
+
+// One requester fills no queue: what is long over goes first, then what asks,
+// and an alarm never.
+func TestOneRequesterFillsNoQueue(t *testing.T) {
+	r := &receiver{answer: errors.New("no route")}
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	w.deliver(t, noon)
+	open := w.ask(t, read("tickets:close"))
+	over := w.ask(t, withReason(read("tickets:close"), "another one"))
+	if _, err := w.broker.Withdraw(t.Context(), agent(noon), over.ID, noon); err != nil {
+		t.Fatal(err)
+	}
+	w.queue(t, over, "hook:support", broker.NoticePending, 300)
+	w.queue(t, over, "hook:support", broker.NoticeWithdrawn, 300)
+	w.queue(t, open, "hook:support", broker.NoticeGlass, 300)
+	w.deliver(t, noon)
+	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 1 || got[broker.NoticeWithdrawn] != 0 || got[broker.NoticeGlass] != 300 {
+		t.Errorf("what is over still waits, or an alarm does not: %v", got)
+	}
+	w.queue(t, open, "hook:support", broker.NoticePending, 300)
+	w.deliver(t, noon)
+	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 100 || got[broker.NoticeGlass] != 300 {
+		t.Errorf("one requester has waiting %v", got)
 	}
 }

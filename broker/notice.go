@@ -22,10 +22,36 @@ type Notice struct {
 	Due      time.Time // when it is to be told, or tried again
 	Attempts int
 	Expires  time.Time // when trying is over
+
+	Requester string // whose request it is
 }
 
 // Key gives the row's key.
 func (n *Notice) Key() Key { return n.ID }
+
+// Urgent says whether the notice is told before all that are not, and never
+// dropped for their number.
+func (n *Notice) Urgent() bool {
+	switch n.Event {
+	case NoticeGlass, NoticeReviewed, NoticeOverdue:
+		return true
+	}
+	return false
+}
+
+// A NoticeQuery selects notices that were not told yet, of one channel: the
+// urgent ones, or the others, that are due at Now, earliest first; or, of one
+// requester, all that are not urgent, in the order of their ids.
+type NoticeQuery struct {
+	Channel   string
+	Requester string
+	Urgent    bool
+	Now       time.Time
+	Limit     int
+}
+
+// A Crowd is a requester that has much waiting for one channel.
+type Crowd struct{ Channel, Requester string }
 
 // A NoticeEvent is what a notice tells.
 type NoticeEvent string
@@ -60,7 +86,7 @@ func (b *Broker) tellAt(tx Tx, event NoticeEvent, r *Request, groups []string, r
 			told[channel] = true
 			tx.Put(&Notice{
 				ID: NoticeID(newID(now)), Event: event, Request: r.ID, Group: group, Channel: channel,
-				Created: now, Due: due, Expires: due.Add(noticeFor),
+				Created: now, Due: due, Expires: due.Add(noticeFor), Requester: r.Requester.ID,
 			})
 		}
 	}

@@ -46,9 +46,14 @@ type Tx interface {
 	Requests(RequestQuery) (page []*Request, next RequestID, err error)
 	Leases(LeaseQuery) (page []*Lease, next LeaseID, err error)
 
-	// Notices lists those that are due at now, earliest first; Reviews lists
-	// the entitlements that have open ones. Only in a View.
-	Notices(now time.Time, limit int) ([]*Notice, error)
+	// NoticeChannels names the channels that have something to be told, now or
+	// later; Notices lists that of one; Crowds names, with the longest queue
+	// first, who has more than most of it waiting for one channel. Only in a View.
+	NoticeChannels() ([]string, error)
+	Notices(NoticeQuery) ([]*Notice, error)
+	Crowds(most, limit int) ([]Crowd, error)
+
+	// Reviews lists the entitlements that have open ones. Only in a View.
 	Reviews() ([]*Reviews, error)
 }
 

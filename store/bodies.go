@@ -250,6 +250,7 @@ func noticeFields(n *broker.Notice, c *codec) {
 	c.time(6, &n.Due)
 	c.int(7, &n.Attempts)
 	c.time(8, &n.Expires)
+	c.text(9, &n.Requester)
 }
 
 func tellingFields(t *broker.Telling, c *codec) {

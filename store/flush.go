@@ -87,10 +87,7 @@ var upserts = func() (u [tableCount]string) {
 }()
 
 func (g *group) writeRow(ctx context.Context, r *row) error {
-	if tables[r.table].extra == "" {
-		return g.w.exec(ctx, upserts[r.table], r.id, r.body)
-	}
-	if err := g.w.exec(ctx, upserts[r.table], r.id, r.body, r.extra); err != nil {
+	if err := g.w.exec(ctx, upserts[r.table], append([]any{r.id, r.body}, r.extra...)...); err != nil {
 		return err
 	}
 	if r.table == leases {

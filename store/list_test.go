@@ -203,9 +203,10 @@ func TestSweep(t *testing.T) {
 	s := newStore(t)
 	later := testNow.Add(48 * time.Hour)
 	for n := range sweepBatch + 3 {
-		put(t, s, &broker.Counter{CounterKey: broker.CounterKey{Policy: fmt.Sprint(n)}, Expires: testNow})
+		put(t, s, &broker.Counter{CounterKey: broker.CounterKey{Policy: fmt.Sprint(n)}, Expires: testNow}, &broker.Notice{ID: broker.NoticeID{byte(n >> 8), byte(n)}, Channel: "slack:dba"})
 	}
 	kept := []broker.Row{
+		&broker.Notice{ID: broker.NoticeID{0xff}, Channel: "slack:dba", Due: testNow},
 		&broker.Counter{CounterKey: broker.CounterKey{Policy: "kept"}, Expires: later},
 		&broker.Idempotency{IdempotencyKey: broker.IdempotencyKey{1}, Created: later},
 		&broker.OpenAsk{AskKey: broker.AskKey{1}, Expires: later},
@@ -215,7 +216,7 @@ func TestSweep(t *testing.T) {
 	live := leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseActive, func(l *broker.Lease) { l.Expires = later })
 	ended := leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseActive, func(l *broker.Lease) { l.Expires = testNow })
 	n, err := s.Sweep(t.Context(), testNow)
-	if want := int64(sweepBatch + 3 + 2 + 1); err != nil || n != want {
+	if want := int64(2*(sweepBatch+3) + 2 + 1); err != nil || n != want {
 		t.Errorf("swept %d rows, %v; want %d", n, err, want)
 	}
 	for _, r := range kept {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+
+	"accessbroker.internal/broker"
 )
 
 // migrations take a database from one schema version to the next, and only
@@ -49,7 +51,47 @@ CREATE TABLE tellings (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expires
 CREATE INDEX tellings_expires ON tellings (expires);
 `, `
 CREATE TABLE lingering (id BLOB NOT NULL PRIMARY KEY, until INTEGER NOT NULL, kind INTEGER NOT NULL, request BLOB NOT NULL, holder TEXT NOT NULL) WITHOUT ROWID;
+`, `
+ALTER TABLE notices ADD COLUMN channel TEXT;
+ALTER TABLE notices ADD COLUMN urgent INTEGER;
+ALTER TABLE notices ADD COLUMN requester TEXT;
+DROP INDEX notices_due;
+CREATE INDEX notices_channel ON notices (channel, urgent, due) WHERE due IS NOT NULL;
+CREATE INDEX notices_requester ON notices (channel, requester) WHERE due IS NOT NULL AND requester IS NOT NULL;
+CREATE INDEX notices_told ON notices (id) WHERE due IS NULL;
 `}
+
+// fills are what SQL can't do of the step to a version.
+var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices}
+
+// fillNotices fills the columns that notices are found by since version 5.
+func fillNotices(ctx context.Context, tx *sql.Tx) error {
+	list := map[broker.NoticeID]broker.Notice{}
+	err := each(ctx, tx, "SELECT id, body FROM notices WHERE due IS NOT NULL", nil, func(rows *sql.Rows) error {
+		var id, body []byte
+		if err := rows.Scan(&id, &body); err != nil {
+			return err
+		}
+		key, err := notices.key(id)
+		if err != nil {
+			return err
+		}
+		var n broker.Notice
+		err = decode(body, &n, noticeFields)
+		list[key.(broker.NoticeID)] = n
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for id, n := range list {
+		args := append(noticeExtra(&n), id[:])
+		if _, err := tx.ExecContext(ctx, "UPDATE notices SET due = ?, channel = ?, urgent = ?, requester = ? WHERE id = ?", args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // migrate brings the schema up to date, one transaction a step.
 func migrate(ctx context.Context, conn *sql.Conn) error {
@@ -86,6 +128,11 @@ func migrateTo(ctx context.Context, conn *sql.Conn, version int) error {
 	defer func() { _ = tx.Rollback() }() // no effect after Commit
 	if _, err := tx.ExecContext(ctx, migrations[version-1]); err != nil {
 		return err
+	}
+	if fill := fills[version]; fill != nil {
+		if err := fill(ctx, tx); err != nil {
+			return err
+		}
 	}
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
 		return err

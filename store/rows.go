@@ -11,7 +11,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Every table has the same shape: an id, a body, and perhaps a column by which
+// Every table has the same shape: an id, a body, and perhaps columns by which
 // rows are found. So one piece of code reads and writes them all.
 type table uint8
 
@@ -36,22 +36,22 @@ const (
 var tables = [tableCount]struct {
 	name   string
 	idSize int // 0: not fixed
-	extra  string
+	extra  []string
 }{
-	requests:    {"requests", 16, "lapses"},
-	leases:      {"leases", 16, "due"},
-	counters:    {"counters", 0, "expires"},
-	blocks:      {"blocks", 0, ""},
-	idempotency: {"idempotency", 32, "expires"},
-	asks:        {"asks", 32, "expires"},
-	signingKeys: {"signing_keys", 0, "purpose"},
-	notices:     {"notices", 16, "due"},
-	openReviews: {"reviews", 0, ""},
-	sessions:    {"sessions", 32, "expires"},
-	logouts:     {"logouts", 0, "expires"},
-	logins:      {"logins", 32, "expires"},
-	people:      {"people", 0, ""},
-	tellings:    {"tellings", 0, "expires"},
+	requests:    {"requests", 16, []string{"lapses"}},
+	leases:      {"leases", 16, []string{"due"}},
+	counters:    {"counters", 0, []string{"expires"}},
+	blocks:      {"blocks", 0, nil},
+	idempotency: {"idempotency", 32, []string{"expires"}},
+	asks:        {"asks", 32, []string{"expires"}},
+	signingKeys: {"signing_keys", 0, []string{"purpose"}},
+	notices:     {"notices", 16, []string{"due", "channel", "urgent", "requester"}},
+	openReviews: {"reviews", 0, nil},
+	sessions:    {"sessions", 32, []string{"expires"}},
+	logouts:     {"logouts", 0, []string{"expires"}},
+	logins:      {"logins", 32, []string{"expires"}},
+	people:      {"people", 0, nil},
+	tellings:    {"tellings", 0, []string{"expires"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -60,8 +60,8 @@ type row struct {
 	table table
 	id    []byte
 	body  []byte
-	extra any
-	live  live // of a lease
+	extra []any // one a column
+	live  live  // of a lease
 }
 
 // live is what a lease is found by as long as it lives. It has a table of its
@@ -134,58 +134,69 @@ func encodeRow(r broker.Row) (row, error) {
 	if out.table, out.id, err = locate(out.key); err != nil {
 		return row{}, err
 	}
+	out.extra = make([]any, len(tables[out.table].extra)) // NULL each
 	switch r := r.(type) {
 	case *broker.Request:
 		out.body = encode(r, requestFields)
 		if r.Status == broker.RequestPending {
-			out.extra = ceilMillis(r.Lapses)
+			out.extra = []any{ceilMillis(r.Lapses)}
 		}
 	case *broker.Lease:
 		out.body = encode(r, leaseFields)
 		out.live = live{liveUntil(r), lingersUntil(r), r.Status == broker.LeaseRevoking, kind{r.Entitlement, r.Issuer}, r.Request, r.Holder}
 		if due := r.Due(); !due.IsZero() {
-			out.extra = due.UnixMilli()
+			out.extra = []any{due.UnixMilli()}
 		}
 	case *broker.Counter:
 		out.body = encode(r, counterFields)
-		out.extra = ceilMillis(r.Expires)
+		out.extra = []any{ceilMillis(r.Expires)}
 	case *broker.Block:
 		out.body = encode(r, blockFields)
 	case *broker.Idempotency:
 		out.body = encode(r, idempotencyFields)
-		out.extra = ceilMillis(r.Created.Add(idempotencyLasts))
+		out.extra = []any{ceilMillis(r.Created.Add(idempotencyLasts))}
 	case *broker.OpenAsk:
 		out.body = encode(r, askFields)
-		out.extra = ceilMillis(r.Expires)
+		out.extra = []any{ceilMillis(r.Expires)}
 	case *broker.SigningKey:
 		out.body = encode(r, signingKeyFields)
-		out.extra = r.ID.Purpose
+		out.extra = []any{r.ID.Purpose}
 	case *broker.Notice:
 		out.body = encode(r, noticeFields)
-		out.extra = nil
-		if !r.Due.IsZero() {
-			out.extra = r.Due.UnixMilli()
-		}
+		out.extra = noticeExtra(r)
 	case *broker.Reviews:
 		out.body = encode(r, reviewsFields)
 	case *broker.Session:
 		out.body = encode(r, sessionFields)
-		out.extra = ceilMillis(r.Expires)
+		out.extra = []any{ceilMillis(r.Expires)}
 	case *broker.Logout:
 		out.body = encode(r, logoutFields)
-		out.extra = ceilMillis(r.Expires)
+		out.extra = []any{ceilMillis(r.Expires)}
 	case *broker.Login:
 		out.body = encode(r, loginFields)
-		out.extra = ceilMillis(r.Expires)
+		out.extra = []any{ceilMillis(r.Expires)}
 	case *broker.Account:
 		out.body = encode(r, accountFields)
 	case *broker.Telling:
 		out.body = encode(r, tellingFields)
-		out.extra = ceilMillis(r.Expires)
+		out.extra = []any{ceilMillis(r.Expires)}
 	default:
 		return row{}, fmt.Errorf("a row of type %T has no table", r)
 	}
 	return out, nil
+}
+
+// noticeExtra is by what a notice is found as long as it is due. What alarms has
+// no requester there: nobody has too many alarms.
+func noticeExtra(n *broker.Notice) []any {
+	extra := []any{nil, n.Channel, n.Urgent(), nil}
+	if !n.Due.IsZero() {
+		extra[0] = n.Due.UnixMilli()
+	}
+	if n.Requester != "" && !n.Urgent() {
+		extra[3] = n.Requester
+	}
+	return extra
 }
 
 // Later than any expiry: the leases that time alone does not end. Those that
@@ -282,12 +293,13 @@ func decodeRow(key broker.Key, body []byte) (broker.Row, error) {
 
 // upsert is the statement that writes a row of a table.
 func (t table) upsert() string {
-	name, extra := tables[t].name, tables[t].extra
-	if extra == "" {
-		return "INSERT INTO " + name + " (id, body) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
+	columns := append([]string{"id", "body"}, tables[t].extra...)
+	var sets []string
+	for _, c := range columns[1:] {
+		sets = append(sets, c+" = excluded."+c)
 	}
-	return fmt.Sprintf("INSERT INTO %s (id, body, %s) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body, %s = excluded.%s",
-		name, extra, extra, extra)
+	return fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (id) DO UPDATE SET %s", tables[t].name,
+		strings.Join(columns, ", "), strings.TrimSuffix(strings.Repeat("?, ", len(columns)), ", "), strings.Join(sets, ", "))
 }
 
 // selectIn is the query for n rows of a table.

@@ -33,11 +33,16 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 			}
 		}
 	}
-	told, err := s.delete(ctx, "DELETE FROM notices WHERE due IS NULL AND id IN (SELECT id FROM notices WHERE due IS NULL LIMIT ?)", sweepBatch)
-	if err != nil {
-		return total, fmt.Errorf("sweeping notices: %w", err)
+	for {
+		told, err := s.delete(ctx, "DELETE FROM notices WHERE id IN (SELECT id FROM notices INDEXED BY notices_told WHERE due IS NULL LIMIT ?)", sweepBatch)
+		if err != nil {
+			return total, fmt.Errorf("sweeping notices: %w", err)
+		}
+		total += told
+		if told < sweepBatch {
+			break
+		}
 	}
-	total += told
 	for _, notes := range []string{"live", "lingering"} {
 		n, err := s.sweepNotes(ctx, notes, now)
 		if total += n; err != nil {

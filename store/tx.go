@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -76,7 +75,13 @@ func (tx *updateTx) Requests(broker.RequestQuery) ([]*broker.Request, broker.Req
 }
 
 // Notices implements broker.Tx.
-func (tx *updateTx) Notices(time.Time, int) ([]*broker.Notice, error) { return nil, errListing }
+func (tx *updateTx) Notices(broker.NoticeQuery) ([]*broker.Notice, error) { return nil, errListing }
+
+// NoticeChannels implements broker.Tx.
+func (tx *updateTx) NoticeChannels() ([]string, error) { return nil, errListing }
+
+// Crowds implements broker.Tx.
+func (tx *updateTx) Crowds(int, int) ([]broker.Crowd, error) { return nil, errListing }
 
 // Reviews implements broker.Tx.
 func (tx *updateTx) Reviews() ([]*broker.Reviews, error) { return nil, errListing }

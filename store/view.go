@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"strings"
-	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -217,9 +216,45 @@ func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 var errPageFull = errors.New("the page is full")
 
 // Notices implements broker.Tx.
-func (v *viewTx) Notices(now time.Time, limit int) (list []*broker.Notice, err error) {
-	query := "SELECT id, body FROM notices INDEXED BY notices_due WHERE due <= ? ORDER BY due LIMIT ?"
-	return all[*broker.Notice](v, notices, query, now.UnixMilli(), limit)
+func (v *viewTx) Notices(q broker.NoticeQuery) (list []*broker.Notice, err error) {
+	if q.Requester != "" {
+		query := "SELECT id, body FROM notices INDEXED BY notices_requester WHERE due IS NOT NULL AND channel = ? AND requester = ? ORDER BY id LIMIT ?"
+		return all[*broker.Notice](v, notices, query, q.Channel, q.Requester, q.Limit)
+	}
+	query := "SELECT id, body FROM notices INDEXED BY notices_channel WHERE channel = ? AND urgent = ? AND due <= ? ORDER BY due LIMIT ?"
+	return all[*broker.Notice](v, notices, query, q.Channel, q.Urgent, q.Now.UnixMilli(), q.Limit)
+}
+
+// NoticeChannels implements broker.Tx. It goes from one channel to the next, and
+// reads nothing of what one has.
+func (v *viewTx) NoticeChannels() (names []string, err error) {
+	query := "SELECT channel FROM notices INDEXED BY notices_channel WHERE due IS NOT NULL AND channel > ? ORDER BY channel LIMIT 1"
+	for last := ""; len(names) < maxScan; names = append(names, last) {
+		err := v.tx.QueryRowContext(v.ctx, query, last).Scan(&last)
+		if errors.Is(err, sql.ErrNoRows) {
+			break
+		}
+		if err != nil {
+			return nil, unavailable("listing the channels of notices", err)
+		}
+	}
+	return names, nil
+}
+
+// Crowds implements broker.Tx.
+func (v *viewTx) Crowds(most, limit int) (list []broker.Crowd, err error) {
+	query := `SELECT channel, requester FROM notices INDEXED BY notices_requester WHERE due IS NOT NULL AND requester IS NOT NULL
+		GROUP BY channel, requester HAVING count(*) > ? ORDER BY count(*) DESC LIMIT ?`
+	err = each(v.ctx, v.tx, query, []any{most, limit}, func(rows *sql.Rows) error {
+		var c broker.Crowd
+		err := rows.Scan(&c.Channel, &c.Requester)
+		list = append(list, c)
+		return err
+	})
+	if err != nil {
+		return nil, unavailable("counting notices", err)
+	}
+	return list, nil
 }
 
 // Reviews implements broker.Tx.

@@ -82,8 +82,28 @@ func (b *Broker) concerns(who Identity, r *Request, now time.Time) bool {
 		return false
 	}
 	o := r.Decision.Obligations
-	groups, _ := r.seats(rules, who, append(slices.Clone(o.Approvals), o.Review...))
+	groups, _ := r.seats(rules, who, slices.Concat(o.Approvals, o.Review, r.escalatedTo(now)))
 	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, who.ID)
+}
+
+// escalatedTo are the groups that were told that the request still waits: they
+// see what for, and have no vote. What was settled before is not theirs to see.
+func (r *Request) escalatedTo(now time.Time) (needs []ApprovalNeed) {
+	waited := now
+	switch {
+	case r.Status == RequestPending && r.Lapses.Before(now):
+		waited = r.Lapses
+	case r.Status == RequestApproved:
+		waited = r.Approved
+	case r.Status == RequestDenied && len(r.Approvals) > 0 && !r.Approvals[len(r.Approvals)-1].Approve:
+		waited = r.Approvals[len(r.Approvals)-1].At
+	}
+	for _, step := range r.Decision.Obligations.Escalations {
+		if !waited.Before(r.Created.Add(step.After)) {
+			needs = append(needs, ApprovalNeed{Group: step.Group, Count: 1})
+		}
+	}
+	return needs
 }
 
 func (b *Broker) mayOn(ctx context.Context, who Identity, action Action, r *Request, now time.Time) bool {

@@ -17,11 +17,11 @@ import (
 // context's deadline.
 type Notifier interface {
 	// Notify tells of a request, at least once: a notice that was told may come
-	// again, and is then the same by its ID. earlier is what the last notice of
-	// the same request led to; the reference is what this one did, so that a
-	// message can be changed later. A *TellLater says when to try again, and
+	// again, and is then the same by its ID. earlier is what notices of the same
+	// request led to, the first one first; the reference is what this one did, so
+	// that a message can be changed later. A *TellLater says when to try again, and
 	// ErrChannelGone that nobody listens there any more.
-	Notify(ctx context.Context, n *Notice, r *Request, earlier string, now time.Time) (reference string, err error)
+	Notify(ctx context.Context, n *Notice, r *Request, earlier []string, now time.Time) (reference string, err error)
 }
 
 // ErrChannelGone is a channel's answer, and never a caller's: what was for it is
@@ -51,12 +51,15 @@ func (TellingKey) isKey() {}
 // A Telling is what the channel made of it.
 type Telling struct {
 	TellingKey
-	Reference string // a message's
-	Expires   time.Time
+	References []string // messages', the first one first
+	Expires    time.Time
 }
 
 // Key gives the row's key.
 func (t *Telling) Key() Key { return t.TellingKey }
+
+// maxReferences is how many messages of one request are changed later.
+const maxReferences = 8
 
 // tellingFor is how long a message can be changed: as long as a grant may wait.
 const tellingFor = MaxDuration
@@ -235,9 +238,9 @@ func (b *Broker) tellOne(ctx context.Context, e *errand, now time.Time) (failed,
 		b.observeTold(n, "no_channel")
 		return nil, b.drop(ctx, n)
 	}
-	earlier := ""
+	var earlier []string
 	if e.told != nil {
-		earlier = e.told.Reference
+		earlier = e.told.References
 	}
 	call, cancel := context.WithTimeout(ctx, tellDeadline)
 	defer cancel()
@@ -269,10 +272,18 @@ func (b *Broker) told(ctx context.Context, n *Notice, reference string) error {
 	key := TellingKey{n.Request, n.Channel}
 	return b.cfg.Store.Update(context.WithoutCancel(ctx), []Key{key}, func(tx Tx) error {
 		tx.Put(n)
-		if _, err := get[*Telling](tx, key); err == nil && reference == "" || ignoreNotFound(err) != nil {
-			return ignoreNotFound(err)
+		told, err := get[*Telling](tx, key)
+		switch {
+		case isNotFound(err):
+			told = &Telling{TellingKey: key}
+		case err != nil:
+			return err
 		}
-		tx.Put(&Telling{key, reference, n.Created.Add(tellingFor)})
+		if reference != "" && !slices.Contains(told.References, reference) && len(told.References) < maxReferences {
+			told.References = append(told.References, reference)
+		}
+		told.Expires = n.Created.Add(tellingFor)
+		tx.Put(told)
 		return nil
 	})
 }

@@ -23,10 +23,10 @@ type receiver struct {
 type told struct {
 	event   broker.NoticeEvent
 	id      broker.NoticeID
-	earlier string
+	earlier []string
 }
 
-func (r *receiver) Notify(ctx context.Context, n *broker.Notice, _ *broker.Request, earlier string, _ time.Time) (string, error) {
+func (r *receiver) Notify(ctx context.Context, n *broker.Notice, _ *broker.Request, earlier []string, _ time.Time) (string, error) {
 	if r.block != nil {
 		r.entered <- struct{}{}
 		select {
@@ -79,7 +79,7 @@ func TestPeopleAreTold(t *testing.T) {
 	if got := r.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticePending, broker.NoticeApproved}) {
 		t.Fatalf("told %v", got)
 	}
-	if r.told[1].earlier != "ref-request.pending" {
+	if !slices.Equal(r.told[1].earlier, []string{"ref-request.pending"}) {
 		t.Errorf("the later message does not know the earlier one: %q", r.told[1].earlier)
 	}
 }
@@ -299,5 +299,25 @@ func TestOneRequesterFillsNoQueue(t *testing.T) {
 	w.deliver(t, noon)
 	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 100 || got[broker.NoticeGlass] != 300 {
 		t.Errorf("one requester has waiting %v", got)
+	}
+}
+
+// What is told of a request later leads back to all messages, also if some of
+// them went to a channel that was told before.
+func TestEveryMessageIsKnown(t *testing.T) {
+	r := &receiver{}
+	w := peopleWorld(t, `@approval("1 of support") @escalate("15m to security")`).withChannel(r) // security's is support's
+	asked := w.ask(t, read("tickets:close"))
+	w.deliver(t, noon)
+	w.deliver(t, noon.Add(15*time.Minute))
+	if _, err := w.vote(t, approver("ben", noon), asked, yes, noon.Add(20*time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	w.deliver(t, noon.Add(20*time.Minute))
+	if got := r.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticePending, broker.NoticeEscalated, broker.NoticeApproved}) {
+		t.Fatalf("told %v", got)
+	}
+	if got := r.told[2].earlier; !slices.Equal(got, []string{"ref-request.pending", "ref-request.escalated"}) {
+		t.Errorf("what is told last knows of %q", got)
 	}
 }

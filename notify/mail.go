@@ -69,7 +69,7 @@ func NewMail(c MailConfig) (broker.Notifier, error) {
 
 // Notify sends a mail. Its Message-ID is the notice's, so that a second one of
 // the same can be told.
-func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ string, now time.Time) (string, error) {
+func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ []string, now time.Time) (string, error) {
 	subject, body, err := m.cfg.Templates.text(factsOf(m.cfg.Pages, n, r, now))
 	if err != nil {
 		return "", err

@@ -116,7 +116,7 @@ func TestMail(t *testing.T) {
 	n, r := waiting()
 	r.Entitlement = "größe\r\nBcc: evil@acme.test"
 	r.Justification = "a line\r\n.\r\nMAIL FROM:<evil@acme.test>"
-	if _, err := m.Notify(t.Context(), n, r, "", noon); err != nil {
+	if _, err := m.Notify(t.Context(), n, r, nil, noon); err != nil {
 		t.Fatal(err)
 	}
 	text := <-s.messages
@@ -168,7 +168,7 @@ func TestMailThatDoesNotGo(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = m.Notify(t.Context(), n, r, "", noon)
+			_, err = m.Notify(t.Context(), n, r, nil, noon)
 			if err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "sesame") {
 				t.Errorf("%v", err)
 			}

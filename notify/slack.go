@@ -67,8 +67,9 @@ func blocks(f Facts, subject, body string) []any {
 	}
 }
 
-// Notify writes a message, or changes the earlier one of the same request.
-func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, earlier string, now time.Time) (string, error) {
+// Notify writes a message, or changes all earlier ones of the same request if it
+// settles what they asked for. One that was deleted is passed over.
+func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, earlier []string, now time.Time) (string, error) {
 	f := factsOf(s.cfg.Pages, n, r, now)
 	subject, body, err := s.cfg.Templates.text(f)
 	if err != nil {
@@ -79,12 +80,34 @@ func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request,
 		_, err := s.call(ctx, s.cfg.Webhook, message)
 		return "", err
 	}
-	method := "/chat.postMessage"
 	message["channel"] = s.cfg.Channel
-	if settles(n.Event) && earlier != "" {
-		method = "/chat.update"
-		message["ts"] = earlier
+	changed := ""
+	if settles(n.Event) {
+		for _, reference := range earlier {
+			message["ts"] = reference
+			ts, err := s.post(ctx, "/chat.update", message)
+			switch {
+			case err == nil:
+				changed = ts
+			case !errors.Is(err, errNoMessage):
+				return "", err
+			}
+		}
 	}
+	if changed != "" {
+		return changed, nil
+	}
+	delete(message, "ts")
+	return s.post(ctx, "/chat.postMessage", message)
+}
+
+// errNoMessage says that there is no such message any more, or that it is too
+// old to be changed.
+var errNoMessage = errors.New("its API knows no such message")
+
+// post calls a method of the API that has to do with one message, and gives the
+// message's reference.
+func (s *slack) post(ctx context.Context, method string, message map[string]any) (string, error) {
 	answer, err := s.call(ctx, s.cfg.API+method, message)
 	if err != nil {
 		return "", err
@@ -97,7 +120,11 @@ func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request,
 	if err := json.Unmarshal(answer, &said); err != nil {
 		return "", errors.New("its answer is not JSON")
 	}
-	if !said.OK {
+	switch {
+	case said.OK:
+	case said.Error == "message_not_found", said.Error == "cant_update_message", said.Error == "edit_window_closed":
+		return "", errNoMessage
+	default:
 		return "", fmt.Errorf("its API says %.64q", said.Error)
 	}
 	return said.TS, nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 type fakeSlack struct {
 	calls []slackCall
 	says  string
+	about map[string]string // answers, by the message that is changed
 }
 
 type slackCall struct {
@@ -29,6 +31,10 @@ func (f *fakeSlack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	call := slackCall{path: r.URL.Path, token: r.Header.Get("Authorization"), raw: string(raw)}
 	_ = json.Unmarshal(raw, &call.body)
 	f.calls = append(f.calls, call)
+	if said := f.about[fmt.Sprint(call.body["ts"])]; said != "" {
+		_, _ = io.WriteString(w, said)
+		return
+	}
 	if f.says != "" {
 		_, _ = io.WriteString(w, f.says)
 		return
@@ -47,17 +53,17 @@ func TestSlackMessageIsUpdated(t *testing.T) {
 	n, r := waiting()
 	r.Justification = "<!channel> see <https://evil.test|the broker> & approve"
 	r.Entitlement = "<!here>"
-	reference, err := s.Notify(t.Context(), n, r, "", noon)
+	reference, err := s.Notify(t.Context(), n, r, nil, noon)
 	if err != nil || reference != "1700000000.000001" {
 		t.Fatalf("reference %q, %v", reference, err)
 	}
 	r.Status = broker.RequestApproved
 	n.Event = broker.NoticeApproved
-	if _, err := s.Notify(t.Context(), n, r, reference, noon); err != nil {
+	if _, err := s.Notify(t.Context(), n, r, []string{reference}, noon); err != nil {
 		t.Fatal(err)
 	}
 	n.Event = broker.NoticeEscalated // more is asked, and nothing settled
-	if _, err := s.Notify(t.Context(), n, r, reference, noon); err != nil {
+	if _, err := s.Notify(t.Context(), n, r, []string{reference}, noon); err != nil {
 		t.Fatal(err)
 	}
 	paths := []string{"/chat.postMessage", "/chat.update", "/chat.postMessage"}
@@ -83,7 +89,7 @@ func TestSlackIncomingWebhook(t *testing.T) {
 		t.Fatal(err)
 	}
 	n, r := waiting()
-	if reference, err := s.Notify(t.Context(), n, r, "", noon); err != nil || reference != "" {
+	if reference, err := s.Notify(t.Context(), n, r, nil, noon); err != nil || reference != "" {
 		t.Fatalf("%q, %v", reference, err)
 	}
 	if fake.calls[0].path != "/services/T/B/secret" || fake.calls[0].token != "" {
@@ -99,20 +105,58 @@ func TestSlackThatRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Notify(t.Context(), n, r, "", noon); err == nil || !strings.Contains(err.Error(), "channel_not_found") {
+	if _, err := s.Notify(t.Context(), n, r, nil, noon); err == nil || !strings.Contains(err.Error(), "channel_not_found") {
 		t.Error(err)
 	}
 	fake.says = "<html>"
-	if _, err := s.Notify(t.Context(), n, r, "", noon); err == nil {
+	if _, err := s.Notify(t.Context(), n, r, nil, noon); err == nil {
 		t.Error("an answer that is no JSON is taken")
 	}
 	server.Close()
-	if _, err := s.Notify(t.Context(), n, r, "", noon); err == nil || strings.Contains(err.Error(), "xoxb") {
+	if _, err := s.Notify(t.Context(), n, r, nil, noon); err == nil || strings.Contains(err.Error(), "xoxb") {
 		t.Error(err)
 	}
 	for _, bad := range []SlackConfig{{}, {Token: "x"}, {Channel: "C"}, {Token: "x", Channel: "C", Webhook: "https://hooks.slack.com/x"}} {
 		if _, err := NewSlack(bad); err == nil {
 			t.Errorf("%+v is taken", bad)
 		}
+	}
+}
+
+// All messages of a request are changed, but for those that are gone; if all
+// are, it is told anew.
+func TestSlackMessagesAreUpdated(t *testing.T) {
+	gone := `{"ok":false,"error":"message_not_found"}`
+	for name, test := range map[string]struct {
+		about map[string]string
+		want  []string
+		fails bool
+	}{
+		"both":         {nil, []string{"/chat.update 1", "/chat.update 2"}, false},
+		"one is gone":  {map[string]string{"1": gone}, []string{"/chat.update 1", "/chat.update 2"}, false},
+		"both are":     {map[string]string{"1": gone, "2": gone}, []string{"/chat.update 1", "/chat.update 2", "/chat.postMessage <nil>"}, false},
+		"Slack is out": {map[string]string{"1": `{"ok":false,"error":"internal_error"}`}, []string{"/chat.update 1"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fake := &fakeSlack{about: test.about}
+			server := httptest.NewServer(fake)
+			defer server.Close()
+			s, err := NewSlack(SlackConfig{Token: "xoxb-1", Channel: "C1", API: server.URL, AllowPrivate: true, Templates: builtInTexts(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, r := waiting()
+			r.Status, n.Event = broker.RequestApproved, broker.NoticeApproved
+			if _, err := s.Notify(t.Context(), n, r, []string{"1", "2"}, noon); (err != nil) != test.fails {
+				t.Error(err)
+			}
+			var got []string
+			for _, call := range fake.calls {
+				got = append(got, fmt.Sprintf("%s %v", call.path, call.body["ts"]))
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("called %q, not %q", got, test.want)
+			}
+		})
 	}
 }

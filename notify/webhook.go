@@ -68,7 +68,7 @@ func NewWebhook(c WebhookConfig) (broker.Notifier, error) {
 
 // Notify posts {type, timestamp, data}. Its webhook-id is the notice's, which
 // is the same each time it is tried.
-func (w *webhook) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ string, now time.Time) (string, error) {
+func (w *webhook) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ []string, now time.Time) (string, error) {
 	f := factsOf(w.cfg.Pages, n, r, now)
 	body, err := json.Marshal(map[string]any{"type": f.Event, "timestamp": f.Time, "data": f})
 	if err != nil {

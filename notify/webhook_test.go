@@ -60,7 +60,7 @@ func TestWebhook(t *testing.T) {
 	}))
 	defer server.Close()
 	n, r := waiting()
-	if _, err := webhookTo(t, server.URL, secretText, rotated).Notify(t.Context(), n, r, "", noon); err != nil {
+	if _, err := webhookTo(t, server.URL, secretText, rotated).Notify(t.Context(), n, r, nil, noon); err != nil {
 		t.Fatal(err)
 	}
 	signatures := strings.Fields(header.Get("webhook-signature"))
@@ -114,7 +114,7 @@ func TestReceiversThatFail(t *testing.T) {
 	defer server.Close()
 	n, r := waiting()
 	tell := func(path string) error {
-		_, err := webhookTo(t, server.URL+path, secretText).Notify(t.Context(), n, r, "", noon)
+		_, err := webhookTo(t, server.URL+path, secretText).Notify(t.Context(), n, r, nil, noon)
 		return err
 	}
 	if err := tell("/500"); err == nil || err.Error() != "it answered 500" {
@@ -147,10 +147,10 @@ func TestReceiverThatHangs(t *testing.T) {
 	}))
 	defer server.Close()
 	n, r := waiting()
-	if _, err := webhookTo(t, server.URL+"?token=sesame", secretText).Notify(ctx, n, r, "", noon); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "sesame") {
+	if _, err := webhookTo(t, server.URL+"?token=sesame", secretText).Notify(ctx, n, r, nil, noon); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "sesame") {
 		t.Errorf("%v", err)
 	}
-	if _, err := webhookTo(t, "http://127.0.0.1:1", secretText).Notify(t.Context(), n, r, "", noon); err == nil {
+	if _, err := webhookTo(t, "http://127.0.0.1:1", secretText).Notify(t.Context(), n, r, nil, noon); err == nil {
 		t.Error("a receiver that is down")
 	}
 }
@@ -176,7 +176,7 @@ func TestInsideIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err = w.Notify(t.Context(), n, r, "", noon); err == nil || strings.Contains(err.Error(), "sesame") {
+		if _, err = w.Notify(t.Context(), n, r, nil, noon); err == nil || strings.Contains(err.Error(), "sesame") {
 			t.Errorf("%s: %v", host, err)
 		}
 	}

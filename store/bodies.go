@@ -256,7 +256,7 @@ func noticeFields(n *broker.Notice, c *codec) {
 func tellingFields(t *broker.Telling, c *codec) {
 	c.array(1, t.Request[:])
 	c.text(2, &t.Channel)
-	c.text(3, &t.Reference)
+	c.texts(3, &t.References)
 	c.time(4, &t.Expires)
 }
 

@@ -19,7 +19,8 @@ type Notifier interface {
 	// Notify tells of a request, at least once: a notice that was told may come
 	// again, and is then the same by its ID. earlier is what notices of the same
 	// request led to, the first one first; the reference is what this one did, so
-	// that a message can be changed later. A *TellLater says when to try again, and
+	// that a message can be changed later. r is nil for what is of no request, which
+	// only PeopleChannel hears. A *TellLater says when to try again, and
 	// ErrChannelGone that nobody listens there any more.
 	Notify(ctx context.Context, n *Notice, r *Request, earlier []string, now time.Time) (reference string, err error)
 }
@@ -181,6 +182,7 @@ type errand struct {
 	notice  *Notice
 	request *Request
 	told    *Telling // nil: the channel was told nothing of the request yet
+	address string   // of whom it goes to alone
 	wanted  bool     // it still has to be told
 }
 
@@ -203,7 +205,11 @@ func (b *Broker) nextErrand(ctx context.Context, channel string, now time.Time) 
 }
 
 func errandOf(tx Tx, n *Notice, now time.Time) (*errand, error) {
-	e := &errand{notice: n}
+	e := &errand{notice: n, address: n.Address}
+	if n.Event == NoticePasskey { // of no request
+		e.wanted = n.Channel == PeopleChannel
+		return e, nil
+	}
 	r, err := get[*Request](tx, n.Request)
 	if err != nil {
 		return e, ignoreNotFound(err)
@@ -218,6 +224,13 @@ func errandOf(tx Tx, n *Notice, now time.Time) (*errand, error) {
 	}
 	if n.Event == NoticeWithdrawn && e.told == nil {
 		e.wanted = false // nobody was asked
+	}
+	if n.Person != "" && n.Address == "" {
+		a, err := accountOf(tx, PersonKey(n.Person))
+		if err != nil {
+			return nil, err
+		}
+		e.address = a.Email
 	}
 	return e, nil
 }
@@ -237,6 +250,10 @@ func (b *Broker) tellOne(ctx context.Context, e *errand, now time.Time) (failed,
 		b.cfg.Log.WarnContext(ctx, "nobody can be told: there is no such channel", "channel", n.Channel, "group", n.Group)
 		b.observeTold(n, "no_channel")
 		return nil, b.drop(ctx, n)
+	case n.Channel == PeopleChannel && e.address == "":
+		b.cfg.Log.WarnContext(ctx, "a person can't be told: they have no mail address", "person", n.Person)
+		b.observeTold(n, "no_address")
+		return nil, b.drop(ctx, n)
 	}
 	var earlier []string
 	if e.told != nil {
@@ -244,7 +261,9 @@ func (b *Broker) tellOne(ctx context.Context, e *errand, now time.Time) (failed,
 	}
 	call, cancel := context.WithTimeout(ctx, tellDeadline)
 	defer cancel()
-	reference, failed := notifier.Notify(call, n, e.request, earlier, now)
+	addressed := *n
+	addressed.Address = e.address
+	reference, failed := notifier.Notify(call, &addressed, e.request, earlier, now)
 	var later *TellLater
 	switch {
 	case failed == nil:
@@ -272,6 +291,9 @@ func (b *Broker) told(ctx context.Context, n *Notice, reference string) error {
 	key := TellingKey{n.Request, n.Channel}
 	return b.cfg.Store.Update(context.WithoutCancel(ctx), []Key{key}, func(tx Tx) error {
 		tx.Put(n)
+		if n.Request.IsZero() {
+			return nil
+		}
 		told, err := get[*Telling](tx, key)
 		switch {
 		case isNotFound(err):

@@ -24,6 +24,7 @@ type told struct {
 	event   broker.NoticeEvent
 	id      broker.NoticeID
 	earlier []string
+	notice  broker.Notice
 }
 
 func (r *receiver) Notify(ctx context.Context, n *broker.Notice, _ *broker.Request, earlier []string, _ time.Time) (string, error) {
@@ -37,7 +38,7 @@ func (r *receiver) Notify(ctx context.Context, n *broker.Notice, _ *broker.Reque
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.told = append(r.told, told{n.Event, n.ID, earlier})
+	r.told = append(r.told, told{n.Event, n.ID, earlier, *n})
 	return "ref-" + string(n.Event), r.answer
 }
 

@@ -24,7 +24,16 @@ type Notice struct {
 	Expires  time.Time // when trying is over
 
 	Requester string // whose request it is
+
+	// What goes to one person. Counts is when their new passkey does.
+	Person  string
+	Address string // empty: the one that their account has when they are told
+	Counts  time.Time
 }
+
+// PeopleChannel is the channel by which people are told of what concerns them
+// alone. Its Notifier sends mail to the notice's Address.
+const PeopleChannel = "people"
 
 // Key gives the row's key.
 func (n *Notice) Key() Key { return n.ID }
@@ -33,7 +42,7 @@ func (n *Notice) Key() Key { return n.ID }
 // dropped for their number.
 func (n *Notice) Urgent() bool {
 	switch n.Event {
-	case NoticeGlass, NoticeReviewed, NoticeOverdue:
+	case NoticeGlass, NoticeReviewed, NoticeOverdue, NoticePasskey:
 		return true
 	}
 	return false
@@ -66,6 +75,7 @@ const (
 	NoticeGlass     NoticeEvent = "break_glass.used" // it waits for the group's review
 	NoticeReviewed  NoticeEvent = "break_glass.reviewed"
 	NoticeOverdue   NoticeEvent = "break_glass.overdue"
+	NoticePasskey   NoticeEvent = "passkey.enrolled" // of no request: a person has a new passkey
 )
 
 // noticeFor is how long a notice is tried.
@@ -78,18 +88,38 @@ func (b *Broker) tell(tx Tx, event NoticeEvent, r *Request, groups []string, rul
 
 func (b *Broker) tellAt(tx Tx, event NoticeEvent, r *Request, groups []string, rules *Rules, due, now time.Time) {
 	told := map[string]bool{}
+	put := func(group, channel, person string) {
+		tx.Put(&Notice{
+			ID: NoticeID(newID(now)), Event: event, Request: r.ID, Group: group, Channel: channel, Person: person,
+			Created: now, Due: due, Expires: due.Add(noticeFor), Requester: r.Requester.ID,
+		})
+	}
 	for _, group := range groups {
+		if group == GroupManager && b.notifier(PeopleChannel) != nil {
+			for _, person := range r.manager() {
+				put(group, PeopleChannel, person)
+			}
+		}
 		for _, channel := range rules.Groups[group].Notify {
 			if told[channel] {
 				continue
 			}
 			told[channel] = true
-			tx.Put(&Notice{
-				ID: NoticeID(newID(now)), Event: event, Request: r.ID, Group: group, Channel: channel,
-				Created: now, Due: due, Expires: due.Add(noticeFor), Requester: r.Requester.ID,
-			})
+			put(group, channel, "")
 		}
 	}
+}
+
+// tellEnrolled has a person told of a passkey of theirs, which they may not know
+// of: at the address that their provider gave with this login.
+func (b *Broker) tellEnrolled(tx Tx, who Identity, p *Passkey, now time.Time) {
+	if b.notifier(PeopleChannel) == nil || who.Person.Email == "" {
+		return
+	}
+	tx.Put(&Notice{
+		ID: NoticeID(newID(now)), Event: NoticePasskey, Channel: PeopleChannel, Person: who.ID, Address: who.Person.Email,
+		Created: now, Due: now, Expires: now.Add(noticeFor), Counts: p.Counts,
+	})
 }
 
 // noticeOf is what to tell of a request that was settled.

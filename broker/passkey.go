@@ -143,7 +143,12 @@ func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Ti
 	p.Enrolled, p.Counts, p.VouchedBy, p.Removed = now, now.Add(b.cfg.PasskeyWait), "", time.Time{}
 	record := audit.Record{Kind: audit.PasskeyEnrolled, Caller: party(who), Passkey: p.facts()}
 	record.Passkey.Counts, record.Passkey.Public, record.Passkey.RP = p.Counts, p.Public, p.RP
-	return b.withAccount(ctx, who.ID, record, func(a *Account) error {
+	key := PersonKey(who.ID)
+	_, err := b.write(ctx, []Key{key}, record, func(tx Tx) error {
+		a, err := accountOf(tx, key)
+		if err != nil {
+			return err
+		}
 		if slices.ContainsFunc(a.Passkeys, func(old Passkey) bool { return bytes.Equal(old.ID, p.ID) }) {
 			return refuse(ErrInvalidRequest, "this passkey was enrolled before")
 		}
@@ -155,8 +160,11 @@ func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Ti
 			a.Passkeys = slices.Delete(a.Passkeys, i, i+1)
 		}
 		a.Passkeys = append(a.Passkeys, p)
+		tx.Put(a)
+		b.tellEnrolled(tx, who, &p, now)
 		return nil
 	})
+	return err
 }
 
 // RemovePasskey makes what a passkey of the caller's signs later not count.

@@ -13,6 +13,7 @@ import (
 	"net/mail"
 	"net/netip"
 	"net/smtp"
+	"net/textproto"
 	"strconv"
 	"strings"
 	"time"
@@ -70,11 +71,25 @@ func NewMail(c MailConfig) (broker.Notifier, error) {
 // Notify sends a mail. Its Message-ID is the notice's, so that a second one of
 // the same can be told.
 func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ []string, now time.Time) (string, error) {
-	subject, body, err := m.cfg.Templates.text(factsOf(m.cfg.Pages, n, r, now))
+	to := m.to
+	if n.Channel == broker.PeopleChannel {
+		a, err := mail.ParseAddress(n.Address)
+		if err != nil {
+			return "", fmt.Errorf("what the provider says is no mail address: %w", broker.ErrChannelGone)
+		}
+		to = []*mail.Address{{Address: a.Address}}
+	}
+	var subject, body string
+	var err error
+	if n.Event == broker.NoticePasskey {
+		subject, body, err = enrolled.text(m.cfg.Pages, n)
+	} else {
+		subject, body, err = m.cfg.Templates.text(factsOf(m.cfg.Pages, n, r, now))
+	}
 	if err != nil {
 		return "", err
 	}
-	text, err := m.compose(n.ID.String(), subject, body, now)
+	text, err := m.compose(n.ID.String(), to, subject, body, now)
 	if err != nil {
 		return "", err
 	}
@@ -85,15 +100,19 @@ func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request
 		return "", err
 	}
 	defer func() { _ = client.Close() }()
-	return "", m.deliver(client, text)
+	err = m.deliver(client, to, text)
+	if refused := (*textproto.Error)(nil); n.Channel == broker.PeopleChannel && errors.As(err, &refused) && refused.Code == 550 {
+		return "", fmt.Errorf("the mail server knows no such address: %w", broker.ErrChannelGone) // one person's holds up no other's
+	}
+	return "", err
 }
 
 // compose writes the message (RFC 5322). What stands in its headers has no line
 // ends: the addresses were parsed, the subject is encoded.
-func (m *mailer) compose(id, subject, body string, now time.Time) ([]byte, error) {
+func (m *mailer) compose(id string, recipients []*mail.Address, subject, body string, now time.Time) ([]byte, error) {
 	_, domain, _ := strings.Cut(m.from.Address, "@")
 	var to []string
-	for _, a := range m.to {
+	for _, a := range recipients {
 		to = append(to, a.String())
 	}
 	var b bytes.Buffer
@@ -137,7 +156,7 @@ func (m *mailer) connect(ctx context.Context) (*smtp.Client, error) {
 	return client, nil
 }
 
-func (m *mailer) deliver(client *smtp.Client, text []byte) error {
+func (m *mailer) deliver(client *smtp.Client, recipients []*mail.Address, text []byte) error {
 	if m.cfg.Username != "" {
 		if err := client.Auth(smtp.PlainAuth("", m.cfg.Username, m.cfg.Password, m.cfg.Host)); err != nil {
 			return errors.New("the mail server does not accept the user or the password")
@@ -146,7 +165,7 @@ func (m *mailer) deliver(client *smtp.Client, text []byte) error {
 	if err := client.Mail(m.from.Address); err != nil {
 		return fmt.Errorf("naming the sender: %w", err)
 	}
-	for _, to := range m.to {
+	for _, to := range recipients {
 		if err := client.Rcpt(to.Address); err != nil {
 			return fmt.Errorf("naming a recipient: %w", err)
 		}

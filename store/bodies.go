@@ -251,6 +251,9 @@ func noticeFields(n *broker.Notice, c *codec) {
 	c.int(7, &n.Attempts)
 	c.time(8, &n.Expires)
 	c.text(9, &n.Requester)
+	c.text(10, &n.Person)
+	c.text(11, &n.Address)
+	c.time(12, &n.Counts)
 }
 
 func tellingFields(t *broker.Telling, c *codec) {

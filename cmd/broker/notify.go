@@ -22,6 +22,7 @@ type notifyFile struct {
 	Slack     map[string]slackFile   `yaml:"slack"`
 	Webhook   map[string]webhookFile `yaml:"webhook"`
 	Mail      map[string]mailFile    `yaml:"mail"`
+	People    plain                  `yaml:"people"` // "mail:NAME": by what people are told of what concerns them alone
 }
 
 type slackFile struct {
@@ -91,6 +92,13 @@ func (c *checker) notify() {
 		})
 		c.channel(at, "mail:"+name, made, err)
 	}
+	if people := string(f.People); people != "" {
+		if _, found := f.Mail[strings.TrimPrefix(people, "mail:")]; !found || !strings.HasPrefix(people, "mail:") {
+			c.bad("notify/people", "%q is no mail channel: name one, as in mail:NAME", people)
+			return
+		}
+		c.s.notifiers[broker.PeopleChannel] = c.s.notifiers[people]
+	}
 }
 
 func (c *checker) channel(key, name string, made broker.Notifier, err error) {
@@ -130,5 +138,6 @@ func (s *settings) channels() []string {
 	if s.notifiers == nil {
 		return nil
 	}
-	return slices.AppendSeq([]string{}, maps.Keys(s.notifiers))
+	names := slices.AppendSeq([]string{}, maps.Keys(s.notifiers))
+	return slices.DeleteFunc(names, func(name string) bool { return name == broker.PeopleChannel })
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"accessbroker.internal/broker"
 )
 
 const goodChannels = `notify:
@@ -37,7 +39,7 @@ func channelsDir(t *testing.T) string {
 }
 
 func TestChannels(t *testing.T) {
-	s, err := understand(channelsDir(t), goodConfig+goodChannels+"  templates: texts\n")
+	s, err := understand(channelsDir(t), goodConfig+goodChannels+"  people: mail:dba\n  templates: texts\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +47,12 @@ func TestChannels(t *testing.T) {
 	slices.Sort(names)
 	if !slices.Equal(names, []string{"mail:dba", "slack:dba", "slack:ops", "webhook:audit"}) {
 		t.Errorf("channels %v", names)
+	}
+	if people := s.notifiers[broker.PeopleChannel]; people == nil || people != s.notifiers["mail:dba"] {
+		t.Errorf("people are told by %v", people)
+	}
+	if s, err = understand(channelsDir(t), goodConfig+goodChannels); err != nil || s.notifiers[broker.PeopleChannel] != nil {
+		t.Errorf("people are told by what nobody named: %v", err)
 	}
 	if s, err = understand(channelsDir(t), goodConfig); err != nil || s.channels() != nil {
 		t.Errorf("channels that nobody named: %v, %v", s.channels(), err)
@@ -66,6 +74,9 @@ func TestBadChannels(t *testing.T) {
 		"mail in the clear":  {"username: broker", "tls: none, username: broker", "notify.mail.dba: tls is starttls or implicit"},
 		"authorities":        {"username: broker", "ca_file: secret, username: broker", "notify.mail.dba.ca_file: reading authorities"},
 		"a name":             {"    dba: {host", "    DBA: {host", `notify.mail.DBA: "DBA" is not a name`},
+		"no mail channel":    {"notify:\n", "notify:\n  people: mail:ops\n", `notify.people: "mail:ops" is no mail channel`},
+		"people by Slack":    {"notify:\n", "notify:\n  people: slack:dba\n", `notify.people: "slack:dba" is no mail channel`},
+		"people by a name":   {"notify:\n", "notify:\n  people: dba\n", `notify.people: "dba" is no mail channel`},
 		"templates":          {"notify:\n", "notify:\n  templates: none\n", "notify.templates: there is neither subject.txt nor body.txt"},
 		"a template":         {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the template of bodies"},
 		"another kind of it": {"  mail:\n", "  fax:\n", `unknown key "fax"`},

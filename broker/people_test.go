@@ -1,0 +1,93 @@
+package broker_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A person is told of a passkey that is enrolled for them, at the address that
+// their provider gives: whoever runs the broker's pages is not the only one to
+// say so.
+func TestEnrolmentIsAnnounced(t *testing.T) {
+	for name, test := range map[string]struct {
+		email, channel string
+		want           []broker.NoticeEvent
+	}{
+		"by mail":         {"ben@acme.test", broker.PeopleChannel, []broker.NoticeEvent{broker.NoticePasskey}},
+		"no address":      {"", broker.PeopleChannel, nil},
+		"no such channel": {"ben@acme.test", "mail:ops", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &receiver{}
+			w := peopleWorld(t, `@approval("1 of support")`)
+			w.broker.SetNotifiers(map[string]broker.Notifier{test.channel: r})
+			who := logsIn("ben", noon)
+			who.Person.Email = test.email
+			p := broker.Passkey{ID: []byte{1}, Public: []byte{2}, RP: rp, Name: "call +1 555 0100"}
+			if err := w.broker.Enrol(t.Context(), who, p, noon); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.broker.Enrol(t.Context(), who, p, noon); err == nil {
+				t.Fatal("it was enrolled twice")
+			}
+			w.deliver(t, noon)
+			w.deliver(t, noon.Add(time.Hour))
+			if got := r.events(); !slices.Equal(got, test.want) {
+				t.Fatalf("told %v, not %v", got, test.want)
+			}
+			if len(r.told) == 0 {
+				return
+			}
+			if n := r.told[0].notice; n.Address != test.email || n.Person != "login/ben" || !n.Counts.Equal(noon.Add(24*time.Hour)) {
+				t.Errorf("%+v", n)
+			}
+		})
+	}
+}
+
+// The requester's manager is no group with channels: they are told by mail, at
+// the address that their account has.
+func TestManagerIsTold(t *testing.T) {
+	for name, test := range map[string]struct {
+		email string
+		want  []broker.NoticeEvent
+	}{
+		"by mail":    {"mia@acme.test", []broker.NoticeEvent{broker.NoticePending, broker.NoticeApproved}},
+		"no address": {"", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &receiver{}
+			w := newWorld(t, worldConfig{policies: `@id("people") @approval("1 of manager") permit (principal is Person, action == Action::"request", resource == Entitlement::"tickets");`, issuers: map[string]broker.Issuer{"tickets": signer{}}})
+			w.broker.SetNotifiers(map[string]broker.Notifier{broker.PeopleChannel: r})
+			err := w.store.Update(t.Context(), nil, func(tx broker.Tx) error {
+				tx.Put(&broker.Account{Person: "login/mia", Email: test.email})
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			who := approver("zoe", noon)
+			who.Person.Manager = "login/mia"
+			asked, err := w.broker.Ask(t.Context(), who, read("tickets:read"), broker.Again{}, noon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.deliver(t, noon)
+			if _, err := w.vote(t, approver("mia", noon), asked, yes, noon); err != nil {
+				t.Fatal(err)
+			}
+			w.deliver(t, noon)
+			if got := r.events(); !slices.Equal(got, test.want) {
+				t.Fatalf("told %v, not %v", got, test.want)
+			}
+			for _, told := range r.told {
+				if told.notice.Address != test.email || told.notice.Person != "login/mia" {
+					t.Errorf("%+v", told.notice)
+				}
+			}
+		})
+	}
+}

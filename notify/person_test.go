@@ -1,0 +1,92 @@
+package notify
+
+import (
+	"errors"
+	"io"
+	"mime/quotedprintable"
+	"net/mail"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+func newPasskey() *broker.Notice {
+	return &broker.Notice{
+		ID: broker.NoticeID{9}, Event: broker.NoticePasskey, Channel: broker.PeopleChannel, Person: "login/ben", Address: "ben@home.test",
+		Created: noon, Counts: noon.Add(24 * time.Hour),
+	}
+}
+
+// What concerns one person goes to them, and not to those whom the channel's
+// mail goes to otherwise.
+func TestMailOfOnePerson(t *testing.T) {
+	s := newMailServer(t, "", false)
+	m, err := NewMail(s.config(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pending, r := waiting()
+	pending.Channel, pending.Address = broker.PeopleChannel, "mia@home.test"
+	for _, test := range []struct {
+		n    *broker.Notice
+		r    *broker.Request
+		says []string
+	}{
+		{newPasskey(), nil, []string{
+			"At 2026-06-01 12:00:00Z a passkey was enrolled for you, login/ben,", "From 2026-06-02 12:00:00Z on", "the passkey at https://broker.acme.test/ui/passkeys\r\n", "tell whoever runs the broker",
+		}},
+		{pending, r, []string{"https://broker.acme.test/ui/requests/" + r.ID.String()}},
+	} {
+		if _, err := m.Notify(t.Context(), test.n, test.r, nil, noon); err != nil {
+			t.Fatal(err)
+		}
+		envelope, message, _ := strings.Cut(<-s.messages, "From: ")
+		if strings.Count(envelope, "RCPT TO:") != 1 || !strings.Contains(envelope, "RCPT TO:<"+test.n.Address+">") {
+			t.Errorf("the envelope is\n%s", envelope)
+		}
+		parsed, err := mail.ReadMessage(strings.NewReader("From: " + message))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if to := parsed.Header.Get("To"); to != "<"+test.n.Address+">" || parsed.Header.Get("Subject") == "" {
+			t.Errorf("to %q, subject %q", to, parsed.Header.Get("Subject"))
+		}
+		body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range test.says {
+			if !strings.Contains(string(body), want) {
+				t.Errorf("it does not say %q:\n%s", want, body)
+			}
+		}
+	}
+}
+
+// A person who can't be reached holds up nobody else: their mail is dropped.
+func TestPersonWhoCantBeReached(t *testing.T) {
+	for name, test := range map[string]struct{ refuse, address string }{
+		"the server knows nobody of that name": {"RCPT", "ben@home.test"},
+		"no address":                           {"", "ben"},
+		"more than an address":                 {"", "ben@home.test, evil@acme.test"},
+		"lines":                                {"", "ben@home.test>\r\nRCPT TO:<evil@acme.test"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newMailServer(t, test.refuse, false)
+			m, err := NewMail(s.config(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := newPasskey()
+			n.Address = test.address
+			if _, err := m.Notify(t.Context(), n, nil, nil, noon); !errors.Is(err, broker.ErrChannelGone) {
+				t.Error(err)
+			}
+			if len(s.messages) > 0 {
+				t.Error("it was sent")
+			}
+		})
+	}
+}

@@ -158,6 +158,8 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s is longer than %d bytes", name, cmp.Or(p.MaxLength, MaxParameter)))
 		case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && (r != '\n' || !p.Lines) }):
 			return refuse(ErrInvalidParameter, name+" is not plain text")
+		case strings.ContainsFunc(value, reorders):
+			return refuse(ErrInvalidParameter, name+" holds characters that reorder text, so that it would read as something else")
 		case p.Pattern != nil && !p.Pattern.MatchString(value):
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s does not match %s", name, p.Pattern))
 		}

@@ -1,0 +1,64 @@
+package broker
+
+import (
+	"errors"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What an agent writes is shown to people: it may neither hide, nor flood, nor
+// drive a terminal.
+func TestTextsOfAnAgent(t *testing.T) {
+	e := &Entitlement{Name: "e", Parameters: map[string]Parameter{
+		"any":  {Pattern: regexp.MustCompile(`^(?s:.*)$`)},
+		"free": {},
+		"pem":  {Lines: true, MaxLength: 1000},
+	}}
+	fields := map[string]func(text string) error{
+		"justification": func(text string) error { return (&Ask{Entitlement: "e", Justification: text}).checkForm() },
+		"ticket":        func(text string) error { return (&Ask{Entitlement: "e", Ticket: text}).checkForm() },
+		"comment": func(text string) error {
+			_, err := (&Request{}).approval(Identity{ID: "login/ben"}, Vote{Approve: true, Comment: text}, nil, nil, time.Time{})
+			return err
+		},
+	}
+	for name := range e.Parameters {
+		fields["parameter "+name] = func(text string) error { return e.checkParameters(map[string]string{name: text}) }
+	}
+	for field, try := range fields {
+		for what, text := range map[string]string{
+			"an override":        "read\u202etxt.exe",
+			"an embedding":       "a\u202ab\u202c",
+			"an isolate":         "a\u2067b\u2069",
+			"64 KiB":             strings.Repeat("x", 64<<10),
+			"64 KiB in two-byte": strings.Repeat("é", 32<<10),
+			"an escape sequence": "a\x1b[2Jb",
+			"a zero byte":        "a\x00b",
+			"a carriage return":  "safe\rdanger",
+			"a C1 control":       "a\u009b31mb",
+			"no UTF-8":           "a\xffb",
+		} {
+			if err := try(text); !errors.Is(err, ErrInvalidRequest) && !errors.Is(err, ErrInvalidParameter) {
+				t.Errorf("%s of %s: %v", field, what, err)
+			}
+		}
+		if err := try("שלום, größe: 3 ≤ 4"); err != nil {
+			t.Errorf("%s of plain words: %v", field, err)
+		}
+	}
+	most := strings.Repeat("x", MaxJustification)
+	if err := fields["justification"](most); err != nil {
+		t.Errorf("as long as may be: %v", err)
+	}
+	if err := fields["justification"](most + "x"); !errors.Is(err, ErrInvalidRequest) {
+		t.Errorf("a byte longer: %v", err)
+	}
+	if err := fields["parameter pem"]("a\nb"); err != nil {
+		t.Errorf("lines where they are meant: %v", err)
+	}
+	if err := fields["parameter free"]("a\nb"); !errors.Is(err, ErrInvalidParameter) {
+		t.Errorf("lines where they are not: %v", err)
+	}
+}

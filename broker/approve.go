@@ -122,19 +122,38 @@ func (b *Broker) Vote(ctx context.Context, who Identity, id RequestID, v Vote, n
 	if err := session(who, now); err != nil {
 		return nil, err
 	}
+	clock := startClock(now)
 	for range voteTries {
-		r, err := b.voteOnce(ctx, who, id, v, now)
+		r, err := b.voteOnce(ctx, who, id, v, clock)
 		if !errors.Is(err, errAgain) {
 			return r, err
 		}
+		b.overtaken(err)
 	}
 	return nil, refuse(ErrSlowDown, "others decide on it at the same moment: look again")
+}
+
+// A clock tells how late it is by now in a call that began at a given time.
+type clock struct{ began, start time.Time }
+
+func startClock(now time.Time) clock { return clock{now, time.Now()} }
+
+func (c clock) now() time.Time { return c.began.Add(time.Since(c.start)) }
+
+// overtaken waits, if rules are being replaced, until they are in force: what
+// was decided by those before is decided by those.
+func (b *Broker) overtaken(err error) {
+	if errors.Is(err, errStale) {
+		b.reload.Lock()
+		defer b.reload.Unlock()
+	}
 }
 
 // voteTries bounds how often a vote is tried that others overtake.
 const voteTries = MaxApprovers + 1
 
-func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
+func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vote, c clock) (*Request, error) {
+	now := c.began
 	r, rules, err := b.forApprover(ctx, who, id, now)
 	if err != nil {
 		return nil, err
@@ -154,7 +173,7 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 	if err := r.vote(a, now); err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, ballot{who, r, a, v.Signature, before}, rules, now); err != nil {
+	if err := b.settle(ctx, ballot{who, r, a, v.Signature, before, c}, rules, now); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
@@ -190,6 +209,9 @@ func (r *Request) approval(who Identity, v Vote, groups []string, e *Entitlement
 		return a, err
 	}
 	switch {
+	case v.Approve && v.Scopes != nil && len(v.Scopes) == 0:
+		// Not "as asked": whoever takes every scope away means none of them.
+		return a, refuse(ErrInvalidScope, "an approval leaves something: leave scopes out to grant what was asked, or deny it")
 	case o.Comment && v.Approve && v.Comment == "":
 		return a, refuse(ErrCommentRequired, "say why you approve: policy requires a comment")
 	case !v.Approve && (v.Scopes != nil || v.TTL != 0 || v.Duration != 0):
@@ -227,11 +249,14 @@ type ballot struct {
 	a         Approval
 	signature *audit.SignatureFacts // nil: unsigned
 	before    int                   // the request's version without it
+	clock     clock
 }
 
 // settle writes a vote, and what it leads to, in one transaction with its one
-// record. Whoever else changed the request meanwhile was first: errAgain. What
-// is signed is verified here, where the person's passkeys can't change any more.
+// record. Whoever else changed the request, or the rules, meanwhile was first:
+// errAgain. What is signed is verified here, where the person's passkeys can't
+// change any more; and that the request still waits, however long it took to get
+// here.
 func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Time) error {
 	r := v.r
 	record := audit.Record{
@@ -252,8 +277,14 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Ti
 		if err != nil {
 			return err
 		}
+		if err := b.current(Decision{Revision: rules.Revision}); err != nil {
+			return err
+		}
 		if stored.Version != v.before {
 			return errAgain
+		}
+		if err := stored.stillWaits(tx, v.clock.now()); err != nil {
+			return err
 		}
 		if r.Status != RequestPending {
 			if err := leavePending(tx, r, now); err != nil {
@@ -288,6 +319,19 @@ func (r *Request) waiting() []Key {
 	return []Key{r.ID, pendingKey(r.Requester.ID), AskKey(r.askDigest())}
 }
 
+// stillWaits refuses a vote on a request that waits no more: its time is over, or
+// an identical one took its place, which happens only after that.
+func (r *Request) stillWaits(tx Tx, now time.Time) error {
+	open, err := get[*OpenAsk](tx, AskKey(r.askDigest()))
+	switch {
+	case ignoreNotFound(err) != nil:
+		return err
+	case err != nil, open.Request != r.ID, r.State(now) != RequestPending:
+		return &Refusal{Err: ErrNotPending, Detail: "it is no longer waiting for anybody", RequestID: r.ID}
+	}
+	return nil
+}
+
 // open says whether the request is still waiting, or granted.
 func (r *Request) open(now time.Time) bool {
 	state := r.State(now)
@@ -303,11 +347,15 @@ func leavePending(tx Tx, r *Request, now time.Time) error {
 	}
 	c.release(r.ID.String())
 	tx.Put(c)
+	ask := AskKey(r.askDigest())
+	if open, err := get[*OpenAsk](tx, ask); err != nil || open.Request != r.ID {
+		return ignoreNotFound(err) // an identical one took its place
+	}
 	until := now
 	if r.Status == RequestApproved {
 		until = r.CollectUntil
 	}
-	tx.Put(&OpenAsk{AskKey: AskKey(r.askDigest()), Request: r.ID, Expires: until})
+	tx.Put(&OpenAsk{AskKey: ask, Request: r.ID, Expires: until})
 	return nil
 }
 

@@ -130,6 +130,7 @@ func (b *Broker) Review(ctx context.Context, who Identity, id RequestID, v Vote,
 		if !errors.Is(err, errAgain) {
 			return r, err
 		}
+		b.overtaken(err)
 	}
 	return nil, refuse(ErrSlowDown, "others review it at the same moment: look again")
 }
@@ -172,6 +173,9 @@ func (b *Broker) closeReview(ctx context.Context, who Identity, r *Request, a Ap
 	_, err := b.write(ctx, append(r.reviews(), r.ID), record, func(tx Tx) error {
 		stored, err := get[*Request](tx, r.ID)
 		if err != nil {
+			return err
+		}
+		if err := b.current(Decision{Revision: rules.Revision}); err != nil {
 			return err
 		}
 		if stored.Version != before {

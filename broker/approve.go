@@ -14,23 +14,42 @@ import (
 const ClaimsFor = 15 * time.Minute
 
 // barred are the people who may never approve the request: who asked, and who
-// answers for the workload that did. Nothing lifts that.
-func (r *Request) barred() []string {
-	return append([]string{r.Requester.ID}, r.Requester.Accountable...)
+// answers for the workload that did, or answered for it then. Nothing lifts that.
+func (r *Request) barred(rules *Rules) []string {
+	return slices.Concat([]string{r.Requester.ID}, r.Requester.Accountable, rules.Mark(r.Requester).Accountable)
 }
 
-// approvable refuses a request that nobody could approve, before anybody waits.
+// team gives the listed members of the requester's team; false: nobody can tell
+// who is in it, because it has none, or one that is no group.
+func (r *Request) team(rules *Rules) (members []string, known bool) {
+	g, known := rules.Groups[r.Requester.Team]
+	return g.Members, known
+}
+
+// approvable refuses a request that nobody could approve, before anybody waits,
+// and one that breaks a glass which nobody could review.
 func (r *Request) approvable(rules *Rules) error {
 	o := r.Decision.Obligations
-	switch {
-	case len(o.Approvals) == 0:
-		return nil
-	case r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0:
+	if len(o.Approvals) > 0 && r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0 {
 		return refuse(ErrNobodyAccountable, "people approve only for workloads that somebody answers for: ask the operators to name the accountable people")
 	}
+	if err := r.staffed(rules, o.Approvals); err != nil || !r.BreakGlass {
+		return err
+	}
+	return r.staffed(rules, o.Review)
+}
+
+// staffed refuses what more people would have to speak of than there are who
+// may, as far as they are listed.
+func (r *Request) staffed(rules *Rules, needs []ApprovalNeed) error {
 	var closed []ApprovalNeed
 	var all []Approval
-	for _, need := range o.Approvals {
+	team, known := r.team(rules)
+	excluded := r.Decision.Obligations.ExcludeTeam
+	if excluded && !known && len(needs) > 0 {
+		return refuse(ErrNobodyCanApprove, "policy wants people from outside of the requester's team, and nobody can tell who is in that: ask the operators to give it a team that is a group")
+	}
+	for _, need := range needs {
 		members := rules.Groups[need.Group].Members
 		if need.Group == GroupManager {
 			members = r.manager()
@@ -39,7 +58,7 @@ func (r *Request) approvable(rules *Rules) error {
 		}
 		closed = append(closed, need)
 		for _, person := range members {
-			if slices.Contains(r.barred(), person) || o.ExcludeTeam && slices.Contains(rules.Groups[r.Requester.Team].Members, person) {
+			if slices.Contains(r.barred(rules), person) || excluded && slices.Contains(team, person) {
 				continue
 			}
 			i := slices.IndexFunc(all, func(a Approval) bool { return a.Person == person })
@@ -50,7 +69,7 @@ func (r *Request) approvable(rules *Rules) error {
 		}
 	}
 	if _, full := seat(closed, all); !full {
-		return refuse(ErrNobodyCanApprove, "policy wants more people to approve than there are who may: ask the operators")
+		return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are who may: ask the operators")
 	}
 	return nil
 }
@@ -78,19 +97,24 @@ func (r *Request) seats(rules *Rules, who Identity, needs []ApprovalNeed) (group
 	return groups, claimed
 }
 
-// mayVote says which groups a person speaks for, or why for none.
+// mayVote says which groups a person speaks for, or why for none. What a
+// provider said too long ago counts for nothing, and neither does what it did not
+// say: it may tell of a team, or of a group that a policy forbids.
 func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Request, needs []ApprovalNeed, now time.Time) ([]string, error) {
 	groups, claimed := r.seats(rules, who, needs)
 	listed, byClaim := rules.Policy.Groups(who)
+	_, known := r.team(rules)
+	_, stale := b.ClaimsAge(who, now)
+	excluded := r.Decision.Obligations.ExcludeTeam
 	switch {
-	case slices.Contains(r.barred(), who.ID):
+	case slices.Contains(r.barred(rules), who.ID):
 		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
+	case stale || claimed && now.Sub(who.Person.Claimed) > ClaimsFor:
+		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
 		return nil, refuse(ErrNotApprover, "you are in none of the groups that are asked")
-	case r.Decision.Obligations.ExcludeTeam && slices.Contains(append(listed, byClaim...), r.Requester.Team):
+	case excluded && (!known || slices.Contains(append(listed, byClaim...), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy wants somebody from outside of the requester's team")
-	case claimed && now.Sub(who.Person.Claimed) > ClaimsFor:
-		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	}
 	q := Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
 	d, err := b.ask(ctx, rules, q, now)

@@ -80,6 +80,8 @@ func TestWhoMayApprove(t *testing.T) {
 	lead.Person.Claimed = noon.Add(-broker.ClaimsFor - time.Second)
 	other := approver("lea", noon, "leads")
 	other.ID, other.Person.Provider = "partner/lea", "partner"
+	silent := approver("cleo", noon)
+	silent.Person.Claimed = noon.Add(-broker.ClaimsFor - time.Second)
 	for name, test := range map[string]struct {
 		annotations string
 		who         broker.Identity
@@ -113,7 +115,9 @@ func TestWhoMayApprove(t *testing.T) {
 		"negative time":                        {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, TTL: -time.Second}, broker.ErrInvalidTTL},
 		"a scope that was not asked for":       {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Scopes: []string{"tickets:comment"}}, broker.ErrInvalidScope},
 		"a no that narrows":                    {`@approval("1 of support")`, approver("ben", noon), broker.Vote{TTL: time.Minute}, broker.ErrInvalidRequest},
-		"a member of the team":                 {`@approval("1 of support") @exclude_team("yes")`, approver("ben", noon), yes, nil},
+		"a member of the team":                 {`@approval("1 of support") @exclude_team("yes")`, approver("ben", noon), yes, broker.ErrOwnRequest},
+		"somebody of another team":             {`@approval("1 of support") @exclude_team("yes")`, approver("cleo", noon), yes, nil},
+		"listed, and the provider is silent":   {`@approval("1 of support")`, silent, yes, broker.ErrLoginStale},
 		"an unknown request is told of nobody": {`@approval("1 of security")`, approver("cleo", noon), yes, broker.ErrNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {

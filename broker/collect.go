@@ -191,7 +191,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	if !c.decision.Permit {
 		return nil, b.noLonger(ctx, c, c.decision)
 	}
-	if err := c.stillCovered(); err != nil {
+	if err := c.stillCovered(rules); err != nil {
 		return nil, err
 	}
 	issued, err := b.open(ctx, c)
@@ -214,14 +214,14 @@ func (e *Entitlement) still(r *Request) bool {
 
 // stillCovered refuses if policy now demands more than what was asked and
 // approved. A ttl that the requester left open is cut.
-func (c *collection) stillCovered() error {
+func (c *collection) stillCovered(rules *Rules) error {
 	o, r := c.decision.Obligations, c.request
 	var asked Ask
 	if r.TTLAsked {
 		asked.TTL = r.TTL
 	}
 	duration := r.Duration
-	if err := r.meet(o, asked, c.e); err != nil || !r.covered(o) {
+	if err := r.meet(o, asked, c.e); err != nil || !r.holding(rules, o).covered(o) {
 		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now demands more than was approved: file a new request", RequestID: r.ID}
 	}
 	if o.MaxDuration > 0 && r.Duration < duration && !c.now.Before(r.Starts().Add(o.MaxDuration)) {

@@ -311,7 +311,7 @@ func TestEveryMessageIsKnown(t *testing.T) {
 	asked := w.ask(t, read("tickets:close"))
 	w.deliver(t, noon)
 	w.deliver(t, noon.Add(15*time.Minute))
-	if _, err := w.vote(t, approver("ben", noon), asked, yes, noon.Add(20*time.Minute)); err != nil {
+	if _, err := w.vote(t, approver("ben", noon.Add(20*time.Minute)), asked, yes, noon.Add(20*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	w.deliver(t, noon.Add(20*time.Minute))

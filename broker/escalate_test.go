@@ -78,7 +78,7 @@ func TestEscalation(t *testing.T) {
 			t.Errorf("the link leads nowhere after %s: %v", at, err)
 		}
 	}
-	if _, err := w.vote(t, approver("dan", noon), r, yes, noon.Add(16*time.Minute)); !errors.Is(err, broker.ErrNotApprover) {
+	if _, err := w.vote(t, approver("dan", noon.Add(16*time.Minute)), r, yes, noon.Add(16*time.Minute)); !errors.Is(err, broker.ErrNotApprover) {
 		t.Errorf("who is only told votes: %v", err)
 	}
 }

@@ -147,13 +147,14 @@ func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err e
 
 // A voter is a person, with the groups that it speaks for under some rules.
 type voter struct {
+	rules  *Rules
 	who    Identity
 	groups map[string]bool
 }
 
 func newVoter(rules *Rules, who Identity) *voter {
 	listed, claimed := rules.Policy.Groups(who)
-	v := &voter{who, map[string]bool{}}
+	v := &voter{rules, who, map[string]bool{}}
 	for _, g := range append(listed, claimed...) {
 		v.groups[g] = true
 	}
@@ -163,7 +164,7 @@ func newVoter(rules *Rules, who Identity) *voter {
 // isAsked says whether the person is asked about a request, as far as groups
 // say. What only policy's forbids or the age of claims say, the vote does.
 func (v *voter) isAsked(r *Request, needs []ApprovalNeed) bool {
-	if slices.Contains(r.barred(), v.who.ID) || r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team] {
+	if slices.Contains(r.barred(v.rules), v.who.ID) || r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team] {
 		return false
 	}
 	return slices.ContainsFunc(needs, func(n ApprovalNeed) bool {

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -20,13 +19,18 @@ func (ReviewKey) isKey() {}
 type Reviews struct {
 	ReviewKey
 	Open map[string]time.Time // by the request's id: when the review is due
+	By   map[string]string    // by the request's id: who broke the glass
 }
 
 // Key gives the row's key.
 func (r *Reviews) Key() Key { return r.ReviewKey }
 
-// maxReviews bounds how many uses of one entitlement may be unreviewed.
-const maxReviews = 50
+// How many uses of one entitlement may be unreviewed: of one requester, so that
+// none keeps others out of an emergency, and of all.
+const (
+	maxOwnReviews = 10
+	maxReviews    = 1000
+)
 
 // reviews names what breaking the glass reads.
 func (r *Request) reviews() []Key {
@@ -47,16 +51,20 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	for _, due := range open.Open {
-		if !now.Before(due) {
-			return refuse(ErrReviewOverdue, "an earlier emergency use of this entitlement is unreviewed: its reviewers must close that first")
+	own := 0
+	for id, due := range open.Open {
+		if open.By[id] != r.Requester.ID {
+			continue
+		}
+		if own++; !now.Before(due) {
+			return refuse(ErrReviewOverdue, "an earlier emergency use of yours is unreviewed: its reviewers must close that first")
 		}
 	}
-	if len(open.Open) >= maxReviews {
-		return refuse(ErrReviewOverdue, fmt.Sprintf("%d emergency uses of this entitlement are unreviewed: their reviewers must close some first", maxReviews))
+	if own >= maxOwnReviews || len(open.Open) >= maxReviews {
+		return refuse(ErrReviewOverdue, "too many emergency uses of this entitlement are unreviewed: their reviewers must close some first")
 	}
 	r.ReviewDue = now.Add(r.Decision.Obligations.ReviewWithin)
-	open.Open[r.ID.String()] = r.ReviewDue
+	open.Open[r.ID.String()], open.By[r.ID.String()] = r.ReviewDue, r.Requester.ID
 	tx.Put(open)
 	b.tell(tx, NoticeGlass, r, r.reviewers(), rules, now)
 	b.tellAt(tx, NoticeOverdue, r, r.reviewers(), rules, r.ReviewDue, now)
@@ -74,10 +82,13 @@ func (r *Request) reviewers() (names []string) {
 func reviews(tx Tx, entitlement string) (*Reviews, error) {
 	row, err := get[*Reviews](tx, ReviewKey{entitlement})
 	if isNotFound(err) {
-		return &Reviews{ReviewKey: ReviewKey{entitlement}, Open: map[string]time.Time{}}, nil
+		row, err = &Reviews{ReviewKey: ReviewKey{entitlement}}, nil
 	}
 	if err == nil && row.Open == nil {
 		row.Open = map[string]time.Time{}
+	}
+	if err == nil && row.By == nil {
+		row.By = map[string]string{}
 	}
 	return row, err
 }
@@ -187,6 +198,7 @@ func (b *Broker) closeReview(ctx context.Context, who Identity, r *Request, a Ap
 				return err
 			}
 			delete(open.Open, r.ID.String())
+			delete(open.By, r.ID.String())
 			tx.Put(open)
 			b.tell(tx, NoticeReviewed, r, r.reviewers(), rules, now)
 		}

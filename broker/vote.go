@@ -139,6 +139,18 @@ func (r *Request) covered(o Obligations) bool {
 	return full
 }
 
+// holding is the request with those of its approvals that still hold under the
+// rules: none of whoever answers for its requester by now, or is of the team that
+// policy excludes by now, as far as that is listed.
+func (r *Request) holding(rules *Rules, o Obligations) *Request {
+	team, _ := r.team(rules)
+	barred, held := r.barred(rules), *r
+	held.Approvals = slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
+		return slices.Contains(barred, a.Person) || o.ExcludeTeam && slices.Contains(team, a.Person)
+	})
+	return &held
+}
+
 // counting are the approvals that are for this request as it is, and given in
 // the way that is demanded.
 func (r *Request) counting(o Obligations) []Approval {

@@ -72,6 +72,7 @@ const testGroups = `
 support: {members: [login/ana, login/ben, login/cleo], claims: [], notify: ["hook:support"]}
 security: {members: [login/ben, login/dan], notify: ["hook:security", "hook:support"]}
 leads: {claims: [{provider: login, group: leads}]}
+agents: {members: [login/ben]}
 `
 
 func testCatalogue() broker.Catalogue {

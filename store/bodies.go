@@ -266,6 +266,7 @@ func tellingFields(t *broker.Telling, c *codec) {
 func reviewsFields(r *broker.Reviews, c *codec) {
 	pairs(c, 1, &r.Open, timeField)
 	c.text(2, &r.Entitlement)
+	pairs(c, 3, &r.By, textField)
 }
 
 func sessionFields(s *broker.Session, c *codec) {

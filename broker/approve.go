@@ -97,19 +97,20 @@ func (r *Request) seats(rules *Rules, who Identity, needs []ApprovalNeed) (group
 	return groups, claimed
 }
 
-// mayVote says which groups a person speaks for, or why for none. What a
-// provider said too long ago counts for nothing, and neither does what it did not
-// say: it may tell of a team, or of a group that a policy forbids.
+// mayVote says which groups a person speaks for, or why for none. Where it rests
+// on what a provider said, or did not say, that is of now. Who is listed votes
+// while their provider is away.
 func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Request, needs []ApprovalNeed, now time.Time) ([]string, error) {
 	groups, claimed := r.seats(rules, who, needs)
 	listed, byClaim := rules.Policy.Groups(who)
 	_, known := r.team(rules)
-	_, stale := b.ClaimsAge(who, now)
 	excluded := r.Decision.Obligations.ExcludeTeam
+	byProvider := claimed || len(groups) == 0 || excluded && rules.Groups[r.Requester.Team].Claimed
+	_, stale := b.ClaimsAge(who, now)
 	switch {
 	case slices.Contains(r.barred(rules), who.ID):
 		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
-	case stale || claimed && now.Sub(who.Person.Claimed) > ClaimsFor:
+	case stale && byProvider:
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
 		return nil, refuse(ErrNotApprover, "you are in none of the groups that are asked")

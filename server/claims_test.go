@@ -25,6 +25,7 @@ func claims(t *testing.T) (*world, *testPeople) {
 	dba := rules.Groups["dba"]
 	dba.Claimed = true
 	rules.Groups["dba"] = dba
+	rules.Groups["support"] = broker.Group{Claimed: true}
 	if err := w.cfg.Broker.SetRules(t.Context(), rules, broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +62,7 @@ func TestClaimsAreAskedForAgain(t *testing.T) {
 		"nobody knows":             {"login/lea", "x", []string{"dba"}, []string{"dba"}, true, api.LoginStale},
 		"of the requester's team":  {"login/ben", outsiders, nil, []string{"support"}, false, api.OwnRequest},
 		"no more of its team":      {"login/ben", outsiders, []string{"support"}, nil, false, nil},
+		"nobody knows of its team": {"login/ben", outsiders, nil, nil, true, api.LoginStale},
 		"listed, and nobody knows": {"login/ben", "x", nil, nil, true, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -51,6 +51,7 @@ var rooms = map[string][]string{
 	"modernc.org/sqlite":                  {"store"},
 	"database/sql":                        {"store"},
 	"golang.org/x/mod":                    {"audit", "store"},
+	"golang.org/x/crypto":                 {"issuers"}, // SSH certificates
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"policy", "cmd/broker"},

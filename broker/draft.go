@@ -36,6 +36,13 @@ func (a *Ask) checkForm() error {
 	case len(a.Parameters) > MaxParameters:
 		return refuse(ErrInvalidParameter, fmt.Sprintf("at most %d parameters", MaxParameters))
 	}
+	size := 0
+	for _, value := range a.Parameters {
+		size += len(value)
+	}
+	if size > MaxAllParameters {
+		return refuse(ErrInvalidParameter, fmt.Sprintf("parameters have at most %d bytes together", MaxAllParameters))
+	}
 	for _, s := range a.Scopes {
 		if s == "" || len(s) > MaxScopeLength || strings.IndexFunc(s, notScopeChar) >= 0 {
 			return refuse(ErrInvalidScope, fmt.Sprintf("a scope is 1 to %d printable ASCII characters without space, quote or backslash", MaxScopeLength))

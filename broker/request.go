@@ -46,6 +46,8 @@ const (
 	MaxScopeLength   = 128
 	MaxParameters    = 16
 	MaxParameter     = 1024
+	MaxLines         = 4096  // of a parameter that may hold line breaks: a CSR for RSA of 4096 bits has 1.6 KB
+	MaxAllParameters = 16384 // of one ask, together
 	MaxName          = 128
 )
 

@@ -292,6 +292,7 @@ const (
 	endToken    vaultEnd = "token"    // the token is the credential
 	endLease    vaultEnd = "lease"    // a lease, which is named
 	endByItself vaultEnd = "other"    // something that only time ends
+	endTimed    vaultEnd = "timed"    // the same, and a lease, which is named
 	endWrapped  vaultEnd = "wrapping" // something that only its holder has seen
 )
 
@@ -374,12 +375,15 @@ func (v *Vault) Revoke(ctx context.Context, l broker.Lease) error {
 	if err := json.Unmarshal(l.Handle, &h); err != nil || h.At != v.at {
 		return errForeignHandle(l)
 	}
-	if h.Made == endLease {
+	if h.Made == endLease || h.Made == endTimed {
 		body := map[string]any{"lease_id": h.Lease, "sync": true}
 		if _, err := v.own(ctx, http.MethodPost, "sys/leases/revoke", body); err != nil {
 			return fmt.Errorf("revoking a Vault lease: %w", err)
 		}
 		v.forget(ctx, h.Accessor) // the lease is gone; its token can do no more than that, and ends with its time
+		if h.Made == endTimed {
+			return broker.ErrNotRevocable
+		}
 		return nil
 	}
 	if err := v.end(ctx, h.Accessor); err != nil {

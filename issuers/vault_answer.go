@@ -51,7 +51,9 @@ func (s *VaultSpec) unwrapped(a *vaultAnswer, l *broker.Lease, sent vaultCall, h
 		return broker.Credential{}, err
 	}
 	given := time.Now().Add(time.Duration(a.LeaseDuration) * time.Second)
-	switch {
+	switch until, timed := s.timed(a, kind, fields, given); {
+	case timed:
+		return timedCredential(kind, fields, l, until, h)
 	case a.LeaseID != "" && !s.Lasting:
 		if kind == "certificate" {
 			return certificate(fields, l, sent, broker.RevokedImmediate, h)
@@ -63,10 +65,15 @@ func (s *VaultSpec) unwrapped(a *vaultAnswer, l *broker.Lease, sent vaultCall, h
 	case s.static():
 		h.Made = endByItself
 		rotates, ok := seconds(a.Data["ttl"])
-		return seal(kind, fields, earlier(l.Expires, time.Now().Add(rotates), ok), broker.RevokedAtRotation), nil
-	case s.asksTime():
+		next := time.Now().Add(rotates)
+		c := seal(kind, fields, earlier(l.Expires, next, ok), broker.RevokedAtRotation)
+		if ok {
+			c.Rotates = next.Truncate(time.Second)
+		}
+		return c, nil
+	case fields["signed_key"] != "" && s.signs():
 		h.Made = endByItself
-		return seal(kind, fields, l.Expires, broker.RevokedAtExpiry), nil
+		return sshCertificate(fields, l, sent)
 	case s.Lasting:
 		h.Made = endByItself
 		return seal(kind, fields, l.Expires, broker.RevokedNever), nil

@@ -27,6 +27,7 @@ type VaultSpec struct {
 	Type          string              // of the secret, if its shape is not to be trusted; see secretTypes
 	Wrap          bool                // the holder gets a wrapping token instead
 	Lasting       bool                // what is read there doesn't end: ephemeral: false
+	Timed         bool                // only time ends what is made there: revocation: at_expiry
 }
 
 // TokenPath is the path by which a holder gets the lease's own token, with the
@@ -70,7 +71,7 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 		s.checkReferences("data/"+name, s.Data[name], e, bad)
 	}
 	s.checkUse(e, bad)
-	if s.Path == TokenPath && (s.Data != nil || s.Wrap || s.Lasting) {
+	if s.Path == TokenPath && (s.Data != nil || s.Wrap || s.Lasting || s.Timed) {
 		bad("path", "%s hands out a token with the policies of the entitlement; it takes nothing but policies", TokenPath)
 	}
 	if _, ok := secretTypes[s.Type]; s.Type != "" && !ok {
@@ -134,7 +135,7 @@ func (s *VaultSpec) Revocation() broker.Revocation {
 		return broker.RevokedNever
 	case s.static():
 		return broker.RevokedAtRotation
-	case s.Wrap || s.signs():
+	case s.Wrap || s.signs() || s.Timed || strings.Contains(s.Path, "/sts/"):
 		return broker.RevokedAtExpiry
 	}
 	return broker.RevokedImmediate
@@ -174,6 +175,7 @@ func (s *VaultSpec) Digest() audit.Digest {
 		String("path", s.Path).
 		StringList("policies", s.Policies).
 		Object("scopes", scopes).
+		String("timed", mark(s.Timed)).
 		String("type", s.Type).
 		String("wrap", mark(s.Wrap)))
 }
@@ -264,15 +266,4 @@ func variable(name string, l *broker.Lease, left time.Duration) (value string, g
 	}
 	value, given = l.Parameters[name]
 	return value, given
-}
-
-// asksTime says whether the answer's life is what the lease says, because the
-// spec asks for it.
-func (s *VaultSpec) asksTime() bool {
-	for _, text := range s.Data {
-		if text == "${ttl}" {
-			return true
-		}
-	}
-	return false
 }

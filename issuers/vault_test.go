@@ -184,9 +184,9 @@ func (f *fakeVault) secret(path, token string, body object, r *http.Request) (in
 	case strings.HasPrefix(path, "secret/data/"):
 		return 200, object{"data": object{"data": object{"key": "value-of-kv"}, "metadata": object{"version": 1}}}
 	case strings.HasPrefix(path, "ssh/sign/"):
-		return 200, object{"data": object{"signed_key": "ssh-ed25519-cert-v01@openssh.com AAAA", "serial_number": "2a"}}
+		return f.signed(path, body)
 	}
-	return 404, "no handler for route"
+	return f.engine(path, token)
 }
 
 // vaultOrder is an order of ten minutes from now on.
@@ -236,7 +236,7 @@ func TestVaultSecrets(t *testing.T) {
 		"static role": {VaultSpec{Path: "database/static-creds/orders"}, "userpass", map[string]string{"password": "rotated"}, broker.RevokedAtRotation, broker.ErrNotRevocable, 90 * time.Second},
 		"certificate": {VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}", "alt_names": "${note}"}}, "certificate",
 			map[string]string{"certificate": "-----BEGIN", "private_key": "PRIVATE", "chain": "CA 1\nCA 2"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
-		"SSH":      {VaultSpec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "public_key": "ssh-ed25519 AAAA"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
+		"SSH":      {VaultSpec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy,ops"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
 		"KV":       {VaultSpec{Path: "secret/data/orders", Lasting: true}, "data", map[string]string{"key": "value-of-kv"}, broker.RevokedNever, broker.ErrNotRevocable, 10 * time.Minute},
 		"a token":  {VaultSpec{Path: TokenPath}, "vault", map[string]string{"token": "hvs."}, broker.RevokedImmediate, nil, 10 * time.Minute},
 		"wrapped":  {VaultSpec{Path: "database/creds/orders-ro", Wrap: true}, "data", map[string]string{"wrapping_token": "hvs.wrapping"}, "", broker.ErrQueued, 5 * time.Minute},

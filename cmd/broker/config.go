@@ -163,12 +163,13 @@ type awsSpecFile struct {
 
 // vaultSpecFile is what an entitlement says to a Vault.
 type vaultSpecFile struct {
-	Path      string           `yaml:"path"`
-	Data      map[string]plain `yaml:"data"`
-	Policies  []string         `yaml:"policies"`
-	Type      string           `yaml:"type"`
-	Wrap      bool             `yaml:"wrap"`
-	Ephemeral *bool            `yaml:"ephemeral"`
+	Path       string           `yaml:"path"`
+	Data       map[string]plain `yaml:"data"`
+	Policies   []string         `yaml:"policies"`
+	Type       string           `yaml:"type"`
+	Wrap       bool             `yaml:"wrap"`
+	Ephemeral  *bool            `yaml:"ephemeral"`
+	Revocation string           `yaml:"revocation"`
 }
 
 // scopesFile are names alone, or names with what each of them means and adds.

@@ -227,7 +227,10 @@ func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement
 		return &issuers.VaultSpec{}
 	}
 	v := f.Vault
-	spec := &issuers.VaultSpec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Lasting: v.Ephemeral != nil && !*v.Ephemeral}
+	spec := &issuers.VaultSpec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Lasting: v.Ephemeral != nil && !*v.Ephemeral, Timed: v.Revocation != ""}
+	if v.Revocation != "" && v.Revocation != string(broker.RevokedAtExpiry) {
+		c.bad(key+"/vault/revocation", "say %s of what only time ends, such as sessions of AWS STS, or leave it out", broker.RevokedAtExpiry)
+	}
 	if spec.Policies == nil && len(e.Scopes) == 0 {
 		spec.Policies = []string{e.Name}
 	}

@@ -445,8 +445,12 @@ func (c *checker) parameters(key string, list map[string]parameterFile) map[stri
 		if err != nil || f.Pattern == "" {
 			c.bad(at+"/pattern", "give a regular expression (RE2) that the whole value must match, such as \"[a-z0-9-]{1,40}\"")
 		}
-		if f.MaxLength < 0 || f.MaxLength > broker.MaxParameter {
-			c.bad(at+"/max_length", "between 1 and %d bytes", broker.MaxParameter)
+		most := broker.MaxParameter
+		if f.Lines {
+			most = broker.MaxLines
+		}
+		if f.MaxLength < 0 || f.MaxLength > most {
+			c.bad(at+"/max_length", "between 1 and %d bytes", most)
 		}
 		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Lines: f.Lines, Required: f.Required, Description: c.text(at+"/description", f.Description)}
 	}

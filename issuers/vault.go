@@ -346,7 +346,7 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 		return vaultToken(&o.Lease, key["token"]), handle.encode(), nil
 	}
 	left := time.Until(o.Lease.Expires)
-	if ahead, err := time.ParseDuration(key["ahead"]); err == nil && ahead > time.Second {
+	if ahead, err := time.ParseDuration(key["ahead"]); err == nil && ahead > time.Second && spec.asksTime() {
 		left -= ahead // what it signs for a time, it counts by its own clock
 	}
 	sent, err := spec.call(&o.Lease, left)

@@ -267,3 +267,14 @@ func variable(name string, l *broker.Lease, left time.Duration) (value string, g
 	value, given = l.Parameters[name]
 	return value, given
 }
+
+// asksTime says whether the Vault is told how long what it makes may live.
+func (s *VaultSpec) asksTime() bool {
+	const ttl = "${ttl}"
+	for _, text := range s.Data {
+		if strings.Contains(text, ttl) {
+			return true
+		}
+	}
+	return strings.Contains(s.Path, ttl)
+}

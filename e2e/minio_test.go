@@ -37,6 +37,7 @@ type minio struct {
 	dir    string
 	port   int
 	openID minioOpenID
+	clock  clock
 	server *process
 }
 
@@ -60,8 +61,8 @@ type awsCredential struct {
 func minioBinaries(t *testing.T) string {
 	t.Helper()
 	tool := filepath.Join("tools", "minio")
-	return built(t, "minio", toolKey(t, tool, "go.mod", "go.sum"), func(dir string) *exec.Cmd {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "github.com/minio/minio", "github.com/minio/mc")
+	return built(t, "minio", toolKey(t, tool, "go.mod", "go.sum")+clockKey(), func(dir string) *exec.Cmd {
+		cmd := exec.Command("go", "build", otherClock(t), "-trimpath", "-o", dir+"/", "github.com/minio/minio", "github.com/minio/mc")
 		cmd.Dir = tool
 		cmd.Env = toolEnv()
 		return cmd
@@ -121,7 +122,7 @@ func (m *minio) start(t *testing.T) {
 	args = append(args, filepath.Join(m.bin, "minio"), "server", "--certs-dir", m.path("certs"),
 		"--address", fmt.Sprintf("127.0.0.1:%d", m.port), m.path("data"))
 	var err error
-	if m.server, err = start(m.owner, "minio", "env", args...); err != nil {
+	if m.server, err = startIn(m.clock.environment(), m.owner, "minio", "env", args...); err != nil {
 		t.Fatal(err)
 	}
 	// It is alive long before it knows its users and its provider.

@@ -38,6 +38,7 @@ type vault struct {
 	root   string // a token that may do everything
 	key    string // to unseal
 	client *http.Client
+	clock  clock
 	server *process
 }
 
@@ -56,7 +57,7 @@ const (
 func vaultBinary(t *testing.T) string {
 	t.Helper()
 	tool := filepath.Join("tools", "vault")
-	key := toolKey(t, tool, "go.mod", "go.sum", "main.go")
+	key := toolKey(t, tool, "go.mod", "go.sum", "main.go") + clockKey()
 	return filepath.Join(built(t, "vault", key, func(dir string) *exec.Cmd {
 		work := t.TempDir()
 		copyVaultSDK(t, tool, filepath.Join(work, "sdk"))
@@ -73,7 +74,7 @@ func vaultBinary(t *testing.T) string {
 		if out, err := exec.Command("go", "mod", "edit", "-replace", vaultSDK+"="+filepath.Join(work, "sdk"), mod).CombinedOutput(); err != nil {
 			t.Fatalf("naming the copy of Vault's SDK: %v\n%s", err, out)
 		}
-		cmd := exec.Command("go", "build", "-modfile="+mod, "-trimpath", "-o", filepath.Join(dir, "vault"), ".")
+		cmd := exec.Command("go", "build", "-modfile="+mod, otherClock(t), "-trimpath", "-o", filepath.Join(dir, "vault"), ".")
 		cmd.Dir = tool
 		cmd.Env = toolEnv()
 		return cmd
@@ -163,7 +164,7 @@ func (v *vault) auditFile() string       { return v.path("audit.log") }
 func (v *vault) start(t *testing.T) {
 	t.Helper()
 	var err error
-	if v.server, err = start(v.owner, "vault", v.bin, "-dir", v.dir, "-listen", fmt.Sprintf("127.0.0.1:%d", v.port)); err != nil {
+	if v.server, err = startIn(v.clock.environment(), v.owner, "vault", v.bin, "-dir", v.dir, "-listen", fmt.Sprintf("127.0.0.1:%d", v.port)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the start of Vault", time.Minute, func() error {
@@ -285,6 +286,24 @@ func (v *vault) refuses(t *testing.T, token, method, path string, body fields, s
 	if !errors.As(err, &refusal) || refusal.status != status {
 		t.Errorf("vault: %s %s: %+v, %v; want %d", method, path, answer, err, status)
 	}
+}
+
+// leases gives the ids of the leases that the Vault has below a path.
+func (v *vault) leases(t *testing.T, path string) (ids []string) {
+	t.Helper()
+	answer, err := v.call(v.root, "LIST", "sys/leases/lookup/"+path, nil)
+	var refusal *vaultRefusal
+	if errors.As(err, &refusal) && refusal.status == http.StatusNotFound {
+		return nil
+	}
+	if err != nil {
+		t.Fatalf("vault: %v", err)
+	}
+	keys, _ := answer.Data["keys"].([]any)
+	for _, key := range keys {
+		ids = append(ids, path+"/"+key.(string))
+	}
+	return ids
 }
 
 // mount mounts an engine at its own name.

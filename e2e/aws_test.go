@@ -30,15 +30,22 @@ policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test"}}
   aws: {aws: {region: us-east-1, endpoint: "%[5]s", ca_file: "%[6]s", auth: {web_identity: {}}}}
+  aws-own: {aws: {region: us-east-1, endpoint: "%[5]s", ca_file: "%[6]s", auth: {assume_role: {credentials_file: own-credentials}}}}
 entitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:read]}
   reports:
     issuer: aws
     aws: {role_arn: "%[7]s"}
-    parameters: {prefix: {pattern: "[a-z0-9-]{1,40}", required: true}}
-    scopes:
+    parameters: &folder {prefix: {pattern: "[a-z0-9-]{1,40}", required: true}}
+    scopes: &reports
       read: {actions: [s3:GetObject], resources: ["arn:aws:s3:::reports/${prefix}/*"]}
       write: {actions: [s3:PutObject], resources: ["arn:aws:s3:::reports/${prefix}/*"]}
+    max_ttl: 1h
+  reports-own:
+    issuer: aws-own
+    aws: {role_arn: "arn:aws:iam::123456789012:role/reports"}
+    parameters: *folder
+    scopes: *reports
     max_ttl: 1h
 `
 
@@ -48,7 +55,11 @@ entitlements:
 // refused everything else.
 func TestAWS(t *testing.T) {
 	c := startCloud(t)
-	t.Run("credential_process", func(t *testing.T) { testCredentialProcess(t, c) })
+	for _, entitlement := range []string{"reports", "reports-own"} {
+		t.Run("credential_process of "+entitlement, func(t *testing.T) { testCredentialProcess(t, c, entitlement) })
+		t.Run("exec with "+entitlement, func(t *testing.T) { testExecAWS(t, c, entitlement) })
+	}
+	t.Run("broker killed at a point", func(t *testing.T) { testSessionsKilledAt(t, c) })
 	t.Run("throttled", func(t *testing.T) { testThrottled(t, c) })
 	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, c) })
 }
@@ -71,6 +82,7 @@ func startCloud(t *testing.T) *cloud {
 	loopbackTLS(t, filepath.Join(w.dir, "web-ca.pem"), filepath.Join(w.dir, "web.pem"), filepath.Join(w.dir, "web.key"))
 	provider := minioOpenID{configURL: "https://" + web + "/.well-known/openid-configuration", caFile: filepath.Join(w.dir, "web-ca.pem"), clientID: "sts.amazonaws.com"}
 	w.write(t, "policies/all.cedar", agentsPolicy)
+	c.writeOwn(t, awsCredential{AccessKeyID: "nobody", SecretAccessKey: "yet"})
 	configure := func(endpoint, ca, role string) {
 		w.write(t, "broker.yaml", fmt.Sprintf(awsOperatorFile, "https://"+web, w.listen, web, s.socket(), endpoint, ca, role))
 	}
@@ -86,6 +98,7 @@ func startCloud(t *testing.T) *cloud {
 
 	c.minio.must(t, "mb", "it/reports")
 	publisher := c.minio.user(t, "publisher", "readwrite")
+	c.writeOwn(t, publisher) // which is read anew for each session
 	for _, key := range []string{"acme/q1", "other/q1"} {
 		if err := c.minio.put(t, publisher, "reports", key, "secret of "+key); err != nil {
 			t.Fatal(err)
@@ -93,6 +106,7 @@ func startCloud(t *testing.T) *cloud {
 	}
 	c.agent = another(t, w.bin, "agent")
 	s.register(t, "/agent/reports", c.agent)
+	s.register(t, "/agent/triage", self(t))
 	eventually(t, "the command line's identity", time.Minute, func() error {
 		if _, errs, code := c.run("whoami"); code != 0 {
 			return fmt.Errorf("%s", errs)
@@ -100,6 +114,12 @@ func startCloud(t *testing.T) *cloud {
 		return nil
 	})
 	return c
+}
+
+// writeOwn writes the credentials by which the broker itself assumes roles.
+func (c *cloud) writeOwn(t *testing.T, own awsCredential) {
+	t.Helper()
+	c.write(t, "own-credentials", fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", own.AccessKeyID, own.SecretAccessKey))
 }
 
 // run runs a command as the agent. The external URL is not where workloads
@@ -110,10 +130,10 @@ func (c *cloud) run(args ...string) (stdout, stderr string, code int) {
 
 // s3 runs the AWS command line, which gets its credentials from the broker by
 // credential_process.
-func (c *cloud) s3(t *testing.T, args ...string) (string, error) {
+func (c *cloud) s3(t *testing.T, entitlement string, args ...string) (string, error) {
 	t.Helper()
 	config := filepath.Join(c.dir, "aws-config")
-	text := fmt.Sprintf("[default]\nregion = us-east-1\ncredential_process = %s aws reports --scope read --param prefix=acme --why report\n", c.agent)
+	text := fmt.Sprintf("[default]\nregion = us-east-1\ncredential_process = %s aws %s --scope read --param prefix=acme --why report\n", c.agent, entitlement)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -124,8 +144,27 @@ func (c *cloud) s3(t *testing.T, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-func testCredentialProcess(t *testing.T, c *cloud) {
-	if out, err := c.s3(t, "cp", "s3://reports/acme/q1", "-"); err != nil || out != "secret of acme/q1" {
+// testExecAWS hands a session to the AWS command line by its environment.
+func testExecAWS(t *testing.T, c *cloud, entitlement string) {
+	aws := func(scope string, args ...string) (string, string, int) {
+		all := []string{"exec", entitlement, "--scope", scope, "--param", "prefix=acme", "--server", "https://" + c.listen, "--",
+			"env", "AWS_DEFAULT_REGION=us-east-1", "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
+			"aws", "--endpoint-url", c.minio.address(), "--ca-bundle", c.minio.caFile(), "s3"}
+		return c.cli(c.agent, append(all, args...)...)
+	}
+	if out, errs, code := aws("read", "cp", "s3://reports/acme/q1", "-"); code != 0 || strings.TrimSpace(out) != "secret of acme/q1" {
+		t.Errorf("what the scope allows: %d %q %s", code, out, errs)
+	}
+	if out, errs, code := aws("read", "cp", c.minio.caFile(), "s3://reports/acme/q3"); code == 0 || !strings.Contains(errs, "AccessDenied") {
+		t.Errorf("writing, by a session that may read: %d %q %s", code, out, errs)
+	}
+	if out, errs, code := aws("write", "cp", c.minio.caFile(), "s3://reports/acme/of-"+entitlement); code != 0 {
+		t.Errorf("writing, by one that may: %d %q %s", code, out, errs)
+	}
+}
+
+func testCredentialProcess(t *testing.T, c *cloud, entitlement string) {
+	if out, err := c.s3(t, entitlement, "cp", "s3://reports/acme/q1", "-"); err != nil || out != "secret of acme/q1" {
 		t.Errorf("what the scope allows: %v, %q", err, out)
 	}
 	for name, args := range map[string][]string{
@@ -133,7 +172,7 @@ func testCredentialProcess(t *testing.T, c *cloud) {
 		"writing":        {"cp", c.bin, "s3://reports/acme/q2"},
 		"listing":        {"ls", "s3://reports/"},
 	} {
-		if out, err := c.s3(t, args...); err == nil || !strings.Contains(out, "AccessDenied") && !strings.Contains(out, "403") {
+		if out, err := c.s3(t, entitlement, args...); err == nil || !strings.Contains(out, "AccessDenied") && !strings.Contains(out, "403") {
 			t.Errorf("%s: %v, %q", name, err, out)
 		}
 	}

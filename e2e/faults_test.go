@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -26,10 +27,11 @@ import (
 )
 
 // A between stands between the broker and a server, and lets a test hold back
-// answers, or give others.
+// answers, lose calls and answers, or give others.
 type between struct {
 	*httptest.Server
 	token string // put into every call, as a Vault agent does; empty: none
+	proxy http.Handler
 
 	mu      sync.Mutex
 	answer  func(w http.ResponseWriter, r *http.Request) bool // true: it has answered
@@ -62,17 +64,14 @@ func standBetween(t *testing.T, server, caFile string, withTLS bool) *between {
 		}
 		return nil
 	}
+	b.proxy = proxy
 	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.mu.Lock()
 		answer := b.answer
 		b.mu.Unlock()
-		if answer != nil && answer(w, r) {
-			return
+		if answer == nil || !answer(w, r) {
+			b.pass(w, r)
 		}
-		if b.token != "" && r.Header.Get("X-Vault-Token") == "" {
-			r.Header.Set("X-Vault-Token", b.token)
-		}
-		proxy.ServeHTTP(w, r)
 	}))
 	if withTLS {
 		b.StartTLS()
@@ -81,6 +80,59 @@ func standBetween(t *testing.T, server, caFile string, withTLS bool) *between {
 	}
 	t.Cleanup(b.Close)
 	return b
+}
+
+// pass has the server answer.
+func (b *between) pass(w http.ResponseWriter, r *http.Request) {
+	if b.token != "" && r.Header.Get("X-Vault-Token") == "" {
+		r.Header.Set("X-Vault-Token", b.token)
+	}
+	b.proxy.ServeHTTP(w, r)
+}
+
+// complete has the server do what is asked to its end, whether or not who asked
+// is still there, and keeps the answer.
+func (b *between) complete(r *http.Request) *httptest.ResponseRecorder {
+	kept := httptest.NewRecorder()
+	b.pass(kept, r.WithContext(context.WithoutCancel(r.Context())))
+	return kept
+}
+
+// cut ends the connection instead of answering.
+func cut() { panic(http.ErrAbortHandler) }
+
+// A fate is what becomes of a call.
+type fate string
+
+const (
+	refused fate = "refused" // it is answered with a no, and not passed on
+	failed  fate = "failed"  // its connection is cut, and it is not passed on
+	lost    fate = "lost"    // it is passed on and done, and its connection is cut instead of the answer
+)
+
+// meets gives the next calls whose path ends so a fate. stop lets them pass
+// again, and says how many there were, with those that were passed.
+func (b *between) meets(path string, f fate, times int) (stop func() int) {
+	var calls atomic.Int64
+	b.answers(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, path) {
+			return false
+		}
+		if calls.Add(1) > int64(times) {
+			return false
+		}
+		switch f {
+		case refused:
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"errors":["1 error occurred:\n\t* permission denied\n\n"]}`)
+			return true
+		case lost:
+			b.complete(r)
+		}
+		cut()
+		return true
+	})
+	return func() int { b.answers(nil); return int(calls.Load()) }
 }
 
 func (b *between) answers(f func(w http.ResponseWriter, r *http.Request) bool) {

@@ -68,9 +68,9 @@ func (s *story) database() {
 func (s *story) reports() {
 	c := startCloud(s.t)
 	s.chapter("A session at S3, for one customer's folder, through the AWS command line itself")
-	read, err := c.s3(s.t, "cp", "s3://reports/acme/q1", "-")
+	read, err := c.s3(s.t, "reports", "cp", "s3://reports/acme/q1", "-")
 	s.expect(err == nil && read == "secret of acme/q1", "%v %s", err, read)
-	refused, err := c.s3(s.t, "cp", "s3://reports/other/q1", "-")
+	refused, err := c.s3(s.t, "reports", "cp", "s3://reports/other/q1", "-")
 	s.expect(err != nil, "another customer's folder: %s", refused)
 	s.say("  credential_process = broker aws reports --scope read --param prefix=acme")
 	s.say("")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -53,7 +52,7 @@ func standBetween(t *testing.T, server, caFile string, withTLS bool) *between {
 	pool.AppendCertsFromPEM(roots)
 	b := &between{}
 	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, MaxIdleConnsPerHost: 64}
 	proxy.ErrorLog = nil
 	proxy.ModifyResponse = func(resp *http.Response) error {
 		b.mu.Lock()
@@ -291,61 +290,121 @@ func testThrottled(t *testing.T, c *cloud) {
 	c.start(t)
 }
 
-// fallDue has many credentials of Vault's end at once, while others go on being
-// issued. It gives how long the ending took, and how many tokens the broker
-// issued a second before and meanwhile.
-func fallDue(t *testing.T, l *lab, n int) (took time.Duration, before, during float64) {
+// A rush is what many credentials that fell due at once did to the rest.
+type rush struct {
+	took   time.Duration // until the last had ended
+	tokens rates         // of the broker's own
+	vault  rates         // of the same Vault's, each given back at once
+}
+
+// rates are how many a second there were before and meanwhile.
+type rates struct{ before, during float64 }
+
+func (r rates) String() string {
+	return fmt.Sprintf("%.0f a second before, %.0f meanwhile", r.before, r.during)
+}
+
+// fallDue has many credentials of Vault's end within a second because their time
+// is over, while others go on being issued, by the broker itself and by the
+// same Vault. All end, none before its time, and nothing fails meanwhile.
+func fallDue(t *testing.T, l *lab, ask api.Ask, n int) (r rush) {
 	t.Helper()
-	tokens := api.Ask{Entitlement: "kv-token", Scopes: []string{"kv:read"}, TTL: api.Duration(15 * time.Minute)}
+	const window = 5 * time.Second // in which the rates before are measured
+	began := time.Now()
+	const probes = 40
+	probed := l.getMany(t, ask, probes, func() time.Duration { return time.Minute })
+	one := time.Since(began) / probes
+	due := time.Now().Add(2*time.Duration(n)*one + window + 3*time.Second).Truncate(time.Second)
+	for _, id := range probed {
+		if _, err := l.agent.Revoke(t.Context(), id, "only to see how long one takes"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Of whole seconds, and counted from when the broker hears of it: within one
+	// second of due.
+	all := l.getMany(t, ask, n, func() time.Duration { return time.Until(due).Truncate(time.Second) + time.Second })
+	if left := time.Until(due); left < window {
+		t.Fatalf("%d credentials took so long that %s are left until they fall due", n, left)
+	}
+	time.Sleep(time.Until(due) - window)
+	tokens, stopTokens := l.keepIssuing(t, api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}, false)
+	vault, stopVault := l.keepIssuing(t, api.Ask{Entitlement: "kv-token", Scopes: []string{"kv:read"}}, true)
+	time.Sleep(time.Until(due))
+	r.tokens.before, r.vault.before = float64(tokens.Swap(0))/window.Seconds(), float64(vault.Swap(0))/window.Seconds()
+	for i := 0; i < n; i += max(1, n/100) { // looking costs, too
+		l.waitEnded(t, all[i], 10*time.Minute)
+	}
+	rushed := time.Since(due).Seconds()
+	r.tokens.during, r.vault.during = float64(tokens.Load())/rushed, float64(vault.Load())/rushed
+	stopTokens()
+	stopVault()
+	for _, id := range all {
+		lease := l.waitEnded(t, id, time.Minute)
+		if lease.Status != api.LeaseRevoked || lease.Revocation != "immediate" || lease.EndHow != "expired" ||
+			lease.ExpiresAt.Before(due) || lease.ExpiresAt.After(due.Add(time.Second)) || lease.EndedAt.Before(lease.ExpiresAt) {
+			t.Errorf("lease %s is %s, %s by %q at %s; it was due at %s", id, lease.Status, lease.Revocation, lease.EndHow, lease.EndedAt, lease.ExpiresAt)
+		}
+		r.took = max(r.took, lease.EndedAt.Sub(due))
+	}
+	return r
+}
+
+// getMany gets many credentials, several at a time, and gives their leases.
+func (l *lab) getMany(t *testing.T, ask api.Ask, n int, ttl func() time.Duration) []string {
+	t.Helper()
 	var all sync.WaitGroup
-	var wanted atomic.Int64
-	wanted.Store(int64(n))
+	var next atomic.Int64
+	leases := make([]string, n)
 	for range 8 {
 		all.Go(func() {
-			for wanted.Add(-1) >= 0 {
-				if _, _, err := l.agent.AskAndCollect(t.Context(), tokens); err != nil {
-					t.Error(err)
+			for ask := ask; ; {
+				i := int(next.Add(1)) - 1
+				if i >= n {
 					return
 				}
+				ask.TTL = api.Duration(ttl())
+				c, _, err := l.agent.AskAndCollect(t.Context(), ask)
+				if err != nil {
+					t.Errorf("%s: %v", ask.Entitlement, err)
+					return
+				}
+				leases[i] = c.Lease
 			}
 		})
 	}
 	all.Wait()
-	issued, stop := l.keepIssuing(t)
-	defer stop()
-	const measured = 5 * time.Second
-	time.Sleep(measured) // the rate before
-	before = float64(issued.Swap(0)) / measured.Seconds()
-	began := time.Now()
-	out, errs, code := l.cli(l.bin, "kill", "--entitlement", "kv-token", "--why", "load", "--yes", "--admin-socket", l.dir+"/admin.sock")
-	if code != 0 || !strings.Contains(out, fmt.Sprint(n)) {
-		t.Fatalf("kill: %d %s %s", code, out, errs)
+	if t.Failed() {
+		t.FailNow()
 	}
-	for l.liveOf(t, "kv-token") > 0 {
-		if time.Since(began) > 10*time.Minute {
-			t.Fatal("they do not end")
-		}
-		time.Sleep(time.Second) // looking costs, too
-	}
-	took = time.Since(began)
-	during = float64(issued.Load()) / took.Seconds()
-	if _, errs, code := l.cli(l.bin, "blocks", "lift", "--entitlement", "kv-token", "--why", "over", "--admin-socket", l.dir+"/admin.sock"); code != 0 {
-		t.Errorf("lift: %s", errs)
-	}
-	return took, before, during
+	return leases
 }
 
-// keepIssuing asks for the broker's own tokens, and counts them, until stop is
-// called.
-func (l *lab) keepIssuing(t *testing.T) (issued *atomic.Int64, stop func()) {
+// waitEnded waits until a lease has ended, in whatever way.
+func (l *lab) waitEnded(t *testing.T, id string, within time.Duration) (lease *api.Lease) {
+	t.Helper()
+	eventually(t, "the end of lease "+id, within, func() (err error) {
+		if lease, err = l.agent.Lease(t.Context(), id); err == nil && lease.EndedAt.IsZero() {
+			err = fmt.Errorf("it is %s, %s", lease.Status, lease.Revocation)
+		}
+		return err
+	})
+	return lease
+}
+
+// keepIssuing asks for credentials, and counts them, until stop is called.
+func (l *lab) keepIssuing(t *testing.T, ask api.Ask, giveBack bool) (issued *atomic.Int64, stop func()) {
 	issued = new(atomic.Int64)
 	var over atomic.Bool
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
 			for !over.Load() {
-				if _, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}); err != nil {
-					t.Errorf("issuing meanwhile: %v", err)
+				c, _, err := l.agent.AskAndCollect(t.Context(), ask)
+				if err == nil && giveBack {
+					_, err = l.agent.Revoke(t.Context(), c.Lease, "done")
+				}
+				if err != nil {
+					t.Errorf("issuing %s meanwhile: %v", ask.Entitlement, err)
 					return
 				}
 				issued.Add(1)
@@ -355,20 +414,14 @@ func (l *lab) keepIssuing(t *testing.T) (issued *atomic.Int64, stop func()) {
 	return issued, func() { over.Store(true); all.Wait() }
 }
 
-// liveOf says whether any lease of an entitlement lives: 0, or how many are on
-// the first page.
-func (l *lab) liveOf(t *testing.T, entitlement string) int {
-	t.Helper()
-	out, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--entitlement", entitlement, "--live", "--admin-socket", l.dir+"/admin.sock", "-o", "json")
-	var page api.LeasePage
-	if err := json.Unmarshal([]byte(out), &page); err != nil || code != 0 {
-		t.Fatalf("leases: %d %s: %v", code, errs, err)
-	}
-	return len(page.Leases)
-}
-
-// testManyDue is TestTenThousandDue in small.
+// testManyDue is TestTenThousandDue in small, with users of a database.
 func testManyDue(t *testing.T, l *lab) {
-	took, before, during := fallDue(t, l, 200)
-	t.Logf("200 credentials ended in %s; tokens a second: %.0f before, %.0f meanwhile", took.Round(time.Millisecond), before, during)
+	l.clean(t)
+	const n = 200
+	r := fallDue(t, l, orders, n)
+	t.Logf("%d users ended in %s; the broker's own tokens: %s; the same Vault's: %s", n, r.took.Round(time.Millisecond), r.tokens, r.vault)
+	if left := len(l.vault.leases(t, "database/creds/orders-ro")); left != 0 {
+		t.Errorf("Vault has %d leases left", left)
+	}
+	l.empty(t)
 }

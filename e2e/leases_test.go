@@ -122,6 +122,7 @@ func startLab(t *testing.T) *lab {
       policies: [web]
       data: {common_name: shop.acme.test, ttl: "${ttl}"}
   kv-by-agent: {issuer: vault-by-agent, vault: {path: auth/token/create, policies: [kv-read]}}
+  kv-due: {issuer: vault, vault: {path: auth/token/create, policies: [kv-read]}}
   kv-forgotten: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read]}}
   kv-lasting: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read], ephemeral: false}}` + holderEntitlements
 	w.configure(t, []string{s.domain}, agentsPolicy)

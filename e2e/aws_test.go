@@ -59,6 +59,7 @@ func TestAWS(t *testing.T) {
 		t.Run("credential_process of "+entitlement, func(t *testing.T) { testCredentialProcess(t, c, entitlement) })
 		t.Run("exec with "+entitlement, func(t *testing.T) { testExecAWS(t, c, entitlement) })
 	}
+	t.Run("clock of the STS", func(t *testing.T) { testSTSClock(t, c) })
 	t.Run("broker killed at a point", func(t *testing.T) { testSessionsKilledAt(t, c) })
 	t.Run("throttled", func(t *testing.T) { testThrottled(t, c) })
 	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, c) })

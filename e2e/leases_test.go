@@ -62,6 +62,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("answers lost", func(t *testing.T) { testAnswersLost(t, l) })
 	t.Run("broker killed at a point", func(t *testing.T) { testKilledAt(t, l) })
 	t.Run("disk full at the second transaction", func(t *testing.T) { testDiskFull(t, l) })
+	t.Run("clock of Vault", func(t *testing.T) { testVaultClock(t, l) })
 	t.Run("many due at once", func(t *testing.T) { testManyDue(t, l) })
 	t.Run("tokens and KV", func(t *testing.T) { testTokensAndKV(t, l) })
 	t.Run("Vault sealed", func(t *testing.T) { testSealed(t, l) })

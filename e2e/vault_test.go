@@ -348,13 +348,14 @@ func (v *vault) database(t *testing.T, p *postgres, role, grant string) {
 }
 
 // pki mounts the PKI engine with an authority of its own and a role that issues
-// for names below acme.test.
+// for names below acme.test. What it issues is good for those too whose clock is
+// behind, as they should be in earnest.
 func (v *vault) pki(t *testing.T, role string) {
 	t.Helper()
 	v.mount(t, "pki", nil)
 	v.must(t, "POST", "sys/mounts/pki/tune", fields{"max_lease_ttl": "87600h"})
-	v.must(t, "POST", "pki/root/generate/internal", fields{"common_name": "acme.test", "ttl": "87600h", "key_type": "ec"})
-	v.must(t, "POST", "pki/roles/"+role, fields{"allowed_domains": "acme.test", "allow_subdomains": true, "key_type": "ec", "max_ttl": "24h"})
+	v.must(t, "POST", "pki/root/generate/internal", fields{"common_name": "acme.test", "ttl": "87600h", "key_type": "ec", "not_before_duration": "1h"})
+	v.must(t, "POST", "pki/roles/"+role, fields{"allowed_domains": "acme.test", "allow_subdomains": true, "key_type": "ec", "max_ttl": "24h", "not_before_duration": "2m"})
 }
 
 // ssh mounts the SSH engine as an authority, with a role that signs keys for
@@ -364,7 +365,7 @@ func (v *vault) ssh(t *testing.T, role, users string) string {
 	v.mount(t, "ssh", nil)
 	made := v.must(t, "POST", "ssh/config/ca", fields{"generate_signing_key": true, "key_type": "ed25519"})
 	v.must(t, "POST", "ssh/roles/"+role, fields{
-		"key_type": "ca", "allow_user_certificates": true, "allowed_users": users, "default_extensions": fields{"permit-pty": ""}, "ttl": "5m", "max_ttl": "1h",
+		"key_type": "ca", "allow_user_certificates": true, "allowed_users": users, "default_extensions": fields{"permit-pty": ""}, "ttl": "5m", "max_ttl": "1h", "not_before_duration": "2m",
 	})
 	return made.Data["public_key"].(string)
 }

@@ -72,6 +72,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("PostgreSQL down at revocation", func(t *testing.T) { testPostgresDown(t, l) })
 	t.Run("broker killed", func(t *testing.T) { testBrokerKilled(t, l) })
 	t.Run("kill switch", func(t *testing.T) { testKillSwitch(t, l) })
+	t.Run("identity provider down", func(t *testing.T) { testProviderDown(t, l) })
 }
 
 func startLab(t *testing.T) *lab {

@@ -1,0 +1,56 @@
+package e2e
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+)
+
+// operator runs a command on the broker's own machine, by the admin socket.
+func (l *lab) operator(t *testing.T, args ...string) string {
+	t.Helper()
+	out, errs, code := l.cli(l.bin, append(args, "--admin-socket", filepath.Join(l.dir, "admin.sock"))...)
+	if code != 0 {
+		t.Errorf("broker %s: %d %s%s", strings.Join(args, " "), code, out, errs)
+	}
+	return out
+}
+
+// withoutIdentities stops the identity provider until it is called back: nobody
+// has new identities, the broker neither.
+func (l *lab) withoutIdentities(t *testing.T) (back func()) {
+	t.Helper()
+	l.spire.agent.stop()
+	return func() {
+		l.spire.startAgent(t)
+		l.start(t)
+		eventually(t, "a credential with the identity provider back", time.Minute, func() error {
+			_, _, err := l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "orders-by-agent"})
+			return err
+		})
+		l.clean(t)
+	}
+}
+
+// testProviderDown pulls the kill switch, lifts the block, and gives back, on the
+// broker's own machine, with the identity provider down.
+func testProviderDown(t *testing.T, l *lab) {
+	one, other := l.get(t, api.Ask{Entitlement: "orders-by-agent"}), l.get(t, api.Ask{Entitlement: "orders-by-token"})
+	defer l.withoutIdentities(t)()
+	l.operator(t, "return", one.Lease)
+	if err := l.ended(one); err != nil {
+		t.Error(err)
+	}
+	l.operator(t, "kill", "--entitlement", "orders-by-token", "--why", "INC-2", "--yes")
+	eventually(t, "the end of what the kill switch hit", 30*time.Second, func() error { return l.ended(other) })
+	if out := l.operator(t, "blocks"); !strings.Contains(out, "orders-by-token") {
+		t.Errorf("blocks: %s", out)
+	}
+	l.operator(t, "blocks", "lift", "--entitlement", "orders-by-token", "--why", "over")
+	if out := l.operator(t, "blocks"); strings.Contains(out, "orders-by-token") {
+		t.Errorf("blocks, after it was lifted: %s", out)
+	}
+}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,5 +53,43 @@ func testProviderDown(t *testing.T, l *lab) {
 	l.operator(t, "blocks", "lift", "--entitlement", "orders-by-token", "--why", "over")
 	if out := l.operator(t, "blocks"); strings.Contains(out, "orders-by-token") {
 		t.Errorf("blocks, after it was lifted: %s", out)
+	}
+}
+
+// testStartedAlone starts the broker with the identity provider down: nobody can
+// call it, and it ends what is due and what its operator says.
+func testStartedAlone(t *testing.T, l *lab) {
+	kept := l.get(t, api.Ask{Entitlement: "orders-by-agent"})
+	due := l.get(t, api.Ask{Entitlement: "orders-by-token", TTL: api.Duration(12 * time.Second)})
+	defer l.withoutIdentities(t)()
+	l.broker.kill()
+	var err error
+	if l.broker, err = start(l.owner, "broker", l.bin, "serve", "--config", filepath.Join(l.dir, "broker.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	l.brokers = append(l.brokers, l.broker)
+	eventually(t, "the admin socket's answering", 30*time.Second, func() error {
+		if l.broker.ended() {
+			t.Fatalf("the broker ended: %s", l.broker.out)
+		}
+		_, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--live", "--admin-socket", filepath.Join(l.dir, "admin.sock"))
+		if code != 0 {
+			return fmt.Errorf("%d %s", code, errs)
+		}
+		return nil
+	})
+	if err := l.ready(); err == nil {
+		t.Error("the broker says that it is ready, and can't prove itself to anybody")
+	}
+	if err := l.works(kept); err != nil {
+		t.Error(err)
+	}
+	l.operator(t, "return", kept.Lease)
+	if err := l.ended(kept); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the end of what is due", time.Minute, func() error { return l.ended(due) })
+	if time.Now().Before(due.ExpiresAt) {
+		t.Errorf("it ended before its time, %s", due.ExpiresAt)
 	}
 }

@@ -73,6 +73,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("broker killed", func(t *testing.T) { testBrokerKilled(t, l) })
 	t.Run("kill switch", func(t *testing.T) { testKillSwitch(t, l) })
 	t.Run("identity provider down", func(t *testing.T) { testProviderDown(t, l) })
+	t.Run("started without identity provider", func(t *testing.T) { testStartedAlone(t, l) })
 }
 
 func startLab(t *testing.T) *lab {

@@ -41,7 +41,7 @@ bench: ## speed: reported, never asserted
 	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers ./audit ./store ./broker
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
-	cd e2e && $(GO) test -count=1 -tags bench -run '^TestTenThousandDue$$' -timeout 30m -v .
+	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .
 
 # Without a bound on minimizing, go test spends the whole time on that.
 fuzz: ## every fuzz target for FUZZTIME

@@ -295,6 +295,32 @@ func testLeasedCertificate(t *testing.T, l *lab) {
 	}
 }
 
+// testListedCertificate gives a certificate back that Vault has no lease for: it
+// is on Vault's revocation list, and works all the same where nobody looks there,
+// so the broker says no more than that it ends in time.
+func testListedCertificate(t *testing.T, l *lab) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := l.get(t, api.Ask{Entitlement: "csr-certificate", Parameters: map[string]string{"name": "svc", "csr": request(t, key, "svc.acme.test")}})
+	block, _ := pem.Decode([]byte(c.Secret["certificate"]))
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.vault.revoked(t, leaf) {
+		t.Fatal("it is on the revocation list, and was just issued")
+	}
+	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
+	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != "at_expiry" {
+		t.Errorf("given back: %+v, %v", lease, err)
+	}
+	if !l.vault.revoked(t, leaf) {
+		t.Error("it was given back, and is not on the revocation list")
+	}
+}
+
 // revoked says whether a certificate is on the PKI engine's revocation list.
 func (v *vault) revoked(t *testing.T, leaf *x509.Certificate) bool {
 	t.Helper()

@@ -55,6 +55,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("wrapped", func(t *testing.T) { testWrapped(t, l) })
 	t.Run("static role", func(t *testing.T) { testStaticRole(t, l) })
 	t.Run("signed", func(t *testing.T) { testSigned(t, l) })
+	t.Run("listed certificate", func(t *testing.T) { testListedCertificate(t, l) })
 	t.Run("leased certificate", func(t *testing.T) { testLeasedCertificate(t, l) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, l) })
 	t.Run("SSH", func(t *testing.T) { testSSH(t, l) })
@@ -179,6 +180,7 @@ var brokerPolicy = []string{
 	"auth/token/revoke-accessor", "update",
 	"sys/leases/revoke", "update",
 	"auth/token/renew-self", "update",
+	"pki/revoke", "update",
 }
 
 // authorities gives the authorities of X.509-SVIDs in a SPIFFE bundle, as PEM.

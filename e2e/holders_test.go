@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -37,7 +38,7 @@ const holderEntitlements = `
       data: {csr: "${csr}", common_name: "${name}.acme.test", uri_sans: "${holder}", ttl: "${ttl}"}
     parameters: &csr
       name: {pattern: "[a-z]{1,20}", required: true}
-      csr: {pattern: "-----BEGIN CERTIFICATE REQUEST-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE REQUEST-----\n?", lines: true, max_length: 1024, required: true}
+      csr: {pattern: "-----BEGIN CERTIFICATE REQUEST-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE REQUEST-----\n?", lines: true, max_length: 4096, required: true}
   csr-trusted:
     issuer: vault
     vault:
@@ -226,6 +227,11 @@ func testSigned(t *testing.T, l *lab) {
 		t.Fatal(err)
 	}
 	l.signs(t, key)
+	large, err := rsa.GenerateKey(rand.Reader, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.signs(t, large)
 	// A role that trusts requests makes a certificate with names of its holder's
 	// choice, which is not given out.
 	foreign := request(t, key, "svc.acme.test", "svc.acme.test", "bank.other.test")

@@ -58,7 +58,8 @@ func (*Vault) Describe(e *broker.Entitlement, scopes []string, parameters map[st
 	known := func(template string) string {
 		return reference.ReplaceAllStringFunc(template, func(m string) string {
 			if value, ok := parameters[m[2:len(m)-1]]; ok {
-				return value
+				// The requester's lines stay within this one: none passes for ours.
+				return strings.ReplaceAll(value, "\n", "\n    | ")
 			}
 			return m
 		})

@@ -56,7 +56,7 @@ type debts struct {
 const maxDebts = 50_000
 
 // owe keeps a debt. It says false if there are too many.
-func (s *debts) owe(d *debt, now time.Time) bool {
+func (s *debts) owe(d *debt) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.list == nil {
@@ -65,9 +65,21 @@ func (s *debts) owe(d *debt, now time.Time) bool {
 	if s.list[d.lease.ID] == nil && len(s.list) >= maxDebts {
 		return false
 	}
-	s.list[d.lease.ID], s.shut = d, now.Add(reapEvery)
+	s.list[d.lease.ID] = d
 	return true
 }
+
+// failed notes that writing failed at now. Only what was tried says so: if what
+// was put off did, it would be put off for ever.
+func (s *debts) failed(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = now.Add(writeEvery)
+}
+
+// writeEvery is how often writing is tried while it fails: within each look of
+// the reaper, whose moments are not exact.
+const writeEvery = reapEvery / 2
 
 func (s *debts) paid(id LeaseID) {
 	s.mu.Lock()
@@ -121,12 +133,13 @@ func (b *Broker) pay(ctx context.Context, d *debt, now time.Time, gate gate) (up
 		cancel()
 	}
 	if gate != nil && !b.debts.writable(now) { // those who wait for an answer have it tried
-		b.debts.owe(d, now)
+		b.debts.owe(d)
 		return d.said, errUnwritten
 	}
 	defer gate.pass()()
 	if err := b.recordEnd(ctx, d.lease, ending{d.how, d.said}, d.by, d.reason, d.at); err != nil {
-		kept := b.debts.owe(d, now)
+		b.debts.failed(now.Add(time.Since(start)))
+		kept := b.debts.owe(d)
 		b.cfg.Log.ErrorContext(ctx, "the end of a lease is not recorded yet", "lease", d.lease.ID.String(), "how", d.how, "kept", kept, "err", err)
 		return d.said, err
 	}

@@ -315,3 +315,24 @@ func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
 		t.Errorf("the block: %+v, %v", blocks, err)
 	}
 }
+
+// When writing is possible again, it is found out, though each moment brings
+// more that can't be written yet.
+func TestWritingIsTriedAgain(t *testing.T) {
+	const leases = 40 // more than end at once
+	w, s, _ := stuckWorld(t, leases)
+	s.stuck.Store(true)
+	now := noon.Add(time.Hour)
+	for range 5 {
+		w.reap(t, now)
+		now = now.Add(time.Second) // as often as the reaper looks
+	}
+	s.stuck.Store(false)
+	for range 5 {
+		w.reap(t, now)
+		now = now.Add(time.Second)
+	}
+	if n := w.count(t, broker.LeaseRevoked); n != leases {
+		t.Errorf("%d of %d ends are recorded", n, leases)
+	}
+}

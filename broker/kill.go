@@ -349,7 +349,7 @@ func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reas
 		e.err = errNow // whoever is issuing it finds it taken away
 	}
 	if err = b.recordEnd(ctx, l, e, who, reason, now); err != nil && e.err == errNow {
-		b.debts.owe(newDebt(l, EndRevoked, who, reason), now)
+		b.debts.owe(newDebt(l, EndRevoked, who, reason))
 	}
 	return err
 }

@@ -13,10 +13,11 @@ import (
 // enough to vote by.
 const ClaimsFor = 15 * time.Minute
 
-// barred are the people who may never approve the request: who asked, and who
+// bars says whether somebody may never approve the request: who asked, and who
 // answers for the workload that did, or answered for it then. Nothing lifts that.
-func (r *Request) barred(rules *Rules) []string {
-	return slices.Concat([]string{r.Requester.ID}, r.Requester.Accountable, rules.Mark(r.Requester).Accountable)
+func (r *Request) bars(rules *Rules, person string) bool {
+	return person == r.Requester.ID || slices.Contains(r.Requester.Accountable, person) ||
+		slices.Contains(rules.Mark(r.Requester).Accountable, person)
 }
 
 // team gives the listed members of the requester's team; false: nobody can tell
@@ -58,7 +59,7 @@ func (r *Request) staffed(rules *Rules, needs []ApprovalNeed) error {
 		}
 		closed = append(closed, need)
 		for _, person := range members {
-			if slices.Contains(r.barred(rules), person) || excluded && slices.Contains(team, person) {
+			if r.bars(rules, person) || excluded && slices.Contains(team, person) {
 				continue
 			}
 			i := slices.IndexFunc(all, func(a Approval) bool { return a.Person == person })
@@ -108,7 +109,7 @@ func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Req
 	byProvider := claimed || len(groups) == 0 || excluded && rules.Groups[r.Requester.Team].Claimed
 	_, stale := b.ClaimsAge(who, now)
 	switch {
-	case slices.Contains(r.barred(rules), who.ID):
+	case r.bars(rules, who.ID):
 		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
 	case stale && byProvider:
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
@@ -157,13 +158,6 @@ func (b *Broker) Vote(ctx context.Context, who Identity, id RequestID, v Vote, n
 	}
 	return nil, refuse(ErrSlowDown, "others decide on it at the same moment: look again")
 }
-
-// A clock tells how late it is by now in a call that began at a given time.
-type clock struct{ began, start time.Time }
-
-func startClock(now time.Time) clock { return clock{now, time.Now()} }
-
-func (c clock) now() time.Time { return c.began.Add(time.Since(c.start)) }
 
 // overtaken waits, if rules are being replaced, until they are in force: what
 // was decided by those before is decided by those.

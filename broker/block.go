@@ -45,11 +45,8 @@ func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason 
 	if key.Kind == "request" {
 		return refuse(ErrInvalidRequest, "a request can't be blocked: revoke it, or block its holder")
 	}
-	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+	if reason, err = checkReason(reason); err != nil {
 		return err
-	}
-	if reason = strings.TrimSpace(reason); reason == "" {
-		return refuse(ErrJustificationRequired, "say why")
 	}
 	digest, opening := audit.Commit(reason)
 	record := audit.Record{
@@ -64,6 +61,17 @@ func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason 
 		return nil
 	}
 	return err
+}
+
+// checkReason gives a reason that the kill switch takes: there must be one.
+func checkReason(reason string) (string, error) {
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return "", err
+	}
+	if reason = strings.TrimSpace(reason); reason == "" {
+		return "", refuse(ErrJustificationRequired, "say why")
+	}
+	return reason, nil
 }
 
 func switchBlock(tx Tx, key BlockKey, who Identity, reason string, to blockState, now time.Time) error {

@@ -122,14 +122,14 @@ func (s *debts) has(id LeaseID) bool {
 // issuer said beside whether that was recorded.
 func (b *Broker) pay(ctx context.Context, d *debt, now time.Time, gate gate) (upstream, err error) {
 	ctx = context.WithoutCancel(ctx)
-	start := time.Now()
+	clock := startClock(now)
 	if d.toTell() {
 		asked := *d.lease
 		if asked.EndHow == "" || d.how == EndRevoked {
 			asked.EndHow = d.how
 		}
 		telling, cancel := context.WithTimeout(ctx, endDeadline)
-		d.heard(b.revokeUpstream(telling, &asked), now.Add(time.Since(start)))
+		d.heard(b.revokeUpstream(telling, &asked), clock.now())
 		cancel()
 	}
 	if gate != nil && !b.debts.writable(now) { // those who wait for an answer have it tried
@@ -138,7 +138,7 @@ func (b *Broker) pay(ctx context.Context, d *debt, now time.Time, gate gate) (up
 	}
 	defer gate.pass()()
 	if err := b.recordEnd(ctx, d.lease, ending{d.how, d.said}, d.by, d.reason, d.at); err != nil {
-		b.debts.failed(now.Add(time.Since(start)))
+		b.debts.failed(clock.now())
 		kept := b.debts.owe(d)
 		b.cfg.Log.ErrorContext(ctx, "the end of a lease is not recorded yet", "lease", d.lease.ID.String(), "how", d.how, "kept", kept, "err", err)
 		return d.said, err

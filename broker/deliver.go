@@ -153,9 +153,9 @@ func (c *channels) rest(channel string, until time.Time) {
 // many notices it dealt with. It takes one at a time, so that an alarm waits for
 // one call of its channel, and never for a queue.
 func (b *Broker) tellChannel(ctx context.Context, channel string, now time.Time) (dealt int64) {
-	start := time.Now()
+	clock := startClock(now)
 	for ; ctx.Err() == nil; dealt++ {
-		at := now.Add(time.Since(start))
+		at := clock.now()
 		e, err := b.nextErrand(ctx, channel, at)
 		if err == nil && e == nil {
 			return dealt

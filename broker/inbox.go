@@ -164,12 +164,10 @@ func newVoter(rules *Rules, who Identity) *voter {
 // isAsked says whether the person is asked about a request, as far as groups
 // say. What only policy's forbids or the age of claims say, the vote does.
 func (v *voter) isAsked(r *Request, needs []ApprovalNeed) bool {
-	if slices.Contains(r.barred(v.rules), v.who.ID) || r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team] {
-		return false
-	}
-	return slices.ContainsFunc(needs, func(n ApprovalNeed) bool {
+	asked := slices.ContainsFunc(needs, func(n ApprovalNeed) bool {
 		return v.groups[n.Group] || n.Group == GroupManager && slices.Contains(r.manager(), v.who.ID)
 	})
+	return asked && !(r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team]) && !r.bars(v.rules, v.who.ID)
 }
 
 // Asked says whether the person may say yes or no to the request, or review it,

@@ -121,7 +121,20 @@ func (b *Broker) Preview(ctx context.Context, who Identity, s Selector, now time
 	if err := b.mayBlock(ctx, who, now); err != nil {
 		return nil, err
 	}
+	return b.aim(ctx, s, now)
+}
+
+// aim is what a selector hits; hitting nothing by a name that nothing has is an
+// error.
+func (b *Broker) aim(ctx context.Context, s Selector, now time.Time) (*Preview, error) {
 	p, _, err := b.hit(ctx, s, now)
+	if err != nil || p.Leases > 0 {
+		return p, err
+	}
+	key, err := s.key()
+	if err == nil {
+		err = b.known(key)
+	}
 	return p, err
 }
 
@@ -150,11 +163,6 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 			if q.Before = next; next.IsZero() {
 				break
 			}
-		}
-	}
-	if len(ids) == 0 {
-		if err := b.known(key); err != nil {
-			return nil, nil, err
 		}
 	}
 	p.Digest = audit.Digest(digest.Sum(nil))
@@ -239,7 +247,7 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	if err != nil {
 		return nil, err
 	}
-	preview, _, err := b.hit(ctx, s, now)
+	preview, err := b.aim(ctx, s, now)
 	if err != nil {
 		return nil, err
 	}
@@ -295,11 +303,9 @@ const KillDeadline = 5 * time.Minute
 // revokeGrant ends what a request gave, or waits for, so that nothing more is
 // collected with it. Ending it twice is no error.
 func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, reason string, now time.Time) error {
-	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+	reason, err := checkReason(reason)
+	if err != nil {
 		return err
-	}
-	if reason = strings.TrimSpace(reason); reason == "" {
-		return refuse(ErrJustificationRequired, "say why")
 	}
 	r, err := b.load(ctx, id)
 	if err != nil {

@@ -69,7 +69,7 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
 	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
 	defer cancel()
-	start := time.Now()
+	clock := startClock(c.now)
 	prepared, err := c.issuer.Prepare(ctx, Order{Lease: *l, Entitlement: c.e})
 	if err != nil {
 		return nil, b.upstream(ctx, l, err)
@@ -81,7 +81,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	}
 	// From here on the reaper ends whatever comes to exist, if we die.
 	cred, handle, err := c.issuer.Issue(ctx, Order{Lease: *l, Entitlement: c.e, Key: prepared.Key})
-	now := c.now.Add(time.Since(start))
+	now := clock.now()
 	if err != nil {
 		if handle != nil {
 			l.Handle = handle

@@ -130,7 +130,7 @@ func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
 // not be recorded before comes first, and does not keep the rest from being
 // ended.
 func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (int, error) {
-	pace, start := b.paces[issuer], time.Now()
+	pace, clock := b.paces[issuer], startClock(now)
 	work := b.debts.due(issuer, reapBatch, now)
 	most := pace.batch(now)
 	if most == 0 {
@@ -153,15 +153,15 @@ func (b *Broker) reapIssuer(ctx context.Context, issuer string, now time.Time) (
 		}
 		done++
 		group.Go(func() error {
-			upstream, _ := b.pay(ctx, d, now.Add(time.Since(start)), b.writes) // what is not recorded is owed
-			if told && !pace.heard(upstream, now.Add(time.Since(start))) {
+			upstream, _ := b.pay(ctx, d, clock.now(), b.writes) // what is not recorded is owed
+			if told && !pace.heard(upstream, clock.now()) {
 				stop.Store(true)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait() // none of them fails
-	if stop.Load() || !b.debts.writable(now.Add(time.Since(start))) {
+	if stop.Load() || !b.debts.writable(clock.now()) {
 		return min(done, reapBatch-1), nil // it is not worth to go on at once
 	}
 	return done, nil

@@ -144,9 +144,9 @@ func (r *Request) covered(o Obligations) bool {
 // policy excludes by now, as far as that is listed.
 func (r *Request) holding(rules *Rules, o Obligations) *Request {
 	team, _ := r.team(rules)
-	barred, held := r.barred(rules), *r
+	held := *r
 	held.Approvals = slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
-		return slices.Contains(barred, a.Person) || o.ExcludeTeam && slices.Contains(team, a.Person)
+		return r.bars(rules, a.Person) || o.ExcludeTeam && slices.Contains(team, a.Person)
 	})
 	return &held
 }

@@ -103,37 +103,47 @@ func needTexts(needs []need, have []int) string {
 	return strings.Join(texts, ", ")
 }
 
-// seat gives each person one place at most, such that as many places as can be
-// are filled: somebody in two groups counts once. It says how many of each
-// need are, and whether all are.
+// seat says how many of each need the voices fill, and whether all are.
 func seat(needs []need, voices []voice) (have []int, full bool) {
-	var chairs []int // the need that each place is of
+	counts := make([]int, len(needs))
 	for i, n := range needs {
-		for range n.count {
-			chairs = append(chairs, i)
+		counts[i] = n.count
+	}
+	return Seat(counts, len(voices), func(v, of int) bool { return slices.Contains(voices[v].groups, needs[of].group) })
+}
+
+// Seat gives each of so many people one place at most, such that as many places
+// as can be are filled: somebody who fits two needs counts once. counts are the
+// places of each need, and fits says whether a person may take one of them. It
+// gives how many of each are taken, and whether all are.
+func Seat(counts []int, people int, fits func(person, need int) bool) (have []int, full bool) {
+	var chairs []int // the need that each place is of
+	for need, count := range counts {
+		for range count {
+			chairs = append(chairs, need)
 		}
 	}
-	taken := make([]int, len(chairs)) // by the voice, counted from 1
-	var sit func(v int, tried []bool) bool
-	sit = func(v int, tried []bool) bool {
-		for chair, of := range chairs {
-			if tried[chair] || !slices.Contains(voices[v].groups, needs[of].group) {
+	taken := make([]int, len(chairs)) // by the person, counted from 1
+	var sit func(person int, tried []bool) bool
+	sit = func(person int, tried []bool) bool {
+		for chair, need := range chairs {
+			if tried[chair] || !fits(person, need) {
 				continue
 			}
 			tried[chair] = true
 			if taken[chair] == 0 || sit(taken[chair]-1, tried) {
-				taken[chair] = v + 1
+				taken[chair] = person + 1
 				return true
 			}
 		}
 		return false
 	}
-	for v := range voices {
-		sit(v, make([]bool, len(chairs)))
+	for person := range people {
+		sit(person, make([]bool, len(chairs)))
 	}
-	have, full = make([]int, len(needs)), true
-	for chair, v := range taken {
-		if v > 0 {
+	have, full = make([]int, len(counts)), true
+	for chair, person := range taken {
+		if person > 0 {
 			have[chairs[chair]]++
 		} else {
 			full = false

@@ -336,3 +336,22 @@ func TestWritingIsTriedAgain(t *testing.T) {
 		t.Errorf("%d of %d ends are recorded", n, leases)
 	}
 }
+
+// So is one whose entitlement has left the catalogue meanwhile.
+func TestKillSwitchGoesOnWithoutItsEntitlement(t *testing.T) {
+	s := &dying{}
+	s.left.Store(1000)
+	db := &moody{system: system{live: map[string]time.Time{}}}
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
+	s.left.Store(1) // the block, and not that all is ended
+	if _, err := w.broker.RevokeAll(t.Context(), root, broker.Selector{Entitlement: "db"}, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrUnavailable) {
+		t.Fatalf("it died, and the caller is told %v", err)
+	}
+	delete(w.rules.Catalogue, "db")
+	if _, err := w.restart(t, map[string]broker.Issuer{"db": db}).Reap(t.Context(), noon); err != nil {
+		t.Fatal(err)
+	}
+	if blocks, err := w.store.Blocks(t.Context()); err != nil || len(blocks) != 1 || !blocks[0].Ends.IsZero() {
+		t.Errorf("the block: %+v, %v", blocks, err)
+	}
+}

@@ -88,40 +88,15 @@ type Place struct {
 // many places as can be are filled: somebody in two groups counts once. It
 // says whether all are.
 func seat(needs []ApprovalNeed, votes []Approval) (places []Place, full bool) {
-	var chairs []int // the need that each place is of
+	counts := make([]int, len(needs))
 	for i, n := range needs {
-		places = append(places, Place{ApprovalNeed: n})
-		for range n.Count {
-			chairs = append(chairs, i)
-		}
+		counts[i] = n.Count
 	}
-	taken := make([]int, len(chairs)) // by the vote, counted from 1
-	var sit func(vote int, tried []bool) bool
-	sit = func(vote int, tried []bool) bool {
-		for chair, need := range chairs {
-			if tried[chair] || !slices.Contains(votes[vote].Groups, needs[need].Group) {
-				continue
-			}
-			tried[chair] = true
-			if taken[chair] == 0 || sit(taken[chair]-1, tried) {
-				taken[chair] = vote + 1
-				return true
-			}
-		}
-		return false
-	}
-	for vote := range votes {
-		if votes[vote].Approve {
-			sit(vote, make([]bool, len(chairs)))
-		}
-	}
-	full = true
-	for chair, vote := range taken {
-		if vote > 0 {
-			places[chairs[chair]].Have++
-		} else {
-			full = false
-		}
+	have, full := audit.Seat(counts, len(votes), func(vote, need int) bool {
+		return votes[vote].Approve && slices.Contains(votes[vote].Groups, needs[need].Group)
+	})
+	for i, n := range needs {
+		places = append(places, Place{n, have[i]})
 	}
 	return places, full
 }

@@ -284,21 +284,7 @@ func testLeasedCertificate(t *testing.T, l *lab) {
 	if c.Type != "certificate" || c.Revocation != "immediate" {
 		t.Fatalf("the credential is %s, %s", c.Type, c.Revocation)
 	}
-	block, _ := pem.Decode([]byte(c.Secret["certificate"]))
-	leaf, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l.vault.revoked(t, leaf) {
-		t.Fatal("it is on the revocation list, and was just issued")
-	}
-	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
-	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != "immediate" {
-		t.Errorf("given back: %+v, %v", lease, err)
-	}
-	if !l.vault.revoked(t, leaf) {
-		t.Error("the broker said immediate, and it is not on the revocation list")
-	}
+	l.listedOnceGivenBack(t, c, "immediate")
 }
 
 // testListedCertificate gives a certificate back that Vault has no lease for: it
@@ -310,6 +296,13 @@ func testListedCertificate(t *testing.T, l *lab) {
 		t.Fatal(err)
 	}
 	c := l.get(t, api.Ask{Entitlement: "csr-certificate", Parameters: map[string]string{"name": "svc", "csr": request(t, key, "svc.acme.test")}})
+	l.listedOnceGivenBack(t, c, "at_expiry")
+}
+
+// listedOnceGivenBack gives a certificate back, which the broker says so much
+// of, and wants it on Vault's revocation list then and not before.
+func (l *lab) listedOnceGivenBack(t *testing.T, c *api.Credential, revocation string) {
+	t.Helper()
 	block, _ := pem.Decode([]byte(c.Secret["certificate"]))
 	leaf, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
@@ -319,7 +312,7 @@ func testListedCertificate(t *testing.T, l *lab) {
 		t.Fatal("it is on the revocation list, and was just issued")
 	}
 	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
-	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != "at_expiry" {
+	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != revocation {
 		t.Errorf("given back: %+v, %v", lease, err)
 	}
 	if !l.vault.revoked(t, leaf) {

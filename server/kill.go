@@ -28,6 +28,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	if body.Preview && (body.Force || body.PreviewDigest != "") {
 		return reply{}, refuse(broker.ErrInvalidRequest, "ask for a preview, or send preview_digest or force; not both")
 	}
+	c.extend(broker.KillDeadline) // whichever listener it came by
 	if body.Preview {
 		preview, err := s.cfg.Broker.Preview(c.r.Context(), c.who, selector, c.now)
 		if err != nil {
@@ -39,7 +40,6 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	if !body.Force && seen.UnmarshalText([]byte(body.PreviewDigest)) != nil {
 		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of the preview that you looked at, or force")
 	}
-	c.extend(broker.KillDeadline)
 	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.who, selector, body.Reason, seen, body.Force, c.now)
 	if err != nil {
 		return reply{}, err

@@ -100,16 +100,6 @@ func adminHandler(a admin, rest http.Handler) http.Handler {
 		return map[string]int{"resealed": n}, err
 	})
 	handle("GET /admin/keys", func(context.Context, broker.Identity) (any, error) { return a.listKeys(), nil })
-	// The kill switch may take longer than a connection's bounds allow.
-	mux.HandleFunc("POST /v1/revocations", func(w http.ResponseWriter, r *http.Request) {
-		rc := http.NewResponseController(w)
-		err := errors.Join(rc.SetReadDeadline(time.Now().Add(killWait)), rc.SetWriteDeadline(time.Now().Add(killWait)))
-		if err != nil {
-			http.Error(w, "this connection can't be kept for as long as that may take", http.StatusInternalServerError)
-			return
-		}
-		rest.ServeHTTP(w, r)
-	})
 	mux.Handle("/", rest)
 	return mux
 }

@@ -93,18 +93,18 @@ believed whose they are, and that they waited for a day.`,
 }
 
 func writeReport(w io.Writer, r *audit.Report) {
-	fmt.Fprintf(w, "log\t%s\n", oneLine(r.Origin))
+	fmt.Fprintf(w, "log\t%s\n", plainly(r.Origin))
 	trust := "given by you"
 	if !r.KeyTrusted {
 		trust = "the log's own word for it: give --key to trust nobody"
 	}
-	fmt.Fprintf(w, "key\t%s (%s)\n", oneLine(r.Key), trust)
+	fmt.Fprintf(w, "key\t%s (%s)\n", plainly(r.Key), trust)
 	fmt.Fprintf(w, "records\t%d\n", r.Records)
 	if r.Records > 0 {
 		fmt.Fprintf(w, "from, to\t%s, %s\n", clock(r.First), clock(r.Last))
 	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
-		fmt.Fprintf(w, "  %s\t%d\n", oneLine(string(kind)), r.Kinds[kind])
+		fmt.Fprintf(w, "  %s\t%d\n", plainly(string(kind)), r.Kinds[kind])
 	}
 	fmt.Fprintf(w, "root\t%s\n", r.Root)
 	fmt.Fprintf(w, "checkpoints\t%d signed, all of this log\n", r.Checkpoints)
@@ -130,7 +130,7 @@ func writeReport(w io.Writer, r *audit.Report) {
 	}
 	fmt.Fprintln(w, "NOT VERIFIED")
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "  %s\n", oneLine(p.Error()))
+		fmt.Fprintf(w, "  %s\n", plainly(p.Error()))
 	}
 	if r.More > 0 {
 		fmt.Fprintf(w, "  and %d more problems\n", r.More)
@@ -155,7 +155,7 @@ them with the people, keep the file, and give it to "broker audit verify
 				}
 				return a.print(list, func(w io.Writer) {
 					for _, approver := range list {
-						fmt.Fprintln(w, oneLine(approver.String()))
+						fmt.Fprintln(w, plainly(approver.String()))
 					}
 				})
 			})
@@ -243,12 +243,8 @@ func recordLine(item audit.Item, r audit.Record) string {
 	if r.End != nil {
 		parts = append(parts, r.End.How)
 	}
-	return oneLine(strings.TrimRight(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "), " "))
+	return plainly(strings.TrimRight(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "), " "))
 }
-
-// oneLine shows what a log says in one line. A log may come from anybody, and
-// must not paint over what is said of it.
-func oneLine(s string) string { return strings.ReplaceAll(plainly(s), "\n", `\n`) }
 
 func (a *app) auditExportCommand() *cobra.Command {
 	c := &cobra.Command{

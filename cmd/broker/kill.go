@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // selectorFlags say what the kill switch hits.
@@ -64,9 +65,9 @@ func adminClient(socket string, wait time.Duration) *api.Client {
 const (
 	adminWait = time.Minute
 
-	// killWait is how long the kill switch may take: the broker goes on for five
-	// minutes, whether anybody waits or not, and then answers.
-	killWait = 5*time.Minute + 10*time.Second
+	// killWait is how long the kill switch may take: the broker goes on to its end,
+	// whether anybody waits or not, and then answers.
+	killWait = broker.KillDeadline + 10*time.Second
 )
 
 func (a *app) adminSocketFlag(c *cobra.Command, socket *string) {

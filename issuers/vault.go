@@ -151,6 +151,7 @@ type vaultCall struct {
 	body                any
 	data                map[string]any // the body of a call that makes a credential
 	wrap                time.Duration
+	late                time.Duration // by how much what is made may outlive its lease
 }
 
 // A vaultAnswer is what a Vault said, and by how much its clock is ahead of
@@ -158,6 +159,17 @@ type vaultCall struct {
 type vaultAnswer struct {
 	*api.Secret
 	ahead time.Duration
+}
+
+// leaseEnd is when the lease of what was made ends.
+func (a *vaultAnswer) leaseEnd() time.Time {
+	return time.Now().Add(time.Duration(a.LeaseDuration) * time.Second)
+}
+
+// after is the time, by the clocks of everybody else, that is d from now by the
+// Vault's, to the second.
+func (a *vaultAnswer) after(d time.Duration) time.Time {
+	return time.Now().Add(a.ahead + time.Second + d)
 }
 
 func (v *Vault) call(ctx context.Context, client *api.Client, c vaultCall) (*vaultAnswer, error) {
@@ -346,8 +358,8 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 		return vaultToken(&o.Lease, key["token"]), handle.encode(), nil
 	}
 	left := time.Until(o.Lease.Expires)
-	if ahead, err := time.ParseDuration(key["ahead"]); err == nil && ahead > time.Second && spec.asksTime() {
-		left -= ahead // what it signs for a time, it counts by its own clock
+	if ahead, err := time.ParseDuration(key["ahead"]); err == nil && ahead > time.Second && spec.asksTime() && !spec.sessions() {
+		left -= ahead // what it signs for a time, it counts by its own clock; sessions are counted by AWS's
 	}
 	sent, err := spec.call(&o.Lease, left)
 	var answer *vaultAnswer

@@ -50,15 +50,20 @@ func (s *VaultSpec) unwrapped(a *vaultAnswer, l *broker.Lease, sent vaultCall, h
 	if err != nil {
 		return broker.Credential{}, err
 	}
-	given := time.Now().Add(time.Duration(a.LeaseDuration) * time.Second)
-	switch until, timed := s.timed(a, kind, fields, given); {
+	until, timed, err := s.timed(a, kind)
+	if timed {
+		h.byTime()
+	}
+	switch {
+	case err != nil:
+		return broker.Credential{}, err
 	case timed:
-		return timedCredential(kind, fields, l, until, h)
+		return timedCredential(kind, fields, l, sent, until)
 	case a.LeaseID != "" && !s.Lasting:
 		if kind == "certificate" {
 			return certificate(fields, l, sent, broker.RevokedImmediate, h)
 		}
-		return seal(kind, fields, earlier(l.Expires, given, a.LeaseDuration > 0), broker.RevokedImmediate), nil
+		return seal(kind, fields, earlier(l.Expires, a.leaseEnd(), a.LeaseDuration > 0), broker.RevokedImmediate), nil
 	case kind == "certificate":
 		h.Made = endByItself
 		return certificate(fields, l, sent, broker.RevokedAtExpiry, h)

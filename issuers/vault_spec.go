@@ -74,6 +74,9 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 	if s.Path == TokenPath && (s.Data != nil || s.Wrap || s.Lasting || s.Timed) {
 		bad("path", "%s hands out a token with the policies of the entitlement; it takes nothing but policies", TokenPath)
 	}
+	if e.MaxTTL < s.MinTTL() {
+		bad("path", "AWS makes no session for less than %s: the max_ttl can't be shorter", AWSMinTTL)
+	}
 	if _, ok := secretTypes[s.Type]; s.Type != "" && !ok {
 		bad("type", "choose of %s, or leave it out", strings.Join(slices.Sorted(maps.Keys(secretTypes)), ", "))
 	}
@@ -135,7 +138,7 @@ func (s *VaultSpec) Revocation() broker.Revocation {
 		return broker.RevokedNever
 	case s.static():
 		return broker.RevokedAtRotation
-	case s.Wrap || s.signs() || s.Timed || strings.Contains(s.Path, "/sts/"):
+	case s.Wrap || s.signs() || s.Timed || s.sessions():
 		return broker.RevokedAtExpiry
 	}
 	return broker.RevokedImmediate
@@ -202,11 +205,18 @@ func (s *VaultSpec) call(l *broker.Lease, left time.Duration) (vaultCall, error)
 	if left < time.Second {
 		return vaultCall{}, &vaultFault{broker.ErrIssuerRefused, 0, "the Vault's clock is ahead by more than the lease's time"}
 	}
-	path, err := s.path(l, left)
-	if err != nil {
+	var c vaultCall
+	var err error
+	ask := left
+	if s.sessions() {
+		if ask, c.late, err = sessionTime(left); err != nil {
+			return vaultCall{}, err
+		}
+	}
+	if c.path, err = s.path(l, ask); err != nil {
 		return vaultCall{}, err
 	}
-	c := vaultCall{method: http.MethodGet, path: path, data: s.data(l, left)}
+	c.method, c.data = http.MethodGet, s.data(l, ask)
 	if c.data != nil {
 		c.method, c.body = http.MethodPost, c.data
 	}

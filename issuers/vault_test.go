@@ -186,7 +186,7 @@ func (f *fakeVault) secret(path, token string, body object, r *http.Request) (in
 	case strings.HasPrefix(path, "ssh/sign/"):
 		return f.signed(path, body)
 	}
-	return f.engine(path, token)
+	return f.engine(path, token, body)
 }
 
 // vaultOrder is an order of ten minutes from now on.
@@ -196,7 +196,7 @@ func vaultOrder(t *testing.T, spec VaultSpec) broker.Order {
 		spec.Policies = []string{"orders"}
 	}
 	now := time.Now()
-	e := &broker.Entitlement{Name: "orders-db-ro", Issuer: "vault", Spec: &spec, Parameters: map[string]broker.Parameter{}}
+	e := &broker.Entitlement{Name: "orders-db-ro", Issuer: "vault", Spec: &spec, MaxTTL: time.Hour, Parameters: map[string]broker.Parameter{}}
 	for name, required := range map[string]bool{"table": true, "note": false} {
 		if strings.Contains(spec.Path+fmt.Sprint(spec.Data), "${"+name+"}") {
 			e.Parameters[name] = broker.Parameter{Pattern: regexp.MustCompile(`^.*$`), Required: required}

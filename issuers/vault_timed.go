@@ -1,12 +1,13 @@
 package issuers
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/crypto/ssh"
 
 	"accessbroker.internal/broker"
@@ -20,32 +21,87 @@ import (
 //     service account that was there before goes on (Kubernetes secrets engine);
 //   - tokens of Google Cloud, which have no lease (GCP secrets engine);
 //   - what the entitlement says is like that.
-func (s *VaultSpec) timed(a *vaultAnswer, kind string, fields map[string]string, given time.Time) (until time.Time, timed bool) {
-	if s.Lasting || s.static() || kind == "certificate" {
-		return time.Time{}, false
-	}
+//
+// Each says itself how long it lives. Its lease does not: a Vault makes that no
+// longer than the max_lease_ttl of the mount.
+func (s *VaultSpec) timed(a *vaultAnswer, kind string) (until time.Time, timed bool, err error) {
 	leased := a.LeaseID != "" && a.LeaseDuration > 0
-	at, dated := a.Data["expires_at_seconds"].(json.Number)
+	says := func(name string) bool { return text(a.Data[name]) != "" }
 	switch {
-	case leased && (kind == "aws" && fields["session_token"] != "" || fields["service_account_token"] != "" || s.Timed):
-		return given, true
-	case a.LeaseID == "" && dated && fields["token"] != "":
-		seconds, err := at.Int64()
-		return time.Unix(seconds, 0), err == nil
+	case s.Lasting || s.static() || kind == "certificate":
+		return time.Time{}, false, nil
+	case says("secret_key") && (says("session_token") || says("security_token")):
+		left, ok := seconds(a.Data["ttl"])
+		if !ok {
+			return time.Time{}, true, unsaid("the session")
+		}
+		return a.after(left), true, nil
+	case says("service_account_token"):
+		until, err = tokenEnd(text(a.Data["service_account_token"]))
+		return until, true, err
+	case a.LeaseID == "" && says("token") && says("expires_at_seconds"):
+		at, err := strconv.ParseInt(text(a.Data["expires_at_seconds"]), 10, 64)
+		if err != nil {
+			return time.Time{}, true, unsaid("the token")
+		}
+		return time.Unix(at, 0), true, nil
 	}
-	return time.Time{}, false
+	return a.leaseEnd(), leased && s.Timed, nil
 }
 
-// timedCredential is one that only time ends. Its lease, if it has one, is
+// tokenEnd reads when a token of Kubernetes ends, which is a JWT (RFC 7519,
+// section 4.1.4). Who signed it makes no difference to that: it came from the
+// Vault.
+func tokenEnd(token string) (time.Time, error) {
+	var claims jwt.RegisteredClaims
+	if _, _, err := jwt.NewParser().ParseUnverified(token, &claims); err != nil || claims.ExpiresAt == nil {
+		return time.Time{}, unsaid("the token")
+	}
+	return claims.ExpiresAt.Time, nil
+}
+
+func unsaid(what string) error {
+	return fmt.Errorf("%w: the answer does not say how long %s lives", broker.ErrIssuerRefused, what)
+}
+
+// byTime notes that only time ends what was made. Its lease, if it has one, is
 // revoked all the same: that cleans up after it.
-func timedCredential(kind string, fields map[string]string, l *broker.Lease, until time.Time, h *vaultHandle) (broker.Credential, error) {
+func (h *vaultHandle) byTime() {
 	if h.Made = endByItself; h.Lease != "" {
 		h.Made = endTimed
 	}
-	if until.After(l.Expires.Add(vaultSlack)) {
+}
+
+// timedCredential is one that only time ends.
+func timedCredential(kind string, fields map[string]string, l *broker.Lease, sent vaultCall, until time.Time) (broker.Credential, error) {
+	if until.After(l.Expires.Add(vaultSlack + sent.late)) {
 		return broker.Credential{}, outlives("what was made", until)
 	}
 	return seal(kind, fields, earlier(l.Expires, until, true), broker.RevokedAtExpiry), nil
+}
+
+// sessions says whether the path gives sessions of AWS STS, whichever of its
+// ways the role of the Vault goes.
+func (s *VaultSpec) sessions() bool { return strings.Contains(s.Path, "/sts/") }
+
+// MinTTL is the shortest that what is made there can be; zero: any time.
+func (s *VaultSpec) MinTTL() time.Duration {
+	if s.sessions() {
+		return AWSMinTTL
+	}
+	return 0
+}
+
+// sessionTime is for how long to ask for a session of a lease of which left is
+// left, and by how much that session may outlive it, as AWS's do.
+func sessionTime(left time.Duration) (ask, late time.Duration, err error) {
+	if left < AWSMinTTL-broker.IssueDeadline {
+		return 0, 0, &vaultFault{broker.ErrIssuerRefused, 0, tooShortForAWS}
+	}
+	if ask = time.Duration(awsSeconds(left, awsCallTime)) * time.Second; ask == AWSMinTTL {
+		late = broker.IssueDeadline
+	}
+	return ask, late, nil
 }
 
 // sshCertificate holds an SSH certificate to its lease, and to the names that

@@ -182,7 +182,7 @@ func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *
 		effect.String("kind", "token").String("audience", e.Audience)
 	case issuer.vault != nil:
 		spec := c.vaultSpec(key, f, e)
-		e.Spec, e.Revocation = spec, spec.Revocation()
+		e.Spec, e.Revocation, e.MinTTL = spec, spec.Revocation(), spec.MinTTL()
 		effect.String("kind", "vault").Hex("spec", spec.Digest())
 	case issuer.aws != nil:
 		spec := c.awsSpec(key, issuer.aws, f, e)

@@ -406,6 +406,9 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	}
 	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
 	c.spec(key, issuer, f, e)
+	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
+		c.bad(key+"/default_ttl", "its issuer makes nothing shorter than %s", e.MinTTL)
+	}
 	return e
 }
 

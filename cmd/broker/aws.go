@@ -44,7 +44,7 @@ keep it until shortly before it expires, and ask again.
 		},
 	}
 	f.add(c)
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 

@@ -21,7 +21,10 @@ import (
 var errUnreachable = errors.New("can't be reached")
 
 // clientFlags say where the broker is and who we are.
-type clientFlags struct{ server, brokerID, cert, key, tokenFile, admin string }
+type clientFlags struct {
+	server, brokerID, cert, key, tokenFile, admin string
+	person                                        bool
+}
 
 func (f *clientFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.server, "server", "", "the broker's URL (or BROKER_URL)")
@@ -29,6 +32,12 @@ func (f *clientFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.cert, "cert", "", "our X.509-SVID, PEM (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
 	c.Flags().StringVar(&f.key, "key", "", "its private key, PEM (or BROKER_KEY)")
 	c.Flags().StringVar(&f.tokenFile, "token-file", "", "our JWT-SVID (or BROKER_TOKEN_FILE)")
+}
+
+// addPerson is for commands that workloads and people have in common.
+func (f *clientFlags) addPerson(c *cobra.Command) {
+	f.add(c)
+	c.Flags().BoolVar(&f.person, "as-person", false, "do it as the person who is logged in, where a workload could be proved as well")
 }
 
 // addAdmin is for commands that operators use on others' behalf, too.
@@ -84,6 +93,9 @@ func (a *app) clientConfig() (clientConfig, error) {
 
 // session connects by flags and environment, and calls f.
 func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) error) error {
+	if a.client.person {
+		return a.asPerson(ctx, f)
+	}
 	cfg, err := a.clientConfig()
 	if err != nil {
 		return err

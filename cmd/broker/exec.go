@@ -78,7 +78,7 @@ command is told to end (SIGTERM), and is ended ten seconds later.
 	f.add(c)
 	c.Flags().StringVar(&file, "file", "", "put the credential into this file, and keep it fresh")
 	c.Flags().BoolVar(&once, "no-renew", false, "end the command with the credential instead of renewing it")
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 

@@ -37,7 +37,7 @@ func (a *app) leasesCommand() *cobra.Command {
 	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work")
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
-	a.client.add(c)
+	a.client.addPerson(c)
 	a.client.addAdmin(c)
 	c.AddCommand(a.abandonCommand())
 	return c
@@ -99,7 +99,7 @@ grant lasts. The old credential's lease ends.`,
 			})
 		},
 	}
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 
@@ -126,7 +126,7 @@ func (a *app) returnCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&reason, "why", "", "a reason, kept in the log")
-	a.client.add(c)
+	a.client.addPerson(c)
 	a.client.addAdmin(c)
 	return c
 }
@@ -168,7 +168,7 @@ func (a *app) entitlementsCommand() *cobra.Command {
 			})
 		},
 	}
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 
@@ -254,6 +254,6 @@ func (a *app) whoamiCommand() *cobra.Command {
 			})
 		},
 	}
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }

@@ -122,7 +122,7 @@ request's id is printed; come back with "broker collect ID".
 	f.add(c)
 	c.Flags().BoolVar(&dry, "dry-run", false, "decide and say what would happen, but file nothing")
 	c.Flags().BoolVar(&file, "file-only", false, "file the request without collecting a credential")
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 
@@ -206,7 +206,7 @@ func (a *app) collectCommand() *cobra.Command {
 		},
 	}
 	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 
@@ -226,7 +226,7 @@ func (a *app) withdrawCommand() *cobra.Command {
 			})
 		},
 	}
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 
@@ -266,7 +266,7 @@ func (a *app) requestsCommand() *cobra.Command {
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
-	a.client.add(c)
+	a.client.addPerson(c)
 	return c
 }
 

@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
@@ -164,8 +163,8 @@ func TestNoOpenRedirect(t *testing.T) {
 func TestOthersAtTheAddress(t *testing.T) {
 	w := newWorld(t, withPeople)
 	token := w.session(t, "login/ben")
-	now, limited := time.Now(), 0
-	w.failures.clock = func() time.Time { return now }
+	limited := 0
+	w.holdClocks()
 	for i := range 2 * failuresBurst {
 		resp := w.do(http.MethodGet, "/v1/whoami", "", "", "Authorization", fmt.Sprintf("Bearer %s%042dA", broker.SessionPrefix, i))
 		switch resp.StatusCode {
@@ -211,8 +210,7 @@ func TestGuessingDeviceCodes(t *testing.T) {
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.takes(w.session(t, "login/eve"))
-	now := time.Now()
-	w.strangers.clock = func() time.Time { return now }
+	w.holdClocks()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		w.strangers.callers = newLRU[string, *callerState](maxRemembered)
 		limited := false

@@ -81,6 +81,20 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	return w
 }
 
+// holdClocks lets no time pass for what bounds callers, however slow the machine is.
+func (w *world) holdClocks() {
+	now := time.Now()
+	still := func() time.Time { return now }
+	for _, a := range []*admission{w.admission, w.scans, w.strangers, w.returns, w.polls, w.providers, w.viewers} {
+		a.mu.Lock()
+		a.clock = still
+		a.mu.Unlock()
+	}
+	w.failures.mu.Lock()
+	w.failures.clock = still
+	w.failures.mu.Unlock()
+}
+
 // openLog gives the store its log.
 func (w *world) openLog(ctx context.Context) LogReader {
 	origin := audit.NewOrigin("broker.acme.test")

@@ -257,7 +257,7 @@ type Lease struct {
 	ExpiresAt   time.Time         `json:"expires_at"`
 	WorksUntil  time.Time         `json:"works_until,omitzero"` // if ending it does not stop it: when it stops by itself, as far as is known
 	Replaces    string            `json:"replaces,omitempty"`
-	EndHow      string            `json:"end_how,omitempty"` // returned, revoked, replaced, expired, answer_lost, deadline
+	EndHow      string            `json:"end_how,omitempty"` // returned, revoked, replaced, expired, answer_lost, deadline, failed, unrecorded
 	EndAskedAt  time.Time         `json:"end_asked_at,omitzero"`
 	EndedAt     time.Time         `json:"ended_at,omitzero"`
 	LastError   string            `json:"last_error,omitempty"` // a stable code

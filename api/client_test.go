@@ -99,6 +99,7 @@ func TestWhatIsNotRetried(t *testing.T) {
 	}{
 		{"a refusal", 403, "", `{"code":"denied"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
 		{"a limit", 429, "1", `{"code":"limit_reached"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
+		{"an issuer's no", 502, "", `{"code":"issuer_refused"}`, func(c *api.Client) error { _, err := c.Collect(t.Context(), "req_1"); return err }},
 		{"a long wait", 503, "3600", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
 		{"a token exchange", 503, "", ``, func(c *api.Client) error { _, err := c.Exchange(t.Context(), api.TokenRequest{}); return err }},
 		{"our own fault", 500, "", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},

@@ -59,6 +59,7 @@ const (
 	NotRevocable          Code = "not_revocable"
 	IssuerUnavailable     Code = "issuer_unavailable"
 	IssuerRefused         Code = "issuer_refused"
+	PolicyTooLarge        Code = "policy_too_large"
 	Unavailable           Code = "temporarily_unavailable"
 
 	// Of the transport and of OAuth alone.

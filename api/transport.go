@@ -80,13 +80,11 @@ func worthRetrying(err error, try int) (time.Duration, bool) {
 		var lost *lostError
 		return pause, errors.As(err, &lost)
 	}
-	switch answer.Status {
-	case http.StatusTooManyRequests:
-		// Of the limits, only this one is over in a moment.
-		if answer.Code != SlowDown {
-			return 0, false
-		}
-	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	switch {
+	case answer.Code == IssuerRefused: // each try would be another lease, to the same no
+		return 0, false
+	case answer.Code == SlowDown: // the one limit that is over in a moment
+	case answer.Status == http.StatusBadGateway, answer.Status == http.StatusServiceUnavailable, answer.Status == http.StatusGatewayTimeout:
 	default:
 		return 0, false
 	}

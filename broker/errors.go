@@ -52,6 +52,7 @@ var (
 	ErrNotRevocable          = errors.New("not_revocable")           // only time ends it; an issuer's answer, never a caller's
 	ErrIssuerUnavailable     = errors.New("issuer_unavailable")      // did not answer, or not in time
 	ErrIssuerRefused         = errors.New("issuer_refused")          // answered no
+	ErrPolicyTooLarge        = errors.New("policy_too_large")        // the issuer takes no policy that large
 	ErrPreviewStale          = errors.New("preview_stale")           // what the kill switch would hit has changed
 	ErrUnavailable           = errors.New("temporarily_unavailable") // the record could not be made durable: nothing was issued
 )
@@ -102,7 +103,7 @@ var sentinels = []error{
 	ErrInvalidParameter, ErrJustificationRequired, ErrTicketRequired, ErrBindingRequiresMTLS, ErrPending,
 	ErrNotPending, ErrLapsed, ErrGrantEnded, ErrGrantEndsTooSoon, ErrInvalidTarget, ErrLimit, ErrMaxActive, ErrTooManyPending,
 	ErrSlowDown, ErrIdempotencyMismatch, ErrNotRenewable, ErrNotRevocable, ErrIssuerUnavailable,
-	ErrIssuerRefused, ErrPreviewStale, ErrUnavailable,
+	ErrIssuerRefused, ErrPolicyTooLarge, ErrPreviewStale, ErrUnavailable,
 	ErrNotYet, ErrStaleDigest, ErrAlreadyVoted, ErrSessionRequired, ErrLoginStale, ErrOwnRequest, ErrNotApprover,
 	ErrCommentRequired, ErrSignatureRequired, ErrNobodyAccountable, ErrNobodyCanApprove, ErrReviewOverdue, ErrNoReview,
 }

@@ -262,8 +262,10 @@ func (b *Broker) upstream(ctx context.Context, l *Lease, err error) error {
 	code := Code(err)
 	b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: code})
 	b.cfg.Log.ErrorContext(ctx, "issuer did not issue", "issuer", l.Issuer, "lease", l.ID.String(), "err", err)
-	if errors.Is(err, ErrIssuerRefused) || errors.Is(err, ErrIssuerUnavailable) {
-		return err
+	for _, known := range []error{ErrIssuerRefused, ErrIssuerUnavailable, ErrInvalidParameter, ErrInvalidTTL, ErrPolicyTooLarge} {
+		if errors.Is(err, known) {
+			return err
+		}
 	}
 	return fmt.Errorf("%w: %w", ErrIssuerUnavailable, err)
 }

@@ -266,7 +266,7 @@ func (a *AWS) issue(ctx context.Context, o broker.Order) (broker.Credential, err
 	return s.credential(made, sent, a.cfg.Now())
 }
 
-var tooShortForAWS = fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", AWSMinTTL)
+var errTooShortForAWS = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", AWSMinTTL)}
 
 // An awsSession is what STS is asked for.
 type awsSession struct {
@@ -293,7 +293,7 @@ func newAWSSession(o *broker.Order, now time.Time, slack time.Duration) (*awsSes
 	s := &awsSession{spec: spec, lease: &o.Lease, policy: policy}
 	left := o.Lease.Expires.Sub(now)
 	if left < AWSMinTTL-broker.IssueDeadline {
-		return nil, refuseAWS(tooShortForAWS)
+		return nil, errTooShortForAWS
 	}
 	s.seconds = awsSeconds(left, slack)
 	return s, nil

@@ -169,7 +169,6 @@ func refuseAWS(detail string) error {
 var awsRefusals = map[string]string{
 	"AccessDenied":               "AWS does not let the broker assume the role: its trust policy has to allow that, with tags and source identity",
 	"AccessDeniedException":      "AWS does not let the broker assume the role: its trust policy has to allow that, with tags and source identity",
-	"PackedPolicyTooLarge":       "what was asked for is too large for AWS once packed: ask for fewer scopes, or for shorter parameters",
 	"MalformedPolicyDocument":    "AWS does not understand the session policy: the actions and resources of the entitlement's scopes have to be checked",
 	"InvalidIdentityToken":       awsDistrust,
 	"IDPRejectedClaim":           awsDistrust,
@@ -187,7 +186,6 @@ var awsRefusals = map[string]string{
 const (
 	awsDistrust = "AWS does not accept the broker's assertion: its OpenID Connect provider has to name the broker's URL and audience, and AWS has to reach the broker's JWKS"
 	awsUnknown  = "AWS does not accept the broker's own credentials: they have to be renewed"
-	awsTooLong  = "the role makes no session that long: ask for a shorter ttl"
 )
 
 // awsThrottles are the codes of calls that come too fast. STS itself says
@@ -222,7 +220,9 @@ func awsRefusal(code, message string, status int) error {
 	case code == "IDPCommunicationError":
 		return &broker.Refusal{Err: broker.ErrIssuerUnavailable, Detail: "AWS could not reach the broker's JWKS: try again in a moment", Retry: awsPause}
 	case strings.Contains(message, "DurationSeconds"):
-		return refuseAWS(awsTooLong)
+		return &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: "the role makes no session that long: ask for a shorter ttl"}
+	case code == "PackedPolicyTooLarge":
+		return &broker.Refusal{Err: broker.ErrPolicyTooLarge, Detail: "what was asked for is too large for AWS once packed: ask for fewer scopes, or for shorter parameters"}
 	case awsRefusals[code] != "":
 		return refuseAWS(awsRefusals[code])
 	}

@@ -304,7 +304,7 @@ func (s *AWSSpec) SessionPolicy(scopes []string, parameters map[string]string) (
 	}
 	policy := awsPolicy(statements)
 	if n := s.length(policy); n > awsPolicyLength {
-		return "", refuseAWS(fmt.Sprintf("its session policy would have %d characters, and AWS takes %d: ask for fewer scopes, or for shorter parameters", n, awsPolicyLength))
+		return "", &broker.Refusal{Err: broker.ErrPolicyTooLarge, Detail: fmt.Sprintf("its session policy would have %d characters, and AWS takes %d: ask for fewer scopes, or for shorter parameters", n, awsPolicyLength)}
 	}
 	return policy, nil
 }

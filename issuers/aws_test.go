@@ -466,7 +466,7 @@ func TestShortestSession(t *testing.T) {
 	}
 	o.Lease.Expires = noon.Add(14 * time.Minute)
 	_, handle, err := a.Issue(t.Context(), o)
-	if !errors.Is(err, broker.ErrIssuerRefused) || string(handle) != awsNothing || f.count() != 1 {
+	if !errors.Is(err, broker.ErrInvalidTTL) || string(handle) != awsNothing || f.count() != 1 {
 		t.Errorf("14m: %q, %v after %d calls", handle, err, f.count())
 	}
 }
@@ -516,10 +516,10 @@ func TestSTSRefuses(t *testing.T) {
 		nothing       bool // known that nothing was made
 	}{
 		{403, "AccessDenied", "User: " + private + " is not authorized", broker.ErrIssuerRefused, "trust policy", true},
-		{400, "PackedPolicyTooLarge", "Packed policy consumes 147% " + private, broker.ErrIssuerRefused, "ask for fewer scopes", true},
+		{400, "PackedPolicyTooLarge", "Packed policy consumes 147% " + private, broker.ErrPolicyTooLarge, "ask for fewer scopes", true},
 		{400, "MalformedPolicyDocument", private, broker.ErrIssuerRefused, "does not understand the session policy", true},
-		{400, "ValidationError", "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.", broker.ErrIssuerRefused, "ask for a shorter ttl", true},
-		{400, "ValidationError", "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining", broker.ErrIssuerRefused, "ask for a shorter ttl", true},
+		{400, "ValidationError", "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.", broker.ErrInvalidTTL, "ask for a shorter ttl", true},
+		{400, "ValidationError", "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining", broker.ErrInvalidTTL, "ask for a shorter ttl", true},
 		{400, "ValidationError", "1 validation error detected: " + private, broker.ErrIssuerRefused, "the operators find its reason", true},
 		{400, "InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider", broker.ErrIssuerRefused, "OpenID Connect provider", true},
 		{403, "IDPRejectedClaim", private, broker.ErrIssuerRefused, "OpenID Connect provider", true},

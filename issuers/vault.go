@@ -368,7 +368,7 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 		answer, err = v.call(ctx, v.once, sent)
 	}
 	if err != nil {
-		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) {
+		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) || errors.Is(err, broker.ErrInvalidTTL) {
 			handle.Made = endNothing
 		}
 		return broker.Credential{}, handle.encode(), fmt.Errorf("making the credential: %w", err)

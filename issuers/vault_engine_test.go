@@ -216,7 +216,7 @@ func TestVaultSessions(t *testing.T) {
 			l, c, err := issue(v, o)
 			if test.refused {
 				var h vaultHandle
-				if json.Unmarshal(l.Handle, &h) != nil || h.Made != endNothing || !errors.Is(err, broker.ErrIssuerRefused) || len(f.leases) != 0 {
+				if json.Unmarshal(l.Handle, &h) != nil || h.Made != endNothing || !errors.Is(err, broker.ErrInvalidTTL) || len(f.leases) != 0 {
 					t.Errorf("it is made %q: %v", h.Made, err)
 				}
 				return

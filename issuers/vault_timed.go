@@ -96,7 +96,7 @@ func (s *VaultSpec) MinTTL() time.Duration {
 // left, and by how much that session may outlive it, as AWS's do.
 func sessionTime(left time.Duration) (ask, late time.Duration, err error) {
 	if left < AWSMinTTL-broker.IssueDeadline {
-		return 0, 0, &vaultFault{broker.ErrIssuerRefused, 0, tooShortForAWS}
+		return 0, 0, errTooShortForAWS
 	}
 	if ask = time.Duration(awsSeconds(left, awsCallTime)) * time.Second; ask == AWSMinTTL {
 		late = broker.IssueDeadline

@@ -88,6 +88,7 @@ var meanings = []meaning{
 	{broker.ErrNotRevocable, 409, "invalid_request", "Only time ends this credential", "wait for its expiry", theirs},
 	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer does not answer", "try again later: nothing was issued", ours},
 	{broker.ErrIssuerRefused, 502, "server_error", "The issuer refused", "tell the operators: nothing was issued", ours},
+	{broker.ErrPolicyTooLarge, 400, "invalid_request", "More than the issuer takes at once", "ask for fewer scopes, or for shorter parameters", theirs},
 	{broker.ErrUnavailable, 503, "temporarily_unavailable", "The broker can't record anything now", "try again later: nothing was issued", ours},
 	{broker.ErrInvalidTarget, 400, "invalid_target", "Not a target that tokens can be had for", "name in audience an entitlement of GET /v1/entitlements whose credentials are tokens, or in resource the one audience that fits its scopes", theirs},
 

@@ -51,6 +51,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveLog(t, credential)
 	w.driveApprovals(t)
 	w.driveSessions(t)
+	w.driveRefused(t)
 	w.driveAbandon(t)
 	w.driveOperator(t)
 
@@ -218,6 +219,18 @@ func (w *world) driveLog(t *testing.T, credential *api.Credential) {
 		if _, err := w.as(other).AuditRecord(ctx, index); !errors.Is(err, api.NotFound) {
 			t.Errorf("somebody else reads record %d: %v", index, err)
 		}
+	}
+}
+
+// driveRefused asks for what its issuer refuses: once, and what it leaves is seen.
+func (w *world) driveRefused(t *testing.T) {
+	ctx, me := t.Context(), w.as(agent)
+	if _, _, err := me.AskAndCollect(ctx, api.Ask{Entitlement: "refused"}); !errors.Is(err, api.IssuerRefused) {
+		t.Errorf("what its issuer refuses: %v", err)
+	}
+	page := must[*api.LeasePage](t)(me.Leases(ctx, api.LeaseFilter{Entitlement: "refused"}))
+	if len(page.Leases) != 1 || page.Leases[0].Status != api.LeaseFailed || page.Leases[0].EndHow != "failed" {
+		t.Errorf("its leases: %+v", page.Leases)
 	}
 }
 

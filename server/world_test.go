@@ -55,7 +55,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
-	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }, PasskeyWait: time.Nanosecond})
+	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }, PasskeyWait: time.Nanosecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,6 +187,7 @@ func testRules() *broker.Rules {
 			"guarded":    guarded,
 			"not-tokens": entitlement("not-tokens", "", "read"),
 			"gone":       {Name: "gone", Issuer: "gone", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
+			"refused":    {Name: "refused", Issuer: "refusing", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
 		},
 	}
 }
@@ -243,6 +244,17 @@ func (testPolicy) Groups(who broker.Identity) (listed, claimed []string) {
 type gone struct{ minter }
 
 func (*gone) Revoke(context.Context, broker.Lease) error { return broker.ErrIssuerUnavailable }
+
+// refusing is an issuer that makes nothing.
+type refusing struct{}
+
+func (refusing) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+	return broker.Prepared{}, nil
+}
+func (refusing) Issue(context.Context, broker.Order) (broker.Credential, []byte, error) {
+	return broker.Credential{}, nil, broker.ErrIssuerRefused
+}
+func (refusing) Revoke(context.Context, broker.Lease) error { return nil }
 
 // A minter makes tokens that say which lease they are of.
 type minter struct{}

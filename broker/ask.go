@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -61,11 +62,11 @@ func (b *Broker) Ask(ctx context.Context, who Identity, ask Ask, again Again, no
 			return b.Request(ctx, who, prior.Request, now)
 		}
 	}
-	r, _, err := b.decide(ctx, who, ask, now)
+	r, e, err := b.decide(ctx, who, ask, now)
 	if err != nil || ask.DryRun {
 		return r, err
 	}
-	filed, err := b.file(ctx, r, ask, again, now)
+	filed, err := b.file(ctx, r, e, again, now)
 	if errors.Is(err, errAgain) {
 		return b.Ask(ctx, who, ask, again, now)
 	}
@@ -218,12 +219,16 @@ func (b *Broker) visible(ctx context.Context, rules *Rules, who Identity, e *Ent
 
 // file stores a request that policy permits: approved, or pending if people
 // have to approve.
-func (b *Broker) file(ctx context.Context, r *Request, ask Ask, again Again, now time.Time) (*Request, error) {
+func (b *Broker) file(ctx context.Context, r *Request, e *Entitlement, again Again, now time.Time) (*Request, error) {
 	if len(r.Decision.Obligations.Approvals) == 0 {
+		blocks := blockKeys(r.Requester, e)
 		r.commit(now)
 		r.approve(now)
 		record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
-		_, err := b.write(ctx, append(again.reads(), r.reviews()...), record, func(tx Tx) error {
+		_, err := b.write(ctx, slices.Concat(again.reads(), r.reviews(), keys(blocks)), record, func(tx Tx) error {
+			if err := checkBlocks(tx, blocks); err != nil {
+				return err
+			}
 			if err := b.breakGlass(tx, r, now); err != nil {
 				return err
 			}
@@ -235,10 +240,10 @@ func (b *Broker) file(ctx context.Context, r *Request, ask Ask, again Again, now
 		}
 		return r, err
 	}
-	return b.filePending(ctx, r, again, now)
+	return b.filePending(ctx, r, e, again, now)
 }
 
-func (b *Broker) filePending(ctx context.Context, r *Request, again Again, now time.Time) (*Request, error) {
+func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, again Again, now time.Time) (*Request, error) {
 	open := AskKey(r.askDigest())
 	var same RequestID
 	view := b.cfg.Store.View(ctx, func(tx Tx) error {
@@ -262,10 +267,13 @@ func (b *Broker) filePending(ctx context.Context, r *Request, again Again, now t
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
 	r.Lapses = now.Add(cmp.Or(r.Decision.Obligations.LapseAfter, PendingFor))
-	rules := b.rules.Load()
+	rules, blocks := b.rules.Load(), blockKeys(r.Requester, e)
 	count := pendingKey(r.Requester.ID)
 	record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
-	_, err := b.write(ctx, append(again.reads(), open, count), record, func(tx Tx) error {
+	_, err := b.write(ctx, slices.Concat(again.reads(), []Key{open, count}, keys(blocks)), record, func(tx Tx) error {
+		if err := checkBlocks(tx, blocks); err != nil {
+			return err
+		}
 		if row, err := get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {
 			return errAgain
 		} else if ignoreNotFound(err) != nil {

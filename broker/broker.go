@@ -52,7 +52,7 @@ type Event struct {
 	Entitlement string // "unknown" if the catalogue has no such entry
 	Issuer      string
 	Code        string        // outcome: "permit", "ok", or a sentinel's text
-	Took        time.Duration // of a decision, an issuance, an upstream call
+	Took        time.Duration // of a decision; of what the issuer did of an issuance
 	TTL         time.Duration // of an issued lease
 	Lag         time.Duration // from when a lease should have ended to when its issuer confirmed that it did
 }

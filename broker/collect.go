@@ -22,6 +22,7 @@ type collection struct {
 	again    Again
 	lost     LeaseID // the lease that the idempotency key led to before
 	later    bool    // not the first collection: it ends with the grant
+	made     time.Duration // what the issuer took
 	now      time.Time
 }
 
@@ -44,7 +45,7 @@ func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again
 		return nil, r, err
 	}
 	if len(r.Decision.Obligations.Approvals) > 0 {
-		filed, err := b.filePending(ctx, r, again, now)
+		filed, err := b.filePending(ctx, r, e, again, now)
 		if errors.Is(err, errAgain) {
 			return b.AskAndCollect(ctx, who, ask, again, now)
 		}
@@ -54,7 +55,7 @@ func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again
 		return nil, filed, err
 	}
 	if r.NotBefore.After(now) {
-		filed, err := b.file(ctx, r, ask, again, now)
+		filed, err := b.file(ctx, r, e, again, now)
 		if errors.Is(err, errAgain) {
 			return b.AskAndCollect(ctx, who, ask, again, now)
 		}

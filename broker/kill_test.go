@@ -34,6 +34,12 @@ func TestKillSwitch(t *testing.T) {
 	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
 		t.Errorf("a blocked identity: %v", err)
 	}
+	for _, name := range []string{"tickets:read", "tickets:close"} { // which policy grants, and which people have to
+		ask := broker.Ask{Entitlement: "tickets", Scopes: []string{name}, Justification: "incident"}
+		if _, err := w.broker.Ask(t.Context(), agent(noon), ask, broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
+			t.Errorf("a blocked identity asks for %s: %v", name, err)
+		}
+	}
 	if n, err := w.broker.Reap(t.Context(), noon); err != nil || n != 1 {
 		t.Errorf("the reaper finds %d due, %v", n, err)
 	}

@@ -23,12 +23,11 @@ func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
 	if c.request.FirstExpires.IsZero() {
 		c.request.FirstExpires = l.Expires
 	}
-	start := time.Now()
 	issued, err := b.openWith(ctx, c, l)
 	if err != nil {
 		return nil, err
 	}
-	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: time.Since(start), TTL: l.Expires.Sub(c.now)})
+	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: c.made, TTL: l.Expires.Sub(c.now)})
 	if c.new && c.request.BreakGlass {
 		b.waiters.changed(l.Request)
 	}
@@ -46,7 +45,9 @@ func (b *Broker) openWith(ctx context.Context, c *collection, l *Lease) (*Issued
 // mint makes a credential of the broker's own: it is made first, and thrown
 // away if the transaction refuses.
 func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*Issued, error) {
+	start := time.Now()
 	cred, err := m.Mint(ctx, *l)
+	c.made = time.Since(start)
 	if err != nil {
 		return nil, b.upstream(ctx, l, err)
 	}
@@ -69,8 +70,9 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
 	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
 	defer cancel()
-	clock := startClock(c.now)
+	clock, start := startClock(c.now), time.Now()
 	prepared, err := c.issuer.Prepare(ctx, Order{Lease: *l, Entitlement: c.e})
+	c.made = time.Since(start)
 	if err != nil {
 		return nil, b.upstream(ctx, l, err)
 	}
@@ -80,7 +82,9 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		return nil, err
 	}
 	// From here on the reaper ends whatever comes to exist, if we die.
+	start = time.Now()
 	cred, handle, err := c.issuer.Issue(ctx, Order{Lease: *l, Entitlement: c.e, Key: prepared.Key})
+	c.made += time.Since(start)
 	now := clock.now()
 	if err != nil {
 		if handle != nil {

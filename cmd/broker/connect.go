@@ -27,17 +27,28 @@ type clientFlags struct {
 }
 
 func (f *clientFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.server, "server", "", "the broker's URL (or BROKER_URL)")
-	c.Flags().StringVar(&f.brokerID, "broker-id", "", "the SPIFFE ID that the broker must prove (or BROKER_ID; default: any of our trust domain)")
+	f.addServer(c)
 	c.Flags().StringVar(&f.cert, "cert", "", "our X.509-SVID, PEM (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
 	c.Flags().StringVar(&f.key, "key", "", "its private key, PEM (or BROKER_KEY)")
 	c.Flags().StringVar(&f.tokenFile, "token-file", "", "our JWT-SVID (or BROKER_TOKEN_FILE)")
+}
+
+func (f *clientFlags) addServer(c *cobra.Command) {
+	c.Flags().StringVar(&f.server, "server", "", "the broker's URL (or BROKER_URL)")
+	c.Flags().StringVar(&f.brokerID, "broker-id", "", "the SPIFFE ID that the broker must prove (or BROKER_ID; default: any of our trust domain)")
 }
 
 // addPerson is for commands that workloads and people have in common.
 func (f *clientFlags) addPerson(c *cobra.Command) {
 	f.add(c)
 	c.Flags().BoolVar(&f.person, "as-person", false, "do it as the person who is logged in, where a workload could be proved as well")
+}
+
+// addOperator is for commands that are the operators', and of people whom policy
+// lets do the same.
+func (f *clientFlags) addOperator(c *cobra.Command) {
+	f.addServer(c)
+	c.Flags().BoolVar(&f.person, "as-person", false, "do it as the person who is logged in, if policy lets them, and not by the admin socket")
 }
 
 // addAdmin is for commands that operators use on others' behalf, too.
@@ -114,6 +125,15 @@ func (a *app) operatorSession(ctx context.Context, f func(context.Context, *api.
 		return f(ctx, adminClient(a.client.admin, adminWait))
 	}
 	return a.session(ctx, f)
+}
+
+// asOperator calls f with a client of the admin socket or, if that was asked for,
+// for the person who is logged in.
+func (a *app) asOperator(ctx context.Context, socket string, wait time.Duration, f func(context.Context, *api.Client) error) error {
+	if a.client.person {
+		return a.asPerson(ctx, f)
+	}
+	return f(ctx, adminClient(a.adminSocket(socket), wait))
 }
 
 // workloadAPIWait is how long a command waits for its own identity.

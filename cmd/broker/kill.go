@@ -87,7 +87,8 @@ every credential that they hold. The block stays until "broker blocks lift".
 It shows first what it will hit, and how long those will go on working that only
 time ends, and asks; if that changes meanwhile, it shows that and asks again. With
 --yes it neither looks nor asks: it ends what there is. It works on the broker's own
-machine, by the admin socket, also when nobody can log in.
+machine, by the admin socket, also when nobody can log in; and from anywhere for
+people whom policy lets block, with --as-person.
 
 ` + exitHelp,
 		Example: `  broker kill --under spiffe://acme.test/agent --why "INC-4711" --preview
@@ -101,21 +102,24 @@ machine, by the admin socket, also when nobody can log in.
 			if !preview && strings.TrimSpace(why) == "" {
 				return usage("say why, for the log: --why TEXT")
 			}
-			path := a.adminSocket(socket)
-			k := killing{app: a, client: adminClient(path, killWait), socket: path, selector: f.Selector, why: why}
-			ctx, cancel := context.WithTimeout(c.Context(), killWait)
-			defer cancel()
-			switch {
-			case preview:
-				return k.preview(ctx)
-			case yes:
-				return k.pull(ctx, "")
-			}
-			return k.ask(c.Context())
+			return a.asOperator(c.Context(), socket, killWait, func(ctx context.Context, client *api.Client) error {
+				k := killing{app: a, client: client, by: "--admin-socket " + a.adminSocket(socket), selector: f.Selector, why: why}
+				if a.client.person {
+					k.by = "--as-person"
+				}
+				switch {
+				case preview:
+					return k.preview(ctx)
+				case yes:
+					return k.pull(ctx, "")
+				}
+				return k.ask(ctx)
+			})
 		},
 	}
 	f.add(c, true)
 	a.adminSocketFlag(c, &socket)
+	a.client.addOperator(c)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
 	c.Flags().BoolVar(&preview, "preview", false, "show what it would hit, and do nothing")
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask, and end whatever there is by then")
@@ -126,12 +130,14 @@ machine, by the admin socket, also when nobody can log in.
 type killing struct {
 	*app
 	client   *api.Client
-	socket   string
+	by       string // how it is done, on a command line
 	selector api.Selector
 	why      string
 }
 
 func (k *killing) look(ctx context.Context) (*api.KillPreview, error) {
+	ctx, cancel := context.WithTimeout(ctx, killWait)
+	defer cancel()
 	return k.client.Kill(ctx, api.Kill{Selector: k.selector, Preview: true})
 }
 
@@ -179,8 +185,8 @@ func (k *killing) pull(ctx context.Context, seen string) error {
 	return fmt.Errorf(`%w
 The broker may have begun, and then goes on by itself. Look at what is blocked and
 what is left; repeating the command does no harm:
-  broker blocks --admin-socket %[2]s
-  broker leases --holder '*' --live --admin-socket %[2]s`, err, k.socket)
+  broker blocks %[2]s
+  broker leases --holder '*' --live %[2]s`, err, k.by)
 }
 
 func writeKill(w io.Writer, what string, k *api.KillPreview) {
@@ -212,14 +218,17 @@ func (a *app) blocksCommand() *cobra.Command {
   broker blocks lift --holder spiffe://acme.test/agent/triage --why "it was a false alarm"`,
 		Args: exactly(0, "no arguments, or add or lift"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			blocks, err := adminClient(a.adminSocket(socket), adminWait).Blocks(c.Context())
-			if err != nil {
-				return err
-			}
-			return a.print(api.Blocks{Blocks: blocks}, func(w io.Writer) { writeBlocks(w, blocks) })
+			return a.asOperator(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
+				blocks, err := client.Blocks(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(api.Blocks{Blocks: blocks}, func(w io.Writer) { writeBlocks(w, blocks) })
+			})
 		},
 	}
 	a.adminSocketFlag(c, &socket)
+	a.client.addOperator(c)
 	c.AddCommand(
 		a.blockChange(&socket, "add", "Refuse whatever is selected, from now on", (*api.Client).Block),
 		a.blockChange(&socket, "lift", "Lift a block", (*api.Client).Lift))
@@ -240,10 +249,13 @@ func (a *app) blockChange(socket *string, name, short string, change func(*api.C
 			if strings.TrimSpace(why) == "" {
 				return usage("say why, for the log: --why TEXT")
 			}
-			return change(adminClient(a.adminSocket(*socket), adminWait), c.Context(), api.BlockChange{Selector: f.Selector, Reason: why})
+			return a.asOperator(c.Context(), *socket, adminWait, func(ctx context.Context, client *api.Client) error {
+				return change(client, ctx, api.BlockChange{Selector: f.Selector, Reason: why})
+			})
 		},
 	}
 	f.add(c, false)
+	a.client.addOperator(c)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
 	return c
 }

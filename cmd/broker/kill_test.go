@@ -39,7 +39,7 @@ func TestKillWithoutAnAnswer(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	k := killing{app: &app{}, client: adminClient(socket, killWait), socket: socket, selector: api.Selector{Issuer: "vault"}, why: "INC-1"}
+	k := killing{app: &app{}, client: adminClient(socket, killWait), by: "--admin-socket " + socket, selector: api.Selector{Issuer: "vault"}, why: "INC-1"}
 	err = k.pull(context.Background(), "")
 	if err == nil || !strings.Contains(err.Error(), "goes on by itself") || !strings.Contains(err.Error(), "broker blocks --admin-socket "+socket) {
 		t.Errorf("the operator is told: %v", err)

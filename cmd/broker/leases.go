@@ -50,19 +50,23 @@ func (a *app) abandonCommand() *cobra.Command {
 		Short: "Give up a lease whose issuer is gone for good",
 		Long: `abandon closes a lease that the broker tries to end again and again, because its
 issuer is gone for good. It never counts as revoked: what its credential can
-still do is not known. It works by the admin socket, and the reason is kept in
-the log.`,
-		Example: `  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
-		Args:    exactly(1, "the id of one lease"),
+still do is not known. Operators do it, by the admin socket, and people whom
+policy lets revoke; the reason is kept in the log.`,
+		Example: `  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"
+  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted" --as-person`,
+		Args: exactly(1, "the id of one lease"),
 		RunE: func(c *cobra.Command, args []string) error {
-			l, err := adminClient(a.adminSocket(socket), adminWait).Abandon(c.Context(), args[0], why)
-			if err != nil {
-				return err
-			}
-			return a.print(l, func(w io.Writer) { fmt.Fprintf(w, "lease\t%s\nstatus\t%s\n", l.ID, l.Status) })
+			return a.asOperator(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
+				l, err := client.Abandon(ctx, args[0], why)
+				if err != nil {
+					return err
+				}
+				return a.print(l, func(w io.Writer) { fmt.Fprintf(w, "lease\t%s\nstatus\t%s\n", l.ID, l.Status) })
+			})
 		},
 	}
 	a.adminSocketFlag(c, &socket)
+	a.client.addOperator(c)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -29,27 +30,59 @@ func (r *Request) team(rules *Rules) (members []string, known bool) {
 
 // approvable refuses a request that nobody could approve, before anybody waits,
 // and one that breaks a glass which nobody could review.
-func (r *Request) approvable(rules *Rules) error {
+func (b *Broker) approvable(ctx context.Context, rules *Rules, r *Request, now time.Time) error {
 	o := r.Decision.Obligations
 	if len(o.Approvals) > 0 && r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0 {
 		return refuse(ErrNobodyAccountable, "people approve only for workloads that somebody answers for: ask the operators to name the accountable people")
 	}
-	if err := r.staffed(rules, o.Approvals); err != nil || !r.BreakGlass {
+	if err := b.staffed(ctx, rules, r, o.Approvals, now); err != nil || !r.BreakGlass {
 		return err
 	}
-	return r.staffed(rules, o.Review)
+	return b.staffed(ctx, rules, r, o.Review, now)
 }
 
+// maxAsked is how many people policy is asked about, when a request is filed,
+// whether it forbids that they approve it. If it forbids all of so many, the rest
+// is taken to be able to: then the vote alone refuses.
+const maxAsked = 50
+
 // staffed refuses what more people would have to speak of than there are who
-// may, as far as they are listed.
-func (r *Request) staffed(rules *Rules, needs []ApprovalNeed) error {
-	var closed []ApprovalNeed
-	var all []Approval
-	team, known := r.team(rules)
-	excluded := r.Decision.Obligations.ExcludeTeam
-	if excluded && !known && len(needs) > 0 {
+// may, as far as they are listed, and policy forbids them for good.
+func (b *Broker) staffed(ctx context.Context, rules *Rules, r *Request, needs []ApprovalNeed, now time.Time) error {
+	if _, known := r.team(rules); r.Decision.Obligations.ExcludeTeam && !known && len(needs) > 0 {
 		return refuse(ErrNobodyCanApprove, "policy wants people from outside of the requester's team, and nobody can tell who is in that: ask the operators to give it a team that is a group")
 	}
+	closed, all := r.listed(rules, needs)
+	if _, full := seat(closed, all); !full {
+		return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are who may: ask the operators")
+	}
+	if len(closed) == 0 {
+		return nil
+	}
+	var able []Approval
+	for i, a := range all {
+		if i == maxAsked {
+			return nil
+		}
+		d, err := b.ask(ctx, rules, r.approvalQuery(rules, listedPerson(a.Person)), now)
+		if err != nil {
+			return err
+		}
+		if !d.Permit && d.Lasting {
+			continue
+		}
+		able = append(able, a)
+		if _, full := seat(closed, able); full {
+			return nil
+		}
+	}
+	return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than those whom it does not forbid to: ask the operators")
+}
+
+// listed gives those of the needs whose people are all listed, and these people,
+// but for those who may never speak of the request.
+func (r *Request) listed(rules *Rules, needs []ApprovalNeed) (closed []ApprovalNeed, all []Approval) {
+	team, _ := r.team(rules)
 	for _, need := range needs {
 		members := rules.Groups[need.Group].Members
 		if need.Group == GroupManager {
@@ -59,7 +92,7 @@ func (r *Request) staffed(rules *Rules, needs []ApprovalNeed) error {
 		}
 		closed = append(closed, need)
 		for _, person := range members {
-			if r.bars(rules, person) || excluded && slices.Contains(team, person) {
+			if r.bars(rules, person) || r.Decision.Obligations.ExcludeTeam && slices.Contains(team, person) {
 				continue
 			}
 			i := slices.IndexFunc(all, func(a Approval) bool { return a.Person == person })
@@ -69,10 +102,19 @@ func (r *Request) staffed(rules *Rules, needs []ApprovalNeed) error {
 			all[i].Groups = append(all[i].Groups, need.Group)
 		}
 	}
-	if _, full := seat(closed, all); !full {
-		return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are who may: ask the operators")
-	}
-	return nil
+	return closed, all
+}
+
+// listedPerson is somebody of whom nothing is known but that they are listed.
+func listedPerson(id string) Identity {
+	provider, _, _ := strings.Cut(id, "/")
+	return Identity{ID: id, Kind: KindPerson, Person: &Person{Provider: provider}}
+}
+
+// approvalQuery asks whether something forbids that somebody approves, or
+// reviews, the request: the same when it is filed and when they do.
+func (r *Request) approvalQuery(rules *Rules, who Identity) Query {
+	return Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
 }
 
 // manager is who the requester's provider says is its manager.
@@ -118,8 +160,7 @@ func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Req
 	case excluded && (!known || slices.Contains(append(listed, byClaim...), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy wants somebody from outside of the requester's team")
 	}
-	q := Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
-	d, err := b.ask(ctx, rules, q, now)
+	d, err := b.ask(ctx, rules, r.approvalQuery(rules, who), now)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -159,6 +160,53 @@ func TestNobodyCanApprove(t *testing.T) {
 			_, err := w.broker.Ask(t.Context(), test.who, read("tickets:read"), broker.Again{}, noon)
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("%v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// Whom policy forbids to approve is nobody who could, when a request is filed:
+// but only where no moment, and nothing that a provider may say, changes that.
+func TestPolicyForbidsThemToApprove(t *testing.T) {
+	forbid := func(who, when string) string {
+		return "@id(\"not-them\") forbid (" + who + `, action == Action::"approve", resource) ` + when + ";"
+	}
+	ben := `principal == Person::"login/ben"`
+	broken := glass("tickets:read")
+	var crowd []string
+	for i := range 60 {
+		crowd = append(crowd, fmt.Sprintf("login/p%d", i))
+	}
+	for name, test := range map[string]struct {
+		annotations, forbid string
+		ask                 broker.Ask
+		want                error
+	}{
+		"the only one":                     {`@approval("1 of agents")`, forbid(ben, ""), read("tickets:read"), broker.ErrNobodyCanApprove},
+		"the only one, of this":            {`@approval("1 of agents")`, forbid(ben, `when { resource.scopes.contains("tickets:read") }`), read("tickets:read"), broker.ErrNobodyCanApprove},
+		"the only one, of something else":  {`@approval("1 of agents")`, forbid(ben, `when { resource.scopes.contains("tickets:close") }`), read("tickets:read"), nil},
+		"one of two":                       {`@approval("1 of support")`, forbid(ben, ""), read("tickets:read"), nil},
+		"one of two who are needed":        {`@approval("2 of support")`, forbid(ben, ""), read("tickets:read"), broker.ErrNobodyCanApprove},
+		"who fits both needs":              {`@approval("1 of agents, 1 of security")`, forbid(ben, ""), read("tickets:read"), broker.ErrNobodyCanApprove},
+		"a group, which lists him":         {`@approval("1 of agents")`, forbid(`principal in Group::"security"`, ""), read("tickets:read"), broker.ErrNobodyCanApprove},
+		"at this time of day":              {`@approval("1 of agents")`, forbid(ben, `when { context.now < datetime("2026-11-24") }`), read("tickets:read"), nil},
+		"by what a provider may still say": {`@approval("1 of agents")`, forbid(ben, `unless { principal in Group::"leads" }`), read("tickets:read"), nil},
+		"by whose list is all there is":    {`@approval("1 of agents")`, forbid(ben, `unless { principal in Group::"crowd" }`), read("tickets:read"), broker.ErrNobodyCanApprove},
+		"whom a provider may add to":       {`@approval("1 of leads")`, forbid("principal", ""), read("tickets:read"), nil},
+		"more than are asked about":        {`@approval("1 of crowd")`, forbid("principal", ""), read("tickets:read"), nil},
+		"who reviews":                      {``, forbid(`principal in Group::"security"`, ""), broken, broker.ErrNobodyCanApprove},
+		"one of those who review":          {``, forbid(ben, ""), broken, nil},
+		"who reviews in place of approval": {`@approval("1 of agents")`, forbid(ben, ""), broken, broker.ErrNobodyCanApprove},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := peopleWorld(t, ``)
+			w.adopt(t, closing(test.annotations)+test.forbid, testGroups+"crowd: {members: ["+strings.Join(crowd, ", ")+"]}\n")
+			r, err := w.broker.Ask(t.Context(), agent(noon), test.ask, broker.Again{}, noon)
+			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
+				t.Fatalf("%v, want %v", err, test.want)
+			}
+			if err == nil && !test.ask.BreakGlass && r.Status != broker.RequestPending {
+				t.Errorf("%+v", r)
 			}
 		})
 	}

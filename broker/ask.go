@@ -159,7 +159,7 @@ func (b *Broker) judge(ctx context.Context, rules *Rules, who Identity, r *Reque
 	if err := r.meet(d.Obligations, ask, e); err != nil {
 		return err
 	}
-	return r.approvable(rules)
+	return b.approvable(ctx, rules, r, now)
 }
 
 // ask puts a query to policy. Whatever goes wrong is a denial.

@@ -39,7 +39,7 @@ var (
 	ErrCommentRequired       = errors.New("comment_required")        // say why
 	ErrSignatureRequired     = errors.New("signature_required")      // by a passkey
 	ErrNobodyAccountable     = errors.New("nobody_accountable")      // people approve only for workloads that somebody answers for
-	ErrNobodyCanApprove      = errors.New("nobody_can_approve")      // too few people are in the groups
+	ErrNobodyCanApprove      = errors.New("nobody_can_approve")      // too few people are in the groups, or may
 	ErrReviewOverdue         = errors.New("review_overdue")          // an earlier use of the broken glass is unreviewed
 	ErrNoReview              = errors.New("no_review_open")          // nothing to review, or done
 	ErrLimit                 = errors.New("limit_reached")           // @limit

@@ -160,6 +160,7 @@ type Decision struct {
 	Reasons     []string // @reason of those policies, in the order of their ids
 	Obligations Obligations
 	Revision    audit.Digest
+	Lasting     bool // not stored; of a denial: no time, address or claim of the principal's provider would change it
 }
 
 // Obligations are what a permit demands. They add up over all permits that

@@ -45,7 +45,9 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 		denied.Permit = true
 		return denied, nil
 	}
-	denied.Policies, denied.Reasons = explainRules(e.determining(diagnostic))
+	determining := e.determining(diagnostic)
+	denied.Policies, denied.Reasons = explainRules(determining)
+	denied.Lasting = slices.ContainsFunc(determining, func(r *rule) bool { return r.lasting })
 	return denied, nil
 }
 

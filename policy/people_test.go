@@ -171,3 +171,38 @@ func TestGroupsThatAProviderFillsAreWarnedOf(t *testing.T) {
 		t.Errorf("warnings: %q", e.Warnings())
 	}
 }
+
+// A denial lasts if neither a moment nor what a provider says of the person could
+// change it.
+func TestDenialsThatLast(t *testing.T) {
+	dan := broker.Identity{ID: "login/dan", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login"}}
+	r := &broker.Request{Requester: broker.Identity{ID: triage, Kind: broker.KindAgent}, Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}
+	for conditions, want := range map[string]bool{
+		``: true,
+		`when { resource.scopes.contains("tickets:read") }`:                                                  true,
+		`unless { principal in Group::"dba" }`:                                                               true,
+		`unless { principal in Group::"security" }`:                                                          false,
+		`unless { principal in [Group::"dba", Group::"security"] }`:                                          false,
+		`when { true } unless { principal is Person in Group::"security" }`:                                  false,
+		`unless { Entitlement::"tickets-api" has owner && principal in Entitlement::"tickets-api".owner }`:   true,
+		`unless { Entitlement::"orders-db-ro" has owner && principal in Entitlement::"orders-db-ro".owner }`: false,
+		`when { context.now > datetime("2026-01-01") }`:                                                      false,
+		`unless { context has source_ip && context.source_ip.isLoopback() }`:                                 false,
+	} {
+		in := inputs(fstest.MapFS{
+			"a.cedar":     {Data: []byte(`@id("f") forbid (principal in Group::"mixed", action == Action::"approve", resource) ` + conditions + ";")},
+			"groups.yaml": {Data: []byte(peopleGroups + "mixed: {members: [login/dan], claims: [{provider: login, group: mixed}]}")},
+		})
+		in.Providers = []string{"login", "partner"}
+		in.Catalogue["orders-db-ro"].Owner = "security"
+		e, err := policy.Load(in)
+		if err != nil {
+			t.Errorf("%s: %v", conditions, err)
+			continue
+		}
+		d := decide(t, e, broker.Query{Principal: dan, Action: broker.ActionApprove, Request: r})
+		if d.Permit || d.Lasting != want {
+			t.Errorf("%s: %+v, lasting: want %t", conditions, d, want)
+		}
+	}
+}

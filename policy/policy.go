@@ -103,6 +103,9 @@ func Load(in Inputs) (*Engine, error) {
 func (e *Engine) compile(dir folder) error {
 	e.members = newMemberships(e.groups)
 	e.index = newIndex(e.rules)
+	for _, r := range e.rules {
+		r.lasting = e.lasts(r)
+	}
 	e.catalogue = catalogueEntities(e.in.Catalogue)
 	catalogue, err1 := renderCatalogue(e.in.Catalogue)
 	identities, err2 := renderIdentities(e.in)

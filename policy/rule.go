@@ -23,6 +23,7 @@ type rule struct {
 	anyActs bool  // the head names no action
 	who     scope
 	what    scope
+	lasting bool // a forbid that goes on applying to whom it applies to, whatever the moment and the claims
 }
 
 // A scope is what the head of a policy says of the principal or the resource.
@@ -150,6 +151,34 @@ func (l *ruleLoader) add(p *cedar.Policy, at place) {
 		return
 	}
 	l.rules[cedar.PolicyID(r.id)] = r
+}
+
+// lasts says whether a forbid that applies to somebody of whom only the listed
+// groups are known still applies when more is known: its conditions speak neither
+// of the circumstances nor of a group that a provider's claims fill, in which
+// somebody may turn out to be. Its head may: being in more groups lifts no forbid.
+func (e *Engine) lasts(r *rule) bool {
+	claimed := func(name string) bool { return e.groups[name] != nil && !e.groups[name].closed() }
+	varies := func(n ast.IsNode) bool {
+		switch n := n.(type) {
+		case ast.NodeTypeVariable:
+			return n.Name == "context"
+		case ast.NodeValue:
+			uid, _ := n.Value.(types.EntityUID)
+			known := e.in.Catalogue[string(uid.ID)]
+			return uid.Type == typeGroup && claimed(string(uid.ID)) ||
+				uid.Type == typeEntitlement && known != nil && claimed(known.Owner) // by its attribute
+		}
+		return false
+	}
+	lasts := !r.permit
+	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
+		ast.Inspect(ast.NewNode(c.Body), func(n ast.IsNode) bool {
+			lasts = lasts && !varies(n)
+			return lasts
+		})
+	}
+	return lasts
 }
 
 // report adds a problem of the rule, at the first of needles found in it.

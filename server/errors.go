@@ -75,7 +75,7 @@ var meanings = []meaning{
 	{broker.ErrCommentRequired, 400, "invalid_request", "A comment is required", "say why in comment", theirs},
 	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "approve in the browser, with your passkey", theirs},
 	{broker.ErrNobodyAccountable, 403, "access_denied", "Nobody answers for the caller", "ask the operators to name accountable people in attest.workloads", theirs},
-	{broker.ErrNobodyCanApprove, 403, "access_denied", "Nobody could approve this", "ask the operators: the groups that must approve have too few other members", theirs},
+	{broker.ErrNobodyCanApprove, 403, "access_denied", "Nobody could approve this", "ask the operators: too few listed people may approve; who asked does not count, nor who answers for the workload, nor a team that policy excludes, nor whom it forbids to approve", theirs},
 	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier emergency use is unreviewed", "ask its reviewers to close the review", theirs},
 	{broker.ErrNoReview, 409, "invalid_request", "No review is open", "look at the request again", theirs},
 	{broker.ErrLimit, 429, "access_denied", "Too many credentials in this time", "try again later", theirs},

@@ -27,7 +27,7 @@ func TestRowsKeepEveryField(t *testing.T) {
 				fillValue(t, reflect.ValueOf(r).Elem(), 1)
 			}
 			if r, ok := r.(*broker.Request); ok {
-				r.Reused = false // of one answer, and not stored
+				r.Reused, r.Decision.Lasting = false, false // of one answer, and not stored
 			}
 			stored, err := encodeRow(r)
 			if err != nil {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"accessbroker.internal/broker"
 )
 
 // A file that is right, and in which each test breaks one thing.
@@ -112,6 +114,25 @@ func TestScopesAreDescribed(t *testing.T) {
 	}
 }
 
+// A parameter is as long as its operator says, up to what can be asked for.
+func TestLongestParameters(t *testing.T) {
+	for parameter, want := range map[string]int{
+		`{pattern: ".*"}`:                                256,
+		`{pattern: ".*", max_length: 1024}`:              broker.MaxParameter,
+		`{pattern: ".*", lines: true}`:                   256,
+		`{pattern: ".*", lines: true, max_length: 4096}`: broker.MaxLines,
+	} {
+		s, err := understand(sealedDir(t), strings.Replace(goodConfig, "max_ttl: 15m", "max_ttl: 15m\n    parameters: {p: "+parameter+"}", 1))
+		if err != nil {
+			t.Errorf("%s: %v", parameter, err)
+			continue
+		}
+		if got := s.catalogue["tickets-api"].Parameters["p"].MaxLength; got != want {
+			t.Errorf("%s: %d bytes, want %d", parameter, got, want)
+		}
+	}
+}
+
 var (
 	placed  = regexp.MustCompile(`^broker\.yaml:[0-9]+:[0-9]+: `)
 	goNames = regexp.MustCompile(`\*?main\.|struct|\binterface\b|Go value|map\[|\[\]`)
@@ -178,6 +199,11 @@ func TestBadConfigs(t *testing.T) {
 		"token with a vault":           {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: its issuer, "tickets", is no Vault`},
 		"keys published too late":      {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: at least 10m"},
 		"rotation that is shorter":     {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
+		"a parameter too long":         {"required: true", "required: true, max_length: 1025", "broker.yaml:31:71: entitlements.reports.parameters.prefix.max_length: between 1 and 1024 bytes"},
+		"lines too long":               {"required: true", "required: true, lines: true, max_length: 4097", "entitlements.reports.parameters.prefix.max_length: between 1 and 4096 bytes"},
+		"a length below nothing":       {"required: true", "required: true, max_length: -1", "entitlements.reports.parameters.prefix.max_length: between 1 and 1024 bytes"},
+		"a length beyond memory":       {"required: true", "required: true, max_length: 1000000000000", "entitlements.reports.parameters.prefix.max_length: between 1 and 1024 bytes"},
+		"too many parameters":          {"prefix: {pattern", "a: {pattern: a}, b: {pattern: a}, c: {pattern: a}, d: {pattern: a}, e: {pattern: a}, f: {pattern: a}, g: {pattern: a}, h: {pattern: a}, i: {pattern: a}, j: {pattern: a}, k: {pattern: a}, l: {pattern: a}, m: {pattern: a}, n: {pattern: a}, o: {pattern: a}, p: {pattern: a}, prefix: {pattern", "entitlements.reports.parameters: at most 16"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !strings.Contains(goodConfig, test.from) {

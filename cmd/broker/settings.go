@@ -454,6 +454,7 @@ func (c *checker) parameters(key string, list map[string]parameterFile) map[stri
 		}
 		if f.MaxLength < 0 || f.MaxLength > most {
 			c.bad(at+"/max_length", "between 1 and %d bytes", most)
+			f.MaxLength = 0 // issuers try what the longest value leads to
 		}
 		out[name] = broker.Parameter{Pattern: pattern, MaxLength: cmp.Or(f.MaxLength, defaultParameterMax), Lines: f.Lines, Required: f.Required, Description: c.text(at+"/description", f.Description)}
 	}

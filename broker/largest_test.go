@@ -1,0 +1,118 @@
+package broker_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// longName is a name as long as may be.
+func longName(prefix string, n int) string {
+	return fmt.Sprintf("%s%0*d", prefix, broker.MaxName-len(prefix), n)
+}
+
+// largest gives an ask in which everything is as long as may be, in characters
+// that take the most bytes to write, and a world that accepts it.
+func largest(t *testing.T, size, parameters int) (*world, broker.Identity, broker.Ask) {
+	t.Helper()
+	w := peopleWorld(t, `@approval("1 of support")`)
+	rules := testRules(t, closing(`@approval("1 of support")`))
+	e := rules.Catalogue["tickets"]
+	ask := broker.Ask{
+		Entitlement: "tickets", Parameters: map[string]string{},
+		Justification: strings.Repeat(`"`, broker.MaxJustification), Ticket: strings.Repeat(`\`, broker.MaxTicket),
+	}
+	for n := range broker.MaxScopes {
+		ask.Scopes = append(ask.Scopes, fmt.Sprintf("s%0*d", broker.MaxScopeLength-1, n))
+	}
+	e.Scopes, e.Parameters = slices.Clone(ask.Scopes), map[string]broker.Parameter{}
+	for n := range parameters {
+		name := longName("p", n)
+		e.Parameters[name] = broker.Parameter{MaxLength: size, Lines: size > broker.MaxParameter, Required: true}
+		ask.Parameters[name] = strings.Repeat(`"`, size)
+	}
+	rules.Revision[0] ^= 1 // it is over the catalogue as well
+	if err := w.broker.SetRules(t.Context(), rules, broker.Identity{}, noon); err != nil {
+		t.Fatal(err)
+	}
+	id := "spiffe://acme.test/agent/"
+	return w, workload(id+strings.Repeat("x", 2048-len(id)), noon), ask
+}
+
+// What may be asked for can be recorded: from the ask over the approval to the
+// credential, however it is filled.
+func TestTheLargestAsk(t *testing.T) {
+	for name, shape := range map[string]struct{ size, parameters int }{
+		"as many parameters as may be": {broker.MaxAllParameters / broker.MaxParameters, broker.MaxParameters},
+		"parameters as long as may be": {broker.MaxLines, broker.MaxAllParameters / broker.MaxLines},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, who, ask := largest(t, shape.size, shape.parameters)
+			r, err := w.broker.Ask(t.Context(), who, ask, broker.Again{}, noon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			comment := strings.Repeat(`"`, broker.MaxComment)
+			if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{Approve: true, Comment: comment, Scopes: ask.Scopes}, noon); err != nil {
+				t.Fatal(err)
+			}
+			issued, err := w.broker.Collect(t.Context(), who, r.ID, broker.Again{}, noon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l := issued.Lease; !maps.Equal(l.Parameters, ask.Parameters) || !slices.Equal(l.Scopes, ask.Scopes) {
+				t.Errorf("it is for %d scopes and %d parameters", len(l.Scopes), len(l.Parameters))
+			}
+			wantKinds(t, w, audit.RequestCreated, audit.RequestApproved, audit.LeaseIssued)
+		})
+	}
+}
+
+// One byte, or one thing, more than may be is refused by name, and leaves nothing.
+func TestMoreThanTheLargestAsk(t *testing.T) {
+	first := longName("p", 0)
+	for name, test := range map[string]struct {
+		change func(*broker.Ask)
+		want   error
+		says   string
+	}{
+		"a parameter": {func(a *broker.Ask) {
+			a.Parameters[first] += "x"
+			last := longName("p", 3) // not more of all together
+			a.Parameters[last] = a.Parameters[last][1:]
+		}, broker.ErrInvalidParameter, first + " is longer than 4096 bytes"},
+		"all parameters":   {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "parameters have at most 16384 bytes together"},
+		"parameters":       {func(a *broker.Ask) { a.Parameters = seventeen() }, broker.ErrInvalidParameter, "at most 16 parameters"},
+		"justification":    {func(a *broker.Ask) { a.Justification += "x" }, broker.ErrInvalidRequest, "justification is longer than 2000 bytes"},
+		"ticket":           {func(a *broker.Ask) { a.Ticket += "x" }, broker.ErrInvalidRequest, "ticket is longer than 128 bytes"},
+		"a scope":          {func(a *broker.Ask) { a.Scopes[0] += "x" }, broker.ErrInvalidScope, "a scope is 1 to 128"},
+		"scopes":           {func(a *broker.Ask) { a.Scopes = append(a.Scopes, "x") }, broker.ErrInvalidScope, "at most 32 scopes"},
+		"its name":         {func(a *broker.Ask) { a.Entitlement = longName("e", 0) + "x" }, broker.ErrInvalidRequest, "entitlement's name"},
+		"an unknown value": {func(a *broker.Ask) { a.Parameters = map[string]string{"other": "x"} }, broker.ErrInvalidParameter, "no parameter of that name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, who, ask := largest(t, broker.MaxLines, broker.MaxAllParameters/broker.MaxLines)
+			test.change(&ask)
+			_, err := w.broker.Ask(t.Context(), who, ask, broker.Again{}, noon)
+			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("%v, want %v: %s", err, test.want, test.says)
+			}
+			wantKinds(t, w)
+		})
+	}
+}
+
+// seventeen are as many parameters as are too many.
+func seventeen() map[string]string {
+	p := map[string]string{}
+	for n := range broker.MaxParameters + 1 {
+		p[fmt.Sprint("p", n)] = "x"
+	}
+	return p
+}

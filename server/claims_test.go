@@ -97,6 +97,138 @@ func TestClaimsOfNoUse(t *testing.T) {
 	}
 }
 
+// reads gives the ways in which somebody looks at a request.
+func reads(t *testing.T, w *world, token broker.SessionToken, id string) map[string]func() bool {
+	b := newBrowser(t, w)
+	b.takes(token)
+	return map[string]func() bool{
+		"the call": func() bool {
+			_, err := w.as(token.Reveal()).Request(t.Context(), id)
+			if err != nil && !errors.Is(err, api.NotFound) {
+				t.Error(err)
+			}
+			return err == nil
+		},
+		"the page": func() bool {
+			status, _, _ := b.visit(http.MethodGet, "/ui/requests/"+id, "")
+			return status == http.StatusOK
+		},
+		"the inbox": func() bool {
+			_, _, page := b.visit(http.MethodGet, "/ui/", "")
+			return strings.Contains(page, id)
+		},
+	}
+}
+
+// Whoever looks at a request by what their provider said long ago looks by what
+// it says now; if it says nothing, by what it said, and the provider is not asked
+// by every look.
+func TestReadersHaveClaimsAskedForAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, now []string
+		refuses     bool
+		sees        bool
+	}{
+		"a member by now":              {nil, []string{"dba"}, false, true},
+		"still a member":               {[]string{"dba"}, []string{"dba"}, false, true},
+		"no member any more":           {[]string{"dba"}, nil, false, false},
+		"a member, as far as is known": {[]string{"dba"}, nil, true, true},
+		"none, as far as is known":     {nil, []string{"dba"}, true, false},
+	} {
+		for _, way := range []string{"the call", "the page", "the inbox"} {
+			t.Run(name+" by "+way, func(t *testing.T) {
+				w, people := claims(t)
+				people.groups, people.refuses = c.now, c.refuses
+				r, token := w.guarded(t, "x"), w.session(t, "login/lea", c.before...)
+				look := reads(t, w, token, r.ID)[way]
+				for range 3 {
+					if sees := look(); sees != c.sees {
+						t.Errorf("sees it: %t", sees)
+					}
+				}
+				if people.asked != 1 {
+					t.Errorf("the provider is asked %d times", people.asked)
+				}
+				if !c.refuses {
+					return
+				}
+				_, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest})
+				if want := map[bool]error{true: api.LoginStale, false: api.NotFound}[c.sees]; !errors.Is(err, want) || people.asked != 2 {
+					t.Errorf("asked %d times, the vote: %v", people.asked, err)
+				}
+			})
+		}
+	}
+}
+
+// What a page asks by itself, and what rests on no provider, has none asked.
+func TestReadersWhoHaveNobodyAsked(t *testing.T) {
+	w, people := claims(t)
+	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
+	b := newBrowser(t, w)
+	b.takes(token)
+	if status, _, _ := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "", "Broker-Background", "1"); status != http.StatusOK || people.asked != 0 {
+		t.Errorf("in the background: %d, asked %d times", status, people.asked)
+	}
+	if err := w.cfg.Broker.SetRules(t.Context(), testRules(), broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if reads(t, w, token, r.ID)["the page"](); people.asked != 0 {
+		t.Errorf("without groups that a provider fills: asked %d times", people.asked)
+	}
+}
+
+// A provider that does not answer keeps nobody from reading; whoever votes waits
+// for the very answer that a reader asked for.
+func TestProvidersThatHang(t *testing.T) {
+	w, people := claims(t)
+	w.askings.patience = time.Millisecond
+	people.groups, people.hold = []string{"dba"}, make(chan struct{})
+	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
+	for name, look := range reads(t, w, token, r.ID) {
+		if !look() {
+			t.Errorf("%s waits for the provider", name)
+		}
+	}
+	voted := make(chan error)
+	go func() {
+		_, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest})
+		voted <- err
+	}()
+	close(people.hold)
+	if err := <-voted; err != nil || people.asked != 1 {
+		t.Errorf("asked %d times: %v", people.asked, err)
+	}
+}
+
+// A session's provider is asked once at a time, whoever wants to know, and for
+// readers not again so soon; and no question takes the broker down.
+func TestAskings(t *testing.T) {
+	a, hold, asked := newAskings(), make(chan struct{}), 0
+	ask := func() error { asked++; <-hold; return broker.ErrUnavailable }
+	one, other := broker.SessionKey{1}, broker.SessionKey{2}
+	first := a.join(one, 0, ask)
+	if a.join(one, 0, ask) != first || a.join(one, time.Hour, ask) != first {
+		t.Error("it is asked twice at once")
+	}
+	wrong := a.join(other, time.Hour, func() error { panic("at the provider") })
+	if <-wrong.over; wrong == first || !errors.Is(wrong.err, errPanicked) {
+		t.Errorf("another session's: %v", wrong.err)
+	}
+	close(hold)
+	if <-first.over; asked != 1 || !errors.Is(first.err, broker.ErrUnavailable) {
+		t.Errorf("asked %d times: %v", asked, first.err)
+	}
+	if a.join(one, time.Hour, ask) != first {
+		t.Error("a reader asks again at once")
+	}
+	if again := a.join(one, 0, ask); again == first {
+		t.Error("whoever votes is not heard")
+	} else if <-again.over; asked != 2 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
 // letIn lets a terminal in by the page, and gives where the browser is sent,
 // and what redeems the terminal's session.
 func (b *browser) letIn(w *world, device bool) (where string, redeem func() (*api.Session, error)) {

@@ -41,6 +41,9 @@ type inboxPage struct {
 
 // inbox shows what waits for the viewer.
 func (s *Server) inbox(c *call) (reply, error) {
+	if err := c.asReader(); err != nil {
+		return reply{}, err
+	}
 	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.who, pageDefault, c.now)
 	if err != nil {
 		return reply{}, err

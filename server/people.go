@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -84,56 +83,6 @@ func (c *call) noSession(err error) error {
 // must not keep a session open.
 func (c *call) background() bool {
 	return c.route.audience == UI && (c.route.path == "/ui/events" || c.r.Method == http.MethodGet && c.r.Header.Get("Broker-Background") != "")
-}
-
-// asApprover calls f for the person who calls. If what the provider said of
-// them is too old to vote by, it is asked again first; if it does not say, it is
-// up to f whether that matters.
-func (c *call) asApprover(f func(who broker.Identity) (*broker.Request, error)) (*broker.Request, error) {
-	_, asked := c.s.cfg.Broker.ClaimsAge(c.who, c.now)
-	if asked {
-		if _, err := c.askAgain(); err != nil {
-			return nil, err
-		}
-	}
-	r, err := f(c.who)
-	if asked || !errors.Is(err, broker.ErrLoginStale) {
-		return r, err
-	}
-	if fresh, again := c.askAgain(); again != nil || !fresh {
-		return nil, cmp.Or(again, err)
-	}
-	return f(c.who)
-}
-
-// askAgain has the provider say again who is in which group, and says whether
-// it did. The call goes on by that. An error says that the session has ended.
-func (c *call) askAgain() (fresh bool, err error) {
-	if c.session == nil || c.s.cfg.People == nil {
-		return false, nil
-	}
-	ctx, b := c.r.Context(), c.s.cfg.Broker
-	tokens, err := c.session.ProviderTokens(c.token)
-	if err != nil || len(tokens) == 0 {
-		return false, nil // a terminal's: a provider's tokens are good in one place only
-	}
-	who, tokens, refused := c.s.cfg.People.Refresh(ctx, c.who, tokens, c.now)
-	c.now = time.Now() // it may have taken long
-	var s *broker.Session
-	if refused == nil {
-		s, err = b.Refreshed(ctx, c.token, who, tokens, c.now)
-	} else {
-		c.s.cfg.Logger.WarnContext(ctx, "a provider did not say again who is in which group", "call_id", c.id, "err", refused)
-		s, err = b.Glance(ctx, c.token, c.now)
-	}
-	if err != nil {
-		return false, err
-	}
-	// Where a refresh token is good once, another call of the same browser may
-	// have used it a moment ago: what that was told is as good.
-	fresh = s.Who.Person.Claimed.After(c.who.Person.Claimed)
-	c.who, c.session = s.Who, s
-	return fresh, nil
 }
 
 // beginDevice begins a terminal's login. Anybody may, so addresses are bounded.

@@ -22,7 +22,8 @@ type testPeople struct {
 	groups  []string // what it says when it is asked again
 	refuses bool     // to say it
 	asked   int
-	said    time.Time // when it last did
+	said    time.Time     // when it last did
+	hold    chan struct{} // nil, or closed when it may say it
 }
 
 func (p *testPeople) Begin(_ context.Context, provider string, _ bool, _ time.Time) ([]byte, string, error) {
@@ -38,6 +39,9 @@ func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values
 
 func (p *testPeople) Refresh(_ context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error) {
 	p.asked++
+	if p.hold != nil {
+		<-p.hold
+	}
 	for begun := time.Now(); !time.Now().After(begun.Add(time.Millisecond)); { // it takes a while
 	}
 	p.said = time.Now()

@@ -32,6 +32,9 @@ var requestDone = map[string]string{
 }
 
 func (s *Server) requestPage(c *call) (reply, error) {
+	if err := c.asReader(); err != nil {
+		return reply{}, err
+	}
 	r, err := s.requestOf(c)
 	if err != nil {
 		return reply{}, err

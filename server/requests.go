@@ -119,6 +119,9 @@ func (s *Server) getRequest(c *call) (reply, error) {
 		return reply{}, err
 	}
 	c.about = id.String()
+	if err := c.asReader(); err != nil {
+		return reply{}, err
+	}
 	var r *broker.Request
 	if c.query.get("wait") == "" {
 		r, err = s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)

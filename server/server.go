@@ -93,6 +93,7 @@ type Server struct {
 	providers *admission // by address, for what providers say
 	viewers   *admission // by person, of pages that stay open
 	failures  *failures
+	askings   *askings
 	readiness readiness
 
 	draining context.Context // ends when Drain is called
@@ -125,6 +126,7 @@ func New(cfg Config) (*Server, error) {
 		providers: newAdmission(providersPerSecond, providersAtOnce),
 		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
 		failures:  newFailures(),
+		askings:   newAskings(),
 		draining:  draining,
 		drain:     drain,
 	}, nil

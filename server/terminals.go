@@ -83,7 +83,7 @@ func (c *call) readyToLetIn() (bool, error) {
 	if age <= time.Minute {
 		return true, nil
 	}
-	fresh, err := c.askAgain()
+	fresh, err := c.askAgain(c.r.Context(), 0)
 	return fresh || !stale, err
 }
 

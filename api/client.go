@@ -107,7 +107,7 @@ type LeaseFilter struct {
 	Holder      string // somebody else, or "*" for everybody whose leases the caller may view
 	Entitlement string
 	Request     string
-	Live        bool   // only what may still work
+	Live        bool   // only what may still work, such as what has expired and its issuer has not ended yet
 	Cursor      string // the Next of the page before
 	Limit       int    // zero: 50; at most 200
 }

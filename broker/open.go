@@ -217,7 +217,7 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 
 // supersede ends the replaced lease in the transaction that opens its
 // successor. If an upstream has to be told, the reaper does it, or endReplaced
-// right after. It says whether the old lease stood for a lost answer, and lived.
+// right after. It says whether the old lease stood for a lost answer, and has time left.
 func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	old, err := get[*Lease](tx, c.replaces.ID)
 	if err != nil {
@@ -229,7 +229,7 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	case old.Status != LeaseActive:
 		return false, nil
 	}
-	lost = c.how == EndAnswerLost && old.Live(c.now)
+	lost = c.how == EndAnswerLost && c.now.Before(old.Expires)
 	if err := releaseLimits(tx, old); err != nil {
 		return false, err
 	}

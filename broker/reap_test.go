@@ -123,3 +123,59 @@ func TestUnfinishedIssuingComesFirst(t *testing.T) {
 		t.Errorf("what nobody was answered was not ended first")
 	}
 }
+
+// What has expired and its issuer was not told of may still work: it is listed
+// with what lives, whoever gives it back or pulls the kill switch reaches it, and
+// it is gone from there once its issuer has ended it.
+func TestWhatIsStillOwedIsLive(t *testing.T) {
+	for name, end := range map[string]func(*world, broker.LeaseID, time.Time) error{
+		"by the reaper": func(w *world, _ broker.LeaseID, now time.Time) error { return nil },
+		"by its holder": func(w *world, id broker.LeaseID, now time.Time) error {
+			_, err := w.broker.Revoke(t.Context(), agent(now), id, "", now)
+			return err
+		},
+		"by the kill switch": func(w *world, _ broker.LeaseID, now time.Time) error {
+			all := broker.Selector{Entitlement: "db"}
+			seen, err := w.broker.Preview(t.Context(), root, all, now)
+			if err != nil || seen.Leases != 1 || seen.ByIssuer["db"] != 1 {
+				t.Errorf("the preview: %+v, %v", seen, err)
+			}
+			_, err = w.broker.RevokeAll(t.Context(), root, all, "incident", seen.Digest, false, now)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := &moody{system: system{live: map[string]time.Time{}}}
+			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db, "tickets": signer{}}})
+			var id broker.LeaseID
+			for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
+				issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon)
+				if err != nil {
+					t.Fatal(err)
+				}
+				id = issued.Lease.ID
+			}
+			late := noon.Add(time.Hour)
+			live := func() []*broker.Lease {
+				page, _, err := w.broker.Leases(t.Context(), root, broker.LeaseQuery{Holder: broker.Everyone, Live: true}, late)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return page
+			}
+			if page := live(); len(page) != 1 || page[0].ID != id || page[0].State(late) != broker.LeaseExpired {
+				t.Fatalf("expired, and not ended: %+v", page)
+			}
+			if err := end(w, id, late); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.broker.Reap(t.Context(), late); err != nil {
+				t.Fatal(err)
+			}
+			if page := live(); len(page) != 0 || len(db.live) != 0 {
+				t.Errorf("once it was ended: %+v, and %d of its credentials work", page, len(db.live))
+			}
+			w.verify(t)
+		})
+	}
+}

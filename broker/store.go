@@ -181,7 +181,7 @@ type LeaseQuery struct {
 	Entitlement string
 	Issuer      string
 	Request     RequestID
-	Live        bool // not ended, and not expired at Now
+	Live        bool // its credential may still work at Now: see Lease.Live
 	Lingering   bool // ended, and working all the same: see Lease.Lingers
 	Due         bool // something must be done about it by Now: see Lease.Due
 	Skip        int  // of those that are due: how many are passed over

@@ -69,6 +69,7 @@ func TestListsOfLeases(t *testing.T) {
 		over    = leaseIn(t, s, "spiffe://acme.test/agent/a", broker.LeaseActive, expired)
 		issuing = leaseIn(t, s, "spiffe://acme.test/agent", broker.LeaseIssuing, func(l *broker.Lease) { l.Deadline = testNow })
 		ending  = leaseIn(t, s, "spiffe://acme.test/agentx", broker.LeaseRevoking, func(l *broker.Lease) { l.NextTry = testNow.Add(time.Second); expired(l) })
+		owed    = leaseIn(t, s, "spiffe://acme.test/agent/b", broker.LeaseActive, func(l *broker.Lease) { vault(l); expired(l) })
 		foreign = leaseIn(t, s, "spiffe://acme.test.evil/agent/a", broker.LeaseActive, nil)
 	)
 	first := broker.RequestID{}
@@ -84,24 +85,24 @@ func TestListsOfLeases(t *testing.T) {
 		q    broker.LeaseQuery
 		want ids
 	}{
-		{broker.LeaseQuery{}, ids{foreign, ending, issuing, over, gone, b, a}},
-		{broker.LeaseQuery{Live: true}, ids{foreign, ending, issuing, b, a}},
+		{broker.LeaseQuery{}, ids{foreign, owed, ending, issuing, over, gone, b, a}},
+		{broker.LeaseQuery{Live: true}, ids{foreign, owed, ending, issuing, b, a}},
 		{broker.LeaseQuery{Holder: "spiffe://acme.test/agent/a"}, ids{over, gone, a}},
 		{broker.LeaseQuery{Holder: "spiffe://acme.test/agent/a", Live: true}, ids{a}},
-		{broker.LeaseQuery{Under: "spiffe://acme.test/agent"}, ids{issuing, over, gone, b, a}},
-		{broker.LeaseQuery{Under: "spiffe://acme.test/agent", Live: true}, ids{issuing, b, a}},
-		{broker.LeaseQuery{TrustDomain: "acme.test"}, ids{ending, issuing, over, gone, b, a}},
-		{broker.LeaseQuery{TrustDomain: "acme.test", Live: true}, ids{ending, issuing, b, a}},
-		{broker.LeaseQuery{Entitlement: "orders-db-ro"}, ids{b}},
-		{broker.LeaseQuery{Entitlement: "orders-db-ro", Live: true}, ids{b}},
+		{broker.LeaseQuery{Under: "spiffe://acme.test/agent"}, ids{owed, issuing, over, gone, b, a}},
+		{broker.LeaseQuery{Under: "spiffe://acme.test/agent", Live: true}, ids{owed, issuing, b, a}},
+		{broker.LeaseQuery{TrustDomain: "acme.test"}, ids{owed, ending, issuing, over, gone, b, a}},
+		{broker.LeaseQuery{TrustDomain: "acme.test", Live: true}, ids{owed, ending, issuing, b, a}},
+		{broker.LeaseQuery{Entitlement: "orders-db-ro"}, ids{owed, b}},
+		{broker.LeaseQuery{Entitlement: "orders-db-ro", Live: true}, ids{owed, b}},
 		{broker.LeaseQuery{Issuer: "tickets", Live: true}, ids{foreign, ending, issuing, a}},
 		{broker.LeaseQuery{Request: first}, ids{a}},
 		{broker.LeaseQuery{Request: first, Live: true}, ids{a}},
 		{broker.LeaseQuery{Before: gone}, ids{b, a}},
 		{broker.LeaseQuery{Before: issuing, Live: true}, ids{b, a}},
-		{broker.LeaseQuery{Due: true}, ids{issuing}},
-		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Minute)}, ids{issuing, ending}},
-		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Hour)}, ids{issuing, ending, b}},
+		{broker.LeaseQuery{Due: true}, ids{issuing, owed}},
+		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Minute)}, ids{issuing, owed, ending}},
+		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Hour)}, ids{issuing, owed, ending, b}},
 		{broker.LeaseQuery{Due: true, Now: testNow.Add(-time.Millisecond)}, nil},
 		{broker.LeaseQuery{Due: true, Issuer: "tickets", Now: testNow.Add(time.Hour)}, ids{issuing, ending}},
 		{broker.LeaseQuery{Due: true, Issuer: "nobody", Now: testNow.Add(time.Hour)}, nil},

@@ -34,7 +34,7 @@ func (a *app) leasesCommand() *cobra.Command {
 	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, or '*' for everybody whose leases you may view")
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Request, "request", "", "of one request only")
-	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work")
+	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work, such as what has expired and its issuer has not ended yet")
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
 	a.client.addPerson(c)

@@ -74,7 +74,8 @@ type Request struct {
 }
 
 // A Decision is policy's answer, as far as the reader may see it. Policies is
-// set only for readers who may view the request by policy.
+// set only for readers who are asked to approve or review the request, or may view
+// it by policy.
 type Decision struct {
 	Permit      bool         `json:"permit"`
 	Reasons     []string     `json:"reasons,omitempty"`

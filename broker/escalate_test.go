@@ -144,3 +144,42 @@ func TestGlassIsTold(t *testing.T) {
 		})
 	}
 }
+
+// Which policies decided is for those who are to speak of a request, and for whom
+// policy lets view it: not for whoever else may see it.
+func TestWhoSeesPolicies(t *testing.T) {
+	viewers := `@id("viewers") permit (principal == Person::"login/vic", action == Action::"view", resource);`
+	late := noon.Add(20 * time.Minute)
+	w := peopleWorld(t, ``)
+	w.adopt(t, closing(`@approval("1 of support") @escalate("15m to security")`)+viewers, testGroups)
+	asked := w.ask(t, read("tickets:close"))
+	broken := w.ask(t, glass("tickets:read"))
+	for name, test := range map[string]struct {
+		who  broker.Identity
+		r    *broker.Request
+		want bool
+	}{
+		"who is asked":                 {approver("ben", late), asked, true},
+		"whom policy lets view it":     {approver("vic", late), asked, true},
+		"root":                         {root, asked, true},
+		"who answers for its maker":    {approver("ana", late), asked, false},
+		"who was told that it waits":   {approver("dan", late), asked, false},
+		"its maker":                    {agent(late), asked, false},
+		"who reviews it":               {approver("dan", late), broken, true},
+		"who would have approved it":   {approver("cleo", late), broken, true},
+		"who answers for who broke it": {approver("ana", late), broken, false},
+	} {
+		if _, err := w.broker.Request(t.Context(), test.who, test.r.ID, late); err != nil {
+			t.Errorf("%s does not see the request: %v", name, err)
+		}
+		if sees := w.broker.SeesPolicies(t.Context(), test.who, test.r, late); sees != test.want {
+			t.Errorf("%s sees the policies: %t", name, sees)
+		}
+	}
+	if _, err := w.vote(t, approver("ben", late), asked, yes, late); err != nil {
+		t.Fatal(err)
+	}
+	if !w.broker.SeesPolicies(t.Context(), approver("ben", late), asked, late) {
+		t.Error("whoever has approved it does not see them any more")
+	}
+}

@@ -86,6 +86,20 @@ func (b *Broker) concerns(who Identity, r *Request, now time.Time) bool {
 	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, who.ID)
 }
 
+// SeesPolicies says whether somebody who may see a request sees as well which
+// policies decided on it: people who are asked to approve or review it, and whom
+// policy lets view it. Whoever filed it, answers for who did, or was only told of
+// it, does not.
+func (b *Broker) SeesPolicies(ctx context.Context, who Identity, r *Request, now time.Time) bool {
+	if rules := b.rules.Load(); rules != nil && session(who, now) == nil {
+		o := r.Decision.Obligations
+		if newVoter(rules, who).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
+			return true
+		}
+	}
+	return b.mayOn(ctx, who, ActionView, r, now)
+}
+
 // escalatedTo are the groups that were told that the request still waits: they
 // see what for, and have no vote. What was settled before is not theirs to see.
 func (r *Request) escalatedTo(now time.Time) (needs []ApprovalNeed) {

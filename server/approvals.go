@@ -27,7 +27,7 @@ func (s *Server) vote(c *call, body api.Vote) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return ok(toRequest(r, c.who, c.now))
+	return ok(c.toRequest(r, c.now))
 }
 
 // review takes a person's verdict on a broken glass.
@@ -46,7 +46,7 @@ func (s *Server) review(c *call, body api.Finding) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return ok(toRequest(r, c.who, c.now))
+	return ok(c.toRequest(r, c.now))
 }
 
 // seen reads what a person says it saw: the request, and its digest.

@@ -33,9 +33,8 @@ func parseStatus(name string) (broker.RequestStatus, error) {
 	return 0, refuse(broker.ErrInvalidRequest, "status is pending, approved, denied, withdrawn, lapsed or ended")
 }
 
-// toRequest shows a request to somebody who may see it. Ids of policies are
-// for those who see it because policy lets them view, not for its requester.
-func toRequest(r *broker.Request, reader broker.Identity, now time.Time) api.Request {
+// toRequest shows a request to the caller, who may see it.
+func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	out := api.Request{
 		ID: r.ID.String(), Version: r.Version, Status: requestStatus[r.State(now)],
 		Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
@@ -46,7 +45,7 @@ func toRequest(r *broker.Request, reader broker.Identity, now time.Time) api.Req
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable,
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
 	}
-	if reader.ID != r.Requester.ID {
+	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), c.who, r, now) {
 		out.Decision.Policies = r.Decision.Policies
 	}
 	out.Approvals = api.Approvals{Needed: toNeeds(r.Places()), Given: toVoices(r.Approvals)}

@@ -58,6 +58,26 @@ func TestApproversGetTheFacts(t *testing.T) {
 		}
 	}
 
+	// Who answers for its maker sees it, and not by which policies.
+	ana := w.logsIn(t, "login/ana")
+	if r := must[*api.Request](t)(ana.Request(t.Context(), filed.ID)); r.Facts == nil || len(r.Decision.Policies) > 0 {
+		t.Errorf("who answers for its maker: policies %q", r.Decision.Policies)
+	}
+	for client, want := range map[*api.Client]int{ben: 1, ana: 0} {
+		for _, r := range must[*api.RequestPage](t)(client.Requests(t.Context(), api.RequestFilter{Requester: agent, Entitlement: "guarded"})).Requests {
+			if len(r.Decision.Policies) != want {
+				t.Errorf("in a list: policies %q, want %d", r.Decision.Policies, want)
+			}
+		}
+	}
+	if !strings.Contains(page, "Policies:") {
+		t.Error("the page does not show who is asked the policies")
+	}
+	b.logIn("login/ana", "/ui/")
+	if _, _, page := b.visit(http.MethodGet, "/ui/requests/"+filed.ID, ""); !strings.Contains(page, "what is guarded") || strings.Contains(page, "Policies:") {
+		t.Error("the page shows policies to who answers for its maker")
+	}
+
 	// Its maker, a workload that may view it, lists and answers have none.
 	for name, r := range map[string]*api.Request{
 		"the maker":       must[*api.Request](t)(w.as(agent).Request(t.Context(), filed.ID)),

@@ -19,7 +19,7 @@ type requestView struct {
 }
 
 func (s *Server) view(c *call, r *broker.Request) requestView {
-	v := requestView{Request: toRequest(r, c.who, c.now), Mine: r.Requester.ID == c.who.ID}
+	v := requestView{Request: c.toRequest(r, c.now), Mine: r.Requester.ID == c.who.ID}
 	if rules := s.cfg.Broker.Rules(); rules != nil && rules.Catalogue[r.Entitlement] != nil {
 		v.Revocation = string(rules.Catalogue[r.Entitlement].Revocation)
 	}

@@ -20,7 +20,7 @@ func (s *Server) ask(c *call, body api.Ask) (reply, error) {
 		return reply{}, err
 	}
 	c.about = r.ID.String()
-	out := toRequest(r, c.who, c.now)
+	out := c.toRequest(r, c.now)
 	if ask.DryRun {
 		return ok(wouldBe(out))
 	}
@@ -50,7 +50,7 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 		return reply{}, err
 	case issued == nil:
 		c.about = pending.ID.String()
-		out := toRequest(pending, c.who, c.now)
+		out := c.toRequest(pending, c.now)
 		return reply{status: http.StatusAccepted, body: out, header: http.Header{"Location": {s.url("/v1/requests/" + out.ID)}}}, nil
 	}
 	return c.credential(issued)
@@ -110,7 +110,7 @@ func (s *Server) withdraw(c *call, _ nothing) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return ok(toRequest(r, c.who, c.now))
+	return ok(c.toRequest(r, c.now))
 }
 
 func (s *Server) getRequest(c *call) (reply, error) {
@@ -132,7 +132,7 @@ func (s *Server) getRequest(c *call) (reply, error) {
 		return reply{}, err
 	}
 	now := time.Now() // it may have waited
-	out := toRequest(r, c.who, now)
+	out := c.toRequest(r, now)
 	if c.who.Kind == broker.KindPerson && c.who.ID != r.Requester.ID {
 		facts, err := s.facts(c.r.Context(), r, now)
 		if err != nil {
@@ -184,7 +184,7 @@ func (s *Server) listRequests(c *call) (reply, error) {
 	}
 	out := api.RequestPage{Requests: make([]api.Request, len(page)), Next: next.String()}
 	for i, r := range page {
-		out.Requests[i] = toRequest(r, c.who, c.now)
+		out.Requests[i] = c.toRequest(r, c.now)
 	}
 	return ok(out)
 }

@@ -44,6 +44,7 @@ func lint(e *Engine, dir folder) []string {
 			l.scopes(r, reached)
 			l.bounds(r, reached)
 			l.approvals(r, reached)
+			l.teams(r)
 		}
 	}
 	_ = l.problems.err() // sorts
@@ -224,6 +225,61 @@ func (l *linter) approvers(term string, reached []*broker.Entitlement) []string 
 		owners = append(owners, e.Owner)
 	}
 	return owners
+}
+
+// teams warns where a permit excludes a team that is no group: of whoever has no
+// other, nobody can tell who is outside of it, and what they ask for is refused.
+func (l *linter) teams(r *rule) {
+	if !r.ExcludeTeam {
+		return
+	}
+	const refused = "so nobody can tell who is outside of it, and what they ask for is refused"
+	marks, told := l.marksOf(r.who), set{}
+	if len(marks) == 0 {
+		l.warn(r, "@exclude_team", "@exclude_team: nobody whom it is for has a team (attest.workloads), %s", refused)
+	}
+	for _, m := range marks {
+		switch {
+		case told[m.Team] || l.groups[m.Team] != nil:
+		case m.Team == "":
+			l.warn(r, "@exclude_team", "@exclude_team: what is under %q has no team (attest.workloads), %s", m.Under, refused)
+		default:
+			l.warn(r, "@exclude_team", "@exclude_team: the team %q of what is under %q (attest.workloads) is no group of %s, %s", m.Team, m.Under, groupsName, refused)
+		}
+		told[m.Team] = true
+	}
+}
+
+// marksOf gives the marks that workloads in a scope may carry.
+func (l *linter) marksOf(who scope) (marks []broker.Mark) {
+	var places []string // SPIFFE IDs, or trust domains; "" is everywhere
+	switch id := string(who.uid.ID); who.uid.Type {
+	case typePath, typeWorkload, typeAgent:
+		places = []string{id}
+	case typeTrustDomain:
+		places = []string{spiffeScheme + id}
+	case typeGroup:
+		places = l.groups[id].Workloads
+	case "":
+		places = []string{""}
+	}
+	for _, m := range l.in.Marks {
+		carried := func(p string) bool {
+			below := who.uid.Type != typeWorkload && who.uid.Type != typeAgent && broker.Mark{Under: p}.Covers(m.Under)
+			return p == "" || below || m.Covers(p) && !l.hidden(m, p)
+		}
+		if (who.kind == "" || who.kind == principalType(m.Kind)) && slices.ContainsFunc(places, carried) {
+			marks = append(marks, m)
+		}
+	}
+	return marks
+}
+
+// hidden says whether a longer mark than m is on a place.
+func (l *linter) hidden(m broker.Mark, place string) bool {
+	return slices.ContainsFunc(l.in.Marks, func(other broker.Mark) bool {
+		return len(other.Under) > len(m.Under) && other.Covers(place)
+	})
 }
 
 // scopes warns of scopes that no entitlement in reach has: Cedar takes them

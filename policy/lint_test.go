@@ -115,3 +115,56 @@ func TestMarksBelow(t *testing.T) {
 	}
 	expectWarning(t, e, "")
 }
+
+// A team that is excluded has to be a group, or what its workloads ask for is
+// refused; what others are in does not matter.
+func TestTeamsThatAreNoGroups(t *testing.T) {
+	const support, tools = `the team "support" of what is under "spiffe://acme.test/agent"`, `the team "tooling" of what is under "spiffe://acme.test/agent/tools"`
+	for head, want := range map[string][]string{
+		`principal in Path::"spiffe://acme.test/agent/a"`:        {support},
+		`principal in Path::"spiffe://acme.test/agent"`:          {support, tools},
+		`principal is Agent in Path::"spiffe://acme.test/agent"`: {support},
+		`principal in Path::"spiffe://acme.test/agent/tools"`:    {tools},
+		`principal in Path::"spiffe://acme.test/agent/tools/a"`:  {tools},
+		`principal == Agent::"spiffe://acme.test/agent"`:         {support},
+		`principal in Path::"spiffe://acme.test/billing"`:        {`what is under "spiffe://acme.test/billing" has no team`},
+		`principal in Path::"spiffe://acme.test/known"`:          nil,
+		`principal in Path::"spiffe://acme.test/batch"`:          {"nobody whom it is for has a team"},
+		`principal in TrustDomain::"acme.test"`:                  {support, tools, "billing"},
+		`principal in TrustDomain::"supplier.test"`:              {"nobody whom it is for has a team"},
+		`principal in Group::"machines"`:                         {support, tools},
+		`principal in Group::"dba"`:                              {"nobody whom it is for has a team"},
+		`principal is Person`:                                    {"nobody whom it is for has a team"},
+		`principal == Person::"login/ana"`:                       {"nobody whom it is for has a team"},
+		`principal`:                                              {support, tools, "billing"},
+	} {
+		in := inputs(fstest.MapFS{
+			"a.cedar":     {Data: []byte(everything + `@id("x") @approval("1 of dba") @exclude_team("yes") permit (` + head + `, action == Action::"request", resource == Entitlement::"orders-db-ro");`)},
+			"groups.yaml": {Data: []byte("dba: {members: [login/cleo]}\nknown: {members: [login/ana]}\nmachines: {workloads: [spiffe://acme.test/agent]}\n")},
+		})
+		for _, e := range in.Catalogue {
+			e.Owner = ""
+		}
+		in.Marks = append(in.Marks,
+			broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload, Team: "tooling"},
+			broker.Mark{Under: "spiffe://acme.test/billing", Kind: broker.KindWorkload},
+			broker.Mark{Under: "spiffe://acme.test/known", Kind: broker.KindWorkload, Team: "known"},
+		)
+		e, err := policy.Load(in)
+		if err != nil {
+			t.Errorf("%s: %v", head, err)
+			continue
+		}
+		got := e.Warnings()
+		for _, w := range want {
+			if !slices.ContainsFunc(got, func(g string) bool {
+				return strings.Contains(g, "a.cedar:4:") && strings.Contains(g, "@exclude_team: ") && strings.Contains(g, w)
+			}) {
+				t.Errorf("%s: no warning of %q", head, w)
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("%s: warnings:\n  %s", head, strings.Join(got, "\n  "))
+		}
+	}
+}

@@ -29,6 +29,7 @@ type Kill struct {
 // A KillPreview says what the kill switch would hit, or has hit.
 type KillPreview struct {
 	Leases      int            `json:"leases"`
+	Ended       int            `json:"ended,omitempty"` // of them, those that have ended before and work all the same
 	ByIssuer    map[string]int `json:"by_issuer,omitempty"`
 	Irrevocable int            `json:"irrevocable"`         // of them, those that only time ends
 	Beyond      int            `json:"beyond,omitempty"`    // others that are not selected, and end with them at their issuer

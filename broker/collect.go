@@ -20,8 +20,8 @@ type collection struct {
 	replaces *Lease // whose place it takes
 	how      string // how the replaced lease ends
 	again    Again
-	lost     LeaseID // the lease that the idempotency key led to before
-	later    bool    // not the first collection: it ends with the grant
+	lost     LeaseID       // the lease that the idempotency key led to before
+	later    bool          // not the first collection: it ends with the grant
 	made     time.Duration // what the issuer took
 	now      time.Time
 }

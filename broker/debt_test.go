@@ -229,7 +229,7 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 	}
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
 	seen, err := w.broker.Preview(t.Context(), root, under, noon)
-	if err != nil || seen.Leases != 20 || seen.Irrevocable != 20 || !seen.WorkUntil.Equal(noon.Add(10*time.Minute)) {
+	if err != nil || seen.Leases != 20 || seen.Ended != 20 || seen.Irrevocable != 20 || !seen.WorkUntil.Equal(noon.Add(10*time.Minute)) {
 		t.Fatalf("preview: %+v, %v", seen, err)
 	}
 	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", seen.Digest, false, noon); err != nil {

@@ -104,6 +104,7 @@ func (b *Broker) known(k BlockKey) error {
 // A Preview says what the kill switch would hit.
 type Preview struct {
 	Leases      int
+	Ended       int // of them, those that have ended and work all the same, so that this changes nothing, or not much
 	ByIssuer    map[string]int
 	Irrevocable int          // of them, those that only time ends
 	Lasting     int          // of these, those that don't end with their lease: passwords until their rotation, and what isn't ephemeral
@@ -157,7 +158,9 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 			for _, l := range page {
 				ids = append(ids, l.ID)
 				_, _ = digest.Write(l.ID[:])
-				p.count(l)
+				if p.count(l); q.Lingering {
+					p.Ended++
+				}
 				byEntitlement[l.Entitlement]++
 			}
 			if q.Before = next; next.IsZero() {

@@ -48,7 +48,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 }
 
 func toKillPreview(p *broker.Preview) api.KillPreview {
-	return api.KillPreview{Leases: p.Leases, ByIssuer: p.ByIssuer, Irrevocable: p.Irrevocable, Lasting: p.Lasting, Beyond: p.Beyond, More: p.More, WorkUntil: utc(p.WorkUntil), Digest: p.Digest.String()}
+	return api.KillPreview{Leases: p.Leases, Ended: p.Ended, ByIssuer: p.ByIssuer, Irrevocable: p.Irrevocable, Lasting: p.Lasting, Beyond: p.Beyond, More: p.More, WorkUntil: utc(p.WorkUntil), Digest: p.Digest.String()}
 }
 
 func (s *Server) placeBlock(c *call, body api.BlockChange) (reply, error) {

@@ -73,6 +73,14 @@ type killPage struct {
 	Stale              bool // what the preview before showed has changed
 }
 
+// Live is how many of what it hits live.
+func (p killPage) Live() int { return p.Preview.Leases - p.Preview.Ended }
+
+// Sessions says whether it ends sessions, too: those of a person.
+func (p killPage) Sessions() bool {
+	return p.Kind == "holder" && !strings.HasPrefix(p.Name, "spiffe://")
+}
+
 func (c *call) formSelector() (broker.Selector, error) {
 	name := strings.TrimSpace(c.form.get("name"))
 	selector := api.Selector{}

@@ -146,7 +146,7 @@ func (k *killing) preview(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return k.print(seen, func(w io.Writer) { writeKill(w, "it would end", seen) })
+	return k.print(seen, func(w io.Writer) { k.write(w, "it would end", seen) })
 }
 
 // ask shows what will be hit, and asks, until what was shown is what is hit.
@@ -157,7 +157,7 @@ func (k *killing) ask(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		writeKill(k.err, "it will block, and end", seen)
+		k.write(k.err, "it will block, and end", seen)
 		fmt.Fprint(k.err, "type yes to go on: ")
 		if line, _ := answers.ReadString('\n'); strings.TrimSpace(line) != "yes" {
 			return usage("nothing was done: type yes, or give --yes")
@@ -178,7 +178,7 @@ func (k *killing) pull(ctx context.Context, seen string) error {
 	var refused *api.Error
 	switch {
 	case err == nil:
-		return k.print(hit, func(w io.Writer) { writeKill(w, "blocked, and ending", hit) })
+		return k.print(hit, func(w io.Writer) { k.write(w, "blocked, and ending", hit) })
 	case errors.As(err, &refused) || errors.Is(err, errUnreachable):
 		return err
 	}
@@ -189,8 +189,18 @@ what is left; repeating the command does no harm:
   broker leases --holder '*' --live %[2]s`, err, k.by)
 }
 
+func (k *killing) write(w io.Writer, what string, hit *api.KillPreview) {
+	writeKill(w, what, hit)
+	if holder := k.selector.Holder; holder != "" && !strings.HasPrefix(holder, "spiffe://") {
+		fmt.Fprintln(w, "  and all sessions of this person, who is not let in until the block is lifted")
+	}
+}
+
 func writeKill(w io.Writer, what string, k *api.KillPreview) {
-	fmt.Fprintf(w, "%s %d credentials\n", what, k.Leases)
+	fmt.Fprintf(w, "%s %d credentials\n", what, k.Leases-k.Ended)
+	if k.Ended > 0 {
+		fmt.Fprintf(w, "  %d others have ended before, and work all the same\n", k.Ended)
+	}
 	for _, issuer := range slices.Sorted(maps.Keys(k.ByIssuer)) {
 		fmt.Fprintf(w, "  %d of %s\n", k.ByIssuer[issuer], issuer)
 	}

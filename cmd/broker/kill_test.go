@@ -53,3 +53,20 @@ func TestKillWithoutAnAnswer(t *testing.T) {
 		t.Errorf("with nobody there: %v", err)
 	}
 }
+
+// What has ended before is not told as ending, and a person is told of sessions.
+func TestKillIsTold(t *testing.T) {
+	var b strings.Builder
+	k := killing{selector: api.Selector{Holder: "login/ben"}}
+	k.write(&b, "it would end", &api.KillPreview{Leases: 9, Ended: 7})
+	for _, want := range []string{"it would end 2 credentials\n", "7 others have ended before", "all sessions of this person"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("it says %q, not %q", b.String(), want)
+		}
+	}
+	b.Reset()
+	k.selector.Holder = "spiffe://acme.test/agent"
+	if k.write(&b, "it would end", &api.KillPreview{Leases: 2}); strings.Contains(b.String(), "before") || strings.Contains(b.String(), "person") {
+		t.Errorf("it says %q", b.String())
+	}
+}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -74,7 +75,7 @@ func (s *Server) timelinePage(c *call) (reply, error) {
 	}
 	p := timelinePage{requestView: s.view(c, r)}
 	published := s.publishedSize(c.r.Context())
-	found, partial, err := s.find(c.r.Context(), moments(r, leases), r.ID.String())
+	found, partial, err := s.find(c.r.Context(), r, leases)
 	if err != nil {
 		return reply{}, err
 	}
@@ -104,13 +105,33 @@ func (s *Server) publishedSize(ctx context.Context) int64 {
 type span struct{ from, to time.Time }
 
 // Records are of the time when they became durable: soon after what they are
-// about began, or after an upstream was asked.
+// about began, or after an upstream was asked. Refusals that are repeated are
+// counted for a minute first.
 const (
-	recordSoon = 5 * time.Second
-	recordSlow = broker.IssueDeadline + recordSoon
+	recordSoon  = 5 * time.Second
+	recordSlow  = broker.IssueDeadline + recordSoon
+	recordCount = 2 * time.Minute
 )
 
-// moments are the spans in which a request's records were written.
+// waits is how long a request waits for people.
+func waits(r *broker.Request) time.Duration {
+	return cmp.Or(r.Decision.Obligations.LapseAfter, broker.PendingFor)
+}
+
+// lifeOf is the span in which all records of a request were written. within are
+// its moments, which go on where leases outlive the grant.
+func lifeOf(r *broker.Request, within []span) span {
+	to := r.Created.Add(waits(r))
+	for _, t := range []time.Time{r.CollectUntil, within[len(within)-1].to} {
+		if t.After(to) {
+			to = t
+		}
+	}
+	return span{within[0].from, to.Add(recordCount)}
+}
+
+// moments are the spans in which most records of a request were written, in
+// order and apart. Nothing says when collecting was refused.
 func moments(r *broker.Request, leases []*broker.Lease) (spans []span) {
 	add := func(t time.Time, within time.Duration) {
 		if !t.IsZero() {
@@ -122,8 +143,9 @@ func moments(r *broker.Request, leases []*broker.Lease) (spans []span) {
 		add(a.At, recordSoon)
 	}
 	if r.Status == broker.RequestWithdrawn {
-		add(r.Created, time.Hour)
+		add(r.Created, waits(r))
 	}
+	add(r.CollectUntil, recordSoon)
 	for _, l := range leases {
 		add(l.Opened, recordSlow)
 		add(l.EndAsked, recordSlow)
@@ -151,33 +173,54 @@ type foundRecord struct {
 // maxFind is how many records one timeline looks at.
 const maxFind = 5000
 
-// find looks for the records of a request. Nothing in the log leads from a
-// request to them; their times do.
-func (s *Server) find(ctx context.Context, spans []span, request string) (found []foundRecord, partial bool, err error) {
-	size, looked, next := s.cfg.Log.Size(), 0, int64(0)
+// find looks for the records of a request and of its leases. Nothing in the log
+// leads from a request to them; their times do. What the log is too busy to be
+// looked through for is found at its moments, and partial.
+func (s *Server) find(ctx context.Context, r *broker.Request, leases []*broker.Lease) (found []foundRecord, partial bool, err error) {
+	spans, size := moments(r, leases), s.cfg.Log.Size()
+	life := lifeOf(r, spans)
+	first, end, err := s.stretch(ctx, size, life)
+	if err != nil {
+		return nil, false, err
+	}
+	if partial = end-first > maxFind; !partial {
+		spans = []span{life}
+	}
+	its := map[string]bool{} // leases: their ends name no request
+	for _, l := range leases {
+		its[l.ID.String()] = true
+	}
+	left := maxFind
 	for _, sp := range spans {
-		from, err := s.firstAt(ctx, size, sp.from)
+		first, end, err := s.stretch(ctx, size, sp)
 		if err != nil {
 			return nil, false, err
 		}
-		for i := max(from, next); i < size; i++ {
-			if looked++; looked > maxFind {
-				return found, true, nil
-			}
-			next = i + 1
-			item, record, err := s.record(ctx, i)
+		for i := first; i < end && left > 0; i++ {
+			left--
+			_, record, err := s.record(ctx, i)
 			if err != nil {
 				return nil, false, err
 			}
-			if record.Time.After(sp.to) {
-				break
+			asks := record.Request != nil && record.Request.ID == r.ID.String()
+			if asks && record.Lease != nil {
+				its[record.Lease.ID] = true
 			}
-			if bytes.Contains(item.Leaf, []byte(`"`+request+`"`)) {
+			if asks || record.Lease != nil && its[record.Lease.ID] {
 				found = append(found, foundRecord{i, record})
 			}
 		}
 	}
-	return found, false, nil
+	return found, partial, nil
+}
+
+// stretch gives the records of a span: from first, up to end and without it.
+func (s *Server) stretch(ctx context.Context, size int64, sp span) (first, end int64, err error) {
+	if first, err = s.firstAt(ctx, size, sp.from); err != nil {
+		return 0, 0, err
+	}
+	end, err = s.firstAt(ctx, size, sp.to)
+	return first, end, err
 }
 
 // firstAt is the index of the first record that is not older than t. Times of

@@ -1,0 +1,135 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+var timelineLine = regexp.MustCompile(`<li><a href="(/ui/audit/\d+)" class="index">\d+</a> .*?<strong>([a-z ]+)</strong>`)
+
+// The timeline of a request has all of its records, those of its leases
+// included, and nobody else's; and whoever sees it can read each.
+func TestTimeline(t *testing.T) {
+	w := newWorld(t, withPeople)
+	ctx, me := t.Context(), w.as(agent)
+	r := w.guarded(t, "x")
+	w.guarded(t, "of another request")
+	voters := map[string]*browser{}
+	for _, person := range []string{"login/ben", "login/cleo"} {
+		voters[person] = newBrowser(t, w)
+		voters[person].logIn(person, "/ui/")
+		if status, _, page := voters[person].visit(http.MethodPost, "/ui/requests/"+r.ID, formOf("do", "approve", "digest", r.Digest, "scope.read", "on")); status != http.StatusSeeOther {
+			t.Fatalf("%s approves: %d\n%s", person, status, page)
+		}
+	}
+	first := must[*api.Credential](t)(me.Collect(ctx, r.ID))
+	second := must[*api.Credential](t)(me.Renew(ctx, first.Lease))
+	must[*api.Lease](t)(me.Revoke(ctx, second.Lease, "done with it"))
+
+	ben := voters["login/ben"]
+	_, _, page := ben.visit(http.MethodGet, "/ui/requests/"+r.ID+"/log", "")
+	var kinds []string
+	for _, m := range timelineLine.FindAllStringSubmatch(page, -1) {
+		kinds = append(kinds, m[2])
+		if status, _, record := ben.visit(http.MethodGet, m[1], ""); status != http.StatusOK || !strings.Contains(record, "The record") {
+			t.Errorf("who sees the timeline reads its %s at %s: %d", m[2], m[1], status)
+		}
+	}
+	if want := []string{"request created", "approval given", "request approved", "lease issued", "lease issued", "lease revoked"}; !slices.Equal(kinds, want) {
+		t.Errorf("the timeline has %q, want %q\n%s", kinds, want, page)
+	}
+	stranger := newBrowser(t, w)
+	stranger.logIn("login/zoe", "/ui/")
+	for _, m := range timelineLine.FindAllStringSubmatch(page, -1) {
+		if status, _, _ := stranger.visit(http.MethodGet, m[1], ""); status != http.StatusNotFound {
+			t.Errorf("a stranger at %s, a %s: %d", m[1], m[2], status)
+		}
+	}
+}
+
+// A written log is a log of records whose times a test chose.
+type writtenLog struct {
+	LogReader
+	records []audit.Record
+}
+
+func (l *writtenLog) Size() int64 { return int64(len(l.records)) }
+
+func (l *writtenLog) Record(_ context.Context, index int64) (audit.Item, error) {
+	entry, err := l.records[index].Entry()
+	if err != nil {
+		return audit.Item{}, err
+	}
+	entry.SetTime(l.records[index].Time)
+	return audit.Item{Index: index, Leaf: entry.Leaf()}, nil
+}
+
+// Records of a request are found however long it took from one to the next: in
+// a quiet log all of them, and in a busy one those of which is known when.
+func TestFindsRecords(t *testing.T) {
+	begin := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
+	r := &broker.Request{
+		ID: broker.NewRequestID(begin), Status: broker.RequestApproved, Created: begin, Approved: at(1200), CollectUntil: at(4800),
+		Approvals: []broker.Approval{{Approve: true, At: at(1200)}},
+	}
+	l := &broker.Lease{ID: broker.NewLeaseID(at(2400)), Request: r.ID, Opened: at(2400), EndAsked: at(4000), Ended: at(4400)}
+	asked := &audit.RequestFacts{ID: r.ID.String()}
+	lease := &audit.LeaseFacts{ID: l.ID.String()}
+	its := []audit.Record{
+		{Kind: audit.RequestCreated, Time: at(0), Request: asked},
+		{Kind: audit.RequestApproved, Time: at(1200), Request: asked},
+		{Kind: audit.CollectRefused, Time: at(1800), Request: asked},
+		{Kind: audit.LeaseOpened, Time: at(2400), Request: asked, Lease: lease},
+		{Kind: audit.LeaseIssued, Time: at(2410), Lease: lease},
+		{Kind: audit.LeaseRevoking, Time: at(4000), Lease: lease},
+		{Kind: audit.LeaseRevoked, Time: at(4400), Lease: lease},
+	}
+	others := func(every time.Duration) (list []audit.Record) {
+		for t := begin.Add(-time.Hour); t.Before(at(9000)); t = t.Add(every) {
+			list = append(list, audit.Record{Kind: audit.LeaseIssued, Time: t, Lease: &audit.LeaseFacts{ID: "lse_other"}})
+		}
+		return list
+	}
+	for name, test := range map[string]struct {
+		others  []audit.Record
+		partial bool
+		misses  audit.Kind
+	}{
+		"alone":            {nil, false, ""},
+		"in a quiet log":   {others(time.Minute), false, ""},
+		"in a busy log":    {others(500 * time.Millisecond), true, audit.CollectRefused},
+		"in one with gaps": {slices.Concat(others(time.Minute), slices.Repeat([]audit.Record{{Kind: audit.SessionOpened, Time: at(3000)}}, maxFind)), true, audit.CollectRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := &writtenLog{records: slices.Concat(its, test.others)}
+			slices.SortStableFunc(log.records, func(a, b audit.Record) int { return a.Time.Compare(b.Time) })
+			found, partial, err := (&Server{cfg: Config{Log: log}}).find(t.Context(), r, []*broker.Lease{l})
+			if err != nil || partial != test.partial {
+				t.Fatalf("partial: %t, %v", partial, err)
+			}
+			var got, want []string
+			for _, f := range found {
+				got = append(got, fmt.Sprint(f.record.Kind, f.record.Time))
+			}
+			for _, one := range its {
+				if one.Kind != test.misses {
+					want = append(want, fmt.Sprint(one.Kind, one.Time))
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("found %q\nwant %q", got, want)
+			}
+		})
+	}
+}

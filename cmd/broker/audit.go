@@ -174,8 +174,9 @@ func (a *app) auditShowCommand() *cobra.Command {
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
+				named := naming(about)
 				wanted := func(item audit.Item, r audit.Record) bool {
-					return item.Index >= from && (kind == "" || string(r.Kind) == kind) && (about == "" || strings.Contains(string(item.Leaf), strconv.Quote(about)))
+					return named(item, r) && item.Index >= from && (kind == "" || string(r.Kind) == kind)
 				}
 				return a.showRecords(c.Context(), src, wanted, last)
 			})
@@ -184,8 +185,20 @@ func (a *app) auditShowCommand() *cobra.Command {
 	c.Flags().Int64Var(&from, "from", 0, "the index of the first record")
 	c.Flags().Int64Var(&last, "last", 0, "only so many of the newest that fit")
 	c.Flags().StringVar(&kind, "kind", "", "only records of a kind, such as lease.issued")
-	c.Flags().StringVar(&about, "about", "", "only records that name this request, lease or identity")
+	c.Flags().StringVar(&about, "about", "", "only records that name this request (or a lease of it), lease or identity")
 	return c
+}
+
+// naming says of records, told in their order, which name an id; "": all. Ends
+// of leases don't name their request, and are about it all the same.
+func naming(id string) func(audit.Item, audit.Record) bool {
+	its := map[string]bool{} // the request's leases
+	return func(item audit.Item, r audit.Record) bool {
+		if r.Request != nil && r.Request.ID == id && r.Lease != nil {
+			its[r.Lease.ID] = true
+		}
+		return id == "" || strings.Contains(string(item.Leaf), strconv.Quote(id)) || r.Lease != nil && its[r.Lease.ID]
+	}
 }
 
 // showRecords prints the records that are wanted; with last, only the newest.

@@ -29,3 +29,35 @@ func TestAHostileLogIsShownPlainly(t *testing.T) {
 		t.Errorf("the report: %q", out.String())
 	}
 }
+
+// What names a request is shown, and the ends of its leases, which name those
+// alone; nobody else's.
+func TestRecordsOfARequest(t *testing.T) {
+	named := naming("req_1")
+	for _, test := range []struct {
+		of             string
+		request, lease string
+		want           bool
+	}{
+		{"another's lease", "req_2", "lse_2", false},
+		{"its own lease", "req_1", "lse_1", true},
+		{"the end of another's lease", "", "lse_2", false},
+		{"the end of its lease", "", "lse_1", true},
+		{"nobody's", "", "", false},
+	} {
+		r := audit.Record{Kind: audit.LeaseIssued}
+		if test.request != "" {
+			r.Request = &audit.RequestFacts{ID: test.request}
+		}
+		if test.lease != "" {
+			r.Lease = &audit.LeaseFacts{ID: test.lease}
+		}
+		entry, err := r.Entry()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := named(audit.Item{Leaf: entry.Leaf()}, r); got != test.want {
+			t.Errorf("%s: shown %t, want %t", test.of, got, test.want)
+		}
+	}
+}

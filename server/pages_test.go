@@ -84,6 +84,9 @@ func TestVotingInThePages(t *testing.T) {
 			t.Errorf("%s: %d, want %d and %q\n%s", name, status, test.status, test.says, page)
 		}
 	}
+	if _, _, page := b.visit(http.MethodPost, path, formOf("do", "approve", "digest", r.Digest, "ttl", "3m")); !strings.Contains(page, "<details open>") || !strings.Contains(page, `name="scope.read" value="on">`) || !strings.Contains(page, `value="3m"`) {
+		t.Errorf("a refused form forgets what was to be granted less\n%s", page)
+	}
 	if status, where, _ := b.visit(http.MethodPost, path, good); status != http.StatusSeeOther || where != path+"?done=approve" {
 		t.Fatalf("approving: %d to %q", status, where)
 	}

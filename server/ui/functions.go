@@ -18,6 +18,7 @@ var functions = template.FuncMap{
 	"joined": func(list []string) string { return strings.Join(list, ", ") },
 	"brief":  brief,
 	"proof":  func(method string) string { return cmp.Or(proofs[method], method) },
+	"fate":   fate,
 	"truth":  func(revocation string) string { return truths[revocation] },
 	"dict":   dict,
 	"kind":   func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
@@ -69,6 +70,29 @@ var proofs = map[string]string{
 	"x509-svid": "its SPIFFE certificate (X.509-SVID)",
 	"jwt-svid":  "its SPIFFE token (JWT-SVID)",
 	"session":   "their login",
+}
+
+// fate says what a lease's state means for its credential.
+func fate(status, revocation string) string {
+	switch status {
+	case "revoked":
+		return fates[revocation]
+	case "failed":
+		return "no credential came of it"
+	case "abandoned":
+		return "given up: nobody knows what it can still do"
+	case "expired":
+		return ""
+	}
+	return truths[revocation]
+}
+
+// fates say what ending a credential early meant.
+var fates = map[string]string{
+	"immediate":   "was taken back",
+	"at_expiry":   "could not be taken back: only time ends it",
+	"at_rotation": "could not be taken back: it works until the system rotates its password",
+	"never":       "could not be taken back, and does not end",
 }
 
 // truths say what ending a credential early means.

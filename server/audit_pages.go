@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -60,6 +61,7 @@ type timelineEntry struct {
 	Kind   string
 	Who    string
 	Detail string
+	Lease  string
 	Proved bool // a published checkpoint covers it
 }
 
@@ -254,13 +256,16 @@ func (f foundRecord) entry(published int64) timelineEntry {
 	if f.record.Caller != nil {
 		e.Who = f.record.Caller.ID
 	}
-	switch {
-	case f.record.Approval != nil:
-		e.Detail = f.record.Approval.Decision
+	if f.record.Lease != nil {
+		e.Lease = f.record.Lease.ID
+	}
+	switch a := f.record.Approval; {
+	case a != nil && f.record.Kind == audit.ApprovalGiven:
+		e.Detail = a.Decision
+	case a != nil && (f.record.Kind == audit.ReviewGiven || f.record.Kind == audit.ReviewClosed):
+		e.Detail = word(a.Decision == api.Approve, api.Justified, api.Unjustified)
 	case f.record.End != nil:
 		e.Detail = f.record.End.How
-	case f.record.Lease != nil:
-		e.Detail = f.record.Lease.ID
 	case f.record.Decision != nil && f.record.Decision.Code != "":
 		e.Detail = f.record.Decision.Code
 	}
@@ -285,8 +290,31 @@ func (s *Server) recordPage(c *call) (reply, error) {
 		return reply{}, fmt.Errorf("indenting record %d: %w", out.Index, err)
 	}
 	p.Text = indented.String()
-	if record.Request != nil {
-		p.Back = record.Request.ID
+	if p.Back, err = s.requestIn(c, &record); err != nil {
+		return reply{}, err
 	}
 	return c.page("record", fmt.Sprintf("Record %d", out.Index), "audit", p)
+}
+
+// requestIn gives the id of the request that a record is about, by its lease if
+// the record names that alone; empty: none.
+func (s *Server) requestIn(c *call, r *audit.Record) (string, error) {
+	switch {
+	case r.Request != nil:
+		return r.Request.ID, nil
+	case r.Lease == nil:
+		return "", nil
+	}
+	id, err := broker.ParseLeaseID(r.Lease.ID)
+	if err != nil {
+		return "", err
+	}
+	l, err := s.cfg.Broker.Lease(c.r.Context(), c.who, id, c.now)
+	if errors.Is(err, broker.ErrNotFound) {
+		return "", nil // an auditor reads all records, and need not see what they are about
+	}
+	if err != nil {
+		return "", err
+	}
+	return l.Request.String(), nil
 }

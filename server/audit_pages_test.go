@@ -41,12 +41,18 @@ func TestTimeline(t *testing.T) {
 	var kinds []string
 	for _, m := range timelineLine.FindAllStringSubmatch(page, -1) {
 		kinds = append(kinds, m[2])
-		if status, _, record := ben.visit(http.MethodGet, m[1], ""); status != http.StatusOK || !strings.Contains(record, "The record") {
-			t.Errorf("who sees the timeline reads its %s at %s: %d", m[2], m[1], status)
+		if status, _, record := ben.visit(http.MethodGet, m[1], ""); status != http.StatusOK || !strings.Contains(record, `<a href="/ui/requests/`+r.ID+`/log">`) {
+			t.Errorf("who sees the timeline reads its %s at %s, and finds back: %d\n%s", m[2], m[1], status, record)
 		}
 	}
 	if want := []string{"request created", "approval given", "request approved", "lease issued", "lease issued", "lease revoked"}; !slices.Equal(kinds, want) {
 		t.Errorf("the timeline has %q, want %q\n%s", kinds, want, page)
+	}
+	if n := strings.Count(page, `<span class="id quiet">`+second.Lease+"</span>"); n != 2 {
+		t.Errorf("the lease stands in the timeline as it is called %d times, want 2", n)
+	}
+	if _, _, leases := ben.visit(http.MethodGet, "/ui/leases?all=1", ""); !strings.Contains(leases, "could not be taken back: only time ends it") {
+		t.Errorf("what giving it back meant is not said\n%s", leases)
 	}
 	stranger := newBrowser(t, w)
 	stranger.logIn("login/zoe", "/ui/")

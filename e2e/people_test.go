@@ -42,9 +42,8 @@ store: sqlite:broker.db
 policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test"}}
-  vault: {vault: {address: "https://127.0.0.1:1", auth: {token_file: client.secret}, token_role: leases}}
 entitlements:
-  notes: {issuer: vault, vault: {path: notes/make, data: {note: "${note}"}}, parameters: {note: {pattern: "(?s).*", max_length: 200}}, max_ttl: 30m, owner: support}
+  notes: {issuer: tickets, scopes: [notes:write], parameters: {note: {pattern: "(?s).*", max_length: 1000, lines: true}}, max_ttl: 30m, owner: support}
   tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:purge, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
 `
 
@@ -133,7 +132,7 @@ func startOffice(t *testing.T, bin string) *office {
 	o.write(t, "client.secret", "only-in-tests")
 	o.write(t, "hook.secret", hookSecret)
 	o.hire(t, map[string]colleague{
-		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan <script>window.pwned=1</script>"},
+		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan \u202e<script>window.pwned=1</script>"},
 	})
 	var err error
 	o.provider, err = start(t, "the OpenID provider", providerBinary(t),
@@ -197,7 +196,7 @@ func (o *office) browser(t *testing.T) context.Context {
 		chromedp.UserDataDir(t.TempDir()))
 	allocator, stop := chromedp.NewExecAllocator(t.Context(), options...)
 	ctx, cancel := chromedp.NewContext(allocator)
-	ctx, done := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, done := context.WithTimeout(ctx, 5*time.Minute)
 	t.Cleanup(func() { done(); cancel(); stop() })
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil { // it lives as long as what it was begun with
 		t.Fatal(err)
@@ -246,6 +245,7 @@ func TestPeople(t *testing.T) {
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, o) })
 	t.Run("told", func(t *testing.T) { testTold(t, o) })
 	t.Run("pages", func(t *testing.T) { testPages(t, o) })
+	t.Run("keyboard", func(t *testing.T) { testKeyboard(t, o) })
 	t.Run("hostile texts", func(t *testing.T) { testHostileTexts(t, o) })
 	t.Run("screenshots", func(t *testing.T) { takeScreenshots(t, o) })
 }

@@ -80,6 +80,24 @@ func TestGoodConfig(t *testing.T) {
 	}
 }
 
+// Who says nothing of a provider's scopes gets the usual ones, and with them
+// people's names; who wants none says so.
+func TestScopesOfProviders(t *testing.T) {
+	for said, want := range map[string][]string{"": nil, ", scopes: []": {}, ", scopes: [groups]": {"groups"}} {
+		dir := sealedDir(t)
+		if err := os.WriteFile(filepath.Join(dir, "client.secret"), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := understand(dir, strings.Replace(goodConfig, "  workloads:", "  people: {login: {issuer: \"https://login.acme.test\", client_id: broker, client_secret_file: client.secret"+said+"}}\n  workloads:", 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.people[0].scopes; (got == nil) != (want == nil) || !slices.Equal(got, want) {
+			t.Errorf("%q: %#v, want %#v", said, got, want)
+		}
+	}
+}
+
 // What scopes mean may be said, whatever they add; and saying it changes nothing
 // that was approved.
 func TestScopesAreDescribed(t *testing.T) {

@@ -62,9 +62,13 @@ func (c *checker) people(list map[string]personFile) {
 			c.secret(at+"/client_secret_file", f.ClientSecretFile)
 		}
 		c.roots(at+"/ca_file", f.CAFile)
+		var scopes []string // nil: those that are usual; none is something else
+		if f.Scopes != nil {
+			scopes = toStrings(f.Scopes)
+		}
 		c.s.people = append(c.s.people, providerSettings{
 			name: name, issuer: string(f.Issuer), clientID: f.ClientID, secretFile: c.file(f.ClientSecretFile),
-			groups: f.GroupsClaim, manager: f.ManagerClaim, caFile: c.file(f.CAFile), scopes: toStrings(f.Scopes),
+			groups: f.GroupsClaim, manager: f.ManagerClaim, caFile: c.file(f.CAFile), scopes: scopes,
 		})
 	}
 }

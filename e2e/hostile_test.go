@@ -137,7 +137,7 @@ func testHostileTexts(t *testing.T, o *office) {
 	ben.sees(t, "what was approved", "<script>")
 
 	lease := leaseOf(t, o.collects(t, r.ID, 0))
-	dan.look(t, "/ui/leases", lease)
+	dan.look(t, "/ui/leases", lease, "Dan <script>")
 	if _, errs, code := o.asAgent("return", lease, "--why", "x\u202ey"); code == 0 || !strings.Contains(errs, "reason holds characters that reorder text") {
 		t.Errorf("giving back for a reason that reads as another: %d %s", code, errs)
 	}

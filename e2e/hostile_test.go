@@ -145,14 +145,14 @@ func testHostileTexts(t *testing.T, o *office) {
 		t.Fatalf("giving back: %s", errs)
 	}
 	dan.look(t, "/ui/leases?all=1", lease)
-	dan.look(t, "/ui/requests/"+r.ID, "<script>", lease)
+	dan.look(t, "/ui/requests/"+r.ID, "<img src=x", lease)
 	timeline := dan.look(t, "/ui/requests/"+r.ID+"/log", "request created", "request approved", "lease issued", "lease revoked")
 	if len(timeline.Links) != 4 {
 		t.Errorf("the timeline leads to %q", timeline.Links)
 	}
 	for i, link := range timeline.Links {
 		record := dan.look(t, link, "The proof", "All of this request")
-		if written := i != 2; written != strings.Contains(record.Text, "<script>") { // what was issued has no text of anybody's
+		if written := i != 2; written != strings.Contains(record.Text, "<img src=x") { // what was issued has no text of anybody's
 			t.Errorf("the texts of %s: %s", link, record.Text)
 		}
 		ben.look(t, link, "The record")

@@ -131,9 +131,7 @@ func startOffice(t *testing.T, bin string) *office {
 	loopbackTLS(t, at("web-ca.pem"), at("web.pem"), at("web.key"))
 	o.write(t, "client.secret", "only-in-tests")
 	o.write(t, "hook.secret", hookSecret)
-	o.hire(t, map[string]colleague{
-		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: "Dan \u202e<script>window.pwned=1</script>"},
-	})
+	o.hire(t, staff("Dan \u202e<script>window.pwned=1</script>"+strings.Repeat("W", 60)))
 	var err error
 	o.provider, err = start(t, "the OpenID provider", providerBinary(t),
 		"-listen", fmt.Sprintf("localhost:%d", loginPort), "-issuer", issuer, "-cert", at("web.pem"), "-key", at("web.key"),
@@ -154,6 +152,13 @@ func startOffice(t *testing.T, bin string) *office {
 		return nil
 	})
 	return o
+}
+
+// staff are all that there are, and what dan says to be called.
+func staff(dan string) map[string]colleague {
+	return map[string]colleague{
+		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: dan},
+	}
 }
 
 // hire writes the provider's people.

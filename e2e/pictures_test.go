@@ -19,6 +19,7 @@ import (
 // takeScreenshots takes a picture of every page, in both themes, on a desk and
 // on a phone.
 func takeScreenshots(t *testing.T, o *office) {
+	o.hire(t, staff("Dan"))
 	ana, ben, dan := o.browser(t), o.browser(t), o.browser(t)
 	o.logsIn(t, ana, "ana", "/ui/")
 	o.logsIn(t, ben, "ben", "/ui/")

@@ -179,3 +179,60 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 		})
 	}
 }
+
+// How late an end is counts from when it was due, or first asked for, to when
+// the issuer confirmed it, whatever was tried between. An end that is not
+// confirmed has no lag.
+func TestEndingSaysHowLateItIs(t *testing.T) {
+	due := noon.Add(testCatalogue()["db"].DefaultTTL)
+	for name, test := range map[string]struct {
+		givenBack time.Time // by its holder; zero: never
+		down      bool      // until it has been tried once
+		ended     time.Time
+		late      time.Duration
+	}{
+		"looked at late":       {ended: due.Add(2 * time.Minute), late: 2 * time.Minute},
+		"due, and tried again": {down: true, ended: due.Add(20 * time.Minute), late: 20 * time.Minute},
+		"given back":           {givenBack: noon.Add(time.Minute), ended: noon.Add(time.Minute)},
+		"given back, and late": {givenBack: noon.Add(time.Minute), down: true, ended: noon.Add(4 * time.Minute), late: 3 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var ends []broker.Event
+			db := &moody{system: system{live: map[string]time.Time{}}}
+			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, observe: func(e broker.Event) {
+				if e.Kind == broker.EventRevocation {
+					ends = append(ends, e)
+				}
+			}})
+			issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			db.down.Store(test.down)
+			if !test.givenBack.IsZero() {
+				if _, err := w.broker.Revoke(t.Context(), agent(noon), issued.Lease.ID, "", test.givenBack); err != nil {
+					t.Fatal(err)
+				}
+			} else if test.down {
+				w.reap(t, due)
+			}
+			db.down.Store(false)
+			w.reap(t, test.ended)
+
+			last := len(ends) - 1
+			if last < 0 || test.down != (last == 1) {
+				t.Fatalf("it says %+v", ends)
+			}
+			l := w.leases(t)[0]
+			// What telling the issuer took, by the real clock, is a part of it.
+			if got := ends[last].Lag; ends[last].Code != string(broker.RevokedImmediate) || got != l.Ended.Sub(l.EndAsked) || got.Round(time.Minute) != test.late {
+				t.Errorf("it says %+v, want %s late; asked for at %s, ended at %s", ends[last], test.late, l.EndAsked, l.Ended)
+			}
+			for _, tried := range ends[:last] {
+				if tried.Lag != 0 || tried.Code != string(broker.RevokedPending) {
+					t.Errorf("a try that failed says %+v", tried)
+				}
+			}
+		})
+	}
+}

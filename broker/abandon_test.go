@@ -1,0 +1,82 @@
+package broker_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// A lease whose issuer is gone is given up by a person whom policy lets revoke,
+// and by nobody else. It never counts as revoked, whatever is tried on it later,
+// even if its issuer comes back.
+func TestAbandon(t *testing.T) {
+	db := &moody{system: system{live: map[string]time.Time{}}}
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, policies: testPolicies + `
+@id("security-revokes")
+permit (principal in Group::"security", action in [Action::"view", Action::"revoke"], resource);
+
+@id("support-looks")
+permit (principal in Group::"support", action == Action::"view", resource);
+`})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := issued.Lease.ID
+	dan := approver("dan", noon)
+	if _, err := w.broker.Abandon(t.Context(), dan, id, "too early", noon); !errors.Is(err, broker.ErrInvalidRequest) {
+		t.Errorf("nobody tried to end it: %v", err)
+	}
+	db.down.Store(true)
+	if _, err := w.broker.Revoke(t.Context(), agent(noon), id, "", noon); err != nil {
+		t.Fatal(err)
+	}
+	later := noon.Add(broker.StuckAfter + time.Minute)
+	if l := w.leases(t)[0]; l.State(later) != broker.LeaseStuck {
+		t.Fatalf("it is %d", l.State(later))
+	}
+	for name, test := range map[string]struct {
+		who    broker.Identity
+		reason string
+		want   error
+	}{
+		"its holder":        {agent(noon), "gone", broker.ErrDenied},
+		"who may look":      {approver("ana", noon), "gone", broker.ErrDenied},
+		"who may not":       {approver("zoe", noon), "gone", broker.ErrNotFound},
+		"without a reason":  {dan, " \n", broker.ErrInvalidRequest},
+		"a proof that ends": {approver("dan", noon.Add(-24*time.Hour)), "gone", broker.ErrNotFound},
+	} {
+		if _, err := w.broker.Abandon(t.Context(), test.who, id, test.reason, later); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if l, err := w.broker.Abandon(t.Context(), dan, id, "the cluster was deleted", later); err != nil || l.Status != broker.LeaseAbandoned || l.Live(later) {
+		t.Fatalf("given up: %+v, %v", l, err)
+	}
+
+	db.down.Store(false)
+	tries := db.tries.Load()
+	for _, who := range []broker.Identity{agent(noon), root} {
+		if _, err := w.broker.Revoke(t.Context(), who, id, "again", later); err != nil {
+			t.Errorf("revoking it: %v", err)
+		}
+	}
+	if _, err := w.broker.RevokeAll(t.Context(), root, broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true, later); err != nil {
+		t.Error(err)
+	}
+	w.reap(t, later.Add(time.Hour))
+	if n := db.tries.Load(); n != tries {
+		t.Errorf("its issuer was asked %d times more", n-tries)
+	}
+	if l := w.leases(t)[0]; l.Status != broker.LeaseAbandoned || l.Revocation == broker.RevokedImmediate || !l.Ended.Equal(later) || len(l.Handle) != 0 {
+		t.Errorf("in the end it is %+v", l)
+	}
+	wantKinds(t, w, audit.LeaseOpened, audit.LeaseIssued, audit.LeaseRevoking, audit.LeaseAbandoned, audit.BlockPlaced)
+	if r := w.records(t)[5]; r.Kind != audit.LeaseAbandoned || r.Caller.ID != dan.ID || r.End.Reason.IsZero() {
+		t.Errorf("the log says %+v", r)
+	}
+	w.verify(t)
+}

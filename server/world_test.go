@@ -40,6 +40,7 @@ const (
 	other    = "spiffe://acme.test/other"
 	tickets  = "spiffe://acme.test/tickets" // the resource server
 	auditor  = "spiffe://acme.test/auditor"
+	supplier = "spiffe://supplier.test/agent"
 	operator = "operator" // as on the admin socket
 )
 
@@ -55,7 +56,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
-	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: func(context.Context) ([]*broker.Block, error) { return nil, nil }, PasskeyWait: time.Nanosecond})
+	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks, PasskeyWait: time.Nanosecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,9 +162,10 @@ func authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
 			ID: id, Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Claimed: time.Now()},
 			Proof: broker.Proof{Method: broker.MethodSession, SHA256: sha256.Sum256([]byte(id)), Expires: time.Now().Add(time.Hour)},
 		}, nil
-	case strings.HasPrefix(id, "spiffe://acme.test/"):
+	case strings.HasPrefix(id, "spiffe://acme.test/"), strings.HasPrefix(id, supplier):
+		domain, _, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
 		return broker.Identity{
-			ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
+			ID: id, TrustDomain: domain, Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
 			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: sha256.Sum256([]byte(id)), Expires: time.Now().Add(time.Hour)},
 		}, nil
 	}
@@ -181,7 +183,10 @@ func testRules() *broker.Rules {
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "what is guarded", "dba", map[string]string{"read": "look <at> it", "write": "change it"}
 	return &broker.Rules{
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
-		Policy: testPolicy{}, Revision: audit.Digest{1}, Marks: []broker.Mark{{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+		Policy: testPolicy{}, Revision: audit.Digest{1}, Marks: []broker.Mark{
+			{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}},
+			{Under: supplier, Kind: broker.KindAgent, Accountable: []string{"login/sue"}},
+		},
 		Catalogue: broker.Catalogue{
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
 			"guarded":    guarded,
@@ -199,7 +204,11 @@ const signIt = "sign it"
 // teams than the requester's.
 const outsiders = "by outsiders"
 
+// asker is a person who may ask for what agents may.
+const asker = "login/ivy"
+
 // testPolicy lets agents read tickets, and ask people for what is guarded.
+// login/cleo ends what others hold.
 type testPolicy struct{}
 
 func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker.Decision, error) {
@@ -208,12 +217,12 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	case q.Action == broker.ActionAudit:
 		d.Permit = q.Principal.ID == auditor
 	case q.Action == broker.ActionView:
-		d.Permit = q.Principal.ID == auditor
-	case q.Action == broker.ActionBlock:
+		d.Permit = q.Principal.ID == auditor || q.Principal.ID == "login/cleo"
+	case q.Action == broker.ActionBlock, q.Action == broker.ActionRevoke:
 		d.Permit = q.Principal.ID == "login/cleo"
 	case q.Action == broker.ActionApprove:
 		d.Permit = true
-	case q.Action != broker.ActionRequest || q.Entitlement == nil || q.Principal.Kind != broker.KindAgent:
+	case q.Action != broker.ActionRequest || q.Entitlement == nil || q.Principal.Kind != broker.KindAgent && q.Principal.ID != asker:
 	case q.BreakGlass:
 		d.Permit = true
 		d.Obligations.Review, d.Obligations.ReviewWithin = []broker.ApprovalNeed{{Group: "dba", Count: 1}}, time.Hour

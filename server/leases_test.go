@@ -1,0 +1,104 @@
+package server
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// issue gives a credential of an entitlement, with the scopes that it has.
+func (w *world) issue(who, entitlement string, scopes ...string) *api.Credential {
+	w.t.Helper()
+	c, _, err := w.as(who).AskAndCollect(w.t.Context(), api.Ask{Entitlement: entitlement, Scopes: scopes, Justification: "incident"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// change makes a lease another in the store.
+func (w *world) change(id string, f func(*broker.Lease)) {
+	w.t.Helper()
+	lease, err := broker.ParseLeaseID(id)
+	if err == nil {
+		err = w.store.Update(w.t.Context(), []broker.Key{lease}, func(tx broker.Tx) error {
+			row, err := tx.Get(lease)
+			if err == nil {
+				f(row.(*broker.Lease))
+				tx.Put(row)
+			}
+			return err
+		})
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// Whoever asks is told the state that a lease is in, by itself and in lists: one
+// whose end is tried in vain for long is stuck, and may still work.
+func TestStatesOfLeases(t *testing.T) {
+	w := newWorld(t, nil)
+	me, now := w.as(agent), time.Now()
+	asked := func(before time.Duration, lastError string) func(*broker.Lease) {
+		return func(l *broker.Lease) {
+			l.Status, l.EndAsked, l.LastError, l.EndHow = broker.LeaseRevoking, now.Add(-before), lastError, broker.EndRevoked
+		}
+	}
+	status := func(s broker.LeaseStatus) func(*broker.Lease) { return func(l *broker.Lease) { l.Status = s } }
+	for want, state := range map[string]struct {
+		change func(*broker.Lease)
+		live   bool
+	}{
+		api.LeaseIssuing:   {status(broker.LeaseIssuing), true},
+		api.LeaseActive:    {status(broker.LeaseActive), true},
+		api.LeaseExpired:   {func(l *broker.Lease) { l.Expires = now.Add(-time.Second) }, false},
+		api.LeaseRevoking:  {asked(time.Second, "issuer_unavailable"), true},
+		api.LeaseStuck:     {asked(broker.StuckAfter, "issuer_unavailable"), true},
+		api.LeaseRevoked:   {status(broker.LeaseRevoked), false},
+		api.LeaseFailed:    {status(broker.LeaseFailed), false},
+		api.LeaseAbandoned: {status(broker.LeaseAbandoned), false},
+	} {
+		c := w.issue(agent, "gone")
+		w.change(c.Lease, state.change)
+		l := must[*api.Lease](t)(me.Lease(t.Context(), c.Lease))
+		if l.Status != want || want == api.LeaseStuck && l.LastError != "issuer_unavailable" {
+			t.Errorf("%s: %+v", want, l)
+		}
+		for _, live := range []bool{false, true} {
+			page := must[*api.LeasePage](t)(me.Leases(t.Context(), api.LeaseFilter{Request: c.Request, Live: live}))
+			if found := len(page.Leases) == 1 && page.Leases[0].Status == want; found != (state.live || !live) {
+				t.Errorf("%s, listed with live %t: %+v", want, live, page.Leases)
+			}
+		}
+	}
+}
+
+// Who answers for an agent sees its lease, and can't give it up; a person can
+// whom policy lets revoke. It never becomes revoked, and the log verifies.
+func TestAbandonByPeople(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, lease := t.Context(), w.issue(agent, "gone").Lease
+	must[*api.Lease](t)(w.as(agent).Revoke(ctx, lease, "done"))
+	for who, want := range map[string]api.Code{"login/ana": api.Denied, "login/zoe": api.NotFound, agent: api.Denied} {
+		if _, err := w.as(who).Abandon(ctx, lease, "gone"); !errors.Is(err, want) {
+			t.Errorf("given up by %s: %v", who, err)
+		}
+	}
+	cleo := w.as("login/cleo")
+	if l := must[*api.Lease](t)(cleo.Abandon(ctx, lease, "the cluster was deleted")); l.Status != api.LeaseAbandoned {
+		t.Errorf("given up: %+v", l)
+	}
+	must[*api.Lease](t)(cleo.Revoke(ctx, lease, "incident"))
+	must[*api.KillPreview](t)(w.as(operator).Kill(ctx, api.Kill{Selector: api.Selector{Holder: agent}, Reason: "incident", Force: true}))
+	if l := must[*api.Lease](t)(w.as(agent).Lease(ctx, lease)); l.Status != api.LeaseAbandoned || l.Revocation == "immediate" {
+		t.Errorf("in the end it is %+v", l)
+	}
+	if report, err := audit.Verify(ctx, w.store.Source(), audit.Options{}); err != nil || len(report.Problems) > 0 {
+		t.Errorf("the log: %+v, %v", report, err)
+	}
+}

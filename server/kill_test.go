@@ -1,6 +1,8 @@
 package server
 
 import (
+	"errors"
+	"maps"
 	"net/http"
 	"regexp"
 	"strings"
@@ -41,5 +43,108 @@ func TestStalePreviewOnThePage(t *testing.T) {
 		if l.Status != api.LeaseRevoked {
 			t.Errorf("lease %s is %s", l.ID, l.Status)
 		}
+	}
+}
+
+// What the preview showed is what is hit, if it is still so; and a block that
+// is lifted blocks nothing more.
+func TestKillAndLiftOnThePage(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	b.logIn("login/cleo", "/ui/")
+	lease := w.issue(agent, "tickets", "tickets:read").Lease
+	aim := []string{"kind", "holder", "name", agent, "reason", "incident"}
+	status, _, page := b.visit(http.MethodPost, "/ui/kill", formOf(aim...))
+	digest := regexp.MustCompile(`name="digest" value="([0-9a-f]{64})"`).FindStringSubmatch(page)
+	if status != http.StatusOK || digest == nil || !strings.Contains(page, "ends <strong>1</strong> live credential") || !strings.Contains(page, "<strong>1</strong> of them can't be taken back") {
+		t.Fatalf("preview: %d\n%s", status, page)
+	}
+	status, where, page := b.visit(http.MethodPost, "/ui/kill", formOf(append(aim, "do", "kill", "digest", digest[1])...))
+	if status != http.StatusSeeOther || where != "/ui/leases?done=killed" {
+		t.Fatalf("killed: %d to %q\n%s", status, where, page)
+	}
+	if l := must[*api.Lease](t)(w.as(agent).Lease(t.Context(), lease)); l.Status != api.LeaseRevoked || l.EndHow != "revoked" {
+		t.Errorf("its lease is %+v", l)
+	}
+	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "It is blocked") || !strings.Contains(page, agent) || !strings.Contains(page, "incident") {
+		t.Errorf("what is blocked is not shown\n%s", page)
+	}
+	if _, _, err := w.as(agent).AskAndCollect(t.Context(), api.Ask{Entitlement: "gone"}); !errors.Is(err, api.Blocked) {
+		t.Errorf("while it is blocked: %v", err)
+	}
+	lift := formOf("kind", "holder", "name", agent, "reason", "over", "do", "lift")
+	if status, where, page = b.visit(http.MethodPost, "/ui/kill", lift); status != http.StatusSeeOther || where != "/ui/leases?done=lifted" {
+		t.Fatalf("lifting: %d to %q\n%s", status, where, page)
+	}
+	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "The block is lifted") || !strings.Contains(page, "Nothing is blocked") {
+		t.Errorf("what is lifted is shown\n%s", page)
+	}
+	w.issue(agent, "gone")
+}
+
+// By whatever it is aimed, the kill switch says before what it would hit, hits
+// that and nothing else, and nothing more is issued to it.
+func TestKillByEverySelector(t *testing.T) {
+	for name, test := range map[string]struct {
+		selector func(guarded string) api.Selector
+		want     api.KillPreview
+		blocked  map[string]api.Code // who is refused gone, afterwards
+	}{
+		"trust domain": {
+			func(string) api.Selector { return api.Selector{TrustDomain: "acme.test"} },
+			api.KillPreview{Leases: 4, ByIssuer: map[string]int{"token": 3, "gone": 1}, Irrevocable: 3}, map[string]api.Code{agent: api.Blocked},
+		},
+		"another trust domain": {
+			func(string) api.Selector { return api.Selector{TrustDomain: "supplier.test"} },
+			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"token": 1, "gone": 1}, Irrevocable: 1}, map[string]api.Code{supplier: api.Blocked},
+		},
+		"issuer": {
+			func(string) api.Selector { return api.Selector{Issuer: "gone"} },
+			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"gone": 2}}, map[string]api.Code{agent: api.Blocked, supplier: api.Blocked},
+		},
+		"request": {
+			func(request string) api.Selector { return api.Selector{Request: request} },
+			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"token": 2}, Irrevocable: 2}, nil,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			ctx, op := t.Context(), w.as(operator)
+			first := w.issue(agent, "tickets", "tickets:read")
+			leases := []string{first.Lease, must[*api.Credential](t)(w.as(agent).Collect(ctx, first.Request)).Lease}
+			for _, who := range []string{agent, supplier} {
+				leases = append(leases, w.issue(who, "tickets", "tickets:read").Lease, w.issue(who, "gone").Lease)
+			}
+			selector := test.selector(first.Request)
+			seen := must[*api.KillPreview](t)(op.Kill(ctx, api.Kill{Selector: selector, Preview: true}))
+			if seen.Leases != test.want.Leases || !maps.Equal(seen.ByIssuer, test.want.ByIssuer) || seen.Irrevocable != test.want.Irrevocable || seen.Lasting+seen.Beyond != 0 || seen.More || seen.WorkUntil.IsZero() != (seen.Irrevocable == 0) {
+				t.Errorf("the preview: %+v", seen)
+			}
+			if hit := must[*api.KillPreview](t)(op.Kill(ctx, api.Kill{Selector: selector, Reason: "incident", PreviewDigest: seen.Digest})); hit.Leases != seen.Leases || hit.Digest != seen.Digest {
+				t.Errorf("it hit %+v", hit)
+			}
+			ended := map[string]int{}
+			for _, id := range leases {
+				l := must[*api.Lease](t)(op.Lease(ctx, id))
+				if l.Status == api.LeaseActive {
+					continue
+				}
+				if ended[l.Issuer]++; l.EndHow != "revoked" || l.Status == api.LeaseRevoked && l.ExpiresAt.After(seen.WorkUntil) {
+					t.Errorf("the preview says that the last one works until %s: %+v", seen.WorkUntil, l)
+				}
+			}
+			if !maps.Equal(ended, test.want.ByIssuer) {
+				t.Errorf("it ended %v", ended)
+			}
+			for _, who := range []string{agent, supplier} {
+				_, _, err := w.as(who).AskAndCollect(ctx, api.Ask{Entitlement: "gone"})
+				if want := test.blocked[who]; want == "" && err != nil || want != "" && !errors.Is(err, want) {
+					t.Errorf("%s, afterwards: %v, want %q", who, err, want)
+				}
+			}
+			if _, err := w.as(agent).Collect(ctx, first.Request); (err == nil) != (name == "another trust domain" || name == "issuer") {
+				t.Errorf("collecting again: %v", err)
+			}
+		})
 	}
 }

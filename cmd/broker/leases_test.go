@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// becomesStuck takes the agent's lease to an issuer that is gone, which is asked
+// in vain to end it, and has two more like it that are active.
+func (w *devWorld) becomesStuck(t *testing.T, lease string) {
+	t.Helper()
+	v, err := w.assemble(t, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := broker.ParseLeaseID(lease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, at := time.Now(), sha256.Sum256([]byte("https://vault.test:8200\n"))
+	err = v.store.Update(t.Context(), []broker.Key{id}, func(tx broker.Tx) error {
+		row, err := tx.Get(id)
+		if err != nil {
+			return err
+		}
+		stuck := *row.(*broker.Lease)
+		for range 2 {
+			active := stuck
+			active.ID = broker.NewLeaseID(now)
+			tx.Put(&active)
+		}
+		stuck.Issuer, stuck.Status, stuck.Revocation = "vault", broker.LeaseRevoking, broker.RevokedPending
+		stuck.Handle = fmt.Appendf(nil, `{"accessor":"a","made":"token","at":"%x"}`, at[:8])
+		stuck.EndHow, stuck.EndAsked, stuck.NextTry, stuck.LastError = broker.EndReturned, now.Add(-broker.StuckAfter), now.Add(time.Hour), "issuer_unavailable"
+		tx.Put(&stuck)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// gauge reads a metric that has no labels.
+func gauge(t *testing.T, metrics net.Listener, name string) string {
+	t.Helper()
+	resp, err := http.Get("http://" + metrics.Addr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^` + name + ` (.+)$`).FindSubmatch(text)
+	if found == nil {
+		t.Fatalf("there is no %s", name)
+	}
+	return string(found[1])
+}
+
+// A lease whose issuer is gone shows as stuck to who watches the metrics and to
+// who lists leases, until somebody gives it up; and the log verifies.
+func TestStuckIsSeenAndGivenUp(t *testing.T) {
+	w := sampleWorld(t)
+	w.edit(t, "issuers:\n", "issuers:\n  vault: {vault: {address: https://vault.test:8200, auth: {jwt: {role: broker}}, token_role: leases}}\n")
+	lease := w.lease(t)
+	w.becomesStuck(t, lease)
+	w.identities(t)
+	listeners, stop := w.start(t, io.Discard)
+	eventually(t, "a stuck lease in the metrics", func() bool { return gauge(t, listeners[1], "broker_leases_stuck") == "1" })
+	if n := gauge(t, listeners[1], "broker_leases_active"); n != "3" {
+		t.Errorf("%s leases may still work", n)
+	}
+	command := func(want int, args ...string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		socket := []string{"--admin-socket", filepath.Join(w.dir, "admin.sock")}
+		if code := run(t.Context(), append(args, socket...), terminal{in: strings.NewReader(""), out: &out, err: &errs, getenv: func(string) string { return "" }}); code != want {
+			t.Fatalf("broker %s ended with %d: %s%s", strings.Join(args, " "), code, &out, &errs)
+		}
+		return out.String() + errs.String()
+	}
+	shows := func(text, status string) {
+		t.Helper()
+		if !regexp.MustCompile(`(?m)^` + lease + ` +` + status + ` +tickets-api `).MatchString(text) {
+			t.Errorf("it is not shown as %s:\n%s", status, text)
+		}
+	}
+	shows(command(exitOK, "leases", "--holder", "*", "--live"), "stuck")
+	if text := command(exitFailed, "leases", "abandon", lease); !strings.Contains(text, "say why") {
+		t.Errorf("without a reason: %s", text)
+	}
+	if text := command(exitOK, "leases", "abandon", lease, "--why", "the cluster was deleted"); !regexp.MustCompile(`(?m)^lease +` + lease + "\nstatus +abandoned$").MatchString(text) {
+		t.Errorf("given up: %s", text)
+	}
+	if text := command(exitOK, "leases", "--holder", "*", "--live"); strings.Contains(text, lease) {
+		t.Errorf("it still counts as live:\n%s", text)
+	}
+	shows(command(exitOK, "leases", "--holder", "*"), "abandoned")
+	stop()
+	var out bytes.Buffer
+	if code := run(t.Context(), []string{"audit", "verify", w.settings.store}, terminal{out: &out, err: &out, getenv: func(string) string { return "" }}); code != exitOK {
+		t.Errorf("broker audit verify ended with %d: %s", code, &out)
+	}
+}

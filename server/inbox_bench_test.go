@@ -33,7 +33,7 @@ const (
 )
 
 // fill puts requests into the store, as they would lie there.
-func (w *world) fill(b *testing.B, n int, make func(i int) *broker.Request) {
+func (w *world) fill(b testing.TB, n int, make func(i int) *broker.Request) {
 	b.Helper()
 	const batch = 2000
 	for from := 0; from < n; from += batch {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ import (
 type world struct {
 	*Server
 	t     testing.TB
-	store *store.Store
+	store *countingStore
 	log   *syncBuffer
 	url   string
 	spec  *spec
@@ -44,15 +45,36 @@ const (
 	operator = "operator" // as on the admin socket
 )
 
+// A countingStore counts how often the broker reads it.
+type countingStore struct {
+	*store.Store
+	reads atomic.Int64
+}
+
+func (s *countingStore) View(ctx context.Context, f func(broker.Tx) error) error {
+	s.reads.Add(1)
+	return s.Store.View(ctx, f)
+}
+
 // newWorld starts a server. Every call by its clients, and every answer, is
 // held to the OpenAPI document.
 func newWorld(t testing.TB, change func(*Config)) *world {
+	w := newQuietWorld(t, change)
+	server := httptest.NewServer(w.Handler(API, OAuth, Log))
+	t.Cleanup(server.Close)
+	w.url = server.URL
+	return w
+}
+
+// newQuietWorld gives a server that listens nowhere.
+func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	w := &world{t: t, log: new(syncBuffer), spec: loadSpec(t)}
 	ctx := t.Context()
-	var err error
-	if w.store, err = store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 20}); err != nil {
+	s, err := store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 20})
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.store = &countingStore{Store: s}
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
@@ -76,9 +98,6 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	if w.Server, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(w.Handler(API, OAuth, Log))
-	t.Cleanup(server.Close)
-	w.url = server.URL
 	return w
 }
 
@@ -115,7 +134,7 @@ func (w *world) openLog(ctx context.Context) LogReader {
 	if err := w.store.OpenLog(ctx, origin, public, key, first); err != nil {
 		w.t.Fatal(err)
 	}
-	return &logReader{w.store, signer, public}
+	return &logReader{w.store.Store, signer, public}
 }
 
 // A logReader signs a checkpoint whenever one is asked for.

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
+)
+
+// A crowd that waits, for one answer each by a long poll or for any change by
+// /ui/events, costs no reading of the database: none while it waits, and for a
+// change one by the long poll that was for it.
+func TestWaitingCostsNoReads(t *testing.T) {
+	t.Run("nobody", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 0, 0) }) })
+	t.Run("a crowd", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 1000, 200) }) })
+}
+
+// countReads lets so many wait, and counts what that costs. No time passes but
+// when all of them wait.
+func countReads(t *testing.T, waiting, watching int) {
+	const filed, changes = 1000, 3
+	w, now := newQuietWorld(t, withPeople), time.Now()
+	requests := make([]*broker.Request, 0, filed)
+	w.fill(t, filed, func(i int) *broker.Request {
+		r := oneRequest(now, i)
+		r.Status, r.Lapses = broker.RequestPending, now.Add(24*time.Hour)
+		requests = append(requests, r)
+		return r
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	handler := w.Handler(API, UI)
+	call := func(method, path, header, proof string) *httptest.ResponseRecorder {
+		r, answer := httptest.NewRequestWithContext(ctx, method, path, nil), httptest.NewRecorder()
+		r.Header.Set(header, proof)
+		handler.ServeHTTP(answer, r)
+		return answer
+	}
+	own := func(method string, r *broker.Request, what string) *httptest.ResponseRecorder {
+		return call(method, "/v1/requests/"+r.ID.String()+what, "Authorization", "Bearer "+r.Requester.ID)
+	}
+
+	var all sync.WaitGroup
+	polls, events := make([]*httptest.ResponseRecorder, waiting), make([]*httptest.ResponseRecorder, watching)
+	for i := range polls {
+		all.Go(func() { polls[i] = own(http.MethodGet, requests[i], "?after=1&wait="+api.MaxWait.String()) })
+	}
+	for from := 0; from < watching; from += strangersPerSecond { // as many as one person opens in a moment
+		cookie := sessionCookie + "=" + w.session(t, fmt.Sprintf("login/p%d", from)).Reveal()
+		for i := from; i < from+strangersPerSecond; i++ {
+			all.Go(func() { events[i] = call(http.MethodGet, "/ui/events", "Cookie", cookie) })
+		}
+	}
+	synctest.Wait()
+
+	before := w.store.reads.Load()
+	time.Sleep(api.MaxWait - time.Second)
+	if n := w.store.reads.Load() - before; n != 0 {
+		t.Errorf("while nothing happened, the database was read %d times", n)
+	}
+	for _, r := range requests[:changes] {
+		if answer := own(http.MethodPost, r, "/withdraw"); answer.Code != http.StatusOK {
+			t.Fatalf("withdrawing: %d %s", answer.Code, answer.Body)
+		}
+	}
+	synctest.Wait()
+	want := int64(changes + min(waiting, changes)) // by who withdraws, and by who waits for it
+	if n := w.store.reads.Load() - before; n != want {
+		t.Errorf("for %d changes the database was read %d times, want %d", changes, n, want)
+	}
+	cancel()
+	all.Wait()
+	for i, answer := range polls {
+		if told := strings.Contains(answer.Body.String(), `"status":"withdrawn"`); answer.Code != http.StatusOK || told != (i < changes) {
+			t.Fatalf("poll %d: %d %s", i, answer.Code, answer.Body)
+		}
+	}
+	for i, answer := range events {
+		if !strings.Contains(answer.Body.String(), "event: changed") {
+			t.Fatalf("viewer %d heard of nothing: %d %s", i, answer.Code, answer.Body)
+		}
+	}
+}

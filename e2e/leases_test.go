@@ -155,12 +155,12 @@ func (l *lab) prepareVault(t *testing.T, s *spire) {
 	l.prepareEngines(t)
 	v.mount(t, "kv", fields{"version": "2"})
 	v.must(t, "POST", "kv/data/shop", fields{"data": fields{"color": "green"}})
-	v.policy(t, "orders-db-ro", "database/creds/orders-ro", "read")
+	v.policyText(t, "orders-db-ro", docPolicy(t, "orders-db-ro.hcl"))
 	v.policy(t, "web", "pki/issue/web", "update", "pki/issue/leased", "update", "pki/sign/csr", "update", "pki/sign/trusting", "update")
 	l.sshCA = v.ssh(t, "login", login(t))
 	v.policy(t, "ssh", "ssh/sign/login", "update")
 	v.policy(t, "kv-read", "kv/data/shop", "read")
-	v.policy(t, "broker", brokerPolicy...)
+	v.policyText(t, "broker", docPolicy(t, "broker.hcl"))
 	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read", "ssh", "static")
 	v.must(t, "POST", "sys/auth/cert", fields{"type": "cert"})
 	v.must(t, "POST", "auth/cert/certs/broker", fields{
@@ -169,18 +169,9 @@ func (l *lab) prepareVault(t *testing.T, s *spire) {
 	})
 	v.must(t, "POST", "sys/auth/jwt", fields{"type": "jwt"})
 	v.must(t, "POST", "auth/jwt/config", fields{"jwt_validation_pubkeys": jwtKeys(t, s.bundle(t))})
-	v.must(t, "POST", "auth/jwt/role/broker", fields{
-		"role_type": "jwt", "user_claim": "sub", "bound_subject": "spiffe://acme.test/broker", "bound_audiences": []string{v.address()},
-		"token_policies": "broker", "token_ttl": "10s", "token_max_ttl": "25s",
-	})
-}
-
-var brokerPolicy = []string{
-	"auth/token/create/broker-leases", "update",
-	"auth/token/revoke-accessor", "update",
-	"sys/leases/revoke", "update",
-	"auth/token/renew-self", "update",
-	"pki/revoke", "update",
+	role := docWrite(t, "auth/jwt/role/broker")
+	role["bound_audiences"], role["token_ttl"], role["token_max_ttl"] = v.address(), "10s", "25s"
+	v.must(t, "POST", "auth/jwt/role/broker", role)
 }
 
 // authorities gives the authorities of X.509-SVIDs in a SPIFFE bundle, as PEM.
@@ -585,12 +576,12 @@ func (l *lab) empty(t *testing.T) {
 // on trying, and succeeds when it has it again.
 func testPermissionRemoved(t *testing.T, l *lab) {
 	c := l.get(t, orders)
-	l.vault.policy(t, "broker", brokerPolicy[:2]...)
+	l.vault.policy(t, "broker", "auth/token/create/broker-leases", "update")
 	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
 	if err != nil || lease.Revocation != "pending" {
 		t.Errorf("without the permission: %+v, %v", lease, err)
 	}
-	l.vault.policy(t, "broker", brokerPolicy...)
+	l.vault.policyText(t, "broker", docPolicy(t, "broker.hcl"))
 	l.becomes(t, c.Lease, "revoked", "immediate")
 	if err := l.ended(c); err != nil {
 		t.Error(err)

@@ -324,7 +324,12 @@ func (v *vault) policy(t *testing.T, name string, rules ...string) {
 		}
 		fmt.Fprintf(&text, "path %q { capabilities = %s }\n", rule[0], capabilities)
 	}
-	v.must(t, "POST", "sys/policies/acl/"+name, fields{"policy": text.String()})
+	v.policyText(t, name, text.String())
+}
+
+func (v *vault) policyText(t *testing.T, name, text string) {
+	t.Helper()
+	v.must(t, "POST", "sys/policies/acl/"+name, fields{"policy": text})
 }
 
 // database has a role of the database engine make users of a PostgreSQL that
@@ -370,13 +375,14 @@ func (v *vault) ssh(t *testing.T, role, users string) string {
 	return made.Data["public_key"].(string)
 }
 
-// tokenRole makes a role whose tokens have no parent, so that they outlive who
-// made them, and are revoked by their accessors.
+// tokenRole makes a role as docs/vault.md does, for other policies: its tokens
+// have no parent, so that they outlive who made them, and are revoked by their
+// accessors.
 func (v *vault) tokenRole(t *testing.T, role string, policies ...string) {
 	t.Helper()
-	v.must(t, "POST", "auth/token/roles/"+role, fields{
-		"allowed_policies": policies, "orphan": true, "renewable": false, "token_type": "service", "token_no_default_policy": true,
-	})
+	written := docWrite(t, "auth/token/roles/broker-leases")
+	written["allowed_policies"] = policies
+	v.must(t, "POST", "auth/token/roles/"+role, written)
 }
 
 // loopbackTLS makes an authority and a certificate of its for servers on

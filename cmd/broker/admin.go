@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -106,19 +107,14 @@ func adminHandler(a admin, rest http.Handler) http.Handler {
 
 // adminCall calls the admin socket of the broker on this machine.
 func adminCall(ctx context.Context, socket, method, path string, into any) error {
-	client := &http.Client{
-		Timeout: 30 * time.Second,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		}},
-	}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: adminTransport(socket)}
 	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, nil)
 	if err != nil {
 		return fmt.Errorf("calling the admin socket: %w", err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("%w: the admin socket %s: %w", errUnreachable, socket, err)
+		return fmt.Errorf("calling the admin socket: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
@@ -133,6 +129,41 @@ func adminCall(ctx context.Context, socket, method, path string, into any) error
 	return json.Unmarshal(body, into)
 }
 
+// adminTransport connects to the admin socket, whatever a URL says.
+func adminTransport(socket string) *http.Transport {
+	return &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		if err != nil {
+			return nil, &noAdmin{socket, err}
+		}
+		return c, nil
+	}}
+}
+
+// A noAdmin is an admin socket at which nothing answers. It is shown alone: the
+// URLs around it are made up, since HTTP wants some.
+type noAdmin struct {
+	socket string
+	err    error
+}
+
+func (e *noAdmin) Error() string {
+	why := e.err
+	var call *net.OpError
+	if errors.As(e.err, &call) {
+		why = call.Err
+	}
+	if errors.Is(why, fs.ErrPermission) {
+		return fmt.Sprintf("the admin socket %s is for root and the broker's own user (%v)", e.socket, why)
+	}
+	return fmt.Sprintf("nothing answers at the admin socket %s (%v): name it by --admin-socket or BROKER_ADMIN_SOCKET", e.socket, why)
+}
+
+func (e *noAdmin) Unwrap() []error { return []error{errUnreachable, e.err} }
+
+// usualAdminSocket is where the examples put it, and where it is looked for.
+const usualAdminSocket = "/var/lib/broker/admin.sock"
+
 // adminSocket finds the socket: the flag, the environment, or the usual place.
 func (a *app) adminSocket(flag string) string {
 	for _, path := range []string{flag, a.getenv("BROKER_ADMIN_SOCKET")} {
@@ -140,7 +171,7 @@ func (a *app) adminSocket(flag string) string {
 			return path
 		}
 	}
-	return "/run/broker/admin.sock"
+	return usualAdminSocket
 }
 
 func (a *app) reloadCommand() *cobra.Command {
@@ -152,7 +183,7 @@ func (a *app) reloadCommand() *cobra.Command {
 again: all of them or, if anything is wrong, none. The new rules are recorded in
 the log before the first decision under them. SIGHUP does the same.`,
 		Example: `  broker reload
-  broker reload --admin-socket /run/broker/admin.sock`,
+  broker reload --admin-socket ./world/admin.sock`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			var answer struct {
@@ -164,7 +195,7 @@ the log before the first decision under them. SIGHUP does the same.`,
 			return a.print(answer, func(w io.Writer) { fmt.Fprintf(w, "revision %s decides from here on\n", answer.Revision) })
 		},
 	}
-	c.Flags().StringVar(&socket, "admin-socket", "", "the broker's admin socket (or BROKER_ADMIN_SOCKET; default /run/broker/admin.sock)")
+	a.adminSocketFlag(c, &socket)
 	return c
 }
 
@@ -210,7 +241,7 @@ this, then take the old one away.`,
 			return a.print(answer, func(w io.Writer) { fmt.Fprintf(w, "%d keys were sealed anew\n", answer.Resealed) })
 		},
 	}
-	c.PersistentFlags().StringVar(&socket, "admin-socket", "", "the broker's admin socket (or BROKER_ADMIN_SOCKET; default /run/broker/admin.sock)")
+	a.adminSocketFlag(c, &socket)
 	c.AddCommand(reseal)
 	return c
 }

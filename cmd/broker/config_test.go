@@ -260,6 +260,13 @@ func TestExamplesAreGood(t *testing.T) {
 	if _, err := s.engine(); err != nil {
 		t.Errorf("the example's policies: %v", err)
 	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.adminSocket != usualAdminSocket || !strings.Contains(string(readme), "admin_socket: "+usualAdminSocket+"\n") {
+		t.Errorf("commands look for the admin socket at %s, and the examples put it elsewhere", usualAdminSocket)
+	}
 }
 
 // Whatever stands in the file, it is understood or refused with a place.

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/template"
 
 	"github.com/spf13/cobra"
@@ -76,7 +77,8 @@ program gets an SVID from its sockets. Nothing of it is for production: who can
 reach the sockets is whom the sockets are for.
 
 Without --dir it lives in a temporary folder and is gone afterwards. With --dir it
-keeps its folder; edit the policies there and run "broker reload".`,
+keeps its folder; edit the policies there and run "broker reload", after the
+"export BROKER_ADMIN_SOCKET=…" that it prints.`,
 		Example: `  broker dev
   broker dev --dir ./world --listen 127.0.0.1:8443`,
 		Args: exactly(0, "no arguments"),
@@ -259,6 +261,19 @@ func (w *devWorld) serveIdentities(ctx context.Context, group *errgroup.Group) e
 	return serve("broker", "/broker")
 }
 
+// foundIn gives the folder in which shells have to look for this program, if it
+// was started by a path and not found by its name.
+func foundIn(arg0 string) string {
+	if !strings.ContainsRune(arg0, filepath.Separator) {
+		return ""
+	}
+	path, err := filepath.Abs(arg0)
+	if err != nil {
+		return ""
+	}
+	return filepath.Dir(path)
+}
+
 // welcome says what there is and what to try.
 func (w *devWorld) welcome(a *app) {
 	say := func(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
@@ -273,6 +288,9 @@ func (w *devWorld) welcome(a *app) {
 	say("request waits in her inbox. Dan sees everything, has the kill switch under Leases,")
 	say("and reads the log under Audit.\n")
 	say("As an AI agent, in another terminal:\n")
+	if dir := foundIn(os.Args[0]); dir != "" {
+		say("  export PATH=%s:$PATH", shellQuote(dir))
+	}
 	say("  export BROKER_URL=%s", url)
 	say("  export SPIFFE_ENDPOINT_SOCKET=unix://%s", w.socket("agent"))
 	say("  broker whoami")
@@ -280,10 +298,15 @@ func (w *devWorld) welcome(a *app) {
 	say("  broker request tickets-api --scope tickets:read --why \"looking around\"")
 	say("  broker request tickets-api --scope tickets:close --why \"a duplicate\" --wait 10m\n")
 	say("The last one waits for a person. Ben may approve it; Ana answers for the agent, so")
-	say("she may not. In the pages; or, after the same two exports, in a third terminal:\n")
+	say("she may not. In the pages; or, after the same exports, in a third terminal:\n")
 	say("  export BROKER_ID=spiffe://%s/broker", devDomain)
 	say("  broker login")
 	say("  broker approve req_…\n")
+	say("As the operator, by the admin socket: the kill switch, and back\n")
+	say("  export BROKER_ADMIN_SOCKET=%s", w.settings.adminSocket)
+	say("  broker kill --under spiffe://%s/agent --why \"trying it out\"", devDomain)
+	say("  broker blocks lift --under spiffe://%s/agent --why \"it was nothing\"", devDomain)
+	say("  broker reload\n")
 	say("What happened, verified with nothing but the file:\n")
 	say("  broker audit verify sqlite:%s\n", filepath.Join(w.dir, "broker.db"))
 	say("Each socket in %s gives out one identity:\n", filepath.Dir(w.socket("agent")))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -50,16 +49,7 @@ func (f *selectorFlags) check() error {
 // adminClient speaks the API over the admin socket, as an operator. An answer
 // may take up to wait.
 func adminClient(socket string, wait time.Duration) *api.Client {
-	return &api.Client{BaseURL: "http://localhost", HTTP: &http.Client{
-		Timeout: wait,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-			if err != nil {
-				return nil, fmt.Errorf("%w: the admin socket %s: %w", errUnreachable, socket, err)
-			}
-			return c, nil
-		}},
-	}}
+	return &api.Client{BaseURL: "http://localhost", HTTP: &http.Client{Timeout: wait, Transport: adminTransport(socket)}}
 }
 
 const (
@@ -71,7 +61,7 @@ const (
 )
 
 func (a *app) adminSocketFlag(c *cobra.Command, socket *string) {
-	c.PersistentFlags().StringVar(socket, "admin-socket", "", "the broker's admin socket (or BROKER_ADMIN_SOCKET; default /run/broker/admin.sock)")
+	c.PersistentFlags().StringVar(socket, "admin-socket", "", "the broker's admin socket (or BROKER_ADMIN_SOCKET; default "+usualAdminSocket+")")
 }
 
 func (a *app) killCommand() *cobra.Command {

@@ -94,6 +94,10 @@ func exitCode(err error) int {
 
 // complain says what went wrong and, if the broker said so, what to do.
 func (a *app) complain(err error) {
+	var nobody *noAdmin
+	if errors.As(err, &nobody) {
+		err = nobody
+	}
 	var e *api.Error
 	if !errors.As(err, &e) {
 		fmt.Fprintf(a.err, "broker: %s\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))

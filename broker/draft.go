@@ -160,7 +160,7 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 		value := given[name]
 		switch {
 		case !ok:
-			return refuse(ErrInvalidParameter, "it takes no parameter of that name; it takes: "+strings.Join(slices.Sorted(maps.Keys(e.Parameters)), " "))
+			return refuse(ErrInvalidParameter, "it takes no parameter of that name; it takes "+cmp.Or(strings.Join(slices.Sorted(maps.Keys(e.Parameters)), ", "), "none"))
 		case len(value) > cmp.Or(p.MaxLength, MaxParameter):
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s is longer than %d bytes", name, cmp.Or(p.MaxLength, MaxParameter)))
 		case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && (r != '\n' || !p.Lines) }):

@@ -48,6 +48,12 @@ func TestTextsOfAnAgent(t *testing.T) {
 			t.Errorf("%s of plain words: %v", field, err)
 		}
 	}
+	for takes, e := range map[string]*Entitlement{"it takes any, free, pem": e, "it takes none": {Name: "none"}} {
+		var r *Refusal
+		if err := e.checkParameters(map[string]string{"other": "x"}); !errors.As(err, &r) || !strings.HasSuffix(r.Detail, takes) {
+			t.Errorf("a parameter of another name: %v, want %q", err, takes)
+		}
+	}
 	most := strings.Repeat("x", MaxJustification)
 	if err := fields["justification"](most); err != nil {
 		t.Errorf("as long as may be: %v", err)

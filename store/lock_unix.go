@@ -21,7 +21,7 @@ func lockFile(path string) (*os.File, error) {
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		by, _ := os.ReadFile(path)
 		_ = f.Close()
-		return nil, fmt.Errorf("the database is in use by another broker (%s); SQLite serves one at a time: stop it, or use PostgreSQL", strings.TrimSpace(string(by)))
+		return nil, fmt.Errorf("the database is in use by another broker (%s); SQLite serves one at a time: stop it, or give this one a database of its own", strings.TrimSpace(string(by)))
 	}
 	if err != nil {
 		_ = f.Close()

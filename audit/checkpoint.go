@@ -91,6 +91,25 @@ func (s *Signer) Sign(c Checkpoint) ([]byte, error) {
 	return signed, nil
 }
 
+// CheckKey says whether a text is the public key of a log at all.
+func CheckKey(public string) error {
+	if _, err := note.NewVerifier(public); err != nil {
+		return errors.New("it is not the public key of a log: those look like broker.acme.test/log/1a2b3c4d+0011aabb+AQ…")
+	}
+	return nil
+}
+
+// CheckForm says whether a text is a signed checkpoint at all, of whatever log
+// and whoever signed it.
+func CheckForm(signed []byte) error {
+	var unverified *note.UnverifiedNoteError
+	if _, err := note.Open(signed, note.VerifierList()); !errors.As(err, &unverified) {
+		return errors.New("it is not a signed checkpoint, as /log/checkpoint gives them")
+	}
+	_, err := parseCheckpoint(unverified.Note.Text)
+	return err
+}
+
 // OpenCheckpoint verifies a signed note by the log's public key and gives the
 // checkpoint in it. The key names the log: a checkpoint of another is an error.
 func OpenCheckpoint(signed []byte, public string) (Checkpoint, error) {

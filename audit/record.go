@@ -48,6 +48,17 @@ const (
 	BlockLifted      Kind = "block.lifted"
 )
 
+// Kinds lists every kind that this package writes, by what they are about.
+func Kinds() []Kind {
+	return []Kind{
+		LogOpened, PolicyLoaded, KeyCreated, KeyRetired,
+		RequestCreated, RequestDenied, RequestApproved, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
+		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
+		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
+		BlockPlaced, BlockLifted,
+	}
+}
+
 // A Record is one entry of the log. Entry gives its canonical bytes.
 //
 // Everything in it is chosen by the broker or the operator, except scopes,

@@ -3,11 +3,30 @@ package audit
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
+
+// Kinds lists all that are declared, each once.
+func TestKinds(t *testing.T) {
+	source, err := os.ReadFile("record.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var declared []Kind
+	for _, found := range regexp.MustCompile(`Kind = "([^"]+)"`).FindAllSubmatch(source, -1) {
+		declared = append(declared, Kind(found[1]))
+	}
+	slices.Sort(declared)
+	if got := slices.Sorted(slices.Values(Kinds())); len(declared) < 27 || !slices.Equal(got, declared) {
+		t.Errorf("Kinds lists %q, declared are %q", got, declared)
+	}
+}
 
 // TestBoundsFitALeaf proves that no record within its bounds is over MaxLeaf:
 // the sum is taken over the schema itself, as if every field were at its bound

@@ -43,6 +43,7 @@ type Report struct {
 	Kinds       map[Kind]int64 `json:"kinds"`
 	Problems    []Problem      `json:"problems,omitempty"` // at most maxProblems
 	More        int            `json:"more,omitempty"`     // problems beyond those
+	Verified    bool           `json:"verified"`           // all of it was read, and everything holds
 }
 
 // maxProblems bounds the report of a log that is damaged all over.
@@ -103,6 +104,7 @@ func Verify(ctx context.Context, src Source, opts Options) (*Report, error) {
 	if len(v.report.Problems) > 0 {
 		return &v.report, &v.report.Problems[0]
 	}
+	v.report.Verified = true
 	return &v.report, nil
 }
 

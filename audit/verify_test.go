@@ -305,7 +305,7 @@ func TestExport(t *testing.T) {
 		}
 		return Verify(t.Context(), f, Options{Key: public})
 	}
-	if r, err := verify(good); err != nil || r.Root != m.tree.Root() || r.Checkpoints != 2 || r.Opened != 15 {
+	if r, err := verify(good); err != nil || !r.Verified || r.Root != m.tree.Root() || r.Checkpoints != 2 || r.Opened != 15 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	lines := strings.SplitAfter(good, "\n")
@@ -323,8 +323,31 @@ func TestExport(t *testing.T) {
 		"a newer format":        {`{"accessbroker_log":2}`, "it is of format 2"},
 		"a line without an end": {good[:len(lines[0])] + strings.Repeat("x", maxLine+1), "token too long"},
 	} {
-		if _, err := verify(test.text); err == nil || !strings.Contains(err.Error(), test.says) {
+		r, err := verify(test.text)
+		if err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: want %q, got %v", name, test.says, err)
+		}
+		if r != nil && r.Verified {
+			t.Errorf("%s: the report says that it is verified", name)
+		}
+	}
+}
+
+// What is no key and no checkpoint is told from what is one, of whatever log.
+func TestFormsOfKeysAndCheckpoints(t *testing.T) {
+	m := goodLog(t)
+	if err := errors.Join(CheckKey(public), CheckForm([]byte(m.notes[0]))); err != nil {
+		t.Error(err)
+	}
+	if err := CheckKey("foo"); err == nil || !strings.Contains(err.Error(), "is not the public key of a log") {
+		t.Errorf("a key: %v", err)
+	}
+	for text, says := range map[string]string{
+		"foo": "it is not a signed checkpoint",
+		strings.Replace(m.notes[0], "\n", "\nx", 1): "size \"x",
+	} {
+		if err := CheckForm([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }

@@ -59,6 +59,10 @@ func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 	}
 	f.db.SetMaxOpenConns(1)
 	if err := f.checkSchema(ctx); err != nil {
+		if cantOpen(err) {
+			// SQLite says no more than "unable to open database file (14)".
+			err = fmt.Errorf("it is in use, or was when its broker ended, and reading it meanwhile takes leave to write in its folder: read a copy, of broker audit export or of a backup (%w)", err)
+		}
 		return nil, errors.Join(fmt.Errorf("opening the log in %s: %w", path, err), f.Close())
 	}
 	return f, nil

@@ -281,6 +281,12 @@ func isFull(err error) bool {
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
+// cantOpen says whether a file of the database could not be opened, or made.
+func cantOpen(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CANTOPEN
+}
+
 // isRows says whether the error is about the rows themselves: nothing that
 // waiting or space would cure.
 func isRows(err error) bool {

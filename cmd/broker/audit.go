@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -51,25 +53,9 @@ believed whose they are, and that they waited for a day.`,
   broker audit verify export.jsonl --checkpoint kept-from-last-month.txt --approvers approvers.txt`,
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			opts := audit.Options{Key: key}
-			for _, path := range checkpoints {
-				note, err := os.ReadFile(path)
-				if err != nil {
-					return fmt.Errorf("reading a checkpoint: %w", err)
-				}
-				opts.Checkpoints = append(opts.Checkpoints, string(note))
-			}
-			if approvers != "" {
-				text, err := os.ReadFile(approvers)
-				if err != nil {
-					return fmt.Errorf("reading the approvers: %w", err)
-				}
-				if opts.Approvers, err = audit.ParseApprovers(string(text)); err != nil {
-					return fmt.Errorf("%s: %w", approvers, err)
-				}
-				if len(opts.Approvers) == 0 {
-					return fmt.Errorf("%s names no approver", approvers)
-				}
+			opts, err := verifyOptions(key, approvers, checkpoints)
+			if err != nil {
+				return err
 			}
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				report, err := audit.Verify(c.Context(), src, opts)
@@ -79,10 +65,11 @@ believed whose they are, and that they waited for a day.`,
 				if printed := a.print(report, func(w io.Writer) { writeReport(w, report) }); printed != nil {
 					return printed
 				}
-				if err != nil {
+				var found *audit.Problem
+				if errors.As(err, &found) { // the report has it
 					return exitError(exitFailed)
 				}
-				return nil
+				return err
 			})
 		},
 	}
@@ -90,6 +77,41 @@ believed whose they are, and that they waited for a day.`,
 	c.Flags().StringVar(&approvers, "approvers", "", "a file with the passkeys that you know, from elsewhere than the log")
 	c.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "a file with a checkpoint that you kept; may be given more than once")
 	return c
+}
+
+// verifyOptions reads what the auditor brings along. What is wrong with that is
+// said before the log is looked at, or it would seem to be the log's fault.
+func verifyOptions(key, approvers string, checkpoints []string) (audit.Options, error) {
+	opts := audit.Options{Key: key}
+	if key != "" {
+		if err := audit.CheckKey(key); err != nil {
+			return opts, usage("--key: %v", err)
+		}
+	}
+	for _, path := range checkpoints {
+		note, err := os.ReadFile(path)
+		if err != nil {
+			return opts, usage("--checkpoint: %v", err)
+		}
+		if err := audit.CheckForm(note); err != nil {
+			return opts, usage("--checkpoint: %s: %v", path, err)
+		}
+		opts.Checkpoints = append(opts.Checkpoints, string(note))
+	}
+	if approvers == "" {
+		return opts, nil
+	}
+	text, err := os.ReadFile(approvers)
+	if err != nil {
+		return opts, usage("--approvers: %v", err)
+	}
+	if opts.Approvers, err = audit.ParseApprovers(string(text)); err != nil {
+		return opts, usage("--approvers: %s: %v", approvers, err)
+	}
+	if len(opts.Approvers) == 0 {
+		return opts, usage("--approvers: %s names no approver", approvers)
+	}
+	return opts, nil
 }
 
 func writeReport(w io.Writer, r *audit.Report) {
@@ -124,7 +146,7 @@ func writeReport(w io.Writer, r *audit.Report) {
 	if r.Unjudged > 0 {
 		fmt.Fprintf(w, "not judged\t%d about requests older than the log, or of more than can be remembered at once\n", r.Unjudged)
 	}
-	if len(r.Problems) == 0 {
+	if r.Verified {
 		fmt.Fprintln(w, "verified\teverything holds")
 		return
 	}
@@ -173,6 +195,14 @@ func (a *app) auditShowCommand() *cobra.Command {
   broker audit show export.jsonl --about lse_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case from < 0:
+				return usage("--from takes the index of a record, from 0")
+			case last < 0:
+				return usage("--last takes how many, from 1; 0 is all")
+			case kind != "" && !slices.Contains(audit.Kinds(), audit.Kind(kind)):
+				return usage("--kind: there is none %q; there are:\n%s", kind, kindsInRows())
+			}
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				named := naming(about)
 				wanted := func(item audit.Item, r audit.Record) bool {
@@ -201,16 +231,41 @@ func naming(id string) func(audit.Item, audit.Record) bool {
 	}
 }
 
+// kindsInRows lists the kinds of records, those of a thing in a row.
+func kindsInRows() string {
+	var b strings.Builder
+	of := ""
+	for _, kind := range audit.Kinds() {
+		thing, _, _ := strings.Cut(string(kind), ".")
+		if thing != of {
+			b.WriteString("\n ")
+		}
+		of = thing
+		b.WriteString(" " + string(kind))
+	}
+	return strings.TrimPrefix(b.String(), "\n")
+}
+
+// rowsTogether is how many records are aligned with each other: a log may be too
+// long to wait for its end.
+const rowsTogether = 1000
+
 // showRecords prints the records that are wanted; with last, only the newest.
 func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(audit.Item, audit.Record) bool, last int64) error {
+	table := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	w := io.Writer(table)
+	if a.output == "json" {
+		w = a.out
+	}
 	var kept []string
+	shown := int64(0)
 	for item, err := range src.Items(ctx) {
 		if err != nil {
-			return fmt.Errorf("reading the log: %w", err)
+			return errors.Join(fmt.Errorf("reading the log: %w", err), table.Flush())
 		}
 		r, err := audit.Decode(item.Leaf)
 		if err != nil {
-			return fmt.Errorf("record %d: %w (broker audit verify tells more)", item.Index, err)
+			return errors.Join(fmt.Errorf("record %d: %w (broker audit verify tells more)", item.Index, err), table.Flush())
 		}
 		if !wanted(item, r) {
 			continue
@@ -219,44 +274,60 @@ func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(aud
 		if a.output == "json" {
 			line = fmt.Sprintf(`{"index":%d,"record":%s}`, item.Index, item.Leaf)
 		}
-		if last == 0 {
-			fmt.Fprintln(a.out, line)
+		shown++
+		if last > 0 {
+			if kept = append(kept, line); int64(len(kept)) > last {
+				kept = kept[1:]
+			}
 			continue
 		}
-		if kept = append(kept, line); int64(len(kept)) > last {
-			kept = kept[1:]
+		fmt.Fprintln(w, line)
+		if shown%rowsTogether == 0 {
+			if err := table.Flush(); err != nil {
+				return err
+			}
 		}
 	}
 	for _, line := range kept {
-		fmt.Fprintln(a.out, line)
+		fmt.Fprintln(w, line)
 	}
-	return nil
+	if shown == 0 {
+		fmt.Fprintln(a.err, "no records")
+	}
+	return table.Flush()
 }
 
-// recordLine shows a record in one line: when, what, who, and about what.
+// recordLine shows a record in one line of a table: its index, when, what, who,
+// for what, which request or lease, and how it ended.
 func recordLine(item audit.Item, r audit.Record) string {
-	parts := []string{fmt.Sprintf("%6d  %s  %-17s", item.Index, r.Time.UTC().Format("2006-01-02 15:04:05.000Z"), r.Kind)}
+	var who, what, which string
+	var how []string
 	if r.Caller != nil {
-		parts = append(parts, r.Caller.ID)
+		who = r.Caller.ID
 	}
 	if r.Request != nil {
-		parts = append(parts, r.Request.Entitlement, strings.Join(r.Request.Scopes, " "))
+		what, which = r.Request.Entitlement, r.Request.ID
+		if len(r.Request.Scopes) > 0 {
+			what += " " + strings.Join(r.Request.Scopes, " ")
+		}
 	}
 	if r.Lease != nil {
-		parts = append(parts, r.Lease.ID)
-	} else if r.Request != nil {
-		parts = append(parts, r.Request.ID)
+		which = r.Lease.ID
 	}
 	if r.Decision != nil && !r.Decision.Permit {
-		parts = append(parts, r.Decision.Code)
+		how = append(how, r.Decision.Code)
 	}
 	if r.Count > 1 {
-		parts = append(parts, fmt.Sprintf("×%d", r.Count))
+		how = append(how, fmt.Sprintf("×%d", r.Count))
 	}
 	if r.End != nil {
-		parts = append(parts, r.End.How)
+		how = append(how, r.End.How)
 	}
-	return plainly(strings.TrimRight(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "  "), " "))
+	cells := []string{strconv.FormatInt(item.Index, 10), r.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(r.Kind), who, what, which, strings.Join(how, " ")}
+	for i, cell := range cells {
+		cells[i] = cmp.Or(plainly(cell), "-")
+	}
+	return strings.Join(cells, "\t")
 }
 
 func (a *app) auditExportCommand() *cobra.Command {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"iter"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/audit"
 )
@@ -59,5 +62,56 @@ func TestRecordsOfARequest(t *testing.T) {
 		if got := named(audit.Item{Leaf: entry.Leaf()}, r); got != test.want {
 			t.Errorf("%s: shown %t, want %t", test.of, got, test.want)
 		}
+	}
+}
+
+// written is a log of these records, to be read only.
+type written []audit.Record
+
+func (written) Header(context.Context) (audit.Header, error) { return audit.Header{}, nil }
+
+func (l written) Items(context.Context) iter.Seq2[audit.Item, error] {
+	return func(yield func(audit.Item, error) bool) {
+		for i, r := range l {
+			entry, err := r.Entry()
+			if err != nil {
+				yield(audit.Item{}, err)
+				return
+			}
+			entry.SetTime(time.Date(2026, 11, 24, 12, 0, i, 0, time.UTC))
+			if !yield(audit.Item{Index: int64(i), Leaf: entry.Leaf()}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func TestRecordsAreShownInColumns(t *testing.T) {
+	caller := &audit.Party{ID: "spiffe://acme.test/agent/triage"}
+	log := written{
+		{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: "broker.acme.test/log/1a2b3c4d"}},
+		{Kind: audit.RequestDenied, Caller: caller, Count: 3, Request: &audit.RequestFacts{Entitlement: "db"}, Decision: &audit.DecisionFacts{Code: "denied"}},
+		{Kind: audit.RequestCreated, Caller: caller, Request: &audit.RequestFacts{ID: "req_1", Entitlement: "tickets", Scopes: []string{"close", "read"}}},
+	}
+	show := func(last int64) (string, string) {
+		var out, errs strings.Builder
+		a := &app{terminal: terminal{out: &out, err: &errs}}
+		if err := a.showRecords(t.Context(), log, func(item audit.Item, _ audit.Record) bool { return item.Index < 3-last*3 || last == 1 }, last); err != nil {
+			t.Fatal(err)
+		}
+		return out.String(), errs.String()
+	}
+	const want = `0  2026-11-24 12:00:00.000Z  log.opened       -                                -                   -      -
+1  2026-11-24 12:00:01.000Z  request.denied   spiffe://acme.test/agent/triage  db                  -      denied ×3
+2  2026-11-24 12:00:02.000Z  request.created  spiffe://acme.test/agent/triage  tickets close read  req_1  -
+`
+	if got, _ := show(0); got != want {
+		t.Errorf("it shows\n%s\nwant\n%s", got, want)
+	}
+	if got, _ := show(1); !strings.HasPrefix(got, "2 ") || strings.Count(got, "\n") != 1 {
+		t.Errorf("the last one: %q", got)
+	}
+	if got, told := show(2); got != "" || told != "no records\n" {
+		t.Errorf("none: %q, %q", got, told)
 	}
 }

@@ -141,7 +141,9 @@ func (c *call) fail(err error) (answer reply) {
 	default:
 		answer = c.problem(err)
 	}
-	answer.err = err
+	if answer.status != http.StatusSeeOther { // being sent to log in is no fault
+		answer.err = err
+	}
 	return answer
 }
 
@@ -367,12 +369,12 @@ func (c *call) end(answer reply, panicked any) {
 		code = "ok"
 	}
 	c.s.cfg.Metrics.answered(c.route.path, c.r.Method, string(code), took)
-	level := slog.LevelInfo
-	if answer.err != nil {
-		level = slog.LevelWarn
-		if meaningOf(answer.err).level == ours {
-			level = slog.LevelError
-		}
+	level := slog.LevelWarn
+	switch m := meaningOf(answer.err); {
+	case answer.err == nil || m.err == broker.ErrPending: // who polls is told to go on
+		level = slog.LevelInfo
+	case m.level == ours:
+		level = slog.LevelError
 	}
 	c.s.cfg.Logger.LogAttrs(c.r.Context(), level, "request", c.attrs(answer, code, took)...)
 }

@@ -48,6 +48,9 @@ func (c *call) redirect(where string) (reply, error) {
 	return reply{status: http.StatusSeeOther, header: http.Header{"Location": {where}}}, nil
 }
 
+// home sends who typed no more than the host to the inbox.
+func (s *Server) home(c *call) (reply, error) { return c.redirect(s.to("/ui/")) }
+
 // to gives the path of a page as the browser sees it.
 func (s *Server) to(path string) string { return s.external.Path + path }
 

@@ -134,6 +134,53 @@ func TestRequestPageSaysWhoIsAsked(t *testing.T) {
 	}
 }
 
+// Whoever types the host alone finds the pages, and who follows a link to nowhere
+// is told so in one. Where no pages are served, both are the API's to answer.
+func TestPagesThatAreNone(t *testing.T) {
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	if status, where, _ := b.visit(http.MethodGet, "/", ""); status != http.StatusSeeOther || where != "/ui/" {
+		t.Errorf("the root: %d to %q", status, where)
+	}
+	if status, where, _ := b.visit(http.MethodGet, "/ui/nope", ""); status != http.StatusSeeOther || !strings.HasPrefix(where, "/ui/login?") {
+		t.Errorf("no page, to nobody: %d to %q", status, where)
+	}
+	b.logIn("login/ben", "/ui/")
+	for _, path := range []string{"/ui/nope", "/ui/requests/req_0/nope"} {
+		if status, _, page := b.visit(http.MethodGet, path, ""); status != http.StatusNotFound || !strings.Contains(page, "there is no such page") || !strings.Contains(page, "<html") {
+			t.Errorf("%s: %d\n%s", path, status, page)
+		}
+	}
+	if status, _, page := b.visit(http.MethodGet, "/nope", ""); status != http.StatusNotFound || !strings.Contains(page, `"code":"not_found"`) {
+		t.Errorf("/nope: %d\n%s", status, page)
+	}
+	for _, path := range []string{"/", "/ui/", "/ui/nope"} {
+		if resp := w.do(http.MethodGet, path, "", ""); resp.StatusCode != http.StatusNotFound || resp.Header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s without pages: %d, %s", path, resp.StatusCode, resp.Header.Get("Content-Type"))
+		}
+	}
+}
+
+// Who is sent to log in, or waits for somebody, has done nothing wrong.
+func TestWaitingIsNoFault(t *testing.T) {
+	w := newWorld(t, withPeople)
+	if status, _, _ := newBrowser(t, w).visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
+		t.Fatalf("the inbox, to nobody: %d", status)
+	}
+	if _, err := w.as(agent).Collect(t.Context(), w.guarded(t, "x").ID); !errors.Is(err, api.Pending) {
+		t.Fatal(err)
+	}
+	log := w.log.String()
+	for _, line := range []string{"level=INFO msg=request", "code=pending"} {
+		if !strings.Contains(log, line) {
+			t.Errorf("without %s:\n%s", line, log)
+		}
+	}
+	if strings.Contains(log, "level=WARN") {
+		t.Errorf("somebody is at fault:\n%s", log)
+	}
+}
+
 // A page hears of a change as it happens, and hearing keeps no session open.
 func TestEventsAreNoUse(t *testing.T) {
 	w := newWorld(t, withPeople)

@@ -90,6 +90,7 @@ func (s *Server) routes() []route {
 
 // pages are the routes of browsers. They are not part of the OpenAPI document.
 var pages = []route{
+	{audience: UI, method: http.MethodGet, path: "/{$}", open: true, run: (*Server).home},
 	{audience: UI, method: http.MethodGet, path: "/ui/{$}", run: (*Server).inbox},
 	{audience: UI, method: http.MethodGet, path: "/ui/events", open: true, run: (*Server).events},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}", run: (*Server).requestPage},

@@ -292,6 +292,7 @@ type Offer struct {
 	Parameters  map[string]Parameter `json:"parameters,omitempty"`
 	Scopes      []ScopeOffer         `json:"scopes,omitempty"`
 	Decision    *Decision            `json:"decision,omitempty"`
+	Blocked     bool                 `json:"blocked,omitempty"` // whatever the decision: an operator lifts it
 }
 
 // A ScopeOffer is what policy says to one scope alone.
@@ -318,6 +319,7 @@ type Identity struct {
 	TrustDomain string   `json:"trust_domain,omitempty"`
 	Team        string   `json:"team,omitempty"`
 	Accountable []string `json:"accountable,omitempty"`
+	Blocked     bool     `json:"blocked,omitempty"` // nothing is issued to it, until an operator lifts that
 	Proof       Proof    `json:"proof"`
 }
 

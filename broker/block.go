@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -148,6 +149,33 @@ func (k BlockKey) selector() (s Selector) {
 		s.Issuer = k.Name
 	}
 	return s
+}
+
+// Blocked says whether the kill switch keeps the caller from everything, and not
+// from single entitlements alone.
+func (b *Broker) Blocked(ctx context.Context, who Identity) (bool, error) {
+	blocks, err := b.blocksInForce(ctx)
+	return blocks.hit(who, nil), err
+}
+
+// A blockSet are the blocks in force, for telling people of them. What issues
+// looks at each in its own transaction: see checkBlocks.
+type blockSet map[BlockKey]bool
+
+func (b *Broker) blocksInForce(ctx context.Context) (blockSet, error) {
+	list, err := b.cfg.Blocks(ctx)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	blocks := blockSet{}
+	for _, block := range list {
+		blocks[block.Selector] = true
+	}
+	return blocks, nil
+}
+
+func (blocks blockSet) hit(who Identity, e *Entitlement) bool {
+	return slices.ContainsFunc(blockKeys(who, e), func(key BlockKey) bool { return blocks[key] })
 }
 
 // Blocks lists the blocks in force.

@@ -154,6 +154,7 @@ type Offer struct {
 	Scopes      []ScopeOffer // empty for an entitlement without scopes
 	Decision    Decision     // for an entitlement without scopes
 	Glass       bool         // that may be had in an emergency only
+	Blocked     bool         // by the kill switch, whatever policy says
 }
 
 // A ScopeOffer is what policy says to one scope alone.

@@ -258,10 +258,15 @@ func (b *Broker) Entitlements(ctx context.Context, who Identity, now time.Time) 
 		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
 	}
 	who = rules.Mark(who)
+	blocks, err := b.blocksInForce(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var list []Offer
 	for _, name := range slices.Sorted(maps.Keys(rules.Catalogue)) {
 		offer := b.offers(ctx, rules, who, rules.Catalogue[name], now)
 		if offer.permitted() {
+			offer.Blocked = blocks.hit(who, offer.Entitlement)
 			list = append(list, offer)
 		}
 	}

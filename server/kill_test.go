@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"net/http"
@@ -147,4 +148,36 @@ func TestKillByEverySelector(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who is blocked is told so before they ask for anything: of everything, or of
+// what the block is about.
+func TestTheBlockedAreTold(t *testing.T) {
+	w := newWorld(t, withPeople)
+	told := func(entitlement bool, caller bool) {
+		t.Helper()
+		if who := must[*api.Identity](t)(w.as(agent).WhoAmI(t.Context())); who.Blocked != caller {
+			t.Errorf("whoami: %+v", who)
+		}
+		for _, o := range must[[]api.Offer](t)(w.as(agent).Entitlements(t.Context())) {
+			if want := caller || entitlement && o.Entitlement == "tickets"; o.Blocked != want {
+				t.Errorf("%s is blocked: %t, want %t", o.Entitlement, o.Blocked, want)
+			}
+		}
+	}
+	block := func(change func(context.Context, api.BlockChange) error, s api.Selector) {
+		t.Helper()
+		if err := change(t.Context(), api.BlockChange{Selector: s, Reason: "incident"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	op, tickets, agents := w.as(operator), api.Selector{Entitlement: "tickets"}, api.Selector{Under: "spiffe://acme.test/agent"}
+	told(false, false)
+	block(op.Block, tickets)
+	told(true, false)
+	block(op.Block, agents)
+	told(true, true)
+	block(op.Lift, tickets)
+	block(op.Lift, agents)
+	told(false, false)
 }

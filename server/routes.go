@@ -187,8 +187,12 @@ func (s *Server) whoami(c *call) (reply, error) {
 		return reply{}, broker.ErrUnavailable
 	}
 	who := rules.Mark(c.who)
+	blocked, err := s.cfg.Broker.Blocked(c.r.Context(), who)
+	if err != nil {
+		return reply{}, err
+	}
 	return ok(api.Identity{
-		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable,
+		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable, Blocked: blocked,
 		Proof: api.Proof{Method: string(who.Proof.Method), ExpiresAt: who.Proof.Expires.UTC()},
 	})
 }

@@ -184,17 +184,20 @@ func writeOffers(w io.Writer, offers []api.Offer) {
 	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tDEMANDS\tMEANS")
 	for _, o := range offers {
 		if o.Decision != nil {
-			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false), demands(o.Decision, o.MaxTTL), plainly(o.Description))
+			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false, o.Blocked), demands(o.Decision, o.MaxTTL), plainly(o.Description))
 		}
 		for _, s := range o.Scopes {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.Glass), demands(&s.Decision, o.MaxTTL), plainly(s.Description))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.Glass, o.Blocked), demands(&s.Decision, o.MaxTTL), plainly(s.Description))
 		}
 	}
 }
 
-// allowed says whether policy permits something, or keeps it for emergencies.
-func allowed(permit, glass bool) string {
+// allowed says whether policy permits something, or keeps it for emergencies, and
+// the kill switch does not stand on it.
+func allowed(permit, glass, blocked bool) string {
 	switch {
+	case blocked && (permit || glass):
+		return "blocked"
 	case permit:
 		return "yes"
 	case glass:
@@ -252,6 +255,9 @@ func (a *app) whoamiCommand() *cobra.Command {
 					}
 					if len(who.Accountable) > 0 {
 						fmt.Fprintf(w, "accountable\t%s\n", strings.Join(who.Accountable, ", "))
+					}
+					if who.Blocked {
+						fmt.Fprintln(w, "blocked\tnothing is issued to you, until an operator lifts that")
 					}
 					fmt.Fprintf(w, "proof\t%s, until %s\n", who.Proof.Method, clock(who.Proof.ExpiresAt))
 				})

@@ -232,6 +232,8 @@ type document struct {
 	path string
 	root ast.Node
 	file file
+	errs []error  // of what could not be read
+	lost []string // the keys of that
 }
 
 const maxConfig = 4 << 20
@@ -257,9 +259,7 @@ func parseConfig(path string, text []byte) (*document, error) {
 		return nil, fmt.Errorf("%s: it must be one YAML document", path)
 	}
 	d.root = tree.Docs[0].Body
-	if err := yaml.UnmarshalWithOptions(text, &d.file, yaml.Strict()); err != nil {
-		return nil, d.yamlError(err)
-	}
+	d.read()
 	return d, nil
 }
 

@@ -27,6 +27,9 @@ type issuerSettings struct {
 	retired bool
 }
 
+// kind says whether it is of any.
+func (s issuerSettings) kind() bool { return s.token != nil || s.vault != nil || s.aws != nil }
+
 type tokenSettings struct {
 	audience        string
 	resourceServers []string
@@ -124,7 +127,7 @@ func (c *checker) vaultIssuer(key string, f *vaultFile) *vaultSettings {
 	} else if s.cert != nil && s.cert.Audience != "" {
 		c.bad(key+"/auth/cert/audience", "only a JWT-SVID has an audience")
 	}
-	if (s.jwt != nil || s.cert != nil) && c.d.file.Attest.WorkloadAPI == "" {
+	if (s.jwt != nil || s.cert != nil) && c.noWorkloadAPI() {
 		c.bad(key+"/auth", "the broker's own SVID comes from attest.workload_api: name it, or give a token_file")
 	}
 	ways := 0

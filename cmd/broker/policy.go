@@ -15,39 +15,6 @@ import (
 	"accessbroker.internal/policy"
 )
 
-func (a *app) checkCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check FILE",
-		Short: "Check an operator's file and its policies, without starting",
-		Long: `check reads the operator's file and the policies that it names, and says all that
-is wrong with them: where, and how to mend it. Warnings are printed and do not fail.`,
-		Example: `  broker check /etc/broker/broker.yaml`,
-		Args:    exactly(1, "one file"),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.load(args[0])
-			if err != nil {
-				return err
-			}
-			engine, err := s.engine()
-			if err != nil {
-				return err
-			}
-			for _, w := range engine.Warnings() {
-				fmt.Fprintf(a.err, "warning: %s\n", w)
-			}
-			found := struct {
-				Policies     int      `json:"policies"`
-				Entitlements int      `json:"entitlements"`
-				Revision     string   `json:"revision"`
-				Warnings     []string `json:"warnings,omitempty"`
-			}{engine.Len(), len(s.catalogue), engine.Revision().String(), engine.Warnings()}
-			return a.print(found, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is good: %d policies, %d entitlements, revision %.12s\n", args[0], found.Policies, found.Entitlements, found.Revision)
-			})
-		},
-	}
-}
-
 // load reads and understands an operator's file.
 func (a *app) load(path string) (*settings, error) {
 	d, err := readConfig(path)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -71,38 +70,6 @@ const (
 	longestTTL           = 24 * time.Hour
 )
 
-// A checker works out the settings and collects what is wrong.
-type checker struct {
-	d    *document
-	dir  string // relative paths are relative to the file
-	env  func(string) string
-	s    settings
-	errs []error
-}
-
-// understand works out what the file means. Its error joins everything that is
-// wrong, each with its place.
-func (d *document) understand(getenv func(string) string) (*settings, error) {
-	c := &checker{d: d, dir: filepath.Dir(d.path), env: getenv}
-	c.s.path = d.path
-	c.server()
-	c.listeners()
-	c.secrets()
-	c.attest()
-	c.storage()
-	c.issuers()
-	c.entitlements()
-	c.notify()
-	if len(c.errs) > 0 {
-		return nil, errors.Join(c.errs...)
-	}
-	return &c.s, nil
-}
-
-func (c *checker) bad(key, format string, args ...any) {
-	c.errs = append(c.errs, c.d.errorf(key, format, args...))
-}
-
 // file gives a path as this process finds it.
 func (c *checker) file(path string) string {
 	if path == "" || filepath.IsAbs(path) {
@@ -116,7 +83,7 @@ func (c *checker) server() {
 	u, err := url.Parse(string(f.ExternalURL))
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 		c.bad("server/external_url", "give the URL by which callers reach the broker, such as https://broker.acme.test, without query and fragment")
-		u = &url.URL{}
+		u = &url.URL{Scheme: "https", Host: "broker.invalid"} // so that nothing follows from it
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
 	c.s.externalURL, c.s.uiURL, c.s.metrics, c.s.adminSocket = u, u, f.Metrics, c.file(f.AdminSocket)
@@ -161,6 +128,8 @@ func (c *checker) listeners() {
 		return
 	case f.Listen != "":
 		list, key = []listenerFile{{Listen: f.Listen, TLS: f.TLS, ClientCerts: f.ClientCerts}}, "server"
+	case len(list) == 0 && c.d.isLost("server/listen"):
+		return
 	case len(list) == 0:
 		c.bad("server/listeners", "give at least one listener, such as {listen: 0.0.0.0:8443, tls: {svid: true}, client_certs: optional}")
 		return
@@ -189,7 +158,7 @@ func (c *checker) listener(key string, l listenerFile) listenerSettings {
 	default:
 		out.svid, out.cert, out.key = t.SVID, c.file(t.Cert), c.file(t.Key)
 	}
-	if out.svid && c.d.file.Attest.WorkloadAPI == "" {
+	if out.svid && c.noWorkloadAPI() {
 		c.bad(key+"/tls/svid", "the broker's own SVID comes from attest.workload_api: name it, or give cert and key")
 	}
 	if !slices.Contains([]string{"off", "optional", "required"}, out.clientCerts) {
@@ -256,6 +225,15 @@ func readSealKey(path string) ([]byte, error) {
 
 func (c *checker) attest() {
 	f := &c.d.file.Attest
+	c.people(f.People)
+	c.sessions(c.d.file.Server.Sessions)
+	c.ticket(string(c.d.file.Server.TicketURL))
+	if c.s.audiences = toStrings(f.Audiences); len(c.s.audiences) == 0 {
+		c.s.audiences = []string{c.s.externalURL.String()}
+	}
+	if c.d.isLost("attest/trust_domain") || c.d.isLost("attest/trust_domains") {
+		return
+	}
 	c.s.trustDomain = f.TrustDomain
 	c.s.trustDomains = f.TrustDomains
 	if !trustDomainForm.MatchString(f.TrustDomain) {
@@ -272,13 +250,7 @@ func (c *checker) attest() {
 	if !slices.Contains(c.s.trustDomains, f.TrustDomain) {
 		c.bad("attest/trust_domains", "it must list the broker's own trust domain, %q, too", f.TrustDomain)
 	}
-	if c.s.audiences = toStrings(f.Audiences); len(c.s.audiences) == 0 {
-		c.s.audiences = []string{c.s.externalURL.String()}
-	}
 	c.trust(f)
-	c.people(f.People)
-	c.sessions(c.d.file.Server.Sessions)
-	c.ticket(string(c.d.file.Server.TicketURL))
 	for i, m := range f.Workloads {
 		c.mark(fmt.Sprintf("attest/workloads/%d", i), m)
 	}
@@ -286,6 +258,11 @@ func (c *checker) attest() {
 
 // trustDomainForm is that of SPIFFE-ID, section 2.1.
 var trustDomainForm = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
+
+// noWorkloadAPI says whether the file names none.
+func (c *checker) noWorkloadAPI() bool {
+	return c.d.file.Attest.WorkloadAPI == "" && !c.d.isLost("attest/workload_api")
+}
 
 // trust finds out where bundles come from.
 func (c *checker) trust(f *attestFile) {
@@ -360,7 +337,7 @@ func (c *checker) entitlements() {
 	for _, name := range slices.Sorted(maps.Keys(c.d.file.Entitlements)) {
 		e := c.entitlement("entitlements/"+name, name, c.d.file.Entitlements[name])
 		c.s.catalogue[name] = e
-		longest = max(longest, e.MaxTTL)
+		longest = max(longest, min(e.MaxTTL, longestTTL))
 	}
 	c.overlaps()
 	s := c.s.signing
@@ -390,7 +367,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	if e.MaxTTL > longestTTL {
 		c.bad(key+"/max_ttl", "at most %s: what lives longer is not ephemeral", longestTTL)
 	}
-	if e.DefaultTTL > e.MaxTTL {
+	if e.DefaultTTL > e.MaxTTL && !c.d.isLost(key+"/max_ttl") {
 		c.bad(key+"/default_ttl", "it is longer than max_ttl, %s", e.MaxTTL)
 	}
 	if e.CollectWithin > broker.MaxDuration {
@@ -400,12 +377,14 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		c.bad(key+"/binding", "choose none or mtls")
 	}
 	for i, s := range e.DefaultScopes {
-		if !slices.Contains(e.Scopes, s) {
+		if !slices.Contains(e.Scopes, s) && !c.d.isLost(key+"/scopes") {
 			c.bad(fmt.Sprintf("%s/default_scopes/%d", key, i), "%q is not among its scopes", s)
 		}
 	}
 	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
-	c.spec(key, issuer, f, e)
+	if issuer.kind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws"}, func(part string) bool { return c.d.isLost(key + part) }) {
+		c.spec(key, issuer, f, e)
+	}
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
 		c.bad(key+"/default_ttl", "its issuer makes nothing shorter than %s", e.MinTTL)
 	}

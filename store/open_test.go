@@ -57,17 +57,18 @@ func TestOpenSourceRefuses(t *testing.T) {
 	}
 }
 
-// Who can't make SQLite's files beside a database in use is told what to do.
-func TestOpenSourceInAFolderOfOthers(t *testing.T) {
+// Who can neither read SQLite's files beside a database in use nor make them is
+// told what to do.
+func TestOpenSourceOfOthers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {
 		t.Fatal(err)
 	}
-	// As good as a folder without leave to write, and for root too.
+	// Files that can be neither read nor made, by root either.
 	if err := errors.Join(os.WriteFile(path+"-wal", []byte("changes"), 0o600), os.Symlink("nowhere", path+"-shm")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenSource(t.Context(), path); err == nil || !strings.Contains(err.Error(), "read a copy, of broker audit export or of a backup (reading the schema version: unable to open database file (14))") {
+	if _, err := OpenSource(t.Context(), path); err == nil || !strings.Contains(err.Error(), "read an export (broker audit export) or a backup (reading the schema version: unable to open database file (14))") {
 		t.Errorf("%v", err)
 	}
 }

@@ -61,7 +61,7 @@ func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 	if err := f.checkSchema(ctx); err != nil {
 		if cantOpen(err) {
 			// SQLite says no more than "unable to open database file (14)".
-			err = fmt.Errorf("it is in use, or was when its broker ended, and reading it meanwhile takes leave to write in its folder: read a copy, of broker audit export or of a backup (%w)", err)
+			err = fmt.Errorf("it is in use, or its broker was killed, and then the -wal and -shm files beside it have to be read too, or made: without leave for that, read an export (broker audit export) or a backup (%w)", err)
 		}
 		return nil, errors.Join(fmt.Errorf("opening the log in %s: %w", path, err), f.Close())
 	}

@@ -85,6 +85,9 @@ func (s *Store) attempt(group []*member) (err error) {
 	w, start := s.w, time.Now()
 	w.reserve.restore(w.now())
 	s.degraded.Store(w.reserve.spent)
+	if s.copied.Swap(false) {
+		_, _ = w.conn.ExecContext(ctx, copyLog) // the rest; see checkpoint.go
+	}
 	if err := w.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -302,16 +305,5 @@ func (g *group) adopt(s *Store) {
 	maps.Copy(w.kinds, g.newKinds)
 	head := g.head
 	s.head.Store(&head)
-	s.written(g.bytes())
-}
-
-// bytes is how much the group wrote, roughly.
-func (g *group) bytes() (n int) {
-	for _, r := range g.order {
-		n += len(r.body)
-	}
-	for _, e := range g.entries {
-		n += len(e.Leaf())
-	}
-	return n
+	s.written()
 }

@@ -1,10 +1,7 @@
 package store
 
 import (
-	"context"
-	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 
 	"accessbroker.internal/audit"
@@ -49,32 +46,4 @@ func TestLogSurvivesReopening(t *testing.T) {
 	if after := open(t, path).Head(); after != before {
 		t.Errorf("reopened with %+v, closed with %+v", after, before)
 	}
-}
-
-// TestRunCopiesTheWriteAheadLog writes more than Run waits for, and less than
-// what a commit would copy by itself.
-func TestRunCopiesTheWriteAheadLog(t *testing.T) {
-	s := newStore(t)
-	size := func() int64 {
-		info, err := os.Stat(s.w.path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Size()
-	}
-	fillLeases(t, s, 15_000)
-	if size() > 1<<20 {
-		t.Fatal("it is in the database already: write less")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	stopped := make(chan error, 1)
-	go func() { stopped <- s.Run(ctx) }()
-	for size() < 1<<20 {
-		runtime.Gosched()
-	}
-	cancel()
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-	works(t, s)
 }

@@ -68,6 +68,7 @@ type Store struct {
 	unwritable atomic.Bool // the last transaction could not be written, whatever was in it
 
 	checkpoint chan struct{} // tells Run that there is something to do
+	copied     atomic.Bool   // Run did it: the next group copies what came meanwhile
 }
 
 const (

@@ -30,7 +30,7 @@ type writer struct {
 	blocks        map[broker.BlockKey][]byte // bodies of all blocks there ever were
 	blocksVersion int64
 	kinds         map[kind]int64
-	uncopied      int // bytes written since Run was last told
+	uncopied      int // pages written since Run was last told
 
 	// now is the clock that records are timed by. fault, if not nil, stands
 	// between the writer and a COMMIT: in tests, it loses the one or its answer.

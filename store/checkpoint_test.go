@@ -1,0 +1,65 @@
+package store
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+)
+
+// fillLog makes Updates that come alone, as a quiet broker's do, until Run is
+// told of it. It gives the length of the write-ahead log.
+func fillLog(t *testing.T, s *Store) int64 {
+	t.Helper()
+	const frame = 24 + 4096 // a page with its header
+	for n := 0; len(s.checkpoint) == 0; n++ {
+		i := newIssuance(t, n)
+		if err := i.store(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if sizeOf(t, s.w.path+"-wal") > (checkpointAfter+100)*frame {
+			t.Fatalf("Run was not told of %d pages", checkpointAfter)
+		}
+	}
+	return sizeOf(t, s.w.path+"-wal")
+}
+
+func sizeOf(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+func TestRunCopiesTheWriteAheadLog(t *testing.T) {
+	s := newStore(t)
+	fillLog(t, s)
+	before := sizeOf(t, s.w.path)
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.Run(ctx) }()
+	for !s.copied.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if after := sizeOf(t, s.w.path); after <= before {
+		t.Errorf("the database has %d bytes, and had %d", after, before)
+	}
+	works(t, s)
+}
+
+// TestTheLogIsBegunAnew has all of it come while Run was copying, as it were.
+func TestTheLogIsBegunAnew(t *testing.T) {
+	s := newStore(t)
+	before := fillLog(t, s)
+	s.copied.Store(true)
+	works(t, s)
+	if after := sizeOf(t, s.w.path+"-wal"); after > before {
+		t.Errorf("the log has %d bytes, and had %d", after, before)
+	}
+}

@@ -41,7 +41,7 @@ type pace struct {
 }
 
 func newPace() *pace {
-	return &pace{limiter: rate.NewLimiter(rate.Limit(reapRate*runtime.GOMAXPROCS(0)), reapBatch)}
+	return &pace{limiter: rate.NewLimiter(rate.Limit(reapRate*min(runtime.NumCPU(), runtime.GOMAXPROCS(0))), reapBatch)}
 }
 
 // batch says how many leases may be tried now.

@@ -31,7 +31,7 @@ exits with 0 only if all of it went as it says.`,
 		Example: `  broker demo`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			a.tuneMemory()
+			a.tune()
 			dir, err := os.MkdirTemp("", "broker-demo-")
 			if err != nil {
 				return fmt.Errorf("making a folder: %w", err)

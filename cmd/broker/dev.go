@@ -83,7 +83,7 @@ keeps its folder; edit the policies there and run "broker reload", after the
   broker dev --dir ./world --listen 127.0.0.1:8443`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			a.tuneMemory()
+			a.tune()
 			return a.runDev(c.Context(), dir, at)
 		},
 	}

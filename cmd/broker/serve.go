@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -26,8 +27,8 @@ func (a *app) serveCommand() *cobra.Command {
 		Long: `serve runs the broker by an operator's file until SIGTERM, and then drains.
 SIGHUP reads policies and catalogue again. Try the file first: broker check FILE.
 
-Environment: BROKER_SEAL_KEY (a seal key, where a file is inconvenient), GOGC and
-GOMEMLIMIT (Go's own).`,
+Environment: BROKER_SEAL_KEY (a seal key, where a file is inconvenient), GOGC,
+GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 		Example: `  broker serve --config /etc/broker/broker.yaml`,
 		Args:    exactly(0, "no arguments but --config FILE"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -35,7 +36,7 @@ GOMEMLIMIT (Go's own).`,
 			if err != nil {
 				return err
 			}
-			a.tuneMemory()
+			a.tune()
 			log := newLogger(a.err, s.logFormat, s.logLevel)
 			v, err := assemble(c.Context(), s, a.getenv, log)
 			if err != nil {
@@ -105,13 +106,18 @@ func giveBack(ctx context.Context) error {
 	}
 }
 
-// tuneMemory sets what the operator did not set by Go's own variables.
-func (a *app) tuneMemory() {
+// tune sets what the operator did not set by Go's own variables.
+func (a *app) tune() {
 	if a.getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	if a.getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
+	}
+	// Where there is one processor, Go learns late that SQLite waits for the disk,
+	// and until then everybody would: 16 callers got half as many credentials.
+	if a.getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
 	}
 }
 

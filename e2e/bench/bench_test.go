@@ -41,9 +41,11 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("BENCH_FLOOR") != "" {
-		fmt.Fprintln(os.Stderr, floorMain(os.Args[1:]))
-		os.Exit(1)
+	for name, run := range map[string]func([]string) error{"BENCH_FLOOR": floorMain, "BENCH_RELAY": relayMain} {
+		if os.Getenv(name) != "" {
+			fmt.Fprintln(os.Stderr, run(os.Args[1:]))
+			os.Exit(1)
+		}
 	}
 	os.Exit(m.Run())
 }
@@ -151,6 +153,8 @@ type kit struct {
 	tokens []string
 	issuer string
 	broker string // the binary
+
+	issuers, entitlements, policies string // beside the usual ones, as lines of the files
 }
 
 func newKit(b *testing.B) *kit {
@@ -257,9 +261,9 @@ store: sqlite:broker.db
 policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test"}}
-entitlements:
+%[4]sentitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:read, tickets:comment], max_ttl: 15m}
-`
+%[5]s`
 
 const policy = `
 @id("agents-read")
@@ -293,9 +297,9 @@ func (k *kit) startBroker(name string) *target {
 	k.write(name+"/bundle.json", fmt.Appendf(nil, `{"keys":[{"kty":"EC","use":"jwt-svid","kid":"k1","crv":"P-256","x":%q,"y":%q}]}`,
 		base64.RawURLEncoding.EncodeToString(public[1:33]), base64.RawURLEncoding.EncodeToString(public[33:])))
 	k.write(name+"/seal.key", []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))))
-	k.write(name+"/policies/all.cedar", []byte(policy))
+	k.write(name+"/policies/all.cedar", []byte(policy+k.policies))
 	address := freeAddress(k.b)
-	config := k.write(name+"/broker.yaml", fmt.Appendf(nil, operatorFile, k.issuer, address, "info"))
+	config := k.write(name+"/broker.yaml", fmt.Appendf(nil, operatorFile, k.issuer, address, "info", k.issuers, k.entitlements))
 	return k.run(exec.Command(k.broker, "serve", "--config", config), address, "/readyz")
 }
 
@@ -388,7 +392,11 @@ func (k *kit) client(t *target, i, n int, stop time.Time) (latencies []time.Dura
 			k.b.Error(err)
 			return latencies
 		}
-		if err := readAnswer(in); err != nil {
+		answer, err := readAnswer(in)
+		if err == nil && len(answer) < 300 {
+			err = fmt.Errorf("an answer of %d bytes holds no token", len(answer))
+		}
+		if err != nil {
 			k.b.Error(err)
 			return latencies
 		}
@@ -396,36 +404,35 @@ func (k *kit) client(t *target, i, n int, stop time.Time) (latencies []time.Dura
 	}
 }
 
-func readAnswer(in *bufio.Reader) error {
+// readAnswer gives the body of an answer that is no refusal.
+func readAnswer(in *bufio.Reader) ([]byte, error) {
 	status, err := in.ReadSlice('\n')
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if !bytes.HasPrefix(status, []byte("HTTP/1.1 200")) {
+	if !bytes.HasPrefix(status, []byte("HTTP/1.1 20")) {
 		rest := make([]byte, 600)
 		n, _ := in.Read(rest)
-		return fmt.Errorf("%s%s", status, rest[:n])
+		return nil, fmt.Errorf("%s%s", status, rest[:n])
 	}
-	length := -1
+	length := 0
 	for {
 		line, err := in.ReadSlice('\n')
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if len(line) <= 2 {
 			break
 		}
 		if name, value, ok := bytes.Cut(line, []byte(":")); ok && bytes.EqualFold(name, []byte("Content-Length")) {
 			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	if length < 300 {
-		return fmt.Errorf("an answer of %d bytes holds no token", length)
-	}
-	_, err = io.CopyN(io.Discard, in, int64(length))
-	return err
+	body := make([]byte, length)
+	_, err = io.ReadFull(in, body)
+	return body, err
 }
 
 // cpuTime is what a process has used, in user and kernel (proc(5)).

@@ -167,6 +167,36 @@ func TestListsOfRequests(t *testing.T) {
 	}
 }
 
+// TestPendingAreListedNewestFirst has those lapse last that came in the middle.
+func TestPendingAreListedNewestFirst(t *testing.T) {
+	s := newStore(t)
+	var want []broker.RequestID
+	for n := range 30 {
+		r := broker.Request{ID: broker.NewRequestID(testNow), Version: 1, Status: broker.RequestPending, Lapses: testNow.Add(time.Duration(1+n*7%30) * time.Minute)}
+		put(t, s, &r)
+		want = append(want, r.ID)
+	}
+	slices.Reverse(want)
+	var got []broker.RequestID
+	q := broker.RequestQuery{Status: broker.RequestPending, Now: testNow, Limit: 7}
+	for more := true; more; more = !q.Before.IsZero() {
+		err := s.View(t.Context(), func(tx broker.Tx) error {
+			page, next, err := tx.Requests(q)
+			for _, r := range page {
+				got = append(got, r.ID)
+			}
+			q.Before = next
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("listed\n%v, want\n%v", got, want)
+	}
+}
+
 // TestALongListIsReadInParts has more rows than one call reads, and one that
 // is wanted at the far end.
 func TestALongListIsReadInParts(t *testing.T) {

@@ -64,8 +64,10 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
 	}
 	if q.Status == broker.RequestPending {
-		l.query = `SELECT requests.id, body FROM requests JOIN (SELECT id FROM requests INDEXED BY requests_pending
-			WHERE lapses > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page USING (id) ORDER BY requests.id DESC`
+		// CROSS JOIN keeps the order of its left side: the ids are sorted, and not
+		// all bodies with them.
+		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_pending
+			WHERE lapses > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id`
 		l.args = []any{q.Now.UnixMilli(), before(q.Before[:]), maxScan}
 	}
 	page, next, err := l.read(v)

@@ -60,6 +60,7 @@ func (l *lab) prepareEngines(t *testing.T) {
 	l.postgres.must(t, "CREATE ROLE report LOGIN; GRANT SELECT ON orders TO report")
 	v.must(t, "POST", "database/static-roles/report", fields{"db_name": "postgres", "username": "report", "rotation_period": 86400})
 	v.policy(t, "static", "database/static-creds/report", "read")
+	v.policy(t, "sessions", "aws/sts/reports", "read,update")
 	names := fields{"allowed_domains": "acme.test", "allow_subdomains": true, "key_type": "any", "max_ttl": "24h"}
 	role := func(name string, more fields) {
 		all := fields{}

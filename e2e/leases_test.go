@@ -58,6 +58,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("listed certificate", func(t *testing.T) { testListedCertificate(t, l) })
 	t.Run("leased certificate", func(t *testing.T) { testLeasedCertificate(t, l) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, l) })
+	t.Run("sessions of an STS", func(t *testing.T) { testSessions(t, l) })
 	t.Run("SSH", func(t *testing.T) { testSSH(t, l) })
 	t.Run("logins", func(t *testing.T) { testLogins(t, l) })
 	t.Run("answers lost", func(t *testing.T) { testAnswersLost(t, l) })
@@ -128,7 +129,7 @@ func startLab(t *testing.T) *lab {
   kv-by-agent: {issuer: vault-by-agent, vault: {path: auth/token/create, policies: [kv-read]}}
   kv-due: {issuer: vault, vault: {path: auth/token/create, policies: [kv-read]}}
   kv-forgotten: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read]}}
-  kv-lasting: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read], ephemeral: false}}` + holderEntitlements
+  kv-lasting: {issuer: vault, vault: {path: kv/data/shop, policies: [kv-read], ephemeral: false}}` + holderEntitlements + sessionEntitlements
 	w.configure(t, []string{s.domain}, agentsPolicy)
 	w.start(t)
 	l.world, l.src = w, source(t, s)
@@ -161,7 +162,7 @@ func (l *lab) prepareVault(t *testing.T, s *spire) {
 	v.policy(t, "ssh", "ssh/sign/login", "update")
 	v.policy(t, "kv-read", "kv/data/shop", "read")
 	v.policyText(t, "broker", docPolicy(t, "broker.hcl"))
-	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read", "ssh", "static")
+	v.tokenRole(t, "broker-leases", "orders-db-ro", "web", "kv-read", "ssh", "static", "sessions")
 	v.must(t, "POST", "sys/auth/cert", fields{"type": "cert"})
 	v.must(t, "POST", "auth/cert/certs/broker", fields{
 		"certificate": strings.Join(authorities(t, s.bundle(t)), ""), "allowed_uri_sans": "spiffe://acme.test/broker",

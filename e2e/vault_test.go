@@ -28,7 +28,7 @@ import (
 )
 
 // A vault is a real Vault with its storage and its audit log in files, so that
-// it can be killed and started again. The engines are database (PostgreSQL),
+// it can be killed and started again. The engines are aws, database (PostgreSQL),
 // pki, ssh and kv, the logins approle, cert and jwt; none but token is mounted.
 type vault struct {
 	owner  *testing.T // it ends with it

@@ -24,6 +24,7 @@ import (
 	"github.com/hashicorp/vault/audit"
 	"github.com/hashicorp/vault/builtin/credential/approle"
 	"github.com/hashicorp/vault/builtin/credential/cert"
+	"github.com/hashicorp/vault/builtin/logical/aws"
 	"github.com/hashicorp/vault/builtin/logical/database"
 	"github.com/hashicorp/vault/builtin/logical/pki"
 	"github.com/hashicorp/vault/builtin/logical/ssh"
@@ -37,7 +38,7 @@ import (
 )
 
 var (
-	engines = map[string]logical.Factory{"database": database.Factory, "kv": kv.Factory, "pki": pki.Factory, "ssh": ssh.Factory}
+	engines = map[string]logical.Factory{"aws": aws.Factory, "database": database.Factory, "kv": kv.Factory, "pki": pki.Factory, "ssh": ssh.Factory}
 	logins  = map[string]logical.Factory{"approle": approle.Factory, "cert": cert.Factory, "jwt": jwt.Factory}
 	// databases are what the database engine runs, in this process.
 	databases = map[string]func() (any, error){"postgresql-database-plugin": postgresql.New}

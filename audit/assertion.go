@@ -41,6 +41,7 @@ type PasskeyFacts struct {
 // Domains that separate what passkeys sign.
 const (
 	approvalDomain = "accessbroker/approval/v1\n"
+	reviewDomain   = "accessbroker/review/v1\n"
 	passkeyDomain  = "accessbroker/passkey/v1\n"
 )
 
@@ -48,6 +49,16 @@ const (
 // prefix of its own and the canonical JSON (RFC 8785) of the request, what
 // they saw of it, what they say, and the broker's nonce.
 func (f *ApprovalFacts) Challenge(person, request string, nonce Digest) Digest {
+	return f.challenge(approvalDomain, person, request, nonce)
+}
+
+// ReviewChallenge is what it signs for a verdict on a broken glass: the same
+// under another prefix, so that a signature of one is none of the other.
+func (f *ApprovalFacts) ReviewChallenge(person, request string, nonce Digest) Digest {
+	return f.challenge(reviewDomain, person, request, nonce)
+}
+
+func (f *ApprovalFacts) challenge(domain, person, request string, nonce Digest) Digest {
 	o := NewObject().
 		Hex("comment", f.Comment).
 		String("decision", f.Decision).
@@ -58,7 +69,7 @@ func (f *ApprovalFacts) Challenge(person, request string, nonce Digest) Digest {
 		String("request", request).
 		StringList("scopes", f.Scopes).
 		Seconds("ttl", f.TTL)
-	return sha256.Sum256(append([]byte(approvalDomain), o.Bytes()...))
+	return sha256.Sum256(append([]byte(domain), o.Bytes()...))
 }
 
 // Challenge is what a person's passkey signs when they vouch for somebody

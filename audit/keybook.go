@@ -110,18 +110,23 @@ func (b *keyBook) check(r *Record) (signature bool, what string) {
 	switch {
 	case r.Passkey != nil:
 		return b.passkey(r)
-	case r.Approval != nil && r.Caller != nil && r.Request != nil && r.Kind != ReviewGiven && r.Kind != ReviewClosed:
-		return b.approval(r)
+	case r.Approval != nil && r.Caller != nil && r.Request != nil:
+		return b.said(r)
 	}
 	return false, ""
 }
 
-func (b *keyBook) approval(r *Record) (bool, string) {
+// said judges the signature of what a person says of a request.
+func (b *keyBook) said(r *Record) (bool, string) {
 	s := r.Signature
 	if s == nil {
 		return false, "" // the request book knows whether one was wanted
 	}
-	what := b.holds(s, r.Caller.ID, r.Approval.Challenge(r.Caller.ID, r.Request.ID, s.Nonce), r.Time)
+	challenge := r.Approval.Challenge
+	if r.Kind == ReviewGiven || r.Kind == ReviewClosed {
+		challenge = r.Approval.ReviewChallenge
+	}
+	what := b.holds(s, r.Caller.ID, challenge(r.Caller.ID, r.Request.ID, s.Nonce), r.Time)
 	return what == "", what
 }
 

@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +210,19 @@ func TestApproversComeBack(t *testing.T) {
 	for _, bad := range []string{"login/ana", "login/ana broker.test x", "login/ana broker.test !! !!", "login/ana broker.test  "} {
 		if _, err := ParseApprovers(bad); err == nil {
 			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+// What passkeys sign is told to auditors, who may check it by themselves.
+func TestChallenges(t *testing.T) {
+	f := ApprovalFacts{Decision: "unjustified", Digest: digest(1), Comment: digest(2), Groups: []string{"dba"}}
+	said := fmt.Sprintf(`{"comment":"%s","decision":"unjustified","digest":"%s","nonce":"%s","person":"login/ana","request":"req_1"}`, digest(2), digest(1), digest(3))
+	for domain, challenge := range map[string]func(person, request string, nonce Digest) Digest{
+		"accessbroker/approval/v1\n": f.Challenge, "accessbroker/review/v1\n": f.ReviewChallenge,
+	} {
+		if got, want := challenge("login/ana", "req_1", digest(3)), Digest(sha256.Sum256([]byte(domain+said))); got != want {
+			t.Errorf("%q: %s, want %s", domain, got, want)
 		}
 	}
 }

@@ -48,7 +48,7 @@ type voice struct {
 // people are those who have to speak of a request, and those who did.
 type people struct {
 	needs, review []need
-	signed        bool     // approvals count with a signature only
+	signed        bool     // what they say counts with a signature only
 	barred        []string // who may not speak: who asked, and who answers for it
 	said          []voice
 	left          []string // the scopes that those who approved left of the request
@@ -76,19 +76,25 @@ func (p *people) lacking(needs []need, signed bool) string {
 	if len(needs) == 0 {
 		return ""
 	}
-	var count []voice
+	var yes []voice
 	if p != nil {
-		count = slices.DeleteFunc(slices.Clone(p.said), func(v voice) bool { return !v.approves || signed && !v.signed })
+		yes = slices.DeleteFunc(slices.Clone(p.said), func(v voice) bool { return !v.approves })
 	}
-	have, full := seat(needs, count)
-	if full {
-		return ""
-	}
+	return missing("approved", needs, yes, signed)
+}
+
+// missing says which of the needs the voices leave open, or nothing.
+func missing(done string, needs []need, voices []voice, signed bool) string {
 	how := ""
 	if signed {
 		how = ", by signatures that hold"
+		voices = slices.DeleteFunc(slices.Clone(voices), func(v voice) bool { return !v.signed })
 	}
-	return fmt.Sprintf("policy wants it approved by %s%s, and the log has %s", needTexts(needs, nil), how, needTexts(needs, have))
+	have, full := seat(needs, voices)
+	if full {
+		return ""
+	}
+	return fmt.Sprintf("policy wants it %s by %s%s, and the log has %s", done, needTexts(needs, nil), how, needTexts(needs, have))
 }
 
 // needTexts names needs, as many as there are of each, or as have spoken.

@@ -82,7 +82,7 @@ type Record struct {
 	Key       *KeyFacts
 	Log       *LogFacts
 	Passkey   *PasskeyFacts
-	Signature *SignatureFacts // of the caller, by a passkey: of the approval, or of the word for the passkey
+	Signature *SignatureFacts // of the caller, by a passkey: of the approval, of the verdict, or of the word for the passkey
 	Block     *BlockFacts
 	Count     int // how many identical events this record stands for; 0 and 1 mean one
 
@@ -142,7 +142,7 @@ type DecisionFacts struct {
 	Revision    Digest
 	Approvals   []string // "2 of dba", as the policies demand them
 	Review      []string // the same, of the review of a broken glass
-	Signed      bool     // whoever approves signs by a passkey
+	Signed      bool     // whoever approves, or reviews a broken glass, signs by a passkey
 	Manner      []string // how else they have to: "comment", "deny 2", "exclude_team"
 	MaxTTL      time.Duration
 	MaxDuration time.Duration // of the grant
@@ -194,9 +194,9 @@ func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
 	return o.Object("obligations", demands)
 }
 
-// ApprovalFacts are one person's yes or no.
+// ApprovalFacts are one person's yes or no, or verdict on a broken glass.
 type ApprovalFacts struct {
-	Decision string // approve, deny
+	Decision string // approve, deny; justified, unjustified (before they could be signed, approve and deny as well)
 	Digest   Digest // what they saw
 	Groups   []string
 	Comment  Digest        // commitment

@@ -74,7 +74,7 @@ func (b *requestBook) check(r *Record, signed bool) string {
 	case RequestRevoked:
 		b.over(r, requestRevoked)
 	case ReviewGiven, ReviewClosed:
-		return b.reviewed(r)
+		return b.reviewed(r, signed)
 	case LeaseOpened, LeaseIssued:
 		return b.lease(r)
 	}
@@ -198,6 +198,8 @@ func (b *requestBook) voted(r *Record, signed bool) string {
 	return what
 }
 
+const notSigned = "policy wanted it signed by a passkey, and it is not"
+
 // hear takes in what a person says of a pending request, if it counts. What is
 // wrong with a signature is said by the key book.
 func (q *request) hear(r *Record, signed bool) string {
@@ -209,7 +211,7 @@ func (q *request) hear(r *Record, signed bool) string {
 	case slices.Contains(p.barred, v.person):
 		return "nobody speaks of what they asked for, or what was asked by a workload that they answer for"
 	case v.approves && p.signed && r.Signature == nil:
-		return "policy wanted it signed by a passkey, and it is not"
+		return notSigned
 	}
 	var what string
 	p.said, what = add(p.said, v)
@@ -247,7 +249,7 @@ func (q *request) was() string {
 
 // reviewed takes in a verdict on a broken glass, and judges whether the last
 // one is. Nobody knows how late it may come.
-func (b *requestBook) reviewed(r *Record) string {
+func (b *requestBook) reviewed(r *Record, signed bool) string {
 	q, what := b.about(r, b.later)
 	if q == nil {
 		return what
@@ -262,12 +264,14 @@ func (b *requestBook) reviewed(r *Record) string {
 		return "what the person saw is not what was asked: the digest of the request was " + q.digest.String()
 	case slices.Contains(p.barred, r.Caller.ID):
 		return "nobody speaks of what they asked for, or what was asked by a workload that they answer for"
+	case p.signed && r.Signature == nil:
+		return notSigned
 	}
-	p.verdicts, what = add(p.verdicts, voice{person: r.Caller.ID, groups: r.Approval.Groups})
+	p.verdicts, what = add(p.verdicts, voice{person: r.Caller.ID, groups: r.Approval.Groups, signed: signed})
 	if r.Kind == ReviewClosed {
 		p.closed = true
-		if have, full := seat(p.review, p.verdicts); !full && what == "" {
-			what = "policy wants it reviewed by " + needTexts(p.review, nil) + ", and the log has " + needTexts(p.review, have)
+		if what == "" {
+			what = missing("reviewed", p.review, p.verdicts, p.signed)
 		}
 	}
 	return what

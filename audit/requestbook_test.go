@@ -30,6 +30,25 @@ func verdict(kind Kind, person string, at time.Time) Record {
 		Approval: &ApprovalFacts{Decision: "deny", Digest: ownDigest, Groups: []string{"security"}}}
 }
 
+// signedGlass is one whose approvals would have been signed: so is its review.
+func signedGlass(at time.Time) Record {
+	return edited(glass(at), func(r *Record) { r.Decision.Signed = true })
+}
+
+// reviews is a signed verdict on a broken glass, before anybody changes it.
+func (c *cast) reviews(who *keyHolder, kind Kind, broken Record) Record {
+	return c.signs(who, edited(verdict(kind, who.person, c.at), func(r *Record) { r.Approval.Decision = "unjustified" }), broken, (*ApprovalFacts).ReviewChallenge)
+}
+
+// signs signs what somebody says of a request, as one challenge or the other.
+func (c *cast) signs(who *keyHolder, r, asked Record, challenge func(_ *ApprovalFacts, person, request string, nonce Digest) Digest) Record {
+	digest := asked.Request.Sum(asked.Caller.ID, asked.Decision)
+	return edited(r, func(r *Record) {
+		r.Request.Digest, r.Approval.Digest = digest, digest
+		r.Signature = who.sign(c.t, func(nonce Digest) Digest { return challenge(r.Approval, who.person, r.Request.ID, nonce) })
+	})
+}
+
 // A cast is people with passkeys that count by tomorrow, and what they say.
 type cast struct {
 	t             *testing.T
@@ -110,6 +129,7 @@ func TestForgedApprovals(t *testing.T) {
 	type log = []Record
 	two := c.asked("2 of dba")
 	granted := log{c.asked("1 of dba"), c.last(c.ana, "dba")}
+	broken := signedGlass(c.at)
 	onLease := func(change func(*Record)) log { return append(slices.Clone(granted), edited(c.lease(), change)) }
 	for name, test := range map[string]struct {
 		records log
@@ -202,14 +222,33 @@ func TestForgedApprovals(t *testing.T) {
 		"filed and collected in one call, and people were to approve": {log{edited(glass(c.at), func(r *Record) {
 			r.Request.BreakGlass, r.Decision.Review, r.Decision.Approvals = false, nil, []string{"1 of dba"}
 		})}, 0, "the log has 0 of dba"},
-		"a request that is told anew":     {log{two, edited(glass(c.at), func(*Record) {})}, 1, "the request was made before"},
-		"the broken glass":                {records: log{glass(c.at), verdict(ReviewGiven, "login/ana", c.at), verdict(ReviewClosed, "login/ben", c.at.AddDate(1, 0, 0))}},
-		"glass that nobody reviews":       {log{edited(glass(c.at), func(r *Record) { r.Decision.Review = nil })}, 0, "nobody has to review that"},
-		"a review that one closes":        {log{glass(c.at), verdict(ReviewClosed, "login/ana", c.at)}, 1, "policy wants it reviewed by 2 of security, and the log has 1 of security"},
-		"a review by who answers for it":  {log{glass(c.at), verdict(ReviewGiven, "login/dora", c.at)}, 1, "that they answer for"},
-		"a review of something else":      {log{glass(c.at), edited(verdict(ReviewGiven, "login/ana", c.at), func(r *Record) { r.Approval.Digest = digest(7) })}, 1, "what the person saw"},
-		"a review of nothing":             {append(slices.Clone(granted), verdict(ReviewGiven, "login/ana", c.at)), 2, "there was nothing to review"},
-		"a review of what nobody asked":   {log{verdict(ReviewGiven, "login/ana", c.at)}, 0, "nobody made its request in this log"},
+		"a request that is told anew":    {log{two, edited(glass(c.at), func(*Record) {})}, 1, "the request was made before"},
+		"the broken glass":               {records: log{glass(c.at), verdict(ReviewGiven, "login/ana", c.at), verdict(ReviewClosed, "login/ben", c.at.AddDate(1, 0, 0))}},
+		"glass that nobody reviews":      {log{edited(glass(c.at), func(r *Record) { r.Decision.Review = nil })}, 0, "nobody has to review that"},
+		"a review that one closes":       {log{glass(c.at), verdict(ReviewClosed, "login/ana", c.at)}, 1, "policy wants it reviewed by 2 of security, and the log has 1 of security"},
+		"a review by who answers for it": {log{glass(c.at), verdict(ReviewGiven, "login/dora", c.at)}, 1, "that they answer for"},
+		"a review of something else":     {log{glass(c.at), edited(verdict(ReviewGiven, "login/ana", c.at), func(r *Record) { r.Approval.Digest = digest(7) })}, 1, "what the person saw"},
+		"a review of nothing":            {append(slices.Clone(granted), verdict(ReviewGiven, "login/ana", c.at)), 2, "there was nothing to review"},
+		"a review of what nobody asked":  {log{verdict(ReviewGiven, "login/ana", c.at)}, 0, "nobody made its request in this log"},
+
+		"a signed review": {records: log{broken, c.reviews(c.ana, ReviewGiven, broken), c.reviews(c.ben, ReviewClosed, broken)}},
+		"a review that is signed though nobody wants that": {records: log{glass(c.at), c.reviews(c.ana, ReviewGiven, glass(c.at)), verdict(ReviewClosed, "login/ben", c.at)}},
+		"an unsigned verdict":                              {log{broken, unsigned(c.reviews(c.ana, ReviewGiven, broken))}, 1, "policy wanted it signed by a passkey, and it is not"},
+		"a review that is closed unsigned":                 {log{broken, c.reviews(c.ana, ReviewGiven, broken), unsigned(c.reviews(c.ben, ReviewClosed, broken))}, 2, "policy wanted it signed by a passkey, and it is not"},
+		"a review that is closed after an unsigned verdict": {log{broken, unsigned(c.reviews(c.ana, ReviewGiven, broken)), c.reviews(c.ben, ReviewClosed, broken)}, 2,
+			"policy wants it reviewed by 2 of security, by signatures that hold, and the log has 1 of security"},
+		"a review in somebody else's name": {log{broken, c.reviews(c.ana, ReviewGiven, broken), edited(c.reviews(c.eve, ReviewClosed, broken), func(r *Record) { r.Caller = c.ben.party() })}, 2,
+			"by signatures that hold, and the log has 1 of security"},
+		"a verdict that is turned":                                 {log{broken, edited(c.reviews(c.ana, ReviewGiven, broken), func(r *Record) { r.Approval.Decision = "justified" })}, 1, "signs something else"},
+		"a verdict of other words":                                 {log{broken, edited(c.reviews(c.ana, ReviewGiven, broken), func(r *Record) { r.Approval.Comment = digest(3) })}, 1, "signs something else"},
+		"a signed verdict of other words, where nobody wants that": {log{glass(c.at), edited(c.reviews(c.ana, ReviewGiven, glass(c.at)), func(r *Record) { r.Approval.Comment = digest(3) })}, 1, "signs something else"},
+		"an approval's signature on a verdict":                     {log{broken, c.signs(c.ana, c.reviews(c.ana, ReviewGiven, broken), broken, (*ApprovalFacts).Challenge)}, 1, "signs something else"},
+		"a verdict's signature on an approval":                     {log{c.asked("1 of dba"), c.signs(c.ana, c.last(c.ana, "dba"), c.asked("1 of dba"), (*ApprovalFacts).ReviewChallenge)}, 1, "signs something else"},
+		"an approval that is signed as such":                       {records: log{c.asked("1 of dba"), c.signs(c.ana, c.last(c.ana, "dba"), c.asked("1 of dba"), (*ApprovalFacts).Challenge)}},
+		"a glass that is said to need no signature": {log{edited(broken, func(r *Record) {
+			r.Request.Digest = broken.Request.Sum(broken.Caller.ID, broken.Decision)
+			r.Decision.Signed = false
+		})}, 0, "its digest, which people are shown and sign, is not of what it says"},
 		"a review that one person closes": {log{glass(c.at), verdict(ReviewGiven, "login/ana", c.at), verdict(ReviewClosed, "login/ana", c.at)}, 2, "the same person said so before"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -227,7 +227,7 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 		return nil, err
 	}
 	if a.Signed = v.Signature != nil; r.Decision.Obligations.Signed && a.Approve && !a.Signed {
-		return nil, refuse(ErrSignatureRequired, "sign it with your passkey: policy requires that")
+		return nil, errUnsigned
 	}
 	before := r.Version
 	if err := r.vote(a, now); err != nil {
@@ -243,6 +243,8 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 	return r, nil
 }
 
+var errUnsigned = refuse(ErrSignatureRequired, "sign it with your passkey: policy requires that")
+
 // forApprover gives a request that the person is asked about, or may view.
 func (b *Broker) forApprover(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, *Rules, error) {
 	rules := b.rules.Load()
@@ -257,13 +259,8 @@ func (b *Broker) forApprover(ctx context.Context, who Identity, id RequestID, no
 func (r *Request) approval(who Identity, v Vote, groups []string, e *Entitlement, now time.Time) (Approval, error) {
 	o := r.Decision.Obligations
 	a := Approval{
-		Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment,
+		Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(),
 		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: now,
-	}
-	if a.Salt = v.Salt; v.Comment == "" {
-		a.Salt = [16]byte{}
-	} else if v.Signature == nil && a.Salt == [16]byte{} {
-		a.Salt = audit.NewSalt()
 	}
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return a, err
@@ -302,10 +299,10 @@ func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
 	return nil
 }
 
-// A ballot is a vote that was taken, and not written yet.
+// A ballot is a vote, or a verdict, that was taken, and not written yet.
 type ballot struct {
 	who       Identity
-	r         *Request // with the vote
+	r         *Request // with it
 	a         Approval
 	signature *audit.SignatureFacts // nil: unsigned
 	before    int                   // the request's version without it
@@ -330,7 +327,7 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Ti
 		record.Kind = audit.RequestDenied
 	}
 	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.who.ID)), record, func(tx Tx) error {
-		if err := v.verify(tx, record.Approval, now); err != nil {
+		if err := v.verify(tx, record.Approval.Challenge, now); err != nil {
 			return err
 		}
 		stored, err := get[*Request](tx, r.ID)
@@ -358,8 +355,9 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Ti
 	return err
 }
 
-// verify verifies the signature of a ballot, if it has one.
-func (v *ballot) verify(tx Tx, facts *audit.ApprovalFacts, now time.Time) error {
+// verify verifies the signature of a ballot, if it has one: of the challenge of
+// its kind.
+func (v *ballot) verify(tx Tx, challenge challenge, now time.Time) error {
 	if v.signature == nil {
 		return nil
 	}
@@ -367,7 +365,7 @@ func (v *ballot) verify(tx Tx, facts *audit.ApprovalFacts, now time.Time) error 
 	if err != nil {
 		return err
 	}
-	if err := account.verify(v.signature, facts.Challenge(v.who.ID, v.r.ID.String(), v.signature.Nonce), now); err != nil {
+	if err := account.verify(v.signature, challenge(v.who.ID, v.r.ID.String(), v.signature.Nonce), now); err != nil {
 		return err
 	}
 	tx.Put(account)

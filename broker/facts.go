@@ -158,6 +158,16 @@ func (a *Approval) facts() *audit.ApprovalFacts {
 	return f
 }
 
+// verdictFacts are a verdict on a broken glass as records show it.
+func (a *Approval) verdictFacts() *audit.ApprovalFacts {
+	f := a.facts()
+	f.Decision = "unjustified"
+	if a.Approve {
+		f.Decision = "justified"
+	}
+	return f
+}
+
 // openings opens the commitments of facts.
 func (a *Approval) openings() map[string]audit.Opening {
 	if a.Comment == "" {

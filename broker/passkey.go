@@ -27,6 +27,18 @@ type Signing struct {
 	Credentials [][]byte // the ids of the passkeys that count
 }
 
+// A challenge is what a person signs of one kind, of what they say to a request.
+type challenge func(person, request string, nonce audit.Digest) audit.Digest
+
+// signing gives the person a challenge to sign.
+func (a *Account) signing(id RequestID, salt [16]byte, challenge challenge, now time.Time) (*Signing, error) {
+	s := &Signing{Nonce: newNonce(), Salt: salt}
+	s.Challenge = challenge(string(a.Person), id.String(), s.Nonce)
+	var err error
+	s.Credentials, err = a.signable(now)
+	return s, err
+}
+
 func newNonce() (nonce audit.Digest) {
 	_, _ = rand.Read(nonce[:]) // never fails
 	return nonce
@@ -119,10 +131,25 @@ func (b *Broker) PrepareVote(ctx context.Context, who Identity, id RequestID, v 
 	if err := tried.vote(a, now); err != nil {
 		return nil, err
 	}
-	s := &Signing{Nonce: newNonce(), Salt: v.Salt}
-	s.Challenge = a.facts().Challenge(who.ID, id.String(), s.Nonce)
-	s.Credentials, err = account.signable(now)
-	return s, err
+	return account.signing(id, v.Salt, a.facts().Challenge, now)
+}
+
+// PrepareReview gives what a person's passkey signs for a review, or refuses the
+// review as Review would.
+func (b *Broker) PrepareReview(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Signing, error) {
+	account, err := b.Account(ctx, who, now)
+	if err != nil {
+		return nil, err
+	}
+	v.Salt, v.Signature = audit.NewSalt(), nil
+	found, _, err := b.finding(ctx, who, id, v, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := found.r.verdict(found.a, now); err != nil {
+		return nil, err
+	}
+	return account.signing(id, v.Salt, found.a.verdictFacts().ReviewChallenge, now)
 }
 
 // Enrol adds a passkey to a person's, who has just logged in. It counts after a

@@ -133,9 +133,6 @@ func (b *Broker) Review(ctx context.Context, who Identity, id RequestID, v Vote,
 	if err := session(who, now); err != nil {
 		return nil, err
 	}
-	if v.Comment == "" {
-		return nil, refuse(ErrCommentRequired, "say what you found: a review without words is none")
-	}
 	for range voteTries {
 		r, err := b.reviewOnce(ctx, who, id, v, now)
 		if !errors.Is(err, errAgain) {
@@ -147,41 +144,63 @@ func (b *Broker) Review(ctx context.Context, who Identity, id RequestID, v Vote,
 }
 
 func (b *Broker) reviewOnce(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
-	r, rules, err := b.forApprover(ctx, who, id, now)
+	found, rules, err := b.finding(ctx, who, id, v, now)
 	if err != nil {
 		return nil, err
 	}
-	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Review, now)
-	if err != nil {
+	r := found.r
+	// Whatever it says ends the review, so it is signed whatever it says.
+	if found.a.Signed = v.Signature != nil; r.Decision.Obligations.Signed && !found.a.Signed {
+		return nil, errUnsigned
+	}
+	if err := r.verdict(found.a, now); err != nil {
 		return nil, err
 	}
-	if v.Scopes != nil || v.TTL != 0 || v.Duration != 0 {
-		return nil, refuse(ErrInvalidRequest, "a review narrows nothing: revoke what still lives")
-	}
-	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
-		return nil, err
-	}
-	a := Approval{Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: audit.NewSalt(), At: now}
-	before := r.Version
-	if err := r.verdict(a, now); err != nil {
-		return nil, err
-	}
-	if err := b.closeReview(ctx, who, r, a, before, rules, now); err != nil {
+	if err := b.closeReview(ctx, found, rules, now); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
 	return r, nil
 }
 
-func (b *Broker) closeReview(ctx context.Context, who Identity, r *Request, a Approval, before int, rules *Rules, now time.Time) error {
+// finding makes a vote a verdict, which nothing holds yet, or refuses what may
+// not be said.
+func (b *Broker) finding(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (found ballot, rules *Rules, err error) {
+	if v.Comment == "" {
+		return found, nil, refuse(ErrCommentRequired, "say what you found: a review without words is none")
+	}
+	r, rules, err := b.forApprover(ctx, who, id, now)
+	if err != nil {
+		return found, nil, err
+	}
+	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Review, now)
+	if err != nil {
+		return found, nil, err
+	}
+	if v.Scopes != nil || v.TTL != 0 || v.Duration != 0 {
+		return found, nil, refuse(ErrInvalidRequest, "a review narrows nothing: revoke what still lives")
+	}
+	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
+		return found, nil, err
+	}
+	a := Approval{Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: now}
+	return ballot{who: who, r: r, a: a, signature: v.Signature, before: r.Version}, rules, nil
+}
+
+// closeReview writes a verdict, as settle does a vote.
+func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules, now time.Time) error {
+	r := v.r
 	record := audit.Record{
-		Kind: audit.ReviewGiven, Caller: party(who), Approval: a.facts(), Openings: a.openings(),
+		Kind: audit.ReviewGiven, Caller: party(v.who), Approval: v.a.verdictFacts(), Openings: v.a.openings(), Signature: v.signature,
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
 	if !r.Reviewed.IsZero() {
 		record.Kind = audit.ReviewClosed
 	}
-	_, err := b.write(ctx, append(r.reviews(), r.ID), record, func(tx Tx) error {
+	_, err := b.write(ctx, append(r.reviews(), r.ID, PersonKey(v.who.ID)), record, func(tx Tx) error {
+		if err := v.verify(tx, record.Approval.ReviewChallenge, now); err != nil {
+			return err
+		}
 		stored, err := get[*Request](tx, r.ID)
 		if err != nil {
 			return err
@@ -189,7 +208,7 @@ func (b *Broker) closeReview(ctx context.Context, who Identity, r *Request, a Ap
 		if err := b.current(Decision{Revision: rules.Revision}); err != nil {
 			return err
 		}
-		if stored.Version != before {
+		if stored.Version != v.before {
 			return errAgain
 		}
 		if !r.Reviewed.IsZero() {

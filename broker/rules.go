@@ -170,7 +170,7 @@ type Obligations struct {
 	Denials       int            // how many of those who may approve must say no to end it; zero: one
 	ExcludeTeam   bool           // nobody of the requester's team approves
 	Comment       bool           // whoever approves says why
-	Signed        bool           // whoever approves signs, by a passkey
+	Signed        bool           // whoever approves, or reviews, signs by a passkey
 	LapseAfter    time.Duration  // how long it waits for people; zero: PendingFor
 	Escalations   []Escalation   // sorted by time
 	Review        []ApprovalNeed // who reviews it afterwards, as the glass was broken

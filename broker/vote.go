@@ -35,6 +35,18 @@ type Vote struct {
 	Salt      [16]byte              // of the comment, as PrepareVote said
 }
 
+// salt gives the salt of the comment's commitment: the one that was signed, or a
+// new one.
+func (v *Vote) salt() [16]byte {
+	switch {
+	case v.Comment == "":
+		return [16]byte{}
+	case v.Signature == nil && v.Salt == [16]byte{}:
+		return audit.NewSalt()
+	}
+	return v.Salt
+}
+
 // MaxComment is how long a comment may be, in bytes.
 const MaxComment = 2000
 

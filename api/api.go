@@ -96,7 +96,7 @@ type Obligations struct {
 	Denials       int      `json:"deny,omitempty"`         // how many must say no to end it; absent: one
 	ExcludeTeam   bool     `json:"exclude_team,omitempty"` // nobody of the requester's team approves
 	Comment       bool     `json:"comment,omitempty"`      // who approves says why
-	Signed        bool     `json:"signed,omitempty"`       // who approves signs with a passkey
+	Signed        bool     `json:"signed,omitempty"`       // who approves, or reviews, signs with a passkey
 	LapseAfter    Duration `json:"lapse_after,omitzero"`   // how long it waits for people; absent: 1h
 	Review        []Need   `json:"review,omitempty"`       // who reviews it afterwards
 	ReviewWithin  Duration `json:"review_within,omitzero"`
@@ -164,6 +164,7 @@ type Verdict struct {
 	Verdict string    `json:"verdict"` // justified, unjustified
 	Groups  []string  `json:"groups"`
 	Comment string    `json:"comment"`
+	Signed  bool      `json:"signed,omitempty"`
 	At      time.Time `json:"at"`
 }
 

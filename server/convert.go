@@ -81,7 +81,7 @@ func toVoices(list []broker.Approval) (out []api.Voice) {
 
 func toVerdicts(list []broker.Approval) (out []api.Verdict) {
 	for _, a := range list {
-		out = append(out, api.Verdict{Person: a.Person, Verdict: word(a.Approve, api.Justified, api.Unjustified), Groups: a.Groups, Comment: a.Comment, At: a.At.UTC()})
+		out = append(out, api.Verdict{Person: a.Person, Verdict: word(a.Approve, api.Justified, api.Unjustified), Groups: a.Groups, Comment: a.Comment, Signed: a.Signed, At: a.At.UTC()})
 	}
 	return out
 }

@@ -73,7 +73,7 @@ var meanings = []meaning{
 	{broker.ErrOwnRequest, 403, "access_denied", "Your own request", "somebody else must approve: nobody approves for themselves, or for workloads that they answer for", theirs},
 	{broker.ErrNotApprover, 403, "access_denied", "Not an approver", "only members of the groups that the request names approve it", theirs},
 	{broker.ErrCommentRequired, 400, "invalid_request", "A comment is required", "say why in comment", theirs},
-	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "approve in the browser, with your passkey", theirs},
+	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "do it in the browser, with your passkey", theirs},
 	{broker.ErrNobodyAccountable, 403, "access_denied", "Nobody answers for the caller", "ask the operators to name accountable people in attest.workloads", theirs},
 	{broker.ErrNobodyCanApprove, 403, "access_denied", "Nobody could approve this", "ask the operators: too few listed people may approve; who asked does not count, nor who answers for the workload, nor a team that policy excludes, nor whom it forbids to approve", theirs},
 	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier emergency use is unreviewed", "ask its reviewers to close the review", theirs},

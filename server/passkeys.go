@@ -148,8 +148,9 @@ func (s *Server) origin() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// signVote answers the page's script with what a passkey signs to approve.
-func (s *Server) signVote(c *call) (reply, error) {
+// signSaying answers the page's script with what a passkey signs to approve, or
+// to review.
+func (s *Server) signSaying(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
 	}
@@ -157,19 +158,19 @@ func (s *Server) signVote(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	_, v, err := c.voteOf(r)
+	say, v, err := c.voteOf(r)
 	if err != nil {
 		return reply{}, err
 	}
 	var signing *broker.Signing
 	_, err = c.asApprover(func(who broker.Identity) (_ *broker.Request, err error) {
-		signing, err = s.cfg.Broker.PrepareVote(c.r.Context(), who, r.ID, v, c.now)
+		signing, err = say.sign(s.cfg.Broker, c.r.Context(), who, r.ID, v, c.now)
 		return nil, err
 	})
 	if err != nil {
 		return reply{}, err
 	}
-	return c.toSign("vote "+r.ID.String(), signing)
+	return c.toSign(say.what+" "+r.ID.String(), signing)
 }
 
 type passkeysPage struct {

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -141,16 +142,78 @@ func TestSigningInThePages(t *testing.T) {
 	if now.Status != api.StatusApproved || !now.Approvals.Given[0].Signed || !now.Approvals.Given[1].Signed {
 		t.Errorf("%+v", now)
 	}
+	w.audited(t, 2, map[string]*device{"login/ben": ben, "login/cleo": cleo})
+}
+
+// audited has an auditor verify the log who knows whose passkeys these are.
+func (w *world) audited(t *testing.T, signatures int64, devices map[string]*device) {
+	t.Helper()
 	var pins []audit.Approver
-	for person, d := range map[string]*device{"login/ben": ben, "login/cleo": cleo} {
+	for person, d := range devices {
 		public, err := d.key.Public()
 		if err != nil {
 			t.Fatal(err)
 		}
 		pins = append(pins, audit.Approver{Person: person, RP: "broker.acme.test", Credential: d.key.ID, Public: public})
 	}
-	if report, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins}); err != nil || report.Signatures != 2 {
+	if report, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins}); err != nil || report.Signatures != signatures {
 		t.Errorf("the log: %+v, %v", report, err)
+	}
+}
+
+// A review that policy wants signed is signed in the pages, whatever it says;
+// a terminal, which can't sign, is told so.
+func TestSigningAReviewInThePages(t *testing.T) {
+	for verdict, other := range map[string]string{api.Justified: api.Unjustified, api.Unjustified: api.Justified} {
+		t.Run(verdict, func(t *testing.T) {
+			w := newWorld(t, withPasskeys(t))
+			ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
+			for _, d := range []*device{ben, cleo} {
+				if status, where := d.enrols(t); status != http.StatusSeeOther {
+					t.Fatalf("enrolling: %d to %q", status, where)
+				}
+			}
+			r := must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, BreakGlass: true, Justification: signIt}))
+			path := "/ui/requests/" + r.ID
+			good := formOf("do", verdict, "digest", r.Digest, "comment", "it burned")
+			if _, err := w.as("login/ben").Review(t.Context(), r.ID, api.Finding{Verdict: verdict, Digest: r.Digest, Comment: "it burned"}); !errors.Is(err, api.SignatureRequired) {
+				t.Errorf("in a terminal: %v", err)
+			}
+			if status, _, page := ben.visit(http.MethodGet, path, ""); status != http.StatusOK || !strings.Contains(page, `data-sign="justified unjustified"`) || !strings.Contains(page, "passkey-") {
+				t.Errorf("the page does not ask for a signature: %d\n%s", status, page)
+			}
+			if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign it with your passkey") {
+				t.Errorf("unsigned: %d", status)
+			}
+			signed, cleos := ben.signs(t, path+"/sign", good), cleo.signs(t, path+"/sign", good)
+			mixed, hers := must[url.Values](t)(url.ParseQuery(signed)), must[url.Values](t)(url.ParseQuery(cleos))
+			mixed.Set("assertion", hers.Get("assertion"))
+			for name, form := range map[string]string{
+				"other words":           strings.Replace(signed, "it+burned", "it+smoked", 1),
+				"turned":                strings.Replace(signed, "do="+verdict, "do="+other, 1),
+				"as an approval":        strings.Replace(signed, "do="+verdict, "do=approve&scope.read=on", 1),
+				"another ticket":        strings.Replace(signed, "ticket=", "ticket=A", 1),
+				"the signature of cleo": cleos,
+				"the assertion of cleo": mixed.Encode(),
+				"no assertion":          strings.Replace(signed, "assertion=", "assertions=", 1),
+				"no words":              strings.Replace(signed, "it+burned", "", 1),
+			} {
+				if status, _, _ := ben.visit(http.MethodPost, path, form); status != http.StatusForbidden && status != http.StatusBadRequest {
+					t.Errorf("%s: %d", name, status)
+				}
+			}
+			if status, where, page := ben.visit(http.MethodPost, path, signed); status != http.StatusSeeOther || where != path+"?done="+verdict {
+				t.Fatalf("reviewing: %d to %q %s", status, where, page)
+			}
+			now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
+			if now.Review.ClosedAt.IsZero() || !now.Review.Given[0].Signed || now.Review.Given[0].Verdict != verdict {
+				t.Errorf("%+v", now.Review)
+			}
+			if _, _, page := ben.visit(http.MethodGet, path, ""); !strings.Contains(page, verdict+", signed") {
+				t.Errorf("the page does not say that it is signed:\n%s", page)
+			}
+			w.audited(t, 1, map[string]*device{"login/ben": ben, "login/cleo": cleo})
+		})
 	}
 }
 

@@ -110,15 +110,24 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 	if err != nil {
 		return err
 	}
-	if v.Signature, v.Salt, err = c.signed("vote " + r.ID.String()); err != nil {
+	if v.Signature, v.Salt, err = c.signed(say.what + " " + r.ID.String()); err != nil {
 		return err
 	}
-	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return say(b, ctx, who, r.ID, v, c.now) })
+	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return say.it(b, ctx, who, r.ID, v, c.now) })
 	return err
 }
 
-// saying is Vote or Review.
-type saying func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
+// A saying is how something is said to a request, and what is signed for it.
+type saying struct {
+	what string
+	it   func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
+	sign func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Signing, error)
+}
+
+var (
+	sayVote   = saying{"vote", (*broker.Broker).Vote, (*broker.Broker).PrepareVote}
+	sayReview = saying{"review", (*broker.Broker).Review, (*broker.Broker).PrepareReview}
+)
 
 // voteOf reads what the form says to a request.
 func (c *call) voteOf(r *broker.Request) (saying, broker.Vote, error) {
@@ -126,18 +135,18 @@ func (c *call) voteOf(r *broker.Request) (saying, broker.Vote, error) {
 	_, digest, err := c.seen(c.form.get("digest"))
 	v := broker.Vote{Approve: do == "approve" || do == "justified", Digest: digest, Comment: c.text("comment")}
 	if err != nil {
-		return nil, v, err
+		return saying{}, v, err
 	}
 	switch do {
 	case "approve":
 		err := c.narrowing(r, &v)
-		return (*broker.Broker).Vote, v, err
+		return sayVote, v, err
 	case "deny":
-		return (*broker.Broker).Vote, v, nil
+		return sayVote, v, nil
 	case "justified", "unjustified":
-		return (*broker.Broker).Review, v, nil
+		return sayReview, v, nil
 	}
-	return nil, v, refuse(broker.ErrInvalidRequest, "the form says nothing to do")
+	return saying{}, v, refuse(broker.ErrInvalidRequest, "the form says nothing to do")
 }
 
 // text gives a text of several lines: browsers end them as the Internet does.

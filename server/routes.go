@@ -95,7 +95,7 @@ var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/ui/events", open: true, run: (*Server).events},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}", run: (*Server).requestPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}", form: true, run: (*Server).decideRequest},
-	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signVote},
+	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signSaying},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/log", scans: true, run: (*Server).timelinePage},
 	{audience: UI, method: http.MethodGet, path: "/ui/access", scans: true, run: (*Server).access},
 	{audience: UI, method: http.MethodGet, path: "/ui/entitlements", run: (*Server).offersPage},

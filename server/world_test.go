@@ -245,6 +245,7 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	case q.BreakGlass:
 		d.Permit = true
 		d.Obligations.Review, d.Obligations.ReviewWithin = []broker.ApprovalNeed{{Group: "dba", Count: 1}}, time.Hour
+		d.Obligations.Signed = q.Justification == signIt
 	case q.Entitlement.Name == "guarded":
 		d.Permit = true
 		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}

@@ -75,7 +75,7 @@
     form.addEventListener("submit", (event) => {
       const button = event.submitter;
       const job = form.dataset.enrol ? enrol : sign;
-      if (ready || (form.dataset.sign !== undefined && (!form.dataset.sign || !button || button.value !== form.dataset.sign))) return;
+      if (ready || (form.dataset.sign !== undefined && (!button || !form.dataset.sign.split(" ").includes(button.value)))) return;
       event.preventDefault();
       if (!window.PublicKeyCredential) return say(form, "Your browser knows no passkeys.");
       for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = true;

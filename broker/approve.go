@@ -243,7 +243,7 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 	return r, nil
 }
 
-var errUnsigned = refuse(ErrSignatureRequired, "sign it with your passkey: policy requires that")
+var errUnsigned = refuse(ErrSignatureRequired, "sign it with your passkey, in the browser: policy requires that")
 
 // forApprover gives a request that the person is asked about, or may view.
 func (b *Broker) forApprover(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, *Rules, error) {

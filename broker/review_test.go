@@ -3,11 +3,13 @@ package broker_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/softkey"
 )
 
 func glass(scopes ...string) broker.Ask {
@@ -150,5 +152,124 @@ func TestInbox(t *testing.T) {
 	}
 	if _, err := w.broker.Inbox(t.Context(), agent(noon), 10, noon); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("an agent has an inbox: %v", err)
+	}
+}
+
+// Where the approvals would have been signed, so is the review, whatever it
+// says: by a passkey of the reviewer that counts.
+func TestSignedReview(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	bens, dans := w.enrols(t, "ben", noon), w.enrols(t, "dan", noon)
+	later := noon.Add(tomorrow)
+	bensNew := w.enrols(t, "ben", later)
+	w.enrols(t, "cleo", later)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(later), glass("tickets:read"), broker.Again{}, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := issued.Request
+	review := func(name string, v broker.Vote) error {
+		v.Digest = r.Digest
+		_, err := w.broker.Review(t.Context(), approver(name, later), r.ID, v, later)
+		return err
+	}
+	for verdict, v := range map[string]broker.Vote{"justified": {Approve: true, Comment: "it burned"}, "unjustified": {Comment: "it burned"}} {
+		if err := review("ben", v); !errors.Is(err, broker.ErrSignatureRequired) {
+			t.Errorf("%s, unsigned: %v", verdict, err)
+		}
+	}
+	if _, err := w.broker.PrepareReview(t.Context(), approver("cleo", later), r.ID, broker.Vote{Digest: r.Digest, Comment: "it burned"}, later); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
+		t.Errorf("by a passkey that does not count yet: %v", err)
+	}
+	for name, v := range map[string]broker.Vote{
+		"without words": {Digest: r.Digest}, "of another digest": {Comment: "it burned"}, "narrowed": {Digest: r.Digest, Comment: "it burned", TTL: time.Minute},
+	} {
+		if _, err := w.broker.PrepareReview(t.Context(), approver("ben", later), r.ID, v, later); err == nil {
+			t.Errorf("what can't be said is signed: %s", name)
+		}
+	}
+	prepare := func(name string, v broker.Vote) *broker.Signing {
+		s, err := w.broker.PrepareReview(t.Context(), approver(name, later), r.ID, v, later)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	good := broker.Vote{Approve: true, Digest: r.Digest, Comment: "it burned"}
+	s := prepare("ben", good)
+	good.Salt, good.Signature = s.Salt, signedBy(t, bens, s)
+
+	approval := audit.ApprovalFacts{Decision: "justified", Digest: r.Digest, Comment: audit.Opening{Salt: s.Salt, Text: good.Comment}.Commitment()}
+	asApproval := broker.Signing{Nonce: s.Nonce, Challenge: approval.Challenge("login/ben", r.ID.String(), s.Nonce)}
+
+	// What was signed is what is said, or it is nothing.
+	for name, change := range map[string]func(*broker.Vote){
+		"with other words":                 func(v *broker.Vote) { v.Comment = "it smoked" },
+		"turned":                           func(v *broker.Vote) { v.Approve = false },
+		"with another salt":                func(v *broker.Vote) { v.Salt[0] ^= 1 },
+		"with another nonce":               func(v *broker.Vote) { v.Signature.Nonce[0] ^= 1 },
+		"with the passkey of somebody":     func(v *broker.Vote) { v.Signature.Credential = dans.ID },
+		"without a verified person":        func(v *broker.Vote) { v.Signature.AuthenticatorData[32] = softkey.Present },
+		"as an approval":                   func(v *broker.Vote) { v.Signature = signedBy(t, bens, &asApproval) },
+		"with one that does not count yet": func(v *broker.Vote) { v.Signature = signedBy(t, bensNew, s) },
+	} {
+		bad, signature := good, *good.Signature
+		signature.AuthenticatorData = slices.Clone(signature.AuthenticatorData)
+		bad.Signature = &signature
+		change(&bad)
+		if err := review("ben", bad); !errors.Is(err, broker.ErrSignatureRequired) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := review("dan", good); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("somebody else's signature: %v", err)
+	}
+	if err := review("ben", good); err != nil {
+		t.Fatal(err)
+	}
+	if err := review("ben", good); !errors.Is(err, broker.ErrAlreadyVoted) {
+		t.Errorf("twice: %v", err)
+	}
+	closing := broker.Vote{Digest: r.Digest, Comment: "it only smoked"}
+	s = prepare("dan", closing)
+	closing.Salt, closing.Signature = s.Salt, signedBy(t, dans, s)
+	closed, err := w.broker.Review(t.Context(), approver("dan", later), r.ID, closing, later)
+	if err != nil || closed.Reviewed.IsZero() || !closed.Verdicts[0].Signed || !closed.Verdicts[1].Signed {
+		t.Fatalf("the last verdict: %+v, %v", closed, err)
+	}
+
+	again, _, err := w.broker.AskAndCollect(t.Context(), agent(later), glass("tickets:read"), broker.Again{}, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good.Digest = again.Request.Digest
+	if _, err := w.broker.Review(t.Context(), approver("ben", later), again.Request.ID, good, later); !errors.Is(err, broker.ErrSignatureRequired) {
+		t.Errorf("a signature is replayed: %v", err)
+	}
+	w.auditsReview(t, map[string]*softkey.Key{"login/ben": bens, "login/dan": dans})
+}
+
+// auditsReview verifies the log as auditors would who know these passkeys: all,
+// and all but one.
+func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
+	t.Helper()
+	var pins []audit.Approver
+	for person, key := range keys {
+		public, err := key.Public()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pins = append(pins, audit.Approver{Person: person, RP: rp, Credential: key.ID, Public: public})
+	}
+	if report, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins}); err != nil || report.Signatures != int64(len(keys)) || !report.KeysPinned {
+		t.Errorf("the log: %+v, %v", report, err)
+	}
+	if _, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers that you gave") {
+		t.Errorf("the log, to whom a reviewer's passkey is unknown: %v", err)
+	}
+	for _, r := range w.records(t) {
+		if r.Kind == audit.ReviewClosed && (r.Signature == nil || r.Approval.Decision != "unjustified") {
+			t.Errorf("the record of the last verdict: %+v", r)
+		}
 	}
 }

@@ -82,12 +82,13 @@ func union(a, b []string) []string {
 }
 
 // doWithout makes of obligations what is left of them when the glass is
-// broken: whom others would have asked before is whom the review asks after, and
-// nobody of the requester's team if they wanted nobody of it.
+// broken: whom others would have asked before is whom the review asks after,
+// signed if they wanted it signed, and nobody of the requester's team if they
+// wanted nobody of it.
 func doWithout(o broker.Obligations) broker.Obligations {
 	o.Review = combineNeeds(o.Review, o.Approvals)
 	o.Approvals, o.Denials, o.Escalations, o.LapseAfter = nil, 0, nil, 0
-	o.Signed, o.Comment = false, false // a review is words, and signed by nobody
+	o.Comment = false // a review is never without words
 	return o
 }
 

@@ -94,7 +94,7 @@ func TestStrictestForPeople(t *testing.T) {
 }
 
 // The broken glass lifts who must approve, and nothing else; and only where a
-// permit is for that.
+// permit is for that. What would have been signed before is signed after.
 func TestBrokenGlass(t *testing.T) {
 	glass := strings.Replace(closing(`@break_glass("security") @review_within("2h") @max_ttl("5m")`), `"x"`, `"glass"`, 1)
 	forbid := `@id("f") forbid (principal, action == Action::"request", resource) when { context.scopes.contains("tickets:comment") };`
@@ -110,9 +110,16 @@ func TestBrokenGlass(t *testing.T) {
 	q.BreakGlass = true
 	broken := decide(t, e, q)
 	o := broken.Obligations
-	if !broken.Permit || len(o.Approvals) != 0 || o.Signed || o.ReviewWithin != 2*time.Hour || !o.Justification || o.MaxTTL != 4*time.Minute ||
+	if !broken.Permit || len(o.Approvals) != 0 || !o.Signed || o.ReviewWithin != 2*time.Hour || !o.Justification || o.MaxTTL != 4*time.Minute ||
 		!slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "security" }) || !slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "dba" }) {
 		t.Errorf("broken: %+v", broken)
+	}
+	unsigned, err := withPeople(t, closing(`@approval("1 of dba") @comment("required")`)+glass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := decide(t, unsigned, q).Obligations; o.Signed || o.Comment || len(o.Review) != 2 {
+		t.Errorf("broken, where nobody wants signatures: %+v", o)
 	}
 	q.Scopes = []string{"tickets:close", "tickets:comment"}
 	if d := decide(t, e, q); d.Permit {

@@ -42,8 +42,8 @@ record is canonical and in its place, that the records hash to the tree and the
 tree to every signed checkpoint, that times never go back, that texts are what
 was committed to, that no lease is issued twice or after its end, that each is
 within the grant of a request, that the people whom policy wanted approved it,
-and that approvals which it wanted signed are, by passkeys that counted. It
-needs neither the broker nor a secret.
+and that approvals and reviews which it wanted signed are, by passkeys that
+counted. It needs neither the broker nor a secret.
 
 Give --key with the log's public key from elsewhere: without it, the key in the
 log itself is believed. Give --approvers with the passkeys that you know, as

@@ -42,7 +42,7 @@ func (o *office) enrols(t *testing.T, ctx context.Context) {
 const passkeyWait = 15 * time.Second
 
 // TestPasskeys has people enrol passkeys in a real browser, vouch and approve
-// with them, and an auditor check that, offline.
+// and review with them, and an auditor check that, offline.
 func TestPasskeys(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "broker")
 	if err := buildBroker(bin, "-ldflags", "-X main.passkeyWait="+passkeyWait.String()); err != nil {
@@ -83,6 +83,13 @@ func TestPasskeys(t *testing.T) {
 	second := o.asks(t, "--scope", "tickets:purge", "--why", "some more")
 	do(t, cleo, "approving at once", chromedp.Navigate(o.web+"/ui/requests/"+second.ID), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
 	o.collects(t, second.ID, 0)
+
+	glass := o.asks(t, "--scope", "tickets:purge", "--why", "they fill the disk", "--break-glass")
+	do(t, cleo, "reviewing", chromedp.Navigate(o.web+"/ui/requests/"+glass.ID), chromedp.SendKeys(css(`#comment`), "half of it was free"),
+		chromedp.Click(css(`button[value="unjustified"]`)), chromedp.WaitVisible(css(`.done`)))
+	if text, err := chromedp.Run(cleo, chromedp.Text(css(`main`))); err != nil || !strings.Contains(text, "login/cleo: unjustified, signed") {
+		t.Errorf("the review: %q, %v", text, err)
+	}
 	o.isAudited(t)
 }
 
@@ -104,7 +111,7 @@ func (o *office) isAudited(t *testing.T) {
 		t.Errorf("an auditor does not find out that somebody else's passkey signed: %v\n%s", err, out)
 	}
 	o.audit = []string{"--approvers", filepath.Join(o.dir, "approvers.txt")}
-	if out, err := o.auditing().CombinedOutput(); err != nil || !strings.Contains(string(out), "3 of passkeys (of approvers given by you)") {
+	if out, err := o.auditing().CombinedOutput(); err != nil || !strings.Contains(string(out), "4 of passkeys (of approvers given by you)") {
 		t.Errorf("the log: %v\n%s", err, out)
 	}
 }

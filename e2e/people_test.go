@@ -66,6 +66,11 @@ when { context.scopes.contains("tickets:close") };
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
 when { context.scopes.contains("tickets:purge") };
 
+@id("agents-break-the-glass")
+@break_glass("security")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api")
+when { context.scopes.contains("tickets:purge") };
+
 @id("notes-need-people")
 @approval("1 of support")
 @reason("notes are <b>read</b> by people")

@@ -162,7 +162,7 @@ func (e *noAdmin) Error() string {
 func (e *noAdmin) Unwrap() []error { return []error{errUnreachable, e.err} }
 
 // usualAdminSocket is where the examples put it, and where it is looked for.
-const usualAdminSocket = "/var/lib/broker/admin.sock"
+const usualAdminSocket = "/run/broker/admin.sock"
 
 // adminSocket finds the socket: the flag, the environment, or the usual place.
 func (a *app) adminSocket(flag string) string {

@@ -18,7 +18,7 @@ func (a *app) leasesCommand() *cobra.Command {
 		Short: "List the credentials that were issued, newest first",
 		Example: `  broker leases --live
   broker leases --holder '*' --entitlement tickets-api -o json
-  broker leases --holder '*' --live --admin-socket /var/lib/broker/admin.sock
+  broker leases --holder '*' --live --admin-socket /run/broker/admin.sock
   broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
 		Args: exactly(0, "no arguments, or abandon"),
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -75,7 +74,7 @@ func (a *app) vote(ctx context.Context, id string, v api.Vote, yes bool) error {
 		if err != nil {
 			return err
 		}
-		if err := a.confirm(r, v.Decision, yes); err != nil {
+		if err := a.confirm(ctx, r, v.Decision, yes); err != nil {
 			return err
 		}
 		v.Digest = r.Digest
@@ -108,7 +107,7 @@ func (a *app) reviewCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := a.confirm(r, "close the review as "+found.Verdict, f.yes); err != nil {
+				if err := a.confirm(ctx, r, "close the review as "+found.Verdict, f.yes); err != nil {
 					return err
 				}
 				found.Digest = r.Digest
@@ -126,11 +125,8 @@ func (a *app) reviewCommand() *cobra.Command {
 	return c
 }
 
-// errNotConfirmed says that the person changed their mind.
-var errNotConfirmed = errors.New("nothing was done")
-
 // confirm shows a request and asks the person, on the terminal.
-func (a *app) confirm(r *api.Request, what string, yes bool) error {
+func (a *app) confirm(ctx context.Context, r *api.Request, what string, yes bool) error {
 	if yes {
 		return nil
 	}
@@ -139,11 +135,11 @@ func (a *app) confirm(r *api.Request, what string, yes bool) error {
 	}
 	a.showRequest(a.err, r)
 	fmt.Fprintf(a.err, "\n%s? [y/N] ", strings.ToUpper(what[:1])+what[1:])
-	line, err := bufio.NewReader(a.in).ReadString('\n')
+	line, err := a.answer(ctx, bufio.NewReader(a.in))
 	if err != nil && err != io.EOF {
-		return fmt.Errorf("reading the answer: %w", err)
+		return err
 	}
-	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
+	if answer := strings.ToLower(line); answer != "y" && answer != "yes" {
 		return errNotConfirmed
 	}
 	return nil

@@ -149,8 +149,14 @@ func (k *killing) ask(ctx context.Context) error {
 		}
 		k.write(k.err, "it will block, and end", seen)
 		fmt.Fprint(k.err, "type yes to go on: ")
-		if line, _ := answers.ReadString('\n'); strings.TrimSpace(line) != "yes" {
-			return usage("nothing was done: type yes, or give --yes")
+		line, err := k.answer(ctx, answers)
+		switch {
+		case line == "" && err == io.EOF && !interactive(k.in):
+			return usage("there is nobody to ask: give --preview to look, and --yes to do it")
+		case errors.Is(err, errNotConfirmed):
+			return err
+		case line != "yes":
+			return fmt.Errorf("%w: type yes, or give --yes", errNotConfirmed)
 		}
 		if err = k.pull(ctx, seen.Digest); !errors.Is(err, api.PreviewStale) {
 			return err
@@ -171,6 +177,9 @@ func (k *killing) pull(ctx context.Context, seen string) error {
 		return k.print(hit, func(w io.Writer) { k.write(w, "blocked, and ending", hit) })
 	case errors.As(err, &refused) || errors.Is(err, errUnreachable):
 		return err
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errInterrupted
 	}
 	return fmt.Errorf(`%w
 The broker may have begun, and then goes on by itself. Look at what is blocked and

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,6 +54,12 @@ const exitHelp = `Exit codes:
 // errUsage marks a wrong command line.
 var errUsage = errors.New("usage")
 
+// errInterrupted says that a signal ended what was done.
+var errInterrupted = errors.New("interrupted")
+
+// errNotConfirmed says that a person changed their mind.
+var errNotConfirmed = errors.New("nothing was done")
+
 // An exitError ends the command with a code of its own, silently.
 type exitError int
 
@@ -69,6 +76,8 @@ func run(ctx context.Context, args []string, t terminal) int {
 		return exitOK
 	case errors.As(err, &silent):
 		return int(silent)
+	case errors.Is(err, context.Canceled):
+		err = errInterrupted
 	}
 	a.complain(err)
 	return exitCode(err)
@@ -195,6 +204,26 @@ func (a *app) print(value any, text func(w io.Writer)) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	text(w)
 	return w.Flush()
+}
+
+// answer reads the line that a person types. A signal in its stead is a no.
+func (a *app) answer(ctx context.Context, in *bufio.Reader) (string, error) {
+	type typed struct {
+		line string
+		err  error
+	}
+	answers := make(chan typed, 1)
+	go func() { // until a line comes, or the process ends
+		line, err := in.ReadString('\n')
+		answers <- typed{strings.TrimSpace(line), err}
+	}()
+	select {
+	case given := <-answers:
+		return given.line, given.err
+	case <-ctx.Done():
+		fmt.Fprintln(a.err)
+		return "", errNotConfirmed
+	}
 }
 
 // interactive says whether a person watches.

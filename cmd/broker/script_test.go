@@ -10,10 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/signal"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,11 +21,7 @@ import (
 // The scripts run this binary as the command itself: with its own process,
 // environment, exit code and terminal.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"broker": func() {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
-		os.Exit(run(ctx, os.Args[1:], terminal{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}))
-	}})
+	testscript.Main(m, map[string]func(){"broker": main})
 }
 
 func TestScripts(t *testing.T) {

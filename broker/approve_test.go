@@ -293,8 +293,10 @@ func TestOneVoiceEach(t *testing.T) {
 	if r, err = w.vote(t, cleo, r, broker.Vote{Comment: "no need"}, noon); err != nil || r.Status != broker.RequestDenied || r.DeniedBy != broker.DeniedByPerson {
 		t.Errorf("the second no: %+v, %v", r, err)
 	}
-	if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("collecting: %v", err)
+	_, err = w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon)
+	var no *broker.Refusal
+	if !errors.As(err, &no) || !errors.Is(err, broker.ErrDenied) || no.Detail != "this request was denied, by login/ben, by login/cleo: no need" || len(no.Reasons) > 0 {
+		t.Errorf("collecting: %+v", no)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.ApprovalGiven, audit.ApprovalGiven, audit.RequestDenied)
 }

@@ -133,13 +133,32 @@ func (r *Request) collectable(now time.Time) error {
 	case RequestLapsed:
 		return &Refusal{Err: ErrLapsed, Detail: "nobody approved this request in time: file a new one", RequestID: r.ID}
 	case RequestDenied:
-		return &Refusal{Err: ErrDenied, Detail: "this request was denied", DeniedBy: r.DeniedBy, Reasons: r.Decision.Reasons, RequestID: r.ID}
+		refusal := &Refusal{Err: ErrDenied, Detail: "this request was denied", DeniedBy: r.DeniedBy, Reasons: r.Decision.Reasons, RequestID: r.ID}
+		if r.DeniedBy == DeniedByPerson { // policy only said why people were asked
+			refusal.Detail, refusal.Reasons = r.deniedBy(), nil
+		}
+		return refusal
 	case RequestWithdrawn:
 		return &Refusal{Err: ErrNotPending, Detail: "this request was withdrawn: file a new one", RequestID: r.ID}
 	case RequestEnded:
 		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
 	}
 	return refuse(ErrNotFound, "no such request")
+}
+
+// deniedBy says who denied the request, and why.
+func (r *Request) deniedBy() string {
+	text := "this request was denied"
+	for _, a := range r.Approvals {
+		if a.Approve {
+			continue
+		}
+		text += ", by " + a.Person
+		if a.Comment != "" {
+			text += ": " + a.Comment
+		}
+	}
+	return text
 }
 
 // Starts is when the clock of the grant starts: at the last approval, or when

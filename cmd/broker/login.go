@@ -130,7 +130,7 @@ you type in on another computer. The session is kept in a file of yours (mode
   broker login --device`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(c.Context(), loginWait)
+			ctx, cancel := context.WithTimeoutCause(c.Context(), loginWait, errors.New("nobody logged in in time"))
 			defer cancel()
 			return a.anonymously(ctx, func(ctx context.Context, client *api.Client, server string) error {
 				var s *api.Session
@@ -198,7 +198,7 @@ func (a *app) loginByDevice(ctx context.Context, client *api.Client) (*api.Sessi
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		case <-time.After(pause):
 		}
 		s, err := client.OpenSession(ctx, api.Login{DeviceCode: d.DeviceCode})
@@ -278,7 +278,7 @@ func awaitCode(ctx context.Context, l net.Listener, state string) (string, error
 	case got := <-answers:
 		return got.code, got.err
 	case <-ctx.Done():
-		return "", fmt.Errorf("waiting for the browser: %w", ctx.Err())
+		return "", fmt.Errorf("waiting for the browser: %w", context.Cause(ctx))
 	}
 }
 

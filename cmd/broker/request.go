@@ -137,27 +137,69 @@ func (a *app) obtain(ctx context.Context, client *api.Client, ask api.Ask, wait 
 
 // collectWhenApproved waits until a request is decided and collects.
 func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *api.Request, wait time.Duration) (*api.Credential, error) {
-	deadline := time.Now().Add(wait)
-	if r.Status == api.StatusPending && wait > 0 && interactive(a.err) {
-		fmt.Fprintf(a.err, "request %s waits for people\n", r.ID) // somebody may have to be told
-	}
-	for r.Status == api.StatusPending {
-		left := time.Until(deadline)
-		if left <= 0 {
-			return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: waitsFor(r) + `; come back with "broker collect ` + r.ID + `"`}
-		}
-		if interactive(a.err) {
-			fmt.Fprintf(a.err, "\r\x1b[K%s (%s left)", waitsFor(r), left.Round(time.Second))
-		}
+	if r.Status == api.StatusPending && wait > 0 {
+		fmt.Fprintf(a.err, "request %s waits: %s\n", r.ID, waitsFor(r)) // somebody may have to be told
 		var err error
-		if r, err = client.Await(ctx, r.ID, r.Version, min(left, 30*time.Second)); err != nil {
+		if r, err = a.await(ctx, client, r, time.Now().Add(wait)); err != nil {
 			return nil, err
 		}
 	}
-	if interactive(a.err) {
-		fmt.Fprintf(a.err, "\r\x1b[K%s\n", decidedBy(r))
+	if r.Status == api.StatusPending {
+		return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: waitsFor(r) + `; come back with "broker collect ` + r.ID + `"`}
 	}
-	return client.Collect(ctx, r.ID)
+	credential, err := client.Collect(ctx, r.ID)
+	if err != nil && exitCode(err) == exitUnreachable {
+		err = comeBack(err, r.ID)
+	}
+	return credential, err
+}
+
+// comeBack says how to go on with a request when the broker can be reached again.
+func comeBack(err error, id string) error {
+	return fmt.Errorf("%w\nthe request stays: come back with \"broker collect %s\"", err, id)
+}
+
+// await gives a request once it is decided, or as it is at the deadline. A broker
+// that is away meanwhile is asked again.
+func (a *app) await(ctx context.Context, client *api.Client, r *api.Request, deadline time.Time) (*api.Request, error) {
+	const shortest, longest = time.Second, 30 * time.Second
+	show := func(string, ...any) {}
+	if interactive(a.err) {
+		show = func(format string, args ...any) { fmt.Fprintf(a.err, "\r\x1b[K"+format, args...) }
+	}
+	defer show("")
+	var lost error
+	for pause := shortest; r.Status == api.StatusPending; {
+		left := time.Until(deadline)
+		switch {
+		case left <= 0 && lost != nil:
+			return nil, comeBack(lost, r.ID)
+		case left <= 0:
+			return r, nil
+		case lost != nil:
+			show("the broker can't be reached, and is tried again (%s left)", api.Duration(left.Round(time.Second)))
+		default:
+			show("%s (%s left)", waitsFor(r), api.Duration(left.Round(time.Second)))
+		}
+		next, err := client.Await(ctx, r.ID, r.Version, min(left, longest))
+		switch {
+		case err == nil:
+			r, lost, pause = next, nil, shortest
+			continue
+		case ctx.Err() != nil:
+			return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: `stopped waiting; it still waits: "broker collect ` + r.ID + `"`}
+		case !mayPass(err):
+			return nil, err
+		}
+		lost = err
+		select {
+		case <-ctx.Done(): // the next call says so
+		case <-time.After(min(pause, left)):
+		}
+		pause = min(2*pause, longest)
+	}
+	show("%s\n", decidedBy(r))
+	return r, nil
 }
 
 // decidedBy says how the waiting ended.

@@ -116,9 +116,9 @@ func (a *app) complain(err error) {
 	if text == "" {
 		text = e.Title
 	}
-	fmt.Fprintf(a.err, "broker: %s: %s\n", e.Code, text)
+	fmt.Fprintf(a.err, "broker: %s: %s\n", e.Code, plainly(text))
 	for _, reason := range e.Reasons {
-		fmt.Fprintf(a.err, "  because %s\n", reason)
+		fmt.Fprintf(a.err, "  because %s\n", plainly(reason))
 	}
 	if e.Allowed != nil && len(e.Allowed.Scopes) > 0 {
 		fmt.Fprintf(a.err, "  allowed: %s\n", strings.Join(e.Allowed.Scopes, " "))

@@ -51,21 +51,28 @@ var personForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}/[\x21-\x7e]{1,255}$`)
 // checkForm refuses a name that nothing can have: in an emergency, a block that
 // blocks nothing is worse than an error.
 func (k BlockKey) checkForm() error {
-	rest, isSPIFFE := strings.CutPrefix(k.Name, "spiffe://")
 	switch k.Kind {
 	case "holder", "under":
 		if k.Kind == "holder" && personForm.MatchString(k.Name) {
 			return nil
 		}
-		if _, path, _ := strings.Cut(rest, "/"); !isSPIFFE || path == "" || strings.HasSuffix(path, "/") {
+		if !isPlace(k.Name) {
 			return refuse(ErrInvalidRequest, k.Kind+" is a SPIFFE ID with a path, such as spiffe://acme.test/agent (for a whole trust domain, name trust_domain)")
 		}
 	case "trust_domain":
-		if isSPIFFE || strings.ContainsAny(k.Name, "/: ") {
+		if strings.ContainsAny(k.Name, "/: ") {
 			return refuse(ErrInvalidRequest, "trust_domain is a name such as acme.test, without spiffe://")
 		}
 	}
 	return nil
+}
+
+// isPlace says whether a name is that of a workload, or of a place that some are
+// under: a SPIFFE ID with a path.
+func isPlace(name string) bool {
+	rest, ok := strings.CutPrefix(name, "spiffe://")
+	_, path, _ := strings.Cut(rest, "/")
+	return ok && path != "" && !strings.HasSuffix(path, "/")
 }
 
 // maxSelector is as long as a SPIFFE ID may be (SPIFFE-ID, section 2.3).

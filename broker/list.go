@@ -167,7 +167,10 @@ const Everyone = "*"
 // Requests lists requests that the caller filed, or with q.Requester naming
 // somebody else, or Everyone, those it may view. next is zero on the last page.
 func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now time.Time) (page []*Request, next RequestID, err error) {
-	q.Requester, q.Now, q.Limit = selector(q.Requester, who), now, pageSize(q.Limit)
+	if q.Requester, err = selector(q.Requester, who); err != nil {
+		return nil, RequestID{}, err
+	}
+	q.Now, q.Limit = now, pageSize(q.Limit)
 	leave, err := b.lists.enter(ctx)
 	if err != nil {
 		return nil, RequestID{}, err
@@ -200,7 +203,10 @@ func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now
 
 // Leases lists as Requests does, by q.Holder.
 func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now time.Time) (page []*Lease, next LeaseID, err error) {
-	q.Holder, q.Now, q.Limit = selector(q.Holder, who), now, pageSize(q.Limit)
+	if q.Holder, err = selector(q.Holder, who); err != nil {
+		return nil, LeaseID{}, err
+	}
+	q.Now, q.Limit = now, pageSize(q.Limit)
 	leave, err := b.lists.enter(ctx)
 	if err != nil {
 		return nil, LeaseID{}, err
@@ -238,14 +244,19 @@ func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now tim
 	return page, next, nil
 }
 
-func selector(asked string, who Identity) string {
-	switch asked {
-	case "":
-		return who.ID
-	case Everyone:
-		return ""
+// selector says whose requests or leases are asked for; "" is everybody's, which
+// operators get who have none of their own.
+func selector(asked string, who Identity) (string, error) {
+	switch {
+	case asked == Everyone, asked == "" && who.Kind == KindOperator:
+		return "", nil
+	case asked == "":
+		return who.ID, nil
 	}
-	return asked
+	if !personForm.MatchString(asked) && !isPlace(asked) {
+		return "", refuse(ErrInvalidRequest, "name a SPIFFE ID, or a person as login/ana, or * for everybody")
+	}
+	return asked, nil
 }
 
 // Entitlements tells the caller what it may ask for.

@@ -32,12 +32,12 @@ narrow what is granted, and never widen it.`,
 		Example: `  broker approve req_0658sg2b7puh5u0qv0s9k8g6nk
   broker approve req_0658sg2b7puh5u0qv0s9k8g6nk --comment "as agreed in INC-4711" --ttl 5m
   broker approve req_0658sg2b7puh5u0qv0s9k8g6nk --scope tickets:read --yes`,
-		Args: exactly(1, "the id of one request"),
 		RunE: func(c *cobra.Command, args []string) error {
 			vote := api.Vote{Decision: api.Approve, Comment: f.comment, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration)}
 			return a.vote(c.Context(), args[0], vote, f.yes)
 		},
 	}
+	takesID(c, "request")
 	f.add(c)
 	a.client.add(c)
 	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "grant these of the scopes only; may be given more than once")
@@ -52,11 +52,11 @@ func (a *app) denyCommand() *cobra.Command {
 		Use:     "deny REQUEST",
 		Short:   "Look at a request, and deny it",
 		Example: `  broker deny req_0658sg2b7puh5u0qv0s9k8g6nk --comment "use the read-only replica"`,
-		Args:    exactly(1, "the id of one request"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.vote(c.Context(), args[0], api.Vote{Decision: api.Deny, Comment: f.comment}, f.yes)
 		},
 	}
+	takesID(c, "request")
 	f.add(c)
 	a.client.add(c)
 	return c
@@ -93,7 +93,6 @@ func (a *app) reviewCommand() *cobra.Command {
 		Short: "Say whether an emergency use was justified",
 		Example: `  broker review req_0658sg2b7puh5u0qv0s9k8g6nk --justified --comment "the shop was down, see INC-4711"
   broker review req_0658sg2b7puh5u0qv0s9k8g6nk --unjustified --comment "the ticket was a week old"`,
-		Args: exactly(1, "the id of one request"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if justified == unjustified {
 				return usage("say --justified or --unjustified")
@@ -118,6 +117,7 @@ func (a *app) reviewCommand() *cobra.Command {
 			})
 		},
 	}
+	takesID(c, "request")
 	f.add(c)
 	a.client.add(c)
 	c.Flags().BoolVar(&justified, "justified", false, "it was")

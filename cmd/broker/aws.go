@@ -36,10 +36,7 @@ keep it until shortly before it expires, and ask again.
 				if err != nil {
 					return err
 				}
-				if credential.Type != "aws" {
-					return fmt.Errorf("%s gives credentials of type %q, not of AWS", args[0], credential.Type)
-				}
-				return json.NewEncoder(a.out).Encode(processOf(credential))
+				return a.handOver(client, credential, a.printProcess)
 			})
 		},
 	}
@@ -58,6 +55,11 @@ type processCredential struct {
 	Expiration      time.Time // ISO 8601
 }
 
-func processOf(c *api.Credential) processCredential {
-	return processCredential{1, c.Secret["access_key_id"], c.Secret["secret_access_key"], c.Secret["session_token"], c.ExpiresAt.UTC()}
+func (a *app) printProcess(c *api.Credential) error {
+	if c.Type != "aws" {
+		return fmt.Errorf("that is a credential of type %q, not of AWS", c.Type)
+	}
+	return json.NewEncoder(a.out).Encode(processCredential{
+		1, c.Secret["access_key_id"], c.Secret["secret_access_key"], c.Secret["session_token"], c.ExpiresAt.UTC(),
+	})
 }

@@ -27,6 +27,15 @@ const credentialHelp = `With -o env it is printed as lines for a shell to read, 
 
 `
 
+// handOver prints a credential. If it can't, nobody has it, and it is given back.
+func (a *app) handOver(client *api.Client, c *api.Credential, print func(*api.Credential) error) error {
+	err := print(c)
+	if err != nil {
+		a.giveBack(client, c, "it could not be printed")
+	}
+	return err
+}
+
 func (a *app) printCredential(c *api.Credential) error {
 	switch a.output {
 	case asEnv:
@@ -53,7 +62,7 @@ func (a *app) printCredential(c *api.Credential) error {
 		if len(c.Scopes) > 0 {
 			fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
 		}
-		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), time.Until(c.ExpiresAt).Round(time.Second))
+		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), api.Duration(time.Until(c.ExpiresAt).Round(time.Second)))
 		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
 		for _, name := range secretFields(c) {
 			if strings.Contains(c.Secret[name], "\n") {

@@ -95,7 +95,7 @@ type execution struct {
 }
 
 func (r *execution) run(ctx context.Context, command []string) error {
-	defer r.giveBack()
+	defer func() { r.giveBack(r.client, r.credential, "the command ended") }()
 	env, err := r.environment()
 	if err != nil {
 		return err
@@ -231,12 +231,12 @@ func (r *execution) writeFile() error {
 	return nil
 }
 
-// giveBack ends the lease; if that fails, time does it.
-func (r *execution) giveBack() {
+// giveBack ends a lease; if that fails, time does it.
+func (a *app) giveBack(client *api.Client, c *api.Credential, why string) {
 	ctx, cancel := context.WithTimeout(context.Background(), endGrace)
 	defer cancel()
-	if _, err := r.client.Revoke(ctx, r.credential.Lease, "the command ended"); err != nil {
-		fmt.Fprintf(r.err, "broker: giving %s back: %v; it ends at %s\n", r.credential.Lease, err, clock(r.credential.ExpiresAt))
+	if _, err := client.Revoke(ctx, c.Lease, why); err != nil {
+		fmt.Fprintf(a.err, "broker: giving %s back: %v; it ends at %s\n", c.Lease, err, clock(c.ExpiresAt))
 	}
 }
 

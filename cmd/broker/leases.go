@@ -31,7 +31,7 @@ func (a *app) leasesCommand() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, or '*' for everybody whose leases you may view")
+	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, or '*' for everybody whose leases you may view (default: you; by the admin socket, everybody)")
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Request, "request", "", "of one request only")
 	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work, such as what has expired and its issuer has not ended yet")
@@ -54,7 +54,6 @@ still do is not known. Operators do it, by the admin socket, and people whom
 policy lets revoke; the reason is kept in the log.`,
 		Example: `  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"
   broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted" --as-person`,
-		Args: exactly(1, "the id of one lease"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.asOperator(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
 				l, err := client.Abandon(ctx, args[0], why)
@@ -65,6 +64,7 @@ policy lets revoke; the reason is kept in the log.`,
 			})
 		},
 	}
+	takesID(c, "lease")
 	a.adminSocketFlag(c, &socket)
 	a.client.addOperator(c)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
@@ -92,17 +92,17 @@ func (a *app) renewCommand() *cobra.Command {
 		Long: `renew decides anew and gives a credential with its full time, as long as the
 grant lasts. The old credential's lease ends.`,
 		Example: `  broker renew lse_0658sg2b7puh5u0qv0s9k8g6nk`,
-		Args:    exactly(1, "the id of one lease"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
 				credential, err := client.Renew(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return a.printCredential(credential)
+				return a.handOver(client, credential, a.printCredential)
 			})
 		},
 	}
+	takesID(c, "lease")
 	a.client.addPerson(c)
 	return c
 }
@@ -114,7 +114,6 @@ func (a *app) returnCommand() *cobra.Command {
 		Short: "Give a credential back before its time",
 		Example: `  broker return lse_0658sg2b7puh5u0qv0s9k8g6nk
   broker return lse_0658sg2b7puh5u0qv0s9k8g6nk --why "done"`,
-		Args: exactly(1, "the id of one lease"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.operatorSession(c.Context(), func(ctx context.Context, client *api.Client) error {
 				l, err := client.Revoke(ctx, args[0], reason)
@@ -129,6 +128,7 @@ func (a *app) returnCommand() *cobra.Command {
 			})
 		},
 	}
+	takesID(c, "lease")
 	c.Flags().StringVar(&reason, "why", "", "a reason, kept in the log")
 	a.client.addPerson(c)
 	a.client.addAdmin(c)

@@ -115,7 +115,7 @@ request's id is printed; come back with "broker collect ID".
 				if err != nil {
 					return err
 				}
-				return a.printCredential(credential)
+				return a.handOver(client, credential, a.printCredential)
 			})
 		},
 	}
@@ -232,7 +232,6 @@ func (a *app) collectCommand() *cobra.Command {
 		Short: "Collect a credential of a request that was approved",
 		Example: `  broker collect req_0658sg2b7puh5u0qv0s9k8g6nk
   broker collect req_0658sg2b7puh5u0qv0s9k8g6nk --wait 10m -o json`,
-		Args: exactly(1, "the id of one request"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
 				r, err := client.Request(ctx, args[0])
@@ -243,10 +242,11 @@ func (a *app) collectCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printCredential(credential)
+				return a.handOver(client, credential, a.printCredential)
 			})
 		},
 	}
+	takesID(c, "request")
 	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
 	a.client.addPerson(c)
 	return c
@@ -257,7 +257,6 @@ func (a *app) withdrawCommand() *cobra.Command {
 		Use:     "withdraw REQUEST",
 		Short:   "Take back a request that nobody has approved yet",
 		Example: `  broker withdraw req_0658sg2b7puh5u0qv0s9k8g6nk`,
-		Args:    exactly(1, "the id of one request"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
 				r, err := client.Withdraw(ctx, args[0])
@@ -268,6 +267,7 @@ func (a *app) withdrawCommand() *cobra.Command {
 			})
 		},
 	}
+	takesID(c, "request")
 	a.client.addPerson(c)
 	return c
 }
@@ -275,14 +275,15 @@ func (a *app) withdrawCommand() *cobra.Command {
 func (a *app) requestsCommand() *cobra.Command {
 	var f api.RequestFilter
 	c := &cobra.Command{
-		Use:   "requests [REQUEST]",
-		Short: "List requests, newest first, or show one",
+		Use:               "requests [REQUEST]",
+		Short:             "List requests, newest first, or show one",
+		ValidArgsFunction: cobra.NoFileCompletions,
 		Example: `  broker requests
   broker requests --status pending --requester '*'
   broker requests req_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usage("requests takes at most one id")
+			if len(args) > 1 || len(args) == 1 && !isID("request", args[0]) {
+				return usage("requests takes at most one id of a request, req_…")
 			}
 			return nil
 		},

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // A terminal is what a command has of its surroundings.
@@ -191,6 +192,26 @@ func exactly(n int, what string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// takesID has a command take the id of one request or lease, and offers no files.
+func takesID(c *cobra.Command, kind string) {
+	what := map[string]string{"request": "a request, req_…", "lease": "a lease, lse_…"}[kind]
+	c.ValidArgsFunction = cobra.NoFileCompletions
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) != 1 || !isID(kind, args[0]) {
+			return usage("%s takes %s; see %s --help", c.Name(), what, c.CommandPath())
+		}
+		return nil
+	}
+}
+
+func isID(kind, text string) bool {
+	_, err := broker.ParseLeaseID(text)
+	if kind == "request" {
+		_, err = broker.ParseRequestID(text)
+	}
+	return err == nil
 }
 
 // print shows a value as JSON if -o json was given, and by text otherwise.

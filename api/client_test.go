@@ -141,6 +141,21 @@ func TestNoProofInClearText(t *testing.T) {
 	}
 }
 
+func TestAnswersOfOthers(t *testing.T) {
+	client := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"name":"another"}`) })
+	for name, call := range map[string]func() error{
+		"who am I": func() error { _, err := client.WhoAmI(t.Context()); return err },
+		"request":  func() error { _, err := client.Request(t.Context(), "req_1"); return err },
+		"collect":  func() error { _, err := client.Collect(t.Context(), "req_1"); return err },
+		"lease":    func() error { _, err := client.Lease(t.Context(), "lse_1"); return err },
+		"session":  func() error { _, err := client.OpenSession(t.Context(), api.Login{}); return err },
+	} {
+		if err := call(); !errors.Is(err, api.ErrNotBroker) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestAnswersAreBounded(t *testing.T) {
 	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, strings.Repeat(" ", 5<<20)+"{}")

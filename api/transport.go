@@ -153,7 +153,30 @@ func (c *Client) read(call call, resp *http.Response, body []byte, out, accepted
 	if err := json.Unmarshal(body, out); err != nil {
 		return fmt.Errorf("reading the answer of %s: %w", call.path, err)
 	}
+	if !whole(out) {
+		return fmt.Errorf("reading the answer of %s: %w", call.path, ErrNotBroker)
+	}
 	return nil
+}
+
+// ErrNotBroker says that who answered speaks another API.
+var ErrNotBroker = errors.New("it is not of the broker's API")
+
+// whole says whether an answer has what every one of its kind has.
+func whole(out any) bool {
+	switch out := out.(type) {
+	case *Identity:
+		return out.ID != ""
+	case *Request:
+		return out.Status != ""
+	case *Credential:
+		return out.Lease != ""
+	case *Lease:
+		return out.ID != ""
+	case *Session:
+		return out.Token != ""
+	}
+	return true
 }
 
 // readError makes an *Error of a problem document (RFC 9457) or an OAuth error

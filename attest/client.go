@@ -64,7 +64,12 @@ func (s *Source) authorizer(cfg ClientTLS) (tlsconfig.Authorizer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the broker's SPIFFE ID %q %w", cfg.BrokerID, err)
 		}
-		return tlsconfig.AuthorizeID(id), nil
+		return func(got spiffeid.ID, _ [][]*x509.Certificate) error {
+			if got != id {
+				return fmt.Errorf("the broker there is %s, and not %s", got, id)
+			}
+			return nil
+		}, nil
 	}
 	name := cmp.Or(cfg.TrustDomain, s.ownDomain().Name())
 	td, err := spiffeid.TrustDomainFromString(name)

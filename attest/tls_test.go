@@ -60,7 +60,7 @@ func TestClientTLS(t *testing.T) {
 		{"files", ClientTLS{Cert: cert, Key: key}, ""},
 		{"the exact broker", ClientTLS{BrokerID: brokerID}, ""},
 		{"the trust domain", ClientTLS{TrustDomain: "acme.test"}, ""},
-		{"another broker", ClientTLS{BrokerID: "spiffe://acme.test/other"}, "unexpected ID"},
+		{"another broker", ClientTLS{BrokerID: "spiffe://acme.test/other"}, "the broker there is " + brokerID + ", and not spiffe://acme.test/other"},
 		{"another trust domain", ClientTLS{TrustDomain: "other.test"}, "unexpected trust domain"},
 		{"a web server", ClientTLS{Web: true, Roots: x509.NewCertPool()}, "certificate"},
 		{"without certificate", ClientTLS{NoCert: true}, anyError},

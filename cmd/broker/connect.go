@@ -6,7 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -70,7 +73,7 @@ type clientConfig struct {
 
 func (a *app) clientConfig() (clientConfig, error) {
 	c := clientConfig{
-		server:    cmp.Or(a.client.server, a.getenv("BROKER_URL")),
+		server:    a.server(),
 		brokerID:  cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
 		ca:        a.getenv("BROKER_CA"),
 		socket:    a.getenv("SPIFFE_ENDPOINT_SOCKET"),
@@ -78,9 +81,10 @@ func (a *app) clientConfig() (clientConfig, error) {
 		key:       cmp.Or(a.client.key, a.getenv("BROKER_KEY")),
 		tokenFile: cmp.Or(a.client.tokenFile, a.getenv("BROKER_TOKEN_FILE")),
 	}
+	if err := checkServer(c.server); err != nil {
+		return c, err
+	}
 	switch {
-	case c.server == "":
-		return c, usage("say where the broker is: --server URL or BROKER_URL")
 	case (c.cert == "") != (c.key == ""):
 		return c, usage("--cert and --key go together")
 	case c.cert != "" && c.tokenFile != "":
@@ -90,7 +94,7 @@ func (a *app) clientConfig() (clientConfig, error) {
 		return c, usage("say who the broker is before a token is sent to it: --broker-id SPIFFE-ID or BROKER_ID")
 	case c.socket == "" && c.cert == "" && c.tokenFile == "":
 		// Not a workload: whoever is logged in.
-		s, err := a.savedFor(strings.TrimSuffix(c.server, "/"), time.Now())
+		s, err := a.savedFor(c.server, time.Now())
 		if err != nil {
 			return c, err
 		}
@@ -100,6 +104,23 @@ func (a *app) clientConfig() (clientConfig, error) {
 		c.anonymous, c.token = true, s.Token
 	}
 	return c, nil
+}
+
+// server gives the broker's URL, as sessions with it are kept under.
+func (a *app) server() string {
+	return strings.TrimSuffix(cmp.Or(a.client.server, a.getenv("BROKER_URL")), "/")
+}
+
+// checkServer refuses what is not the URL of a broker: none is without TLS.
+func checkServer(server string) error {
+	if server == "" {
+		return usage("say where the broker is: --server URL or BROKER_URL")
+	}
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return usage("%q is not the URL of a broker: say https://HOST:PORT", server)
+	}
+	return nil
 }
 
 // session connects by flags and environment, and calls f.
@@ -149,6 +170,9 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	}()
 	source := new(attest.Source) // enough for files
 	if cfg.socket != "" {
+		if err := checkSocket(cfg.socket); err != nil {
+			return nil, nil, err
+		}
 		trust := attest.Config{WorkloadAPI: cfg.socket, StartTimeout: workloadAPIWait, TrustDomains: domainOf(cfg.brokerID)}
 		if source, err = attest.Open(ctx, trust); err != nil {
 			return nil, nil, err
@@ -169,7 +193,7 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 		return nil, nil, err
 	}
 	transport := &http.Transport{TLSClientConfig: t, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
-	client = &api.Client{BaseURL: strings.TrimSuffix(cfg.server, "/"), HTTP: &http.Client{Transport: transport}}
+	client = &api.Client{BaseURL: cfg.server, HTTP: &http.Client{Transport: transport}}
 	if cfg.tokenFile != "" {
 		client.Token = func(context.Context) (string, error) { return readToken(cfg.tokenFile) }
 	}
@@ -177,6 +201,25 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 		client.Token = func(context.Context) (string, error) { return cfg.token, nil }
 	}
 	return client, func() { cancel(); transport.CloseIdleConnections() }, nil
+}
+
+// checkSocket says at once what waiting for the Workload API does not mend.
+func checkSocket(address string) error {
+	path, ok := strings.CutPrefix(address, "unix:")
+	if !ok {
+		return nil
+	}
+	path = "/" + strings.TrimLeft(path, "/") // unix:/path and unix:///path
+	c, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		return c.Close()
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("there is no Workload API at %s (SPIFFE_ENDPOINT_SOCKET): does the SPIFFE agent run?", path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("this user may not reach the Workload API at %s (SPIFFE_ENDPOINT_SOCKET)", path)
+	}
+	return nil
 }
 
 // domainOf gives the trust domain of the broker's SPIFFE ID, if that is known:

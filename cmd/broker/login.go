@@ -20,7 +20,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -313,14 +312,14 @@ func (a *app) asPerson(ctx context.Context, f func(context.Context, *api.Client)
 // its SPIFFE bundle, or by the authorities of BROKER_CA or of the web.
 func (a *app) anonymously(ctx context.Context, f func(ctx context.Context, client *api.Client, server string) error) error {
 	cfg := clientConfig{
-		server:   strings.TrimSuffix(cmp.Or(a.client.server, a.getenv("BROKER_URL")), "/"),
+		server:   a.server(),
 		brokerID: cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
 		ca:       a.getenv("BROKER_CA"), socket: a.getenv("SPIFFE_ENDPOINT_SOCKET"), anonymous: true,
 	}
-	switch {
-	case cfg.server == "":
-		return usage("say where the broker is: --server URL or BROKER_URL")
-	case cfg.ca == "" && cfg.socket != "" && cfg.brokerID == "":
+	if err := checkServer(cfg.server); err != nil {
+		return err
+	}
+	if cfg.ca == "" && cfg.socket != "" && cfg.brokerID == "" {
 		return usage("say who the broker is before a session is sent to it: --broker-id SPIFFE-ID or BROKER_ID")
 	}
 	client, done, err := a.connect(ctx, cfg)

@@ -46,11 +46,11 @@ const (
 
 const exitHelp = `Exit codes:
   0  done
-  1  failed
+  1  failed; also what is asked wrongly, such as for too long, or without a reason
   2  the command line is wrong
   3  the broker refused: denied, not permitted, not proved
   4  people have yet to approve, or did not in time
-  5  the broker can't be reached`
+  5  the broker can't be reached, or something else answers in its place`
 
 // errUsage marks a wrong command line.
 var errUsage = errors.New("usage")
@@ -94,9 +94,11 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, api.Pending) || errors.Is(err, api.Lapsed):
 		return exitPending
-	case errors.As(err, &e) && (e.Status == 401 || e.Status == 403):
+	case errors.As(err, &e) && e.Code == "" || errors.Is(err, api.ErrNotBroker): // something else answers there
+		return exitUnreachable
+	case e != nil && (e.Status == 401 || e.Status == 403):
 		return exitDenied
-	case errors.As(err, &network) || errors.As(err, &call) || errors.Is(err, errUnreachable):
+	case errors.As(err, &network) && network.Op != "listen" || errors.As(err, &call) || errors.Is(err, errUnreachable):
 		return exitUnreachable
 	}
 	return exitFailed
@@ -113,11 +115,18 @@ func (a *app) complain(err error) {
 		fmt.Fprintf(a.err, "broker: %s\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
 		return
 	}
+	if e.Code == "" {
+		fmt.Fprintf(a.err, "broker: HTTP %d %s: that is not the broker's API; is %s its URL?\n", e.Status, plainly(e.Title), a.server())
+		return
+	}
 	text := e.Detail
 	if text == "" {
 		text = e.Title
 	}
 	fmt.Fprintf(a.err, "broker: %s: %s\n", e.Code, plainly(text))
+	if u, err := url.Parse(a.server()); err == nil && u.Path != "" && e.Code == api.NotFound {
+		fmt.Fprintf(a.err, "  asked at %s: is that its path?\n", u)
+	}
 	for _, reason := range e.Reasons {
 		fmt.Fprintf(a.err, "  because %s\n", plainly(reason))
 	}

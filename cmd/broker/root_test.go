@@ -3,6 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -46,4 +50,36 @@ func (s *signalling) Write(b []byte) (int, error) {
 		s.signal()
 	}
 	return n, err
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want int
+	}{
+		{&net.OpError{Op: "listen", Err: io.EOF}, exitFailed},
+		{&net.OpError{Op: "dial", Err: io.EOF}, exitUnreachable},
+		{fmt.Errorf("calling: %w", errUnreachable), exitUnreachable},
+		{&api.Error{Status: http.StatusForbidden}, exitUnreachable}, // a proxy's
+		{fmt.Errorf("reading: %w", api.ErrNotBroker), exitUnreachable},
+		{&api.Error{Status: http.StatusForbidden, Code: api.Denied}, exitDenied},
+		{&api.Error{Status: http.StatusUnauthorized, Code: api.ProofExpired}, exitDenied},
+		{&api.Error{Status: http.StatusBadRequest, Code: api.InvalidTTL}, exitFailed},
+		{&api.Error{Status: http.StatusConflict, Code: api.Pending}, exitPending},
+		{usage("say more"), exitUsage},
+		{errInterrupted, exitFailed},
+	} {
+		if got := exitCode(test.err); got != test.want {
+			t.Errorf("%v: %d, want %d", test.err, got, test.want)
+		}
+	}
+}
+
+func TestAnswerOfAProxy(t *testing.T) {
+	var said strings.Builder
+	a := &app{terminal: terminal{err: &said, getenv: func(string) string { return "" }}, client: clientFlags{server: "https://elsewhere.test"}}
+	a.complain(&api.Error{Status: http.StatusBadRequest, Title: "Bad Request"})
+	if said.String() != "broker: HTTP 400 Bad Request: that is not the broker's API; is https://elsewhere.test its URL?\n" {
+		t.Errorf("it says %q", said.String())
+	}
 }

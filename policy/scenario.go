@@ -334,7 +334,7 @@ func (s *scenario) compare(b *strings.Builder, d broker.Decision) {
 
 // scenarioQuery makes a query as the broker would.
 func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
-	who, err := e.someone(s.Principal)
+	who, err := e.Someone(s.Principal)
 	if err != nil {
 		return broker.Query{}, fmt.Errorf("principal: %w", err)
 	}
@@ -384,7 +384,7 @@ func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, er
 	if q.Entitlement == nil || s.Requester == "" {
 		return q, fmt.Errorf("whose request, and for which entitlement? %s needs requester and entitlement", q.Action)
 	}
-	requester, err := e.someone(s.Requester)
+	requester, err := e.Someone(s.Requester)
 	if err != nil {
 		return q, fmt.Errorf("requester: %w", err)
 	}
@@ -392,8 +392,9 @@ func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, er
 	return q, nil
 }
 
-// someone makes the identity that a proof of id would give, with its marks.
-func (e *Engine) someone(id string) (broker.Identity, error) {
+// Someone makes the identity that a proof of id would give, with its marks: of a
+// SPIFFE ID, or of a person as "login/ana".
+func (e *Engine) Someone(id string) (broker.Identity, error) {
 	if !strings.HasPrefix(id, spiffeScheme) {
 		return broker.Identity{ID: id, Kind: broker.KindPerson}, e.known.person(id)
 	}

@@ -41,8 +41,8 @@ narrow what is granted, and never widen it.`,
 	f.add(c)
 	a.client.add(c)
 	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "grant these of the scopes only; may be given more than once")
-	c.Flags().DurationVar(&f.ttl, "ttl", 0, "grant credentials that live for at most so long")
-	c.Flags().DurationVar(&f.duration, "duration", 0, "let credentials be collected for at most so long")
+	c.Flags().Var((*positiveFlag)(&f.ttl), "ttl", "grant credentials that live for at most so long")
+	c.Flags().Var((*positiveFlag)(&f.duration), "duration", "let credentials be collected for at most so long")
 	return c
 }
 

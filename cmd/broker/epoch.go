@@ -22,9 +22,10 @@ func (a *app) newEpochCommand() *cobra.Command {
 		Short: "Open a new log, when the old one can't be continued",
 		Long: `new-epoch is for a broker that refuses to start because its database is behind
 the checkpoint that it remembered: somebody put an old copy back. The same if what
-it remembered is gone. If the newest copy is lost for good, new-epoch opens a new log, whose first record names the
-last checkpoint that was remembered. The old log stays in the database, and
-auditors will see that it ended. The broker must not run meanwhile.`,
+it remembered is gone. If the newest copy is lost for good, new-epoch opens a new
+log, whose first record names the last checkpoint that was remembered. The old log
+stays in the database, and auditors will see that it ended. The broker must not
+run meanwhile.`,
 		Example: `  broker audit new-epoch --config /etc/broker/broker.yaml`,
 		Args:    exactly(0, "no arguments but --config FILE"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -39,7 +40,7 @@ auditors will see that it ended. The broker must not run meanwhile.`,
 			return a.print(map[string]string{"origin": origin}, func(w io.Writer) { fmt.Fprintf(w, "the log %s is open\n", origin) })
 		},
 	}
-	c.Flags().StringVar(&config, "config", "/etc/broker/broker.yaml", "the operator's file")
+	configFlag(c, &config)
 	return c
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,14 @@ func (f *selectorFlags) add(c *cobra.Command, request bool) {
 	if request {
 		c.Flags().StringVar(&f.Request, "request", "", "one request: its grant ends, and its leases do")
 	}
+}
+
+// counted is a number of things.
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // check wants exactly one of them.
@@ -147,7 +156,7 @@ func (k *killing) ask(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		k.write(k.err, "it will block, and end", seen)
+		k.write(k.err, k.words("it will block, and end", "it will end"), seen)
 		fmt.Fprint(k.err, "type yes to go on: ")
 		line, err := k.answer(ctx, answers)
 		switch {
@@ -174,7 +183,7 @@ func (k *killing) pull(ctx context.Context, seen string) error {
 	var refused *api.Error
 	switch {
 	case err == nil:
-		return k.print(hit, func(w io.Writer) { k.write(w, "blocked, and ending", hit) })
+		return k.print(hit, func(w io.Writer) { k.write(w, k.words("blocked, and ending", "ending"), hit) })
 	case errors.As(err, &refused) || errors.Is(err, errUnreachable):
 		return err
 	}
@@ -188,6 +197,15 @@ what is left; repeating the command does no harm:
   broker leases --holder '*' --live %[2]s`, err, k.by)
 }
 
+// words are those of what blocks, or those of what only ends: a request can't be
+// blocked.
+func (k *killing) words(blocks, ends string) string {
+	if k.selector.Request != "" {
+		return ends
+	}
+	return blocks
+}
+
 func (k *killing) write(w io.Writer, what string, hit *api.KillPreview) {
 	writeKill(w, what, hit)
 	if holder := k.selector.Holder; holder != "" && !strings.HasPrefix(holder, "spiffe://") {
@@ -196,9 +214,9 @@ func (k *killing) write(w io.Writer, what string, hit *api.KillPreview) {
 }
 
 func writeKill(w io.Writer, what string, k *api.KillPreview) {
-	fmt.Fprintf(w, "%s %d credentials\n", what, k.Leases-k.Ended)
+	fmt.Fprintf(w, "%s %s\n", what, counted(k.Leases-k.Ended, "credential"))
 	if k.Ended > 0 {
-		fmt.Fprintf(w, "  %d others have ended before, and work all the same\n", k.Ended)
+		fmt.Fprintf(w, "  %s ended before, and can be used all the same\n", counted(k.Ended, "other"))
 	}
 	for _, issuer := range slices.Sorted(maps.Keys(k.ByIssuer)) {
 		fmt.Fprintf(w, "  %d of %s\n", k.ByIssuer[issuer], issuer)
@@ -207,7 +225,7 @@ func writeKill(w io.Writer, what string, k *api.KillPreview) {
 		fmt.Fprintf(w, "  %d of them only time ends, the last at %s\n", n, clock(k.WorkUntil))
 	}
 	if k.Beyond > 0 {
-		fmt.Fprintf(w, "  and %d others end with them, because their issuer ends them together\n", k.Beyond)
+		fmt.Fprintf(w, "  and %s with them, because their issuer ends them together\n", counted(k.Beyond, "other"))
 	}
 	if k.Lasting > 0 {
 		fmt.Fprintf(w, "  %d of them go on working: change what they give access to\n", k.Lasting)
@@ -239,12 +257,12 @@ func (a *app) blocksCommand() *cobra.Command {
 	a.adminSocketFlag(c, &socket)
 	a.client.addOperator(c)
 	c.AddCommand(
-		a.blockChange(&socket, "add", "Refuse whatever is selected, from now on", (*api.Client).Block),
-		a.blockChange(&socket, "lift", "Lift a block", (*api.Client).Lift))
+		a.blockChange(&socket, "add", "Refuse whatever is selected, from now on", "is blocked", (*api.Client).Block),
+		a.blockChange(&socket, "lift", "Lift a block", "is not blocked", (*api.Client).Lift))
 	return c
 }
 
-func (a *app) blockChange(socket *string, name, short string, change func(*api.Client, context.Context, api.BlockChange) error) *cobra.Command {
+func (a *app) blockChange(socket *string, name, short, now string, change func(*api.Client, context.Context, api.BlockChange) error) *cobra.Command {
 	var f selectorFlags
 	var why string
 	c := &cobra.Command{
@@ -259,7 +277,13 @@ func (a *app) blockChange(socket *string, name, short string, change func(*api.C
 				return usage("say why, for the log: --why TEXT")
 			}
 			return a.asOperator(c.Context(), *socket, adminWait, func(ctx context.Context, client *api.Client) error {
-				return change(client, ctx, api.BlockChange{Selector: f.Selector, Reason: why})
+				done := api.BlockChange{Selector: f.Selector, Reason: why}
+				if err := change(client, ctx, done); err != nil {
+					return err
+				}
+				return a.print(done, func(w io.Writer) {
+					fmt.Fprintf(w, "%s %s\n", cmp.Or(f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer), now)
+				})
 			})
 		},
 	}

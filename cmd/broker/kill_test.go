@@ -59,7 +59,7 @@ func TestKillIsTold(t *testing.T) {
 	var b strings.Builder
 	k := killing{selector: api.Selector{Holder: "login/ben"}}
 	k.write(&b, "it would end", &api.KillPreview{Leases: 9, Ended: 7})
-	for _, want := range []string{"it would end 2 credentials\n", "7 others have ended before", "all sessions of this person"} {
+	for _, want := range []string{"it would end 2 credentials\n", "7 others ended before", "all sessions of this person"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("it says %q, not %q", b.String(), want)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -123,7 +124,7 @@ func (a *app) returnCommand() *cobra.Command {
 				return a.print(l, func(w io.Writer) {
 					fmt.Fprintf(w, "lease\t%s\n", l.ID)
 					fmt.Fprintf(w, "status\t%s\n", l.Status)
-					fmt.Fprintf(w, "truth\t%s\n", revocationTruth(l))
+					fmt.Fprintf(w, "truth\t%s\n", revocationTruth(l, time.Now()))
 				})
 			})
 		},
@@ -136,18 +137,24 @@ func (a *app) returnCommand() *cobra.Command {
 }
 
 // revocationTruth says when a credential stops working.
-func revocationTruth(l *api.Lease) string {
+func revocationTruth(l *api.Lease, now time.Time) string {
 	switch l.Revocation {
 	case "immediate":
 		return "it has stopped working"
 	case "pending":
 		return "its issuer has not confirmed yet; the broker keeps trying"
 	case "at_expiry":
+		if !now.Before(l.ExpiresAt) {
+			return "its time was over at " + clock(l.ExpiresAt)
+		}
 		if l.Type != "" && l.Type != "bearer" {
 			return "only time ends it: it works until " + clock(l.ExpiresAt)
 		}
 		return "introspection says inactive at once; who verifies it by key alone accepts it until " + clock(l.ExpiresAt)
 	case "at_rotation":
+		if !l.WorksUntil.IsZero() && !now.Before(l.WorksUntil) {
+			return "its issuer was due to rotate it at " + clock(l.WorksUntil)
+		}
 		if !l.WorksUntil.IsZero() {
 			return "it works until its issuer rotates it, at " + clock(l.WorksUntil)
 		}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
 )
 
@@ -116,5 +117,27 @@ func TestStuckIsSeenAndGivenUp(t *testing.T) {
 	var out bytes.Buffer
 	if code := run(t.Context(), []string{"audit", "verify", w.settings.store}, terminal{out: &out, err: &out, getenv: func(string) string { return "" }}); code != exitOK {
 		t.Errorf("broker audit verify ended with %d: %s", code, &out)
+	}
+}
+
+// What ends by time alone ended, once that is over.
+func TestRevocationTruth(t *testing.T) {
+	noon := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		lease api.Lease
+		want  string
+	}{
+		{api.Lease{Revocation: "immediate", ExpiresAt: noon}, "it has stopped working"},
+		{api.Lease{Revocation: "at_expiry", ExpiresAt: noon.Add(1)}, "introspection says inactive at once; who verifies it by key alone accepts it until 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_expiry", Type: "aws", ExpiresAt: noon.Add(1)}, "only time ends it: it works until 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_expiry", ExpiresAt: noon}, "its time was over at 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_rotation", WorksUntil: noon.Add(1)}, "it works until its issuer rotates it, at 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_rotation", WorksUntil: noon}, "its issuer was due to rotate it at 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_rotation"}, "it works until its issuer rotates it"},
+		{api.Lease{Revocation: "never"}, "it can't be ended"},
+	} {
+		if got := revocationTruth(&test.lease, noon); got != test.want {
+			t.Errorf("%+v: %q, want %q", test.lease, got, test.want)
+		}
 	}
 }

@@ -95,7 +95,7 @@ tests nothing.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&config, "config", "broker.yaml", "the operator's file")
+	configFlag(c, &config)
 	return c
 }
 
@@ -103,12 +103,15 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	var config, who, ip string
 	var f askFlags
 	c := &cobra.Command{
-		Use:   "explain ENTITLEMENT --as SPIFFE-ID",
+		Use:   "explain ENTITLEMENT --as IDENTITY",
 		Short: "Say which policies decide on a request, and why",
 		Example: `  broker policy explain tickets-api --as spiffe://acme.test/agent/triage --scope tickets:close
   broker policy explain tickets-api --as spiffe://acme.test/batch --scope tickets:read --ttl 1h -o json`,
 		Args: exactly(1, "one entitlement"),
 		RunE: func(c *cobra.Command, args []string) error {
+			if who == "" {
+				return usage("say who asks: --as spiffe://…, or --as login/ana")
+			}
 			s, err := a.load(config)
 			if err != nil {
 				return err
@@ -126,10 +129,9 @@ func (a *app) policyExplainCommand() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().StringVar(&config, "config", "broker.yaml", "the operator's file")
-	c.Flags().StringVar(&who, "as", "", "the SPIFFE ID that asks")
+	configFlag(c, &config)
+	c.Flags().StringVar(&who, "as", "", "who asks: a SPIFFE ID, or a person as login/ana")
 	c.Flags().StringVar(&ip, "from", "", "the address that it asks from")
-	_ = c.MarkFlagRequired("as")
 	return c
 }
 
@@ -139,16 +141,12 @@ func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags
 	if e == nil {
 		return broker.Query{}, fmt.Errorf("there is no entitlement %q in %s", name, s.path)
 	}
-	rest, ok := strings.CutPrefix(who, "spiffe://")
-	domain, path, hasPath := strings.Cut(rest, "/")
-	if !ok || !hasPath || path == "" {
-		return broker.Query{}, usage("--as takes a SPIFFE ID with a path, such as spiffe://%s/agent/triage", s.trustDomain)
+	principal, err := engine.Someone(who)
+	if err != nil {
+		return broker.Query{}, usage("--as takes a SPIFFE ID, or a person as login/ana: %v", err)
 	}
 	q := broker.Query{
-		Principal: engine.Rules().Mark(broker.Identity{
-			ID: who, TrustDomain: domain, Paths: broker.SPIFFEPaths(who), Kind: broker.KindWorkload,
-		}),
-		Action: broker.ActionRequest, Entitlement: e, Scopes: f.scopes, TTL: f.ttl, Duration: f.duration,
+		Principal: principal, Action: broker.ActionRequest, Entitlement: e, Scopes: f.scopes, TTL: f.ttl, Duration: f.duration,
 		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
 	}
 	if len(q.Scopes) == 0 {

@@ -48,10 +48,24 @@ func (p *parameterFlag) Set(text string) error {
 	return nil
 }
 
+// A positiveFlag is a duration that is given, or left out: never nothing.
+type positiveFlag time.Duration
+
+// String is empty: there is no default.
+func (*positiveFlag) String() string { return "" }
+
+// Type is what help calls the value.
+func (*positiveFlag) Type() string { return "duration" }
+
+// Set takes a duration.
+func (d *positiveFlag) Set(text string) error {
+	return (*api.Duration)(d).UnmarshalText([]byte(text))
+}
+
 func (f *askFlags) add(c *cobra.Command) {
 	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "a scope; may be given more than once (default: the entitlement's default scopes)")
-	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the credential lives (default: the entitlement's)")
-	c.Flags().DurationVar(&f.duration, "duration", 0, "for how long credentials may be collected (default: the entitlement's)")
+	c.Flags().Var((*positiveFlag)(&f.ttl), "ttl", "how long the credential lives (default: the entitlement's)")
+	c.Flags().Var((*positiveFlag)(&f.duration), "duration", "for how long credentials may be collected (default: the entitlement's)")
 	c.Flags().StringVar(&f.why, "why", "", "the justification, shown to approvers and kept in the log")
 	c.Flags().StringVar(&f.ticket, "ticket", "", "the ticket that this is for")
 	c.Flags().Var(&f.parameters, "param", "a parameter of the entitlement, name=value; may be given more than once")
@@ -62,8 +76,8 @@ func (f *askFlags) add(c *cobra.Command) {
 }
 
 func (f *askFlags) ask(entitlement string) (api.Ask, error) {
-	if f.ttl < 0 || f.duration < 0 || f.wait < 0 {
-		return api.Ask{}, usage("durations are positive, such as 15m")
+	if f.wait < 0 {
+		return api.Ask{}, usage("--wait is a duration such as 15m")
 	}
 	var start time.Time
 	if f.notBefore != "" {

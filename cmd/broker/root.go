@@ -150,14 +150,16 @@ who they are with SPIFFE, say why they ask, and policy decides. Everything that
 is issued stands in a log that anyone can verify.
 
 ` + exitHelp,
+		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
+	root.SetVersionTemplate("broker {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json; what gives credentials also takes env, file and pgpass")
 	// Before anything is done: a credential that can't be printed is lost.
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		formats := []string{"text", "json"}

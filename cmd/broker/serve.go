@@ -54,8 +54,13 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 			})
 		},
 	}
-	c.Flags().StringVar(&config, "config", "/etc/broker/broker.yaml", "the operator's file")
+	configFlag(c, &config)
 	return c
+}
+
+// configFlag is for every command that reads the operator's file.
+func configFlag(c *cobra.Command, path *string) {
+	c.Flags().StringVar(path, "config", "/etc/broker/broker.yaml", "the operator's file")
 }
 
 func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {

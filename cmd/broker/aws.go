@@ -41,6 +41,7 @@ keep it until shortly before it expires, and ask again.
 		},
 	}
 	f.add(c)
+	completes(c, "scope", a.completeScope)
 	a.client.addPerson(c)
 	return c
 }

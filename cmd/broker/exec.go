@@ -76,6 +76,7 @@ command is told to end (SIGTERM), and is ended ten seconds later.
 		},
 	}
 	f.add(c)
+	completes(c, "scope", a.completeScope)
 	c.Flags().StringVar(&file, "file", "", "put the credential into this file, and keep it fresh")
 	c.Flags().BoolVar(&once, "no-renew", false, "end the command with the credential instead of renewing it")
 	a.client.addPerson(c)

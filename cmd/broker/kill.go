@@ -117,6 +117,7 @@ people whom policy lets block, with --as-person.
 		},
 	}
 	f.add(c, true)
+	completes(c, "entitlement", a.completeEntitlement)
 	a.adminSocketFlag(c, &socket)
 	a.client.addOperator(c)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
@@ -288,6 +289,7 @@ func (a *app) blockChange(socket *string, name, short, now string, change func(*
 		},
 	}
 	f.add(c, false)
+	completes(c, "entitlement", a.completeEntitlement)
 	a.client.addOperator(c)
 	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
 	return c

@@ -40,6 +40,7 @@ func (a *app) leasesCommand() *cobra.Command {
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
 	a.client.addPerson(c)
 	a.client.addAdmin(c)
+	completes(c, "entitlement", a.completeEntitlement)
 	c.AddCommand(a.abandonCommand())
 	return c
 }

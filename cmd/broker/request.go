@@ -134,6 +134,7 @@ request's id is printed; come back with "broker collect ID".
 		},
 	}
 	f.add(c)
+	completes(c, "scope", a.completeScope)
 	c.Flags().BoolVar(&dry, "dry-run", false, "decide and say what would happen, but file nothing")
 	c.Flags().BoolVar(&file, "file-only", false, "file the request without collecting a credential")
 	a.client.addPerson(c)
@@ -323,6 +324,8 @@ func (a *app) requestsCommand() *cobra.Command {
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
+	completes(c, "status", oneOf(api.StatusPending, api.StatusApproved, api.StatusDenied, api.StatusWithdrawn, api.StatusLapsed, api.StatusEnded))
+	completes(c, "entitlement", a.completeEntitlement)
 	a.client.addPerson(c)
 	return c
 }
@@ -354,25 +357,3 @@ func (a *app) showRequest(to io.Writer, r *api.Request) {
 
 // clock shows a time as people read it, in UTC.
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
-
-// completeEntitlement offers the names of what the caller may ask for. It says
-// nothing if the broker can't be reached quickly.
-func (a *app) completeEntitlement(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	var names []string
-	err := a.session(ctx, func(ctx context.Context, client *api.Client) error {
-		offers, err := client.Entitlements(ctx)
-		for _, o := range offers {
-			names = append(names, o.Entitlement)
-		}
-		return err
-	})
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
-}

@@ -162,15 +162,14 @@ is issued stands in a log that anyone can verify.
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json; what gives credentials also takes env, file and pgpass")
 	// Before anything is done: a credential that can't be printed is lost.
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
-		formats := []string{"text", "json"}
-		if c.Name() == "request" || c.Name() == "collect" || c.Name() == "renew" {
-			formats = credentialFormats
-		}
-		if !slices.Contains(formats, a.output) {
+		if formats := formatsOf(c); !slices.Contains(formats, a.output) {
 			return usage("-o is %s, not %q", strings.Join(formats, ", "), a.output)
 		}
 		return nil
 	}
+	completes(root, "output", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return formatsOf(c), cobra.ShellCompDirectiveNoFileComp
+	})
 	root.AddGroup(
 		&cobra.Group{ID: "client", Title: "For agents, services and people:"},
 		&cobra.Group{ID: "operator", Title: "For operators:"},
@@ -188,6 +187,15 @@ is issued stands in a log that anyone can verify.
 	add("auditor", a.auditCommand())
 	root.AddCommand(a.versionCommand())
 	return root
+}
+
+// formatsOf are those in which a command prints.
+func formatsOf(c *cobra.Command) []string {
+	switch c.Name() {
+	case "request", "collect", "renew":
+		return credentialFormats
+	}
+	return []string{"text", "json"}
 }
 
 // usage makes an error of a wrong command line.

@@ -290,11 +290,11 @@ func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
 	}
 	switch {
 	case a.TTL < 0 || a.TTL > r.TTL || a.TTL%time.Second != 0:
-		return refuse(ErrInvalidTTL, "an approval may shorten ttl and not lengthen it: at most "+r.TTL.String())
+		return refuse(ErrInvalidTTL, "an approval may shorten ttl and not lengthen it: at most "+Short(r.TTL))
 	case a.TTL > 0 && a.TTL < shortest:
-		return refuse(ErrInvalidTTL, "its issuer's shortest credential is longer: at least "+shortest.String())
+		return refuse(ErrInvalidTTL, "its issuer's shortest credential is longer: at least "+Short(shortest))
 	case a.Duration < 0 || a.Duration > r.Duration || a.Duration%time.Second != 0:
-		return refuse(ErrInvalidTTL, "an approval may shorten duration and not lengthen it: at most "+r.Duration.String())
+		return refuse(ErrInvalidTTL, "an approval may shorten duration and not lengthen it: at most "+Short(r.Duration))
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (a *Ask) checkForm() error {
 	case a.TTL < 0 || a.TTL%time.Second != 0:
 		return refuse(ErrInvalidTTL, "ttl is a positive number of whole seconds")
 	case a.Duration < 0 || a.Duration%time.Second != 0 || a.Duration > MaxDuration:
-		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", MaxDuration))
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", Short(MaxDuration)))
 	case !a.NotBefore.IsZero() && a.NotBefore.Nanosecond() != 0:
 		return refuse(ErrInvalidTTL, "not_before is a time of whole seconds")
 	case len(a.Parameters) > MaxParameters:
@@ -101,7 +101,7 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 		return nil, err
 	}
 	if ahead := a.NotBefore.Sub(now); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", MaxDuration))
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", Short(MaxDuration)))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 		return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
 	}
 	if a.TTL != 0 && a.TTL < e.MinTTL {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", e.MinTTL))
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", Short(e.MinTTL)))
 	}
 	return &Request{
 		Requester:     who,
@@ -205,11 +205,11 @@ func (r *Request) meet(o Obligations, asked Ask, e *Entitlement) error {
 	}
 	switch {
 	case asked.TTL > most:
-		return &Refusal{Err: ErrInvalidTTL, Detail: fmt.Sprintf("ttl is at most %s", most), Allowed: &Allowed{MaxTTL: most}}
+		return &Refusal{Err: ErrInvalidTTL, Detail: fmt.Sprintf("ttl is at most %s", Short(most)), Allowed: &Allowed{MaxTTL: most}}
 	case most < e.MinTTL:
 		return refuse(ErrInvalidTTL, "policy allows less than its issuer's shortest credential")
 	case o.MaxDuration > 0 && asked.Duration > o.MaxDuration:
-		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is at most %s", o.MaxDuration))
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is at most %s", Short(o.MaxDuration)))
 	case o.Justification && r.Justification == "":
 		return refuse(ErrJustificationRequired, "say why you need this: policy requires a justification")
 	}

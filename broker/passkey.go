@@ -316,7 +316,7 @@ func (who Identity) MayEnrol(now time.Time) bool {
 // what must not be done by whoever finds an open browser.
 func (who Identity) justLoggedIn(now time.Time) error {
 	if !who.MayEnrol(now) {
-		return refuse(ErrLoginStale, "this needs a fresh login: log in again, and do it within "+EnrolWithin.String())
+		return refuse(ErrLoginStale, "this needs a fresh login: log in again, and do it within "+Short(EnrolWithin))
 	}
 	return nil
 }

@@ -266,7 +266,7 @@ func (a *AWS) issue(ctx context.Context, o broker.Order) (broker.Credential, err
 	return s.credential(made, sent, a.cfg.Now())
 }
 
-var errTooShortForAWS = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", AWSMinTTL)}
+var errTooShortForAWS = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", broker.Short(AWSMinTTL))}
 
 // An awsSession is what STS is asked for.
 type awsSession struct {

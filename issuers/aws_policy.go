@@ -147,11 +147,11 @@ func (c AWSConfig) checkManaged(r AWSRole, partition string, bad func(key, forma
 func checkAWSTimes(r AWSRole, e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	switch {
 	case e.MaxTTL < AWSMinTTL:
-		bad("max_ttl", "AWS makes no credential for less than %s", AWSMinTTL)
+		bad("max_ttl", "AWS makes no credential for less than %s", broker.Short(AWSMinTTL))
 	case e.MaxTTL > AWSMaxTTL:
-		bad("max_ttl", "AWS makes no credential for more than %s", AWSMaxTTL)
+		bad("max_ttl", "AWS makes no credential for more than %s", broker.Short(AWSMaxTTL))
 	case r.Chain && e.MaxTTL > AWSChainMaxTTL:
-		bad("max_ttl", "at most %s with chain: AWS gives a role that assumes a role no more", AWSChainMaxTTL)
+		bad("max_ttl", "at most %s with chain: AWS gives a role that assumes a role no more", broker.Short(AWSChainMaxTTL))
 	}
 }
 

@@ -134,7 +134,7 @@ func TestWhatDoesNotCompile(t *testing.T) {
 		"external id, assertion": {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "acme" }, "aws/external_id: only assume_role"},
 		"chain, assertion":       {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Chain = true }, "aws/chain: "},
 		"chain":                  {role, func(r *AWSRole, _ *broker.Entitlement) { r.Chain = true }, ""},
-		"chain, too long":        {role, func(r *AWSRole, e *broker.Entitlement) { r.Chain, e.MaxTTL = true, time.Hour+time.Second }, "max_ttl: at most 1h0m0s with chain"},
+		"chain, too long":        {role, func(r *AWSRole, e *broker.Entitlement) { r.Chain, e.MaxTTL = true, time.Hour+time.Second }, "max_ttl: at most 1h with chain"},
 		"too long":               {role, func(_ *AWSRole, e *broker.Entitlement) { e.MaxTTL = 13 * time.Hour }, "max_ttl: AWS makes no credential for more than 12h"},
 		"too short":              {role, func(_ *AWSRole, e *broker.Entitlement) { e.MaxTTL = 14 * time.Minute }, "max_ttl: AWS makes no credential for less than 15m"},
 		"managed of another": {role, func(r *AWSRole, _ *broker.Entitlement) {

@@ -75,7 +75,7 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 		bad("path", "%s hands out a token with the policies of the entitlement; it takes nothing but policies", TokenPath)
 	}
 	if e.MaxTTL < s.MinTTL() {
-		bad("path", "AWS makes no session for less than %s: the max_ttl can't be shorter", AWSMinTTL)
+		bad("path", "AWS makes no session for less than %s: the max_ttl can't be shorter", broker.Short(AWSMinTTL))
 	}
 	if _, ok := secretTypes[s.Type]; s.Type != "" && !ok {
 		bad("type", "choose of %s, or leave it out", strings.Join(slices.Sorted(maps.Keys(secretTypes)), ", "))

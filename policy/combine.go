@@ -113,10 +113,10 @@ func describe(o broker.Obligations) (lines []string) {
 	}
 	lines = append(lines, describePeople(o)...)
 	if o.MaxTTL > 0 {
-		lines = append(lines, "max_ttl: "+o.MaxTTL.String())
+		lines = append(lines, "max_ttl: "+broker.Short(o.MaxTTL))
 	}
 	if o.MaxDuration > 0 {
-		lines = append(lines, "max_duration: "+o.MaxDuration.String())
+		lines = append(lines, "max_duration: "+broker.Short(o.MaxDuration))
 	}
 	if o.Justification {
 		lines = append(lines, "justification: required")
@@ -125,7 +125,7 @@ func describe(o broker.Obligations) (lines []string) {
 		lines = append(lines, "ticket: "+t)
 	}
 	for _, l := range o.Limits {
-		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, l.Per, l.Policy))
+		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, broker.Short(l.Per), l.Policy))
 	}
 	for _, l := range o.MaxActive {
 		lines = append(lines, fmt.Sprintf("max_active: %d (%s)", l.Count, l.Policy))
@@ -149,13 +149,13 @@ func describePeople(o broker.Obligations) (lines []string) {
 		lines = append(lines, "signed: required")
 	}
 	if o.LapseAfter > 0 {
-		lines = append(lines, "lapse_after: "+o.LapseAfter.String())
+		lines = append(lines, "lapse_after: "+broker.Short(o.LapseAfter))
 	}
 	for _, step := range o.Escalations {
-		lines = append(lines, fmt.Sprintf("escalate: %s to %s", step.After, step.Group))
+		lines = append(lines, fmt.Sprintf("escalate: %s to %s", broker.Short(step.After), step.Group))
 	}
 	for _, n := range o.Review {
-		lines = append(lines, fmt.Sprintf("review: %d of %s within %s", n.Count, n.Group, o.ReviewWithin))
+		lines = append(lines, fmt.Sprintf("review: %d of %s within %s", n.Count, n.Group, broker.Short(o.ReviewWithin)))
 	}
 	return lines
 }

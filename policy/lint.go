@@ -93,7 +93,7 @@ func (l *linter) catalogueEntries() {
 		}
 		if e.MaxTTL > 0 && e.MaxTTL < e.MinTTL {
 			l.problems.add(Problem{File: "entitlements." + name, Text: fmt.Sprintf(
-				"max_ttl %s is shorter than the shortest credential of its issuer, %s: it can never be collected", e.MaxTTL, e.MinTTL)})
+				"max_ttl %s is shorter than the shortest credential of its issuer, %s: it can never be collected", broker.Short(e.MaxTTL), broker.Short(e.MinTTL))})
 		}
 		if e.Shares != "" {
 			l.problems.add(Problem{File: "entitlements." + name, Text: l.shared(e)})
@@ -187,10 +187,10 @@ func (l *linter) bounds(r *rule, reached []*broker.Entitlement) {
 	const tooShort = "%s %s is shorter than the shortest credential of entitlement %q, %s: it can never be collected"
 	for _, e := range reached {
 		if r.MaxTTL > 0 && r.MaxTTL < e.MinTTL {
-			l.warn(r, "@max_ttl", tooShort, "@max_ttl", r.MaxTTL, e.Name, e.MinTTL)
+			l.warn(r, "@max_ttl", tooShort, "@max_ttl", broker.Short(r.MaxTTL), e.Name, broker.Short(e.MinTTL))
 		}
 		if r.MaxDuration > 0 && r.MaxDuration < e.MinTTL {
-			l.warn(r, "@max_duration", tooShort, "@max_duration", r.MaxDuration, e.Name, e.MinTTL)
+			l.warn(r, "@max_duration", tooShort, "@max_duration", broker.Short(r.MaxDuration), e.Name, broker.Short(e.MinTTL))
 		}
 	}
 }

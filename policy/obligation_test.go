@@ -37,13 +37,13 @@ func TestAnnotations(t *testing.T) {
 		{"approval", "1 of dba, 2 of dba", "!stands twice"},
 		{"approval", "1 of dba or 1 of security", "!write how many"},
 		{"approval", "1 of dba,", "!write how many"},
-		{"max_ttl", "15m", "max_ttl: 15m0s"},
+		{"max_ttl", "15m", "max_ttl: 15m"},
 		{"max_ttl", "15", "!write a duration"},
 		{"max_ttl", "0s", "!write a duration"},
 		{"max_ttl", "-1h", "!write a duration"},
 		{"max_ttl", "1500ms", "!whole seconds"},
 		{"max_ttl", "721h", "!from 1s to 720h"},
-		{"max_duration", "8h", "max_duration: 8h0m0s"},
+		{"max_duration", "8h", "max_duration: 8h"},
 		{"max_duration", "8 hours", "!write a duration"},
 		{"justification", "required", "justification: required"},
 		{"justification", "", `!write "required"`},
@@ -56,7 +56,7 @@ func TestAnnotations(t *testing.T) {
 		{"ticket", "(?=a)", "!not a pattern"},
 		{"ticket", ".*", "!demands no ticket"},
 		{"ticket", "a?", "!demands no ticket"},
-		{"limit", "20 per 1h", "limit: 20 per 1h0m0s (p)"},
+		{"limit", "20 per 1h", "limit: 20 per 1h (p)"},
 		{"limit", "20/h", "!write how many per how long"},
 		{"limit", "0 per 1h", "!write a whole number"},
 		{"limit", "1 per 0s", "!write a duration"},
@@ -158,8 +158,8 @@ func TestTheStrictestWins(t *testing.T) {
 		Justification: true, Tickets: []string{"a", "b"}, Limits: []broker.Limit{{Policy: "q", Count: 9, Per: time.Hour}},
 	}
 	want := []string{
-		"approval: 2 of dba", "approval: 1 of legal", "approval: 1 of security", "max_ttl: 1m0s", "max_duration: 1h0m0s", "justification: required",
-		"ticket: a", "ticket: b", "limit: 1 per 1h0m0s (p)", "limit: 9 per 1h0m0s (q)", "max_active: 3 (p)",
+		"approval: 2 of dba", "approval: 1 of legal", "approval: 1 of security", "max_ttl: 1m", "max_duration: 1h", "justification: required",
+		"ticket: a", "ticket: b", "limit: 1 per 1h (p)", "limit: 9 per 1h (q)", "max_active: 3 (p)",
 	}
 	if got := describe(combine(a, b)); !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)

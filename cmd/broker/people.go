@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"accessbroker.internal/api"
 	"accessbroker.internal/attest"
+	"accessbroker.internal/broker"
 	"accessbroker.internal/server"
 )
 
@@ -80,7 +80,7 @@ func (c *checker) sessions(f sessionsFile) {
 	const key = "server/sessions"
 	switch most := 30 * 24 * time.Hour; {
 	case f.Idle < 0 || f.Lasts < 0 || c.s.sessionLasts > most:
-		c.bad(key, "idle and lasts are positive, and lasts is at most %s", api.Duration(most))
+		c.bad(key, "idle and lasts are positive, and lasts is at most %s", broker.Short(most))
 	case f.Idle > 0 && c.s.sessionIdle < time.Minute:
 		c.bad(key+"/idle", "at least 1m: how long a session is unused is known no better")
 	}

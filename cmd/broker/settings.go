@@ -106,7 +106,7 @@ func (c *checker) server() {
 		PublishAhead: cmp.Or(f.Signing.PublishAhead, duration(defaultPublishAhead)),
 	}
 	if time.Duration(c.s.signing.PublishAhead) < minPublishAhead {
-		c.bad("server/signing/publish_ahead", "at least %s: whoever verifies tokens may keep the old keys for five minutes", minPublishAhead)
+		c.bad("server/signing/publish_ahead", "at least %s: whoever verifies tokens may keep the old keys for five minutes", broker.Short(minPublishAhead))
 	}
 	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.s.signing.Algorithm) {
 		c.bad("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
@@ -365,13 +365,13 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	}
 	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(defaultTTL, e.MaxTTL))
 	if e.MaxTTL > longestTTL {
-		c.bad(key+"/max_ttl", "at most %s: what lives longer is not ephemeral", longestTTL)
+		c.bad(key+"/max_ttl", "at most %s: what lives longer is not ephemeral", broker.Short(longestTTL))
 	}
 	if e.DefaultTTL > e.MaxTTL && !c.d.isLost(key+"/max_ttl") {
-		c.bad(key+"/default_ttl", "it is longer than max_ttl, %s", e.MaxTTL)
+		c.bad(key+"/default_ttl", "it is longer than max_ttl, %s", broker.Short(e.MaxTTL))
 	}
 	if e.CollectWithin > broker.MaxDuration {
-		c.bad(key+"/collect_within", "at most %s", broker.MaxDuration)
+		c.bad(key+"/collect_within", "at most %s", broker.Short(broker.MaxDuration))
 	}
 	if e.Binding != broker.BindingNone && e.Binding != broker.BindingMTLS {
 		c.bad(key+"/binding", "choose none or mtls")
@@ -386,7 +386,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		c.spec(key, issuer, f, e)
 	}
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
-		c.bad(key+"/default_ttl", "its issuer makes nothing shorter than %s", e.MinTTL)
+		c.bad(key+"/default_ttl", "its issuer makes nothing shorter than %s", broker.Short(e.MinTTL))
 	}
 	return e
 }

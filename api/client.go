@@ -78,7 +78,7 @@ func (c *Client) Await(ctx context.Context, id string, after int, wait time.Dura
 // A RequestFilter selects requests; zero fields select all of the caller's.
 type RequestFilter struct {
 	Status      string
-	Requester   string // somebody else, or "*" for everybody whose requests the caller may view
+	Requester   string // somebody else, or "*" for everybody whose requests the caller may view; an operator gets everybody's
 	Entitlement string
 	Cursor      string // the Next of the page before
 	Limit       int    // zero: 50; at most 200
@@ -104,7 +104,7 @@ func (c *Client) Lease(ctx context.Context, id string) (*Lease, error) {
 
 // A LeaseFilter selects leases; zero fields select all of the caller's.
 type LeaseFilter struct {
-	Holder      string // somebody else, or "*" for everybody whose leases the caller may view
+	Holder      string // somebody else, or "*" for everybody whose leases the caller may view; an operator gets everybody's
 	Entitlement string
 	Request     string
 	Live        bool   // only what may still work, such as what has expired and its issuer has not ended yet

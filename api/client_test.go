@@ -142,7 +142,8 @@ func TestNoProofInClearText(t *testing.T) {
 }
 
 func TestAnswersOfOthers(t *testing.T) {
-	client := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"name":"another"}`) })
+	said := `{"name":"another"}`
+	client := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, said) })
 	for name, call := range map[string]func() error{
 		"who am I": func() error { _, err := client.WhoAmI(t.Context()); return err },
 		"request":  func() error { _, err := client.Request(t.Context(), "req_1"); return err },
@@ -153,6 +154,10 @@ func TestAnswersOfOthers(t *testing.T) {
 		if err := call(); !errors.Is(err, api.ErrNotBroker) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	said = `<h1>Welcome</h1>`
+	if _, err := client.Leases(t.Context(), api.LeaseFilter{}); !errors.Is(err, api.ErrNotBroker) {
+		t.Errorf("a page: %v", err)
 	}
 }
 

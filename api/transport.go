@@ -151,7 +151,7 @@ func (c *Client) read(call call, resp *http.Response, body []byte, out, accepted
 		return nil
 	}
 	if err := json.Unmarshal(body, out); err != nil {
-		return fmt.Errorf("reading the answer of %s: %w", call.path, err)
+		return fmt.Errorf("reading the answer of %s: %w: %w", call.path, ErrNotBroker, err)
 	}
 	if !whole(out) {
 		return fmt.Errorf("reading the answer of %s: %w", call.path, ErrNotBroker)

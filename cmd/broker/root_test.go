@@ -83,3 +83,13 @@ func TestAnswerOfAProxy(t *testing.T) {
 		t.Errorf("it says %q", said.String())
 	}
 }
+
+func TestInterrupted(t *testing.T) {
+	ctx, signal := context.WithCancel(t.Context())
+	signal()
+	var said strings.Builder
+	code := run(ctx, []string{"login", "--no-browser", "--server", "https://127.0.0.1:1"}, terminal{out: io.Discard, err: &said, getenv: func(string) string { return "" }})
+	if code != exitFailed || said.String() != "broker: interrupted\n" {
+		t.Errorf("it ends with %d, and says %q", code, said.String())
+	}
+}

@@ -24,8 +24,9 @@ func (a *app) serveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Run the broker",
-		Long: `serve runs the broker by an operator's file until SIGTERM, and then drains.
-SIGHUP reads policies and catalogue again. Try the file first: broker check FILE.
+		Long: `serve runs the broker by an operator's file until SIGTERM, and then drains; a
+second one ends it at once. SIGHUP reads policies and catalogue again. Try the
+file first: broker check FILE.
 
 Environment: BROKER_SEAL_KEY (a seal key, where a file is inconvenient), GOGC,
 GOMEMLIMIT and GOMAXPROCS (Go's own).`,

@@ -153,7 +153,9 @@ func (a *app) obtain(ctx context.Context, client *api.Client, ask api.Ask, wait 
 // collectWhenApproved waits until a request is decided and collects.
 func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *api.Request, wait time.Duration) (*api.Credential, error) {
 	if r.Status == api.StatusPending && wait > 0 {
-		fmt.Fprintf(a.err, "request %s waits: %s\n", r.ID, waitsFor(r)) // somebody may have to be told
+		if interactive(a.err) {
+			fmt.Fprintf(a.err, "request %s waits: %s\n", r.ID, waitsFor(r)) // somebody may have to be told
+		}
 		var err error
 		if r, err = a.await(ctx, client, r, time.Now().Add(wait)); err != nil {
 			return nil, err

@@ -68,8 +68,8 @@ func TestWaitingForABrokerThatIsAway(t *testing.T) {
 				var said strings.Builder
 				a := &app{terminal: terminal{err: &said}}
 				credential, err := a.collectWhenApproved(t.Context(), client, waiting, 10*time.Minute)
-				if said.String() != "request req_1 waits: it needs the approval of 1 of support\n" {
-					t.Errorf("it says %q", said.String())
+				if said.Len() > 0 {
+					t.Errorf("off a terminal, it says %q", said.String())
 				}
 				if test.want == exitOK {
 					if err != nil || credential.Lease != "lse_1" {

@@ -392,7 +392,10 @@ func panicText(panicked any) string {
 func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.String("call_id", c.id), slog.String("method", knownMethod(c.r.Method)), slog.String("route", c.route.path),
-		slog.Int("status", c.w.status), slog.String("code", string(code)), slog.Duration("took", took), slog.String("from", c.from.String()),
+		slog.Int("status", c.w.status), slog.String("code", string(code)), slog.Duration("took", took),
+	}
+	if c.from.IsValid() { // the admin socket has no address
+		attrs = append(attrs, slog.String("from", c.from.String()))
 	}
 	if c.who.ID != "" {
 		attrs = append(attrs, slog.String("identity", c.who.ID), slog.String("proved_by", string(c.who.Proof.Method)))

@@ -263,13 +263,19 @@ func (f foundRecord) entry(published int64) timelineEntry {
 	case a != nil && f.record.Kind == audit.ApprovalGiven:
 		e.Detail = a.Decision
 	case a != nil && (f.record.Kind == audit.ReviewGiven || f.record.Kind == audit.ReviewClosed):
-		e.Detail = word(a.Decision == api.Approve, api.Justified, api.Unjustified)
+		e.Detail = verdict(a.Decision)
 	case f.record.End != nil:
 		e.Detail = f.record.End.How
 	case f.record.Decision != nil && f.record.Decision.Code != "":
 		e.Detail = f.record.Decision.Code
 	}
 	return e
+}
+
+// verdict is what a review says. Logs from before reviews could be signed say it
+// as approvals do.
+func verdict(decision string) string {
+	return word(decision == api.Justified || decision == api.Approve, api.Justified, api.Unjustified)
 }
 
 type recordPage struct {

@@ -139,3 +139,16 @@ func TestFindsRecords(t *testing.T) {
 		})
 	}
 }
+
+// A review is shown as what it said, in the words of now and of before reviews
+// could be signed.
+func TestVerdictsAreShown(t *testing.T) {
+	for said, want := range map[string]string{"justified": "justified", "unjustified": "unjustified", "approve": "justified", "deny": "unjustified"} {
+		for _, kind := range []audit.Kind{audit.ReviewGiven, audit.ReviewClosed} {
+			found := foundRecord{record: audit.Record{Kind: kind, Approval: &audit.ApprovalFacts{Decision: said}}}
+			if got := found.entry(0).Detail; got != want {
+				t.Errorf("%s of %q shows %q", kind, said, got)
+			}
+		}
+	}
+}

@@ -72,8 +72,10 @@ func (t *terms) complete() error {
 	switch {
 	case approves && t.glass != "":
 		return errors.New("@approval and @break_glass exclude each other: breaking the glass is doing without approval; write two permits")
-	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.Signed || t.LapseAfter > 0 || len(t.Escalations) > 0):
-		return errors.New("@deny, @exclude_team, @comment, @signed, @lapse_after and @escalate stand beside @approval: without it they mean nothing")
+	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.LapseAfter > 0 || len(t.Escalations) > 0):
+		return errors.New("@deny, @exclude_team, @comment, @lapse_after and @escalate stand beside @approval: without it they mean nothing")
+	case t.Signed && !approves && t.glass == "":
+		return errors.New("@signed stands beside @approval or @break_glass: without them it means nothing")
 	case t.glass == "" && t.ReviewWithin > 0:
 		return errors.New("@review_within stands beside @break_glass: without it it means nothing")
 	case t.Denials > people(t.Approvals):

@@ -56,7 +56,7 @@ func TestWhatMeansNothingDoesNotLoad(t *testing.T) {
 		`@deny("1")`:                                   "stand beside @approval",
 		`@exclude_team("yes")`:                         "stand beside @approval",
 		`@comment("required")`:                         "stand beside @approval",
-		`@signed("required")`:                          "stand beside @approval",
+		`@signed("required")`:                          "@signed stands beside @approval or @break_glass",
 		`@lapse_after("1h")`:                           "stand beside @approval",
 		`@escalate("1h to oncall")`:                    "stand beside @approval",
 		`@review_within("1h")`:                         "stands beside @break_glass",
@@ -120,6 +120,13 @@ func TestBrokenGlass(t *testing.T) {
 	}
 	if o := decide(t, unsigned, q).Obligations; o.Signed || o.Comment || len(o.Review) != 2 {
 		t.Errorf("broken, where nobody wants signatures: %+v", o)
+	}
+	signed, err := withPeople(t, closing(`@break_glass("security") @signed("required")`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := decide(t, signed, q).Obligations; !o.Signed || len(o.Review) != 1 {
+		t.Errorf("broken, where its own permit wants signatures: %+v", o)
 	}
 	q.Scopes = []string{"tickets:close", "tickets:comment"}
 	if d := decide(t, e, q); d.Permit {

@@ -74,6 +74,9 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 	if s.Path == TokenPath && (s.Data != nil || s.Wrap || s.Lasting || s.Timed) {
 		bad("path", "%s hands out a token with the policies of the entitlement; it takes nothing but policies", TokenPath)
 	}
+	if s.Wrap && (s.sessions() || s.signs() || s.Timed) && !s.asksTime() {
+		bad("wrap", `only time ends what is made there, and nobody sees for how long it is: write ttl: "${ttl}" in data`)
+	}
 	if e.MaxTTL < s.MinTTL() {
 		bad("path", "AWS makes no session for less than %s: the max_ttl can't be shorter", broker.Short(AWSMinTTL))
 	}

@@ -471,6 +471,7 @@ func TestVaultSpecs(t *testing.T) {
 		"unknown parameter":            {VaultSpec{Path: "database/creds/${nope}", ScopePolicies: read}, "path"},
 		"optional parameter in a path": {VaultSpec{Path: "database/creds/${note}", ScopePolicies: read}, "path"},
 		"unknown parameter in data":    {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${nope}"}}, "data/ttl"},
+		"wrapped for how long":         {VaultSpec{Path: "pki/sign/web", ScopePolicies: read, Data: map[string]string{"csr": "x"}, Wrap: true}, "wrap"},
 		"an open reference":            {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${ttl"}}, "data/ttl"},
 		"a scope that adds nothing":    {VaultSpec{Path: "database/creds/x", Policies: []string{"orders"}}, "policies"},
 		"root":                         {VaultSpec{Path: "database/creds/x", ScopePolicies: map[string][]string{"read": {"root"}}}, "policies"},

@@ -199,8 +199,8 @@ func (l *Lease) end(e ending, now time.Time) bool {
 	}
 	if l.EndAsked.IsZero() {
 		l.EndAsked, l.EndHow = now, e.how
-		if e.how == EndExpired {
-			l.EndAsked = l.Expires
+		if e.how == EndExpired || now.After(l.Expires) {
+			l.EndAsked = l.Expires // it was due then, whoever ends it now
 		}
 	}
 	switch {

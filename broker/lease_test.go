@@ -118,10 +118,12 @@ func TestEnd(t *testing.T) {
 }
 
 func TestEndingIsCountedFromWhenItWasDue(t *testing.T) {
-	l := Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon}
-	l.end(ending{EndExpired, nil}, noon.Add(3*time.Second))
-	if !l.EndAsked.Equal(noon) {
-		t.Errorf("an expired lease should have ended at %s, not %s", noon, l.EndAsked)
+	for _, how := range []string{EndExpired, EndReturned, EndRevoked} {
+		l := Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon}
+		l.end(ending{how, nil}, noon.Add(3*time.Second))
+		if !l.EndAsked.Equal(noon) {
+			t.Errorf("an expired lease that is %s should have ended at %s, not %s", how, noon, l.EndAsked)
+		}
 	}
 }
 

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -70,11 +70,6 @@ func (a *askings) join(key broker.SessionKey, every time.Duration, ask func() er
 	last.asking = one
 	go func() {
 		defer close(one.over)
-		defer func() {
-			if panicked := recover(); panicked != nil { // no call is there to do so
-				one.err = fmt.Errorf("%w: %s", errPanicked, panicText(panicked))
-			}
-		}()
 		one.err = ask()
 	}()
 	return one
@@ -113,7 +108,7 @@ func (c *call) asReader() error {
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.askings.patience)
 	defer cancel()
 	_, err := c.askAgain(ctx, readersAsk)
-	if errors.Is(err, broker.ErrUnavailable) {
+	if errors.Is(err, broker.ErrUnavailable) || errors.Is(err, errPanicked) {
 		return nil // nothing can be written now, and nothing has to be
 	}
 	return err
@@ -159,7 +154,14 @@ type refreshing struct {
 
 // do asks, and puts what is said into the session. That nothing is said is
 // logged, and no error.
-func (r refreshing) do(ctx context.Context) error {
+func (r refreshing) do(ctx context.Context) (err error) {
+	defer func() {
+		if panicked := recover(); panicked != nil { // no call is there to do so
+			r.s.cfg.Metrics.panics.Inc()
+			r.s.cfg.Logger.ErrorContext(ctx, "panic", "call_id", r.callID, "panic", panicText(panicked), "stack", string(debug.Stack()))
+			err = errPanicked
+		}
+	}()
 	b, now := r.s.cfg.Broker, time.Now()
 	session, err := b.Glance(ctx, r.token, now)
 	if err != nil || session.Who.Person.Claimed.After(r.who.Person.Claimed) {

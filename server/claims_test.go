@@ -201,8 +201,27 @@ func TestProvidersThatHang(t *testing.T) {
 	}
 }
 
+// A question that fails in a way that nobody thought of takes neither the broker
+// down nor who reads, and no vote counts by it.
+func TestProvidersThatPanic(t *testing.T) {
+	w, people := claims(t)
+	people.panics = true
+	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
+	for name, look := range reads(t, w, token, r.ID) {
+		if !look() {
+			t.Errorf("%s fails", name)
+		}
+	}
+	if _, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); !errors.Is(err, api.Internal) {
+		t.Errorf("the vote: %v", err)
+	}
+	if !strings.Contains(w.log.String(), "msg=panic") || strings.Contains(w.log.String(), "at the provider") {
+		t.Errorf("it is logged as %s", w.log)
+	}
+}
+
 // A session's provider is asked once at a time, whoever wants to know, and for
-// readers not again so soon; and no question takes the broker down.
+// readers not again so soon.
 func TestAskings(t *testing.T) {
 	a, hold, asked := newAskings(), make(chan struct{}), 0
 	ask := func() error { asked++; <-hold; return broker.ErrUnavailable }
@@ -211,8 +230,8 @@ func TestAskings(t *testing.T) {
 	if a.join(one, 0, ask) != first || a.join(one, time.Hour, ask) != first {
 		t.Error("it is asked twice at once")
 	}
-	wrong := a.join(other, time.Hour, func() error { panic("at the provider") })
-	if <-wrong.over; wrong == first || !errors.Is(wrong.err, errPanicked) {
+	wrong := a.join(other, time.Hour, func() error { return broker.ErrLoginStale })
+	if <-wrong.over; wrong == first || !errors.Is(wrong.err, broker.ErrLoginStale) {
 		t.Errorf("another session's: %v", wrong.err)
 	}
 	close(hold)

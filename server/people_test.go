@@ -21,6 +21,7 @@ import (
 type testPeople struct {
 	groups  []string // what it says when it is asked again
 	refuses bool     // to say it
+	panics  bool     // when it is asked again
 	asked   int
 	said    time.Time     // when it last did
 	hold    chan struct{} // nil, or closed when it may say it
@@ -39,6 +40,9 @@ func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values
 
 func (p *testPeople) Refresh(_ context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error) {
 	p.asked++
+	if p.panics {
+		panic("at the provider")
+	}
 	if p.hold != nil {
 		<-p.hold
 	}

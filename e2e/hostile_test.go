@@ -158,7 +158,7 @@ func testHostileTexts(t *testing.T, o *office) {
 		ben.look(t, link, "The record")
 	}
 	dan.look(t, "/ui/audit", "notes")
-	dan.look(t, "/ui/leases?holder="+`"><script>window.pwned=1</script>`, "no live leases")
+	dan.look(t, "/ui/leases?entitlement="+`"><script>window.pwned=1</script>`, "no live leases")
 	testHostilePerson(t, o, ben)
 }
 

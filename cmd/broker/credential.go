@@ -39,13 +39,15 @@ func (a *app) handOver(client *api.Client, c *api.Credential, print func(*api.Cr
 func (a *app) printCredential(c *api.Credential) error {
 	switch a.output {
 	case asEnv:
+		var text strings.Builder
 		if gone := displaced[c.Type]; len(gone) > 0 {
-			fmt.Fprintf(a.out, "unset %s\n", strings.Join(gone, " "))
+			fmt.Fprintf(&text, "unset %s\n", strings.Join(gone, " "))
 		}
 		for _, kv := range variables(c) {
-			fmt.Fprintf(a.out, "export %s=%s\n", kv[0], shellQuote(kv[1]))
+			fmt.Fprintf(&text, "export %s=%s\n", kv[0], shellQuote(kv[1]))
 		}
-		return nil
+		_, err := io.WriteString(a.out, text.String())
+		return err
 	case asFile:
 		_, err := io.WriteString(a.out, fileOf(c))
 		return err

@@ -167,7 +167,7 @@ func (r *execution) renew(ctx context.Context) bool {
 	defer cancel()
 	fresh, err := r.client.Renew(ctx, r.credential.Lease)
 	if err != nil {
-		fmt.Fprintf(r.err, "broker: renewing: %v\n", err)
+		fmt.Fprintf(r.err, "broker: renewing: %s\n", plainly(err.Error()))
 		r.once = !mayPass(err)
 		return time.Until(r.credential.ExpiresAt) > 2*time.Second
 	}
@@ -237,7 +237,7 @@ func (a *app) giveBack(client *api.Client, c *api.Credential, why string) {
 	ctx, cancel := context.WithTimeout(context.Background(), endGrace)
 	defer cancel()
 	if _, err := client.Revoke(ctx, c.Lease, why); err != nil {
-		fmt.Fprintf(a.err, "broker: giving %s back: %v; it ends at %s\n", c.Lease, err, clock(c.ExpiresAt))
+		fmt.Fprintf(a.err, "broker: giving %s back: %s; it ends at %s\n", plainly(c.Lease), plainly(err.Error()), clock(c.ExpiresAt))
 	}
 }
 

@@ -166,14 +166,23 @@ func (a *app) collectWhenApproved(ctx context.Context, client *api.Client, r *ap
 	}
 	credential, err := client.Collect(ctx, r.ID)
 	if err != nil && exitCode(err) == exitUnreachable {
-		err = comeBack(err, r.ID)
+		err = &staysError{err, r.ID}
 	}
 	return credential, err
 }
 
-// comeBack says how to go on with a request when the broker can be reached again.
-func comeBack(err error, id string) error {
-	return fmt.Errorf("%w\nthe request stays: come back with \"broker collect %s\"", err, id)
+// A staysError is about a request that can be gone on with when the broker can be
+// reached again.
+type staysError struct {
+	err error
+	id  string
+}
+
+func (e *staysError) Error() string { return e.err.Error() + "\n" + e.advice() }
+func (e *staysError) Unwrap() error { return e.err }
+
+func (e *staysError) advice() string {
+	return fmt.Sprintf("the request stays: come back with \"broker collect %s\"", e.id)
 }
 
 // await gives a request once it is decided, or as it is at the deadline. A broker
@@ -190,7 +199,7 @@ func (a *app) await(ctx context.Context, client *api.Client, r *api.Request, dea
 		left := time.Until(deadline)
 		switch {
 		case left <= 0 && lost != nil:
-			return nil, comeBack(lost, r.ID)
+			return nil, &staysError{lost, r.ID}
 		case left <= 0:
 			return r, nil
 		case lost != nil:

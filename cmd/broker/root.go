@@ -123,7 +123,7 @@ func (a *app) complain(err error) {
 	if text == "" {
 		text = e.Title
 	}
-	fmt.Fprintf(a.err, "broker: %s: %s\n", e.Code, plainly(text))
+	fmt.Fprintf(a.err, "broker: %s: %s\n", plainly(string(e.Code)), plainly(text))
 	if u, err := url.Parse(a.server()); err == nil && u.Path != "" && e.Code == api.NotFound {
 		fmt.Fprintf(a.err, "  asked at %s: is that its path?\n", u)
 	}
@@ -131,13 +131,17 @@ func (a *app) complain(err error) {
 		fmt.Fprintf(a.err, "  because %s\n", plainly(reason))
 	}
 	if e.Allowed != nil && len(e.Allowed.Scopes) > 0 {
-		fmt.Fprintf(a.err, "  allowed: %s\n", strings.Join(e.Allowed.Scopes, " "))
+		fmt.Fprintf(a.err, "  allowed: %s\n", plainly(strings.Join(e.Allowed.Scopes, " ")))
 	}
 	if e.Allowed != nil && e.Allowed.MaxTTL > 0 {
 		fmt.Fprintf(a.err, "  allowed: a ttl of at most %s\n", e.Allowed.MaxTTL)
 	}
 	if e.RequestID != "" {
-		fmt.Fprintf(a.err, "  request: %s\n", e.RequestID)
+		fmt.Fprintf(a.err, "  request: %s\n", plainly(e.RequestID))
+	}
+	var stays *staysError
+	if errors.As(err, &stays) {
+		fmt.Fprintln(a.err, stays.advice())
 	}
 }
 
@@ -276,5 +280,9 @@ func interactive(w any) bool {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull) // a device, and nobody
+	return err != nil || !os.SameFile(info, null)
 }

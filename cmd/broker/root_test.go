@@ -93,3 +93,15 @@ func TestInterrupted(t *testing.T) {
 		t.Errorf("it ends with %d, and says %q", code, said.String())
 	}
 }
+
+// The null device is no terminal, though it is a device.
+func TestNobodyAtTheNullDevice(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = null.Close() }()
+	if interactive(null) {
+		t.Error("somebody is asked at the null device")
+	}
+}

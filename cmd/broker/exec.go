@@ -182,7 +182,13 @@ func (r *execution) renew(ctx context.Context) bool {
 // mayPass says whether what went wrong may be over in a moment.
 func mayPass(err error) bool {
 	var answer *api.Error
-	return !errors.As(err, &answer) || answer.Status == http.StatusTooManyRequests || answer.Status >= http.StatusInternalServerError
+	switch {
+	case !errors.As(err, &answer):
+		return true
+	case answer.Code == api.IssuerRefused: // each try would be another lease, to the same no
+		return false
+	}
+	return answer.Status == http.StatusTooManyRequests || answer.Status >= http.StatusInternalServerError
 }
 
 // environment is the command's, and writes the file if there is one.

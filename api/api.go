@@ -46,7 +46,7 @@ type Request struct {
 	ID            string            `json:"id,omitempty"` // "req_…"; empty for a dry run
 	Version       int               `json:"version"`
 	Status        string            `json:"status"`
-	Requester     string            `json:"requester"`      // SPIFFE ID
+	Requester     string            `json:"requester"`      // SPIFFE ID, or person as "login/ana"
 	RequesterKind string            `json:"requester_kind"` // workload, agent, person
 	Entitlement   string            `json:"entitlement"`
 	Scopes        []string          `json:"scopes,omitempty"`
@@ -248,7 +248,7 @@ type Lease struct {
 	ID          string            `json:"id"`
 	Request     string            `json:"request"`
 	Status      string            `json:"status"`
-	Holder      string            `json:"holder"` // SPIFFE ID
+	Holder      string            `json:"holder"` // SPIFFE ID, or person as "login/ana"
 	Entitlement string            `json:"entitlement"`
 	Issuer      string            `json:"issuer"`
 	Scopes      []string          `json:"scopes,omitempty"`

@@ -8,7 +8,7 @@ import (
 
 // A Selector says what the kill switch hits. Exactly one field is set.
 type Selector struct {
-	Holder      string `json:"holder,omitempty"` // a SPIFFE ID
+	Holder      string `json:"holder,omitempty"` // a SPIFFE ID, or a person as "login/ana"
 	Under       string `json:"under,omitempty"`  // a SPIFFE ID: itself and every path below it
 	TrustDomain string `json:"trust_domain,omitempty"`
 	Entitlement string `json:"entitlement,omitempty"`

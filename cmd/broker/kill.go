@@ -23,7 +23,7 @@ import (
 type selectorFlags struct{ api.Selector }
 
 func (f *selectorFlags) add(c *cobra.Command, request bool) {
-	c.Flags().StringVar(&f.Holder, "holder", "", "one identity, by its SPIFFE ID")
+	c.Flags().StringVar(&f.Holder, "holder", "", "one identity: a SPIFFE ID, or a person as login/ana")
 	c.Flags().StringVar(&f.Under, "under", "", "a SPIFFE ID and every path below it")
 	c.Flags().StringVar(&f.TrustDomain, "trust-domain", "", "everybody of a trust domain")
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "everybody who has an entitlement")

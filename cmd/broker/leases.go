@@ -32,7 +32,7 @@ func (a *app) leasesCommand() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, or '*' for everybody whose leases you may view (default: you; by the admin socket, everybody)")
+	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, a person as login/ana, or '*' for everybody whose leases you may view (default: you; by the admin socket, everybody)")
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Request, "request", "", "of one request only")
 	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work, such as what has expired and its issuer has not ended yet")

@@ -331,7 +331,7 @@ func (a *app) requestsCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&f.Status, "status", "", "pending, approved, denied, withdrawn, lapsed or ended")
-	c.Flags().StringVar(&f.Requester, "requester", "", "a SPIFFE ID, or '*' for everybody whose requests you may view")
+	c.Flags().StringVar(&f.Requester, "requester", "", "a SPIFFE ID, a person as login/ana, or '*' for everybody whose requests you may view (default: you)")
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")

@@ -107,7 +107,7 @@ type LeaseFilter struct {
 	Holder      string // somebody else, or "*" for everybody whose leases the caller may view; an operator gets everybody's
 	Entitlement string
 	Request     string
-	Live        bool   // only what may still work, such as what has expired and its issuer has not ended yet
+	Live        bool   // only what may still work, also what has expired and its issuer has yet to end
 	Cursor      string // the Next of the page before
 	Limit       int    // zero: 50; at most 200
 }

@@ -116,8 +116,8 @@ func (l *Lease) Due() time.Time {
 // if that is less than ending it at once.
 func (l *Lease) endable() bool { return l.Revocation == RevokedImmediate || len(l.Handle) > 0 }
 
-// Live says whether the credential may still work, as far as we know: one that
-// its issuer has to be told of may, though its time is over, until it was.
+// Live says whether the credential may still work, as far as we know. What its
+// issuer has to end may, though its time is over, until it is ended.
 func (l *Lease) Live(now time.Time) bool {
 	switch l.State(now) {
 	case LeaseIssuing, LeaseActive, LeaseRevoking, LeaseStuck:

@@ -19,7 +19,7 @@ func (a *app) leasesCommand() *cobra.Command {
 		Short: "List the credentials that were issued, newest first",
 		Example: `  broker leases --live
   broker leases --holder '*' --entitlement tickets-api -o json
-  broker leases --holder '*' --live --admin-socket /run/broker/admin.sock
+  broker leases --live --admin-socket /run/broker/admin.sock
   broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
 		Args: exactly(0, "no arguments, or abandon"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -35,7 +35,7 @@ func (a *app) leasesCommand() *cobra.Command {
 	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, a person as login/ana, or '*' for everybody whose leases you may view (default: you; by the admin socket, everybody)")
 	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
 	c.Flags().StringVar(&f.Request, "request", "", "of one request only")
-	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work, such as what has expired and its issuer has not ended yet")
+	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work; also what has expired, if its issuer has yet to end it")
 	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
 	a.client.addPerson(c)

@@ -41,13 +41,14 @@ func (b *Broker) approvable(ctx context.Context, rules *Rules, r *Request, now t
 	return b.staffed(ctx, rules, r, o.Review, now)
 }
 
-// maxAsked is how many people policy is asked about, when a request is filed,
-// whether it forbids that they approve it. If it forbids all of so many, the rest
-// is taken to be able to: then the vote alone refuses.
+// maxAsked bounds of how many people policy is asked, when a request is filed,
+// whether it forbids that they approve it. The rest are taken to be allowed to:
+// then only their vote is refused.
 const maxAsked = 50
 
 // staffed refuses what more people would have to speak of than there are who
-// may, as far as they are listed, and policy forbids them for good.
+// may, as far as that is known beforehand: of groups whose people are all listed,
+// and of what policy forbids them for good.
 func (b *Broker) staffed(ctx context.Context, rules *Rules, r *Request, needs []ApprovalNeed, now time.Time) error {
 	if _, known := r.team(rules); r.Decision.Obligations.ExcludeTeam && !known && len(needs) > 0 {
 		return refuse(ErrNobodyCanApprove, "policy wants people from outside of the requester's team, and nobody can tell who is in that: ask the operators to give it a team that is a group")
@@ -76,7 +77,7 @@ func (b *Broker) staffed(ctx context.Context, rules *Rules, r *Request, needs []
 			return nil
 		}
 	}
-	return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than those whom it does not forbid to: ask the operators")
+	return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are whom it lets: ask the operators")
 }
 
 // listed gives those of the needs whose people are all listed, and these people,

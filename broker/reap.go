@@ -41,6 +41,7 @@ type pace struct {
 }
 
 func newPace() *pace {
+	// One processor may run two threads, which makes it no faster.
 	return &pace{limiter: rate.NewLimiter(rate.Limit(reapRate*min(runtime.NumCPU(), runtime.GOMAXPROCS(0))), reapBatch)}
 }
 

@@ -90,7 +90,7 @@ func CheckRotation(every, ahead, longest time.Duration) error {
 	case every < longest:
 		return fmt.Errorf("signing keys rotate every %s, which is shorter than the longest ttl, %s: a key must outlive what it signs", broker.Short(every), broker.Short(longest))
 	case ahead <= 0 || ahead >= every:
-		return fmt.Errorf("signing keys are published %s ahead: it must be more than nothing and less than their rotation, %s", ahead, every)
+		return fmt.Errorf("signing keys are published %s ahead: it must be more than nothing and less than their rotation, %s", broker.Short(ahead), broker.Short(every))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // How a credential is printed, beside text and json.
@@ -64,7 +65,7 @@ func (a *app) printCredential(c *api.Credential) error {
 		if len(c.Scopes) > 0 {
 			fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
 		}
-		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), api.Duration(time.Until(c.ExpiresAt).Round(time.Second)))
+		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), broker.Short(time.Until(c.ExpiresAt).Round(time.Second)))
 		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
 		for _, name := range secretFields(c) {
 			if strings.Contains(c.Secret[name], "\n") {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // askFlags are those of every command that asks for something.
@@ -203,9 +204,9 @@ func (a *app) await(ctx context.Context, client *api.Client, r *api.Request, dea
 		case left <= 0:
 			return r, nil
 		case lost != nil:
-			show("the broker can't be reached, and is tried again (%s left)", api.Duration(left.Round(time.Second)))
+			show("the broker can't be reached, and is tried again (%s left)", broker.Short(left.Round(time.Second)))
 		default:
-			show("%s (%s left)", waitsFor(r), api.Duration(left.Round(time.Second)))
+			show("%s (%s left)", waitsFor(r), broker.Short(left.Round(time.Second)))
 		}
 		next, err := client.Await(ctx, r.ID, r.Version, min(left, longest))
 		switch {

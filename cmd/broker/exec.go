@@ -40,11 +40,10 @@ The credential stands in the command's environment:
 
 and BROKER_LEASE, BROKER_EXPIRES_AT (RFC 3339) beside it. Whatever would lead the
 tools of that type to another credential is taken away first, such as AWS_PROFILE,
-PGPASSFILE and an older AWS_SESSION_TOKEN; a user that a PGSERVICE names stays, and
-goes before. With --file it stands
-in a file of mode 0600 instead, named in BROKER_CREDENTIAL_FILE, which is renewed
-in place while the command runs, and removed at the end: a token as it is, other
-credentials as JSON.
+PGPASSFILE and an older AWS_SESSION_TOKEN; but a user that PGSERVICE leads to stays,
+and is preferred to PGUSER. With --file it stands in a file of mode 0600 instead,
+named in BROKER_CREDENTIAL_FILE, which is renewed in place while the command runs,
+and removed at the end: a token as it is, other credentials as JSON.
 
 A credential in the environment can't be renewed: when its time is over, the
 command is told to end (SIGTERM), and is ended ten seconds later.

@@ -128,7 +128,7 @@ func (a *app) policyExplainCommand() *cobra.Command {
 			return a.print(explanation, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSpace(explanation.String())) })
 		},
 	}
-	f.add(c)
+	f.addAsked(c)
 	configFlag(c, &config)
 	c.Flags().StringVar(&who, "as", "", "who asks: a SPIFFE ID, or a person as login/ana")
 	c.Flags().StringVar(&ip, "from", "", "the address that it asks from")
@@ -147,7 +147,7 @@ func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags
 	}
 	q := broker.Query{
 		Principal: principal, Action: broker.ActionRequest, Entitlement: e, Scopes: f.scopes, TTL: f.ttl, Duration: f.duration,
-		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
+		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters, BreakGlass: f.breakGlass,
 	}
 	if len(q.Scopes) == 0 {
 		q.Scopes = e.DefaultScopes

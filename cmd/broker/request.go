@@ -64,16 +64,21 @@ func (d *positiveFlag) Set(text string) error {
 }
 
 func (f *askFlags) add(c *cobra.Command) {
+	f.addAsked(c)
+	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
+	c.Flags().StringVar(&f.notBefore, "not-before", "", "when the grant is to start, as 2026-01-31T12:00:00Z")
+	c.Flags().StringVar(&f.extends, "extends", "", "an earlier request that this one goes on")
+}
+
+// addAsked adds what policy is asked about.
+func (f *askFlags) addAsked(c *cobra.Command) {
 	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "a scope; may be given more than once (default: the entitlement's default scopes)")
 	c.Flags().Var((*positiveFlag)(&f.ttl), "ttl", "how long the credential lives (default: the entitlement's)")
 	c.Flags().Var((*positiveFlag)(&f.duration), "duration", "for how long credentials may be collected (default: the entitlement's)")
 	c.Flags().StringVar(&f.why, "why", "", "the justification, shown to approvers and kept in the log")
 	c.Flags().StringVar(&f.ticket, "ticket", "", "the ticket that this is for")
 	c.Flags().Var(&f.parameters, "param", "a parameter of the entitlement, name=value; may be given more than once")
-	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for people to approve (default: not at all)")
 	c.Flags().BoolVar(&f.breakGlass, "break-glass", false, "an emergency: no approval now, people review it afterwards")
-	c.Flags().StringVar(&f.notBefore, "not-before", "", "when the grant is to start, as 2026-01-31T12:00:00Z")
-	c.Flags().StringVar(&f.extends, "extends", "", "an earlier request that this one goes on")
 }
 
 func (f *askFlags) ask(entitlement string) (api.Ask, error) {

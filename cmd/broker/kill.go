@@ -229,7 +229,7 @@ func writeKill(w io.Writer, what string, k *api.KillPreview) {
 		fmt.Fprintf(w, "  and %s with them, because their issuer ends them together\n", counted(k.Beyond, "other"))
 	}
 	if k.Lasting > 0 {
-		fmt.Fprintf(w, "  %d of them go on working: change what they give access to\n", k.Lasting)
+		fmt.Fprintf(w, "  %d of them will go on working: change what they give access to\n", k.Lasting)
 	}
 	if k.More {
 		fmt.Fprintln(w, "  and there are more: repeat the command")

@@ -46,6 +46,7 @@ type askings struct {
 	sessions *lru[broker.SessionKey, *latest] // guarded by mu
 }
 
+// latest can be replaced where it stands, which what is in an lru can't.
 type latest struct{ *asking }
 
 func newAskings() *askings {

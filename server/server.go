@@ -217,9 +217,10 @@ func (s *Server) Handler(audiences ...Audience) http.Handler {
 	mux.Handle("/", s.serve(route{path: "(none)", open: true, run: func(*Server, *call) (reply, error) {
 		return reply{}, refuse(broker.ErrNotFound, "no such resource: see /openapi.json")
 	}}))
-	if nowhere := (route{path: "(none)", audience: UI, run: func(*Server, *call) (reply, error) {
+	nowhere := route{path: "(none)", audience: UI, run: func(*Server, *call) (reply, error) {
 		return reply{}, refuse(broker.ErrNotFound, "there is no such page")
-	}}); nowhere.isFor(audiences) {
+	}}
+	if nowhere.isFor(audiences) { // else it is the API's to answer
 		mux.Handle("/ui/", s.serve(nowhere))
 	}
 	return s.underPath(mux)

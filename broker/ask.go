@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -266,7 +265,7 @@ func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, ag
 	}
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
-	r.Lapses = now.Add(cmp.Or(r.Decision.Obligations.LapseAfter, PendingFor))
+	r.Lapses = now.Add(r.Waits())
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, e)
 	count := pendingKey(r.Requester.ID)
 	record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}

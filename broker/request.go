@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 
@@ -159,6 +160,12 @@ func (r *Request) deniedBy() string {
 		}
 	}
 	return text
+}
+
+// Waits is how long the request waits for people, at most, if any have to approve
+// it.
+func (r *Request) Waits() time.Duration {
+	return cmp.Or(r.Decision.Obligations.LapseAfter, PendingFor)
 }
 
 // Starts is when the clock of the grant starts: at the last approval, or when

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -115,15 +114,10 @@ const (
 	recordCount = 2 * time.Minute
 )
 
-// waits is how long a request waits for people.
-func waits(r *broker.Request) time.Duration {
-	return cmp.Or(r.Decision.Obligations.LapseAfter, broker.PendingFor)
-}
-
 // lifeOf is the span in which all records of a request were written. within are
 // its moments, which go on where leases outlive the grant.
 func lifeOf(r *broker.Request, within []span) span {
-	to := r.Created.Add(waits(r))
+	to := r.Created.Add(r.Waits())
 	for _, t := range []time.Time{r.CollectUntil, within[len(within)-1].to} {
 		if t.After(to) {
 			to = t
@@ -145,7 +139,7 @@ func moments(r *broker.Request, leases []*broker.Lease) (spans []span) {
 		add(a.At, recordSoon)
 	}
 	if r.Status == broker.RequestWithdrawn {
-		add(r.Created, waits(r))
+		add(r.Created, r.Waits())
 	}
 	add(r.CollectUntil, recordSoon)
 	for _, l := range leases {

@@ -263,10 +263,16 @@ func (l *linter) marksOf(who scope) (marks []broker.Mark) {
 	case "":
 		places = []string{""}
 	}
+	one := who.uid.Type == typeWorkload || who.uid.Type == typeAgent
 	for _, m := range l.in.Marks {
-		carried := func(p string) bool {
-			below := who.uid.Type != typeWorkload && who.uid.Type != typeAgent && broker.Mark{Under: p}.Covers(m.Under)
-			return p == "" || below || m.Covers(p) && !l.hidden(m, p)
+		carried := func(place string) bool {
+			switch {
+			case place == "":
+				return true
+			case !one && broker.Mark{Under: place}.Covers(m.Under): // it is on some of what is there
+				return true
+			}
+			return m.Covers(place) && !l.hidden(m, place) // or on all of it
 		}
 		if (who.kind == "" || who.kind == principalType(m.Kind)) && slices.ContainsFunc(places, carried) {
 			marks = append(marks, m)

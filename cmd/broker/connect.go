@@ -142,19 +142,27 @@ func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) 
 
 // operatorSession is session, or goes by the admin socket if that was asked for.
 func (a *app) operatorSession(ctx context.Context, f func(context.Context, *api.Client) error) error {
-	if a.client.admin != "" {
-		return f(ctx, adminClient(a.client.admin, adminWait))
+	switch {
+	case a.client.admin == "":
+		return a.session(ctx, f)
+	case a.client.person:
+		return errTwoWays
 	}
-	return a.session(ctx, f)
+	return f(ctx, adminClient(a.client.admin, adminWait))
 }
+
+var errTwoWays = usage("--as-person and --admin-socket are two ways to do it: choose one")
 
 // asOperator calls f with a client of the admin socket or, if that was asked for,
 // for the person who is logged in.
 func (a *app) asOperator(ctx context.Context, socket string, wait time.Duration, f func(context.Context, *api.Client) error) error {
-	if a.client.person {
-		return a.asPerson(ctx, f)
+	switch {
+	case !a.client.person:
+		return f(ctx, adminClient(a.adminSocket(socket), wait))
+	case socket != "":
+		return errTwoWays
 	}
-	return f(ctx, adminClient(a.adminSocket(socket), wait))
+	return a.asPerson(ctx, f)
 }
 
 // workloadAPIWait is how long a command waits for its own identity.

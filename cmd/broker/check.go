@@ -43,7 +43,7 @@ policies, and says so.`,
 				Warnings     []string `json:"warnings,omitempty"`
 			}{engine.Len(), len(s.catalogue), engine.Revision().String(), engine.Warnings()}
 			return a.print(found, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is good: %d policies, %d entitlements, revision %.12s\n", args[0], found.Policies, found.Entitlements, found.Revision)
+				fmt.Fprintf(w, "%s is good: %d policies, %s, revision %.12s\n", args[0], found.Policies, counted(found.Entitlements, "entitlement"), found.Revision)
 			})
 		},
 	}

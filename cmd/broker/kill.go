@@ -33,14 +33,6 @@ func (f *selectorFlags) add(c *cobra.Command, request bool) {
 	}
 }
 
-// counted is a number of things.
-func counted(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
-
 // check wants exactly one of them.
 func (f *selectorFlags) check() error {
 	given := 0

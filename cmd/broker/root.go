@@ -250,6 +250,14 @@ func (a *app) print(value any, text func(w io.Writer)) error {
 	return w.Flush()
 }
 
+// counted is a number of things.
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // answer reads the line that a person types. A signal in its stead is a no.
 func (a *app) answer(ctx context.Context, in *bufio.Reader) (string, error) {
 	type typed struct {

@@ -80,7 +80,7 @@ func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) F
 		Event: string(n.Event), Time: n.Created.UTC(), Group: n.Group, Request: r.ID.String(), URL: pages + "/ui/requests/" + r.ID.String(),
 		Status: statuses[r.State(now)], Entitlement: r.Entitlement, Scopes: r.Scopes, Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
 		Accountable: r.Requester.Accountable, Justification: plain(r.Justification), Ticket: plain(r.Ticket),
-		TTL: r.TTL.String(), Duration: r.Duration.String(), BreakGlass: r.BreakGlass,
+		TTL: broker.Short(r.TTL), Duration: broker.Short(r.Duration), BreakGlass: r.BreakGlass,
 	}
 	if !r.Lapses.IsZero() {
 		lapses := r.Lapses.UTC()

@@ -43,7 +43,7 @@ func TestMessage(t *testing.T) {
 asked for orders-db-rw: write
 because: order 7 is stuck
 ticket: OPS-7
-each credential lives for 10m0s, collected for 1h0m0s
+each credential lives for 10m, collected for 1h
 approved by 0 of 2 of dba
 It lapses at 2026-06-01 13:00:00Z.
 

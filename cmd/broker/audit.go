@@ -201,7 +201,7 @@ func (a *app) auditShowCommand() *cobra.Command {
 			case last < 0:
 				return usage("--last takes how many, from 1; 0 is all")
 			case kind != "" && !slices.Contains(audit.Kinds(), audit.Kind(kind)):
-				return usage("--kind: there is none %q; there are:\n%s", kind, kindsInRows())
+				return usage("--kind: no record is a %q; there are:\n%s", kind, kindsInRows())
 			}
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				named := naming(about)

@@ -11,9 +11,9 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// Mistakes of form in the operator's file: keys that there are not, and values of
-// another kind. The YAML library stops at the first, and an operator wants to know
-// of all: so each is taken out and noted, and what is left is understood.
+// Mistakes of form in the operator's file: unknown keys, and values of another
+// kind. The YAML library stops at the first, and an operator wants to know of all:
+// so each is taken out and noted, and what is left is understood.
 
 // read reads the tree into the file, but for what does not fit.
 func (d *document) read() {

@@ -157,12 +157,15 @@ var errTwoWays = usage("--as-person and --admin-socket are two ways to do it: ch
 // for the person who is logged in.
 func (a *app) asOperator(ctx context.Context, socket string, wait time.Duration, f func(context.Context, *api.Client) error) error {
 	switch {
-	case !a.client.person:
-		return f(ctx, adminClient(a.adminSocket(socket), wait))
-	case socket != "":
+	case a.client.person && socket != "":
 		return errTwoWays
+	case a.client.person:
+		return a.asPerson(ctx, f)
+	case a.client.server != "" || a.client.brokerID != "":
+		// Another broker than the one that is meant would be hit.
+		return usage("the admin socket is of this machine's broker: --server and --broker-id go with --as-person")
 	}
-	return a.asPerson(ctx, f)
+	return f(ctx, adminClient(a.adminSocket(socket), wait))
 }
 
 // workloadAPIWait is how long a command waits for its own identity.

@@ -54,6 +54,7 @@ entitlements:
 // line gets them by credential_process, reads what the scope allows, and is
 // refused everything else.
 func TestAWS(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := startCloud(t)
 	for _, entitlement := range []string{"reports", "reports-own"} {
 		t.Run("credential_process of "+entitlement, func(t *testing.T) { testCredentialProcess(t, c, entitlement) })

@@ -358,7 +358,7 @@ func (l *lab) takes(t *testing.T, ask api.Ask, n int) time.Duration {
 			t.Fatal(err)
 		}
 	}
-	return time.Duration(n) * one * 3 / 2
+	return time.Duration(n) * one * 4 / 3
 }
 
 // getMany gets many credentials, several at a time, and gives their leases.

@@ -36,6 +36,7 @@ func by(svid string) api.TokenRequest {
 
 // TestSPIRE runs the flows of one trust domain, one after another.
 func TestSPIRE(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := startSPIRE(t, "acme.test")
 	s.register(t, "/agent/triage", self(t))
 	w := startBroker(t, s)

@@ -257,6 +257,7 @@ func accessDenied(err error) error {
 const readReports = `{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": ["arn:aws:s3:::reports/2026/*"]}]}`
 
 func TestMinIO(t *testing.T) {
+	t.Parallel() // it mostly waits
 	provider, token := startTestProvider(t)
 	m := startMinIO(t, provider)
 	m.must(t, "mb", "it/reports")

@@ -19,6 +19,7 @@ import (
 // TestRotation streams calls while the SVIDs of both sides are rotated: none
 // fails, though none is sent twice.
 func TestRotation(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := startSPIRE(t, "acme.test")
 	s.register(t, "/agent/triage", self(t), "-x509SVIDTTL", "40")
 	w := startBroker(t, s, "-x509SVIDTTL", "40")
@@ -77,6 +78,7 @@ when { ["tickets:read"].containsAll(context.scopes) };
 // broker, the same bundles and the same caller, without its name in the list,
 // and it is nobody.
 func TestFederation(t *testing.T) {
+	t.Parallel() // it mostly waits
 	acme, supplier := startSPIRE(t, "acme.test"), startSPIRE(t, "supplier.test")
 	acme.federate(t, supplier)
 	supplier.federate(t, acme)
@@ -123,6 +125,7 @@ func TestFederation(t *testing.T) {
 // TestBundleRotation rotates SPIRE's authorities: what the new ones sign is
 // accepted, and once an old one is revoked, what it signed is not.
 func TestBundleRotation(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := startSPIRE(t, "acme.test")
 	s.register(t, "/agent/triage", self(t))
 	w := startBroker(t, s)

@@ -33,7 +33,8 @@ const shareClients = 16
 //
 // In a closed loop, each client asks again once it is answered: the processor is
 // the bound, and the share is mostly waiting for it. Paced, the same clients ask
-// for half of what the broker did then; the share is what it takes itself.
+// for an eighth of what the broker did then: few wait for it, and the share is
+// what it takes itself.
 func BenchmarkOwnShare(b *testing.B) {
 	k := newKit(b)
 	u := &upstream{took: map[string]time.Duration{}}
@@ -66,7 +67,7 @@ permit (principal in Path::"spiffe://acme.test/agent", action == Action::"reques
 	}
 	b.ResetTimer()
 	closed := k.rounds(ways, u, 0)
-	rate := closed[len(ways)-1].rate() / 2
+	rate := closed[len(ways)-1].rate() / 8
 	paced := k.rounds(ways, u, rate)
 	b.StopTimer()
 	b.Logf("a processor for the broker alone: %v; %d clients; the upstream takes %s a call", apart, shareClients, upstreamTakes)

@@ -104,7 +104,7 @@ func (d *demo) tell(ctx context.Context) error {
 			return fmt.Errorf("step %d did not go as told: %w", d.step, err)
 		}
 	}
-	fmt.Fprintf(d.out, "\nAll of it went as told. Play with it yourself: broker dev\n")
+	fmt.Fprintf(d.out, "\nAll of it went as told. Play with it yourself: %s dev\n", os.Args[0])
 	return nil
 }
 

@@ -74,7 +74,7 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 	if s.Path == TokenPath && (s.Data != nil || s.Wrap || s.Lasting || s.Timed) {
 		bad("path", "%s hands out a token with the policies of the entitlement; it takes nothing but policies", TokenPath)
 	}
-	if s.Wrap && (s.sessions() || s.signs() || s.Timed) && !s.asksTime() {
+	if s.Wrap && s.endsByTime() && !s.asksTime() {
 		bad("wrap", `only time ends what is made there, and nobody sees for how long it is: write ttl: "${ttl}" in data`)
 	}
 	if e.MaxTTL < s.MinTTL() {
@@ -141,11 +141,15 @@ func (s *VaultSpec) Revocation() broker.Revocation {
 		return broker.RevokedNever
 	case s.static():
 		return broker.RevokedAtRotation
-	case s.Wrap || s.signs() || s.Timed || s.sessions():
+	case s.Wrap || s.endsByTime():
 		return broker.RevokedAtExpiry
 	}
 	return broker.RevokedImmediate
 }
+
+// endsByTime says whether, as far as the spec tells, only time ends what is made
+// there.
+func (s *VaultSpec) endsByTime() bool { return s.signs() || s.Timed || s.sessions() }
 
 // static says whether the path is that of a static role (database, LDAP),
 // whose password lives until it is rotated.

@@ -5,7 +5,7 @@ FUZZTIME ?= 10s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: build demo test e2e lint bench fuzz
+.PHONY: build demo test e2e lint bench fuzz mutate
 
 build: ## the one binary, bin/broker
 	$(GO) build -trimpath -o bin/broker ./cmd/broker
@@ -51,3 +51,8 @@ fuzz: ## every fuzz target for FUZZTIME
 			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package; \
 		done; \
 	done
+
+# Read internal/mutate/main.go first. TESTS names further packages whose tests run.
+PKG ?= ./policy
+mutate: ## change the code of PKG, one mistake at a time, and list the mistakes that no test notices (N=60 draws 60)
+	$(GO) run ./internal/mutate -n $(or $(N),0) -seed $(or $(SEED),1) -files '$(FILES)' -total $(or $(TIME),30m) $(PKG) $(TESTS)

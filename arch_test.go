@@ -34,6 +34,7 @@ var ours = map[string][]string{
 	"server/ui":           {},
 	"internal/brokertest": {"*"},
 	"internal/softkey":    {},
+	"internal/mutate":     {},
 	"cmd/broker":          {"*"},
 }
 
@@ -66,6 +67,7 @@ var rooms = map[string][]string{
 var files = map[string]string{
 	"cmd/broker":          "flags, files, environment, terminal",
 	"internal/brokertest": "test kit",
+	"internal/mutate":     "a program for developers: reads source files, prints survivors",
 	"attest":              "bundle and certificate files, read again when they change",
 	"attest/localca":      "the development CA's own folder",
 	"audit":               "the checkpoint that is remembered outside of the database",

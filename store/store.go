@@ -9,7 +9,7 @@
 //
 // # What is where
 //
-// Rows are a body (bodies.go, codec.go) under an id, with few columns by which
+// Rows are a body (row_encoding.go, field_encoding.go) under an id, with few columns by which
 // they are found (rows.go). A record stands in a row with the tree hashes that
 // it completes: node n of a level is in record ((n+1)<<level)-1. The head row
 // says how long the log is; its nonce tells whether a commit whose answer was

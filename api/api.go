@@ -1,9 +1,8 @@
-// Package api is what stands on the wire between the broker and everybody
-// else: the JSON types, the error codes, and the Go client that the command
-// line, the tests and other Go programs use. It imports nothing of ours.
+// Package api defines the broker's HTTP API: the JSON types, the error codes
+// and a Go client. Clients need no other package of this module.
 //
-// Field names are contracts. Times are RFC 3339 in UTC, durations Go strings
-// ("15m"), digests lower-case hex of a SHA-256.
+// Field names are contracts. Times are RFC 3339 in UTC. Durations are Go
+// strings ("15m"). Digests are SHA-256 in lower-case hex.
 package api
 
 import (
@@ -14,34 +13,33 @@ import (
 	"time"
 )
 
-// An Ask is what a caller wants: the body of POST /v1/requests and of POST
-// /v1/credentials.
+// An Ask is the body of POST /v1/requests and POST /v1/credentials.
 type Ask struct {
 	Entitlement   string            `json:"entitlement"`
-	Scopes        []string          `json:"scopes,omitempty"` // empty: the entitlement's default scopes
-	TTL           Duration          `json:"ttl,omitzero"`     // zero: the entitlement's default, cut to what policy allows
-	Duration      Duration          `json:"duration,omitzero"`
+	Scopes        []string          `json:"scopes,omitempty"`  // empty: the entitlement's default scopes
+	TTL           Duration          `json:"ttl,omitzero"`      // of each credential; zero: the entitlement's default, cut to the policy's maximum
+	Duration      Duration          `json:"duration,omitzero"` // how long credentials can be collected; zero: the entitlement's default
 	Justification string            `json:"justification,omitempty"`
 	Ticket        string            `json:"ticket,omitempty"`
 	Parameters    map[string]string `json:"parameters,omitempty"`
-	SubjectToken  string            `json:"subject_token,omitempty"` // the caller's own JWT-SVID; any other is refused
-	DryRun        bool              `json:"dry_run,omitempty"`       // decide and say, but file nothing
-	BreakGlass    bool              `json:"break_glass,omitempty"`   // an emergency: no approval now, a review afterwards
-	NotBefore     time.Time         `json:"not_before,omitzero"`     // when the grant is to start
-	Extends       string            `json:"extends,omitempty"`       // the caller's earlier request that this one goes on
+	SubjectToken  string            `json:"subject_token,omitempty"` // the caller's own JWT-SVID; a foreign one is refused
+	DryRun        bool              `json:"dry_run,omitempty"`       // return the decision without filing a request
+	BreakGlass    bool              `json:"break_glass,omitempty"`   // emergency access: no approval first, a review afterwards
+	NotBefore     time.Time         `json:"not_before,omitzero"`     // start of the grant; zero: now
+	Extends       string            `json:"extends,omitempty"`       // an earlier request of the caller, "req_…"
 }
 
-// How far a request got.
+// States of a request.
 const (
 	StatusPending   = "pending"
 	StatusApproved  = "approved"
 	StatusDenied    = "denied"
 	StatusWithdrawn = "withdrawn"
-	StatusLapsed    = "lapsed" // nobody approved in time
-	StatusEnded     = "ended"  // the time to collect is over
+	StatusLapsed    = "lapsed" // not approved in time
+	StatusEnded     = "ended"  // credentials can no longer be collected
 )
 
-// A Request is one ask, as the broker keeps it.
+// A Request is an Ask that the broker has filed, or the result of a dry run.
 type Request struct {
 	ID            string            `json:"id,omitempty"` // "req_…"; empty for a dry run
 	Version       int               `json:"version"`
@@ -51,31 +49,31 @@ type Request struct {
 	Entitlement   string            `json:"entitlement"`
 	Scopes        []string          `json:"scopes,omitempty"`
 	TTL           Duration          `json:"ttl,omitzero"`
-	Duration      Duration          `json:"duration,omitzero"` // how long credentials may be collected, from the approval
+	Duration      Duration          `json:"duration,omitzero"` // how long credentials can be collected, from the last approval
 	Justification string            `json:"justification,omitempty"`
 	Ticket        string            `json:"ticket,omitempty"`
 	Parameters    map[string]string `json:"parameters,omitempty"`
-	Digest        string            `json:"digest,omitempty"` // of everything that an approver sees; empty for a dry run
+	Digest        string            `json:"digest,omitempty"` // what an approval is bound to; empty for a dry run
 	Decision      Decision          `json:"decision"`
 	Approvals     Approvals         `json:"approvals"`
 	Grant         *Grant            `json:"grant,omitempty"`  // once approved
-	Review        *Review           `json:"review,omitempty"` // of a broken glass
+	Review        *Review           `json:"review,omitempty"` // of a break-glass use
 	Team          string            `json:"team,omitempty"`   // of the requester
 	Accountable   []string          `json:"accountable,omitempty"`
 	BreakGlass    bool              `json:"break_glass,omitempty"`
 	NotBefore     time.Time         `json:"not_before,omitzero"`
 	Extends       string            `json:"extends,omitempty"`
-	Reuse         bool              `json:"reuse,omitempty"`     // an earlier, identical request is the answer
+	Reuse         bool              `json:"reuse,omitempty"`     // this is an earlier, identical request
 	DeniedBy      string            `json:"denied_by,omitempty"` // policy or person
 	CreatedAt     time.Time         `json:"created_at"`
 	LapsesAt      time.Time         `json:"lapses_at,omitzero"` // while pending
 	DryRun        bool              `json:"dry_run,omitempty"`
-	Facts         *Facts            `json:"facts,omitempty"` // one request alone, for people who look at somebody else's
+	Facts         *Facts            `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
 }
 
-// A Decision is policy's answer, as far as the reader may see it. Policies is
-// set only for readers who are asked to approve or review the request, or may view
-// it by policy.
+// A Decision is the policy's decision, as far as the reader may see it. Policies
+// is set only for approvers and reviewers of the request, and for readers whom
+// policy permits to view it.
 type Decision struct {
 	Permit      bool         `json:"permit"`
 	Reasons     []string     `json:"reasons,omitempty"`
@@ -84,7 +82,7 @@ type Decision struct {
 	Policies    []string     `json:"policies,omitempty"`
 }
 
-// Obligations are what a permit demands; absent fields demand nothing.
+// Obligations are the conditions of a permit. An absent field is no condition.
 type Obligations struct {
 	Approvals     []Need   `json:"approvals,omitempty"`
 	MaxTTL        Duration `json:"max_ttl,omitzero"`
@@ -93,58 +91,58 @@ type Obligations struct {
 	Tickets       []string `json:"tickets,omitempty"` // patterns; the ticket must match all of them
 	Limits        []Limit  `json:"limits,omitempty"`
 	MaxActive     int      `json:"max_active,omitempty"`
-	Denials       int      `json:"deny,omitempty"`         // how many must say no to end it; absent: one
-	ExcludeTeam   bool     `json:"exclude_team,omitempty"` // nobody of the requester's team approves
-	Comment       bool     `json:"comment,omitempty"`      // who approves says why
-	Signed        bool     `json:"signed,omitempty"`       // who approves, or reviews, signs with a passkey
-	LapseAfter    Duration `json:"lapse_after,omitzero"`   // how long it waits for people; absent: 1h
-	Review        []Need   `json:"review,omitempty"`       // who reviews it afterwards
+	Denials       int      `json:"deny,omitempty"`         // denials that end the request; absent: one
+	ExcludeTeam   bool     `json:"exclude_team,omitempty"` // members of the requester's team can't approve
+	Comment       bool     `json:"comment,omitempty"`      // an approval needs a comment
+	Signed        bool     `json:"signed,omitempty"`       // approvals and reviews are signed with a passkey
+	LapseAfter    Duration `json:"lapse_after,omitzero"`   // how long the request waits for approvers; absent: 1h
+	Review        []Need   `json:"review,omitempty"`       // reviewers after a break-glass use
 	ReviewWithin  Duration `json:"review_within,omitzero"`
 }
 
-// A Limit is how many credentials are issued in any period of that length.
+// A Limit is the number of credentials issued in any period of length Per.
 type Limit struct {
 	Count int      `json:"count"`
 	Per   Duration `json:"per"`
 }
 
-// Approvals are the people a request needs.
+// Approvals are the approvals that a request needs and the votes it has.
 type Approvals struct {
-	Needed []Need  `json:"needed,omitempty"`
-	Given  []Voice `json:"given,omitempty"`
+	Needed []Need         `json:"needed,omitempty"`
+	Given  []RecordedVote `json:"given,omitempty"`
 }
 
-// A Voice is what one person said.
-type Voice struct {
+// A RecordedVote is one person's approval or denial.
+type RecordedVote struct {
 	Person   string    `json:"person"`   // "<provider>/<sub>"
 	Decision string    `json:"decision"` // approve, deny
-	Groups   []string  `json:"groups"`   // that the person spoke for
+	Groups   []string  `json:"groups"`   // groups that the person voted for
 	Comment  string    `json:"comment,omitempty"`
-	Scopes   []string  `json:"scopes,omitempty"` // narrowed to; absent: as asked
+	Scopes   []string  `json:"scopes,omitempty"` // narrowed scopes; absent: as requested
 	TTL      Duration  `json:"ttl,omitzero"`
 	Duration Duration  `json:"duration,omitzero"`
 	Signed   bool      `json:"signed,omitempty"`
 	At       time.Time `json:"at"`
 }
 
-// What a person may say to a request.
+// Decisions of a vote.
 const (
 	Approve = "approve"
 	Deny    = "deny"
 )
 
-// A Vote is the body of POST /v1/requests/{id}/approvals. It may narrow what is
-// granted, and never widen it.
+// A Vote is the body of POST /v1/requests/{id}/approvals. Scopes, TTL and
+// Duration can narrow the grant, never widen it.
 type Vote struct {
 	Decision string   `json:"decision"` // approve, deny
-	Digest   string   `json:"digest"`   // of the request as the person saw it
+	Digest   string   `json:"digest"`   // the Digest of the request that the person read
 	Comment  string   `json:"comment,omitempty"`
 	Scopes   []string `json:"scopes,omitempty"`
 	TTL      Duration `json:"ttl,omitzero"`
 	Duration Duration `json:"duration,omitzero"`
 }
 
-// A Review is what people say afterwards of a broken glass.
+// A Review is the review after a break-glass use.
 type Review struct {
 	DueAt    time.Time `json:"due_at"`
 	ClosedAt time.Time `json:"closed_at,omitzero"`
@@ -152,13 +150,13 @@ type Review struct {
 	Given    []Verdict `json:"given,omitempty"`
 }
 
-// What a reviewer may find.
+// Verdicts of a review.
 const (
 	Justified   = "justified"
 	Unjustified = "unjustified"
 )
 
-// A Verdict is what one reviewer found.
+// A Verdict is one reviewer's finding.
 type Verdict struct {
 	Person  string    `json:"person"`
 	Verdict string    `json:"verdict"` // justified, unjustified
@@ -175,30 +173,30 @@ type Finding struct {
 	Comment string `json:"comment"`
 }
 
-// A Need is how many people of a group must approve, and how many did.
+// A Need is the number of people of a group who must act, and how many have.
 type Need struct {
 	Group string `json:"group"`
 	Count int    `json:"count"`
 	Have  int    `json:"have"`
 }
 
-// A Grant is the right that an approved request gives.
+// A Grant is the right to collect credentials of an approved request.
 type Grant struct {
 	StartsAt     time.Time `json:"starts_at"`
 	CollectUntil time.Time `json:"collect_until"`
-	ExpiresAt    time.Time `json:"expires_at"`       // the latest time to which a credential may live
-	Scopes       []string  `json:"scopes,omitempty"` // what was asked, narrowed by the approvals
+	ExpiresAt    time.Time `json:"expires_at"`       // no credential is valid after it
+	Scopes       []string  `json:"scopes,omitempty"` // the requested scopes, narrowed by the approvals
 	TTL          Duration  `json:"ttl"`
 	Duration     Duration  `json:"duration"`
 }
 
-// A RequestPage is a part of a list, newest first.
+// A RequestPage is one page of a list, newest first.
 type RequestPage struct {
 	Requests []Request `json:"requests"`
 	Next     string    `json:"next_cursor,omitempty"` // empty on the last page
 }
 
-// A Credential is what the holder receives, once.
+// A Credential is an issued credential. The broker does not store its Secret.
 type Credential struct {
 	Lease       string    `json:"lease"`   // "lse_…"
 	Request     string    `json:"request"` // "req_…"
@@ -207,22 +205,23 @@ type Credential struct {
 	Type        string    `json:"type"` // bearer, aws, userpass, certificate, vault, data
 	Secret      Secret    `json:"secret"`
 	ExpiresAt   time.Time `json:"expires_at"`
-	Revocation  string    `json:"revocation"`           // what ending it early would mean: immediate, at_expiry, at_rotation, never
-	WorksUntil  time.Time `json:"works_until,omitzero"` // if ending it does not stop it: when it stops by itself, as far as is known
+	Revocation  string    `json:"revocation"`           // effect of a revocation: immediate, at_expiry, at_rotation, never
+	WorksUntil  time.Time `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
 	Receipt     Receipt   `json:"receipt"`
 }
 
-// A Receipt says which record of the audit log stands for a credential.
+// A Receipt names the audit record of a credential.
 type Receipt struct {
 	Index    int64  `json:"index"`
 	LeafHash string `json:"leaf_hash"`
 }
 
-// A Secret is what a credential consists of, by field: bearer {token}, aws
+// A Secret holds the fields of a credential, by type: bearer {token}, aws
 // {access_key_id, secret_access_key, session_token}, userpass {username,
-// password}, certificate {certificate, private_key, chain}, vault {token}.
+// password}, certificate {certificate, private_key, chain}, vault {token}; data
+// has the fields of its upstream.
 //
-// It marshals to JSON as it is, and prints and logs as "[secret]".
+// It marshals to JSON unchanged, but prints and logs as "[secret]".
 type Secret map[string]string
 
 // Format prints "[secret]", whatever the verb.
@@ -231,19 +230,19 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]")
 // LogValue logs "[secret]".
 func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
 
-// How far a lease got.
+// States of a lease.
 const (
 	LeaseIssuing   = "issuing"
 	LeaseActive    = "active"
 	LeaseRevoking  = "revoking"
 	LeaseRevoked   = "revoked"
-	LeaseFailed    = "failed"
+	LeaseFailed    = "failed" // no credential exists
 	LeaseAbandoned = "abandoned"
 	LeaseExpired   = "expired"
-	LeaseStuck     = "stuck"
+	LeaseStuck     = "stuck" // the issuer has failed to revoke it for minutes; the broker keeps trying
 )
 
-// A Lease is the broker's account of one credential. It holds no secret.
+// A Lease is the broker's record of one credential. It holds no secret.
 type Lease struct {
 	ID          string            `json:"id"`
 	Request     string            `json:"request"`
@@ -254,30 +253,30 @@ type Lease struct {
 	Scopes      []string          `json:"scopes,omitempty"`
 	Parameters  map[string]string `json:"parameters,omitempty"`
 	Type        string            `json:"type,omitempty"`
-	Revocation  string            `json:"revocation"` // live: what ending it would mean; ended: what it meant
+	Revocation  string            `json:"revocation"` // effect of a revocation; once ended: its actual effect
 	OpenedAt    time.Time         `json:"opened_at"`
 	ExpiresAt   time.Time         `json:"expires_at"`
-	WorksUntil  time.Time         `json:"works_until,omitzero"` // if ending it does not stop it: when it stops by itself, as far as is known
-	Replaces    string            `json:"replaces,omitempty"`
-	EndHow      string            `json:"end_how,omitempty"` // returned, revoked, replaced, expired, answer_lost, deadline, failed, unrecorded
+	WorksUntil  time.Time         `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
+	Replaces    string            `json:"replaces,omitempty"`   // the lease of a lost answer, or the renewed lease
+	EndHow      string            `json:"end_how,omitempty"`    // returned, revoked, replaced, expired, answer_lost, deadline, failed, unrecorded
 	EndAskedAt  time.Time         `json:"end_asked_at,omitzero"`
 	EndedAt     time.Time         `json:"ended_at,omitzero"`
 	LastError   string            `json:"last_error,omitempty"` // a stable code
 }
 
-// A LeasePage is a part of a list, newest first.
+// A LeasePage is one page of a list, newest first.
 type LeasePage struct {
 	Leases []Lease `json:"leases"`
 	Next   string  `json:"next_cursor,omitempty"` // empty on the last page
 }
 
-// Offers are what the caller may ask for.
+// Offers is the answer of GET /v1/entitlements.
 type Offers struct {
 	Entitlements []Offer `json:"entitlements"`
 }
 
-// An Offer is an entitlement as the caller may ask for it. It has either
-// Scopes or a Decision of its own.
+// An Offer is an entitlement that the caller may request. It has either Scopes
+// or a Decision.
 type Offer struct {
 	Entitlement string               `json:"entitlement"`
 	Description string               `json:"description,omitempty"`
@@ -293,19 +292,19 @@ type Offer struct {
 	Parameters  map[string]Parameter `json:"parameters,omitempty"`
 	Scopes      []ScopeOffer         `json:"scopes,omitempty"`
 	Decision    *Decision            `json:"decision,omitempty"`
-	Blocked     bool                 `json:"blocked,omitempty"` // whatever the decision: an operator lifts it
+	Blocked     bool                 `json:"blocked,omitempty"` // by the kill switch, regardless of the decision
 }
 
-// A ScopeOffer is what policy says to one scope alone.
+// A ScopeOffer is the policy's decision on a request for this scope alone.
 type ScopeOffer struct {
-	Scope       string   `json:"scope"`
-	Description string   `json:"description,omitempty"` // what it means, in the operator's words
-	Default     bool     `json:"default,omitempty"`     // granted if no scope is named
-	Decision    Decision `json:"decision"`
-	Glass       bool     `json:"break_glass,omitempty"` // it may be had in an emergency only
+	Scope          string   `json:"scope"`
+	Description    string   `json:"description,omitempty"` // by the operator
+	Default        bool     `json:"default,omitempty"`     // granted if a request names no scope
+	Decision       Decision `json:"decision"`
+	BreakGlassOnly bool     `json:"break_glass,omitempty"` // permitted only with break_glass
 }
 
-// A Parameter is something that the requester fills in.
+// A Parameter is a value that the requester supplies.
 type Parameter struct {
 	Pattern     string `json:"pattern,omitempty"` // RE2, anchored
 	MaxLength   int    `json:"max_length,omitempty"`
@@ -313,76 +312,79 @@ type Parameter struct {
 	Description string `json:"description,omitempty"`
 }
 
-// An Identity is who the caller was proved to be (GET /v1/whoami).
+// An Identity is the proven caller: the answer of GET /v1/whoami.
 type Identity struct {
 	ID          string   `json:"id"`
 	Kind        string   `json:"kind"` // workload, agent, person; operator on the admin socket
 	TrustDomain string   `json:"trust_domain,omitempty"`
 	Team        string   `json:"team,omitempty"`
 	Accountable []string `json:"accountable,omitempty"`
-	Blocked     bool     `json:"blocked,omitempty"` // nothing is issued to it, until an operator lifts that
+	Blocked     bool     `json:"blocked,omitempty"` // by the kill switch: nothing is issued
 	Proof       Proof    `json:"proof"`
 }
 
-// A Proof is what an identity was proved with.
+// A Proof is the proof of an identity.
 type Proof struct {
 	Method    string    `json:"method"` // x509-svid, jwt-svid, session, admin-socket
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// A Revocation is the body of POST /v1/leases/{id}/revoke.
+// A Revocation is the body of POST /v1/leases/{id}/revoke and /abandon.
 type Revocation struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// An AuditRecord is one record of the log with what it takes to verify it
-// (GET /v1/audit/{index}).
+// An AuditRecord is one record of the log with the data to verify it: the
+// answer of GET /v1/audit/{index}.
 type AuditRecord struct {
 	Index    int64              `json:"index"`
 	LeafHash string             `json:"leaf_hash"`
-	Leaf     []byte             `json:"leaf"`   // base64 of the bytes that are hashed
-	Record   json.RawMessage    `json:"record"` // the same, readable
+	Leaf     []byte             `json:"leaf"`   // base64 of the hashed bytes
+	Record   json.RawMessage    `json:"record"` // Leaf as JSON
 	Openings map[string]Opening `json:"openings,omitempty"`
 	Proof    *InclusionProof    `json:"proof,omitempty"` // absent until a checkpoint covers the record
 }
 
-// An Opening opens a commitment of a record.
+// An Opening is the salt and text of a commitment in a record.
 type Opening struct {
 	Salt string `json:"salt"` // hex
 	Text string `json:"text"`
 }
 
 // An InclusionProof proves that a leaf is in the tree of a checkpoint (RFC
-// 6962, section 2.1.1). The broker command verifies it offline.
+// 6962, section 2.1.1).
 type InclusionProof struct {
 	Origin     string   `json:"origin"`
 	Index      int64    `json:"index"`
 	Leaf       []byte   `json:"leaf"`   // base64
-	Hashes     []string `json:"hashes"` // base64, from the leaf up, as in the checkpoint
+	Hashes     []string `json:"hashes"` // base64, from the leaf to the root
 	Checkpoint string   `json:"checkpoint"`
 }
 
 // A Readiness is the answer of GET /readyz.
 type Readiness struct {
 	Ready    bool              `json:"ready"`
-	NotReady map[string]string `json:"not_ready,omitempty"` // what is not, and why
+	NotReady map[string]string `json:"not_ready,omitempty"` // by component: why it is not ready
 }
 
-// A Duration is a positive length of time, a Go string on the wire ("15m").
-// Its zero value means that it was not said, and is left out.
+// A Duration is a positive duration, on the wire a Go string such as "15m". Zero
+// means absent.
 type Duration time.Duration
 
-// A DurationError is a duration on the wire that is none, or not positive.
+// A DurationError reports text that is not a positive duration.
 type DurationError struct{ Text string }
 
 func (e *DurationError) Error() string {
 	return fmt.Sprintf("%q is not a positive duration such as \"15m\"", e.Text)
 }
 
-// Std gives the duration as the standard library's.
+// Std returns d as a time.Duration.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
-// String gives "15m" where time.Duration gives "15m0s".
+// String formats d without trailing zero units: "15m", not "15m0s". The domain
+// formats durations in its error details in the same way, with a function of its
+// own: it does not import the wire types, and this package imports no other. A test
+// keeps the two equal.
 func (d Duration) String() string {
 	s := time.Duration(d).String()
 	if n := len(s); n > 2 && s[n-2:] == "0s" && s[n-3] == 'm' {
@@ -394,10 +396,10 @@ func (d Duration) String() string {
 	return s
 }
 
-// MarshalText writes String.
+// MarshalText returns String.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads a positive Go duration, or gives a *DurationError.
+// UnmarshalText parses a positive Go duration. Its error is a *DurationError.
 func (d *Duration) UnmarshalText(text []byte) error {
 	const longest = 32
 	parsed, err := time.ParseDuration(string(text[:min(len(text), longest)]))
@@ -408,15 +410,15 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// A Login is what a terminal trades for a session: a code and the verifier of
-// its challenge, or a device code.
+// A Login is the body of POST /v1/sessions: an authorization code with its PKCE
+// verifier (RFC 7636), or a device code (RFC 8628).
 type Login struct {
 	Code       string `json:"code,omitempty"`
 	Verifier   string `json:"verifier,omitempty"`
 	DeviceCode string `json:"device_code,omitempty"`
 }
 
-// A Session is a person's stay with the broker. Its token is a secret.
+// A Session is a person's session with the broker. Its Token is a secret.
 type Session struct {
 	Token     string    `json:"token"`
 	Person    string    `json:"person"` // "<provider>/<sub>"
@@ -425,7 +427,8 @@ type Session struct {
 	IdleAfter Duration  `json:"idle_after"`
 }
 
-// A DeviceLogin is what a terminal shows, and polls by (as RFC 8628).
+// A DeviceLogin is the answer of POST /v1/sessions/device, in the form of RFC
+// 8628, section 3.2.
 type DeviceLogin struct {
 	DeviceCode              string `json:"device_code"`
 	UserCode                string `json:"user_code"`

@@ -8,28 +8,33 @@ import (
 	"time"
 )
 
-// A Client talks to a broker. It is safe for concurrent use; its fields are
-// not to be changed once it is used.
+// A Client calls a broker. It is safe for concurrent use. Do not change its fields
+// after the first call.
 //
-// The caller is proved by the certificate that HTTP presents (an X.509-SVID),
-// or by the JWT-SVID that Token gives; never by both.
+// Either the certificate that HTTP presents (an X.509-SVID) or the token that Token
+// returns (a JWT-SVID or a session's token) proves the caller, never both.
+//
+// Calls that are safe to repeat are retried up to twice, within seconds, if the
+// connection fails or the broker is unavailable. A response with a status other
+// than 2xx is an *Error.
 type Client struct {
 	BaseURL string                                // "https://broker.acme.test"
-	HTTP    *http.Client                          // nil: http.DefaultClient; redirects are never followed
+	HTTP    *http.Client                          // nil: a zero http.Client; redirects are never followed
 	Token   func(context.Context) (string, error) // nil: the certificate is the proof
 }
 
-// Ask files a request. A policy that denies is an *Error of code Denied with
-// the reasons; a request that people have to approve comes back pending.
+// Ask files a request. If policy denies it, the *Error has code Denied and the
+// reasons. If it needs approval, its status is StatusPending.
 func (c *Client) Ask(ctx context.Context, ask Ask) (*Request, error) {
-	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests", body: ask, again: true})
+	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests", body: ask, keyed: true})
 }
 
-// AskAndCollect asks and, if policy approves by itself, collects in one call.
-// If people have to approve, the credential is nil and the request is pending.
+// AskAndCollect files a request and, if it needs no approval, collects its
+// credential in the same call. If it needs approval, the credential is nil and the
+// request is pending.
 func (c *Client) AskAndCollect(ctx context.Context, ask Ask) (*Credential, *Request, error) {
 	credential, pending := new(Credential), new(Request)
-	status, err := c.doEither(ctx, call{method: http.MethodPost, path: "/v1/credentials", body: ask, again: true}, credential, pending)
+	status, err := c.doEither(ctx, call{method: http.MethodPost, path: "/v1/credentials", body: ask, keyed: true}, credential, pending)
 	switch {
 	case err != nil:
 		return nil, nil, err
@@ -39,48 +44,48 @@ func (c *Client) AskAndCollect(ctx context.Context, ask Ask) (*Credential, *Requ
 	return credential, nil, nil
 }
 
-// Collect collects a credential of an approved request. If the answer to an
-// earlier try was lost, its credential is ended and this one takes its place.
+// Collect collects a credential of an approved request. If the answer to an earlier
+// attempt was lost, the broker revokes that attempt's credential.
 func (c *Client) Collect(ctx context.Context, request string) (*Credential, error) {
-	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/credentials", again: true})
+	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/credentials", keyed: true})
 }
 
-// Withdraw takes back a pending request of the caller's.
+// Withdraw withdraws a pending request of the caller.
 func (c *Client) Withdraw(ctx context.Context, request string) (*Request, error) {
 	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/withdraw"})
 }
 
-// Vote says yes or no to a request. The caller is a person, in a session.
+// Vote approves or denies a request. It needs a person's session.
 func (c *Client) Vote(ctx context.Context, request string, v Vote) (*Request, error) {
 	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/approvals", body: v})
 }
 
-// Review says what a reviewer found of a broken glass.
+// Review records a verdict on a break-glass use. It needs a person's session.
 func (c *Client) Review(ctx context.Context, request string, f Finding) (*Request, error) {
 	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/review", body: f})
 }
 
-// Request gives a request.
+// Request returns a request.
 func (c *Client) Request(ctx context.Context, id string) (*Request, error) {
 	return fetch[Request](ctx, c, call{method: http.MethodGet, path: "/v1/requests/" + url.PathEscape(id), retry: true})
 }
 
-// MaxWait is the longest that one long poll waits.
+// MaxWait is the longest wait of one long poll.
 const MaxWait = 60 * time.Second
 
-// Await gives a request once its version is past after, or as it is when wait
-// (at most MaxWait) is over.
+// Await returns a request when its version exceeds after, or in its present state
+// when wait (at most MaxWait) has passed.
 func (c *Client) Await(ctx context.Context, id string, after int, wait time.Duration) (*Request, error) {
 	query := url.Values{"after": {strconv.Itoa(after)}, "wait": {Duration(min(wait, MaxWait)).String()}}
 	return fetch[Request](ctx, c, call{method: http.MethodGet, path: "/v1/requests/" + url.PathEscape(id), query: query, retry: true})
 }
 
-// A RequestFilter selects requests; zero fields select all of the caller's.
+// A RequestFilter selects requests. The zero value selects all of the caller.
 type RequestFilter struct {
 	Status      string
-	Requester   string // somebody else, or "*" for everybody whose requests the caller may view; an operator gets everybody's
+	Requester   string // another requester, or "*" for all whose requests the caller may view; empty: the caller, or all for an operator
 	Entitlement string
-	Cursor      string // the Next of the page before
+	Cursor      string // Next of the previous page
 	Limit       int    // zero: 50; at most 200
 }
 
@@ -90,25 +95,25 @@ func (c *Client) Requests(ctx context.Context, f RequestFilter) (*RequestPage, e
 	return fetch[RequestPage](ctx, c, call{method: http.MethodGet, path: "/v1/requests", query: query, retry: true})
 }
 
-// Entitlements tells what the caller may ask for.
+// Entitlements returns the entitlements that the caller may request.
 func (c *Client) Entitlements(ctx context.Context) ([]Offer, error) {
 	var out Offers
 	err := c.do(ctx, call{method: http.MethodGet, path: "/v1/entitlements", retry: true}, &out)
 	return out.Entitlements, err
 }
 
-// Lease gives a lease.
+// Lease returns a lease.
 func (c *Client) Lease(ctx context.Context, id string) (*Lease, error) {
 	return fetch[Lease](ctx, c, call{method: http.MethodGet, path: "/v1/leases/" + url.PathEscape(id), retry: true})
 }
 
-// A LeaseFilter selects leases; zero fields select all of the caller's.
+// A LeaseFilter selects leases. The zero value selects all of the caller.
 type LeaseFilter struct {
-	Holder      string // somebody else, or "*" for everybody whose leases the caller may view; an operator gets everybody's
+	Holder      string // another holder, or "*" for all whose leases the caller may view; empty: the caller, or all for an operator
 	Entitlement string
 	Request     string
-	Live        bool   // only what may still work, also what has expired and its issuer has yet to end
-	Cursor      string // the Next of the page before
+	Live        bool   // only leases whose credentials may still work, including expired ones that the issuer has not ended
+	Cursor      string // Next of the previous page
 	Limit       int    // zero: 50; at most 200
 }
 
@@ -122,51 +127,53 @@ func (c *Client) Leases(ctx context.Context, f LeaseFilter) (*LeasePage, error) 
 	return fetch[LeasePage](ctx, c, call{method: http.MethodGet, path: "/v1/leases", query: query, retry: true})
 }
 
-// Renew gives a new credential under the same grant; the lease's old one ends.
+// Renew returns a new credential under the same grant. The broker revokes the old
+// one.
 func (c *Client) Renew(ctx context.Context, lease string) (*Credential, error) {
-	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/renew", again: true})
+	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/renew", keyed: true})
 }
 
-// Revoke ends a lease: the caller's own, or with the right to, anybody's. The
-// answer's Revocation says how true that is by now.
+// Revoke revokes a lease of the caller or, if policy permits it, of another holder.
+// Revoking an ended lease is not an error. The Revocation of the returned lease is
+// the effect so far.
 func (c *Client) Revoke(ctx context.Context, lease, reason string) (*Lease, error) {
 	return fetch[Lease](ctx, c, call{
 		method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/revoke",
-		body: Revocation{Reason: reason}, retry: true, // ending what has ended is no error
+		body: Revocation{Reason: reason}, retry: true,
 	})
 }
 
-// Abandon gives up a lease whose issuer is gone for good. It is for operators,
-// and needs a reason.
+// Abandon closes a lease that can't be revoked because its issuer no longer exists.
+// It needs a reason.
 func (c *Client) Abandon(ctx context.Context, lease, reason string) (*Lease, error) {
 	return fetch[Lease](ctx, c, call{method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/abandon", body: Revocation{Reason: reason}})
 }
 
-// WhoAmI says who the caller was proved to be.
+// WhoAmI returns the identity of the caller.
 func (c *Client) WhoAmI(ctx context.Context) (*Identity, error) {
 	return fetch[Identity](ctx, c, call{method: http.MethodGet, path: "/v1/whoami", retry: true})
 }
 
-// AuditRecord gives a record of the log, to auditors and to those it names.
+// AuditRecord returns a record of the log, for auditors and the parties to it.
 func (c *Client) AuditRecord(ctx context.Context, index int64) (*AuditRecord, error) {
 	return fetch[AuditRecord](ctx, c, call{method: http.MethodGet, path: "/v1/audit/" + strconv.FormatInt(index, 10), retry: true})
 }
 
-// Checkpoint gives the log's latest signed checkpoint (a C2SP signed note).
+// Checkpoint returns the latest signed checkpoint of the log (a C2SP signed note).
 func (c *Client) Checkpoint(ctx context.Context) ([]byte, error) {
 	var out raw
 	err := c.do(ctx, call{method: http.MethodGet, path: "/log/checkpoint", anonymous: true, retry: true}, &out)
 	return out, err
 }
 
-// Ready says whether the broker is ready, and if not, what is not.
+// Ready returns the readiness of the broker.
 func (c *Client) Ready(ctx context.Context) (*Readiness, error) {
 	out := new(Readiness)
 	_, err := c.doEither(ctx, call{method: http.MethodGet, path: "/readyz", anonymous: true}, out, out)
 	return out, err
 }
 
-// values makes a query of name and value pairs, leaving out what is empty.
+// values returns a query of name and value pairs, without the empty values.
 func values(pairs ...string) url.Values {
 	query := url.Values{}
 	for i := 0; i < len(pairs); i += 2 {
@@ -184,18 +191,19 @@ func number(n int) string {
 	return strconv.Itoa(n)
 }
 
-// BeginDevice begins the login of a terminal that can't open a browser.
+// BeginDevice starts a login with a code that the person types into a browser on
+// another device (RFC 8628).
 func (c *Client) BeginDevice(ctx context.Context) (*DeviceLogin, error) {
 	return fetch[DeviceLogin](ctx, c, call{method: http.MethodPost, path: "/v1/sessions/device", anonymous: true})
 }
 
-// OpenSession trades what a terminal's login gave for a session. A device code
-// is Pending or SlowDown until its person has decided.
+// OpenSession exchanges the result of a login for a session. With a device code,
+// the error is Pending or SlowDown until the person has decided.
 func (c *Client) OpenSession(ctx context.Context, l Login) (*Session, error) {
 	return fetch[Session](ctx, c, call{method: http.MethodPost, path: "/v1/sessions", body: l, anonymous: true})
 }
 
-// CloseSession logs the caller out.
+// CloseSession ends the caller's session.
 func (c *Client) CloseSession(ctx context.Context) error {
 	return c.do(ctx, call{method: http.MethodDelete, path: "/v1/sessions"}, nil)
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // answering gives a client of something that answers every call as told: what
@@ -207,6 +208,9 @@ func TestDuration(t *testing.T) {
 		var d api.Duration
 		if err := json.Unmarshal([]byte(`"`+text+`"`), &d); err != nil || d.String() != want {
 			t.Errorf("%s: got %s, %v, want %s", text, d, err, want)
+		}
+		if got := broker.Short(d.Std()); got != want {
+			t.Errorf("%s: package broker formats it as %s, want %s", text, got, want)
 		}
 	}
 	for _, text := range []string{"", "0s", "-1m", "15", "m", strings.Repeat("1", 40) + "s"} {

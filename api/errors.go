@@ -3,17 +3,17 @@ package api
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 )
 
-// A Code says in a stable word what went wrong. Codes are errors, so that a
-// caller of the client can write errors.Is(err, api.Pending).
+// A Code is a stable error code. Codes are errors, for errors.Is(err, api.Pending).
 type Code string
 
 func (c Code) Error() string { return string(c) }
 
-// The codes. The OpenAPI document says for each what to do about it.
+// Error codes. The OpenAPI document describes each one and what to do about it.
 const (
 	Unauthenticated       Code = "unauthenticated"
 	TwoIdentities         Code = "two_identities"
@@ -62,7 +62,7 @@ const (
 	PolicyTooLarge        Code = "policy_too_large"
 	Unavailable           Code = "temporarily_unavailable"
 
-	// Of the transport and of OAuth alone.
+	// Codes of HTTP and OAuth only.
 	InvalidTarget        Code = "invalid_target"
 	UnsupportedGrantType Code = "unsupported_grant_type"
 	CrossOrigin          Code = "cross_origin"
@@ -72,54 +72,53 @@ const (
 	Internal             Code = "internal"
 )
 
-// A Problem is an error on /v1 (RFC 9457).
+// A Problem is the body of an error on /v1 (RFC 9457).
 type Problem struct {
 	Type      string   `json:"type"`
 	Title     string   `json:"title"`
 	Status    int      `json:"status"`
 	Detail    string   `json:"detail,omitempty"`
-	Instance  string   `json:"instance,omitempty"` // "urn:uuid:…", the X-Request-Id of the call
+	Instance  string   `json:"instance,omitempty"` // "urn:uuid:…", the call's X-Request-Id
 	Code      Code     `json:"code"`
-	RequestID string   `json:"request_id,omitempty"` // the access request it is about, "req_…"
+	RequestID string   `json:"request_id,omitempty"` // the access request, "req_…"
 	DeniedBy  string   `json:"denied_by,omitempty"`  // policy or person
-	Reasons   []string `json:"reasons,omitempty"`    // policy's own words
-	Allowed   *Allowed `json:"allowed,omitempty"`    // what would have been allowed instead
+	Reasons   []string `json:"reasons,omitempty"`    // the @reason texts of the policies
+	Allowed   *Allowed `json:"allowed,omitempty"`    // an alternative that policy permits
 }
 
-// An OAuthError is an error on /oauth2 (RFC 6749, section 5.2), with members
-// of ours beside it. The error is what OAuth clients act on, the code is the
-// finer one that /v1 gives, too.
+// An OAuthError is the body of an error on /oauth2 (RFC 6749, section 5.2), with
+// extension members. OAuth clients act on Error; Code is the more precise code
+// that /v1 returns for the same error.
 type OAuthError struct {
 	Error       string   `json:"error"`
 	Description string   `json:"error_description,omitempty"`
 	Code        Code     `json:"code"`
 	RequestID   string   `json:"request_id,omitempty"`
-	Interval    int      `json:"interval,omitempty"` // seconds between polls, of authorization_pending
+	Interval    int      `json:"interval,omitempty"` // seconds between polls, with authorization_pending
 	DeniedBy    string   `json:"denied_by,omitempty"`
 	Reasons     []string `json:"reasons,omitempty"`
 	Allowed     *Allowed `json:"allowed,omitempty"`
 }
 
-// Allowed is what would have been allowed instead.
+// Allowed is an alternative that policy permits.
 type Allowed struct {
-	Scopes []string `json:"scopes,omitempty"` // each of these, alone
+	Scopes []string `json:"scopes,omitempty"` // each of them alone
 	MaxTTL Duration `json:"max_ttl,omitzero"`
 }
 
-// An Error is an answer of the broker that is no success. Its Code is an
-// error that errors.Is finds.
+// An Error is a response with a status other than 2xx. It wraps its Code.
 type Error struct {
-	Code       Code
-	Status     int // HTTP
+	Code       Code // empty: the response is not the broker's, for example a proxy's
+	Status     int  // HTTP
 	Title      string
-	Detail     string // one sentence that says what to do
-	OAuth      string // the OAuth error, of calls on /oauth2
+	Detail     string // one sentence: what happened and what to do
+	OAuth      string // the OAuth error of a call to /oauth2
 	Reasons    []string
 	DeniedBy   string
 	Allowed    *Allowed
-	RequestID  string        // the access request it is about
-	Instance   string        // the X-Request-Id of the call, to be found in the broker's log
-	RetryAfter time.Duration // zero: not said
+	RequestID  string        // the access request
+	Instance   string        // the call's X-Request-Id, as in the broker's log
+	RetryAfter time.Duration // zero: not stated
 }
 
 func (e *Error) Error() string {
@@ -137,7 +136,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the code.
+// Unwrap returns the code, or nil if there is none.
 func (e *Error) Unwrap() error {
 	if e.Code == "" {
 		return nil
@@ -145,13 +144,25 @@ func (e *Error) Unwrap() error {
 	return e.Code
 }
 
-// CodeOf gives the code of an error of the client; "" if it has none.
+// CodeOf returns the code of a client's error, or "" if it has none.
 func CodeOf(err error) Code {
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Code
 	}
 	return ""
+}
+
+// Transient reports whether the same call may succeed later: the broker can't be
+// reached, is overloaded, enforces a limit or has failed. A refusal is final, and
+// so is issuer_refused: each repetition would open another lease and get the same
+// refusal.
+func Transient(err error) bool {
+	var answer *Error
+	if !errors.As(err, &answer) {
+		return err != nil
+	}
+	return answer.Code != IssuerRefused && (answer.Status == http.StatusTooManyRequests || answer.Status >= http.StatusInternalServerError)
 }
 
 func firstNonEmpty(list ...string) string {

@@ -20,20 +20,20 @@ const (
 	TokenTypeAccessToken   = "urn:ietf:params:oauth:token-type:access_token"
 )
 
-// A TokenRequest is what POST /oauth2/token is asked for. With a SubjectToken
-// it is a token exchange (RFC 8693); without, a client credentials grant (RFC
-// 6749, section 4.4) in which the client is whom the connection's certificate
-// or the client's Token proves.
+// A TokenRequest is the form of POST /oauth2/token. With a SubjectToken it is a
+// token exchange (RFC 8693). Without one it is a client credentials grant (RFC
+// 6749, section 4.4), and the certificate of the connection or Client.Token proves
+// the client.
 type TokenRequest struct {
 	SubjectToken  string // the caller's own JWT-SVID
-	Audience      string // names the entitlement
-	Resource      string // or its tokens' audience
+	Audience      string // the entitlement
+	Resource      string // alternative to Audience: the audience of the entitlement's tokens
 	Scopes        []string
 	TTL           Duration
 	Duration      Duration
 	Justification string
 	Ticket        string
-	RequestID     string // collect what people have approved meanwhile; nothing else is said then
+	RequestID     string // collect an approved request; the other fields, except SubjectToken, are empty then
 }
 
 func (r TokenRequest) form() url.Values {
@@ -64,19 +64,19 @@ func (r TokenRequest) form() url.Values {
 	return form
 }
 
-// A TokenResponse is the answer of POST /oauth2/token (RFC 8693, section
-// 2.2.1). Print and log it without fear: the token shows as "[secret]".
+// A TokenResponse is the answer of POST /oauth2/token (RFC 8693, section 2.2.1).
+// It is safe to print and log: the token shows as "[secret]".
 type TokenResponse struct {
 	AccessToken     Token  `json:"access_token"`
 	IssuedTokenType string `json:"issued_token_type"`
 	TokenType       string `json:"token_type"`
 	ExpiresIn       int64  `json:"expires_in"` // seconds
 	Scope           string `json:"scope,omitempty"`
-	Lease           string `json:"lease"`      // extension: "lse_…", to be given back early
+	Lease           string `json:"lease"`      // extension: "lse_…", for an early return
 	RequestID       string `json:"request_id"` // extension: "req_…"
 }
 
-// A Token is a bearer token. It marshals as it is, and prints and logs as
+// A Token is a bearer token. It marshals to JSON unchanged, but prints and logs as
 // "[secret]".
 type Token string
 
@@ -86,8 +86,8 @@ func (Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[secret]") 
 // LogValue logs "[secret]".
 func (Token) LogValue() slog.Value { return slog.StringValue("[secret]") }
 
-// An Introspection is the answer of POST /oauth2/introspect (RFC 7662,
-// section 2.2). All but Active is empty if it is false.
+// An Introspection is the answer of POST /oauth2/introspect (RFC 7662, section
+// 2.2). If Active is false, all other fields are empty.
 type Introspection struct {
 	Active      bool          `json:"active"`
 	Scope       string        `json:"scope,omitempty"`
@@ -103,8 +103,8 @@ type Introspection struct {
 	Request     string        `json:"request,omitempty"`
 	Confirm     *Confirmation `json:"cnf,omitempty"`
 
-	// AuthorizationDetails are the parameters that were granted (RFC 9396,
-	// section 9.2), as the token itself holds them.
+	// AuthorizationDetails are the granted parameters (RFC 9396, section 9.2), as
+	// in the token.
 	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
 }
 
@@ -114,12 +114,13 @@ type AuthorizationDetail struct {
 	Parameters map[string]string `json:"parameters"`
 }
 
-// A Confirmation says what a token is bound to (RFC 8705, section 3.1).
+// A Confirmation is the certificate that a token is bound to (RFC 8705, section
+// 3.1).
 type Confirmation struct {
 	X509SHA256 string `json:"x5t#S256"` // base64url of the certificate's SHA-256
 }
 
-// Metadata is what the broker says of itself (RFC 8414, section 2).
+// Metadata is the authorization server metadata (RFC 8414, section 2).
 type Metadata struct {
 	Issuer                 string   `json:"issuer"`
 	TokenEndpoint          string   `json:"token_endpoint"`
@@ -133,40 +134,41 @@ type Metadata struct {
 	RevocationAuth         []string `json:"revocation_endpoint_auth_methods_supported"`
 	SubjectTypes           []string `json:"subject_types_supported"`
 	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported"`
-	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify by this document
+	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify with this document
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
-	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: what the aud of a caller's JWT-SVID may be
-	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages, where people log in
+	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: accepted audiences of a caller's JWT-SVID
+	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages where people log in
 }
 
-// Exchange asks for an access token. While people have yet to approve, the
-// error is Pending with the RequestID to come back with. It is never retried.
+// Exchange requests an access token. While the request waits for approval, the
+// error is Pending and has the RequestID for the next call. Exchange never retries,
+// because /oauth2 has no idempotency key: a repetition issues another token.
 func (c *Client) Exchange(ctx context.Context, req TokenRequest) (*TokenResponse, error) {
-	anonymous := req.SubjectToken != "" // it is the proof; a second one would be refused
+	anonymous := req.SubjectToken != "" // SubjectToken is the proof; the broker refuses a second one
 	return fetch[TokenResponse](ctx, c, call{method: http.MethodPost, path: "/oauth2/token", form: req.form(), anonymous: anonymous})
 }
 
-// Introspect says what a token is. It is for the token's holder and for the
-// resource servers of its issuer; everybody else learns that it is inactive.
+// Introspect returns the state of a token to its holder and to the resource servers
+// of its issuer. Other callers get an inactive Introspection.
 func (c *Client) Introspect(ctx context.Context, token Token) (*Introspection, error) {
 	return fetch[Introspection](ctx, c, call{method: http.MethodPost, path: "/oauth2/introspect", form: url.Values{"token": {string(token)}}})
 }
 
-// RevokeToken gives a token back (RFC 7009). Tokens that are not the caller's
-// are no error.
+// RevokeToken revokes a token of the caller (RFC 7009). It returns nil for any
+// other token, too.
 func (c *Client) RevokeToken(ctx context.Context, token Token) error {
 	return c.do(ctx, call{method: http.MethodPost, path: "/oauth2/revoke", form: url.Values{"token": {string(token)}}}, nil)
 }
 
-// JWKS gives the public keys of the broker's tokens (RFC 7517, section 5).
+// JWKS returns the public keys of the broker's tokens (RFC 7517, section 5).
 func (c *Client) JWKS(ctx context.Context) (json.RawMessage, error) {
 	var out json.RawMessage
 	err := c.do(ctx, call{method: http.MethodGet, path: "/oauth2/jwks", anonymous: true}, &out)
 	return out, err
 }
 
-// Discovery gives the broker's metadata.
+// Discovery returns the broker's metadata.
 func (c *Client) Discovery(ctx context.Context) (*Metadata, error) {
 	return fetch[Metadata](ctx, c, call{method: http.MethodGet, path: "/.well-known/openid-configuration", anonymous: true})
 }

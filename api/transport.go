@@ -17,27 +17,27 @@ import (
 )
 
 const (
-	maxAnswer = 4 << 20 // bytes that are read of an answer
-	tries     = 3
-	maxPause  = 5 * time.Second // the longest Retry-After that a try waits for
+	maxAnswer   = 4 << 20 // bytes
+	maxAttempts = 3
+	maxPause    = 5 * time.Second // a longer Retry-After ends the retries
 )
 
-// A call is one endpoint, called once.
+// A call describes one call of an endpoint.
 type call struct {
 	method    string
 	path      string
 	query     url.Values
 	body      any        // JSON
-	form      url.Values // or a form
-	anonymous bool       // no proof is sent, even if there is one
-	again     bool       // sent with an idempotency key, and so retried
-	retry     bool       // retried, for it changes nothing, or the same every time
+	form      url.Values // alternative to body
+	anonymous bool       // send no proof
+	keyed     bool       // send an idempotency key, which makes the call safe to retry
+	retry     bool       // the call is safe to retry without a key
 }
 
-// raw is an answer that is not JSON.
+// raw is a response body that is not JSON.
 type raw []byte
 
-// fetch makes a call whose every success is a T.
+// fetch makes a call that returns a T on every success.
 func fetch[T any](ctx context.Context, c *Client, call call) (*T, error) {
 	out := new(T)
 	if err := c.do(ctx, call, out); err != nil {
@@ -46,44 +46,46 @@ func fetch[T any](ctx context.Context, c *Client, call call) (*T, error) {
 	return out, nil
 }
 
-// do makes a call whose every success has the same shape. out may be nil.
+// do makes a call that decodes every success into out, which may be nil.
 func (c *Client) do(ctx context.Context, call call, out any) error {
 	_, err := c.doEither(ctx, call, out, out)
 	return err
 }
 
-// doEither makes a call that answers 202 with another shape than its other
-// successes, and gives the status. Tries share one idempotency key, so the
-// broker knows the second for a repetition of the first.
+// doEither makes a call, decodes status 202 into accepted and other successes into
+// out, and returns the status. All attempts share one idempotency key, so that the
+// broker recognizes the second as a repetition of the first.
 func (c *Client) doEither(ctx context.Context, call call, out, accepted any) (int, error) {
 	key := ""
-	if call.again {
+	if call.keyed {
 		key = rand.Text()
 	}
-	for try := 1; ; try++ {
+	for attempt := 1; ; attempt++ {
 		status, err := c.once(ctx, call, key, out, accepted)
-		if err == nil || try == tries || !(call.again || call.retry) {
+		if err == nil || attempt == maxAttempts || !(call.keyed || call.retry) {
 			return status, err
 		}
-		pause, worth := worthRetrying(err, try)
-		if !worth || !sleep(ctx, pause) {
+		pause, retry := retryPause(err, attempt)
+		if !retry || !sleep(ctx, pause) {
 			return status, err
 		}
 	}
 }
 
-// worthRetrying says whether, and after what pause, another try may fare better.
-func worthRetrying(err error, try int) (time.Duration, bool) {
-	pause := time.Duration(try*try) * 200 * time.Millisecond
+// retryPause reports whether another attempt within seconds may succeed, and
+// returns the pause before it.
+func retryPause(err error, attempt int) (time.Duration, bool) {
+	if !Transient(err) {
+		return 0, false
+	}
+	pause := time.Duration(attempt*attempt) * 200 * time.Millisecond
 	var answer *Error
 	if !errors.As(err, &answer) {
 		var lost *lostError
 		return pause, errors.As(err, &lost)
 	}
 	switch {
-	case answer.Code == IssuerRefused: // each try would be another lease, to the same no
-		return 0, false
-	case answer.Code == SlowDown: // the one limit that is over in a moment
+	case answer.Code == SlowDown: // other limits last longer than a few seconds
 	case answer.Status == http.StatusBadGateway, answer.Status == http.StatusServiceUnavailable, answer.Status == http.StatusGatewayTimeout:
 	default:
 		return 0, false
@@ -91,6 +93,7 @@ func worthRetrying(err error, try int) (time.Duration, bool) {
 	return max(pause, answer.RetryAfter), answer.RetryAfter <= maxPause
 }
 
+// sleep reports whether d has passed before ctx ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -102,7 +105,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// A lostError is a call of which nobody knows how it ended.
+// A lostError means that the connection failed: the broker may or may not have
+// handled the call.
 type lostError struct{ err error }
 
 func (e *lostError) Error() string { return e.err.Error() }
@@ -117,8 +121,8 @@ func (c *Client) once(ctx context.Context, call call, key string, out, accepted 
 	if c.HTTP != nil {
 		client = *c.HTTP
 	}
-	// A redirect would carry the proof, or the request's text, to somewhere
-	// that the caller did not name.
+	// A redirect would send the proof and the request to a host that the caller
+	// did not name.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	resp, err := client.Do(req)
 	if err != nil {
@@ -153,17 +157,17 @@ func (c *Client) read(call call, resp *http.Response, body []byte, out, accepted
 	if err := json.Unmarshal(body, out); err != nil {
 		return fmt.Errorf("reading the answer of %s: %w: %w", call.path, ErrNotBroker, err)
 	}
-	if !whole(out) {
+	if !complete(out) {
 		return fmt.Errorf("reading the answer of %s: %w", call.path, ErrNotBroker)
 	}
 	return nil
 }
 
-// ErrNotBroker says that who answered speaks another API.
-var ErrNotBroker = errors.New("it is not of the broker's API")
+// ErrNotBroker means that the response is not one of the broker's API.
+var ErrNotBroker = errors.New("it is not a response of the broker's API")
 
-// whole says whether an answer has what every one of its kind has.
-func whole(out any) bool {
+// complete reports whether out has the fields that every response of its type has.
+func complete(out any) bool {
 	switch out := out.(type) {
 	case *Identity:
 		return out.ID != ""
@@ -179,8 +183,8 @@ func whole(out any) bool {
 	return true
 }
 
-// readError makes an *Error of a problem document (RFC 9457) or an OAuth error
-// (RFC 6749, section 5.2), and of whatever else a proxy between may say.
+// readError returns the *Error for a problem document (RFC 9457), an OAuth error
+// (RFC 6749, section 5.2), or any other response, for example of a proxy.
 func readError(resp *http.Response, body []byte) *Error {
 	e := &Error{Status: resp.StatusCode, Title: http.StatusText(resp.StatusCode), RetryAfter: retryAfter(resp.Header)}
 	e.Instance = resp.Header.Get("X-Request-Id")
@@ -249,15 +253,15 @@ func (call call) payload() (io.Reader, string, error) {
 	return nil, "", nil
 }
 
-// url refuses plain HTTP but to this machine: a proof or a credential sent in
-// clear text is lost.
+// url returns the URL of a call. It rejects plain HTTP except to this machine,
+// because others on the network could read the proof and the credential.
 func (c *Client) url(call call) (*url.URL, error) {
 	base, err := url.Parse(c.BaseURL)
 	if err != nil {
 		return nil, fmt.Errorf("reading the broker's URL: %w", err)
 	}
 	if base.Scheme != "https" && !(base.Scheme == "http" && loopback(base.Hostname())) {
-		return nil, fmt.Errorf("the broker's URL is %q: it must begin with https:// (http:// only for this machine)", c.BaseURL)
+		return nil, fmt.Errorf("the broker's URL is %q: it must begin with https:// (http:// is only for this machine)", c.BaseURL)
 	}
 	target := base.JoinPath(call.path)
 	target.RawQuery = call.query.Encode()

@@ -69,9 +69,9 @@ func toNeeds(places []broker.Place) (needs []api.Need) {
 	return needs
 }
 
-func toVoices(list []broker.Approval) (out []api.Voice) {
+func toVoices(list []broker.Approval) (out []api.RecordedVote) {
 	for _, a := range list {
-		out = append(out, api.Voice{
+		out = append(out, api.RecordedVote{
 			Person: a.Person, Decision: word(a.Approve, api.Approve, api.Deny), Groups: a.Groups, Comment: a.Comment,
 			Scopes: a.Scopes, TTL: api.Duration(a.TTL), Duration: api.Duration(a.Duration), Signed: a.Signed, At: a.At.UTC(),
 		})
@@ -158,7 +158,7 @@ func toOffer(o broker.Offer) api.Offer {
 		for _, d := range e.DefaultScopes {
 			isDefault = isDefault || d == so.Scope
 		}
-		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), Glass: so.Glass})
+		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), BreakGlassOnly: so.Glass})
 	}
 	if len(o.Scopes) == 0 {
 		decision := toDecision(o.Decision)

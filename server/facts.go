@@ -29,9 +29,9 @@ func (s *Server) facts(ctx context.Context, r *broker.Request, now time.Time) (f
 	}
 	past, partial, err := b.Past(ctx, r, now)
 	for _, p := range past {
-		f.Past = append(f.Past, api.Past{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
+		f.History = append(f.History, api.RequestHistory{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
 	}
-	f.PastPartial = partial
+	f.HistoryPartial = partial
 	return f, err
 }
 

@@ -41,8 +41,8 @@ func TestApproversGetTheFacts(t *testing.T) {
 	if f.Proof.Method != "jwt-svid" || f.Proof.ExpiresAt.IsZero() || f.From != "127.0.0.1" || f.TicketURL != "https://tracker.acme.test/INC%2F1" {
 		t.Errorf("who asked: %+v", f)
 	}
-	if len(f.Past) != 1 || f.Past[0] != (api.Past{Entitlement: "tickets", Asked: 1, Granted: 1}) || f.PastPartial {
-		t.Errorf("what was before: %+v", f.Past)
+	if len(f.History) != 1 || f.History[0] != (api.RequestHistory{Entitlement: "tickets", Asked: 1, Granted: 1}) || f.HistoryPartial {
+		t.Errorf("what was before: %+v", f.History)
 	}
 	if len(seen.Decision.Policies) != 1 || len(seen.Accountable) != 1 {
 		t.Errorf("policies %q, accountable %q", seen.Decision.Policies, seen.Accountable)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -167,7 +166,7 @@ func (r *execution) renew(ctx context.Context) bool {
 	fresh, err := r.client.Renew(ctx, r.credential.Lease)
 	if err != nil {
 		fmt.Fprintf(r.err, "broker: renewing: %s\n", plainly(err.Error()))
-		r.once = !mayPass(err)
+		r.once = !api.Transient(err)
 		return time.Until(r.credential.ExpiresAt) > 2*time.Second
 	}
 	r.credential = fresh
@@ -176,18 +175,6 @@ func (r *execution) renew(ctx context.Context) bool {
 		return false
 	}
 	return true
-}
-
-// mayPass says whether what went wrong may be over in a moment.
-func mayPass(err error) bool {
-	var answer *api.Error
-	switch {
-	case !errors.As(err, &answer):
-		return true
-	case answer.Code == api.IssuerRefused: // each try would be another lease, to the same no
-		return false
-	}
-	return answer.Status == http.StatusTooManyRequests || answer.Status >= http.StatusInternalServerError
 }
 
 // environment is the command's, and writes the file if there is one.

@@ -195,7 +195,7 @@ func writeOffers(w io.Writer, offers []api.Offer) {
 			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false, o.Blocked), demands(o.Decision, o.MaxTTL), plainly(o.Description))
 		}
 		for _, s := range o.Scopes {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.Glass, o.Blocked), demands(&s.Decision, o.MaxTTL), plainly(s.Description))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.BreakGlassOnly, o.Blocked), demands(&s.Decision, o.MaxTTL), plainly(s.Description))
 		}
 	}
 }

@@ -220,7 +220,7 @@ func (a *app) await(ctx context.Context, client *api.Client, r *api.Request, dea
 			continue
 		case ctx.Err() != nil:
 			return nil, &api.Error{Code: api.Pending, RequestID: r.ID, Detail: `stopped waiting; it still waits: "broker collect ` + r.ID + `"`}
-		case !mayPass(err):
+		case !api.Transient(err):
 			return nil, err
 		}
 		lost = err

@@ -217,7 +217,7 @@ func (c card) people(r *api.Request) {
 }
 
 // narrowed says to what an approval narrowed the request.
-func narrowed(v api.Voice) string {
+func narrowed(v api.RecordedVote) string {
 	text := ""
 	if len(v.Scopes) > 0 {
 		text += ", for " + strings.Join(v.Scopes, " ")
@@ -234,15 +234,15 @@ func narrowed(v api.Voice) string {
 // past shows what the same caller asked for before.
 func (c card) past(f *api.Facts) {
 	const name = "in 30 days"
-	if len(f.Past) == 0 {
+	if len(f.History) == 0 {
 		c.line(name, "it asked for nothing before")
 	}
-	for i, p := range f.Past {
+	for i, p := range f.History {
 		text := fmt.Sprintf("%s: asked %d, granted %d, denied %d", p.Entitlement, p.Asked, p.Granted, p.Denied)
 		if p.Pending > 0 {
 			text += fmt.Sprintf(", waiting %d", p.Pending)
 		}
-		if i == 0 && f.PastPartial {
+		if i == 0 && f.HistoryPartial {
 			text += "; at least: only the newest are counted"
 		}
 		c.line(map[bool]string{true: name}[i == 0], text)

@@ -52,13 +52,13 @@ func requestToShow() *api.Request {
 		Decision: api.Decision{Permit: true, Reasons: []string{"reports are of customers"}, Policies: []string{"agents-write", "reports-need-people"}},
 		Approvals: api.Approvals{
 			Needed: []api.Need{{Group: "support", Count: 1}, {Group: "security", Count: 1, Have: 1}},
-			Given:  []api.Voice{{Person: "login/cleo", Decision: api.Approve, Groups: []string{"security"}, Comment: "looks right", Scopes: []string{"read"}, TTL: api.Duration(5 * time.Minute)}},
+			Given:  []api.RecordedVote{{Person: "login/cleo", Decision: api.Approve, Groups: []string{"security"}, Comment: "looks right", Scopes: []string{"read"}, TTL: api.Duration(5 * time.Minute)}},
 		},
 		Facts: &api.Facts{
 			Description: "what customers get each month", Owner: "support", ScopeTexts: map[string]string{"read": "look into reports"}, Revocation: "at_expiry",
 			Effect: "a session of arn:aws:iam::123456789012:role/reports\n{\n  \"Action\": \"s3:GetObject\"\n}",
 			Proof:  api.Proof{Method: "x509-svid", ExpiresAt: noon.Add(time.Hour)}, From: "192.0.2.7", TicketURL: "https://tracker.acme.test/INC-4711",
-			Past: []api.Past{{Entitlement: "reports", Asked: 12, Granted: 10, Denied: 1, Pending: 1}, {Entitlement: "tickets-api", Asked: 1, Granted: 1}}, PastPartial: true,
+			History: []api.RequestHistory{{Entitlement: "reports", Asked: 12, Granted: 10, Denied: 1, Pending: 1}, {Entitlement: "tickets-api", Asked: 1, Granted: 1}}, HistoryPartial: true,
 		},
 	}
 }
@@ -80,7 +80,7 @@ func TestRequestIsShownWhole(t *testing.T) {
 		}
 	}
 	r := requestToShow()
-	r.Justification, r.Facts.Past = "", nil
+	r.Justification, r.Facts.History = "", nil
 	if got := show(r); !strings.Contains(got, "why          no reason was given\n") || !strings.Contains(got, "in 30 days   it asked for nothing before\n") {
 		t.Errorf("without a reason and a past: %s", got)
 	}
@@ -99,7 +99,7 @@ func TestHostileTextsInTheTerminal(t *testing.T) {
 	r.Decision.Reasons = []string{evil}
 	r.Review = &api.Review{Given: []api.Verdict{{Person: evil, Comment: evil}}}
 	f := r.Facts
-	f.Effect, f.Description, f.From, f.TicketURL, f.ScopeTexts["read"], f.Past[0].Entitlement = evil, evil, evil, evil, evil, evil
+	f.Effect, f.Description, f.From, f.TicketURL, f.ScopeTexts["read"], f.History[0].Entitlement = evil, evil, evil, evil, evil, evil
 	got := show(r)
 	for line := range strings.Lines(got) {
 		if strings.HasPrefix(line, "status") && line != "status       pending\n" || strings.HasPrefix(strings.TrimSpace(line), "status") && !strings.Contains(line, "pending") {

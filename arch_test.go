@@ -23,6 +23,7 @@ const module = "accessbroker.internal"
 var ours = map[string][]string{
 	"api":                 {},
 	"audit":               {},
+	"audit/verify":        {"audit"},
 	"broker":              {"audit"},
 	"attest":              {"broker", "audit"}, // audit for Digest, the type of a proof's hash
 	"attest/localca":      {},
@@ -51,7 +52,7 @@ var rooms = map[string][]string{
 	"github.com/golang-jwt/jwt":           {"issuers", "cmd/broker"}, // cmd/broker: the demo's resource server
 	"modernc.org/sqlite":                  {"store"},
 	"database/sql":                        {"store"},
-	"golang.org/x/mod":                    {"audit", "store"},
+	"golang.org/x/mod":                    {"audit", "audit/verify", "store"},
 	"golang.org/x/crypto":                 {"issuers"}, // SSH certificates
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/spf13/cobra":              {"cmd/broker"},

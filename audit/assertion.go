@@ -38,6 +38,11 @@ type PasskeyFacts struct {
 	RP         string    // the relying party's id: the host, or a parent, of the broker's pages
 }
 
+// PasskeyWait is how long a passkey waits until its signatures count, unless
+// somebody whose own counts vouches for it: time for its person to notice one
+// that is not theirs.
+const PasskeyWait = 24 * time.Hour
+
 // Domains that separate what passkeys sign.
 const (
 	approvalDomain = "accessbroker/approval/v1\n"

@@ -94,9 +94,9 @@ func (r *Record) commitments(field string) Digest {
 	return Digest{}
 }
 
-// checkOpenings says whether every opening opens the record's commitment of
+// CheckOpenings says whether every opening opens the record's commitment of
 // its name, so that no text stands beside a leaf that it has nothing to do with.
-func (r *Record) checkOpenings(openings map[string]Opening) error {
+func (r *Record) CheckOpenings(openings map[string]Opening) error {
 	for _, field := range slices.Sorted(maps.Keys(openings)) {
 		if d := r.commitments(field); d.IsZero() {
 			return fmt.Errorf("the opening %q has no commitment in the record", field)

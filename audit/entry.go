@@ -25,8 +25,8 @@ type Entry struct {
 // section 2.1).
 const leafPrefix = 0
 
-// maxOpenings bounds what may be kept beside a leaf.
-const maxOpenings = 1 << 18
+// MaxOpenings bounds what may be kept beside a leaf.
+const MaxOpenings = 1 << 18
 
 // Entry encodes the record. It refuses what has no canonical form (invalid
 // UTF-8, a duration that is not whole seconds), what is over its bound, and
@@ -46,10 +46,10 @@ func (r Record) Entry() (*Entry, error) {
 	switch {
 	case len(e.Leaf()) > MaxLeaf:
 		return nil, fmt.Errorf("encoding a record: it takes %d bytes, more than the %d that an entry may have", len(e.Leaf()), MaxLeaf)
-	case len(e.openings) > maxOpenings:
-		return nil, fmt.Errorf("encoding a record: its texts take %d bytes, more than the %d that are kept", len(e.openings), maxOpenings)
+	case len(e.openings) > MaxOpenings:
+		return nil, fmt.Errorf("encoding a record: its texts take %d bytes, more than the %d that are kept", len(e.openings), MaxOpenings)
 	}
-	if err := r.checkOpenings(r.Openings); err != nil {
+	if err := r.CheckOpenings(r.Openings); err != nil {
 		return nil, fmt.Errorf("encoding a record: %w", err)
 	}
 	return e, nil
@@ -67,8 +67,8 @@ func (e *Entry) Openings() []byte { return e.openings }
 // SetTime writes the time into the leaf. Years have four digits.
 func (e *Entry) SetTime(t time.Time) {
 	// Not in place: AppendFormat scribbles past the end of what it returns.
-	var text [len(timeFormat) + 8]byte
-	copy(e.hashed[e.timeAt:], t.UTC().AppendFormat(text[:0], timeFormat))
+	var text [len(TimeFormat) + 8]byte
+	copy(e.hashed[e.timeAt:], t.UTC().AppendFormat(text[:0], TimeFormat))
 }
 
 // Hash is the leaf's hash in the tree (RFC 6962, section 2.1).

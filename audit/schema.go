@@ -164,9 +164,9 @@ func (f *BlockFacts) fields(c *codec) {
 	c.text("selector", &f.Selector, maxSelector)
 }
 
-// timeFormat is the one form of times: RFC 3339, UTC, milliseconds, so that
+// TimeFormat is the one form of times: RFC 3339, UTC, milliseconds, so that
 // it has a fixed width and sorts as text.
-const timeFormat = "2006-01-02T15:04:05.000Z"
+const TimeFormat = "2006-01-02T15:04:05.000Z"
 
 // maxInt is the largest integer that every JSON reader keeps exactly (RFC 7493,
 // section 2.2).

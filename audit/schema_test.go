@@ -116,7 +116,7 @@ func TestEntryRefuses(t *testing.T) {
 		{"policies: takes 5121 bytes, more than the 5120 allowed", func(r *Record) { r.Decision.Policies = []string{strings.Repeat("x", 5117)} }},
 		{`the opening "ticket" does not open`, func(r *Record) { r.Openings = map[string]Opening{"ticket": opening} }},
 		{`the opening "colour" has no commitment`, func(r *Record) { r.Openings = map[string]Opening{"colour": opening} }},
-		{"more than the 262144 that are kept", func(r *Record) { r.Openings = map[string]Opening{"ticket": {Text: strings.Repeat("x", maxOpenings)}} }},
+		{"more than the 262144 that are kept", func(r *Record) { r.Openings = map[string]Opening{"ticket": {Text: strings.Repeat("x", MaxOpenings)}} }},
 	} {
 		r := fullRecord()
 		test.change(&r)

@@ -57,6 +57,10 @@ func (t *Tree) Append(leaf Digest) []tlog.Hash {
 	return stored
 }
 
+// ReplaceLast replaces the hash that the last Append added to the right edge, so
+// that a verifier can continue from a stored hash that differs from its own.
+func (t *Tree) ReplaceLast(hash tlog.Hash) { t.edge[len(t.edge)-1] = hash }
+
 // Root is the root hash; of an empty tree, that of nothing.
 func (t *Tree) Root() Digest {
 	if t.size == 0 {

@@ -22,7 +22,6 @@ var (
 
 // A memory is a log in memory, with its rows as a database has them.
 type memory struct {
-	sums  map[string]Digest // of the requests that were made, by id
 	tree  Tree
 	items []Item
 	notes []string
@@ -234,6 +233,26 @@ func TestCheckpoints(t *testing.T) {
 	}
 	if _, err := parseCheckpoint(c.String() + "an extension\n"); err != nil {
 		t.Errorf("extension lines are allowed: %v", err)
+	}
+}
+
+// What is no key and no checkpoint is told from what is one, of whatever log.
+func TestFormsOfKeysAndCheckpoints(t *testing.T) {
+	m := leaves(9)
+	m.sign(t)
+	if err := errors.Join(CheckKey(public), CheckForm([]byte(m.notes[0]))); err != nil {
+		t.Error(err)
+	}
+	if err := CheckKey("foo"); err == nil || !strings.Contains(err.Error(), "is not the public key of a log") {
+		t.Errorf("a key: %v", err)
+	}
+	for text, says := range map[string]string{
+		"foo": "it is not a signed checkpoint",
+		strings.Replace(m.notes[0], "\n", "\nx", 1): "size \"x",
+	} {
+		if err := CheckForm([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", text, err)
+		}
 	}
 }
 

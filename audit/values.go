@@ -203,7 +203,7 @@ func (c *codec) seconds(key string, d *time.Duration) {
 }
 
 func (c *codec) time(key string, t *time.Time) {
-	if !c.member(key, !t.IsZero(), len(timeFormat)+len(`""`)) {
+	if !c.member(key, !t.IsZero(), len(TimeFormat)+len(`""`)) {
 		return
 	}
 	if c.mode == reading {
@@ -215,7 +215,7 @@ func (c *codec) time(key string, t *time.Time) {
 
 // commitTime is the one time that is never left out: the store fills it in.
 func (c *codec) commitTime(key string, t *time.Time) {
-	if !c.member(key, true, len(timeFormat)+len(`""`)) {
+	if !c.member(key, true, len(TimeFormat)+len(`""`)) {
 		if c.mode == reading {
 			c.fail(key, "missing")
 		}
@@ -235,15 +235,15 @@ func (c *codec) writeTime(key string, t time.Time) {
 		c.fail(key, "the year %d does not have four digits", y)
 	}
 	c.buf = append(c.buf, '"')
-	c.buf = t.AppendFormat(c.buf, timeFormat)
+	c.buf = t.AppendFormat(c.buf, TimeFormat)
 	c.buf = append(c.buf, '"')
 }
 
 func (c *codec) readTime(key string) time.Time {
 	s := c.readString(key)
-	t, err := time.Parse(timeFormat, s)
-	if err != nil || t.Format(timeFormat) != s {
-		c.fail(key, "%q is not a time of the form %s", s, timeFormat)
+	t, err := time.Parse(TimeFormat, s)
+	if err != nil || t.Format(TimeFormat) != s {
+		c.fail(key, "%q is not a time of the form %s", s, TimeFormat)
 	}
 	return t
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/softkey"
 )
@@ -62,13 +63,13 @@ func (w *world) signs(t *testing.T, name string, key *softkey.Key, r *broker.Req
 }
 
 // audits verifies the log as an auditor would who knows a passkey.
-func (w *world) audits(t *testing.T, person string, key *softkey.Key) (*audit.Report, error) {
+func (w *world) audits(t *testing.T, person string, key *softkey.Key) (*verify.Report, error) {
 	t.Helper()
 	public, err := key.Public()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: []audit.Approver{{Person: person, RP: rp, Credential: key.ID, Public: public}}})
+	return verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: []verify.Approver{{Person: person, RP: rp, Credential: key.ID, Public: public}}})
 }
 
 const signedPolicy = `@approval("1 of support") @signed("required")`

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/softkey"
 )
@@ -253,18 +254,18 @@ func TestSignedReview(t *testing.T) {
 // and all but one.
 func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
 	t.Helper()
-	var pins []audit.Approver
+	var pins []verify.Approver
 	for person, key := range keys {
 		public, err := key.Public()
 		if err != nil {
 			t.Fatal(err)
 		}
-		pins = append(pins, audit.Approver{Person: person, RP: rp, Credential: key.ID, Public: public})
+		pins = append(pins, verify.Approver{Person: person, RP: rp, Credential: key.ID, Public: public})
 	}
-	if report, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins}); err != nil || report.Signatures != int64(len(keys)) || !report.KeysPinned {
+	if report, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins}); err != nil || report.Signatures != int64(len(keys)) || !report.KeysPinned {
 		t.Errorf("the log: %+v, %v", report, err)
 	}
-	if _, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers that you gave") {
+	if _, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers that you gave") {
 		t.Errorf("the log, to whom a reviewer's passkey is unknown: %v", err)
 	}
 	for _, r := range w.records(t) {

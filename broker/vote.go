@@ -104,7 +104,7 @@ func seat(needs []ApprovalNeed, votes []Approval) (places []Place, full bool) {
 	for i, n := range needs {
 		counts[i] = n.Count
 	}
-	have, full := audit.Seat(counts, len(votes), func(vote, need int) bool {
+	have, full := audit.AssignApprovers(counts, len(votes), func(vote, need int) bool {
 		return votes[vote].Approve && slices.Contains(votes[vote].Groups, needs[need].Group)
 	})
 	for i, n := range needs {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
@@ -211,7 +212,7 @@ func (w *world) count(t *testing.T, status broker.LeaseStatus) int {
 // its record.
 func (w *world) verify(t *testing.T) {
 	t.Helper()
-	report, err := audit.Verify(context.Background(), w.store.Source(), audit.Options{}) // in cleanups, too
+	report, err := verify.Verify(context.Background(), w.store.Source(), verify.Options{}) // in cleanups, too
 	if report == nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
-	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 )
 
@@ -98,7 +98,7 @@ func TestAbandonByPeople(t *testing.T) {
 	if l := must[*api.Lease](t)(w.as(agent).Lease(ctx, lease)); l.Status != api.LeaseAbandoned || l.Revocation == "immediate" {
 		t.Errorf("in the end it is %+v", l)
 	}
-	if report, err := audit.Verify(ctx, w.store.Source(), audit.Options{}); err != nil || len(report.Problems) > 0 {
+	if report, err := verify.Verify(ctx, w.store.Source(), verify.Options{}); err != nil || len(report.Problems) > 0 {
 		t.Errorf("the log: %+v, %v", report, err)
 	}
 }

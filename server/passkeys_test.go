@@ -11,7 +11,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/attest"
-	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/internal/softkey"
 )
 
@@ -148,15 +148,15 @@ func TestSigningInThePages(t *testing.T) {
 // audited has an auditor verify the log who knows whose passkeys these are.
 func (w *world) audited(t *testing.T, signatures int64, devices map[string]*device) {
 	t.Helper()
-	var pins []audit.Approver
+	var pins []verify.Approver
 	for person, d := range devices {
 		public, err := d.key.Public()
 		if err != nil {
 			t.Fatal(err)
 		}
-		pins = append(pins, audit.Approver{Person: person, RP: "broker.acme.test", Credential: d.key.ID, Public: public})
+		pins = append(pins, verify.Approver{Person: person, RP: "broker.acme.test", Credential: d.key.ID, Public: public})
 	}
-	if report, err := audit.Verify(t.Context(), w.store.Source(), audit.Options{Approvers: pins}); err != nil || report.Signatures != signatures {
+	if report, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins}); err != nil || report.Signatures != signatures {
 		t.Errorf("the log: %+v, %v", report, err)
 	}
 }

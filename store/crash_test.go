@@ -118,12 +118,12 @@ func checkConfirmed(t *testing.T, path string, confirmed []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	verify(t, f)
+	verifyLog(t, f)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, path)
-	report := verify(t, s.Source())
+	report := verifyLog(t, s.Source())
 	for _, line := range confirmed {
 		var index int64
 		var hash, lease string
@@ -214,7 +214,7 @@ func TestInterleavings(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	report := verify(t, s.Source())
+	report := verifyLog(t, s.Source())
 	if report.Kinds[audit.LeaseIssued] != int64(len(issued)) || report.Kinds[audit.LeaseRevoked] != int64(len(ended)) {
 		t.Errorf("the log has %v; %d were issued and %d ended", report.Kinds, len(issued), len(ended))
 	}

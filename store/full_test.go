@@ -41,7 +41,7 @@ func checkFull(t *testing.T, s *Store, issued []broker.LeaseID, err error) {
 	if err := s.Degraded(); !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("degraded: %v", err)
 	}
-	report := verify(t, s.Source())
+	report := verifyLog(t, s.Source())
 	if got := report.Kinds[audit.LeaseIssued]; got != int64(len(issued)) {
 		t.Errorf("%d were issued, and %d are recorded", len(issued), got)
 	}
@@ -102,7 +102,7 @@ func TestFullDisk(t *testing.T) {
 	if err := i.store(t.Context(), s); err == nil {
 		t.Error("a full disk, and it issues")
 	}
-	if r := verify(t, s.Source()); r.Kinds[audit.LeaseRevoked] != 50 || r.Kinds[audit.BlockPlaced] != 1 {
+	if r := verifyLog(t, s.Source()); r.Kinds[audit.LeaseRevoked] != 50 || r.Kinds[audit.BlockPlaced] != 1 {
 		t.Errorf("recorded: %v", r.Kinds)
 	}
 

@@ -5,11 +5,12 @@ import (
 	"testing"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 )
 
-func verify(t testing.TB, src audit.Source) *audit.Report {
+func verifyLog(t testing.TB, src audit.Source) *verify.Report {
 	t.Helper()
-	report, err := audit.Verify(t.Context(), src, audit.Options{}) // few of these logs are signed
+	report, err := verify.Verify(t.Context(), src, verify.Options{}) // few of these logs are signed
 	if err != nil {
 		t.Fatalf("the log does not verify: %v", err)
 	}
@@ -29,7 +30,7 @@ func TestLogSurvivesReopening(t *testing.T) {
 		}
 	}
 	before := s.Head()
-	if r := verify(t, s.Source()); r.Records != 21 || r.Root != before.Root {
+	if r := verifyLog(t, s.Source()); r.Records != 21 || r.Root != before.Root {
 		t.Errorf("verified %d records, root %s; the head is %+v", r.Records, r.Root, before)
 	}
 	if err := s.Close(); err != nil {
@@ -39,7 +40,7 @@ func TestLogSurvivesReopening(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	verify(t, f)
+	verifyLog(t, f)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}

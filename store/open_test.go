@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 )
 
@@ -97,11 +98,11 @@ func TestADatabaseInUseCanBeVerified(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	if r := verify(t, f); r.Records != 2 {
+	if r := verifyLog(t, f); r.Records != 2 {
 		t.Errorf("%d records", r.Records)
 	}
 	works(t, s)
-	if r := verify(t, f); r.Records != 3 {
+	if r := verifyLog(t, f); r.Records != 3 {
 		t.Errorf("%d records", r.Records)
 	}
 }
@@ -139,8 +140,8 @@ func TestOneFlippedByte(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	report, err := audit.Verify(t.Context(), f, audit.Options{Key: testPublic})
-	var problem *audit.Problem
+	report, err := verify.Verify(t.Context(), f, verify.Options{Key: testPublic})
+	var problem *verify.Problem
 	if !errors.As(err, &problem) || problem.Index != 6 || len(report.Problems) != 1 {
 		t.Fatalf("%v, %+v", err, report)
 	}
@@ -194,18 +195,18 @@ func TestProofsAndCheckpoints(t *testing.T) {
 	if _, err := s.Record(t.Context(), 1000); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("past the end: %v", err)
 	}
-	if r := verify(t, s.Source()); r.Checkpoints != keptCheckpoints {
+	if r := verifyLog(t, s.Source()); r.Checkpoints != keptCheckpoints {
 		t.Errorf("%d checkpoints are kept", r.Checkpoints)
 	}
 	var export bytes.Buffer
-	if err := audit.Export(t.Context(), &export, s.Source()); err != nil {
+	if err := verify.Export(t.Context(), &export, s.Source()); err != nil {
 		t.Fatal(err)
 	}
-	f, err := audit.OpenExport(&export)
+	f, err := verify.OpenExport(&export)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := verify(t, f); r.Root != s.Head().Root || r.Checkpoints != keptCheckpoints {
+	if r := verifyLog(t, f); r.Root != s.Head().Root || r.Checkpoints != keptCheckpoints {
 		t.Errorf("the export: %+v", r)
 	}
 }
@@ -243,7 +244,7 @@ func TestLogsOfADatabase(t *testing.T) {
 	if err := i.store(t.Context(), s); err != nil || i.entry.Index != 1 {
 		t.Errorf("the second record of the second log has the index %d, %v", i.entry.Index, err)
 	}
-	if report, err := audit.Verify(t.Context(), s.Source(), audit.Options{}); err != nil || report.Records != 2 || report.Key != public {
+	if report, err := verify.Verify(t.Context(), s.Source(), verify.Options{}); err != nil || report.Records != 2 || report.Key != public {
 		t.Errorf("the second log: %+v, %v", report, err)
 	}
 	if log, err := s.Log(t.Context()); err != nil || log != (Log{2, second, public}) {

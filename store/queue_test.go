@@ -150,7 +150,7 @@ func TestAMemberThatFailsIsTakenOut(t *testing.T) {
 			if _, err := get(t, s, bad.lease.ID); !errors.Is(err, broker.ErrNotFound) {
 				t.Errorf("its row: %v", err)
 			}
-			if r := verify(t, s.Source()); r.Records != 3 {
+			if r := verifyLog(t, s.Source()); r.Records != 3 {
 				t.Errorf("%d records", r.Records)
 			}
 		})
@@ -200,7 +200,7 @@ func works(t *testing.T, s *Store) {
 	if err := i.store(t.Context(), s); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
-	verify(t, s.Source())
+	verifyLog(t, s.Source())
 }
 
 func TestAGoroutineThatEndsInsideDoesNotWedgeTheQueue(t *testing.T) {
@@ -311,7 +311,7 @@ func TestOneMembersRowsDoNotFailTheOthers(t *testing.T) {
 	waitFor(s, 5)
 	release()
 	wg.Wait()
-	if r := verify(t, s.Source()); r.Records != 5 {
+	if r := verifyLog(t, s.Source()); r.Records != 5 {
 		t.Errorf("%d records", r.Records)
 	}
 }
@@ -375,7 +375,7 @@ func TestTimesNeverGoBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	verify(t, s.Source())
+	verifyLog(t, s.Source())
 }
 
 func TestAClosedStoreRefuses(t *testing.T) {
@@ -408,5 +408,5 @@ func TestASecondWriterIsNotOverwritten(t *testing.T) {
 			t.Errorf("issuance %d has the index %d, %v", n, i.entry.Index, err)
 		}
 	}
-	verify(t, s.Source())
+	verifyLog(t, s.Source())
 }

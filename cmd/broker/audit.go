@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/store"
 )
 
@@ -58,14 +59,14 @@ believed whose they are, and that they waited for a day.`,
 				return err
 			}
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
-				report, err := audit.Verify(c.Context(), src, opts)
+				report, err := verify.Verify(c.Context(), src, opts)
 				if report == nil {
 					return err
 				}
 				if printed := a.print(report, func(w io.Writer) { writeReport(w, report) }); printed != nil {
 					return printed
 				}
-				var found *audit.Problem
+				var found *verify.Problem
 				if errors.As(err, &found) { // the report has it
 					return exitError(exitFailed)
 				}
@@ -81,8 +82,8 @@ believed whose they are, and that they waited for a day.`,
 
 // verifyOptions reads what the auditor brings along. What is wrong with that is
 // said before the log is looked at, or it would seem to be the log's fault.
-func verifyOptions(key, approvers string, checkpoints []string) (audit.Options, error) {
-	opts := audit.Options{Key: key}
+func verifyOptions(key, approvers string, checkpoints []string) (verify.Options, error) {
+	opts := verify.Options{Key: key}
 	if key != "" {
 		if err := audit.CheckKey(key); err != nil {
 			return opts, usage("--key: %v", err)
@@ -105,7 +106,7 @@ func verifyOptions(key, approvers string, checkpoints []string) (audit.Options, 
 	if err != nil {
 		return opts, usage("--approvers: %v", err)
 	}
-	if opts.Approvers, err = audit.ParseApprovers(string(text)); err != nil {
+	if opts.Approvers, err = verify.ParseApprovers(string(text)); err != nil {
 		return opts, usage("--approvers: %s: %v", approvers, err)
 	}
 	if len(opts.Approvers) == 0 {
@@ -114,7 +115,7 @@ func verifyOptions(key, approvers string, checkpoints []string) (audit.Options, 
 	return opts, nil
 }
 
-func writeReport(w io.Writer, r *audit.Report) {
+func writeReport(w io.Writer, r *verify.Report) {
 	fmt.Fprintf(w, "log\t%s\n", plainly(r.Origin))
 	trust := "given by you"
 	if !r.KeyTrusted {
@@ -171,7 +172,7 @@ them with the people, keep the file, and give it to "broker audit verify
 		Args:    exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
-				list, err := audit.Approvers(c.Context(), src)
+				list, err := verify.Approvers(c.Context(), src)
 				if err != nil {
 					return err
 				}
@@ -339,7 +340,7 @@ func (a *app) auditExportCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				w := bufio.NewWriter(a.out)
-				return errors.Join(audit.Export(c.Context(), w, src), w.Flush())
+				return errors.Join(verify.Export(c.Context(), w, src), w.Flush())
 			})
 		},
 	}
@@ -366,7 +367,7 @@ func withLog(ctx context.Context, name string, f func(audit.Source) error) error
 		defer func() { _ = src.Close() }()
 		return f(src)
 	}
-	src, err := audit.OpenExport(in)
+	src, err := verify.OpenExport(in)
 	if err != nil {
 		return err
 	}

@@ -8,14 +8,15 @@ import (
 	"time"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 )
 
 // A log that somebody made up moves no cursor and begins no line of its own.
 func TestAHostileLogIsShownPlainly(t *testing.T) {
 	const hostile = "x\x1b[1A\x1b[2Kverified\teverything holds\nlog\u202e"
-	report := &audit.Report{
+	report := &verify.Report{
 		Origin: hostile, Key: hostile, Records: 1, Kinds: map[audit.Kind]int64{hostile: 1},
-		Problems: []audit.Problem{{Index: 0, Kind: hostile, What: hostile}},
+		Problems: []verify.Problem{{Index: 0, Kind: hostile, What: hostile}},
 	}
 	var out strings.Builder
 	writeReport(&out, report)

@@ -19,6 +19,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 )
 
 func (a *app) demoCommand() *cobra.Command {
@@ -318,7 +319,7 @@ func (d *demo) tamper(ctx context.Context) error {
 // credential: the agent's name.
 func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
 	var export bytes.Buffer
-	if err := audit.Export(ctx, &export, d.world.service.store.Source()); err != nil {
+	if err := verify.Export(ctx, &export, d.world.service.store.Source()); err != nil {
 		return 0, err
 	}
 	const before, after = "agent/triage", "agent/triagE"

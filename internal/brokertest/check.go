@@ -12,6 +12,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 )
 
@@ -26,7 +27,7 @@ func (b *Broker) check() {
 	if err != nil {
 		b.t.Error(err)
 	}
-	if _, err := audit.Verify(ctx, b.Store.Source(), audit.Options{Key: b.public}); err != nil {
+	if _, err := verify.Verify(ctx, b.Store.Source(), verify.Options{Key: b.public}); err != nil {
 		b.t.Errorf("the log does not verify: %v", err)
 	}
 	b.checkLeases(ctx)

@@ -1,10 +1,12 @@
-package audit
+package verify
 
 import (
 	"slices"
 	"strings"
 	"time"
 	"unique"
+
+	"accessbroker.internal/audit"
 )
 
 // A requestBook remembers the requests of a log for as long as something may be
@@ -41,7 +43,7 @@ const (
 // A request is what is remembered of one. Texts that many share are kept once.
 type request struct {
 	holder, entitlement, scopes unique.Handle[string]
-	digest                      Digest
+	digest                      audit.Digest
 	state                       requestState
 	ttl, duration               time.Duration
 	starts                      time.Time // as asked; approved: when the grant starts
@@ -53,29 +55,29 @@ func newRequestBook() *requestBook { return &requestBook{requests: map[string]*r
 
 // check says what is wrong with the record after those before it, or nothing.
 // signed says that it holds a signature that is good.
-func (b *requestBook) check(r *Record, signed bool) string {
+func (b *requestBook) check(r *audit.Record, signed bool) string {
 	b.now = r.Time
 	switch r.Kind {
-	case LogOpened:
+	case audit.LogOpened:
 		if b.later = r.Log != nil && r.Log.Previous != ""; b.later {
 			b.before = r.Time.Add(oldGrants)
 		}
-	case RequestCreated:
+	case audit.RequestCreated:
 		return b.created(r)
-	case ApprovalGiven, RequestApproved:
+	case audit.ApprovalGiven, audit.RequestApproved:
 		return b.voted(r, signed)
-	case RequestDenied:
+	case audit.RequestDenied:
 		if r.Approval != nil {
 			return b.voted(r, signed)
 		}
 		b.over(r, requestDenied) // by policy: it was never made
-	case RequestWithdrawn:
+	case audit.RequestWithdrawn:
 		b.over(r, requestWithdrawn)
-	case RequestRevoked:
+	case audit.RequestRevoked:
 		b.over(r, requestRevoked)
-	case ReviewGiven, ReviewClosed:
+	case audit.ReviewGiven, audit.ReviewClosed:
 		return b.reviewed(r, signed)
-	case LeaseOpened, LeaseIssued:
+	case audit.LeaseOpened, audit.LeaseIssued:
 		return b.lease(r)
 	}
 	return ""
@@ -83,7 +85,7 @@ func (b *requestBook) check(r *Record, signed bool) string {
 
 // created takes in a request, which the record of its first lease may tell of
 // as well.
-func (b *requestBook) created(r *Record) string {
+func (b *requestBook) created(r *audit.Record) string {
 	f, d := r.Request, r.Decision
 	switch {
 	case f == nil || f.ID == "":
@@ -144,7 +146,7 @@ func (b *requestBook) forget(id string) {
 // about gives the request that a record is about; nil, and what is wrong with
 // that, if there is none or the record says something else of it. old says that
 // an older request than are known need not be wrong.
-func (b *requestBook) about(r *Record, old bool) (*request, string) {
+func (b *requestBook) about(r *audit.Record, old bool) (*request, string) {
 	if r.Request == nil || r.Request.ID == "" {
 		return nil, "it names no request"
 	}
@@ -164,7 +166,7 @@ func (b *requestBook) about(r *Record, old bool) (*request, string) {
 }
 
 // over ends a request, if it is known.
-func (b *requestBook) over(r *Record, state requestState) {
+func (b *requestBook) over(r *audit.Record, state requestState) {
 	if r.Request == nil {
 		return
 	}
@@ -174,7 +176,7 @@ func (b *requestBook) over(r *Record, state requestState) {
 }
 
 // voted takes in a person's yes or no, and judges what it led to.
-func (b *requestBook) voted(r *Record, signed bool) string {
+func (b *requestBook) voted(r *audit.Record, signed bool) string {
 	q, what := b.about(r, b.now.Before(b.before))
 	switch {
 	case q == nil:
@@ -187,9 +189,9 @@ func (b *requestBook) voted(r *Record, signed bool) string {
 		what = q.hear(r, signed)
 	}
 	switch r.Kind {
-	case RequestDenied:
+	case audit.RequestDenied:
 		q.state = requestDenied
-	case RequestApproved:
+	case audit.RequestApproved:
 		q.approve(r.Time)
 		if what == "" {
 			what = q.people.lacking(q.people.needs, q.people.signed)
@@ -202,7 +204,7 @@ const notSigned = "policy wanted it signed by a passkey, and it is not"
 
 // hear takes in what a person says of a pending request, if it counts. What is
 // wrong with a signature is said by the key book.
-func (q *request) hear(r *Record, signed bool) string {
+func (q *request) hear(r *audit.Record, signed bool) string {
 	a, p := r.Approval, q.people
 	v := voice{r.Caller.ID, a.Groups, a.Decision == "approve", signed, a.Scopes, a.TTL, a.Duration}
 	switch {
@@ -249,7 +251,7 @@ func (q *request) was() string {
 
 // reviewed takes in a verdict on a broken glass, and judges whether the last
 // one is. Nobody knows how late it may come.
-func (b *requestBook) reviewed(r *Record, signed bool) string {
+func (b *requestBook) reviewed(r *audit.Record, signed bool) string {
 	q, what := b.about(r, b.later)
 	if q == nil {
 		return what
@@ -268,7 +270,7 @@ func (b *requestBook) reviewed(r *Record, signed bool) string {
 		return notSigned
 	}
 	p.verdicts, what = add(p.verdicts, voice{person: r.Caller.ID, groups: r.Approval.Groups, signed: signed})
-	if r.Kind == ReviewClosed {
+	if r.Kind == audit.ReviewClosed {
 		p.closed = true
 		if what == "" {
 			what = missing("reviewed", p.review, p.verdicts, p.signed)
@@ -279,9 +281,9 @@ func (b *requestBook) reviewed(r *Record, signed bool) string {
 
 // lease judges the record that first tells of a lease: who it is for, and for
 // what. The lease book wants the issuing of those that upstreams make to follow.
-func (b *requestBook) lease(r *Record) string {
+func (b *requestBook) lease(r *audit.Record) string {
 	f := r.Request
-	if f == nil && r.Kind == LeaseIssued {
+	if f == nil && r.Kind == audit.LeaseIssued {
 		return ""
 	}
 	if f != nil && (f.TTL > 0 || f.Duration > 0) { // filed by the same call
@@ -311,7 +313,7 @@ func (b *requestBook) lease(r *Record) string {
 
 // covers says what is missing to the approvals that were demanded when the
 // request was made, and are demanded by now.
-func (q *request) covers(d *DecisionFacts) string {
+func (q *request) covers(d *audit.DecisionFacts) string {
 	if q.people != nil {
 		if what := q.people.lacking(q.people.needs, q.people.signed); what != "" {
 			return what
@@ -328,7 +330,7 @@ func (q *request) covers(d *DecisionFacts) string {
 }
 
 // bounds says where a lease is more than was granted.
-func (q *request) bounds(r *Record) string {
+func (q *request) bounds(r *audit.Record) string {
 	if r.Lease == nil {
 		return "" // the lease book says so
 	}
@@ -348,9 +350,9 @@ func (q *request) bounds(r *Record) string {
 	case joined(r.Request.Scopes) != q.scopes.Value():
 		return "it is not about what was asked: the request was for the scopes " + strings.Join(split(q.scopes.Value()), " ")
 	case r.Time.Add(slack).Before(q.starts):
-		return "the grant had not begun: it starts at " + q.starts.Format(timeFormat)
+		return "the grant had not begun: it starts at " + q.starts.Format(audit.TimeFormat)
 	case r.Time.After(q.ends.Add(slack)):
-		return "the grant was over: it ended at " + q.ends.Format(timeFormat)
+		return "the grant was over: it ended at " + q.ends.Format(audit.TimeFormat)
 	case r.Lease.Expires.IsZero() || r.Lease.Expires.After(r.Time.Add(q.ttl+slack)):
 		return "it lives for longer than was granted: that was " + q.ttl.String()
 	}

@@ -1,4 +1,4 @@
-package audit
+package verify
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
+
+	"accessbroker.internal/audit"
 )
 
 // Options are what the auditor brings along.
@@ -27,23 +29,23 @@ type Options struct {
 
 // A Report is what was found.
 type Report struct {
-	Origin      string         `json:"origin"`
-	Key         string         `json:"key"`         // the public key that was verified by
-	KeyTrusted  bool           `json:"key_trusted"` // it came from the auditor
-	Records     int64          `json:"records"`
-	Root        Digest         `json:"root"`
-	First       time.Time      `json:"first"` // time of the first record
-	Last        time.Time      `json:"last"`
-	Checkpoints int            `json:"checkpoints"` // verified signed checkpoints
-	Signed      int64          `json:"signed"`      // so many records, from the first, are covered by them
-	Opened      int64          `json:"opened"`      // commitments whose texts are there, and are what was committed to
-	Signatures  int64          `json:"signatures"`  // of passkeys, all of approvers
-	KeysPinned  bool           `json:"keys_pinned"` // those came from the auditor
-	Unjudged    int64          `json:"unjudged"`    // records about requests that the log before holds, or of more than are remembered
-	Kinds       map[Kind]int64 `json:"kinds"`
-	Problems    []Problem      `json:"problems,omitempty"` // at most maxProblems
-	More        int            `json:"more,omitempty"`     // problems beyond those
-	Verified    bool           `json:"verified"`           // all of it was read, and everything holds
+	Origin      string               `json:"origin"`
+	Key         string               `json:"key"`         // the public key that was verified by
+	KeyTrusted  bool                 `json:"key_trusted"` // it came from the auditor
+	Records     int64                `json:"records"`
+	Root        audit.Digest         `json:"root"`
+	First       time.Time            `json:"first"` // time of the first record
+	Last        time.Time            `json:"last"`
+	Checkpoints int                  `json:"checkpoints"` // verified signed checkpoints
+	Signed      int64                `json:"signed"`      // so many records, from the first, are covered by them
+	Opened      int64                `json:"opened"`      // commitments whose texts are there, and are what was committed to
+	Signatures  int64                `json:"signatures"`  // of passkeys, all of approvers
+	KeysPinned  bool                 `json:"keys_pinned"` // those came from the auditor
+	Unjudged    int64                `json:"unjudged"`    // records about requests that the log before holds, or of more than are remembered
+	Kinds       map[audit.Kind]int64 `json:"kinds"`
+	Problems    []Problem            `json:"problems,omitempty"` // at most maxProblems
+	More        int                  `json:"more,omitempty"`     // problems beyond those
+	Verified    bool                 `json:"verified"`           // all of it was read, and everything holds
 }
 
 // maxProblems bounds the report of a log that is damaged all over.
@@ -51,10 +53,10 @@ const maxProblems = 100
 
 // A Problem says where a log does not hold, and why. It is an error.
 type Problem struct {
-	Index int64     `json:"index"`          // of the record; -1: the log as a whole
-	Kind  Kind      `json:"kind,omitempty"` // as the record says, if that can be read
-	Time  time.Time `json:"time,omitzero"`  // as the record says
-	What  string    `json:"what"`
+	Index int64      `json:"index"`          // of the record; -1: the log as a whole
+	Kind  audit.Kind `json:"kind,omitempty"` // as the record says, if that can be read
+	Time  time.Time  `json:"time,omitzero"`  // as the record says
+	What  string     `json:"what"`
 }
 
 // Error names the record and says what is wrong with it.
@@ -65,7 +67,7 @@ func (p *Problem) Error() string {
 	case p.Kind == "":
 		return fmt.Sprintf("record %d: %s", p.Index, p.What)
 	}
-	return fmt.Sprintf("record %d (%s, %s): %s", p.Index, p.Kind, p.Time.Format(timeFormat), p.What)
+	return fmt.Sprintf("record %d (%s, %s): %s", p.Index, p.Kind, p.Time.Format(audit.TimeFormat), p.What)
 }
 
 // Verify reads a whole log and checks everything that can be checked offline:
@@ -79,13 +81,13 @@ func (p *Problem) Error() string {
 //
 // It goes on after a problem, to tell all of them. The error is the first one,
 // or says why the log could not be read.
-func Verify(ctx context.Context, src Source, opts Options) (*Report, error) {
+func Verify(ctx context.Context, src audit.Source, opts Options) (*Report, error) {
 	h, err := src.Header(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("verifying the log: %w", err)
 	}
 	v := &verification{header: h, leases: newLeaseBook(), keys: newKeyBook(opts.Approvers), requests: newRequestBook()}
-	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[Kind]int64{}}
+	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[audit.Kind]int64{}}
 	if opts.Key != "" {
 		v.report.Key, v.report.KeyTrusted = opts.Key, true
 	}
@@ -110,15 +112,15 @@ func Verify(ctx context.Context, src Source, opts Options) (*Report, error) {
 
 // verification is the state of one Verify.
 type verification struct {
-	header      Header
+	header      audit.Header
 	report      Report
-	tree        Tree
-	checkpoints []Checkpoint // those not reached yet, by size
+	tree        audit.Tree
+	checkpoints []audit.Checkpoint // those not reached yet, by size
 	leases      *leaseBook
 	keys        *keyBook
 	requests    *requestBook
-	current     Record    // the record being looked at
-	unsigned    time.Time // of the first record that no checkpoint has covered yet
+	current     audit.Record // the record being looked at
+	unsigned    time.Time    // of the first record that no checkpoint has covered yet
 }
 
 // maxUnsigned is how long records go without a signature in a log that is well:
@@ -141,14 +143,14 @@ func (v *verification) problem(index int64, format string, args ...any) {
 // size at which each is compared with the tree.
 func (v *verification) openCheckpoints(signed []string) {
 	for _, s := range signed {
-		c, err := OpenCheckpoint([]byte(s), v.report.Key)
+		c, err := audit.OpenCheckpoint([]byte(s), v.report.Key)
 		if err != nil {
 			v.problem(-1, "%v", err)
 			continue
 		}
 		v.checkpoints = append(v.checkpoints, c)
 	}
-	slices.SortStableFunc(v.checkpoints, func(a, b Checkpoint) int { return int(min(max(a.Size-b.Size, -1), 1)) })
+	slices.SortStableFunc(v.checkpoints, func(a, b audit.Checkpoint) int { return int(min(max(a.Size-b.Size, -1), 1)) })
 }
 
 // checkpointsAt compares the checkpoints of this size with the tree.
@@ -164,10 +166,10 @@ func (v *verification) checkpointsAt(size int64) {
 	}
 }
 
-func (v *verification) item(it *Item) {
+func (v *verification) item(it *audit.Item) {
 	index := v.tree.Size()
 	last := v.current.Time
-	r, err := Decode(it.Leaf)
+	r, err := audit.Decode(it.Leaf)
 	v.current = r
 	if it.Index != index {
 		v.problem(index, "the record in its place has the index %d: records are missing, doubled or out of order", it.Index)
@@ -191,11 +193,11 @@ func (v *verification) item(it *Item) {
 // the row says. Where they differ, the tree goes on with those of the row: if
 // they lead to the signed root, then it is these bytes that were changed, and
 // no others.
-func (v *verification) hashes(index int64, it *Item) (genuine bool) {
-	own := Digest(tlog.RecordHash(it.Leaf))
+func (v *verification) hashes(index int64, it *audit.Item) (genuine bool) {
+	own := audit.Digest(tlog.RecordHash(it.Leaf))
 	stored := own
 	if len(it.Hashes) >= len(stored) {
-		stored = Digest(it.Hashes[:len(stored)])
+		stored = audit.Digest(it.Hashes[:len(stored)])
 	}
 	if own != stored {
 		v.problem(index, "its bytes hash to %s, the tree says %s", own, stored)
@@ -211,19 +213,19 @@ func (v *verification) hashes(index int64, it *Item) (genuine bool) {
 	return own == stored
 }
 
-func (v *verification) nodes(index int64, it *Item, nodes []tlog.Hash) {
+func (v *verification) nodes(index int64, it *audit.Item, nodes []tlog.Hash) {
 	for level, node := range nodes {
 		if there := it.Hashes[level*tlog.HashSize:][:tlog.HashSize]; !bytes.Equal(there, node[:]) {
 			v.problem(index, "records %d to %d hash to %s, the tree says %s: one of them is not what it was",
-				index+1-1<<level, index, Digest(node), Digest(there))
-			v.tree.edge[len(v.tree.edge)-1] = tlog.Hash(it.Hashes[len(it.Hashes)-tlog.HashSize:])
+				index+1-1<<level, index, audit.Digest(node), audit.Digest(there))
+			v.tree.ReplaceLast(tlog.Hash(it.Hashes[len(it.Hashes)-tlog.HashSize:]))
 			return // those above follow from this one
 		}
 	}
 }
 
 // record checks what can be known of a record from those before it.
-func (v *verification) record(index int64, r *Record, last time.Time) {
+func (v *verification) record(index int64, r *audit.Record, last time.Time) {
 	v.report.Kinds[r.Kind]++
 	if index == 0 {
 		v.report.First = r.Time
@@ -233,13 +235,13 @@ func (v *verification) record(index int64, r *Record, last time.Time) {
 		v.unsigned = r.Time
 	}
 	if r.Time.Before(last) {
-		v.problem(index, "its time is before that of the record before it, %s", last.Format(timeFormat))
+		v.problem(index, "its time is before that of the record before it, %s", last.Format(audit.TimeFormat))
 	}
-	switch opened := r.Kind == LogOpened; {
+	switch opened := r.Kind == audit.LogOpened; {
 	case opened && index > 0:
 		v.problem(index, "a log is opened by its first record only")
 	case !opened && index == 0:
-		v.problem(index, "the first record must be %s", LogOpened)
+		v.problem(index, "the first record must be %s", audit.LogOpened)
 	case opened && (r.Log == nil || r.Log.Origin != v.header.Origin):
 		v.problem(index, "it opens another log than %s", v.header.Origin)
 	}
@@ -258,10 +260,10 @@ func (v *verification) record(index int64, r *Record, last time.Time) {
 	}
 }
 
-func (v *verification) openings(index int64, r *Record, stored []byte) {
-	openings, err := DecodeOpenings(stored)
+func (v *verification) openings(index int64, r *audit.Record, stored []byte) {
+	openings, err := audit.DecodeOpenings(stored)
 	if err == nil {
-		err = r.checkOpenings(openings)
+		err = r.CheckOpenings(openings)
 	}
 	if err != nil {
 		v.problem(index, "%v", err)

@@ -1,4 +1,4 @@
-package audit
+package verify
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"accessbroker.internal/audit"
 )
 
 // A need is how many people of a group have to speak.
@@ -115,45 +117,5 @@ func seat(needs []need, voices []voice) (have []int, full bool) {
 	for i, n := range needs {
 		counts[i] = n.count
 	}
-	return Seat(counts, len(voices), func(v, of int) bool { return slices.Contains(voices[v].groups, needs[of].group) })
-}
-
-// Seat gives each of so many people one place at most, such that as many places
-// as can be are filled: somebody who fits two needs counts once. counts are the
-// places of each need, and fits says whether a person may take one of them. It
-// gives how many of each are taken, and whether all are.
-func Seat(counts []int, people int, fits func(person, need int) bool) (have []int, full bool) {
-	var chairs []int // the need that each place is of
-	for need, count := range counts {
-		for range count {
-			chairs = append(chairs, need)
-		}
-	}
-	taken := make([]int, len(chairs)) // by the person, counted from 1
-	var sit func(person int, tried []bool) bool
-	sit = func(person int, tried []bool) bool {
-		for chair, need := range chairs {
-			if tried[chair] || !fits(person, need) {
-				continue
-			}
-			tried[chair] = true
-			if taken[chair] == 0 || sit(taken[chair]-1, tried) {
-				taken[chair] = person + 1
-				return true
-			}
-		}
-		return false
-	}
-	for person := range people {
-		sit(person, make([]bool, len(chairs)))
-	}
-	have, full = make([]int, len(counts)), true
-	for chair, person := range taken {
-		if person > 0 {
-			have[chairs[chair]]++
-		} else {
-			full = false
-		}
-	}
-	return have, full
+	return audit.AssignApprovers(counts, len(voices), func(v, of int) bool { return slices.Contains(voices[v].groups, needs[of].group) })
 }

@@ -1,6 +1,10 @@
-package audit
+package verify
 
-import "time"
+import (
+	"time"
+
+	"accessbroker.internal/audit"
+)
 
 // A leaseBook remembers what became of the leases that the records name, as
 // far as memory is bounded: those last named, bookSize of them.
@@ -50,9 +54,9 @@ func newLeaseBook() *leaseBook { return &leaseBook{leases: map[string]leaseState
 // check says what is wrong with the record after those before it, or nothing:
 // a lease is issued once, ends once, and is not issued after its end; and one
 // whose issuing names no request was opened before, for one and for no less.
-func (b *leaseBook) check(r *Record) string {
+func (b *leaseBook) check(r *audit.Record) string {
 	switch r.Kind {
-	case LeaseOpened, LeaseIssued, LeaseFailed, LeaseRevoking, LeaseRevoked, LeaseAbandoned:
+	case audit.LeaseOpened, audit.LeaseIssued, audit.LeaseFailed, audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseAbandoned:
 	default:
 		return ""
 	}
@@ -69,15 +73,15 @@ func (b *leaseBook) check(r *Record) string {
 	return what
 }
 
-func (s *leaseState) step(r *Record) string {
+func (s *leaseState) step(r *audit.Record) string {
 	was := *s
 	switch r.Kind {
-	case LeaseOpened:
+	case audit.LeaseOpened:
 		s.opened, s.expires = true, r.Lease.Expires
 		if was.opened || was.issued || was.ended {
 			return "the lease was opened before"
 		}
-	case LeaseIssued:
+	case audit.LeaseIssued:
 		s.issued = true
 		switch {
 		case was.ended:
@@ -90,11 +94,11 @@ func (s *leaseState) step(r *Record) string {
 		case r.Lease.Scopes != nil || r.Lease.Expires.IsZero() || r.Lease.Expires.After(was.expires):
 			return "the lease is more than it was opened for"
 		}
-	case LeaseRevoking:
+	case audit.LeaseRevoking:
 		if was.issued {
 			s.ended = false // what only time ends may be denied after it was given back
 		}
-	case LeaseFailed, LeaseRevoked, LeaseAbandoned:
+	case audit.LeaseFailed, audit.LeaseRevoked, audit.LeaseAbandoned:
 		s.ended = true
 		if was.ended {
 			return "the lease had ended before"

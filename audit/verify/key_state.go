@@ -1,4 +1,4 @@
-package audit
+package verify
 
 import (
 	"bytes"
@@ -8,12 +8,9 @@ import (
 	"slices"
 	"strings"
 	"time"
-)
 
-// PasskeyWait is how long a passkey waits until its signatures count, unless
-// somebody whose own counts vouches for it: time for its person to notice one
-// that is not theirs.
-const PasskeyWait = 24 * time.Hour
+	"accessbroker.internal/audit"
+)
 
 // An Approver is a passkey that an auditor knows, from elsewhere than the log.
 type Approver struct {
@@ -54,13 +51,13 @@ func (a Approver) String() string {
 
 // Approvers reads a log, and gives the passkeys that were enrolled and not
 // removed, in the order of their enrolment. It verifies nothing.
-func Approvers(ctx context.Context, src Source) ([]Approver, error) {
+func Approvers(ctx context.Context, src audit.Source) ([]Approver, error) {
 	list := []Approver{}
 	for item, err := range src.Items(ctx) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the log: %w", err)
 		}
-		r, err := Decode(item.Leaf)
+		r, err := audit.Decode(item.Leaf)
 		if err != nil {
 			return nil, fmt.Errorf("record %d: %w", item.Index, err)
 		}
@@ -68,9 +65,9 @@ func Approvers(ctx context.Context, src Source) ([]Approver, error) {
 			continue
 		}
 		switch r.Kind {
-		case PasskeyEnrolled:
+		case audit.PasskeyEnrolled:
 			list = append(list, Approver{r.Caller.ID, r.Passkey.Credential, r.Passkey.Public, r.Passkey.RP})
-		case PasskeyRemoved:
+		case audit.PasskeyRemoved:
 			list = slices.DeleteFunc(list, func(a Approver) bool {
 				return a.Person == r.Caller.ID && bytes.Equal(a.Credential, r.Passkey.Credential)
 			})
@@ -106,7 +103,7 @@ func newKeyBook(pinned []Approver) *keyBook {
 
 // check says what is wrong with the record after those before it, or nothing;
 // and whether it holds a signature that is good.
-func (b *keyBook) check(r *Record) (signature bool, what string) {
+func (b *keyBook) check(r *audit.Record) (signature bool, what string) {
 	switch {
 	case r.Passkey != nil:
 		return b.passkey(r)
@@ -117,13 +114,13 @@ func (b *keyBook) check(r *Record) (signature bool, what string) {
 }
 
 // said judges the signature of what a person says of a request.
-func (b *keyBook) said(r *Record) (bool, string) {
+func (b *keyBook) said(r *audit.Record) (bool, string) {
 	s := r.Signature
 	if s == nil {
 		return false, "" // the request book knows whether one was wanted
 	}
 	challenge := r.Approval.Challenge
-	if r.Kind == ReviewGiven || r.Kind == ReviewClosed {
+	if r.Kind == audit.ReviewGiven || r.Kind == audit.ReviewClosed {
 		challenge = r.Approval.ReviewChallenge
 	}
 	what := b.holds(s, r.Caller.ID, challenge(r.Caller.ID, r.Request.ID, s.Nonce), r.Time)
@@ -131,7 +128,7 @@ func (b *keyBook) said(r *Record) (bool, string) {
 }
 
 // holds says what is wrong with a signature of a person's.
-func (b *keyBook) holds(s *SignatureFacts, person string, challenge Digest, at time.Time) string {
+func (b *keyBook) holds(s *audit.SignatureFacts, person string, challenge audit.Digest, at time.Time) string {
 	name := passkeyName{person, string(s.Credential)}
 	known, enrolled := b.keys[name]
 	key := known.Approver
@@ -160,7 +157,7 @@ func (b *keyBook) holds(s *SignatureFacts, person string, challenge Digest, at t
 const slack = time.Minute
 
 // passkey takes in what became of a passkey.
-func (b *keyBook) passkey(r *Record) (bool, string) {
+func (b *keyBook) passkey(r *audit.Record) (bool, string) {
 	if r.Caller == nil {
 		return false, "nobody did it"
 	}
@@ -171,7 +168,7 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 	name := passkeyName{person, string(f.Credential)}
 	known, enrolled := b.keys[name]
 	switch r.Kind {
-	case PasskeyEnrolled:
+	case audit.PasskeyEnrolled:
 		// To an auditor who believes nobody, what was removed stays removed.
 		b.keys[name] = knownPasskey{Approver: Approver{person, f.Credential, f.Public, f.RP}, counts: f.Counts, removed: b.pinned != nil && known.removed}
 		switch {
@@ -179,10 +176,10 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 			return false, "the passkey was enrolled before"
 		case r.Caller.ID != person:
 			return false, "somebody enrolled a passkey for somebody else"
-		case b.pinned == nil && f.Counts.Add(slack).Before(r.Time.Add(PasskeyWait)):
-			return false, fmt.Sprintf("the passkey would count before %s are over", PasskeyWait)
+		case b.pinned == nil && f.Counts.Add(slack).Before(r.Time.Add(audit.PasskeyWait)):
+			return false, fmt.Sprintf("the passkey would count before %s are over", audit.PasskeyWait)
 		}
-	case PasskeyVouched:
+	case audit.PasskeyVouched:
 		if !enrolled || known.removed {
 			return false, "it vouches for a passkey that nobody has"
 		}
@@ -191,10 +188,10 @@ func (b *keyBook) passkey(r *Record) (bool, string) {
 		if r.Caller.ID == person || r.Signature == nil {
 			return false, "nobody else vouched for the passkey"
 		}
-		vouched := PasskeyFacts{Credential: f.Credential, Public: known.Public, RP: known.RP}
+		vouched := audit.PasskeyFacts{Credential: f.Credential, Public: known.Public, RP: known.RP}
 		what := b.holds(r.Signature, r.Caller.ID, vouched.Challenge(r.Caller.ID, person, r.Signature.Nonce), r.Time)
 		return what == "", what
-	case PasskeyRemoved:
+	case audit.PasskeyRemoved:
 		if delete(b.keys, name); b.pinned != nil {
 			if _, listed := b.pinned[name]; listed {
 				b.keys[name] = knownPasskey{removed: true}

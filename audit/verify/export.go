@@ -1,0 +1,138 @@
+package verify
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+
+	"accessbroker.internal/audit"
+)
+
+// An export is JSON Lines: the header, then a line a record. The leaf stands in
+// its line byte by byte as it was hashed, so that people and jq can read it,
+// and a verifier can hash it.
+
+// exportFormat is the version of the export's lines.
+const exportFormat = 1
+
+type exportHeader struct {
+	Format      int          `json:"accessbroker_log"`
+	Origin      string       `json:"origin"`
+	Key         string       `json:"key"`
+	Size        int64        `json:"size"`
+	Root        audit.Digest `json:"root"`
+	Checkpoints []string     `json:"checkpoints"`
+}
+
+type exportLine struct {
+	Index    int64           `json:"index"`
+	Hash     audit.Digest    `json:"hash"`
+	Leaf     json.RawMessage `json:"leaf"`
+	Openings json.RawMessage `json:"openings,omitempty"`
+}
+
+// Export writes the log as JSON Lines.
+func Export(ctx context.Context, w io.Writer, src audit.Source) error {
+	h, err := src.Header(ctx)
+	if err != nil {
+		return fmt.Errorf("exporting the log: %w", err)
+	}
+	out := bufio.NewWriterSize(w, 1<<16)
+	if err := json.NewEncoder(out).Encode(exportHeader{exportFormat, h.Origin, h.Key, h.Size, h.Root, h.Checkpoints}); err != nil {
+		return fmt.Errorf("exporting the log: %w", err)
+	}
+	for item, err := range src.Items(ctx) {
+		if err != nil {
+			return fmt.Errorf("exporting the log: %w", err)
+		}
+		if _, err := out.Write(appendLine(nil, &item)); err != nil {
+			return fmt.Errorf("exporting the log: %w", err)
+		}
+	}
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("exporting the log: %w", err)
+	}
+	return nil
+}
+
+// appendLine writes the item as a line. encoding/json would respell the leaf.
+func appendLine(b []byte, it *audit.Item) []byte {
+	var hash audit.Digest
+	copy(hash[:], it.Hashes)
+	b = fmt.Appendf(b, `{"index":%d,"hash":"%s","leaf":`, it.Index, hash)
+	b = append(b, it.Leaf...)
+	if len(it.Openings) > 0 {
+		b = append(b, `,"openings":`...)
+		b = append(b, it.Openings...)
+	}
+	return append(b, "}\n"...)
+}
+
+// maxLine bounds a line of an export: a leaf, its openings, and a little.
+const maxLine = audit.MaxLeaf + audit.MaxOpenings + 4096
+
+// An ExportFile is the Source that reads an export. It is not safe for concurrent use.
+type ExportFile struct {
+	lines  *bufio.Scanner
+	header audit.Header
+}
+
+// OpenExport reads the header of an export; Items will read the rest.
+func OpenExport(r io.Reader) (*ExportFile, error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxLine)
+	var h exportHeader
+	if !lines.Scan() {
+		return nil, fmt.Errorf("reading the export's header: %w", orEOF(lines.Err()))
+	}
+	if err := strict(lines.Bytes(), &h); err != nil {
+		return nil, fmt.Errorf("reading the export's header: %w", err)
+	}
+	if h.Format != exportFormat {
+		return nil, fmt.Errorf("reading the export's header: it is of format %d, this program reads %d", h.Format, exportFormat)
+	}
+	return &ExportFile{lines, audit.Header{Origin: h.Origin, Key: h.Key, Size: h.Size, Root: h.Root, Checkpoints: h.Checkpoints}}, nil
+}
+
+func orEOF(err error) error {
+	if err == nil {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func strict(b []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode(into)
+}
+
+// Header implements Source.
+func (f *ExportFile) Header(context.Context) (audit.Header, error) { return f.header, nil }
+
+// Items implements Source.
+func (f *ExportFile) Items(ctx context.Context) iter.Seq2[audit.Item, error] {
+	return func(yield func(audit.Item, error) bool) {
+		for n := int64(0); f.lines.Scan(); n++ {
+			var line exportLine
+			err := ctx.Err()
+			if err == nil {
+				err = strict(f.lines.Bytes(), &line)
+			}
+			if err != nil {
+				yield(audit.Item{}, fmt.Errorf("reading the line of record %d: %w", n, err))
+				return
+			}
+			if !yield(audit.Item{Index: line.Index, Leaf: line.Leaf, Hashes: line.Hash[:], Openings: line.Openings}, nil) {
+				return
+			}
+		}
+		if err := f.lines.Err(); err != nil {
+			yield(audit.Item{}, fmt.Errorf("reading the export: %w", err))
+		}
+	}
+}

@@ -1,0 +1,304 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"accessbroker.internal/audit"
+)
+
+// lease is a lease whose request is filed and collected in one call, or one of
+// its later records.
+func lease(kind audit.Kind, id string) audit.Record {
+	why, opening := audit.Commit("because of " + id)
+	r := audit.Record{Kind: kind, Lease: &audit.LeaseFacts{ID: id, Expires: someTime.Add(time.Hour)}, Request: &audit.RequestFacts{Justification: why}, Openings: map[string]audit.Opening{"justification": opening}}
+	if kind == audit.LeaseOpened || kind == audit.LeaseIssued {
+		r.Caller, r.Decision = &audit.Party{ID: "spiffe://acme.test/agent"}, &audit.DecisionFacts{Permit: true}
+		r.Request.ID, r.Request.Entitlement, r.Request.TTL, r.Request.Duration = "req_"+id, "db", time.Hour, time.Hour
+	}
+	return r
+}
+
+// issued is how a lease goes on that was opened.
+func issued(id string) audit.Record {
+	return audit.Record{Kind: audit.LeaseIssued, Lease: &audit.LeaseFacts{ID: id, Expires: someTime.Add(time.Minute)}}
+}
+
+// goodLog is a log of 18 records with two checkpoints.
+func goodLog(t testing.TB) *testLog {
+	m := &testLog{}
+	m.record(t, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
+	for n := range 8 {
+		m.record(t, lease(audit.LeaseIssued, fmt.Sprint("lse_", n)))
+		m.record(t, lease(audit.LeaseRevoked, fmt.Sprint("lse_", n)))
+		if n == 3 {
+			m.sign(t)
+		}
+	}
+	m.sign(t)
+	m.record(t, audit.Record{Kind: audit.PolicyLoaded})
+	return m
+}
+
+func TestVerifyGoodLog(t *testing.T) {
+	m := goodLog(t)
+	var told int64
+	r, err := Verify(t.Context(), m, Options{Key: public, Checkpoints: m.notes[:1], Progress: func(n int64) { told = n }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Records != 18 || r.Checkpoints != 3 || r.Opened != 16 || r.Kinds[audit.LeaseIssued] != 8 || !r.KeyTrusted || r.Root != m.tree.Root() ||
+		!r.First.Equal(someTime) || !r.Last.Equal(someTime.Add(17*time.Second)) || told != 0 {
+		t.Errorf("%+v", r)
+	}
+	if r, err := Verify(t.Context(), m, Options{}); err != nil || r.KeyTrusted {
+		t.Errorf("by its own key: %+v, %v", r, err)
+	}
+	if r, err := Verify(t.Context(), &testLog{}, Options{}); err != nil || r.Records != 0 {
+		t.Errorf("an empty log: %+v, %v", r, err)
+	}
+}
+
+// TestVerifySaysWhere breaks one thing at a time, and wants to be told that
+// one thing, and where it is.
+func TestVerifySaysWhere(t *testing.T) {
+	flip := func(b []byte, text string) { b[bytes.Index(b, []byte(text))+len(text)-1] ^= 1 }
+	for _, test := range []struct {
+		name   string
+		change func(m *testLog)
+		says   []string // one a problem
+	}{
+		{"a byte of a record", func(m *testLog) { flip(m.items[5].Leaf, `"lse_2`) },
+			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): its bytes hash to `}},
+		{"a byte that is no record any more", func(m *testLog) { flip(m.items[5].Leaf, `{"`) },
+			[]string{"record 5: its bytes hash to ", "record 5: decoding a record: "}},
+		{"a record and its hash", func(m *testLog) { m.rewrite(5, "lse_2", "lse_x") },
+			[]string{"record 5 (lease.issued, 2026-11-03T12:00:05.123Z): records 4 to 5 hash to "}},
+		{"a hash", func(m *testLog) { m.items[4].Hashes[3] ^= 1 },
+			[]string{"record 4 (lease.revoked, 2026-11-03T12:00:04.123Z): its bytes hash to ", "record 5 (lease.issued, 2026-11-03T12:00:05.123Z): records 4 to 5 hash to "}},
+		{"a record and all hashes above", func(m *testLog) { *m = *m.forge(5, "lse_2", "lse_x") },
+			[]string{"the first 9 records have the root ", "the first 17 records have the root "}},
+		{"a node", func(m *testLog) { m.items[7].Hashes[33] ^= 1 }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): records 6 to 7 hash to "}},
+		{"hashes cut off", func(m *testLog) { m.items[7].Hashes = m.items[7].Hashes[:64] }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): its row holds 64 bytes of hashes"}},
+		{"the last record taken away", func(m *testLog) { m.items = m.items[:17] }, []string{"the log says that it has 18 records, and 17 are there"}},
+		{"the end taken away", func(m *testLog) { m.items = m.items[:16] },
+			[]string{"the log says that it has 18 records, and 16 are there", "a signed checkpoint covers 17 records, and 16 are there: the end of the log is missing"}},
+		{"an opening that was replaced", func(m *testLog) {
+			m.items[5].Openings = bytes.Replace(m.items[5].Openings, []byte("because"), []byte("BECAUSE"), 1)
+		},
+			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): the opening "justification" does not open`}},
+		{"an opening of nothing", func(m *testLog) { m.items[0].Openings = m.items[1].Openings },
+			[]string{`record 0 (log.opened, 2026-11-03T12:00:00.123Z): the opening "justification" has no commitment`}},
+		{"a checkpoint's signature", func(m *testLog) { m.notes[0] = strings.Replace(m.notes[0], "\n9\n", "\n8\n", 1) }, []string{"opening a checkpoint by the key of " + origin}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := goodLog(t)
+			test.change(m)
+			r, err := Verify(t.Context(), m, Options{Key: public})
+			var first *Problem
+			if !errors.As(err, &first) {
+				t.Fatalf("it verifies: %v", err)
+			}
+			for i, p := range r.Problems {
+				if i >= len(test.says) || !strings.HasPrefix(p.Error(), test.says[i]) {
+					t.Errorf("problem %d is %q", i, p.Error())
+				}
+			}
+			if len(r.Problems) < len(test.says) {
+				t.Errorf("not said: %q", test.says[len(r.Problems):])
+			}
+		})
+	}
+}
+
+// rewrite changes a record together with its own hash, as somebody would who
+// can write to the database and has no key.
+func (m *testLog) rewrite(index int, old, new string) {
+	it := &m.items[index]
+	it.Leaf = bytes.Replace(it.Leaf, []byte(old), []byte(new), 1)
+	h := tlog.RecordHash(it.Leaf)
+	copy(it.Hashes, h[:])
+}
+
+// forge makes the log anew with a changed record, and with the old signatures.
+func (m *testLog) forge(index int, old, new string) *testLog {
+	forged := &testLog{notes: m.notes}
+	for i, it := range m.items {
+		if i == index {
+			it.Leaf = bytes.Replace(it.Leaf, []byte(old), []byte(new), 1)
+		}
+		forged.append(it.Leaf, it.Openings)
+	}
+	return forged
+}
+
+// TestVerifyKnowsWhatCantBe are logs whose hashes are all right, and whose
+// records are not.
+func TestVerifyKnowsWhatCantBe(t *testing.T) {
+	opened := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}
+	for _, test := range []struct {
+		says    string
+		records []audit.Record
+	}{
+		{"record 0 (policy.loaded", []audit.Record{{Kind: audit.PolicyLoaded}}},
+		{"it opens another log than " + origin, []audit.Record{{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: "x"}}}},
+		{"record 1 (log.opened, 2026-11-03T12:00:01.123Z): a log is opened by its first record only", []audit.Record{opened, opened}},
+		{"its time is before that of the record before it, 2026-11-03T12:00:00.123Z", []audit.Record{opened, {Kind: audit.PolicyLoaded, Time: someTime.Add(-time.Hour)}}},
+		{"it names no lease", []audit.Record{opened, {Kind: audit.LeaseIssued}}},
+		{"the lease was issued before", []audit.Record{opened, lease(audit.LeaseIssued, "a"), lease(audit.LeaseIssued, "a")}},
+		{"the lease had ended before", []audit.Record{opened, lease(audit.LeaseRevoked, "a"), lease(audit.LeaseIssued, "a")}},
+		{"the lease had ended before", []audit.Record{opened, lease(audit.LeaseFailed, "a"), lease(audit.LeaseRevoked, "a")}},
+		{"the lease was opened before", []audit.Record{opened, lease(audit.LeaseIssued, "a"), lease(audit.LeaseOpened, "a")}},
+		{"the lease was opened before", []audit.Record{opened, lease(audit.LeaseOpened, "a"), lease(audit.LeaseOpened, "a")}},
+		{"it names no request, and the lease was not opened for one before", []audit.Record{opened, issued("a")}},
+		{"the lease is more than it was opened for", []audit.Record{opened, lease(audit.LeaseOpened, "a"), edited(issued("a"), func(r *audit.Record) { r.Lease.Expires = someTime.Add(2 * time.Hour) })}},
+		{"the lease is more than it was opened for", []audit.Record{opened, lease(audit.LeaseOpened, "a"), edited(issued("a"), func(r *audit.Record) { r.Lease.Scopes = []string{"all"} })}},
+		{"", []audit.Record{opened, lease(audit.LeaseOpened, "a"), issued("a"), lease(audit.LeaseRevoking, "a"), lease(audit.LeaseRevoking, "a"), lease(audit.LeaseRevoked, "a")}},
+		{"", []audit.Record{opened, lease(audit.LeaseOpened, "a"), issued("a"), lease(audit.LeaseRevoked, "a"), lease(audit.LeaseRevoking, "a"), lease(audit.LeaseRevoked, "a")}},
+		{"had ended before", []audit.Record{opened, lease(audit.LeaseOpened, "a"), lease(audit.LeaseFailed, "a"), lease(audit.LeaseRevoking, "a"), issued("a")}},
+	} {
+		m := &testLog{}
+		for _, r := range test.records {
+			m.record(t, r)
+		}
+		m.sign(t)
+		_, err := Verify(t.Context(), m, Options{Key: public})
+		if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
+			t.Errorf("want %q, got %v", test.says, err)
+		}
+	}
+}
+
+// TestVerifyWantsSignatures: whoever has the database and not the key writes
+// what they like, and no checkpoint covers it.
+func TestVerifyWantsSignatures(t *testing.T) {
+	whole := goodLog(t)
+	size := int64(len(whole.items))
+	for _, test := range []struct {
+		name   string
+		change func(m *testLog)
+		opts   Options
+		signed int64
+		says   string
+	}{
+		{"a tail that is not signed yet", func(*testLog) {}, Options{Key: public}, 17, ""},
+		{"no signature", func(m *testLog) { m.notes = nil }, Options{Key: public}, 0, "nothing in it is signed by the key that you gave"},
+		{"no signature, and the log's own word", func(m *testLog) { m.notes = nil }, Options{}, 0, ""},
+		{"all written anew", func(m *testLog) { *m = *m.forge(12, "lse_", "lse_x"); m.notes = nil }, Options{Key: public}, 0, "nothing in it is signed"},
+		{"one kept from before", func(m *testLog) { kept := m.notes[0]; *m = *m.forge(12, "lse_", "lse_x"); m.notes = []string{kept} }, Options{Key: public}, 9, ""},
+		{"not signed for long", func(m *testLog) {
+			m.notes = m.notes[:1]
+			m.record(t, edited(lease(audit.LeaseOpened, "z"), func(r *audit.Record) { r.Time = someTime.Add(time.Hour) }))
+		}, Options{Key: public}, 9, "records 9 to 18 are not signed, though 59m51s passed between them"},
+		{"the key of another log", func(*testLog) {}, Options{Key: "x" + public}, 0, "is of the log x"},
+	} {
+		m := goodLog(t)
+		test.change(m)
+		r, err := Verify(t.Context(), m, test.opts)
+		if r.Signed != test.signed || r.Records < size || test.says == "" && err != nil {
+			t.Errorf("%s: %d of %d signed, %v", test.name, r.Signed, r.Records, err)
+		}
+		if found := slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.What, test.says) }); test.says != "" && !found {
+			t.Errorf("%s: %+v", test.name, r.Problems)
+		}
+	}
+}
+
+func TestReportIsBounded(t *testing.T) {
+	m := noRecords(500)
+	r, err := Verify(t.Context(), m, Options{Key: public})
+	if err == nil || len(r.Problems) != maxProblems || r.More != 400 {
+		t.Errorf("%d problems, %d more, %v", len(r.Problems), r.More, err)
+	}
+	book := newLeaseBook()
+	for n := range bookSize + 10 {
+		book.check(&audit.Record{Kind: audit.LeaseIssued, Lease: &audit.LeaseFacts{ID: fmt.Sprint(n)}})
+	}
+	if len(book.leases) != bookSize {
+		t.Errorf("it remembers %d leases", len(book.leases))
+	}
+}
+
+func TestExport(t *testing.T) {
+	m := goodLog(t)
+	m.items[3].Openings = nil // erased
+	var out bytes.Buffer
+	if err := Export(t.Context(), &out, m); err != nil {
+		t.Fatal(err)
+	}
+	good := out.String()
+	if n := strings.Count(good, "\n"); n != 19 {
+		t.Errorf("%d lines for a header and 18 records", n)
+	}
+	verify := func(text string) (*Report, error) {
+		f, err := OpenExport(strings.NewReader(text))
+		if err != nil {
+			return nil, err
+		}
+		return Verify(t.Context(), f, Options{Key: public})
+	}
+	if r, err := verify(good); err != nil || !r.Verified || r.Root != m.tree.Root() || r.Checkpoints != 2 || r.Opened != 15 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	lines := strings.SplitAfter(good, "\n")
+	for name, test := range map[string]struct{ text, says string }{
+		"a byte":                {strings.Replace(good, `"id":"lse_4"`, `"id":"lse_5"`, 1), "record 9 (lease.issued, 2026-11-03T12:00:09.123Z): its bytes hash to "},
+		"a space":               {strings.Replace(good, `"id":"lse_4"`, `"id": "lse_4"`, 1), "record 9"},
+		"a line less":           {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "record 4 (lease.issued, 2026-11-03T12:00:05.123Z): the record in its place has the index 5"},
+		"two lines exchanged":   {lines[0] + lines[1] + lines[3] + lines[2] + strings.Join(lines[4:], ""), "has the index 2"},
+		"cut off":               {strings.Join(lines[:12], ""), "the log says that it has 18 records, and 11 are there"},
+		"cut off in a line":     {good[:len(good)-20], "reading the line of record 17"},
+		"a line that is none":   {good + "x\n", "reading the line of record 18"},
+		"an unknown field":      {strings.Replace(good, `{"index":3,`, `{"index":3,"x":1,`, 1), "reading the line of record 3"},
+		"nothing":               {"", "reading the export's header: unexpected EOF"},
+		"something else":        {"{}\n", "it is of format 0, this program reads 1"},
+		"a newer format":        {`{"accessbroker_log":2}`, "it is of format 2"},
+		"a line without an end": {good[:len(lines[0])] + strings.Repeat("x", maxLine+1), "token too long"},
+	} {
+		r, err := verify(test.text)
+		if err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: want %q, got %v", name, test.says, err)
+		}
+		if r != nil && r.Verified {
+			t.Errorf("%s: the report says that it is verified", name)
+		}
+	}
+}
+
+func TestVerifyStopsWithItsContext(t *testing.T) {
+	var out bytes.Buffer
+	if err := Export(t.Context(), &out, goodLog(t)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenExport(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Verify(ctx, f, Options{}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	m := &testLog{}
+	m.record(b, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
+	for n := range 10_000 {
+		m.record(b, lease(audit.LeaseIssued, fmt.Sprint("lse_", n)))
+	}
+	for b.Loop() {
+		if _, err := Verify(b.Context(), m, Options{Key: public}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*10_001/b.Elapsed().Seconds(), "records/s")
+}

@@ -5,28 +5,32 @@ FUZZTIME ?= 10s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: build demo test e2e lint bench fuzz mutate
+.PHONY: build demo test servers e2e lint bench fuzz mutate
 
 build: ## the one binary, bin/broker
 	$(GO) build -trimpath -o bin/broker ./cmd/broker
 
-SERVERS = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
+BUILT = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
 
-demo: build ## the whole story, told in the terminal
+demo: build ## the whole story in the terminal
 	@./bin/broker demo
-	@if ls $(SERVERS)/vault-*/vault $(SERVERS)/minio-*/minio $(SERVERS)/spire-*/spire-agent >/dev/null 2>&1; then \
+	@if ls $(BUILT)/vault-*/vault $(BUILT)/minio-*/minio $(BUILT)/spire-*/spire-agent >/dev/null 2>&1; then \
 		echo; echo "And with real servers, which takes a moment:"; \
-		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' ; \
+		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' . ; \
 	else \
-		echo; echo "A database user of Vault and a session at S3 are not shown: their servers are not"; \
-		echo "here. make e2e builds them once (about 15 minutes), and make demo shows them then."; \
+		echo; echo "Two more chapters need real servers: a database user made by Vault, and a session"; \
+		echo "at S3. To see them, run make servers (about 15 minutes, once) and make demo again."; \
 	fi
 
-test: ## everything that needs nothing but Go
+test: ## the tests that need nothing but Go
 	$(GO) test -race ./...
 
-e2e: ## the flows against real servers, built once into the user's cache; pictures of the pages land in bin/e2e
-	cd e2e && $(GO) test -count=1 -timeout 60m -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
+SERVERS_LIMIT ?= 1h
+servers: ## build the real servers that make e2e starts, once, into the user's cache
+	cd e2e && $(GO) run ./cmd/servers -limit $(SERVERS_LIMIT)
+
+e2e: servers ## the flows against real servers; screenshots of the pages go to bin/e2e
+	cd e2e && $(GO) test -count=1 -timeout 40m -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
 
 lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; }

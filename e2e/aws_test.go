@@ -139,7 +139,7 @@ func (c *cloud) s3(t *testing.T, entitlement string, args ...string) (string, er
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("aws", append([]string{"--endpoint-url", c.minio.address(), "--ca-bundle", c.minio.caFile(), "s3"}, args...)...)
+	cmd := exec.Command(installed(t, "aws"), append([]string{"--endpoint-url", c.minio.address(), "--ca-bundle", c.minio.caFile(), "s3"}, args...)...)
 	cmd.Env = append(os.Environ(), append(c.spire.environment(), "AWS_CONFIG_FILE="+config, "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
 		"BROKER_URL=https://"+c.listen, "AWS_EC2_METADATA_DISABLED=true")...)
 	out, err := cmd.CombinedOutput()

@@ -58,21 +58,10 @@ type awsCredential struct {
 	Expiration      time.Time
 }
 
-func minioBinaries(t *testing.T) string {
-	t.Helper()
-	tool := filepath.Join("tools", "minio")
-	return built(t, "minio", toolKey(t, tool, "go.mod", "go.sum")+clockKey(), func(dir string) *exec.Cmd {
-		cmd := exec.Command("go", "build", otherClock(t), "-trimpath", "-o", dir+"/", "github.com/minio/minio", "github.com/minio/mc")
-		cmd.Dir = tool
-		cmd.Env = toolEnv()
-		return cmd
-	})
-}
-
 // startMinIO starts an empty MinIO, by TLS on loopback.
 func startMinIO(t *testing.T, provider minioOpenID) *minio {
 	t.Helper()
-	m := &minio{owner: t, bin: minioBinaries(t), dir: t.TempDir(), port: freePort(t), openID: provider}
+	m := &minio{owner: t, bin: built(t, "minio"), dir: t.TempDir(), port: freePort(t), openID: provider}
 	for _, d := range []string{"data", "home", "certs/CAs", "mc/certs/CAs"} {
 		if err := os.MkdirAll(m.path(d), 0o700); err != nil {
 			t.Fatal(err)
@@ -186,12 +175,7 @@ func (m *minio) user(t *testing.T, name, policy string) awsCredential {
 // aws has the AWS CLI call MinIO, and decodes its answer into what is not nil.
 func (m *minio) aws(t *testing.T, c awsCredential, into any, args ...string) error {
 	t.Helper()
-	path, err := exec.LookPath("aws")
-	if err != nil {
-		aptInstall(t, "awscli")
-		path = "aws"
-	}
-	cmd := exec.Command(path, append([]string{"--endpoint-url", m.address(), "--output", "json"}, args...)...)
+	cmd := exec.Command(installed(t, "aws"), append([]string{"--endpoint-url", m.address(), "--output", "json"}, args...)...)
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "AWS_") {
 			cmd.Env = append(cmd.Env, v)

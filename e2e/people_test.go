@@ -113,18 +113,6 @@ type colleague struct {
 	Groups []string `json:"groups"`
 }
 
-func providerBinary(t *testing.T) string {
-	t.Helper()
-	tool := filepath.Join("tools", "op")
-	dir := built(t, "op", toolKey(t, tool, "go.mod", "go.sum", "main.go"), func(dir string) *exec.Cmd {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/", ".")
-		cmd.Dir = tool
-		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=readonly -buildvcs=false", "GOWORK=off")
-		return cmd
-	})
-	return filepath.Join(dir, "op")
-}
-
 func startOffice(t *testing.T, bin string) *office {
 	t.Helper()
 	s := startSPIRE(t, "acme.test")
@@ -138,7 +126,7 @@ func startOffice(t *testing.T, bin string) *office {
 	o.write(t, "hook.secret", hookSecret)
 	o.hire(t, staff("Dan \u202e<script>window.pwned=1</script>"+strings.Repeat("W", 60)))
 	var err error
-	o.provider, err = start(t, "the OpenID provider", providerBinary(t),
+	o.provider, err = start(t, "the OpenID provider", filepath.Join(built(t, "op"), "op"),
 		"-listen", fmt.Sprintf("localhost:%d", loginPort), "-issuer", issuer, "-cert", at("web.pem"), "-key", at("web.key"),
 		"-people", at("people.json"), "-client", "broker", "-secret", "only-in-tests", "-redirect", o.web+"/ui/login/callback")
 	if err != nil {
@@ -196,12 +184,7 @@ func (o *office) asks(t *testing.T, args ...string) api.Request {
 // tests, and nothing else that is not of the web.
 func (o *office) browser(t *testing.T) context.Context {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		aptInstall(t, "chromium")
-		path = "chromium"
-	}
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(installed(t, "chromium")), chromedp.NoSandbox, chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("ignore-certificate-errors-spki-list", spkiOf(t, filepath.Join(o.dir, "web.pem"))),
 		chromedp.UserDataDir(t.TempDir()))
 	allocator, stop := chromedp.NewExecAllocator(t.Context(), options...)

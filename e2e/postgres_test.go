@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,60 +27,11 @@ type postgres struct {
 	server *process
 }
 
-// postgresBinaries gives the folder of PostgreSQL's own commands, which
-// distributions keep out of the path: Debian's, or Fedora's, or what is there.
-func postgresBinaries(t *testing.T) string {
-	t.Helper()
-	if dir := findPostgres(); dir != "" {
-		return dir
-	}
-	aptInstall(t, "postgresql-15")
-	if dir := findPostgres(); dir != "" {
-		return dir
-	}
-	t.Fatal("postgresql-15 is installed, but there is no /usr/lib/postgresql/*/bin/initdb")
-	return ""
-}
-
-func findPostgres() string {
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // the pattern is good
-	if slices.Contains(found, "/usr/lib/postgresql/15/bin/initdb") {
-		return "/usr/lib/postgresql/15/bin"
-	}
-	if len(found) > 0 {
-		return filepath.Dir(found[len(found)-1])
-	}
-	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path)
-	}
-	return ""
-}
-
-// aptInstall installs a package of Debian if the tests run as root, and says
-// what to install if they do not.
-func aptInstall(t *testing.T, name string) {
-	t.Helper()
-	apt, err := exec.LookPath("apt-get")
-	if err != nil || os.Getuid() != 0 {
-		t.Fatalf("this test needs Debian's package %s, or what is the same elsewhere: install it (apt-get install %s)", name, name)
-	}
-	unlock := lockFile(t, filepath.Join(os.TempDir(), "access-broker-e2e-apt.lock"))
-	defer unlock()
-	for _, args := range [][]string{{"update"}, {"install", "-y", "--no-install-recommends", name}} {
-		fmt.Printf("apt-get %s\n", strings.Join(args, " "))
-		cmd := exec.Command(apt, append([]string{"-o", "DPkg::Lock::Timeout=300"}, args...)...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("apt-get %s: %v\n%s", strings.Join(args, " "), err, out)
-		}
-	}
-}
-
 // startPostgres starts an empty PostgreSQL on loopback. It refuses to run as
 // root, so for root it runs as the user that its package made.
 func startPostgres(t *testing.T) *postgres {
 	t.Helper()
-	p := &postgres{owner: t, bin: postgresBinaries(t), port: freePort(t)}
+	p := &postgres{owner: t, bin: filepath.Dir(installed(t, "initdb")), port: freePort(t)}
 	var err error
 	if p.dir, err = os.MkdirTemp("", "postgres-"); err != nil { // short: its socket is in it
 		t.Fatal(err)

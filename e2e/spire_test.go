@@ -73,7 +73,7 @@ func startSPIRE(t *testing.T, domain string) *spire {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &spire{owner: t, domain: domain, dir: dir, bin: spireBinaries(t), port: freePort(t)}
+	s := &spire{owner: t, domain: domain, dir: dir, bin: built(t, "spire"), port: freePort(t)}
 	for _, d := range []string{"server", "agent"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)

@@ -41,10 +41,6 @@ PidFile none
 // startSSHD starts a real sshd that trusts an authority, and nobody else.
 func startSSHD(t *testing.T, ca string) (dir string, port int) {
 	t.Helper()
-	sshd := "/usr/sbin/sshd"
-	if _, err := os.Stat(sshd); err != nil {
-		aptInstall(t, "openssh-server")
-	}
 	dir, port = t.TempDir(), freePort(t)
 	keygen(t, dir, "host")
 	for name, text := range map[string]string{"ca.pub": ca, "sshd_config": fmt.Sprintf(sshdConfig, port, dir)} {
@@ -57,7 +53,7 @@ func startSSHD(t *testing.T, ca string) (dir string, port int) {
 			t.Fatal(err)
 		}
 	}
-	server, err := start(t, "sshd", sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
+	server, err := start(t, "sshd", installed(t, "sshd"), "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,11 +5,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -45,100 +43,10 @@ type vault struct {
 // fields are those of a JSON object.
 type fields = map[string]any
 
-// Between what is published of Vault and of its SDK is one line.
-const (
-	vaultSDK       = "github.com/hashicorp/vault/sdk"
-	vaultSDKBefore = "ActivationFunc func(context.Context, *logical.Request, string) error"
-	vaultSDKAfter  = "ActivationFunc func(context.Context, *logical.Request) error"
-)
-
-// vaultBinary builds Vault's core with a small main. Nothing of Vault's is in
-// this tree: its SDK is copied from where the go command keeps it.
-func vaultBinary(t *testing.T) string {
-	t.Helper()
-	tool := filepath.Join("tools", "vault")
-	key := toolKey(t, tool, "go.mod", "go.sum", "main.go") + clockKey()
-	return filepath.Join(built(t, "vault", key, func(dir string) *exec.Cmd {
-		work := t.TempDir()
-		copyVaultSDK(t, tool, filepath.Join(work, "sdk"))
-		for _, f := range []string{"go.mod", "go.sum"} {
-			text, err := os.ReadFile(filepath.Join(tool, f))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(work, f), text, 0o644)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		mod := filepath.Join(work, "go.mod")
-		if out, err := exec.Command("go", "mod", "edit", "-replace", vaultSDK+"="+filepath.Join(work, "sdk"), mod).CombinedOutput(); err != nil {
-			t.Fatalf("naming the copy of Vault's SDK: %v\n%s", err, out)
-		}
-		cmd := exec.Command("go", "build", "-modfile="+mod, otherClock(t), "-trimpath", "-o", filepath.Join(dir, "vault"), ".")
-		cmd.Dir = tool
-		cmd.Env = toolEnv()
-		return cmd
-	}), "vault")
-}
-
-// toolKey is a key for built that changes with what is built.
-func toolKey(t *testing.T, dir string, files ...string) string {
-	t.Helper()
-	h := sha256.New()
-	for _, f := range files {
-		text, err := os.ReadFile(filepath.Join(dir, f))
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(h, "%s %d\n", f, len(text))
-		h.Write(text)
-	}
-	return hex.EncodeToString(h.Sum(nil)[:6])
-}
-
-// toolEnv is for building a server that needs no C.
-func toolEnv() []string {
-	return append(os.Environ(), "GOFLAGS=-mod=readonly -buildvcs=false", "GOWORK=off", "CGO_ENABLED=0") // the last of a name wins
-}
-
-// copyVaultSDK copies the SDK that the tool's go.mod and go.sum name, and edits
-// the line.
-func copyVaultSDK(t *testing.T, tool, to string) {
-	t.Helper()
-	cmd := exec.Command("go", "mod", "download", "-json", vaultSDK)
-	cmd.Dir = tool
-	cmd.Env = toolEnv()
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("downloading %s: %v\n%s", vaultSDK, err, out)
-	}
-	var module struct{ Dir string }
-	if err := json.Unmarshal(out, &module); err != nil || module.Dir == "" {
-		t.Fatalf("downloading %s: %v\n%s", vaultSDK, err, out)
-	}
-	if err := os.CopyFS(to, os.DirFS(module.Dir)); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(to, "framework", "backend.go")
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.Count(text, []byte(vaultSDKBefore)) != 1 {
-		t.Fatalf("the line to edit is not in %s of %s", path, vaultSDK)
-	}
-	if err := os.Chmod(path, 0o644); err != nil { // the go command's own is read-only
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, bytes.Replace(text, []byte(vaultSDKBefore), []byte(vaultSDKAfter), 1), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // startVault starts an empty Vault, unsealed and with its audit log on.
 func startVault(t *testing.T) *vault {
 	t.Helper()
-	v := &vault{owner: t, bin: vaultBinary(t), dir: t.TempDir(), port: freePort(t)}
+	v := &vault{owner: t, bin: filepath.Join(built(t, "vault"), "vault"), dir: t.TempDir(), port: freePort(t)}
 	ca := loopbackTLS(t, v.caFile(), v.path("cert.pem"), v.path("key.pem"))
 	v.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca}, ForceAttemptHTTP2: true}}
 	v.start(t)

@@ -7,8 +7,14 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 .PHONY: build demo test servers e2e lint bench fuzz mutate
 
-build: ## the one binary, bin/broker
-	$(GO) build -trimpath -o bin/broker ./cmd/broker
+# The date is the commit's, so that a build can be reproduced.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
+DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+STAMP    = accessbroker.internal/internal/service
+
+build: ## the one binary, bin/broker: stripped, stamped with version, commit and date
+	$(GO) build -trimpath -ldflags '-s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(DATE)' -o bin/broker ./cmd/broker
 
 BUILT = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
 

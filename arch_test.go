@@ -34,6 +34,7 @@ var ours = map[string][]string{
 	"server":              {"api", "audit", "broker", "server/ui"},
 	"server/ui":           {},
 	"internal/brokertest": {"*"},
+	"internal/service":    {},
 	"internal/softkey":    {},
 	"internal/mutate":     {},
 	"cmd/broker":          {"*"},

@@ -2,7 +2,6 @@ package server
 
 import (
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -63,8 +62,11 @@ var (
 	sizeBuckets = []float64{1, 2, 4, 8, 16, 32, 64, 128}
 )
 
+// A Build identifies the running program, for broker_build_info.
+type Build struct{ Version, Commit, Date, Go string }
+
 // NewMetrics makes the collectors, in a registry of their own.
-func NewMetrics(g Gauges) *Metrics {
+func NewMetrics(b Build, g Gauges) *Metrics {
 	m := &Metrics{
 		registry:     prometheus.NewRegistry(),
 		requests:     counters("requests_total", "Requests that were answered, by outcome.", "entitlement", "code"),
@@ -92,7 +94,7 @@ func NewMetrics(g Gauges) *Metrics {
 	m.registry.MustRegister(
 		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.told,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics,
-		buildInfo(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.read(g)
 	return m
@@ -220,18 +222,10 @@ func histogram(name, help string, buckets []float64) prometheus.Histogram {
 	return prometheus.NewHistogram(histogramOpts(name, help, buckets))
 }
 
-// buildInfo says which build this is.
-func buildInfo() prometheus.Collector {
-	labels := prometheus.Labels{"version": "unknown", "revision": "unknown", "go_version": "unknown"}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		labels["version"], labels["go_version"] = info.Main.Version, info.GoVersion
-		for _, setting := range info.Settings {
-			if setting.Key == "vcs.revision" {
-				labels["revision"] = setting.Value
-			}
-		}
-	}
+// buildInfo is a constant metric whose labels identify the build.
+func buildInfo(b Build) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "broker_build_info", Help: "The build; always 1.", ConstLabels: labels,
+		Name: "broker_build_info", Help: "The build; always 1.",
+		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Commit, "date": b.Date, "go_version": b.Go},
 	}, func() float64 { return 1 })
 }

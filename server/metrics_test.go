@@ -14,7 +14,7 @@ import (
 
 func fullMetrics() *Metrics {
 	one := func() float64 { return 1 }
-	m := NewMetrics(Gauges{one, one, one, one, one, one, one})
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one})
 	for kind := broker.EventRequest; kind <= broker.EventTold; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
@@ -52,7 +52,7 @@ func TestMetricsAreThere(t *testing.T) {
 
 // How late an end was is measured of what was confirmed, and of nothing else.
 func TestLagIsOfWhatWasConfirmed(t *testing.T) {
-	m := NewMetrics(Gauges{})
+	m := NewMetrics(Build{}, Gauges{})
 	for _, truth := range []broker.Revocation{broker.RevokedPending, broker.RevokedAtExpiry, broker.RevokedImmediate, broker.RevokedAtRotation, broker.RevokedNever} {
 		m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(truth), Lag: 40 * time.Second})
 	}
@@ -66,7 +66,7 @@ func TestLagIsOfWhatWasConfirmed(t *testing.T) {
 }
 
 func TestLabelsAreBounded(t *testing.T) {
-	m := NewMetrics(Gauges{})
+	m := NewMetrics(Build{}, Gauges{})
 	for _, from := range []string{"spiffe://acme.test/agent", "tickets:read", "a b", "é", strings.Repeat("a", 200), "a\"b", "../x"} {
 		m.Observe(broker.Event{Kind: broker.EventRequest, Entitlement: from, Code: from})
 		m.AttestFailed(from, from)
@@ -84,7 +84,7 @@ func TestLabelsAreBounded(t *testing.T) {
 }
 
 func TestOnlyOnePolicyRevision(t *testing.T) {
-	m := NewMetrics(Gauges{})
+	m := NewMetrics(Build{}, Gauges{})
 	m.Reloaded("a", nil)
 	m.Reloaded("b", nil)
 	m.Reloaded("", errors.New("no"))

@@ -178,7 +178,7 @@ func (cfg *Config) setDefaults() {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Metrics == nil {
-		cfg.Metrics = NewMetrics(Gauges{})
+		cfg.Metrics = NewMetrics(Build{}, Gauges{})
 	}
 	if cfg.Algorithms == nil {
 		cfg.Algorithms = func() []string { return []string{} }

@@ -22,6 +22,7 @@ import (
 	"accessbroker.internal/attest"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	svc "accessbroker.internal/internal/service"
 	"accessbroker.internal/issuers"
 	"accessbroker.internal/server"
 	"accessbroker.internal/store"
@@ -58,7 +59,7 @@ func assemble(ctx context.Context, s *settings, getenv func(string) string, log 
 			err = errors.Join(err, v.close())
 		}
 	}()
-	v.metrics = server.NewMetrics(v.gauges())
+	v.metrics = server.NewMetrics(server.Build(svc.ReadBuild()), v.gauges())
 	if v.sealer, err = broker.NewSealer(s.sealKeys...); err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	svc "accessbroker.internal/internal/service"
 )
 
 // A terminal is what a command has of its surroundings.
@@ -154,7 +155,7 @@ who they are with SPIFFE, say why they ask, and policy decides. Everything that
 is issued stands in a log that anyone can verify.
 
 ` + exitHelp,
-		Version:       version,
+		Version:       svc.ReadBuild().Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

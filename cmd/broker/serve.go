@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/broker"
+	svc "accessbroker.internal/internal/service"
 )
 
 func (a *app) serveCommand() *cobra.Command {
@@ -39,6 +40,8 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 			}
 			a.tune()
 			log := newLogger(a.err, s.logFormat, s.logLevel)
+			build := svc.ReadBuild()
+			log.Info("starting", "version", build.Version, "commit", build.Commit, "date", build.Date, "go", build.Go)
 			v, err := assemble(c.Context(), s, a.getenv, log)
 			if err != nil {
 				return err

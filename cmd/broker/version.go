@@ -3,39 +3,30 @@ package main
 import (
 	"fmt"
 	"io"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
-)
 
-// version is set when a release is built.
-var version = "dev"
+	svc "accessbroker.internal/internal/service"
+)
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
-		Short:   "Say which version this is",
+		Short:   "Print version, commit and date of this program",
 		Example: `  broker version -o json`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(*cobra.Command, []string) error {
+			b := svc.ReadBuild()
 			v := struct {
-				Version  string `json:"version"`
-				Go       string `json:"go"`
-				Revision string `json:"revision,omitempty"`
-			}{Version: version}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				v.Go = info.GoVersion
-				for _, s := range info.Settings {
-					if s.Key == "vcs.revision" {
-						v.Revision = s.Value
-					}
-				}
-			}
+				Version string `json:"version"`
+				Commit  string `json:"revision"`
+				Date    string `json:"date"`
+				Go      string `json:"go"`
+			}(b)
 			return a.print(v, func(w io.Writer) {
 				fmt.Fprintf(w, "broker\t%s\n", v.Version)
-				if v.Revision != "" {
-					fmt.Fprintf(w, "revision\t%s\n", v.Revision)
-				}
+				fmt.Fprintf(w, "revision\t%s\n", v.Commit)
+				fmt.Fprintf(w, "date\t%s\n", v.Date)
 				fmt.Fprintf(w, "go\t%s\n", v.Go)
 			})
 		},

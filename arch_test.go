@@ -22,6 +22,7 @@ const module = "accessbroker.internal"
 // imports. Tests may import more; see below.
 var ours = map[string][]string{
 	"api":                 {},
+	"agent":               {"api"},
 	"audit":               {},
 	"audit/verify":        {"audit"},
 	"broker":              {"audit"},

@@ -165,6 +165,17 @@ func Transient(err error) bool {
 	return answer.Code != IssuerRefused && (answer.Status == http.StatusTooManyRequests || answer.Status >= http.StatusInternalServerError)
 }
 
+// Unreachable reports whether the broker did not answer: the connection failed, or
+// something else answers at its URL.
+func Unreachable(err error) bool {
+	var answer *Error
+	if errors.As(err, &answer) {
+		return answer.Code == ""
+	}
+	var lost *lostError
+	return errors.As(err, &lost) || errors.Is(err, ErrNotBroker)
+}
+
 func firstNonEmpty(list ...string) string {
 	for _, s := range list {
 		if s != "" {

@@ -134,6 +134,21 @@ func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
 	}
 }
 
+// resumeForever continues interrupted kill switches when the process starts and
+// then once per KillDeadline, which a call that is still running may take.
+func (b *Broker) resumeForever(ctx context.Context) {
+	tick := time.NewTicker(KillDeadline)
+	defer tick.Stop()
+	for {
+		b.resumeKills(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // selector is what the key was made of.
 func (k BlockKey) selector() (s Selector) {
 	switch k.Kind {

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"accessbroker.internal/audit"
 )
 
@@ -82,10 +84,8 @@ type Broker struct {
 	channels channels
 	tellers  atomic.Pointer[map[string]Notifier]
 	denials  denials
-	paces    map[string]*pace             // by issuer; the map is not changed
-	writes   gate                         // of reaping
-	lists    gate                         // of reading many rows: whoever reads one does not wait for them
-	debts    debts                        // endings that are not recorded yet
+	reaper   *reaper
+	lists    gate                         // of lists, which read many rows: reading one row never waits for them
 	coming   atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
 	reload   sync.Mutex                   // held while rules are replaced
 }
@@ -117,11 +117,37 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.SessionLasts == 0 {
 		cfg.SessionLasts = SessionLasts
 	}
-	b := &Broker{cfg: cfg, paces: map[string]*pace{}, writes: make(gate, reapWrites), lists: make(gate, listsAtOnce)}
-	for name := range cfg.Issuers {
-		b.paces[name] = newPace()
+	return &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}, nil
+}
+
+// Run ends due leases, continues interrupted kill switches, notifies people and
+// flushes the counts of repeated denials, until ctx ends.
+func (b *Broker) Run(ctx context.Context) error {
+	var group errgroup.Group
+	for name := range b.cfg.Issuers {
+		group.Go(func() error { b.reaper.run(ctx, name); return nil })
 	}
-	return b, nil
+	group.Go(func() error { b.deliverForever(ctx); return nil })
+	group.Go(func() error { b.resumeForever(ctx); return nil })
+	b.flushForever(ctx)
+	return group.Wait()
+}
+
+// Reap makes one pass: it ends the due leases of every issuer and continues
+// interrupted kill switches. It returns the number of leases that it dealt with.
+func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
+	var group errgroup.Group
+	var total atomic.Int64
+	b.resumeKills(ctx, now)
+	for name := range b.cfg.Issuers {
+		group.Go(func() error {
+			n, err := b.reaper.pass(ctx, name, now)
+			total.Add(int64(n))
+			return err
+		})
+	}
+	err := group.Wait()
+	return int(total.Load()), errors.Join(err, ctx.Err())
 }
 
 // Rules gives the rules in force; nil before the first SetRules.

@@ -170,7 +170,7 @@ func (b *Broker) tellChannel(ctx context.Context, channel string, now time.Time)
 			b.cfg.Log.ErrorContext(ctx, "recording that a channel was told", "channel", channel, "err", err)
 		}
 		if failed != nil || err != nil {
-			b.channels.rest(channel, at.Add(min(backoff(attempts), time.Minute)))
+			b.channels.rest(channel, at.Add(min(Backoff(attempts), time.Minute)))
 			return dealt
 		}
 	}
@@ -277,7 +277,7 @@ func (b *Broker) tellOne(ctx context.Context, e *errand, now time.Time) (failed,
 	b.observeTold(n, "failed")
 	b.cfg.Log.WarnContext(ctx, "a channel could not be told", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts+1, "err", failed)
 	n.Attempts++
-	n.Due = now.Add(backoff(n.Attempts))
+	n.Due = now.Add(Backoff(n.Attempts))
 	if errors.As(failed, &later) {
 		n.Due = now.Add(max(later.After, time.Second))
 	}

@@ -97,6 +97,26 @@ func (d *denials) take(now time.Time, all bool) []*denial {
 	return over
 }
 
+// flushEvery is how often the counts of repeated denials are recorded.
+const flushEvery = 10 * time.Second
+
+// flushForever records the counts of repeated denials until ctx ends, and then
+// those that are left.
+func (b *Broker) flushForever(ctx context.Context) {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+			b.flushDenials(ctx, time.Now(), false)
+		}
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushEvery)
+	defer cancel()
+	b.flushDenials(last, time.Now(), true)
+}
+
 // flushDenials records the counts of denials that were repeated.
 func (b *Broker) flushDenials(ctx context.Context, now time.Time, all bool) {
 	for _, d := range b.denials.take(now, all) {

@@ -87,7 +87,7 @@ func (s Selector) queries(now time.Time) []LeaseQuery {
 		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
 	}
 	lingering := live
-	lingering.Live, lingering.Lingering = false, true
+	lingering.Live, lingering.Outliving = false, true
 	return []LeaseQuery{live, lingering}
 }
 
@@ -165,7 +165,7 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 			for _, l := range page {
 				ids = append(ids, l.ID)
 				_, _ = digest.Write(l.ID[:])
-				if p.count(l); q.Lingering {
+				if p.count(l); q.Outliving {
 					p.Ended++
 				}
 				byEntitlement[l.Entitlement]++
@@ -352,23 +352,11 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 	return err
 }
 
-// markRevoked ends a lease as far as the broker can by itself. If an upstream
-// has to be told, the reaper finds it due; if that can't be recorded, it is
-// owed, and told all the same.
+// markRevoked ends one of the selected leases.
 func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) error {
 	l, err := b.leaseRow(ctx, id)
-	if err != nil || !l.Live(now) && !l.deniable(now) || l.Status == LeaseRevoking {
+	if err != nil {
 		return ignoreNotFound(err)
 	}
-	e := ending{EndRevoked, ErrNotRevocable}
-	if l.endable() || l.Status == LeaseIssuing {
-		e.err = errNow // whoever is issuing it finds it taken away
-	}
-	if err = b.recordEnd(ctx, l, e, who, reason, now); err != nil && e.err == errNow {
-		b.debts.owe(newDebt(l, EndRevoked, who, reason))
-	}
-	return err
+	return b.reaper.markRevoked(ctx, l, who, reason, now)
 }
-
-// errNow stands for an upstream that has not been told yet.
-var errNow = errors.New("the upstream is told next")

@@ -2,16 +2,15 @@ package broker
 
 import (
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"accessbroker.internal/audit"
 )
 
-// LeaseStatus is how far a lease got.
+// LeaseStatus is the state of a lease.
 type LeaseStatus uint8
 
-// The states. Expired and Stuck are derived and never stored.
+// The states. Expired and Stuck are derived from the time and never stored.
 const (
 	LeaseIssuing LeaseStatus = iota + 1
 	LeaseActive
@@ -19,24 +18,24 @@ const (
 	LeaseRevoked
 	LeaseFailed
 	LeaseAbandoned
-	LeaseExpired // active, and its time is over
-	LeaseStuck   // revoking for long
+	LeaseExpired // active past its expiry
+	LeaseStuck   // revoking, with errors, for StuckAfter or longer
 )
 
-// Revocation is the truth about when a credential stops working.
+// Revocation states when a revoked credential stops working.
 type Revocation string
 
-// The truths.
+// The kinds of revocation.
 const (
-	RevokedImmediate  Revocation = "immediate"   // confirmed by the upstream
-	RevokedPending    Revocation = "pending"     // being retried
-	RevokedAtExpiry   Revocation = "at_expiry"   // only time ends it; introspection says inactive at once
-	RevokedAtRotation Revocation = "at_rotation" // the upstream's next rotation ends it
-	RevokedNever      Revocation = "never"       // not an ephemeral credential
+	RevokedImmediate  Revocation = "immediate"   // at once; the issuer confirms it
+	RevokedPending    Revocation = "pending"     // not confirmed yet; the issuer is called again
+	RevokedAtExpiry   Revocation = "at_expiry"   // when it expires; introspection returns inactive at once
+	RevokedAtRotation Revocation = "at_rotation" // when the issuer rotates it
+	RevokedNever      Revocation = "never"       // it is not ephemeral
 )
 
-// A Lease is the broker's record of one credential: what it must end, how,
-// and how far it got. It holds no secret.
+// A Lease is the broker's record of one credential: how to end it, and how far
+// that got. It holds no secret.
 type Lease struct {
 	ID          LeaseID
 	Request     RequestID
@@ -48,44 +47,44 @@ type Lease struct {
 	Parameters  map[string]string
 	Opened      time.Time
 	Expires     time.Time
-	Rotates     time.Time    // when its issuer's next rotation ends it (at_rotation), if that is known
-	Confirm     audit.Digest // certificate thumbprint that the credential is bound to (RFC 8705); zero: none
+	Rotates     time.Time    // when the issuer's next rotation ends it (at_rotation); zero: unknown
+	Confirm     audit.Digest // thumbprint of the certificate that the credential is bound to (RFC 8705); zero: unbound
 	Type        string       // of the credential: bearer, aws, …
-	Revocation  Revocation   // while live: what ending it would mean; ended: what it meant
-	Handle      []byte       // what the issuer needs to end it
+	Revocation  Revocation   // live: the effect of a revocation; ended: its actual effect
+	Handle      []byte       // what the issuer needs to end the credential
 	Owner       string       // the replica that is issuing it
 	Deadline    time.Time    // of issuing
 	Replaces    LeaseID
-	Limits      []CounterKey // the counters that it holds a place in
+	Limits      []CounterKey // the counters that count this lease as active
 
-	EndAsked  time.Time // when ending was first asked for, or fell due
-	EndHow    string    // returned, revoked, replaced, expired, answer_lost, deadline
+	EndAsked  time.Time // when its end was first requested or became due
+	EndHow    string    // one of the End constants
 	Ended     time.Time
-	Attempts  int
-	NextTry   time.Time
-	LastError string // a stable code, never an upstream's words
+	Attempts  int       // failed calls to the issuer
+	NextTry   time.Time // while revoking: when the issuer is called next
+	LastError string    // a stable code, never an upstream's text
 }
 
-// A Credential is what the holder receives, once.
+// A Credential is returned to its holder once, and not stored.
 type Credential struct {
 	Type       string // bearer, aws, userpass, certificate, vault, data
 	Secret     Secret
 	Expires    time.Time
-	Rotates    time.Time    // when the issuer's next rotation ends it, if that is what does and it is known
-	Revocation Revocation   // what ending it means, if the upstream told; empty: what the entitlement says
-	Hash       audit.Digest // what the record says of it: SHA-256, plain for broker-signed tokens and salted for the rest
+	Rotates    time.Time    // when the issuer's next rotation ends it (at_rotation); zero: unknown
+	Revocation Revocation   // the effect of revoking it, if the issuer states it; empty: as the entitlement declares
+	Hash       audit.Digest // its SHA-256 for the record: plain for broker-signed tokens, salted for all others
 }
 
-// IssueDeadline is how long an upstream may take to make a credential. Past
-// it, any replica takes the lease to revoking.
+// IssueDeadline bounds the time that an issuer may take to make a credential.
+// After it, any replica revokes the lease.
 const IssueDeadline = 20 * time.Second
 
-// StuckAfter is how long a revocation is tried before it is shown as stuck.
+// StuckAfter is how long a revocation fails before its lease is shown as stuck.
 const StuckAfter = 5 * time.Minute
 
-// State is the status at now: a lease expires by time alone, and a revocation
-// that has failed for long is stuck, without anything being written. One that
-// its upstream has taken and merely does not confirm is not stuck.
+// State returns the status at now. Expired and Stuck depend on the time alone,
+// so nothing is written when they begin. A revocation that the issuer accepted
+// without confirming it (ErrQueued) is not stuck.
 func (l *Lease) State(now time.Time) LeaseStatus {
 	switch {
 	case l.Status == LeaseActive && !now.Before(l.Expires):
@@ -96,8 +95,8 @@ func (l *Lease) State(now time.Time) LeaseStatus {
 	return l.Status
 }
 
-// Due is when something must be done about the lease; zero: never. Credentials
-// that only time ends need nothing done when it does.
+// Due returns when the reaper must act on the lease; zero means never. A
+// credential that only time ends needs no action at its expiry.
 func (l *Lease) Due() time.Time {
 	switch l.Status {
 	case LeaseIssuing:
@@ -112,12 +111,12 @@ func (l *Lease) Due() time.Time {
 	return time.Time{}
 }
 
-// endable says whether its issuer can do something about the credential, even
-// if that is less than ending it at once.
+// endable reports whether calling the issuer has any effect on the credential,
+// even one short of ending it at once.
 func (l *Lease) endable() bool { return l.Revocation == RevokedImmediate || len(l.Handle) > 0 }
 
-// Live says whether the credential may still work, as far as we know. What its
-// issuer has to end may, though its time is over, until it is ended.
+// Live reports whether the credential may still work. A credential that its
+// issuer must end may work past its expiry, until the issuer confirms.
 func (l *Lease) Live(now time.Time) bool {
 	switch l.State(now) {
 	case LeaseIssuing, LeaseActive, LeaseRevoking, LeaseStuck:
@@ -128,14 +127,14 @@ func (l *Lease) Live(now time.Time) bool {
 	return false
 }
 
-// Lingers says whether the lease has ended and its credential works all the
-// same, because only time ends it.
-func (l *Lease) Lingers(now time.Time) bool {
+// OutlivesEnd reports whether the lease has ended but its credential still
+// works, because only time ends it.
+func (l *Lease) OutlivesEnd(now time.Time) bool {
 	return l.Status == LeaseRevoked && l.Revocation == RevokedAtExpiry && now.Before(l.Expires)
 }
 
-// WorksUntil is when the credential stops working by itself, if ending it does
-// not do that; zero: it was ended, or nobody knows.
+// WorksUntil returns when the credential stops working by itself if revoking it
+// does not stop it; zero means that it was ended, or that the time is unknown.
 func (l *Lease) WorksUntil() time.Time {
 	switch l.Revocation {
 	case RevokedAtExpiry, RevokedPending:
@@ -146,9 +145,9 @@ func (l *Lease) WorksUntil() time.Time {
 	return time.Time{}
 }
 
-// activate takes a lease whose credential has come to exist from issuing to
-// active. A lease that somebody else took away meanwhile is not activated: its
-// credential must be revoked and never answered.
+// activate moves a lease from issuing to active when its credential exists. It
+// fails if the lease was taken away meanwhile, by the reaper or the kill switch:
+// the credential must then be revoked and never returned.
 func (l *Lease) activate(c Credential, handle []byte) error {
 	if l.Status != LeaseIssuing {
 		return errLostLease
@@ -168,87 +167,3 @@ func (l *Lease) activate(c Credential, handle []byte) error {
 }
 
 var errLostLease = errors.New("the lease was taken away while its credential was being made")
-
-// An ending says how a lease ends, and how far its issuer got with it.
-type ending struct {
-	how string
-	err error // nil: confirmed; ErrNotRevocable: only time ends it; ErrQueued: the upstream has been told; others: to be tried again
-}
-
-// How leases end.
-const (
-	EndReturned   = "returned"
-	EndRevoked    = "revoked"
-	EndReplaced   = "replaced"
-	EndExpired    = "expired"
-	EndDeadline   = "deadline"    // issuing never finished
-	EndAnswerLost = "answer_lost" // its holder asked again
-	EndFailed     = "failed"      // its issuer made nothing
-	EndUnrecorded = "unrecorded"  // made, but its record was not: never answered
-)
-
-// end writes down an attempt to end the lease. It says false if there is
-// nothing to write: the lease has ended already.
-func (l *Lease) end(e ending, now time.Time) bool {
-	switch l.Status {
-	case LeaseRevoked, LeaseFailed, LeaseAbandoned:
-		if !l.deniable(now) || e.how != EndRevoked || e.err != errNow && !errors.Is(e.err, ErrQueued) {
-			return false
-		}
-		l.EndAsked, l.EndHow, l.Ended = now, e.how, time.Time{}
-	}
-	if l.EndAsked.IsZero() {
-		l.EndAsked, l.EndHow = now, e.how
-		if e.how == EndExpired || now.After(l.Expires) {
-			l.EndAsked = l.Expires // it was due then, whoever ends it now
-		}
-	}
-	switch {
-	case e.err == nil && l.EndHow == EndFailed:
-		l.Status, l.Ended, l.LastError, l.Handle = LeaseFailed, now, "", nil
-	case e.err == nil:
-		l.Status, l.Ended, l.Revocation, l.LastError = LeaseRevoked, now, RevokedImmediate, ""
-		l.Handle = nil
-	case errors.Is(e.err, ErrNotRevocable):
-		l.Status, l.Ended, l.LastError = LeaseRevoked, now, ""
-		if l.Revocation == RevokedImmediate || l.Revocation == RevokedPending {
-			l.Revocation = RevokedAtExpiry
-		}
-	case errors.Is(e.err, ErrQueued) && !now.Before(l.Expires):
-		l.Status, l.Ended, l.Revocation, l.LastError, l.Handle = LeaseRevoked, now, RevokedAtExpiry, "", nil
-	case errors.Is(e.err, ErrQueued):
-		// Nobody tells when the upstream has done it: by then, time has.
-		l.Status, l.Revocation, l.LastError, l.NextTry = LeaseRevoking, RevokedPending, "", l.Expires
-	case e.err == errNow:
-		l.Status, l.Revocation, l.NextTry = LeaseRevoking, RevokedPending, now
-	default:
-		l.Status, l.Revocation, l.LastError = LeaseRevoking, RevokedPending, Code(e.err)
-		l.NextTry = now.Add(backoff(l.Attempts))
-		l.Attempts++
-	}
-	return true
-}
-
-// deniable says whether a credential that its holder gave back, and that time
-// alone would end, may be denied at its issuer: that is for those that are
-// revoked, and whoever was revoked may have given it back just before.
-func (l *Lease) deniable(now time.Time) bool {
-	return l.Lingers(now) && len(l.Handle) > 0 && l.EndHow != EndRevoked
-}
-
-// abandon gives up a lease whose ending goes on and on.
-func (l *Lease) abandon(now time.Time) error {
-	if l.Status != LeaseRevoking {
-		return refuse(ErrInvalidRequest, "only a lease that is being revoked can be given up: revoke it first")
-	}
-	l.Status, l.Ended, l.Handle = LeaseAbandoned, now, nil
-	return nil
-}
-
-// backoff is the pause after the n-th failed try: it doubles from a second to
-// five minutes, with a quarter of jitter so that leases that fell due together
-// do not come back together. It never ends: revocation does not give up.
-func backoff(n int) time.Duration {
-	d := min(time.Second<<min(n, 9), 5*time.Minute)
-	return d - d/4 + rand.N(d/2)
-}

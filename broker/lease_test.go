@@ -81,30 +81,30 @@ func TestEnd(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		before Lease
-		e      ending
+		a      endAttempt
 		wrote  bool
 		status LeaseStatus
 		truth  Revocation
 	}{
-		{"confirmed", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, ending{EndReturned, nil}, true, LeaseRevoked, RevokedImmediate},
-		{"only time", Lease{Status: LeaseActive, Revocation: RevokedAtExpiry}, ending{EndReturned, ErrNotRevocable}, true, LeaseRevoked, RevokedAtExpiry},
-		{"rotation", Lease{Status: LeaseActive, Revocation: RevokedAtRotation}, ending{EndReturned, ErrNotRevocable}, true, LeaseRevoked, RevokedAtRotation},
-		{"never claims more than it knows", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, ending{EndReturned, ErrNotRevocable}, true, LeaseRevoked, RevokedAtExpiry},
-		{"upstream down", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, ending{EndReturned, down}, true, LeaseRevoking, RevokedPending},
-		{"down again", Lease{Status: LeaseRevoking, Revocation: RevokedPending}, ending{EndReturned, down}, true, LeaseRevoking, RevokedPending},
-		{"at last", Lease{Status: LeaseRevoking, Revocation: RevokedPending}, ending{EndReturned, nil}, true, LeaseRevoked, RevokedImmediate},
-		{"queued", Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon.Add(time.Minute)}, ending{EndReturned, fmt.Errorf("revoking: %w", ErrQueued)}, true, LeaseRevoking, RevokedPending},
-		{"queued until its time is over", Lease{Status: LeaseRevoking, Revocation: RevokedPending, Expires: noon}, ending{EndReturned, ErrQueued}, true, LeaseRevoked, RevokedAtExpiry},
-		{"never existed", Lease{Status: LeaseIssuing}, ending{EndFailed, nil}, true, LeaseFailed, ""},
-		{"ended before", Lease{Status: LeaseRevoked, Revocation: RevokedAtExpiry}, ending{EndRevoked, nil}, false, LeaseRevoked, RevokedAtExpiry},
-		{"abandoned before", Lease{Status: LeaseAbandoned}, ending{EndRevoked, nil}, false, LeaseAbandoned, ""},
+		{"confirmed", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, attempt(EndReturned, nil), true, LeaseRevoked, RevokedImmediate},
+		{"only time", Lease{Status: LeaseActive, Revocation: RevokedAtExpiry}, attempt(EndReturned, ErrNotRevocable), true, LeaseRevoked, RevokedAtExpiry},
+		{"rotation", Lease{Status: LeaseActive, Revocation: RevokedAtRotation}, attempt(EndReturned, ErrNotRevocable), true, LeaseRevoked, RevokedAtRotation},
+		{"never claims more than it knows", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, attempt(EndReturned, ErrNotRevocable), true, LeaseRevoked, RevokedAtExpiry},
+		{"upstream down", Lease{Status: LeaseActive, Revocation: RevokedImmediate}, attempt(EndReturned, down), true, LeaseRevoking, RevokedPending},
+		{"down again", Lease{Status: LeaseRevoking, Revocation: RevokedPending}, attempt(EndReturned, down), true, LeaseRevoking, RevokedPending},
+		{"at last", Lease{Status: LeaseRevoking, Revocation: RevokedPending}, attempt(EndReturned, nil), true, LeaseRevoked, RevokedImmediate},
+		{"queued", Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon.Add(time.Minute)}, attempt(EndReturned, fmt.Errorf("revoking: %w", ErrQueued)), true, LeaseRevoking, RevokedPending},
+		{"queued until its time is over", Lease{Status: LeaseRevoking, Revocation: RevokedPending, Expires: noon}, attempt(EndReturned, ErrQueued), true, LeaseRevoked, RevokedAtExpiry},
+		{"never existed", Lease{Status: LeaseIssuing}, attempt(EndFailed, nil), true, LeaseFailed, ""},
+		{"ended before", Lease{Status: LeaseRevoked, Revocation: RevokedAtExpiry}, attempt(EndRevoked, nil), false, LeaseRevoked, RevokedAtExpiry},
+		{"abandoned before", Lease{Status: LeaseAbandoned}, attempt(EndRevoked, nil), false, LeaseAbandoned, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := c.before
-			if wrote := l.end(c.e, noon); wrote != c.wrote || l.Status != c.status || l.Revocation != c.truth {
+			if wrote := l.end(c.a, noon); wrote != c.wrote || l.Status != c.status || l.Revocation != c.truth {
 				t.Errorf("end = %t, status %d, revocation %q; want %t, %d, %q", wrote, l.Status, l.Revocation, c.wrote, c.status, c.truth)
 			}
-			if errors.Is(c.e.err, ErrQueued) {
+			if c.a.outcome == outcomeQueued {
 				if l.Status == LeaseRevoking && (l.LastError != "" || !l.NextTry.Equal(l.Expires)) {
 					t.Errorf("a queued ending leaves %q, next at %s", l.LastError, l.NextTry)
 				}
@@ -117,10 +117,57 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// TestTransitions holds the state machine against the table of the design, row
+// by row: outcome, before or after expiry, and the lease that results.
+func TestTransitions(t *testing.T) {
+	const code = "issuer_unavailable"
+	before, after := noon.Add(time.Minute), noon
+	for _, c := range []struct {
+		name       string
+		a          endAttempt
+		expires    time.Time
+		status     LeaseStatus
+		revocation Revocation
+		nextTry    time.Time // zero: never; for outcomeFailed, only whether it is set
+		handle     bool
+		lastError  string
+	}{
+		{"untried before expiry", endAttempt{how: EndRevoked, outcome: outcomeUntried}, before, LeaseRevoking, RevokedPending, noon, true, ""},
+		{"untried after expiry", endAttempt{how: EndRevoked, outcome: outcomeUntried}, after, LeaseRevoking, RevokedPending, noon, true, ""},
+		{"confirmed before expiry", attempt(EndRevoked, nil), before, LeaseRevoked, RevokedImmediate, time.Time{}, false, ""},
+		{"confirmed after expiry", attempt(EndRevoked, nil), after, LeaseRevoked, RevokedImmediate, time.Time{}, false, ""},
+		{"queued before expiry", attempt(EndRevoked, ErrQueued), before, LeaseRevoking, RevokedPending, before, true, ""},
+		{"queued after expiry", attempt(EndRevoked, ErrQueued), after, LeaseRevoked, RevokedAtExpiry, time.Time{}, false, ""},
+		{"time only before expiry", attempt(EndRevoked, ErrNotRevocable), before, LeaseRevoked, RevokedAtExpiry, time.Time{}, true, ""},
+		{"time only after expiry", attempt(EndRevoked, ErrNotRevocable), after, LeaseRevoked, RevokedAtExpiry, time.Time{}, true, ""},
+		{"failed before expiry", attempt(EndRevoked, ErrIssuerUnavailable), before, LeaseRevoking, RevokedPending, noon, true, code},
+		{"failed after expiry", attempt(EndRevoked, ErrIssuerUnavailable), after, LeaseRevoking, RevokedPending, noon, true, code},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := Lease{Status: LeaseActive, Revocation: RevokedImmediate, Handle: []byte("handle"), Expires: c.expires}
+			if !l.end(c.a, noon) {
+				t.Fatal("the attempt changed nothing")
+			}
+			if l.Status != c.status || l.Revocation != c.revocation || (l.Handle != nil) != c.handle || l.LastError != c.lastError {
+				t.Errorf("got status %d, revocation %q, handle %q, error %q", l.Status, l.Revocation, l.Handle, l.LastError)
+			}
+			if failed := c.a.outcome == outcomeFailed; failed && !l.NextTry.After(noon) || !failed && !l.NextTry.Equal(c.nextTry) {
+				t.Errorf("got the next call at %s, want %s", l.NextTry, c.nextTry)
+			}
+			if ended := l.Status == LeaseRevoked; ended != l.Ended.Equal(noon) {
+				t.Errorf("got ended at %s with status %d", l.Ended, l.Status)
+			}
+			if wantAttempts := map[bool]int{true: 1}[c.a.outcome == outcomeFailed]; l.Attempts != wantAttempts {
+				t.Errorf("got %d failed attempts, want %d", l.Attempts, wantAttempts)
+			}
+		})
+	}
+}
+
 func TestEndingIsCountedFromWhenItWasDue(t *testing.T) {
 	for _, how := range []string{EndExpired, EndReturned, EndRevoked} {
 		l := Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon}
-		l.end(ending{how, nil}, noon.Add(3*time.Second))
+		l.end(attempt(how, nil), noon.Add(3*time.Second))
 		if !l.EndAsked.Equal(noon) {
 			t.Errorf("an expired lease that is %s should have ended at %s, not %s", how, noon, l.EndAsked)
 		}
@@ -129,9 +176,9 @@ func TestEndingIsCountedFromWhenItWasDue(t *testing.T) {
 
 func TestBackoffGrowsAndNeverEnds(t *testing.T) {
 	for n := range 1000 {
-		d := backoff(n)
+		d := Backoff(n)
 		if d < 750*time.Millisecond || d > 375*time.Second {
-			t.Fatalf("backoff(%d) = %s", n, d)
+			t.Fatalf("Backoff(%d) = %s", n, d)
 		}
 	}
 }

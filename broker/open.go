@@ -78,7 +78,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	}
 	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.now.Add(IssueDeadline)
 	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return b.enter(tx, c, l) }); err != nil {
-		b.discard(ctx, c.issuer, l)
+		b.reaper.discard(ctx, c.issuer, l)
 		return nil, err
 	}
 	// From here on the reaper ends whatever comes to exist, if we die.
@@ -90,7 +90,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		if handle != nil {
 			l.Handle = handle
 		}
-		b.finish(ctx, l, EndFailed, Identity{}, "", now)
+		b.reaper.endLease(ctx, l, EndFailed, Identity{}, "", now)
 		return nil, b.upstream(ctx, l, err)
 	}
 	receipt, err := b.confirm(ctx, c, l, cred, handle)
@@ -100,7 +100,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		if handle != nil {
 			l.Handle = handle
 		}
-		b.finish(ctx, l, EndUnrecorded, Identity{}, "", now)
+		b.reaper.endLease(ctx, l, EndUnrecorded, Identity{}, "", now)
 		return nil, err
 	}
 	// The record is durable: the credential may leave.
@@ -236,7 +236,7 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	if old.endable() {
 		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.now, c.how, c.now, RevokedPending
 	} else {
-		old.end(ending{c.how, ErrNotRevocable}, c.now)
+		old.end(endAttempt{how: c.how, outcome: outcomeTimeOnly}, c.now)
 	}
 	tx.Put(old)
 	return lost, nil

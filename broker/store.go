@@ -182,7 +182,7 @@ type LeaseQuery struct {
 	Issuer      string
 	Request     RequestID
 	Live        bool // its credential may still work at Now: see Lease.Live
-	Lingering   bool // ended, and working all the same: see Lease.Lingers
+	Outliving   bool // ended, and working all the same: see Lease.OutlivesEnd
 	Due         bool // something must be done about it by Now: see Lease.Due
 	Skip        int  // of those that are due: how many are passed over
 	Now         time.Time

@@ -334,7 +334,7 @@ func TestLeasesThatLinger(t *testing.T) {
 	lingers := leaseIn(t, s, holder, broker.LeaseRevoked, atExpiry)
 	leaseIn(t, s, holder, broker.LeaseRevoked, func(l *broker.Lease) { l.Revocation = broker.RevokedImmediate })
 	leaseIn(t, s, holder, broker.LeaseActive, func(l *broker.Lease) { l.Revocation = broker.RevokedAtExpiry })
-	q := broker.LeaseQuery{Under: "spiffe://acme.test/agent", Lingering: true, Now: testNow}
+	q := broker.LeaseQuery{Under: "spiffe://acme.test/agent", Outliving: true, Now: testNow}
 	if got := listAll(t, s, q); !slices.Equal(got, []broker.LeaseID{lingers}) {
 		t.Errorf("%v linger, want %v", got, lingers)
 	}

@@ -225,7 +225,7 @@ func liveUntil(l *broker.Lease) int64 {
 
 // lingersUntil is when an ended lease's credential stops working; 0: it has.
 func lingersUntil(l *broker.Lease) int64 {
-	if l.Lingers(l.Ended) {
+	if l.OutlivesEnd(l.Ended) {
 		return ceilMillis(l.Expires)
 	}
 	return 0

@@ -101,7 +101,7 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 		l.args = []any{q.Now.UnixMilli(), maxScan, q.Skip}
 	case q.Live:
 		l.query, l.args = noteQuery("live", &q)
-	case q.Lingering:
+	case q.Outliving:
 		l.query, l.args = noteQuery("lingering", &q)
 	}
 	page, next, err := l.read(v)
@@ -148,7 +148,7 @@ func wantsLease(q *broker.LeaseQuery, l *broker.Lease) bool {
 		(q.Issuer == "" || l.Issuer == q.Issuer) &&
 		(q.Request.IsZero() || l.Request == q.Request) &&
 		(!q.Live || l.Live(q.Now)) &&
-		(!q.Lingering || l.Lingers(q.Now)) &&
+		(!q.Outliving || l.OutlivesEnd(q.Now)) &&
 		(!q.Due || isDue(l, q))
 }
 

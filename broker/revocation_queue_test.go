@@ -220,7 +220,7 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		l, err := w.broker.Revoke(t.Context(), agent(noon), issued.Lease.ID, "", noon)
-		if err != nil || l.Status != broker.LeaseRevoked || !l.Lingers(noon) {
+		if err != nil || l.Status != broker.LeaseRevoked || !l.OutlivesEnd(noon) {
 			t.Fatalf("given back: %+v, %v", l, err)
 		}
 	}

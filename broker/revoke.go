@@ -1,0 +1,98 @@
+package broker
+
+import (
+	"context"
+	"strings"
+	"time"
+)
+
+// Revoke ends a lease: its holder returns it, or a person or operator whom
+// policy permits revokes it. It returns once the attempt is recorded; the lease
+// states how far the issuer got. Revoking an ended lease is no error.
+func (b *Broker) Revoke(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) (*Lease, error) {
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return nil, err
+	}
+	l, err := b.Lease(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	how := EndReturned
+	if l.Holder != who.ID {
+		if !b.mayRevoke(ctx, who, l, now) {
+			return nil, refuse(ErrDenied, "policy does not permit you to revoke this lease")
+		}
+		how = EndRevoked
+	}
+	if !l.Live(now) && (how != EndRevoked || !l.deniable(now)) {
+		return l, nil
+	}
+	if err := b.reaper.endLease(ctx, l, how, who, reason, now); err != nil {
+		return nil, err
+	}
+	return b.Lease(ctx, who, id, now)
+}
+
+// Abandon closes a lease whose issuer is gone for good, so that its revocation
+// is no longer retried. It takes a person and a reason. An abandoned lease never
+// counts as revoked: its credential may still work.
+func (b *Broker) Abandon(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) (*Lease, error) {
+	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+		return nil, err
+	}
+	if strings.TrimSpace(reason) == "" {
+		return nil, refuse(ErrInvalidRequest, "give a reason for abandoning this lease")
+	}
+	l, err := b.Lease(ctx, who, id, now)
+	if err != nil {
+		return nil, err
+	}
+	if !b.mayRevoke(ctx, who, l, now) {
+		return nil, refuse(ErrDenied, "only a person who may revoke this lease can abandon it")
+	}
+	after := *l
+	if err := after.abandon(now); err != nil {
+		return nil, err
+	}
+	entry, err := endRecord(&after, who, reason)
+	if err != nil {
+		return nil, err
+	}
+	err = b.cfg.Store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
+		stored, err := get[*Lease](tx, l.ID)
+		if err != nil {
+			return err
+		}
+		if err := stored.abandon(now); err != nil {
+			return err
+		}
+		tx.Append(entry)
+		tx.Put(stored)
+		after = *stored
+		return releaseLimits(tx, stored)
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &after, nil
+}
+
+// mayRevoke reports whether the caller may end a lease that another identity
+// holds. That takes a person or an operator: no policy lets a workload do it.
+func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time.Time) bool {
+	switch who.Kind {
+	case KindOperator:
+		return true
+	case KindPerson:
+		return b.mayDo(ctx, who, ActionRevoke, l.Request, now)
+	}
+	return false
+}
+
+// endReplaced revokes a replaced lease at once. If that fails, the reaper
+// retries.
+func (b *Broker) endReplaced(ctx context.Context, c *collection) {
+	if c.replaces != nil && c.replaces.endable() && c.replaces.Status == LeaseActive {
+		_ = b.reaper.endLease(ctx, c.replaces, c.how, Identity{}, "", c.now) // logged and queued there
+	}
+}

@@ -48,7 +48,7 @@ lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@.ci/vulncheck $(GO) $(GOVULNCHECK)
 
 bench: ## speed: reported, never asserted
-	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers ./audit ./store ./broker
+	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit ./store ./broker
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
 	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .

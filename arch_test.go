@@ -29,7 +29,10 @@ var ours = map[string][]string{
 	"attest":              {"broker", "audit"}, // audit for Digest, the type of a proof's hash
 	"attest/localca":      {},
 	"policy":              {"broker", "audit"},
-	"issuers":             {"broker", "audit"},
+	"issuers/token":       {"broker", "audit"},
+	"issuers/vault":       {"broker", "audit"},
+	"issuers/aws":         {"broker", "audit", "issuers/token"}, // token signs its assertions
+	"issuers/issuertest":  {"broker", "audit", "store"},
 	"notify":              {"broker"},
 	"store":               {"broker", "audit"},
 	"server":              {"api", "audit", "broker", "server/ui"},
@@ -51,18 +54,18 @@ var rooms = map[string][]string{
 	"github.com/coreos/go-oidc":           {"attest"},
 	"golang.org/x/oauth2":                 {"attest"},
 	"github.com/cedar-policy/cedar-go":    {"policy"},
-	"github.com/golang-jwt/jwt":           {"issuers", "cmd/broker"}, // cmd/broker: the demo's resource server
+	"github.com/golang-jwt/jwt":           {"issuers/token", "issuers/vault", "cmd/broker"}, // cmd/broker: the demo's resource server
 	"modernc.org/sqlite":                  {"store"},
 	"database/sql":                        {"store"},
 	"golang.org/x/mod":                    {"audit", "audit/verify", "store"},
-	"golang.org/x/crypto":                 {"issuers"}, // SSH certificates
+	"golang.org/x/crypto":                 {"issuers/vault"}, // SSH certificates
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"policy", "cmd/broker"},
 	"golang.org/x/time":                   {"server", "broker"},
-	"golang.org/x/sync":                   {"broker", "attest", "issuers", "cmd/broker"},
-	"github.com/hashicorp/vault/api":      {"issuers"},
-	"github.com/aws/aws-sdk-go-v2":        {"issuers"},
+	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "cmd/broker"},
+	"github.com/hashicorp/vault/api":      {"issuers/vault"},
+	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
 	"golang.org/x/sys":                    {"store"},
 }
 

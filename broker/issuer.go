@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 )
 
 // An Issuer makes and ends credentials. It is safe for concurrent use, and
@@ -28,6 +30,16 @@ type Issuer interface {
 // has taken the order, and nobody tells when it is carried out. Until the
 // credential's own time is over, it counts as being ended.
 var ErrQueued = errors.New("queued by the upstream")
+
+// ForeignLease returns what Revoke returns for a lease of another issuer that
+// had the same name. Only that issuer can end the credential. A minute after
+// the lease's expiry nothing is left to end, whichever clock is right.
+func ForeignLease(l Lease) error {
+	if time.Since(l.Expires) > time.Minute {
+		return ErrNotRevocable
+	}
+	return fmt.Errorf("%w: lease %s belongs to another issuer that had this name: configure that issuer again until its leases have ended", ErrIssuerUnavailable, l.ID)
+}
 
 // An Order is a credential to be made: the lease, and the entitlement as it
 // was decided on.

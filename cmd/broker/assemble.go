@@ -23,7 +23,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	svc "accessbroker.internal/internal/service"
-	"accessbroker.internal/issuers"
+	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/server"
 	"accessbroker.internal/store"
 )
@@ -36,7 +36,7 @@ type service struct {
 	store    *store.Store
 	sealer   *broker.Sealer
 	ledger   *ledger
-	keys     *issuers.Keys
+	keys     *token.Keys
 	trust    *attest.Source
 	verifier *attest.Verifier
 	people   *attest.People // nil: nobody can log in
@@ -70,7 +70,7 @@ func assemble(ctx context.Context, s *settings, getenv func(string) string, log 
 	if v.ledger, err = openLedger(ctx, v.store, v.sealer, s.externalURL, s.checkpoint, log); err != nil {
 		return nil, err
 	}
-	if v.keys, err = issuers.OpenKeys(ctx, v.keysConfig(), time.Now()); err != nil {
+	if v.keys, err = token.OpenKeys(ctx, v.keysConfig(), time.Now()); err != nil {
 		return nil, err
 	}
 	if err := v.openTrust(ctx); err != nil {
@@ -89,13 +89,13 @@ func assemble(ctx context.Context, s *settings, getenv func(string) string, log 
 	return v, err
 }
 
-func (v *service) keysConfig() issuers.KeysConfig {
+func (v *service) keysConfig() token.KeysConfig {
 	s := v.settings
 	longest := time.Duration(0)
 	for _, e := range s.catalogue {
 		longest = max(longest, e.MaxTTL)
 	}
-	return issuers.KeysConfig{
+	return token.KeysConfig{
 		Store: v.store, Sealer: v.sealer, Purpose: "token", Algorithm: s.signing.Algorithm,
 		RotateEvery: time.Duration(s.signing.RotateEvery), PublishAhead: time.Duration(s.signing.PublishAhead),
 		LongestTTL: longest, Log: v.log,
@@ -185,14 +185,14 @@ func (v *service) nobodyLeft(ctx context.Context, issuers map[string]broker.Issu
 // them: looking at the newest is enough.
 func (v *service) foreignLease(ctx context.Context, issuer broker.Issuer, of store.Active, now time.Time) (foreign *broker.Lease, err error) {
 	const newest = 100
-	maker, ok := issuer.(interface{ Made(broker.Lease) bool })
+	owner, ok := issuer.(interface{ Owns(broker.Lease) bool })
 	if !ok {
 		return nil, nil
 	}
 	err = v.store.View(ctx, func(tx broker.Tx) error {
 		page, _, err := tx.Leases(broker.LeaseQuery{Issuer: of.Issuer, Entitlement: of.Entitlement, Live: true, Now: now, Limit: newest})
 		for _, l := range page {
-			if !maker.Made(*l) && now.Before(l.Expires) { // those whose time is over need nobody to end them
+			if !owner.Owns(*l) && now.Before(l.Expires) { // those whose time is over need nobody to end them
 				foreign = l
 			}
 		}

@@ -14,7 +14,9 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers"
+	"accessbroker.internal/issuers/aws"
+	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/issuers/vault"
 )
 
 // issuerSettings are those of one issuer: of one kind, or of one that is
@@ -22,8 +24,8 @@ import (
 type issuerSettings struct {
 	token   *tokenSettings
 	vault   *vaultSettings
-	aws     *issuers.AWSConfig // without keys and roots
-	awsCA   string             // file
+	aws     *aws.Config // without keys and roots
+	awsCA   string      // file
 	retired bool
 }
 
@@ -71,20 +73,20 @@ func (c *checker) reserved() {
 	for _, name := range slices.Sorted(maps.Keys(c.s.issuers)) {
 		for other, s := range c.s.issuers {
 			token := c.s.issuers[name].token
-			if token != nil && s.aws != nil && (token.audience == s.aws.Audience() || token.audience == issuers.AWSAudience) {
+			if token != nil && s.aws != nil && (token.audience == s.aws.Audience() || token.audience == aws.DefaultAudience) {
 				c.bad("issuers/"+name+"/token/audience", "%s is what AWS knows the broker itself by (issuer %s): a workload with such a token could assume roles", token.audience, other)
 			}
 		}
 	}
 }
 
-func (c *checker) awsIssuer(key string, f *awsFile) *issuers.AWSConfig {
-	cfg := &issuers.AWSConfig{Region: f.Region, Endpoint: string(f.Endpoint), Revoker: string(f.Revoker)}
+func (c *checker) awsIssuer(key string, f *awsFile) *aws.Config {
+	cfg := &aws.Config{Region: f.Region, Endpoint: string(f.Endpoint), Revoker: string(f.Revoker)}
 	if w := f.Auth.WebIdentity; w != nil {
-		cfg.WebIdentity = &issuers.AWSWebIdentity{Issuer: c.s.externalURL.String(), Audience: string(w.Audience), Algorithm: c.s.signing.Algorithm}
+		cfg.WebIdentity = &aws.WebIdentity{Issuer: c.s.externalURL.String(), Audience: string(w.Audience), Algorithm: c.s.signing.Algorithm}
 	}
 	if r := f.Auth.AssumeRole; r != nil {
-		cfg.AssumeRole = &issuers.AWSAssumeRole{CredentialsFile: c.file(r.CredentialsFile), Profile: r.Profile}
+		cfg.AssumeRole = &aws.AssumeRole{CredentialsFile: c.file(r.CredentialsFile), Profile: r.Profile}
 	}
 	cfg.Check(func(at, format string, args ...any) { c.bad(key+"/"+at, format, args...) })
 	return cfg
@@ -189,7 +191,7 @@ func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *
 		effect.String("kind", "vault").Hex("spec", spec.Digest())
 	case issuer.aws != nil:
 		spec := c.awsSpec(key, issuer.aws, f, e)
-		e.Spec, e.MinTTL, e.Shares = spec, issuers.AWSMinTTL, spec.Shares()
+		e.Spec, e.MinTTL, e.Shares = spec, aws.MinTTL, spec.Shares()
 		effect.String("kind", "aws").Hex("spec", spec.Digest())
 	}
 	e.Effect = audit.HashObject("accessbroker/effect/v1", effect)
@@ -224,13 +226,13 @@ func (c *checker) scopeTexts(key string, list map[string]scopeFile) map[string]s
 	return out
 }
 
-func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement) *issuers.VaultSpec {
+func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement) *vault.Spec {
 	if f.Vault == nil {
 		c.bad(key+"/vault", "say what the Vault is asked for, such as {path: database/creds/orders-ro}")
-		return &issuers.VaultSpec{}
+		return &vault.Spec{}
 	}
 	v := f.Vault
-	spec := &issuers.VaultSpec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Lasting: v.Ephemeral != nil && !*v.Ephemeral, Timed: v.Revocation != ""}
+	spec := &vault.Spec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Lasting: v.Ephemeral != nil && !*v.Ephemeral, Timed: v.Revocation != ""}
 	if v.Revocation != "" && v.Revocation != string(broker.RevokedAtExpiry) {
 		c.bad(key+"/vault/revocation", "say %s of what only time ends, such as sessions of AWS STS, or leave it out", broker.RevokedAtExpiry)
 	}
@@ -253,22 +255,22 @@ func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement
 	return spec
 }
 
-func (c *checker) awsSpec(key string, cfg *issuers.AWSConfig, f entitlementFile, e *broker.Entitlement) *issuers.AWSSpec {
+func (c *checker) awsSpec(key string, cfg *aws.Config, f entitlementFile, e *broker.Entitlement) *aws.Spec {
 	if f.AWS == nil {
 		c.bad(key+"/aws", "say which role it is, such as {role_arn: arn:aws:iam::123456789012:role/reports}")
-		return &issuers.AWSSpec{}
+		return &aws.Spec{}
 	}
 	if f.Scopes.adds == nil && len(f.Scopes.names) > 0 {
 		c.bad(key+"/scopes", "say what each scope allows: %s: {actions: [s3:GetObject], resources: [ARN]}", f.Scopes.names[0])
-		return &issuers.AWSSpec{}
+		return &aws.Spec{}
 	}
-	role := issuers.AWSRole{
+	role := aws.Role{
 		RoleARN: string(f.AWS.RoleARN), FullRole: f.AWS.FullRole, ManagedPolicies: toStrings(f.AWS.ManagedPolicies),
-		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Revoke: issuers.AWSDeny(f.AWS.RevokeSessions), Scopes: map[string]issuers.AWSScope{},
+		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Revoke: aws.Deny(f.AWS.RevokeSessions), Scopes: map[string]aws.Scope{},
 	}
 	all := ""
 	for name, adds := range f.Scopes.adds {
-		role.Scopes[name] = issuers.AWSScope{Actions: toStrings(adds.Actions), Resources: toStrings(adds.Resources)}
+		role.Scopes[name] = aws.Scope{Actions: toStrings(adds.Actions), Resources: toStrings(adds.Resources)}
 		all += strings.Join(role.Scopes[name].Resources, " ")
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {
@@ -286,14 +288,14 @@ func (v *service) makeIssuers(ctx context.Context) (map[string]broker.Issuer, er
 	for name, s := range v.settings.issuers {
 		switch {
 		case s.token != nil:
-			list[name] = issuers.NewToken(v.settings.externalURL.String(), s.token.audience, v.keys)
+			list[name] = token.New(v.settings.externalURL.String(), s.token.audience, v.keys)
 		case s.vault != nil:
-			vault, err := v.makeVault(name, s.vault)
+			issuer, err := v.makeVault(name, s.vault)
 			if err != nil {
 				return nil, fmt.Errorf("issuer %s: %w", name, err)
 			}
-			list[name] = vault
-			v.loops = append(v.loops, vault.Run)
+			list[name] = issuer
+			v.loops = append(v.loops, issuer.Run)
 		case s.aws != nil:
 			cfg := *s.aws
 			if cfg.WebIdentity != nil {
@@ -308,18 +310,18 @@ func (v *service) makeIssuers(ctx context.Context) (map[string]broker.Issuer, er
 			if err != nil {
 				return nil, fmt.Errorf("issuer %s: %w", name, err)
 			}
-			aws, err := issuers.NewAWS(ctx, cfg)
+			issuer, err := aws.New(ctx, cfg)
 			if err != nil {
 				return nil, fmt.Errorf("issuer %s: %w", name, err)
 			}
-			list[name] = aws
+			list[name] = issuer
 		}
 	}
 	return list, nil
 }
 
-func (v *service) makeVault(name string, s *vaultSettings) (*issuers.Vault, error) {
-	cfg := issuers.VaultConfig{
+func (v *service) makeVault(name string, s *vaultSettings) (*vault.Issuer, error) {
+	cfg := vault.Config{
 		Name: name, Address: s.address, Namespace: s.namespace, TokenRole: s.tokenRole, Log: v.log,
 		TLS: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
@@ -334,13 +336,13 @@ func (v *service) makeVault(name string, s *vaultSettings) (*issuers.Vault, erro
 		cfg.TLS.RootCAs = roots
 	}
 	if s.jwt != nil {
-		cfg.Login.JWT = &issuers.VaultJWT{Mount: s.jwt.Mount, Role: s.jwt.Role, Audience: string(s.jwt.Audience), SVID: v.ownJWTSVID}
+		cfg.Login.JWT = &vault.JWTLogin{Mount: s.jwt.Mount, Role: s.jwt.Role, Audience: string(s.jwt.Audience), SVID: v.ownJWTSVID}
 	}
 	if s.cert != nil {
-		cfg.Login.Cert = &issuers.VaultCert{Mount: s.cert.Mount, Role: s.cert.Role}
+		cfg.Login.Cert = &vault.CertLogin{Mount: s.cert.Mount, Role: s.cert.Role}
 		cfg.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return v.trust.GetCertificate(nil) }
 	}
-	return issuers.NewVault(cfg)
+	return vault.New(cfg)
 }
 
 // ownJWTSVID gets the broker's own JWT-SVID.

@@ -12,7 +12,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers"
+	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/store"
 )
 
@@ -152,7 +152,7 @@ func (l *ledger) Run(ctx context.Context) error {
 
 // reseal seals the log's key with the sealer's first key.
 func (l *ledger) reseal(ctx context.Context, sealer *broker.Sealer) (bool, error) {
-	return issuers.Reseal(ctx, l.Store, sealer, broker.SigningKeyID{Purpose: logPurpose, ID: l.signer.Origin()})
+	return token.Reseal(ctx, l.Store, sealer, broker.SigningKeyID{Purpose: logPurpose, ID: l.signer.Origin()})
 }
 
 // keepContents puts what a revision consists of beside the log, by content: the

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers"
+	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/server"
 )
 
@@ -341,7 +341,7 @@ func (c *checker) entitlements() {
 	}
 	c.overlaps()
 	s := c.s.signing
-	if err := issuers.CheckRotation(time.Duration(s.RotateEvery), time.Duration(s.PublishAhead), longest); err != nil {
+	if err := token.CheckRotation(time.Duration(s.RotateEvery), time.Duration(s.PublishAhead), longest); err != nil {
 		c.bad("server/signing", "%v", err)
 	}
 }

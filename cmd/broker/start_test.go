@@ -25,7 +25,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers"
+	"accessbroker.internal/issuers/vault"
 	"accessbroker.internal/store"
 )
 
@@ -358,12 +358,12 @@ func TestVaultWithoutAnSVID(t *testing.T) {
 		"jwt":  {address: server.URL, caFile: ca, tokenRole: "leases", jwt: &vaultLoginFile{Mount: "jwt", Role: "broker", Audience: "vault"}},
 		"cert": {address: server.URL, caFile: ca, tokenRole: "leases", cert: &vaultLoginFile{Mount: "cert", Role: "broker"}},
 	} {
-		vault, err := v.makeVault("vault", s)
+		issuer, err := v.makeVault("vault", s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := broker.Order{Lease: broker.Lease{Expires: time.Now().Add(time.Hour)}, Entitlement: &broker.Entitlement{Spec: &issuers.VaultSpec{}}}
-		if _, err := vault.Prepare(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) {
+		o := broker.Order{Lease: broker.Lease{Expires: time.Now().Add(time.Hour)}, Entitlement: &broker.Entitlement{Spec: &vault.Spec{}}}
+		if _, err := issuer.Prepare(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -28,7 +28,7 @@ import (
 	"accessbroker.internal/attest/localca"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers"
+	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/server"
 	"accessbroker.internal/store"
@@ -76,7 +76,7 @@ type Broker struct {
 	Unlisted *localca.CA
 	Store    *store.Store
 	Domain   *broker.Broker
-	Keys     *issuers.Keys
+	Keys     *token.Keys
 
 	t       testing.TB
 	dir     string
@@ -165,14 +165,14 @@ func (b *Broker) sealer() *broker.Sealer {
 func (b *Broker) openDomain() {
 	ctx, now := b.t.Context(), time.Now()
 	var err error
-	b.Keys, err = issuers.OpenKeys(ctx, issuers.KeysConfig{
+	b.Keys, err = token.OpenKeys(ctx, token.KeysConfig{
 		Store: b.Store, Sealer: b.sealer(), Purpose: "token", Algorithm: "ES256",
 		RotateEvery: 24 * time.Hour, PublishAhead: time.Hour, LongestTTL: time.Hour,
 	}, now)
 	b.must(err)
 	b.Domain, err = broker.New(broker.Config{
 		Store: b.Store, Blocks: b.Store.Blocks, Log: b.logger(),
-		Issuers: map[string]broker.Issuer{"tickets": issuers.NewToken(b.URL, Audience, b.Keys)},
+		Issuers: map[string]broker.Issuer{"tickets": token.New(b.URL, Audience, b.Keys)},
 	})
 	b.must(err)
 	engine, err := policy.Load(policy.Inputs{

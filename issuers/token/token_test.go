@@ -1,13 +1,11 @@
-package issuers
+package token
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,55 +14,18 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/issuertest"
 	"accessbroker.internal/store"
 )
-
-var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 const (
 	testIssuer   = "https://broker.acme.test"
 	testAudience = "https://tickets.acme.test"
 )
 
-func testStore(t testing.TB) *store.Store {
-	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	origin := audit.NewOrigin("broker.acme.test")
-	_, public, err := audit.NewLogKey(origin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: "1"}, Algorithm: "EdDSA"}
-	if err := s.OpenLog(t.Context(), origin, public, key, first); err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func testSealer(t testing.TB, seeds ...byte) *broker.Sealer {
-	t.Helper()
-	var list [][]byte
-	for _, seed := range seeds {
-		list = append(list, bytes.Repeat([]byte{seed}, broker.SealKeySize))
-	}
-	s, err := broker.NewSealer(list...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 func testConfig(t testing.TB, s *store.Store, algorithm string) KeysConfig {
 	return KeysConfig{
-		Store: s, Sealer: testSealer(t, 1), Purpose: "token", Algorithm: algorithm,
+		Store: s, Sealer: issuertest.Sealer(t, 1), Purpose: "token", Algorithm: algorithm,
 		RotateEvery: 24 * time.Hour, PublishAhead: time.Hour, LongestTTL: time.Hour,
 	}
 }
@@ -78,15 +39,7 @@ func openKeys(t testing.TB, cfg KeysConfig, now time.Time) *Keys {
 	return k
 }
 
-func testLease(now time.Time) broker.Lease {
-	return broker.Lease{
-		ID: broker.NewLeaseID(now), Request: broker.NewRequestID(now), Holder: "spiffe://acme.test/agent/triage",
-		Entitlement: "tickets-api", Issuer: "tickets", Scopes: []string{"tickets:comment", "tickets:read"},
-		Opened: now, Expires: now.Add(10 * time.Minute).Truncate(time.Second),
-	}
-}
-
-func mint(t testing.TB, token *Token, l broker.Lease) string {
+func mint(t testing.TB, token *Issuer, l broker.Lease) string {
 	t.Helper()
 	c, err := token.Mint(context.Background(), l)
 	if err != nil {
@@ -129,15 +82,15 @@ func verify(t testing.TB, jwks []byte, token string) map[string]any {
 func TestTokenProfile(t *testing.T) {
 	for _, algorithm := range []string{"ES256", "RS256", "EdDSA"} {
 		t.Run(algorithm, func(t *testing.T) {
-			keys := openKeys(t, testConfig(t, testStore(t), algorithm), noon)
-			issuer := NewToken(testIssuer, testAudience, keys)
-			l := testLease(noon.Add(123 * time.Millisecond))
-			got := verify(t, keys.JWKS(noon), mint(t, issuer, l))
+			keys := openKeys(t, testConfig(t, issuertest.Store(t), algorithm), issuertest.Noon)
+			issuer := New(testIssuer, testAudience, keys)
+			l := issuertest.Lease(issuertest.Noon.Add(123 * time.Millisecond))
+			got := verify(t, keys.JWKS(issuertest.Noon), mint(t, issuer, l))
 			want := map[string]any{
 				"iss": testIssuer, "aud": testAudience, "sub": l.Holder, "client_id": l.Holder,
 				"jti": l.ID.String(), "request": l.Request.String(), "entitlement": "tickets-api",
 				"scope": "tickets:comment tickets:read",
-				"iat":   float64(noon.Unix()), "exp": float64(noon.Add(10 * time.Minute).Unix()),
+				"iat":   float64(issuertest.Noon.Unix()), "exp": float64(issuertest.Noon.Add(10 * time.Minute).Unix()),
 			}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("claims are %v, want %v", got, want)
@@ -149,10 +102,10 @@ func TestTokenProfile(t *testing.T) {
 // The parameters that were decided on stand in the token: it is good for no
 // others.
 func TestTokenParameters(t *testing.T) {
-	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
-	l := testLease(noon)
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
+	l := issuertest.Lease(issuertest.Noon)
 	l.Parameters = map[string]string{"account": `12"3456`, "branch": "north"}
-	claims := verify(t, keys.JWKS(noon), mint(t, NewToken(testIssuer, testAudience, keys), l))
+	claims := verify(t, keys.JWKS(issuertest.Noon), mint(t, New(testIssuer, testAudience, keys), l))
 	want := []any{map[string]any{"type": "tickets-api", "parameters": map[string]any{"account": `12"3456`, "branch": "north"}}}
 	if fmt.Sprint(claims["authorization_details"]) != fmt.Sprint(want) {
 		t.Errorf("authorization_details are %v, want %v", claims["authorization_details"], want)
@@ -160,10 +113,10 @@ func TestTokenParameters(t *testing.T) {
 }
 
 func TestBoundToken(t *testing.T) {
-	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
-	l := testLease(noon)
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
+	l := issuertest.Lease(issuertest.Noon)
 	l.Confirm = audit.Digest{1, 2, 3}
-	claims := verify(t, keys.JWKS(noon), mint(t, NewToken(testIssuer, testAudience, keys), l))
+	claims := verify(t, keys.JWKS(issuertest.Noon), mint(t, New(testIssuer, testAudience, keys), l))
 	want := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(l.Confirm[:])}
 	if fmt.Sprint(claims["cnf"]) != fmt.Sprint(want) {
 		t.Errorf("cnf is %v, want %v", claims["cnf"], want)
@@ -172,9 +125,9 @@ func TestBoundToken(t *testing.T) {
 
 func TestInspect(t *testing.T) {
 	now := time.Now()
-	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), now)
-	issuer := NewToken(testIssuer, testAudience, keys)
-	l := testLease(now)
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)
+	issuer := New(testIssuer, testAudience, keys)
+	l := issuertest.Lease(now)
 	token := mint(t, issuer, l)
 	if id, err := issuer.Inspect(t.Context(), token); err != nil || id != l.ID {
 		t.Fatalf("Inspect = %s, %v", id, err)
@@ -190,9 +143,9 @@ func TestInspect(t *testing.T) {
 		"alg none":          header(`{"alg":"none","kid":"`+kid+`","typ":"at+jwt"}`) + "." + parts[1] + ".",
 		"HMAC":              header(`{"alg":"HS256","kid":"`+kid+`","typ":"at+jwt"}`) + "." + parts[1] + "." + parts[2],
 		"another typ":       header(`{"alg":"ES256","kid":"`+kid+`","typ":"JWT"}`) + "." + parts[1] + "." + parts[2],
-		"of another aud":    mint(t, NewToken(testIssuer, "https://other.test", keys), l),
-		"of another iss":    mint(t, NewToken("https://other.test", testAudience, keys), l),
-		"of other keys":     mint(t, NewToken(testIssuer, testAudience, openKeys(t, testConfig(t, testStore(t), "ES256"), now)), l),
+		"of another aud":    mint(t, New(testIssuer, "https://other.test", keys), l),
+		"of another iss":    mint(t, New("https://other.test", testAudience, keys), l),
+		"of other keys":     mint(t, New(testIssuer, testAudience, openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)), l),
 	} {
 		if _, err := issuer.Inspect(t.Context(), bad); !errors.Is(err, broker.ErrNotFound) || bad != "" && strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v", name, err)
@@ -202,8 +155,8 @@ func TestInspect(t *testing.T) {
 
 func FuzzInspect(f *testing.F) {
 	now := time.Now()
-	issuer := NewToken(testIssuer, testAudience, openKeys(f, testConfig(f, testStore(f), "ES256"), now))
-	token := mint(f, issuer, testLease(now))
+	issuer := New(testIssuer, testAudience, openKeys(f, testConfig(f, issuertest.Store(f), "ES256"), now))
+	token := mint(f, issuer, issuertest.Lease(now))
 	f.Add(token)
 	f.Add("a.b.c")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -216,12 +169,33 @@ func FuzzInspect(f *testing.F) {
 func BenchmarkMint(b *testing.B) {
 	for _, algorithm := range []string{"ES256", "EdDSA"} {
 		b.Run(algorithm, func(b *testing.B) {
-			keys := openKeys(b, testConfig(b, testStore(b), algorithm), noon)
-			issuer, l := NewToken(testIssuer, testAudience, keys), testLease(noon)
+			keys := openKeys(b, testConfig(b, issuertest.Store(b), algorithm), issuertest.Noon)
+			issuer, l := New(testIssuer, testAudience, keys), issuertest.Lease(issuertest.Noon)
 			b.ReportAllocs()
 			for b.Loop() {
 				mint(b, issuer, l)
 			}
 		})
+	}
+}
+
+// vaultHandle is a handle as issuers of package vault store it.
+const vaultHandle = `{"accessor":"a","made":"token","at":"0123456789abcdef"}`
+
+func TestOwnsOnlyLeasesWithoutHandle(t *testing.T) {
+	for handle, want := range map[string]bool{
+		"": true, vaultHandle: false, "nothing was made": false,
+		`{"role":"x","deny":"session"}`: false, `{"role":"x","account":"210987654321","deny":"session"}`: false,
+	} {
+		if got := (&Issuer{}).Owns(broker.Lease{Handle: []byte(handle)}); got != want {
+			t.Errorf("Owns(%q) = %v, want %v", handle, got, want)
+		}
+	}
+}
+
+func TestRevokeRejectsForeignLease(t *testing.T) {
+	l := broker.Lease{Handle: []byte(vaultHandle), Expires: time.Now().Add(time.Minute)}
+	if err := (&Issuer{}).Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
+		t.Errorf("got %v, want %v", err, broker.ErrIssuerUnavailable)
 	}
 }

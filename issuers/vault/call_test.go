@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"errors"
@@ -16,13 +16,13 @@ import (
 // make something, read or written, over whichever HTTP.
 func TestVaultLostAnswerOnAnOldConnection(t *testing.T) {
 	for name, test := range map[string]struct {
-		spec VaultSpec
+		spec Spec
 		h2   bool
 	}{
-		"read":            {VaultSpec{Path: "database/creds/orders-ro"}, false},
-		"written":         {VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}, false},
-		"read, HTTP/2":    {VaultSpec{Path: "database/creds/orders-ro"}, true},
-		"written, HTTP/2": {VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}, true},
+		"read":            {Spec{Path: "database/creds/orders-ro"}, false},
+		"written":         {Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}, false},
+		"read, HTTP/2":    {Spec{Path: "database/creds/orders-ro"}, true},
+		"written, HTTP/2": {Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, v := startFakeVault(t)
@@ -59,13 +59,13 @@ func TestVaultLostAnswerOnAnOldConnection(t *testing.T) {
 }
 
 // overTLS gives an issuer that speaks HTTP/2 to the same Vault.
-func (f *fakeVault) overTLS(t *testing.T) *Vault {
+func (f *fakeVault) overTLS(t *testing.T) *Issuer {
 	t.Helper()
 	s := httptest.NewUnstartedServer(f)
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
-	return newTestVault(t, VaultConfig{Address: s.URL, TLS: s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()})
+	return newTestVault(t, Config{Address: s.URL, TLS: s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()})
 }
 
 // Every call says its namespace: the login, its renewal, what makes and what
@@ -81,8 +81,8 @@ func TestVaultNamespace(t *testing.T) {
 		f.ServeHTTP(w, r)
 	}))
 	t.Cleanup(s.Close)
-	v := newTestVault(t, VaultConfig{Address: s.URL, Namespace: "team/payments"})
-	for _, spec := range []VaultSpec{{Path: "database/creds/orders-ro"}, {Path: TokenPath}} {
+	v := newTestVault(t, Config{Address: s.URL, Namespace: "team/payments"})
+	for _, spec := range []Spec{{Path: "database/creds/orders-ro"}, {Path: TokenPath}} {
 		l, _, err := issue(v, vaultOrder(t, spec))
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"cmp"
@@ -14,7 +14,7 @@ import (
 // fill puts parameters into a template. A value can't become more than a text:
 // wildcards, policy variables, another part of the ARN or a way up are refused,
 // unless the parameter's pattern allows them in so many words.
-func (s *AWSSpec) fill(template string, parameters map[string]string) (string, error) {
+func (s *Spec) fill(template string, parameters map[string]string) (string, error) {
 	var err error
 	dots := false
 	filled := awsReference.ReplaceAllStringFunc(template, func(m string) string {

@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"context"
@@ -21,23 +21,23 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// VaultConfig is how the broker reaches a Vault, or an OpenBao.
-type VaultConfig struct {
+// Config is how the broker reaches a Vault, or an OpenBao.
+type Config struct {
 	Name      string // of the issuer, for errors and log lines
 	Address   string // https://vault.acme.test:8200
 	Namespace string
 	TLS       *tls.Config // nil: the system's roots, no client certificate
-	Login     VaultLogin
+	Login     Login
 	TokenRole string // auth/token/roles/…, by which the tokens of leases are made
 	Log       *slog.Logger
 }
 
-// Vault has a Vault make credentials. Each is made by a token of its own, an
+// Issuer has a Vault make credentials. Each is made by a token of its own, an
 // orphan with the entitlement's policies that ends with the lease: its accessor
 // is recorded before the token is used, and is enough to end everything that
 // was made by it. It is safe for concurrent use.
-type Vault struct {
-	cfg     VaultConfig
+type Issuer struct {
+	cfg     Config
 	at      string      // which Vault it is, in handles
 	once    *api.Client // sends what may happen only once
 	retries *api.Client // sends again what does no harm twice
@@ -46,7 +46,7 @@ type Vault struct {
 	unlisted sync.Map // mounts that were found not to revoke by serial number, to say so once
 }
 
-var _ broker.Issuer = (*Vault)(nil)
+var _ broker.Issuer = (*Issuer)(nil)
 
 const (
 	maxVaultAnswer = 1 << 20         // bytes
@@ -54,14 +54,14 @@ const (
 	renewPause     = 5 * time.Second // after a renewal that failed
 )
 
-// NewVault makes the issuer. It says nothing to the Vault yet, and starts
+// New makes the issuer. It says nothing to the Vault yet, and starts
 // nothing: call Run, which keeps the broker's own token alive.
-func NewVault(cfg VaultConfig) (*Vault, error) {
+func New(cfg Config) (*Issuer, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	where := sha256.Sum256([]byte(strings.TrimSuffix(cfg.Address, "/") + "\n" + cfg.Namespace))
-	v := &Vault{cfg: cfg, at: hex.EncodeToString(where[:8])}
+	v := &Issuer{cfg: cfg, at: hex.EncodeToString(where[:8])}
 	transport := &http.Transport{
 		TLSClientConfig: cfg.TLS, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 32,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
@@ -83,7 +83,7 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 // newVaultClient makes a client that is told everything: what the library
 // reads of the environment (VAULT_TOKEN, VAULT_NAMESPACE, VAULT_HEADERS) is for
 // people's terminals.
-func newVaultClient(cfg VaultConfig, transport http.RoundTripper, retries int) (*api.Client, error) {
+func newVaultClient(cfg Config, transport http.RoundTripper, retries int) (*api.Client, error) {
 	c, err := api.NewClient(&api.Config{
 		Address: cfg.Address, HttpClient: &http.Client{Transport: transport}, MaxRetries: retries,
 		MinRetryWait: 100 * time.Millisecond, MaxRetryWait: time.Second, Timeout: broker.IssueDeadline,
@@ -128,7 +128,7 @@ func (t sentOnce) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // Run keeps the broker's token alive until ctx ends.
-func (v *Vault) Run(ctx context.Context) error {
+func (v *Issuer) Run(ctx context.Context) error {
 	next := time.NewTimer(renewEvery)
 	defer next.Stop()
 	for {
@@ -172,7 +172,7 @@ func (a *vaultAnswer) after(d time.Duration) time.Time {
 	return time.Now().Add(a.ahead + time.Second + d)
 }
 
-func (v *Vault) call(ctx context.Context, client *api.Client, c vaultCall) (*vaultAnswer, error) {
+func (v *Issuer) call(ctx context.Context, client *api.Client, c vaultCall) (*vaultAnswer, error) {
 	r := client.NewRequest(c.method, "/v1/"+c.path)
 	r.ClientToken = c.token
 	if c.wrap > 0 {
@@ -205,7 +205,7 @@ func (v *Vault) call(ctx context.Context, client *api.Client, c vaultCall) (*vau
 }
 
 // own makes a call with the broker's own token, which may just have ended.
-func (v *Vault) own(ctx context.Context, method, path string, body any) (*vaultAnswer, error) {
+func (v *Issuer) own(ctx context.Context, method, path string, body any) (*vaultAnswer, error) {
 	token, err := v.session.get(ctx)
 	if err != nil {
 		return nil, err
@@ -314,8 +314,8 @@ func (h vaultHandle) encode() []byte {
 }
 
 // Prepare makes the token of the lease.
-func (v *Vault) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, error) {
-	spec, ok := o.Entitlement.Spec.(*VaultSpec)
+func (v *Issuer) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, error) {
+	spec, ok := o.Entitlement.Spec.(*Spec)
 	if !ok {
 		return broker.Prepared{}, fmt.Errorf("entitlement %s has no spec of a Vault", o.Entitlement.Name)
 	}
@@ -347,8 +347,8 @@ func wholeSeconds(d time.Duration) string { return fmt.Sprintf("%ds", max(1, int
 
 // Issue has the lease's token make the credential. It is sent once: what a
 // second try made would have no name.
-func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
-	spec, key := o.Entitlement.Spec.(*VaultSpec), o.Key.Reveal()
+func (v *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+	spec, key := o.Entitlement.Spec.(*Spec), o.Key.Reveal()
 	var handle vaultHandle
 	if err := json.Unmarshal(o.Lease.Handle, &handle); err != nil {
 		return broker.Credential{}, nil, fmt.Errorf("reading the handle: %w", err)
@@ -382,10 +382,10 @@ func (v *Vault) Issue(ctx context.Context, o broker.Order) (broker.Credential, [
 
 // Revoke ends what the lease's token made. It is confirmed only if the Vault
 // names what it ended: the accessor of a token merely queues its leases.
-func (v *Vault) Revoke(ctx context.Context, l broker.Lease) error {
+func (v *Issuer) Revoke(ctx context.Context, l broker.Lease) error {
 	var h vaultHandle
 	if err := json.Unmarshal(l.Handle, &h); err != nil || h.At != v.at {
-		return errForeignHandle(l)
+		return broker.ForeignLease(l)
 	}
 	if h.Made == endLease || h.Made == endTimed {
 		body := map[string]any{"lease_id": h.Lease, "sync": true}
@@ -417,7 +417,7 @@ func (v *Vault) Revoke(ctx context.Context, l broker.Lease) error {
 // ends it only for those who look there, so it is worth trying again while the
 // Vault is away, and not if it won't: the broker's policy may not allow it, and
 // a role may not keep what it made (no_store).
-func (v *Vault) list(ctx context.Context, h vaultHandle, until time.Time) error {
+func (v *Issuer) list(ctx context.Context, h vaultHandle, until time.Time) error {
 	if h.Serial == "" || !time.Now().Before(until) {
 		return nil
 	}
@@ -433,7 +433,7 @@ func (v *Vault) list(ctx context.Context, h vaultHandle, until time.Time) error 
 
 // end ends a token, and queues the end of its leases. That it is gone already
 // is no error.
-func (v *Vault) end(ctx context.Context, accessor string) error {
+func (v *Issuer) end(ctx context.Context, accessor string) error {
 	_, err := v.own(ctx, http.MethodPost, "auth/token/revoke-accessor", map[string]string{"accessor": accessor})
 	if err != nil && (strings.Contains(err.Error(), "invalid accessor") || strings.Contains(err.Error(), "token not found")) {
 		return nil
@@ -442,8 +442,15 @@ func (v *Vault) end(ctx context.Context, accessor string) error {
 }
 
 // forget ends a token that is of no use to anybody any more.
-func (v *Vault) forget(ctx context.Context, accessor string) {
+func (v *Issuer) forget(ctx context.Context, accessor string) {
 	if err := v.end(ctx, accessor); err != nil {
 		v.cfg.Log.WarnContext(ctx, "a token that is of no use any more lives on until its time is over", "issuer", v.cfg.Name, "err", err)
 	}
+}
+
+// Owns reports whether this issuer can end the lease. A lease without a handle
+// ends only at its expiry, under any issuer.
+func (v *Issuer) Owns(l broker.Lease) bool {
+	var h vaultHandle
+	return len(l.Handle) == 0 || json.Unmarshal(l.Handle, &h) == nil && h.At == v.at
 }

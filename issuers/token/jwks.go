@@ -1,4 +1,4 @@
-package issuers
+package token
 
 import (
 	"crypto"

@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"crypto/ed25519"
@@ -42,7 +42,7 @@ func (f *fakeVault) engine(path, token string, body object) (int, any) {
 	case "aws/sts/role":
 		ttl, _ := body["ttl"].(string)
 		asked, err := time.ParseDuration(ttl)
-		if err != nil || asked < AWSMinTTL {
+		if err != nil || asked < stsMinTTL {
 			return 400, "AWS makes no session for so short a time"
 		}
 		return leased(300, session(int(asked/time.Second)-int(f.ahead/time.Second))) // its mount has a max_lease_ttl
@@ -111,42 +111,42 @@ func (f *fakeVault) signed(path string, body object) (int, any) {
 func TestVaultEngines(t *testing.T) {
 	ttl := map[string]string{"ttl": "${ttl}"}
 	for name, test := range map[string]struct {
-		spec  VaultSpec
+		spec  Spec
 		kind  string // empty: it is refused
 		truth broker.Revocation
 		ends  error
 	}{
-		"a user of AWS":                         {VaultSpec{Path: "aws/creds/user"}, "aws", broker.RevokedImmediate, nil},
-		"a session of AWS":                      {VaultSpec{Path: "aws/sts/role", Data: ttl}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session in the old words":            {VaultSpec{Path: "aws/sts/federated"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session without a lease":             {VaultSpec{Path: "aws/sts/unleased"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session that does not say its end":   {VaultSpec{Path: "aws/sts/silent"}, "", "", nil},
-		"a session that says so":                {VaultSpec{Path: "aws/creds/role", Timed: true}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session where a user was promised":   {VaultSpec{Path: "aws/creds/role"}, "", "", nil},
-		"a session that outlives its lease":     {VaultSpec{Path: "aws/sts/long"}, "", "", nil},
-		"a session that outlives a short lease": {VaultSpec{Path: "aws/creds/long", Timed: true}, "", "", nil},
-		"a session as data, promised to end":    {VaultSpec{Path: "aws/creds/role", Type: "data"}, "", "", nil},
-		"a token of Google":                     {VaultSpec{Path: "gcp/roleset/reader/token", Timed: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a token that was promised to end":      {VaultSpec{Path: "gcp/roleset/reader/token"}, "", "", nil},
-		"a key of Google":                       {VaultSpec{Path: "gcp/roleset/reader/key"}, "data", broker.RevokedImmediate, nil},
-		"Azure":                                 {VaultSpec{Path: "azure/creds/reader"}, "data", broker.RevokedImmediate, nil},
-		"Kubernetes":                            {VaultSpec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"Kubernetes that was promised to end":   {VaultSpec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}}, "", "", nil},
-		"Kubernetes for longer than the lease":  {VaultSpec{Path: "kubernetes/creds/long", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
-		"Kubernetes for ever":                   {VaultSpec{Path: "kubernetes/creds/ever", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
-		"Kubernetes that can't be read":         {VaultSpec{Path: "kubernetes/creds/garbage", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
-		"RabbitMQ":                              {VaultSpec{Path: "rabbitmq/creds/shop"}, "userpass", broker.RevokedImmediate, nil},
-		"a database user that only time ends":   {VaultSpec{Path: "database/creds/orders-ro", Timed: true}, "userpass", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"SSH for ever":                          {VaultSpec{Path: "ssh/sign/long", Data: ttl}, "", "", nil},
-		"SSH of everybody":                      {VaultSpec{Path: "ssh/sign/anybody", Data: ttl}, "", "", nil},
-		"SSH of somebody else":                  {VaultSpec{Path: "ssh/sign/root", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy"}}, "", "", nil},
-		"SSH that is none":                      {VaultSpec{Path: "ssh/sign/garbage", Data: ttl}, "", "", nil},
+		"a user of AWS":                         {Spec{Path: "aws/creds/user"}, "aws", broker.RevokedImmediate, nil},
+		"a session of AWS":                      {Spec{Path: "aws/sts/role", Data: ttl}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"a session in the old words":            {Spec{Path: "aws/sts/federated"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"a session without a lease":             {Spec{Path: "aws/sts/unleased"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"a session that does not say its end":   {Spec{Path: "aws/sts/silent"}, "", "", nil},
+		"a session that says so":                {Spec{Path: "aws/creds/role", Timed: true}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"a session where a user was promised":   {Spec{Path: "aws/creds/role"}, "", "", nil},
+		"a session that outlives its lease":     {Spec{Path: "aws/sts/long"}, "", "", nil},
+		"a session that outlives a short lease": {Spec{Path: "aws/creds/long", Timed: true}, "", "", nil},
+		"a session as data, promised to end":    {Spec{Path: "aws/creds/role", Type: "data"}, "", "", nil},
+		"a token of Google":                     {Spec{Path: "gcp/roleset/reader/token", Timed: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"a token that was promised to end":      {Spec{Path: "gcp/roleset/reader/token"}, "", "", nil},
+		"a key of Google":                       {Spec{Path: "gcp/roleset/reader/key"}, "data", broker.RevokedImmediate, nil},
+		"Azure":                                 {Spec{Path: "azure/creds/reader"}, "data", broker.RevokedImmediate, nil},
+		"Kubernetes":                            {Spec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"Kubernetes that was promised to end":   {Spec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}}, "", "", nil},
+		"Kubernetes for longer than the lease":  {Spec{Path: "kubernetes/creds/long", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
+		"Kubernetes for ever":                   {Spec{Path: "kubernetes/creds/ever", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
+		"Kubernetes that can't be read":         {Spec{Path: "kubernetes/creds/garbage", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
+		"RabbitMQ":                              {Spec{Path: "rabbitmq/creds/shop"}, "userpass", broker.RevokedImmediate, nil},
+		"a database user that only time ends":   {Spec{Path: "database/creds/orders-ro", Timed: true}, "userpass", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"SSH for ever":                          {Spec{Path: "ssh/sign/long", Data: ttl}, "", "", nil},
+		"SSH of everybody":                      {Spec{Path: "ssh/sign/anybody", Data: ttl}, "", "", nil},
+		"SSH of somebody else":                  {Spec{Path: "ssh/sign/root", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy"}}, "", "", nil},
+		"SSH that is none":                      {Spec{Path: "ssh/sign/garbage", Data: ttl}, "", "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, v := startFakeVault(t)
 			o := vaultOrder(t, test.spec)
 			if test.spec.sessions() {
-				o.Lease.Expires = o.Lease.Opened.Add(AWSMinTTL).Truncate(time.Second)
+				o.Lease.Expires = o.Lease.Opened.Add(stsMinTTL).Truncate(time.Second)
 			}
 			l, c, err := issue(v, o)
 			if test.kind == "" {
@@ -180,7 +180,7 @@ func TestVaultEngines(t *testing.T) {
 // When a static role rotates is told, also if that is after the lease's end.
 func TestVaultRotation(t *testing.T) {
 	_, v := startFakeVault(t)
-	o := vaultOrder(t, VaultSpec{Path: "database/static-creds/orders"})
+	o := vaultOrder(t, Spec{Path: "database/static-creds/orders"})
 	o.Lease.Expires = time.Now().Add(30 * time.Second).Truncate(time.Second)
 	_, c, err := issue(v, o)
 	if err != nil {
@@ -195,17 +195,17 @@ func TestVaultRotation(t *testing.T) {
 // clock says: it only counts what AWS gave it. The shortest outlive their lease
 // by what AWS does not make shorter.
 func TestVaultSessions(t *testing.T) {
-	spec := VaultSpec{Path: "aws/sts/role", Data: map[string]string{"ttl": "${ttl}"}}
+	spec := Spec{Path: "aws/sts/role", Data: map[string]string{"ttl": "${ttl}"}}
 	for name, test := range map[string]struct {
 		lease, ahead, ends time.Duration
 		refused            bool
 	}{
-		"an hour":                   {lease: time.Hour, ends: time.Hour - awsCallTime},
-		"the shortest":              {lease: AWSMinTTL, ends: AWSMinTTL},
-		"shorter":                   {lease: AWSMinTTL - time.Minute, refused: true},
-		"an hour, a clock ahead":    {lease: time.Hour, ahead: time.Minute, ends: time.Hour - awsCallTime},
-		"an hour, a clock behind":   {lease: time.Hour, ahead: -time.Minute, ends: time.Hour - awsCallTime},
-		"the shortest, clock ahead": {lease: AWSMinTTL, ahead: time.Minute, ends: AWSMinTTL},
+		"an hour":                   {lease: time.Hour, ends: time.Hour - stsCallTime},
+		"the shortest":              {lease: stsMinTTL, ends: stsMinTTL},
+		"shorter":                   {lease: stsMinTTL - time.Minute, refused: true},
+		"an hour, a clock ahead":    {lease: time.Hour, ahead: time.Minute, ends: time.Hour - stsCallTime},
+		"an hour, a clock behind":   {lease: time.Hour, ahead: -time.Minute, ends: time.Hour - stsCallTime},
+		"the shortest, clock ahead": {lease: stsMinTTL, ahead: time.Minute, ends: stsMinTTL},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, v := startFakeVault(t)

@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"bytes"
@@ -26,6 +26,9 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/issuertest"
+	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/store"
 )
 
 const (
@@ -55,7 +58,7 @@ type stsCall struct {
 }
 
 func newFakeSTS(t *testing.T) *fakeSTS {
-	f := &fakeSTS{t: t, clock: func() time.Time { return noon }}
+	f := &fakeSTS{t: t, clock: func() time.Time { return issuertest.Noon }}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
 	f.url = s.URL
@@ -152,25 +155,39 @@ func stsError(status int, code, message string) http.HandlerFunc {
 	}
 }
 
-// byAssertion makes an issuer that signs assertions for the fake.
-func (f *fakeSTS) byAssertion(t *testing.T) *AWS {
+const testIssuer = "https://broker.acme.test"
+
+func openKeys(t *testing.T, s *store.Store, algorithm string) *token.Keys {
 	t.Helper()
-	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
-	f.jwks = func() []byte { return keys.JWKS(noon) }
-	return newTestAWS(t, AWSConfig{
-		Region: "eu-west-1", Endpoint: f.url, Now: func() time.Time { return noon },
-		WebIdentity: &AWSWebIdentity{Issuer: testIssuer, Keys: keys},
+	keys, err := token.OpenKeys(t.Context(), token.KeysConfig{
+		Store: s, Sealer: issuertest.Sealer(t, 1), Purpose: "token", Algorithm: algorithm,
+		RotateEvery: 24 * time.Hour, PublishAhead: time.Hour, LongestTTL: time.Hour,
+	}, issuertest.Noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// byAssertion makes an issuer that signs assertions for the fake.
+func (f *fakeSTS) byAssertion(t *testing.T) *Issuer {
+	t.Helper()
+	keys := openKeys(t, issuertest.Store(t), "ES256")
+	f.jwks = func() []byte { return keys.JWKS(issuertest.Noon) }
+	return newTestAWS(t, Config{
+		Region: "eu-west-1", Endpoint: f.url, Now: func() time.Time { return issuertest.Noon },
+		WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: keys},
 	})
 }
 
 // byCredentials makes an issuer with credentials of its own.
-func (f *fakeSTS) byCredentials(t *testing.T) *AWS {
+func (f *fakeSTS) byCredentials(t *testing.T) *Issuer {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "credentials")
 	writeCredentials(t, file, "AKIATEST")
-	return newTestAWS(t, AWSConfig{
-		Region: "eu-west-1", Endpoint: f.url, Now: func() time.Time { return noon },
-		AssumeRole: &AWSAssumeRole{CredentialsFile: file, Profile: "broker"},
+	return newTestAWS(t, Config{
+		Region: "eu-west-1", Endpoint: f.url, Now: func() time.Time { return issuertest.Noon },
+		AssumeRole: &AssumeRole{CredentialsFile: file, Profile: "broker"},
 	})
 }
 
@@ -182,9 +199,9 @@ func writeCredentials(t *testing.T, file, id string) {
 	}
 }
 
-func newTestAWS(t *testing.T, c AWSConfig) *AWS {
+func newTestAWS(t *testing.T, c Config) *Issuer {
 	t.Helper()
-	a, err := NewAWS(t.Context(), c)
+	a, err := New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,12 +209,12 @@ func newTestAWS(t *testing.T, c AWSConfig) *AWS {
 }
 
 // awsOrder is an order of "read" for an hour.
-func awsOrder(t testing.TB, a *AWS) broker.Order {
+func awsOrder(t testing.TB, a *Issuer) broker.Order {
 	t.Helper()
 	r, e := reportsRole()
 	e.Spec = compileAWS(t, a.cfg, r, e)
-	l := testLease(noon)
-	l.Entitlement, l.Issuer, l.Scopes, l.Expires = "reports", "aws", []string{"read"}, noon.Add(time.Hour)
+	l := issuertest.Lease(issuertest.Noon)
+	l.Entitlement, l.Issuer, l.Scopes, l.Expires = "reports", "aws", []string{"read"}, issuertest.Noon.Add(time.Hour)
 	l.Parameters, l.Revocation = map[string]string{"prefix": "acme"}, broker.RevokedAtExpiry
 	return broker.Order{Lease: l, Entitlement: e}
 }
@@ -231,9 +248,9 @@ func checkForm(t *testing.T, got url.Values, want map[string]string) {
 
 func TestAWSConforms(t *testing.T) {
 	f := newFakeSTS(t)
-	for _, a := range []*AWS{f.byAssertion(t), f.byCredentials(t)} {
+	for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
 		o := awsOrder(t, a)
-		conforms(t, a, o.Lease, o.Entitlement)
+		issuertest.Conform(t, a, o.Lease, o.Entitlement)
 	}
 }
 
@@ -291,7 +308,7 @@ func TestAssertion(t *testing.T) {
 			claims := assertionClaims(t, f.jwks(), f.only().form.Get("WebIdentityToken"))
 			want := map[string]any{
 				"iss": testIssuer, "aud": cmp.Or(c.audience, "sts.amazonaws.com"), "sub": "entitlement:reports", "jti": o.Lease.ID.String(),
-				"iat": float64(noon.Add(-2 * time.Minute).Unix()), "exp": float64(noon.Add(5 * time.Minute).Unix()),
+				"iat": float64(issuertest.Noon.Add(-2 * time.Minute).Unix()), "exp": float64(issuertest.Noon.Add(5 * time.Minute).Unix()),
 				"https://aws.amazon.com/tags": map[string]any{"principal_tags": map[string]any{
 					"holder": []any{c.tag}, "entitlement": []any{"reports"}, "request": []any{o.Lease.Request.String()},
 				}},
@@ -335,7 +352,7 @@ func TestAssertionIsNoAccessToken(t *testing.T) {
 	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil {
 		t.Fatal(err)
 	}
-	tokens := NewToken(testIssuer, AWSAudience, a.cfg.WebIdentity.Keys)
+	tokens := token.New(testIssuer, DefaultAudience, a.cfg.WebIdentity.Keys)
 	if id, err := tokens.Inspect(t.Context(), f.only().form.Get("WebIdentityToken")); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("an assertion is taken for the token of %s: %v", id, err)
 	}
@@ -382,7 +399,7 @@ func TestNewSecretOfAnOldKey(t *testing.T) {
 	signer := newFakeSTS(t).byCredentials(t).sts.Options().HTTPSignerV4
 	sign := func(secret string) string {
 		r := httptest.NewRequest(http.MethodPost, "https://sts.test/", nil)
-		err := signer.SignHTTP(t.Context(), aws.Credentials{AccessKeyID: "AKIATEST", SecretAccessKey: secret}, r, "", "sts", "eu-west-1", noon)
+		err := signer.SignHTTP(t.Context(), aws.Credentials{AccessKeyID: "AKIATEST", SecretAccessKey: secret}, r, "", "sts", "eu-west-1", issuertest.Noon)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -401,7 +418,7 @@ func TestAmbientCredentials(t *testing.T) {
 		t.Setenv(key, value)
 	}
 	f := newFakeSTS(t)
-	a := newTestAWS(t, AWSConfig{Region: "eu-west-1", Endpoint: f.url, AssumeRole: &AWSAssumeRole{}, Now: func() time.Time { return noon }})
+	a := newTestAWS(t, Config{Region: "eu-west-1", Endpoint: f.url, AssumeRole: &AssumeRole{}, Now: func() time.Time { return issuertest.Noon }})
 	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +437,7 @@ func TestFullRole(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
 	o := awsOrder(t, a)
-	o.Entitlement.Spec = compileAWS(t, a.cfg, AWSRole{RoleARN: testRole, FullRole: true}, o.Entitlement)
+	o.Entitlement.Spec = compileAWS(t, a.cfg, Role{RoleARN: testRole, FullRole: true}, o.Entitlement)
 	o.Lease.Scopes = nil
 	if _, _, err := a.Issue(t.Context(), o); err != nil {
 		t.Fatal(err)
@@ -459,12 +476,12 @@ func TestShortestSession(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
 	o := awsOrder(t, a)
-	o.Lease.Expires = noon.Add(15*time.Minute - time.Second)
+	o.Lease.Expires = issuertest.Noon.Add(15*time.Minute - time.Second)
 	c, _, err := a.Issue(t.Context(), o)
 	if err != nil || f.only().form.Get("DurationSeconds") != "900" || !c.Expires.Equal(o.Lease.Expires) {
 		t.Errorf("until %s for %q: %v", c.Expires, f.only().form.Get("DurationSeconds"), err)
 	}
-	o.Lease.Expires = noon.Add(14 * time.Minute)
+	o.Lease.Expires = issuertest.Noon.Add(14 * time.Minute)
 	_, handle, err := a.Issue(t.Context(), o)
 	if !errors.Is(err, broker.ErrInvalidTTL) || string(handle) != awsNothing || f.count() != 1 {
 		t.Errorf("14m: %q, %v after %d calls", handle, err, f.count())
@@ -475,7 +492,7 @@ func TestUpstreamClocks(t *testing.T) {
 	for _, off := range []time.Duration{0, time.Minute, -time.Minute} {
 		t.Run(off.String(), func(t *testing.T) {
 			f := newFakeSTS(t)
-			f.clock = func() time.Time { return noon.Add(off) }
+			f.clock = func() time.Time { return issuertest.Noon.Add(off) }
 			a := f.byAssertion(t)
 			o := awsOrder(t, a)
 			c, _, err := a.Issue(t.Context(), o)
@@ -483,7 +500,7 @@ func TestUpstreamClocks(t *testing.T) {
 				t.Fatal(err)
 			}
 			asked, err := time.ParseDuration(f.only().form.Get("DurationSeconds") + "s")
-			if want := noon.Add(asked + min(off, 0)); err != nil || !c.Expires.Equal(want) || want.After(o.Lease.Expires) {
+			if want := issuertest.Noon.Add(asked + min(off, 0)); err != nil || !c.Expires.Equal(want) || want.After(o.Lease.Expires) {
 				t.Errorf("expires %s, want %s, before %s (%v)", c.Expires, want, o.Lease.Expires, err)
 			}
 		})
@@ -540,7 +557,7 @@ func TestSTSRefuses(t *testing.T) {
 		t.Run(fmt.Sprintf("%d %s", c.status, c.code), func(t *testing.T) {
 			f := newFakeSTS(t)
 			f.answer = stsError(c.status, c.code, c.message)
-			for _, a := range []*AWS{f.byAssertion(t), f.byCredentials(t)} {
+			for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
 				f.calls = nil
 				o := awsOrder(t, a)
 				_, handle, err := a.Issue(t.Context(), o)
@@ -621,7 +638,7 @@ func TestSTSFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeSTS(t)
 			f.answer = c.answer
-			for _, a := range []*AWS{f.byAssertion(t), f.byCredentials(t)} {
+			for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
 				f.calls = nil
 				cred, handle, err := a.Issue(t.Context(), awsOrder(t, a))
 				if f.only(); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || cred.Secret.Reveal() != nil {
@@ -672,20 +689,20 @@ func TestAWSIsSafeForConcurrentUse(t *testing.T) {
 // TestKeysThatRotate: what is in the JWKS verifies; an EdDSA key that signs
 // until its successor does is not used.
 func TestKeysThatRotate(t *testing.T) {
-	s := testStore(t)
-	openKeys(t, testConfig(t, s, "EdDSA"), noon)
-	keys := openKeys(t, testConfig(t, s, "ES256"), noon)
-	now := noon
+	s := issuertest.Store(t)
+	openKeys(t, s, "EdDSA")
+	keys := openKeys(t, s, "ES256")
+	now := issuertest.Noon
 	f := newFakeSTS(t)
 	f.clock, f.jwks = func() time.Time { return now }, func() []byte { return keys.JWKS(now) }
-	a := newTestAWS(t, AWSConfig{Region: "eu-west-1", Endpoint: f.url, Now: f.clock, WebIdentity: &AWSWebIdentity{Issuer: testIssuer, Keys: keys}})
+	a := newTestAWS(t, Config{Region: "eu-west-1", Endpoint: f.url, Now: f.clock, WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: keys}})
 	o := awsOrder(t, a)
-	o.Lease.Expires = noon.Add(36 * time.Hour)
+	o.Lease.Expires = issuertest.Noon.Add(36 * time.Hour)
 	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != awsNothing || f.count() != 0 {
 		t.Errorf("while EdDSA signs: %q, %v", handle, err)
 	}
 	kids := map[string]bool{}
-	for _, now = range []time.Time{noon.Add(time.Hour), noon.Add(24 * time.Hour), noon.Add(25*time.Hour + time.Minute)} {
+	for _, now = range []time.Time{issuertest.Noon.Add(time.Hour), issuertest.Noon.Add(24 * time.Hour), issuertest.Noon.Add(25*time.Hour + time.Minute)} {
 		if err := keys.Step(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
@@ -740,17 +757,17 @@ func TestNoSTS(t *testing.T) {
 	a.cfg.HTTP = nil
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
-	b := newTestAWS(t, AWSConfig{Region: "eu-west-1", Endpoint: closed.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
+	b := newTestAWS(t, Config{Region: "eu-west-1", Endpoint: closed.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
 	if _, handle, err := b.Issue(t.Context(), awsOrder(t, b)); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("nobody listens: %q, %v", handle, err)
 	}
 	tls := httptest.NewTLSServer(f)
 	defer tls.Close()
-	b = newTestAWS(t, AWSConfig{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
+	b = newTestAWS(t, Config{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
 	if _, _, err := b.Issue(t.Context(), awsOrder(t, b)); !errors.Is(err, broker.ErrIssuerUnavailable) || !strings.Contains(err.Error(), "certificate does not hold") {
 		t.Errorf("a stranger's certificate: %v", err)
 	}
-	b = newTestAWS(t, AWSConfig{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now, HTTP: tls.Client()})
+	b = newTestAWS(t, Config{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now, HTTP: tls.Client()})
 	if _, _, err := b.Issue(t.Context(), awsOrder(t, b)); err != nil {
 		t.Errorf("with a client that trusts it: %v", err)
 	}
@@ -767,15 +784,15 @@ func TestOrdersThatDoNotFit(t *testing.T) {
 		"unknown scope":       func(o *broker.Order) { o.Lease.Scopes = []string{"delete"} },
 		"no parameter":        func(o *broker.Order) { o.Lease.Parameters = nil },
 		"wildcard":            func(o *broker.Order) { o.Lease.Parameters = map[string]string{"prefix": "*"} },
-		"expired":             func(o *broker.Order) { o.Lease.Expires = noon },
-		"before the keys are": func(o *broker.Order) { a.cfg.Now = func() time.Time { return noon.Add(-time.Minute) } },
+		"expired":             func(o *broker.Order) { o.Lease.Expires = issuertest.Noon },
+		"before the keys are": func(o *broker.Order) { a.cfg.Now = func() time.Time { return issuertest.Noon.Add(-time.Minute) } },
 	} {
 		o := awsOrder(t, a)
 		change(&o)
 		if _, handle, err := a.Issue(t.Context(), o); err == nil || string(handle) != awsNothing {
 			t.Errorf("%s: %q, %v", name, handle, err)
 		}
-		a.cfg.Now = func() time.Time { return noon }
+		a.cfg.Now = func() time.Time { return issuertest.Noon }
 	}
 	if f.count() > 0 {
 		t.Errorf("STS was called %d times", f.count())
@@ -783,25 +800,25 @@ func TestOrdersThatDoNotFit(t *testing.T) {
 }
 
 func TestAWSConfigCheck(t *testing.T) {
-	own, web := &AWSAssumeRole{}, &AWSWebIdentity{Issuer: testIssuer}
+	own, web := &AssumeRole{}, &WebIdentity{Issuer: testIssuer}
 	for name, c := range map[string]struct {
-		cfg  AWSConfig
+		cfg  Config
 		want string // keys
 	}{
-		"assertions":           {AWSConfig{Region: "eu-west-1", WebIdentity: web}, ""},
-		"own credentials":      {AWSConfig{Region: "us-gov-west-1", AssumeRole: own}, ""},
-		"MinIO":                {AWSConfig{Region: "us-east-1", Endpoint: "https://minio.test:9000", WebIdentity: &AWSWebIdentity{Issuer: "https://broker.test:8443"}}, ""},
-		"loopback":             {AWSConfig{Region: "us-east-1", Endpoint: "http://[::1]:9000", AssumeRole: own}, ""},
-		"nothing":              {AWSConfig{}, "auth region"},
-		"both":                 {AWSConfig{Region: "eu-west-1", AssumeRole: own, WebIdentity: web}, "auth"},
-		"region":               {AWSConfig{Region: "Ireland", AssumeRole: own}, "region"},
-		"plain":                {AWSConfig{Region: "us-east-1", Endpoint: "http://minio.test", AssumeRole: own}, "endpoint"},
-		"not a URL":            {AWSConfig{Region: "us-east-1", Endpoint: "minio", AssumeRole: own}, "endpoint"},
-		"password in the URL":  {AWSConfig{Region: "us-east-1", Endpoint: "https://a:b@minio.test", AssumeRole: own}, "endpoint"},
-		"port of the provider": {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: "https://broker.test:8443"}}, "auth/web_identity"},
-		"provider without TLS": {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: "http://broker.test"}}, "auth/web_identity"},
-		"EdDSA":                {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: testIssuer, Algorithm: "EdDSA"}}, "auth/web_identity"},
-		"audience":             {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: testIssuer, Audience: strings.Repeat("a", 256)}}, "auth/web_identity/audience"},
+		"assertions":           {Config{Region: "eu-west-1", WebIdentity: web}, ""},
+		"own credentials":      {Config{Region: "us-gov-west-1", AssumeRole: own}, ""},
+		"MinIO":                {Config{Region: "us-east-1", Endpoint: "https://minio.test:9000", WebIdentity: &WebIdentity{Issuer: "https://broker.test:8443"}}, ""},
+		"loopback":             {Config{Region: "us-east-1", Endpoint: "http://[::1]:9000", AssumeRole: own}, ""},
+		"nothing":              {Config{}, "auth region"},
+		"both":                 {Config{Region: "eu-west-1", AssumeRole: own, WebIdentity: web}, "auth"},
+		"region":               {Config{Region: "Ireland", AssumeRole: own}, "region"},
+		"plain":                {Config{Region: "us-east-1", Endpoint: "http://minio.test", AssumeRole: own}, "endpoint"},
+		"not a URL":            {Config{Region: "us-east-1", Endpoint: "minio", AssumeRole: own}, "endpoint"},
+		"password in the URL":  {Config{Region: "us-east-1", Endpoint: "https://a:b@minio.test", AssumeRole: own}, "endpoint"},
+		"port of the provider": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: "https://broker.test:8443"}}, "auth/web_identity"},
+		"provider without TLS": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: "http://broker.test"}}, "auth/web_identity"},
+		"EdDSA":                {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer, Algorithm: "EdDSA"}}, "auth/web_identity"},
+		"audience":             {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer, Audience: strings.Repeat("a", 256)}}, "auth/web_identity/audience"},
 	} {
 		var keys []string
 		c.cfg.Check(func(key, _ string, _ ...any) { keys = append(keys, key) })
@@ -812,25 +829,25 @@ func TestAWSConfigCheck(t *testing.T) {
 }
 
 func TestNewAWSRefuses(t *testing.T) {
-	eddsa := openKeys(t, testConfig(t, testStore(t), "EdDSA"), noon)
+	eddsa := openKeys(t, issuertest.Store(t), "EdDSA")
 	file := filepath.Join(t.TempDir(), "credentials")
 	writeCredentials(t, file, "AKIATEST")
-	for want, c := range map[string]AWSConfig{
-		"region: ":                            {AssumeRole: &AWSAssumeRole{CredentialsFile: file}},
-		"there are no keys":                   {Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: testIssuer}},
-		"STS can't verify EdDSA":              {Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: testIssuer, Keys: eddsa}},
-		`has no profile "nobody"`:             {Region: "eu-west-1", AssumeRole: &AWSAssumeRole{CredentialsFile: file, Profile: "nobody"}},
-		`credentials-x has no profile "def`:   {Region: "eu-west-1", AssumeRole: &AWSAssumeRole{CredentialsFile: file + "-x"}},
-		"the broker's own AWS credentials: f": {Region: "eu-west-1", AssumeRole: &AWSAssumeRole{Profile: "no-such-profile"}},
+	for want, c := range map[string]Config{
+		"region: ":                            {AssumeRole: &AssumeRole{CredentialsFile: file}},
+		"there are no keys":                   {Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer}},
+		"STS can't verify EdDSA":              {Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: eddsa}},
+		`has no profile "nobody"`:             {Region: "eu-west-1", AssumeRole: &AssumeRole{CredentialsFile: file, Profile: "nobody"}},
+		`credentials-x has no profile "def`:   {Region: "eu-west-1", AssumeRole: &AssumeRole{CredentialsFile: file + "-x"}},
+		"the broker's own AWS credentials: f": {Region: "eu-west-1", AssumeRole: &AssumeRole{Profile: "no-such-profile"}},
 	} {
-		if _, err := NewAWS(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "own-secret") {
+		if _, err := New(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "own-secret") {
 			t.Errorf("want %q: %v", want, err)
 		}
 	}
-	if got := (AWSConfig{WebIdentity: &AWSWebIdentity{}}).Audience(); got != AWSAudience {
+	if got := (Config{WebIdentity: &WebIdentity{}}).Audience(); got != DefaultAudience {
 		t.Errorf("the reserved audience is %q", got)
 	}
-	if got := (AWSConfig{AssumeRole: &AWSAssumeRole{}}).Audience(); got != "" {
+	if got := (Config{AssumeRole: &AssumeRole{}}).Audience(); got != "" {
 		t.Errorf("without assertions, %q is reserved", got)
 	}
 }

@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"context"
@@ -23,14 +23,14 @@ import (
 // switch revokes, where the entitlement says so, and not for those that are
 // given back: a role takes some dozens of such policies and no more.
 
-// AWSDeny says which sessions are denied when one is revoked.
-type AWSDeny string
+// Deny says which sessions are denied when one is revoked.
+type Deny string
 
 // The ways to deny.
 const (
-	AWSDenyNone    AWSDeny = ""
-	AWSDenySession AWSDeny = "session" // that one, by its session name
-	AWSDenyRole    AWSDeny = "role"    // all of the role that were made before, other holders' too
+	DenyNone    Deny = ""
+	DenySession Deny = "session" // that one, by its session name
+	DenyRole    Deny = "role"    // all of the role that were made before, other holders' too
 )
 
 // Names of the inline policies.
@@ -41,14 +41,14 @@ const (
 
 // An awsDenial is the handle of a lease whose session can be denied.
 type awsDenial struct {
-	Role    string  `json:"role"` // its name, as IAM knows it
-	Account string  `json:"account,omitempty"`
-	Deny    AWSDeny `json:"deny"`
+	Role    string `json:"role"` // its name, as IAM knows it
+	Account string `json:"account,omitempty"`
+	Deny    Deny   `json:"deny"`
 }
 
 // denial is the handle for a role; nil: its sessions are not denied.
-func (s *AWSSpec) denial() []byte {
-	if s.role.Revoke == AWSDenyNone {
+func (s *Spec) denial() []byte {
+	if s.role.Revoke == DenyNone {
 		return nil
 	}
 	_, name, _ := strings.Cut(s.role.RoleARN, ":role/")
@@ -58,17 +58,17 @@ func (s *AWSSpec) denial() []byte {
 
 // Shares names what ends with a session that is revoked, if that is more than
 // itself: all of its role.
-func (s *AWSSpec) Shares() string {
-	if s.role.Revoke == AWSDenyRole {
+func (s *Spec) Shares() string {
+	if s.role.Revoke == DenyRole {
 		return s.role.RoleARN
 	}
 	return ""
 }
 
-func (c AWSConfig) checkRevoke(r AWSRole, bad func(key, format string, args ...any)) {
+func (c Config) checkRevoke(r Role, bad func(key, format string, args ...any)) {
 	switch {
-	case r.Revoke == AWSDenyNone:
-	case r.Revoke != AWSDenySession && r.Revoke != AWSDenyRole:
+	case r.Revoke == DenyNone:
+	case r.Revoke != DenySession && r.Revoke != DenyRole:
 		bad("aws/revoke_sessions", "choose session, which denies the one that is revoked, or role, which denies all sessions of the role that were made before")
 	case c.Endpoint != "" && c.IAMEndpoint == "":
 		bad("aws/revoke_sessions", "it takes AWS's IAM, which the issuer's endpoint has not")
@@ -83,7 +83,7 @@ func (c AWSConfig) checkRevoke(r AWSRole, bad func(key, format string, args ...a
 // revoke denies a session, if it was revoked and its lease says how. IAM takes
 // some seconds to tell everybody and never says when it has: the truth is
 // pending, until time has ended the session.
-func (a *AWS) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
+func (a *Issuer) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
 	now := a.cfg.Now()
 	over := !now.Before(l.Expires)
 	if l.EndHow != broker.EndRevoked || over && l.EndAsked.IsZero() {
@@ -94,13 +94,13 @@ func (a *AWS) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
 	var err error
 	done := broker.ErrQueued
 	switch {
-	case over && d.Deny == AWSDenySession:
+	case over && d.Deny == DenySession:
 		// Nothing is left to deny, but what denied it takes one of the role's few
 		// places until it is gone.
 		err, done = a.allow(ctx, d.Role, awsDenyPrefix+l.ID.String()), broker.ErrNotRevocable
 	case over:
 		return broker.ErrNotRevocable
-	case d.Deny == AWSDenySession:
+	case d.Deny == DenySession:
 		err = a.deny(ctx, d.Role, awsDenyPrefix+l.ID.String(), "StringLike", "aws:userid", "*:"+l.ID.String())
 	default:
 		err = a.denyBefore(ctx, d.Role, l, now)
@@ -118,7 +118,7 @@ func (a *AWS) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
 
 // deny puts an inline policy on a role. Putting the same again changes nothing,
 // so that an answer that was lost does no harm.
-func (a *AWS) deny(ctx context.Context, role, name, operator, key, value string) error {
+func (a *Issuer) deny(ctx context.Context, role, name, operator, key, value string) error {
 	document, err := json.Marshal(map[string]any{
 		"Version": "2012-10-17",
 		"Statement": []any{map[string]any{
@@ -134,7 +134,7 @@ func (a *AWS) deny(ctx context.Context, role, name, operator, key, value string)
 
 // allow takes an inline policy away from a role. One that is not there, or
 // whose role is not, is no error.
-func (a *AWS) allow(ctx context.Context, role, name string) error {
+func (a *Issuer) allow(ctx context.Context, role, name string) error {
 	_, err := a.iam.DeleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: &role, PolicyName: &name})
 	var none *types.NoSuchEntityException
 	if errors.As(err, &none) {
@@ -146,7 +146,7 @@ func (a *AWS) allow(ctx context.Context, role, name string) error {
 // denyBefore denies all sessions of a role that were made before now, unless
 // one that is later than this lease's session stands already: of a thousand
 // that are revoked at once, the first does it.
-func (a *AWS) denyBefore(ctx context.Context, role string, l broker.Lease, now time.Time) error {
+func (a *Issuer) denyBefore(ctx context.Context, role string, l broker.Lease, now time.Time) error {
 	out, err := a.iam.GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &role, PolicyName: aws.String(awsDenyBefore)})
 	if err == nil && deniedBefore(aws.ToString(out.PolicyDocument)).After(l.Opened.Add(broker.IssueDeadline+awsClockSkew)) {
 		return nil
@@ -180,7 +180,7 @@ func deniedBefore(document string) time.Time {
 
 // newIAM makes the client that denies. By an assertion, the broker assumes the
 // role that may; else it may itself, or assumes the role by its own credentials.
-func (a *AWS) newIAM(client aws.HTTPClient, own aws.CredentialsProvider) *iam.Client {
+func (a *Issuer) newIAM(client aws.HTTPClient, own aws.CredentialsProvider) *iam.Client {
 	var by aws.CredentialsProvider = own
 	if a.cfg.Revoker != "" {
 		by = aws.NewCredentialsCache(aws.CredentialsProviderFunc(a.asRevoker), func(o *aws.CredentialsCacheOptions) {
@@ -199,9 +199,9 @@ func (a *AWS) newIAM(client aws.HTTPClient, own aws.CredentialsProvider) *iam.Cl
 const awsRevoker = "revoker"
 
 // asRevoker assumes the role that may deny.
-func (a *AWS) asRevoker(ctx context.Context) (aws.Credentials, error) {
+func (a *Issuer) asRevoker(ctx context.Context) (aws.Credentials, error) {
 	now := a.cfg.Now()
-	seconds := int32(AWSMinTTL / time.Second)
+	seconds := int32(MinTTL / time.Second)
 	if a.cfg.WebIdentity == nil {
 		out, err := a.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(awsRevoker), DurationSeconds: &seconds})
 		if err != nil {
@@ -209,7 +209,7 @@ func (a *AWS) asRevoker(ctx context.Context) (aws.Credentials, error) {
 		}
 		return awsSessionOf(out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken, out.Credentials.Expiration)
 	}
-	assertion, err := a.sign(awsAssertion{Subject: awsRevoker, ID: broker.NewLeaseID(now).String()}, now)
+	assertion, err := a.sign(map[string]any{"sub": awsRevoker, "jti": broker.NewLeaseID(now).String()}, now)
 	if err != nil {
 		return aws.Credentials{}, err
 	}
@@ -227,4 +227,32 @@ func awsSessionOf(id, secret, token *string, expires *time.Time) (aws.Credential
 		return aws.Credentials{}, fmt.Errorf("%w: STS answered without a credential", broker.ErrIssuerUnavailable)
 	}
 	return aws.Credentials{AccessKeyID: *id, SecretAccessKey: *secret, SessionToken: aws.ToString(token), CanExpire: true, Expires: *expires}, nil
+}
+
+// Owns reports whether this issuer can end the lease. A lease without a handle
+// ends only at its expiry, under any issuer.
+func (a *Issuer) Owns(l broker.Lease) bool {
+	if len(l.Handle) == 0 || string(l.Handle) == awsNothing {
+		return true
+	}
+	_, ok := a.denialOf(l)
+	return ok
+}
+
+// denialOf reads the handle of a lease whose session can be denied, by us.
+func (a *Issuer) denialOf(l broker.Lease) (d awsDenial, ok bool) {
+	if json.Unmarshal(l.Handle, &d) != nil || !awsRoleName.MatchString(d.Role) || d.Deny != DenySession && d.Deny != DenyRole {
+		return d, false
+	}
+	// The role of that name in another account would be denied what it may.
+	return d, d.Account == "" || a.cfg.Revoker == "" || d.Account == awsAccount(a.cfg.Revoker)
+}
+
+// awsAccount gives the account that an ARN of IAM is in.
+func awsAccount(arn string) string {
+	parts := strings.SplitN(arn, ":", 6)
+	if len(parts) < 6 {
+		return ""
+	}
+	return parts[4]
 }

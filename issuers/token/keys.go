@@ -1,4 +1,4 @@
-package issuers
+package token
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -317,13 +318,9 @@ func (k *Keys) open(row *broker.SigningKey) (*signingKey, error) {
 	if key.kid, key.jwk, err = jwk(signer.Public(), row.Algorithm); err != nil {
 		return nil, fmt.Errorf("opening signing key %q: %w", row.ID.ID, err)
 	}
-	key.header = key.headerFor("at+jwt")
+	header := audit.NewObject().String("alg", key.row.Algorithm).String("kid", key.kid).String("typ", "at+jwt").Bytes()
+	key.header = base64.RawURLEncoding.EncodeToString(header)
 	return key, nil
-}
-
-func (key *signingKey) headerFor(typ string) string {
-	header := audit.NewObject().String("alg", key.row.Algorithm).String("kid", key.kid).String("typ", typ).Bytes()
-	return base64.RawURLEncoding.EncodeToString(header)
 }
 
 func methodOf(algorithm string) jwt.SigningMethod {
@@ -355,6 +352,26 @@ func (k *Keys) current(now time.Time) *signingKey {
 		}
 	}
 	return nil
+}
+
+// Algorithm returns the algorithm of new keys. Older keys may have another one.
+func (k *Keys) Algorithm() string { return k.cfg.Algorithm }
+
+// Sign returns claims as a JWT, signed by the key in use at now. It fails if
+// that key's algorithm is not one of algorithms. The token's typ is JWT, so no
+// API accepts it as an access token (RFC 8725, section 3.11).
+func (k *Keys) Sign(claims map[string]any, now time.Time, algorithms ...string) (string, error) {
+	key := k.current(now)
+	if key == nil || !slices.Contains(algorithms, key.row.Algorithm) {
+		return "", fmt.Errorf("no signing key for %s is in use yet", strings.Join(algorithms, " or "))
+	}
+	t := jwt.NewWithClaims(key.method, jwt.MapClaims(claims))
+	t.Header["kid"] = key.kid
+	signed, err := t.SignedString(key.signer)
+	if err != nil {
+		return "", fmt.Errorf("signing a token: %w", err)
+	}
+	return signed, nil
 }
 
 // published gives the keys whose signatures count at now.

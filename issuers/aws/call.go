@@ -1,12 +1,10 @@
-package issuers
+package aws
 
 import (
 	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -99,64 +97,39 @@ func (awsSigner) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Reques
 	return v4.NewSigner().SignHTTP(ctx, c, r, payload, service, region, now, options...)
 }
 
-// An awsAssertion are the claims by which STS knows the broker (OpenID Connect
-// Core, section 2) and what the session carries, which AWS reads from the token
-// and from nowhere else (IAM User Guide, "Passing session tags using
-// AssumeRoleWithWebIdentity"; "Monitor and control actions taken with assumed
-// roles").
-type awsAssertion struct {
-	Audience       string          `json:"aud"`
-	Expires        int64           `json:"exp"`
-	Issued         int64           `json:"iat"`
-	Issuer         string          `json:"iss"`
-	ID             string          `json:"jti"`
-	Subject        string          `json:"sub"`
-	Tags           *awsSessionTags `json:"https://aws.amazon.com/tags,omitempty"`
-	SourceIdentity string          `json:"https://aws.amazon.com/source_identity,omitempty"`
-}
-
-type awsSessionTags struct {
-	Principal map[string][]string `json:"principal_tags"`
-}
-
 // awsAssertionTime is how long an assertion can be used.
 const awsAssertionTime = 5 * time.Minute
 
-// assertion signs the assertion for a session. Its sub is the entitlement's,
-// so that a role's trust policy can name the one entitlement that it is for.
-func (a *AWS) assertion(s *awsSession, now time.Time) (string, error) {
-	claims := awsAssertion{
-		Subject: "entitlement:" + s.lease.Entitlement, ID: s.lease.ID.String(), SourceIdentity: s.lease.Request.String(),
-		Tags: &awsSessionTags{map[string][]string{}},
-	}
+// assertion signs the assertion for a session. Its sub names the entitlement,
+// so that a role's trust policy can admit one entitlement alone. AWS reads
+// session tags and source identity from the token, not from the call (IAM User
+// Guide, "Passing session tags using AssumeRoleWithWebIdentity" and "Monitor
+// and control actions taken with assumed roles").
+func (a *Issuer) assertion(s *awsSession, now time.Time) (string, error) {
+	tags := map[string][]string{}
 	for tag, value := range s.tags() {
-		claims.Tags.Principal[tag] = []string{value}
+		tags[tag] = []string{value}
 	}
-	return a.sign(claims, now)
+	return a.sign(map[string]any{
+		"sub":                                    "entitlement:" + s.lease.Entitlement,
+		"jti":                                    s.lease.ID.String(),
+		"https://aws.amazon.com/source_identity": s.lease.Request.String(),
+		"https://aws.amazon.com/tags":            map[string]any{"principal_tags": tags},
+	}, now)
 }
 
-// sign signs an assertion, for us, of now.
-func (a *AWS) sign(claims awsAssertion, now time.Time) (string, error) {
+// sign completes the claims of an assertion made at now, and signs them. STS
+// can't verify EdDSA.
+func (a *Issuer) sign(claims map[string]any, now time.Time) (string, error) {
 	w := a.cfg.WebIdentity
-	key := w.Keys.current(now)
-	if key == nil || key.row.Algorithm == "EdDSA" {
-		return "", fmt.Errorf("%w: no signing key that STS can verify is in use yet", broker.ErrIssuerUnavailable)
-	}
-	claims.Audience, claims.Issuer = a.cfg.Audience(), w.Issuer
-	// An STS whose clock is behind ours would take it for one of the future.
-	claims.Issued, claims.Expires = now.Add(-awsClockSkew).Unix(), now.Add(awsAssertionTime).Unix()
-	text, err := json.Marshal(claims)
+	claims["iss"], claims["aud"] = w.Issuer, a.cfg.Audience()
+	// An STS whose clock is behind ours rejects an assertion from the future.
+	claims["iat"], claims["exp"] = now.Add(-awsClockSkew).Unix(), now.Add(awsAssertionTime).Unix()
+	signed, err := w.Keys.Sign(claims, now, "ES256", "RS256")
 	if err != nil {
-		return "", fmt.Errorf("encoding an assertion: %w", err)
+		return "", fmt.Errorf("%w: signing an assertion for STS: %w", broker.ErrIssuerUnavailable, err)
 	}
-	// Its typ is not that of an access token: nobody can use it as one (RFC
-	// 8725, section 3.11).
-	signed := key.headerFor("JWT") + "." + base64.RawURLEncoding.EncodeToString(text)
-	signature, err := key.method.Sign(signed, key.signer)
-	if err != nil {
-		return "", fmt.Errorf("signing an assertion: %w", err)
-	}
-	return signed + "." + base64.RawURLEncoding.EncodeToString(signature), nil
+	return signed, nil
 }
 
 // refuseAWS makes the error for what would not become better by trying again.

@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"encoding/base64"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/issuertest"
 )
 
 // A fakeIAM keeps inline policies of roles, as IAM's query protocol does.
@@ -67,12 +68,12 @@ func (f *fakeIAM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // revocable makes an issuer whose sessions can be denied, and a lease of it
 // that is being revoked.
-func revocable(t *testing.T, deny AWSDeny) (*AWS, *fakeIAM, *fakeSTS, broker.Lease) {
+func revocable(t *testing.T, deny Deny) (*Issuer, *fakeIAM, *fakeSTS, broker.Lease) {
 	t.Helper()
 	f, iam := newFakeSTS(t), newFakeIAM(t)
 	cfg := f.byAssertion(t).cfg
 	cfg.Revoker, cfg.IAMEndpoint = "arn:aws:iam::123456789012:role/revoker", iam.url
-	now := noon
+	now := issuertest.Noon
 	cfg.Now = func() time.Time { return now }
 	a := newTestAWS(t, cfg)
 	o := awsOrder(t, a)
@@ -85,13 +86,13 @@ func revocable(t *testing.T, deny AWSDeny) (*AWS, *fakeIAM, *fakeSTS, broker.Lea
 		t.Fatalf("prepared: %q, %v", prepared.Handle, err)
 	}
 	l := o.Lease
-	l.Handle, l.EndHow, l.Opened = prepared.Handle, broker.EndRevoked, noon
+	l.Handle, l.EndHow, l.Opened = prepared.Handle, broker.EndRevoked, issuertest.Noon
 	a.cfg.Now = func() time.Time { return now }
 	return a, iam, f, l
 }
 
 func TestAWSDeniesASession(t *testing.T) {
-	a, iam, f, l := revocable(t, AWSDenySession)
+	a, iam, f, l := revocable(t, DenySession)
 	returned := l
 	returned.EndHow = broker.EndReturned
 	if err := a.Revoke(t.Context(), returned); !errors.Is(err, broker.ErrNotRevocable) || iam.puts != 0 {
@@ -118,7 +119,7 @@ func TestAWSDeniesASession(t *testing.T) {
 	// When time has ended the session, nothing is left to deny.
 	a.cfg.Now = func() time.Time { return l.Expires }
 	f.clock = a.cfg.Now
-	l.EndAsked = noon
+	l.EndAsked = issuertest.Noon
 	if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) || len(iam.policies) != 0 {
 		t.Errorf("after its end: %v, IAM has %v", err, iam.policies)
 	}
@@ -137,13 +138,13 @@ func TestAWSTakesADenialAway(t *testing.T) {
 		{403, "AccessDenied", broker.ErrIssuerRefused}, // an operator can repair that
 		{404, "NoSuchEntity", broker.ErrNotRevocable},  // the role may be gone as well
 	} {
-		a, iam, f, l := revocable(t, AWSDenySession)
+		a, iam, f, l := revocable(t, DenySession)
 		if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrQueued) || len(iam.policies) != 1 {
 			t.Fatalf("revoked: %v, IAM has %v", err, iam.policies)
 		}
 		a.cfg.Now = func() time.Time { return l.Expires }
 		f.clock = a.cfg.Now
-		l.EndAsked = noon
+		l.EndAsked = issuertest.Noon
 		iam.refuse = stsError(c.status, c.code, "no")
 		if err := a.Revoke(t.Context(), l); !errors.Is(err, c.want) || c.want != broker.ErrNotRevocable && errors.Is(err, broker.ErrNotRevocable) {
 			t.Errorf("%s: %v", c.code, err)
@@ -160,8 +161,8 @@ func TestAWSTakesADenialAway(t *testing.T) {
 // One policy denies all sessions of the role from before; those that are
 // revoked with it need no other.
 func TestAWSDeniesARole(t *testing.T) {
-	a, iam, f, l := revocable(t, AWSDenyRole)
-	at := noon.Add(10 * time.Minute)
+	a, iam, f, l := revocable(t, DenyRole)
+	at := issuertest.Noon.Add(10 * time.Minute)
 	a.cfg.Now = func() time.Time { return at }
 	f.clock = a.cfg.Now
 	for range 3 {
@@ -178,7 +179,7 @@ func TestAWSDeniesARole(t *testing.T) {
 	if err := a.Revoke(t.Context(), later); !errors.Is(err, broker.ErrQueued) || iam.puts != 2 {
 		t.Errorf("a later session: %v, put %d times", err, iam.puts)
 	}
-	spec := AWSSpec{role: AWSRole{RoleARN: "arn:aws:iam::1:role/x", Revoke: AWSDenyRole}}
+	spec := Spec{role: Role{RoleARN: "arn:aws:iam::1:role/x", Revoke: DenyRole}}
 	if spec.Shares() != "arn:aws:iam::1:role/x" {
 		t.Errorf("it shares %q", spec.Shares())
 	}
@@ -196,17 +197,43 @@ func TestAWSCannotDeny(t *testing.T) {
 		{400, "Throttling", broker.ErrIssuerUnavailable},
 		{500, "ServiceFailure", broker.ErrIssuerUnavailable},
 	} {
-		a, iam, _, l := revocable(t, AWSDenySession)
+		a, iam, _, l := revocable(t, DenySession)
 		iam.refuse = stsError(c.status, c.code, "no")
 		if err := a.Revoke(t.Context(), l); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", c.code, err)
 		}
 	}
-	a, _, _, l := revocable(t, AWSDenySession)
+	a, _, _, l := revocable(t, DenySession)
 	for _, handle := range []string{"{}", `{"role":"../x","deny":"session"}`, `{"role":"x","deny":"all"}`, "x", `{"role":"x","account":"210987654321","deny":"role"}`} {
 		l.Handle = []byte(handle)
 		if err := a.Revoke(t.Context(), l); err == nil || errors.Is(err, broker.ErrQueued) {
 			t.Errorf("the handle %s: %v", handle, err)
 		}
+	}
+}
+
+// vaultHandle is a handle as issuers of package vault store it.
+const vaultHandle = `{"accessor":"a","made":"token","at":"0123456789abcdef"}`
+
+func TestOwns(t *testing.T) {
+	a, _, _, l := revocable(t, DenyRole)
+	for handle, want := range map[string]bool{
+		"":                              true,
+		vaultHandle:                     false,
+		string(l.Handle):                true,
+		awsNothing:                      true,
+		`{"role":"x","deny":"session"}`: true, // stored before handles named the account
+		`{"role":"x","account":"210987654321","deny":"session"}`: false,
+	} {
+		if got := a.Owns(broker.Lease{Handle: []byte(handle)}); got != want {
+			t.Errorf("Owns(%q) = %v, want %v", handle, got, want)
+		}
+	}
+}
+
+func TestRevokeRejectsForeignLease(t *testing.T) {
+	l := broker.Lease{Handle: []byte(vaultHandle), Expires: time.Now().Add(time.Minute)}
+	if err := (&Issuer{}).Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
+		t.Errorf("got %v, want %v", err, broker.ErrIssuerUnavailable)
 	}
 }

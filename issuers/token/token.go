@@ -1,6 +1,6 @@
-// Package issuers makes and ends credentials: token.go by the broker's own
-// keys. keys.go says how those keys live.
-package issuers
+// Package token issues and inspects JWT access tokens that the broker signs
+// itself, and manages the signing keys.
+package token
 
 import (
 	"context"
@@ -18,58 +18,58 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Token issues JWT access tokens (RFC 9068) that the broker signs itself. Only
+// Issuer issues JWT access tokens (RFC 9068) that the broker signs itself. Only
 // time ends them for those who verify them by key; introspection tells the
 // truth at once. It is safe for concurrent use.
-type Token struct {
+type Issuer struct {
 	issuer   string
 	audience string
 	keys     *Keys
 }
 
 var (
-	_ broker.Minter    = (*Token)(nil)
-	_ broker.Inspector = (*Token)(nil)
+	_ broker.Minter    = (*Issuer)(nil)
+	_ broker.Inspector = (*Issuer)(nil)
+	_ broker.Describer = (*Issuer)(nil)
 )
 
-// NewToken makes an issuer of tokens by "issuer" (the broker's external URL)
+// New returns an issuer of tokens by "issuer" (the broker's external URL)
 // for one audience.
-func NewToken(issuer, audience string, keys *Keys) *Token {
-	return &Token{issuer, audience, keys}
+func New(issuer, audience string, keys *Keys) *Issuer {
+	return &Issuer{issuer, audience, keys}
 }
 
 // Prepare has nothing to prepare: a token ends by time.
-func (*Token) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
+func (*Issuer) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
 	return broker.Prepared{}, nil
 }
 
 // Issue is Mint.
-func (t *Token) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+func (t *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	c, err := t.Mint(ctx, o.Lease)
 	return c, nil, err
 }
 
 // Revoke says that only time ends a token. That it was given back is what
 // introspection says, from the lease.
-func (*Token) Revoke(_ context.Context, l broker.Lease) error {
+func (*Issuer) Revoke(_ context.Context, l broker.Lease) error {
 	if len(l.Handle) > 0 {
-		return errForeignHandle(l)
+		return broker.ForeignLease(l)
 	}
 	return broker.ErrNotRevocable
 }
 
-// errForeignHandle says that an issuer of this name made the lease that was of
-// another kind, or elsewhere: only that one can end it. Once its time is over,
-// it has ended there.
-func errForeignHandle(l broker.Lease) error {
-	if time.Since(l.Expires) > time.Minute {
-		return broker.ErrNotRevocable
-	}
-	return fmt.Errorf("%w: lease %s was made by another issuer of this name: give that one its name back until its leases have ended", broker.ErrIssuerUnavailable, l.ID)
+// Owns reports whether this issuer can end the lease. A lease without a handle
+// ends only at its expiry, under any issuer.
+func (*Issuer) Owns(l broker.Lease) bool { return len(l.Handle) == 0 }
+
+// Describe names the audience of the token and its scopes.
+func (t *Issuer) Describe(_ *broker.Entitlement, scopes []string, _ map[string]string) string {
+	return fmt.Sprintf("a token for %s\nscope: %s", t.audience, strings.Join(scopes, " "))
 }
 
 // Mint signs a token for the lease. It ends with the lease, to the second.
-func (t *Token) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
+func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
 	key := t.keys.current(l.Opened)
 	if key == nil {
 		return broker.Credential{}, fmt.Errorf("%w: no signing key is in use yet", broker.ErrIssuerUnavailable)
@@ -95,7 +95,7 @@ func (t *Token) Mint(_ context.Context, l broker.Lease) (broker.Credential, erro
 // bound tokens cnf (RFC 8705, section 3.1), and the parameters of entitlements
 // that have some as authorization_details (RFC 9396, section 9.1). Times are whole
 // seconds, rounded so that the token never lives longer than its lease.
-func (t *Token) claims(l *broker.Lease) []byte {
+func (t *Issuer) claims(l *broker.Lease) []byte {
 	b := make([]byte, 0, 768)
 	b = appendMember(b, '{', "aud", t.audience)
 	if len(l.Parameters) > 0 {
@@ -134,7 +134,7 @@ const maxInspected = 16 << 10
 
 // Inspect gives the lease of one of this issuer's tokens. It verifies
 // everything but the time; whatever does not hold is broker.ErrNotFound.
-func (t *Token) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
+func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
 	if len(token) > maxInspected {
 		return broker.LeaseID{}, errNotOurs
 	}
@@ -157,7 +157,7 @@ var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound
 
 // keyOf finds the key that a token names, and holds the token to the key's own
 // algorithm and to the type of access tokens (RFC 8725, sections 3.1, 3.11).
-func (t *Token) keyOf(token *jwt.Token) (any, error) {
+func (t *Issuer) keyOf(token *jwt.Token) (any, error) {
 	for _, key := range t.keys.published(time.Now()) {
 		if token.Header["kid"] == key.kid && token.Method.Alg() == key.row.Algorithm && token.Header["typ"] == "at+jwt" {
 			return key.signer.Public(), nil

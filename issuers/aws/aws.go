@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"cmp"
@@ -23,37 +23,38 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/token"
 )
 
-// AWSAudience is the audience of assertions if none is configured, as AWS's
+// DefaultAudience is the audience of assertions if none is configured, as AWS's
 // documentation has it. It is reserved, as is the configured one: no token that
 // a workload can get may have it, or that workload could assume roles by itself.
-const AWSAudience = "sts.amazonaws.com"
+const DefaultAudience = "sts.amazonaws.com"
 
-// An AWSConfig says how the broker reaches STS, and how it proves itself there.
-type AWSConfig struct {
-	Region      string          // signs calls and picks AWS's endpoint; needed even with an endpoint
-	Endpoint    string          // URL of an STS other than the region's own; empty: the region's
-	WebIdentity *AWSWebIdentity // either this
-	AssumeRole  *AWSAssumeRole  // or this
-	HTTP        *http.Client    // nil: one that knows no proxy. Redirects are never followed
-	Roots       *x509.CertPool  // of the STS's certificate; nil: the system's. Not with HTTP
+// An Config says how the broker reaches STS, and how it proves itself there.
+type Config struct {
+	Region      string         // signs calls and picks AWS's endpoint; needed even with an endpoint
+	Endpoint    string         // URL of an STS other than the region's own; empty: the region's
+	WebIdentity *WebIdentity   // either this
+	AssumeRole  *AssumeRole    // or this
+	HTTP        *http.Client   // nil: one that knows no proxy. Redirects are never followed
+	Roots       *x509.CertPool // of the STS's certificate; nil: the system's. Not with HTTP
 	Now         func() time.Time
 	Revoker     string // ARN of the role that may deny sessions; empty: the broker's own credentials may, or nothing does
 	IAMEndpoint string // URL of an IAM other than AWS's; empty: AWS's
 }
 
-// AWSWebIdentity lets the broker sign assertions, so that it needs no secret of
+// WebIdentity lets the broker sign assertions, so that it needs no secret of
 // AWS's: AWS trusts it as an OpenID Connect provider.
-type AWSWebIdentity struct {
-	Issuer    string // the broker's external URL
-	Audience  string // empty: AWSAudience
-	Algorithm string // server.signing.algorithm, where there are no Keys yet: STS does not know EdDSA
-	Keys      *Keys  // not needed to Check and Compile
+type WebIdentity struct {
+	Issuer    string      // the broker's external URL
+	Audience  string      // empty: DefaultAudience
+	Algorithm string      // server.signing.algorithm, where there are no Keys yet: STS does not know EdDSA
+	Keys      *token.Keys // not needed to Check and Compile
 }
 
-// AWSAssumeRole lets the broker assume roles by AWS credentials of its own.
-type AWSAssumeRole struct {
+// AssumeRole lets the broker assume roles by AWS credentials of its own.
+type AssumeRole struct {
 	CredentialsFile string // in the AWS tools' format, read anew for each call; empty: where the SDK finds them
 	Profile         string // empty: default
 }
@@ -62,16 +63,16 @@ var awsRegion = regexp.MustCompile(`^[a-z]{2,5}(-[a-z]+)+-[0-9]{1,2}$`)
 
 // Audience gives the audience that is reserved for the issuer's assertions;
 // empty if it makes none.
-func (c AWSConfig) Audience() string {
+func (c Config) Audience() string {
 	if c.WebIdentity == nil {
 		return ""
 	}
-	return cmp.Or(c.WebIdentity.Audience, AWSAudience)
+	return cmp.Or(c.WebIdentity.Audience, DefaultAudience)
 }
 
 // Check says what is wrong with the configuration, by the key in the issuer's
 // aws ("region", "auth") and in a sentence that says what to do.
-func (c AWSConfig) Check(bad func(key, format string, args ...any)) {
+func (c Config) Check(bad func(key, format string, args ...any)) {
 	if !awsRegion.MatchString(c.Region) {
 		bad("region", "give the region whose STS is asked, such as eu-west-1")
 	}
@@ -90,7 +91,7 @@ func (c AWSConfig) Check(bad func(key, format string, args ...any)) {
 }
 
 // checkEndpoint wants TLS, but on loopback: who reads an assertion has it.
-func (c AWSConfig) checkEndpoint(bad func(key, format string, args ...any)) {
+func (c Config) checkEndpoint(bad func(key, format string, args ...any)) {
 	u, err := url.Parse(c.Endpoint)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		bad("endpoint", "give the URL of the STS, such as https://minio.acme.test:9000")
@@ -102,8 +103,8 @@ func (c AWSConfig) checkEndpoint(bad func(key, format string, args ...any)) {
 	}
 }
 
-func (w *AWSWebIdentity) check(isAWS bool, bad func(key, format string, args ...any)) {
-	if w.Algorithm == "EdDSA" || w.Keys != nil && w.Keys.cfg.Algorithm == "EdDSA" {
+func (w *WebIdentity) check(isAWS bool, bad func(key, format string, args ...any)) {
+	if w.Algorithm == "EdDSA" || w.Keys != nil && w.Keys.Algorithm() == "EdDSA" {
 		bad("auth/web_identity", "STS can't verify EdDSA: choose ES256 or RS256 in server.signing.algorithm, or assume_role")
 	}
 	u, err := url.Parse(w.Issuer)
@@ -117,19 +118,19 @@ func (w *AWSWebIdentity) check(isAWS bool, bad func(key, format string, args ...
 	}
 }
 
-// AWS issues sessions of roles by STS. Only time ends them: AWS has no call
+// Issuer issues sessions of roles by STS. Only time ends them: AWS has no call
 // that ends one. It is safe for concurrent use.
-type AWS struct {
-	cfg AWSConfig
+type Issuer struct {
+	cfg Config
 	sts *sts.Client
 	iam *iam.Client
 }
 
-var _ broker.Issuer = (*AWS)(nil)
+var _ broker.Issuer = (*Issuer)(nil)
 
-// NewAWS makes an issuer. It reads no environment and no files unless the
+// New makes an issuer. It reads no environment and no files unless the
 // broker's own credentials come from there.
-func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
+func New(ctx context.Context, c Config) (*Issuer, error) {
 	var errs []error
 	c.Check(func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
@@ -156,14 +157,14 @@ func NewAWS(ctx context.Context, c AWSConfig) (*AWS, error) {
 	if c.Endpoint != "" {
 		options.BaseEndpoint = &c.Endpoint
 	}
-	a := &AWS{cfg: c, sts: sts.New(options)}
+	a := &Issuer{cfg: c, sts: sts.New(options)}
 	a.iam = a.newIAM(client, credentials)
 	return a, nil
 }
 
 // ownCredentials gives what the broker's calls are signed by; those that bring
 // an assertion are not signed.
-func (c AWSConfig) ownCredentials(ctx context.Context) (aws.CredentialsProvider, error) {
+func (c Config) ownCredentials(ctx context.Context) (aws.CredentialsProvider, error) {
 	switch a := c.AssumeRole; {
 	case a == nil:
 		return aws.AnonymousCredentials{}, nil
@@ -185,7 +186,7 @@ func (c AWSConfig) ownCredentials(ctx context.Context) (aws.CredentialsProvider,
 }
 
 // read reads the credentials file: it may have been replaced since.
-func (a *AWSAssumeRole) read(ctx context.Context) (aws.Credentials, error) {
+func (a *AssumeRole) read(ctx context.Context) (aws.Credentials, error) {
 	profile, err := config.LoadSharedConfigProfile(ctx, cmp.Or(a.Profile, "default"), func(o *config.LoadSharedConfigOptions) {
 		o.CredentialsFiles, o.ConfigFiles = []string{a.CredentialsFile}, []string{}
 	})
@@ -197,8 +198,8 @@ func (a *AWSAssumeRole) read(ctx context.Context) (aws.Credentials, error) {
 
 // Prepare has nothing to make: a session ends by time. It says how to deny one,
 // where that is wanted.
-func (*AWS) Prepare(_ context.Context, o broker.Order) (broker.Prepared, error) {
-	if spec, ok := o.Entitlement.Spec.(*AWSSpec); ok {
+func (*Issuer) Prepare(_ context.Context, o broker.Order) (broker.Prepared, error) {
+	if spec, ok := o.Entitlement.Spec.(*Spec); ok {
 		return broker.Prepared{Handle: spec.denial()}, nil
 	}
 	return broker.Prepared{}, nil
@@ -210,7 +211,7 @@ const awsNothing = "nothing was made"
 
 // Revoke says that only time ends a session, and has it denied where the
 // entitlement says so.
-func (a *AWS) Revoke(ctx context.Context, l broker.Lease) error {
+func (a *Issuer) Revoke(ctx context.Context, l broker.Lease) error {
 	switch {
 	case string(l.Handle) == awsNothing:
 		return nil
@@ -219,7 +220,7 @@ func (a *AWS) Revoke(ctx context.Context, l broker.Lease) error {
 	}
 	d, ok := a.denialOf(l)
 	if !ok {
-		return errForeignHandle(l)
+		return broker.ForeignLease(l)
 	}
 	return a.revoke(ctx, l, d)
 }
@@ -228,7 +229,7 @@ var awsRoleName = regexp.MustCompile(`^[\w+=,.@-]{1,64}$`)
 
 // Issue has STS make a session of the entitlement's role, by one call that is
 // never repeated.
-func (a *AWS) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+func (a *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	c, err := a.issue(ctx, o)
 	var nothing *awsMadeNothing
 	if errors.As(err, &nothing) {
@@ -245,7 +246,7 @@ type awsMadeNothing struct{ error }
 // takes of a lease's deadline is missing for its record.
 const awsCallTime = 10 * time.Second
 
-func (a *AWS) issue(ctx context.Context, o broker.Order) (broker.Credential, error) {
+func (a *Issuer) issue(ctx context.Context, o broker.Order) (broker.Credential, error) {
 	ctx, cancel := context.WithTimeout(ctx, awsCallTime)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -266,11 +267,11 @@ func (a *AWS) issue(ctx context.Context, o broker.Order) (broker.Credential, err
 	return s.credential(made, sent, a.cfg.Now())
 }
 
-var errTooShortForAWS = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", broker.Short(AWSMinTTL))}
+var errTooShortForAWS = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", broker.Short(MinTTL))}
 
 // An awsSession is what STS is asked for.
 type awsSession struct {
-	spec    *AWSSpec
+	spec    *Spec
 	lease   *broker.Lease
 	policy  string
 	seconds int32
@@ -282,7 +283,7 @@ func newAWSSession(o *broker.Order, now time.Time, slack time.Duration) (*awsSes
 	if o.Entitlement == nil {
 		return nil, errors.New("there is no entitlement")
 	}
-	spec, ok := o.Entitlement.Spec.(*AWSSpec)
+	spec, ok := o.Entitlement.Spec.(*Spec)
 	if !ok {
 		return nil, fmt.Errorf("the entitlement %q was not compiled for AWS", o.Entitlement.Name)
 	}
@@ -292,7 +293,7 @@ func newAWSSession(o *broker.Order, now time.Time, slack time.Duration) (*awsSes
 	}
 	s := &awsSession{spec: spec, lease: &o.Lease, policy: policy}
 	left := o.Lease.Expires.Sub(now)
-	if left < AWSMinTTL-broker.IssueDeadline {
+	if left < MinTTL-broker.IssueDeadline {
 		return nil, errTooShortForAWS
 	}
 	s.seconds = awsSeconds(left, slack)
@@ -304,7 +305,7 @@ func newAWSSession(o *broker.Order, now time.Time, slack time.Duration) (*awsSes
 // deadline. Only where that is less than STS's least does a session outlive its
 // lease, by no more than the call took.
 func awsSeconds(left, slack time.Duration) int32 {
-	return int32(min(max(left-slack, AWSMinTTL), AWSMaxTTL) / time.Second)
+	return int32(min(max(left-slack, MinTTL), MaxTTL) / time.Second)
 }
 
 func (s *awsSession) managedPolicies() []types.PolicyDescriptorType {
@@ -339,7 +340,7 @@ func awsTag(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (a *AWS) assume(ctx context.Context, s *awsSession) (*types.Credentials, error) {
+func (a *Issuer) assume(ctx context.Context, s *awsSession) (*types.Credentials, error) {
 	input := &sts.AssumeRoleInput{
 		RoleArn: &s.spec.role.RoleARN, RoleSessionName: aws.String(s.lease.ID.String()), SourceIdentity: aws.String(s.lease.Request.String()),
 		Policy: &s.policy, PolicyArns: s.managedPolicies(), DurationSeconds: &s.seconds,
@@ -358,7 +359,7 @@ func (a *AWS) assume(ctx context.Context, s *awsSession) (*types.Credentials, er
 	return out.Credentials, nil
 }
 
-func (a *AWS) assumeByAssertion(ctx context.Context, s *awsSession, now time.Time) (*types.Credentials, error) {
+func (a *Issuer) assumeByAssertion(ctx context.Context, s *awsSession, now time.Time) (*types.Credentials, error) {
 	assertion, err := a.assertion(s, now)
 	if err != nil {
 		return nil, &awsMadeNothing{err}

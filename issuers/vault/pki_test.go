@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"bytes"
@@ -69,7 +69,7 @@ func (f *fakeVault) certificate(path, token string, body object) (int, any) {
 	return 200, answer
 }
 
-var webCertificate = VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}
+var webCertificate = Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}
 
 // What it signs for a time, a Vault counts by its own clock: a certificate
 // does not live longer because that is ahead.
@@ -90,7 +90,7 @@ func TestVaultClockAhead(t *testing.T) {
 		t.Errorf("a clock that is an hour ahead: %v", err)
 	}
 	f, v = startFakeVault(t)
-	_, _, err = issue(v, vaultOrder(t, VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "24h", "uri_sans": "${holder}"}}))
+	_, _, err = issue(v, vaultOrder(t, Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "24h", "uri_sans": "${holder}"}}))
 	if !errors.Is(err, broker.ErrIssuerRefused) || !strings.Contains(err.Error(), "${ttl}") || f == nil {
 		t.Errorf("a certificate that outlives its lease: %v", err)
 	}
@@ -260,7 +260,7 @@ func TestVaultNames(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			spec := VaultSpec{Path: "pki/sign/web", Data: map[string]string{"ttl": "${ttl}", "csr": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))}}
+			spec := Spec{Path: "pki/sign/web", Data: map[string]string{"ttl": "${ttl}", "csr": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))}}
 			for field, value := range test.sent {
 				spec.Data[field] = value
 			}

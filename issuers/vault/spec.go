@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"fmt"
@@ -13,13 +13,13 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A VaultSpec is what an entitlement says to a Vault. It is not changed once
+// A Spec is what an entitlement says to a Vault. It is not changed once
 // it was checked.
 //
 // Path and the values of Data may name parameters of the entitlement, and
 // these of the lease: ${holder} (SPIFFE ID), ${ttl} (what is left, "540s"),
 // ${lease}, ${request} and ${entitlement}.
-type VaultSpec struct {
+type Spec struct {
 	Path          string              // without the leading v1/; TokenPath hands out the lease's own token
 	Data          map[string]string   // what is written; nil: the path is read
 	Policies      []string            // of the lease's own token: what makes the credential, and nothing else
@@ -59,7 +59,7 @@ var leaseVariables = []string{"holder", "ttl", "lease", "request", "entitlement"
 
 // Check says what is wrong with the spec, by its key in the operator's file
 // and in a sentence.
-func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, args ...any)) {
+func (s *Spec) Check(e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	if !vaultPath.MatchString(s.Path) || strings.Contains(s.Path, "..") || strings.HasPrefix(s.Path, "v1/") {
 		bad("path", "give the path as Vault's API documentation does, without v1/: database/creds/orders-ro")
 	}
@@ -78,7 +78,7 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 		bad("wrap", `only time ends what is made there, and nobody sees for how long it is: write ttl: "${ttl}" in data`)
 	}
 	if e.MaxTTL < s.MinTTL() {
-		bad("path", "AWS makes no session for less than %s: the max_ttl can't be shorter", broker.Short(AWSMinTTL))
+		bad("path", "AWS makes no session for less than %s: the max_ttl can't be shorter", broker.Short(stsMinTTL))
 	}
 	if _, ok := secretTypes[s.Type]; s.Type != "" && !ok {
 		bad("type", "choose of %s, or leave it out", strings.Join(slices.Sorted(maps.Keys(secretTypes)), ", "))
@@ -86,7 +86,7 @@ func (s *VaultSpec) Check(e *broker.Entitlement, bad func(key, format string, ar
 	s.checkPolicies(e, bad)
 }
 
-func (s *VaultSpec) checkPolicies(e *broker.Entitlement, bad func(key, format string, args ...any)) {
+func (s *Spec) checkPolicies(e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	all := slices.Clone(s.Policies)
 	for _, scope := range e.Scopes {
 		if len(s.ScopePolicies[scope]) == 0 {
@@ -106,7 +106,7 @@ func (s *VaultSpec) checkPolicies(e *broker.Entitlement, bad func(key, format st
 
 // checkReferences wants what a template names to exist. Within a longer text,
 // a parameter must be there.
-func (s *VaultSpec) checkReferences(key, text string, e *broker.Entitlement, bad func(key, format string, args ...any)) {
+func (s *Spec) checkReferences(key, text string, e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	for _, m := range reference.FindAllStringSubmatch(text, -1) {
 		p, known := e.Parameters[m[1]]
 		switch {
@@ -124,7 +124,7 @@ func (s *VaultSpec) checkReferences(key, text string, e *broker.Entitlement, bad
 
 // checkUse wants every parameter to make a difference: policy and people decide
 // on it, so the credential must be bound by it.
-func (s *VaultSpec) checkUse(e *broker.Entitlement, bad func(key, format string, args ...any)) {
+func (s *Spec) checkUse(e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	all := s.Path + strings.Join(slices.Collect(maps.Values(s.Data)), "")
 	for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {
 		if !strings.Contains(all, "${"+name+"}") {
@@ -135,7 +135,7 @@ func (s *VaultSpec) checkUse(e *broker.Entitlement, bad func(key, format string,
 
 // Revocation is what ending such a credential can mean before it is known
 // what the Vault answers. It never promises too much.
-func (s *VaultSpec) Revocation() broker.Revocation {
+func (s *Spec) Revocation() broker.Revocation {
 	switch {
 	case s.Lasting:
 		return broker.RevokedNever
@@ -149,24 +149,24 @@ func (s *VaultSpec) Revocation() broker.Revocation {
 
 // endsByTime says whether, as far as the spec tells, only time ends what is made
 // there.
-func (s *VaultSpec) endsByTime() bool { return s.signs() || s.Timed || s.sessions() }
+func (s *Spec) endsByTime() bool { return s.signs() || s.Timed || s.sessions() }
 
 // static says whether the path is that of a static role (database, LDAP),
 // whose password lives until it is rotated.
-func (s *VaultSpec) static() bool {
+func (s *Spec) static() bool {
 	return strings.Contains(s.Path, "/static-creds/") || strings.Contains(s.Path, "/static-cred/")
 }
 
 // signs says whether the path gives certificates (PKI, SSH), which have a
 // lease only if their role says generate_lease.
-func (s *VaultSpec) signs() bool {
+func (s *Spec) signs() bool {
 	return slices.ContainsFunc(strings.Split(s.Path, "/")[1:], func(segment string) bool {
 		return segment == "issue" || segment == "sign"
 	})
 }
 
 // Digest is over all that the spec says.
-func (s *VaultSpec) Digest() audit.Digest {
+func (s *Spec) Digest() audit.Digest {
 	kind := "read"
 	if s.Data != nil {
 		kind = "write"
@@ -198,7 +198,7 @@ func mark(set bool) string {
 }
 
 // policies are those of the token of a lease, sorted.
-func (s *VaultSpec) policies(l *broker.Lease) []string {
+func (s *Spec) policies(l *broker.Lease) []string {
 	all := slices.Clone(s.Policies)
 	for _, scope := range l.Scopes {
 		all = append(all, s.ScopePolicies[scope]...)
@@ -208,7 +208,7 @@ func (s *VaultSpec) policies(l *broker.Lease) []string {
 }
 
 // call is what makes the credential, but for its token.
-func (s *VaultSpec) call(l *broker.Lease, left time.Duration) (vaultCall, error) {
+func (s *Spec) call(l *broker.Lease, left time.Duration) (vaultCall, error) {
 	if left < time.Second {
 		return vaultCall{}, &vaultFault{broker.ErrIssuerRefused, 0, "the Vault's clock is ahead by more than the lease's time"}
 	}
@@ -235,7 +235,7 @@ func (s *VaultSpec) call(l *broker.Lease, left time.Duration) (vaultCall, error)
 
 // path fills in the path. What a requester says is one segment of it, and
 // never more: neither "/" nor "..".
-func (s *VaultSpec) path(l *broker.Lease, left time.Duration) (string, error) {
+func (s *Spec) path(l *broker.Lease, left time.Duration) (string, error) {
 	var err error
 	filled := reference.ReplaceAllStringFunc(s.Path, func(ref string) string {
 		value, given := variable(ref[2:len(ref)-1], l, left)
@@ -249,7 +249,7 @@ func (s *VaultSpec) path(l *broker.Lease, left time.Duration) (string, error) {
 
 // data fills in what is written. A parameter that was not given, and that
 // would be all of a value, leaves it out.
-func (s *VaultSpec) data(l *broker.Lease, left time.Duration) map[string]any {
+func (s *Spec) data(l *broker.Lease, left time.Duration) map[string]any {
 	if s.Data == nil {
 		return nil
 	}
@@ -286,7 +286,7 @@ func variable(name string, l *broker.Lease, left time.Duration) (value string, g
 }
 
 // asksTime says whether the Vault is told how long what it makes may live.
-func (s *VaultSpec) asksTime() bool {
+func (s *Spec) asksTime() bool {
 	const ttl = "${ttl}"
 	for _, text := range s.Data {
 		if strings.Contains(text, ttl) {

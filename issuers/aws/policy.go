@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"fmt"
@@ -17,36 +17,36 @@ import (
 // Bounds of STS (AWS STS API Reference, AssumeRole and
 // AssumeRoleWithWebIdentity).
 const (
-	AWSMinTTL      = 15 * time.Minute // DurationSeconds is 900 at least
-	AWSMaxTTL      = 12 * time.Hour   // no role can be set to more
-	AWSChainMaxTTL = time.Hour        // whatever the role is set to, if a role assumes it
+	MinTTL      = 15 * time.Minute // DurationSeconds is 900 at least
+	MaxTTL      = 12 * time.Hour   // no role can be set to more
+	ChainMaxTTL = time.Hour        // whatever the role is set to, if a role assumes it
 
 	awsPolicyLength    = 2048 // characters of the session policy and of the managed policies' ARNs
 	awsManagedPolicies = 10
 )
 
-// An AWSRole is what an entitlement says of AWS, as the operator wrote it.
-type AWSRole struct {
+// An Role is what an entitlement says of AWS, as the operator wrote it.
+type Role struct {
 	RoleARN         string
 	FullRole        bool     // all that the role may: the session policy allows everything
 	ManagedPolicies []string // ARNs; they add to what every scope allows
 	ExternalID      string   // that the role's trust policy asks for
 	Chain           bool     // the broker's own credentials are those of a role
-	Revoke          AWSDeny  // what is denied when a session is revoked
-	Scopes          map[string]AWSScope
+	Revoke          Deny     // what is denied when a session is revoked
+	Scopes          map[string]Scope
 }
 
-// An AWSScope is what one scope allows. Resources may name required parameters
+// An Scope is what one scope allows. Resources may name required parameters
 // of the entitlement in the last part of their ARN, as ${name}.
-type AWSScope struct {
+type Scope struct {
 	Actions   []string
 	Resources []string
 }
 
-// An AWSSpec is what one entitlement was compiled to, broker.Entitlement.Spec.
+// An Spec is what one entitlement was compiled to, broker.Entitlement.Spec.
 // It is immutable.
-type AWSSpec struct {
-	role       AWSRole // without its scopes
+type Spec struct {
+	role       Role // without its scopes
 	endpoint   string
 	scopes     map[string]awsScope
 	parameters map[string]awsAllowance
@@ -71,8 +71,8 @@ var (
 // what is wrong with it by the key in the entitlement ("aws/role_arn",
 // "scopes/read/resources/0", "max_ttl") and in a sentence that says what to do;
 // the spec of a role that something is wrong with is good for nothing.
-func (c AWSConfig) Compile(r AWSRole, e *broker.Entitlement, bad func(key, format string, args ...any)) *AWSSpec {
-	s := &AWSSpec{role: r, endpoint: c.Endpoint, scopes: map[string]awsScope{}, parameters: map[string]awsAllowance{}}
+func (c Config) Compile(r Role, e *broker.Entitlement, bad func(key, format string, args ...any)) *Spec {
+	s := &Spec{role: r, endpoint: c.Endpoint, scopes: map[string]awsScope{}, parameters: map[string]awsAllowance{}}
 	s.role.Scopes = nil
 	s.role.ManagedPolicies = slices.Sorted(slices.Values(r.ManagedPolicies))
 	for name, p := range e.Parameters {
@@ -95,7 +95,7 @@ func (c AWSConfig) Compile(r AWSRole, e *broker.Entitlement, bad func(key, forma
 }
 
 // checkRole gives the role's partition.
-func (c AWSConfig) checkRole(r AWSRole, bad func(key, format string, args ...any)) string {
+func (c Config) checkRole(r Role, bad func(key, format string, args ...any)) string {
 	form, want := awsRoleARN, awsPartition(c.Region)
 	if c.Endpoint != "" {
 		form = awsForeignRole // MinIO has roles of its own: arn:minio:iam:::role/NAME
@@ -112,7 +112,7 @@ func (c AWSConfig) checkRole(r AWSRole, bad func(key, format string, args ...any
 }
 
 // checkWay wants what only a way of assuming the role knows to be used with it.
-func (c AWSConfig) checkWay(r AWSRole, bad func(key, format string, args ...any)) {
+func (c Config) checkWay(r Role, bad func(key, format string, args ...any)) {
 	if r.ExternalID != "" && (!awsExternalID.MatchString(r.ExternalID) || len(r.ExternalID) > 1224) {
 		bad("aws/external_id", "2 to 1224 letters, digits and any of _+=,.@:/-")
 	}
@@ -124,7 +124,7 @@ func (c AWSConfig) checkWay(r AWSRole, bad func(key, format string, args ...any)
 	}
 }
 
-func (c AWSConfig) checkManaged(r AWSRole, partition string, bad func(key, format string, args ...any)) {
+func (c Config) checkManaged(r Role, partition string, bad func(key, format string, args ...any)) {
 	if len(r.ManagedPolicies) > awsManagedPolicies {
 		bad("aws/managed_policies", "AWS takes %d at most", awsManagedPolicies)
 	}
@@ -144,19 +144,19 @@ func (c AWSConfig) checkManaged(r AWSRole, partition string, bad func(key, forma
 	}
 }
 
-func checkAWSTimes(r AWSRole, e *broker.Entitlement, bad func(key, format string, args ...any)) {
+func checkAWSTimes(r Role, e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	switch {
-	case e.MaxTTL < AWSMinTTL:
-		bad("max_ttl", "AWS makes no credential for less than %s", broker.Short(AWSMinTTL))
-	case e.MaxTTL > AWSMaxTTL:
-		bad("max_ttl", "AWS makes no credential for more than %s", broker.Short(AWSMaxTTL))
-	case r.Chain && e.MaxTTL > AWSChainMaxTTL:
-		bad("max_ttl", "at most %s with chain: AWS gives a role that assumes a role no more", broker.Short(AWSChainMaxTTL))
+	case e.MaxTTL < MinTTL:
+		bad("max_ttl", "AWS makes no credential for less than %s", broker.Short(MinTTL))
+	case e.MaxTTL > MaxTTL:
+		bad("max_ttl", "AWS makes no credential for more than %s", broker.Short(MaxTTL))
+	case r.Chain && e.MaxTTL > ChainMaxTTL:
+		bad("max_ttl", "at most %s with chain: AWS gives a role that assumes a role no more", broker.Short(ChainMaxTTL))
 	}
 }
 
 // checkFullRole wants it said aloud that a credential is the whole role.
-func checkFullRole(r AWSRole, bad func(key, format string, args ...any)) {
+func checkFullRole(r Role, bad func(key, format string, args ...any)) {
 	switch {
 	case !r.FullRole && len(r.Scopes) == 0:
 		bad("scopes", "say what can be asked for, such as read: {actions: [s3:GetObject], resources: [ARN]}; or say aws: {full_role: true}, which gives all that the role may")
@@ -175,7 +175,7 @@ type awsScopeCheck struct {
 	bad        func(key, format string, args ...any)
 }
 
-func (c awsScopeCheck) compile(s AWSScope) awsScope {
+func (c awsScopeCheck) compile(s Scope) awsScope {
 	if len(s.Actions) == 0 {
 		c.bad(c.key+"/actions", "name what it allows, such as [s3:GetObject]")
 	}
@@ -256,10 +256,10 @@ func awsPartition(region string) string {
 }
 
 // Scopes gives the names of the scopes, sorted.
-func (s *AWSSpec) Scopes() []string { return slices.Sorted(maps.Keys(s.scopes)) }
+func (s *Spec) Scopes() []string { return slices.Sorted(maps.Keys(s.scopes)) }
 
 // Digest is the digest of all of the spec, for broker.Entitlement.Effect.
-func (s *AWSSpec) Digest() audit.Digest {
+func (s *Spec) Digest() audit.Digest {
 	scopes := audit.NewObject()
 	for name, scope := range s.scopes {
 		scopes.Object(name, audit.NewObject().StringList("actions", scope.actions).StringList("resources", scope.resources))
@@ -279,7 +279,7 @@ func (s *AWSSpec) Digest() audit.Digest {
 // names. There always is one: that of the full role allows everything, so that
 // the role alone bounds the session. What the parameters or the length don't
 // allow is refused.
-func (s *AWSSpec) SessionPolicy(scopes []string, parameters map[string]string) (string, error) {
+func (s *Spec) SessionPolicy(scopes []string, parameters map[string]string) (string, error) {
 	if s.role.FullRole && len(scopes) == 0 {
 		return awsEverything, nil
 	}
@@ -331,13 +331,13 @@ func awsPolicy(statements [][]byte) string {
 }
 
 // length is what AWS counts of a session policy.
-func (s *AWSSpec) length(policy string) int {
+func (s *Spec) length(policy string) int {
 	return utf8.RuneCountInString(policy) + len(strings.Join(s.role.ManagedPolicies, ""))
 }
 
 // longest is the length of the session policy of all scopes, with parameters
 // as long as they can be.
-func (s *AWSSpec) longest(parameters map[string]broker.Parameter) int {
+func (s *Spec) longest(parameters map[string]broker.Parameter) int {
 	if s.role.FullRole {
 		return s.length(awsEverything)
 	}

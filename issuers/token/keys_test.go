@@ -1,14 +1,14 @@
-package issuers
+package token
 
 import (
 	"bytes"
-	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/issuertest"
 	"accessbroker.internal/store"
 )
 
@@ -26,14 +26,14 @@ func TestPlan(t *testing.T) {
 		signs  time.Time
 		retire int
 	}{
-		{"none: one at once", nil, noon, true, noon, 0},
-		{"young", []*broker.SigningKey{key(noon, time.Time{})}, noon.Add(22 * time.Hour), false, time.Time{}, 0},
-		{"time to publish", []*broker.SigningKey{key(noon, time.Time{})}, noon.Add(23 * time.Hour), true, noon.Add(day), 0},
-		{"published, not signing", []*broker.SigningKey{key(noon, noon.Add(2*day)), key(noon.Add(day), time.Time{})}, noon.Add(23 * time.Hour), false, time.Time{}, 0},
-		{"late: verifiers still get their hour", []*broker.SigningKey{key(noon, time.Time{})}, noon.Add(9 * day), true, noon.Add(9*day + time.Hour), 0},
-		{"the old one's tokens are dead", []*broker.SigningKey{key(noon, noon.Add(2*day)), key(noon.Add(day), time.Time{})}, noon.Add(2*day - time.Hour - 1), false, time.Time{}, 0},
-		{"on the instant", []*broker.SigningKey{key(noon, noon.Add(day)), key(noon.Add(23*time.Hour), time.Time{})}, noon.Add(day), false, time.Time{}, 1},
-		{"another algorithm", []*broker.SigningKey{{Algorithm: "RS256", Signs: noon}}, noon.Add(time.Minute), true, noon.Add(time.Hour + time.Minute), 0},
+		{"none: one at once", nil, issuertest.Noon, true, issuertest.Noon, 0},
+		{"young", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(22 * time.Hour), false, time.Time{}, 0},
+		{"time to publish", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(23 * time.Hour), true, issuertest.Noon.Add(day), 0},
+		{"published, not signing", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(2*day)), key(issuertest.Noon.Add(day), time.Time{})}, issuertest.Noon.Add(23 * time.Hour), false, time.Time{}, 0},
+		{"late: verifiers still get their hour", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(9 * day), true, issuertest.Noon.Add(9*day + time.Hour), 0},
+		{"the old one's tokens are dead", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(2*day)), key(issuertest.Noon.Add(day), time.Time{})}, issuertest.Noon.Add(2*day - time.Hour - 1), false, time.Time{}, 0},
+		{"on the instant", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(day)), key(issuertest.Noon.Add(23*time.Hour), time.Time{})}, issuertest.Noon.Add(day), false, time.Time{}, 1},
+		{"another algorithm", []*broker.SigningKey{{Algorithm: "RS256", Signs: issuertest.Noon}}, issuertest.Noon.Add(time.Minute), true, issuertest.Noon.Add(time.Hour + time.Minute), 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := plan(c.keys, cfg, c.now)
@@ -45,13 +45,13 @@ func TestPlan(t *testing.T) {
 }
 
 func TestRotationMustOutliveTokens(t *testing.T) {
-	cfg := testConfig(t, testStore(t), "ES256")
+	cfg := testConfig(t, issuertest.Store(t), "ES256")
 	cfg.LongestTTL = cfg.RotateEvery + 1
-	if _, err := OpenKeys(t.Context(), cfg, noon); err == nil || !strings.Contains(err.Error(), "must outlive") {
+	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err == nil || !strings.Contains(err.Error(), "must outlive") {
 		t.Errorf("a rotation shorter than the longest ttl: %v", err)
 	}
-	cfg = testConfig(t, testStore(t), "HS256")
-	if _, err := OpenKeys(t.Context(), cfg, noon); err == nil {
+	cfg = testConfig(t, issuertest.Store(t), "HS256")
+	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err == nil {
 		t.Error("tokens are signed by a shared secret")
 	}
 }
@@ -59,9 +59,9 @@ func TestRotationMustOutliveTokens(t *testing.T) {
 // Over a week, every token verifies by the JWKS from before it was minted until
 // it is dead, through rotations, restarts and a long pause.
 func TestTokensVerifyAllTheirLife(t *testing.T) {
-	s := testStore(t)
+	s := issuertest.Store(t)
 	cfg := testConfig(t, s, "ES256")
-	keys := openKeys(t, cfg, noon)
+	keys := openKeys(t, cfg, issuertest.Noon)
 	type living struct {
 		token string
 		until time.Time
@@ -69,7 +69,7 @@ func TestTokensVerifyAllTheirLife(t *testing.T) {
 	var alive []living
 	var jwksBefore []byte // what a verifier fetched up to an hour ago
 	for hour := range 7 * 24 {
-		now := noon.Add(time.Duration(hour) * time.Hour)
+		now := issuertest.Noon.Add(time.Duration(hour) * time.Hour)
 		if hour%50 < 40 { // the loop stands still for ten hours now and then
 			if err := keys.Step(t.Context(), now); err != nil {
 				t.Fatal(err)
@@ -78,9 +78,9 @@ func TestTokensVerifyAllTheirLife(t *testing.T) {
 		if hour%30 == 29 {
 			keys = openKeys(t, cfg, now)
 		}
-		l := testLease(now)
+		l := issuertest.Lease(now)
 		l.Expires = now.Add(cfg.LongestTTL)
-		token := mint(t, NewToken(testIssuer, testAudience, keys), l)
+		token := mint(t, New(testIssuer, testAudience, keys), l)
 		if jwksBefore != nil {
 			verify(t, jwksBefore, token)
 		}
@@ -128,28 +128,28 @@ func checkRotated(t *testing.T, s *store.Store, keys *Keys) {
 }
 
 func TestTwoReplicasMakeOneKey(t *testing.T) {
-	cfg := testConfig(t, testStore(t), "ES256")
-	a, b := openKeys(t, cfg, noon), openKeys(t, cfg, noon)
+	cfg := testConfig(t, issuertest.Store(t), "ES256")
+	a, b := openKeys(t, cfg, issuertest.Noon), openKeys(t, cfg, issuertest.Noon)
 	for _, keys := range []*Keys{a, b} {
-		if err := keys.Step(t.Context(), noon.Add(23*time.Hour)); err != nil {
+		if err := keys.Step(t.Context(), issuertest.Noon.Add(23*time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, want := string(b.JWKS(noon)), string(a.JWKS(noon)); got != want && len(a.List()) == len(b.List()) || len(b.List()) != 2 {
+	if got, want := string(b.JWKS(issuertest.Noon)), string(a.JWKS(issuertest.Noon)); got != want && len(a.List()) == len(b.List()) || len(b.List()) != 2 {
 		t.Errorf("two replicas publish %s and %s", want, got)
 	}
 }
 
 func TestKeysAreSealed(t *testing.T) {
-	s := testStore(t)
+	s := issuertest.Store(t)
 	cfg := testConfig(t, s, "ES256")
-	openKeys(t, cfg, noon)
-	cfg.Sealer = testSealer(t, 2)
-	if _, err := OpenKeys(t.Context(), cfg, noon); err == nil || !strings.Contains(err.Error(), "not among seal_keys") {
+	openKeys(t, cfg, issuertest.Noon)
+	cfg.Sealer = issuertest.Sealer(t, 2)
+	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err == nil || !strings.Contains(err.Error(), "not among seal_keys") {
 		t.Errorf("opened by another key: %v", err)
 	}
-	cfg.Sealer = testSealer(t, 2, 1)
-	keys := openKeys(t, cfg, noon)
+	cfg.Sealer = issuertest.Sealer(t, 2, 1)
+	keys := openKeys(t, cfg, issuertest.Noon)
 	before, _ := s.SigningKeys(t.Context(), "token")
 	if n, err := keys.Reseal(t.Context()); err != nil || n != 1 {
 		t.Fatalf("Reseal = %d, %v", n, err)
@@ -161,49 +161,13 @@ func TestKeysAreSealed(t *testing.T) {
 	if bytes.Equal(before[0].Sealed, after[0].Sealed) {
 		t.Error("the envelope is the same")
 	}
-	cfg.Sealer = testSealer(t, 2)
-	if _, err := OpenKeys(t.Context(), cfg, noon); err != nil {
+	cfg.Sealer = issuertest.Sealer(t, 2)
+	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err != nil {
 		t.Errorf("without the old key: %v", err)
 	}
 }
 
-// conforms holds an issuer to broker.Issuer's contract; every issuer is
-// tested by it.
-func conforms(t *testing.T, issuer broker.Issuer, l broker.Lease, e *broker.Entitlement) {
-	t.Helper()
-	prepared, err := issuer.Prepare(t.Context(), broker.Order{Lease: l, Entitlement: e})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Handle = prepared.Handle
-	for name, value := range prepared.Key.Reveal() {
-		if bytes.Contains(l.Handle, []byte(value)) {
-			t.Errorf("the handle holds the key's %s", name)
-		}
-	}
-	c, handle, err := issuer.Issue(t.Context(), broker.Order{Lease: l, Entitlement: e, Key: prepared.Key})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if handle != nil {
-		l.Handle = handle
-	}
-	if c.Expires.After(l.Expires) || c.Expires.IsZero() || c.Type == "" || c.Hash.IsZero() {
-		t.Errorf("issued %+v for a lease until %s", c, l.Expires)
-	}
-	for name, value := range c.Secret.Reveal() {
-		if len(value) > 8 && bytes.Contains(l.Handle, []byte(value)) {
-			t.Errorf("the handle holds the secret's %s", name)
-		}
-	}
-	for range 2 {
-		if err := issuer.Revoke(t.Context(), l); err != nil && !errors.Is(err, broker.ErrNotRevocable) && !errors.Is(err, broker.ErrQueued) {
-			t.Errorf("ending it: %v", err)
-		}
-	}
-}
-
 func TestTokenConforms(t *testing.T) {
-	keys := openKeys(t, testConfig(t, testStore(t), "ES256"), noon)
-	conforms(t, NewToken(testIssuer, testAudience, keys), testLease(noon), nil)
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
+	issuertest.Conform(t, New(testIssuer, testAudience, keys), issuertest.Lease(issuertest.Noon), nil)
 }

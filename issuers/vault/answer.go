@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"encoding/json"
@@ -31,7 +31,7 @@ func seal(kind string, fields map[string]string, expires time.Time, truth broker
 // credential makes a credential of an answer, and tells the handle how it
 // ends. What doesn't end is refused, unless the entitlement says so, and so is
 // what ends later than approvers were shown.
-func (s *VaultSpec) credential(a *vaultAnswer, l *broker.Lease, sent vaultCall, h *vaultHandle) (broker.Credential, error) {
+func (s *Spec) credential(a *vaultAnswer, l *broker.Lease, sent vaultCall, h *vaultHandle) (broker.Credential, error) {
 	if s.Wrap {
 		return wrapped(a, l, h)
 	}
@@ -45,7 +45,7 @@ func (s *VaultSpec) credential(a *vaultAnswer, l *broker.Lease, sent vaultCall, 
 // promises orders what ending a credential can mean, the best first.
 var promises = map[broker.Revocation]int{broker.RevokedImmediate: 0, broker.RevokedAtExpiry: 1, broker.RevokedAtRotation: 2, broker.RevokedNever: 3}
 
-func (s *VaultSpec) unwrapped(a *vaultAnswer, l *broker.Lease, sent vaultCall, h *vaultHandle) (broker.Credential, error) {
+func (s *Spec) unwrapped(a *vaultAnswer, l *broker.Lease, sent vaultCall, h *vaultHandle) (broker.Credential, error) {
 	kind, fields, err := s.fields(a)
 	if err != nil {
 		return broker.Credential{}, err
@@ -106,7 +106,7 @@ func earlier(lease, other time.Time, known bool) time.Time {
 }
 
 // fields finds out what an answer is, and gives its fields as text.
-func (s *VaultSpec) fields(a *vaultAnswer) (kind string, fields map[string]string, err error) {
+func (s *Spec) fields(a *vaultAnswer) (kind string, fields map[string]string, err error) {
 	if a.Auth != nil {
 		return "", nil, fmt.Errorf("%w: the path makes tokens: use %s with the policies that they should have", broker.ErrIssuerRefused, TokenPath)
 	}

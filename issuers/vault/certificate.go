@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"crypto/x509"

@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"fmt"
@@ -24,7 +24,7 @@ import (
 //
 // Each says itself how long it lives. Its lease does not: a Vault makes that no
 // longer than the max_lease_ttl of the mount.
-func (s *VaultSpec) timed(a *vaultAnswer, kind string) (until time.Time, timed bool, err error) {
+func (s *Spec) timed(a *vaultAnswer, kind string) (until time.Time, timed bool, err error) {
 	leased := a.LeaseID != "" && a.LeaseDuration > 0
 	says := func(name string) bool { return text(a.Data[name]) != "" }
 	switch {
@@ -82,26 +82,39 @@ func timedCredential(kind string, fields map[string]string, l *broker.Lease, sen
 
 // sessions says whether the path gives sessions of AWS STS, whichever of its
 // ways the role of the Vault goes.
-func (s *VaultSpec) sessions() bool { return strings.Contains(s.Path, "/sts/") }
+func (s *Spec) sessions() bool { return strings.Contains(s.Path, "/sts/") }
 
-// MinTTL is the shortest that what is made there can be; zero: any time.
-func (s *VaultSpec) MinTTL() time.Duration {
+// MinTTL returns the shortest TTL of what the path makes; zero means no bound.
+func (s *Spec) MinTTL() time.Duration {
 	if s.sessions() {
-		return AWSMinTTL
+		return stsMinTTL
 	}
 	return 0
 }
 
-// sessionTime is for how long to ask for a session of a lease of which left is
-// left, and by how much that session may outlive it, as AWS's do.
-func sessionTime(left time.Duration) (ask, late time.Duration, err error) {
-	if left < AWSMinTTL-broker.IssueDeadline {
-		return 0, 0, errTooShortForAWS
+// Bounds of AWS STS (AWS STS API Reference, AssumeRole), and how long a call may
+// take to reach it.
+const (
+	stsMinTTL   = 15 * time.Minute
+	stsMaxTTL   = 12 * time.Hour
+	stsCallTime = 10 * time.Second
+)
+
+var errShortSession = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no credential for less than %s: ask for a longer ttl", broker.Short(stsMinTTL))}
+
+// sessionTime returns the TTL to request for a session whose lease ends in left,
+// and by how much the session may outlive the lease. STS counts from when the
+// call arrives, which a slow call delays. Only the shortest session can outlive
+// its lease: STS makes no shorter one.
+func sessionTime(left time.Duration) (ttl, late time.Duration, err error) {
+	if left < stsMinTTL-broker.IssueDeadline {
+		return 0, 0, errShortSession
 	}
-	if ask = time.Duration(awsSeconds(left, awsCallTime)) * time.Second; ask == AWSMinTTL {
+	ttl = min(max(left-stsCallTime, stsMinTTL), stsMaxTTL).Truncate(time.Second)
+	if ttl == stsMinTTL {
 		late = broker.IssueDeadline
 	}
-	return ask, late, nil
+	return ttl, late, nil
 }
 
 // sshCertificate holds an SSH certificate to its lease, and to the names that

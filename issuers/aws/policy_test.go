@@ -1,4 +1,4 @@
-package issuers
+package aws
 
 import (
 	"encoding/json"
@@ -25,19 +25,19 @@ func testPattern(pattern string) broker.Parameter {
 }
 
 // reportsRole is the entitlement of DESIGN's example.
-func reportsRole() (AWSRole, *broker.Entitlement) {
-	return AWSRole{RoleARN: testRole, Scopes: map[string]AWSScope{
+func reportsRole() (Role, *broker.Entitlement) {
+	return Role{RoleARN: testRole, Scopes: map[string]Scope{
 			"read":  {Actions: []string{"s3:GetObject"}, Resources: []string{"arn:aws:s3:::reports/${prefix}/*"}},
 			"write": {Actions: []string{"s3:PutObject", "s3:AbortMultipartUpload"}, Resources: []string{"arn:aws:s3:::reports/${prefix}/*"}},
 			"list":  {Actions: []string{"s3:ListBucket"}, Resources: []string{"arn:aws:s3:::reports"}},
 		}}, &broker.Entitlement{
-			Name: "reports", Issuer: "aws", MaxTTL: time.Hour, MinTTL: AWSMinTTL, Revocation: broker.RevokedAtExpiry,
+			Name: "reports", Issuer: "aws", MaxTTL: time.Hour, MinTTL: MinTTL, Revocation: broker.RevokedAtExpiry,
 			Parameters: map[string]broker.Parameter{"prefix": testPattern("[a-z0-9-]{1,40}")},
 		}
 }
 
 // faults compiles and gives what is wrong, as "key: sentence".
-func faults(c AWSConfig, r AWSRole, e *broker.Entitlement) (*AWSSpec, []string) {
+func faults(c Config, r Role, e *broker.Entitlement) (*Spec, []string) {
 	var list []string
 	s := c.Compile(r, e, func(key, format string, args ...any) {
 		list = append(list, key+": "+fmt.Sprintf(format, args...))
@@ -45,7 +45,7 @@ func faults(c AWSConfig, r AWSRole, e *broker.Entitlement) (*AWSSpec, []string) 
 	return s, list
 }
 
-func compileAWS(t testing.TB, c AWSConfig, r AWSRole, e *broker.Entitlement) *AWSSpec {
+func compileAWS(t testing.TB, c Config, r Role, e *broker.Entitlement) *Spec {
 	t.Helper()
 	s, list := faults(c, r, e)
 	if len(list) > 0 {
@@ -54,20 +54,20 @@ func compileAWS(t testing.TB, c AWSConfig, r AWSRole, e *broker.Entitlement) *AW
 	return s
 }
 
-var testRegion = AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{Issuer: testIssuer}}
+var testRegion = Config{Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer}}
 
 // TestGoldenSessionPolicies: a session policy is a promise to approvers, so a
 // change of its bytes has to be looked at. Write them with -update-aws.
 func TestGoldenSessionPolicies(t *testing.T) {
 	reports, e := reportsRole()
 	wild := broker.Entitlement{Name: "wild", MaxTTL: time.Hour, Parameters: map[string]broker.Parameter{"glob": testPattern(`[a-z*?]+`), "group": testPattern(`[a-z/:]{1,60}`)}}
-	logs := AWSRole{RoleARN: "arn:aws:iam::123456789012:role/teams/logs", ManagedPolicies: []string{"arn:aws:iam::aws:policy/ReadOnlyAccess"}, Scopes: map[string]AWSScope{
+	logs := Role{RoleARN: "arn:aws:iam::123456789012:role/teams/logs", ManagedPolicies: []string{"arn:aws:iam::aws:policy/ReadOnlyAccess"}, Scopes: map[string]Scope{
 		"search": {Actions: []string{"logs:StartQuery", "logs:Get*"}, Resources: []string{"arn:aws:logs:eu-west-1:123456789012:log-group:${group}:*", "arn:aws:logs:eu-west-1:123456789012:log-group:/a/${glob}"}},
 		"find":   {Actions: []string{"logs:DescribeLogGroups"}, Resources: []string{"*"}},
 	}}
 	for _, c := range []struct {
 		name   string
-		role   AWSRole
+		role   Role
 		e      *broker.Entitlement
 		scopes []string
 		values map[string]string
@@ -75,7 +75,7 @@ func TestGoldenSessionPolicies(t *testing.T) {
 		{"read", reports, e, []string{"read"}, map[string]string{"prefix": "acme-2026"}},
 		{"read-write", reports, e, []string{"write", "read"}, map[string]string{"prefix": "acme-2026"}},
 		{"all", reports, e, []string{"list", "read", "write"}, map[string]string{"prefix": "acme-2026"}},
-		{"full-role", AWSRole{RoleARN: testRole, FullRole: true}, e, nil, nil},
+		{"full-role", Role{RoleARN: testRole, FullRole: true}, e, nil, nil},
 		{"allowed-wildcards", logs, &wild, []string{"search", "find"}, map[string]string{"glob": "web*", "group": "a:b/c"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestGoldenSessionPolicies(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			file := filepath.Join("testdata", "aws", c.name+".json")
+			file := filepath.Join("testdata", c.name+".json")
 			if *updateAWS {
 				if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {
 					t.Fatal(err)
@@ -103,49 +103,49 @@ func TestGoldenSessionPolicies(t *testing.T) {
 }
 
 func TestWhatDoesNotCompile(t *testing.T) {
-	role, atPartition := AWSConfig{Region: "eu-west-1", AssumeRole: &AWSAssumeRole{}}, AWSConfig{Region: "cn-north-1", AssumeRole: &AWSAssumeRole{}}
-	one := func(actions, resources string) func(*AWSRole, *broker.Entitlement) {
-		return func(r *AWSRole, _ *broker.Entitlement) {
-			r.Scopes = map[string]AWSScope{"s": {strings.Fields(actions), strings.Fields(resources)}}
+	role, atPartition := Config{Region: "eu-west-1", AssumeRole: &AssumeRole{}}, Config{Region: "cn-north-1", AssumeRole: &AssumeRole{}}
+	one := func(actions, resources string) func(*Role, *broker.Entitlement) {
+		return func(r *Role, _ *broker.Entitlement) {
+			r.Scopes = map[string]Scope{"s": {strings.Fields(actions), strings.Fields(resources)}}
 		}
 	}
 	for name, c := range map[string]struct {
-		cfg    AWSConfig
-		change func(*AWSRole, *broker.Entitlement)
+		cfg    Config
+		change func(*Role, *broker.Entitlement)
 		want   string // key and part of the sentence; empty: nothing is wrong
 	}{
-		"as it is":              {testRegion, func(*AWSRole, *broker.Entitlement) {}, ""},
-		"no role":               {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "" }, "aws/role_arn: give the ARN of a role, such as arn:aws:iam"},
-		"a user":                {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::123456789012:user/ana" }, "aws/role_arn: "},
-		"a session":             {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws:sts::123456789012:assumed-role/a/b" }, "aws/role_arn: "},
-		"short account":         {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::12345:role/a" }, "aws/role_arn: "},
-		"another partition":     {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "aws/role_arn: the issuer's region, eu-west-1, is in the partition aws"},
-		"China":                 {atPartition, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "scopes/list/resources/0: it is in the partition aws, and the role in aws-cn"},
-		"MinIO's role at AWS":   {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, "aws/role_arn: "},
-		"MinIO's role at MinIO": {AWSConfig{Region: "us-east-1", Endpoint: "https://minio.test", WebIdentity: &AWSWebIdentity{}}, func(r *AWSRole, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, ""},
-		"nothing":               {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Scopes = nil }, "scopes: say what can be asked for"},
-		"full role":             {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Scopes, r.FullRole = nil, true }, ""},
-		"full role and scopes":  {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.FullRole = true }, "aws/full_role: "},
-		"full role and managed": {testRegion, func(r *AWSRole, _ *broker.Entitlement) {
+		"as it is":              {testRegion, func(*Role, *broker.Entitlement) {}, ""},
+		"no role":               {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "" }, "aws/role_arn: give the ARN of a role, such as arn:aws:iam"},
+		"a user":                {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::123456789012:user/ana" }, "aws/role_arn: "},
+		"a session":             {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:sts::123456789012:assumed-role/a/b" }, "aws/role_arn: "},
+		"short account":         {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::12345:role/a" }, "aws/role_arn: "},
+		"another partition":     {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "aws/role_arn: the issuer's region, eu-west-1, is in the partition aws"},
+		"China":                 {atPartition, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "scopes/list/resources/0: it is in the partition aws, and the role in aws-cn"},
+		"MinIO's role at AWS":   {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, "aws/role_arn: "},
+		"MinIO's role at MinIO": {Config{Region: "us-east-1", Endpoint: "https://minio.test", WebIdentity: &WebIdentity{}}, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, ""},
+		"nothing":               {testRegion, func(r *Role, _ *broker.Entitlement) { r.Scopes = nil }, "scopes: say what can be asked for"},
+		"full role":             {testRegion, func(r *Role, _ *broker.Entitlement) { r.Scopes, r.FullRole = nil, true }, ""},
+		"full role and scopes":  {testRegion, func(r *Role, _ *broker.Entitlement) { r.FullRole = true }, "aws/full_role: "},
+		"full role and managed": {testRegion, func(r *Role, _ *broker.Entitlement) {
 			r.Scopes, r.FullRole, r.ManagedPolicies = nil, true, []string{"arn:aws:iam::aws:policy/X"}
 		}, "aws/full_role: "},
-		"external id":            {role, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "acme:1/x" }, ""},
-		"bad external id":        {role, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "a b" }, "aws/external_id: "},
-		"external id, assertion": {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.ExternalID = "acme" }, "aws/external_id: only assume_role"},
-		"chain, assertion":       {testRegion, func(r *AWSRole, _ *broker.Entitlement) { r.Chain = true }, "aws/chain: "},
-		"chain":                  {role, func(r *AWSRole, _ *broker.Entitlement) { r.Chain = true }, ""},
-		"chain, too long":        {role, func(r *AWSRole, e *broker.Entitlement) { r.Chain, e.MaxTTL = true, time.Hour+time.Second }, "max_ttl: at most 1h with chain"},
-		"too long":               {role, func(_ *AWSRole, e *broker.Entitlement) { e.MaxTTL = 13 * time.Hour }, "max_ttl: AWS makes no credential for more than 12h"},
-		"too short":              {role, func(_ *AWSRole, e *broker.Entitlement) { e.MaxTTL = 14 * time.Minute }, "max_ttl: AWS makes no credential for less than 15m"},
-		"managed of another": {role, func(r *AWSRole, _ *broker.Entitlement) {
+		"external id":            {role, func(r *Role, _ *broker.Entitlement) { r.ExternalID = "acme:1/x" }, ""},
+		"bad external id":        {role, func(r *Role, _ *broker.Entitlement) { r.ExternalID = "a b" }, "aws/external_id: "},
+		"external id, assertion": {testRegion, func(r *Role, _ *broker.Entitlement) { r.ExternalID = "acme" }, "aws/external_id: only assume_role"},
+		"chain, assertion":       {testRegion, func(r *Role, _ *broker.Entitlement) { r.Chain = true }, "aws/chain: "},
+		"chain":                  {role, func(r *Role, _ *broker.Entitlement) { r.Chain = true }, ""},
+		"chain, too long":        {role, func(r *Role, e *broker.Entitlement) { r.Chain, e.MaxTTL = true, time.Hour+time.Second }, "max_ttl: at most 1h with chain"},
+		"too long":               {role, func(_ *Role, e *broker.Entitlement) { e.MaxTTL = 13 * time.Hour }, "max_ttl: AWS makes no credential for more than 12h"},
+		"too short":              {role, func(_ *Role, e *broker.Entitlement) { e.MaxTTL = 14 * time.Minute }, "max_ttl: AWS makes no credential for less than 15m"},
+		"managed of another": {role, func(r *Role, _ *broker.Entitlement) {
 			r.ManagedPolicies = []string{"arn:aws:iam::210987654321:policy/x"}
 		}, "aws/managed_policies/0: AWS wants it to be in the role's own account"},
-		"managed, partition": {role, func(r *AWSRole, _ *broker.Entitlement) { r.ManagedPolicies = []string{"arn:aws-cn:iam::aws:policy/x"} }, "aws/managed_policies/0: the role is in the partition aws"},
-		"managed twice": {role, func(r *AWSRole, _ *broker.Entitlement) {
+		"managed, partition": {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = []string{"arn:aws-cn:iam::aws:policy/x"} }, "aws/managed_policies/0: the role is in the partition aws"},
+		"managed twice": {role, func(r *Role, _ *broker.Entitlement) {
 			r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/x", "arn:aws:iam::aws:policy/x"}
 		}, "aws/managed_policies/1: it is listed twice"},
-		"managed, not an ARN":       {role, func(r *AWSRole, _ *broker.Entitlement) { r.ManagedPolicies = []string{"ReadOnlyAccess"} }, "aws/managed_policies/0: give the ARN"},
-		"too many managed":          {role, func(r *AWSRole, _ *broker.Entitlement) { r.ManagedPolicies = make([]string, 11) }, "aws/managed_policies: AWS takes 10 at most"},
+		"managed, not an ARN":       {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = []string{"ReadOnlyAccess"} }, "aws/managed_policies/0: give the ARN"},
+		"too many managed":          {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = make([]string, 11) }, "aws/managed_policies: AWS takes 10 at most"},
 		"all actions":               {role, one("*", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
 		"all services":              {role, one("*:Get", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
 		"no action":                 {role, one("", "arn:aws:s3:::a/b"), "scopes/s/actions: "},
@@ -163,19 +163,19 @@ func TestWhatDoesNotCompile(t *testing.T) {
 		"open reference":            {role, one("s3:Get", "arn:aws:s3:::a/${prefix"), "scopes/s/resources/0: a parameter is written ${name}"},
 		"quote":                     {role, one("s3:Get", `arn:aws:s3:::a"b`), "scopes/s/resources/0: it holds characters"},
 		"beyond Latin":              {role, one("s3:Get", "arn:aws:s3:::a/Ω"), "scopes/s/resources/0: it holds characters"},
-		"optional parameter": {role, func(_ *AWSRole, e *broker.Entitlement) {
+		"optional parameter": {role, func(_ *Role, e *broker.Entitlement) {
 			e.Parameters["prefix"] = broker.Parameter{Pattern: regexp.MustCompile("^a$")}
 		}, "parameters/prefix: scopes.read.resources names it: make it required"},
-		"maybe empty parameter": {role, func(_ *AWSRole, e *broker.Entitlement) { e.Parameters["prefix"] = testPattern("[a-z]*") }, "parameters/prefix: scopes.read.resources names it: its pattern must not match"},
-		"too large": {role, func(r *AWSRole, e *broker.Entitlement) {
+		"maybe empty parameter": {role, func(_ *Role, e *broker.Entitlement) { e.Parameters["prefix"] = testPattern("[a-z]*") }, "parameters/prefix: scopes.read.resources names it: its pattern must not match"},
+		"too large": {role, func(r *Role, e *broker.Entitlement) {
 			e.Parameters["prefix"] = testPattern("[a-z]+")
-			r.Scopes["read"] = AWSScope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}/${prefix}/*", "arn:aws:s3:::b/${prefix}/${prefix}/*", "arn:aws:s3:::c/${prefix}/${prefix}/*", "arn:aws:s3:::d/${prefix}/${prefix}/*"}}
+			r.Scopes["read"] = Scope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}/${prefix}/*", "arn:aws:s3:::b/${prefix}/${prefix}/*", "arn:aws:s3:::c/${prefix}/${prefix}/*", "arn:aws:s3:::d/${prefix}/${prefix}/*"}}
 		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
-		"another account's revoker": {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{}, Revoker: "arn:aws:iam::210987654321:role/revoker"},
-			func(r *AWSRole, _ *broker.Entitlement) { r.Revoke = AWSDenySession }, "aws/revoke_sessions: the issuer's revoker_role_arn is in the account 210987654321"},
-		"its account's revoker": {AWSConfig{Region: "eu-west-1", WebIdentity: &AWSWebIdentity{}, Revoker: "arn:aws:iam::123456789012:role/revoker"},
-			func(r *AWSRole, _ *broker.Entitlement) { r.Revoke = AWSDenySession }, ""},
-		"too large, managed": {role, func(r *AWSRole, _ *broker.Entitlement) {
+		"another account's revoker": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{}, Revoker: "arn:aws:iam::210987654321:role/revoker"},
+			func(r *Role, _ *broker.Entitlement) { r.Revoke = DenySession }, "aws/revoke_sessions: the issuer's revoker_role_arn is in the account 210987654321"},
+		"its account's revoker": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{}, Revoker: "arn:aws:iam::123456789012:role/revoker"},
+			func(r *Role, _ *broker.Entitlement) { r.Revoke = DenySession }, ""},
+		"too large, managed": {role, func(r *Role, _ *broker.Entitlement) {
 			for i := range awsManagedPolicies {
 				r.ManagedPolicies = append(r.ManagedPolicies, fmt.Sprintf("arn:aws:iam::aws:policy/%s/%s%d", strings.Repeat("p", 60), strings.Repeat("n", 100), i))
 			}
@@ -194,19 +194,19 @@ func TestWhatDoesNotCompile(t *testing.T) {
 }
 
 func TestAWSDigest(t *testing.T) {
-	role := AWSConfig{Region: "eu-west-1", AssumeRole: &AWSAssumeRole{}}
+	role := Config{Region: "eu-west-1", AssumeRole: &AssumeRole{}}
 	seen := map[string]string{}
-	for name, change := range map[string]func(*AWSConfig, *AWSRole){
-		"as it is": func(*AWSConfig, *AWSRole) {},
-		"role":     func(_ *AWSConfig, r *AWSRole) { r.RoleARN += "x" },
-		"managed":  func(_ *AWSConfig, r *AWSRole) { r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/X"} },
-		"external": func(_ *AWSConfig, r *AWSRole) { r.ExternalID = "acme" },
-		"chain":    func(_ *AWSConfig, r *AWSRole) { r.Chain = true },
-		"full":     func(_ *AWSConfig, r *AWSRole) { r.FullRole, r.Scopes = true, nil },
-		"scope":    func(_ *AWSConfig, r *AWSRole) { delete(r.Scopes, "list") },
-		"action":   func(_ *AWSConfig, r *AWSRole) { r.Scopes["list"].Actions[0] = "s3:GetBucketLocation" },
-		"resource": func(_ *AWSConfig, r *AWSRole) { r.Scopes["list"].Resources[0] = "arn:aws:s3:::reports2" },
-		"endpoint": func(c *AWSConfig, _ *AWSRole) { c.Endpoint = "https://minio.test" },
+	for name, change := range map[string]func(*Config, *Role){
+		"as it is": func(*Config, *Role) {},
+		"role":     func(_ *Config, r *Role) { r.RoleARN += "x" },
+		"managed":  func(_ *Config, r *Role) { r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/X"} },
+		"external": func(_ *Config, r *Role) { r.ExternalID = "acme" },
+		"chain":    func(_ *Config, r *Role) { r.Chain = true },
+		"full":     func(_ *Config, r *Role) { r.FullRole, r.Scopes = true, nil },
+		"scope":    func(_ *Config, r *Role) { delete(r.Scopes, "list") },
+		"action":   func(_ *Config, r *Role) { r.Scopes["list"].Actions[0] = "s3:GetBucketLocation" },
+		"resource": func(_ *Config, r *Role) { r.Scopes["list"].Resources[0] = "arn:aws:s3:::reports2" },
+		"endpoint": func(c *Config, _ *Role) { c.Endpoint = "https://minio.test" },
 	} {
 		r, e := reportsRole()
 		cfg := role
@@ -298,7 +298,7 @@ func TestSubstitution(t *testing.T) {
 		}
 	}
 	// Two values may not meet to what neither may be.
-	r.Scopes = map[string]AWSScope{"s": {[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}${next}"}}}
+	r.Scopes = map[string]Scope{"s": {[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}${next}"}}}
 	e.Parameters["next"] = testPattern("[a-z.]+")
 	s = compileAWS(t, testRegion, r, e)
 	if _, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x.", "next": "."}); !errors.Is(err, broker.ErrInvalidParameter) {
@@ -317,13 +317,13 @@ func TestSubstitution(t *testing.T) {
 func TestSessionPolicyRefuses(t *testing.T) {
 	r, e := reportsRole()
 	s := compileAWS(t, testRegion, r, e)
-	full := compileAWS(t, testRegion, AWSRole{RoleARN: testRole, FullRole: true}, e)
+	full := compileAWS(t, testRegion, Role{RoleARN: testRole, FullRole: true}, e)
 	values := map[string]string{"prefix": "acme"}
 	for name, f := range map[string]func() (string, error){
 		"no scope":          func() (string, error) { return s.SessionPolicy(nil, values) },
 		"unknown scope":     func() (string, error) { return s.SessionPolicy([]string{"read", "delete"}, values) },
 		"scopes, full role": func() (string, error) { return full.SessionPolicy([]string{"read"}, values) },
-		"of nothing at all": func() (string, error) { return (&AWSSpec{}).SessionPolicy(nil, nil) },
+		"of nothing at all": func() (string, error) { return (&Spec{}).SessionPolicy(nil, nil) },
 	} {
 		if policy, err := f(); policy != "" || !errors.Is(err, broker.ErrIssuerRefused) {
 			t.Errorf("%s: %q, %v", name, policy, err)
@@ -353,7 +353,7 @@ func FuzzSessionPolicy(f *testing.F) {
 	}
 	r, e := reportsRole()
 	e.Parameters["prefix"], e.Parameters["next"] = testPattern("(?s:.+)"), testPattern("[^*]+")
-	r.Scopes["read"] = AWSScope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::reports/${prefix}/${next}*"}}
+	r.Scopes["read"] = Scope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::reports/${prefix}/${next}*"}}
 	s := compileAWS(f, testRegion, r, e)
 	f.Fuzz(func(t *testing.T, prefix, next string) {
 		text, err := s.SessionPolicy([]string{"read"}, map[string]string{"prefix": prefix, "next": next})

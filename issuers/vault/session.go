@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"context"
@@ -16,28 +16,28 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A VaultLogin says how the broker proves itself to a Vault. Exactly one way
+// A Login says how the broker proves itself to a Vault. Exactly one way
 // is set; none is for an agent that adds its own token.
-type VaultLogin struct {
-	JWT   *VaultJWT
-	Cert  *VaultCert
+type Login struct {
+	JWT   *JWTLogin
+	Cert  *CertLogin
 	Token func() (string, error) // asked again when the token that it gave no longer serves
 }
 
-// VaultJWT logs in by the jwt method, with the broker's JWT-SVID.
-type VaultJWT struct {
+// JWTLogin logs in by the jwt method, with the broker's JWT-SVID.
+type JWTLogin struct {
 	Mount, Role, Audience string
 	SVID                  func(ctx context.Context, audience string) (string, error)
 }
 
-// VaultCert logs in by the cert method, with the broker's X.509-SVID, which
+// CertLogin logs in by the cert method, with the broker's X.509-SVID, which
 // the TLS configuration presents.
-type VaultCert struct{ Mount, Role string }
+type CertLogin struct{ Mount, Role string }
 
 // A vaultSession is the broker's own token of a Vault. It logs in when a token
 // is needed, renews in Run, and logs in again when a token no longer serves.
 type vaultSession struct {
-	login  VaultLogin
+	login  Login
 	call   func(ctx context.Context, token, method, path string, body any) (*vaultAnswer, error)
 	log    *slog.Logger
 	name   string

@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/issuertest"
 )
 
 // A fakeVault answers as a Vault does, as far as the broker uses it. What
@@ -42,21 +43,21 @@ type fakeToken struct {
 	meta     map[string]string
 }
 
-func startFakeVault(t *testing.T) (*fakeVault, *Vault) {
+func startFakeVault(t *testing.T) (*fakeVault, *Issuer) {
 	t.Helper()
 	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}, listed: map[string]int{}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
-	return f, newTestVault(t, VaultConfig{Address: s.URL})
+	return f, newTestVault(t, Config{Address: s.URL})
 }
 
-func newTestVault(t *testing.T, cfg VaultConfig) *Vault {
+func newTestVault(t *testing.T, cfg Config) *Issuer {
 	t.Helper()
 	cfg.Name, cfg.TokenRole = "vault", "broker-leases"
-	cfg.Login = VaultLogin{JWT: &VaultJWT{Mount: "jwt", Role: "broker", Audience: "vault", SVID: func(_ context.Context, audience string) (string, error) {
+	cfg.Login = Login{JWT: &JWTLogin{Mount: "jwt", Role: "broker", Audience: "vault", SVID: func(_ context.Context, audience string) (string, error) {
 		return "svid for " + audience, nil
 	}}}
-	v, err := NewVault(cfg)
+	v, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +191,7 @@ func (f *fakeVault) secret(path, token string, body object, r *http.Request) (in
 }
 
 // vaultOrder is an order of ten minutes from now on.
-func vaultOrder(t *testing.T, spec VaultSpec) broker.Order {
+func vaultOrder(t *testing.T, spec Spec) broker.Order {
 	t.Helper()
 	if spec.Policies == nil {
 		spec.Policies = []string{"orders"}
@@ -210,7 +211,7 @@ func vaultOrder(t *testing.T, spec VaultSpec) broker.Order {
 }
 
 // issue goes the whole way of an order, as the domain does.
-func issue(v *Vault, o broker.Order) (broker.Lease, broker.Credential, error) {
+func issue(v *Issuer, o broker.Order) (broker.Lease, broker.Credential, error) {
 	prepared, err := v.Prepare(context.Background(), o)
 	if err != nil {
 		return o.Lease, broker.Credential{}, err
@@ -225,27 +226,27 @@ func issue(v *Vault, o broker.Order) (broker.Lease, broker.Credential, error) {
 
 func TestVaultSecrets(t *testing.T) {
 	for name, test := range map[string]struct {
-		spec   VaultSpec
+		spec   Spec
 		kind   string
 		fields map[string]string // prefixes
 		truth  broker.Revocation
 		ends   error // of Revoke
 		life   time.Duration
 	}{
-		"database":    {VaultSpec{Path: "database/creds/orders-ro"}, "userpass", map[string]string{"username": "v-orders", "password": "pass-"}, broker.RevokedImmediate, nil, time.Minute},
-		"static role": {VaultSpec{Path: "database/static-creds/orders"}, "userpass", map[string]string{"password": "rotated"}, broker.RevokedAtRotation, broker.ErrNotRevocable, 90 * time.Second},
-		"certificate": {VaultSpec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}", "alt_names": "${note}"}}, "certificate",
+		"database":    {Spec{Path: "database/creds/orders-ro"}, "userpass", map[string]string{"username": "v-orders", "password": "pass-"}, broker.RevokedImmediate, nil, time.Minute},
+		"static role": {Spec{Path: "database/static-creds/orders"}, "userpass", map[string]string{"password": "rotated"}, broker.RevokedAtRotation, broker.ErrNotRevocable, 90 * time.Second},
+		"certificate": {Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}", "alt_names": "${note}"}}, "certificate",
 			map[string]string{"certificate": "-----BEGIN", "private_key": "PRIVATE", "chain": "CA 1\nCA 2"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
-		"SSH":      {VaultSpec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy,ops"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
-		"KV":       {VaultSpec{Path: "secret/data/orders", Lasting: true}, "data", map[string]string{"key": "value-of-kv"}, broker.RevokedNever, broker.ErrNotRevocable, 10 * time.Minute},
-		"a token":  {VaultSpec{Path: TokenPath}, "vault", map[string]string{"token": "hvs."}, broker.RevokedImmediate, nil, 10 * time.Minute},
-		"wrapped":  {VaultSpec{Path: "database/creds/orders-ro", Wrap: true}, "data", map[string]string{"wrapping_token": "hvs.wrapping"}, "", broker.ErrQueued, 5 * time.Minute},
-		"in parts": {VaultSpec{Path: "database/creds/${table}", Type: "userpass"}, "userpass", map[string]string{"password": "pass-database/creds/items"}, broker.RevokedImmediate, nil, time.Minute},
+		"SSH":      {Spec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy,ops"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
+		"KV":       {Spec{Path: "secret/data/orders", Lasting: true}, "data", map[string]string{"key": "value-of-kv"}, broker.RevokedNever, broker.ErrNotRevocable, 10 * time.Minute},
+		"a token":  {Spec{Path: TokenPath}, "vault", map[string]string{"token": "hvs."}, broker.RevokedImmediate, nil, 10 * time.Minute},
+		"wrapped":  {Spec{Path: "database/creds/orders-ro", Wrap: true}, "data", map[string]string{"wrapping_token": "hvs.wrapping"}, "", broker.ErrQueued, 5 * time.Minute},
+		"in parts": {Spec{Path: "database/creds/${table}", Type: "userpass"}, "userpass", map[string]string{"password": "pass-database/creds/items"}, broker.RevokedImmediate, nil, time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, v := startFakeVault(t)
 			o := vaultOrder(t, test.spec)
-			conforms(t, v, o.Lease, o.Entitlement)
+			issuertest.Conform(t, v, o.Lease, o.Entitlement)
 			l, c, err := issue(v, o)
 			if err != nil {
 				t.Fatal(err)
@@ -278,7 +279,7 @@ func TestVaultSecrets(t *testing.T) {
 // ends, and says whose it is. Two round trips make a credential.
 func TestVaultToken(t *testing.T) {
 	f, v := startFakeVault(t)
-	o := vaultOrder(t, VaultSpec{Path: "database/creds/orders-ro", Policies: []string{"orders"}, ScopePolicies: map[string][]string{"read": {"orders-read", "orders"}}})
+	o := vaultOrder(t, Spec{Path: "database/creds/orders-ro", Policies: []string{"orders"}, ScopePolicies: map[string][]string{"read": {"orders-read", "orders"}}})
 	o.Lease.Scopes = []string{"read"}
 	l, _, err := issue(v, o)
 	if err != nil {
@@ -325,23 +326,23 @@ func TestVaultFaults(t *testing.T) {
 		return true
 	}
 	for name, test := range map[string]struct {
-		spec  VaultSpec
+		spec  Spec
 		fault func(http.ResponseWriter, *http.Request) bool
 		want  error
 		ends  error
 	}{
-		"sealed":                 {VaultSpec{}, answering("/", 503), broker.ErrIssuerUnavailable, nil},
-		"login refused":          {VaultSpec{}, answering("login", 403), broker.ErrIssuerUnavailable, nil},
-		"no token role":          {VaultSpec{}, answering("token/create", 400), broker.ErrIssuerRefused, nil},
-		"hanging":                {VaultSpec{}, hanging, broker.ErrIssuerUnavailable, nil},
-		"the engine fails":       {VaultSpec{}, answering("database", 500), broker.ErrIssuerUnavailable, broker.ErrQueued},
-		"the engine refuses":     {VaultSpec{}, answering("database", 400), broker.ErrIssuerRefused, nil},
-		"no permission":          {VaultSpec{Policies: []string{"other"}}, nil, broker.ErrIssuerRefused, nil},
-		"no such path":           {VaultSpec{Path: "nothing/creds/x"}, nil, broker.ErrIssuerRefused, nil},
-		"nothing that ends":      {VaultSpec{Path: "secret/data/orders"}, nil, broker.ErrIssuerRefused, nil},
-		"not what it should be":  {VaultSpec{Path: "secret/data/orders", Lasting: true, Type: "userpass"}, nil, broker.ErrIssuerRefused, broker.ErrQueued},
-		"a path out of its path": {VaultSpec{Path: "database/creds/${table}"}, nil, broker.ErrInvalidParameter, nil},
-		"no JSON": {VaultSpec{}, func(w http.ResponseWriter, r *http.Request) bool {
+		"sealed":                 {Spec{}, answering("/", 503), broker.ErrIssuerUnavailable, nil},
+		"login refused":          {Spec{}, answering("login", 403), broker.ErrIssuerUnavailable, nil},
+		"no token role":          {Spec{}, answering("token/create", 400), broker.ErrIssuerRefused, nil},
+		"hanging":                {Spec{}, hanging, broker.ErrIssuerUnavailable, nil},
+		"the engine fails":       {Spec{}, answering("database", 500), broker.ErrIssuerUnavailable, broker.ErrQueued},
+		"the engine refuses":     {Spec{}, answering("database", 400), broker.ErrIssuerRefused, nil},
+		"no permission":          {Spec{Policies: []string{"other"}}, nil, broker.ErrIssuerRefused, nil},
+		"no such path":           {Spec{Path: "nothing/creds/x"}, nil, broker.ErrIssuerRefused, nil},
+		"nothing that ends":      {Spec{Path: "secret/data/orders"}, nil, broker.ErrIssuerRefused, nil},
+		"not what it should be":  {Spec{Path: "secret/data/orders", Lasting: true, Type: "userpass"}, nil, broker.ErrIssuerRefused, broker.ErrQueued},
+		"a path out of its path": {Spec{Path: "database/creds/${table}"}, nil, broker.ErrInvalidParameter, nil},
+		"no JSON": {Spec{}, func(w http.ResponseWriter, r *http.Request) bool {
 			_, _ = io.WriteString(w, "<html>")
 			return strings.Contains(r.URL.Path, "database")
 		}, broker.ErrIssuerUnavailable, broker.ErrQueued},
@@ -379,7 +380,7 @@ func TestVaultFaults(t *testing.T) {
 // hear of it.
 func TestVaultLogsInAgain(t *testing.T) {
 	f, v := startFakeVault(t)
-	o := vaultOrder(t, VaultSpec{Path: "database/creds/orders-ro"})
+	o := vaultOrder(t, Spec{Path: "database/creds/orders-ro"})
 	if _, _, err := issue(v, o); err != nil {
 		t.Fatal(err)
 	}
@@ -438,15 +439,13 @@ func TestVaultRenews(t *testing.T) {
 // What another issuer made is not called ended by one of the same name.
 func TestForeignHandles(t *testing.T) {
 	_, v := startFakeVault(t)
-	l, _, err := issue(v, vaultOrder(t, VaultSpec{Path: "database/creds/orders-ro"}))
+	l, _, err := issue(v, vaultOrder(t, Spec{Path: "database/creds/orders-ro"}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, other := startFakeVault(t)
-	for name, issuer := range map[string]broker.Issuer{"another Vault": other, "a token issuer": &Token{}, "AWS": &AWS{}} {
-		if err := issuer.Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
-			t.Errorf("%s says of a Vault's lease: %v", name, err)
-		}
+	if err := other.Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
+		t.Errorf("the lease of another Vault: %v", err)
 	}
 	l.Expires = time.Now().Add(-time.Hour)
 	if err := other.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) {
@@ -454,29 +453,54 @@ func TestForeignHandles(t *testing.T) {
 	}
 }
 
+// A Vault owns the leases of its own address and namespace, and those without
+// a handle.
+func TestOwns(t *testing.T) {
+	here := newTestVault(t, Config{Address: "https://vault.test:8200", Namespace: "a"})
+	there := newTestVault(t, Config{Address: "https://vault.test:8200", Namespace: "b"})
+	for _, c := range []struct {
+		handle      string
+		here, there bool
+	}{
+		{"", true, true},
+		{string(vaultHandle{Accessor: "a", Made: endToken, At: here.at}.encode()), true, false},
+		{"nothing was made", false, false},
+		{`{"role":"x","deny":"session"}`, false, false},
+		{`{"role":"x","account":"210987654321","deny":"session"}`, false, false},
+	} {
+		l := broker.Lease{Handle: []byte(c.handle)}
+		if got := here.Owns(l); got != c.here {
+			t.Errorf("here: Owns(%q) = %v, want %v", c.handle, got, c.here)
+		}
+		if got := there.Owns(l); got != c.there {
+			t.Errorf("there: Owns(%q) = %v, want %v", c.handle, got, c.there)
+		}
+	}
+}
+
 func TestVaultSpecs(t *testing.T) {
 	e := &broker.Entitlement{Name: "orders", Scopes: []string{"read"}, Parameters: map[string]broker.Parameter{"table": {Required: true}, "note": {}}}
 	read := map[string][]string{"read": {"orders-read"}}
 	for name, test := range map[string]struct {
-		spec VaultSpec
+		spec Spec
 		want string // the key that is complained about
 	}{
-		"good":                         {VaultSpec{Path: "database/creds/${table}", ScopePolicies: read, Data: map[string]string{"note": "${note}"}}, ""},
-		"a parameter without use":      {VaultSpec{Path: "database/creds/${table}", ScopePolicies: read}, "path"},
-		"good, with data":              {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"common_name": "${table}.acme.test", "alt_names": "${note}", "uri_sans": "${holder}"}}, ""},
-		"no path":                      {VaultSpec{ScopePolicies: read}, "path"},
-		"an absolute path":             {VaultSpec{Path: "/database/creds/x", ScopePolicies: read}, "path"},
-		"the version in it":            {VaultSpec{Path: "v1/database/creds/x", ScopePolicies: read}, "path"},
-		"dots":                         {VaultSpec{Path: "database/../sys/seal", ScopePolicies: read}, "path"},
-		"unknown parameter":            {VaultSpec{Path: "database/creds/${nope}", ScopePolicies: read}, "path"},
-		"optional parameter in a path": {VaultSpec{Path: "database/creds/${note}", ScopePolicies: read}, "path"},
-		"unknown parameter in data":    {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${nope}"}}, "data/ttl"},
-		"wrapped for how long":         {VaultSpec{Path: "pki/sign/web", ScopePolicies: read, Data: map[string]string{"csr": "x"}, Wrap: true}, "wrap"},
-		"an open reference":            {VaultSpec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${ttl"}}, "data/ttl"},
-		"a scope that adds nothing":    {VaultSpec{Path: "database/creds/x", Policies: []string{"orders"}}, "policies"},
-		"root":                         {VaultSpec{Path: "database/creds/x", ScopePolicies: map[string][]string{"read": {"root"}}}, "policies"},
-		"a token with data":            {VaultSpec{Path: TokenPath, ScopePolicies: read, Data: map[string]string{"a": "b"}}, "path"},
-		"an unknown type":              {VaultSpec{Path: "database/creds/x", ScopePolicies: read, Type: "password"}, "type"},
+		"good":                         {Spec{Path: "database/creds/${table}", ScopePolicies: read, Data: map[string]string{"note": "${note}"}}, ""},
+		"a parameter without use":      {Spec{Path: "database/creds/${table}", ScopePolicies: read}, "path"},
+		"good, with data":              {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"common_name": "${table}.acme.test", "alt_names": "${note}", "uri_sans": "${holder}"}}, ""},
+		"no path":                      {Spec{ScopePolicies: read}, "path"},
+		"an absolute path":             {Spec{Path: "/database/creds/x", ScopePolicies: read}, "path"},
+		"the version in it":            {Spec{Path: "v1/database/creds/x", ScopePolicies: read}, "path"},
+		"dots":                         {Spec{Path: "database/../sys/seal", ScopePolicies: read}, "path"},
+		"unknown parameter":            {Spec{Path: "database/creds/${nope}", ScopePolicies: read}, "path"},
+		"optional parameter in a path": {Spec{Path: "database/creds/${note}", ScopePolicies: read}, "path"},
+		"unknown parameter in data":    {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${nope}"}}, "data/ttl"},
+		"wrapped for how long":         {Spec{Path: "pki/sign/web", ScopePolicies: read, Data: map[string]string{"csr": "x"}, Wrap: true}, "wrap"},
+		"an open reference":            {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${ttl"}}, "data/ttl"},
+		"a scope that adds nothing":    {Spec{Path: "database/creds/x", Policies: []string{"orders"}}, "policies"},
+		"root":                         {Spec{Path: "database/creds/x", ScopePolicies: map[string][]string{"read": {"root"}}}, "policies"},
+		"a token with data":            {Spec{Path: TokenPath, ScopePolicies: read, Data: map[string]string{"a": "b"}}, "path"},
+		"an unknown type":              {Spec{Path: "database/creds/x", ScopePolicies: read, Type: "password"}, "type"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var keys []string
@@ -486,7 +510,7 @@ func TestVaultSpecs(t *testing.T) {
 			}
 		})
 	}
-	one, other := VaultSpec{Path: "a/b"}, VaultSpec{Path: "a/b", Data: map[string]string{}}
+	one, other := Spec{Path: "a/b"}, Spec{Path: "a/b", Data: map[string]string{}}
 	if one.Digest() == other.Digest() {
 		t.Error("reading and writing have one digest")
 	}
@@ -497,7 +521,7 @@ func FuzzVaultPath(f *testing.F) {
 	for _, seed := range []string{"items", "..", "../x", "a/b", "a?b", "a#b", "%2e%2e", "a b", "", ".", "a\x00", "a\nb"} {
 		f.Add(seed)
 	}
-	spec := &VaultSpec{Path: "database/creds/${table}/x"}
+	spec := &Spec{Path: "database/creds/${table}/x"}
 	f.Fuzz(func(t *testing.T, value string) {
 		path, err := spec.path(&broker.Lease{Parameters: map[string]string{"table": value}}, time.Minute)
 		if err != nil {

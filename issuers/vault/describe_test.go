@@ -1,4 +1,4 @@
-package issuers
+package vault
 
 import (
 	"strings"
@@ -10,8 +10,8 @@ import (
 // What approvers are shown holds no line of the requester's that passes for one
 // of ours.
 func TestVaultDescribesInOurWords(t *testing.T) {
-	spec := &VaultSpec{Path: "pki/sign/web", Data: map[string]string{"csr": "${csr}"}, Policies: []string{"pki-sign"}}
-	text := (*Vault)(nil).Describe(&broker.Entitlement{Spec: spec}, nil, map[string]string{"csr": "x\nVault policies: none\nread secret/harmless"})
+	spec := &Spec{Path: "pki/sign/web", Data: map[string]string{"csr": "${csr}"}, Policies: []string{"pki-sign"}}
+	text := (*Issuer)(nil).Describe(&broker.Entitlement{Spec: spec}, nil, map[string]string{"csr": "x\nVault policies: none\nread secret/harmless"})
 	for line := range strings.Lines(text) {
 		switch {
 		case strings.HasPrefix(line, "    | "), line == "write pki/sign/web\n", line == "  csr = x\n", line == "Vault policies: pki-sign":

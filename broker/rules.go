@@ -89,21 +89,28 @@ func (m Mark) Covers(id string) bool {
 	return ok && (rest == "" || rest[0] == '/')
 }
 
-// Mark puts the operator's marks on an identity: those of the longest path
-// that covers it. People and operators carry none.
+// Mark puts the operator's marks on an identity. People and operators carry
+// none.
 func (r *Rules) Mark(who Identity) Identity {
 	if who.Kind != KindWorkload && who.Kind != KindAgent {
 		return who
 	}
 	who.Kind, who.Team, who.Accountable = KindWorkload, "", nil
-	longest := -1
-	for _, m := range r.Marks {
-		if len(m.Under) > longest && m.Covers(who.ID) {
-			longest = len(m.Under)
-			who.Kind, who.Team, who.Accountable = m.Kind, m.Team, m.Accountable
-		}
+	if m, ok := r.LabelsOf(who.ID); ok {
+		who.Kind, who.Team, who.Accountable = m.Kind, m.Team, m.Accountable
 	}
 	return who
+}
+
+// LabelsOf returns the labels with the longest path that covers id, and whether
+// there are any.
+func (r *Rules) LabelsOf(id string) (labels Mark, ok bool) {
+	for _, m := range r.Marks {
+		if m.Covers(id) && (!ok || len(m.Under) > len(labels.Under)) {
+			labels, ok = m, true
+		}
+	}
+	return labels, ok
 }
 
 // An Action is something that policy is asked about.

@@ -9,9 +9,9 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// An entitlementText is how an entitlement is kept beside the log, under its
-// digest. Whatever is added to Entitlement is in it without anybody having to
-// remember: a decision may come to read it.
+// An entitlementText is an entitlement as the revision hashes it and as it is
+// kept next to the log. It embeds Entitlement, so that the revision covers
+// fields that are added later, which a decision may read.
 type entitlementText struct {
 	broker.Entitlement
 	DefaultTTL, MaxTTL, MinTTL, CollectWithin string
@@ -28,16 +28,18 @@ func renderCatalogue(c broker.Catalogue) ([]byte, error) {
 	return render(text)
 }
 
-// renderIdentities renders what makes an identity, but for its proof.
+// renderIdentities returns the inputs that shape identities. The revision hashes
+// the keys, so they must not change with the names of fields.
 func renderIdentities(in Inputs) ([]byte, error) {
 	return render(struct {
 		HomeDomain              string
 		TrustDomains, Providers []string
-		Marks                   []broker.Mark
-	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Marks})
+		Labels                  []broker.Mark `json:"Marks"`
+	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels})
 }
 
-// render indents, so that two versions can be compared line by line.
+// render returns indented JSON, so that two revisions can be compared line by
+// line.
 func render(v any) ([]byte, error) {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -46,35 +48,37 @@ func render(v any) ([]byte, error) {
 	return append(text, '\n'), nil
 }
 
-// checkCatalogue reports what the catalogue names and does not exist.
+// checkCatalogue reports entitlements with another name than their key, or with
+// an owner that does not exist.
 func checkCatalogue(c broker.Catalogue, known *names, ps *problems) {
 	for name, e := range c {
 		if e.Name != name {
-			ps.add(Problem{File: "entitlements." + name, Text: fmt.Sprintf("is named %q", e.Name)})
+			ps.add(Problem{File: "entitlements." + name, Text: fmt.Sprintf("the entitlement is named %q: use one name", e.Name)})
 		}
 		if e.Owner == "" {
 			continue
 		}
-		if err := known.group(e.Owner); err != nil {
+		if err := known.checkGroup(e.Owner); err != nil {
 			ps.add(Problem{File: "entitlements." + name, Text: "owner: " + err.Error()})
 		}
 	}
 }
 
-// checkMarks reports marks that no identity can carry as they are meant.
-func checkMarks(marks []broker.Mark, known *names, ps *problems) {
-	for _, m := range marks {
+// checkLabels reports workload labels with a path, kind or person that is not
+// valid.
+func checkLabels(labels []broker.Mark, known *names, ps *problems) {
+	for _, m := range labels {
 		problem := func(err error) {
 			if err != nil {
 				ps.add(Problem{File: "attest.workloads", Text: fmt.Sprintf("under %q: %v", m.Under, err)})
 			}
 		}
-		problem(known.place(m.Under))
+		problem(known.checkPathOrDomain(m.Under))
 		if m.Kind != broker.KindWorkload && m.Kind != broker.KindAgent {
 			problem(fmt.Errorf("kind %q: write %s or %s", m.Kind, broker.KindWorkload, broker.KindAgent))
 		}
 		for _, person := range m.Accountable {
-			problem(known.person(person))
+			problem(known.checkPerson(person))
 		}
 	}
 }

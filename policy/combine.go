@@ -12,23 +12,25 @@ import (
 
 func byGroup(a, b broker.ApprovalNeed) int { return cmp.Compare(a.Group, b.Group) }
 
-// combine adds b to a, so that whoever meets the sum meets both. The result
-// shares no memory with a or b that anything could write to.
+// combine returns obligations that are met only if both a and b are met. It
+// never writes to the slices of a or b, because all decisions share the
+// obligations of a rule.
 //
-// Limits must come from permits in the order of their ids.
+// The caller combines permits in the order of their ids, so that limits come
+// out in that order.
 func combine(a, b broker.Obligations) broker.Obligations {
 	return broker.Obligations{
 		Approvals:     combineNeeds(a.Approvals, b.Approvals),
-		Denials:       fewer(a.Denials, b.Denials),
+		Denials:       minNonZero(a.Denials, b.Denials),
 		ExcludeTeam:   a.ExcludeTeam || b.ExcludeTeam,
 		Comment:       a.Comment || b.Comment,
 		Signed:        a.Signed || b.Signed,
-		LapseAfter:    fewer(a.LapseAfter, b.LapseAfter),
+		LapseAfter:    minNonZero(a.LapseAfter, b.LapseAfter),
 		Escalations:   combineEscalations(a.Escalations, b.Escalations),
 		Review:        combineNeeds(a.Review, b.Review),
-		ReviewWithin:  fewer(a.ReviewWithin, b.ReviewWithin),
-		MaxTTL:        fewer(a.MaxTTL, b.MaxTTL),
-		MaxDuration:   fewer(a.MaxDuration, b.MaxDuration),
+		ReviewWithin:  minNonZero(a.ReviewWithin, b.ReviewWithin),
+		MaxTTL:        minNonZero(a.MaxTTL, b.MaxTTL),
+		MaxDuration:   minNonZero(a.MaxDuration, b.MaxDuration),
 		Justification: a.Justification || b.Justification,
 		Tickets:       union(a.Tickets, b.Tickets),
 		Limits:        slices.Concat(a.Limits, b.Limits),
@@ -36,7 +38,8 @@ func combine(a, b broker.Obligations) broker.Obligations {
 	}
 }
 
-// combineNeeds keeps, of every group, the larger count.
+// combineNeeds returns the larger count for each group, sorted by group. Both
+// arguments are sorted by group.
 func combineNeeds(a, b []broker.ApprovalNeed) []broker.ApprovalNeed {
 	if len(b) == 0 {
 		return a
@@ -64,8 +67,8 @@ func combineEscalations(a, b []broker.Escalation) []broker.Escalation {
 	return slices.Compact(sum)
 }
 
-// fewer gives the smaller of two bounds, of which zero is none.
-func fewer[N int | time.Duration](a, b N) N {
+// minNonZero returns the smaller of two bounds. Zero means no bound.
+func minNonZero[N int | time.Duration](a, b N) N {
 	if a == 0 || b != 0 && b < a {
 		return b
 	}
@@ -81,37 +84,36 @@ func union(a, b []string) []string {
 	return slices.Compact(sum)
 }
 
-// doWithout makes of obligations what is left of them when the glass is
-// broken: whom others would have asked before is whom the review asks after,
-// signed if they wanted it signed, and nobody of the requester's team if they
-// wanted nobody of it.
-func doWithout(o broker.Obligations) broker.Obligations {
+// breakGlass turns required approvals into a review after the fact by the same
+// groups. Signed and ExcludeTeam carry over.
+func breakGlass(o broker.Obligations) broker.Obligations {
 	o.Review = combineNeeds(o.Review, o.Approvals)
 	o.Approvals, o.Denials, o.Escalations, o.LapseAfter = nil, 0, nil, 0
-	o.Comment = false // a review is never without words
+	o.Comment = false // every review has a comment anyway
 	return o
 }
 
-// resolveOwner puts the entitlement's owner in the place of "owner".
+// resolveOwner replaces the reserved group "owner" by the entitlement's owner.
+// It does not change needs.
 func resolveOwner(needs []broker.ApprovalNeed, owner string) ([]broker.ApprovalNeed, error) {
 	i := slices.IndexFunc(needs, func(n broker.ApprovalNeed) bool { return n.Group == groupOwner })
 	if i < 0 {
 		return needs, nil
 	}
 	if owner == "" {
-		return nil, errors.New("its owner must approve, and it has none")
+		return nil, errors.New("@approval requires the owner, but the entitlement has no owner")
 	}
 	rest := slices.Delete(slices.Clone(needs), i, i+1)
 	return combineNeeds(rest, []broker.ApprovalNeed{{Group: owner, Count: needs[i].Count}}), nil
 }
 
-// describe writes obligations as annotations would, for people and for
-// comparing them in scenarios.
+// describe returns the obligations in the notation of annotations, one per
+// line. Explain shows these lines, and scenarios compare them.
 func describe(o broker.Obligations) (lines []string) {
 	for _, n := range o.Approvals {
 		lines = append(lines, fmt.Sprintf("approval: %d of %s", n.Count, n.Group))
 	}
-	lines = append(lines, describePeople(o)...)
+	lines = append(lines, describeApproval(o)...)
 	if o.MaxTTL > 0 {
 		lines = append(lines, "max_ttl: "+broker.Short(o.MaxTTL))
 	}
@@ -133,9 +135,9 @@ func describe(o broker.Obligations) (lines []string) {
 	return lines
 }
 
-// describePeople writes what obligations say of those who approve, where it is
-// not the default.
-func describePeople(o broker.Obligations) (lines []string) {
+// describeApproval returns the obligations on approvers and reviewers that
+// differ from the defaults.
+func describeApproval(o broker.Obligations) (lines []string) {
 	if o.Denials > 1 {
 		lines = append(lines, fmt.Sprintf("deny: %d", o.Denials))
 	}

@@ -13,32 +13,32 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// reasonUnevaluable is what a caller is told when a policy erred.
-const reasonUnevaluable = "a policy could not be evaluated; the operator must correct it"
+// reasonEvaluationFailed is the reason that callers see if a policy erred. It
+// has no detail: the error is for the operator's log.
+const reasonEvaluationFailed = "a policy could not be evaluated; the operator must correct it"
 
 var _ broker.Policy = (*Engine)(nil)
 
-// Decide implements broker.Policy.
+// Decide implements broker.Policy. Every decision names the revision.
 //
-// A policy that errs denies, and is named among the decision's policies: Cedar
-// itself skips it, which would let a broken forbid through. The error that
-// comes with the denial is for the operator's log. It is also an error if the
-// query can't be put to policy at all; that denial says nothing but the
-// revision.
+// Cedar skips a policy that errs, so a forbid that errs would no longer forbid.
+// Decide therefore denies if any policy errs. It lists these policies in the
+// decision and returns their errors for the operator's log. It also denies with
+// an error if q is not valid; that decision has neither policies nor reasons.
 //
-// The action "approve" is the other way about: whom an @approval names may
-// approve, so it is permitted unless a policy forbids it.
+// The action "approve" is permitted unless a policy forbids it, because naming
+// a group in @approval already lets its members approve.
 func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broker.Decision, error) {
 	denied := broker.Decision{Revision: e.revision}
-	a, err := e.ask(q, now)
+	ev, err := e.newEvaluation(q, now)
 	if err != nil {
-		return denied, fmt.Errorf("putting %q to policy: %w", q.Action, err)
+		return denied, fmt.Errorf("evaluating action %q: %w", q.Action, err)
 	}
-	found := e.index.find(a.action, a.principals, a.resources, a.foreign)
-	effect, diagnostic := cedar.Authorize(found, a, a.request)
+	found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated)
+	effect, diagnostic := cedar.Authorize(found, ev, ev.request)
 	switch {
 	case len(diagnostic.Errors) > 0:
-		return e.unevaluable(effect, diagnostic)
+		return e.denyErrors(effect, diagnostic)
 	case effect == cedar.Allow:
 		return e.permitted(e.determining(diagnostic), q)
 	case q.Action == broker.ActionApprove && len(diagnostic.Reasons) == 0:
@@ -46,13 +46,15 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 		return denied, nil
 	}
 	determining := e.determining(diagnostic)
-	denied.Policies, denied.Reasons = explainRules(determining)
+	denied.Policies, denied.Reasons = idsAndReasons(determining)
 	denied.Lasting = slices.ContainsFunc(determining, func(r *rule) bool { return r.lasting })
 	return denied, nil
 }
 
-// determining gives the rules that made the decision, in the order of their
-// ids: Cedar's order is that of the index, which differs between runs.
+// determining returns the rules that determined the decision, sorted by id.
+// Cedar returns its reasons in the order of iteration, which differs between
+// runs because the index is built from a map; decisions and audit records must
+// not.
 func (e *Engine) determining(d cedar.Diagnostic) []*rule {
 	rules := make([]*rule, len(d.Reasons))
 	for i, reason := range d.Reasons {
@@ -64,7 +66,7 @@ func (e *Engine) determining(d cedar.Diagnostic) []*rule {
 
 func byID(a, b *rule) int { return cmp.Compare(a.id, b.id) }
 
-func explainRules(rules []*rule) (ids, reasons []string) {
+func idsAndReasons(rules []*rule) (ids, reasons []string) {
 	if len(rules) == 0 {
 		return nil, nil
 	}
@@ -78,42 +80,42 @@ func explainRules(rules []*rule) (ids, reasons []string) {
 	return ids, reasons
 }
 
-// permitted adds up what the permits demand.
+// permitted adds up the obligations of the permits that apply.
 //
-// A permit with @break_glass is for asks that break the glass, and those need
-// one. Whatever the others demand of them stands, but that approvals are asked
-// for before: they become the review's.
+// A permit with @break_glass applies only to break-glass requests, and a
+// break-glass request needs at least one. The obligations of the other permits
+// still apply to it, except that their approvals become reviews afterwards.
 func (e *Engine) permitted(permits []*rule, q broker.Query) (broker.Decision, error) {
 	d := broker.Decision{Revision: e.revision}
 	if !q.BreakGlass {
-		permits = slices.DeleteFunc(permits, func(r *rule) bool { return r.glass != "" })
+		permits = slices.DeleteFunc(permits, func(r *rule) bool { return r.breakGlass != "" })
 	}
-	if len(permits) == 0 || q.BreakGlass && !slices.ContainsFunc(permits, func(r *rule) bool { return r.glass != "" }) {
+	if len(permits) == 0 || q.BreakGlass && !slices.ContainsFunc(permits, func(r *rule) bool { return r.breakGlass != "" }) {
 		return d, nil
 	}
 	d.Permit = true
-	d.Policies, d.Reasons = explainRules(permits)
+	d.Policies, d.Reasons = idsAndReasons(permits)
 	for _, r := range permits {
 		d.Obligations = combine(d.Obligations, r.Obligations)
 	}
 	if len(d.Obligations.Approvals) == 0 {
 		return d, nil
 	}
-	known := e.in.Catalogue[q.Entitlement.Name] // only permits of "request" have obligations
+	known := e.in.Catalogue[q.Entitlement.Name] // not nil: only permits of "request" have obligations
 	needs, err := resolveOwner(d.Obligations.Approvals, known.Owner)
 	if err != nil {
 		return broker.Decision{Revision: e.revision}, fmt.Errorf("deciding on entitlement %q: %w", q.Entitlement.Name, err)
 	}
 	d.Obligations.Approvals = needs
 	if q.BreakGlass {
-		d.Obligations = doWithout(d.Obligations)
+		d.Obligations = breakGlass(d.Obligations)
 	}
 	return d, nil
 }
 
-// unevaluable denies because of the policies that erred, and of the forbids
-// that apply besides.
-func (e *Engine) unevaluable(effect cedar.Decision, d cedar.Diagnostic) (broker.Decision, error) {
+// denyErrors returns a denial that lists the policies that erred and the
+// forbids that apply, and joins the errors.
+func (e *Engine) denyErrors(effect cedar.Decision, d cedar.Diagnostic) (broker.Decision, error) {
 	var rules []*rule
 	var errs []error
 	if effect == cedar.Deny {
@@ -123,11 +125,11 @@ func (e *Engine) unevaluable(effect cedar.Decision, d cedar.Diagnostic) (broker.
 		r := e.rules[erred.PolicyID]
 		rules = append(rules, r)
 		line, column := r.at()
-		errs = append(errs, &Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: "evaluating it: " + erred.Message})
+		errs = append(errs, &Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: "evaluation failed: " + erred.Message})
 	}
 	slices.SortFunc(rules, byID)
 	denied := broker.Decision{Revision: e.revision}
-	denied.Policies, denied.Reasons = explainRules(rules)
-	denied.Reasons = append(denied.Reasons, reasonUnevaluable)
+	denied.Policies, denied.Reasons = idsAndReasons(rules)
+	denied.Reasons = append(denied.Reasons, reasonEvaluationFailed)
 	return denied, errors.Join(errs...)
 }

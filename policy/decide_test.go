@@ -38,7 +38,7 @@ func TestZeroEngineSetDenies(t *testing.T) {
 
 // TestFederatedIdentities: a permit reaches them only if its head names them.
 func TestFederatedIdentities(t *testing.T) {
-	foreign := query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read")
+	federated := query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read")
 	for head, want := range map[string]bool{
 		`principal`:             false,
 		`principal is Workload`: false,
@@ -51,11 +51,11 @@ func TestFederatedIdentities(t *testing.T) {
 		`principal in Group::"suppliers"`:                              true,
 		`principal in Group::"support"`:                                false,
 	} {
-		if got := permits(t, `permit (`+head+`, action == Action::"request", resource)`, foreign); got != want {
+		if got := permits(t, `permit (`+head+`, action == Action::"request", resource)`, federated); got != want {
 			t.Errorf("%s: %v, want %v", head, got, want)
 		}
 	}
-	if permits(t, `permit (principal, action == Action::"request", resource) when { principal in TrustDomain::"supplier.test" }`, foreign) {
+	if permits(t, `permit (principal, action == Action::"request", resource) when { principal in TrustDomain::"supplier.test" }`, federated) {
 		t.Error("a condition that names the domain let it in: the head must")
 	}
 	if !permits(t, `permit (principal, action == Action::"request", resource)`, query(billing, "tickets-api", "tickets:read")) {
@@ -81,7 +81,7 @@ func TestErringPolicyDenies(t *testing.T) {
 		@id("broken") @reason("too long") forbid (principal, action == Action::"request", resource)
 		when { context.ttl.toMilliseconds() * 9000000000000000 > 0 };`)
 	d, err := e.Decide(context.Background(), query(billing, "tickets-api", "tickets:read"), noon)
-	if err == nil || !strings.Contains(err.Error(), `a.cedar:3:3: policy "broken": evaluating it: `) {
+	if err == nil || !strings.Contains(err.Error(), `a.cedar:3:3: policy "broken": evaluation failed: `) {
 		t.Errorf("the operator is told %v", err)
 	}
 	if d.Permit || d.Revision != e.Revision() || !slices.Equal(d.Policies, []string{"broken"}) || len(d.Reasons) != 2 || !strings.Contains(d.Reasons[1], "could not be evaluated") {

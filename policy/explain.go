@@ -17,62 +17,63 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// maxNearMisses bounds how many policies an explanation shows that do not
-// apply by their head: thousands may name the same path.
+// maxNearMisses limits the policies in an explanation whose heads do not match.
+// Thousands of policies may name the same path.
 const maxNearMisses = 20
 
-// An Explanation says why a decision is as it is. It shows policies whole, so
-// it is for those who may read them.
+// An Explanation is a decision with the policies behind it. It shows conditions
+// of policies, so show it only to people who may read them.
 type Explanation struct {
 	Permit       bool          `json:"permit"`
-	Error        string        `json:"error,omitempty"` // why the query can't be asked at all
-	Policies     []Verdict     `json:"policies"`        // those that apply first
+	Error        string        `json:"error,omitempty"` // why the query is not valid
+	Policies     []Verdict     `json:"policies"`        // sorted by relevance: those that apply come first
 	NearMisses   int           `json:"near_misses_left_off,omitempty"`
 	Obligations  []string      `json:"obligations,omitempty"`
-	MaxTTL       string        `json:"max_ttl,omitempty"`      // the shortest of the permits' and the entitlement's
-	Alternatives []Alternative `json:"alternatives,omitempty"` // if denied: what would be permitted
+	MaxTTL       string        `json:"max_ttl,omitempty"`      // the smaller of the entitlement's and the permits'
+	Alternatives []Alternative `json:"alternatives,omitempty"` // if denied
 }
 
-// A Verdict says what one policy has to do with the query.
+// A Verdict is the result of one policy for the query.
 type Verdict struct {
 	ID      string `json:"id"`
 	File    string `json:"file"`
 	Line    int    `json:"line"`
-	Effect  string `json:"effect"` // permit, forbid
+	Effect  string `json:"effect"` // "permit" or "forbid"
 	Applies bool   `json:"applies"`
 	Reason  string `json:"reason,omitempty"`
-	Failed  string `json:"failed,omitempty"` // the first clause that is not met
-	Error   string `json:"error,omitempty"`  // of evaluating it
-	byHead  bool   // Failed is of the head
+	Failed  string `json:"failed,omitempty"` // the first condition that is not met
+	Error   string `json:"error,omitempty"`  // from evaluating the policy
+	byHead  bool   // the head does not match; Failed is part of the head
 }
 
-// An Alternative is a scope that, asked for alone, would be permitted.
+// An Alternative is a scope that would be permitted alone.
 type Alternative struct {
 	Scope       string   `json:"scope"`
 	Obligations []string `json:"obligations,omitempty"`
 }
 
-// Explain decides and says why.
+// Explain evaluates q and explains the decision.
 func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Explanation {
-	a, err := e.ask(q, now)
+	ev, err := e.newEvaluation(q, now)
 	if err != nil {
 		return Explanation{Error: err.Error()}
 	}
-	d, _ := e.Decide(ctx, q, now) // the verdicts say what erred
+	d, _ := e.Decide(ctx, q, now) // the verdicts contain the errors
 	x := Explanation{Permit: d.Permit, Obligations: describe(d.Obligations)}
-	x.Policies, x.NearMisses = e.verdicts(a)
+	x.Policies, x.NearMisses = e.verdicts(ev)
 	if q.Action != broker.ActionRequest {
 		return x
 	}
 	if x.Permit {
-		x.MaxTTL = broker.Short(fewer(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL))
+		x.MaxTTL = broker.Short(minNonZero(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL))
 	} else {
 		x.Alternatives = e.alternatives(ctx, q, now)
 	}
 	return x
 }
 
-// alternatives tries each scope of the entitlement alone.
+// alternatives returns each scope of the entitlement that would be permitted
+// alone.
 func (e *Engine) alternatives(ctx context.Context, q broker.Query, now time.Time) (found []Alternative) {
 	for _, s := range e.in.Catalogue[q.Entitlement.Name].Scopes {
 		q.Scopes = []string{s}
@@ -83,18 +84,18 @@ func (e *Engine) alternatives(ctx context.Context, q broker.Query, now time.Time
 	return found
 }
 
-// verdicts judges every policy on the action whose head fits, and some of the
-// permits whose head fits only the principal or only the resource: a slip of
-// the pen is often found there.
-func (e *Engine) verdicts(a *question) (verdicts []Verdict, leftOff int) {
+// verdicts returns a verdict for every policy on the action whose head matches,
+// and for some permits whose head matches only the principal or only the
+// resource, because a typo in a head shows up there. leftOff counts the others.
+func (e *Engine) verdicts(ev *evaluation) (verdicts []Verdict, leftOff int) {
 	for _, r := range e.sorted() {
-		if !slices.Contains(r.actions, a.action) {
+		if !slices.Contains(r.actions, ev.action) {
 			continue
 		}
-		who := r.who.matches(a.principals[0], a.principals)
-		what := r.what.matches(a.resources[0], a.resources)
-		if who && what || r.permit && (who || what) {
-			verdicts = append(verdicts, r.verdict(a, who, what))
+		principal := r.principal.matches(ev.principals[0], ev.principals)
+		resource := r.resource.matches(ev.resources[0], ev.resources)
+		if principal && resource || r.permit && (principal || resource) {
+			verdicts = append(verdicts, r.verdict(ev, principal, resource))
 		}
 	}
 	slices.SortStableFunc(verdicts, func(x, y Verdict) int { return x.rank() - y.rank() })
@@ -106,7 +107,8 @@ func (e *Engine) verdicts(a *question) (verdicts []Verdict, leftOff int) {
 	return verdicts, leftOff
 }
 
-// rank orders verdicts by how much they matter.
+// rank returns the position of a verdict in an explanation: errors first, then
+// forbids and permits that apply, and near misses last.
 func (v Verdict) rank() int {
 	switch {
 	case v.Error != "":
@@ -123,19 +125,21 @@ func (v Verdict) rank() int {
 	return 5
 }
 
-func (r *rule) verdict(a *question, who, what bool) Verdict {
+// verdict returns the verdict of r. principal and resource report whether the
+// head matches them.
+func (r *rule) verdict(ev *evaluation, principal, resource bool) Verdict {
 	line, _ := r.at()
 	v := Verdict{ID: r.id, File: r.name, Line: line, Effect: r.effect(), Reason: r.reason, byHead: true}
 	switch {
-	case !who:
-		v.Failed = r.who.text("principal")
-	case !what:
-		v.Failed = r.what.text("resource")
-	case !r.appliesTo(a.foreign):
-		v.Failed = "its head names no domain, path or group of the federated trust domain " + domainOf(string(a.principals[0].ID))
+	case !principal:
+		v.Failed = r.principal.text("principal")
+	case !resource:
+		v.Failed = r.resource.text("resource")
+	case !r.appliesTo(ev.federated):
+		v.Failed = "the head names no domain, path or group of the federated trust domain " + domainOf(string(ev.principals[0].ID))
 	default:
 		v.byHead = false
-		v.Failed, v.Error = r.failedClause(a)
+		v.Failed, v.Error = r.failedClause(ev)
 		v.Applies = v.Failed == "" && v.Error == ""
 	}
 	return v
@@ -148,33 +152,35 @@ func (r *rule) effect() string {
 	return "forbid"
 }
 
-// text writes a scope as it stands in a policy.
-func (s scope) text(variable string) string {
+// text returns the constraint in Cedar.
+func (c constraint) text(variable string) string {
 	text := variable
-	if s.kind != "" {
-		text += " is " + string(s.kind)
+	if c.kind != "" {
+		text += " is " + string(c.kind)
 	}
 	switch {
-	case s.eq:
-		text += " == " + s.uid.String()
-	case !s.uid.IsZero():
-		text += " in " + s.uid.String()
+	case c.eq:
+		text += " == " + c.uid.String()
+	case !c.uid.IsZero():
+		text += " in " + c.uid.String()
 	}
 	return text
 }
 
-// failedClause evaluates the conditions one clause after the other, as Cedar
-// does: each && of a when, each || of an unless.
-func (r *rule) failedClause(a *question) (failed, erred string) {
-	env := eval.Env{Entities: a, Principal: a.request.Principal, Action: a.request.Action, Resource: a.request.Resource, Context: a.request.Context}
+// failedClause returns the first clause that keeps the policy from applying, or
+// the first that errs. The clauses are the operands of && in a when and of || in
+// an unless. It evaluates them in Cedar's order and stops where Cedar stops, so
+// that a guard ("context has ticket && …") keeps the next clause from erring.
+func (r *rule) failedClause(ev *evaluation) (failed, erred string) {
+	env := eval.Env{Entities: ev, Principal: ev.request.Principal, Action: ev.request.Action, Resource: ev.request.Resource, Context: ev.request.Context}
 	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
 		when := c.Condition == ast.ConditionWhen
 		for _, clause := range clauses(c.Body, when) {
-			holds, err := evaluate(clause, env)
+			value, err := evaluate(clause, env)
 			switch {
 			case err != nil:
 				return "", clauseText(clause, when) + ": " + err.Error()
-			case holds != when:
+			case value != when:
 				return clauseText(clause, when), ""
 			}
 		}
@@ -182,7 +188,7 @@ func (r *rule) failedClause(a *question) (failed, erred string) {
 	return "", ""
 }
 
-// clauses splits a condition at its outermost && (of a when) or || (of an
+// clauses splits a condition at its outermost && (in a when) or || (in an
 // unless).
 func clauses(n ast.IsNode, when bool) []ast.IsNode {
 	var pair ast.BinaryNode
@@ -208,14 +214,15 @@ func evaluate(n ast.IsNode, env eval.Env) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	holds, ok := v.(types.Boolean)
+	value, ok := v.(types.Boolean)
 	if !ok {
 		return false, errors.New("is neither true nor false")
 	}
-	return bool(holds), nil
+	return bool(value), nil
 }
 
-// clauseText writes a clause in Cedar, by way of a policy with no other.
+// clauseText returns a clause in Cedar. It marshals a policy with this one
+// clause, because cedar-go exports no marshaller for expressions.
 func clauseText(n ast.IsNode, when bool) string {
 	p := ast.Permit()
 	keyword := "when"
@@ -231,7 +238,7 @@ func clauseText(n ast.IsNode, when bool) string {
 	return keyword + " " + strings.Join(strings.Fields(body), " ")
 }
 
-// String writes the explanation for people.
+// String returns the explanation as text.
 func (x Explanation) String() string {
 	var b strings.Builder
 	switch {
@@ -244,19 +251,19 @@ func (x Explanation) String() string {
 		b.WriteString("deny\n")
 	}
 	for _, o := range x.Obligations {
-		fmt.Fprintf(&b, "  demands %s\n", o)
+		fmt.Fprintf(&b, "  requires %s\n", o)
 	}
 	if x.MaxTTL != "" {
-		fmt.Fprintf(&b, "  for at most %s\n", x.MaxTTL)
+		fmt.Fprintf(&b, "  allows a TTL of at most %s\n", x.MaxTTL)
 	}
 	writeVerdicts(&b, x.Policies)
 	if x.NearMisses > 0 {
-		fmt.Fprintf(&b, "and %d more permits that are about this principal or this resource, not both\n", x.NearMisses)
+		fmt.Fprintf(&b, "%d more permits match only the principal or only the resource\n", x.NearMisses)
 	}
 	for _, a := range x.Alternatives {
-		fmt.Fprintf(&b, "would be permitted: scope %s alone", a.Scope)
+		fmt.Fprintf(&b, "scope %s alone would be permitted", a.Scope)
 		if len(a.Obligations) > 0 {
-			fmt.Fprintf(&b, ", demanding %s", strings.Join(a.Obligations, ", "))
+			fmt.Fprintf(&b, " and requires %s", strings.Join(a.Obligations, ", "))
 		}
 		b.WriteByte('\n')
 	}
@@ -265,13 +272,13 @@ func (x Explanation) String() string {
 
 func writeVerdicts(b *strings.Builder, verdicts []Verdict) {
 	if len(verdicts) == 0 {
-		b.WriteString("no policy is about this principal or this resource\n")
+		b.WriteString("no policy matches this principal or this resource\n")
 	}
 	for _, v := range verdicts {
 		fmt.Fprintf(b, "%s %s (%s:%d) ", v.Effect, v.ID, v.File, v.Line)
 		switch {
 		case v.Error != "":
-			fmt.Fprintf(b, "could not be evaluated, which denies: %s\n", v.Error)
+			fmt.Fprintf(b, "could not be evaluated, so the request is denied: %s\n", v.Error)
 		case v.Applies:
 			b.WriteString("applies\n")
 		default:
@@ -280,5 +287,5 @@ func writeVerdicts(b *strings.Builder, verdicts []Verdict) {
 	}
 }
 
-// newCedar wraps a tree that is only printed.
+// newCedar wraps a tree that is only marshalled.
 func newCedar(p *ast.Policy) *cedar.Policy { return cedar.NewPolicyFromAST((*publicast.Policy)(p)) }

@@ -16,30 +16,32 @@ import (
 
 // A group is one entry of groups.yaml.
 type group struct {
-	Members   []string `yaml:"members"`   // people, "<provider>/<subject>"
-	Claims    []claim  `yaml:"claims"`    // people by what their provider says of them
-	Workloads []string `yaml:"workloads"` // SPIFFE paths: whatever is at or below one; or whole trust domains
-	Notify    []plain  `yaml:"notify"`    // how to tell the group, "slack:dba"
+	Members   []string   `yaml:"members"`   // people, "<provider>/<subject>"
+	Claims    []claim    `yaml:"claims"`    // people whose provider claims one of these groups
+	Workloads []string   `yaml:"workloads"` // SPIFFE paths, with everything below them; or trust domains
+	Notify    []listItem `yaml:"notify"`    // channels, "slack:dba"
 }
 
-// A claim makes members of everybody whom the provider puts in its group.
+// A claim makes every person a member whom the provider puts in the provider's
+// group of this name.
 type claim struct {
 	Provider string `yaml:"provider"`
 	Group    string `yaml:"group"`
 }
 
-// closed says whether the members that are listed are all there can be.
-func (g *group) closed() bool { return len(g.Claims) == 0 }
+// fullyListed reports whether the listed members are all the members. With
+// claims, only the provider knows.
+func (g *group) fullyListed() bool { return len(g.Claims) == 0 }
 
-// groupsFile is what the loader knows of groups.yaml.
+// A groupsFile is groups.yaml while it is loaded.
 type groupsFile struct {
 	*source
-	lines    map[string]int // of the groups' names
+	lines    map[string]int // by group, from 1
 	problems *problems
 }
 
-// loadGroups reads groups.yaml; src may be nil. It adds the names to known, those
-// of malformed groups too: what names them is no further problem.
+// loadGroups reads groups.yaml; src may be nil. It adds every name to known, even
+// if the group is malformed, so that one mistake leads to one problem.
 func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	groups := map[string]*group{}
 	if src == nil {
@@ -63,7 +65,7 @@ func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 
 func (f *groupsFile) report(p Problem) { f.problems.add(p) }
 
-// entries gives the groups' nodes by name.
+// entries returns the YAML nodes of the groups by name.
 func (f *groupsFile) entries() map[string]ast.Node {
 	file, err := parser.ParseBytes(f.text, 0)
 	if err != nil {
@@ -82,7 +84,7 @@ func (f *groupsFile) entries() map[string]ast.Node {
 			f.entry(entries, body)
 		case *ast.NullNode, *ast.CommentGroupNode:
 		default:
-			f.report(Problem{File: f.name, Line: 1, Column: 1, Text: "write one group a key, as in \"dba: {members: [login/ana]}\""})
+			f.report(Problem{File: f.name, Line: 1, Column: 1, Text: "the file must be a mapping of group names, such as \"dba: {members: [login/ana]}\""})
 		}
 	}
 	return entries
@@ -94,43 +96,44 @@ func (f *groupsFile) entry(entries map[string]ast.Node, v *ast.MappingValueNode)
 	f.lines[name] = at.Line
 	switch _, twice := entries[name]; {
 	case twice:
-		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column, Text: fmt.Sprintf("group %q stands twice", name)})
+		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column, Text: fmt.Sprintf("group %q appears twice: merge the two entries", name)})
 	case !groupForm.MatchString(name) || name == groupOwner || name == groupManager:
 		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column,
-			Text: fmt.Sprintf("%q is no name for a group: use a-z, 0-9, '.', '-' and '_', and neither %q nor %q", name, groupOwner, groupManager)})
+			Text: fmt.Sprintf("%q can't name a group: use 1 to 64 of a-z, 0-9, '.', '-' and '_', start with a letter or digit, and avoid the reserved %q and %q", name, groupOwner, groupManager)})
 	default:
 		entries[name] = v.Value
 	}
 }
 
-// check reports what a group names and does not exist.
+// check reports names in a group that do not exist and duplicates.
 func (f *groupsFile) check(name string, g *group, known *names) {
 	for _, m := range g.Members {
-		f.unless(known.person(m), name, m)
+		f.reportAt(name, m, known.checkPerson(m))
 	}
 	for _, w := range g.Workloads {
-		f.unless(known.place(w), name, w)
+		f.reportAt(name, w, known.checkPathOrDomain(w))
 	}
 	for _, c := range g.Claims {
-		f.unless(known.provider(c.Provider), name, c.Provider)
+		f.reportAt(name, c.Provider, known.checkProvider(c.Provider))
 		if c.Provider == "" || c.Group == "" {
-			f.unless(errors.New("a claim names a provider and a group"), name, "claims")
+			f.reportAt(name, "claims", errors.New("a claim needs both provider and group"))
 		}
 	}
 	for _, c := range g.Notify {
 		if known.channels != nil && !known.channels[string(c)] {
-			f.unless(fmt.Errorf("there is no channel %q (notify, in the operator's file)", c), name, string(c))
+			f.reportAt(name, string(c), fmt.Errorf("channel %q does not exist: configure it in notify or correct the name", c))
 		}
 	}
 	for _, list := range [][]string{g.Members, g.Workloads, toStrings(g.Notify)} {
 		if twice := duplicate(list); twice != "" {
-			f.unless(fmt.Errorf("%q stands twice", twice), name, twice)
+			f.reportAt(name, twice, fmt.Errorf("%q appears twice: remove one", twice))
 		}
 	}
 }
 
-// unless reports err, if there is one, at needle in the entry of the group.
-func (f *groupsFile) unless(err error, name, needle string) {
+// reportAt reports err, unless it is nil, at the first needle after the start of
+// the group's entry.
+func (f *groupsFile) reportAt(name, needle string, err error) {
 	if err == nil {
 		return
 	}
@@ -138,7 +141,7 @@ func (f *groupsFile) unless(err error, name, needle string) {
 	for range f.lines[name] - 1 {
 		from += bytes.IndexByte(f.text[from:], '\n') + 1
 	}
-	line, column := place{f.source, from, len(f.text)}.at(needle)
+	line, column := span{f.source, from, len(f.text)}.at(needle)
 	f.report(Problem{File: f.name, Line: line, Column: column, Text: fmt.Sprintf("group %q: %v", name, err)})
 }
 
@@ -152,9 +155,9 @@ func duplicate(list []string) string {
 	return ""
 }
 
-// memberships answer which groups an identity is in.
+// memberships is the index from identities to groups.
 type memberships struct {
-	listed  map[string][]types.EntityUID // by person, SPIFFE path or "spiffe://<trust domain>"
+	listed  map[string][]types.EntityUID // by person, SPIFFE path or trust domain ("spiffe://acme.test")
 	claimed map[claim][]types.EntityUID
 }
 
@@ -172,8 +175,7 @@ func newMemberships(groups map[string]*group) memberships {
 	return m
 }
 
-// appendListed appends the groups that list who. A group may be among them
-// twice.
+// appendListed appends the groups that list who. It may append a group twice.
 func (m memberships) appendListed(uids []types.EntityUID, who broker.Identity, paths []string) []types.EntityUID {
 	if len(m.listed) == 0 {
 		return uids
@@ -187,9 +189,9 @@ func (m memberships) appendListed(uids []types.EntityUID, who broker.Identity, p
 	return append(uids, m.listed[spiffeScheme+domainOf(who.ID)]...)
 }
 
-// appendClaimed appends the groups that a person is in by what its provider
-// says: of this provider only, so that two providers may have groups of one
-// name.
+// appendClaimed appends the groups that the claims of a person's provider add.
+// Claims match only with their provider, because two providers may have groups
+// of the same name.
 func (m memberships) appendClaimed(uids []types.EntityUID, who broker.Identity) []types.EntityUID {
 	if who.Kind != broker.KindPerson || who.Person == nil {
 		return uids

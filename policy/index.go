@@ -2,22 +2,23 @@ package policy
 
 import (
 	"iter"
+	"slices"
 
 	"github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/types"
 )
 
-// An index finds the rules whose heads can match, so that the cost of a
-// decision follows them and not the number of policies. A head names at most
-// one entity for the principal and one for the resource; a rule is filed under
-// the pair, and a question looks under every pair of an ancestor of its
-// principal and one of its resource, "no entity" among both.
+// An index finds the rules whose heads can match a request, so that the cost of
+// a decision does not grow with the number of policies. A head names at most
+// one entity for the principal and one for the resource. The index files a rule
+// under this pair. A lookup visits every pair of an ancestor of the principal
+// and an ancestor of the resource, where either side may be "no entity".
 //
-// It finds more than match ("==" and "is" are left to the policy itself), and
-// never less.
+// The result may contain rules that do not match, because the policy itself
+// checks "==" and "is". It never lacks a rule that matches.
 type index struct {
-	numbers map[types.EntityUID]uint32 // of the entities that heads name; 0 stands for none
-	rules   []map[uint64][]*rule       // by action, then by the numbers of principal and resource
+	numbers map[types.EntityUID]uint32 // of the entities that heads name; 0 means "no entity"
+	rules   []map[uint64][]*rule       // by action, then by pairKey
 }
 
 func newIndex(rules map[cedar.PolicyID]*rule) *index {
@@ -26,7 +27,7 @@ func newIndex(rules map[cedar.PolicyID]*rule) *index {
 		x.rules[i] = map[uint64][]*rule{}
 	}
 	for _, r := range rules {
-		k := pair(x.intern(r.who.uid), x.intern(r.what.uid))
+		k := pairKey(x.number(r.principal.uid), x.number(r.resource.uid))
 		for _, a := range r.actions {
 			x.rules[a][k] = append(x.rules[a][k], r)
 		}
@@ -34,7 +35,8 @@ func newIndex(rules map[cedar.PolicyID]*rule) *index {
 	return x
 }
 
-func (x *index) intern(uid types.EntityUID) uint32 {
+// number returns the number of uid and assigns one if it has none.
+func (x *index) number(uid types.EntityUID) uint32 {
 	n, ok := x.numbers[uid]
 	if !ok {
 		n = uint32(len(x.numbers))
@@ -43,18 +45,18 @@ func (x *index) intern(uid types.EntityUID) uint32 {
 	return n
 }
 
-func pair(principal, resource uint32) uint64 { return uint64(principal)<<32 | uint64(resource) }
+func pairKey(principal, resource uint32) uint64 { return uint64(principal)<<32 | uint64(resource) }
 
-// find gives the rules of an action that can be about the two, which are given
-// with all their ancestors.
-func (x *index) find(action int, principals, resources []types.EntityUID, foreign bool) candidates {
-	var p, r [16]uint32
+// find returns the rules that may apply to an action, a principal and a
+// resource. Both lists hold the entity and all its ancestors.
+func (x *index) find(action int, principals, resources []types.EntityUID, federated bool) candidates {
+	var p, r [16]uint32 // keeps the usual case off the heap
 	ps, rs := x.lookup(p[:0], principals), x.lookup(r[:0], resources)
 	var found candidates
 	for _, p := range ps {
 		for _, r := range rs {
-			for _, rule := range x.rules[action][pair(p, r)] {
-				if rule.appliesTo(foreign) {
+			for _, rule := range x.rules[action][pairKey(p, r)] {
+				if rule.appliesTo(federated) {
 					found = append(found, rule)
 				}
 			}
@@ -63,27 +65,20 @@ func (x *index) find(action int, principals, resources []types.EntityUID, foreig
 	return found
 }
 
-// lookup appends 0 and the numbers of those uids that heads name, each once:
-// an identity may be in a group twice over.
+// lookup appends 0 and the numbers of the uids that heads name. It drops
+// duplicates, because an identity may be in one group in two ways and find must
+// not return a rule twice.
 func (x *index) lookup(numbers []uint32, uids []types.EntityUID) []uint32 {
 	numbers = append(numbers, 0)
-next:
 	for _, uid := range uids {
-		n, ok := x.numbers[uid]
-		if !ok {
-			continue
+		if n, ok := x.numbers[uid]; ok && !slices.Contains(numbers, n) {
+			numbers = append(numbers, n)
 		}
-		for _, have := range numbers {
-			if have == n {
-				continue next
-			}
-		}
-		numbers = append(numbers, n)
 	}
 	return numbers
 }
 
-// candidates are the policies that Cedar is given to decide with.
+// candidates holds the policies that Cedar evaluates.
 type candidates []*rule
 
 var _ cedar.PolicyIterator = candidates(nil)

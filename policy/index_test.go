@@ -28,7 +28,7 @@ func world() Inputs {
 	}
 	return Inputs{
 		Catalogue: c, HomeDomain: "home.test", TrustDomains: []string{"home.test", "far.test"}, Providers: []string{"login"},
-		Marks: []broker.Mark{{Under: "spiffe://home.test/b", Kind: broker.KindAgent, Team: "t"}, {Under: "spiffe://far.test/b", Kind: broker.KindAgent}},
+		Labels: []broker.Mark{{Under: "spiffe://home.test/b", Kind: broker.KindAgent, Team: "t"}, {Under: "spiffe://far.test/b", Kind: broker.KindAgent}},
 	}
 }
 
@@ -71,7 +71,7 @@ func randomPolicy(r *rand.Rand, i int) string {
 }
 
 func randomQuery(r *rand.Rand, in Inputs) broker.Query {
-	rules := broker.Rules{Marks: in.Marks}
+	rules := broker.Rules{Marks: in.Labels}
 	who := broker.Identity{ID: randomID(r), Kind: broker.KindWorkload}
 	who.TrustDomain, _, _ = strings.Cut(strings.TrimPrefix(who.ID, "spiffe://"), "/")
 	if r.IntN(4) == 0 {
@@ -90,10 +90,10 @@ func randomQuery(r *rand.Rand, in Inputs) broker.Query {
 
 // scanAll decides without the index and without our entity store: Cedar over
 // all policies, and a hierarchy that it has to climb.
-func scanAll(e *Engine, q *question) (cedar.Decision, cedar.Diagnostic) {
+func scanAll(e *Engine, q *evaluation) (cedar.Decision, cedar.Diagnostic) {
 	all := cedar.PolicyMap{}
 	for id, r := range e.rules {
-		if r.appliesTo(q.foreign) {
+		if r.appliesTo(q.federated) {
 			all[id] = r.policy
 		}
 	}
@@ -150,12 +150,12 @@ func TestIndexedDecisionEqualsFullScan(t *testing.T) {
 
 func compareWithScan(t *testing.T, e *Engine, q broker.Query, now time.Time, seen map[string]int) {
 	t.Helper()
-	a, err := e.ask(q, now)
+	a, err := e.newEvaluation(q, now)
 	if err != nil {
 		t.Fatalf("%+v: %v", q, err)
 	}
 	wantEffect, want := scanAll(e, a)
-	effect, got := cedar.Authorize(e.index.find(a.action, a.principals, a.resources, a.foreign), a, a.request)
+	effect, got := cedar.Authorize(e.index.find(a.action, a.principals, a.resources, a.federated), a, a.request)
 	if effect != wantEffect || !slices.Equal(diagnosed(got), diagnosed(want)) {
 		t.Fatalf("%s %s on %v: indexed %v %q, scanned %v %q", q.Principal.ID, q.Action, a.resources, effect, diagnosed(got), wantEffect, diagnosed(want))
 	}

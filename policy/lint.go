@@ -14,13 +14,13 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Warnings tell what loads and can hardly be meant: entitlements that nobody
-// can ask for, permits that can never be met. All of it fails closed, so it
-// does not keep a set from loading; above all, not one whose group just lost a
-// member who must no longer approve.
+// Warnings returns likely mistakes in a set of policies that loads, such as
+// entitlements without a permit and approvals that can never be complete. They
+// do not stop the set from loading, because they all deny access. Above all, a
+// set must load if a group has just lost the member who must no longer approve.
 func (e *Engine) Warnings() []string { return slices.Clone(e.warnings) }
 
-// A linter collects warnings on an engine.
+// A linter collects warnings about an engine.
 type linter struct {
 	*Engine
 	problems problems
@@ -28,23 +28,14 @@ type linter struct {
 
 func lint(e *Engine, dir folder) []string {
 	l := &linter{Engine: e}
-	l.files(dir)
-	l.catalogueEntries()
-	l.emptyGroups()
-	l.domains()
+	l.checkFiles(dir)
+	l.checkCatalogue()
+	l.checkGroups()
+	l.checkDomains()
 	forbids := l.unconditionalForbids()
 	for _, r := range l.sorted() {
-		if !r.permit {
-			continue
-		}
-		l.kinds(r)
-		l.shadowed(r, forbids)
-		if slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
-			reached := reach(l.in.Catalogue, r.what)
-			l.scopes(r, reached)
-			l.bounds(r, reached)
-			l.approvals(r, reached)
-			l.teams(r)
+		if r.permit {
+			l.checkPermit(r, forbids)
 		}
 	}
 	_ = l.problems.err() // sorts
@@ -64,85 +55,91 @@ func (l *linter) warn(r *rule, needle, format string, args ...any) {
 	l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: fmt.Sprintf(format, args...)})
 }
 
-func (l *linter) files(dir folder) {
+func (l *linter) checkFiles(dir folder) {
 	for _, name := range dir.ignored {
-		text := fmt.Sprintf("ignored: only *.cedar, %s and *%s mean anything here", groupsName, scenarioSuffix)
+		text := fmt.Sprintf("ignored: a policy folder holds *%s, %s, *%s and *.md: rename or move this file", cedarSuffix, groupsName, scenarioSuffix)
 		if path.Base(name) == groupsName {
-			text = "ignored: groups.yaml is read from the top of the folder only"
+			text = "ignored: move groups.yaml to the top of the policy folder"
 		}
 		l.problems.add(Problem{File: name, Text: text})
 	}
 	if len(l.rules) == 0 {
-		l.problems.add(Problem{File: ".", Text: "there is no policy, so everything is denied"})
+		l.problems.add(Problem{File: ".", Text: "no policy, so every request is denied: add a *" + cedarSuffix + " file with a permit"})
 	}
 }
 
-// catalogueEntries warns of entitlements that can't be had.
-func (l *linter) catalogueEntries() {
-	reached := set{}
+// checkCatalogue warns of entitlements without a permit and of entitlements
+// whose credentials can never be issued or share their revocation.
+func (l *linter) checkCatalogue() {
+	permitted := set{}
 	for _, r := range l.rules {
 		if r.permit && slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
-			for _, e := range reach(l.in.Catalogue, r.what) {
-				reached[e.Name] = true
+			for _, e := range covered(l.in.Catalogue, r.resource) {
+				permitted[e.Name] = true
 			}
 		}
 	}
 	for name, e := range l.in.Catalogue {
-		if !reached[name] {
-			l.problems.add(Problem{File: "entitlements." + name, Text: "no permit is about it, so nobody can ask for it"})
+		warn := func(text string) { l.problems.add(Problem{File: "entitlements." + name, Text: text}) }
+		if !permitted[name] {
+			warn(`no permit covers it, so every request for it is denied: add a permit for Action::"request"`)
 		}
 		if e.MaxTTL > 0 && e.MaxTTL < e.MinTTL {
-			l.problems.add(Problem{File: "entitlements." + name, Text: fmt.Sprintf(
-				"max_ttl %s is shorter than the shortest credential of its issuer, %s: it can never be collected", broker.Short(e.MaxTTL), broker.Short(e.MinTTL))})
+			warn(fmt.Sprintf("max_ttl %s is below the issuer's minimum of %s, so no credential can be issued: raise max_ttl",
+				broker.Short(e.MaxTTL), broker.Short(e.MinTTL)))
 		}
 		if e.Shares != "" {
-			l.problems.add(Problem{File: "entitlements." + name, Text: l.shared(e)})
+			warn(l.sharedRevocation(e))
 		}
 	}
 }
 
-// shared says whom revoking a credential of an entitlement hits as well.
-func (l *linter) shared(e *broker.Entitlement) string {
-	others := ""
+// sharedRevocation describes which other credentials the revocation of one
+// credential of e revokes.
+func (l *linter) sharedRevocation(e *broker.Entitlement) string {
+	var others []string
 	for _, name := range slices.Sorted(maps.Keys(l.in.Catalogue)) {
 		if name != e.Name && l.in.Catalogue[name].Shares == e.Shares {
-			others += ", " + name
+			others = append(others, name)
 		}
 	}
-	if others != "" {
-		others = ", of " + others[2:] + " too"
+	text := "revoking one credential also revokes all earlier credentials of " + e.Shares
+	if len(others) > 0 {
+		text += ", including those of " + strings.Join(others, ", ")
 	}
-	return fmt.Sprintf("revoking one of its credentials ends all others of %s that were made before%s", e.Shares, others)
+	return text
 }
 
-func (l *linter) emptyGroups() {
+func (l *linter) checkGroups() {
 	for name, g := range l.groups {
-		if g.closed() && len(g.Members)+len(g.Workloads) == 0 {
-			l.problems.add(Problem{File: groupsName, Text: fmt.Sprintf("group %q: nobody is in it: list members, claims or workloads", name)})
+		if g.fullyListed() && len(g.Members)+len(g.Workloads) == 0 {
+			l.problems.add(Problem{File: groupsName, Text: fmt.Sprintf("group %q is empty: add members, claims or workloads", name)})
 		}
 	}
 }
 
-// domains warns of federated domains that may authenticate and nothing more.
-func (l *linter) domains() {
+// checkDomains warns of federated domains that no permit names. See
+// rule.appliesTo.
+func (l *linter) checkDomains() {
 	named := set{l.known.home: true}
 	for _, r := range l.rules {
 		if !r.permit {
 			continue
 		}
-		for _, d := range l.domainsOf(r.who.uid) {
+		for _, d := range l.domainsOf(r.principal.uid) {
 			named[d] = true
 		}
 	}
 	for _, d := range l.in.TrustDomains {
 		if !named[d] {
 			l.problems.add(Problem{File: "attest.trust_domains", Text: fmt.Sprintf(
-				"%q: no permit names it in its head, so its workloads may authenticate and do nothing", d)})
+				"no permit names %q in its head, so its workloads can authenticate but every request is denied: add a permit or remove the domain", d)})
 		}
 	}
 }
 
-// domainsOf gives the trust domains that a permit with this principal is for.
+// domainsOf returns the trust domains of the principals that a head with uid
+// matches.
 func (l *linter) domainsOf(uid types.EntityUID) []string {
 	switch uid.Type {
 	case typeTrustDomain:
@@ -159,101 +156,116 @@ func (l *linter) domainsOf(uid types.EntityUID) []string {
 	return nil
 }
 
-// reach gives the entitlements that a policy's resource may be, by name.
-func reach(c broker.Catalogue, what scope) []*broker.Entitlement {
-	if what.kind != "" && what.kind != typeEntitlement {
+// covered returns the entitlements that a resource constraint matches, by name.
+// The result holds nil if the constraint names an unknown entitlement.
+func covered(c broker.Catalogue, resource constraint) []*broker.Entitlement {
+	if resource.kind != "" && resource.kind != typeEntitlement {
 		return nil
 	}
-	var reached []*broker.Entitlement
-	switch what.uid.Type {
+	var list []*broker.Entitlement
+	switch resource.uid.Type {
 	case typeEntitlement:
-		return []*broker.Entitlement{c[string(what.uid.ID)]}
+		return []*broker.Entitlement{c[string(resource.uid.ID)]}
 	case typeSystem:
 		for _, e := range c {
-			if e.System == string(what.uid.ID) {
-				reached = append(reached, e)
+			if e.System == string(resource.uid.ID) {
+				list = append(list, e)
 			}
 		}
 	case "":
-		reached = slices.Collect(maps.Values(c))
+		list = slices.Collect(maps.Values(c))
 	}
-	slices.SortFunc(reached, func(a, b *broker.Entitlement) int { return cmp.Compare(a.Name, b.Name) })
-	return reached
+	slices.SortFunc(list, func(a, b *broker.Entitlement) int { return cmp.Compare(a.Name, b.Name) })
+	return list
 }
 
-// bounds warns where a permit gives less time than the issuer's shortest
-// credential takes.
-func (l *linter) bounds(r *rule, reached []*broker.Entitlement) {
-	const tooShort = "%s %s is shorter than the shortest credential of entitlement %q, %s: it can never be collected"
-	for _, e := range reached {
+func (l *linter) checkPermit(r *rule, forbids []*rule) {
+	l.checkKind(r)
+	l.checkForbidden(r, forbids)
+	if !slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
+		return
+	}
+	entitlements := covered(l.in.Catalogue, r.resource)
+	l.checkScopes(r, entitlements)
+	l.checkBounds(r, entitlements)
+	l.checkQuorums(r, entitlements)
+	l.checkTeams(r)
+}
+
+// checkBounds warns of permits that allow less time than the issuer's minimum.
+func (l *linter) checkBounds(r *rule, entitlements []*broker.Entitlement) {
+	const tooShort = "%s %s is below the minimum of %s for entitlement %q, so no credential can be issued: raise it"
+	for _, e := range entitlements {
 		if r.MaxTTL > 0 && r.MaxTTL < e.MinTTL {
-			l.warn(r, "@max_ttl", tooShort, "@max_ttl", broker.Short(r.MaxTTL), e.Name, broker.Short(e.MinTTL))
+			l.warn(r, "@max_ttl", tooShort, "@max_ttl", broker.Short(r.MaxTTL), broker.Short(e.MinTTL), e.Name)
 		}
 		if r.MaxDuration > 0 && r.MaxDuration < e.MinTTL {
-			l.warn(r, "@max_duration", tooShort, "@max_duration", broker.Short(r.MaxDuration), e.Name, broker.Short(e.MinTTL))
+			l.warn(r, "@max_duration", tooShort, "@max_duration", broker.Short(r.MaxDuration), broker.Short(e.MinTTL), e.Name)
 		}
 	}
 }
 
-// approvals warns where more people must approve than there are. Groups that
-// a provider may add people to are taken to be large enough; of those that it
-// alone fills, nobody here can tell.
-func (l *linter) approvals(r *rule, reached []*broker.Entitlement) {
-	told := set{}
+// checkQuorums warns of groups with fewer members than approvals. It assumes
+// that a group with claims and at least one member is large enough, and warns
+// of groups that claims alone fill, because they may be empty.
+func (l *linter) checkQuorums(r *rule, entitlements []*broker.Entitlement) {
+	warned := set{}
 	for _, need := range r.Approvals {
-		for _, name := range l.approvers(need.Group, reached) {
+		for _, name := range approverGroups(need.Group, entitlements) {
 			g := l.groups[name]
-			if g != nil && !g.closed() && len(g.Members) == 0 && !told[name] {
-				told[name] = true
-				l.warn(r, "@approval", "@approval asks group %q, whom only a provider's claims fill: if nobody is in it, requests wait until they lapse", name)
+			switch {
+			case g == nil || warned[name]: // nil: "manager"
+			case !g.fullyListed() && len(g.Members) == 0:
+				warned[name] = true
+				l.warn(r, "@approval", "@approval names group %q, whose only members come from claims: if the group is empty, requests wait until they lapse", name)
+			case g.fullyListed() && len(g.Members) < need.Count:
+				warned[name] = true
+				l.warn(r, "@approval", "@approval requires %d of group %q, which has only %d, so no request can be approved: add members or lower the count",
+					need.Count, name, len(g.Members))
 			}
-			if g == nil || !g.closed() || len(g.Members) >= need.Count || told[name] {
-				continue
-			}
-			told[name] = true
-			l.warn(r, "@approval", "@approval wants %d of group %q, which has %d: it can never be approved", need.Count, name, len(g.Members))
 		}
 	}
 }
 
-func (l *linter) approvers(term string, reached []*broker.Entitlement) []string {
-	if term != groupOwner {
-		return []string{term}
+// approverGroups returns the groups that a group name in @approval stands for.
+func approverGroups(name string, entitlements []*broker.Entitlement) []string {
+	if name != groupOwner {
+		return []string{name}
 	}
 	var owners []string
-	for _, e := range reached {
+	for _, e := range entitlements {
 		owners = append(owners, e.Owner)
 	}
 	return owners
 }
 
-// teams warns where a permit excludes a team that is no group: of whoever has no
-// other, nobody can tell who is outside of it, and what they ask for is refused.
-func (l *linter) teams(r *rule) {
+// checkTeams warns of @exclude_team for workloads whose team is not a group. The
+// broker refuses their requests, because it can't tell who is in the team.
+func (l *linter) checkTeams(r *rule) {
 	if !r.ExcludeTeam {
 		return
 	}
-	const refused = "so nobody can tell who is outside of it, and what they ask for is refused"
-	marks, told := l.marksOf(r.who), set{}
-	if len(marks) == 0 {
-		l.warn(r, "@exclude_team", "@exclude_team: nobody whom it is for has a team (attest.workloads), %s", refused)
+	const fix = "so their requests are refused: set their team in attest.workloads to a group of " + groupsName
+	all, warned := l.labelsIn(r.principal), set{}
+	if len(all) == 0 {
+		l.warn(r, "@exclude_team", "@exclude_team: none of the permit's principals has a team, %s", fix)
 	}
-	for _, m := range marks {
+	for _, labels := range all {
 		switch {
-		case told[m.Team] || l.groups[m.Team] != nil:
-		case m.Team == "":
-			l.warn(r, "@exclude_team", "@exclude_team: what is under %q has no team (attest.workloads), %s", m.Under, refused)
+		case warned[labels.Team] || l.groups[labels.Team] != nil:
+		case labels.Team == "":
+			l.warn(r, "@exclude_team", "@exclude_team: workloads under %q have no team, %s", labels.Under, fix)
 		default:
-			l.warn(r, "@exclude_team", "@exclude_team: the team %q of what is under %q (attest.workloads) is no group of %s, %s", m.Team, m.Under, groupsName, refused)
+			l.warn(r, "@exclude_team", "@exclude_team: the team %q of workloads under %q is not a group, %s", labels.Team, labels.Under, fix)
 		}
-		told[m.Team] = true
+		warned[labels.Team] = true
 	}
 }
 
-// marksOf gives the marks that workloads in a scope may carry.
-func (l *linter) marksOf(who scope) (marks []broker.Mark) {
-	var places []string // SPIFFE IDs, or trust domains; "" is everywhere
-	switch id := string(who.uid.ID); who.uid.Type {
+// labelsIn returns the labels that principals matching the constraint may have.
+func (l *linter) labelsIn(principal constraint) (found []broker.Mark) {
+	var places []string // SPIFFE IDs of paths or trust domains; "" is everywhere
+	switch id := string(principal.uid.ID); principal.uid.Type {
 	case typePath, typeWorkload, typeAgent:
 		places = []string{id}
 	case typeTrustDomain:
@@ -263,49 +275,48 @@ func (l *linter) marksOf(who scope) (marks []broker.Mark) {
 	case "":
 		places = []string{""}
 	}
-	one := who.uid.Type == typeWorkload || who.uid.Type == typeAgent
-	for _, m := range l.in.Marks {
-		carried := func(place string) bool {
-			switch {
-			case place == "":
-				return true
-			case !one && broker.Mark{Under: place}.Covers(m.Under): // it is on some of what is there
-				return true
-			}
-			return m.Covers(place) && !l.hidden(m, place) // or on all of it
+	single := principal.uid.Type == typeWorkload || principal.uid.Type == typeAgent
+	for _, labels := range l.in.Labels {
+		if principal.kind != "" && principal.kind != principalType(labels.Kind) {
+			continue
 		}
-		if (who.kind == "" || who.kind == principalType(m.Kind)) && slices.ContainsFunc(places, carried) {
-			marks = append(marks, m)
+		if slices.ContainsFunc(places, func(place string) bool { return l.applyIn(labels, place, single) }) {
+			found = append(found, labels)
 		}
 	}
-	return marks
+	return found
 }
 
-// hidden says whether a longer mark than m is on a place.
-func (l *linter) hidden(m broker.Mark, place string) bool {
-	return slices.ContainsFunc(l.in.Marks, func(other broker.Mark) bool {
-		return len(other.Under) > len(m.Under) && other.Covers(place)
-	})
+// applyIn reports whether labels apply at place or, unless single, below it.
+func (l *linter) applyIn(labels broker.Mark, place string, single bool) bool {
+	if place == "" || !single && below(labels.Under, place) {
+		return true
+	}
+	at, ok := l.known.labels.LabelsOf(place)
+	return ok && at.Under == labels.Under
 }
 
-// scopes warns of scopes that no entitlement in reach has: Cedar takes them
-// for any strings, so a typo is a permit that never applies.
-func (l *linter) scopes(r *rule, reached []*broker.Entitlement) {
+// below reports whether the SPIFFE ID id is place or below it.
+func below(id, place string) bool { return broker.Mark{Under: place}.Covers(id) }
+
+// checkScopes warns of scopes that no covered entitlement has. For Cedar a scope
+// is any string, so a permit with a typo loads and never applies.
+func (l *linter) checkScopes(r *rule, entitlements []*broker.Entitlement) {
 	known := set{}
-	for _, e := range reached {
+	for _, e := range entitlements {
 		maps.Copy(known, newSet(e.Scopes))
 	}
 	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
-		for _, s := range scopesNamed(c.Body) {
+		for _, s := range scopesIn(c.Body) {
 			if !known[s] {
-				l.warn(r, fmt.Sprintf("%q", s), "no entitlement that it is about has the scope %q", s)
+				l.warn(r, fmt.Sprintf("%q", s), "none of the permit's entitlements has the scope %q: correct it", s)
 			}
 		}
 	}
 }
 
-// scopesNamed gives the strings that a condition compares context.scopes with.
-func scopesNamed(body ast.IsNode) (found []string) {
+// scopesIn returns the strings that a condition compares context.scopes with.
+func scopesIn(body ast.IsNode) (found []string) {
 	ast.Inspect(ast.NewNode(body), func(n ast.IsNode) bool {
 		var pair ast.BinaryNode
 		switch n := n.(type) {
@@ -351,38 +362,39 @@ func stringsIn(n ast.IsNode) (found []string) {
 	return found
 }
 
-// kinds warns of permits for agents where no agents are, and for workloads
-// where all are agents.
-func (l *linter) kinds(r *rule) {
-	if r.who.kind != typeAgent && r.who.kind != typeWorkload {
+// checkKind warns of permits for agents at a path without agents, and of permits
+// for workloads at a path with agents only.
+func (l *linter) checkKind(r *rule) {
+	if r.principal.kind != typeAgent && r.principal.kind != typeWorkload {
 		return
 	}
-	under := ""
-	switch r.who.uid.Type {
+	place := ""
+	switch r.principal.uid.Type {
 	case typePath:
-		under = string(r.who.uid.ID)
+		place = string(r.principal.uid.ID)
 	case typeTrustDomain:
-		under = spiffeScheme + string(r.who.uid.ID)
+		place = spiffeScheme + string(r.principal.uid.ID)
 	case "":
 	default:
 		return
 	}
-	if !l.kindUnder(under, r.who.kind) {
-		l.warn(r, "principal", "nothing there is marked as %s (attest.workloads): it never applies", strings.ToLower(string(r.who.kind)))
+	if !l.hasKind(place, r.principal.kind) {
+		kind := strings.ToLower(string(r.principal.kind))
+		l.warn(r, "principal", "no principal there has kind %s, so the permit never applies: set kind: %s in attest.workloads or correct the head", kind, kind)
 	}
 }
 
-// kindUnder says whether identities of the kind may be at or below a SPIFFE
-// ID; "" is everywhere.
-func (l *linter) kindUnder(under string, kind types.EntityType) bool {
-	if under == "" && kind == typeWorkload {
+// hasKind reports whether identities of the kind may exist at a SPIFFE ID or
+// below it; "" is everywhere.
+func (l *linter) hasKind(place string, kind types.EntityType) bool {
+	if place == "" && kind == typeWorkload {
 		return true
 	}
-	if under != "" && principalType(l.known.marks.Mark(broker.Identity{ID: under, Kind: broker.KindWorkload}).Kind) == kind {
+	if place != "" && principalType(l.known.labels.Mark(broker.Identity{ID: place, Kind: broker.KindWorkload}).Kind) == kind {
 		return true
 	}
-	return slices.ContainsFunc(l.in.Marks, func(m broker.Mark) bool {
-		return principalType(m.Kind) == kind && (under == "" || broker.Mark{Under: under}.Covers(m.Under))
+	return slices.ContainsFunc(l.in.Labels, func(labels broker.Mark) bool {
+		return principalType(labels.Kind) == kind && (place == "" || below(labels.Under, place))
 	})
 }
 
@@ -395,18 +407,19 @@ func (l *linter) unconditionalForbids() (forbids []*rule) {
 	return forbids
 }
 
-// shadowed warns of permits that a forbid takes away whole.
-func (l *linter) shadowed(r *rule, forbids []*rule) {
+// checkForbidden warns of permits that an unconditional forbid makes useless.
+func (l *linter) checkForbidden(r *rule, forbids []*rule) {
 	for _, f := range forbids {
 		actions := !slices.ContainsFunc(r.actions, func(a int) bool { return !slices.Contains(f.actions, a) })
-		if actions && l.covers(f.who, r.who) && l.covers(f.what, r.what) {
-			l.warn(r, "permit", "forbid %q takes away all that it permits", f.id)
+		if actions && l.includes(f.principal, r.principal) && l.includes(f.resource, r.resource) {
+			l.warn(r, "permit", "forbid %q forbids everything that this policy permits: remove one of them", f.id)
 		}
 	}
 }
 
-// covers says whether whatever is in scope b is in scope a. It errs towards no.
-func (l *linter) covers(a, b scope) bool {
+// includes reports whether every entity that matches b matches a. It may report
+// false although they do.
+func (l *linter) includes(a, b constraint) bool {
 	if kind := cmp.Or(b.kind, eqType(b)); a.kind != "" && a.kind != kind {
 		return false
 	}
@@ -419,14 +432,15 @@ func (l *linter) covers(a, b scope) bool {
 	return slices.Contains(l.ancestors(b.uid), a.uid)
 }
 
-func eqType(s scope) types.EntityType {
-	if s.eq {
-		return s.uid.Type
+func eqType(c constraint) types.EntityType {
+	if c.eq {
+		return c.uid.Type
 	}
 	return ""
 }
 
-// ancestors gives what an entity named in a head is certainly in.
+// ancestors returns entities that contain the entity uid in every case. It
+// leaves out groups.
 func (l *linter) ancestors(uid types.EntityUID) []types.EntityUID {
 	id := string(uid.ID)
 	switch uid.Type {

@@ -22,30 +22,30 @@ func TestWarnings(t *testing.T) {
 	tests := []struct{ name, cedar, want string }{
 		{"nothing", "", ""},
 		{"a scope with a typo", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api")
-			when { ["tickets:read", "tickets:reed"].containsAll(context.scopes) };`, `a.cedar:5:28: policy "x": no entitlement that it is about has the scope "tickets:reed"`},
+			when { ["tickets:read", "tickets:reed"].containsAll(context.scopes) };`, `a.cedar:5:28: policy "x": none of the permit's entitlements has the scope "tickets:reed"`},
 		{"a scope of another entitlement", `@id("x") permit (principal, action == Action::"request", resource in System::"orders") when { context.scopes.contains("read") };`,
-			`no entitlement that it is about has the scope "read"`},
+			`none of the permit's entitlements has the scope "read"`},
 		{"scopes in an equation", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { context.scopes == ["raed"] };`,
 			`has the scope "raed"`},
 		{"strings that are no scopes", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
 			when { ["a", "b"].contains(principal.id) && context.scopes.contains("read") };`, ""},
 		{"a TTL that no credential can have", `@id("x") @max_ttl("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
-			`a.cedar:4:10: policy "x": @max_ttl 10m is shorter than the shortest credential of entitlement "reports", 15m`},
+			`a.cedar:4:10: policy "x": @max_ttl 10m is below the minimum of 15m for entitlement "reports", so no credential can be issued`},
 		{"a duration that no credential can have", `@id("x") @max_duration("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
-			`@max_duration 10m is shorter`},
+			`@max_duration 10m is below the minimum of 15m`},
 		{"more approvals than people", `@id("x") @approval("2 of dba") permit (principal, action == Action::"request", resource in System::"orders");`,
-			`@approval wants 2 of group "dba", which has 1: it can never be approved`},
+			`@approval requires 2 of group "dba", which has only 1, so no request can be approved`},
 		{"more approvals than owners", `@id("x") @approval("3 of owner") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");`,
-			`@approval wants 3 of group "support", which has 2`},
+			`@approval requires 3 of group "support", which has only 2`},
 		{"a group that a provider fills", `@id("x") @approval("5 of security") permit (principal, action == Action::"request", resource in System::"orders");`, ""},
 		{"agents where there are none", `@id("x") permit (principal is Agent in Path::"spiffe://acme.test/billing", action == Action::"request", resource);`,
-			`nothing there is marked as agent`},
+			`no principal there has kind agent, so the permit never applies`},
 		{"workloads where all are agents", `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource);`,
-			`nothing there is marked as workload`},
+			`no principal there has kind workload, so the permit never applies`},
 		{"agents below", `@id("x") permit (principal is Agent in TrustDomain::"acme.test", action == Action::"request", resource);`, ""},
 		{"a forbid of all of it", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"orders-db-ro");
 			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`,
-			`policy "x": forbid "f" takes away all that it permits`},
+			`policy "x": forbid "f" forbids everything that this policy permits`},
 		{"a forbid of some of it", `@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
 		{"a forbid of others", `@id("x") permit (principal in Path::"spiffe://acme.test/agents", action == Action::"request", resource == Entitlement::"orders-db-ro");
 			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
@@ -81,17 +81,17 @@ func TestWarningsOfTheWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		`.: there is no policy, so everything is denied`,
-		`a.ceder: ignored: only *.cedar, groups.yaml and *_test.yaml mean anything here`,
-		`attest.trust_domains: "supplier.test": no permit names it in its head, so its workloads may authenticate and do nothing`,
-		`entitlements.orders-db-ro: no permit is about it, so nobody can ask for it`,
-		`entitlements.reports: max_ttl 1m is shorter than the shortest credential of its issuer, 15m: it can never be collected`,
-		`entitlements.reports: no permit is about it, so nobody can ask for it`,
-		`entitlements.reports: revoking one of its credentials ends all others of role/reports that were made before, of tickets-api too`,
-		`entitlements.tickets-api: no permit is about it, so nobody can ask for it`,
-		`entitlements.tickets-api: revoking one of its credentials ends all others of role/reports that were made before, of reports too`,
-		`groups.yaml: group "support": nobody is in it: list members, claims or workloads`,
-		`sub/groups.yaml: ignored: groups.yaml is read from the top of the folder only`,
+		`.: no policy, so every request is denied: add a *.cedar file with a permit`,
+		`a.ceder: ignored: a policy folder holds *.cedar, groups.yaml, *_test.yaml and *.md: rename or move this file`,
+		`attest.trust_domains: no permit names "supplier.test" in its head, so its workloads can authenticate but every request is denied: add a permit or remove the domain`,
+		`entitlements.orders-db-ro: no permit covers it, so every request for it is denied: add a permit for Action::"request"`,
+		`entitlements.reports: max_ttl 1m is below the issuer's minimum of 15m, so no credential can be issued: raise max_ttl`,
+		`entitlements.reports: no permit covers it, so every request for it is denied: add a permit for Action::"request"`,
+		`entitlements.reports: revoking one credential also revokes all earlier credentials of role/reports, including those of tickets-api`,
+		`entitlements.tickets-api: no permit covers it, so every request for it is denied: add a permit for Action::"request"`,
+		`entitlements.tickets-api: revoking one credential also revokes all earlier credentials of role/reports, including those of reports`,
+		`groups.yaml: group "support" is empty: add members, claims or workloads`,
+		`sub/groups.yaml: ignored: move groups.yaml to the top of the policy folder`,
 	}
 	got := e.Warnings()
 	slices.Sort(got)
@@ -108,7 +108,7 @@ func TestMarksBelow(t *testing.T) {
 		"a.cedar":     {Data: []byte(everything + `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`)},
 		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
 	})
-	in.Marks = append(in.Marks, broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload})
+	in.Labels = append(in.Labels, broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload})
 	e, err := policy.Load(in)
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +119,7 @@ func TestMarksBelow(t *testing.T) {
 // A team that is excluded has to be a group, or what its workloads ask for is
 // refused; what others are in does not matter.
 func TestTeamsThatAreNoGroups(t *testing.T) {
-	const support, tools = `the team "support" of what is under "spiffe://acme.test/agent"`, `the team "tooling" of what is under "spiffe://acme.test/agent/tools"`
+	const support, tools = `the team "support" of workloads under "spiffe://acme.test/agent" is not a group`, `the team "tooling" of workloads under "spiffe://acme.test/agent/tools" is not a group`
 	for head, want := range map[string][]string{
 		`principal in Path::"spiffe://acme.test/agent/a"`:        {support},
 		`principal in Path::"spiffe://acme.test/agent"`:          {support, tools},
@@ -127,15 +127,15 @@ func TestTeamsThatAreNoGroups(t *testing.T) {
 		`principal in Path::"spiffe://acme.test/agent/tools"`:    {tools},
 		`principal in Path::"spiffe://acme.test/agent/tools/a"`:  {tools},
 		`principal == Agent::"spiffe://acme.test/agent"`:         {support},
-		`principal in Path::"spiffe://acme.test/billing"`:        {`what is under "spiffe://acme.test/billing" has no team`},
+		`principal in Path::"spiffe://acme.test/billing"`:        {`workloads under "spiffe://acme.test/billing" have no team`},
 		`principal in Path::"spiffe://acme.test/known"`:          nil,
-		`principal in Path::"spiffe://acme.test/batch"`:          {"nobody whom it is for has a team"},
+		`principal in Path::"spiffe://acme.test/batch"`:          {"none of the permit's principals has a team"},
 		`principal in TrustDomain::"acme.test"`:                  {support, tools, "billing"},
-		`principal in TrustDomain::"supplier.test"`:              {"nobody whom it is for has a team"},
+		`principal in TrustDomain::"supplier.test"`:              {"none of the permit's principals has a team"},
 		`principal in Group::"machines"`:                         {support, tools},
-		`principal in Group::"dba"`:                              {"nobody whom it is for has a team"},
-		`principal is Person`:                                    {"nobody whom it is for has a team"},
-		`principal == Person::"login/ana"`:                       {"nobody whom it is for has a team"},
+		`principal in Group::"dba"`:                              {"none of the permit's principals has a team"},
+		`principal is Person`:                                    {"none of the permit's principals has a team"},
+		`principal == Person::"login/ana"`:                       {"none of the permit's principals has a team"},
 		`principal`:                                              {support, tools, "billing"},
 	} {
 		in := inputs(fstest.MapFS{
@@ -145,7 +145,7 @@ func TestTeamsThatAreNoGroups(t *testing.T) {
 		for _, e := range in.Catalogue {
 			e.Owner = ""
 		}
-		in.Marks = append(in.Marks,
+		in.Labels = append(in.Labels,
 			broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload, Team: "tooling"},
 			broker.Mark{Under: "spiffe://acme.test/billing", Kind: broker.KindWorkload},
 			broker.Mark{Under: "spiffe://acme.test/known", Kind: broker.KindWorkload, Team: "known"},

@@ -17,30 +17,30 @@ var (
 
 const spiffeScheme = "spiffe://"
 
-// parseSPIFFE takes a SPIFFE ID apart (SPIFFE-ID, sections 2.1 and 2.2). The
-// path of a trust domain itself is empty.
+// parseSPIFFE splits a SPIFFE ID into trust domain and path (SPIFFE-ID, sections
+// 2.1 to 2.3). The path of a bare trust domain is empty.
 func parseSPIFFE(id string) (domain, path string, err error) {
 	rest, ok := strings.CutPrefix(id, spiffeScheme)
 	if !ok || len(id) > 2048 {
-		return "", "", fmt.Errorf("%q is no SPIFFE ID: it begins with %s and has at most 2048 bytes", id, spiffeScheme)
+		return "", "", fmt.Errorf("%q is not a SPIFFE ID: it must start with %s and have at most 2048 bytes", id, spiffeScheme)
 	}
 	domain, path, hasPath := strings.Cut(rest, "/")
 	if !domainForm.MatchString(domain) {
-		return "", "", fmt.Errorf("%q is no trust domain: it has only a-z, 0-9, '.', '-' and '_'", domain)
+		return "", "", fmt.Errorf("%q is not a trust domain: use 1 to 255 of a-z, 0-9, '.', '-' and '_'", domain)
 	}
 	if !hasPath {
 		return domain, "", nil
 	}
 	for segment := range strings.SplitSeq(path, "/") {
 		if !segmentForm.MatchString(segment) || segment == "." || segment == ".." {
-			return "", "", fmt.Errorf("%q is no SPIFFE path: segments have only letters, digits, '.', '-' and '_', "+
-				"are neither empty nor '.' nor '..', and no '/' ends the path", id)
+			return "", "", fmt.Errorf("%q is not a SPIFFE path: each segment needs at least one of a-z, A-Z, 0-9, '.', '-' and '_', "+
+				"must not be '.' or '..', and the path must not end with '/'", id)
 		}
 	}
 	return domain, path, nil
 }
 
-// names are what exists: whatever else a policy or a group names is refused.
+// names holds every name that policies, groups and labels may refer to.
 type names struct {
 	home         string
 	domains      set
@@ -49,7 +49,7 @@ type names struct {
 	groups       set
 	entitlements set
 	systems      set
-	marks        *broker.Rules
+	labels       *broker.Rules
 }
 
 type set map[string]bool
@@ -65,7 +65,7 @@ func newSet(items []string) set {
 func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
-		groups: set{}, entitlements: set{}, systems: set{}, marks: &broker.Rules{Marks: in.Marks},
+		groups: set{}, entitlements: set{}, systems: set{}, labels: &broker.Rules{Marks: in.Labels},
 	}
 	if in.Channels != nil {
 		n.channels = newSet(in.Channels)
@@ -79,51 +79,52 @@ func newNames(in Inputs) *names {
 	return n
 }
 
-// entity says why a policy may not name uid; nil: it exists.
-func (n *names) entity(uid types.EntityUID) error {
+// checkEntity returns an error if a policy must not name uid. It does not check
+// actions, because the schema does.
+func (n *names) checkEntity(uid types.EntityUID) error {
 	id := string(uid.ID)
 	switch uid.Type {
 	case typeWorkload, typeAgent:
-		return n.workload(uid.Type, id)
+		return n.checkWorkload(uid.Type, id)
 	case typePerson:
-		return n.person(id)
+		return n.checkPerson(id)
 	case typePath:
-		return n.path(id)
+		return n.checkPath(id)
 	case typeTrustDomain:
-		return n.domain(id)
+		return n.checkDomain(id)
 	case typeGroup:
-		return n.group(id)
+		return n.checkGroup(id)
 	case typeEntitlement:
-		return listed(n.entitlements, "entitlement", id, "add it to the catalogue or correct the name")
+		return checkExists(n.entitlements, "entitlement", id, "add it to the catalogue or correct the name")
 	case typeSystem:
-		return listed(n.systems, "system", id, "no entitlement of the catalogue belongs to it")
-	case typeBroker: // the schema says so too, but cedar-go does not look
-		return listed(set{"self": true}, "broker", id, `write Broker::"self"`)
+		return checkExists(n.systems, "system", id, "set it on an entitlement of the catalogue or correct the name")
+	case typeBroker: // an enum in the schema, but cedar-go does not check its values
+		return checkExists(set{"self": true}, "broker", id, `write Broker::"self"`)
 	case typeRequest, typeParameters:
-		return fmt.Errorf("a policy can't name a single %s: speak of its attributes instead", uid.Type)
+		return fmt.Errorf("a policy can't name a single %s: use its attributes in a condition", uid.Type)
 	}
-	return nil // actions are the schema's to check
+	return nil
 }
 
-func listed(known set, what, id, fix string) error {
+func checkExists(known set, what, id, fix string) error {
 	if known[id] {
 		return nil
 	}
 	return fmt.Errorf("%s %q does not exist: %s", what, id, fix)
 }
 
-func (n *names) domain(id string) error {
-	return listed(n.domains, "trust domain", id, "list it in attest.trust_domains or correct the name")
+func (n *names) checkDomain(id string) error {
+	return checkExists(n.domains, "trust domain", id, "list it in attest.trust_domains or correct the name")
 }
 
-func (n *names) group(id string) error {
+func (n *names) checkGroup(id string) error {
 	if id == groupOwner || id == groupManager {
-		return fmt.Errorf("%q is a term of @approval and no group", id)
+		return fmt.Errorf("%q is reserved for @approval and is not a group: name a group of %s", id, groupsName)
 	}
-	return listed(n.groups, "group", id, "declare it in "+groupsName+" or correct the name")
+	return checkExists(n.groups, "group", id, "declare it in "+groupsName+" or correct the name")
 }
 
-func (n *names) path(id string) error {
+func (n *names) checkPath(id string) error {
 	domain, path, err := parseSPIFFE(id)
 	if err != nil {
 		return err
@@ -131,52 +132,56 @@ func (n *names) path(id string) error {
 	if path == "" {
 		return fmt.Errorf("%q is a whole trust domain: write TrustDomain::%q", id, domain)
 	}
-	return n.domain(domain)
+	return n.checkDomain(domain)
 }
 
-// workload checks a whole identity, of which the marks say what kind it is. A
-// policy that names an agent as a workload would never match.
-func (n *names) workload(kind types.EntityType, id string) error {
+// checkWorkload checks a SPIFFE ID that a policy names as Workload or Agent.
+// The operator's labels decide which of the two it is; a policy with the wrong
+// one would never match.
+func (n *names) checkWorkload(kind types.EntityType, id string) error {
 	domain, _, err := parseSPIFFE(id)
 	if err != nil {
 		return err
 	}
-	if err := n.domain(domain); err != nil {
+	if err := n.checkDomain(domain); err != nil {
 		return err
 	}
-	who := n.marks.Mark(broker.Identity{ID: id, Kind: broker.KindWorkload})
-	if marked := principalType(who.Kind); marked != kind {
-		return fmt.Errorf("%q is marked as %s: write %s::%q, or correct attest.workloads", id, who.Kind, marked, id)
+	who := n.labels.Mark(broker.Identity{ID: id, Kind: broker.KindWorkload})
+	if labelled := principalType(who.Kind); labelled != kind {
+		return fmt.Errorf("%q has kind %s: write %s::%q, or change its kind in attest.workloads", id, who.Kind, labelled, id)
 	}
 	return nil
 }
 
-func (n *names) person(id string) error {
+func (n *names) checkPerson(id string) error {
 	provider, subject, ok := strings.Cut(id, "/")
 	if !ok || provider == "" || subject == "" {
-		return fmt.Errorf("%q is no person: write <provider>/<subject>, as in %q", id, "login/ana")
+		return fmt.Errorf("%q is not a person: write <provider>/<subject>, such as %q", id, "login/ana")
 	}
-	return n.provider(provider)
+	return n.checkProvider(provider)
 }
 
-// provider checks a provider of people, if any are known.
-func (n *names) provider(id string) error {
+// checkProvider checks a login provider. Without configured providers it
+// accepts every name.
+func (n *names) checkProvider(id string) error {
 	if len(n.providers) == 0 {
 		return nil
 	}
-	return listed(n.providers, "provider", id, "configure it in attest.people or correct the name")
+	return checkExists(n.providers, "provider", id, "configure it in attest.people or correct the name")
 }
 
-// place checks a path or a whole trust domain, as groups list them.
-func (n *names) place(id string) error {
+// checkPathOrDomain checks a SPIFFE path or a trust domain's SPIFFE ID, as
+// groups and labels name them.
+func (n *names) checkPathOrDomain(id string) error {
 	domain, _, err := parseSPIFFE(id)
 	if err != nil {
 		return err
 	}
-	return n.domain(domain)
+	return n.checkDomain(domain)
 }
 
-// principalType is the entity type of a kind of identity; empty: it has none.
+// principalType returns the entity type of a kind of identity, or "" if the
+// kind can't be a principal.
 func principalType(kind broker.Kind) types.EntityType {
 	switch kind {
 	case broker.KindWorkload:
@@ -189,7 +194,7 @@ func principalType(kind broker.Kind) types.EntityType {
 	return ""
 }
 
-// domainOf gives the trust domain of a valid SPIFFE ID.
+// domainOf returns the trust domain of a valid SPIFFE ID.
 func domainOf(id string) string {
 	domain, _, _ := strings.Cut(strings.TrimPrefix(id, spiffeScheme), "/")
 	return domain

@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Bounds of what annotations may demand.
+// Limits of annotation values.
 const (
 	maxReason     = 500 // bytes
 	maxPattern    = 200 // bytes
@@ -21,10 +21,10 @@ const (
 	maxDuration   = 30 * 24 * time.Hour
 )
 
-// The reserved terms of @approval.
+// Group names that are reserved for @approval.
 const (
-	groupOwner   = "owner" // the entitlement's owner
-	groupManager = broker.GroupManager
+	groupOwner   = "owner"             // the entitlement's owner
+	groupManager = broker.GroupManager // the requester's manager
 )
 
 var (
@@ -32,21 +32,19 @@ var (
 	groupForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 )
 
-// terms are what the annotations of one policy say.
-type terms struct {
+// annotations holds the parsed annotations of one policy.
+type annotations struct {
 	id, reason string
-	glass      string // the group of @break_glass: the permit is for nothing but breaking the glass
+	breakGlass string // the group of @break_glass; the permit applies only to break-glass requests
 	broker.Obligations
 }
 
-// An annotation is one that may be written. The set is closed: a typo in
-// @approval must never make an unconditional permit.
-type annotation struct {
-	parse    func(t *terms, value string) error
+// annotationParsers lists every annotation. An unknown one is an error, because
+// a typo in @approval must not turn the permit into an unconditional one.
+var annotationParsers = map[string]struct {
+	parse    func(t *annotations, value string) error
 	onForbid bool
-}
-
-var annotations = map[string]annotation{
+}{
 	"id":            {parseID, true},
 	"reason":        {parseReason, true},
 	"approval":      {parseApproval, false},
@@ -66,61 +64,61 @@ var annotations = map[string]annotation{
 	"review_within": {parseReviewWithin, false},
 }
 
-// parse takes one annotation in. Its error says what to write instead.
-func (t *terms) parse(name, value string, permit bool) error {
-	a, ok := annotations[name]
+// parse reads one annotation. Its error says what to write instead.
+func (t *annotations) parse(name, value string, permit bool) error {
+	parser, ok := annotationParsers[name]
 	switch {
 	case !ok:
 		return fmt.Errorf("unknown annotation: use one of %s", annotationNames())
-	case !permit && !a.onForbid:
-		return errors.New("an obligation on a forbid means nothing: only @id and @reason may stand there")
+	case !permit && !parser.onForbid:
+		return errors.New("a forbid can't have obligations: use only @id and @reason, or write a permit")
 	}
-	return a.parse(t, value)
+	return parser.parse(t, value)
 }
 
 func annotationNames() string {
-	names := make([]string, 0, len(annotations))
-	for name := range annotations {
+	names := make([]string, 0, len(annotationParsers))
+	for name := range annotationParsers {
 		names = append(names, "@"+name)
 	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
 }
 
-func parseID(t *terms, value string) error {
+func parseID(t *annotations, value string) error {
 	if !idForm.MatchString(value) {
-		return errors.New("an id is 1 to 64 of a-z, 0-9 and -, and does not begin with -")
+		return errors.New("an id has 1 to 64 characters of a-z, 0-9 and -, and does not start with -")
 	}
 	t.id = value
 	return nil
 }
 
-func parseReason(t *terms, value string) error {
+func parseReason(t *annotations, value string) error {
 	unprintable := strings.ContainsFunc(value, func(r rune) bool { return !unicode.IsPrint(r) })
 	if value == "" || len(value) > maxReason || unprintable {
-		return fmt.Errorf("a reason is one line of printable text of at most %d bytes", maxReason)
+		return fmt.Errorf("a reason is one line of printable text with 1 to %d bytes", maxReason)
 	}
 	t.reason = value
 	return nil
 }
 
 // parseApproval reads "2 of dba, 1 of security".
-func parseApproval(t *terms, value string) error {
+func parseApproval(t *annotations, value string) error {
 	total := 0
 	for term := range strings.SplitSeq(value, ",") {
 		words := strings.Fields(term)
 		if len(words) != 3 || words[1] != "of" || !groupForm.MatchString(words[2]) {
-			return fmt.Errorf("%q: write how many of which group, as in %q", term, "2 of dba, 1 of security")
+			return fmt.Errorf("%q: write a count and a group, such as %q", term, "2 of dba, 1 of security")
 		}
 		count, err := parseCount(words[0], broker.MaxApprovers)
 		if err != nil {
 			return err
 		}
 		if slices.ContainsFunc(t.Approvals, func(n broker.ApprovalNeed) bool { return n.Group == words[2] }) {
-			return fmt.Errorf("group %q stands twice: write it once, with the count you mean", words[2])
+			return fmt.Errorf("group %q appears twice: write it once, with the larger count", words[2])
 		}
 		if total += count; total > broker.MaxApprovers {
-			return fmt.Errorf("at most %d people may be asked for", broker.MaxApprovers)
+			return fmt.Errorf("the counts add up to more than %d approvers: lower them", broker.MaxApprovers)
 		}
 		t.Approvals = append(t.Approvals, broker.ApprovalNeed{Group: words[2], Count: count})
 	}
@@ -128,32 +126,33 @@ func parseApproval(t *terms, value string) error {
 	return nil
 }
 
-func parseMaxTTL(t *terms, value string) (err error) {
+func parseMaxTTL(t *annotations, value string) (err error) {
 	t.MaxTTL, err = parseDuration(value)
 	return err
 }
 
-func parseMaxDuration(t *terms, value string) (err error) {
+func parseMaxDuration(t *annotations, value string) (err error) {
 	t.MaxDuration, err = parseDuration(value)
 	return err
 }
 
-func parseJustification(t *terms, value string) error {
+func parseJustification(t *annotations, value string) error {
 	return parseWord(&t.Justification, value, "required")
 }
 
-// parseWord reads an annotation that has one value only.
+// parseWord reads an annotation with a single permitted value.
 func parseWord(flag *bool, value, word string) error {
 	if value != word {
-		return fmt.Errorf("%q: write %q or leave the annotation out", value, word)
+		return fmt.Errorf("%q: write %q or remove the annotation", value, word)
 	}
 	*flag = true
 	return nil
 }
 
-// parseTicket reads an RE2 pattern, which is compiled alone before it is
-// anchored: "a)|(?:b" would otherwise close our group and escape the anchors.
-func parseTicket(t *terms, value string) error {
+// parseTicket reads an RE2 pattern and anchors it. It compiles the pattern alone
+// first: "a)|(?:b" is no pattern, but would close the anchored group and match
+// without the anchors.
+func parseTicket(t *annotations, value string) error {
 	if value == "" || len(value) > maxPattern {
 		return fmt.Errorf("a ticket pattern has 1 to %d bytes", maxPattern)
 	}
@@ -166,17 +165,17 @@ func parseTicket(t *terms, value string) error {
 		return fmt.Errorf("not a pattern (RE2): %w", err)
 	}
 	if form.MatchString("") {
-		return errors.New("the pattern matches nothing at all, so it demands no ticket: use + instead of *")
+		return errors.New("the pattern matches the empty string, so it requires no ticket: use + instead of *")
 	}
 	t.Tickets = []string{anchored}
 	return nil
 }
 
 // parseLimit reads "20 per 1h".
-func parseLimit(t *terms, value string) error {
+func parseLimit(t *annotations, value string) error {
 	words := strings.Fields(value)
 	if len(words) != 3 || words[1] != "per" {
-		return fmt.Errorf("%q: write how many per how long, as in %q", value, "20 per 1h")
+		return fmt.Errorf("%q: write a count and a duration, such as %q", value, "20 per 1h")
 	}
 	count, err := parseCount(words[0], maxLimitCount)
 	if err != nil {
@@ -190,7 +189,7 @@ func parseLimit(t *terms, value string) error {
 	return nil
 }
 
-func parseMaxActive(t *terms, value string) error {
+func parseMaxActive(t *annotations, value string) error {
 	count, err := parseCount(value, maxLimitCount)
 	if err != nil {
 		return err
@@ -199,7 +198,7 @@ func parseMaxActive(t *terms, value string) error {
 	return nil
 }
 
-// parseCount wants plain digits: no sign, no leading zero.
+// parseCount reads an integer in plain digits: no sign, no leading zero.
 func parseCount(s string, most int) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > most || strconv.Itoa(n) != s {
@@ -211,17 +210,117 @@ func parseCount(s string, most int) (int, error) {
 func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < time.Second || d > maxDuration || d%time.Second != 0 {
-		return 0, fmt.Errorf("%q: write a duration of whole seconds, from 1s to %s, as in %q", s, "720h", "15m")
+		return 0, fmt.Errorf("%q: write a duration of whole seconds, from 1s to %s, such as %q", s, "720h", "15m")
 	}
 	return d, nil
 }
 
-// named puts the policy's id on its limits, so that each is counted apart.
-func (t *terms) named() {
+// hasObligations reports whether the policy has any obligation.
+func (t *annotations) hasObligations() bool {
+	o := t.Obligations
+	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
+		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.Signed
+}
+
+// setPolicy sets the policy's id on its limits. The broker counts each policy's
+// limits separately.
+func (t *annotations) setPolicy() {
 	for i := range t.Limits {
 		t.Limits[i].Policy = t.id
 	}
 	for i := range t.MaxActive {
 		t.MaxActive[i].Policy = t.id
 	}
+}
+
+// parseDeny reads how many denials end a request. The default is 1.
+func parseDeny(t *annotations, value string) (err error) {
+	t.Denials, err = parseCount(value, broker.MaxApprovers)
+	return err
+}
+
+func parseExcludeTeam(t *annotations, value string) error {
+	return parseWord(&t.ExcludeTeam, value, "yes")
+}
+func parseComment(t *annotations, value string) error {
+	return parseWord(&t.Comment, value, "required")
+}
+func parseSigned(t *annotations, value string) error { return parseWord(&t.Signed, value, "required") }
+
+func parseLapseAfter(t *annotations, value string) (err error) {
+	t.LapseAfter, err = parseDuration(value)
+	return err
+}
+
+// maxEscalations bounds the steps of one @escalate.
+const maxEscalations = 4
+
+// parseEscalate reads "15m to oncall, 45m to managers".
+func parseEscalate(t *annotations, value string) error {
+	for step := range strings.SplitSeq(value, ",") {
+		words := strings.Fields(step)
+		if len(words) != 3 || words[1] != "to" || !groupForm.MatchString(words[2]) {
+			return fmt.Errorf("%q: write a duration and a group to notify, such as %q", step, "15m to oncall")
+		}
+		after, err := parseDuration(words[0])
+		if err != nil {
+			return err
+		}
+		t.Escalations = append(t.Escalations, broker.Escalation{After: after, Group: words[2]})
+	}
+	if len(t.Escalations) > maxEscalations {
+		return fmt.Errorf("more than %d steps: remove some", maxEscalations)
+	}
+	return nil
+}
+
+// parseBreakGlass reads the group that reviews every use.
+func parseBreakGlass(t *annotations, value string) error {
+	if !groupForm.MatchString(value) {
+		return fmt.Errorf("%q: write the group that reviews every use, such as %q", value, "security")
+	}
+	t.breakGlass = value
+	t.Review = []broker.ApprovalNeed{{Group: value, Count: 1}}
+	return nil
+}
+
+func parseReviewWithin(t *annotations, value string) (err error) {
+	t.ReviewWithin, err = parseDuration(value)
+	return err
+}
+
+// complete checks how the annotations of one policy combine and sets defaults.
+func (t *annotations) complete() error {
+	t.setPolicy()
+	approves := len(t.Approvals) > 0
+	switch {
+	case approves && t.breakGlass != "":
+		return errors.New("@approval and @break_glass exclude each other, because break-glass access needs no approval: write two permits")
+	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.LapseAfter > 0 || len(t.Escalations) > 0):
+		return errors.New("@deny, @exclude_team, @comment, @lapse_after and @escalate have no effect without @approval: add @approval or remove them")
+	case t.Signed && !approves && t.breakGlass == "":
+		return errors.New("@signed has no effect without @approval or @break_glass: add one of them or remove @signed")
+	case t.breakGlass == "" && t.ReviewWithin > 0:
+		return errors.New("@review_within has no effect without @break_glass: add @break_glass or remove @review_within")
+	case t.Denials > approvers(t.Approvals):
+		return fmt.Errorf("@deny is %d, but @approval requires only %d: lower @deny", t.Denials, approvers(t.Approvals))
+	}
+	if approves && t.Denials == 0 {
+		t.Denials = 1 // set, so that it is stricter than a larger @deny on another permit
+	}
+	if t.breakGlass != "" && t.ReviewWithin == 0 {
+		t.ReviewWithin = defaultReview
+	}
+	return nil
+}
+
+// defaultReview is how soon a break-glass use must be reviewed.
+const defaultReview = 24 * time.Hour
+
+// approvers returns how many approvers needs add up to.
+func approvers(needs []broker.ApprovalNeed) (n int) {
+	for _, need := range needs {
+		n += need.Count
+	}
+	return n
 }

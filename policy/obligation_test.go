@@ -16,27 +16,27 @@ func TestAnnotations(t *testing.T) {
 		want        string // as describe writes it; "!" and a part of the refusal
 	}{
 		{"id", "agents-read-2", ""},
-		{"id", "", "!an id is"},
-		{"id", "Agents", "!an id is"},
-		{"id", "-a", "!an id is"},
-		{"id", strings.Repeat("a", 65), "!an id is"},
+		{"id", "", "!an id has 1 to 64"},
+		{"id", "Agents", "!an id has 1 to 64"},
+		{"id", "-a", "!an id has 1 to 64"},
+		{"id", strings.Repeat("a", 65), "!an id has 1 to 64"},
 		{"reason", "why, in words", ""},
-		{"reason", "", "!a reason is"},
-		{"reason", "two\nlines", "!a reason is"},
-		{"reason", strings.Repeat("a", 501), "!a reason is"},
+		{"reason", "", "!a reason is one line"},
+		{"reason", "two\nlines", "!a reason is one line"},
+		{"reason", strings.Repeat("a", 501), "!a reason is one line"},
 		{"approval", "2 of dba", "approval: 2 of dba"},
 		{"approval", " 1 of security,2  of dba ", "approval: 2 of dba; approval: 1 of security"},
 		{"approval", "1 of owner, 1 of manager", "approval: 1 of manager; approval: 1 of owner"},
-		{"approval", "", "!write how many"},
-		{"approval", "2 dba", "!write how many"},
+		{"approval", "", "!write a count and a group"},
+		{"approval", "2 dba", "!write a count and a group"},
 		{"approval", "0 of dba", "!write a whole number from 1 to 20"},
 		{"approval", "-1 of dba", "!write a whole number"},
 		{"approval", "+1 of dba", "!write a whole number"},
 		{"approval", "01 of dba", "!write a whole number"},
 		{"approval", "21 of dba", "!write a whole number"},
-		{"approval", "1 of dba, 2 of dba", "!stands twice"},
-		{"approval", "1 of dba or 1 of security", "!write how many"},
-		{"approval", "1 of dba,", "!write how many"},
+		{"approval", "1 of dba, 2 of dba", "!appears twice"},
+		{"approval", "1 of dba or 1 of security", "!write a count and a group"},
+		{"approval", "1 of dba,", "!write a count and a group"},
 		{"max_ttl", "15m", "max_ttl: 15m"},
 		{"max_ttl", "15", "!write a duration"},
 		{"max_ttl", "0s", "!write a duration"},
@@ -54,10 +54,10 @@ func TestAnnotations(t *testing.T) {
 		{"ticket", strings.Repeat("a", 201), "!1 to 200 bytes"},
 		{"ticket", "a)|(?:b", "!not a pattern"},
 		{"ticket", "(?=a)", "!not a pattern"},
-		{"ticket", ".*", "!demands no ticket"},
-		{"ticket", "a?", "!demands no ticket"},
+		{"ticket", ".*", "!requires no ticket"},
+		{"ticket", "a?", "!requires no ticket"},
 		{"limit", "20 per 1h", "limit: 20 per 1h (p)"},
-		{"limit", "20/h", "!write how many per how long"},
+		{"limit", "20/h", "!write a count and a duration"},
 		{"limit", "0 per 1h", "!write a whole number"},
 		{"limit", "1 per 0s", "!write a duration"},
 		{"max_active", "5", "max_active: 5 (p)"},
@@ -68,7 +68,7 @@ func TestAnnotations(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name+"("+test.value+")", func(t *testing.T) {
-			parsed := terms{id: "p"}
+			parsed := annotations{id: "p"}
 			err := parsed.parse(test.name, test.value, true)
 			if want, bad := strings.CutPrefix(test.want, "!"); bad {
 				if err == nil || !strings.Contains(err.Error(), want) {
@@ -76,7 +76,7 @@ func TestAnnotations(t *testing.T) {
 				}
 				return
 			}
-			parsed.named()
+			parsed.setPolicy()
 			if got := strings.Join(describe(parsed.Obligations), "; "); err != nil || got != test.want {
 				t.Errorf("got %q, %v; want %q", got, err, test.want)
 			}
@@ -85,8 +85,8 @@ func TestAnnotations(t *testing.T) {
 }
 
 func TestOnlyIDAndReasonOnForbids(t *testing.T) {
-	for name, a := range annotations {
-		err := new(terms).parse(name, "required", false)
+	for name, a := range annotationParsers {
+		err := new(annotations).parse(name, "required", false)
 		if onForbid := err == nil; onForbid != a.onForbid || a.onForbid != (name == "id" || name == "reason") {
 			t.Errorf("@%s on a forbid: %v", name, err)
 		}
@@ -105,11 +105,11 @@ func FuzzAnnotation(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, name, value string) {
-		got := terms{id: "p"}
+		got := annotations{id: "p"}
 		if got.parse(name, value, true) != nil {
 			return
 		}
-		if !got.demands() && name != "id" && name != "reason" {
+		if !got.hasObligations() && name != "id" && name != "reason" {
 			t.Fatalf("@%s(%q) is accepted and demands nothing", name, value)
 		}
 		for _, line := range describe(got.Obligations) {
@@ -139,7 +139,7 @@ func again(t *testing.T, line string) {
 	} else {
 		value = strings.TrimSuffix(value, " ()") // the id of no policy
 	}
-	var got terms
+	var got annotations
 	if err := got.parse(name, value, true); err != nil {
 		t.Fatalf("%q: %v", line, err)
 	}

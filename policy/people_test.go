@@ -53,25 +53,25 @@ func TestWhatPeopleMustDo(t *testing.T) {
 
 func TestWhatMeansNothingDoesNotLoad(t *testing.T) {
 	for annotations, want := range map[string]string{
-		`@deny("1")`:                                   "stand beside @approval",
-		`@exclude_team("yes")`:                         "stand beside @approval",
-		`@comment("required")`:                         "stand beside @approval",
-		`@signed("required")`:                          "@signed stands beside @approval or @break_glass",
-		`@lapse_after("1h")`:                           "stand beside @approval",
-		`@escalate("1h to oncall")`:                    "stand beside @approval",
-		`@review_within("1h")`:                         "stands beside @break_glass",
+		`@deny("1")`:                                   "have no effect without @approval",
+		`@exclude_team("yes")`:                         "have no effect without @approval",
+		`@comment("required")`:                         "have no effect without @approval",
+		`@signed("required")`:                          "@signed has no effect without @approval or @break_glass",
+		`@lapse_after("1h")`:                           "have no effect without @approval",
+		`@escalate("1h to oncall")`:                    "have no effect without @approval",
+		`@review_within("1h")`:                         "has no effect without @break_glass",
 		`@approval("1 of dba") @break_glass("dba")`:    "exclude each other",
-		`@approval("1 of dba") @deny("2")`:             "more than approve",
+		`@approval("1 of dba") @deny("2")`:             "@approval requires only 1",
 		`@approval("1 of dba") @deny("0")`:             "whole number",
 		`@approval("1 of dba") @exclude_team("no")`:    `"yes"`,
 		`@approval("1 of dba") @signed("please")`:      `"required"`,
 		`@approval("1 of dba") @comment("")`:           `"required"`,
 		`@approval("1 of dba") @lapse_after("-1h")`:    "duration",
-		`@approval("1 of dba") @escalate("oncall")`:    "which group is told",
+		`@approval("1 of dba") @escalate("oncall")`:    "a group to notify",
 		`@approval("1 of dba") @escalate("1h to ops")`: `group "ops" does not exist`,
-		`@approval("1 of dba") @escalate("1m to dba,2m to dba,3m to dba,4m to dba,5m to dba")`: "at most 4 steps",
+		`@approval("1 of dba") @escalate("1m to dba,2m to dba,3m to dba,4m to dba,5m to dba")`: "more than 4 steps",
 		`@break_glass("nobody")`: `group "nobody" does not exist`,
-		`@break_glass("")`:       "name the group",
+		`@break_glass("")`:       "write the group that reviews",
 	} {
 		if _, err := withPeople(t, closing(annotations)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v\nwant %q", annotations, err, want)
@@ -181,7 +181,7 @@ func TestGroupsThatAProviderFillsAreWarnedOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(strings.Join(e.Warnings(), "\n"), `@approval asks group "leads", whom only a provider's claims fill`) {
+	if !strings.Contains(strings.Join(e.Warnings(), "\n"), `@approval names group "leads", whose only members come from claims`) {
 		t.Errorf("warnings: %q", e.Warnings())
 	}
 }

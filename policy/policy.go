@@ -1,15 +1,16 @@
-// Package policy turns a query into a decision by Cedar policies.
+// Package policy evaluates Cedar policies and returns decisions.
 //
-// Load reads the folder of policies and refuses it whole if anything in it is
-// not understood: a policy that does not fit the schema, an annotation that
-// does not exist, a name of nothing. What it returns never changes, so a
-// decision and the revision it names always belong together.
+// Load reads a policy folder. It rejects the whole folder if a policy does not
+// fit the schema, has an unknown annotation, or names something that does not
+// exist. The Engine that Load returns is immutable, so every decision matches
+// the revision that it names.
 //
-// Where to look: obligation.go says what annotations mean; rule.go what makes
-// a policy load; index.go how a decision stays cheap; question.go what
-// policies see; decide.go how the answer is made; lint.go what loads and is
-// still suspect; explain.go and scenario.go what people use to understand and
-// test their policies.
+// Files: source.go reads the folder; groups.go, catalogue.go and names.go read
+// and check what policies refer to; rule.go loads one policy and obligation.go
+// its annotations; index.go finds the policies for a request; evaluation.go
+// builds what policies see; decide.go makes the decision and combine.go adds up
+// its obligations; lint.go warns; explain.go and scenario.go serve the authors
+// of policies.
 package policy
 
 import (
@@ -29,18 +30,18 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Inputs are everything that decisions depend on.
+// Inputs holds everything that decisions depend on.
 type Inputs struct {
 	FS           fs.FS // the folder: *.cedar, groups.yaml, *_test.yaml
 	Catalogue    broker.Catalogue
-	Marks        []broker.Mark
-	HomeDomain   string   // the broker's own trust domain; the others are federated
-	TrustDomains []string // all that may authenticate, the home domain among them
-	Providers    []string // of people: the "login" of "login/ana"; empty: people are not checked for theirs
-	Channels     []string // that groups may be told by, "slack:dba"; nil: groups are not checked for theirs
+	Labels       []broker.Mark
+	HomeDomain   string   // the broker's own trust domain; all others are federated
+	TrustDomains []string // every domain whose workloads may authenticate, including HomeDomain
+	Providers    []string // login providers, such as "login" in "login/ana"; empty: not checked
+	Channels     []string // notification channels, such as "slack:dba"; nil: not checked
 }
 
-// An Engine decides by one set of rules. It is immutable and safe for
+// An Engine evaluates one set of policies. It is immutable and safe for
 // concurrent use.
 type Engine struct {
 	in        Inputs
@@ -56,18 +57,18 @@ type Engine struct {
 	warnings  []string
 }
 
-// Names of the contents that are no file of the folder.
+// Names of the contents that do not come from the policy folder.
 const (
 	schemaName     = "schema.cedarschema"
 	catalogueName  = "catalogue.json"
 	identitiesName = "identities.json"
 )
 
-// Load reads, checks and compiles the rules. Its error joins a *Problem for
-// each thing that is wrong. The inputs must not be changed afterwards.
+// Load reads, checks and compiles the policies. Its error joins one *Problem
+// per mistake. The caller must not change the inputs afterwards.
 func Load(in Inputs) (*Engine, error) {
 	if !slices.Contains(in.TrustDomains, in.HomeDomain) {
-		return nil, fmt.Errorf("loading policies: the home trust domain %q is not among the trust domains %q", in.HomeDomain, in.TrustDomains)
+		return nil, fmt.Errorf("loading policies: the home trust domain %q is not one of the trust domains %q: add it to attest.trust_domains", in.HomeDomain, in.TrustDomains)
 	}
 	validator, err := newValidator()
 	if err != nil {
@@ -81,13 +82,13 @@ func Load(in Inputs) (*Engine, error) {
 	e := &Engine{in: in, known: newNames(in)}
 	e.groups = loadGroups(dir.groups, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
-	checkMarks(in.Marks, e.known, &ps)
+	checkLabels(in.Labels, e.known, &ps)
 	l := ruleLoader{known: e.known, catalogue: in.Catalogue, validator: validator, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
 	for _, src := range dir.cedar {
 		l.load(src)
 	}
 	if len(l.rules) > maxPolicies {
-		return nil, fmt.Errorf("loading policies: %d are more than %d", len(l.rules), maxPolicies)
+		return nil, fmt.Errorf("loading policies: %d policies exceed the limit of %d", len(l.rules), maxPolicies)
 	}
 	if err := ps.err(); err != nil {
 		return nil, err
@@ -99,12 +100,13 @@ func Load(in Inputs) (*Engine, error) {
 	return e, nil
 }
 
-// compile derives everything else from what was read.
+// compile derives the engine's other fields from the rules, the groups and the
+// inputs. Every rule is valid by then.
 func (e *Engine) compile(dir folder) error {
 	e.members = newMemberships(e.groups)
 	e.index = newIndex(e.rules)
 	for _, r := range e.rules {
-		r.lasting = e.lasts(r)
+		r.lasting = e.isLasting(r)
 	}
 	e.catalogue = catalogueEntities(e.in.Catalogue)
 	catalogue, err1 := renderCatalogue(e.in.Catalogue)
@@ -124,7 +126,8 @@ func (e *Engine) compile(dir folder) error {
 	return nil
 }
 
-// digests hashes each content, and the list of names and hashes.
+// digests returns the digest of each content, and the revision: the digest of
+// the sorted list of names and digests.
 func digests(contents map[string][]byte) (map[string]audit.Digest, audit.Digest) {
 	files := make(map[string]audit.Digest, len(contents))
 	all := sha256.New()
@@ -137,32 +140,35 @@ func digests(contents map[string][]byte) (map[string]audit.Digest, audit.Digest)
 	return files, audit.Digest(all.Sum(nil))
 }
 
-// Rules gives the engine together with the catalogue and the marks that it was
-// loaded with, so that what decides and what is decided about belong together.
+// Rules returns the engine with the catalogue, groups and labels that it was
+// loaded with, so that the broker replaces them together.
 func (e *Engine) Rules() *broker.Rules {
 	groups := make(map[string]broker.Group, len(e.groups))
 	for name, g := range e.groups {
-		groups[name] = broker.Group{Members: g.Members, Claimed: !g.closed(), Notify: toStrings(g.Notify)}
+		groups[name] = broker.Group{Members: g.Members, Claimed: !g.fullyListed(), Notify: toStrings(g.Notify)}
 	}
 	return &broker.Rules{
-		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Marks: e.in.Marks, Revision: e.revision, Files: e.Files(),
+		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Marks: e.in.Labels, Revision: e.revision, Files: e.Files(),
 	}
 }
 
-// Revision names everything that a decision reads, by its content.
+// Revision returns the digest of everything that a decision reads.
 func (e *Engine) Revision() audit.Digest { return e.revision }
 
-// Files gives the digests of what the revision consists of, by name: the
-// files of the folder, the schema, the catalogue and what makes an identity.
+// Files returns the digests that make up the revision, by name: those of the
+// *.cedar files and groups.yaml, and of the rendered schema, catalogue and
+// identities.
 func (e *Engine) Files() map[string]audit.Digest { return maps.Clone(e.files) }
 
-// Contents gives what Files has the digests of. The bytes must not be changed.
+// Contents returns the bytes whose digests Files returns. The caller must not
+// change them.
 func (e *Engine) Contents() map[string][]byte { return maps.Clone(e.contents) }
 
-// Len is the number of policies.
+// Len returns the number of policies.
 func (e *Engine) Len() int { return len(e.rules) }
 
-// Groups implements broker.Policy.
+// Groups implements broker.Policy: it returns the sorted names of the groups
+// that list who, and of those that the claims of who's login provider add.
 func (e *Engine) Groups(who broker.Identity) (listed, claimed []string) {
 	return groupNames(e.members.appendListed(nil, who, broker.SPIFFEPaths(who.ID))),
 		groupNames(e.members.appendClaimed(nil, who))

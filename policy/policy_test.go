@@ -42,7 +42,7 @@ func inputs(fsys fs.FS) policy.Inputs {
 	return policy.Inputs{
 		FS: fsys, Catalogue: catalogue(), HomeDomain: "acme.test", TrustDomains: []string{"acme.test", "supplier.test"},
 		Providers: []string{"login"}, Channels: []string{"slack:dba", "slack:support"},
-		Marks: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+		Labels: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 	}
 }
 
@@ -64,7 +64,7 @@ func identity(id string) broker.Identity {
 		return broker.Identity{ID: id, Kind: broker.KindPerson}
 	}
 	domain, _, _ := strings.Cut(rest, "/")
-	rules := broker.Rules{Marks: inputs(nil).Marks}
+	rules := broker.Rules{Marks: inputs(nil).Labels}
 	return rules.Mark(broker.Identity{ID: id, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(id)})
 }
 

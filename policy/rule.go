@@ -13,61 +13,61 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A rule is one policy, compiled, with what its annotations say.
+// A rule is one compiled policy with its parsed annotations.
 type rule struct {
-	terms
-	place
-	policy  *cedar.Policy
-	permit  bool
-	actions []int // numbers of those its head names; an unconstrained head names all
-	anyActs bool  // the head names no action
-	who     scope
-	what    scope
-	lasting bool // a forbid that goes on applying to whom it applies to, whatever the moment and the claims
+	annotations
+	span
+	policy    *cedar.Policy
+	permit    bool
+	actions   []int // numbers of the actions that the head names; all of them if it names none
+	anyAction bool  // the head names no action
+	principal constraint
+	resource  constraint
+	lasting   bool // see isLasting
 }
 
-// A scope is what the head of a policy says of the principal or the resource.
-// The zero scope is unconstrained.
-type scope struct {
+// A constraint is what the head of a policy requires of the principal or the
+// resource. The zero constraint matches every entity.
+type constraint struct {
 	kind types.EntityType // "is": only entities of this type
 	uid  types.EntityUID  // "==" or "in"; zero: neither
 	eq   bool             // "=="
 }
 
-func newScope(n ast.IsScopeNode) scope {
+func newConstraint(n ast.IsScopeNode) constraint {
 	switch s := n.(type) {
 	case ast.ScopeTypeEq:
-		return scope{uid: s.Entity, eq: true}
+		return constraint{uid: s.Entity, eq: true}
 	case ast.ScopeTypeIn:
-		return scope{uid: s.Entity}
+		return constraint{uid: s.Entity}
 	case ast.ScopeTypeIs:
-		return scope{kind: s.Type}
+		return constraint{kind: s.Type}
 	case ast.ScopeTypeIsIn:
-		return scope{kind: s.Type, uid: s.Entity}
+		return constraint{kind: s.Type, uid: s.Entity}
 	}
-	return scope{}
+	return constraint{}
 }
 
-// matches says whether an entity of this uid with these ancestors (itself
-// among them) is in the scope.
-func (s scope) matches(uid types.EntityUID, ancestors []types.EntityUID) bool {
+// matches reports whether the entity uid satisfies the constraint. The ancestors
+// include uid itself.
+func (c constraint) matches(uid types.EntityUID, ancestors []types.EntityUID) bool {
 	switch {
-	case s.kind != "" && s.kind != uid.Type:
+	case c.kind != "" && c.kind != uid.Type:
 		return false
-	case s.uid.IsZero():
+	case c.uid.IsZero():
 		return true
-	case s.eq:
-		return s.uid == uid
+	case c.eq:
+		return c.uid == uid
 	}
-	return slices.Contains(ancestors, s.uid)
+	return slices.Contains(ancestors, c.uid)
 }
 
-// appliesTo says whether the rule may decide about an identity of a federated
-// domain: forbids always; permits if they name its domain, a path in it or a
-// group that lists it. Their being about nobody in particular, or about all
-// workloads, does not reach beyond the home domain.
-func (r *rule) appliesTo(foreign bool) bool {
-	return !foreign || !r.permit || !r.who.uid.IsZero()
+// appliesTo reports whether the rule may apply to an identity of a federated
+// domain. Forbids always may. Permits may only if the head names the domain, a
+// path in it or a group that lists the identity: a permit for every principal,
+// or for every workload, is meant for the home domain.
+func (r *rule) appliesTo(federated bool) bool {
+	return !federated || !r.permit || !r.principal.uid.IsZero()
 }
 
 func headActions(n ast.IsActionScopeNode) (numbers []int, unconstrained bool) {
@@ -93,7 +93,7 @@ func headActions(n ast.IsActionScopeNode) (numbers []int, unconstrained bool) {
 	return numbers, false
 }
 
-// A ruleLoader makes rules of sources and reports what is wrong with them.
+// A ruleLoader parses sources into rules and collects the problems.
 type ruleLoader struct {
 	known     *names
 	catalogue broker.Catalogue
@@ -113,11 +113,11 @@ func (l *ruleLoader) load(src *source) {
 		if i+1 < len(list) {
 			end = list[i+1].Position().Offset
 		}
-		l.add(p, place{src, p.Position().Offset, end})
+		l.add(p, span{src, p.Position().Offset, end})
 	}
 }
 
-// parseProblem finds the place in an error of the Cedar parser, which has it
+// parseProblem converts an error of the Cedar parser, which has the position
 // only in its text: `parser error: parse error at <input>:3:7 "x": …`.
 func parseProblem(src *source, err error) Problem {
 	p := Problem{File: src.name, Text: err.Error()}
@@ -127,23 +127,23 @@ func parseProblem(src *source, err error) Problem {
 	}
 	if n, _ := fmt.Sscanf(after, "%d:%d", &p.Line, &p.Column); n == 2 {
 		_, rest, _ := strings.Cut(after, " ")
-		p.Text = "not Cedar: near " + rest
+		p.Text = "Cedar syntax error near " + rest
 	}
 	return p
 }
 
-// add takes in one policy. It reports all that is wrong with it, not only the
-// first.
-func (l *ruleLoader) add(p *cedar.Policy, at place) {
+// add checks one policy and adds it to the rules if it has no problem. It
+// reports every problem, not only the first.
+func (l *ruleLoader) add(p *cedar.Policy, at span) {
 	tree := (*ast.Policy)(p.AST())
-	r := &rule{place: at, policy: p, permit: p.Effect() == cedar.Permit, who: newScope(tree.Principal), what: newScope(tree.Resource)}
-	r.actions, r.anyActs = headActions(tree.Action)
+	r := &rule{span: at, policy: p, permit: p.Effect() == cedar.Permit, principal: newConstraint(tree.Principal), resource: newConstraint(tree.Resource)}
+	r.actions, r.anyAction = headActions(tree.Action)
 	before := len(*l.problems)
-	l.annotations(r, tree)
-	l.literals(r, tree)
-	l.validate(r, tree)
-	l.head(r)
-	l.approvers(r)
+	l.parseAnnotations(r, tree)
+	l.checkEntities(r, tree)
+	l.checkSchema(r, tree)
+	l.checkHead(r)
+	l.checkGroups(r)
 	if err := r.complete(); err != nil {
 		l.report(r, err.Error(), "@")
 	}
@@ -153,12 +153,13 @@ func (l *ruleLoader) add(p *cedar.Policy, at place) {
 	l.rules[cedar.PolicyID(r.id)] = r
 }
 
-// lasts says whether a forbid that applies to somebody of whom only the listed
-// groups are known still applies when more is known: its conditions speak neither
-// of the circumstances nor of a group that a provider's claims fill, in which
-// somebody may turn out to be. Its head may: being in more groups lifts no forbid.
-func (e *Engine) lasts(r *rule) bool {
-	claimed := func(name string) bool { return e.groups[name] != nil && !e.groups[name].closed() }
+// isLasting reports whether a denial by the forbid r stays a denial whatever
+// the time, the address and the claims of a person's provider are. That is so
+// unless its conditions read the context or name a group that claims fill,
+// directly or as the owner of an entitlement. The head does not matter: more
+// groups can only make a forbid match, not stop it from matching.
+func (e *Engine) isLasting(r *rule) bool {
+	claimed := func(name string) bool { return e.groups[name] != nil && !e.groups[name].fullyListed() }
 	varies := func(n ast.IsNode) bool {
 		switch n := n.(type) {
 		case ast.NodeTypeVariable:
@@ -171,24 +172,25 @@ func (e *Engine) lasts(r *rule) bool {
 		}
 		return false
 	}
-	lasts := !r.permit
+	lasting := !r.permit
 	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
 		ast.Inspect(ast.NewNode(c.Body), func(n ast.IsNode) bool {
-			lasts = lasts && !varies(n)
-			return lasts
+			lasting = lasting && !varies(n)
+			return lasting
 		})
 	}
-	return lasts
+	return lasting
 }
 
-// report adds a problem of the rule, at the first of needles found in it.
+// report adds a problem of the rule at the first of needles that the policy
+// contains.
 func (l *ruleLoader) report(r *rule, text string, needles ...string) {
 	line, column := r.at(needles...)
 	l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: text})
 }
 
-func (l *ruleLoader) annotations(r *rule, tree *ast.Policy) {
-	for _, a := range tree.Annotations { // the id first, so that all that follows can name it
+func (l *ruleLoader) parseAnnotations(r *rule, tree *ast.Policy) {
+	for _, a := range tree.Annotations { // the id first, so that every problem can name it
 		if a.Key == "id" {
 			_ = r.parse("id", string(a.Value), r.permit) // reported below
 		}
@@ -199,26 +201,27 @@ func (l *ruleLoader) annotations(r *rule, tree *ast.Policy) {
 		}
 	}
 	if r.policy.Annotations()["id"] == "" {
-		l.report(r, `has no id: give it one, as in @id("agents-read-tickets")`)
+		l.report(r, `the policy has no id: add one, such as @id("agents-read-tickets")`)
 	}
 	if other := l.rules[cedar.PolicyID(r.id)]; other != nil {
 		line, _ := other.at()
-		l.report(r, fmt.Sprintf("its id is already that of the policy at %s:%d: ids are unique over all files", other.name, line), "@id")
+		l.report(r, fmt.Sprintf("the policy at %s:%d has the same id: choose an id that is unique in the folder", other.name, line), "@id")
 	}
 }
 
-// literals reports every entity that the policy names and that does not exist.
-func (l *ruleLoader) literals(r *rule, tree *ast.Policy) {
+// checkEntities reports every entity that the policy names and that does not
+// exist. Cedar would accept the name, and the policy would never match.
+func (l *ruleLoader) checkEntities(r *rule, tree *ast.Policy) {
 	check := func(uid types.EntityUID) {
 		if uid.IsZero() {
 			return
 		}
-		if err := l.known.entity(uid); err != nil {
+		if err := l.known.checkEntity(uid); err != nil {
 			l.report(r, err.Error(), uid.String(), fmt.Sprintf("%q", uid.ID))
 		}
 	}
-	check(r.who.uid)
-	check(r.what.uid)
+	check(r.principal.uid)
+	check(r.resource.uid)
 	for _, c := range tree.Conditions {
 		ast.Inspect(ast.NewNode(c.Body), func(n ast.IsNode) bool {
 			if v, ok := n.(ast.NodeValue); ok {
@@ -231,46 +234,41 @@ func (l *ruleLoader) literals(r *rule, tree *ast.Policy) {
 	}
 }
 
-func (l *ruleLoader) validate(r *rule, tree *ast.Policy) {
+func (l *ruleLoader) checkSchema(r *rule, tree *ast.Policy) {
 	err := l.validator.Policy("", tree)
 	if err == nil {
 		return
 	}
-	l.report(r, "does not fit the schema: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	l.report(r, "does not match the schema: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
-// head refuses permits that allow more than their author is likely to mean.
-func (l *ruleLoader) head(r *rule) {
+// checkHead rejects permits that allow more than their author is likely to
+// mean.
+func (l *ruleLoader) checkHead(r *rule) {
 	if !r.permit {
 		return
 	}
 	request, approve := actionNumber(broker.ActionRequest), actionNumber(broker.ActionApprove)
 	switch {
-	case r.anyActs:
-		l.report(r, `a permit names its actions: write action == Action::"request"`, "action")
+	case r.anyAction:
+		l.report(r, `a permit must name its actions: write action == Action::"request"`, "action")
 	case slices.Contains(r.actions, approve):
-		l.report(r, `"approve" can only be forbidden: who may approve is named in the @approval of the permit`, `"approve"`)
-	case !slices.Equal(r.actions, []int{request}) && r.demands():
-		l.report(r, `obligations are for permits of Action::"request" alone: write a policy of its own for the other actions`, "action")
+		l.report(r, `policies can only forbid "approve": name the approvers in @approval on the permit for Action::"request"`, `"approve"`)
+	case !slices.Equal(r.actions, []int{request}) && r.hasObligations():
+		l.report(r, `only a permit for Action::"request" alone may have obligations: write a separate permit for the other actions`, "action")
 	}
 }
 
-// demands says whether the policy has any obligation.
-func (t *terms) demands() bool {
-	o := t.Obligations
-	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
-		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.Signed
-}
-
-// approvers checks that the groups that must approve, review or be told exist.
-func (l *ruleLoader) approvers(r *rule) {
+// checkGroups reports groups in @approval, @break_glass and @escalate that do
+// not exist.
+func (l *ruleLoader) checkGroups(r *rule) {
 	for _, step := range r.Escalations {
-		if err := l.known.group(step.Group); err != nil {
+		if err := l.known.checkGroup(step.Group); err != nil {
 			l.report(r, "@escalate: "+err.Error(), "@escalate")
 		}
 	}
-	if r.glass != "" {
-		if err := l.known.group(r.glass); err != nil {
+	if r.breakGlass != "" {
+		if err := l.known.checkGroup(r.breakGlass); err != nil {
 			l.report(r, "@break_glass: "+err.Error(), "@break_glass")
 		}
 	}
@@ -278,32 +276,33 @@ func (l *ruleLoader) approvers(r *rule) {
 		switch need.Group {
 		case groupManager:
 		case groupOwner:
-			l.owned(r)
+			l.checkOwners(r)
 		default:
-			if err := l.known.group(need.Group); err != nil {
+			if err := l.known.checkGroup(need.Group); err != nil {
 				l.report(r, "@approval: "+err.Error(), "@approval")
 			}
 		}
 	}
 }
 
-// owned checks that every entitlement that the permit may be about has the
-// owner who is to approve.
-func (l *ruleLoader) owned(r *rule) {
+// checkOwners reports the entitlements that the permit covers and that have no
+// owner to approve.
+func (l *ruleLoader) checkOwners(r *rule) {
 	var without []string
-	for _, e := range reach(l.catalogue, r.what) {
-		if e != nil && e.Owner == "" { // nil: no such entitlement, reported already
+	for _, e := range covered(l.catalogue, r.resource) {
+		if e != nil && e.Owner == "" { // nil: checkEntities has reported the name
 			without = append(without, e.Name)
 		}
 	}
 	if len(without) == 0 {
 		return
 	}
-	l.report(r, fmt.Sprintf("@approval: the owner must approve, but %s has none: give it an owner, or name the entitlements in the policy's head",
+	l.report(r, fmt.Sprintf("@approval requires the owner, but %s has no owner: set owner in the catalogue, or name other entitlements in the policy's head",
 		quoteList("entitlement", without)), "@approval")
 }
 
-// quoteList writes `entitlement "a"`, `entitlements "a", "b" and 3 more`.
+// quoteList returns `entitlement "a"`, or `each of the entitlements "a", "b"
+// and 3 more`.
 func quoteList(what string, items []string) string {
 	const most = 3
 	if len(items) == 1 {
@@ -313,7 +312,7 @@ func quoteList(what string, items []string) string {
 	for _, i := range items[:min(most, len(items))] {
 		quoted = append(quoted, fmt.Sprintf("%q", i))
 	}
-	text := what + "s " + strings.Join(quoted, ", ")
+	text := "each of the " + what + "s " + strings.Join(quoted, ", ")
 	if more := len(items) - most; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}

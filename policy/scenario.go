@@ -18,31 +18,31 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// scenarioSuffix ends the names of files of scenarios, which stand beside the
-// policies:
+// scenarioSuffix ends the names of scenario files, which are in the policy
+// folder:
 //
 //	scenarios:
 //	  - name: triage may read tickets            # required
 //	    principal: spiffe://acme.test/agent/triage # required; or login/ana
 //	    action: request                          # the default
-//	    entitlement: tickets-api                 # of request, view, revoke and approve
+//	    entitlement: tickets-api                 # required for request, view, revoke and approve
 //	    scopes: [tickets:read]
 //	    ttl: 10m                                 # default: the entitlement's
 //	    duration: 1h                             # default: the entitlement's collect_within, or 1h
 //	    justification: customer is waiting
 //	    ticket: INC-1
 //	    parameters: {prefix: acme}
-//	    requester: spiffe://acme.test/agent/x    # of view, revoke and approve: whose request
+//	    requester: spiffe://acme.test/agent/x    # required for view, revoke and approve
 //	    source_ip: 10.0.0.1                      # default: unknown
 //	    break_glass: true                        # default: false
 //	    now: 2026-01-31T12:00:00Z                # default: 2026-01-01T12:00:00Z
 //	    expect: permit                           # or deny; required
-//	    policies: [agents-read-tickets]          # exactly these determine; left out: not compared
-//	    reasons: [support agents may read]       # the same
-//	    obligations:                             # exactly these are demanded; left out: not compared
-//	      approval: 1 of support                 # "owner" is resolved to its group
-//	      deny: "2"                              # and exclude_team, comment, signed, lapse_after, escalate
-//	      review: 1 of security                  # of break_glass, and review_within
+//	    policies: [agents-read-tickets]          # exactly the determining policies; default: any
+//	    reasons: [support agents may read]       # exactly these, in the order of policies; default: any
+//	    obligations:                             # exactly these; default: any
+//	      approval: 1 of support                 # the owner's group instead of "owner"
+//	      deny: "2"                              # also exclude_team, comment, signed, lapse_after, escalate
+//	      review: 1 of security                  # from break_glass; also review_within
 //	      max_ttl: 10m
 //	      max_duration: 8h
 //	      justification: required
@@ -50,13 +50,13 @@ import (
 //	      limit: {agents-read-tickets: 120 per 1h}
 //	      max_active: {agents-read-tickets: 5}
 //
-// A scenario is about policy alone: whether a TTL keeps to max_ttl is the
-// broker's to see to.
+// A scenario tests policy alone. The broker enforces obligations: a scenario
+// does not fail if its ttl exceeds max_ttl.
 const scenarioSuffix = "_test.yaml"
 
-// ErrNoScenario is what Test returns if there is nothing to run: a test run
-// that tests nothing has not passed.
-var ErrNoScenario = errors.New("ran no scenario: write some in files named *" + scenarioSuffix)
+// ErrNoScenario means that the folder has no scenario. Test returns it, because
+// a run that tests nothing must not pass.
+var ErrNoScenario = errors.New("the policy folder has no scenario: add some in files named *" + scenarioSuffix)
 
 var scenarioNow = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
@@ -76,7 +76,7 @@ type scenarioText struct {
 	Principal     string            `yaml:"principal"`
 	Action        broker.Action     `yaml:"action"`
 	Entitlement   string            `yaml:"entitlement"`
-	Scopes        []plain           `yaml:"scopes"`
+	Scopes        []listItem        `yaml:"scopes"`
 	TTL           string            `yaml:"ttl"`
 	Duration      string            `yaml:"duration"`
 	Justification string            `yaml:"justification"`
@@ -88,7 +88,7 @@ type scenarioText struct {
 	Now           string            `yaml:"now"`
 	Expect        string            `yaml:"expect"`
 	Policies      *[]string         `yaml:"policies"`
-	Reasons       *[]plain          `yaml:"reasons"`
+	Reasons       *[]listItem       `yaml:"reasons"`
 	Obligations   *obligationsText  `yaml:"obligations"`
 }
 
@@ -105,32 +105,32 @@ type obligationsText struct {
 	MaxTTL        string            `yaml:"max_ttl"`
 	MaxDuration   string            `yaml:"max_duration"`
 	Justification string            `yaml:"justification"`
-	Ticket        []plain           `yaml:"ticket"`
+	Ticket        []listItem        `yaml:"ticket"`
 	Limit         map[string]string `yaml:"limit"`
 	MaxActive     map[string]string `yaml:"max_active"`
 }
 
-// UnmarshalYAML remembers the line.
+// UnmarshalYAML decodes a scenario and stores its line.
 func (s *scenario) UnmarshalYAML(node ast.Node) error {
 	s.line = node.GetToken().Position.Line
 	return yaml.NodeToValue(node, &s.scenarioText, yaml.Strict())
 }
 
-// A Report is what a run of scenarios came to.
+// A Report is the result of running scenarios.
 type Report struct {
 	Ran      int       `json:"ran"`
 	Failures []Failure `json:"failures,omitempty"`
 }
 
-// A Failure is a scenario that did not go as it says.
+// A Failure is a scenario whose decision differs from the expected one.
 type Failure struct {
 	File string `json:"file"`
 	Line int    `json:"line"`
 	Name string `json:"name"`
-	Text string `json:"text"` // expected, got, and which policies had to do with it; several lines
+	Text string `json:"text"` // expected, got and the verdicts of policies; several lines
 }
 
-// String writes the report for people.
+// String returns the report as text.
 func (r Report) String() string {
 	var b strings.Builder
 	for _, f := range r.Failures {
@@ -143,9 +143,9 @@ func (r Report) String() string {
 	return b.String()
 }
 
-// Test runs the scenarios of a folder, which may be that of the policies or
-// another. An error means that they could not be run, or that there are none;
-// the report says which failed.
+// Test runs the scenarios in a folder, which need not be the policy folder. It
+// returns an error if a scenario file is malformed or no scenario exists
+// (ErrNoScenario). Scenarios that fail are in the report.
 func Test(ctx context.Context, e *Engine, fsys fs.FS) (Report, error) {
 	dir, err := readFolder(fsys)
 	if err != nil {
@@ -187,8 +187,8 @@ func readScenarios(fsys fs.FS, name string) ([]scenario, error) {
 	return all, nil
 }
 
-// decodeScenarios reads every document of the file: a scenario that is not
-// run must not look as if it had passed.
+// decodeScenarios reads every YAML document of the file. If it read only the
+// first, the other scenarios would seem to pass.
 func decodeScenarios(src *source) (all []scenario, err error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(src.text), yaml.Strict())
 	for {
@@ -207,25 +207,25 @@ func decodeScenarios(src *source) (all []scenario, err error) {
 func (s *scenario) check() error {
 	switch {
 	case s.Name == "":
-		return errors.New("a scenario has a name")
+		return errors.New("the scenario has no name: add name")
 	case s.Principal == "":
-		return errors.New("a scenario has a principal")
+		return errors.New("the scenario has no principal: add principal")
 	case s.Expect != "permit" && s.Expect != "deny":
 		return fmt.Errorf("expect: %q: write permit or deny", s.Expect)
 	case s.Expect == "deny" && s.Obligations != nil:
-		return errors.New("a denial has no obligations")
+		return errors.New("a denial has no obligations: remove obligations")
 	}
 	_, err := s.obligations()
 	return errors.Join(err, s.parseTimes())
 }
 
-// parseTimes reads what the YAML library would take for zero if it is
-// malformed.
+// parseTimes parses times and durations. The YAML library would decode malformed
+// ones as zero.
 func (s *scenario) parseTimes() (err error) {
 	s.now = scenarioNow
 	if s.Now != "" {
 		if s.now, err = time.Parse(time.RFC3339, s.Now); err != nil {
-			return fmt.Errorf("now: %q: write a time as in 2026-01-31T12:00:00Z", s.Now)
+			return fmt.Errorf("now: %q: write a time such as 2026-01-31T12:00:00Z", s.Now)
 		}
 	}
 	if s.TTL != "" {
@@ -241,7 +241,8 @@ func (s *scenario) parseTimes() (err error) {
 	return nil
 }
 
-// obligations reads the expected ones by the grammar of the annotations.
+// obligations returns the expected obligations as describe does, sorted. It
+// parses them with the parsers of the annotations.
 func (s *scenario) obligations() ([]string, error) {
 	if s.Obligations == nil {
 		return nil, nil
@@ -267,19 +268,19 @@ func (s *scenario) obligations() ([]string, error) {
 		if i.value == "" {
 			continue
 		}
-		t := terms{id: i.policy}
+		t := annotations{id: i.policy}
 		if err := t.expect(i.name, i.value); err != nil {
 			return nil, fmt.Errorf("obligations: %s: %w", i.name, err)
 		}
-		t.named()
+		t.setPolicy()
 		sum = combine(sum, t.Obligations)
 	}
 	return slices.Sorted(slices.Values(describe(sum))), nil
 }
 
-// expect reads one expected obligation. All but the review is written as the
-// annotation that demands it.
-func (t *terms) expect(name, value string) error {
+// expect parses one expected obligation. Each has the notation of its
+// annotation, except review, which has that of @approval.
+func (t *annotations) expect(name, value string) error {
 	if name != "review" {
 		return t.parse(name, value, true)
 	}
@@ -288,7 +289,8 @@ func (t *terms) expect(name, value string) error {
 	return err
 }
 
-// run gives what is wrong, or "".
+// run returns how the decision differs from the expected one, or "" if it does
+// not.
 func (e *Engine) run(ctx context.Context, s scenario) string {
 	q, err := e.scenarioQuery(s)
 	if err != nil {
@@ -313,7 +315,7 @@ func (e *Engine) run(ctx context.Context, s scenario) string {
 	return b.String()
 }
 
-// compare writes what of the decision is not as expected.
+// compare writes the differences between the decision and the expected one.
 func (s *scenario) compare(b *strings.Builder, d broker.Decision) {
 	differ := func(what string, expected, got []string) {
 		if !slices.Equal(expected, got) {
@@ -327,14 +329,14 @@ func (s *scenario) compare(b *strings.Builder, d broker.Decision) {
 		differ("reasons", toStrings(*s.Reasons), d.Reasons)
 	}
 	if s.Obligations != nil {
-		expected, _ := s.obligations() // checked when it was read
+		expected, _ := s.obligations() // readScenarios has checked them
 		differ("obligations", expected, slices.Sorted(slices.Values(describe(d.Obligations))))
 	}
 }
 
-// scenarioQuery makes a query as the broker would.
+// scenarioQuery returns the query that the broker would make.
 func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
-	who, err := e.Someone(s.Principal)
+	who, err := e.ParsePrincipal(s.Principal)
 	if err != nil {
 		return broker.Query{}, fmt.Errorf("principal: %w", err)
 	}
@@ -345,22 +347,24 @@ func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
 	if s.Entitlement != "" {
 		known, ok := e.in.Catalogue[s.Entitlement]
 		if !ok {
-			return broker.Query{}, fmt.Errorf("entitlement %q does not exist", s.Entitlement)
+			return broker.Query{}, fmt.Errorf("entitlement %q does not exist: correct the name", s.Entitlement)
 		}
 		q.Entitlement = known
 	}
 	switch q.Action {
 	case broker.ActionRequest:
-		return s.asks(q)
+		return s.requestQuery(q)
 	case broker.ActionView, broker.ActionRevoke, broker.ActionApprove:
 		return e.scenarioOnRequest(s, q)
 	}
 	return q, nil
 }
 
-func (s *scenario) asks(q broker.Query) (broker.Query, error) {
+// requestQuery sets the scopes, TTL and duration with the defaults that the
+// broker applies to a request.
+func (s *scenario) requestQuery(q broker.Query) (broker.Query, error) {
 	if q.Entitlement == nil {
-		return q, errors.New("which entitlement is asked for?")
+		return q, errors.New("the scenario has no entitlement: add entitlement")
 	}
 	q.Scopes, q.TTL, q.Duration = toStrings(s.Scopes), s.ttl, s.duration
 	q.Justification, q.Ticket, q.Parameters = s.Justification, s.Ticket, s.Parameters
@@ -382,9 +386,9 @@ func (s *scenario) asks(q broker.Query) (broker.Query, error) {
 
 func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, error) {
 	if q.Entitlement == nil || s.Requester == "" {
-		return q, fmt.Errorf("whose request, and for which entitlement? %s needs requester and entitlement", q.Action)
+		return q, fmt.Errorf("action %s applies to a request: add requester and entitlement", q.Action)
 	}
-	requester, err := e.Someone(s.Requester)
+	requester, err := e.ParsePrincipal(s.Requester)
 	if err != nil {
 		return q, fmt.Errorf("requester: %w", err)
 	}
@@ -392,15 +396,15 @@ func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, er
 	return q, nil
 }
 
-// Someone makes the identity that a proof of id would give, with its marks: of a
-// SPIFFE ID, or of a person as "login/ana".
-func (e *Engine) Someone(id string) (broker.Identity, error) {
+// ParsePrincipal returns the identity that a proof of id would yield, with its
+// labels. id is a SPIFFE ID or a person such as "login/ana".
+func (e *Engine) ParsePrincipal(id string) (broker.Identity, error) {
 	if !strings.HasPrefix(id, spiffeScheme) {
-		return broker.Identity{ID: id, Kind: broker.KindPerson}, e.known.person(id)
+		return broker.Identity{ID: id, Kind: broker.KindPerson}, e.known.checkPerson(id)
 	}
-	if err := e.known.place(id); err != nil {
+	if err := e.known.checkPathOrDomain(id); err != nil {
 		return broker.Identity{}, err
 	}
 	who := broker.Identity{ID: id, TrustDomain: domainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}
-	return e.known.marks.Mark(who), nil
+	return e.known.labels.Mark(who), nil
 }

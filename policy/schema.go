@@ -15,7 +15,7 @@ import (
 //go:embed schema.cedarschema
 var schemaText []byte
 
-// The entity types of the schema.
+// Entity types of the schema.
 const (
 	typeWorkload    types.EntityType = "Workload"
 	typeAgent       types.EntityType = "Agent"
@@ -31,8 +31,8 @@ const (
 	typeAction      types.EntityType = "Action"
 )
 
-// actions are the actions of the schema; an action's place here is its number
-// in the index.
+// actions lists the actions of the schema. The position of an action is its
+// number in the index.
 var actions = []broker.Action{
 	broker.ActionRequest, broker.ActionApprove, broker.ActionView, broker.ActionRevoke,
 	broker.ActionAudit, broker.ActionBlock, broker.ActionUsage, broker.ActionIntrospect, broker.ActionOperate,
@@ -42,7 +42,8 @@ func actionNumber(a broker.Action) int { return slices.Index(actions, a) }
 
 var brokerSelf = types.NewEntityUID(typeBroker, "self")
 
-// newValidator compiles the schema. Only a broken build makes it fail.
+// newValidator compiles the embedded schema. It can only fail if the schema
+// itself is wrong.
 func newValidator() (*validate.Validator, error) {
 	var s schema.Schema
 	s.SetFilename("schema.cedarschema")

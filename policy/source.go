@@ -12,11 +12,11 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of what is read. They are far above any real set of policies and
-// keep a wrong folder from being read whole.
+// Limits of a policy folder. They are far above real folders and stop the
+// loader early if it is pointed at a wrong one.
 const (
-	maxFile     = 4 << 20
-	maxFiles    = 2000
+	maxFile     = 4 << 20 // bytes
+	maxFiles    = 2000    // *.cedar files
 	maxPolicies = 50000
 )
 
@@ -25,13 +25,14 @@ const (
 	groupsName  = "groups.yaml"
 )
 
-// A Problem is something wrong at a place: a reason why rules do not load, a
-// warning, a policy that erred. Its text says what to do.
+// A Problem is a mistake with its position. Load returns Problems as errors,
+// Warnings formats them, and Decide returns one for each policy that erred. The
+// text says what to do.
 type Problem struct {
-	File   string // relative to the folder of policies; or a key of the configuration, "entitlements.reports"
-	Line   int    // from 1; zero: the file as a whole
+	File   string // relative to the policy folder; or a configuration key, such as "entitlements.reports"
+	Line   int    // from 1; zero: the whole file
 	Column int    // from 1, in characters
-	Policy string // the @id, if the problem is in a policy that has one
+	Policy string // the @id of the policy, if it has one
 	Text   string
 }
 
@@ -47,12 +48,13 @@ func (p *Problem) Error() string {
 	return b.String() + ": " + p.Text
 }
 
-// problems collects, so that an operator sees all of them in one run.
+// problems collects every problem, so that one run shows them all.
 type problems []*Problem
 
 func (ps *problems) add(p Problem) { *ps = append(*ps, &p) }
 
-// err joins the problems in the order of their places, or is nil.
+// err sorts the problems by position and joins the first 100. It returns nil if
+// there is none.
 func (ps problems) err() error {
 	const most = 100
 	slices.SortStableFunc(ps, func(a, b *Problem) int {
@@ -69,22 +71,22 @@ func (ps problems) err() error {
 	return errors.Join(errs...)
 }
 
-// A source is one file of the folder.
+// A source is one file of the policy folder.
 type source struct {
 	name string
 	text []byte
-	code []byte // text, in Cedar with comments blanked, so that searching it finds no comment
+	code []byte // text with Cedar comments blanked, for searches
 }
 
-// A place is a part of a source: the bytes from, up to to.
-type place struct {
+// A span is the part of a source in [from, to), in bytes.
+type span struct {
 	*source
 	from, to int
 }
 
-// at gives the line and column of the first of needles in the place that is
-// there, or else of the place's start.
-func (p place) at(needles ...string) (line, column int) {
+// at returns the line and column of the first needle that occurs in the span,
+// or of the start of the span if none does. Columns count characters.
+func (p span) at(needles ...string) (line, column int) {
 	offset := p.from
 	for _, n := range needles {
 		if i := bytes.Index(p.code[p.from:p.to], []byte(n)); i >= 0 {
@@ -97,8 +99,8 @@ func (p place) at(needles ...string) (line, column int) {
 	return bytes.Count(before, []byte{'\n'}) + 1, utf8.RuneCount(before[start:]) + 1
 }
 
-// blankComments replaces Cedar's line comments by spaces, leaving every other
-// byte where it is.
+// blankComments replaces Cedar's line comments by spaces, so that a search finds
+// no text in comments and offsets stay valid.
 func blankComments(text []byte) []byte {
 	out := bytes.Clone(text)
 	inString, inComment := false, false
@@ -120,17 +122,17 @@ func blankComments(text []byte) []byte {
 	return out
 }
 
-// A folder is what stands in the folder of policies.
+// A folder is the content of the policy folder.
 type folder struct {
 	cedar     []*source
-	groups    *source  // nil: there is none
+	groups    *source  // nil: no groups.yaml
 	scenarios []string // names of *_test.yaml
-	ignored   []string // names of files that mean nothing to the broker
+	ignored   []string // names of other files, except *.md
 }
 
-// readFolder reads all *.cedar files, in folders below too, and groups.yaml
-// at the top. Names that begin with a dot are skipped: the editor's, git's,
-// and the hidden folders in which Kubernetes keeps what it mounts.
+// readFolder reads *.cedar files in all folders and groups.yaml at the top. It
+// skips names that start with a dot: files of editors, .git, and the ..data
+// folders of Kubernetes volumes, which repeat every mounted file.
 func readFolder(fsys fs.FS) (folder, error) {
 	var f folder
 	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
@@ -157,7 +159,7 @@ func (f *folder) add(fsys fs.FS, name string) (err error) {
 	switch {
 	case strings.HasSuffix(name, cedarSuffix):
 		if len(f.cedar) == maxFiles {
-			return fmt.Errorf("more than %d files of policies", maxFiles)
+			return fmt.Errorf("more than %d *.cedar files: check that this is the policy folder", maxFiles)
 		}
 		s, err := readSource(fsys, name)
 		f.cedar = append(f.cedar, s)
@@ -179,10 +181,10 @@ func readSource(fsys fs.FS, name string) (*source, error) {
 		return nil, err
 	}
 	if len(text) > maxFile {
-		return nil, fmt.Errorf("%s: %d bytes: a file may have at most %d; split it", name, len(text), maxFile)
+		return nil, fmt.Errorf("%s has %d bytes, more than %d: split the file", name, len(text), maxFile)
 	}
 	if !utf8.Valid(text) {
-		return nil, fmt.Errorf("%s: not UTF-8", name)
+		return nil, fmt.Errorf("%s is not UTF-8: save it as UTF-8", name)
 	}
 	src := &source{name: name, text: text, code: text}
 	if strings.HasSuffix(name, cedarSuffix) {

@@ -7,7 +7,8 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// yamlProblem gives an error of the YAML library its place.
+// yamlProblem converts an error of the YAML library, with its position if it
+// has one.
 func yamlProblem(src *source, err error) Problem {
 	p := Problem{File: src.name, Text: err.Error()}
 	var at yaml.Error
@@ -20,13 +21,13 @@ func yamlProblem(src *source, err error) Problem {
 	return p
 }
 
-// plain is a string in a list. Within {…}, the YAML library takes [slack:dba]
-// for a list of a mapping, although no space follows the colon (YAML 1.2.2,
-// section 7.3.3; goccy/go-yaml#832); this puts it together again.
-type plain string
+// listItem is a string in a YAML list. Inside {…}, the YAML library parses
+// [slack:dba] as a list with a mapping, although no space follows the colon
+// (YAML 1.2.2, section 7.3.3; goccy/go-yaml#832). listItem restores the string.
+type listItem string
 
 // UnmarshalYAML implements yaml.NodeUnmarshaler.
-func (p *plain) UnmarshalYAML(node ast.Node) error {
+func (p *listItem) UnmarshalYAML(node ast.Node) error {
 	pair, ok := node.(*ast.MappingValueNode)
 	if m, isMapping := node.(*ast.MappingNode); isMapping && len(m.Values) == 1 {
 		pair, ok = m.Values[0], true
@@ -36,13 +37,13 @@ func (p *plain) UnmarshalYAML(node ast.Node) error {
 	}
 	key, value := pair.Key.GetToken(), pair.Value.GetToken()
 	if value.Position.Line != key.Position.Line || value.Position.Column != key.Position.Column+len(key.Value)+len(":") {
-		return yaml.NodeToValue(node, (*string)(p)) // a mapping indeed: let the library refuse it
+		return yaml.NodeToValue(node, (*string)(p)) // a real mapping: the library returns an error
 	}
-	*p = plain(key.Value + ":" + value.Value)
+	*p = listItem(key.Value + ":" + value.Value)
 	return nil
 }
 
-func toStrings(list []plain) []string {
+func toStrings(list []listItem) []string {
 	if list == nil {
 		return nil
 	}

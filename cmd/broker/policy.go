@@ -34,7 +34,7 @@ func (s *settings) engine() (*policy.Engine, error) {
 		return nil, fmt.Errorf("%s is not a folder of policies", s.policies)
 	}
 	engine, err := policy.Load(policy.Inputs{
-		FS: os.DirFS(s.policies), Catalogue: s.catalogue, Marks: s.marks,
+		FS: os.DirFS(s.policies), Catalogue: s.catalogue, Labels: s.marks,
 		HomeDomain: s.trustDomain, TrustDomains: s.trustDomains, Providers: s.providers(), Channels: s.channels(),
 	})
 	if err != nil {
@@ -141,7 +141,7 @@ func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags
 	if e == nil {
 		return broker.Query{}, fmt.Errorf("there is no entitlement %q in %s", name, s.path)
 	}
-	principal, err := engine.Someone(who)
+	principal, err := engine.ParsePrincipal(who)
 	if err != nil {
 		return broker.Query{}, usage("--as takes a SPIFFE ID, or a person as login/ana: %v", err)
 	}

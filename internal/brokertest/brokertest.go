@@ -181,7 +181,7 @@ func (b *Broker) openDomain() {
 			"groups.yaml": {Data: []byte("support: {members: [login/ana, login/ben]}\n")},
 		},
 		Catalogue: catalogue(), HomeDomain: TrustDomain, TrustDomains: []string{TrustDomain, "supplier.test"},
-		Marks: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+		Labels: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 	})
 	b.must(err)
 	b.must(b.Domain.SetRules(ctx, engine.Rules(), broker.Identity{}, now))

@@ -15,93 +15,94 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A question is a query in Cedar's words. It is the entity store of its own
-// decision: the few entities that depend on the query are in it, and the
-// catalogue's are shared by all.
-type question struct {
+// An evaluation is one query in Cedar's types. It is also the entity store of
+// its decision: it holds the principal, the resource and the parameters, and
+// shares the entitlements of the catalogue with all other evaluations.
+type evaluation struct {
 	request    cedar.Request
 	action     int
 	principals []types.EntityUID // the principal and all its ancestors
 	resources  []types.EntityUID // the resource and all its ancestors
-	foreign    bool              // the principal is of a federated trust domain
+	federated  bool              // the principal is from a federated trust domain
 
 	principal, resource, parameters types.Entity
 	catalogue                       map[types.EntityUID]types.Entity
 }
 
-var _ types.EntityGetter = (*question)(nil)
+var _ types.EntityGetter = (*evaluation)(nil)
 
-// Get implements types.EntityGetter. Parents are given with all their own, so
-// that Cedar never has to climb.
-func (q *question) Get(uid types.EntityUID) (types.Entity, bool) {
+// Get implements types.EntityGetter. The parents of every entity include all
+// its ancestors, so Cedar never needs a parent that is not in the store.
+func (ev *evaluation) Get(uid types.EntityUID) (types.Entity, bool) {
 	switch uid {
-	case q.principal.UID:
-		return q.principal, true
-	case q.resource.UID:
-		return q.resource, true
-	case q.parameters.UID:
-		return q.parameters, true
+	case ev.principal.UID:
+		return ev.principal, true
+	case ev.resource.UID:
+		return ev.resource, true
+	case ev.parameters.UID:
+		return ev.parameters, true
 	}
 	if uid.Type != typeEntitlement {
 		return types.Entity{}, false
 	}
-	e, ok := q.catalogue[uid]
+	e, ok := ev.catalogue[uid]
 	return e, ok
 }
 
-// ask turns a query into a question. An error means that it can't be asked,
-// which is a denial.
-func (e *Engine) ask(q broker.Query, now time.Time) (*question, error) {
-	a := &question{action: actionNumber(q.Action), catalogue: e.catalogue}
-	if a.action < 0 {
+// newEvaluation converts a query. It returns an error if the query is not
+// valid, which the caller must treat as a denial.
+func (e *Engine) newEvaluation(q broker.Query, now time.Time) (*evaluation, error) {
+	ev := &evaluation{action: actionNumber(q.Action), catalogue: e.catalogue}
+	if ev.action < 0 {
 		return nil, fmt.Errorf("unknown action %q", q.Action)
 	}
-	if err := e.askAbout(a, q.Principal); err != nil {
+	if err := e.setPrincipal(ev, q.Principal); err != nil {
 		return nil, err
 	}
-	a.parameters.UID = parametersUID
-	if err := e.askFor(a, q); err != nil {
+	ev.parameters.UID = parametersUID
+	if err := e.setResource(ev, q); err != nil {
 		return nil, err
 	}
-	a.request = cedar.Request{
-		Principal: a.principal.UID,
+	ev.request = cedar.Request{
+		Principal: ev.principal.UID,
 		Action:    types.NewEntityUID(typeAction, types.String(q.Action)),
-		Resource:  a.resource.UID,
+		Resource:  ev.resource.UID,
 		Context:   newContext(q, now),
 	}
-	return a, nil
+	return ev, nil
 }
 
 var parametersUID = types.NewEntityUID(typeParameters, "of the request")
 
-// askAbout sets the principal. Its ID alone says where it is from, and is
-// checked once more: the rules may be newer than the proof.
-func (e *Engine) askAbout(a *question, who broker.Identity) error {
+// setPrincipal sets the principal and its ancestors. It derives the trust
+// domain and the paths from the ID alone, and checks the domain again, because
+// the operator may have removed it since the caller proved its identity.
+func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
 	kind := principalType(who.Kind)
 	if kind == "" || who.ID == "" {
-		return fmt.Errorf("a caller of kind %q is not policy's to decide about", who.Kind)
+		return fmt.Errorf("no policy applies to a caller of kind %q", who.Kind)
 	}
 	uids := make([]types.EntityUID, 1, 12)
 	uids[0] = types.NewEntityUID(kind, types.String(who.ID))
 	var paths []string
 	if kind == typePerson {
-		if err := e.known.person(who.ID); err != nil {
+		if err := e.known.checkPerson(who.ID); err != nil {
 			return err
 		}
 	} else {
 		domain := domainOf(who.ID)
 		if !strings.HasPrefix(who.ID, spiffeScheme) || !e.known.domains[domain] {
-			return fmt.Errorf("trust domain %q is not listed", domain)
+			return fmt.Errorf("trust domain %q is not listed in attest.trust_domains", domain)
 		}
-		a.foreign = domain != e.known.home
+		ev.federated = domain != e.known.home
 		paths = broker.SPIFFEPaths(who.ID)
 		for _, p := range paths {
 			uids = append(uids, types.NewEntityUID(typePath, types.String(p)))
 		}
 		uids = append(uids, types.NewEntityUID(typeTrustDomain, types.String(domain)))
 	}
-	a.principals = e.members.appendClaimed(e.members.appendListed(uids, who, paths), who)
-	a.principal = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(a.principals[1:]...), Attributes: principalAttributes(who)}
+	ev.principals = e.members.appendClaimed(e.members.appendListed(uids, who, paths), who)
+	ev.principal = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(ev.principals[1:]...), Attributes: principalAttributes(who)}
 	return nil
 }
 
@@ -122,52 +123,52 @@ func principalAttributes(who broker.Identity) types.Record {
 	return types.NewRecord(m)
 }
 
-// askFor sets the resource.
-func (e *Engine) askFor(a *question, q broker.Query) error {
+func (e *Engine) setResource(ev *evaluation, q broker.Query) error {
 	switch q.Action {
 	case broker.ActionRequest:
-		return e.askForEntitlement(a, q)
+		return e.setEntitlement(ev, q)
 	case broker.ActionView, broker.ActionRevoke, broker.ActionApprove:
-		return e.askForRequest(a, q.Request)
+		return e.setRequest(ev, q.Request)
 	}
-	a.resources = []types.EntityUID{brokerSelf}
-	a.resource.UID = brokerSelf
+	ev.resources = []types.EntityUID{brokerSelf}
+	ev.resource.UID = brokerSelf
 	return nil
 }
 
-// askForEntitlement checks the scopes once more: the empty set would satisfy
-// every containsAll.
-func (e *Engine) askForEntitlement(a *question, q broker.Query) error {
+// setEntitlement makes the entitlement the resource. It checks the scopes
+// again: an empty set would satisfy every containsAll, and so every permit that
+// bounds the scopes with it.
+func (e *Engine) setEntitlement(ev *evaluation, q broker.Query) error {
 	if q.Entitlement == nil {
-		return errors.New("which entitlement?")
+		return errors.New("the query names no entitlement")
 	}
 	known, ok := e.in.Catalogue[q.Entitlement.Name]
 	if !ok {
-		return fmt.Errorf("entitlement %q is not in the catalogue that was loaded with the policies", q.Entitlement.Name)
+		return fmt.Errorf("entitlement %q is not in the catalogue of this revision", q.Entitlement.Name)
 	}
 	if len(known.Scopes) > 0 && len(q.Scopes) == 0 {
-		return fmt.Errorf("entitlement %q has scopes and none is asked for: %w", known.Name, broker.ErrInvalidScope)
+		return fmt.Errorf("entitlement %q requires at least one scope: %w", known.Name, broker.ErrInvalidScope)
 	}
 	for _, s := range q.Scopes {
 		if !slices.Contains(known.Scopes, s) {
 			return fmt.Errorf("entitlement %q has no scope %q: %w", known.Name, s, broker.ErrInvalidScope)
 		}
 	}
-	a.resources = resourceUIDs(known)
-	a.resource = e.catalogue[a.resources[0]]
-	a.parameters.Tags = stringRecord(q.Parameters)
+	ev.resources = resourceUIDs(known)
+	ev.resource = e.catalogue[ev.resources[0]]
+	ev.parameters.Tags = stringRecord(q.Parameters)
 	return nil
 }
 
-// askForRequest puts the request in its entitlement, if the catalogue still
-// has that.
-func (e *Engine) askForRequest(a *question, r *broker.Request) error {
+// setRequest makes the request the resource. The request is in its entitlement
+// and system, unless the catalogue no longer has the entitlement.
+func (e *Engine) setRequest(ev *evaluation, r *broker.Request) error {
 	if r == nil {
-		return errors.New("which request?")
+		return errors.New("the query names no request")
 	}
-	a.resources = []types.EntityUID{types.NewEntityUID(typeRequest, types.String(r.ID.String()))}
+	ev.resources = []types.EntityUID{types.NewEntityUID(typeRequest, types.String(r.ID.String()))}
 	if known, ok := e.in.Catalogue[r.Entitlement]; ok {
-		a.resources = append(a.resources, resourceUIDs(known)...)
+		ev.resources = append(ev.resources, resourceUIDs(known)...)
 	}
 	m := types.RecordMap{
 		"requester":   types.String(r.Requester.ID),
@@ -177,10 +178,13 @@ func (e *Engine) askForRequest(a *question, r *broker.Request) error {
 	if r.Requester.Team != "" {
 		m["team"] = types.String(r.Requester.Team)
 	}
-	a.resource = types.Entity{UID: a.resources[0], Parents: types.NewEntityUIDSet(a.resources[1:]...), Attributes: types.NewRecord(m)}
+	ev.resource = types.Entity{UID: ev.resources[0], Parents: types.NewEntityUIDSet(ev.resources[1:]...), Attributes: types.NewRecord(m)}
 	return nil
 }
 
+// newContext returns the context record. An IPv4 address that arrived over an
+// IPv6 socket (::ffff:10.0.0.1) becomes an IPv4 address, so that isInRange with
+// an IPv4 range matches it.
 func newContext(q broker.Query, now time.Time) types.Record {
 	m := types.RecordMap{"now": types.NewDatetime(now)}
 	if q.SourceIP.IsValid() {
@@ -204,7 +208,7 @@ func newContext(q broker.Query, now time.Time) types.Record {
 	return types.NewRecord(m)
 }
 
-// resourceUIDs are an entitlement and its ancestors.
+// resourceUIDs returns an entitlement and its ancestors.
 func resourceUIDs(e *broker.Entitlement) []types.EntityUID {
 	uids := []types.EntityUID{types.NewEntityUID(typeEntitlement, types.String(e.Name))}
 	if e.System != "" {
@@ -213,7 +217,7 @@ func resourceUIDs(e *broker.Entitlement) []types.EntityUID {
 	return uids
 }
 
-// catalogueEntities are the entitlements as policies see them.
+// catalogueEntities returns the entitlements as Cedar entities.
 func catalogueEntities(c broker.Catalogue) map[types.EntityUID]types.Entity {
 	entities := make(map[types.EntityUID]types.Entity, len(c))
 	for e := range maps.Values(c) {

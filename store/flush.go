@@ -107,32 +107,32 @@ var upsertLive, upsertLingering = upsertNote("live"), upsertNote("lingering")
 // writeLive notes that a lease lives, or that it does not, and whether its
 // credential works all the same.
 func (g *group) writeLive(ctx context.Context, r *row) error {
-	if r.live.until == 0 {
+	if r.index.liveUntil == 0 {
 		if err := g.w.exec(ctx, "DELETE FROM live WHERE id = ?", r.id); err != nil {
 			return err
 		}
-	} else if err := g.writeNote(ctx, upsertLive, r, r.live.until); err != nil {
+	} else if err := g.writeNote(ctx, upsertLive, r, r.index.liveUntil); err != nil {
 		return err
 	}
 	switch {
-	case r.live.lingers != 0:
-		return g.writeNote(ctx, upsertLingering, r, r.live.lingers)
-	case r.live.ending: // it may have been given back before
+	case r.index.outlivesUntil != 0:
+		return g.writeNote(ctx, upsertLingering, r, r.index.outlivesUntil)
+	case r.index.revoking: // it may have been given back before
 		return g.w.exec(ctx, "DELETE FROM lingering WHERE id = ?", r.id)
 	}
 	return nil
 }
 
 func (g *group) writeNote(ctx context.Context, upsert string, r *row, until int64) error {
-	kind, err := g.kindID(ctx, r.live.kind)
+	kind, err := g.kindID(ctx, r.index.kind)
 	if err != nil {
 		return err
 	}
-	return g.w.exec(ctx, upsert, r.id, until, kind, r.live.request[:], r.live.holder)
+	return g.w.exec(ctx, upsert, r.id, until, kind, r.index.request[:], r.index.holder)
 }
 
 // kindID gives the number of a kind of lease, and makes one for a new kind.
-func (g *group) kindID(ctx context.Context, k kind) (int64, error) {
+func (g *group) kindID(ctx context.Context, k leaseKind) (int64, error) {
 	if id, ok := g.w.kinds[k]; ok {
 		return id, nil
 	}
@@ -144,7 +144,7 @@ func (g *group) kindID(ctx context.Context, k kind) (int64, error) {
 		return 0, err
 	}
 	if g.newKinds == nil {
-		g.newKinds = map[kind]int64{}
+		g.newKinds = map[leaseKind]int64{}
 	}
 	g.newKinds[k] = id
 	return id, nil

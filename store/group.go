@@ -140,7 +140,7 @@ type group struct {
 	tree          *audit.Tree
 	blocksVersion int64
 	newBlocks     map[broker.BlockKey][]byte
-	newKinds      map[kind]int64
+	newKinds      map[leaseKind]int64
 }
 
 func newGroup(w *writer) *group {

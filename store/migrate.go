@@ -77,7 +77,7 @@ func fillNotices(ctx context.Context, tx *sql.Tx) error {
 			return err
 		}
 		var n broker.Notice
-		err = decode(body, &n, noticeFields)
+		err = decodeBody(body, &n)
 		list[key.(broker.NoticeID)] = n
 		return err
 	})
@@ -85,7 +85,7 @@ func fillNotices(ctx context.Context, tx *sql.Tx) error {
 		return err
 	}
 	for id, n := range list {
-		args := append(noticeExtra(&n), id[:])
+		args := append(noticeColumns(&n), id[:])
 		if _, err := tx.ExecContext(ctx, "UPDATE notices SET due = ?, channel = ?, urgent = ?, requester = ? WHERE id = ?", args...); err != nil {
 			return err
 		}

@@ -1,320 +1,227 @@
 package store
 
 import (
-	"net/netip"
+	"fmt"
 	"time"
 
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
-// The bodies of rows. The row's key is not in its body, and the tags are
-// forever: see codec.
-
-func requestFields(r *broker.Request, c *codec) {
-	c.int(1, &r.Version)
-	status := int(r.Status)
-	c.int(2, &status)
-	r.Status = broker.RequestStatus(status)
-	sub(c, 3, &r.Requester, identityFields)
-	c.text(4, &r.Entitlement)
-	c.array(5, r.Effect[:])
-	c.texts(6, &r.Scopes)
-	c.duration(7, &r.TTL)
-	c.flag(8, &r.TTLAsked)
-	c.duration(9, &r.Duration)
-	c.text(10, &r.Justification)
-	c.text(11, &r.Ticket)
-	pairs(c, 12, &r.Parameters, textField)
-	pairs(c, 13, &r.Salts, saltField)
-	addressField(c, 14, &r.SourceIP)
-	c.array(15, r.Digest[:])
-	sub(c, 16, &r.Decision, decisionFields)
-	subs(c, 17, &r.Approvals, approvalFields)
-	c.text(18, &r.DeniedBy)
-	c.time(19, &r.Created)
-	c.time(20, &r.Lapses)
-	c.time(21, &r.Approved)
-	c.time(22, &r.CollectUntil)
-	c.time(23, &r.FirstExpires)
-	c.flag(24, &r.BreakGlass)
-	c.time(25, &r.NotBefore)
-	c.array(26, r.Extends[:])
-	c.time(27, &r.ReviewDue)
-	c.time(28, &r.Reviewed)
-	subs(c, 29, &r.Verdicts, approvalFields)
+// encodeBody returns the body of a row. The row's key is not part of it.
+func encodeBody(r broker.Row) ([]byte, error) {
+	c := newCoder()
+	err := rowFields(r, c)
+	return c.buf, err
 }
 
-func textField(s *string, c *codec)    { c.text(2, s) }
-func saltField(s *[16]byte, c *codec)  { c.array(2, s[:]) }
-func timeField(t *time.Time, c *codec) { c.time(2, t) }
-func keyField(k *broker.CounterKey, c *codec) {
-	c.text(1, &k.Policy)
-	c.text(2, &k.Holder)
-	c.text(3, &k.Entitlement)
-}
-
-func addressField(c *codec, tag uint64, a *netip.Addr) {
-	var b []byte
-	if !c.reading {
-		b, _ = a.AppendBinary(nil) // never fails
+// decodeRow returns the row of a key from its body.
+func decodeRow(key broker.Key, body []byte) (broker.Row, error) {
+	r, err := newRow(key)
+	if err == nil {
+		err = decodeBody(body, r)
 	}
-	c.bytes(tag, &b)
-	if c.reading && len(b) > 0 && a.UnmarshalBinary(b) != nil {
-		c.err = errBody
+	if err != nil {
+		return nil, fmt.Errorf("reading the row %v: %w", key, err)
 	}
+	return r, nil
 }
 
-func identityFields(i *broker.Identity, c *codec) {
-	c.text(1, &i.ID)
-	c.text(2, &i.TrustDomain)
-	c.texts(3, &i.Paths)
-	c.text(4, (*string)(&i.Kind))
-	c.text(5, (*string)(&i.Proof.Method))
-	c.array(6, i.Proof.SHA256[:])
-	c.time(7, &i.Proof.Expires)
-	c.text(8, &i.Team)
-	c.texts(9, &i.Accountable)
-	switch {
-	case !c.reading && i.Person != nil:
-		sub(c, 10, i.Person, personFields)
-	case c.reading && c.take(10, length):
-		i.Person = &broker.Person{}
-		c.inner(func() { personFields(i.Person, c) })
+// decodeBody decodes a body into a row.
+func decodeBody(body []byte, r broker.Row) error {
+	c, err := readCoder(body)
+	if err != nil {
+		return err
 	}
-}
-
-func personFields(p *broker.Person, c *codec) {
-	c.text(1, &p.Provider)
-	c.texts(2, &p.Groups)
-	c.text(3, &p.Manager)
-	c.time(4, &p.Claimed)
-	c.time(5, &p.Login)
-	c.text(6, &p.Name)
-	c.text(7, &p.Email)
-}
-
-func decisionFields(d *broker.Decision, c *codec) {
-	c.flag(1, &d.Permit)
-	c.texts(2, &d.Policies)
-	c.texts(3, &d.Reasons)
-	sub(c, 4, &d.Obligations, obligationFields)
-	c.array(5, d.Revision[:])
-}
-
-func obligationFields(o *broker.Obligations, c *codec) {
-	subs(c, 1, &o.Approvals, needFields)
-	c.duration(2, &o.MaxTTL)
-	c.duration(3, &o.MaxDuration)
-	c.flag(4, &o.Justification)
-	c.texts(5, &o.Tickets)
-	subs(c, 6, &o.Limits, limitFields)
-	subs(c, 7, &o.MaxActive, limitFields)
-	c.int(8, &o.Denials)
-	c.flag(9, &o.ExcludeTeam)
-	c.flag(10, &o.Comment)
-	c.flag(11, &o.Signed)
-	c.duration(12, &o.LapseAfter)
-	subs(c, 13, &o.Escalations, escalationFields)
-	subs(c, 14, &o.Review, needFields)
-	c.duration(15, &o.ReviewWithin)
-}
-
-func escalationFields(e *broker.Escalation, c *codec) {
-	c.duration(1, &e.After)
-	c.text(2, &e.Group)
-}
-
-func needFields(n *broker.ApprovalNeed, c *codec) {
-	c.text(1, &n.Group)
-	c.int(2, &n.Count)
-}
-
-func limitFields(l *broker.Limit, c *codec) {
-	c.text(1, &l.Policy)
-	c.int(2, &l.Count)
-	c.duration(3, &l.Per)
-}
-
-func approvalFields(a *broker.Approval, c *codec) {
-	c.text(1, &a.Person)
-	c.texts(2, &a.Groups)
-	c.array(3, a.Digest[:])
-	c.flag(4, &a.Approve)
-	c.text(5, &a.Comment)
-	c.texts(6, &a.Scopes)
-	c.duration(7, &a.TTL)
-	c.duration(8, &a.Duration)
-	c.time(9, &a.At)
-	c.array(10, a.Salt[:])
-	c.flag(11, &a.Signed)
-}
-
-func leaseFields(l *broker.Lease, c *codec) {
-	c.array(1, l.Request[:])
-	status := int(l.Status)
-	c.int(2, &status)
-	l.Status = broker.LeaseStatus(status)
-	c.text(3, &l.Holder)
-	c.text(4, &l.Entitlement)
-	c.text(5, &l.Issuer)
-	c.texts(6, &l.Scopes)
-	pairs(c, 7, &l.Parameters, textField)
-	c.time(8, &l.Opened)
-	c.time(9, &l.Expires)
-	c.array(10, l.Confirm[:])
-	c.text(11, &l.Type)
-	c.text(12, (*string)(&l.Revocation))
-	c.bytes(13, &l.Handle)
-	c.text(14, &l.Owner)
-	c.time(15, &l.Deadline)
-	c.array(16, l.Replaces[:])
-	subs(c, 17, &l.Limits, keyField)
-	c.time(18, &l.EndAsked)
-	c.text(19, &l.EndHow)
-	c.time(20, &l.Ended)
-	c.int(21, &l.Attempts)
-	c.time(22, &l.NextTry)
-	c.text(23, &l.LastError)
-	c.time(24, &l.Rotates)
-}
-
-func counterFields(k *broker.Counter, c *codec) {
-	bucketsField(c, 1, &k.Buckets)
-	pairs(c, 2, &k.Active, timeField)
-	c.time(3, &k.Expires)
-}
-
-func bucketsField(c *codec, tag uint64, m *map[int64]int) {
-	type bucket struct {
-		slice int64
-		count int
+	if err := rowFields(r, c); err != nil {
+		return err
 	}
-	var list []bucket
-	if !c.reading {
-		for slice, count := range *m {
-			list = append(list, bucket{slice, count})
-		}
+	return c.failure()
+}
+
+// newRow returns an empty row with the key.
+func newRow(key broker.Key) (broker.Row, error) {
+	switch k := key.(type) {
+	case broker.RequestID:
+		return &broker.Request{ID: k}, nil
+	case broker.LeaseID:
+		return &broker.Lease{ID: k}, nil
+	case broker.CounterKey:
+		return &broker.Counter{CounterKey: k}, nil
+	case broker.BlockKey:
+		return &broker.Block{Selector: k}, nil
+	case broker.IdempotencyKey:
+		return &broker.Idempotency{IdempotencyKey: k}, nil
+	case broker.AskKey:
+		return &broker.OpenAsk{AskKey: k}, nil
+	case broker.SigningKeyID:
+		return &broker.SigningKey{ID: k}, nil
+	case broker.NoticeID:
+		return &broker.Notice{ID: k}, nil
+	case broker.ReviewKey:
+		return &broker.Reviews{ReviewKey: k}, nil
+	case broker.SessionKey:
+		return &broker.Session{SessionKey: k}, nil
+	case broker.LogoutKey:
+		return &broker.Logout{LogoutKey: k}, nil
+	case broker.LoginKey:
+		return &broker.Login{LoginKey: k}, nil
+	case broker.PersonKey:
+		return &broker.Account{Person: k}, nil
+	case broker.TellingKey:
+		return &broker.Telling{TellingKey: k}, nil
 	}
-	subs(c, tag, &list, func(b *bucket, c *codec) {
-		c.int64(1, &b.slice)
-		c.int(2, &b.count)
-	})
-	if c.reading && len(list) > 0 {
-		*m = make(map[int64]int, len(list))
-		for _, b := range list {
-			(*m)[b.slice] = b.count
-		}
+	return nil, fmt.Errorf("a key of type %T has no table", key)
+}
+
+// rowFields encodes or decodes the fields of a row.
+func rowFields(r broker.Row, c *coder) error {
+	switch r := r.(type) {
+	case *broker.Request:
+		requestFields(r, c)
+	case *broker.Lease:
+		leaseFields(r, c)
+	case *broker.Counter:
+		c.fields(&r.Buckets, &r.Active, &r.Expires)
+	case *broker.Block:
+		c.fields(&r.Reason, &r.By, &r.Since, &r.Lifted, &r.Selector.Kind, &r.Selector.Name, &r.Ends)
+	case *broker.Idempotency:
+		c.fields(&r.Body, &r.Request, &r.Lease, &r.Created, &r.Repeats)
+	case *broker.OpenAsk:
+		c.fields(&r.Request, &r.Expires)
+	case *broker.SigningKey:
+		c.fields(&r.Algorithm, &r.Public, &r.Sealed, &r.Published, &r.Signs, &r.Retires, &r.ID.Purpose, &r.ID.ID)
+	case *broker.Notice:
+		noticeFields(r, c)
+	case *broker.Reviews:
+		c.fields(&r.Open, &r.Entitlement, &r.By)
+	case *broker.Session:
+		c.fields(&r.Who, &r.Client, &r.SID, &r.Created, &r.Seen, &r.Expires, &r.Sealed, &r.Closed)
+	case *broker.Logout:
+		c.fields(&r.At, &r.Expires)
+	case *broker.Login:
+		loginFields(r, c)
+	case *broker.Account:
+		c.fields(&r.Passkeys, &r.Name, &r.Email, (*string)(&r.Person))
+	case *broker.Telling:
+		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
+	default:
+		return fmt.Errorf("a row of type %T has no table", r)
 	}
+	return nil
 }
 
-func blockFields(b *broker.Block, c *codec) {
-	c.text(1, &b.Reason)
-	c.text(2, &b.By)
-	c.time(3, &b.Since)
-	c.time(4, &b.Lifted)
-	c.text(5, &b.Selector.Kind)
-	c.text(6, &b.Selector.Name)
-	c.time(7, &b.Ends)
+// The fields of the larger rows, and of the types within rows. A field's tag is
+// its place in the list, and is stored: only append to a list, and put nil
+// where a field is removed.
+
+func requestFields(r *broker.Request, c *coder) {
+	c.fields(&r.Version, &r.Status, &r.Requester, &r.Entitlement, &r.Effect,
+		&r.Scopes, &r.TTL, &r.TTLAsked, &r.Duration, &r.Justification, &r.Ticket, &r.Parameters, &r.Salts,
+		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
+		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
+		&r.ReviewDue, &r.Reviewed, &r.Verdicts)
 }
 
-func idempotencyFields(i *broker.Idempotency, c *codec) {
-	c.array(1, i.Body[:])
-	c.array(2, i.Request[:])
-	c.array(3, i.Lease[:])
-	c.time(4, &i.Created)
-	c.int(5, &i.Repeats)
+func identityFields(i *broker.Identity, c *coder) {
+	c.fields(&i.ID, &i.TrustDomain, &i.Paths, (*string)(&i.Kind), (*string)(&i.Proof.Method), &i.Proof.SHA256, &i.Proof.Expires,
+		&i.Team, &i.Accountable, &i.Person)
 }
 
-func askFields(a *broker.OpenAsk, c *codec) {
-	c.array(1, a.Request[:])
-	c.time(2, &a.Expires)
+func personFields(p *broker.Person, c *coder) {
+	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email)
 }
 
-func signingKeyFields(k *broker.SigningKey, c *codec) {
-	c.text(1, &k.Algorithm)
-	c.bytes(2, &k.Public)
-	c.bytes(3, &k.Sealed)
-	c.time(4, &k.Published)
-	c.time(5, &k.Signs)
-	c.time(6, &k.Retires)
-	c.text(7, &k.ID.Purpose)
-	c.text(8, &k.ID.ID)
+func decisionFields(d *broker.Decision, c *coder) {
+	c.fields(&d.Permit, &d.Policies, &d.Reasons, &d.Obligations, &d.Revision)
 }
 
-func noticeFields(n *broker.Notice, c *codec) {
-	c.text(1, (*string)(&n.Event))
-	c.array(2, n.Request[:])
-	c.text(3, &n.Group)
-	c.text(4, &n.Channel)
-	c.time(5, &n.Created)
-	c.time(6, &n.Due)
-	c.int(7, &n.Attempts)
-	c.time(8, &n.Expires)
-	c.text(9, &n.Requester)
-	c.text(10, &n.Person)
-	c.text(11, &n.Address)
-	c.time(12, &n.Counts)
+func obligationFields(o *broker.Obligations, c *coder) {
+	c.fields(&o.Approvals, &o.MaxTTL, &o.MaxDuration, &o.Justification, &o.Tickets,
+		&o.Limits, &o.MaxActive, &o.Denials, &o.ExcludeTeam, &o.Comment, &o.Signed,
+		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin)
 }
 
-func tellingFields(t *broker.Telling, c *codec) {
-	c.array(1, t.Request[:])
-	c.text(2, &t.Channel)
-	c.texts(3, &t.References)
-	c.time(4, &t.Expires)
+func escalationFields(e *broker.Escalation, c *coder) { c.fields(&e.After, &e.Group) }
+
+func needFields(n *broker.ApprovalNeed, c *coder) { c.fields(&n.Group, &n.Count) }
+
+func limitFields(l *broker.Limit, c *coder) { c.fields(&l.Policy, &l.Count, &l.Per) }
+
+func approvalFields(a *broker.Approval, c *coder) {
+	c.fields(&a.Person, &a.Groups, &a.Digest, &a.Approve, &a.Comment, &a.Scopes, &a.TTL, &a.Duration, &a.At, &a.Salt, &a.Signed)
 }
 
-func reviewsFields(r *broker.Reviews, c *codec) {
-	pairs(c, 1, &r.Open, timeField)
-	c.text(2, &r.Entitlement)
-	pairs(c, 3, &r.By, textField)
+func leaseFields(l *broker.Lease, c *coder) {
+	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
+		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, &l.Owner, &l.Deadline, &l.Replaces,
+		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates)
 }
 
-func sessionFields(s *broker.Session, c *codec) {
-	sub(c, 1, &s.Who, identityFields)
-	c.text(2, &s.Client)
-	c.text(3, &s.SID)
-	c.time(4, &s.Created)
-	c.time(5, &s.Seen)
-	c.time(6, &s.Expires)
-	c.bytes(7, &s.Sealed)
-	c.time(8, &s.Closed)
+func counterKeyFields(k *broker.CounterKey, c *coder) { c.fields(&k.Policy, &k.Holder, &k.Entitlement) }
+
+func noticeFields(n *broker.Notice, c *coder) {
+	c.fields((*string)(&n.Event), &n.Request, &n.Group, &n.Channel, &n.Created, &n.Due, &n.Attempts, &n.Expires,
+		&n.Requester, &n.Person, &n.Address, &n.Counts)
 }
 
-func logoutFields(l *broker.Logout, c *codec) {
-	c.time(1, &l.At)
-	c.time(2, &l.Expires)
+func loginFields(l *broker.Login, c *coder) {
+	// Tags 4 and 5 were the person and the provider's session.
+	c.fields((*string)(&l.Kind), &l.Challenge, &l.Device, nil, nil, &l.Created, &l.Expires,
+		(*string)(&l.State), &l.From, &l.Polled, &l.By)
 }
 
-func loginFields(l *broker.Login, c *codec) {
-	c.text(1, (*string)(&l.Kind))
-	c.array(2, l.Challenge[:])
-	c.array(3, l.Device[:])
-	// 4 and 5 were the person and the provider's session.
-	c.time(6, &l.Created)
-	c.time(7, &l.Expires)
-	c.text(8, (*string)(&l.State))
-	c.text(9, &l.From)
-	c.time(10, &l.Polled)
-	c.array(11, l.By[:])
+func passkeyFields(p *broker.Passkey, c *coder) {
+	c.fields(&p.ID, &p.Public, &p.SignCount, &p.Name, &p.Enrolled, &p.Counts, &p.VouchedBy, &p.Removed, &p.RP)
 }
 
-func accountFields(a *broker.Account, c *codec) {
-	subs(c, 1, &a.Passkeys, passkeyFields)
-	c.text(2, &a.Name)
-	c.text(3, &a.Email)
-	c.text(4, (*string)(&a.Person))
-}
-
-func passkeyFields(p *broker.Passkey, c *codec) {
-	c.bytes(1, &p.ID)
-	c.bytes(2, &p.Public)
-	count := int64(p.SignCount)
-	c.int64(3, &count)
-	p.SignCount = uint32(count)
-	c.text(4, &p.Name)
-	c.time(5, &p.Enrolled)
-	c.time(6, &p.Counts)
-	c.text(7, &p.VouchedBy)
-	c.time(8, &p.Removed)
-	c.text(9, &p.RP)
+// domainField encodes or decodes a field of a type of the domain.
+func (c *coder) domainField(tag uint64, v any) {
+	switch v := v.(type) {
+	case *broker.RequestStatus:
+		integer(c, tag, v)
+	case *broker.LeaseStatus:
+		integer(c, tag, v)
+	case *broker.RequestID:
+		c.array(tag, v[:])
+	case *broker.LeaseID:
+		c.array(tag, v[:])
+	case *broker.SessionKey:
+		c.array(tag, v[:])
+	case *broker.LoginKey:
+		c.array(tag, v[:])
+	case *audit.Digest:
+		c.array(tag, v[:])
+	case *broker.Identity:
+		nested(c, tag, v, identityFields)
+	case **broker.Person:
+		optional(c, tag, v, personFields)
+	case *broker.Decision:
+		nested(c, tag, v, decisionFields)
+	case *broker.Obligations:
+		nested(c, tag, v, obligationFields)
+	case *[]broker.Escalation:
+		repeated(c, tag, v, escalationFields)
+	case *[]broker.ApprovalNeed:
+		repeated(c, tag, v, needFields)
+	case *[]broker.Limit:
+		repeated(c, tag, v, limitFields)
+	case *[]broker.Approval:
+		repeated(c, tag, v, approvalFields)
+	case *[]broker.CounterKey:
+		repeated(c, tag, v, counterKeyFields)
+	case *[]broker.Passkey:
+		repeated(c, tag, v, passkeyFields)
+	case *map[string]string:
+		mapped(c, tag, v)
+	case *map[string][16]byte:
+		mapped(c, tag, v)
+	case *map[string]time.Time:
+		mapped(c, tag, v)
+	case *map[int64]int:
+		mapped(c, tag, v)
+	default:
+		// Not naming the type keeps the fields of a row off the heap.
+		panic("store: a field has a type without an encoding")
+	}
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -11,8 +10,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Every table has the same shape: an id, a body, and perhaps columns by which
-// rows are found. So one piece of code reads and writes them all.
+// A table holds the rows of one type. Every table has the same shape: an id, a
+// body, and perhaps columns by which rows are found.
 type table uint8
 
 const (
@@ -60,29 +59,30 @@ type row struct {
 	table table
 	id    []byte
 	body  []byte
-	extra []any // one a column
-	live  live  // of a lease
+	extra []any      // the values of the table's extra columns
+	index leaseIndex // of a lease
 }
 
-// live is what a lease is found by as long as it lives. It has a table of its
-// own, ordered by id and no longer than what lives, because leases are kept
-// forever, and an index on them would be as well.
-type live struct {
-	until   int64 // when it ends by time alone; 0: it has ended
-	lingers int64 // when its credential stops working, though it has ended; 0: it has stopped
-	ending  bool
-	kind    kind
-	request broker.RequestID
-	holder  string
+// A leaseIndex is what a lease is found by while its credential works. It has
+// tables of its own (live and lingering), which are ordered by id and no longer
+// than the number of working credentials: leases are kept forever, and so
+// would be the entries of an index on them.
+type leaseIndex struct {
+	liveUntil     int64 // when it ends by time alone; 0: it has ended
+	outlivesUntil int64 // when its credential stops working, although the lease has ended; 0: it has stopped
+	revoking      bool
+	kind          leaseKind
+	request       broker.RequestID
+	holder        string
 }
 
-// A kind is what leases are counted by.
-type kind struct{ entitlement, issuer string }
+// A leaseKind is what leases are counted by.
+type leaseKind struct{ entitlement, issuer string }
 
-// idempotencyLasts is how long a call may be repeated (DESIGN, "Again").
+// idempotencyLasts is how long a call can be repeated (DESIGN §4, Idempotency).
 const idempotencyLasts = 24 * time.Hour
 
-// locate gives the table and the id of a key.
+// locate returns the table and the id of a key.
 func locate(key broker.Key) (table, []byte, error) {
 	switch k := key.(type) {
 	case broker.RequestID:
@@ -117,7 +117,7 @@ func locate(key broker.Key) (table, []byte, error) {
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
 
-// joined makes one id of several texts, such that no other texts make the same.
+// joined returns one id for several texts. Different texts have different ids.
 func joined(parts ...string) []byte {
 	b := make([]byte, 0, 128)
 	for _, p := range parts {
@@ -127,68 +127,63 @@ func joined(parts ...string) []byte {
 	return b
 }
 
-// encodeRow makes a row ready to be stored.
+// encodeRow returns a row as it is stored.
 func encodeRow(r broker.Row) (row, error) {
 	out := row{key: r.Key()}
 	var err error
 	if out.table, out.id, err = locate(out.key); err != nil {
 		return row{}, err
 	}
-	out.extra = make([]any, len(tables[out.table].extra)) // NULL each
-	switch r := r.(type) {
-	case *broker.Request:
-		out.body = encode(r, requestFields)
-		if r.Status == broker.RequestPending {
-			out.extra = []any{ceilMillis(r.Lapses)}
-		}
-	case *broker.Lease:
-		out.body = encode(r, leaseFields)
-		out.live = live{liveUntil(r), lingersUntil(r), r.Status == broker.LeaseRevoking, kind{r.Entitlement, r.Issuer}, r.Request, r.Holder}
-		if due := r.Due(); !due.IsZero() {
-			out.extra = []any{due.UnixMilli()}
-		}
-	case *broker.Counter:
-		out.body = encode(r, counterFields)
-		out.extra = []any{ceilMillis(r.Expires)}
-	case *broker.Block:
-		out.body = encode(r, blockFields)
-	case *broker.Idempotency:
-		out.body = encode(r, idempotencyFields)
-		out.extra = []any{ceilMillis(r.Created.Add(idempotencyLasts))}
-	case *broker.OpenAsk:
-		out.body = encode(r, askFields)
-		out.extra = []any{ceilMillis(r.Expires)}
-	case *broker.SigningKey:
-		out.body = encode(r, signingKeyFields)
-		out.extra = []any{r.ID.Purpose}
-	case *broker.Notice:
-		out.body = encode(r, noticeFields)
-		out.extra = noticeExtra(r)
-	case *broker.Reviews:
-		out.body = encode(r, reviewsFields)
-	case *broker.Session:
-		out.body = encode(r, sessionFields)
-		out.extra = []any{ceilMillis(r.Expires)}
-	case *broker.Logout:
-		out.body = encode(r, logoutFields)
-		out.extra = []any{ceilMillis(r.Expires)}
-	case *broker.Login:
-		out.body = encode(r, loginFields)
-		out.extra = []any{ceilMillis(r.Expires)}
-	case *broker.Account:
-		out.body = encode(r, accountFields)
-	case *broker.Telling:
-		out.body = encode(r, tellingFields)
-		out.extra = []any{ceilMillis(r.Expires)}
-	default:
-		return row{}, fmt.Errorf("a row of type %T has no table", r)
+	if out.body, err = encodeBody(r); err != nil {
+		return row{}, err
+	}
+	out.extra = extraColumns(r)
+	if l, ok := r.(*broker.Lease); ok {
+		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder}
 	}
 	return out, nil
 }
 
-// noticeExtra is by what a notice is found as long as it is due. What alarms has
-// no requester there: nobody has too many alarms.
-func noticeExtra(n *broker.Notice) []any {
+// extraColumns returns the values of the columns by which a row is found, in
+// the order of its table; a nil value is NULL.
+func extraColumns(r broker.Row) []any {
+	switch r := r.(type) {
+	case *broker.Request:
+		if r.Status == broker.RequestPending {
+			return []any{ceilMillis(r.Lapses)}
+		}
+		return []any{nil}
+	case *broker.Lease:
+		if due := r.Due(); !due.IsZero() {
+			return []any{due.UnixMilli()}
+		}
+		return []any{nil}
+	case *broker.Counter:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.Idempotency:
+		return []any{ceilMillis(r.Created.Add(idempotencyLasts))}
+	case *broker.OpenAsk:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.SigningKey:
+		return []any{r.ID.Purpose}
+	case *broker.Notice:
+		return noticeColumns(r)
+	case *broker.Session:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.Logout:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.Login:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.Telling:
+		return []any{ceilMillis(r.Expires)}
+	}
+	return nil
+}
+
+// noticeColumns returns the columns by which a notice is found while it is due.
+// An urgent notice has no requester there, because urgent notices do not count
+// towards a requester's backlog.
+func noticeColumns(n *broker.Notice) []any {
 	extra := []any{nil, n.Channel, n.Urgent(), nil}
 	if !n.Due.IsZero() {
 		extra[0] = n.Due.UnixMilli()
@@ -199,99 +194,45 @@ func noticeExtra(n *broker.Notice) []any {
 	return extra
 }
 
-// Later than any expiry: the leases that time alone does not end. Those that
-// are being ended stand out, so that they can be counted without reading the
-// others' bodies.
+// These values of liveUntil are later than any expiry: the leases that time
+// alone does not end. Leases that are being revoked have a value of their own,
+// so that they can be counted without reading the bodies of the others.
 const (
-	forever   = math.MaxInt64
-	tillEnded = forever - 1 // not yet of leases that were last written before there was this
+	forever    = math.MaxInt64
+	untilEnded = forever - 1 // rows that were last written before this value existed have forever
 )
 
-// liveUntil is when a lease stops to be live by time alone; 0: it has ended.
+// liveUntil returns when a lease stops being live by time alone, in
+// milliseconds since 1970; 0 means that it has ended.
 func liveUntil(l *broker.Lease) int64 {
 	switch l.Status {
 	case broker.LeaseActive:
 		if l.Due().IsZero() {
 			return ceilMillis(l.Expires)
 		}
-		return forever // until somebody ends it
+		return forever // its issuer has to end it
 	case broker.LeaseIssuing:
 		return forever
 	case broker.LeaseRevoking:
-		return tillEnded
+		return untilEnded
 	}
 	return 0
 }
 
-// lingersUntil is when an ended lease's credential stops working; 0: it has.
-func lingersUntil(l *broker.Lease) int64 {
+// outlivesUntil returns when the credential of an ended lease stops working, in
+// milliseconds since 1970; 0 means that it has stopped.
+func outlivesUntil(l *broker.Lease) int64 {
 	if l.OutlivesEnd(l.Ended) {
 		return ceilMillis(l.Expires)
 	}
 	return 0
 }
 
-// ceilMillis is the first millisecond that is not before t, so that an index
-// never hides what the exact time in the body still shows.
+// ceilMillis returns the first millisecond that is not before t, so that an
+// index never hides a row that the exact time in its body still shows.
 func ceilMillis(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
 
-// decodeRow makes the row of a key from its body.
-func decodeRow(key broker.Key, body []byte) (broker.Row, error) {
-	var out broker.Row
-	var err error
-	switch k := key.(type) {
-	case broker.RequestID:
-		r := &broker.Request{ID: k}
-		out, err = r, decode(body, r, requestFields)
-	case broker.LeaseID:
-		r := &broker.Lease{ID: k}
-		out, err = r, decode(body, r, leaseFields)
-	case broker.CounterKey:
-		r := &broker.Counter{CounterKey: k}
-		out, err = r, decode(body, r, counterFields)
-	case broker.BlockKey:
-		r := &broker.Block{Selector: k}
-		out, err = r, decode(body, r, blockFields)
-	case broker.IdempotencyKey:
-		r := &broker.Idempotency{IdempotencyKey: k}
-		out, err = r, decode(body, r, idempotencyFields)
-	case broker.AskKey:
-		r := &broker.OpenAsk{AskKey: k}
-		out, err = r, decode(body, r, askFields)
-	case broker.SigningKeyID:
-		r := &broker.SigningKey{ID: k}
-		out, err = r, decode(body, r, signingKeyFields)
-	case broker.NoticeID:
-		r := &broker.Notice{ID: k}
-		out, err = r, decode(body, r, noticeFields)
-	case broker.ReviewKey:
-		r := &broker.Reviews{ReviewKey: k}
-		out, err = r, decode(body, r, reviewsFields)
-	case broker.SessionKey:
-		r := &broker.Session{SessionKey: k}
-		out, err = r, decode(body, r, sessionFields)
-	case broker.LogoutKey:
-		r := &broker.Logout{LogoutKey: k}
-		out, err = r, decode(body, r, logoutFields)
-	case broker.LoginKey:
-		r := &broker.Login{LoginKey: k}
-		out, err = r, decode(body, r, loginFields)
-	case broker.PersonKey:
-		r := &broker.Account{Person: k}
-		out, err = r, decode(body, r, accountFields)
-	case broker.TellingKey:
-		r := &broker.Telling{TellingKey: k}
-		out, err = r, decode(body, r, tellingFields)
-	default:
-		err = errors.New("it has no table")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the row %v: %w", key, err)
-	}
-	return out, nil
-}
-
-// upsert is the statement that writes a row of a table.
+// upsert returns the statement that writes a row of the table.
 func (t table) upsert() string {
 	columns := append([]string{"id", "body"}, tables[t].extra...)
 	var sets []string
@@ -302,12 +243,12 @@ func (t table) upsert() string {
 		strings.Join(columns, ", "), strings.TrimSuffix(strings.Repeat("?, ", len(columns)), ", "), strings.Join(sets, ", "))
 }
 
-// selectIn is the query for n rows of a table.
+// selectIn returns the query for n rows of the table.
 func (t table) selectIn(n int) string {
 	return fmt.Sprintf("SELECT id, body FROM %s WHERE id IN (%s)", tables[t].name, strings.TrimSuffix(strings.Repeat("?,", n), ","))
 }
 
-// key is the reverse of locate.
+// key returns the key of an id: the reverse of locate.
 func (t table) key(id []byte) (broker.Key, error) {
 	if size := tables[t].idSize; size > 0 && len(id) != size {
 		return nil, fmt.Errorf("an id of %s has %d bytes, not %d", tables[t].name, len(id), size)
@@ -350,7 +291,7 @@ func (t table) key(id []byte) (broker.Key, error) {
 	return nil, fmt.Errorf("an id of %s has %d parts", tables[t].name, len(parts))
 }
 
-// split is the reverse of joined.
+// split returns the texts of an id: the reverse of joined.
 func split(id []byte) (parts []string, err error) {
 	for len(id) > 0 {
 		size, n := binary.Uvarint(id)

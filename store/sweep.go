@@ -120,13 +120,13 @@ func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active
 // reads a short row of every live lease, and whole those that are being ended.
 func (s *Store) CountStuck(ctx context.Context, now time.Time) (n int64, err error) {
 	query := "SELECT body FROM live CROSS JOIN leases ON leases.id = live.id WHERE until = ?"
-	err = each(ctx, s.readers, query, []any{int64(tillEnded)}, func(rows *sql.Rows) error {
+	err = each(ctx, s.readers, query, []any{int64(untilEnded)}, func(rows *sql.Rows) error {
 		var body sql.RawBytes
 		if err := rows.Scan(&body); err != nil {
 			return err
 		}
 		var l broker.Lease
-		if err := decode(body, &l, leaseFields); err != nil {
+		if err := decodeBody(body, &l); err != nil {
 			return err
 		}
 		if l.State(now) == broker.LeaseStuck {
@@ -150,7 +150,7 @@ func (s *Store) CountPending(ctx context.Context, now time.Time) (map[string]int
 			return err
 		}
 		var r broker.Request
-		if err := decode(body, &r, requestFields); err != nil {
+		if err := decodeBody(body, &r); err != nil {
 			return err
 		}
 		counts[r.Entitlement]++
@@ -171,7 +171,7 @@ func (s *Store) SigningKeys(ctx context.Context, purpose string) (keys []*broker
 		}
 		k := &broker.SigningKey{}
 		keys = append(keys, k)
-		return decode(body, k, signingKeyFields)
+		return decodeBody(body, k)
 	})
 	if err != nil {
 		return nil, unavailable("reading signing keys", err)
@@ -187,7 +187,7 @@ func (s *Store) Blocks(ctx context.Context) (list []*broker.Block, err error) {
 			return err
 		}
 		b := &broker.Block{}
-		if err := decode(body, b, blockFields); err != nil {
+		if err := decodeBody(body, b); err != nil {
 			return err
 		}
 		if b.Lifted.IsZero() {

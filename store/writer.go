@@ -29,7 +29,7 @@ type writer struct {
 	tree          *audit.Tree
 	blocks        map[broker.BlockKey][]byte // bodies of all blocks there ever were
 	blocksVersion int64
-	kinds         map[kind]int64
+	kinds         map[leaseKind]int64
 	uncopied      int // pages written since Run was last told
 
 	// now is the clock that records are timed by. fault, if not nil, stands
@@ -185,7 +185,7 @@ func (w *writer) loadBlocks(ctx context.Context) error {
 			return err
 		}
 		var b broker.Block
-		if err := decode(body, &b, blockFields); err != nil {
+		if err := decodeBody(body, &b); err != nil {
 			return err
 		}
 		w.blocks[b.Selector] = body
@@ -194,9 +194,9 @@ func (w *writer) loadBlocks(ctx context.Context) error {
 }
 
 func (w *writer) loadKinds(ctx context.Context) error {
-	w.kinds = map[kind]int64{}
+	w.kinds = map[leaseKind]int64{}
 	return each(ctx, w.conn, "SELECT id, entitlement, issuer FROM kinds", nil, func(rows *sql.Rows) error {
-		var k kind
+		var k leaseKind
 		var id int64
 		if err := rows.Scan(&id, &k.entitlement, &k.issuer); err != nil {
 			return err

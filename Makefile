@@ -1,11 +1,12 @@
-# Two commands are all the set-up there is: make demo, make test.
+# "make demo" shows the product, "make test" tests it. Both need Go and git only.
+# "make help" lists the targets.
 GO       ?= go
 FUZZTIME ?= 10s
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: build demo test servers e2e lint bench fuzz mutate
+.PHONY: help build demo test servers e2e soak lint bench fuzz mutate
 
 # The date is the commit's, so that a build can be reproduced.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -13,12 +14,15 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
 DATE    ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 STAMP    = accessbroker.internal/internal/service
 
-build: ## the one binary, bin/broker: stripped, stamped with version, commit and date
+build: ## build bin/broker: stripped, stamped with version, commit and date
 	$(GO) build -trimpath -ldflags '-s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(DATE)' -o bin/broker ./cmd/broker
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 BUILT = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
 
-demo: build ## the whole story in the terminal
+demo: build ## tell the whole story in the terminal
 	@./bin/broker demo
 	@if ls $(BUILT)/vault-*/vault $(BUILT)/minio-*/minio $(BUILT)/spire-*/spire-agent >/dev/null 2>&1; then \
 		echo; echo "And with real servers, which takes a moment:"; \
@@ -28,17 +32,17 @@ demo: build ## the whole story in the terminal
 		echo "at S3. To see them, run make servers (about 15 minutes, once) and make demo again."; \
 	fi
 
-test: ## the tests that need nothing but Go
+test: ## run the tests that need nothing but Go, with the race detector
 	$(GO) test -race ./...
 
 SERVERS_LIMIT ?= 1h
 servers: ## build the real servers that make e2e starts, once, into the user's cache
 	cd e2e && $(GO) run ./cmd/servers -limit $(SERVERS_LIMIT)
 
-e2e: servers ## the flows against real servers; screenshots of the pages go to bin/e2e
+e2e: servers ## run the flows against real servers; screenshots of the pages go to bin/e2e
 	cd e2e && $(GO) test -count=1 -timeout 40m -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
 
-lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
+lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; }
 	$(GO) mod verify
 	$(GO) vet ./...
@@ -47,14 +51,14 @@ lint: ## gofmt, vet, staticcheck; govulncheck where its database can be reached
 	cd e2e && $(GO) run $(STATICCHECK) ./...
 	@.ci/vulncheck $(GO) $(GOVULNCHECK)
 
-bench: ## speed: reported, never asserted
+bench: ## measure speed; it is reported and never asserted
 	$(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit ./store ./broker
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
 	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .
 
-# Without a bound on minimizing, go test spends the whole time on that.
-fuzz: ## every fuzz target for FUZZTIME
+# Without its own limit, minimizing a finding uses up the whole FUZZTIME.
+fuzz: ## run every fuzz target for FUZZTIME (10s)
 	@set -e; for package in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "$$package $$target"; \
@@ -62,7 +66,15 @@ fuzz: ## every fuzz target for FUZZTIME
 		done; \
 	done
 
+# The packages whose tests kill processes, lose answers, race or draw at random.
+# A failure prints the seed of the shuffled order and of the test.
+SOAK ?= 30m
+soak: ## repeat the tests that draw at random, shuffled, with the race detector, for SOAK (30m)
+	@timeout $(SOAK) sh -c 'n=0; while $(GO) test -race -shuffle=on -count=1 ./broker/... ./store/... ./audit/... ./policy/... ./issuers/...; do \
+		n=$$((n+1)); echo "soak: run $$n passed"; done; exit 1'; \
+	status=$$?; if [ $$status -eq 124 ]; then echo "soak: $(SOAK) without a failure"; else exit $$status; fi
+
 # Read internal/mutate/main.go first. TESTS names further packages whose tests run.
 PKG ?= ./policy
-mutate: ## change the code of PKG, one mistake at a time, and list the mistakes that no test notices (N=60 draws 60)
+mutate: ## change the code of PKG, one mistake at a time, and list what no test notices (N=60 draws 60)
 	$(GO) run ./internal/mutate -n $(or $(N),0) -seed $(or $(SEED),1) -files '$(FILES)' -total $(or $(TIME),30m) $(PKG) $(TESTS)

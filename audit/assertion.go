@@ -18,47 +18,47 @@ import (
 	"time"
 )
 
-// SignatureFacts are what a passkey signed: a WebAuthn assertion (Web
-// Authentication Level 3, section 7.2), whole, so that it can be verified
-// whenever somebody wants to.
+// SignatureFacts are a complete WebAuthn assertion (Web Authentication Level 3,
+// section 7.2), so that an auditor can verify it offline at any time.
 type SignatureFacts struct {
 	AuthenticatorData []byte
 	ClientData        []byte // JSON
-	Credential        []byte // the passkey's id
-	Nonce             Digest // the broker's, in the challenge
+	Credential        []byte // id of the passkey
+	Nonce             Digest // chosen by the broker; part of the challenge
 	Signature         []byte
 }
 
-// PasskeyFacts name a passkey, and say from when on its signatures count. It is
-// the subject's, or if there is none the caller's.
+// PasskeyFacts describe a passkey. It belongs to the record's subject, or to the
+// caller if the record has no subject.
 type PasskeyFacts struct {
-	Counts     time.Time // of an enrolment
+	Counts     time.Time // of an enrolment: when its signatures begin to count
 	Credential []byte    // its id
 	Public     []byte    // its public key, a SubjectPublicKeyInfo in DER (RFC 5280)
-	RP         string    // the relying party's id: the host, or a parent, of the broker's pages
+	RP         string    // relying party id: the host of the broker's pages or a parent domain
 }
 
-// PasskeyWait is how long a passkey waits until its signatures count, unless
-// somebody whose own counts vouches for it: time for its person to notice one
-// that is not theirs.
+// PasskeyWait is the time from the enrolment of a passkey until its signatures
+// count. It gives people time to notice a passkey that another person enrolled in
+// their name. A voucher by a person whose own passkey counts ends the wait.
 const PasskeyWait = 24 * time.Hour
 
-// Domains that separate what passkeys sign.
+// Domain prefixes separate the challenges from each other and from other hashes.
 const (
 	approvalDomain = "accessbroker/approval/v1\n"
 	reviewDomain   = "accessbroker/review/v1\n"
 	passkeyDomain  = "accessbroker/passkey/v1\n"
 )
 
-// Challenge is what a person's passkey signs when it approves: SHA-256 over a
-// prefix of its own and the canonical JSON (RFC 8785) of the request, what
-// they saw of it, what they say, and the broker's nonce.
+// Challenge returns what a person's passkey signs for a vote: SHA-256 over the
+// domain prefix and the canonical JSON (RFC 8785) of the request's id and digest,
+// the vote and the broker's nonce.
 func (f *ApprovalFacts) Challenge(person, request string, nonce Digest) Digest {
 	return f.challenge(approvalDomain, person, request, nonce)
 }
 
-// ReviewChallenge is what it signs for a verdict on a broken glass: the same
-// under another prefix, so that a signature of one is none of the other.
+// ReviewChallenge returns what a person's passkey signs for a verdict on a
+// break-glass use. It differs from Challenge in the prefix, so that the signature
+// of a vote is not valid for a verdict.
 func (f *ApprovalFacts) ReviewChallenge(person, request string, nonce Digest) Digest {
 	return f.challenge(reviewDomain, person, request, nonce)
 }
@@ -77,8 +77,8 @@ func (f *ApprovalFacts) challenge(domain, person, request string, nonce Digest) 
 	return sha256.Sum256(append([]byte(domain), o.Bytes()...))
 }
 
-// Challenge is what a person's passkey signs when they vouch for somebody
-// else's, this one.
+// Challenge returns what the voucher's passkey signs to vouch for this passkey of
+// another person.
 func (f *PasskeyFacts) Challenge(voucher, person string, nonce Digest) Digest {
 	o := NewObject().
 		String("credential", base64.RawURLEncoding.EncodeToString(f.Credential)).
@@ -90,8 +90,8 @@ func (f *PasskeyFacts) Challenge(voucher, person string, nonce Digest) Digest {
 	return sha256.Sum256(append([]byte(passkeyDomain), o.Bytes()...))
 }
 
-// Authenticator data: the hash of the relying party's id, flags, a counter
-// (section 6.1).
+// The layout of authenticator data (section 6.1): hash of the relying party id,
+// flags, signature counter.
 const (
 	flagPresent  = 1 << 0
 	flagVerified = 1 << 2
@@ -100,8 +100,8 @@ const (
 	leastData    = counterAt + 4
 )
 
-// Counter is how often the authenticator says that it has signed; zero: it does
-// not count.
+// Counter returns the authenticator's signature counter. Zero means that the
+// authenticator keeps no counter.
 func (s *SignatureFacts) Counter() uint32 {
 	if len(s.AuthenticatorData) < leastData {
 		return 0
@@ -109,21 +109,21 @@ func (s *SignatureFacts) Counter() uint32 {
 	return binary.BigEndian.Uint32(s.AuthenticatorData[counterAt:])
 }
 
-// Verify says nil if the passkey with this public key signed the challenge for
-// the relying party, and had made sure who its user is; or what does not hold.
+// Verify returns nil if the passkey with this public key signed the challenge for
+// the relying party, with user verification.
 func (s *SignatureFacts) Verify(challenge Digest, public []byte, rp string) error {
 	var client struct {
 		Type, Challenge, Origin string
 		CrossOrigin             bool
 	}
 	if err := json.Unmarshal(s.ClientData, &client); err != nil {
-		return errors.New("what the browser says of it is not JSON")
+		return errors.New("its client data is not JSON")
 	}
 	signed, err := base64.RawURLEncoding.DecodeString(client.Challenge)
 	home := sha256.Sum256([]byte(rp))
 	switch {
 	case client.Type != "webauthn.get":
-		return errors.New("it is no assertion of a passkey")
+		return errors.New("it is not a WebAuthn assertion")
 	case err != nil || !bytes.Equal(signed, challenge[:]):
 		return errors.New("it signs something else")
 	case client.CrossOrigin || !originOf(client.Origin, rp):
@@ -131,14 +131,14 @@ func (s *SignatureFacts) Verify(challenge Digest, public []byte, rp string) erro
 	case len(s.AuthenticatorData) < leastData || !bytes.Equal(s.AuthenticatorData[:flagsAt], home[:]):
 		return fmt.Errorf("it was made for another site than %s", rp)
 	case s.AuthenticatorData[flagsAt]&flagPresent == 0 || s.AuthenticatorData[flagsAt]&flagVerified == 0:
-		return errors.New("the authenticator did not make sure who its user is")
+		return errors.New("the authenticator did not verify its user")
 	}
 	hash := sha256.Sum256(s.ClientData)
 	return verifySignature(public, append(bytes.Clone(s.AuthenticatorData), hash[:]...), s.Signature)
 }
 
-// originOf says whether an origin is of the relying party: its host, or one
-// below it.
+// originOf reports whether an origin belongs to the relying party: its host or a
+// subdomain.
 func originOf(origin, rp string) bool {
 	u, err := url.Parse(origin)
 	if err != nil || rp == "" || u.Scheme != "https" && (u.Scheme != "http" || u.Hostname() != "localhost") {
@@ -147,14 +147,14 @@ func originOf(origin, rp string) bool {
 	return u.Hostname() == rp || strings.HasSuffix(u.Hostname(), "."+rp)
 }
 
-var errSignature = errors.New("its signature does not hold")
+var errSignature = errors.New("its signature is not valid")
 
-// verifySignature verifies ES256, EdDSA and RS256 (RFC 9053, section 2; RFC
-// 8812, section 2), by what the key is.
+// verifySignature verifies ES256, EdDSA or RS256 (RFC 9053, section 2; RFC 8812,
+// section 2), depending on the type of the key.
 func verifySignature(public, message, signature []byte) error {
 	parsed, err := x509.ParsePKIXPublicKey(public)
 	if err != nil {
-		return errors.New("its public key can't be read")
+		return errors.New("its public key is not readable")
 	}
 	hash := sha256.Sum256(message)
 	holds := false

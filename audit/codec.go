@@ -7,17 +7,17 @@ import (
 	"unicode/utf8"
 )
 
-// A codec walks the schema and writes, reads or measures a record. One walk
-// for all three is what makes Decode accept exactly what Entry writes: a member
-// is read only where it would have been written, in the one form in which it
-// would have been written. The first error stays.
+// A codec writes, reads or measures a record by walking the schema. Because one
+// walk serves all three, Decode accepts exactly what Entry writes: it reads a
+// member only at the place and in the form in which Entry would write it. The
+// first error is kept.
 type codec struct {
 	mode   mode
-	buf    []byte // written so far, or to be read
-	at     int    // where reading is
-	comma  bool   // the next member of the current object is not its first
-	timeAt int    // where the digits of the commit time begin
-	most   int    // measured: the most bytes that a record can have
+	buf    []byte // output when writing, input when reading
+	at     int    // offset of the next byte to read
+	comma  bool   // the current object already has a member
+	timeAt int    // offset of the digits of the commit time
+	most   int    // maximum size of a record, as measured so far
 	err    error
 }
 
@@ -35,8 +35,8 @@ func (c *codec) fail(key, format string, args ...any) {
 	}
 }
 
-// member begins the member with the key. It says true if a value is to be
-// written (present), or to be read.
+// member begins a member of the current object. It reports whether the caller
+// must write or read the value.
 func (c *codec) member(key string, present bool, most int) bool {
 	if c.err != nil {
 		return false
@@ -74,8 +74,8 @@ func (c *codec) readKey(key string) bool {
 	return true
 }
 
-// sub is a member that is an object of its own. An object without members is
-// left out.
+// sub is a member that is itself an object. An object without members is
+// omitted.
 func sub[T any](c *codec, key string, p **T, fields func(*T, *codec)) {
 	start, comma := len(c.buf), c.comma
 	if c.mode == measuring {
@@ -98,12 +98,12 @@ func sub[T any](c *codec, key string, p **T, fields func(*T, *codec)) {
 		c.buf, c.comma = c.buf[:start], comma
 		return
 	case c.mode == reading && c.at == first:
-		c.fail(key, "an empty object")
+		c.fail(key, "empty object")
 	}
 	c.close(key)
 }
 
-// open begins an object, and close ends it.
+// open begins an object. close ends it.
 func (c *codec) open() {
 	c.comma = false
 	if c.mode == writing {
@@ -128,7 +128,7 @@ func (c *codec) expect(key string, want byte) {
 	}
 	if c.at >= len(c.buf) || c.buf[c.at] != want {
 		rest := c.buf[min(c.at, len(c.buf)):]
-		c.fail(key, "at byte %d: %q where %q or the next field of the schema must stand", c.at, rest[:min(len(rest), 24)], want)
+		c.fail(key, "at byte %d: %q, want %q or the next field of the schema", c.at, rest[:min(len(rest), 24)], want)
 		return
 	}
 	c.at++
@@ -140,14 +140,14 @@ func (c *codec) text(key string, s *string, most int) {
 	}
 	if c.mode == reading {
 		if *s = c.readString(key); *s == "" {
-			c.fail(key, "an empty text")
+			c.fail(key, "empty text")
 		}
 		return
 	}
 	start := len(c.buf)
 	c.writeString(key, *s)
 	if n := len(c.buf) - start - len(`""`); n > most {
-		c.fail(key, "takes %d bytes, more than the %d allowed", n, most)
+		c.fail(key, "%d bytes exceed the limit of %d", n, most)
 	}
 }
 
@@ -159,7 +159,7 @@ func (c *codec) writeString(key, s string) {
 	c.buf = AppendString(c.buf, s)
 }
 
-// readString reads a string in its one canonical form.
+// readString accepts a string only in its canonical form.
 func (c *codec) readString(key string) string {
 	c.expect(key, '"')
 	if c.err != nil {
@@ -174,7 +174,7 @@ func (c *codec) readString(key string) string {
 		c.at++
 	}
 	if c.at >= len(c.buf) {
-		c.fail(key, "an unfinished text")
+		c.fail(key, "unterminated text")
 		return ""
 	}
 	raw := c.buf[start:c.at]

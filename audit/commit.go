@@ -12,19 +12,19 @@ import (
 	"slices"
 )
 
-// Digest is a SHA-256. The zero Digest means that there is none.
+// A Digest is a SHA-256 hash. The zero Digest means that there is no hash.
 type Digest [32]byte
 
-// String gives the digest in lower-case hexadecimal.
+// String returns the digest in lower-case hexadecimal.
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 
-// IsZero says that there is no digest.
+// IsZero reports whether d is the zero Digest.
 func (d Digest) IsZero() bool { return d == Digest{} }
 
-// MarshalText gives the digest in lower-case hexadecimal.
+// MarshalText returns the digest in lower-case hexadecimal.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote, and nothing else.
+// UnmarshalText accepts only the output of MarshalText.
 func (d *Digest) UnmarshalText(text []byte) error {
 	if len(text) != hex.EncodedLen(len(d)) || bytes.ContainsAny(text, "ABCDEF") {
 		return errDigest
@@ -37,31 +37,31 @@ func (d *Digest) UnmarshalText(text []byte) error {
 
 var errDigest = errors.New("a digest is 64 lower-case hexadecimal digits")
 
-// An Opening opens a commitment. It is stored beside the leaf that commits to
-// its text, and may be erased: the leaf then still proves that there was a
-// text, and nobody can find out which.
+// An Opening reveals the text behind a commitment. It is stored next to the leaf
+// that holds the commitment and can be erased. The leaf then still proves that a
+// text existed, but not which one.
 type Opening struct {
 	Salt [16]byte
 	Text string
 }
 
-// commitDomain separates commitments from every other hash in the system.
+// commitDomain separates commitments from every other hash.
 const commitDomain = "accessbroker/commitment/v1\n"
 
-// NewSalt makes a salt, 128 random bits: enough that a short text, say a
-// ticket number, can't be found by trying them all.
+// NewSalt returns 128 random bits, enough to keep short texts such as ticket
+// numbers from being found by trial.
 func NewSalt() (salt [16]byte) {
-	_, _ = rand.Read(salt[:]) // never fails
+	_, _ = rand.Read(salt[:]) // never returns an error
 	return salt
 }
 
-// Commit commits to a text with a new salt.
+// Commit returns a commitment to a text, with a new salt, and its opening.
 func Commit(text string) (Digest, Opening) {
 	o := Opening{NewSalt(), text}
 	return o.Commitment(), o
 }
 
-// Commitment is the digest that o opens: SHA-256 over a prefix of its own, the
+// Commitment returns the digest that o opens: SHA-256 over the domain prefix, the
 // salt and the text.
 func (o Opening) Commitment() Digest {
 	b := make([]byte, 0, 256)
@@ -70,11 +70,12 @@ func (o Opening) Commitment() Digest {
 	return sha256.Sum256(append(b, o.Text...))
 }
 
-// Opens says whether o is what d commits to.
+// Opens reports whether o is the opening of d.
 func (o Opening) Opens(d Digest) bool { return o.Commitment() == d }
 
-// commitments gives where in the record the commitments of a field stand.
-func (r *Record) commitments(field string) Digest {
+// commitment returns the record's commitment to a field's text, or the zero
+// Digest.
+func (r *Record) commitment(field string) Digest {
 	switch {
 	case r.Request != nil && field == "justification":
 		return r.Request.Justification
@@ -94,21 +95,21 @@ func (r *Record) commitments(field string) Digest {
 	return Digest{}
 }
 
-// CheckOpenings says whether every opening opens the record's commitment of
-// its name, so that no text stands beside a leaf that it has nothing to do with.
+// CheckOpenings returns an error if an opening does not match the record's
+// commitment of the same name.
 func (r *Record) CheckOpenings(openings map[string]Opening) error {
 	for _, field := range slices.Sorted(maps.Keys(openings)) {
-		if d := r.commitments(field); d.IsZero() {
+		if d := r.commitment(field); d.IsZero() {
 			return fmt.Errorf("the opening %q has no commitment in the record", field)
 		} else if !openings[field].Opens(d) {
-			return fmt.Errorf("the opening %q does not open the record's commitment: its text or salt is not the one committed to", field)
+			return fmt.Errorf("the opening %q does not match the record's commitment: its text or salt was changed", field)
 		}
 	}
 	return nil
 }
 
-// appendOpenings writes openings as they are stored: a JSON object by field
-// name; nothing if there are none.
+// appendOpenings appends the stored form of the openings: a JSON object by field
+// name, or nothing if there are none.
 func appendOpenings(b []byte, openings map[string]Opening) []byte {
 	if len(openings) == 0 {
 		return b
@@ -128,7 +129,8 @@ func appendOpenings(b []byte, openings map[string]Opening) []byte {
 	return append(b, '}')
 }
 
-// DecodeOpenings reads what is stored beside a leaf; nothing means none.
+// DecodeOpenings decodes the openings that are stored next to a leaf. It returns
+// nil if b is empty.
 func DecodeOpenings(b []byte) (map[string]Opening, error) {
 	if len(b) == 0 {
 		return nil, nil

@@ -20,7 +20,7 @@ func digest(b byte) (d Digest) {
 
 var someTime = time.Date(2026, 11, 3, 12, 0, 0, 123e6, time.UTC)
 
-// fullRecord has every field set, and texts that need every kind of escape.
+// fullRecord sets every field and has texts with every kind of escape.
 func fullRecord() Record {
 	why, opening := Commit("customer 4711 complained\n\t\"twice\" \u2028 \x01")
 	party := Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent", Method: "jwt-svid", Proof: digest(1), Expires: someTime, Actors: []string{"login/ana", "spiffe://acme.test/x"}}
@@ -58,16 +58,16 @@ func TestEntryIsCanonical(t *testing.T) {
 	for _, r := range []Record{fullRecord(), {Kind: PolicyLoaded}, {Kind: LeaseRevoked, End: &EndFacts{}, Lease: &LeaseFacts{ID: "x"}}} {
 		leaf := mustEntry(t, r).Leaf()
 		if want := canonicalize(t, leaf); string(want) != string(leaf) {
-			t.Errorf("Entry wrote\n%s\nRFC 8785 is\n%s", leaf, want)
+			t.Errorf("got\n%s\nRFC 8785 requires\n%s", leaf, want)
 		}
 		if bytes.Contains(leaf, []byte("null")) {
-			t.Errorf("a null in %s", leaf)
+			t.Errorf("%s contains null", leaf)
 		}
 	}
 }
 
-// canonicalize is RFC 8785 for any JSON without floats, written independently
-// of the encoder.
+// canonicalize implements RFC 8785 for JSON without floats, independently of the
+// encoder.
 func canonicalize(t *testing.T, b []byte) []byte {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
@@ -106,7 +106,7 @@ func appendAny(t *testing.T, b []byte, v any) []byte {
 		}
 		return append(b, '}')
 	}
-	t.Fatalf("%T has no place in a record", v)
+	t.Fatalf("a record can't contain %T", v)
 	return nil
 }
 
@@ -124,13 +124,13 @@ func appendPlain(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-func TestSetTimeChangesTheTimeOnly(t *testing.T) {
+func TestSetTimeChangesOnlyTheTime(t *testing.T) {
 	r := fullRecord()
 	want := string(mustEntry(t, r).Leaf())
 	r.Time = time.Time{}
 	e := mustEntry(t, r)
 	e.SetTime(someTime)
 	if string(e.Leaf()) != want {
-		t.Errorf("after SetTime\n%s\nwant\n%s", e.Leaf(), want)
+		t.Errorf("got\n%s\nwant\n%s", e.Leaf(), want)
 	}
 }

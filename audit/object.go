@@ -9,32 +9,31 @@ import (
 	"time"
 )
 
-// An Object builds a JSON object in canonical form (RFC 8785). Members with
-// zero values are left out, as in records: canonical JSON has no null here.
-// Keys are ASCII, and may be set in any order. It is not safe for concurrent
-// use.
+// An Object builds a JSON object in canonical form (RFC 8785). Members with zero
+// values are omitted, as in records. Keys are ASCII and may be set in any order,
+// each once. An Object is not safe for concurrent use.
 type Object struct {
 	members []member
-	values  []byte // of all members, in the order in which they were set
+	values  []byte // encoded values of all members, in the order in which they were set
 }
 
 type member struct {
 	key        string
-	start, end int // in values
+	start, end int // offsets in values
 }
 
-// NewObject makes an empty object.
+// NewObject returns an empty object.
 func NewObject() *Object {
 	return &Object{members: make([]member, 0, 12), values: make([]byte, 0, 512)}
 }
 
-// set makes what was appended to values since start the value of a member.
+// set adds a member whose value is everything in values from start.
 func (o *Object) set(key string, start int) *Object {
 	o.members = append(o.members, member{key, start, len(o.values)})
 	return o
 }
 
-// String sets a member to a string of valid UTF-8.
+// String sets a member to a string, which must be valid UTF-8.
 func (o *Object) String(key, s string) *Object {
 	if s == "" {
 		return o
@@ -48,7 +47,7 @@ func (o *Object) text(key, s string) *Object {
 	return o.set(key, start)
 }
 
-// Seconds sets a member to a duration's whole seconds.
+// Seconds sets a member to the whole seconds of a duration.
 func (o *Object) Seconds(key string, d time.Duration) *Object {
 	if d == 0 {
 		return o
@@ -70,7 +69,7 @@ func (o *Object) Hex(key string, d Digest) *Object {
 	return o.set(key, start)
 }
 
-// StringList sets a member to a list of strings, in the order given.
+// StringList sets a member to a list of strings, in their given order.
 func (o *Object) StringList(key string, list []string) *Object {
 	if len(list) == 0 {
 		return o
@@ -94,8 +93,8 @@ func (o *Object) Object(key string, inner *Object) *Object {
 	return o.set(key, start)
 }
 
-// Bytes gives the object. A key set twice is the caller's mistake and gives
-// bytes that no decoder here accepts.
+// Bytes returns the encoded object. Setting a key twice is an error of the caller:
+// the result is then not canonical.
 func (o *Object) Bytes() []byte { return o.appendTo(make([]byte, 0, 512)) }
 
 func (o *Object) appendTo(b []byte) []byte {
@@ -124,7 +123,7 @@ func AppendStrings(b []byte, m map[string]string) []byte {
 const hexDigits = "0123456789abcdef"
 
 // AppendString appends a string of valid UTF-8 as RFC 8785, section 3.2.2.2,
-// writes it: only the quote, the backslash and control characters are escaped.
+// requires: it escapes only quotes, backslashes and control characters.
 func AppendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0
@@ -159,8 +158,8 @@ func appendEscape(b []byte, c byte) []byte {
 	return append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 }
 
-// HashObject is the SHA-256 of an object behind a domain, which separates it
-// from every other hash in the system.
+// HashObject returns the SHA-256 of an object, prefixed with a domain and a
+// newline. The domain separates the hash from every other one.
 func HashObject(domain string, o *Object) Digest {
 	return sha256.Sum256(o.appendTo(append(make([]byte, 0, 512), domain+"\n"...)))
 }

@@ -15,14 +15,14 @@ func TestObjectIsCanonical(t *testing.T) {
 		String("empty", "").Seconds("none", 0).Hex("nothing", Digest{}).StringList("no_list", nil).Object("no_object", NewObject())
 	got := o.Bytes()
 	if want := canonicalize(t, got); string(got) != string(want) {
-		t.Errorf("wrote %s, RFC 8785 is %s", got, want)
+		t.Errorf("got %s, RFC 8785 requires %s", got, want)
 	}
 	want := `{"digest":"abababababababababababababababababababababababababababababababab","inner":{"a":"1","b":"2"},"list":["b","","a"],"ttl":90,"zeta":"ä` + "\u2028" + `\u001f\"\\\n"}`
 	if string(got) != want {
-		t.Errorf("wrote %s, want %s", got, want)
+		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := string(AppendStrings([]byte("x"), map[string]string{"b": "", "a": "1"})); got != `x{"a":"1","b":""}` {
-		t.Errorf("a map of strings: %s", got)
+		t.Errorf("got map of strings %s", got)
 	}
 }
 

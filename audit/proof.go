@@ -6,18 +6,18 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// A Proof shows, with nothing else but the log's public key, that a record
-// stands in the log (RFC 6962, section 2.1.1). It is a JSON document.
+// A Proof is an inclusion proof (RFC 6962, section 2.1.1). Together with the
+// log's public key it shows that a record is in the log. It is a JSON document.
 type Proof struct {
 	Origin     string      `json:"origin"`
 	Index      int64       `json:"index"`
 	Leaf       []byte      `json:"leaf"`   // base64 in JSON
-	Hashes     []tlog.Hash `json:"hashes"` // of the audit path, from the leaf up; base64 in JSON
+	Hashes     []tlog.Hash `json:"hashes"` // audit path, from the leaf to the root; base64 in JSON
 	Checkpoint string      `json:"checkpoint"`
 }
 
-// Prove makes the proof that the leaf is record index of the log whose
-// checkpoint is given as a signed note, and whose hashes r reads.
+// Prove returns the proof that leaf is the record with this index in the log of
+// the signed checkpoint. r reads the hashes of the log.
 func Prove(index int64, leaf []byte, signed []byte, public string, r tlog.HashReader) (*Proof, error) {
 	c, err := OpenCheckpoint(signed, public)
 	if err != nil {
@@ -33,36 +33,36 @@ func Prove(index int64, leaf []byte, signed []byte, public string, r tlog.HashRe
 	return &Proof{c.Origin, index, leaf, path, string(signed)}, nil
 }
 
-// Verify checks the proof by the log's public key, which must not come from
-// where the proof came from, and gives the record that it is about.
+// Verify checks the proof with the log's public key and returns the record. The
+// key must not come from the source of the proof.
 func (p *Proof) Verify(public string) (Record, error) {
 	c, err := OpenCheckpoint([]byte(p.Checkpoint), public)
 	if err != nil {
 		return Record{}, err
 	}
 	if p.Origin != c.Origin {
-		return Record{}, fmt.Errorf("verifying a proof: it is of %q, its checkpoint of %q", p.Origin, c.Origin)
+		return Record{}, fmt.Errorf("verifying a proof: its origin is %q, its checkpoint's origin is %q", p.Origin, c.Origin)
 	}
 	if p.Index < 0 || p.Index >= c.Size {
-		return Record{}, fmt.Errorf("verifying a proof: its checkpoint covers %d records, and not record %d", c.Size, p.Index)
+		return Record{}, fmt.Errorf("verifying a proof: its checkpoint covers %d records, not record %d", c.Size, p.Index)
 	}
 	err = tlog.CheckRecord(p.Hashes, c.Size, tlog.Hash(c.Root), p.Index, tlog.RecordHash(p.Leaf))
 	if err != nil {
-		return Record{}, fmt.Errorf("verifying a proof: its hashes do not lead from record %d to the checkpoint's root", p.Index)
+		return Record{}, fmt.Errorf("verifying a proof: the hashes do not lead from record %d to the root of the checkpoint", p.Index)
 	}
 	return Decode(p.Leaf)
 }
 
-// A Consistency shows that a log only grew between two of its checkpoints (RFC
-// 6962, section 2.1.2). It is a JSON document.
+// A Consistency is a consistency proof (RFC 6962, section 2.1.2). It shows that a
+// log only grew between two checkpoints. It is a JSON document.
 type Consistency struct {
 	Old    string      `json:"old"` // signed notes
 	New    string      `json:"new"`
 	Hashes []tlog.Hash `json:"hashes"`
 }
 
-// ProveConsistency makes the proof between two signed checkpoints of the log
-// whose hashes r reads. Neither may be of an empty log.
+// ProveConsistency returns the proof between two signed checkpoints of a log. r
+// reads the hashes of the log. The older checkpoint must cover at least one record.
 func ProveConsistency(older, newer []byte, public string, r tlog.HashReader) (*Consistency, error) {
 	from, to, err := openBoth(older, newer, public)
 	if err != nil {
@@ -75,14 +75,14 @@ func ProveConsistency(older, newer []byte, public string, r tlog.HashReader) (*C
 	return &Consistency{string(older), string(newer), hashes}, nil
 }
 
-// Verify checks the proof by the log's public key, and gives both checkpoints.
+// Verify checks the proof with the log's public key and returns both checkpoints.
 func (p *Consistency) Verify(public string) (older, newer Checkpoint, err error) {
 	older, newer, err = openBoth([]byte(p.Old), []byte(p.New), public)
 	if err != nil {
 		return Checkpoint{}, Checkpoint{}, fmt.Errorf("verifying consistency: %w", err)
 	}
 	if tlog.CheckTree(p.Hashes, newer.Size, tlog.Hash(newer.Root), older.Size, tlog.Hash(older.Root)) != nil {
-		return Checkpoint{}, Checkpoint{}, fmt.Errorf("verifying consistency: the log over %d records does not continue the one over %d", newer.Size, older.Size)
+		return Checkpoint{}, Checkpoint{}, fmt.Errorf("verifying consistency: the log of %d records does not continue the log of %d", newer.Size, older.Size)
 	}
 	return older, newer, nil
 }
@@ -95,7 +95,7 @@ func openBoth(older, newer []byte, public string) (from, to Checkpoint, err erro
 		return from, to, err
 	}
 	if from.Size < 1 || from.Size > to.Size {
-		return from, to, fmt.Errorf("the older checkpoint covers %d records, the newer %d", from.Size, to.Size)
+		return from, to, fmt.Errorf("the older checkpoint covers %d records, the newer one %d", from.Size, to.Size)
 	}
 	return from, to, nil
 }

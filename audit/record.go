@@ -1,8 +1,10 @@
-// Package audit is the append-only log: the bytes of a record, the RFC 6962
-// tree over them, signed checkpoints, proofs, and the offline verifier.
+// Package audit defines the append-only log: the canonical bytes of a record,
+// the RFC 6962 Merkle tree over the records, signed checkpoints, proofs and
+// commitments. Package audit/verify verifies a whole log offline.
 //
-// It imports nothing of ours. What a record means is package broker's
-// business; what is hashed, signed and proved is decided here.
+// The hash domains, the record schema and the checkpoint format are fixed: logs
+// that exist must continue to verify. Package broker decides which record an
+// event produces; this package decides what is hashed, signed and proved.
 package audit
 
 import "time"
@@ -10,45 +12,46 @@ import "time"
 // Version is the version of the record schema that this package writes.
 const Version = 1
 
-// MaxLeaf is the most bytes that a leaf may have, so that the log can be
-// served as C2SP tlog-tiles, whose entries carry a 16-bit length.
+// MaxLeaf is the maximum size of a leaf in bytes. C2SP tlog-tiles store the size
+// of an entry in 16 bits.
 const MaxLeaf = 65535
 
-// Kind says what happened. The set only grows.
+// Kind is the kind of event that a record describes. Kinds may be added, but
+// never renamed or removed.
 type Kind string
 
 // The kinds of records.
 const (
 	LogOpened        Kind = "log.opened"        // the first record of a log
-	PolicyLoaded     Kind = "policy.loaded"     // a new revision decides from here on
-	KeyCreated       Kind = "key.created"       // a signing key was made
+	PolicyLoaded     Kind = "policy.loaded"     // a new revision is in force
+	KeyCreated       Kind = "key.created"       // a signing key was created
 	KeyRetired       Kind = "key.retired"       // a signing key was destroyed
-	RequestCreated   Kind = "request.created"   // pending, or approved by policy alone
+	RequestCreated   Kind = "request.created"   // pending, or approved by policy
 	RequestDenied    Kind = "request.denied"    // by policy or by a person
-	RequestApproved  Kind = "request.approved"  // the last approval came
+	RequestApproved  Kind = "request.approved"  // by the last required approval
 	RequestWithdrawn Kind = "request.withdrawn" // by its requester
-	RequestRevoked   Kind = "request.revoked"   // its grant, or the waiting for one, was ended for its requester
-	ApprovalGiven    Kind = "approval.given"    // a yes or no that does not settle the request
-	ReviewGiven      Kind = "review.given"      // a verdict on a broken glass that is not the last
-	ReviewClosed     Kind = "review.closed"     // the last one
+	RequestRevoked   Kind = "request.revoked"   // a person or the kill switch ended the grant or the pending request
+	ApprovalGiven    Kind = "approval.given"    // a vote that does not decide the request
+	ReviewGiven      Kind = "review.given"      // a verdict on a break-glass use, with more reviews required
+	ReviewClosed     Kind = "review.closed"     // the last required verdict
 	SessionOpened    Kind = "session.opened"    // a person logged in
-	SessionClosed    Kind = "session.closed"    // a person logged out, or was by its provider
-	PasskeyEnrolled  Kind = "passkey.enrolled"  // counts later, or once it is vouched for
-	PasskeyVouched   Kind = "passkey.vouched"   // by somebody whose own counts; it counts from here on
-	PasskeyRemoved   Kind = "passkey.removed"   // what it signs later does not count
-	CollectRefused   Kind = "collect.refused"   // policy changed its mind before collection
-	LeaseOpened      Kind = "lease.opened"      // an upstream is about to be asked
-	LeaseIssued      Kind = "lease.issued"      // a credential left, or is about to
-	LeaseFailed      Kind = "lease.failed"      // no credential came to exist
+	SessionClosed    Kind = "session.closed"    // a person logged out, or their provider logged them out
+	PasskeyEnrolled  Kind = "passkey.enrolled"  // counts after PasskeyWait, or once another person vouches for it
+	PasskeyVouched   Kind = "passkey.vouched"   // by another person with a passkey that counts; this one counts from now on
+	PasskeyRemoved   Kind = "passkey.removed"   // later signatures do not count
+	CollectRefused   Kind = "collect.refused"   // policy no longer permits the collection
+	LeaseOpened      Kind = "lease.opened"      // the broker is about to call the issuer
+	LeaseIssued      Kind = "lease.issued"      // the credential is about to leave the broker
+	LeaseFailed      Kind = "lease.failed"      // the issuer created no credential
 	LeaseRenewed     Kind = "lease.renewed"
-	LeaseRevoking    Kind = "lease.revoking" // ending was asked for; the upstream has not confirmed
+	LeaseRevoking    Kind = "lease.revoking" // revocation was requested; the issuer has not confirmed it
 	LeaseRevoked     Kind = "lease.revoked"
-	LeaseAbandoned   Kind = "lease.abandoned" // closed by a person; never shown as revoked
+	LeaseAbandoned   Kind = "lease.abandoned" // a person closed the lease without a confirmed revocation
 	BlockPlaced      Kind = "block.placed"
 	BlockLifted      Kind = "block.lifted"
 )
 
-// Kinds lists every kind that this package writes, by what they are about.
+// Kinds returns every kind, grouped by subject.
 func Kinds() []Kind {
 	return []Kind{
 		LogOpened, PolicyLoaded, KeyCreated, KeyRetired,
@@ -59,21 +62,22 @@ func Kinds() []Kind {
 	}
 }
 
-// A Record is one entry of the log. Entry gives its canonical bytes.
+// A Record is one event in the log. Entry returns its canonical bytes.
 //
-// Everything in it is chosen by the broker or the operator, except scopes,
-// entitlement names and SPIFFE IDs. Free text from outside never stands in a
-// record: it is committed to (see Commit) and kept beside the leaf, so that it
-// can be erased without breaking the tree.
+// The broker or the operator chooses every value except scopes, entitlement
+// names and SPIFFE IDs. Free text from outside enters a record only as a
+// commitment (see Commit). The text itself is stored next to the leaf, so that
+// it can be erased without changing the tree.
 type Record struct {
-	Time     time.Time // set by the store at commit; UTC, milliseconds; never goes back
+	Time     time.Time // set by the store at commit; UTC, milliseconds; never decreases
 	Kind     Kind
-	Caller   *Party // who acted; nil: the broker itself
-	Subject  *Party // on whose behalf, if that is not the caller
+	Caller   *Party // nil: the broker itself
+	Subject  *Party // on whose behalf the caller acts; nil: the caller's own
 	Request  *RequestFacts
 	Decision *DecisionFacts
-	// Delegated is what policy said with the subject as principal, when the
-	// caller acts for somebody else: both must permit. Decision is about the caller.
+	// Delegated is the decision with the subject as principal, if the caller acts
+	// for a subject. Decision is the one with the caller as principal. Both must
+	// permit.
 	Delegated *DecisionFacts
 	Approval  *ApprovalFacts
 	Lease     *LeaseFacts
@@ -82,49 +86,49 @@ type Record struct {
 	Key       *KeyFacts
 	Log       *LogFacts
 	Passkey   *PasskeyFacts
-	Signature *SignatureFacts // of the caller, by a passkey: of the approval, of the verdict, or of the word for the passkey
+	Signature *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
 	Block     *BlockFacts
-	Count     int // how many identical events this record stands for; 0 and 1 mean one
+	Count     int // number of identical events that this record stands for; 0 and 1 mean one
 
 	// Openings are the texts that the record commits to, by field name
 	// ("justification", "ticket", "parameters", "source", "comment", "reason").
-	// They are stored beside the leaf and are not part of it.
+	// They are stored next to the leaf and are not part of it.
 	Openings map[string]Opening
 }
 
-// Party is somebody who was proved to be somebody.
+// A Party is an identity that the broker authenticated.
 type Party struct {
 	ID      string    // SPIFFE ID, or "<provider>/<sub>" of a person
 	Kind    string    // workload, agent, person
 	Method  string    // x509-svid, jwt-svid, oidc, admin-socket
-	Proof   Digest    // SHA-256 of the proof (DER of the leaf certificate, bytes of the token); zero: none
-	Expires time.Time // of the proof; zero: none
-	Actors  []string  // the chain of actors behind it, outermost first
+	Proof   Digest    // SHA-256 of the leaf certificate (DER) or of the token; zero: no proof
+	Expires time.Time // expiry of the proof; zero: no proof
+	Actors  []string  // the chain of actors, outermost first
 }
 
-// RequestFacts are what was asked.
+// RequestFacts describe a request.
 type RequestFacts struct {
 	ID            string
-	Digest        Digest // of all of it: see Sum
+	Digest        Digest // see Sum
 	Entitlement   string
-	Effect        Digest // of what the entitlement lets its holder do
+	Effect        Digest // digest of the access that the entitlement confers
 	Scopes        []string
 	TTL           time.Duration // whole seconds
 	Duration      time.Duration // whole seconds
-	Justification Digest        // commitment; zero: none was given
+	Justification Digest        // commitment; zero: none
 	Ticket        Digest        // commitment
 	Parameters    Digest        // commitment
-	Source        Digest        // commitment to the network address that it came from
-	LapsesAt      time.Time     // zero: nothing to wait for
-	BreakGlass    bool          // without approval, to be reviewed
-	NotBefore     time.Time     // when the grant starts; zero: with the approval
-	Extends       string        // the request that this one goes on
-	Accountable   []string      // who answer for whoever asks, where others have to speak of it
+	Source        Digest        // commitment to the caller's network address
+	LapsesAt      time.Time     // when a pending request lapses; zero: it is not pending
+	BreakGlass    bool          // access without prior approval, reviewed afterwards
+	NotBefore     time.Time     // start of the grant; zero: the last approval
+	Extends       string        // the id of the request that this one extends
+	Accountable   []string      // people accountable for the requester, who may not approve or review
 }
 
-// Answers names the people who answer for whoever asks: as many as a record
-// holds, since a request is not worth less for having more of them.
-func (f *RequestFacts) Answers(people []string) {
+// SetAccountable sets Accountable to as many of the people as fit into a record.
+// It drops the rest, because a long list must not make a request impossible.
+func (f *RequestFacts) SetAccountable(people []string) {
 	size := len("[]")
 	for i, person := range people {
 		if size += len(AppendString(nil, person)) + len(","); size > maxAccountable {
@@ -135,28 +139,28 @@ func (f *RequestFacts) Answers(people []string) {
 	f.Accountable = people
 }
 
-// DecisionFacts are what policy said.
+// DecisionFacts describe a decision of the policy.
 type DecisionFacts struct {
 	Permit      bool
 	Policies    []string // sorted ids of the determining policies
 	Revision    Digest
-	Approvals   []string // "2 of dba", as the policies demand them
-	Review      []string // the same, of the review of a broken glass
-	Signed      bool     // whoever approves, or reviews a broken glass, signs by a passkey
-	Manner      []string // how else they have to: "comment", "deny 2", "exclude_team"
+	Approvals   []string // required approvals, such as "2 of dba"
+	Review      []string // required reviews of a break-glass use, in the same form
+	Signed      bool     // approvals and reviews need the signature of a passkey
+	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team"
 	MaxTTL      time.Duration
 	MaxDuration time.Duration // of the grant
-	Tickets     Digest        // of the patterns that the ticket has to match
-	Code        string        // the stable error code of a refusal
+	Tickets     Digest        // digest of the patterns that the ticket must match
+	Code        string        // the stable error code of a denial
 }
 
-// requestDomain separates the digests of requests from all others.
+// requestDomain separates request digests from every other hash.
 const requestDomain = "accessbroker/request/v1"
 
-// Sum is the digest that approvers are shown, and sign: SHA-256 over everything
-// that the request would let happen and what policy demands for it, in canonical
-// JSON (RFC 8785). Free texts enter by their commitments, so that it stays
-// checkable when they are erased. Nothing enters that the record does not hold.
+// Sum returns the digest that approvers are shown and sign: SHA-256 over the
+// requested access and the obligations, as canonical JSON (RFC 8785). It covers
+// free texts by their commitments and uses only values in the record, so that an
+// auditor can recompute the digest after the texts were erased.
 func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
 	return HashObject(requestDomain, f.Terms(requester, d).
 		Hex("justification", f.Justification).
@@ -164,7 +168,8 @@ func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
 		Hex("ticket", f.Ticket))
 }
 
-// Terms are what Sum is over, without the free texts.
+// Terms returns the object that Sum hashes, without the commitments to free
+// texts.
 func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
 	o := NewObject().
 		Seconds("duration", f.Duration).
@@ -194,55 +199,56 @@ func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
 	return o.Object("obligations", demands)
 }
 
-// ApprovalFacts are one person's yes or no, or verdict on a broken glass.
+// ApprovalFacts describe one person's vote on a request, or verdict on a
+// break-glass use.
 type ApprovalFacts struct {
-	Decision string // approve, deny; justified, unjustified (before they could be signed, approve and deny as well)
-	Digest   Digest // what they saw
+	Decision string // approve, deny; of a review justified, unjustified (approve, deny in unsigned reviews of older logs)
+	Digest   Digest // digest of the request as the person saw it
 	Groups   []string
 	Comment  Digest        // commitment
-	Scopes   []string      // narrowed to; nil: as asked
-	TTL      time.Duration // narrowed to; zero: as asked
-	Duration time.Duration // narrowed to; zero: as asked
+	Scopes   []string      // narrowed scopes; nil: as requested
+	TTL      time.Duration // narrowed TTL; zero: as requested
+	Duration time.Duration // narrowed duration; zero: as requested
 }
 
-// LeaseFacts are the broker's account of one credential.
+// LeaseFacts describe a lease. They hold no secret.
 type LeaseFacts struct {
 	ID         string
 	Issuer     string
 	Type       string
-	Scopes     []string // where the grant is narrower than the request; nil: the request's
+	Scopes     []string // scopes of a grant that is narrower than the request; nil: the request's scopes
 	Expires    time.Time
 	Revocation string // immediate, pending, at_expiry, at_rotation, never
 	Credential Digest // commitment; plain SHA-256 for broker-signed tokens
 	Replaces   string
 }
 
-// EndFacts are how a lease ended.
+// EndFacts describe the end of a lease.
 type EndFacts struct {
 	How        string    // returned, revoked, replaced, expired, answer_lost, deadline
 	Reason     Digest    // commitment
-	ValidUntil time.Time // when the credential stops working if revocation cannot recall it
+	ValidUntil time.Time // when the credential stops working, if revocation cannot end it earlier
 }
 
-// RulesFacts name a set of rules by content.
+// RulesFacts identify the rules in force by their content.
 type RulesFacts struct {
 	Revision Digest
-	Files    map[string]Digest // by name: policies, schema, groups, catalogue
+	Files    map[string]Digest // policies, schema, groups and catalogue, by file name
 }
 
-// KeyFacts name a key.
+// KeyFacts identify a signing key.
 type KeyFacts struct {
 	ID, Purpose, Algorithm string
 	Public                 Digest
 }
 
-// LogFacts open a log.
+// LogFacts identify a log.
 type LogFacts struct {
 	Origin   string
-	Previous string // the last checkpoint's note text of the log before, if any
+	Previous string // text of the last checkpoint of the log that this one continues; empty: none
 }
 
-// BlockFacts name what is blocked.
+// BlockFacts describe a block.
 type BlockFacts struct {
 	Selector string // "holder spiffe://…", "under …", "entitlement …"
 	Reason   Digest

@@ -2,9 +2,9 @@ package audit
 
 import "time"
 
-// Bounds of what a record may hold, in bytes as they are written, escapes
-// included. A test proves that they sum to less than MaxLeaf, so no record
-// within them is ever refused for its length.
+// Bounds of the values in a record, in encoded bytes, escapes included. A test
+// proves that their sum is below MaxLeaf, so a record within the bounds always
+// fits into a leaf.
 const (
 	maxID          = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
 	maxActors      = 2900
@@ -21,19 +21,19 @@ const (
 	maxWord        = 64 // ids, and words from small sets
 )
 
-// Bounds of what a passkey says, in bytes.
+// Bounds of the values from a passkey, in bytes.
 const (
-	MaxCredential        = 400 // WebAuthn allows for 1023; those in use are far shorter
-	MaxPublic            = 600 // RSA of 4096 bits
+	MaxCredential        = 400 // WebAuthn allows 1023; authenticators use far fewer
+	MaxPublic            = 600 // fits an RSA key of 4096 bits
 	MaxAuthenticatorData = 256
 	MaxClientData        = 768
 	MaxSignature         = 512
 )
 
-// The schema stands here once, for writing, reading and measuring alike. RFC
-// 8785 wants the keys sorted, so the fields are listed in that order; later
-// ones are inserted in their place, and records without them stay what they
-// were. No key sorts after "v", which ends every record and says how to read it.
+// The fields methods define the schema once, for writing, reading and measuring.
+// RFC 8785 requires sorted keys, so the fields are listed in that order. A new
+// field is inserted at its place; records without it keep their bytes. No key
+// sorts after "v", the version, which ends every record.
 
 func (r *Record) fields(c *codec) {
 	sub(c, "approval", &r.Approval, (*ApprovalFacts).fields)
@@ -164,13 +164,13 @@ func (f *BlockFacts) fields(c *codec) {
 	c.text("selector", &f.Selector, maxSelector)
 }
 
-// TimeFormat is the one form of times: RFC 3339, UTC, milliseconds, so that
-// it has a fixed width and sorts as text.
+// TimeFormat is the layout of every time in a record: RFC 3339, UTC,
+// milliseconds. It has a fixed width and sorts as text.
 const TimeFormat = "2006-01-02T15:04:05.000Z"
 
-// maxInt is the largest integer that every JSON reader keeps exactly (RFC 7493,
-// section 2.2).
+// maxInt is the largest integer that every JSON parser represents exactly (RFC
+// 7493, section 2.2).
 const maxInt = 1<<53 - 1
 
-// Millis cuts a time to what a record can say.
+// Millis returns t in UTC, truncated to the precision of a record.
 func Millis(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// Kinds lists all that are declared, each once.
-func TestKinds(t *testing.T) {
+func TestKindsListsEveryDeclaredKindOnce(t *testing.T) {
 	source, err := os.ReadFile("record.go")
 	if err != nil {
 		t.Fatal(err)
@@ -24,27 +23,24 @@ func TestKinds(t *testing.T) {
 	}
 	slices.Sort(declared)
 	if got := slices.Sorted(slices.Values(Kinds())); len(declared) < 27 || !slices.Equal(got, declared) {
-		t.Errorf("Kinds lists %q, declared are %q", got, declared)
+		t.Errorf("got kinds %q, declared %q", got, declared)
 	}
 }
 
-// TestBoundsFitALeaf proves that no record within its bounds is over MaxLeaf:
-// the sum is taken over the schema itself, as if every field were at its bound
-// in one record, with each part repeated as often as a record may have it.
-func TestBoundsFitALeaf(t *testing.T) {
+// It measures the schema itself, with every field of a record at its bound.
+func TestBoundsFitIntoALeaf(t *testing.T) {
 	c := codec{mode: measuring}
 	var r Record
 	r.fields(&c)
 	most := len("{}") + c.most
 	t.Logf("a record takes at most %d bytes", most)
-	if most > MaxLeaf {
-		t.Errorf("a record can take %d bytes, %d are allowed", most, MaxLeaf)
+	if most < MaxLeaf/2 || most > MaxLeaf {
+		t.Errorf("got a maximum of %d bytes, want at most %d, and at least half of that", most, MaxLeaf)
 	}
 }
 
-// TestTheLargestRecord fills a record up to its bounds, and finds the sum of
-// TestBoundsFitALeaf not to be too low.
-func TestTheLargestRecord(t *testing.T) {
+// The size of a real record confirms the measurement of TestBoundsFitIntoALeaf.
+func TestLargestRecordFitsIntoALeaf(t *testing.T) {
 	r := fullRecord()
 	long := func(most int) []string { return []string{strings.Repeat("x", most-len(`[""]`))} }
 	for _, p := range []*Party{r.Caller, r.Subject} {
@@ -55,37 +51,36 @@ func TestTheLargestRecord(t *testing.T) {
 	r.Decision.Policies, r.Decision.Approvals, r.Approval.Groups = long(maxPolicies), long(maxGroups), long(maxGroups)
 	r.Log.Previous, r.Block.Selector = strings.Repeat("x", maxNote), strings.Repeat("x", maxSelector)
 	if n := len(mustEntry(t, r).Leaf()); n < MaxLeaf/2 || n > MaxLeaf {
-		t.Errorf("it takes %d bytes", n)
+		t.Errorf("got %d bytes, want between %d and %d", n, MaxLeaf/2, MaxLeaf)
 	}
 	r.Caller.ID += "x"
-	if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), "id: takes 2049 bytes, more than the 2048 allowed") {
-		t.Errorf("one byte more: %v", err)
+	if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), "id: 2049 bytes exceed the limit of 2048") {
+		t.Errorf("one byte over the bound: %v", err)
 	}
 }
 
-// Whoever has more accountable people than a record holds may ask all the same.
-func TestAccountablePeopleFit(t *testing.T) {
+func TestSetAccountableDropsPeopleThatDoNotFit(t *testing.T) {
 	var people []string
 	for n := range 500 {
 		people = append(people, fmt.Sprint("login/person-", n))
 	}
 	r := fullRecord()
-	r.Request.Answers(people)
+	r.Request.SetAccountable(people)
 	if n := len(r.Request.Accountable); n < 80 || n > 120 {
-		t.Errorf("it names %d of them", n)
+		t.Errorf("got %d people, want about 100", n)
 	}
 	mustEntry(t, r)
-	if r.Request.Answers(people[:3]); len(r.Request.Accountable) != 3 {
-		t.Errorf("it names %q", r.Request.Accountable)
+	if r.Request.SetAccountable(people[:3]); len(r.Request.Accountable) != 3 {
+		t.Errorf("got %q, want 3 people", r.Request.Accountable)
 	}
 }
 
-func TestRecordsComeBack(t *testing.T) {
+func TestRecordsRoundTrip(t *testing.T) {
 	r := fullRecord()
 	setAll := reflect.ValueOf(r)
 	for i := range setAll.NumField() {
 		if setAll.Field(i).IsZero() {
-			t.Fatalf("fullRecord leaves %s out", setAll.Type().Field(i).Name)
+			t.Fatalf("fullRecord does not set %s", setAll.Type().Field(i).Name)
 		}
 	}
 	e := mustEntry(t, r)
@@ -95,11 +90,11 @@ func TestRecordsComeBack(t *testing.T) {
 	}
 	got.Openings, err = DecodeOpenings(e.Openings())
 	if err != nil || !reflect.DeepEqual(got, r) {
-		t.Errorf("came back as\n%+v (%v), was\n%+v", got, err, r)
+		t.Errorf("got\n%+v (%v), want\n%+v", got, err, r)
 	}
 }
 
-func TestEntryRefuses(t *testing.T) {
+func TestEntryRejectsInvalidRecords(t *testing.T) {
 	_, opening := Commit("other")
 	for _, test := range []struct {
 		says   string
@@ -112,11 +107,11 @@ func TestEntryRefuses(t *testing.T) {
 		{"not between 0 and 2^53", func(r *Record) { r.Request.TTL = -time.Second }},
 		{"not between 0 and 2^53", func(r *Record) { r.Count = 1 << 53 }},
 		{"does not have four digits", func(r *Record) { r.Lease.Expires = someTime.AddDate(9000, 0, 0) }},
-		{"name: takes 2049 bytes, more than the 2048 allowed", func(r *Record) { r.Rules.Files = map[string]Digest{strings.Repeat("x", 2049): digest(1)} }},
-		{"policies: takes 5121 bytes, more than the 5120 allowed", func(r *Record) { r.Decision.Policies = []string{strings.Repeat("x", 5117)} }},
-		{`the opening "ticket" does not open`, func(r *Record) { r.Openings = map[string]Opening{"ticket": opening} }},
+		{"name: 2049 bytes exceed the limit of 2048", func(r *Record) { r.Rules.Files = map[string]Digest{strings.Repeat("x", 2049): digest(1)} }},
+		{"policies: 5121 bytes exceed the limit of 5120", func(r *Record) { r.Decision.Policies = []string{strings.Repeat("x", 5117)} }},
+		{`the opening "ticket" does not match`, func(r *Record) { r.Openings = map[string]Opening{"ticket": opening} }},
 		{`the opening "colour" has no commitment`, func(r *Record) { r.Openings = map[string]Opening{"colour": opening} }},
-		{"more than the 262144 that are kept", func(r *Record) { r.Openings = map[string]Opening{"ticket": {Text: strings.Repeat("x", MaxOpenings)}} }},
+		{"bytes of its texts exceed the limit of 262144", func(r *Record) { r.Openings = map[string]Opening{"ticket": {Text: strings.Repeat("x", MaxOpenings)}} }},
 	} {
 		r := fullRecord()
 		test.change(&r)
@@ -126,7 +121,7 @@ func TestEntryRefuses(t *testing.T) {
 	}
 }
 
-func TestDecodeRefusesAllOtherSpellings(t *testing.T) {
+func TestDecodeRejectsOtherEncodings(t *testing.T) {
 	good := string(mustEntry(t, Record{Time: someTime, Kind: LeaseIssued, Count: 2, Caller: &Party{ID: "a\"b", Proof: digest(0xab)},
 		Request: &RequestFacts{TTL: time.Minute, Scopes: []string{"s"}}, Decision: &DecisionFacts{Permit: true},
 		Rules: &RulesFacts{Files: map[string]Digest{"a": digest(1), "b": digest(2)}}}).Leaf())
@@ -151,21 +146,22 @@ func TestDecodeRefusesAllOtherSpellings(t *testing.T) {
 	} {
 		bad := strings.Replace(good, change[0], change[1], 1)
 		if bad == good {
-			t.Fatalf("%q is not in %s", change[0], good)
+			t.Fatalf("%q does not occur in %s", change[0], good)
 		}
 		if r, err := Decode([]byte(bad)); err == nil {
-			t.Errorf("%s was read as %+v", bad, r)
+			t.Errorf("%s decoded to %+v", bad, r)
 		}
 	}
 }
 
-func TestAnotherVersionIsSaid(t *testing.T) {
-	if _, err := Decode([]byte(`{"kind":"x","time":"2026-11-03T12:00:00.123Z","v":2}`)); err == nil || !strings.Contains(err.Error(), "newer version") {
+func TestDecodeNamesAnotherVersion(t *testing.T) {
+	if _, err := Decode([]byte(`{"kind":"x","time":"2026-11-03T12:00:00.123Z","v":2}`)); err == nil || !strings.Contains(err.Error(), "a newer version") {
 		t.Error(err)
 	}
 }
 
-// FuzzDecode: whatever is read is written as it was.
+// FuzzDecode checks that every leaf that Decode accepts is encoded to the same
+// bytes.
 func FuzzDecode(f *testing.F) {
 	f.Add(mustEntry(f, fullRecord()).Leaf())
 	f.Add(mustEntry(f, Record{Kind: PolicyLoaded}).Leaf())
@@ -177,13 +173,13 @@ func FuzzDecode(f *testing.F) {
 		}
 		e, err := r.Entry()
 		if err != nil {
-			if !strings.Contains(err.Error(), "allowed") { // its bounds, which Decode leaves to whoever wrote it
-				t.Errorf("read, and refused: %v", err)
+			if !strings.Contains(err.Error(), "exceed the limit") { // Decode does not check the bounds of single values
+				t.Errorf("decoded, but not encoded: %v", err)
 			}
 			return
 		}
 		if !bytes.Equal(e.Leaf(), leaf) {
-			t.Errorf("read\n%s\nand written as\n%s", leaf, e.Leaf())
+			t.Errorf("decoded\n%s\nencoded as\n%s", leaf, e.Leaf())
 		}
 	})
 }

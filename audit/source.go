@@ -5,28 +5,28 @@ import (
 	"iter"
 )
 
-// A Source is a whole log to be verified or exported: a database or an export.
+// A Source reads a whole log, from a database or an export.
 type Source interface {
-	// Header gives what the log says of itself.
+	// Header returns the log's description of itself.
 	Header(ctx context.Context) (Header, error)
-	// Items gives the records in the order of their index, as many as the
-	// header says. It can be ranged over once. It ends with the first error.
+	// Items returns the records in the order of their index, as many as Header
+	// states. The sequence can be used once. It ends after the first error.
 	Items(ctx context.Context) iter.Seq2[Item, error]
 }
 
-// A Header is what a log says of itself.
+// A Header is a log's description of itself. A verifier checks it.
 type Header struct {
 	Origin      string
-	Key         string   // its public key, as a signed-note verifier key
+	Key         string   // public key, as a signed-note verifier key
 	Size        int64    // number of records
-	Root        Digest   // of the tree over them
-	Checkpoints []string // signed notes, of any size up to Size
+	Root        Digest   // root of the tree over the records
+	Checkpoints []string // signed notes, each of at most Size records
 }
 
-// An Item is one record as it is stored.
+// An Item is one stored record.
 type Item struct {
 	Index    int64
 	Leaf     []byte
-	Hashes   []byte // those of Tree.Append, or at least the first
-	Openings []byte // nil: there are none, or they were erased
+	Hashes   []byte // result of Tree.Append, or only its first hash
+	Openings []byte // nil: none, or erased
 }

@@ -9,18 +9,18 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// A Tree is the Merkle tree of RFC 6962, section 2.1, as far as appending to it
-// and knowing its root need: its size and its right edge. It is not safe for
-// concurrent use.
+// A Tree is the Merkle tree of RFC 6962, section 2.1. It keeps only its size and
+// right edge, which suffice to append records and to compute the root. It is not
+// safe for concurrent use.
 type Tree struct {
 	size int64
-	edge []tlog.Hash // roots of the complete subtrees that the size is the sum of, largest first
+	edge []tlog.Hash // roots of the complete subtrees, largest first; their sizes add up to size
 }
 
-// LoadTree gives the tree over the first size records whose hashes r reads.
+// LoadTree returns the tree over the first size records. r reads their hashes.
 func LoadTree(size int64, r tlog.HashReader) (*Tree, error) {
 	if size < 0 {
-		return nil, fmt.Errorf("loading the tree: its size is %d", size)
+		return nil, fmt.Errorf("loading the tree: negative size %d", size)
 	}
 	var indexes []int64
 	done := int64(0)
@@ -37,12 +37,13 @@ func LoadTree(size int64, r tlog.HashReader) (*Tree, error) {
 	return &Tree{size, edge}, nil
 }
 
-// Size is the number of records.
+// Size returns the number of records.
 func (t *Tree) Size() int64 { return t.size }
 
-// Append adds a record by its leaf's hash. It gives the hashes that are to
-// stand in the record's row: its own, then those of the subtrees that it
-// completes. So node n of a level stands in record ((n+1)<<level)-1.
+// Append adds a record by the hash of its leaf. It returns the hashes for the
+// record's row: the hash of the leaf, then those of the subtrees that the record
+// completes, smallest first. Node n of a level is therefore in the row of record
+// ((n+1)<<level)-1.
 func (t *Tree) Append(leaf Digest) []tlog.Hash {
 	hash := tlog.Hash(leaf)
 	stored := append(make([]tlog.Hash, 0, 1+bits.TrailingZeros64(^uint64(t.size))), hash)
@@ -61,7 +62,8 @@ func (t *Tree) Append(leaf Digest) []tlog.Hash {
 // that a verifier can continue from a stored hash that differs from its own.
 func (t *Tree) ReplaceLast(hash tlog.Hash) { t.edge[len(t.edge)-1] = hash }
 
-// Root is the root hash; of an empty tree, that of nothing.
+// Root returns the root hash. The root of an empty tree is the hash of an empty
+// string.
 func (t *Tree) Root() Digest {
 	if t.size == 0 {
 		return sha256.Sum256(nil)
@@ -73,11 +75,11 @@ func (t *Tree) Root() Digest {
 	return Digest(root)
 }
 
-// Clone gives a copy that grows by itself.
+// Clone returns an independent copy.
 func (t *Tree) Clone() *Tree { return &Tree{t.size, slices.Clone(t.edge)} }
 
-// Rows reads the hashes that stand in the row of a record, as one string of
-// bytes in the order of Append. As a tlog.HashReader it serves proofs.
+// Rows reads the hashes in the row of a record, concatenated in the order of
+// Append. Proofs use it as their tlog.HashReader.
 type Rows func(record int64) ([]byte, error)
 
 // ReadHashes implements tlog.HashReader.
@@ -91,14 +93,15 @@ func (rows Rows) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 			return nil, fmt.Errorf("reading the hashes of record %d: %w", record, err)
 		}
 		if len(row) < (level+1)*tlog.HashSize {
-			return nil, fmt.Errorf("reading the hashes of record %d: the row holds %d bytes and no node of level %d", record, len(row), level)
+			return nil, fmt.Errorf("reading the hashes of record %d: the row of %d bytes has no node of level %d", record, len(row), level)
 		}
 		copy(hashes[i][:], row[level*tlog.HashSize:])
 	}
 	return hashes, nil
 }
 
-// RootAt computes the root of the tree over the first size records.
+// RootAt returns the root of the tree over the first size records. r reads their
+// hashes.
 func RootAt(size int64, r tlog.HashReader) (Digest, error) {
 	if size == 0 {
 		return sha256.Sum256(nil), nil

@@ -20,7 +20,7 @@ var (
 	signer, _         = NewSigner(secret)
 )
 
-// A memory is a log in memory, with its rows as a database has them.
+// A memory is a log in memory, with the rows of a database.
 type memory struct {
 	tree  Tree
 	items []Item
@@ -52,7 +52,7 @@ func (m *memory) sign(t testing.TB) []byte {
 	return signed
 }
 
-// leaves makes a log of n leaves that are no records.
+// leaves returns a log of n leaves that are not records.
 func leaves(n int) *memory {
 	m := &memory{}
 	for i := range n {
@@ -61,9 +61,8 @@ func leaves(n int) *memory {
 	return m
 }
 
-// TestTreeIsTlogs compares ours with golang.org/x/mod/sumdb/tlog, which stores
-// all hashes in one sequence.
-func TestTreeIsTlogs(t *testing.T) {
+// The reference, golang.org/x/mod/sumdb/tlog, stores all hashes in one sequence.
+func TestTreeEqualsTlog(t *testing.T) {
 	m := &memory{}
 	var stored []tlog.Hash
 	reader := tlog.HashReaderFunc(func(indexes []int64) (out []tlog.Hash, err error) {
@@ -85,29 +84,29 @@ func TestTreeIsTlogs(t *testing.T) {
 			row = append(row, h[:]...)
 		}
 		if string(row) != string(m.items[n].Hashes) {
-			t.Fatalf("the row of record %d is not what tlog stores for it", n)
+			t.Fatalf("the row of record %d differs from the hashes that tlog stores", n)
 		}
 		want, err := tlog.TreeHash(n+1, reader)
 		if err != nil || m.tree.Root() != Digest(want) {
-			t.Fatalf("the root over %d records is %s, tlog's %s (%v)", n+1, m.tree.Root(), want, err)
+			t.Fatalf("got root %s over %d records, want %s (%v)", m.tree.Root(), n+1, want, err)
 		}
 		loaded, err := LoadTree(n+1, Rows(m.rows))
 		if err != nil || loaded.Root() != m.tree.Root() {
-			t.Fatalf("loaded at %d: %v", n+1, err)
+			t.Fatalf("loading the tree of %d records: %v", n+1, err)
 		}
-		if root, err := RootAt(n/2, Rows(m.rows)); err != nil || n >= 2 && root != rootOf(t, n/2) {
-			t.Fatalf("the root at %d: %s, %v", n/2, root, err)
+		if root, err := RootAt(n/2, Rows(m.rows)); err != nil || root != rootOf(t, n/2) {
+			t.Fatalf("got root %s over %d records, %v", root, n/2, err)
 		}
 	}
 	if (&Tree{}).Root() != sha256.Sum256(nil) {
-		t.Error("the root of an empty tree (RFC 6962, section 2.1)")
+		t.Error("the root of an empty tree is not the hash of an empty string (RFC 6962, section 2.1)")
 	}
 	copied := m.tree.Clone()
 	before := m.tree.Root()
 	copied.Append(digest(1))
 	copied.Append(digest(2))
 	if m.tree.Root() != before {
-		t.Error("a clone's growth changed the tree")
+		t.Error("appending to a clone changed the tree")
 	}
 }
 
@@ -160,7 +159,7 @@ func TestInclusionProofs(t *testing.T) {
 		}
 		change(p)
 		if _, err := p.Verify(public); err == nil {
-			t.Errorf("%s: it verifies", name)
+			t.Errorf("%s: the proof verifies", name)
 		}
 	}
 	p, err := Prove(7, m.items[7].Leaf, signed, public, Rows(m.rows))
@@ -168,10 +167,10 @@ func TestInclusionProofs(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := p.Verify(otherKey); err == nil {
-		t.Error("it verifies by another key of the same name")
+		t.Error("the proof verifies with another key of the same name")
 	}
 	if _, err := Prove(20, nil, signed, public, Rows(m.rows)); err == nil {
-		t.Error("a record past the checkpoint was proved")
+		t.Error("Prove accepted a record beyond the checkpoint")
 	}
 }
 
@@ -192,12 +191,12 @@ func TestConsistencyProofs(t *testing.T) {
 		if pair[0] < pair[1] {
 			p.Hashes[0][0] ^= 1
 			if _, _, err := p.Verify(public); err == nil {
-				t.Errorf("%v: it verifies with another hash", pair)
+				t.Errorf("%v: the proof verifies with another hash", pair)
 			}
 		}
 	}
 	if _, err := ProveConsistency([]byte(m.notes[9]), []byte(m.notes[3]), public, Rows(m.rows)); err == nil {
-		t.Error("a log that shrank was proved consistent")
+		t.Error("ProveConsistency accepted a log that shrank")
 	}
 }
 
@@ -211,16 +210,16 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if !strings.HasPrefix(string(signed), origin+"\n17\nAwMD") || !strings.Contains(string(signed), "\n\n— "+origin+" ") {
-		t.Errorf("it is not a C2SP checkpoint:\n%s", signed)
+		t.Errorf("not a C2SP checkpoint:\n%s", signed)
 	}
 	if _, err := signer.Sign(Checkpoint{"other", 1, digest(1)}); err == nil {
-		t.Error("another log's checkpoint was signed")
+		t.Error("Sign accepted a checkpoint of another log")
 	}
 	if _, _, err := NewLogKey("a b/log/x"); err == nil {
-		t.Error("an origin with a space has a key")
+		t.Error("NewLogKey accepted an origin with a space")
 	}
 	if _, err := NewSigner("PRIVATE+KEY+secret"); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("a bad key: %v", err)
+		t.Errorf("a malformed key: %v", err)
 	}
 	a, b := NewOrigin("broker.test"), NewOrigin("broker.test")
 	if a == b || len(a) != len(origin) || !strings.HasPrefix(a, "broker.test/log/") {
@@ -228,64 +227,63 @@ func TestCheckpoints(t *testing.T) {
 	}
 	for _, text := range []string{"", "o\n", "o\n1\n", "o\n01\nAAAA\n", "o\n-1\nAAAA\n", "o\n1\nAAAA\n", "\n1\n" + c.String()[len(origin)+4:], "o\n1\n" + strings.Repeat("A", 42) + "B=\n"} {
 		if c, err := parseCheckpoint(text); err == nil {
-			t.Errorf("%q was read as %+v", text, c)
+			t.Errorf("%q parsed as %+v", text, c)
 		}
 	}
 	if _, err := parseCheckpoint(c.String() + "an extension\n"); err != nil {
-		t.Errorf("extension lines are allowed: %v", err)
+		t.Errorf("with an extension line: %v", err)
 	}
 }
 
-// What is no key and no checkpoint is told from what is one, of whatever log.
-func TestFormsOfKeysAndCheckpoints(t *testing.T) {
+func TestSyntaxOfKeysAndCheckpoints(t *testing.T) {
 	m := leaves(9)
 	m.sign(t)
-	if err := errors.Join(CheckKey(public), CheckForm([]byte(m.notes[0]))); err != nil {
+	if err := errors.Join(CheckKey(public), CheckNote([]byte(m.notes[0]))); err != nil {
 		t.Error(err)
 	}
-	if err := CheckKey("foo"); err == nil || !strings.Contains(err.Error(), "is not the public key of a log") {
-		t.Errorf("a key: %v", err)
+	if err := CheckKey("foo"); err == nil || !strings.Contains(err.Error(), "not the public key of a log") {
+		t.Errorf("a text that is not a key: %v", err)
 	}
 	for text, says := range map[string]string{
-		"foo": "it is not a signed checkpoint",
+		"foo": "not a signed checkpoint",
 		strings.Replace(m.notes[0], "\n", "\nx", 1): "size \"x",
 	} {
-		if err := CheckForm([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+		if err := CheckNote([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
 }
 
-func TestRememberedCheckpoint(t *testing.T) {
+func TestCheckpointFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "checkpoint")
-	if signed, err := Recall(path); signed != nil || err != nil {
-		t.Errorf("nothing was remembered: %q, %v", signed, err)
+	if signed, err := ReadCheckpointFile(path); signed != nil || err != nil {
+		t.Errorf("without a file: %q, %v", signed, err)
 	}
 	m := leaves(9)
 	nine := m.sign(t)
 	m.append([]byte("more"), nil)
-	if err := Remember(path, []byte("older")); err != nil {
+	if err := WriteCheckpointFile(path, []byte("older")); err != nil {
 		t.Fatal(err)
 	}
-	if err := Remember(path, nine); err != nil {
+	if err := WriteCheckpointFile(path, nine); err != nil {
 		t.Fatal(err)
 	}
-	signed, err := Recall(path)
+	signed, err := ReadCheckpointFile(path)
 	if err != nil || string(signed) != string(nine) {
-		t.Fatalf("recalled %q, %v", signed, err)
+		t.Fatalf("got %q, %v", signed, err)
 	}
 	if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {
-		t.Errorf("it left files behind: %v, %v", files, err)
+		t.Errorf("got files %v, %v, want one", files, err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
+		t.Errorf("got mode %v, %v", info.Mode(), err)
 	}
-	if err := Remember(filepath.Join(path, "x", "y"), nine); err == nil {
-		t.Error("remembered in a folder that is none")
+	if err := WriteCheckpointFile(filepath.Join(path, "x", "y"), nine); err == nil {
+		t.Error("WriteCheckpointFile accepted a directory that is a file")
 	}
 
 	changed := leaves(10)
-	changed.items[3].Hashes[0] ^= 1
+	changed.items[7].Hashes[3*tlog.HashSize] ^= 1 // the node over the first 8 records
 	_, foreign, err := NewLogKey("other/log/x")
 	if err != nil {
 		t.Fatal(err)
@@ -296,16 +294,17 @@ func TestRememberedCheckpoint(t *testing.T) {
 		log    *memory
 		says   string
 	}{
-		"nothing remembered":    {nil, public, m, ""},
-		"it grew":               {nine, public, m, ""},
-		"it is as it was":       {nine, public, leaves(9), ""},
-		"an old copy":           {nine, public, leaves(8), "it has 8 records, and its remembered checkpoint 9"},
-		"an empty one":          {nine, public, leaves(0), "it has 0 records"},
-		"another past":          {nine, public, &memory{tree: *leaves(9).tree.Clone(), items: leavesFrom("x", 9).items}, "its first 9 records have the root"},
-		"another log":           {nine, foreign, m, "is not this log's"},
-		"the file was tampered": {[]byte(strings.Replace(string(nine), "\n9\n", "\n1\n", 1)), public, m, "is not this log's"},
+		"no checkpoint":  {nil, public, m, ""},
+		"the log grew":   {nine, public, m, ""},
+		"the same log":   {nine, public, leaves(9), ""},
+		"an old copy":    {nine, public, leaves(8), "it has 8 records, and the checkpoint file covers 9"},
+		"an empty log":   {nine, public, leaves(0), "it has 0 records"},
+		"other records":  {nine, public, &memory{tree: *leaves(9).tree.Clone(), items: leavesFrom("x", 9).items}, "its first 9 records have the root"},
+		"a changed node": {nine, public, changed, "its first 9 records have the root"},
+		"another log":    {nine, foreign, m, "is not of this log"},
+		"a changed file": {[]byte(strings.Replace(string(nine), "\n9\n", "\n1\n", 1)), public, m, "is not of this log"},
 	} {
-		err := CheckRemembered(test.signed, test.public, test.log.tree.Size(), Rows(test.log.rows))
+		err := CheckContinuation(test.signed, test.public, test.log.tree.Size(), Rows(test.log.rows))
 		if test.says == "" {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -318,7 +317,7 @@ func TestRememberedCheckpoint(t *testing.T) {
 	}
 }
 
-// leavesFrom is leaves with other texts.
+// leavesFrom is like leaves, with other texts.
 func leavesFrom(text string, n int) *memory {
 	m := &memory{}
 	for i := range n {
@@ -331,19 +330,19 @@ func TestCommitments(t *testing.T) {
 	d, o := Commit("because")
 	again, other := Commit("because")
 	if d == again || o.Salt == other.Salt {
-		t.Error("two commitments to one text are the same: whoever guesses the text can check it")
+		t.Error("two commitments to one text are equal, so a guessed text can be confirmed")
 	}
 	if !o.Opens(d) || o.Commitment() != d || other.Opens(d) || (Opening{o.Salt, "Because"}).Opens(d) {
-		t.Error("an opening opens its own commitment, and nothing else does")
+		t.Error("an opening must match its own commitment and no other")
 	}
-	// From outside: printf 'accessbroker/commitment/v1\n0123456789abcdefhello' | sha256sum
+	// The expected value is from: printf 'accessbroker/commitment/v1\n0123456789abcdefhello' | sha256sum
 	known := Opening{[16]byte([]byte("0123456789abcdef")), "hello"}
 	if got := known.Commitment().String(); got != "7f623a0c0d7a11cf7ce95e485505c4e77ced5f9e340c17de9dfd5d4bc2da42e3" {
-		t.Errorf("the commitment is %s", got)
+		t.Errorf("got commitment %s", got)
 	}
 	for _, stored := range []string{`[]`, `{"a":{"salt":"00","text":""}}`, `{"a":{"salt":"zz000000000000000000000000000000","text":""}}`, `{"a":{"colour":""}}`, `{`} {
 		if o, err := DecodeOpenings([]byte(stored)); err == nil {
-			t.Errorf("%s was read as %v", stored, o)
+			t.Errorf("%s decoded to %v", stored, o)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// texts is a list of strings. most bounds the whole list, as it is written.
+// texts is a list of strings. most bounds the encoded list.
 func (c *codec) texts(key string, list *[]string, most int) {
 	if !c.member(key, len(*list) > 0, most) {
 		return
@@ -30,11 +30,11 @@ func (c *codec) texts(key string, list *[]string, most int) {
 
 func (c *codec) bound(key string, start, most int) {
 	if n := len(c.buf) - start; n > most {
-		c.fail(key, "takes %d bytes, more than the %d allowed", n, most)
+		c.fail(key, "%d bytes exceed the limit of %d", n, most)
 	}
 }
 
-// readList reads a list of at least one element.
+// readList reads a list with at least one element.
 func (c *codec) readList(key string, element func()) {
 	c.expect(key, '[')
 	for c.err == nil {
@@ -48,8 +48,8 @@ func (c *codec) readList(key string, element func()) {
 	c.expect(key, ']')
 }
 
-// files is a set of named digests, as a list sorted by name: names of files
-// are not ASCII everywhere, and keys here are.
+// files is a set of named digests, encoded as a list sorted by name. It is not an
+// object, because keys are ASCII and file names need not be.
 func (c *codec) files(key string, files *map[string]Digest, most int) {
 	if !c.member(key, len(*files) > 0, most) {
 		return
@@ -84,7 +84,7 @@ func (c *codec) readFiles(key string, files *map[string]Digest) {
 		var d Digest
 		c.file(&name, &d)
 		if name <= last {
-			c.fail(key, "%q is not in order", name)
+			c.fail(key, "%q is out of order", name)
 		}
 		(*files)[name], last = d, name
 	})
@@ -114,8 +114,8 @@ func (c *codec) readDigest(key string, d *Digest) {
 	c.expect(key, '"')
 }
 
-// bytes are written in base64url without padding (RFC 4648, section 5). most
-// bounds them as they are.
+// bytes are encoded in base64url without padding (RFC 4648, section 5). most
+// bounds the decoded bytes.
 func (c *codec) bytes(key string, b *[]byte, most int) {
 	if !c.member(key, len(*b) > 0, base64.RawURLEncoding.EncodedLen(most)+len(`""`)) {
 		return
@@ -130,7 +130,7 @@ func (c *codec) bytes(key string, b *[]byte, most int) {
 		return
 	}
 	if len(*b) > most {
-		c.fail(key, "takes %d bytes, more than the %d allowed", len(*b), most)
+		c.fail(key, "%d bytes exceed the limit of %d", len(*b), most)
 	}
 	c.buf = append(c.buf, '"')
 	c.buf = base64.RawURLEncoding.AppendEncode(c.buf, *b)
@@ -151,7 +151,7 @@ func (c *codec) flag(key string, b *bool) {
 	}
 }
 
-// number writes or reads a positive integer; zero is left out.
+// number is a positive integer. Zero is omitted.
 func (c *codec) number(key string, n *int64) {
 	if !c.member(key, *n != 0, len("9007199254740991")) {
 		return
@@ -177,12 +177,12 @@ func (c *codec) number(key string, n *int64) {
 func (c *codec) count(key string, n *int) {
 	v := int64(*n)
 	if v == 1 {
-		v = 0 // one is what every record stands for
+		v = 0 // one is the default
 	}
 	c.number(key, &v)
 	if c.mode == reading {
 		if v == 1 {
-			c.fail(key, "a count of one is left out")
+			c.fail(key, "a count of one must be omitted")
 		}
 		*n = int(v)
 	}
@@ -196,7 +196,7 @@ func (c *codec) seconds(key string, d *time.Duration) {
 	c.number(key, &v)
 	if c.mode == reading {
 		if v > int64(1<<63-1)/int64(time.Second) {
-			c.fail(key, "more seconds than a duration holds")
+			c.fail(key, "more seconds than a duration can represent")
 		}
 		*d = time.Duration(v) * time.Second
 	}
@@ -213,7 +213,8 @@ func (c *codec) time(key string, t *time.Time) {
 	c.writeTime(key, *t)
 }
 
-// commitTime is the one time that is never left out: the store fills it in.
+// commitTime is the time of the record. It is never omitted, because the store
+// sets it after encoding.
 func (c *codec) commitTime(key string, t *time.Time) {
 	if !c.member(key, true, len(TimeFormat)+len(`""`)) {
 		if c.mode == reading {
@@ -243,7 +244,7 @@ func (c *codec) readTime(key string) time.Time {
 	s := c.readString(key)
 	t, err := time.Parse(TimeFormat, s)
 	if err != nil || t.Format(TimeFormat) != s {
-		c.fail(key, "%q is not a time of the form %s", s, TimeFormat)
+		c.fail(key, "%q is not a time in the format %s", s, TimeFormat)
 	}
 	return t
 }
@@ -256,4 +257,4 @@ func (c *codec) version(key string) {
 	}
 }
 
-var errVersion = errors.New("another version of the record schema")
+var errVersion = errors.New("unknown version of the record schema")

@@ -107,7 +107,7 @@ func (r *Request) facts() *audit.RequestFacts {
 		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(),
 	}
 	if o := r.Decision.Obligations; len(o.Approvals)+len(o.Review) > 0 {
-		f.Answers(r.Requester.Accountable)
+		f.SetAccountable(r.Requester.Accountable)
 	}
 	for field, opening := range r.openings() {
 		switch field {

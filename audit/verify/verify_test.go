@@ -94,10 +94,10 @@ func TestVerifySaysWhere(t *testing.T) {
 		{"an opening that was replaced", func(m *testLog) {
 			m.items[5].Openings = bytes.Replace(m.items[5].Openings, []byte("because"), []byte("BECAUSE"), 1)
 		},
-			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): the opening "justification" does not open`}},
+			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): the opening "justification" does not match`}},
 		{"an opening of nothing", func(m *testLog) { m.items[0].Openings = m.items[1].Openings },
 			[]string{`record 0 (log.opened, 2026-11-03T12:00:00.123Z): the opening "justification" has no commitment`}},
-		{"a checkpoint's signature", func(m *testLog) { m.notes[0] = strings.Replace(m.notes[0], "\n9\n", "\n8\n", 1) }, []string{"opening a checkpoint by the key of " + origin}},
+		{"a checkpoint's signature", func(m *testLog) { m.notes[0] = strings.Replace(m.notes[0], "\n9\n", "\n8\n", 1) }, []string{"opening a checkpoint with the key of " + origin}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := goodLog(t)

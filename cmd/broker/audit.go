@@ -94,7 +94,7 @@ func verifyOptions(key, approvers string, checkpoints []string) (verify.Options,
 		if err != nil {
 			return opts, usage("--checkpoint: %v", err)
 		}
-		if err := audit.CheckForm(note); err != nil {
+		if err := audit.CheckNote(note); err != nil {
 			return opts, usage("--checkpoint: %s: %v", path, err)
 		}
 		opts.Checkpoints = append(opts.Checkpoints, string(note))

@@ -54,7 +54,7 @@ func (s *settings) newEpoch(ctx context.Context) (origin string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	remembered, err := audit.Recall(s.checkpoint)
+	remembered, err := audit.ReadCheckpointFile(s.checkpoint)
 	if err != nil {
 		return "", err
 	}
@@ -68,7 +68,7 @@ func (s *settings) newEpoch(ctx context.Context) (origin string, err error) {
 		if errors.Is(err, broker.ErrNotFound) {
 			return "", errors.New("nothing was published or remembered yet: it needs no new epoch")
 		}
-	} else if err = audit.CheckRemembered(remembered, known.Public, db.Head().Size, db.Hashes(ctx)); err == nil {
+	} else if err = audit.CheckContinuation(remembered, known.Public, db.Head().Size, db.Hashes(ctx)); err == nil {
 		return "", errors.New("the log continues what was remembered: it needs no new epoch")
 	} else if errors.Is(err, audit.ErrRollback) {
 		err = nil

@@ -88,7 +88,7 @@ func logKey(ctx context.Context, s *store.Store, sealer *broker.Sealer, origin s
 // checkRemembered refuses a log that is behind, or another than, what was
 // remembered outside of the database.
 func (l *ledger) checkRemembered(ctx context.Context) error {
-	note, err := audit.Recall(l.remember)
+	note, err := audit.ReadCheckpointFile(l.remember)
 	if err != nil {
 		return fmt.Errorf("reading the remembered checkpoint %s: %w", l.remember, err)
 	}
@@ -102,7 +102,7 @@ func (l *ledger) checkRemembered(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := audit.CheckRemembered(note, l.public, l.Head().Size, l.Hashes(ctx)); err != nil {
+	if err := audit.CheckContinuation(note, l.public, l.Head().Size, l.Hashes(ctx)); err != nil {
 		return fmt.Errorf("%s: %w", l.remember, err)
 	}
 	return nil
@@ -121,7 +121,7 @@ func (l *ledger) publish(ctx context.Context) error {
 	}
 	// Outside first: a database with a checkpoint, and nothing remembered, is
 	// one that somebody has put there.
-	if err := audit.Remember(l.remember, note); err != nil {
+	if err := audit.WriteCheckpointFile(l.remember, note); err != nil {
 		return fmt.Errorf("remembering a checkpoint: %w", err)
 	}
 	if err := l.SaveCheckpoint(ctx, head.Size, note); err != nil {

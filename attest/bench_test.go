@@ -72,7 +72,7 @@ func BenchmarkX509(b *testing.B) {
 	b.Run("connection", func(b *testing.B) {
 		ctx := w.verifier.ConnContext(b.Context(), net.Conn(nil))
 		for b.Loop() {
-			_, err := w.verifier.overConn(ctx, chain, now)
+			_, err := w.verifier.verifyConn(ctx, chain, now)
 			check(b, err)
 		}
 	})

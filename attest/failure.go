@@ -1,13 +1,3 @@
-// Package attest turns proofs into identities: an X.509-SVID of a TLS
-// connection, or a JWT-SVID, becomes a broker.Identity, or is refused with a
-// cause that can be counted and a sentence that says what to do.
-//
-// A Source says whom to trust: the bundles of the Workload API or of files,
-// cut down to the trust domains that the operator listed. A Verifier checks
-// proofs against it. Package localca beside it is a whole trust domain in a
-// process, for tests and for trying things out.
-//
-// Nothing here logs, returns or counts a token or a part of one.
 package attest
 
 import "accessbroker.internal/broker"
@@ -18,23 +8,23 @@ type Cause string
 
 // The causes.
 const (
-	CauseNoProof     Cause = "no_proof"        // neither certificate nor token
-	CauseTwo         Cause = "two_identities"  // more than one proof, or proofs of two identities
-	CauseForeign     Cause = "foreign_subject" // a token in the body that is about somebody else
-	CauseMalformed   Cause = "malformed"       // not an SVID at all, or one that breaks a rule of its format
-	CauseOversized   Cause = "oversized"       // longer than MaxToken
-	CauseAlgorithm   Cause = "algorithm"       // none, HMAC, or anything else that the SPIFFE specification does not list
-	CauseSPIFFEID    Cause = "spiffe_id"       // none, several, or one that names no workload
-	CauseTrustDomain Cause = "trust_domain"    // not listed in trust_domains, whatever bundles were delivered
-	CauseAudience    Cause = "audience"        // none, several, or somebody else's
-	CauseExpired     Cause = "expired"         // exp or NotAfter has passed
-	CauseNotYetValid Cause = "not_yet_valid"   // nbf, iat or NotBefore is yet to come
-	CauseLifetime    Cause = "lifetime"        // exp is further away than MaxLifetime
-	CauseNoBundle    Cause = "no_bundle"       // of a listed trust domain; nothing of it can be verified
-	CauseUnknownKey  Cause = "unknown_key"     // the bundle has no such key
-	CauseSignature   Cause = "signature"       // made by another key, or over something else
-	CauseUsage       Cause = "usage"           // a certificate that is not for this: a CA, or one for other uses
-	CauseUntrusted   Cause = "untrusted"       // no chain to an authority in the bundle
+	CauseNoProof        Cause = "no_proof"        // neither certificate nor token
+	CauseTwoIdentities  Cause = "two_identities"  // more than one proof, or proofs of two identities
+	CauseForeignSubject Cause = "foreign_subject" // a token in the body that is about somebody else
+	CauseMalformed      Cause = "malformed"       // not an SVID at all, or one that breaks a rule of its format
+	CauseOversized      Cause = "oversized"       // longer than MaxTokenSize
+	CauseAlgorithm      Cause = "algorithm"       // none, HMAC, or anything else that the SPIFFE specification does not list
+	CauseSPIFFEID       Cause = "spiffe_id"       // none, several, or one that names no workload
+	CauseTrustDomain    Cause = "trust_domain"    // not listed in trust_domains, whatever bundles were delivered
+	CauseAudience       Cause = "audience"        // none, several, or somebody else's
+	CauseExpired        Cause = "expired"         // exp or NotAfter has passed
+	CauseNotYetValid    Cause = "not_yet_valid"   // nbf, iat or NotBefore is yet to come
+	CauseLifetime       Cause = "lifetime"        // exp is further away than MaxLifetime
+	CauseNoBundle       Cause = "no_bundle"       // of a listed trust domain; nothing of it can be verified
+	CauseUnknownKey     Cause = "unknown_key"     // the bundle has no such key
+	CauseSignature      Cause = "signature"       // made by another key, or over something else
+	CauseUsage          Cause = "usage"           // a certificate that is not for this: a CA, or one for other uses
+	CauseUntrusted      Cause = "untrusted"       // no chain to an authority in the bundle
 )
 
 // methodNone is what is counted where there was no proof, or more than one.

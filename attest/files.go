@@ -26,21 +26,21 @@ const maxFile = 1 << 20
 // few seconds is cheaper than being wrong about what a changed time, inode or
 // mount says, and it is right on every file system.
 func (s *Source) pollFiles(ctx context.Context) error {
-	tick := time.NewTicker(s.cfg.Poll)
+	tick := time.NewTicker(s.cfg.PollInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			s.look()
+			s.poll()
 		}
 	}
 }
 
 // look reads every file, and takes those that changed. One that can't be used
 // leaves in force what it said before.
-func (s *Source) look() {
+func (s *Source) poll() {
 	s.mu.Lock()
 	files, certs := slices.Clone(s.files), slices.Clone(s.certs)
 	s.mu.Unlock()
@@ -51,7 +51,7 @@ func (s *Source) look() {
 		changed = changed || fresh
 	}
 	if changed {
-		s.report("bundle files", s.takeFiles(files))
+		s.report("bundle files", s.applyFiles(files))
 	}
 	for _, c := range certs {
 		s.report(c.certPath, c.read())
@@ -74,11 +74,11 @@ func (s *Source) openFiles() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return s.takeFiles(s.files)
+	return s.applyFiles(s.files)
 }
 
-func (s *Source) takeFiles(files []*bundleFile) error {
-	return s.change(func(d *delivered) {
+func (s *Source) applyFiles(files []*bundleFile) error {
+	return s.change(func(d *bundles) {
 		d.x509, d.jwt = nil, nil
 		for _, f := range files {
 			d.x509 = append(d.x509, f.x509)

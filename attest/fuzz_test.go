@@ -20,7 +20,7 @@ func FuzzJWT(f *testing.F) {
 		good[token] = form.want == ""
 		f.Add(token)
 	}
-	f.Add(strings.Repeat(".", MaxToken))
+	f.Add(strings.Repeat(".", MaxTokenSize))
 	f.Add(`{"payload":"","signatures":[]}`)
 	f.Fuzz(func(t *testing.T, token string) {
 		who, err := w.verifier.jwt(token, now)

@@ -213,7 +213,7 @@ func TestJWTShapes(t *testing.T) {
 		{"a line end", good + "\n", CauseMalformed},
 		{"a line end within", parts[0] + ".\n" + parts[1] + "." + parts[2], CauseMalformed},
 		{"several signatures", `{"payload":"` + parts[1] + `","signatures":[{"protected":"` + parts[0] + `","signature":"` + parts[2] + `"},{"protected":"` + parts[0] + `","signature":"` + parts[2] + `"}]}`, CauseMalformed},
-		{"too large", good + strings.Repeat("A", MaxToken), CauseOversized},
+		{"too large", good + strings.Repeat("A", MaxTokenSize), CauseOversized},
 		{"another signature", parts[0] + "." + parts[1] + "." + flip(parts[2]), CauseSignature},
 		{"signed with the public key as secret", hmacWithPublicKey(t, w), CauseAlgorithm},
 		{"alg none without signature", encode(`{"alg":"none"}`) + "." + parts[1] + ".", CauseMalformed},

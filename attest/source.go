@@ -33,10 +33,10 @@ type Config struct {
 	WorkloadAPI string            // "unix:///run/spire/agent.sock" or "tcp://127.0.0.1:8081"
 	Bundles     map[string]string // trust domain to file: SPIFFE bundle format (JSON), or PEM for X.509 alone
 
-	StartTimeout time.Duration // how long Open waits for the Workload API; zero: 20 s
-	Later        bool          // Open goes on without a Workload API that does not answer: Run gets what it gives
-	Poll         time.Duration // between looks at files; zero: 5 s
-	Log          *slog.Logger  // of what changes and what goes wrong; nil: discarded
+	StartTimeout      time.Duration // how long Open waits for the Workload API; zero: 20 s
+	StartWithoutAgent bool          // Open goes on without a Workload API that does not answer: Run gets what it gives
+	PollInterval      time.Duration // between looks at files; zero: 5 s
+	Log               *slog.Logger  // of what changes and what goes wrong; nil: discarded
 }
 
 // A Source is where trust comes from. It is safe for concurrent use. The zero
@@ -46,11 +46,11 @@ type Source struct {
 	trust atomic.Pointer[trust] // nil in the zero Source only
 	own   atomic.Pointer[ownSVID]
 
-	mu    sync.Mutex        // one change at a time; guards what follows
-	given delivered         // the last of everything
-	wrong map[string]string // what does not work now, by part
-	certs []*certFile       // of servers, polled by Run
-	files []*bundleFile     // polled by Run
+	mu        sync.Mutex        // one change at a time; guards what follows
+	delivered bundles           // the last of everything
+	faults    map[string]string // what does not work now, by part
+	certs     []*certFile       // of servers, polled by Run
+	files     []*bundleFile     // polled by Run
 }
 
 // ownSVID is our own X.509-SVID, ready for TLS.
@@ -93,12 +93,12 @@ func newSource(cfg Config) (*Source, error) {
 	if cfg.WorkloadAPI == "" && cfg.TrustDomain == "" {
 		return nil, errors.New("bundle files need the own trust domain to be named")
 	}
-	s := &Source{cfg: cfg, wrong: map[string]string{}}
-	listed, err := cfg.listed(cfg.TrustDomain)
+	s := &Source{cfg: cfg, faults: map[string]string{}}
+	listed, err := cfg.listedDomains(cfg.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
-	s.trust.Store(delivered{}.trusting(listed))
+	s.trust.Store(bundles{}.restrictTo(listed))
 	return s, nil
 }
 
@@ -106,8 +106,8 @@ func (cfg *Config) setDefaults() {
 	if cfg.StartTimeout == 0 {
 		cfg.StartTimeout = 20 * time.Second
 	}
-	if cfg.Poll == 0 {
-		cfg.Poll = 5 * time.Second
+	if cfg.PollInterval == 0 {
+		cfg.PollInterval = 5 * time.Second
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -115,7 +115,7 @@ func (cfg *Config) setDefaults() {
 }
 
 // listed gives the trust domains that may authenticate, if ours is own.
-func (cfg *Config) listed(own string) (map[spiffeid.TrustDomain]bool, error) {
+func (cfg *Config) listedDomains(own string) (map[spiffeid.TrustDomain]bool, error) {
 	names := cfg.TrustDomains
 	if len(names) == 0 && own != "" {
 		names = []string{own}
@@ -143,19 +143,19 @@ func (s *Source) Run(ctx context.Context) error {
 
 // change puts something new in force. The generation moves only if what is
 // trusted is different from before.
-func (s *Source) change(set func(*delivered)) error {
+func (s *Source) change(set func(*bundles)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	set(&s.given)
+	set(&s.delivered)
 	own := s.cfg.TrustDomain
 	if o := s.own.Load(); o != nil {
 		own = o.svid.ID.TrustDomain().Name()
 	}
-	listed, err := s.cfg.listed(own)
+	listed, err := s.cfg.listedDomains(own)
 	if err != nil {
 		return err
 	}
-	old, fresh := s.trust.Load(), s.given.trusting(listed)
+	old, fresh := s.trust.Load(), s.delivered.restrictTo(listed)
 	if fresh.equal(old) {
 		return nil
 	}
@@ -170,13 +170,13 @@ func (s *Source) change(set func(*delivered)) error {
 func (s *Source) report(part string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	was, bad := s.wrong[part]
+	was, bad := s.faults[part]
 	switch {
 	case err != nil && was != err.Error():
-		s.wrong[part] = err.Error()
+		s.faults[part] = err.Error()
 		s.cfg.Log.Warn("attestation source", "part", part, "err", err)
 	case err == nil && bad:
-		delete(s.wrong, part)
+		delete(s.faults, part)
 		s.cfg.Log.Info("attestation source is well again", "part", part)
 	}
 }
@@ -214,7 +214,7 @@ func (s *Source) Ready() error {
 func (s *Source) Degraded() error {
 	t := s.trust.Load()
 	s.mu.Lock()
-	wrong := maps.Clone(s.wrong)
+	wrong := maps.Clone(s.faults)
 	s.mu.Unlock()
 	var errs []error
 	for _, part := range slices.Sorted(maps.Keys(wrong)) {
@@ -238,7 +238,7 @@ func (s *Source) Close() error { return nil }
 
 // SVIDExpires gives the time that is left of our own SVID; negative if it has
 // expired, zero if there is none.
-func (s *Source) SVIDExpires() time.Duration {
+func (s *Source) SVIDTimeLeft() time.Duration {
 	o := s.own.Load()
 	if o == nil {
 		return 0

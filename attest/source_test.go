@@ -81,7 +81,7 @@ func TestWorkloadAPI(t *testing.T) {
 	run(t, w.source)
 	check(t, w.source.Ready())
 	check(t, w.source.Degraded())
-	if left := w.source.SVIDExpires(); w.source.SVIDID() != brokerID || left <= 0 || left > localca.SVIDTTL {
+	if left := w.source.SVIDTimeLeft(); w.source.SVIDID() != brokerID || left <= 0 || left > localca.SVIDTTL {
 		t.Errorf("own SVID %s, for %s", w.source.SVIDID(), left)
 	}
 	token := w.token(triage, time.Minute)
@@ -177,7 +177,7 @@ func TestOpenWaitsForTheAgent(t *testing.T) {
 func TestOpenGoesOnWithoutTheAgent(t *testing.T) {
 	ca := newCA(t, "acme.test")
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	cfg := Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket, Later: true}
+	cfg := Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket, StartWithoutAgent: true}
 	s := open(t, cfg)
 	v := NewVerifier(VerifierConfig{Source: s, Audiences: []string{audienceURL}})
 	config, err := v.ServerTLS(ServerTLS{SVID: true, ClientCerts: "optional"})
@@ -275,7 +275,7 @@ func certs(c tls.Certificate) []*x509.Certificate { return []*x509.Certificate{c
 // Run looks at the files by itself.
 func TestRunPollsFiles(t *testing.T) {
 	w := newWorld(t)
-	w.source.cfg.Poll = time.Millisecond
+	w.source.cfg.PollInterval = time.Millisecond
 	run(t, w.source)
 	before := w.source.Generation()
 	check(t, w.ca.RotateJWT())

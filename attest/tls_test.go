@@ -62,7 +62,7 @@ func TestClientTLS(t *testing.T) {
 		{"the trust domain", ClientTLS{TrustDomain: "acme.test"}, ""},
 		{"another broker", ClientTLS{BrokerID: "spiffe://acme.test/other"}, "the broker there is " + brokerID + ", and not spiffe://acme.test/other"},
 		{"another trust domain", ClientTLS{TrustDomain: "other.test"}, "unexpected trust domain"},
-		{"a web server", ClientTLS{Web: true, Roots: x509.NewCertPool()}, "certificate"},
+		{"a web server", ClientTLS{WebPKI: true, Roots: x509.NewCertPool()}, "certificate"},
 		{"without certificate", ClientTLS{NoCert: true}, anyError},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestWebClientTLS(t *testing.T) {
 	own, ownKey := w.files(triage)
 	none := new(Source)
 	for _, s := range []*Source{w.source, none} {
-		if _, err := get(t, must(s.ClientTLS(ClientTLS{Web: true, Roots: roots, Cert: own, Key: ownKey})), url); err != nil {
+		if _, err := get(t, must(s.ClientTLS(ClientTLS{WebPKI: true, Roots: roots, Cert: own, Key: ownKey})), url); err != nil {
 			t.Error(err)
 		}
 	}
@@ -150,12 +150,12 @@ func TestServerCertificateReload(t *testing.T) {
 	config := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "off"}))
 	first := must(config.GetCertificate(nil))
 	check(t, os.WriteFile(cert, []byte("-----BEGIN"), 0o600))
-	w.source.look()
+	w.source.poll()
 	if must(config.GetCertificate(nil)) != first || w.source.Degraded() == nil {
 		t.Error("a broken file is in use, or nobody says so")
 	}
 	w.writeCert(cert, key, brokerID)
-	w.source.look()
+	w.source.poll()
 	if must(config.GetCertificate(nil)) == first || w.source.Degraded() != nil {
 		t.Errorf("the new file is not in use: %v", w.source.Degraded())
 	}
@@ -168,7 +168,7 @@ func TestRetire(t *testing.T) {
 	done := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) })
 	server := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"}))
 	server.NextProtos = []string{"http/1.1"} // over HTTP/2 a client sees no header, but GOAWAY
-	url := serveTLS(t, server, Retire(done))
+	url := serveTLS(t, server, CloseExpiringConnections(done))
 	for _, test := range []struct {
 		ttl  time.Duration
 		want bool

@@ -57,27 +57,27 @@ func (t *trust) domains() []string {
 }
 
 // delivered is everything that a source has been given, listed or not.
-type delivered struct {
+type bundles struct {
 	x509 []*x509bundle.Bundle
 	jwt  []*jwtbundle.Bundle
 }
 
 // trusting keeps what the operator listed. That a bundle was delivered says
 // that somebody federated with its domain, not that its workloads may ask here.
-func (d delivered) trusting(listed map[spiffeid.TrustDomain]bool) *trust {
+func (b bundles) restrictTo(listed map[spiffeid.TrustDomain]bool) *trust {
 	t := &trust{
 		listed: listed,
 		x509:   map[spiffeid.TrustDomain]*x509bundle.Bundle{},
 		jwt:    map[spiffeid.TrustDomain]*jwtbundle.Bundle{},
 	}
-	for _, b := range d.x509 {
-		if listed[b.TrustDomain()] && !b.Empty() {
-			t.x509[b.TrustDomain()] = b
+	for _, bundle := range b.x509 {
+		if listed[bundle.TrustDomain()] && !bundle.Empty() {
+			t.x509[bundle.TrustDomain()] = bundle
 		}
 	}
-	for _, b := range d.jwt {
-		if listed[b.TrustDomain()] && !b.Empty() {
-			t.jwt[b.TrustDomain()] = b
+	for _, bundle := range b.jwt {
+		if listed[bundle.TrustDomain()] && !bundle.Empty() {
+			t.jwt[bundle.TrustDomain()] = bundle
 		}
 	}
 	return t

@@ -25,11 +25,11 @@ type VerifierConfig struct {
 
 	// Remember is how many tokens are remembered (by their hashes) once they
 	// were verified; zero means 8,192, which takes about 4 MB.
-	Remember int
+	CacheSize int
 
 	// Failed is told of every proof that did not hold; nil: nobody is. The
 	// method is "none" where there was no proof, or more than one.
-	Failed func(method broker.Method, cause string)
+	OnFailure func(method broker.Method, cause string)
 }
 
 // A Verifier turns proofs into identities. It is safe for concurrent use.
@@ -41,22 +41,22 @@ type Verifier struct {
 	source    *Source
 	audiences []string
 	failed    func(broker.Method, string)
-	tokens    *memory
+	tokens    *proofCache
 }
 
 // NewVerifier makes a Verifier.
 func NewVerifier(cfg VerifierConfig) *Verifier {
-	if cfg.Remember == 0 {
-		cfg.Remember = 8192
+	if cfg.CacheSize == 0 {
+		cfg.CacheSize = 8192
 	}
-	if cfg.Failed == nil {
-		cfg.Failed = func(broker.Method, string) {}
+	if cfg.OnFailure == nil {
+		cfg.OnFailure = func(broker.Method, string) {}
 	}
 	return &Verifier{
 		source:    cfg.Source,
 		audiences: slices.Clone(cfg.Audiences),
-		failed:    cfg.Failed,
-		tokens:    newMemory(cfg.Remember),
+		failed:    cfg.OnFailure,
+		tokens:    newProofCache(cfg.CacheSize),
 	}
 }
 
@@ -64,27 +64,27 @@ func NewVerifier(cfg VerifierConfig) *Verifier {
 // *Failure.
 func (v *Verifier) JWT(compact string, now time.Time) (broker.Identity, error) {
 	who, err := v.jwt(compact, now)
-	return who, v.count(err)
+	return who, v.countFailure(err)
 }
 
 // Remembers says whether a token held before, so that looking at it again
 // costs a hash. It may have expired since.
-func (v *Verifier) Remembers(compact string) bool {
-	if len(compact) > MaxToken {
+func (v *Verifier) Cached(compact string) bool {
+	if len(compact) > MaxTokenSize {
 		return false
 	}
-	_, ok := v.tokens.recall(sha256.Sum256([]byte(compact)), v.source.trust.Load().generation)
+	_, ok := v.tokens.get(sha256.Sum256([]byte(compact)), v.source.trust.Load().generation)
 	return ok
 }
 
 func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
-	if len(compact) > MaxToken {
-		return broker.Identity{}, refused(CauseOversized, "the JWT-SVID is larger than 8 KiB: fetch one with fewer claims")
+	if len(compact) > MaxTokenSize {
+		return broker.Identity{}, jwtFailure(CauseOversized, "the JWT-SVID is larger than 8 KiB: fetch one with fewer claims")
 	}
 	key := sha256.Sum256([]byte(compact))
 	trusted := v.source.trust.Load()
-	if m, ok := v.tokens.recall(key, trusted.generation); ok {
-		if err := inTime(m.notBefore, m.who.Proof.Expires, now); err != nil {
+	if m, ok := v.tokens.get(key, trusted.generation); ok {
+		if err := checkTimes(m.notBefore, m.who.Proof.Expires, now); err != nil {
 			return broker.Identity{}, err
 		}
 		return m.who, nil
@@ -97,35 +97,35 @@ func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 		return broker.Identity{}, err
 	}
 	who := identity(t.id, broker.Proof{Method: broker.MethodJWTSVID, SHA256: key, Expires: t.expires})
-	v.tokens.remember(key, remembered{who, trusted.generation, t.notBefore})
+	v.tokens.put(key, cachedProof{who, trusted.generation, t.notBefore})
 	return who, nil
 }
 
 // check goes from what is cheap to what is not: the signature comes last.
 func (v *Verifier) check(t token, compact string, trusted *trust, now time.Time) error {
 	if !trusted.listed[t.id.TrustDomain()] {
-		return refused(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
+		return jwtFailure(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
 	}
 	if !slices.Contains(v.audiences, t.audience) {
-		return refused(CauseAudience, "fetch a JWT-SVID for the broker's audience: its discovery document names it")
+		return jwtFailure(CauseAudience, "fetch a JWT-SVID for the broker's audience: its discovery document names it")
 	}
-	if err := inTime(t.notBefore, t.expires, now); err != nil {
+	if err := checkTimes(t.notBefore, t.expires, now); err != nil {
 		return err
 	}
 	if t.expires.Sub(now) > MaxLifetime {
-		return refused(CauseLifetime, "the JWT-SVID is valid for more than 1 h from now: fetch a shorter one")
+		return jwtFailure(CauseLifetime, "the JWT-SVID is valid for more than 1 h from now: fetch a shorter one")
 	}
 	return t.verify(compact, trusted, v.audiences)
 }
 
 // inTime wants now to be in [notBefore - Leeway, expires). go-jose allows
 // itself a minute on both sides, which is why this is checked here.
-func inTime(notBefore, expires, now time.Time) error {
+func checkTimes(notBefore, expires, now time.Time) error {
 	if !now.Before(expires) {
-		return refused(CauseExpired, "the JWT-SVID has expired: fetch a fresh one from the Workload API")
+		return jwtFailure(CauseExpired, "the JWT-SVID has expired: fetch a fresh one from the Workload API")
 	}
 	if now.Add(Leeway).Before(notBefore) {
-		return refused(CauseNotYetValid, "the JWT-SVID is not valid yet: compare the clocks of its issuer and of the broker")
+		return jwtFailure(CauseNotYetValid, "the JWT-SVID is not valid yet: compare the clocks of its issuer and of the broker")
 	}
 	return nil
 }
@@ -134,24 +134,24 @@ func inTime(notBefore, expires, now time.Time) error {
 func (t token) verify(compact string, trusted *trust, audiences []string) error {
 	bundle, ok := trusted.jwt[t.id.TrustDomain()]
 	if !ok {
-		return refused(CauseNoBundle, "the broker has no JWT authorities of this trust domain, so it can't verify a JWT-SVID of it: its operator finds the cause in the log")
+		return jwtFailure(CauseNoBundle, "the broker has no JWT authorities of this trust domain, so it can't verify a JWT-SVID of it: its operator finds the cause in the log")
 	}
 	if _, ok := bundle.FindJWTAuthority(t.kid); !ok {
-		return refused(CauseUnknownKey, "the JWT-SVID is signed by a key that is not in the bundle of its trust domain: fetch a fresh one")
+		return jwtFailure(CauseUnknownKey, "the JWT-SVID is signed by a key that is not in the bundle of its trust domain: fetch a fresh one")
 	}
 	svid, err := jwtsvid.ParseAndValidate(compact, trusted, audiences)
 	if err != nil {
-		return refused(CauseSignature, "the signature of the JWT-SVID does not hold: fetch a fresh one from the Workload API")
+		return jwtFailure(CauseSignature, "the signature of the JWT-SVID does not hold: fetch a fresh one from the Workload API")
 	}
 	// Two parsers read it. If they ever disagree, believe neither.
 	if svid.ID != t.id || !svid.Expiry.Equal(t.expires) || !slices.Equal(svid.Audience, []string{t.audience}) {
-		return refused(CauseMalformed, "the JWT-SVID can be read in more than one way")
+		return jwtFailure(CauseMalformed, "the JWT-SVID can be read in more than one way")
 	}
 	return nil
 }
 
 // count tells of a failure, and gives err as it is.
-func (v *Verifier) count(err error) error {
+func (v *Verifier) countFailure(err error) error {
 	if f, ok := err.(*Failure); ok {
 		v.failed(f.Method, string(f.Cause))
 	}
@@ -165,5 +165,5 @@ func (v *Verifier) count(err error) error {
 // It verifies the whole chain; Authenticate remembers what a connection proved.
 func (v *Verifier) X509(chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
 	r, err := verifyX509(v.source.trust.Load(), chain, now)
-	return r.who, v.count(err)
+	return r.who, v.countFailure(err)
 }

@@ -41,7 +41,7 @@ func newWorld(t testing.TB) *world {
 }
 
 func (w *world) verify(s *Source) *Verifier {
-	return NewVerifier(VerifierConfig{Source: s, Audiences: []string{audienceURL}, Failed: func(m broker.Method, cause string) {
+	return NewVerifier(VerifierConfig{Source: s, Audiences: []string{audienceURL}, OnFailure: func(m broker.Method, cause string) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.failed = append(w.failed, string(m)+" "+cause)

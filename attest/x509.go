@@ -14,30 +14,30 @@ import (
 	"accessbroker.internal/broker"
 )
 
-func distrusted(cause Cause, detail string) error {
+func x509Failure(cause Cause, detail string) error {
 	return &Failure{broker.MethodX509SVID, cause, detail}
 }
 
 // verifyX509 verifies a chain, the leaf first. The leaf is looked at before its
 // signature, so that most mistakes get an answer of their own.
-func verifyX509(trusted *trust, chain []*x509.Certificate, now time.Time) (remembered, error) {
+func verifyX509(trusted *trust, chain []*x509.Certificate, now time.Time) (cachedProof, error) {
 	if len(chain) == 0 {
-		return remembered{}, distrusted(CauseMalformed, "connect with an X.509-SVID")
+		return cachedProof{}, x509Failure(CauseMalformed, "connect with an X.509-SVID")
 	}
 	leaf := chain[0]
 	id, err := checkLeaf(leaf)
 	if err != nil {
-		return remembered{}, err
+		return cachedProof{}, err
 	}
-	if err := lasts(leaf.NotBefore, leaf.NotAfter, now); err != nil {
-		return remembered{}, err
+	if err := checkValidity(leaf.NotBefore, leaf.NotAfter, now); err != nil {
+		return cachedProof{}, err
 	}
 	ends, err := verifyChain(id, chain, trusted, now)
 	if err != nil {
-		return remembered{}, err
+		return cachedProof{}, err
 	}
 	proof := broker.Proof{Method: broker.MethodX509SVID, SHA256: sha256.Sum256(leaf.Raw), Expires: ends}
-	return remembered{identity(id, proof), trusted.generation, leaf.NotBefore}, nil
+	return cachedProof{identity(id, proof), trusted.generation, leaf.NotBefore}, nil
 }
 
 // checkLeaf holds a certificate to the rules of X509-SVID, sections 2 to 5.
@@ -45,29 +45,29 @@ func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
 	id, err := leafID(leaf)
 	switch {
 	case err != nil:
-		return id, distrusted(CauseSPIFFEID, "the certificate "+err.Error())
+		return id, x509Failure(CauseSPIFFEID, "the certificate "+err.Error())
 	case leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
-		return id, distrusted(CauseUsage, "a CA's certificate proves no workload: connect with a leaf (X509-SVID, section 5.2)")
+		return id, x509Failure(CauseUsage, "a CA's certificate proves no workload: connect with a leaf (X509-SVID, section 5.2)")
 	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
-		return id, distrusted(CauseUsage, "the certificate lacks the key usage digitalSignature (X509-SVID, section 4.3)")
-	case !forClients(leaf):
-		return id, distrusted(CauseUsage, "the certificate is not for TLS clients: its extended key usage needs clientAuth (X509-SVID, section 4.4)")
+		return id, x509Failure(CauseUsage, "the certificate lacks the key usage digitalSignature (X509-SVID, section 4.3)")
+	case !allowsClientAuth(leaf):
+		return id, x509Failure(CauseUsage, "the certificate is not for TLS clients: its extended key usage needs clientAuth (X509-SVID, section 4.4)")
 	}
 	return id, nil
 }
 
 // lasts wants now to be in [notBefore, ends).
-func lasts(notBefore, ends, now time.Time) error {
+func checkValidity(notBefore, ends, now time.Time) error {
 	switch {
 	case !now.Before(ends):
-		return distrusted(CauseExpired, "the X.509-SVID, or an authority above it, has expired: connect again with a fresh one")
+		return x509Failure(CauseExpired, "the X.509-SVID, or an authority above it, has expired: connect again with a fresh one")
 	case now.Before(notBefore):
-		return distrusted(CauseNotYetValid, "the X.509-SVID is not valid yet: compare the clocks of its issuer and of the broker")
+		return x509Failure(CauseNotYetValid, "the X.509-SVID is not valid yet: compare the clocks of its issuer and of the broker")
 	}
 	return nil
 }
 
-func forClients(leaf *x509.Certificate) bool {
+func allowsClientAuth(leaf *x509.Certificate) bool {
 	if len(leaf.ExtKeyUsage) == 0 && len(leaf.UnknownExtKeyUsage) == 0 {
 		return true
 	}
@@ -123,28 +123,28 @@ func uriNames(leaf *x509.Certificate) ([]string, error) {
 func verifyChain(id spiffeid.ID, chain []*x509.Certificate, trusted *trust, now time.Time) (ends time.Time, err error) {
 	td := id.TrustDomain()
 	if !trusted.listed[td] {
-		return ends, distrusted(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
+		return ends, x509Failure(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
 	}
 	if trusted.x509[td] == nil {
-		return ends, distrusted(CauseNoBundle, "the broker has no X.509 authorities of this trust domain, so it can't verify a certificate of it: its operator finds the cause in the log")
+		return ends, x509Failure(CauseNoBundle, "the broker has no X.509 authorities of this trust domain, so it can't verify a certificate of it: its operator finds the cause in the log")
 	}
 	verified, paths, err := x509svid.Verify(chain, trusted, x509svid.WithTime(now))
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return ends, distrusted(CauseExpired, "a certificate above the X.509-SVID is not valid now: connect again with a fresh one")
+		return ends, x509Failure(CauseExpired, "a certificate above the X.509-SVID is not valid now: connect again with a fresh one")
 	}
 	if err != nil || verified != id {
-		return ends, distrusted(CauseUntrusted, "the certificate does not lead to an authority in the bundle of its trust domain: send the intermediates too, or fetch a fresh X.509-SVID")
+		return ends, x509Failure(CauseUntrusted, "the certificate does not lead to an authority in the bundle of its trust domain: send the intermediates too, or fetch a fresh X.509-SVID")
 	}
 	for _, path := range paths {
-		if end := endOf(path); end.After(ends) {
+		if end := firstExpiry(path); end.After(ends) {
 			ends = end
 		}
 	}
-	return ends, lasts(chain[0].NotBefore, ends, now)
+	return ends, checkValidity(chain[0].NotBefore, ends, now)
 }
 
-func endOf(path []*x509.Certificate) time.Time {
+func firstExpiry(path []*x509.Certificate) time.Time {
 	end := path[0].NotAfter
 	for _, c := range path[1:] {
 		if c.NotAfter.Before(end) {

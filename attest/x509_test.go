@@ -257,12 +257,12 @@ func TestConn(t *testing.T) {
 		at   time.Time
 		want Cause
 	}{{now, ""}, {now, ""}, {cert.Leaf.NotAfter.Add(-time.Nanosecond), ""}, {cert.Leaf.NotAfter, CauseExpired}, {cert.Leaf.NotBefore.Add(-1), CauseNotYetValid}} {
-		_, err := w.verifier.overConn(ctx, chain, test.at)
+		_, err := w.verifier.verifyConn(ctx, chain, test.at)
 		if got := causeOf(t, err); got != test.want {
 			t.Errorf("at %s: %q, not %q", test.at, got, test.want)
 		}
 	}
-	held := ctx.Value(connKey{}).(*conn).held.Load()
+	held := ctx.Value(connKey{}).(*connCache).cert.Load()
 	if held == nil || held.generation != w.source.Generation() {
 		t.Errorf("held %+v", held)
 	}

@@ -112,7 +112,7 @@ func (v *service) openTrust(ctx context.Context) (err error) {
 		TrustDomain: s.trustDomain, TrustDomains: s.trustDomains, WorkloadAPI: s.workloadAPI, Bundles: s.bundles, Log: v.log,
 		// Without an agent nobody is let in, but what there is can be ended: by the
 		// reaper, by people and by the admin socket.
-		Later: true, StartTimeout: agentWait,
+		StartWithoutAgent: true, StartTimeout: agentWait,
 	})
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (v *service) openTrust(ctx context.Context) (err error) {
 	}
 	v.verifier = attest.NewVerifier(attest.VerifierConfig{
 		Source: v.trust, Audiences: s.audiences,
-		Failed: func(method broker.Method, cause string) { v.metrics.AttestFailed(string(method), cause) },
+		OnFailure: func(method broker.Method, cause string) { v.metrics.AttestFailed(string(method), cause) },
 	})
 	return nil
 }
@@ -226,7 +226,7 @@ func (v *service) adopt(ctx context.Context, s *settings, by broker.Identity) (r
 // callersConfig is for those who prove themselves by SPIFFE.
 func (v *service) callersConfig() server.Config {
 	c := v.serverConfig(v.verifier.Authenticate, v.verifier.ConnContext)
-	c.Remembers = v.verifier.Remembers
+	c.Remembers = v.verifier.Cached
 	if v.people != nil {
 		c.People, c.Providers, c.LogoutToken, c.Sealer = v.people, v.settings.providers(), v.people.LogoutToken, v.sealer
 	}
@@ -300,7 +300,7 @@ func (v *service) listen(ctx context.Context, group *errgroup.Group) (listeners 
 			return listeners, err
 		}
 		// A connection that outlives its certificate would end in refusals.
-		all = append(all, served{l, attest.Retire(v.server.Handler(s.audiences...)), config, v.server})
+		all = append(all, served{l, attest.CloseExpiringConnections(v.server.Handler(s.audiences...)), config, v.server})
 	}
 	if s := v.settings.metrics; s != "" {
 		l, err := net.Listen("tcp", s)
@@ -421,7 +421,7 @@ func (v *service) gauges() server.Gauges {
 		AuditUnpublished: func() float64 { return v.ledger.unpublished() },
 	}
 	if v.settings.workloadAPI != "" {
-		g.SVIDExpires = func() float64 { return v.trust.SVIDExpires().Seconds() }
+		g.SVIDExpires = func() float64 { return v.trust.SVIDTimeLeft().Seconds() }
 	}
 	return g
 }

@@ -192,7 +192,7 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	}
 	config := attest.ClientTLS{
 		BrokerID: cfg.brokerID, Cert: cfg.cert, Key: cfg.key,
-		NoCert: cfg.tokenFile != "" || cfg.anonymous, Web: cfg.ca != "" || cfg.socket == "",
+		NoCert: cfg.tokenFile != "" || cfg.anonymous, WebPKI: cfg.ca != "" || cfg.socket == "",
 	}
 	if cfg.ca != "" {
 		if config.Roots, err = readRoots(cfg.ca); err != nil {

@@ -216,7 +216,7 @@ func (b *Broker) serve(l net.Listener, providers []attest.ProviderConfig) {
 	tls, err := verifier.ServerTLS(attest.ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"})
 	b.must(err)
 	cfg := server.Config{
-		Broker: b.Domain, Authenticate: verifier.Authenticate, Remembers: verifier.Remembers, ConnContext: verifier.ConnContext, ExternalURL: b.URL, Log: b.Store,
+		Broker: b.Domain, Authenticate: verifier.Authenticate, Remembers: verifier.Cached, ConnContext: verifier.ConnContext, ExternalURL: b.URL, Log: b.Store,
 		Keys:           func(context.Context) ([]byte, error) { return b.Keys.JWKS(time.Now()), nil },
 		Algorithms:     func() []string { return b.Keys.Algorithms(time.Now()) },
 		SVIDAudiences:  []string{b.URL},

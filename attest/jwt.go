@@ -16,8 +16,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// MaxToken bounds a JWT-SVID, in bytes. SPIRE's are about 700.
-const MaxToken = 8 << 10
+// MaxTokenSize bounds a JWT-SVID, in bytes. SPIRE's are about 700.
+const MaxTokenSize = 8 << 10
 
 // A token is what a JWT-SVID says. Nothing of it is believed before its
 // signature was checked.
@@ -30,7 +30,7 @@ type token struct {
 }
 
 // refused makes a Failure of a JWT-SVID.
-func refused(cause Cause, detail string) error {
+func jwtFailure(cause Cause, detail string) error {
 	return &Failure{broker.MethodJWTSVID, cause, detail}
 }
 
@@ -58,7 +58,7 @@ func parseToken(compact string) (token, error) {
 func split(compact string) (header, claims []byte, err error) {
 	parts := strings.Split(compact, ".")
 	if len(parts) != 3 {
-		return nil, nil, refused(CauseMalformed, "send the JWT-SVID in JWS compact serialization: three parts with a dot between them, one signature")
+		return nil, nil, jwtFailure(CauseMalformed, "send the JWT-SVID in JWS compact serialization: three parts with a dot between them, one signature")
 	}
 	var decoded [3][]byte
 	for i, part := range parts {
@@ -66,7 +66,7 @@ func split(compact string) (header, claims []byte, err error) {
 		// has one spelling. Go's decoder skips line ends; we don't.
 		decoded[i], err = base64.RawURLEncoding.Strict().DecodeString(part)
 		if err != nil || len(part) == 0 || strings.ContainsAny(part, "\r\n") {
-			return nil, nil, refused(CauseMalformed, "a part of the JWT-SVID is not base64url (RFC 7515, section 2), or missing: see whether it was cut off or changed on its way")
+			return nil, nil, jwtFailure(CauseMalformed, "a part of the JWT-SVID is not base64url (RFC 7515, section 2), or missing: see whether it was cut off or changed on its way")
 		}
 	}
 	return decoded[0], decoded[1], nil
@@ -85,21 +85,21 @@ var algorithms = map[string]bool{
 func (t *token) readHeader(raw []byte) error {
 	header, err := members(raw)
 	if err != nil {
-		return refused(CauseMalformed, "the header of the JWT-SVID "+err.Error())
+		return jwtFailure(CauseMalformed, "the header of the JWT-SVID "+err.Error())
 	}
 	for name := range header {
 		if name != "alg" && name != "kid" && name != "typ" {
-			return refused(CauseMalformed, "the header of the JWT-SVID may hold alg, kid and typ only (JWT-SVID, section 2)")
+			return jwtFailure(CauseMalformed, "the header of the JWT-SVID may hold alg, kid and typ only (JWT-SVID, section 2)")
 		}
 	}
 	if t.alg = text(header["alg"]); !algorithms[t.alg] {
-		return refused(CauseAlgorithm, "sign the JWT-SVID with RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384 or PS512 (JWT-SVID, section 2.1)")
+		return jwtFailure(CauseAlgorithm, "sign the JWT-SVID with RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384 or PS512 (JWT-SVID, section 2.1)")
 	}
 	if typ, ok := header["typ"]; ok && text(typ) != "JWT" && text(typ) != "JOSE" {
-		return refused(CauseMalformed, "the typ of a JWT-SVID is JWT or JOSE, if there is one (JWT-SVID, section 2.3)")
+		return jwtFailure(CauseMalformed, "the typ of a JWT-SVID is JWT or JOSE, if there is one (JWT-SVID, section 2.3)")
 	}
 	if t.kid = text(header["kid"]); t.kid == "" {
-		return refused(CauseMalformed, "the JWT-SVID names no key: its header needs a kid")
+		return jwtFailure(CauseMalformed, "the JWT-SVID names no key: its header needs a kid")
 	}
 	return nil
 }
@@ -107,13 +107,13 @@ func (t *token) readHeader(raw []byte) error {
 func (t *token) readClaims(raw []byte) error {
 	claims, err := members(raw)
 	if err != nil {
-		return refused(CauseMalformed, "the payload of the JWT-SVID "+err.Error())
+		return jwtFailure(CauseMalformed, "the payload of the JWT-SVID "+err.Error())
 	}
 	// Nobody here reads iss and jti, but go-jose refuses what is no text: say
 	// so, and don't blame the signature.
 	for _, name := range []string{"iss", "jti"} {
 		if raw, ok := claims[name]; ok && raw[0] != '"' {
-			return refused(CauseMalformed, "the "+name+" of the JWT-SVID is not text (RFC 7519, section 4.1)")
+			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID is not text (RFC 7519, section 4.1)")
 		}
 	}
 	if err := t.readSubject(claims["sub"]); err != nil {
@@ -129,7 +129,7 @@ func (t *token) readClaims(raw []byte) error {
 func (t *token) readSubject(raw json.RawMessage) error {
 	id, err := workloadID(text(raw))
 	if err != nil {
-		return refused(CauseSPIFFEID, "the sub of the JWT-SVID "+err.Error())
+		return jwtFailure(CauseSPIFFEID, "the sub of the JWT-SVID "+err.Error())
 	}
 	t.id = id
 	return nil
@@ -144,7 +144,7 @@ func (t *token) readAudience(raw json.RawMessage) error {
 		t.audience = list[0]
 	}
 	if t.audience == "" {
-		return refused(CauseAudience, "fetch a JWT-SVID for exactly one audience, the broker's")
+		return jwtFailure(CauseAudience, "fetch a JWT-SVID for exactly one audience, the broker's")
 	}
 	return nil
 }
@@ -152,13 +152,13 @@ func (t *token) readAudience(raw json.RawMessage) error {
 func (t *token) readTimes(claims map[string]json.RawMessage) error {
 	exp, err := seconds(claims["exp"])
 	if err != nil || exp.IsZero() {
-		return refused(CauseMalformed, "the JWT-SVID needs an exp, in whole seconds (JWT-SVID, section 3.3)")
+		return jwtFailure(CauseMalformed, "the JWT-SVID needs an exp, in whole seconds (JWT-SVID, section 3.3)")
 	}
 	t.expires = exp
 	for _, name := range []string{"nbf", "iat"} {
 		at, err := seconds(claims[name])
 		if err != nil {
-			return refused(CauseMalformed, "the "+name+" of the JWT-SVID is not in whole seconds")
+			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID is not in whole seconds")
 		}
 		if at.After(t.notBefore) {
 			t.notBefore = at

@@ -103,7 +103,7 @@ func TestRotation(t *testing.T) {
 		before := w.source.Generation()
 		change()
 		w.publish()
-		w.source.look()
+		w.source.poll()
 		if g := w.source.Generation() - before; g != grows {
 			t.Errorf("%s: the generation grew by %d, not %d", name, g, grows)
 		}
@@ -122,7 +122,7 @@ func TestRotation(t *testing.T) {
 	// The server's own certificate is read anew, too, or nobody could connect.
 	files := w.source.certs[0]
 	w.writeCert(files.certPath, files.keyPath, "spiffe://acme.test/broker", "127.0.0.1")
-	w.source.look()
+	w.source.poll()
 	fresh := w.token(triage, time.Minute)
 	if a := call(t, w.client(w.svid(triage, time.Hour)), server, "", fresh); a.ID != triage {
 		t.Errorf("with new SVIDs: answered %+v", a)
@@ -136,22 +136,22 @@ func TestBrokenBundle(t *testing.T) {
 	generation := w.source.Generation()
 	for _, content := range []string{"", "{", `{"keys":null}`, `{"keys":[]}`, "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"} {
 		check(t, os.WriteFile(w.bundle, []byte(content), 0o600))
-		w.source.look()
+		w.source.poll()
 		if w.source.Degraded() == nil || w.source.Ready() != nil || w.source.Generation() != generation {
 			t.Errorf("%q: degraded %v, ready %v", content, w.source.Degraded(), w.source.Ready())
 		}
-		w.verifier.tokens = newMemory(16) // nothing is remembered
+		w.verifier.tokens = newProofCache(16) // nothing is remembered
 		if _, err := w.verifier.JWT(token, time.Now()); err != nil {
 			t.Errorf("%q: %v", content, err)
 		}
 	}
 	check(t, os.Remove(w.bundle))
-	w.source.look()
+	w.source.poll()
 	if err := w.source.Degraded(); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("without the file: %v", err)
 	}
 	w.publish()
-	w.source.look()
+	w.source.poll()
 	if err := w.source.Degraded(); err != nil {
 		t.Errorf("with the file back: %v", err)
 	}

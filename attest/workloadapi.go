@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -59,22 +60,22 @@ func (s *Source) openWorkloadAPI(ctx context.Context) error {
 		switch {
 		case err == nil:
 			return nil
-		case s.cfg.Later && errors.Is(err, errForeignSVID):
+		case s.cfg.StartWithoutAgent && errors.Is(err, errForeignSVID):
 			return err
-		case s.cfg.Later:
-			s.report(partX509, fmt.Errorf("%s: %w", advice(err), err))
+		case s.cfg.StartWithoutAgent:
+			s.report(partX509, fmt.Errorf("%s: %w", hint(err), err))
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for the Workload API at %s (%s): %s: %w", s.cfg.WorkloadAPI, s.cfg.StartTimeout, advice(err), err)
+			return fmt.Errorf("waiting for the Workload API at %s (%s): %s: %w", s.cfg.WorkloadAPI, s.cfg.StartTimeout, hint(err), err)
 		case <-time.After(wait.Next()):
 		}
 	}
 }
 
 // advice says what an operator can do about an agent that gives nothing.
-func advice(err error) string {
+func hint(err error) string {
 	switch status.Code(err) {
 	case codes.PermissionDenied:
 		return "the agent knows no identity for this process: register the broker as a workload"
@@ -89,33 +90,33 @@ func (s *Source) fetch(ctx context.Context, client *workloadapi.Client) error {
 	if err != nil {
 		return err
 	}
-	if err := s.takeX509(x509); err != nil {
+	if err := s.applyX509(x509); err != nil {
 		return err
 	}
 	jwt, err := client.FetchJWTBundles(ctx)
 	if err != nil {
 		return err
 	}
-	return s.takeJWT(jwt)
+	return s.applyJWT(jwt)
 }
 
 // errForeignSVID is a mistake that waiting does not mend.
 var errForeignSVID = errors.New("the Workload API gave the broker an identity of another trust domain")
 
-// takeX509 puts an SVID and X.509 bundles in force. An SVID of another trust
+// applyX509 puts an SVID and X.509 bundles in force. An SVID of another trust
 // domain than the configured one is a mistake of somebody's, and changes
 // nothing.
-func (s *Source) takeX509(c *workloadapi.X509Context) error {
+func (s *Source) applyX509(c *workloadapi.X509Context) error {
 	svid := c.DefaultSVID() // the first is the default (SPIFFE Workload API, section 5.3)
 	if td := svid.ID.TrustDomain().Name(); s.cfg.TrustDomain != "" && td != s.cfg.TrustDomain {
 		return fmt.Errorf("%w: %s, but its trust_domain is %s", errForeignSVID, svid.ID, s.cfg.TrustDomain)
 	}
 	s.own.Store(newOwnSVID(svid))
-	return s.change(func(d *delivered) { d.x509 = c.Bundles.Bundles() })
+	return s.change(func(d *bundles) { d.x509 = c.Bundles.Bundles() })
 }
 
-func (s *Source) takeJWT(set *jwtbundle.Set) error {
-	return s.change(func(d *delivered) { d.jwt = set.Bundles() })
+func (s *Source) applyJWT(set *jwtbundle.Set) error {
+	return s.change(func(d *bundles) { d.jwt = set.Bundles() })
 }
 
 // followWorkloadAPI takes what the agent streams. While the agent is away,
@@ -128,9 +129,9 @@ func (s *Source) followWorkloadAPI(ctx context.Context) error {
 	defer client.Close()
 	var all sync.WaitGroup
 	all.Go(func() {
-		s.again(ctx, partX509, func() error { return client.WatchX509Context(ctx, x509Watcher{s}) })
+		s.watch(ctx, partX509, func() error { return client.WatchX509Context(ctx, x509Watcher{s}) })
 	})
-	all.Go(func() { s.again(ctx, partJWT, func() error { return client.WatchJWTBundles(ctx, jwtWatcher{s}) }) })
+	all.Go(func() { s.watch(ctx, partJWT, func() error { return client.WatchJWTBundles(ctx, jwtWatcher{s}) }) })
 	all.Go(func() { _ = s.pollFiles(ctx) }) // certificates of servers
 	all.Wait()
 	return nil
@@ -139,9 +140,9 @@ func (s *Source) followWorkloadAPI(ctx context.Context) error {
 // again starts a watch that ended although nobody ended it: go-spiffe gives up
 // when the agent answers Canceled or InvalidArgument, as one does that is
 // shutting down.
-func (s *Source) again(ctx context.Context, part string, watch func() error) {
+func (s *Source) watch(ctx context.Context, part string, run func() error) {
 	for ctx.Err() == nil {
-		err := watch()
+		err := run()
 		if ctx.Err() != nil {
 			return
 		}
@@ -156,14 +157,14 @@ func (s *Source) again(ctx context.Context, part string, watch func() error) {
 type x509Watcher struct{ s *Source }
 
 func (w x509Watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
-	w.s.report(partX509, w.s.takeX509(c))
+	w.s.report(partX509, w.s.applyX509(c))
 }
 
 func (w x509Watcher) OnX509ContextWatchError(err error) { w.s.watchFailed(partX509, err) }
 
 type jwtWatcher struct{ s *Source }
 
-func (w jwtWatcher) OnJWTBundlesUpdate(set *jwtbundle.Set) { w.s.report(partJWT, w.s.takeJWT(set)) }
+func (w jwtWatcher) OnJWTBundlesUpdate(set *jwtbundle.Set) { w.s.report(partJWT, w.s.applyJWT(set)) }
 
 func (w jwtWatcher) OnJWTBundlesWatchError(err error) { w.s.watchFailed(partJWT, err) }
 
@@ -172,10 +173,10 @@ func (s *Source) watchFailed(part string, err error) {
 		return // our own end; if it is the agent's, again says so
 	}
 	if part == partX509 && s.own.Load() == nil || part == partJWT && len(s.trust.Load().jwt) == 0 {
-		s.report(part, fmt.Errorf("%s: %w", advice(err), err))
+		s.report(part, fmt.Errorf("%s: %w", hint(err), err))
 		return
 	}
-	s.report(part, fmt.Errorf("%s; what it last said stays in force: %w", advice(err), err))
+	s.report(part, fmt.Errorf("%s; what it last said stays in force: %w", hint(err), err))
 }
 
 // retries implements workloadapi.BackoffStrategy.
@@ -191,3 +192,21 @@ func (r *retry) Next() time.Duration {
 }
 
 func (r *retry) Reset() { r.last = 0 }
+
+// FetchJWTSVID asks the Workload API for a JWT-SVID of our own for the
+// audience, and says when it expires. The token is a secret.
+func (s *Source) FetchJWTSVID(ctx context.Context, audience string) (token string, expires time.Time, err error) {
+	if s.cfg.WorkloadAPI == "" {
+		return "", time.Time{}, errors.New("fetching a JWT-SVID: there is no Workload API to ask")
+	}
+	client, err := s.client(ctx)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	defer client.Close()
+	svid, err := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience})
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("fetching a JWT-SVID from %s: %s: %w", s.cfg.WorkloadAPI, hint(err), err)
+	}
+	return svid.Marshal(), svid.Expiry, nil
+}

@@ -29,16 +29,16 @@ func (v *Verifier) Authenticate(r *http.Request, bodyToken string) (broker.Ident
 	now := time.Now()
 	bearer, err := bearer(r.Header)
 	if err != nil {
-		return broker.Identity{}, v.count(err)
+		return broker.Identity{}, v.countFailure(err)
 	}
 	hasCert := r.TLS != nil && len(r.TLS.PeerCertificates) > 0
 	switch {
 	case hasCert && bearer != "":
-		return broker.Identity{}, v.two("this call carries a client certificate and a bearer token: send one of them, even if both are yours")
+		return broker.Identity{}, v.twoIdentities("this call carries a client certificate and a bearer token: send one of them, even if both are yours")
 	case hasCert:
-		who, err := v.overConn(r.Context(), r.TLS.PeerCertificates, now)
+		who, err := v.verifyConn(r.Context(), r.TLS.PeerCertificates, now)
 		if err == nil && bodyToken != "" {
-			err = v.sameAs(who, bodyToken, now)
+			err = v.checkSameIdentity(who, bodyToken, now)
 		}
 		if err != nil {
 			return broker.Identity{}, err
@@ -49,11 +49,11 @@ func (v *Verifier) Authenticate(r *http.Request, bodyToken string) (broker.Ident
 		if err != nil || bodyToken == "" || bodyToken == bearer {
 			return who, err
 		}
-		return broker.Identity{}, v.second(who, bodyToken, now)
+		return broker.Identity{}, v.rejectSecondToken(who, bodyToken, now)
 	case bodyToken != "":
 		return v.JWT(bodyToken, now)
 	}
-	return broker.Identity{}, v.count(&Failure{methodNone, CauseNoProof, "prove who you are: connect with an X.509-SVID, or send a JWT-SVID as Authorization: Bearer"})
+	return broker.Identity{}, v.countFailure(&Failure{methodNone, CauseNoProof, "prove who you are: connect with an X.509-SVID, or send a JWT-SVID as Authorization: Bearer"})
 }
 
 // bearer reads the Authorization header (RFC 6750, section 2.1).
@@ -67,31 +67,31 @@ func bearer(h http.Header) (string, error) {
 		return "", nil
 	case 1:
 	default:
-		return "", refused(CauseMalformed, "send one Authorization header: Bearer <JWT-SVID>")
+		return "", jwtFailure(CauseMalformed, "send one Authorization header: Bearer <JWT-SVID>")
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || token == "" || strings.ContainsAny(token, " \t,") {
-		return "", refused(CauseMalformed, "the Authorization header must be: Bearer <JWT-SVID>")
+		return "", jwtFailure(CauseMalformed, "the Authorization header must be: Bearer <JWT-SVID>")
 	}
 	return token, nil
 }
 
-// sameAs wants a token in the body to prove whom the certificate proved.
-func (v *Verifier) sameAs(who broker.Identity, bodyToken string, now time.Time) error {
+// checkSameIdentity wants a token in the body to prove whom the certificate proved.
+func (v *Verifier) checkSameIdentity(who broker.Identity, bodyToken string, now time.Time) error {
 	other, err := v.jwt(bodyToken, now)
 	if isForeign(err) || err == nil && other.ID != who.ID {
-		return v.foreign()
+		return v.foreignSubject()
 	}
-	return v.count(err)
+	return v.countFailure(err)
 }
 
 // second says what is wrong with a token in the body that is not the bearer
 // token.
-func (v *Verifier) second(who broker.Identity, bodyToken string, now time.Time) error {
-	if err := v.sameAs(who, bodyToken, now); err != nil {
+func (v *Verifier) rejectSecondToken(who broker.Identity, bodyToken string, now time.Time) error {
+	if err := v.checkSameIdentity(who, bodyToken, now); err != nil {
 		return err
 	}
-	return v.two("this call carries two different tokens: send the one in the body alone, or the same one twice")
+	return v.twoIdentities("this call carries two different tokens: send the one in the body alone, or the same one twice")
 }
 
 // isForeign says whether a token is about somebody that can't be a caller
@@ -101,13 +101,13 @@ func isForeign(err error) bool {
 	return ok && (f.Cause == CauseSPIFFEID || f.Cause == CauseTrustDomain)
 }
 
-func (v *Verifier) two(detail string) error {
-	v.failed(methodNone, string(CauseTwo))
+func (v *Verifier) twoIdentities(detail string) error {
+	v.failed(methodNone, string(CauseTwoIdentities))
 	return &broker.Refusal{Err: broker.ErrTwoIdentities, Detail: detail}
 }
 
-func (v *Verifier) foreign() error {
-	v.failed(methodNone, string(CauseForeign))
+func (v *Verifier) foreignSubject() error {
+	v.failed(methodNone, string(CauseForeignSubject))
 	return &broker.Refusal{Err: broker.ErrForeignSubject,
 		Detail: "the token in the body is not the proof that this call was made with; acting for others is not offered: send your own JWT-SVID, and no other proof"}
 }

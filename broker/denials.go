@@ -124,7 +124,7 @@ func (b *Broker) flushDenials(ctx context.Context, now time.Time, all bool) {
 			continue
 		}
 		d.record.Count, d.record.Openings = d.more, nil
-		if _, err := b.write(ctx, nil, d.record, func(Tx) error { return nil }); err != nil {
+		if _, err := b.write(ctx, []Key{d.id}, d.record, func(tx Tx) error { return listRefusal(tx, d.id) }); err != nil {
 			b.cfg.Log.ErrorContext(ctx, "repeated denials are not recorded", "request", d.id.String(), "count", d.more, "err", err)
 		}
 	}
@@ -208,7 +208,7 @@ func (b *Broker) refused(ctx context.Context, who Identity, r *Request, d Decisi
 	if known {
 		return refusal
 	}
-	if _, err := b.write(ctx, nil, record, func(Tx) error { return nil }); err != nil {
+	if _, err := b.write(ctx, []Key{r.ID}, record, func(tx Tx) error { return listRefusal(tx, r.ID) }); err != nil {
 		b.denials.forget(at)
 		return err
 	}

@@ -237,16 +237,25 @@ func (p *Past) add(state RequestStatus) {
 
 // LeasesOf gives the leases of a request, newest first, to those who may see it.
 func (b *Broker) LeasesOf(ctx context.Context, r *Request, now time.Time) (list []*Lease, err error) {
+	list, _, err = b.leasesOf(ctx, r, now)
+	return list, err
+}
+
+// leasesOf is LeasesOf for callers who have read the request. more reports
+// whether there may be older leases.
+func (b *Broker) leasesOf(ctx context.Context, r *Request, now time.Time) (list []*Lease, more bool, err error) {
 	if r.Approved.IsZero() {
-		return nil, nil
+		return nil, false, nil
 	}
 	// No lease of it was opened after the grant: those need not be looked at.
 	q := LeaseQuery{Request: r.ID, Now: now, Before: leaseIDAt(r.CollectUntil.Add(time.Minute)), Limit: pageDefault}
 	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		list, _, err = tx.Leases(q)
+		var next LeaseID
+		list, next, err = tx.Leases(q)
+		more = !next.IsZero()
 		return err
 	})
-	return list, unavailable(err)
+	return list, more, unavailable(err)
 }
 
 // Effect says, in the words of the issuer, what a credential of the request

@@ -60,9 +60,10 @@ type Lease struct {
 	EndAsked  time.Time // when its end was first requested or became due
 	EndHow    string    // one of the End constants
 	Ended     time.Time
-	Attempts  int       // failed calls to the issuer
-	NextTry   time.Time // while revoking: when the issuer is called next
-	LastError string    // a stable code, never an upstream's text
+	Attempts  int        // failed calls to the issuer
+	NextTry   time.Time  // while revoking: when the issuer is called next
+	LastError string     // a stable code, never an upstream's text
+	Records   []RecordID // of the log, oldest first; see RecordID
 }
 
 // A Credential is returned to its holder once, and not stored.

@@ -85,6 +85,7 @@ type Request struct {
 	ReviewDue     time.Time  // by when it has to be reviewed; zero: it needs no review
 	Reviewed      time.Time  // when that was done
 	Verdicts      []Approval // of the review; Approve: it was justified
+	Records       []RecordID // of the log, oldest first; see RecordID
 	Reused        bool       // not stored: an earlier request is the answer to this ask
 }
 

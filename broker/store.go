@@ -31,7 +31,9 @@ type Tx interface {
 	// changing it changes nothing until it is Put.
 	Get(Key) (Row, error)
 
-	// Put inserts or replaces the row. It is buffered.
+	// Put inserts or replaces the row. It is buffered. To replace a request or a
+	// lease, name its key in reads: its list of records is taken from the row
+	// that is replaced (see RecordID).
 	Put(Row)
 
 	// Append adds a record to the log. It is buffered; the store sets the

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"sort"
 	"strconv"
 	"time"
 
@@ -51,7 +49,7 @@ func (s *Server) auditPage(c *call) (reply, error) {
 type timelinePage struct {
 	requestView
 	Entries []timelineEntry
-	Partial bool // there may be records that were not looked at
+	Partial bool // the log may have more records of the request
 }
 
 type timelineEntry struct {
@@ -64,23 +62,22 @@ type timelineEntry struct {
 	Proved bool // a published checkpoint covers it
 }
 
-// timelinePage shows what the log says of a request.
+// timelinePage shows the records of a request and of its leases.
 func (s *Server) timelinePage(c *call) (reply, error) {
 	r, err := s.requestOf(c)
 	if err != nil {
 		return reply{}, err
 	}
-	leases, err := s.cfg.Broker.LeasesOf(c.r.Context(), r, c.now)
+	ids, whole, err := s.cfg.Broker.RecordsOf(c.r.Context(), c.who, r.ID, c.now)
 	if err != nil {
 		return reply{}, err
 	}
-	p := timelinePage{requestView: s.view(c, r)}
+	found, err := s.read(c.r.Context(), ids)
+	if err != nil {
+		return reply{}, err
+	}
+	p := timelinePage{requestView: s.view(c, r), Partial: !whole || len(found) < len(ids)}
 	published := s.publishedSize(c.r.Context())
-	found, partial, err := s.find(c.r.Context(), r, leases)
-	if err != nil {
-		return reply{}, err
-	}
-	p.Partial = partial
 	for _, f := range found {
 		p.Entries = append(p.Entries, f.entry(published))
 	}
@@ -102,135 +99,25 @@ func (s *Server) publishedSize(ctx context.Context) int64 {
 	return size
 }
 
-// A span is a stretch of time in which records are looked for.
-type span struct{ from, to time.Time }
-
-// Records are of the time when they became durable: soon after what they are
-// about began, or after an upstream was asked. Refusals that are repeated are
-// counted for a minute first.
-const (
-	recordSoon  = 5 * time.Second
-	recordSlow  = broker.IssueDeadline + recordSoon
-	recordCount = 2 * time.Minute
-)
-
-// lifeOf is the span in which all records of a request were written. within are
-// its moments, which go on where leases outlive the grant.
-func lifeOf(r *broker.Request, within []span) span {
-	to := r.Created.Add(r.Waits())
-	for _, t := range []time.Time{r.CollectUntil, within[len(within)-1].to} {
-		if t.After(to) {
-			to = t
-		}
-	}
-	return span{within[0].from, to.Add(recordCount)}
-}
-
-// moments are the spans in which most records of a request were written, in
-// order and apart. Nothing says when collecting was refused.
-func moments(r *broker.Request, leases []*broker.Lease) (spans []span) {
-	add := func(t time.Time, within time.Duration) {
-		if !t.IsZero() {
-			spans = append(spans, span{t.Add(-time.Second), t.Add(within)})
-		}
-	}
-	add(r.Created, recordSoon)
-	for _, a := range slices.Concat(r.Approvals, r.Verdicts) {
-		add(a.At, recordSoon)
-	}
-	if r.Status == broker.RequestWithdrawn {
-		add(r.Created, r.Waits())
-	}
-	add(r.CollectUntil, recordSoon)
-	for _, l := range leases {
-		add(l.Opened, recordSlow)
-		add(l.EndAsked, recordSlow)
-		add(l.Ended, recordSoon)
-	}
-	slices.SortFunc(spans, func(a, b span) int { return a.from.Compare(b.from) })
-	merged := spans[:0]
-	for _, s := range spans {
-		if n := len(merged); n > 0 && !s.from.After(merged[n-1].to) {
-			if s.to.After(merged[n-1].to) {
-				merged[n-1].to = s.to
-			}
-			continue
-		}
-		merged = append(merged, s)
-	}
-	return merged
-}
-
 type foundRecord struct {
 	index  int64
 	record audit.Record
 }
 
-// maxFind is how many records one timeline looks at.
-const maxFind = 5000
-
-// find looks for the records of a request and of its leases. Nothing in the log
-// leads from a request to them; their times do. What the log is too busy to be
-// looked through for is found at its moments, and partial.
-func (s *Server) find(ctx context.Context, r *broker.Request, leases []*broker.Lease) (found []foundRecord, partial bool, err error) {
-	spans, size := moments(r, leases), s.cfg.Log.Size()
-	life := lifeOf(r, spans)
-	first, end, err := s.stretch(ctx, size, life)
+// read returns those of the records that are in the current log.
+func (s *Server) read(ctx context.Context, ids []broker.RecordID) (found []foundRecord, err error) {
+	items, err := s.cfg.Log.Records(ctx, ids)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	if partial = end-first > maxFind; !partial {
-		spans = []span{life}
-	}
-	its := map[string]bool{} // leases: their ends name no request
-	for _, l := range leases {
-		its[l.ID.String()] = true
-	}
-	left := maxFind
-	for _, sp := range spans {
-		first, end, err := s.stretch(ctx, size, sp)
+	for _, item := range items {
+		record, err := audit.Decode(item.Leaf)
 		if err != nil {
-			return nil, false, err
+			return nil, fmt.Errorf("decoding record %d: %w", item.Index, err)
 		}
-		for i := first; i < end && left > 0; i++ {
-			left--
-			_, record, err := s.record(ctx, i)
-			if err != nil {
-				return nil, false, err
-			}
-			asks := record.Request != nil && record.Request.ID == r.ID.String()
-			if asks && record.Lease != nil {
-				its[record.Lease.ID] = true
-			}
-			if asks || record.Lease != nil && its[record.Lease.ID] {
-				found = append(found, foundRecord{i, record})
-			}
-		}
+		found = append(found, foundRecord{item.Index, record})
 	}
-	return found, partial, nil
-}
-
-// stretch gives the records of a span: from first, up to end and without it.
-func (s *Server) stretch(ctx context.Context, size int64, sp span) (first, end int64, err error) {
-	if first, err = s.firstAt(ctx, size, sp.from); err != nil {
-		return 0, 0, err
-	}
-	end, err = s.firstAt(ctx, size, sp.to)
-	return first, end, err
-}
-
-// firstAt is the index of the first record that is not older than t. Times of
-// records never go back.
-func (s *Server) firstAt(ctx context.Context, size int64, t time.Time) (int64, error) {
-	var failed error
-	i := sort.Search(int(size), func(i int) bool {
-		_, record, err := s.record(ctx, int64(i))
-		if err != nil {
-			failed = err
-		}
-		return !record.Time.Before(t)
-	})
-	return int64(i), failed
+	return found, nil
 }
 
 func (s *Server) record(ctx context.Context, index int64) (audit.Item, audit.Record, error) {

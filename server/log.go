@@ -25,8 +25,9 @@ type LogReader interface {
 	// broker.ErrNotFound if none covers it yet.
 	Prove(ctx context.Context, index int64) (*audit.Proof, error)
 
-	// Size is how many records there are.
-	Size() int64
+	// Records returns those of the ids that name records of this log, in its
+	// order. It leaves out records of earlier logs.
+	Records(ctx context.Context, ids []broker.RecordID) ([]audit.Item, error)
 }
 
 func (s *Server) checkpoint(c *call) (reply, error) {

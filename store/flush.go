@@ -171,8 +171,5 @@ func (g *group) writeRecords(ctx context.Context) error {
 	return nil
 }
 
-// epochBits is how many records a log may have, as a power of two.
-const epochBits = 40
-
-// recordID is the key of a record: logs stand behind one another in one table.
-func recordID(epoch, index int64) int64 { return epoch<<epochBits | index }
+// recordID returns the key of a record: one table holds the records of all logs.
+func recordID(epoch, index int64) int64 { return int64(broker.NewRecordID(epoch, index)) }

@@ -278,12 +278,14 @@ var (
 
 // take makes a member's writes the group's.
 func (g *group) take(tx *updateTx) {
+	first := g.head.Size + int64(len(g.entries))
 	g.entries = append(g.entries, tx.entries...)
 	if g.rows == nil && len(tx.rows) > 0 {
 		g.rows = map[broker.Key]*row{}
 	}
 	for i := range tx.rows {
 		r := &tx.rows[i]
+		r.addRecords(g.head.Epoch, first, len(tx.entries))
 		if there := g.rows[r.key]; there != nil {
 			*there = *r
 			continue

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -88,8 +89,33 @@ func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
 	return item, nil
 }
 
-// Size is how many records the log has.
-func (s *Store) Size() int64 { return s.Head().Size }
+// Records returns those of the ids that name records of the log that is written
+// to, in the order of the log. Records of earlier logs are left out.
+func (s *Store) Records(ctx context.Context, ids []broker.RecordID) (items []audit.Item, err error) {
+	var wanted []int64
+	for _, id := range ids {
+		if id.Epoch() == s.Head().Epoch {
+			wanted = append(wanted, int64(id))
+		}
+	}
+	list, err := json.Marshal(wanted)
+	if err != nil {
+		return nil, err
+	}
+	query := "SELECT id, leaf, hashes, openings FROM records WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+	err = each(ctx, s.readers, query, []any{string(list)}, func(rows *sql.Rows) error {
+		item, err := scanItem(rows)
+		items = append(items, item)
+		return err
+	})
+	if err != nil {
+		return nil, unavailable("reading records", err)
+	}
+	if len(items) < len(wanted) {
+		return nil, unavailable("reading records", fmt.Errorf("the log has %d of %d", len(items), len(wanted)))
+	}
+	return items, nil
+}
 
 // Hashes reads the tree's hashes, for proofs.
 func (s *Store) Hashes(ctx context.Context) audit.Rows {

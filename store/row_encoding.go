@@ -121,6 +121,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
 		&r.ReviewDue, &r.Reviewed, &r.Verdicts)
+	c.records(&r.Records)
 }
 
 func identityFields(i *broker.Identity, c *coder) {
@@ -156,6 +157,7 @@ func leaseFields(l *broker.Lease, c *coder) {
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, &l.Owner, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates)
+	c.records(&l.Records)
 }
 
 func counterKeyFields(k *broker.CounterKey, c *coder) { c.fields(&k.Policy, &k.Holder, &k.Entitlement) }

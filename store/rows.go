@@ -61,6 +61,7 @@ type row struct {
 	body  []byte
 	extra []any      // the values of the table's extra columns
 	index leaseIndex // of a lease
+	lists bool       // the row lists its records; see records.go
 }
 
 // A leaseIndex is what a lease is found by while its credential works. It has

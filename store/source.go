@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
 )
 
 // A logSource is an audit.Source over a database.
@@ -145,14 +146,17 @@ const itemBatch = 256
 func (l *logSource) batch(ctx context.Context, epoch, from, to int64) (items []audit.Item, err error) {
 	query := "SELECT id, leaf, hashes, openings FROM records WHERE id >= ? AND id < ? ORDER BY id"
 	err = each(ctx, l.db, query, []any{recordID(epoch, from), recordID(epoch, to)}, func(rows *sql.Rows) error {
-		var item audit.Item
-		var id int64
-		if err := rows.Scan(&id, &item.Leaf, &item.Hashes, &item.Openings); err != nil {
-			return err
-		}
-		item.Index = id &^ (epoch << epochBits)
+		item, err := scanItem(rows)
 		items = append(items, item)
-		return nil
+		return err
 	})
 	return items, err
+}
+
+// scanItem reads a record's id, leaf, hashes and openings.
+func scanItem(rows *sql.Rows) (item audit.Item, err error) {
+	var id int64
+	err = rows.Scan(&id, &item.Leaf, &item.Hashes, &item.Openings)
+	item.Index = broker.RecordID(id).Index()
+	return item, err
 }

@@ -55,6 +55,7 @@ func (tx *updateTx) Put(r broker.Row) {
 		tx.err = errors.Join(tx.err, err)
 		return
 	}
+	encoded.keepRecords(tx.g.body(encoded.key))
 	for i := range tx.rows {
 		if tx.rows[i].key == encoded.key {
 			tx.rows[i] = encoded

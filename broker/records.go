@@ -1,0 +1,66 @@
+package broker
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// A RecordID names a record of the log: an index, and the log that it counts
+// in. A database may have several logs, one after the other, each with indexes
+// from 0: the number of a log, its epoch, is above the index.
+//
+// Requests and leases list the ids of the records that were appended by the
+// transactions that put them. The store keeps the list; what a caller has in it
+// is not stored. The list is complete or empty: a row that was first put without
+// a record, as by versions that kept no lists, never gets one.
+type RecordID int64
+
+// indexBits is the binary logarithm of how many records a log can have.
+const indexBits = 40
+
+// NewRecordID returns the id of the record with that index of a log.
+func NewRecordID(epoch, index int64) RecordID { return RecordID(epoch<<indexBits | index) }
+
+// Epoch returns the number of the record's log; the first is 1.
+func (id RecordID) Epoch() int64 { return int64(id) >> indexBits }
+
+// Index returns the record's place in its log, from 0.
+func (id RecordID) Index() int64 { return int64(id) & (1<<indexBits - 1) }
+
+// MaxListed bounds the list of a request: once it has that many records,
+// further refusals to collect are in the log and no longer in the list.
+const MaxListed = 100
+
+// RecordsOf returns the ids of the records of a request and of its leases, in
+// the order of the log, to those who may see the request. whole is false if the
+// list may leave records out: those of rows without a list, those of leases
+// past the first page, and refusals past MaxListed.
+func (b *Broker) RecordsOf(ctx context.Context, who Identity, id RequestID, now time.Time) (ids []RecordID, whole bool, err error) {
+	r, err := b.Request(ctx, who, id, now)
+	if err != nil {
+		return nil, false, err
+	}
+	leases, more, err := b.leasesOf(ctx, r, now)
+	if err != nil {
+		return nil, false, err
+	}
+	ids = slices.Clone(r.Records)
+	whole = len(r.Records) > 0 && len(r.Records) < MaxListed && !more
+	for _, l := range leases {
+		ids = append(ids, l.Records...)
+		whole = whole && len(l.Records) > 0
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), whole, nil
+}
+
+// listRefusal puts a request as it is, so that it lists the record of the
+// transaction. A request that was never stored has no list.
+func listRefusal(tx Tx, id RequestID) error {
+	r, err := get[*Request](tx, id)
+	if err == nil && len(r.Records) < MaxListed {
+		tx.Put(r)
+	}
+	return ignoreNotFound(err)
+}

@@ -232,7 +232,7 @@ func (c *checker) vaultSpec(key string, f entitlementFile, e *broker.Entitlement
 		return &vault.Spec{}
 	}
 	v := f.Vault
-	spec := &vault.Spec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Lasting: v.Ephemeral != nil && !*v.Ephemeral, Timed: v.Revocation != ""}
+	spec := &vault.Spec{Path: v.Path, Policies: v.Policies, Type: v.Type, Wrap: v.Wrap, Permanent: v.Ephemeral != nil && !*v.Ephemeral, AtExpiry: v.Revocation != ""}
 	if v.Revocation != "" && v.Revocation != string(broker.RevokedAtExpiry) {
 		c.bad(key+"/vault/revocation", "say %s of what only time ends, such as sessions of AWS STS, or leave it out", broker.RevokedAtExpiry)
 	}

@@ -11,10 +11,9 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// TestVaultLostAnswerOnAnOldConnection: an HTTP client repeats some calls by
-// itself if a connection that it had kept breaks. It may not repeat those that
-// make something, read or written, over whichever HTTP.
-func TestVaultLostAnswerOnAnOldConnection(t *testing.T) {
+// When a reused connection breaks, net/http repeats some requests by itself. It
+// must not repeat one that makes a credential.
+func TestIssueSendsOnceOnReusedConnection(t *testing.T) {
 	for name, test := range map[string]struct {
 		spec Spec
 		h2   bool
@@ -25,17 +24,17 @@ func TestVaultLostAnswerOnAnOldConnection(t *testing.T) {
 		"written, HTTP/2": {Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, v := startFakeVault(t)
+			f, v := startFake(t)
 			if test.h2 {
 				v = f.overTLS(t)
 			}
-			o := vaultOrder(t, test.spec)
+			o := newOrder(t, test.spec)
 			if _, _, err := issue(v, o); err != nil {
 				t.Fatal(err)
 			}
 			f.with(func(_ http.ResponseWriter, r *http.Request) bool {
 				if test.h2 != (r.ProtoMajor == 2) {
-					t.Errorf("it speaks %s", r.Proto)
+					t.Errorf("the request uses %s", r.Proto)
 				}
 				if strings.HasSuffix(r.URL.Path, test.spec.Path) {
 					panic(http.ErrAbortHandler)
@@ -46,31 +45,29 @@ func TestVaultLostAnswerOnAnOldConnection(t *testing.T) {
 				t.Errorf("without an answer: %v", err)
 			}
 			n := 0
-			for _, call := range f.made() {
+			for _, call := range f.received() {
 				if strings.HasSuffix(call, test.spec.Path) {
 					n++
 				}
 			}
 			if n != 2 {
-				t.Errorf("it was asked %d times for two credentials: %v", n, f.made())
+				t.Errorf("%d requests for 2 credentials: %v", n, f.received())
 			}
 		})
 	}
 }
 
-// overTLS gives an issuer that speaks HTTP/2 to the same Vault.
+// overTLS returns an issuer that uses the same Vault over HTTP/2.
 func (f *fakeVault) overTLS(t *testing.T) *Issuer {
 	t.Helper()
 	s := httptest.NewUnstartedServer(f)
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
-	return newTestVault(t, Config{Address: s.URL, TLS: s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()})
+	return newIssuer(t, Config{Address: s.URL, TLS: s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()})
 }
 
-// Every call says its namespace: the login, its renewal, what makes and what
-// ends.
-func TestVaultNamespace(t *testing.T) {
+func TestEveryRequestHasNamespace(t *testing.T) {
 	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}, listed: map[string]int{}}
 	var mu sync.Mutex
 	seen := map[string]string{}
@@ -81,9 +78,9 @@ func TestVaultNamespace(t *testing.T) {
 		f.ServeHTTP(w, r)
 	}))
 	t.Cleanup(s.Close)
-	v := newTestVault(t, Config{Address: s.URL, Namespace: "team/payments"})
+	v := newIssuer(t, Config{Address: s.URL, Namespace: "team/payments"})
 	for _, spec := range []Spec{{Path: "database/creds/orders-ro"}, {Path: TokenPath}} {
-		l, _, err := issue(v, vaultOrder(t, spec))
+		l, _, err := issue(v, newOrder(t, spec))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,16 +88,16 @@ func TestVaultNamespace(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	v.session.renewal = v.session.made
+	v.session.renewal = v.session.loggedIn
 	if err := v.session.renew(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if len(seen) != 6 {
-		t.Errorf("these were called: %v", seen)
+		t.Errorf("requests for %v, want 6 paths", seen)
 	}
 	for path, namespace := range seen {
 		if namespace != "team/payments" {
-			t.Errorf("%s was called in the namespace %q", path, namespace)
+			t.Errorf("%s has the namespace %q", path, namespace)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// engine answers as Vault's engines are documented to.
+// engine answers as the documentation of Vault's engines says.
 func (f *fakeVault) engine(path, token string, body object) (int, any) {
 	leased := func(seconds int, data object) (int, any) {
 		lease := fmt.Sprintf("%s/%d", path, f.n)
@@ -43,7 +43,7 @@ func (f *fakeVault) engine(path, token string, body object) (int, any) {
 		ttl, _ := body["ttl"].(string)
 		asked, err := time.ParseDuration(ttl)
 		if err != nil || asked < stsMinTTL {
-			return 400, "AWS makes no session for so short a time"
+			return 400, "AWS makes no session that short"
 		}
 		return leased(300, session(int(asked/time.Second)-int(f.ahead/time.Second))) // its mount has a max_lease_ttl
 	case "aws/sts/federated":
@@ -74,7 +74,7 @@ func (f *fakeVault) engine(path, token string, body object) (int, any) {
 	return 404, "no handler for route"
 }
 
-// signed is an SSH certificate as the role of the path makes it.
+// signed returns an SSH certificate; the role in the path chooses its flaw.
 func (f *fakeVault) signed(path string, body object) (int, any) {
 	_, ca, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -105,69 +105,68 @@ func (f *fakeVault) signed(path string, body object) (int, any) {
 	return 200, object{"data": object{"signed_key": string(ssh.MarshalAuthorizedKey(cert)), "serial_number": "2a"}}
 }
 
-// What other engines make, and what ending it means: nothing is called revoked
-// that goes on working, and nothing is given out that ends later than approvers
-// were shown, or than its lease.
-func TestVaultEngines(t *testing.T) {
+// No engine's credential is reported as revoked while it still works, and none is
+// issued that outlives its lease or is harder to revoke than approvers were shown.
+func TestEngines(t *testing.T) {
 	ttl := map[string]string{"ttl": "${ttl}"}
 	for name, test := range map[string]struct {
-		spec  Spec
-		kind  string // empty: it is refused
-		truth broker.Revocation
-		ends  error
+		spec   Spec
+		kind   string // empty: the credential is refused
+		shown  broker.Revocation
+		revoke error // that Revoke returns
 	}{
-		"a user of AWS":                         {Spec{Path: "aws/creds/user"}, "aws", broker.RevokedImmediate, nil},
-		"a session of AWS":                      {Spec{Path: "aws/sts/role", Data: ttl}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session in the old words":            {Spec{Path: "aws/sts/federated"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session without a lease":             {Spec{Path: "aws/sts/unleased"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session that does not say its end":   {Spec{Path: "aws/sts/silent"}, "", "", nil},
-		"a session that says so":                {Spec{Path: "aws/creds/role", Timed: true}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a session where a user was promised":   {Spec{Path: "aws/creds/role"}, "", "", nil},
-		"a session that outlives its lease":     {Spec{Path: "aws/sts/long"}, "", "", nil},
-		"a session that outlives a short lease": {Spec{Path: "aws/creds/long", Timed: true}, "", "", nil},
-		"a session as data, promised to end":    {Spec{Path: "aws/creds/role", Type: "data"}, "", "", nil},
-		"a token of Google":                     {Spec{Path: "gcp/roleset/reader/token", Timed: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"a token that was promised to end":      {Spec{Path: "gcp/roleset/reader/token"}, "", "", nil},
-		"a key of Google":                       {Spec{Path: "gcp/roleset/reader/key"}, "data", broker.RevokedImmediate, nil},
+		"AWS user":                              {Spec{Path: "aws/creds/user"}, "aws", broker.RevokedImmediate, nil},
+		"AWS session":                           {Spec{Path: "aws/sts/role", Data: ttl}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"AWS session, old field names":          {Spec{Path: "aws/sts/federated"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"AWS session without lease":             {Spec{Path: "aws/sts/unleased"}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"AWS session without expiry":            {Spec{Path: "aws/sts/silent"}, "", "", nil},
+		"AWS session, declared":                 {Spec{Path: "aws/creds/role", AtExpiry: true}, "aws", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"AWS session, undeclared":               {Spec{Path: "aws/creds/role"}, "", "", nil},
+		"AWS session outlives lease":            {Spec{Path: "aws/sts/long"}, "", "", nil},
+		"AWS session, declared, outlives lease": {Spec{Path: "aws/creds/long", AtExpiry: true}, "", "", nil},
+		"AWS session as data, undeclared":       {Spec{Path: "aws/creds/role", Type: "data"}, "", "", nil},
+		"Google Cloud token":                    {Spec{Path: "gcp/roleset/reader/token", AtExpiry: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"Google Cloud token, undeclared":        {Spec{Path: "gcp/roleset/reader/token"}, "", "", nil},
+		"Google Cloud key":                      {Spec{Path: "gcp/roleset/reader/key"}, "data", broker.RevokedImmediate, nil},
 		"Azure":                                 {Spec{Path: "azure/creds/reader"}, "data", broker.RevokedImmediate, nil},
-		"Kubernetes":                            {Spec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"Kubernetes that was promised to end":   {Spec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}}, "", "", nil},
-		"Kubernetes for longer than the lease":  {Spec{Path: "kubernetes/creds/long", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
-		"Kubernetes for ever":                   {Spec{Path: "kubernetes/creds/ever", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
-		"Kubernetes that can't be read":         {Spec{Path: "kubernetes/creds/garbage", Data: map[string]string{"kubernetes_namespace": "shop"}, Timed: true}, "", "", nil},
+		"Kubernetes":                            {Spec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}, AtExpiry: true}, "data", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"Kubernetes, undeclared":                {Spec{Path: "kubernetes/creds/deployer", Data: map[string]string{"kubernetes_namespace": "shop"}}, "", "", nil},
+		"Kubernetes outlives lease":             {Spec{Path: "kubernetes/creds/long", Data: map[string]string{"kubernetes_namespace": "shop"}, AtExpiry: true}, "", "", nil},
+		"Kubernetes without expiry":             {Spec{Path: "kubernetes/creds/ever", Data: map[string]string{"kubernetes_namespace": "shop"}, AtExpiry: true}, "", "", nil},
+		"Kubernetes, not a token":               {Spec{Path: "kubernetes/creds/garbage", Data: map[string]string{"kubernetes_namespace": "shop"}, AtExpiry: true}, "", "", nil},
 		"RabbitMQ":                              {Spec{Path: "rabbitmq/creds/shop"}, "userpass", broker.RevokedImmediate, nil},
-		"a database user that only time ends":   {Spec{Path: "database/creds/orders-ro", Timed: true}, "userpass", broker.RevokedAtExpiry, broker.ErrNotRevocable},
-		"SSH for ever":                          {Spec{Path: "ssh/sign/long", Data: ttl}, "", "", nil},
-		"SSH of everybody":                      {Spec{Path: "ssh/sign/anybody", Data: ttl}, "", "", nil},
-		"SSH of somebody else":                  {Spec{Path: "ssh/sign/root", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy"}}, "", "", nil},
-		"SSH that is none":                      {Spec{Path: "ssh/sign/garbage", Data: ttl}, "", "", nil},
+		"database user, declared at expiry":     {Spec{Path: "database/creds/orders-ro", AtExpiry: true}, "userpass", broker.RevokedAtExpiry, broker.ErrNotRevocable},
+		"SSH without expiry":                    {Spec{Path: "ssh/sign/long", Data: ttl}, "", "", nil},
+		"SSH without principals":                {Spec{Path: "ssh/sign/anybody", Data: ttl}, "", "", nil},
+		"SSH for another principal":             {Spec{Path: "ssh/sign/root", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy"}}, "", "", nil},
+		"SSH, not a certificate":                {Spec{Path: "ssh/sign/garbage", Data: ttl}, "", "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, v := startFakeVault(t)
-			o := vaultOrder(t, test.spec)
+			f, v := startFake(t)
+			o := newOrder(t, test.spec)
 			if test.spec.sessions() {
 				o.Lease.Expires = o.Lease.Opened.Add(stsMinTTL).Truncate(time.Second)
 			}
 			l, c, err := issue(v, o)
 			if test.kind == "" {
 				if !errors.Is(err, broker.ErrIssuerRefused) || strings.Contains(err.Error(), "secret") {
-					t.Fatalf("%v", err)
+					t.Fatalf("got %v, want %v", err, broker.ErrIssuerRefused)
 				}
-				// Nobody gets it, and what there is of it is cleaned up.
+				// What Vault made can still be revoked.
 				if err := v.Revoke(t.Context(), l); err != nil && !errors.Is(err, broker.ErrNotRevocable) || len(f.leases) != 0 {
 					t.Errorf("%d leases are left, %v", len(f.leases), err)
 				}
 				return
 			}
-			if err != nil || c.Type != test.kind || c.Revocation != test.truth || c.Expires.After(o.Lease.Expires) {
+			if err != nil || c.Type != test.kind || c.Revocation != test.shown || c.Expires.After(o.Lease.Expires) {
 				t.Fatalf("%q, %q, until %s: %v", c.Type, c.Revocation, c.Expires, err)
 			}
-			if promised := test.spec.Revocation(); promised != test.truth {
-				t.Errorf("approvers were shown %s", promised)
+			if promised := test.spec.Revocation(); promised != test.shown {
+				t.Errorf("approvers were shown revocation %s, want %s", promised, test.shown)
 			}
 			for range 2 {
-				if err := v.Revoke(t.Context(), l); !errors.Is(err, test.ends) {
-					t.Errorf("ending it: %v, want %v", err, test.ends)
+				if err := v.Revoke(t.Context(), l); !errors.Is(err, test.revoke) {
+					t.Errorf("Revoke: got %v, want %v", err, test.revoke)
 				}
 			}
 			if len(f.leases) != 0 {
@@ -177,55 +176,55 @@ func TestVaultEngines(t *testing.T) {
 	}
 }
 
-// When a static role rotates is told, also if that is after the lease's end.
-func TestVaultRotation(t *testing.T) {
-	_, v := startFakeVault(t)
-	o := vaultOrder(t, Spec{Path: "database/static-creds/orders"})
+// The next rotation is reported even if it is after the lease's expiry.
+func TestStaticRoleReportsRotation(t *testing.T) {
+	_, v := startFake(t)
+	o := newOrder(t, Spec{Path: "database/static-creds/orders"})
 	o.Lease.Expires = time.Now().Add(30 * time.Second).Truncate(time.Second)
 	_, c, err := issue(v, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if left := time.Until(c.Rotates); left < 80*time.Second || left > 91*time.Second || c.Expires.After(o.Lease.Expires) {
-		t.Errorf("it rotates in %s, and its lease ends at %s", left, c.Expires)
+		t.Errorf("rotates in %s, and expires at %s", left, c.Expires)
 	}
 }
 
-// Sessions of AWS are asked for with room for a slow call, whatever a Vault's
-// clock says: it only counts what AWS gave it. The shortest outlive their lease
-// by what AWS does not make shorter.
-func TestVaultSessions(t *testing.T) {
+// A session of AWS is requested with room for a slow call, and without regard to
+// Vault's clock, by which AWS does not count. Only the shortest may outlive its
+// lease.
+func TestSessionTTL(t *testing.T) {
 	spec := Spec{Path: "aws/sts/role", Data: map[string]string{"ttl": "${ttl}"}}
 	for name, test := range map[string]struct {
-		lease, ahead, ends time.Duration
-		refused            bool
+		lease, ahead, ttl time.Duration
+		refused           bool
 	}{
-		"an hour":                   {lease: time.Hour, ends: time.Hour - stsCallTime},
-		"the shortest":              {lease: stsMinTTL, ends: stsMinTTL},
+		"hour":                      {lease: time.Hour, ttl: time.Hour - stsCallTime},
+		"the shortest":              {lease: stsMinTTL, ttl: stsMinTTL},
 		"shorter":                   {lease: stsMinTTL - time.Minute, refused: true},
-		"an hour, a clock ahead":    {lease: time.Hour, ahead: time.Minute, ends: time.Hour - stsCallTime},
-		"an hour, a clock behind":   {lease: time.Hour, ahead: -time.Minute, ends: time.Hour - stsCallTime},
-		"the shortest, clock ahead": {lease: stsMinTTL, ahead: time.Minute, ends: stsMinTTL},
+		"hour, clock ahead":         {lease: time.Hour, ahead: time.Minute, ttl: time.Hour - stsCallTime},
+		"hour, clock behind":        {lease: time.Hour, ahead: -time.Minute, ttl: time.Hour - stsCallTime},
+		"the shortest, clock ahead": {lease: stsMinTTL, ahead: time.Minute, ttl: stsMinTTL},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, v := startFakeVault(t)
+			f, v := startFake(t)
 			f.ahead = test.ahead
-			o := vaultOrder(t, spec)
+			o := newOrder(t, spec)
 			now := time.Now()
 			o.Lease.Opened, o.Lease.Expires = now, now.Add(test.lease).Truncate(time.Second)
 			l, c, err := issue(v, o)
 			if test.refused {
-				var h vaultHandle
-				if json.Unmarshal(l.Handle, &h) != nil || h.Made != endNothing || !errors.Is(err, broker.ErrInvalidTTL) || len(f.leases) != 0 {
-					t.Errorf("it is made %q: %v", h.Made, err)
+				var h handle
+				if json.Unmarshal(l.Handle, &h) != nil || h.Made != madeNothing || !errors.Is(err, broker.ErrInvalidTTL) || len(f.leases) != 0 {
+					t.Errorf("the handle says %q, and the error is %v", h.Made, err)
 				}
 				return
 			}
 			if err != nil || c.Expires.After(o.Lease.Expires) {
 				t.Fatalf("until %s: %v", c.Expires, err)
 			}
-			if life := c.Expires.Sub(now); life > test.ends+2*time.Second || life < test.ends-20*time.Second {
-				t.Errorf("it lives for %s, want %s", life, test.ends)
+			if life := c.Expires.Sub(now); life > test.ttl+2*time.Second || life < test.ttl-20*time.Second {
+				t.Errorf("valid for %s, want %s", life, test.ttl)
 			}
 		})
 	}

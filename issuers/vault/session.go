@@ -2,11 +2,9 @@ package vault
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"sync"
 	"time"
 
@@ -16,66 +14,66 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A Login says how the broker proves itself to a Vault. Exactly one way
-// is set; none is for an agent that adds its own token.
+// Login says how the broker authenticates to Vault. At most one field is set;
+// without any, a Vault agent at the address adds its own token.
 type Login struct {
 	JWT   *JWTLogin
 	Cert  *CertLogin
-	Token func() (string, error) // asked again when the token that it gave no longer serves
+	Token func() (string, error) // called again when its last token is no longer accepted
 }
 
-// JWTLogin logs in by the jwt method, with the broker's JWT-SVID.
+// JWTLogin logs in through the jwt auth method with the broker's JWT-SVID.
 type JWTLogin struct {
 	Mount, Role, Audience string
 	SVID                  func(ctx context.Context, audience string) (string, error)
 }
 
-// CertLogin logs in by the cert method, with the broker's X.509-SVID, which
-// the TLS configuration presents.
+// CertLogin logs in through the cert auth method with the broker's X.509-SVID,
+// which Config.TLS presents.
 type CertLogin struct{ Mount, Role string }
 
-// A vaultSession is the broker's own token of a Vault. It logs in when a token
-// is needed, renews in Run, and logs in again when a token no longer serves.
-type vaultSession struct {
+// A session manages the broker's own token. It logs in when a token is first
+// needed, renews it from Run, and logs in again when Vault no longer accepts it.
+type session struct {
 	login  Login
-	call   func(ctx context.Context, token, method, path string, body any) (*vaultAnswer, error)
+	client *api.Client // without a token
 	log    *slog.Logger
-	name   string
+	name   string // of the issuer
 	flight singleflight.Group
 
-	mu      sync.Mutex
-	token   string
-	made    time.Time // of the login; a renewal is none
-	ends    time.Time // zero: never
-	renewal time.Time // when to renew; zero: not
+	mu       sync.Mutex
+	token    string
+	loggedIn time.Time // a renewal does not count
+	ends     time.Time // zero: never
+	renewal  time.Time // when to renew; zero: never
 }
 
 const (
 	loginDeadline = 10 * time.Second
-	loginPause    = 5 * time.Second // between logins because a token was refused
+	loginPause    = 5 * time.Second // at least, between logins that a refused token causes
 )
 
-// get gives a token that serves, as far as is known.
-func (s *vaultSession) get(ctx context.Context) (string, error) {
+// get returns a token that has not expired.
+func (s *session) get(ctx context.Context) (string, error) {
 	if s.login.JWT == nil && s.login.Cert == nil && s.login.Token == nil {
 		return "", nil // the agent has one
 	}
 	s.mu.Lock()
-	token, serves := s.token, s.token != "" && (s.ends.IsZero() || time.Now().Before(s.ends))
+	token, current := s.token, s.token != "" && (s.ends.IsZero() || time.Now().Before(s.ends))
 	s.mu.Unlock()
-	if serves {
+	if current {
 		return token, nil
 	}
-	return s.again(ctx)
+	return s.logIn(ctx)
 }
 
-// again logs in, once for all who wait for it.
-func (s *vaultSession) again(ctx context.Context) (string, error) {
+// logIn logs in, once for all callers that wait for it.
+func (s *session) logIn(ctx context.Context) (string, error) {
 	done := s.flight.DoChan("login", func() (any, error) {
-		// Not the first caller's context: others wait for the same login.
+		// Detached: the end of the first caller must not fail the others.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginDeadline)
 		defer cancel()
-		return s.enter(ctx)
+		return s.newToken(ctx)
 	})
 	select {
 	case <-ctx.Done():
@@ -86,11 +84,11 @@ func (s *vaultSession) again(ctx context.Context) (string, error) {
 	}
 }
 
-// refused says that the Vault refused a token. It gives another one if there
-// is reason to believe that the token was at fault, and not its policies.
-func (s *vaultSession) refused(ctx context.Context, token string) (string, bool) {
+// replace returns another token after Vault refused this one with 403. It
+// returns false if the token is fresh: then its policies are at fault.
+func (s *session) replace(ctx context.Context, token string) (string, bool) {
 	s.mu.Lock()
-	current, fresh := s.token, time.Since(s.made) < loginPause
+	current, fresh := s.token, time.Since(s.loggedIn) < loginPause
 	s.mu.Unlock()
 	if token == "" || fresh && current == token {
 		return "", false
@@ -98,75 +96,89 @@ func (s *vaultSession) refused(ctx context.Context, token string) (string, bool)
 	if current != token {
 		return current, true
 	}
-	other, err := s.again(ctx)
-	return other, err == nil && other != token
+	next, err := s.logIn(ctx)
+	return next, err == nil && next != token
 }
 
-func (s *vaultSession) enter(ctx context.Context) (string, error) {
-	answer, err := s.present(ctx)
+func (s *session) newToken(ctx context.Context) (string, error) {
+	auth, err := s.authenticate(ctx)
 	if err != nil {
-		// A login that fails says nothing about what a caller asked for.
-		return "", fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, unclassified(err))
+		// A refused login is the operator's problem, not the caller's: it must
+		// not look like a refusal of the request.
+		return "", fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, withoutKind(err))
 	}
-	s.keep(answer)
+	s.keep(auth)
 	s.mu.Lock()
-	s.made = time.Now()
+	s.loggedIn = time.Now()
 	s.mu.Unlock()
-	s.log.InfoContext(ctx, "logged in", "issuer", s.name, "ttl", (time.Duration(answer.LeaseDuration) * time.Second).String(), "renewable", answer.Renewable)
-	return answer.ClientToken, nil
+	s.log.InfoContext(ctx, "logged in to Vault", "issuer", s.name, "ttl", (time.Duration(auth.LeaseDuration) * time.Second).String(), "renewable", auth.Renewable)
+	return auth.ClientToken, nil
 }
 
-// present proves the broker, and gives its token.
-func (s *vaultSession) present(ctx context.Context) (*api.SecretAuth, error) {
+// authenticate returns a token for the broker.
+func (s *session) authenticate(ctx context.Context) (*api.SecretAuth, error) {
 	switch l := s.login; {
 	case l.JWT != nil:
 		svid, err := l.JWT.SVID(ctx, l.JWT.Audience)
 		if err != nil {
-			return nil, fmt.Errorf("getting a JWT-SVID: %w", err)
+			return nil, fmt.Errorf("fetching a JWT-SVID: %w", err)
 		}
-		return s.auth(s.call(ctx, "", http.MethodPost, "auth/"+l.JWT.Mount+"/login", map[string]string{"role": l.JWT.Role, "jwt": svid}))
+		return s.present(ctx, l.JWT.Mount, map[string]any{"role": l.JWT.Role, "jwt": svid})
 	case l.Cert != nil:
-		return s.auth(s.call(ctx, "", http.MethodPost, "auth/"+l.Cert.Mount+"/login", map[string]string{"name": l.Cert.Role}))
+		return s.present(ctx, l.Cert.Mount, map[string]any{"name": l.Cert.Role})
 	}
+	return s.lookUp(ctx)
+}
+
+// present logs in through the auth method at mount.
+func (s *session) present(ctx context.Context, mount string, proof map[string]any) (*api.SecretAuth, error) {
+	return authOf(s.client.Logical().WriteWithContext(ctx, "auth/"+mount+"/login", proof))
+}
+
+// lookUp reads the TTL of the token that Login.Token returns.
+func (s *session) lookUp(ctx context.Context) (*api.SecretAuth, error) {
 	token, err := s.login.Token()
 	if err != nil {
 		return nil, err
 	}
-	answer, err := s.call(ctx, token, http.MethodGet, "auth/token/lookup-self", nil)
+	found, err := withToken(s.client, token).Auth().Token().LookupSelfWithContext(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("looking up the token: %w", err)
+		return nil, fmt.Errorf("looking up the token: %w", classify(err))
 	}
-	ttl, _ := answer.Data["ttl"].(json.Number)
-	seconds, _ := ttl.Int64()
-	renewable, _ := answer.Data["renewable"].(bool)
-	return &api.SecretAuth{ClientToken: token, LeaseDuration: int(seconds), Renewable: renewable}, nil
+	ttl, err := found.TokenTTL()
+	if err != nil {
+		return nil, errors.New("looking up the token: its ttl can't be read")
+	}
+	renewable, _ := found.TokenIsRenewable() // unknown: log in again instead
+	return &api.SecretAuth{ClientToken: token, LeaseDuration: int(ttl / time.Second), Renewable: renewable}, nil
 }
 
-func (s *vaultSession) auth(answer *vaultAnswer, err error) (*api.SecretAuth, error) {
-	if err != nil {
-		return nil, err
+func authOf(secret *api.Secret, err error) (*api.SecretAuth, error) {
+	switch {
+	case err != nil:
+		return nil, classify(err)
+	case secret == nil || secret.Auth == nil || secret.Auth.ClientToken == "":
+		return nil, errors.New("the answer contains no token")
 	}
-	if answer.Auth == nil || answer.Auth.ClientToken == "" {
-		return nil, errors.New("the answer holds no token")
-	}
-	return answer.Auth, nil
+	return secret.Auth, nil
 }
 
-// keep remembers the token. It counts as ended a little before it ends, and is
-// renewed after two thirds of its life.
-func (s *vaultSession) keep(a *api.SecretAuth) {
-	now, life := time.Now(), time.Duration(a.LeaseDuration)*time.Second
+// keep stores a token. The session stops using it shortly before it expires,
+// and renews it after two thirds of its TTL.
+func (s *session) keep(a *api.SecretAuth) {
+	now, ttl := time.Now(), time.Duration(a.LeaseDuration)*time.Second
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.token, s.ends, s.renewal = a.ClientToken, time.Time{}, time.Time{}
-	if life > 0 {
-		s.ends = now.Add(life - min(life/10, 10*time.Second))
-		s.renewal = now.Add(life * 2 / 3)
+	if ttl > 0 {
+		s.ends = now.Add(ttl - min(ttl/10, 10*time.Second))
+		s.renewal = now.Add(ttl * 2 / 3)
 	}
 }
 
-// renew gives the token more time, or replaces it by a new login.
-func (s *vaultSession) renew(ctx context.Context) error {
+// renew extends the token if that is due, and logs in again if the extension
+// fails or gains little: a token has a maximum TTL.
+func (s *session) renew(ctx context.Context) error {
 	s.mu.Lock()
 	token, due := s.token, !s.renewal.IsZero() && !time.Now().Before(s.renewal)
 	s.mu.Unlock()
@@ -175,18 +187,18 @@ func (s *vaultSession) renew(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, loginDeadline)
 	defer cancel()
-	auth, err := s.auth(s.call(ctx, token, http.MethodPost, "auth/token/renew-self", struct{}{}))
-	if err == nil {
-		left := time.Duration(auth.LeaseDuration) * time.Second
-		s.mu.Lock()
-		worthwhile := time.Now().Add(left).After(s.ends.Add(left / 2))
-		s.mu.Unlock()
-		if worthwhile {
-			s.keep(&api.SecretAuth{ClientToken: token, LeaseDuration: auth.LeaseDuration})
-			return nil
-		}
+	if auth, err := authOf(withToken(s.client, token).Auth().Token().RenewSelfWithContext(ctx, 0)); err == nil && s.extends(auth) {
+		s.keep(&api.SecretAuth{ClientToken: token, LeaseDuration: auth.LeaseDuration})
+		return nil
 	}
-	// It can't be renewed, or not for long any more: its last renewal is over.
-	_, err = s.again(ctx)
+	_, err := s.logIn(ctx)
 	return err
+}
+
+// extends reports whether at least half of a renewed token's TTL was gained.
+func (s *session) extends(renewed *api.SecretAuth) bool {
+	left := time.Duration(renewed.LeaseDuration) * time.Second
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Add(left).After(s.ends.Add(left / 2))
 }

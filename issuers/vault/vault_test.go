@@ -20,18 +20,18 @@ import (
 	"accessbroker.internal/issuers/issuertest"
 )
 
-// A fakeVault answers as a Vault does, as far as the broker uses it. What
-// real ones do is proved end to end; here, faults can be had at will.
+// A fakeVault answers the requests that the broker sends to Vault, and can fail
+// at will. The end-to-end tests use a real Vault.
 type fakeVault struct {
 	t  *testing.T
 	mu sync.Mutex
 	n  int
 
-	tokens map[string]*fakeToken              // by token
-	leases map[string]string                  // lease to token
-	ahead  time.Duration                      // its clock
-	roles  map[string]func(*x509.Certificate) // what roles of PKI do beside what they are asked
-	listed map[string]int                     // serial numbers, and how often they were revoked
+	tokens map[string]*fakeToken              // by value
+	leases map[string]string                  // the token by its lease
+	ahead  time.Duration                      // of its clock
+	roles  map[string]func(*x509.Certificate) // what a PKI role changes in its certificates
+	listed map[string]int                     // how often a serial number was revoked
 	fault  func(w http.ResponseWriter, r *http.Request) bool
 	calls  []string
 }
@@ -43,15 +43,15 @@ type fakeToken struct {
 	meta     map[string]string
 }
 
-func startFakeVault(t *testing.T) (*fakeVault, *Issuer) {
+func startFake(t *testing.T) (*fakeVault, *Issuer) {
 	t.Helper()
 	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}, listed: map[string]int{}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
-	return f, newTestVault(t, Config{Address: s.URL})
+	return f, newIssuer(t, Config{Address: s.URL})
 }
 
-func newTestVault(t *testing.T, cfg Config) *Issuer {
+func newIssuer(t *testing.T, cfg Config) *Issuer {
 	t.Helper()
 	cfg.Name, cfg.TokenRole = "vault", "broker-leases"
 	cfg.Login = Login{JWT: &JWTLogin{Mount: "jwt", Role: "broker", Audience: "vault", SVID: func(_ context.Context, audience string) (string, error) {
@@ -64,15 +64,14 @@ func newTestVault(t *testing.T, cfg Config) *Issuer {
 	return v
 }
 
-// with sets what happens to the calls from now on; true means that it has
-// answered.
+// with installs a fault for all further calls. It returns true if it answered.
 func (f *fakeVault) with(fault func(w http.ResponseWriter, r *http.Request) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fault = fault
 }
 
-func (f *fakeVault) made() []string {
+func (f *fakeVault) received() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.calls)
@@ -100,7 +99,7 @@ func (f *fakeVault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if status, answer := f.answer(r, body); status >= 400 {
-		fail(w, status, answer.(string))
+		refuse(w, status, answer.(string))
 	} else if answer == nil {
 		w.WriteHeader(http.StatusNoContent)
 	} else {
@@ -108,9 +107,9 @@ func (f *fakeVault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func fail(w http.ResponseWriter, status int, words string) {
+func refuse(w http.ResponseWriter, status int, message string) {
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string][]string{"errors": {words}})
+	_ = json.NewEncoder(w).Encode(map[string][]string{"errors": {message}})
 }
 
 type object = map[string]any
@@ -190,8 +189,8 @@ func (f *fakeVault) secret(path, token string, body object, r *http.Request) (in
 	return f.engine(path, token, body)
 }
 
-// vaultOrder is an order of ten minutes from now on.
-func vaultOrder(t *testing.T, spec Spec) broker.Order {
+// newOrder returns an order for a lease of 10 minutes.
+func newOrder(t *testing.T, spec Spec) broker.Order {
 	t.Helper()
 	if spec.Policies == nil {
 		spec.Policies = []string{"orders"}
@@ -210,7 +209,7 @@ func vaultOrder(t *testing.T, spec Spec) broker.Order {
 	}}
 }
 
-// issue goes the whole way of an order, as the domain does.
+// issue calls Prepare and Issue in the same way as the domain.
 func issue(v *Issuer, o broker.Order) (broker.Lease, broker.Credential, error) {
 	prepared, err := v.Prepare(context.Background(), o)
 	if err != nil {
@@ -224,28 +223,28 @@ func issue(v *Issuer, o broker.Order) (broker.Lease, broker.Credential, error) {
 	return o.Lease, c, err
 }
 
-func TestVaultSecrets(t *testing.T) {
+func TestIssueReturnsSecret(t *testing.T) {
 	for name, test := range map[string]struct {
 		spec   Spec
 		kind   string
 		fields map[string]string // prefixes
-		truth  broker.Revocation
-		ends   error // of Revoke
-		life   time.Duration
+		shown  broker.Revocation
+		revoke error // that Revoke returns
+		ttl    time.Duration
 	}{
 		"database":    {Spec{Path: "database/creds/orders-ro"}, "userpass", map[string]string{"username": "v-orders", "password": "pass-"}, broker.RevokedImmediate, nil, time.Minute},
 		"static role": {Spec{Path: "database/static-creds/orders"}, "userpass", map[string]string{"password": "rotated"}, broker.RevokedAtRotation, broker.ErrNotRevocable, 90 * time.Second},
 		"certificate": {Spec{Path: "pki/issue/web", Data: map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}", "alt_names": "${note}"}}, "certificate",
 			map[string]string{"certificate": "-----BEGIN", "private_key": "PRIVATE", "chain": "CA 1\nCA 2"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
-		"SSH":      {Spec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy,ops"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
-		"KV":       {Spec{Path: "secret/data/orders", Lasting: true}, "data", map[string]string{"key": "value-of-kv"}, broker.RevokedNever, broker.ErrNotRevocable, 10 * time.Minute},
-		"a token":  {Spec{Path: TokenPath}, "vault", map[string]string{"token": "hvs."}, broker.RevokedImmediate, nil, 10 * time.Minute},
-		"wrapped":  {Spec{Path: "database/creds/orders-ro", Wrap: true}, "data", map[string]string{"wrapping_token": "hvs.wrapping"}, "", broker.ErrQueued, 5 * time.Minute},
-		"in parts": {Spec{Path: "database/creds/${table}", Type: "userpass"}, "userpass", map[string]string{"password": "pass-database/creds/items"}, broker.RevokedImmediate, nil, time.Minute},
+		"SSH":                   {Spec{Path: "ssh/sign/ops", Data: map[string]string{"ttl": "${ttl}", "valid_principals": "deploy,ops"}}, "data", map[string]string{"signed_key": "ssh-ed25519-cert"}, broker.RevokedAtExpiry, broker.ErrNotRevocable, 10 * time.Minute},
+		"KV":                    {Spec{Path: "secret/data/orders", Permanent: true}, "data", map[string]string{"key": "value-of-kv"}, broker.RevokedNever, broker.ErrNotRevocable, 10 * time.Minute},
+		"token":                 {Spec{Path: TokenPath}, "vault", map[string]string{"token": "hvs."}, broker.RevokedImmediate, nil, 10 * time.Minute},
+		"wrapped":               {Spec{Path: "database/creds/orders-ro", Wrap: true}, "data", map[string]string{"wrapping_token": "hvs.wrapping"}, "", broker.ErrQueued, 5 * time.Minute},
+		"parameter in the path": {Spec{Path: "database/creds/${table}", Type: "userpass"}, "userpass", map[string]string{"password": "pass-database/creds/items"}, broker.RevokedImmediate, nil, time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, v := startFakeVault(t)
-			o := vaultOrder(t, test.spec)
+			f, v := startFake(t)
+			o := newOrder(t, test.spec)
 			issuertest.Conform(t, v, o.Lease, o.Entitlement)
 			l, c, err := issue(v, o)
 			if err != nil {
@@ -257,63 +256,66 @@ func TestVaultSecrets(t *testing.T) {
 					t.Errorf("%s is %q, want %q…", field, got[field], prefix)
 				}
 			}
-			if c.Type != test.kind || c.Revocation != test.truth {
-				t.Errorf("type %q, revocation %q, want %q, %q", c.Type, c.Revocation, test.kind, test.truth)
+			if c.Type != test.kind || c.Revocation != test.shown {
+				t.Errorf("type %q, revocation %q, want %q, %q", c.Type, c.Revocation, test.kind, test.shown)
 			}
-			if want := time.Now().Add(test.life); c.Expires.After(want.Add(2*time.Second)) || c.Expires.Before(want.Add(-3*time.Second)) {
-				t.Errorf("it ends at %s, want about %s", c.Expires, want)
+			if want := time.Now().Add(test.ttl); c.Expires.After(want.Add(2*time.Second)) || c.Expires.Before(want.Add(-3*time.Second)) {
+				t.Errorf("expires at %s, want about %s", c.Expires, want)
 			}
 			for range 2 {
-				if err := v.Revoke(t.Context(), l); !errors.Is(err, test.ends) {
-					t.Errorf("ending it: %v, want %v", err, test.ends)
+				if err := v.Revoke(t.Context(), l); !errors.Is(err, test.revoke) {
+					t.Errorf("Revoke: got %v, want %v", err, test.revoke)
 				}
 			}
 			if len(f.leases) != 0 || len(f.tokens) != 1 {
-				t.Errorf("%d leases and %d tokens are left, want none but the broker's own token", len(f.leases), len(f.tokens))
+				t.Errorf("%d leases and %d tokens are left, want only the broker's own token", len(f.leases), len(f.tokens))
 			}
 		})
 	}
 }
 
-// The token of a lease can do what the entitlement is for, until the lease
-// ends, and says whose it is. Two round trips make a credential.
-func TestVaultToken(t *testing.T) {
-	f, v := startFakeVault(t)
-	o := vaultOrder(t, Spec{Path: "database/creds/orders-ro", Policies: []string{"orders"}, ScopePolicies: map[string][]string{"read": {"orders-read", "orders"}}})
+// A credential takes two round trips, and the lease's token has the entitlement's
+// policies, the lease's TTL and the holder's name.
+func TestPrepareCreatesToken(t *testing.T) {
+	f, v := startFake(t)
+	o := newOrder(t, Spec{Path: "database/creds/orders-ro", Policies: []string{"orders"}, ScopePolicies: map[string][]string{"read": {"orders-read", "orders"}}})
 	o.Lease.Scopes = []string{"read"}
 	l, _, err := issue(v, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := f.made(); !slices.Equal(got, []string{"POST auth/jwt/login", "POST auth/token/create/broker-leases", "GET database/creds/orders-ro"}) {
+	if got := f.received(); !slices.Equal(got, []string{"PUT auth/jwt/login", "POST auth/token/create/broker-leases", "GET database/creds/orders-ro"}) {
 		t.Errorf("the calls were %v", got)
 	}
-	var handle vaultHandle
-	if err := json.Unmarshal(l.Handle, &handle); err != nil {
+	var h handle
+	if err := json.Unmarshal(l.Handle, &h); err != nil {
 		t.Fatal(err)
 	}
 	for _, made := range f.tokens {
-		if made.accessor != handle.Accessor {
+		if made.accessor != h.Accessor {
 			continue
 		}
-		ttl, _ := time.ParseDuration(made.ttl)
+		ttl, err := time.ParseDuration(made.ttl)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if fmt.Sprint(made.policies) != "[orders orders-read]" || made.meta["lease"] != l.ID.String() || made.meta["holder"] != l.Holder || ttl > 10*time.Minute || ttl < 9*time.Minute {
 			t.Errorf("the token is %+v", made)
 		}
 		return
 	}
-	t.Error("the token of the handle was never made")
+	t.Error("no token has the handle's accessor")
 }
 
-// What goes wrong is told apart, without the Vault's own words.
-func TestVaultFaults(t *testing.T) {
-	const words = "pq: password authentication failed for hvs.SECRET"
+// Faults have the right kind, and their text none of Vault's words.
+func TestFaults(t *testing.T) {
+	const message = "pq: password authentication failed for hvs.SECRET"
 	answering := func(path string, status int) func(http.ResponseWriter, *http.Request) bool {
 		return func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.Contains(r.URL.Path, path) {
 				return false
 			}
-			fail(w, status, words)
+			refuse(w, status, message)
 			return true
 		}
 	}
@@ -321,43 +323,61 @@ func TestVaultFaults(t *testing.T) {
 		if strings.Contains(r.URL.Path, "login") {
 			return false
 		}
-		_, _ = io.Copy(io.Discard, r.Body) // until it is read, nobody notices that the client is gone
+		_, _ = io.Copy(io.Discard, r.Body) // the server notices that the client is gone only after this
 		<-r.Context().Done()
 		return true
 	}
+	unprepared := []string{"sealed", "login refused", "no token role", "hanging"} // Prepare fails
 	for name, test := range map[string]struct {
 		spec  Spec
 		fault func(http.ResponseWriter, *http.Request) bool
-		want  error
-		ends  error
+		want  error // of Prepare or Issue
+		ends  error // of Revoke
 	}{
-		"sealed":                 {Spec{}, answering("/", 503), broker.ErrIssuerUnavailable, nil},
-		"login refused":          {Spec{}, answering("login", 403), broker.ErrIssuerUnavailable, nil},
-		"no token role":          {Spec{}, answering("token/create", 400), broker.ErrIssuerRefused, nil},
-		"hanging":                {Spec{}, hanging, broker.ErrIssuerUnavailable, nil},
-		"the engine fails":       {Spec{}, answering("database", 500), broker.ErrIssuerUnavailable, broker.ErrQueued},
-		"the engine refuses":     {Spec{}, answering("database", 400), broker.ErrIssuerRefused, nil},
-		"no permission":          {Spec{Policies: []string{"other"}}, nil, broker.ErrIssuerRefused, nil},
-		"no such path":           {Spec{Path: "nothing/creds/x"}, nil, broker.ErrIssuerRefused, nil},
-		"nothing that ends":      {Spec{Path: "secret/data/orders"}, nil, broker.ErrIssuerRefused, nil},
-		"not what it should be":  {Spec{Path: "secret/data/orders", Lasting: true, Type: "userpass"}, nil, broker.ErrIssuerRefused, broker.ErrQueued},
-		"a path out of its path": {Spec{Path: "database/creds/${table}"}, nil, broker.ErrInvalidParameter, nil},
-		"no JSON": {Spec{}, func(w http.ResponseWriter, r *http.Request) bool {
-			_, _ = io.WriteString(w, "<html>")
+		"sealed":                {Spec{}, answering("/", 503), broker.ErrIssuerUnavailable, nil},
+		"login refused":         {Spec{}, answering("login", 403), broker.ErrIssuerUnavailable, nil},
+		"no token role":         {Spec{}, answering("token/create", 400), broker.ErrIssuerRefused, nil},
+		"hanging":               {Spec{}, hanging, broker.ErrIssuerUnavailable, nil},
+		"engine failure":        {Spec{}, answering("database", 500), broker.ErrIssuerUnavailable, broker.ErrQueued},
+		"engine refusal":        {Spec{}, answering("database", 400), broker.ErrIssuerRefused, nil},
+		"no permission":         {Spec{Policies: []string{"other"}}, nil, broker.ErrIssuerRefused, nil},
+		"no such path":          {Spec{Path: "nothing/creds/x"}, nil, broker.ErrIssuerRefused, nil},
+		"no such path, written": {Spec{Path: "nothing/creds/x", Data: map[string]string{"a": "b"}}, nil, broker.ErrIssuerRefused, nil},
+		"404 without a body": {Spec{Data: map[string]string{"a": "b"}}, func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.Contains(r.URL.Path, "database") {
+				w.WriteHeader(http.StatusNotFound)
+				return true
+			}
+			return false
+		}, broker.ErrIssuerRefused, nil},
+		"200 without a body": {Spec{Data: map[string]string{"a": "b"}}, func(_ http.ResponseWriter, r *http.Request) bool {
 			return strings.Contains(r.URL.Path, "database")
+		}, broker.ErrIssuerUnavailable, broker.ErrQueued},
+		"permanent secret": {Spec{Path: "secret/data/orders"}, nil, broker.ErrIssuerRefused, nil},
+		"another type":     {Spec{Path: "secret/data/orders", Permanent: true, Type: "userpass"}, nil, broker.ErrIssuerRefused, broker.ErrQueued},
+		"path traversal":   {Spec{Path: "database/creds/${table}"}, nil, broker.ErrInvalidParameter, nil},
+		"answer is not JSON": {Spec{}, func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "database") {
+				return false
+			}
+			_, _ = io.WriteString(w, "<html>")
+			return true
 		}, broker.ErrIssuerUnavailable, broker.ErrQueued},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, v := startFakeVault(t)
+			f, v := startFake(t)
 			f.with(test.fault)
 			if test.spec.Path == "" {
 				test.spec.Path = "database/creds/orders-ro"
 			}
-			o := vaultOrder(t, test.spec)
+			o := newOrder(t, test.spec)
 			o.Lease.Parameters = map[string]string{"table": "../../sys/seal"}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			prepared, err := v.Prepare(ctx, o)
+			if prepares := !slices.Contains(unprepared, name); prepares != (err == nil) {
+				t.Fatalf("Prepare: got %v, want success %v", err, prepares)
+			}
 			if err == nil {
 				o.Lease.Handle, o.Key = prepared.Handle, prepared.Key
 				var handle []byte
@@ -366,7 +386,7 @@ func TestVaultFaults(t *testing.T) {
 				}
 				f.with(nil)
 				if err := v.Revoke(t.Context(), o.Lease); !errors.Is(err, test.ends) {
-					t.Errorf("ending it: %v, want %v", err, test.ends)
+					t.Errorf("Revoke: got %v, want %v", err, test.ends)
 				}
 			}
 			if !errors.Is(err, test.want) || strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "hvs.") {
@@ -376,29 +396,27 @@ func TestVaultFaults(t *testing.T) {
 	}
 }
 
-// A token that the Vault no longer takes is replaced, and the caller does not
-// hear of it.
-func TestVaultLogsInAgain(t *testing.T) {
-	f, v := startFakeVault(t)
-	o := vaultOrder(t, Spec{Path: "database/creds/orders-ro"})
+// A refused token is replaced without an error for the caller.
+func TestOwnLogsInAgain(t *testing.T) {
+	f, v := startFake(t)
+	o := newOrder(t, Spec{Path: "database/creds/orders-ro"})
 	if _, _, err := issue(v, o); err != nil {
 		t.Fatal(err)
 	}
 	f.mu.Lock()
-	clear(f.tokens) // the Vault was restored from a backup
+	clear(f.tokens) // as after a restore from a backup
 	f.mu.Unlock()
 	v.session.mu.Lock()
-	v.session.made = v.session.made.Add(-time.Minute)
+	v.session.loggedIn = v.session.loggedIn.Add(-time.Minute)
 	v.session.mu.Unlock()
 	if _, _, err := issue(v, o); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// Its own token is renewed when two thirds of its time are over, and replaced
-// when a renewal gives no more.
-func TestVaultRenews(t *testing.T) {
-	f, v := startFakeVault(t)
+// The broker's own token is renewed when due, and replaced when it can't be.
+func TestRenew(t *testing.T) {
+	f, v := startFake(t)
 	token, err := v.session.get(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -412,58 +430,57 @@ func TestVaultRenews(t *testing.T) {
 	if err := v.session.renew(t.Context()); err != nil || v.session.token != token || time.Until(v.session.ends) < 50*time.Minute {
 		t.Errorf("renewing: %v, until %s", err, v.session.ends)
 	}
-	// A renewal is no login: a token that is refused right after it is replaced.
-	v.session.made = v.session.made.Add(-time.Minute)
+	// A token that is refused right after its renewal is replaced all the same.
+	v.session.loggedIn = v.session.loggedIn.Add(-time.Minute)
 	due()
 	if err := v.session.renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	other, ok := v.session.refused(t.Context(), token)
+	other, ok := v.session.replace(t.Context(), token)
 	if !ok || other == token {
-		t.Error("a token that the Vault forgot while it renewed it is not replaced")
+		t.Error("a token that was refused after its renewal is not replaced")
 	}
 	token = other
 	due()
 	f.with(func(w http.ResponseWriter, r *http.Request) bool {
 		if strings.HasSuffix(r.URL.Path, "renew-self") {
-			fail(w, 403, "permission denied")
+			refuse(w, 403, "permission denied")
 			return true
 		}
 		return false
 	})
 	if err := v.session.renew(t.Context()); err != nil || v.session.token == token {
-		t.Errorf("a token that can't be renewed: %v; want another", err)
+		t.Errorf("a token that can't be renewed is not replaced: %v", err)
 	}
 }
 
-// What another issuer made is not called ended by one of the same name.
-func TestForeignHandles(t *testing.T) {
-	_, v := startFakeVault(t)
-	l, _, err := issue(v, vaultOrder(t, Spec{Path: "database/creds/orders-ro"}))
+func TestRevokeRejectsForeignLease(t *testing.T) {
+	_, v := startFake(t)
+	l, _, err := issue(v, newOrder(t, Spec{Path: "database/creds/orders-ro"}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, other := startFakeVault(t)
+	_, other := startFake(t)
 	if err := other.Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
-		t.Errorf("the lease of another Vault: %v", err)
+		t.Errorf("the lease of another Vault: got %v, want %v", err, broker.ErrIssuerUnavailable)
 	}
 	l.Expires = time.Now().Add(-time.Hour)
 	if err := other.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) {
-		t.Errorf("long after its time: %v", err)
+		t.Errorf("an hour after its expiry: got %v, want %v", err, broker.ErrNotRevocable)
 	}
 }
 
 // A Vault owns the leases of its own address and namespace, and those without
 // a handle.
 func TestOwns(t *testing.T) {
-	here := newTestVault(t, Config{Address: "https://vault.test:8200", Namespace: "a"})
-	there := newTestVault(t, Config{Address: "https://vault.test:8200", Namespace: "b"})
+	here := newIssuer(t, Config{Address: "https://vault.test:8200", Namespace: "a"})
+	there := newIssuer(t, Config{Address: "https://vault.test:8200", Namespace: "b"})
 	for _, c := range []struct {
 		handle      string
 		here, there bool
 	}{
 		{"", true, true},
-		{string(vaultHandle{Accessor: "a", Made: endToken, At: here.at}.encode()), true, false},
+		{string(handle{Accessor: "a", Made: madeToken, At: here.at}.encode()), true, false},
 		{"nothing was made", false, false},
 		{`{"role":"x","deny":"session"}`, false, false},
 		{`{"role":"x","account":"210987654321","deny":"session"}`, false, false},
@@ -478,46 +495,46 @@ func TestOwns(t *testing.T) {
 	}
 }
 
-func TestVaultSpecs(t *testing.T) {
+func TestSpecCheck(t *testing.T) {
 	e := &broker.Entitlement{Name: "orders", Scopes: []string{"read"}, Parameters: map[string]broker.Parameter{"table": {Required: true}, "note": {}}}
 	read := map[string][]string{"read": {"orders-read"}}
 	for name, test := range map[string]struct {
 		spec Spec
-		want string // the key that is complained about
+		want string // the key of the mistake; empty: none
 	}{
-		"good":                         {Spec{Path: "database/creds/${table}", ScopePolicies: read, Data: map[string]string{"note": "${note}"}}, ""},
-		"a parameter without use":      {Spec{Path: "database/creds/${table}", ScopePolicies: read}, "path"},
-		"good, with data":              {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"common_name": "${table}.acme.test", "alt_names": "${note}", "uri_sans": "${holder}"}}, ""},
+		"valid":                        {Spec{Path: "database/creds/${table}", ScopePolicies: read, Data: map[string]string{"note": "${note}"}}, ""},
+		"unused parameter":             {Spec{Path: "database/creds/${table}", ScopePolicies: read}, "path"},
+		"valid, with data":             {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"common_name": "${table}.acme.test", "alt_names": "${note}", "uri_sans": "${holder}"}}, ""},
 		"no path":                      {Spec{ScopePolicies: read}, "path"},
-		"an absolute path":             {Spec{Path: "/database/creds/x", ScopePolicies: read}, "path"},
-		"the version in it":            {Spec{Path: "v1/database/creds/x", ScopePolicies: read}, "path"},
+		"absolute path":                {Spec{Path: "/database/creds/x", ScopePolicies: read}, "path"},
+		"path with v1":                 {Spec{Path: "v1/database/creds/x", ScopePolicies: read}, "path"},
 		"dots":                         {Spec{Path: "database/../sys/seal", ScopePolicies: read}, "path"},
 		"unknown parameter":            {Spec{Path: "database/creds/${nope}", ScopePolicies: read}, "path"},
 		"optional parameter in a path": {Spec{Path: "database/creds/${note}", ScopePolicies: read}, "path"},
 		"unknown parameter in data":    {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${nope}"}}, "data/ttl"},
-		"wrapped for how long":         {Spec{Path: "pki/sign/web", ScopePolicies: read, Data: map[string]string{"csr": "x"}, Wrap: true}, "wrap"},
-		"an open reference":            {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${ttl"}}, "data/ttl"},
-		"a scope that adds nothing":    {Spec{Path: "database/creds/x", Policies: []string{"orders"}}, "policies"},
+		"wrapped without ttl":          {Spec{Path: "pki/sign/web", ScopePolicies: read, Data: map[string]string{"csr": "x"}, Wrap: true}, "wrap"},
+		"unclosed reference":           {Spec{Path: "pki/issue/web", ScopePolicies: read, Data: map[string]string{"ttl": "${ttl"}}, "data/ttl"},
+		"scope without policies":       {Spec{Path: "database/creds/x", Policies: []string{"orders"}}, "policies"},
 		"root":                         {Spec{Path: "database/creds/x", ScopePolicies: map[string][]string{"read": {"root"}}}, "policies"},
-		"a token with data":            {Spec{Path: TokenPath, ScopePolicies: read, Data: map[string]string{"a": "b"}}, "path"},
-		"an unknown type":              {Spec{Path: "database/creds/x", ScopePolicies: read, Type: "password"}, "type"},
+		"token with data":              {Spec{Path: TokenPath, ScopePolicies: read, Data: map[string]string{"a": "b"}}, "path"},
+		"unknown type":                 {Spec{Path: "database/creds/x", ScopePolicies: read, Type: "password"}, "type"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var keys []string
 			test.spec.Check(e, func(key, _ string, _ ...any) { keys = append(keys, key) })
 			if test.want == "" && keys != nil || test.want != "" && !slices.Contains(keys, test.want) {
-				t.Errorf("complaints about %v, want %q", keys, test.want)
+				t.Errorf("mistakes at %v, want %q", keys, test.want)
 			}
 		})
 	}
 	one, other := Spec{Path: "a/b"}, Spec{Path: "a/b", Data: map[string]string{}}
 	if one.Digest() == other.Digest() {
-		t.Error("reading and writing have one digest")
+		t.Error("reading and writing have the same digest")
 	}
 }
 
-// Whatever a requester fills in, it stays within its segment of the path.
-func FuzzVaultPath(f *testing.F) {
+// A parameter stays within its segment of the path.
+func FuzzPath(f *testing.F) {
 	for _, seed := range []string{"items", "..", "../x", "a/b", "a?b", "a#b", "%2e%2e", "a b", "", ".", "a\x00", "a\nb"} {
 		f.Add(seed)
 	}
@@ -528,7 +545,7 @@ func FuzzVaultPath(f *testing.F) {
 			return
 		}
 		if parts := strings.Split(path, "/"); len(parts) != 4 || parts[2] != value || strings.ContainsAny(path, "?#% \x00\n") || value == "" || value == "." || value == ".." {
-			t.Errorf("%q gives %q", value, path)
+			t.Errorf("the parameter %q makes the path %q", value, path)
 		}
 	})
 }

@@ -151,11 +151,11 @@ func testHostileTexts(t *testing.T, o *office) {
 		t.Errorf("the timeline leads to %q", timeline.Links)
 	}
 	for i, link := range timeline.Links {
-		record := dan.look(t, link, "The proof", "All of this request")
+		record := dan.look(t, link, "Inclusion proof", "Back to the timeline")
 		if written := i != 2; written != strings.Contains(record.Text, "<img src=x") { // what was issued has no text of anybody's
 			t.Errorf("the texts of %s: %s", link, record.Text)
 		}
-		ben.look(t, link, "The record")
+		ben.look(t, link, "Record")
 	}
 	dan.look(t, "/ui/audit", "notes")
 	dan.look(t, "/ui/leases?entitlement="+`"><script>window.pwned=1</script>`, "no live leases")

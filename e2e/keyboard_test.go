@@ -120,10 +120,10 @@ func testKeyboard(t *testing.T, o *office) {
 	do(t, ctx, "what can be less", chromedp.WaitVisible(css(`input[name="ttl"]`)))
 	ben.passes("tickets:close")
 	ben.press(" ")
-	ben.passes("tickets:read", "Each credential")
+	ben.passes("tickets:read", "TTL of each credential")
 	ben.press("2m")     // a field that Tab leads to is selected
 	ben.press(kb.Enter) // and Enter in it decides nothing
-	ben.passes("They can be collected", "Approve", "Deny")
+	ben.passes("Collectable for", "Approve", "Deny")
 	ben.press(kb.Tab, chromedp.ModifierShift)
 	if s := ben.at(); s.Name != "Approve" {
 		t.Fatalf("Shift and Tab lead from Deny to %q", s.Name)
@@ -131,7 +131,7 @@ func testKeyboard(t *testing.T, o *office) {
 	ben.press(kb.Enter)
 	do(t, ctx, "approved", chromedp.WaitVisible(css(`.done`)))
 	text, err := chromedp.Run(ctx, chromedp.Text(css(`main`)))
-	if err != nil || !strings.Contains(text, "reading is enough") || !strings.Contains(text, "for tickets:read, 2m each") {
+	if err != nil || !strings.Contains(text, "reading is enough") || !strings.Contains(text, "for tickets:read, valid 2m") {
 		t.Errorf("what was approved: %v\n%s", err, text)
 	}
 	if out := o.collects(t, r.ID, 0); !strings.Contains(out, `"tickets:read"`) || strings.Contains(out, `"tickets:close"`) {
@@ -156,8 +156,8 @@ func testDenyingByKeyboard(t *testing.T, o *office, ben *typist) {
 	r := o.asks(t, "--scope", "tickets:close", "--why", "no good reason, by the keyboard")
 	do(t, ben.ctx, "another request", chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.WaitVisible(css(`button[value="deny"]`)))
 	ben.toContent()
-	by := ben.reaches("What the log says")
-	if want := []string{"Comment (recorded)", "Grant less than was asked", "Approve", "Deny"}; len(by) < len(want) || !slices.Equal(by[:len(want)], want) {
+	by := ben.reaches("Audit log of this request")
+	if want := []string{"Comment (recorded)", "Grant less than requested", "Approve", "Deny"}; len(by) < len(want) || !slices.Equal(by[:len(want)], want) {
 		t.Errorf("on the way through the page: %q", by)
 	}
 	for range len(by) - 3 {

@@ -63,7 +63,7 @@ func TestPasskeys(t *testing.T) {
 		do(t, ben, "approving", chromedp.Navigate(page), chromedp.WaitVisible(css(`button[value="approve"]`)), chromedp.SendKeys(css(`#comment`), "they are"),
 			chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done, .failed`)))
 		text, err := chromedp.Run(ben, chromedp.Text(css(`.done, .failed`)))
-		if err == nil && text != "You approved it." {
+		if err == nil && text != "You approved this request." {
 			err = fmt.Errorf("it says %q", text)
 		}
 		return err

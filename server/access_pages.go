@@ -11,7 +11,7 @@ import (
 	"accessbroker.internal/server/ui"
 )
 
-// What a person has, and may ask for.
+// The pages of the viewer's own access, and of what can be requested.
 
 type accessPage struct {
 	Requests     []requestView
@@ -40,12 +40,12 @@ func (s *Server) access(c *call) (reply, error) {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}
 	if c.r.URL.Query().Get("done") == "returned" {
-		p.Done = "You gave it back."
+		p.Done = "You returned the credential."
 	}
 	return c.page("access", "My access", "access", p)
 }
 
-// pageCursor reads where a page's list goes on.
+// pageCursor reads the position of a page of requests.
 func pageCursor(c *call) (id broker.RequestID, err error) {
 	if text := c.r.URL.Query().Get("before"); text != "" {
 		id, err = broker.ParseRequestID(text)
@@ -53,7 +53,7 @@ func pageCursor(c *call) (id broker.RequestID, err error) {
 	return id, err
 }
 
-// offersPage shows what the viewer may ask for.
+// offersPage shows what the viewer may request.
 func (s *Server) offersPage(c *call) (reply, error) {
 	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
 	if err != nil {
@@ -72,7 +72,7 @@ type askPage struct {
 	Said   form
 }
 
-// askPage is the form by which a person asks.
+// askPage shows the form for a request.
 func (s *Server) askPage(c *call) (reply, error) { return s.showAsk(c, http.StatusOK, askPage{}) }
 
 func (s *Server) showAsk(c *call, status int, p askPage) (reply, error) {
@@ -82,13 +82,13 @@ func (s *Server) showAsk(c *call, status int, p askPage) (reply, error) {
 	}
 	i := slices.IndexFunc(offers, func(o broker.Offer) bool { return o.Entitlement.Name == c.r.PathValue("name") })
 	if i < 0 {
-		return reply{}, refuse(broker.ErrNotFound, "there is nothing of this name that you may ask for")
+		return reply{}, refuse(broker.ErrNotFound, "you may not request an entitlement of this name, or it does not exist")
 	}
 	p.Offer = toOffer(offers[i])
-	return c.pageOf(status, ui.Page{Name: "ask", Title: "Ask for " + p.Entitlement, Tab: "entitlements", Data: p})
+	return c.pageOf(status, ui.Page{Name: "ask", Title: "Request " + p.Entitlement, Tab: "entitlements", Data: p})
 }
 
-// fileAsk files what the form asks for.
+// fileAsk files the request of a form.
 func (s *Server) fileAsk(c *call) (reply, error) {
 	ask, err := c.formAsk()
 	var r *broker.Request
@@ -131,7 +131,7 @@ func (c *call) formAsk() (ask broker.Ask, err error) {
 	return ask, err
 }
 
-// endLeasePage gives a lease back, or revokes it for somebody else.
+// endLeasePage returns the viewer's own lease or revokes another holder's.
 func (s *Server) endLeasePage(c *call) (reply, error) {
 	id, err := broker.ParseLeaseID(c.r.PathValue("id"))
 	if err != nil {

@@ -51,7 +51,7 @@ func TestTimeline(t *testing.T) {
 	if n := strings.Count(page, `<span class="id quiet">`+second.Lease+"</span>"); n != 2 {
 		t.Errorf("the lease stands in the timeline as it is called %d times, want 2", n)
 	}
-	if _, _, leases := ben.visit(http.MethodGet, "/ui/leases?all=1", ""); !strings.Contains(leases, "could not be taken back: only time ends it") {
+	if _, _, leases := ben.visit(http.MethodGet, "/ui/leases?all=1", ""); !strings.Contains(leases, "still works until it expires") {
 		t.Errorf("what giving it back meant is not said\n%s", leases)
 	}
 	stranger := newBrowser(t, w)

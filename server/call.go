@@ -129,7 +129,7 @@ func (c *call) answer() reply {
 	if err == nil {
 		return answer
 	}
-	return c.fail(settle(c.r.Context(), err))
+	return c.fail(blameClient(c.r.Context(), err))
 }
 
 func (c *call) fail(err error) (answer reply) {

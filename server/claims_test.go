@@ -313,7 +313,7 @@ func TestTerminalsNeverBeginStale(t *testing.T) {
 			t.Fatalf("device %t: the terminal acts as %s", device, s.Person)
 		}
 		next := u.Query().Get("next")
-		if status, _, page := b.visit(http.MethodGet, where, ""); status != http.StatusOK || !strings.Contains(page, "say again which groups") || !strings.Contains(strings.ToLower(page), strings.ToLower(url.QueryEscape(next))) {
+		if status, _, page := b.visit(http.MethodGet, where, ""); status != http.StatusOK || !strings.Contains(page, "must confirm your groups again") || !strings.Contains(strings.ToLower(page), strings.ToLower(url.QueryEscape(next))) {
 			t.Errorf("device %t: the login page: %d", device, status)
 		}
 		if back := b.logIn("login/lea", next); back != next {

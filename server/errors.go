@@ -11,7 +11,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Sentinels of the transport. Those of the domain are in package broker.
+// Sentinels of the transport. Package broker has those of the domain.
 var (
 	errMethod      = errors.New(string(api.MethodNotAllowed))
 	errMediaType   = errors.New(string(api.UnsupportedMediaType))
@@ -23,14 +23,14 @@ var (
 	errPanicked    = errors.New("a handler panicked")
 )
 
-// A meaning is what an error is to a caller.
+// A meaning is how callers see an error.
 type meaning struct {
 	err    error
 	status int        // HTTP, on /v1
 	oauth  string     // the error of RFC 6749 section 5.2, RFC 8693 section 2.2.2 or RFC 8628 section 3.5
 	title  string     // what happened
-	advice string     // what to do, for errors that do not bring better advice of their own
-	level  faultLevel // whose fault it is
+	advice string     // what to do, unless the error carries better advice
+	level  faultLevel // whose fault it is; decides the log level
 }
 
 type faultLevel bool
@@ -44,64 +44,64 @@ const (
 // code is the sentinel's text. A test proves that no sentinel is missing, and
 // that the OpenAPI document publishes the table.
 var meanings = []meaning{
-	{broker.ErrUnauthenticated, 401, "invalid_client", "The caller is not proved", "present an X.509-SVID over TLS or a JWT-SVID as bearer, of a trust domain that the broker accepts", theirs},
-	{broker.ErrTwoIdentities, 400, "invalid_request", "Two proofs in one call", "present either a certificate or a JWT-SVID", theirs},
-	{broker.ErrForeignSubject, 400, "invalid_request", "The subject_token is not the caller's own", "send the caller's own JWT-SVID as subject_token; acting for others is not offered", theirs},
-	{broker.ErrProofExpired, 401, "invalid_client", "The caller's proof has expired", "fetch a new SVID and call again", theirs},
-	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators: they have blocked this access", theirs},
-	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons, and GET /v1/entitlements for what may be asked for", theirs},
+	{broker.ErrUnauthenticated, 401, "invalid_client", "Not authenticated", "present an X.509-SVID over TLS, or a JWT-SVID as bearer token, from a trust domain that the broker accepts", theirs},
+	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "present either a certificate or a JWT-SVID", theirs},
+	{broker.ErrForeignSubject, 400, "invalid_request", "The subject_token belongs to another identity", "send the caller's own JWT-SVID as subject_token; delegation is not supported", theirs},
+	{broker.ErrProofExpired, 401, "invalid_client", "The SVID has expired", "fetch a new SVID and call again", theirs},
+	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators, who blocked this access", theirs},
+	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons; GET /v1/entitlements lists what may be requested", theirs},
 	{broker.ErrNoLongerAllowed, 403, "access_denied", "No longer allowed", "policy has changed since the approval: file a new request", theirs},
-	{broker.ErrNeedsNewRequest, 409, "access_denied", "Policy demands more now", "file a new request: policy demands more than was approved", theirs},
-	{broker.ErrNotFound, 404, "invalid_request", "Not found", "check the id; what is not yours to see is not found either", theirs},
-	{broker.ErrInvalidRequest, 400, "invalid_request", "Malformed", "compare the call with /openapi.json", theirs},
-	{broker.ErrInvalidScope, 400, "invalid_scope", "Not a scope of this entitlement", "name at least one scope that GET /v1/entitlements lists, and each once", theirs},
-	{broker.ErrInvalidTTL, 400, "invalid_request", "Not an allowed time", "give a positive duration such as \"15m\", no longer than allowed", theirs},
-	{broker.ErrInvalidParameter, 400, "invalid_request", "Not an allowed parameter", "give the parameters that GET /v1/entitlements describes", theirs},
-	{broker.ErrJustificationRequired, 400, "invalid_request", "A justification is required", "say why in justification", theirs},
+	{broker.ErrNeedsNewRequest, 409, "access_denied", "Policy now requires more", "file a new request: policy now requires more than was approved", theirs},
+	{broker.ErrNotFound, 404, "invalid_request", "Not found", "check the id; objects that you may not view are not found either", theirs},
+	{broker.ErrInvalidRequest, 400, "invalid_request", "Invalid request", "compare the call with /openapi.json", theirs},
+	{broker.ErrInvalidScope, 400, "invalid_scope", "Invalid scope", "name at least one scope that GET /v1/entitlements lists, each once", theirs},
+	{broker.ErrInvalidTTL, 400, "invalid_request", "Invalid duration", "send a positive duration such as \"15m\", no longer than allowed", theirs},
+	{broker.ErrInvalidParameter, 400, "invalid_request", "Invalid parameter", "send the parameters that GET /v1/entitlements describes", theirs},
+	{broker.ErrJustificationRequired, 400, "invalid_request", "A justification is required", "state the reason in justification", theirs},
 	{broker.ErrTicketRequired, 400, "invalid_request", "A ticket is required", "name the ticket in ticket", theirs},
-	{broker.ErrBindingRequiresMTLS, 400, "invalid_request", "The token is bound to a certificate", "call over TLS with an X.509-SVID", theirs},
-	{broker.ErrPending, 409, "authorization_pending", "People have yet to approve", "wait, and collect again", theirs},
+	{broker.ErrBindingRequiresMTLS, 400, "invalid_request", "The token must be bound to a certificate", "call over TLS with an X.509-SVID", theirs},
+	{broker.ErrPending, 409, "authorization_pending", "Waiting for approval", "wait, then collect again", theirs},
 	{broker.ErrNotPending, 409, "access_denied", "The request is not pending", "file a new request", theirs},
-	{broker.ErrLapsed, 409, "expired_token", "Nobody approved in time", "file a new request", theirs},
+	{broker.ErrLapsed, 409, "expired_token", "Not approved in time", "file a new request", theirs},
 	{broker.ErrGrantEnded, 409, "expired_token", "The grant has ended", "file a new request", theirs},
-	{broker.ErrGrantEndsTooSoon, 409, "expired_token", "The grant ends too soon", "file a new request: what is left is shorter than the issuer's shortest credential", theirs},
-	{broker.ErrNotYet, 409, "access_denied", "The grant has not started", "collect when it has", theirs},
-	{broker.ErrStaleDigest, 409, "invalid_request", "Not the request that you saw", "look at the request again, and send its digest", theirs},
-	{broker.ErrAlreadyVoted, 409, "invalid_request", "You have said so already", "one person has one voice; what you approved you may still deny", theirs},
-	{broker.ErrSessionRequired, 403, "access_denied", "Only people do this", "log in to the broker: broker login, or its pages", theirs},
-	{broker.ErrLoginStale, 403, "access_denied", "Your groups were last confirmed too long ago", "log in again", theirs},
-	{broker.ErrOwnRequest, 403, "access_denied", "Your own request", "somebody else must approve: nobody approves for themselves, or for workloads that they answer for", theirs},
-	{broker.ErrNotApprover, 403, "access_denied", "Not an approver", "only members of the groups that the request names approve it", theirs},
-	{broker.ErrCommentRequired, 400, "invalid_request", "A comment is required", "say why in comment", theirs},
-	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "do it in the browser, with your passkey", theirs},
-	{broker.ErrNobodyAccountable, 403, "access_denied", "Nobody answers for the caller", "ask the operators to name accountable people in attest.workloads", theirs},
-	{broker.ErrNobodyCanApprove, 403, "access_denied", "Nobody could approve this", "ask the operators: too few listed people may approve; who asked does not count, nor who answers for the workload, nor a team that policy excludes, nor whom it forbids to approve", theirs},
-	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier emergency use is unreviewed", "ask its reviewers to close the review", theirs},
-	{broker.ErrNoReview, 409, "invalid_request", "No review is open", "look at the request again", theirs},
-	{broker.ErrLimit, 429, "access_denied", "Too many credentials in this time", "try again later", theirs},
-	{broker.ErrMaxActive, 429, "access_denied", "Too many credentials at once", "give one back first", theirs},
-	{broker.ErrTooManyPending, 429, "access_denied", "Too many requests wait for people", "withdraw one, or wait for an answer", theirs},
-	{broker.ErrPreviewStale, 409, "invalid_request", "The preview is stale", "look at a new preview, and send its digest", theirs},
+	{broker.ErrGrantEndsTooSoon, 409, "expired_token", "The grant ends too soon", "file a new request: the remaining time is shorter than the issuer's shortest credential", theirs},
+	{broker.ErrNotYet, 409, "access_denied", "The grant has not started", "collect after it starts", theirs},
+	{broker.ErrStaleDigest, 409, "invalid_request", "Stale digest", "read the request again and send its current digest", theirs},
+	{broker.ErrAlreadyVoted, 409, "invalid_request", "Already decided", "a person decides once; an approval may still be turned into a denial", theirs},
+	{broker.ErrSessionRequired, 403, "access_denied", "A person's session is required", "log in to the broker with broker login or on its pages", theirs},
+	{broker.ErrLoginStale, 403, "access_denied", "Your groups were confirmed too long ago", "log in again", theirs},
+	{broker.ErrOwnRequest, 403, "access_denied", "Conflict of interest", "another person must decide: no one decides their own requests or those of workloads that they own", theirs},
+	{broker.ErrNotApprover, 403, "access_denied", "Not an approver", "only members of the request's approving groups decide it", theirs},
+	{broker.ErrCommentRequired, 400, "invalid_request", "A comment is required", "state the reason in comment", theirs},
+	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "decide in the browser, where your passkey signs", theirs},
+	{broker.ErrNobodyAccountable, 403, "access_denied", "The caller has no owner", "ask the operators to name accountable people in attest.workloads", theirs},
+	{broker.ErrNobodyCanApprove, 403, "access_denied", "Not enough approvers", "ask the operators: too few listed people may approve, not counting the requester, the workload's owners, an excluded team and people whom policy forbids", theirs},
+	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier break-glass review is overdue", "ask the reviewers to close it", theirs},
+	{broker.ErrNoReview, 409, "invalid_request", "No review is open", "read the request again", theirs},
+	{broker.ErrLimit, 429, "access_denied", "Rate limit reached", "try again later", theirs},
+	{broker.ErrMaxActive, 429, "access_denied", "Too many active credentials", "return one first", theirs},
+	{broker.ErrTooManyPending, 429, "access_denied", "Too many pending requests", "withdraw one, or wait for a decision", theirs},
+	{broker.ErrPreviewStale, 409, "invalid_request", "The preview is stale", "request a new preview and send its digest", theirs},
 	{broker.ErrSlowDown, 429, "slow_down", "Too many calls", "call less often", theirs},
-	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used for another body", "use a new key for a new call", theirs},
+	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used with another body", "use a new key for a new call", theirs},
 	{broker.ErrNotRenewable, 409, "invalid_request", "Not renewable", "collect again, or file a new request", theirs},
-	{broker.ErrNotRevocable, 409, "invalid_request", "Only time ends this credential", "wait for its expiry", theirs},
-	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer does not answer", "try again later: nothing was issued", ours},
+	{broker.ErrNotRevocable, 409, "invalid_request", "Not revocable", "the credential expires by itself", theirs},
+	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer is unavailable", "try again later: nothing was issued", ours},
 	{broker.ErrIssuerRefused, 502, "server_error", "The issuer refused", "tell the operators: nothing was issued", ours},
-	{broker.ErrPolicyTooLarge, 400, "invalid_request", "More than the issuer takes at once", "ask for fewer scopes, or for shorter parameters", theirs},
-	{broker.ErrUnavailable, 503, "temporarily_unavailable", "The broker can't record anything now", "try again later: nothing was issued", ours},
-	{broker.ErrInvalidTarget, 400, "invalid_target", "Not a target that tokens can be had for", "name in audience an entitlement of GET /v1/entitlements whose credentials are tokens, or in resource the one audience that fits its scopes", theirs},
+	{broker.ErrPolicyTooLarge, 400, "invalid_request", "Too large for the issuer", "request fewer scopes or shorter parameters", theirs},
+	{broker.ErrUnavailable, 503, "temporarily_unavailable", "Temporarily unavailable", "try again later: nothing was issued", ours},
+	{broker.ErrInvalidTarget, 400, "invalid_target", "Invalid target", "name in audience an entitlement whose credentials are tokens (GET /v1/entitlements), or in resource the audience of exactly one entitlement with these scopes", theirs},
 
-	{errCrossOrigin, 403, "invalid_request", "Another site sent this", "open the page of the broker itself", theirs},
-	{errGrantType, 400, "unsupported_grant_type", "Not a grant type of this broker", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, theirs},
-	{errMethod, 405, "invalid_request", "Not a method of this resource", "use a method that the Allow header names", theirs},
-	{errMediaType, 415, "invalid_request", "Not a media type of this resource", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", theirs},
+	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", theirs},
+	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, theirs},
+	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", theirs},
+	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", theirs},
 	{errTooLarge, 413, "invalid_request", "The body is too large", "send at most " + strconv.Itoa(maxBody) + " bytes", theirs},
-	{errClientGone, 499, "server_error", "The client went away", "", theirs},
+	{errClientGone, 499, "server_error", "The client disconnected", "", theirs},
 }
 
-// unknown is what every other error means: no detail leaves.
-var unknown = meaning{errInternal, 500, "server_error", "Internal error", "tell the operators the X-Request-Id of this call", ours}
+// unknown is the meaning of every other error. It reveals no detail.
+var unknown = meaning{errInternal, 500, "server_error", "Internal error", "report the X-Request-Id of this call to the operators", ours}
 
 func meaningOf(err error) meaning {
 	for _, m := range meanings {
@@ -114,8 +114,8 @@ func meaningOf(err error) meaning {
 
 func (m meaning) code() api.Code { return api.Code(m.err.Error()) }
 
-// oauthStatus is 400 but for what RFC 6749 section 5.2 says of invalid_client,
-// and for what any HTTP client should understand: overload and our own faults.
+// oauthStatus returns 400 except for invalid_client (RFC 6749, section 5.2) and
+// for faults that any HTTP client should understand: overload and server errors.
 func (m meaning) oauthStatus() int {
 	if m.status == http.StatusUnauthorized || m.status == http.StatusRequestEntityTooLarge ||
 		m.status == http.StatusMethodNotAllowed || m.status >= 500 || m.err == broker.ErrSlowDown || m.err == errMediaType {
@@ -124,10 +124,10 @@ func (m meaning) oauthStatus() int {
 	return http.StatusBadRequest
 }
 
-// refuse makes an error of a sentinel and a sentence that says what to do.
+// refuse returns a refusal: a sentinel with advice for the caller.
 func refuse(err error, detail string) error { return &broker.Refusal{Err: err, Detail: detail} }
 
-// refusalOf gives what a refusal says; an empty one if err is none.
+// refusalOf returns the refusal in err, or an empty one.
 func refusalOf(err error) broker.Refusal {
 	var r *broker.Refusal
 	if errors.As(err, &r) {
@@ -136,16 +136,16 @@ func refusalOf(err error) broker.Refusal {
 	return broker.Refusal{}
 }
 
-// settle replaces what happened because the client went away: it is nobody's
-// fault, and nobody will read the answer.
-func settle(ctx context.Context, err error) error {
+// blameClient replaces an error that was caused by the client's disconnecting,
+// so that it is not logged as a fault of the broker.
+func blameClient(ctx context.Context, err error) error {
 	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		return errClientGone
 	}
 	return err
 }
 
-// problem makes the answer to a failed call on /v1 (RFC 9457).
+// problem returns the answer to a failed call on /v1 (RFC 9457).
 func (c *call) problem(err error) reply {
 	m, body := meaningOf(err), c.problemOf(err)
 	return reply{status: m.status, code: m.code(), body: body, mediaType: "application/problem+json", header: m.header(refusalOf(err))}
@@ -164,17 +164,17 @@ func (c *call) problemOf(err error) api.Problem {
 	return body
 }
 
-// pollInterval is how long to wait between polls for an approval (RFC 8628,
-// section 3.5, whose default it is).
+// pollInterval is the time between polls for an approval: the default of RFC 8628,
+// section 3.5.
 const pollInterval = 5 * time.Second
 
-// oauthError makes the answer to a failed call on /oauth2.
+// oauthError returns the answer to a failed call on /oauth2.
 func (c *call) oauthError(err error) reply {
 	m, refusal := meaningOf(err), refusalOf(err)
 	name, status := m.oauth, m.oauthStatus()
 	if c.proofIsSubject && name == "invalid_client" {
-		// RFC 8693, section 2.2.2: a subject_token that is not acceptable
-		// makes the request invalid.
+		// RFC 8693, section 2.2.2: an unacceptable subject_token makes the request
+		// invalid.
 		name, status = "invalid_request", http.StatusBadRequest
 	}
 	if m.err == broker.ErrDenied {
@@ -197,10 +197,9 @@ func (c *call) oauthError(err error) reply {
 	return reply{status: status, code: m.code(), body: body, header: header}
 }
 
-// denied finds the OAuth error of a denial: a person's no is access_denied
-// (RFC 8628, section 3.5). Where policy would give some of the scopes, the
-// scopes are at fault (RFC 6749, section 5.2), else the target (RFC 8693,
-// section 2.2.2).
+// denied returns the OAuth error of a denial. A person's denial is access_denied
+// (RFC 8628, section 3.5). If policy would allow some of the scopes, the scope is
+// invalid (RFC 6749, section 5.2), otherwise the target (RFC 8693, section 2.2.2).
 func denied(r broker.Refusal) string {
 	switch {
 	case r.DeniedBy == "person":
@@ -232,8 +231,8 @@ func allowed(a *broker.Allowed) *api.Allowed {
 	return &api.Allowed{Scopes: a.Scopes, MaxTTL: api.Duration(a.MaxTTL)}
 }
 
-// asciiOnly keeps to the characters that RFC 6749 section 5.2 allows in an
-// error_description.
+// asciiOnly replaces the characters that RFC 6749, section 5.2, does not allow in
+// an error_description.
 func asciiOnly(s string) string {
 	b := []byte(s)
 	for i, c := range b {

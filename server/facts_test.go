@@ -52,7 +52,7 @@ func TestApproversGetTheFacts(t *testing.T) {
 	b := newBrowser(t, w)
 	b.logIn("login/ben", "/ui/")
 	_, _, page := b.visit(http.MethodGet, "/ui/requests/"+filed.ID, "")
-	for _, fact := range []string{"what is guarded", "owned by dba", "look &lt;at&gt; it", f.Effect, "its SPIFFE token (JWT-SVID), from 127.0.0.1", f.TicketURL, "only time ends it"} {
+	for _, fact := range []string{"what is guarded", "owner dba", "look &lt;at&gt; it", f.Effect, "SPIFFE token (JWT-SVID), from 127.0.0.1", f.TicketURL, "not revocable; it expires by itself"} {
 		if !strings.Contains(page, fact) {
 			t.Errorf("the page does not show %q", fact)
 		}

@@ -44,10 +44,10 @@ func TestFormsThatEndSomething(t *testing.T) {
 		is          func() string
 		become      string
 	}{
-		"give back": {ivy, "/ui/access", "/ui/leases/" + mine.Lease, formOf("reason", "done"), "/ui/access?done=returned", "You gave it back.", lease(mine), "revoked returned"},
+		"give back": {ivy, "/ui/access", "/ui/leases/" + mine.Lease, formOf("reason", "done"), "/ui/access?done=returned", "You returned the credential.", lease(mine), "revoked returned"},
 		"revoke":    {cleo, "/ui/leases", "/ui/leases/" + others.Lease, formOf("reason", "incident"), "/ui/requests/" + others.Request, "revoked", lease(others), "revoked revoked"},
 		"withdraw": {
-			ivy, "/ui/requests/" + withdrawn.ID, "", formOf("do", "withdraw"), "/ui/requests/" + withdrawn.ID + "?done=withdraw", "You withdrew it.",
+			ivy, "/ui/requests/" + withdrawn.ID, "", formOf("do", "withdraw"), "/ui/requests/" + withdrawn.ID + "?done=withdraw", "You withdrew this request.",
 			request(withdrawn.ID, func(r *api.Request) string { return r.Status }), api.StatusWithdrawn,
 		},
 		"justified": {

@@ -9,12 +9,12 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The inbox, and how pages hear of changes.
+// The inbox, and the event stream that announces changes to pages.
 
 // A requestView is a request as a page shows it.
 type requestView struct {
 	api.Request
-	Revocation string // what ending a credential of it early would mean: in lists, which have no facts
+	Revocation string // the effect of revoking a credential; for lists, which have no facts
 	Mine       bool   // the viewer filed it
 }
 
@@ -39,7 +39,7 @@ type inboxPage struct {
 	More             bool
 }
 
-// inbox shows what waits for the viewer.
+// inbox shows the requests and reviews that wait for the viewer.
 func (s *Server) inbox(c *call) (reply, error) {
 	if err := c.asReader(); err != nil {
 		return reply{}, err
@@ -51,19 +51,19 @@ func (s *Server) inbox(c *call) (reply, error) {
 	return c.page("inbox", "Inbox", "inbox", inboxPage{s.viewAll(c, in.Waiting), s.viewAll(c, in.Reviews), in.Total, in.More})
 }
 
-// Bounds of the pages that stay open to hear of changes.
+// Bounds of the event stream.
 const (
-	viewersAtOnce = 10               // of one person
-	pingEvery     = 25 * time.Second // so that proxies keep the connection
-	tellEvery     = time.Second      // changes are told at most so often
+	viewersAtOnce = 10               // streams of one person
+	pingEvery     = 25 * time.Second // keeps proxies from closing the connection
+	tellEvery     = time.Second      // the shortest time between two events
 )
 
-// events tells a page that something changed, as it happens (WHATWG HTML,
-// section 9.2). What, the page asks for itself. It counts as no use of the
-// session, and ends when an unused session would.
+// events streams server-sent events (WHATWG HTML, section 9.2). An event only
+// says that something changed; the page then fetches itself. A stream does not
+// count as a use of the session, and ends when an unused session would.
 func (s *Server) events(c *call) (reply, error) {
 	if err := c.identify(); err != nil {
-		return reply{status: http.StatusNoContent}, nil // tells the browser not to come back
+		return reply{status: http.StatusNoContent}, nil // 204 stops the browser from reconnecting
 	}
 	leave, err := s.viewers.enter(c.who.ID)
 	if err != nil {
@@ -88,13 +88,13 @@ func (s *Server) events(c *call) (reply, error) {
 		if _, err := fmt.Fprint(c.w, text); err != nil {
 			return reply{sent: true}, nil
 		}
-		_ = http.NewResponseController(c.w).Flush() // if the viewer is gone, the next write says so
+		_ = http.NewResponseController(c.w).Flush() // the next write fails if the viewer has gone away
 		select {
 		case <-changed:
 			text = "event: changed\ndata:\n\n"
 			pause(ctx.Done(), tellEvery)
 		case <-ping.C:
-			text = ": still here\n\n"
+			text = ": ping\n\n"
 		case <-over.C:
 			return reply{sent: true}, nil
 		case <-ctx.Done():
@@ -103,7 +103,7 @@ func (s *Server) events(c *call) (reply, error) {
 	}
 }
 
-// pause waits for d, or until something is done.
+// pause waits for d or until done is closed.
 func pause(done <-chan struct{}, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -33,11 +34,11 @@ func TestStalePreviewOnThePage(t *testing.T) {
 	}
 	issue()
 	status, _, page = b.visit(http.MethodPost, "/ui/kill", form+"&do=kill&digest="+digest[1])
-	if status != http.StatusOK || !strings.Contains(page, "Nothing was done yet") || !strings.Contains(page, `value="force"`) || !strings.Contains(page, "<strong>2</strong> live") {
+	if status != http.StatusOK || !strings.Contains(page, "Nothing was revoked yet") || !strings.Contains(page, `value="force"`) || !strings.Contains(page, "<strong>2</strong> live") {
 		t.Fatalf("a stale preview: %d\n%s", status, page)
 	}
 	issue()
-	if status, where, page := b.visit(http.MethodPost, "/ui/kill", form+"&do=force"); status != http.StatusSeeOther || where != "/ui/leases?done=killed" {
+	if status, where, page := b.visit(http.MethodPost, "/ui/kill", form+"&do=force"); status != http.StatusSeeOther || where != "/ui/leases?done=killed&expiring=3&revoking=0" {
 		t.Fatalf("forced: %d to %q\n%s", status, where, page)
 	}
 	for _, l := range must[*api.LeasePage](t)(w.as(agent).Leases(t.Context(), api.LeaseFilter{})).Leases {
@@ -57,17 +58,20 @@ func TestKillAndLiftOnThePage(t *testing.T) {
 	aim := []string{"kind", "holder", "name", agent, "reason", "incident"}
 	status, _, page := b.visit(http.MethodPost, "/ui/kill", formOf(aim...))
 	digest := regexp.MustCompile(`name="digest" value="([0-9a-f]{64})"`).FindStringSubmatch(page)
-	if status != http.StatusOK || digest == nil || !strings.Contains(page, "ends <strong>1</strong> live credential") || !strings.Contains(page, "<strong>1</strong> of them can't be taken back") {
+	if status != http.StatusOK || digest == nil || !strings.Contains(page, "revokes <strong>1</strong> live credential") || !strings.Contains(page, "<strong>1</strong> cannot be revoked") {
 		t.Fatalf("preview: %d\n%s", status, page)
 	}
 	status, where, page := b.visit(http.MethodPost, "/ui/kill", formOf(append(aim, "do", "kill", "digest", digest[1])...))
-	if status != http.StatusSeeOther || where != "/ui/leases?done=killed" {
+	if status != http.StatusSeeOther || where != "/ui/leases?done=killed&expiring=1&revoking=0" {
 		t.Fatalf("killed: %d to %q\n%s", status, where, page)
+	}
+	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "Blocked. 1 credential cannot be revoked and expires by itself.") {
+		t.Errorf("the page does not state what happened\n%s", page)
 	}
 	if l := must[*api.Lease](t)(w.as(agent).Lease(t.Context(), lease)); l.Status != api.LeaseRevoked || l.EndHow != "revoked" {
 		t.Errorf("its lease is %+v", l)
 	}
-	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "It is blocked") || !strings.Contains(page, agent) || !strings.Contains(page, "incident") {
+	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "Blocked. ") || !strings.Contains(page, agent) || !strings.Contains(page, "incident") {
 		t.Errorf("what is blocked is not shown\n%s", page)
 	}
 	if _, _, err := w.as(agent).AskAndCollect(t.Context(), api.Ask{Entitlement: "gone"}); !errors.Is(err, api.Blocked) {
@@ -77,7 +81,7 @@ func TestKillAndLiftOnThePage(t *testing.T) {
 	if status, where, page = b.visit(http.MethodPost, "/ui/kill", lift); status != http.StatusSeeOther || where != "/ui/leases?done=lifted" {
 		t.Fatalf("lifting: %d to %q\n%s", status, where, page)
 	}
-	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "The block is lifted") || !strings.Contains(page, "Nothing is blocked") {
+	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "The block was lifted") || !strings.Contains(page, "Nothing is blocked") {
 		t.Errorf("what is lifted is shown\n%s", page)
 	}
 	w.issue(agent, "gone")
@@ -180,4 +184,24 @@ func TestTheBlockedAreTold(t *testing.T) {
 	block(op.Lift, tickets)
 	block(op.Lift, agents)
 	told(false, false)
+}
+
+func TestKillDone(t *testing.T) {
+	for query, want := range map[string]string{
+		"":                                  "",
+		"done=lifted":                       "The block was lifted.",
+		"done=killed":                       "Blocked. There were no live credentials.",
+		"done=killed&revoking=3":            "Blocked. 3 credentials are being revoked.",
+		"done=killed&revoking=1&expiring=2": "Blocked. 1 credential is being revoked. 2 credentials cannot be revoked and expire by themselves.",
+		"done=ended&expiring=1":             "The request was ended. 1 credential cannot be revoked and expires by itself.",
+		"done=killed&revoking=<b>":          "Blocked. There were no live credentials.",
+	} {
+		values, err := url.ParseQuery(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := killDone(values); got != want {
+			t.Errorf("%q: got %q, want %q", query, got, want)
+		}
+	}
 }

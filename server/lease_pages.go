@@ -2,6 +2,8 @@ package server
 
 import (
 	"errors"
+	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -10,14 +12,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Leases of all whom the viewer may see, and the kill switch.
+// The pages of leases and of the kill switch.
 
 type leasesPage struct {
 	Leases      []api.Lease
 	Next        string
 	Holder      string
 	Entitlement string
-	All         bool // ended ones too
+	All         bool // including ended leases
 	MayKill     bool
 	Blocks      []blockView
 	Done        string
@@ -29,7 +31,7 @@ type blockView struct {
 	Since                  time.Time
 }
 
-// killKinds are what the kill switch selects by.
+// killKinds are the kinds of selectors of the kill switch.
 var killKinds = []string{"holder", "under", "trust_domain", "entitlement", "issuer", "request"}
 
 func (s *Server) leasesPage(c *call) (reply, error) {
@@ -62,21 +64,64 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 			p.Blocks = append(p.Blocks, blockView{block.Selector.Kind, block.Selector.Name, block.Reason, block.By, block.Since})
 		}
 	}
-	p.Done = map[string]string{"killed": "It is blocked, and what lived is being ended.", "lifted": "The block is lifted."}[query.Get("done")]
+	p.Done = killDone(query)
 	return c.page("leases", "Leases", "leases", p)
+}
+
+// killDone returns the message for a browser that comes from the kill switch.
+func killDone(query url.Values) string {
+	revoking, expiring := count(query, "revoking"), count(query, "expiring")
+	switch query.Get("done") {
+	case "lifted":
+		return "The block was lifted."
+	case "ended":
+		return "The request was ended. " + killed(revoking, expiring)
+	case "killed":
+		return "Blocked. " + killed(revoking, expiring)
+	}
+	return ""
+}
+
+func count(query url.Values, name string) int {
+	n, _ := strconv.Atoi(query.Get(name)) // a malformed number counts as none
+	return n
+}
+
+// killed says what becomes of the credentials that the kill switch selected.
+func killed(revoking, expiring int) string {
+	var parts []string
+	if revoking > 0 {
+		parts = append(parts, plural(revoking, "credential is", "credentials are")+" being revoked.")
+	}
+	if expiring > 0 {
+		parts = append(parts, plural(expiring, "credential", "credentials")+" cannot be revoked and "+verb(expiring, "expires by itself.", "expire by themselves."))
+	}
+	if len(parts) == 0 {
+		return "There were no live credentials."
+	}
+	return strings.Join(parts, " ")
+}
+
+func plural(n int, one, many string) string { return strconv.Itoa(n) + " " + verb(n, one, many) }
+
+func verb(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
 }
 
 type killPage struct {
 	Kind, Name, Reason string
 	Preview            api.KillPreview
-	Blocks             bool // of a request, nothing is blocked
-	Stale              bool // what the preview before showed has changed
+	Blocks             bool // whether it places a block: false for a request
+	Stale              bool // the selection has changed since the last preview
 }
 
-// Live is how many of what it hits live.
+// Live returns the number of selected leases that are live.
 func (p killPage) Live() int { return p.Preview.Leases - p.Preview.Ended }
 
-// Sessions says whether it ends sessions, too: those of a person.
+// Sessions reports whether the kill switch also ends a person's sessions.
 func (p killPage) Sessions() bool {
 	return p.Kind == "holder" && !strings.HasPrefix(p.Name, "spiffe://")
 }
@@ -101,7 +146,7 @@ func (c *call) formSelector() (broker.Selector, error) {
 	return readSelector(selector)
 }
 
-// killPage shows what the kill switch would hit, does it, or lifts a block.
+// killPage previews the kill switch, triggers it, or lifts a block.
 func (s *Server) killPage(c *call) (reply, error) {
 	ctx, b := c.r.Context(), s.cfg.Broker
 	selector, err := c.formSelector()
@@ -122,22 +167,26 @@ func (s *Server) killPage(c *call) (reply, error) {
 			return reply{}, broker.ErrPreviewStale
 		}
 		c.extend(broker.KillDeadline)
-		_, err := b.RevokeAll(ctx, c.who, selector, reason, seen, force, c.now)
+		hit, err := b.RevokeAll(ctx, c.who, selector, reason, seen, force, c.now)
 		switch {
 		case errors.Is(err, broker.ErrPreviewStale):
 			return s.previewPage(c, selector, reason, true)
 		case err != nil:
 			return reply{}, err
 		}
-		return c.redirect(s.to("/ui/leases?done=killed"))
+		done := url.Values{"done": {"killed"}, "revoking": {strconv.Itoa(hit.Leases - hit.Irrevocable)}, "expiring": {strconv.Itoa(hit.Irrevocable)}}
+		if !selector.Request.IsZero() {
+			done.Set("done", "ended")
+		}
+		return c.redirect(s.to("/ui/leases?" + done.Encode()))
 	}
 	return s.previewPage(c, selector, reason, false)
 }
 
-// previewPage shows what the kill switch would hit now.
+// previewPage shows what the kill switch would revoke now.
 func (s *Server) previewPage(c *call, selector broker.Selector, reason string, stale bool) (reply, error) {
 	if reason == "" {
-		return reply{}, refuse(broker.ErrJustificationRequired, "say why")
+		return reply{}, refuse(broker.ErrJustificationRequired, "give a reason")
 	}
 	preview, err := s.cfg.Broker.Preview(c.r.Context(), c.who, selector, c.now)
 	if err != nil {

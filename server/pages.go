@@ -12,21 +12,21 @@ import (
 	"accessbroker.internal/server/ui"
 )
 
-// UI is the audience of the pages: browsers, for which listeners have
-// certificates of the web's.
+// UI is the audience of the pages. Browsers need a listener with a certificate of
+// the public web.
 const UI Audience = "ui"
 
-// Cookies. By their prefix, browsers keep them to this very host, to secure
-// connections and to all of its paths (RFC 6265bis, section 4.1.3.2).
+// Cookies. Their prefix makes browsers restrict them to this host and to secure
+// connections, with path "/" (RFC 6265bis, section 4.1.3.2).
 const (
 	sessionCookie = "__Host-broker-session"
 	loginCookie   = "__Host-broker-login"
 )
 
-// pagePolicy lets a page load its own files, and send forms to itself.
+// pagePolicy lets a page load its own files and send forms to its own origin.
 const pagePolicy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
-// page answers with a page.
+// page renders a page.
 func (c *call) page(name, title, tab string, data any) (reply, error) {
 	return c.pageOf(http.StatusOK, ui.Page{Name: name, Title: title, Tab: tab, Data: data})
 }
@@ -48,13 +48,13 @@ func (c *call) redirect(where string) (reply, error) {
 	return reply{status: http.StatusSeeOther, header: http.Header{"Location": {where}}}, nil
 }
 
-// home sends who typed no more than the host to the inbox.
+// home redirects the root to the inbox.
 func (s *Server) home(c *call) (reply, error) { return c.redirect(s.to("/ui/")) }
 
-// to gives the path of a page as the browser sees it.
+// to returns the path of a page as the browser sees it.
 func (s *Server) to(path string) string { return s.external.Path + path }
 
-// failedPage shows an error to a person, or sends them to log in.
+// failedPage renders an error, or redirects to the login.
 func (c *call) failedPage(err error) reply {
 	m := meaningOf(err)
 	if errors.Is(err, broker.ErrUnauthenticated) && (c.r.Method == http.MethodGet || c.r.Method == http.MethodHead) {
@@ -76,7 +76,8 @@ type errorPage struct {
 	Code, Call string
 }
 
-// A pendingLogin is what the browser keeps, sealed, while it is at the provider.
+// A pendingLogin is the sealed state that the browser keeps while it is at the
+// provider.
 type pendingLogin struct {
 	Provider string    `json:"provider"`
 	State    []byte    `json:"state"`
@@ -86,7 +87,7 @@ type pendingLogin struct {
 
 const loginFor = 10 * time.Minute
 
-// login shows the providers, or goes to the one that was chosen.
+// login lists the providers, or redirects to the chosen one.
 func (s *Server) login(c *call) (reply, error) {
 	query := c.r.URL.Query()
 	next := safeNext(query.Get("next"))
@@ -121,17 +122,17 @@ type loginPage struct {
 	Failed    string
 }
 
-// loginFailures are what can be said to somebody whose login failed: never
-// words of the provider's, which whoever made the link could choose.
+// loginFailures are the messages for a failed login. They never repeat text of
+// the provider's answer, which the author of a malicious link could choose.
 var loginFailures = map[string]string{
-	"provider": "Your provider did not let you in, or its answer did not hold. Try again.",
-	"stale":    "Your provider has to say again which groups you are in, before a terminal can act for you.",
-	"expired":  "That took too long, or was begun in another browser. Try again.",
+	"provider": "Your provider did not log you in, or its answer was not valid. Try again.",
+	"stale":    "Your provider must confirm your groups again before a terminal can act for you.",
+	"expired":  "The login took too long or was started in another browser. Try again.",
 }
 
-// CallbackPath is where a provider, one of several, sends the browser back to.
-// Each has a place of its own, or one of them could have the broker take
-// another's answer for its, and be sent the code (RFC 9700, section 4.4.2.2).
+// CallbackPath returns the path of a provider's redirect URI. With several
+// providers each has its own, so that none can receive the code of another
+// (mix-up attack, RFC 9700, section 4.4.2.2).
 func CallbackPath(providers []string, name string) string {
 	if len(providers) == 1 {
 		return "/ui/login/callback"
@@ -139,13 +140,13 @@ func CallbackPath(providers []string, name string) string {
 	return "/ui/login/" + name + "/callback"
 }
 
-// callbackOf says whether a provider's answer may come to the callback that is
-// named; "" is that of the only one.
+// callbackOf reports whether a provider's answer may arrive at the named
+// callback. The callback of a single provider has no name.
 func (s *Server) callbackOf(provider, named string) bool {
 	return named == provider || named == "" && len(s.cfg.Providers) == 1
 }
 
-// callback is where the provider sends the browser back to.
+// callback handles the browser's return from the provider.
 func (s *Server) callback(c *call) (reply, error) {
 	cookie, err := c.r.Cookie(loginCookie)
 	c.setCookie(loginCookie, "", -1)
@@ -158,11 +159,11 @@ func (s *Server) callback(c *call) (reply, error) {
 	}
 	if !s.callbackOf(pending.Provider, c.r.PathValue("provider")) {
 		s.failures.count(c.from)
-		s.cfg.Logger.WarnContext(c.r.Context(), "an answer came where another provider's does", "call_id", c.id, "provider", pending.Provider)
+		s.cfg.Logger.WarnContext(c.r.Context(), "a login answer arrived at another provider's callback", "call_id", c.id, "provider", pending.Provider)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}
-	// Whoever has a cookie of a login can send any answer, and each has the
-	// provider asked.
+	// A login cookie is enough to send answers, each of which makes the broker call
+	// the provider.
 	if err := s.failures.check(c.from); err != nil {
 		return reply{}, err
 	}
@@ -174,7 +175,7 @@ func (s *Server) callback(c *call) (reply, error) {
 	in, err := s.cfg.People.Finish(c.r.Context(), pending.State, c.r.URL.Query(), c.now)
 	if err != nil {
 		s.failures.count(c.from)
-		s.cfg.Logger.WarnContext(c.r.Context(), "a login did not hold", "call_id", c.id, "provider", pending.Provider, "err", err)
+		s.cfg.Logger.WarnContext(c.r.Context(), "a login failed", "call_id", c.id, "provider", pending.Provider, "err", err)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}
 	in.Client = broker.ClientBrowser
@@ -182,9 +183,9 @@ func (s *Server) callback(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	// Whatever session the browser had before ends: none is ever taken over.
+	// The browser's earlier session ends: a login never takes over a session.
 	if old, ok := c.sessionToken(); ok {
-		_ = s.cfg.Broker.CloseSession(c.r.Context(), old, c.now) // it ends by itself as well
+		_ = s.cfg.Broker.CloseSession(c.r.Context(), old, c.now) // it also expires by itself
 	}
 	c.who = session.Who
 	c.setCookie(sessionCookie, token.Reveal(), session.Expires.Sub(c.now))
@@ -203,7 +204,7 @@ func (s *Server) openLogin(text string) (p pendingLogin, err error) {
 	return p, json.Unmarshal(raw, &p)
 }
 
-// logout ends the session of the browser.
+// logout ends the browser's session.
 func (s *Server) logout(c *call) (reply, error) {
 	if token, ok := c.sessionToken(); ok {
 		if err := s.cfg.Broker.CloseSession(c.r.Context(), token, c.now); err != nil {
@@ -214,7 +215,7 @@ func (s *Server) logout(c *call) (reply, error) {
 	return c.redirect(s.to("/ui/login?out"))
 }
 
-// setCookie sets a cookie for some time; a negative time deletes it.
+// setCookie sets a cookie; a negative lifetime deletes it.
 func (c *call) setCookie(name, value string, lasts time.Duration) {
 	age := int(lasts / time.Second)
 	if lasts < 0 {
@@ -222,15 +223,15 @@ func (c *call) setCookie(name, value string, lasts time.Duration) {
 	}
 	http.SetCookie(c.w, &http.Cookie{
 		Name: name, Value: value, Path: "/", MaxAge: age, Secure: true, HttpOnly: true,
-		// Lax: a link in a message leads to the page, not to a login; posts of
-		// other sites carry no cookie.
+		// Lax: a link in a message opens the page without a new login, while posts
+		// from other sites carry no cookie.
 		SameSite: http.SameSiteLaxMode,
 	})
 }
 
-// safeNext gives a page of ours to go to after the login; anything else is the
-// inbox. It is a path that is joined to our own host, and is parsed as browsers
-// do, which take a backslash for a slash.
+// safeNext returns the page to open after a login if it is one of the broker's
+// own, else the inbox. It prevents open redirects, and rejects backslashes
+// because browsers treat them as slashes.
 func safeNext(next string) string {
 	const home = "/ui/"
 	u, err := url.Parse(next)
@@ -241,11 +242,12 @@ func safeNext(next string) string {
 	return u.RequestURI()
 }
 
-// staticFile serves what pages are made of. Names change with the content.
+// staticFile serves an embedded file. Its name changes with its content, so it can
+// be cached for ever.
 func (s *Server) staticFile(c *call) (reply, error) {
 	f, ok := ui.Static(c.r.PathValue("file"))
 	if !ok {
-		return reply{}, refuse(broker.ErrNotFound, "there is no such file")
+		return reply{}, refuse(broker.ErrNotFound, "no such file")
 	}
 	return reply{
 		status: http.StatusOK, body: f.Content, mediaType: f.MediaType,

@@ -54,7 +54,7 @@ func TestVotingInThePages(t *testing.T) {
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.logIn("login/ben", "/ui/")
-	if _, _, page := b.visit(http.MethodGet, "/ui/", ""); !strings.Contains(page, "Nothing waits for you") {
+	if _, _, page := b.visit(http.MethodGet, "/ui/", ""); !strings.Contains(page, "Your inbox is empty") {
 		t.Errorf("an empty inbox: %s", page)
 	}
 	r := w.guarded(t, `<script>alert(1)</script>`)
@@ -73,7 +73,7 @@ func TestVotingInThePages(t *testing.T) {
 		"from another site, told": {good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden, "cross_origin"},
 		"a digest of another":     {strings.Replace(good, r.Digest, strings.Repeat("0", 64), 1), nil, http.StatusConflict, "look at it again"},
 		"no digest":               {formOf("do", "approve", "scope.read", "on"), nil, http.StatusBadRequest, "digest"},
-		"nothing to do":           {formOf("digest", r.Digest), nil, http.StatusBadRequest, "nothing to do"},
+		"names no action":         {formOf("digest", r.Digest), nil, http.StatusBadRequest, "names no action"},
 		"no scope left":           {formOf("do", "approve", "digest", r.Digest), nil, http.StatusBadRequest, "at least one scope"},
 		"more time":               {strings.Replace(good, "ttl=5m", "ttl=5h", 1), nil, http.StatusBadRequest, "shorten ttl"},
 		"no time":                 {strings.Replace(good, "ttl=5m", "ttl=soon", 1), nil, http.StatusBadRequest, "such as 10m"},
@@ -97,7 +97,7 @@ func TestVotingInThePages(t *testing.T) {
 	if len(now.Approvals.Given) != 1 || now.Approvals.Given[0].TTL.Std() != 5*time.Minute || now.Approvals.Given[0].Comment != "as agreed" || now.Approvals.Given[0].Scopes != nil {
 		t.Errorf("%+v", now.Approvals)
 	}
-	for page, says := range map[string]string{path: "login/ben", path + "/log": "approval given", "/ui/access": "You hold nothing", "/ui/leases": "Leases", "/ui/audit": "guarded", "/ui/entitlements": "nothing that you may ask for"} {
+	for page, says := range map[string]string{path: "login/ben", path + "/log": "approval given", "/ui/access": "You hold no credentials", "/ui/leases": "Leases", "/ui/audit": "guarded", "/ui/entitlements": "Policy does not let you request anything"} {
 		if status, _, text := b.visit(http.MethodGet, page, ""); status != http.StatusOK || !strings.Contains(text, says) {
 			t.Errorf("%s: %d, without %q\n%s", page, status, says, text)
 		}
@@ -120,7 +120,7 @@ func TestVotingInThePages(t *testing.T) {
 func TestRequestPageSaysWhoIsAsked(t *testing.T) {
 	w := newWorld(t, withPeople)
 	r := w.guarded(t, "x")
-	for person, says := range map[string]string{"login/ana": "Your word is not asked for here", "login/ben": `<button name="do" value="approve"`} {
+	for person, says := range map[string]string{"login/ana": "You cannot decide this request", "login/ben": `<button name="do" value="approve"`} {
 		b := newBrowser(t, w)
 		b.logIn(person, "/ui/")
 		_, _, page := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "")

@@ -158,19 +158,19 @@ func (s *Server) signSaying(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	say, v, err := c.voteOf(r)
+	kind, v, err := c.voteOf(r)
 	if err != nil {
 		return reply{}, err
 	}
 	var signing *broker.Signing
 	_, err = c.asApprover(func(who broker.Identity) (_ *broker.Request, err error) {
-		signing, err = say.sign(s.cfg.Broker, c.r.Context(), who, r.ID, v, c.now)
+		signing, err = kind.sign(s.cfg.Broker, c.r.Context(), who, r.ID, v, c.now)
 		return nil, err
 	})
 	if err != nil {
 		return reply{}, err
 	}
-	return c.toSign(say.what+" "+r.ID.String(), signing)
+	return c.toSign(kind.name+" "+r.ID.String(), signing)
 }
 
 type passkeysPage struct {

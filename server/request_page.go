@@ -12,7 +12,7 @@ import (
 	"accessbroker.internal/server/ui"
 )
 
-// The page of one request: what an approver has to know, and says.
+// The page of one request, where approvers and reviewers decide.
 
 type requestPage struct {
 	requestView
@@ -22,13 +22,13 @@ type requestPage struct {
 	Needs                           api.Obligations
 	Done, Failed                    string
 	LogInAgain                      bool
-	Said                            form // what was typed into a form that was refused
+	Said                            form // the contents of a form that was refused
 }
 
-// requestDone are what can be said after a form was taken.
+// requestDone are the messages after a successful form.
 var requestDone = map[string]string{
-	"approve": "You approved it.", "deny": "You denied it.", "withdraw": "You withdrew it.",
-	"justified": "Your review is recorded.", "unjustified": "Your review is recorded.", "asked": "Your request is filed.",
+	"approve": "You approved this request.", "deny": "You denied this request.", "withdraw": "You withdrew this request.",
+	"justified": "Your review is recorded.", "unjustified": "Your review is recorded.", "asked": "Your request was filed.",
 }
 
 func (s *Server) requestPage(c *call) (reply, error) {
@@ -42,7 +42,7 @@ func (s *Server) requestPage(c *call) (reply, error) {
 	return s.showRequest(c, http.StatusOK, r, requestPage{Done: requestDone[c.r.URL.Query().Get("done")]})
 }
 
-// requestOf gives the request that the page is about.
+// requestOf returns the request that the path names.
 func (s *Server) requestOf(c *call) (*broker.Request, error) {
 	id, err := broker.ParseRequestID(c.r.PathValue("id"))
 	if err != nil {
@@ -74,7 +74,7 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 	return c.pageOf(status, ui.Page{Name: "request", Title: r.Entitlement, Tab: "inbox", Data: p})
 }
 
-// decideRequest takes what somebody says to a request by the page's form.
+// decideRequest handles the forms of a request's page.
 func (s *Server) decideRequest(c *call) (reply, error) {
 	r, err := s.requestOf(c)
 	if err != nil {
@@ -98,7 +98,7 @@ func (s *Server) decideRequest(c *call) (reply, error) {
 	return answer, rendering
 }
 
-// carryOut does what the form says.
+// carryOut performs the action of a form.
 func (s *Server) carryOut(c *call, r *broker.Request) error {
 	b, ctx := s.cfg.Broker, c.r.Context()
 	do := c.form.get("do")
@@ -106,56 +106,57 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 		_, err := b.Withdraw(ctx, c.who, r.ID, c.now)
 		return err
 	}
-	say, v, err := c.voteOf(r)
+	kind, v, err := c.voteOf(r)
 	if err != nil {
 		return err
 	}
-	if v.Signature, v.Salt, err = c.signed(say.what + " " + r.ID.String()); err != nil {
+	if v.Signature, v.Salt, err = c.signed(kind.name + " " + r.ID.String()); err != nil {
 		return err
 	}
-	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return say.it(b, ctx, who, r.ID, v, c.now) })
+	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return kind.decide(b, ctx, who, r.ID, v, c.now) })
 	return err
 }
 
-// A saying is how something is said to a request, and what is signed for it.
-type saying struct {
-	what string
-	it   func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
-	sign func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Signing, error)
+// A decisionKind is a kind of decision on a request: how it is prepared for
+// signing, and how it is made.
+type decisionKind struct {
+	name   string
+	decide func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
+	sign   func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Signing, error)
 }
 
 var (
-	sayVote   = saying{"vote", (*broker.Broker).Vote, (*broker.Broker).PrepareVote}
-	sayReview = saying{"review", (*broker.Broker).Review, (*broker.Broker).PrepareReview}
+	decideVote   = decisionKind{"vote", (*broker.Broker).Vote, (*broker.Broker).PrepareVote}
+	decideReview = decisionKind{"review", (*broker.Broker).Review, (*broker.Broker).PrepareReview}
 )
 
-// voteOf reads what the form says to a request.
-func (c *call) voteOf(r *broker.Request) (saying, broker.Vote, error) {
+// voteOf reads the decision from a form.
+func (c *call) voteOf(r *broker.Request) (decisionKind, broker.Vote, error) {
 	do := c.form.get("do")
 	_, digest, err := c.seen(c.form.get("digest"))
 	v := broker.Vote{Approve: do == "approve" || do == "justified", Digest: digest, Comment: c.text("comment")}
 	if err != nil {
-		return saying{}, v, err
+		return decisionKind{}, v, err
 	}
 	switch do {
 	case "approve":
 		err := c.narrowing(r, &v)
-		return sayVote, v, err
+		return decideVote, v, err
 	case "deny":
-		return sayVote, v, nil
+		return decideVote, v, nil
 	case "justified", "unjustified":
-		return sayReview, v, nil
+		return decideReview, v, nil
 	}
-	return saying{}, v, refuse(broker.ErrInvalidRequest, "the form says nothing to do")
+	return decisionKind{}, v, refuse(broker.ErrInvalidRequest, "the form names no action")
 }
 
-// text gives a text of several lines: browsers end them as the Internet does.
+// text returns a text field with LF line ends; browsers send CRLF.
 func (c *call) text(name string) string {
 	return strings.TrimSpace(strings.ReplaceAll(c.form.get(name), "\r\n", "\n"))
 }
 
-// narrowing reads to what an approval is narrowed. What is as it was asked
-// narrows nothing.
+// narrowing reads how an approval narrows the request. A field that equals the
+// request narrows nothing.
 func (c *call) narrowing(r *broker.Request, v *broker.Vote) (err error) {
 	var scopes []string
 	for _, scope := range r.Scopes {
@@ -165,7 +166,7 @@ func (c *call) narrowing(r *broker.Request, v *broker.Vote) (err error) {
 	}
 	switch {
 	case len(scopes) == 0 && len(r.Scopes) > 0:
-		return refuse(broker.ErrInvalidScope, "leave at least one scope, or deny it")
+		return refuse(broker.ErrInvalidScope, "select at least one scope, or deny the request")
 	case len(scopes) < len(r.Scopes):
 		v.Scopes = scopes
 	}

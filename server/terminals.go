@@ -11,7 +11,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The pages on which a person lets a terminal act for them.
+// The pages on which a person lets a terminal act in their name.
 
 type terminalPage struct {
 	Port      int
@@ -19,12 +19,12 @@ type terminalPage struct {
 	State     string
 }
 
-// readTerminal reads where the terminal listens: on this computer only, on a
-// port of its own (RFC 8252, section 7.3).
+// readTerminal reads where the terminal listens: on the loopback interface, on an
+// ephemeral port (RFC 8252, section 7.3).
 func readTerminal(get func(string) string) (terminalPage, error) {
 	port, err := strconv.Atoi(get("port"))
 	if err != nil || port < 1024 || port > 65535 || len(get("state")) > 128 || !printable(get("state")) {
-		return terminalPage{}, refuse(broker.ErrInvalidRequest, "this link did not come from broker login: run it again")
+		return terminalPage{}, refuse(broker.ErrInvalidRequest, "this link is not from broker login: run broker login again")
 	}
 	if _, err := challengeOf(get("challenge")); err != nil {
 		return terminalPage{}, err
@@ -32,20 +32,20 @@ func readTerminal(get func(string) string) (terminalPage, error) {
 	return terminalPage{port, get("challenge"), get("state")}, nil
 }
 
-// terminal asks the person whether a terminal on this computer may act for them.
+// terminal asks whether a terminal on this computer may act for the viewer.
 func (s *Server) terminal(c *call) (reply, error) {
 	p, err := readTerminal(c.r.URL.Query().Get)
 	if err != nil {
 		return reply{}, err
 	}
 	answer, err := c.page("terminal", "Log in a terminal", "", p)
-	// The form leads to the terminal, and browsers hold redirects to the policy.
+	// The form redirects to the terminal, and browsers apply form-action to redirects.
 	policy := strings.Replace(pagePolicy, "form-action 'self'", "form-action 'self' http://127.0.0.1:"+strconv.Itoa(p.Port), 1)
 	answer.header = http.Header{"Content-Security-Policy": {policy}}
 	return answer, err
 }
 
-// decideTerminal sends the browser to the terminal, with a code or without.
+// decideTerminal redirects to the terminal, with a code if the viewer allowed it.
 func (s *Server) decideTerminal(c *call) (reply, error) {
 	p, err := readTerminal(c.form.get)
 	if err != nil {
@@ -75,9 +75,9 @@ func (s *Server) decideTerminal(c *call) (reply, error) {
 	return c.redirect("http://127.0.0.1:" + strconv.Itoa(p.Port) + "/?" + back.Encode())
 }
 
-// readyToLetIn says whether what the provider says of the person is fresh. A
-// terminal has nothing to ask it by, so it is asked here: a terminal begins with
-// all of the time for which that is good, and logging in again gives it more.
+// readyToLetIn reports whether the viewer's claims are fresh. A terminal holds no
+// tokens of the provider and cannot refresh claims itself, so they are refreshed
+// before it gets a session.
 func (c *call) readyToLetIn() (bool, error) {
 	age, stale := c.s.cfg.Broker.ClaimsAge(c.who, c.now)
 	if age <= time.Minute {
@@ -87,8 +87,8 @@ func (c *call) readyToLetIn() (bool, error) {
 	return fresh || !stale, err
 }
 
-// logInFirst sends the person to log in again, and then back. They go on from
-// there by a link, since browsers hold redirects of a form to its page's policy.
+// logInFirst sends the viewer to a new login and then back. The login page shows a
+// link instead of redirecting, because browsers apply form-action to redirects.
 func (c *call) logInFirst(next string) (reply, error) {
 	return c.redirect(c.s.to("/ui/login?" + url.Values{"failed": {"stale"}, "next": {next}}.Encode()))
 }
@@ -101,7 +101,7 @@ type devicePage struct {
 	Failed string
 }
 
-// device asks for the code that a terminal shows, and what to do with it.
+// device asks for the user code of a terminal, then for a decision on it.
 func (s *Server) device(c *call) (reply, error) {
 	code := c.r.URL.Query().Get("code")
 	if code == "" || len(code) > 16 {
@@ -114,7 +114,7 @@ func (s *Server) device(c *call) (reply, error) {
 	defer leave()
 	l, err := s.cfg.Broker.Device(c.r.Context(), code, c.now)
 	if errors.Is(err, broker.ErrNotFound) {
-		return c.page("device", "Log in a terminal", "", devicePage{Failed: "No terminal waits with this code. Look again, or run broker login again."})
+		return c.page("device", "Log in a terminal", "", devicePage{Failed: "No terminal is waiting with this code. Check the code, or run broker login again."})
 	}
 	if err != nil {
 		return reply{}, err
@@ -122,10 +122,10 @@ func (s *Server) device(c *call) (reply, error) {
 	return c.page("device", "Log in a terminal", "", devicePage{Code: code, From: l.From, Began: l.Created})
 }
 
-// typed bounds how many codes one person tries: they are short.
+// typed bounds how many codes one person tries, because user codes are short.
 func (c *call) typed() (leave func(), err error) { return c.s.strangers.enter("codes of " + c.who.ID) }
 
-// decideDevice lets the terminal act for the person, or not.
+// decideDevice allows or refuses a terminal.
 func (s *Server) decideDevice(c *call) (reply, error) {
 	allow, code := c.form.get("decision") == "allow", c.form.get("code")
 	leave, err := c.typed()

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// Colours of a theme, by the name of their custom property.
+// A theme maps custom properties to colours.
 type theme map[string]string
 
 var (
@@ -20,8 +20,8 @@ var (
 	comments = regexp.MustCompile(`(?s)/\*.*?\*/`)
 )
 
-// themes reads the style sheet: the light theme, what the dark one changes of
-// it, and the rest.
+// themes reads the style sheet: the light theme, the dark theme's changes to it,
+// and the remaining rules.
 func themes(t *testing.T) (both map[string]theme, rest string) {
 	t.Helper()
 	text, err := files.ReadFile("static/style.css")
@@ -47,7 +47,7 @@ func themes(t *testing.T) (both map[string]theme, rest string) {
 	return map[string]theme{"light": light, "dark": dark}, rest
 }
 
-// luminance is that of WCAG 2.2, of a colour in sRGB.
+// luminance returns the relative luminance of an sRGB colour (WCAG 2.2).
 func luminance(t *testing.T, hex string) float64 {
 	t.Helper()
 	digits := strings.TrimPrefix(hex, "#")
@@ -68,7 +68,7 @@ func luminance(t *testing.T, hex string) float64 {
 	return 0.2126*channel(16) + 0.7152*channel(8) + 0.0722*channel(0)
 }
 
-// contrast is the ratio of WCAG 2.2, between 1 and 21.
+// contrast returns the contrast ratio of two colours, 1 to 21 (WCAG 2.2).
 func contrast(t *testing.T, one, other string) float64 {
 	t.Helper()
 	a, b := luminance(t, one), luminance(t, other)
@@ -83,12 +83,12 @@ func TestContrastIsComputed(t *testing.T) {
 	}
 }
 
-// surfaces are what a text stands on whose rule says nothing of it: the page,
-// a card on it, and code or a note in either.
+// surfaces are the backgrounds of text whose rule sets none: the page, a card,
+// and code or a note in either.
 var surfaces = []string{"paper", "card", "code"}
 
-// Everybody can read every text, in both themes (WCAG 2.2, AA: 1.4.3), and see
-// where a control is and which has the focus (1.4.11).
+// TestContrast checks that every text is legible in both themes (WCAG 2.2 AA,
+// 1.4.3), and that controls and the focus are visible (1.4.11).
 func TestContrast(t *testing.T) {
 	both, rest := themes(t)
 	const text, control = 4.5, 3

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// functions are what templates may call.
+// functions are the functions that templates may call.
 var functions = template.FuncMap{
 	"static": func(name string) string { return "/ui/static/" + hashed[name] },
 	"stamp":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
@@ -18,30 +18,30 @@ var functions = template.FuncMap{
 	"joined": func(list []string) string { return strings.Join(list, ", ") },
 	"brief":  brief,
 	"proof":  func(method string) string { return cmp.Or(proofs[method], method) },
-	"fate":   fate,
-	"truth":  func(revocation string) string { return truths[revocation] },
+	"result": result,
+	"effect": func(revocation string) string { return effects[revocation] },
 	"dict":   dict,
 	"kind":   func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
 }
 
-// dict makes one value of several, for templates within templates.
+// dict passes several values to a nested template.
 func dict(pairs ...any) (map[string]any, error) {
 	if len(pairs)%2 != 0 {
-		return nil, errors.New("dict takes names and values")
+		return nil, errors.New("dict takes pairs of names and values")
 	}
 	m := make(map[string]any, len(pairs)/2)
 	for i := 0; i < len(pairs); i += 2 {
 		name, ok := pairs[i].(string)
 		if !ok {
-			return nil, errors.New("dict takes names and values")
+			return nil, errors.New("dict takes pairs of names and values")
 		}
 		m[name] = pairs[i+1]
 	}
 	return m, nil
 }
 
-// short gives the part of a SPIFFE ID that people tell callers apart by. The
-// whole stands beside it, as a title.
+// short returns the part of a SPIFFE ID that distinguishes callers. Templates
+// show the whole ID as the element's title.
 func short(id string) string {
 	return strings.TrimPrefix(id, "spiffe://")
 }
@@ -53,10 +53,10 @@ func first(list []string) string {
 	return list[0]
 }
 
-// briefLength is how many characters of a free text a list shows.
+// briefLength is the number of characters of a free text that a list shows.
 const briefLength = 160
 
-// brief cuts a text where it has to end.
+// brief shortens a text to briefLength characters.
 func brief(s string) string {
 	runes := []rune(s)
 	if len(runes) <= briefLength {
@@ -65,41 +65,41 @@ func brief(s string) string {
 	return string(runes[:briefLength]) + "…"
 }
 
-// proofs say what an identity was proved with.
+// proofs describe the methods of authentication.
 var proofs = map[string]string{
-	"x509-svid": "its SPIFFE certificate (X.509-SVID)",
-	"jwt-svid":  "its SPIFFE token (JWT-SVID)",
-	"session":   "their login",
+	"x509-svid": "SPIFFE certificate (X.509-SVID)",
+	"jwt-svid":  "SPIFFE token (JWT-SVID)",
+	"session":   "login",
 }
 
-// fate says what a lease's state means for its credential.
-func fate(status, revocation string) string {
+// result describes what a lease's status means for its credential.
+func result(status, revocation string) string {
 	switch status {
 	case "revoked":
-		return fates[revocation]
+		return results[revocation]
 	case "failed":
-		return "no credential came of it"
+		return "no credential was issued"
 	case "abandoned":
-		return "given up: nobody knows what it can still do"
+		return "abandoned: the credential may still work"
 	case "expired":
 		return ""
 	}
-	return truths[revocation]
+	return effects[revocation]
 }
 
-// fates say what ending a credential early meant.
-var fates = map[string]string{
-	"immediate":   "was taken back",
-	"at_expiry":   "could not be taken back: only time ends it",
-	"at_rotation": "could not be taken back: it works until the system rotates its password",
-	"never":       "could not be taken back, and does not end",
+// results describe the effect that revoking a credential had.
+var results = map[string]string{
+	"immediate":   "revoked",
+	"at_expiry":   "still works until it expires",
+	"at_rotation": "still works until the system rotates the password",
+	"never":       "still works: not revocable",
 }
 
-// truths say what ending a credential early means.
-var truths = map[string]string{
-	"immediate":   "can be taken back at once",
-	"pending":     "is being taken back",
-	"at_expiry":   "can't be taken back: only time ends it",
-	"at_rotation": "goes on working until the system rotates its password",
-	"never":       "is not short-lived: nothing takes it back",
+// effects describe the effect that revoking a credential would have.
+var effects = map[string]string{
+	"immediate":   "revocable at once",
+	"pending":     "being revoked",
+	"at_expiry":   "not revocable; it expires by itself",
+	"at_rotation": "works until the system rotates the password",
+	"never":       "not short-lived and not revocable",
 }

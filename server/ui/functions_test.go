@@ -2,19 +2,19 @@ package ui
 
 import "testing"
 
-// Every state of a lease says what it means for the credential; one that time
-// has ended needs no words.
-func TestFate(t *testing.T) {
+// TestResult checks that every status of a lease explains what it means for the
+// credential. An expired lease needs no explanation.
+func TestResult(t *testing.T) {
 	for _, revocation := range []string{"immediate", "at_expiry", "at_rotation", "never"} {
-		said := map[string]bool{}
+		texts := map[string]bool{}
 		for _, status := range []string{"active", "revoked", "failed", "abandoned"} {
-			said[fate(status, revocation)] = true
+			texts[result(status, revocation)] = true
 		}
-		if len(said) != 4 || said[""] {
-			t.Errorf("%s: %v", revocation, said)
+		if len(texts) != 4 || texts[""] {
+			t.Errorf("%s: %v", revocation, texts)
 		}
 	}
-	if fate("revoking", "pending") == "" || fate("expired", "immediate") != "" {
-		t.Errorf("%q, %q", fate("revoking", "pending"), fate("expired", "immediate"))
+	if result("revoking", "pending") == "" || result("expired", "immediate") != "" {
+		t.Errorf("%q, %q", result("revoking", "pending"), result("expired", "immediate"))
 	}
 }

@@ -1,9 +1,8 @@
-// Package ui turns what the broker's pages show into HTML. It decides nothing:
-// package server gives it what a person may see, and the domain gave that to
-// the server.
+// Package ui renders the broker's pages as HTML. It decides nothing: package
+// server passes only what the viewer may see.
 //
-// The pages work without JavaScript, but for passkeys. Every text of others is
-// escaped by html/template; nothing here makes a template.HTML of one.
+// The pages work without JavaScript, except for passkeys. html/template escapes
+// every text from outside; nothing here converts one to template.HTML.
 package ui
 
 import (
@@ -22,25 +21,25 @@ import (
 //go:embed templates/*.html static/*
 var files embed.FS
 
-// A Page is one answer of the pages.
+// A Page is one rendered page.
 type Page struct {
 	Name   string // of its template, without ".html"
 	Title  string
 	Base   string // the path of the external URL: links begin with it
 	Viewer *Viewer
-	Tab    string // of the navigation that is current
+	Tab    string // the current entry of the navigation
 	Data   any
 }
 
-// A Viewer is the person who looks.
+// A Viewer is the person who is logged in.
 type Viewer struct {
 	ID   string // "<provider>/<sub>"
 	Name string // for display; may be empty
 
-	NewPasskey time.Time // when a passkey of theirs begins to count; zero: none waits
+	NewPasskey time.Time // when the viewer's newest passkey becomes valid; zero: no passkey is waiting
 }
 
-// Label is how the viewer is addressed.
+// Label returns the name that pages show.
 func (v *Viewer) Label() string {
 	if v.Name != "" {
 		return v.Name
@@ -84,20 +83,20 @@ func init() {
 	}
 }
 
-// must stops a program that was built of broken files.
+// must stops a program whose embedded files are broken.
 func must(err error) {
 	if err != nil {
 		panic(err)
 	}
 }
 
-// Static gives a static file by its name with hash.
+// Static returns a static file by its hashed name.
 func Static(name string) (File, bool) {
 	f, ok := statics[name]
 	return f, ok
 }
 
-// Render makes the HTML of a page.
+// Render returns the HTML of a page.
 func Render(p Page) ([]byte, error) {
 	t := templates[p.Name]
 	if t == nil {

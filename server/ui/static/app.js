@@ -1,12 +1,12 @@
 "use strict";
-// What pages do beyond their forms: times in the viewer's zone, countdowns, and
-// staying up to date. All of it can be missing.
+// Enhancements: times in the viewer's zone, countdowns, live updates. Pages work
+// without them.
 (() => {
   const base = document.body.dataset.base || "";
   const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "long" }); // in English sentences
 
-  // near says a time as how far it is from now, if that is near.
+  // near returns a relative time if it is within a day, else "".
   function near(seconds) {
     const size = Math.abs(seconds);
     if (size < 90) return relative.format(Math.trunc(seconds), "second");
@@ -28,7 +28,7 @@
   times();
   setInterval(times, 1000);
 
-  // busy says whether the viewer is in the middle of something in an element.
+  // busy reports whether the viewer has the focus inside an element.
   const busy = (element) => element.contains(document.activeElement) && document.activeElement !== document.body;
 
   async function fetchPage() {
@@ -61,8 +61,8 @@
       p.setAttribute("role", "status");
       const a = document.createElement("a");
       a.href = location.pathname;
-      a.textContent = "look again";
-      p.append("Somebody changed this request: ", a, ".");
+      a.textContent = "Reload";
+      p.append("This request has changed. ", a);
       watched.append(p);
     }
   }

@@ -1,11 +1,11 @@
 "use strict";
-// What passkeys need of the browser: a form that is to be signed asks the
-// broker what to sign, has the passkey sign it, and is sent with the signature.
+// Signing with passkeys: before a form is sent, the script fetches a challenge
+// from the broker, has the passkey sign it, and adds the signature to the form.
 (() => {
   const toBytes = (text) => Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
   const toText = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 
-  // say tells, above the form, what went wrong.
+  // say shows an error above the form.
   function say(form, text) {
     let p = form.querySelector("[role=alert]");
     if (!p) {
@@ -17,18 +17,18 @@
     p.textContent = text;
   }
 
-  // words of what browsers call it.
+  // words explains an error of the browser.
   function words(error) {
-    if (error.name === "NotAllowedError") return "Your passkey did not sign: it was cancelled, or took too long. Nothing was sent.";
-    if (error.name === "InvalidStateError") return "This passkey is enrolled already.";
-    if (error.name === "SecurityError") return "Your browser does not let passkeys be used on this page.";
-    return error.message || "That did not work. Nothing was sent.";
+    if (error.name === "NotAllowedError") return "Signing was cancelled or took too long. Nothing was sent.";
+    if (error.name === "InvalidStateError") return "This passkey is already enrolled.";
+    if (error.name === "SecurityError") return "Your browser does not allow passkeys on this page.";
+    return error.message || "Signing failed. Nothing was sent.";
   }
 
   async function ask(url, form, button) {
     const answer = await fetch(url, { method: "POST", body: new URLSearchParams(new FormData(form, button)), credentials: "same-origin", redirect: "error" });
     const body = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error([body.detail || body.title || "The broker did not answer as it should.", ...(body.reasons || [])].join(" "));
+    if (!answer.ok) throw new Error([body.detail || body.title || "The broker returned an unexpected answer.", ...(body.reasons || [])].join(" "));
     return body;
   }
 
@@ -77,7 +77,7 @@
       const job = form.dataset.enrol ? enrol : sign;
       if (ready || (form.dataset.sign !== undefined && (!button || !form.dataset.sign.split(" ").includes(button.value)))) return;
       event.preventDefault();
-      if (!window.PublicKeyCredential) return say(form, "Your browser knows no passkeys.");
+      if (!window.PublicKeyCredential) return say(form, "Your browser does not support passkeys.");
       for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = true;
       button.disabled = false;
       job(form, button).then(() => {

@@ -113,8 +113,9 @@ func TestPending(t *testing.T) {
 
 func TestDecisionEndsTheWait(t *testing.T) {
 	client := brokertest.New(t).Client(brokertest.Agent)
-	withdrawn := false
+	withdrawn, last := false, ""
 	_, err := agent.Obtain(t.Context(), client, closeAsk(), agent.Wait{For: time.Minute, Progress: func(p agent.Progress) {
+		last = p.Request.Status
 		if !withdrawn {
 			if _, err := client.Withdraw(t.Context(), p.Request.ID); err != nil {
 				t.Error(err)
@@ -122,7 +123,7 @@ func TestDecisionEndsTheWait(t *testing.T) {
 			withdrawn = true
 		}
 	}})
-	if !errors.Is(err, api.NotPending) || !withdrawn {
-		t.Errorf("got %v, withdrawn %t", err, withdrawn)
+	if !errors.Is(err, api.NotPending) || last != api.StatusWithdrawn {
+		t.Errorf("got %v after a report of %q", err, last)
 	}
 }

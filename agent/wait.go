@@ -10,7 +10,7 @@ import (
 // A Wait is how to wait for approval. The zero value does not wait.
 type Wait struct {
 	For      time.Duration
-	Progress func(Progress) // called before each poll; may be nil
+	Progress func(Progress) // called before each poll and after the decision; may be nil
 }
 
 // Progress describes a wait.
@@ -42,9 +42,7 @@ func Await(ctx context.Context, client *api.Client, r *api.Request, w Wait) (*ap
 			}
 			return r, nil
 		}
-		if w.Progress != nil {
-			w.Progress(Progress{Request: r, Left: left, Err: failed})
-		}
+		w.report(Progress{Request: r, Left: left, Err: failed})
 		next, err := client.Await(ctx, r.ID, r.Version, min(left, maxPause))
 		switch {
 		case err == nil:
@@ -62,5 +60,12 @@ func Await(ctx context.Context, client *api.Client, r *api.Request, w Wait) (*ap
 		}
 		pause = min(2*pause, maxPause)
 	}
+	w.report(Progress{Request: r, Left: max(time.Until(deadline), 0)})
 	return r, nil
+}
+
+func (w Wait) report(p Progress) {
+	if w.Progress != nil {
+		w.Progress(p)
+	}
 }

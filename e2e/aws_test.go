@@ -181,7 +181,7 @@ func testCredentialProcess(t *testing.T, c *cloud, entitlement string) {
 }
 
 // testAWSRefusals asks for what no STS would give, and gives a session back:
-// the truth is that only time ends it.
+// it works until it expires.
 func testAWSRefusals(t *testing.T, c *cloud) {
 	for name, test := range map[string]struct {
 		args []string
@@ -202,7 +202,7 @@ func testAWSRefusals(t *testing.T, c *cloud) {
 	}
 	_, rest, _ := strings.Cut(out, "BROKER_LEASE='")
 	lease, _, _ := strings.Cut(rest, "'")
-	if out, errs, code := c.run("return", lease); code != 0 || !strings.Contains(out, "only time ends it") {
+	if out, errs, code := c.run("return", lease); code != 0 || !strings.Contains(out, "not possible; the credential works until ") {
 		t.Errorf("return: %d %s%s", code, out, errs)
 	}
 	c.minio.stop()

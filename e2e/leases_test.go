@@ -649,7 +649,7 @@ func testKillSwitch(t *testing.T, l *lab) {
 		args := append([]string{"kill", "--entitlement", "orders-db-ro", "--why", "INC-1", "--admin-socket", l.dir + "/admin.sock"}, more...)
 		return l.cli(l.bin, args...)
 	}
-	if out, errs, code := kill("--preview"); code != 0 || !strings.Contains(out, fmt.Sprintf("it would end %d credentials\n", live)) {
+	if out, errs, code := kill("--preview"); code != 0 || !strings.Contains(out, fmt.Sprintf("%d credentials would be revoked.\n", live)) {
 		t.Errorf("preview: %d %s%s", code, out, errs)
 	}
 	if _, errs, code := kill(); code != 2 || l.users(t) < 20 {

@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/api"
 )
 
-// voteFlags are those of approve and deny.
+// voteFlags are the flags of approve, deny and review.
 type voteFlags struct {
 	comment       string
 	scopes        []string
@@ -25,10 +25,10 @@ func (a *app) approveCommand() *cobra.Command {
 	var f voteFlags
 	c := &cobra.Command{
 		Use:   "approve REQUEST",
-		Short: "Look at a request, and approve it",
-		Long: `approve shows what is asked, and by whom, and asks you once more. What you approve
-is what you saw: if the request has changed since, the broker refuses. You may
-narrow what is granted, and never widen it.`,
+		Short: "Show a request and approve it",
+		Long: `approve shows the request and asks for confirmation. Your approval is bound to
+the request as shown: if the request has changed, the broker refuses the
+approval. You can narrow the grant, but not widen it.`,
 		Example: `  broker approve req_0658sg2b7puh5u0qv0s9k8g6nk
   broker approve req_0658sg2b7puh5u0qv0s9k8g6nk --comment "as agreed in INC-4711" --ttl 5m
   broker approve req_0658sg2b7puh5u0qv0s9k8g6nk --scope tickets:read --yes`,
@@ -40,9 +40,9 @@ narrow what is granted, and never widen it.`,
 	takesID(c, "request")
 	f.add(c)
 	a.client.add(c)
-	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "grant these of the scopes only; may be given more than once")
-	c.Flags().Var((*positiveFlag)(&f.ttl), "ttl", "grant credentials that live for at most so long")
-	c.Flags().Var((*positiveFlag)(&f.duration), "duration", "let credentials be collected for at most so long")
+	c.Flags().StringSliceVar(&f.scopes, "scope", nil, "grant only this scope; repeatable")
+	c.Flags().Var((*positiveFlag)(&f.ttl), "ttl", "limit how long each credential is valid")
+	c.Flags().Var((*positiveFlag)(&f.duration), "duration", "limit how long credentials can be collected")
 	return c
 }
 
@@ -50,7 +50,7 @@ func (a *app) denyCommand() *cobra.Command {
 	var f voteFlags
 	c := &cobra.Command{
 		Use:     "deny REQUEST",
-		Short:   "Look at a request, and deny it",
+		Short:   "Show a request and deny it",
 		Example: `  broker deny req_0658sg2b7puh5u0qv0s9k8g6nk --comment "use the read-only replica"`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.vote(c.Context(), args[0], api.Vote{Decision: api.Deny, Comment: f.comment}, f.yes)
@@ -62,14 +62,13 @@ func (a *app) denyCommand() *cobra.Command {
 	return c
 }
 
-// add gives a command what all that decide have in common.
 func (f *voteFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.comment, "comment", "", "why, kept with the request and in the log")
-	c.Flags().BoolVar(&f.yes, "yes", false, "do not ask once more")
+	c.Flags().StringVar(&f.comment, "comment", "", "a comment, shown with the request and recorded in the log")
+	c.Flags().BoolVar(&f.yes, "yes", false, "don't ask for confirmation")
 }
 
 func (a *app) vote(ctx context.Context, id string, v api.Vote, yes bool) error {
-	return a.asPerson(ctx, func(ctx context.Context, client *api.Client) error {
+	return a.withPerson(ctx, func(ctx context.Context, client *api.Client) error {
 		r, err := client.Request(ctx, id)
 		if err != nil {
 			return err
@@ -90,18 +89,18 @@ func (a *app) reviewCommand() *cobra.Command {
 	var justified, unjustified bool
 	c := &cobra.Command{
 		Use:   "review REQUEST",
-		Short: "Say whether an emergency use was justified",
+		Short: "Record whether a break-glass use was justified",
 		Example: `  broker review req_0658sg2b7puh5u0qv0s9k8g6nk --justified --comment "the shop was down, see INC-4711"
   broker review req_0658sg2b7puh5u0qv0s9k8g6nk --unjustified --comment "the ticket was a week old"`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if justified == unjustified {
-				return usage("say --justified or --unjustified")
+				return usage("review needs --justified or --unjustified")
 			}
 			found := api.Finding{Verdict: api.Unjustified, Comment: f.comment}
 			if justified {
 				found.Verdict = api.Justified
 			}
-			return a.asPerson(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withPerson(c.Context(), func(ctx context.Context, client *api.Client) error {
 				r, err := client.Request(ctx, args[0])
 				if err != nil {
 					return err
@@ -120,18 +119,18 @@ func (a *app) reviewCommand() *cobra.Command {
 	takesID(c, "request")
 	f.add(c)
 	a.client.add(c)
-	c.Flags().BoolVar(&justified, "justified", false, "it was")
-	c.Flags().BoolVar(&unjustified, "unjustified", false, "it was not")
+	c.Flags().BoolVar(&justified, "justified", false, "the use was justified")
+	c.Flags().BoolVar(&unjustified, "unjustified", false, "the use was not justified")
 	return c
 }
 
-// confirm shows a request and asks the person, on the terminal.
+// confirm shows a request and asks the person to confirm what.
 func (a *app) confirm(ctx context.Context, r *api.Request, what string, yes bool) error {
 	if yes {
 		return nil
 	}
 	if !interactive(a.in) {
-		return usage("there is nobody to ask: look at the request, and give --yes")
+		return usage("standard input is not a terminal: read the request, then repeat with --yes")
 	}
 	a.showRequest(a.err, r)
 	fmt.Fprintf(a.err, "\n%s? [y/N] ", strings.ToUpper(what[:1])+what[1:])

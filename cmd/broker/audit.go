@@ -24,7 +24,7 @@ import (
 func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
-		Short: "Verify and read the log, offline",
+		Short: "Verify and read the audit log offline",
 		Args:  exactly(0, "a command: verify, show, approvers, export or new-epoch"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -37,19 +37,23 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	var checkpoints []string
 	c := &cobra.Command{
 		Use:   "verify STORE-URL|FILE",
-		Short: "Check every record, hash and signature of a log",
-		Long: `verify reads a whole log, from a database or an export, and checks that every
-record is canonical and in its place, that the records hash to the tree and the
-tree to every signed checkpoint, that times never go back, that texts are what
-was committed to, that no lease is issued twice or after its end, that each is
-within the grant of a request, that the people whom policy wanted approved it,
-and that approvals and reviews which it wanted signed are, by passkeys that
-counted. It needs neither the broker nor a secret.
+		Short: "Verify every record, hash and signature of a log",
+		Long: `verify reads a whole log from a database or an export. It needs neither the
+broker nor a secret. It checks that
 
-Give --key with the log's public key from elsewhere: without it, the key in the
-log itself is believed. Give --approvers with the passkeys that you know, as
-"broker audit approvers" wrote them when you looked: without it, the log is
-believed whose they are, and that they waited for a day.`,
+  - each record is canonical and in its place
+  - the records hash to the tree, and the tree to every signed checkpoint
+  - times never go back
+  - texts match their commitments
+  - no lease is issued twice or after its end
+  - each lease is within the grant of a request
+  - each request has the approvals that policy required
+  - approvals and reviews that had to be signed are signed by valid passkeys
+
+Pass the log's public key, from another source than the log, with --key. Without
+it, verify trusts the key in the log. Pass the passkeys that you know, as listed
+by an earlier "broker audit approvers", with --approvers. Without it, verify
+trusts the log about whose passkeys they are and that each was a day old.`,
 		Example: `  broker audit verify sqlite:/var/lib/broker/broker.db --key 'broker.acme.test/log/1a2b3c4d+…'
   broker audit verify export.jsonl --checkpoint kept-from-last-month.txt --approvers approvers.txt`,
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
@@ -67,21 +71,21 @@ believed whose they are, and that they waited for a day.`,
 					return printed
 				}
 				var found *verify.Problem
-				if errors.As(err, &found) { // the report has it
+				if errors.As(err, &found) { // printed in the report
 					return exitError(exitFailed)
 				}
 				return err
 			})
 		},
 	}
-	c.Flags().StringVar(&key, "key", "", "the log's public key, from elsewhere than the log")
-	c.Flags().StringVar(&approvers, "approvers", "", "a file with the passkeys that you know, from elsewhere than the log")
-	c.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "a file with a checkpoint that you kept; may be given more than once")
+	c.Flags().StringVar(&key, "key", "", "the log's public key, from another source than the log")
+	c.Flags().StringVar(&approvers, "approvers", "", "a file with known passkeys, from another source than the log")
+	c.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "a file with a checkpoint that you have kept; repeatable")
 	return c
 }
 
-// verifyOptions reads what the auditor brings along. What is wrong with that is
-// said before the log is looked at, or it would seem to be the log's fault.
+// verifyOptions reads the auditor's own inputs. It checks them before the log is
+// read, so that their errors are not mistaken for errors of the log.
 func verifyOptions(key, approvers string, checkpoints []string) (verify.Options, error) {
 	opts := verify.Options{Key: key}
 	if key != "" {
@@ -110,50 +114,50 @@ func verifyOptions(key, approvers string, checkpoints []string) (verify.Options,
 		return opts, usage("--approvers: %s: %v", approvers, err)
 	}
 	if len(opts.Approvers) == 0 {
-		return opts, usage("--approvers: %s names no approver", approvers)
+		return opts, usage("--approvers: no approver in %s", approvers)
 	}
 	return opts, nil
 }
 
 func writeReport(w io.Writer, r *verify.Report) {
-	fmt.Fprintf(w, "log\t%s\n", plainly(r.Origin))
-	trust := "given by you"
+	fmt.Fprintf(w, "log\t%s\n", printable(r.Origin))
+	trust := "from --key"
 	if !r.KeyTrusted {
-		trust = "the log's own word for it: give --key to trust nobody"
+		trust = "from the log itself; use --key to check it"
 	}
-	fmt.Fprintf(w, "key\t%s (%s)\n", plainly(r.Key), trust)
+	fmt.Fprintf(w, "key\t%s (%s)\n", printable(r.Key), trust)
 	fmt.Fprintf(w, "records\t%d\n", r.Records)
 	if r.Records > 0 {
-		fmt.Fprintf(w, "from, to\t%s, %s\n", clock(r.First), clock(r.Last))
+		fmt.Fprintf(w, "period\t%s to %s\n", clock(r.First), clock(r.Last))
 	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
-		fmt.Fprintf(w, "  %s\t%d\n", plainly(string(kind)), r.Kinds[kind])
+		fmt.Fprintf(w, "  %s\t%d\n", printable(string(kind)), r.Kinds[kind])
 	}
 	fmt.Fprintf(w, "root\t%s\n", r.Root)
-	fmt.Fprintf(w, "checkpoints\t%d signed, all of this log\n", r.Checkpoints)
+	fmt.Fprintf(w, "checkpoints\t%d, all signed and of this log\n", r.Checkpoints)
 	switch {
 	case r.Signed == 0:
-		fmt.Fprintln(w, "signed\tnothing: whoever has the database could have written this")
+		fmt.Fprintln(w, "signed\tnothing: anyone with write access to the database could have written the log")
 	case r.Signed < r.Records:
-		fmt.Fprintf(w, "signed\tthe first %d; the last %d are not yet, and whoever has the database could have written those\n", r.Signed, r.Records-r.Signed)
+		fmt.Fprintf(w, "signed\tthe first %d records; anyone with write access to the database could have written the last %d\n", r.Signed, r.Records-r.Signed)
 	}
 	if r.Signatures > 0 || r.KeysPinned {
-		whose := "of approvers given by you"
+		owners := "of the people in --approvers"
 		if !r.KeysPinned {
-			whose = "the log's own word for whose they are: give --approvers to trust nobody"
+			owners = "of people named by the log itself; use --approvers to check them"
 		}
-		fmt.Fprintf(w, "signatures\t%d of passkeys (%s)\n", r.Signatures, whose)
+		fmt.Fprintf(w, "signatures\t%d by passkeys (%s)\n", r.Signatures, owners)
 	}
 	if r.Unjudged > 0 {
-		fmt.Fprintf(w, "not judged\t%d about requests older than the log, or of more than can be remembered at once\n", r.Unjudged)
+		fmt.Fprintf(w, "not checked\t%d records, because their requests are older than the log or too many are open at once\n", r.Unjudged)
 	}
 	if r.Verified {
-		fmt.Fprintln(w, "verified\teverything holds")
+		fmt.Fprintln(w, "verified\tall checks passed")
 		return
 	}
 	fmt.Fprintln(w, "NOT VERIFIED")
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "  %s\n", plainly(p.Error()))
+		fmt.Fprintf(w, "  %s\n", printable(p.Error()))
 	}
 	if r.More > 0 {
 		fmt.Fprintf(w, "  and %d more problems\n", r.More)
@@ -163,11 +167,12 @@ func writeReport(w io.Writer, r *verify.Report) {
 func (a *app) auditApproversCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "approvers STORE-URL|FILE",
-		Short: "Print the passkeys that people enrolled and did not remove",
-		Long: `approvers prints, one a line, whose passkeys the log knows: person, relying
-party, credential and public key (a SubjectPublicKeyInfo in base64url). Compare
-them with the people, keep the file, and give it to "broker audit verify
---approvers": no key that is enrolled without you then signs anything.`,
+		Short: "List the enrolled passkeys",
+		Long: `approvers prints one line for each passkey that is enrolled and not removed:
+person, relying party, credential and public key (a SubjectPublicKeyInfo in
+base64url). Check the lines with the people, keep the file, and pass it to
+"broker audit verify --approvers". verify then rejects signatures of any other
+passkey.`,
 		Example: `  broker audit approvers sqlite:/var/lib/broker/broker.db > approvers.txt`,
 		Args:    exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -178,7 +183,7 @@ them with the people, keep the file, and give it to "broker audit verify
 				}
 				return a.print(list, func(w io.Writer) {
 					for _, approver := range list {
-						fmt.Fprintln(w, plainly(approver.String()))
+						fmt.Fprintln(w, printable(approver.String()))
 					}
 				})
 			})
@@ -191,67 +196,68 @@ func (a *app) auditShowCommand() *cobra.Command {
 	var kind, about string
 	c := &cobra.Command{
 		Use:   "show STORE-URL|FILE",
-		Short: "Print records of a log",
+		Short: "List records of a log",
 		Example: `  broker audit show sqlite:/var/lib/broker/broker.db --last 20
   broker audit show export.jsonl --about lse_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case from < 0:
-				return usage("--from takes the index of a record, from 0")
+				return usage("--from must be the index of a record, at least 0")
 			case last < 0:
-				return usage("--last takes how many, from 1; 0 is all")
+				return usage("--last must be a number of records; 0 means all")
 			case kind != "" && !slices.Contains(audit.Kinds(), audit.Kind(kind)):
-				return usage("--kind: no record is a %q; there are:\n%s", kind, kindsInRows())
+				return usage("--kind: unknown kind %q; the kinds are:\n%s", kind, kindsInRows())
 			}
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
-				named := naming(about)
+				isAbout := recordsAbout(about)
 				wanted := func(item audit.Item, r audit.Record) bool {
-					return named(item, r) && item.Index >= from && (kind == "" || string(r.Kind) == kind)
+					return isAbout(item, r) && item.Index >= from && (kind == "" || string(r.Kind) == kind)
 				}
 				return a.showRecords(c.Context(), src, wanted, last)
 			})
 		},
 	}
 	c.Flags().Int64Var(&from, "from", 0, "the index of the first record")
-	c.Flags().Int64Var(&last, "last", 0, "only so many of the newest that fit")
-	c.Flags().StringVar(&kind, "kind", "", "only records of a kind, such as lease.issued")
-	c.Flags().StringVar(&about, "about", "", "only records that name this request (or a lease of it), lease or identity")
+	c.Flags().Int64Var(&last, "last", 0, "list only this many of the newest matching records")
+	c.Flags().StringVar(&kind, "kind", "", "list only records of this kind, such as lease.issued")
+	c.Flags().StringVar(&about, "about", "", "list only records of this request and its leases, this lease or this identity")
 	return c
 }
 
-// naming says of records, told in their order, which name an id; "": all. Ends
-// of leases don't name their request, and are about it all the same.
-func naming(id string) func(audit.Item, audit.Record) bool {
-	its := map[string]bool{} // the request's leases
+// recordsAbout returns a filter for records about an id; "" matches all. It must see
+// the records in their order: the end of a lease does not name the request, so the
+// filter remembers the leases of the request.
+func recordsAbout(id string) func(audit.Item, audit.Record) bool {
+	leases := map[string]bool{}
 	return func(item audit.Item, r audit.Record) bool {
 		if r.Request != nil && r.Request.ID == id && r.Lease != nil {
-			its[r.Lease.ID] = true
+			leases[r.Lease.ID] = true
 		}
-		return id == "" || strings.Contains(string(item.Leaf), strconv.Quote(id)) || r.Lease != nil && its[r.Lease.ID]
+		return id == "" || strings.Contains(string(item.Leaf), strconv.Quote(id)) || r.Lease != nil && leases[r.Lease.ID]
 	}
 }
 
-// kindsInRows lists the kinds of records, those of a thing in a row.
+// kindsInRows lists the kinds of records, with one row for each prefix.
 func kindsInRows() string {
 	var b strings.Builder
-	of := ""
+	row := ""
 	for _, kind := range audit.Kinds() {
-		thing, _, _ := strings.Cut(string(kind), ".")
-		if thing != of {
+		prefix, _, _ := strings.Cut(string(kind), ".")
+		if prefix != row {
 			b.WriteString("\n ")
 		}
-		of = thing
+		row = prefix
 		b.WriteString(" " + string(kind))
 	}
 	return strings.TrimPrefix(b.String(), "\n")
 }
 
-// rowsTogether is how many records are aligned with each other: a log may be too
-// long to wait for its end.
-const rowsTogether = 1000
+// rowsPerFlush is the number of records that share column widths. It bounds the
+// memory and the time to the first row of a long log.
+const rowsPerFlush = 1000
 
-// showRecords prints the records that are wanted; with last, only the newest.
+// showRecords prints the wanted records, or only the last of them if last is not 0.
 func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(audit.Item, audit.Record) bool, last int64) error {
 	table := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	w := io.Writer(table)
@@ -266,7 +272,7 @@ func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(aud
 		}
 		r, err := audit.Decode(item.Leaf)
 		if err != nil {
-			return errors.Join(fmt.Errorf("record %d: %w (broker audit verify tells more)", item.Index, err), table.Flush())
+			return errors.Join(fmt.Errorf("record %d: %w; run \"broker audit verify\" for details", item.Index, err), table.Flush())
 		}
 		if !wanted(item, r) {
 			continue
@@ -283,7 +289,7 @@ func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(aud
 			continue
 		}
 		fmt.Fprintln(w, line)
-		if shown%rowsTogether == 0 {
+		if shown%rowsPerFlush == 0 {
 			if err := table.Flush(); err != nil {
 				return err
 			}
@@ -298,35 +304,35 @@ func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(aud
 	return table.Flush()
 }
 
-// recordLine shows a record in one line of a table: its index, when, what, who,
-// for what, which request or lease, and how it ended.
+// recordLine returns the row of a record: index, time, kind, caller, entitlement with
+// scopes, request or lease, and outcome.
 func recordLine(item audit.Item, r audit.Record) string {
-	var who, what, which string
-	var how []string
+	var caller, entitlement, id string
+	var outcome []string
 	if r.Caller != nil {
-		who = r.Caller.ID
+		caller = r.Caller.ID
 	}
 	if r.Request != nil {
-		what, which = r.Request.Entitlement, r.Request.ID
+		entitlement, id = r.Request.Entitlement, r.Request.ID
 		if len(r.Request.Scopes) > 0 {
-			what += " " + strings.Join(r.Request.Scopes, " ")
+			entitlement += " " + strings.Join(r.Request.Scopes, " ")
 		}
 	}
 	if r.Lease != nil {
-		which = r.Lease.ID
+		id = r.Lease.ID
 	}
 	if r.Decision != nil && !r.Decision.Permit {
-		how = append(how, r.Decision.Code)
+		outcome = append(outcome, r.Decision.Code)
 	}
 	if r.Count > 1 {
-		how = append(how, fmt.Sprintf("×%d", r.Count))
+		outcome = append(outcome, fmt.Sprintf("×%d", r.Count))
 	}
 	if r.End != nil {
-		how = append(how, r.End.How)
+		outcome = append(outcome, r.End.How)
 	}
-	cells := []string{strconv.FormatInt(item.Index, 10), r.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(r.Kind), who, what, which, strings.Join(how, " ")}
+	cells := []string{strconv.FormatInt(item.Index, 10), r.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(r.Kind), caller, entitlement, id, strings.Join(outcome, " ")}
 	for i, cell := range cells {
-		cells[i] = cmp.Or(plainly(cell), "-")
+		cells[i] = cmp.Or(printable(cell), "-")
 	}
 	return strings.Join(cells, "\t")
 }
@@ -334,7 +340,7 @@ func recordLine(item audit.Item, r audit.Record) string {
 func (a *app) auditExportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "export STORE-URL",
-		Short:   "Write a log as JSON Lines, for others to verify",
+		Short:   "Export a log as JSON Lines, for verification elsewhere",
 		Example: `  broker audit export sqlite:/var/lib/broker/broker.db > export.jsonl`,
 		Args:    exactly(1, "one database (sqlite:PATH)"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -347,10 +353,10 @@ func (a *app) auditExportCommand() *cobra.Command {
 	return c
 }
 
-// sqliteMagic begins every SQLite database.
+// sqliteMagic is the start of every SQLite database.
 const sqliteMagic = "SQLite format 3\x00"
 
-// withLog opens a log read-only: a database, by URL or by file, or an export.
+// withLog calls f with a log, opened read-only: a database or an export.
 func withLog(ctx context.Context, name string, f func(audit.Source) error) error {
 	path := strings.TrimPrefix(name, "sqlite:")
 	opened, err := os.Open(path)

@@ -11,9 +11,9 @@ import (
 	"accessbroker.internal/audit/verify"
 )
 
-// A log that somebody made up moves no cursor and begins no line of its own.
-func TestAHostileLogIsShownPlainly(t *testing.T) {
-	const hostile = "x\x1b[1A\x1b[2Kverified\teverything holds\nlog\u202e"
+// Text in a forged log can't move the cursor or start a line.
+func TestHostileLog(t *testing.T) {
+	const hostile = "x\x1b[1A\x1b[2Kverified\tall checks passed\nlog\u202e"
 	report := &verify.Report{
 		Origin: hostile, Key: hostile, Records: 1, Kinds: map[audit.Kind]int64{hostile: 1},
 		Problems: []verify.Problem{{Index: 0, Kind: hostile, What: hostile}},
@@ -34,10 +34,9 @@ func TestAHostileLogIsShownPlainly(t *testing.T) {
 	}
 }
 
-// What names a request is shown, and the ends of its leases, which name those
-// alone; nobody else's.
+// Records about a request include the ends of its leases, which name only the lease.
 func TestRecordsOfARequest(t *testing.T) {
-	named := naming("req_1")
+	isAbout := recordsAbout("req_1")
 	for _, test := range []struct {
 		of             string
 		request, lease string
@@ -47,7 +46,7 @@ func TestRecordsOfARequest(t *testing.T) {
 		{"its own lease", "req_1", "lse_1", true},
 		{"the end of another's lease", "", "lse_2", false},
 		{"the end of its lease", "", "lse_1", true},
-		{"nobody's", "", "", false},
+		{"neither request nor lease", "", "", false},
 	} {
 		r := audit.Record{Kind: audit.LeaseIssued}
 		if test.request != "" {
@@ -60,13 +59,13 @@ func TestRecordsOfARequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := named(audit.Item{Leaf: entry.Leaf()}, r); got != test.want {
-			t.Errorf("%s: shown %t, want %t", test.of, got, test.want)
+		if got := isAbout(audit.Item{Leaf: entry.Leaf()}, r); got != test.want {
+			t.Errorf("%s: got %t, want %t", test.of, got, test.want)
 		}
 	}
 }
 
-// written is a log of these records, to be read only.
+// written is a log of these records.
 type written []audit.Record
 
 func (written) Header(context.Context) (audit.Header, error) { return audit.Header{}, nil }
@@ -107,12 +106,12 @@ func TestRecordsAreShownInColumns(t *testing.T) {
 2  2026-11-24 12:00:02.000Z  request.created  spiffe://acme.test/agent/triage  tickets close read  req_1  -
 `
 	if got, _ := show(0); got != want {
-		t.Errorf("it shows\n%s\nwant\n%s", got, want)
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	if got, _ := show(1); !strings.HasPrefix(got, "2 ") || strings.Count(got, "\n") != 1 {
-		t.Errorf("the last one: %q", got)
+		t.Errorf("the last record: got %q", got)
 	}
-	if got, told := show(2); got != "" || told != "no records\n" {
-		t.Errorf("none: %q, %q", got, told)
+	if got, errs := show(2); got != "" || errs != "no records\n" {
+		t.Errorf("no records: got %q, %q", got, errs)
 	}
 }

@@ -15,10 +15,10 @@ func (a *app) awsCommand() *cobra.Command {
 	var f askFlags
 	c := &cobra.Command{
 		Use:   "aws ENTITLEMENT",
-		Short: "Print AWS credentials as the AWS SDKs and CLI ask for them (credential_process)",
-		Long: `aws asks for a credential and prints it in the form of credential_process, by
-which the AWS CLI and every AWS SDK get credentials from another program. They
-keep it until shortly before it expires, and ask again.
+		Short: "Print AWS credentials for the AWS CLI and SDKs (credential_process)",
+		Long: `aws requests a credential and prints it in the format of credential_process, the
+interface by which the AWS CLI and SDKs get credentials from another program.
+They cache the credential and run the program again shortly before it expires.
 
 ` + exitHelp,
 		Example: `  # in ~/.aws/config
@@ -31,12 +31,12 @@ keep it until shortly before it expires, and ask again.
 			if err != nil {
 				return err
 			}
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				credential, err := a.obtain(ctx, client, ask, f.wait)
 				if err != nil {
 					return err
 				}
-				return a.handOver(client, credential, a.printProcess)
+				return a.handOver(ctx, client, credential, a.printProcess)
 			})
 		},
 	}
@@ -46,7 +46,7 @@ keep it until shortly before it expires, and ask again.
 	return c
 }
 
-// A processCredential is what credential_process prints: see "Sourcing
+// A processCredential is the output of a credential_process. See "Sourcing
 // credentials with an external process" in the AWS CLI's user guide.
 type processCredential struct {
 	Version         int
@@ -58,7 +58,7 @@ type processCredential struct {
 
 func (a *app) printProcess(c *api.Credential) error {
 	if c.Type != "aws" {
-		return fmt.Errorf("that is a credential of type %q, not of AWS", c.Type)
+		return fmt.Errorf("the credential is of type %q, not \"aws\"", c.Type)
 	}
 	return json.NewEncoder(a.out).Encode(processCredential{
 		1, c.Secret["access_key_id"], c.Secret["secret_access_key"], c.Secret["session_token"], c.ExpiresAt.UTC(),

@@ -9,11 +9,9 @@ import (
 	"accessbroker.internal/api"
 )
 
-// What a shell offers on TAB. Nothing is offered that had to be asked of a broker
-// which can't be reached quickly.
-
-// completeEntitlement offers the names of what the caller may ask for; and files
-// after it, which are a command's own arguments.
+// completeEntitlement completes the first argument with the entitlements that the
+// caller may request. The arguments after it are a command for exec, so it completes
+// them with files.
 func (a *app) completeEntitlement(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	switch {
 	case len(args) == 0:
@@ -24,7 +22,7 @@ func (a *app) completeEntitlement(c *cobra.Command, args []string, _ string) ([]
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeScope offers the scopes of the entitlement that is named before.
+// completeScope completes the scopes of the entitlement in the first argument.
 func (a *app) completeScope(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	return a.offered(c, func(o api.Offer) (scopes []string) {
 		for _, s := range o.Scopes {
@@ -36,11 +34,12 @@ func (a *app) completeScope(c *cobra.Command, args []string, _ string) ([]string
 	})
 }
 
-// offered asks the broker what the caller may ask for, and picks from that.
+// offered completes with names from the entitlements that the caller may request. It
+// offers none if the broker does not answer within two seconds.
 func (a *app) offered(c *cobra.Command, pick func(api.Offer) []string) (names []string, _ cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(c.Context(), 2*time.Second)
 	defer cancel()
-	_ = a.session(ctx, func(ctx context.Context, client *api.Client) error { // what goes wrong offers nothing
+	_ = a.withClient(ctx, func(ctx context.Context, client *api.Client) error { // after an error there is no completion
 		offers, err := client.Entitlements(ctx)
 		for _, o := range offers {
 			names = append(names, pick(o)...)
@@ -50,14 +49,14 @@ func (a *app) offered(c *cobra.Command, pick func(api.Offer) []string) (names []
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completes has a shell offer a flag's values.
+// completes registers the completion of a flag's values.
 func completes(c *cobra.Command, flag string, f cobra.CompletionFunc) {
 	if err := c.RegisterFlagCompletionFunc(flag, f); err != nil {
-		panic(err) // there is no such flag
+		panic(err) // the command has no such flag
 	}
 }
 
-// oneOf offers these words.
+// oneOf completes with a fixed list of words.
 func oneOf(words ...string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
 }

@@ -213,7 +213,7 @@ func TestBadConfigs(t *testing.T) {
 		"vault without login":          {"auth: {jwt: {role: broker}}, ", "", "issuers.vault.vault.auth: say how the broker logs in"},
 		"vault over HTTP":              {"https://vault:8200", "http://vault:8200", "issuers.vault.vault.address: give the Vault's URL"},
 		"default shorter than AWS's":   {"    max_ttl: 1h\n", "    max_ttl: 1h\n    default_ttl: 10m\n", "entitlements.reports.default_ttl: its issuer makes nothing shorter than 15m"},
-		"a session shorter than AWS's": {"vault: {path: database/creds/orders-ro}, max_ttl: 30m", "vault: {path: aws/sts/reports}, max_ttl: 10m", "entitlements.orders-db-ro.vault.path: AWS makes no session for less than 15m: the max_ttl can't be shorter"},
+		"a session shorter than AWS's": {"vault: {path: database/creds/orders-ro}, max_ttl: 30m", "vault: {path: aws/sts/reports}, max_ttl: 10m", "entitlements.orders-db-ro.vault.path: AWS makes no session shorter than 15m: max_ttl can't be shorter"},
 		"token with a vault":           {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: its issuer, "tickets", is no Vault`},
 		"keys published too late":      {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: at least 10m"},
 		"rotation that is shorter":     {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},

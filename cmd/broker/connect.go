@@ -20,10 +20,10 @@ import (
 	"accessbroker.internal/attest"
 )
 
-// errUnreachable marks that there was nobody to ask.
+// errUnreachable means that no broker answers.
 var errUnreachable = errors.New("can't be reached")
 
-// clientFlags say where the broker is and who we are.
+// clientFlags locate the broker and the caller's identity.
 type clientFlags struct {
 	server, brokerID, cert, key, tokenFile, admin string
 	person                                        bool
@@ -31,35 +31,35 @@ type clientFlags struct {
 
 func (f *clientFlags) add(c *cobra.Command) {
 	f.addServer(c)
-	c.Flags().StringVar(&f.cert, "cert", "", "our X.509-SVID, PEM (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
-	c.Flags().StringVar(&f.key, "key", "", "its private key, PEM (or BROKER_KEY)")
-	c.Flags().StringVar(&f.tokenFile, "token-file", "", "our JWT-SVID (or BROKER_TOKEN_FILE)")
+	c.Flags().StringVar(&f.cert, "cert", "", "your X.509-SVID, a PEM file (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
+	c.Flags().StringVar(&f.key, "key", "", "the private key of --cert, a PEM file (or BROKER_KEY)")
+	c.Flags().StringVar(&f.tokenFile, "token-file", "", "a file with your JWT-SVID (or BROKER_TOKEN_FILE)")
 }
 
 func (f *clientFlags) addServer(c *cobra.Command) {
 	c.Flags().StringVar(&f.server, "server", "", "the broker's URL (or BROKER_URL)")
-	c.Flags().StringVar(&f.brokerID, "broker-id", "", "the SPIFFE ID that the broker must prove (or BROKER_ID; default: any of our trust domain)")
+	c.Flags().StringVar(&f.brokerID, "broker-id", "", "the broker's SPIFFE ID (or BROKER_ID; default: any in your trust domain)")
 }
 
-// addPerson is for commands that workloads and people have in common.
+// addPerson adds the flags of commands for workloads and people.
 func (f *clientFlags) addPerson(c *cobra.Command) {
 	f.add(c)
-	c.Flags().BoolVar(&f.person, "as-person", false, "do it as the person who is logged in, where a workload could be proved as well")
+	c.Flags().BoolVar(&f.person, "as-person", false, "act as the person who is logged in, even if a workload identity is available")
 }
 
-// addOperator is for commands that are the operators', and of people whom policy
-// lets do the same.
+// addOperator adds the flags of commands for operators and for people whom policy
+// permits the same.
 func (f *clientFlags) addOperator(c *cobra.Command) {
 	f.addServer(c)
-	c.Flags().BoolVar(&f.person, "as-person", false, "do it as the person who is logged in, if policy lets them, and not by the admin socket")
+	c.Flags().BoolVar(&f.person, "as-person", false, "act as the person who is logged in, instead of using the admin socket")
 }
 
-// addAdmin is for commands that operators use on others' behalf, too.
+// addAdmin adds the flag of commands that operators can use for other callers.
 func (f *clientFlags) addAdmin(c *cobra.Command) {
-	c.Flags().StringVar(&f.admin, "admin-socket", "", "do it as an operator, by the broker's admin socket")
+	c.Flags().StringVar(&f.admin, "admin-socket", "", "act as an operator, through the broker's admin socket")
 }
 
-// A clientConfig is what is known of the broker and of us.
+// A clientConfig locates the broker and the caller's identity.
 type clientConfig struct {
 	server    string
 	brokerID  string
@@ -67,7 +67,7 @@ type clientConfig struct {
 	socket    string // of the Workload API
 	cert, key string
 	tokenFile string
-	anonymous bool   // nobody is proved, or a person is by a session
+	anonymous bool   // send no certificate
 	token     string // of a person's session
 }
 
@@ -88,45 +88,45 @@ func (a *app) clientConfig() (clientConfig, error) {
 	case (c.cert == "") != (c.key == ""):
 		return c, usage("--cert and --key go together")
 	case c.cert != "" && c.tokenFile != "":
-		return c, usage("give a certificate or a token file, not both: one caller has one proof")
+		return c, usage("use a certificate or a token file, not both: a caller has one proof")
 	case c.tokenFile != "" && c.socket != "" && c.ca == "" && c.brokerID == "":
-		// Any workload of the trust domain could take the token, and use it.
-		return c, usage("say who the broker is before a token is sent to it: --broker-id SPIFFE-ID or BROKER_ID")
+		// Any workload of the trust domain could pose as the broker and use the token.
+		return c, usage("set --broker-id or BROKER_ID: a token is sent only to a broker with a known SPIFFE ID")
 	case c.socket == "" && c.cert == "" && c.tokenFile == "":
-		// Not a workload: whoever is logged in.
+		// No workload identity: use the session of a person.
 		s, err := a.savedFor(c.server, time.Now())
 		if err != nil {
 			return c, err
 		}
 		if s == nil {
-			return c, usage("say who you are: SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file; or log in: broker login")
+			return c, usage("no identity: set SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file; people run \"broker login\"")
 		}
 		c.anonymous, c.token = true, s.Token
 	}
 	return c, nil
 }
 
-// server gives the broker's URL, as sessions with it are kept under.
+// server returns the broker's URL, in the form that saved sessions use.
 func (a *app) server() string {
 	return strings.TrimSuffix(cmp.Or(a.client.server, a.getenv("BROKER_URL")), "/")
 }
 
-// checkServer refuses what is not the URL of a broker: none is without TLS.
+// checkServer requires the URL of a broker, which is always https.
 func checkServer(server string) error {
 	if server == "" {
-		return usage("say where the broker is: --server URL or BROKER_URL")
+		return usage("set the broker's URL: --server or BROKER_URL")
 	}
 	u, err := url.Parse(server)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return usage("%q is not the URL of a broker: say https://HOST:PORT", server)
+		return usage("%q is not the URL of a broker: use https://HOST:PORT", server)
 	}
 	return nil
 }
 
-// session connects by flags and environment, and calls f.
-func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) error) error {
+// withClient calls f with a client for the caller of the flags and environment.
+func (a *app) withClient(ctx context.Context, f func(context.Context, *api.Client) error) error {
 	if a.client.person {
-		return a.asPerson(ctx, f)
+		return a.withPerson(ctx, f)
 	}
 	cfg, err := a.clientConfig()
 	if err != nil {
@@ -140,38 +140,38 @@ func (a *app) session(ctx context.Context, f func(context.Context, *api.Client) 
 	return f(ctx, client)
 }
 
-// operatorSession is session, or goes by the admin socket if that was asked for.
-func (a *app) operatorSession(ctx context.Context, f func(context.Context, *api.Client) error) error {
+// withClientOrAdmin is withClient, unless the flags select the admin socket.
+func (a *app) withClientOrAdmin(ctx context.Context, f func(context.Context, *api.Client) error) error {
 	switch {
 	case a.client.admin == "":
-		return a.session(ctx, f)
+		return a.withClient(ctx, f)
 	case a.client.person:
 		return errTwoWays
 	}
 	return f(ctx, adminClient(a.client.admin, adminWait))
 }
 
-var errTwoWays = usage("--as-person and --admin-socket are two ways to do it: choose one")
+var errTwoWays = usage("--as-person and --admin-socket exclude each other")
 
-// asOperator calls f with a client of the admin socket or, if that was asked for,
-// for the person who is logged in.
-func (a *app) asOperator(ctx context.Context, socket string, wait time.Duration, f func(context.Context, *api.Client) error) error {
+// withAdmin calls f with a client of the admin socket or, with --as-person, of the
+// person who is logged in.
+func (a *app) withAdmin(ctx context.Context, socket string, wait time.Duration, f func(context.Context, *api.Client) error) error {
 	switch {
 	case a.client.person && socket != "":
 		return errTwoWays
 	case a.client.person:
-		return a.asPerson(ctx, f)
+		return a.withPerson(ctx, f)
 	case a.client.server != "" || a.client.brokerID != "":
-		// Another broker than the one that is meant would be hit.
-		return usage("the admin socket is of this machine's broker: --server and --broker-id go with --as-person")
+		// The admin socket may belong to another broker than the one of the flags.
+		return usage("--server and --broker-id need --as-person: the admin socket reaches only the broker of this machine")
 	}
 	return f(ctx, adminClient(a.adminSocket(socket), wait))
 }
 
-// workloadAPIWait is how long a command waits for its own identity.
+// workloadAPIWait bounds the wait for the caller's own SVID.
 const workloadAPIWait = 10 * time.Second
 
-// connect makes a client. done ends what it needs in the background.
+// connect returns a client. done stops its background work.
 func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client, done func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
@@ -179,7 +179,7 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 			cancel()
 		}
 	}()
-	source := new(attest.Source) // enough for files
+	source := new(attest.Source) // the zero Source serves certificates from files
 	if cfg.socket != "" {
 		if err := checkSocket(cfg.socket); err != nil {
 			return nil, nil, err
@@ -188,7 +188,7 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 		if source, err = attest.Open(ctx, trust); err != nil {
 			return nil, nil, err
 		}
-		go func() { _ = source.Run(ctx) }() // it keeps the SVID fresh; what goes wrong shows in the calls
+		go func() { _ = source.Run(ctx) }() // renews the SVID; errors show in the calls
 	}
 	config := attest.ClientTLS{
 		BrokerID: cfg.brokerID, Cert: cfg.cert, Key: cfg.key,
@@ -214,7 +214,8 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	return client, func() { cancel(); transport.CloseIdleConnections() }, nil
 }
 
-// checkSocket says at once what waiting for the Workload API does not mend.
+// checkSocket reports at once the errors that waiting for the Workload API can't
+// resolve.
 func checkSocket(address string) error {
 	path, ok := strings.CutPrefix(address, "unix:")
 	if !ok {
@@ -226,21 +227,29 @@ func checkSocket(address string) error {
 	case err == nil:
 		return c.Close()
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("there is no Workload API at %s (SPIFFE_ENDPOINT_SOCKET): does the SPIFFE agent run?", path)
+		return fmt.Errorf("no Workload API at %s (SPIFFE_ENDPOINT_SOCKET): check that the SPIFFE agent is running", path)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("this user may not reach the Workload API at %s (SPIFFE_ENDPOINT_SOCKET)", path)
+		return fmt.Errorf("this user has no permission for the Workload API at %s (SPIFFE_ENDPOINT_SOCKET)", path)
 	}
 	return nil
 }
 
-// domainOf gives the trust domain of the broker's SPIFFE ID, if that is known:
-// a broker of another domain is verified by that domain's bundle.
+// domainOf returns the trust domain of the broker's SPIFFE ID, if it is set. A
+// broker of a federated domain is verified with that domain's bundle.
 func domainOf(brokerID string) []string {
-	domain, _, ok := strings.Cut(strings.TrimPrefix(brokerID, "spiffe://"), "/")
-	if !ok {
+	domain, path, ok := cutSPIFFEID(brokerID)
+	if !ok || path == "" {
 		return nil
 	}
 	return []string{domain}
+}
+
+// cutSPIFFEID splits a SPIFFE ID. It checks only the form that tells a SPIFFE ID from
+// other names; the broker validates names.
+func cutSPIFFEID(id string) (domain, path string, ok bool) {
+	rest, ok := strings.CutPrefix(id, "spiffe://")
+	domain, path, _ = strings.Cut(rest, "/")
+	return domain, path, ok && domain != ""
 }
 
 func readRoots(path string) (*x509.CertPool, error) {
@@ -250,13 +259,13 @@ func readRoots(path string) (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("reading authorities: %s holds no PEM certificate", path)
+		return nil, fmt.Errorf("reading authorities: no PEM certificate in %s", path)
 	}
 	return pool, nil
 }
 
-// readToken reads the token file anew for each call, because whoever keeps it
-// fresh replaces it.
+// readToken reads a token file. Clients call it for each request, because another
+// program renews the token.
 func readToken(path string) (string, error) {
 	const longest = 16 << 10
 	text, err := os.ReadFile(path)
@@ -264,7 +273,7 @@ func readToken(path string) (string, error) {
 		return "", fmt.Errorf("reading the token file: %w", err)
 	}
 	if len(text) > longest {
-		return "", fmt.Errorf("reading the token file: %s is too long for a token", path)
+		return "", fmt.Errorf("reading the token file: %s is longer than a token can be", path)
 	}
 	return strings.TrimSpace(string(text)), nil
 }

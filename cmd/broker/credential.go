@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,31 +11,41 @@ import (
 	"strings"
 	"time"
 
+	"accessbroker.internal/agent"
 	"accessbroker.internal/api"
-	"accessbroker.internal/broker"
 )
 
-// How a credential is printed, beside text and json.
+// Formats of a credential, in addition to text and json.
 const (
-	asEnv    = "env"    // lines for a shell to read
-	asFile   = "file"   // what exec --file writes
+	asEnv    = "env"    // export lines for a POSIX shell
+	asFile   = "file"   // the content that exec --file writes
 	asPgpass = "pgpass" // a line of PostgreSQL's password file
 )
 
 var credentialFormats = []string{"text", "json", asEnv, asFile, asPgpass}
 
-const credentialHelp = `With -o env it is printed as lines for a shell to read, with -o file as exec
---file writes it, and with -o pgpass as a line of PostgreSQL's password file.
+const credentialHelp = `-o env prints the credential as export lines for a shell, -o file as "exec --file"
+writes it, and -o pgpass as a line of PostgreSQL's password file.
 
 `
 
-// handOver prints a credential. If it can't, nobody has it, and it is given back.
-func (a *app) handOver(client *api.Client, c *api.Credential, print func(*api.Credential) error) error {
-	err := print(c)
-	if err != nil {
-		a.giveBack(client, c, "it could not be printed")
+// handOver prints a credential. If that fails, it returns the lease.
+func (a *app) handOver(ctx context.Context, client *api.Client, c *api.Credential, print func(*api.Credential) error) error {
+	err := agent.HandOver(ctx, client, c, print)
+	var failed *agent.HandOverError
+	if errors.As(err, &failed) {
+		a.warnUnreturned(c, failed.Return)
+		return failed.Err
 	}
 	return err
+}
+
+// warnUnreturned reports that a lease could not be returned. A nil error is a lease
+// that was.
+func (a *app) warnUnreturned(c *api.Credential, err error) {
+	if err != nil {
+		fmt.Fprintf(a.err, "broker: %s; the credential expires at %s\n", printable(err.Error()), clock(c.ExpiresAt))
+	}
 }
 
 func (a *app) printCredential(c *api.Credential) error {
@@ -65,7 +76,7 @@ func (a *app) printCredential(c *api.Credential) error {
 		if len(c.Scopes) > 0 {
 			fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
 		}
-		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), broker.Short(time.Until(c.ExpiresAt).Round(time.Second)))
+		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), timeLeft(time.Until(c.ExpiresAt)))
 		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
 		for _, name := range secretFields(c) {
 			if strings.Contains(c.Secret[name], "\n") {
@@ -79,8 +90,8 @@ func (a *app) printCredential(c *api.Credential) error {
 
 func secretFields(c *api.Credential) []string { return slices.Sorted(maps.Keys(c.Secret)) }
 
-// variables are the names by which the tools that a credential is for look for
-// it in their environment, with the values.
+// variables returns the environment variables of a credential: the lease, the
+// expiry, and those that the tools of its type read.
 func variables(c *api.Credential) [][2]string {
 	out := [][2]string{{"BROKER_LEASE", c.Lease}, {"BROKER_EXPIRES_AT", c.ExpiresAt.UTC().Format(time.RFC3339)}}
 	names := map[string][][2]string{ // type: variable, field
@@ -104,12 +115,11 @@ func variables(c *api.Credential) [][2]string {
 	return out
 }
 
-// displaced are the variables by which the tools of a type of credential find
-// another one: left where they are, a tool would use what its environment had
-// before, or a mixture. Where a system is, such as PGHOST, AWS_REGION and
-// VAULT_ADDR, they don't say.
+// displaced lists, by type of credential, the variables by which tools find another
+// one. A tool would use the other credential, or a mixture of both. Variables that
+// locate a system, such as PGHOST, AWS_REGION and VAULT_ADDR, are not among them.
 var displaced = map[string][]string{
-	"aws": { // AWS SDKs and Tools Reference Guide, "Environment variables"; some older than it
+	"aws": { // AWS SDKs and Tools Reference Guide, "Environment variables", and older names
 		"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
 		"AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE",
 		"AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -120,7 +130,7 @@ var displaced = map[string][]string{
 	"vault":    {"VAULT_TOKEN"},
 }
 
-// variableName makes a field's name one of an environment variable.
+// variableName converts the name of a field to the name of an environment variable.
 func variableName(field string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -133,11 +143,12 @@ func variableName(field string) string {
 	}, field)
 }
 
-// shellQuote quotes a text for POSIX shells: within single quotes, only they
-// mean something.
+// shellQuote quotes text for POSIX shells. Within single quotes, only a single quote
+// is special.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// fileOf is a credential as a file: a token alone, or the fields as JSON.
+// fileOf returns a credential as the content of a file: a token alone as it is, any
+// other credential as a JSON object of its fields.
 func fileOf(c *api.Credential) string {
 	if token, ok := c.Secret["token"]; ok && len(c.Secret) == 1 {
 		return token
@@ -149,14 +160,14 @@ func fileOf(c *api.Credential) string {
 	return string(text) + "\n"
 }
 
-// pgpass is a line for any host, port and database: those are known by whoever
-// connects.
+// pgpass returns a line of PostgreSQL's password file that matches any host, port
+// and database.
 func pgpass(c *api.Credential) (string, error) {
 	if c.Type != "userpass" {
-		return "", fmt.Errorf("a credential of type %q has no place in a password file", c.Type)
+		return "", fmt.Errorf("-o pgpass is for credentials of type \"userpass\", and this one is of type %q", c.Type)
 	}
 	if strings.ContainsAny(c.Secret["username"]+c.Secret["password"], "\r\n\x00") {
-		return "", errors.New("its user name or password has a line break, for which a password file has no form")
+		return "", errors.New("the user name or password has a line break, which a password file can't represent")
 	}
 	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace
 	return "*:*:*:" + escape(c.Secret["username"]) + ":" + escape(c.Secret["password"]), nil

@@ -19,8 +19,8 @@ func testCredential(kind string, secret map[string]string) *api.Credential {
 	}
 }
 
-// Every type of credential, the variables it stands in, and what the command
-// no longer sees of an environment that was full of others.
+// The command sees the variables of its credential, and none by which the tools of
+// that type would find another one.
 func TestCommandEnvironment(t *testing.T) {
 	ours := []string{
 		"PATH=/bin", "BROKER_URL=https://broker.test", "BROKER_PASSWORD=old", "EMPTY=", "=C:=strange",
@@ -64,11 +64,11 @@ func TestCommandEnvironment(t *testing.T) {
 	}
 }
 
-// What -o env prints gives a shell exactly the values, whatever is in them.
+// A shell reads from -o env exactly the values of the credential.
 func TestEnvForAShell(t *testing.T) {
 	shell, err := exec.LookPath("sh")
 	if err != nil {
-		t.Skip("there is no shell")
+		t.Skip("no shell on this machine")
 	}
 	for _, value := range []string{"plain", "it's", "''", "two\nlines\n", "$HOME `id` $(id) \\ \" * ; & #", "-n", "ä\t", "="} {
 		var out bytes.Buffer
@@ -80,13 +80,13 @@ func TestEnvForAShell(t *testing.T) {
 printf '%s|' "$PGPASSWORD" "$PGUSER" "${PGPASSFILE-none}"`)
 		cmd.Env = append(os.Environ(), "PGPASSFILE=old", "PGPASSWORD=old")
 		if got, err := cmd.Output(); err != nil || string(got) != value+"|u|none|" {
-			t.Errorf("%q became %q, %v", value, got, err)
+			t.Errorf("got %q, %v, want %q", got, err, value)
 		}
 	}
 }
 
-// libpq, "The Password File": a colon or backslash in a field is escaped with a
-// backslash, and a line ends where it ends.
+// libpq, "The Password File": a backslash escapes a colon or backslash in a field, and
+// there is no escape for a line break.
 func TestPgpass(t *testing.T) {
 	for _, c := range []struct{ user, password, want string }{
 		{"u", "p", "*:*:*:u:p"},
@@ -98,10 +98,10 @@ func TestPgpass(t *testing.T) {
 	} {
 		got, err := pgpass(testCredential("userpass", map[string]string{"username": c.user, "password": c.password}))
 		if got != c.want || (err != nil) != (c.want == "") {
-			t.Errorf("%q, %q: %q, %v; want %q", c.user, c.password, got, err, c.want)
+			t.Errorf("%q, %q: got %q, %v, want %q", c.user, c.password, got, err, c.want)
 		}
 	}
 	if line, err := pgpass(testCredential("bearer", map[string]string{"token": "t"})); err == nil {
-		t.Errorf("a token: %q", line)
+		t.Errorf("a token: got %q, want an error", line)
 	}
 }

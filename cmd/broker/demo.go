@@ -258,7 +258,7 @@ func (d *demo) giveBack(ctx context.Context, credential *api.Credential) error {
 		return err
 	}
 	d.say("")
-	d.say("The broker does not pretend: %s.", revocationTruth(l, time.Now()))
+	d.say("The broker does not pretend: %s.", revocationEffect(l, time.Now()))
 	return expect(l.Status == api.LeaseRevoked, "the lease is %s", l.Status)
 }
 

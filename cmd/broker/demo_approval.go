@@ -28,7 +28,7 @@ func (d *demo) approve(ctx context.Context) error {
 	}
 	d.say("The agent asks for tickets:close:")
 	d.say("")
-	d.say("  %s: %s", pending.Status, waitsFor(pending))
+	d.say("  %s: %s", pending.Status, approvalsMissing(pending))
 	d.say("  because %s", strings.Join(pending.Decision.Reasons, "; "))
 	if err := expect(pending.Status == api.StatusPending, "the request is %s", pending.Status); err != nil {
 		return err

@@ -15,20 +15,21 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accessbroker.internal/agent"
 	"accessbroker.internal/api"
 )
 
 func (a *app) execCommand() *cobra.Command {
 	var f askFlags
 	var file string
-	var once bool
+	var noRenew bool
 	c := &cobra.Command{
 		Use:   "exec ENTITLEMENT -- COMMAND [ARG ...]",
-		Short: "Run a command with a credential, and give it back when it ends",
-		Long: `exec asks for a credential, runs the command with it, and gives it back when the
-command ends. The command's exit code is exec's.
+		Short: "Run a command with a credential and return it when the command ends",
+		Long: `exec requests a credential, runs the command with it, and returns the
+credential when the command ends. It exits with the command's exit code.
 
-The credential stands in the command's environment:
+The credential is in the command's environment:
 
   bearer       BROKER_ACCESS_TOKEN
   aws          AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN
@@ -37,15 +38,18 @@ The credential stands in the command's environment:
   vault        VAULT_TOKEN
   data         BROKER_ and the name of each field
 
-and BROKER_LEASE, BROKER_EXPIRES_AT (RFC 3339) beside it. Whatever would lead the
-tools of that type to another credential is taken away first, such as AWS_PROFILE,
-PGPASSFILE and an older AWS_SESSION_TOKEN; but a user that PGSERVICE leads to stays,
-and is preferred to PGUSER. With --file it stands in a file of mode 0600 instead,
-named in BROKER_CREDENTIAL_FILE, which is renewed in place while the command runs,
-and removed at the end: a token as it is, other credentials as JSON.
+together with BROKER_LEASE and BROKER_EXPIRES_AT (RFC 3339). exec removes
+variables by which the tools of that type would find another credential, such
+as AWS_PROFILE, PGPASSFILE and an older AWS_SESSION_TOKEN. It keeps PGSERVICE;
+a user in that service's entry takes precedence over PGUSER.
 
-A credential in the environment can't be renewed: when its time is over, the
-command is told to end (SIGTERM), and is ended ten seconds later.
+With --file, the credential is in a file of mode 0600 instead, and
+BROKER_CREDENTIAL_FILE names the file. A token is plain text, any other
+credential is JSON. exec renews the credential in place while the command runs
+and removes the file at the end.
+
+A credential in the environment can't be renewed. When it expires, exec sends
+SIGTERM to the command, and SIGKILL ten seconds later.
 
 ` + exitHelp,
 		Example: `  broker exec tickets-api --scope tickets:read --why "nightly report" -- ./report.sh
@@ -63,159 +67,133 @@ command is told to end (SIGTERM), and is ended ten seconds later.
 			if err != nil {
 				return err
 			}
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				credential, err := a.obtain(ctx, client, ask, f.wait)
 				if err != nil {
 					return err
 				}
-				r := &execution{app: a, client: client, credential: credential, file: file, once: once}
-				return r.run(ctx, args[1:])
+				e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
+				if file != "" && !noRenew {
+					e.held.Replace = e.writeFile
+				}
+				return e.run(ctx, args[1:])
 			})
 		},
 	}
 	f.add(c)
 	completes(c, "scope", a.completeScope)
-	c.Flags().StringVar(&file, "file", "", "put the credential into this file, and keep it fresh")
-	c.Flags().BoolVar(&once, "no-renew", false, "end the command with the credential instead of renewing it")
+	c.Flags().StringVar(&file, "file", "", "write the credential to this file and renew it there")
+	c.Flags().BoolVar(&noRenew, "no-renew", false, "end the command when the credential expires, instead of renewing it")
 	a.client.addPerson(c)
 	return c
 }
 
-// endGrace is how long a command may take to end when its access has ended.
-const endGrace = 10 * time.Second
+// killDelay is the time between SIGTERM and SIGKILL for a command whose credential
+// has expired.
+const killDelay = 10 * time.Second
 
 // An execution is a command that runs with a credential.
 type execution struct {
 	*app
-	client     *api.Client
-	credential *api.Credential
-	file       string
-	once       bool
+	held agent.Held
+	file string // empty: the credential is in the environment
 }
 
-func (r *execution) run(ctx context.Context, command []string) error {
-	defer func() { r.giveBack(r.client, r.credential, "the command ended") }()
-	env, err := r.environment()
+func (e *execution) run(ctx context.Context, command []string) error {
+	defer func() { e.warnUnreturned(e.held.Credential, e.held.Return(ctx, "the command ended")) }()
+	env, err := e.environment()
 	if err != nil {
 		return err
 	}
-	if r.file != "" {
-		defer func() { _ = os.Remove(r.file) }()
+	if e.file != "" {
+		defer func() { _ = os.Remove(e.file) }()
 	}
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = r.in, r.out, r.err
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.in, e.out, e.err
 	cmd.Env = env
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the command: %w", err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	return exitOf(r.supervise(ctx, cmd.Process, done))
+	return commandExit(e.supervise(ctx, cmd.Process, done))
 }
 
-// supervise passes signals on, keeps the credential fresh, and ends the
-// command when its access ends.
-func (r *execution) supervise(ctx context.Context, process *os.Process, done <-chan error) error {
+// supervise forwards signals to the command, renews the credential, and ends the
+// command when the credential expires. It returns when the command has ended.
+func (e *execution) supervise(ctx context.Context, process *os.Process, done <-chan error) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
-	turn := time.NewTimer(r.untilTurn())
-	defer turn.Stop()
+	due := time.NewTimer(e.held.Due())
+	defer due.Stop()
 	var kill <-chan time.Time
 	for {
 		select {
 		case err := <-done:
 			return err
 		case s := <-signals:
-			_ = process.Signal(s) // it may have ended by itself
+			_ = process.Signal(s) // the command may have ended
 		case <-kill:
 			_ = process.Kill()
-		case <-turn.C:
-			if r.renew(ctx) {
-				turn.Reset(r.untilTurn())
+		case <-due.C:
+			usable, err := e.held.Renew(ctx)
+			if err != nil {
+				fmt.Fprintf(e.err, "broker: %s\n", printable(err.Error()))
+			}
+			if usable {
+				due.Reset(e.held.Due())
 				continue
 			}
-			fmt.Fprintln(r.err, "broker: access has ended: the command is told to end")
+			fmt.Fprintln(e.err, "broker: the credential has ended; ending the command")
 			_ = process.Signal(syscall.SIGTERM)
-			kill = time.After(endGrace)
+			kill = time.After(killDelay)
 		}
 	}
 }
 
-// untilTurn is when to renew, at two thirds of what is left; or when the
-// credential ends, if it can't be renewed.
-func (r *execution) untilTurn() time.Duration {
-	left := time.Until(r.credential.ExpiresAt)
-	if r.renewable() {
-		left = left * 2 / 3
-	}
-	return max(left, time.Second)
-}
-
-func (r *execution) renewable() bool { return r.file != "" && !r.once }
-
-// renew puts a new credential into the file, and says whether the access goes
-// on. As long as the old one lives, it does: a broker that can't be reached, or
-// can't serve now, is asked again, and one that refuses is not.
-func (r *execution) renew(ctx context.Context) bool {
-	if !r.renewable() {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	fresh, err := r.client.Renew(ctx, r.credential.Lease)
-	if err != nil {
-		fmt.Fprintf(r.err, "broker: renewing: %s\n", plainly(err.Error()))
-		r.once = !api.Transient(err)
-		return time.Until(r.credential.ExpiresAt) > 2*time.Second
-	}
-	r.credential = fresh
-	if err := r.writeFile(); err != nil {
-		fmt.Fprintf(r.err, "broker: %v\n", err)
-		return false
-	}
-	return true
-}
-
-// environment is the command's, and writes the file if there is one.
-func (r *execution) environment() ([]string, error) {
-	env := commandEnvironment(os.Environ(), r.credential, r.file)
-	if r.file != "" {
-		return env, r.writeFile()
+// environment returns the command's environment and writes the credential file, if
+// there is one.
+func (e *execution) environment() ([]string, error) {
+	env := commandEnvironment(os.Environ(), e.held.Credential, e.file)
+	if e.file != "" {
+		return env, e.writeFile(e.held.Credential)
 	}
 	return env, nil
 }
 
-// commandEnvironment is ours, without what is only for us, and with the
-// credential in place of any other of its type. Where the credential stands in
-// a file, what the tools of its type use is the command's affair.
+// commandEnvironment returns our environment without the variables of this client,
+// and with the credential in place of others of its type. With a file, it keeps the
+// others: the command decides which tools use the file.
 func commandEnvironment(ours []string, c *api.Credential, file string) []string {
-	all, gone := variables(c), displaced[c.Type]
+	add, remove := variables(c), displaced[c.Type]
 	if file != "" {
-		all, gone = append(all[:2:2], [2]string{"BROKER_CREDENTIAL_FILE", file}), nil // of the lease alone
+		lease := add[:2:2]
+		add, remove = append(lease, [2]string{"BROKER_CREDENTIAL_FILE", file}), nil
 	}
 	var env []string
 	for _, kv := range ours {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "BROKER_") && !slices.Contains(gone, name) {
+		if !strings.HasPrefix(name, "BROKER_") && !slices.Contains(remove, name) {
 			env = append(env, kv)
 		}
 	}
-	for _, kv := range all {
+	for _, kv := range add {
 		env = append(env, kv[0]+"="+kv[1])
 	}
 	return env
 }
 
-// writeFile replaces the file whole, so that no reader sees half a credential.
-func (r *execution) writeFile() error {
-	temp, err := os.CreateTemp(filepath.Dir(r.file), ".broker-*") // mode 0600
+// writeFile replaces the credential file atomically, so that no reader sees a part
+// of a credential.
+func (e *execution) writeFile(c *api.Credential) error {
+	temp, err := os.CreateTemp(filepath.Dir(e.file), ".broker-*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("writing the credential: %w", err)
 	}
-	_, err = temp.WriteString(fileOf(r.credential))
+	_, err = temp.WriteString(fileOf(c))
 	if err = errors.Join(err, temp.Close()); err == nil {
-		err = os.Rename(temp.Name(), r.file)
+		err = os.Rename(temp.Name(), e.file)
 	}
 	if err != nil {
 		_ = os.Remove(temp.Name())
@@ -224,17 +202,8 @@ func (r *execution) writeFile() error {
 	return nil
 }
 
-// giveBack ends a lease; if that fails, time does it.
-func (a *app) giveBack(client *api.Client, c *api.Credential, why string) {
-	ctx, cancel := context.WithTimeout(context.Background(), endGrace)
-	defer cancel()
-	if _, err := client.Revoke(ctx, c.Lease, why); err != nil {
-		fmt.Fprintf(a.err, "broker: giving %s back: %s; it ends at %s\n", plainly(c.Lease), plainly(err.Error()), clock(c.ExpiresAt))
-	}
-}
-
-// exitOf makes the command's exit code ours.
-func exitOf(err error) error {
+// commandExit turns the end of a command into the same exit code of this process.
+func commandExit(err error) error {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
 		return err

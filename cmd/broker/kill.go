@@ -19,21 +19,21 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// selectorFlags say what the kill switch hits.
+// selectorFlags select the leases that the kill switch hits.
 type selectorFlags struct{ api.Selector }
 
 func (f *selectorFlags) add(c *cobra.Command, request bool) {
-	c.Flags().StringVar(&f.Holder, "holder", "", "one identity: a SPIFFE ID, or a person as login/ana")
+	c.Flags().StringVar(&f.Holder, "holder", "", "one identity: a SPIFFE ID, or a person such as login/ana")
 	c.Flags().StringVar(&f.Under, "under", "", "a SPIFFE ID and every path below it")
-	c.Flags().StringVar(&f.TrustDomain, "trust-domain", "", "everybody of a trust domain")
-	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "everybody who has an entitlement")
-	c.Flags().StringVar(&f.Issuer, "issuer", "", "everything that one issuer makes")
+	c.Flags().StringVar(&f.TrustDomain, "trust-domain", "", "all identities of a trust domain")
+	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "all holders of an entitlement")
+	c.Flags().StringVar(&f.Issuer, "issuer", "", "all credentials of an issuer")
 	if request {
-		c.Flags().StringVar(&f.Request, "request", "", "one request: its grant ends, and its leases do")
+		c.Flags().StringVar(&f.Request, "request", "", "one request: end its grant and its leases")
 	}
 }
 
-// check wants exactly one of them.
+// check requires exactly one selector.
 func (f *selectorFlags) check() error {
 	given := 0
 	for _, s := range []string{f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer, f.Request} {
@@ -42,13 +42,13 @@ func (f *selectorFlags) check() error {
 		}
 	}
 	if given != 1 {
-		return usage("say what to hit, and one thing only: --holder, --under, --trust-domain, --entitlement, --issuer or --request")
+		return usage("select exactly one of --holder, --under, --trust-domain, --entitlement, --issuer or --request")
 	}
 	return nil
 }
 
-// adminClient speaks the API over the admin socket, as an operator. An answer
-// may take up to wait.
+// adminClient returns a client that calls the API over the admin socket as an
+// operator. A call takes at most wait.
 func adminClient(socket string, wait time.Duration) *api.Client {
 	return &api.Client{BaseURL: "http://localhost", HTTP: &http.Client{Timeout: wait, Transport: adminTransport(socket)}}
 }
@@ -56,8 +56,8 @@ func adminClient(socket string, wait time.Duration) *api.Client {
 const (
 	adminWait = time.Minute
 
-	// killWait is how long the kill switch may take: the broker goes on to its end,
-	// whether anybody waits or not, and then answers.
+	// killWait exceeds the broker's own deadline: the broker completes the kill
+	// switch even if the client disconnects, and answers at the end.
 	killWait = broker.KillDeadline + 10*time.Second
 )
 
@@ -71,15 +71,17 @@ func (a *app) killCommand() *cobra.Command {
 	var preview, yes bool
 	c := &cobra.Command{
 		Use:   "kill",
-		Short: "Pull the kill switch: block, and end every credential that it hits",
-		Long: `kill blocks whom you name, so that nothing more is issued to them, and then ends
-every credential that they hold. The block stays until "broker blocks lift".
+		Short: "Use the kill switch: block, then revoke all matching credentials",
+		Long: `kill blocks the selected identities, entitlement or issuer, so that nothing more
+is issued, and then revokes all matching credentials. The block stays until you
+run "broker blocks lift".
 
-It shows first what it will hit, and how long those will go on working that only
-time ends, and asks; if that changes meanwhile, it shows that and asks again. With
---yes it neither looks nor asks: it ends what there is. It works on the broker's own
-machine, by the admin socket, also when nobody can log in; and from anywhere for
-people whom policy lets block, with --as-person.
+kill first shows what it will revoke, which credentials can't be revoked and how
+long those will work, and asks for confirmation. If the preview changes before
+you confirm, kill shows the new one and asks again. With --yes it skips preview
+and confirmation. kill uses the admin socket on the broker's machine, which works
+even when nobody can log in. People whom policy permits to block can use it from
+any machine with --as-person.
 
 ` + exitHelp,
 		Example: `  broker kill --under spiffe://acme.test/agent --why "INC-4711" --preview
@@ -91,20 +93,20 @@ people whom policy lets block, with --as-person.
 				return err
 			}
 			if !preview && strings.TrimSpace(why) == "" {
-				return usage("say why, for the log: --why TEXT")
+				return errNoReason
 			}
-			return a.asOperator(c.Context(), socket, killWait, func(ctx context.Context, client *api.Client) error {
-				k := killing{app: a, client: client, by: "--admin-socket " + a.adminSocket(socket), selector: f.Selector, why: why}
+			return a.withAdmin(c.Context(), socket, killWait, func(ctx context.Context, client *api.Client) error {
+				k := killSwitch{app: a, client: client, access: "--admin-socket " + a.adminSocket(socket), selector: f.Selector, why: why}
 				if a.client.person {
-					k.by = "--as-person"
+					k.access = "--as-person"
 				}
 				switch {
 				case preview:
-					return k.preview(ctx)
+					return k.showPreview(ctx)
 				case yes:
-					return k.pull(ctx, "")
+					return k.kill(ctx, "")
 				}
-				return k.ask(ctx)
+				return k.confirm(ctx)
 			})
 		},
 	}
@@ -112,71 +114,74 @@ people whom policy lets block, with --as-person.
 	completes(c, "entitlement", a.completeEntitlement)
 	a.adminSocketFlag(c, &socket)
 	a.client.addOperator(c)
-	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
-	c.Flags().BoolVar(&preview, "preview", false, "show what it would hit, and do nothing")
-	c.Flags().BoolVar(&yes, "yes", false, "don't ask, and end whatever there is by then")
+	addWhy(c, &why)
+	c.Flags().BoolVar(&preview, "preview", false, "show what kill would revoke, without doing it")
+	c.Flags().BoolVar(&yes, "yes", false, "skip preview and confirmation")
 	return c
 }
 
-// A killing is one use of the kill switch.
-type killing struct {
+var errNoReason = usage("the log needs a reason: --why TEXT")
+
+// A killSwitch is one use of the kill switch.
+type killSwitch struct {
 	*app
 	client   *api.Client
-	by       string // how it is done, on a command line
+	access   string // the flag by which related commands reach the broker
 	selector api.Selector
 	why      string
 }
 
-func (k *killing) look(ctx context.Context) (*api.KillPreview, error) {
+func (k *killSwitch) preview(ctx context.Context) (*api.KillPreview, error) {
 	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
 	return k.client.Kill(ctx, api.Kill{Selector: k.selector, Preview: true})
 }
 
-func (k *killing) preview(ctx context.Context) error {
-	seen, err := k.look(ctx)
+func (k *killSwitch) showPreview(ctx context.Context) error {
+	hits, err := k.preview(ctx)
 	if err != nil {
 		return err
 	}
-	return k.print(seen, func(w io.Writer) { k.write(w, "it would end", seen) })
+	return k.print(hits, func(w io.Writer) { k.write(w, killPreview, hits) })
 }
 
-// ask shows what will be hit, and asks, until what was shown is what is hit.
-func (k *killing) ask(ctx context.Context) error {
+// confirm shows a preview and asks for confirmation. It repeats both until the
+// person has confirmed the preview that is still true.
+func (k *killSwitch) confirm(ctx context.Context) error {
 	answers := bufio.NewReader(io.LimitReader(k.in, 4096))
 	for {
-		seen, err := k.look(ctx)
+		hits, err := k.preview(ctx)
 		if err != nil {
 			return err
 		}
-		k.write(k.err, k.words("it will block, and end", "it will end"), seen)
-		fmt.Fprint(k.err, "type yes to go on: ")
+		k.write(k.err, killConfirm, hits)
+		fmt.Fprint(k.err, "Type yes to continue: ")
 		line, err := k.answer(ctx, answers)
 		switch {
 		case line == "" && err == io.EOF && !interactive(k.in):
-			return usage("there is nobody to ask: give --preview to look, and --yes to do it")
+			return usage("standard input is not a terminal: use --preview to see the effect, then --yes")
 		case errors.Is(err, errNotConfirmed):
 			return err
 		case line != "yes":
-			return fmt.Errorf("%w: type yes, or give --yes", errNotConfirmed)
+			return fmt.Errorf("%w: type yes, or use --yes", errNotConfirmed)
 		}
-		if err = k.pull(ctx, seen.Digest); !errors.Is(err, api.PreviewStale) {
+		if err = k.kill(ctx, hits.Digest); !errors.Is(err, api.PreviewStale) {
 			return err
 		}
-		fmt.Fprintln(k.err, "nothing was done yet: what it would hit has changed meanwhile (with --yes it would not look)")
+		fmt.Fprintln(k.err, "Nothing was done yet, because the preview has changed. (--yes skips the preview.)")
 	}
 }
 
-// pull does it, to what the preview showed or, without one, to whatever there
-// is.
-func (k *killing) pull(ctx context.Context, seen string) error {
+// kill blocks and revokes what the preview with this digest showed or, without a
+// digest, whatever matches now.
+func (k *killSwitch) kill(ctx context.Context, digest string) error {
 	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
-	hit, err := k.client.Kill(ctx, api.Kill{Selector: k.selector, Reason: k.why, PreviewDigest: seen, Force: seen == ""})
+	hits, err := k.client.Kill(ctx, api.Kill{Selector: k.selector, Reason: k.why, PreviewDigest: digest, Force: digest == ""})
 	var refused *api.Error
 	switch {
 	case err == nil:
-		return k.print(hit, func(w io.Writer) { k.write(w, k.words("blocked, and ending", "ending"), hit) })
+		return k.print(hits, func(w io.Writer) { k.write(w, killDone, hits) })
 	case errors.As(err, &refused) || errors.Is(err, errUnreachable):
 		return err
 	}
@@ -184,47 +189,54 @@ func (k *killing) pull(ctx context.Context, seen string) error {
 		err = errInterrupted
 	}
 	return fmt.Errorf(`%w
-The broker may have begun, and then goes on by itself. Look at what is blocked and
-what is left; repeating the command does no harm:
+The broker may have started. If so, it finishes without this command. Check the
+blocks and the remaining leases. It is safe to repeat the command.
   broker blocks %[2]s
-  broker leases --holder '*' --live %[2]s`, err, k.by)
+  broker leases --holder '*' --live %[2]s`, err, k.access)
 }
 
-// words are those of what blocks, or those of what only ends: a request can't be
-// blocked.
-func (k *killing) words(blocks, ends string) string {
-	if k.selector.Request != "" {
-		return ends
+// A killText is the first sentence about what the kill switch hits.
+type killText struct{ block, one, many string }
+
+var (
+	killPreview = killText{"", "would be revoked", "would be revoked"}
+	killConfirm = killText{"A block will be placed. ", "will be revoked", "will be revoked"}
+	killDone    = killText{"Blocked. ", "is being revoked", "are being revoked"}
+)
+
+func (k *killSwitch) write(w io.Writer, text killText, hits *api.KillPreview) {
+	if k.selector.Request != "" { // a request can't be blocked
+		text.block = ""
 	}
-	return blocks
-}
-
-func (k *killing) write(w io.Writer, what string, hit *api.KillPreview) {
-	writeKill(w, what, hit)
-	if holder := k.selector.Holder; holder != "" && !strings.HasPrefix(holder, "spiffe://") {
-		fmt.Fprintln(w, "  and all sessions of this person, who is not let in until the block is lifted")
+	writeHits(w, text, hits)
+	if _, _, workload := cutSPIFFEID(k.selector.Holder); k.selector.Holder != "" && !workload {
+		fmt.Fprintln(w, "  all sessions of this person end; logins are refused until the block is lifted")
 	}
 }
 
-func writeKill(w io.Writer, what string, k *api.KillPreview) {
-	fmt.Fprintf(w, "%s %s\n", what, counted(k.Leases-k.Ended, "credential"))
+func writeHits(w io.Writer, text killText, k *api.KillPreview) {
+	n, revoked := k.Leases-k.Ended, text.many
+	if n == 1 {
+		revoked = text.one
+	}
+	fmt.Fprintf(w, "%s%s %s.\n", text.block, counted(n, "credential"), revoked)
 	if k.Ended > 0 {
-		fmt.Fprintf(w, "  %s ended before, and can be used all the same\n", counted(k.Ended, "other"))
+		fmt.Fprintf(w, "  %s ended before but still work\n", counted(k.Ended, "other"))
 	}
 	for _, issuer := range slices.Sorted(maps.Keys(k.ByIssuer)) {
-		fmt.Fprintf(w, "  %d of %s\n", k.ByIssuer[issuer], issuer)
+		fmt.Fprintf(w, "  %d from issuer %s\n", k.ByIssuer[issuer], issuer)
 	}
 	if n := k.Irrevocable - k.Lasting; n > 0 {
-		fmt.Fprintf(w, "  %d of them only time ends, the last at %s\n", n, clock(k.WorkUntil))
+		fmt.Fprintf(w, "  %d work until they expire, the last until %s\n", n, clock(k.WorkUntil))
 	}
 	if k.Beyond > 0 {
-		fmt.Fprintf(w, "  and %s with them, because their issuer ends them together\n", counted(k.Beyond, "other"))
+		fmt.Fprintf(w, "  %s also end, because the issuer ends them together\n", counted(k.Beyond, "other"))
 	}
 	if k.Lasting > 0 {
-		fmt.Fprintf(w, "  %d of them will go on working: change what they give access to\n", k.Lasting)
+		fmt.Fprintf(w, "  %d keep working after they expire; change the accounts that they belong to\n", k.Lasting)
 	}
 	if k.More {
-		fmt.Fprintln(w, "  and there are more: repeat the command")
+		fmt.Fprintln(w, "  there are more: repeat the command")
 	}
 }
 
@@ -232,13 +244,13 @@ func (a *app) blocksCommand() *cobra.Command {
 	var socket string
 	c := &cobra.Command{
 		Use:   "blocks",
-		Short: "List what the kill switch blocks; add and lift blocks",
+		Short: "List, add and lift blocks of the kill switch",
 		Example: `  broker blocks
   broker blocks add --holder spiffe://acme.test/agent/triage --why "INC-4711"
   broker blocks lift --holder spiffe://acme.test/agent/triage --why "it was a false alarm"`,
 		Args: exactly(0, "no arguments, or add or lift"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.asOperator(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
+			return a.withAdmin(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
 				blocks, err := client.Blocks(ctx)
 				if err != nil {
 					return err
@@ -250,12 +262,12 @@ func (a *app) blocksCommand() *cobra.Command {
 	a.adminSocketFlag(c, &socket)
 	a.client.addOperator(c)
 	c.AddCommand(
-		a.blockChange(&socket, "add", "Refuse whatever is selected, from now on", "is blocked", (*api.Client).Block),
-		a.blockChange(&socket, "lift", "Lift a block", "is not blocked", (*api.Client).Lift))
+		a.blockChange(&socket, "add", "Block what is selected, without revoking anything", "is blocked", (*api.Client).Block),
+		a.blockChange(&socket, "lift", "Lift a block", "is no longer blocked", (*api.Client).Lift))
 	return c
 }
 
-func (a *app) blockChange(socket *string, name, short, now string, change func(*api.Client, context.Context, api.BlockChange) error) *cobra.Command {
+func (a *app) blockChange(socket *string, name, short, state string, change func(*api.Client, context.Context, api.BlockChange) error) *cobra.Command {
 	var f selectorFlags
 	var why string
 	c := &cobra.Command{
@@ -267,15 +279,15 @@ func (a *app) blockChange(socket *string, name, short, now string, change func(*
 				return err
 			}
 			if strings.TrimSpace(why) == "" {
-				return usage("say why, for the log: --why TEXT")
+				return errNoReason
 			}
-			return a.asOperator(c.Context(), *socket, adminWait, func(ctx context.Context, client *api.Client) error {
-				done := api.BlockChange{Selector: f.Selector, Reason: why}
-				if err := change(client, ctx, done); err != nil {
+			return a.withAdmin(c.Context(), *socket, adminWait, func(ctx context.Context, client *api.Client) error {
+				block := api.BlockChange{Selector: f.Selector, Reason: why}
+				if err := change(client, ctx, block); err != nil {
 					return err
 				}
-				return a.print(done, func(w io.Writer) {
-					fmt.Fprintf(w, "%s %s\n", cmp.Or(f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer), now)
+				return a.print(block, func(w io.Writer) {
+					fmt.Fprintf(w, "%s %s\n", cmp.Or(f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer), state)
 				})
 			})
 		},
@@ -283,16 +295,16 @@ func (a *app) blockChange(socket *string, name, short, now string, change func(*
 	f.add(c, false)
 	completes(c, "entitlement", a.completeEntitlement)
 	a.client.addOperator(c)
-	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
+	addWhy(c, &why)
 	return c
 }
 
 func writeBlocks(w io.Writer, blocks []api.Block) {
 	if len(blocks) == 0 {
-		fmt.Fprintln(w, "nothing is blocked")
+		fmt.Fprintln(w, "no blocks")
 		return
 	}
-	fmt.Fprintln(w, "WHAT\tNAME\tSINCE\tBY\tWHY")
+	fmt.Fprintln(w, "KIND\tNAME\tSINCE\tBY\tREASON")
 	for _, b := range blocks {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.Kind, b.Name, clock(b.Since), b.By, b.Reason)
 	}

@@ -13,9 +13,9 @@ import (
 	"accessbroker.internal/api"
 )
 
-// A kill switch whose answer is lost may have been pulled: the operator is told
-// so, and how to look.
-func TestKillWithoutAnAnswer(t *testing.T) {
+// If the answer is lost, the operator learns that the kill switch may be in progress,
+// and how to check.
+func TestKillAnswerIsLost(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -39,34 +39,34 @@ func TestKillWithoutAnAnswer(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	k := killing{app: &app{}, client: adminClient(socket, killWait), by: "--admin-socket " + socket, selector: api.Selector{Issuer: "vault"}, why: "INC-1"}
-	err = k.pull(context.Background(), "")
-	if err == nil || !strings.Contains(err.Error(), "goes on by itself") || !strings.Contains(err.Error(), "broker blocks --admin-socket "+socket) {
-		t.Errorf("the operator is told: %v", err)
+	k := killSwitch{app: &app{}, client: adminClient(socket, killWait), access: "--admin-socket " + socket, selector: api.Selector{Issuer: "vault"}, why: "INC-1"}
+	err = k.kill(context.Background(), "")
+	if err == nil || !strings.Contains(err.Error(), "it finishes without this command") || !strings.Contains(err.Error(), "broker blocks --admin-socket "+socket) {
+		t.Errorf("got %v", err)
 	}
 	_ = l.Close()
 	<-done
 	if len(bodies) == 0 || !strings.Contains(bodies[0], `"force":true`) {
-		t.Errorf("it was asked %q", bodies)
+		t.Errorf("got calls %q, want one with force", bodies)
 	}
-	if err = k.pull(context.Background(), ""); err == nil || strings.Contains(err.Error(), "by itself") || exitCode(err) != exitUnreachable {
-		t.Errorf("with nobody there: %v", err)
+	if err = k.kill(context.Background(), ""); err == nil || strings.Contains(err.Error(), "finishes") || exitCode(err) != exitUnreachable {
+		t.Errorf("without a broker: got %v", err)
 	}
 }
 
-// What has ended before is not told as ending, and a person is told of sessions.
-func TestKillIsTold(t *testing.T) {
+// The text separates leases that ended before, and mentions a person's sessions.
+func TestKillText(t *testing.T) {
 	var b strings.Builder
-	k := killing{selector: api.Selector{Holder: "login/ben"}}
-	k.write(&b, "it would end", &api.KillPreview{Leases: 9, Ended: 7})
-	for _, want := range []string{"it would end 2 credentials\n", "7 others ended before", "all sessions of this person"} {
+	k := killSwitch{selector: api.Selector{Holder: "login/ben"}}
+	k.write(&b, killPreview, &api.KillPreview{Leases: 9, Ended: 7})
+	for _, want := range []string{"2 credentials would be revoked.\n", "7 others ended before", "all sessions of this person"} {
 		if !strings.Contains(b.String(), want) {
-			t.Errorf("it says %q, not %q", b.String(), want)
+			t.Errorf("got %q, want %q in it", b.String(), want)
 		}
 	}
 	b.Reset()
 	k.selector.Holder = "spiffe://acme.test/agent"
-	if k.write(&b, "it would end", &api.KillPreview{Leases: 2}); strings.Contains(b.String(), "before") || strings.Contains(b.String(), "person") {
-		t.Errorf("it says %q", b.String())
+	if k.write(&b, killPreview, &api.KillPreview{Leases: 2}); strings.Contains(b.String(), "before") || strings.Contains(b.String(), "person") {
+		t.Errorf("got %q", b.String())
 	}
 }

@@ -16,28 +16,30 @@ func (a *app) leasesCommand() *cobra.Command {
 	var f api.LeaseFilter
 	c := &cobra.Command{
 		Use:   "leases",
-		Short: "List the credentials that were issued, newest first",
+		Short: "List leases, newest first",
 		Example: `  broker leases --live
   broker leases --holder '*' --entitlement tickets-api -o json
   broker leases --live --admin-socket /run/broker/admin.sock
   broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"`,
 		Args: exactly(0, "no arguments, or abandon"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.operatorSession(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClientOrAdmin(c.Context(), func(ctx context.Context, client *api.Client) error {
 				page, err := client.Leases(ctx, f)
 				if err != nil {
 					return err
 				}
-				return a.print(page, func(w io.Writer) { writeLeases(w, page) })
+				rows := make([][]string, len(page.Leases))
+				for i, l := range page.Leases {
+					rows[i] = []string{l.ID, l.Status, l.Entitlement, strings.Join(l.Scopes, " "), l.Holder, clock(l.ExpiresAt)}
+				}
+				return a.printPage(page, "leases", leaseColumns, rows, page.Next)
 			})
 		},
 	}
-	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, a person as login/ana, or '*' for everybody whose leases you may view (default: you; by the admin socket, everybody)")
-	c.Flags().StringVar(&f.Entitlement, "entitlement", "", "of one entitlement only")
-	c.Flags().StringVar(&f.Request, "request", "", "of one request only")
-	c.Flags().BoolVar(&f.Live, "live", false, "only what may still work; also what has expired, if its issuer has yet to end it")
-	c.Flags().StringVar(&f.Cursor, "cursor", "", "where the page before ended")
-	c.Flags().IntVar(&f.Limit, "limit", 0, "how many (default 50, at most 200)")
+	c.Flags().StringVar(&f.Holder, "holder", "", "a SPIFFE ID, a person such as login/ana, or '*' for all whose leases you may view (default: you; all with --admin-socket)")
+	c.Flags().StringVar(&f.Request, "request", "", "list only leases of this request")
+	c.Flags().BoolVar(&f.Live, "live", false, "list only leases whose credentials may still work, including expired ones that the issuer has not ended")
+	addPageFlags(c, &f.Entitlement, &f.Cursor, &f.Limit)
 	a.client.addPerson(c)
 	a.client.addAdmin(c)
 	completes(c, "entitlement", a.completeEntitlement)
@@ -45,19 +47,21 @@ func (a *app) leasesCommand() *cobra.Command {
 	return c
 }
 
+var leaseColumns = []string{"LEASE", "STATUS", "ENTITLEMENT", "SCOPES", "HOLDER", "EXPIRES"}
+
 func (a *app) abandonCommand() *cobra.Command {
 	var socket, why string
 	c := &cobra.Command{
 		Use:   "abandon LEASE",
-		Short: "Give up a lease whose issuer is gone for good",
-		Long: `abandon closes a lease that the broker tries to end again and again, because its
-issuer is gone for good. It never counts as revoked: what its credential can
-still do is not known. Operators do it, by the admin socket, and people whom
-policy lets revoke; the reason is kept in the log.`,
+		Short: "Give up a lease whose issuer no longer exists",
+		Long: `abandon closes a lease that the broker can't revoke because its issuer no longer
+exists. The broker stops trying. The lease does not count as revoked, and nobody
+knows whether its credential still works. Operators use the admin socket; people
+whom policy permits to revoke use --as-person. The log records the reason.`,
 		Example: `  broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted"
   broker leases abandon lse_0658sg2b7puh5u0qv0s9k8g6nk --why "the cluster was deleted" --as-person`,
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.asOperator(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
+			return a.withAdmin(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
 				l, err := client.Abandon(ctx, args[0], why)
 				if err != nil {
 					return err
@@ -69,38 +73,24 @@ policy lets revoke; the reason is kept in the log.`,
 	takesID(c, "lease")
 	a.adminSocketFlag(c, &socket)
 	a.client.addOperator(c)
-	c.Flags().StringVar(&why, "why", "", "the reason, kept in the log")
+	addWhy(c, &why)
 	return c
-}
-
-func writeLeases(w io.Writer, page *api.LeasePage) {
-	if len(page.Leases) == 0 {
-		fmt.Fprintln(w, "no leases")
-		return
-	}
-	fmt.Fprintln(w, "LEASE\tSTATUS\tENTITLEMENT\tSCOPES\tHOLDER\tEXPIRES")
-	for _, l := range page.Leases {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.ID, l.Status, l.Entitlement, strings.Join(l.Scopes, " "), l.Holder, clock(l.ExpiresAt))
-	}
-	if page.Next != "" {
-		fmt.Fprintf(w, "more: --cursor %s\n", page.Next)
-	}
 }
 
 func (a *app) renewCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "renew LEASE",
-		Short: "Get a new credential under the same grant; the old one ends",
-		Long: `renew decides anew and gives a credential with its full time, as long as the
-grant lasts. The old credential's lease ends.`,
+		Short: "Replace a credential with a new one under the same grant",
+		Long: `renew makes a new policy decision and prints a new credential, valid for the
+full time or until the grant ends. The broker revokes the old credential.`,
 		Example: `  broker renew lse_0658sg2b7puh5u0qv0s9k8g6nk`,
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				credential, err := client.Renew(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return a.handOver(client, credential, a.printCredential)
+				return a.handOver(ctx, client, credential, a.printCredential)
 			})
 		},
 	}
@@ -113,11 +103,11 @@ func (a *app) returnCommand() *cobra.Command {
 	var reason string
 	c := &cobra.Command{
 		Use:   "return LEASE",
-		Short: "Give a credential back before its time",
+		Short: "Return a credential before it expires",
 		Example: `  broker return lse_0658sg2b7puh5u0qv0s9k8g6nk
   broker return lse_0658sg2b7puh5u0qv0s9k8g6nk --why "done"`,
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.operatorSession(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClientOrAdmin(c.Context(), func(ctx context.Context, client *api.Client) error {
 				l, err := client.Revoke(ctx, args[0], reason)
 				if err != nil {
 					return err
@@ -125,53 +115,55 @@ func (a *app) returnCommand() *cobra.Command {
 				return a.print(l, func(w io.Writer) {
 					fmt.Fprintf(w, "lease\t%s\n", l.ID)
 					fmt.Fprintf(w, "status\t%s\n", l.Status)
-					fmt.Fprintf(w, "truth\t%s\n", revocationTruth(l, time.Now()))
+					fmt.Fprintf(w, "revocation\t%s\n", revocationEffect(l, time.Now()))
 				})
 			})
 		},
 	}
 	takesID(c, "lease")
-	c.Flags().StringVar(&reason, "why", "", "a reason, kept in the log")
+	addWhy(c, &reason)
 	a.client.addPerson(c)
 	a.client.addAdmin(c)
 	return c
 }
 
-// revocationTruth says when a credential stops working.
-func revocationTruth(l *api.Lease, now time.Time) string {
+// revocationEffect describes when the credential of a revoked lease stops working.
+func revocationEffect(l *api.Lease, now time.Time) string {
 	switch l.Revocation {
 	case "immediate":
-		return "it has stopped working"
+		return "the credential has stopped working"
 	case "pending":
-		return "its issuer has not confirmed yet; the broker keeps trying"
+		return "the issuer has not confirmed it; the broker keeps trying"
 	case "at_expiry":
-		if !now.Before(l.ExpiresAt) {
-			return "its time was over at " + clock(l.ExpiresAt)
+		switch expires := clock(l.ExpiresAt); {
+		case !now.Before(l.ExpiresAt):
+			return "the credential expired at " + expires
+		case l.Type != "" && l.Type != "bearer":
+			return "not possible; the credential works until " + expires
+		default:
+			return "introspection returns inactive; servers that check only the signature accept the token until " + expires
 		}
-		if l.Type != "" && l.Type != "bearer" {
-			return "only time ends it: it works until " + clock(l.ExpiresAt)
-		}
-		return "introspection says inactive at once; who verifies it by key alone accepts it until " + clock(l.ExpiresAt)
 	case "at_rotation":
-		if !l.WorksUntil.IsZero() && !now.Before(l.WorksUntil) {
-			return "its issuer was due to rotate it at " + clock(l.WorksUntil)
+		switch {
+		case l.WorksUntil.IsZero():
+			return "the credential works until its issuer rotates it"
+		case now.Before(l.WorksUntil):
+			return "the credential works until its issuer rotates it at " + clock(l.WorksUntil)
+		default:
+			return "the issuer was due to rotate the credential at " + clock(l.WorksUntil)
 		}
-		if !l.WorksUntil.IsZero() {
-			return "it works until its issuer rotates it, at " + clock(l.WorksUntil)
-		}
-		return "it works until its issuer rotates it"
 	}
-	return "it can't be ended"
+	return "not possible"
 }
 
 func (a *app) entitlementsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "entitlements",
-		Short:   "List what you may ask for, and what each demands",
+		Short:   "List the entitlements that you may request, and their conditions",
 		Example: `  broker entitlements`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				offers, err := client.Entitlements(ctx)
 				if err != nil {
 					return err
@@ -186,36 +178,34 @@ func (a *app) entitlementsCommand() *cobra.Command {
 
 func writeOffers(w io.Writer, offers []api.Offer) {
 	if len(offers) == 0 {
-		fmt.Fprintln(w, "nothing: policy permits you no entitlement")
+		fmt.Fprintln(w, "no entitlements: policy permits none to you")
 		return
 	}
-	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tDEMANDS\tMEANS")
+	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tCONDITIONS\tDESCRIPTION")
 	for _, o := range offers {
 		if o.Decision != nil {
-			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false, o.Blocked), demands(o.Decision, o.MaxTTL), plainly(o.Description))
+			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false, o.Blocked), conditions(o.Decision, o.MaxTTL), printable(o.Description))
 		}
 		for _, s := range o.Scopes {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.BreakGlassOnly, o.Blocked), demands(&s.Decision, o.MaxTTL), plainly(s.Description))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.BreakGlassOnly, o.Blocked), conditions(&s.Decision, o.MaxTTL), printable(s.Description))
 		}
 	}
 }
 
-// allowed says whether policy permits something, or keeps it for emergencies, and
-// the kill switch does not stand on it.
-func allowed(permit, glass, blocked bool) string {
+func allowed(permit, breakGlassOnly, blocked bool) string {
 	switch {
-	case blocked && (permit || glass):
+	case blocked && (permit || breakGlassOnly):
 		return "blocked"
 	case permit:
 		return "yes"
-	case glass:
+	case breakGlassOnly:
 		return "emergency"
 	}
 	return "no"
 }
 
-// demands says in few words what a permit demands.
-func demands(d *api.Decision, most api.Duration) string {
+// conditions summarizes the obligations of a permit, or the reasons of a denial.
+func conditions(d *api.Decision, maxTTL api.Duration) string {
 	if !d.Permit {
 		return strings.Join(d.Reasons, "; ")
 	}
@@ -234,23 +224,23 @@ func demands(d *api.Decision, most api.Duration) string {
 			list = append(list, fmt.Sprintf("at most %d per %s", l.Count, l.Per))
 		}
 		if o.MaxActive > 0 {
-			list = append(list, fmt.Sprintf("at most %d at once", o.MaxActive))
+			list = append(list, fmt.Sprintf("at most %d active", o.MaxActive))
 		}
 		if o.MaxTTL > 0 {
-			most = min(most, o.MaxTTL)
+			maxTTL = min(maxTTL, o.MaxTTL)
 		}
 	}
-	return strings.Join(append(list, "ttl up to "+most.String()), ", ")
+	return strings.Join(append(list, "ttl up to "+maxTTL.String()), ", ")
 }
 
 func (a *app) whoamiCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "whoami",
-		Short:   "Say who the broker takes you for",
+		Short:   "Show the identity that the broker sees",
 		Example: `  broker whoami`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.session(c.Context(), func(ctx context.Context, client *api.Client) error {
+			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				who, err := client.WhoAmI(ctx)
 				if err != nil {
 					return err
@@ -262,12 +252,12 @@ func (a *app) whoamiCommand() *cobra.Command {
 						fmt.Fprintf(w, "team\t%s\n", who.Team)
 					}
 					if len(who.Accountable) > 0 {
-						fmt.Fprintf(w, "accountable\t%s\n", strings.Join(who.Accountable, ", "))
+						fmt.Fprintf(w, "owner\t%s\n", strings.Join(who.Accountable, ", "))
 					}
 					if who.Blocked {
-						fmt.Fprintln(w, "blocked\tnothing is issued to you, until an operator lifts that")
+						fmt.Fprintln(w, "blocked\tnothing is issued to you until an operator lifts the block")
 					}
-					fmt.Fprintf(w, "proof\t%s, until %s\n", who.Proof.Method, clock(who.Proof.ExpiresAt))
+					fmt.Fprintf(w, "proof\t%s, valid until %s\n", who.Proof.Method, clock(who.Proof.ExpiresAt))
 				})
 			})
 		},

@@ -17,9 +17,9 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// becomesStuck takes the agent's lease to an issuer that is gone, which is asked
-// in vain to end it, and has two more like it that are active.
-func (w *devWorld) becomesStuck(t *testing.T, lease string) {
+// makeStuck moves the agent's lease to an issuer that can't revoke it, and adds two
+// active leases like it.
+func (w *devWorld) makeStuck(t *testing.T, lease string) {
 	t.Helper()
 	v, err := w.assemble(t, io.Discard)
 	if err != nil {
@@ -55,7 +55,7 @@ func (w *devWorld) becomesStuck(t *testing.T, lease string) {
 	}
 }
 
-// gauge reads a metric that has no labels.
+// gauge reads a metric without labels.
 func gauge(t *testing.T, metrics net.Listener, name string) string {
 	t.Helper()
 	resp, err := http.Get("http://" + metrics.Addr().String() + "/metrics")
@@ -69,23 +69,23 @@ func gauge(t *testing.T, metrics net.Listener, name string) string {
 	}
 	found := regexp.MustCompile(`(?m)^` + name + ` (.+)$`).FindSubmatch(text)
 	if found == nil {
-		t.Fatalf("there is no %s", name)
+		t.Fatalf("no metric %s", name)
 	}
 	return string(found[1])
 }
 
-// A lease whose issuer is gone shows as stuck to who watches the metrics and to
-// who lists leases, until somebody gives it up; and the log verifies.
-func TestStuckIsSeenAndGivenUp(t *testing.T) {
+// A lease whose issuer is gone is stuck in the metrics and in the list of leases until
+// an operator abandons it. The log verifies.
+func TestStuckLeaseIsAbandoned(t *testing.T) {
 	w := sampleWorld(t)
 	w.edit(t, "issuers:\n", "issuers:\n  vault: {vault: {address: https://vault.test:8200, auth: {jwt: {role: broker}}, token_role: leases}}\n")
 	lease := w.lease(t)
-	w.becomesStuck(t, lease)
+	w.makeStuck(t, lease)
 	w.identities(t)
 	listeners, stop := w.start(t, io.Discard)
 	eventually(t, "a stuck lease in the metrics", func() bool { return gauge(t, listeners[1], "broker_leases_stuck") == "1" })
 	if n := gauge(t, listeners[1], "broker_leases_active"); n != "3" {
-		t.Errorf("%s leases may still work", n)
+		t.Errorf("got %s active leases, want 3", n)
 	}
 	command := func(want int, args ...string) string {
 		t.Helper()
@@ -99,18 +99,18 @@ func TestStuckIsSeenAndGivenUp(t *testing.T) {
 	shows := func(text, status string) {
 		t.Helper()
 		if !regexp.MustCompile(`(?m)^` + lease + ` +` + status + ` +tickets-api `).MatchString(text) {
-			t.Errorf("it is not shown as %s:\n%s", status, text)
+			t.Errorf("the lease is not listed as %s:\n%s", status, text)
 		}
 	}
 	shows(command(exitOK, "leases", "--holder", "*", "--live"), "stuck")
-	if text := command(exitFailed, "leases", "abandon", lease); !strings.Contains(text, "say why") {
-		t.Errorf("without a reason: %s", text)
+	if text := command(exitFailed, "leases", "abandon", lease); !strings.Contains(text, "give a reason") {
+		t.Errorf("without a reason: got %s", text)
 	}
 	if text := command(exitOK, "leases", "abandon", lease, "--why", "the cluster was deleted"); !regexp.MustCompile(`(?m)^lease +` + lease + "\nstatus +abandoned$").MatchString(text) {
-		t.Errorf("given up: %s", text)
+		t.Errorf("abandoned: got %s", text)
 	}
 	if text := command(exitOK, "leases", "--holder", "*", "--live"); strings.Contains(text, lease) {
-		t.Errorf("it still counts as live:\n%s", text)
+		t.Errorf("the abandoned lease is listed as live:\n%s", text)
 	}
 	shows(command(exitOK, "leases", "--holder", "*"), "abandoned")
 	stop()
@@ -120,24 +120,24 @@ func TestStuckIsSeenAndGivenUp(t *testing.T) {
 	}
 }
 
-// What ends by time alone ended, once that is over.
-func TestRevocationTruth(t *testing.T) {
+// After its time, a credential that can't be revoked has ended, too.
+func TestRevocationEffect(t *testing.T) {
 	noon := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	for _, test := range []struct {
 		lease api.Lease
 		want  string
 	}{
-		{api.Lease{Revocation: "immediate", ExpiresAt: noon}, "it has stopped working"},
-		{api.Lease{Revocation: "at_expiry", ExpiresAt: noon.Add(1)}, "introspection says inactive at once; who verifies it by key alone accepts it until 2026-11-24 12:00:00Z"},
-		{api.Lease{Revocation: "at_expiry", Type: "aws", ExpiresAt: noon.Add(1)}, "only time ends it: it works until 2026-11-24 12:00:00Z"},
-		{api.Lease{Revocation: "at_expiry", ExpiresAt: noon}, "its time was over at 2026-11-24 12:00:00Z"},
-		{api.Lease{Revocation: "at_rotation", WorksUntil: noon.Add(1)}, "it works until its issuer rotates it, at 2026-11-24 12:00:00Z"},
-		{api.Lease{Revocation: "at_rotation", WorksUntil: noon}, "its issuer was due to rotate it at 2026-11-24 12:00:00Z"},
-		{api.Lease{Revocation: "at_rotation"}, "it works until its issuer rotates it"},
-		{api.Lease{Revocation: "never"}, "it can't be ended"},
+		{api.Lease{Revocation: "immediate", ExpiresAt: noon}, "the credential has stopped working"},
+		{api.Lease{Revocation: "at_expiry", ExpiresAt: noon.Add(1)}, "introspection returns inactive; servers that check only the signature accept the token until 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_expiry", Type: "aws", ExpiresAt: noon.Add(1)}, "not possible; the credential works until 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_expiry", ExpiresAt: noon}, "the credential expired at 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_rotation", WorksUntil: noon.Add(1)}, "the credential works until its issuer rotates it at 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_rotation", WorksUntil: noon}, "the issuer was due to rotate the credential at 2026-11-24 12:00:00Z"},
+		{api.Lease{Revocation: "at_rotation"}, "the credential works until its issuer rotates it"},
+		{api.Lease{Revocation: "never"}, "not possible"},
 	} {
-		if got := revocationTruth(&test.lease, noon); got != test.want {
-			t.Errorf("%+v: %q, want %q", test.lease, got, test.want)
+		if got := revocationEffect(&test.lease, noon); got != test.want {
+			t.Errorf("%+v: got %q, want %q", test.lease, got, test.want)
 		}
 	}
 }

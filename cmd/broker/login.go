@@ -27,7 +27,7 @@ import (
 	"accessbroker.internal/api"
 )
 
-// A savedSession is what a login leaves behind, for the next commands.
+// A savedSession is a session that login stores for later commands.
 type savedSession struct {
 	Server  string    `json:"server"`
 	Token   string    `json:"token"`
@@ -35,33 +35,34 @@ type savedSession struct {
 	Expires time.Time `json:"expires"`
 }
 
-// sessionFile is the person's own: nobody else may read it.
+// sessionFile returns the path of the saved session.
 func (a *app) sessionFile() (string, error) {
 	dir := a.getenv("XDG_CONFIG_HOME")
 	if dir == "" {
 		home := a.getenv("HOME")
 		if home == "" {
-			return "", errors.New("there is no home directory to keep a session in: set HOME or XDG_CONFIG_HOME")
+			return "", errors.New("no directory for the session: set HOME or XDG_CONFIG_HOME")
 		}
 		dir = filepath.Join(home, ".config")
 	}
 	return filepath.Join(dir, "access-broker", "session.json"), nil
 }
 
-// savedFor gives the session with a broker; nil: nobody is logged in.
+// savedFor returns the saved session with a broker, or nil if nobody is logged in. It
+// rejects a file that other users can read.
 func (a *app) savedFor(server string, now time.Time) (*savedSession, error) {
 	path, err := a.sessionFile()
 	if err != nil {
-		return nil, nil // without a home there is no session
+		return nil, nil // no home directory, so no session
 	}
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("looking for a session: %w", err)
+		return nil, fmt.Errorf("reading the session: %w", err)
 	case !info.Mode().IsRegular() || runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("%s may be read by others: remove it, and log in again", path)
+		return nil, fmt.Errorf("other users can read %s: remove it and log in again", path)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -69,7 +70,7 @@ func (a *app) savedFor(server string, now time.Time) (*savedSession, error) {
 	}
 	var s savedSession
 	if err := json.Unmarshal(text, &s); err != nil {
-		return nil, fmt.Errorf("%s is damaged: remove it, and log in again", path)
+		return nil, fmt.Errorf("%s is damaged: remove it and log in again", path)
 	}
 	if s.Server != server || !now.Before(s.Expires) {
 		return nil, nil
@@ -77,34 +78,34 @@ func (a *app) savedFor(server string, now time.Time) (*savedSession, error) {
 	return &s, nil
 }
 
-// save writes a session where the next commands find it, all or nothing.
+// save stores a session atomically, readable only by its user.
 func (a *app) save(s savedSession) error {
 	path, err := a.sessionFile()
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("keeping the session: %w", err)
+		return fmt.Errorf("saving the session: %w", err)
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "session-*") // 0600
+	f, err := os.CreateTemp(filepath.Dir(path), "session-*") // mode 0600
 	if err != nil {
-		return fmt.Errorf("keeping the session: %w", err)
+		return fmt.Errorf("saving the session: %w", err)
 	}
 	_, err = f.Write(text)
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("keeping the session: %w", errors.Join(err, os.Remove(f.Name())))
+		return fmt.Errorf("saving the session: %w", errors.Join(err, os.Remove(f.Name())))
 	}
 	return nil
 }
 
-// forget removes the session's file.
+// forget removes the saved session.
 func (a *app) forget() error {
 	path, err := a.sessionFile()
 	if err != nil {
@@ -120,18 +121,18 @@ func (a *app) loginCommand() *cobra.Command {
 	var device, quiet bool
 	c := &cobra.Command{
 		Use:   "login",
-		Short: "Log in as a person, to approve and to look",
+		Short: "Log in as a person, to approve, review and view",
 		Long: `login opens your browser, where you log in with your provider and allow this
-terminal to act as you. Where there is no browser, --device shows a code that
-you type in on another computer. The session is kept in a file of yours (mode
-0600) until it ends or you run "broker logout".`,
+terminal to act for you. On a computer without a browser, --device prints a code
+to type into a browser on another computer. login saves the session in a file
+of mode 0600 until the session expires or you run "broker logout".`,
 		Example: `  broker login
   broker login --device`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeoutCause(c.Context(), loginWait, errors.New("nobody logged in in time"))
+			ctx, cancel := context.WithTimeoutCause(c.Context(), loginWait, errors.New("the login took too long"))
 			defer cancel()
-			return a.anonymously(ctx, func(ctx context.Context, client *api.Client, server string) error {
+			return a.withAnonymous(ctx, func(ctx context.Context, client *api.Client, server string) error {
 				var s *api.Session
 				var err error
 				if device {
@@ -146,26 +147,26 @@ you type in on another computer. The session is kept in a file of yours (mode
 					return err
 				}
 				return a.print(loggedIn{s.Person, s.Name, s.ExpiresAt}, func(w io.Writer) {
-					fmt.Fprintf(w, "logged in as\t%s\n", plainly(cmp.Or(s.Name, s.Person)))
-					fmt.Fprintf(w, "until\t%s, or unused for %s\n", clock(s.ExpiresAt), s.IdleAfter)
+					fmt.Fprintf(w, "logged in as\t%s\n", printable(cmp.Or(s.Name, s.Person)))
+					fmt.Fprintf(w, "valid until\t%s, or until unused for %s\n", clock(s.ExpiresAt), s.IdleAfter)
 				})
 			})
 		},
 	}
-	c.Flags().BoolVar(&device, "device", false, "show a code to type in on another computer")
-	c.Flags().BoolVar(&quiet, "no-browser", false, "print the address, and open no browser")
+	c.Flags().BoolVar(&device, "device", false, "print a code to type into a browser on another computer")
+	c.Flags().BoolVar(&quiet, "no-browser", false, "print the address without opening a browser")
 	a.client.add(c)
 	return c
 }
 
-// loggedIn is what login prints: never the token.
+// loggedIn is the output of login. It has no token.
 type loggedIn struct {
 	Person    string    `json:"person"`
 	Name      string    `json:"name,omitempty"`
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// loginWait is how long a login may take.
+// loginWait bounds the time for a login.
 const loginWait = 10 * time.Minute
 
 func (a *app) logoutCommand() *cobra.Command {
@@ -175,9 +176,9 @@ func (a *app) logoutCommand() *cobra.Command {
 		Example: `  broker logout`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			err := a.asPerson(c.Context(), func(ctx context.Context, client *api.Client) error { return client.CloseSession(ctx) })
+			err := a.withPerson(c.Context(), func(ctx context.Context, client *api.Client) error { return client.CloseSession(ctx) })
 			if errors.Is(err, errNotLoggedIn) || errors.Is(err, api.Unauthenticated) {
-				err = nil // it has ended already
+				err = nil // the session has ended already
 			}
 			return errors.Join(err, a.forget())
 		},
@@ -186,13 +187,14 @@ func (a *app) logoutCommand() *cobra.Command {
 	return c
 }
 
-// loginByDevice shows a code, and polls until its person is done (RFC 8628).
+// loginByDevice prints a code and polls until the person has allowed or refused the
+// login (RFC 8628).
 func (a *app) loginByDevice(ctx context.Context, client *api.Client) (*api.Session, error) {
 	d, err := client.BeginDevice(ctx)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(a.err, "Open  %s\nand type the code  %s\n", d.VerificationURI, d.UserCode)
+	fmt.Fprintf(a.err, "Open %s\nand type the code  %s\n", d.VerificationURI, d.UserCode)
 	pause := time.Duration(d.Interval) * time.Second
 	for {
 		select {
@@ -210,8 +212,8 @@ func (a *app) loginByDevice(ctx context.Context, client *api.Client) (*api.Sessi
 	}
 }
 
-// loginByBrowser has the browser bring a code to this computer's loopback
-// interface, on a port of our own (RFC 8252, section 7.3).
+// loginByBrowser has the browser deliver a code to a port on the loopback interface
+// (RFC 8252, section 7.3).
 func (a *app) loginByBrowser(ctx context.Context, client *api.Client, open bool) (*api.Session, error) {
 	about, err := client.Discovery(ctx)
 	if err != nil {
@@ -228,10 +230,10 @@ func (a *app) loginByBrowser(ctx context.Context, client *api.Client, open bool)
 		"challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])},
 	}
 	if about.Pages == "" {
-		return nil, errors.New("nobody can log in there: no OpenID provider is configured (attest.people)")
+		return nil, errors.New("this broker has no logins: its configuration has no OpenID provider (attest.people)")
 	}
 	where := about.Pages + "terminal?" + query.Encode()
-	fmt.Fprintf(a.err, "Log in in your browser:\n  %s\n", where)
+	fmt.Fprintf(a.err, "Log in with your browser:\n  %s\n", where)
 	if open {
 		openBrowser(ctx, where)
 	}
@@ -242,8 +244,8 @@ func (a *app) loginByBrowser(ctx context.Context, client *api.Client, open bool)
 	return client.OpenSession(ctx, api.Login{Code: code, Verifier: verifier})
 }
 
-// awaitCode answers the browser once. Others on this computer may call too:
-// without the state they are not listened to.
+// awaitCode returns the code that the browser delivers. Other programs on this
+// computer can call the port, too; without the state they are rejected.
 func awaitCode(ctx context.Context, l net.Listener, state string) (string, error) {
 	type answer struct {
 		code string
@@ -254,20 +256,20 @@ func awaitCode(ctx context.Context, l net.Listener, state string) (string, error
 		query := r.URL.Query()
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		if r.Host != l.Addr().String() || subtle.ConstantTimeCompare([]byte(query.Get("state")), []byte(state)) != 1 {
-			http.Error(w, "This is not the login that the terminal waits for.", http.StatusBadRequest)
+			http.Error(w, "The terminal is not waiting for this login.", http.StatusBadRequest)
 			return
 		}
-		given, said := answer{code: query.Get("code")}, "The terminal goes on. You can close this page."
-		if given.code == "" {
-			given.err, said = errors.New("the login was refused in the browser"), "The terminal was refused. You can close this page."
+		got, page := answer{code: query.Get("code")}, "Continue in the terminal. You can close this page."
+		if got.code == "" {
+			got.err, page = errors.New("the login was refused in the browser"), "You refused the login of the terminal. You can close this page."
 		}
-		fmt.Fprintln(w, said)
+		fmt.Fprintln(w, page)
 		select {
-		case answers <- given:
+		case answers <- got:
 		default:
 		}
 	})}
-	go func() { _ = server.Serve(l) }() // until it is shut down
+	go func() { _ = server.Serve(l) }() // ends with Shutdown
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
@@ -281,7 +283,8 @@ func awaitCode(ctx context.Context, l net.Listener, state string) (string, error
 	}
 }
 
-// openBrowser tries; the address was printed as well.
+// openBrowser tries to open the browser. It ignores errors, because the address is
+// printed, too.
 func openBrowser(ctx context.Context, where string) {
 	command := map[string][]string{"darwin": {"open"}, "windows": {"rundll32", "url.dll,FileProtocolHandler"}}[runtime.GOOS]
 	if command == nil {
@@ -290,12 +293,12 @@ func openBrowser(ctx context.Context, where string) {
 	_ = exec.CommandContext(ctx, command[0], append(command[1:], where)...).Start()
 }
 
-// errNotLoggedIn says that a command is for people, and nobody is logged in.
+// errNotLoggedIn means that a command needs a person's session.
 var errNotLoggedIn = errors.New(`you are not logged in: run "broker login"`)
 
-// asPerson calls f for the person who is logged in.
-func (a *app) asPerson(ctx context.Context, f func(context.Context, *api.Client) error) error {
-	return a.anonymously(ctx, func(ctx context.Context, client *api.Client, server string) error {
+// withPerson calls f with a client in the session of the person who is logged in.
+func (a *app) withPerson(ctx context.Context, f func(context.Context, *api.Client) error) error {
+	return a.withAnonymous(ctx, func(ctx context.Context, client *api.Client, server string) error {
 		s, err := a.savedFor(server, time.Now())
 		if err != nil {
 			return err
@@ -308,9 +311,9 @@ func (a *app) asPerson(ctx context.Context, f func(context.Context, *api.Client)
 	})
 }
 
-// anonymously calls f with a client that proves nobody. It knows the broker by
-// its SPIFFE bundle, or by the authorities of BROKER_CA or of the web.
-func (a *app) anonymously(ctx context.Context, f func(ctx context.Context, client *api.Client, server string) error) error {
+// withAnonymous calls f with a client that sends no proof. The client verifies the
+// broker with its SPIFFE bundle, BROKER_CA or the system's authorities.
+func (a *app) withAnonymous(ctx context.Context, f func(ctx context.Context, client *api.Client, server string) error) error {
 	cfg := clientConfig{
 		server:   a.server(),
 		brokerID: cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
@@ -320,7 +323,7 @@ func (a *app) anonymously(ctx context.Context, f func(ctx context.Context, clien
 		return err
 	}
 	if cfg.ca == "" && cfg.socket != "" && cfg.brokerID == "" {
-		return usage("say who the broker is before a session is sent to it: --broker-id SPIFFE-ID or BROKER_ID")
+		return usage("set --broker-id or BROKER_ID: a session is sent only to a broker with a known SPIFFE ID")
 	}
 	client, done, err := a.connect(ctx, cfg)
 	if err != nil {

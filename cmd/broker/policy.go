@@ -15,7 +15,7 @@ import (
 	"accessbroker.internal/policy"
 )
 
-// load reads and understands an operator's file.
+// load reads the operator's file and returns its settings.
 func (a *app) load(path string) (*settings, error) {
 	d, err := readConfig(path)
 	if err != nil {
@@ -58,10 +58,10 @@ func (a *app) policyTestCommand() *cobra.Command {
 	var config string
 	c := &cobra.Command{
 		Use:   "test [DIR]",
-		Short: "Run the scenarios (*_test.yaml) that stand beside the policies",
-		Long: `test decides every scenario of the folder and compares. The catalogue and trust
-domains come from the operator's file. A folder without a scenario fails: it
-tests nothing.`,
+		Short: "Run the scenarios (*_test.yaml) of a policy folder",
+		Long: `test runs the scenarios of a policy folder and compares each decision with the
+expected one. The catalogue and the trust domains come from the operator's file.
+A folder without scenarios fails the test.`,
 		Example: `  broker policy test --config broker.yaml
   broker policy test ./policies --config broker.yaml`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -104,13 +104,13 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	var f askFlags
 	c := &cobra.Command{
 		Use:   "explain ENTITLEMENT --as IDENTITY",
-		Short: "Say which policies decide on a request, and why",
+		Short: "Show which policies decide a request, and why",
 		Example: `  broker policy explain tickets-api --as spiffe://acme.test/agent/triage --scope tickets:close
   broker policy explain tickets-api --as spiffe://acme.test/batch --scope tickets:read --ttl 1h -o json`,
 		Args: exactly(1, "one entitlement"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if who == "" {
-				return usage("say who asks: --as spiffe://…, or --as login/ana")
+				return usage("explain needs the requester: --as spiffe://… or --as login/ana")
 			}
 			s, err := a.load(config)
 			if err != nil {
@@ -128,14 +128,14 @@ func (a *app) policyExplainCommand() *cobra.Command {
 			return a.print(explanation, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSpace(explanation.String())) })
 		},
 	}
-	f.addAsked(c)
+	f.addPolicyInputs(c)
 	configFlag(c, &config)
-	c.Flags().StringVar(&who, "as", "", "who asks: a SPIFFE ID, or a person as login/ana")
-	c.Flags().StringVar(&ip, "from", "", "the address that it asks from")
+	c.Flags().StringVar(&who, "as", "", "the requester: a SPIFFE ID, or a person such as login/ana")
+	c.Flags().StringVar(&ip, "from", "", "the requester's IP address")
 	return c
 }
 
-// query makes the question that a request would put to policy.
+// query returns the policy query of a request with these flags.
 func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags) (broker.Query, error) {
 	e := s.catalogue[name]
 	if e == nil {
@@ -143,7 +143,7 @@ func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags
 	}
 	principal, err := engine.ParsePrincipal(who)
 	if err != nil {
-		return broker.Query{}, usage("--as takes a SPIFFE ID, or a person as login/ana: %v", err)
+		return broker.Query{}, usage("--as must be a SPIFFE ID, or a person such as login/ana: %v", err)
 	}
 	q := broker.Query{
 		Principal: principal, Action: broker.ActionRequest, Entitlement: e, Scopes: f.scopes, TTL: f.ttl, Duration: f.duration,
@@ -161,7 +161,7 @@ func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags
 	if ip != "" {
 		address, err := netip.ParseAddr(ip)
 		if err != nil {
-			return broker.Query{}, usage("--from takes an address: %v", err)
+			return broker.Query{}, usage("--from must be an IP address: %v", err)
 		}
 		q.SourceIP = address
 	}

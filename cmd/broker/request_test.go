@@ -14,11 +14,11 @@ import (
 	"accessbroker.internal/api"
 )
 
-// A brokerOf answers a client's calls in this process; an error is a connection
+// A fakeBroker answers a client's calls in this process. An error is a connection
 // that fails.
-type brokerOf func(r *http.Request) (status int, body any, err error)
+type fakeBroker func(r *http.Request) (status int, body any, err error)
 
-func (b brokerOf) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b fakeBroker) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := r.Context().Err(); err != nil {
 		return nil, err
 	}
@@ -35,13 +35,13 @@ func (b brokerOf) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.Result(), nil
 }
 
-func (b brokerOf) client() *api.Client {
+func (b fakeBroker) client() *api.Client {
 	return &api.Client{BaseURL: "http://127.0.0.1", HTTP: &http.Client{Transport: b}}
 }
 
-// Whoever waits for people goes on when the broker is away for a while, and is
-// told how to come back when it is away for good.
-func TestWaitingForABrokerThatIsAway(t *testing.T) {
+// A wait survives an outage of the broker. If the outage lasts longer than the wait,
+// the error says how to continue.
+func TestBrokerIsAwayDuringTheWait(t *testing.T) {
 	waiting := &api.Request{
 		ID: "req_1", Status: api.StatusPending,
 		Approvals: api.Approvals{Needed: []api.Need{{Group: "support", Count: 1}}},
@@ -51,12 +51,12 @@ func TestWaitingForABrokerThatIsAway(t *testing.T) {
 		name string
 		away time.Duration
 		want int
-	}{{"for a while", 5 * time.Minute, exitOK}, {"for good", time.Hour, exitUnreachable}} {
+	}{{"5 minutes", 5 * time.Minute, exitOK}, {"an hour", time.Hour, exitUnreachable}} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				back, tried := time.Now().Add(test.away), 0
-				client := brokerOf(func(r *http.Request) (int, any, error) {
-					tried++
+				back, calls := time.Now().Add(test.away), 0
+				client := fakeBroker(func(r *http.Request) (int, any, error) {
+					calls++
 					switch {
 					case time.Now().Before(back):
 						return 0, nil, errors.New("connection refused")
@@ -65,39 +65,39 @@ func TestWaitingForABrokerThatIsAway(t *testing.T) {
 					}
 					return http.StatusOK, decided, nil
 				}).client()
-				var said strings.Builder
-				a := &app{terminal: terminal{err: &said}}
-				credential, err := a.collectWhenApproved(t.Context(), client, waiting, 10*time.Minute)
-				if said.Len() > 0 {
-					t.Errorf("off a terminal, it says %q", said.String())
+				var screen strings.Builder
+				a := &app{terminal: terminal{err: &screen}}
+				credential, err := a.collect(t.Context(), client, waiting, 10*time.Minute)
+				if screen.Len() > 0 {
+					t.Errorf("without a terminal, it printed %q", screen.String())
 				}
 				if test.want == exitOK {
 					if err != nil || credential.Lease != "lse_1" {
-						t.Errorf("it ends with %v, %v", credential, err)
+						t.Errorf("got %v, %v", credential, err)
 					}
 					return
 				}
 				if exitCode(err) != test.want || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), `"broker collect req_1"`) {
-					t.Errorf("it ends with %v", err)
+					t.Errorf("got %v", err)
 				}
-				if tried > 200 {
-					t.Errorf("it was tried %d times in 10 minutes", tried)
+				if calls > 200 {
+					t.Errorf("%d calls in 10 minutes", calls)
 				}
 			})
 		})
 	}
 }
 
-// A signal ends the waiting, and not the request.
+// A signal ends the wait but not the request.
 func TestSignalWhileWaiting(t *testing.T) {
 	ctx, signal := context.WithCancel(t.Context())
-	client := brokerOf(func(*http.Request) (int, any, error) {
+	client := fakeBroker(func(*http.Request) (int, any, error) {
 		signal()
 		return 0, nil, ctx.Err()
 	}).client()
 	a := &app{terminal: terminal{err: new(strings.Builder)}}
-	_, err := a.collectWhenApproved(ctx, client, &api.Request{ID: "req_1", Status: api.StatusPending}, time.Minute)
-	if exitCode(err) != exitPending || !strings.Contains(err.Error(), `stopped waiting; it still waits: "broker collect req_1"`) {
-		t.Errorf("it ends with %v", err)
+	_, err := a.collect(ctx, client, &api.Request{ID: "req_1", Status: api.StatusPending}, time.Minute)
+	if exitCode(err) != exitPending || !strings.Contains(err.Error(), `the wait was interrupted, and the request is still pending; to continue, run "broker collect req_1"`) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -21,21 +21,21 @@ import (
 	svc "accessbroker.internal/internal/service"
 )
 
-// A terminal is what a command has of its surroundings.
+// A terminal is the environment of a command.
 type terminal struct {
 	in       io.Reader
 	out, err io.Writer
 	getenv   func(string) string
 }
 
-// An app is one run of the command.
+// An app is one run of this program.
 type app struct {
 	terminal
 	output string // -o
 	client clientFlags
 }
 
-// Exit codes. They are documented in the help and are contracts.
+// Exit codes, documented by exitHelp. Scripts depend on them.
 const (
 	exitOK          = 0
 	exitFailed      = 1
@@ -47,22 +47,22 @@ const (
 
 const exitHelp = `Exit codes:
   0  done
-  1  failed; also what is asked wrongly, such as for too long, or without a reason
-  2  the command line is wrong
-  3  the broker refused: denied, not permitted, not proved
-  4  people have yet to approve, or did not in time
-  5  the broker can't be reached, or something else answers in its place`
+  1  failed, also for a faulty request, such as one without a justification
+  2  wrong command line
+  3  refused by the broker: denied, not permitted, identity not proven
+  4  waiting for approval, or not approved in time
+  5  the broker can't be reached, or another server answers at its URL`
 
-// errUsage marks a wrong command line.
+// errUsage means that the command line is wrong.
 var errUsage = errors.New("usage")
 
-// errInterrupted says that a signal ended what was done.
+// errInterrupted means that a signal ended the command.
 var errInterrupted = errors.New("interrupted")
 
-// errNotConfirmed says that a person changed their mind.
+// errNotConfirmed means that a person answered no.
 var errNotConfirmed = errors.New("nothing was done")
 
-// An exitError ends the command with a code of its own, silently.
+// An exitError is an exit code without a message.
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
@@ -81,23 +81,23 @@ func run(ctx context.Context, args []string, t terminal) int {
 	case errors.Is(err, context.Canceled):
 		err = errInterrupted
 	}
-	a.complain(err)
+	a.printError(err)
 	return exitCode(err)
 }
 
 func exitCode(err error) int {
 	var e *api.Error
-	// Not net.Error: every errno is one, also that of a file that is not there.
+	// Not net.Error: every errno is one, also that of a missing file.
 	var network *net.OpError
 	var call *url.Error
 	switch {
-	case errors.Is(err, errUsage) || strings.HasPrefix(err.Error(), "unknown command "): // the library's own words
+	case errors.Is(err, errUsage) || strings.HasPrefix(err.Error(), "unknown command "): // cobra has no type for it
 		return exitUsage
 	case errors.Is(err, api.Pending) || errors.Is(err, api.Lapsed):
 		return exitPending
-	case errors.As(err, &e) && e.Code == "" || errors.Is(err, api.ErrNotBroker): // something else answers there
+	case api.Unreachable(err):
 		return exitUnreachable
-	case e != nil && (e.Status == 401 || e.Status == 403):
+	case errors.As(err, &e) && (e.Status == 401 || e.Status == 403):
 		return exitDenied
 	case errors.As(err, &network) && network.Op != "listen" || errors.As(err, &call) || errors.Is(err, errUnreachable):
 		return exitUnreachable
@@ -105,8 +105,14 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// complain says what went wrong and, if the broker said so, what to do.
-func (a *app) complain(err error) {
+// printError prints an error and what the user can do about it.
+func (a *app) printError(err error) {
+	var resumable *resumableError
+	if errors.As(err, &resumable) {
+		a.printError(resumable.err)
+		fmt.Fprintln(a.err, resumable.hint)
+		return
+	}
 	var nobody *noAdmin
 	if errors.As(err, &nobody) {
 		err = nobody
@@ -117,42 +123,38 @@ func (a *app) complain(err error) {
 		return
 	}
 	if e.Code == "" {
-		fmt.Fprintf(a.err, "broker: HTTP %d %s: that is not the broker's API; is %s its URL?\n", e.Status, plainly(e.Title), a.server())
+		fmt.Fprintf(a.err, "broker: HTTP %d %s: not a response of the broker's API; check the URL %s\n", e.Status, printable(e.Title), a.server())
 		return
 	}
 	text := e.Detail
 	if text == "" {
 		text = e.Title
 	}
-	fmt.Fprintf(a.err, "broker: %s: %s\n", plainly(string(e.Code)), plainly(text))
+	fmt.Fprintf(a.err, "broker: %s: %s\n", printable(string(e.Code)), printable(text))
 	if u, err := url.Parse(a.server()); err == nil && u.Path != "" && e.Code == api.NotFound {
-		fmt.Fprintf(a.err, "  asked at %s: is that its path?\n", u)
+		fmt.Fprintf(a.err, "  the URL was %s; check its path\n", u)
 	}
 	for _, reason := range e.Reasons {
-		fmt.Fprintf(a.err, "  because %s\n", plainly(reason))
+		fmt.Fprintf(a.err, "  reason: %s\n", printable(reason))
 	}
 	if e.Allowed != nil && len(e.Allowed.Scopes) > 0 {
-		fmt.Fprintf(a.err, "  allowed: %s\n", plainly(strings.Join(e.Allowed.Scopes, " ")))
+		fmt.Fprintf(a.err, "  allowed: %s\n", printable(strings.Join(e.Allowed.Scopes, " ")))
 	}
 	if e.Allowed != nil && e.Allowed.MaxTTL > 0 {
 		fmt.Fprintf(a.err, "  allowed: a ttl of at most %s\n", e.Allowed.MaxTTL)
 	}
 	if e.RequestID != "" {
-		fmt.Fprintf(a.err, "  request: %s\n", plainly(e.RequestID))
-	}
-	var stays *staysError
-	if errors.As(err, &stays) {
-		fmt.Fprintln(a.err, stays.advice())
+		fmt.Fprintf(a.err, "  request: %s\n", printable(e.RequestID))
 	}
 }
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "broker",
-		Short: "Short-lived credentials for workloads and agents that prove who they are",
-		Long: `broker gives workloads and AI agents short-lived, scoped credentials. They prove
-who they are with SPIFFE, say why they ask, and policy decides. Everything that
-is issued stands in a log that anyone can verify.
+		Short: "Short-lived credentials for workloads and agents",
+		Long: `broker issues short-lived, scoped credentials to workloads and AI agents. They
+prove their identity with SPIFFE and state a reason, and policy decides. A log
+that anyone can verify records everything that is issued.
 
 ` + exitHelp,
 		Version:       svc.ReadBuild().Version,
@@ -164,11 +166,11 @@ is issued stands in a log that anyone can verify.
 	root.SetErr(a.err)
 	root.SetVersionTemplate("broker {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json; what gives credentials also takes env, file and pgpass")
-	// Before anything is done: a credential that can't be printed is lost.
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "output format: text or json; for credentials also env, file or pgpass")
+	// Check the format first: a credential that can't be printed is lost.
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		if formats := formatsOf(c); !slices.Contains(formats, a.output) {
-			return usage("-o is %s, not %q", strings.Join(formats, ", "), a.output)
+			return usage("-o must be one of %s, not %q", strings.Join(formats, ", "), a.output)
 		}
 		return nil
 	}
@@ -194,7 +196,7 @@ is issued stands in a log that anyone can verify.
 	return root
 }
 
-// formatsOf are those in which a command prints.
+// formatsOf returns the output formats of a command.
 func formatsOf(c *cobra.Command) []string {
 	switch c.Name() {
 	case "request", "collect", "renew":
@@ -203,12 +205,12 @@ func formatsOf(c *cobra.Command) []string {
 	return []string{"text", "json"}
 }
 
-// usage makes an error of a wrong command line.
+// usage returns an error for a wrong command line.
 func usage(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errUsage, fmt.Sprintf(format, args...))
 }
 
-// exactly demands n arguments, and says what they are.
+// exactly requires n arguments. what describes them.
 func exactly(n int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
@@ -218,9 +220,14 @@ func exactly(n int, what string) cobra.PositionalArgs {
 	}
 }
 
-// takesID has a command take the id of one request or lease, and offers no files.
+// addWhy adds the flag for the reason of a change.
+func addWhy(c *cobra.Command, why *string) {
+	c.Flags().StringVar(why, "why", "", "the reason, recorded in the log")
+}
+
+// takesID requires the id of one request or lease as the argument of a command.
 func takesID(c *cobra.Command, kind string) {
-	what := map[string]string{"request": "a request, req_…", "lease": "a lease, lse_…"}[kind]
+	what := map[string]string{"request": "a request id, req_…", "lease": "a lease id, lse_…"}[kind]
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) != 1 || !isID(kind, args[0]) {
@@ -238,7 +245,7 @@ func isID(kind, text string) bool {
 	return err == nil
 }
 
-// print shows a value as JSON if -o json was given, and by text otherwise.
+// print prints a value as JSON with -o json, and otherwise with text, in columns.
 func (a *app) print(value any, text func(w io.Writer)) error {
 	if a.output == "json" {
 		e := json.NewEncoder(a.out)
@@ -251,7 +258,7 @@ func (a *app) print(value any, text func(w io.Writer)) error {
 	return w.Flush()
 }
 
-// counted is a number of things.
+// counted returns a number with its noun, in the plural unless n is 1.
 func counted(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
@@ -259,14 +266,14 @@ func counted(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// answer reads the line that a person types. A signal in its stead is a no.
+// answer reads a line from a person. If ctx ends first, the answer is no.
 func (a *app) answer(ctx context.Context, in *bufio.Reader) (string, error) {
 	type typed struct {
 		line string
 		err  error
 	}
 	answers := make(chan typed, 1)
-	go func() { // until a line comes, or the process ends
+	go func() { // leaks until there is a line, because a read can't be canceled
 		line, err := in.ReadString('\n')
 		answers <- typed{strings.TrimSpace(line), err}
 	}()
@@ -279,9 +286,9 @@ func (a *app) answer(ctx context.Context, in *bufio.Reader) (string, error) {
 	}
 }
 
-// interactive says whether a person watches.
+// interactive reports whether w is a terminal.
 func interactive(w any) bool {
-	if _, ok := w.(*typist); ok { // the demo's
+	if _, ok := w.(*typist); ok { // the demo types for a person
 		return true
 	}
 	f, ok := w.(*os.File)
@@ -292,6 +299,6 @@ func interactive(w any) bool {
 	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
 		return false
 	}
-	null, err := os.Stat(os.DevNull) // a device, and nobody
+	null, err := os.Stat(os.DevNull) // also a character device
 	return err != nil || !os.SameFile(info, null)
 }

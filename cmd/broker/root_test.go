@@ -15,9 +15,9 @@ import (
 	"accessbroker.internal/api"
 )
 
-// A signal while a question waits for its answer is a no, at once.
+// A signal answers a question with no, at once.
 func TestSignalAtAQuestion(t *testing.T) {
-	silent, err := os.Open("/dev/ptmx") // a terminal at which nobody types
+	silent, err := os.Open("/dev/ptmx") // a terminal without input
 	if err != nil {
 		t.Fatal("a terminal is needed: ", err)
 	}
@@ -30,14 +30,14 @@ func TestSignalAtAQuestion(t *testing.T) {
 	select {
 	case err := <-ended:
 		if !errors.Is(err, errNotConfirmed) || exitCode(err) != exitFailed || !strings.HasSuffix(screen.String(), "[y/N] \n") {
-			t.Errorf("it ends with %v, and shows %q", err, screen)
+			t.Errorf("got %v, and the screen shows %q", err, screen)
 		}
 	case <-time.After(30 * time.Second):
-		t.Fatal("it goes on waiting")
+		t.Fatal("the question still waits for an answer")
 	}
 }
 
-// A signalling screen sends a signal once it shows a text.
+// A signalling screen sends a signal when it shows a text.
 type signalling struct {
 	strings.Builder
 	at     string
@@ -66,7 +66,7 @@ func TestExitCodes(t *testing.T) {
 		{&api.Error{Status: http.StatusUnauthorized, Code: api.ProofExpired}, exitDenied},
 		{&api.Error{Status: http.StatusBadRequest, Code: api.InvalidTTL}, exitFailed},
 		{&api.Error{Status: http.StatusConflict, Code: api.Pending}, exitPending},
-		{usage("say more"), exitUsage},
+		{usage("wrong flag"), exitUsage},
 		{errInterrupted, exitFailed},
 	} {
 		if got := exitCode(test.err); got != test.want {
@@ -75,33 +75,33 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-func TestAnswerOfAProxy(t *testing.T) {
-	var said strings.Builder
-	a := &app{terminal: terminal{err: &said, getenv: func(string) string { return "" }}, client: clientFlags{server: "https://elsewhere.test"}}
-	a.complain(&api.Error{Status: http.StatusBadRequest, Title: "Bad Request"})
-	if said.String() != "broker: HTTP 400 Bad Request: that is not the broker's API; is https://elsewhere.test its URL?\n" {
-		t.Errorf("it says %q", said.String())
+func TestResponseOfAProxy(t *testing.T) {
+	var screen strings.Builder
+	a := &app{terminal: terminal{err: &screen, getenv: func(string) string { return "" }}, client: clientFlags{server: "https://elsewhere.test"}}
+	a.printError(&api.Error{Status: http.StatusBadRequest, Title: "Bad Request"})
+	if screen.String() != "broker: HTTP 400 Bad Request: not a response of the broker's API; check the URL https://elsewhere.test\n" {
+		t.Errorf("got %q", screen.String())
 	}
 }
 
 func TestInterrupted(t *testing.T) {
 	ctx, signal := context.WithCancel(t.Context())
 	signal()
-	var said strings.Builder
-	code := run(ctx, []string{"login", "--no-browser", "--server", "https://127.0.0.1:1"}, terminal{out: io.Discard, err: &said, getenv: func(string) string { return "" }})
-	if code != exitFailed || said.String() != "broker: interrupted\n" {
-		t.Errorf("it ends with %d, and says %q", code, said.String())
+	var screen strings.Builder
+	code := run(ctx, []string{"login", "--no-browser", "--server", "https://127.0.0.1:1"}, terminal{out: io.Discard, err: &screen, getenv: func(string) string { return "" }})
+	if code != exitFailed || screen.String() != "broker: interrupted\n" {
+		t.Errorf("got code %d and %q", code, screen.String())
 	}
 }
 
-// The null device is no terminal, though it is a device.
-func TestNobodyAtTheNullDevice(t *testing.T) {
+// The null device is a character device, but not a terminal.
+func TestNullDeviceIsNotInteractive(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = null.Close() }()
 	if interactive(null) {
-		t.Error("somebody is asked at the null device")
+		t.Error("the null device counts as a terminal")
 	}
 }

@@ -13,12 +13,10 @@ import (
 	"accessbroker.internal/api"
 )
 
-// How a request is shown to people, in a terminal.
-
-// plainly makes text of others safe to show on a terminal, in one line: what
-// would move the cursor, begin a line, change colours or turn the direction of
-// writing is shown as a code.
-func plainly(s string) string {
+// printable escapes text of other parties for one line of a terminal: every
+// character that moves the cursor, starts a line, changes colours or turns the
+// writing direction becomes an escape sequence such as \n or \u202e.
+func printable(s string) string {
 	var b strings.Builder
 	for _, r := range s {
 		if unicode.IsPrint(r) {
@@ -30,23 +28,22 @@ func plainly(s string) string {
 	return b.String()
 }
 
-// A card is what is shown of one thing: lines of a name and a text, to a
-// tabwriter. Every text passes plainly, so that none of others' can pretend to
-// be a line of ours.
+// A card writes rows of a name and a text to a tabwriter. All text passes printable,
+// so that text of other parties can't imitate a row.
 type card struct{ w io.Writer }
 
-// cardWidth is how wide texts are: with the longest name they fit in 80 columns.
+// cardWidth is the width of texts. With the longest name they fit in 80 columns.
 const cardWidth = 64
 
-// line shows a text in as many lines as it takes; none if it is empty.
-func (c card) line(name, text string) { c.rows(name, wrap(plainly(text), cardWidth)) }
+// line writes a text, wrapped. It writes nothing if the text is empty.
+func (c card) line(name, text string) { c.rows(name, wrap(printable(text), cardWidth)) }
 
-// quote shows a text of others as theirs, line by line.
+// quote writes a text of another party, with a mark at the start of each line.
 func (c card) quote(name, text string) {
 	const mark = "| "
 	var rows []string
 	for line := range strings.Lines(text) {
-		for _, part := range wrap(plainly(strings.TrimSuffix(line, "\n")), cardWidth-len(mark)) {
+		for _, part := range wrap(printable(strings.TrimSuffix(line, "\n")), cardWidth-len(mark)) {
 			rows = append(rows, mark+part)
 		}
 	}
@@ -60,8 +57,8 @@ func (c card) rows(name string, rows []string) {
 	}
 }
 
-// wrap breaks a text at spaces. It keeps the spaces that a line begins with, and
-// breaks no word: what is longer may have to be copied.
+// wrap breaks a text at spaces and keeps its indentation. It does not break words
+// longer than width, because people copy identifiers and addresses.
 func wrap(text string, width int) (rows []string) {
 	indent := text[:len(text)-len(strings.TrimLeft(text, " "))]
 	row := ""
@@ -82,8 +79,7 @@ func wrap(text string, width int) (rows []string) {
 	return rows
 }
 
-// writeRequest shows a request whole. To those who decide on it, the broker
-// tells what the page of it shows as well, and so does this.
+// writeRequest writes all fields of a request, with its facts if the broker sent them.
 func writeRequest(w io.Writer, r *api.Request) {
 	c, f := card{w}, r.Facts
 	if f == nil {
@@ -91,14 +87,14 @@ func writeRequest(w io.Writer, r *api.Request) {
 	}
 	c.line("request", r.ID)
 	if r.ID == "" {
-		c.line("dry run", "nothing was filed")
+		c.line("dry run", "no request was filed")
 	}
 	c.line("status", statusOf(r))
 	c.line("requester", requesterOf(r))
-	c.line("proved by", provedBy(f))
-	c.line("accountable", strings.Join(r.Accountable, ", "))
+	c.line("proof", proofOf(f))
+	c.line("owner", strings.Join(r.Accountable, ", "))
 	if r.Justification == "" && r.Facts != nil {
-		c.line("why", "no reason was given")
+		c.line("why", "no justification")
 	}
 	c.quote("why", r.Justification)
 	c.line("ticket", strings.TrimSpace(r.Ticket+" "+f.TicketURL))
@@ -107,59 +103,59 @@ func writeRequest(w io.Writer, r *api.Request) {
 	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
 		c.quote(name, r.Parameters[name])
 	}
-	c.line("ttl", fmt.Sprintf("%s a credential, for %s", r.TTL, r.Duration))
-	c.line("ending it", endings[f.Revocation])
-	c.quote("lets them", f.Effect)
+	c.line("credential", fmt.Sprintf("valid %s, collectable for %s", r.TTL, r.Duration))
+	c.line("revocation", revocations[f.Revocation])
+	c.quote("permits", f.Effect)
 	c.line("extends", r.Extends)
 	if !r.NotBefore.IsZero() {
 		c.line("not before", clock(r.NotBefore))
 	}
-	c.people(r)
+	c.votes(r)
 	c.grant(r.Grant)
 	for _, reason := range r.Decision.Reasons {
-		c.line("because", reason)
+		c.line("reason", reason)
 	}
 	c.line("policies", strings.Join(r.Decision.Policies, " "))
 	if r.Facts != nil {
-		c.past(f)
+		c.history(f)
 		c.line("digest", r.Digest)
 	}
 }
 
-// writeOutcome shows what came of what somebody said to a request. What it is,
-// they have seen.
+// writeOutcome writes the state of a request after a vote or review. The person has
+// seen the other fields.
 func writeOutcome(w io.Writer, r *api.Request) {
 	c := card{w}
 	c.line("request", r.ID)
 	c.line("status", statusOf(r))
-	c.people(r)
+	c.votes(r)
 	c.grant(r.Grant)
 }
 
 func (c card) grant(g *api.Grant) {
 	if g != nil {
-		c.line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" "+g.TTL.String())+" a credential")
-		c.line("collect until", clock(g.CollectUntil))
+		c.line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" valid "+g.TTL.String()))
+		c.line("collectable", "until "+clock(g.CollectUntil))
 	}
 }
 
-// endings say what ending a credential early means.
-var endings = map[string]string{
-	"immediate":   "it can be taken back at once",
-	"at_expiry":   "it can't be taken back: only time ends it",
-	"at_rotation": "it goes on working until the system rotates its password",
-	"never":       "it is not short-lived: nothing takes it back",
+// revocations describe the effect of a revocation, by its name on the wire.
+var revocations = map[string]string{
+	"immediate":   "immediate",
+	"at_expiry":   "not possible; it expires by itself",
+	"at_rotation": "not possible; it works until the system rotates its password",
+	"never":       "not possible; it is not a short-lived credential",
 }
 
-func provedBy(f *api.Facts) string {
+func proofOf(f *api.Facts) string {
 	if f.Proof.Method == "" {
 		return ""
 	}
 	text := f.Proof.Method
 	if f.From != "" {
-		text += ", from " + f.From
+		text += " from " + f.From
 	}
-	return text + ", good until " + clock(f.Proof.ExpiresAt)
+	return text + ", valid until " + clock(f.Proof.ExpiresAt)
 }
 
 func entitlementOf(r *api.Request, f *api.Facts) string {
@@ -168,12 +164,13 @@ func entitlementOf(r *api.Request, f *api.Facts) string {
 		text += ": " + f.Description
 	}
 	if f.Owner != "" {
-		text += " (owned by " + f.Owner + ")"
+		text += " (owner " + f.Owner + ")"
 	}
 	return text
 }
 
-// scopes shows scopes with what they mean, one a line; without, in one line.
+// scopes writes scopes with their descriptions in one row each, or without
+// descriptions in one row.
 func (c card) scopes(scopes []string, texts map[string]string) {
 	if len(texts) == 0 {
 		c.line("scopes", strings.Join(scopes, " "))
@@ -190,18 +187,17 @@ func (c card) scopes(scopes []string, texts map[string]string) {
 	}
 }
 
-// people shows who has to say yes, and what people said.
-func (c card) people(r *api.Request) {
+// votes writes the missing approvals and the votes and verdicts so far.
+func (c card) votes(r *api.Request) {
 	if r.Status == api.StatusPending {
-		waits := waitsFor(r)
+		c.line("pending", approvalsMissing(r))
 		if !r.LapsesAt.IsZero() {
-			waits += ", until " + clock(r.LapsesAt)
+			c.line("", "lapses at "+clock(r.LapsesAt))
 		}
-		c.line("waits", waits)
 	}
 	for _, v := range r.Approvals.Given {
 		name := map[string]string{api.Approve: "approved by", api.Deny: "denied by"}[v.Decision]
-		c.line(name, v.Person+" as "+strings.Join(v.Groups, ", ")+narrowed(v))
+		c.line(name, v.Person+" for "+strings.Join(v.Groups, ", ")+narrowed(v))
 		c.quote("", v.Comment)
 	}
 	if r.Review == nil {
@@ -216,46 +212,47 @@ func (c card) people(r *api.Request) {
 	}
 }
 
-// narrowed says to what an approval narrowed the request.
+// narrowed describes how an approval narrows the request.
 func narrowed(v api.RecordedVote) string {
 	text := ""
 	if len(v.Scopes) > 0 {
-		text += ", for " + strings.Join(v.Scopes, " ")
+		text += ", narrowed to " + strings.Join(v.Scopes, " ")
 	}
 	if v.TTL > 0 {
-		text += ", " + v.TTL.String() + " a credential"
+		text += ", valid " + v.TTL.String()
 	}
 	if v.Duration > 0 {
-		text += ", collected for " + v.Duration.String()
+		text += ", collectable for " + v.Duration.String()
 	}
 	return text
 }
 
-// past shows what the same caller asked for before.
-func (c card) past(f *api.Facts) {
-	const name = "in 30 days"
+// history writes the requester's earlier requests.
+func (c card) history(f *api.Facts) {
+	name := "last 30 days"
 	if len(f.History) == 0 {
-		c.line(name, "it asked for nothing before")
+		c.line(name, "no other requests")
 	}
-	for i, p := range f.History {
-		text := fmt.Sprintf("%s: asked %d, granted %d, denied %d", p.Entitlement, p.Asked, p.Granted, p.Denied)
-		if p.Pending > 0 {
-			text += fmt.Sprintf(", waiting %d", p.Pending)
+	for i, h := range f.History {
+		text := fmt.Sprintf("%s: %d requested, %d granted, %d denied", h.Entitlement, h.Asked, h.Granted, h.Denied)
+		if h.Pending > 0 {
+			text += fmt.Sprintf(", %d pending", h.Pending)
 		}
 		if i == 0 && f.HistoryPartial {
-			text += "; at least: only the newest are counted"
+			text += "; incomplete, only the newest are counted"
 		}
-		c.line(map[bool]string{true: name}[i == 0], text)
+		c.line(name, text)
+		name = ""
 	}
 }
 
 func statusOf(r *api.Request) string {
 	text := r.Status
 	if r.BreakGlass {
-		text += ", emergency use"
+		text += ", break-glass"
 	}
 	if r.Reuse {
-		text += ", filed before"
+		text += ", an earlier request"
 	}
 	return text
 }

@@ -10,36 +10,36 @@ import (
 	"accessbroker.internal/api"
 )
 
-// What an approver is shown, as it stands on their terminal.
-const shown = `request      req_0658sg2b7puh5u0qv0s9k8g6nk
-status       pending
-requester    spiffe://acme.test/agent/triage (agent of support)
-proved by    x509-svid, from 192.0.2.7, good until 2026-11-24 13:00:00Z
-accountable  login/ana
-why          | The customer filed INC-4711 three times, and two of them are
-             | duplicates of the first.
-             |   status: approved
-ticket       INC-4711 https://tracker.acme.test/INC-4711
-entitlement  reports: what customers get each month (owned by support)
-scopes       read: look into reports
-             write
-prefix       | acme
-ttl          10m a credential, for 1h
-ending it    it can't be taken back: only time ends it
-lets them    | a session of arn:aws:iam::123456789012:role/reports
-             | {
-             |   "Action": "s3:GetObject"
-             | }
-waits        it needs the approval of 1 of support, until 2026-11-24
-             12:30:00Z
-approved by  login/cleo as security, for read, 5m a credential
-             | looks right
-because      reports are of customers
-policies     agents-write reports-need-people
-in 30 days   reports: asked 12, granted 10, denied 1, waiting 1; at least:
-             only the newest are counted
-             tickets-api: asked 1, granted 1, denied 0
-digest       0000000000000000000000000000000000000000000000000000000000000000
+// The request as an approver sees it in a terminal.
+const shown = `request       req_0658sg2b7puh5u0qv0s9k8g6nk
+status        pending
+requester     spiffe://acme.test/agent/triage (agent of support)
+proof         x509-svid from 192.0.2.7, valid until 2026-11-24 13:00:00Z
+owner         login/ana
+why           | The customer filed INC-4711 three times, and two of them are
+              | duplicates of the first.
+              |   status: approved
+ticket        INC-4711 https://tracker.acme.test/INC-4711
+entitlement   reports: what customers get each month (owner support)
+scopes        read: look into reports
+              write
+prefix        | acme
+credential    valid 10m, collectable for 1h
+revocation    not possible; it expires by itself
+permits       | a session of arn:aws:iam::123456789012:role/reports
+              | {
+              |   "Action": "s3:GetObject"
+              | }
+pending       needs approval by 1 of support
+              lapses at 2026-11-24 12:30:00Z
+approved by   login/cleo for security, narrowed to read, valid 5m
+              | looks right
+reason        reports are of customers
+policies      agents-write reports-need-people
+last 30 days  reports: 12 requested, 10 granted, 1 denied, 1 pending;
+              incomplete, only the newest are counted
+              tickets-api: 1 requested, 1 granted, 0 denied
+digest        0000000000000000000000000000000000000000000000000000000000000000
 `
 
 func requestToShow() *api.Request {
@@ -69,28 +69,28 @@ func show(r *api.Request) string {
 	return out.String()
 }
 
-func TestRequestIsShownWhole(t *testing.T) {
+func TestRequestShowsAllFields(t *testing.T) {
 	got := show(requestToShow())
 	if got != shown {
-		t.Errorf("it shows\n%s\nwant\n%s", got, shown)
+		t.Errorf("got\n%s\nwant\n%s", got, shown)
 	}
 	for line := range strings.Lines(got) {
-		if utf8.RuneCountInString(line) > 81 { // with its end
-			t.Errorf("wider than a terminal: %q", line)
+		if utf8.RuneCountInString(line) > 81 { // with its line end
+			t.Errorf("wider than 80 columns: %q", line)
 		}
 	}
 	r := requestToShow()
 	r.Justification, r.Facts.History = "", nil
-	if got := show(r); !strings.Contains(got, "why          no reason was given\n") || !strings.Contains(got, "in 30 days   it asked for nothing before\n") {
-		t.Errorf("without a reason and a past: %s", got)
+	if got := show(r); !strings.Contains(got, "why           no justification\n") || !strings.Contains(got, "last 30 days  no other requests\n") {
+		t.Errorf("without justification and history: got %s", got)
 	}
 	r.Facts = nil
-	if got := show(r); strings.Contains(got, "in 30 days") || strings.Contains(got, "ending it") || strings.Contains(got, "no reason") {
-		t.Errorf("without facts, it shows some: %s", got)
+	if got := show(r); strings.Contains(got, "last 30 days") || strings.Contains(got, "revocation") || strings.Contains(got, "no justification") {
+		t.Errorf("without facts: got %s", got)
 	}
 }
 
-// No text of others moves the cursor, or pretends to be a line of ours.
+// Text of other parties can't move the cursor or imitate a row.
 func TestHostileTextsInTheTerminal(t *testing.T) {
 	const evil = "x\x1b[2J\x1b]0;pwned\a\rstatus  approved\nstatus  approved\n\tstatus  approved\u202e\u2028status  approved\x7f\u0085"
 	r := requestToShow()
@@ -102,8 +102,8 @@ func TestHostileTextsInTheTerminal(t *testing.T) {
 	f.Effect, f.Description, f.From, f.TicketURL, f.ScopeTexts["read"], f.History[0].Entitlement = evil, evil, evil, evil, evil, evil
 	got := show(r)
 	for line := range strings.Lines(got) {
-		if strings.HasPrefix(line, "status") && line != "status       pending\n" || strings.HasPrefix(strings.TrimSpace(line), "status") && !strings.Contains(line, "pending") {
-			t.Errorf("a line of others': %q", line)
+		if strings.HasPrefix(line, "status") && line != "status        pending\n" || strings.HasPrefix(strings.TrimSpace(line), "status") && !strings.Contains(line, "pending") {
+			t.Errorf("forged row: %q", line)
 		}
 	}
 	for _, r := range got {

@@ -12,7 +12,7 @@ import (
 	"accessbroker.internal/store"
 )
 
-func TestPlan(t *testing.T) {
+func TestSchedule(t *testing.T) {
 	cfg := KeysConfig{Algorithm: "ES256", RotateEvery: 24 * time.Hour, PublishAhead: time.Hour}
 	key := func(signs time.Time, retires time.Time) *broker.SigningKey {
 		return &broker.SigningKey{Algorithm: "ES256", Signs: signs, Retires: retires}
@@ -22,55 +22,56 @@ func TestPlan(t *testing.T) {
 		name   string
 		keys   []*broker.SigningKey
 		now    time.Time
-		make   bool
+		create bool
 		signs  time.Time
 		retire int
 	}{
-		{"none: one at once", nil, issuertest.Noon, true, issuertest.Noon, 0},
-		{"young", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(22 * time.Hour), false, time.Time{}, 0},
+		{"no key: one at once", nil, issuertest.Noon, true, issuertest.Noon, 0},
+		{"nothing due", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(22 * time.Hour), false, time.Time{}, 0},
 		{"time to publish", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(23 * time.Hour), true, issuertest.Noon.Add(day), 0},
-		{"published, not signing", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(2*day)), key(issuertest.Noon.Add(day), time.Time{})}, issuertest.Noon.Add(23 * time.Hour), false, time.Time{}, 0},
-		{"late: verifiers still get their hour", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(9 * day), true, issuertest.Noon.Add(9*day + time.Hour), 0},
-		{"the old one's tokens are dead", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(2*day)), key(issuertest.Noon.Add(day), time.Time{})}, issuertest.Noon.Add(2*day - time.Hour - 1), false, time.Time{}, 0},
-		{"on the instant", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(day)), key(issuertest.Noon.Add(23*time.Hour), time.Time{})}, issuertest.Noon.Add(day), false, time.Time{}, 1},
+		{"successor published", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(2*day)), key(issuertest.Noon.Add(day), time.Time{})}, issuertest.Noon.Add(23 * time.Hour), false, time.Time{}, 0},
+		{"late: published an hour ahead all the same", []*broker.SigningKey{key(issuertest.Noon, time.Time{})}, issuertest.Noon.Add(9 * day), true, issuertest.Noon.Add(9*day + time.Hour), 0},
+		{"not yet retired", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(2*day)), key(issuertest.Noon.Add(day), time.Time{})}, issuertest.Noon.Add(2*day - time.Hour - 1), false, time.Time{}, 0},
+		{"retired on the instant", []*broker.SigningKey{key(issuertest.Noon, issuertest.Noon.Add(day)), key(issuertest.Noon.Add(23*time.Hour), time.Time{})}, issuertest.Noon.Add(day), false, time.Time{}, 1},
 		{"another algorithm", []*broker.SigningKey{{Algorithm: "RS256", Signs: issuertest.Noon}}, issuertest.Noon.Add(time.Minute), true, issuertest.Noon.Add(time.Hour + time.Minute), 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := plan(c.keys, cfg, c.now)
-			if got.make != c.make || c.make && !got.signs.Equal(c.signs) || len(got.retire) != c.retire {
-				t.Errorf("plan = %+v", got)
+			got := schedule(c.keys, cfg, c.now)
+			if got.create != c.create || c.create && !got.signs.Equal(c.signs) || len(got.retire) != c.retire {
+				t.Errorf("schedule = %+v", got)
 			}
 		})
 	}
 }
 
-func TestRotationMustOutliveTokens(t *testing.T) {
+func TestOpenKeysRejectsConfig(t *testing.T) {
 	cfg := testConfig(t, issuertest.Store(t), "ES256")
 	cfg.LongestTTL = cfg.RotateEvery + 1
 	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err == nil || !strings.Contains(err.Error(), "must outlive") {
-		t.Errorf("a rotation shorter than the longest ttl: %v", err)
+		t.Errorf("rotation shorter than the longest ttl: got %v", err)
 	}
 	cfg = testConfig(t, issuertest.Store(t), "HS256")
 	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err == nil {
-		t.Error("tokens are signed by a shared secret")
+		t.Error("OpenKeys accepted the algorithm HS256")
 	}
 }
 
-// Over a week, every token verifies by the JWKS from before it was minted until
-// it is dead, through rotations, restarts and a long pause.
-func TestTokensVerifyAllTheirLife(t *testing.T) {
+// For a week, every token verifies with the JWKS of an hour before it was minted
+// and with every later one until it expires, across rotations, restarts and pauses
+// of the rotation.
+func TestTokensVerifyUntilTheyExpire(t *testing.T) {
 	s := issuertest.Store(t)
 	cfg := testConfig(t, s, "ES256")
 	keys := openKeys(t, cfg, issuertest.Noon)
-	type living struct {
+	type issued struct {
 		token string
 		until time.Time
 	}
-	var alive []living
-	var jwksBefore []byte // what a verifier fetched up to an hour ago
+	var tokens []issued
+	var jwksBefore []byte // of an hour ago
 	for hour := range 7 * 24 {
 		now := issuertest.Noon.Add(time.Duration(hour) * time.Hour)
-		if hour%50 < 40 { // the loop stands still for ten hours now and then
+		if hour%50 < 40 { // pauses for 10 hours of each 50
 			if err := keys.Step(t.Context(), now); err != nil {
 				t.Fatal(err)
 			}
@@ -84,9 +85,9 @@ func TestTokensVerifyAllTheirLife(t *testing.T) {
 		if jwksBefore != nil {
 			verify(t, jwksBefore, token)
 		}
-		alive = append(alive, living{token, l.Expires})
+		tokens = append(tokens, issued{token, l.Expires})
 		jwks := keys.JWKS(now)
-		for _, one := range alive {
+		for _, one := range tokens {
 			if now.Before(one.until) {
 				verify(t, jwks, one.token)
 			}
@@ -103,7 +104,7 @@ func checkRotated(t *testing.T, s *store.Store, keys *Keys) {
 		t.Fatal(err)
 	}
 	if len(stored) < 6 || len(keys.List()) > 3 {
-		t.Errorf("after a week %d keys were made and %d are in use", len(stored), len(keys.List()))
+		t.Errorf("after a week: %d keys created, %d in use, want 6 or more, and 3 or fewer", len(stored), len(keys.List()))
 	}
 	var created, retired int
 	for i := range s.Head().Size {
@@ -123,20 +124,26 @@ func checkRotated(t *testing.T, s *store.Store, keys *Keys) {
 		}
 	}
 	if created != len(stored) || retired != len(stored)-len(keys.List()) {
-		t.Errorf("%d keys, %d in use: the log says %d created, %d retired", len(stored), len(keys.List()), created, retired)
+		t.Errorf("%d keys, %d in use, but the log has %d created and %d retired", len(stored), len(keys.List()), created, retired)
 	}
 }
 
-func TestTwoReplicasMakeOneKey(t *testing.T) {
+func TestTwoReplicasCreateOneKey(t *testing.T) {
 	cfg := testConfig(t, issuertest.Store(t), "ES256")
 	a, b := openKeys(t, cfg, issuertest.Noon), openKeys(t, cfg, issuertest.Noon)
-	for _, keys := range []*Keys{a, b} {
-		if err := keys.Step(t.Context(), issuertest.Noon.Add(23*time.Hour)); err != nil {
-			t.Fatal(err)
-		}
+	due := issuertest.Noon.Add(23 * time.Hour)
+	if err := a.Step(t.Context(), due); err != nil {
+		t.Fatal(err)
 	}
-	if got, want := string(b.JWKS(issuertest.Noon)), string(a.JWKS(issuertest.Noon)); got != want && len(a.List()) == len(b.List()) || len(b.List()) != 2 {
-		t.Errorf("two replicas publish %s and %s", want, got)
+	// b decided before it saw the key of a.
+	if err := b.create(t.Context(), schedule(rows(*b.ring.Load()), cfg, due), due); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Step(t.Context(), due); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(b.JWKS(issuertest.Noon)), string(a.JWKS(issuertest.Noon)); got != want || len(b.List()) != 2 {
+		t.Errorf("the replicas publish %s and %s, want the same 2 keys", want, got)
 	}
 }
 
@@ -146,24 +153,30 @@ func TestKeysAreSealed(t *testing.T) {
 	openKeys(t, cfg, issuertest.Noon)
 	cfg.Sealer = issuertest.Sealer(t, 2)
 	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err == nil || !strings.Contains(err.Error(), "not among seal_keys") {
-		t.Errorf("opened by another key: %v", err)
+		t.Errorf("opened with another seal key: %v", err)
 	}
 	cfg.Sealer = issuertest.Sealer(t, 2, 1)
 	keys := openKeys(t, cfg, issuertest.Noon)
-	before, _ := s.SigningKeys(t.Context(), "token")
+	before, err := s.SigningKeys(t.Context(), "token")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if n, err := keys.Reseal(t.Context()); err != nil || n != 1 {
-		t.Fatalf("Reseal = %d, %v", n, err)
+		t.Fatalf("Reseal = %d, %v, want 1", n, err)
 	}
 	if n, err := keys.Reseal(t.Context()); err != nil || n != 0 {
-		t.Fatalf("Reseal again = %d, %v", n, err)
+		t.Fatalf("second Reseal = %d, %v, want 0", n, err)
 	}
-	after, _ := s.SigningKeys(t.Context(), "token")
+	after, err := s.SigningKeys(t.Context(), "token")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if bytes.Equal(before[0].Sealed, after[0].Sealed) {
-		t.Error("the envelope is the same")
+		t.Error("Reseal did not change the sealed key")
 	}
 	cfg.Sealer = issuertest.Sealer(t, 2)
 	if _, err := OpenKeys(t.Context(), cfg, issuertest.Noon); err != nil {
-		t.Errorf("without the old key: %v", err)
+		t.Errorf("opened without the old seal key: %v", err)
 	}
 }
 

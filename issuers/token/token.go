@@ -18,9 +18,12 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Issuer issues JWT access tokens (RFC 9068) that the broker signs itself. Only
-// time ends them for those who verify them by key; introspection tells the
-// truth at once. It is safe for concurrent use.
+// accessToken is the typ of an access token (RFC 9068, section 2.1).
+const accessToken = "at+jwt"
+
+// An Issuer issues JWT access tokens (RFC 9068) for one audience. A token that
+// was revoked still verifies until it expires; introspection reports it as
+// inactive at once. An Issuer is safe for concurrent use.
 type Issuer struct {
 	issuer   string
 	audience string
@@ -33,25 +36,25 @@ var (
 	_ broker.Describer = (*Issuer)(nil)
 )
 
-// New returns an issuer of tokens by "issuer" (the broker's external URL)
-// for one audience.
+// New returns an issuer of tokens for an audience. The tokens' iss is issuer, the
+// broker's external URL.
 func New(issuer, audience string, keys *Keys) *Issuer {
 	return &Issuer{issuer, audience, keys}
 }
 
-// Prepare has nothing to prepare: a token ends by time.
+// Prepare returns nothing: a token needs no handle, as it ends at its expiry.
 func (*Issuer) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
 	return broker.Prepared{}, nil
 }
 
-// Issue is Mint.
+// Issue mints a token for the order's lease.
 func (t *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	c, err := t.Mint(ctx, o.Lease)
 	return c, nil, err
 }
 
-// Revoke says that only time ends a token. That it was given back is what
-// introspection says, from the lease.
+// Revoke returns ErrNotRevocable, unless the lease belongs to another issuer.
+// Introspection reads the lease, and needs nothing from Revoke.
 func (*Issuer) Revoke(_ context.Context, l broker.Lease) error {
 	if len(l.Handle) > 0 {
 		return broker.ForeignLease(l)
@@ -63,12 +66,13 @@ func (*Issuer) Revoke(_ context.Context, l broker.Lease) error {
 // ends only at its expiry, under any issuer.
 func (*Issuer) Owns(l broker.Lease) bool { return len(l.Handle) == 0 }
 
-// Describe names the audience of the token and its scopes.
+// Describe shows the token's audience and scopes.
 func (t *Issuer) Describe(_ *broker.Entitlement, scopes []string, _ map[string]string) string {
 	return fmt.Sprintf("a token for %s\nscope: %s", t.audience, strings.Join(scopes, " "))
 }
 
-// Mint signs a token for the lease. It ends with the lease, to the second.
+// Mint returns a token that expires with the lease. It builds the token by hand:
+// it runs for every request, and golang-jwt would encode each through a map.
 func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, error) {
 	key := t.keys.current(l.Opened)
 	if key == nil {
@@ -91,15 +95,15 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	}, nil
 }
 
-// claims are those of RFC 9068, section 2.2, and ours: entitlement, request, for
-// bound tokens cnf (RFC 8705, section 3.1), and the parameters of entitlements
-// that have some as authorization_details (RFC 9396, section 9.1). Times are whole
-// seconds, rounded so that the token never lives longer than its lease.
+// claims returns the claims of RFC 9068, section 2.2, and entitlement, request,
+// cnf for bound tokens (RFC 8705, section 3.1), and the request's parameters as
+// authorization_details (RFC 9396, section 9.1). Times are truncated to seconds,
+// so that the token never outlives its lease.
 func (t *Issuer) claims(l *broker.Lease) []byte {
 	b := make([]byte, 0, 768)
 	b = appendMember(b, '{', "aud", t.audience)
 	if len(l.Parameters) > 0 {
-		// What was decided on and approved must bind the token, too.
+		// Policy and approvers decided on the parameters: they must bind the token.
 		b = append(b, `,"authorization_details":[{"parameters":`...)
 		b = audit.AppendStrings(b, l.Parameters)
 		b = append(appendMember(b, ',', "type", l.Entitlement), `}]`...)
@@ -129,11 +133,12 @@ func appendMember(b []byte, sep byte, key, value string) []byte {
 	return audit.AppendString(append(b, ':'), value)
 }
 
-// maxInspected bounds a token that is inspected, in bytes.
+// maxInspected is the length of the longest token that Inspect parses, in bytes.
 const maxInspected = 16 << 10
 
-// Inspect gives the lease of one of this issuer's tokens. It verifies
-// everything but the time; whatever does not hold is broker.ErrNotFound.
+// Inspect returns the lease that one of this issuer's tokens belongs to, and
+// broker.ErrNotFound for any other text. It verifies everything except the
+// token's times.
 func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
 	if len(token) > maxInspected {
 		return broker.LeaseID{}, errNotOurs
@@ -152,14 +157,14 @@ func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error
 	return broker.ParseLeaseID(claims.ID)
 }
 
-// errNotOurs says nothing of why: whoever asks has no business to know.
+// errNotOurs gives no reason, which could help an attacker.
 var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound)
 
-// keyOf finds the key that a token names, and holds the token to the key's own
-// algorithm and to the type of access tokens (RFC 8725, sections 3.1, 3.11).
+// keyOf returns the public key that a token names. The token must have that key's
+// algorithm and the type of access tokens (RFC 8725, sections 3.1 and 3.11).
 func (t *Issuer) keyOf(token *jwt.Token) (any, error) {
 	for _, key := range t.keys.published(time.Now()) {
-		if token.Header["kid"] == key.kid && token.Method.Alg() == key.row.Algorithm && token.Header["typ"] == "at+jwt" {
+		if token.Header["kid"] == key.kid && token.Method.Alg() == key.row.Algorithm && token.Header["typ"] == accessToken {
 			return key.signer.Public(), nil
 		}
 	}

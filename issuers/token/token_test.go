@@ -48,8 +48,8 @@ func mint(t testing.TB, token *Issuer, l broker.Lease) string {
 	return c.Secret.Reveal()["token"]
 }
 
-// verify checks a token as a resource server would, by a library that has
-// nothing to do with the one that made it.
+// verify verifies an access token as a resource server does, with another library
+// than the one that signed it, and returns its claims.
 func verify(t testing.TB, jwks []byte, token string) map[string]any {
 	t.Helper()
 	var set jose.JSONWebKeySet
@@ -62,11 +62,11 @@ func verify(t testing.TB, jwks []byte, token string) map[string]any {
 	}
 	header := signed.Signatures[0].Header
 	if header.ExtraHeaders["typ"] != "at+jwt" {
-		t.Errorf("typ is %v", header.ExtraHeaders["typ"])
+		t.Errorf("typ is %v, want at+jwt", header.ExtraHeaders["typ"])
 	}
 	keys := set.Key(header.KeyID)
 	if len(keys) != 1 || keys[0].Algorithm != header.Algorithm {
-		t.Fatalf("%d keys of the JWKS fit the token: %s", len(keys), jwks)
+		t.Fatalf("%d keys in the JWKS match the token, want 1: %s", len(keys), jwks)
 	}
 	payload, err := signed.Verify(keys[0])
 	if err != nil {
@@ -79,7 +79,7 @@ func verify(t testing.TB, jwks []byte, token string) map[string]any {
 	return claims
 }
 
-func TestTokenProfile(t *testing.T) {
+func TestTokenHasRFC9068Claims(t *testing.T) {
 	for _, algorithm := range []string{"ES256", "RS256", "EdDSA"} {
 		t.Run(algorithm, func(t *testing.T) {
 			keys := openKeys(t, testConfig(t, issuertest.Store(t), algorithm), issuertest.Noon)
@@ -99,9 +99,7 @@ func TestTokenProfile(t *testing.T) {
 	}
 }
 
-// The parameters that were decided on stand in the token: it is good for no
-// others.
-func TestTokenParameters(t *testing.T) {
+func TestTokenIsBoundToParameters(t *testing.T) {
 	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
 	l := issuertest.Lease(issuertest.Noon)
 	l.Parameters = map[string]string{"account": `12"3456`, "branch": "north"}
@@ -112,7 +110,7 @@ func TestTokenParameters(t *testing.T) {
 	}
 }
 
-func TestBoundToken(t *testing.T) {
+func TestTokenIsBoundToCertificate(t *testing.T) {
 	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
 	l := issuertest.Lease(issuertest.Noon)
 	l.Confirm = audit.Digest{1, 2, 3}
@@ -123,29 +121,29 @@ func TestBoundToken(t *testing.T) {
 	}
 }
 
-func TestInspect(t *testing.T) {
+func TestInspectAcceptsOnlyOwnTokens(t *testing.T) {
 	now := time.Now()
 	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)
 	issuer := New(testIssuer, testAudience, keys)
 	l := issuertest.Lease(now)
 	token := mint(t, issuer, l)
 	if id, err := issuer.Inspect(t.Context(), token); err != nil || id != l.ID {
-		t.Fatalf("Inspect = %s, %v", id, err)
+		t.Fatalf("Inspect = %s, %v, want %s", id, err, l.ID)
 	}
 	parts := strings.Split(token, ".")
 	header := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	kid := keys.List()[0].KID
 	for name, bad := range map[string]string{
-		"nothing":           "",
+		"empty":             "",
 		"not a token":       "a.b.c",
 		"too long":          token + strings.Repeat("a", maxInspected),
 		"another signature": parts[0] + "." + parts[1] + "." + base64.RawURLEncoding.EncodeToString(make([]byte, 64)),
 		"alg none":          header(`{"alg":"none","kid":"`+kid+`","typ":"at+jwt"}`) + "." + parts[1] + ".",
 		"HMAC":              header(`{"alg":"HS256","kid":"`+kid+`","typ":"at+jwt"}`) + "." + parts[1] + "." + parts[2],
 		"another typ":       header(`{"alg":"ES256","kid":"`+kid+`","typ":"JWT"}`) + "." + parts[1] + "." + parts[2],
-		"of another aud":    mint(t, New(testIssuer, "https://other.test", keys), l),
-		"of another iss":    mint(t, New("https://other.test", testAudience, keys), l),
-		"of other keys":     mint(t, New(testIssuer, testAudience, openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)), l),
+		"another audience":  mint(t, New(testIssuer, "https://other.test", keys), l),
+		"another issuer":    mint(t, New("https://other.test", testAudience, keys), l),
+		"other keys":        mint(t, New(testIssuer, testAudience, openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)), l),
 	} {
 		if _, err := issuer.Inspect(t.Context(), bad); !errors.Is(err, broker.ErrNotFound) || bad != "" && strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v", name, err)
@@ -161,7 +159,7 @@ func FuzzInspect(f *testing.F) {
 	f.Add("a.b.c")
 	f.Fuzz(func(t *testing.T, text string) {
 		if _, err := issuer.Inspect(context.Background(), text); err == nil && strings.Split(text, ".")[1] != strings.Split(token, ".")[1] {
-			t.Errorf("a token that was never issued is accepted: %q", text)
+			t.Errorf("accepted a token that was not issued: %q", text)
 		}
 	})
 }

@@ -8,22 +8,20 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Authenticate finds out who made a request. The bodyToken is a token in its
-// body that is to be the caller's own proof: subject_token (RFC 8693) or
-// client_assertion (RFC 7523); "" if there is none. It gives exactly one
-// identity, or an error that wraps a sentinel of package broker:
+// Authenticate returns the identity of the caller of r. bodyToken is the caller's
+// own token from the body, if any: subject_token (RFC 8693) or client_assertion
+// (RFC 7523). Errors wrap a sentinel of package broker.
 //
-//   - A certificate and a bearer token are two proofs, and refused with
-//     broker.ErrTwoIdentities, even if both name the same workload: which of
-//     them the record shows, and which one's end bounds what is issued, must
-//     not be a matter of choice.
-//   - A token in the body alone is the caller's proof. Byte for byte the bearer
-//     token, it is the same proof.
-//   - Beside a certificate, a token in the body must prove the same workload.
-//     The certificate is the proof then: it is what tokens are bound to.
-//   - Beside another bearer token, one in the body is a second proof:
-//     broker.ErrTwoIdentities.
-//   - If it is about somebody else, that would be a delegation:
+//   - A certificate and a bearer token are two proofs: broker.ErrTwoIdentities,
+//     even if both prove the same workload. Otherwise the caller could choose
+//     which proof the audit record names and which expiry bounds the lease.
+//   - A body token alone is the proof. A body token that equals the bearer token
+//     is the same proof.
+//   - With a certificate, the body token must prove the same workload. The
+//     certificate is the proof, because issued tokens are bound to it.
+//   - With a different bearer token for the same workload, the body token is a
+//     second proof: broker.ErrTwoIdentities.
+//   - A body token for another identity would be a delegation:
 //     broker.ErrForeignSubject.
 func (v *Verifier) Authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
 	now := time.Now()
@@ -34,7 +32,7 @@ func (v *Verifier) Authenticate(r *http.Request, bodyToken string) (broker.Ident
 	hasCert := r.TLS != nil && len(r.TLS.PeerCertificates) > 0
 	switch {
 	case hasCert && bearer != "":
-		return broker.Identity{}, v.twoIdentities("this call carries a client certificate and a bearer token: send one of them, even if both are yours")
+		return broker.Identity{}, v.twoIdentities("the request has a client certificate and a bearer token: send only one of them")
 	case hasCert:
 		who, err := v.verifyConn(r.Context(), r.TLS.PeerCertificates, now)
 		if err == nil && bodyToken != "" {
@@ -53,13 +51,12 @@ func (v *Verifier) Authenticate(r *http.Request, bodyToken string) (broker.Ident
 	case bodyToken != "":
 		return v.JWT(bodyToken, now)
 	}
-	return broker.Identity{}, v.countFailure(&Failure{methodNone, CauseNoProof, "prove who you are: connect with an X.509-SVID, or send a JWT-SVID as Authorization: Bearer"})
+	return broker.Identity{}, v.countFailure(&Failure{methodNone, CauseNoProof, "the request has no proof of identity: connect with an X.509-SVID, or send a JWT-SVID as Authorization: Bearer"})
 }
 
-// bearer reads the Authorization header (RFC 6750, section 2.1).
-//
-// Several headers, or a value that is not one token, are refused: what stands
-// in front of us and what stands behind might each take another one.
+// bearer returns the token of the Authorization header (RFC 6750, section 2.1), or
+// "" if there is no header. It rejects several headers and values with more than
+// one token, because a proxy in front might use another one than the broker.
 func bearer(h http.Header) (string, error) {
 	values := h.Values("Authorization")
 	switch len(values) {
@@ -67,7 +64,7 @@ func bearer(h http.Header) (string, error) {
 		return "", nil
 	case 1:
 	default:
-		return "", jwtFailure(CauseMalformed, "send one Authorization header: Bearer <JWT-SVID>")
+		return "", jwtFailure(CauseMalformed, "the request has several Authorization headers: send one, Bearer <JWT-SVID>")
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || token == "" || strings.ContainsAny(token, " \t,") {
@@ -76,7 +73,7 @@ func bearer(h http.Header) (string, error) {
 	return token, nil
 }
 
-// checkSameIdentity wants a token in the body to prove whom the certificate proved.
+// checkSameIdentity returns an error unless bodyToken proves the identity who.
 func (v *Verifier) checkSameIdentity(who broker.Identity, bodyToken string, now time.Time) error {
 	other, err := v.jwt(bodyToken, now)
 	if isForeign(err) || err == nil && other.ID != who.ID {
@@ -85,17 +82,17 @@ func (v *Verifier) checkSameIdentity(who broker.Identity, bodyToken string, now 
 	return v.countFailure(err)
 }
 
-// second says what is wrong with a token in the body that is not the bearer
-// token.
+// rejectSecondToken returns the error for a body token that differs from the
+// bearer token, which proves who.
 func (v *Verifier) rejectSecondToken(who broker.Identity, bodyToken string, now time.Time) error {
 	if err := v.checkSameIdentity(who, bodyToken, now); err != nil {
 		return err
 	}
-	return v.twoIdentities("this call carries two different tokens: send the one in the body alone, or the same one twice")
+	return v.twoIdentities("the bearer token and the token in the body differ: send only the one in the body, or the same token in both places")
 }
 
-// isForeign says whether a token is about somebody that can't be a caller
-// here, such as a person's ID token.
+// isForeign reports whether err means that a token belongs to an identity that
+// can't call the broker with it, such as a person's ID token.
 func isForeign(err error) bool {
 	f, ok := err.(*Failure)
 	return ok && (f.Cause == CauseSPIFFEID || f.Cause == CauseTrustDomain)
@@ -109,5 +106,5 @@ func (v *Verifier) twoIdentities(detail string) error {
 func (v *Verifier) foreignSubject() error {
 	v.failed(methodNone, string(CauseForeignSubject))
 	return &broker.Refusal{Err: broker.ErrForeignSubject,
-		Detail: "the token in the body is not the proof that this call was made with; acting for others is not offered: send your own JWT-SVID, and no other proof"}
+		Detail: "the token in the body belongs to another identity, and delegation is not supported: send your own JWT-SVID and no other proof"}
 }

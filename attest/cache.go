@@ -12,18 +12,20 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// remembered is a proof that held.
+// A cachedProof is a verified proof.
 type cachedProof struct {
 	who        broker.Identity
-	generation uint64 // of the trust that it was verified under
+	generation uint64 // of the trust that verified it
 	notBefore  time.Time
 }
 
-// A memory remembers proofs, up to a bound. It is safe for concurrent use.
+// A proofCache caches verified proofs by their SHA-256 hash, up to a limit. It is
+// safe for concurrent use.
 //
-// Entries are kept on a clock: each has a bit that a hit sets, and the hand
-// takes the first entry without it. That is as good as LRU here, and a hit
-// moves nothing. Keys are SHA-256 hashes, so nobody can aim at one shard.
+// Each shard evicts with the clock algorithm: a hit sets a bit of the entry, and
+// the hand clears bits until it finds an entry without one. The hit rate is close
+// to that of LRU, and a hit moves nothing. Callers can't aim at one shard, because
+// the hash selects it.
 type proofCache struct{ shards [cacheShards]shard }
 
 const cacheShards = 16
@@ -37,37 +39,37 @@ type shard struct {
 }
 
 type slot struct {
-	key  [sha256.Size]byte
-	used bool
-	is   cachedProof
+	key   [sha256.Size]byte
+	used  bool
+	proof cachedProof
 }
 
 func newProofCache(limit int) *proofCache {
-	m := &proofCache{}
-	for i := range m.shards {
-		m.shards[i].limit = max(1, limit/cacheShards)
-		m.shards[i].index = map[[sha256.Size]byte]int{}
+	c := &proofCache{}
+	for i := range c.shards {
+		c.shards[i].limit = max(1, limit/cacheShards)
+		c.shards[i].index = map[[sha256.Size]byte]int{}
 	}
-	return m
+	return c
 }
 
-func (m *proofCache) shard(key [sha256.Size]byte) *shard { return &m.shards[key[0]%cacheShards] }
+func (c *proofCache) shard(key [sha256.Size]byte) *shard { return &c.shards[key[0]%cacheShards] }
 
-// recall gives what is remembered under the generation.
-func (m *proofCache) get(key [sha256.Size]byte, generation uint64) (cachedProof, bool) {
-	s := m.shard(key)
+// get returns the proof for key if it was verified under the generation.
+func (c *proofCache) get(key [sha256.Size]byte, generation uint64) (cachedProof, bool) {
+	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i, ok := s.index[key]
-	if !ok || s.slots[i].is.generation != generation {
+	if !ok || s.slots[i].proof.generation != generation {
 		return cachedProof{}, false
 	}
 	s.slots[i].used = true
-	return s.slots[i].is, true
+	return s.slots[i].proof, true
 }
 
-func (m *proofCache) put(key [sha256.Size]byte, r cachedProof) {
-	s := m.shard(key)
+func (c *proofCache) put(key [sha256.Size]byte, r cachedProof) {
+	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i, ok := s.index[key]
@@ -75,10 +77,10 @@ func (m *proofCache) put(key [sha256.Size]byte, r cachedProof) {
 		i = s.free()
 		s.index[key] = i
 	}
-	s.slots[i] = slot{key: key, used: true, is: r}
+	s.slots[i] = slot{key: key, used: true, proof: r}
 }
 
-// free finds a place for one more entry.
+// free returns a free slot and evicts an entry if there is none.
 func (s *shard) free() int {
 	if len(s.slots) < s.limit {
 		s.slots = append(s.slots, slot{})
@@ -96,27 +98,28 @@ func (s *shard) free() int {
 
 type connKey struct{}
 
-// A conn remembers what the certificate of one connection proved. A TLS 1.3
-// client can't change its certificate after the handshake, so that one check
-// is good for as long as the same keys are trusted.
+// A connCache caches the verified certificate of one connection. A TLS 1.3 client
+// can't change its certificate after the handshake (the server never asks for
+// post-handshake authentication), so one verification is enough for a generation
+// of trust.
 type connCache struct{ cert atomic.Pointer[cachedCert] }
 
-// cachedCert is the outcome for one leaf. It is not changed once made.
+// A cachedCert is a verified leaf. It is immutable.
 type cachedCert struct {
 	leaf *x509.Certificate
 	cachedProof
 }
 
-// ConnContext gives connections a place where what their certificate proved is
-// remembered: set it as the ConnContext of an http.Server. Without it, every
-// request costs the verification of its chain.
+// ConnContext adds a certificate cache to the context of a connection. Set it as
+// the ConnContext of the http.Server; without it, every request verifies the
+// chain.
 func (v *Verifier) ConnContext(ctx context.Context, _ net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, &connCache{})
 }
 
-// verifyConn is X509 with the connection's memory: the chain is verified once a
-// generation of trust, and its times are looked at for every request, since
-// neither TLS nor a connection that lives on does that.
+// verifyConn is X509 with the connection's cache. It verifies the chain once per
+// generation of trust and checks the times on every request, because a connection
+// may outlive its certificate.
 func (v *Verifier) verifyConn(ctx context.Context, chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
 	c, _ := ctx.Value(connKey{}).(*connCache)
 	if c == nil {

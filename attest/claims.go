@@ -12,7 +12,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Bounds of what a provider may say of a person.
+// Limits of a person's claims.
 const (
 	maxSubject  = 255 // bytes, of ASCII (OpenID Connect Core 1.0, section 2)
 	maxGroups   = 256
@@ -21,7 +21,7 @@ const (
 	maxSessions = 255 // bytes of a sid
 )
 
-// personClaims are what a provider says of a person, in an ID token or at UserInfo.
+// personClaims holds the claims of an ID token or a UserInfo response.
 type personClaims struct {
 	raw map[string]json.RawMessage
 }
@@ -29,12 +29,12 @@ type personClaims struct {
 func parseClaims(payload json.RawMessage) (personClaims, error) {
 	var c personClaims
 	if err := json.Unmarshal(payload, &c.raw); err != nil || c.raw == nil {
-		return c, errors.New("its claims are no JSON object")
+		return c, errors.New("the claims are not a JSON object")
 	}
 	return c, nil
 }
 
-// text gives a claim that is a string; "" if it is not there.
+// text returns a claim that must be a string, or "" if it is absent.
 func (c personClaims) text(name string) (string, error) {
 	value, ok := c.raw[name]
 	if !ok {
@@ -42,12 +42,13 @@ func (c personClaims) text(name string) (string, error) {
 	}
 	var s string
 	if err := json.Unmarshal(value, &s); err != nil {
-		return "", fmt.Errorf("the claim %q is no text", name)
+		return "", fmt.Errorf("the claim %q is not a string", name)
 	}
 	return s, nil
 }
 
-// seconds gives a claim that is a time; zero if it is not there.
+// seconds returns a claim that must be a NumericDate, or the zero time if it is
+// absent.
 func (c personClaims) seconds(name string) (time.Time, error) {
 	value, ok := c.raw[name]
 	if !ok {
@@ -55,21 +56,22 @@ func (c personClaims) seconds(name string) (time.Time, error) {
 	}
 	var n float64
 	if err := json.Unmarshal(value, &n); err != nil || n < 0 || n > 1<<40 {
-		return time.Time{}, fmt.Errorf("the claim %q is no time", name)
+		return time.Time{}, fmt.Errorf("the claim %q is not a time in seconds", name)
 	}
 	return time.Unix(int64(n), 0).UTC(), nil
 }
 
-// groups gives the values of the groups claim, and whether it is there. A
-// provider that would have us fetch them elsewhere (a distributed claim, such as
-// Entra ID's overage) is refused: half of somebody's groups is worse than none.
-func (c personClaims) groups(name string) (values []string, there bool, err error) {
+// groups returns the values of the groups claim and whether the claim is present.
+// It rejects distributed claims (OpenID Connect Core, section 5.6.2), such as the
+// groups overage of Entra ID: with some of a person's groups missing, forbids
+// would not apply.
+func (c personClaims) groups(name string) (values []string, present bool, err error) {
 	if name == "" {
 		return nil, true, nil
 	}
 	var elsewhere map[string]json.RawMessage
 	if raw, ok := c.raw["_claim_names"]; ok && json.Unmarshal(raw, &elsewhere) == nil && elsewhere[name] != nil {
-		return nil, false, fmt.Errorf("the provider gives the claim %q only elsewhere (_claim_names): have it put into tokens the groups that matter here", name)
+		return nil, false, fmt.Errorf("the claim %q is distributed (_claim_names): configure the provider to put only the relevant groups into the token", name)
 	}
 	value, ok := c.raw[name]
 	if !ok {
@@ -79,20 +81,22 @@ func (c personClaims) groups(name string) (values []string, there bool, err erro
 	if json.Unmarshal(value, &one) == nil {
 		values = []string{one}
 	} else if json.Unmarshal(value, &values) != nil {
-		return nil, false, fmt.Errorf("the claim %q is neither a text nor a list of texts", name)
+		return nil, false, fmt.Errorf("the claim %q is neither a string nor a list of strings", name)
 	}
 	if len(values) > maxGroups {
-		return nil, false, fmt.Errorf("the claim %q has %d groups, more than %d: have the provider name only those that matter here", name, len(values), maxGroups)
+		return nil, false, fmt.Errorf("the claim %q has %d groups, more than %d: configure the provider to claim only the relevant groups", name, len(values), maxGroups)
 	}
 	for _, v := range values {
 		if len(v) > maxGroup || !utf8.ValidString(v) {
-			return nil, false, fmt.Errorf("the claim %q names a group of more than %d bytes", name, maxGroup)
+			return nil, false, fmt.Errorf("the claim %q has a group that is not UTF-8 or has more than %d bytes", name, maxGroup)
 		}
 	}
 	return values, true, nil
 }
 
-// checkSubject refuses what could not be told apart, or shown, as an ID.
+// checkSubject returns an error unless sub is visible ASCII of at most maxSubject
+// bytes (OpenID Connect Core, section 2). Two IDs that look the same must not
+// differ.
 func checkSubject(sub string) error {
 	if sub == "" || len(sub) > maxSubject || strings.IndexFunc(sub, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 		return fmt.Errorf("the subject is not 1 to %d visible ASCII characters", maxSubject)
@@ -100,7 +104,8 @@ func checkSubject(sub string) error {
 	return nil
 }
 
-// display makes text of a provider's fit to be shown: nothing is decided by it.
+// display returns s without unprintable characters and of at most maxDisplay
+// bytes. It is for texts that people see and no decision depends on.
 func display(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -115,7 +120,7 @@ func display(s string) string {
 	return s
 }
 
-// person makes what a provider says of somebody.
+// person returns the person that the claims c of the subject sub describe.
 func (p *provider) person(sub string, c personClaims, groups []string, now time.Time) (*broker.Person, error) {
 	out := &broker.Person{Provider: p.cfg.Name, Groups: groups, Claimed: now}
 	name, err1 := c.text("name")

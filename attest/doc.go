@@ -1,11 +1,21 @@
-// Package attest turns proofs into identities: an X.509-SVID of a TLS
-// connection, or a JWT-SVID, becomes a broker.Identity, or is refused with a
-// cause that can be counted and a sentence that says what to do.
+// Package attest authenticates callers: it turns proofs into identities.
 //
-// A Source says whom to trust: the bundles of the Workload API or of files,
-// cut down to the trust domains that the operator listed. A Verifier checks
-// proofs against it. Package localca beside it is a whole trust domain in a
-// process, for tests and for trying things out.
+// A Verifier checks the X.509-SVID of a TLS connection or a JWT-SVID and returns
+// a broker.Identity, or a Failure with a cause for metrics and a sentence for
+// the caller. It checks them against a Source, which holds the trust bundles of
+// the trust domains that the operator listed and follows changes of the Workload
+// API or of bundle files. The Source also holds the broker's own SVID and
+// configures TLS for servers and clients.
 //
-// Nothing here logs, returns or counts a token or a part of one.
+// People authenticates people with OpenID providers. Passkeys enrols the keys
+// with which people sign approvals.
+//
+// No log line, error or Failure contains a token, a code or a secret. Only
+// FetchJWTSVID and the methods of People return tokens.
+//
+// Files: authenticate.go decides which proof of a request counts; jwt.go and
+// x509.go check one proof; cache.go remembers verified proofs; source.go,
+// trust.go, files.go and workloadapi.go provide trust; people.go, provider.go and
+// claims.go implement OpenID Connect. Package localca is a trust domain in one
+// process, for tests and development.
 package attest

@@ -2,47 +2,47 @@ package attest
 
 import "accessbroker.internal/broker"
 
-// A Cause says why a proof did not hold. The set is closed, so that it can be
-// the label of a metric.
+// A Cause is the reason why a proof was rejected. The set is closed, so that
+// metrics can use it as a label.
 type Cause string
 
-// The causes.
+// Causes.
 const (
-	CauseNoProof        Cause = "no_proof"        // neither certificate nor token
+	CauseNoProof        Cause = "no_proof"        // neither a certificate nor a token
 	CauseTwoIdentities  Cause = "two_identities"  // more than one proof, or proofs of two identities
-	CauseForeignSubject Cause = "foreign_subject" // a token in the body that is about somebody else
-	CauseMalformed      Cause = "malformed"       // not an SVID at all, or one that breaks a rule of its format
-	CauseOversized      Cause = "oversized"       // longer than MaxTokenSize
-	CauseAlgorithm      Cause = "algorithm"       // none, HMAC, or anything else that the SPIFFE specification does not list
-	CauseSPIFFEID       Cause = "spiffe_id"       // none, several, or one that names no workload
-	CauseTrustDomain    Cause = "trust_domain"    // not listed in trust_domains, whatever bundles were delivered
-	CauseAudience       Cause = "audience"        // none, several, or somebody else's
+	CauseForeignSubject Cause = "foreign_subject" // a token in the body for another identity
+	CauseMalformed      Cause = "malformed"       // not an SVID, or not in the required format
+	CauseOversized      Cause = "oversized"       // larger than MaxTokenSize
+	CauseAlgorithm      Cause = "algorithm"       // not in the list of JWT-SVID, section 2.1; so neither none nor HMAC
+	CauseSPIFFEID       Cause = "spiffe_id"       // no SPIFFE ID, several, or one without a path
+	CauseTrustDomain    Cause = "trust_domain"    // not listed in trust_domains, even if its bundle was delivered
+	CauseAudience       Cause = "audience"        // none, several, or not the broker's
 	CauseExpired        Cause = "expired"         // exp or NotAfter has passed
-	CauseNotYetValid    Cause = "not_yet_valid"   // nbf, iat or NotBefore is yet to come
-	CauseLifetime       Cause = "lifetime"        // exp is further away than MaxLifetime
-	CauseNoBundle       Cause = "no_bundle"       // of a listed trust domain; nothing of it can be verified
-	CauseUnknownKey     Cause = "unknown_key"     // the bundle has no such key
-	CauseSignature      Cause = "signature"       // made by another key, or over something else
-	CauseUsage          Cause = "usage"           // a certificate that is not for this: a CA, or one for other uses
-	CauseUntrusted      Cause = "untrusted"       // no chain to an authority in the bundle
+	CauseNotYetValid    Cause = "not_yet_valid"   // nbf, iat or NotBefore is in the future
+	CauseLifetime       Cause = "lifetime"        // exp is more than MaxLifetime from now
+	CauseNoBundle       Cause = "no_bundle"       // the trust domain is listed, but its bundle is missing
+	CauseUnknownKey     Cause = "unknown_key"     // kid is not in the bundle
+	CauseSignature      Cause = "signature"       // the signature does not verify
+	CauseUsage          Cause = "usage"           // a CA certificate, or one for other purposes
+	CauseUntrusted      Cause = "untrusted"       // no chain to an authority of the bundle
 )
 
-// methodNone is what is counted where there was no proof, or more than one.
+// methodNone is the method of failures without a proof or with more than one.
 const methodNone broker.Method = "none"
 
-// A Failure is a proof that did not hold. It wraps a *broker.Refusal of
-// broker.ErrUnauthenticated, whose Detail is the sentence for the caller.
+// A Failure is the rejection of a proof. It wraps a *broker.Refusal of
+// broker.ErrUnauthenticated with the same Detail.
 type Failure struct {
 	Method broker.Method
 	Cause  Cause
-	Detail string // what to do; never holds the proof or a part of it
+	Detail string // what the caller should do; never contains the proof or a part of it
 }
 
 func (f *Failure) Error() string {
 	return string(f.Method) + ": " + string(f.Cause) + ": " + f.Detail
 }
 
-// Unwrap gives what package server answers with.
+// Unwrap returns the error that package server maps to a response.
 func (f *Failure) Unwrap() error {
 	return &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: f.Detail}
 }

@@ -19,12 +19,12 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// maxFile bounds a bundle or certificate file, in bytes.
+// maxFile is the largest bundle, certificate or key file, in bytes.
 const maxFile = 1 << 20
 
-// pollFiles looks at all files again and again. Reading a few kilobytes every
-// few seconds is cheaper than being wrong about what a changed time, inode or
-// mount says, and it is right on every file system.
+// pollFiles reads all files every PollInterval until ctx ends. Notifications and
+// modification times miss changes on some file systems and mounts; reading a few
+// kilobytes every few seconds works on all.
 func (s *Source) pollFiles(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.PollInterval)
 	defer tick.Stop()
@@ -38,8 +38,8 @@ func (s *Source) pollFiles(ctx context.Context) error {
 	}
 }
 
-// look reads every file, and takes those that changed. One that can't be used
-// leaves in force what it said before.
+// poll reads every file and applies the changes. If a file can't be used, its
+// previous content stays in force.
 func (s *Source) poll() {
 	s.mu.Lock()
 	files, certs := slices.Clone(s.files), slices.Clone(s.certs)
@@ -58,7 +58,7 @@ func (s *Source) poll() {
 	}
 }
 
-// openFiles reads every file for the first time; here, all must be good.
+// openFiles reads every file for the first time. It fails if one is not valid.
 func (s *Source) openFiles() error {
 	var errs []error
 	for name, path := range s.cfg.Bundles {
@@ -87,18 +87,18 @@ func (s *Source) applyFiles(files []*bundleFile) error {
 	})
 }
 
-// A bundleFile is the bundle of one trust domain, in a file. It is owned by
-// Open, and then by Run.
+// A bundleFile is the file with the bundle of one trust domain. Open uses it, and
+// then Run alone.
 type bundleFile struct {
 	domain spiffeid.TrustDomain
 	path   string
-	seen   [sha256.Size]byte // of what was last tried, good or not
-	err    error             // of what was last tried
+	seen   [sha256.Size]byte // of the content that was parsed last, valid or not
+	err    error             // from parsing it
 	x509   *x509bundle.Bundle
 	jwt    *jwtbundle.Bundle
 }
 
-// read says whether the file holds something new and good.
+// read reads the file and reports whether it has new, valid content.
 func (f *bundleFile) read() (fresh bool, err error) {
 	content, err := readFile(f.path)
 	if err != nil {
@@ -121,8 +121,8 @@ func (f *bundleFile) parse(content []byte) error {
 	return nil
 }
 
-// parseBundle reads the SPIFFE bundle format (SPIFFE Trust Domain and Bundle,
-// section 4), or certificates in PEM.
+// parseBundle parses the SPIFFE bundle format (SPIFFE Trust Domain and Bundle,
+// section 4) or PEM certificates.
 func parseBundle(td spiffeid.TrustDomain, content []byte) (*x509bundle.Bundle, *jwtbundle.Bundle, error) {
 	var x509 *x509bundle.Bundle
 	jwt := jwtbundle.New(td)
@@ -140,24 +140,25 @@ func parseBundle(td spiffeid.TrustDomain, content []byte) (*x509bundle.Bundle, *
 		x509, jwt = b.X509Bundle(), b.JWTBundle()
 	}
 	if x509.Empty() && jwt.Empty() {
-		return nil, nil, errors.New("there is no authority in it")
+		return nil, nil, errors.New("it has no authority: export the bundle of the trust domain again")
 	}
 	for _, c := range x509.X509Authorities() {
 		if !c.IsCA {
-			return nil, nil, fmt.Errorf("the certificate with serial %x is not a CA's: a bundle holds the authorities, not what they signed", c.SerialNumber)
+			return nil, nil, fmt.Errorf("the certificate with serial %x is not a CA certificate: use the bundle of the trust domain, not an SVID", c.SerialNumber)
 		}
 	}
 	return x509, jwt, nil
 }
 
-// A certFile is a server's certificate and key, in files.
+// A certFile is the certificate and key of a server, in files.
 type certFile struct {
 	certPath, keyPath string
-	seen              [sha256.Size]byte // owned by ServerTLS, and then by Run
-	err               error             // of what was last tried
+	seen              [sha256.Size]byte // used by ServerTLS, and then by Run alone
+	err               error             // from parsing them
 	cert              atomic.Pointer[tls.Certificate]
 }
 
+// read reads the files and stores a new, valid certificate.
 func (c *certFile) read() error {
 	cert, err := readFile(c.certPath)
 	if err != nil {
@@ -174,8 +175,8 @@ func (c *certFile) read() error {
 	c.seen = sum
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		// Often the one was replaced and the other not yet: the next look
-		// finds both.
+		// Usually one file was replaced and the other not yet. The next poll finds
+		// both.
 		c.err = fmt.Errorf("reading the server's certificate from %s and %s: %w", c.certPath, c.keyPath, err)
 		return c.err
 	}
@@ -197,7 +198,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if len(content) > maxFile {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
+		return nil, fmt.Errorf("%s is larger than %d bytes: check the path", path, maxFile)
 	}
 	return content, nil
 }

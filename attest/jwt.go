@@ -16,11 +16,11 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// MaxTokenSize bounds a JWT-SVID, in bytes. SPIRE's are about 700.
+// MaxTokenSize is the largest JWT-SVID, in bytes. Those of SPIRE have about 700.
 const MaxTokenSize = 8 << 10
 
-// A token is what a JWT-SVID says. Nothing of it is believed before its
-// signature was checked.
+// A token holds the parsed fields of a JWT-SVID. They are not trustworthy until
+// verify has checked the signature.
 type token struct {
 	alg, kid  string
 	id        spiffeid.ID
@@ -29,15 +29,15 @@ type token struct {
 	notBefore time.Time // the later of nbf and iat; zero if there is neither
 }
 
-// refused makes a Failure of a JWT-SVID.
+// jwtFailure returns a Failure for a JWT-SVID.
 func jwtFailure(cause Cause, detail string) error {
 	return &Failure{broker.MethodJWTSVID, cause, detail}
 }
 
-// parseToken reads a JWT-SVID as strictly as its specification allows. go-jose
-// parses it a second time to check the signature, so whatever two parsers
-// could read in two ways is refused here: duplicate members, unknown headers,
-// sloppy base64, numbers that are not integers.
+// parseToken parses a JWT-SVID as strictly as the specification allows. go-jose
+// parses it again to check the signature. parseToken therefore rejects everything
+// that two parsers may read differently: duplicate members, unknown header
+// fields, base64 with padding or line ends, and numbers that are not integers.
 func parseToken(compact string) (token, error) {
 	header, claims, err := split(compact)
 	if err != nil {
@@ -53,35 +53,36 @@ func parseToken(compact string) (token, error) {
 	return t, nil
 }
 
-// split takes the compact serialization apart; JWT-SVID, section 5.1, allows
-// no other. (The JSON serializations could carry several signatures.)
+// split decodes the compact serialization, the only one that JWT-SVID, section
+// 5.1, allows. The JSON serializations may carry several signatures.
 func split(compact string) (header, claims []byte, err error) {
 	parts := strings.Split(compact, ".")
 	if len(parts) != 3 {
-		return nil, nil, jwtFailure(CauseMalformed, "send the JWT-SVID in JWS compact serialization: three parts with a dot between them, one signature")
+		return nil, nil, jwtFailure(CauseMalformed, "the JWT-SVID is not in JWS compact serialization: send three parts with a dot between them")
 	}
 	var decoded [3][]byte
 	for i, part := range parts {
-		// Strict base64url without padding (RFC 7515, section 2): a token
-		// has one spelling. Go's decoder skips line ends; we don't.
+		// RFC 7515, section 2: base64url without padding. Strict and the check for
+		// line ends, which Go's decoder skips, leave one encoding per token.
 		decoded[i], err = base64.RawURLEncoding.Strict().DecodeString(part)
 		if err != nil || len(part) == 0 || strings.ContainsAny(part, "\r\n") {
-			return nil, nil, jwtFailure(CauseMalformed, "a part of the JWT-SVID is not base64url (RFC 7515, section 2), or missing: see whether it was cut off or changed on its way")
+			return nil, nil, jwtFailure(CauseMalformed, "a part of the JWT-SVID is empty or not base64url (RFC 7515, section 2): check whether the token was truncated or changed in transit")
 		}
 	}
 	return decoded[0], decoded[1], nil
 }
 
-// algorithms of JWT-SVID, section 2.1. There is no none and no HMAC.
+// algorithms lists the algorithms of JWT-SVID, section 2.1. It must never contain
+// none or HMAC (RFC 8725, section 2.1).
 var algorithms = map[string]bool{
 	"RS256": true, "RS384": true, "RS512": true,
 	"ES256": true, "ES384": true, "ES512": true,
 	"PS256": true, "PS384": true, "PS512": true,
 }
 
-// readHeader reads the JOSE header. Section 2 of JWT-SVID allows alg, kid and
-// typ, and no other: so no crit, and no jwk, jku, x5c or x5u, with which a
-// token would bring its own key.
+// readHeader parses the JOSE header. JWT-SVID, section 2, allows only alg, kid and
+// typ. That excludes crit, and jwk, jku, x5c and x5u, with which a token would
+// choose its own key.
 func (t *token) readHeader(raw []byte) error {
 	header, err := members(raw)
 	if err != nil {
@@ -89,17 +90,17 @@ func (t *token) readHeader(raw []byte) error {
 	}
 	for name := range header {
 		if name != "alg" && name != "kid" && name != "typ" {
-			return jwtFailure(CauseMalformed, "the header of the JWT-SVID may hold alg, kid and typ only (JWT-SVID, section 2)")
+			return jwtFailure(CauseMalformed, "the header of the JWT-SVID may have only alg, kid and typ (JWT-SVID, section 2)")
 		}
 	}
 	if t.alg = text(header["alg"]); !algorithms[t.alg] {
 		return jwtFailure(CauseAlgorithm, "sign the JWT-SVID with RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384 or PS512 (JWT-SVID, section 2.1)")
 	}
 	if typ, ok := header["typ"]; ok && text(typ) != "JWT" && text(typ) != "JOSE" {
-		return jwtFailure(CauseMalformed, "the typ of a JWT-SVID is JWT or JOSE, if there is one (JWT-SVID, section 2.3)")
+		return jwtFailure(CauseMalformed, "the typ of the JWT-SVID must be JWT or JOSE, or absent (JWT-SVID, section 2.3)")
 	}
 	if t.kid = text(header["kid"]); t.kid == "" {
-		return jwtFailure(CauseMalformed, "the JWT-SVID names no key: its header needs a kid")
+		return jwtFailure(CauseMalformed, "the header of the JWT-SVID has no kid: it must name the signing key")
 	}
 	return nil
 }
@@ -109,11 +110,11 @@ func (t *token) readClaims(raw []byte) error {
 	if err != nil {
 		return jwtFailure(CauseMalformed, "the payload of the JWT-SVID "+err.Error())
 	}
-	// Nobody here reads iss and jti, but go-jose refuses what is no text: say
-	// so, and don't blame the signature.
+	// The broker does not use iss and jti, but go-jose rejects other types than
+	// strings. Without this check the error would blame the signature.
 	for _, name := range []string{"iss", "jti"} {
 		if raw, ok := claims[name]; ok && raw[0] != '"' {
-			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID is not text (RFC 7519, section 4.1)")
+			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID is not a string (RFC 7519, section 4.1)")
 		}
 	}
 	if err := t.readSubject(claims["sub"]); err != nil {
@@ -125,7 +126,7 @@ func (t *token) readClaims(raw []byte) error {
 	return t.readTimes(claims)
 }
 
-// readSubject reads who it is about (JWT-SVID, section 3.1).
+// readSubject parses the SPIFFE ID in sub (JWT-SVID, section 3.1).
 func (t *token) readSubject(raw json.RawMessage) error {
 	id, err := workloadID(text(raw))
 	if err != nil {
@@ -135,8 +136,8 @@ func (t *token) readSubject(raw json.RawMessage) error {
 	return nil
 }
 
-// readAudience wants one audience. The specification (section 3.2) only
-// recommends that; but who else a token is for could present it here.
+// readAudience requires exactly one audience. The specification (section 3.2)
+// only recommends it, but any other audience could replay the token here.
 func (t *token) readAudience(raw json.RawMessage) error {
 	t.audience = text(raw)
 	var list []string
@@ -144,7 +145,7 @@ func (t *token) readAudience(raw json.RawMessage) error {
 		t.audience = list[0]
 	}
 	if t.audience == "" {
-		return jwtFailure(CauseAudience, "fetch a JWT-SVID for exactly one audience, the broker's")
+		return jwtFailure(CauseAudience, "the JWT-SVID must have exactly one audience: fetch one for the broker's audience alone")
 	}
 	return nil
 }
@@ -152,13 +153,13 @@ func (t *token) readAudience(raw json.RawMessage) error {
 func (t *token) readTimes(claims map[string]json.RawMessage) error {
 	exp, err := seconds(claims["exp"])
 	if err != nil || exp.IsZero() {
-		return jwtFailure(CauseMalformed, "the JWT-SVID needs an exp, in whole seconds (JWT-SVID, section 3.3)")
+		return jwtFailure(CauseMalformed, "the JWT-SVID needs an exp in whole seconds (JWT-SVID, section 3.3)")
 	}
 	t.expires = exp
 	for _, name := range []string{"nbf", "iat"} {
 		at, err := seconds(claims[name])
 		if err != nil {
-			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID is not in whole seconds")
+			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID must be in whole seconds (RFC 7519, section 2)")
 		}
 		if at.After(t.notBefore) {
 			t.notBefore = at
@@ -167,9 +168,9 @@ func (t *token) readTimes(claims map[string]json.RawMessage) error {
 	return nil
 }
 
-// seconds reads a NumericDate (RFC 7519, section 2) that is an integer; zero
-// if there is none. Fractions and exponents round differently in different
-// parsers.
+// seconds parses a NumericDate (RFC 7519, section 2) that is an integer, because
+// parsers round fractions and exponents differently. It returns the zero time if
+// raw is nil.
 func seconds(raw json.RawMessage) (time.Time, error) {
 	if raw == nil {
 		return time.Time{}, nil
@@ -181,7 +182,7 @@ func seconds(raw json.RawMessage) (time.Time, error) {
 	return time.Unix(int64(n), 0), nil
 }
 
-// text gives a JSON string, or "" for anything else.
+// text returns the value of a JSON string, or "" for any other JSON.
 func text(raw json.RawMessage) string {
 	var s string
 	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
@@ -190,18 +191,18 @@ func text(raw json.RawMessage) string {
 	return s
 }
 
-// What is wrong with a JSON object. None of these repeats what stood in it.
+// Errors of members. They must not quote the input, which may be a secret.
 var (
 	errNotObject = errors.New("is not a JSON object")
 	errDuplicate = errors.New("has a member twice (RFC 7519, section 4)")
 	errTooDeep   = errors.New("is nested too deeply")
 )
 
-// maxDepth bounds how deeply claims may be nested.
+// maxDepth limits the nesting of claims.
 const maxDepth = 16
 
-// members gives the members of a JSON object. No object in it, however deep,
-// may have a member twice: parsers disagree on which one counts.
+// members returns the members of a JSON object. It rejects duplicate members at
+// every depth, because parsers disagree on which one counts.
 func members(raw []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(raw) {
 		return nil, errNotObject
@@ -244,7 +245,7 @@ func object(raw []byte, depth int) (map[string]json.RawMessage, error) {
 	return found, nil
 }
 
-// distinct looks for members that stand twice in a value.
+// distinct returns an error if an object in raw has duplicate members.
 func distinct(raw json.RawMessage, depth int) error {
 	if depth == 0 {
 		return errTooDeep
@@ -267,11 +268,11 @@ func distinct(raw json.RawMessage, depth int) error {
 	return nil
 }
 
-// maxID bounds a SPIFFE ID, in bytes (SPIFFE-ID, section 2.3).
+// maxID is the longest SPIFFE ID, in bytes (SPIFFE-ID, section 2.3).
 const maxID = 2048
 
-// workloadID reads the SPIFFE ID of a workload: one with a path (a trust
-// domain alone is that of its authorities).
+// workloadID parses the SPIFFE ID of a workload. An ID without a path belongs to
+// the trust domain's authorities.
 func workloadID(s string) (spiffeid.ID, error) {
 	id, err := spiffeid.FromString(s)
 	switch {
@@ -280,7 +281,7 @@ func workloadID(s string) (spiffeid.ID, error) {
 	case id.Path() == "":
 		return spiffeid.ID{}, errors.New("names a trust domain, not a workload: a path is missing")
 	case len(s) > maxID || len(id.TrustDomain().Name()) > 255:
-		return spiffeid.ID{}, errors.New("is too long a SPIFFE ID (SPIFFE-ID, section 2.3)")
+		return spiffeid.ID{}, errors.New("is longer than a SPIFFE ID may be (SPIFFE-ID, section 2.3)")
 	}
 	return id, nil
 }

@@ -16,16 +16,16 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Passkeys enrol passkeys (Web Authentication Level 3, section 7.1). What they
-// sign later is verified by package audit, so that everybody can. It is safe
-// for concurrent use.
+// Passkeys enrols passkeys (Web Authentication Level 3, section 7.1). Package audit
+// verifies their signatures, so that auditors can do so offline. It is safe for
+// concurrent use.
 type Passkeys struct {
 	rp string
 	w  *webauthn.WebAuthn
 }
 
-// NewPasskeys makes passkeys for the relying party rp, a host, whose pages are
-// at origin.
+// NewPasskeys returns Passkeys for the relying party rp, a host name, with pages at
+// origin.
 func NewPasskeys(rp, origin string) (*Passkeys, error) {
 	w, err := webauthn.New(&webauthn.Config{
 		RPID: rp, RPDisplayName: "Access Broker", RPOrigins: []string{origin},
@@ -40,28 +40,31 @@ func NewPasskeys(rp, origin string) (*Passkeys, error) {
 	return &Passkeys{rp, w}, nil
 }
 
-// RP is the relying party's id.
+// RP returns the ID of the relying party.
 func (p *Passkeys) RP() string { return p.rp }
 
-// keyAlgorithms are those that package audit verifies.
+// keyAlgorithms lists the algorithms that package audit can verify.
 var keyAlgorithms = []protocol.CredentialParameter{
 	{Type: protocol.PublicKeyCredentialType, Algorithm: webauthncose.AlgES256},
 	{Type: protocol.PublicKeyCredentialType, Algorithm: webauthncose.AlgEdDSA},
 	{Type: protocol.PublicKeyCredentialType, Algorithm: webauthncose.AlgRS256},
 }
 
-// keyHolder is a person, as the library wants it. The handle says nothing to
-// whoever finds the authenticator.
+// A keyHolder implements webauthn.User for a person.
 type keyHolder struct {
 	who      broker.Identity
 	passkeys []broker.Passkey
 }
 
+// WebAuthnID returns the user handle. It is a hash, because authenticators store it
+// and may show it to anyone who has the device (section 14.6.1).
 func (h keyHolder) WebAuthnID() []byte {
 	sum := sha256.Sum256([]byte("accessbroker/passkey-user/v1\n" + h.who.ID))
 	return sum[:]
 }
+
 func (h keyHolder) WebAuthnName() string { return h.who.ID }
+
 func (h keyHolder) WebAuthnDisplayName() string {
 	if h.who.Person != nil && h.who.Person.Name != "" {
 		return h.who.Person.Name
@@ -78,15 +81,15 @@ func (h keyHolder) WebAuthnCredentials() (list []webauthn.Credential) {
 	return list
 }
 
-// enrolment is what Finish has to know. It leaves the broker sealed.
+// An enrolment is the state between Begin and Finish. The broker seals it before it
+// leaves the process.
 type enrolment struct {
 	Session webauthn.SessionData `json:"session"`
 	Expires time.Time            `json:"expires"`
 }
 
-// Begin begins an enrolment. options go to the browser's
-// navigator.credentials.create; the state is for Finish, and must come back as
-// it was.
+// Begin starts an enrolment. options are for navigator.credentials.create in the
+// browser. state is for Finish; the caller must protect it from changes.
 func (p *Passkeys) Begin(who broker.Identity, passkeys []broker.Passkey, now time.Time) (options, state []byte, err error) {
 	h := keyHolder{who, passkeys}
 	exclude := make([]protocol.CredentialDescriptor, 0, len(passkeys))
@@ -95,24 +98,23 @@ func (p *Passkeys) Begin(who broker.Identity, passkeys []broker.Passkey, now tim
 	}
 	creation, session, err := p.w.BeginRegistration(h, webauthn.WithExclusions(exclude), webauthn.WithCredentialParameters(keyAlgorithms))
 	if err != nil {
-		return nil, nil, fmt.Errorf("beginning to enrol a passkey: %w", err)
+		return nil, nil, fmt.Errorf("starting the enrolment of a passkey: %w", err)
 	}
 	if options, err = json.Marshal(creation); err != nil {
-		return nil, nil, fmt.Errorf("beginning to enrol a passkey: %w", err)
+		return nil, nil, fmt.Errorf("starting the enrolment of a passkey: %w", err)
 	}
 	state, err = json.Marshal(enrolment{*session, now.Add(broker.SignWithin)})
 	return options, state, err
 }
 
-// errEnrolment is all that a caller is told: what a browser sends is not worth
-// a diagnosis.
-var errEnrolment = errors.New("the passkey does not hold")
+var errEnrolment = errors.New("the passkey is not valid")
 
-// Finish takes what the browser made of the options, and gives the passkey.
+// Finish verifies the browser's response to the options of Begin and returns the
+// new passkey.
 func (p *Passkeys) Finish(who broker.Identity, state, response []byte, now time.Time) (broker.Passkey, error) {
 	var e enrolment
 	if err := json.Unmarshal(state, &e); err != nil || !now.Before(e.Expires) {
-		return broker.Passkey{}, errors.New("it took too long")
+		return broker.Passkey{}, errors.New("the enrolment took too long: start again")
 	}
 	parsed, err := protocol.ParseCredentialCreationResponseBytes(response)
 	if err != nil {
@@ -124,7 +126,7 @@ func (p *Passkeys) Finish(who broker.Identity, state, response []byte, now time.
 	}
 	block, _ := pem.Decode([]byte(webauthncose.DisplayPublicKey(made.PublicKey)))
 	if block == nil || len(block.Bytes) > audit.MaxPublic || len(made.ID) > audit.MaxCredential {
-		return broker.Passkey{}, fmt.Errorf("%w: its key is of a kind that is not supported", errEnrolment)
+		return broker.Passkey{}, fmt.Errorf("%w: the type of its key is not supported", errEnrolment)
 	}
 	return broker.Passkey{ID: made.ID, Public: block.Bytes, RP: p.rp, SignCount: made.Authenticator.SignCount}, nil
 }

@@ -18,57 +18,57 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// People are those who log in with OpenID providers: by the authorization code
-// flow (OpenID Connect Core 1.0, section 3.1) with PKCE (RFC 7636) and a nonce.
-// It is safe for concurrent use.
+// People authenticates people with OpenID providers. It uses the authorization
+// code flow (OpenID Connect Core 1.0, section 3.1) with PKCE (RFC 7636) and a
+// nonce. It is safe for concurrent use.
 type People struct{ providers map[string]*provider }
 
-// NewPeople makes People of the providers. None of them is asked for anything yet.
+// NewPeople returns People with these providers. It does not contact them.
 func NewPeople(configs ...ProviderConfig) (*People, error) {
 	p := &People{providers: map[string]*provider{}}
 	for _, cfg := range configs {
-		one, err := newProvider(cfg)
+		op, err := newProvider(cfg)
 		if err != nil {
 			return nil, err
 		}
-		p.providers[cfg.Name] = one
+		p.providers[cfg.Name] = op
 	}
 	return p, nil
 }
 
 func (p *People) provider(name string) (*provider, error) {
-	if one := p.providers[name]; one != nil {
-		return one, nil
+	if op := p.providers[name]; op != nil {
+		return op, nil
 	}
-	return nil, &broker.Refusal{Err: broker.ErrNotFound, Detail: "there is no such provider"}
+	return nil, &broker.Refusal{Err: broker.ErrNotFound, Detail: "the login provider does not exist"}
 }
 
-// A login is what is remembered while a browser is at its provider.
+// A login is the state of a login while the browser is at the provider.
 type login struct {
 	Provider string    `json:"provider"`
 	State    string    `json:"state"`
 	Nonce    string    `json:"nonce"`
-	Verifier string    `json:"verifier"` // of the PKCE challenge
+	Verifier string    `json:"verifier"` // of PKCE
 	Fresh    bool      `json:"fresh,omitempty"`
 	Begun    time.Time `json:"begun"`
 }
 
-// loginFor is how long a login may take.
-const loginFor = 10 * time.Minute
+// loginTimeout is how long a login may take.
+const loginTimeout = 10 * time.Minute
 
-// Begin begins a login. state is secret, and for Finish; the browser is sent
-// to where. fresh has the provider ask for a proof of who sits there, although
-// it may still know.
-func (p *People) Begin(ctx context.Context, name string, fresh bool, now time.Time) (state []byte, where string, err error) {
-	one, err := p.provider(name)
+// Begin starts a login. The caller sends the browser to authURL and passes state,
+// which is secret, to Finish. With fresh, the provider must authenticate the person
+// again even if it has a session.
+func (p *People) Begin(ctx context.Context, name string, fresh bool, now time.Time) (state []byte, authURL string, err error) {
+	op, err := p.provider(name)
 	if err != nil {
 		return nil, "", err
 	}
-	d, err := one.discover(ctx, now)
+	d, err := op.discover(ctx, now)
 	if err != nil {
 		return nil, "", err
 	}
-	config, err := one.oauth(d)
+	config, err := op.oauth(d)
 	if err != nil {
 		return nil, "", err
 	}
@@ -81,80 +81,81 @@ func (p *People) Begin(ctx context.Context, name string, fresh bool, now time.Ti
 	return state, config.AuthCodeURL(l.State, options...), err
 }
 
-// Finish proves who came back from the provider. What does not hold is an error
-// that names no token, code or secret.
+// Finish completes a login with the parameters of the callback and returns the
+// person's identity and tokens. Its errors contain no token, code or secret.
 func (p *People) Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error) {
 	var l login
 	if err := json.Unmarshal(state, &l); err != nil {
 		return broker.LoggedIn{}, fmt.Errorf("reading a login's state: %w", err)
 	}
-	one, err := p.provider(l.Provider)
+	op, err := p.provider(l.Provider)
 	if err != nil {
 		return broker.LoggedIn{}, err
 	}
-	d, err := one.discover(ctx, now)
+	d, err := op.discover(ctx, now)
 	if err != nil {
 		return broker.LoggedIn{}, err
 	}
-	if err := one.checkCallback(d, &l, callback, now); err != nil {
+	if err := op.checkCallback(d, &l, callback, now); err != nil {
 		return broker.LoggedIn{}, fmt.Errorf("provider %s: %w", l.Provider, err)
 	}
-	ctx, cancel := one.context(ctx)
+	ctx, cancel := op.context(ctx)
 	defer cancel()
-	config, err := one.oauth(d)
+	config, err := op.oauth(d)
 	if err != nil {
 		return broker.LoggedIn{}, err
 	}
 	token, err := config.Exchange(ctx, callback.Get("code"), oauth2.VerifierOption(l.Verifier))
 	if err != nil {
-		return broker.LoggedIn{}, one.down("trading the code for tokens", err)
+		return broker.LoggedIn{}, op.unavailable("exchanging the code for tokens", err)
 	}
-	in, err := one.loggedIn(ctx, d, &l, token, now)
+	in, err := op.newSession(ctx, d, &l, token, now)
 	if err != nil {
 		return broker.LoggedIn{}, fmt.Errorf("provider %s: %w", l.Provider, err)
 	}
 	return in, nil
 }
 
-// checkCallback looks at what the browser brings before anything is sent to
-// the provider.
+// checkCallback checks the parameters of the callback before the code is sent to
+// the provider: the browser may carry another login's response or another
+// provider's (the mix-up attack of RFC 9207).
 func (p *provider) checkCallback(d *discovered, l *login, callback url.Values, now time.Time) error {
 	for _, name := range []string{"state", "code", "iss", "error"} {
 		if len(callback[name]) > 1 || len(callback.Get(name)) > 4096 {
-			return fmt.Errorf("the answer has %s twice, or too long", name)
+			return fmt.Errorf("the parameter %s of the response is repeated or too long", name)
 		}
 	}
-	issuer, said := callback.Get("iss"), callback.Has("iss")
+	issuer, hasIssuer := callback.Get("iss"), callback.Has("iss")
 	switch {
-	case now.Before(l.Begun) || now.Sub(l.Begun) > loginFor:
-		return errors.New("the login took too long")
+	case now.Before(l.Begun) || now.Sub(l.Begun) > loginTimeout:
+		return errors.New("the login took longer than 10 minutes: log in again")
 	case subtle.ConstantTimeCompare([]byte(callback.Get("state")), []byte(l.State)) != 1:
-		return errors.New("the answer is to another login (state)") // RFC 6749, section 10.12
-	case said && issuer != p.cfg.Issuer || d.issuerInResponse && !said:
-		return errors.New("the answer is another provider's (iss)") // RFC 9207, section 2.4
+		return errors.New("the response belongs to another login (state): log in again") // RFC 6749, section 10.12
+	case hasIssuer && issuer != p.cfg.Issuer || d.issuerInResponse && !hasIssuer:
+		return errors.New("the response comes from another provider (iss)") // RFC 9207, section 2.4
 	case callback.Has("error"):
 		return withoutSecrets(&oauth2.RetrieveError{ErrorCode: callback.Get("error")})
 	case callback.Get("code") == "":
-		return errors.New("the answer has no code")
+		return errors.New("the response has no code")
 	}
 	return nil
 }
 
-// loggedIn makes an identity of what the token endpoint gave.
-func (p *provider) loggedIn(ctx context.Context, d *discovered, l *login, token *oauth2.Token, now time.Time) (broker.LoggedIn, error) {
+// newSession checks the token response of a login and returns the session to open.
+func (p *provider) newSession(ctx context.Context, d *discovered, l *login, token *oauth2.Token, now time.Time) (broker.LoggedIn, error) {
 	raw, id, c, err := p.idToken(ctx, d, token, now)
 	if err != nil {
 		return broker.LoggedIn{}, err
 	}
 	if subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(l.Nonce)) != 1 {
-		return broker.LoggedIn{}, errors.New("the ID token is of another login (nonce)")
+		return broker.LoggedIn{}, errors.New("the ID token belongs to another login (nonce)")
 	}
 	authTime, err := c.seconds("auth_time")
 	switch {
 	case err != nil:
 		return broker.LoggedIn{}, err
 	case l.Fresh && authTime.Before(l.Begun.Add(-iatLeeway)):
-		return broker.LoggedIn{}, errors.New("the provider did not ask for a fresh proof (auth_time)") // Core, section 3.1.2.1
+		return broker.LoggedIn{}, errors.New("the provider did not authenticate the person again (auth_time)") // Core, section 3.1.2.1
 	}
 	who, tokens, err := p.identity(ctx, d, id, c, token, now)
 	if err != nil {
@@ -164,21 +165,21 @@ func (p *provider) loggedIn(ctx context.Context, d *discovered, l *login, token 
 	who.Proof = broker.Proof{Method: broker.MethodSession, SHA256: sha256.Sum256([]byte(raw)), Expires: id.Expiry.UTC()}
 	sid, err := c.text("sid")
 	if err != nil || len(sid) > maxSessions {
-		return broker.LoggedIn{}, errors.New("its sid is malformed")
+		return broker.LoggedIn{}, errors.New("the claim \"sid\" is not a string of at most 255 bytes")
 	}
 	return broker.LoggedIn{Who: who, SID: sid, Tokens: tokens}, nil
 }
 
-// idToken verifies the ID token that came with a token answer (Core, section
-// 3.1.3.7).
+// idToken verifies the ID token of a token response (OpenID Connect Core, section
+// 3.1.3.7) and returns it with its claims.
 func (p *provider) idToken(ctx context.Context, d *discovered, token *oauth2.Token, now time.Time) (string, *oidc.IDToken, personClaims, error) {
 	raw, _ := token.Extra("id_token").(string)
 	if raw == "" || len(raw) > maxIDToken {
-		return "", nil, personClaims{}, errors.New("the token endpoint gave no ID token, or one that is too long")
+		return "", nil, personClaims{}, errors.New("the token response has no ID token, or one that is too long")
 	}
 	id, err := p.verifier(d, now).Verify(ctx, raw)
 	if err != nil {
-		return "", nil, personClaims{}, fmt.Errorf("the ID token does not hold: %w", err)
+		return "", nil, personClaims{}, fmt.Errorf("verifying the ID token: %w", err)
 	}
 	var payload json.RawMessage
 	if err := id.Claims(&payload); err != nil {
@@ -193,37 +194,39 @@ func (p *provider) idToken(ctx context.Context, d *discovered, token *oauth2.Tok
 	case err != nil:
 		return "", nil, personClaims{}, err
 	case azp != "" && azp != p.cfg.ClientID || azp == "" && len(id.Audience) > 1:
-		return "", nil, personClaims{}, errors.New("the ID token was made for another client (azp)")
+		return "", nil, personClaims{}, errors.New("the ID token was issued to another client (azp)")
 	case !now.Before(id.Expiry):
 		return "", nil, personClaims{}, errors.New("the ID token has expired")
 	case id.IssuedAt.After(now.Add(iatLeeway)):
-		return "", nil, personClaims{}, errors.New("the ID token is from the future: compare the clocks")
+		return "", nil, personClaims{}, errors.New("the ID token was issued in the future (iat): compare the clocks of the provider and the broker")
 	case id.AccessTokenHash != "" && id.VerifyAccessToken(token.AccessToken) != nil:
-		return "", nil, personClaims{}, errors.New("the ID token came with another access token (at_hash)")
+		return "", nil, personClaims{}, errors.New("the ID token belongs to another access token (at_hash)")
 	}
 	return raw, id, c, nil
 }
 
-// providerTokens are what a session keeps, sealed, to ask the provider again.
+// providerTokens are the tokens that a session stores, sealed, for Refresh.
 type providerTokens struct {
 	Access  string    `json:"access,omitempty"`
 	Expires time.Time `json:"expires,omitzero"`
 	Refresh string    `json:"refresh,omitempty"`
 }
 
-// identity makes an identity of claims. Where the ID token does not say who is
-// in which group, UserInfo does (Core, section 5.3).
+// identity returns the identity that the claims c describe, and the tokens for
+// Refresh. It reads UserInfo (OpenID Connect Core, section 5.3) if the ID token
+// lacks the groups or the name. Without groups a UserInfo error is fatal; a missing
+// name is not.
 func (p *provider) identity(ctx context.Context, d *discovered, id *oidc.IDToken, c personClaims, token *oauth2.Token, now time.Time) (broker.Identity, []byte, error) {
-	groups, there, err := c.groups(p.cfg.GroupsClaim)
+	groups, present, err := c.groups(p.cfg.GroupsClaim)
 	if err != nil {
 		return broker.Identity{}, nil, err
 	}
-	if !there || len(c.raw["name"]) == 0 {
+	if !present || len(c.raw["name"]) == 0 {
 		more, err := p.userInfo(ctx, d, id.Subject, token)
 		switch {
-		case err != nil && !there:
+		case err != nil && !present:
 			return broker.Identity{}, nil, err
-		case err == nil && !there:
+		case err == nil && !present:
 			if groups, _, err = more.groups(p.cfg.GroupsClaim); err != nil {
 				return broker.Identity{}, nil, err
 			}
@@ -245,10 +248,10 @@ func (p *provider) identity(ctx context.Context, d *discovered, id *oidc.IDToken
 func (p *provider) userInfo(ctx context.Context, d *discovered, sub string, token *oauth2.Token) (personClaims, error) {
 	info, err := d.UserInfo(ctx, oauth2.StaticTokenSource(token))
 	if err != nil {
-		return personClaims{}, p.down("asking for the claims", errors.New("UserInfo does not answer as it should"))
+		return personClaims{}, p.unavailable("reading UserInfo", errors.New("the UserInfo response is not usable"))
 	}
 	if info.Subject != sub {
-		return personClaims{}, errors.New("UserInfo is about somebody else (sub)") // Core, section 5.3.2
+		return personClaims{}, errors.New("the UserInfo response belongs to another person (sub)") // Core, section 5.3.2
 	}
 	var payload json.RawMessage
 	if err := info.Claims(&payload); err != nil {
@@ -257,27 +260,29 @@ func (p *provider) userInfo(ctx context.Context, d *discovered, sub string, toke
 	return parseClaims(payload)
 }
 
-// Refresh asks the provider again what it says of a person: by the refresh
-// token, if it gave one, else by the access token as long as that lives.
+// Refresh reads a person's claims from the provider again. It uses the refresh
+// token if there is one, and the access token until it expires otherwise. sealed
+// holds the tokens that Finish or Refresh returned last. The identity keeps its
+// proof and login time.
 func (p *People) Refresh(ctx context.Context, who broker.Identity, sealed []byte, now time.Time) (broker.Identity, []byte, error) {
 	if who.Person == nil {
-		return who, nil, errors.New("only people have providers")
+		return who, nil, errors.New("refreshing claims: the identity is not a person")
 	}
-	one, err := p.provider(who.Person.Provider)
+	op, err := p.provider(who.Person.Provider)
 	if err != nil {
 		return who, nil, err
 	}
-	d, err := one.discover(ctx, now)
+	d, err := op.discover(ctx, now)
 	if err != nil {
 		return who, nil, err
 	}
 	var tokens providerTokens
 	if err := json.Unmarshal(sealed, &tokens); err != nil {
-		return who, nil, fmt.Errorf("reading a provider's tokens: %w", err)
+		return who, nil, fmt.Errorf("reading the provider's tokens: %w", err)
 	}
-	ctx, cancel := one.context(ctx)
+	ctx, cancel := op.context(ctx)
 	defer cancel()
-	fresh, sealed, err := one.refresh(ctx, d, who, tokens, now)
+	fresh, sealed, err := op.refresh(ctx, d, who, tokens, now)
 	if err != nil {
 		return who, nil, fmt.Errorf("provider %s: %w", who.Person.Provider, err)
 	}
@@ -296,12 +301,12 @@ func (p *provider) refresh(ctx context.Context, d *discovered, who broker.Identi
 		}
 		renewed, err := config.TokenSource(ctx, &oauth2.Token{RefreshToken: tokens.Refresh}).Token()
 		if err != nil {
-			return who, nil, p.down("refreshing", err)
+			return who, nil, p.unavailable("refreshing the token", err)
 		}
 		if _, ok := renewed.Extra("id_token").(string); ok {
 			_, id, c, err := p.idToken(ctx, d, renewed, now)
 			if err == nil && id.Subject != sub {
-				err = errors.New("the new ID token is about somebody else (sub)") // Core, section 12.2
+				err = errors.New("the new ID token belongs to another person (sub)") // Core, section 12.2
 			}
 			if err != nil {
 				return who, nil, err
@@ -310,7 +315,7 @@ func (p *provider) refresh(ctx context.Context, d *discovered, who broker.Identi
 		}
 		token = renewed
 	case tokens.Access == "" || !now.Before(tokens.Expires):
-		return who, nil, errors.New("it gave nothing to ask again by: have it issue refresh tokens")
+		return who, nil, errors.New("the access token has expired and present is no refresh token: configure the provider to issue refresh tokens")
 	}
 	c, err := p.userInfo(ctx, d, sub, token)
 	if err != nil {
@@ -319,32 +324,31 @@ func (p *provider) refresh(ctx context.Context, d *discovered, who broker.Identi
 	return p.identity(ctx, d, &oidc.IDToken{Subject: sub}, c, token, now)
 }
 
-// LogoutToken verifies a provider's word that it logged somebody out (OpenID
-// Connect Back-Channel Logout 1.0, section 2.6). That the same word counts once
-// is up to whoever acts on it.
+// LogoutToken verifies a logout token (OpenID Connect Back-Channel Logout 1.0,
+// section 2.6). The caller must reject a token whose ID it has seen before.
 func (p *People) LogoutToken(ctx context.Context, name, raw string, now time.Time) (broker.LogoutWord, error) {
 	var word broker.LogoutWord
-	one, err := p.provider(name)
+	op, err := p.provider(name)
 	if err != nil {
 		return word, err
 	}
 	if raw == "" || len(raw) > maxIDToken {
-		return word, errors.New("there is no logout token, or one that is too long")
+		return word, errors.New("the request has no logout token, or one that is too long")
 	}
-	d, err := one.discover(ctx, now)
+	d, err := op.discover(ctx, now)
 	if err != nil {
 		return word, err
 	}
-	ctx, cancel := one.context(ctx)
+	ctx, cancel := op.context(ctx)
 	defer cancel()
-	token, err := one.verifier(d, now).VerifyLogout(ctx, raw)
+	token, err := op.verifier(d, now).VerifyLogout(ctx, raw)
 	switch {
 	case err != nil:
 		return word, fmt.Errorf("provider %s: %w", name, err)
 	case !now.Before(token.Expiry) || token.IssuedAt.After(now.Add(iatLeeway)) || now.Sub(token.IssuedAt) > broker.LogoutFor:
-		return word, errors.New("the logout token is not of now")
+		return word, errors.New("the logout token has expired or was not issued recently")
 	case len(token.SessionID) > maxSessions || token.Subject != "" && checkSubject(token.Subject) != nil:
-		return word, errors.New("the logout token names nobody who could be logged in")
+		return word, errors.New("the logout token has a malformed sub or sid")
 	}
 	return broker.LogoutWord{Provider: name, Sub: token.Subject, SID: token.SessionID, ID: token.TokenID, Issued: token.IssuedAt}, nil
 }

@@ -21,44 +21,45 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A ProviderConfig is an OpenID provider that people log in with.
+// A ProviderConfig configures an OpenID provider.
 type ProviderConfig struct {
 	Name         string                 // the "login" of "login/ana"
-	Issuer       string                 // its URL, exactly as its tokens name it
-	ClientID     string                 // who we are to it
-	Secret       func() (string, error) // the client's; read for each use, so that it can be rotated
-	RedirectURL  string                 // where it sends browsers back to
-	Scopes       []string               // beside openid; nil: profile and email
-	GroupsClaim  string                 // what of its claims names groups; empty: none does
-	ManagerClaim string                 // what names the manager, by sub; empty: none does
+	Issuer       string                 // its URL, exactly as in the iss of its tokens
+	ClientID     string                 // of the broker at the provider
+	Secret       func() (string, error) // of the client; called for each use, so that it can be rotated
+	RedirectURL  string                 // of the login callback
+	Scopes       []string               // in addition to openid; nil: profile and email
+	GroupsClaim  string                 // name of the claim with groups; empty: none
+	ManagerClaim string                 // name of the claim with the manager's sub; empty: none
 	Roots        *x509.CertPool         // nil: the system's
 }
 
-// Bounds of what a provider is listened to.
+// Limits for providers.
 const (
 	providerTimeout = 10 * time.Second
-	maxProvider     = 1 << 20 // bytes of an answer
-	maxIDToken      = 16 << 10
-	rediscover      = time.Hour       // how long its metadata is believed
-	giveUp          = 2 * time.Second // for how long a provider that is down is not asked again
-	askKeys         = time.Second     // how often it is asked for its keys at most
-	iatLeeway       = time.Minute     // that its clock may be ahead
+	maxResponse     = 1 << 20         // bytes
+	maxIDToken      = 16 << 10        // bytes
+	metadataTTL     = time.Hour       // of the discovery document
+	retryAfter      = 2 * time.Second // after discovery failed
+	keyInterval     = time.Second     // shortest time between two fetches of the keys
+	iatLeeway       = time.Minute     // how far the provider's clock may be ahead
 )
 
-// A provider is one OpenID provider. It is asked for its metadata when it is
-// first needed, so that the broker starts without it. Safe for concurrent use.
+// A provider is one OpenID provider. It fetches the provider's metadata on first
+// use, so that the broker starts while the provider is down. It is safe for
+// concurrent use.
 type provider struct {
 	cfg       ProviderConfig
-	transport *bounded
-	client    *http.Client // by the transport
+	transport *limitedTransport
+	client    *http.Client // uses transport
 
-	mu     sync.Mutex // guards the rest
-	found  *discovered
-	at     time.Time
-	failed error
+	mu       sync.Mutex  // guards the rest
+	metadata *discovered // nil: not fetched yet
+	tried    time.Time   // last discovery
+	failed   error       // of the last discovery
 }
 
-// A discovered provider has said what it can do (OpenID Connect Discovery 1.0).
+// discovered is a provider's metadata (OpenID Connect Discovery 1.0).
 type discovered struct {
 	*oidc.Provider
 	issuerInResponse bool // RFC 9207, section 3
@@ -67,12 +68,12 @@ type discovered struct {
 func newProvider(cfg ProviderConfig) (*provider, error) {
 	issuer, err := url.Parse(cfg.Issuer)
 	if err != nil || issuer.Host == "" || issuer.Scheme != "https" && !loopback(issuer) {
-		return nil, fmt.Errorf("provider %s: its issuer %q is no https URL", cfg.Name, cfg.Issuer)
+		return nil, fmt.Errorf("provider %s: the issuer %q is not an https URL: write one such as https://login.acme.test", cfg.Name, cfg.Issuer)
 	}
 	if cfg.Scopes == nil {
 		cfg.Scopes = []string{"profile", "email"}
 	}
-	transport := &bounded{next: &http.Transport{
+	transport := &limitedTransport{next: &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: providerTimeout, IdleConnTimeout: time.Minute, MaxConnsPerHost: 16, ForceAttemptHTTP2: true,
 		Proxy: http.ProxyFromEnvironment,
@@ -80,79 +81,83 @@ func newProvider(cfg ProviderConfig) (*provider, error) {
 	return &provider{cfg: cfg, transport: transport, client: &http.Client{
 		Transport: transport, Timeout: providerTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
-			return errors.New("the provider redirects, which its endpoints never do")
+			return errors.New("the provider responded with a redirect, which its endpoints must not do")
 		},
 	}}, nil
 }
 
-// loopback says whether a URL leads no further than this computer.
+// loopback reports whether u is an http URL of this machine.
 func loopback(u *url.URL) bool {
 	ip := net.ParseIP(u.Hostname())
 	return u.Scheme == "http" && (ip != nil && ip.IsLoopback() || u.Hostname() == "localhost")
 }
 
-// bounded cuts answers at maxProvider bytes, and asks for keys seldom: anybody
-// can send a token by a key that nobody knows, and each has them asked for.
-type bounded struct {
+// A limitedTransport truncates responses at maxResponse bytes and limits how often
+// the provider's keys are fetched. go-oidc fetches them for every token with an
+// unknown kid, and anyone can send such tokens.
+type limitedTransport struct {
 	next http.RoundTripper
 
-	mu    sync.Mutex // guards the rest
-	keys  string     // where they are
-	asked time.Time
+	mu      sync.Mutex // guards the rest
+	keysURL string
+	fetched time.Time // last fetch of keysURL
 }
 
-func (b *bounded) keysAt(url string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.keys, b.asked = url, time.Time{}
+// setKeysURL sets the URL of the keys. The next fetch is allowed at once.
+func (t *limitedTransport) setKeysURL(url string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.keysURL, t.fetched = url, time.Time{}
 }
 
-func (b *bounded) mayAsk(url string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if url != b.keys {
+func (t *limitedTransport) limit(url string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if url != t.keysURL {
 		return nil
 	}
-	if time.Since(b.asked) < askKeys {
-		return errors.New("it was asked for its keys a moment ago")
+	if time.Since(t.fetched) < keyInterval {
+		return errors.New("the provider's keys were fetched less than a second ago")
 	}
-	b.asked = time.Now()
+	t.fetched = time.Now()
 	return nil
 }
 
-func (b *bounded) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := b.mayAsk(req.URL.String()); err != nil {
+func (t *limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := t.limit(req.URL.String()); err != nil {
 		return nil, err
 	}
-	resp, err := b.next.RoundTrip(req)
+	resp, err := t.next.RoundTrip(req)
 	if err == nil {
 		resp.Body = struct {
 			io.Reader
 			io.Closer
-		}{io.LimitReader(resp.Body, maxProvider), resp.Body}
+		}{io.LimitReader(resp.Body, maxResponse), resp.Body}
 	}
 	return resp, err
 }
 
-// discover gives what the provider says of itself. One that does not answer is
-// not asked again for a moment, or each login would wait for it.
+// discover returns the provider's metadata, which it fetches again after
+// metadataTTL. If that fails, the previous metadata stays in use. Without any, the
+// error is returned for retryAfter, so that logins do not all wait for a provider
+// that is down.
 func (p *provider) discover(ctx context.Context, now time.Time) (*discovered, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch since := now.Sub(p.at); {
-	case p.found != nil && since < rediscover:
-		return p.found, nil
-	case p.failed != nil && since < giveUp:
+	switch since := now.Sub(p.tried); {
+	case p.metadata != nil && since < metadataTTL:
+		return p.metadata, nil
+	case p.failed != nil && since < retryAfter:
 		return nil, p.failed
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), providerTimeout)
 	defer cancel()
 	found, err := oidc.NewProvider(oidc.ClientContext(ctx, p.client), p.cfg.Issuer)
-	p.at = now
+	p.tried = now
 	if err != nil {
-		p.failed = p.down("asking it what it can do", err)
-		if p.found != nil {
-			return p.found, nil // what it said before
+		p.failed = p.unavailable("discovery", err)
+		if p.metadata != nil {
+			return p.metadata, nil
 		}
 		return nil, p.failed
 	}
@@ -162,25 +167,26 @@ func (p *provider) discover(ctx context.Context, now time.Time) (*discovered, er
 		Keys             string   `json:"jwks_uri"`
 	}
 	if err := found.Claims(&more); err != nil {
-		p.failed = p.down("reading what it can do", err)
+		p.failed = p.unavailable("reading its metadata", err)
 		return nil, p.failed
 	}
 	if more.Methods != nil && !slices.Contains(more.Methods, "S256") {
 		p.failed = fmt.Errorf("%w: provider %s does not offer PKCE with S256", broker.ErrUnavailable, p.cfg.Name)
 		return nil, p.failed
 	}
-	p.transport.keysAt(more.Keys) // asked for anew, at once
-	p.found, p.failed = &discovered{found, more.IssuerInResponse}, nil
-	return p.found, nil
+	p.transport.setKeysURL(more.Keys) // the new oidc.Provider has no keys yet
+	p.metadata, p.failed = &discovered{found, more.IssuerInResponse}, nil
+	return p.metadata, nil
 }
 
-// down is the provider's fault, and nobody's who calls.
-func (p *provider) down(doing string, err error) error {
+// unavailable returns a broker.ErrUnavailable: the provider is at fault, not the
+// caller.
+func (p *provider) unavailable(doing string, err error) error {
 	return fmt.Errorf("%w: provider %s: %s: %w", broker.ErrUnavailable, p.cfg.Name, doing, withoutSecrets(err))
 }
 
-// withoutSecrets keeps of an OAuth error only its code: the rest is whatever
-// the provider wrote, which may repeat what it was sent.
+// withoutSecrets returns only the code of an OAuth error. The rest is text of the
+// provider, which may repeat the secrets that it was sent.
 func withoutSecrets(err error) error {
 	var answer *oauth2.RetrieveError
 	if !errors.As(err, &answer) {
@@ -192,14 +198,14 @@ func withoutSecrets(err error) error {
 		}
 		return r
 	}, answer.ErrorCode)
-	return fmt.Errorf("it answered %q", code[:min(len(code), 64)])
+	return fmt.Errorf("the provider responded with %q", code[:min(len(code), 64)])
 }
 
-// oauth is the client that we are to the provider.
+// oauth returns the OAuth client configuration of the broker at the provider.
 func (p *provider) oauth(d *discovered) (*oauth2.Config, error) {
 	secret, err := p.cfg.Secret()
 	if err != nil {
-		return nil, fmt.Errorf("%w: provider %s: reading the client's secret: %w", broker.ErrUnavailable, p.cfg.Name, err)
+		return nil, fmt.Errorf("%w: provider %s: reading the client secret: %w", broker.ErrUnavailable, p.cfg.Name, err)
 	}
 	return &oauth2.Config{
 		ClientID: p.cfg.ClientID, ClientSecret: secret, Endpoint: d.Endpoint(), RedirectURL: p.cfg.RedirectURL,
@@ -207,14 +213,15 @@ func (p *provider) oauth(d *discovered) (*oauth2.Config, error) {
 	}, nil
 }
 
-// verifier checks tokens of the provider's at now: signed by a key that it
-// publishes, with an algorithm that it announces and that has a public key, by
-// it and for us, and not expired.
+// verifier returns a verifier of the provider's tokens at now. It checks the
+// signature with the published keys and an announced asymmetric algorithm, iss,
+// aud and exp.
 func (p *provider) verifier(d *discovered, now time.Time) *oidc.IDTokenVerifier {
 	return d.Verifier(&oidc.Config{ClientID: p.cfg.ClientID, Now: func() time.Time { return now }})
 }
 
-// context makes calls of the libraries go by our client.
+// context returns a context in which the OIDC and OAuth libraries use the
+// provider's HTTP client, with a timeout.
 func (p *provider) context(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	return oidc.ClientContext(ctx, p.client), cancel

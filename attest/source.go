@@ -20,50 +20,51 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// Config says where trust comes from: WorkloadAPI or Bundles, one of them.
+// Config configures a Source. Exactly one of WorkloadAPI and Bundles is required.
 type Config struct {
-	// TrustDomain is our own. With a Workload API it may be empty: then it is
-	// that of the SVID we are given (which is what command-line tools want).
+	// TrustDomain is the process's own trust domain. With a Workload API it may be
+	// empty, as in command-line tools: the SVID determines it.
 	TrustDomain string
 
-	// TrustDomains are those whose workloads may authenticate. Empty: only
-	// our own.
+	// TrustDomains lists the trust domains whose workloads may authenticate.
+	// Empty: only the own one.
 	TrustDomains []string
 
 	WorkloadAPI string            // "unix:///run/spire/agent.sock" or "tcp://127.0.0.1:8081"
-	Bundles     map[string]string // trust domain to file: SPIFFE bundle format (JSON), or PEM for X.509 alone
+	Bundles     map[string]string // files by trust domain: SPIFFE bundle format (JSON), or PEM for X.509 only
 
 	StartTimeout      time.Duration // how long Open waits for the Workload API; zero: 20 s
-	StartWithoutAgent bool          // Open goes on without a Workload API that does not answer: Run gets what it gives
-	PollInterval      time.Duration // between looks at files; zero: 5 s
-	Log               *slog.Logger  // of what changes and what goes wrong; nil: discarded
+	StartWithoutAgent bool          // Open succeeds if the agent does not respond; Run then connects
+	PollInterval      time.Duration // of files; zero: 5 s
+	Log               *slog.Logger  // changes and faults; nil: discarded
 }
 
-// A Source is where trust comes from. It is safe for concurrent use. The zero
-// Source trusts nobody and has no SVID; it is enough for ClientTLS by files.
+// A Source provides trust bundles and the process's own SVID. It is safe for
+// concurrent use. The zero Source has neither; ClientTLS with certificate files
+// works with it.
 type Source struct {
 	cfg   Config
 	trust atomic.Pointer[trust] // nil in the zero Source only
 	own   atomic.Pointer[ownSVID]
 
-	mu        sync.Mutex        // one change at a time; guards what follows
-	delivered bundles           // the last of everything
-	faults    map[string]string // what does not work now, by part
-	certs     []*certFile       // of servers, polled by Run
-	files     []*bundleFile     // polled by Run
+	mu        sync.Mutex        // serializes changes; guards the fields below
+	delivered bundles           // the latest bundles
+	faults    map[string]string // current faults, by part
+	certs     []*certFile       // of servers; Run polls them
+	files     []*bundleFile     // Run polls them
 }
 
-// ownSVID is our own X.509-SVID, ready for TLS.
+// An ownSVID is the process's X.509-SVID, with its form for TLS.
 type ownSVID struct {
 	svid *x509svid.SVID
 	cert *tls.Certificate
 }
 
-// Open checks the configuration and gets the first bundles (and, from the
-// Workload API, the first SVID). It waits for an agent that is not there yet,
-// up to StartTimeout; with Later it asks once, and a source of which nobody has
-// answered trusts nobody until Run has heard. It starts nothing: Run follows
-// what changes.
+// Open checks the configuration and loads the first bundles and, from a Workload
+// API, the first SVID. It waits for the agent up to StartTimeout. With
+// StartWithoutAgent it tries once; if the agent does not respond, the Source
+// trusts nobody until Run reaches it. Open starts no goroutine; Run follows
+// changes.
 func Open(ctx context.Context, cfg Config) (*Source, error) {
 	s, err := newSource(cfg)
 	if err != nil {
@@ -83,15 +84,15 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 func newSource(cfg Config) (*Source, error) {
 	cfg.setDefaults()
 	if (cfg.WorkloadAPI == "") == (len(cfg.Bundles) == 0) {
-		return nil, errors.New("give a Workload API or bundle files, one of them")
+		return nil, errors.New("set either a Workload API or bundle files")
 	}
 	if cfg.WorkloadAPI != "" {
 		if err := workloadapi.ValidateAddress(cfg.WorkloadAPI); err != nil {
-			return nil, fmt.Errorf("%q: %w (such as unix:///run/spire/agent.sock)", cfg.WorkloadAPI, err)
+			return nil, fmt.Errorf("the Workload API address %q: %w: write one such as unix:///run/spire/agent.sock", cfg.WorkloadAPI, err)
 		}
 	}
 	if cfg.WorkloadAPI == "" && cfg.TrustDomain == "" {
-		return nil, errors.New("bundle files need the own trust domain to be named")
+		return nil, errors.New("bundle files need trust_domain: set the broker's own trust domain")
 	}
 	s := &Source{cfg: cfg, faults: map[string]string{}}
 	listed, err := cfg.listedDomains(cfg.TrustDomain)
@@ -114,7 +115,7 @@ func (cfg *Config) setDefaults() {
 	}
 }
 
-// listed gives the trust domains that may authenticate, if ours is own.
+// listedDomains returns the trust domains that may authenticate, given the own one.
 func (cfg *Config) listedDomains(own string) (map[spiffeid.TrustDomain]bool, error) {
 	names := cfg.TrustDomains
 	if len(names) == 0 && own != "" {
@@ -124,16 +125,16 @@ func (cfg *Config) listedDomains(own string) (map[spiffeid.TrustDomain]bool, err
 	for _, name := range names {
 		td, err := spiffeid.TrustDomainFromString(name)
 		if err != nil || td.Name() != name {
-			return nil, fmt.Errorf("%q is not a trust domain, such as acme.test", name)
+			return nil, fmt.Errorf("%q is not a trust domain: write one such as acme.test", name)
 		}
 		listed[td] = true
 	}
 	return listed, nil
 }
 
-// Run follows what changes, until ctx ends. It fails only on programming
-// errors: whatever goes wrong outside is logged, shown by Ready or Degraded,
-// and tried again.
+// Run follows changes of the Workload API or the files until ctx ends. Faults of
+// either are logged, shown by Ready or Degraded, and retried. Run returns an
+// error only if the client of the Workload API can't be created.
 func (s *Source) Run(ctx context.Context) error {
 	if s.cfg.WorkloadAPI != "" {
 		return s.followWorkloadAPI(ctx)
@@ -141,8 +142,9 @@ func (s *Source) Run(ctx context.Context) error {
 	return s.pollFiles(ctx)
 }
 
-// change puts something new in force. The generation moves only if what is
-// trusted is different from before.
+// change applies set to the delivered bundles and replaces the trust. The
+// generation increases only if the trust differs, because a new generation
+// invalidates all cached proofs.
 func (s *Source) change(set func(*bundles)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,8 +167,8 @@ func (s *Source) change(set func(*bundles)) error {
 	return nil
 }
 
-// report remembers what is wrong with a part, or that it is well (nil), and
-// logs it if that is news.
+// report stores the state of a part, where nil means that it works, and logs
+// changes.
 func (s *Source) report(part string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,27 +179,26 @@ func (s *Source) report(part string, err error) {
 		s.cfg.Log.Warn("attestation source", "part", part, "err", err)
 	case err == nil && bad:
 		delete(s.faults, part)
-		s.cfg.Log.Info("attestation source is well again", "part", part)
+		s.cfg.Log.Info("attestation source works again", "part", part)
 	}
 }
 
-// Generation counts the changes of what is trusted.
+// Generation returns a counter of the changes of trust.
 func (s *Source) Generation() uint64 { return s.trust.Load().generation }
 
-// Ready says whether callers can be authenticated: it is an error if there is
-// no bundle of our own trust domain, or if our own SVID has expired or, with a
-// Workload API, has not come yet.
+// Ready returns an error if the broker can't authenticate callers: there is no
+// bundle at all or none of a listed own trust domain, or, with a Workload API, the
+// own SVID is missing or has expired.
 //
-// An agent that is away is no reason to turn callers down: what it last said
-// stays in force, and that it can't be heard is told by Degraded. Our own SVID
-// bounds how long that goes well.
+// An unreachable agent is not an error: its last update stays in force until the
+// own SVID expires. Degraded reports it.
 func (s *Source) Ready() error {
 	t := s.trust.Load()
 	if len(t.x509) == 0 && len(t.jwt) == 0 {
-		return errors.Join(errors.New("there is no trust bundle yet"), s.Degraded())
+		return errors.Join(errors.New("no trust bundle has arrived yet"), s.Degraded())
 	}
 	if own := s.ownDomain(); !own.IsZero() && t.listed[own] && t.x509[own] == nil && t.jwt[own] == nil {
-		return errors.Join(fmt.Errorf("there is no trust bundle of %s", own), s.Degraded())
+		return errors.Join(fmt.Errorf("no trust bundle of %s has arrived", own), s.Degraded())
 	}
 	if s.cfg.WorkloadAPI != "" && s.own.Load() == nil {
 		return errors.Join(ErrNoSVID, s.Degraded())
@@ -208,9 +209,9 @@ func (s *Source) Ready() error {
 	return nil
 }
 
-// Degraded says what does not work although the broker does: an agent that is
-// away, a bundle file that can't be read (what was known before stays in
-// force), a listed trust domain without a bundle.
+// Degraded returns the faults that do not stop the broker: an unreachable agent, a
+// bundle or certificate file that can't be read (its previous content stays in
+// force), and listed trust domains without a bundle.
 func (s *Source) Degraded() error {
 	t := s.trust.Load()
 	s.mu.Lock()
@@ -228,16 +229,16 @@ func (s *Source) Degraded() error {
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		errs = append(errs, fmt.Errorf("no trust bundle of %s: its workloads can't authenticate", strings.Join(missing, ", ")))
+		errs = append(errs, fmt.Errorf("no trust bundle of %s: workloads of these domains can't authenticate", strings.Join(missing, ", ")))
 	}
 	return errors.Join(errs...)
 }
 
-// Close releases what Open took. A source that runs is ended by its context.
+// Close does nothing. The context of Run ends a running Source.
 func (s *Source) Close() error { return nil }
 
-// SVIDExpires gives the time that is left of our own SVID; negative if it has
-// expired, zero if there is none.
+// SVIDTimeLeft returns the time until the own SVID expires. It is negative after
+// the expiry, and zero if there is no SVID.
 func (s *Source) SVIDTimeLeft() time.Duration {
 	o := s.own.Load()
 	if o == nil {
@@ -246,7 +247,7 @@ func (s *Source) SVIDTimeLeft() time.Duration {
 	return time.Until(o.cert.Leaf.NotAfter)
 }
 
-// SVIDID gives the SPIFFE ID of our own SVID; empty if there is none.
+// SVIDID returns the SPIFFE ID of the own SVID, or "" if there is none.
 func (s *Source) SVIDID() string {
 	o := s.own.Load()
 	if o == nil {
@@ -255,7 +256,8 @@ func (s *Source) SVIDID() string {
 	return o.svid.ID.String()
 }
 
-// ownDomain is zero as long as it is not known.
+// ownDomain returns the own trust domain: that of the SVID, or else the configured
+// one. It is zero while neither is known.
 func (s *Source) ownDomain() spiffeid.TrustDomain {
 	if o := s.own.Load(); o != nil {
 		return o.svid.ID.TrustDomain()
@@ -267,10 +269,11 @@ func (s *Source) ownDomain() spiffeid.TrustDomain {
 	return td
 }
 
-// ErrNoSVID is returned where our own SVID is needed and there is none.
-var ErrNoSVID = errors.New("there is no SVID of our own: it comes from a Workload API")
+// ErrNoSVID means that the own SVID is needed and there is none.
+var ErrNoSVID = errors.New("this process has no SVID: configure a Workload API, or use certificate files")
 
-// GetCertificate gives our own SVID to a TLS server (crypto/tls).
+// GetCertificate returns the own SVID. It has the signature of
+// tls.Config.GetCertificate.
 func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if o := s.own.Load(); o != nil {
 		return o.cert, nil
@@ -278,19 +281,19 @@ func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return nil, ErrNoSVID
 }
 
-// GetX509BundleForTrustDomain gives the X.509 authorities of a listed trust
+// GetX509BundleForTrustDomain returns the X.509 authorities of a listed trust
 // domain. It implements x509bundle.Source.
 func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	return s.trust.Load().GetX509BundleForTrustDomain(td)
 }
 
-// GetJWTBundleForTrustDomain gives the JWT authorities of a listed trust
+// GetJWTBundleForTrustDomain returns the JWT authorities of a listed trust
 // domain. It implements jwtbundle.Source.
 func (s *Source) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
 	return s.trust.Load().GetJWTBundleForTrustDomain(td)
 }
 
-// newOwnSVID makes an SVID ready for TLS.
+// newOwnSVID converts an SVID for TLS.
 func newOwnSVID(svid *x509svid.SVID) *ownSVID {
 	chain := make([][]byte, len(svid.Certificates))
 	for i, c := range svid.Certificates {

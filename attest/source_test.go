@@ -161,7 +161,7 @@ func TestOpenWaitsForTheAgent(t *testing.T) {
 	ca := newCA(t, "acme.test")
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	cfg := Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket, StartTimeout: 20 * time.Millisecond}
-	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "nobody answers") {
+	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "the agent does not respond") {
 		t.Errorf("without an agent: %v", err)
 	}
 	cfg.StartTimeout = 20 * time.Second
@@ -189,7 +189,7 @@ func TestOpenGoesOnWithoutTheAgent(t *testing.T) {
 	if _, err := v.JWT(token, time.Now()); causeOf(t, err) != CauseNoBundle {
 		t.Errorf("a token: %v", err)
 	}
-	if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "nobody answers") || strings.Contains(err.Error(), "stays in force") {
+	if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "the agent does not respond") || strings.Contains(err.Error(), "stays in force") {
 		t.Errorf("ready: %v", err)
 	}
 	run(t, s)
@@ -202,11 +202,11 @@ func TestOpenGoesOnWithoutTheAgent(t *testing.T) {
 
 	// What waiting does not mend is refused at once, as is an address that is none.
 	cfg.TrustDomain = "other.test"
-	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "its trust_domain is other.test") {
+	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "but trust_domain is other.test") {
 		t.Errorf("another's identity: %v", err)
 	}
 	cfg.WorkloadAPI = "agent.sock"
-	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "such as unix:") {
+	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "write one such as unix:") {
 		t.Errorf("no address: %v", err)
 	}
 }
@@ -231,16 +231,16 @@ func TestOpenRefuses(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		{"nothing", Config{TrustDomain: "acme.test"}, "one of them"},
-		{"both", Config{TrustDomain: "acme.test", WorkloadAPI: somebody, Bundles: map[string]string{"acme.test": broken}}, "one of them"},
-		{"no address", Config{TrustDomain: "acme.test", WorkloadAPI: "agent.sock"}, "such as unix:"},
-		{"no trust domain", Config{Bundles: map[string]string{"acme.test": broken}}, "own trust domain"},
+		{"nothing", Config{TrustDomain: "acme.test"}, "set either a Workload API or bundle files"},
+		{"both", Config{TrustDomain: "acme.test", WorkloadAPI: somebody, Bundles: map[string]string{"acme.test": broken}}, "set either a Workload API or bundle files"},
+		{"no address", Config{TrustDomain: "acme.test", WorkloadAPI: "agent.sock"}, "write one such as unix:"},
+		{"no trust domain", Config{Bundles: map[string]string{"acme.test": broken}}, "bundle files need trust_domain"},
 		{"a URL for a trust domain", Config{TrustDomain: "https://acme.test", WorkloadAPI: somebody}, "not a trust domain"},
 		{"no identity", Config{TrustDomain: "acme.test", WorkloadAPI: nobody}, "register the broker"},
-		{"another's identity", Config{TrustDomain: "other.test", WorkloadAPI: somebody}, "its trust_domain is other.test"},
+		{"another's identity", Config{TrustDomain: "other.test", WorkloadAPI: somebody}, "but trust_domain is other.test"},
 		{"no file", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": filepath.Join(dir, "x")}}, "no such file"},
 		{"broken file", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": broken}}, "broken.json"},
-		{"a leaf for a bundle", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": leaf}}, "not a CA's"},
+		{"a leaf for a bundle", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": leaf}}, "is not a CA certificate"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.cfg.StartTimeout = 100 * time.Millisecond

@@ -13,16 +13,15 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 )
 
-// ServerTLS is what a listener's TLS is made of.
+// ServerTLS configures the TLS of a listener.
 type ServerTLS struct {
-	SVID      bool   // serve with our own SVID
-	Cert, Key string // or with these files (PEM), read again when they change
+	SVID      bool   // serve with the broker's own SVID
+	Cert, Key string // or with these PEM files, which are read again when they change
 
-	// ClientCerts is "off", "optional" or "required". With optional, a
-	// certificate that proves nobody is refused when something is asked for
-	// that needs a caller, with an answer that says what is wrong with it.
-	// With required, it is refused in the handshake, and gets no answer at
-	// all, not even to what is open to everybody.
+	// ClientCerts is "off", "optional" or "required". With "optional", Authenticate
+	// rejects a certificate that is not valid, and the response names the cause;
+	// endpoints without authentication work. With "required", the handshake fails,
+	// so the client gets no response from any endpoint.
 	ClientCerts string
 }
 
@@ -32,12 +31,12 @@ var clientAuth = map[string]tls.ClientAuthType{
 	"required": tls.RequireAnyClientCert,
 }
 
-// ServerTLS gives the TLS configuration of a listener: TLS 1.3, HTTP/2 and
-// HTTP/1.1, no session tickets. Authenticate verifies what clients present;
-// the handshake does only with ClientCerts "required".
+// ServerTLS returns the TLS configuration of a listener: TLS 1.3, HTTP/2 and
+// HTTP/1.1, no session tickets. Authenticate verifies client certificates; the
+// handshake verifies them only with ClientCerts "required".
 //
-// Tickets are off because Go does not verify certificates again when a session
-// resumes, and because a ticket would be one more thing that proves somebody.
+// Session tickets are off because a stolen ticket would authenticate as the
+// client, and because Go does not verify the chain again when a session resumes.
 func (v *Verifier) ServerTLS(cfg ServerTLS) (*tls.Config, error) {
 	auth, ok := clientAuth[cfg.ClientCerts]
 	if !ok {
@@ -63,19 +62,19 @@ func (v *Verifier) ServerTLS(cfg ServerTLS) (*tls.Config, error) {
 	return config, nil
 }
 
-// certificate says where a server's certificate comes from.
+// certificate returns the GetCertificate function of a server.
 func (s *Source) certificate(cfg ServerTLS) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
 	switch {
 	case cfg.SVID && (cfg.Cert != "" || cfg.Key != ""):
-		return nil, errors.New("serve with the own SVID or with files, not both")
+		return nil, errors.New("both the SVID and certificate files are set: choose one")
 	case cfg.SVID && s.cfg.WorkloadAPI == "":
 		return nil, ErrNoSVID
 	case cfg.SVID:
-		return s.GetCertificate, nil // until there is one, handshakes fail
+		return s.GetCertificate, nil // handshakes fail until the SVID arrives
 	}
 	c := &certFile{certPath: cfg.Cert, keyPath: cfg.Key}
 	if cfg.Cert == "" || cfg.Key == "" {
-		return nil, errors.New("serving TLS: give a certificate and its key, or serve with the own SVID")
+		return nil, errors.New("serving TLS needs a certificate and a key: set both, or serve with the SVID")
 	}
 	if err := c.read(); err != nil {
 		return nil, err
@@ -86,14 +85,14 @@ func (s *Source) certificate(cfg ServerTLS) (func(*tls.ClientHelloInfo) (*tls.Ce
 	return c.get, nil
 }
 
-// retireBefore is how long before the end of a client's certificate we ask the
-// client to connect again. It is longer than a connection may be idle.
+// retireBefore is how long before a client's certificate expires the server closes
+// its connection. It is longer than a connection may be idle.
 const retireBefore = 5 * time.Minute
 
-// Retire asks clients whose certificate is about to end to connect again, with
-// the one that they have fetched by then: "Connection: close", which over
-// HTTP/2 becomes a GOAWAY. Else a connection that lives longer than its
-// certificate would end with refusals although its client did nothing wrong.
+// CloseExpiringConnections asks clients whose certificate expires soon to
+// reconnect with a newer one: it sets "Connection: close", which closes an HTTP/2
+// connection with GOAWAY. Otherwise a connection that outlives its certificate
+// would suddenly get refusals, although the client has fetched a new certificate.
 func CloseExpiringConnections(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && expiresSoon(r.TLS.PeerCertificates[0], time.Now()) {
@@ -103,36 +102,36 @@ func CloseExpiringConnections(next http.Handler) http.Handler {
 	})
 }
 
-// ending says whether the last third of a certificate's life, or its last
-// minutes, have begun. Agents renew halfway (SPIRE's do).
+// expiresSoon reports whether a certificate is in the last third of its lifetime or
+// in its last minutes, whichever is shorter. SPIRE agents renew halfway.
 func expiresSoon(leaf *x509.Certificate, now time.Time) bool {
 	margin := min(retireBefore, leaf.NotAfter.Sub(leaf.NotBefore)/3)
 	return now.After(leaf.NotAfter.Add(-margin))
 }
 
-// ClientTLS is what the TLS of a caller of the broker is made of.
+// ClientTLS configures the TLS of a client of the broker.
 type ClientTLS struct {
-	// BrokerID is whom the broker must prove to be,
-	// "spiffe://acme.test/broker". Empty: any workload of TrustDomain will do.
+	// BrokerID is the SPIFFE ID that the broker must prove, such as
+	// "spiffe://acme.test/broker". Empty: any workload of TrustDomain.
 	BrokerID    string
-	TrustDomain string // empty: our own
+	TrustDomain string // empty: the client's own
 
-	// Web is for a broker that serves with a web server's certificate: that
-	// and the host's name are verified by Roots (nil: the system's), and no
-	// SPIFFE ID is asked for.
+	// WebPKI means that the broker has a web server's certificate: the client
+	// verifies it and the host name with Roots (nil: the system's) and ignores
+	// SPIFFE IDs.
 	WebPKI bool
 	Roots  *x509.CertPool
 
-	// Cert and Key are files (PEM), read at each handshake. Empty: our own
-	// SVID of the Workload API.
+	// Cert and Key are PEM files, which each handshake reads again. Empty: the
+	// client's SVID from the Workload API.
 	Cert, Key string
 
-	// NoCert is for callers that prove themselves by a token: with a
-	// certificate beside it they would be refused.
+	// NoCert is for callers that authenticate with a token. The broker refuses a
+	// certificate next to a token.
 	NoCert bool
 }
 
-// ClientTLS gives the TLS configuration of a caller of the broker.
+// ClientTLS returns the TLS configuration of a client of the broker.
 func (s *Source) ClientTLS(cfg ClientTLS) (*tls.Config, error) {
 	config := &tls.Config{RootCAs: cfg.Roots}
 	if !cfg.WebPKI {
@@ -162,7 +161,7 @@ func (s *Source) authorizer(cfg ClientTLS) (tlsconfig.Authorizer, error) {
 		}
 		return func(got spiffeid.ID, _ [][]*x509.Certificate) error {
 			if got != id {
-				return fmt.Errorf("the broker there is %s, and not %s", got, id)
+				return fmt.Errorf("the server is %s, not the broker %s", got, id)
 			}
 			return nil
 		}, nil
@@ -170,13 +169,13 @@ func (s *Source) authorizer(cfg ClientTLS) (tlsconfig.Authorizer, error) {
 	name := cmp.Or(cfg.TrustDomain, s.ownDomain().Name())
 	td, err := spiffeid.TrustDomainFromString(name)
 	if err != nil {
-		return nil, fmt.Errorf("the broker's trust domain %q is not one, such as acme.test", name)
+		return nil, fmt.Errorf("the broker's trust domain %q is not valid: write one such as acme.test", name)
 	}
 	return tlsconfig.AuthorizeMemberOf(td), nil
 }
 
-// clientCert says what a client shows; it is asked at each handshake, so that
-// a rotated SVID is used by the next connection.
+// clientCert returns a GetClientCertificate function. TLS calls it for each
+// handshake, so that the next connection uses a rotated SVID.
 func (s *Source) clientCert(cfg ClientTLS) (func(*tls.CertificateRequestInfo) (*tls.Certificate, error), error) {
 	read := func() (*tls.Certificate, error) { return s.GetCertificate(nil) }
 	if cfg.Cert != "" || cfg.Key != "" {
@@ -189,7 +188,7 @@ func (s *Source) clientCert(cfg ClientTLS) (func(*tls.CertificateRequestInfo) (*
 		}
 	}
 	if _, err := read(); err != nil {
-		return nil, err // now, and not as the broker's refusal later
+		return nil, err // fail here rather than with the broker's refusal later
 	}
 	return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return read() }, nil
 }

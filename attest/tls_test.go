@@ -60,7 +60,7 @@ func TestClientTLS(t *testing.T) {
 		{"files", ClientTLS{Cert: cert, Key: key}, ""},
 		{"the exact broker", ClientTLS{BrokerID: brokerID}, ""},
 		{"the trust domain", ClientTLS{TrustDomain: "acme.test"}, ""},
-		{"another broker", ClientTLS{BrokerID: "spiffe://acme.test/other"}, "the broker there is " + brokerID + ", and not spiffe://acme.test/other"},
+		{"another broker", ClientTLS{BrokerID: "spiffe://acme.test/other"}, "the server is " + brokerID + ", not the broker spiffe://acme.test/other"},
 		{"another trust domain", ClientTLS{TrustDomain: "other.test"}, "unexpected trust domain"},
 		{"a web server", ClientTLS{WebPKI: true, Roots: x509.NewCertPool()}, "certificate"},
 		{"without certificate", ClientTLS{NoCert: true}, anyError},
@@ -101,11 +101,11 @@ func TestWebClientTLS(t *testing.T) {
 func TestClientTLSRefuses(t *testing.T) {
 	w := newWorld(t)
 	for name, cfg := range map[string]ClientTLS{
-		"there is no SVID of our own": {},
-		"is not a SPIFFE ID":          {BrokerID: "broker"},
-		"a path is missing":           {BrokerID: "spiffe://acme.test"},
-		"is not one, such as":         {TrustDomain: "ACME test"},
-		"no such file":                {Cert: "x", Key: "y"},
+		"this process has no SVID":        {},
+		"is not a SPIFFE ID":              {BrokerID: "broker"},
+		"a path is missing":               {BrokerID: "spiffe://acme.test"},
+		"is not valid: write one such as": {TrustDomain: "ACME test"},
+		"no such file":                    {Cert: "x", Key: "y"},
 	} {
 		if _, err := w.source.ClientTLS(cfg); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%v does not say %q", err, name)
@@ -130,12 +130,12 @@ func TestServerTLSRefuses(t *testing.T) {
 	w := newWorld(t)
 	cert, key := w.files(brokerID)
 	for want, cfg := range map[string]ServerTLS{
-		"choose off":                  {Cert: cert, Key: key, ClientCerts: "maybe"},
-		"not both":                    {SVID: true, Cert: cert, Key: key, ClientCerts: "off"},
-		"there is no SVID of our own": {SVID: true, ClientCerts: "off"},
-		"give a certificate":          {Cert: cert, ClientCerts: "off"},
-		"no such file":                {Cert: cert, Key: key + "x", ClientCerts: "off"},
-		"reading the server's":        {Cert: key, Key: key, ClientCerts: "off"},
+		"choose off": {Cert: cert, Key: key, ClientCerts: "maybe"},
+		"both the SVID and certificate files are set": {SVID: true, Cert: cert, Key: key, ClientCerts: "off"},
+		"this process has no SVID":                    {SVID: true, ClientCerts: "off"},
+		"serving TLS needs a certificate and a key":   {Cert: cert, ClientCerts: "off"},
+		"no such file":         {Cert: cert, Key: key + "x", ClientCerts: "off"},
+		"reading the server's": {Cert: key, Key: key, ClientCerts: "off"},
 	} {
 		if _, err := w.verifier.ServerTLS(cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)

@@ -10,18 +10,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// A trust is what is trusted at one moment: the bundles of the listed trust
-// domains, and of no other. It is not changed once made, so that one proof is
-// checked against one state, and what was remembered under it can be told from
-// what holds now.
+// A trust is an immutable set of the bundles of the listed trust domains. Each
+// proof is verified against one trust, and cached with its generation.
 type trust struct {
-	generation uint64 // grows whenever a bundle changes
+	generation uint64 // increases with every change of a bundle
 	listed     map[spiffeid.TrustDomain]bool
 	x509       map[spiffeid.TrustDomain]*x509bundle.Bundle
 	jwt        map[spiffeid.TrustDomain]*jwtbundle.Bundle
 }
 
-var errNoBundle = errors.New("there is no bundle of the trust domain")
+var errNoBundle = errors.New("no bundle of the trust domain")
 
 // GetX509BundleForTrustDomain implements x509bundle.Source.
 func (t *trust) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
@@ -39,14 +37,15 @@ func (t *trust) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.
 	return nil, errNoBundle
 }
 
-// equal says whether both trust the same keys. The generation is left aside.
+// equal reports whether t and u list the same trust domains and trust the same
+// keys. It ignores the generation.
 func (t *trust) equal(u *trust) bool {
 	return maps.Equal(t.listed, u.listed) &&
 		maps.EqualFunc(t.x509, u.x509, (*x509bundle.Bundle).Equal) &&
 		maps.EqualFunc(t.jwt, u.jwt, (*jwtbundle.Bundle).Equal)
 }
 
-// domains gives the names of the listed trust domains, sorted.
+// domains returns the sorted names of the listed trust domains.
 func (t *trust) domains() []string {
 	names := make([]string, 0, len(t.listed))
 	for td := range t.listed {
@@ -56,14 +55,15 @@ func (t *trust) domains() []string {
 	return names
 }
 
-// delivered is everything that a source has been given, listed or not.
+// bundles holds every bundle that a Source received, listed or not.
 type bundles struct {
 	x509 []*x509bundle.Bundle
 	jwt  []*jwtbundle.Bundle
 }
 
-// trusting keeps what the operator listed. That a bundle was delivered says
-// that somebody federated with its domain, not that its workloads may ask here.
+// restrictTo returns the trust with the bundles of the listed trust domains. A
+// Workload API also delivers bundles of domains with which someone federated;
+// their workloads may not authenticate unless the operator lists the domain.
 func (b bundles) restrictTo(listed map[spiffeid.TrustDomain]bool) *trust {
 	t := &trust{
 		listed: listed,

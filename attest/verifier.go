@@ -11,32 +11,32 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Bounds of JWT-SVIDs in time.
+// Limits for the times of a JWT-SVID.
 const (
 	MaxLifetime = time.Hour        // from now to exp
-	Leeway      = 30 * time.Second // for nbf and iat; there is none for exp
+	Leeway      = 30 * time.Second // for nbf and iat; exp has none
 )
 
-// VerifierConfig is what a Verifier is made of. Source and Audiences are
-// required.
+// VerifierConfig configures a Verifier. Source and Audiences are required.
 type VerifierConfig struct {
 	Source    *Source
 	Audiences []string // accepted in JWT-SVIDs
 
-	// Remember is how many tokens are remembered (by their hashes) once they
-	// were verified; zero means 8,192, which takes about 4 MB.
+	// CacheSize is the number of verified tokens to cache. The cache stores hashes,
+	// not tokens. Zero means 8,192, which takes about 4 MB.
 	CacheSize int
 
-	// Failed is told of every proof that did not hold; nil: nobody is. The
-	// method is "none" where there was no proof, or more than one.
+	// OnFailure is called for every rejected proof; it may be nil. The method is
+	// "none" if there was no proof or more than one.
 	OnFailure func(method broker.Method, cause string)
 }
 
-// A Verifier turns proofs into identities. It is safe for concurrent use.
+// A Verifier verifies SVIDs. It is safe for concurrent use.
 //
-// A proof that held is remembered until it expires or any bundle changes, so
-// that a busy caller costs a hash and not a signature check. Its times are
-// looked at each time. What did not hold is never remembered.
+// It caches verified proofs, so that a busy caller costs a hash instead of a
+// signature check. An entry is valid until any bundle changes, and its times are
+// checked on every use. Rejected proofs are never cached: a bundle that arrives
+// later may make them valid.
 type Verifier struct {
 	source    *Source
 	audiences []string
@@ -44,7 +44,7 @@ type Verifier struct {
 	tokens    *proofCache
 }
 
-// NewVerifier makes a Verifier.
+// NewVerifier returns a Verifier.
 func NewVerifier(cfg VerifierConfig) *Verifier {
 	if cfg.CacheSize == 0 {
 		cfg.CacheSize = 8192
@@ -60,15 +60,14 @@ func NewVerifier(cfg VerifierConfig) *Verifier {
 	}
 }
 
-// JWT checks a JWT-SVID, and says whom it proves. What does not hold is a
-// *Failure.
+// JWT verifies a JWT-SVID and returns its identity. The error is a *Failure.
 func (v *Verifier) JWT(compact string, now time.Time) (broker.Identity, error) {
 	who, err := v.jwt(compact, now)
 	return who, v.countFailure(err)
 }
 
-// Remembers says whether a token held before, so that looking at it again
-// costs a hash. It may have expired since.
+// Cached reports whether a token was verified before under the current bundles,
+// so that JWT is cheap. The token may have expired since.
 func (v *Verifier) Cached(compact string) bool {
 	if len(compact) > MaxTokenSize {
 		return false
@@ -101,28 +100,29 @@ func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 	return who, nil
 }
 
-// check goes from what is cheap to what is not: the signature comes last.
+// check verifies a token. The signature comes last, because it is the expensive
+// part and anyone can send tokens.
 func (v *Verifier) check(t token, compact string, trusted *trust, now time.Time) error {
 	if !trusted.listed[t.id.TrustDomain()] {
-		return jwtFailure(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
+		return jwtFailure(CauseTrustDomain, "workloads of this trust domain may not authenticate: ask the operator to list it in attest.trust_domains")
 	}
 	if !slices.Contains(v.audiences, t.audience) {
-		return jwtFailure(CauseAudience, "fetch a JWT-SVID for the broker's audience: its discovery document names it")
+		return jwtFailure(CauseAudience, "the JWT-SVID has another audience: fetch one for the audience in the broker's discovery document")
 	}
 	if err := checkTimes(t.notBefore, t.expires, now); err != nil {
 		return err
 	}
 	if t.expires.Sub(now) > MaxLifetime {
-		return jwtFailure(CauseLifetime, "the JWT-SVID is valid for more than 1 h from now: fetch a shorter one")
+		return jwtFailure(CauseLifetime, "the JWT-SVID is valid for more than 1 h from now: fetch one with a shorter lifetime")
 	}
 	return t.verify(compact, trusted, v.audiences)
 }
 
-// inTime wants now to be in [notBefore - Leeway, expires). go-jose allows
-// itself a minute on both sides, which is why this is checked here.
+// checkTimes returns a Failure unless now is in [notBefore - Leeway, expires).
+// go-jose allows one minute of leeway on both sides, which would extend exp.
 func checkTimes(notBefore, expires, now time.Time) error {
 	if !now.Before(expires) {
-		return jwtFailure(CauseExpired, "the JWT-SVID has expired: fetch a fresh one from the Workload API")
+		return jwtFailure(CauseExpired, "the JWT-SVID has expired: fetch a new one from the Workload API")
 	}
 	if now.Add(Leeway).Before(notBefore) {
 		return jwtFailure(CauseNotYetValid, "the JWT-SVID is not valid yet: compare the clocks of its issuer and of the broker")
@@ -130,27 +130,28 @@ func checkTimes(notBefore, expires, now time.Time) error {
 	return nil
 }
 
-// verify checks the signature by the authority that kid names.
+// verify checks the signature with the key that kid names.
 func (t token) verify(compact string, trusted *trust, audiences []string) error {
 	bundle, ok := trusted.jwt[t.id.TrustDomain()]
 	if !ok {
-		return jwtFailure(CauseNoBundle, "the broker has no JWT authorities of this trust domain, so it can't verify a JWT-SVID of it: its operator finds the cause in the log")
+		return jwtFailure(CauseNoBundle, "the broker has no JWT authorities of this trust domain: ask the operator to check the broker's log")
 	}
 	if _, ok := bundle.FindJWTAuthority(t.kid); !ok {
-		return jwtFailure(CauseUnknownKey, "the JWT-SVID is signed by a key that is not in the bundle of its trust domain: fetch a fresh one")
+		return jwtFailure(CauseUnknownKey, "the JWT-SVID is signed with a key that is not in the bundle of its trust domain: fetch a new one")
 	}
 	svid, err := jwtsvid.ParseAndValidate(compact, trusted, audiences)
 	if err != nil {
-		return jwtFailure(CauseSignature, "the signature of the JWT-SVID does not hold: fetch a fresh one from the Workload API")
+		return jwtFailure(CauseSignature, "the signature of the JWT-SVID is not valid: fetch a new one from the Workload API")
 	}
-	// Two parsers read it. If they ever disagree, believe neither.
+	// go-jose parsed the token a second time. If the two parsers disagree, one of
+	// them checked something else than the signature covers.
 	if svid.ID != t.id || !svid.Expiry.Equal(t.expires) || !slices.Equal(svid.Audience, []string{t.audience}) {
-		return jwtFailure(CauseMalformed, "the JWT-SVID can be read in more than one way")
+		return jwtFailure(CauseMalformed, "the JWT-SVID is ambiguous: fetch a new one from the Workload API")
 	}
 	return nil
 }
 
-// count tells of a failure, and gives err as it is.
+// countFailure reports a Failure to OnFailure and returns err.
 func (v *Verifier) countFailure(err error) error {
 	if f, ok := err.(*Failure); ok {
 		v.failed(f.Method, string(f.Cause))
@@ -158,11 +159,12 @@ func (v *Verifier) countFailure(err error) error {
 	return err
 }
 
-// X509 checks the X.509-SVID that a TLS connection came with, leaf first, and
-// says whom it proves. That the peer holds its key, TLS has seen to. What does
-// not hold is a *Failure.
+// X509 verifies the certificate chain of a TLS connection, leaf first, and
+// returns the identity of its X.509-SVID. The TLS handshake has already proved
+// that the peer has the key. The error is a *Failure.
 //
-// It verifies the whole chain; Authenticate remembers what a connection proved.
+// X509 verifies the chain on every call. Authenticate caches the result for each
+// connection.
 func (v *Verifier) X509(chain []*x509.Certificate, now time.Time) (broker.Identity, error) {
 	r, err := verifyX509(v.source.trust.Load(), chain, now)
 	return r.who, v.countFailure(err)

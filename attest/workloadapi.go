@@ -16,17 +16,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The agent is a socket away on the same machine: it is asked again soon, so
-// that a broker is not deaf for long after the agent's restart. (gRPC alone
-// would wait up to two minutes between attempts to connect.) The two waits add
-// up: one for a connection, one to ask over it.
+// Retries are short, because the agent is on the same machine and the broker must
+// notice its restart soon. (gRPC by default waits up to two minutes between
+// connection attempts.) The back-offs for the connection and for calls add up.
 const (
-	firstRetry = 250 * time.Millisecond
-	lastRetry  = 5 * time.Second
-	reconnect  = time.Second
+	firstRetry = 250 * time.Millisecond // of calls
+	lastRetry  = 5 * time.Second        // of calls
+	reconnect  = time.Second            // longest back-off for the connection
 )
 
-// Parts of the source, as they are called in logs and in Degraded.
+// Names of the source's parts in logs and in Degraded.
 const (
 	partX509 = "Workload API, X.509"
 	partJWT  = "Workload API, JWT bundles"
@@ -46,7 +45,8 @@ func (s *Source) client(ctx context.Context) (*workloadapi.Client, error) {
 	return client, nil
 }
 
-// openWorkloadAPI gets the first SVID and bundles.
+// openWorkloadAPI fetches the first SVID and bundles. It retries until
+// StartTimeout; with StartWithoutAgent it tries once and leaves the rest to Run.
 func (s *Source) openWorkloadAPI(ctx context.Context) error {
 	client, err := s.client(ctx)
 	if err != nil {
@@ -68,21 +68,21 @@ func (s *Source) openWorkloadAPI(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for the Workload API at %s (%s): %s: %w", s.cfg.WorkloadAPI, s.cfg.StartTimeout, hint(err), err)
+			return fmt.Errorf("waiting %s for the Workload API at %s: %s: %w", s.cfg.StartTimeout, s.cfg.WorkloadAPI, hint(err), err)
 		case <-time.After(wait.Next()):
 		}
 	}
 }
 
-// advice says what an operator can do about an agent that gives nothing.
+// hint returns advice for the operator about an error of the Workload API.
 func hint(err error) string {
 	switch status.Code(err) {
 	case codes.PermissionDenied:
-		return "the agent knows no identity for this process: register the broker as a workload"
+		return "the agent has no identity for this process: register the broker as a workload"
 	case codes.Unavailable:
-		return "nobody answers: see whether the agent runs and may be reached by this user"
+		return "the agent does not respond: check that it runs and that this user may open its socket"
 	}
-	return "it gave nothing usable"
+	return "the agent's response is not usable"
 }
 
 func (s *Source) fetch(ctx context.Context, client *workloadapi.Client) error {
@@ -100,16 +100,16 @@ func (s *Source) fetch(ctx context.Context, client *workloadapi.Client) error {
 	return s.applyJWT(jwt)
 }
 
-// errForeignSVID is a mistake that waiting does not mend.
-var errForeignSVID = errors.New("the Workload API gave the broker an identity of another trust domain")
+// errForeignSVID means that the agent and the configuration disagree about the
+// trust domain. Retrying does not help.
+var errForeignSVID = errors.New("the Workload API returned an SVID of another trust domain")
 
-// applyX509 puts an SVID and X.509 bundles in force. An SVID of another trust
-// domain than the configured one is a mistake of somebody's, and changes
-// nothing.
+// applyX509 applies an update of the SVID and the X.509 bundles. It rejects the
+// whole update if the SVID is of another trust domain than the configured one.
 func (s *Source) applyX509(c *workloadapi.X509Context) error {
-	svid := c.DefaultSVID() // the first is the default (SPIFFE Workload API, section 5.3)
+	svid := c.DefaultSVID() // the first one (SPIFFE Workload API, section 5.3)
 	if td := svid.ID.TrustDomain().Name(); s.cfg.TrustDomain != "" && td != s.cfg.TrustDomain {
-		return fmt.Errorf("%w: %s, but its trust_domain is %s", errForeignSVID, svid.ID, s.cfg.TrustDomain)
+		return fmt.Errorf("%w: %s, but trust_domain is %s: correct trust_domain or the registration", errForeignSVID, svid.ID, s.cfg.TrustDomain)
 	}
 	s.own.Store(newOwnSVID(svid))
 	return s.change(func(d *bundles) { d.x509 = c.Bundles.Bundles() })
@@ -119,8 +119,8 @@ func (s *Source) applyJWT(set *jwtbundle.Set) error {
 	return s.change(func(d *bundles) { d.jwt = set.Bundles() })
 }
 
-// followWorkloadAPI takes what the agent streams. While the agent is away,
-// what it last said stays in force.
+// followWorkloadAPI applies the agent's updates until ctx ends. While the agent is
+// unreachable, its last update stays in force.
 func (s *Source) followWorkloadAPI(ctx context.Context) error {
 	client, err := s.client(ctx)
 	if err != nil {
@@ -132,14 +132,14 @@ func (s *Source) followWorkloadAPI(ctx context.Context) error {
 		s.watch(ctx, partX509, func() error { return client.WatchX509Context(ctx, x509Watcher{s}) })
 	})
 	all.Go(func() { s.watch(ctx, partJWT, func() error { return client.WatchJWTBundles(ctx, jwtWatcher{s}) }) })
-	all.Go(func() { _ = s.pollFiles(ctx) }) // certificates of servers
+	all.Go(func() { _ = s.pollFiles(ctx) }) // the certificate files of servers
 	all.Wait()
 	return nil
 }
 
-// again starts a watch that ended although nobody ended it: go-spiffe gives up
-// when the agent answers Canceled or InvalidArgument, as one does that is
-// shutting down.
+// watch runs a watch until ctx ends and restarts it when it returns: go-spiffe
+// stops watching if the agent answers Canceled or InvalidArgument, and an agent
+// that shuts down answers Canceled.
 func (s *Source) watch(ctx context.Context, part string, run func() error) {
 	for ctx.Err() == nil {
 		err := run()
@@ -154,6 +154,7 @@ func (s *Source) watch(ctx context.Context, part string, run func() error) {
 	}
 }
 
+// x509Watcher implements workloadapi.X509ContextWatcher.
 type x509Watcher struct{ s *Source }
 
 func (w x509Watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
@@ -162,6 +163,7 @@ func (w x509Watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
 
 func (w x509Watcher) OnX509ContextWatchError(err error) { w.s.watchFailed(partX509, err) }
 
+// jwtWatcher implements workloadapi.JWTBundleWatcher.
 type jwtWatcher struct{ s *Source }
 
 func (w jwtWatcher) OnJWTBundlesUpdate(set *jwtbundle.Set) { w.s.report(partJWT, w.s.applyJWT(set)) }
@@ -170,13 +172,13 @@ func (w jwtWatcher) OnJWTBundlesWatchError(err error) { w.s.watchFailed(partJWT,
 
 func (s *Source) watchFailed(part string, err error) {
 	if status.Code(err) == codes.Canceled {
-		return // our own end; if it is the agent's, again says so
+		return // ctx ended; or the agent canceled, which watch reports
 	}
 	if part == partX509 && s.own.Load() == nil || part == partJWT && len(s.trust.Load().jwt) == 0 {
 		s.report(part, fmt.Errorf("%s: %w", hint(err), err))
 		return
 	}
-	s.report(part, fmt.Errorf("%s; what it last said stays in force: %w", hint(err), err))
+	s.report(part, fmt.Errorf("%s; its last update stays in force: %w", hint(err), err))
 }
 
 // retries implements workloadapi.BackoffStrategy.
@@ -193,11 +195,11 @@ func (r *retry) Next() time.Duration {
 
 func (r *retry) Reset() { r.last = 0 }
 
-// FetchJWTSVID asks the Workload API for a JWT-SVID of our own for the
-// audience, and says when it expires. The token is a secret.
+// FetchJWTSVID fetches a JWT-SVID of this process for the audience from the
+// Workload API, and returns it with its expiry. The token is a secret.
 func (s *Source) FetchJWTSVID(ctx context.Context, audience string) (token string, expires time.Time, err error) {
 	if s.cfg.WorkloadAPI == "" {
-		return "", time.Time{}, errors.New("fetching a JWT-SVID: there is no Workload API to ask")
+		return "", time.Time{}, errors.New("fetching a JWT-SVID: no Workload API is configured: set its address or use a token file")
 	}
 	client, err := s.client(ctx)
 	if err != nil {

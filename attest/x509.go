@@ -18,11 +18,11 @@ func x509Failure(cause Cause, detail string) error {
 	return &Failure{broker.MethodX509SVID, cause, detail}
 }
 
-// verifyX509 verifies a chain, the leaf first. The leaf is looked at before its
-// signature, so that most mistakes get an answer of their own.
+// verifyX509 verifies a chain, leaf first. It checks the fields of the leaf before
+// the signatures, so that most mistakes get a specific cause.
 func verifyX509(trusted *trust, chain []*x509.Certificate, now time.Time) (cachedProof, error) {
 	if len(chain) == 0 {
-		return cachedProof{}, x509Failure(CauseMalformed, "connect with an X.509-SVID")
+		return cachedProof{}, x509Failure(CauseMalformed, "the connection has no client certificate: connect with an X.509-SVID")
 	}
 	leaf := chain[0]
 	id, err := checkLeaf(leaf)
@@ -40,14 +40,15 @@ func verifyX509(trusted *trust, chain []*x509.Certificate, now time.Time) (cache
 	return cachedProof{identity(id, proof), trusted.generation, leaf.NotBefore}, nil
 }
 
-// checkLeaf holds a certificate to the rules of X509-SVID, sections 2 to 5.
+// checkLeaf checks a leaf certificate against X509-SVID, sections 2 to 5, and
+// returns its SPIFFE ID.
 func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
 	id, err := leafID(leaf)
 	switch {
 	case err != nil:
 		return id, x509Failure(CauseSPIFFEID, "the certificate "+err.Error())
 	case leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
-		return id, x509Failure(CauseUsage, "a CA's certificate proves no workload: connect with a leaf (X509-SVID, section 5.2)")
+		return id, x509Failure(CauseUsage, "the certificate is a CA certificate: connect with a leaf (X509-SVID, section 5.2)")
 	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
 		return id, x509Failure(CauseUsage, "the certificate lacks the key usage digitalSignature (X509-SVID, section 4.3)")
 	case !allowsClientAuth(leaf):
@@ -56,11 +57,11 @@ func checkLeaf(leaf *x509.Certificate) (spiffeid.ID, error) {
 	return id, nil
 }
 
-// lasts wants now to be in [notBefore, ends).
+// checkValidity returns a Failure unless now is in [notBefore, ends).
 func checkValidity(notBefore, ends, now time.Time) error {
 	switch {
 	case !now.Before(ends):
-		return x509Failure(CauseExpired, "the X.509-SVID, or an authority above it, has expired: connect again with a fresh one")
+		return x509Failure(CauseExpired, "the X.509-SVID, or a certificate above it, has expired: connect again with a new one")
 	case now.Before(notBefore):
 		return x509Failure(CauseNotYetValid, "the X.509-SVID is not valid yet: compare the clocks of its issuer and of the broker")
 	}
@@ -74,14 +75,14 @@ func allowsClientAuth(leaf *x509.Certificate) bool {
 	return slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) || slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
-// leafID wants one URI in the certificate, and that to be the SPIFFE ID of a
-// workload (X509-SVID, section 2).
+// leafID returns the SPIFFE ID of a leaf, which must be its only URI SAN
+// (X509-SVID, section 2).
 func leafID(leaf *x509.Certificate) (spiffeid.ID, error) {
 	switch uris, err := uriNames(leaf); {
 	case err != nil:
 		return spiffeid.ID{}, err
 	case len(uris) == 0:
-		return spiffeid.ID{}, errors.New("has no SPIFFE ID: an X.509-SVID has one URI SAN")
+		return spiffeid.ID{}, errors.New("has no SPIFFE ID: an X.509-SVID has exactly one URI SAN")
 	case len(uris) > 1:
 		return spiffeid.ID{}, errors.New("has more than one URI SAN: an X.509-SVID has exactly one")
 	default:
@@ -95,9 +96,9 @@ func leafID(leaf *x509.Certificate) (spiffeid.ID, error) {
 
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
-// uriNames gives the URIs as they were signed. crypto/x509 gives them parsed
-// by net/url, which forgives: it lowers the scheme, and drops an empty
-// fragment.
+// uriNames returns the URI SANs as they were signed. crypto/x509 parses them with
+// net/url, which normalizes: it lowers the scheme and drops an empty fragment, so
+// that an ID which is not valid would become valid.
 func uriNames(leaf *x509.Certificate) ([]string, error) {
 	var uris []string
 	for _, e := range leaf.Extensions {
@@ -106,7 +107,7 @@ func uriNames(leaf *x509.Certificate) ([]string, error) {
 		}
 		var names []asn1.RawValue
 		if rest, err := asn1.Unmarshal(e.Value, &names); err != nil || len(rest) > 0 {
-			return nil, errors.New("has subject alternative names that can't be read")
+			return nil, errors.New("has malformed subject alternative names")
 		}
 		for _, n := range names {
 			if n.Class == asn1.ClassContextSpecific && n.Tag == 6 { // uniformResourceIdentifier, RFC 5280, section 4.2.1.6
@@ -117,24 +118,24 @@ func uriNames(leaf *x509.Certificate) ([]string, error) {
 	return uris, nil
 }
 
-// verifyChain verifies the path to an authority of the trust domain that the
-// leaf names, and says when it ends: with the first certificate in it that
-// does.
+// verifyChain verifies the chain to an authority of the trust domain of id. It
+// returns when the chain ends, which is the earliest NotAfter on the path. If
+// several paths lead to an authority, the one that ends last counts.
 func verifyChain(id spiffeid.ID, chain []*x509.Certificate, trusted *trust, now time.Time) (ends time.Time, err error) {
 	td := id.TrustDomain()
 	if !trusted.listed[td] {
-		return ends, x509Failure(CauseTrustDomain, "workloads of this trust domain may not authenticate here: the operator lists those that may in attest.trust_domains")
+		return ends, x509Failure(CauseTrustDomain, "workloads of this trust domain may not authenticate: ask the operator to list it in attest.trust_domains")
 	}
 	if trusted.x509[td] == nil {
-		return ends, x509Failure(CauseNoBundle, "the broker has no X.509 authorities of this trust domain, so it can't verify a certificate of it: its operator finds the cause in the log")
+		return ends, x509Failure(CauseNoBundle, "the broker has no X.509 authorities of this trust domain: ask the operator to check the broker's log")
 	}
 	verified, paths, err := x509svid.Verify(chain, trusted, x509svid.WithTime(now))
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return ends, x509Failure(CauseExpired, "a certificate above the X.509-SVID is not valid now: connect again with a fresh one")
+		return ends, x509Failure(CauseExpired, "a certificate above the X.509-SVID has expired or is not valid yet: connect again with a new X.509-SVID")
 	}
 	if err != nil || verified != id {
-		return ends, x509Failure(CauseUntrusted, "the certificate does not lead to an authority in the bundle of its trust domain: send the intermediates too, or fetch a fresh X.509-SVID")
+		return ends, x509Failure(CauseUntrusted, "the certificate does not chain to an authority in the bundle of its trust domain: send the intermediates too, or fetch a new X.509-SVID")
 	}
 	for _, path := range paths {
 		if end := firstExpiry(path); end.After(ends) {
@@ -154,7 +155,8 @@ func firstExpiry(path []*x509.Certificate) time.Time {
 	return end
 }
 
-// identity makes the identity of a workload. Marks are put on by the broker.
+// identity returns the identity of a workload, without labels: the broker adds
+// those of the rules in force.
 func identity(id spiffeid.ID, proof broker.Proof) broker.Identity {
 	return broker.Identity{
 		ID:          id.String(),

@@ -191,7 +191,7 @@ func TestStartWithoutAWorkloadAPI(t *testing.T) {
 	ctx, operator := t.Context(), w.operator()
 
 	status, missing := w.readiness(t, listeners[1])
-	if status != http.StatusServiceUnavailable || !strings.Contains(missing["trust"], "nobody answers") {
+	if status != http.StatusServiceUnavailable || !strings.Contains(missing["trust"], "the agent does not respond") {
 		t.Errorf("readyz: %d, %v", status, missing)
 	}
 	insecure := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // whatever it presents
@@ -231,7 +231,7 @@ func TestStartRefusesAForeignIdentity(t *testing.T) {
 	w.edit(t, "trust_domain: acme.test", "trust_domain: other.test")
 	w.edit(t, "    - {under: spiffe://acme.test/agent", "    - {under: spiffe://other.test/agent")
 	w.identities(t)
-	if _, err := w.assemble(t, io.Discard); err == nil || !strings.Contains(err.Error(), "its trust_domain is other.test") {
+	if _, err := w.assemble(t, io.Discard); err == nil || !strings.Contains(err.Error(), "but trust_domain is other.test") {
 		t.Errorf("it starts: %v", err)
 	}
 }

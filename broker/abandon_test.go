@@ -21,17 +21,17 @@ permit (principal in Group::"security", action in [Action::"view", Action::"revo
 @id("support-looks")
 permit (principal in Group::"support", action == Action::"view", resource);
 `})
-	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := issued.Lease.ID
 	dan := approver("dan", noon)
-	if _, err := w.broker.Abandon(t.Context(), dan, id, "too early", noon); !errors.Is(err, broker.ErrInvalidRequest) {
+	if _, err := w.broker.Abandon(t.Context(), broker.Self(dan, noon), id, "too early"); !errors.Is(err, broker.ErrInvalidRequest) {
 		t.Errorf("nobody tried to end it: %v", err)
 	}
 	db.down.Store(true)
-	if _, err := w.broker.Revoke(t.Context(), agent(noon), id, "", noon); err != nil {
+	if _, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), noon), id, ""); err != nil {
 		t.Fatal(err)
 	}
 	later := noon.Add(broker.StuckAfter + time.Minute)
@@ -49,22 +49,22 @@ permit (principal in Group::"support", action == Action::"view", resource);
 		"without a reason":  {dan, " \n", broker.ErrInvalidRequest},
 		"a proof that ends": {approver("dan", noon.Add(-24*time.Hour)), "gone", broker.ErrNotFound},
 	} {
-		if _, err := w.broker.Abandon(t.Context(), test.who, id, test.reason, later); !errors.Is(err, test.want) {
+		if _, err := w.broker.Abandon(t.Context(), broker.Self(test.who, later), id, test.reason); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if l, err := w.broker.Abandon(t.Context(), dan, id, "the cluster was deleted", later); err != nil || l.Status != broker.LeaseAbandoned || l.Live(later) {
+	if l, err := w.broker.Abandon(t.Context(), broker.Self(dan, later), id, "the cluster was deleted"); err != nil || l.Status != broker.LeaseAbandoned || l.Live(later) {
 		t.Fatalf("given up: %+v, %v", l, err)
 	}
 
 	db.down.Store(false)
 	tries := db.tries.Load()
 	for _, who := range []broker.Identity{agent(noon), root} {
-		if _, err := w.broker.Revoke(t.Context(), who, id, "again", later); err != nil {
+		if _, err := w.broker.Revoke(t.Context(), broker.Self(who, later), id, "again"); err != nil {
 			t.Errorf("revoking it: %v", err)
 		}
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), root, broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true, later); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, later), broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true); err != nil {
 		t.Error(err)
 	}
 	w.reap(t, later.Add(time.Hour))

@@ -144,15 +144,15 @@ func (r *Request) seats(rules *Rules, who Identity, needs []ApprovalNeed) (group
 // mayVote says which groups a person speaks for, or why for none. Where it rests
 // on what a provider said, or did not say, that is of now. Who is listed votes
 // while their provider is away.
-func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Request, needs []ApprovalNeed, now time.Time) ([]string, error) {
-	groups, claimed := r.seats(rules, who, needs)
-	listed, byClaim := rules.Policy.Groups(who)
+func (b *Broker) mayVote(ctx context.Context, caller Caller, rules *Rules, r *Request, needs []ApprovalNeed) ([]string, error) {
+	groups, claimed := r.seats(rules, caller.Subject, needs)
+	listed, byClaim := rules.Policy.Groups(caller.Subject)
 	_, known := r.team(rules)
 	excluded := r.Decision.Obligations.ExcludeTeam
 	byProvider := claimed || len(groups) == 0 || excluded && rules.Groups[r.Requester.Team].Claimed
-	_, stale := b.ClaimsAge(who, now)
+	_, stale := b.ClaimsAge(caller)
 	switch {
-	case r.bars(rules, who.ID):
+	case r.bars(rules, caller.Subject.ID):
 		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
 	case stale && byProvider:
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
@@ -161,7 +161,7 @@ func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Req
 	case excluded && (!known || slices.Contains(append(listed, byClaim...), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy wants somebody from outside of the requester's team")
 	}
-	d, err := b.ask(ctx, rules, r.approvalQuery(rules, who), now)
+	d, err := b.ask(ctx, rules, r.approvalQuery(rules, caller.Subject), caller.At)
 	if err != nil {
 		return nil, err
 	}
@@ -173,11 +173,12 @@ func (b *Broker) mayVote(ctx context.Context, rules *Rules, who Identity, r *Req
 
 // session refuses all but a person in a broker session: an ID token, an access
 // token or an SVID proves who calls, and not that they look at the request.
-func session(who Identity, now time.Time) error {
+func session(caller Caller) error {
+	who := caller.Actor
 	switch {
-	case who.Kind != KindPerson || who.Proof.Method != MethodSession || who.Person == nil:
+	case who.Kind != KindPerson || who.Proof.Method != MethodSession || who.Person == nil || who.ID != caller.Subject.ID:
 		return refuse(ErrSessionRequired, "log in to the broker: only people do this, in a session of their own")
-	case !who.Proof.Valid(now):
+	case !who.Proof.Valid(caller.At):
 		return refuse(ErrProofExpired, "your session has ended: log in again")
 	}
 	return nil
@@ -186,13 +187,13 @@ func session(who Identity, now time.Time) error {
 // Vote puts a person's yes or no to a pending request (POST
 // /v1/requests/{id}/approvals). It may be narrowed and never widened. The vote
 // that settles the request starts the clock of the grant, or ends the request.
-func (b *Broker) Vote(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
-	if err := session(who, now); err != nil {
+func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
+	if err := session(caller); err != nil {
 		return nil, err
 	}
-	clock := startClock(now)
+	clock := startClock(caller.At)
 	for range voteTries {
-		r, err := b.voteOnce(ctx, who, id, v, clock)
+		r, err := b.voteOnce(ctx, caller, id, v, clock)
 		if !errors.Is(err, errAgain) {
 			return r, err
 		}
@@ -213,17 +214,16 @@ func (b *Broker) overtaken(err error) {
 // voteTries bounds how often a vote is tried that others overtake.
 const voteTries = MaxApprovers + 1
 
-func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vote, c clock) (*Request, error) {
-	now := c.began
-	r, rules, err := b.forApprover(ctx, who, id, now)
+func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vote, c clock) (*Request, error) {
+	r, rules, err := b.forApprover(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Approvals, now)
+	groups, err := b.mayVote(ctx, caller, rules, r, r.Decision.Obligations.Approvals)
 	if err != nil {
 		return nil, err
 	}
-	a, err := r.approval(who, v, groups, rules.Catalogue[r.Entitlement], now)
+	a, err := r.approval(caller, v, groups, rules.Catalogue[r.Entitlement])
 	if err != nil {
 		return nil, err
 	}
@@ -231,15 +231,15 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 		return nil, errUnsigned
 	}
 	before := r.Version
-	if err := r.vote(a, now); err != nil {
+	if err := r.vote(a, caller.At); err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, ballot{who, r, a, v.Signature, before, c}, rules, now); err != nil {
+	if err := b.settle(ctx, ballot{caller, r, a, v.Signature, before, c}, rules); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
 	if r.Status == RequestApproved {
-		b.cfg.Observe(Event{Kind: EventApproved, Entitlement: r.Entitlement, Took: now.Sub(r.Created)})
+		b.cfg.Observe(Event{Kind: EventApproved, Entitlement: r.Entitlement, Took: caller.At.Sub(r.Created)})
 	}
 	return r, nil
 }
@@ -247,21 +247,21 @@ func (b *Broker) voteOnce(ctx context.Context, who Identity, id RequestID, v Vot
 var errUnsigned = refuse(ErrSignatureRequired, "sign it with your passkey, in the browser: policy requires that")
 
 // forApprover gives a request that the person is asked about, or may view.
-func (b *Broker) forApprover(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, *Rules, error) {
+func (b *Broker) forApprover(ctx context.Context, caller Caller, id RequestID) (*Request, *Rules, error) {
 	rules := b.rules.Load()
 	if rules == nil {
 		return nil, nil, refuse(ErrUnavailable, "no policy is loaded yet")
 	}
-	r, err := b.Request(ctx, who, id, now)
+	r, err := b.Request(ctx, caller, id)
 	return r, rules, err
 }
 
 // approval makes a vote an approval, or refuses what may not be said.
-func (r *Request) approval(who Identity, v Vote, groups []string, e *Entitlement, now time.Time) (Approval, error) {
+func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlement) (Approval, error) {
 	o := r.Decision.Obligations
 	a := Approval{
-		Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(),
-		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: now,
+		Person: caller.Subject.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(),
+		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: caller.At,
 	}
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return a, err
@@ -302,7 +302,7 @@ func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
 
 // A ballot is a vote, or a verdict, that was taken, and not written yet.
 type ballot struct {
-	who       Identity
+	caller    Caller
 	r         *Request // with it
 	a         Approval
 	signature *audit.SignatureFacts // nil: unsigned
@@ -315,10 +315,10 @@ type ballot struct {
 // errAgain. What is signed is verified here, where the person's passkeys can't
 // change any more; and that the request still waits, however long it took to get
 // here.
-func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Time) error {
-	r := v.r
+func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
+	r, now := v.r, v.caller.At
 	record := audit.Record{
-		Kind: audit.ApprovalGiven, Caller: party(v.who), Approval: v.a.facts(), Openings: v.a.openings(), Signature: v.signature,
+		Kind: audit.ApprovalGiven, Caller: party(v.caller.Actor), Approval: v.a.facts(), Openings: v.a.openings(), Signature: v.signature,
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
 	switch r.Status {
@@ -327,8 +327,8 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Ti
 	case RequestDenied:
 		record.Kind = audit.RequestDenied
 	}
-	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.who.ID)), record, func(tx Tx) error {
-		if err := v.verify(tx, record.Approval.Challenge, now); err != nil {
+	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.caller.Subject.ID)), record, func(tx Tx) error {
+		if err := v.verify(tx, record.Approval.Challenge); err != nil {
 			return err
 		}
 		stored, err := get[*Request](tx, r.ID)
@@ -358,15 +358,15 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules, now time.Ti
 
 // verify verifies the signature of a ballot, if it has one: of the challenge of
 // its kind.
-func (v *ballot) verify(tx Tx, challenge challenge, now time.Time) error {
+func (v *ballot) verify(tx Tx, challenge challenge) error {
 	if v.signature == nil {
 		return nil
 	}
-	account, err := accountOf(tx, PersonKey(v.who.ID))
+	account, err := accountOf(tx, PersonKey(v.caller.Subject.ID))
 	if err != nil {
 		return err
 	}
-	if err := account.verify(v.signature, challenge(v.who.ID, v.r.ID.String(), v.signature.Nonce), now); err != nil {
+	if err := account.verify(v.signature, challenge(v.caller.Subject.ID, v.r.ID.String(), v.signature.Nonce), v.caller.At); err != nil {
 		return err
 	}
 	tx.Put(account)

@@ -38,7 +38,7 @@ func peopleWorld(t *testing.T, annotations string) *world {
 
 func (w *world) ask(t *testing.T, ask broker.Ask) *broker.Request {
 	t.Helper()
-	r, err := w.broker.Ask(t.Context(), agent(noon), ask, broker.Again{}, noon)
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func (w *world) vote(t *testing.T, who broker.Identity, r *broker.Request, v bro
 	if v.Digest.IsZero() {
 		v.Digest = r.Digest
 	}
-	return w.broker.Vote(t.Context(), who, r.ID, v, at)
+	return w.broker.Vote(t.Context(), broker.Self(who, at), r.ID, v)
 }
 
 var yes = broker.Vote{Approve: true}
@@ -157,7 +157,7 @@ func TestNobodyCanApprove(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, test.annotations)
-			_, err := w.broker.Ask(t.Context(), test.who, read("tickets:read"), broker.Again{}, noon)
+			_, err := w.broker.Ask(t.Context(), broker.Self(test.who, noon), read("tickets:read"), broker.Again{})
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("%v, want %v", err, test.want)
 			}
@@ -201,7 +201,7 @@ func TestPolicyForbidsThemToApprove(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, ``)
 			w.adopt(t, closing(test.annotations)+test.forbid, testGroups+"crowd: {members: ["+strings.Join(crowd, ", ")+"]}\n")
-			r, err := w.broker.Ask(t.Context(), agent(noon), test.ask, broker.Again{}, noon)
+			r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), test.ask, broker.Again{})
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Fatalf("%v, want %v", err, test.want)
 			}
@@ -217,7 +217,7 @@ func TestManagerApproves(t *testing.T) {
 	w := newWorld(t, worldConfig{policies: `@id("people") @approval("1 of manager") permit (principal is Person, action == Action::"request", resource == Entitlement::"tickets");`, issuers: map[string]broker.Issuer{"tickets": signer{}}})
 	gus := approver("gus", noon)
 	gus.Person.Manager = "login/mia"
-	r, err := w.broker.Ask(t.Context(), gus, read("tickets:read"), broker.Again{}, noon)
+	r, err := w.broker.Ask(t.Context(), broker.Self(gus, noon), read("tickets:read"), broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestGrantAsApproved(t *testing.T) {
 	ask := read("tickets:close", "tickets:read")
 	ask.TTL, ask.Duration = 10*time.Minute, time.Hour
 	r := w.ask(t, ask)
-	if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrPending) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); !errors.Is(err, broker.ErrPending) {
 		t.Fatalf("before anybody approved: %v", err)
 	}
 	r, err := w.vote(t, approver("cleo", noon), r, broker.Vote{Approve: true, Scopes: []string{"tickets:read"}, TTL: 5 * time.Minute}, noon.Add(10*time.Minute))
@@ -250,12 +250,12 @@ func TestGrantAsApproved(t *testing.T) {
 	if err != nil || r.Status != broker.RequestApproved || !r.CollectUntil.Equal(later.Add(30*time.Minute)) {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	issued, err := w.broker.Collect(t.Context(), agent(later), r.ID, broker.Again{}, later)
+	issued, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), r.ID, broker.Again{})
 	if err != nil || !slices.Equal(issued.Lease.Scopes, []string{"tickets:read"}) || !issued.Lease.Expires.Equal(later.Add(5*time.Minute)) {
 		t.Fatalf("%+v, %v", issued, err)
 	}
 	end := r.CollectUntil
-	if _, err := w.broker.Collect(t.Context(), agent(end), r.ID, broker.Again{}, end); !errors.Is(err, broker.ErrGrantEnded) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.Again{}); !errors.Is(err, broker.ErrGrantEnded) {
 		t.Errorf("on the instant of its end: %v", err)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.ApprovalGiven, audit.RequestApproved, audit.LeaseIssued)
@@ -293,7 +293,7 @@ func TestOneVoiceEach(t *testing.T) {
 	if r, err = w.vote(t, cleo, r, broker.Vote{Comment: "no need"}, noon); err != nil || r.Status != broker.RequestDenied || r.DeniedBy != broker.DeniedByPerson {
 		t.Errorf("the second no: %+v, %v", r, err)
 	}
-	_, err = w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon)
+	_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
 	var no *broker.Refusal
 	if !errors.As(err, &no) || !errors.Is(err, broker.ErrDenied) || no.Detail != "this request was denied, by login/ben, by login/cleo: no need" || len(no.Reasons) > 0 {
 		t.Errorf("collecting: %+v", no)
@@ -309,7 +309,7 @@ func TestLapsing(t *testing.T) {
 	if _, err := w.vote(t, approver("ben", end), r, yes, end); !errors.Is(err, broker.ErrNotPending) {
 		t.Errorf("on the instant: %v", err)
 	}
-	if _, err := w.broker.Collect(t.Context(), agent(end), r.ID, broker.Again{}, end); !errors.Is(err, broker.ErrLapsed) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.Again{}); !errors.Is(err, broker.ErrLapsed) {
 		t.Errorf("collecting: %v", err)
 	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, end.Add(-time.Second)); err != nil {
@@ -348,7 +348,7 @@ func TestRulesChangeMeanwhile(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.adopt(t, test.rules, testGroups)
-			_, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon)
+			_, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("%v, want %v", err, test.want)
 			}
@@ -371,7 +371,7 @@ func TestReuseAndExtension(t *testing.T) {
 	if again := w.ask(t, ask); again.ID != first.ID || !again.Reused || again.Status != broker.RequestApproved {
 		t.Errorf("while it is granted: %v", again)
 	}
-	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
 	if err != nil || issued == nil || issued.Request.ID != first.ID || !issued.Request.Reused {
 		t.Errorf("asked and collected in one: %v, %v", issued, err)
 	}
@@ -380,12 +380,12 @@ func TestReuseAndExtension(t *testing.T) {
 		t.Errorf("an extension: %v", more)
 	}
 	ask.Extends = broker.NewRequestID(noon)
-	if _, err := w.broker.Ask(t.Context(), agent(noon), ask, broker.Again{}, noon); err == nil {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err == nil {
 		t.Error("an extension of nothing")
 	}
 	later := first.Created.Add(3 * time.Hour)
 	ask.Extends = broker.RequestID{}
-	if r, err := w.broker.Ask(t.Context(), agent(later), ask, broker.Again{}, later); err != nil || r.ID == first.ID {
+	if r, err := w.broker.Ask(t.Context(), broker.Self(agent(later), later), ask, broker.Again{}); err != nil || r.ID == first.ID {
 		t.Errorf("after the grant: %v, %v", r, err)
 	}
 }
@@ -399,10 +399,10 @@ func TestScheduledStart(t *testing.T) {
 	if err != nil || !r.CollectUntil.Equal(ask.NotBefore.Add(time.Hour)) {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if _, err := w.broker.Collect(t.Context(), agent(ask.NotBefore.Add(-time.Second)), r.ID, broker.Again{}, ask.NotBefore.Add(-time.Second)); !errors.Is(err, broker.ErrNotYet) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore.Add(-time.Second)), ask.NotBefore.Add(-time.Second)), r.ID, broker.Again{}); !errors.Is(err, broker.ErrNotYet) {
 		t.Errorf("before: %v", err)
 	}
-	if _, err := w.broker.Collect(t.Context(), agent(ask.NotBefore), r.ID, broker.Again{}, ask.NotBefore); err != nil {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore), ask.NotBefore), r.ID, broker.Again{}); err != nil {
 		t.Errorf("on the instant: %v", err)
 	}
 }

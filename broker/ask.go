@@ -12,10 +12,10 @@ import (
 
 // SetRules records the rules and then lets them decide. If the record can't be
 // made, the rules before stay.
-func (b *Broker) SetRules(ctx context.Context, rules *Rules, by Identity, now time.Time) error {
+func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) error {
 	b.reload.Lock()
 	defer b.reload.Unlock()
-	record := audit.Record{Kind: audit.PolicyLoaded, Caller: party(by), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
+	record := audit.Record{Kind: audit.PolicyLoaded, Caller: party(caller.Actor), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
 	in := b.coming.Load()
 	_, err := b.write(ctx, nil, record, func(Tx) error {
 		// Whoever writes after this record must have decided by these rules.
@@ -52,85 +52,91 @@ func (b *Broker) current(d Decision) error {
 // Ask files a request (POST /v1/requests). It gives the request, pending or
 // approved, or a *Refusal. An identical pending ask by the same caller gives
 // the same request. With ask.DryRun nothing is stored and the request has no id.
-func (b *Broker) Ask(ctx context.Context, who Identity, ask Ask, again Again, now time.Time) (*Request, error) {
+func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, again Again) (*Request, error) {
 	if !ask.DryRun {
 		if prior, err := b.prior(ctx, again); err != nil || prior != nil {
 			if err != nil {
 				return nil, err
 			}
-			return b.Request(ctx, who, prior.Request, now)
+			return b.Request(ctx, caller, prior.Request)
 		}
 	}
-	r, e, err := b.decide(ctx, who, ask, now)
+	f, err := b.decide(ctx, caller, ask, again)
 	if err != nil || ask.DryRun {
-		return r, err
+		return f.request, err
 	}
-	filed, err := b.file(ctx, r, e, again, now)
+	filed, err := b.file(ctx, f)
 	if errors.Is(err, errAgain) {
-		return b.Ask(ctx, who, ask, again, now)
+		return b.Ask(ctx, caller, ask, again)
 	}
 	return filed, err
 }
 
 // decide turns an ask into a request that policy permits, or a *Refusal. A
 // denial is recorded before it is answered.
-func (b *Broker) decide(ctx context.Context, who Identity, ask Ask, now time.Time) (*Request, *Entitlement, error) {
-	r, e, err := b.weigh(ctx, who, ask, now)
+func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, again Again) (*filing, error) {
+	f := &filing{caller: caller, again: again}
+	err := b.weigh(ctx, f, ask)
 	code := "permit"
 	switch {
 	case err != nil:
 		code = Code(err)
-	case len(r.Decision.Obligations.Approvals) > 0:
+	case len(f.request.Decision.Obligations.Approvals) > 0:
 		code = Code(ErrPending)
 	}
-	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(e), Code: code})
+	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(f.e), Code: code})
 	var refusal *Refusal
 	if errors.As(err, &refusal) && errors.Is(err, ErrDenied) && !ask.DryRun {
-		return nil, e, b.denied(ctx, who, ask, r, refusal, now)
+		err = b.denied(ctx, f, ask, refusal)
+		f.request = nil
 	}
-	return r, e, err
+	return f, err
 }
 
-// weigh says whether a request may be made, and of what form it would be.
-func (b *Broker) weigh(ctx context.Context, who Identity, ask Ask, now time.Time) (*Request, *Entitlement, error) {
+// weigh decides whether the request may be made, and fills in the filing.
+func (b *Broker) weigh(ctx context.Context, f *filing, ask Ask) error {
+	caller := f.caller
 	rules := b.rules.Load()
 	if rules == nil {
-		return nil, nil, refuse(ErrUnavailable, "no policy is loaded yet")
+		return refuse(ErrUnavailable, "no policy is loaded yet")
 	}
-	if !who.Proof.Valid(now) {
-		return nil, nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
+	if !caller.Actor.Proof.Valid(caller.At) {
+		return refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
 	}
 	if err := ask.checkForm(); err != nil {
-		return nil, nil, err
+		return err
 	}
-	who = rules.Mark(who)
+	caller = caller.labelled(rules)
+	f.caller = caller
 	e := rules.Catalogue[ask.Entitlement]
 	if e == nil {
-		return undrafted(who, ask, rules, now), nil, deny(nil, nil)
+		f.request = undrafted(caller, ask, rules)
+		return deny(nil, nil)
 	}
-	r, err := e.draft(who, ask, now)
+	r, err := e.draft(caller, ask)
 	if err == nil {
-		err = b.extends(ctx, r)
+		err = b.extends(ctx, caller, r)
 	}
 	if err == nil {
-		err = b.judge(ctx, rules, who, r, ask, e, now)
+		err = b.judge(ctx, caller, rules, r, ask, e)
 	}
-	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, rules, who, e, now) {
+	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, caller, rules, e) {
 		// What is wrong with the ask is told only to those who may ask for the
 		// entitlement at all: unknown and unpermitted ones answer alike. Only
 		// the @reason of a forbid is told to whom it hits, as its author wants.
-		r, err = undrafted(who, ask, rules, now), deny(nil, nil)
+		r, err = undrafted(caller, ask, rules), deny(nil, nil)
 	}
-	return r, e, err
+	f.request, f.e = r, e
+	return err
 }
 
 // extends checks the request that this one goes on: it is the caller's own,
 // and for the same.
-func (b *Broker) extends(ctx context.Context, r *Request) error {
+func (b *Broker) extends(ctx context.Context, caller Caller, r *Request) error {
 	if r.Extends.IsZero() {
 		return nil
 	}
-	earlier, err := b.own(ctx, r.Requester, r.Extends)
+	earlier, err := b.own(ctx, caller, r.Extends)
 	switch {
 	case isNotFound(err) || err == nil && earlier.Entitlement != r.Entitlement:
 		return refuse(ErrInvalidRequest, "extends names no earlier request of yours for this entitlement")
@@ -141,24 +147,24 @@ func (b *Broker) extends(ctx context.Context, r *Request) error {
 }
 
 // undrafted is the request of an ask that got no further than its form.
-func undrafted(who Identity, ask Ask, rules *Rules, now time.Time) *Request {
-	return &Request{Requester: who, Entitlement: ask.Entitlement, Created: now, Decision: Decision{Revision: rules.Revision}}
+func undrafted(caller Caller, ask Ask, rules *Rules) *Request {
+	return &Request{Requester: caller.Subject, Entitlement: ask.Entitlement, Created: caller.At, Decision: Decision{Revision: rules.Revision}}
 }
 
 // judge asks policy, and applies its obligations to the request.
-func (b *Broker) judge(ctx context.Context, rules *Rules, who Identity, r *Request, ask Ask, e *Entitlement, now time.Time) error {
-	d, err := b.ask(ctx, rules, r.query(who, e), now)
+func (b *Broker) judge(ctx context.Context, caller Caller, rules *Rules, r *Request, ask Ask, e *Entitlement) error {
+	d, err := b.ask(ctx, rules, r.query(caller.Subject, e), caller.At)
 	if err != nil {
 		return err
 	}
 	r.Decision = d
 	if !d.Permit {
-		return deny(d.Reasons, b.alternatives(ctx, rules, who, r, e, now))
+		return deny(d.Reasons, b.alternatives(ctx, caller, rules, r, e))
 	}
 	if err := r.meet(d.Obligations, ask, e); err != nil {
 		return err
 	}
-	return b.approvable(ctx, rules, r, now)
+	return b.approvable(ctx, rules, r, caller.At)
 }
 
 // ask puts a query to policy. Whatever goes wrong is a denial.
@@ -195,12 +201,12 @@ func deny(reasons []string, allowed *Allowed) error {
 
 // alternatives gives the scopes of the entitlement that policy would permit,
 // each alone, under the terms of this request; nil if there are none.
-func (b *Broker) alternatives(ctx context.Context, rules *Rules, who Identity, r *Request, e *Entitlement, now time.Time) *Allowed {
+func (b *Broker) alternatives(ctx context.Context, caller Caller, rules *Rules, r *Request, e *Entitlement) *Allowed {
 	var allowed []string
-	q := r.query(who, e)
+	q := r.query(caller.Subject, e)
 	for _, scope := range e.Scopes {
 		q.Scopes = []string{scope}
-		if d, err := b.ask(ctx, rules, q, now); err == nil && d.Permit {
+		if d, err := b.ask(ctx, rules, q, caller.At); err == nil && d.Permit {
 			allowed = append(allowed, scope)
 		}
 	}
@@ -211,20 +217,34 @@ func (b *Broker) alternatives(ctx context.Context, rules *Rules, who Identity, r
 }
 
 // visible says whether the identity may ask for any part of the entitlement.
-func (b *Broker) visible(ctx context.Context, rules *Rules, who Identity, e *Entitlement, now time.Time) bool {
-	offer := b.offers(ctx, rules, who, e, now)
+func (b *Broker) visible(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) bool {
+	offer := b.offers(ctx, caller, rules, e)
 	return offer.permitted()
+}
+
+// A filing is a request that policy permits and that is not stored yet.
+type filing struct {
+	caller  Caller // with labels
+	request *Request
+	e       *Entitlement
+	again   Again
+}
+
+// record is the record of the filing.
+func (f *filing) record() audit.Record {
+	r := f.request
+	return audit.Record{Kind: audit.RequestCreated, Caller: party(f.caller.Actor), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
 }
 
 // file stores a request that policy permits: approved, or pending if people
 // have to approve.
-func (b *Broker) file(ctx context.Context, r *Request, e *Entitlement, again Again, now time.Time) (*Request, error) {
+func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
+	r, now := f.request, f.caller.At
 	if len(r.Decision.Obligations.Approvals) == 0 {
-		blocks := blockKeys(r.Requester, e)
+		blocks := blockKeys(r.Requester, f.e)
 		r.commit(now)
 		r.approve(now)
-		record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
-		_, err := b.write(ctx, slices.Concat(again.reads(), r.reviews(), keys(blocks)), record, func(tx Tx) error {
+		_, err := b.write(ctx, slices.Concat(f.again.reads(), r.reviews(), keys(blocks)), f.record(), func(tx Tx) error {
 			if err := checkBlocks(tx, blocks); err != nil {
 				return err
 			}
@@ -232,17 +252,18 @@ func (b *Broker) file(ctx context.Context, r *Request, e *Entitlement, again Aga
 				return err
 			}
 			tx.Put(r)
-			return again.remember(tx, r.ID, LeaseID{}, now)
+			return f.again.remember(tx, r.ID, LeaseID{}, now)
 		})
 		if err == nil && r.BreakGlass {
 			b.waiters.changed(r.ID)
 		}
 		return r, err
 	}
-	return b.filePending(ctx, r, e, again, now)
+	return b.filePending(ctx, f)
 }
 
-func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, again Again, now time.Time) (*Request, error) {
+func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
+	r, now := f.request, f.caller.At
 	open := AskKey(r.askDigest())
 	var same RequestID
 	view := b.cfg.Store.View(ctx, func(tx Tx) error {
@@ -258,7 +279,7 @@ func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, ag
 	if !same.IsZero() {
 		// Still pending, or granted? Then it is the answer; if not, a new one
 		// is filed.
-		if prior, err := b.Request(ctx, r.Requester, same, now); err == nil && prior.open(now) {
+		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.open(now) {
 			prior.Reused = true
 			return prior, nil
 		}
@@ -266,10 +287,9 @@ func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, ag
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
 	r.Lapses = now.Add(r.Waits())
-	rules, blocks := b.rules.Load(), blockKeys(r.Requester, e)
+	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester.ID)
-	record := audit.Record{Kind: audit.RequestCreated, Caller: party(r.Requester), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
-	_, err := b.write(ctx, slices.Concat(again.reads(), []Key{open, count}, keys(blocks)), record, func(tx Tx) error {
+	_, err := b.write(ctx, slices.Concat(f.again.reads(), []Key{open, count}, keys(blocks)), f.record(), func(tx Tx) error {
 		if err := checkBlocks(tx, blocks); err != nil {
 			return err
 		}
@@ -292,7 +312,7 @@ func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, ag
 		for _, step := range r.Decision.Obligations.Escalations {
 			b.tellAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)
 		}
-		return again.remember(tx, r.ID, LeaseID{}, now)
+		return f.again.remember(tx, r.ID, LeaseID{}, now)
 	})
 	if err == nil {
 		b.waiters.changed(r.ID)
@@ -305,25 +325,25 @@ func (b *Broker) filePending(ctx context.Context, r *Request, e *Entitlement, ag
 const PendingFor = time.Hour
 
 // Withdraw takes back the caller's own pending request.
-func (b *Broker) Withdraw(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, error) {
-	r, err := b.own(ctx, who, id)
+func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
+	r, err := b.own(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.withdraw(now); err != nil {
+	if err := r.withdraw(caller.At); err != nil {
 		return nil, err
 	}
 	version, rules := r.Version-1, b.rules.Load()
-	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: party(who), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
+	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: party(caller.Actor), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
 	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
 		if stored, err := get[*Request](tx, id); err != nil || stored.Version != version {
 			return changed(err)
 		}
-		if err := leavePending(tx, r, now); err != nil {
+		if err := leavePending(tx, r, caller.At); err != nil {
 			return err
 		}
 		if rules != nil {
-			b.tell(tx, NoticeWithdrawn, r, r.askedGroups(), rules, now)
+			b.tell(tx, NoticeWithdrawn, r, r.askedGroups(), rules, caller.At)
 		}
 		tx.Put(r)
 		return nil

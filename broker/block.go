@@ -21,22 +21,22 @@ const (
 )
 
 // Block places a block. Placing it twice is no error.
-func (b *Broker) Block(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
+func (b *Broker) Block(ctx context.Context, caller Caller, s Selector, reason string) error {
 	if key, err := s.key(); err == nil {
 		if err := b.known(key); err != nil {
 			return err
 		}
 	}
-	return b.setBlock(ctx, who, s, reason, blockOn, now)
+	return b.setBlock(ctx, caller, s, reason, blockOn)
 }
 
 // Lift lifts a block; lifting what is not blocked is ErrNotFound.
-func (b *Broker) Lift(ctx context.Context, who Identity, s Selector, reason string, now time.Time) error {
-	return b.setBlock(ctx, who, s, reason, blockOff, now)
+func (b *Broker) Lift(ctx context.Context, caller Caller, s Selector, reason string) error {
+	return b.setBlock(ctx, caller, s, reason, blockOff)
 }
 
-func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason string, to blockState, now time.Time) error {
-	if err := b.mayBlock(ctx, who, now); err != nil {
+func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason string, to blockState) error {
+	if err := b.mayBlock(ctx, caller); err != nil {
 		return err
 	}
 	key, err := s.key()
@@ -51,13 +51,13 @@ func (b *Broker) setBlock(ctx context.Context, who Identity, s Selector, reason 
 	}
 	digest, opening := audit.Commit(reason)
 	record := audit.Record{
-		Kind: audit.BlockPlaced, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening},
+		Kind: audit.BlockPlaced, Caller: party(caller.Actor), Openings: map[string]audit.Opening{"reason": opening},
 		Block: &audit.BlockFacts{Selector: key.String(), Reason: digest},
 	}
 	if to == blockOff {
 		record.Kind = audit.BlockLifted
 	}
-	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, who, reason, to, now) })
+	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, caller, reason, to) })
 	if errors.Is(err, errEnded) {
 		return nil
 	}
@@ -75,7 +75,8 @@ func checkReason(reason string) (string, error) {
 	return reason, nil
 }
 
-func switchBlock(tx Tx, key BlockKey, who Identity, reason string, to blockState, now time.Time) error {
+func switchBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockState) error {
+	now := caller.At
 	row, err := get[*Block](tx, key)
 	if ignoreNotFound(err) != nil {
 		return err
@@ -89,7 +90,7 @@ func switchBlock(tx Tx, key BlockKey, who Identity, reason string, to blockState
 	case to == blockOn && inForce:
 		return errEnded
 	case !inForce:
-		row = &Block{Selector: key, Reason: reason, By: who.ID, Since: now}
+		row = &Block{Selector: key, Reason: reason, By: caller.Actor.ID, Since: now}
 	}
 	if to == blockAndEnd {
 		row.Ends = now
@@ -128,7 +129,7 @@ func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
 		if block.Ends.IsZero() {
 			continue
 		}
-		if _, unmarked, err := b.endAll(ctx, Identity{}, block.Selector.selector(), block.Reason, now); err != nil || unmarked != nil {
+		if _, unmarked, err := b.endAll(ctx, Caller{At: now}, block.Selector.selector(), block.Reason); err != nil || unmarked != nil {
 			b.cfg.Log.ErrorContext(ctx, "going on with what the kill switch began", "selector", block.Selector.String(), "err", errors.Join(err, unmarked))
 		}
 	}
@@ -168,9 +169,9 @@ func (k BlockKey) selector() (s Selector) {
 
 // Blocked says whether the kill switch keeps the caller from everything, and not
 // from single entitlements alone.
-func (b *Broker) Blocked(ctx context.Context, who Identity) (bool, error) {
+func (b *Broker) Blocked(ctx context.Context, caller Caller) (bool, error) {
 	blocks, err := b.blocksInForce(ctx)
-	return blocks.hit(who, nil), err
+	return blocks.hit(caller.Subject, nil), err
 }
 
 // A blockSet are the blocks in force, for telling people of them. What issues
@@ -194,8 +195,8 @@ func (blocks blockSet) hit(who Identity, e *Entitlement) bool {
 }
 
 // Blocks lists the blocks in force.
-func (b *Broker) Blocks(ctx context.Context, who Identity, now time.Time) ([]*Block, error) {
-	if err := b.mayBlock(ctx, who, now); err != nil {
+func (b *Broker) Blocks(ctx context.Context, caller Caller) ([]*Block, error) {
+	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
 	}
 	list, err := b.cfg.Blocks(ctx)

@@ -15,7 +15,7 @@ type collection struct {
 	version  int      // of the stored request that it was decided on
 	e        *Entitlement
 	issuer   Issuer
-	who      Identity
+	caller   Caller
 	decision Decision
 	replaces *Lease // whose place it takes
 	how      string // how the replaced lease ends
@@ -23,59 +23,60 @@ type collection struct {
 	lost     LeaseID       // the lease that the idempotency key led to before
 	later    bool          // not the first collection: it ends with the grant
 	made     time.Duration // what the issuer took
-	now      time.Time
 }
 
 // AskAndCollect files a request and, if policy approves it by itself, collects
 // at once (POST /v1/credentials, POST /oauth2/token): one transaction and one
 // record for the broker's own tokens. If people have to approve, Issued is nil
 // and the request is pending.
-func (b *Broker) AskAndCollect(ctx context.Context, who Identity, ask Ask, again Again, now time.Time) (*Issued, *Request, error) {
+func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, again Again) (*Issued, *Request, error) {
 	if prior, err := b.prior(ctx, again); err != nil {
 		return nil, nil, err
 	} else if prior != nil {
-		issued, r, err := b.resume(ctx, who, prior, again, now)
+		issued, r, err := b.resume(ctx, caller, prior, again)
 		if errors.Is(err, errAgain) {
-			return b.AskAndCollect(ctx, who, ask, again, now)
+			return b.AskAndCollect(ctx, caller, ask, again)
 		}
 		return issued, r, err
 	}
-	r, e, err := b.decide(ctx, who, ask, now)
+	f, err := b.decide(ctx, caller, ask, again)
+	r := f.request
 	if err != nil || ask.DryRun {
 		return nil, r, err
 	}
 	if len(r.Decision.Obligations.Approvals) > 0 {
-		filed, err := b.filePending(ctx, r, e, again, now)
+		filed, err := b.filePending(ctx, f)
 		if errors.Is(err, errAgain) {
-			return b.AskAndCollect(ctx, who, ask, again, now)
+			return b.AskAndCollect(ctx, caller, ask, again)
 		}
-		if err == nil && filed.State(now) == RequestApproved {
-			return b.collectReused(ctx, who, filed, again, now)
+		if err == nil && filed.State(caller.At) == RequestApproved {
+			return b.collectReused(ctx, caller, filed, again)
 		}
 		return nil, filed, err
 	}
-	if r.NotBefore.After(now) {
-		filed, err := b.file(ctx, r, e, again, now)
+	if r.NotBefore.After(caller.At) {
+		filed, err := b.file(ctx, f)
 		if errors.Is(err, errAgain) {
-			return b.AskAndCollect(ctx, who, ask, again, now)
+			return b.AskAndCollect(ctx, caller, ask, again)
 		}
 		return nil, filed, err
 	}
-	r.commit(now)
-	r.approve(now)
-	issued, err := b.open(ctx, &collection{request: r, new: true, e: e, who: r.Requester, decision: r.Decision, again: again, now: now})
+	r.commit(caller.At)
+	r.approve(caller.At)
+	c := &collection{caller: f.caller, request: r, new: true, e: f.e, decision: r.Decision, again: again}
+	issued, err := b.open(ctx, c)
 	switch {
 	case errors.Is(err, errAgain):
-		return b.AskAndCollect(ctx, who, ask, again, now)
+		return b.AskAndCollect(ctx, caller, ask, again)
 	case isLimit(err):
-		return nil, nil, b.limited(ctx, r, err, now)
+		return nil, nil, b.limited(ctx, c, err)
 	}
 	return issued, r, err
 }
 
 // collectReused collects with the grant that an identical ask got before.
-func (b *Broker) collectReused(ctx context.Context, who Identity, r *Request, again Again, now time.Time) (*Issued, *Request, error) {
-	issued, err := b.collect(ctx, who, r.ID, again, nil, now)
+func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, again Again) (*Issued, *Request, error) {
+	issued, err := b.collect(ctx, caller, r.ID, again, nil)
 	switch {
 	case errors.Is(err, ErrNotYet):
 		return nil, r, nil
@@ -87,10 +88,10 @@ func (b *Broker) collectReused(ctx context.Context, who Identity, r *Request, ag
 }
 
 // resume answers a repeated AskAndCollect.
-func (b *Broker) resume(ctx context.Context, who Identity, prior *Idempotency, again Again, now time.Time) (*Issued, *Request, error) {
-	issued, err := b.collect(ctx, who, prior.Request, again, prior, now)
+func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, again Again) (*Issued, *Request, error) {
+	issued, err := b.collect(ctx, caller, prior.Request, again, prior)
 	if errors.Is(err, ErrPending) || errors.Is(err, ErrNotYet) {
-		r, err := b.Request(ctx, who, prior.Request, now)
+		r, err := b.Request(ctx, caller, prior.Request)
 		return nil, r, err
 	}
 	if err != nil {
@@ -102,14 +103,14 @@ func (b *Broker) resume(ctx context.Context, who Identity, prior *Idempotency, a
 // Collect collects a credential of an approved request (POST
 // /v1/requests/{id}/credentials). Pending, lapsed, denied and ended requests
 // are ErrPending, ErrLapsed, ErrDenied and ErrGrantEnded.
-func (b *Broker) Collect(ctx context.Context, who Identity, id RequestID, again Again, now time.Time) (*Issued, error) {
+func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, again Again) (*Issued, error) {
 	prior, err := b.prior(ctx, again)
 	if err != nil {
 		return nil, err
 	}
-	issued, err := b.collect(ctx, who, id, again, prior, now)
+	issued, err := b.collect(ctx, caller, id, again, prior)
 	if errors.Is(err, errAgain) {
-		return b.Collect(ctx, who, id, again, now)
+		return b.Collect(ctx, caller, id, again)
 	}
 	return issued, err
 }
@@ -117,14 +118,14 @@ func (b *Broker) Collect(ctx context.Context, who Identity, id RequestID, again 
 // collect gets a credential for a stored request. A repeated call can't get
 // the same credential, which was never stored: it ends the lease of the lost
 // answer and issues a new one.
-func (b *Broker) collect(ctx context.Context, who Identity, id RequestID, again Again, prior *Idempotency, now time.Time) (*Issued, error) {
-	r, err := b.own(ctx, who, id)
+func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, again Again, prior *Idempotency) (*Issued, error) {
+	r, err := b.own(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{request: r, who: who, again: again, now: now}
+	c := &collection{caller: caller, request: r, again: again}
 	if prior != nil && !prior.Lease.IsZero() {
-		lost, err := b.Lease(ctx, who, prior.Lease, now)
+		lost, err := b.Lease(ctx, caller, prior.Lease)
 		if err != nil {
 			return nil, err
 		}
@@ -135,31 +136,31 @@ func (b *Broker) collect(ctx context.Context, who Identity, id RequestID, again 
 
 // Renew gives a holder more time under the same grant: policy decides anew,
 // a new lease takes the place of the old one, and the old one ends.
-func (b *Broker) Renew(ctx context.Context, who Identity, id LeaseID, again Again, now time.Time) (*Issued, error) {
+func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, again Again) (*Issued, error) {
 	prior, err := b.prior(ctx, again)
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{who: who, again: again, how: EndReplaced, now: now}
+	c := &collection{caller: caller, again: again, how: EndReplaced}
 	if prior != nil {
 		// Its answer was lost: the lease that it led to is the one to replace.
 		id, c.lost, c.how = prior.Lease, prior.Lease, EndAnswerLost
 	}
-	if c.replaces, err = b.Lease(ctx, who, id, now); err != nil {
+	if c.replaces, err = b.Lease(ctx, caller, id); err != nil {
 		return nil, err
 	}
-	if c.replaces.Holder != who.ID {
+	if c.replaces.Holder != caller.Subject.ID {
 		return nil, refuse(ErrNotFound, "no such lease of yours")
 	}
-	if c.replaces.State(now) != LeaseActive {
+	if c.replaces.State(caller.At) != LeaseActive {
 		return nil, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
 	}
-	if c.request, err = b.own(ctx, who, c.replaces.Request); err != nil {
+	if c.request, err = b.own(ctx, caller, c.replaces.Request); err != nil {
 		return nil, err
 	}
 	issued, err := b.collectAnew(ctx, c)
 	if errors.Is(err, errAgain) {
-		return b.Renew(ctx, who, id, again, now)
+		return b.Renew(ctx, caller, id, again)
 	}
 	return issued, err
 }
@@ -172,13 +173,13 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	if rules == nil {
 		return nil, refuse(ErrUnavailable, "no policy is loaded yet")
 	}
-	if !c.who.Proof.Valid(c.now) {
+	if !c.caller.Actor.Proof.Valid(c.caller.At) {
 		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
 	}
-	if err := c.request.collectable(c.now); err != nil {
+	if err := c.request.collectable(c.caller.At); err != nil {
 		return nil, err
 	}
-	c.who, c.asked, c.request = rules.Mark(c.who), c.request.Scopes, c.request.granted()
+	c.caller, c.asked, c.request = c.caller.labelled(rules), c.request.Scopes, c.request.granted()
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
 		return nil, b.noLonger(ctx, c, Decision{Revision: rules.Revision})
 	}
@@ -186,7 +187,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 		return nil, refuse(ErrNeedsNewRequest, "what this entitlement gives has changed since it was approved: file a new request")
 	}
 	var err error
-	if c.decision, err = b.ask(ctx, rules, c.request.query(c.who, c.e), c.now); err != nil {
+	if c.decision, err = b.ask(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At); err != nil {
 		return nil, err
 	}
 	if !c.decision.Permit {
@@ -197,7 +198,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	}
 	issued, err := b.open(ctx, c)
 	if isLimit(err) {
-		return nil, b.limited(ctx, c.request, err, c.now)
+		return nil, b.limited(ctx, c, err)
 	}
 	return issued, err
 }
@@ -225,7 +226,7 @@ func (c *collection) stillCovered(rules *Rules) error {
 	if err := r.meet(o, asked, c.e); err != nil || !r.holding(rules, o).covered(o) {
 		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now demands more than was approved: file a new request", RequestID: r.ID}
 	}
-	if o.MaxDuration > 0 && r.Duration < duration && !c.now.Before(r.Starts().Add(o.MaxDuration)) {
+	if o.MaxDuration > 0 && r.Duration < duration && !c.caller.At.Before(r.Starts().Add(o.MaxDuration)) {
 		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
 	}
 	return nil
@@ -243,32 +244,32 @@ func (c *collection) collectUntil() time.Time {
 
 // lease drafts the lease of a collection.
 func (c *collection) lease() (*Lease, error) {
-	expires := c.now.Add(c.request.TTL)
+	expires := c.caller.At.Add(c.request.TTL)
 	c.later = !c.request.FirstExpires.IsZero()
 	if until := c.collectUntil(); c.later && until.Before(expires) {
 		// The first credential gets its full time; the others end with the grant.
 		expires = until
 	}
 	l := &Lease{
-		ID: NewLeaseID(c.now), Request: c.request.ID, Status: LeaseIssuing,
-		Holder: c.who.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
+		ID: NewLeaseID(c.caller.At), Request: c.request.ID, Status: LeaseIssuing,
+		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters,
-		Opened: c.now, Revocation: c.e.Revocation,
+		Opened: c.caller.At, Revocation: c.e.Revocation,
 	}
 	if c.e.Binding == BindingMTLS {
-		if c.who.Proof.Method != MethodX509SVID {
+		if c.caller.Actor.Proof.Method != MethodX509SVID {
 			return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
 		}
-		l.Confirm = c.who.Proof.SHA256
-		if c.who.Proof.Expires.Before(expires) {
-			expires = c.who.Proof.Expires
+		l.Confirm = c.caller.Actor.Proof.SHA256
+		if c.caller.Actor.Proof.Expires.Before(expires) {
+			expires = c.caller.Actor.Proof.Expires
 		}
 	}
 	if c.replaces != nil {
 		l.Replaces = c.replaces.ID
 	}
 	l.Expires = expires.Truncate(time.Second)
-	if left := l.Expires.Sub(c.now.Truncate(time.Second)); left < max(c.e.MinTTL, time.Second) {
+	if left := l.Expires.Sub(c.caller.At.Truncate(time.Second)); left < max(c.e.MinTTL, time.Second) {
 		return nil, refuse(ErrGrantEndsTooSoon, "what is left of the grant is shorter than the shortest credential: file a new request")
 	}
 	return l, nil

@@ -142,26 +142,26 @@ func (s faultySystem) Revoke(ctx context.Context, l broker.Lease) error {
 func TestEveryStepFailsOnce(t *testing.T) {
 	flows := map[string]func(ctx context.Context, b *broker.Broker, now time.Time) (answered int){
 		"collect": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			if issued, _, err := b.AskAndCollect(ctx, agent(now), broker.Ask{Entitlement: "db"}, broker.Again{}, now); err == nil && issued != nil {
+			if issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{}); err == nil && issued != nil {
 				return 1
 			}
 			return 0
 		},
 		"collect and renew": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			issued, _, err := b.AskAndCollect(ctx, agent(now), broker.Ask{Entitlement: "db"}, broker.Again{}, now)
+			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{})
 			if err != nil {
 				return 0
 			}
 			// Whichever of the two is held: the old one, or the one in its place.
-			_, _ = b.Renew(ctx, agent(now), issued.Lease.ID, broker.Again{}, now)
+			_, _ = b.Renew(ctx, broker.Self(agent(now), now), issued.Lease.ID, broker.Again{})
 			return 1
 		},
 		"collect and give back": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			issued, _, err := b.AskAndCollect(ctx, agent(now), broker.Ask{Entitlement: "db"}, broker.Again{}, now)
+			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{})
 			if err != nil {
 				return 0
 			}
-			if _, err := b.Revoke(ctx, agent(now), issued.Lease.ID, "done", now); err != nil {
+			if _, err := b.Revoke(ctx, broker.Self(agent(now), now), issued.Lease.ID, "done"); err != nil {
 				return 1
 			}
 			return 0

@@ -251,7 +251,7 @@ func TestAlarmsComeFirst(t *testing.T) {
 	r := &receiver{}
 	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
 	w.ask(t, read("tickets:close"))
-	if _, err := w.broker.Ask(t.Context(), agent(noon), withReason(glass("tickets:read"), "the till is on fire"), broker.Again{}, noon.Add(time.Minute)); err != nil {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), withReason(glass("tickets:read"), "the till is on fire"), broker.Again{}); err != nil {
 		t.Fatal(err)
 	}
 	w.deliver(t, noon.Add(time.Minute))
@@ -268,7 +268,7 @@ func TestWithdrawnUnheard(t *testing.T) {
 	w.deliver(t, noon)
 	unheard := w.ask(t, withReason(read("tickets:close"), "another one"))
 	for _, asked := range []*broker.Request{heard, unheard} {
-		if _, err := w.broker.Withdraw(t.Context(), agent(noon), asked.ID, noon); err != nil {
+		if _, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), noon), asked.ID); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -286,7 +286,7 @@ func TestOneRequesterFillsNoQueue(t *testing.T) {
 	w.deliver(t, noon)
 	open := w.ask(t, read("tickets:close"))
 	over := w.ask(t, withReason(read("tickets:close"), "another one"))
-	if _, err := w.broker.Withdraw(t.Context(), agent(noon), over.ID, noon); err != nil {
+	if _, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), noon), over.ID); err != nil {
 		t.Fatal(err)
 	}
 	w.queue(t, over, "hook:support", broker.NoticePending, 300)

@@ -132,16 +132,17 @@ func (b *Broker) flushDenials(ctx context.Context, now time.Time, all bool) {
 
 // denied records a denial of a request that is not stored yet, and gives the
 // refusal to answer.
-func (b *Broker) denied(ctx context.Context, who Identity, ask Ask, r *Request, refusal *Refusal, now time.Time) error {
-	r.commit(now)
+func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusal) error {
+	r, caller := f.request, f.caller
+	r.commit(caller.At)
 	r.Status, r.Version, r.DeniedBy = RequestDenied, 1, refusal.DeniedBy
 	code := Code(refusal)
 	record := audit.Record{
-		Kind: audit.RequestDenied, Caller: party(r.Requester), Request: r.facts(),
+		Kind: audit.RequestDenied, Caller: party(caller.Actor), Request: r.facts(),
 		Decision: r.Decision.facts(code), Openings: r.openings(),
 	}
-	key := denialKey(who, code, ask, r.Decision.Revision)
-	id, known, key := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now})
+	key := denialKey(caller.Subject, code, ask, r.Decision.Revision)
+	id, known, key := b.denials.join(key, &denial{who: caller.Subject.ID, record: record, id: r.ID, since: caller.At})
 	shown := *refusal
 	shown.RequestID = id
 	if known {
@@ -176,16 +177,16 @@ func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.
 // noLonger refuses a collection that policy permitted once and does not now.
 func (b *Broker) noLonger(ctx context.Context, c *collection, d Decision) error {
 	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since this was approved", Reasons: d.Reasons, RequestID: c.request.ID}
-	return b.refused(ctx, c.who, c.request, d, refusal, c.now)
+	return b.refused(ctx, c.caller, c.request, d, refusal)
 }
 
 // limited records that a limit refused a collection.
-func (b *Broker) limited(ctx context.Context, r *Request, err error, now time.Time) error {
+func (b *Broker) limited(ctx context.Context, c *collection, err error) error {
 	var refusal *Refusal
 	if !errors.As(err, &refusal) {
 		return err
 	}
-	return b.refused(ctx, r.Requester, r, r.Decision, refusal, now)
+	return b.refused(ctx, c.caller, c.request, c.request.Decision, refusal)
 }
 
 func isLimit(err error) bool {
@@ -194,17 +195,17 @@ func isLimit(err error) bool {
 
 // refused records the refusal of a collection, and gives it to be answered.
 // The request stays what it is.
-func (b *Broker) refused(ctx context.Context, who Identity, r *Request, d Decision, refusal *Refusal, now time.Time) error {
+func (b *Broker) refused(ctx context.Context, caller Caller, r *Request, d Decision, refusal *Refusal) error {
 	code := Code(refusal)
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: r.Entitlement, Code: code})
 	record := audit.Record{
-		Kind: audit.CollectRefused, Caller: party(who), Decision: d.facts(code),
+		Kind: audit.CollectRefused, Caller: party(caller.Actor), Decision: d.facts(code),
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
 	// A request filed by the call itself is stored nowhere and has a new id
 	// each time: what is the same about it is what was asked.
-	key := sha256.Sum256([]byte(strings.Join([]string{"refused", who.ID, code, string(r.askKeyBytes())}, "\x00")))
-	_, known, at := b.denials.join(key, &denial{who: who.ID, record: record, id: r.ID, since: now})
+	key := sha256.Sum256([]byte(strings.Join([]string{"refused", caller.Subject.ID, code, string(r.askKeyBytes())}, "\x00")))
+	_, known, at := b.denials.join(key, &denial{who: caller.Subject.ID, record: record, id: r.ID, since: caller.At})
 	if known {
 		return refusal
 	}

@@ -92,7 +92,7 @@ const clockSlack = 5 * time.Minute
 
 // draft turns an ask into an undecided request on an entitlement, or refuses
 // what does not fit the catalogue.
-func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error) {
+func (e *Entitlement) draft(caller Caller, a Ask) (*Request, error) {
 	if a.Token && (e.Audience == "" || a.Resource != "" && a.Resource != e.Audience) {
 		return nil, refuse(ErrInvalidTarget, "its credentials are no tokens, or not for this resource")
 	}
@@ -100,20 +100,20 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 	if err != nil {
 		return nil, err
 	}
-	if ahead := a.NotBefore.Sub(now); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
+	if ahead := a.NotBefore.Sub(caller.At); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
 		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", Short(MaxDuration)))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
 	}
-	if e.Binding == BindingMTLS && who.Proof.Method != MethodX509SVID {
+	if e.Binding == BindingMTLS && caller.Actor.Proof.Method != MethodX509SVID {
 		return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
 	}
 	if a.TTL != 0 && a.TTL < e.MinTTL {
 		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", Short(e.MinTTL)))
 	}
 	return &Request{
-		Requester:     who,
+		Requester:     caller.Subject,
 		Entitlement:   e.Name,
 		Effect:        e.Effect,
 		Scopes:        scopes,
@@ -127,7 +127,7 @@ func (e *Entitlement) draft(who Identity, a Ask, now time.Time) (*Request, error
 		BreakGlass:    a.BreakGlass,
 		NotBefore:     a.NotBefore.UTC(),
 		Extends:       a.Extends,
-		Created:       now,
+		Created:       caller.At,
 	}, nil
 }
 

@@ -20,7 +20,7 @@ func TestTextsOfAnAgent(t *testing.T) {
 		"justification": func(text string) error { return (&Ask{Entitlement: "e", Justification: text}).checkForm() },
 		"ticket":        func(text string) error { return (&Ask{Entitlement: "e", Ticket: text}).checkForm() },
 		"comment": func(text string) error {
-			_, err := (&Request{}).approval(Identity{ID: "login/ben"}, Vote{Approve: true, Comment: text}, nil, nil, time.Time{})
+			_, err := (&Request{}).approval(Self(Identity{ID: "login/ben"}, time.Time{}), Vote{Approve: true, Comment: text}, nil, nil)
 			return err
 		},
 	}

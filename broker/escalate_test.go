@@ -63,7 +63,7 @@ func TestEscalation(t *testing.T) {
 		t.Fatalf("told early: %q", told)
 	}
 	sees := func(at time.Duration) error {
-		_, err := w.broker.Request(t.Context(), approver("dan", noon), r.ID, noon.Add(at))
+		_, err := w.broker.Request(t.Context(), broker.Self(approver("dan", noon), noon.Add(at)), r.ID)
 		return err
 	}
 	if err := sees(14 * time.Minute); !errors.Is(err, broker.ErrNotFound) {
@@ -97,7 +97,7 @@ func TestNoEscalation(t *testing.T) {
 			if told := hooks["hook:security"].told; len(told) != 0 {
 				t.Errorf("told %q", told)
 			}
-			if _, err := w.broker.Request(t.Context(), approver("dan", noon), r.ID, noon.Add(16*time.Minute)); !errors.Is(err, broker.ErrNotFound) {
+			if _, err := w.broker.Request(t.Context(), broker.Self(approver("dan", noon), noon.Add(16*time.Minute)), r.ID); !errors.Is(err, broker.ErrNotFound) {
 				t.Errorf("what was settled is seen: %v", err)
 			}
 		})
@@ -129,7 +129,7 @@ func TestGlassIsTold(t *testing.T) {
 			if reviewed {
 				want = append(want, "break_glass.reviewed")
 				for _, who := range []string{"dan", "cleo"} {
-					if _, err := w.broker.Review(t.Context(), approver(who, noon), r.ID, broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}, noon); err != nil {
+					if _, err := w.broker.Review(t.Context(), broker.Self(approver(who, noon), noon), r.ID, broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -169,17 +169,17 @@ func TestWhoSeesPolicies(t *testing.T) {
 		"who would have approved it":   {approver("cleo", late), broken, true},
 		"who answers for who broke it": {approver("ana", late), broken, false},
 	} {
-		if _, err := w.broker.Request(t.Context(), test.who, test.r.ID, late); err != nil {
+		if _, err := w.broker.Request(t.Context(), broker.Self(test.who, late), test.r.ID); err != nil {
 			t.Errorf("%s does not see the request: %v", name, err)
 		}
-		if sees := w.broker.SeesPolicies(t.Context(), test.who, test.r, late); sees != test.want {
+		if sees := w.broker.SeesPolicies(t.Context(), broker.Self(test.who, late), test.r); sees != test.want {
 			t.Errorf("%s sees the policies: %t", name, sees)
 		}
 	}
 	if _, err := w.vote(t, approver("ben", late), asked, yes, late); err != nil {
 		t.Fatal(err)
 	}
-	if !w.broker.SeesPolicies(t.Context(), approver("ben", late), asked, late) {
+	if !w.broker.SeesPolicies(t.Context(), broker.Self(approver("ben", late), late), asked) {
 		t.Error("whoever has approved it does not see them any more")
 	}
 }

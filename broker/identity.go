@@ -69,6 +69,37 @@ type Proof struct {
 // Valid says whether the proof holds at now, without leeway.
 func (p Proof) Valid(now time.Time) bool { return p.Method != "" && now.Before(p.Expires) }
 
+// A Caller is on whose behalf a domain method runs, who calls it, and when.
+//
+// The Actor proves itself in this call; the Subject is whose rights are used.
+// Without delegation the two are equal. The domain uses the Actor for what is
+// about the call itself: the validity of the proof, the certificate that a
+// credential is bound to, and the caller of an audit record. It uses the
+// Subject for what is about rights: the requester of a request, the holder of a
+// lease, the principal of a policy decision, blocks, limits, and what may be
+// seen. Methods for people in a session of their own require that the two are
+// equal.
+type Caller struct {
+	Actor   Identity
+	Subject Identity
+	At      time.Time // when the call began; everything that the call decides is decided as of At
+}
+
+// Self returns a Caller that acts for itself.
+func Self(who Identity, at time.Time) Caller { return Caller{Actor: who, Subject: who, At: at} }
+
+// at returns the caller at a later time of a long call.
+func (c Caller) at(t time.Time) Caller {
+	c.At = t
+	return c
+}
+
+// labelled returns the caller with the operator's labels on both identities.
+func (c Caller) labelled(rules *Rules) Caller {
+	c.Actor, c.Subject = rules.Mark(c.Actor), rules.Mark(c.Subject)
+	return c
+}
+
 // SPIFFEPaths gives the ancestors of a SPIFFE ID that policy may name: the ID
 // itself and each prefix of its path that ends at a segment, longest first.
 // The trust domain is not among them.

@@ -36,22 +36,22 @@ type pending struct {
 }
 
 // Inbox gives what waits for a person, at most limit requests of it.
-func (b *Broker) Inbox(ctx context.Context, who Identity, limit int, now time.Time) (*Inbox, error) {
-	if err := session(who, now); err != nil {
+func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, error) {
+	if err := session(caller); err != nil {
 		return nil, err
 	}
 	rules := b.rules.Load()
 	if rules == nil {
 		return nil, refuse(ErrUnavailable, "no policy is loaded yet")
 	}
-	list, more, err := b.pending(ctx, now)
+	list, more, err := b.pending(ctx, caller.At)
 	if err != nil {
 		return nil, err
 	}
-	voter := newVoter(rules, who)
+	voter := newVoter(rules, caller.Subject)
 	in := &Inbox{More: more}
 	for _, r := range list {
-		if now.Before(r.Lapses) && voter.isAsked(r, r.Decision.Obligations.Approvals) && !spokeOn(who, r.Approvals) {
+		if caller.At.Before(r.Lapses) && voter.isAsked(r, r.Decision.Obligations.Approvals) && !spokeOn(caller.Subject, r.Approvals) {
 			in.Waiting = append(in.Waiting, r)
 		}
 	}
@@ -172,14 +172,14 @@ func (v *voter) isAsked(r *Request, needs []ApprovalNeed) bool {
 
 // Asked says whether the person may say yes or no to the request, or review it,
 // as far as groups say; false as well when it has spoken.
-func (b *Broker) Asked(who Identity, r *Request, now time.Time) (vote, review bool) {
+func (b *Broker) Asked(caller Caller, r *Request) (vote, review bool) {
 	rules := b.rules.Load()
-	if rules == nil || session(who, now) != nil {
+	if rules == nil || session(caller) != nil {
 		return false, false
 	}
-	v, o := newVoter(rules, who), r.Decision.Obligations
-	vote = r.State(now) == RequestPending && v.isAsked(r, o.Approvals) && !spokeOn(who, r.Approvals)
-	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.isAsked(r, o.Review) && !spokeOn(who, r.Verdicts)
+	v, o := newVoter(rules, caller.Subject), r.Decision.Obligations
+	vote = r.State(caller.At) == RequestPending && v.isAsked(r, o.Approvals) && !spokeOn(caller.Subject, r.Approvals)
+	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.isAsked(r, o.Review) && !spokeOn(caller.Subject, r.Verdicts)
 	return vote, review
 }
 
@@ -198,10 +198,13 @@ const pastFor = 30 * 24 * time.Hour
 
 // Past gives, to those who may see the request, what its maker asked for in the
 // 30 days before it. partial says that there may be more.
-func (b *Broker) Past(ctx context.Context, r *Request, now time.Time) (past []Past, partial bool, err error) {
+func (b *Broker) Past(ctx context.Context, caller Caller, r *Request) (past []Past, partial bool, err error) {
+	if err := b.checkView(ctx, caller, r); err != nil {
+		return nil, false, err
+	}
 	by := map[string]*Past{}
 	err = b.cfg.Store.View(ctx, func(tx Tx) error {
-		page, next, err := tx.Requests(RequestQuery{Requester: r.Requester.ID, Now: now, Before: r.ID, Limit: pageMax})
+		page, next, err := tx.Requests(RequestQuery{Requester: r.Requester.ID, Now: caller.At, Before: r.ID, Limit: pageMax})
 		partial = !next.IsZero()
 		for _, p := range page {
 			if p.Created.Before(r.Created.Add(-pastFor)) {
@@ -213,7 +216,7 @@ func (b *Broker) Past(ctx context.Context, r *Request, now time.Time) (past []Pa
 				of = &Past{Entitlement: p.Entitlement}
 				by[p.Entitlement] = of
 			}
-			of.add(p.State(now))
+			of.add(p.State(caller.At))
 		}
 		return err
 	})
@@ -236,8 +239,11 @@ func (p *Past) add(state RequestStatus) {
 }
 
 // LeasesOf gives the leases of a request, newest first, to those who may see it.
-func (b *Broker) LeasesOf(ctx context.Context, r *Request, now time.Time) (list []*Lease, err error) {
-	list, _, err = b.leasesOf(ctx, r, now)
+func (b *Broker) LeasesOf(ctx context.Context, caller Caller, r *Request) (list []*Lease, err error) {
+	if err := b.checkView(ctx, caller, r); err != nil {
+		return nil, err
+	}
+	list, _, err = b.leasesOf(ctx, r, caller.At)
 	return list, err
 }
 
@@ -260,18 +266,21 @@ func (b *Broker) leasesOf(ctx context.Context, r *Request, now time.Time) (list 
 
 // Effect says, in the words of the issuer, what a credential of the request
 // could do; empty if its issuer does not say.
-func (b *Broker) Effect(r *Request) string {
+func (b *Broker) Effect(ctx context.Context, caller Caller, r *Request) (string, error) {
+	if err := b.checkView(ctx, caller, r); err != nil {
+		return "", err
+	}
 	rules := b.rules.Load()
 	if rules == nil {
-		return ""
+		return "", nil
 	}
 	e := rules.Catalogue[r.Entitlement]
 	if e == nil {
-		return ""
+		return "", nil
 	}
 	d, ok := b.cfg.Issuers[e.Issuer].(Describer)
 	if !ok {
-		return ""
+		return "", nil
 	}
-	return d.Describe(e, r.Scopes, r.Parameters)
+	return d.Describe(e, r.Scopes, r.Parameters), nil
 }

@@ -125,11 +125,11 @@ type Preview struct {
 const maxHit = 100_000
 
 // Preview says what RevokeAll would hit now.
-func (b *Broker) Preview(ctx context.Context, who Identity, s Selector, now time.Time) (*Preview, error) {
-	if err := b.mayBlock(ctx, who, now); err != nil {
+func (b *Broker) Preview(ctx context.Context, caller Caller, s Selector) (*Preview, error) {
+	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
 	}
-	return b.aim(ctx, s, now)
+	return b.aim(ctx, s, caller.At)
 }
 
 // aim is what a selector hits; hitting nothing by a name that nothing has is an
@@ -237,8 +237,8 @@ func (p *Preview) count(l *Lease) {
 // mayBlock says nil if the caller may use the kill switch. A workload's proof
 // is never enough, whatever policy says: it takes a person, or root on the
 // admin socket.
-func (b *Broker) mayBlock(ctx context.Context, who Identity, now time.Time) error {
-	if who.Kind == KindOperator || who.Kind == KindPerson && b.May(ctx, who, ActionBlock, now) {
+func (b *Broker) mayBlock(ctx context.Context, caller Caller) error {
+	if caller.Actor.Kind == KindOperator || caller.Actor.Kind == KindPerson && b.May(ctx, caller, ActionBlock) {
 		return nil
 	}
 	return refuse(ErrDenied, "the kill switch is for people whom policy lets block, and for the admin socket")
@@ -249,15 +249,15 @@ func (b *Broker) mayBlock(ctx context.Context, who Identity, now time.Time) erro
 // preview's digest must be of what is hit now, unless force is set. It answers
 // once all of that is durable; what upstreams must be told is told by the
 // reaper, at once.
-func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason string, seen audit.Digest, force bool, now time.Time) (*Preview, error) {
-	if err := b.mayBlock(ctx, who, now); err != nil {
+func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reason string, seen audit.Digest, force bool) (*Preview, error) {
+	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
 	}
 	key, err := s.key()
 	if err != nil {
 		return nil, err
 	}
-	preview, err := b.aim(ctx, s, now)
+	preview, err := b.aim(ctx, s, caller.At)
 	if err != nil {
 		return nil, err
 	}
@@ -269,16 +269,16 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 	defer cancel()
 	var unblocked error
 	if s.Request.IsZero() {
-		unblocked = b.setBlock(ctx, who, s, reason, blockAndEnd, now)
+		unblocked = b.setBlock(ctx, caller, s, reason, blockAndEnd)
 	} else {
-		unblocked = b.revokeGrant(ctx, who, s.Request, reason, now)
+		unblocked = b.revokeGrant(ctx, caller, s.Request, reason)
 	}
 	if unblocked != nil && !errors.Is(unblocked, ErrUnavailable) {
 		return nil, unblocked
 	}
 	// Nothing is issued to it from here on, by the block or because nothing can
 	// be recorded: what is live now is all there is.
-	hit, unmarked, err := b.endAll(ctx, who, s, reason, now)
+	hit, unmarked, err := b.endAll(ctx, caller, s, reason)
 	if err != nil {
 		return nil, errors.Join(unblocked, err)
 	}
@@ -291,15 +291,15 @@ func (b *Broker) RevokeAll(ctx context.Context, who Identity, s Selector, reason
 
 // endAll ends every lease of a selector. unmarked is what could not be
 // recorded; if there is nothing, its block says that all is done.
-func (b *Broker) endAll(ctx context.Context, who Identity, s Selector, reason string, now time.Time) (hit *Preview, unmarked, err error) {
-	hit, ids, err := b.hit(ctx, s, now)
+func (b *Broker) endAll(ctx context.Context, caller Caller, s Selector, reason string) (hit *Preview, unmarked, err error) {
+	hit, ids, err := b.hit(ctx, s, caller.At)
 	if err != nil {
 		return nil, nil, err
 	}
 	var group errgroup.Group
 	group.SetLimit(64) // they share commits; one that fails does not hold up the others
 	for _, id := range ids {
-		group.Go(func() error { return b.markRevoked(ctx, who, id, reason, now) })
+		group.Go(func() error { return b.markRevoked(ctx, caller, id, reason) })
 	}
 	if unmarked = group.Wait(); unmarked == nil && s.Request.IsZero() && !hit.More {
 		unmarked = b.allEnded(ctx, s)
@@ -312,7 +312,7 @@ const KillDeadline = 5 * time.Minute
 
 // revokeGrant ends what a request gave, or waits for, so that nothing more is
 // collected with it. Ending it twice is no error.
-func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, reason string, now time.Time) error {
+func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, reason string) error {
 	reason, err := checkReason(reason)
 	if err != nil {
 		return err
@@ -323,7 +323,7 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 	}
 	digest, opening := audit.Commit(reason)
 	record := audit.Record{
-		Kind: audit.RequestRevoked, Caller: party(who), Openings: map[string]audit.Opening{"reason": opening}, End: &audit.EndFacts{How: EndRevoked, Reason: digest},
+		Kind: audit.RequestRevoked, Caller: party(caller.Actor), Openings: map[string]audit.Opening{"reason": opening}, End: &audit.EndFacts{How: EndRevoked, Reason: digest},
 		Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
 	rules := b.rules.Load()
@@ -332,8 +332,8 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 		if err != nil {
 			return err
 		}
-		waited := stored.State(now) == RequestPending
-		if !stored.revoke(now) {
+		waited := stored.State(caller.At) == RequestPending
+		if !stored.revoke(caller.At) {
 			return errEnded
 		}
 		tx.Put(stored)
@@ -341,9 +341,9 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 			return nil
 		}
 		if rules != nil {
-			b.tell(tx, NoticeDenied, stored, stored.askedGroups(), rules, now)
+			b.tell(tx, NoticeDenied, stored, stored.askedGroups(), rules, caller.At)
 		}
-		return leavePending(tx, stored, now)
+		return leavePending(tx, stored, caller.At)
 	})
 	b.waiters.changed(id)
 	if errors.Is(err, errEnded) {
@@ -353,10 +353,10 @@ func (b *Broker) revokeGrant(ctx context.Context, who Identity, id RequestID, re
 }
 
 // markRevoked ends one of the selected leases.
-func (b *Broker) markRevoked(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) error {
+func (b *Broker) markRevoked(ctx context.Context, caller Caller, id LeaseID, reason string) error {
 	l, err := b.leaseRow(ctx, id)
 	if err != nil {
 		return ignoreNotFound(err)
 	}
-	return b.reaper.markRevoked(ctx, l, who, reason, now)
+	return b.reaper.markRevoked(ctx, l, caller.Actor, reason, caller.At)
 }

@@ -13,30 +13,30 @@ var root = broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.
 func TestKillSwitch(t *testing.T) {
 	w := tokenWorld(t)
 	for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); err != nil {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
-	if _, err := w.broker.Preview(t.Context(), agent(noon), under, noon); !errors.Is(err, broker.ErrDenied) {
+	if _, err := w.broker.Preview(t.Context(), broker.Self(agent(noon), noon), under); !errors.Is(err, broker.ErrDenied) {
 		t.Fatalf("a workload may use the kill switch: %v", err)
 	}
-	seen, err := w.broker.Preview(t.Context(), root, under, noon)
+	seen, err := w.broker.Preview(t.Context(), broker.Self(root, noon), under)
 	if err != nil || seen.Leases != 2 || seen.Irrevocable != 1 {
 		t.Fatalf("preview: %+v, %v", seen, err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", audit.Digest{}, false, noon); !errors.Is(err, broker.ErrPreviewStale) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", audit.Digest{}, false); !errors.Is(err, broker.ErrPreviewStale) {
 		t.Fatalf("without having looked: %v", err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", seen.Digest, false, noon); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", seen.Digest, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrBlocked) {
 		t.Errorf("a blocked identity: %v", err)
 	}
 	for _, name := range []string{"tickets:read", "tickets:close"} { // which policy grants, and which people have to
 		ask := broker.Ask{Entitlement: "tickets", Scopes: []string{name}, Justification: "incident"}
-		if _, err := w.broker.Ask(t.Context(), agent(noon), ask, broker.Again{}, noon); !errors.Is(err, broker.ErrBlocked) {
+		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); !errors.Is(err, broker.ErrBlocked) {
 			t.Errorf("a blocked identity asks for %s: %v", name, err)
 		}
 	}
@@ -46,10 +46,10 @@ func TestKillSwitch(t *testing.T) {
 	if w.count(t, broker.LeaseRevoked) != 2 {
 		t.Errorf("%d leases are revoked", w.count(t, broker.LeaseRevoked))
 	}
-	if err := w.broker.Lift(t.Context(), root, under, "over", noon); err != nil {
+	if err := w.broker.Lift(t.Context(), broker.Self(root, noon), under, "over"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); err != nil {
 		t.Errorf("after the block was lifted: %v", err)
 	}
 }
@@ -63,7 +63,7 @@ func TestPreviewCountsWhatIsBeyond(t *testing.T) {
 	}
 	for _, who := range []string{"spiffe://acme.test/agent/a", "spiffe://acme.test/agent/b"} {
 		for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-			if _, _, err := w.broker.AskAndCollect(t.Context(), workload(who, noon), ask, broker.Again{}, noon); err != nil {
+			if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(who, noon), noon), ask, broker.Again{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -77,7 +77,7 @@ func TestPreviewCountsWhatIsBeyond(t *testing.T) {
 		{broker.Selector{Under: "spiffe://acme.test/agent"}, 4, 0},
 		{broker.Selector{Under: "spiffe://acme.test/other"}, 0, 0},
 	} {
-		seen, err := w.broker.Preview(t.Context(), root, test.selector, noon)
+		seen, err := w.broker.Preview(t.Context(), broker.Self(root, noon), test.selector)
 		if err != nil || seen.Leases != test.leases || seen.Beyond != test.beyond {
 			t.Errorf("%+v: %+v, %v", test.selector, seen, err)
 		}

@@ -38,7 +38,7 @@ func largest(t *testing.T, size, parameters int) (*world, broker.Identity, broke
 		ask.Parameters[name] = strings.Repeat(`"`, size)
 	}
 	rules.Revision[0] ^= 1 // it is over the catalogue as well
-	if err := w.broker.SetRules(t.Context(), rules, broker.Identity{}, noon); err != nil {
+	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, rules); err != nil {
 		t.Fatal(err)
 	}
 	id := "spiffe://acme.test/agent/"
@@ -54,7 +54,7 @@ func TestTheLargestAsk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, who, ask := largest(t, shape.size, shape.parameters)
-			r, err := w.broker.Ask(t.Context(), who, ask, broker.Again{}, noon)
+			r, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.Again{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -62,7 +62,7 @@ func TestTheLargestAsk(t *testing.T) {
 			if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{Approve: true, Comment: comment, Scopes: ask.Scopes}, noon); err != nil {
 				t.Fatal(err)
 			}
-			issued, err := w.broker.Collect(t.Context(), who, r.ID, broker.Again{}, noon)
+			issued, err := w.broker.Collect(t.Context(), broker.Self(who, noon), r.ID, broker.Again{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +99,7 @@ func TestMoreThanTheLargestAsk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, who, ask := largest(t, broker.MaxLines, broker.MaxAllParameters/broker.MaxLines)
 			test.change(&ask)
-			_, err := w.broker.Ask(t.Context(), who, ask, broker.Again{}, noon)
+			_, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.Again{})
 			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("%v, want %v: %s", err, test.want, test.says)
 			}

@@ -9,12 +9,12 @@ import (
 )
 
 // own gives a request that the caller filed.
-func (b *Broker) own(ctx context.Context, who Identity, id RequestID) (*Request, error) {
+func (b *Broker) own(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.load(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if r.Requester.ID != who.ID {
+	if r.Requester.ID != caller.Subject.ID {
 		return nil, refuse(ErrNotFound, "no such request of yours")
 	}
 	return r, nil
@@ -33,24 +33,24 @@ func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error)
 
 // Request gives a request that the caller filed or may view; ErrNotFound for
 // every other.
-func (b *Broker) Request(ctx context.Context, who Identity, id RequestID, now time.Time) (*Request, error) {
+func (b *Broker) Request(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.load(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if r.Requester.ID != who.ID && !b.mayView(ctx, who, r, now) {
-		return nil, refuse(ErrNotFound, "no such request of yours")
+	if err := b.checkView(ctx, caller, r); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
 
 // Lease gives a lease that the caller holds or may view.
-func (b *Broker) Lease(ctx context.Context, who Identity, id LeaseID, now time.Time) (*Lease, error) {
+func (b *Broker) Lease(ctx context.Context, caller Caller, id LeaseID) (*Lease, error) {
 	l, err := b.leaseRow(ctx, id)
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	if err != nil || l.Holder != who.ID && !b.mayDo(ctx, who, ActionView, l.Request, now) {
+	if err != nil || l.Holder != caller.Subject.ID && !b.mayDo(ctx, caller, ActionView, l.Request) {
 		return nil, refuse(ErrNotFound, "no such lease of yours")
 	}
 	return l, nil
@@ -65,39 +65,47 @@ func (b *Broker) leaseRow(ctx context.Context, id LeaseID) (l *Lease, err error)
 }
 
 // mayDo asks policy about a request that is not at hand.
-func (b *Broker) mayDo(ctx context.Context, who Identity, action Action, id RequestID, now time.Time) bool {
+func (b *Broker) mayDo(ctx context.Context, caller Caller, action Action, id RequestID) bool {
 	r, err := b.load(ctx, id)
-	return err == nil && (action == ActionView && b.concerns(who, r, now) || b.mayOn(ctx, who, action, r, now))
+	return err == nil && (action == ActionView && b.concerns(caller, r) || b.mayOn(ctx, caller, action, r))
 }
 
 // mayView says whether somebody may see a request: people who are asked about
 // it, or answer for who made it, and whom policy lets.
-func (b *Broker) mayView(ctx context.Context, who Identity, r *Request, now time.Time) bool {
-	return b.concerns(who, r, now) || b.mayOn(ctx, who, ActionView, r, now)
+func (b *Broker) mayView(ctx context.Context, caller Caller, r *Request) bool {
+	return b.concerns(caller, r) || b.mayOn(ctx, caller, ActionView, r)
 }
 
-func (b *Broker) concerns(who Identity, r *Request, now time.Time) bool {
+func (b *Broker) concerns(caller Caller, r *Request) bool {
 	rules := b.rules.Load()
-	if rules == nil || who.Kind != KindPerson || !who.Proof.Valid(now) {
+	if rules == nil || caller.Subject.Kind != KindPerson || !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
 	o := r.Decision.Obligations
-	groups, _ := r.seats(rules, who, slices.Concat(o.Approvals, o.Review, r.escalatedTo(now)))
-	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, who.ID)
+	groups, _ := r.seats(rules, caller.Subject, slices.Concat(o.Approvals, o.Review, r.escalatedTo(caller.At)))
+	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, caller.Subject.ID)
 }
 
-// SeesPolicies says whether somebody who may see a request sees as well which
-// policies decided on it: people who are asked to approve or review it, and whom
-// policy lets view it. Whoever filed it, answers for who did, or was only told of
-// it, does not.
-func (b *Broker) SeesPolicies(ctx context.Context, who Identity, r *Request, now time.Time) bool {
-	if rules := b.rules.Load(); rules != nil && session(who, now) == nil {
+// checkView refuses a caller who did not file the request and may not view it.
+func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error {
+	if r.Requester.ID != caller.Subject.ID && !b.mayView(ctx, caller, r) {
+		return refuse(ErrNotFound, "no such request of yours")
+	}
+	return nil
+}
+
+// SeesPolicies reports whether the caller sees which policies decided on a
+// request: people who are asked to approve or review it do, and so does
+// everyone whom policy lets view it. Its requester, the people accountable for
+// that, and groups that a request was escalated to do not.
+func (b *Broker) SeesPolicies(ctx context.Context, caller Caller, r *Request) bool {
+	if rules := b.rules.Load(); rules != nil && session(caller) == nil {
 		o := r.Decision.Obligations
-		if newVoter(rules, who).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
+		if newVoter(rules, caller.Subject).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
 			return true
 		}
 	}
-	return b.mayOn(ctx, who, ActionView, r, now)
+	return b.mayOn(ctx, caller, ActionView, r)
 }
 
 // escalatedTo are the groups that were told that the request still waits: they
@@ -120,29 +128,29 @@ func (r *Request) escalatedTo(now time.Time) (needs []ApprovalNeed) {
 	return needs
 }
 
-func (b *Broker) mayOn(ctx context.Context, who Identity, action Action, r *Request, now time.Time) bool {
-	if who.Kind == KindOperator {
+func (b *Broker) mayOn(ctx context.Context, caller Caller, action Action, r *Request) bool {
+	if caller.Actor.Kind == KindOperator {
 		return true
 	}
 	rules := b.rules.Load()
-	if rules == nil || !who.Proof.Valid(now) {
+	if rules == nil || !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
-	q := Query{Principal: rules.Mark(who), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
-	d, err := b.ask(ctx, rules, q, now)
+	q := Query{Principal: rules.Mark(caller.Subject), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
+	d, err := b.ask(ctx, rules, q, caller.At)
 	return err == nil && d.Permit
 }
 
 // May asks policy about the broker itself: audit, usage, operate, block.
-func (b *Broker) May(ctx context.Context, who Identity, action Action, now time.Time) bool {
-	if who.Kind == KindOperator {
+func (b *Broker) May(ctx context.Context, caller Caller, action Action) bool {
+	if caller.Actor.Kind == KindOperator {
 		return true
 	}
 	rules := b.rules.Load()
-	if rules == nil || !who.Proof.Valid(now) {
+	if rules == nil || !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
-	d, err := b.ask(ctx, rules, Query{Principal: rules.Mark(who), Action: action}, now)
+	d, err := b.ask(ctx, rules, Query{Principal: rules.Mark(caller.Subject), Action: action}, caller.At)
 	return err == nil && d.Permit
 }
 
@@ -166,11 +174,11 @@ const Everyone = "*"
 
 // Requests lists requests that the caller filed, or with q.Requester naming
 // somebody else, or Everyone, those it may view. next is zero on the last page.
-func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now time.Time) (page []*Request, next RequestID, err error) {
-	if q.Requester, err = selector(q.Requester, who); err != nil {
+func (b *Broker) Requests(ctx context.Context, caller Caller, q RequestQuery) (page []*Request, next RequestID, err error) {
+	if q.Requester, err = selector(q.Requester, caller.Subject); err != nil {
 		return nil, RequestID{}, err
 	}
-	q.Now, q.Limit = now, pageSize(q.Limit)
+	q.Now, q.Limit = caller.At, pageSize(q.Limit)
 	leave, err := b.lists.enter(ctx)
 	if err != nil {
 		return nil, RequestID{}, err
@@ -186,7 +194,7 @@ func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now
 			return nil, RequestID{}, unavailable(err)
 		}
 		for _, r := range rows {
-			if r.Requester.ID == who.ID || b.mayView(ctx, who, r, now) {
+			if r.Requester.ID == caller.Subject.ID || b.mayView(ctx, caller, r) {
 				page = append(page, r)
 			}
 			if len(page) == q.Limit {
@@ -202,11 +210,11 @@ func (b *Broker) Requests(ctx context.Context, who Identity, q RequestQuery, now
 }
 
 // Leases lists as Requests does, by q.Holder.
-func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now time.Time) (page []*Lease, next LeaseID, err error) {
-	if q.Holder, err = selector(q.Holder, who); err != nil {
+func (b *Broker) Leases(ctx context.Context, caller Caller, q LeaseQuery) (page []*Lease, next LeaseID, err error) {
+	if q.Holder, err = selector(q.Holder, caller.Subject); err != nil {
 		return nil, LeaseID{}, err
 	}
-	q.Now, q.Limit = now, pageSize(q.Limit)
+	q.Now, q.Limit = caller.At, pageSize(q.Limit)
 	leave, err := b.lists.enter(ctx)
 	if err != nil {
 		return nil, LeaseID{}, err
@@ -215,7 +223,7 @@ func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now tim
 	views := map[RequestID]bool{} // what was decided: leases of one request are many
 	may := func(l *Lease) bool {
 		if _, decided := views[l.Request]; !decided {
-			views[l.Request] = b.mayDo(ctx, who, ActionView, l.Request, now)
+			views[l.Request] = b.mayDo(ctx, caller, ActionView, l.Request)
 		}
 		return views[l.Request]
 	}
@@ -229,7 +237,7 @@ func (b *Broker) Leases(ctx context.Context, who Identity, q LeaseQuery, now tim
 			return nil, LeaseID{}, unavailable(err)
 		}
 		for _, l := range rows {
-			if l.Holder == who.ID || may(l) {
+			if l.Holder == caller.Subject.ID || may(l) {
 				page = append(page, l)
 			}
 			if len(page) == q.Limit {
@@ -260,24 +268,24 @@ func selector(asked string, who Identity) (string, error) {
 }
 
 // Entitlements tells the caller what it may ask for.
-func (b *Broker) Entitlements(ctx context.Context, who Identity, now time.Time) ([]Offer, error) {
+func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, error) {
 	rules := b.rules.Load()
 	if rules == nil {
 		return nil, refuse(ErrUnavailable, "no policy is loaded yet")
 	}
-	if !who.Proof.Valid(now) {
+	if !caller.Actor.Proof.Valid(caller.At) {
 		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
 	}
-	who = rules.Mark(who)
+	caller = caller.labelled(rules)
 	blocks, err := b.blocksInForce(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var list []Offer
 	for _, name := range slices.Sorted(maps.Keys(rules.Catalogue)) {
-		offer := b.offers(ctx, rules, who, rules.Catalogue[name], now)
+		offer := b.offers(ctx, caller, rules, rules.Catalogue[name])
 		if offer.permitted() {
-			offer.Blocked = blocks.hit(who, offer.Entitlement)
+			offer.Blocked = blocks.hit(caller.Subject, offer.Entitlement)
 			list = append(list, offer)
 		}
 	}
@@ -286,28 +294,28 @@ func (b *Broker) Entitlements(ctx context.Context, who Identity, now time.Time) 
 
 // MayAsk says whether the caller may ask for any part of the entitlement. Who
 // may not is not told that there is one.
-func (b *Broker) MayAsk(ctx context.Context, who Identity, entitlement string, now time.Time) bool {
+func (b *Broker) MayAsk(ctx context.Context, caller Caller, entitlement string) bool {
 	rules := b.rules.Load()
-	if rules == nil || !who.Proof.Valid(now) {
+	if rules == nil || !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
 	e := rules.Catalogue[entitlement]
-	return e != nil && b.visible(ctx, rules, rules.Mark(who), e, now)
+	return e != nil && b.visible(ctx, caller.labelled(rules), rules, e)
 }
 
 // offers asks policy about each scope of an entitlement alone, or about the
 // whole of one without scopes.
-func (b *Broker) offers(ctx context.Context, rules *Rules, who Identity, e *Entitlement, now time.Time) Offer {
+func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) Offer {
 	offer := Offer{Entitlement: e}
-	q := Query{Principal: who, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
+	q := Query{Principal: caller.Subject, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
 	decide := func(scopes ...string) (d Decision, glass bool) {
 		q.Scopes, q.BreakGlass = scopes, false
-		d, _ = b.ask(ctx, rules, q, now) // a failed decision denies
+		d, _ = b.ask(ctx, rules, q, caller.At) // a failed decision denies
 		if d.Permit {
 			return d, false
 		}
 		q.BreakGlass = true
-		broken, _ := b.ask(ctx, rules, q, now)
+		broken, _ := b.ask(ctx, rules, q, caller.At)
 		return d, broken.Permit
 	}
 	if len(e.Scopes) == 0 {
@@ -328,17 +336,17 @@ func (o *Offer) permitted() bool {
 
 // Introspect says what a token is (RFC 7662). Whoever may not know, and
 // whatever is not a live token of ours, gets nil.
-func (b *Broker) Introspect(ctx context.Context, who Identity, token string, now time.Time) (*Introspection, error) {
+func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*Introspection, error) {
 	rules := b.rules.Load()
 	l, err := b.inspect(ctx, token)
 	if err != nil || l == nil || rules == nil {
 		return nil, err
 	}
 	e := rules.Catalogue[l.Entitlement]
-	if e == nil || l.Holder != who.ID && !slices.Contains(e.Introspectors, who.ID) {
+	if e == nil || l.Holder != caller.Subject.ID && !slices.Contains(e.Introspectors, caller.Subject.ID) {
 		return nil, nil
 	}
-	if l.State(now) != LeaseActive || b.blocked(ctx, l, e) {
+	if l.State(caller.At) != LeaseActive || b.blocked(ctx, l, e) {
 		return nil, nil
 	}
 	return &Introspection{Lease: *l, Audience: e.Audience}, nil
@@ -374,11 +382,11 @@ func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
 
 // RevokeToken gives back the lease of a token (RFC 7009). Tokens that are not
 // ours or not the caller's are no error and change nothing.
-func (b *Broker) RevokeToken(ctx context.Context, who Identity, token string, now time.Time) error {
+func (b *Broker) RevokeToken(ctx context.Context, caller Caller, token string) error {
 	l, err := b.inspect(ctx, token)
-	if err != nil || l == nil || l.Holder != who.ID {
+	if err != nil || l == nil || l.Holder != caller.Subject.ID {
 		return err
 	}
-	_, err = b.Revoke(ctx, who, l.ID, "", now)
+	_, err = b.Revoke(ctx, caller, l.ID, "")
 	return err
 }

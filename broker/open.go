@@ -27,7 +27,7 @@ func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: c.made, TTL: l.Expires.Sub(c.now)})
+	b.cfg.Observe(Event{Kind: EventIssued, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: "ok", Took: c.made, TTL: l.Expires.Sub(c.caller.At)})
 	if c.new && c.request.BreakGlass {
 		b.waiters.changed(l.Request)
 	}
@@ -70,13 +70,13 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
 	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
 	defer cancel()
-	clock, start := startClock(c.now), time.Now()
+	clock, start := startClock(c.caller.At), time.Now()
 	prepared, err := c.issuer.Prepare(ctx, Order{Lease: *l, Entitlement: c.e})
 	c.made = time.Since(start)
 	if err != nil {
 		return nil, b.upstream(ctx, l, err)
 	}
-	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.now.Add(IssueDeadline)
+	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.caller.At.Add(IssueDeadline)
 	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return b.enter(tx, c, l) }); err != nil {
 		b.reaper.discard(ctx, c.issuer, l)
 		return nil, err
@@ -117,7 +117,7 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	}
 	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
 	record.Lease.Credential = cred.Hash
-	blocks := blockKeys(c.who, c.e)
+	blocks := blockKeys(c.caller.Subject, c.e)
 	receipt, err := b.write(ctx, append(keys(blocks), l.ID), record, func(tx Tx) error {
 		if err := errors.Join(b.current(c.decision), checkBlocks(tx, blocks)); err != nil {
 			return err
@@ -138,8 +138,8 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 
 // reads names what enter gets.
 func (c *collection) reads() []Key {
-	list := append(c.again.reads(), keys(limitKeys(c.decision.Obligations, c.who.ID, c.e.Name))...)
-	list = append(list, keys(blockKeys(c.who, c.e))...)
+	list := append(c.again.reads(), keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
+	list = append(list, keys(blockKeys(c.caller.Subject, c.e))...)
 	if !c.new {
 		list = append(list, c.request.ID)
 	} else {
@@ -158,7 +158,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err := b.current(c.decision); err != nil {
 		return err
 	}
-	if err := checkBlocks(tx, blockKeys(c.who, c.e)); err != nil {
+	if err := checkBlocks(tx, blockKeys(c.caller.Subject, c.e)); err != nil {
 		return err
 	}
 	if !c.new {
@@ -166,7 +166,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 			return err
 		}
 	} else {
-		if err := b.breakGlass(tx, c.request, c.now); err != nil {
+		if err := b.breakGlass(tx, c.request, c.caller.At); err != nil {
 			return err
 		}
 		tx.Put(c.request)
@@ -178,14 +178,14 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 			return err
 		}
 	}
-	repeats, err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.now)
+	repeats, err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.caller.At)
 	if err != nil {
 		return err
 	}
 	// What stands for a lost answer was counted with it: while that lives, and
 	// not for ever, or one key would be worth any number of credentials.
 	counted := lost && repeats <= freeRepeats
-	if err := takeLimits(tx, c.decision.Obligations, l, counted, c.now); err != nil {
+	if err := takeLimits(tx, c.decision.Obligations, l, counted, c.caller.At); err != nil {
 		return err
 	}
 	tx.Put(l)
@@ -229,14 +229,14 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	case old.Status != LeaseActive:
 		return false, nil
 	}
-	lost = c.how == EndAnswerLost && c.now.Before(old.Expires)
+	lost = c.how == EndAnswerLost && c.caller.At.Before(old.Expires)
 	if err := releaseLimits(tx, old); err != nil {
 		return false, err
 	}
 	if old.endable() {
-		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.now, c.how, c.now, RevokedPending
+		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.caller.At, c.how, c.caller.At, RevokedPending
 	} else {
-		old.end(endAttempt{how: c.how, outcome: outcomeTimeOnly}, c.now)
+		old.end(endAttempt{how: c.how, outcome: outcomeTimeOnly}, c.caller.At)
 	}
 	tx.Put(old)
 	return lost, nil
@@ -245,7 +245,7 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 // record is the record of opening or issuing a lease. If the request is filed
 // by the same call, the record tells the request's story as well.
 func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
-	record := audit.Record{Kind: kind, Caller: party(c.who), Decision: c.decision.facts(""), Lease: l.facts()}
+	record := audit.Record{Kind: kind, Caller: party(c.caller.Actor), Decision: c.decision.facts(""), Lease: l.facts()}
 	if c.new {
 		record.Request, record.Openings = c.request.facts(), c.request.openings()
 	} else {

@@ -96,12 +96,12 @@ func (a *Account) verify(s *audit.SignatureFacts, challenge audit.Digest, now ti
 }
 
 // Account gives what is kept of a person.
-func (b *Broker) Account(ctx context.Context, who Identity, now time.Time) (a *Account, err error) {
-	if err := session(who, now); err != nil {
+func (b *Broker) Account(ctx context.Context, caller Caller) (a *Account, err error) {
+	if err := session(caller); err != nil {
 		return nil, err
 	}
 	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		a, err = accountOf(tx, PersonKey(who.ID))
+		a, err = accountOf(tx, PersonKey(caller.Subject.ID))
 		return err
 	})
 	return a, unavailable(err)
@@ -109,56 +109,56 @@ func (b *Broker) Account(ctx context.Context, who Identity, now time.Time) (a *A
 
 // PrepareVote gives what a person's passkey signs for a vote, or refuses the
 // vote as Vote would.
-func (b *Broker) PrepareVote(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Signing, error) {
-	account, err := b.Account(ctx, who, now)
+func (b *Broker) PrepareVote(ctx context.Context, caller Caller, id RequestID, v Vote) (*Signing, error) {
+	account, err := b.Account(ctx, caller)
 	if err != nil {
 		return nil, err
 	}
-	r, rules, err := b.forApprover(ctx, who, id, now)
+	r, rules, err := b.forApprover(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Approvals, now)
+	groups, err := b.mayVote(ctx, caller, rules, r, r.Decision.Obligations.Approvals)
 	if err != nil {
 		return nil, err
 	}
 	v.Salt, v.Signature = audit.NewSalt(), nil
-	a, err := r.approval(who, v, groups, rules.Catalogue[r.Entitlement], now)
+	a, err := r.approval(caller, v, groups, rules.Catalogue[r.Entitlement])
 	if err != nil {
 		return nil, err
 	}
 	tried := *r
-	if err := tried.vote(a, now); err != nil {
+	if err := tried.vote(a, caller.At); err != nil {
 		return nil, err
 	}
-	return account.signing(id, v.Salt, a.facts().Challenge, now)
+	return account.signing(id, v.Salt, a.facts().Challenge, caller.At)
 }
 
 // PrepareReview gives what a person's passkey signs for a review, or refuses the
 // review as Review would.
-func (b *Broker) PrepareReview(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Signing, error) {
-	account, err := b.Account(ctx, who, now)
+func (b *Broker) PrepareReview(ctx context.Context, caller Caller, id RequestID, v Vote) (*Signing, error) {
+	account, err := b.Account(ctx, caller)
 	if err != nil {
 		return nil, err
 	}
 	v.Salt, v.Signature = audit.NewSalt(), nil
-	found, _, err := b.finding(ctx, who, id, v, now)
+	found, _, err := b.finding(ctx, caller, id, v)
 	if err != nil {
 		return nil, err
 	}
-	if err := found.r.verdict(found.a, now); err != nil {
+	if err := found.r.verdict(found.a, caller.At); err != nil {
 		return nil, err
 	}
-	return account.signing(id, v.Salt, found.a.verdictFacts().ReviewChallenge, now)
+	return account.signing(id, v.Salt, found.a.verdictFacts().ReviewChallenge, caller.At)
 }
 
 // Enrol adds a passkey to a person's, who has just logged in. It counts after a
 // day, so that its person may notice one that is not theirs.
-func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Time) error {
-	if err := session(who, now); err != nil {
+func (b *Broker) Enrol(ctx context.Context, caller Caller, p Passkey) error {
+	if err := session(caller); err != nil {
 		return err
 	}
-	if err := who.justLoggedIn(now); err != nil {
+	if err := caller.Subject.justLoggedIn(caller.At); err != nil {
 		return err
 	}
 	if err := checkLine(ErrInvalidRequest, "name", p.Name, MaxKeyName); err != nil {
@@ -167,10 +167,10 @@ func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Ti
 	if len(p.ID) == 0 || len(p.ID) > audit.MaxCredential || len(p.Public) == 0 || len(p.Public) > audit.MaxPublic || p.RP == "" {
 		return refuse(ErrInvalidRequest, "this passkey is of a kind that is not supported")
 	}
-	p.Enrolled, p.Counts, p.VouchedBy, p.Removed = now, now.Add(b.cfg.PasskeyWait), "", time.Time{}
-	record := audit.Record{Kind: audit.PasskeyEnrolled, Caller: party(who), Passkey: p.facts()}
+	p.Enrolled, p.Counts, p.VouchedBy, p.Removed = caller.At, caller.At.Add(b.cfg.PasskeyWait), "", time.Time{}
+	record := audit.Record{Kind: audit.PasskeyEnrolled, Caller: party(caller.Actor), Passkey: p.facts()}
 	record.Passkey.Counts, record.Passkey.Public, record.Passkey.RP = p.Counts, p.Public, p.RP
-	key := PersonKey(who.ID)
+	key := PersonKey(caller.Subject.ID)
 	_, err := b.write(ctx, []Key{key}, record, func(tx Tx) error {
 		a, err := accountOf(tx, key)
 		if err != nil {
@@ -188,32 +188,32 @@ func (b *Broker) Enrol(ctx context.Context, who Identity, p Passkey, now time.Ti
 		}
 		a.Passkeys = append(a.Passkeys, p)
 		tx.Put(a)
-		b.tellEnrolled(tx, who, &p, now)
+		b.tellEnrolled(tx, caller.Subject, &p, caller.At)
 		return nil
 	})
 	return err
 }
 
 // RemovePasskey makes what a passkey of the caller's signs later not count.
-func (b *Broker) RemovePasskey(ctx context.Context, who Identity, credential []byte, now time.Time) error {
-	if err := session(who, now); err != nil {
+func (b *Broker) RemovePasskey(ctx context.Context, caller Caller, credential []byte) error {
+	if err := session(caller); err != nil {
 		return err
 	}
-	record := audit.Record{Kind: audit.PasskeyRemoved, Caller: party(who), Passkey: &audit.PasskeyFacts{Credential: credential}}
-	return b.withAccount(ctx, who.ID, record, func(a *Account) error {
+	record := audit.Record{Kind: audit.PasskeyRemoved, Caller: party(caller.Actor), Passkey: &audit.PasskeyFacts{Credential: credential}}
+	return b.withAccount(ctx, caller.Subject.ID, record, func(a *Account) error {
 		p := a.passkey(credential)
 		if p == nil {
 			return ErrNotFound
 		}
-		p.Removed = now
+		p.Removed = caller.At
 		return nil
 	})
 }
 
 // PasskeyOf gives somebody's passkey that waits, to a person who might vouch
 // for it. Its name is not told: it is its person's.
-func (b *Broker) PasskeyOf(ctx context.Context, who Identity, person string, credential []byte, now time.Time) (*Passkey, error) {
-	if err := session(who, now); err != nil {
+func (b *Broker) PasskeyOf(ctx context.Context, caller Caller, person string, credential []byte) (*Passkey, error) {
+	if err := session(caller); err != nil {
 		return nil, err
 	}
 	var a *Account
@@ -228,7 +228,7 @@ func (b *Broker) PasskeyOf(ctx context.Context, who Identity, person string, cre
 	switch {
 	case p == nil:
 		return nil, ErrNotFound
-	case person == who.ID:
+	case person == caller.Subject.ID:
 		return nil, refuse(ErrOwnRequest, "nobody vouches for a passkey of their own")
 	}
 	found := *p
@@ -237,33 +237,33 @@ func (b *Broker) PasskeyOf(ctx context.Context, who Identity, person string, cre
 }
 
 // PrepareVouch gives what a person's passkey signs to vouch for somebody else's.
-func (b *Broker) PrepareVouch(ctx context.Context, who Identity, person string, credential []byte, now time.Time) (*Signing, error) {
-	p, err := b.PasskeyOf(ctx, who, person, credential, now)
+func (b *Broker) PrepareVouch(ctx context.Context, caller Caller, person string, credential []byte) (*Signing, error) {
+	p, err := b.PasskeyOf(ctx, caller, person, credential)
 	if err != nil {
 		return nil, err
 	}
-	account, err := b.Account(ctx, who, now)
+	account, err := b.Account(ctx, caller)
 	if err != nil {
 		return nil, err
 	}
 	s := &Signing{Nonce: newNonce()}
-	s.Challenge = p.vouched().Challenge(who.ID, person, s.Nonce)
-	s.Credentials, err = account.signable(now)
+	s.Challenge = p.vouched().Challenge(caller.Subject.ID, person, s.Nonce)
+	s.Credentials, err = account.signable(caller.At)
 	return s, err
 }
 
 // Vouch makes somebody else's passkey count at once, by the signature of a
 // passkey that counts already.
-func (b *Broker) Vouch(ctx context.Context, who Identity, person string, credential []byte, signature *audit.SignatureFacts, now time.Time) error {
-	p, err := b.PasskeyOf(ctx, who, person, credential, now)
+func (b *Broker) Vouch(ctx context.Context, caller Caller, person string, credential []byte, signature *audit.SignatureFacts) error {
+	p, err := b.PasskeyOf(ctx, caller, person, credential)
 	if err != nil {
 		return err
 	}
 	record := audit.Record{
-		Kind: audit.PasskeyVouched, Caller: party(who), Subject: &audit.Party{ID: person, Kind: string(KindPerson)},
+		Kind: audit.PasskeyVouched, Caller: party(caller.Actor), Subject: &audit.Party{ID: person, Kind: string(KindPerson)},
 		Passkey: p.facts(), Signature: signature,
 	}
-	_, err = b.write(ctx, []Key{PersonKey(who.ID), PersonKey(person)}, record, func(tx Tx) error {
+	_, err = b.write(ctx, []Key{PersonKey(caller.Subject.ID), PersonKey(person)}, record, func(tx Tx) error {
 		a, err := accountOf(tx, PersonKey(person))
 		if err != nil {
 			return err
@@ -272,17 +272,17 @@ func (b *Broker) Vouch(ctx context.Context, who Identity, person string, credent
 		switch {
 		case current == nil:
 			return ErrNotFound
-		case !now.Before(current.Counts):
+		case !caller.At.Before(current.Counts):
 			return refuse(ErrAlreadyVoted, "it counts already")
 		}
-		voucher, err := accountOf(tx, PersonKey(who.ID))
+		voucher, err := accountOf(tx, PersonKey(caller.Subject.ID))
 		if err != nil {
 			return err
 		}
-		if err := voucher.verify(signature, current.vouched().Challenge(who.ID, person, signature.Nonce), now); err != nil {
+		if err := voucher.verify(signature, current.vouched().Challenge(caller.Subject.ID, person, signature.Nonce), caller.At); err != nil {
 			return err
 		}
-		current.Counts, current.VouchedBy = now, who.ID
+		current.Counts, current.VouchedBy = caller.At, caller.Subject.ID
 		tx.Put(voucher)
 		tx.Put(a)
 		return nil

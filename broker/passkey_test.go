@@ -35,7 +35,7 @@ func (w *world) enrols(t *testing.T, name string, now time.Time) *softkey.Key {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Enrol(t.Context(), logsIn(name, now), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: "phone"}, now); err != nil {
+	if err := w.broker.Enrol(t.Context(), broker.Self(logsIn(name, now), now), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: "phone"}); err != nil {
 		t.Fatal(err)
 	}
 	return key
@@ -54,7 +54,7 @@ func signedBy(t *testing.T, key *softkey.Key, s *broker.Signing) *audit.Signatur
 func (w *world) signs(t *testing.T, name string, key *softkey.Key, r *broker.Request, v broker.Vote, now time.Time) broker.Vote {
 	t.Helper()
 	v.Digest = r.Digest
-	s, err := w.broker.PrepareVote(t.Context(), approver(name, now), r.ID, v, now)
+	s, err := w.broker.PrepareVote(t.Context(), broker.Self(approver(name, now), now), r.ID, v)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestNewPasskeyWaits(t *testing.T) {
 	ben := w.enrols(t, "ben", noon)
 	r := w.askAt(t, read("tickets:close"), noon)
 	soon := noon.Add(30 * time.Minute)
-	if _, err := w.broker.PrepareVote(t.Context(), approver("ben", soon), r.ID, broker.Vote{Approve: true, Digest: r.Digest}, soon); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
+	if _, err := w.broker.PrepareVote(t.Context(), broker.Self(approver("ben", soon), soon), r.ID, broker.Vote{Approve: true, Digest: r.Digest}); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
 		t.Errorf("too early: %v", err)
 	}
 
@@ -144,32 +144,32 @@ func TestNewPasskeyWaits(t *testing.T) {
 	cleo := w.enrols(t, "cleo", later)
 	r = w.askAt(t, read("tickets:close"), later)
 	vote := broker.Vote{Approve: true, Digest: r.Digest}
-	if _, err := w.broker.PrepareVote(t.Context(), approver("cleo", later), r.ID, vote, later); !errors.Is(err, broker.ErrSignatureRequired) {
+	if _, err := w.broker.PrepareVote(t.Context(), broker.Self(approver("cleo", later), later), r.ID, vote); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("too early: %v", err)
 	}
-	if _, err := w.broker.PrepareVouch(t.Context(), approver("cleo", later), "login/cleo", cleo.ID, later); !errors.Is(err, broker.ErrOwnRequest) {
+	if _, err := w.broker.PrepareVouch(t.Context(), broker.Self(approver("cleo", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrOwnRequest) {
 		t.Errorf("vouching for oneself: %v", err)
 	}
-	if _, err := w.broker.PrepareVouch(t.Context(), approver("dan", later), "login/cleo", cleo.ID, later); !errors.Is(err, broker.ErrSignatureRequired) {
+	if _, err := w.broker.PrepareVouch(t.Context(), broker.Self(approver("dan", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("vouching without a passkey: %v", err)
 	}
-	s, err := w.broker.PrepareVouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, later)
+	s, err := w.broker.PrepareVouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Vouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, signedBy(t, cleo, s), later); !errors.Is(err, broker.ErrSignatureRequired) {
+	if err := w.broker.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, cleo, s)); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("vouched by the passkey itself: %v", err)
 	}
-	if err := w.broker.Vouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, signedBy(t, ben, s), later); err != nil {
+	if err := w.broker.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Vouch(t.Context(), approver("ben", later), "login/cleo", cleo.ID, signedBy(t, ben, s), later); !errors.Is(err, broker.ErrAlreadyVoted) {
+	if err := w.broker.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); !errors.Is(err, broker.ErrAlreadyVoted) {
 		t.Errorf("vouching twice: %v", err)
 	}
 	if _, err := w.vote(t, approver("cleo", later), r, w.signs(t, "cleo", cleo, r, yes, later), later); err != nil {
 		t.Error(err)
 	}
-	account, err := w.broker.Account(t.Context(), approver("cleo", later), later)
+	account, err := w.broker.Account(t.Context(), broker.Self(approver("cleo", later), later))
 	if err != nil || account.Passkeys[0].VouchedBy != "login/ben" {
 		t.Errorf("%+v, %v", account, err)
 	}
@@ -181,10 +181,10 @@ func TestRemovedPasskeyCountsNoMore(t *testing.T) {
 	later := noon.Add(tomorrow)
 	r := w.askAt(t, read("tickets:close"), later)
 	v := w.signs(t, "ben", key, r, yes, later)
-	if err := w.broker.RemovePasskey(t.Context(), approver("cleo", later), key.ID, later); !errors.Is(err, broker.ErrNotFound) {
+	if err := w.broker.RemovePasskey(t.Context(), broker.Self(approver("cleo", later), later), key.ID); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("somebody else removes it: %v", err)
 	}
-	if err := w.broker.RemovePasskey(t.Context(), approver("ben", later), key.ID, later); err != nil {
+	if err := w.broker.RemovePasskey(t.Context(), broker.Self(approver("ben", later), later), key.ID); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.vote(t, approver("ben", later), r, v, later); !errors.Is(err, broker.ErrSignatureRequired) {
@@ -232,14 +232,14 @@ func TestWhoEnrols(t *testing.T) {
 		"a key that is none": {logsIn("ben", noon), broker.Passkey{ID: key.ID, RP: rp}, broker.ErrInvalidRequest},
 		"a long name":        {logsIn("ben", noon), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: strings.Repeat("x", 65)}, broker.ErrInvalidRequest},
 	} {
-		if err := w.broker.Enrol(t.Context(), test.who, test.key, noon); !errors.Is(err, test.want) {
+		if err := w.broker.Enrol(t.Context(), broker.Self(test.who, noon), test.key); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := w.broker.Enrol(t.Context(), logsIn("ben", noon), good, noon); err != nil {
+	if err := w.broker.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Enrol(t.Context(), logsIn("ben", noon), good, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+	if err := w.broker.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); !errors.Is(err, broker.ErrInvalidRequest) {
 		t.Errorf("twice: %v", err)
 	}
 }
@@ -251,7 +251,7 @@ func withReason(ask broker.Ask, why string) broker.Ask {
 
 func (w *world) askAt(t *testing.T, ask broker.Ask, at time.Time) *broker.Request {
 	t.Helper()
-	r, err := w.broker.Ask(t.Context(), agent(at), ask, broker.Again{}, at)
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(at), at), ask, broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}

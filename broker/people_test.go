@@ -27,10 +27,10 @@ func TestEnrolmentIsAnnounced(t *testing.T) {
 			who := logsIn("ben", noon)
 			who.Person.Email = test.email
 			p := broker.Passkey{ID: []byte{1}, Public: []byte{2}, RP: rp, Name: "call +1 555 0100"}
-			if err := w.broker.Enrol(t.Context(), who, p, noon); err != nil {
+			if err := w.broker.Enrol(t.Context(), broker.Self(who, noon), p); err != nil {
 				t.Fatal(err)
 			}
-			if err := w.broker.Enrol(t.Context(), who, p, noon); err == nil {
+			if err := w.broker.Enrol(t.Context(), broker.Self(who, noon), p); err == nil {
 				t.Fatal("it was enrolled twice")
 			}
 			w.deliver(t, noon)
@@ -71,7 +71,7 @@ func TestManagerIsTold(t *testing.T) {
 			}
 			who := approver("zoe", noon)
 			who.Person.Manager = "login/mia"
-			asked, err := w.broker.Ask(t.Context(), who, read("tickets:read"), broker.Again{}, noon)
+			asked, err := w.broker.Ask(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.Again{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -38,15 +38,15 @@ func TestDecidedWhileAnUpstreamWorks(t *testing.T) {
 		want      error
 	}{
 		"the kill switch": {func(t *testing.T, w *world) error {
-			_, err := w.broker.RevokeAll(t.Context(), operator, broker.Selector{Holder: agent(noon).ID}, "incident", audit.Digest{}, true, noon)
+			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Holder: agent(noon).ID}, "incident", audit.Digest{}, true)
 			return err
 		}, broker.ErrBlocked},
 		"a block": {func(t *testing.T, w *world) error {
-			return w.broker.Block(t.Context(), operator, broker.Selector{Issuer: "db"}, "incident", noon)
+			return w.broker.Block(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident")
 		}, broker.ErrBlocked},
 		"rules that forbid it": {func(t *testing.T, w *world) error {
 			rules := testRules(t, strings.Replace(testPolicies, `spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"db"`, `spiffe://acme.test/other", action == Action::"request", resource == Entitlement::"db"`, 1))
-			return w.broker.SetRules(t.Context(), rules, operator, noon)
+			return w.broker.SetRules(t.Context(), broker.Self(operator, noon), rules)
 		}, broker.ErrDenied},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestDecidedWhileAnUpstreamWorks(t *testing.T) {
 			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": sys, "tickets": signer{}}})
 			answer := make(chan error)
 			go func() {
-				_, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
 				answer <- err
 			}()
 			<-sys.asked
@@ -86,7 +86,7 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 		go func() {
 			defer func() { done <- struct{}{} }()
 			for {
-				_, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
 				if errors.Is(err, broker.ErrDenied) {
 					return
 				}
@@ -97,7 +97,7 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 			}
 		}()
 	}
-	if err := w.broker.SetRules(t.Context(), forbidden, broker.Identity{}, noon); err != nil {
+	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, forbidden); err != nil {
 		t.Fatal(err)
 	}
 	for range 8 {
@@ -119,7 +119,7 @@ func TestRepeatsAreCounted(t *testing.T) {
 	again := broker.NewAgain(who.ID, "POST", "/v1/credentials", "key", []byte("body"))
 	issued := 0
 	for range 20 {
-		_, _, err := w.broker.AskAndCollect(t.Context(), who, read("tickets:read"), again, noon)
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), again)
 		if err == nil {
 			issued++
 		} else if !errors.Is(err, broker.ErrLimit) {
@@ -139,40 +139,40 @@ func TestWhatWasRevokedStaysSo(t *testing.T) {
 	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
 	collected := func() (*broker.Request, *broker.Issued) {
 		t.Helper()
-		r, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+		r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		issued, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon)
+		issued, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return r, issued
 	}
 	r, _ := collected()
-	if _, err := w.broker.RevokeAll(t.Context(), operator, broker.Selector{Request: r.ID}, "incident", audit.Digest{}, true, noon); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: r.ID}, "incident", audit.Digest{}, true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon.Add(time.Second)); !errors.Is(err, broker.ErrGrantEnded) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, broker.Again{}); !errors.Is(err, broker.ErrGrantEnded) {
 		t.Errorf("collecting by a request that was revoked: %v", err)
 	}
 	_, issued := collected()
-	if _, err := w.broker.Revoke(t.Context(), operator, issued.Lease.ID, "incident", noon); err != nil {
+	if _, err := w.broker.Revoke(t.Context(), broker.Self(operator, noon), issued.Lease.ID, "incident"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Renew(t.Context(), agent(noon), issued.Lease.ID, broker.Again{}, noon); !errors.Is(err, broker.ErrNotRenewable) {
+	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, broker.Again{}); !errors.Is(err, broker.ErrNotRenewable) {
 		t.Errorf("renewing what was revoked: %v", err)
 	}
 	waiting := read("tickets:close")
 	waiting.Justification = "duplicates"
-	pending, err := w.broker.Ask(t.Context(), agent(noon), waiting, broker.Again{}, noon)
+	pending, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), waiting, broker.Again{})
 	if err != nil || pending.State(noon) != broker.RequestPending {
 		t.Fatalf("%+v, %v", pending, err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), operator, broker.Selector{Request: pending.ID}, "incident", audit.Digest{}, true, noon); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: pending.ID}, "incident", audit.Digest{}, true); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := w.broker.Request(t.Context(), agent(noon), pending.ID, noon); err != nil || got.State(noon) != broker.RequestDenied {
+	if got, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), pending.ID); err != nil || got.State(noon) != broker.RequestDenied {
 		t.Errorf("a pending request that was revoked is %d, %v", got.Status, err)
 	}
 }
@@ -186,15 +186,15 @@ func TestTheKillSwitchTellsWhoeverCanAct(t *testing.T) {
 	w.rules.Catalogue["db"].Revocation = broker.RevokedAtExpiry
 	for _, end := range []func(*broker.Issued) error{
 		func(*broker.Issued) error {
-			_, err := w.broker.RevokeAll(t.Context(), operator, broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true, noon)
-			return errors.Join(err, w.broker.Lift(t.Context(), operator, broker.Selector{Issuer: "db"}, "over", noon))
+			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true)
+			return errors.Join(err, w.broker.Lift(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "over"))
 		},
 		func(i *broker.Issued) error {
-			_, err := w.broker.Renew(t.Context(), agent(noon), i.Lease.ID, broker.Again{}, noon)
+			_, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), i.Lease.ID, broker.Again{})
 			return err
 		},
 	} {
-		issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+		issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,20 +214,20 @@ func TestTheKillSwitchTellsWhoeverCanAct(t *testing.T) {
 // late.
 func TestShortenedGrant(t *testing.T) {
 	w := tokenWorld(t)
-	r, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon)
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon); err != nil {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); err != nil {
 		t.Fatal(err)
 	}
 	shorter := testRules(t, strings.Replace(testPolicies, `@id("agents-tickets")`, "@id(\"agents-tickets\")\n@max_duration(\"30m\")", 1))
-	if err := w.broker.SetRules(t.Context(), shorter, broker.Identity{}, noon); err != nil {
+	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, shorter); err != nil {
 		t.Fatal(err)
 	}
 	late := noon.Add(25 * time.Minute)
 	who := agent(late)
-	issued, err := w.broker.Collect(t.Context(), who, r.ID, broker.Again{}, late)
+	issued, err := w.broker.Collect(t.Context(), broker.Self(who, late), r.ID, broker.Again{})
 	if err != nil || issued.Lease.Expires.After(noon.Add(30*time.Minute)) {
 		t.Errorf("collected 25 minutes into a grant of 30: until %s, %v", issued.Lease.Expires, err)
 	}
@@ -242,7 +242,7 @@ func TestDenialsWithoutAStore(t *testing.T) {
 	for i := range 200 {
 		ask := read("tickets:read")
 		ask.Justification = fmt.Sprint("attempt ", i)
-		_, _, err := w.broker.AskAndCollect(t.Context(), workload("spiffe://acme.test/stranger", noon), ask, broker.Again{}, noon)
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.Again{})
 		if !errors.Is(err, broker.ErrUnavailable) {
 			t.Fatalf("denial %d without a record answers %v", i, err)
 		}

@@ -47,7 +47,7 @@ func TestAnIssuerThatIsDownIsSpared(t *testing.T) {
 	tickets.Audience, tickets.Revocation = "", broker.RevokedImmediate
 	for range leases {
 		for _, ask := range []broker.Ask{{Entitlement: "db"}, read("tickets:read")} {
-			if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon); err != nil {
+			if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -98,7 +98,7 @@ func TestUnfinishedIssuingComesFirst(t *testing.T) {
 	s.left.Store(1 << 20)
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
 	ask := func(now time.Time) error {
-		_, _, err := w.broker.AskAndCollect(t.Context(), agent(now), broker.Ask{Entitlement: "db"}, broker.Again{}, now)
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{})
 		return err
 	}
 	for range 1200 {
@@ -131,16 +131,16 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 	for name, end := range map[string]func(*world, broker.LeaseID, time.Time) error{
 		"by the reaper": func(w *world, _ broker.LeaseID, now time.Time) error { return nil },
 		"by its holder": func(w *world, id broker.LeaseID, now time.Time) error {
-			_, err := w.broker.Revoke(t.Context(), agent(now), id, "", now)
+			_, err := w.broker.Revoke(t.Context(), broker.Self(agent(now), now), id, "")
 			return err
 		},
 		"by the kill switch": func(w *world, _ broker.LeaseID, now time.Time) error {
 			all := broker.Selector{Entitlement: "db"}
-			seen, err := w.broker.Preview(t.Context(), root, all, now)
+			seen, err := w.broker.Preview(t.Context(), broker.Self(root, now), all)
 			if err != nil || seen.Leases != 1 || seen.ByIssuer["db"] != 1 {
 				t.Errorf("the preview: %+v, %v", seen, err)
 			}
-			_, err = w.broker.RevokeAll(t.Context(), root, all, "incident", seen.Digest, false, now)
+			_, err = w.broker.RevokeAll(t.Context(), broker.Self(root, now), all, "incident", seen.Digest, false)
 			return err
 		},
 	} {
@@ -149,7 +149,7 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db, "tickets": signer{}}})
 			var id broker.LeaseID
 			for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-				issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon)
+				issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -157,7 +157,7 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 			}
 			late := noon.Add(time.Hour)
 			live := func() []*broker.Lease {
-				page, _, err := w.broker.Leases(t.Context(), root, broker.LeaseQuery{Holder: broker.Everyone, Live: true}, late)
+				page, _, err := w.broker.Leases(t.Context(), broker.Self(root, late), broker.LeaseQuery{Holder: broker.Everyone, Live: true})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -204,13 +204,13 @@ func TestEndingSaysHowLateItIs(t *testing.T) {
 					ends = append(ends, e)
 				}
 			}})
-			issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+			issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			db.down.Store(test.down)
 			if !test.givenBack.IsZero() {
-				if _, err := w.broker.Revoke(t.Context(), agent(noon), issued.Lease.ID, "", test.givenBack); err != nil {
+				if _, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), test.givenBack), issued.Lease.ID, ""); err != nil {
 					t.Fatal(err)
 				}
 			} else if test.down {

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"slices"
-	"time"
 )
 
 // A RecordID names a record of the log: an index, and the log that it counts
@@ -36,12 +35,12 @@ const MaxListed = 100
 // the order of the log, to those who may see the request. whole is false if the
 // list may leave records out: those of rows without a list, those of leases
 // past the first page, and refusals past MaxListed.
-func (b *Broker) RecordsOf(ctx context.Context, who Identity, id RequestID, now time.Time) (ids []RecordID, whole bool, err error) {
-	r, err := b.Request(ctx, who, id, now)
+func (b *Broker) RecordsOf(ctx context.Context, caller Caller, id RequestID) (ids []RecordID, whole bool, err error) {
+	r, err := b.Request(ctx, caller, id)
 	if err != nil {
 		return nil, false, err
 	}
-	leases, more, err := b.leasesOf(ctx, r, now)
+	leases, more, err := b.leasesOf(ctx, r, caller.At)
 	if err != nil {
 		return nil, false, err
 	}

@@ -129,12 +129,12 @@ func (r *Request) ReviewPlaces() []Place {
 // Review puts a person's verdict on a use of the broken glass (POST
 // /v1/requests/{id}/review): whether it was justified, and why. v.Approve says
 // that it was.
-func (b *Broker) Review(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
-	if err := session(who, now); err != nil {
+func (b *Broker) Review(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
+	if err := session(caller); err != nil {
 		return nil, err
 	}
 	for range voteTries {
-		r, err := b.reviewOnce(ctx, who, id, v, now)
+		r, err := b.reviewOnce(ctx, caller, id, v)
 		if !errors.Is(err, errAgain) {
 			return r, err
 		}
@@ -143,8 +143,8 @@ func (b *Broker) Review(ctx context.Context, who Identity, id RequestID, v Vote,
 	return nil, refuse(ErrSlowDown, "others review it at the same moment: look again")
 }
 
-func (b *Broker) reviewOnce(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (*Request, error) {
-	found, rules, err := b.finding(ctx, who, id, v, now)
+func (b *Broker) reviewOnce(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
+	found, rules, err := b.finding(ctx, caller, id, v)
 	if err != nil {
 		return nil, err
 	}
@@ -153,10 +153,10 @@ func (b *Broker) reviewOnce(ctx context.Context, who Identity, id RequestID, v V
 	if found.a.Signed = v.Signature != nil; r.Decision.Obligations.Signed && !found.a.Signed {
 		return nil, errUnsigned
 	}
-	if err := r.verdict(found.a, now); err != nil {
+	if err := r.verdict(found.a, caller.At); err != nil {
 		return nil, err
 	}
-	if err := b.closeReview(ctx, found, rules, now); err != nil {
+	if err := b.closeReview(ctx, found, rules); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
@@ -165,15 +165,15 @@ func (b *Broker) reviewOnce(ctx context.Context, who Identity, id RequestID, v V
 
 // finding makes a vote a verdict, which nothing holds yet, or refuses what may
 // not be said.
-func (b *Broker) finding(ctx context.Context, who Identity, id RequestID, v Vote, now time.Time) (found ballot, rules *Rules, err error) {
+func (b *Broker) finding(ctx context.Context, caller Caller, id RequestID, v Vote) (found ballot, rules *Rules, err error) {
 	if v.Comment == "" {
 		return found, nil, refuse(ErrCommentRequired, "say what you found: a review without words is none")
 	}
-	r, rules, err := b.forApprover(ctx, who, id, now)
+	r, rules, err := b.forApprover(ctx, caller, id)
 	if err != nil {
 		return found, nil, err
 	}
-	groups, err := b.mayVote(ctx, rules, who, r, r.Decision.Obligations.Review, now)
+	groups, err := b.mayVote(ctx, caller, rules, r, r.Decision.Obligations.Review)
 	if err != nil {
 		return found, nil, err
 	}
@@ -183,22 +183,22 @@ func (b *Broker) finding(ctx context.Context, who Identity, id RequestID, v Vote
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return found, nil, err
 	}
-	a := Approval{Person: who.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: now}
-	return ballot{who: who, r: r, a: a, signature: v.Signature, before: r.Version}, rules, nil
+	a := Approval{Person: caller.Subject.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: caller.At}
+	return ballot{caller: caller, r: r, a: a, signature: v.Signature, before: r.Version}, rules, nil
 }
 
 // closeReview writes a verdict, as settle does a vote.
-func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules, now time.Time) error {
+func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error {
 	r := v.r
 	record := audit.Record{
-		Kind: audit.ReviewGiven, Caller: party(v.who), Approval: v.a.verdictFacts(), Openings: v.a.openings(), Signature: v.signature,
+		Kind: audit.ReviewGiven, Caller: party(v.caller.Actor), Approval: v.a.verdictFacts(), Openings: v.a.openings(), Signature: v.signature,
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
 	if !r.Reviewed.IsZero() {
 		record.Kind = audit.ReviewClosed
 	}
-	_, err := b.write(ctx, append(r.reviews(), r.ID, PersonKey(v.who.ID)), record, func(tx Tx) error {
-		if err := v.verify(tx, record.Approval.ReviewChallenge, now); err != nil {
+	_, err := b.write(ctx, append(r.reviews(), r.ID, PersonKey(v.caller.Subject.ID)), record, func(tx Tx) error {
+		if err := v.verify(tx, record.Approval.ReviewChallenge); err != nil {
 			return err
 		}
 		stored, err := get[*Request](tx, r.ID)
@@ -219,7 +219,7 @@ func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules, now ti
 			delete(open.Open, r.ID.String())
 			delete(open.By, r.ID.String())
 			tx.Put(open)
-			b.tell(tx, NoticeReviewed, r, r.reviewers(), rules, now)
+			b.tell(tx, NoticeReviewed, r, r.reviewers(), rules, v.caller.At)
 		}
 		tx.Put(r)
 		return nil

@@ -23,18 +23,18 @@ func glass(scopes ...string) broker.Ask {
 // marked, and has to be reviewed.
 func TestBreakGlass(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support") @justification("required")`)
-	if _, err := w.broker.Ask(t.Context(), agent(noon), glass("tickets:close"), broker.Again{}, noon); !errors.Is(err, broker.ErrDenied) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:close"), broker.Again{}); !errors.Is(err, broker.ErrDenied) {
 		t.Errorf("a scope that no permit breaks the glass for: %v", err)
 	}
-	if _, err := w.broker.Ask(t.Context(), workload("spiffe://acme.test/batch", noon), glass("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrDenied) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrDenied) {
 		t.Errorf("whom no permit breaks the glass for: %v", err)
 	}
-	if _, err := w.broker.Ask(t.Context(), agent(noon), glass("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrJustificationRequired) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrJustificationRequired) {
 		t.Errorf("other permits' obligations: %v", err)
 	}
 	ask := glass("tickets:read")
 	ask.Justification = "the till is on fire"
-	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, broker.Again{}, noon)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,22 +71,22 @@ func TestBreakGlass(t *testing.T) {
 		"without words":             {approver("dan", noon), broker.Vote{Approve: true, Digest: r.Digest}, broker.ErrCommentRequired},
 		"of another digest":         {approver("dan", noon), broker.Vote{Approve: true, Comment: "x"}, broker.ErrStaleDigest},
 	} {
-		if _, err := w.broker.Review(t.Context(), test.who, r.ID, test.v, noon); !errors.Is(err, test.want) {
+		if _, err := w.broker.Review(t.Context(), broker.Self(test.who, noon), r.ID, test.v); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
 		}
 	}
-	if _, err := w.broker.Review(t.Context(), approver("dan", noon), r.ID, finding, noon); err != nil {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, finding); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Review(t.Context(), approver("dan", noon), r.ID, finding, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrAlreadyVoted) {
 		t.Errorf("twice: %v", err)
 	}
 	finding.Approve = false
-	closed, err := w.broker.Review(t.Context(), approver("cleo", noon), r.ID, finding, noon)
+	closed, err := w.broker.Review(t.Context(), broker.Self(approver("cleo", noon), noon), r.ID, finding)
 	if err != nil || closed.Reviewed.IsZero() {
 		t.Fatalf("the last verdict: %+v, %v", closed, err)
 	}
-	if _, err := w.broker.Review(t.Context(), approver("ben", noon), r.ID, finding, noon); !errors.Is(err, broker.ErrNoReview) {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrNoReview) {
 		t.Errorf("after it was closed: %v", err)
 	}
 	kinds := w.kinds(t)
@@ -99,22 +99,22 @@ func TestBreakGlass(t *testing.T) {
 // reviewed.
 func TestOverdueReviewBlocksTheNextUse(t *testing.T) {
 	w := peopleWorld(t, ``)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), glass("tickets:read"), broker.Again{}, noon)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	due := issued.Request.ReviewDue
 	before := due.Add(-time.Second)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(before), glass("tickets:read"), broker.Again{}, before); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(before), before), glass("tickets:read"), broker.Again{}); err != nil {
 		t.Errorf("before it is due: %v", err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(due), glass("tickets:read"), broker.Again{}, due); !errors.Is(err, broker.ErrReviewOverdue) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrReviewOverdue) {
 		t.Errorf("on the instant: %v", err)
 	}
-	if _, err := w.broker.Review(t.Context(), approver("dan", due), issued.Request.ID, broker.Vote{Digest: issued.Request.Digest, Comment: "it was not"}, due); err != nil {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", due), due), issued.Request.ID, broker.Vote{Digest: issued.Request.Digest, Comment: "it was not"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(due), glass("tickets:read"), broker.Again{}, due); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.Again{}); err != nil {
 		t.Errorf("after the review: %v", err)
 	}
 }
@@ -123,12 +123,12 @@ func TestOverdueReviewBlocksTheNextUse(t *testing.T) {
 func TestInbox(t *testing.T) {
 	w := peopleWorld(t, `@approval("2 of support")`)
 	r := w.ask(t, read("tickets:read"))
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), glass("tickets:read"), broker.Again{}, noon); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{}); err != nil {
 		t.Fatal(err)
 	}
 	inbox := func(who broker.Identity, at time.Time) (waiting, reviews int) {
 		t.Helper()
-		in, err := w.broker.Inbox(t.Context(), who, 10, at)
+		in, err := w.broker.Inbox(t.Context(), broker.Self(who, at), 10)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func TestInbox(t *testing.T) {
 	if waiting, _ := inbox(approver("cleo", r.Lapses), r.Lapses); waiting != 0 {
 		t.Error("it waits after it lapsed")
 	}
-	if _, err := w.broker.Inbox(t.Context(), agent(noon), 10, noon); !errors.Is(err, broker.ErrSessionRequired) {
+	if _, err := w.broker.Inbox(t.Context(), broker.Self(agent(noon), noon), 10); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("an agent has an inbox: %v", err)
 	}
 }
@@ -164,14 +164,14 @@ func TestSignedReview(t *testing.T) {
 	later := noon.Add(tomorrow)
 	bensNew := w.enrols(t, "ben", later)
 	w.enrols(t, "cleo", later)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(later), glass("tickets:read"), broker.Again{}, later)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := issued.Request
 	review := func(name string, v broker.Vote) error {
 		v.Digest = r.Digest
-		_, err := w.broker.Review(t.Context(), approver(name, later), r.ID, v, later)
+		_, err := w.broker.Review(t.Context(), broker.Self(approver(name, later), later), r.ID, v)
 		return err
 	}
 	for verdict, v := range map[string]broker.Vote{"justified": {Approve: true, Comment: "it burned"}, "unjustified": {Comment: "it burned"}} {
@@ -179,18 +179,18 @@ func TestSignedReview(t *testing.T) {
 			t.Errorf("%s, unsigned: %v", verdict, err)
 		}
 	}
-	if _, err := w.broker.PrepareReview(t.Context(), approver("cleo", later), r.ID, broker.Vote{Digest: r.Digest, Comment: "it burned"}, later); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
+	if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("cleo", later), later), r.ID, broker.Vote{Digest: r.Digest, Comment: "it burned"}); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
 		t.Errorf("by a passkey that does not count yet: %v", err)
 	}
 	for name, v := range map[string]broker.Vote{
 		"without words": {Digest: r.Digest}, "of another digest": {Comment: "it burned"}, "narrowed": {Digest: r.Digest, Comment: "it burned", TTL: time.Minute},
 	} {
-		if _, err := w.broker.PrepareReview(t.Context(), approver("ben", later), r.ID, v, later); err == nil {
+		if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("ben", later), later), r.ID, v); err == nil {
 			t.Errorf("what can't be said is signed: %s", name)
 		}
 	}
 	prepare := func(name string, v broker.Vote) *broker.Signing {
-		s, err := w.broker.PrepareReview(t.Context(), approver(name, later), r.ID, v, later)
+		s, err := w.broker.PrepareReview(t.Context(), broker.Self(approver(name, later), later), r.ID, v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,17 +234,17 @@ func TestSignedReview(t *testing.T) {
 	closing := broker.Vote{Digest: r.Digest, Comment: "it only smoked"}
 	s = prepare("dan", closing)
 	closing.Salt, closing.Signature = s.Salt, signedBy(t, dans, s)
-	closed, err := w.broker.Review(t.Context(), approver("dan", later), r.ID, closing, later)
+	closed, err := w.broker.Review(t.Context(), broker.Self(approver("dan", later), later), r.ID, closing)
 	if err != nil || closed.Reviewed.IsZero() || !closed.Verdicts[0].Signed || !closed.Verdicts[1].Signed {
 		t.Fatalf("the last verdict: %+v, %v", closed, err)
 	}
 
-	again, _, err := w.broker.AskAndCollect(t.Context(), agent(later), glass("tickets:read"), broker.Again{}, later)
+	again, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	good.Digest = again.Request.Digest
-	if _, err := w.broker.Review(t.Context(), approver("ben", later), again.Request.ID, good, later); !errors.Is(err, broker.ErrSignatureRequired) {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", later), later), again.Request.ID, good); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("a signature is replayed: %v", err)
 	}
 	w.auditsReview(t, map[string]*softkey.Key{"login/ben": bens, "login/dan": dans})

@@ -35,7 +35,7 @@ func stuckWorld(t *testing.T, leases int) (*world, *stuckStore, *moody) {
 		wrap:    func(real broker.Store) broker.Store { s.Store = real; return s },
 	})
 	for range leases {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon); err != nil {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,7 +115,7 @@ func TestKillSwitchWhenNothingCanBeRecorded(t *testing.T) {
 	for name, selector := range map[string]broker.Selector{
 		"under": {Under: "spiffe://acme.test/agent"}, "entitlement": {Entitlement: "db"}, "request": {Request: w.leases(t)[0].Request},
 	} {
-		if _, err := w.broker.RevokeAll(t.Context(), root, selector, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrUnavailable) {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), selector, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
 			t.Errorf("%s: nothing was recorded, and the caller is told %v", name, err)
 		}
 	}
@@ -157,7 +157,7 @@ func TestHandleOfIssueIsNotLost(t *testing.T) {
 	})
 	s.in.Store(2) // the first opens the lease
 	db.down.Store(true)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon); !errors.Is(err, broker.ErrUnavailable) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{}); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("the second transaction failed, and the caller is told %v", err)
 	}
 	db.down.Store(false)
@@ -215,11 +215,11 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 	db := &deniable{denied: map[string]bool{}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}})
 	for range 20 {
-		issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon)
+		issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := w.broker.Revoke(t.Context(), agent(noon), issued.Lease.ID, "", noon)
+		l, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, "")
 		if err != nil || l.Status != broker.LeaseRevoked || !l.OutlivesEnd(noon) {
 			t.Fatalf("given back: %+v, %v", l, err)
 		}
@@ -228,24 +228,24 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 		t.Fatal("what was given back was denied")
 	}
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
-	seen, err := w.broker.Preview(t.Context(), root, under, noon)
+	seen, err := w.broker.Preview(t.Context(), broker.Self(root, noon), under)
 	if err != nil || seen.Leases != 20 || seen.Ended != 20 || seen.Irrevocable != 20 || !seen.WorkUntil.Equal(noon.Add(10*time.Minute)) {
 		t.Fatalf("preview: %+v, %v", seen, err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", seen.Digest, false, noon); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", seen.Digest, false); err != nil {
 		t.Fatal(err)
 	}
 	w.reap(t, noon)
 	if len(db.denied) != 20 || w.count(t, broker.LeaseRevoking) != 20 {
 		t.Errorf("%d are denied, %d leases are being revoked", len(db.denied), w.count(t, broker.LeaseRevoking))
 	}
-	again, err := w.broker.Preview(t.Context(), root, under, noon)
+	again, err := w.broker.Preview(t.Context(), broker.Self(root, noon), under)
 	if err != nil || again.Leases != 20 {
 		t.Errorf("while they are denied, and may work: %+v, %v", again, err)
 	}
 	over := noon.Add(time.Hour)
 	w.reap(t, over)
-	if after, err := w.broker.Preview(t.Context(), root, under, over); err != nil || after.Leases != 0 || w.count(t, broker.LeaseRevoked) != 20 {
+	if after, err := w.broker.Preview(t.Context(), broker.Self(root, over), under); err != nil || after.Leases != 0 || w.count(t, broker.LeaseRevoked) != 20 {
 		t.Errorf("when time has ended them: %+v, %v, %d revoked", after, err, w.count(t, broker.LeaseRevoked))
 	}
 	w.verify(t)
@@ -255,13 +255,13 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 func TestKillSwitchRefusesUnknownNames(t *testing.T) {
 	w := tokenWorld(t)
 	for _, s := range []broker.Selector{{Entitlement: "dbb"}, {Issuer: "vaul"}} {
-		if _, err := w.broker.Preview(t.Context(), root, s, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+		if _, err := w.broker.Preview(t.Context(), broker.Self(root, noon), s); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("preview of %+v: %v", s, err)
 		}
-		if _, err := w.broker.RevokeAll(t.Context(), root, s, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrInvalidRequest) {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), s, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("kill %+v: %v", s, err)
 		}
-		if err := w.broker.Block(t.Context(), root, s, "incident", noon); !errors.Is(err, broker.ErrInvalidRequest) {
+		if err := w.broker.Block(t.Context(), broker.Self(root, noon), s, "incident"); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("block %+v: %v", s, err)
 		}
 	}
@@ -289,13 +289,13 @@ func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
 	const leases = 10
 	for range leases {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), broker.Ask{Entitlement: "db"}, broker.Again{}, noon); err != nil {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s.left.Store(4) // the block, and three leases
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
-	if _, err := w.broker.RevokeAll(t.Context(), root, under, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrUnavailable) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("it died, and the caller is told %v", err)
 	}
 	if n := w.count(t, broker.LeaseActive); n != leases-3 {
@@ -344,7 +344,7 @@ func TestKillSwitchGoesOnWithoutItsEntitlement(t *testing.T) {
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
 	s.left.Store(1) // the block, and not that all is ended
-	if _, err := w.broker.RevokeAll(t.Context(), root, broker.Selector{Entitlement: "db"}, "incident", audit.Digest{}, true, noon); !errors.Is(err, broker.ErrUnavailable) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Entitlement: "db"}, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("it died, and the caller is told %v", err)
 	}
 	delete(w.rules.Catalogue, "db")

@@ -3,58 +3,57 @@ package broker
 import (
 	"context"
 	"strings"
-	"time"
 )
 
 // Revoke ends a lease: its holder returns it, or a person or operator whom
 // policy permits revokes it. It returns once the attempt is recorded; the lease
 // states how far the issuer got. Revoking an ended lease is no error.
-func (b *Broker) Revoke(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) (*Lease, error) {
+func (b *Broker) Revoke(ctx context.Context, caller Caller, id LeaseID, reason string) (*Lease, error) {
 	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return nil, err
 	}
-	l, err := b.Lease(ctx, who, id, now)
+	l, err := b.Lease(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
 	how := EndReturned
-	if l.Holder != who.ID {
-		if !b.mayRevoke(ctx, who, l, now) {
+	if l.Holder != caller.Subject.ID {
+		if !b.mayRevoke(ctx, caller, l) {
 			return nil, refuse(ErrDenied, "policy does not permit you to revoke this lease")
 		}
 		how = EndRevoked
 	}
-	if !l.Live(now) && (how != EndRevoked || !l.deniable(now)) {
+	if !l.Live(caller.At) && (how != EndRevoked || !l.deniable(caller.At)) {
 		return l, nil
 	}
-	if err := b.reaper.endLease(ctx, l, how, who, reason, now); err != nil {
+	if err := b.reaper.endLease(ctx, l, how, caller.Actor, reason, caller.At); err != nil {
 		return nil, err
 	}
-	return b.Lease(ctx, who, id, now)
+	return b.Lease(ctx, caller, id)
 }
 
 // Abandon closes a lease whose issuer is gone for good, so that its revocation
 // is no longer retried. It takes a person and a reason. An abandoned lease never
 // counts as revoked: its credential may still work.
-func (b *Broker) Abandon(ctx context.Context, who Identity, id LeaseID, reason string, now time.Time) (*Lease, error) {
+func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason string) (*Lease, error) {
 	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return nil, err
 	}
 	if strings.TrimSpace(reason) == "" {
 		return nil, refuse(ErrInvalidRequest, "give a reason for abandoning this lease")
 	}
-	l, err := b.Lease(ctx, who, id, now)
+	l, err := b.Lease(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	if !b.mayRevoke(ctx, who, l, now) {
+	if !b.mayRevoke(ctx, caller, l) {
 		return nil, refuse(ErrDenied, "only a person who may revoke this lease can abandon it")
 	}
 	after := *l
-	if err := after.abandon(now); err != nil {
+	if err := after.abandon(caller.At); err != nil {
 		return nil, err
 	}
-	entry, err := endRecord(&after, who, reason)
+	entry, err := endRecord(&after, caller.Actor, reason)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +62,7 @@ func (b *Broker) Abandon(ctx context.Context, who Identity, id LeaseID, reason s
 		if err != nil {
 			return err
 		}
-		if err := stored.abandon(now); err != nil {
+		if err := stored.abandon(caller.At); err != nil {
 			return err
 		}
 		tx.Append(entry)
@@ -79,12 +78,12 @@ func (b *Broker) Abandon(ctx context.Context, who Identity, id LeaseID, reason s
 
 // mayRevoke reports whether the caller may end a lease that another identity
 // holds. That takes a person or an operator: no policy lets a workload do it.
-func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time.Time) bool {
-	switch who.Kind {
+func (b *Broker) mayRevoke(ctx context.Context, caller Caller, l *Lease) bool {
+	switch caller.Actor.Kind {
 	case KindOperator:
 		return true
 	case KindPerson:
-		return b.mayDo(ctx, who, ActionRevoke, l.Request, now)
+		return b.mayDo(ctx, caller, ActionRevoke, l.Request)
 	}
 	return false
 }
@@ -93,6 +92,6 @@ func (b *Broker) mayRevoke(ctx context.Context, who Identity, l *Lease, now time
 // retries.
 func (b *Broker) endReplaced(ctx context.Context, c *collection) {
 	if c.replaces != nil && c.replaces.endable() && c.replaces.Status == LeaseActive {
-		_ = b.reaper.endLease(ctx, c.replaces, c.how, Identity{}, "", c.now) // logged and queued there
+		_ = b.reaper.endLease(ctx, c.replaces, c.how, Identity{}, "", c.caller.At) // logged and queued there
 	}
 }

@@ -250,25 +250,25 @@ func (b *Broker) touch(ctx context.Context, key SessionKey, now time.Time) {
 
 // Refreshed puts what a provider says of the person now into its session, with
 // the provider's tokens that it gave with it.
-func (b *Broker) Refreshed(ctx context.Context, token SessionToken, who Identity, tokens []byte, now time.Time) (*Session, error) {
+func (b *Broker) Refreshed(ctx context.Context, caller Caller, token SessionToken, tokens []byte) (*Session, error) {
 	sealed, err := token.seal(tokens)
 	if err != nil {
 		return nil, err
 	}
-	s, err := b.Glance(ctx, token, now)
+	s, err := b.Glance(ctx, token, caller.At)
 	if err != nil {
 		return nil, err
 	}
 	err = b.cfg.Store.Update(ctx, s.rows(), func(tx Tx) (err error) {
-		switch s, err = b.openSession(tx, token.key(), now); {
+		switch s, err = b.openSession(tx, token.key(), caller.At); {
 		case err != nil:
 			return err
-		case s.Who.ID != who.ID || who.Person == nil:
+		case s.Who.ID != caller.Subject.ID || caller.Subject.Person == nil:
 			return errNoSession
-		case who.Person.Claimed.Before(s.Who.Person.Claimed):
+		case caller.Subject.Person.Claimed.Before(s.Who.Person.Claimed):
 			return nil // somebody asked later, and was faster
 		}
-		s.Who.Person, s.Sealed = who.Person, sealed
+		s.Who.Person, s.Sealed = caller.Subject.Person, sealed
 		tx.Put(s)
 		return nil
 	})
@@ -280,11 +280,11 @@ func (b *Broker) Refreshed(ctx context.Context, token SessionToken, who Identity
 
 // ClaimsAge says how old what the provider said of the person is, and whether
 // that is too old to go by: some group has members by what providers say.
-func (b *Broker) ClaimsAge(who Identity, now time.Time) (age time.Duration, stale bool) {
-	if who.Person == nil {
+func (b *Broker) ClaimsAge(caller Caller) (age time.Duration, stale bool) {
+	if caller.Subject.Person == nil {
 		return 0, false
 	}
-	age = now.Sub(who.Person.Claimed)
+	age = caller.At.Sub(caller.Subject.Person.Claimed)
 	if rules := b.rules.Load(); rules != nil && age > ClaimsFor {
 		for _, g := range rules.Groups {
 			stale = stale || g.Claimed

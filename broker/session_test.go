@@ -174,7 +174,7 @@ func TestBlockedPeople(t *testing.T) {
 	ctx := t.Context()
 	token, _ := w.logIn(t, broker.LoggedIn{Who: person("ana", noon)}, noon)
 	root := broker.Identity{ID: "operator", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
-	if err := w.broker.Block(ctx, root, broker.Selector{Holder: "login/ana"}, "she left", noon); err != nil {
+	if err := w.broker.Block(ctx, broker.Self(root, noon), broker.Selector{Holder: "login/ana"}, "she left"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Session(ctx, token, noon); !errors.Is(err, broker.ErrBlocked) {
@@ -337,7 +337,7 @@ func TestEndedBeforeRedeemed(t *testing.T) {
 		"by logging out": func(w *world, token broker.SessionToken) error { return w.broker.CloseSession(ctx, token, soon) },
 		"by a block": func(w *world, _ broker.SessionToken) error {
 			root := broker.Identity{ID: "operator", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
-			return w.broker.Block(ctx, root, broker.Selector{Holder: "login/ana"}, "she left", soon)
+			return w.broker.Block(ctx, broker.Self(root, soon), broker.Selector{Holder: "login/ana"}, "she left")
 		},
 	} {
 		for _, device := range []bool{false, true} {
@@ -382,18 +382,18 @@ func TestRefreshed(t *testing.T) {
 	token, in := w.logIn(t, broker.LoggedIn{Who: person("ana", noon, "leads"), Tokens: []byte("1")}, noon)
 	later, earlier := person("ana", noon.Add(2*time.Minute)), person("ana", noon.Add(time.Minute), "leads")
 	for _, who := range []broker.Identity{later, earlier} {
-		s, err := w.broker.Refreshed(ctx, token, who, []byte("2"), noon.Add(2*time.Minute))
+		s, err := w.broker.Refreshed(ctx, broker.Self(who, noon.Add(2*time.Minute)), token, []byte("2"))
 		if err != nil || len(s.Who.Person.Groups) != 0 || s.Who.Proof != in.Who.Proof {
 			t.Errorf("%+v, %v", s.Who, err)
 		}
 	}
-	if _, err := w.broker.Refreshed(ctx, token, person("ben", noon.Add(3*time.Minute)), nil, noon.Add(3*time.Minute)); !errors.Is(err, broker.ErrUnauthenticated) {
+	if _, err := w.broker.Refreshed(ctx, broker.Self(person("ben", noon.Add(3*time.Minute)), noon.Add(3*time.Minute)), token, nil); !errors.Is(err, broker.ErrUnauthenticated) {
 		t.Errorf("somebody else's claims: %v", err)
 	}
 	if err := w.broker.LoggedOut(ctx, word("1", "ana", "", noon.Add(4*time.Minute)), noon.Add(4*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Refreshed(ctx, token, person("ana", noon.Add(4*time.Minute)), nil, noon.Add(5*time.Minute)); !errors.Is(err, broker.ErrUnauthenticated) {
+	if _, err := w.broker.Refreshed(ctx, broker.Self(person("ana", noon.Add(4*time.Minute)), noon.Add(5*time.Minute)), token, nil); !errors.Is(err, broker.ErrUnauthenticated) {
 		t.Errorf("after the provider's logout: %v", err)
 	}
 }

@@ -26,7 +26,7 @@ func TestStartIsNear(t *testing.T) {
 	} {
 		ask := read("tickets:read")
 		ask.NotBefore = start
-		if _, err := w.broker.Ask(t.Context(), agent(noon), ask, broker.Again{}, noon); !errors.Is(err, want) {
+		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", start, err, want)
 		}
 	}
@@ -43,7 +43,7 @@ func TestAskAndCollectOfWhatBeginsLater(t *testing.T) {
 	var group errgroup.Group
 	for i := range ids {
 		group.Go(func() error {
-			issued, r, err := w.broker.AskAndCollect(t.Context(), agent(noon), ask, again, noon)
+			issued, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, again)
 			if err != nil || issued != nil {
 				return fmt.Errorf("%+v, %w", issued, err)
 			}

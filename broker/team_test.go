@@ -16,7 +16,7 @@ func (w *world) remark(t *testing.T, policies, groups string, change func(*broke
 		change(&rules.Marks[i])
 	}
 	rules.Revision[0] ^= 1 // it is over the marks as well
-	if err := w.broker.SetRules(t.Context(), rules, broker.Identity{}, noon); err != nil {
+	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, rules); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -27,7 +27,7 @@ func TestExcludedTeamThatNobodyKnows(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support") @exclude_team("yes")`)
 	asked := w.ask(t, read("tickets:close"))
 	w.adopt(t, policies, strings.ReplaceAll(testGroups, "agents:", "others:"))
-	if _, err := w.broker.Ask(t.Context(), agent(noon), read("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrNobodyCanApprove) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
 		t.Errorf("asking: %v", err)
 	}
 	if _, err := w.vote(t, approver("cleo", noon), asked, yes, noon); !errors.Is(err, broker.ErrOwnRequest) {
@@ -55,7 +55,7 @@ func TestApprovalsThatHoldNoMore(t *testing.T) {
 			want = broker.ErrNeedsNewRequest
 			change(w)
 		}
-		if _, err := w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon); !errors.Is(err, want) {
+		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}
 	}
@@ -70,7 +70,7 @@ func TestAccountableByNow(t *testing.T) {
 		if _, err := w.vote(t, approver(who, noon), r, yes, noon); !errors.Is(err, broker.ErrOwnRequest) {
 			t.Errorf("%s: %v", who, err)
 		}
-		if vote, _ := w.broker.Asked(approver(who, noon), r, noon); vote {
+		if vote, _ := w.broker.Asked(broker.Self(approver(who, noon), noon), r); vote {
 			t.Errorf("%s is asked", who)
 		}
 	}
@@ -81,7 +81,7 @@ func TestGlassThatNobodyReviews(t *testing.T) {
 	w := peopleWorld(t, ``)
 	alone := strings.ReplaceAll(testGroups, "security: {members: [login/ben, login/dan]", "security: {members: [login/ana]")
 	w.adopt(t, closing(``), alone)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), glass("tickets:read"), broker.Again{}, noon); !errors.Is(err, broker.ErrNobodyCanApprove) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
 		t.Errorf("reviewed by who answers for it alone: %v", err)
 	}
 }
@@ -91,7 +91,7 @@ func TestEmergenciesOfOthers(t *testing.T) {
 	w := peopleWorld(t, ``)
 	as := func(name string) broker.Identity { return workload("spiffe://acme.test/agent/"+name, noon) }
 	ask := func(name string) error {
-		_, _, err := w.broker.AskAndCollect(t.Context(), as(name), glass("tickets:read"), broker.Again{}, noon)
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(as(name), noon), glass("tickets:read"), broker.Again{})
 		return err
 	}
 	refused := 0

@@ -81,13 +81,13 @@ func TestVoteUnderNewRules(t *testing.T) {
 // A review is by the rules that are in force when it is written, too.
 func TestReviewUnderNewRules(t *testing.T) {
 	w, late := lateWorld(t, ``)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), agent(noon), glass("tickets:read"), broker.Again{}, noon)
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	late.before(func() { w.adopt(t, closing(``), strings.Replace(testGroups, "login/ben, login/dan", "login/ben", 1)) })
 	finding := broker.Vote{Digest: issued.Request.Digest, Comment: "fine"}
-	if _, err := w.broker.Review(t.Context(), approver("dan", noon), issued.Request.ID, finding, noon); !errors.Is(err, broker.ErrNotFound) {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), issued.Request.ID, finding); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("%v", err)
 	}
 }
@@ -101,7 +101,7 @@ func TestVoteThatComesTooLate(t *testing.T) {
 	var second *broker.Request
 	late.before(func() {
 		var err error
-		if second, err = w.broker.Ask(t.Context(), agent(end), read("tickets:read"), broker.Again{}, end); err != nil {
+		if second, err = w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.Again{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -110,10 +110,10 @@ func TestVoteThatComesTooLate(t *testing.T) {
 		t.Fatalf("%v; the second is %v", err, second.ID)
 	}
 	// Nor is the second one lost by taking back the first, late.
-	if _, err := w.broker.Withdraw(t.Context(), agent(noon), r.ID, end.Add(-time.Second)); err != nil {
+	if _, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), end.Add(-time.Second)), r.ID); err != nil {
 		t.Fatal(err)
 	}
-	again, err := w.broker.Ask(t.Context(), agent(end), read("tickets:read"), broker.Again{}, end)
+	again, err := w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.Again{})
 	if err != nil || again.ID != second.ID {
 		t.Errorf("%v, %v: it is no longer found", again, err)
 	}
@@ -145,7 +145,7 @@ func TestTwoLastApprovals(t *testing.T) {
 		"another approval": func(r *broker.Request) error { _, err := w.vote(t, cleo, r, yes, noon); return err },
 		"a no":             func(r *broker.Request) error { _, err := w.vote(t, cleo, r, broker.Vote{}, noon); return err },
 		"a withdrawal": func(r *broker.Request) error {
-			_, err := w.broker.Withdraw(t.Context(), agent(noon), r.ID, noon)
+			_, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			return err
 		},
 	} {

@@ -56,7 +56,7 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 	}
 	withdraw := func(r *broker.Request) func() error {
 		return func() error {
-			_, err := w.broker.Withdraw(t.Context(), agent(noon), r.ID, noon)
+			_, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			return err
 		}
 	}
@@ -94,11 +94,11 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 			if settled(t, w, r) != 1 {
 				t.Fatalf("settled %d times", settled(t, w, r))
 			}
-			now, err := w.broker.Request(t.Context(), agent(noon), r.ID, noon)
+			now, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			if err != nil || now.Status == broker.RequestPending {
 				t.Fatalf("%+v, %v", now, err)
 			}
-			_, err = w.broker.Collect(t.Context(), agent(noon), r.ID, broker.Again{}, noon)
+			_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
 			if (err == nil) != (now.Status == broker.RequestApproved) {
 				t.Fatalf("it is %v, and collecting says %v", now.Status, err)
 			}

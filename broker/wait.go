@@ -96,14 +96,15 @@ func (b *Broker) Watch() (changed <-chan struct{}, stop func()) {
 // Await is Request, but if the version is not past after yet it waits for that
 // until enough is closed, and then gives what there is. Whoever changes a request
 // wakes those who wait; nobody looks now and then, but when time alone changes it.
-func (b *Broker) Await(ctx context.Context, who Identity, id RequestID, after int, enough <-chan struct{}) (*Request, error) {
+func (b *Broker) Await(ctx context.Context, caller Caller, id RequestID, after int, enough <-chan struct{}) (*Request, error) {
+	clock := startClock(caller.At)
 	for {
-		r, changed, err := b.look(ctx, who, id, after)
+		r, changed, err := b.look(ctx, caller.at(clock.now()), id, after)
 		if err != nil || changed == nil {
 			return r, err
 		}
 		over := false
-		lapse := time.NewTimer(time.Until(r.Lapses))
+		lapse := time.NewTimer(r.Lapses.Sub(clock.now()))
 		select {
 		case <-changed.changed:
 		case <-lapse.C:
@@ -122,10 +123,10 @@ func (b *Broker) Await(ctx context.Context, who Identity, id RequestID, after in
 
 // look gives the request and, if it is worth waiting for, a place among those
 // who wait, taken before looking so that no change is missed.
-func (b *Broker) look(ctx context.Context, who Identity, id RequestID, after int) (*Request, *waiting, error) {
+func (b *Broker) look(ctx context.Context, caller Caller, id RequestID, after int) (*Request, *waiting, error) {
 	place := b.waiters.join(id)
-	r, err := b.Request(ctx, who, id, time.Now())
-	if err == nil && r.Version <= after && r.State(time.Now()) == RequestPending {
+	r, err := b.Request(ctx, caller, id)
+	if err == nil && r.Version <= after && r.State(caller.At) == RequestPending {
 		return r, place, nil
 	}
 	b.waiters.leave(id, place)

@@ -99,7 +99,7 @@ func testRules(t testing.TB, policies string) *broker.Rules {
 // adopt lets other rules decide.
 func (w *world) adopt(t *testing.T, policies, groups string) {
 	t.Helper()
-	if err := w.broker.SetRules(t.Context(), testRulesWith(t, policies, groups), broker.Identity{}, noon); err != nil {
+	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, testRulesWith(t, policies, groups)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -170,7 +170,7 @@ func start(t testing.TB, cfg broker.Config, rules *broker.Rules) *broker.Broker 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.SetRules(t.Context(), rules, broker.Identity{}, noon); err != nil {
+	if err := b.SetRules(t.Context(), broker.Caller{At: noon}, rules); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -27,11 +27,11 @@ func (s *Server) access(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	requests, next, err := b.Requests(ctx, c.who, broker.RequestQuery{Now: c.now, Before: before, Limit: 20}, c.now)
+	requests, next, err := b.Requests(ctx, c.caller(), broker.RequestQuery{Now: c.now, Before: before, Limit: 20})
 	if err != nil {
 		return reply{}, err
 	}
-	leases, _, err := b.Leases(ctx, c.who, broker.LeaseQuery{Live: true, Now: c.now}, c.now)
+	leases, _, err := b.Leases(ctx, c.caller(), broker.LeaseQuery{Live: true, Now: c.now})
 	if err != nil {
 		return reply{}, err
 	}
@@ -55,7 +55,7 @@ func pageCursor(c *call) (id broker.RequestID, err error) {
 
 // offersPage shows what the viewer may request.
 func (s *Server) offersPage(c *call) (reply, error) {
-	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
+	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
@@ -76,7 +76,7 @@ type askPage struct {
 func (s *Server) askPage(c *call) (reply, error) { return s.showAsk(c, http.StatusOK, askPage{}) }
 
 func (s *Server) showAsk(c *call, status int, p askPage) (reply, error) {
-	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
+	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
@@ -93,7 +93,7 @@ func (s *Server) fileAsk(c *call) (reply, error) {
 	ask, err := c.formAsk()
 	var r *broker.Request
 	if err == nil {
-		r, err = s.cfg.Broker.Ask(c.r.Context(), c.who, ask, broker.Again{}, c.now)
+		r, err = s.cfg.Broker.Ask(c.r.Context(), c.caller(), ask, broker.Again{})
 	}
 	if err == nil {
 		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=asked"))
@@ -138,7 +138,7 @@ func (s *Server) endLeasePage(c *call) (reply, error) {
 		return reply{}, err
 	}
 	c.about = id.String()
-	l, err := s.cfg.Broker.Revoke(c.r.Context(), c.who, id, c.text("reason"), time.Now())
+	l, err := s.cfg.Broker.Revoke(c.r.Context(), broker.Self(c.who, time.Now()), id, c.text("reason"))
 	if err != nil {
 		return reply{}, err
 	}

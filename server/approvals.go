@@ -21,8 +21,8 @@ func (s *Server) vote(c *call, body api.Vote) (reply, error) {
 		Approve: body.Decision == api.Approve, Digest: digest, Comment: body.Comment,
 		Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
 	}
-	r, err := c.asApprover(func(who broker.Identity) (*broker.Request, error) {
-		return s.cfg.Broker.Vote(c.r.Context(), who, id, v, c.now)
+	r, err := c.asApprover(func(caller broker.Caller) (*broker.Request, error) {
+		return s.cfg.Broker.Vote(c.r.Context(), caller, id, v)
 	})
 	if err != nil {
 		return reply{}, err
@@ -40,8 +40,8 @@ func (s *Server) review(c *call, body api.Finding) (reply, error) {
 		return reply{}, err
 	}
 	v := broker.Vote{Approve: body.Verdict == api.Justified, Digest: digest, Comment: body.Comment}
-	r, err := c.asApprover(func(who broker.Identity) (*broker.Request, error) {
-		return s.cfg.Broker.Review(c.r.Context(), who, id, v, c.now)
+	r, err := c.asApprover(func(caller broker.Caller) (*broker.Request, error) {
+		return s.cfg.Broker.Review(c.r.Context(), caller, id, v)
 	})
 	if err != nil {
 		return reply{}, err

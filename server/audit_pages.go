@@ -38,7 +38,7 @@ func (s *Server) auditPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	list, next, err := s.cfg.Broker.Requests(c.r.Context(), c.who, broker.RequestQuery{Requester: broker.Everyone, Now: c.now, Before: before, Limit: pageDefault}, c.now)
+	list, next, err := s.cfg.Broker.Requests(c.r.Context(), c.caller(), broker.RequestQuery{Requester: broker.Everyone, Now: c.now, Before: before, Limit: pageDefault})
 	if err != nil {
 		return reply{}, err
 	}
@@ -68,7 +68,7 @@ func (s *Server) timelinePage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	ids, whole, err := s.cfg.Broker.RecordsOf(c.r.Context(), c.who, r.ID, c.now)
+	ids, whole, err := s.cfg.Broker.RecordsOf(c.r.Context(), c.caller(), r.ID)
 	if err != nil {
 		return reply{}, err
 	}
@@ -196,7 +196,7 @@ func (s *Server) requestIn(c *call, r *audit.Record) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	l, err := s.cfg.Broker.Lease(c.r.Context(), c.who, id, c.now)
+	l, err := s.cfg.Broker.Lease(c.r.Context(), c.caller(), id)
 	if errors.Is(err, broker.ErrNotFound) {
 		return "", nil // an auditor reads all records, and need not see what they are about
 	}

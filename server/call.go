@@ -46,6 +46,9 @@ type call struct {
 	about          string // request or lease that it led to, for the log
 }
 
+// caller returns who calls, for the domain, as of when the call came.
+func (c *call) caller() broker.Caller { return broker.Self(c.who, c.now) }
+
 // A reply is an answer to be encoded.
 type reply struct {
 	status    int

@@ -79,22 +79,22 @@ func (a *askings) join(key broker.SessionKey, every time.Duration, ask func() er
 // asApprover calls f for the person who calls. If what the provider said of
 // them is too old to vote by, it is asked again first; if it does not say, it is
 // up to f whether that matters.
-func (c *call) asApprover(f func(who broker.Identity) (*broker.Request, error)) (*broker.Request, error) {
+func (c *call) asApprover(f func(broker.Caller) (*broker.Request, error)) (*broker.Request, error) {
 	ctx := c.r.Context()
-	_, asked := c.s.cfg.Broker.ClaimsAge(c.who, c.now)
+	_, asked := c.s.cfg.Broker.ClaimsAge(c.caller())
 	if asked {
 		if _, err := c.askAgain(ctx, 0); err != nil {
 			return nil, err
 		}
 	}
-	r, err := f(c.who)
+	r, err := f(c.caller())
 	if asked || !errors.Is(err, broker.ErrLoginStale) {
 		return r, err
 	}
 	if fresh, again := c.askAgain(ctx, 0); again != nil || !fresh {
 		return nil, cmp.Or(again, err)
 	}
-	return f(c.who)
+	return f(c.caller())
 }
 
 // asReader has a call that only reads go on by what the provider says now of the
@@ -103,7 +103,7 @@ func (c *call) asApprover(f func(who broker.Identity) (*broker.Request, error)) 
 // said stands: reading decides nothing. What a page asks by itself is no reason to
 // ask.
 func (c *call) asReader() error {
-	if _, stale := c.s.cfg.Broker.ClaimsAge(c.who, c.now); !stale || c.background() {
+	if _, stale := c.s.cfg.Broker.ClaimsAge(c.caller()); !stale || c.background() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.askings.patience)
@@ -177,6 +177,6 @@ func (r refreshing) do(ctx context.Context) (err error) {
 		r.s.cfg.Logger.WarnContext(ctx, "a provider did not say again who is in which group", "call_id", r.callID, "err", err)
 		return nil
 	}
-	_, err = b.Refreshed(ctx, r.token, who, tokens, time.Now())
+	_, err = b.Refreshed(ctx, broker.Self(who, time.Now()), r.token, tokens)
 	return err
 }

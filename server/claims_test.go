@@ -26,7 +26,7 @@ func claims(t *testing.T) (*world, *testPeople) {
 	dba.Claimed = true
 	rules.Groups["dba"] = dba
 	rules.Groups["support"] = broker.Group{Claimed: true}
-	if err := w.cfg.Broker.SetRules(t.Context(), rules, broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()); err != nil {
+	if err := w.cfg.Broker.SetRules(t.Context(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()), rules); err != nil {
 		t.Fatal(err)
 	}
 	return w, people
@@ -170,7 +170,7 @@ func TestReadersWhoHaveNobodyAsked(t *testing.T) {
 	if status, _, _ := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "", "Broker-Background", "1"); status != http.StatusOK || people.asked != 0 {
 		t.Errorf("in the background: %d, asked %d times", status, people.asked)
 	}
-	if err := w.cfg.Broker.SetRules(t.Context(), testRules(), broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()); err != nil {
+	if err := w.cfg.Broker.SetRules(t.Context(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()), testRules()); err != nil {
 		t.Fatal(err)
 	}
 	if reads(t, w, token, r.ID)["the page"](); people.asked != 0 {

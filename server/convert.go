@@ -45,7 +45,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable,
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
 	}
-	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), c.who, r, now) {
+	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), broker.Self(c.who, now), r) {
 		out.Decision.Policies = r.Decision.Policies
 	}
 	out.Approvals = api.Approvals{Needed: toNeeds(r.Places()), Given: toVoices(r.Approvals)}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/url"
 	"strings"
-	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
@@ -12,9 +11,11 @@ import (
 
 // facts gives what whoever decides on a request has to know beside it: the page
 // shows it, and the terminal. It is for those who may see the request.
-func (s *Server) facts(ctx context.Context, r *broker.Request, now time.Time) (f api.Facts, err error) {
+func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Request) (f api.Facts, err error) {
 	b := s.cfg.Broker
-	f.Effect = b.Effect(r)
+	if f.Effect, err = b.Effect(ctx, caller, r); err != nil {
+		return f, err
+	}
 	f.Proof = api.Proof{Method: string(r.Requester.Proof.Method), ExpiresAt: utc(r.Requester.Proof.Expires)}
 	if rules := b.Rules(); rules != nil && rules.Catalogue[r.Entitlement] != nil {
 		e := rules.Catalogue[r.Entitlement]
@@ -27,7 +28,7 @@ func (s *Server) facts(ctx context.Context, r *broker.Request, now time.Time) (f
 	if s.cfg.TicketURL != "" && r.Ticket != "" {
 		f.TicketURL = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
 	}
-	past, partial, err := b.Past(ctx, r, now)
+	past, partial, err := b.Past(ctx, caller, r)
 	for _, p := range past {
 		f.History = append(f.History, api.RequestHistory{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
 	}

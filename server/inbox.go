@@ -44,7 +44,7 @@ func (s *Server) inbox(c *call) (reply, error) {
 	if err := c.asReader(); err != nil {
 		return reply{}, err
 	}
-	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.who, pageDefault, c.now)
+	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), pageDefault)
 	if err != nil {
 		return reply{}, err
 	}

@@ -30,7 +30,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	}
 	c.extend(broker.KillDeadline) // whichever listener it came by
 	if body.Preview {
-		preview, err := s.cfg.Broker.Preview(c.r.Context(), c.who, selector, c.now)
+		preview, err := s.cfg.Broker.Preview(c.r.Context(), c.caller(), selector)
 		if err != nil {
 			return reply{}, err
 		}
@@ -40,7 +40,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	if !body.Force && seen.UnmarshalText([]byte(body.PreviewDigest)) != nil {
 		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of the preview that you looked at, or force")
 	}
-	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.who, selector, body.Reason, seen, body.Force, c.now)
+	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.caller(), selector, body.Reason, seen, body.Force)
 	if err != nil {
 		return reply{}, err
 	}
@@ -56,7 +56,7 @@ func (s *Server) placeBlock(c *call, body api.BlockChange) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{status: http.StatusNoContent}, s.cfg.Broker.Block(c.r.Context(), c.who, selector, body.Reason, c.now)
+	return reply{status: http.StatusNoContent}, s.cfg.Broker.Block(c.r.Context(), c.caller(), selector, body.Reason)
 }
 
 func (s *Server) liftBlock(c *call, body api.BlockChange) (reply, error) {
@@ -64,11 +64,11 @@ func (s *Server) liftBlock(c *call, body api.BlockChange) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{status: http.StatusNoContent}, s.cfg.Broker.Lift(c.r.Context(), c.who, selector, body.Reason, c.now)
+	return reply{status: http.StatusNoContent}, s.cfg.Broker.Lift(c.r.Context(), c.caller(), selector, body.Reason)
 }
 
 func (s *Server) listBlocks(c *call) (reply, error) {
-	list, err := s.cfg.Broker.Blocks(c.r.Context(), c.who, c.now)
+	list, err := s.cfg.Broker.Blocks(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}

@@ -47,7 +47,7 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 			return reply{}, err
 		}
 	}
-	page, next, err := b.Leases(ctx, c.who, q, c.now)
+	page, next, err := b.Leases(ctx, c.caller(), q)
 	if err != nil {
 		return reply{}, err
 	}
@@ -55,8 +55,8 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 	for _, l := range page {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}
-	if p.MayKill = b.May(ctx, c.who, broker.ActionBlock, c.now); p.MayKill {
-		blocks, err := b.Blocks(ctx, c.who, c.now)
+	if p.MayKill = b.May(ctx, c.caller(), broker.ActionBlock); p.MayKill {
+		blocks, err := b.Blocks(ctx, c.caller())
 		if err != nil {
 			return reply{}, err
 		}
@@ -156,7 +156,7 @@ func (s *Server) killPage(c *call) (reply, error) {
 	reason := c.text("reason")
 	switch c.form.get("do") {
 	case "lift":
-		if err := b.Lift(ctx, c.who, selector, reason, c.now); err != nil {
+		if err := b.Lift(ctx, c.caller(), selector, reason); err != nil {
 			return reply{}, err
 		}
 		return c.redirect(s.to("/ui/leases?done=lifted"))
@@ -167,7 +167,7 @@ func (s *Server) killPage(c *call) (reply, error) {
 			return reply{}, broker.ErrPreviewStale
 		}
 		c.extend(broker.KillDeadline)
-		hit, err := b.RevokeAll(ctx, c.who, selector, reason, seen, force, c.now)
+		hit, err := b.RevokeAll(ctx, c.caller(), selector, reason, seen, force)
 		switch {
 		case errors.Is(err, broker.ErrPreviewStale):
 			return s.previewPage(c, selector, reason, true)
@@ -188,7 +188,7 @@ func (s *Server) previewPage(c *call, selector broker.Selector, reason string, s
 	if reason == "" {
 		return reply{}, refuse(broker.ErrJustificationRequired, "give a reason")
 	}
-	preview, err := s.cfg.Broker.Preview(c.r.Context(), c.who, selector, c.now)
+	preview, err := s.cfg.Broker.Preview(c.r.Context(), c.caller(), selector)
 	if err != nil {
 		return reply{}, err
 	}

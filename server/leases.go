@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
@@ -47,7 +46,7 @@ func (s *Server) listLeases(c *call) (reply, error) {
 	default:
 		return reply{}, refuse(broker.ErrInvalidRequest, "live is true or false")
 	}
-	page, next, err := s.cfg.Broker.Leases(c.r.Context(), c.who, query, c.now)
+	page, next, err := s.cfg.Broker.Leases(c.r.Context(), c.caller(), query)
 	if err != nil {
 		return reply{}, err
 	}
@@ -63,7 +62,7 @@ func (s *Server) getLease(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	l, err := s.cfg.Broker.Lease(c.r.Context(), c.who, id, c.now)
+	l, err := s.cfg.Broker.Lease(c.r.Context(), c.caller(), id)
 	if err != nil {
 		return reply{}, err
 	}
@@ -79,7 +78,7 @@ func (s *Server) renew(c *call, _ nothing) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	issued, err := s.cfg.Broker.Renew(c.r.Context(), c.who, id, again, c.now)
+	issued, err := s.cfg.Broker.Renew(c.r.Context(), c.caller(), id, again)
 	if err != nil {
 		return reply{}, err
 	}
@@ -94,7 +93,7 @@ func (s *Server) abandonLease(c *call, body api.Revocation) (reply, error) {
 	return c.endLease(body, s.cfg.Broker.Abandon)
 }
 
-func (c *call) endLease(body api.Revocation, end func(context.Context, broker.Identity, broker.LeaseID, string, time.Time) (*broker.Lease, error)) (reply, error) {
+func (c *call) endLease(body api.Revocation, end func(context.Context, broker.Caller, broker.LeaseID, string) (*broker.Lease, error)) (reply, error) {
 	id, err := c.leaseID()
 	if err != nil {
 		return reply{}, err
@@ -102,7 +101,7 @@ func (c *call) endLease(body api.Revocation, end func(context.Context, broker.Id
 	if len(body.Reason) > broker.MaxJustification {
 		return reply{}, refuse(broker.ErrInvalidRequest, "reason is too long")
 	}
-	l, err := end(c.r.Context(), c.who, id, body.Reason, c.now)
+	l, err := end(c.r.Context(), c.caller(), id, body.Reason)
 	if err != nil {
 		return reply{}, err
 	}

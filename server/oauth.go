@@ -115,7 +115,7 @@ func (s *Server) issueToken(c *call) (*broker.Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.who, ask, broker.Again{}, c.now)
+	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, broker.Again{})
 	if err == nil && issued == nil {
 		c.about = pending.ID.String()
 		return nil, &broker.Refusal{
@@ -149,7 +149,7 @@ func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 	}
 	var err error
 	may := func(entitlement string) bool {
-		return s.cfg.Broker.MayAsk(c.r.Context(), c.who, entitlement, c.now)
+		return s.cfg.Broker.MayAsk(c.r.Context(), c.caller(), entitlement)
 	}
 	ask.Token, ask.Resource = true, c.form.get("resource")
 	ask.Entitlement, err = target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes, may)
@@ -206,14 +206,14 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 			return nil, refuse(broker.ErrInvalidRequest, "request_id names a request that was made before: leave out "+name)
 		}
 	}
-	r, err := s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)
+	r, err := s.cfg.Broker.Request(c.r.Context(), c.caller(), id)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.checkPoll(c, r); err != nil {
 		return nil, err
 	}
-	return s.cfg.Broker.Collect(c.r.Context(), c.who, id, broker.Again{}, c.now)
+	return s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, broker.Again{})
 }
 
 // checkPoll sees to it that what is collected here is a token, and is what the
@@ -263,7 +263,7 @@ func (s *Server) introspect(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	in, err := s.cfg.Broker.Introspect(c.r.Context(), c.who, token, c.now)
+	in, err := s.cfg.Broker.Introspect(c.r.Context(), c.caller(), token)
 	if err != nil {
 		return reply{}, err
 	}
@@ -292,7 +292,7 @@ func (s *Server) revokeToken(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	if err := s.cfg.Broker.RevokeToken(c.r.Context(), c.who, token, c.now); err != nil {
+	if err := s.cfg.Broker.RevokeToken(c.r.Context(), c.caller(), token); err != nil {
 		return reply{}, err
 	}
 	return reply{status: http.StatusOK}, nil

@@ -163,8 +163,8 @@ func (s *Server) signSaying(c *call) (reply, error) {
 		return reply{}, err
 	}
 	var signing *broker.Signing
-	_, err = c.asApprover(func(who broker.Identity) (_ *broker.Request, err error) {
-		signing, err = kind.sign(s.cfg.Broker, c.r.Context(), who, r.ID, v, c.now)
+	_, err = c.asApprover(func(caller broker.Caller) (_ *broker.Request, err error) {
+		signing, err = kind.sign(s.cfg.Broker, c.r.Context(), caller, r.ID, v)
 		return nil, err
 	})
 	if err != nil {
@@ -193,7 +193,7 @@ var passkeysDone = map[string]string{
 }
 
 func (s *Server) passkeysPage(c *call) (reply, error) {
-	a, err := s.cfg.Broker.Account(c.r.Context(), c.who, c.now)
+	a, err := s.cfg.Broker.Account(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
@@ -216,7 +216,7 @@ func (s *Server) enrolOptions(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
 	}
-	a, err := s.cfg.Broker.Account(c.r.Context(), c.who, c.now)
+	a, err := s.cfg.Broker.Account(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
@@ -258,7 +258,7 @@ func (s *Server) enrol(c *call) error {
 		return refuse(broker.ErrInvalidRequest, "what your browser made is no passkey that can be used here: try again, or use another one")
 	}
 	made.Name = c.form.get("name")
-	return s.cfg.Broker.Enrol(c.r.Context(), c.who, made, c.now)
+	return s.cfg.Broker.Enrol(c.r.Context(), c.caller(), made)
 }
 
 func (s *Server) removePasskey(c *call) error {
@@ -266,7 +266,7 @@ func (s *Server) removePasskey(c *call) error {
 	if err != nil || c.form.get("do") != "remove" {
 		return refuse(broker.ErrInvalidRequest, "the form says nothing to do")
 	}
-	return s.cfg.Broker.RemovePasskey(c.r.Context(), c.who, credential, c.now)
+	return s.cfg.Broker.RemovePasskey(c.r.Context(), c.caller(), credential)
 }
 
 type vouchPage struct {
@@ -292,7 +292,7 @@ func (s *Server) vouchPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	p, err := s.cfg.Broker.PasskeyOf(c.r.Context(), c.who, person, credential, c.now)
+	p, err := s.cfg.Broker.PasskeyOf(c.r.Context(), c.caller(), person, credential)
 	if err != nil {
 		return reply{}, err
 	}
@@ -308,7 +308,7 @@ func (s *Server) signVouch(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
 	}
-	signing, err := s.cfg.Broker.PrepareVouch(c.r.Context(), c.who, person, credential, c.now)
+	signing, err := s.cfg.Broker.PrepareVouch(c.r.Context(), c.caller(), person, credential)
 	if err != nil {
 		return reply{}, err
 	}
@@ -327,7 +327,7 @@ func (s *Server) vouch(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	if err := s.cfg.Broker.Vouch(c.r.Context(), c.who, person, credential, signature, c.now); err != nil {
+	if err := s.cfg.Broker.Vouch(c.r.Context(), c.caller(), person, credential, signature); err != nil {
 		return reply{}, err
 	}
 	return c.redirect(s.to("/ui/passkeys?done=vouched"))
@@ -336,7 +336,7 @@ func (s *Server) vouch(c *call) (reply, error) {
 // newPasskeys says from when on the newest passkey counts that waits: its
 // person is told on every page, and may know nothing of it.
 func (s *Server) newPasskeys(c *call) (counts time.Time) {
-	a, err := s.cfg.Broker.Account(c.r.Context(), c.who, c.now)
+	a, err := s.cfg.Broker.Account(c.r.Context(), c.caller())
 	if err != nil && !errors.Is(err, broker.ErrSessionRequired) {
 		s.cfg.Logger.WarnContext(c.r.Context(), "looking for new passkeys", "call_id", c.id, "err", err)
 	}

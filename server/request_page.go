@@ -49,22 +49,22 @@ func (s *Server) requestOf(c *call) (*broker.Request, error) {
 		return nil, err
 	}
 	c.about = id.String()
-	return s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)
+	return s.cfg.Broker.Request(c.r.Context(), c.caller(), id)
 }
 
 func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPage) (reply, error) {
 	ctx, b := c.r.Context(), s.cfg.Broker
 	p.requestView = s.view(c, r)
-	p.CanVote, p.CanReview = b.Asked(c.who, r, c.now)
+	p.CanVote, p.CanReview = b.Asked(c.caller(), r)
 	p.CanWithdraw = p.Mine && p.Status == api.StatusPending
 	if p.Decision.Obligations != nil {
 		p.Needs = *p.Decision.Obligations
 	}
 	var err error
-	if p.Facts, err = s.facts(ctx, r, c.now); err != nil {
+	if p.Facts, err = s.facts(ctx, c.caller(), r); err != nil {
 		return reply{}, err
 	}
-	leases, err := b.LeasesOf(ctx, r, c.now)
+	leases, err := b.LeasesOf(ctx, c.caller(), r)
 	if err != nil {
 		return reply{}, err
 	}
@@ -103,7 +103,7 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 	b, ctx := s.cfg.Broker, c.r.Context()
 	do := c.form.get("do")
 	if do == "withdraw" {
-		_, err := b.Withdraw(ctx, c.who, r.ID, c.now)
+		_, err := b.Withdraw(ctx, c.caller(), r.ID)
 		return err
 	}
 	kind, v, err := c.voteOf(r)
@@ -113,7 +113,7 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 	if v.Signature, v.Salt, err = c.signed(kind.name + " " + r.ID.String()); err != nil {
 		return err
 	}
-	_, err = c.asApprover(func(who broker.Identity) (*broker.Request, error) { return kind.decide(b, ctx, who, r.ID, v, c.now) })
+	_, err = c.asApprover(func(caller broker.Caller) (*broker.Request, error) { return kind.decide(b, ctx, caller, r.ID, v) })
 	return err
 }
 
@@ -121,8 +121,8 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 // signing, and how it is made.
 type decisionKind struct {
 	name   string
-	decide func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Request, error)
-	sign   func(*broker.Broker, context.Context, broker.Identity, broker.RequestID, broker.Vote, time.Time) (*broker.Signing, error)
+	decide func(*broker.Broker, context.Context, broker.Caller, broker.RequestID, broker.Vote) (*broker.Request, error)
+	sign   func(*broker.Broker, context.Context, broker.Caller, broker.RequestID, broker.Vote) (*broker.Signing, error)
 }
 
 var (

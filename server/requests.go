@@ -15,7 +15,7 @@ func (s *Server) ask(c *call, body api.Ask) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	r, err := s.cfg.Broker.Ask(c.r.Context(), c.who, ask, again, c.now)
+	r, err := s.cfg.Broker.Ask(c.r.Context(), c.caller(), ask, again)
 	if err != nil {
 		return reply{}, err
 	}
@@ -44,7 +44,7 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.who, ask, again, c.now)
+	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, again)
 	switch {
 	case err != nil:
 		return reply{}, err
@@ -93,7 +93,7 @@ func (s *Server) collect(c *call, _ nothing) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	issued, err := s.cfg.Broker.Collect(c.r.Context(), c.who, id, again, c.now)
+	issued, err := s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, again)
 	if err != nil {
 		return reply{}, err
 	}
@@ -106,7 +106,7 @@ func (s *Server) withdraw(c *call, _ nothing) (reply, error) {
 		return reply{}, err
 	}
 	c.about = id.String()
-	r, err := s.cfg.Broker.Withdraw(c.r.Context(), c.who, id, c.now)
+	r, err := s.cfg.Broker.Withdraw(c.r.Context(), c.caller(), id)
 	if err != nil {
 		return reply{}, err
 	}
@@ -124,7 +124,7 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	}
 	var r *broker.Request
 	if c.query.get("wait") == "" {
-		r, err = s.cfg.Broker.Request(c.r.Context(), c.who, id, c.now)
+		r, err = s.cfg.Broker.Request(c.r.Context(), c.caller(), id)
 	} else {
 		r, err = s.await(c, id)
 	}
@@ -134,7 +134,7 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	now := time.Now() // it may have waited
 	out := c.toRequest(r, now)
 	if c.who.Kind == broker.KindPerson && c.who.ID != r.Requester.ID {
-		facts, err := s.facts(c.r.Context(), r, now)
+		facts, err := s.facts(c.r.Context(), broker.Self(c.who, now), r)
 		if err != nil {
 			return reply{}, err
 		}
@@ -159,7 +159,7 @@ func (s *Server) await(c *call, id broker.RequestID) (*broker.Request, error) {
 	defer cancel()
 	waiting, stop := context.WithTimeout(waiting, wait)
 	defer stop()
-	return s.cfg.Broker.Await(c.r.Context(), c.who, id, int(after), waiting.Done())
+	return s.cfg.Broker.Await(c.r.Context(), c.caller(), id, int(after), waiting.Done())
 }
 
 func (s *Server) listRequests(c *call) (reply, error) {
@@ -175,10 +175,10 @@ func (s *Server) listRequests(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	page, next, err := s.cfg.Broker.Requests(c.r.Context(), c.who, broker.RequestQuery{
+	page, next, err := s.cfg.Broker.Requests(c.r.Context(), c.caller(), broker.RequestQuery{
 		Requester: c.query.get("requester"), Entitlement: c.query.get("entitlement"),
 		Status: status, Now: c.now, Before: before, Limit: limit,
-	}, c.now)
+	})
 	if err != nil {
 		return reply{}, err
 	}
@@ -220,7 +220,7 @@ func cursor[ID any](c *call, parse func(string) (ID, error)) (id ID, err error) 
 }
 
 func (s *Server) entitlements(c *call) (reply, error) {
-	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.who, c.now)
+	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}

@@ -187,7 +187,7 @@ func (s *Server) whoami(c *call) (reply, error) {
 		return reply{}, broker.ErrUnavailable
 	}
 	who := rules.Mark(c.who)
-	blocked, err := s.cfg.Broker.Blocked(c.r.Context(), who)
+	blocked, err := s.cfg.Broker.Blocked(c.r.Context(), broker.Self(who, c.now))
 	if err != nil {
 		return reply{}, err
 	}

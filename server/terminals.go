@@ -79,7 +79,7 @@ func (s *Server) decideTerminal(c *call) (reply, error) {
 // tokens of the provider and cannot refresh claims itself, so they are refreshed
 // before it gets a session.
 func (c *call) readyToLetIn() (bool, error) {
-	age, stale := c.s.cfg.Broker.ClaimsAge(c.who, c.now)
+	age, stale := c.s.cfg.Broker.ClaimsAge(c.caller())
 	if age <= time.Minute {
 		return true, nil
 	}

@@ -82,7 +82,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.SetRules(ctx, testRules(), broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()); err != nil {
+	if err := b.SetRules(ctx, broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()), testRules()); err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{

@@ -216,7 +216,7 @@ func (v *service) adopt(ctx context.Context, s *settings, by broker.Identity) (r
 	if err := keepContents(dir, engine.Contents(), engine.Files()); err != nil {
 		return "", err
 	}
-	if err := v.broker.SetRules(ctx, engine.Rules(), by, time.Now()); err != nil {
+	if err := v.broker.SetRules(ctx, broker.Self(by, time.Now()), engine.Rules()); err != nil {
 		return "", err
 	}
 	v.broker.SetNotifiers(s.notifiers)

@@ -184,7 +184,7 @@ func (b *Broker) openDomain() {
 		Labels: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 	})
 	b.must(err)
-	b.must(b.Domain.SetRules(ctx, engine.Rules(), broker.Identity{}, now))
+	b.must(b.Domain.SetRules(ctx, broker.Caller{At: now}, engine.Rules()))
 }
 
 func catalogue() broker.Catalogue {

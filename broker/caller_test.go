@@ -1,0 +1,58 @@
+package broker_test
+
+import (
+	"errors"
+	"testing"
+
+	"accessbroker.internal/broker"
+)
+
+// What belongs to a request is returned only to callers who may see the
+// request, even if they hold the request itself.
+func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
+	w := tokenWorld(t)
+	owner, stranger := broker.Self(agent(noon), noon), broker.Self(workload("spiffe://acme.test/other", noon), noon)
+	_, r, err := w.broker.AskAndCollect(t.Context(), owner, broker.Ask{Entitlement: "db"}, broker.Again{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	views := map[string]func(broker.Caller) error{
+		"history": func(c broker.Caller) error { _, _, err := w.broker.Past(t.Context(), c, r); return err },
+		"effect":  func(c broker.Caller) error { _, err := w.broker.Effect(t.Context(), c, r); return err },
+		"leases":  func(c broker.Caller) error { _, err := w.broker.LeasesOf(t.Context(), c, r); return err },
+		"wait":    func(c broker.Caller) error { _, err := w.broker.Await(t.Context(), c, r.ID, 0, nil); return err },
+	}
+	for name, view := range views {
+		t.Run(name, func(t *testing.T) {
+			if err := view(owner); err != nil {
+				t.Errorf("the requester: %v", err)
+			}
+			if err := view(stranger); !errors.Is(err, broker.ErrNotFound) {
+				t.Errorf("a stranger: got %v, want %v", err, broker.ErrNotFound)
+			}
+		})
+	}
+	if w.broker.SeesPolicies(t.Context(), stranger, r) {
+		t.Error("a stranger sees the policies")
+	}
+	if vote, review := w.broker.Asked(stranger, r); vote || review {
+		t.Error("a stranger can decide")
+	}
+}
+
+// A session is a person's own: nobody votes in it for somebody else.
+func TestSessionsAreNotDelegated(t *testing.T) {
+	w := tokenWorld(t)
+	person := broker.Identity{
+		ID: "login/ana", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Claimed: noon},
+		Proof: broker.Proof{Method: broker.MethodSession, Expires: noon.Add(1)},
+	}
+	if _, err := w.broker.Inbox(t.Context(), broker.Self(person, noon), 10); err != nil {
+		t.Fatal(err)
+	}
+	delegated := broker.Caller{Actor: person, Subject: person, At: noon}
+	delegated.Subject.ID = "login/ben"
+	if _, err := w.broker.Inbox(t.Context(), delegated, 10); !errors.Is(err, broker.ErrSessionRequired) {
+		t.Errorf("got %v, want %v", err, broker.ErrSessionRequired)
+	}
+}

@@ -19,9 +19,9 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// answering gives a client of something that answers every call as told: what
-// brokers, and proxies before them, may say.
-func answering(t *testing.T, h http.HandlerFunc) *api.Client {
+// clientOf returns a client of a server that answers every call with h, as a broker or
+// a proxy might.
+func clientOf(t *testing.T, h http.HandlerFunc) *api.Client {
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
 	return &api.Client{BaseURL: server.URL, Token: func(context.Context) (string, error) { return "svid", nil }}
@@ -43,13 +43,13 @@ func TestErrors(t *testing.T) {
 			"OAuth error", "application/json", `{"error":"authorization_pending","error_description":"wait","code":"pending","request_id":"req_1","interval":5}`, 400,
 			api.Error{Code: api.Pending, OAuth: "authorization_pending", Status: 400, Title: "Bad Request", Detail: "wait", RequestID: "req_1"},
 		},
-		{"another's OAuth error", "application/json", `{"error":"invalid_scope"}`, 400, api.Error{Code: api.InvalidScope, OAuth: "invalid_scope", Status: 400, Title: "Bad Request"}},
-		{"a proxy", "text/html", `<h1>Not today</h1>`, 403, api.Error{Status: 403, Title: "Forbidden"}},
-		{"nothing", "", ``, 404, api.Error{Status: 404, Title: "Not Found"}},
+		{"OAuth error of another server", "application/json", `{"error":"invalid_scope"}`, 400, api.Error{Code: api.InvalidScope, OAuth: "invalid_scope", Status: 400, Title: "Bad Request"}},
+		{"a proxy", "text/html", `<h1>Forbidden</h1>`, 403, api.Error{Status: 403, Title: "Forbidden"}},
+		{"empty body", "", ``, 404, api.Error{Status: 404, Title: "Not Found"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+			client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Type", test.mediaType)
 				w.WriteHeader(test.status)
 				_, _ = io.WriteString(w, test.body)
@@ -60,10 +60,10 @@ func TestErrors(t *testing.T) {
 				t.Errorf("got %#v, want %#v", got, test.want)
 			}
 			if test.want.Code != "" && !errors.Is(err, test.want.Code) {
-				t.Errorf("%v is not %s", err, test.want.Code)
+				t.Errorf("got %v, want %s", err, test.want.Code)
 			}
 			if api.CodeOf(err) != test.want.Code {
-				t.Errorf("CodeOf gives %q", api.CodeOf(err))
+				t.Errorf("CodeOf: got %q, want %q", api.CodeOf(err), test.want.Code)
 			}
 		})
 	}
@@ -71,7 +71,7 @@ func TestErrors(t *testing.T) {
 
 func TestRetriesShareAKey(t *testing.T) {
 	var keys []string
-	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+	client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		keys = append(keys, r.Header.Get("Idempotency-Key"))
 		if len(keys) < 3 {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -83,14 +83,14 @@ func TestRetriesShareAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(keys) != 3 || len(keys[0]) < 16 || keys[0] != keys[1] || keys[1] != keys[2] {
-		t.Errorf("keys %q", keys)
+		t.Errorf("got keys %q, want three equal ones", keys)
 	}
 	if _, err := client.Collect(t.Context(), "req_1"); err != nil || keys[3] == keys[0] {
-		t.Errorf("another call has the same key, or %v", err)
+		t.Errorf("another call: got %v and key %q, want another key", err, keys[3])
 	}
 }
 
-func TestWhatIsNotRetried(t *testing.T) {
+func TestCallsThatAreNotRetried(t *testing.T) {
 	tests := []struct {
 		name   string
 		status int
@@ -100,31 +100,31 @@ func TestWhatIsNotRetried(t *testing.T) {
 	}{
 		{"a refusal", 403, "", `{"code":"denied"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
 		{"a limit", 429, "1", `{"code":"limit_reached"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
-		{"an issuer's no", 502, "", `{"code":"issuer_refused"}`, func(c *api.Client) error { _, err := c.Collect(t.Context(), "req_1"); return err }},
+		{"a refusal of the issuer", 502, "", `{"code":"issuer_refused"}`, func(c *api.Client) error { _, err := c.Collect(t.Context(), "req_1"); return err }},
 		{"a long wait", 503, "3600", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
 		{"a token exchange", 503, "", ``, func(c *api.Client) error { _, err := c.Exchange(t.Context(), api.TokenRequest{}); return err }},
-		{"our own fault", 500, "", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
+		{"an internal error", 500, "", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var calls atomic.Int32
-			client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+			client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 				calls.Add(1)
 				w.Header().Set("Retry-After", test.header)
 				w.WriteHeader(test.status)
 				_, _ = io.WriteString(w, test.body)
 			})
 			if err := test.call(client); err == nil || calls.Load() != 1 {
-				t.Errorf("%d calls, %v", calls.Load(), err)
+				t.Errorf("got %d calls, %v, want one call and an error", calls.Load(), err)
 			}
 		})
 	}
 }
 
 func TestRedirectsAreNotFollowed(t *testing.T) {
-	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+	client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/elsewhere" {
-			t.Error("followed")
+			t.Error("the client followed a redirect")
 		}
 		http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 	})
@@ -134,17 +134,17 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	}
 }
 
-func TestNoProofInClearText(t *testing.T) {
+func TestNoProofOverPlainHTTP(t *testing.T) {
 	asked := false
 	client := &api.Client{BaseURL: "http://broker.acme.test", Token: func(context.Context) (string, error) { asked = true; return "svid", nil }}
 	if _, err := client.WhoAmI(t.Context()); err == nil || !strings.Contains(err.Error(), "https://") || asked {
-		t.Errorf("got %v, token fetched: %t", err, asked)
+		t.Errorf("got %v, token requested: %t", err, asked)
 	}
 }
 
-func TestAnswersOfOthers(t *testing.T) {
-	said := `{"name":"another"}`
-	client := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, said) })
+func TestResponsesOfOtherServers(t *testing.T) {
+	body := `{"name":"another"}`
+	client := clientOf(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) })
 	for name, call := range map[string]func() error{
 		"who am I": func() error { _, err := client.WhoAmI(t.Context()); return err },
 		"request":  func() error { _, err := client.Request(t.Context(), "req_1"); return err },
@@ -153,17 +153,17 @@ func TestAnswersOfOthers(t *testing.T) {
 		"session":  func() error { _, err := client.OpenSession(t.Context(), api.Login{}); return err },
 	} {
 		if err := call(); !errors.Is(err, api.ErrNotBroker) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v, want ErrNotBroker", name, err)
 		}
 	}
-	said = `<h1>Welcome</h1>`
+	body = `<h1>Welcome</h1>`
 	if _, err := client.Leases(t.Context(), api.LeaseFilter{}); !errors.Is(err, api.ErrNotBroker) {
-		t.Errorf("a page: %v", err)
+		t.Errorf("a page: got %v, want ErrNotBroker", err)
 	}
 }
 
-func TestAnswersAreBounded(t *testing.T) {
-	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+func TestResponsesAreBounded(t *testing.T) {
+	client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, strings.Repeat(" ", 5<<20)+"{}")
 	})
 	if _, err := client.WhoAmI(t.Context()); err == nil || !strings.Contains(err.Error(), "longer than") {
@@ -171,13 +171,13 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 }
 
-// The subject_token is the proof; a bearer beside it would be a second one.
-func TestOneProofACall(t *testing.T) {
-	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+// With a subject_token, the client sends no bearer token: that would be a second proof.
+func TestOneProofPerCall(t *testing.T) {
+	client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = r.ParseForm()
 		bearer, subject := r.Header.Get("Authorization"), r.PostForm.Get("subject_token")
 		if (bearer == "") == (subject == "") {
-			t.Errorf("bearer %q, subject_token %q", bearer, subject)
+			t.Errorf("got bearer %q and subject_token %q, want exactly one", bearer, subject)
 		}
 		_, _ = io.WriteString(w, `{"access_token":"t"}`)
 	})
@@ -195,11 +195,11 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "secret", credential.Secret, "token", token.AccessToken)
 	text := fmt.Sprintf("%v %+v %#v %s %v %#v %x", credential, credential, credential, credential.Secret, token, token, token.AccessToken) + log.String()
 	if strings.Contains(text, "hunter2") || strings.Contains(text, fmt.Sprintf("%x", "hunter2")) {
-		t.Error(text)
+		t.Errorf("a secret is in %s", text)
 	}
 	wire, err := json.Marshal(credential)
 	if err != nil || !strings.Contains(string(wire), "hunter2") {
-		t.Errorf("%s, %v", wire, err)
+		t.Errorf("got %s, %v, want the secret", wire, err)
 	}
 }
 
@@ -217,7 +217,7 @@ func TestDuration(t *testing.T) {
 		var d api.Duration
 		var bad *api.DurationError
 		if err := json.Unmarshal([]byte(`"`+text+`"`), &d); !errors.As(err, &bad) {
-			t.Errorf("%q: got %v, %v", text, d, err)
+			t.Errorf("%q: got %v, %v, want a DurationError", text, d, err)
 		}
 	}
 }

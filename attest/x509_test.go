@@ -145,7 +145,7 @@ func TestX509Forms(t *testing.T) {
 		{"not yet valid", func(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) }, CauseNotYetValid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			template := localca.Leaf(triage, now.Add(-time.Minute), now.Add(2*time.Hour))
+			template := localca.LeafTemplate(triage, now.Add(-time.Minute), now.Add(2*time.Hour))
 			test.change(template)
 			cert, err := w.ca.SignX509(template)
 			check(t, err)

@@ -1,11 +1,10 @@
-// Package localca is a SPIFFE trust domain in one process: it signs X.509-SVIDs
-// and JWT-SVIDs, rotates its authorities, federates, and serves the SPIFFE
-// Workload API on a socket, so that any program that speaks SPIFFE gets an
-// identity from it.
+// Package localca is a SPIFFE trust domain in one process. It signs X.509-SVIDs and
+// JWT-SVIDs, rotates its authorities, federates with other trust domains, and
+// serves the SPIFFE Workload API on a socket.
 //
-// It is for trying things out and for tests. It attests nobody: whoever may
-// open a socket is who the socket says. Its keys lie in the clear, in memory
-// or in a file that only their owner may read.
+// It is for development and tests. It does not attest workloads: every process that
+// can open a socket gets the identities of that socket. Its keys are unencrypted,
+// in memory or in a file that only the owner may read.
 package localca
 
 import (
@@ -31,7 +30,7 @@ const (
 	AuthorityTTL = 10 * 365 * 24 * time.Hour // of X.509 authorities
 	SVIDTTL      = time.Hour                 // of X.509-SVIDs from the Workload API
 	JWTTTL       = 5 * time.Minute           // of JWT-SVIDs from the Workload API
-	backdate     = 30 * time.Second          // of certificates, for clocks that are behind
+	backdate     = 30 * time.Second          // of NotBefore, for clocks that are behind
 )
 
 // A CA is a trust domain. It is safe for concurrent use.
@@ -39,10 +38,10 @@ type CA struct {
 	domain spiffeid.TrustDomain
 
 	mu        sync.Mutex
-	x509      []x509Authority // all are in the bundle, the last signs; never empty
-	jwt       []jwtAuthority  // the same
+	x509      []x509Authority // all are in the bundle, the last one signs; never empty
+	jwt       []jwtAuthority  // likewise
 	federated map[spiffeid.TrustDomain]*spiffebundle.Bundle
-	changed   chan struct{} // closed at the next change
+	changed   chan struct{} // closed by the next change
 }
 
 type x509Authority struct {
@@ -55,9 +54,9 @@ type jwtAuthority struct {
 	key *ecdsa.PrivateKey
 }
 
-// New makes a trust domain with fresh authorities.
+// New returns a trust domain with new authorities.
 func New(trustDomain string) (*CA, error) {
-	ca, err := empty(trustDomain)
+	ca, err := newCA(trustDomain)
 	if err != nil {
 		return nil, err
 	}
@@ -67,19 +66,20 @@ func New(trustDomain string) (*CA, error) {
 	return ca, ca.RotateJWT()
 }
 
-func empty(trustDomain string) (*CA, error) {
+// newCA returns a trust domain without authorities.
+func newCA(trustDomain string) (*CA, error) {
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
-		return nil, fmt.Errorf("making a trust domain: %w", err)
+		return nil, fmt.Errorf("creating a trust domain: %w", err)
 	}
 	return &CA{domain: td, federated: map[spiffeid.TrustDomain]*spiffebundle.Bundle{}, changed: make(chan struct{})}, nil
 }
 
-// TrustDomain gives the name, such as "acme.test".
+// TrustDomain returns the name, such as "acme.test".
 func (ca *CA) TrustDomain() string { return ca.domain.Name() }
 
-// RotateX509 makes a new X.509 authority, which signs from now on. The older
-// ones stay in the bundle until RetireX509.
+// RotateX509 adds an X.509 authority, which signs from now on. The older ones stay
+// in the bundle until RetireX509.
 func (ca *CA) RotateX509() error {
 	now := time.Now()
 	a, err := newX509Authority(ca.domain, now.Add(-backdate), now.Add(AuthorityTTL))
@@ -90,11 +90,11 @@ func (ca *CA) RotateX509() error {
 	return nil
 }
 
-// RetireX509 takes every X.509 authority but the newest out of the bundle.
+// RetireX509 removes every X.509 authority except the newest from the bundle.
 func (ca *CA) RetireX509() { ca.change(func() { ca.x509 = ca.x509[len(ca.x509)-1:] }) }
 
-// RotateJWT makes a new JWT authority, which signs from now on. The older ones
-// stay in the bundle until RetireJWT.
+// RotateJWT adds a JWT authority, which signs from now on. The older ones stay in
+// the bundle until RetireJWT.
 func (ca *CA) RotateJWT() error {
 	key, err := newKey()
 	if err != nil {
@@ -108,11 +108,11 @@ func (ca *CA) RotateJWT() error {
 	return nil
 }
 
-// RetireJWT takes every JWT authority but the newest out of the bundle.
+// RetireJWT removes every JWT authority except the newest from the bundle.
 func (ca *CA) RetireJWT() { ca.change(func() { ca.jwt = ca.jwt[len(ca.jwt)-1:] }) }
 
-// Federate delivers another trust domain's bundle (SPIFFE bundle format) to
-// our workloads, or takes it back, if it is nil.
+// Federate delivers the bundle of another trust domain, in the SPIFFE bundle format,
+// to this domain's workloads. A nil bundle ends the federation.
 func (ca *CA) Federate(trustDomain string, bundle []byte) error {
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
@@ -130,30 +130,30 @@ func (ca *CA) Federate(trustDomain string, bundle []byte) error {
 	return nil
 }
 
-// Bundle gives the bundle of the trust domain in the SPIFFE bundle format.
+// Bundle returns the bundle of the trust domain in the SPIFFE bundle format.
 func (ca *CA) Bundle() ([]byte, error) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	b, err := ca.bundle().Marshal()
 	if err != nil {
-		return nil, fmt.Errorf("writing the bundle of %s: %w", ca.domain, err)
+		return nil, fmt.Errorf("encoding the bundle of %s: %w", ca.domain, err)
 	}
 	return b, nil
 }
 
-// bundle is called with mu held.
+// bundle returns the current bundle. The caller holds mu.
 func (ca *CA) bundle() *spiffebundle.Bundle {
 	b := spiffebundle.New(ca.domain)
 	for _, a := range ca.x509 {
 		b.AddX509Authority(a.cert)
 	}
 	for _, a := range ca.jwt {
-		_ = b.AddJWTAuthority(a.kid, a.key.Public()) // fails only without a kid
+		_ = b.AddJWTAuthority(a.kid, a.key.Public()) // fails only for an empty kid
 	}
 	return b
 }
 
-// change makes a change, and wakes everybody who streams.
+// change calls f with mu held and wakes all streams.
 func (ca *CA) change(f func()) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -162,7 +162,7 @@ func (ca *CA) change(f func()) {
 	ca.changed = make(chan struct{})
 }
 
-// next gives a channel that closes at the next change.
+// next returns a channel that the next change closes.
 func (ca *CA) next() <-chan struct{} {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -194,7 +194,7 @@ func newX509Authority(td spiffeid.TrustDomain, notBefore, notAfter time.Time) (x
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return x509Authority{}, fmt.Errorf("reading the authority of %s: %w", td, err)
+		return x509Authority{}, fmt.Errorf("parsing the authority of %s: %w", td, err)
 	}
 	return x509Authority{cert, key}, nil
 }
@@ -202,7 +202,7 @@ func newX509Authority(td spiffeid.TrustDomain, notBefore, notAfter time.Time) (x
 func newKey() (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("making a key: %w", err)
+		return nil, fmt.Errorf("generating a key: %w", err)
 	}
 	return key, nil
 }
@@ -210,15 +210,16 @@ func newKey() (*ecdsa.PrivateKey, error) {
 func newSerial() (*big.Int, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
-		return nil, fmt.Errorf("making a serial number: %w", err)
+		return nil, fmt.Errorf("generating a serial number: %w", err)
 	}
 	return serial, nil
 }
 
+// keyID returns a kid for a public key: the start of its hash.
 func keyID(public crypto.PublicKey) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return "", fmt.Errorf("naming a key: %w", err)
+		return "", fmt.Errorf("encoding a public key: %w", err)
 	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:8]), nil

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// fileName is where a trust domain lies in its folder.
+// fileName is the name of a trust domain's file in its folder.
 const fileName = "trust-domain.json"
 
-// A saved trust domain. Federated bundles are not among it: they are the other
-// domain's to give.
+// saved is the JSON form of a trust domain. It leaves out federated bundles, because
+// the other domains may have changed them when the file is opened again.
 type saved struct {
 	TrustDomain string      `json:"trust_domain"`
 	X509        []savedX509 `json:"x509"`
@@ -33,8 +33,8 @@ type savedJWT struct {
 	Key []byte `json:"key"` // PKCS #8
 }
 
-// Open reads the trust domain that lies in the folder, or makes one there.
-// Authorities with less than a month to live are rotated.
+// Open reads the trust domain in the folder dir, or creates it there. It rotates an
+// X.509 authority that expires within 30 days.
 func Open(dir, trustDomain string) (*CA, error) {
 	ca, err := load(dir, trustDomain)
 	switch {
@@ -62,7 +62,7 @@ func load(dir, trustDomain string) (*CA, error) {
 		return nil, fmt.Errorf("reading the trust domain from %s: %w", path, err)
 	}
 	if s.TrustDomain != trustDomain {
-		return nil, fmt.Errorf("%s holds the trust domain %s, not %s", path, s.TrustDomain, trustDomain)
+		return nil, fmt.Errorf("%s has the trust domain %s, not %s: use another folder", path, s.TrustDomain, trustDomain)
 	}
 	ca, err := s.restore()
 	if err != nil {
@@ -72,7 +72,7 @@ func load(dir, trustDomain string) (*CA, error) {
 }
 
 func (s *saved) restore() (*CA, error) {
-	ca, err := empty(s.TrustDomain)
+	ca, err := newCA(s.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func (s *saved) restore() (*CA, error) {
 		ca.jwt = append(ca.jwt, jwtAuthority{a.ID, key})
 	}
 	if len(ca.x509) == 0 || len(ca.jwt) == 0 {
-		return nil, errors.New("there is no authority in it")
+		return nil, errors.New("the file has no authority: delete it to create a new trust domain")
 	}
 	return ca, nil
 }
@@ -107,13 +107,13 @@ func parseKey(der []byte) (*ecdsa.PrivateKey, error) {
 	}
 	ec, ok := key.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("a key is a %T, not an EC key", key)
+		return nil, fmt.Errorf("the key is a %T, not an EC key", key)
 	}
 	return ec, nil
 }
 
-// Save writes the trust domain, its keys included, into the folder, which is
-// made if it is not there. Only the owner may read the file.
+// Save writes the trust domain with its keys to the folder dir, which it creates if
+// necessary. Only the owner may read the file.
 func (ca *CA) Save(dir string) error {
 	s, err := ca.saved()
 	if err != nil {
@@ -126,7 +126,7 @@ func (ca *CA) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("writing the trust domain: %w", err)
 	}
-	// Written beside and renamed: a crash leaves the old one or the new one.
+	// The rename is atomic: a crash leaves the old file or the new one.
 	path := filepath.Join(dir, fileName)
 	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
 		return fmt.Errorf("writing the trust domain: %w", err)
@@ -144,14 +144,14 @@ func (ca *CA) saved() (saved, error) {
 	for _, a := range ca.x509 {
 		key, err := x509.MarshalPKCS8PrivateKey(a.key)
 		if err != nil {
-			return saved{}, fmt.Errorf("writing a key: %w", err)
+			return saved{}, fmt.Errorf("encoding a key: %w", err)
 		}
 		s.X509 = append(s.X509, savedX509{a.cert.Raw, key})
 	}
 	for _, a := range ca.jwt {
 		key, err := x509.MarshalPKCS8PrivateKey(a.key)
 		if err != nil {
-			return saved{}, fmt.Errorf("writing a key: %w", err)
+			return saved{}, fmt.Errorf("encoding a key: %w", err)
 		}
 		s.JWT = append(s.JWT, savedJWT{a.kid, key})
 	}

@@ -17,15 +17,15 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// X509SVID signs an X.509-SVID for the SPIFFE ID, which must be in the trust
-// domain. The hosts, DNS names or addresses, go into the certificate too, for
-// clients that know names only.
+// X509SVID returns an X.509-SVID for a SPIFFE ID of the trust domain. hosts are DNS
+// names or IP addresses to add to the certificate, for clients that verify host
+// names instead of SPIFFE IDs.
 func (ca *CA) X509SVID(id string, ttl time.Duration, hosts ...string) (tls.Certificate, error) {
-	if err := ca.mine(id); err != nil {
+	if err := ca.checkID(id); err != nil {
 		return tls.Certificate{}, err
 	}
 	now := time.Now()
-	template := Leaf(id, now.Add(-backdate), now.Add(ttl))
+	template := LeafTemplate(id, now.Add(-backdate), now.Add(ttl))
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
@@ -36,8 +36,8 @@ func (ca *CA) X509SVID(id string, ttl time.Duration, hosts ...string) (tls.Certi
 	return ca.SignX509(template)
 }
 
-// Leaf gives the template of an X.509-SVID (X509-SVID, section 4).
-func Leaf(id string, notBefore, notAfter time.Time) *x509.Certificate {
+// LeafTemplate returns the template of an X.509-SVID (X509-SVID, section 4).
+func LeafTemplate(id string, notBefore, notAfter time.Time) *x509.Certificate {
 	return &x509.Certificate{
 		URIs:                  uris(id),
 		NotBefore:             notBefore,
@@ -48,8 +48,8 @@ func Leaf(id string, notBefore, notAfter time.Time) *x509.Certificate {
 	}
 }
 
-// SignX509 signs whatever the template says, good or bad, with a fresh key and
-// serial number.
+// SignX509 signs a template with a new key and serial number. It does not check the
+// template, so that tests can create certificates that are not valid.
 func (ca *CA) SignX509(template *x509.Certificate) (tls.Certificate, error) {
 	ca.mu.Lock()
 	by := ca.x509[len(ca.x509)-1]
@@ -70,33 +70,33 @@ func (ca *CA) SignX509(template *x509.Certificate) (tls.Certificate, error) {
 	}
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("reading a certificate: %w", err)
+		return tls.Certificate{}, fmt.Errorf("parsing a certificate: %w", err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-// JWTSVID signs a JWT-SVID for the SPIFFE ID, which must be in the trust
-// domain, and the audiences.
+// JWTSVID returns a JWT-SVID for a SPIFFE ID of the trust domain and the audiences.
 func (ca *CA) JWTSVID(id string, ttl time.Duration, audience ...string) (string, error) {
-	if err := ca.mine(id); err != nil {
+	if err := ca.checkID(id); err != nil {
 		return "", err
 	}
 	now := time.Now()
 	return ca.SignJWT(map[string]any{"sub": id, "aud": audience, "iat": now.Unix(), "exp": now.Add(ttl).Unix()})
 }
 
-// SignJWT signs whatever the claims say, good or bad, with ES256.
+// SignJWT signs claims with ES256. It does not check them, so that tests can create
+// tokens that are not valid.
 func (ca *CA) SignJWT(claims map[string]any) (string, error) {
 	payload, err := json.Marshal(claims)
 	if err != nil {
-		return "", fmt.Errorf("writing claims: %w", err)
+		return "", fmt.Errorf("encoding claims: %w", err)
 	}
 	ca.mu.Lock()
 	by := ca.jwt[len(ca.jwt)-1]
 	ca.mu.Unlock()
 	header, err := json.Marshal(map[string]string{"alg": "ES256", "kid": by.kid, "typ": "JWT"})
 	if err != nil {
-		return "", fmt.Errorf("writing a header: %w", err)
+		return "", fmt.Errorf("encoding a header: %w", err)
 	}
 	input := base64.RawURLEncoding.EncodeToString(header) + "." + base64.RawURLEncoding.EncodeToString(payload)
 	signature, err := es256(by.key, input)
@@ -106,7 +106,8 @@ func (ca *CA) SignJWT(claims map[string]any) (string, error) {
 	return input + "." + base64.RawURLEncoding.EncodeToString(signature), nil
 }
 
-// SignBytes signs input as ES256 does, for tokens of any shape.
+// SignBytes returns an ES256 signature of input, for tokens of any form, and the kid
+// of its key.
 func (ca *CA) SignBytes(input string) (kid string, signature []byte, err error) {
 	ca.mu.Lock()
 	by := ca.jwt[len(ca.jwt)-1]
@@ -115,7 +116,8 @@ func (ca *CA) SignBytes(input string) (kid string, signature []byte, err error) 
 	return by.kid, signature, err
 }
 
-// es256 signs (RFC 7518, section 3.4): r and s, 32 bytes each.
+// es256 returns an ES256 signature (RFC 7518, section 3.4): r and s with 32 bytes
+// each.
 func es256(key *ecdsa.PrivateKey, input string) ([]byte, error) {
 	sum := sha256.Sum256([]byte(input))
 	r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
@@ -128,7 +130,7 @@ func es256(key *ecdsa.PrivateKey, input string) ([]byte, error) {
 	return signature, nil
 }
 
-// JWTAuthority gives the key that verifies what is signed now, and its name.
+// JWTAuthority returns the kid and the public key of the signing JWT authority.
 func (ca *CA) JWTAuthority() (kid string, public crypto.PublicKey) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -136,27 +138,28 @@ func (ca *CA) JWTAuthority() (kid string, public crypto.PublicKey) {
 	return by.kid, by.key.Public()
 }
 
-// X509Authority gives the certificate of the authority that signs now, for
-// clients that want a CA file.
+// X509Authority returns the certificate of the signing X.509 authority, for clients
+// that need a CA file.
 func (ca *CA) X509Authority() *x509.Certificate {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	return ca.x509[len(ca.x509)-1].cert
 }
 
-// mine says whether the ID is that of a workload of the trust domain.
-func (ca *CA) mine(id string) error {
+// checkID returns an error unless id is the SPIFFE ID of a workload of the trust
+// domain.
+func (ca *CA) checkID(id string) error {
 	parsed, err := spiffeid.FromString(id)
 	if err != nil {
 		return fmt.Errorf("signing for %q: %w", id, err)
 	}
 	if parsed.TrustDomain() != ca.domain || parsed.Path() == "" {
-		return fmt.Errorf("signing for %q: it is no workload of %s", id, ca.domain)
+		return fmt.Errorf("signing for %q: the ID is not a workload of %s", id, ca.domain)
 	}
 	return nil
 }
 
-// uris takes an ID that may be bad on purpose.
+// uris returns id as the URIs of a certificate. Tests pass IDs that are not valid.
 func uris(id string) []*url.URL {
 	u, err := url.Parse(id)
 	if err != nil {

@@ -20,21 +20,21 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// Serve serves the SPIFFE Workload API on the listener until ctx ends: whoever
-// may connect gets the identities, the first of which is the default. With
-// none it serves bundles only, as an agent does that knows its caller not.
+// Serve serves the SPIFFE Workload API on l until ctx ends. Every client gets the
+// identities ids, the first of which is the default. Without ids it serves only
+// bundles, like an agent without a registration for its caller.
 //
-// It streams: whatever is signed or federated anew is pushed, and SVIDs are
-// renewed halfway through their life.
+// Streams push every rotation and federation, and renew SVIDs halfway through their
+// lifetime.
 func (ca *CA) Serve(ctx context.Context, l net.Listener, ids ...string) error {
 	for _, id := range ids {
-		if err := ca.mine(id); err != nil {
+		if err := ca.checkID(id); err != nil {
 			return err
 		}
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(guardUnary), grpc.StreamInterceptor(guardStream))
 	workload.RegisterSpiffeWorkloadAPIServer(server, &workloadAPI{ca: ca, ids: ids})
-	stop := context.AfterFunc(ctx, server.Stop) // streams have no end of their own to wait for
+	stop := context.AfterFunc(ctx, server.Stop) // not GracefulStop: streams do not end by themselves
 	defer stop()
 	if err := server.Serve(l); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("serving the Workload API on %s: %w", l.Addr(), err)
@@ -42,8 +42,8 @@ func (ca *CA) Serve(ctx context.Context, l net.Listener, ids ...string) error {
 	return nil
 }
 
-// guard wants the header that keeps out requests which somebody was tricked
-// into sending (SPIFFE Workload Endpoint, section 6.1).
+// guard requires the security header, which keeps out forged requests (SSRF) of
+// other programs (SPIFFE Workload Endpoint, section 6.1).
 func guard(ctx context.Context) error {
 	md, _ := metadata.FromIncomingContext(ctx)
 	if !slices.Equal(md.Get("workload.spiffe.io"), []string{"true"}) {
@@ -74,13 +74,13 @@ type workloadAPI struct {
 
 var errNoIdentity = status.Error(codes.PermissionDenied, "no identity issued")
 
-// push sends now, at every change, and every time that passes, until the
-// client goes away.
+// push calls send at once, at every change, and at every interval, until the client
+// disconnects.
 func (w *workloadAPI) push(ctx context.Context, every time.Duration, send func() error) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		changed := w.ca.next() // before it is read, so that no change is missed
+		changed := w.ca.next() // before send, so that no change is missed
 		if err := send(); err != nil {
 			return err
 		}
@@ -132,7 +132,7 @@ func (w *workloadAPI) x509SVIDs() (*workload.X509SVIDResponse, error) {
 func toX509SVID(id string, svid tls.Certificate, bundle []byte) (*workload.X509SVID, error) {
 	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
 	if err != nil {
-		return nil, fmt.Errorf("writing the key of an SVID: %w", err)
+		return nil, fmt.Errorf("encoding the key of an SVID: %w", err)
 	}
 	return &workload.X509SVID{SpiffeId: id, X509Svid: slices.Concat(svid.Certificate...), X509SvidKey: key, Bundle: bundle}, nil
 }
@@ -199,7 +199,7 @@ func (w *workloadAPI) ValidateJWTSVID(_ context.Context, r *workload.ValidateJWT
 	return &workload.ValidateJWTSVIDResponse{SpiffeId: svid.ID.String(), Claims: claims}, nil
 }
 
-// bundles gives the own bundle and the federated ones.
+// bundles returns the own bundle and the federated ones.
 func (ca *CA) bundles() map[spiffeid.TrustDomain]*spiffebundle.Bundle {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -210,7 +210,7 @@ func (ca *CA) bundles() map[spiffeid.TrustDomain]*spiffebundle.Bundle {
 	return all
 }
 
-// x509Bundle gives the authorities in DER, one after the other.
+// x509Bundle returns the concatenated authorities in DER.
 func x509Bundle(b *spiffebundle.Bundle) []byte {
 	var der []byte
 	for _, c := range b.X509Authorities() {

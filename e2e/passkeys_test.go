@@ -45,7 +45,7 @@ const passkeyWait = 15 * time.Second
 // and review with them, and an auditor check that, offline.
 func TestPasskeys(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "broker")
-	if err := buildBroker(bin, "-ldflags", "-X main.passkeyWait="+passkeyWait.String()); err != nil {
+	if err := buildBroker(bin, "-ldflags", "-X accessbroker.internal/internal/service.passkeyWait="+passkeyWait.String()); err != nil {
 		t.Fatal(err)
 	}
 	o := startOffice(t, bin)

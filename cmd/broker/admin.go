@@ -9,101 +9,12 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/service"
 )
-
-// The admin socket is for root, and whoever runs the broker, on the broker's
-// own machine: it works when the identity provider is down. What is done by it
-// is recorded as done by "admin-socket/<user id>".
-
-// An admin is what can be done by the admin socket, beside the API's own
-// operations for operators.
-type admin interface {
-	reloadBy(ctx context.Context, who broker.Identity) (string, error)
-	resealKeys(ctx context.Context) (int, error)
-	listKeys() any
-}
-
-// adminListener listens on a socket that nobody else can connect to.
-func adminListener(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("making the admin socket's folder: %w", err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing the old admin socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listening on the admin socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("closing the admin socket to others: %w", err), l.Close())
-	}
-	return l, nil
-}
-
-type peerKey struct{}
-
-// adminContext remembers who connected to the socket.
-func adminContext(ctx context.Context, c net.Conn) context.Context {
-	uid, err := peerUID(c)
-	if err != nil {
-		uid = -1
-	}
-	return context.WithValue(ctx, peerKey{}, uid)
-}
-
-// operatorOf gives who calls by the admin socket: root, or the user that the
-// broker runs as. The socket's mode keeps others out; this is a second wall.
-func operatorOf(r *http.Request) (broker.Identity, error) {
-	uid, ok := r.Context().Value(peerKey{}).(int)
-	if !ok || uid != 0 && uid != os.Geteuid() {
-		return broker.Identity{}, &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: "the admin socket is for root and the broker's own user"}
-	}
-	return broker.Identity{
-		ID: fmt.Sprintf("admin-socket/%d", uid), Kind: broker.KindOperator,
-		Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: time.Now().Add(time.Hour)},
-	}, nil
-}
-
-// adminHandler puts the broker process's own operations before those of the
-// API.
-func adminHandler(a admin, rest http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	handle := func(pattern string, f func(context.Context, broker.Identity) (any, error)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			who, err := operatorOf(r)
-			var answer any
-			if err == nil {
-				answer, err = f(r.Context(), who)
-			}
-			status := http.StatusOK
-			if err != nil {
-				status, answer = http.StatusUnprocessableEntity, map[string]string{"error": err.Error()}
-			}
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(status)
-			_ = json.NewEncoder(w).Encode(answer)
-		})
-	}
-	handle("POST /admin/reload", func(ctx context.Context, who broker.Identity) (any, error) {
-		revision, err := a.reloadBy(ctx, who)
-		return map[string]string{"revision": revision}, err
-	})
-	handle("POST /admin/keys/reseal", func(ctx context.Context, _ broker.Identity) (any, error) {
-		n, err := a.resealKeys(ctx)
-		return map[string]int{"resealed": n}, err
-	})
-	handle("GET /admin/keys", func(context.Context, broker.Identity) (any, error) { return a.listKeys(), nil })
-	mux.Handle("/", rest)
-	return mux
-}
 
 // adminCall calls the admin socket of the broker on this machine.
 func adminCall(ctx context.Context, socket, method, path string, into any) error {
@@ -208,7 +119,7 @@ func (a *app) keysCommand() *cobra.Command {
   broker keys reseal`,
 		Args: exactly(0, "no arguments, or reseal"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			var keys []keyLine
+			var keys []service.SigningKey
 			if err := adminCall(c.Context(), a.adminSocket(socket), http.MethodGet, "/admin/keys", &keys); err != nil {
 				return err
 			}
@@ -244,14 +155,4 @@ this, then take the old one away.`,
 	a.adminSocketFlag(c, &socket)
 	c.AddCommand(reseal)
 	return c
-}
-
-// A keyLine is a signing key as operators see it.
-type keyLine struct {
-	ID        string    `json:"id"`
-	KID       string    `json:"kid"`
-	Algorithm string    `json:"algorithm"`
-	Published time.Time `json:"published_at"`
-	Signs     time.Time `json:"signs_from"`
-	Retires   time.Time `json:"retires_at,omitzero"`
 }

@@ -3,14 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/attest"
+	"accessbroker.internal/internal/config"
 )
 
 // errUnreachable means that no broker answers.
@@ -190,23 +189,23 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 		}
 		go func() { _ = source.Run(ctx) }() // renews the SVID; errors show in the calls
 	}
-	config := attest.ClientTLS{
+	clientTLS := attest.ClientTLS{
 		BrokerID: cfg.brokerID, Cert: cfg.cert, Key: cfg.key,
 		NoCert: cfg.tokenFile != "" || cfg.anonymous, WebPKI: cfg.ca != "" || cfg.socket == "",
 	}
 	if cfg.ca != "" {
-		if config.Roots, err = readRoots(cfg.ca); err != nil {
+		if clientTLS.Roots, err = config.ReadRoots(cfg.ca); err != nil {
 			return nil, nil, err
 		}
 	}
-	t, err := source.ClientTLS(config)
+	t, err := source.ClientTLS(clientTLS)
 	if err != nil {
 		return nil, nil, err
 	}
 	transport := &http.Transport{TLSClientConfig: t, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
 	client = &api.Client{BaseURL: cfg.server, HTTP: &http.Client{Transport: transport}}
 	if cfg.tokenFile != "" {
-		client.Token = func(context.Context) (string, error) { return readToken(cfg.tokenFile) }
+		client.Token = func(context.Context) (string, error) { return config.ReadToken(cfg.tokenFile) }
 	}
 	if cfg.token != "" {
 		client.Token = func(context.Context) (string, error) { return cfg.token, nil }
@@ -250,30 +249,4 @@ func cutSPIFFEID(id string) (domain, path string, ok bool) {
 	rest, ok := strings.CutPrefix(id, "spiffe://")
 	domain, path, _ = strings.Cut(rest, "/")
 	return domain, path, ok && domain != ""
-}
-
-func readRoots(path string) (*x509.CertPool, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading authorities: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("reading authorities: no PEM certificate in %s", path)
-	}
-	return pool, nil
-}
-
-// readToken reads a token file. Clients call it for each request, because another
-// program renews the token.
-func readToken(path string) (string, error) {
-	const longest = 16 << 10
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("reading the token file: %w", err)
-	}
-	if len(text) > longest {
-		return "", fmt.Errorf("reading the token file: %s is longer than a token can be", path)
-	}
-	return strings.TrimSpace(string(text)), nil
 }

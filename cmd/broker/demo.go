@@ -76,7 +76,7 @@ type demo struct {
 // clientOf is how a part of the story reaches the broker: by its own Workload
 // API socket, and nothing else.
 func (d *demo) clientOf(name string) clientConfig {
-	return clientConfig{server: d.world.settings.externalURL.String(), socket: "unix://" + d.world.socket(name)}
+	return clientConfig{server: d.world.settings.ExternalURL.String(), socket: "unix://" + d.world.socket(name)}
 }
 
 func (d *demo) chapter(title string) {
@@ -264,7 +264,7 @@ func (d *demo) giveBack(ctx context.Context, credential *api.Credential) error {
 
 func (d *demo) verify(ctx context.Context) error {
 	d.chapter("An auditor verifies the log, with nothing but the file")
-	if err := d.world.service.ledger.publish(ctx); err != nil {
+	if err := d.world.service.Publish(ctx); err != nil {
 		return err
 	}
 	code := d.audits(ctx, "sqlite:"+filepath.Join(d.world.dir, "broker.db"))
@@ -274,12 +274,12 @@ func (d *demo) verify(ctx context.Context) error {
 	d.say("")
 	d.say("Its records:")
 	d.say("")
-	return d.world.service.showLog(ctx, d)
+	return d.showLog(ctx)
 }
 
 // showLog prints the records that the story made.
-func (v *service) showLog(ctx context.Context, d *demo) error {
-	for item, err := range v.store.Source().Items(ctx) {
+func (d *demo) showLog(ctx context.Context) error {
+	for item, err := range d.world.service.Store().Source().Items(ctx) {
 		if err != nil {
 			return err
 		}
@@ -301,7 +301,7 @@ func (v *service) showLog(ctx context.Context, d *demo) error {
 
 // audits runs what an auditor runs, who knows the log's key, and nothing else.
 func (d *demo) audits(ctx context.Context, what string) (code int) {
-	return demoPerson{d, ""}.runs(ctx, "", "audit", "verify", what, "--key", d.world.service.ledger.public)
+	return demoPerson{d, ""}.runs(ctx, "", "audit", "verify", what, "--key", d.world.service.LogKey())
 }
 
 func (d *demo) tamper(ctx context.Context) error {
@@ -319,7 +319,7 @@ func (d *demo) tamper(ctx context.Context) error {
 // credential: the agent's name.
 func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
 	var export bytes.Buffer
-	if err := verify.Export(ctx, &export, d.world.service.store.Source()); err != nil {
+	if err := verify.Export(ctx, &export, d.world.service.Store().Source()); err != nil {
 		return 0, err
 	}
 	const before, after = "agent/triage", "agent/triagE"
@@ -331,7 +331,7 @@ func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
 		d.say("In record %d, %q becomes %q:", i-1, before, after)
 		d.say("")
 		lines[i] = bytes.Replace(line, []byte(before), []byte(after), 1)
-		return int64(i - 1), writeWhole(path, bytes.Join(lines, nil))
+		return int64(i - 1), os.WriteFile(path, bytes.Join(lines, nil), 0o600)
 	}
 	return 0, errors.New("the log has no issued lease")
 }

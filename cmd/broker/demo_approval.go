@@ -97,7 +97,7 @@ type demoPerson struct {
 // there only whom to trust.
 func (p demoPerson) getenv(name string) string {
 	return map[string]string{
-		"XDG_CONFIG_HOME": p.home, "BROKER_URL": p.world.settings.externalURL.String(), "BROKER_ID": "spiffe://" + devDomain + "/broker",
+		"XDG_CONFIG_HOME": p.home, "BROKER_URL": p.world.settings.ExternalURL.String(), "BROKER_ID": "spiffe://" + devDomain + "/broker",
 		"SPIFFE_ENDPOINT_SOCKET": "unix://" + p.world.socket("agent"),
 	}[name]
 }

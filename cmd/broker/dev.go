@@ -21,7 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/attest/localca"
-	"accessbroker.internal/server"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/internal/service"
 )
 
 //go:embed dev
@@ -44,8 +45,8 @@ type devWorld struct {
 	devAddresses
 	dir      string
 	ca       *localca.CA
-	settings *settings
-	service  *service
+	settings *config.Config
+	service  *service.Service
 }
 
 // devAddresses are where a world listens: the broker for callers, its pages for
@@ -125,31 +126,33 @@ func withDevWorld(ctx context.Context, dir string, at devAddresses, a *app, leve
 	if err := w.serveLogin(identities, agents); err != nil {
 		return err
 	}
-	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
+	if w.settings, err = config.Load(filepath.Join(w.dir, "broker.yaml"), nil); err != nil {
+		return err
+	}
+	if w.settings.UIURL, err = url.Parse(w.pagesURL()); err != nil {
+		return err
+	}
+	ready := make(chan struct{})
+	w.service, err = service.New(ctx, service.Options{
+		Config: w.settings, Log: newLogger(a.err, w.settings.LogFormat, level),
+		Listeners: []config.Listener{{Address: w.pages, Plain: true, Serve: []string{"ui"}}},
+		Ready:     func([]net.Listener) { close(ready) },
+	})
 	if err != nil {
 		return err
 	}
-	noEnv := func(string) string { return "" }
-	if w.settings, err = d.understand(noEnv); err != nil {
-		return err
-	}
-	if w.settings.uiURL, err = url.Parse(w.pagesURL()); err != nil {
-		return err
-	}
-	if w.service, err = assemble(ctx, w.settings, noEnv, newLogger(a.err, w.settings.logFormat, level)); err != nil {
-		return err
-	}
-	w.service.beside = []listenerSettings{{address: w.pages, plain: true, audiences: []server.Audience{server.UI}}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return w.service.Run(ctx) })
 	group.Go(func() error {
-		return w.service.Run(ctx, func([]net.Listener) {
-			group.Go(func() error {
-				defer cancel()
-				return f(ctx, w)
-			})
-		})
+		select {
+		case <-ready:
+			defer cancel()
+			return f(ctx, w)
+		case <-ctx.Done():
+			return nil
+		}
 	})
 	return group.Wait()
 }
@@ -277,12 +280,12 @@ func foundIn(arg0 string) string {
 // welcome says what there is and what to try.
 func (w *devWorld) welcome(a *app) {
 	say := func(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
-	url := w.settings.externalURL.String()
+	url := w.settings.ExternalURL.String()
 	say("A broker for trying out, on loopback only. Not for production.\n")
 	say("  pages      %s/ui/   log in as Ana, Ben or Dan: no password", w.pagesURL())
 	say("  broker     %s", url)
 	say("  folder     %s", w.dir)
-	say("  policies   %s\n", w.settings.policies)
+	say("  policies   %s\n", w.settings.Policies)
 	say("In the browser, be both sides. As Ben, ask for tickets-api with tickets:close")
 	say("under Entitlements. Then log out, or open a private window, and be Ana: Ben's")
 	say("request waits in her inbox. Dan sees everything, has the kill switch under Leases,")
@@ -303,7 +306,7 @@ func (w *devWorld) welcome(a *app) {
 	say("  broker login")
 	say("  broker approve req_…\n")
 	say("As the operator, by the admin socket: the kill switch, and back\n")
-	say("  export BROKER_ADMIN_SOCKET=%s", w.settings.adminSocket)
+	say("  export BROKER_ADMIN_SOCKET=%s", w.settings.AdminSocket)
 	say("  broker kill --under spiffe://%s/agent --why \"trying it out\"", devDomain)
 	say("  broker blocks lift --under spiffe://%s/agent --why \"it was nothing\"", devDomain)
 	say("  broker reload\n")

@@ -21,7 +21,7 @@ import (
 // active leases like it.
 func (w *devWorld) makeStuck(t *testing.T, lease string) {
 	t.Helper()
-	v, err := w.assemble(t, io.Discard)
+	v, err := w.open(t, io.Discard, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func (w *devWorld) makeStuck(t *testing.T, lease string) {
 		t.Fatal(err)
 	}
 	now, at := time.Now(), sha256.Sum256([]byte("https://vault.test:8200\n"))
-	err = v.store.Update(t.Context(), []broker.Key{id}, func(tx broker.Tx) error {
+	err = v.Store().Update(t.Context(), []broker.Key{id}, func(tx broker.Tx) error {
 		row, err := tx.Get(id)
 		if err != nil {
 			return err
@@ -50,7 +50,7 @@ func (w *devWorld) makeStuck(t *testing.T, lease string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := v.close(); err != nil {
+	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -115,7 +115,7 @@ func TestStuckLeaseIsAbandoned(t *testing.T) {
 	shows(command(exitOK, "leases", "--holder", "*"), "abandoned")
 	stop()
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"audit", "verify", w.settings.store}, terminal{out: &out, err: &out, getenv: func(string) string { return "" }}); code != exitOK {
+	if code := run(t.Context(), []string{"audit", "verify", w.settings.Store}, terminal{out: &out, err: &out, getenv: func(string) string { return "" }}); code != exitOK {
 		t.Errorf("broker audit verify ended with %d: %s", code, &out)
 	}
 }

@@ -12,36 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/config"
 	"accessbroker.internal/policy"
 )
-
-// load reads the operator's file and returns its settings.
-func (a *app) load(path string) (*settings, error) {
-	d, err := readConfig(path)
-	if err != nil {
-		return nil, err
-	}
-	return d.understand(a.getenv)
-}
-
-// engine loads the policies of the settings.
-func (s *settings) engine() (*policy.Engine, error) {
-	info, err := os.Stat(s.policies)
-	if err != nil {
-		return nil, fmt.Errorf("reading the policies: %w", err)
-	}
-	if !info.IsDir() {
-		return nil, fmt.Errorf("%s is not a folder of policies", s.policies)
-	}
-	engine, err := policy.Load(policy.Inputs{
-		FS: os.DirFS(s.policies), Catalogue: s.catalogue, Labels: s.marks,
-		HomeDomain: s.trustDomain, TrustDomains: s.trustDomains, Providers: s.providers(), Channels: s.channels(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("policies in %s do not load:\n%w", s.policies, err)
-	}
-	return engine, nil
-}
 
 func (a *app) policyCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -55,7 +28,7 @@ func (a *app) policyCommand() *cobra.Command {
 }
 
 func (a *app) policyTestCommand() *cobra.Command {
-	var config string
+	var file string
 	c := &cobra.Command{
 		Use:   "test [DIR]",
 		Short: "Run the scenarios (*_test.yaml) of a policy folder",
@@ -71,20 +44,20 @@ A folder without scenarios fails the test.`,
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.load(config)
+			s, err := config.Load(file, a.getenv)
 			if err != nil {
 				return err
 			}
 			if len(args) == 1 {
-				s.policies = args[0]
+				s.Policies = args[0]
 			}
-			engine, err := s.engine()
+			engine, err := s.Engine()
 			if err != nil {
 				return err
 			}
-			report, err := policy.Test(c.Context(), engine, os.DirFS(s.policies))
+			report, err := policy.Test(c.Context(), engine, os.DirFS(s.Policies))
 			if err != nil {
-				return fmt.Errorf("testing %s: %w", s.policies, err)
+				return fmt.Errorf("testing %s: %w", s.Policies, err)
 			}
 			if err := a.print(report, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSpace(report.String())) }); err != nil {
 				return err
@@ -95,12 +68,12 @@ A folder without scenarios fails the test.`,
 			return nil
 		},
 	}
-	configFlag(c, &config)
+	configFlag(c, &file)
 	return c
 }
 
 func (a *app) policyExplainCommand() *cobra.Command {
-	var config, who, ip string
+	var file, who, ip string
 	var f askFlags
 	c := &cobra.Command{
 		Use:   "explain ENTITLEMENT --as IDENTITY",
@@ -112,15 +85,15 @@ func (a *app) policyExplainCommand() *cobra.Command {
 			if who == "" {
 				return usage("explain needs the requester: --as spiffe://… or --as login/ana")
 			}
-			s, err := a.load(config)
+			s, err := config.Load(file, a.getenv)
 			if err != nil {
 				return err
 			}
-			engine, err := s.engine()
+			engine, err := s.Engine()
 			if err != nil {
 				return err
 			}
-			q, err := s.query(engine, args[0], who, ip, f)
+			q, err := requestQuery(s, engine, args[0], who, ip, f)
 			if err != nil {
 				return err
 			}
@@ -129,17 +102,17 @@ func (a *app) policyExplainCommand() *cobra.Command {
 		},
 	}
 	f.addPolicyInputs(c)
-	configFlag(c, &config)
+	configFlag(c, &file)
 	c.Flags().StringVar(&who, "as", "", "the requester: a SPIFFE ID, or a person such as login/ana")
 	c.Flags().StringVar(&ip, "from", "", "the requester's IP address")
 	return c
 }
 
-// query returns the policy query of a request with these flags.
-func (s *settings) query(engine *policy.Engine, name, who, ip string, f askFlags) (broker.Query, error) {
-	e := s.catalogue[name]
+// requestQuery returns the policy query of a request with these flags.
+func requestQuery(s *config.Config, engine *policy.Engine, name, who, ip string, f askFlags) (broker.Query, error) {
+	e := s.Catalogue[name]
 	if e == nil {
-		return broker.Query{}, fmt.Errorf("there is no entitlement %q in %s", name, s.path)
+		return broker.Query{}, fmt.Errorf("there is no entitlement %q in %s", name, s.Path)
 	}
 	principal, err := engine.ParsePrincipal(who)
 	if err != nil {

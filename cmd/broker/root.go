@@ -18,7 +18,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
-	svc "accessbroker.internal/internal/service"
+	"accessbroker.internal/internal/service"
 )
 
 // A terminal is the environment of a command.
@@ -157,7 +157,7 @@ prove their identity with SPIFFE and state a reason, and policy decides. A log
 that anyone can verify records everything that is issued.
 
 ` + exitHelp,
-		Version:       svc.ReadBuild().Version,
+		Version:       service.ReadBuild().Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

@@ -6,15 +6,11 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,7 +21,8 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers/vault"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/internal/service"
 	"accessbroker.internal/store"
 )
 
@@ -55,13 +52,13 @@ func sampleWorld(t *testing.T) *devWorld {
 // or stop is called.
 func (w *devWorld) start(t *testing.T, out io.Writer) (listeners []net.Listener, stop func()) {
 	t.Helper()
-	v, err := w.assemble(t, out)
+	ready, done := make(chan []net.Listener, 1), make(chan error, 1)
+	v, err := w.open(t, out, func(l []net.Listener) { ready <- l })
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan []net.Listener, 1), make(chan error, 1)
-	go func() { done <- v.Run(ctx, func(l []net.Listener) { ready <- l }) }()
+	go func() { done <- v.Run(ctx) }()
 	stopped := false
 	stop = func() {
 		if cancel(); !stopped {
@@ -80,17 +77,13 @@ func (w *devWorld) start(t *testing.T, out io.Writer) (listeners []net.Listener,
 	return listeners, stop
 }
 
-func (w *devWorld) assemble(t *testing.T, out io.Writer) (*service, error) {
+func (w *devWorld) open(t *testing.T, out io.Writer, ready func([]net.Listener)) (*service.Service, error) {
 	t.Helper()
-	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
-	if err != nil {
+	var err error
+	if w.settings, err = config.Load(filepath.Join(w.dir, "broker.yaml"), nil); err != nil {
 		t.Fatal(err)
 	}
-	noEnv := func(string) string { return "" }
-	if w.settings, err = d.understand(noEnv); err != nil {
-		t.Fatal(err)
-	}
-	return assemble(t.Context(), w.settings, noEnv, slog.New(slog.NewTextHandler(out, nil)))
+	return service.New(t.Context(), service.Options{Config: w.settings, Log: slog.New(slog.NewTextHandler(out, nil)), Ready: ready})
 }
 
 // edit replaces a text in the operator's file.
@@ -231,7 +224,7 @@ func TestStartRefusesAForeignIdentity(t *testing.T) {
 	w.edit(t, "trust_domain: acme.test", "trust_domain: other.test")
 	w.edit(t, "    - {under: spiffe://acme.test/agent", "    - {under: spiffe://other.test/agent")
 	w.identities(t)
-	if _, err := w.assemble(t, io.Discard); err == nil || !strings.Contains(err.Error(), "but trust_domain is other.test") {
+	if _, err := w.open(t, io.Discard, nil); err == nil || !strings.Contains(err.Error(), "but trust_domain is other.test") {
 		t.Errorf("it starts: %v", err)
 	}
 }
@@ -245,18 +238,15 @@ func TestStartWithoutAnIssuer(t *testing.T) {
 	other := "other: {token: {audience: https://other.acme.test}}"
 	w.edit(t, tickets, other)
 	w.edit(t, "issuer: tickets", "issuer: other")
-	_, err := w.assemble(t, io.Discard)
-	if err == nil || !strings.Contains(err.Error(), `issuer "tickets" has 1 leases of "tickets-api" that have not ended`) || !strings.Contains(err.Error(), "retired: true") {
+	_, err := w.open(t, io.Discard, nil)
+	if err == nil || !strings.Contains(err.Error(), `issuer "tickets" was removed, but 1 of its leases of "tickets-api" have not ended`) || !strings.Contains(err.Error(), "retired: true") {
 		t.Fatalf("without the issuer: %v", err)
 	}
 
 	retired := strings.TrimSuffix(tickets, "}") + ", retired: true}"
 	w.edit(t, other, retired+"\n  "+other)
 	w.edit(t, "issuer: other", "issuer: tickets")
-	d, err := readConfig(filepath.Join(w.dir, "broker.yaml"))
-	if err == nil {
-		_, err = d.understand(func(string) string { return "" })
-	}
+	_, err = config.Load(filepath.Join(w.dir, "broker.yaml"), nil)
 	if err == nil || !strings.Contains(err.Error(), `"tickets" is retired`) {
 		t.Errorf("an entitlement of the retired one: %v", err)
 	}
@@ -296,7 +286,7 @@ func TestStartWithAnotherIssuer(t *testing.T) {
 		"of this Vault itself": {"vault", "own", time.Hour, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, err := w.assemble(t, io.Discard)
+			v, err := w.open(t, io.Discard, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -309,62 +299,33 @@ func TestStartWithAnotherIssuer(t *testing.T) {
 				at := sha256.Sum256([]byte("https://vault.test:8200\n"))
 				l.Handle = fmt.Appendf(nil, `{"accessor":"a","made":"token","at":"%x"}`, at[:8])
 			}
-			put := func() {
-				if err := v.store.Update(t.Context(), nil, func(tx broker.Tx) error { tx.Put(l); return nil }); err != nil {
+			put := func(db *store.Store) {
+				if err := db.Update(t.Context(), nil, func(tx broker.Tx) error { tx.Put(l); return nil }); err != nil {
 					t.Fatal(err)
 				}
 			}
-			put()
-			if err := v.close(); err != nil {
+			put(v.Store())
+			if err := v.Close(); err != nil {
 				t.Fatal(err)
 			}
-			again, err := w.assemble(t, io.Discard)
+			v, err = w.open(t, io.Discard, nil)
 			if got := err != nil; got != c.want || got && (!strings.Contains(err.Error(), l.ID.String()) || !strings.Contains(err.Error(), "give the new one another name")) {
 				t.Errorf("it starts: %v", err)
 			}
 			if err == nil {
-				v = again
-			} else if v.store, err = store.Open(t.Context(), store.Config{URL: w.settings.store}); err != nil {
+				if err := v.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			db, err := store.Open(t.Context(), store.Config{URL: w.settings.Store})
+			if err != nil {
 				t.Fatal(err)
 			}
 			l.Status = broker.LeaseRevoked
-			put()
-			if err := v.close(); err != nil {
+			put(db)
+			if err := db.Close(); err != nil {
 				t.Fatal(err)
 			}
 		})
-	}
-}
-
-// An SVID that has not come yet makes a Vault unavailable for the moment, and
-// nothing worse.
-func TestVaultWithoutAnSVID(t *testing.T) {
-	w := sampleWorld(t)
-	v, err := w.assemble(t, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = v.close() })
-	server := httptest.NewUnstartedServer(http.NotFoundHandler())
-	server.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	server.StartTLS()
-	t.Cleanup(server.Close)
-	ca := filepath.Join(w.dir, "vault.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, s := range map[string]*vaultSettings{
-		"jwt":  {address: server.URL, caFile: ca, tokenRole: "leases", jwt: &vaultLoginFile{Mount: "jwt", Role: "broker", Audience: "vault"}},
-		"cert": {address: server.URL, caFile: ca, tokenRole: "leases", cert: &vaultLoginFile{Mount: "cert", Role: "broker"}},
-	} {
-		issuer, err := v.makeVault("vault", s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o := broker.Order{Lease: broker.Lease{Expires: time.Now().Add(time.Hour)}, Entitlement: &broker.Entitlement{Spec: &vault.Spec{}}}
-		if _, err := issuer.Prepare(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }

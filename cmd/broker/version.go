@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	svc "accessbroker.internal/internal/service"
+	"accessbroker.internal/internal/service"
 )
 
 func (a *app) versionCommand() *cobra.Command {
@@ -16,7 +16,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Example: `  broker version -o json`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(*cobra.Command, []string) error {
-			b := svc.ReadBuild()
+			b := service.ReadBuild()
 			v := struct {
 				Version string `json:"version"`
 				Commit  string `json:"revision"`

@@ -1,18 +1,14 @@
-package main
+package config
 
 import (
-	"crypto/x509"
 	"maps"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"accessbroker.internal/attest"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/server"
 )
 
 // personFile is an OpenID provider, as the operator's file has it.
@@ -32,10 +28,11 @@ type sessionsFile struct {
 	Lasts duration `yaml:"lasts"`
 }
 
-// A providerSettings is an OpenID provider, checked.
-type providerSettings struct {
-	name, issuer, clientID, secretFile, groups, manager, caFile string
-	scopes                                                      []string
+// A Provider is an OpenID provider with which people log in.
+type Provider struct {
+	Name, Issuer, ClientID, SecretFile, CAFile string
+	GroupsClaim, ManagerClaim                  string
+	Scopes                                     []string // nil: the usual ones
 }
 
 // providerName has neither a dot nor a colon, so that no person is taken for
@@ -67,21 +64,21 @@ func (c *checker) people(list map[string]personFile) {
 		if f.Scopes != nil {
 			scopes = toStrings(f.Scopes)
 		}
-		c.s.people = append(c.s.people, providerSettings{
-			name: name, issuer: string(f.Issuer), clientID: f.ClientID, secretFile: c.file(f.ClientSecretFile),
-			groups: f.GroupsClaim, manager: f.ManagerClaim, caFile: c.file(f.CAFile), scopes: scopes,
+		c.cfg.Providers = append(c.cfg.Providers, Provider{
+			Name: name, Issuer: string(f.Issuer), ClientID: f.ClientID, SecretFile: c.file(f.ClientSecretFile),
+			GroupsClaim: f.GroupsClaim, ManagerClaim: f.ManagerClaim, CAFile: c.file(f.CAFile), Scopes: scopes,
 		})
 	}
 }
 
 // sessions checks how long sessions of people last.
 func (c *checker) sessions(f sessionsFile) {
-	c.s.sessionIdle, c.s.sessionLasts = time.Duration(f.Idle), time.Duration(f.Lasts)
+	c.cfg.SessionIdle, c.cfg.SessionLasts = time.Duration(f.Idle), time.Duration(f.Lasts)
 	const key = "server/sessions"
 	switch most := 30 * 24 * time.Hour; {
-	case f.Idle < 0 || f.Lasts < 0 || c.s.sessionLasts > most:
+	case f.Idle < 0 || f.Lasts < 0 || c.cfg.SessionLasts > most:
 		c.bad(key, "idle and lasts are positive, and lasts is at most %s", broker.Short(most))
-	case f.Idle > 0 && c.s.sessionIdle < time.Minute:
+	case f.Idle > 0 && c.cfg.SessionIdle < time.Minute:
 		c.bad(key+"/idle", "at least 1m: how long a session is unused is known no better")
 	}
 }
@@ -93,55 +90,17 @@ func (c *checker) ticket(text string) {
 	if text != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.Path == "" || u.User != nil || !holds) {
 		c.bad("server/ticket_url", "give an https URL that holds {ticket}, such as https://tracker.acme.test/browse/{ticket}")
 	}
-	c.s.ticketURL = text
+	c.cfg.TicketURL = text
 }
 
 func isLoopback(u *url.URL) bool {
 	return u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 }
 
-// openPeople makes the providers of the settings; nil: nobody can log in.
-func (s *settings) openPeople() (*attest.People, error) {
-	if len(s.people) == 0 {
-		return nil, nil
-	}
-	var configs []attest.ProviderConfig
-	for _, p := range s.people {
-		var roots *x509.CertPool
-		if p.caFile != "" {
-			var err error
-			if roots, err = readRoots(p.caFile); err != nil {
-				return nil, err
-			}
-		}
-		configs = append(configs, attest.ProviderConfig{
-			Name: p.name, Issuer: p.issuer, ClientID: p.clientID, Roots: roots,
-			Secret:      func() (string, error) { return readSecret(p.secretFile) },
-			RedirectURL: s.uiURL.String() + server.CallbackPath(s.providers(), p.name),
-			Scopes:      p.scopes, GroupsClaim: p.groups, ManagerClaim: p.manager,
-		})
-	}
-	return attest.NewPeople(configs...)
-}
-
-// passkeyWait is set by the linker, in tests that can't wait for a day. Whoever
-// verifies the log of such a program is told.
-var passkeyWait string
-
-// openPasskeys makes what enrols passkeys, for the host of the pages; nil: that
-// has no name, and passkeys need one.
-func (s *settings) openPasskeys() (*attest.Passkeys, error) {
-	host := s.uiURL.Hostname()
-	if _, err := netip.ParseAddr(host); err == nil || len(s.people) == 0 {
-		return nil, nil
-	}
-	return attest.NewPasskeys(host, s.uiURL.Scheme+"://"+s.uiURL.Host)
-}
-
-// providers names the OpenID providers.
-func (s *settings) providers() (names []string) {
-	for _, p := range s.people {
-		names = append(names, p.name)
+// ProviderNames returns the names of the OpenID providers.
+func (c *Config) ProviderNames() (names []string) {
+	for _, p := range c.Providers {
+		names = append(names, p.Name)
 	}
 	return names
 }

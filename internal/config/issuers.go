@@ -1,9 +1,7 @@
-package main
+package config
 
 import (
 	"cmp"
-	"context"
-	"crypto/tls"
 	"fmt"
 	"maps"
 	"net/url"
@@ -15,54 +13,58 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/aws"
-	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/issuers/vault"
 )
 
-// issuerSettings are those of one issuer: of one kind, or of one that is
-// retired.
-type issuerSettings struct {
-	token   *tokenSettings
-	vault   *vaultSettings
-	aws     *aws.Config // without keys and roots
-	awsCA   string      // file
-	retired bool
+// An Issuer is one issuer of the file: of exactly one kind.
+type Issuer struct {
+	Token     *TokenIssuer
+	Vault     *VaultIssuer
+	AWS       *aws.Config // without keys and roots
+	AWSCAFile string
+	Retired   bool
 }
 
-// kind says whether it is of any.
-func (s issuerSettings) kind() bool { return s.token != nil || s.vault != nil || s.aws != nil }
+// hasKind reports whether the file names the issuer's kind.
+func (s Issuer) hasKind() bool { return s.Token != nil || s.Vault != nil || s.AWS != nil }
 
-type tokenSettings struct {
-	audience        string
-	resourceServers []string
+// A TokenIssuer is the broker's own signer.
+type TokenIssuer struct {
+	Audience        string
+	ResourceServers []string // SPIFFE IDs that may introspect the tokens
 }
 
-type vaultSettings struct {
-	address, namespace, tokenRole, caFile string
-	jwt, cert                             *vaultLoginFile
-	tokenFile                             string
+// A VaultIssuer is a HashiCorp Vault or an OpenBao. It logs in by exactly one of
+// JWT, Cert and TokenFile, or not at all: by an agent that does it.
+type VaultIssuer struct {
+	Address, Namespace, TokenRole, CAFile string
+	JWT, Cert                             *VaultLogin
+	TokenFile                             string
 }
+
+// A VaultLogin is a role at an auth method.
+type VaultLogin struct{ Mount, Role, Audience string }
 
 func (c *checker) issuers() {
-	c.s.issuers = map[string]issuerSettings{}
+	c.cfg.Issuers = map[string]Issuer{}
 	if len(c.d.file.Issuers) == 0 {
 		c.bad("issuers", "name at least one, such as tickets: {token: {audience: https://tickets.acme.test}}")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.d.file.Issuers)) {
 		key, f := "issuers/"+name, c.d.file.Issuers[name]
 		c.name(key, name)
-		s := issuerSettings{retired: f.Retired}
+		s := Issuer{Retired: f.Retired}
 		switch {
 		case f.Token != nil && f.Vault == nil && f.AWS == nil:
-			s.token = c.tokenIssuer(key+"/token", f.Token)
+			s.Token = c.tokenIssuer(key+"/token", f.Token)
 		case f.Vault != nil && f.Token == nil && f.AWS == nil:
-			s.vault = c.vaultIssuer(key+"/vault", f.Vault)
+			s.Vault = c.vaultIssuer(key+"/vault", f.Vault)
 		case f.AWS != nil && f.Token == nil && f.Vault == nil:
-			s.aws, s.awsCA = c.awsIssuer(key+"/aws", f.AWS), c.file(f.AWS.CAFile)
+			s.AWS, s.AWSCAFile = c.awsIssuer(key+"/aws", f.AWS), c.file(f.AWS.CAFile)
 		default:
 			c.bad(key, "say what kind it is, and only one: token: {audience: URL}, vault: {address: URL, …} or aws: {region: NAME, …}")
 		}
-		c.s.issuers[name] = s
+		c.cfg.Issuers[name] = s
 	}
 	c.reserved()
 }
@@ -70,11 +72,11 @@ func (c *checker) issuers() {
 // reserved keeps the audiences of assertions out of reach: whoever could get a
 // token for one could assume roles without the broker.
 func (c *checker) reserved() {
-	for _, name := range slices.Sorted(maps.Keys(c.s.issuers)) {
-		for other, s := range c.s.issuers {
-			token := c.s.issuers[name].token
-			if token != nil && s.aws != nil && (token.audience == s.aws.Audience() || token.audience == aws.DefaultAudience) {
-				c.bad("issuers/"+name+"/token/audience", "%s is what AWS knows the broker itself by (issuer %s): a workload with such a token could assume roles", token.audience, other)
+	for _, name := range slices.Sorted(maps.Keys(c.cfg.Issuers)) {
+		for other, s := range c.cfg.Issuers {
+			token := c.cfg.Issuers[name].Token
+			if token != nil && s.AWS != nil && (token.Audience == s.AWS.Audience() || token.Audience == aws.DefaultAudience) {
+				c.bad("issuers/"+name+"/token/audience", "%s is what AWS knows the broker itself by (issuer %s): a workload with such a token could assume roles", token.Audience, other)
 			}
 		}
 	}
@@ -83,7 +85,7 @@ func (c *checker) reserved() {
 func (c *checker) awsIssuer(key string, f *awsFile) *aws.Config {
 	cfg := &aws.Config{Region: f.Region, Endpoint: string(f.Endpoint), Revoker: string(f.Revoker)}
 	if w := f.Auth.WebIdentity; w != nil {
-		cfg.WebIdentity = &aws.WebIdentity{Issuer: c.s.externalURL.String(), Audience: string(w.Audience), Algorithm: c.s.signing.Algorithm}
+		cfg.WebIdentity = &aws.WebIdentity{Issuer: c.cfg.ExternalURL.String(), Audience: string(w.Audience), Algorithm: c.cfg.Signing.Algorithm}
 	}
 	if r := f.Auth.AssumeRole; r != nil {
 		cfg.AssumeRole = &aws.AssumeRole{CredentialsFile: c.file(r.CredentialsFile), Profile: r.Profile}
@@ -92,13 +94,13 @@ func (c *checker) awsIssuer(key string, f *awsFile) *aws.Config {
 	return cfg
 }
 
-func (c *checker) tokenIssuer(key string, f *tokenFile) *tokenSettings {
+func (c *checker) tokenIssuer(key string, f *tokenFile) *TokenIssuer {
 	u, err := url.Parse(string(f.Audience))
 	if err != nil || !u.IsAbs() || u.Fragment != "" {
 		c.bad(key+"/audience", "give the absolute URI of the API that the tokens are for")
 	}
-	t := &tokenSettings{audience: string(f.Audience), resourceServers: toStrings(f.ResourceServers)}
-	for i, id := range t.resourceServers {
+	t := &TokenIssuer{Audience: string(f.Audience), ResourceServers: toStrings(f.ResourceServers)}
+	for i, id := range t.ResourceServers {
 		if !strings.HasPrefix(id, "spiffe://") {
 			c.bad(fmt.Sprintf("%s/resource_servers/%d", key, i), "give the SPIFFE ID of a server that may introspect these tokens")
 		}
@@ -110,7 +112,7 @@ func (c *checker) tokenIssuer(key string, f *tokenFile) *tokenSettings {
 // nothing that would lead elsewhere.
 var mountForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$`)
 
-func (c *checker) vaultIssuer(key string, f *vaultFile) *vaultSettings {
+func (c *checker) vaultIssuer(key string, f *vaultFile) *VaultIssuer {
 	u, err := url.Parse(string(f.Address))
 	loopback := err == nil && f.Auth.Agent && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 	if err != nil || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.Scheme != "https" && (u.Scheme != "http" || !loopback) {
@@ -119,21 +121,21 @@ func (c *checker) vaultIssuer(key string, f *vaultFile) *vaultSettings {
 	if !mountForm.MatchString(f.TokenRole) || strings.Contains(f.TokenRole, "/") {
 		c.bad(key+"/token_role", "name the token role by which the tokens of leases are made: see docs/vault.md")
 	}
-	s := &vaultSettings{
-		address: string(f.Address), namespace: f.Namespace, tokenRole: f.TokenRole, caFile: c.file(f.CAFile),
-		jwt: c.vaultLogin(key+"/auth/jwt", f.Auth.JWT, "jwt"), cert: c.vaultLogin(key+"/auth/cert", f.Auth.Cert, "cert"),
-		tokenFile: c.file(f.Auth.TokenFile),
+	s := &VaultIssuer{
+		Address: string(f.Address), Namespace: f.Namespace, TokenRole: f.TokenRole, CAFile: c.file(f.CAFile),
+		JWT: c.vaultLogin(key+"/auth/jwt", f.Auth.JWT, "jwt"), Cert: c.vaultLogin(key+"/auth/cert", f.Auth.Cert, "cert"),
+		TokenFile: c.file(f.Auth.TokenFile),
 	}
-	if s.jwt != nil {
-		s.jwt.Audience = plain(cmp.Or(string(s.jwt.Audience), s.address))
-	} else if s.cert != nil && s.cert.Audience != "" {
+	if s.JWT != nil {
+		s.JWT.Audience = cmp.Or(s.JWT.Audience, s.Address)
+	} else if s.Cert != nil && s.Cert.Audience != "" {
 		c.bad(key+"/auth/cert/audience", "only a JWT-SVID has an audience")
 	}
-	if (s.jwt != nil || s.cert != nil) && c.noWorkloadAPI() {
+	if (s.JWT != nil || s.Cert != nil) && c.noWorkloadAPI() {
 		c.bad(key+"/auth", "the broker's own SVID comes from attest.workload_api: name it, or give a token_file")
 	}
 	ways := 0
-	for _, given := range []bool{s.jwt != nil, s.cert != nil, s.tokenFile != "", f.Auth.Agent} {
+	for _, given := range []bool{s.JWT != nil, s.Cert != nil, s.TokenFile != "", f.Auth.Agent} {
 		if given {
 			ways++
 		}
@@ -144,11 +146,11 @@ func (c *checker) vaultIssuer(key string, f *vaultFile) *vaultSettings {
 	return s
 }
 
-func (c *checker) vaultLogin(key string, f *vaultLoginFile, mount string) *vaultLoginFile {
+func (c *checker) vaultLogin(key string, f *vaultLoginFile, mount string) *VaultLogin {
 	if f == nil {
 		return nil
 	}
-	login := &vaultLoginFile{Role: f.Role, Mount: cmp.Or(f.Mount, mount), Audience: f.Audience}
+	login := &VaultLogin{Role: f.Role, Mount: cmp.Or(f.Mount, mount), Audience: string(f.Audience)}
 	if login.Role == "" {
 		c.bad(key+"/role", "name the role that the Vault knows the broker by")
 	}
@@ -161,36 +163,36 @@ func (c *checker) vaultLogin(key string, f *vaultLoginFile, mount string) *vault
 // spec works out what the entitlement says to its issuer, and the digest of
 // all of that: if it changes, what was approved before is not what would be
 // given now.
-func (c *checker) spec(key string, issuer issuerSettings, f entitlementFile, e *broker.Entitlement) {
+func (c *checker) spec(key string, issuer Issuer, f entitlementFile, e *broker.Entitlement) {
 	effect := audit.NewObject().String("entitlement", e.Name).String("issuer", e.Issuer).String("binding", string(e.Binding))
-	if issuer.vault == nil && f.Vault != nil {
+	if issuer.Vault == nil && f.Vault != nil {
 		c.bad(key+"/vault", "its issuer, %q, is no Vault", e.Issuer)
 	}
-	if issuer.aws == nil && f.AWS != nil {
+	if issuer.AWS == nil && f.AWS != nil {
 		c.bad(key+"/aws", "its issuer, %q, is not AWS", e.Issuer)
 	}
-	if issuer.token == nil && e.Binding != broker.BindingNone {
+	if issuer.Token == nil && e.Binding != broker.BindingNone {
 		c.bad(key+"/binding", "only the broker's own tokens can be bound")
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Scopes.adds)) {
 		adds, at := f.Scopes.adds[name], key+"/scopes/"+name
-		if issuer.vault == nil && adds.Policies != nil {
+		if issuer.Vault == nil && adds.Policies != nil {
 			c.bad(at+"/policies", "its issuer, %q, is no Vault", e.Issuer)
 		}
-		if issuer.aws == nil && (adds.Actions != nil || adds.Resources != nil) {
+		if issuer.AWS == nil && (adds.Actions != nil || adds.Resources != nil) {
 			c.bad(at+"/actions", "its issuer, %q, is not AWS", e.Issuer)
 		}
 	}
 	switch {
-	case issuer.token != nil:
-		e.Audience, e.Introspectors = issuer.token.audience, issuer.token.resourceServers
+	case issuer.Token != nil:
+		e.Audience, e.Introspectors = issuer.Token.Audience, issuer.Token.ResourceServers
 		effect.String("kind", "token").String("audience", e.Audience)
-	case issuer.vault != nil:
+	case issuer.Vault != nil:
 		spec := c.vaultSpec(key, f, e)
 		e.Spec, e.Revocation, e.MinTTL = spec, spec.Revocation(), spec.MinTTL()
 		effect.String("kind", "vault").Hex("spec", spec.Digest())
-	case issuer.aws != nil:
-		spec := c.awsSpec(key, issuer.aws, f, e)
+	case issuer.AWS != nil:
+		spec := c.awsSpec(key, issuer.AWS, f, e)
 		e.Spec, e.MinTTL, e.Shares = spec, aws.MinTTL, spec.Shares()
 		effect.String("kind", "aws").Hex("spec", spec.Digest())
 	}
@@ -279,74 +281,4 @@ func (c *checker) awsSpec(key string, cfg *aws.Config, f entitlementFile, e *bro
 		}
 	}
 	return cfg.Compile(role, e, func(at, format string, args ...any) { c.bad(key+"/"+at, format, args...) })
-}
-
-// makeIssuers makes every issuer that the settings name, the retired ones too:
-// what they made has to be ended.
-func (v *service) makeIssuers(ctx context.Context) (map[string]broker.Issuer, error) {
-	list := map[string]broker.Issuer{}
-	for name, s := range v.settings.issuers {
-		switch {
-		case s.token != nil:
-			list[name] = token.New(v.settings.externalURL.String(), s.token.audience, v.keys)
-		case s.vault != nil:
-			issuer, err := v.makeVault(name, s.vault)
-			if err != nil {
-				return nil, fmt.Errorf("issuer %s: %w", name, err)
-			}
-			list[name] = issuer
-			v.loops = append(v.loops, issuer.Run)
-		case s.aws != nil:
-			cfg := *s.aws
-			if cfg.WebIdentity != nil {
-				web := *cfg.WebIdentity
-				web.Keys = v.keys
-				cfg.WebIdentity = &web
-			}
-			var err error
-			if s.awsCA != "" {
-				cfg.Roots, err = readRoots(s.awsCA)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("issuer %s: %w", name, err)
-			}
-			issuer, err := aws.New(ctx, cfg)
-			if err != nil {
-				return nil, fmt.Errorf("issuer %s: %w", name, err)
-			}
-			list[name] = issuer
-		}
-	}
-	return list, nil
-}
-
-func (v *service) makeVault(name string, s *vaultSettings) (*vault.Issuer, error) {
-	cfg := vault.Config{
-		Name: name, Address: s.address, Namespace: s.namespace, TokenRole: s.tokenRole, Log: v.log,
-		TLS: &tls.Config{MinVersion: tls.VersionTLS12},
-	}
-	if s.tokenFile != "" {
-		cfg.Login.Token = func() (string, error) { return readToken(s.tokenFile) }
-	}
-	if s.caFile != "" {
-		roots, err := readRoots(s.caFile)
-		if err != nil {
-			return nil, err
-		}
-		cfg.TLS.RootCAs = roots
-	}
-	if s.jwt != nil {
-		cfg.Login.JWT = &vault.JWTLogin{Mount: s.jwt.Mount, Role: s.jwt.Role, Audience: string(s.jwt.Audience), SVID: v.ownJWTSVID}
-	}
-	if s.cert != nil {
-		cfg.Login.Cert = &vault.CertLogin{Mount: s.cert.Mount, Role: s.cert.Role}
-		cfg.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return v.trust.GetCertificate(nil) }
-	}
-	return vault.New(cfg)
-}
-
-// ownJWTSVID gets the broker's own JWT-SVID.
-func (v *service) ownJWTSVID(ctx context.Context, audience string) (string, error) {
-	token, _, err := v.trust.FetchJWTSVID(ctx, audience)
-	return token, err
 }

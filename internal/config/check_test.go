@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"errors"
@@ -63,7 +63,7 @@ func TestCheckSaysAllAndNoMore(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			if _, _, err := (&app{terminal: terminal{getenv: func(string) string { return "" }}}).checkAll(d); err != nil {
+			if _, _, err := d.checkAll(nil); err != nil {
 				got = strings.Split(strings.ReplaceAll(strings.ReplaceAll(err.Error(), dir+"/broker", "broker"), dir, "DIR"), "\n")
 			}
 			for i, line := range got {

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"os"
@@ -43,22 +43,22 @@ func TestChannels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := s.channels()
+	names := s.Channels()
 	slices.Sort(names)
 	if !slices.Equal(names, []string{"mail:dba", "slack:dba", "slack:ops", "webhook:audit"}) {
 		t.Errorf("channels %v", names)
 	}
-	if people := s.notifiers[broker.PeopleChannel]; people == nil || people != s.notifiers["mail:dba"] {
+	if people := s.Notifiers[broker.PeopleChannel]; people == nil || people != s.Notifiers["mail:dba"] {
 		t.Errorf("people are told by %v", people)
 	}
-	if s, err = understand(channelsDir(t), goodConfig+goodChannels); err != nil || s.notifiers[broker.PeopleChannel] != nil {
+	if s, err = understand(channelsDir(t), goodConfig+goodChannels); err != nil || s.Notifiers[broker.PeopleChannel] != nil {
 		t.Errorf("people are told by what nobody named: %v", err)
 	}
-	if s, err = understand(channelsDir(t), goodConfig); err != nil || s.channels() != nil {
-		t.Errorf("channels that nobody named: %v, %v", s.channels(), err)
+	if s, err = understand(channelsDir(t), goodConfig); err != nil || s.Channels() != nil {
+		t.Errorf("channels that nobody named: %v, %v", s.Channels(), err)
 	}
-	if s, err = understand(channelsDir(t), goodConfig+"notify: {}\n"); err != nil || s.channels() == nil {
-		t.Errorf("an operator who says that there is no channel is not believed: %v, %v", s.channels(), err)
+	if s, err = understand(channelsDir(t), goodConfig+"notify: {}\n"); err != nil || s.Channels() == nil {
+		t.Errorf("an operator who says that there is no channel is not believed: %v, %v", s.Channels(), err)
 	}
 }
 

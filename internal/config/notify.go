@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"cmp"
@@ -59,8 +59,8 @@ func (c *checker) notify() {
 		return
 	}
 	texts := c.templates("notify/templates", f.Templates)
-	pages := c.s.uiURL.String()
-	c.s.notifiers = map[string]broker.Notifier{}
+	pages := c.cfg.UIURL.String()
+	c.cfg.Notifiers = map[string]broker.Notifier{}
 	for _, name := range slices.Sorted(maps.Keys(f.Slack)) {
 		at, s := "notify/slack/"+name, f.Slack[name]
 		made, err := notify.NewSlack(notify.SlackConfig{
@@ -97,7 +97,7 @@ func (c *checker) notify() {
 			c.bad("notify/people", "%q is no mail channel: name one, as in mail:NAME", people)
 			return
 		}
-		c.s.notifiers[broker.PeopleChannel] = c.s.notifiers[people]
+		c.cfg.Notifiers[broker.PeopleChannel] = c.cfg.Notifiers[people]
 	}
 }
 
@@ -107,7 +107,7 @@ func (c *checker) channel(key, name string, made broker.Notifier, err error) {
 	if err != nil {
 		c.bad(key, "%v", err)
 	}
-	c.s.notifiers[name] = made
+	c.cfg.Notifiers[name] = made
 }
 
 // templates reads those of the operator; an empty folder means the built-in ones.
@@ -133,11 +133,12 @@ func (c *checker) templates(key, folder string) *notify.Templates {
 	return made
 }
 
-// channels names what groups may be told by; nil: nothing was said of it.
-func (s *settings) channels() []string {
-	if s.notifiers == nil {
+// Channels returns the names of the channels by which groups can be notified, nil
+// without a notify section.
+func (s *Config) Channels() []string {
+	if s.Notifiers == nil {
 		return nil
 	}
-	names := slices.AppendSeq([]string{}, maps.Keys(s.notifiers))
+	names := slices.AppendSeq([]string{}, maps.Keys(s.Notifiers))
 	return slices.DeleteFunc(names, func(name string) bool { return name == broker.PeopleChannel })
 }

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"cmp"
@@ -16,47 +16,60 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/token"
-	"accessbroker.internal/server"
 )
 
-// settings are an operator's file that was understood.
-type settings struct {
-	path         string
-	externalURL  *url.URL
-	uiURL        *url.URL // of the pages
-	listeners    []listenerSettings
-	metrics      string
-	adminSocket  string
-	sealKeys     [][]byte
-	signing      signingFile
-	admission    admissionFile
-	checkpoint   string
-	logFormat    string
-	logLevel     slog.Level
-	trustDomain  string
-	trustDomains []string
-	audiences    []string
-	workloadAPI  string
-	bundles      map[string]string
-	store        string
-	policies     string
-	issuers      map[string]issuerSettings
-	catalogue    broker.Catalogue
-	marks        []broker.Mark
-	people       []providerSettings
-	sessionIdle  time.Duration
-	sessionLasts time.Duration
-	ticketURL    string                     // of tickets, "https://tracker.acme.test/{ticket}"
-	notifiers    map[string]broker.Notifier // by channel; nil: nobody is told
+// A Config is an operator's file that was read and found to be right. Relative
+// paths in it are relative to the file's folder; those here are not.
+type Config struct {
+	Path           string
+	ExternalURL    *url.URL
+	UIURL          *url.URL // of the pages
+	Listeners      []Listener
+	Metrics        string // address, or "" for none
+	AdminSocket    string // path, or "" for none
+	SealKeys       [][]byte
+	Signing        Signing
+	Admission      Admission
+	CheckpointFile string
+	LogFormat      string // "json" or "text"
+	LogLevel       slog.Level
+	TrustDomain    string
+	TrustDomains   []string
+	Audiences      []string
+	WorkloadAPI    string
+	Bundles        map[string]string // files, by trust domain
+	Store          string            // a URL
+	Policies       string            // folder
+	Issuers        map[string]Issuer
+	Catalogue      broker.Catalogue
+	Marks          []broker.Mark
+	Providers      []Provider
+	SessionIdle    time.Duration
+	SessionLasts   time.Duration
+	TicketURL      string                     // such as "https://tracker.acme.test/{ticket}"
+	Notifiers      map[string]broker.Notifier // by channel; nil: the file has no notify section
 }
 
-type listenerSettings struct {
-	address     string
-	plain       bool // without TLS; never by the operator's file
-	svid        bool
-	cert, key   string
-	clientCerts string // off, optional, required
-	audiences   []server.Audience
+// A Listener is one address and what it serves.
+type Listener struct {
+	Address     string
+	Plain       bool // without TLS; the operator's file cannot ask for it
+	SVID        bool
+	Cert, Key   string
+	ClientCerts string   // off, optional or required
+	Serve       []string // of api, oauth, log and ui
+}
+
+// Signing is how the broker signs its tokens.
+type Signing struct {
+	Algorithm                 string
+	RotateEvery, PublishAhead time.Duration
+}
+
+// Admission limits each identity's calls. Zero means the default.
+type Admission struct {
+	PerSecond float64
+	Pending   int
 }
 
 // Defaults of what the file leaves open.
@@ -86,29 +99,29 @@ func (c *checker) server() {
 		u = &url.URL{Scheme: "https", Host: "broker.invalid"} // so that nothing follows from it
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
-	c.s.externalURL, c.s.uiURL, c.s.metrics, c.s.adminSocket = u, u, f.Metrics, c.file(f.AdminSocket)
+	c.cfg.ExternalURL, c.cfg.UIURL, c.cfg.Metrics, c.cfg.AdminSocket = u, u, f.Metrics, c.file(f.AdminSocket)
 	if f.Metrics != "" {
 		c.address("server/metrics", f.Metrics)
 	}
-	if c.s.logFormat = cmp.Or(f.Log.Format, "json"); !slices.Contains([]string{"json", "text"}, c.s.logFormat) {
+	if c.cfg.LogFormat = cmp.Or(f.Log.Format, "json"); !slices.Contains([]string{"json", "text"}, c.cfg.LogFormat) {
 		c.bad("server/log/format", "choose json or text")
 	}
-	if err := c.s.logLevel.UnmarshalText([]byte(cmp.Or(f.Log.Level, "info"))); err != nil {
+	if err := c.cfg.LogLevel.UnmarshalText([]byte(cmp.Or(f.Log.Level, "info"))); err != nil {
 		c.bad("server/log/level", "choose debug, info, warn or error")
 	}
-	c.s.admission = f.Admission
+	c.cfg.Admission = Admission(f.Admission)
 	if f.Admission.PerSecond < 0 || f.Admission.Pending < 0 {
 		c.bad("server/admission", "limits are positive; leave them out for 50 calls a second and 20 at once")
 	}
-	c.s.signing = signingFile{
+	c.cfg.Signing = Signing{
 		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
-		RotateEvery:  cmp.Or(f.Signing.RotateEvery, duration(defaultRotateEvery)),
-		PublishAhead: cmp.Or(f.Signing.PublishAhead, duration(defaultPublishAhead)),
+		RotateEvery:  cmp.Or(time.Duration(f.Signing.RotateEvery), defaultRotateEvery),
+		PublishAhead: cmp.Or(time.Duration(f.Signing.PublishAhead), defaultPublishAhead),
 	}
-	if time.Duration(c.s.signing.PublishAhead) < minPublishAhead {
+	if c.cfg.Signing.PublishAhead < minPublishAhead {
 		c.bad("server/signing/publish_ahead", "at least %s: whoever verifies tokens may keep the old keys for five minutes", broker.Short(minPublishAhead))
 	}
-	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.s.signing.Algorithm) {
+	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.cfg.Signing.Algorithm) {
 		c.bad("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
 	}
 }
@@ -141,12 +154,15 @@ func (c *checker) listeners() {
 		if strings.Contains(key, "%d") {
 			at = fmt.Sprintf(key, i)
 		}
-		c.s.listeners = append(c.s.listeners, c.listener(at, l))
+		c.cfg.Listeners = append(c.cfg.Listeners, c.listener(at, l))
 	}
 }
 
-func (c *checker) listener(key string, l listenerFile) listenerSettings {
-	out := listenerSettings{address: l.Listen, clientCerts: cmp.Or(l.ClientCerts, "optional")}
+// services are the parts of the server that a listener can serve.
+var services = []string{"api", "oauth", "log", "ui"}
+
+func (c *checker) listener(key string, l listenerFile) Listener {
+	out := Listener{Address: l.Listen, ClientCerts: cmp.Or(l.ClientCerts, "optional")}
 	c.address(key+"/listen", l.Listen)
 	switch t := l.TLS; {
 	case t == nil || !t.SVID && t.Cert == "" && t.Key == "":
@@ -156,24 +172,21 @@ func (c *checker) listener(key string, l listenerFile) listenerSettings {
 	case !t.SVID && (t.Cert == "" || t.Key == ""):
 		c.bad(key+"/tls", "cert and key go together")
 	default:
-		out.svid, out.cert, out.key = t.SVID, c.file(t.Cert), c.file(t.Key)
+		out.SVID, out.Cert, out.Key = t.SVID, c.file(t.Cert), c.file(t.Key)
 	}
-	if out.svid && c.noWorkloadAPI() {
+	if out.SVID && c.noWorkloadAPI() {
 		c.bad(key+"/tls/svid", "the broker's own SVID comes from attest.workload_api: name it, or give cert and key")
 	}
-	if !slices.Contains([]string{"off", "optional", "required"}, out.clientCerts) {
+	if !slices.Contains([]string{"off", "optional", "required"}, out.ClientCerts) {
 		c.bad(key+"/client_certs", "choose off, optional or required")
 	}
 	for i, name := range l.Serve {
-		switch a := server.Audience(name); a {
-		case server.API, server.OAuth, server.Log, server.UI:
-			out.audiences = append(out.audiences, a)
-		default:
-			c.bad(fmt.Sprintf("%s/serve/%d", key, i), "%q is not something to serve: choose of api, oauth, log, ui", name)
+		if !slices.Contains(services, name) {
+			c.bad(fmt.Sprintf("%s/serve/%d", key, i), "%q is not something to serve: choose of %s", name, strings.Join(services, ", "))
 		}
 	}
-	if len(l.Serve) == 0 {
-		out.audiences = []server.Audience{server.API, server.OAuth, server.Log, server.UI}
+	if out.Serve = l.Serve; len(l.Serve) == 0 {
+		out.Serve = services
 	}
 	return out
 }
@@ -189,16 +202,16 @@ func (c *checker) secrets() {
 			c.bad(at, "%v", err)
 			continue
 		}
-		c.s.sealKeys = append(c.s.sealKeys, key)
+		c.cfg.SealKeys = append(c.cfg.SealKeys, key)
 	}
 	if text := c.env(sealKeyVar); text != "" {
 		key, err := broker.ParseSealKey(text)
 		if err != nil {
 			c.errs = append(c.errs, fmt.Errorf("%s: %w", sealKeyVar, err))
 		}
-		c.s.sealKeys = append(c.s.sealKeys, key)
+		c.cfg.SealKeys = append(c.cfg.SealKeys, key)
 	}
-	if len(c.s.sealKeys) == 0 && len(c.d.file.Server.SealKeys) == 0 {
+	if len(c.cfg.SealKeys) == 0 && len(c.d.file.Server.SealKeys) == 0 {
 		c.bad("server/seal_keys", "the broker seals its signing keys: give [{file: FILE}] with 32 random bytes in base64 (head -c 32 /dev/urandom | base64), or %s", sealKeyVar)
 	}
 }
@@ -228,26 +241,26 @@ func (c *checker) attest() {
 	c.people(f.People)
 	c.sessions(c.d.file.Server.Sessions)
 	c.ticket(string(c.d.file.Server.TicketURL))
-	if c.s.audiences = toStrings(f.Audiences); len(c.s.audiences) == 0 {
-		c.s.audiences = []string{c.s.externalURL.String()}
+	if c.cfg.Audiences = toStrings(f.Audiences); len(c.cfg.Audiences) == 0 {
+		c.cfg.Audiences = []string{c.cfg.ExternalURL.String()}
 	}
 	if c.d.isLost("attest/trust_domain") || c.d.isLost("attest/trust_domains") {
 		return
 	}
-	c.s.trustDomain = f.TrustDomain
-	c.s.trustDomains = f.TrustDomains
+	c.cfg.TrustDomain = f.TrustDomain
+	c.cfg.TrustDomains = f.TrustDomains
 	if !trustDomainForm.MatchString(f.TrustDomain) {
 		c.bad("attest/trust_domain", "give the broker's own trust domain, such as acme.test")
 	}
 	if len(f.TrustDomains) == 0 {
-		c.s.trustDomains = []string{f.TrustDomain}
+		c.cfg.TrustDomains = []string{f.TrustDomain}
 	}
 	for i, td := range f.TrustDomains {
 		if !trustDomainForm.MatchString(td) {
 			c.bad(fmt.Sprintf("attest/trust_domains/%d", i), "%q is not a trust domain (lower-case letters, digits, dots, dashes and underscores)", td)
 		}
 	}
-	if !slices.Contains(c.s.trustDomains, f.TrustDomain) {
+	if !slices.Contains(c.cfg.TrustDomains, f.TrustDomain) {
 		c.bad("attest/trust_domains", "it must list the broker's own trust domain, %q, too", f.TrustDomain)
 	}
 	c.trust(f)
@@ -274,15 +287,15 @@ func (c *checker) trust(f *attestFile) {
 	case f.WorkloadAPI != "" && !strings.HasPrefix(string(f.WorkloadAPI), "unix:") && !strings.HasPrefix(string(f.WorkloadAPI), "tcp:"):
 		c.bad("attest/workload_api", "give a URL such as unix:///run/spire/agent.sock")
 	}
-	c.s.workloadAPI = string(f.WorkloadAPI)
-	c.s.bundles = map[string]string{}
+	c.cfg.WorkloadAPI = string(f.WorkloadAPI)
+	c.cfg.Bundles = map[string]string{}
 	for td, path := range f.Bundles {
-		if !slices.Contains(c.s.trustDomains, td) {
+		if !slices.Contains(c.cfg.TrustDomains, td) {
 			c.bad("attest/bundles/"+td, "the trust domain is not listed in trust_domains")
 		}
-		c.s.bundles[td] = c.file(path)
+		c.cfg.Bundles[td] = c.file(path)
 	}
-	for i, td := range c.s.trustDomains {
+	for i, td := range c.cfg.TrustDomains {
 		if _, ok := f.Bundles[td]; f.WorkloadAPI == "" && !ok && len(f.Bundles) > 0 {
 			c.bad(fmt.Sprintf("attest/trust_domains/%d", i), "there is no bundle of %s", td)
 		}
@@ -296,13 +309,13 @@ func (c *checker) mark(key string, m markFile) {
 	}
 	rest, ok := strings.CutPrefix(string(m.Under), "spiffe://")
 	domain, _, _ := strings.Cut(rest, "/")
-	if !ok || !slices.Contains(c.s.trustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
-		c.bad(key+"/under", "give a SPIFFE ID or a prefix of one that ends at a segment, in a listed trust domain: spiffe://%s/agent", c.s.trustDomain)
+	if !ok || !slices.Contains(c.cfg.TrustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
+		c.bad(key+"/under", "give a SPIFFE ID or a prefix of one that ends at a segment, in a listed trust domain: spiffe://%s/agent", c.cfg.TrustDomain)
 	}
-	if slices.ContainsFunc(c.s.marks, func(other broker.Mark) bool { return other.Under == string(m.Under) }) {
+	if slices.ContainsFunc(c.cfg.Marks, func(other broker.Mark) bool { return other.Under == string(m.Under) }) {
 		c.bad(key+"/under", "%s is marked twice: which of them holds?", m.Under)
 	}
-	c.s.marks = append(c.s.marks, broker.Mark{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
+	c.cfg.Marks = append(c.cfg.Marks, broker.Mark{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
 }
 
 func (c *checker) storage() {
@@ -312,12 +325,12 @@ func (c *checker) storage() {
 		c.bad("store", "give sqlite:/path/to/broker.db")
 	}
 	path = c.file(path)
-	c.s.store = "sqlite:" + path
-	c.s.checkpoint = cmp.Or(c.file(f.Server.Checkpoint), path+".checkpoint")
+	c.cfg.Store = "sqlite:" + path
+	c.cfg.CheckpointFile = cmp.Or(c.file(f.Server.Checkpoint), path+".checkpoint")
 	if f.Policies == "" {
 		c.bad("policies", "name the folder of policies")
 	}
-	c.s.policies = c.file(f.Policies)
+	c.cfg.Policies = c.file(f.Policies)
 }
 
 var configName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
@@ -329,30 +342,30 @@ func (c *checker) name(key, name string) {
 }
 
 func (c *checker) entitlements() {
-	c.s.catalogue = broker.Catalogue{}
+	c.cfg.Catalogue = broker.Catalogue{}
 	if len(c.d.file.Entitlements) == 0 {
 		c.bad("entitlements", "name at least one thing that can be asked for")
 	}
 	longest := time.Duration(0)
 	for _, name := range slices.Sorted(maps.Keys(c.d.file.Entitlements)) {
 		e := c.entitlement("entitlements/"+name, name, c.d.file.Entitlements[name])
-		c.s.catalogue[name] = e
+		c.cfg.Catalogue[name] = e
 		longest = max(longest, min(e.MaxTTL, longestTTL))
 	}
 	c.overlaps()
-	s := c.s.signing
-	if err := token.CheckRotation(time.Duration(s.RotateEvery), time.Duration(s.PublishAhead), longest); err != nil {
+	s := c.cfg.Signing
+	if err := token.CheckRotation(s.RotateEvery, s.PublishAhead, longest); err != nil {
 		c.bad("server/signing", "%v", err)
 	}
 }
 
 func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entitlement {
 	c.name(key, name)
-	issuer, known := c.s.issuers[f.Issuer]
+	issuer, known := c.cfg.Issuers[f.Issuer]
 	switch {
 	case !known:
-		c.bad(key+"/issuer", "there is no issuer %q; there are: %s", f.Issuer, strings.Join(slices.Sorted(maps.Keys(c.s.issuers)), ", "))
-	case issuer.retired:
+		c.bad(key+"/issuer", "there is no issuer %q; there are: %s", f.Issuer, strings.Join(slices.Sorted(maps.Keys(c.cfg.Issuers)), ", "))
+	case issuer.Retired:
 		c.bad(key+"/issuer", "%q is retired: it makes nothing more", f.Issuer)
 	}
 	e := &broker.Entitlement{
@@ -382,7 +395,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		}
 	}
 	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
-	if issuer.kind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws"}, func(part string) bool { return c.d.isLost(key + part) }) {
+	if issuer.hasKind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws"}, func(part string) bool { return c.d.isLost(key + part) }) {
 		c.spec(key, issuer, f, e)
 	}
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
@@ -443,10 +456,10 @@ func (c *checker) parameters(key string, list map[string]parameterFile) map[stri
 // overlaps refuses two entitlements whose tokens a resource server could not
 // tell apart.
 func (c *checker) overlaps() {
-	names := slices.Sorted(maps.Keys(c.s.catalogue))
+	names := slices.Sorted(maps.Keys(c.cfg.Catalogue))
 	for i, a := range names {
 		for _, b := range names[i+1:] {
-			one, other := c.s.catalogue[a], c.s.catalogue[b]
+			one, other := c.cfg.Catalogue[a], c.cfg.Catalogue[b]
 			if one.Audience == "" || one.Audience != other.Audience {
 				continue
 			}

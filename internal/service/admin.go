@@ -1,0 +1,127 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// The admin socket is for root and the broker's own user, on the broker's machine. It
+// works while the identity provider is down. Records name its caller
+// "admin-socket/<user id>".
+
+// A SigningKey is a key that signs tokens, as the admin socket lists it.
+type SigningKey struct {
+	ID        string    `json:"id"`
+	KID       string    `json:"kid"`
+	Algorithm string    `json:"algorithm"`
+	Published time.Time `json:"published_at"`
+	Signs     time.Time `json:"signs_from"`
+	Retires   time.Time `json:"retires_at,omitzero"`
+}
+
+// listenAdmin listens on a socket that only its owner and root can connect to.
+func listenAdmin(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("making the admin socket's folder: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing the old admin socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening on the admin socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("restricting the admin socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+type peerKey struct{}
+
+// adminContext stores the peer's user ID for operatorOf.
+func adminContext(ctx context.Context, c net.Conn) context.Context {
+	uid, err := peerUID(c)
+	if err != nil {
+		uid = -1
+	}
+	return context.WithValue(ctx, peerKey{}, uid)
+}
+
+// operatorOf returns the identity of a caller on the admin socket: root, or the user
+// that the broker runs as. The socket's mode keeps others out; this check is the
+// second wall.
+func operatorOf(r *http.Request) (broker.Identity, error) {
+	uid, ok := r.Context().Value(peerKey{}).(int)
+	if !ok || uid != 0 && uid != os.Geteuid() {
+		return broker.Identity{}, &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: "the admin socket is for root and the broker's own user"}
+	}
+	return broker.Identity{
+		ID: fmt.Sprintf("admin-socket/%d", uid), Kind: broker.KindOperator,
+		Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: time.Now().Add(time.Hour)},
+	}, nil
+}
+
+// adminHandler serves the operations of the broker's process, and rest for all other
+// paths.
+func (s *Service) adminHandler(rest http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, f func(context.Context, broker.Identity) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			who, err := operatorOf(r)
+			var answer any
+			if err == nil {
+				answer, err = f(r.Context(), who)
+			}
+			status := http.StatusOK
+			if err != nil {
+				status, answer = http.StatusUnprocessableEntity, map[string]string{"error": err.Error()}
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			_ = json.NewEncoder(w).Encode(answer)
+		})
+	}
+	handle("POST /admin/reload", func(ctx context.Context, who broker.Identity) (any, error) {
+		revision, err := s.Reload(ctx, who)
+		return map[string]string{"revision": revision}, err
+	})
+	handle("POST /admin/keys/reseal", func(ctx context.Context, _ broker.Identity) (any, error) {
+		n, err := s.resealKeys(ctx)
+		return map[string]int{"resealed": n}, err
+	})
+	handle("GET /admin/keys", func(context.Context, broker.Identity) (any, error) { return s.listKeys(), nil })
+	mux.Handle("/", rest)
+	return mux
+}
+
+// resealKeys seals every key with the first seal key and returns how many were sealed
+// with another one before.
+func (s *Service) resealKeys(ctx context.Context) (int, error) {
+	n, err := s.keys.Reseal(ctx)
+	if err != nil {
+		return n, err
+	}
+	done, err := s.publisher.reseal(ctx, s.sealer)
+	if done {
+		n++
+	}
+	return n, err
+}
+
+func (s *Service) listKeys() []SigningKey {
+	list := []SigningKey{}
+	for _, k := range s.keys.List() {
+		list = append(list, SigningKey(k))
+	}
+	return list
+}

@@ -1,0 +1,80 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/server"
+	"accessbroker.internal/store"
+)
+
+// counts are values of gauges. The sweeper reads them now and then, because
+// counting a million leases is too much for every scrape.
+type counts struct{ active, pending, stuck, overdue atomic.Int64 }
+
+// read counts. A count that fails keeps its old value until the next time.
+func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
+	now := time.Now()
+	active, err := s.CountActive(ctx, now)
+	if err != nil {
+		if ctx.Err() == nil {
+			log.ErrorContext(ctx, "counting leases", "err", err)
+		}
+		return
+	}
+	n := int64(0)
+	for _, a := range active {
+		n += a.Leases
+	}
+	c.active.Store(n)
+	pending, err := s.CountPending(ctx, now)
+	if err != nil {
+		return
+	}
+	n = 0
+	for _, p := range pending {
+		n += p
+	}
+	c.pending.Store(n)
+	if stuck, err := s.CountStuck(ctx, now); err == nil {
+		c.stuck.Store(stuck)
+	}
+	if overdue, err := countOverdue(ctx, s, now); err == nil {
+		c.overdue.Store(overdue)
+	}
+}
+
+// countOverdue counts break-glass uses whose review is overdue.
+func countOverdue(ctx context.Context, s *store.Store, now time.Time) (n int64, err error) {
+	err = s.View(ctx, func(tx broker.Tx) error {
+		n = 0
+		open, err := tx.Reviews()
+		for _, of := range open {
+			for _, due := range of.Open {
+				if !now.Before(due) {
+					n++
+				}
+			}
+		}
+		return err
+	})
+	return n, err
+}
+
+func (s *Service) gauges() server.Gauges {
+	g := server.Gauges{
+		LeasesActive:     func() float64 { return float64(s.counts.active.Load()) },
+		LeasesStuck:      func() float64 { return float64(s.counts.stuck.Load()) },
+		ApprovalsPending: func() float64 { return float64(s.counts.pending.Load()) },
+		ReviewsOverdue:   func() float64 { return float64(s.counts.overdue.Load()) },
+		AuditRecords:     func() float64 { return float64(s.store.Head().Size) },
+		AuditUnpublished: func() float64 { return s.publisher.unpublished() },
+	}
+	if s.config.WorkloadAPI != "" {
+		g.SVIDExpires = func() float64 { return s.trust.SVIDTimeLeft().Seconds() }
+	}
+	return g
+}

@@ -1,0 +1,45 @@
+package service
+
+import (
+	"crypto/x509"
+	"net/netip"
+
+	"accessbroker.internal/attest"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/server"
+)
+
+// openPeople makes the OpenID providers. It returns nil if there are none.
+func openPeople(c *config.Config) (*attest.People, error) {
+	if len(c.Providers) == 0 {
+		return nil, nil
+	}
+	var configs []attest.ProviderConfig
+	for _, p := range c.Providers {
+		var roots *x509.CertPool
+		if p.CAFile != "" {
+			var err error
+			if roots, err = config.ReadRoots(p.CAFile); err != nil {
+				return nil, err
+			}
+		}
+		configs = append(configs, attest.ProviderConfig{
+			Name: p.Name, Issuer: p.Issuer, ClientID: p.ClientID, Roots: roots,
+			Secret:      func() (string, error) { return config.ReadSecret(p.SecretFile) },
+			RedirectURL: c.UIURL.String() + server.CallbackPath(c.ProviderNames(), p.Name),
+			Scopes:      p.Scopes, GroupsClaim: p.GroupsClaim, ManagerClaim: p.ManagerClaim,
+		})
+	}
+	return attest.NewPeople(configs...)
+}
+
+// openPasskeys makes the relying party for the host of the pages. It returns nil if
+// the host is an IP address, because passkeys need a name (WebAuthn Level 3, section
+// 5.1.3), or if nobody can log in.
+func openPasskeys(c *config.Config) (*attest.Passkeys, error) {
+	host := c.UIURL.Hostname()
+	if _, err := netip.ParseAddr(host); err == nil || len(c.Providers) == 0 {
+		return nil, nil
+	}
+	return attest.NewPasskeys(host, c.UIURL.Scheme+"://"+c.UIURL.Host)
+}

@@ -1,0 +1,89 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/config"
+)
+
+// Reload reads the operator's file again and puts its rules in force. It refuses a
+// file with changes that need a restart, so that nobody believes that they took
+// effect. After an error, the old rules stay in force.
+func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision string, err error) {
+	s.reload.Lock()
+	defer s.reload.Unlock()
+	fresh, err := config.Load(s.config.Path, s.options.Getenv)
+	if err != nil {
+		return "", err
+	}
+	if changed := s.current.NeedsRestart(fresh); len(changed) > 0 {
+		return "", fmt.Errorf("%s: restart the broker for the changes of %s", filepath.Base(fresh.Path), strings.Join(changed, ", "))
+	}
+	if revision, err = s.install(ctx, fresh, by); err == nil {
+		s.current = fresh
+	}
+	return revision, err
+}
+
+// install puts the rules of c in force. The order matters: their files are kept
+// next to the log first, then the log records their digests, and only then do they
+// decide.
+func (s *Service) install(ctx context.Context, c *config.Config, by broker.Identity) (revision string, err error) {
+	defer func() { s.metrics.Reloaded(revision, err) }()
+	engine, err := c.Engine()
+	if err != nil {
+		return "", err
+	}
+	for _, w := range engine.Warnings() {
+		s.log.WarnContext(ctx, "policy", "warning", w)
+	}
+	dir := strings.TrimPrefix(c.Store, "sqlite:") + ".rules"
+	if err := keepFiles(dir, engine.Contents(), engine.Files()); err != nil {
+		return "", err
+	}
+	if err := s.broker.SetRules(ctx, broker.Self(by, time.Now()), engine.Rules()); err != nil {
+		return "", err
+	}
+	s.broker.SetNotifiers(c.Notifiers)
+	return engine.Revision().String(), nil
+}
+
+// keepFiles stores each file of a revision under its digest, which is what the log
+// records.
+func keepFiles(dir string, contents map[string][]byte, digests map[string]audit.Digest) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the folder of the log's rules: %w", err)
+	}
+	for name, digest := range digests {
+		path := filepath.Join(dir, digest.String())
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		if err := writeFile(path, contents[name]); err != nil {
+			return fmt.Errorf("keeping %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeFile writes a file with mode 0600, completely or not at all.
+func writeFile(path string, content []byte) (err error) {
+	temp := path + ".new"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return os.Rename(temp, path)
+}

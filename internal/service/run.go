@@ -1,0 +1,157 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/attest"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/server"
+)
+
+// Run serves until ctx ends, drains, and closes the service.
+func (s *Service) Run(ctx context.Context) error {
+	// The loops outlive the listeners, because calls that drain need them.
+	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	var background errgroup.Group
+	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.sweep, returnMemory) {
+		background.Go(func() error { return run(loops) })
+	}
+	err := s.serve(ctx)
+	stopLoops()
+	return errors.Join(err, background.Wait(), s.Close())
+}
+
+// A door is an open listener with what is served on it.
+type door struct {
+	listener net.Listener
+	handler  http.Handler
+	tls      *tls.Config // nil: without TLS
+	server   *server.Server
+}
+
+// serve opens every listener before it serves the first call.
+func (s *Service) serve(ctx context.Context) error {
+	doors, err := s.listen()
+	var listeners []net.Listener
+	for _, d := range doors {
+		listeners = append(listeners, d.listener)
+	}
+	if err != nil {
+		for _, l := range listeners {
+			err = errors.Join(err, l.Close())
+		}
+		return err
+	}
+	if s.options.Ready != nil {
+		s.options.Ready(listeners)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, d := range doors {
+		group.Go(func() error { return d.server.Serve(ctx, d.listener, d.handler, d.tls) })
+	}
+	return group.Wait()
+}
+
+// listen opens the listeners. With an error, it returns those that are open.
+func (s *Service) listen() (doors []door, err error) {
+	for _, l := range slices.Concat(s.config.Listeners, s.options.Listeners) {
+		d, err := s.listenTCP(l)
+		if d.listener != nil {
+			doors = append(doors, d)
+		}
+		if err != nil {
+			return doors, err
+		}
+	}
+	if address := s.config.Metrics; address != "" {
+		l, err := s.options.Listen("tcp", address)
+		if err != nil {
+			return doors, fmt.Errorf("listening on %s: %w", address, err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", s.metrics.Handler())
+		mux.Handle("/", s.server.Handler())
+		doors = append(doors, door{listener: l, handler: mux, server: s.server})
+	}
+	if path := s.config.AdminSocket; path != "" {
+		l, err := listenAdmin(path)
+		if err != nil {
+			return doors, err
+		}
+		doors = append(doors, door{listener: l})
+		d := &doors[len(doors)-1]
+		byOperator := func(r *http.Request, _ string) (broker.Identity, error) { return operatorOf(r) }
+		if d.server, err = server.New(s.serverConfig(byOperator, adminContext)); err != nil {
+			return doors, err
+		}
+		d.handler = s.adminHandler(d.server.Handler(server.API))
+	}
+	return doors, nil
+}
+
+func (s *Service) listenTCP(c config.Listener) (d door, err error) {
+	if d.listener, err = s.options.Listen("tcp", c.Address); err != nil {
+		return d, fmt.Errorf("listening on %s: %w", c.Address, err)
+	}
+	var parts []server.Audience
+	for _, name := range c.Serve {
+		parts = append(parts, server.Audience(name))
+	}
+	d.server, d.handler = s.server, s.server.Handler(parts...)
+	if c.Plain {
+		return d, nil
+	}
+	// A connection that outlived its client's certificate would only be refused.
+	d.handler = attest.CloseExpiringConnections(d.handler)
+	d.tls, err = s.verifier.ServerTLS(attest.ServerTLS{SVID: c.SVID, Cert: c.Cert, Key: c.Key, ClientCerts: c.ClientCerts})
+	return d, err
+}
+
+const sweepEvery = 15 * time.Second
+
+// sweep deletes expired rows and counts for the gauges.
+func (s *Service) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		s.counts.read(ctx, s.store, s.log)
+		if _, err := s.store.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			s.log.ErrorContext(ctx, "sweeping the store", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+const returnMemoryEvery = time.Minute
+
+// returnMemory returns the memory of a burst, such as a thousand callers that
+// arrive at once to wait, to the system. With the collector tuned to run rarely,
+// Go would keep it.
+func returnMemory(ctx context.Context) error {
+	tick := time.NewTicker(returnMemoryEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			debug.FreeOSMemory()
+		}
+	}
+}

@@ -1,0 +1,245 @@
+// Package service wires a whole broker from the operator's file and runs it: store,
+// log, keys, trust, domain, server and listeners.
+//
+// New opens everything, Run serves until its context ends, and Close releases what
+// New opened. There is no other wiring: "broker serve", "broker dev" and the tests
+// all use this one.
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"accessbroker.internal/attest"
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/server"
+	"accessbroker.internal/store"
+)
+
+// Options are the operator's settings and the surroundings of one broker.
+type Options struct {
+	Config *config.Config
+	Getenv func(string) string // for reloads; nil: an empty environment
+	Log    *slog.Logger
+
+	// Listeners are served in addition to those of the operator's file.
+	Listeners []config.Listener
+
+	// Listen opens TCP listeners; nil: net.Listen.
+	Listen func(network, address string) (net.Listener, error)
+
+	// Ready is called once, when every listener is open: those of the operator's
+	// file, then Listeners, metrics and the admin socket. It may be nil.
+	Ready func([]net.Listener)
+
+	// DiskReserve is how many bytes the store holds back for revocations on a full
+	// disk. Zero means the store's default.
+	DiskReserve int64
+}
+
+// A Service is one broker. Its methods are safe for concurrent use.
+type Service struct {
+	options   Options
+	log       *slog.Logger
+	store     *store.Store
+	sealer    *broker.Sealer
+	publisher *publisher
+	keys      *token.Keys
+	trust     *attest.Source
+	verifier  *attest.Verifier
+	people    *attest.People // nil: nobody can log in
+	passkeys  *attest.Passkeys
+	broker    *broker.Broker
+	metrics   *server.Metrics
+	server    *server.Server
+	loops     []func(context.Context) error // of issuers
+	counts    counts
+	config    *config.Config // that the broker was started with
+
+	reload  sync.Mutex     // serializes reloads
+	current *config.Config // whose rules are in force; guarded by reload
+}
+
+// New opens everything that the settings name. Nothing listens and nothing runs
+// yet, except for what the source of identities needs to have bundles at all. The
+// caller calls Run, or Close.
+func New(ctx context.Context, o Options) (_ *Service, err error) {
+	s := &Service{options: o, config: o.Config, current: o.Config, log: o.Log}
+	if s.options.Listen == nil {
+		s.options.Listen = net.Listen
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	s.metrics = server.NewMetrics(server.Build(ReadBuild()), s.gauges())
+	if s.sealer, err = broker.NewSealer(o.Config.SealKeys...); err != nil {
+		return nil, err
+	}
+	observe := func(c store.Commit) { s.metrics.Committed(c.Members, c.Took) }
+	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, Observe: observe}); err != nil {
+		return nil, err
+	}
+	if s.publisher, err = openPublisher(ctx, s.store, s.sealer, o.Config, o.Log); err != nil {
+		return nil, err
+	}
+	if s.keys, err = token.OpenKeys(ctx, s.keysConfig(), time.Now()); err != nil {
+		return nil, err
+	}
+	if err := s.openTrust(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.openBroker(ctx); err != nil {
+		return nil, err
+	}
+	if s.people, err = openPeople(o.Config); err != nil {
+		return nil, err
+	}
+	if s.passkeys, err = openPasskeys(o.Config); err != nil {
+		return nil, err
+	}
+	s.server, err = server.New(s.callersConfig())
+	return s, err
+}
+
+// Close releases what New opened. Run does so by itself.
+func (s *Service) Close() error {
+	var errs []error
+	if s.trust != nil {
+		errs = append(errs, s.trust.Close())
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Broker returns the domain.
+func (s *Service) Broker() *broker.Broker { return s.broker }
+
+// Store returns the store.
+func (s *Service) Store() *store.Store { return s.store }
+
+// Keys returns the keys that sign tokens.
+func (s *Service) Keys() *token.Keys { return s.keys }
+
+// LogKey returns the log's public key, as a note verifier (C2SP signed-note).
+func (s *Service) LogKey() string { return s.publisher.public }
+
+// Publish signs a checkpoint over all records that are in the log now. Run does
+// so about once a second.
+func (s *Service) Publish(ctx context.Context) error { return s.publisher.publish(ctx) }
+
+func (s *Service) keysConfig() token.KeysConfig {
+	longest := time.Duration(0)
+	for _, e := range s.config.Catalogue {
+		longest = max(longest, e.MaxTTL)
+	}
+	signing := s.config.Signing
+	return token.KeysConfig{
+		Store: s.store, Sealer: s.sealer, Purpose: "token", Algorithm: signing.Algorithm,
+		RotateEvery: signing.RotateEvery, PublishAhead: signing.PublishAhead,
+		LongestTTL: longest, Log: s.log,
+	}
+}
+
+// agentWait is how long the start waits for a SPIFFE agent that accepts the call
+// and does not answer.
+const agentWait = 5 * time.Second
+
+func (s *Service) openTrust(ctx context.Context) (err error) {
+	c := s.config
+	s.trust, err = attest.Open(ctx, attest.Config{
+		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, Log: s.log,
+		// Without an agent, nobody can authenticate. The broker starts all the same,
+		// because the reaper, people and the admin socket can still end leases.
+		StartWithoutAgent: true, StartTimeout: agentWait,
+	})
+	if err != nil {
+		return err
+	}
+	if s.trust.Generation() == 0 {
+		s.log.WarnContext(ctx, "waiting for the Workload API: no workload can authenticate, and nothing is issued to workloads", "address", c.WorkloadAPI, "err", s.trust.Ready())
+	}
+	s.verifier = attest.NewVerifier(attest.VerifierConfig{
+		Source: s.trust, Audiences: c.Audiences,
+		OnFailure: func(method broker.Method, cause string) { s.metrics.AttestFailed(string(method), cause) },
+	})
+	return nil
+}
+
+// The linker sets passkeyWait in test programs, which cannot wait for a day until a
+// passkey counts. "broker audit verify" reports the logs of such programs.
+var passkeyWait string
+
+// openBroker makes the domain with its first rules.
+func (s *Service) openBroker(ctx context.Context) error {
+	list, err := s.openIssuers(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.checkOrphanedLeases(ctx, list); err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("reading the host name: %w", err)
+	}
+	wait, err := time.ParseDuration(cmp.Or(passkeyWait, audit.PasskeyWait.String()))
+	if err != nil {
+		return fmt.Errorf("this program was built with an invalid passkeyWait: %w", err)
+	}
+	s.broker, err = broker.New(broker.Config{
+		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks,
+		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), SessionIdle: s.config.SessionIdle, SessionLasts: s.config.SessionLasts,
+		PasskeyWait: wait,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.install(ctx, s.config, broker.Identity{})
+	return err
+}
+
+// callersConfig is the server for workloads and people.
+func (s *Service) callersConfig() server.Config {
+	c := s.serverConfig(s.verifier.Authenticate, s.verifier.ConnContext)
+	c.Remembers = s.verifier.Cached
+	if s.people != nil {
+		c.People, c.Providers, c.LogoutToken, c.Sealer = s.people, s.config.ProviderNames(), s.people.LogoutToken, s.sealer
+	}
+	if s.people != nil && s.passkeys != nil {
+		c.Passkeys = s.passkeys
+	}
+	return c
+}
+
+func (s *Service) serverConfig(authenticate func(*http.Request, string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
+	c := s.config
+	return server.Config{
+		Broker: s.broker, Authenticate: authenticate, ConnContext: conn,
+		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
+		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
+		Log:         s.publisher,
+		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
+		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
+		Checks: []server.Check{
+			{Name: "store", Check: s.store.Ping},
+			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},
+			{Name: "trust", Check: func(context.Context) error { return s.trust.Ready() }},
+		},
+		Metrics: s.metrics, Logger: s.log,
+	}
+}

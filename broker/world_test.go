@@ -222,8 +222,10 @@ func (w *world) verify(t *testing.T) {
 			t.Errorf("the log does not verify: %v", &p)
 		}
 	}
+	records := w.records(t)
+	w.checkLists(t, records)
 	issued := map[string]bool{}
-	for _, r := range w.records(t) {
+	for _, r := range records {
 		if r.Kind == audit.LeaseIssued {
 			issued[r.Lease.ID] = true
 		}

@@ -7,30 +7,30 @@ import (
 	"modernc.org/sqlite"
 )
 
-// SQLite commits to its write-ahead log, and from time to time copies what is
-// in it into the database. A commit that has to do that takes ten times as
-// long, and everybody waits. So Run does it beside the commits, and what came
-// meanwhile, which is little, the next group copies before it begins: nothing is
-// left then, and SQLite begins the log anew.
+// SQLite commits to its write-ahead log, and copies that log into the database
+// from time to time. A commit that has to copy takes ten times as long, and all
+// callers wait for it. So Run copies concurrently with the commits. The next
+// group copies the few pages that were written meanwhile, before it begins; then
+// nothing is left to copy, and SQLite writes the log from its start again.
 //
-// It is pages that fill the log, some ten a commit, however little is in them.
-// Most are the same ones again, which are copied once.
+// A commit writes some ten pages, however little it changes in them. Most of
+// them are the same pages each time, and are copied once.
 const (
 	checkpointAfter = 4000 // pages written, after which Run copies
-	checkpointPages = 8000 // of the log, after which a commit copies: Run does not, or somebody reads an old state
+	checkpointPages = 8000 // pages in the log, after which a commit copies: Run is not running, or a reader keeps an old snapshot
 )
 
 const copyLog = "PRAGMA wal_checkpoint(PASSIVE)"
 
-// tryAgain is how often it is tried whether the database can be written again:
-// a broker that is not ready is asked for nothing that would find out.
-const tryAgain = time.Second
+// retryWrite is the pause between attempts to write to a database that could not
+// be written. A broker that is not ready gets no requests that would find out.
+const retryWrite = time.Second
 
-// Run keeps commits short until ctx ends, and finds out when a database that
-// could not be written can be again. Without it, the store does the same work,
-// less evenly.
+// Run keeps commits short until ctx ends, and notices when a database that could
+// not be written can be written again. Without it, the store does the same work,
+// but some commits take longer.
 func (s *Store) Run(ctx context.Context) error {
-	tick := time.NewTicker(tryAgain)
+	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
 	for {
 		select {
@@ -38,19 +38,19 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if s.unwritable.Load() {
-				_, _ = s.delete(ctx, "UPDATE head SET time = time") // it fails as those before it did, or the store is well
+				_, _ = s.delete(ctx, "UPDATE head SET time = time") // its commit clears unwritable
 			}
 			continue
 		case <-s.checkpoint:
 		}
-		// What it can't do now, because somebody reads an old state, or because
-		// the disk is full, the next one does, or a commit finds out.
+		// This fails while a reader keeps an old snapshot or the disk is full;
+		// the next copy does what is left.
 		_, _ = s.readers.ExecContext(ctx, copyLog)
 		s.copied.Store(true)
 	}
 }
 
-// written tells Run when there is something to do.
+// written wakes Run when there are enough pages to copy.
 func (s *Store) written() {
 	if s.w.uncopied += s.w.pages(); s.w.uncopied < checkpointAfter {
 		return
@@ -58,13 +58,13 @@ func (s *Store) written() {
 	s.w.uncopied = 0
 	select {
 	case s.checkpoint <- struct{}{}:
-	default: // it is at it
+	default: // Run is copying
 	}
 }
 
-// pages is how many pages went to the log since it was last asked.
+// pages returns the number of pages written to the log since its last call.
 func (w *writer) pages() (n int) {
-	_ = w.conn.Raw(func(c any) (err error) { // without an answer, commits copy
+	_ = w.conn.Raw(func(c any) (err error) { // if this fails, commits copy
 		n, _, err = c.(sqlite.DBStatus).Status(sqlite.DBStatusCacheWrite, true)
 		return err
 	})

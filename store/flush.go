@@ -14,7 +14,8 @@ import (
 // flush writes the group: the head, its rows, and its records.
 func (g *group) flush(ctx context.Context) error {
 	g.seal()
-	// The head first: if it moved, nothing that this group knows is true.
+	// The head first: if another writer moved it, all that this group has read
+	// from memory is out of date, and nothing must be written.
 	if err := g.writeHead(ctx); err != nil {
 		return fmt.Errorf("writing the head of the log: %w", err)
 	}
@@ -29,8 +30,9 @@ func (g *group) flush(ctx context.Context) error {
 	return nil
 }
 
-// seal gives the entries their time, place and hashes, and computes the head.
-// They get one time: that of the group, never before that of the last record.
+// seal sets the time and computes the hashes of the entries, and computes the
+// head. All entries of a group have one time, which is never before that of the
+// last record.
 func (g *group) seal() {
 	for _, r := range g.order {
 		if block, ok := r.key.(broker.BlockKey); ok {
@@ -43,7 +45,7 @@ func (g *group) seal() {
 	if now := audit.Millis(g.w.now()); now.After(g.head.Time) {
 		g.head.Time = now
 	}
-	g.tree = g.tree.Clone() // the writer's own stays what is committed
+	g.tree = g.tree.Clone() // the transaction may fail, and the writer keeps its tree
 	g.nodes = make([][]tlog.Hash, len(g.entries))
 	for i, e := range g.entries {
 		e.SetTime(g.head.Time)
@@ -60,15 +62,15 @@ func (g *group) newBlock(key broker.BlockKey, body []byte) {
 	g.newBlocks[key] = body
 }
 
-// errMoved says that somebody else wrote since the last group.
+// errMoved means that another process has written since the last group.
 var errMoved = errors.New("another writer moved the head of the log")
 
-// maxMoved is how often a group is tried again because of that.
+// maxMoved is how often a group is retried because of errMoved.
 const maxMoved = 16
 
-// writeHead moves the head, if it is where the last group left it. It always
-// is, unless two processes got past the lock (a file system that ignores
-// locks, say): then nothing is written over what the other one wrote.
+// writeHead moves the head if its nonce is the one that the last group left. It
+// always is, unless two processes passed the lock (on a file system that ignores
+// locks, for example).
 func (g *group) writeHead(ctx context.Context) error {
 	n, err := g.w.execCount(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ? WHERE nonce = ?",
 		g.head.Epoch, g.head.Size, g.head.Root[:], g.head.Time.UnixMilli(), g.blocksVersion, g.nonce, g.w.nonce)
@@ -76,6 +78,22 @@ func (g *group) writeHead(ctx context.Context) error {
 		err = errMoved
 	}
 	return err
+}
+
+// checkHead returns errMoved if the head is not where the last group left it.
+func (g *group) checkHead(ctx context.Context) error {
+	query, err := g.w.prepared(ctx, "SELECT nonce FROM head")
+	if err != nil {
+		return err
+	}
+	var nonce []byte
+	if err := query.QueryRowContext(ctx).Scan(&nonce); err != nil {
+		return fmt.Errorf("reading the head of the log: %w", err)
+	}
+	if string(nonce) != string(g.w.nonce) {
+		return errMoved
+	}
+	return nil
 }
 
 // upserts are the statements that write a row.
@@ -91,39 +109,39 @@ func (g *group) writeRow(ctx context.Context, r *row) error {
 		return err
 	}
 	if r.table == leases {
-		return g.writeLive(ctx, r)
+		return g.writeLeaseIndex(ctx, r)
 	}
 	return nil
 }
 
-// A note says until when a lease lives, or lingers. Both have a table of one form.
-func upsertNote(table string) string {
+// upsertIndex returns the statement that writes a row of live or of lingering.
+func upsertIndex(table string) string {
 	return "INSERT INTO " + table + ` (id, until, kind, request, holder) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 		SET until = excluded.until, kind = excluded.kind, request = excluded.request, holder = excluded.holder`
 }
 
-var upsertLive, upsertLingering = upsertNote("live"), upsertNote("lingering")
+var upsertLive, upsertOutliving = upsertIndex("live"), upsertIndex("lingering")
 
-// writeLive notes that a lease lives, or that it does not, and whether its
-// credential works all the same.
-func (g *group) writeLive(ctx context.Context, r *row) error {
+// writeLeaseIndex writes or deletes the rows by which a lease is found while its
+// credential works.
+func (g *group) writeLeaseIndex(ctx context.Context, r *row) error {
 	if r.index.liveUntil == 0 {
 		if err := g.w.exec(ctx, "DELETE FROM live WHERE id = ?", r.id); err != nil {
 			return err
 		}
-	} else if err := g.writeNote(ctx, upsertLive, r, r.index.liveUntil); err != nil {
+	} else if err := g.writeIndexRow(ctx, upsertLive, r, r.index.liveUntil); err != nil {
 		return err
 	}
 	switch {
 	case r.index.outlivesUntil != 0:
-		return g.writeNote(ctx, upsertLingering, r, r.index.outlivesUntil)
-	case r.index.revoking: // it may have been given back before
+		return g.writeIndexRow(ctx, upsertOutliving, r, r.index.outlivesUntil)
+	case r.index.revoking: // its holder may have returned it before
 		return g.w.exec(ctx, "DELETE FROM lingering WHERE id = ?", r.id)
 	}
 	return nil
 }
 
-func (g *group) writeNote(ctx context.Context, upsert string, r *row, until int64) error {
+func (g *group) writeIndexRow(ctx context.Context, upsert string, r *row, until int64) error {
 	kind, err := g.kindID(ctx, r.index.kind)
 	if err != nil {
 		return err
@@ -131,7 +149,7 @@ func (g *group) writeNote(ctx context.Context, upsert string, r *row, until int6
 	return g.w.exec(ctx, upsert, r.id, until, kind, r.index.request[:], r.index.holder)
 }
 
-// kindID gives the number of a kind of lease, and makes one for a new kind.
+// kindID returns the number of a kind of lease, and assigns one to a new kind.
 func (g *group) kindID(ctx context.Context, k leaseKind) (int64, error) {
 	if id, ok := g.w.kinds[k]; ok {
 		return id, nil
@@ -160,7 +178,7 @@ func (g *group) writeRecords(ctx context.Context) error {
 		for _, h := range g.nodes[i] {
 			hashes = append(hashes, h[:]...)
 		}
-		var openings any // NULL if there are none
+		var openings any // stays NULL without openings
 		if b := e.Openings(); len(b) > 0 {
 			openings = b
 		}

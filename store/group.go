@@ -21,25 +21,25 @@ func (s *Store) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx
 	return s.submit(&member{ctx: ctx, reads: reads, f: f})
 }
 
-// exec runs the store's own statements in the transaction of a group. f may
+// exec runs statements of the store itself in the transaction of a group. f may
 // run more than once.
 func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error) error {
 	return s.submit(&member{ctx: ctx, raw: f})
 }
 
-// commit takes a group to a known outcome, and writes it into each member. If
-// the rows of one can't be written, each runs alone, so that it fails alone.
+// commit takes a group to a known outcome, and sets the outcome of each member.
 func (s *Store) commit(group []*member) {
 	err := s.attempt(group)
 	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
-		s.w.settle(context.Background()) // begin anew from what the other left
+		s.w.reload(context.Background())
 		err = s.attempt(group)
 	}
 	if err == nil {
 		return
 	}
 	if failed := (*failedMember)(nil); errors.As(err, &failed) {
-		// What it wrote by itself was rolled back with all the rest.
+		// The statements of that member failed halfway, so all of the
+		// transaction was rolled back: the others run again without it.
 		if rest := slices.DeleteFunc(slices.Clone(group), func(m *member) bool { return m == failed.m }); len(rest) > 0 {
 			s.commit(rest)
 		}
@@ -47,13 +47,14 @@ func (s *Store) commit(group []*member) {
 		return
 	}
 	if isFull(err) && !s.w.reserve.spent {
-		// Let the reserve go and try again: now endings alone are let through.
+		// With the space of the reserve, members that record endings succeed.
 		s.w.reserve.release(s.w.now())
 		s.degraded.Store(true)
 		s.commit(group)
 		return
 	}
 	if isRows(err) && len(group) > 1 {
+		// The rows of some member are at fault: alone, only that one fails.
 		for _, m := range group {
 			s.commit([]*member{m})
 		}
@@ -69,7 +70,7 @@ func (s *Store) commit(group []*member) {
 	}
 }
 
-// A failedMember stopped halfway through statements of its own.
+// A failedMember is the error of a member whose own statements failed halfway.
 type failedMember struct {
 	m   *member
 	err error
@@ -77,16 +78,16 @@ type failedMember struct {
 
 func (f *failedMember) Error() string { return f.err.Error() }
 
-// attempt runs the members and commits what those that did not refuse have
-// put. An error means that nothing is committed.
+// attempt runs the members and commits the rows and records of those that
+// succeeded. An error means that nothing is committed.
 func (s *Store) attempt(group []*member) (err error) {
-	// Nobody's context ends this: a group is everybody's.
+	// The context of one member must not end the transaction of all.
 	ctx := context.Background()
 	w, start := s.w, time.Now()
 	w.reserve.restore(w.now())
 	s.degraded.Store(w.reserve.spent)
 	if s.copied.Swap(false) {
-		_, _ = w.conn.ExecContext(ctx, copyLog) // the rest; see checkpoint.go
+		_, _ = w.conn.ExecContext(ctx, copyLog) // see checkpoint.go; a later commit copies what this could not
 	}
 	if err := w.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return err
@@ -106,6 +107,13 @@ func (s *Store) attempt(group []*member) (err error) {
 			return &failedMember{m, err}
 		}
 	}
+	if g.members < len(group) {
+		// A member may have failed because of what another writer changed.
+		// Those that succeeded are covered by writeHead.
+		if err := g.checkHead(ctx); err != nil {
+			return err
+		}
+	}
 	if g.empty() {
 		w.rollback()
 		return nil
@@ -117,24 +125,26 @@ func (s *Store) attempt(group []*member) (err error) {
 	if err := w.commit(ctx, g.nonce); err != nil {
 		return err
 	}
-	// The point of no return: it is durable.
+	// The point of no return: the group is durable.
 	g.adopt(s)
 	s.unwritable.Store(false)
 	s.cfg.Observe(Commit{Members: g.members, Records: len(g.entries), Took: time.Since(start)})
 	return nil
 }
 
-// A group is what one transaction is going to write.
+// A group is what one transaction writes.
 type group struct {
 	w       *writer
-	fetched map[broker.Key][]byte // rows as the database has them; nil: it has none
-	rows    map[broker.Key]*row   // rows put by members that did not refuse
-	order   []*row                // the same, as first put
+	fetched map[broker.Key][]byte // bodies in the database; nil if there is no such row
+	rows    map[broker.Key]*row   // rows put by members that succeeded
+	order   []*row                // the same rows, in the order in which they were first put
 	entries []*audit.Entry
-	nodes   [][]tlog.Hash // of the entries: what stands in their rows
-	members int           // that did not refuse
-	wrote   bool          // a member wrote by itself
+	nodes   [][]tlog.Hash // for each entry, the tree nodes that it completes
+	members int           // that succeeded
+	wrote   bool          // a member ran statements of its own
 
+	// The state of the log after this group. It becomes the writer's only when
+	// the transaction is committed.
 	head          Head
 	nonce         []byte
 	tree          *audit.Tree
@@ -151,13 +161,14 @@ func newGroup(w *writer) *group {
 
 func (g *group) empty() bool { return len(g.order) == 0 && len(g.entries) == 0 && !g.wrote }
 
-// prefetch reads the rows that the members named, in one query a table.
+// prefetch reads the rows that the members named in reads, with one query per
+// table.
 func (g *group) prefetch(ctx context.Context, members []*member) error {
 	var wanted [tableCount][]any
 	for _, m := range members {
 		for _, key := range m.reads {
 			if _, isBlock := key.(broker.BlockKey); isBlock {
-				continue // they are in memory
+				continue // the writer has all blocks in memory
 			}
 			if _, ok := g.fetched[key]; ok {
 				continue
@@ -181,7 +192,8 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 	return nil
 }
 
-// fetchSizes are for how many ids there are queries: few, to be prepared once.
+// fetchSizes are the numbers of ids for which there is a query. They are few, so
+// that each query is prepared once.
 var fetchSizes = []int{1, 8, 64, 512}
 
 func (g *group) fetch(ctx context.Context, t table, ids []any) error {
@@ -193,7 +205,7 @@ func (g *group) fetch(ctx context.Context, t table, ids []any) error {
 		chunk := slices.Clone(ids[:min(n, len(ids))])
 		ids = ids[len(chunk):]
 		for len(chunk) < n {
-			chunk = append(chunk, nil) // equals no id
+			chunk = append(chunk, nil) // NULL equals no id
 		}
 		query, err := g.w.prepared(ctx, t.selectIn(n))
 		if err != nil {
@@ -226,8 +238,9 @@ func (g *group) scan(ctx context.Context, t table, query *sql.Stmt, ids []any) (
 	return rows.Err()
 }
 
-// run runs one member. If it refuses, or panics, nothing of it stays. An error
-// means that something does, and that the transaction can't be used.
+// run runs one member. A member that fails or panics leaves nothing in the group.
+// An error means that it left something in the transaction, which can then not
+// be committed.
 func (g *group) run(ctx context.Context, m *member) (err error) {
 	m.err, m.panicked = nil, nil
 	switch {
@@ -264,20 +277,21 @@ func (g *group) runTx(m *member) {
 		m.err = fmt.Errorf("writing: %w", tx.err)
 	case len(tx.entries) > 0 && g.head.Epoch == 0:
 		m.err = unavailable("appending to the log", errNoLog)
-	case g.w.reserve.spent && !ending(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
+	case g.w.reserve.spent && !recordsEndings(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
 		m.err = unavailable("writing", errFull)
 	default:
-		g.take(tx)
+		g.join(tx)
 	}
 }
 
 var (
 	errNoLog = errors.New("no log is open: OpenLog comes first")
-	errFull  = errors.New("the disk is full; what is left is kept for recording revocations")
+	errFull  = errors.New("the disk is full; the reserved space is kept for recording revocations")
 )
 
-// take makes a member's writes the group's.
-func (g *group) take(tx *updateTx) {
+// join adds what a member put and appended to the group. From here on the
+// indexes of its entries are known.
+func (g *group) join(tx *updateTx) {
 	first := g.head.Size + int64(len(g.entries))
 	g.entries = append(g.entries, tx.entries...)
 	if g.rows == nil && len(tx.rows) > 0 {
@@ -295,7 +309,8 @@ func (g *group) take(tx *updateTx) {
 	}
 }
 
-// adopt makes what was committed what the next group begins with.
+// adopt makes the committed state of the group the state of the writer, from
+// which the next group begins.
 func (g *group) adopt(s *Store) {
 	w := g.w
 	first := g.head.Size - int64(len(g.entries))

@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// lockFile makes this process the only writer of a database. The lock is the
-// operating system's: it ends with the process, however that ends.
+// lockFile makes this process the only writer of a database. The operating system
+// releases the lock when the process ends, however it ends.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -21,13 +21,13 @@ func lockFile(path string) (*os.File, error) {
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		by, _ := os.ReadFile(path)
 		_ = f.Close()
-		return nil, fmt.Errorf("the database is in use by another broker (%s); SQLite serves one at a time: stop it, or give this one a database of its own", strings.TrimSpace(string(by)))
+		return nil, fmt.Errorf("the database is in use by another broker (%s); SQLite serves one at a time: stop that one, or use another database", strings.TrimSpace(string(by)))
 	}
 	if err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}
-	// Only for the message above.
+	// The process id is only for the message above.
 	_ = f.Truncate(0)
 	_, _ = fmt.Fprintf(f, "process %d\n", os.Getpid())
 	return f, nil

@@ -11,10 +11,10 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A Log is one of the logs in the database: the newest is written to.
+// A Log is one of the logs in a database. Records are appended to the newest.
 type Log struct {
 	Epoch  int64  // 1 for the first
-	Origin string // its name
+	Origin string // its name (C2SP tlog-checkpoint)
 	Public string // its key, as a signed-note verifier key
 }
 
@@ -23,31 +23,31 @@ type epoch struct {
 	origin, public string
 	key            *broker.SigningKey
 	first          *audit.Entry
-	again          bool // there must be one before
+	successor      bool // it must follow another log
 }
 
-// ErrLogOpen says that the database has a log already.
+// ErrLogOpen means that the database already has a log.
 var ErrLogOpen = errors.New("the database has a log already")
 
-// OpenLog opens the database's log: its name, its public key, the private one
-// as a row that can be sealed, and its first record, all or nothing. Nothing
-// can be appended before. ErrLogOpen if there is one.
+// OpenLog opens the first log of the database, with its name, its public key, the
+// sealed private key and its first record, in one transaction. Nothing can be
+// appended before. It returns ErrLogOpen if there is a log.
 func (s *Store) OpenLog(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error {
 	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, false}})
 }
 
 // NewEpoch closes the log and opens another, whose first record should name
-// the last checkpoint of the old one. The old one stays where it is.
+// the last checkpoint of the old one. The old log stays in the database.
 func (s *Store) NewEpoch(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error {
 	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, true}})
 }
 
-// open makes the group begin a new log. Times go on from the old one.
+// open begins a new log. Its times continue those of the old one.
 func (g *group) open(ctx context.Context, e *epoch) error {
 	switch {
-	case !e.again && g.head.Epoch > 0:
+	case !e.successor && g.head.Epoch > 0:
 		return ErrLogOpen
-	case e.again && g.head.Epoch == 0:
+	case e.successor && g.head.Epoch == 0:
 		return unavailable("opening a new log", errNoLog)
 	}
 	encoded, err := encodeRow(e.key)
@@ -56,11 +56,11 @@ func (g *group) open(ctx context.Context, e *epoch) error {
 	}
 	g.head = Head{Epoch: g.head.Epoch + 1, Time: g.head.Time}
 	g.tree = &audit.Tree{}
-	g.take(&updateTx{rows: []row{encoded}, entries: []*audit.Entry{e.first}})
+	g.join(&updateTx{rows: []row{encoded}, entries: []*audit.Entry{e.first}})
 	return g.w.exec(ctx, "INSERT INTO logs (epoch, origin, public) VALUES (?, ?, ?)", g.head.Epoch, e.origin, e.public)
 }
 
-// Log gives the log that is written to; broker.ErrNotFound before OpenLog.
+// Log returns the current log, and broker.ErrNotFound before OpenLog.
 func (s *Store) Log(ctx context.Context) (Log, error) { return currentLog(ctx, s.readers) }
 
 func currentLog(ctx context.Context, q queryer) (l Log, err error) {
@@ -74,8 +74,8 @@ func currentLog(ctx context.Context, q queryer) (l Log, err error) {
 	return l, nil
 }
 
-// Record gives a record of the log that is written to; broker.ErrNotFound if
-// it has no such record.
+// Record returns a record of the current log, and broker.ErrNotFound if it has no
+// such record.
 func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
 	item := audit.Item{Index: index}
 	if head := s.Head(); index < 0 || index >= head.Size {
@@ -89,8 +89,8 @@ func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
 	return item, nil
 }
 
-// Records returns those of the ids that name records of the log that is written
-// to, in the order of the log. Records of earlier logs are left out.
+// Records returns those of the ids that name records of the current log, in its
+// order. It leaves out records of earlier logs.
 func (s *Store) Records(ctx context.Context, ids []broker.RecordID) (items []audit.Item, err error) {
 	var wanted []int64
 	for _, id := range ids {
@@ -117,7 +117,7 @@ func (s *Store) Records(ctx context.Context, ids []broker.RecordID) (items []aud
 	return items, nil
 }
 
-// Hashes reads the tree's hashes, for proofs.
+// Hashes returns a reader of the current log's tree hashes, for proofs.
 func (s *Store) Hashes(ctx context.Context) audit.Rows {
 	return rowHashes(ctx, s.readers, s.Head().Epoch)
 }
@@ -129,12 +129,12 @@ func rowHashes(ctx context.Context, q queryer, epoch int64) audit.Rows {
 	}
 }
 
-// keptCheckpoints is how many signed checkpoints of a log are kept. Any of
-// them can be proved to be a beginning of any later one.
+// keptCheckpoints is how many signed checkpoints of a log are kept. Each of them
+// can be proved consistent with any later one.
 const keptCheckpoints = 100
 
-// SaveCheckpoint keeps a signed checkpoint over size records of the log that is
-// written to.
+// SaveCheckpoint keeps a signed checkpoint over the first size records of the
+// current log.
 func (s *Store) SaveCheckpoint(ctx context.Context, size int64, signed []byte) error {
 	return s.exec(ctx, func(ctx context.Context, w *writer) error {
 		id := recordID(w.head.Epoch, size)
@@ -146,7 +146,7 @@ func (s *Store) SaveCheckpoint(ctx context.Context, size int64, signed []byte) e
 	})
 }
 
-// Checkpoint gives the newest signed checkpoint of the log that is written to;
+// Checkpoint returns the newest signed checkpoint of the current log, and
 // broker.ErrNotFound if there is none.
 func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 	var signed []byte
@@ -160,8 +160,8 @@ func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) {
 	return signed, nil
 }
 
-// Prove gives the proof that a record stands under the newest checkpoint;
-// broker.ErrNotFound if that does not cover it.
+// Prove returns the inclusion proof of a record under the newest checkpoint, and
+// broker.ErrNotFound if the checkpoint does not cover the record.
 func (s *Store) Prove(ctx context.Context, index int64) (*audit.Proof, error) {
 	log, err := s.Log(ctx)
 	if err != nil {

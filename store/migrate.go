@@ -8,8 +8,10 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// migrations take a database from one schema version to the next, and only
-// forward. One that was released is never changed.
+// migrations take a database from one schema version to the next; there is no way
+// back. A migration that was released is never changed, so tables keep the names
+// that they were given: lingering indexes leases that outlive their end, and
+// tellings are deliveries.
 var migrations = []string{`
 CREATE TABLE requests (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, lapses INTEGER) WITHOUT ROWID;
 CREATE INDEX requests_pending ON requests (lapses) WHERE lapses IS NOT NULL;
@@ -61,10 +63,10 @@ CREATE INDEX notices_requester ON notices (channel, requester) WHERE due IS NOT 
 CREATE INDEX notices_told ON notices (id) WHERE due IS NULL;
 `}
 
-// fills are what SQL can't do of the step to a version.
+// fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices}
 
-// fillNotices fills the columns that notices are found by since version 5.
+// fillNotices fills the columns by which notices are found since version 5.
 func fillNotices(ctx context.Context, tx *sql.Tx) error {
 	list := map[broker.NoticeID]broker.Notice{}
 	err := each(ctx, tx, "SELECT id, body FROM notices WHERE due IS NOT NULL", nil, func(rows *sql.Rows) error {
@@ -93,7 +95,7 @@ func fillNotices(ctx context.Context, tx *sql.Tx) error {
 	return nil
 }
 
-// migrate brings the schema up to date, one transaction a step.
+// migrate brings the schema up to date, with one transaction per version.
 func migrate(ctx context.Context, conn *sql.Conn) error {
 	have, err := schemaVersion(ctx, conn)
 	if err != nil {
@@ -107,8 +109,8 @@ func migrate(ctx context.Context, conn *sql.Conn) error {
 	return nil
 }
 
-// schemaVersion gives the database's version, and refuses those that this
-// program doesn't know.
+// schemaVersion returns the schema version of a database, and an error for
+// versions that are newer than this program.
 func schemaVersion(ctx context.Context, conn *sql.Conn) (int, error) {
 	var have int
 	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have); err != nil {

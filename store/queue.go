@@ -11,43 +11,44 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A member is one Update on its way through a group.
+// A member is one Update in the queue or in a group. It does one of three things:
+// it runs f, runs statements of the store, or opens a log.
 type member struct {
 	ctx   context.Context
 	reads []broker.Key
 	f     func(broker.Tx) error
-	raw   func(context.Context, *writer) error // the store's own statements, instead of f
-	epoch *epoch                               // opens a log; such a member has a group of its own
+	raw   func(context.Context, *writer) error
+	epoch *epoch // such a member has a group of its own
 
-	wake     chan struct{} // told once: it is done, or it leads
+	wake     chan struct{} // receives once: the member is done, or it leads
 	leads    bool
 	err      error
-	panicked any // what f panicked with: its own goroutine goes on with that
+	panicked any // the value with which f panicked; the caller's goroutine panics with it
 }
 
-// A queue forms groups of Updates. Whoever finds nobody leading leads: it takes
-// all that wait as one group, commits them, names the first of those that came
-// meanwhile as the next leader, and only then wakes its group. So there is
-// always one goroutine at the database, it is one of the callers', and none is
-// kept leading for the others' sake longer than one group.
+// A queue forms groups of Updates. An Update that finds no leader leads: it takes
+// all that wait as one group and commits them, appoints the first Update that
+// came meanwhile as the next leader, and only then wakes its group. So exactly
+// one goroutine uses the writer at a time, and no caller leads for longer than
+// one group after its own.
 type queue struct {
 	mu      sync.Mutex
 	waiting []*member
 	leading bool
 	closed  bool
-	last    int           // members of the group before
-	enough  int           // how many a lingering leader waits for; 0: nobody lingers
-	full    chan struct{} // tells it
-	idle    chan struct{} // tells close that nobody leads
+	last    int           // members of the previous group
+	enough  int           // the number of members that a delaying leader waits for; 0: no leader delays
+	full    chan struct{} // receives when enough are waiting
+	idle    chan struct{} // closed when no Update leads any more; made by close
 }
 
 const (
 	maxGroup = 256
-	// A leader lingers if the group before was busy, so that those who were
-	// just answered can join with their next Update. Lingering always would
+	// After a busy group, the leader delays briefly, so that callers that were
+	// just answered can join with their next Update. Always delaying would
 	// halve the rate of a single caller.
-	lingerFrom = 4
-	lingerFor  = 500 * time.Microsecond
+	delayFrom = 4
+	delayFor  = 500 * time.Microsecond
 )
 
 var errClosed = errors.New("the store is closed")
@@ -55,7 +56,7 @@ var errClosed = errors.New("the store is closed")
 // submit takes a member through a group. It returns when the outcome is known.
 func (s *Store) submit(m *member) error {
 	m.wake = make(chan struct{}, 1)
-	lead, err := s.queue.join(m)
+	lead, err := s.queue.enqueue(m)
 	if err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func (s *Store) submit(m *member) error {
 	return m.err
 }
 
-func (q *queue) join(m *member) (lead bool, err error) {
+func (q *queue) enqueue(m *member) (lead bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -90,8 +91,8 @@ func (q *queue) join(m *member) (lead bool, err error) {
 	return lead, nil
 }
 
-// wait waits until the member is done or leads. If ctx ends while it is still
-// waiting for its turn, it leaves, and nothing has happened.
+// wait waits until the member is done or leads. A member whose context ends
+// before a leader took it leaves the queue, and nothing of it happens.
 func (q *queue) wait(m *member) error {
 	select {
 	case <-m.wake:
@@ -101,7 +102,7 @@ func (q *queue) wait(m *member) error {
 	if q.leave(m) {
 		return fmt.Errorf("waiting to write: %w: %w", broker.ErrUnavailable, context.Cause(m.ctx))
 	}
-	<-m.wake // it was taken: the truth is on its way
+	<-m.wake // a leader took it, and its outcome will be known
 	return nil
 }
 
@@ -116,18 +117,18 @@ func (q *queue) leave(m *member) bool {
 	return true
 }
 
-// lead takes a group through the database. Whatever happens in it, even a
-// panic, the next leader is named and every member woken.
+// lead commits one group. Whatever happens in it, even a panic, it appoints the
+// next leader and wakes every member.
 func (s *Store) lead() {
-	s.queue.linger()
-	group := s.queue.take()
+	s.queue.delay()
+	group := s.queue.takeGroup()
 	done := false
 	defer func() {
-		if !done { // a bug in this package, or f ended its goroutine
+		if !done { // a bug in this package, or f called runtime.Goexit
 			for _, m := range group {
 				m.err = unavailable("writing", errors.New("the group was abandoned"))
 			}
-			s.w.abandon()
+			s.w.reset()
 		}
 		s.queue.handOver(len(group))
 		for _, m := range group {
@@ -138,16 +139,16 @@ func (s *Store) lead() {
 	done = true
 }
 
-// linger waits a moment for a group as large as the one before.
-func (q *queue) linger() {
+// delay waits briefly for a group as large as the previous one.
+func (q *queue) delay() {
 	q.mu.Lock()
-	if q.last < lingerFrom || len(q.waiting) >= q.last {
+	if q.last < delayFrom || len(q.waiting) >= q.last {
 		q.mu.Unlock()
 		return
 	}
 	q.enough, q.full = q.last, make(chan struct{}, 1)
 	q.mu.Unlock()
-	timer := time.NewTimer(lingerFor)
+	timer := time.NewTimer(delayFor)
 	defer timer.Stop()
 	select {
 	case <-q.full:
@@ -158,8 +159,9 @@ func (q *queue) linger() {
 	q.mu.Unlock()
 }
 
-// take takes all that wait, in their order; one that opens a log goes alone.
-func (q *queue) take() []*member {
+// takeGroup removes all that wait from the queue, in their order, and returns
+// them. A member that opens a log is a group by itself.
+func (q *queue) takeGroup() []*member {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n := 0
@@ -175,7 +177,7 @@ func (q *queue) take() []*member {
 	return group
 }
 
-// handOver names the next leader, if anybody waits.
+// handOver appoints the first waiting member as the next leader.
 func (q *queue) handOver(last int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -193,8 +195,8 @@ func (q *queue) handOver(last int) {
 	next.wake <- struct{}{}
 }
 
-// close refuses all that comes from now on, and waits until nobody leads. It
-// says false if it was called before.
+// close makes enqueue fail from now on, and waits until no Update leads. It
+// reports whether this is the first call.
 func (q *queue) close() (first bool) {
 	q.mu.Lock()
 	first = !q.closed

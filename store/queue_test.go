@@ -392,16 +392,25 @@ func TestAClosedStoreRefuses(t *testing.T) {
 	}
 }
 
-// TestASecondWriterIsNotOverwritten goes behind the lock's back, as a second
-// process could on a file system that ignores locks.
-func TestASecondWriterIsNotOverwritten(t *testing.T) {
-	s := newStore(t)
-	other, err := openWriter(t.Context(), s.w.path, 1<<16)
+// secondWriter opens the database a second time, behind the lock's back, as a
+// second process could on a file system that ignores locks.
+func secondWriter(t *testing.T, s *Store) *Store {
+	t.Helper()
+	w, err := openWriter(t.Context(), s.w.path, 1<<16)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = other.close() }()
-	second := &Store{cfg: s.cfg, w: other, readers: s.readers}
+	t.Cleanup(func() {
+		if err := w.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &Store{cfg: s.cfg, w: w, readers: s.readers}
+}
+
+func TestASecondWriterIsNotOverwritten(t *testing.T) {
+	s := newStore(t)
+	second := secondWriter(t, s)
 	for n := range 6 {
 		i := newIssuance(t, n)
 		if err := i.store(t.Context(), []*Store{s, second}[n%2]); err != nil || i.entry.Index != int64(n)+1 {
@@ -409,4 +418,37 @@ func TestASecondWriterIsNotOverwritten(t *testing.T) {
 		}
 	}
 	verifyLog(t, s.Source())
+}
+
+// A block that another process placed stops the next Update of this one. Blocks
+// are read again only if one changed.
+func TestBlocksOfAnotherProcessAreSeen(t *testing.T) {
+	s := newStore(t)
+	second := secondWriter(t, s)
+	i := newIssuance(t, 1)
+	holder := broker.BlockKey{Kind: "holder", Name: i.lease.Holder}
+	for _, since := range []time.Time{testNow, testNow.Add(time.Minute)} {
+		put(t, second, &broker.Block{Selector: holder, Since: since})
+		err := s.Update(t.Context(), []broker.Key{holder}, func(tx broker.Tx) error {
+			row, err := tx.Get(holder)
+			if err != nil {
+				return err
+			}
+			if got := row.(*broker.Block).Since; !got.Equal(since) {
+				return fmt.Errorf("the block is of %s, want %s", got, since)
+			}
+			tx.Put(&i.lease)
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	blocks := s.w.blocks
+	blocks[broker.BlockKey{Kind: "issuer", Name: "only in memory"}] = nil
+	put(t, second, &i.request)
+	put(t, s, &i.request)
+	if len(s.w.blocks) != len(blocks) {
+		t.Error("blocks were read again although none changed")
+	}
 }

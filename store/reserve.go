@@ -11,33 +11,33 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// A reserve is disk space that is held back for recording how leases end: when
-// the disk is full, it is let go, and from then on nothing but endings is
-// written until it can be made again. It is the writer's: not safe for
-// concurrent use.
+// A reserve is a file that keeps disk space for recording how leases end. When
+// the disk is full, the file is deleted, and only endings are written until it
+// can be made again. It is not safe for concurrent use: it belongs to the
+// writer.
 type reserve struct {
 	path  string
 	size  int64
-	spent bool      // let go: the disk was full
-	tried time.Time // when it was last tried to make it again
+	spent bool      // the disk was full, and the file was deleted
+	tried time.Time // when making it again was last tried
 }
 
-// retryReserve is how often it is tried whether there is space again.
+// retryReserve is the pause between attempts to make the reserve again.
 const retryReserve = time.Second
 
-// hold makes the reserve, unless it is there.
+// hold makes the file unless it exists.
 func (r *reserve) hold() error {
 	if info, err := os.Stat(r.path); err == nil && info.Size() == r.size {
 		return nil
 	}
 	if err := r.fill(); err != nil {
-		_ = os.Remove(r.path) // a part of it would hold space and be no reserve
+		_ = os.Remove(r.path) // a part of the file would occupy space and be no reserve
 		return fmt.Errorf("reserving %d bytes of disk for revocations: %w", r.size, err)
 	}
 	return nil
 }
 
-// fill writes random bytes, because a file system may hold no space for zeros.
+// fill writes random bytes, because a file system may allocate no space for zeros.
 func (r *reserve) fill() error {
 	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -50,13 +50,13 @@ func (r *reserve) fill() error {
 	return errors.Join(err, f.Close())
 }
 
-// release lets the space go.
+// release deletes the file, so that its space can be used.
 func (r *reserve) release(now time.Time) {
 	r.spent, r.tried = true, now
 	_ = os.Remove(r.path)
 }
 
-// restore tries to make the reserve again, now and then.
+// restore makes the file again if it was deleted, at most once per retryReserve.
 func (r *reserve) restore(now time.Time) {
 	if !r.spent || now.Sub(r.tried) < retryReserve {
 		return
@@ -65,9 +65,9 @@ func (r *reserve) restore(now time.Time) {
 	r.spent = r.hold() != nil
 }
 
-// ending says whether all that a member appends is about something that ends,
-// for which the reserve is kept.
-func ending(entries []*audit.Entry) bool {
+// recordsEndings reports whether all entries of a member are about something that
+// ends: the reserve is kept for these.
+func recordsEndings(entries []*audit.Entry) bool {
 	for _, e := range entries {
 		switch e.Kind() {
 		case audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseFailed, audit.LeaseAbandoned, audit.BlockPlaced, audit.RequestRevoked, audit.SessionClosed:

@@ -16,21 +16,21 @@ import (
 // A logSource is an audit.Source over a database.
 type logSource struct {
 	db *sql.DB
-	// check, if set, says whether what was read can be relied on.
+	// check, if not nil, returns an error if the database changed while it was
+	// read.
 	check func() error
 }
 
-// Source gives the log that is written to, as of now, for verifying and
-// exporting.
+// Source returns the current log for verifying and exporting.
 func (s *Store) Source() audit.Source { return &logSource{db: s.readers} }
 
-// A Source is the log in a database that this process does not write to, as an
-// audit.Source. It needs no key and no lock, and leaves the database as it is;
-// a broker may be using it meanwhile. It is safe for concurrent use.
+// A Source is an audit.Source over a database that this process does not write.
+// It needs no key and no lock, and does not change the database, which a broker
+// may be using. It is safe for concurrent use.
 type Source struct{ logSource }
 
-// OpenSource opens the log in a database, by "sqlite:/path" or by its path.
-// Close it after use.
+// OpenSource opens the log in a database, given as "sqlite:/path" or as a path.
+// The caller closes it.
 func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 	path, err := sqlitePath(pathOrURL)
 	if err != nil {
@@ -38,19 +38,19 @@ func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 			return nil, err
 		}
 	}
-	// Said here, because SQLite says "unable to open database file (14)".
+	// The error of SQLite would be "unable to open database file (14)".
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
 	f := &Source{}
 	name := dsn(path, "ro", "query_only(1)")
 	if !inUse(path) {
-		// Nobody has it open, so SQLite need not look for others, and makes no
-		// files beside it: it may lie in a folder that can't be written to.
+		// No process uses the database. Opened as immutable, SQLite creates no
+		// files next to it, so its folder need not be writable.
 		name += "&" + url.Values{"immutable": {"1"}}.Encode()
 		f.check = func() error {
 			if inUse(path) {
-				return errors.New("a broker began to use the database meanwhile: try again")
+				return errors.New("a broker began to use the database while it was read: try again")
 			}
 			return nil
 		}
@@ -61,16 +61,16 @@ func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 	f.db.SetMaxOpenConns(1)
 	if err := f.checkSchema(ctx); err != nil {
 		if cantOpen(err) {
-			// SQLite says no more than "unable to open database file (14)".
-			err = fmt.Errorf("it is in use, or its broker was killed, and then the -wal and -shm files beside it have to be read too, or made: without leave for that, read an export (broker audit export) or a backup (%w)", err)
+			// The error of SQLite is only "unable to open database file (14)".
+			err = fmt.Errorf("it is in use, or its broker was killed, so the -wal and -shm files next to it have to be read or created; without permission for that, read an export (broker audit export) or a backup (%w)", err)
 		}
 		return nil, errors.Join(fmt.Errorf("opening the log in %s: %w", path, err), f.Close())
 	}
 	return f, nil
 }
 
-// inUse says whether there are changes beside the database file: a broker uses
-// it, or one was killed.
+// inUse reports whether there is a write-ahead log next to the database file: a
+// broker uses it, or was killed.
 func inUse(path string) bool {
 	info, err := os.Stat(path + "-wal")
 	return err == nil && info.Size() > 0
@@ -83,7 +83,7 @@ func (f *Source) checkSchema(ctx context.Context) error {
 	}
 	version, err := schemaVersion(ctx, conn)
 	if err == nil && version == 0 {
-		err = errors.New("it is not a broker's database")
+		err = errors.New("it is not the database of a broker")
 	}
 	return errors.Join(err, conn.Close())
 }
@@ -118,8 +118,9 @@ func (l *logSource) Header(ctx context.Context) (audit.Header, error) {
 	return h, nil
 }
 
-// Items implements audit.Source. Records never change, so it needs no snapshot
-// over all of them: it reads a batch at a time, and holds nobody up.
+// Items implements audit.Source. Records never change, so it reads them in
+// batches: one snapshot over all of them would keep SQLite from copying its
+// write-ahead log.
 func (l *logSource) Items(ctx context.Context) iter.Seq2[audit.Item, error] {
 	return func(yield func(audit.Item, error) bool) {
 		head, _, _, err := scanHead(l.db.QueryRowContext(ctx, selectHead))

@@ -1,19 +1,3 @@
-// Package store keeps the broker's rows and its log. One type, Store,
-// implements broker.Store; today it is SQLite.
-//
-// # One transaction for many
-//
-// Concurrent Updates join one database transaction (queue.go, group.go): the
-// cost of making it durable is shared, and each returns when it is. Records are
-// given their time, index and hashes there, under the one writer.
-//
-// # What is where
-//
-// Rows are a body (row_encoding.go, field_encoding.go) under an id, with few columns by which
-// they are found (rows.go). A record stands in a row with the tree hashes that
-// it completes: node n of a level is in record ((n+1)<<level)-1. The head row
-// says how long the log is; its nonce tells whether a commit whose answer was
-// lost took place.
 package store
 
 import (
@@ -32,43 +16,43 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Config says where the store is.
+// Config configures a Store.
 type Config struct {
 	// URL is "sqlite:/path/to/broker.db".
 	URL string
 
-	// Reserve is how many bytes of disk are held back, so that revocations can
-	// be recorded when the disk is full. Zero means 32 MiB.
+	// Reserve is the number of bytes of disk that are kept for recording
+	// revocations when the disk is full. Zero means 32 MiB.
 	Reserve int64
 
-	// Observe is told of every commit; nil: nobody is. It must not block.
+	// Observe, if not nil, is called after every commit. It must not block.
 	Observe func(Commit)
 }
 
-// A Commit is one transaction of a group.
+// A Commit describes one transaction of a group.
 type Commit struct {
 	Members int           // Updates that it made durable
 	Records int           // records that it appended
-	Took    time.Duration // from the first statement to the answer of the disk
+	Took    time.Duration // from the first statement to the answer of COMMIT
 }
 
-// Store implements broker.Store. It is safe for concurrent use. It starts
-// nothing in the background: whoever opens it starts Run, and calls Sweep now
-// and then.
+// Store implements broker.Store. It is safe for concurrent use. It starts no
+// goroutine: the caller of Open runs Run in one, and calls Sweep about once a
+// minute.
 type Store struct {
 	cfg      Config
 	lock     *os.File
 	readers  *sql.DB
 	gets     [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue    queue
-	w        *writer // the leader's; see queue
+	w        *writer // owned by the leader of the queue
 	head     atomic.Pointer[Head]
 	degraded atomic.Bool
 
-	unwritable atomic.Bool // the last transaction could not be written, whatever was in it
+	unwritable atomic.Bool // the last transaction failed for a reason that is not in its rows
 
-	checkpoint chan struct{} // tells Run that there is something to do
-	copied     atomic.Bool   // Run did it: the next group copies what came meanwhile
+	checkpoint chan struct{} // wakes Run; see checkpoint.go
+	copied     atomic.Bool   // Run has copied; the next group copies the rest
 }
 
 const (
@@ -76,8 +60,8 @@ const (
 	maxReaders     = 8
 )
 
-// Open opens the database, and makes or migrates it if need be. It holds a lock
-// on it until Close: a second process that opens it is refused.
+// Open opens the database, and creates or migrates it if necessary. It locks the
+// database until Close; Open fails in a second process.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	path, err := sqlitePath(cfg.URL)
 	if err != nil {
@@ -96,7 +80,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// sqlitePath gives the absolute path of a sqlite: URL.
+// sqlitePath returns the absolute path of a sqlite: URL.
 func sqlitePath(u string) (string, error) {
 	path, ok := strings.CutPrefix(u, "sqlite:")
 	if !ok || path == "" || strings.HasPrefix(path, "//") {
@@ -106,7 +90,8 @@ func sqlitePath(u string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding the store %q: %w", u, err)
 	}
-	// One database has one name, and so one lock, whatever links lead to it.
+	// The lock is next to the database: all links to one database have to lead
+	// to one lock.
 	if real, err := filepath.EvalSymlinks(abs); err == nil {
 		return real, nil
 	}
@@ -117,8 +102,8 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 	if s.lock, err = lockFile(path + ".lock"); err != nil {
 		return err
 	}
-	// Made here, so that it never has another mode: SQLite gives its other
-	// files the mode of this one.
+	// SQLite would create the file with another mode, and it gives its -wal and
+	// -shm files the mode of the database.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -149,18 +134,18 @@ func (s *Store) openReaders(ctx context.Context, path string) (err error) {
 	return nil
 }
 
-// driverName is what the driver registered itself as.
+// driverName is the name under which modernc.org/sqlite registers itself.
 const driverName = "sqlite"
 
-// dsn is how the driver wants to be told of a database and of what is to be
-// run on each connection.
+// dsn returns the data source name of a database file. The driver runs the
+// pragmas on each connection.
 func dsn(path, mode string, pragmas ...string) string {
 	q := url.Values{"mode": {mode}, "_pragma": append([]string{"busy_timeout(5000)", "foreign_keys(1)", "trusted_schema(0)", "cell_size_check(1)"}, pragmas...)}
 	return (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}).String()
 }
 
-// Close ends the store. What comes from then on is refused; what came before
-// is waited for. Closing again does nothing.
+// Close closes the store. It waits for Updates that have been called; later ones
+// fail. A second Close does nothing.
 func (s *Store) Close() error {
 	if !s.queue.close() {
 		return nil
@@ -183,7 +168,7 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// Ping says whether the store can be read.
+// Ping returns an error if the database cannot be reached.
 func (s *Store) Ping(ctx context.Context) error {
 	if err := s.readers.PingContext(ctx); err != nil {
 		return unavailable("reaching the store", err)
@@ -191,27 +176,27 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Degraded says why nothing but endings can be recorded at present; nil: all
-// is well. /readyz is not ready then.
+// Degraded returns an error while the store cannot record issuances: the disk is
+// full, or the last transaction could not be written. /readyz reports it.
 func (s *Store) Degraded() error {
 	switch {
 	case s.degraded.Load():
-		return fmt.Errorf("%w: the disk is full: nothing is issued, and revocations are recorded in the reserve", broker.ErrUnavailable)
+		return fmt.Errorf("%w: the disk is full: nothing is issued, and revocations are recorded in the reserved space", broker.ErrUnavailable)
 	case s.unwritable.Load():
-		return fmt.Errorf("%w: the database can't be written: nothing is issued, and revocations are recorded later", broker.ErrUnavailable)
+		return fmt.Errorf("%w: the database cannot be written: nothing is issued, and revocations are recorded later", broker.ErrUnavailable)
 	}
 	return nil
 }
 
-// A Head is where the log ends.
+// A Head is the end of the log.
 type Head struct {
-	Epoch int64 // which of the logs in this database
+	Epoch int64 // the number of the log in this database; the first is 1, and 0 means none
 	Size  int64 // number of records
 	Root  audit.Digest
 	Time  time.Time // of the last record
 }
 
-// Head gives the end of the log, as of the last Update that returned.
+// Head returns the end of the log as of the last commit.
 func (s *Store) Head() Head { return *s.head.Load() }
 
 // unavailable wraps an error of the database as broker.ErrUnavailable.

@@ -9,16 +9,15 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// sweepBatch is how many rows one transaction of Sweep deletes.
+// sweepBatch is how many rows one transaction of Sweep deletes at most.
 const sweepBatch = 500
 
-// Sweep deletes what has no meaning any more: idempotency keys, counters and
-// open asks whose time is over, sessions and logins that ended, notices that
-// were told, and notes that a lease lives, or lingers, which time has
-// ended. It goes in small transactions, between which others get their turn,
-// and gives the number of rows deleted. Requests, leases and records are kept.
-// Call it every minute or so: lists and counts of live leases read what it has
-// not deleted yet.
+// Sweep deletes rows that have expired: idempotency keys, counters, open asks,
+// sessions, logouts, logins, deliveries, notices that were delivered, and the
+// index rows of leases that ended by time. It uses small transactions, so that
+// other Updates do not wait long, and returns the number of rows deleted.
+// Requests, leases and records are kept. Call it about once a minute: lists and
+// counts of live leases read the rows that it has not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
 	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, tellings} {
@@ -34,35 +33,35 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 		}
 	}
 	for {
-		told, err := s.delete(ctx, "DELETE FROM notices WHERE id IN (SELECT id FROM notices INDEXED BY notices_told WHERE due IS NULL LIMIT ?)", sweepBatch)
+		deleted, err := s.delete(ctx, "DELETE FROM notices WHERE id IN (SELECT id FROM notices INDEXED BY notices_told WHERE due IS NULL LIMIT ?)", sweepBatch)
 		if err != nil {
 			return total, fmt.Errorf("sweeping notices: %w", err)
 		}
-		total += told
-		if told < sweepBatch {
+		total += deleted
+		if deleted < sweepBatch {
 			break
 		}
 	}
-	for _, notes := range []string{"live", "lingering"} {
-		n, err := s.sweepNotes(ctx, notes, now)
+	for _, index := range []string{"live", "lingering"} {
+		n, err := s.sweepIndex(ctx, index, now)
 		if total += n; err != nil {
-			return total, fmt.Errorf("sweeping %s leases: %w", notes, err)
+			return total, fmt.Errorf("sweeping %s leases: %w", index, err)
 		}
 	}
 	return total, nil
 }
 
-// noteWindow is how many notes one transaction of sweepNotes looks at.
-const noteWindow = 2000
+// indexWindow is how many rows one transaction of sweepIndex reads.
+const indexWindow = 2000
 
-// sweepNotes goes through all notes of a table once, by ranges of ids that it
-// finds as a reader, so that no transaction is long.
-func (s *Store) sweepNotes(ctx context.Context, table string, now time.Time) (total int64, err error) {
+// sweepIndex deletes the expired rows of live or lingering. It finds ranges of
+// ids on a reader, so that no transaction is long.
+func (s *Store) sweepIndex(ctx context.Context, table string, now time.Time) (total int64, err error) {
 	for from := []byte{}; ; {
 		var to []byte
-		err := s.readers.QueryRowContext(ctx, "SELECT max(id) FROM (SELECT id FROM "+table+" WHERE id > ? ORDER BY id LIMIT ?)", from, noteWindow).Scan(&to)
+		err := s.readers.QueryRowContext(ctx, "SELECT max(id) FROM (SELECT id FROM "+table+" WHERE id > ? ORDER BY id LIMIT ?)", from, indexWindow).Scan(&to)
 		if err != nil {
-			return total, unavailable("reading notes of leases", err)
+			return total, unavailable("reading the index of leases", err)
 		}
 		if to == nil {
 			break
@@ -83,8 +82,8 @@ func (s *Store) sweep(ctx context.Context, t table, now time.Time) (int64, error
 	return s.delete(ctx, query, now.UnixMilli(), sweepBatch)
 }
 
-// delete runs one statement in the transaction of a group, and gives how many
-// rows it deleted.
+// delete runs one statement in the transaction of a group, and returns the number
+// of rows that it deleted.
 func (s *Store) delete(ctx context.Context, query string, args ...any) (n int64, err error) {
 	err = s.exec(ctx, func(ctx context.Context, w *writer) (err error) {
 		n, err = w.execCount(ctx, query, args...)
@@ -93,14 +92,14 @@ func (s *Store) delete(ctx context.Context, query string, args ...any) (n int64,
 	return n, err
 }
 
-// An Active counts the leases of one entitlement and issuer.
+// An Active is the number of live leases of one entitlement and issuer.
 type Active struct {
 	Entitlement, Issuer string
 	Leases              int64
 }
 
-// CountActive counts the live leases at now, for a gauge. It reads a short row
-// a lease.
+// CountActive counts the leases that are live at now, for a gauge. It reads a short
+// row per lease.
 func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active, err error) {
 	query := `SELECT entitlement, issuer, n FROM kinds JOIN
 		(SELECT kind, count(*) AS n FROM live WHERE until > ? GROUP BY kind) ON kind = id ORDER BY id`
@@ -116,8 +115,9 @@ func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active
 	return counts, nil
 }
 
-// CountStuck counts the leases whose ending is tried for long, for a gauge. It
-// reads a short row of every live lease, and whole those that are being ended.
+// CountStuck counts the leases that are stuck at now (broker.LeaseStuck), for a
+// gauge. It reads a short row per live lease, and the bodies of those that are
+// being revoked.
 func (s *Store) CountStuck(ctx context.Context, now time.Time) (n int64, err error) {
 	query := "SELECT body FROM live CROSS JOIN leases ON leases.id = live.id WHERE until = ?"
 	err = each(ctx, s.readers, query, []any{int64(untilEnded)}, func(rows *sql.Rows) error {
@@ -140,7 +140,7 @@ func (s *Store) CountStuck(ctx context.Context, now time.Time) (n int64, err err
 	return n, nil
 }
 
-// CountPending counts the requests that wait for people at now, by entitlement.
+// CountPending counts the requests that are pending at now, by entitlement.
 func (s *Store) CountPending(ctx context.Context, now time.Time) (map[string]int64, error) {
 	counts := map[string]int64{}
 	query := "SELECT body FROM requests INDEXED BY requests_pending WHERE lapses > ?"
@@ -162,7 +162,7 @@ func (s *Store) CountPending(ctx context.Context, now time.Time) (map[string]int
 	return counts, nil
 }
 
-// SigningKeys gives all keys of a purpose, the retired ones too.
+// SigningKeys returns all keys of a purpose, including the retired ones.
 func (s *Store) SigningKeys(ctx context.Context, purpose string) (keys []*broker.SigningKey, err error) {
 	err = each(ctx, s.readers, "SELECT body FROM signing_keys WHERE purpose = ? ORDER BY id", []any{purpose}, func(rows *sql.Rows) error {
 		var body sql.RawBytes
@@ -179,7 +179,7 @@ func (s *Store) SigningKeys(ctx context.Context, purpose string) (keys []*broker
 	return keys, nil
 }
 
-// Blocks gives the blocks in force.
+// Blocks returns the blocks in force.
 func (s *Store) Blocks(ctx context.Context) (list []*broker.Block, err error) {
 	err = each(ctx, s.readers, "SELECT body FROM blocks ORDER BY id", nil, func(rows *sql.Rows) error {
 		var body sql.RawBytes

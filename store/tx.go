@@ -9,14 +9,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// updateTx is one member's view of its group: what it put itself, over what
-// the members before it put, over what the database has.
+// updateTx is the transaction of one member. It reads the member's own rows
+// first, then those of the members before it, then those of the database.
 type updateTx struct {
 	g       *group
 	reads   []broker.Key
 	rows    []row
 	entries []*audit.Entry
-	err     error // of a Put
+	err     error // from Put
 }
 
 // Get implements broker.Tx.
@@ -27,7 +27,7 @@ func (tx *updateTx) Get(key broker.Key) (broker.Row, error) {
 		}
 	}
 	if !slices.Contains(tx.reads, key) {
-		return nil, fmt.Errorf("reading the row %v: it was not named when the update began", key)
+		return nil, fmt.Errorf("reading the row %v: the Update did not name it in reads", key)
 	}
 	body := tx.g.body(key)
 	if body == nil {
@@ -36,7 +36,8 @@ func (tx *updateTx) Get(key broker.Key) (broker.Row, error) {
 	return decodeRow(key, body)
 }
 
-// body gives what the group knows of a row; nil: there is none.
+// body returns the body of a row as the group would leave it; nil if there is no
+// such row.
 func (g *group) body(key broker.Key) []byte {
 	if r := g.rows[key]; r != nil {
 		return r.body
@@ -47,8 +48,8 @@ func (g *group) body(key broker.Key) []byte {
 	return g.fetched[key]
 }
 
-// Put implements broker.Tx. The row is encoded here, so that the caller may go
-// on changing it.
+// Put implements broker.Tx. It encodes the row, so the caller may change it
+// afterwards.
 func (tx *updateTx) Put(r broker.Row) {
 	encoded, err := encodeRow(r)
 	if err != nil {
@@ -68,7 +69,7 @@ func (tx *updateTx) Put(r broker.Row) {
 // Append implements broker.Tx.
 func (tx *updateTx) Append(e *audit.Entry) { tx.entries = append(tx.entries, e) }
 
-var errListing = errors.New("rows are listed in a View only")
+var errListing = errors.New("rows can be listed only in a View")
 
 // Requests implements broker.Tx.
 func (tx *updateTx) Requests(broker.RequestQuery) ([]*broker.Request, broker.RequestID, error) {

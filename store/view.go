@@ -20,7 +20,7 @@ func (s *Store) View(ctx context.Context, f func(broker.Tx) error) (err error) {
 	return f(&viewTx{ctx, s, tx})
 }
 
-// viewTx is a snapshot of the database.
+// viewTx reads one snapshot of the database.
 type viewTx struct {
 	ctx context.Context
 	s   *Store
@@ -44,17 +44,17 @@ func (v *viewTx) Get(key broker.Key) (broker.Row, error) {
 	return decodeRow(key, body)
 }
 
-// Put is not for views.
+// Put panics: a View writes nothing.
 func (v *viewTx) Put(broker.Row) { panic("store: a View writes nothing") }
 
-// Append is not for views.
+// Append panics: a View writes nothing.
 func (v *viewTx) Append(*audit.Entry) { panic("store: a View writes nothing") }
 
-// maxScan is how many rows a call of Requests or Leases reads at most.
+// maxScan bounds the rows that one call of Requests or Leases reads.
 const maxScan = 10_000
 
-// Requests implements broker.Tx. Those that are pending are found by their
-// index; all others by reading back from the newest.
+// Requests implements broker.Tx. Pending requests have an index; for all others
+// it reads back from the newest.
 func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.RequestID, error) {
 	l := listing[*broker.Request]{
 		query:  "SELECT id, body FROM requests WHERE id < ? ORDER BY id DESC LIMIT ?",
@@ -64,8 +64,8 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
 	}
 	if q.Status == broker.RequestPending {
-		// CROSS JOIN keeps the order of its left side: the ids are sorted, and not
-		// all bodies with them.
+		// CROSS JOIN keeps SQLite from reordering the join: it sorts the ids alone,
+		// and not the bodies.
 		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_pending
 			WHERE lapses > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id`
 		l.args = []any{q.Now.UnixMilli(), before(q.Before[:]), maxScan}
@@ -80,9 +80,9 @@ func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 		(q.Status == 0 || r.State(q.Now) == q.Status)
 }
 
-// Leases implements broker.Tx. Those that are due are found by their index,
-// those that live or linger by their tables, of which a call may read all; all
-// others by reading back from the newest.
+// Leases implements broker.Tx. Due leases have an index. Live and outliving
+// leases are found by their tables, which a call may read whole. For all others
+// it reads back from the newest.
 func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {
 	l := listing[*broker.Lease]{
 		query:  "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?",
@@ -100,19 +100,19 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ? OFFSET ?"
 		l.args = []any{q.Now.UnixMilli(), maxScan, q.Skip}
 	case q.Live:
-		l.query, l.args = noteQuery("live", &q)
+		l.query, l.args = indexQuery("live", &q)
 	case q.Outliving:
-		l.query, l.args = noteQuery("lingering", &q)
+		l.query, l.args = indexQuery("lingering", &q)
 	}
 	page, next, err := l.read(v)
 	if q.Due {
-		next = [16]byte{} // what is due is done, and then not due: there are no further pages
+		next = [16]byte{} // the caller deals with due leases, and then they are no longer due: there is no next page
 	}
 	return page, broker.LeaseID(next), err
 }
 
-// noteQuery narrows down what wantsLease has to look at, by a table of notes.
-func noteQuery(table string, q *broker.LeaseQuery) (query string, args []any) {
+// indexQuery selects candidates for wantsLease by the table live or lingering.
+func indexQuery(table string, q *broker.LeaseQuery) (query string, args []any) {
 	query = "SELECT n.id, body FROM " + table + " AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id < ? AND until > ?"
 	args = []any{before(q.Before[:]), q.Now.UnixMilli()}
 	and := func(condition string, values ...any) {
@@ -157,7 +157,8 @@ func isDue(l *broker.Lease, q *broker.LeaseQuery) bool {
 	return !due.IsZero() && !due.After(q.Now)
 }
 
-// before is the upper bound of a page; from the start if there is none.
+// before returns the upper bound of a page: the id, or one above all ids if it is
+// zero.
 func before(id []byte) []byte {
 	if [16]byte(id) == ([16]byte{}) {
 		return []byte("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
@@ -174,8 +175,8 @@ type listing[R broker.Row] struct {
 	wanted func(R) bool
 }
 
-// read gives the rows of the page, and the last id that was looked at if there
-// may be more behind it.
+// read returns the rows of the page. If there may be more rows, next is the last
+// id that it read, and zero otherwise.
 func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 	if l.limit <= 0 || l.limit > maxScan {
 		l.limit = maxScan
@@ -227,8 +228,8 @@ func (v *viewTx) Notices(q broker.NoticeQuery) (list []*broker.Notice, err error
 	return all[*broker.Notice](v, notices, query, q.Channel, q.Urgent, q.Now.UnixMilli(), q.Limit)
 }
 
-// NoticeChannels implements broker.Tx. It goes from one channel to the next, and
-// reads nothing of what one has.
+// NoticeChannels implements broker.Tx. It skips from one channel to the next
+// and does not read their notices.
 func (v *viewTx) NoticeChannels() (names []string, err error) {
 	query := "SELECT channel FROM notices INDEXED BY notices_channel WHERE due IS NOT NULL AND channel > ? ORDER BY channel LIMIT 1"
 	for last := ""; len(names) < maxScan; names = append(names, last) {
@@ -264,7 +265,7 @@ func (v *viewTx) Reviews() ([]*broker.Reviews, error) {
 	return all[*broker.Reviews](v, openReviews, "SELECT id, body FROM reviews LIMIT ?", maxScan)
 }
 
-// all reads all rows that a query gives.
+// all reads the rows of a query.
 func all[R broker.Row](v *viewTx, t table, query string, args ...any) (list []R, err error) {
 	err = each(v.ctx, v.tx, query, args, func(rows *sql.Rows) error {
 		var id, body sql.RawBytes

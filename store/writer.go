@@ -14,8 +14,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A writer is the one connection that writes, with what it knows of the
-// database between groups. It belongs to whoever leads the queue.
+// A writer is the one connection that writes, with the state of the database
+// that it keeps in memory between groups. Only the leader of the queue uses it.
 type writer struct {
 	path    string
 	db      *sql.DB
@@ -23,25 +23,26 @@ type writer struct {
 	stmts   map[string]*sql.Stmt // on conn
 	reserve reserve
 
-	// What follows is what the last commit left. A group works on copies.
+	// The state after the last commit. A group works on copies.
 	head          Head
 	nonce         []byte // of the head row
 	tree          *audit.Tree
-	blocks        map[broker.BlockKey][]byte // bodies of all blocks there ever were
-	blocksVersion int64
+	blocks        map[broker.BlockKey][]byte // bodies of all blocks, lifted ones included; nil: not read yet
+	blocksVersion int64                      // of blocks; the head row has the version of the table
 	kinds         map[leaseKind]int64
-	uncopied      int // pages written since Run was last told
+	uncopied      int // pages written since Run was last woken
 
-	// now is the clock that records are timed by. fault, if not nil, stands
-	// between the writer and a COMMIT: in tests, it loses the one or its answer.
-	now   func() time.Time
+	now func() time.Time // the clock of the records
+
+	// fault, if not nil, is called instead of commit: tests lose the COMMIT or
+	// its answer.
 	fault func(commit func() error) error
 }
 
 func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, error) {
 	w := &writer{path: path, now: time.Now, reserve: reserve{path: path + ".reserve", size: reserveSize}}
-	// fdatasync gives the same durability for half the time: WAL frames need no
-	// timestamps. It is refused where the system has none.
+	// fdatasync is as durable, in half the time: WAL frames need no timestamps.
+	// On systems without it this fails, and SQLite uses fsync.
 	_, _ = sqlite.Fdatasync(true)
 	if err := w.connect(ctx); err != nil {
 		return nil, errors.Join(err, w.close())
@@ -93,7 +94,7 @@ func (w *writer) close() error {
 	return errors.Join(errs...)
 }
 
-// prepared gives a statement on the connection, prepared once.
+// prepared returns a statement on the connection. It prepares each query once.
 func (w *writer) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
 	if s := w.stmts[query]; s != nil {
 		return s, nil
@@ -115,7 +116,7 @@ func (w *writer) exec(ctx context.Context, query string, args ...any) error {
 	return err
 }
 
-// execCount is exec, and gives how many rows it changed.
+// execCount executes a statement and returns the number of rows that it changed.
 func (w *writer) execCount(ctx context.Context, query string, args ...any) (int64, error) {
 	s, err := w.prepared(ctx, query)
 	if err != nil {
@@ -128,16 +129,21 @@ func (w *writer) execCount(ctx context.Context, query string, args ...any) (int6
 	return result.RowsAffected()
 }
 
-// load reads what the writer keeps in memory.
+// load reads the state that the writer keeps in memory. It reads the blocks, which
+// may be many, only if their version in the head row says that another process
+// changed one.
 func (w *writer) load(ctx context.Context) error {
-	if err := w.loadHead(ctx); err != nil {
+	blocks, err := w.loadHead(ctx)
+	if err != nil {
 		return fmt.Errorf("reading the head of the log: %w", err)
 	}
 	if err := w.loadTree(ctx); err != nil {
 		return err
 	}
-	if err := w.loadBlocks(ctx); err != nil {
-		return fmt.Errorf("reading the blocks: %w", err)
+	if w.blocks == nil || w.blocksVersion != blocks {
+		if err := w.loadBlocks(ctx, blocks); err != nil {
+			return fmt.Errorf("reading the blocks: %w", err)
+		}
 	}
 	if err := w.loadKinds(ctx); err != nil {
 		return fmt.Errorf("reading the kinds of leases: %w", err)
@@ -147,9 +153,10 @@ func (w *writer) load(ctx context.Context) error {
 
 const selectHead = "SELECT epoch, size, root, time, blocks, nonce FROM head"
 
-func (w *writer) loadHead(ctx context.Context) (err error) {
-	w.head, w.blocksVersion, w.nonce, err = scanHead(w.conn.QueryRowContext(ctx, selectHead))
-	return err
+// loadHead reads the head row, and returns the version of the blocks.
+func (w *writer) loadHead(ctx context.Context) (blocks int64, err error) {
+	w.head, blocks, w.nonce, err = scanHead(w.conn.QueryRowContext(ctx, selectHead))
+	return blocks, err
 }
 
 func scanHead(row *sql.Row) (h Head, blocks int64, nonce []byte, err error) {
@@ -171,15 +178,15 @@ func (w *writer) loadTree(ctx context.Context) error {
 		return err
 	}
 	if w.head.Epoch > 0 && tree.Root() != w.head.Root {
-		return fmt.Errorf("the log is damaged: its hashes lead to the root %s, its head says %s: see `broker audit verify sqlite:%s`", tree.Root(), w.head.Root, w.path)
+		return fmt.Errorf("the log is damaged: its hashes lead to the root %s, and its head says %s; run `broker audit verify sqlite:%s` to find the record", tree.Root(), w.head.Root, w.path)
 	}
 	w.tree = tree
 	return nil
 }
 
-func (w *writer) loadBlocks(ctx context.Context) error {
-	w.blocks = map[broker.BlockKey][]byte{}
-	return each(ctx, w.conn, "SELECT body FROM blocks", nil, func(rows *sql.Rows) error {
+func (w *writer) loadBlocks(ctx context.Context, version int64) error {
+	blocks := map[broker.BlockKey][]byte{}
+	err := each(ctx, w.conn, "SELECT body FROM blocks", nil, func(rows *sql.Rows) error {
 		var body []byte
 		if err := rows.Scan(&body); err != nil {
 			return err
@@ -188,9 +195,13 @@ func (w *writer) loadBlocks(ctx context.Context) error {
 		if err := decodeBody(body, &b); err != nil {
 			return err
 		}
-		w.blocks[b.Selector] = body
+		blocks[b.Selector] = body
 		return nil
 	})
+	if err == nil {
+		w.blocks, w.blocksVersion = blocks, version
+	}
+	return err
 }
 
 func (w *writer) loadKinds(ctx context.Context) error {
@@ -206,7 +217,7 @@ func (w *writer) loadKinds(ctx context.Context) error {
 	})
 }
 
-// queryer is what *sql.Conn, *sql.DB and *sql.Tx have in common.
+// queryer is implemented by *sql.Conn, *sql.DB and *sql.Tx.
 type queryer interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
@@ -227,26 +238,27 @@ func each(ctx context.Context, q queryer, query string, args []any, f func(*sql.
 	return rows.Err()
 }
 
-// rollback ends a transaction that came to nothing. SQLite may have ended it.
+// rollback ends a transaction. It fails if SQLite has already ended it, which is
+// as good.
 func (w *writer) rollback() {
 	_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK")
 }
 
-// abandon makes the writer fit for use after a group that stopped anywhere.
-func (w *writer) abandon() {
+// reset makes the writer usable again after a group that stopped halfway.
+func (w *writer) reset() {
 	w.rollback()
-	w.settle(context.Background())
+	w.reload(context.Background())
 }
 
-// commit makes the transaction durable. If the answer is lost, it finds out
-// whether it took place: the head row has the nonce, or it doesn't.
+// commit makes the transaction durable. A COMMIT that returns an error may have
+// happened: it has if the head row has the nonce.
 func (w *writer) commit(ctx context.Context, nonce []byte) error {
 	err := w.sendCommit(ctx)
 	if err == nil {
 		return nil
 	}
 	w.rollback()
-	w.settle(ctx)
+	w.reload(ctx)
 	if string(w.nonce) == string(nonce) {
 		return nil
 	}
@@ -261,9 +273,10 @@ func (w *writer) sendCommit(ctx context.Context) error {
 	return commit()
 }
 
-// settle reads what the database holds, for as long as it takes: until then
-// nobody knows what is true, and nobody may be told anything.
-func (w *writer) settle(ctx context.Context) {
+// reload reads the state of the database, and retries for as long as it takes:
+// until it succeeds, the outcome of the last transaction is not known, and no
+// Update may return.
+func (w *writer) reload(ctx context.Context) {
 	err := w.load(ctx)
 	for pause := time.Millisecond; err != nil; pause = min(2*pause, time.Second) {
 		time.Sleep(pause)
@@ -281,14 +294,14 @@ func isFull(err error) bool {
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
-// cantOpen says whether a file of the database could not be opened, or made.
+// cantOpen reports whether a file of the database could not be opened or created.
 func cantOpen(err error) bool {
 	var e *sqlite.Error
 	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CANTOPEN
 }
 
-// isRows says whether the error is about the rows themselves: nothing that
-// waiting or space would cure.
+// isRows reports whether the error is about the rows themselves, which neither
+// waiting nor space would cure.
 func isRows(err error) bool {
 	var e *sqlite.Error
 	if !errors.As(err, &e) {

@@ -1,0 +1,67 @@
+// Package store keeps the broker's rows and its log in SQLite. Store implements
+// broker.Store: View reads a snapshot, Update writes.
+//
+// # Group commit
+//
+// Making a transaction durable costs one write to disk that has to be waited
+// for. So concurrent Updates share a transaction: they form a group, and each
+// of them is a member.
+//
+// Updates wait in a queue (queue.go). If no Update leads, the first one does: it
+// takes all that wait as one group, runs and commits them, appoints the first
+// Update that came meanwhile as the next leader, and wakes its members. There is
+// no goroutine for this; the callers' own goroutines take turns.
+//
+// Within a group (group.go), in this order:
+//
+//  1. BEGIN IMMEDIATE, and one query per table for the rows that the members
+//     named in reads.
+//  2. Each member's function runs, one after the other. A member sees the rows
+//     that the members before it put. What it puts and appends is buffered, and
+//     joins the group only if its function succeeds.
+//  3. The entries of all members get one time, their indexes and their hashes
+//     (flush.go).
+//  4. The head of the log is written, then the rows, then the records, then
+//     COMMIT.
+//
+// The head comes first because it detects another writer. The head row has a
+// random nonce, which every commit replaces: the UPDATE names the nonce that the
+// writer knows, and matches no row if another process has committed since. Then
+// everything the group read from memory (the tree, the blocks) is out of date;
+// nothing of it has been written yet, and the group runs again from what the
+// database has.
+//
+// # Failures
+//
+// A member whose function returns an error, or panics, contributes nothing, and
+// the others go on. If the database rejects the rows of a member (a constraint,
+// say), the transaction is lost and every member runs again in a transaction of
+// its own, so that only that member fails. This is why the function of an Update
+// may run more than once.
+//
+// An Update returns when its outcome is known: its rows and records are durable,
+// or nothing of it happened. A context that ends while the Update is still in
+// the queue takes it out of the queue; once it is part of a group, it waits for
+// the truth. If the answer of COMMIT is lost, the writer reads the head row: it
+// has the nonce of this commit, or it does not. The writer retries that reading
+// for as long as it takes, because until then no answer would be true.
+//
+// # A full disk
+//
+// Revocations have to be recorded even when the disk is full, so the store
+// keeps a reserve: a file next to the database, of random bytes, that occupies
+// space (reserve.go). When a write fails for lack of space, the store deletes
+// the reserve and runs the group again. From then on only members whose records
+// are all about something that ends are let through, until the reserve can be
+// made again. Degraded reports this state, and /readyz shows it.
+//
+// # Tables
+//
+// Rows have an id, an encoded body, and columns only where rows are found by
+// them (rows.go, row_encoding.go, field_encoding.go). A request and a lease list
+// the records about them (records.go).
+//
+// The log is one row per record. The row also has the hashes of the tree nodes
+// that the record completes: node n of a level is in record ((n+1)<<level)-1.
+// So appending a record writes one row, and a proof reads a few rows by key.
+package store

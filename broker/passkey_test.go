@@ -125,7 +125,7 @@ func TestSignedApproval(t *testing.T) {
 	if report, err := w.audits(t, "login/ben", key); err != nil || report.Signatures != 1 || !report.KeysPinned {
 		t.Errorf("the log: %+v, %v", report, err)
 	}
-	if _, err := w.audits(t, "login/cleo", key); err == nil || !strings.Contains(err.Error(), "not among the approvers that you gave") {
+	if _, err := w.audits(t, "login/cleo", key); err == nil || !strings.Contains(err.Error(), "not among the approvers you gave") {
 		t.Errorf("the log, to whom ben's passkey is unknown: %v", err)
 	}
 }

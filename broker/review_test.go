@@ -265,7 +265,7 @@ func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
 	if report, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins}); err != nil || report.Signatures != int64(len(keys)) || !report.KeysPinned {
 		t.Errorf("the log: %+v, %v", report, err)
 	}
-	if _, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers that you gave") {
+	if _, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers you gave") {
 		t.Errorf("the log, to whom a reviewer's passkey is unknown: %v", err)
 	}
 	for _, r := range w.records(t) {

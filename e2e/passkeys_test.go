@@ -104,11 +104,11 @@ func (o *office) isAudited(t *testing.T) {
 	o.write(t, "approvers.txt", string(list))
 	bens, _, _ := strings.Cut(string(list), "\n")
 	o.write(t, "bens.txt", bens)
-	if out, err := o.auditing().CombinedOutput(); err == nil || !strings.Contains(string(out), "would count before 24h0m0s are over") {
-		t.Errorf("an auditor does not find out that nobody waited for a day: %v\n%s", err, out)
+	if out, err := o.auditing().CombinedOutput(); err == nil || !strings.Contains(string(out), "counts earlier than 24h0m0s after its enrolment") {
+		t.Errorf("the verifier does not report a passkey that did not wait for a day: %v\n%s", err, out)
 	}
-	if out, err := o.auditing("--approvers", filepath.Join(o.dir, "bens.txt")).CombinedOutput(); err == nil || !strings.Contains(string(out), "not among the approvers that you gave") {
-		t.Errorf("an auditor does not find out that somebody else's passkey signed: %v\n%s", err, out)
+	if out, err := o.auditing("--approvers", filepath.Join(o.dir, "bens.txt")).CombinedOutput(); err == nil || !strings.Contains(string(out), "not among the approvers you gave") {
+		t.Errorf("the verifier does not report a passkey of another person: %v\n%s", err, out)
 	}
 	o.audit = []string{"--approvers", filepath.Join(o.dir, "approvers.txt")}
 	if out, err := o.auditing().CombinedOutput(); err != nil || !strings.Contains(string(out), "4 of passkeys (of approvers given by you)") {

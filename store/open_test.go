@@ -145,7 +145,7 @@ func TestOneFlippedByte(t *testing.T) {
 	if !errors.As(err, &problem) || problem.Index != 6 || len(report.Problems) != 1 {
 		t.Fatalf("%v, %+v", err, report)
 	}
-	for _, says := range []string{"record 6 (lease.issued, 20", "its bytes hash to ", ", the tree says "} {
+	for _, says := range []string{"record 6 (lease.issued, 20", "its bytes hash to ", ", but the tree has "} {
 		if !strings.Contains(err.Error(), says) {
 			t.Errorf("%q does not say %q", err, says)
 		}

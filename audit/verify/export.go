@@ -12,11 +12,9 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// An export is JSON Lines: the header, then a line a record. The leaf stands in
-// its line byte by byte as it was hashed, so that people and jq can read it,
-// and a verifier can hash it.
-
-// exportFormat is the version of the export's lines.
+// exportFormat is the version of the format of an export: JSON Lines, a header
+// and then one line per record. A line contains the leaf byte for byte, so that
+// people and jq can read it and a verifier can hash it.
 const exportFormat = 1
 
 type exportHeader struct {
@@ -35,7 +33,7 @@ type exportLine struct {
 	Openings json.RawMessage `json:"openings,omitempty"`
 }
 
-// Export writes the log as JSON Lines.
+// Export writes a log as JSON Lines.
 func Export(ctx context.Context, w io.Writer, src audit.Source) error {
 	h, err := src.Header(ctx)
 	if err != nil {
@@ -59,7 +57,8 @@ func Export(ctx context.Context, w io.Writer, src audit.Source) error {
 	return nil
 }
 
-// appendLine writes the item as a line. encoding/json would respell the leaf.
+// appendLine appends the line of a record. It does not use encoding/json, which
+// would change the bytes of the leaf.
 func appendLine(b []byte, it *audit.Item) []byte {
 	var hash audit.Digest
 	copy(hash[:], it.Hashes)
@@ -72,16 +71,18 @@ func appendLine(b []byte, it *audit.Item) []byte {
 	return append(b, "}\n"...)
 }
 
-// maxLine bounds a line of an export: a leaf, its openings, and a little.
+// maxLine is the maximum length of a line: a leaf, its openings and the rest of
+// the line.
 const maxLine = audit.MaxLeaf + audit.MaxOpenings + 4096
 
-// An ExportFile is the Source that reads an export. It is not safe for concurrent use.
+// An ExportFile is an audit.Source that reads an export. It is not safe for
+// concurrent use.
 type ExportFile struct {
 	lines  *bufio.Scanner
 	header audit.Header
 }
 
-// OpenExport reads the header of an export; Items will read the rest.
+// OpenExport reads the header of an export. Items reads the rest.
 func OpenExport(r io.Reader) (*ExportFile, error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
@@ -93,7 +94,7 @@ func OpenExport(r io.Reader) (*ExportFile, error) {
 		return nil, fmt.Errorf("reading the export's header: %w", err)
 	}
 	if h.Format != exportFormat {
-		return nil, fmt.Errorf("reading the export's header: it is of format %d, this program reads %d", h.Format, exportFormat)
+		return nil, fmt.Errorf("reading the export's header: its format is %d, this program reads format %d", h.Format, exportFormat)
 	}
 	return &ExportFile{lines, audit.Header{Origin: h.Origin, Key: h.Key, Size: h.Size, Root: h.Root, Checkpoints: h.Checkpoints}}, nil
 }
@@ -111,10 +112,10 @@ func strict(b []byte, into any) error {
 	return d.Decode(into)
 }
 
-// Header implements Source.
+// Header implements audit.Source.
 func (f *ExportFile) Header(context.Context) (audit.Header, error) { return f.header, nil }
 
-// Items implements Source.
+// Items implements audit.Source.
 func (f *ExportFile) Items(ctx context.Context) iter.Seq2[audit.Item, error] {
 	return func(yield func(audit.Item, error) bool) {
 		for n := int64(0); f.lines.Scan(); n++ {

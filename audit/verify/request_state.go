@@ -9,223 +9,242 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// A requestBook remembers the requests of a log for as long as something may be
-// collected with them, and judges by them who approved what, and what was
-// issued. Memory is bounded: it holds bookSize of those that people have to
-// speak of, and as many of those that policy approved by itself.
-type requestBook struct {
+// requestState is the state of the requests in the log, for as long as their
+// requesters can collect credentials. From it the verifier checks who approved
+// which request, and every lease that was issued. It remembers a bounded number
+// of requests that need people, and as many that policy approved without people.
+type requestState struct {
 	requests map[string]*request // by id
-	asked    ring                // those that people have to speak of
-	granted  ring                // the others
-	now      time.Time           // of the record that is looked at
-	later    bool                // the log follows another one
-	before   time.Time           // until then, requests of the log before may be met
-	forgot   time.Time           // until then, grants of policy alone may be met that were forgotten while they lasted
-	unjudged int64               // records about either
+	people   ring                // requests that need approvals or reviews
+	policy   ring                // all others
+	now      time.Time           // time of the current record
+
+	// A log that continues another one may have records about requests of the
+	// earlier log, until the time of inherited. Reviews have no such limit.
+	continues bool
+	inherited time.Time
+
+	// The policy ring may drop grants that have not ended. Records about those may
+	// occur until the time of dropped.
+	dropped time.Time
+
+	unchecked int64 // records about either kind of request
 }
 
-// oldGrants is how long requests of the log before may be met: to be approved,
-// to begin and to end take a month each at most, but for policies that let
-// requests wait for longer.
-const oldGrants = 90 * 24 * time.Hour
+// maxInherited is how long a log may have records about the requests of the
+// earlier log that it continues. Waiting for approval, waiting for the start, and
+// the grant take at most a month each, unless a policy lets requests wait longer.
+const maxInherited = 90 * 24 * time.Hour
 
-type requestState uint8
+type status uint8
 
-// The states.
 const (
-	requestPending requestState = iota
-	requestApproved
-	requestDenied
-	requestWithdrawn
-	requestRevoked
+	pending status = iota
+	approved
+	denied
+	withdrawn
+	revoked
 )
 
-// A request is what is remembered of one. Texts that many share are kept once.
+// A request is what the verifier remembers of one request. Handles share texts
+// that many requests have in common.
 type request struct {
 	holder, entitlement, scopes unique.Handle[string]
 	digest                      audit.Digest
-	state                       requestState
+	status                      status
 	ttl, duration               time.Duration
-	starts                      time.Time // as asked; approved: when the grant starts
-	ends                        time.Time // when a pending one lapses, and a grant is over
-	people                      *people   // nil: nobody has to speak of it
+	starts                      time.Time  // as requested; once approved, when the grant starts
+	ends                        time.Time  // when the pending request lapses; once approved, when the grant ends
+	approvals                   *approvals // nil: it requires none, and no review
 }
 
-func newRequestBook() *requestBook { return &requestBook{requests: map[string]*request{}} }
+func newRequestState(size int) *requestState {
+	return &requestState{requests: map[string]*request{}, people: ring{size: size}, policy: ring{size: size}}
+}
 
-// check says what is wrong with the record after those before it, or nothing.
-// signed says that it holds a signature that is good.
-func (b *requestBook) check(r *audit.Record, signed bool) string {
-	b.now = r.Time
+// check returns what contradicts the earlier records of a request, or "". signed
+// reports whether the record has a valid signature.
+func (s *requestState) check(r *audit.Record, signed bool) string {
+	s.now = r.Time
 	switch r.Kind {
 	case audit.LogOpened:
-		if b.later = r.Log != nil && r.Log.Previous != ""; b.later {
-			b.before = r.Time.Add(oldGrants)
+		if s.continues = r.Log != nil && r.Log.Previous != ""; s.continues {
+			s.inherited = r.Time.Add(maxInherited)
 		}
 	case audit.RequestCreated:
-		return b.created(r)
+		return s.create(r)
 	case audit.ApprovalGiven, audit.RequestApproved:
-		return b.voted(r, signed)
+		return s.vote(r, signed)
 	case audit.RequestDenied:
 		if r.Approval != nil {
-			return b.voted(r, signed)
+			return s.vote(r, signed)
 		}
-		b.over(r, requestDenied) // by policy: it was never made
+		s.end(r, denied) // by policy: then no earlier record created it
 	case audit.RequestWithdrawn:
-		b.over(r, requestWithdrawn)
+		s.end(r, withdrawn)
 	case audit.RequestRevoked:
-		b.over(r, requestRevoked)
+		s.end(r, revoked)
 	case audit.ReviewGiven, audit.ReviewClosed:
-		return b.reviewed(r, signed)
+		return s.review(r, signed)
 	case audit.LeaseOpened, audit.LeaseIssued:
-		return b.lease(r)
+		return s.lease(r)
 	}
 	return ""
 }
 
-// created takes in a request, which the record of its first lease may tell of
-// as well.
-func (b *requestBook) created(r *audit.Record) string {
+const unreadable = "the approvals or reviews that policy requires are not readable"
+
+// create adds a request. The record is that of the request or, if one call
+// requested and collected, that of the first lease.
+func (s *requestState) create(r *audit.Record) string {
 	f, d := r.Request, r.Decision
 	switch {
 	case f == nil || f.ID == "":
 		return "it names no request"
 	case r.Caller == nil:
-		return "nobody made the request"
-	case b.requests[f.ID] != nil:
-		return "the request was made before"
+		return "the request has no requester"
+	case s.requests[f.ID] != nil:
+		return "the request already exists"
 	case d == nil || !d.Permit:
 		return "policy did not permit the request"
 	case f.Sum(r.Caller.ID, d) != f.Digest:
-		return "its digest, which people are shown and sign, is not of what it says: that would be " + f.Sum(r.Caller.ID, d).String()
+		return "its digest, which approvers see and sign, does not match its contents: their digest is " + f.Sum(r.Caller.ID, d).String()
 	case f.BreakGlass && len(d.Review) == 0:
-		return "it does without approval, and nobody has to review that"
+		return "it is a break-glass request that requires no review"
 	}
-	needs, ok := parseNeeds(d.Approvals)
-	review, readable := parseNeeds(d.Review)
-	if !ok || !readable {
-		return "what policy wants of people can't be read"
+	required, ok := parseRequirements(d.Approvals)
+	reviews, reviewsOK := parseRequirements(d.Review)
+	if !ok || !reviewsOK {
+		return unreadable
 	}
 	q := &request{
-		holder: unique.Make(r.Caller.ID), entitlement: unique.Make(f.Entitlement), scopes: unique.Make(joined(f.Scopes)),
+		holder: unique.Make(r.Caller.ID), entitlement: unique.Make(f.Entitlement), scopes: unique.Make(join(f.Scopes)),
 		digest: f.Digest, ttl: f.TTL, duration: f.Duration, starts: f.NotBefore, ends: f.LapsesAt,
 	}
-	last := &b.granted
-	if len(needs)+len(review) > 0 {
-		q.people = &people{needs: needs, review: review, signed: d.Signed, barred: append([]string{r.Caller.ID}, f.Accountable...)}
-		last = &b.asked
+	recent := &s.policy
+	if len(required)+len(reviews) > 0 {
+		q.approvals = &approvals{required: required, reviews: reviews, signed: d.Signed, excluded: append([]string{r.Caller.ID}, f.Accountable...)}
+		recent = &s.people
 	}
-	if len(needs) == 0 {
+	if len(required) == 0 {
 		q.approve(r.Time)
 	}
-	b.forget(last.put(f.ID, b.wanted))
-	b.requests[f.ID] = q
+	s.drop(recent.add(f.ID, s.needed))
+	s.requests[f.ID] = q
 	return ""
 }
 
-// wanted says whether records about a request may still come.
-func (b *requestBook) wanted(id string) bool {
-	q := b.requests[id]
-	if q.people != nil && len(q.people.review) > 0 && !q.people.closed {
+// needed reports whether the log may still have records about a request.
+func (s *requestState) needed(id string) bool {
+	q := s.requests[id]
+	if q.approvals != nil && len(q.approvals.reviews) > 0 && !q.approvals.closed {
 		return true
 	}
-	return q.state <= requestApproved && b.now.Before(q.ends.Add(slack))
+	return q.status <= approved && s.now.Before(q.ends.Add(slack))
 }
 
-func (b *requestBook) forget(id string) {
-	q := b.requests[id]
+func (s *requestState) drop(id string) {
+	q := s.requests[id]
 	if q == nil {
 		return
 	}
-	if ends := q.ends.Add(slack); q.people == nil && q.state == requestApproved && ends.After(b.forgot) {
-		b.forgot = ends
+	if ends := q.ends.Add(slack); q.approvals == nil && q.status == approved && ends.After(s.dropped) {
+		s.dropped = ends
 	}
-	delete(b.requests, id)
+	delete(s.requests, id)
 }
 
-// about gives the request that a record is about; nil, and what is wrong with
-// that, if there is none or the record says something else of it. old says that
-// an older request than are known need not be wrong.
-func (b *requestBook) about(r *audit.Record, old bool) (*request, string) {
+// find returns the request that a record is about. It returns nil if the request
+// is not known, and a problem if the record does not match it. mayMiss means that
+// an unknown request is not a problem.
+func (s *requestState) find(r *audit.Record, mayMiss bool) (*request, string) {
 	if r.Request == nil || r.Request.ID == "" {
 		return nil, "it names no request"
 	}
-	q := b.requests[r.Request.ID]
+	q := s.requests[r.Request.ID]
 	switch {
-	case q == nil && old:
-		b.unjudged++
+	case q == nil && mayMiss:
+		s.unchecked++
 		return nil, ""
 	case q == nil:
-		return nil, "nobody made its request in this log, or it was over long before"
+		return nil, "this log has no such request, or the request ended long before"
 	case q.digest != r.Request.Digest:
-		return nil, "it is not about what was asked: the digest of the request was " + q.digest.String()
+		return nil, "it does not match the request, whose digest is " + q.digest.String()
 	case q.entitlement.Value() != r.Request.Entitlement:
-		return nil, "it is not about what was asked: the request was for " + q.entitlement.Value()
+		return nil, "it does not match the request, whose entitlement is " + q.entitlement.Value()
 	}
 	return q, ""
 }
 
-// over ends a request, if it is known.
-func (b *requestBook) over(r *audit.Record, state requestState) {
+// end sets the final status of a request, if it is known.
+func (s *requestState) end(r *audit.Record, final status) {
 	if r.Request == nil {
 		return
 	}
-	if q := b.requests[r.Request.ID]; q != nil {
-		q.state = state
+	if q := s.requests[r.Request.ID]; q != nil {
+		q.status = final
 	}
 }
 
-// voted takes in a person's yes or no, and judges what it led to.
-func (b *requestBook) voted(r *audit.Record, signed bool) string {
-	q, what := b.about(r, b.now.Before(b.before))
+// vote adds a vote and checks the decision that it led to.
+func (s *requestState) vote(r *audit.Record, signed bool) string {
+	q, problem := s.find(r, s.now.Before(s.inherited))
 	switch {
 	case q == nil:
-		return what
-	case q.state != requestPending:
+		return problem
+	case q.status != pending:
 		return "its request " + q.was()
 	case r.Caller == nil || r.Approval == nil:
-		what = "nobody said it"
+		problem = noVote
 	default:
-		what = q.hear(r, signed)
+		problem = q.vote(r, signed)
 	}
 	switch r.Kind {
 	case audit.RequestDenied:
-		q.state = requestDenied
+		q.status = denied
 	case audit.RequestApproved:
 		q.approve(r.Time)
-		if what == "" {
-			what = q.people.lacking(q.people.needs, q.people.signed)
+		if problem == "" {
+			problem = q.approvals.missingApprovals(q.approvals.required, q.approvals.signed)
 		}
 	}
-	return what
+	return problem
 }
 
-const notSigned = "policy wanted it signed by a passkey, and it is not"
+const (
+	noVote     = "it has no vote, or no caller who voted"
+	notSigned  = "policy requires the signature of a passkey, and it has none"
+	isExcluded = "the person made the request or is accountable for the requester, and so may not approve or review it"
+)
 
-// hear takes in what a person says of a pending request, if it counts. What is
-// wrong with a signature is said by the key book.
-func (q *request) hear(r *audit.Record, signed bool) string {
-	a, p := r.Approval, q.people
-	v := voice{r.Caller.ID, a.Groups, a.Decision == "approve", signed, a.Scopes, a.TTL, a.Duration}
+// vote adds a person's vote on a pending request if it counts. keyState reports a
+// signature that is not valid.
+func (q *request) vote(r *audit.Record, signed bool) string {
+	f, a := r.Approval, q.approvals
+	v := vote{r.Caller.ID, f.Groups, f.Decision == "approve", signed, f.Scopes, f.TTL, f.Duration}
 	switch {
-	case a.Digest != q.digest:
-		return "what the person saw is not what was asked: the digest of the request was " + q.digest.String()
-	case slices.Contains(p.barred, v.person):
-		return "nobody speaks of what they asked for, or what was asked by a workload that they answer for"
-	case v.approves && p.signed && r.Signature == nil:
+	case f.Digest != q.digest:
+		return q.sawAnother()
+	case slices.Contains(a.excluded, v.person):
+		return isExcluded
+	case v.approves && a.signed && r.Signature == nil:
 		return notSigned
 	}
-	var what string
-	p.said, what = add(p.said, v)
-	return what
+	var problem string
+	a.votes, problem = addVote(a.votes, v)
+	return problem
 }
 
-// approve starts the clock of the grant, and narrows it to what people left of it.
+func (q *request) sawAnother() string {
+	return "the person saw something else than the request, whose digest is " + q.digest.String()
+}
+
+// approve starts the clock of the grant and narrows it as the approvers did.
 func (q *request) approve(at time.Time) {
-	q.state = requestApproved
-	if q.people != nil {
+	q.status = approved
+	if q.approvals != nil {
 		scopes := split(q.scopes.Value())
-		for _, v := range q.people.said {
+		for _, v := range q.approvals.votes {
 			if v.scopes != nil {
 				scopes = slices.DeleteFunc(scopes, func(s string) bool { return !slices.Contains(v.scopes, s) })
 			}
@@ -236,7 +255,7 @@ func (q *request) approve(at time.Time) {
 				q.duration = min(q.duration, v.duration)
 			}
 		}
-		q.people.left = scopes
+		q.approvals.granted = scopes
 	}
 	if q.starts.Before(at) {
 		q.starts = at
@@ -244,124 +263,124 @@ func (q *request) approve(at time.Time) {
 	q.ends = q.starts.Add(q.duration)
 }
 
-// was says what became of a request.
+// was describes the status of a request for a sentence that begins "its request".
 func (q *request) was() string {
-	return [...]string{"waited for people", "had been approved before, or waited for nobody", "was denied before", "was withdrawn before", "was revoked before"}[q.state]
+	return [...]string{"was still pending", "was already approved, or needed no approval", "was already denied", "was already withdrawn", "was already revoked"}[q.status]
 }
 
-// reviewed takes in a verdict on a broken glass, and judges whether the last
-// one is. Nobody knows how late it may come.
-func (b *requestBook) reviewed(r *audit.Record, signed bool) string {
-	q, what := b.about(r, b.later)
+// review adds a verdict on a break-glass use, and checks whether the last one
+// completes the review. Reviews have no deadline.
+func (s *requestState) review(r *audit.Record, signed bool) string {
+	q, problem := s.find(r, s.continues)
 	if q == nil {
-		return what
+		return problem
 	}
-	p := q.people
+	a := q.approvals
 	switch {
 	case r.Caller == nil || r.Approval == nil:
-		return "nobody said it"
-	case p == nil || len(p.review) == 0 || p.closed:
-		return "there was nothing to review"
+		return noVote
+	case a == nil || len(a.reviews) == 0 || a.closed:
+		return "its request needs no review"
 	case r.Approval.Digest != q.digest:
-		return "what the person saw is not what was asked: the digest of the request was " + q.digest.String()
-	case slices.Contains(p.barred, r.Caller.ID):
-		return "nobody speaks of what they asked for, or what was asked by a workload that they answer for"
-	case p.signed && r.Signature == nil:
+		return q.sawAnother()
+	case slices.Contains(a.excluded, r.Caller.ID):
+		return isExcluded
+	case a.signed && r.Signature == nil:
 		return notSigned
 	}
-	p.verdicts, what = add(p.verdicts, voice{person: r.Caller.ID, groups: r.Approval.Groups, signed: signed})
+	a.verdicts, problem = addVote(a.verdicts, vote{person: r.Caller.ID, groups: r.Approval.Groups, signed: signed})
 	if r.Kind == audit.ReviewClosed {
-		p.closed = true
-		if what == "" {
-			what = missing("reviewed", p.review, p.verdicts, p.signed)
+		a.closed = true
+		if problem == "" {
+			problem = missing("review", a.reviews, a.verdicts, a.signed)
 		}
 	}
-	return what
+	return problem
 }
 
-// lease judges the record that first tells of a lease: who it is for, and for
-// what. The lease book wants the issuing of those that upstreams make to follow.
-func (b *requestBook) lease(r *audit.Record) string {
+// lease checks the first record of a lease: its holder, and that the grant covers
+// it. An issuer's lease has a second record without a request; leaseState checks
+// that the first one precedes it.
+func (s *requestState) lease(r *audit.Record) string {
 	f := r.Request
 	if f == nil && r.Kind == audit.LeaseIssued {
 		return ""
 	}
-	if f != nil && (f.TTL > 0 || f.Duration > 0) { // filed by the same call
-		if what := b.created(r); what != "" {
-			return what
+	if f != nil && (f.TTL > 0 || f.Duration > 0) { // the same call made the request
+		if problem := s.create(r); problem != "" {
+			return problem
 		}
 	}
-	// Grants that are forgotten were policy's own: one that people had to
-	// approve is known, or this one is wrong.
-	asks := r.Decision == nil || len(r.Decision.Approvals) > 0
-	q, what := b.about(r, b.now.Before(b.before) || !asks && b.now.Before(b.forgot))
+	// Only grants that need no approval may have been dropped before their end. If
+	// policy requires approvals now, the request must be known.
+	needsApproval := r.Decision == nil || len(r.Decision.Approvals) > 0
+	q, problem := s.find(r, s.now.Before(s.inherited) || !needsApproval && s.now.Before(s.dropped))
 	switch {
 	case q == nil:
-		return what
+		return problem
 	case r.Caller == nil || r.Caller.ID != q.holder.Value():
-		return "its holder is not who asked for it: that was " + q.holder.Value()
+		return "its holder is not the requester, " + q.holder.Value()
 	case r.Decision == nil || !r.Decision.Permit:
 		return "policy did not permit it"
-	case q.state > requestApproved:
+	case q.status > approved:
 		return "its request " + q.was()
 	}
-	if what := q.covers(r.Decision); what != "" {
-		return what
+	if problem := q.covers(r.Decision); problem != "" {
+		return problem
 	}
-	return q.bounds(r)
+	return q.checkGrant(r)
 }
 
-// covers says what is missing to the approvals that were demanded when the
-// request was made, and are demanded by now.
+// covers returns which approvals are missing, as a problem, or "". It checks those
+// that policy required at the request and those that it requires now.
 func (q *request) covers(d *audit.DecisionFacts) string {
-	if q.people != nil {
-		if what := q.people.lacking(q.people.needs, q.people.signed); what != "" {
-			return what
+	if q.approvals != nil {
+		if problem := q.approvals.missingApprovals(q.approvals.required, q.approvals.signed); problem != "" {
+			return problem
 		}
 	}
-	if q.state == requestPending {
+	if q.status == pending {
 		return "its request " + q.was()
 	}
-	needs, ok := parseNeeds(d.Approvals)
+	required, ok := parseRequirements(d.Approvals)
 	if !ok {
-		return "what policy wants of people can't be read"
+		return unreadable
 	}
-	return q.people.lacking(needs, d.Signed)
+	return q.approvals.missingApprovals(required, d.Signed)
 }
 
-// bounds says where a lease is more than was granted.
-func (q *request) bounds(r *audit.Record) string {
+// checkGrant returns where a lease exceeds the grant, or "".
+func (q *request) checkGrant(r *audit.Record) string {
 	if r.Lease == nil {
-		return "" // the lease book says so
+		return "" // leaseState reports it
 	}
-	scopes, left := r.Lease.Scopes, split(q.scopes.Value())
+	scopes, granted := r.Lease.Scopes, split(q.scopes.Value())
 	if scopes == nil {
 		scopes = r.Request.Scopes
 	}
-	if q.people != nil {
-		left = q.people.left
+	if q.approvals != nil {
+		granted = q.approvals.granted
 	}
 	for _, s := range scopes {
-		if !slices.Contains(left, s) {
-			return "its scope " + s + " was not granted: those were " + strings.Join(left, " ")
+		if !slices.Contains(granted, s) {
+			return "its scope " + s + " was not granted; the granted scopes are " + strings.Join(granted, " ")
 		}
 	}
 	switch {
-	case joined(r.Request.Scopes) != q.scopes.Value():
-		return "it is not about what was asked: the request was for the scopes " + strings.Join(split(q.scopes.Value()), " ")
+	case join(r.Request.Scopes) != q.scopes.Value():
+		return "it does not match the request, whose scopes are " + strings.Join(split(q.scopes.Value()), " ")
 	case r.Time.Add(slack).Before(q.starts):
-		return "the grant had not begun: it starts at " + q.starts.Format(audit.TimeFormat)
+		return "the grant had not started: it starts at " + q.starts.Format(audit.TimeFormat)
 	case r.Time.After(q.ends.Add(slack)):
-		return "the grant was over: it ended at " + q.ends.Format(audit.TimeFormat)
+		return "the grant had ended at " + q.ends.Format(audit.TimeFormat)
 	case r.Lease.Expires.IsZero() || r.Lease.Expires.After(r.Time.Add(q.ttl+slack)):
-		return "it lives for longer than was granted: that was " + q.ttl.String()
+		return "it is valid for longer than the granted " + q.ttl.String()
 	}
 	return ""
 }
 
-// joined makes one text of scopes, which hold no zero bytes, and split takes
-// it apart.
-func joined(scopes []string) string { return strings.Join(scopes, "\x00") }
+// join encodes scopes, which contain no zero bytes, as one text. split reverses it.
+func join(scopes []string) string { return strings.Join(scopes, "\x00") }
 
 func split(text string) []string {
 	if text == "" {

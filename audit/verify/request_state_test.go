@@ -141,108 +141,108 @@ func TestForgedApprovals(t *testing.T) {
 		says    string // empty: it verifies
 	}{
 		"two approved":                        {records: log{two, c.yes(c.ana, "dba"), c.last(c.ben, "dba"), c.lease()}},
-		"nobody approved":                     {log{two, c.lease()}, 1, "policy wants it approved by 2 of dba, by signatures that hold, and the log has 0 of dba"},
+		"nobody approved":                     {log{two, c.lease()}, 1, "policy requires approval by 2 of dba with valid signatures, and the log has 0 of dba"},
 		"nobody approved, and it was opened":  {log{two, edited(c.lease(), func(r *audit.Record) { r.Kind = audit.LeaseOpened })}, 1, "the log has 0 of dba"},
 		"one of two approved":                 {log{two, c.yes(c.ana, "dba"), c.lease()}, 2, "and the log has 1 of dba"},
 		"one of two, and said to be the last": {log{two, c.last(c.ana, "dba")}, 1, "and the log has 1 of dba"},
 		"one of two, unsigned where that is fine": {log{c.relaxed("2 of dba"), unsigned(c.last(c.ana, "dba"))}, 1,
-			"policy wants it approved by 2 of dba, and the log has 1 of dba"},
+			"policy requires approval by 2 of dba, and the log has 1 of dba"},
 		"a lease after one of two": {log{two, c.last(c.ana, "dba"), c.lease()}, 2, "and the log has 1 of dba"},
-		"one person twice":         {log{two, c.yes(c.ana, "dba"), c.last(c.ana, "dba")}, 2, "the same person said so before"},
+		"one person twice":         {log{two, c.yes(c.ana, "dba"), c.last(c.ana, "dba")}, 2, "the same person has already voted"},
 		"one person in two groups": {log{c.asked("1 of dba", "1 of security"), c.yes(c.ana, "dba", "security"), c.lease()}, 2,
-			"by 1 of dba, 1 of security, by signatures that hold, and the log has 1 of dba, 0 of security"},
+			"by 1 of dba, 1 of security with valid signatures, and the log has 1 of dba, 0 of security"},
 		"two people, who change their seats": {records: log{c.asked("1 of dba", "1 of security"), c.yes(c.ana, "dba", "security"), c.last(c.ben, "dba"), c.lease()}},
 		"two people of the same group":       {log{c.asked("1 of dba", "1 of security"), c.yes(c.ana, "dba"), c.last(c.ben, "dba")}, 2, "1 of dba, 0 of security"},
 		"of another group":                   {log{c.asked("1 of dba"), c.last(c.ana, "interns")}, 1, "0 of dba"},
-		"unsigned":                           {log{c.asked("1 of dba"), unsigned(c.last(c.ana, "dba"))}, 1, "policy wanted it signed by a passkey, and it is not"},
+		"unsigned":                           {log{c.asked("1 of dba"), unsigned(c.last(c.ana, "dba"))}, 1, "policy requires the signature of a passkey, and it has none"},
 		"a lease after an unsigned approval": {log{c.asked("1 of dba"), unsigned(c.last(c.ana, "dba")), c.lease()}, 2, "0 of dba"},
 		"a lease after a signature of somebody else's": {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Caller = c.ben.party() }), c.lease()},
 			2, "0 of dba"},
 		"of another request": {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Approval.Digest = digest(2) })}, 1, "signs something else"},
 		"of another digest": {log{c.asked("1 of dba"), c.ana.says(t, "req_1", c.at, &audit.ApprovalFacts{Decision: "approve", Digest: digest(2), Groups: []string{"dba"}})}, 1,
-			"what the person saw is not what was asked: the digest of the request was "},
-		"of a request that is told otherwise than it was shown": {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Request.Digest = digest(9) })}, 0, "its digest, which people are shown and sign, is not of what it says"},
+			"the person saw something else than the request, whose digest is "},
+		"of a request that is told otherwise than it was shown": {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Request.Digest = digest(9) })}, 0, "its digest, which approvers see and sign, does not match its contents"},
 		"a lease after that of another digest": {log{c.asked("1 of dba"), c.ana.says(t, "req_1", c.at, &audit.ApprovalFacts{Decision: "approve", Digest: digest(2), Groups: []string{"dba"}}), c.lease()},
 			2, "0 of dba"},
-		"the record names another digest": {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Request.Digest = digest(2) })}, 1, "it is not about what was asked"},
-		"for another entitlement":         {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Request.Entitlement = "db" })}, 1, "the request was for tickets-api"},
-		"by who asked":                    {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Caller = c.ana.party() }), c.last(c.ana, "dba")}, 1, "nobody speaks of what they asked for"},
-		"by who answers for it":           {log{c.asked("1 of dba"), c.last(c.dora, "dba")}, 1, "that they answer for"},
+		"the record names another digest": {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Request.Digest = digest(2) })}, 1, "it does not match the request, whose digest is"},
+		"for another entitlement":         {log{c.asked("1 of dba"), edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Request.Entitlement = "db" })}, 1, "the request, whose entitlement is tickets-api"},
+		"by who asked":                    {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Caller = c.ana.party() }), c.last(c.ana, "dba")}, 1, "the person made the request or is accountable"},
+		"by who answers for it":           {log{c.asked("1 of dba"), c.last(c.dora, "dba")}, 1, "is accountable for the requester"},
 		"a lease after such a one":        {log{c.asked("1 of dba"), c.last(c.dora, "dba"), c.lease()}, 2, "0 of dba"},
 		"who took it back":                {log{two, c.yes(c.ana, "dba"), c.no(c.ana, audit.ApprovalGiven), c.last(c.ben, "dba")}, 3, "and the log has 1 of dba"},
 		"a no that ends as a yes":         {log{c.asked("1 of dba"), edited(c.no(c.ana, audit.RequestApproved), func(*audit.Record) {})}, 1, "the log has 0 of dba"},
 		"a no that counts as a yes":       {log{c.relaxed("1 of dba"), c.no(c.ana, audit.ApprovalGiven), c.lease()}, 2, "the log has 0 of dba"},
-		"nobody said it":                  {log{c.asked("1 of dba"), c.ended(audit.RequestApproved)}, 1, "nobody said it"},
-		"after it was denied":             {log{c.asked("1 of dba"), c.no(c.ben, audit.RequestDenied), c.last(c.ana, "dba")}, 2, "its request was denied before"},
-		"again":                           {append(slices.Clone(granted), c.last(c.ben, "dba")), 2, "had been approved before"},
-		"what nobody asked":               {log{c.last(c.ana, "dba")}, 0, "nobody made its request in this log"},
-		"asked twice":                     {log{two, c.asked("1 of dba")}, 1, "the request was made before"},
+		"it has no vote":                  {log{c.asked("1 of dba"), c.ended(audit.RequestApproved)}, 1, "it has no vote"},
+		"after it was denied":             {log{c.asked("1 of dba"), c.no(c.ben, audit.RequestDenied), c.last(c.ana, "dba")}, 2, "its request was already denied"},
+		"again":                           {append(slices.Clone(granted), c.last(c.ben, "dba")), 2, "was already approved"},
+		"what nobody asked":               {log{c.last(c.ana, "dba")}, 0, "this log has no such request"},
+		"asked twice":                     {log{two, c.asked("1 of dba")}, 1, "the request already exists"},
 		"not permitted":                   {log{edited(two, func(r *audit.Record) { r.Decision.Permit = false })}, 0, "policy did not permit the request"},
-		"asked by nobody":                 {log{edited(two, func(r *audit.Record) { r.Caller = nil })}, 0, "nobody made the request"},
-		"wants that are none":             {log{c.asked("0 of dba")}, 0, "what policy wants of people can't be read"},
-		"wants without end":               {log{c.asked("1024 of dba", "1024 of security")}, 0, "what policy wants of people can't be read"},
+		"asked by nobody":                 {log{edited(two, func(r *audit.Record) { r.Caller = nil })}, 0, "the request has no requester"},
+		"wants that are none":             {log{c.asked("0 of dba")}, 0, "the approvals or reviews that policy requires are not readable"},
+		"wants without end":               {log{c.asked("1024 of dba", "1024 of security")}, 0, "the approvals or reviews that policy requires are not readable"},
 
 		"a lease":                           {records: append(slices.Clone(granted), c.lease())},
 		"another, and a later one":          {records: append(slices.Clone(granted), c.lease(), edited(later(c.lease(), 59*time.Minute), func(r *audit.Record) { r.Lease.ID = "lse_2" }))},
-		"a lease of no request":             {log{c.lease()}, 0, "nobody made its request in this log"},
+		"a lease of no request":             {log{c.lease()}, 0, "this log has no such request"},
 		"a lease that names none":           {log{edited(c.lease(), func(r *audit.Record) { r.Request.ID = "" })}, 0, "it names no request"},
 		"opened for no request":             {log{edited(c.lease(), func(r *audit.Record) { r.Kind, r.Request = audit.LeaseOpened, nil })}, 0, "it names no request"},
-		"after a denial":                    {log{c.asked("1 of dba"), c.no(c.ana, audit.RequestDenied), c.lease()}, 2, "its request was denied before"},
-		"after it was withdrawn":            {log{c.asked("1 of dba"), c.ended(audit.RequestWithdrawn), c.lease()}, 2, "its request was withdrawn before"},
-		"after it was revoked":              {append(slices.Clone(granted), c.ended(audit.RequestRevoked), c.lease()), 3, "its request was revoked before"},
+		"after a denial":                    {log{c.asked("1 of dba"), c.no(c.ana, audit.RequestDenied), c.lease()}, 2, "its request was already denied"},
+		"after it was withdrawn":            {log{c.asked("1 of dba"), c.ended(audit.RequestWithdrawn), c.lease()}, 2, "its request was already withdrawn"},
+		"after it was revoked":              {append(slices.Clone(granted), c.ended(audit.RequestRevoked), c.lease()), 3, "its request was already revoked"},
 		"before the last approval":          {log{two, c.yes(c.ana, "dba"), c.lease(), c.last(c.ben, "dba")}, 2, "and the log has 1 of dba"},
-		"approved by all, and not yet said": {log{c.asked("1 of dba"), c.yes(c.ana, "dba"), c.lease()}, 2, "its request waited for people"},
-		"another holder":                    {onLease(func(r *audit.Record) { r.Caller = &audit.Party{ID: "spiffe://acme.test/evil"} }), 2, "its holder is not who asked for it: that was spiffe://acme.test/agent/triage"},
-		"another entitlement":               {onLease(func(r *audit.Record) { r.Request.Entitlement = "root" }), 2, "the request was for tickets-api"},
-		"another digest":                    {onLease(func(r *audit.Record) { r.Request.Digest = digest(9) }), 2, "it is not about what was asked"},
+		"approved by all, and not yet said": {log{c.asked("1 of dba"), c.yes(c.ana, "dba"), c.lease()}, 2, "its request was still pending"},
+		"another holder":                    {onLease(func(r *audit.Record) { r.Caller = &audit.Party{ID: "spiffe://acme.test/evil"} }), 2, "its holder is not the requester, spiffe://acme.test/agent/triage"},
+		"another entitlement":               {onLease(func(r *audit.Record) { r.Request.Entitlement = "root" }), 2, "the request, whose entitlement is tickets-api"},
+		"another digest":                    {onLease(func(r *audit.Record) { r.Request.Digest = digest(9) }), 2, "it does not match the request, whose digest is"},
 		"more scopes":                       {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:close", "tickets:read", "tickets:write"} }), 2, "its scope tickets:write was not granted"},
 		"more scopes than asked for":        {onLease(func(r *audit.Record) { r.Lease.Scopes = []string{"tickets:write"} }), 2, "its scope tickets:write was not granted"},
-		"it tells of other scopes":          {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:read"} }), 2, "the request was for the scopes tickets:close tickets:read"},
-		"longer":                            {onLease(func(r *audit.Record) { r.Lease.Expires = r.Time.Add(time.Hour) }), 2, "it lives for longer than was granted: that was 10m0s"},
-		"without an end":                    {onLease(func(r *audit.Record) { r.Lease.Expires = time.Time{} }), 2, "it lives for longer"},
+		"it tells of other scopes":          {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:read"} }), 2, "the request, whose scopes are tickets:close tickets:read"},
+		"longer":                            {onLease(func(r *audit.Record) { r.Lease.Expires = r.Time.Add(time.Hour) }), 2, "it is valid for longer than the granted 10m0s"},
+		"without an end":                    {onLease(func(r *audit.Record) { r.Lease.Expires = time.Time{} }), 2, "it is valid for longer"},
 		"not permitted any more":            {onLease(func(r *audit.Record) { r.Decision.Permit = false }), 2, "policy did not permit it"},
-		"after the grant":                   {append(slices.Clone(granted), later(c.lease(), 62*time.Minute)), 2, "the grant was over"},
+		"after the grant":                   {append(slices.Clone(granted), later(c.lease(), 62*time.Minute)), 2, "the grant had ended"},
 		"before the grant": {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Request.NotBefore = c.at.Add(time.Hour) }), c.last(c.ana, "dba"), c.lease()}, 2,
-			"the grant had not begun"},
+			"the grant had not started"},
 		"in the grant": {records: log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Request.NotBefore = c.at.Add(time.Hour) }), c.last(c.ana, "dba"), later(c.lease(), 90*time.Minute)}},
 		"narrowed": {records: log{c.asked("1 of dba"), c.narrowed(c.ana, "tickets:read", time.Minute, 0), edited(c.lease(), func(r *audit.Record) {
 			r.Lease.Scopes, r.Lease.Expires = []string{"tickets:read"}, c.at.Add(time.Minute)
 		})}},
-		"narrowed, and all the same": {log{c.asked("1 of dba"), c.narrowed(c.ana, "tickets:read", 0, 0), c.lease()}, 2, "its scope tickets:close was not granted: those were tickets:read"},
+		"narrowed, and all the same": {log{c.asked("1 of dba"), c.narrowed(c.ana, "tickets:read", 0, 0), c.lease()}, 2, "its scope tickets:close was not granted; the granted scopes are tickets:read"},
 		"shortened, and as long": {log{c.asked("1 of dba"), c.narrowed(c.ana, "tickets:read", time.Minute, 0), edited(c.lease(), func(r *audit.Record) { r.Lease.Scopes = []string{"tickets:read"} })},
-			2, "longer than was granted: that was 1m0s"},
+			2, "longer than the granted 1m0s"},
 		"collected for longer": {log{c.asked("1 of dba"), c.narrowed(c.ana, "tickets:read", 0, time.Minute), edited(later(c.lease(), 10*time.Minute), func(r *audit.Record) { r.Lease.Scopes = []string{"tickets:read"} })},
-			2, "the grant was over"},
+			2, "the grant had ended"},
 		"a narrowing that was taken back": {records: log{c.asked("1 of dba", "1 of security"), edited(c.narrowed(c.ana, "tickets:read", 0, 0), func(r *audit.Record) { r.Kind = audit.ApprovalGiven }),
 			c.no(c.ana, audit.ApprovalGiven), c.yes(c.ben, "dba"), c.last(c.eve, "security"), c.lease()}},
 
-		"policy wants more by now":          {onLease(func(r *audit.Record) { r.Decision.Approvals = []string{"2 of dba"} }), 2, "policy wants it approved by 2 of dba, and the log has 1 of dba"},
+		"policy wants more by now":          {onLease(func(r *audit.Record) { r.Decision.Approvals = []string{"2 of dba"} }), 2, "policy requires approval by 2 of dba, and the log has 1 of dba"},
 		"policy wants what there is by now": {records: onLease(func(r *audit.Record) { r.Decision.Approvals, r.Decision.Signed = []string{"1 of dba"}, true })},
 		"policy wants signatures by now": {log{c.relaxed("1 of dba"), unsigned(c.last(c.ana, "dba")), edited(c.lease(), func(r *audit.Record) { r.Decision.Approvals, r.Decision.Signed = []string{"1 of dba"}, true })},
-			2, "policy wants it approved by 1 of dba, by signatures that hold, and the log has 0 of dba"},
+			2, "policy requires approval by 1 of dba with valid signatures, and the log has 0 of dba"},
 		"policy wants somebody by now": {log{c.relaxed(), edited(c.lease(), func(r *audit.Record) { r.Decision.Approvals = []string{"1 of dba"} })}, 1, "the log has 0 of dba"},
 
 		"filed and collected in one call": {records: log{edited(glass(c.at), func(r *audit.Record) { r.Request.BreakGlass, r.Decision.Review = false, nil }), edited(c.lease(), func(r *audit.Record) { r.Lease.ID = "lse_2" })}},
 		"filed and collected in one call, and people were to approve": {log{edited(glass(c.at), func(r *audit.Record) {
 			r.Request.BreakGlass, r.Decision.Review, r.Decision.Approvals = false, nil, []string{"1 of dba"}
 		})}, 0, "the log has 0 of dba"},
-		"a request that is told anew":    {log{two, edited(glass(c.at), func(*audit.Record) {})}, 1, "the request was made before"},
+		"a request that is told anew":    {log{two, edited(glass(c.at), func(*audit.Record) {})}, 1, "the request already exists"},
 		"the broken glass":               {records: log{glass(c.at), verdict(audit.ReviewGiven, "login/ana", c.at), verdict(audit.ReviewClosed, "login/ben", c.at.AddDate(1, 0, 0))}},
-		"glass that nobody reviews":      {log{edited(glass(c.at), func(r *audit.Record) { r.Decision.Review = nil })}, 0, "nobody has to review that"},
-		"a review that one closes":       {log{glass(c.at), verdict(audit.ReviewClosed, "login/ana", c.at)}, 1, "policy wants it reviewed by 2 of security, and the log has 1 of security"},
-		"a review by who answers for it": {log{glass(c.at), verdict(audit.ReviewGiven, "login/dora", c.at)}, 1, "that they answer for"},
-		"a review of something else":     {log{glass(c.at), edited(verdict(audit.ReviewGiven, "login/ana", c.at), func(r *audit.Record) { r.Approval.Digest = digest(7) })}, 1, "what the person saw"},
-		"a review of nothing":            {append(slices.Clone(granted), verdict(audit.ReviewGiven, "login/ana", c.at)), 2, "there was nothing to review"},
-		"a review of what nobody asked":  {log{verdict(audit.ReviewGiven, "login/ana", c.at)}, 0, "nobody made its request in this log"},
+		"glass that nobody reviews":      {log{edited(glass(c.at), func(r *audit.Record) { r.Decision.Review = nil })}, 0, "that requires no review"},
+		"a review that one closes":       {log{glass(c.at), verdict(audit.ReviewClosed, "login/ana", c.at)}, 1, "policy requires review by 2 of security, and the log has 1 of security"},
+		"a review by who answers for it": {log{glass(c.at), verdict(audit.ReviewGiven, "login/dora", c.at)}, 1, "is accountable for the requester"},
+		"a review of something else":     {log{glass(c.at), edited(verdict(audit.ReviewGiven, "login/ana", c.at), func(r *audit.Record) { r.Approval.Digest = digest(7) })}, 1, "the person saw something else"},
+		"a review of nothing":            {append(slices.Clone(granted), verdict(audit.ReviewGiven, "login/ana", c.at)), 2, "its request needs no review"},
+		"a review of what nobody asked":  {log{verdict(audit.ReviewGiven, "login/ana", c.at)}, 0, "this log has no such request"},
 
 		"a signed review": {records: log{broken, c.reviews(c.ana, audit.ReviewGiven, broken), c.reviews(c.ben, audit.ReviewClosed, broken)}},
 		"a review that is signed though nobody wants that": {records: log{glass(c.at), c.reviews(c.ana, audit.ReviewGiven, glass(c.at)), verdict(audit.ReviewClosed, "login/ben", c.at)}},
-		"an unsigned verdict":                              {log{broken, unsigned(c.reviews(c.ana, audit.ReviewGiven, broken))}, 1, "policy wanted it signed by a passkey, and it is not"},
-		"a review that is closed unsigned":                 {log{broken, c.reviews(c.ana, audit.ReviewGiven, broken), unsigned(c.reviews(c.ben, audit.ReviewClosed, broken))}, 2, "policy wanted it signed by a passkey, and it is not"},
+		"an unsigned verdict":                              {log{broken, unsigned(c.reviews(c.ana, audit.ReviewGiven, broken))}, 1, "policy requires the signature of a passkey, and it has none"},
+		"a review that is closed unsigned":                 {log{broken, c.reviews(c.ana, audit.ReviewGiven, broken), unsigned(c.reviews(c.ben, audit.ReviewClosed, broken))}, 2, "policy requires the signature of a passkey, and it has none"},
 		"a review that is closed after an unsigned verdict": {log{broken, unsigned(c.reviews(c.ana, audit.ReviewGiven, broken)), c.reviews(c.ben, audit.ReviewClosed, broken)}, 2,
-			"policy wants it reviewed by 2 of security, by signatures that hold, and the log has 1 of security"},
+			"policy requires review by 2 of security with valid signatures, and the log has 1 of security"},
 		"a review in somebody else's name": {log{broken, c.reviews(c.ana, audit.ReviewGiven, broken), edited(c.reviews(c.eve, audit.ReviewClosed, broken), func(r *audit.Record) { r.Caller = c.ben.party() })}, 2,
-			"by signatures that hold, and the log has 1 of security"},
+			"with valid signatures, and the log has 1 of security"},
 		"a verdict that is turned":                                 {log{broken, edited(c.reviews(c.ana, audit.ReviewGiven, broken), func(r *audit.Record) { r.Approval.Decision = "justified" })}, 1, "signs something else"},
 		"a verdict of other words":                                 {log{broken, edited(c.reviews(c.ana, audit.ReviewGiven, broken), func(r *audit.Record) { r.Approval.Comment = digest(3) })}, 1, "signs something else"},
 		"a signed verdict of other words, where nobody wants that": {log{glass(c.at), edited(c.reviews(c.ana, audit.ReviewGiven, glass(c.at)), func(r *audit.Record) { r.Approval.Comment = digest(3) })}, 1, "signs something else"},
@@ -252,15 +252,15 @@ func TestForgedApprovals(t *testing.T) {
 		"a glass that is said to need no signature": {log{edited(broken, func(r *audit.Record) {
 			r.Request.Digest = broken.Request.Sum(broken.Caller.ID, broken.Decision)
 			r.Decision.Signed = false
-		})}, 0, "its digest, which people are shown and sign, is not of what it says"},
-		"a review that one person closes": {log{glass(c.at), verdict(audit.ReviewGiven, "login/ana", c.at), verdict(audit.ReviewClosed, "login/ana", c.at)}, 2, "the same person said so before"},
+		})}, 0, "its digest, which approvers see and sign, does not match its contents"},
+		"a review that one person closes": {log{glass(c.at), verdict(audit.ReviewGiven, "login/ana", c.at), verdict(audit.ReviewClosed, "login/ana", c.at)}, 2, "the same person has already voted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			opts := Options{Key: public, Approvers: []Approver{c.ana.approver(), c.ben.approver(), c.eve.approver(), c.dora.approver()}}
 			report, err := Verify(t.Context(), c.forges(test.records), opts)
 			if test.says == "" {
-				if err != nil || report.Unjudged != 0 {
-					t.Errorf("%d not judged, %v", report.Unjudged, err)
+				if err != nil || report.Unchecked != 0 {
+					t.Errorf("%d not judged, %v", report.Unchecked, err)
 				}
 				return
 			}
@@ -279,14 +279,17 @@ func TestForgedApprovals(t *testing.T) {
 	}
 }
 
-// The log of a forger makes nobody remember more than a bit of one request.
-func TestVoicesAreBounded(t *testing.T) {
-	var said []voice
-	for n := range maxVoices {
-		said, _ = add(said, voice{person: fmt.Sprint(n)})
+// The author of a forged log can't make the verifier remember unbounded votes.
+func TestVotesAreBounded(t *testing.T) {
+	var votes []vote
+	for n := range maxVotes {
+		var problem string
+		if votes, problem = addVote(votes, vote{person: fmt.Sprint(n)}); problem != "" {
+			t.Fatal(problem)
+		}
 	}
-	if said, what := add(said, voice{person: "one more"}); len(said) != maxVoices || what == "" {
-		t.Errorf("%d are remembered", len(said))
+	if votes, problem := addVote(votes, vote{person: "one more"}); len(votes) != maxVotes || problem == "" {
+		t.Errorf("got %d votes and problem %q, want at most %d votes", len(votes), problem, maxVotes)
 	}
 }
 
@@ -309,62 +312,65 @@ func TestNewEpochFollowsAnother(t *testing.T) {
 		says     string
 	}{
 		"what is older":             {log: newLog(unsigned(c.last(c.ana, "dba")), c.lease(), review), unjudged: 3},
-		"a lease, too late":         {log: newLog(later(c.lease(), oldGrants)), says: "record 1 (lease.issued"},
-		"an approval, too late":     {log: newLog(later(unsigned(c.last(c.ana, "dba")), oldGrants)), says: "record 1 (request.approved"},
+		"a lease, too late":         {log: newLog(later(c.lease(), maxInherited)), says: "record 1 (lease.issued"},
+		"an approval, too late":     {log: newLog(later(unsigned(c.last(c.ana, "dba")), maxInherited)), says: "record 1 (request.approved"},
 		"what is its own is judged": {log: newLog(c.asked("1 of dba"), c.lease()), says: "record 2 (lease.issued"},
 	} {
 		report, err := Verify(t.Context(), test.log, Options{})
-		if report.Unjudged != test.unjudged || test.says == "" && err != nil || test.says != "" && (err == nil || !strings.HasPrefix(err.Error(), test.says)) {
-			t.Errorf("%s: %d not judged, %v", name, report.Unjudged, err)
+		if report.Unchecked != test.unjudged || test.says == "" && err != nil || test.says != "" && (err == nil || !strings.HasPrefix(err.Error(), test.says)) {
+			t.Errorf("%s: %d not judged, %v", name, report.Unchecked, err)
 		}
 	}
 }
 
-// The book forgets what is over first. What policy granted by itself may be
-// forgotten while it lasts, and what people had to approve may not: whoever
-// forges a log could have pushed it out.
-func TestRequestsAreForgotten(t *testing.T) {
+// The verifier drops requests that have ended first. If it must drop a grant that
+// has not ended, that is one which policy approved without people. It never drops
+// one that people approved for such grants: the author of a forged log could
+// otherwise push it out.
+func TestEndedRequestsAreDroppedFirst(t *testing.T) {
 	c := newCast(t)
-	b, m := newRequestBook(), &testLog{}
-	tell := func(r audit.Record) {
+	const size = 4 * ringSearch
+	s, m := newRequestState(size), &testLog{}
+	add := func(r audit.Record) {
 		t.Helper()
 		r = m.settle(t, r)
-		if what := b.check(&r, true); what != "" {
-			t.Fatal(what)
+		if problem := s.check(&r, true); problem != "" {
+			t.Fatal(problem)
 		}
 	}
-	story := func(id string, lasts time.Duration) audit.Record {
+	byPolicy := func(id string, duration time.Duration) audit.Record {
 		r := collects(audit.LeaseIssued, id, c.at)
-		r.Request.TTL, r.Request.Duration = 10*time.Minute, lasts
+		r.Request.TTL, r.Request.Duration = 10*time.Minute, duration
 		return r
 	}
-	tell(asks("req_waits", c.at, "1 of dba"))
-	tell(story("req_lasts", 48*time.Hour))
-	for n := range bookSize {
-		tell(story(fmt.Sprint("req_", n), time.Minute))
+	add(asks("req_pending", c.at, "1 of dba"))
+	add(byPolicy("req_long", 48*time.Hour))
+	for n := range size {
+		add(byPolicy(fmt.Sprint("req_", n), time.Minute))
 	}
-	// All of them live, so that the oldest went.
-	if b.requests["req_lasts"] != nil || len(b.requests) != bookSize+1 || len(b.granted.ids) != bookSize {
-		t.Fatalf("it holds %d", len(b.requests))
+	// None of the grants has ended, so the oldest was dropped.
+	if s.requests["req_long"] != nil || len(s.requests) != size+1 || len(s.policy.ids) != size {
+		t.Fatalf("got %d requests, want %d without the oldest", len(s.requests), size+1)
 	}
-	tell(collects(audit.LeaseIssued, "req_lasts", c.at))
-	if b.unjudged != 1 {
-		t.Errorf("%d are not judged", b.unjudged)
+	add(collects(audit.LeaseIssued, "req_long", c.at))
+	if s.unchecked != 1 {
+		t.Errorf("got %d unchecked records, want 1", s.unchecked)
 	}
-	wants := collects(audit.LeaseIssued, "req_gone", c.at)
-	wants.Decision.Approvals = []string{"1 of dba"}
-	if what := b.check(&wants, true); !strings.HasPrefix(what, "nobody made its request") {
-		t.Errorf("what people had to approve is taken for forgotten: %q", what)
+	needsApproval := collects(audit.LeaseIssued, "req_unknown", c.at)
+	needsApproval.Decision.Approvals = []string{"1 of dba"}
+	afterEnd := collects(audit.LeaseIssued, "req_unknown", c.at.Add(72*time.Hour))
+	for name, r := range map[string]audit.Record{"a request that needs approval": needsApproval, "a lease after the end of dropped grants": afterEnd} {
+		if problem := s.check(&r, true); !strings.HasPrefix(problem, "this log has no such request") {
+			t.Errorf("%s: got problem %q", name, problem)
+		}
 	}
-	if what := b.check(&[]audit.Record{collects(audit.LeaseIssued, "req_gone", c.at.Add(72*time.Hour))}[0], true); !strings.HasPrefix(what, "nobody made its request") {
-		t.Errorf("what was forgotten would be over: %q", what)
+	// Now all of those grants have ended. A grant that lasts stays, however many
+	// short ones follow.
+	add(later(byPolicy("req_stays", 48*time.Hour), time.Hour))
+	for n := range 2 * size {
+		add(later(byPolicy(fmt.Sprint("req_more_", n), time.Second), time.Hour+time.Duration(n)*time.Second))
 	}
-	// Those are over now: a grant that lasts stays, however many come after it.
-	tell(later(story("req_stays", 48*time.Hour), time.Hour))
-	for n := range bookSize + 100 {
-		tell(later(story(fmt.Sprint("req_more_", n), time.Second), time.Hour+time.Duration(n)*10*time.Millisecond))
-	}
-	if b.requests["req_stays"] == nil || b.requests["req_waits"] == nil || len(b.requests) != bookSize+1 {
-		t.Errorf("a grant that lasts is forgotten for others that do not")
+	if s.requests["req_stays"] == nil || s.requests["req_pending"] == nil || len(s.requests) != size+1 {
+		t.Errorf("a grant that has not ended was dropped before ended ones")
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // lease is a lease whose request is filed and collected in one call, or one of
 // its later records.
-func lease(kind audit.Kind, id string) audit.Record {
+func leaseRecord(kind audit.Kind, id string) audit.Record {
 	why, opening := audit.Commit("because of " + id)
 	r := audit.Record{Kind: kind, Lease: &audit.LeaseFacts{ID: id, Expires: someTime.Add(time.Hour)}, Request: &audit.RequestFacts{Justification: why}, Openings: map[string]audit.Opening{"justification": opening}}
 	if kind == audit.LeaseOpened || kind == audit.LeaseIssued {
@@ -37,8 +37,8 @@ func goodLog(t testing.TB) *testLog {
 	m := &testLog{}
 	m.record(t, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
 	for n := range 8 {
-		m.record(t, lease(audit.LeaseIssued, fmt.Sprint("lse_", n)))
-		m.record(t, lease(audit.LeaseRevoked, fmt.Sprint("lse_", n)))
+		m.record(t, leaseRecord(audit.LeaseIssued, fmt.Sprint("lse_", n)))
+		m.record(t, leaseRecord(audit.LeaseRevoked, fmt.Sprint("lse_", n)))
 		if n == 3 {
 			m.sign(t)
 		}
@@ -87,10 +87,10 @@ func TestVerifySaysWhere(t *testing.T) {
 		{"a record and all hashes above", func(m *testLog) { *m = *m.forge(5, "lse_2", "lse_x") },
 			[]string{"the first 9 records have the root ", "the first 17 records have the root "}},
 		{"a node", func(m *testLog) { m.items[7].Hashes[33] ^= 1 }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): records 6 to 7 hash to "}},
-		{"hashes cut off", func(m *testLog) { m.items[7].Hashes = m.items[7].Hashes[:64] }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): its row holds 64 bytes of hashes"}},
-		{"the last record taken away", func(m *testLog) { m.items = m.items[:17] }, []string{"the log says that it has 18 records, and 17 are there"}},
+		{"hashes cut off", func(m *testLog) { m.items[7].Hashes = m.items[7].Hashes[:64] }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): its row has 64 bytes of hashes, but needs 128"}},
+		{"the last record taken away", func(m *testLog) { m.items = m.items[:17] }, []string{"the log states that it has 18 records, but 17 were found"}},
 		{"the end taken away", func(m *testLog) { m.items = m.items[:16] },
-			[]string{"the log says that it has 18 records, and 16 are there", "a signed checkpoint covers 17 records, and 16 are there: the end of the log is missing"}},
+			[]string{"the log states that it has 18 records, but 16 were found", "a signed checkpoint covers 17 records, but 16 were found: records are missing at the end"}},
 		{"an opening that was replaced", func(m *testLog) {
 			m.items[5].Openings = bytes.Replace(m.items[5].Openings, []byte("because"), []byte("BECAUSE"), 1)
 		},
@@ -150,20 +150,20 @@ func TestVerifyKnowsWhatCantBe(t *testing.T) {
 	}{
 		{"record 0 (policy.loaded", []audit.Record{{Kind: audit.PolicyLoaded}}},
 		{"it opens another log than " + origin, []audit.Record{{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: "x"}}}},
-		{"record 1 (log.opened, 2026-11-03T12:00:01.123Z): a log is opened by its first record only", []audit.Record{opened, opened}},
-		{"its time is before that of the record before it, 2026-11-03T12:00:00.123Z", []audit.Record{opened, {Kind: audit.PolicyLoaded, Time: someTime.Add(-time.Hour)}}},
+		{"record 1 (log.opened, 2026-11-03T12:00:01.123Z): only the first record can open a log", []audit.Record{opened, opened}},
+		{"its time is before the time of the previous record, 2026-11-03T12:00:00.123Z", []audit.Record{opened, {Kind: audit.PolicyLoaded, Time: someTime.Add(-time.Hour)}}},
 		{"it names no lease", []audit.Record{opened, {Kind: audit.LeaseIssued}}},
-		{"the lease was issued before", []audit.Record{opened, lease(audit.LeaseIssued, "a"), lease(audit.LeaseIssued, "a")}},
-		{"the lease had ended before", []audit.Record{opened, lease(audit.LeaseRevoked, "a"), lease(audit.LeaseIssued, "a")}},
-		{"the lease had ended before", []audit.Record{opened, lease(audit.LeaseFailed, "a"), lease(audit.LeaseRevoked, "a")}},
-		{"the lease was opened before", []audit.Record{opened, lease(audit.LeaseIssued, "a"), lease(audit.LeaseOpened, "a")}},
-		{"the lease was opened before", []audit.Record{opened, lease(audit.LeaseOpened, "a"), lease(audit.LeaseOpened, "a")}},
-		{"it names no request, and the lease was not opened for one before", []audit.Record{opened, issued("a")}},
-		{"the lease is more than it was opened for", []audit.Record{opened, lease(audit.LeaseOpened, "a"), edited(issued("a"), func(r *audit.Record) { r.Lease.Expires = someTime.Add(2 * time.Hour) })}},
-		{"the lease is more than it was opened for", []audit.Record{opened, lease(audit.LeaseOpened, "a"), edited(issued("a"), func(r *audit.Record) { r.Lease.Scopes = []string{"all"} })}},
-		{"", []audit.Record{opened, lease(audit.LeaseOpened, "a"), issued("a"), lease(audit.LeaseRevoking, "a"), lease(audit.LeaseRevoking, "a"), lease(audit.LeaseRevoked, "a")}},
-		{"", []audit.Record{opened, lease(audit.LeaseOpened, "a"), issued("a"), lease(audit.LeaseRevoked, "a"), lease(audit.LeaseRevoking, "a"), lease(audit.LeaseRevoked, "a")}},
-		{"had ended before", []audit.Record{opened, lease(audit.LeaseOpened, "a"), lease(audit.LeaseFailed, "a"), lease(audit.LeaseRevoking, "a"), issued("a")}},
+		{"the lease was already issued", []audit.Record{opened, leaseRecord(audit.LeaseIssued, "a"), leaseRecord(audit.LeaseIssued, "a")}},
+		{"the lease had already ended", []audit.Record{opened, leaseRecord(audit.LeaseRevoked, "a"), leaseRecord(audit.LeaseIssued, "a")}},
+		{"the lease had already ended", []audit.Record{opened, leaseRecord(audit.LeaseFailed, "a"), leaseRecord(audit.LeaseRevoked, "a")}},
+		{"the lease was already opened", []audit.Record{opened, leaseRecord(audit.LeaseIssued, "a"), leaseRecord(audit.LeaseOpened, "a")}},
+		{"the lease was already opened", []audit.Record{opened, leaseRecord(audit.LeaseOpened, "a"), leaseRecord(audit.LeaseOpened, "a")}},
+		{"it names no request, and no earlier record opened the lease for one", []audit.Record{opened, issued("a")}},
+		{"the lease has other scopes or a later expiry than when it was opened", []audit.Record{opened, leaseRecord(audit.LeaseOpened, "a"), edited(issued("a"), func(r *audit.Record) { r.Lease.Expires = someTime.Add(2 * time.Hour) })}},
+		{"the lease has other scopes or a later expiry than when it was opened", []audit.Record{opened, leaseRecord(audit.LeaseOpened, "a"), edited(issued("a"), func(r *audit.Record) { r.Lease.Scopes = []string{"all"} })}},
+		{"", []audit.Record{opened, leaseRecord(audit.LeaseOpened, "a"), issued("a"), leaseRecord(audit.LeaseRevoking, "a"), leaseRecord(audit.LeaseRevoking, "a"), leaseRecord(audit.LeaseRevoked, "a")}},
+		{"", []audit.Record{opened, leaseRecord(audit.LeaseOpened, "a"), issued("a"), leaseRecord(audit.LeaseRevoked, "a"), leaseRecord(audit.LeaseRevoking, "a"), leaseRecord(audit.LeaseRevoked, "a")}},
+		{"had already ended", []audit.Record{opened, leaseRecord(audit.LeaseOpened, "a"), leaseRecord(audit.LeaseFailed, "a"), leaseRecord(audit.LeaseRevoking, "a"), issued("a")}},
 	} {
 		m := &testLog{}
 		for _, r := range test.records {
@@ -190,15 +190,15 @@ func TestVerifyWantsSignatures(t *testing.T) {
 		says   string
 	}{
 		{"a tail that is not signed yet", func(*testLog) {}, Options{Key: public}, 17, ""},
-		{"no signature", func(m *testLog) { m.notes = nil }, Options{Key: public}, 0, "nothing in it is signed by the key that you gave"},
+		{"no signature", func(m *testLog) { m.notes = nil }, Options{Key: public}, 0, "no checkpoint is signed with the key you gave"},
 		{"no signature, and the log's own word", func(m *testLog) { m.notes = nil }, Options{}, 0, ""},
-		{"all written anew", func(m *testLog) { *m = *m.forge(12, "lse_", "lse_x"); m.notes = nil }, Options{Key: public}, 0, "nothing in it is signed"},
+		{"all written anew", func(m *testLog) { *m = *m.forge(12, "lse_", "lse_x"); m.notes = nil }, Options{Key: public}, 0, "no checkpoint is signed"},
 		{"one kept from before", func(m *testLog) { kept := m.notes[0]; *m = *m.forge(12, "lse_", "lse_x"); m.notes = []string{kept} }, Options{Key: public}, 9, ""},
 		{"not signed for long", func(m *testLog) {
 			m.notes = m.notes[:1]
-			m.record(t, edited(lease(audit.LeaseOpened, "z"), func(r *audit.Record) { r.Time = someTime.Add(time.Hour) }))
-		}, Options{Key: public}, 9, "records 9 to 18 are not signed, though 59m51s passed between them"},
-		{"the key of another log", func(*testLog) {}, Options{Key: "x" + public}, 0, "is of the log x"},
+			m.record(t, edited(leaseRecord(audit.LeaseOpened, "z"), func(r *audit.Record) { r.Time = someTime.Add(time.Hour) }))
+		}, Options{Key: public}, 9, "records 9 to 18 are not signed, although they span 59m51s"},
+		{"the key of another log", func(*testLog) {}, Options{Key: "x" + public}, 0, "is for the log x"},
 	} {
 		m := goodLog(t)
 		test.change(m)
@@ -218,12 +218,27 @@ func TestReportIsBounded(t *testing.T) {
 	if err == nil || len(r.Problems) != maxProblems || r.More != 400 {
 		t.Errorf("%d problems, %d more, %v", len(r.Problems), r.More, err)
 	}
-	book := newLeaseBook()
-	for n := range bookSize + 10 {
-		book.check(&audit.Record{Kind: audit.LeaseIssued, Lease: &audit.LeaseFacts{ID: fmt.Sprint(n)}})
+}
+
+func TestLeasesAreBounded(t *testing.T) {
+	const size = 100
+	s := newLeaseState(size)
+	for n := range size + 10 {
+		s.check(&audit.Record{Kind: audit.LeaseIssued, Lease: &audit.LeaseFacts{ID: fmt.Sprint(n)}})
 	}
-	if len(book.leases) != bookSize {
-		t.Errorf("it remembers %d leases", len(book.leases))
+	if _, oldest := s.leases["9"]; oldest || len(s.leases) != size {
+		t.Errorf("got %d leases, the tenth among them: %t, want the last %d", len(s.leases), oldest, size)
+	}
+}
+
+func TestProgressIsReported(t *testing.T) {
+	var calls []int64
+	_, err := Verify(t.Context(), noRecords(2*progressInterval+1), Options{Progress: func(records int64) { calls = append(calls, records) }})
+	if err == nil {
+		t.Error("leaves that are not records verify")
+	}
+	if !slices.Equal(calls, []int64{progressInterval, 2 * progressInterval}) {
+		t.Errorf("got calls with %v", calls)
 	}
 }
 
@@ -252,15 +267,15 @@ func TestExport(t *testing.T) {
 	for name, test := range map[string]struct{ text, says string }{
 		"a byte":                {strings.Replace(good, `"id":"lse_4"`, `"id":"lse_5"`, 1), "record 9 (lease.issued, 2026-11-03T12:00:09.123Z): its bytes hash to "},
 		"a space":               {strings.Replace(good, `"id":"lse_4"`, `"id": "lse_4"`, 1), "record 9"},
-		"a line less":           {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "record 4 (lease.issued, 2026-11-03T12:00:05.123Z): the record in its place has the index 5"},
+		"a line less":           {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "record 4 (lease.issued, 2026-11-03T12:00:05.123Z): the record at this place has the index 5"},
 		"two lines exchanged":   {lines[0] + lines[1] + lines[3] + lines[2] + strings.Join(lines[4:], ""), "has the index 2"},
-		"cut off":               {strings.Join(lines[:12], ""), "the log says that it has 18 records, and 11 are there"},
+		"cut off":               {strings.Join(lines[:12], ""), "the log states that it has 18 records, but 11 were found"},
 		"cut off in a line":     {good[:len(good)-20], "reading the line of record 17"},
 		"a line that is none":   {good + "x\n", "reading the line of record 18"},
 		"an unknown field":      {strings.Replace(good, `{"index":3,`, `{"index":3,"x":1,`, 1), "reading the line of record 3"},
 		"nothing":               {"", "reading the export's header: unexpected EOF"},
-		"something else":        {"{}\n", "it is of format 0, this program reads 1"},
-		"a newer format":        {`{"accessbroker_log":2}`, "it is of format 2"},
+		"something else":        {"{}\n", "its format is 0, this program reads format 1"},
+		"a newer format":        {`{"accessbroker_log":2}`, "its format is 2"},
 		"a line without an end": {good[:len(lines[0])] + strings.Repeat("x", maxLine+1), "token too long"},
 	} {
 		r, err := verify(test.text)
@@ -293,7 +308,7 @@ func BenchmarkVerify(b *testing.B) {
 	m := &testLog{}
 	m.record(b, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
 	for n := range 10_000 {
-		m.record(b, lease(audit.LeaseIssued, fmt.Sprint("lse_", n)))
+		m.record(b, leaseRecord(audit.LeaseIssued, fmt.Sprint("lse_", n)))
 	}
 	for b.Loop() {
 		if _, err := Verify(b.Context(), m, Options{Key: public}); err != nil {

@@ -148,8 +148,8 @@ func writeReport(w io.Writer, r *verify.Report) {
 		}
 		fmt.Fprintf(w, "signatures\t%d by passkeys (%s)\n", r.Signatures, owners)
 	}
-	if r.Unjudged > 0 {
-		fmt.Fprintf(w, "not checked\t%d records, because their requests are older than the log or too many are open at once\n", r.Unjudged)
+	if r.Unchecked > 0 {
+		fmt.Fprintf(w, "not checked\t%d records, because their requests are older than the log or too many are open at once\n", r.Unchecked)
 	}
 	if r.Verified {
 		fmt.Fprintln(w, "verified\tall checks passed")

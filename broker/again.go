@@ -43,11 +43,11 @@ func (b *Broker) prior(ctx context.Context, a Again) (*Idempotency, error) {
 	}
 	var row *Idempotency
 	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		row, err = get[*Idempotency](tx, a.Key)
+		row, err = Get[*Idempotency](tx, a.Key)
 		return ignoreNotFound(err)
 	})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, Unavailable(err)
 	}
 	if row != nil && row.Body != a.Body {
 		return nil, refuse(ErrIdempotencyMismatch, "this Idempotency-Key was used with another body: use a new one")
@@ -68,7 +68,7 @@ func (a Again) replace(tx Tx, old LeaseID, r RequestID, l LeaseID, now time.Time
 	if a.isZero() {
 		return 0, nil
 	}
-	row, err := get[*Idempotency](tx, a.Key)
+	row, err := Get[*Idempotency](tx, a.Key)
 	switch {
 	case isNotFound(err):
 		row = &Idempotency{IdempotencyKey: a.Key, Body: a.Body, Created: now}

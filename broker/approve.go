@@ -171,24 +171,11 @@ func (b *Broker) mayVote(ctx context.Context, caller Caller, rules *Rules, r *Re
 	return groups, nil
 }
 
-// session refuses all but a person in a broker session: an ID token, an access
-// token or an SVID proves who calls, and not that they look at the request.
-func session(caller Caller) error {
-	who := caller.Actor
-	switch {
-	case who.Kind != KindPerson || who.Proof.Method != MethodSession || who.Person == nil || who.ID != caller.Subject.ID:
-		return refuse(ErrSessionRequired, "log in to the broker: only people do this, in a session of their own")
-	case !who.Proof.Valid(caller.At):
-		return refuse(ErrProofExpired, "your session has ended: log in again")
-	}
-	return nil
-}
-
 // Vote puts a person's yes or no to a pending request (POST
 // /v1/requests/{id}/approvals). It may be narrowed and never widened. The vote
 // that settles the request starts the clock of the grant, or ends the request.
 func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	clock := startClock(caller.At)
@@ -318,7 +305,7 @@ type ballot struct {
 func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
 	r, now := v.r, v.caller.At
 	record := audit.Record{
-		Kind: audit.ApprovalGiven, Caller: party(v.caller.Actor), Approval: v.a.facts(), Openings: v.a.openings(), Signature: v.signature,
+		Kind: audit.ApprovalGiven, Caller: v.caller.Actor.Party(), Approval: v.a.facts(), Openings: v.a.openings(), Signature: v.signature,
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
 	switch r.Status {
@@ -331,7 +318,7 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
 		if err := v.verify(tx, record.Approval.Challenge); err != nil {
 			return err
 		}
-		stored, err := get[*Request](tx, r.ID)
+		stored, err := Get[*Request](tx, r.ID)
 		if err != nil {
 			return err
 		}
@@ -362,7 +349,7 @@ func (v *ballot) verify(tx Tx, challenge challenge) error {
 	if v.signature == nil {
 		return nil
 	}
-	account, err := accountOf(tx, PersonKey(v.caller.Subject.ID))
+	account, err := AccountOf(tx, PersonKey(v.caller.Subject.ID))
 	if err != nil {
 		return err
 	}
@@ -381,7 +368,7 @@ func (r *Request) waiting() []Key {
 // stillWaits refuses a vote on a request that waits no more: its time is over, or
 // an identical one took its place, which happens only after that.
 func (r *Request) stillWaits(tx Tx, now time.Time) error {
-	open, err := get[*OpenAsk](tx, AskKey(r.askDigest()))
+	open, err := Get[*OpenAsk](tx, AskKey(r.askDigest()))
 	switch {
 	case ignoreNotFound(err) != nil:
 		return err
@@ -407,7 +394,7 @@ func leavePending(tx Tx, r *Request, now time.Time) error {
 	c.release(r.ID.String())
 	tx.Put(c)
 	ask := AskKey(r.askDigest())
-	if open, err := get[*OpenAsk](tx, ask); err != nil || open.Request != r.ID {
+	if open, err := Get[*OpenAsk](tx, ask); err != nil || open.Request != r.ID {
 		return ignoreNotFound(err) // an identical one took its place
 	}
 	until := now

@@ -15,7 +15,7 @@ import (
 func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) error {
 	b.reload.Lock()
 	defer b.reload.Unlock()
-	record := audit.Record{Kind: audit.PolicyLoaded, Caller: party(caller.Actor), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
+	record := audit.Record{Kind: audit.PolicyLoaded, Caller: caller.Actor.Party(), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
 	in := b.coming.Load()
 	_, err := b.write(ctx, nil, record, func(Tx) error {
 		// Whoever writes after this record must have decided by these rules.
@@ -233,7 +233,7 @@ type filing struct {
 // record is the record of the filing.
 func (f *filing) record() audit.Record {
 	r := f.request
-	return audit.Record{Kind: audit.RequestCreated, Caller: party(f.caller.Actor), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
+	return audit.Record{Kind: audit.RequestCreated, Caller: f.caller.Actor.Party(), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
 }
 
 // file stores a request that policy permits: approved, or pending if people
@@ -245,7 +245,7 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 		r.commit(now)
 		r.approve(now)
 		_, err := b.write(ctx, slices.Concat(f.again.reads(), r.reviews(), keys(blocks)), f.record(), func(tx Tx) error {
-			if err := checkBlocks(tx, blocks); err != nil {
+			if err := CheckBlocks(tx, blocks); err != nil {
 				return err
 			}
 			if err := b.breakGlass(tx, r, now); err != nil {
@@ -267,14 +267,14 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	open := AskKey(r.askDigest())
 	var same RequestID
 	view := b.cfg.Store.View(ctx, func(tx Tx) error {
-		row, err := get[*OpenAsk](tx, open)
+		row, err := Get[*OpenAsk](tx, open)
 		if err == nil && now.Before(row.Expires) {
 			same = row.Request
 		}
 		return ignoreNotFound(err)
 	})
 	if view != nil {
-		return nil, unavailable(view)
+		return nil, Unavailable(view)
 	}
 	if !same.IsZero() {
 		// Still pending, or granted? Then it is the answer; if not, a new one
@@ -290,10 +290,10 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester.ID)
 	_, err := b.write(ctx, slices.Concat(f.again.reads(), []Key{open, count}, keys(blocks)), f.record(), func(tx Tx) error {
-		if err := checkBlocks(tx, blocks); err != nil {
+		if err := CheckBlocks(tx, blocks); err != nil {
 			return err
 		}
-		if row, err := get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {
+		if row, err := Get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {
 			return errAgain
 		} else if ignoreNotFound(err) != nil {
 			return err
@@ -334,9 +334,9 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Re
 		return nil, err
 	}
 	version, rules := r.Version-1, b.rules.Load()
-	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: party(caller.Actor), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
+	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: caller.Actor.Party(), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
 	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
-		if stored, err := get[*Request](tx, id); err != nil || stored.Version != version {
+		if stored, err := Get[*Request](tx, id); err != nil || stored.Version != version {
 			return changed(err)
 		}
 		if err := leavePending(tx, r, caller.At); err != nil {

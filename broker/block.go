@@ -51,14 +51,14 @@ func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason
 	}
 	digest, opening := audit.Commit(reason)
 	record := audit.Record{
-		Kind: audit.BlockPlaced, Caller: party(caller.Actor), Openings: map[string]audit.Opening{"reason": opening},
+		Kind: audit.BlockPlaced, Caller: caller.Actor.Party(), Openings: map[string]audit.Opening{"reason": opening},
 		Block: &audit.BlockFacts{Selector: key.String(), Reason: digest},
 	}
 	if to == blockOff {
 		record.Kind = audit.BlockLifted
 	}
 	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, caller, reason, to) })
-	if errors.Is(err, errEnded) {
+	if errors.Is(err, ErrUnchanged) {
 		return nil
 	}
 	return err
@@ -77,7 +77,7 @@ func checkReason(reason string) (string, error) {
 
 func switchBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockState) error {
 	now := caller.At
-	row, err := get[*Block](tx, key)
+	row, err := Get[*Block](tx, key)
 	if ignoreNotFound(err) != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func switchBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockStat
 	case to == blockOff:
 		row.Lifted, row.Ends = now, time.Time{}
 	case to == blockOn && inForce:
-		return errEnded
+		return ErrUnchanged
 	case !inForce:
 		row = &Block{Selector: key, Reason: reason, By: caller.Actor.ID, Since: now}
 	}
@@ -106,8 +106,8 @@ func (b *Broker) allEnded(ctx context.Context, s Selector) error {
 	if err != nil {
 		return err
 	}
-	return unavailable(b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
-		row, err := get[*Block](tx, key)
+	return Unavailable(b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
+		row, err := Get[*Block](tx, key)
 		if err != nil || row.Ends.IsZero() {
 			return ignoreNotFound(err)
 		}
@@ -175,13 +175,13 @@ func (b *Broker) Blocked(ctx context.Context, caller Caller) (bool, error) {
 }
 
 // A blockSet are the blocks in force, for telling people of them. What issues
-// looks at each in its own transaction: see checkBlocks.
+// looks at each in its own transaction: see CheckBlocks.
 type blockSet map[BlockKey]bool
 
 func (b *Broker) blocksInForce(ctx context.Context) (blockSet, error) {
 	list, err := b.cfg.Blocks(ctx)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, Unavailable(err)
 	}
 	blocks := blockSet{}
 	for _, block := range list {
@@ -200,5 +200,5 @@ func (b *Broker) Blocks(ctx context.Context, caller Caller) ([]*Block, error) {
 		return nil, err
 	}
 	list, err := b.cfg.Blocks(ctx)
-	return list, unavailable(err)
+	return list, Unavailable(err)
 }

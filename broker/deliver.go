@@ -210,11 +210,11 @@ func errandOf(tx Tx, n *Notice, now time.Time) (*errand, error) {
 		e.wanted = n.Channel == PeopleChannel
 		return e, nil
 	}
-	r, err := get[*Request](tx, n.Request)
+	r, err := Get[*Request](tx, n.Request)
 	if err != nil {
 		return e, ignoreNotFound(err)
 	}
-	told, err := get[*Telling](tx, TellingKey{n.Request, n.Channel})
+	told, err := Get[*Telling](tx, TellingKey{n.Request, n.Channel})
 	if ignoreNotFound(err) != nil {
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func errandOf(tx Tx, n *Notice, now time.Time) (*errand, error) {
 		e.wanted = false // nobody was asked
 	}
 	if n.Person != "" && n.Address == "" {
-		a, err := accountOf(tx, PersonKey(n.Person))
+		a, err := AccountOf(tx, PersonKey(n.Person))
 		if err != nil {
 			return nil, err
 		}
@@ -294,7 +294,7 @@ func (b *Broker) told(ctx context.Context, n *Notice, reference string) error {
 		if n.Request.IsZero() {
 			return nil
 		}
-		told, err := get[*Telling](tx, key)
+		told, err := Get[*Telling](tx, key)
 		switch {
 		case isNotFound(err):
 			told = &Telling{TellingKey: key}

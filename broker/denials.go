@@ -138,7 +138,7 @@ func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusa
 	r.Status, r.Version, r.DeniedBy = RequestDenied, 1, refusal.DeniedBy
 	code := Code(refusal)
 	record := audit.Record{
-		Kind: audit.RequestDenied, Caller: party(caller.Actor), Request: r.facts(),
+		Kind: audit.RequestDenied, Caller: caller.Actor.Party(), Request: r.facts(),
 		Decision: r.Decision.facts(code), Openings: r.openings(),
 	}
 	key := denialKey(caller.Subject, code, ask, r.Decision.Revision)
@@ -199,7 +199,7 @@ func (b *Broker) refused(ctx context.Context, caller Caller, r *Request, d Decis
 	code := Code(refusal)
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: r.Entitlement, Code: code})
 	record := audit.Record{
-		Kind: audit.CollectRefused, Caller: party(caller.Actor), Decision: d.facts(code),
+		Kind: audit.CollectRefused, Caller: caller.Actor.Party(), Decision: d.facts(code),
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
 	// A request filed by the call itself is stored nowhere and has a new id

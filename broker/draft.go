@@ -51,7 +51,7 @@ func (a *Ask) checkForm() error {
 	if err := checkText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
 		return err
 	}
-	return checkLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
+	return CheckLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
 }
 
 // notScopeChar is what RFC 6749, section 3.3, does not allow in a scope token.
@@ -73,9 +73,9 @@ func checkText(sentinel error, field, s string, most int) error {
 	return nil
 }
 
-// checkLine bounds a text that stands among others where it is shown: by a line
+// CheckLine bounds a text that stands among others where it is shown: by a line
 // of its own, it could pass for one of those.
-func checkLine(sentinel error, field, s string, most int) error {
+func CheckLine(sentinel error, field, s string, most int) error {
 	if strings.ContainsAny(s, "\n\t\u2028\u2029") {
 		return refuse(sentinel, field+" is one line")
 	}

@@ -12,15 +12,15 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// write appends one record in the transaction f. It gives the record's place
-// once it is durable. A refusal of f passes through; everything else that can
-// go wrong is ErrUnavailable: nothing happened.
-func (b *Broker) write(ctx context.Context, reads []Key, record audit.Record, f func(Tx) error) (Receipt, error) {
+// Write appends one record in the transaction f and returns its place once it is
+// durable. A refusal of f, or ErrUnchanged, passes through. Every other error is
+// ErrUnavailable and means that nothing happened.
+func Write(ctx context.Context, store Store, reads []Key, record audit.Record, f func(Tx) error) (Receipt, error) {
 	entry, err := record.Entry()
 	if err != nil {
 		return Receipt{}, fmt.Errorf("encoding the record %s: %w", record.Kind, err)
 	}
-	err = b.cfg.Store.Update(ctx, reads, func(tx Tx) error {
+	err = store.Update(ctx, reads, func(tx Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}
@@ -28,16 +28,24 @@ func (b *Broker) write(ctx context.Context, reads []Key, record audit.Record, f 
 		return nil
 	})
 	if err != nil {
-		return Receipt{}, unavailable(err)
+		return Receipt{}, Unavailable(err)
 	}
 	return Receipt{Index: entry.Index, LeafHash: entry.LeafHash}, nil
 }
 
-// unavailable lets through what callers may be told, and turns the rest into
-// ErrUnavailable.
-func unavailable(err error) error {
+func (b *Broker) write(ctx context.Context, reads []Key, record audit.Record, f func(Tx) error) (Receipt, error) {
+	return Write(ctx, b.cfg.Store, reads, record, f)
+}
+
+// ErrUnchanged aborts a transaction that would change nothing, so that no record
+// is written.
+var ErrUnchanged = errors.New("nothing to change")
+
+// Unavailable passes through the errors that callers may see, and wraps all
+// others in ErrUnavailable.
+func Unavailable(err error) error {
 	var refusal *Refusal
-	if err == nil || errors.As(err, &refusal) || errors.Is(err, errAgain) || errors.Is(err, errLostLease) || errors.Is(err, errEnded) || isNotFound(err) {
+	if err == nil || errors.As(err, &refusal) || errors.Is(err, errAgain) || errors.Is(err, errLostLease) || errors.Is(err, ErrUnchanged) || isNotFound(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -48,14 +56,6 @@ func ignoreNotFound(err error) error {
 		return nil
 	}
 	return err
-}
-
-// party is an identity as records show it; nil for the broker itself.
-func party(who Identity) *audit.Party {
-	if who.Kind == KindNone {
-		return nil
-	}
-	return &audit.Party{ID: who.ID, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
 // commit fixes a request: its id, the salts of its free texts, its digest.

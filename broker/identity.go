@@ -88,6 +88,20 @@ type Caller struct {
 // Self returns a Caller that acts for itself.
 func Self(who Identity, at time.Time) Caller { return Caller{Actor: who, Subject: who, At: at} }
 
+// RequireSession refuses every caller except a person with a broker session. An
+// ID token, an access token or an SVID proves who calls, but not that a person
+// looks at what they decide.
+func (c Caller) RequireSession() error {
+	who := c.Actor
+	switch {
+	case who.Kind != KindPerson || who.Proof.Method != MethodSession || who.Person == nil || who.ID != c.Subject.ID:
+		return refuse(ErrSessionRequired, "log in to the broker: this takes a person with a session")
+	case !who.Proof.Valid(c.At):
+		return refuse(ErrProofExpired, "your session has ended: log in again")
+	}
+	return nil
+}
+
 // at returns the caller at a later time of a long call.
 func (c Caller) at(t time.Time) Caller {
 	c.At = t
@@ -98,6 +112,15 @@ func (c Caller) at(t time.Time) Caller {
 func (c Caller) labelled(rules *Rules) Caller {
 	c.Actor, c.Subject = rules.Mark(c.Actor), rules.Mark(c.Subject)
 	return c
+}
+
+// Party returns the identity as records show it; nil for the zero identity, which
+// is the broker itself.
+func (who Identity) Party() *audit.Party {
+	if who.Kind == KindNone {
+		return nil
+	}
+	return &audit.Party{ID: who.ID, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
 // SPIFFEPaths gives the ancestors of a SPIFFE ID that policy may name: the ID

@@ -37,7 +37,7 @@ type pending struct {
 
 // Inbox gives what waits for a person, at most limit requests of it.
 func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, error) {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	rules := b.rules.Load()
@@ -108,7 +108,7 @@ func (b *Broker) pending(ctx context.Context, now time.Time) ([]*Request, bool, 
 		return nil
 	})
 	if err != nil {
-		return nil, false, unavailable(err)
+		return nil, false, Unavailable(err)
 	}
 	p.read, p.changes, p.list, p.more = now, changes, list, more
 	return list, more, nil
@@ -127,7 +127,7 @@ func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err e
 				if err != nil {
 					continue
 				}
-				r, err := get[*Request](tx, id)
+				r, err := Get[*Request](tx, id)
 				if isNotFound(err) {
 					continue
 				}
@@ -142,7 +142,7 @@ func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err e
 		return nil
 	})
 	slices.SortFunc(list, func(x, y *Request) int { return x.ReviewDue.Compare(y.ReviewDue) })
-	return list, unavailable(err)
+	return list, Unavailable(err)
 }
 
 // A voter is a person, with the groups that it speaks for under some rules.
@@ -174,7 +174,7 @@ func (v *voter) isAsked(r *Request, needs []ApprovalNeed) bool {
 // as far as groups say; false as well when it has spoken.
 func (b *Broker) Asked(caller Caller, r *Request) (vote, review bool) {
 	rules := b.rules.Load()
-	if rules == nil || session(caller) != nil {
+	if rules == nil || caller.RequireSession() != nil {
 		return false, false
 	}
 	v, o := newVoter(rules, caller.Subject), r.Decision.Obligations
@@ -223,7 +223,7 @@ func (b *Broker) Past(ctx context.Context, caller Caller, r *Request) (past []Pa
 	for _, name := range slices.Sorted(maps.Keys(by)) {
 		past = append(past, *by[name])
 	}
-	return past, partial, unavailable(err)
+	return past, partial, Unavailable(err)
 }
 
 func (p *Past) add(state RequestStatus) {
@@ -261,7 +261,7 @@ func (b *Broker) leasesOf(ctx context.Context, r *Request, now time.Time) (list 
 		more = !next.IsZero()
 		return err
 	})
-	return list, more, unavailable(err)
+	return list, more, Unavailable(err)
 }
 
 // Effect says, in the words of the issuer, what a credential of the request

@@ -38,7 +38,7 @@ func (s Selector) key() (BlockKey, error) {
 	if len(set) != 1 {
 		return BlockKey{}, refuse(ErrInvalidRequest, "name exactly one of holder, under, trust_domain, entitlement, issuer, request")
 	}
-	if err := checkLine(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
+	if err := CheckLine(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
 		return BlockKey{}, err
 	}
 	return set[0], set[0].checkForm()
@@ -214,7 +214,7 @@ func (b *Broker) page(ctx context.Context, q LeaseQuery) (page []*Lease, next Le
 		page, next, err = tx.Leases(q)
 		return err
 	})
-	return page, next, unavailable(err)
+	return page, next, Unavailable(err)
 }
 
 func (p *Preview) count(l *Lease) {
@@ -323,18 +323,18 @@ func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, r
 	}
 	digest, opening := audit.Commit(reason)
 	record := audit.Record{
-		Kind: audit.RequestRevoked, Caller: party(caller.Actor), Openings: map[string]audit.Opening{"reason": opening}, End: &audit.EndFacts{How: EndRevoked, Reason: digest},
+		Kind: audit.RequestRevoked, Caller: caller.Actor.Party(), Openings: map[string]audit.Opening{"reason": opening}, End: &audit.EndFacts{How: EndRevoked, Reason: digest},
 		Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
 	rules := b.rules.Load()
 	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
-		stored, err := get[*Request](tx, id)
+		stored, err := Get[*Request](tx, id)
 		if err != nil {
 			return err
 		}
 		waited := stored.State(caller.At) == RequestPending
 		if !stored.revoke(caller.At) {
-			return errEnded
+			return ErrUnchanged
 		}
 		tx.Put(stored)
 		if !waited {
@@ -346,7 +346,7 @@ func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, r
 		return leavePending(tx, stored, caller.At)
 	})
 	b.waiters.changed(id)
-	if errors.Is(err, errEnded) {
+	if errors.Is(err, ErrUnchanged) {
 		return nil
 	}
 	return err

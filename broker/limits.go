@@ -82,7 +82,7 @@ func limitKeys(o Obligations, holder, entitlement string) []CounterKey {
 
 // counter gets a counter, or a new one.
 func counter(tx Tx, key CounterKey) (*Counter, error) {
-	row, err := get[*Counter](tx, key)
+	row, err := Get[*Counter](tx, key)
 	if isNotFound(err) {
 		return &Counter{CounterKey: key}, nil
 	}

@@ -22,13 +22,13 @@ func (b *Broker) own(ctx context.Context, caller Caller, id RequestID) (*Request
 
 func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error) {
 	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		r, err = get[*Request](tx, id)
+		r, err = Get[*Request](tx, id)
 		return err
 	})
 	if isNotFound(err) {
 		return nil, refuse(ErrNotFound, "no such request of yours")
 	}
-	return r, unavailable(err)
+	return r, Unavailable(err)
 }
 
 // Request gives a request that the caller filed or may view; ErrNotFound for
@@ -58,10 +58,10 @@ func (b *Broker) Lease(ctx context.Context, caller Caller, id LeaseID) (*Lease, 
 
 func (b *Broker) leaseRow(ctx context.Context, id LeaseID) (l *Lease, err error) {
 	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		l, err = get[*Lease](tx, id)
+		l, err = Get[*Lease](tx, id)
 		return err
 	})
-	return l, unavailable(err)
+	return l, Unavailable(err)
 }
 
 // mayDo asks policy about a request that is not at hand.
@@ -99,7 +99,7 @@ func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error
 // everyone whom policy lets view it. Its requester, the people accountable for
 // that, and groups that a request was escalated to do not.
 func (b *Broker) SeesPolicies(ctx context.Context, caller Caller, r *Request) bool {
-	if rules := b.rules.Load(); rules != nil && session(caller) == nil {
+	if rules := b.rules.Load(); rules != nil && caller.RequireSession() == nil {
 		o := r.Decision.Obligations
 		if newVoter(rules, caller.Subject).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
 			return true
@@ -191,7 +191,7 @@ func (b *Broker) Requests(ctx context.Context, caller Caller, q RequestQuery) (p
 			return err
 		})
 		if err != nil {
-			return nil, RequestID{}, unavailable(err)
+			return nil, RequestID{}, Unavailable(err)
 		}
 		for _, r := range rows {
 			if r.Requester.ID == caller.Subject.ID || b.mayView(ctx, caller, r) {
@@ -234,7 +234,7 @@ func (b *Broker) Leases(ctx context.Context, caller Caller, q LeaseQuery) (page 
 			return err
 		})
 		if err != nil {
-			return nil, LeaseID{}, unavailable(err)
+			return nil, LeaseID{}, Unavailable(err)
 		}
 		for _, l := range rows {
 			if l.Holder == caller.Subject.ID || may(l) {
@@ -365,10 +365,10 @@ func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 		}
 		var l *Lease
 		err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-			l, err = get[*Lease](tx, id)
+			l, err = Get[*Lease](tx, id)
 			return ignoreNotFound(err)
 		})
-		return l, unavailable(err)
+		return l, Unavailable(err)
 	}
 	return nil, nil
 }
@@ -377,7 +377,7 @@ func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
 	domain, _, _ := strings.Cut(strings.TrimPrefix(l.Holder, "spiffe://"), "/")
 	who := Identity{ID: l.Holder, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
-	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return checkBlocks(tx, blockKeys(who, e)) })
+	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blockKeys(who, e)) })
 }
 
 // RevokeToken gives back the lease of a token (RFC 7009). Tokens that are not

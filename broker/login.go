@@ -79,14 +79,14 @@ func (b *Broker) BeginDevice(ctx context.Context, from string, now time.Time) (D
 	d := DeviceLogin{newCode(), newUserCode(), now.Add(loginDeviceFor)}
 	device, user := loginKey(LoginDevice, d.DeviceCode), userKey(d.UserCode)
 	err := b.cfg.Store.Update(ctx, []Key{user}, func(tx Tx) error {
-		if _, err := get[*Login](tx, user); !isNotFound(err) {
+		if _, err := Get[*Login](tx, user); !isNotFound(err) {
 			return refuse(ErrSlowDown, "try again") // the same code, of 25 billion
 		}
 		tx.Put(&Login{LoginKey: device, Kind: LoginDevice, State: LoginWaiting, From: from, Created: now, Expires: d.Expires})
 		tx.Put(&Login{LoginKey: user, Kind: LoginUserCode, Device: device, State: LoginWaiting, From: from, Created: now, Expires: d.Expires})
 		return nil
 	})
-	return d, unavailable(err)
+	return d, Unavailable(err)
 }
 
 // errNoCode is the same for whatever is wrong with a code.
@@ -99,11 +99,11 @@ func (b *Broker) Device(ctx context.Context, userCode string, now time.Time) (*L
 		l, err = waitingLogin(tx, userKey(userCode), now)
 		return err
 	})
-	return l, unavailable(err)
+	return l, Unavailable(err)
 }
 
 func waitingLogin(tx Tx, key LoginKey, now time.Time) (*Login, error) {
-	l, err := get[*Login](tx, key)
+	l, err := Get[*Login](tx, key)
 	if isNotFound(err) || err == nil && (!now.Before(l.Expires) || l.State != LoginWaiting) {
 		return nil, errNoCode
 	}
@@ -147,7 +147,7 @@ func (b *Broker) DecideDevice(ctx context.Context, in *Session, userCode string,
 		tx.Put(device)
 		return nil
 	})
-	return unavailable(err)
+	return Unavailable(err)
 }
 
 // NewLoginCode gives a code to a terminal on the loopback interface, which
@@ -162,7 +162,7 @@ func (b *Broker) NewLoginCode(ctx context.Context, in *Session, challenge audit.
 		By: in.SessionKey, Created: now, Expires: now.Add(loginCodeFor),
 	}
 	err := b.cfg.Store.Update(ctx, nil, func(tx Tx) error { tx.Put(l); return nil })
-	return code, unavailable(err)
+	return code, Unavailable(err)
 }
 
 // RedeemCode trades a code and its verifier for a terminal's session (RFC 7636,
@@ -195,7 +195,7 @@ func (b *Broker) polled(ctx context.Context, key LoginKey, now time.Time) error 
 		return err
 	})
 	if !errors.Is(err, ErrPending) {
-		return unavailable(err)
+		return Unavailable(err)
 	}
 	noted := b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
 		l, err := pollable(tx, key, now)
@@ -207,7 +207,7 @@ func (b *Broker) polled(ctx context.Context, key LoginKey, now time.Time) error 
 		return nil
 	})
 	if noted != nil {
-		return unavailable(noted)
+		return Unavailable(noted)
 	}
 	return err
 }
@@ -215,7 +215,7 @@ func (b *Broker) polled(ctx context.Context, key LoginKey, now time.Time) error 
 // pollable is nil once a login may be redeemed, and ErrPending while its person
 // has yet to say so.
 func pollable(tx Tx, key LoginKey, now time.Time) (*Login, error) {
-	l, err := get[*Login](tx, key)
+	l, err := Get[*Login](tx, key)
 	switch {
 	case isNotFound(err):
 		return nil, errNoCode
@@ -246,14 +246,14 @@ func (b *Broker) redeem(ctx context.Context, key LoginKey, now time.Time, check 
 		return err
 	})
 	if err != nil {
-		return SessionToken{}, nil, unavailable(err)
+		return SessionToken{}, nil, Unavailable(err)
 	}
 	token, s, err := b.newSession(LoggedIn{Who: by.Who, SID: by.SID, Client: ClientTerminal}, now)
 	if err != nil {
 		return SessionToken{}, nil, err
 	}
 	s.Created, s.Expires, s.Who.Proof.Expires = by.Created, by.Expires, by.Expires
-	_, err = b.write(ctx, append(by.rows(), key), audit.Record{Kind: audit.SessionOpened, Caller: party(s.Who)}, func(tx Tx) error {
+	_, err = b.write(ctx, append(by.rows(), key), audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}, func(tx Tx) error {
 		l, _, err := b.redeemable(tx, key, now, check)
 		if err != nil {
 			return err
@@ -272,7 +272,7 @@ func (b *Broker) redeem(ctx context.Context, key LoginKey, now time.Time, check 
 // redeemable gives a login that may become a session now, and the session in
 // which it was allowed, which must still be open.
 func (b *Broker) redeemable(tx Tx, key LoginKey, now time.Time, check func(*Login) error) (*Login, *Session, error) {
-	l, err := get[*Login](tx, key)
+	l, err := Get[*Login](tx, key)
 	switch {
 	case isNotFound(err), err == nil && (l.State != LoginApproved || !now.Before(l.Expires)):
 		return nil, nil, errNoCode

@@ -119,10 +119,10 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	record.Lease.Credential = cred.Hash
 	blocks := blockKeys(c.caller.Subject, c.e)
 	receipt, err := b.write(ctx, append(keys(blocks), l.ID), record, func(tx Tx) error {
-		if err := errors.Join(b.current(c.decision), checkBlocks(tx, blocks)); err != nil {
+		if err := errors.Join(b.current(c.decision), CheckBlocks(tx, blocks)); err != nil {
 			return err
 		}
-		if stored, err := get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
+		if stored, err := Get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
 			return errors.Join(errLostLease, err)
 		}
 		tx.Put(&active)
@@ -158,7 +158,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err := b.current(c.decision); err != nil {
 		return err
 	}
-	if err := checkBlocks(tx, blockKeys(c.caller.Subject, c.e)); err != nil {
+	if err := CheckBlocks(tx, blockKeys(c.caller.Subject, c.e)); err != nil {
 		return err
 	}
 	if !c.new {
@@ -200,7 +200,7 @@ const freeRepeats = 2
 // If another call collected first meanwhile, this one's credential must end
 // with the grant.
 func (c *collection) reenter(tx Tx, l *Lease) error {
-	stored, err := get[*Request](tx, c.request.ID)
+	stored, err := Get[*Request](tx, c.request.ID)
 	if err != nil || stored.Version != c.version {
 		return changed(err)
 	}
@@ -219,7 +219,7 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 // successor. If an upstream has to be told, the reaper does it, or endReplaced
 // right after. It says whether the old lease stood for a lost answer, and has time left.
 func (c *collection) supersede(tx Tx) (lost bool, err error) {
-	old, err := get[*Lease](tx, c.replaces.ID)
+	old, err := Get[*Lease](tx, c.replaces.ID)
 	if err != nil {
 		return false, err
 	}
@@ -245,7 +245,7 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 // record is the record of opening or issuing a lease. If the request is filed
 // by the same call, the record tells the request's story as well.
 func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
-	record := audit.Record{Kind: kind, Caller: party(c.caller.Actor), Decision: c.decision.facts(""), Lease: l.facts()}
+	record := audit.Record{Kind: kind, Caller: c.caller.Actor.Party(), Decision: c.decision.facts(""), Lease: l.facts()}
 	if c.new {
 		record.Request, record.Openings = c.request.facts(), c.request.openings()
 	} else {

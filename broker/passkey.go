@@ -97,14 +97,14 @@ func (a *Account) verify(s *audit.SignatureFacts, challenge audit.Digest, now ti
 
 // Account gives what is kept of a person.
 func (b *Broker) Account(ctx context.Context, caller Caller) (a *Account, err error) {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		a, err = accountOf(tx, PersonKey(caller.Subject.ID))
+		a, err = AccountOf(tx, PersonKey(caller.Subject.ID))
 		return err
 	})
-	return a, unavailable(err)
+	return a, Unavailable(err)
 }
 
 // PrepareVote gives what a person's passkey signs for a vote, or refuses the
@@ -155,24 +155,24 @@ func (b *Broker) PrepareReview(ctx context.Context, caller Caller, id RequestID,
 // Enrol adds a passkey to a person's, who has just logged in. It counts after a
 // day, so that its person may notice one that is not theirs.
 func (b *Broker) Enrol(ctx context.Context, caller Caller, p Passkey) error {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return err
 	}
 	if err := caller.Subject.justLoggedIn(caller.At); err != nil {
 		return err
 	}
-	if err := checkLine(ErrInvalidRequest, "name", p.Name, MaxKeyName); err != nil {
+	if err := CheckLine(ErrInvalidRequest, "name", p.Name, MaxKeyName); err != nil {
 		return err
 	}
 	if len(p.ID) == 0 || len(p.ID) > audit.MaxCredential || len(p.Public) == 0 || len(p.Public) > audit.MaxPublic || p.RP == "" {
 		return refuse(ErrInvalidRequest, "this passkey is of a kind that is not supported")
 	}
 	p.Enrolled, p.Counts, p.VouchedBy, p.Removed = caller.At, caller.At.Add(b.cfg.PasskeyWait), "", time.Time{}
-	record := audit.Record{Kind: audit.PasskeyEnrolled, Caller: party(caller.Actor), Passkey: p.facts()}
+	record := audit.Record{Kind: audit.PasskeyEnrolled, Caller: caller.Actor.Party(), Passkey: p.facts()}
 	record.Passkey.Counts, record.Passkey.Public, record.Passkey.RP = p.Counts, p.Public, p.RP
 	key := PersonKey(caller.Subject.ID)
 	_, err := b.write(ctx, []Key{key}, record, func(tx Tx) error {
-		a, err := accountOf(tx, key)
+		a, err := AccountOf(tx, key)
 		if err != nil {
 			return err
 		}
@@ -196,10 +196,10 @@ func (b *Broker) Enrol(ctx context.Context, caller Caller, p Passkey) error {
 
 // RemovePasskey makes what a passkey of the caller's signs later not count.
 func (b *Broker) RemovePasskey(ctx context.Context, caller Caller, credential []byte) error {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return err
 	}
-	record := audit.Record{Kind: audit.PasskeyRemoved, Caller: party(caller.Actor), Passkey: &audit.PasskeyFacts{Credential: credential}}
+	record := audit.Record{Kind: audit.PasskeyRemoved, Caller: caller.Actor.Party(), Passkey: &audit.PasskeyFacts{Credential: credential}}
 	return b.withAccount(ctx, caller.Subject.ID, record, func(a *Account) error {
 		p := a.passkey(credential)
 		if p == nil {
@@ -213,16 +213,16 @@ func (b *Broker) RemovePasskey(ctx context.Context, caller Caller, credential []
 // PasskeyOf gives somebody's passkey that waits, to a person who might vouch
 // for it. Its name is not told: it is its person's.
 func (b *Broker) PasskeyOf(ctx context.Context, caller Caller, person string, credential []byte) (*Passkey, error) {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	var a *Account
 	err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		a, err = accountOf(tx, PersonKey(person))
+		a, err = AccountOf(tx, PersonKey(person))
 		return err
 	})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, Unavailable(err)
 	}
 	p := a.passkey(credential)
 	switch {
@@ -260,11 +260,11 @@ func (b *Broker) Vouch(ctx context.Context, caller Caller, person string, creden
 		return err
 	}
 	record := audit.Record{
-		Kind: audit.PasskeyVouched, Caller: party(caller.Actor), Subject: &audit.Party{ID: person, Kind: string(KindPerson)},
+		Kind: audit.PasskeyVouched, Caller: caller.Actor.Party(), Subject: &audit.Party{ID: person, Kind: string(KindPerson)},
 		Passkey: p.facts(), Signature: signature,
 	}
 	_, err = b.write(ctx, []Key{PersonKey(caller.Subject.ID), PersonKey(person)}, record, func(tx Tx) error {
-		a, err := accountOf(tx, PersonKey(person))
+		a, err := AccountOf(tx, PersonKey(person))
 		if err != nil {
 			return err
 		}
@@ -275,7 +275,7 @@ func (b *Broker) Vouch(ctx context.Context, caller Caller, person string, creden
 		case !caller.At.Before(current.Counts):
 			return refuse(ErrAlreadyVoted, "it counts already")
 		}
-		voucher, err := accountOf(tx, PersonKey(caller.Subject.ID))
+		voucher, err := AccountOf(tx, PersonKey(caller.Subject.ID))
 		if err != nil {
 			return err
 		}
@@ -326,7 +326,7 @@ func (who Identity) justLoggedIn(now time.Time) error {
 func (b *Broker) withAccount(ctx context.Context, person string, record audit.Record, change func(*Account) error) error {
 	key := PersonKey(person)
 	_, err := b.write(ctx, []Key{key}, record, func(tx Tx) error {
-		a, err := accountOf(tx, key)
+		a, err := AccountOf(tx, key)
 		if err != nil {
 			return err
 		}

@@ -217,9 +217,6 @@ func (r *reaper) record(ctx context.Context, p *pendingRevocation, clock clock) 
 	return err
 }
 
-// errEnded means that the lease has ended already, so that nothing is written.
-var errEnded = errors.New("the lease has ended")
-
 // recordEnd writes an attempt to end a lease. There is one record when the lease
 // ends, one when its revocation begins to take longer, and none for retries.
 func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Identity, reason string, now time.Time) error {
@@ -232,7 +229,7 @@ func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Ident
 		return err
 	}
 	err = r.store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
-		stored, err := get[*Lease](tx, l.ID)
+		stored, err := Get[*Lease](tx, l.ID)
 		if err != nil {
 			return err
 		}
@@ -241,7 +238,7 @@ func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Ident
 			stored.Handle = l.Handle // Issue may have returned a better handle than Prepare
 		}
 		if !stored.end(a, now) {
-			return errEnded
+			return ErrUnchanged
 		}
 		if was != LeaseRevoking || stored.Status != LeaseRevoking {
 			tx.Append(entry)
@@ -250,13 +247,13 @@ func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Ident
 		after = *stored
 		return releaseLimits(tx, stored)
 	})
-	if errors.Is(err, errEnded) || isNotFound(err) {
+	if errors.Is(err, ErrUnchanged) || isNotFound(err) {
 		return nil
 	}
 	if err == nil {
 		r.observe(revocationEvent(&after, now))
 	}
-	return unavailable(err)
+	return Unavailable(err)
 }
 
 func revocationEvent(l *Lease, now time.Time) Event {
@@ -277,7 +274,7 @@ func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
 	case LeaseAbandoned:
 		kind = audit.LeaseAbandoned
 	}
-	record := audit.Record{Kind: kind, Caller: party(by), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow, ValidUntil: l.WorksUntil()}}
+	record := audit.Record{Kind: kind, Caller: by.Party(), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow, ValidUntil: l.WorksUntil()}}
 	if reason != "" {
 		var opening audit.Opening
 		record.End.Reason, opening = audit.Commit(reason)

@@ -57,7 +57,7 @@ func (b *Broker) RecordsOf(ctx context.Context, caller Caller, id RequestID) (id
 // listRefusal puts a request as it is, so that it lists the record of the
 // transaction. A request that was never stored has no list.
 func listRefusal(tx Tx, id RequestID) error {
-	r, err := get[*Request](tx, id)
+	r, err := Get[*Request](tx, id)
 	if err == nil && len(r.Records) < MaxListed {
 		tx.Put(r)
 	}

@@ -80,7 +80,7 @@ func (r *Request) reviewers() (names []string) {
 }
 
 func reviews(tx Tx, entitlement string) (*Reviews, error) {
-	row, err := get[*Reviews](tx, ReviewKey{entitlement})
+	row, err := Get[*Reviews](tx, ReviewKey{entitlement})
 	if isNotFound(err) {
 		row, err = &Reviews{ReviewKey: ReviewKey{entitlement}}, nil
 	}
@@ -130,7 +130,7 @@ func (r *Request) ReviewPlaces() []Place {
 // /v1/requests/{id}/review): whether it was justified, and why. v.Approve says
 // that it was.
 func (b *Broker) Review(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
-	if err := session(caller); err != nil {
+	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	for range voteTries {
@@ -191,7 +191,7 @@ func (b *Broker) finding(ctx context.Context, caller Caller, id RequestID, v Vot
 func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error {
 	r := v.r
 	record := audit.Record{
-		Kind: audit.ReviewGiven, Caller: party(v.caller.Actor), Approval: v.a.verdictFacts(), Openings: v.a.openings(), Signature: v.signature,
+		Kind: audit.ReviewGiven, Caller: v.caller.Actor.Party(), Approval: v.a.verdictFacts(), Openings: v.a.openings(), Signature: v.signature,
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
 	if !r.Reviewed.IsZero() {
@@ -201,7 +201,7 @@ func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error 
 		if err := v.verify(tx, record.Approval.ReviewChallenge); err != nil {
 			return err
 		}
-		stored, err := get[*Request](tx, r.ID)
+		stored, err := Get[*Request](tx, r.ID)
 		if err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason 
 		return nil, err
 	}
 	err = b.cfg.Store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
-		stored, err := get[*Lease](tx, l.ID)
+		stored, err := Get[*Lease](tx, l.ID)
 		if err != nil {
 			return err
 		}
@@ -71,7 +71,7 @@ func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason 
 		return releaseLimits(tx, stored)
 	})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, Unavailable(err)
 	}
 	return &after, nil
 }

@@ -2,8 +2,8 @@ package broker
 
 import "errors"
 
-// get gives the row of a key as its type.
-func get[R Row](tx Tx, key Key) (R, error) {
+// Get returns the row of a key as its type.
+func Get[R Row](tx Tx, key Key) (R, error) {
 	row, err := tx.Get(key)
 	if err != nil {
 		var none R
@@ -37,12 +37,12 @@ func blockKeys(who Identity, e *Entitlement) []BlockKey {
 	return list
 }
 
-// checkBlocks refuses what the kill switch blocks. It runs in every issuing
+// CheckBlocks refuses what the kill switch blocks. It runs in every issuing
 // transaction, so that a block that is written stops whatever has not been
 // committed before it.
-func checkBlocks(tx Tx, blocks []BlockKey) error {
+func CheckBlocks(tx Tx, blocks []BlockKey) error {
 	for _, key := range blocks {
-		block, err := get[*Block](tx, key)
+		block, err := Get[*Block](tx, key)
 		if isNotFound(err) {
 			continue
 		}

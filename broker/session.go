@@ -123,11 +123,11 @@ func (b *Broker) OpenSession(ctx context.Context, in LoggedIn, now time.Time) (S
 		return SessionToken{}, nil, err
 	}
 	account, blocked := PersonKey(in.Who.ID), BlockKey{"holder", in.Who.ID}
-	_, err = b.write(ctx, []Key{account, blocked}, audit.Record{Kind: audit.SessionOpened, Caller: party(s.Who)}, func(tx Tx) error {
-		if err := checkBlocks(tx, []BlockKey{blocked}); err != nil {
+	_, err = b.write(ctx, []Key{account, blocked}, audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}, func(tx Tx) error {
+		if err := CheckBlocks(tx, []BlockKey{blocked}); err != nil {
 			return err
 		}
-		a, err := accountOf(tx, account)
+		a, err := AccountOf(tx, account)
 		if err != nil {
 			return err
 		}
@@ -153,9 +153,9 @@ func (b *Broker) newSession(in LoggedIn, now time.Time) (SessionToken, *Session,
 	return token, s, nil
 }
 
-// accountOf gives what is kept of a person, or a new account.
-func accountOf(tx Tx, key PersonKey) (*Account, error) {
-	a, err := get[*Account](tx, key)
+// AccountOf returns the account of a person, or a new one.
+func AccountOf(tx Tx, key PersonKey) (*Account, error) {
+	a, err := Get[*Account](tx, key)
 	if isNotFound(err) {
 		return &Account{Person: key}, nil
 	}
@@ -186,13 +186,13 @@ func (b *Broker) Glance(ctx context.Context, token SessionToken, now time.Time) 
 		return err
 	})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, Unavailable(err)
 	}
 	return s, nil
 }
 
 func (b *Broker) openSession(tx Tx, key SessionKey, now time.Time) (*Session, error) {
-	s, err := get[*Session](tx, key)
+	s, err := Get[*Session](tx, key)
 	switch {
 	case isNotFound(err):
 		return nil, errNoSession
@@ -202,7 +202,7 @@ func (b *Broker) openSession(tx Tx, key SessionKey, now time.Time) (*Session, er
 		return nil, errNoSession
 	}
 	for _, key := range s.logoutKeys() {
-		out, err := get[*Logout](tx, key)
+		out, err := Get[*Logout](tx, key)
 		switch {
 		case isNotFound(err):
 		case err != nil:
@@ -211,7 +211,7 @@ func (b *Broker) openSession(tx Tx, key SessionKey, now time.Time) (*Session, er
 			return nil, errNoSession
 		}
 	}
-	return s, checkBlocks(tx, []BlockKey{{"holder", s.Who.ID}})
+	return s, CheckBlocks(tx, []BlockKey{{"holder", s.Who.ID}})
 }
 
 // logoutKeys name the rows by which a provider would have ended the session.
@@ -236,7 +236,7 @@ func (s *Session) rows() []Key {
 // record; if it fails, the session merely counts as unused for a little longer.
 func (b *Broker) touch(ctx context.Context, key SessionKey, now time.Time) {
 	err := b.cfg.Store.Update(ctx, []Key{key}, func(tx Tx) error {
-		s, err := get[*Session](tx, key)
+		s, err := Get[*Session](tx, key)
 		if err == nil && now.After(s.Seen) {
 			s.Seen = now
 			tx.Put(s)
@@ -273,7 +273,7 @@ func (b *Broker) Refreshed(ctx context.Context, caller Caller, token SessionToke
 		return nil
 	})
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, Unavailable(err)
 	}
 	return s, nil
 }
@@ -308,21 +308,21 @@ func (b *Broker) CloseSession(ctx context.Context, token SessionToken, now time.
 	}
 	record := audit.Record{Kind: audit.SessionClosed, End: &audit.EndFacts{How: "logout"}}
 	if s != nil {
-		record.Caller = party(s.Who)
+		record.Caller = s.Who.Party()
 	}
 	_, err = b.write(ctx, []Key{token.key()}, record, func(tx Tx) error {
-		s, err := get[*Session](tx, token.key())
+		s, err := Get[*Session](tx, token.key())
 		if err != nil {
 			return err
 		}
 		if !s.Closed.IsZero() {
-			return errEnded
+			return ErrUnchanged
 		}
 		s.Closed, s.Sealed = now, nil
 		tx.Put(s)
 		return nil
 	})
-	if errors.Is(err, errEnded) || isNotFound(err) {
+	if errors.Is(err, ErrUnchanged) || isNotFound(err) {
 		return nil
 	}
 	return err
@@ -375,9 +375,9 @@ func (b *Broker) LoggedOut(ctx context.Context, word LogoutWord, now time.Time) 
 		reads = append(reads, key)
 	}
 	_, err := b.write(ctx, reads, record, func(tx Tx) error {
-		switch _, err := get[*Logout](tx, said); {
+		switch _, err := Get[*Logout](tx, said); {
 		case err == nil:
-			return errEnded
+			return ErrUnchanged
 		case !isNotFound(err):
 			return err
 		}
@@ -389,7 +389,7 @@ func (b *Broker) LoggedOut(ctx context.Context, word LogoutWord, now time.Time) 
 		}
 		return nil
 	})
-	if errors.Is(err, errEnded) {
+	if errors.Is(err, ErrUnchanged) {
 		return nil
 	}
 	return err
@@ -397,7 +397,7 @@ func (b *Broker) LoggedOut(ctx context.Context, word LogoutWord, now time.Time) 
 
 // logOut notes a logout, which never takes back a later one.
 func logOut(tx Tx, key LogoutKey, at, expires time.Time) error {
-	old, err := get[*Logout](tx, key)
+	old, err := Get[*Logout](tx, key)
 	switch {
 	case err != nil && !isNotFound(err):
 		return err

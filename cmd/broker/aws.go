@@ -15,7 +15,7 @@ func (a *app) awsCommand() *cobra.Command {
 	var f askFlags
 	c := &cobra.Command{
 		Use:   "aws ENTITLEMENT",
-		Short: "Print AWS credentials for the AWS CLI and SDKs (credential_process)",
+		Short: "Print AWS credentials for a credential_process",
 		Long: `aws requests a credential and prints it in the format of credential_process, the
 interface by which the AWS CLI and SDKs get credentials from another program.
 They cache the credential and run the program again shortly before it expires.
@@ -27,16 +27,8 @@ They cache the credential and run the program again shortly before it expires.
 		Args:              exactly(1, "one entitlement"),
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {
-			ask, err := f.ask(args[0])
-			if err != nil {
-				return err
-			}
-			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
-				credential, err := a.obtain(ctx, client, ask, f.wait)
-				if err != nil {
-					return err
-				}
-				return a.handOver(ctx, client, credential, a.printProcess)
+			return a.withCredential(c.Context(), args[0], f, func(ctx context.Context, client *api.Client, credential *api.Credential) error {
+				return a.handOverTo(ctx, client, credential, a.printProcess)
 			})
 		},
 	}

@@ -24,13 +24,18 @@ const (
 
 var credentialFormats = []string{"text", "json", asEnv, asFile, asPgpass}
 
-const credentialHelp = `-o env prints the credential as export lines for a shell, -o file as "exec --file"
-writes it, and -o pgpass as a line of PostgreSQL's password file.
+const credentialHelp = `-o env prints the credential as export lines for a shell, -o file as
+"exec --file" writes it, and -o pgpass as a line of PostgreSQL's password file.
 
 `
 
-// handOver prints a credential. If that fails, it returns the lease.
-func (a *app) handOver(ctx context.Context, client *api.Client, c *api.Credential, print func(*api.Credential) error) error {
+// handOver prints a credential in the format of -o. If that fails, it returns the
+// lease.
+func (a *app) handOver(ctx context.Context, client *api.Client, c *api.Credential) error {
+	return a.handOverTo(ctx, client, c, a.printCredential)
+}
+
+func (a *app) handOverTo(ctx context.Context, client *api.Client, c *api.Credential, print func(*api.Credential) error) error {
 	err := agent.HandOver(ctx, client, c, print)
 	var failed *agent.HandOverError
 	if errors.As(err, &failed) {

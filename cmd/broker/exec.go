@@ -25,7 +25,7 @@ func (a *app) execCommand() *cobra.Command {
 	var noRenew bool
 	c := &cobra.Command{
 		Use:   "exec ENTITLEMENT -- COMMAND [ARG ...]",
-		Short: "Run a command with a credential and return it when the command ends",
+		Short: "Run a command with a credential, then return it",
 		Long: `exec requests a credential, runs the command with it, and returns the
 credential when the command ends. It exits with the command's exit code.
 
@@ -63,15 +63,7 @@ SIGTERM to the command, and SIGKILL ten seconds later.
 		},
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {
-			ask, err := f.ask(args[0])
-			if err != nil {
-				return err
-			}
-			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
-				credential, err := a.obtain(ctx, client, ask, f.wait)
-				if err != nil {
-					return err
-				}
+			return a.withCredential(c.Context(), args[0], f, func(ctx context.Context, client *api.Client, credential *api.Credential) error {
 				e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
 				if file != "" && !noRenew {
 					e.held.Replace = e.writeFile

@@ -79,9 +79,11 @@ run "broker blocks lift".
 kill first shows what it will revoke, which credentials can't be revoked and how
 long those will work, and asks for confirmation. If the preview changes before
 you confirm, kill shows the new one and asks again. With --yes it skips preview
-and confirmation. kill uses the admin socket on the broker's machine, which works
-even when nobody can log in. People whom policy permits to block can use it from
-any machine with --as-person.
+and confirmation.
+
+kill uses the admin socket on the broker's machine, which works even when nobody
+can log in. With --as-person, people whom policy permits to block can use kill
+from any machine.
 
 ` + exitHelp,
 		Example: `  broker kill --under spiffe://acme.test/agent --why "INC-4711" --preview

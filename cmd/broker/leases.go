@@ -90,7 +90,7 @@ full time or until the grant ends. The broker revokes the old credential.`,
 				if err != nil {
 					return err
 				}
-				return a.handOver(ctx, client, credential, a.printCredential)
+				return a.handOver(ctx, client, credential)
 			})
 		},
 	}

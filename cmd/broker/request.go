@@ -124,24 +124,20 @@ the approval.
 		Args:              exactly(1, "one entitlement"),
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {
+			if !dry && !file {
+				return a.withCredential(c.Context(), args[0], f, a.handOver)
+			}
 			ask, err := f.ask(args[0])
 			if err != nil {
 				return err
 			}
 			ask.DryRun = dry
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
-				if dry || file {
-					r, err := client.Ask(ctx, ask)
-					if err != nil {
-						return err
-					}
-					return a.printRequest(r)
-				}
-				credential, err := a.obtain(ctx, client, ask, f.wait)
+				r, err := client.Ask(ctx, ask)
 				if err != nil {
 					return err
 				}
-				return a.handOver(ctx, client, credential, a.printCredential)
+				return a.printRequest(r)
 			})
 		},
 	}
@@ -153,49 +149,58 @@ the approval.
 	return c
 }
 
-// obtain requests a credential and collects it, waiting up to wait for approval.
-func (a *app) obtain(ctx context.Context, client *api.Client, ask api.Ask, wait time.Duration) (*api.Credential, error) {
-	w, done := a.waiting(wait)
-	credential, err := agent.Obtain(ctx, client, ask, w)
-	return credential, done(err)
-}
-
-// collect collects a credential of a request, waiting up to wait for approval.
-func (a *app) collect(ctx context.Context, client *api.Client, r *api.Request, wait time.Duration) (*api.Credential, error) {
-	w, done := a.waiting(wait)
-	credential, err := agent.Collect(ctx, client, r, w)
-	return credential, done(err)
-}
-
-// waiting returns a Wait that shows its progress on a terminal. done clears the
-// progress and adds to the error of the flow how to continue.
-func (a *app) waiting(wait time.Duration) (w agent.Wait, done func(error) error) {
-	w.For = wait
-	if !interactive(a.err) {
-		return w, withResume
+// withCredential calls use with a credential of the requested entitlement. It waits
+// for approval as long as the flags permit.
+func (a *app) withCredential(ctx context.Context, entitlement string, f askFlags, use func(context.Context, *api.Client, *api.Credential) error) error {
+	ask, err := f.ask(entitlement)
+	if err != nil {
+		return err
 	}
-	const clearLine = "\r\x1b[K"
+	return a.withClient(ctx, func(ctx context.Context, client *api.Client) error {
+		credential, err := agent.Obtain(ctx, client, ask, a.waiting(f.wait))
+		if err != nil {
+			return a.waited(err)
+		}
+		return use(ctx, client, credential)
+	})
+}
+
+// waiting returns a Wait that shows its progress if a person watches.
+func (a *app) waiting(wait time.Duration) agent.Wait {
+	w := agent.Wait{For: wait}
+	if interactive(a.err) {
+		w.Progress = progressTo(a.err)
+	}
+	return w
+}
+
+// waited clears the progress after a wait that failed.
+func (a *app) waited(err error) error {
+	if interactive(a.err) {
+		fmt.Fprint(a.err, clearLine)
+	}
+	return withResume(err)
+}
+
+const clearLine = "\r\x1b[K"
+
+// progressTo shows the progress of a wait in one line of a terminal.
+func progressTo(w io.Writer) func(agent.Progress) {
 	started := false
-	w.Progress = func(p agent.Progress) {
-		if !started { // approvers may have to be told the id
-			fmt.Fprintf(a.err, "request %s %s\n", p.Request.ID, approvalsMissing(p.Request))
+	return func(p agent.Progress) {
+		status := approvalsMissing(p.Request)
+		if !started { // the person may have to pass the id on to an approver
+			fmt.Fprintf(w, "request %s %s\n", p.Request.ID, status)
 			started = true
 		}
-		status := approvalsMissing(p.Request)
-		switch {
-		case p.Request.Status != api.StatusPending:
-			fmt.Fprintf(a.err, "%s%s\n", clearLine, decidedBy(p.Request))
+		if p.Request.Status != api.StatusPending {
+			fmt.Fprintf(w, "%s%s\n", clearLine, decidedBy(p.Request))
 			return
-		case p.Err != nil:
+		}
+		if p.Err != nil {
 			status = "the broker can't be reached; trying again"
 		}
-		fmt.Fprintf(a.err, "%s%s (%s left)", clearLine, status, timeLeft(p.Left))
-	}
-	return w, func(err error) error {
-		if started {
-			fmt.Fprint(a.err, clearLine)
-		}
-		return withResume(err)
+		fmt.Fprintf(w, "%s%s (%s left)", clearLine, status, timeLeft(p.Left))
 	}
 }
 
@@ -266,11 +271,11 @@ func (a *app) collectCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				credential, err := a.collect(ctx, client, r, wait)
+				credential, err := agent.Collect(ctx, client, r, a.waiting(wait))
 				if err != nil {
-					return err
+					return a.waited(err)
 				}
-				return a.handOver(ctx, client, credential, a.printCredential)
+				return a.handOver(ctx, client, credential)
 			})
 		},
 	}

@@ -164,6 +164,7 @@ that anyone can verify records everything that is issued.
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", ".FlagUsagesWrapped 80 |"))
 	root.SetVersionTemplate("broker {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "output format: text or json; for credentials also env, file or pgpass")

@@ -124,7 +124,8 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 
 func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16})
+	_, measured := t.(*testing.B)
+	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16, NoSync: !measured})
 	if err != nil {
 		t.Fatal(err)
 	}

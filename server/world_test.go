@@ -70,7 +70,8 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	w := &world{t: t, log: new(syncBuffer), spec: loadSpec(t)}
 	ctx := t.Context()
-	s, err := store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 20})
+	_, measured := t.(*testing.B)
+	s, err := store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 20, NoSync: !measured})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,13 +18,106 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// crashEnv makes the test binary the process that is to be killed: it names
-// the database.
-const crashEnv = "STORE_TEST_CRASH"
+// commitSteps are the steps of a commit, in order: the points at which the tests
+// below make it fail, or kill the process.
+var commitSteps = []string{"begin", "fetch", "head", "rows", "records", "commit"}
+
+// crashPoints are all points at which a process can be killed: before each step,
+// and after it.
+func crashPoints() (points []string) {
+	for _, step := range commitSteps {
+		points = append(points, "before "+step, "after "+step)
+	}
+	return points
+}
+
+// seedEnv makes the random tests repeat a run.
+const seedEnv = "TEST_SEED"
+
+// seeded returns a random number generator and logs its seed.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv(seedEnv); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("%s: %v", seedEnv, err)
+		}
+	}
+	t.Logf("to repeat this run: %s=%d", seedEnv, seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+var errFault = errors.New("injected fault")
+
+func TestStepsOfACommitAreNamed(t *testing.T) {
+	s := newStore(t)
+	var steps []string
+	s.w.fault = func(step string, f func() error) error {
+		steps = append(steps, step)
+		return f()
+	}
+	works(t, s)
+	if !slices.Equal(steps, commitSteps) {
+		t.Errorf("a commit has the steps %q, want %q", steps, commitSteps)
+	}
+}
+
+// Every step of a commit fails once, and happens once with its answer lost. The
+// caller learns the truth each time, and the store goes on.
+func TestEveryStepOfACommitFails(t *testing.T) {
+	var struck []string
+	for _, step := range commitSteps {
+		for _, happens := range []bool{false, true} {
+			name := "before " + step
+			if happens {
+				name = "after " + step
+			}
+			t.Run(name, func(t *testing.T) {
+				s := newStore(t)
+				s.w.fault = func(at string, f func() error) error {
+					if at != step {
+						return f()
+					}
+					struck = append(struck, name)
+					if happens {
+						return errors.Join(f(), errFault)
+					}
+					return errFault
+				}
+				i := newIssuance(t, 1)
+				err := i.store(t.Context(), s)
+				s.w.fault = nil
+				done := name == "after commit"
+				if (err == nil) != done || err != nil && !errors.Is(err, broker.ErrUnavailable) {
+					t.Errorf("the caller got %v", err)
+				}
+				if _, err := get(t, s, i.lease.ID); (err == nil) != done {
+					t.Errorf("its row: %v", err)
+				}
+				if done && (i.entry.Index != 1 || i.entry.LeafHash != i.entry.Hash()) {
+					t.Errorf("its entry: %d, %s", i.entry.Index, i.entry.LeafHash)
+				}
+				works(t, s)
+			})
+		}
+	}
+	if !slices.Equal(struck, crashPoints()) {
+		t.Errorf("struck %q, want %q", struck, crashPoints())
+	}
+}
+
+// These variables make the test binary the process that is killed: they name the
+// database, the point, and after how many commits it is killed there.
+const (
+	crashPath  = "STORE_TEST_CRASH"
+	crashPoint = "STORE_TEST_POINT"
+	crashAfter = "STORE_TEST_COMMITS"
+)
 
 func TestMain(m *testing.M) {
-	if path := os.Getenv(crashEnv); path != "" {
-		if err := issueForever(path); err != nil {
+	if path := os.Getenv(crashPath); path != "" {
+		if err := issueUntilKilled(path); err != nil {
 			fmt.Println(err)
 		}
 		os.Exit(1) // it was to be killed
@@ -31,9 +125,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// issueForever issues from many goroutines and prints what was confirmed. On
-// the way it ends what it issued, counts, and sweeps.
-func issueForever(path string) error {
+// issueUntilKilled issues from many goroutines and prints each confirmed
+// issuance. It revokes, counts and sweeps as well. At the crash point, it prints
+// the point and kills its own process.
+func issueUntilKilled(path string) error {
 	ctx := context.Background()
 	s, err := Open(ctx, Config{URL: "sqlite:" + path, Reserve: 1 << 16})
 	if err != nil {
@@ -42,18 +137,51 @@ func issueForever(path string) error {
 	if err := openLog(ctx, s); err != nil && !errors.Is(err, ErrLogOpen) {
 		return err
 	}
+	left, err := strconv.Atoi(os.Getenv(crashAfter))
+	if err != nil {
+		return err
+	}
+	s.w.fault = func(step string, f func() error) error {
+		if left--; left > 0 {
+			return f()
+		}
+		switch os.Getenv(crashPoint) {
+		case "before " + step:
+			die()
+		case "after " + step:
+			if err := f(); err != nil {
+				return err
+			}
+			die()
+		}
+		return f()
+	}
 	errs := make(chan error)
 	for n := range 16 {
 		go func() {
-			for {
+			for range 5000 {
 				if err := issueAndConfirm(ctx, s, n); err != nil {
 					errs <- err
 					return
 				}
 			}
+			errs <- errors.New("the process was never killed")
 		}()
 	}
 	return <-errs
+}
+
+// die prints the crash point and kills the process, as a power cut would.
+func die() {
+	fmt.Println("killed " + os.Getenv(crashPoint))
+	self, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = self.Kill()
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+	select {} // the signal is on its way
 }
 
 func issueAndConfirm(ctx context.Context, s *Store, n int) error {
@@ -61,8 +189,8 @@ func issueAndConfirm(ctx context.Context, s *Store, n int) error {
 	if err := i.store(ctx, s); err != nil {
 		return err
 	}
-	// One write: a line is there whole or not at all.
-	fmt.Printf("%d %s %s\n", i.entry.Index, i.entry.LeafHash, i.lease.ID)
+	// One write: a line is printed whole or not at all.
+	fmt.Printf("confirmed %d %s %s\n", i.entry.Index, i.entry.LeafHash, i.lease.ID)
 	if n == 0 {
 		if _, err := s.Sweep(ctx, testNow); err != nil {
 			return err
@@ -71,49 +199,52 @@ func issueAndConfirm(ctx context.Context, s *Store, n int) error {
 	return count(ctx, s, 1<<30)
 }
 
-// TestKilledInTheMiddle kills the process with SIGKILL while it commits, again
-// and again on the same database: whatever was confirmed is there, and the log
-// verifies, which includes that no half of a transaction is.
-func TestKilledInTheMiddle(t *testing.T) {
+// The process is killed with SIGKILL at every crash point, again and again on
+// the same database. Everything that was confirmed is there, and the log
+// verifies, so no transaction happened by half.
+func TestKilledAtEveryStep(t *testing.T) {
+	random := seeded(t)
 	path := filepath.Join(t.TempDir(), "broker.db")
-	total := 0
-	for range 8 {
-		confirmed := runAndKill(t, path, 1+rand.IntN(400))
+	var struck []string
+	for _, point := range crashPoints() {
+		confirmed, at := runAndKill(t, path, point, 200+random.IntN(800))
 		checkConfirmed(t, path, confirmed)
-		total += len(confirmed)
+		struck = append(struck, at)
 	}
-	t.Logf("%d confirmed issuances survived 8 kills", total)
+	if !slices.Equal(struck, crashPoints()) {
+		t.Errorf("killed at %q, want %q", struck, crashPoints())
+	}
 }
 
-// runAndKill lets a process confirm that many issuances, kills it, and gives
-// the lines that it wrote.
-func runAndKill(t *testing.T, path string, confirmations int) (lines []string) {
+// runAndKill lets a process run that many steps and kills it at the next
+// occurrence of the point. It returns what the process confirmed and the point
+// at which it was killed.
+func runAndKill(t *testing.T, path, point string, steps int) (confirmed []string, at string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), crashEnv+"="+path)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	cmd.Env = append(os.Environ(), crashPath+"="+path, crashPoint+"="+point, fmt.Sprintf("%s=%d", crashAfter, steps))
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.Exited() {
+		t.Fatalf("%s: the process was not killed: %v\n%s", point, err, out)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	scanner := bufio.NewScanner(out)
-	for scanner.Scan() {
-		if lines = append(lines, scanner.Text()); len(lines) == confirmations {
-			_ = cmd.Process.Kill()
+	for line := range strings.Lines(string(out)) {
+		if c, ok := strings.CutPrefix(line, "confirmed "); ok {
+			confirmed = append(confirmed, c)
+		} else if p, ok := strings.CutPrefix(line, "killed "); ok {
+			at = strings.TrimSpace(p)
+		} else {
+			t.Fatalf("%s: the process printed %q", point, line)
 		}
 	}
-	_ = cmd.Wait() // "signal: killed"
-	if len(lines) < confirmations {
-		t.Fatalf("the process stopped by itself: %q", lines[max(0, len(lines)-1):])
+	if len(confirmed) == 0 {
+		t.Fatalf("%s: nothing was confirmed before the kill", point)
 	}
-	return lines
+	return confirmed, at
 }
 
 func checkConfirmed(t *testing.T, path string, confirmed []string) {
 	t.Helper()
-	// As an auditor sees it, before anybody has recovered anything.
+	// First as an auditor reads it, before a broker has recovered the database.
 	f, err := OpenSource(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +277,7 @@ func checkConfirmed(t *testing.T, path string, confirmed []string) {
 		}
 	}
 	if issued, live := report.Kinds[audit.LeaseIssued], countLive(t, s); issued != live {
-		t.Errorf("%d leases for %d records: a transaction took place by half", live, issued)
+		t.Errorf("%d leases for %d records: a transaction happened by half", live, issued)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -165,10 +296,11 @@ func countLive(t *testing.T, s *Store) (n int64) {
 	return n
 }
 
-// TestInterleavings lets goroutines do everything at once, in an order that
-// differs from run to run, and then compares the store with what they saw.
+// Goroutines do everything at once, in an order that differs from run to run; then
+// the store has to agree with what they were told.
 func TestInterleavings(t *testing.T) {
 	s := newStore(t)
+	seed := seeded(t).Uint64()
 	signer, err := audit.NewSigner(testSecret)
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +310,7 @@ func TestInterleavings(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range 12 {
 		wg.Go(func() {
-			random := rand.New(rand.NewPCG(uint64(n), 7))
+			random := rand.New(rand.NewPCG(seed, uint64(n)))
 			for range 60 {
 				var err error
 				switch i := newIssuance(t, n); random.IntN(6) {
@@ -214,6 +346,9 @@ func TestInterleavings(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if len(issued) == 0 || len(ended) == 0 {
+		t.Fatalf("%d leases were issued and %d ended", len(issued), len(ended))
+	}
 	report := verifyLog(t, s.Source())
 	if report.Kinds[audit.LeaseIssued] != int64(len(issued)) || report.Kinds[audit.LeaseRevoked] != int64(len(ended)) {
 		t.Errorf("the log has %v; %d were issued and %d ended", report.Kinds, len(issued), len(ended))
@@ -228,7 +363,7 @@ func TestInterleavings(t *testing.T) {
 	}
 }
 
-// revoke ends a lease, as the broker does.
+// revoke ends a lease as the broker does.
 func revoke(t testing.TB, s *Store, id broker.LeaseID) error {
 	entry, err := audit.Record{Kind: audit.LeaseRevoked, Lease: &audit.LeaseFacts{ID: id.String()}, End: &audit.EndFacts{How: "returned"}}.Entry()
 	if err != nil {

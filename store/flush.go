@@ -16,15 +16,13 @@ func (g *group) flush(ctx context.Context) error {
 	g.seal()
 	// The head first: if another writer moved it, all that this group has read
 	// from memory is out of date, and nothing must be written.
-	if err := g.writeHead(ctx); err != nil {
+	if err := g.w.step("head", func() error { return g.writeHead(ctx) }); err != nil {
 		return fmt.Errorf("writing the head of the log: %w", err)
 	}
-	for _, r := range g.order {
-		if err := g.writeRow(ctx, r); err != nil {
-			return fmt.Errorf("writing %s: %w", tables[r.table].name, err)
-		}
+	if err := g.w.step("rows", func() error { return g.writeRows(ctx) }); err != nil {
+		return err
 	}
-	if err := g.writeRecords(ctx); err != nil {
+	if err := g.w.step("records", func() error { return g.writeRecords(ctx) }); err != nil {
 		return fmt.Errorf("writing the log: %w", err)
 	}
 	return nil
@@ -103,6 +101,15 @@ var upserts = func() (u [tableCount]string) {
 	}
 	return u
 }()
+
+func (g *group) writeRows(ctx context.Context) error {
+	for _, r := range g.order {
+		if err := g.writeRow(ctx, r); err != nil {
+			return fmt.Errorf("writing %s: %w", tables[r.table].name, err)
+		}
+	}
+	return nil
+}
 
 func (g *group) writeRow(ctx context.Context, r *row) error {
 	if err := g.w.exec(ctx, upserts[r.table], append([]any{r.id, r.body}, r.extra...)...); err != nil {

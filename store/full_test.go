@@ -131,7 +131,7 @@ func lift(t *testing.T, s *Store, b *broker.Block) {
 // well, and found to be well again by Run.
 func TestUnwritable(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
-	s.w.fault = func(func() error) error { return errors.New("input/output error") }
+	s.w.fault = func(string, func() error) error { return errors.New("input/output error") }
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("the caller was told %v", err)

@@ -89,17 +89,17 @@ func (s *Store) attempt(group []*member) (err error) {
 	if s.copied.Swap(false) {
 		_, _ = w.conn.ExecContext(ctx, copyLog) // see checkpoint.go; a later commit copies what this could not
 	}
-	if err := w.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
-		return err
-	}
-	g := newGroup(w)
 	committing := false
 	defer func() {
 		if err != nil && !committing {
 			w.rollback()
 		}
 	}()
-	if err := g.prefetch(ctx, group); err != nil {
+	if err := w.step("begin", func() error { return w.exec(ctx, "BEGIN IMMEDIATE") }); err != nil {
+		return err
+	}
+	g := newGroup(w)
+	if err := w.step("fetch", func() error { return g.prefetch(ctx, group) }); err != nil {
 		return err
 	}
 	for _, m := range group {

@@ -260,36 +260,6 @@ func TestACallerThatGivesUpAfterItsTurnLearnsTheTruth(t *testing.T) {
 	}
 }
 
-func TestTheAnswerOfACommit(t *testing.T) {
-	lost := errors.New("connection lost")
-	for _, test := range []struct {
-		name  string
-		fault func(commit func() error) error
-		done  bool
-	}{
-		{"it failed", func(func() error) error { return lost }, false},
-		{"it took place, and its answer was lost", func(commit func() error) error { return errors.Join(commit(), lost) }, true},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := newStore(t)
-			s.w.fault = test.fault
-			i := newIssuance(t, 1)
-			err := i.store(t.Context(), s)
-			s.w.fault = nil
-			if (err == nil) != test.done || err != nil && !errors.Is(err, broker.ErrUnavailable) {
-				t.Errorf("the caller was told %v", err)
-			}
-			if _, err := get(t, s, i.lease.ID); (err == nil) != test.done {
-				t.Errorf("its row: %v", err)
-			}
-			if test.done && (i.entry.Index != 1 || i.entry.LeafHash != i.entry.Hash()) {
-				t.Errorf("its entry: %d, %s", i.entry.Index, i.entry.LeafHash)
-			}
-			works(t, s)
-		})
-	}
-}
-
 func TestOneMembersRowsDoNotFailTheOthers(t *testing.T) {
 	s := newStore(t)
 	if _, err := s.w.conn.ExecContext(t.Context(), "CREATE TRIGGER t BEFORE INSERT ON live WHEN NEW.holder = 'bad' BEGIN SELECT RAISE(ABORT, 'constraint'); END"); err != nil {
@@ -396,7 +366,7 @@ func TestAClosedStoreRefuses(t *testing.T) {
 // second process could on a file system that ignores locks.
 func secondWriter(t *testing.T, s *Store) *Store {
 	t.Helper()
-	w, err := openWriter(t.Context(), s.w.path, 1<<16)
+	w, err := openWriter(t.Context(), s.w.path, s.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,10 @@ type Config struct {
 	// revocations when the disk is full. Zero means 32 MiB.
 	Reserve int64
 
+	// NoSync is for tests whose subject is not durability: it does not wait for
+	// the disk, so that a power cut can damage the database.
+	NoSync bool
+
 	// Observe, if not nil, is called after every commit. It must not block.
 	Observe func(Commit)
 }
@@ -111,7 +115,7 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if s.w, err = openWriter(ctx, path, s.cfg.Reserve); err != nil {
+	if s.w, err = openWriter(ctx, path, s.cfg); err != nil {
 		return err
 	}
 	head := s.w.head

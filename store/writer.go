@@ -18,6 +18,7 @@ import (
 // that it keeps in memory between groups. Only the leader of the queue uses it.
 type writer struct {
 	path    string
+	sync    string // SQLite's synchronous
 	db      *sql.DB
 	conn    *sql.Conn
 	stmts   map[string]*sql.Stmt // on conn
@@ -34,13 +35,16 @@ type writer struct {
 
 	now func() time.Time // the clock of the records
 
-	// fault, if not nil, is called instead of commit: tests lose the COMMIT or
-	// its answer.
-	fault func(commit func() error) error
+	// fault, if not nil, runs each step of a commit: tests make a step fail, or
+	// lose its answer.
+	fault func(step string, f func() error) error
 }
 
-func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, error) {
-	w := &writer{path: path, now: time.Now, reserve: reserve{path: path + ".reserve", size: reserveSize}}
+func openWriter(ctx context.Context, path string, cfg Config) (*writer, error) {
+	w := &writer{path: path, sync: "FULL", now: time.Now, reserve: reserve{path: path + ".reserve", size: cfg.Reserve}}
+	if cfg.NoSync {
+		w.sync = "OFF"
+	}
 	// fdatasync is as durable, in half the time: WAL frames need no timestamps.
 	// On systems without it this fails, and SQLite uses fsync.
 	_, _ = sqlite.Fdatasync(true)
@@ -61,7 +65,7 @@ func openWriter(ctx context.Context, path string, reserveSize int64) (*writer, e
 
 func (w *writer) connect(ctx context.Context) (err error) {
 	w.stmts = map[string]*sql.Stmt{}
-	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
+	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
 		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)))
 	if err != nil {
 		return err
@@ -253,7 +257,7 @@ func (w *writer) reset() {
 // commit makes the transaction durable. A COMMIT that returns an error may have
 // happened: it has if the head row has the nonce.
 func (w *writer) commit(ctx context.Context, nonce []byte) error {
-	err := w.sendCommit(ctx)
+	err := w.step("commit", func() error { return w.exec(ctx, "COMMIT") })
 	if err == nil {
 		return nil
 	}
@@ -265,12 +269,12 @@ func (w *writer) commit(ctx context.Context, nonce []byte) error {
 	return err
 }
 
-func (w *writer) sendCommit(ctx context.Context) error {
-	commit := func() error { return w.exec(ctx, "COMMIT") }
+// step runs a step of a commit. The names of the steps are in crash_test.go.
+func (w *writer) step(name string, f func() error) error {
 	if w.fault != nil {
-		return w.fault(commit)
+		return w.fault(name, f)
 	}
-	return commit()
+	return f()
 }
 
 // reload reads the state of the database, and retries for as long as it takes:

@@ -19,7 +19,7 @@ dba: {members: [login/cleo]}
 suppliers: {workloads: [spiffe://supplier.test]}
 `
 
-// loadText loads policies with a few groups.
+// loadText loads policies with groupsText.
 func loadText(t testing.TB, cedar string) *policy.Engine {
 	t.Helper()
 	return load(t, fstest.MapFS{"a.cedar": {Data: []byte(cedar)}, "groups.yaml": {Data: []byte(groupsText)}})
@@ -30,14 +30,15 @@ func permits(t *testing.T, cedar string, q broker.Query) bool {
 	return decide(t, loadText(t, `@id("p") `+cedar+`;`), q).Permit
 }
 
-func TestZeroEngineSetDenies(t *testing.T) {
+func TestDecideDeniesWithoutPolicies(t *testing.T) {
 	if d := decide(t, loadText(t, ""), query(triage, "tickets-api", "tickets:read")); d.Permit || d.Policies != nil {
-		t.Errorf("no policies decide %+v", d)
+		t.Errorf("got %+v, want a denial without policies", d)
 	}
 }
 
-// TestFederatedIdentities: a permit reaches them only if its head names them.
-func TestFederatedIdentities(t *testing.T) {
+// A permit applies to a federated identity only if its head names the domain, a
+// path in it or a group of the identity.
+func TestDecideMatchesFederatedIdentityByHead(t *testing.T) {
 	federated := query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read")
 	for head, want := range map[string]bool{
 		`principal`:             false,
@@ -56,14 +57,14 @@ func TestFederatedIdentities(t *testing.T) {
 		}
 	}
 	if permits(t, `permit (principal, action == Action::"request", resource) when { principal in TrustDomain::"supplier.test" }`, federated) {
-		t.Error("a condition that names the domain let it in: the head must")
+		t.Error("a condition on the domain permits a federated workload")
 	}
 	if !permits(t, `permit (principal, action == Action::"request", resource)`, query(billing, "tickets-api", "tickets:read")) {
-		t.Error("the home domain was kept out")
+		t.Error("a permit for every principal denies a workload of the home domain")
 	}
 }
 
-func TestForbidsReachEverybody(t *testing.T) {
+func TestForbidAppliesToFederatedIdentity(t *testing.T) {
 	e := loadText(t, `
 		@id("p") permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource);
 		@id("f") @reason("not today") forbid (principal, action, resource);`)
@@ -73,26 +74,25 @@ func TestForbidsReachEverybody(t *testing.T) {
 	}
 }
 
-// TestErringPolicyDenies: Cedar skips a policy that errs, which would let a
-// broken forbid through.
-func TestErringPolicyDenies(t *testing.T) {
+// Cedar skips a policy that errs, so a forbid that errs would not forbid.
+func TestDecideDeniesIfPolicyErrs(t *testing.T) {
 	e := loadText(t, `
 		@id("p") permit (principal, action == Action::"request", resource);
 		@id("broken") @reason("too long") forbid (principal, action == Action::"request", resource)
 		when { context.ttl.toMilliseconds() * 9000000000000000 > 0 };`)
 	d, err := e.Decide(context.Background(), query(billing, "tickets-api", "tickets:read"), noon)
 	if err == nil || !strings.Contains(err.Error(), `a.cedar:3:3: policy "broken": evaluation failed: `) {
-		t.Errorf("the operator is told %v", err)
+		t.Errorf("got error %v", err)
 	}
 	if d.Permit || d.Revision != e.Revision() || !slices.Equal(d.Policies, []string{"broken"}) || len(d.Reasons) != 2 || !strings.Contains(d.Reasons[1], "could not be evaluated") {
 		t.Errorf("%+v", d)
 	}
 	if x := e.Explain(context.Background(), query(billing, "tickets-api", "tickets:read"), noon); !strings.Contains(x.Policies[0].Error, "overflow") {
-		t.Errorf("explained as %+v", x.Policies[0])
+		t.Errorf("got verdict %+v, want the overflow", x.Policies[0])
 	}
 }
 
-func TestObligationsAddUpOverAllPermits(t *testing.T) {
+func TestDecideAddsUpObligations(t *testing.T) {
 	e := loadText(t, `
 		@id("broad") @max_ttl("1h") @approval("1 of owner") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");
 		@id("narrow") @max_ttl("5m") @approval("2 of support, 1 of dba") @limit("3 per 1h") @max_duration("2h")
@@ -104,25 +104,24 @@ func TestObligationsAddUpOverAllPermits(t *testing.T) {
 		t.Fatalf("%+v", d)
 	}
 	if o.MaxTTL != 5*time.Minute || o.MaxDuration != 2*time.Hour {
-		t.Errorf("max_ttl %s, max_duration %s", o.MaxTTL, o.MaxDuration)
+		t.Errorf("got max_ttl %s and max_duration %s, want 5m and 2h", o.MaxTTL, o.MaxDuration)
 	}
 	if want := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "support", Count: 2}}; !slices.Equal(o.Approvals, want) {
-		t.Errorf("approvals %v, want %v", o.Approvals, want)
+		t.Errorf("got approvals %v, want %v", o.Approvals, want)
 	}
 	if want := []broker.Limit{{Policy: "narrow", Count: 3, Per: time.Hour}}; !slices.Equal(o.Limits, want) {
-		t.Errorf("limits %v, want %v", o.Limits, want)
+		t.Errorf("got limits %v, want %v", o.Limits, want)
 	}
 }
 
-// TestWhatCannotBeAskedIsDenied: an error comes with a decision that denies
-// and says nothing but the revision.
-func TestWhatCannotBeAskedIsDenied(t *testing.T) {
+// The decision of a query that is not valid has only a revision.
+func TestDecideRejectsInvalidQuery(t *testing.T) {
 	e := loadText(t, `@id("p") permit (principal, action in [Action::"request", Action::"audit"], resource);`)
 	tests := map[string]func(q *broker.Query){
-		"nobody":                 func(q *broker.Query) { q.Principal = broker.Identity{} },
+		"no principal":           func(q *broker.Query) { q.Principal = broker.Identity{} },
 		"an operator":            func(q *broker.Query) { q.Principal = broker.Identity{ID: "root", Kind: broker.KindOperator} },
 		"an unlisted domain":     func(q *broker.Query) { q.Principal = identity("spiffe://evil.test/a") },
-		"no SPIFFE ID":           func(q *broker.Query) { q.Principal.ID = "acme.test/agent" },
+		"malformed SPIFFE ID":    func(q *broker.Query) { q.Principal.ID = "acme.test/agent" },
 		"an unknown provider":    func(q *broker.Query) { q.Principal = identity("google/ana") },
 		"an unknown action":      func(q *broker.Query) { q.Action = "destroy" },
 		"no entitlement":         func(q *broker.Query) { q.Entitlement = nil },
@@ -136,14 +135,13 @@ func TestWhatCannotBeAskedIsDenied(t *testing.T) {
 		change(&q)
 		d, err := e.Decide(context.Background(), q, noon)
 		if err == nil || d.Permit || d.Policies != nil || d.Revision != e.Revision() {
-			t.Errorf("%s: %+v, %v", name, d, err)
+			t.Errorf("%s: got %+v, %v; want a denial and an error", name, d, err)
 		}
 	}
 }
 
-// TestWhatPoliciesSee has one condition for each thing that the schema says a
-// policy can speak of.
-func TestWhatPoliciesSee(t *testing.T) {
+// The test has one condition for each attribute in the schema.
+func TestPolicySeesAttributes(t *testing.T) {
 	q := query(triage, "tickets-api", "tickets:read", "tickets:comment")
 	q.Justification, q.Ticket, q.Parameters = "because", "INC-7", map[string]string{"prefix": "a"}
 	for condition, want := range map[string]bool{
@@ -169,35 +167,34 @@ func TestWhatPoliciesSee(t *testing.T) {
 		`context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))`:            true,
 	} {
 		if got := permits(t, `permit (principal, action == Action::"request", resource) when { `+condition+` }`, q); got != want {
-			t.Errorf("%s: %v", condition, got)
+			t.Errorf("%s: got %v, want %v", condition, got, want)
 		}
 	}
 }
 
-// TestMappedAddress: an IPv4 address in IPv6 clothing is the same address.
-func TestMappedAddress(t *testing.T) {
+func TestPolicySeesMappedIPv4Address(t *testing.T) {
 	q := query(triage, "tickets-api", "tickets:read")
 	q.SourceIP = netip.MustParseAddr("::ffff:10.1.2.3")
 	if !permits(t, `permit (principal, action == Action::"request", resource) when { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8")) }`, q) {
-		t.Error("it was not recognised")
+		t.Error("::ffff:10.1.2.3 is not in 10.0.0.0/8")
 	}
 }
 
-func TestOwnersByGroup(t *testing.T) {
+func TestPolicyMatchesOwnerGroup(t *testing.T) {
 	const cedar = `permit (principal is Person, action == Action::"request", resource) when { resource has owner && principal in resource.owner }`
 	if !permits(t, cedar, query("login/cleo", "orders-db-ro")) || permits(t, cedar, query("login/ana", "orders-db-ro")) {
-		t.Error("the owners, and only they, were to be let in")
+		t.Error("the policy does not permit exactly the owners")
 	}
 }
 
-// onRequest asks about somebody's request for the orders database.
+// onRequest returns a query about requester's request for the orders database.
 func onRequest(who string, action broker.Action, requester string) broker.Query {
 	return broker.Query{Principal: identity(who), Action: action, Request: &broker.Request{
 		Requester: identity(requester), Entitlement: "orders-db-ro", Scopes: nil,
 	}}
 }
 
-func TestRequestsAreInTheirEntitlement(t *testing.T) {
+func TestRequestIsInEntitlementAndSystem(t *testing.T) {
 	for what, want := range map[string]bool{
 		`resource in Entitlement::"orders-db-ro"`: true,
 		`resource in Entitlement::"tickets-api"`:  false,
@@ -205,60 +202,59 @@ func TestRequestsAreInTheirEntitlement(t *testing.T) {
 	} {
 		cedar := `permit (principal in Group::"dba", action in [Action::"view", Action::"revoke"], ` + what + `)`
 		if got := permits(t, cedar, onRequest("login/cleo", broker.ActionRevoke, billing)); got != want {
-			t.Errorf("%s: %v", what, got)
+			t.Errorf("%s: got %v, want %v", what, got, want)
 		}
 	}
 }
 
-func TestSeeingOnesOwn(t *testing.T) {
+func TestSampleViewOfRequests(t *testing.T) {
 	e := sample(t)
 	for _, test := range []struct {
 		who, requester string
 		want           bool
 	}{
 		{triage, triage, true},
-		{"login/ana", triage, true}, // accountable for it
+		{"login/ana", triage, true}, // accountable for the agent
 		{"login/ben", triage, false},
 		{triage, billing, false},
-		{"login/cleo", billing, true}, // of the group "dba"
+		{"login/cleo", billing, true}, // in group "dba"
 	} {
 		if got := decide(t, e, onRequest(test.who, broker.ActionView, test.requester)).Permit; got != test.want {
-			t.Errorf("%s on a request of %s: %v", test.who, test.requester, got)
+			t.Errorf("%s views a request of %s: got %v, want %v", test.who, test.requester, got, test.want)
 		}
 	}
 }
 
-// TestApproveIsPermittedUnlessForbidden: naming a group in @approval is the
-// permission.
+// @approval permits the members of its groups to approve, so no permit is needed.
 func TestApproveIsPermittedUnlessForbidden(t *testing.T) {
 	e := loadText(t, `@id("f") forbid (principal in Group::"support", action == Action::"approve", resource in System::"orders");`)
 	if !decide(t, e, onRequest("login/cleo", "approve", billing)).Permit {
-		t.Error("nothing forbids it, and it is denied")
+		t.Error("got a denial without a forbid")
 	}
 	if d := decide(t, e, onRequest("login/ana", "approve", billing)); d.Permit || !slices.Equal(d.Policies, []string{"f"}) {
 		t.Errorf("%+v", d)
 	}
 	broken := loadText(t, `@id("f") forbid (principal, action == Action::"approve", resource) when { context.now.offset(duration("9223372036854775807ms")) > context.now };`)
 	if d, err := broken.Decide(context.Background(), onRequest("login/cleo", "approve", billing), noon); d.Permit || err == nil {
-		t.Error("a forbid that errs let it through")
+		t.Error("got a permit although a forbid errs")
 	}
 }
 
-func TestTheBrokerItself(t *testing.T) {
+func TestSampleActionsOnBroker(t *testing.T) {
 	e := sample(t)
 	for _, action := range []broker.Action{broker.ActionAudit, broker.ActionUsage, broker.ActionOperate} {
 		for who, want := range map[string]bool{"login/cleo": true, "login/ana": false, triage: false} {
 			if got := decide(t, e, broker.Query{Principal: identity(who), Action: action}).Permit; got != want {
-				t.Errorf("%s by %s: %v", action, who, got)
+				t.Errorf("%s by %s: got %v, want %v", action, who, got, want)
 			}
 		}
 	}
 	if decide(t, e, broker.Query{Principal: identity("login/cleo"), Action: broker.ActionBlock}).Permit {
-		t.Error("block was permitted, and no policy says so")
+		t.Error("block is permitted without a permit")
 	}
 }
 
-func TestGroupsOfAnIdentity(t *testing.T) {
+func TestGroupsReturnsListedGroups(t *testing.T) {
 	e := sample(t)
 	for who, want := range map[string][]string{
 		"login/ana":                    {"support"},
@@ -268,7 +264,7 @@ func TestGroupsOfAnIdentity(t *testing.T) {
 		"spiffe://supplier.test/other": nil,
 	} {
 		if got, _ := e.Groups(identity(who)); !slices.Equal(got, want) {
-			t.Errorf("%s is in %q, want %q", who, got, want)
+			t.Errorf("%s: got groups %q, want %q", who, got, want)
 		}
 	}
 }

@@ -16,7 +16,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// world is a small world in which random policies and queries often meet.
+// world returns inputs with few names, so that random policies and queries often
+// match.
 func world() Inputs {
 	c := broker.Catalogue{}
 	for i := range 4 {
@@ -88,27 +89,27 @@ func randomQuery(r *rand.Rand, in Inputs) broker.Query {
 	return q
 }
 
-// scanAll decides without the index and without our entity store: Cedar over
-// all policies, and a hierarchy that it has to climb.
-func scanAll(e *Engine, q *evaluation) (cedar.Decision, cedar.Diagnostic) {
+// scanAll decides without the index and without the evaluation's entity store: it
+// gives Cedar all policies and a hierarchy of single parents.
+func scanAll(e *Engine, ev *evaluation) (cedar.Decision, cedar.Diagnostic) {
 	all := cedar.PolicyMap{}
 	for id, r := range e.rules {
-		if r.appliesTo(q.federated) {
+		if r.appliesTo(ev.federated) {
 			all[id] = r.policy
 		}
 	}
-	entities := types.EntityMap{q.resource.UID: q.resource, q.parameters.UID: q.parameters}
+	entities := types.EntityMap{ev.resource.UID: ev.resource, ev.parameters.UID: ev.parameters}
 	for uid, entity := range e.catalogue {
 		entities[uid] = entity
 	}
-	parents := q.principals[1:]
-	for i, uid := range parents { // a chain, each the only parent of the one before
+	parents := ev.principals[1:]
+	for i, uid := range parents { // a chain: each is the only parent of the previous one
 		entities[uid] = types.Entity{UID: uid, Parents: types.NewEntityUIDSet(parents[i+1 : min(i+2, len(parents))]...)}
 	}
-	principal := q.principal
+	principal := ev.principal
 	principal.Parents = types.NewEntityUIDSet(parents[:min(1, len(parents))]...)
 	entities[principal.UID] = principal
-	return cedar.Authorize(all, entities, q.request)
+	return cedar.Authorize(all, entities, ev.request)
 }
 
 func diagnosed(d cedar.Diagnostic) (ids []string) {
@@ -126,45 +127,47 @@ func TestIndexedDecisionEqualsFullScan(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	seen := map[string]int{}
 	for seed := range uint64(40) {
-		r := rand.New(rand.NewPCG(seed, 1))
-		var cedarText strings.Builder
-		for i := range 5 + r.IntN(60) {
-			cedarText.WriteString(randomPolicy(r, i))
-		}
-		in := world()
-		in.FS = fstest.MapFS{"a.cedar": {Data: []byte(cedarText.String())}, "groups.yaml": {Data: []byte(worldGroups)}}
-		e, err := Load(in)
-		if err != nil {
-			t.Fatalf("seed %d: %v", seed, err)
-		}
-		for range 200 {
-			compareWithScan(t, e, randomQuery(r, in), now, seen)
-		}
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 1))
+			var cedarText strings.Builder
+			for i := range 5 + r.IntN(60) {
+				cedarText.WriteString(randomPolicy(r, i))
+			}
+			in := world()
+			in.FS = fstest.MapFS{"a.cedar": {Data: []byte(cedarText.String())}, "groups.yaml": {Data: []byte(worldGroups)}}
+			e, err := Load(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 200 {
+				compareWithScan(t, e, randomQuery(r, in), now, seen)
+			}
+		})
 	}
 	for _, outcome := range []string{"permit", "deny", "errors", "forbidden"} {
 		if seen[outcome] < 50 {
-			t.Errorf("the random worlds led to %q only %d times: they test too little", outcome, seen[outcome])
+			t.Errorf("outcome %q: got only %d times, want at least 50", outcome, seen[outcome])
 		}
 	}
 }
 
 func compareWithScan(t *testing.T, e *Engine, q broker.Query, now time.Time, seen map[string]int) {
 	t.Helper()
-	a, err := e.newEvaluation(q, now)
+	ev, err := e.newEvaluation(q, now)
 	if err != nil {
 		t.Fatalf("%+v: %v", q, err)
 	}
-	wantEffect, want := scanAll(e, a)
-	effect, got := cedar.Authorize(e.index.find(a.action, a.principals, a.resources, a.federated), a, a.request)
+	wantEffect, want := scanAll(e, ev)
+	effect, got := cedar.Authorize(e.index.find(ev.action, ev.principals, ev.resources, ev.federated), ev, ev.request)
 	if effect != wantEffect || !slices.Equal(diagnosed(got), diagnosed(want)) {
-		t.Fatalf("%s %s on %v: indexed %v %q, scanned %v %q", q.Principal.ID, q.Action, a.resources, effect, diagnosed(got), wantEffect, diagnosed(want))
+		t.Fatalf("%s %s on %v: index %v %q, scan %v %q", q.Principal.ID, q.Action, ev.resources, effect, diagnosed(got), wantEffect, diagnosed(want))
 	}
 	d, err := e.Decide(context.Background(), q, now)
 	if (err != nil) != (len(want.Errors) > 0) {
-		t.Fatalf("Decide says %v where the scan says %v", err, want.Errors)
+		t.Fatalf("Decide returns error %v, the scan %v", err, want.Errors)
 	}
 	if permit := wantEffect == cedar.Allow && len(want.Errors) == 0; d.Permit != permit {
-		t.Fatalf("Decide says %v where the scan, errors denying, says %v", d.Permit, permit)
+		t.Fatalf("got permit %v, want %v", d.Permit, permit)
 	}
 	switch {
 	case len(want.Errors) > 0:
@@ -178,8 +181,8 @@ func compareWithScan(t *testing.T, e *Engine, q broker.Query, now time.Time, see
 	}
 }
 
-// BenchmarkDecide decides in a company laid out as companies are: each policy
-// names one team's path and one entitlement, and a few are about everybody.
+// BenchmarkDecide measures a decision among policies like those of a company: each
+// permit names one team's path and one entitlement, and one forbid covers all.
 func BenchmarkDecide(b *testing.B) {
 	for _, policies := range []int{10, 1000, 10000} {
 		b.Run(fmt.Sprint(policies), func(b *testing.B) {
@@ -223,7 +226,7 @@ func company(tb testing.TB, policies int) (*Engine, broker.Query) {
 	}
 }
 
-// BenchmarkLoad is what a reload costs.
+// BenchmarkLoad measures a reload.
 func BenchmarkLoad(b *testing.B) {
 	e, _ := company(b, 10000)
 	for b.Loop() {

@@ -11,45 +11,45 @@ import (
 	"accessbroker.internal/policy"
 )
 
-// everything makes every entitlement and domain reachable, so that a test sees
-// only its own warning.
+// everything covers every entitlement and domain, so that a test sees only its own
+// warning.
 const everything = `
 @id("all") permit (principal in TrustDomain::"acme.test", action == Action::"request", resource);
 @id("suppliers") permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource == Entitlement::"reports");
 `
 
-func TestWarnings(t *testing.T) {
+func TestWarningsOnPermits(t *testing.T) {
 	tests := []struct{ name, cedar, want string }{
-		{"nothing", "", ""},
+		{"no mistake", "", ""},
 		{"a scope with a typo", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api")
 			when { ["tickets:read", "tickets:reed"].containsAll(context.scopes) };`, `a.cedar:5:28: policy "x": none of the permit's entitlements has the scope "tickets:reed"`},
 		{"a scope of another entitlement", `@id("x") permit (principal, action == Action::"request", resource in System::"orders") when { context.scopes.contains("read") };`,
 			`none of the permit's entitlements has the scope "read"`},
-		{"scopes in an equation", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { context.scopes == ["raed"] };`,
+		{"a scope in an equation with a typo", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { context.scopes == ["raed"] };`,
 			`has the scope "raed"`},
-		{"strings that are no scopes", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
+		{"strings that are not scopes", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
 			when { ["a", "b"].contains(principal.id) && context.scopes.contains("read") };`, ""},
-		{"a TTL that no credential can have", `@id("x") @max_ttl("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
+		{"a TTL below the minimum", `@id("x") @max_ttl("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
 			`a.cedar:4:10: policy "x": @max_ttl 10m is below the minimum of 15m for entitlement "reports", so no credential can be issued`},
-		{"a duration that no credential can have", `@id("x") @max_duration("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
+		{"a duration below the minimum", `@id("x") @max_duration("10m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`,
 			`@max_duration 10m is below the minimum of 15m`},
-		{"more approvals than people", `@id("x") @approval("2 of dba") permit (principal, action == Action::"request", resource in System::"orders");`,
+		{"more approvals than members", `@id("x") @approval("2 of dba") permit (principal, action == Action::"request", resource in System::"orders");`,
 			`@approval requires 2 of group "dba", which has only 1, so no request can be approved`},
 		{"more approvals than owners", `@id("x") @approval("3 of owner") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");`,
 			`@approval requires 3 of group "support", which has only 2`},
-		{"a group that a provider fills", `@id("x") @approval("5 of security") permit (principal, action == Action::"request", resource in System::"orders");`, ""},
-		{"agents where there are none", `@id("x") permit (principal is Agent in Path::"spiffe://acme.test/billing", action == Action::"request", resource);`,
+		{"a group with claims", `@id("x") @approval("5 of security") permit (principal, action == Action::"request", resource in System::"orders");`, ""},
+		{"a path without agents", `@id("x") permit (principal is Agent in Path::"spiffe://acme.test/billing", action == Action::"request", resource);`,
 			`no principal there has kind agent, so the permit never applies`},
-		{"workloads where all are agents", `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource);`,
+		{"a path with agents only", `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource);`,
 			`no principal there has kind workload, so the permit never applies`},
-		{"agents below", `@id("x") permit (principal is Agent in TrustDomain::"acme.test", action == Action::"request", resource);`, ""},
-		{"a forbid of all of it", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"orders-db-ro");
+		{"a domain with agents", `@id("x") permit (principal is Agent in TrustDomain::"acme.test", action == Action::"request", resource);`, ""},
+		{"a forbid of the whole permit", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"orders-db-ro");
 			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`,
 			`policy "x": forbid "f" forbids everything that this policy permits`},
-		{"a forbid of some of it", `@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
-		{"a forbid of others", `@id("x") permit (principal in Path::"spiffe://acme.test/agents", action == Action::"request", resource == Entitlement::"orders-db-ro");
+		{"a forbid of a part of the permit", `@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
+		{"a forbid of other principals", `@id("x") permit (principal in Path::"spiffe://acme.test/agents", action == Action::"request", resource == Entitlement::"orders-db-ro");
 			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
-		{"a forbid under a condition", `@id("f") forbid (principal, action, resource) when { principal is Agent };`, ""},
+		{"a forbid with a condition", `@id("f") forbid (principal, action, resource) when { principal is Agent };`, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -62,17 +62,18 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// expectWarning wants exactly one warning with these words; or, of none, none.
+// expectWarning fails the test unless e has exactly one warning and it contains
+// want, or no warning if want is empty.
 func expectWarning(t *testing.T, e *policy.Engine, want string) {
 	t.Helper()
 	got := e.Warnings()
 	if want == "" && len(got) == 0 || len(got) == 1 && want != "" && strings.Contains(got[0], want) {
 		return
 	}
-	t.Errorf("warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), want)
+	t.Errorf("got warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), want)
 }
 
-func TestWarningsOfTheWhole(t *testing.T) {
+func TestWarningsOnFolderAndCatalogue(t *testing.T) {
 	in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {members: [login/cleo]}\n")}, "a.ceder": {}, "sub/groups.yaml": {}, "notes.md": {}})
 	in.Catalogue["reports"].MaxTTL = time.Minute
 	in.Catalogue["reports"].Shares, in.Catalogue["tickets-api"].Shares = "role/reports", "role/reports"
@@ -96,14 +97,14 @@ func TestWarningsOfTheWhole(t *testing.T) {
 	got := e.Warnings()
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
-		t.Errorf("warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+		t.Errorf("got warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
 	}
 }
 
 func TestSampleHasNoWarnings(t *testing.T) { expectWarning(t, sample(t), "") }
 
-// TestMarksBelow: a deeper mark makes workloads of what is in a path of agents.
-func TestMarksBelow(t *testing.T) {
+// Labels below a path of agents may turn some of them into workloads.
+func TestWarningsConsiderLabelsBelowPath(t *testing.T) {
 	in := inputs(fstest.MapFS{
 		"a.cedar":     {Data: []byte(everything + `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`)},
 		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
@@ -116,9 +117,9 @@ func TestMarksBelow(t *testing.T) {
 	expectWarning(t, e, "")
 }
 
-// A team that is excluded has to be a group, or what its workloads ask for is
-// refused; what others are in does not matter.
-func TestTeamsThatAreNoGroups(t *testing.T) {
+// The broker refuses requests with @exclude_team if the requester's team is not a
+// group. Only the teams of the permit's own principals matter.
+func TestWarningsOnExcludedTeams(t *testing.T) {
 	const support, tools = `the team "support" of workloads under "spiffe://acme.test/agent" is not a group`, `the team "tooling" of workloads under "spiffe://acme.test/agent/tools" is not a group`
 	for head, want := range map[string][]string{
 		`principal in Path::"spiffe://acme.test/agent/a"`:        {support},
@@ -160,11 +161,11 @@ func TestTeamsThatAreNoGroups(t *testing.T) {
 			if !slices.ContainsFunc(got, func(g string) bool {
 				return strings.Contains(g, "a.cedar:4:") && strings.Contains(g, "@exclude_team: ") && strings.Contains(g, w)
 			}) {
-				t.Errorf("%s: no warning of %q", head, w)
+				t.Errorf("%s: no warning about %q", head, w)
 			}
 		}
 		if len(got) != len(want) {
-			t.Errorf("%s: warnings:\n  %s", head, strings.Join(got, "\n  "))
+			t.Errorf("%s: got %d warnings, want %d:\n  %s", head, len(got), len(want), strings.Join(got, "\n  "))
 		}
 	}
 }

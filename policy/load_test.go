@@ -14,94 +14,92 @@ import (
 	"accessbroker.internal/policy"
 )
 
-// permit is a policy that loads, with an annotation and a condition put in.
+// permit returns a valid policy with an annotation and a condition.
 func permit(annotation, condition string) string {
 	return `@id("x") ` + annotation + `
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api")
 ` + condition + `;`
 }
 
-// TestWhatDoesNotLoad has, for each thing that is refused, the place and the
-// words of the refusal.
-func TestWhatDoesNotLoad(t *testing.T) {
+func TestLoadRejectsPolicy(t *testing.T) {
 	const groups = "support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n"
 	tests := []struct {
 		name, cedar string
 		want        string
 	}{
-		{"not Cedar", "permit (principal, action resource);", `a.cedar:1:35: Cedar syntax error near ")"`},
+		{"syntax error", "permit (principal, action resource);", `a.cedar:1:35: Cedar syntax error near ")"`},
 		{"a template", permit("", `when { principal == ?principal }`), "a.cedar:3:22: Cedar syntax error"},
 		{"no id", `permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: the policy has no id: add one`},
-		{"an id that is none", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id has 1 to 64 characters of a-z`},
-		{"an id twice", permit("", "") + "\n\n" + permit("", ""), `a.cedar:5:1: policy "x": the policy at a.cedar:1 has the same id`},
+		{"an invalid id", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id has 1 to 64 characters of a-z`},
+		{"a duplicate id", permit("", "") + "\n\n" + permit("", ""), `a.cedar:5:1: policy "x": the policy at a.cedar:1 has the same id`},
 		{"an annotation with a typo", permit(`@aprove("1 of dba")`, ""), `a.cedar:1:10: policy "x": @aprove: unknown annotation: use one of @approval, @break_glass, @comment`},
-		{"an annotation twice", permit(`@max_ttl("1h") @max_ttl("1m")`, ""), `a.cedar:1:33: Cedar syntax error near "(": duplicate annotation`},
+		{"a duplicate annotation", permit(`@max_ttl("1h") @max_ttl("1m")`, ""), `a.cedar:1:33: Cedar syntax error near "(": duplicate annotation`},
 		{"an obligation on a forbid", strings.Replace(permit(`@max_ttl("1h")`, ""), "permit", "forbid", 1), `@max_ttl: a forbid can't have obligations`},
 		{"an unknown group in an approval", permit(`@approval("1 of dbaa")`, ""), `a.cedar:1:10: policy "x": @approval: group "dbaa" does not exist: declare it in groups.yaml`},
-		{"an approval by the owner of what has none",
+		{"an approval by the owner of an entitlement without owner",
 			`@id("x") @approval("1 of owner") permit (principal, action == Action::"request", resource);`,
 			`@approval requires the owner, but entitlement "reports" has no owner`},
 		{"an unknown group", `@id("x") permit (principal in Group::"dbaa", action == Action::"audit", resource);`, `a.cedar:1:31: policy "x": group "dbaa" does not exist`},
-		{"a reserved term as group", `@id("x") permit (principal in Group::"owner", action == Action::"audit", resource);`, `"owner" is reserved for @approval and is not a group`},
+		{"a reserved group", `@id("x") permit (principal in Group::"owner", action == Action::"audit", resource);`, `"owner" is reserved for @approval and is not a group`},
 		{"an unknown entitlement in the head", strings.Replace(permit("", ""), "tickets-api", "ticket-api", 1), `a.cedar:2:97: policy "x": entitlement "ticket-api" does not exist`},
 		{"an unknown entitlement in a condition", permit("", `when { resource == Entitlement::"nope" }`), `a.cedar:3:20: policy "x": entitlement "nope" does not exist`},
 		{"an unknown system", `@id("x") forbid (principal, action, resource in System::"ordres");`, `system "ordres" does not exist: set it on an entitlement of the catalogue`},
 		{"an unlisted trust domain", permit("", `unless { principal in TrustDomain::"evil.test" }`), `trust domain "evil.test" does not exist: list it in attest.trust_domains`},
 		{"a path in an unlisted trust domain", permit("", `when { principal in Path::"spiffe://evil.test/x" }`), `trust domain "evil.test" does not exist`},
-		{"a path that is a domain", permit("", `when { principal in Path::"spiffe://acme.test" }`), `is a whole trust domain: write TrustDomain::"acme.test"`},
+		{"a domain as path", permit("", `when { principal in Path::"spiffe://acme.test" }`), `is a whole trust domain: write TrustDomain::"acme.test"`},
 		{"a path with a wildcard", permit("", `when { principal in Path::"spiffe://acme.test/agent/*" }`), `is not a SPIFFE path`},
 		{"a path with a slash at the end", permit("", `when { principal in Path::"spiffe://acme.test/agent/" }`), `is not a SPIFFE path`},
-		{"a path that climbs", permit("", `when { principal in Path::"spiffe://acme.test/agent/../x" }`), `is not a SPIFFE path`},
+		{"a path with dots", permit("", `when { principal in Path::"spiffe://acme.test/agent/../x" }`), `is not a SPIFFE path`},
 		{"an agent named as a workload", permit("", `when { principal == Workload::"spiffe://acme.test/agent/triage" }`), `has kind agent: write Agent::"spiffe://acme.test/agent/triage"`},
-		{"a person of no provider", permit("", `unless { principal == Person::"google/ana" }`), `provider "google" does not exist`},
-		{"a person without provider", permit("", `unless { principal == Person::"ana" }`), `is not a person: write <provider>/<subject>`},
+		{"a person of an unknown provider", permit("", `unless { principal == Person::"google/ana" }`), `provider "google" does not exist`},
+		{"a person without a provider", permit("", `unless { principal == Person::"ana" }`), `is not a person: write <provider>/<subject>`},
 		{"a single request", `@id("x") forbid (principal, action == Action::"view", resource == Request::"req_x");`, `a policy can't name a single Request`},
 		{"an unknown action", `@id("x") forbid (principal, action == Action::"aprove", resource);`, "unrecognized action `Action::\"aprove\"`"},
 		{"an unknown attribute", permit("", `when { context.scope.contains("a") }`), "does not match the schema: attribute `scope`"},
 		{"an unguarded optional attribute", permit("", `when { context.ticket like "INC-*" }`), "does not match the schema: unable to guarantee safety of access to optional attribute `ticket`"},
 		{"another broker", `@id("x") permit (principal, action == Action::"audit", resource == Broker::"other");`, `broker "other" does not exist: write Broker::"self"`},
-		{"an action on the wrong resource", `@id("x") permit (principal, action == Action::"request", resource == Broker::"self");`, "unable to find an applicable action"},
-		{"a permit of every action", `@id("x") permit (principal, action, resource);`, `a.cedar:1:29: policy "x": a permit must name its actions`},
-		{"a permit of approve", `@id("x") permit (principal, action in [Action::"view", Action::"approve"], resource);`, `policies can only forbid "approve"`},
+		{"an action with the wrong resource", `@id("x") permit (principal, action == Action::"request", resource == Broker::"self");`, "unable to find an applicable action"},
+		{"a permit for every action", `@id("x") permit (principal, action, resource);`, `a.cedar:1:29: policy "x": a permit must name its actions`},
+		{"a permit for approve", `@id("x") permit (principal, action in [Action::"view", Action::"approve"], resource);`, `policies can only forbid "approve"`},
 		{"an obligation on another action", `@id("x") @max_ttl("1h") permit (principal, action == Action::"view", resource);`, `only a permit for Action::"request" alone may have obligations`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte(test.cedar)}, "groups.yaml": {Data: []byte(groups)}}))
 			if err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("Load says\n  %v\nwant it to say\n  %s", err, test.want)
+				t.Errorf("got error\n  %v\nwant\n  %s", err, test.want)
 			}
 		})
 	}
 }
 
-func TestGroupsThatDoNotLoad(t *testing.T) {
+func TestLoadRejectsGroups(t *testing.T) {
 	tests := []struct{ name, groups, want string }{
 		{"an unknown key", "support: {}\ndba:\n  members: [login/ana]\n  member: [login/ben]\n", `groups.yaml:4:3: unknown field "member"`},
-		{"a person of no provider", "support: {}\ndba:\n  members:\n  - login/ana\n  - google/ben\n", `groups.yaml:5:5: group "dba": provider "google" does not exist`},
-		{"a workload of no domain", "support: {}\ndba: {workloads: [spiffe://evil.test/x]}\n", `groups.yaml:2:19: group "dba": trust domain "evil.test" does not exist`},
+		{"a member of an unknown provider", "support: {}\ndba:\n  members:\n  - login/ana\n  - google/ben\n", `groups.yaml:5:5: group "dba": provider "google" does not exist`},
+		{"a workload of an unknown domain", "support: {}\ndba: {workloads: [spiffe://evil.test/x]}\n", `groups.yaml:2:19: group "dba": trust domain "evil.test" does not exist`},
 		{"a malformed workload", "support: {}\ndba: {workloads: [acme.test/x]}\n", `is not a SPIFFE ID`},
-		{"half a claim", "support: {}\ndba: {claims: [{provider: login}]}\n", `a claim needs both provider and group`},
-		{"a member twice", "support: {}\ndba: {members: [login/ana, login/ana]}\n", `"login/ana" appears twice`},
-		{"a channel that is none", "support: {}\ndba: {notify: [slack:dba, slack:dbs]}\n", `groups.yaml:2:27: group "dba": channel "slack:dbs" does not exist: configure it in notify`},
-		{"a channel twice", "support: {}\ndba: {notify: [slack:dba, slack:dba]}\n", `"slack:dba" appears twice`},
+		{"a claim without a group", "support: {}\ndba: {claims: [{provider: login}]}\n", `a claim needs both provider and group`},
+		{"a duplicate member", "support: {}\ndba: {members: [login/ana, login/ana]}\n", `"login/ana" appears twice`},
+		{"an unknown channel", "support: {}\ndba: {notify: [slack:dba, slack:dbs]}\n", `groups.yaml:2:27: group "dba": channel "slack:dbs" does not exist: configure it in notify`},
+		{"a duplicate channel", "support: {}\ndba: {notify: [slack:dba, slack:dba]}\n", `"slack:dba" appears twice`},
 		{"a reserved name", "support: {}\ndba: {}\nowner: {}\n", `groups.yaml:3:1: "owner" can't name a group`},
-		{"a group twice", "support: {}\ndba: {}\ndba: {}\n", `groups.yaml:3:1:`},
+		{"a duplicate group", "support: {}\ndba: {}\ndba: {}\n", `groups.yaml:3:1:`},
 		{"a list", "- dba\n", `groups.yaml:1:1: the file must be a mapping of group names`},
-		{"not YAML", "dba: [\n", `groups.yaml:`},
-		{"an owner that is no group", "support: {}\n", `entitlements.orders-db-ro: owner: group "dba" does not exist`},
+		{"a YAML syntax error", "dba: [\n", `groups.yaml:`},
+		{"an owner that is not a group", "support: {}\n", `entitlements.orders-db-ro: owner: group "dba" does not exist`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := policy.Load(inputs(fstest.MapFS{"groups.yaml": {Data: []byte(test.groups)}}))
 			if err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("Load says\n  %v\nwant it to say\n  %s", err, test.want)
+				t.Errorf("got error\n  %v\nwant\n  %s", err, test.want)
 			}
 		})
 	}
 }
 
-func TestEveryProblemIsReported(t *testing.T) {
+func TestLoadReportsEveryProblem(t *testing.T) {
 	_, err := policy.Load(inputs(fstest.MapFS{
 		"b/two.cedar": {Data: []byte(permit(`@aprove("x")`, ""))},
 		"a.cedar":     {Data: []byte(`permit (principal in Group::"nobody", action == Action::"audit", resource);`)},
@@ -109,64 +107,63 @@ func TestEveryProblemIsReported(t *testing.T) {
 	}))
 	var p *policy.Problem
 	if !errors.As(err, &p) || p.File != "a.cedar" || p.Line != 1 {
-		t.Errorf("the first problem is %+v", p)
+		t.Errorf("got first problem %+v, want the one in a.cedar:1", p)
 	}
 	for _, want := range []string{"the policy has no id", `group "nobody"`, "b/two.cedar:1:10", "@aprove"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q is missing in:\n%v", want, err)
+			t.Errorf("got no problem with %q in:\n%v", want, err)
 		}
 	}
 }
 
-func TestMarksThatDoNotLoad(t *testing.T) {
-	for want, mark := range map[string]broker.Mark{
+func TestLoadRejectsLabels(t *testing.T) {
+	for want, labels := range map[string]broker.Mark{
 		`trust domain "evil.test" does not exist`: {Under: "spiffe://evil.test/x", Kind: broker.KindAgent},
 		`kind "robot": write workload or agent`:   {Under: "spiffe://acme.test/x", Kind: "robot"},
 		`provider "google" does not exist`:        {Under: "spiffe://acme.test/x", Kind: broker.KindAgent, Accountable: []string{"google/x"}},
 	} {
 		in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}})
-		in.Labels = []broker.Mark{mark}
+		in.Labels = []broker.Mark{labels}
 		if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("Load says %v, want %s", err, want)
+			t.Errorf("got error %v, want %s", err, want)
 		}
 	}
 }
 
-func TestHomeDomainIsListed(t *testing.T) {
+func TestLoadRejectsUnlistedHomeDomain(t *testing.T) {
 	in := inputs(fstest.MapFS{})
 	in.HomeDomain = "other.test"
 	if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), "other.test") {
-		t.Errorf("Load says %v", err)
+		t.Errorf("got error %v", err)
 	}
 }
 
-// TestHiddenFilesAreSkipped has the layout in which Kubernetes mounts files.
-func TestHiddenFilesAreSkipped(t *testing.T) {
+// The folder has the layout of a Kubernetes volume.
+func TestLoadSkipsHiddenFiles(t *testing.T) {
 	groups := &fstest.MapFile{Data: []byte("support: {}\ndba: {}\n")}
 	e := load(t, fstest.MapFS{
 		"..2026_11_23/a.cedar": {Data: []byte(permit("", ""))}, "a.cedar": {Data: []byte(permit("", ""))}, ".a.cedar.swp": {Data: []byte("x")},
 		"groups.yaml": groups, "README.md": {Data: []byte("x")},
 	})
 	if e.Len() != 1 {
-		t.Errorf("%d policies, want 1", e.Len())
+		t.Errorf("got %d policies, want 1", e.Len())
 	}
 }
 
-func TestOversizedFile(t *testing.T) {
+func TestLoadRejectsOversizedFile(t *testing.T) {
 	_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: make([]byte, 5<<20)}}))
 	if err == nil || !strings.Contains(err.Error(), "more than 4194304: split the file") {
-		t.Errorf("Load says %v", err)
+		t.Errorf("got error %v", err)
 	}
 }
 
-// TestRevisionNamesEverything changes one input after the other.
-func TestRevisionNamesEverything(t *testing.T) {
+func TestRevisionCoversEveryInput(t *testing.T) {
 	folder := func() fstest.MapFS {
 		return fstest.MapFS{"a.cedar": {Data: []byte(permit("", ""))}, "groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}}
 	}
 	base := load(t, folder())
-	if again := load(t, folder()); again.Revision() != base.Revision() {
-		t.Error("the same inputs have another revision")
+	if same := load(t, folder()); same.Revision() != base.Revision() {
+		t.Error("equal inputs have different revisions")
 	}
 	changes := map[string]func(in *policy.Inputs, dir fstest.MapFS){
 		"policy":    func(_ *policy.Inputs, dir fstest.MapFS) { dir["a.cedar"].Data = append(dir["a.cedar"].Data, '\n') },
@@ -176,7 +173,7 @@ func TestRevisionNamesEverything(t *testing.T) {
 		},
 		"entitlement": func(in *policy.Inputs, _ fstest.MapFS) { in.Catalogue["reports"].MinTTL++ },
 		"effect":      func(in *policy.Inputs, _ fstest.MapFS) { in.Catalogue["reports"].Effect[0]++ },
-		"marks":       func(in *policy.Inputs, _ fstest.MapFS) { in.Labels = nil },
+		"labels":      func(in *policy.Inputs, _ fstest.MapFS) { in.Labels = nil },
 		"domains":     func(in *policy.Inputs, _ fstest.MapFS) { in.TrustDomains = append(in.TrustDomains, "third.test") },
 		"home":        func(in *policy.Inputs, _ fstest.MapFS) { in.HomeDomain = "supplier.test" },
 	}
@@ -189,36 +186,36 @@ func TestRevisionNamesEverything(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if e.Revision() == base.Revision() {
-			t.Errorf("%s: changed, and the revision is the same", name)
+			t.Errorf("%s: the revision does not change", name)
 		}
 	}
 }
 
-func TestFilesAndContentsAgree(t *testing.T) {
+func TestFilesMatchContents(t *testing.T) {
 	e := sample(t)
 	var names []string
 	for name, d := range e.Files() {
 		names = append(names, name)
 		if content := e.Contents()[name]; sum(content) != d {
-			t.Errorf("%s: the digest is not that of the content", name)
+			t.Errorf("%s: the digest does not match the content", name)
 		}
 	}
 	slices.Sort(names)
 	want := []string{"catalogue.json", "databases.cedar", "groups.yaml", "identities.json", "people.cedar", "schema.cedarschema", "tickets.cedar"}
 	if !slices.Equal(names, want) {
-		t.Errorf("files %q, want %q", names, want)
+		t.Errorf("got files %q, want %q", names, want)
 	}
 }
 
-func TestUnreadableFolder(t *testing.T) {
+func TestLoadRejectsBinaryFile(t *testing.T) {
 	_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte("x"), Mode: fs.ModeDir}, "a.cedar/b.cedar": {Data: []byte{0xff}}}))
 	if err == nil || !strings.Contains(err.Error(), "is not UTF-8") {
-		t.Errorf("Load says %v", err)
+		t.Errorf("got error %v", err)
 	}
 }
 
-// FuzzPolicies feeds the loader text that people and tools may write. What
-// loads must be decided on and explained without a panic.
+// FuzzPolicies loads arbitrary text. If it loads, Decide and Explain must agree and
+// must not panic.
 func FuzzPolicies(f *testing.F) {
 	for _, name := range []string{"tickets", "people", "databases"} {
 		seed, err := os.ReadFile("testdata/sample/" + name + ".cedar")
@@ -238,7 +235,7 @@ func FuzzPolicies(f *testing.F) {
 		q := query(triage, "tickets-api", "tickets:read")
 		d, _ := e.Decide(context.Background(), q, noon)
 		if x := e.Explain(context.Background(), q, noon); x.Permit != d.Permit {
-			t.Errorf("decided %v, explained %v", d.Permit, x.Permit)
+			t.Errorf("Decide permits: %v, Explain permits: %v", d.Permit, x.Permit)
 		}
 	})
 }

@@ -10,10 +10,10 @@ import (
 	"accessbroker.internal/broker"
 )
 
-func TestAnnotations(t *testing.T) {
+func TestParseAnnotation(t *testing.T) {
 	tests := []struct {
 		name, value string
-		want        string // as describe writes it; "!" and a part of the refusal
+		want        string // the result of describe, or "!" and a part of the error
 	}{
 		{"id", "agents-read-2", ""},
 		{"id", "", "!an id has 1 to 64"},
@@ -72,7 +72,7 @@ func TestAnnotations(t *testing.T) {
 			err := parsed.parse(test.name, test.value, true)
 			if want, bad := strings.CutPrefix(test.want, "!"); bad {
 				if err == nil || !strings.Contains(err.Error(), want) {
-					t.Errorf("refused with %v, want %q", err, want)
+					t.Errorf("got error %v, want %q", err, want)
 				}
 				return
 			}
@@ -84,17 +84,17 @@ func TestAnnotations(t *testing.T) {
 	}
 }
 
-func TestOnlyIDAndReasonOnForbids(t *testing.T) {
+func TestForbidAllowsOnlyIDAndReason(t *testing.T) {
 	for name, a := range annotationParsers {
 		err := new(annotations).parse(name, "required", false)
 		if onForbid := err == nil; onForbid != a.onForbid || a.onForbid != (name == "id" || name == "reason") {
-			t.Errorf("@%s on a forbid: %v", name, err)
+			t.Errorf("@%s on a forbid: got error %v", name, err)
 		}
 	}
 }
 
-// FuzzAnnotation looks for annotations that are accepted and demand nothing,
-// or something else than they say.
+// FuzzAnnotation searches for annotations that parse without an obligation, or with
+// another one than their text states.
 func FuzzAnnotation(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"id", "a-b"}, {"reason", "because"}, {"approval", "2 of dba, 1 of owner"}, {"max_ttl", "15m"}, {"max_duration", "1h30m"},
@@ -110,45 +110,45 @@ func FuzzAnnotation(f *testing.F) {
 			return
 		}
 		if !got.hasObligations() && name != "id" && name != "reason" {
-			t.Fatalf("@%s(%q) is accepted and demands nothing", name, value)
+			t.Fatalf("@%s(%q) parses without an obligation", name, value)
 		}
 		for _, line := range describe(got.Obligations) {
-			if !strings.HasPrefix(line, "review: ") { // which @break_glass and @review_within say together
-				again(t, line)
+			if !strings.HasPrefix(line, "review: ") { // no annotation has this form
+				checkRoundTrip(t, line)
 			}
 		}
 		for _, pattern := range got.Tickets {
 			if regexp.MustCompile(pattern).MatchString("") {
-				t.Errorf("@ticket(%q) is met by no ticket", value)
+				t.Errorf("@ticket(%q) matches the empty string", value)
 			}
 		}
 		for _, n := range got.Approvals {
 			if n.Count < 1 {
-				t.Errorf("@approval(%q) is met by nobody", value)
+				t.Errorf("@approval(%q) requires %d approvers of %s", value, n.Count, n.Group)
 			}
 		}
 	})
 }
 
-// again parses a described obligation and describes it anew.
-func again(t *testing.T, line string) {
+// checkRoundTrip parses a line of describe and describes the result.
+func checkRoundTrip(t *testing.T, line string) {
 	t.Helper()
 	name, value, _ := strings.Cut(line, ": ")
 	if name == "ticket" {
 		value = strings.TrimSuffix(strings.TrimPrefix(value, "^(?:"), ")$")
 	} else {
-		value = strings.TrimSuffix(value, " ()") // the id of no policy
+		value = strings.TrimSuffix(value, " ()") // the empty id of the policy
 	}
 	var got annotations
 	if err := got.parse(name, value, true); err != nil {
 		t.Fatalf("%q: %v", line, err)
 	}
 	if described := describe(got.Obligations); !slices.Equal(described, []string{line}) {
-		t.Fatalf("%q becomes %q", line, described)
+		t.Fatalf("got %q, want %q", described, line)
 	}
 }
 
-func TestTheStrictestWins(t *testing.T) {
+func TestCombineKeepsStrictest(t *testing.T) {
 	a := broker.Obligations{
 		Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}, {Group: "security", Count: 1}}, MaxTTL: time.Hour,
 		Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p", Count: 1, Per: time.Hour}}, MaxActive: []broker.Limit{{Policy: "p", Count: 3}},
@@ -165,31 +165,30 @@ func TestTheStrictestWins(t *testing.T) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 	if got := describe(combine(broker.Obligations{}, a)); !slices.Equal(got, describe(a)) {
-		t.Errorf("nothing and a make %q", got)
+		t.Errorf("combining nothing and a: got %q, want %q", got, describe(a))
 	}
 }
 
-// TestCombineLeavesItsArgumentsAlone: the obligations of a rule are shared by
-// all decisions.
-func TestCombineLeavesItsArgumentsAlone(t *testing.T) {
+// All decisions share the obligations of a rule.
+func TestCombineDoesNotChangeArguments(t *testing.T) {
 	a := broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 1}}, Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p"}}}
 	got := combine(combine(broker.Obligations{}, a), broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}}})
 	got.Approvals[0].Group, got.Tickets[0], got.Limits[0].Policy = "x", "x", "x"
 	if a.Approvals[0] != (broker.ApprovalNeed{Group: "dba", Count: 1}) || a.Tickets[0] != "a" || a.Limits[0].Policy != "p" {
-		t.Errorf("changed to %+v", a)
+		t.Errorf("the argument changed to %+v", a)
 	}
 }
 
-func TestOwnerIsResolved(t *testing.T) {
+func TestResolveOwner(t *testing.T) {
 	needs := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "owner", Count: 2}}
 	got, err := resolveOwner(needs, "dba")
 	if err != nil || !slices.Equal(got, []broker.ApprovalNeed{{Group: "dba", Count: 2}}) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	if needs[1].Group != "owner" {
-		t.Error("the rule's own needs were changed")
+		t.Error("resolveOwner changed its argument")
 	}
 	if _, err := resolveOwner(needs, ""); err == nil {
-		t.Error("an owner that there is not was resolved")
+		t.Error("got no error without an owner")
 	}
 }

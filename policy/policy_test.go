@@ -16,10 +16,10 @@ import (
 	"accessbroker.internal/policy"
 )
 
-// noon is when the tests take place.
+// noon is the time of all decisions.
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-// catalogue is that of the sample.
+// catalogue returns the catalogue of the sample.
 func catalogue() broker.Catalogue {
 	return broker.Catalogue{
 		"tickets-api": {
@@ -57,7 +57,7 @@ func load(t testing.TB, fsys fs.FS) *policy.Engine {
 
 func sample(t testing.TB) *policy.Engine { return load(t, os.DirFS("testdata/sample")) }
 
-// identity makes what attest and the marks make of an id.
+// identity returns the identity for an id, with its labels.
 func identity(id string) broker.Identity {
 	rest, ok := strings.CutPrefix(id, "spiffe://")
 	if !ok {
@@ -82,12 +82,12 @@ func decide(t *testing.T, e *policy.Engine, q broker.Query) broker.Decision {
 		t.Fatalf("Decide: %v", err)
 	}
 	if d.Revision != e.Revision() {
-		t.Errorf("the decision names revision %x, want %x", d.Revision, e.Revision())
+		t.Errorf("got revision %x, want %x", d.Revision, e.Revision())
 	}
 	return d
 }
 
-func TestRulesBelongTogether(t *testing.T) {
+func TestRulesReturnsInputs(t *testing.T) {
 	e := sample(t)
 	r := e.Rules()
 	if r.Policy != e || r.Revision != e.Revision() || len(r.Files) == 0 || len(r.Catalogue) != 3 || len(r.Marks) != 1 {
@@ -108,21 +108,21 @@ func TestSampleDecisions(t *testing.T) {
 		permit   bool
 		policies []string
 	}{
-		{"allowed", query(triage, "tickets-api", "tickets:read", "tickets:comment"), true, []string{"agents-read-tickets"}},
-		{"more than one permit allows", query(triage, "tickets-api", "tickets:close"), true, []string{"agents-close-tickets"}},
-		{"nothing allows", query(billing, "tickets-api", "tickets:read"), false, nil},
+		{"a permit", query(triage, "tickets-api", "tickets:read", "tickets:comment"), true, []string{"agents-read-tickets"}},
+		{"another permit for one scope", query(triage, "tickets-api", "tickets:close"), true, []string{"agents-close-tickets"}},
+		{"no permit", query(billing, "tickets-api", "tickets:read"), false, nil},
 		{"a forbid", query(triage, "orders-db-ro"), false, []string{"no-agents-on-production-databases"}},
 		{"a workload by its whole identity", query(billing, "orders-db-ro"), true, []string{"billing-reads-orders"}},
-		{"what is below the identity is another", query(billing+"/x", "orders-db-ro"), false, nil},
-		{"a federated workload that a group lists", query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read"), true, []string{"supplier-reads-tickets"}},
-		{"a federated workload that nobody named", query("spiffe://supplier.test/agent/x", "tickets-api", "tickets:read"), false, nil},
+		{"a workload below the identity", query(billing+"/x", "orders-db-ro"), false, nil},
+		{"a listed federated workload", query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read"), true, []string{"supplier-reads-tickets"}},
+		{"another federated workload", query("spiffe://supplier.test/agent/x", "tickets-api", "tickets:read"), false, nil},
 		{"a prefix that ends within a segment", query("spiffe://acme.test/agents", "tickets-api", "tickets:read"), false, nil},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			d := decide(t, e, test.q)
 			if d.Permit != test.permit || !slices.Equal(d.Policies, test.policies) {
-				t.Errorf("permit %v by %q, want %v by %q", d.Permit, d.Policies, test.permit, test.policies)
+				t.Errorf("got permit %v by %q, want %v by %q", d.Permit, d.Policies, test.permit, test.policies)
 			}
 		})
 	}

@@ -18,9 +18,7 @@ func TestSampleScenarios(t *testing.T) {
 	}
 }
 
-// TestScenarioFailures has the whole of what a person reads: what was
-// expected, what came, and which policies had to do with it.
-func TestScenarioFailures(t *testing.T) {
+func TestReportText(t *testing.T) {
 	scenarios := fstest.MapFS{"x_test.yaml": {Data: []byte(`scenarios:
   - name: passes
     principal: spiffe://acme.test/agent/triage
@@ -28,13 +26,13 @@ func TestScenarioFailures(t *testing.T) {
     scopes: [tickets:read]
     expect: permit
 
-  - name: closing is free
+  - name: closing is denied
     principal: spiffe://acme.test/agent/triage
     entitlement: tickets-api
     scopes: [tickets:close]
     expect: deny
     policies: []
-  - name: wrong terms
+  - name: other obligations
     principal: spiffe://acme.test/agent/triage
     entitlement: tickets-api
     scopes: [tickets:read]
@@ -62,7 +60,7 @@ func TestScenarioFailures(t *testing.T) {
 	golden(t, "testdata/failures.golden", r.String())
 }
 
-// golden compares with a file that people review; UPDATE_GOLDEN=1 writes it.
+// golden compares got with a file. UPDATE_GOLDEN=1 writes the file.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	if os.Getenv("UPDATE_GOLDEN") != "" {
@@ -79,15 +77,15 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-func TestNoScenarioIsNoPass(t *testing.T) {
+func TestTestFailsWithoutScenario(t *testing.T) {
 	for _, dir := range []fstest.MapFS{{}, {"x_test.yaml": {Data: []byte("scenarios: []\n")}}, {"x_test.yaml": {}}, {"x_test.yml": {Data: []byte("scenarios: 1")}}} {
 		if r, err := policy.Test(context.Background(), sample(t), dir); !errors.Is(err, policy.ErrNoScenario) {
-			t.Errorf("%v, %v", r, err)
+			t.Errorf("got %v, %v; want ErrNoScenario", r, err)
 		}
 	}
 }
 
-func TestMalformedScenarios(t *testing.T) {
+func TestTestRejectsMalformedScenario(t *testing.T) {
 	const good = "scenarios:\n- name: n\n  principal: login/ana\n  entitlement: reports\n"
 	for text, want := range map[string]string{
 		"scenario: []\n":                             `x_test.yaml:1:1: unknown field "scenario"`,
@@ -107,12 +105,12 @@ func TestMalformedScenarios(t *testing.T) {
 	} {
 		_, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(text)}})
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%q:\n  %v\nwant\n  %s", text, err, want)
+			t.Errorf("%q: got error\n  %v\nwant\n  %s", text, err, want)
 		}
 	}
 }
 
-func TestScenariosInSeveralDocuments(t *testing.T) {
+func TestTestReadsEveryDocument(t *testing.T) {
 	const one = "scenarios:\n- {name: n, principal: spiffe://acme.test/x, entitlement: tickets-api, scopes: [tickets:read], expect: deny}\n"
 	r, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(one + "---\n" + one)}})
 	if err != nil || r.Ran != 2 || len(r.Failures) != 0 {
@@ -120,8 +118,7 @@ func TestScenariosInSeveralDocuments(t *testing.T) {
 	}
 }
 
-// TestColonsInFlowLists: see plain.
-func TestColonsInFlowLists(t *testing.T) {
+func TestListItemKeepsColons(t *testing.T) {
 	for scopes, want := range map[string]string{
 		"[tickets:read]":                    "",
 		`["tickets:read", tickets:comment]`: "",
@@ -137,7 +134,7 @@ func TestColonsInFlowLists(t *testing.T) {
 			got = r.Failures[0].Text
 		}
 		if (want == "") != (got == "") || !strings.Contains(got, want) {
-			t.Errorf("%s: %q, want %q", scopes, got, want)
+			t.Errorf("%s: got %q, want %q", scopes, got, want)
 		}
 	}
 }

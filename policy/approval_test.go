@@ -25,12 +25,12 @@ func withPeople(t *testing.T, cedar string) (*policy.Engine, error) {
 	return policy.Load(in)
 }
 
-// closing is a permit under annotations.
+// closing returns a permit with annotations.
 func closing(annotations string) string {
 	return `@id("x") ` + annotations + ` permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api");`
 }
 
-func TestWhatPeopleMustDo(t *testing.T) {
+func TestDecideReturnsApprovalObligations(t *testing.T) {
 	for annotations, want := range map[string]func(broker.Obligations) bool{
 		`@approval("2 of support") @deny("2")`:                                 func(o broker.Obligations) bool { return o.Denials == 2 },
 		`@approval("2 of support")`:                                            func(o broker.Obligations) bool { return o.Denials == 1 },
@@ -46,12 +46,12 @@ func TestWhatPeopleMustDo(t *testing.T) {
 			continue
 		}
 		if d := decide(t, e, query(triage, "tickets-api", "tickets:close")); !d.Permit || !want(d.Obligations) {
-			t.Errorf("%s demands %+v", annotations, d.Obligations)
+			t.Errorf("%s: got obligations %+v", annotations, d.Obligations)
 		}
 	}
 }
 
-func TestWhatMeansNothingDoesNotLoad(t *testing.T) {
+func TestLoadRejectsAnnotationWithoutEffect(t *testing.T) {
 	for annotations, want := range map[string]string{
 		`@deny("1")`:                                   "have no effect without @approval",
 		`@exclude_team("yes")`:                         "have no effect without @approval",
@@ -74,13 +74,12 @@ func TestWhatMeansNothingDoesNotLoad(t *testing.T) {
 		`@break_glass("")`:       "write the group that reviews",
 	} {
 		if _, err := withPeople(t, closing(annotations)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v\nwant %q", annotations, err, want)
+			t.Errorf("%s: got error %v\nwant %q", annotations, err, want)
 		}
 	}
 }
 
-// What permits demand of people adds up, and the strictest wins.
-func TestStrictestForPeople(t *testing.T) {
+func TestDecideCombinesApprovalObligations(t *testing.T) {
 	e, err := withPeople(t, strings.Replace(closing(`@approval("2 of support") @deny("2") @lapse_after("4h") @escalate("30m to oncall")`), `"x"`, `"a"`, 1)+
 		strings.Replace(closing(`@approval("1 of dba") @lapse_after("1h") @signed("required") @comment("required") @exclude_team("yes")`), `"x"`, `"b"`, 1))
 	if err != nil {
@@ -93,9 +92,9 @@ func TestStrictestForPeople(t *testing.T) {
 	}
 }
 
-// The broken glass lifts who must approve, and nothing else; and only where a
-// permit is for that. What would have been signed before is signed after.
-func TestBrokenGlass(t *testing.T) {
+// Break-glass turns approvals into a review and changes no other obligation. It
+// needs a permit with @break_glass and overrides no forbid.
+func TestDecideBreakGlass(t *testing.T) {
 	glass := strings.Replace(closing(`@break_glass("security") @review_within("2h") @max_ttl("5m")`), `"x"`, `"glass"`, 1)
 	forbid := `@id("f") forbid (principal, action == Action::"request", resource) when { context.scopes.contains("tickets:comment") };`
 	e, err := withPeople(t, closing(`@approval("1 of dba") @signed("required") @justification("required") @max_ttl("4m")`)+glass+forbid)
@@ -104,7 +103,7 @@ func TestBrokenGlass(t *testing.T) {
 	}
 	plain := decide(t, e, query(triage, "tickets-api", "tickets:close"))
 	if !plain.Permit || len(plain.Obligations.Approvals) != 1 || len(plain.Obligations.Review) != 0 || slices.Contains(plain.Policies, "glass") {
-		t.Errorf("without breaking it: %+v", plain)
+		t.Errorf("without break-glass: got %+v", plain)
 	}
 	q := query(triage, "tickets-api", "tickets:close")
 	q.BreakGlass = true
@@ -112,36 +111,35 @@ func TestBrokenGlass(t *testing.T) {
 	o := broken.Obligations
 	if !broken.Permit || len(o.Approvals) != 0 || !o.Signed || o.ReviewWithin != 2*time.Hour || !o.Justification || o.MaxTTL != 4*time.Minute ||
 		!slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "security" }) || !slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "dba" }) {
-		t.Errorf("broken: %+v", broken)
+		t.Errorf("with break-glass: got %+v", broken)
 	}
 	unsigned, err := withPeople(t, closing(`@approval("1 of dba") @comment("required")`)+glass)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if o := decide(t, unsigned, q).Obligations; o.Signed || o.Comment || len(o.Review) != 2 {
-		t.Errorf("broken, where nobody wants signatures: %+v", o)
+		t.Errorf("without @signed: got %+v", o)
 	}
 	signed, err := withPeople(t, closing(`@break_glass("security") @signed("required")`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if o := decide(t, signed, q).Obligations; !o.Signed || len(o.Review) != 1 {
-		t.Errorf("broken, where its own permit wants signatures: %+v", o)
+		t.Errorf("with @signed on the break-glass permit: got %+v", o)
 	}
 	q.Scopes = []string{"tickets:close", "tickets:comment"}
 	if d := decide(t, e, q); d.Permit {
-		t.Error("it lifts a forbid")
+		t.Error("break-glass overrides a forbid")
 	}
 	q = query(triage, "orders-db-ro")
 	q.BreakGlass = true
 	if d := decide(t, e, q); d.Permit {
-		t.Error("it is broken where nobody said so")
+		t.Error("break-glass is permitted without @break_glass")
 	}
 }
 
-// Two providers may have groups of one name, and people of one subject: those
-// of one are never taken for those of the other.
-func TestProvidersAreKeptApart(t *testing.T) {
+// Two providers may have groups or subjects of the same name.
+func TestGroupsSeparatesProviders(t *testing.T) {
 	e, err := withPeople(t, closing(`@approval("1 of security")`))
 	if err != nil {
 		t.Fatal(err)
@@ -165,14 +163,12 @@ func TestProvidersAreKeptApart(t *testing.T) {
 	} {
 		listed, claimed := e.Groups(test.who)
 		if slices.Contains(listed, "security") != test.listed || slices.Contains(claimed, "security") != test.claimed {
-			t.Errorf("%s of %+v: listed %v, claimed %v", test.who.ID, test.who.Person, listed, claimed)
+			t.Errorf("%s of %+v: got listed %v, claimed %v", test.who.ID, test.who.Person, listed, claimed)
 		}
 	}
 }
 
-// A group that only a provider fills is warned of: nobody here knows whether
-// anybody is in it.
-func TestGroupsThatAProviderFillsAreWarnedOf(t *testing.T) {
+func TestWarningsOnGroupWithClaimsOnly(t *testing.T) {
 	in := inputs(fstest.MapFS{
 		"a.cedar":     {Data: []byte(closing(`@approval("1 of leads")`))},
 		"groups.yaml": {Data: []byte("support: {}\ndba: {}\nleads: {claims: [{provider: login, group: leads}]}\n")},
@@ -182,13 +178,11 @@ func TestGroupsThatAProviderFillsAreWarnedOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(strings.Join(e.Warnings(), "\n"), `@approval names group "leads", whose only members come from claims`) {
-		t.Errorf("warnings: %q", e.Warnings())
+		t.Errorf("got warnings %q", e.Warnings())
 	}
 }
 
-// A denial lasts if neither a moment nor what a provider says of the person could
-// change it.
-func TestDenialsThatLast(t *testing.T) {
+func TestDecideMarksLastingDenial(t *testing.T) {
 	dan := broker.Identity{ID: "login/dan", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login"}}
 	r := &broker.Request{Requester: broker.Identity{ID: triage, Kind: broker.KindAgent}, Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}
 	for conditions, want := range map[string]bool{
@@ -216,7 +210,7 @@ func TestDenialsThatLast(t *testing.T) {
 		}
 		d := decide(t, e, broker.Query{Principal: dan, Action: broker.ActionApprove, Request: r})
 		if d.Permit || d.Lasting != want {
-			t.Errorf("%s: %+v, lasting: want %t", conditions, d, want)
+			t.Errorf("%s: got %+v, want lasting %t", conditions, d, want)
 		}
 	}
 }

@@ -80,6 +80,7 @@ var files = map[string]string{
 	"attest":              "bundle and certificate files, read again when they change",
 	"attest/localca":      "the development CA's own folder",
 	"audit":               "the checkpoint that is remembered outside of the database",
+	"issuers/aws":         "the files of the AWS tools, for the broker's own AWS credentials",
 	"store":               "the database's own files",
 }
 

@@ -200,7 +200,7 @@ func TestBadConfigs(t *testing.T) {
 		"a pattern that closes":        {"[a-z0-9-]{1,40}", "a)|(?:.*", "entitlements.reports.parameters.prefix.pattern: give a regular expression"},
 		"a parameter without use":      {"reports/${prefix}/*", "reports/*", "entitlements.reports.parameters.prefix: it binds nothing"},
 		"a role of another form":       {"arn:aws:iam::123456789012:role/reports", "reports", "entitlements.reports.aws.role_arn: give the ARN of a role"},
-		"half a revocation":            {"role/reports}", "role/reports, revoke_sessions: session}", "entitlements.reports.aws.revoke_sessions: say in the issuer's revoker_role_arn which role may deny them"},
+		"half a revocation":            {"role/reports}", "role/reports, revoke_sessions: session}", "entitlements.reports.aws.revoke_sessions: name the role that may deny sessions in the issuer's revoker_role_arn"},
 		"a way to revoke":              {"role/reports}", "role/reports, revoke_sessions: all}", "entitlements.reports.aws.revoke_sessions: choose session, "},
 		"a revoker that is none":       {"web_identity: {}}", "web_identity: {}}, revoker_role_arn: root", "issuers.aws.aws.revoker_role_arn: give the ARN of the role"},
 		"AWS for a moment":             {"    max_ttl: 1h", "    max_ttl: 1m", "entitlements.reports.max_ttl"},

@@ -16,10 +16,10 @@ import (
 
 // openIssuers makes every issuer of the operator's file. That includes retired ones,
 // because they still end their leases.
-func (s *Service) openIssuers(ctx context.Context) (map[string]broker.Issuer, error) {
+func (s *Service) openIssuers() (map[string]broker.Issuer, error) {
 	list := map[string]broker.Issuer{}
 	for name, c := range s.config.Issuers {
-		issuer, err := s.openIssuer(ctx, name, c)
+		issuer, err := s.openIssuer(name, c)
 		if err != nil {
 			return nil, fmt.Errorf("issuer %s: %w", name, err)
 		}
@@ -28,7 +28,7 @@ func (s *Service) openIssuers(ctx context.Context) (map[string]broker.Issuer, er
 	return list, nil
 }
 
-func (s *Service) openIssuer(ctx context.Context, name string, c config.Issuer) (broker.Issuer, error) {
+func (s *Service) openIssuer(name string, c config.Issuer) (broker.Issuer, error) {
 	switch {
 	case c.Token != nil:
 		return token.New(s.config.ExternalURL.String(), c.Token.Audience, s.keys), nil
@@ -40,6 +40,7 @@ func (s *Service) openIssuer(ctx context.Context, name string, c config.Issuer) 
 		return issuer, err
 	}
 	cfg := *c.AWS
+	cfg.Getenv = s.options.Getenv
 	if cfg.WebIdentity != nil {
 		web := *cfg.WebIdentity
 		web.Keys = s.keys
@@ -51,7 +52,7 @@ func (s *Service) openIssuer(ctx context.Context, name string, c config.Issuer) 
 			return nil, err
 		}
 	}
-	return aws.New(ctx, cfg)
+	return aws.New(cfg)
 }
 
 func (s *Service) openVault(name string, c *config.VaultIssuer) (*vault.Issuer, error) {

@@ -186,7 +186,7 @@ var passkeyWait string
 
 // openBroker makes the domain with its first rules.
 func (s *Service) openBroker(ctx context.Context) error {
-	list, err := s.openIssuers(ctx)
+	list, err := s.openIssuers()
 	if err != nil {
 		return err
 	}

@@ -32,21 +32,21 @@ import (
 )
 
 const (
-	testAccessKey = "ASIATESTTESTTESTTEST"
-	testSecretKey = "secret/of+the/session+that+nobody+may+see"
-	testSession   = "session-token-that-nobody-may-see-either"
+	accessKey    = "ASIATESTTESTTESTTEST"
+	secretKey    = "secret/of+the/session+that+no+log+may+show"
+	sessionToken = "session-token-that-no-log-may-show"
 )
 
-// A fakeSTS answers STS's query protocol as AWS documents it. Its clock is its
-// own.
+// A fakeSTS answers STS's query protocol as AWS documents it, and has a clock of
+// its own.
 type fakeSTS struct {
 	t     *testing.T
 	url   string
 	jwks  func() []byte
 	clock func() time.Time
-	// answer is called instead of making a session, if it is set.
+	// answer, if set, answers instead of making a session.
 	answer http.HandlerFunc
-	last   time.Duration // how long a session lives, instead of DurationSeconds
+	last   time.Duration // the TTL of sessions, if not DurationSeconds
 
 	mu    sync.Mutex
 	calls []stsCall
@@ -83,10 +83,10 @@ func (f *fakeSTS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.session(w, r.PostForm)
 }
 
-// refuses looks at an assertion as AWS does.
+// refuses verifies an assertion as AWS does, and returns an error code.
 func (f *fakeSTS) refuses(form url.Values) string {
 	token := form.Get("WebIdentityToken")
-	if token == "" {
+	if token == "" || f.jwks == nil {
 		return ""
 	}
 	var set jose.JSONWebKeySet
@@ -116,7 +116,7 @@ func (f *fakeSTS) refuses(form url.Values) string {
 }
 
 func (f *fakeSTS) session(w http.ResponseWriter, form url.Values) {
-	seconds, err := time.ParseDuration(form.Get("DurationSeconds") + "s")
+	seconds, err := time.ParseDuration(cmp.Or(form.Get("DurationSeconds"), "3600") + "s")
 	if err != nil || seconds < 900*time.Second || seconds > 12*time.Hour {
 		f.t.Errorf("DurationSeconds is %q", form.Get("DurationSeconds"))
 	}
@@ -125,7 +125,7 @@ func (f *fakeSTS) session(w http.ResponseWriter, form url.Values) {
 		<AssumedRoleUser><Arn>arn:aws:sts::123456789012:assumed-role/reports/x</Arn><AssumedRoleId>AROA:x</AssumedRoleId></AssumedRoleUser>
 		<Credentials><AccessKeyId>%[2]s</AccessKeyId><SecretAccessKey>%[3]s</SecretAccessKey><SessionToken>%[4]s</SessionToken><Expiration>%[5]s</Expiration></Credentials>
 		<PackedPolicySize>6</PackedPolicySize></%[1]sResult><ResponseMetadata><RequestId>c6104cbe-af31-11e0-8154-cbc7ccf896c7</RequestId></ResponseMetadata></%[1]sResponse>`,
-		action, testAccessKey, testSecretKey, testSession, f.clock().Add(cmp.Or(f.last, seconds)).UTC().Format(time.RFC3339))
+		action, accessKey, secretKey, sessionToken, f.clock().Add(cmp.Or(f.last, seconds)).UTC().Format(time.RFC3339))
 }
 
 func (f *fakeSTS) count() int {
@@ -139,7 +139,7 @@ func (f *fakeSTS) only() stsCall {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.calls) != 1 {
-		f.t.Fatalf("STS was called %d times, not once", len(f.calls))
+		f.t.Fatalf("%d requests to STS, want 1", len(f.calls))
 	}
 	return f.calls[0]
 }
@@ -169,23 +169,23 @@ func openKeys(t *testing.T, s *store.Store, algorithm string) *token.Keys {
 	return keys
 }
 
-// byAssertion makes an issuer that signs assertions for the fake.
+// byAssertion returns an issuer that authenticates with assertions.
 func (f *fakeSTS) byAssertion(t *testing.T) *Issuer {
 	t.Helper()
 	keys := openKeys(t, issuertest.Store(t), "ES256")
 	f.jwks = func() []byte { return keys.JWKS(issuertest.Noon) }
-	return newTestAWS(t, Config{
+	return newIssuer(t, Config{
 		Region: "eu-west-1", Endpoint: f.url, Now: func() time.Time { return issuertest.Noon },
 		WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: keys},
 	})
 }
 
-// byCredentials makes an issuer with credentials of its own.
+// byCredentials returns an issuer with credentials of its own.
 func (f *fakeSTS) byCredentials(t *testing.T) *Issuer {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "credentials")
 	writeCredentials(t, file, "AKIATEST")
-	return newTestAWS(t, Config{
+	return newIssuer(t, Config{
 		Region: "eu-west-1", Endpoint: f.url, Now: func() time.Time { return issuertest.Noon },
 		AssumeRole: &AssumeRole{CredentialsFile: file, Profile: "broker"},
 	})
@@ -199,20 +199,20 @@ func writeCredentials(t *testing.T, file, id string) {
 	}
 }
 
-func newTestAWS(t *testing.T, c Config) *Issuer {
+func newIssuer(t *testing.T, c Config) *Issuer {
 	t.Helper()
-	a, err := New(t.Context(), c)
+	a, err := New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
 }
 
-// awsOrder is an order of "read" for an hour.
-func awsOrder(t testing.TB, a *Issuer) broker.Order {
+// newOrder returns an order for the scope "read", for an hour.
+func newOrder(t testing.TB, a *Issuer) broker.Order {
 	t.Helper()
 	r, e := reportsRole()
-	e.Spec = compileAWS(t, a.cfg, r, e)
+	e.Spec = compile(t, a.cfg, r, e)
 	l := issuertest.Lease(issuertest.Noon)
 	l.Entitlement, l.Issuer, l.Scopes, l.Expires = "reports", "aws", []string{"read"}, issuertest.Noon.Add(time.Hour)
 	l.Parameters, l.Revocation = map[string]string{"prefix": "acme"}, broker.RevokedAtExpiry
@@ -221,12 +221,12 @@ func awsOrder(t testing.TB, a *Issuer) broker.Order {
 
 const readPolicy = `{"Statement":[{"Action":["s3:GetObject"],"Effect":"Allow","Resource":["arn:aws:s3:::reports/acme/*"]}],"Version":"2012-10-17"}`
 
-// checkSeconds checks a call's DurationSeconds: what is left of the lease, less what
-// the call may take. It takes it out of the form.
+// checkSeconds checks that DurationSeconds is what is left of the lease less the
+// time that the request may take, and removes it from the form.
 func checkSeconds(t *testing.T, form url.Values, left time.Duration) {
 	t.Helper()
 	got, err := time.ParseDuration(form.Get("DurationSeconds") + "s")
-	if err != nil || got > left-9*time.Second || got < left-awsCallTime {
+	if err != nil || got > left-9*time.Second || got < left-callTimeout {
 		t.Errorf("DurationSeconds is %q, with %s left", form.Get("DurationSeconds"), left)
 	}
 	form.Del("DurationSeconds")
@@ -236,28 +236,28 @@ func checkForm(t *testing.T, got url.Values, want map[string]string) {
 	t.Helper()
 	for key := range got {
 		if _, ok := want[key]; !ok {
-			t.Errorf("the call has %s, %q", key, got[key])
+			t.Errorf("the request has %s = %q", key, got[key])
 		}
 	}
 	for key, value := range want {
 		if got.Get(key) != value || len(got[key]) != 1 {
-			t.Errorf("%s is %q, want %q", key, got[key], value)
+			t.Errorf("%s = %q, want %q", key, got[key], value)
 		}
 	}
 }
 
-func TestAWSConforms(t *testing.T) {
+func TestConforms(t *testing.T) {
 	f := newFakeSTS(t)
 	for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
-		o := awsOrder(t, a)
+		o := newOrder(t, a)
 		issuertest.Conform(t, a, o.Lease, o.Entitlement)
 	}
 }
 
-func TestAssumeRoleByAssertion(t *testing.T) {
+func TestIssueByAssertion(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	o := awsOrder(t, a)
+	o := newOrder(t, a)
 	c, handle, err := a.Issue(t.Context(), o)
 	if err != nil || handle != nil {
 		t.Fatalf("%q, %v", handle, err)
@@ -270,32 +270,32 @@ func TestAssumeRoleByAssertion(t *testing.T) {
 		"RoleSessionName": o.Lease.ID.String(), "WebIdentityToken": token, "Policy": readPolicy,
 	})
 	if call.header.Get("Authorization") != "" {
-		t.Error("the call is signed: it has an assertion")
+		t.Error("the request is signed although it has an assertion")
 	}
-	if want := map[string]string{"access_key_id": testAccessKey, "secret_access_key": testSecretKey, "session_token": testSession}; fmt.Sprint(c.Secret.Reveal()) != fmt.Sprint(want) {
+	if want := map[string]string{"access_key_id": accessKey, "secret_access_key": secretKey, "session_token": sessionToken}; fmt.Sprint(c.Secret.Reveal()) != fmt.Sprint(want) {
 		t.Errorf("the secret is %v", c.Secret.Reveal())
 	}
-	if c.Type != "aws" || c.Revocation != broker.RevokedAtExpiry || c.Expires.After(o.Lease.Expires) || c.Expires.Before(o.Lease.Expires.Add(-awsCallTime)) {
+	if c.Type != "aws" || c.Revocation != broker.RevokedAtExpiry || c.Expires.After(o.Lease.Expires) || c.Expires.Before(o.Lease.Expires.Add(-callTimeout)) {
 		t.Errorf("the credential is %+v", c)
 	}
 	again, _, err := a.Issue(t.Context(), o)
 	if err != nil || again.Hash == c.Hash {
-		t.Errorf("the same secret has the same hash: it is not salted (%v)", err)
+		t.Errorf("the hash has no salt (%v)", err)
 	}
 }
 
-func TestAssertion(t *testing.T) {
+func TestAssertionClaims(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	o := awsOrder(t, a)
+	o := newOrder(t, a)
 	for name, c := range map[string]struct {
-		audience, holder, tag string /* empty: the hash */
+		audience, holder, tag string // tag is empty for the hash of holder
 	}{
-		"as it is":        {"", "spiffe://acme.test/agent/triage", "spiffe://acme.test/agent/triage"},
-		"own audience":    {"https://aws.acme.test", "spiffe://acme.test/a", "spiffe://acme.test/a"},
-		"256 characters":  {"", "spiffe://acme.test/" + strings.Repeat("a", 237), "spiffe://acme.test/" + strings.Repeat("a", 237)},
-		"257 characters":  {"", "spiffe://acme.test/" + strings.Repeat("a", 238), ""},
-		"not AWS's signs": {"", "login/auth0|1", ""},
+		"default":        {"", "spiffe://acme.test/agent/triage", "spiffe://acme.test/agent/triage"},
+		"own audience":   {"https://aws.acme.test", "spiffe://acme.test/a", "spiffe://acme.test/a"},
+		"256 characters": {"", "spiffe://acme.test/" + strings.Repeat("a", 237), "spiffe://acme.test/" + strings.Repeat("a", 237)},
+		"257 characters": {"", "spiffe://acme.test/" + strings.Repeat("a", 238), ""},
+		"bad characters": {"", "login/auth0|1", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f.calls, o.Lease.Holder, a.cfg.WebIdentity.Audience = nil, c.holder, c.audience
@@ -321,7 +321,7 @@ func TestAssertion(t *testing.T) {
 	}
 }
 
-// assertionClaims verifies an assertion as any OpenID Connect client would.
+// assertionClaims verifies an assertion as an OpenID Connect client does.
 func assertionClaims(t *testing.T, jwks []byte, token string) (claims map[string]any) {
 	t.Helper()
 	var set jose.JSONWebKeySet
@@ -345,26 +345,25 @@ func assertionClaims(t *testing.T, jwks []byte, token string) (claims map[string
 	return claims
 }
 
-// TestAssertionIsNoAccessToken: what STS gets is worth nothing at an API.
-func TestAssertionIsNoAccessToken(t *testing.T) {
+func TestAssertionIsNotAnAccessToken(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil {
+	if _, _, err := a.Issue(t.Context(), newOrder(t, a)); err != nil {
 		t.Fatal(err)
 	}
 	tokens := token.New(testIssuer, DefaultAudience, a.cfg.WebIdentity.Keys)
 	if id, err := tokens.Inspect(t.Context(), f.only().form.Get("WebIdentityToken")); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("an assertion is taken for the token of %s: %v", id, err)
+		t.Errorf("Inspect accepted an assertion as the token of %s: %v", id, err)
 	}
 }
 
-func TestAssumeRoleByCredentials(t *testing.T) {
+func TestIssueByCredentials(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byCredentials(t)
-	o := awsOrder(t, a)
+	o := newOrder(t, a)
 	r, e := reportsRole()
 	r.ExternalID, r.ManagedPolicies = "acme:1", []string{"arn:aws:iam::aws:policy/ReadOnlyAccess", "arn:aws:iam::123456789012:policy/a"}
-	o.Entitlement.Spec = compileAWS(t, a.cfg, r, e)
+	o.Entitlement.Spec = compile(t, a.cfg, r, e)
 	if _, _, err := a.Issue(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +379,7 @@ func TestAssumeRoleByCredentials(t *testing.T) {
 	if sig := call.header.Get("Authorization"); !strings.Contains(sig, "Credential=AKIATEST/") || !strings.Contains(sig, "/eu-west-1/sts/aws4_request") {
 		t.Errorf("signed as %q", sig)
 	}
-	// A file that was replaced is read anew.
+	// A replaced file takes effect at once.
 	writeCredentials(t, a.cfg.AssumeRole.CredentialsFile, "AKIANEXT")
 	if _, _, err := a.Issue(t.Context(), o); err != nil || !strings.Contains(f.calls[1].header.Get("Authorization"), "Credential=AKIANEXT/") {
 		t.Errorf("after the file was replaced: %v", err)
@@ -388,14 +387,13 @@ func TestAssumeRoleByCredentials(t *testing.T) {
 	if err := os.Remove(a.cfg.AssumeRole.CredentialsFile); err != nil {
 		t.Fatal(err)
 	}
-	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != awsNothing || f.count() != 2 {
+	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != nothingIssued || f.count() != 2 {
 		t.Errorf("without the file: %q, %v", handle, err)
 	}
 }
 
-// TestNewSecretOfAnOldKey: MinIO's users keep their name when they get another
-// password.
-func TestNewSecretOfAnOldKey(t *testing.T) {
+// A user of MinIO keeps the access key when the secret changes.
+func TestSignerUsesNewSecretOfOldKey(t *testing.T) {
 	signer := newFakeSTS(t).byCredentials(t).sts.Options().HTTPSignerV4
 	sign := func(secret string) string {
 		r := httptest.NewRequest(http.MethodPost, "https://sts.test/", nil)
@@ -406,53 +404,29 @@ func TestNewSecretOfAnOldKey(t *testing.T) {
 		return r.Header.Get("Authorization")
 	}
 	if one := sign("one"); one == sign("other") || one != sign("one") {
-		t.Error("the secret does not count")
+		t.Error("the signature does not depend on the secret")
 	}
 }
 
-func TestAmbientCredentials(t *testing.T) {
-	for key, value := range map[string]string{
-		"AWS_ACCESS_KEY_ID": "AKIAENV", "AWS_SECRET_ACCESS_KEY": "env-secret", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull,
-		"AWS_REGION": "us-west-2", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "9",
-	} {
-		t.Setenv(key, value)
-	}
-	f := newFakeSTS(t)
-	a := newTestAWS(t, Config{Region: "eu-west-1", Endpoint: f.url, AssumeRole: &AssumeRole{}, Now: func() time.Time { return issuertest.Noon }})
-	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil {
-		t.Fatal(err)
-	}
-	if sig := f.only().header.Get("Authorization"); !strings.Contains(sig, "Credential=AKIAENV/") || !strings.Contains(sig, "/eu-west-1/sts/") {
-		t.Errorf("signed as %q: of the environment, only the credentials count", sig)
-	}
-	// Nothing of it counts where assertions are signed.
-	f.calls = nil
-	a = f.byAssertion(t)
-	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil || f.only().header.Get("Authorization") != "" {
-		t.Errorf("by assertion: %v", err)
-	}
-}
-
-func TestFullRole(t *testing.T) {
+func TestFullRoleSendsOpenPolicy(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	o := awsOrder(t, a)
-	o.Entitlement.Spec = compileAWS(t, a.cfg, Role{RoleARN: testRole, FullRole: true}, o.Entitlement)
+	o := newOrder(t, a)
+	o.Entitlement.Spec = compile(t, a.cfg, Role{RoleARN: testRole, FullRole: true}, o.Entitlement)
 	o.Lease.Scopes = nil
 	if _, _, err := a.Issue(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	// A session policy is always sent; this one takes nothing away.
 	everything := `{"Statement":[{"Action":["*"],"Effect":"Allow","Resource":["*"]}],"Version":"2012-10-17"}`
 	if form := f.only().form; form.Get("Policy") != everything || form.Has("PolicyArns.member.1.arn") {
 		t.Errorf("the full role has the session policy %q", form.Get("Policy"))
 	}
-	if text := a.Describe(o.Entitlement, nil, nil); !strings.HasSuffix(text, "with all that the role may") {
+	if text := a.Describe(o.Entitlement, nil, nil); !strings.HasSuffix(text, "with everything that the role may do") {
 		t.Errorf("approvers are shown %q", text)
 	}
 }
 
-func TestAWSSeconds(t *testing.T) {
+func TestSessionSeconds(t *testing.T) {
 	for _, c := range []struct {
 		left, slack time.Duration
 		want        int32
@@ -464,37 +438,37 @@ func TestAWSSeconds(t *testing.T) {
 		{15*time.Minute - 700*time.Millisecond, 10 * time.Second, 900},
 		{24 * time.Hour, 0, 43200},
 	} {
-		if got := awsSeconds(c.left, c.slack); got != c.want {
-			t.Errorf("%s left, %s for the call: %d, want %d", c.left, c.slack, got, c.want)
+		if got := sessionSeconds(c.left, c.slack); got != c.want {
+			t.Errorf("%s left, %s for the request: got %d, want %d", c.left, c.slack, got, c.want)
 		}
 	}
 }
 
-// TestShortestSession: a lease of 15m is a second shorter once it is opened,
-// and STS makes nothing shorter.
-func TestShortestSession(t *testing.T) {
+// A lease of 15m is a second shorter once it is open, and STS makes no shorter
+// session.
+func TestIssueShortestSession(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	o := awsOrder(t, a)
+	o := newOrder(t, a)
 	o.Lease.Expires = issuertest.Noon.Add(15*time.Minute - time.Second)
 	c, _, err := a.Issue(t.Context(), o)
 	if err != nil || f.only().form.Get("DurationSeconds") != "900" || !c.Expires.Equal(o.Lease.Expires) {
-		t.Errorf("until %s for %q: %v", c.Expires, f.only().form.Get("DurationSeconds"), err)
+		t.Errorf("expires at %s with DurationSeconds %q: %v", c.Expires, f.only().form.Get("DurationSeconds"), err)
 	}
 	o.Lease.Expires = issuertest.Noon.Add(14 * time.Minute)
 	_, handle, err := a.Issue(t.Context(), o)
-	if !errors.Is(err, broker.ErrInvalidTTL) || string(handle) != awsNothing || f.count() != 1 {
-		t.Errorf("14m: %q, %v after %d calls", handle, err, f.count())
+	if !errors.Is(err, broker.ErrInvalidTTL) || string(handle) != nothingIssued || f.count() != 1 {
+		t.Errorf("14m: %q, %v after %d requests", handle, err, f.count())
 	}
 }
 
-func TestUpstreamClocks(t *testing.T) {
+func TestCredentialExpiresByEarlierClock(t *testing.T) {
 	for _, off := range []time.Duration{0, time.Minute, -time.Minute} {
 		t.Run(off.String(), func(t *testing.T) {
 			f := newFakeSTS(t)
 			f.clock = func() time.Time { return issuertest.Noon.Add(off) }
 			a := f.byAssertion(t)
-			o := awsOrder(t, a)
+			o := newOrder(t, a)
 			c, _, err := a.Issue(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
@@ -507,15 +481,14 @@ func TestUpstreamClocks(t *testing.T) {
 	}
 }
 
-// TestUnbelievableExpiry: an STS that does not do what it was asked is not
-// believed, and nothing of what it made gets out.
-func TestUnbelievableExpiry(t *testing.T) {
+// A session with an expiry that was not requested is not handed out.
+func TestIssueRefusesUnrequestedExpiry(t *testing.T) {
 	for name, last := range map[string]time.Duration{"past": -time.Second, "now": time.Nanosecond, "a day": 24 * time.Hour, "a bit too long": time.Hour + 3*time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeSTS(t)
 			f.last = last
 			a := f.byAssertion(t)
-			c, handle, err := a.Issue(t.Context(), awsOrder(t, a))
+			c, handle, err := a.Issue(t.Context(), newOrder(t, a))
 			if !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || c.Type != "" || c.Secret.Reveal() != nil {
 				t.Errorf("%+v, %q, %v", c, handle, err)
 			}
@@ -523,32 +496,32 @@ func TestUnbelievableExpiry(t *testing.T) {
 	}
 }
 
-func TestSTSRefuses(t *testing.T) {
+func TestSTSRefusals(t *testing.T) {
 	const private = "arn:aws:iam::123456789012:user/secret-of-aws"
 	for _, c := range []struct {
 		status        int
 		code, message string
 		want          error
 		detail        string
-		nothing       bool // known that nothing was made
+		nothing       bool // certainly no session exists
 	}{
 		{403, "AccessDenied", "User: " + private + " is not authorized", broker.ErrIssuerRefused, "trust policy", true},
-		{400, "PackedPolicyTooLarge", "Packed policy consumes 147% " + private, broker.ErrPolicyTooLarge, "ask for fewer scopes", true},
-		{400, "MalformedPolicyDocument", private, broker.ErrIssuerRefused, "does not understand the session policy", true},
-		{400, "ValidationError", "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.", broker.ErrInvalidTTL, "ask for a shorter ttl", true},
-		{400, "ValidationError", "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining", broker.ErrInvalidTTL, "ask for a shorter ttl", true},
-		{400, "ValidationError", "1 validation error detected: " + private, broker.ErrIssuerRefused, "the operators find its reason", true},
+		{400, "PackedPolicyTooLarge", "Packed policy consumes 147% " + private, broker.ErrPolicyTooLarge, "request fewer scopes", true},
+		{400, "MalformedPolicyDocument", private, broker.ErrIssuerRefused, "rejects the session policy", true},
+		{400, "ValidationError", "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.", broker.ErrInvalidTTL, "request a shorter ttl", true},
+		{400, "ValidationError", "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining", broker.ErrInvalidTTL, "request a shorter ttl", true},
+		{400, "ValidationError", "1 validation error detected: " + private, broker.ErrIssuerRefused, "the broker's log has the error code", true},
 		{400, "InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider", broker.ErrIssuerRefused, "OpenID Connect provider", true},
 		{403, "IDPRejectedClaim", private, broker.ErrIssuerRefused, "OpenID Connect provider", true},
 		{400, "ExpiredTokenException", private, broker.ErrIssuerRefused, "OpenID Connect provider", true},
 		{403, "InvalidClientTokenId", private, broker.ErrIssuerRefused, "own credentials", true},
 		{403, "SignatureDoesNotMatch", private, broker.ErrIssuerRefused, "own credentials", true},
 		{403, "RegionDisabledException", private, broker.ErrIssuerRefused, "region", true},
-		{400, "Throttling", "Rate exceeded", broker.ErrIssuerUnavailable, "too many calls", true},
-		{400, "ThrottlingException", "Rate exceeded", broker.ErrIssuerUnavailable, "too many calls", true},
-		{429, "Whatever", "", broker.ErrIssuerUnavailable, "too many calls", true},
+		{400, "Throttling", "Rate exceeded", broker.ErrIssuerUnavailable, "too many requests", true},
+		{400, "ThrottlingException", "Rate exceeded", broker.ErrIssuerUnavailable, "too many requests", true},
+		{429, "Whatever", "", broker.ErrIssuerUnavailable, "too many requests", true},
 		{400, "IDPCommunicationError", private, broker.ErrIssuerUnavailable, "could not reach", true},
-		{418, "NeverHeardOf", private, broker.ErrIssuerRefused, "the operators find its reason", true},
+		{418, "NeverHeardOf", private, broker.ErrIssuerRefused, "the broker's log has the error code", true},
 		{500, "InternalFailure", private, broker.ErrIssuerUnavailable, "", false},
 		{503, "ServiceUnavailable", private, broker.ErrIssuerUnavailable, "", false},
 		{400, "<script>" + private, private, broker.ErrIssuerUnavailable, "", false},
@@ -559,9 +532,9 @@ func TestSTSRefuses(t *testing.T) {
 			f.answer = stsError(c.status, c.code, c.message)
 			for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
 				f.calls = nil
-				o := awsOrder(t, a)
+				o := newOrder(t, a)
 				_, handle, err := a.Issue(t.Context(), o)
-				if f.only(); !errors.Is(err, c.want) || (string(handle) == awsNothing) != c.nothing {
+				if f.only(); !errors.Is(err, c.want) || (string(handle) == nothingIssued) != c.nothing {
 					t.Fatalf("%q, %v", handle, err)
 				}
 				var r *broker.Refusal
@@ -569,40 +542,40 @@ func TestSTSRefuses(t *testing.T) {
 					t.Errorf("the detail is %+v, want %q", r, c.detail)
 				}
 				if retry := r != nil && r.Retry > 0; retry != (c.want == broker.ErrIssuerUnavailable && c.detail != "") {
-					t.Errorf("may be tried again: %t", retry)
+					t.Errorf("has Retry: %t", retry)
 				}
 				if named := strings.Contains(err.Error(), c.code+", request c6104cbe-af31-11e0-8154-cbc7ccf896c7"); named != c.nothing {
-					t.Errorf("operators read %v", err)
+					t.Errorf("code and request ID in the error: %t, want %t: %v", named, c.nothing, err)
 				}
-				checkSilent(t, err, private, "own-secret", "eyJ")
-				// What is known not to exist needs no ending.
+				checkNoSecrets(t, err, private, "own-secret", "eyJ")
+				// A session that does not exist is revoked at once.
 				o.Lease.Handle = handle
 				if err := a.Revoke(t.Context(), o.Lease); c.nothing != (err == nil) || err != nil && !errors.Is(err, broker.ErrNotRevocable) {
-					t.Errorf("ending it: %v", err)
+					t.Errorf("Revoke: %v", err)
 				}
 			}
 		})
 	}
 }
 
-// checkSilent: what STS or we hold stands in no error, however it is printed.
-func checkSilent(t *testing.T, err error, private ...string) {
+// checkNoSecrets checks that an error shows no secret, however it is printed.
+func checkNoSecrets(t *testing.T, err error, private ...string) {
 	t.Helper()
 	var log bytes.Buffer
 	slog.New(slog.NewJSONHandler(&log, nil)).Error("x", "err", err)
 	text := fmt.Sprintf("%v %+v %#v %s", err, err, err, log.String())
-	for _, p := range append(private, testSecretKey, testSession) {
+	for _, p := range append(private, secretKey, sessionToken) {
 		if strings.Contains(text, p) {
-			t.Errorf("the error tells %q: %s", p, text)
+			t.Errorf("the error shows %q: %s", p, text)
 		}
 	}
 }
 
-func TestSTSFails(t *testing.T) {
+func TestSTSFailures(t *testing.T) {
 	hangUp := func() { panic(http.ErrAbortHandler) }
 	for name, c := range map[string]struct {
 		answer http.HandlerFunc
-		say    string
+		want   string // in the error
 	}{
 		"lost answer": {func(http.ResponseWriter, *http.Request) { hangUp() }, "the connection ended"},
 		"half an answer": {func(w http.ResponseWriter, _ *http.Request) {
@@ -611,21 +584,21 @@ func TestSTSFails(t *testing.T) {
 			w.(http.Flusher).Flush()
 			hangUp()
 		}, "the connection ended"},
-		"nothing":    {func(http.ResponseWriter, *http.Request) {}, "without a credential"},
+		"no body":    {func(http.ResponseWriter, *http.Request) {}, "without a credential"},
 		"not XML":    {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"a":1}`) }, ""},
 		"broken XML": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `<a><b></a>`) }, ""},
 		"no credential": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, `<AssumeRoleResponse></AssumeRoleResponse>`)
 		}, ""},
-		"bad expiration": {stsBody(`<AccessKeyId>A</AccessKeyId><SecretAccessKey>` + testSecretKey + `</SecretAccessKey><SessionToken>` + testSession + `</SessionToken><Expiration>tomorrow</Expiration>`), ""},
-		"no expiration":  {stsBody(`<AccessKeyId>A</AccessKeyId><SecretAccessKey>` + testSecretKey + `</SecretAccessKey><SessionToken>` + testSession + `</SessionToken>`), "without a credential"},
-		"no session":     {stsBody(`<AccessKeyId>A</AccessKeyId><SecretAccessKey>` + testSecretKey + `</SecretAccessKey><Expiration>2026-11-23T12:30:00Z</Expiration>`), "without a credential"},
-		"huge":           {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bytes.Repeat([]byte("<a>"), awsAnswer)) }, "larger than"},
+		"bad expiration": {stsBody(`<AccessKeyId>A</AccessKeyId><SecretAccessKey>` + secretKey + `</SecretAccessKey><SessionToken>` + sessionToken + `</SessionToken><Expiration>tomorrow</Expiration>`), ""},
+		"no expiration":  {stsBody(`<AccessKeyId>A</AccessKeyId><SecretAccessKey>` + secretKey + `</SecretAccessKey><SessionToken>` + sessionToken + `</SessionToken>`), "without a credential"},
+		"no session":     {stsBody(`<AccessKeyId>A</AccessKeyId><SecretAccessKey>` + secretKey + `</SecretAccessKey><Expiration>2026-11-23T12:30:00Z</Expiration>`), "without a credential"},
+		"huge":           {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bytes.Repeat([]byte("<a>"), maxAnswer)) }, "larger than"},
 		"huge refusal": {func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(400)
-			_, _ = w.Write(bytes.Repeat([]byte("<a>"), awsAnswer))
+			_, _ = w.Write(bytes.Repeat([]byte("<a>"), maxAnswer))
 		}, "larger than"},
-		"proxy's refusal": {func(w http.ResponseWriter, _ *http.Request) {
+		"refusal by a proxy": {func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "<html><body>no</body></html>", http.StatusProxyAuthRequired)
 		}, "407"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
@@ -640,38 +613,38 @@ func TestSTSFails(t *testing.T) {
 			f.answer = c.answer
 			for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
 				f.calls = nil
-				cred, handle, err := a.Issue(t.Context(), awsOrder(t, a))
+				cred, handle, err := a.Issue(t.Context(), newOrder(t, a))
 				if f.only(); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || cred.Secret.Reveal() != nil {
 					t.Errorf("%+v, %q, %v", cred, handle, err)
 				}
-				if !strings.Contains(fmt.Sprint(err), c.say) {
-					t.Errorf("the error is %v, want %q", err, c.say)
+				if !strings.Contains(fmt.Sprint(err), c.want) {
+					t.Errorf("got %v, want %q", err, c.want)
 				}
-				checkSilent(t, err)
+				checkNoSecrets(t, err)
 			}
 		})
 	}
 }
 
-// TestLostAnswerOnAnOldConnection: an HTTP client repeats some calls by itself
-// if a connection that it had kept breaks. It may not repeat this one.
-func TestLostAnswerOnAnOldConnection(t *testing.T) {
+// When a reused connection breaks, net/http repeats some requests by itself. It
+// must not repeat this one.
+func TestIssueSendsOnceOnReusedConnection(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	if _, _, err := a.Issue(t.Context(), awsOrder(t, a)); err != nil {
+	if _, _, err := a.Issue(t.Context(), newOrder(t, a)); err != nil {
 		t.Fatal(err)
 	}
 	f.answer = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
-	_, handle, err := a.Issue(t.Context(), awsOrder(t, a))
+	_, handle, err := a.Issue(t.Context(), newOrder(t, a))
 	if !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || f.count() != 2 {
-		t.Errorf("after %d calls: %q, %v", f.count(), handle, err)
+		t.Errorf("%d requests, want 2: %q, %v", f.count(), handle, err)
 	}
 }
 
-func TestAWSIsSafeForConcurrentUse(t *testing.T) {
+func TestIssueConcurrently(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
-	o := awsOrder(t, a)
+	o := newOrder(t, a)
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {
@@ -682,23 +655,23 @@ func TestAWSIsSafeForConcurrentUse(t *testing.T) {
 	}
 	all.Wait()
 	if f.count() != 16 {
-		t.Errorf("%d calls", f.count())
+		t.Errorf("%d requests, want 16", f.count())
 	}
 }
 
-// TestKeysThatRotate: what is in the JWKS verifies; an EdDSA key that signs
-// until its successor does is not used.
-func TestKeysThatRotate(t *testing.T) {
+// Assertions verify with the JWKS across a rotation. An EdDSA key that still signs
+// is not used.
+func TestAssertionAcrossRotation(t *testing.T) {
 	s := issuertest.Store(t)
 	openKeys(t, s, "EdDSA")
 	keys := openKeys(t, s, "ES256")
 	now := issuertest.Noon
 	f := newFakeSTS(t)
 	f.clock, f.jwks = func() time.Time { return now }, func() []byte { return keys.JWKS(now) }
-	a := newTestAWS(t, Config{Region: "eu-west-1", Endpoint: f.url, Now: f.clock, WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: keys}})
-	o := awsOrder(t, a)
+	a := newIssuer(t, Config{Region: "eu-west-1", Endpoint: f.url, Now: f.clock, WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: keys}})
+	o := newOrder(t, a)
 	o.Lease.Expires = issuertest.Noon.Add(36 * time.Hour)
-	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != awsNothing || f.count() != 0 {
+	if _, handle, err := a.Issue(t.Context(), o); !errors.Is(err, broker.ErrIssuerUnavailable) || string(handle) != nothingIssued || f.count() != 0 {
 		t.Errorf("while EdDSA signs: %q, %v", handle, err)
 	}
 	kids := map[string]bool{}
@@ -713,11 +686,11 @@ func TestKeysThatRotate(t *testing.T) {
 		kids[header] = true
 	}
 	if len(kids) != 2 {
-		t.Errorf("%d keys signed", len(kids))
+		t.Errorf("%d keys signed, want 2", len(kids))
 	}
 }
 
-// stsBody answers both calls with credentials that consist of these elements.
+// stsBody answers with credentials that consist of these elements.
 func stsBody(elements string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		action := r.PostForm.Get("Action")
@@ -725,7 +698,7 @@ func stsBody(elements string) http.HandlerFunc {
 	}
 }
 
-func TestSlowSTS(t *testing.T) {
+func TestIssueEndsWithContext(t *testing.T) {
 	f := newFakeSTS(t)
 	release := make(chan struct{})
 	defer close(release)
@@ -739,67 +712,66 @@ func TestSlowSTS(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	_, handle, err := a.Issue(ctx, awsOrder(t, a))
+	_, handle, err := a.Issue(ctx, newOrder(t, a))
 	if !errors.Is(err, broker.ErrIssuerUnavailable) || !errors.Is(err, context.DeadlineExceeded) || handle != nil || time.Since(start) > 5*time.Second {
 		t.Errorf("after %s: %q, %v", time.Since(start), handle, err)
 	}
 	f.only()
 	gone, leave := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, leave)
-	if _, handle, err := a.Issue(gone, awsOrder(t, a)); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil {
-		t.Errorf("the caller went away: %q, %v", handle, err)
+	if _, handle, err := a.Issue(gone, newOrder(t, a)); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil {
+		t.Errorf("the caller disconnected: %q, %v", handle, err)
 	}
 }
 
-func TestNoSTS(t *testing.T) {
+func TestUnreachableSTS(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byCredentials(t)
 	a.cfg.HTTP = nil
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
-	b := newTestAWS(t, Config{Region: "eu-west-1", Endpoint: closed.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
-	if _, handle, err := b.Issue(t.Context(), awsOrder(t, b)); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || !strings.Contains(err.Error(), "refused") {
-		t.Errorf("nobody listens: %q, %v", handle, err)
+	b := newIssuer(t, Config{Region: "eu-west-1", Endpoint: closed.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
+	if _, handle, err := b.Issue(t.Context(), newOrder(t, b)); !errors.Is(err, broker.ErrIssuerUnavailable) || handle != nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("closed port: %q, %v", handle, err)
 	}
 	tls := httptest.NewTLSServer(f)
 	defer tls.Close()
-	b = newTestAWS(t, Config{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
-	if _, _, err := b.Issue(t.Context(), awsOrder(t, b)); !errors.Is(err, broker.ErrIssuerUnavailable) || !strings.Contains(err.Error(), "certificate does not hold") {
-		t.Errorf("a stranger's certificate: %v", err)
+	b = newIssuer(t, Config{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now})
+	if _, _, err := b.Issue(t.Context(), newOrder(t, b)); !errors.Is(err, broker.ErrIssuerUnavailable) || !strings.Contains(err.Error(), "certificate can't be verified") {
+		t.Errorf("unknown certificate: %v", err)
 	}
-	b = newTestAWS(t, Config{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now, HTTP: tls.Client()})
-	if _, _, err := b.Issue(t.Context(), awsOrder(t, b)); err != nil {
-		t.Errorf("with a client that trusts it: %v", err)
+	b = newIssuer(t, Config{Region: "eu-west-1", Endpoint: tls.URL, AssumeRole: a.cfg.AssumeRole, Now: a.cfg.Now, HTTP: tls.Client()})
+	if _, _, err := b.Issue(t.Context(), newOrder(t, b)); err != nil {
+		t.Errorf("trusted certificate: %v", err)
 	}
 }
 
-// TestOrdersThatDoNotFit never get as far as STS.
-func TestOrdersThatDoNotFit(t *testing.T) {
+func TestBadOrderMakesNoRequest(t *testing.T) {
 	f := newFakeSTS(t)
 	a := f.byAssertion(t)
 	for name, change := range map[string]func(*broker.Order){
-		"no entitlement":      func(o *broker.Order) { o.Entitlement = nil },
-		"of another issuer":   func(o *broker.Order) { o.Entitlement = &broker.Entitlement{Name: "x", Spec: 1} },
-		"no scopes":           func(o *broker.Order) { o.Lease.Scopes = nil },
-		"unknown scope":       func(o *broker.Order) { o.Lease.Scopes = []string{"delete"} },
-		"no parameter":        func(o *broker.Order) { o.Lease.Parameters = nil },
-		"wildcard":            func(o *broker.Order) { o.Lease.Parameters = map[string]string{"prefix": "*"} },
-		"expired":             func(o *broker.Order) { o.Lease.Expires = issuertest.Noon },
-		"before the keys are": func(o *broker.Order) { a.cfg.Now = func() time.Time { return issuertest.Noon.Add(-time.Minute) } },
+		"no entitlement":  func(o *broker.Order) { o.Entitlement = nil },
+		"another issuer":  func(o *broker.Order) { o.Entitlement = &broker.Entitlement{Name: "x", Spec: 1} },
+		"no scopes":       func(o *broker.Order) { o.Lease.Scopes = nil },
+		"unknown scope":   func(o *broker.Order) { o.Lease.Scopes = []string{"delete"} },
+		"no parameter":    func(o *broker.Order) { o.Lease.Parameters = nil },
+		"wildcard":        func(o *broker.Order) { o.Lease.Parameters = map[string]string{"prefix": "*"} },
+		"expired":         func(o *broker.Order) { o.Lease.Expires = issuertest.Noon },
+		"before the keys": func(o *broker.Order) { a.cfg.Now = func() time.Time { return issuertest.Noon.Add(-time.Minute) } },
 	} {
-		o := awsOrder(t, a)
+		o := newOrder(t, a)
 		change(&o)
-		if _, handle, err := a.Issue(t.Context(), o); err == nil || string(handle) != awsNothing {
+		if _, handle, err := a.Issue(t.Context(), o); err == nil || string(handle) != nothingIssued {
 			t.Errorf("%s: %q, %v", name, handle, err)
 		}
 		a.cfg.Now = func() time.Time { return issuertest.Noon }
 	}
 	if f.count() > 0 {
-		t.Errorf("STS was called %d times", f.count())
+		t.Errorf("%d requests, want none", f.count())
 	}
 }
 
-func TestAWSConfigCheck(t *testing.T) {
+func TestConfigCheck(t *testing.T) {
 	own, web := &AssumeRole{}, &WebIdentity{Issuer: testIssuer}
 	for name, c := range map[string]struct {
 		cfg  Config
@@ -823,24 +795,24 @@ func TestAWSConfigCheck(t *testing.T) {
 		var keys []string
 		c.cfg.Check(func(key, _ string, _ ...any) { keys = append(keys, key) })
 		if slices.Sort(keys); strings.Join(keys, " ") != c.want {
-			t.Errorf("%s: faults at %q, want %q", name, keys, c.want)
+			t.Errorf("%s: mistakes at %q, want %q", name, keys, c.want)
 		}
 	}
 }
 
-func TestNewAWSRefuses(t *testing.T) {
+func TestNewFindsMistakes(t *testing.T) {
 	eddsa := openKeys(t, issuertest.Store(t), "EdDSA")
 	file := filepath.Join(t.TempDir(), "credentials")
 	writeCredentials(t, file, "AKIATEST")
 	for want, c := range map[string]Config{
-		"region: ":                            {AssumeRole: &AssumeRole{CredentialsFile: file}},
-		"there are no keys":                   {Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer}},
-		"STS can't verify EdDSA":              {Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: eddsa}},
-		`has no profile "nobody"`:             {Region: "eu-west-1", AssumeRole: &AssumeRole{CredentialsFile: file, Profile: "nobody"}},
-		`credentials-x has no profile "def`:   {Region: "eu-west-1", AssumeRole: &AssumeRole{CredentialsFile: file + "-x"}},
-		"the broker's own AWS credentials: f": {Region: "eu-west-1", AssumeRole: &AssumeRole{Profile: "no-such-profile"}},
+		"region: ":                              {AssumeRole: &AssumeRole{CredentialsFile: file}},
+		"there are no signing keys":             {Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer}},
+		"STS can't verify EdDSA":                {Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer, Keys: eddsa}},
+		`has no profile "missing"`:              {Region: "eu-west-1", AssumeRole: &AssumeRole{CredentialsFile: file, Profile: "missing"}},
+		`credentials-x has no profile "def`:     {Region: "eu-west-1", AssumeRole: &AssumeRole{CredentialsFile: file + "-x"}},
+		`there is no profile "no-such-profile"`: {Region: "eu-west-1", AssumeRole: &AssumeRole{Profile: "no-such-profile"}},
 	} {
-		if _, err := New(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "own-secret") {
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "own-secret") {
 			t.Errorf("want %q: %v", want, err)
 		}
 	}

@@ -11,14 +11,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// fill puts parameters into a template. A value can't become more than a text:
-// wildcards, policy variables, another part of the ARN or a way up are refused,
-// unless the parameter's pattern allows them in so many words.
+// fill puts parameters into a template. It refuses a value that would mean more
+// than its text (a wildcard, a policy variable, another part of the ARN, "..")
+// unless the parameter's pattern names that character.
 func (s *Spec) fill(template string, parameters map[string]string) (string, error) {
 	var err error
 	dots := false
-	filled := awsReference.ReplaceAllStringFunc(template, func(m string) string {
-		name := m[2 : len(m)-1]
+	filled := reference.ReplaceAllStringFunc(template, func(ref string) string {
+		name := ref[2 : len(ref)-1]
 		allowed := s.parameters[name]
 		dots = dots || allowed.dots
 		if fault := allowed.check(parameters[name]); fault != "" && err == nil {
@@ -27,7 +27,7 @@ func (s *Spec) fill(template string, parameters map[string]string) (string, erro
 		return parameters[name]
 	})
 	if err == nil && !dots && strings.Contains(filled, "..") {
-		err = &broker.Refusal{Err: broker.ErrInvalidParameter, Detail: "the parameters make two dots in a row, which they may not"}
+		err = &broker.Refusal{Err: broker.ErrInvalidParameter, Detail: "the parameters together have two dots in a row, which is not allowed"}
 	}
 	if err != nil {
 		return "", err
@@ -35,68 +35,69 @@ func (s *Spec) fill(template string, parameters map[string]string) (string, erro
 	return filled, nil
 }
 
-// An awsAllowance is what a parameter's pattern allows in so many words, of
-// what would change a resource's meaning.
-type awsAllowance struct {
-	characters string
-	dots       bool
+// meaningful are the characters with a meaning in a resource.
+const meaningful = "*?$:"
+
+// An allowance is what a parameter's pattern allows although it has a meaning in
+// a resource.
+type allowance struct {
+	characters string // of meaningful
+	dots       bool   // two dots in a row
 }
 
-const awsMeaningful = "*?$:"
-
-// check says what is wrong with a value, without the value; nothing if it is
-// good.
-func (a awsAllowance) check(value string) string {
+// check returns what is wrong with a value, without the value; it is empty if
+// nothing is.
+func (a allowance) check(value string) string {
 	switch {
 	case value == "":
-		return "is needed"
-	case !awsPlain(value):
-		return "holds characters that AWS does not take"
+		return "is required"
+	case !isPlain(value):
+		return "has characters that AWS does not accept"
 	case !a.dots && strings.Contains(value, ".."):
-		return "may not hold two dots in a row"
+		return "may not have two dots in a row"
 	}
 	for _, r := range value {
-		if strings.ContainsRune(awsMeaningful, r) && !strings.ContainsRune(a.characters, r) {
-			return fmt.Sprintf("may not hold %q", r)
+		if strings.ContainsRune(meaningful, r) && !strings.ContainsRune(a.characters, r) {
+			return fmt.Sprintf("may not have %q", r)
 		}
 	}
 	return ""
 }
 
-// awsAllows reads from a pattern what it allows in so many words: the character
-// itself, escaped or in a list, [a-z*]. What only falls into a range, a negated
-// list or a dot is not meant.
-func awsAllows(p *regexp.Regexp) awsAllowance {
+// allowanceOf returns what a pattern names: characters that it has escaped, as a
+// literal or in a class such as [a-z*]. What merely matches a range, a negated
+// class or a dot is not meant.
+func allowanceOf(p *regexp.Regexp) allowance {
 	if p == nil {
-		return awsAllowance{}
+		return allowance{}
 	}
-	var written []rune
+	var named []rune
 	rest := []rune(p.String())
 	for len(rest) > 0 {
 		var found []rune
-		found, rest = awsWritten(rest)
-		written = append(written, found...)
+		found, rest = nextLiterals(rest)
+		named = append(named, found...)
 	}
-	a := awsAllowance{dots: strings.Contains(p.String(), `\.\.`)}
-	for _, r := range awsMeaningful {
-		if slices.Contains(written, r) {
+	a := allowance{dots: strings.Contains(p.String(), `\.\.`)}
+	for _, r := range meaningful {
+		if slices.Contains(named, r) {
 			a.characters += string(r)
 		}
 	}
 	return a
 }
 
-// awsWritten takes one element off a pattern, and gives the characters that
-// stand in it for themselves.
-func awsWritten(p []rune) (found, rest []rune) {
+// nextLiterals takes the first element off a pattern, and returns the characters
+// that stand for themselves in it.
+func nextLiterals(p []rune) (found, rest []rune) {
 	switch {
 	case p[0] == '\\' && len(p) > 1:
 		if p[1] == 'Q' {
-			return nil, nil // a quoted text: rather too little is allowed
+			return nil, nil // ignores quoted text, which allows less
 		}
 		return p[1:2], p[2:]
 	case p[0] == '[':
-		return awsClass(p)
+		return classLiterals(p)
 	case p[0] == '(' && len(p) > 1 && p[1] == '?':
 		return nil, p[1+slices.IndexFunc(p, func(r rune) bool { return r == ':' || r == '>' || r == ')' }):]
 	case strings.ContainsRune("*?$", p[0]):
@@ -105,8 +106,8 @@ func awsWritten(p []rune) (found, rest []rune) {
 	return p[:1], p[1:]
 }
 
-// awsClass takes a list, [a-z*], off a pattern.
-func awsClass(p []rune) (found, rest []rune) {
+// classLiterals takes a class such as [a-z*] off a pattern.
+func classLiterals(p []rune) (found, rest []rune) {
 	i := 1
 	negated := i < len(p) && p[i] == '^'
 	if negated {
@@ -129,8 +130,8 @@ func awsClass(p []rune) (found, rest []rune) {
 	return found, p[min(i+1, len(p)):]
 }
 
-// awsLongest gives how many characters a parameter can have.
-func awsLongest(p broker.Parameter) int {
+// maxLength returns how many characters a parameter can have.
+func maxLength(p broker.Parameter) int {
 	most := cmp.Or(p.MaxLength, broker.MaxParameter)
 	if p.Pattern == nil {
 		return most
@@ -139,12 +140,12 @@ func awsLongest(p broker.Parameter) int {
 	if err != nil {
 		return most
 	}
-	return min(most, awsLongestMatch(pattern, most))
+	return min(most, longestMatch(pattern, most))
 }
 
-// awsLongestMatch gives how many characters a pattern can match, or more than
-// most.
-func awsLongestMatch(p *syntax.Regexp, most int) (n int) {
+// longestMatch returns how many characters a pattern can match, and a number
+// greater than most if that is unbounded or more.
+func longestMatch(p *syntax.Regexp, most int) (n int) {
 	switch p.Op {
 	case syntax.OpLiteral:
 		return len(p.Rune)
@@ -152,12 +153,12 @@ func awsLongestMatch(p *syntax.Regexp, most int) (n int) {
 		return 1
 	case syntax.OpAlternate:
 		for _, sub := range p.Sub {
-			n = max(n, awsLongestMatch(sub, most))
+			n = max(n, longestMatch(sub, most))
 		}
 		return n
 	}
 	for _, sub := range p.Sub {
-		n = min(n+awsLongestMatch(sub, most), most+1)
+		n = min(n+longestMatch(sub, most), most+1)
 	}
 	switch {
 	case n > 0 && (p.Op == syntax.OpStar || p.Op == syntax.OpPlus || p.Op == syntax.OpRepeat && p.Max < 0):

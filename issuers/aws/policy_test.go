@@ -16,7 +16,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-var updateAWS = flag.Bool("update-aws", false, "write the golden session policies anew")
+var update = flag.Bool("update", false, "rewrite the golden session policies")
 
 const testRole = "arn:aws:iam::123456789012:role/reports"
 
@@ -24,7 +24,7 @@ func testPattern(pattern string) broker.Parameter {
 	return broker.Parameter{Pattern: regexp.MustCompile("^(?:" + pattern + ")$"), MaxLength: 256, Required: true}
 }
 
-// reportsRole is the entitlement of DESIGN's example.
+// reportsRole returns the role and entitlement of the example in the design.
 func reportsRole() (Role, *broker.Entitlement) {
 	return Role{RoleARN: testRole, Scopes: map[string]Scope{
 			"read":  {Actions: []string{"s3:GetObject"}, Resources: []string{"arn:aws:s3:::reports/${prefix}/*"}},
@@ -36,8 +36,8 @@ func reportsRole() (Role, *broker.Entitlement) {
 		}
 }
 
-// faults compiles and gives what is wrong, as "key: sentence".
-func faults(c Config, r Role, e *broker.Entitlement) (*Spec, []string) {
+// mistakes compiles a role, and returns its mistakes as "key: sentence".
+func mistakes(c Config, r Role, e *broker.Entitlement) (*Spec, []string) {
 	var list []string
 	s := c.Compile(r, e, func(key, format string, args ...any) {
 		list = append(list, key+": "+fmt.Sprintf(format, args...))
@@ -45,20 +45,20 @@ func faults(c Config, r Role, e *broker.Entitlement) (*Spec, []string) {
 	return s, list
 }
 
-func compileAWS(t testing.TB, c Config, r Role, e *broker.Entitlement) *Spec {
+func compile(t testing.TB, c Config, r Role, e *broker.Entitlement) *Spec {
 	t.Helper()
-	s, list := faults(c, r, e)
+	s, list := mistakes(c, r, e)
 	if len(list) > 0 {
-		t.Fatalf("it does not compile: %s", strings.Join(list, "\n"))
+		t.Fatalf("Compile: %s", strings.Join(list, "\n"))
 	}
 	return s
 }
 
 var testRegion = Config{Region: "eu-west-1", WebIdentity: &WebIdentity{Issuer: testIssuer}}
 
-// TestGoldenSessionPolicies: a session policy is a promise to approvers, so a
-// change of its bytes has to be looked at. Write them with -update-aws.
-func TestGoldenSessionPolicies(t *testing.T) {
+// A session policy is a promise to approvers, so a change of its bytes needs a
+// review. Rewrite the files with -update.
+func TestSessionPolicyMatchesGolden(t *testing.T) {
 	reports, e := reportsRole()
 	wild := broker.Entitlement{Name: "wild", MaxTTL: time.Hour, Parameters: map[string]broker.Parameter{"glob": testPattern(`[a-z*?]+`), "group": testPattern(`[a-z/:]{1,60}`)}}
 	logs := Role{RoleARN: "arn:aws:iam::123456789012:role/teams/logs", ManagedPolicies: []string{"arn:aws:iam::aws:policy/ReadOnlyAccess"}, Scopes: map[string]Scope{
@@ -79,13 +79,13 @@ func TestGoldenSessionPolicies(t *testing.T) {
 		{"allowed-wildcards", logs, &wild, []string{"search", "find"}, map[string]string{"glob": "web*", "group": "a:b/c"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := compileAWS(t, testRegion, c.role, c.e)
+			s := compile(t, testRegion, c.role, c.e)
 			got, err := s.SessionPolicy(c.scopes, c.values)
 			if err != nil {
 				t.Fatal(err)
 			}
 			file := filepath.Join("testdata", c.name+".json")
-			if *updateAWS {
+			if *update {
 				if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -102,7 +102,7 @@ func TestGoldenSessionPolicies(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotCompile(t *testing.T) {
+func TestCompileFindsMistakes(t *testing.T) {
 	role, atPartition := Config{Region: "eu-west-1", AssumeRole: &AssumeRole{}}, Config{Region: "cn-north-1", AssumeRole: &AssumeRole{}}
 	one := func(actions, resources string) func(*Role, *broker.Entitlement) {
 		return func(r *Role, _ *broker.Entitlement) {
@@ -112,20 +112,20 @@ func TestWhatDoesNotCompile(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg    Config
 		change func(*Role, *broker.Entitlement)
-		want   string // key and part of the sentence; empty: nothing is wrong
+		want   string // start of "key: sentence"; empty: no mistake
 	}{
-		"as it is":              {testRegion, func(*Role, *broker.Entitlement) {}, ""},
-		"no role":               {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "" }, "aws/role_arn: give the ARN of a role, such as arn:aws:iam"},
-		"a user":                {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::123456789012:user/ana" }, "aws/role_arn: "},
-		"a session":             {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:sts::123456789012:assumed-role/a/b" }, "aws/role_arn: "},
-		"short account":         {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::12345:role/a" }, "aws/role_arn: "},
-		"another partition":     {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "aws/role_arn: the issuer's region, eu-west-1, is in the partition aws"},
-		"China":                 {atPartition, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "scopes/list/resources/0: it is in the partition aws, and the role in aws-cn"},
-		"MinIO's role at AWS":   {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, "aws/role_arn: "},
-		"MinIO's role at MinIO": {Config{Region: "us-east-1", Endpoint: "https://minio.test", WebIdentity: &WebIdentity{}}, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, ""},
-		"nothing":               {testRegion, func(r *Role, _ *broker.Entitlement) { r.Scopes = nil }, "scopes: say what can be asked for"},
-		"full role":             {testRegion, func(r *Role, _ *broker.Entitlement) { r.Scopes, r.FullRole = nil, true }, ""},
-		"full role and scopes":  {testRegion, func(r *Role, _ *broker.Entitlement) { r.FullRole = true }, "aws/full_role: "},
+		"valid":                {testRegion, func(*Role, *broker.Entitlement) {}, ""},
+		"no role":              {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "" }, "aws/role_arn: give the ARN of a role, such as arn:aws:iam"},
+		"a user":               {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::123456789012:user/ana" }, "aws/role_arn: "},
+		"a session":            {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:sts::123456789012:assumed-role/a/b" }, "aws/role_arn: "},
+		"short account":        {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws:iam::12345:role/a" }, "aws/role_arn: "},
+		"another partition":    {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "aws/role_arn: the issuer's region, eu-west-1, is in the partition aws"},
+		"China":                {atPartition, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:aws-cn:iam::123456789012:role/a" }, "scopes/list/resources/0: it is in the partition aws, and the role is in aws-cn"},
+		"MinIO role at AWS":    {testRegion, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, "aws/role_arn: "},
+		"MinIO role at MinIO":  {Config{Region: "us-east-1", Endpoint: "https://minio.test", WebIdentity: &WebIdentity{}}, func(r *Role, _ *broker.Entitlement) { r.RoleARN = "arn:minio:iam:::role/abc" }, ""},
+		"nothing":              {testRegion, func(r *Role, _ *broker.Entitlement) { r.Scopes = nil }, "scopes: name what can be requested"},
+		"full role":            {testRegion, func(r *Role, _ *broker.Entitlement) { r.Scopes, r.FullRole = nil, true }, ""},
+		"full role and scopes": {testRegion, func(r *Role, _ *broker.Entitlement) { r.FullRole = true }, "aws/full_role: "},
 		"full role and managed": {testRegion, func(r *Role, _ *broker.Entitlement) {
 			r.Scopes, r.FullRole, r.ManagedPolicies = nil, true, []string{"arn:aws:iam::aws:policy/X"}
 		}, "aws/full_role: "},
@@ -135,48 +135,48 @@ func TestWhatDoesNotCompile(t *testing.T) {
 		"chain, assertion":       {testRegion, func(r *Role, _ *broker.Entitlement) { r.Chain = true }, "aws/chain: "},
 		"chain":                  {role, func(r *Role, _ *broker.Entitlement) { r.Chain = true }, ""},
 		"chain, too long":        {role, func(r *Role, e *broker.Entitlement) { r.Chain, e.MaxTTL = true, time.Hour+time.Second }, "max_ttl: at most 1h with chain"},
-		"too long":               {role, func(_ *Role, e *broker.Entitlement) { e.MaxTTL = 13 * time.Hour }, "max_ttl: AWS makes no credential for more than 12h"},
-		"too short":              {role, func(_ *Role, e *broker.Entitlement) { e.MaxTTL = 14 * time.Minute }, "max_ttl: AWS makes no credential for less than 15m"},
+		"too long":               {role, func(_ *Role, e *broker.Entitlement) { e.MaxTTL = 13 * time.Hour }, "max_ttl: AWS makes no session longer than 12h"},
+		"too short":              {role, func(_ *Role, e *broker.Entitlement) { e.MaxTTL = 14 * time.Minute }, "max_ttl: AWS makes no session shorter than 15m"},
 		"managed of another": {role, func(r *Role, _ *broker.Entitlement) {
 			r.ManagedPolicies = []string{"arn:aws:iam::210987654321:policy/x"}
-		}, "aws/managed_policies/0: AWS wants it to be in the role's own account"},
+		}, "aws/managed_policies/0: AWS accepts only policies in the role's own account"},
 		"managed, partition": {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = []string{"arn:aws-cn:iam::aws:policy/x"} }, "aws/managed_policies/0: the role is in the partition aws"},
 		"managed twice": {role, func(r *Role, _ *broker.Entitlement) {
 			r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/x", "arn:aws:iam::aws:policy/x"}
 		}, "aws/managed_policies/1: it is listed twice"},
-		"managed, not an ARN":       {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = []string{"ReadOnlyAccess"} }, "aws/managed_policies/0: give the ARN"},
-		"too many managed":          {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = make([]string, 11) }, "aws/managed_policies: AWS takes 10 at most"},
-		"all actions":               {role, one("*", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
-		"all services":              {role, one("*:Get", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
-		"no action":                 {role, one("", "arn:aws:s3:::a/b"), "scopes/s/actions: "},
-		"no resource":               {role, one("s3:Get", ""), "scopes/s/resources: "},
-		"wild action, one resource": {role, one("s3:*", "arn:aws:s3:::a/*"), ""},
-		"wild action, every one":    {role, one("s3:Get*", "*"), "scopes/s/resources/0: it is every resource"},
-		"wild action, every bucket": {role, one("s3:Get*", "arn:aws:s3:::*"), "scopes/s/resources/0: it is every resource"},
-		"one action, every one":     {role, one("ec2:DescribeInstances", "*"), ""},
-		"not an ARN":                {role, one("s3:Get", "reports/*"), "scopes/s/resources/0: "},
-		"wild service":              {role, one("s3:Get", "arn:aws:*:::a"), "scopes/s/resources/0: "},
-		"parameter as account":      {role, one("s3:Get", "arn:aws:s3::${prefix}:a"), "scopes/s/resources/0: "},
-		"unknown parameter":         {role, one("s3:Get", "arn:aws:s3:::${bucket}/*"), `scopes/s/resources/0: there is no parameter "bucket"`},
-		"AWS's variable":            {role, one("s3:Get", "arn:aws:s3:::a/${aws:username}/*"), `scopes/s/resources/0: there is no parameter "aws:username"`},
-		"stray dollar":              {role, one("s3:Get", "arn:aws:s3:::a/$${prefix}"), "scopes/s/resources/0: a parameter is written ${name}"},
-		"open reference":            {role, one("s3:Get", "arn:aws:s3:::a/${prefix"), "scopes/s/resources/0: a parameter is written ${name}"},
-		"quote":                     {role, one("s3:Get", `arn:aws:s3:::a"b`), "scopes/s/resources/0: it holds characters"},
-		"beyond Latin":              {role, one("s3:Get", "arn:aws:s3:::a/Ω"), "scopes/s/resources/0: it holds characters"},
+		"managed, not an ARN":         {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = []string{"ReadOnlyAccess"} }, "aws/managed_policies/0: give the ARN"},
+		"too many managed":            {role, func(r *Role, _ *broker.Entitlement) { r.ManagedPolicies = make([]string, 11) }, "aws/managed_policies: AWS accepts at most 10"},
+		"action *":                    {role, one("*", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
+		"service *":                   {role, one("*:Get", "arn:aws:s3:::a/b"), "scopes/s/actions/0: "},
+		"no action":                   {role, one("", "arn:aws:s3:::a/b"), "scopes/s/actions: "},
+		"no resource":                 {role, one("s3:Get", ""), "scopes/s/resources: "},
+		"wild action, one resource":   {role, one("s3:*", "arn:aws:s3:::a/*"), ""},
+		"wild action, every resource": {role, one("s3:Get*", "*"), "scopes/s/resources/0: it is every resource"},
+		"wild action, every bucket":   {role, one("s3:Get*", "arn:aws:s3:::*"), "scopes/s/resources/0: it is every resource"},
+		"one action, every resource":  {role, one("ec2:DescribeInstances", "*"), ""},
+		"not an ARN":                  {role, one("s3:Get", "reports/*"), "scopes/s/resources/0: "},
+		"wild service":                {role, one("s3:Get", "arn:aws:*:::a"), "scopes/s/resources/0: "},
+		"parameter as account":        {role, one("s3:Get", "arn:aws:s3::${prefix}:a"), "scopes/s/resources/0: "},
+		"unknown parameter":           {role, one("s3:Get", "arn:aws:s3:::${bucket}/*"), `scopes/s/resources/0: there is no parameter "bucket"`},
+		"AWS policy variable":         {role, one("s3:Get", "arn:aws:s3:::a/${aws:username}/*"), `scopes/s/resources/0: there is no parameter "aws:username"`},
+		"stray dollar":                {role, one("s3:Get", "arn:aws:s3:::a/$${prefix}"), "scopes/s/resources/0: write a parameter as ${name}"},
+		"unclosed reference":          {role, one("s3:Get", "arn:aws:s3:::a/${prefix"), "scopes/s/resources/0: write a parameter as ${name}"},
+		"quote":                       {role, one("s3:Get", `arn:aws:s3:::a"b`), "scopes/s/resources/0: it has characters"},
+		"beyond Latin":                {role, one("s3:Get", "arn:aws:s3:::a/Ω"), "scopes/s/resources/0: it has characters"},
 		"optional parameter": {role, func(_ *Role, e *broker.Entitlement) {
 			e.Parameters["prefix"] = broker.Parameter{Pattern: regexp.MustCompile("^a$")}
-		}, "parameters/prefix: scopes.read.resources names it: make it required"},
-		"maybe empty parameter": {role, func(_ *Role, e *broker.Entitlement) { e.Parameters["prefix"] = testPattern("[a-z]*") }, "parameters/prefix: scopes.read.resources names it: its pattern must not match"},
+		}, "parameters/prefix: scopes.read.resources references it: make it required"},
+		"maybe empty parameter": {role, func(_ *Role, e *broker.Entitlement) { e.Parameters["prefix"] = testPattern("[a-z]*") }, "parameters/prefix: scopes.read.resources references it: its pattern must not match"},
 		"too large": {role, func(r *Role, e *broker.Entitlement) {
 			e.Parameters["prefix"] = testPattern("[a-z]+")
 			r.Scopes["read"] = Scope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}/${prefix}/*", "arn:aws:s3:::b/${prefix}/${prefix}/*", "arn:aws:s3:::c/${prefix}/${prefix}/*", "arn:aws:s3:::d/${prefix}/${prefix}/*"}}
 		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
-		"another account's revoker": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{}, Revoker: "arn:aws:iam::210987654321:role/revoker"},
+		"revoker of another account": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{}, Revoker: "arn:aws:iam::210987654321:role/revoker"},
 			func(r *Role, _ *broker.Entitlement) { r.Revoke = DenySession }, "aws/revoke_sessions: the issuer's revoker_role_arn is in the account 210987654321"},
-		"its account's revoker": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{}, Revoker: "arn:aws:iam::123456789012:role/revoker"},
+		"revoker of the same account": {Config{Region: "eu-west-1", WebIdentity: &WebIdentity{}, Revoker: "arn:aws:iam::123456789012:role/revoker"},
 			func(r *Role, _ *broker.Entitlement) { r.Revoke = DenySession }, ""},
 		"too large, managed": {role, func(r *Role, _ *broker.Entitlement) {
-			for i := range awsManagedPolicies {
+			for i := range maxManagedPolicies {
 				r.ManagedPolicies = append(r.ManagedPolicies, fmt.Sprintf("arn:aws:iam::aws:policy/%s/%s%d", strings.Repeat("p", 60), strings.Repeat("n", 100), i))
 			}
 		}, "scopes: the session policy of all scopes with the longest parameters has 2"},
@@ -184,42 +184,42 @@ func TestWhatDoesNotCompile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r, e := reportsRole()
 			c.change(&r, e)
-			_, list := faults(c.cfg, r, e)
+			_, list := mistakes(c.cfg, r, e)
 			found := slices.ContainsFunc(list, func(s string) bool { return strings.HasPrefix(s, c.want) })
 			if (c.want == "") != (len(list) == 0) || c.want != "" && !found {
-				t.Errorf("faults are %q, want %q", list, c.want)
+				t.Errorf("mistakes are %q, want %q", list, c.want)
 			}
 		})
 	}
 }
 
-func TestAWSDigest(t *testing.T) {
+func TestDigestCoversWholeSpec(t *testing.T) {
 	role := Config{Region: "eu-west-1", AssumeRole: &AssumeRole{}}
 	seen := map[string]string{}
 	for name, change := range map[string]func(*Config, *Role){
-		"as it is": func(*Config, *Role) {},
-		"role":     func(_ *Config, r *Role) { r.RoleARN += "x" },
-		"managed":  func(_ *Config, r *Role) { r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/X"} },
-		"external": func(_ *Config, r *Role) { r.ExternalID = "acme" },
-		"chain":    func(_ *Config, r *Role) { r.Chain = true },
-		"full":     func(_ *Config, r *Role) { r.FullRole, r.Scopes = true, nil },
-		"scope":    func(_ *Config, r *Role) { delete(r.Scopes, "list") },
-		"action":   func(_ *Config, r *Role) { r.Scopes["list"].Actions[0] = "s3:GetBucketLocation" },
-		"resource": func(_ *Config, r *Role) { r.Scopes["list"].Resources[0] = "arn:aws:s3:::reports2" },
-		"endpoint": func(c *Config, _ *Role) { c.Endpoint = "https://minio.test" },
+		"unchanged": func(*Config, *Role) {},
+		"role":      func(_ *Config, r *Role) { r.RoleARN += "x" },
+		"managed":   func(_ *Config, r *Role) { r.ManagedPolicies = []string{"arn:aws:iam::aws:policy/X"} },
+		"external":  func(_ *Config, r *Role) { r.ExternalID = "acme" },
+		"chain":     func(_ *Config, r *Role) { r.Chain = true },
+		"full":      func(_ *Config, r *Role) { r.FullRole, r.Scopes = true, nil },
+		"scope":     func(_ *Config, r *Role) { delete(r.Scopes, "list") },
+		"action":    func(_ *Config, r *Role) { r.Scopes["list"].Actions[0] = "s3:GetBucketLocation" },
+		"resource":  func(_ *Config, r *Role) { r.Scopes["list"].Resources[0] = "arn:aws:s3:::reports2" },
+		"endpoint":  func(c *Config, _ *Role) { c.Endpoint = "https://minio.test" },
 	} {
 		r, e := reportsRole()
 		cfg := role
 		change(&cfg, &r)
-		digest := compileAWS(t, cfg, r, e).Digest().String()
+		digest := compile(t, cfg, r, e).Digest().String()
 		if other, ok := seen[digest]; ok {
 			t.Errorf("%q and %q have the same digest", name, other)
 		}
 		seen[digest] = name
 	}
-	// What the operator's slices become later is not what was compiled.
+	// The spec does not share the operator's slices.
 	r, e := reportsRole()
-	s := compileAWS(t, role, r, e)
+	s := compile(t, role, r, e)
 	before := s.Digest()
 	r.Scopes["list"].Actions[0] = "s3:DeleteBucket"
 	if s.Digest() != before {
@@ -227,7 +227,7 @@ func TestAWSDigest(t *testing.T) {
 	}
 }
 
-func TestWhatAPatternAllows(t *testing.T) {
+func TestAllowanceOfPattern(t *testing.T) {
 	for pattern, want := range map[string]string{
 		`[a-z0-9-]{1,40}`: "",
 		`.*`:              "",
@@ -253,7 +253,7 @@ func TestWhatAPatternAllows(t *testing.T) {
 		`\.\./x`:          "..",
 		`[a.]+`:           "",
 	} {
-		a := awsAllows(testPattern(pattern).Pattern)
+		a := allowanceOf(testPattern(pattern).Pattern)
 		got := a.characters
 		if a.dots {
 			got += ".."
@@ -262,28 +262,28 @@ func TestWhatAPatternAllows(t *testing.T) {
 			t.Errorf("%s allows %q, want %q", pattern, got, want)
 		}
 	}
-	if a := awsAllows(nil); a != (awsAllowance{}) {
+	if a := allowanceOf(nil); a != (allowance{}) {
 		t.Errorf("no pattern allows %+v", a)
 	}
 }
 
-func TestLongestParameter(t *testing.T) {
+func TestMaxLength(t *testing.T) {
 	for pattern, want := range map[string]int{
 		`[a-z]{1,40}`: 40, `[a-z]+`: 256, `a*`: 256, `abc|d`: 3, `(ab){3}c?`: 7, `.{2,}`: 256, `[a-z]{900}`: 256, `()*`: 0, `^$`: 0, `(?i)äb`: 2,
 	} {
-		if got := awsLongest(testPattern(pattern)); got != want {
+		if got := maxLength(testPattern(pattern)); got != want {
 			t.Errorf("%s matches %d characters, want %d", pattern, got, want)
 		}
 	}
-	if got := awsLongest(broker.Parameter{}); got != broker.MaxParameter {
+	if got := maxLength(broker.Parameter{}); got != broker.MaxParameter {
 		t.Errorf("without a pattern: %d", got)
 	}
 }
 
-func TestSubstitution(t *testing.T) {
+func TestParametersAreOnlyText(t *testing.T) {
 	r, e := reportsRole()
 	e.Parameters["prefix"] = testPattern(".+")
-	s := compileAWS(t, testRegion, r, e)
+	s := compile(t, testRegion, r, e)
 	for value, good := range map[string]bool{
 		"acme": true, "a/b": true, "a.b": true, "Zürich": true, "a b": true, "{x}": true, "": false, "*": false, "a?": false, "$": false,
 		"${aws:username}": false, "a:b": false, "..": false, "a/../b": false, "a...": false, `a"`: false, `\`: false, "a\n": false,
@@ -297,33 +297,33 @@ func TestSubstitution(t *testing.T) {
 			t.Errorf("%q: %q, %v", value, policy, err)
 		}
 	}
-	// Two values may not meet to what neither may be.
+	// Two values may not make ".." together.
 	r.Scopes = map[string]Scope{"s": {[]string{"s3:GetObject"}, []string{"arn:aws:s3:::a/${prefix}${next}"}}}
 	e.Parameters["next"] = testPattern("[a-z.]+")
-	s = compileAWS(t, testRegion, r, e)
+	s = compile(t, testRegion, r, e)
 	if _, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x.", "next": "."}); !errors.Is(err, broker.ErrInvalidParameter) {
-		t.Errorf("two values make two dots: %v", err)
+		t.Errorf("two dots from two values: got %v, want %v", err, broker.ErrInvalidParameter)
 	}
 	e.Parameters["next"] = testPattern(`\.\./[a-z]+`)
-	s = compileAWS(t, testRegion, r, e)
+	s = compile(t, testRegion, r, e)
 	if policy, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x/", "next": "../y"}); err != nil || !strings.Contains(policy, ":::a/x/../y") {
-		t.Errorf("two dots in so many words: %s, %v", policy, err)
+		t.Errorf("two dots that the pattern names: %s, %v", policy, err)
 	}
 	if _, err := s.SessionPolicy([]string{"s"}, map[string]string{"prefix": "x/../", "next": "../y"}); !errors.Is(err, broker.ErrInvalidParameter) {
-		t.Errorf("what one may, another may not: %v", err)
+		t.Errorf("two dots that another pattern names: got %v, want %v", err, broker.ErrInvalidParameter)
 	}
 }
 
-func TestSessionPolicyRefuses(t *testing.T) {
+func TestSessionPolicyRefusesScopes(t *testing.T) {
 	r, e := reportsRole()
-	s := compileAWS(t, testRegion, r, e)
-	full := compileAWS(t, testRegion, Role{RoleARN: testRole, FullRole: true}, e)
+	s := compile(t, testRegion, r, e)
+	full := compile(t, testRegion, Role{RoleARN: testRole, FullRole: true}, e)
 	values := map[string]string{"prefix": "acme"}
 	for name, f := range map[string]func() (string, error){
 		"no scope":          func() (string, error) { return s.SessionPolicy(nil, values) },
 		"unknown scope":     func() (string, error) { return s.SessionPolicy([]string{"read", "delete"}, values) },
 		"scopes, full role": func() (string, error) { return full.SessionPolicy([]string{"read"}, values) },
-		"of nothing at all": func() (string, error) { return (&Spec{}).SessionPolicy(nil, nil) },
+		"empty spec":        func() (string, error) { return (&Spec{}).SessionPolicy(nil, nil) },
 	} {
 		if policy, err := f(); policy != "" || !errors.Is(err, broker.ErrIssuerRefused) {
 			t.Errorf("%s: %q, %v", name, policy, err)
@@ -338,15 +338,14 @@ func TestSessionPolicyRefuses(t *testing.T) {
 		return err
 	}
 	if err := exact(2048); err != nil {
-		t.Errorf("2,048 characters: %v", err)
+		t.Errorf("2,048 characters: got %v, want none", err)
 	}
 	if err := exact(2049); !errors.Is(err, broker.ErrPolicyTooLarge) {
-		t.Errorf("2,049 characters: %v", err)
+		t.Errorf("2,049 characters: got %v, want %v", err, broker.ErrPolicyTooLarge)
 	}
 }
 
-// FuzzSessionPolicy: whatever a value is, the policy is the one that the
-// operator wrote with a text in it, or there is none.
+// For any value, the policy is the operator's with a text filled in, or an error.
 func FuzzSessionPolicy(f *testing.F) {
 	for _, value := range []string{"acme", "*", "a/../b", `"],"Action":["*`, "${aws:username}", "\u2028", "ä", "a:b", `\u002a`, ".", "{}"} {
 		f.Add(value, value)
@@ -354,7 +353,7 @@ func FuzzSessionPolicy(f *testing.F) {
 	r, e := reportsRole()
 	e.Parameters["prefix"], e.Parameters["next"] = testPattern("(?s:.+)"), testPattern("[^*]+")
 	r.Scopes["read"] = Scope{[]string{"s3:GetObject"}, []string{"arn:aws:s3:::reports/${prefix}/${next}*"}}
-	s := compileAWS(f, testRegion, r, e)
+	s := compile(f, testRegion, r, e)
 	f.Fuzz(func(t *testing.T, prefix, next string) {
 		text, err := s.SessionPolicy([]string{"read"}, map[string]string{"prefix": prefix, "next": next})
 		if err != nil {

@@ -6,58 +6,62 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
-	"github.com/aws/aws-sdk-go-v2/service/iam/types"
+	iamtypes "github.com/aws/aws-sdk-go-v2/service/iam/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 
 	"accessbroker.internal/broker"
 )
 
-// AWS has no call that ends a session. What comes closest is an inline policy
-// of its role that denies everything (IAM User Guide, "Revoking IAM role
-// temporary security credentials"). It is for sessions that a person or the kill
-// switch revokes, where the entitlement says so, and not for those that are
-// given back: a role takes some dozens of such policies and no more.
+// AWS has no call that ends a session. An inline policy of the session's role can
+// deny it everything (IAM User Guide, "Revoking IAM role temporary security
+// credentials"). The broker adds one for sessions that a person or the kill switch
+// revokes, if the entitlement says so, and not for those that their holder
+// returns: a role has room for some dozens of such policies.
 
-// Deny says which sessions are denied when one is revoked.
+// Deny selects the sessions that a revocation denies.
 type Deny string
 
-// The ways to deny.
+// The values of Deny.
 const (
 	DenyNone    Deny = ""
-	DenySession Deny = "session" // that one, by its session name
-	DenyRole    Deny = "role"    // all of the role that were made before, other holders' too
+	DenySession Deny = "session" // the revoked one, by its session name
+	DenyRole    Deny = "role"    // all earlier ones of the role, of other holders too
 )
 
 // Names of the inline policies.
 const (
-	awsDenyPrefix = "access-broker-revoked-"
-	awsDenyBefore = "access-broker-revoked-before"
+	denySessionPrefix = "access-broker-revoked-"
+	denyBeforePolicy  = "access-broker-revoked-before"
 )
 
-// An awsDenial is the handle of a lease whose session can be denied.
-type awsDenial struct {
-	Role    string `json:"role"` // its name, as IAM knows it
-	Account string `json:"account,omitempty"`
+// A denial is the handle of a lease whose session can be denied. Handles are
+// stored: their JSON names must not change.
+type denial struct {
+	Role    string `json:"role"`              // its name, without the path
+	Account string `json:"account,omitempty"` // empty in old handles
 	Deny    Deny   `json:"deny"`
 }
 
-// denial is the handle for a role; nil: its sessions are not denied.
+// denial returns the handle for the role's sessions; nil if they are not denied.
 func (s *Spec) denial() []byte {
 	if s.role.Revoke == DenyNone {
 		return nil
 	}
-	_, name, _ := strings.Cut(s.role.RoleARN, ":role/")
-	text, _ := json.Marshal(awsDenial{name[strings.LastIndexByte(name, '/')+1:], awsAccount(s.role.RoleARN), s.role.Revoke}) // strings always marshal
+	_, path, _ := strings.Cut(s.role.RoleARN, ":role/")
+	name := path[strings.LastIndexByte(path, '/')+1:]
+	text, _ := json.Marshal(denial{name, accountOf(s.role.RoleARN), s.role.Revoke}) // strings always marshal
 	return text
 }
 
-// Shares names what ends with a session that is revoked, if that is more than
-// itself: all of its role.
+// Shares names what a revocation ends besides its own session: the role, or
+// nothing.
 func (s *Spec) Shares() string {
 	if s.role.Revoke == DenyRole {
 		return s.role.RoleARN
@@ -69,55 +73,70 @@ func (c Config) checkRevoke(r Role, bad func(key, format string, args ...any)) {
 	switch {
 	case r.Revoke == DenyNone:
 	case r.Revoke != DenySession && r.Revoke != DenyRole:
-		bad("aws/revoke_sessions", "choose session, which denies the one that is revoked, or role, which denies all sessions of the role that were made before")
+		bad("aws/revoke_sessions", "choose session, which denies the revoked one, or role, which denies all earlier sessions of the role")
 	case c.Endpoint != "" && c.IAMEndpoint == "":
-		bad("aws/revoke_sessions", "it takes AWS's IAM, which the issuer's endpoint has not")
+		bad("aws/revoke_sessions", "it requires AWS's IAM, which the issuer's endpoint lacks")
 	case c.WebIdentity != nil && c.Revoker == "":
-		bad("aws/revoke_sessions", "say in the issuer's revoker_role_arn which role may deny them")
-	case c.Revoker != "" && awsAccount(c.Revoker) != awsAccount(r.RoleARN):
-		// IAM would look for a role of that name in the revoker's own account.
-		bad("aws/revoke_sessions", "the issuer's revoker_role_arn is in the account %s, and can deny sessions of roles of that account alone: use an issuer of its own for this role's account", awsAccount(c.Revoker))
+		bad("aws/revoke_sessions", "name the role that may deny sessions in the issuer's revoker_role_arn")
+	case c.Revoker != "" && accountOf(c.Revoker) != accountOf(r.RoleARN):
+		// IAM would look for a role of that name in the revoker's account.
+		bad("aws/revoke_sessions", "the issuer's revoker_role_arn is in the account %s, and can deny only sessions of that account's roles: use another issuer for this role's account", accountOf(c.Revoker))
 	}
 }
 
-// revoke denies a session, if it was revoked and its lease says how. IAM takes
-// some seconds to tell everybody and never says when it has: the truth is
-// pending, until time has ended the session.
-func (a *Issuer) revoke(ctx context.Context, l broker.Lease, d awsDenial) error {
+// Revoke denies the session if the entitlement says so. Otherwise a session ends
+// only at its expiry.
+func (a *Issuer) Revoke(ctx context.Context, l broker.Lease) error {
+	switch {
+	case string(l.Handle) == nothingIssued:
+		return nil
+	case len(l.Handle) == 0:
+		return broker.ErrNotRevocable
+	}
+	d, ok := a.denialOf(l)
+	if !ok {
+		return broker.ForeignLease(l)
+	}
+	return a.revoke(ctx, l, d)
+}
+
+// revoke adds or removes the policy that denies a session. IAM takes seconds to
+// spread a policy and never reports when that is done, so a denied session is
+// queued until its expiry, and never confirmed.
+func (a *Issuer) revoke(ctx context.Context, l broker.Lease, d denial) error {
 	now := a.cfg.Now()
 	over := !now.Before(l.Expires)
 	if l.EndHow != broker.EndRevoked || over && l.EndAsked.IsZero() {
 		return broker.ErrNotRevocable
 	}
-	ctx, cancel := context.WithTimeout(ctx, awsCallTime)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var err error
-	done := broker.ErrQueued
+	outcome := broker.ErrQueued
 	switch {
 	case over && d.Deny == DenySession:
-		// Nothing is left to deny, but what denied it takes one of the role's few
-		// places until it is gone.
-		err, done = a.allow(ctx, d.Role, awsDenyPrefix+l.ID.String()), broker.ErrNotRevocable
+		// The policy has served its purpose and takes up space.
+		err, outcome = a.undeny(ctx, d.Role, denySessionPrefix+l.ID.String()), broker.ErrNotRevocable
 	case over:
 		return broker.ErrNotRevocable
 	case d.Deny == DenySession:
-		err = a.deny(ctx, d.Role, awsDenyPrefix+l.ID.String(), "StringLike", "aws:userid", "*:"+l.ID.String())
+		err = a.deny(ctx, d.Role, denySessionPrefix+l.ID.String(), "StringLike", "aws:userid", "*:"+l.ID.String())
 	default:
 		err = a.denyBefore(ctx, d.Role, l, now)
 	}
 	if err == nil {
-		return done
+		return outcome
 	}
-	err = awsFailure("IAM", err)
-	var nothing *awsMadeNothing
-	if errors.As(err, &nothing) {
-		return nothing.error
+	err = failure("IAM", err)
+	var none *notIssued
+	if errors.As(err, &none) {
+		return none.error
 	}
 	return err
 }
 
-// deny puts an inline policy on a role. Putting the same again changes nothing,
-// so that an answer that was lost does no harm.
+// deny adds an inline policy to a role. Adding it again after a lost answer
+// changes nothing.
 func (a *Issuer) deny(ctx context.Context, role, name, operator, key, value string) error {
 	document, err := json.Marshal(map[string]any{
 		"Version": "2012-10-17",
@@ -132,34 +151,34 @@ func (a *Issuer) deny(ctx context.Context, role, name, operator, key, value stri
 	return err
 }
 
-// allow takes an inline policy away from a role. One that is not there, or
-// whose role is not, is no error.
-func (a *Issuer) allow(ctx context.Context, role, name string) error {
+// undeny removes an inline policy from a role. It is no error if the policy or
+// the role is gone.
+func (a *Issuer) undeny(ctx context.Context, role, name string) error {
 	_, err := a.iam.DeleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: &role, PolicyName: &name})
-	var none *types.NoSuchEntityException
+	var none *iamtypes.NoSuchEntityException
 	if errors.As(err, &none) {
 		return nil
 	}
 	return err
 }
 
-// denyBefore denies all sessions of a role that were made before now, unless
-// one that is later than this lease's session stands already: of a thousand
-// that are revoked at once, the first does it.
+// denyBefore denies all sessions of a role that were made before now. It does
+// nothing if the policy covers this lease's session already, so that of a thousand
+// revocations at once only the first writes.
 func (a *Issuer) denyBefore(ctx context.Context, role string, l broker.Lease, now time.Time) error {
-	out, err := a.iam.GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &role, PolicyName: aws.String(awsDenyBefore)})
-	if err == nil && deniedBefore(aws.ToString(out.PolicyDocument)).After(l.Opened.Add(broker.IssueDeadline+awsClockSkew)) {
+	out, err := a.iam.GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &role, PolicyName: aws.String(denyBeforePolicy)})
+	if err == nil && deniedBefore(aws.ToString(out.PolicyDocument)).After(l.Opened.Add(broker.IssueDeadline+clockSkew)) {
 		return nil
 	}
-	var none *types.NoSuchEntityException
+	var none *iamtypes.NoSuchEntityException
 	if err != nil && !errors.As(err, &none) {
 		return err
 	}
-	return a.deny(ctx, role, awsDenyBefore, "DateLessThan", "aws:TokenIssueTime", now.UTC().Format(time.RFC3339))
+	return a.deny(ctx, role, denyBeforePolicy, "DateLessThan", "aws:TokenIssueTime", now.UTC().Format(time.RFC3339))
 }
 
-// deniedBefore reads the time of a policy that denyBefore put, which IAM gives
-// URL-encoded; zero if it is none.
+// deniedBefore returns the time in a policy of denyBefore, which IAM returns
+// URL-encoded. It is zero for any other policy.
 func deniedBefore(document string) time.Time {
 	text, err := url.PathUnescape(document)
 	if err != nil {
@@ -178,78 +197,87 @@ func deniedBefore(document string) time.Time {
 	return policy.Statement[0].Condition.DateLessThan["aws:TokenIssueTime"]
 }
 
-// newIAM makes the client that denies. By an assertion, the broker assumes the
-// role that may; else it may itself, or assumes the role by its own credentials.
-func (a *Issuer) newIAM(client aws.HTTPClient, own aws.CredentialsProvider) *iam.Client {
-	var by aws.CredentialsProvider = own
+// newIAM returns the client that denies sessions. It assumes the revoker's role if
+// there is one, and uses the broker's own credentials otherwise.
+func (a *Issuer) newIAM(own aws.CredentialsProvider) *iam.Client {
+	by := own
 	if a.cfg.Revoker != "" {
-		by = aws.NewCredentialsCache(aws.CredentialsProviderFunc(a.asRevoker), func(o *aws.CredentialsCacheOptions) {
+		by = aws.NewCredentialsCache(aws.CredentialsProviderFunc(a.assumeRevoker), func(o *aws.CredentialsCacheOptions) {
 			o.ExpiryWindow = time.Minute
 		})
 	}
-	options := iam.Options{Region: a.cfg.Region, HTTPClient: client, Credentials: by, HTTPSignerV4: awsSigner{}, Retryer: aws.NopRetryer{}}
+	options := iam.Options{
+		Region: a.cfg.Region, HTTPClient: newHTTPClient(a.cfg.HTTP, a.cfg.Roots), Credentials: by,
+		HTTPSignerV4: signer{}, Retryer: aws.NopRetryer{},
+	}
 	if a.cfg.IAMEndpoint != "" {
 		options.BaseEndpoint = &a.cfg.IAMEndpoint
 	}
 	return iam.New(options)
 }
 
-// awsRevoker names the broker's own sessions that deny others, and is the sub
-// of its assertion for them: no entitlement's, which begin with "entitlement:".
-const awsRevoker = "revoker"
+// revoker is the session name of the broker's own sessions that deny others, and
+// the sub of their assertion. No entitlement has that sub: theirs start with
+// "entitlement:".
+const revoker = "revoker"
 
-// asRevoker assumes the role that may deny.
-func (a *Issuer) asRevoker(ctx context.Context) (aws.Credentials, error) {
+// assumeRevoker assumes the role that may deny sessions.
+func (a *Issuer) assumeRevoker(ctx context.Context) (aws.Credentials, error) {
 	now := a.cfg.Now()
 	seconds := int32(MinTTL / time.Second)
 	if a.cfg.WebIdentity == nil {
-		out, err := a.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(awsRevoker), DurationSeconds: &seconds})
+		out, err := a.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(revoker), DurationSeconds: &seconds})
 		if err != nil {
-			return aws.Credentials{}, awsFailure("AssumeRole", err)
+			return aws.Credentials{}, failure("AssumeRole", err)
 		}
-		return awsSessionOf(out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken, out.Credentials.Expiration)
+		return credentialsOf(out.Credentials)
 	}
-	assertion, err := a.sign(map[string]any{"sub": awsRevoker, "jti": broker.NewLeaseID(now).String()}, now)
+	assertion, err := a.sign(map[string]any{"sub": revoker, "jti": broker.NewLeaseID(now).String()}, now)
 	if err != nil {
 		return aws.Credentials{}, err
 	}
 	out, err := a.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
-		RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(awsRevoker), WebIdentityToken: &assertion, DurationSeconds: &seconds,
+		RoleArn: &a.cfg.Revoker, RoleSessionName: aws.String(revoker), WebIdentityToken: &assertion, DurationSeconds: &seconds,
 	})
 	if err != nil {
-		return aws.Credentials{}, awsFailure("AssumeRoleWithWebIdentity", err)
+		return aws.Credentials{}, failure("AssumeRoleWithWebIdentity", err)
 	}
-	return awsSessionOf(out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken, out.Credentials.Expiration)
+	return credentialsOf(out.Credentials)
 }
 
-func awsSessionOf(id, secret, token *string, expires *time.Time) (aws.Credentials, error) {
-	if aws.ToString(id) == "" || aws.ToString(secret) == "" || expires == nil {
+func credentialsOf(c *types.Credentials) (aws.Credentials, error) {
+	if c == nil || aws.ToString(c.AccessKeyId) == "" || aws.ToString(c.SecretAccessKey) == "" || c.Expiration == nil {
 		return aws.Credentials{}, fmt.Errorf("%w: STS answered without a credential", broker.ErrIssuerUnavailable)
 	}
-	return aws.Credentials{AccessKeyID: *id, SecretAccessKey: *secret, SessionToken: aws.ToString(token), CanExpire: true, Expires: *expires}, nil
+	return aws.Credentials{
+		AccessKeyID: *c.AccessKeyId, SecretAccessKey: *c.SecretAccessKey, SessionToken: aws.ToString(c.SessionToken),
+		CanExpire: true, Expires: *c.Expiration,
+	}, nil
 }
 
 // Owns reports whether this issuer can end the lease. A lease without a handle
 // ends only at its expiry, under any issuer.
 func (a *Issuer) Owns(l broker.Lease) bool {
-	if len(l.Handle) == 0 || string(l.Handle) == awsNothing {
+	if len(l.Handle) == 0 || string(l.Handle) == nothingIssued {
 		return true
 	}
 	_, ok := a.denialOf(l)
 	return ok
 }
 
-// denialOf reads the handle of a lease whose session can be denied, by us.
-func (a *Issuer) denialOf(l broker.Lease) (d awsDenial, ok bool) {
-	if json.Unmarshal(l.Handle, &d) != nil || !awsRoleName.MatchString(d.Role) || d.Deny != DenySession && d.Deny != DenyRole {
+var roleName = regexp.MustCompile(`^[\w+=,.@-]{1,64}$`)
+
+// denialOf returns the denial in a lease's handle, if this issuer can carry it
+// out. In another account it would deny the sessions of a role of the same name.
+func (a *Issuer) denialOf(l broker.Lease) (d denial, ok bool) {
+	if json.Unmarshal(l.Handle, &d) != nil || !roleName.MatchString(d.Role) || d.Deny != DenySession && d.Deny != DenyRole {
 		return d, false
 	}
-	// The role of that name in another account would be denied what it may.
-	return d, d.Account == "" || a.cfg.Revoker == "" || d.Account == awsAccount(a.cfg.Revoker)
+	return d, d.Account == "" || a.cfg.Revoker == "" || d.Account == accountOf(a.cfg.Revoker)
 }
 
-// awsAccount gives the account that an ARN of IAM is in.
-func awsAccount(arn string) string {
+// accountOf returns the account of an ARN of IAM.
+func accountOf(arn string) string {
 	parts := strings.SplitN(arn, ":", 6)
 	if len(parts) < 6 {
 		return ""

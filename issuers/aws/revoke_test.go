@@ -17,7 +17,7 @@ import (
 	"accessbroker.internal/issuers/issuertest"
 )
 
-// A fakeIAM keeps inline policies of roles, as IAM's query protocol does.
+// A fakeIAM stores inline policies of roles, through IAM's query protocol.
 type fakeIAM struct {
 	t   *testing.T
 	url string
@@ -38,7 +38,7 @@ func newFakeIAM(t *testing.T) *fakeIAM {
 
 func (f *fakeIAM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := r.ParseForm(); err != nil || !strings.Contains(r.Header.Get("Authorization"), "/iam/aws4_request") {
-		f.t.Errorf("an unsigned call, or %v", err)
+		f.t.Errorf("the request is not signed for IAM, or %v", err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,12 +61,12 @@ func (f *fakeIAM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case action == "GetRolePolicy":
 		result = fmt.Sprintf("<GetRolePolicyResult><RoleName>r</RoleName><PolicyName>n</PolicyName><PolicyDocument>%s</PolicyDocument></GetRolePolicyResult>", url.QueryEscape(document))
 	default:
-		f.t.Errorf("a call of %s", action)
+		f.t.Errorf("unexpected action %s", action)
 	}
 	fmt.Fprintf(w, `<%[1]sResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/">%[2]s<ResponseMetadata><RequestId>r</RequestId></ResponseMetadata></%[1]sResponse>`, action, result)
 }
 
-// revocable makes an issuer whose sessions can be denied, and a lease of it
+// revocable returns an issuer whose sessions can be denied, and one of its leases
 // that is being revoked.
 func revocable(t *testing.T, deny Deny) (*Issuer, *fakeIAM, *fakeSTS, broker.Lease) {
 	t.Helper()
@@ -75,11 +75,11 @@ func revocable(t *testing.T, deny Deny) (*Issuer, *fakeIAM, *fakeSTS, broker.Lea
 	cfg.Revoker, cfg.IAMEndpoint = "arn:aws:iam::123456789012:role/revoker", iam.url
 	now := issuertest.Noon
 	cfg.Now = func() time.Time { return now }
-	a := newTestAWS(t, cfg)
-	o := awsOrder(t, a)
+	a := newIssuer(t, cfg)
+	o := newOrder(t, a)
 	role, e := reportsRole()
 	role.Revoke = deny
-	e.Spec = compileAWS(t, a.cfg, role, e)
+	e.Spec = compile(t, a.cfg, role, e)
 	o.Entitlement = e
 	prepared, err := a.Prepare(t.Context(), o)
 	if err != nil || len(prepared.Handle) == 0 {
@@ -91,24 +91,24 @@ func revocable(t *testing.T, deny Deny) (*Issuer, *fakeIAM, *fakeSTS, broker.Lea
 	return a, iam, f, l
 }
 
-func TestAWSDeniesASession(t *testing.T) {
+func TestRevokeDeniesSession(t *testing.T) {
 	a, iam, f, l := revocable(t, DenySession)
 	returned := l
 	returned.EndHow = broker.EndReturned
 	if err := a.Revoke(t.Context(), returned); !errors.Is(err, broker.ErrNotRevocable) || iam.puts != 0 {
-		t.Errorf("given back: %v, %d policies", err, iam.puts)
+		t.Errorf("returned lease: got %v, want %v; %d policies", err, broker.ErrNotRevocable, iam.puts)
 	}
-	for range 2 { // the second is a try after a lost answer
+	for range 2 { // the first answer may have been lost
 		if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrQueued) {
 			t.Fatalf("revoked: %v", err)
 		}
 	}
 	want := `{"Statement":[{"Action":"*","Condition":{"StringLike":{"aws:userid":"*:` + l.ID.String() + `"}},"Effect":"Deny","Resource":"*"}],"Version":"2012-10-17"}`
-	name := "reports/" + awsDenyPrefix + l.ID.String()
+	name := "reports/" + denySessionPrefix + l.ID.String()
 	if len(iam.policies) != 1 || iam.policies[name] != want {
 		t.Errorf("IAM has %v", iam.policies)
 	}
-	// The broker is not the entitlement's, but its own.
+	// The broker assumes the revoker's role as itself, not for an entitlement.
 	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(f.calls[0].form.Get("WebIdentityToken"), ".")[1])
 	var claims struct {
 		Sub string `json:"sub"`
@@ -116,18 +116,18 @@ func TestAWSDeniesASession(t *testing.T) {
 	if err != nil || json.Unmarshal(payload, &claims) != nil || claims.Sub != "revoker" {
 		t.Errorf("the assertion's sub is %q", claims.Sub)
 	}
-	// When time has ended the session, nothing is left to deny.
+	// The policy is removed when the session has expired.
 	a.cfg.Now = func() time.Time { return l.Expires }
 	f.clock = a.cfg.Now
 	l.EndAsked = issuertest.Noon
 	if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) || len(iam.policies) != 0 {
-		t.Errorf("after its end: %v, IAM has %v", err, iam.policies)
+		t.Errorf("expired: %v, IAM has %v", err, iam.policies)
 	}
 }
 
-// A denial that outlives its session takes a place that the next one needs: it
-// is taken away again and again until it is gone.
-func TestAWSTakesADenialAway(t *testing.T) {
+// A policy that outlives its session takes up space. The broker tries to remove it
+// until it succeeds.
+func TestRevokeRemovesDenial(t *testing.T) {
 	for _, c := range []struct {
 		status int
 		code   string
@@ -135,8 +135,8 @@ func TestAWSTakesADenialAway(t *testing.T) {
 	}{
 		{400, "Throttling", broker.ErrIssuerUnavailable},
 		{503, "ServiceUnavailable", broker.ErrIssuerUnavailable},
-		{403, "AccessDenied", broker.ErrIssuerRefused}, // an operator can repair that
-		{404, "NoSuchEntity", broker.ErrNotRevocable},  // the role may be gone as well
+		{403, "AccessDenied", broker.ErrIssuerRefused}, // the operator can fix that
+		{404, "NoSuchEntity", broker.ErrNotRevocable},  // the role may be gone, too
 	} {
 		a, iam, f, l := revocable(t, DenySession)
 		if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrQueued) || len(iam.policies) != 1 {
@@ -150,7 +150,7 @@ func TestAWSTakesADenialAway(t *testing.T) {
 			t.Errorf("%s: %v", c.code, err)
 		}
 		iam.refuse = nil
-		for range 2 { // the second is a try after a lost answer
+		for range 2 { // the first answer may have been lost
 			if err := a.Revoke(t.Context(), l); !errors.Is(err, broker.ErrNotRevocable) || len(iam.policies) != 0 {
 				t.Errorf("after %s: %v, IAM has %v", c.code, err, iam.policies)
 			}
@@ -158,9 +158,8 @@ func TestAWSTakesADenialAway(t *testing.T) {
 	}
 }
 
-// One policy denies all sessions of the role from before; those that are
-// revoked with it need no other.
-func TestAWSDeniesARole(t *testing.T) {
+// One policy denies all earlier sessions of the role; revoking them needs no other.
+func TestRevokeDeniesRole(t *testing.T) {
 	a, iam, f, l := revocable(t, DenyRole)
 	at := issuertest.Noon.Add(10 * time.Minute)
 	a.cfg.Now = func() time.Time { return at }
@@ -171,21 +170,21 @@ func TestAWSDeniesARole(t *testing.T) {
 		}
 	}
 	want := `{"Statement":[{"Action":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"` + at.Format(time.RFC3339) + `"}},"Effect":"Deny","Resource":"*"}],"Version":"2012-10-17"}`
-	if iam.puts != 1 || iam.policies["reports/"+awsDenyBefore] != want {
-		t.Errorf("%d times, IAM has %v", iam.puts, iam.policies)
+	if iam.puts != 1 || iam.policies["reports/"+denyBeforePolicy] != want {
+		t.Errorf("%d writes, want 1; IAM has %v", iam.puts, iam.policies)
 	}
 	later := l
 	later.Opened, at = at, at.Add(time.Hour/2)
 	if err := a.Revoke(t.Context(), later); !errors.Is(err, broker.ErrQueued) || iam.puts != 2 {
-		t.Errorf("a later session: %v, put %d times", err, iam.puts)
+		t.Errorf("later session: %v, %d writes, want 2", err, iam.puts)
 	}
 	spec := Spec{role: Role{RoleARN: "arn:aws:iam::1:role/x", Revoke: DenyRole}}
 	if spec.Shares() != "arn:aws:iam::1:role/x" {
-		t.Errorf("it shares %q", spec.Shares())
+		t.Errorf("Shares() = %q", spec.Shares())
 	}
 }
 
-func TestAWSCannotDeny(t *testing.T) {
+func TestRevokeReportsIAMErrors(t *testing.T) {
 	for _, c := range []struct {
 		status int
 		code   string
@@ -200,14 +199,14 @@ func TestAWSCannotDeny(t *testing.T) {
 		a, iam, _, l := revocable(t, DenySession)
 		iam.refuse = stsError(c.status, c.code, "no")
 		if err := a.Revoke(t.Context(), l); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v", c.code, err)
+			t.Errorf("%s: got %v, want %v", c.code, err, c.want)
 		}
 	}
 	a, _, _, l := revocable(t, DenySession)
 	for _, handle := range []string{"{}", `{"role":"../x","deny":"session"}`, `{"role":"x","deny":"all"}`, "x", `{"role":"x","account":"210987654321","deny":"role"}`} {
 		l.Handle = []byte(handle)
 		if err := a.Revoke(t.Context(), l); err == nil || errors.Is(err, broker.ErrQueued) {
-			t.Errorf("the handle %s: %v", handle, err)
+			t.Errorf("handle %s: got %v, want a refusal", handle, err)
 		}
 	}
 }
@@ -221,7 +220,7 @@ func TestOwns(t *testing.T) {
 		"":                              true,
 		vaultHandle:                     false,
 		string(l.Handle):                true,
-		awsNothing:                      true,
+		nothingIssued:                   true,
 		`{"role":"x","deny":"session"}`: true, // stored before handles named the account
 		`{"role":"x","account":"210987654321","deny":"session"}`: false,
 	} {

@@ -134,7 +134,7 @@ func writeOutcome(w io.Writer, r *api.Request) {
 
 func (c card) grant(g *api.Grant) {
 	if g != nil {
-		c.line("granted", strings.TrimSpace(strings.Join(g.Scopes, " ")+" valid "+g.TTL.String()))
+		c.line("granted", strings.TrimPrefix(strings.Join(g.Scopes, " ")+", valid "+g.TTL.String(), ", "))
 		c.line("collectable", "until "+clock(g.CollectUntil))
 	}
 }

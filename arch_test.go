@@ -21,28 +21,30 @@ const module = "accessbroker.internal"
 // itself: "go list" in a test is served from the test cache and misses new
 // imports. Tests may import more; see below.
 var ours = map[string][]string{
-	"api":                 {},
-	"agent":               {"api"},
-	"audit":               {},
-	"audit/verify":        {"audit"},
-	"broker":              {"audit"},
-	"attest":              {"broker", "audit"}, // audit for Digest, the type of a proof's hash
-	"attest/localca":      {},
-	"policy":              {"broker", "audit"},
-	"issuers/token":       {"broker", "audit"},
-	"issuers/vault":       {"broker", "audit"},
-	"issuers/aws":         {"broker", "audit", "issuers/token"}, // token signs its assertions
-	"issuers/issuertest":  {"broker", "audit", "store"},
-	"notify":              {"broker"},
-	"store":               {"broker", "audit"},
-	"server":              {"api", "audit", "broker", "server/ui"},
-	"server/ui":           {},
-	"internal/brokertest": {"*"},
-	"internal/config":     {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit"},
-	"internal/service":    {"internal/config", "server", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker"},
-	"internal/softkey":    {},
-	"internal/mutate":     {},
-	"cmd/broker":          {"*"},
+	"api":                       {},
+	"agent":                     {"api"},
+	"audit":                     {},
+	"audit/verify":              {"audit"},
+	"broker":                    {"audit"},
+	"attest":                    {"broker", "audit"}, // audit for Digest, the type of a proof's hash
+	"attest/localca":            {},
+	"policy":                    {"broker", "audit"},
+	"issuers/token":             {"broker", "audit"},
+	"issuers/vault":             {"broker", "audit"},
+	"issuers/aws":               {"broker", "audit", "issuers/token"}, // token signs its assertions
+	"issuers/issuertest":        {"broker", "audit", "store"},
+	"notify":                    {"broker"},
+	"store":                     {"broker", "audit"},
+	"server":                    {"api", "audit", "broker", "server/ui"},
+	"server/ui":                 {},
+	"internal/brokertest":       {"*"},
+	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
+	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
+	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit"},
+	"internal/service":          {"internal/config", "server", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker"},
+	"internal/softkey":          {},
+	"internal/mutate":           {},
+	"cmd/broker":                {"*"},
 }
 
 // rooms says where a third-party library lives. Tests may use any.
@@ -55,7 +57,7 @@ var rooms = map[string][]string{
 	"github.com/coreos/go-oidc":           {"attest"},
 	"golang.org/x/oauth2":                 {"attest"},
 	"github.com/cedar-policy/cedar-go":    {"policy"},
-	"github.com/golang-jwt/jwt":           {"issuers/token", "issuers/vault", "cmd/broker"}, // cmd/broker: the demo's resource server
+	"github.com/golang-jwt/jwt":           {"issuers/token", "issuers/vault", "cmd/broker", "internal/devworld"}, // cmd/broker: the demo's resource server; internal/devworld: the login
 	"modernc.org/sqlite":                  {"store"},
 	"database/sql":                        {"store"},
 	"golang.org/x/mod":                    {"audit", "audit/verify", "store"},
@@ -64,7 +66,7 @@ var rooms = map[string][]string{
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"policy", "internal/config"},
 	"golang.org/x/time":                   {"server", "broker"},
-	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "cmd/broker", "internal/service"},
+	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/hashicorp/vault/api":      {"issuers/vault"},
 	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
 	"golang.org/x/sys":                    {"store"},
@@ -74,6 +76,7 @@ var rooms = map[string][]string{
 var files = map[string]string{
 	"cmd/broker":          "flags, files, environment, terminal",
 	"internal/brokertest": "test kit",
+	"internal/devworld":   "the files of a world",
 	"internal/config":     "the operator's file, secrets and authorities",
 	"internal/service":    "the admin socket, the checkpoint file, and the files of the rules",
 	"internal/mutate":     "a program for developers: reads source files, prints survivors",

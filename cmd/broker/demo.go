@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -20,6 +18,7 @@ import (
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
+	"accessbroker.internal/internal/devworld"
 )
 
 func (a *app) demoCommand() *cobra.Command {
@@ -38,13 +37,15 @@ exits with 0 only if all of it went as it says.`,
 				return fmt.Errorf("making a folder: %w", err)
 			}
 			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-			var at devAddresses
-			for _, address := range []*string{&at.listen, &at.pages, &at.loginAddress} {
-				if *address, err = freeAddress(); err != nil {
-					return err
-				}
+			at, err := devworld.FreeAddresses()
+			if err != nil {
+				return err
 			}
-			return withDevWorld(c.Context(), dir, at, a, slog.LevelError, func(ctx context.Context, w *devWorld) error {
+			w, err := devworld.New(dir, at)
+			if err != nil {
+				return err
+			}
+			return w.Run(c.Context(), newLogger(a.err, "text", slog.LevelError), func(ctx context.Context) error {
 				ctx, cancel := context.WithTimeout(ctx, time.Minute)
 				defer cancel()
 				d := &demo{app: a, world: w}
@@ -54,19 +55,10 @@ exits with 0 only if all of it went as it says.`,
 	}
 }
 
-// freeAddress finds a loopback port that nobody listens on at the moment.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("looking for a free port: %w", err)
-	}
-	return l.Addr().String(), l.Close()
-}
-
 // A demo is the story that "broker demo" tells.
 type demo struct {
 	*app
-	world   *devWorld
+	world   *devworld.World
 	step    int
 	agent   *api.Client
 	tickets *ticketAPI
@@ -76,7 +68,7 @@ type demo struct {
 // clientOf is how a part of the story reaches the broker: by its own Workload
 // API socket, and nothing else.
 func (d *demo) clientOf(name string) clientConfig {
-	return clientConfig{server: d.world.settings.ExternalURL.String(), socket: "unix://" + d.world.socket(name)}
+	return clientConfig{server: d.world.URL(), socket: "unix://" + d.world.Socket(name)}
 }
 
 func (d *demo) chapter(title string) {
@@ -264,10 +256,10 @@ func (d *demo) giveBack(ctx context.Context, credential *api.Credential) error {
 
 func (d *demo) verify(ctx context.Context) error {
 	d.chapter("An auditor verifies the log, with nothing but the file")
-	if err := d.world.service.Publish(ctx); err != nil {
+	if err := d.world.Service().Publish(ctx); err != nil {
 		return err
 	}
-	code := d.audits(ctx, "sqlite:"+filepath.Join(d.world.dir, "broker.db"))
+	code := d.audits(ctx, d.world.Database())
 	if err := expect(code == exitOK, "broker audit verify ended with %d", code); err != nil {
 		return err
 	}
@@ -279,7 +271,7 @@ func (d *demo) verify(ctx context.Context) error {
 
 // showLog prints the records that the story made.
 func (d *demo) showLog(ctx context.Context) error {
-	for item, err := range d.world.service.Store().Source().Items(ctx) {
+	for item, err := range d.world.Service().Store().Source().Items(ctx) {
 		if err != nil {
 			return err
 		}
@@ -289,7 +281,7 @@ func (d *demo) showLog(ctx context.Context) error {
 		}
 		what := ""
 		if r.Caller != nil {
-			what = strings.TrimPrefix(r.Caller.ID, "spiffe://"+devDomain)
+			what = strings.TrimPrefix(r.Caller.ID, "spiffe://"+devworld.TrustDomain)
 		}
 		if r.Request != nil {
 			what += "  " + strings.Join(r.Request.Scopes, " ")
@@ -301,12 +293,12 @@ func (d *demo) showLog(ctx context.Context) error {
 
 // audits runs what an auditor runs, who knows the log's key, and nothing else.
 func (d *demo) audits(ctx context.Context, what string) (code int) {
-	return demoPerson{d, ""}.runs(ctx, "", "audit", "verify", what, "--key", d.world.service.LogKey())
+	return demoPerson{d, ""}.runs(ctx, "", "audit", "verify", what, "--key", d.world.Service().LogKey())
 }
 
 func (d *demo) tamper(ctx context.Context) error {
 	d.chapter("Somebody changes one byte of a copy, and the log says where")
-	copied := filepath.Join(d.world.dir, "copy.jsonl")
+	copied := d.world.Path("copy.jsonl")
 	index, err := d.exportChanged(ctx, copied)
 	if err != nil {
 		return err
@@ -319,7 +311,7 @@ func (d *demo) tamper(ctx context.Context) error {
 // credential: the agent's name.
 func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
 	var export bytes.Buffer
-	if err := verify.Export(ctx, &export, d.world.service.Store().Source()); err != nil {
+	if err := verify.Export(ctx, &export, d.world.Service().Store().Source()); err != nil {
 		return 0, err
 	}
 	const before, after = "agent/triage", "agent/triagE"

@@ -9,13 +9,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/cookiejar"
 	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/internal/devworld"
 )
 
 // approve has the agent ask for what takes a person, wait, and get it when one
@@ -97,8 +97,8 @@ type demoPerson struct {
 // there only whom to trust.
 func (p demoPerson) getenv(name string) string {
 	return map[string]string{
-		"XDG_CONFIG_HOME": p.home, "BROKER_URL": p.world.settings.ExternalURL.String(), "BROKER_ID": "spiffe://" + devDomain + "/broker",
-		"SPIFFE_ENDPOINT_SOCKET": "unix://" + p.world.socket("agent"),
+		"XDG_CONFIG_HOME": p.home, "BROKER_URL": p.world.URL(), "BROKER_ID": devworld.BrokerID,
+		"SPIFFE_ENDPOINT_SOCKET": "unix://" + p.world.Socket("agent"),
 	}[name]
 }
 
@@ -135,7 +135,7 @@ func (t *typist) Read(b []byte) (int, error) {
 // logIn does in a browser's stead what a person does who runs "broker login":
 // logs in at the provider, and lets the terminal act for them.
 func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err error) {
-	p = demoPerson{d, filepath.Join(d.world.dir, "home-of-"+person)}
+	p = demoPerson{d, filepath.Join(d.world.Dir, "home-of-"+person)}
 	session, err := d.openSession(ctx, person)
 	if err != nil {
 		return p, err
@@ -147,11 +147,11 @@ func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err erro
 func (d *demo) openSession(ctx context.Context, person string) (*api.Session, error) {
 	verifier := rand.Text() + rand.Text()
 	challenge := sha256.Sum256([]byte(verifier))
-	b, err := browserOf(ctx, d.world.pagesURL(), person)
+	b, err := devworld.LogIn(ctx, d.world.PagesURL(), person)
 	if err != nil {
 		return nil, err
 	}
-	terminal, err := b.visit(ctx, http.MethodPost, b.pages+"/ui/terminal", url.Values{
+	terminal, err := b.Follow(ctx, http.MethodPost, b.Pages()+"/ui/terminal", url.Values{
 		"decision": {"allow"}, "port": {"65000"}, "state": {"demo"}, "challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])},
 	})
 	if err != nil {
@@ -169,51 +169,4 @@ func (d *demo) openSession(ctx context.Context, person string) (*api.Session, er
 	}
 	defer done()
 	return client.OpenSession(ctx, api.Login{Code: at.Query().Get("code"), Verifier: verifier})
-}
-
-// A demoBrowser follows no redirect by itself.
-type demoBrowser struct {
-	client *http.Client
-	pages  string
-}
-
-// browserOf gives the browser of a person who is logged in.
-func browserOf(ctx context.Context, pages, person string) (b demoBrowser, err error) {
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		return b, err
-	}
-	b = demoBrowser{&http.Client{Jar: jar, Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, pages}
-	provider, err := b.visit(ctx, http.MethodGet, pages+"/ui/login", nil)
-	if err != nil {
-		return b, err
-	}
-	back, err := b.visit(ctx, http.MethodPost, provider, url.Values{"person": {person}})
-	if err != nil {
-		return b, err
-	}
-	_, err = b.visit(ctx, http.MethodGet, back, nil)
-	return b, err
-}
-
-// visit gives where the browser is sent.
-func (b demoBrowser) visit(ctx context.Context, method, where string, form url.Values) (next string, err error) {
-	req, err := http.NewRequestWithContext(ctx, method, where, strings.NewReader(form.Encode()))
-	if err != nil {
-		return "", fmt.Errorf("going to %s: %w", where, err)
-	}
-	if form != nil {
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
-	resp, err := b.client.Do(req)
-	if err != nil {
-		return "", fmt.Errorf("going to %s: %w", where, err)
-	}
-	if err := resp.Body.Close(); err != nil {
-		return "", err
-	}
-	if next = resp.Header.Get("Location"); next == "" {
-		return "", fmt.Errorf("going to %s: %s, and it leads nowhere", where, resp.Status)
-	}
-	return next, nil
 }

@@ -40,7 +40,7 @@ func (d *demo) startTickets(ctx context.Context) (*ticketAPI, error) {
 		return nil, fmt.Errorf("starting the ticket API: %w", err)
 	}
 	t := &ticketAPI{
-		url: "http://" + l.Addr().String(), issuer: d.world.settings.ExternalURL.String(),
+		url: "http://" + l.Addr().String(), issuer: d.world.URL(),
 		audience: "https://tickets.acme.test", keys: client.JWKS,
 	}
 	mux := http.NewServeMux()

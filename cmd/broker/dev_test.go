@@ -1,24 +1,26 @@
 package main
 
 import (
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"accessbroker.internal/internal/config"
+	"accessbroker.internal/internal/devworld"
 )
 
-// What "broker dev" prints can be copied: the program is found, and so is the
+// The commands that "broker dev" prints can be copied: they find the program and the
 // admin socket.
-func TestDevSaysHowToReachIt(t *testing.T) {
+func TestDevPrintsCommandsToCopy(t *testing.T) {
+	w, err := devworld.New(t.TempDir(), devworld.Addresses{Broker: "127.0.0.1:8443", Pages: "127.0.0.1:8480", Login: "127.0.0.1:8481"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out strings.Builder
-	w := &devWorld{dir: "/w", settings: &config.Config{ExternalURL: &url.URL{Scheme: "https", Host: "127.0.0.1:8443"}, AdminSocket: "/w/admin.sock"}}
-	w.welcome(&app{terminal: terminal{out: &out}})
-	for _, line := range []string{"  export BROKER_ADMIN_SOCKET=/w/admin.sock\n", "  broker kill --under spiffe://acme.test/agent --why "} {
+	(&app{terminal: terminal{out: &out}}).welcome(w)
+	for _, line := range []string{"  export BROKER_ADMIN_SOCKET=" + w.AdminSocket() + "\n", "  broker kill --under spiffe://acme.test/agent --why "} {
 		if !strings.Contains(out.String(), line) {
-			t.Errorf("without %q:\n%s", line, out.String())
+			t.Errorf("got %s\nwant %q in it", out.String(), line)
 		}
 	}
 	here, err := filepath.Abs(".")
@@ -26,8 +28,8 @@ func TestDevSaysHowToReachIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for arg0, want := range map[string]string{"broker": "", "bin/broker": filepath.Join(here, "bin"), "/usr/local/bin/broker": "/usr/local/bin"} {
-		if got := foundIn(arg0); got != want {
-			t.Errorf("started as %s, it is found in %q, want %q", arg0, got, want)
+		if got := programDir(arg0); got != want {
+			t.Errorf("%s: got %q, want %q", arg0, got, want)
 		}
 	}
 }

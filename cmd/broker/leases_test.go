@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -15,41 +14,35 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/brokertest"
 )
 
 // makeStuck moves the agent's lease to an issuer that can't revoke it, and adds two
 // active leases like it.
-func (w *devWorld) makeStuck(t *testing.T, lease string) {
+func makeStuck(t *testing.T, w *brokertest.World, id broker.LeaseID) {
 	t.Helper()
-	v, err := w.open(t, io.Discard, nil)
+	v, err := w.Open(io.Discard, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := broker.ParseLeaseID(lease)
-	if err != nil {
-		t.Fatal(err)
-	}
-	now, at := time.Now(), sha256.Sum256([]byte("https://vault.test:8200\n"))
-	err = v.Store().Update(t.Context(), []broker.Key{id}, func(tx broker.Tx) error {
+	var stuck broker.Lease
+	err = v.Store().View(t.Context(), func(tx broker.Tx) error {
 		row, err := tx.Get(id)
-		if err != nil {
-			return err
+		if err == nil {
+			stuck = *row.(*broker.Lease)
 		}
-		stuck := *row.(*broker.Lease)
-		for range 2 {
-			active := stuck
-			active.ID = broker.NewLeaseID(now)
-			tx.Put(&active)
-		}
-		stuck.Issuer, stuck.Status, stuck.Revocation = "vault", broker.LeaseRevoking, broker.RevokedPending
-		stuck.Handle = fmt.Appendf(nil, `{"accessor":"a","made":"token","at":"%x"}`, at[:8])
-		stuck.EndHow, stuck.EndAsked, stuck.NextTry, stuck.LastError = broker.EndReturned, now.Add(-broker.StuckAfter), now.Add(time.Hour), "issuer_unavailable"
-		tx.Put(&stuck)
-		return nil
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	now, at := time.Now(), sha256.Sum256([]byte("https://vault.test:8200\n"))
+	one, two := stuck, stuck
+	one.ID, two.ID = broker.NewLeaseID(now), broker.NewLeaseID(now)
+	stuck.Issuer, stuck.Status, stuck.Revocation = "vault", broker.LeaseRevoking, broker.RevokedPending
+	stuck.Handle = fmt.Appendf(nil, `{"accessor":"a","made":"token","at":"%x"}`, at[:8])
+	stuck.EndHow, stuck.EndAsked, stuck.NextTry, stuck.LastError = broker.EndReturned, now.Add(-broker.StuckAfter), now.Add(time.Hour), "issuer_unavailable"
+	w.Forge(v.Store(), &one, &two, &stuck)
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -77,20 +70,21 @@ func gauge(t *testing.T, metrics net.Listener, name string) string {
 // A lease whose issuer is gone is stuck in the metrics and in the list of leases until
 // an operator abandons it. The log verifies.
 func TestStuckLeaseIsAbandoned(t *testing.T) {
-	w := sampleWorld(t)
-	w.edit(t, "issuers:\n", "issuers:\n  vault: {vault: {address: https://vault.test:8200, auth: {jwt: {role: broker}}, token_role: leases}}\n")
-	lease := w.lease(t)
-	w.makeStuck(t, lease)
-	w.identities(t)
-	listeners, stop := w.start(t, io.Discard)
-	eventually(t, "a stuck lease in the metrics", func() bool { return gauge(t, listeners[1], "broker_leases_stuck") == "1" })
+	w := brokertest.NewWorld(t)
+	w.Edit("issuers:\n", "issuers:\n  vault: {vault: {address: https://vault.test:8200, auth: {jwt: {role: broker}}, token_role: leases}}\n")
+	id := w.Lease(api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}, Justification: "to see"})
+	lease := id.String()
+	makeStuck(t, w, id)
+	w.StartIdentities()
+	listeners, stop := w.Start(io.Discard)
+	brokertest.Eventually(t, "a stuck lease in the metrics", func() bool { return gauge(t, listeners[1], "broker_leases_stuck") == "1" })
 	if n := gauge(t, listeners[1], "broker_leases_active"); n != "3" {
 		t.Errorf("got %s active leases, want 3", n)
 	}
 	command := func(want int, args ...string) string {
 		t.Helper()
 		var out, errs bytes.Buffer
-		socket := []string{"--admin-socket", filepath.Join(w.dir, "admin.sock")}
+		socket := []string{"--admin-socket", w.AdminSocket()}
 		if code := run(t.Context(), append(args, socket...), terminal{in: strings.NewReader(""), out: &out, err: &errs, getenv: func(string) string { return "" }}); code != want {
 			t.Fatalf("broker %s ended with %d: %s%s", strings.Join(args, " "), code, &out, &errs)
 		}
@@ -115,7 +109,7 @@ func TestStuckLeaseIsAbandoned(t *testing.T) {
 	shows(command(exitOK, "leases", "--holder", "*"), "abandoned")
 	stop()
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"audit", "verify", w.settings.Store}, terminal{out: &out, err: &out, getenv: func(string) string { return "" }}); code != exitOK {
+	if code := run(t.Context(), []string{"audit", "verify", w.Database()}, terminal{out: &out, err: &out, getenv: func(string) string { return "" }}); code != exitOK {
 		t.Errorf("broker audit verify ended with %d: %s", code, &out)
 	}
 }

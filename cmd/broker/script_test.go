@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"accessbroker.internal/internal/devworld"
 )
 
 // The scripts run this binary as the command itself: with its own process,
@@ -36,13 +38,13 @@ func TestScripts(t *testing.T) {
 			env.Defer(func() { _ = os.RemoveAll(dir) })
 			env.Setenv("WORLD", dir+"/w")
 			env.Setenv("TOMORROW", time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339))
-			for _, name := range []string{"ADDRESS", "PAGES", "LOGIN"} {
-				address, err := freeAddress()
-				if err != nil {
-					return err
-				}
-				env.Setenv(name, address)
+			at, err := devworld.FreeAddresses()
+			if err != nil {
+				return err
 			}
+			env.Setenv("ADDRESS", at.Broker)
+			env.Setenv("PAGES", at.Pages)
+			env.Setenv("LOGIN", at.Login)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -132,7 +134,7 @@ func login(ts *testscript.TestScript, _ bool, args []string) {
 		_ = screen.Close()
 		ended <- code
 	}()
-	b, err := browserOf(ctx, devAddresses{pages: ts.Getenv("PAGES")}.pagesURL(), person)
+	b, err := devworld.LogIn(ctx, devworld.Addresses{Pages: ts.Getenv("PAGES")}.PagesURL(), person)
 	ts.Check(err)
 	ts.Check(allowTerminal(ctx, b, shown))
 	if code := <-ended; code != exitOK {
@@ -141,21 +143,21 @@ func login(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // allowTerminal reads what the terminal says, and does it.
-func allowTerminal(ctx context.Context, b demoBrowser, shown io.Reader) error {
+func allowTerminal(ctx context.Context, b *devworld.Browser, shown io.Reader) error {
 	var where, code string
 	for lines := bufio.NewScanner(shown); where == "" || strings.Contains(where, "/ui/device") && code == ""; {
 		if !lines.Scan() {
 			return fmt.Errorf("the terminal says no address: %w", lines.Err())
 		}
-		if _, after, found := strings.Cut(lines.Text(), b.pages); found {
-			where = b.pages + after
+		if _, after, found := strings.Cut(lines.Text(), b.Pages()); found {
+			where = b.Pages() + after
 		}
 		if _, after, found := strings.Cut(lines.Text(), "type the code  "); found {
 			code = after
 		}
 	}
 	if code != "" {
-		return b.post(ctx, where, url.Values{"code": {code}, "decision": {"allow"}})
+		return b.Post(ctx, where, url.Values{"code": {code}, "decision": {"allow"}})
 	}
 	at, err := url.Parse(where)
 	if err != nil {
@@ -163,28 +165,11 @@ func allowTerminal(ctx context.Context, b demoBrowser, shown io.Reader) error {
 	}
 	form := at.Query()
 	form.Set("decision", "allow")
-	back, err := b.visit(ctx, http.MethodPost, b.pages+at.Path, form)
+	back, err := b.Follow(ctx, http.MethodPost, b.Pages()+at.Path, form)
 	if err != nil {
 		return err
 	}
-	return b.post(ctx, back, nil)
-}
-
-// post makes a call that leads nowhere else.
-func (b demoBrowser) post(ctx context.Context, where string, form url.Values) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where, strings.NewReader(form.Encode()))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := b.client.Do(req)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", where, resp.Status)
-	}
-	return resp.Body.Close()
+	return b.Post(ctx, back, nil)
 }
 
 // waiting waits until a request of the agent's is pending, and
@@ -207,11 +192,11 @@ func waiting(ts *testscript.TestScript, _ bool, _ []string) {
 func asks(ts *testscript.TestScript, _ bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	b, err := browserOf(ctx, devAddresses{pages: ts.Getenv("PAGES")}.pagesURL(), args[0])
+	b, err := devworld.LogIn(ctx, devworld.Addresses{Pages: ts.Getenv("PAGES")}.PagesURL(), args[0])
 	ts.Check(err)
 	form, err := url.ParseQuery(args[2])
 	ts.Check(err)
-	filed, err := b.visit(ctx, http.MethodPost, b.pages+"/ui/entitlements/"+args[1], form)
+	filed, err := b.Follow(ctx, http.MethodPost, b.Pages()+"/ui/entitlements/"+args[1], form)
 	ts.Check(err)
 	id := regexp.MustCompile(`req_[0-9a-v]+`).FindString(filed)
 	if id == "" {

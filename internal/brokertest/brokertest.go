@@ -1,15 +1,16 @@
-// Package brokertest gives tests a whole running broker: a trust domain, real
-// TLS, the real store, policy and signer, and real clients. Nothing is mocked.
+// Package brokertest runs a whole broker for a test: the wiring that ships, a real
+// trust domain, real TLS and real clients. Nothing is mocked.
 //
-// When the test ends, it checks what must hold after any test: the log
-// verifies, every lease that is or was active has its record, and no line of
-// the broker's own log holds anything that was issued or presented.
+// When the test ends, package check verifies what must hold after every test.
 package brokertest
 
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,21 +21,19 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"accessbroker.internal/api"
-	"accessbroker.internal/attest"
 	"accessbroker.internal/attest/localca"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/issuers/token"
-	"accessbroker.internal/policy"
-	"accessbroker.internal/server"
+	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/internal/service"
 	"accessbroker.internal/store"
 )
 
-// Names in the world of a Broker.
+// Names in the trust domains of a Broker.
 const (
 	TrustDomain = "acme.test"
 	Agent       = "spiffe://acme.test/agent/triage"   // may read and comment, and close with approval
@@ -42,7 +41,7 @@ const (
 	Tickets     = "spiffe://acme.test/tickets"        // the resource server
 	Auditor     = "spiffe://acme.test/auditor"        // may audit and view
 	Supplier    = "spiffe://supplier.test/sync"       // of a federated domain; may read
-	Unlisted    = "spiffe://unlisted.test/agent/evil" // its bundle is delivered, its domain is not listed
+	Unlisted    = "spiffe://unlisted.test/agent/evil" // of a domain that the broker does not list
 	Audience    = "https://tickets.acme.test"         // of the tokens
 )
 
@@ -68,25 +67,48 @@ permit (principal in Path::"spiffe://acme.test/auditor", action == Action::"audi
 permit (principal in Path::"spiffe://acme.test/auditor", action == Action::"view", resource);
 `
 
-// A Broker is a broker that runs for one test.
+// operatorFile takes the broker's address, what it serves, and the providers.
+const operatorFile = `
+server:
+  external_url: https://%[1]s
+  listeners:
+    - {listen: "%[1]s", tls: {cert: cert.pem, key: key.pem}, client_certs: optional, serve: [%[2]s]}
+  seal_keys: [{file: seal.key}]
+  admission: {per_second: 1000000, pending: 1000}
+attest:
+  trust_domain: acme.test
+  trust_domains: [acme.test, supplier.test]
+  bundles: {acme.test: acme.test.json, supplier.test: supplier.test.json}
+  workloads:
+    - {under: "spiffe://acme.test/agent", kind: agent, team: support, accountable: [login/ana]}
+%[3]s
+store: sqlite:broker.db
+policies: policies
+issuers:
+  tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
+entitlements:
+  tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:comment, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
+  bound-api: {issuer: tickets, scopes: [bound:read], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
+`
+
+// A Broker runs for one test.
 type Broker struct {
 	URL      string
 	CA       *localca.CA // of acme.test
 	Supplier *localca.CA
 	Unlisted *localca.CA
 	Store    *store.Store
-	Domain   *broker.Broker
-	Keys     *token.Keys
 
 	t       testing.TB
 	dir     string
-	signer  *audit.Signer
-	public  string
 	log     lines
-	secrets lines // whatever must not show in the log
+	secrets lines // that must not be in the log
 }
 
-// lines is a writer that many may write to.
+// A Provider is an OpenID provider with which people log in.
+type Provider struct{ Name, Issuer, ClientID, Secret string }
+
+// lines is a writer for concurrent use.
 type lines struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -98,24 +120,21 @@ func (l *lines) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-func (l *lines) all() []string {
+func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return strings.Split(strings.TrimSpace(l.b.String()), "\n")
+	return l.b.String()
 }
 
-// New starts a broker, which ends with the test. People log in with the
-// providers; without any, it has no pages.
-func New(t testing.TB, providers ...attest.ProviderConfig) *Broker {
+// New starts a broker that ends with the test. Without providers, it has no pages.
+func New(t testing.TB, providers ...Provider) *Broker {
 	t.Helper()
 	b := &Broker{t: t, dir: t.TempDir()}
-	b.CA, b.Supplier, b.Unlisted = b.ca(TrustDomain), b.ca("supplier.test"), b.ca("unlisted.test")
+	b.CA, b.Supplier, b.Unlisted = b.authority(TrustDomain), b.authority("supplier.test"), b.authority("unlisted.test")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	b.must(err)
 	b.URL = "https://" + l.Addr().String()
-	b.openStore()
-	b.openDomain()
-	b.serve(l, providers)
+	b.run(b.configure(l.Addr().String(), providers), l)
 	return b
 }
 
@@ -126,162 +145,91 @@ func (b *Broker) must(err error) {
 	}
 }
 
-func (b *Broker) ca(domain string) *localca.CA {
+func (b *Broker) authority(domain string) *localca.CA {
 	b.t.Helper()
 	ca, err := localca.New(domain)
 	b.must(err)
 	return ca
 }
 
-func (b *Broker) openStore() {
-	ctx := b.t.Context()
-	var err error
-	b.Store, err = store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(b.dir, "broker.db"), Reserve: 1 << 16})
-	b.must(err)
-	b.t.Cleanup(func() {
-		b.check()
-		if err := b.Store.Close(); err != nil {
-			b.t.Error(err)
-		}
-	})
-	origin := audit.NewOrigin("broker.acme.test")
-	secret, public, err := audit.NewLogKey(origin)
-	b.must(err)
-	b.signer, err = audit.NewSigner(secret)
-	b.must(err)
-	b.public = public
-	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
-	b.must(err)
-	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: origin}, Algorithm: "Ed25519", Sealed: b.sealer().Seal("log", origin, []byte(secret))}
-	b.must(b.Store.OpenLog(ctx, origin, public, key, first))
+func (b *Broker) write(name, text string) {
+	b.t.Helper()
+	path := filepath.Join(b.dir, name)
+	b.must(os.MkdirAll(filepath.Dir(path), 0o700))
+	b.must(os.WriteFile(path, []byte(text), 0o600))
 }
 
-func (b *Broker) sealer() *broker.Sealer {
-	s, err := broker.NewSealer(bytes.Repeat([]byte{1}, broker.SealKeySize))
-	b.must(err)
-	return s
-}
-
-func (b *Broker) openDomain() {
-	ctx, now := b.t.Context(), time.Now()
-	var err error
-	b.Keys, err = token.OpenKeys(ctx, token.KeysConfig{
-		Store: b.Store, Sealer: b.sealer(), Purpose: "token", Algorithm: "ES256",
-		RotateEvery: 24 * time.Hour, PublishAhead: time.Hour, LongestTTL: time.Hour,
-	}, now)
-	b.must(err)
-	b.Domain, err = broker.New(broker.Config{
-		Store: b.Store, Blocks: b.Store.Blocks, Log: b.logger(),
-		Issuers: map[string]broker.Issuer{"tickets": token.New(b.URL, Audience, b.Keys)},
-	})
-	b.must(err)
-	engine, err := policy.Load(policy.Inputs{
-		FS: fstest.MapFS{
-			"all.cedar":   {Data: []byte(policies)},
-			"groups.yaml": {Data: []byte("support: {members: [login/ana, login/ben]}\n")},
-		},
-		Catalogue: catalogue(), HomeDomain: TrustDomain, TrustDomains: []string{TrustDomain, "supplier.test"},
-		Labels: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
-	})
-	b.must(err)
-	b.must(b.Domain.SetRules(ctx, broker.Caller{At: now}, engine.Rules()))
-}
-
-func catalogue() broker.Catalogue {
-	entry := broker.Entitlement{
-		Name: "tickets-api", Issuer: "tickets", Scopes: []string{"tickets:close", "tickets:comment", "tickets:read"},
-		DefaultTTL: 10 * time.Minute, MaxTTL: 15 * time.Minute, CollectWithin: time.Hour, Owner: "support",
-		Revocation: broker.RevokedAtExpiry, Binding: broker.BindingNone, Audience: Audience, Introspectors: []string{Tickets},
-		Effect: audit.Digest{1},
+// configure writes the broker's files and loads them.
+func (b *Broker) configure(address string, providers []Provider) *config.Config {
+	b.t.Helper()
+	serve, people := "api, oauth, log", ""
+	for _, p := range providers {
+		b.write(p.Name+".secret", p.Secret)
+		people += fmt.Sprintf("    %s: {issuer: %q, client_id: %q, client_secret_file: %s.secret}\n", p.Name, p.Issuer, p.ClientID, p.Name)
 	}
-	bound := entry
-	bound.Name, bound.Binding, bound.Scopes, bound.Effect = "bound-api", broker.BindingMTLS, []string{"bound:read"}, audit.Digest{2}
-	return broker.Catalogue{entry.Name: &entry, bound.Name: &bound}
-}
-
-func (b *Broker) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-// serve puts the server on the listener, with bundles from files.
-func (b *Broker) serve(l net.Listener, providers []attest.ProviderConfig) {
-	bundles := map[string]string{}
+	if people != "" {
+		serve, people = serve+", ui", "  people:\n"+people
+	}
+	b.write("seal.key", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, broker.SealKeySize)))
+	b.write("policies/all.cedar", policies)
+	b.write("policies/groups.yaml", "support: {members: [login/ana, login/ben]}\n")
 	for domain, ca := range map[string]*localca.CA{TrustDomain: b.CA, "supplier.test": b.Supplier} {
-		bundles[domain] = b.bundleFile(domain, ca)
+		bundle, err := ca.Bundle()
+		b.must(err)
+		b.write(domain+".json", string(bundle))
 	}
-	cert, key := b.certificate()
-	trust, err := attest.Open(b.t.Context(), attest.Config{TrustDomain: TrustDomain, TrustDomains: []string{TrustDomain, "supplier.test"}, Bundles: bundles})
+	svid, err := b.CA.X509SVID("spiffe://acme.test/broker", time.Hour, "127.0.0.1")
 	b.must(err)
-	verifier := attest.NewVerifier(attest.VerifierConfig{Source: trust, Audiences: []string{b.URL}})
-	tls, err := verifier.ServerTLS(attest.ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"})
+	cert, key := encodePair(b.t, svid)
+	b.write("cert.pem", string(cert))
+	b.write("key.pem", string(key))
+	b.write("broker.yaml", fmt.Sprintf(operatorFile, address, serve, people))
+	c, err := config.Load(filepath.Join(b.dir, "broker.yaml"), nil)
 	b.must(err)
-	cfg := server.Config{
-		Broker: b.Domain, Authenticate: verifier.Authenticate, Remembers: verifier.Cached, ConnContext: verifier.ConnContext, ExternalURL: b.URL, Log: b.Store,
-		Keys:           func(context.Context) ([]byte, error) { return b.Keys.JWKS(time.Now()), nil },
-		Algorithms:     func() []string { return b.Keys.Algorithms(time.Now()) },
-		SVIDAudiences:  []string{b.URL},
-		CallsPerSecond: 1e6, CallsAtOnce: 1000, Logger: b.logger(),
-	}
-	audiences := []server.Audience{server.API, server.OAuth, server.Log}
-	if len(providers) > 0 {
-		b.addPeople(&cfg, providers)
-		audiences = append(audiences, server.UI)
-	}
-	s, err := server.New(cfg)
+	return c
+}
+
+// run runs the service on an open listener. It returns when the service is ready.
+func (b *Broker) run(c *config.Config, l net.Listener) {
+	b.t.Helper()
+	ready := make(chan struct{})
+	s, err := service.New(b.t.Context(), service.Options{
+		Config: c, Log: slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Listen:      func(string, string) (net.Listener, error) { return l, nil },
+		Ready:       func([]net.Listener) { close(ready) },
+		DiskReserve: 1 << 16,
+	})
 	b.must(err)
+	b.Store = s.Store()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, l, s.Handler(audiences...), tls) }()
+	go func() { done <- s.Run(ctx) }()
 	b.t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			b.t.Error(err)
+			b.t.Errorf("the broker ended with %v", err)
 		}
+		check.Database(b.t, c.Store, s.LogKey())
+		check.Secrets(b.t, b.log.String(), strings.Split(b.secrets.String(), "\n"))
 	})
-}
-
-// addPeople lets people log in.
-func (b *Broker) addPeople(cfg *server.Config, providers []attest.ProviderConfig) {
-	for _, p := range providers {
-		cfg.Providers = append(cfg.Providers, p.Name)
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- err
+		b.t.Fatal("the broker did not start")
 	}
-	for i, p := range providers {
-		providers[i].RedirectURL = b.URL + server.CallbackPath(cfg.Providers, p.Name)
-	}
-	people, err := attest.NewPeople(providers...)
-	b.must(err)
-	cfg.People, cfg.LogoutToken, cfg.Sealer = people, people.LogoutToken, b.sealer()
 }
 
-func (b *Broker) bundleFile(domain string, ca *localca.CA) string {
-	text, err := ca.Bundle()
-	b.must(err)
-	path := filepath.Join(b.dir, domain+".json")
-	b.must(os.WriteFile(path, text, 0o600))
-	return path
-}
-
-// certificate makes the broker's own, as files.
-func (b *Broker) certificate() (cert, key string) {
-	svid, err := b.CA.X509SVID("spiffe://acme.test/broker", time.Hour, "127.0.0.1")
-	b.must(err)
-	certPEM, keyPEM := encodePair(b.t, svid)
-	cert, key = filepath.Join(b.dir, "cert.pem"), filepath.Join(b.dir, "key.pem")
-	b.must(os.WriteFile(cert, certPEM, 0o600))
-	b.must(os.WriteFile(key, keyPEM, 0o600))
-	return cert, key
-}
-
-// JWT gives a JWT-SVID of a workload for this broker.
+// JWT returns a JWT-SVID of a workload for this broker.
 func (b *Broker) JWT(id string) string {
 	b.t.Helper()
-	token, err := b.authority(id).JWTSVID(id, 5*time.Minute, b.URL)
+	token, err := b.authorityOf(id).JWTSVID(id, 5*time.Minute, b.URL)
 	b.must(err)
 	b.Secret(token)
 	return token
 }
 
-func (b *Broker) authority(id string) *localca.CA {
+func (b *Broker) authorityOf(id string) *localca.CA {
 	switch {
 	case strings.HasPrefix(id, "spiffe://supplier.test/"):
 		return b.Supplier
@@ -291,8 +239,8 @@ func (b *Broker) authority(id string) *localca.CA {
 	return b.CA
 }
 
-// Secret marks a text that must never show in the broker's log. Of tokens, it
-// is the signature that counts: the rest may look like other tokens'.
+// Secret marks a text that must never be in the broker's log. Of a token, only the
+// signature counts: the other parts may be the same in other tokens.
 func (b *Broker) Secret(text string) {
 	if i := strings.LastIndexByte(text, '.'); i >= 0 && i+1 < len(text) {
 		text = text[i+1:]
@@ -302,25 +250,52 @@ func (b *Broker) Secret(text string) {
 	}
 }
 
-// Client gives a client that shows the workload's X.509-SVID.
+// Records returns all records of the log.
+func (b *Broker) Records() []audit.Record {
+	b.t.Helper()
+	return check.Records(b.t, b.Store)
+}
+
+// Client returns a client that shows the workload's X.509-SVID.
 func (b *Broker) Client(id string) *api.Client {
 	b.t.Helper()
-	svid, err := b.authority(id).X509SVID(id, time.Hour)
+	svid, err := b.authorityOf(id).X509SVID(id, time.Hour)
 	b.must(err)
 	return b.client(&svid)
 }
 
-// Bearer gives a client that presents a JWT-SVID of the workload.
+// ClientWith returns a client that shows a certificate, valid or not.
+func (b *Broker) ClientWith(cert tls.Certificate) *api.Client { return b.client(&cert) }
+
+// Bearer returns a client that presents a JWT-SVID of the workload.
 func (b *Broker) Bearer(id string) *api.Client {
 	c := b.client(nil)
 	c.Token = func(context.Context) (string, error) { return b.JWT(id), nil }
 	return c
 }
 
-// Anonymous gives a client without any proof.
+// Anonymous returns a client without a proof.
 func (b *Broker) Anonymous() *api.Client { return b.client(nil) }
 
-// Token gets a token for a workload, by token exchange.
+func (b *Broker) client(svid *tls.Certificate) *api.Client {
+	return newClient(b.t, b.URL, b.CA, svid)
+}
+
+// newClient returns a client that trusts the authority and shows svid, unless it is
+// nil.
+func newClient(t testing.TB, url string, ca *localca.CA, svid *tls.Certificate) *api.Client {
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.X509Authority())
+	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	if svid != nil {
+		config.Certificates = []tls.Certificate{*svid}
+	}
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &api.Client{BaseURL: url, HTTP: &http.Client{Transport: transport, Timeout: 30 * time.Second}}
+}
+
+// Token exchanges a JWT-SVID of the workload for an access token.
 func (b *Broker) Token(id string, scopes ...string) (*api.TokenResponse, error) {
 	r, err := b.Anonymous().Exchange(b.t.Context(), api.TokenRequest{SubjectToken: b.JWT(id), Audience: "tickets-api", Scopes: scopes})
 	if err == nil {
@@ -329,7 +304,7 @@ func (b *Broker) Token(id string, scopes ...string) (*api.TokenResponse, error) 
 	return r, err
 }
 
-// Form posts a form to /oauth2/token and gives status and body as they are.
+// Form posts a form to /oauth2/token and returns status and body.
 func (b *Broker) Form(form url.Values) (int, []byte) {
 	b.t.Helper()
 	resp, err := b.Anonymous().HTTP.PostForm(b.URL+"/oauth2/token", form)
@@ -347,5 +322,17 @@ func readAll(t testing.TB, resp *http.Response) (int, []byte) {
 	return resp.StatusCode, body.Bytes()
 }
 
-// Encode gives bytes as JWTs spell them.
+// Encode returns the base64url encoding that JWTs use.
 func Encode(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+
+func encodePair(t testing.TB, pair tls.Certificate) (cert, key []byte) {
+	t.Helper()
+	for _, der := range pair.Certificate {
+		cert = append(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}

@@ -19,7 +19,6 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"accessbroker.internal/api"
-	"accessbroker.internal/attest"
 	"accessbroker.internal/audit"
 )
 
@@ -50,8 +49,8 @@ func newProvider(t *testing.T, person, client string) *provider {
 	return p
 }
 
-func (p *provider) config(name string) attest.ProviderConfig {
-	return attest.ProviderConfig{Name: name, Issuer: p.URL, ClientID: p.client, Secret: func() (string, error) { return "s3cret-of-the-client", nil }}
+func (p *provider) config(name string) Provider {
+	return Provider{Name: name, Issuer: p.URL, ClientID: p.client, Secret: "s3cret-of-the-client"}
 }
 
 func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -1,4 +1,4 @@
-package main
+package devworld
 
 import (
 	"context"
@@ -22,43 +22,40 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// devPeople are whom the login of "broker dev" lets anybody be.
-var devPeople = []struct{ ID, Name, What string }{
-	{"ana", "Ana", "of the support team; answers for the agents, and may not approve what they ask for"},
-	{"ben", "Ben", "of the support team; may approve what agents and Ana ask for"},
+// People can log in to a world, by their ID.
+var People = []struct{ ID, Name, Description string }{
+	{"ana", "Ana", "of the support team; owns the agents, and may not approve their requests"},
+	{"ben", "Ben", "of the support team; may approve requests of agents and of Ana"},
 	{"dan", "Dan", "of the security team; may use the kill switch and read the log"},
 }
 
-// A devLogin is an OpenID provider (OpenID Connect Core 1.0, code flow with
-// PKCE) that asks nobody for a password: whoever sits there says who they are.
-// It is on loopback only, and for playing only.
-type devLogin struct {
+// A login is an OpenID provider (OpenID Connect Core 1.0, code flow with PKCE) that
+// asks for no password: the browser chooses a person.
+type login struct {
 	issuer   string
 	redirect string
-	secret   string
 	key      *ecdsa.PrivateKey
 
 	mu    sync.Mutex
-	codes map[string]devCode
+	codes map[string]authorization // by authorization code
 }
 
-// A devCode is what an authorization code stands for.
-type devCode struct {
+type authorization struct {
 	person, nonce, challenge string
 	expires                  time.Time
 }
 
-// serveLogin starts the provider.
-func (w *devWorld) serveLogin(ctx context.Context, group *errgroup.Group) error {
-	l, err := net.Listen("tcp", w.loginAddress)
+// serveLogin serves the provider in the group until ctx ends.
+func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
+	l, err := net.Listen("tcp", w.Login)
 	if err != nil {
-		return fmt.Errorf("listening on %s, for the login: %w", w.loginAddress, err)
+		return fmt.Errorf("listening on %s, for the login: %w", w.Login, err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("making the login's key: %w", err)
 	}
-	p := &devLogin{issuer: "http://" + w.loginAddress, redirect: w.pagesURL() + "/ui/login/callback", secret: devClientSecret, key: key, codes: map[string]devCode{}}
+	p := &login{issuer: "http://" + w.Login, redirect: w.PagesURL() + "/ui/login/callback", key: key, codes: map[string]authorization{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", p.discovery)
 	mux.HandleFunc("GET /keys", p.keys)
@@ -76,17 +73,17 @@ func (w *devWorld) serveLogin(ctx context.Context, group *errgroup.Group) error 
 	return nil
 }
 
-// devClientSecret proves nothing: who can reach the provider can be anybody.
-const devClientSecret = "not-a-secret"
+// clientSecret protects nothing: anyone who can reach the provider can choose a person.
+const clientSecret = "not-a-secret"
 
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // whoever is gone can't be told
+	_ = json.NewEncoder(w).Encode(body) // an error means that the caller has gone
 }
 
-func (p *devLogin) discovery(w http.ResponseWriter, _ *http.Request) {
+func (p *login) discovery(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{
 		"issuer": p.issuer, "authorization_endpoint": p.issuer + "/authorize", "token_endpoint": p.issuer + "/token", "jwks_uri": p.issuer + "/keys",
 		"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"}, "id_token_signing_alg_values_supported": []string{"ES256"},
@@ -94,7 +91,7 @@ func (p *devLogin) discovery(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
-func (p *devLogin) keys(w http.ResponseWriter, _ *http.Request) {
+func (p *login) keys(w http.ResponseWriter, _ *http.Request) {
 	point, err := p.key.PublicKey.Bytes()
 	if err != nil {
 		http.Error(w, "no key", http.StatusInternalServerError)
@@ -106,13 +103,13 @@ func (p *devLogin) keys(w http.ResponseWriter, _ *http.Request) {
 	}}})
 }
 
-var devLoginPage = template.Must(template.New("").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+var loginPage = template.Must(template.New("").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>Who are you?</title>
-<body style="font:16px/1.5 system-ui;max-width:30rem;margin:3rem auto;padding:0 1rem"><h1>Who are you?</h1><p>This login is for trying out: nobody is asked for a password.</p>
-<form method="post">{{range .}}<p><button name="person" value="{{.ID}}" style="font:inherit;padding:.5rem 1rem">{{.Name}}</button> {{.What}}</p>{{end}}</form></body></html>`))
+<body style="font:16px/1.5 system-ui;max-width:30rem;margin:3rem auto;padding:0 1rem"><h1>Who are you?</h1><p>This login is for development. It asks for no password.</p>
+<form method="post">{{range .}}<p><button name="person" value="{{.ID}}" style="font:inherit;padding:.5rem 1rem">{{.Name}}</button> {{.Description}}</p>{{end}}</form></body></html>`))
 
-// authorize asks who it is, and sends the browser back with a code.
-func (p *devLogin) authorize(w http.ResponseWriter, r *http.Request) {
+// authorize lets the browser choose a person and sends it back with a code.
+func (p *login) authorize(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	if query.Get("redirect_uri") != p.redirect || query.Get("client_id") != "broker" || query.Get("code_challenge_method") != "S256" {
 		http.Error(w, "this login is for the broker only", http.StatusBadRequest)
@@ -121,12 +118,12 @@ func (p *devLogin) authorize(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
 	person := r.PostFormValue("person")
 	known := false
-	for _, d := range devPeople {
+	for _, d := range People {
 		known = known || d.ID == person
 	}
 	if !known {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_ = devLoginPage.Execute(w, devPeople) // whoever is gone can't be told
+		_ = loginPage.Execute(w, People) // an error means that the caller has gone
 		return
 	}
 	code := rand.Text()
@@ -134,14 +131,14 @@ func (p *devLogin) authorize(w http.ResponseWriter, r *http.Request) {
 	if len(p.codes) > 1000 {
 		clear(p.codes)
 	}
-	p.codes[code] = devCode{person, query.Get("nonce"), query.Get("code_challenge"), time.Now().Add(time.Minute)}
+	p.codes[code] = authorization{person, query.Get("nonce"), query.Get("code_challenge"), time.Now().Add(time.Minute)}
 	p.mu.Unlock()
 	back := url.Values{"code": {code}, "state": {query.Get("state")}, "iss": {p.issuer}}
 	http.Redirect(w, r, p.redirect+"?"+back.Encode(), http.StatusSeeOther)
 }
 
-// token trades a code for an ID token.
-func (p *devLogin) token(w http.ResponseWriter, r *http.Request) {
+// token exchanges a code for an ID token.
+func (p *login) token(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<14)
 	_, secret, basic := r.BasicAuth()
 	if !basic {
@@ -154,12 +151,12 @@ func (p *devLogin) token(w http.ResponseWriter, r *http.Request) {
 	verifier := sha256.Sum256([]byte(r.PostFormValue("code_verifier")))
 	challenge := base64.RawURLEncoding.EncodeToString(verifier[:])
 	now := time.Now()
-	if !ok || now.After(code.expires) || subtle.ConstantTimeCompare([]byte(secret), []byte(p.secret)) != 1 || challenge != code.challenge {
+	if !ok || now.After(code.expires) || subtle.ConstantTimeCompare([]byte(secret), []byte(clientSecret)) != 1 || challenge != code.challenge {
 		writeJSON(w, http.StatusBadRequest, map[string]string{"error": "invalid_grant"})
 		return
 	}
 	name := code.person
-	for _, d := range devPeople {
+	for _, d := range People {
 		if d.ID == code.person {
 			name = d.Name
 		}

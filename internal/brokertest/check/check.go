@@ -1,0 +1,122 @@
+// Package check verifies what must hold after every test of a whole broker: the log
+// verifies, each lease has its records, and no log line holds a secret.
+package check
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/store"
+)
+
+// reserve is smaller than the store's default, because it is written to disk.
+const reserve = 1 << 16
+
+// Database checks the store of a broker that has ended. key is the log's public key;
+// if it is empty, the log's own key counts. The leases of except are not checked: a
+// test wrote them itself.
+func Database(t testing.TB, url, key string, except ...broker.LeaseID) {
+	t.Helper()
+	db, err := store.Open(context.Background(), store.Config{URL: url, Reserve: reserve})
+	if err != nil {
+		t.Errorf("opening the store for the check: %v", err)
+		return
+	}
+	Store(t, db, key, except...)
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Store is Database for an open store.
+func Store(t testing.TB, db *store.Store, key string, except ...broker.LeaseID) {
+	t.Helper()
+	ctx := context.Background() // the test's own has ended
+	if _, err := verify.Verify(ctx, db.Source(), verify.Options{Key: key}); err != nil {
+		t.Errorf("the log does not verify: %v", err)
+	}
+	leases(ctx, t, db, except)
+}
+
+// leases checks that an active lease has the record of its credential. Any other
+// lease has at least the record that opened it.
+func leases(ctx context.Context, t testing.TB, db *store.Store, except []broker.LeaseID) {
+	t.Helper()
+	opened, issued := map[string]bool{}, map[string]bool{}
+	for _, id := range except {
+		issued[id.String()] = true
+	}
+	for _, r := range Records(t, db) {
+		if r.Lease == nil {
+			continue
+		}
+		opened[r.Lease.ID] = opened[r.Lease.ID] || r.Kind == audit.LeaseOpened
+		issued[r.Lease.ID] = issued[r.Lease.ID] || r.Kind == audit.LeaseIssued
+	}
+	for q := (broker.LeaseQuery{Now: time.Now(), Limit: 500}); ; {
+		var page []*broker.Lease
+		var next broker.LeaseID
+		err := db.View(ctx, func(tx broker.Tx) (err error) {
+			page, next, err = tx.Leases(q)
+			return err
+		})
+		if err != nil {
+			t.Errorf("reading the leases: %v", err)
+			return
+		}
+		for _, l := range page {
+			id := l.ID.String()
+			if !issued[id] && (l.Status == broker.LeaseActive || !opened[id]) {
+				t.Errorf("lease %s (status %d) has no record in the log", id, l.Status)
+			}
+		}
+		if q.Before = next; next.IsZero() {
+			return
+		}
+	}
+}
+
+// Records returns all records of the log.
+func Records(t testing.TB, db *store.Store) (all []audit.Record) {
+	t.Helper()
+	for item, err := range db.Source().Items(context.Background()) {
+		if err != nil {
+			t.Errorf("reading the log: %v", err)
+			return all
+		}
+		r, err := audit.Decode(item.Leaf)
+		if err != nil {
+			t.Errorf("decoding record %d: %v", item.Index, err)
+			return all
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// Secrets checks that no line of a broker's output holds a secret.
+func Secrets(t testing.TB, output string, secrets []string) {
+	t.Helper()
+	for _, secret := range secrets {
+		if secret != "" && strings.Contains(output, secret) {
+			t.Errorf("the broker's output holds a secret: %.20s…", secret)
+		}
+	}
+}
+
+// compactJWT is the start of a token or JWT-SVID in its compact form.
+var compactJWT = regexp.MustCompile(`eyJ[\w-]{8,}\.eyJ[\w-]{8,}`)
+
+// Tokens checks that a broker's output holds no JWT.
+func Tokens(t testing.TB, output string) {
+	t.Helper()
+	if found := compactJWT.FindString(output); found != "" {
+		t.Errorf("the broker's output holds a token: %.20s…", found)
+	}
+}

@@ -1,0 +1,262 @@
+// Package devworld runs a trust domain with a SPIFFE Workload API, an OpenID login
+// without passwords and a broker in one process, on loopback. "broker dev", "broker
+// demo" and tests use it. It is not for production: anyone who can connect to its
+// sockets gets their identities.
+package devworld
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"embed"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"text/template"
+
+	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/attest/localca"
+	"accessbroker.internal/internal/config"
+	"accessbroker.internal/internal/service"
+)
+
+//go:embed files
+var files embed.FS
+
+const (
+	// TrustDomain is the trust domain of every world.
+	TrustDomain = "acme.test"
+
+	// BrokerID is the broker's SPIFFE ID.
+	BrokerID = "spiffe://" + TrustDomain + "/broker"
+)
+
+// An Identity is one that a world's Workload API gives out, on a socket of its own.
+type Identity struct{ Name, ID, Description string }
+
+// Identities are those of a world, except for the broker's.
+var Identities = []Identity{
+	{"agent", "spiffe://" + TrustDomain + "/agent/triage", "an AI agent of the support team"},
+	{"service", "spiffe://" + TrustDomain + "/service/report", "a service"},
+	{"tickets", "spiffe://" + TrustDomain + "/tickets", "the ticket API's own server"},
+}
+
+// Addresses are the loopback addresses of a world: the broker for callers, its pages
+// for browsers, and the login.
+type Addresses struct{ Broker, Pages, Login string }
+
+// FreeAddresses returns addresses on ports that are free at the moment.
+func FreeAddresses() (a Addresses, err error) {
+	for _, address := range []*string{&a.Broker, &a.Pages, &a.Login} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return a, fmt.Errorf("finding a free port: %w", err)
+		}
+		*address = l.Addr().String()
+		defer func() { _ = l.Close() }() // after the loop, so that no two are the same
+	}
+	return a, nil
+}
+
+// IsLoopback reports whether an address is a loopback IP address with a port.
+func IsLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return err == nil && ip != nil && ip.IsLoopback()
+}
+
+// PagesURL returns the URL of the pages. It has no TLS: browsers do not trust the
+// world's authority and would refuse passkeys, but they treat loopback as secure (W3C
+// Secure Contexts, section 3.1). It says localhost where it can, because passkeys need
+// a host name (WebAuthn Level 3, section 5.1.3).
+func (a Addresses) PagesURL() string {
+	host, port, err := net.SplitHostPort(a.Pages)
+	if err == nil && (host == "127.0.0.1" || host == "::1") {
+		return "http://" + net.JoinHostPort("localhost", port)
+	}
+	return "http://" + a.Pages
+}
+
+// A World is a trust domain, a login and a broker with a sample catalogue and sample
+// policies. All its files are in one folder.
+type World struct {
+	Addresses
+	Dir string // absolute
+
+	ca     *localca.CA
+	config *config.Config
+	broker *service.Service
+}
+
+// New makes the world's folder and files. Files that exist stay as they are.
+func New(dir string, at Addresses) (_ *World, err error) {
+	for _, address := range []string{at.Broker, at.Pages, at.Login} {
+		if !IsLoopback(address) {
+			return nil, fmt.Errorf("%s is not a loopback address, such as 127.0.0.1:8443", address)
+		}
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, fmt.Errorf("finding the folder: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "identities"), 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder: %w", err)
+	}
+	w := &World{Addresses: at, Dir: dir}
+	if w.ca, err = localca.Open(filepath.Join(dir, "ca"), TrustDomain); err != nil {
+		return nil, err
+	}
+	return w, w.writeFiles()
+}
+
+// Path returns the path of a file in the world's folder.
+func (w *World) Path(name string) string { return filepath.Join(w.Dir, name) }
+
+// ConfigFile returns the path of the operator's file.
+func (w *World) ConfigFile() string { return w.Path("broker.yaml") }
+
+// AdminSocket returns the path of the broker's admin socket.
+func (w *World) AdminSocket() string { return w.Path("admin.sock") }
+
+// Database returns the URL of the broker's store.
+func (w *World) Database() string { return "sqlite:" + w.Path("broker.db") }
+
+// URL returns the broker's URL for callers.
+func (w *World) URL() string { return "https://" + w.Broker }
+
+// Socket returns the path of the Workload API socket of an identity.
+func (w *World) Socket(name string) string { return w.Path(filepath.Join("identities", name+".sock")) }
+
+// Service returns the running broker. It is nil outside Run.
+func (w *World) Service() *service.Service { return w.broker }
+
+// Run runs everything until f returns or ctx ends. It calls f once the broker is
+// ready.
+func (w *World) Run(ctx context.Context, log *slog.Logger, f func(context.Context) error) (err error) {
+	// Like a SPIFFE agent, the Workload API outlives the broker.
+	outer, stop := context.WithCancel(context.WithoutCancel(ctx))
+	others, outer := errgroup.WithContext(outer)
+	defer func() { stop(); err = errors.Join(err, others.Wait()) }()
+	if err := w.ServeIdentities(outer, others); err != nil {
+		return err
+	}
+	if err := w.serveLogin(outer, others); err != nil {
+		return err
+	}
+	ready := make(chan struct{})
+	if err := w.open(ctx, log, func([]net.Listener) { close(ready) }); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return w.broker.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ready:
+			defer cancel()
+			return f(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return group.Wait()
+}
+
+func (w *World) open(ctx context.Context, log *slog.Logger, ready func([]net.Listener)) (err error) {
+	if w.config, err = config.Load(w.ConfigFile(), nil); err != nil {
+		return err
+	}
+	if w.config.UIURL, err = url.Parse(w.PagesURL()); err != nil {
+		return err
+	}
+	w.broker, err = service.New(ctx, service.Options{
+		Config: w.config, Log: log, Ready: ready,
+		Listeners: []config.Listener{{Address: w.Pages, Plain: true, Serve: []string{"ui"}}},
+	})
+	return err
+}
+
+// writeFiles writes the sample files and fresh secrets.
+func (w *World) writeFiles() error {
+	err := fs.WalkDir(files, "files", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == "files" {
+			return err
+		}
+		target := w.Path(path[len("files/"):])
+		if d.IsDir() {
+			return os.MkdirAll(target, 0o700)
+		}
+		content, err := files.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if filepath.Base(path) == "broker.yaml" {
+			if content, err = w.fill(content); err != nil {
+				return err
+			}
+		}
+		return writeNew(target, content)
+	})
+	if err != nil {
+		return fmt.Errorf("writing the sample files: %w", err)
+	}
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails
+	if err := writeNew(w.Path("seal.key"), []byte(base64.StdEncoding.EncodeToString(key)+"\n")); err != nil {
+		return fmt.Errorf("writing the seal key: %w", err)
+	}
+	if err := writeNew(w.Path("login.secret"), []byte(clientSecret+"\n")); err != nil {
+		return fmt.Errorf("writing the login's secret: %w", err)
+	}
+	return nil
+}
+
+// fill puts the world's addresses into the operator's file.
+func (w *World) fill(content []byte) ([]byte, error) {
+	t, err := template.New("broker.yaml").Parse(string(content))
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	err = t.Execute(&out, map[string]string{
+		"Address": w.Broker, "Metrics": "127.0.0.1:0", "Login": "http://" + w.Login, "BrokerSocket": w.Socket("broker"),
+	})
+	return out.Bytes(), err
+}
+
+// writeNew writes a file unless it exists.
+func writeNew(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
+}
+
+// ServeIdentities serves the Workload API in the group: a socket for each identity,
+// and one for the broker.
+func (w *World) ServeIdentities(ctx context.Context, group *errgroup.Group) error {
+	for _, id := range append([]Identity{{Name: "broker", ID: BrokerID}}, Identities...) {
+		socket := w.Socket(id.Name)
+		if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing an old socket: %w", err)
+		}
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			return fmt.Errorf("listening on %s: %w", socket, err)
+		}
+		group.Go(func() error { return w.ca.Serve(ctx, l, id.ID) })
+	}
+	return nil
+}

@@ -40,7 +40,7 @@ servers: ## build the real servers that make e2e starts, once, into the user's c
 	cd e2e && $(GO) run ./cmd/servers -limit $(SERVERS_LIMIT)
 
 e2e: servers ## run the flows against real servers; screenshots of the pages go to bin/e2e
-	cd e2e && $(GO) test -count=1 -timeout 40m -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
+	cd e2e && $(GO) test -count=1 -timeout 40m -parallel 5 -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
 
 lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; }

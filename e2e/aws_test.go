@@ -12,8 +12,8 @@ import (
 	"accessbroker.internal/api"
 )
 
-// The broker has a listener for workloads, who trust SPIFFE, and one for those
-// who trust the web's authorities: an STS that takes it for an OpenID provider.
+// The broker has a listener for workloads, which trust SPIFFE, and one for an STS
+// that trusts the broker as an OpenID provider and needs a web certificate.
 const awsOperatorFile = `
 server:
   external_url: %[1]s
@@ -49,35 +49,42 @@ entitlements:
     max_ttl: 1h
 `
 
-// TestAWS gives sessions of a role by an STS that knows the broker as an
-// OpenID provider, so that the broker holds no secret of it: the AWS command
-// line gets them by credential_process, reads what the scope allows, and is
-// refused everything else.
+// TestAWS issues sessions of a role through an STS that trusts the broker as an
+// OpenID provider, so the broker has no secret of the STS. The AWS command line
+// gets them by credential_process, reads what the scope allows, and is refused
+// everything else.
 func TestAWS(t *testing.T) {
 	t.Parallel() // it mostly waits
-	c := startCloud(t)
+	c := cloudOf(t)
 	for _, entitlement := range []string{"reports", "reports-own"} {
 		t.Run("credential_process of "+entitlement, func(t *testing.T) { testCredentialProcess(t, c, entitlement) })
 		t.Run("exec with "+entitlement, func(t *testing.T) { testExecAWS(t, c, entitlement) })
 	}
+}
+
+// TestAWSOutages has an STS of its own: the tests move its clock, put a proxy
+// before it and stop it.
+func TestAWSOutages(t *testing.T) {
+	t.Parallel() // it mostly waits
+	c := startCloud(t, spireOf(t))
 	t.Run("clock of the STS", func(t *testing.T) { testSTSClock(t, c) })
 	t.Run("broker killed at a point", func(t *testing.T) { testSessionsKilledAt(t, c) })
 	t.Run("throttled", func(t *testing.T) { testThrottled(t, c) })
 	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, c) })
 }
 
-// A cloud is a broker between SPIRE and an STS, whose bucket holds reports.
+// A cloud is a broker between SPIRE and an STS. The bucket "reports" has an
+// object for each of two customers.
 type cloud struct {
 	*world
 	minio *minio
-	agent string // a binary that is the workload /agent/reports
+	agent string // the binary of the workload /agent/reports
 
-	configureSTS func(endpoint, caFile string) // writes the operator's file for another STS
+	configureSTS func(endpoint, caFile string) // points the operator's file to another STS
 }
 
-func startCloud(t *testing.T) *cloud {
+func startCloud(t testing.TB, s *spire) *cloud {
 	t.Helper()
-	s := startSPIRE(t, "acme.test")
 	c := &cloud{world: newBroker(t, s)}
 	w := c.world
 	web := fmt.Sprintf("127.0.0.1:%d", freePort(t))
@@ -89,8 +96,8 @@ func startCloud(t *testing.T) *cloud {
 		w.write(t, "broker.yaml", fmt.Sprintf(awsOperatorFile, "https://"+web, w.listen, web, s.socket(), endpoint, ca, role))
 	}
 	c.configureSTS = func(endpoint, ca string) { configure(endpoint, ca, c.minio.roleARN()) }
-	// MinIO asks its provider as it starts, so the broker is there first, and
-	// learns afterwards where MinIO is.
+	// MinIO reads the provider's configuration when it starts, so the broker starts
+	// first and is then configured with MinIO's address.
 	configure("https://127.0.0.1:1", "web-ca.pem", (&minio{openID: provider}).roleARN())
 	w.start(t)
 	c.minio = startMinIO(t, provider)
@@ -100,15 +107,14 @@ func startCloud(t *testing.T) *cloud {
 
 	c.minio.must(t, "mb", "it/reports")
 	publisher := c.minio.user(t, "publisher", "readwrite")
-	c.writeOwn(t, publisher) // which is read anew for each session
+	c.writeOwn(t, publisher) // the broker reads the file for each session
 	for _, key := range []string{"acme/q1", "other/q1"} {
 		if err := c.minio.put(t, publisher, "reports", key, "secret of "+key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c.agent = another(t, w.bin, "agent")
+	c.agent = copyBinary(t, w.bin, "agent")
 	s.register(t, "/agent/reports", c.agent)
-	s.register(t, "/agent/triage", self(t))
 	eventually(t, "the command line's identity", time.Minute, func() error {
 		if _, errs, code := c.run("whoami"); code != 0 {
 			return fmt.Errorf("%s", errs)
@@ -118,21 +124,21 @@ func startCloud(t *testing.T) *cloud {
 	return c
 }
 
-// writeOwn writes the credentials by which the broker itself assumes roles.
-func (c *cloud) writeOwn(t *testing.T, own awsCredential) {
+// writeOwn writes the credentials with which the broker assumes roles.
+func (c *cloud) writeOwn(t testing.TB, own awsCredential) {
 	t.Helper()
 	c.write(t, "own-credentials", fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", own.AccessKeyID, own.SecretAccessKey))
 }
 
-// run runs a command as the agent. The external URL is not where workloads
-// call: that is the one which the STS trusts.
+// run runs a command as the agent. Workloads call another listener than the
+// external URL, which is the one that the STS trusts.
 func (c *cloud) run(args ...string) (stdout, stderr string, code int) {
 	return c.cli(c.agent, append(args, "--server", "https://"+c.listen)...)
 }
 
-// s3 runs the AWS command line, which gets its credentials from the broker by
+// s3 runs the AWS command line, which fetches its credentials from the broker by
 // credential_process.
-func (c *cloud) s3(t *testing.T, entitlement string, args ...string) (string, error) {
+func (c *cloud) s3(t testing.TB, entitlement string, args ...string) (string, error) {
 	t.Helper()
 	config := filepath.Join(c.dir, "aws-config")
 	text := fmt.Sprintf("[default]\nregion = us-east-1\ncredential_process = %s aws %s --scope read --param prefix=acme --why report\n", c.agent, entitlement)
@@ -146,7 +152,7 @@ func (c *cloud) s3(t *testing.T, entitlement string, args ...string) (string, er
 	return strings.TrimSpace(string(out)), err
 }
 
-// testExecAWS hands a session to the AWS command line by its environment.
+// testExecAWS passes a session to the AWS command line in its environment.
 func testExecAWS(t *testing.T, c *cloud, entitlement string) {
 	aws := func(scope string, args ...string) (string, string, int) {
 		all := []string{"exec", entitlement, "--scope", scope, "--param", "prefix=acme", "--server", "https://" + c.listen, "--",
@@ -158,10 +164,10 @@ func testExecAWS(t *testing.T, c *cloud, entitlement string) {
 		t.Errorf("what the scope allows: %d %q %s", code, out, errs)
 	}
 	if out, errs, code := aws("read", "cp", c.minio.caFile(), "s3://reports/acme/q3"); code == 0 || !strings.Contains(errs, "AccessDenied") {
-		t.Errorf("writing, by a session that may read: %d %q %s", code, out, errs)
+		t.Errorf("writing with a session that may read: %d %q %s", code, out, errs)
 	}
 	if out, errs, code := aws("write", "cp", c.minio.caFile(), "s3://reports/acme/of-"+entitlement); code != 0 {
-		t.Errorf("writing, by one that may: %d %q %s", code, out, errs)
+		t.Errorf("writing with a session that may write: %d %q %s", code, out, errs)
 	}
 }
 
@@ -180,8 +186,8 @@ func testCredentialProcess(t *testing.T, c *cloud, entitlement string) {
 	}
 }
 
-// testAWSRefusals asks for what no STS would give, and gives a session back:
-// it works until it expires.
+// testAWSRefusals requests what no STS issues. It also returns a session: the
+// broker reports that it ends only by expiring. At the end it stops the STS.
 func testAWSRefusals(t *testing.T, c *cloud) {
 	for name, test := range map[string]struct {
 		args []string

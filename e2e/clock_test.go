@@ -18,66 +18,68 @@ import (
 	"accessbroker.internal/e2e/servers"
 )
 
-// A clock is how far a server's clock is ahead of the machine's, to the second.
+// A clock is the time, in whole seconds, by which a server's clock is ahead of
+// the machine's.
 type clock time.Duration
 
 func (c clock) environment() []string {
 	return append(os.Environ(), fmt.Sprintf("%s=%d", servers.ClockEnv, time.Duration(c)/time.Second))
 }
 
-// testVaultClock has Vault's clock a minute behind, and ahead: the broker logs
-// in all the same, and nothing that it gives out outlives its lease.
+// testVaultClock sets Vault's clock a minute behind and a minute ahead. The
+// broker still logs in, and no credential outlives its lease.
 func testVaultClock(t *testing.T, l *lab) {
-	l.clean(t)
+	l.endAll(t)
 	for _, ahead := range []time.Duration{-time.Minute, time.Minute, 0} {
 		l.vault.stop()
 		l.vault.clock = clock(ahead)
 		l.vault.start(t)
-		if off := time.Until(l.vault.now(t)) - ahead; off.Abs() > 5*time.Second {
-			t.Fatalf("Vault's clock is off by %s more than %s", off, ahead)
+		before := time.Now().Add(ahead - 2*time.Second)
+		if now := l.vault.now(t); now.Before(before) || now.After(time.Now().Add(ahead+2*time.Second)) {
+			t.Fatalf("Vault's clock is at %s, want the machine's and %s", now, ahead)
 		}
 		if ahead == 0 {
-			break // what comes after has the machine's clock again
+			break // the following tests need the right clock
 		}
 		t.Run(ahead.String(), func(t *testing.T) {
-			l.broker.stop() // so that it has to log in by its JWT-SVID
+			l.broker.stop() // a broker that starts has to log in with its JWT-SVID
 			l.start(t)
 			testExpired(t, l)
-			testGivenBack(t, l)
-			c := l.get(t, api.Ask{Entitlement: "web-certificate", Parameters: map[string]string{"name": "shop"}, TTL: api.Duration(10 * time.Minute)})
+			testReturned(t, l)
+			c := l.issue(t, api.Ask{Entitlement: "web-certificate", Parameters: map[string]string{"name": "shop"}, TTL: api.Duration(10 * time.Minute)})
 			pair, err := tls.X509KeyPair([]byte(c.Secret["certificate"]), []byte(c.Secret["private_key"]))
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.within(t, c, "the certificate", pair.Leaf.NotAfter)
+			l.wantEndWithLease(t, c, "the certificate", pair.Leaf.NotAfter)
 			roots := x509.NewCertPool()
 			roots.AppendCertsFromPEM([]byte(c.Secret["chain"]))
-			if err := shows(pair, roots); err != nil {
+			if err := mutualTLS(pair, roots); err != nil {
 				t.Errorf("a TLS server, by the machine's clock: %v", err)
 			}
 			testSSHClock(t, l)
 		})
 	}
-	l.clean(t)
+	l.endAll(t)
 }
 
-// within wants a credential's own end to be that of its lease, and not after
-// what was asked for.
-func (l *lab) within(t *testing.T, c *api.Credential, what string, ends time.Time) {
+// wantEndWithLease checks that a credential expires with its lease, which is not
+// longer than requested.
+func (l *lab) wantEndWithLease(t testing.TB, c *api.Credential, what string, ends time.Time) {
 	t.Helper()
 	lease, err := l.agent.Lease(t.Context(), c.Lease)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if ends.After(lease.ExpiresAt.Add(2*time.Second)) || lease.ExpiresAt.Sub(lease.OpenedAt) > 10*time.Minute {
-		t.Errorf("%s lives until %s, its lease from %s until %s", what, ends, lease.OpenedAt, lease.ExpiresAt)
+		t.Errorf("%s is valid until %s, its lease from %s until %s", what, ends, lease.OpenedAt, lease.ExpiresAt)
 	}
 	if left := time.Until(ends); left < 8*time.Minute {
-		t.Errorf("%s lives for %s only", what, left)
+		t.Errorf("%s is valid for %s only", what, left)
 	}
 }
 
-// testSSHClock reads what Vault wrote into an SSH certificate.
+// testSSHClock checks the validity that Vault wrote into an SSH certificate.
 func testSSHClock(t *testing.T, l *lab) {
 	t.Helper()
 	dir := t.TempDir()
@@ -87,7 +89,7 @@ func testSSHClock(t *testing.T, l *lab) {
 		t.Fatal(err)
 	}
 	key := strings.Join(strings.Fields(string(public))[:2], " ")
-	c := l.get(t, api.Ask{Entitlement: "ssh-login", Parameters: map[string]string{"key": key}, TTL: api.Duration(10 * time.Minute)})
+	c := l.issue(t, api.Ask{Entitlement: "ssh-login", Parameters: map[string]string{"key": key}, TTL: api.Duration(10 * time.Minute)})
 	file := filepath.Join(dir, "id-cert.pub")
 	if err := os.WriteFile(file, []byte(c.Secret["signed_key"]), 0o600); err != nil {
 		t.Fatal(err)
@@ -103,11 +105,11 @@ func testSSHClock(t *testing.T, l *lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.within(t, c, "the SSH certificate", ends)
+	l.wantEndWithLease(t, c, "the SSH certificate", ends)
 }
 
-// now is the Vault's clock, to the second.
-func (v *vault) now(t *testing.T) time.Time {
+// now returns the time of Vault's clock, in whole seconds.
+func (v *vault) now(t testing.TB) time.Time {
 	t.Helper()
 	resp, err := v.client.Get(v.address() + "/v1/sys/health")
 	if err != nil {
@@ -121,8 +123,8 @@ func (v *vault) now(t *testing.T) time.Time {
 	return date
 }
 
-// testSTSClock does the same with an STS: no session outlives its lease, and it
-// reads what it may.
+// testSTSClock sets the clock of an STS a minute behind and a minute ahead. No
+// session outlives its lease, and each may read what its scope allows.
 func testSTSClock(t *testing.T, c *cloud) {
 	for _, ahead := range []time.Duration{-time.Minute, time.Minute, 0} {
 		c.minio.stop()
@@ -140,7 +142,7 @@ func testSTSClock(t *testing.T, c *cloud) {
 					t.Fatalf("request: %d %s: %v", code, errs, err)
 				}
 				if lives := got.ExpiresAt.Sub(asked); lives > 20*time.Minute+3*time.Second || lives < 18*time.Minute {
-					t.Errorf("it is said to live for %s", lives)
+					t.Errorf("the credential is valid for %s", lives)
 				}
 				session := awsCredential{AccessKeyID: got.Secret["access_key_id"], SecretAccessKey: got.Secret["secret_access_key"], SessionToken: got.Secret["session_token"]}
 				if text, err := c.minio.get(t, session, "reports", "acme/q1"); err != nil || text != "secret of acme/q1" {

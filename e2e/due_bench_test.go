@@ -15,14 +15,14 @@ import (
 	"accessbroker.internal/api"
 )
 
-// TestTenThousandDue measures what it is to end ten thousand tokens of a real
-// Vault that fall due within a second, while the broker goes on issuing, its
-// own and that Vault's. "make bench" runs it.
+// TestTenThousandDue measures how fast the broker revokes ten thousand tokens of a
+// real Vault that expire within a second, while it issues its own tokens and
+// others of that Vault. "make bench" runs it.
 func TestTenThousandDue(t *testing.T) {
 	const n = 10_000
-	l := startLab(t)
-	// Elsewhere, Vault has a machine of its own. Here it gets a processor, and
-	// the broker and its clients another one, before and meanwhile.
+	l := startLab(t, spireOf(t))
+	// In production, Vault has a machine of its own. Here it gets one processor, and
+	// the broker and its clients get the other, throughout the measurement.
 	if runtime.NumCPU() > 1 {
 		pin(t, l.vault.server.cmd.Process.Pid, 0)
 		pin(t, l.broker.cmd.Process.Pid, 1)
@@ -31,15 +31,15 @@ func TestTenThousandDue(t *testing.T) {
 	r := fallDue(t, l, api.Ask{Entitlement: "kv-due"}, n)
 	t.Logf("%d credentials of a real Vault that fell due within a second ended in %s, %.0f a second", n, r.took.Round(time.Millisecond), n/r.took.Seconds())
 	t.Logf("the broker's own tokens: %s: %.2f of that (target 0.80 or more)", r.tokens, r.tokens.during/r.tokens.before)
-	t.Logf("the same Vault's, each given back at once: %s: %.2f of that", r.vault, r.vault.during/r.vault.before)
+	t.Logf("tokens of the same Vault, each returned at once: %s: %.2f of that", r.vault, r.vault.during/r.vault.before)
 	t.Logf("resident memory at most %d MiB (target: bounded)", peakMemory(t, l.broker.cmd.Process.Pid)>>10)
 	if left := l.vault.must(t, "LIST", "auth/token/accessors", nil).Data["keys"].([]any); len(left) > 50 {
 		t.Errorf("Vault has %d tokens left", len(left))
 	}
 }
 
-// pin keeps a process, with all its threads, on one processor.
-func pin(t *testing.T, pid, cpu int) {
+// pin binds a process, with all its threads, to one processor.
+func pin(t testing.TB, pid, cpu int) {
 	t.Helper()
 	var set unix.CPUSet
 	set.Set(cpu)

@@ -23,22 +23,23 @@ import (
 	"accessbroker.internal/api"
 )
 
-// What most flows ask for. The client sends it once: nothing hides a call
-// that the broker dropped.
+// reading is what most flows request. The client does not retry, so every call
+// that the broker drops fails a test.
 var reading = api.TokenRequest{Audience: "tickets-api", Scopes: []string{"tickets:read"}}
 
-// by gives the same, with a JWT-SVID as the subject_token.
-func by(svid string) api.TokenRequest {
+// withSubject returns the same request with a JWT-SVID as the subject_token.
+func withSubject(svid string) api.TokenRequest {
 	r := reading
 	r.SubjectToken = svid
 	return r
 }
 
-// TestSPIRE runs the flows of one trust domain, one after another.
+// TestSPIRE runs the flows of one trust domain in sequence. It stops the agent and
+// rotates keys, so it has a SPIRE of its own.
 func TestSPIRE(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := startSPIRE(t, "acme.test")
-	s.register(t, "/agent/triage", self(t))
+	s.register(t, "/agent/triage", ownBinary(t))
 	w := startBroker(t, s)
 	src := source(t, s)
 	t.Run("mTLS", func(t *testing.T) { testMTLS(t, w, src) })
@@ -54,7 +55,7 @@ func TestSPIRE(t *testing.T) {
 }
 
 func testMTLS(t *testing.T, w *world, src *workloadapi.X509Source) {
-	c := w.overMTLS(t, src)
+	c := w.mtlsClient(t, src)
 	who, err := c.WhoAmI(t.Context())
 	if err != nil || who.ID != "spiffe://acme.test/agent/triage" || who.Kind != "agent" || who.Proof.Method != "x509-svid" {
 		t.Fatalf("whoami: %+v, %v", who, err)
@@ -63,25 +64,25 @@ func testMTLS(t *testing.T, w *world, src *workloadapi.X509Source) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := w.claims(t, c.HTTP, string(token.AccessToken), ticketsAudience)
-	if said["sub"] != who.ID || said["client_id"] != who.ID || said["scope"] != "tickets:read" || said["jti"] != token.Lease || said["request"] != token.RequestID {
-		t.Errorf("the token says %v", said)
+	claims := w.claims(t, c.HTTP, string(token.AccessToken), ticketsAudience)
+	if claims["sub"] != who.ID || claims["client_id"] != who.ID || claims["scope"] != "tickets:read" || claims["jti"] != token.Lease || claims["request"] != token.RequestID {
+		t.Errorf("the claims are %v", claims)
 	}
 }
 
 func testJWTSVID(t *testing.T, w *world, src *workloadapi.X509Source) {
-	c := w.anonymous(t, src)
+	c := w.anonymousClient(t, src)
 	svid := jwtSVID(t, w.spire, w.url).Marshal()
-	more := by(svid)
+	more := withSubject(svid)
 	more.Scopes = []string{"tickets:read", "tickets:comment"}
 	token, err := c.Exchange(t.Context(), more)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if said := w.claims(t, c.HTTP, string(token.AccessToken), ticketsAudience); said["scope"] != "tickets:comment tickets:read" {
-		t.Errorf("the token says %v", said)
+	if claims := w.claims(t, c.HTTP, string(token.AccessToken), ticketsAudience); claims["scope"] != "tickets:comment tickets:read" {
+		t.Errorf("the claims are %v", claims)
 	}
-	who, err := w.withToken(t, src, svid).WhoAmI(t.Context())
+	who, err := w.bearerClient(t, src, svid).WhoAmI(t.Context())
 	if err != nil || who.ID != "spiffe://acme.test/agent/triage" || who.Proof.Method != "jwt-svid" {
 		t.Errorf("whoami by a bearer: %+v, %v", who, err)
 	}
@@ -89,25 +90,25 @@ func testJWTSVID(t *testing.T, w *world, src *workloadapi.X509Source) {
 		"for another audience": jwtSVID(t, w.spire, "https://elsewhere.test").Marshal(),
 		"with its end cut off": svid[:len(svid)-8],
 	} {
-		_, err := c.Exchange(t.Context(), by(bad))
-		if refused := refusedByOAuth(err, "invalid_request", api.Unauthenticated); refused != nil || strings.Contains(err.Error(), bad) {
+		_, err := c.Exchange(t.Context(), withSubject(bad))
+		if refused := wantOAuthError(err, "invalid_request", api.Unauthenticated); refused != nil || strings.Contains(err.Error(), bad) {
 			t.Errorf("a JWT-SVID %s as subject_token: %v", name, err)
 		}
-		_, err = w.withToken(t, src, bad).WhoAmI(t.Context())
-		if err := refusedWith(err, api.Unauthenticated, http.StatusUnauthorized); err != nil {
+		_, err = w.bearerClient(t, src, bad).WhoAmI(t.Context())
+		if err := wantRefusal(err, api.Unauthenticated, http.StatusUnauthorized); err != nil {
 			t.Errorf("a JWT-SVID %s as bearer: %v", name, err)
 		}
 	}
-	both := w.overMTLS(t, src)
+	both := w.mtlsClient(t, src)
 	both.Token = func(context.Context) (string, error) { return svid, nil }
 	_, err = both.WhoAmI(t.Context())
-	if err := refusedWith(err, api.TwoIdentities, http.StatusBadRequest); err != nil {
+	if err := wantRefusal(err, api.TwoIdentities, http.StatusBadRequest); err != nil {
 		t.Errorf("two proofs in one call: %v", err)
 	}
 }
 
-// testPlainExchange is RFC 8693 as any HTTP client would speak it, name by
-// name: nothing of ours stands between the text and the broker.
+// testPlainExchange sends the parameters of RFC 8693 with net/http alone, as a
+// foreign client would.
 func testPlainExchange(t *testing.T, w *world, src *workloadapi.X509Source) {
 	form := url.Values{
 		"grant_type":         {"urn:ietf:params:oauth:grant-type:token-exchange"},
@@ -117,49 +118,49 @@ func testPlainExchange(t *testing.T, w *world, src *workloadapi.X509Source) {
 		"scope":              {"tickets:read"},
 	}
 	post := func() (int, http.Header, map[string]any) {
-		resp, err := w.anonymous(t, src).HTTP.PostForm(w.url+"/oauth2/token", form)
+		resp, err := w.anonymousClient(t, src).HTTP.PostForm(w.url+"/oauth2/token", form)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = resp.Body.Close() }()
 		body, err := io.ReadAll(resp.Body)
-		var said map[string]any
-		if err := errors.Join(err, json.Unmarshal(body, &said)); err != nil {
+		var answer map[string]any
+		if err := errors.Join(err, json.Unmarshal(body, &answer)); err != nil {
 			t.Fatalf("%s: %v: %s", resp.Status, err, body)
 		}
-		return resp.StatusCode, resp.Header, said
+		return resp.StatusCode, resp.Header, answer
 	}
-	status, header, said := post()
-	if status != http.StatusOK || said["token_type"] != "Bearer" || said["issued_token_type"] != "urn:ietf:params:oauth:token-type:access_token" ||
+	status, header, answer := post()
+	if status != http.StatusOK || answer["token_type"] != "Bearer" || answer["issued_token_type"] != "urn:ietf:params:oauth:token-type:access_token" ||
 		header.Get("Cache-Control") != "no-store" || header.Get("Content-Type") != "application/json" {
-		delete(said, "access_token")
-		t.Errorf("an exchange: %d %v %v", status, header, said)
+		delete(answer, "access_token")
+		t.Errorf("an exchange: %d %v %v", status, header, answer)
 	}
 	for name, bad := range map[string]struct{ key, value, want string }{
 		"no grant type":          {"grant_type", "", "invalid_request"},
 		"another grant type":     {"grant_type", "password", "unsupported_grant_type"},
 		"another kind of token":  {"subject_token_type", "urn:ietf:params:oauth:token-type:saml2", "invalid_request"},
-		"a token that is none":   {"subject_token", "eyJ.eyJ.x", "invalid_request"},
+		"a malformed token":      {"subject_token", "eyJ.eyJ.x", "invalid_request"},
 		"an unknown entitlement": {"audience", "nothing-api", "invalid_target"},
 		"an unknown scope":       {"scope", "tickets:burn", "invalid_scope"},
 	} {
 		was := form.Get(bad.key)
 		form.Set(bad.key, bad.value)
-		status, _, said := post()
+		status, _, answer := post()
 		form.Set(bad.key, was)
-		if status != http.StatusBadRequest || said["error"] != bad.want || said["error_description"] == nil || said["access_token"] != nil {
-			t.Errorf("%s: %d %v, want 400 %s", name, status, said, bad.want)
+		if status != http.StatusBadRequest || answer["error"] != bad.want || answer["error_description"] == nil || answer["access_token"] != nil {
+			t.Errorf("%s: %d %v, want 400 %s", name, status, answer, bad.want)
 		}
 	}
 }
 
-// testOAuthLibrary gets a token by a library that we did not write, over mTLS.
+// testOAuthLibrary gets a token over mTLS with golang.org/x/oauth2.
 func testOAuthLibrary(t *testing.T, w *world, src *workloadapi.X509Source) {
 	config := clientcredentials.Config{
 		ClientID: "spiffe://acme.test/agent/triage", TokenURL: w.url + "/oauth2/token",
 		Scopes: reading.Scopes, EndpointParams: url.Values{"audience": {"tickets-api"}}, AuthStyle: oauth2.AuthStyleInParams,
 	}
-	c := w.overMTLS(t, src).HTTP
+	c := w.mtlsClient(t, src).HTTP
 	token, err := config.Token(context.WithValue(t.Context(), oauth2.HTTPClient, c))
 	if err != nil || token.TokenType != "Bearer" || !token.Valid() {
 		t.Fatalf("%+v, %v", token, err)
@@ -167,37 +168,37 @@ func testOAuthLibrary(t *testing.T, w *world, src *workloadapi.X509Source) {
 	w.claims(t, c, token.AccessToken, ticketsAudience)
 }
 
-// testIntrospection asks as the resource server, as the holder and as somebody
-// else (RFC 7662), before and after the token is given back (RFC 7009).
+// testIntrospection introspects a token as the resource server, as the holder and
+// as another workload (RFC 7662), before and after its revocation (RFC 7009).
 func testIntrospection(t *testing.T, w *world, src *workloadapi.X509Source) {
-	holder := w.overMTLS(t, src)
+	holder := w.mtlsClient(t, src)
 	token, err := holder.Exchange(t.Context(), reading)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resource := w.withToken(t, src, w.spire.workload(t, "/tickets", w.url).Token)
-	other := w.withToken(t, src, w.spire.workload(t, "/somebody/else", w.url).Token)
+	resource := w.bearerClient(t, src, w.spire.workload(t, "/tickets", w.url).Token)
+	other := w.bearerClient(t, src, w.spire.workload(t, "/somebody/else", w.url).Token)
 	active := func(c *api.Client) bool {
 		t.Helper()
-		said, err := c.Introspect(t.Context(), token.AccessToken)
+		answer, err := c.Introspect(t.Context(), token.AccessToken)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return said.Active
+		return answer.Active
 	}
 	if !active(holder) || !active(resource) || active(other) {
-		t.Errorf("active for the holder %t, the resource server %t, somebody else %t; want true, true, false", active(holder), active(resource), active(other))
+		t.Errorf("active for the holder %t, the resource server %t, another workload %t; want true, true, false", active(holder), active(resource), active(other))
 	}
 	if err := other.RevokeToken(t.Context(), token.AccessToken); err != nil || !active(holder) {
-		t.Errorf("somebody else's revocation: %v, and active is %t", err, active(holder))
+		t.Errorf("revocation by another workload: %v, and active is %t", err, active(holder))
 	}
 	if err := holder.RevokeToken(t.Context(), token.AccessToken); err != nil || active(holder) || active(resource) {
-		t.Errorf("the holder's revocation: %v, and active is %t", err, active(resource))
+		t.Errorf("revocation by the holder: %v, and active is %t", err, active(resource))
 	}
 }
 
 func testBound(t *testing.T, w *world, src *workloadapi.X509Source) {
-	c := w.overMTLS(t, src)
+	c := w.mtlsClient(t, src)
 	bound := api.TokenRequest{Audience: "bound-api", Scopes: []string{"bound:read"}}
 	token, err := c.Exchange(t.Context(), bound)
 	if err != nil {
@@ -205,22 +206,22 @@ func testBound(t *testing.T, w *world, src *workloadapi.X509Source) {
 	}
 	certificate := leaf(t, src).Certificates[0]
 	thumbprint := sha256.Sum256(certificate.Raw)
-	said := w.claims(t, c.HTTP, string(token.AccessToken), "https://bound.acme.test")
-	if want := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}; fmt.Sprint(said["cnf"]) != fmt.Sprint(want) {
-		t.Errorf("cnf is %v, want %v", said["cnf"], want)
+	claims := w.claims(t, c.HTTP, string(token.AccessToken), "https://bound.acme.test")
+	if want := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}; fmt.Sprint(claims["cnf"]) != fmt.Sprint(want) {
+		t.Errorf("cnf is %v, want %v", claims["cnf"], want)
 	}
-	if exp := time.Unix(int64(said["exp"].(float64)), 0); exp.After(certificate.NotAfter) {
-		t.Errorf("the token lives until %s, its certificate until %s", exp, certificate.NotAfter)
+	if exp := time.Unix(int64(claims["exp"].(float64)), 0); exp.After(certificate.NotAfter) {
+		t.Errorf("the token is valid until %s, its certificate until %s", exp, certificate.NotAfter)
 	}
 	bound.SubjectToken = jwtSVID(t, w.spire, w.url).Marshal()
-	_, err = w.anonymous(t, src).Exchange(t.Context(), bound)
-	if err := refusedByOAuth(err, "invalid_request", api.BindingRequiresMTLS); err != nil {
+	_, err = w.anonymousClient(t, src).Exchange(t.Context(), bound)
+	if err := wantOAuthError(err, "invalid_request", api.BindingRequiresMTLS); err != nil {
 		t.Errorf("a bound token without a certificate: %v", err)
 	}
 }
 
 func testCommandLine(t *testing.T, w *world) {
-	bin := another(t, w.bin, "agent")
+	bin := copyBinary(t, w.bin, "agent")
 	w.spire.register(t, "/agent/cli", bin)
 	eventually(t, "the command line's identity", time.Minute, func() error {
 		out, errs, code := w.cli(bin, "whoami")
@@ -252,10 +253,10 @@ func testCommandLine(t *testing.T, w *world) {
 	}
 }
 
-// testNotEntitled is refused by policy, whether by the terminal or by HTTP,
-// and the log says so.
+// testNotEntitled is denied by policy, on the command line and over HTTP. The log
+// has a record of each denial.
 func testNotEntitled(t *testing.T, w *world, src *workloadapi.X509Source) {
-	bin := another(t, w.bin, "stranger")
+	bin := copyBinary(t, w.bin, "stranger")
 	w.spire.register(t, "/stranger", bin)
 	eventually(t, "the stranger's refusal", time.Minute, func() error {
 		_, errs, code := w.cli(bin, "request", "tickets-api", "--scope", "tickets:read")
@@ -265,13 +266,14 @@ func testNotEntitled(t *testing.T, w *world, src *workloadapi.X509Source) {
 		return nil
 	})
 	token := w.spire.workload(t, "/stranger/by/http", w.url).Token
-	_, err := w.withToken(t, src, token).Ask(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: reading.Scopes})
-	if err := refusedWith(err, api.Denied, http.StatusForbidden); err != nil {
+	_, err := w.bearerClient(t, src, token).Ask(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: reading.Scopes})
+	if err := wantRefusal(err, api.Denied, http.StatusForbidden); err != nil {
 		t.Error(err)
 	}
-	// Who may not ask for an entitlement is not told that it exists.
-	_, err = w.anonymous(t, src).Exchange(t.Context(), by(token))
-	if err := refusedByOAuth(err, "invalid_target", api.Denied); err != nil {
+	// The token endpoint does not reveal that an entitlement exists to a caller who
+	// may not request it.
+	_, err = w.anonymousClient(t, src).Exchange(t.Context(), withSubject(token))
+	if err := wantOAuthError(err, "invalid_target", api.Denied); err != nil {
 		t.Errorf("at the token endpoint: %v", err)
 	}
 	denials := w.records(t, "--kind", "request.denied")
@@ -282,20 +284,20 @@ func testNotEntitled(t *testing.T, w *world, src *workloadapi.X509Source) {
 	}
 }
 
-// testAgentDown stops SPIRE's agent: the broker goes on with what it knows.
-// When the agent is back, the broker hears of changes again, which a new JWT
-// authority proves: nobody but the agent could have told it.
+// testAgentDown stops SPIRE's agent. The broker continues with the bundles that it
+// has. When the agent is back, the broker receives changes again: it accepts a
+// token of a new JWT authority, which it can only know from the agent.
 func testAgentDown(t *testing.T, w *world, src *workloadapi.X509Source) {
 	old := jwtSVID(t, w.spire, w.url)
 	w.spire.agent.stop()
-	if _, err := w.overMTLS(t, src).Exchange(t.Context(), reading); err != nil {
+	if _, err := w.mtlsClient(t, src).Exchange(t.Context(), reading); err != nil {
 		t.Errorf("mTLS without the agent: %v", err)
 	}
-	if _, err := w.anonymous(t, src).Exchange(t.Context(), by(old.Marshal())); err != nil {
+	if _, err := w.anonymousClient(t, src).Exchange(t.Context(), withSubject(old.Marshal())); err != nil {
 		t.Errorf("a JWT-SVID without the agent: %v", err)
 	}
 	if err := w.ready(); err != nil {
-		t.Errorf("the broker has all it needs, and is not ready: %v", err)
+		t.Errorf("the broker has valid bundles and is not ready: %v", err)
 	}
 	w.spire.startAgent(t)
 	w.spire.rotate(t, "jwt")
@@ -305,11 +307,11 @@ func testAgentDown(t *testing.T, w *world, src *workloadapi.X509Source) {
 	}
 }
 
-// testKilled kills the broker in the middle of a stream of calls: everything
-// that was answered is there after a restart.
+// testKilled kills the broker at a random moment in a stream of calls. After a
+// restart, every lease that was answered is active and in the log.
 func testKilled(t *testing.T, w *world, src *workloadapi.X509Source) {
 	const callers = 8
-	c := w.overMTLS(t, src)
+	c := w.mtlsClient(t, src)
 	answered := make(chan string)
 	for range callers {
 		go func() {

@@ -26,7 +26,7 @@ import (
 	"accessbroker.internal/api"
 )
 
-// holderEntitlements are what those tests ask for that are of one engine each.
+// holderEntitlements are the entitlements of the tests of single engines.
 const holderEntitlements = `
   orders-wrapped: {issuer: vault, vault: {path: database/creds/orders-ro, policies: [orders-db-ro], wrap: true}}
   orders-static: {issuer: vault, vault: {path: database/static-creds/report, policies: [static]}}
@@ -53,8 +53,8 @@ const holderEntitlements = `
       policies: [web]
       data: {common_name: "shop.acme.test", ttl: "${ttl}"}`
 
-// prepareEngines makes the roles that holderEntitlements need.
-func (l *lab) prepareEngines(t *testing.T) {
+// prepareEngines creates the roles that holderEntitlements need.
+func (l *lab) prepareEngines(t testing.TB) {
 	t.Helper()
 	v := l.vault
 	l.postgres.must(t, "CREATE ROLE report LOGIN; GRANT SELECT ON orders TO report")
@@ -76,7 +76,7 @@ func (l *lab) prepareEngines(t *testing.T) {
 	role("leased", fields{"key_type": "ec", "generate_lease": true})
 }
 
-// testPgpass has psql look for the password in its own file.
+// testPgpass lets psql read the password from a password file.
 func testPgpass(t *testing.T, l *lab) {
 	line, errs, code := l.cli(l.cliAgent, "request", "orders-db-ro", "-o", "pgpass")
 	f := strings.Split(strings.TrimSpace(line), ":")
@@ -84,26 +84,26 @@ func testPgpass(t *testing.T, l *lab) {
 		t.Fatalf("-o pgpass: %d %s, %d fields", code, errs, len(f))
 	}
 	file := filepath.Join(t.TempDir(), "pgpass")
-	if err := os.WriteFile(file, []byte(line), 0o600); err != nil { // psql takes no file that others may read
+	if err := os.WriteFile(file, []byte(line), 0o600); err != nil { // psql ignores a file that others may read
 		t.Fatal(err)
 	}
 	cmd := exec.Command(filepath.Join(l.postgres.bin, "psql"), "--no-psqlrc", "--no-password", "-tA", "-h", "127.0.0.1", "-p", fmt.Sprint(l.postgres.port),
 		"-U", f[3], "-d", "postgres", "-c", "SELECT id FROM orders")
 	cmd.Env = append(os.Environ(), "PGPASSFILE="+file, "PGSSLMODE=disable")
 	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "4711" {
-		t.Errorf("psql by its password file: %v %s", err, out)
+		t.Errorf("psql with its password file: %v %s", err, out)
 	}
-	l.clean(t)
+	l.endAll(t)
 }
 
-// testVaultToken hands a token of Vault's to curl, by the variable that Vault's
-// own tools read. When curl ends, the token does.
+// testVaultToken passes a Vault token to curl in the variable that Vault's own
+// tools read. When curl exits, the token is revoked.
 func testVaultToken(t *testing.T, l *lab) {
 	file := filepath.Join(t.TempDir(), "token")
 	script := fmt.Sprintf(`printf %%s "$VAULT_TOKEN" > %s && curl -sS --fail --cacert %s -H "X-Vault-Token: $VAULT_TOKEN" %s/v1/kv/data/shop`, file, l.vault.caFile(), l.vault.address())
 	out, errs, code := l.cli(l.cliAgent, "exec", "kv-token", "--scope", "kv:read", "--", "sh", "-c", script)
 	if code != 0 || !strings.Contains(out, `"color":"green"`) {
-		t.Errorf("curl says %d %q %s", code, out, errs)
+		t.Errorf("curl: %d %q %s", code, out, errs)
 	}
 	token, err := os.ReadFile(file)
 	if err != nil || len(token) == 0 {
@@ -112,17 +112,17 @@ func testVaultToken(t *testing.T, l *lab) {
 	l.vault.refuses(t, string(token), "GET", "kv/data/shop", nil, http.StatusForbidden)
 }
 
-// testTokenOfLease looks the lease's own token up, as an operator of Vault would
-// who wonders whose it is.
+// testTokenOfLease looks up the Vault token of a lease, as an operator of Vault
+// would to find out whose it is.
 func testTokenOfLease(t *testing.T, l *lab) {
-	c := l.get(t, orders)
+	c := l.issue(t, orders)
 	lease, err := l.agent.Lease(t.Context(), c.Lease)
 	if err != nil {
 		t.Fatal(err)
 	}
 	token := l.tokenOf(t, c.Lease)
 	if token == nil {
-		t.Fatal("no token of Vault's names the lease")
+		t.Fatal("no token of Vault names the lease")
 	}
 	want := fields{"lease": c.Lease, "request": lease.Request, "entitlement": "orders-db-ro", "holder": lease.Holder}
 	meta, _ := token["meta"].(fields)
@@ -139,23 +139,23 @@ func testTokenOfLease(t *testing.T, l *lab) {
 	most, _ := token["explicit_max_ttl"].(float64)
 	ends := time.Unix(int64(made+most), 0)
 	if early := lease.ExpiresAt.Sub(ends); most == 0 || early < 0 || early > 3*time.Second {
-		t.Errorf("it lives until %s at most, its lease until %s", ends, lease.ExpiresAt)
+		t.Errorf("the token is valid until %s at most, its lease until %s", ends, lease.ExpiresAt)
 	}
-	l.clean(t)
+	l.endAll(t)
 	if l.tokenOf(t, c.Lease) != nil {
-		t.Error("the lease is over, and its token is not")
+		t.Error("the lease ended and its token did not")
 	}
 }
 
-// tokenOf gives what Vault knows of the token of a lease, found by nothing but
-// its metadata.
-func (l *lab) tokenOf(t *testing.T, lease string) fields {
+// tokenOf returns Vault's data about the token of a lease, which it finds by the
+// token's metadata, or nil.
+func (l *lab) tokenOf(t testing.TB, lease string) fields {
 	t.Helper()
 	keys, _ := l.vault.must(t, "LIST", "auth/token/accessors", nil).Data["keys"].([]any)
 	for _, accessor := range keys {
 		answer, err := l.vault.call(l.vault.root, "POST", "auth/token/lookup-accessor", fields{"accessor": accessor})
 		if err != nil {
-			continue // it has ended meanwhile
+			continue // the token ended meanwhile
 		}
 		if meta, _ := answer.Data["meta"].(fields); meta["lease"] == lease {
 			return answer.Data
@@ -164,11 +164,11 @@ func (l *lab) tokenOf(t *testing.T, lease string) fields {
 	return nil
 }
 
-// testWrapped has only the holder see the credential: it unwraps that at Vault,
-// once.
+// testWrapped issues a wrapped credential: only the holder sees it, who unwraps it
+// at Vault, once.
 func testWrapped(t *testing.T, l *lab) {
-	l.clean(t)
-	c := l.get(t, api.Ask{Entitlement: "orders-wrapped", TTL: brief})
+	l.endAll(t)
+	c := l.issue(t, api.Ask{Entitlement: "orders-wrapped", TTL: 2 * brief})
 	if c.Type != "data" || len(c.Secret) != 1 || c.Revocation != "at_expiry" {
 		t.Fatalf("the credential is %s of %d fields, %s", c.Type, len(c.Secret), c.Revocation)
 	}
@@ -184,34 +184,35 @@ func testWrapped(t *testing.T, l *lab) {
 	l.vault.refuses(t, wrapping, "POST", "sys/wrapping/unwrap", nil, http.StatusBadRequest)
 	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
 	if err != nil || lease.Status != api.LeaseRevoking || lease.Revocation != "pending" {
-		t.Errorf("given back, and nobody says when Vault has done it: %+v, %v", lease, err)
+		t.Errorf("returned; Vault does not report the end: %+v, %v", lease, err)
 	}
-	eventually(t, "the end of what was wrapped", 30*time.Second, func() error { return l.ended(inner) })
-	l.becomes(t, c.Lease, "revoked", "at_expiry")
+	eventually(t, "the end of the wrapped credential", time.Minute, func() error { return l.rejected(inner) })
+	l.waitStatus(t, c.Lease, "revoked", "at_expiry")
 }
 
-// testStaticRole gives the password of a user that stays: the next rotation ends
-// it, and nothing else.
+// testStaticRole issues the password of a permanent user. Only the next rotation
+// ends it.
 func testStaticRole(t *testing.T, l *lab) {
-	c := l.get(t, api.Ask{Entitlement: "orders-static"})
+	c := l.issue(t, api.Ask{Entitlement: "orders-static"})
 	if c.Type != "userpass" || c.Secret["username"] != "report" || c.Revocation != "at_rotation" {
 		t.Fatalf("the credential is %s of %s, %s", c.Type, c.Secret["username"], c.Revocation)
 	}
 	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
 	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != "at_rotation" {
-		t.Errorf("given back: %+v, %v", lease, err)
+		t.Errorf("returned: %+v, %v", lease, err)
 	}
 	if err := l.works(c); err != nil {
-		t.Errorf("the broker said at_rotation, and that is the truth: %v", err)
+		t.Errorf("the credential ends at_rotation, so it has to work: %v", err)
 	}
 	l.vault.must(t, "POST", "database/rotate-role/report", nil)
-	if err := l.ended(c); err != nil {
+	if err := l.rejected(c); err != nil {
 		t.Error(err)
 	}
 }
 
-// request makes a CSR that names somebody.
-func request(t *testing.T, key crypto.Signer, names ...string) string {
+// newCSR returns a certificate request for the first name as common name and the
+// others as DNS names.
+func newCSR(t testing.TB, key crypto.Signer, names ...string) string {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: names[0]}, DNSNames: names[1:]}, key)
 	if err != nil {
@@ -220,8 +221,8 @@ func request(t *testing.T, key crypto.Signer, names ...string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
-// testSigned has Vault sign for a key that never left its holder. The names are
-// the entitlement's, whatever the request says.
+// testSigned lets Vault sign for a key that never leaves its holder. The
+// entitlement determines the names, whatever the certificate request contains.
 func testSigned(t *testing.T, l *lab) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -233,28 +234,28 @@ func testSigned(t *testing.T, l *lab) {
 		t.Fatal(err)
 	}
 	l.signs(t, large)
-	// A role that trusts requests makes a certificate with names of its holder's
-	// choice, which is not given out.
-	foreign := request(t, key, "svc.acme.test", "svc.acme.test", "bank.other.test")
-	_, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "csr-trusted", Parameters: map[string]string{"name": "svc", "csr": foreign}, TTL: brief})
-	if err := refusedWith(err, api.IssuerRefused, http.StatusBadGateway); err != nil {
+	// A role that trusts the request signs names of the holder's choice. The broker
+	// does not issue that certificate.
+	foreign := newCSR(t, key, "svc.acme.test", "svc.acme.test", "bank.other.test")
+	_, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "csr-trusted", Parameters: map[string]string{"name": "svc", "csr": foreign}, TTL: api.Duration(time.Minute)})
+	if err := wantRefusal(err, api.IssuerRefused, http.StatusBadGateway); err != nil {
 		t.Errorf("a request with a foreign name: %v", err)
 	}
-	own := request(t, key, "svc.acme.test", "svc.acme.test")
-	if _, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "csr-trusted", Parameters: map[string]string{"name": "svc", "csr": own}, TTL: brief}); err != nil {
-		t.Errorf("a request with the names that were asked for: %v", err)
+	own := newCSR(t, key, "svc.acme.test", "svc.acme.test")
+	if _, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "csr-trusted", Parameters: map[string]string{"name": "svc", "csr": own}, TTL: api.Duration(time.Minute)}); err != nil {
+		t.Errorf("a request with the requested name: %v", err)
 	}
 	_, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "csr-trusted", Parameters: map[string]string{"name": "svc", "csr": "no request"}})
-	if err := refusedWith(err, api.InvalidParameter, http.StatusBadRequest); err != nil {
+	if err := wantRefusal(err, api.InvalidParameter, http.StatusBadRequest); err != nil {
 		t.Error(err)
 	}
 }
 
-// signs gets a certificate for a key, and shows it to a TLS server.
-func (l *lab) signs(t *testing.T, key crypto.Signer) {
+// signs requests a certificate for a key and connects to a TLS server with it.
+func (l *lab) signs(t testing.TB, key crypto.Signer) {
 	t.Helper()
-	csr := request(t, key, "bank.other.test", "bank.other.test")
-	c := l.get(t, api.Ask{Entitlement: "csr-certificate", Parameters: map[string]string{"name": "svc", "csr": csr}})
+	csr := newCSR(t, key, "bank.other.test", "bank.other.test")
+	c := l.issue(t, api.Ask{Entitlement: "csr-certificate", Parameters: map[string]string{"name": "svc", "csr": csr}})
 	if c.Type != "certificate" || c.Secret["private_key"] != "" || c.Revocation != "at_expiry" {
 		t.Fatalf("the credential is %s, %s, with a key of %d bytes", c.Type, c.Revocation, len(c.Secret["private_key"]))
 	}
@@ -269,60 +270,60 @@ func (l *lab) signs(t *testing.T, key crypto.Signer) {
 	}
 	if uri, _ := url.Parse(holder.ID); leaf.Subject.CommonName != "svc.acme.test" || !slices.Equal(leaf.DNSNames, []string{"svc.acme.test"}) ||
 		len(leaf.URIs) != 1 || *leaf.URIs[0] != *uri {
-		t.Errorf("it names %s, %v and %v", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
+		t.Errorf("the certificate names %s, %v and %v", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(c.Secret["chain"]))
-	if err := shows(tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}, roots); err != nil {
+	if err := mutualTLS(tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}, roots); err != nil {
 		t.Errorf("a TLS server that trusts Vault's authority: %v", err)
 	}
 }
 
-// testLeasedCertificate gives a certificate back that Vault has a lease for: it
-// is on Vault's revocation list when the broker says that it has ended.
+// testLeasedCertificate returns a certificate that Vault has a lease for. It is on
+// Vault's revocation list when the broker reports that the lease ended.
 func testLeasedCertificate(t *testing.T, l *lab) {
-	c := l.get(t, api.Ask{Entitlement: "leased-certificate", TTL: api.Duration(10 * time.Minute)})
+	c := l.issue(t, api.Ask{Entitlement: "leased-certificate", TTL: api.Duration(10 * time.Minute)})
 	if c.Type != "certificate" || c.Revocation != "immediate" {
 		t.Fatalf("the credential is %s, %s", c.Type, c.Revocation)
 	}
-	l.listedOnceGivenBack(t, c, "immediate")
+	l.returnPutsOnCRL(t, c, "immediate")
 }
 
-// testListedCertificate gives a certificate back that Vault has no lease for: it
-// is on Vault's revocation list, and works all the same where nobody looks there,
-// so the broker says no more than that it ends in time.
+// testListedCertificate returns a certificate that Vault has no lease for. It is
+// on Vault's revocation list, but servers that ignore the list accept it, so the
+// broker reports that it ends by expiring.
 func testListedCertificate(t *testing.T, l *lab) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := l.get(t, api.Ask{Entitlement: "csr-certificate", Parameters: map[string]string{"name": "svc", "csr": request(t, key, "svc.acme.test")}})
-	l.listedOnceGivenBack(t, c, "at_expiry")
+	c := l.issue(t, api.Ask{Entitlement: "csr-certificate", Parameters: map[string]string{"name": "svc", "csr": newCSR(t, key, "svc.acme.test")}})
+	l.returnPutsOnCRL(t, c, "at_expiry")
 }
 
-// listedOnceGivenBack gives a certificate back, which the broker says so much
-// of, and wants it on Vault's revocation list then and not before.
-func (l *lab) listedOnceGivenBack(t *testing.T, c *api.Credential, revocation string) {
+// returnPutsOnCRL returns a certificate and checks that it is on Vault's
+// revocation list afterwards and not before.
+func (l *lab) returnPutsOnCRL(t testing.TB, c *api.Credential, revocation string) {
 	t.Helper()
 	block, _ := pem.Decode([]byte(c.Secret["certificate"]))
 	leaf, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.vault.revoked(t, leaf) {
-		t.Fatal("it is on the revocation list, and was just issued")
+	if l.vault.onCRL(t, leaf) {
+		t.Fatal("the new certificate is on the revocation list")
 	}
 	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
 	if err != nil || lease.Status != api.LeaseRevoked || lease.Revocation != revocation {
-		t.Errorf("given back: %+v, %v", lease, err)
+		t.Errorf("returned: %+v, %v", lease, err)
 	}
-	if !l.vault.revoked(t, leaf) {
-		t.Error("it was given back, and is not on the revocation list")
+	if !l.vault.onCRL(t, leaf) {
+		t.Error("the returned certificate is not on the revocation list")
 	}
 }
 
-// revoked says whether a certificate is on the PKI engine's revocation list.
-func (v *vault) revoked(t *testing.T, leaf *x509.Certificate) bool {
+// onCRL reports whether a certificate is on the PKI engine's revocation list.
+func (v *vault) onCRL(t testing.TB, leaf *x509.Certificate) bool {
 	t.Helper()
 	resp, err := v.client.Get(v.address() + "/v1/pki/crl")
 	if err != nil {

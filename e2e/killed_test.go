@@ -28,20 +28,20 @@ import (
 // A crash kills the broker at a point of one call to a server.
 type crash struct {
 	name string
-	path string // of the call; what it ends with
-	at   func(t *testing.T, w *world, b *between, rw http.ResponseWriter, r *http.Request)
+	path string // the suffix of the call's path
+	at   func(t *testing.T, w *world, b *interceptor, rw http.ResponseWriter, r *http.Request)
 }
 
-// The points around a call that makes something.
-func killedBefore(_ *testing.T, w *world, _ *between, _ http.ResponseWriter, _ *http.Request) {
+// killedBefore kills the broker before the server gets the call.
+func killedBefore(_ *testing.T, w *world, _ *interceptor, _ http.ResponseWriter, _ *http.Request) {
 	w.broker.kill()
 	cut()
 }
 
-// killedDuring kills it when the server has made what was asked for, and has not
-// answered. That the server ends what it does makes it exact: Vault forgets what
-// it makes for somebody who hangs up in the middle.
-func killedDuring(t *testing.T, w *world, b *between, _ http.ResponseWriter, r *http.Request) {
+// killedDuring kills the broker after the server handled the call and before it
+// answers. The server always completes the call, so the outcome is exact: left
+// alone, Vault may forget what it creates for a caller that hangs up.
+func killedDuring(t *testing.T, w *world, b *interceptor, _ http.ResponseWriter, r *http.Request) {
 	if kept := b.complete(r); kept.Code != http.StatusOK {
 		t.Errorf("%s %s: %d", r.Method, r.URL.Path, kept.Code)
 	}
@@ -49,8 +49,9 @@ func killedDuring(t *testing.T, w *world, b *between, _ http.ResponseWriter, r *
 	cut()
 }
 
-// killedRecording kills it when it has the answer, and can't have recorded that.
-func killedRecording(t *testing.T, w *world, b *between, rw http.ResponseWriter, r *http.Request) {
+// killedRecording kills the broker after it read the answer and before it can
+// have recorded it.
+func killedRecording(t *testing.T, w *world, b *interceptor, rw http.ResponseWriter, r *http.Request) {
 	kept := b.complete(r)
 	unlock := w.lockDatabase(t)
 	defer unlock()
@@ -66,33 +67,33 @@ func killedRecording(t *testing.T, w *world, b *between, rw http.ResponseWriter,
 	if err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the broker's reading the answer", 10*time.Second, func() error { return allRead(r.RemoteAddr) })
+	eventually(t, "the broker to read the answer", time.Minute, func() error { return allRead(r.RemoteAddr) })
 	w.broker.kill()
 }
 
-// lockDatabase keeps the broker from writing, as another process that writes
-// does: it holds the one lock for that, at byte 120 of the shared memory
-// (SQLite, "WAL-Mode File Format", section 2.3.1).
-func (w *world) lockDatabase(t *testing.T) (unlock func()) {
+// lockDatabase keeps the broker from writing, like another process that writes:
+// it takes SQLite's write lock, at byte 120 of the shared memory (SQLite,
+// "WAL-Mode File Format", section 2.3.1).
+func (w *world) lockDatabase(t testing.TB) (unlock func()) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(w.dir, "broker.db-shm"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: 120, Len: 1}
-	eventually(t, "the lock on the database", 10*time.Second, func() error { return unix.FcntlFlock(f.Fd(), unix.F_SETLK, &lock) })
-	return func() { _ = f.Close() } // which gives the lock back
+	eventually(t, "the lock on the database", time.Minute, func() error { return unix.FcntlFlock(f.Fd(), unix.F_SETLK, &lock) })
+	return func() { _ = f.Close() } // releases the lock
 }
 
-// allRead says whether who is connected from an address has read all that it
-// was sent.
+// allRead returns nil if the peer that is connected from the address has read
+// everything that was sent to it.
 func allRead(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return err
 	}
 	ip := net.ParseIP(host).To4()
-	slices.Reverse(ip) // /proc/net/tcp writes them so
+	slices.Reverse(ip) // /proc/net/tcp has the least significant byte first
 	n, err := strconv.Atoi(port)
 	if err != nil {
 		return err
@@ -106,20 +107,21 @@ func allRead(address string) error {
 		// sl local_address rem_address st tx_queue:rx_queue …
 		if f := strings.Fields(line); len(f) > 4 && f[1] == local {
 			if _, unread, _ := strings.Cut(f[4], ":"); strings.Trim(unread, "0") != "" {
-				return fmt.Errorf("0x%s bytes are not read yet", unread)
+				return fmt.Errorf("0x%s bytes are unread", unread)
 			}
 			return nil
 		}
 	}
-	return fmt.Errorf("nobody is connected from %s", address)
+	return fmt.Errorf("no connection from %s", address)
 }
 
-// killedBetween has the next call meet the crash. done waits until it did.
-func (b *between) killedBetween(t *testing.T, w *world, c crash) (done func()) {
+// crashOn arms a crash for the next call with its path. done waits until the
+// crash struck and returns its name.
+func (b *interceptor) crashOn(t *testing.T, w *world, c crash) (done func() string) {
 	t.Helper()
 	var once atomic.Bool
 	met := make(chan struct{})
-	b.answers(func(rw http.ResponseWriter, r *http.Request) bool {
+	b.handle(func(rw http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, c.path) || !once.CompareAndSwap(false, true) {
 			return false
 		}
@@ -127,20 +129,24 @@ func (b *between) killedBetween(t *testing.T, w *world, c crash) (done func()) {
 		c.at(t, w, b, rw, r)
 		return true
 	})
-	return func() {
+	return func() string {
 		t.Helper()
 		select {
 		case <-met:
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s: there was no call to %s", c.name, c.path)
 		}
-		b.answers(nil)
+		if !w.broker.ended() {
+			t.Fatalf("%s: the broker was not killed", c.name)
+		}
+		b.handle(nil)
+		return c.name
 	}
 }
 
-// answerLost asks the broker for a credential, and kills the broker as soon as
-// it answers, before anybody has the answer.
-func (w *world) answerLost(t *testing.T, src *workloadapi.X509Source, ask api.Ask, key string) {
+// answerLost requests a credential and kills the broker as soon as it answers,
+// before the answer reaches the caller.
+func (w *world) answerLost(t testing.TB, src *workloadapi.X509Source, ask api.Ask, key string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -176,7 +182,7 @@ func (w *world) answerLost(t *testing.T, src *workloadapi.X509Source, ask api.As
 			}
 		}
 	}()
-	// By HTTP/1.1, nothing but the answer comes back for what is asked.
+	// With HTTP/1.1, the first byte that comes back belongs to the answer.
 	http1 := client(t, tlsconfig.MTLSClientConfig(src, src, tlsconfig.AuthorizeID(brokerID)), false)
 	http1.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
@@ -186,22 +192,23 @@ func (w *world) answerLost(t *testing.T, src *workloadapi.X509Source, ask api.As
 		t.Fatal(err)
 	}
 	armed.Store(true)
-	if got, err := once(t, c, ask, key); err == nil {
-		t.Fatalf("the answer came through: lease %s", got.Lease)
+	if got, err := askOnce(t, c, ask, key); err == nil {
+		t.Fatalf("the answer arrived: lease %s", got.Lease)
 	}
 	if !w.broker.ended() {
 		t.Fatal("the broker was not killed")
 	}
 }
 
-// testKilledAt kills the broker at each point of issuing. Within half a minute
-// after a restart no user is left that has no lease of the broker's and of
-// Vault's, and nobody got one.
+// testKilledAt kills the broker at each crash point of issuing. Within 30 s after
+// a restart, no user is left without a lease at the broker and at Vault, and no
+// caller got one.
 func testKilledAt(t *testing.T, l *lab) {
-	l.clean(t)
+	l.endAll(t)
 	ask := api.Ask{Entitlement: "orders-by-agent", TTL: api.Duration(10 * time.Minute)}
-	last := l.last(t, ask.Entitlement)
-	restarted := map[string]time.Time{} // by the lease
+	last := l.lastLease(t, ask.Entitlement)
+	restarted := map[string]time.Time{} // when the broker was back, by lease
+	var struck []string
 	for _, c := range []crash{
 		{"the token is not made", "/auth/token/create/broker-leases", killedBefore},
 		{"the token is made", "/auth/token/create/broker-leases", killedDuring},
@@ -209,13 +216,13 @@ func testKilledAt(t *testing.T, l *lab) {
 		{"during", "/database/creds/orders-ro", killedDuring},
 		{"recording", "/database/creds/orders-ro", killedRecording},
 	} {
-		met := l.agentVault.killedBetween(t, l.world, c)
-		if got, err := once(t, l.agent, ask, rand.Text()); err == nil {
-			t.Errorf("%s: the broker was killed, and answered %s", c.name, got.Lease)
+		crashed := l.vaultProxy.crashOn(t, l.world, c)
+		if got, err := askOnce(t, l.agent, ask, rand.Text()); err == nil {
+			t.Errorf("%s: the broker was killed and answered %s", c.name, got.Lease)
 		}
-		met()
+		struck = append(struck, crashed())
 		l.start(t)
-		since := l.since(t, ask.Entitlement, last)
+		since := l.leasesSince(t, ask.Entitlement, last)
 		if opened := strings.Contains(c.path, "database"); opened != (len(since) == 1) || !opened && len(since) > 0 {
 			t.Fatalf("%s: there are %d new leases", c.name, len(since))
 		}
@@ -223,67 +230,79 @@ func testKilledAt(t *testing.T, l *lab) {
 			last, restarted[lease.ID] = lease.ID, time.Now()
 		}
 	}
+	if want := []string{"the token is not made", "the token is made", "before", "during", "recording"}; !slices.Equal(struck, want) {
+		t.Fatalf("the broker was killed at %q, want %q", struck, want)
+	}
 	key := rand.Text()
 	l.answerLost(t, l.src, ask, key)
 	l.start(t)
-	since := l.since(t, ask.Entitlement, last)
+	since := l.leasesSince(t, ask.Entitlement, last)
 	if len(since) != 1 || since[0].Status != api.LeaseActive {
-		t.Fatalf("what was answered before the kill: %+v", since)
+		t.Fatalf("the leases that were answered before the kill: %+v", since)
 	}
-	l.accounted(t, 30*time.Second)
-	if n := l.users(t); n != 1 {
+	l.waitReconciled(t, 30*time.Second)
+	if n := l.vaultUsers(t); n != 1 {
 		t.Errorf("there are %d users, one was answered", n)
+	}
+	if len(restarted) != 3 {
+		t.Errorf("%d leases never became active, want 3", len(restarted))
 	}
 	for id, at := range restarted {
 		lease, err := l.agent.Lease(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The accessor was told, and nobody says when Vault has done it.
+		// Vault accepted the revocation of the accessor and does not report its end.
 		if lease.EndHow != "deadline" || lease.Status != api.LeaseRevoking || lease.Revocation != "pending" || lease.EndAskedAt.After(at.Add(30*time.Second)) {
-			t.Errorf("a lease that never became active is %s, %s, by %s at %s; the broker was back at %s", lease.Status, lease.Revocation, lease.EndHow, lease.EndAskedAt, at)
+			t.Errorf("a lease that never became active is %s, %s, by %q at %s; the broker was back at %s", lease.Status, lease.Revocation, lease.EndHow, lease.EndAskedAt, at)
 		}
 	}
-	// Whose answer was lost may ask again: the one takes the other's place.
-	again, err := once(t, l.agent, ask, key)
+	// The caller whose answer was lost repeats the request: the new credential
+	// replaces the lost one.
+	replaced, err := askOnce(t, l.agent, ask, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.works(again); err != nil {
+	if err := l.works(replaced); err != nil {
 		t.Error(err)
 	}
-	l.becomes(t, since[0].ID, "revoked", "immediate")
-	l.accounted(t, 30*time.Second)
-	if n := l.users(t); n != 1 {
+	l.waitStatus(t, since[0].ID, "revoked", "immediate")
+	l.waitReconciled(t, 30*time.Second)
+	if n := l.vaultUsers(t); n != 1 {
 		t.Errorf("there are %d users, one was answered", n)
 	}
-	l.clean(t)
+	l.endAll(t)
 }
 
-// testSessionsKilledAt does the same with an STS. No session can be called back:
-// the broker says so of each that there may be, and nobody got one.
+// testSessionsKilledAt kills the broker at each crash point of a call to an STS. A
+// session can't be revoked: the broker reports that each session that may exist
+// ends by expiring, and no caller got one.
 func testSessionsKilledAt(t *testing.T, c *cloud) {
-	sts := standBetween(t, c.minio.address(), c.minio.caFile(), true)
+	sts := intercept(t, c.minio.address(), c.minio.caFile(), true)
 	sts.writeCA(t, filepath.Join(c.dir, "between.pem"))
 	c.broker.stop()
 	c.configureSTS(sts.URL, "between.pem")
 	c.start(t)
 	src := source(t, c.spire)
-	agent := c.overMTLS(t, src)
+	agent := c.mtlsClient(t, src)
 	agent.BaseURL = "https://" + c.listen
 	ask := api.Ask{Entitlement: "reports", Scopes: []string{"read"}, Parameters: map[string]string{"prefix": "acme"}, TTL: api.Duration(20 * time.Minute)}
+	var struck []string
 	for _, crash := range []crash{{"before", "/", killedBefore}, {"during", "/", killedDuring}, {"recording", "/", killedRecording}} {
-		met := sts.killedBetween(t, c.world, crash)
-		if got, err := once(t, agent, ask, rand.Text()); err == nil {
-			t.Errorf("%s: the broker was killed, and answered %s", crash.name, got.Lease)
+		crashed := sts.crashOn(t, c.world, crash)
+		if got, err := askOnce(t, agent, ask, rand.Text()); err == nil {
+			t.Errorf("%s: the broker was killed and answered %s", crash.name, got.Lease)
 		}
-		met()
+		struck = append(struck, crashed())
 		c.start(t)
+	}
+	if want := []string{"before", "during", "recording"}; !slices.Equal(struck, want) {
+		t.Fatalf("the broker was killed at %q, want %q", struck, want)
 	}
 	c.answerLost(t, src, ask, rand.Text())
 	c.start(t)
 	var leases []api.Lease
-	eventually(t, "the end of what never became active", 30*time.Second, func() error {
+	eventually(t, "the end of the leases that never became active", time.Minute, func() error {
 		page, err := agent.Leases(t.Context(), api.LeaseFilter{Entitlement: "reports"})
 		if err != nil {
 			return err
@@ -291,7 +310,7 @@ func testSessionsKilledAt(t *testing.T, c *cloud) {
 		leases = page.Leases
 		for _, lease := range leases {
 			if lease.Status == api.LeaseIssuing {
-				return errors.New("one is still being issued")
+				return errors.New("a lease is still being issued")
 			}
 		}
 		return nil
@@ -302,7 +321,7 @@ func testSessionsKilledAt(t *testing.T, c *cloud) {
 	for i, lease := range leases { // the newest first
 		status, how := api.LeaseRevoked, "deadline"
 		if i == 0 {
-			status, how = api.LeaseActive, "" // it was answered, and is the holder's until its time is over
+			status, how = api.LeaseActive, "" // it was answered, so it stays active until it expires
 		}
 		if lease.Status != status || lease.EndHow != how || lease.Revocation != "at_expiry" || lease.ExpiresAt.Sub(lease.OpenedAt) < 19*time.Minute {
 			t.Errorf("lease %d is %s, %s by %q, from %s until %s", i, lease.Status, lease.Revocation, lease.EndHow, lease.OpenedAt, lease.ExpiresAt)

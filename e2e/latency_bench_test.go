@@ -20,8 +20,8 @@ import (
 	"accessbroker.internal/api"
 )
 
-// spent is what Vault took for each credential: by the lease, whose token's
-// making names it, and whose token makes the user.
+// spent is the time that Vault took for each lease. The call that creates a token
+// names the lease, and the call that creates the user uses that token.
 type spent struct {
 	mu     sync.Mutex
 	leases map[string]string        // by the token
@@ -30,9 +30,9 @@ type spent struct {
 	all    int
 }
 
-// between stands before Vault, and measures each call.
-func (s *spent) between(b *between) {
-	b.answers(func(w http.ResponseWriter, r *http.Request) bool {
+// between measures each call that the interceptor passes on to Vault.
+func (s *spent) between(b *interceptor) {
+	b.handle(func(w http.ResponseWriter, r *http.Request) bool {
 		began := time.Now()
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -72,20 +72,20 @@ func (s *spent) add(path, token string, asked, answered []byte, took time.Durati
 	}
 }
 
-// TestOwnLatency measures the broker's own share of the time that a database
-// user takes: all that the caller waits, less what Vault takes for the calls that
+// TestOwnLatency measures the broker's own share of the latency of a database
+// user: the time that the caller waits, minus the time of the calls to Vault that
 // name its lease. "make bench" runs it.
 //
-// First each client asks again once it is answered, which keeps both processors
-// busy: the share is mostly waiting for one. Then the same clients ask for half of
-// that. A call that does nothing goes the same way meanwhile, and tells what the
-// machine, the client, TLS and HTTP take of it. BenchmarkOwnShare has the broker
-// alone on a processor.
+// First, each client repeats its request as soon as it is answered. Both
+// processors are busy, so the share is mostly waiting for one. Then the same
+// clients request half as many per second. Calls that do nothing are measured at
+// the same time; they show the part of the machine, the client, TLS and HTTP. In
+// BenchmarkOwnShare the broker has a processor of its own.
 func TestOwnLatency(t *testing.T) {
 	if runtime.NumCPU() > 1 {
 		t.Setenv("GOMAXPROCS", "2") // what a broker gives itself that starts with one processor
 	}
-	l := startLab(t)
+	l := startLab(t, spireOf(t))
 	if runtime.NumCPU() > 1 { // as in TestTenThousandDue
 		pin(t, l.vault.server.cmd.Process.Pid, 0)
 		pin(t, l.postgres.server.cmd.Process.Pid, 0)
@@ -93,14 +93,14 @@ func TestOwnLatency(t *testing.T) {
 		pin(t, os.Getpid(), 1)
 	}
 	s := &spent{leases: map[string]string{}, took: map[string]time.Duration{}, calls: map[string]int{}}
-	s.between(l.agentVault)
+	s.between(l.vaultProxy)
 	rate := s.shares(t, l, 0)
 	s.shares(t, l, rate/2)
 }
 
-// shares has 16 clients ask at a rate that they share, or, if that is zero, as
-// fast as they are answered. It gives the rate that they came to.
-func (s *spent) shares(t *testing.T, l *lab, rate float64) float64 {
+// shares runs 16 clients at a common rate or, if that is zero, as fast as they are
+// answered. It returns the rate that they reached.
+func (s *spent) shares(t testing.TB, l *lab, rate float64) float64 {
 	t.Helper()
 	const clients, warmUp, measured = 16, 2 * time.Second, 10 * time.Second
 	var mu sync.Mutex
@@ -146,7 +146,7 @@ func (s *spent) shares(t *testing.T, l *lab, rate float64) float64 {
 	return came
 }
 
-func (s *spent) report(t *testing.T, waited map[string]time.Duration, nothing []time.Duration, title string) {
+func (s *spent) report(t testing.TB, waited map[string]time.Duration, nothing []time.Duration, title string) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,9 +14,9 @@ import (
 	"accessbroker.internal/api"
 )
 
-// once asks for a credential as AskAndCollect does, and never a second time: a
-// key says which asks are the same.
-func once(t *testing.T, c *api.Client, ask api.Ask, key string) (*api.Credential, error) {
+// askOnce requests a credential as AskAndCollect does, but never repeats the
+// request. Calls with the same idempotency key are the same request.
+func askOnce(t testing.TB, c *api.Client, ask api.Ask, key string) (*api.Credential, error) {
 	t.Helper()
 	body, err := json.Marshal(ask)
 	if err != nil {
@@ -28,7 +28,7 @@ func once(t *testing.T, c *api.Client, ask api.Ask, key string) (*api.Credential
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Idempotency-Key", key)
-	r.GetBody = nil // HTTP sends it again by itself where it can
+	r.GetBody = nil // with it, net/http may repeat the request
 	resp, err := c.HTTP.Do(r)
 	if err != nil {
 		return nil, err
@@ -40,19 +40,19 @@ func once(t *testing.T, c *api.Client, ask api.Ask, key string) (*api.Credential
 	}
 	if resp.StatusCode != http.StatusCreated {
 		problem := &api.Error{Status: resp.StatusCode}
-		var said struct{ Code, Detail string }
-		if err := json.Unmarshal(text, &said); err != nil {
+		var answer struct{ Code, Detail string }
+		if err := json.Unmarshal(text, &answer); err != nil {
 			t.Fatalf("reading %s: %v", text, err)
 		}
-		problem.Code, problem.Detail = api.Code(said.Code), said.Detail
+		problem.Code, problem.Detail = api.Code(answer.Code), answer.Detail
 		return nil, problem
 	}
 	got := new(api.Credential)
 	return got, json.Unmarshal(text, got)
 }
 
-// newest gives the last leases of an entitlement, the newest first.
-func (l *lab) newest(t *testing.T, entitlement string) []api.Lease {
+// newestLeases returns the latest leases of an entitlement, the newest first.
+func (l *lab) newestLeases(t testing.TB, entitlement string) []api.Lease {
 	t.Helper()
 	out, errs, code := l.cli(l.bin, "leases", "--holder", "*", "--entitlement", entitlement, "--admin-socket", l.dir+"/admin.sock", "-o", "json")
 	var page api.LeasePage
@@ -62,10 +62,11 @@ func (l *lab) newest(t *testing.T, entitlement string) []api.Lease {
 	return page.Leases
 }
 
-// since gives the leases of an entitlement that are newer than one.
-func (l *lab) since(t *testing.T, entitlement, last string) []api.Lease {
+// leasesSince returns the leases of an entitlement that are newer than the lease
+// last.
+func (l *lab) leasesSince(t testing.TB, entitlement, last string) []api.Lease {
 	t.Helper()
-	all := l.newest(t, entitlement)
+	all := l.newestLeases(t, entitlement)
 	for i, lease := range all {
 		if lease.ID == last {
 			return all[:i]
@@ -74,109 +75,118 @@ func (l *lab) since(t *testing.T, entitlement, last string) []api.Lease {
 	return all
 }
 
-func (l *lab) last(t *testing.T, entitlement string) string {
+// lastLease returns the newest lease of an entitlement, or "" if there is none.
+func (l *lab) lastLease(t testing.TB, entitlement string) string {
 	t.Helper()
-	if all := l.newest(t, entitlement); len(all) > 0 {
+	if all := l.newestLeases(t, entitlement); len(all) > 0 {
 		return all[0].ID
 	}
 	return ""
 }
 
-// brief is a lease that ends soon, so that what is pending until then is over
-// within the test.
+// brief is a TTL that is over within the test, for leases that stay pending until
+// they expire.
 const brief = api.Duration(15 * time.Second)
 
-// testAnswersLost has each call to Vault meet each fate: who asks gets a clear
-// error, may simply ask again, and what nobody got ends. What the broker says
-// about it is true before and after.
+// testAnswersLost makes each call to Vault fail in each way. The caller gets a
+// clear error and may repeat the request; a credential that no caller got is
+// revoked; and the broker reports the truth about the lease at every time.
 func testAnswersLost(t *testing.T, l *lab) {
-	l.clean(t)
-	user, certificate, token := api.Ask{Entitlement: "orders-by-agent", TTL: brief}, api.Ask{Entitlement: "web-by-agent", TTL: brief}, api.Ask{Entitlement: "kv-by-agent", TTL: brief}
+	l.endAll(t)
+	user, certificate := api.Ask{Entitlement: "orders-by-agent", TTL: brief}, api.Ask{Entitlement: "web-by-agent", TTL: brief}
 	type pending struct{ name, lease string }
-	// First, for what is pending afterwards falls due meanwhile.
-	for _, f := range []fate{refused, failed, lost} {
-		t.Run("ending a user "+string(f), func(t *testing.T) { l.endingMeets(t, "/sys/leases/revoke", user, f) })
-		t.Run("ending a token "+string(f), func(t *testing.T) { l.endingMeets(t, "/auth/token/revoke-accessor", token, f) })
+	// These leases are long, so that they are revoked and do not expire, however
+	// slow the machine is.
+	for _, f := range []fault{refused, failed, lost} {
+		t.Run("revoking a user "+string(f), func(t *testing.T) {
+			l.revokingFails(t, "/sys/leases/revoke", api.Ask{Entitlement: "orders-by-agent"}, f)
+		})
+		t.Run("revoking a token "+string(f), func(t *testing.T) {
+			l.revokingFails(t, "/auth/token/revoke-accessor", api.Ask{Entitlement: "kv-by-agent"}, f)
+		})
 	}
 	var over []pending
-	for _, f := range []fate{refused, failed, lost} {
+	for _, f := range []fault{refused, failed, lost} {
 		for _, call := range []struct {
 			name, path string
 			ask        api.Ask
-			opened     bool // there is a lease when the call is made
+			opened     bool // the lease is open when the broker makes the call
 		}{
-			{"making the token", "/auth/token/create/broker-leases", user, false},
-			{"making a user", "/database/creds/orders-ro", user, true},
-			{"making a certificate", "/pki/issue/web", certificate, true},
+			{"creating the token", "/auth/token/create/broker-leases", user, false},
+			{"creating a user", "/database/creds/orders-ro", user, true},
+			{"creating a certificate", "/pki/issue/web", certificate, true},
 		} {
 			t.Run(call.name+" "+string(f), func(t *testing.T) {
-				if lease := l.issuingMeets(t, call.path, call.ask, f, call.opened); lease != "" {
+				if lease := l.issuingFails(t, call.path, call.ask, f, call.opened); lease != "" {
 					over = append(over, pending{t.Name(), lease})
 				}
 			})
 		}
 	}
-	eventually(t, "the end of what nobody got", 30*time.Second, func() error {
-		if n, left := l.users(t), len(l.vault.leases(t, "database/creds/orders-ro")); n != 0 || left != 0 {
-			return fmt.Errorf("%d users, %d leases of Vault's", n, left)
+	if len(over) != 4 { // two calls with an open lease, each failed and lost
+		t.Errorf("%d leases are pending, want 4: %v", len(over), over)
+	}
+	eventually(t, "the end of what no caller got", 2*time.Minute, func() error {
+		if n, left := l.vaultUsers(t), len(l.vault.leases(t, "database/creds/orders-ro")); n != 0 || left != 0 {
+			return fmt.Errorf("%d users, %d leases at Vault", n, left)
 		}
 		return nil
 	})
 	for _, p := range over {
-		eventually(t, "the end of the lease of "+p.name, 30*time.Second, func() error {
+		eventually(t, "the end of the lease of "+p.name, 2*time.Minute, func() error {
 			got, err := l.agent.Lease(t.Context(), p.lease)
 			if err == nil && got.Status != api.LeaseRevoked {
 				err = fmt.Errorf("it is %s, %s", got.Status, got.Revocation)
 			}
 			if err == nil && got.Revocation != "immediate" && got.EndedAt.Before(got.ExpiresAt) {
-				t.Errorf("%s: it ended at %s, %s, before its time, %s", p.name, got.EndedAt, got.Revocation, got.ExpiresAt)
+				t.Errorf("%s: the lease ended at %s, %s, before it expired at %s", p.name, got.EndedAt, got.Revocation, got.ExpiresAt)
 			}
 			return err
 		})
 	}
 }
 
-// issuingMeets has a call that makes something meet a fate as often as it is
-// tried. It gives the lease of which nobody knows yet what became of it.
-func (l *lab) issuingMeets(t *testing.T, path string, ask api.Ask, f fate, opened bool) (unknown string) {
+// issuingFails makes a call that creates something fail as often as the broker
+// makes it. It returns the lease whose outcome is unknown, or "".
+func (l *lab) issuingFails(t testing.TB, path string, ask api.Ask, f fault, opened bool) (unknown string) {
 	t.Helper()
-	last, key := l.last(t, ask.Entitlement), rand.Text()
-	tries := 3 // what does no harm twice is tried three times
+	last, key := l.lastLease(t, ask.Entitlement), rand.Text()
+	tries := 3 // the broker tries an idempotent call three times
 	if opened {
-		tries = 1 // and what makes a credential, once
+		tries = 1 // and a call that creates a credential once
 	}
-	stop := l.agentVault.meets(path, f, tries)
-	_, err := once(t, l.agent, ask, key)
+	stop := l.vaultProxy.fail(path, f, tries)
+	_, err := askOnce(t, l.agent, ask, key)
 	calls := stop()
 	code, status := api.IssuerUnavailable, http.StatusServiceUnavailable
 	if f == refused {
 		code, status = api.IssuerRefused, http.StatusBadGateway
 		tries = 1
 	}
-	if err := refusedWith(err, code, status); err != nil {
+	if err := wantRefusal(err, code, status); err != nil {
 		t.Error(err)
 	}
 	if calls != tries {
 		t.Errorf("the broker called %d times, want %d", calls, tries)
 	}
-	made := l.since(t, ask.Entitlement, last)
+	made := l.leasesSince(t, ask.Entitlement, last)
 	switch {
 	case !opened && len(made) != 0, opened && len(made) != 1:
 		t.Errorf("there are %d new leases", len(made))
 	case opened && f == refused:
 		if made[0].Status != api.LeaseFailed {
-			t.Errorf("the lease of what was refused is %s", made[0].Status)
+			t.Errorf("the lease of a refused call is %s", made[0].Status)
 		}
 	case opened:
-		// What became of it can't be known: it is not said to have ended.
+		// The outcome is unknown, so the broker must not report that the lease ended.
 		if unknown = made[0].ID; made[0].Status != api.LeaseRevoking || made[0].Revocation != "pending" {
 			t.Errorf("the lease is %s, %s", made[0].Status, made[0].Revocation)
 		}
 	}
-	// Who asked may simply ask again, by the same key too.
-	c, err := once(t, l.agent, ask, key)
+	// The caller may repeat the request, even with the same key.
+	c, err := askOnce(t, l.agent, ask, key)
 	if err != nil {
-		t.Fatalf("asking again: %v", err)
+		t.Fatalf("repeating the request: %v", err)
 	}
 	if c.Type == "userpass" {
 		if err := l.works(c); err != nil {
@@ -185,20 +195,20 @@ func (l *lab) issuingMeets(t *testing.T, path string, ask api.Ask, f fate, opene
 		if _, err := l.agent.Revoke(t.Context(), c.Lease, "done"); err != nil {
 			t.Error(err)
 		}
-		if err := l.ended(c); err != nil {
+		if err := l.rejected(c); err != nil {
 			t.Error(err)
 		}
 	}
 	return unknown
 }
 
-// endingMeets has a call that ends something meet a fate, once and as often as
-// it is tried at once: that is got over, or goes on.
-func (l *lab) endingMeets(t *testing.T, path string, ask api.Ask, f fate) {
+// revokingFails makes a call that revokes something fail, first once and then as
+// often as the broker tries at once. The broker retries until it succeeds.
+func (l *lab) revokingFails(t testing.TB, path string, ask api.Ask, f fault) {
 	t.Helper()
 	gone := func(c *api.Credential) error {
 		if c.Type == "userpass" {
-			return l.ended(c)
+			return l.rejected(c)
 		}
 		var refusal *vaultRefusal
 		if _, err := l.vault.call(c.Secret["token"], "GET", "kv/data/shop", nil); !errors.As(err, &refusal) || refusal.status != http.StatusForbidden {
@@ -207,8 +217,8 @@ func (l *lab) endingMeets(t *testing.T, path string, ask api.Ask, f fate) {
 		return nil
 	}
 	for _, times := range []int{1, 3} {
-		c := l.get(t, ask)
-		stop := l.agentVault.meets(path, f, times)
+		c := l.issue(t, ask)
+		stop := l.vaultProxy.fail(path, f, times)
 		lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
 		stop()
 		if err != nil {
@@ -216,7 +226,7 @@ func (l *lab) endingMeets(t *testing.T, path string, ask api.Ask, f fate) {
 		}
 		want := [2]string{api.LeaseRevoking, "pending"}
 		if times == 1 && f != refused {
-			want = [2]string{api.LeaseRevoked, "immediate"} // the second try of the same call told
+			want = [2]string{api.LeaseRevoked, "immediate"} // the second try of the call succeeded
 		}
 		if got := [2]string{lease.Status, lease.Revocation}; got != want {
 			t.Errorf("after %d calls that were %s, the lease is %v, want %v", times, f, got, want)
@@ -226,12 +236,12 @@ func (l *lab) endingMeets(t *testing.T, path string, ask api.Ask, f fate) {
 				t.Error(err)
 			}
 		}
-		l.becomes(t, c.Lease, "revoked", "immediate")
+		l.waitStatus(t, c.Lease, "revoked", "immediate")
 		if err := gone(c); err != nil {
 			t.Error(err)
 		}
 		if lease, err := l.agent.Lease(t.Context(), c.Lease); err != nil || lease.EndedAt.After(lease.ExpiresAt) {
-			t.Errorf("it ended at %s, by its time, %s: %v", lease.EndedAt, lease.ExpiresAt, err)
+			t.Errorf("the lease ended at %s, after it expired at %s: %v", lease.EndedAt, lease.ExpiresAt, err)
 		}
 	}
 }

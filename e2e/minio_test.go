@@ -25,14 +25,14 @@ import (
 )
 
 const (
-	minioAdmin    = "admin" // the superuser
+	minioAdmin    = "admin" // the root user
 	minioPassword = "only-in-tests"
 )
 
-// A minio is a real MinIO: S3, and the STS calls AssumeRole, by users of its
-// own, and AssumeRoleWithWebIdentity, by tokens of an OpenID provider.
+// A minio is a real MinIO: S3 and an STS with AssumeRole, for its own users, and
+// AssumeRoleWithWebIdentity, for tokens of an OpenID provider.
 type minio struct {
-	owner  *testing.T // it ends with it
+	owner  testing.TB // the server ends with it
 	bin    string
 	dir    string
 	port   int
@@ -41,16 +41,16 @@ type minio struct {
 	server *process
 }
 
-// A minioOpenID is the provider whose tokens a minio takes. It has to answer
+// A minioOpenID is the provider whose tokens a minio accepts. It has to be up
 // when the minio starts.
 type minioOpenID struct {
-	configURL string // …/.well-known/openid-configuration; empty: there is none
+	configURL string // …/.well-known/openid-configuration; empty: no provider
 	caFile    string // of the provider's certificate
-	clientID  string // the audience of tokens
-	policy    string // of the role; empty: readwrite
+	clientID  string // the audience of the tokens
+	policy    string // the policy of the role; empty: readwrite
 }
 
-// An awsCredential is one as STS and the AWS CLI write it.
+// An awsCredential is a credential as STS and the AWS CLI write it.
 type awsCredential struct {
 	AccessKeyID     string `json:"AccessKeyId"`
 	SecretAccessKey string
@@ -58,8 +58,8 @@ type awsCredential struct {
 	Expiration      time.Time
 }
 
-// startMinIO starts an empty MinIO, by TLS on loopback.
-func startMinIO(t *testing.T, provider minioOpenID) *minio {
+// startMinIO starts an empty MinIO with TLS on loopback.
+func startMinIO(t testing.TB, provider minioOpenID) *minio {
 	t.Helper()
 	m := &minio{owner: t, bin: built(t, "minio"), dir: t.TempDir(), port: freePort(t), openID: provider}
 	for _, d := range []string{"data", "home", "certs/CAs", "mc/certs/CAs"} {
@@ -89,14 +89,14 @@ func (m *minio) path(name string) string { return filepath.Join(m.dir, filepath.
 func (m *minio) address() string         { return fmt.Sprintf("https://127.0.0.1:%d", m.port) }
 func (m *minio) caFile() string          { return m.path("ca.pem") }
 
-// roleARN is of the role that the provider's tokens may assume.
+// roleARN returns the ARN of the role that the provider's tokens may assume.
 func (m *minio) roleARN() string {
 	id := sha1.Sum([]byte(m.openID.clientID)) // as MinIO names it
 	return "arn:minio:iam:::role/" + base64.RawURLEncoding.EncodeToString(id[:])
 }
 
-// start starts the server on its folder and its port, the first time or again.
-func (m *minio) start(t *testing.T) {
+// start starts the server, or starts it again with the same data and port.
+func (m *minio) start(t testing.TB) {
 	t.Helper()
 	args := []string{"-u", "MINIO_ENDPOINTS", "-u", "MINIO_VOLUMES", "HOME=" + m.path("home"), "MINIO_BROWSER=off", "MINIO_UPDATE=off",
 		"MINIO_ROOT_USER=" + minioAdmin, "MINIO_ROOT_PASSWORD=" + minioPassword}
@@ -114,7 +114,7 @@ func (m *minio) start(t *testing.T) {
 	if m.server, err = startIn(m.clock.environment(), m.owner, "minio", "env", args...); err != nil {
 		t.Fatal(err)
 	}
-	// It is alive long before it knows its users and its provider.
+	// The health check succeeds long before MinIO knows its users and its provider.
 	eventually(t, "the start of MinIO", time.Minute, func() error {
 		if m.server.ended() {
 			t.Fatalf("MinIO did not start:\n%s", m.server.out)
@@ -126,12 +126,12 @@ func (m *minio) start(t *testing.T) {
 	})
 }
 
-// stop ends the server in order, and kill as a crash would.
+// stop shuts the server down; kill ends it as a crash would.
 func (m *minio) stop() { m.server.stop() }
 func (m *minio) kill() { m.server.kill() }
 
-// mc has MinIO's client do something as the superuser. The server's name is
-// "it": "mb", "it/reports".
+// mc runs MinIO's client as the root user. The server's alias is "it", as in
+// "mb", "it/reports".
 func (m *minio) mc(args ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(m.bin, "mc"), append([]string{"--config-dir", m.path("mc"), "--quiet"}, args...)...)
 	cmd.Env = append(os.Environ(), "HOME="+m.path("home"), fmt.Sprintf("MC_HOST_it=https://%s:%s@127.0.0.1:%d", minioAdmin, minioPassword, m.port))
@@ -142,7 +142,7 @@ func (m *minio) mc(args ...string) (string, error) {
 	return string(out), nil
 }
 
-func (m *minio) must(t *testing.T, args ...string) string {
+func (m *minio) must(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := m.mc(args...)
 	if err != nil {
@@ -151,9 +151,8 @@ func (m *minio) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// policy makes a policy of that name, which a user or the provider's role may
-// have.
-func (m *minio) policy(t *testing.T, name, document string) {
+// policy creates a policy for users or for the provider's role.
+func (m *minio) policy(t testing.TB, name, document string) {
 	t.Helper()
 	path := m.path(name + ".json")
 	if err := os.WriteFile(path, []byte(document), 0o600); err != nil {
@@ -162,9 +161,9 @@ func (m *minio) policy(t *testing.T, name, document string) {
 	m.must(t, "admin", "policy", "create", "it", name, path)
 }
 
-// user makes a user with a policy. Its keys are what AssumeRole is called with;
-// a session of it may do what it may.
-func (m *minio) user(t *testing.T, name, policy string) awsCredential {
+// user creates a user with a policy and returns its keys. AssumeRole with these
+// keys returns sessions that the policy limits.
+func (m *minio) user(t testing.TB, name, policy string) awsCredential {
 	t.Helper()
 	c := awsCredential{AccessKeyID: name, SecretAccessKey: name + "-" + rand.Text()}
 	m.must(t, "admin", "user", "add", "it", c.AccessKeyID, c.SecretAccessKey)
@@ -172,8 +171,9 @@ func (m *minio) user(t *testing.T, name, policy string) awsCredential {
 	return c
 }
 
-// aws has the AWS CLI call MinIO, and decodes its answer into what is not nil.
-func (m *minio) aws(t *testing.T, c awsCredential, into any, args ...string) error {
+// aws runs the AWS CLI against MinIO and decodes its output into the value,
+// unless that is nil.
+func (m *minio) aws(t testing.TB, c awsCredential, into any, args ...string) error {
 	t.Helper()
 	cmd := exec.Command(installed(t, "aws"), append([]string{"--endpoint-url", m.address(), "--output", "json"}, args...)...)
 	for _, v := range os.Environ() {
@@ -204,8 +204,8 @@ func (m *minio) aws(t *testing.T, c awsCredential, into any, args ...string) err
 	return nil
 }
 
-// put and get write and read an object.
-func (m *minio) put(t *testing.T, c awsCredential, bucket, key, text string) error {
+// put writes an object; get reads one.
+func (m *minio) put(t testing.TB, c awsCredential, bucket, key, text string) error {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "object")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -214,7 +214,7 @@ func (m *minio) put(t *testing.T, c awsCredential, bucket, key, text string) err
 	return m.aws(t, c, nil, "s3api", "put-object", "--bucket", bucket, "--key", key, "--body", path)
 }
 
-func (m *minio) get(t *testing.T, c awsCredential, bucket, key string) (string, error) {
+func (m *minio) get(t testing.TB, c awsCredential, bucket, key string) (string, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "object")
 	if err := m.aws(t, c, nil, "s3api", "get-object", "--bucket", bucket, "--key", key, path); err != nil {
@@ -227,7 +227,7 @@ func (m *minio) get(t *testing.T, c awsCredential, bucket, key string) (string, 
 	return string(text), nil
 }
 
-// accessDenied wants an error to say that what was asked is not allowed.
+// accessDenied returns nil if err is S3's refusal of what the policy forbids.
 func accessDenied(err error) error {
 	if err == nil {
 		return errors.New("it was allowed")
@@ -284,8 +284,8 @@ func TestMinIO(t *testing.T) {
 	})
 }
 
-// narrow assumes a role with a session policy, and wants the session to do what
-// that says and no more.
+// narrow assumes a role with a session policy and checks that the session may do
+// what the policy allows and nothing else.
 func narrow(t *testing.T, m *minio, c awsCredential, args ...string) {
 	var made struct{ Credentials awsCredential }
 	args = append(args, "--role-session-name", "lease", "--duration-seconds", "900", "--policy", readReports)
@@ -294,7 +294,7 @@ func narrow(t *testing.T, m *minio, c awsCredential, args ...string) {
 	}
 	session := made.Credentials
 	if left := time.Until(session.Expiration); session.SessionToken == "" || left > 15*time.Minute || left < 10*time.Minute {
-		t.Errorf("the session is good for %s", left)
+		t.Errorf("the session is valid for %s", left)
 	}
 	if text, err := m.get(t, session, "reports", "2026/q1"); err != nil || text != "first quarter" {
 		t.Errorf("what the policy allows: %q, %v", text, err)
@@ -312,9 +312,10 @@ func narrow(t *testing.T, m *minio, c awsCredential, args ...string) {
 	}
 }
 
-// startTestProvider is an OpenID provider, as far as a relying party that is
-// given its tokens needs one.
-func startTestProvider(t *testing.T) (provider minioOpenID, token func(audience string) string) {
+// startTestProvider starts the part of an OpenID provider that a relying party
+// needs to verify tokens: the configuration and the keys. It returns a function
+// that signs tokens.
+func startTestProvider(t testing.TB) (provider minioOpenID, token func(audience string) string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

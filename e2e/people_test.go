@@ -21,8 +21,8 @@ import (
 	"accessbroker.internal/api"
 )
 
-// Workloads call one listener; browsers, and terminals of people, another one
-// under the name that is also the passkeys'.
+// Workloads call one listener. Browsers and people's terminals call another one,
+// under the host name that passkeys are bound to.
 const officeFile = `
 server:
   external_url: %[1]s
@@ -98,25 +98,24 @@ support: {members: [login/ben], claims: [{provider: login, group: support}], not
 security: {members: [login/dan]}
 `
 
-// An office is a broker whose people log in with a real OpenID provider.
+// An office is a broker whose people log in through a real OpenID provider.
 type office struct {
 	*world
-	web      string // the URL of the pages
-	provider *process
-	agent    string
-	told     *receivers
+	web       string // the URL of the pages
+	provider  *process
+	agent     string
+	receivers *receivers
 }
 
-// A colleague is one of the provider's people. Their password is their name.
-type colleague struct {
+// A person is a user of the provider. The password is the name.
+type person struct {
 	Name   string   `json:"name"`
 	Groups []string `json:"groups"`
 }
 
-func startOffice(t *testing.T, bin string) *office {
+func startOffice(t testing.TB, s *spire, bin string) *office {
 	t.Helper()
-	s := startSPIRE(t, "acme.test")
-	o := &office{world: newBrokerOf(t, s, bin), told: startReceivers(t)}
+	o := &office{world: newBrokerOf(t, s, bin), receivers: startReceivers(t)}
 	webPort, loginPort := freePort(t), freePort(t)
 	o.web = fmt.Sprintf("https://localhost:%d", webPort)
 	issuer := fmt.Sprintf("https://localhost:%d/", loginPort)
@@ -124,7 +123,7 @@ func startOffice(t *testing.T, bin string) *office {
 	loopbackTLS(t, at("web-ca.pem"), at("web.pem"), at("web.key"))
 	o.write(t, "client.secret", "only-in-tests")
 	o.write(t, "hook.secret", hookSecret)
-	o.hire(t, staff("Dan \u202e<script>window.pwned=1</script>"+strings.Repeat("W", 60)))
+	o.writePeople(t, staffOf("Dan \u202e<script>window.pwned=1</script>"+strings.Repeat("W", 60)))
 	var err error
 	o.provider, err = start(t, "the OpenID provider", filepath.Join(built(t, "op"), "op"),
 		"-listen", fmt.Sprintf("localhost:%d", loginPort), "-issuer", issuer, "-cert", at("web.pem"), "-key", at("web.key"),
@@ -134,12 +133,12 @@ func startOffice(t *testing.T, bin string) *office {
 	}
 	o.write(t, "policies/all.cedar", officePolicies)
 	o.write(t, "policies/groups.yaml", officeGroups)
-	o.write(t, "broker.yaml", fmt.Sprintf(officeFile, o.web, o.listen, fmt.Sprintf("localhost:%d", webPort), s.socket(), issuer)+o.told.file())
+	o.write(t, "broker.yaml", fmt.Sprintf(officeFile, o.web, o.listen, fmt.Sprintf("localhost:%d", webPort), s.socket(), issuer)+o.receivers.file())
 	o.start(t)
-	o.agent = another(t, o.bin, "agent")
+	o.agent = copyBinary(t, o.bin, "agent")
 	s.register(t, "/agent/triage", o.agent)
 	eventually(t, "the agent's identity", time.Minute, func() error {
-		if _, errs, code := o.asAgent("whoami"); code != 0 {
+		if _, errs, code := o.agentCLI("whoami"); code != 0 {
 			return fmt.Errorf("%s", errs)
 		}
 		return nil
@@ -147,15 +146,15 @@ func startOffice(t *testing.T, bin string) *office {
 	return o
 }
 
-// staff are all that there are, and what dan says to be called.
-func staff(dan string) map[string]colleague {
-	return map[string]colleague{
+// staffOf returns the people of the provider. dan is the display name of dan.
+func staffOf(dan string) map[string]person {
+	return map[string]person{
 		"ana": {Name: "Ana", Groups: []string{"support"}}, "ben": {Name: "Ben"}, "cleo": {Name: "Cleo", Groups: []string{"support"}}, "dan": {Name: dan},
 	}
 }
 
-// hire writes the provider's people.
-func (o *office) hire(t *testing.T, people map[string]colleague) {
+// writePeople writes the provider's people.
+func (o *office) writePeople(t testing.TB, people map[string]person) {
 	t.Helper()
 	text, err := json.Marshal(people)
 	if err != nil {
@@ -164,41 +163,41 @@ func (o *office) hire(t *testing.T, people map[string]colleague) {
 	o.write(t, "people.json", string(text))
 }
 
-// asAgent runs a command as the agent. The external URL is the browsers'.
-func (o *office) asAgent(args ...string) (stdout, stderr string, code int) {
+// agentCLI runs a command as the agent. The external URL is for browsers.
+func (o *office) agentCLI(args ...string) (stdout, stderr string, code int) {
 	return o.cli(o.agent, append(args, "--server", "https://"+o.listen)...)
 }
 
-// asks files a request as the agent, and gives it.
-func (o *office) asks(t *testing.T, args ...string) api.Request {
+// fileRequest files a request as the agent and returns it.
+func (o *office) fileRequest(t testing.TB, args ...string) api.Request {
 	t.Helper()
-	out, errs, code := o.asAgent(append([]string{"request", "tickets-api", "--file-only", "-o", "json"}, args...)...)
+	out, errs, code := o.agentCLI(append([]string{"request", "tickets-api", "--file-only", "-o", "json"}, args...)...)
 	var r api.Request
 	if err := json.Unmarshal([]byte(out), &r); code != 0 || err != nil {
-		t.Fatalf("asking: %d %v %s", code, err, errs)
+		t.Fatalf("filing a request: %d %v %s", code, err, errs)
 	}
 	return r
 }
 
-// browser starts a Chromium of somebody's own. It trusts the certificate of the
-// tests, and nothing else that is not of the web.
-func (o *office) browser(t *testing.T) context.Context {
+// browser starts a Chromium with a profile of its own. Besides the web's
+// authorities, it trusts the certificate of the tests.
+func (o *office) browser(t testing.TB) context.Context {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(installed(t, "chromium")), chromedp.NoSandbox, chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("ignore-certificate-errors-spki-list", spkiOf(t, filepath.Join(o.dir, "web.pem"))),
 		chromedp.UserDataDir(t.TempDir()))
 	allocator, stop := chromedp.NewExecAllocator(t.Context(), options...)
 	ctx, cancel := chromedp.NewContext(allocator)
-	ctx, done := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, done := context.WithTimeout(ctx, 20*time.Minute)
 	t.Cleanup(func() { done(); cancel(); stop() })
-	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil { // it lives as long as what it was begun with
+	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil { // the browser ends with the context of its first action
 		t.Fatal(err)
 	}
 	return ctx
 }
 
-// spkiOf is the hash by which Chromium knows a key.
-func spkiOf(t *testing.T, certFile string) string {
+// spkiOf returns the hash by which Chromium identifies the key of a certificate.
+func spkiOf(t testing.TB, certFile string) string {
 	t.Helper()
 	text, err := os.ReadFile(certFile)
 	if err != nil {
@@ -213,8 +212,8 @@ func spkiOf(t *testing.T, certFile string) string {
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// logsIn has somebody go to a page, and log in on the way.
-func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
+// logIn opens a page and logs in on the way.
+func (o *office) logIn(t testing.TB, ctx context.Context, name, path string) {
 	t.Helper()
 	err := chromedp.Do(ctx,
 		chromedp.Navigate(o.web+path),
@@ -227,56 +226,58 @@ func (o *office) logsIn(t *testing.T, ctx context.Context, name, path string) {
 	where, asked := chromedp.Run(ctx, chromedp.Location())
 	err = errors.Join(err, asked)
 	if err != nil || !strings.HasPrefix(where, o.web+"/ui/") {
-		t.Fatalf("%s logs in: %v, and is at %s\n%s", name, err, where, o.provider.out)
+		t.Fatalf("%s logs in: %v, at %s\n%s", name, err, where, o.provider.out)
 	}
 }
 
-// TestPeople has people log in with a real OpenID provider, by a real browser,
-// and approve there and in the terminal.
+// TestPeople logs people in through a real OpenID provider, in a real browser.
+// They approve there and in the terminal.
 func TestPeople(t *testing.T) {
-	o := startOffice(t, brokerBinary(t))
+	t.Parallel() // it mostly waits
+	o := startOffice(t, spireOf(t), brokerBinary(t))
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, o) })
-	t.Run("told", func(t *testing.T) { testTold(t, o) })
+	t.Run("notifications", func(t *testing.T) { testNotifications(t, o) })
 	t.Run("pages", func(t *testing.T) { testPages(t, o) })
 	t.Run("keyboard", func(t *testing.T) { testKeyboard(t, o) })
 	t.Run("hostile texts", func(t *testing.T) { testHostileTexts(t, o) })
 	t.Run("screenshots", func(t *testing.T) { takeScreenshots(t, o) })
 }
 
-// testTerminal logs a terminal in by the browser, and approves in it.
+// testTerminal logs a terminal in through the browser and approves in the
+// terminal.
 func testTerminal(t *testing.T, o *office) {
-	r := o.asks(t, "--scope", "tickets:close", "--why", "duplicates")
+	r := o.fileRequest(t, "--scope", "tickets:close", "--why", "duplicates")
 	if r.Status != api.StatusPending {
-		t.Fatalf("it is %s", r.Status)
+		t.Fatalf("the request is %s", r.Status)
 	}
 	home := t.TempDir()
 	o.terminalLogin(t, home, "ben")
-	if out, errs, code := o.inTerminal(home, "whoami"); code != 0 || !strings.Contains(out, "login/ben") {
-		t.Fatalf("who: %d %s %s", code, out, errs)
+	if out, errs, code := o.personCLI(home, "whoami"); code != 0 || !strings.Contains(out, "login/ben") {
+		t.Fatalf("whoami: %d %s %s", code, out, errs)
 	}
 	if info, err := os.Stat(filepath.Join(home, "access-broker", "session.json")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the session's file: %v %v", info, err)
 	}
-	out, errs, code := o.inTerminal(home, "approve", r.ID, "--yes", "--comment", "they are", "--ttl", "5m")
+	out, errs, code := o.personCLI(home, "approve", r.ID, "--yes", "--comment", "they are", "--ttl", "5m")
 	if code != 0 || !strings.Contains(out, "approved by") {
 		t.Fatalf("approving: %d %s %s", code, out, errs)
 	}
-	if out, errs, code := o.asAgent("collect", r.ID, "-o", "json"); code != 0 || !strings.Contains(out, `"token"`) {
+	if out, errs, code := o.agentCLI("collect", r.ID, "-o", "json"); code != 0 || !strings.Contains(out, `"token"`) {
 		t.Errorf("collecting: %d %s %s", code, out, errs)
 	}
-	if _, errs, code := o.inTerminal(home, "approve", r.ID, "--yes"); code == 0 || !strings.Contains(errs, "not_pending") {
-		t.Errorf("approving again: %d %s", code, errs)
+	if _, errs, code := o.personCLI(home, "approve", r.ID, "--yes"); code == 0 || !strings.Contains(errs, "not_pending") {
+		t.Errorf("approving a second time: %d %s", code, errs)
 	}
-	if _, errs, code := o.inTerminal(home, "logout"); code != 0 {
+	if _, errs, code := o.personCLI(home, "logout"); code != 0 {
 		t.Errorf("logging out: %d %s", code, errs)
 	}
-	if _, errs, code := o.inTerminal(home, "whoami"); code != 2 || !strings.Contains(errs, "broker login") {
+	if _, errs, code := o.personCLI(home, "whoami"); code != 2 || !strings.Contains(errs, "broker login") {
 		t.Errorf("after logging out: %d %s", code, errs)
 	}
 }
 
-// inTerminal runs a command as a person, whose home it is.
-func (o *office) inTerminal(home string, args ...string) (stdout, stderr string, code int) {
+// personCLI runs a command as the person whose configuration is in home.
+func (o *office) personCLI(home string, args ...string) (stdout, stderr string, code int) {
 	cmd := exec.Command(o.bin, args...)
 	cmd.Env = o.terminalEnv(home)
 	var out, errs strings.Builder
@@ -287,37 +288,38 @@ func (o *office) inTerminal(home string, args ...string) (stdout, stderr string,
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// terminalLogin runs "broker login" and does in the browser what it says.
-func (o *office) terminalLogin(t *testing.T, home, name string) {
+// terminalLogin runs "broker login" and follows its instructions in the browser.
+func (o *office) terminalLogin(t testing.TB, home, name string) {
 	t.Helper()
 	p, err := startIn(o.terminalEnv(home), t, "broker login", o.bin, "login", "--no-browser")
 	if err != nil {
 		t.Fatal(err)
 	}
 	where := ""
-	eventually(t, "the address to log in at", 30*time.Second, func() error {
+	eventually(t, "the address of the login", time.Minute, func() error {
 		_, after, found := strings.Cut(p.out.String(), o.web)
 		line, _, whole := strings.Cut(after, "\n")
 		if !found || !whole {
-			return fmt.Errorf("it says %q", p.out.String())
+			return fmt.Errorf("broker login printed %q", p.out.String())
 		}
 		where = line
 		return nil
 	})
 	ctx := o.browser(t)
-	o.logsIn(t, ctx, name, where)
+	o.logIn(t, ctx, name, where)
 	if err := chromedp.Do(ctx, chromedp.Click(css(`button[value="allow"]`))); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the terminal's session", 30*time.Second, func() error {
+	eventually(t, "the terminal's session", time.Minute, func() error {
 		if !p.ended() || p.cmd.ProcessState.ExitCode() != 0 {
-			return fmt.Errorf("it says %s", p.out)
+			return fmt.Errorf("broker login printed %s", p.out)
 		}
 		return nil
 	})
 }
 
-// terminalEnv is the environment of a person's terminal: no workload's.
+// terminalEnv returns the environment of a person's terminal, which has no
+// workload identity.
 func (o *office) terminalEnv(home string) []string {
 	return []string{"XDG_CONFIG_HOME=" + home, "PATH=/nowhere", "BROKER_URL=" + o.web, "BROKER_CA=" + filepath.Join(o.dir, "web-ca.pem")}
 }

@@ -16,63 +16,63 @@ import (
 	"accessbroker.internal/api"
 )
 
-// takeScreenshots takes a picture of every page, in both themes, on a desk and
+// takeScreenshots takes screenshots of every page, in both themes, on a desktop and
 // on a phone.
 func takeScreenshots(t *testing.T, o *office) {
-	o.hire(t, staff("Dan"))
+	o.writePeople(t, staffOf("Dan"))
 	ana, ben, dan := o.browser(t), o.browser(t), o.browser(t)
-	o.logsIn(t, ana, "ana", "/ui/")
-	o.logsIn(t, ben, "ben", "/ui/")
-	o.logsIn(t, dan, "dan", "/ui/")
-	o.shoot(t, ana, "inbox-empty", "/ui/")
-	o.shoot(t, ana, "access-none", "/ui/access")
-	o.shoot(t, dan, "leases-none", "/ui/leases?holder=spiffe://acme.test/nobody")
-	o.shootDecisions(t, ben, dan)
-	o.shootOwn(t, ben)
-	o.shootLogins(t, ben)
-	o.shootStops(t, ben, dan)
+	o.logIn(t, ana, "ana", "/ui/")
+	o.logIn(t, ben, "ben", "/ui/")
+	o.logIn(t, dan, "dan", "/ui/")
+	o.screenshot(t, ana, "inbox-empty", "/ui/")
+	o.screenshot(t, ana, "access-none", "/ui/access")
+	o.screenshot(t, dan, "leases-none", "/ui/leases?holder=spiffe://acme.test/nobody")
+	o.screenshotDecisions(t, ben, dan)
+	o.screenshotOwnPages(t, ben)
+	o.screenshotLogins(t, ben)
+	o.screenshotKillSwitch(t, ben, dan)
 }
 
-// shootDecisions shows what approvers, reviewers and auditors look at.
-func (o *office) shootDecisions(t *testing.T, ben, dan context.Context) {
+// screenshotDecisions shows the pages of approvers, reviewers and auditors.
+func (o *office) screenshotDecisions(t testing.TB, ben, dan context.Context) {
 	t.Helper()
 	glass := t.TempDir()
 	o.terminalLogin(t, glass, "ben")
-	broken, errs, code := o.inTerminal(glass, "request", "tickets-api", "--scope", "tickets:close", "--break-glass", "--why", "the till is on fire", "-o", "json", "--file-only")
+	broken, errs, code := o.personCLI(glass, "request", "tickets-api", "--scope", "tickets:close", "--break-glass", "--why", "the till is on fire", "-o", "json", "--file-only")
 	if code != 0 {
 		t.Fatalf("breaking the glass: %s%s", broken, errs)
 	}
-	if out, errs, code := o.inTerminal(glass, "request", "tickets-api", "--scope", "tickets:read", "--why", "reading up on INC-4711", "-o", "json"); code != 0 {
-		t.Fatalf("asking: %s%s", out, errs)
+	if out, errs, code := o.personCLI(glass, "request", "tickets-api", "--scope", "tickets:read", "--why", "reading up on INC-4711", "-o", "json"); code != 0 {
+		t.Fatalf("requesting: %s%s", out, errs)
 	}
-	pending := o.asks(t, "--scope", "tickets:close", "--scope", "tickets:read", "--ticket", "INC-4711", "--why", "The customer filed INC-4711 three times.\nTwo of them are duplicates: I want to close INC-4712 and INC-4713.")
-	o.asks(t, "--scope", "tickets:close", "--why", "duplicate of INC-4720")
-	signed := o.asks(t, "--scope", "tickets:purge", "--why", "what was purged comes back")
-	o.shoot(t, ben, "inbox", "/ui/")
-	o.shoot(t, dan, "inbox-review", "/ui/")
-	o.shoot(t, dan, "request-review", "/ui/requests/"+idOf(t, broken))
-	o.shoot(t, ben, "request", "/ui/requests/"+pending.ID, chromedp.Click(css(`summary`)))
-	o.shoot(t, ben, "request-signed", "/ui/requests/"+signed.ID)
+	pending := o.fileRequest(t, "--scope", "tickets:close", "--scope", "tickets:read", "--ticket", "INC-4711", "--why", "The customer filed INC-4711 three times.\nTwo of them are duplicates: I want to close INC-4712 and INC-4713.")
+	o.fileRequest(t, "--scope", "tickets:close", "--why", "duplicate of INC-4720")
+	signed := o.fileRequest(t, "--scope", "tickets:purge", "--why", "what was purged comes back")
+	o.screenshot(t, ben, "inbox", "/ui/")
+	o.screenshot(t, dan, "inbox-review", "/ui/")
+	o.screenshot(t, dan, "request-review", "/ui/requests/"+idOf(t, broken))
+	o.screenshot(t, ben, "request", "/ui/requests/"+pending.ID, chromedp.Click(css(`summary`)))
+	o.screenshot(t, ben, "request-signed", "/ui/requests/"+signed.ID)
 	do(t, ben, "approving", chromedp.Navigate(o.web+"/ui/requests/"+pending.ID), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
-	lease := leaseOf(t, o.collects(t, pending.ID, 0))
-	o.shoot(t, ben, "request-approved", "/ui/requests/"+pending.ID+"?done=approve")
-	o.shoot(t, dan, "leases", "/ui/leases", chromedp.Click(css(`td summary`)))
-	if _, errs, code := o.asAgent("return", lease, "--why", "both are closed"); code != 0 {
-		t.Fatalf("giving back: %s", errs)
+	lease := leaseOf(t, o.collect(t, pending.ID, 0))
+	o.screenshot(t, ben, "request-approved", "/ui/requests/"+pending.ID+"?done=approve")
+	o.screenshot(t, dan, "leases", "/ui/leases", chromedp.Click(css(`td summary`)))
+	if _, errs, code := o.agentCLI("return", lease, "--why", "both are closed"); code != 0 {
+		t.Fatalf("returning: %s", errs)
 	}
-	o.shoot(t, dan, "leases-all", "/ui/leases?all=1")
-	o.shoot(t, dan, "timeline", "/ui/requests/"+pending.ID+"/log")
+	o.screenshot(t, dan, "leases-all", "/ui/leases?all=1")
+	o.screenshot(t, dan, "timeline", "/ui/requests/"+pending.ID+"/log")
 	do(t, dan, "the first record", chromedp.Click(css(`a.index`)), chromedp.WaitVisible(css(`pre`)))
 	record, err := chromedp.Run(dan, chromedp.Location())
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.shoot(t, dan, "record", strings.TrimPrefix(record, o.web))
-	o.shoot(t, dan, "audit", "/ui/audit")
+	o.screenshot(t, dan, "record", strings.TrimPrefix(record, o.web))
+	o.screenshot(t, dan, "audit", "/ui/audit")
 }
 
-// idOf reads which request was filed.
-func idOf(t *testing.T, printed string) string {
+// idOf returns the ID of the request that was printed.
+func idOf(t testing.TB, printed string) string {
 	t.Helper()
 	_, id, found := strings.Cut(printed, `"id": "`)
 	id, _, _ = strings.Cut(id, `"`)
@@ -82,18 +82,18 @@ func idOf(t *testing.T, printed string) string {
 	return id
 }
 
-// shootOwn shows what somebody has, and may ask for.
-func (o *office) shootOwn(t *testing.T, ben context.Context) {
+// screenshotOwnPages shows a person's own access and what they may request.
+func (o *office) screenshotOwnPages(t testing.TB, ben context.Context) {
 	t.Helper()
-	o.shoot(t, ben, "access", "/ui/access")
-	o.shoot(t, ben, "entitlements", "/ui/entitlements")
-	o.shoot(t, ben, "ask", "/ui/entitlements/tickets-api", chromedp.Click(css(`summary`)))
-	o.shoot(t, ben, "ask-refused", "/ui/entitlements/tickets-api", chromedp.SendKeys(css(`input[name="ttl"]`), "soon"), chromedp.Click(css(`button.go`)), chromedp.WaitVisible(css(`.failed`)))
-	o.shoot(t, ben, "passkeys-none", "/ui/passkeys")
+	o.screenshot(t, ben, "access", "/ui/access")
+	o.screenshot(t, ben, "entitlements", "/ui/entitlements")
+	o.screenshot(t, ben, "ask", "/ui/entitlements/tickets-api", chromedp.Click(css(`summary`)))
+	o.screenshot(t, ben, "ask-refused", "/ui/entitlements/tickets-api", chromedp.SendKeys(css(`input[name="ttl"]`), "soon"), chromedp.Click(css(`button.go`)), chromedp.WaitVisible(css(`.failed`)))
+	o.screenshot(t, ben, "passkeys-none", "/ui/passkeys")
 }
 
-// shootLogins shows how somebody lets a terminal in.
-func (o *office) shootLogins(t *testing.T, ben context.Context) {
+// screenshotLogins shows how a person logs a terminal in.
+func (o *office) screenshotLogins(t testing.TB, ben context.Context) {
 	t.Helper()
 	trusted := x509.NewCertPool()
 	text, err := os.ReadFile(filepath.Join(o.dir, "web-ca.pem"))
@@ -104,23 +104,24 @@ func (o *office) shootLogins(t *testing.T, ben context.Context) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.shoot(t, ben, "device", "/ui/device")
-	o.shoot(t, ben, "device-wrong", "/ui/device?code=BCDF-GHJK")
-	o.shoot(t, ben, "device-code", "/ui/device?code="+terminal.UserCode)
-	o.shoot(t, ben, "terminal", "/ui/terminal?port=50000&state=s&challenge="+strings.Repeat("A", 43))
+	o.screenshot(t, ben, "device", "/ui/device")
+	o.screenshot(t, ben, "device-wrong", "/ui/device?code=BCDF-GHJK")
+	o.screenshot(t, ben, "device-code", "/ui/device?code="+terminal.UserCode)
+	o.screenshot(t, ben, "terminal", "/ui/terminal?port=50000&state=s&challenge="+strings.Repeat("A", 43))
 	stranger := o.browser(t)
-	o.shoot(t, stranger, "logged-out", "/ui/login?out")
-	o.shoot(t, stranger, "login-failed", "/ui/login?failed=expired")
+	o.screenshot(t, stranger, "logged-out", "/ui/login?out")
+	o.screenshot(t, stranger, "login-failed", "/ui/login?failed=expired")
 }
 
-// shootStops shows the kill switch, and what people are told who may not.
-func (o *office) shootStops(t *testing.T, ben, dan context.Context) {
+// screenshotKillSwitch shows the kill switch, and the errors for people who may
+// not use it.
+func (o *office) screenshotKillSwitch(t testing.TB, ben, dan context.Context) {
 	t.Helper()
-	o.shoot(t, dan, "kill", "/ui/leases", chromedp.SetValue(css(`.kill input[name="name"]`), "spiffe://acme.test/agent/triage"),
+	o.screenshot(t, dan, "kill", "/ui/leases", chromedp.SetValue(css(`.kill input[name="name"]`), "spiffe://acme.test/agent/triage"),
 		chromedp.SetValue(css(`.kill input[name="reason"]`), "it closes what it should not"),
 		chromedp.Submit(css(`.kill button`)), chromedp.WaitVisible(css(`button[value="kill"]`)))
-	o.shoot(t, ben, "not-found", "/ui/requests/req_nothing")
-	o.shoot(t, ben, "forbidden", "/ui/leases", func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
+	o.screenshot(t, ben, "not-found", "/ui/requests/req_nothing")
+	o.screenshot(t, ben, "forbidden", "/ui/leases", func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
 		_, err := chromedp.Evaluate[bool](`(() => {
 			const f = document.createElement("form");
 			f.method = "post"; f.action = "/ui/kill";
@@ -137,12 +138,12 @@ func (o *office) shootStops(t *testing.T, ben, dan context.Context) {
 	}, chromedp.WaitVisible(css(`.failed`)))
 }
 
-// phone is how wide its screen is.
+// phone is the width of a phone's screen, in CSS pixels.
 const phone = 390
 
-// shoot takes pictures of a page, in both themes, on a desk and on a phone, and
-// wants each to fit its screen.
-func (o *office) shoot(t *testing.T, ctx context.Context, name, path string, before ...chromedp.Action[chromedp.Void]) {
+// screenshot takes screenshots of a page, in both themes, on a desktop and on a
+// phone, and checks that each fits the width of its screen.
+func (o *office) screenshot(t testing.TB, ctx context.Context, name, path string, before ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
 	for _, theme := range []string{"light", "dark"} {
 		for device, width := range map[string]int64{"desk": 1280, "phone": phone} {
@@ -160,7 +161,7 @@ func (o *office) shoot(t *testing.T, ctx context.Context, name, path string, bef
 				t.Fatal(err)
 			}
 			if wide, err := chromedp.Run(ctx, chromedp.Evaluate[int64](`document.documentElement.scrollWidth`)); err != nil || wide > width {
-				t.Errorf("%s on a %s is %d wide, on a screen of %d (%v)", name, device, wide, width, err)
+				t.Errorf("%s on a %s: got width %d, want at most %d (%v)", name, device, wide, width, err)
 			}
 		}
 	}

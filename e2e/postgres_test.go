@@ -18,18 +18,18 @@ const (
 	postgresPassword = "only-in-tests"
 )
 
-// A postgres is a real PostgreSQL, which takes nobody without a password.
+// A postgres is a real PostgreSQL that requires a password from every user.
 type postgres struct {
-	owner  *testing.T // it ends with it
+	owner  testing.TB // the server ends with it
 	bin    string
 	dir    string
 	port   int
 	server *process
 }
 
-// startPostgres starts an empty PostgreSQL on loopback. It refuses to run as
-// root, so for root it runs as the user that its package made.
-func startPostgres(t *testing.T) *postgres {
+// startPostgres starts an empty PostgreSQL on loopback. PostgreSQL refuses to
+// run as root; if the tests do, it runs as the user of its Debian package.
+func startPostgres(t testing.TB) *postgres {
 	t.Helper()
 	p := &postgres{owner: t, bin: filepath.Dir(installed(t, "initdb")), port: freePort(t)}
 	var err error
@@ -58,9 +58,9 @@ func startPostgres(t *testing.T) *postgres {
 	return p
 }
 
-// command gives what runs one of PostgreSQL's commands as a user that it
-// accepts. A change of user forgets what start asked for, that the server dies
-// with the tests, so that is asked for again: SIGQUIT is its quickest end.
+// command returns the command line that runs one of PostgreSQL's commands as a
+// user that PostgreSQL accepts. A change of user resets the parent death signal
+// that start sets, so setpriv sets it again; SIGQUIT is the fastest shutdown.
 func (p *postgres) command(name string, args ...string) (string, []string) {
 	path := filepath.Join(p.bin, name)
 	if os.Getuid() != 0 {
@@ -69,11 +69,11 @@ func (p *postgres) command(name string, args ...string) (string, []string) {
 	return "setpriv", append([]string{"--reuid", "postgres", "--regid", "postgres", "--init-groups", "--pdeathsig", "QUIT", path}, args...)
 }
 
-func postgresUser(t *testing.T) (uid, gid int) {
+func postgresUser(t testing.TB) (uid, gid int) {
 	t.Helper()
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		t.Fatalf("PostgreSQL refuses to run as root, and its package made no user: %v", err)
+		t.Fatalf("PostgreSQL refuses to run as root, and its package created no user: %v", err)
 	}
 	if _, err := fmt.Sscan(u.Uid+" "+u.Gid, &uid, &gid); err != nil {
 		t.Fatal(err)
@@ -83,15 +83,15 @@ func postgresUser(t *testing.T) (uid, gid int) {
 
 func (p *postgres) data() string { return filepath.Join(p.dir, "data") }
 
-// url is for a user of the server, such as Vault's, or pgx in a test.
+// url returns the connection URL for a user. Vault connects with it.
 func (p *postgres) url(user, password string) string {
 	return fmt.Sprintf("postgresql://%s:%s@%s/postgres?sslmode=disable", user, password, p.address())
 }
 
 func (p *postgres) address() string { return fmt.Sprintf("127.0.0.1:%d", p.port) }
 
-// start starts the server on its folder and its port, the first time or again.
-func (p *postgres) start(t *testing.T) {
+// start starts the server, or starts it again with the same data and port.
+func (p *postgres) start(t testing.TB) {
 	t.Helper()
 	path, args := p.command("postgres", "-D", p.data(), "-p", fmt.Sprint(p.port), "-c", "listen_addresses=127.0.0.1",
 		"-c", "unix_socket_directories="+p.dir, "-c", "log_connections=on", "-c", "log_statement=ddl")
@@ -100,7 +100,7 @@ func (p *postgres) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := p.server
-	p.owner.Cleanup(func() { stopPostgres(server) }) // before what start registered
+	p.owner.Cleanup(func() { stopPostgres(server) }) // runs before the cleanup of startIn
 	eventually(t, "the start of PostgreSQL", time.Minute, func() error {
 		if p.server.ended() {
 			t.Fatalf("PostgreSQL did not start:\n%s", p.server.out)
@@ -110,11 +110,11 @@ func (p *postgres) start(t *testing.T) {
 	})
 }
 
-// stop ends the server in order; whoever is connected is thrown out.
+// stop shuts the server down and disconnects its clients.
 func (p *postgres) stop() { stopPostgres(p.server) }
 
-// stopPostgres is not process.stop: at SIGTERM, PostgreSQL waits for everybody
-// to leave.
+// stopPostgres sends SIGINT, the fast shutdown. At SIGTERM, which process.stop
+// sends, PostgreSQL waits for its clients to disconnect.
 func stopPostgres(server *process) {
 	if server.ended() {
 		return
@@ -127,8 +127,8 @@ func stopPostgres(server *process) {
 	}
 }
 
-// psql has psql run statements as a user, and gives what they say: a row in a
-// line, its columns apart by "|". A session is one of its own.
+// psql runs statements as a user, in a session of their own, and returns their
+// rows: one per line, with columns separated by "|".
 func (p *postgres) psql(user, password, sql string) (string, error) {
 	cmd := exec.Command(filepath.Join(p.bin, "psql"), "--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align",
 		"--set", "ON_ERROR_STOP=1", "--host", "127.0.0.1", "--port", fmt.Sprint(p.port), "--username", user, "--dbname", "postgres", "--command", sql)
@@ -145,7 +145,7 @@ func (p *postgres) psql(user, password, sql string) (string, error) {
 }
 
 // must runs statements as the superuser.
-func (p *postgres) must(t *testing.T, sql string) string {
+func (p *postgres) must(t testing.TB, sql string) string {
 	t.Helper()
 	out, err := p.psql(postgresAdmin, postgresPassword, sql)
 	if err != nil {
@@ -155,6 +155,7 @@ func (p *postgres) must(t *testing.T, sql string) string {
 }
 
 func TestPostgres(t *testing.T) {
+	t.Parallel() // it mostly waits
 	p := startPostgres(t)
 	p.must(t, "CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (4711)")
 	p.must(t, "CREATE ROLE reader LOGIN PASSWORD 'let-me-in'; GRANT SELECT ON orders TO reader")
@@ -173,7 +174,7 @@ func TestPostgres(t *testing.T) {
 
 	p.stop()
 	if out, err := p.psql(postgresAdmin, postgresPassword, "SELECT 1"); err == nil {
-		t.Errorf("PostgreSQL is stopped, and answers %q", out)
+		t.Errorf("PostgreSQL is stopped and answers %q", out)
 	}
 	p.start(t)
 	if out := p.must(t, "SELECT id FROM orders"); out != "4711" {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// A process is a server that ends with the test that owns it. Its output is
-// shown if that test fails.
+// A process is a server that ends with the test that owns it. If that test
+// fails, it shows the server's output.
 type process struct {
 	cmd  *exec.Cmd
 	out  *output
@@ -39,14 +39,14 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-// start starts a server. The owner is the test at whose end it ends, which is
-// not always the one that starts it: a subtest may restart what others use.
-func start(owner *testing.T, name, path string, args ...string) (*process, error) {
+// start starts a server that ends with its owner. The owner is not always the
+// test that calls start: a subtest may restart a server that others use.
+func start(owner testing.TB, name, path string, args ...string) (*process, error) {
 	return startIn(nil, owner, name, path, args...)
 }
 
-// startIn is start, in another environment than the tests'.
-func startIn(env []string, owner *testing.T, name, path string, args ...string) (*process, error) {
+// startIn is start with an environment; nil is the environment of the tests.
+func startIn(env []string, owner testing.TB, name, path string, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(path, args...), out: &output{}, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env = p.out, p.out, env
 	// A test binary that is killed takes its servers with it.
@@ -58,13 +58,13 @@ func startIn(env []string, owner *testing.T, name, path string, args ...string) 
 	owner.Cleanup(func() {
 		p.stop()
 		if owner.Failed() {
-			owner.Logf("%s said:\n%s", name, p.out)
+			owner.Logf("the output of %s:\n%s", name, p.out)
 		}
 	})
 	return p, nil
 }
 
-// stop ends the process in order, and waits for it.
+// stop sends SIGTERM and waits for the end of the process.
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -75,7 +75,7 @@ func (p *process) stop() {
 	}
 }
 
-// kill ends the process as a crash would, and waits for it.
+// kill ends the process as a crash would and waits for its end.
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
@@ -90,17 +90,18 @@ func (p *process) ended() bool {
 	}
 }
 
-// eventually polls until the condition holds.
-func eventually(t *testing.T, what string, within time.Duration, holds func() error) {
+// eventually calls check until it returns nil. The limit only bounds how long a
+// failing test waits: choose it so large that a slow machine never reaches it.
+func eventually(t testing.TB, what string, limit time.Duration, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(limit)
 	for {
-		err := holds()
+		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s did not happen within %s: %v", what, within, err)
+			t.Fatalf("waited %s for %s: %v", limit, what, err)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -108,22 +109,22 @@ func eventually(t *testing.T, what string, within time.Duration, holds func() er
 
 var ports struct {
 	sync.Mutex
-	given map[int]bool
+	taken map[int]bool
 }
 
-// freePort gives a port that nobody listens on. It is below those that systems
-// give to outgoing connections (from 32768 on Linux), so that none of these
-// takes it before its server does.
-func freePort(t *testing.T) int {
+// freePort returns a port on which no server listens. It is below the range of
+// outgoing connections (from 32768 on Linux), so that none of them takes the
+// port before its server does.
+func freePort(t testing.TB) int {
 	t.Helper()
 	ports.Lock()
 	defer ports.Unlock()
-	if ports.given == nil {
-		ports.given = map[int]bool{}
+	if ports.taken == nil {
+		ports.taken = map[int]bool{}
 	}
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)
-		if ports.given[port] {
+		if ports.taken[port] {
 			continue
 		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
@@ -131,17 +132,18 @@ func freePort(t *testing.T) int {
 			continue
 		}
 		_ = l.Close()
-		ports.given[port] = true
+		ports.taken[port] = true
 		return port
 	}
 	t.Fatal("no port is free")
 	return 0
 }
 
-// another gives a binary under another path, which makes another workload of
-// it. It is a link, for a file that was just written can't be executed as long
-// as any child that was forked meanwhile holds it open (golang/go#22315).
-func another(t *testing.T, binary, name string) string {
+// copyBinary returns another path for a binary. SPIRE tells workloads apart by
+// their paths, so the copy is another workload. The copy is a hard link if
+// possible: a file that was just written can't be executed while a child that
+// was forked meanwhile has it open (golang/go#22315).
+func copyBinary(t testing.TB, binary, name string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
 	if err := os.Link(binary, path); err == nil {
@@ -157,8 +159,8 @@ func another(t *testing.T, binary, name string) string {
 	return path
 }
 
-// self is the test's own binary, as the agent sees it.
-func self(t *testing.T) string {
+// ownBinary returns the path of the test binary, as the SPIRE agent sees it.
+func ownBinary(t testing.TB) string {
 	t.Helper()
 	path, err := os.Executable()
 	if err == nil {

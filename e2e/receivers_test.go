@@ -22,19 +22,19 @@ import (
 
 const hookSecret = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
-// receivers are where the broker tells people: a webhook whose signatures are
-// checked by the standard's own library, and a mail server.
+// receivers get the broker's notifications: a webhook, whose signatures are
+// verified by the library of Standard Webhooks, and a mail server.
 type receivers struct {
 	hook *httptest.Server
 	mail net.Listener
 
 	mu     sync.Mutex
-	failed int // webhooks that were answered with an error, to be told again
+	failed int // deliveries that got an error, so that they are repeated
 	events []event
 	mails  []string
 }
 
-// An event is what a webhook is told.
+// An event is the body of a webhook.
 type event struct {
 	id   string // of the delivery
 	Type string `json:"type"`
@@ -45,7 +45,7 @@ type event struct {
 	} `json:"data"`
 }
 
-func startReceivers(t *testing.T) *receivers {
+func startReceivers(t testing.TB) *receivers {
 	t.Helper()
 	verifier, err := webhooks.NewWebhook(hookSecret)
 	if err != nil {
@@ -65,7 +65,7 @@ func startReceivers(t *testing.T) *receivers {
 		defer r.mu.Unlock()
 		switch {
 		case err != nil:
-			t.Errorf("a webhook that does not hold: %v", err)
+			t.Errorf("a webhook does not verify: %v", err)
 			w.WriteHeader(http.StatusBadRequest)
 		case r.failed == 0:
 			r.failed++
@@ -91,7 +91,7 @@ func startReceivers(t *testing.T) *receivers {
 	return r
 }
 
-// takeMail speaks as much of SMTP (RFC 5321) as taking a mail needs.
+// takeMail implements the part of SMTP (RFC 5321) that receiving a mail needs.
 func (r *receivers) takeMail(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
 	in := bufio.NewScanner(conn)
@@ -119,7 +119,7 @@ func (r *receivers) takeMail(conn net.Conn) {
 	}
 }
 
-// file is what the operator's file says of them.
+// file returns the receivers' part of the operator's file.
 func (r *receivers) file() string {
 	return fmt.Sprintf(`notify:
   webhook:
@@ -129,21 +129,21 @@ func (r *receivers) file() string {
 `, r.hook.URL, r.mail.Addr().(*net.TCPAddr).Port)
 }
 
-// testTold has people told that something waits for them, although their
-// receiver failed at first, and then that it was decided.
-func testTold(t *testing.T, o *office) {
-	r := o.asks(t, "--scope", "tickets:close", "--why", "to be told")
+// testNotifications notifies approvers of a pending request, although the first
+// delivery fails, and then of its approval.
+func testNotifications(t *testing.T, o *office) {
+	r := o.fileRequest(t, "--scope", "tickets:close", "--why", "to be told")
 	told := func(kind string) func() error {
 		return func() error {
-			o.told.mu.Lock()
-			defer o.told.mu.Unlock()
+			o.receivers.mu.Lock()
+			defer o.receivers.mu.Unlock()
 			hooks, mails := 0, 0
-			for _, e := range o.told.events {
+			for _, e := range o.receivers.events {
 				if e.Type == kind && e.Data.Request == r.ID && e.Data.URL == o.web+"/ui/requests/"+r.ID {
 					hooks++
 				}
 			}
-			for _, text := range o.told.mails {
+			for _, text := range o.receivers.mails {
 				m, err := mail.ReadMessage(strings.NewReader(text))
 				if err != nil {
 					return err
@@ -162,25 +162,25 @@ func testTold(t *testing.T, o *office) {
 			return nil
 		}
 	}
-	eventually(t, "being told that it waits", time.Minute, told("request.pending"))
+	eventually(t, "the notification of the pending request", 2*time.Minute, told("request.pending"))
 	home := t.TempDir()
 	o.terminalLogin(t, home, "ben")
-	if out, errs, code := o.inTerminal(home, "approve", r.ID, "--yes"); code != 0 {
+	if out, errs, code := o.personCLI(home, "approve", r.ID, "--yes"); code != 0 {
 		t.Fatalf("approving: %d %s %s", code, out, errs)
 	}
-	eventually(t, "being told that it is approved", time.Minute, told("request.approved"))
-	if _, errs, code := o.asAgent("collect", r.ID, "-o", "json"); code != 0 {
+	eventually(t, "the notification of the approval", 2*time.Minute, told("request.approved"))
+	if _, errs, code := o.agentCLI("collect", r.ID, "-o", "json"); code != 0 {
 		t.Fatalf("collecting: %s", errs)
 	}
-	o.told.mu.Lock()
-	defer o.told.mu.Unlock()
-	if o.told.failed != 1 {
-		t.Error("no webhook failed, so none was told again")
+	o.receivers.mu.Lock()
+	defer o.receivers.mu.Unlock()
+	if o.receivers.failed != 1 {
+		t.Error("no webhook failed, so none was repeated")
 	}
-	if secrets := strings.Join(o.told.mails, ""); strings.Contains(secrets, "abs_") || strings.Contains(secrets, "eyJ") {
-		t.Error("a mail holds a token")
+	if secrets := strings.Join(o.receivers.mails, ""); strings.Contains(secrets, "abs_") || strings.Contains(secrets, "eyJ") {
+		t.Error("a mail contains a token")
 	}
 	if r.Status != api.StatusPending {
-		t.Errorf("it was %s at first", r.Status)
+		t.Errorf("the request was %s at first", r.Status)
 	}
 }

@@ -11,14 +11,14 @@ import (
 	"accessbroker.internal/api"
 )
 
-// sessionEntitlements are sessions of an STS that a Vault gets.
+// sessionEntitlements are entitlements to sessions that Vault gets from an STS.
 const sessionEntitlements = `
   reports-session: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions], data: {ttl: "${ttl}"}}, max_ttl: 1h}
   reports-long: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions]}}`
 
-// testSessions has a Vault get sessions of a real STS. Its leases end with the
-// mount's max_lease_ttl, and the sessions do not: what is told of them is their
-// own time.
+// testSessions lets Vault get sessions from a real STS. Vault's leases end with
+// the mount's max_lease_ttl and the sessions do not, so the broker has to report
+// the sessions' own expiry.
 func testSessions(t *testing.T, l *lab) {
 	m := startMinIO(t, minioOpenID{})
 	m.must(t, "mb", "it/reports")
@@ -26,8 +26,8 @@ func testSessions(t *testing.T, l *lab) {
 	if err := m.put(t, publisher, "reports", "q1", "green"); err != nil {
 		t.Fatal(err)
 	}
-	sts := standBetween(t, m.address(), m.caFile(), false)
-	sts.answers(tellsWhoCalls)
+	sts := intercept(t, m.address(), m.caFile(), false)
+	sts.handle(answerCallerIdentity)
 	l.vault.mount(t, "aws", nil)
 	l.vault.must(t, "POST", "sys/mounts/aws/tune", fields{"max_lease_ttl": "5m"})
 	l.vault.must(t, "POST", "aws/config/root", fields{
@@ -38,32 +38,32 @@ func testSessions(t *testing.T, l *lab) {
 	})
 
 	asked := time.Now()
-	c := l.get(t, api.Ask{Entitlement: "reports-session", Justification: "e2e", TTL: api.Duration(15 * time.Minute)})
+	c := l.issue(t, api.Ask{Entitlement: "reports-session", Justification: "e2e", TTL: api.Duration(15 * time.Minute)})
 	session := awsCredential{AccessKeyID: c.Secret["access_key_id"], SecretAccessKey: c.Secret["secret_access_key"], SessionToken: c.Secret["session_token"]}
 	if c.Type != "aws" || c.Revocation != "at_expiry" || c.ExpiresAt.Before(asked.Add(14*time.Minute)) {
 		t.Errorf("the session is %s, %s, until %s", c.Type, c.Revocation, c.ExpiresAt)
 	}
 	if text, err := m.get(t, session, "reports", "q1"); err != nil || text != "green" {
-		t.Errorf("by the session: %q, %v", text, err)
+		t.Errorf("with the session: %q, %v", text, err)
 	}
 	lease, err := l.agent.Revoke(t.Context(), c.Lease, "done")
 	if err != nil || lease.Revocation != "at_expiry" || !lease.WorksUntil.Equal(c.ExpiresAt) {
-		t.Errorf("given back, it is %+v, %v", lease, err)
+		t.Errorf("returned: %+v, %v", lease, err)
 	}
 	if _, err := m.get(t, session, "reports", "q1"); err != nil {
-		t.Errorf("nothing ends a session but time, and it is over: %v", err)
+		t.Errorf("a session can't be revoked, so it has to work: %v", err)
 	}
 
-	// Vault calls this a lease of five minutes. The session is one of an hour.
+	// Vault's lease is for five minutes, the session for an hour.
 	_, _, err = l.agent.AskAndCollect(t.Context(), api.Ask{Entitlement: "reports-long", Justification: "e2e"})
-	if err := refusedWith(err, api.IssuerRefused, http.StatusBadGateway); err != nil {
+	if err := wantRefusal(err, api.IssuerRefused, http.StatusBadGateway); err != nil {
 		t.Errorf("a session that outlives its lease: %v", err)
 	}
 }
 
-// tellsWhoCalls answers what Vault asks first of any STS, and MinIO's does not
-// know.
-func tellsWhoCalls(w http.ResponseWriter, r *http.Request) bool {
+// answerCallerIdentity answers GetCallerIdentity, which Vault calls first at every
+// STS and MinIO does not implement.
+func answerCallerIdentity(w http.ResponseWriter, r *http.Request) bool {
 	body, err := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	if err != nil || !strings.Contains(string(body), "Action=GetCallerIdentity") {

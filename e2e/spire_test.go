@@ -14,7 +14,7 @@ import (
 
 // A spire is a trust domain: a SPIRE server and one agent.
 type spire struct {
-	owner         *testing.T // they end with it
+	owner         testing.TB // server and agent end with it
 	domain        string
 	dir           string
 	bin           string
@@ -22,8 +22,8 @@ type spire struct {
 	server, agent *process
 }
 
-// The server's keys are on disk, for it is restarted: with new keys it would
-// be a stranger to its own agent.
+// The server's keys are on disk because tests restart it. With new keys, its own
+// agent would not trust it any more.
 const serverConf = `
 server {
   bind_address = "127.0.0.1"
@@ -44,9 +44,9 @@ plugins {
 }
 `
 
-// Workloads are told apart by the path of their binary, so that one user can
-// be several of them, and the tests need no root. The agent asks its server
-// more often than by default (every 5 s), only to make the tests faster.
+// The agent tells workloads apart by the path of their binary, so that one user
+// can run several and the tests need no root. It synchronizes every second
+// instead of every 5 s, which only makes the tests faster.
 const agentConf = `
 agent {
   server_address = "127.0.0.1"
@@ -65,8 +65,8 @@ plugins {
 }
 `
 
-// startSPIRE starts a trust domain, and gives it when its agent is ready.
-func startSPIRE(t *testing.T, domain string) *spire {
+// startSPIRE starts a trust domain and returns it when its agent is ready.
+func startSPIRE(t testing.TB, domain string) *spire {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "spire-") // short: sockets have short paths
 	if err != nil {
@@ -85,13 +85,13 @@ func startSPIRE(t *testing.T, domain string) *spire {
 	s.write(t, "bootstrap.pem", s.must(t, "bundle", "show"))
 	token := regexp.MustCompile(`Token: (\S+)`).FindStringSubmatch(s.must(t, "token", "generate", "-spiffeID", s.id("/node")))
 	if token == nil {
-		t.Fatal("the SPIRE server gave no join token")
+		t.Fatal("the SPIRE server printed no join token")
 	}
 	s.startAgent(t, "-joinToken", token[1])
 	return s
 }
 
-func (s *spire) startServer(t *testing.T) {
+func (s *spire) startServer(t testing.TB) {
 	t.Helper()
 	var err error
 	if s.server, err = start(s.owner, "spire-server", s.path("spire-server"), "run", "-config", filepath.Join(s.dir, "server.conf")); err != nil {
@@ -103,9 +103,9 @@ func (s *spire) startServer(t *testing.T) {
 	})
 }
 
-// startAgent needs a join token the first time only: the agent keeps its own
-// identity, but not those of workloads.
-func (s *spire) startAgent(t *testing.T, more ...string) {
+// startAgent starts the agent. It needs a join token the first time only: the
+// agent keeps its own identity, but not those of workloads.
+func (s *spire) startAgent(t testing.TB, more ...string) {
 	t.Helper()
 	args := append([]string{"run", "-config", filepath.Join(s.dir, "agent.conf")}, more...)
 	var err error
@@ -125,9 +125,9 @@ func (s *spire) id(path string) string      { return "spiffe://" + s.domain + pa
 func (s *spire) path(name string) string    { return filepath.Join(s.bin, name) }
 func (s *spire) socket() string             { return "unix://" + filepath.Join(s.dir, "agent.sock") }
 func (s *spire) environment() []string      { return []string{"SPIFFE_ENDPOINT_SOCKET=" + s.socket()} }
-func (s *spire) bundle(t *testing.T) string { return s.must(t, "bundle", "show", "-format", "spiffe") }
+func (s *spire) bundle(t testing.TB) string { return s.must(t, "bundle", "show", "-format", "spiffe") }
 
-func (s *spire) write(t *testing.T, name, text string) string {
+func (s *spire) write(t testing.TB, name, text string) string {
 	t.Helper()
 	path := filepath.Join(s.dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -136,7 +136,8 @@ func (s *spire) write(t *testing.T, name, text string) string {
 	return path
 }
 
-// run runs a command of spire-server; its words go before its flags.
+// run runs a command of spire-server. The words of the command come before its
+// flags.
 func (s *spire) run(args ...string) (string, error) {
 	words := 0
 	for words < len(args) && !strings.HasPrefix(args[words], "-") {
@@ -150,7 +151,7 @@ func (s *spire) run(args ...string) (string, error) {
 	return string(out), nil
 }
 
-func (s *spire) must(t *testing.T, args ...string) string {
+func (s *spire) must(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := s.run(args...)
 	if err != nil {
@@ -159,23 +160,23 @@ func (s *spire) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// register makes whoever runs the binary the workload of that path. more is
-// what else the entry says, such as -x509SVIDTTL or -federatesWith.
-func (s *spire) register(t *testing.T, path, binary string, more ...string) {
+// register makes every process that runs the binary the workload of that path.
+// more has further flags of the entry, such as -x509SVIDTTL or -federatesWith.
+func (s *spire) register(t testing.TB, path, binary string, more ...string) {
 	t.Helper()
 	s.must(t, append([]string{"entry", "create", "-parentID", s.id("/node"), "-spiffeID", s.id(path), "-selector", "unix:path:" + binary}, more...)...)
 }
 
-// federate gives this server the bundle of another, as an operator would.
-func (s *spire) federate(t *testing.T, other *spire) {
+// federate imports the bundle of another server, as an operator would.
+func (s *spire) federate(t testing.TB, other *spire) {
 	t.Helper()
 	path := s.write(t, other.domain+".json", other.bundle(t))
 	s.must(t, "bundle", "set", "-format", "spiffe", "-id", "spiffe://"+other.domain, "-path", path)
 }
 
-// rotate puts a new authority, "x509" or "jwt", in the place of the active
-// one, and gives the old one's id. What that signed is still good.
-func (s *spire) rotate(t *testing.T, kind string) (old string) {
+// rotate activates a new authority, "x509" or "jwt", and returns the ID of the
+// old one, whose signatures stay valid.
+func (s *spire) rotate(t testing.TB, kind string) (old string) {
 	t.Helper()
 	old = s.authority(t, kind, "active")
 	s.must(t, "localauthority", kind, "prepare")
@@ -183,19 +184,18 @@ func (s *spire) rotate(t *testing.T, kind string) (old string) {
 	return old
 }
 
-// taint makes agents replace what an authority signed, and revoke makes it
-// worth nothing.
-func (s *spire) taint(t *testing.T, kind, id string) {
+// taint makes agents replace what an authority signed. revoke invalidates it.
+func (s *spire) taint(t testing.TB, kind, id string) {
 	t.Helper()
 	s.must(t, "localauthority", kind, "taint", "-authorityID", id)
 }
 
-func (s *spire) revoke(t *testing.T, kind, id string) {
+func (s *spire) revoke(t testing.TB, kind, id string) {
 	t.Helper()
 	s.must(t, "localauthority", kind, "revoke", "-authorityID", id)
 }
 
-func (s *spire) authority(t *testing.T, kind, state string) string {
+func (s *spire) authority(t testing.TB, kind, state string) string {
 	t.Helper()
 	out := s.must(t, "localauthority", kind, "show", "-output", "json")
 	var states map[string]json.RawMessage

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// A story is told on the terminal by "make demo", and checked by "make e2e".
+// A story is shown on the terminal by "make demo" and checked by "make e2e".
 type story struct {
 	t    *testing.T
 	step int
@@ -29,25 +29,26 @@ func (s *story) chapter(title string) {
 	}
 }
 
-// expect ends the story if it does not go as told.
-func (s *story) expect(as bool, format string, args ...any) {
+// expect ends the story if the condition does not hold.
+func (s *story) expect(holds bool, format string, args ...any) {
 	s.t.Helper()
-	if !as {
-		s.t.Fatalf("it did not go as told: "+format, args...)
+	if !holds {
+		s.t.Fatalf("the story took another course: "+format, args...)
 	}
 }
 
-// TestStory goes on where the story of "broker demo" ends, with credentials of
-// servers that are not the broker's own.
+// TestStory continues the story of "broker demo" with credentials of real
+// servers.
 func TestStory(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := &story{t: t, step: 8}
 	s.database()
 	s.reports()
 }
 
 func (s *story) database() {
-	l := startLab(s.t)
-	s.chapter("A database user, made by Vault, for as long as one command runs")
+	l := labOf(s.t)
+	s.chapter("A database user of Vault, valid while one command runs")
 	sql := func(text string) string {
 		return fmt.Sprintf(`PGHOST=127.0.0.1 PGPORT=%d PGDATABASE=postgres %s/psql --no-psqlrc -tAc %q`, l.postgres.port, l.postgres.bin, text)
 	}
@@ -60,14 +61,14 @@ func (s *story) database() {
 	s.say("  SELECT id FROM orders      %s", said[1])
 	s.say("  DELETE FROM orders         permission denied for table orders")
 	s.say("")
-	left := l.users(s.t)
+	left := l.vaultUsers(s.t)
 	s.expect(left == 0, "%d users are left", left)
-	s.say("psql has ended, and its user with it: PostgreSQL has %d users of Vault's making.", left)
+	s.say("psql exited, and its user is gone: PostgreSQL has %d users that Vault created.", left)
 }
 
 func (s *story) reports() {
-	c := startCloud(s.t)
-	s.chapter("A session at S3, for one customer's folder, through the AWS command line itself")
+	c := cloudOf(s.t)
+	s.chapter("A session at S3 for one customer's folder, in the AWS command line")
 	read, err := c.s3(s.t, "reports", "cp", "s3://reports/acme/q1", "-")
 	s.expect(err == nil && read == "secret of acme/q1", "%v %s", err, read)
 	refused, err := c.s3(s.t, "reports", "cp", "s3://reports/other/q1", "-")
@@ -75,8 +76,8 @@ func (s *story) reports() {
 	s.say("  credential_process = broker aws reports --scope read --param prefix=acme")
 	s.say("")
 	s.say("  $ aws s3 cp s3://reports/acme/q1 -     %s", read)
-	s.say("  $ aws s3 cp s3://reports/other/q1 -    403, it is not in the session's policy")
+	s.say("  $ aws s3 cp s3://reports/other/q1 -    403, the session's policy does not allow it")
 	s.say("")
-	s.say("The broker holds no key of the STS: it signed an assertion, which the STS verifies")
-	s.say("by the broker's published keys.")
+	s.say("The broker has no key of the STS: it signed an assertion, and the STS verified it")
+	s.say("with the broker's published keys.")
 }

@@ -16,8 +16,19 @@ import (
 	"accessbroker.internal/e2e/servers"
 )
 
+func TestMain(m *testing.M) {
+	if audience := os.Getenv(workloadEnv); audience != "" {
+		os.Exit(workloadMain(audience))
+	}
+	code := endSuite(m.Run())
+	if product.path != "" {
+		_ = os.RemoveAll(filepath.Dir(product.path))
+	}
+	os.Exit(code)
+}
+
 // built returns the folder of the commands of a server that make servers built.
-func built(t *testing.T, name string) string {
+func built(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := servers.Dir(name)
 	if err != nil {
@@ -27,7 +38,7 @@ func built(t *testing.T, name string) string {
 }
 
 // installed returns the path of a command of the distribution.
-func installed(t *testing.T, name string) string {
+func installed(t testing.TB, name string) string {
 	t.Helper()
 	path, err := servers.Command(name)
 	if err != nil {
@@ -36,28 +47,28 @@ func installed(t *testing.T, name string) string {
 	return path
 }
 
-var brokerOnce struct {
+var product struct {
 	sync.Once
 	path string
 	err  error
 }
 
-// brokerBinary returns the path of the product, built once in each run.
-func brokerBinary(t *testing.T) string {
+// brokerBinary returns the path of the product, which each run builds once.
+func brokerBinary(t testing.TB) string {
 	t.Helper()
-	brokerOnce.Do(func() {
+	product.Do(func() {
 		dir, err := os.MkdirTemp("", "broker-e2e-")
 		if err != nil {
-			brokerOnce.err = err
+			product.err = err
 			return
 		}
-		brokerOnce.path = filepath.Join(dir, "broker")
-		brokerOnce.err = buildBroker(brokerOnce.path)
+		product.path = filepath.Join(dir, "broker")
+		product.err = buildBroker(product.path)
 	})
-	if brokerOnce.err != nil {
-		t.Fatal(brokerOnce.err)
+	if product.err != nil {
+		t.Fatal(product.err)
 	}
-	return brokerOnce.path
+	return product.path
 }
 
 func buildBroker(path string, flags ...string) error {
@@ -67,15 +78,4 @@ func buildBroker(path string, flags ...string) error {
 		return fmt.Errorf("building broker: %w\n%s", err, out)
 	}
 	return nil
-}
-
-func TestMain(m *testing.M) {
-	if audience := os.Getenv(workloadEnv); audience != "" {
-		os.Exit(beWorkload(audience))
-	}
-	code := m.Run()
-	if brokerOnce.path != "" {
-		_ = os.RemoveAll(filepath.Dir(brokerOnce.path))
-	}
-	os.Exit(code)
 }

@@ -26,25 +26,26 @@ import (
 )
 
 // A vault is a real Vault with its storage and its audit log in files, so that
-// it can be killed and started again. The engines are aws, database (PostgreSQL),
-// pki, ssh and kv, the logins approle, cert and jwt; none but token is mounted.
+// tests can kill it and start it again. It has the engines aws, database
+// (PostgreSQL), pki, ssh and kv and the auth methods approle, cert and jwt, but
+// nothing is mounted except token.
 type vault struct {
-	owner  *testing.T // it ends with it
+	owner  testing.TB // the server ends with it
 	bin    string
 	dir    string
 	port   int
-	root   string // a token that may do everything
-	key    string // to unseal
+	root   string // the root token
+	key    string // the unseal key
 	client *http.Client
 	clock  clock
 	server *process
 }
 
-// fields are those of a JSON object.
+// fields is a JSON object.
 type fields = map[string]any
 
-// startVault starts an empty Vault, unsealed and with its audit log on.
-func startVault(t *testing.T) *vault {
+// startVault starts an empty Vault, unsealed and with its audit log enabled.
+func startVault(t testing.TB) *vault {
 	t.Helper()
 	v := &vault{owner: t, bin: filepath.Join(built(t, "vault"), "vault"), dir: t.TempDir(), port: freePort(t)}
 	ca := loopbackTLS(t, v.caFile(), v.path("cert.pem"), v.path("key.pem"))
@@ -68,8 +69,9 @@ func (v *vault) address() string         { return fmt.Sprintf("https://127.0.0.1
 func (v *vault) caFile() string          { return v.path("ca.pem") }
 func (v *vault) auditFile() string       { return v.path("audit.log") }
 
-// start starts the server, the first time or again. It unseals itself.
-func (v *vault) start(t *testing.T) {
+// start starts the server, or starts it again with the same data and port. The
+// server unseals itself.
+func (v *vault) start(t testing.TB) {
 	t.Helper()
 	var err error
 	if v.server, err = startIn(v.clock.environment(), v.owner, "vault", v.bin, "-dir", v.dir, "-listen", fmt.Sprintf("127.0.0.1:%d", v.port)); err != nil {
@@ -84,17 +86,17 @@ func (v *vault) start(t *testing.T) {
 	})
 }
 
-// stop ends the server in order, and kill as a crash would.
+// stop shuts the server down; kill ends it as a crash would.
 func (v *vault) stop() { v.server.stop() }
 func (v *vault) kill() { v.server.kill() }
 
-// seal makes the running Vault refuse everything, until unseal.
-func (v *vault) seal(t *testing.T) {
+// seal makes the running Vault refuse every call until unseal.
+func (v *vault) seal(t testing.TB) {
 	t.Helper()
 	v.must(t, "POST", "sys/seal", nil)
 }
 
-func (v *vault) unseal(t *testing.T) {
+func (v *vault) unseal(t testing.TB) {
 	t.Helper()
 	v.must(t, "POST", "sys/unseal", fields{"key": v.key})
 	eventually(t, "the unsealing of Vault", time.Minute, func() error {
@@ -103,7 +105,7 @@ func (v *vault) unseal(t *testing.T) {
 	})
 }
 
-// A vaultAnswer is what a Vault says to a call.
+// A vaultAnswer is the body of a successful response.
 type vaultAnswer struct {
 	LeaseID       string `json:"lease_id"`
 	LeaseDuration int    `json:"lease_duration"` // seconds
@@ -117,7 +119,7 @@ type vaultAnswer struct {
 	} `json:"auth"`
 }
 
-// A vaultRefusal is an answer that is an error.
+// A vaultRefusal is a response with an error status.
 type vaultRefusal struct {
 	status int
 	errors []string
@@ -127,7 +129,7 @@ func (r *vaultRefusal) Error() string {
 	return fmt.Sprintf("%d %s", r.status, strings.Join(r.errors, "; "))
 }
 
-// call makes a call with a token, which may be none.
+// call makes a call with a token, or without one if token is empty.
 func (v *vault) call(token, method, path string, body fields) (*vaultAnswer, error) {
 	var text []byte
 	if body != nil {
@@ -152,9 +154,11 @@ func (v *vault) call(token, method, path string, body fields) (*vaultAnswer, err
 		return nil, err
 	}
 	if resp.StatusCode >= 400 {
-		var said struct{ Errors []string }
-		_ = json.Unmarshal(text, &said) // sys/health says none
-		return nil, fmt.Errorf("%s %s: %w", method, path, &vaultRefusal{resp.StatusCode, said.Errors})
+		var answer struct{ Errors []string }
+		if err := json.Unmarshal(text, &answer); err != nil && path != "sys/health" { // whose errors are no JSON
+			return nil, fmt.Errorf("%s %s: %d: %w\n%s", method, path, resp.StatusCode, err, text)
+		}
+		return nil, fmt.Errorf("%s %s: %w", method, path, &vaultRefusal{resp.StatusCode, answer.Errors})
 	}
 	answer := &vaultAnswer{}
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -167,7 +171,7 @@ func (v *vault) call(token, method, path string, body fields) (*vaultAnswer, err
 }
 
 // must makes a call with the root token.
-func (v *vault) must(t *testing.T, method, path string, body fields) *vaultAnswer {
+func (v *vault) must(t testing.TB, method, path string, body fields) *vaultAnswer {
 	t.Helper()
 	answer, err := v.call(v.root, method, path, body)
 	if err != nil {
@@ -177,7 +181,7 @@ func (v *vault) must(t *testing.T, method, path string, body fields) *vaultAnswe
 }
 
 // as makes a call with another token.
-func (v *vault) as(t *testing.T, token, method, path string, body fields) *vaultAnswer {
+func (v *vault) as(t testing.TB, token, method, path string, body fields) *vaultAnswer {
 	t.Helper()
 	answer, err := v.call(token, method, path, body)
 	if err != nil {
@@ -186,8 +190,8 @@ func (v *vault) as(t *testing.T, token, method, path string, body fields) *vault
 	return answer
 }
 
-// refuses wants a call with the token to be refused with that status.
-func (v *vault) refuses(t *testing.T, token, method, path string, body fields, status int) {
+// refuses fails the test unless Vault refuses the call with that status.
+func (v *vault) refuses(t testing.TB, token, method, path string, body fields, status int) {
 	t.Helper()
 	answer, err := v.call(token, method, path, body)
 	var refusal *vaultRefusal
@@ -196,8 +200,8 @@ func (v *vault) refuses(t *testing.T, token, method, path string, body fields, s
 	}
 }
 
-// leases gives the ids of the leases that the Vault has below a path.
-func (v *vault) leases(t *testing.T, path string) (ids []string) {
+// leases returns the IDs of Vault's leases below a path.
+func (v *vault) leases(t testing.TB, path string) (ids []string) {
 	t.Helper()
 	answer, err := v.call(v.root, "LIST", "sys/leases/lookup/"+path, nil)
 	var refusal *vaultRefusal
@@ -214,15 +218,15 @@ func (v *vault) leases(t *testing.T, path string) (ids []string) {
 	return ids
 }
 
-// mount mounts an engine at its own name.
-func (v *vault) mount(t *testing.T, engine string, options fields) {
+// mount mounts an engine at the path of its name.
+func (v *vault) mount(t testing.TB, engine string, options fields) {
 	t.Helper()
 	v.must(t, "POST", "sys/mounts/"+engine, fields{"type": engine, "options": options})
 }
 
-// policy makes a policy of rules, which are pairs of a path and the
-// capabilities on it, apart by commas.
-func (v *vault) policy(t *testing.T, name string, rules ...string) {
+// policy writes a policy. The rules are pairs of a path and its capabilities,
+// separated by commas.
+func (v *vault) policy(t testing.TB, name string, rules ...string) {
 	t.Helper()
 	var text strings.Builder
 	for rule := range slices.Chunk(rules, 2) {
@@ -235,15 +239,14 @@ func (v *vault) policy(t *testing.T, name string, rules ...string) {
 	v.policyText(t, name, text.String())
 }
 
-func (v *vault) policyText(t *testing.T, name, text string) {
+func (v *vault) policyText(t testing.TB, name, text string) {
 	t.Helper()
 	v.must(t, "POST", "sys/policies/acl/"+name, fields{"policy": text})
 }
 
-// database has a role of the database engine make users of a PostgreSQL that
-// may do what the grant says, such as "SELECT ON orders". The engine is mounted
-// with the first.
-func (v *vault) database(t *testing.T, p *postgres, role, grant string) {
+// database creates a role of the database engine, whose users have the grant,
+// such as "SELECT ON orders". The first call mounts and configures the engine.
+func (v *vault) database(t testing.TB, p *postgres, role, grant string) {
 	t.Helper()
 	if _, err := v.call(v.root, "GET", "database/config/postgres", nil); err != nil {
 		v.mount(t, "database", nil)
@@ -260,10 +263,10 @@ func (v *vault) database(t *testing.T, p *postgres, role, grant string) {
 	})
 }
 
-// pki mounts the PKI engine with an authority of its own and a role that issues
-// for names below acme.test. What it issues is good for those too whose clock is
-// behind, as they should be in earnest.
-func (v *vault) pki(t *testing.T, role string) {
+// pki mounts the PKI engine with a root authority and a role for names below
+// acme.test. Certificates are backdated, so that peers whose clock is behind
+// accept them.
+func (v *vault) pki(t testing.TB, role string) {
 	t.Helper()
 	v.mount(t, "pki", nil)
 	v.must(t, "POST", "sys/mounts/pki/tune", fields{"max_lease_ttl": "87600h"})
@@ -272,8 +275,8 @@ func (v *vault) pki(t *testing.T, role string) {
 }
 
 // ssh mounts the SSH engine as an authority, with a role that signs keys for
-// the users, which are apart by commas. It gives the authority's public key.
-func (v *vault) ssh(t *testing.T, role, users string) string {
+// users, separated by commas. It returns the authority's public key.
+func (v *vault) ssh(t testing.TB, role, users string) string {
 	t.Helper()
 	v.mount(t, "ssh", nil)
 	made := v.must(t, "POST", "ssh/config/ca", fields{"generate_signing_key": true, "key_type": "ed25519"})
@@ -283,19 +286,19 @@ func (v *vault) ssh(t *testing.T, role, users string) string {
 	return made.Data["public_key"].(string)
 }
 
-// tokenRole makes a role as docs/vault.md does, for other policies: its tokens
-// have no parent, so that they outlive who made them, and are revoked by their
-// accessors.
-func (v *vault) tokenRole(t *testing.T, role string, policies ...string) {
+// tokenRole creates a role as docs/vault.md does, for other policies. Its tokens
+// have no parent, so they outlive the token that created them and are revoked by
+// their accessors.
+func (v *vault) tokenRole(t testing.TB, role string, policies ...string) {
 	t.Helper()
 	written := docWrite(t, "auth/token/roles/broker-leases")
 	written["allowed_policies"] = policies
 	v.must(t, "POST", "auth/token/roles/"+role, written)
 }
 
-// loopbackTLS makes an authority and a certificate of its for servers on
-// loopback, writes both and the key, and gives the authority as a pool.
-func loopbackTLS(t *testing.T, caFile, certFile, keyFile string) *x509.CertPool {
+// loopbackTLS creates an authority and a certificate for servers on loopback,
+// writes both and the key, and returns the authority as a pool.
+func loopbackTLS(t testing.TB, caFile, certFile, keyFile string) *x509.CertPool {
 	t.Helper()
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -342,7 +345,9 @@ func loopbackTLS(t *testing.T, caFile, certFile, keyFile string) *x509.CertPool 
 	return pool
 }
 
+// TestVault checks what the other tests rely on, without a broker.
 func TestVault(t *testing.T) {
+	t.Parallel() // it mostly waits
 	v, p := startVault(t), startPostgres(t)
 	t.Run("Database", func(t *testing.T) { testVaultDatabase(t, v, p) })
 	t.Run("PKI", func(t *testing.T) { testVaultPKI(t, v) })
@@ -385,7 +390,7 @@ func testVaultPKI(t *testing.T, v *vault) {
 		t.Error(err)
 	}
 	if left := time.Until(pair.Leaf.NotAfter); left > time.Hour || left < 50*time.Minute {
-		t.Errorf("the certificate is good for %s", left)
+		t.Errorf("the certificate is valid for %s", left)
 	}
 	v.refuses(t, v.root, "POST", "pki/issue/web", fields{"common_name": "shop.other.test"}, http.StatusBadRequest)
 }
@@ -416,13 +421,14 @@ func testVaultSSH(t *testing.T, v *vault) {
 	authority := strings.Fields(keygen("-l", "-f", key+"-ca.pub"))[1]
 	for _, want := range []string{"user certificate", "Signing CA: ED25519 " + authority, "deploy", "permit-pty"} {
 		if !strings.Contains(shown, want) {
-			t.Errorf("the certificate does not say %q:\n%s", want, shown)
+			t.Errorf("the certificate lacks %q:\n%s", want, shown)
 		}
 	}
 	v.refuses(t, v.root, "POST", "ssh/sign/admins", fields{"public_key": string(public), "valid_principals": "root"}, http.StatusBadRequest)
 }
 
-// testVaultLogins logs in by each login, and reads of kv what its policy allows.
+// testVaultLogins logs in by each auth method and reads from kv what the policy
+// allows.
 func testVaultLogins(t *testing.T, v *vault) {
 	v.mount(t, "kv", fields{"version": "2"})
 	v.must(t, "POST", "kv/data/shop", fields{"data": fields{"color": "green"}})
@@ -438,7 +444,7 @@ func testVaultLogins(t *testing.T, v *vault) {
 	}
 }
 
-func approleLogin(t *testing.T, v *vault) (token string) {
+func approleLogin(t testing.TB, v *vault) (token string) {
 	t.Helper()
 	v.must(t, "POST", "auth/approle/role/shop", fields{"token_policies": "shop", "token_ttl": "1h"})
 	id := v.must(t, "GET", "auth/approle/role/shop/role-id", nil).Data["role_id"]
@@ -447,7 +453,7 @@ func approleLogin(t *testing.T, v *vault) (token string) {
 	return v.as(t, "", "POST", "auth/approle/login", fields{"role_id": id, "secret_id": secret}).Auth.ClientToken
 }
 
-func certLogin(t *testing.T, v *vault) (token string) {
+func certLogin(t testing.TB, v *vault) (token string) {
 	t.Helper()
 	made := v.must(t, "POST", "pki/issue/web", fields{"common_name": "shop.acme.test"}).Data
 	pair, err := tls.X509KeyPair([]byte(made["certificate"].(string)), []byte(made["private_key"].(string)))
@@ -463,7 +469,7 @@ func certLogin(t *testing.T, v *vault) (token string) {
 	return shop.as(t, "", "POST", "auth/cert/login", nil).Auth.ClientToken
 }
 
-func jwtLogin(t *testing.T, v *vault) (token string) {
+func jwtLogin(t testing.TB, v *vault) (token string) {
 	t.Helper()
 	provider, sign := startTestProvider(t)
 	ca, err := os.ReadFile(provider.caFile)
@@ -478,8 +484,8 @@ func jwtLogin(t *testing.T, v *vault) (token string) {
 	return v.as(t, "", "POST", "auth/jwt/login", fields{"role": "shop", "jwt": sign("vault")}).Auth.ClientToken
 }
 
-// testVaultTokenRole does what a broker does: a token that may do little makes
-// tokens of a role, and ends them by their accessors.
+// testVaultTokenRole does what a broker does: with a token of few permissions it
+// creates tokens of a role and revokes them by their accessors.
 func testVaultTokenRole(t *testing.T, v *vault, p *postgres) {
 	v.policy(t, "orders", "database/creds/reader", "read")
 	v.tokenRole(t, "leases", "orders")
@@ -538,11 +544,11 @@ func testVaultRestart(t *testing.T, v *vault, p *postgres) {
 	}
 	v.must(t, "POST", "sys/leases/revoke", fields{"lease_id": made.LeaseID, "sync": true})
 	if out, err := p.psql(user, password, "SELECT 1"); err == nil {
-		t.Errorf("a lease from before the restarts was revoked, and its credential says %q", out)
+		t.Errorf("a lease from before the restarts was revoked, and its credential reads %q", out)
 	}
 	text, err := os.ReadFile(v.auditFile())
 	if err != nil || !bytes.Contains(text, []byte(`"path":"database/creds/reader"`)) {
-		t.Errorf("the audit log says nothing of the credentials: %v", err)
+		t.Errorf("the audit log does not mention the credentials: %v", err)
 	}
 	if bytes.Contains(text, []byte(token)) {
 		t.Error("a token is in the audit log")

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// What docs/vault.md tells an operator is what these tests do: they read it.
+// The tests configure Vault with the policies and commands of docs/vault.md.
 
-func vaultDoc(t *testing.T) string {
+func vaultDoc(t testing.TB) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "docs", "vault.md"))
 	if err != nil {
@@ -19,8 +19,8 @@ func vaultDoc(t *testing.T) string {
 	return string(text)
 }
 
-// docPolicy gives the policy that the document has as a file.
-func docPolicy(t *testing.T, file string) string {
+// docPolicy returns the policy that the document shows as a file.
+func docPolicy(t testing.TB, file string) string {
 	t.Helper()
 	found := regexp.MustCompile("(?s)```hcl\n# " + regexp.QuoteMeta(file) + "\n(.*?)```").FindStringSubmatch(vaultDoc(t))
 	if found == nil {
@@ -29,14 +29,14 @@ func docPolicy(t *testing.T, file string) string {
 	return found[1]
 }
 
-// docWrite gives what the document has an operator write to a path, as the vault
-// command sends it: all values are text.
-func docWrite(t *testing.T, path string) fields {
+// docWrite returns the arguments of the document's "vault write" to a path, as
+// the vault command sends them: all values are text.
+func docWrite(t testing.TB, path string) fields {
 	t.Helper()
 	text := strings.ReplaceAll(vaultDoc(t), "\\\n", " ")
 	found := regexp.MustCompile(`(?m)^vault write ` + regexp.QuoteMeta(path) + ` (.*)$`).FindStringSubmatch(text)
 	if found == nil {
-		t.Fatalf("docs/vault.md writes nothing to %s", path)
+		t.Fatalf("docs/vault.md has no vault write to %s", path)
 	}
 	written := fields{}
 	for _, pair := range strings.Fields(found[1]) {

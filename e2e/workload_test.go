@@ -17,24 +17,25 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// workloadEnv makes a workload of this binary: it gets its SVIDs for the
-// audience in it, prints what it got as JSON, and ends. Under different paths
-// the one binary is many workloads.
+// workloadEnv is the environment variable that turns the test binary into a
+// workload: it fetches its SVIDs, prints them as JSON and exits. The variable
+// holds the audience of the JWT-SVID. Copies of the binary are different
+// workloads.
 const workloadEnv = "E2E_WORKLOAD_AUDIENCE"
 
-// A card is what a workload got. Both SVIDs were verified against the bundles
-// that came with them.
-type card struct {
+// svids are what a workload received. Both SVIDs were verified against the
+// bundles that came with them.
+type svids struct {
 	X509ID string
 	JWTID  string
 	Token  string // the JWT-SVID
 }
 
-// beWorkload is the main function of a workload.
-func beWorkload(audience string) int {
+// workloadMain is the main function of a workload. It returns the exit code.
+func workloadMain(audience string) int {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	got, err := fetch(ctx, audience)
+	got, err := fetchSVIDs(ctx, audience)
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(got)
 	}
@@ -45,7 +46,7 @@ func beWorkload(audience string) int {
 	return 0
 }
 
-func fetch(ctx context.Context, audience string) (*card, error) {
+func fetchSVIDs(ctx context.Context, audience string) (*svids, error) {
 	x509, err := workloadapi.FetchX509Context(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("getting an X.509-SVID: %w", err)
@@ -66,29 +67,29 @@ func fetch(ctx context.Context, audience string) (*card, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verifying the JWT-SVID: %w", err)
 	}
-	return &card{X509ID: x509ID.String(), JWTID: verified.ID.String(), Token: token.Marshal()}, nil
+	return &svids{X509ID: x509ID.String(), JWTID: verified.ID.String(), Token: token.Marshal()}, nil
 }
 
 // runWorkload runs a workload once.
-func (s *spire) runWorkload(binary, audience string) (*card, error) {
+func (s *spire) runWorkload(binary, audience string) (*svids, error) {
 	cmd := exec.Command(binary)
 	cmd.Env = slices.Concat(os.Environ(), s.environment(), []string{workloadEnv + "=" + audience})
 	out, err := cmd.Output()
 	if exit, ok := err.(*exec.ExitError); ok {
 		return nil, fmt.Errorf("running a workload: %w: %s", err, exit.Stderr)
 	}
-	got := new(card)
+	got := new(svids)
 	if err == nil {
 		err = json.Unmarshal(out, got)
 	}
 	return got, err
 }
 
-// workload registers a workload of that path, and gives what it got once its
-// agent has heard of it.
-func (s *spire) workload(t *testing.T, path, audience string) (got *card) {
+// workload registers a workload with that path and returns what it receives once
+// the agent knows it.
+func (s *spire) workload(t testing.TB, path, audience string) (got *svids) {
 	t.Helper()
-	bin := another(t, self(t), "workload")
+	bin := copyBinary(t, ownBinary(t), "workload")
 	s.register(t, path, bin)
 	eventually(t, "the identity of "+path, time.Minute, func() (err error) {
 		got, err = s.runWorkload(bin, audience)
@@ -97,8 +98,9 @@ func (s *spire) workload(t *testing.T, path, audience string) (got *card) {
 	return got
 }
 
-// source gives this test's own X.509-SVIDs, as soon as the agent has them.
-func source(t *testing.T, s *spire) *workloadapi.X509Source {
+// source returns the X.509-SVIDs of the test binary, as soon as the agent has
+// them.
+func source(t testing.TB, s *spire) *workloadapi.X509Source {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -110,8 +112,8 @@ func source(t *testing.T, s *spire) *workloadapi.X509Source {
 	return src
 }
 
-// leaf gives the SVID that a source has now.
-func leaf(t *testing.T, src *workloadapi.X509Source) *x509svid.SVID {
+// leaf returns the current SVID of a source.
+func leaf(t testing.TB, src *workloadapi.X509Source) *x509svid.SVID {
 	t.Helper()
 	svid, err := src.GetX509SVID()
 	if err != nil {
@@ -120,8 +122,8 @@ func leaf(t *testing.T, src *workloadapi.X509Source) *x509svid.SVID {
 	return svid
 }
 
-// jwtSVID gets a JWT-SVID of this test's for an audience.
-func jwtSVID(t *testing.T, s *spire, audience string) *jwtsvid.SVID {
+// jwtSVID fetches a JWT-SVID of the test binary for an audience.
+func jwtSVID(t testing.TB, s *spire, audience string) *jwtsvid.SVID {
 	t.Helper()
 	svid, err := workloadapi.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: audience}, workloadapi.WithAddr(s.socket()))
 	if err != nil {
@@ -132,10 +134,11 @@ func jwtSVID(t *testing.T, s *spire, audience string) *jwtsvid.SVID {
 
 var brokerID = spiffeid.RequireFromString("spiffe://acme.test/broker")
 
-// TestHarness proves the ground that everything else stands on, without a
-// broker: one user's workloads have identities of their own, who is not
-// registered has none, and both servers come back from a restart.
+// TestHarness checks what all other tests rely on, without a broker: workloads
+// of one user have different identities, an unregistered one has none, and both
+// servers come back after a restart.
 func TestHarness(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const audience = "https://anybody.test"
 	s := startSPIRE(t, "acme.test")
 	for _, path := range []string{"/one", "/two"} {
@@ -143,7 +146,7 @@ func TestHarness(t *testing.T) {
 			t.Errorf("the workload of %s is %s by X.509 and %s by JWT", path, got.X509ID, got.JWTID)
 		}
 	}
-	if _, err := s.runWorkload(another(t, self(t), "nobody"), audience); err == nil || !strings.Contains(err.Error(), "no identity issued") {
+	if _, err := s.runWorkload(copyBinary(t, ownBinary(t), "nobody"), audience); err == nil || !strings.Contains(err.Error(), "no identity issued") {
 		t.Errorf("a workload that is not registered: %v", err)
 	}
 	s.agent.stop()

@@ -25,22 +25,22 @@ import (
 	"accessbroker.internal/api"
 )
 
-// A world is a broker behind a SPIRE.
+// A world is a broker whose callers are workloads of a SPIRE.
 type world struct {
-	owner   *testing.T // it ends with it
+	owner   testing.TB // the world ends with it
 	spire   *spire
 	dir     string
 	bin     string
 	listen  string
 	url     string
 	broker  *process
-	brokers []*process // all that ever ran
-	audit   []string   // what verifying its log takes besides
+	brokers []*process // every process that was started, for the check of their logs
+	audit   []string   // further arguments of "broker audit verify"
 
-	issuers, entitlements string // beside the usual ones, as lines of the operator's file
+	issuers, entitlements string // further lines of the operator's file
 }
 
-// What the tickets issuer's tokens are for.
+// ticketsAudience is the audience of the tickets issuer's tokens.
 const ticketsAudience = "https://tickets.acme.test"
 
 const operatorFile = `
@@ -74,9 +74,9 @@ const agentsPolicy = `
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource);
 `
 
-// startBroker registers the broker at SPIRE and starts it. entry is what else
-// its registration says.
-func startBroker(t *testing.T, s *spire, entry ...string) *world {
+// startBroker registers the broker at SPIRE and starts it. entry has further
+// flags of its registration entry.
+func startBroker(t testing.TB, s *spire, entry ...string) *world {
 	t.Helper()
 	w := newBroker(t, s, entry...)
 	w.configure(t, []string{s.domain}, agentsPolicy)
@@ -84,22 +84,22 @@ func startBroker(t *testing.T, s *spire, entry ...string) *world {
 	return w
 }
 
-// newBroker registers a broker, which has yet to be configured and started.
-func newBroker(t *testing.T, s *spire, entry ...string) *world {
+// newBroker registers a broker. The caller configures and starts it.
+func newBroker(t testing.TB, s *spire, entry ...string) *world {
 	t.Helper()
 	return newBrokerOf(t, s, brokerBinary(t), entry...)
 }
 
-// newBrokerOf is newBroker, of a program of its own.
-func newBrokerOf(t *testing.T, s *spire, bin string, entry ...string) *world {
+// newBrokerOf is newBroker with another build of the broker.
+func newBrokerOf(t testing.TB, s *spire, bin string, entry ...string) *world {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "broker-") // short, as SPIRE's
+	dir, err := os.MkdirTemp("", "broker-") // short: sockets have short paths
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{owner: t, spire: s, dir: dir, bin: another(t, bin, "broker")}
-	t.Cleanup(w.verify) // before the processes, so that it runs after their end
+	w := &world{owner: t, spire: s, dir: dir, bin: copyBinary(t, bin, "broker")}
+	t.Cleanup(w.verify) // registered before the processes, so it runs after their end
 	s.register(t, "/broker", w.bin, entry...)
 	w.listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	w.url = "https://" + w.listen
@@ -110,27 +110,27 @@ func newBrokerOf(t *testing.T, s *spire, bin string, entry ...string) *world {
 	return w
 }
 
-// configure writes the operator's file and the policies. A broker that runs
-// does not hear of it until it is restarted.
-func (w *world) configure(t *testing.T, domains []string, policies string) {
+// configure writes the operator's file and the policies. A running broker reads
+// them when it is restarted.
+func (w *world) configure(t testing.TB, domains []string, policies string) {
 	t.Helper()
 	w.write(t, "policies/all.cedar", policies)
 	w.write(t, "broker.yaml", fmt.Sprintf(operatorFile, w.url, w.listen, w.dir, w.spire.domain, strings.Join(domains, ", "), w.spire.socket(), w.issuers, w.entitlements))
 }
 
-func (w *world) write(t *testing.T, name, text string) {
+func (w *world) write(t testing.TB, name, text string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// start starts the broker, and returns when it is ready. The agent may not
-// have heard yet that the broker is registered: one that waited in vain for
-// its identity and gave up is started again.
-func (w *world) start(t *testing.T) {
+// start starts the broker and returns when it is ready. The agent may not know
+// the broker's registration yet; a broker that gave up waiting for its identity
+// is started again.
+func (w *world) start(t testing.TB) {
 	t.Helper()
-	eventually(t, "the start of the broker", time.Minute, func() (err error) {
+	eventually(t, "the start of the broker", 2*time.Minute, func() (err error) {
 		if w.broker == nil || w.broker.ended() {
 			if w.broker, err = start(w.owner, "broker", w.bin, "serve", "--config", filepath.Join(w.dir, "broker.yaml")); err != nil {
 				return err
@@ -141,8 +141,8 @@ func (w *world) start(t *testing.T) {
 	})
 }
 
-// ready says whether the broker says that it is. It needs no identity, as an
-// orchestrator's probe has none.
+// ready returns nil if the broker reports that it is ready. It calls without an
+// identity, like the probe of an orchestrator.
 func (w *world) ready() error {
 	probe := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	defer probe.CloseIdleConnections()
@@ -155,13 +155,17 @@ func (w *world) ready() error {
 	return err
 }
 
-// A token, or a JWT-SVID, in its compact form.
+// compactJWT matches a token or a JWT-SVID in its compact form.
 var compactJWT = regexp.MustCompile(`eyJ[\w-]{8,}\.eyJ[\w-]{8,}`)
 
-// verify looks at what the broker left when the test is over: the log must
-// verify offline, an orderly end is no failure, and no token was ever logged.
+// verify checks what the broker left behind after the test: the log verifies
+// offline, SIGTERM ended the broker with exit code 0, and it never logged a
+// token.
 func (w *world) verify() {
-	out, err := w.auditing().CombinedOutput()
+	if len(w.brokers) == 0 {
+		w.owner.Errorf("no broker was started")
+	}
+	out, err := w.verifyCommand().CombinedOutput()
 	if err != nil {
 		w.owner.Errorf("the log does not verify: %v\n%s", err, out)
 	}
@@ -175,12 +179,13 @@ func (w *world) verify() {
 	}
 }
 
-// auditing is the command that verifies the log.
-func (w *world) auditing(args ...string) *exec.Cmd {
+// verifyCommand returns the command that verifies the log.
+func (w *world) verifyCommand(args ...string) *exec.Cmd {
 	return exec.Command(w.bin, slices.Concat([]string{"audit", "verify", "sqlite:" + filepath.Join(w.dir, "broker.db")}, w.audit, args)...)
 }
 
-// cli runs a command of the binary, as the workload that it is registered as.
+// cli runs a command of the binary bin, which is the workload that bin is
+// registered as.
 func (w *world) cli(bin string, args ...string) (stdout, stderr string, code int) {
 	cmd := exec.Command(bin, args...)
 	cmd.Env = slices.Concat(os.Environ(), w.spire.environment(), []string{"BROKER_URL=" + w.url})
@@ -192,8 +197,8 @@ func (w *world) cli(bin string, args ...string) (stdout, stderr string, code int
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// records gives the lines of "broker audit show" on the broker's database.
-func (w *world) records(t *testing.T, args ...string) string {
+// records returns the output of "broker audit show" on the broker's database.
+func (w *world) records(t testing.TB, args ...string) string {
 	t.Helper()
 	all := append([]string{"audit", "show", "sqlite:" + filepath.Join(w.dir, "broker.db")}, args...)
 	out, errs, code := w.cli(w.bin, all...)
@@ -203,41 +208,41 @@ func (w *world) records(t *testing.T, args ...string) string {
 	return out
 }
 
-// client makes an HTTP client that trusts nobody but the broker.
-func client(t *testing.T, config *tls.Config, http2 bool) *http.Client {
+// client returns an HTTP client with a TLS configuration.
+func client(t testing.TB, config *tls.Config, http2 bool) *http.Client {
 	t.Helper()
 	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: http2}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
-// overMTLS gives a client that shows its X.509-SVID.
-func (w *world) overMTLS(t *testing.T, src *workloadapi.X509Source) *api.Client {
+// mtlsClient returns a client that authenticates with its X.509-SVID.
+func (w *world) mtlsClient(t testing.TB, src *workloadapi.X509Source) *api.Client {
 	t.Helper()
 	config := tlsconfig.MTLSClientConfig(src, src, tlsconfig.AuthorizeID(brokerID))
 	return &api.Client{BaseURL: w.url, HTTP: client(t, config, true)}
 }
 
-// anonymous gives a client without a certificate; the source says whom it
-// trusts.
-func (w *world) anonymous(t *testing.T, src *workloadapi.X509Source) *api.Client {
+// anonymousClient returns a client without a certificate. It verifies the broker
+// by the trust bundles of the source.
+func (w *world) anonymousClient(t testing.TB, src *workloadapi.X509Source) *api.Client {
 	t.Helper()
 	config := tlsconfig.TLSClientConfig(src, tlsconfig.AuthorizeID(brokerID))
 	return &api.Client{BaseURL: w.url, HTTP: client(t, config, true)}
 }
 
-// withToken gives a client whose proof is a JWT-SVID.
-func (w *world) withToken(t *testing.T, src *workloadapi.X509Source, token string) *api.Client {
+// bearerClient returns a client that authenticates with a JWT-SVID.
+func (w *world) bearerClient(t testing.TB, src *workloadapi.X509Source, token string) *api.Client {
 	t.Helper()
-	c := w.anonymous(t, src)
+	c := w.anonymousClient(t, src)
 	c.Token = func(context.Context) (string, error) { return token, nil }
 	return c
 }
 
-// claims verifies a token as a resource server would that knows nothing of
-// the broker but its URL: by discovery and the published keys (RFC 8414, RFC
-// 9068, section 4).
-func (w *world) claims(t *testing.T, c *http.Client, token, audience string) map[string]any {
+// claims returns the claims of a token. It verifies the token as a resource
+// server would that knows only the broker's URL: by discovery and the published
+// keys (RFC 8414; RFC 9068, section 4).
+func (w *world) claims(t testing.TB, c *http.Client, token, audience string) map[string]any {
 	t.Helper()
 	var metadata struct {
 		Issuer string `json:"issuer"`
@@ -253,7 +258,7 @@ func (w *world) claims(t *testing.T, c *http.Client, token, audience string) map
 	header := signed.Signatures[0].Protected
 	found := keys.Key(header.KeyID)
 	if len(found) != 1 || header.ExtraHeaders[jose.HeaderType] != "at+jwt" {
-		t.Fatalf("the token's header is %+v; %d keys of that id are published", header, len(found))
+		t.Fatalf("the token's header is %+v; %d published keys have its key ID", header, len(found))
 	}
 	payload, err := signed.Verify(found[0])
 	if err != nil {
@@ -265,12 +270,12 @@ func (w *world) claims(t *testing.T, c *http.Client, token, audience string) map
 	}
 	exp, _ := out["exp"].(float64)
 	if out["iss"] != metadata.Issuer || metadata.Issuer != w.url || out["aud"] != audience || !time.Unix(int64(exp), 0).After(time.Now()) {
-		t.Fatalf("a resource server for %s that trusts %s refuses the token, which says %v", audience, metadata.Issuer, out)
+		t.Fatalf("a resource server for %s that trusts %s would reject the claims %v", audience, metadata.Issuer, out)
 	}
 	return out
 }
 
-func getJSON(t *testing.T, c *http.Client, url string, into any) {
+func getJSON(t testing.TB, c *http.Client, url string, into any) {
 	t.Helper()
 	resp, err := c.Get(url)
 	if err != nil {
@@ -285,22 +290,22 @@ func getJSON(t *testing.T, c *http.Client, url string, into any) {
 	}
 }
 
-// refusedWith wants a call to have been answered with that code: a call that
-// failed for another reason proves nothing.
-func refusedWith(err error, code api.Code, status int) error {
+// wantRefusal returns nil if err is a refusal with that code and status. A call
+// that failed for another reason proves nothing.
+func wantRefusal(err error, code api.Code, status int) error {
 	var answer *api.Error
 	if !errors.As(err, &answer) || answer.Code != code || answer.Status != status {
-		return fmt.Errorf("want a refusal with %d %s, got: %v", status, code, err)
+		return fmt.Errorf("got %v, want a refusal with %d %s", err, status, code)
 	}
 	return nil
 }
 
-// refusedByOAuth wants the same of a call on /oauth2, whose errors are those
-// of RFC 6749, section 5.2.
-func refusedByOAuth(err error, oauth string, code api.Code) error {
+// wantOAuthError is wantRefusal for calls on /oauth2, whose errors are those of
+// RFC 6749, section 5.2.
+func wantOAuthError(err error, oauth string, code api.Code) error {
 	var answer *api.Error
 	if errors.As(err, &answer) && answer.OAuth != oauth {
-		return fmt.Errorf("want the OAuth error %s, got %s: %w", oauth, answer.OAuth, err)
+		return fmt.Errorf("got the OAuth error %s, want %s: %w", answer.OAuth, oauth, err)
 	}
-	return refusedWith(err, code, http.StatusBadRequest)
+	return wantRefusal(err, code, http.StatusBadRequest)
 }

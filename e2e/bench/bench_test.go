@@ -1,5 +1,5 @@
-// Package bench measures what a token costs, from the outside: the real binary
-// over TLS, against a server that does the least that is durable.
+// Package bench measures what a token costs, from the outside: it compares the real
+// binary, over TLS, with a server that does the minimum for a durable answer.
 //
 //	make bench
 package bench
@@ -50,8 +50,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// BenchmarkIssuance alternates the floor and the broker, and reports ratios:
-// machines are noisy, the two of one round are alike.
+// BenchmarkIssuance alternates the floor and the broker and reports ratios.
+// Machines are noisy, but both measurements of one round see the same noise.
 func BenchmarkIssuance(b *testing.B) {
 	k := newKit(b)
 	floor, broker := k.startFloor(), k.startBroker("broker")
@@ -69,11 +69,11 @@ func BenchmarkIssuance(b *testing.B) {
 	k.count(b, broker)
 }
 
-// million is how many leases are active in BenchmarkMillionLeases.
+// million is the number of active leases in BenchmarkMillionLeases.
 const million = 1_000_000
 
-// BenchmarkMillionLeases issues a million leases, starts the broker again with
-// them, and alternates it with one whose database is empty.
+// BenchmarkMillionLeases issues a million leases, restarts the broker with them, and
+// alternates it with a broker whose database is empty.
 func BenchmarkMillionLeases(b *testing.B) {
 	k := newKit(b)
 	full := k.startBroker("full")
@@ -144,7 +144,7 @@ type target struct {
 	answered int // over all rounds
 }
 
-// A kit is what both servers are started with.
+// A kit is the environment of both servers.
 type kit struct {
 	b      *testing.B
 	dir    string
@@ -154,13 +154,12 @@ type kit struct {
 	issuer string
 	broker string // the binary
 
-	issuers, entitlements, policies string // beside the usual ones, as lines of the files
+	issuers, entitlements, policies string // further lines of the files
 }
 
 func newKit(b *testing.B) *kit {
 	b.Helper()
-	// Not where temporary files are: that may be memory, which is durable for
-	// nobody.
+	// The folder for temporary files may be in memory, where nothing is durable.
 	dir, err := os.MkdirTemp(".", "run-")
 	if err != nil {
 		b.Fatal(err)
@@ -197,7 +196,7 @@ func (k *kit) write(name string, text []byte) string {
 	return path
 }
 
-// certificate makes the servers' certificate.
+// certificate creates the servers' certificate.
 func (k *kit) certificate() {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -275,8 +274,8 @@ when { ["tickets:read", "tickets:comment"].containsAll(context.scopes) };
 forbid (principal is Agent, action == Action::"request", resource) when { principal has team && principal.team == "interns" };
 `
 
-// startBroker starts the real binary in a folder of that name; what is in it
-// already stays.
+// startBroker starts the real binary in a folder of that name. Files that are
+// already in the folder stay.
 func (k *kit) startBroker(name string) *target {
 	k.b.Helper()
 	if k.broker == "" {
@@ -303,7 +302,7 @@ func (k *kit) startBroker(name string) *target {
 	return k.run(exec.Command(k.broker, "serve", "--config", config), address, "/readyz")
 }
 
-// stop ends a server in order.
+// stop shuts a server down.
 func (k *kit) stop(t *target) {
 	k.b.Helper()
 	if err := t.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -349,7 +348,7 @@ func (k *kit) run(cmd *exec.Cmd, address, probe string) *target {
 	}
 }
 
-// load keeps n connections busy for a time.
+// load keeps n connections busy for the duration d.
 func (k *kit) load(t *target, n int, d time.Duration) result {
 	k.b.Helper()
 	before, start := cpuTime(k.b, t.cmd.Process.Pid), time.Now()
@@ -373,8 +372,8 @@ func (k *kit) load(t *target, n int, d time.Duration) result {
 	return r
 }
 
-// client sends every n-th request in turn over one connection. It is written
-// by hand, because the load shares the machine with what it measures.
+// client sends every n-th request in turn over one connection. It does not use
+// net/http because the load shares the machine with the server that it measures.
 func (k *kit) client(t *target, i, n int, stop time.Time) (latencies []time.Duration) {
 	conn, err := tls.Dial("tcp", t.address, &tls.Config{RootCAs: k.pool, MinVersion: tls.VersionTLS13})
 	if err != nil {
@@ -404,7 +403,7 @@ func (k *kit) client(t *target, i, n int, stop time.Time) (latencies []time.Dura
 	}
 }
 
-// readAnswer gives the body of an answer that is no refusal.
+// readAnswer returns the body of a successful response.
 func readAnswer(in *bufio.Reader) ([]byte, error) {
 	status, err := in.ReadSlice('\n')
 	if err != nil {
@@ -435,7 +434,7 @@ func readAnswer(in *bufio.Reader) ([]byte, error) {
 	return body, err
 }
 
-// cpuTime is what a process has used, in user and kernel (proc(5)).
+// cpuTime returns the user and kernel time of a process (proc(5)).
 func cpuTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -455,7 +454,7 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// memory is the resident memory of the target, in bytes.
+// memory returns the resident memory of the target in bytes.
 func (k *kit) memory(t *target) int {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", t.cmd.Process.Pid))
 	if err != nil {
@@ -473,8 +472,8 @@ func (k *kit) memory(t *target) int {
 	return 0
 }
 
-// count ends the broker and checks that every token that was answered has its
-// record, and that the log verifies.
+// count ends the broker and checks that every answered token has its record and
+// that the log verifies.
 func (k *kit) count(b *testing.B, t *target) {
 	b.Helper()
 	k.stop(t)

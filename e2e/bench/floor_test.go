@@ -23,8 +23,8 @@ import (
 )
 
 // The durable floor is the least that a server can do and still answer with a
-// token that is on record: verify one ES256 JWT, sign one, append one line to
-// a file, and answer when a group-committed fdatasync covers it. It knows no
+// recorded token: it verifies one ES256 JWT, signs one, appends one line to a
+// file, and answers when a group-committed fdatasync covers the line. It has no
 // policy, no leases, no tree and no limits.
 
 // floorMain is the floor's process: its arguments are address, certificate,
@@ -63,7 +63,7 @@ type floor struct {
 
 func (f *floor) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodGet {
-		return // is it up?
+		return // a probe for readiness
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
 	if err == nil {
@@ -146,7 +146,7 @@ func signES256(key *ecdsa.PrivateKey, header, claims string) (string, error) {
 	return input + "." + base64.RawURLEncoding.EncodeToString(sig), nil
 }
 
-// A groupLog appends lines; callers that come together share one fdatasync.
+// A groupLog appends lines. Concurrent callers share one fdatasync.
 type groupLog struct {
 	file    *os.File
 	mu      sync.Mutex

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// upstreamTakes is how long the stand-in for a Vault takes for a call. It waits
-// without computing: elsewhere, a Vault has a machine of its own.
+// upstreamTakes is the duration of a call to the stand-in for Vault. It sleeps and
+// does not compute: in production, Vault has a machine of its own.
 const upstreamTakes = 5 * time.Millisecond
 
 const (
@@ -23,8 +23,8 @@ const (
 	makeUser  = "/v1/database/creds/orders-ro"
 )
 
-// An upstream answers the two calls by which a lease's token and a database
-// user are made, and knows how long it took for each lease.
+// An upstream answers the two calls that create a lease's token and a database
+// user, and measures its own time for each lease.
 type upstream struct {
 	mu    sync.Mutex
 	took  map[string]time.Duration
@@ -53,7 +53,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, answer)
 }
 
-// spent gives what a lease took, once.
+// spent returns the upstream's time for a lease and forgets it.
 func (u *upstream) spent(lease string) (took time.Duration, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -62,10 +62,9 @@ func (u *upstream) spent(lease string) (took time.Duration, ok bool) {
 	return took, ok
 }
 
-// A relay makes the same two calls for whoever asks, and answers. On /durable it
-// appends a line to a file before each answer that matters, as the floor does;
-// on / it does nothing else at all. So it tells what the machine, TLS and HTTP
-// take, and what a disk does.
+// A relay makes the same two calls for each request and answers. On /durable it
+// also appends two lines to a file, as the floor does; on / it does nothing else.
+// It shows the share of the machine, TLS, HTTP and the disk.
 type relay struct {
 	upstream string
 	client   *http.Client
@@ -86,7 +85,7 @@ func relayMain(args []string) error {
 
 func (f *relay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodGet {
-		return // is it up?
+		return // a probe for readiness
 	}
 	lease := "lse_" + rand.Text()
 	note := func() error { return nil }

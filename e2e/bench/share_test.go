@@ -19,22 +19,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shareClients is how many the target for the broker's own share names.
+// shareClients is the number of clients in the target for the broker's own share.
 const shareClients = 16
 
-// BenchmarkOwnShare measures the broker's own share of the time that a database
-// user takes: all that a caller waits, less what the upstream took for its two
-// calls. The broker runs over TLS and SQLite on one processor, alone; the callers
-// and a stand-in for a Vault, which waits and does not compute, have another.
+// BenchmarkOwnShare measures the broker's own share of the latency of a database
+// user: the time that a caller waits, minus the upstream's time for its two calls.
+// The broker, with TLS and SQLite, has one processor to itself. The callers and a
+// stand-in for Vault, which sleeps and does not compute, share another.
 //
-// A relay that does no more than the two calls, and one that makes two lines
-// durable besides, go the same way in turn with the broker: what they take is the
-// machine's, TLS's, HTTP's and the disk's, and is in the broker's share as well.
+// Two relays are measured in turn with the broker: one only makes the two calls,
+// the other also makes two lines durable. Their latency is that of the machine,
+// TLS, HTTP and the disk, which is part of the broker's share as well.
 //
-// In a closed loop, each client asks again once it is answered: the processor is
-// the bound, and the share is mostly waiting for it. Paced, the same clients ask
-// for an eighth of what the broker did then: few wait for it, and the share is
-// what it takes itself.
+// In the closed loop, each client repeats its request as soon as it is answered.
+// The processor is the limit, so the share is mostly waiting for it. Paced, the
+// same clients request an eighth of the rate that the broker reached then: few
+// requests wait, so the share is the broker's own time.
 func BenchmarkOwnShare(b *testing.B) {
 	k := newKit(b)
 	u := &upstream{took: map[string]time.Duration{}}
@@ -50,7 +50,7 @@ permit (principal in Path::"spiffe://acme.test/agent", action == Action::"reques
 	if apart {
 		pin(b, 0, threads(b)...)
 		runtime.LockOSThread()
-		pin(b, 1, 0) // what is started from here is there as well
+		pin(b, 1, 0) // child processes inherit it
 	}
 	broker, relay := k.startBroker("broker"), k.startRelay(server.URL)
 	if apart {
@@ -81,14 +81,14 @@ permit (principal in Path::"spiffe://acme.test/agent", action == Action::"reques
 	b.ReportMetric(last.at(0.99).Seconds()*1e3-paced[1].at(0.99).Seconds()*1e3, "over-durable-ms")
 }
 
-// A way is one of those that are compared.
+// A way is a server in the comparison.
 type way struct {
 	name   string
 	target *target
 	asks   [][]byte
 }
 
-// rounds has the ways take turns, and gives what each came to in all.
+// rounds measures the ways in turn and returns the sum for each.
 func (k *kit) rounds(ways []way, u *upstream, rate float64) []result {
 	k.b.Helper()
 	sums := make([]result, len(ways))
@@ -106,14 +106,14 @@ func (k *kit) rounds(ways []way, u *upstream, rate float64) []result {
 	return sums
 }
 
-// String says what a round came to; its latencies are shares.
+// String formats the result of a round, whose latencies are shares.
 func (r result) String() string {
 	at := func(q float64) time.Duration { return r.at(q).Round(10 * time.Microsecond) }
 	return fmt.Sprintf("%.0f/s, CPU %.2f ms each, own share p50 %s, p90 %s, p99 %s", r.rate(), r.perThousand(), at(0.5), at(0.9), at(0.99))
 }
 
-// shares has the clients ask for a time, at a rate that they share, or, if that
-// is zero, as fast as they are answered. A result's latencies are the shares.
+// shares runs the clients for the duration d, at a common rate or, if that is zero,
+// as fast as they are answered. The latencies of the result are the shares.
 func (k *kit) shares(w way, u *upstream, rate float64, d time.Duration) (r result) {
 	k.b.Helper()
 	before, start := cpuTime(k.b, w.target.cmd.Process.Pid), time.Now()
@@ -136,7 +136,7 @@ func (k *kit) shares(w way, u *upstream, rate float64, d time.Duration) (r resul
 	return r
 }
 
-// asker is one of the clients. Each has its turn at another moment.
+// asker is one of the clients. Paced clients take turns.
 func (k *kit) asker(w way, u *upstream, i int, rate float64, start time.Time, d time.Duration) (own []time.Duration) {
 	conn, err := tls.Dial("tcp", w.target.address, &tls.Config{RootCAs: k.pool, MinVersion: tls.VersionTLS13})
 	if err != nil {
@@ -167,14 +167,14 @@ func (k *kit) asker(w way, u *upstream, i int, rate float64, start time.Time, d 
 		lease, _, _ = bytes.Cut(lease, []byte(`"`))
 		upstream, ok := u.spent(string(lease))
 		if !ok {
-			k.b.Errorf("the upstream was never asked for what is answered: %s", answer)
+			k.b.Errorf("the broker answered without a call to the upstream: %s", answer)
 			return own
 		}
 		own = append(own, took-upstream)
 	}
 }
 
-// asks are calls for a database user, one of each identity.
+// asks returns requests for a database user, one by each identity.
 func (k *kit) asks(address, path string) (list [][]byte) {
 	const body = `{"entitlement":"orders-db-ro"}`
 	for _, token := range k.tokens {
@@ -187,11 +187,11 @@ func (k *kit) startRelay(upstream string) *target {
 	k.b.Helper()
 	address := freeAddress(k.b)
 	cmd := exec.Command(os.Args[0], address, filepath.Join(k.dir, "cert.pem"), filepath.Join(k.dir, "key.pem"), upstream, filepath.Join(k.dir, "relay.log"))
-	cmd.Env = append(os.Environ(), "BENCH_RELAY=1", "GOGC=400", "GOMAXPROCS=2") // as the broker has it
+	cmd.Env = append(os.Environ(), "BENCH_RELAY=1", "GOGC=400", "GOMAXPROCS=2") // the broker's settings
 	return k.run(cmd, address, "/")
 }
 
-// pin keeps threads on one processor; 0 is the one that this is called on.
+// pin binds threads to one processor. Thread 0 is the calling thread.
 func pin(b *testing.B, cpu int, threads ...int) {
 	b.Helper()
 	var set unix.CPUSet
@@ -203,7 +203,7 @@ func pin(b *testing.B, cpu int, threads ...int) {
 	}
 }
 
-// threads are all of this process.
+// threads returns the threads of this process.
 func threads(b *testing.B) (ids []int) {
 	b.Helper()
 	list, err := os.ReadDir("/proc/self/task")

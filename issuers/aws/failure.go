@@ -20,7 +20,7 @@ func refuse(detail string) error {
 	return &broker.Refusal{Err: broker.ErrIssuerRefused, Detail: detail}
 }
 
-// refusals maps an error code of STS to what the caller is told (AWS STS API
+// refusals maps an error code of STS to the text for the caller (AWS STS API
 // Reference, "Errors" of each action, and "Common Error Types").
 var refusals = map[string]string{
 	"AccessDenied":               textNoTrust,

@@ -43,7 +43,7 @@ var (
 )
 
 // signVerbatim is a path of the PKI engine that copies usages, extensions and
-// the whole subject from the CSR, which the requester writes and nobody approves.
+// the whole subject from the CSR, which the requester writes without approval.
 const signVerbatim = "sign-verbatim"
 
 // Check calls bad for each mistake in the spec, with the key in the operator's

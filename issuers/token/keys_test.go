@@ -2,6 +2,7 @@ package token
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -125,6 +126,28 @@ func checkRotated(t *testing.T, s *store.Store, keys *Keys) {
 	}
 	if created != len(stored) || retired != len(stored)-len(keys.List()) {
 		t.Errorf("%d keys, %d in use, but the log has %d created and %d retired", len(stored), len(keys.List()), created, retired)
+	}
+}
+
+// A signed JWT never passes for an access token, and no algorithm is used that its
+// reader did not name.
+func TestSign(t *testing.T) {
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
+	claims := map[string]any{"iss": testIssuer, "aud": testAudience, "jti": broker.NewLeaseID(issuertest.Noon).String()}
+	signed, err := keys.Sign(claims, issuertest.Noon, "RS256", "ES256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(testIssuer, testAudience, keys).Inspect(t.Context(), signed); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("Inspect: got %v, want %v", err, broker.ErrNotFound)
+	}
+	for name, sign := range map[string]func() (string, error){
+		"another algorithm": func() (string, error) { return keys.Sign(claims, issuertest.Noon, "RS256") },
+		"before the key":    func() (string, error) { return keys.Sign(claims, issuertest.Noon.Add(-1), "ES256") },
+	} {
+		if signed, err := sign(); err == nil || signed != "" {
+			t.Errorf("%s: got %q, %v", name, signed, err)
+		}
 	}
 }
 

@@ -31,6 +31,7 @@ type fakeVault struct {
 	leases map[string]string                  // the token by its lease
 	ahead  time.Duration                      // of its clock
 	roles  map[string]func(*x509.Certificate) // what a PKI role changes in its certificates
+	ttl    int                                // of tokens that are looked up, in seconds
 	listed map[string]int                     // how often a serial number was revoked
 	fault  func(w http.ResponseWriter, r *http.Request) bool
 	calls  []string
@@ -136,6 +137,8 @@ func (f *fakeVault) answer(r *http.Request, body object) (int, any) {
 			made.meta[k] = v.(string)
 		}
 		return 200, f.token(made, 60)
+	case path == "auth/token/lookup-self":
+		return 200, object{"data": object{"ttl": f.ttl, "renewable": f.ttl > 0}}
 	case path == "auth/token/renew-self":
 		return 200, object{"auth": object{"client_token": token, "lease_duration": 3600}}
 	case path == "sys/leases/revoke":
@@ -452,6 +455,30 @@ func TestRenew(t *testing.T) {
 	})
 	if err := v.session.renew(t.Context()); err != nil || v.session.token == token {
 		t.Errorf("a token that can't be renewed is not replaced: %v", err)
+	}
+}
+
+// A token from a file is looked up for its TTL, and read again when Vault refuses
+// it.
+func TestTokenLogin(t *testing.T) {
+	for _, ttl := range []int{0, 3600} {
+		f, v := startFake(t)
+		f.ttl = ttl
+		f.tokens["hvs.first"], f.tokens["hvs.second"] = &fakeToken{}, &fakeToken{}
+		file := "hvs.first"
+		v.session.login = Login{Token: func() (string, error) { return file, nil }}
+		if token, err := v.session.get(t.Context()); err != nil || token != "hvs.first" {
+			t.Fatalf("ttl %d: got %q, %v", ttl, token, err)
+		}
+		if never := v.session.ends.IsZero() && v.session.renewal.IsZero(); never != (ttl == 0) {
+			t.Errorf("ttl %d: ends at %s, renewal at %s", ttl, v.session.ends, v.session.renewal)
+		}
+		delete(f.tokens, "hvs.first")
+		file = "hvs.second"
+		v.session.loggedIn = v.session.loggedIn.Add(-time.Minute)
+		if _, _, err := issue(v, newOrder(t, Spec{Path: "database/creds/orders-ro"})); err != nil {
+			t.Errorf("ttl %d: with a new token in the file: %v", ttl, err)
+		}
 	}
 }
 

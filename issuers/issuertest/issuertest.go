@@ -90,6 +90,12 @@ func Conform(t *testing.T, issuer broker.Issuer, l broker.Lease, e *broker.Entit
 		l.Handle = handle
 	}
 	checkCredential(t, c, l)
+	if owner, ok := issuer.(interface{ Owns(broker.Lease) bool }); !ok || !owner.Owns(l) {
+		t.Errorf("the issuer does not own its lease with the handle %q", l.Handle)
+	}
+	if d, ok := issuer.(broker.Describer); !ok || e != nil && d.Describe(e, l.Scopes, l.Parameters) == "" {
+		t.Error("the issuer does not describe the credential to approvers")
+	}
 	for range 2 { // the answer to the first call may have been lost
 		if err := issuer.Revoke(t.Context(), l); err != nil && !errors.Is(err, broker.ErrNotRevocable) && !errors.Is(err, broker.ErrQueued) {
 			t.Errorf("Revoke: %v", err)

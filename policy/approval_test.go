@@ -31,6 +31,7 @@ func closing(annotations string) string {
 }
 
 func TestDecideReturnsApprovalObligations(t *testing.T) {
+	t.Parallel()
 	for annotations, want := range map[string]func(broker.Obligations) bool{
 		`@approval("2 of support") @deny("2")`:                                 func(o broker.Obligations) bool { return o.Denials == 2 },
 		`@approval("2 of support")`:                                            func(o broker.Obligations) bool { return o.Denials == 1 },
@@ -52,6 +53,7 @@ func TestDecideReturnsApprovalObligations(t *testing.T) {
 }
 
 func TestLoadRejectsAnnotationWithoutEffect(t *testing.T) {
+	t.Parallel()
 	for annotations, want := range map[string]string{
 		`@deny("1")`:                                   "have no effect without @approval",
 		`@exclude_team("yes")`:                         "have no effect without @approval",
@@ -80,6 +82,7 @@ func TestLoadRejectsAnnotationWithoutEffect(t *testing.T) {
 }
 
 func TestDecideCombinesApprovalObligations(t *testing.T) {
+	t.Parallel()
 	e, err := withPeople(t, strings.Replace(closing(`@approval("2 of support") @deny("2") @lapse_after("4h") @escalate("30m to oncall")`), `"x"`, `"a"`, 1)+
 		strings.Replace(closing(`@approval("1 of dba") @lapse_after("1h") @signed("required") @comment("required") @exclude_team("yes")`), `"x"`, `"b"`, 1))
 	if err != nil {
@@ -95,9 +98,10 @@ func TestDecideCombinesApprovalObligations(t *testing.T) {
 // Break-glass turns approvals into a review and changes no other obligation. It
 // needs a permit with @break_glass and overrides no forbid.
 func TestDecideBreakGlass(t *testing.T) {
+	t.Parallel()
 	glass := strings.Replace(closing(`@break_glass("security") @review_within("2h") @max_ttl("5m")`), `"x"`, `"glass"`, 1)
 	forbid := `@id("f") forbid (principal, action == Action::"request", resource) when { context.scopes.contains("tickets:comment") };`
-	e, err := withPeople(t, closing(`@approval("1 of dba") @signed("required") @justification("required") @max_ttl("4m")`)+glass+forbid)
+	e, err := withPeople(t, closing(`@approval("1 of dba") @lapse_after("2h") @escalate("5m to oncall") @signed("required") @justification("required") @max_ttl("4m")`)+glass+forbid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +114,7 @@ func TestDecideBreakGlass(t *testing.T) {
 	broken := decide(t, e, q)
 	o := broken.Obligations
 	if !broken.Permit || len(o.Approvals) != 0 || !o.Signed || o.ReviewWithin != 2*time.Hour || !o.Justification || o.MaxTTL != 4*time.Minute ||
+		o.Denials != 0 || o.LapseAfter != 0 || len(o.Escalations) != 0 ||
 		!slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "security" }) || !slices.ContainsFunc(o.Review, func(n broker.ApprovalNeed) bool { return n.Group == "dba" }) {
 		t.Errorf("with break-glass: got %+v", broken)
 	}
@@ -140,6 +145,7 @@ func TestDecideBreakGlass(t *testing.T) {
 
 // Two providers may have groups or subjects of the same name.
 func TestGroupsSeparatesProviders(t *testing.T) {
+	t.Parallel()
 	e, err := withPeople(t, closing(`@approval("1 of security")`))
 	if err != nil {
 		t.Fatal(err)
@@ -169,6 +175,7 @@ func TestGroupsSeparatesProviders(t *testing.T) {
 }
 
 func TestWarningsOnGroupWithClaimsOnly(t *testing.T) {
+	t.Parallel()
 	in := inputs(fstest.MapFS{
 		"a.cedar":     {Data: []byte(closing(`@approval("1 of leads")`))},
 		"groups.yaml": {Data: []byte("support: {}\ndba: {}\nleads: {claims: [{provider: login, group: leads}]}\n")},
@@ -183,6 +190,7 @@ func TestWarningsOnGroupWithClaimsOnly(t *testing.T) {
 }
 
 func TestDecideMarksLastingDenial(t *testing.T) {
+	t.Parallel()
 	dan := broker.Identity{ID: "login/dan", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login"}}
 	r := &broker.Request{Requester: broker.Identity{ID: triage, Kind: broker.KindAgent}, Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}
 	for conditions, want := range map[string]bool{
@@ -212,5 +220,22 @@ func TestDecideMarksLastingDenial(t *testing.T) {
 		if d.Permit || d.Lasting != want {
 			t.Errorf("%s: got %+v, want lasting %t", conditions, d, want)
 		}
+	}
+}
+
+// A permit with @break_glass alone permits nothing without break-glass.
+func TestDecideIgnoresBreakGlassPermit(t *testing.T) {
+	t.Parallel()
+	e, err := withPeople(t, closing(`@break_glass("security")`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := query(triage, "tickets-api", "tickets:close")
+	if d := decide(t, e, q); d.Permit || d.Policies != nil {
+		t.Errorf("without break-glass: got %+v", d)
+	}
+	q.BreakGlass = true
+	if d := decide(t, e, q); !d.Permit || d.Obligations.ReviewWithin != 24*time.Hour {
+		t.Errorf("with break-glass: got %+v", d)
 	}
 }

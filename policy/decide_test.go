@@ -31,6 +31,7 @@ func permits(t *testing.T, cedar string, q broker.Query) bool {
 }
 
 func TestDecideDeniesWithoutPolicies(t *testing.T) {
+	t.Parallel()
 	if d := decide(t, loadText(t, ""), query(triage, "tickets-api", "tickets:read")); d.Permit || d.Policies != nil {
 		t.Errorf("got %+v, want a denial without policies", d)
 	}
@@ -39,6 +40,7 @@ func TestDecideDeniesWithoutPolicies(t *testing.T) {
 // A permit applies to a federated identity only if its head names the domain, a
 // path in it or a group of the identity.
 func TestDecideMatchesFederatedIdentityByHead(t *testing.T) {
+	t.Parallel()
 	federated := query("spiffe://supplier.test/sync/a", "tickets-api", "tickets:read")
 	for head, want := range map[string]bool{
 		`principal`:             false,
@@ -65,6 +67,7 @@ func TestDecideMatchesFederatedIdentityByHead(t *testing.T) {
 }
 
 func TestForbidAppliesToFederatedIdentity(t *testing.T) {
+	t.Parallel()
 	e := loadText(t, `
 		@id("p") permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource);
 		@id("f") @reason("not today") forbid (principal, action, resource);`)
@@ -76,6 +79,7 @@ func TestForbidAppliesToFederatedIdentity(t *testing.T) {
 
 // Cedar skips a policy that errs, so a forbid that errs would not forbid.
 func TestDecideDeniesIfPolicyErrs(t *testing.T) {
+	t.Parallel()
 	e := loadText(t, `
 		@id("p") permit (principal, action == Action::"request", resource);
 		@id("broken") @reason("too long") forbid (principal, action == Action::"request", resource)
@@ -93,6 +97,7 @@ func TestDecideDeniesIfPolicyErrs(t *testing.T) {
 }
 
 func TestDecideAddsUpObligations(t *testing.T) {
+	t.Parallel()
 	e := loadText(t, `
 		@id("broad") @max_ttl("1h") @approval("1 of owner") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");
 		@id("narrow") @max_ttl("5m") @approval("2 of support, 1 of dba") @limit("3 per 1h") @max_duration("2h")
@@ -116,6 +121,7 @@ func TestDecideAddsUpObligations(t *testing.T) {
 
 // The decision of a query that is not valid has only a revision.
 func TestDecideRejectsInvalidQuery(t *testing.T) {
+	t.Parallel()
 	e := loadText(t, `@id("p") permit (principal, action in [Action::"request", Action::"audit"], resource);`)
 	tests := map[string]func(q *broker.Query){
 		"no principal":           func(q *broker.Query) { q.Principal = broker.Identity{} },
@@ -142,6 +148,7 @@ func TestDecideRejectsInvalidQuery(t *testing.T) {
 
 // The test has one condition for each attribute in the schema.
 func TestPolicySeesAttributes(t *testing.T) {
+	t.Parallel()
 	q := query(triage, "tickets-api", "tickets:read", "tickets:comment")
 	q.Justification, q.Ticket, q.Parameters = "because", "INC-7", map[string]string{"prefix": "a"}
 	for condition, want := range map[string]bool{
@@ -156,6 +163,7 @@ func TestPolicySeesAttributes(t *testing.T) {
 		`resource.scopes.contains("tickets:close")`:                                         true,
 		`resource.hasTag("env") && resource.getTag("env") == "prod"`:                        true,
 		`resource.hasTag("tier")`:                                                           false,
+		`context.break_glass`:                                                               false,
 		`resource in System::"orders"`:                                                      false,
 		`context.scopes == ["tickets:comment", "tickets:read"]`:                             true,
 		`context.ttl == duration("5m")`:                                                     true,
@@ -173,6 +181,7 @@ func TestPolicySeesAttributes(t *testing.T) {
 }
 
 func TestPolicySeesMappedIPv4Address(t *testing.T) {
+	t.Parallel()
 	q := query(triage, "tickets-api", "tickets:read")
 	q.SourceIP = netip.MustParseAddr("::ffff:10.1.2.3")
 	if !permits(t, `permit (principal, action == Action::"request", resource) when { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8")) }`, q) {
@@ -181,6 +190,7 @@ func TestPolicySeesMappedIPv4Address(t *testing.T) {
 }
 
 func TestPolicyMatchesOwnerGroup(t *testing.T) {
+	t.Parallel()
 	const cedar = `permit (principal is Person, action == Action::"request", resource) when { resource has owner && principal in resource.owner }`
 	if !permits(t, cedar, query("login/cleo", "orders-db-ro")) || permits(t, cedar, query("login/ana", "orders-db-ro")) {
 		t.Error("the policy does not permit exactly the owners")
@@ -195,6 +205,7 @@ func onRequest(who string, action broker.Action, requester string) broker.Query 
 }
 
 func TestRequestIsInEntitlementAndSystem(t *testing.T) {
+	t.Parallel()
 	for what, want := range map[string]bool{
 		`resource in Entitlement::"orders-db-ro"`: true,
 		`resource in Entitlement::"tickets-api"`:  false,
@@ -208,6 +219,7 @@ func TestRequestIsInEntitlementAndSystem(t *testing.T) {
 }
 
 func TestSampleViewOfRequests(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	for _, test := range []struct {
 		who, requester string
@@ -227,6 +239,7 @@ func TestSampleViewOfRequests(t *testing.T) {
 
 // @approval permits the members of its groups to approve, so no permit is needed.
 func TestApproveIsPermittedUnlessForbidden(t *testing.T) {
+	t.Parallel()
 	e := loadText(t, `@id("f") forbid (principal in Group::"support", action == Action::"approve", resource in System::"orders");`)
 	if !decide(t, e, onRequest("login/cleo", "approve", billing)).Permit {
 		t.Error("got a denial without a forbid")
@@ -241,6 +254,7 @@ func TestApproveIsPermittedUnlessForbidden(t *testing.T) {
 }
 
 func TestSampleActionsOnBroker(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	for _, action := range []broker.Action{broker.ActionAudit, broker.ActionUsage, broker.ActionOperate} {
 		for who, want := range map[string]bool{"login/cleo": true, "login/ana": false, triage: false} {
@@ -255,6 +269,7 @@ func TestSampleActionsOnBroker(t *testing.T) {
 }
 
 func TestGroupsReturnsListedGroups(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	for who, want := range map[string][]string{
 		"login/ana":                    {"support"},
@@ -265,6 +280,88 @@ func TestGroupsReturnsListedGroups(t *testing.T) {
 	} {
 		if got, _ := e.Groups(identity(who)); !slices.Equal(got, want) {
 			t.Errorf("%s: got groups %q, want %q", who, got, want)
+		}
+	}
+}
+
+func TestPolicySeesPersonAndRequest(t *testing.T) {
+	t.Parallel()
+	q := onRequest("login/cleo", broker.ActionView, triage)
+	q.Request.Scopes = []string{"read"}
+	for condition, want := range map[string]bool{
+		`principal is Person && principal.provider == "login"`:       true,
+		`resource has team && resource.team == "support"`:            true,
+		`resource.requester == "spiffe://acme.test/agent/triage"`:    true,
+		`resource.accountable.contains("login/ana")`:                 true,
+		`resource.scopes == ["read"]`:                                true,
+		`resource has team && resource.team == "billing"`:            false,
+		`resource in Entitlement::"orders-db-ro"`:                    true,
+		`context.now == datetime("2026-11-23T12:00:00Z")`:            true,
+		`context has source_ip && context.source_ip.isLoopback()`:    false,
+		`principal in Group::"dba" && !(principal in Group::"dba2")`: true,
+	} {
+		e := load(t, fstest.MapFS{
+			"a.cedar":     {Data: []byte(`@id("p") permit (principal, action in Action::"view", resource) when { ` + condition + ` };`)},
+			"groups.yaml": {Data: []byte(groupsText + "dba2: {members: [login/ben]}\n")},
+		})
+		if got := decide(t, e, q).Permit; got != want {
+			t.Errorf("%s: got %v, want %v", condition, got, want)
+		}
+	}
+}
+
+// The index returns rules in an order that depends on the heads. Decisions list
+// them by id, each once, even if the head names an action twice or the identity is
+// in a group in two ways.
+func TestDecideListsPoliciesByID(t *testing.T) {
+	t.Parallel()
+	e := load(t, fstest.MapFS{
+		"a.cedar": {Data: []byte(`
+			@id("z") @reason("last") permit (principal, action == Action::"view", resource);
+			@id("m") @reason("middle") permit (principal in Group::"twice", action in [Action::"view", Action::"view"], resource);
+			@id("a") @reason("first") permit (principal in TrustDomain::"acme.test", action == Action::"view", resource in System::"orders");`)},
+		"groups.yaml": {Data: []byte(groupsText + "twice: {workloads: [spiffe://acme.test, spiffe://acme.test/billing]}\n")},
+	})
+	d := decide(t, e, onRequest(billing, broker.ActionView, triage))
+	if !slices.Equal(d.Policies, []string{"a", "m", "z"}) || !slices.Equal(d.Reasons, []string{"first", "middle", "last"}) {
+		t.Errorf("got policies %q, reasons %q", d.Policies, d.Reasons)
+	}
+}
+
+// A denial because of an error also lists the forbids that apply.
+func TestDecideListsForbidsNextToErrors(t *testing.T) {
+	t.Parallel()
+	const overflow = ` when { context.ttl.toMilliseconds() * 9000000000000000 > 0 };`
+	e := loadText(t, `
+		@id("z") permit (principal, action == Action::"request", resource)`+overflow+`
+		@id("m") @reason("not today") forbid (principal, action == Action::"request", resource);
+		@id("a") permit (principal in TrustDomain::"acme.test", action == Action::"request", resource)`+overflow)
+	d, err := e.Decide(context.Background(), query(billing, "tickets-api", "tickets:read"), noon)
+	if err == nil || d.Permit || !slices.Equal(d.Policies, []string{"a", "m", "z"}) || len(d.Reasons) != 2 || d.Reasons[0] != "not today" {
+		t.Errorf("got %+v, %v", d, err)
+	}
+}
+
+func TestRulesReturnsGroups(t *testing.T) {
+	t.Parallel()
+	groups := sample(t).Rules().Groups
+	dba, support := groups["dba"], groups["support"]
+	if len(groups) != 4 || !dba.Claimed || !slices.Equal(dba.Members, []string{"login/cleo"}) || dba.Notify != nil ||
+		support.Claimed || !slices.Equal(support.Notify, []string{"slack:support"}) {
+		t.Errorf("got %+v", groups)
+	}
+}
+
+func TestGroupsAreSortedAndUnique(t *testing.T) {
+	t.Parallel()
+	e := load(t, fstest.MapFS{"groups.yaml": {Data: []byte(`
+support: {workloads: [spiffe://acme.test]}
+dba: {workloads: [spiffe://acme.test, spiffe://acme.test/billing/api]}
+all: {workloads: [spiffe://acme.test/billing]}
+`)}})
+	for range 20 { // the index is built from a map
+		if got, _ := e.Groups(identity(billing)); !slices.Equal(got, []string{"all", "dba", "support"}) {
+			t.Fatalf("got %q", got)
 		}
 	}
 }

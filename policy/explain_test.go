@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/policy"
 )
 
 func TestExplainText(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	outside := query(billing, "orders-db-ro")
 	outside.SourceIP = outside.SourceIP.Prev().Unmap()
@@ -36,7 +39,44 @@ func TestExplainText(t *testing.T) {
 	golden(t, "testdata/explain.golden", b.String())
 }
 
+// The verdicts come in the order errors, forbids that apply, permits that apply,
+// permits and forbids that do not, and near misses.
+func TestExplainOrdersVerdicts(t *testing.T) {
+	t.Parallel()
+	const head = `(principal is Workload, action == Action::"request", resource == Entitlement::"tickets-api") `
+	e := load(t, fstest.MapFS{"groups.yaml": {Data: []byte(groupsText)}, "a.cedar": {Data: []byte(`
+		@id("a-near-miss") permit (principal is Agent, action == Action::"request", resource == Entitlement::"tickets-api");
+		@id("b-forbid-unmet") forbid ` + head + `unless { context.scopes.contains("tickets:close") || context.scopes.contains("tickets:read") };
+		@id("c-permit-unmet") permit ` + head + `when { context.break_glass };
+		@id("d-permit") permit ` + head + `;
+		@id("e-forbid") forbid ` + head + `unless { context.break_glass || context.scopes.contains("tickets:close") };
+		@id("f-error") permit ` + head + `when { context.ttl.toMilliseconds() * 9000000000000000 > 0 };
+		@id("g-permit-home") permit (principal, action == Action::"request", resource == Entitlement::"reports");
+		`)}})
+	var b strings.Builder
+	for i := range 25 {
+		fmt.Fprintf(&b, `@id("p%d") permit (principal in Path::"spiffe://acme.test/team-%d", action == Action::"request", resource == Entitlement::"tickets-api");`, i, i)
+	}
+	crowded := loadText(t, b.String())
+	b.Reset()
+	for _, x := range []struct {
+		name string
+		e    *policy.Engine
+		q    broker.Query
+	}{
+		{"every kind of verdict", e, query(billing, "tickets-api", "tickets:read")},
+		{"federated principal", e, query("spiffe://supplier.test/sync", "reports", "read")},
+		{"no policy on the action", e, broker.Query{Principal: identity("login/cleo"), Action: broker.ActionAudit}},
+		{"more near misses than the limit", crowded, query(billing, "tickets-api", "tickets:read")},
+		{"alternative without obligations", loadText(t, `@id("p") permit (principal, action == Action::"request", resource) when { context.scopes == ["read"] };`), query(billing, "reports", "read", "write")},
+	} {
+		fmt.Fprintf(&b, "# %s\n%s\n", x.name, x.e.Explain(context.Background(), x.q, noon))
+	}
+	golden(t, "testdata/verdicts.golden", b.String())
+}
+
 func TestExplainLimitsNearMisses(t *testing.T) {
+	t.Parallel()
 	var text strings.Builder
 	for i := range 100 {
 		fmt.Fprintf(&text, `@id("p%d") permit (principal in Path::"spiffe://acme.test/team-%d", action == Action::"request", resource == Entitlement::"tickets-api");`, i, i)
@@ -48,6 +88,7 @@ func TestExplainLimitsNearMisses(t *testing.T) {
 }
 
 func TestExplainAgreesWithDecide(t *testing.T) {
+	t.Parallel()
 	e, permitted, denied := sample(t), 0, 0
 	for _, who := range []string{triage, billing, "login/ana", "spiffe://supplier.test/sync/a", "spiffe://acme.test/batch/b"} {
 		for name, about := range catalogue() {

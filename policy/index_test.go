@@ -124,6 +124,7 @@ func diagnosed(d cedar.Diagnostic) (ids []string) {
 }
 
 func TestIndexedDecisionEqualsFullScan(t *testing.T) {
+	t.Parallel()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	seen := map[string]int{}
 	for seed := range uint64(40) {
@@ -178,6 +179,21 @@ func compareWithScan(t *testing.T, e *Engine, q broker.Query, now time.Time, see
 		seen["forbidden"]++
 	default:
 		seen["deny"]++
+	}
+}
+
+// The number of candidates does not grow with the number of policies.
+func TestIndexFindsFewCandidates(t *testing.T) {
+	t.Parallel()
+	for _, policies := range []int{10, 1000} {
+		e, q := company(t, policies)
+		ev, err := e.newEvaluation(q, time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated); len(found) == 0 || len(found) > 5 {
+			t.Errorf("%d policies: got %d candidates, want 1 to 5", policies, len(found))
+		}
 	}
 }
 

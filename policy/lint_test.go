@@ -19,6 +19,7 @@ const everything = `
 `
 
 func TestWarningsOnPermits(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ name, cedar, want string }{
 		{"no mistake", "", ""},
 		{"a scope with a typo", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api")
@@ -49,14 +50,50 @@ func TestWarningsOnPermits(t *testing.T) {
 		{"a forbid of a part of the permit", `@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
 		{"a forbid of other principals", `@id("x") permit (principal in Path::"spiffe://acme.test/agents", action == Action::"request", resource == Entitlement::"orders-db-ro");
 			@id("f") forbid (principal in Path::"spiffe://acme.test/agent", action, resource in System::"orders");`, ""},
+		{"a scope in a conjunction", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
+			when { principal.id == "x" && context.scopes.containsAny(["reed"]) };`, `has the scope "reed"`},
+		{"a scope of the resource", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { resource.scopes.contains("other") };`, ""},
+		{"a scope on the left", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { ["raed"] == context.scopes };`,
+			`has the scope "raed"`},
+		{"an owner quorum in a system", `@id("x") @approval("2 of owner") permit (principal, action == Action::"request", resource in System::"orders");`,
+			`@approval requires 2 of group "dba", which has only 1`},
+		{"an owner quorum in another system", `@id("x") @approval("2 of owner") permit (principal, action == Action::"request", resource in System::"desk");`, ""},
+		{"the exact TTL", `@id("x") @max_ttl("15m") @max_duration("15m") permit (principal, action == Action::"request", resource == Entitlement::"reports");`, ""},
+		{"a domain without agents", `@id("x") permit (principal is Agent in TrustDomain::"supplier.test", action == Action::"request", resource);`,
+			`no principal there has kind agent`},
+		{"a domain with workloads", `@id("x") permit (principal is Workload in TrustDomain::"supplier.test", action == Action::"request", resource);`, ""},
+		{"workloads everywhere", `@id("x") permit (principal is Workload, action == Action::"request", resource);`, ""},
+		{"agents everywhere", `@id("x") permit (principal is Agent, action == Action::"request", resource);`, ""},
+		{"a forbid of an equal head", `@id("x") permit (principal == Agent::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal == Agent::"spiffe://acme.test/agent/a", action, resource == Entitlement::"reports");`, `forbid "f" forbids everything`},
+		{"a forbid of one workload", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal == Agent::"spiffe://acme.test/agent/a", action, resource);`, ""},
+		{"a forbid of a kind", `@id("x") permit (principal == Agent::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal is Agent, action, resource);`, `forbid "f" forbids everything`},
+		{"a forbid of another kind", `@id("x") permit (principal == Agent::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal is Workload, action, resource);`, ""},
+		{"a forbid of a kind in a path", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal is Agent, action, resource);`, ""},
+		{"a forbid of one entitlement", `@id("x") permit (principal in Path::"spiffe://acme.test/agent/a", action == Action::"request", resource in System::"orders");
+			@id("f") forbid (principal, action, resource == Entitlement::"orders-db-ro");`, ""},
+		{"a forbid in a narrower path", `@id("x") permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal in Path::"spiffe://acme.test/agent/a", action, resource);`, ""},
+		{"a forbid of one action", `@id("x") permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"reports");
+			@id("f") forbid (principal, action == Action::"view", resource);`, ""},
 		{"a forbid with a condition", `@id("f") forbid (principal, action, resource) when { principal is Agent };`, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			e := load(t, fstest.MapFS{
+			in := inputs(fstest.MapFS{
 				"a.cedar":     {Data: []byte(everything + test.cedar)},
 				"groups.yaml": {Data: []byte("support: {members: [login/ana, login/ben]}\ndba: {members: [login/cleo]}\nsecurity: {members: [login/ana], claims: [{provider: login, group: sec}]}\n")},
 			})
+			in.Catalogue["tickets-api"].System = "desk"
+			in.Catalogue["orders-db-rw"] = &broker.Entitlement{Name: "orders-db-rw", Issuer: "vault", Owner: "dba", System: "orders"}
+			e, err := policy.Load(in)
+			if err != nil {
+				t.Fatal(err)
+			}
 			expectWarning(t, e, test.want)
 		})
 	}
@@ -74,6 +111,7 @@ func expectWarning(t *testing.T, e *policy.Engine, want string) {
 }
 
 func TestWarningsOnFolderAndCatalogue(t *testing.T) {
+	t.Parallel()
 	in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {members: [login/cleo]}\n")}, "a.ceder": {}, "sub/groups.yaml": {}, "notes.md": {}})
 	in.Catalogue["reports"].MaxTTL = time.Minute
 	in.Catalogue["reports"].Shares, in.Catalogue["tickets-api"].Shares = "role/reports", "role/reports"
@@ -105,6 +143,7 @@ func TestSampleHasNoWarnings(t *testing.T) { expectWarning(t, sample(t), "") }
 
 // Labels below a path of agents may turn some of them into workloads.
 func TestWarningsConsiderLabelsBelowPath(t *testing.T) {
+	t.Parallel()
 	in := inputs(fstest.MapFS{
 		"a.cedar":     {Data: []byte(everything + `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`)},
 		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
@@ -120,6 +159,7 @@ func TestWarningsConsiderLabelsBelowPath(t *testing.T) {
 // The broker refuses requests with @exclude_team if the requester's team is not a
 // group. Only the teams of the permit's own principals matter.
 func TestWarningsOnExcludedTeams(t *testing.T) {
+	t.Parallel()
 	const support, tools = `the team "support" of workloads under "spiffe://acme.test/agent" is not a group`, `the team "tooling" of workloads under "spiffe://acme.test/agent/tools" is not a group`
 	for head, want := range map[string][]string{
 		`principal in Path::"spiffe://acme.test/agent/a"`:        {support},
@@ -167,5 +207,68 @@ func TestWarningsOnExcludedTeams(t *testing.T) {
 		if len(got) != len(want) {
 			t.Errorf("%s: got %d warnings, want %d:\n  %s", head, len(got), len(want), strings.Join(got, "\n  "))
 		}
+	}
+}
+
+// Each of the mistakes is next to something that looks like it and is none.
+func TestWarningsOnCatalogueAndDomains(t *testing.T) {
+	t.Parallel()
+	in := inputs(fstest.MapFS{
+		"a.cedar": {Data: []byte(`
+			@id("p") permit (principal, action == Action::"request", resource is Entitlement) when { context.scopes == ["reed"] };
+			@id("f") forbid (principal in TrustDomain::"supplier.test", action, resource) when { context.now == context.now };
+			@id("v") permit (principal, action == Action::"view", resource is Request);`)},
+		"groups.yaml": {Data: []byte("support: {members: [login/ana], workloads: [spiffe://acme.test/a]}\ndba: {claims: [{provider: login, group: dba}]}\n")},
+	})
+	in.Catalogue["reports"].MaxTTL = 15 * time.Minute // its minimum
+	in.Catalogue["tickets-api"].MaxTTL, in.Catalogue["tickets-api"].MinTTL = 0, time.Minute
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`a.cedar:2:112: policy "p": none of the permit's entitlements has the scope "reed": correct it`,
+		`attest.trust_domains: no permit names "supplier.test" in its head, so its workloads can authenticate but every request is denied: add a permit or remove the domain`,
+	}
+	if got := e.Warnings(); !slices.Equal(got, want) {
+		t.Errorf("got warnings:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func TestWarningsOnEntitlementWithForbidOnly(t *testing.T) {
+	t.Parallel()
+	e := load(t, fstest.MapFS{
+		"a.cedar": {Data: []byte(`
+			@id("p") permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource == Entitlement::"reports");
+			@id("v") permit (principal, action == Action::"view", resource in Entitlement::"tickets-api");
+			@id("f") forbid (principal, action == Action::"request", resource == Entitlement::"orders-db-ro");
+			@id("q") permit (principal, action == Action::"request", resource == Entitlement::"tickets-api");`)},
+		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
+	})
+	expectWarning(t, e, "entitlements.orders-db-ro: no permit covers it")
+}
+
+// One permit leads to one warning per group and team.
+func TestWarningsAreNotRepeated(t *testing.T) {
+	t.Parallel()
+	in := inputs(fstest.MapFS{
+		"a.cedar": {Data: []byte(everything + `
+			@id("x") @approval("2 of owner, 3 of dba") @exclude_team("yes") permit (principal is Agent, action == Action::"request", resource in System::"orders");
+			@id("y") @approval("1 of owner, 2 of leads") permit (principal is Agent, action == Action::"request", resource in System::"led");`)},
+		"groups.yaml": {Data: []byte("dba: {members: [login/cleo]}\nleads: {claims: [{provider: login, group: leads}]}\n")},
+	})
+	in.Catalogue["reports"].Owner, in.Catalogue["tickets-api"].Owner = "", ""
+	in.Catalogue["orders-db-rw"] = &broker.Entitlement{Name: "orders-db-rw", Issuer: "vault", Owner: "dba", System: "orders"}
+	for _, name := range []string{"led-a", "led-b"} {
+		in.Catalogue[name] = &broker.Entitlement{Name: name, Issuer: "vault", Owner: "leads", System: "led"}
+	}
+	in.Labels = append(in.Labels, broker.Mark{Under: "spiffe://acme.test/other", Kind: broker.KindAgent, Team: "support"})
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := e.Warnings()
+	if len(got) != 3 || !strings.Contains(strings.Join(got, "\n"), `requires 3 of group "dba"`) && !strings.Contains(strings.Join(got, "\n"), `requires 2 of group "dba"`) {
+		t.Errorf("got %d warnings, want 3:\n  %s", len(got), strings.Join(got, "\n  "))
 	}
 }

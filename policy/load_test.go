@@ -3,6 +3,7 @@ package policy_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -22,6 +23,7 @@ permit (principal in Path::"spiffe://acme.test/agent", action == Action::"reques
 }
 
 func TestLoadRejectsPolicy(t *testing.T) {
+	t.Parallel()
 	const groups = "support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n"
 	tests := []struct {
 		name, cedar string
@@ -39,6 +41,13 @@ func TestLoadRejectsPolicy(t *testing.T) {
 		{"an approval by the owner of an entitlement without owner",
 			`@id("x") @approval("1 of owner") permit (principal, action == Action::"request", resource);`,
 			`@approval requires the owner, but entitlement "reports" has no owner`},
+		{"an approval by owners of several entitlements without owner",
+			`@id("x") @approval("1 of owner") permit (principal, action == Action::"request", resource in System::"plain");`,
+			`but each of the entitlements "p1", "p2", "p3" and 1 more has no owner`},
+		{"a problem before the id", `@aprove("x") @id("late") permit (principal, action == Action::"audit", resource);`, `policy "late": @aprove: unknown`},
+		{"an empty subject", permit("", `unless { principal == Person::"login/" }`), `"login/" is not a person`},
+		{"an empty provider", permit("", `unless { principal == Person::"/ana" }`), `"/ana" is not a person`},
+		{"a long path", permit("", `when { principal in Path::"spiffe://acme.test/`+strings.Repeat("a", 2030)+`" }`), `at most 2048 bytes`},
 		{"an unknown group", `@id("x") permit (principal in Group::"dbaa", action == Action::"audit", resource);`, `a.cedar:1:31: policy "x": group "dbaa" does not exist`},
 		{"a reserved group", `@id("x") permit (principal in Group::"owner", action == Action::"audit", resource);`, `"owner" is reserved for @approval and is not a group`},
 		{"an unknown entitlement in the head", strings.Replace(permit("", ""), "tickets-api", "ticket-api", 1), `a.cedar:2:97: policy "x": entitlement "ticket-api" does not exist`},
@@ -65,7 +74,13 @@ func TestLoadRejectsPolicy(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte(test.cedar)}, "groups.yaml": {Data: []byte(groups)}}))
+			in := inputs(fstest.MapFS{"a.cedar": {Data: []byte(test.cedar)}, "groups.yaml": {Data: []byte(groups)}})
+			for i := range 4 {
+				if name := fmt.Sprint("p", i+1); strings.Contains(test.cedar, `System::"plain"`) {
+					in.Catalogue[name] = &broker.Entitlement{Name: name, Issuer: "vault", System: "plain"}
+				}
+			}
+			_, err := policy.Load(in)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got error\n  %v\nwant\n  %s", err, test.want)
 			}
@@ -74,11 +89,16 @@ func TestLoadRejectsPolicy(t *testing.T) {
 }
 
 func TestLoadRejectsGroups(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ name, groups, want string }{
 		{"an unknown key", "support: {}\ndba:\n  members: [login/ana]\n  member: [login/ben]\n", `groups.yaml:4:3: unknown field "member"`},
 		{"a member of an unknown provider", "support: {}\ndba:\n  members:\n  - login/ana\n  - google/ben\n", `groups.yaml:5:5: group "dba": provider "google" does not exist`},
 		{"a workload of an unknown domain", "support: {}\ndba: {workloads: [spiffe://evil.test/x]}\n", `groups.yaml:2:19: group "dba": trust domain "evil.test" does not exist`},
 		{"a malformed workload", "support: {}\ndba: {workloads: [acme.test/x]}\n", `is not a SPIFFE ID`},
+		{"a claim without a group after a good one", "support: {claims: [{provider: login, group: a}]}\ndba: {claims: [{provider: login}]}\n",
+			`groups.yaml:2:7: group "dba": a claim needs both`},
+		{"a claim of an unknown provider", "support: {}\ndba: {claims: [{provider: google, group: a}]}\n", `groups.yaml:2:27: group "dba": provider "google" does not exist`},
+		{"a duplicate group in another document", "support: {}\ndba: {}\n---\ndba: {}\n", `groups.yaml:4:1: group "dba" appears twice`},
 		{"a claim without a group", "support: {}\ndba: {claims: [{provider: login}]}\n", `a claim needs both provider and group`},
 		{"a duplicate member", "support: {}\ndba: {members: [login/ana, login/ana]}\n", `"login/ana" appears twice`},
 		{"an unknown channel", "support: {}\ndba: {notify: [slack:dba, slack:dbs]}\n", `groups.yaml:2:27: group "dba": channel "slack:dbs" does not exist: configure it in notify`},
@@ -100,6 +120,7 @@ func TestLoadRejectsGroups(t *testing.T) {
 }
 
 func TestLoadReportsEveryProblem(t *testing.T) {
+	t.Parallel()
 	_, err := policy.Load(inputs(fstest.MapFS{
 		"b/two.cedar": {Data: []byte(permit(`@aprove("x")`, ""))},
 		"a.cedar":     {Data: []byte(`permit (principal in Group::"nobody", action == Action::"audit", resource);`)},
@@ -117,6 +138,7 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 }
 
 func TestLoadRejectsLabels(t *testing.T) {
+	t.Parallel()
 	for want, labels := range map[string]broker.Mark{
 		`trust domain "evil.test" does not exist`: {Under: "spiffe://evil.test/x", Kind: broker.KindAgent},
 		`kind "robot": write workload or agent`:   {Under: "spiffe://acme.test/x", Kind: "robot"},
@@ -131,6 +153,7 @@ func TestLoadRejectsLabels(t *testing.T) {
 }
 
 func TestLoadRejectsUnlistedHomeDomain(t *testing.T) {
+	t.Parallel()
 	in := inputs(fstest.MapFS{})
 	in.HomeDomain = "other.test"
 	if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), "other.test") {
@@ -140,6 +163,7 @@ func TestLoadRejectsUnlistedHomeDomain(t *testing.T) {
 
 // The folder has the layout of a Kubernetes volume.
 func TestLoadSkipsHiddenFiles(t *testing.T) {
+	t.Parallel()
 	groups := &fstest.MapFile{Data: []byte("support: {}\ndba: {}\n")}
 	e := load(t, fstest.MapFS{
 		"..2026_11_23/a.cedar": {Data: []byte(permit("", ""))}, "a.cedar": {Data: []byte(permit("", ""))}, ".a.cedar.swp": {Data: []byte("x")},
@@ -151,6 +175,7 @@ func TestLoadSkipsHiddenFiles(t *testing.T) {
 }
 
 func TestLoadRejectsOversizedFile(t *testing.T) {
+	t.Parallel()
 	_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: make([]byte, 5<<20)}}))
 	if err == nil || !strings.Contains(err.Error(), "more than 4194304: split the file") {
 		t.Errorf("got error %v", err)
@@ -158,6 +183,7 @@ func TestLoadRejectsOversizedFile(t *testing.T) {
 }
 
 func TestRevisionCoversEveryInput(t *testing.T) {
+	t.Parallel()
 	folder := func() fstest.MapFS {
 		return fstest.MapFS{"a.cedar": {Data: []byte(permit("", ""))}, "groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}}
 	}
@@ -192,6 +218,7 @@ func TestRevisionCoversEveryInput(t *testing.T) {
 }
 
 func TestFilesMatchContents(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	var names []string
 	for name, d := range e.Files() {
@@ -208,6 +235,7 @@ func TestFilesMatchContents(t *testing.T) {
 }
 
 func TestLoadRejectsBinaryFile(t *testing.T) {
+	t.Parallel()
 	_, err := policy.Load(inputs(fstest.MapFS{"a.cedar": {Data: []byte("x"), Mode: fs.ModeDir}, "a.cedar/b.cedar": {Data: []byte{0xff}}}))
 	if err == nil || !strings.Contains(err.Error(), "is not UTF-8") {
 		t.Errorf("got error %v", err)
@@ -238,4 +266,30 @@ func FuzzPolicies(f *testing.F) {
 			t.Errorf("Decide permits: %v, Explain permits: %v", d.Permit, x.Permit)
 		}
 	})
+}
+
+// An author's longest path loads.
+func TestLoadAcceptsLongestPath(t *testing.T) {
+	t.Parallel()
+	const prefix = "spiffe://acme.test/"
+	path := prefix + strings.Repeat("a", 2048-len(prefix))
+	load(t, fstest.MapFS{
+		"a.cedar":     {Data: []byte(permit("", `when { principal in Path::"`+path+`" }`))},
+		"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")},
+	})
+}
+
+func TestLoadRejectsMisnamedEntitlement(t *testing.T) {
+	t.Parallel()
+	in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}})
+	in.Catalogue["reports"].Name = "report"
+	if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), `entitlements.reports: the entitlement is named "report"`) {
+		t.Errorf("got error %v", err)
+	}
+}
+
+// The revision hashes identities.json, so renaming a Go field must not change it.
+func TestIdentitiesContent(t *testing.T) {
+	t.Parallel()
+	golden(t, "testdata/identities.golden", string(sample(t).Contents()["identities.json"]))
 }

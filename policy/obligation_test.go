@@ -11,11 +11,27 @@ import (
 )
 
 func TestParseAnnotation(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, value string
 		want        string // the result of describe, or "!" and a part of the error
 	}{
 		{"id", "agents-read-2", ""},
+		{"id", strings.Repeat("a", 64), ""},
+		{"reason", strings.Repeat("a", 500), ""},
+		{"ticket", strings.Repeat("a", 200), "ticket: ^(?:" + strings.Repeat("a", 200) + ")$"},
+		{"approval", "12 of dba, 8 of security", "approval: 12 of dba; approval: 8 of security"},
+		{"approval", "12 of dba, 9 of security", "!add up to more than 20"},
+		{"limit", "1000000 per 1s", "limit: 1000000 per 1s (p)"},
+		{"limit", "1000001 per 1s", "!from 1 to 1000000"},
+		{"max_active", "1000000", "max_active: 1000000 (p)"},
+		{"max_active", "1000001", "!from 1 to 1000000"},
+		{"max_ttl", "720h", "max_ttl: 720h"},
+		{"max_ttl", "1s", "max_ttl: 1s"},
+		{"deny", "20", "deny: 20"},
+		{"deny", "21", "!from 1 to 20"},
+		{"escalate", "4m to d, 3m to c, 2m to b, 1m to a", "escalate: 4m to d; escalate: 3m to c; escalate: 2m to b; escalate: 1m to a"},
+		{"escalate", "1m to a, 2m to b, 3m to c, 4m to d, 5m to e", "!more than 4 steps"},
 		{"id", "", "!an id has 1 to 64"},
 		{"id", "Agents", "!an id has 1 to 64"},
 		{"id", "-a", "!an id has 1 to 64"},
@@ -85,6 +101,7 @@ func TestParseAnnotation(t *testing.T) {
 }
 
 func TestForbidAllowsOnlyIDAndReason(t *testing.T) {
+	t.Parallel()
 	for name, a := range annotationParsers {
 		err := new(annotations).parse(name, "required", false)
 		if onForbid := err == nil; onForbid != a.onForbid || a.onForbid != (name == "id" || name == "reason") {
@@ -149,6 +166,7 @@ func checkRoundTrip(t *testing.T, line string) {
 }
 
 func TestCombineKeepsStrictest(t *testing.T) {
+	t.Parallel()
 	a := broker.Obligations{
 		Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}, {Group: "security", Count: 1}}, MaxTTL: time.Hour,
 		Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p", Count: 1, Per: time.Hour}}, MaxActive: []broker.Limit{{Policy: "p", Count: 3}},
@@ -171,6 +189,7 @@ func TestCombineKeepsStrictest(t *testing.T) {
 
 // All decisions share the obligations of a rule.
 func TestCombineDoesNotChangeArguments(t *testing.T) {
+	t.Parallel()
 	a := broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 1}}, Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p"}}}
 	got := combine(combine(broker.Obligations{}, a), broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}}})
 	got.Approvals[0].Group, got.Tickets[0], got.Limits[0].Policy = "x", "x", "x"
@@ -180,6 +199,7 @@ func TestCombineDoesNotChangeArguments(t *testing.T) {
 }
 
 func TestResolveOwner(t *testing.T) {
+	t.Parallel()
 	needs := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "owner", Count: 2}}
 	got, err := resolveOwner(needs, "dba")
 	if err != nil || !slices.Equal(got, []broker.ApprovalNeed{{Group: "dba", Count: 2}}) {
@@ -190,5 +210,29 @@ func TestResolveOwner(t *testing.T) {
 	}
 	if _, err := resolveOwner(needs, ""); err == nil {
 		t.Error("got no error without an owner")
+	}
+}
+
+func TestCombineAndDescribeEveryObligation(t *testing.T) {
+	t.Parallel()
+	a := broker.Obligations{
+		Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 1}}, Denials: 3, LapseAfter: time.Hour, Tickets: []string{"b"},
+		Escalations: []broker.Escalation{{After: time.Hour, Group: "leads"}, {After: time.Minute, Group: "oncall"}},
+		Review:      []broker.ApprovalNeed{{Group: "security", Count: 1}}, ReviewWithin: 4 * time.Hour,
+	}
+	b := broker.Obligations{
+		Denials: 2, ExcludeTeam: true, Comment: true, Signed: true, LapseAfter: 2 * time.Hour, Tickets: []string{"c", "a", "b"},
+		Escalations:  []broker.Escalation{{After: time.Minute, Group: "duty"}, {After: time.Minute, Group: "oncall"}},
+		ReviewWithin: 24 * time.Hour,
+	}
+	want := []string{
+		"approval: 1 of dba", "deny: 2", "exclude_team: yes", "comment: required", "signed: required", "lapse_after: 1h",
+		"escalate: 1m to duty", "escalate: 1m to oncall", "escalate: 1h to leads", "review: 1 of security within 4h",
+		"ticket: a", "ticket: b", "ticket: c",
+	}
+	for name, got := range map[string]broker.Obligations{"a and b": combine(a, b), "b and a": combine(b, a)} {
+		if lines := describe(got); !slices.Equal(lines, want) {
+			t.Errorf("%s: got %q\nwant %q", name, lines, want)
+		}
 	}
 }

@@ -88,6 +88,7 @@ func decide(t *testing.T, e *policy.Engine, q broker.Query) broker.Decision {
 }
 
 func TestRulesReturnsInputs(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	r := e.Rules()
 	if r.Policy != e || r.Revision != e.Revision() || len(r.Files) == 0 || len(r.Catalogue) != 3 || len(r.Marks) != 1 {
@@ -101,6 +102,7 @@ const (
 )
 
 func TestSampleDecisions(t *testing.T) {
+	t.Parallel()
 	e := sample(t)
 	tests := []struct {
 		name     string

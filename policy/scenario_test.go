@@ -7,11 +7,13 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"accessbroker.internal/policy"
 )
 
 func TestSampleScenarios(t *testing.T) {
+	t.Parallel()
 	r, err := policy.Test(context.Background(), sample(t), os.DirFS("testdata/sample"))
 	if err != nil || r.Ran == 0 || len(r.Failures) > 0 {
 		t.Errorf("%v, %v", r, err)
@@ -19,6 +21,7 @@ func TestSampleScenarios(t *testing.T) {
 }
 
 func TestReportText(t *testing.T) {
+	t.Parallel()
 	scenarios := fstest.MapFS{"x_test.yaml": {Data: []byte(`scenarios:
   - name: passes
     principal: spiffe://acme.test/agent/triage
@@ -78,6 +81,7 @@ func golden(t *testing.T, name, got string) {
 }
 
 func TestTestFailsWithoutScenario(t *testing.T) {
+	t.Parallel()
 	for _, dir := range []fstest.MapFS{{}, {"x_test.yaml": {Data: []byte("scenarios: []\n")}}, {"x_test.yaml": {}}, {"x_test.yml": {Data: []byte("scenarios: 1")}}} {
 		if r, err := policy.Test(context.Background(), sample(t), dir); !errors.Is(err, policy.ErrNoScenario) {
 			t.Errorf("got %v, %v; want ErrNoScenario", r, err)
@@ -86,6 +90,7 @@ func TestTestFailsWithoutScenario(t *testing.T) {
 }
 
 func TestTestRejectsMalformedScenario(t *testing.T) {
+	t.Parallel()
 	const good = "scenarios:\n- name: n\n  principal: login/ana\n  entitlement: reports\n"
 	for text, want := range map[string]string{
 		"scenario: []\n":                             `x_test.yaml:1:1: unknown field "scenario"`,
@@ -111,6 +116,7 @@ func TestTestRejectsMalformedScenario(t *testing.T) {
 }
 
 func TestTestReadsEveryDocument(t *testing.T) {
+	t.Parallel()
 	const one = "scenarios:\n- {name: n, principal: spiffe://acme.test/x, entitlement: tickets-api, scopes: [tickets:read], expect: deny}\n"
 	r, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(one + "---\n" + one)}})
 	if err != nil || r.Ran != 2 || len(r.Failures) != 0 {
@@ -119,6 +125,7 @@ func TestTestReadsEveryDocument(t *testing.T) {
 }
 
 func TestListItemKeepsColons(t *testing.T) {
+	t.Parallel()
 	for scopes, want := range map[string]string{
 		"[tickets:read]":                    "",
 		`["tickets:read", tickets:comment]`: "",
@@ -135,6 +142,55 @@ func TestListItemKeepsColons(t *testing.T) {
 		}
 		if (want == "") != (got == "") || !strings.Contains(got, want) {
 			t.Errorf("%s: got %q, want %q", scopes, got, want)
+		}
+	}
+}
+
+func TestScenarioDefaults(t *testing.T) {
+	t.Parallel()
+	in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte(groupsText + "security: {members: [login/ben]}\n")}, "a.cedar": {Data: []byte(`
+		@id("now") permit (principal, action == Action::"audit", resource) when { context.now == datetime("2026-01-01T12:00:00Z") };
+		@id("short") permit (principal in Group::"dba", action == Action::"request", resource == Entitlement::"tickets-api")
+		when { context.scopes == ["tickets:read"] && context.ttl == duration("10m") && context.duration == duration("2h") };
+		@id("long") @break_glass("security") @review_within("4h") permit (principal in Group::"dba", action == Action::"request", resource == Entitlement::"reports")
+		when { context.ttl == duration("1h") && context.duration == duration("1h") };`)}})
+	in.Catalogue["tickets-api"].DefaultScopes = []string{"tickets:read"}
+	in.Catalogue["tickets-api"].CollectWithin = 2 * time.Hour
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scenarios := fstest.MapFS{"x_test.yaml": {Data: []byte(`scenarios:
+  - {name: default time, principal: login/ana, action: audit, expect: permit, policies: [now]}
+  - {name: default scopes TTL and duration, principal: login/cleo, entitlement: tickets-api, expect: permit, policies: [short]}
+  - {name: given TTL, principal: login/cleo, entitlement: tickets-api, ttl: 9m, expect: deny}
+  - {name: given duration, principal: login/cleo, entitlement: tickets-api, duration: 1h, expect: deny}
+  - {name: given time, principal: login/ana, action: audit, now: "2026-01-01T12:00:01Z", expect: deny}
+  - name: maximum TTL and one hour
+    principal: login/cleo
+    entitlement: reports
+    scopes: [read]
+    break_glass: true
+    expect: permit
+    obligations: {review: 1 of security, review_within: 4h}
+`)}}
+	r, err := policy.Test(context.Background(), e, scenarios)
+	if err != nil || r.Ran != 6 || len(r.Failures) > 0 {
+		t.Errorf("got %v, %v", r, err)
+	}
+}
+
+func TestScenarioWithoutRequiredKeyFails(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"principal: login/ana": "the scenario has no entitlement",
+		"principal: login/ana, action: view, requester: login/ben":               "add requester and entitlement",
+		"principal: login/ana, action: view, entitlement: reports":               "add requester and entitlement",
+		"principal: login/ana, action: view, entitlement: reports, requester: x": "requester: ",
+	} {
+		r, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte("scenarios:\n- {name: n, expect: deny, " + text + "}\n")}})
+		if err != nil || len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Text, want) {
+			t.Errorf("%s: got %+v, %v; want %q", text, r, err, want)
 		}
 	}
 }

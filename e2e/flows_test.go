@@ -307,7 +307,7 @@ func testAgentDown(t *testing.T, w *world, src *workloadapi.X509Source) {
 	}
 }
 
-// testKilled kills the broker at a random moment in a stream of calls. After a
+// testKilled kills the broker after the 500th answer in a stream of calls. After a
 // restart, every lease that was answered is active and in the log.
 func testKilled(t *testing.T, w *world, src *workloadapi.X509Source) {
 	const callers = 8

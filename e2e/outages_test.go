@@ -149,9 +149,9 @@ func testPostgresDown(t *testing.T, l *lab) {
 	}
 }
 
-// testBrokerKilled kills the broker at a random moment while it issues many
-// credentials. Within 30 s after the restart, no user is left without a lease.
-// testKilledAt kills the broker at each point of one call.
+// testBrokerKilled kills the broker after 41 answers, while it issues further
+// credentials to eight callers. Within 30 s after the restart, no user is left
+// without a lease. testKilledAt kills the broker at each point of one call.
 func testBrokerKilled(t *testing.T, l *lab) {
 	l.endAll(t)
 	var all sync.WaitGroup

@@ -113,7 +113,7 @@ func (o *office) checkAudit(t testing.TB) {
 		t.Errorf("the verifier does not report a passkey of another person: %v\n%s", err, out)
 	}
 	o.audit = []string{"--approvers", filepath.Join(o.dir, "approvers.txt")}
-	if out, err := o.verifyCommand().CombinedOutput(); err != nil || !strings.Contains(string(out), "4 of passkeys (of approvers given by you)") {
+	if out, err := o.verifyCommand().CombinedOutput(); err != nil || !strings.Contains(string(out), "4 by passkeys (of the people in --approvers)") {
 		t.Errorf("the log: %v\n%s", err, out)
 	}
 }

@@ -33,7 +33,7 @@ var ours = map[string][]string{
 	"issuers/vault":             {"broker", "audit"},
 	"issuers/aws":               {"broker", "audit", "issuers/token"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
-	"notify":                    {"broker"},
+	"notify":                    {"broker", "audit"},
 	"store":                     {"broker", "audit"},
 	"server":                    {"api", "audit", "broker", "server/ui"},
 	"server/ui":                 {},
@@ -66,7 +66,7 @@ var rooms = map[string][]string{
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"policy", "internal/config"},
 	"golang.org/x/time":                   {"server", "broker"},
-	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
+	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/hashicorp/vault/api":      {"issuers/vault"},
 	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
 	"golang.org/x/sys":                    {"store"},

@@ -335,7 +335,7 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
 			if err := leavePending(tx, r, now); err != nil {
 				return err
 			}
-			b.tell(tx, noticeOf(r), r, r.askedGroups(), rules, now)
+			b.notify(tx, decisionNotice(r), r, r.askedGroups(), rules, now)
 		}
 		tx.Put(r)
 		return nil

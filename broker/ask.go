@@ -308,9 +308,9 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 		tx.Put(c)
 		tx.Put(&OpenAsk{AskKey: open, Request: r.ID, Expires: r.Lapses})
 		tx.Put(r)
-		b.tell(tx, NoticePending, r, r.askedGroups(), rules, now)
+		b.notify(tx, NoticePending, r, r.askedGroups(), rules, now)
 		for _, step := range r.Decision.Obligations.Escalations {
-			b.tellAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)
+			b.notifyAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)
 		}
 		return f.again.remember(tx, r.ID, LeaseID{}, now)
 	})
@@ -343,7 +343,7 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Re
 			return err
 		}
 		if rules != nil {
-			b.tell(tx, NoticeWithdrawn, r, r.askedGroups(), rules, caller.At)
+			b.notify(tx, NoticeWithdrawn, r, r.askedGroups(), rules, caller.At)
 		}
 		tx.Put(r)
 		return nil

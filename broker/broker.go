@@ -70,7 +70,7 @@ const (
 	EventRevocation                      // an attempt to end a lease came to an end
 	EventUpstream                        // an issuer failed
 	EventApproved                        // the last approval came; Took is since the request
-	EventTold                            // a channel was told, or could not be; Issuer is its kind
+	EventNotified                        // an attempt to notify a channel ended; Issuer is the kind of the channel
 )
 
 // A Broker turns requests into credentials. It is safe for concurrent use.
@@ -81,8 +81,6 @@ type Broker struct {
 	rules    atomic.Pointer[Rules]
 	waiters  waiters
 	pendings pending
-	channels channels
-	tellers  atomic.Pointer[map[string]Notifier]
 	denials  denials
 	reaper   *reaper
 	lists    gate                         // of lists, which read many rows: reading one row never waits for them
@@ -120,14 +118,13 @@ func New(cfg Config) (*Broker, error) {
 	return &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}, nil
 }
 
-// Run ends due leases, continues interrupted kill switches, notifies people and
-// flushes the counts of repeated denials, until ctx ends.
+// Run ends due leases, continues interrupted kill switches and flushes the counts
+// of repeated denials, until ctx ends.
 func (b *Broker) Run(ctx context.Context) error {
 	var group errgroup.Group
 	for name := range b.cfg.Issuers {
 		group.Go(func() error { b.reaper.run(ctx, name); return nil })
 	}
-	group.Go(func() error { b.deliverForever(ctx); return nil })
 	group.Go(func() error { b.resumeForever(ctx); return nil })
 	b.flushForever(ctx)
 	return group.Wait()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/notify"
 )
 
 // A receiver is a channel that writes down what it is told.
@@ -53,20 +54,32 @@ func (r *receiver) events() (out []broker.NoticeEvent) {
 
 func (w *world) deliver(t *testing.T, at time.Time) {
 	t.Helper()
-	if _, err := w.broker.Deliver(t.Context(), at); err != nil {
+	if _, err := w.outbox.Deliver(t.Context(), at); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (w *world) withChannel(r *receiver) *world {
-	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": r})
+// setNotifiers replaces the notifiers, as a reload of the configuration does.
+func (w *world) setNotifiers(t *testing.T, byChannel map[string]notify.Notifier) {
+	t.Helper()
+	rules := *w.broker.Rules()
+	rules.PeopleChannel = byChannel[broker.PeopleChannel] != nil
+	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, &rules); err != nil {
+		t.Fatal(err)
+	}
+	w.outbox.SetNotifiers(byChannel)
+}
+
+func (w *world) withChannel(t *testing.T, r *receiver) *world {
+	t.Helper()
+	w.setNotifiers(t, map[string]notify.Notifier{"hook:support": r})
 	return w
 }
 
 // What waits is told once, and what was made of it later leads back to it.
 func TestPeopleAreTold(t *testing.T) {
 	r := &receiver{}
-	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 	asked := w.ask(t, read("tickets:close"))
 	w.deliver(t, noon)
 	w.deliver(t, noon.Add(time.Second))
@@ -89,7 +102,7 @@ func TestPeopleAreTold(t *testing.T) {
 // time is over; nothing is lost by a restart.
 func TestTellingAgain(t *testing.T) {
 	r := &receiver{answer: errors.New("no route")}
-	w := peopleWorld(t, `@approval("1 of support") @lapse_after("48h")`).withChannel(r)
+	w := peopleWorld(t, `@approval("1 of support") @lapse_after("48h")`).withChannel(t, r)
 	w.ask(t, read("tickets:close"))
 	w.deliver(t, noon)
 	w.deliver(t, noon.Add(100*time.Millisecond))
@@ -97,9 +110,10 @@ func TestTellingAgain(t *testing.T) {
 		t.Fatalf("a channel that just failed was told %d times", len(r.events()))
 	}
 	w.broker = w.restart(t, map[string]broker.Issuer{"tickets": signer{}, "db": &system{}})
-	w.withChannel(r)
+	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: w.store})
+	w.withChannel(t, r)
 	w.deliver(t, noon.Add(time.Hour))
-	r.answer = &broker.TellLater{Err: errors.New("too many"), After: 10 * time.Minute}
+	r.answer = &notify.RetryAfter{Err: errors.New("too many"), After: 10 * time.Minute}
 	w.deliver(t, noon.Add(2*time.Hour))
 	w.deliver(t, noon.Add(2*time.Hour+9*time.Minute))
 	if len(r.events()) != 3 {
@@ -134,8 +148,8 @@ func TestTellingEnds(t *testing.T) {
 			want: []broker.NoticeEvent{broker.NoticeDenied},
 		},
 		"what lapsed is not asked for":  {at: 2 * time.Hour},
-		"a channel that is gone":        {answer: broker.ErrChannelGone, want: []broker.NoticeEvent{broker.NoticePending}},
-		"a channel that does not exist": {before: func(_ *testing.T, w *world, _ *broker.Request) { w.broker.SetNotifiers(nil) }},
+		"a channel that is gone":        {answer: notify.ErrChannelGone, want: []broker.NoticeEvent{broker.NoticePending}},
+		"a channel that does not exist": {before: func(t *testing.T, w *world, _ *broker.Request) { w.setNotifiers(t, nil) }},
 		"what was tried for a whole day": {
 			before: func(t *testing.T, w *world, r *broker.Request) {
 				if _, err := w.vote(t, approver("ben", noon), r, yes, noon); err != nil {
@@ -147,14 +161,14 @@ func TestTellingEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := &receiver{answer: test.answer}
-			w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+			w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 			asked := w.ask(t, read("tickets:close"))
 			if test.before != nil {
 				test.before(t, w, asked)
 			}
 			for range 3 {
 				w.deliver(t, noon.Add(test.at))
-				w.withChannel(r) // whatever is left would be told now
+				w.withChannel(t, r) // whatever is left would be told now
 				test.at += 10 * time.Minute
 			}
 			if got := r.events(); !slices.Equal(got, test.want) {
@@ -168,11 +182,11 @@ func TestTellingEnds(t *testing.T) {
 func TestSlowChannel(t *testing.T) {
 	slow, quick := &receiver{block: make(chan struct{}), entered: make(chan struct{}, 2)}, &receiver{}
 	w := peopleWorld(t, `@approval("1 of support, 1 of security")`)
-	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": slow, "hook:security": quick})
+	w.setNotifiers(t, map[string]notify.Notifier{"hook:support": slow, "hook:security": quick})
 	w.ask(t, read("tickets:close"))
 	done := make(chan error, 1)
 	go func() {
-		_, err := w.broker.Deliver(t.Context(), noon)
+		_, err := w.outbox.Deliver(t.Context(), noon)
 		done <- err
 	}()
 	<-slow.entered
@@ -231,14 +245,14 @@ func (w *world) queue(t *testing.T, r *broker.Request, channel string, event bro
 func TestFullChannelHidesNoOther(t *testing.T) {
 	failing, quick := &receiver{answer: errors.New("no route")}, &receiver{}
 	w := peopleWorld(t, `@approval("1 of support")`)
-	w.broker.SetNotifiers(map[string]broker.Notifier{"hook:support": failing, "hook:security": quick})
+	w.setNotifiers(t, map[string]notify.Notifier{"hook:support": failing, "hook:security": quick})
 	r := w.ask(t, read("tickets:close"))
 	r.Requester.ID = "" // as many requesters have
 	w.queue(t, r, "hook:support", broker.NoticePending, 5000)
 	w.deliver(t, noon)
 	w.ask(t, withReason(glass("tickets:read"), "the till is on fire"))
 	w.deliver(t, noon)
-	if got := quick.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticeGlass}) {
+	if got := quick.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticeBreakGlass}) {
 		t.Errorf("the other channel was told %v", got)
 	}
 	if got := failing.events(); len(got) != 1 {
@@ -249,13 +263,13 @@ func TestFullChannelHidesNoOther(t *testing.T) {
 // An alarm comes before all that waits for its channel longer.
 func TestAlarmsComeFirst(t *testing.T) {
 	r := &receiver{}
-	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 	w.ask(t, read("tickets:close"))
 	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), withReason(glass("tickets:read"), "the till is on fire"), broker.Again{}); err != nil {
 		t.Fatal(err)
 	}
 	w.deliver(t, noon.Add(time.Minute))
-	if got := r.events(); len(got) < 2 || got[0] != broker.NoticeGlass || got[len(got)-1] != broker.NoticePending {
+	if got := r.events(); len(got) < 2 || got[0] != broker.NoticeBreakGlass || got[len(got)-1] != broker.NoticePending {
 		t.Errorf("told %v", got)
 	}
 }
@@ -263,7 +277,7 @@ func TestAlarmsComeFirst(t *testing.T) {
 // Whoever withdraws before anybody was asked leaves nothing to be told.
 func TestWithdrawnUnheard(t *testing.T) {
 	r := &receiver{}
-	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 	heard := w.ask(t, read("tickets:close"))
 	w.deliver(t, noon)
 	unheard := w.ask(t, withReason(read("tickets:close"), "another one"))
@@ -282,7 +296,7 @@ func TestWithdrawnUnheard(t *testing.T) {
 // and an alarm never.
 func TestOneRequesterFillsNoQueue(t *testing.T) {
 	r := &receiver{answer: errors.New("no route")}
-	w := peopleWorld(t, `@approval("1 of support")`).withChannel(r)
+	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 	w.deliver(t, noon)
 	open := w.ask(t, read("tickets:close"))
 	over := w.ask(t, withReason(read("tickets:close"), "another one"))
@@ -291,14 +305,14 @@ func TestOneRequesterFillsNoQueue(t *testing.T) {
 	}
 	w.queue(t, over, "hook:support", broker.NoticePending, 300)
 	w.queue(t, over, "hook:support", broker.NoticeWithdrawn, 300)
-	w.queue(t, open, "hook:support", broker.NoticeGlass, 300)
+	w.queue(t, open, "hook:support", broker.NoticeBreakGlass, 300)
 	w.deliver(t, noon)
-	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 1 || got[broker.NoticeWithdrawn] != 0 || got[broker.NoticeGlass] != 300 {
+	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 1 || got[broker.NoticeWithdrawn] != 0 || got[broker.NoticeBreakGlass] != 300 {
 		t.Errorf("what is over still waits, or an alarm does not: %v", got)
 	}
 	w.queue(t, open, "hook:support", broker.NoticePending, 300)
 	w.deliver(t, noon)
-	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 100 || got[broker.NoticeGlass] != 300 {
+	if got := w.waiting(t, "hook:support"); got[broker.NoticePending] != 100 || got[broker.NoticeBreakGlass] != 300 {
 		t.Errorf("one requester has waiting %v", got)
 	}
 }
@@ -307,7 +321,7 @@ func TestOneRequesterFillsNoQueue(t *testing.T) {
 // them went to a channel that was told before.
 func TestEveryMessageIsKnown(t *testing.T) {
 	r := &receiver{}
-	w := peopleWorld(t, `@approval("1 of support") @escalate("15m to security")`).withChannel(r) // security's is support's
+	w := peopleWorld(t, `@approval("1 of support") @escalate("15m to security")`).withChannel(t, r) // security's is support's
 	asked := w.ask(t, read("tickets:close"))
 	w.deliver(t, noon)
 	w.deliver(t, noon.Add(15*time.Minute))

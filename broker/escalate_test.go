@@ -34,7 +34,7 @@ func (h *hooked) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // withHooks tells channels by webhooks, each at its own receiver.
 func (w *world) withHooks(t *testing.T, channels ...string) map[string]*hooked {
 	t.Helper()
-	all, hooks := map[string]broker.Notifier{}, map[string]*hooked{}
+	all, hooks := map[string]notify.Notifier{}, map[string]*hooked{}
 	for _, name := range channels {
 		hooks[name] = &hooked{}
 		server := httptest.NewServer(hooks[name])
@@ -45,7 +45,7 @@ func (w *world) withHooks(t *testing.T, channels ...string) map[string]*hooked {
 		}
 		all[name] = made
 	}
-	w.broker.SetNotifiers(all)
+	w.setNotifiers(t, all)
 	return hooks
 }
 

@@ -341,7 +341,7 @@ func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, r
 			return nil
 		}
 		if rules != nil {
-			b.tell(tx, NoticeDenied, stored, stored.askedGroups(), rules, caller.At)
+			b.notify(tx, NoticeDenied, stored, stored.askedGroups(), rules, caller.At)
 		}
 		return leavePending(tx, stored, caller.At)
 	})

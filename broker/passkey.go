@@ -188,7 +188,7 @@ func (b *Broker) Enrol(ctx context.Context, caller Caller, p Passkey) error {
 		}
 		a.Passkeys = append(a.Passkeys, p)
 		tx.Put(a)
-		b.tellEnrolled(tx, caller.Subject, &p, caller.At)
+		notifyEnrolled(tx, caller.Subject, &p, b.Rules(), caller.At)
 		return nil
 	})
 	return err

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/notify"
 )
 
 // A person is told of a passkey that is enrolled for them, at the address that
@@ -23,7 +24,7 @@ func TestEnrolmentIsAnnounced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := &receiver{}
 			w := peopleWorld(t, `@approval("1 of support")`)
-			w.broker.SetNotifiers(map[string]broker.Notifier{test.channel: r})
+			w.setNotifiers(t, map[string]notify.Notifier{test.channel: r})
 			who := logsIn("ben", noon)
 			who.Person.Email = test.email
 			p := broker.Passkey{ID: []byte{1}, Public: []byte{2}, RP: rp, Name: "call +1 555 0100"}
@@ -61,7 +62,7 @@ func TestManagerIsTold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := &receiver{}
 			w := newWorld(t, worldConfig{policies: `@id("people") @approval("1 of manager") permit (principal is Person, action == Action::"request", resource == Entitlement::"tickets");`, issuers: map[string]broker.Issuer{"tickets": signer{}}})
-			w.broker.SetNotifiers(map[string]broker.Notifier{broker.PeopleChannel: r})
+			w.setNotifiers(t, map[string]notify.Notifier{broker.PeopleChannel: r})
 			err := w.store.Update(t.Context(), nil, func(tx broker.Tx) error {
 				tx.Put(&broker.Account{Person: "login/mia", Email: test.email})
 				return nil

@@ -66,8 +66,8 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	r.ReviewDue = now.Add(r.Decision.Obligations.ReviewWithin)
 	open.Open[r.ID.String()], open.By[r.ID.String()] = r.ReviewDue, r.Requester.ID
 	tx.Put(open)
-	b.tell(tx, NoticeGlass, r, r.reviewers(), rules, now)
-	b.tellAt(tx, NoticeOverdue, r, r.reviewers(), rules, r.ReviewDue, now)
+	b.notify(tx, NoticeBreakGlass, r, r.reviewers(), rules, now)
+	b.notifyAt(tx, NoticeOverdue, r, r.reviewers(), rules, r.ReviewDue, now)
 	return nil
 }
 
@@ -219,7 +219,7 @@ func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error 
 			delete(open.Open, r.ID.String())
 			delete(open.By, r.ID.String())
 			tx.Put(open)
-			b.tell(tx, NoticeReviewed, r, r.reviewers(), rules, v.caller.At)
+			b.notify(tx, NoticeReviewed, r, r.reviewers(), rules, v.caller.At)
 		}
 		tx.Put(r)
 		return nil

@@ -13,12 +13,13 @@ import (
 // Rules are everything that a decision reads. They are replaced whole, and
 // the replacement is recorded before the first decision under it.
 type Rules struct {
-	Policy    Policy
-	Catalogue Catalogue
-	Groups    map[string]Group
-	Marks     []Mark
-	Revision  audit.Digest            // of all of it
-	Files     map[string]audit.Digest // by name, for the record
+	Policy        Policy
+	Catalogue     Catalogue
+	Groups        map[string]Group
+	Marks         []Mark
+	PeopleChannel bool                    // notices to one person can be sent; not part of the revision
+	Revision      audit.Digest            // of all of it
+	Files         map[string]audit.Digest // by name, for the record
 }
 
 // A Catalogue is what can be asked for, by name.

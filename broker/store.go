@@ -48,12 +48,13 @@ type Tx interface {
 	Requests(RequestQuery) (page []*Request, next RequestID, err error)
 	Leases(LeaseQuery) (page []*Lease, next LeaseID, err error)
 
-	// NoticeChannels names the channels that have something to be told, now or
-	// later; Notices lists that of one; Crowds names, with the longest queue
-	// first, who has more than most of it waiting for one channel. Only in a View.
+	// NoticeChannels returns the channels with undelivered notices. Notices lists
+	// undelivered notices of one channel. Backlogs returns the requesters with more
+	// than most undelivered notices that are not urgent for one channel, those with
+	// the most first. Only in a View.
 	NoticeChannels() ([]string, error)
 	Notices(NoticeQuery) ([]*Notice, error)
-	Crowds(most, limit int) ([]Crowd, error)
+	Backlogs(most, limit int) ([]Backlog, error)
 
 	// Reviews lists the entitlements that have open ones. Only in a View.
 	Reviews() ([]*Reviews, error)

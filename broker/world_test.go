@@ -10,6 +10,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/notify"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
 )
@@ -29,6 +30,7 @@ func agent(now time.Time) broker.Identity { return workload("spiffe://acme.test/
 // A world is a broker with its real store and policy, without HTTP.
 type world struct {
 	broker *broker.Broker
+	outbox *notify.Outbox
 	store  *store.Store
 	rules  *broker.Rules
 }
@@ -143,6 +145,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	if cfg.wrap != nil {
 		wrapped = cfg.wrap(s)
 	}
+	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: wrapped, Observe: cfg.observe})
 	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe}, w.rules)
 	return w
 }

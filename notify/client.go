@@ -13,8 +13,6 @@ import (
 	"strconv"
 	"syscall"
 	"time"
-
-	"accessbroker.internal/broker"
 )
 
 // callTime bounds one call; maxAnswer is how much of its answer is read.
@@ -91,7 +89,7 @@ func newClient(roots *x509.CertPool, allowPrivate bool) *http.Client {
 }
 
 // send makes the call, and reads its answer. Whatever is not 2xx is an error;
-// one that says when to come back is a *broker.TellLater.
+// one that says when to come back is a *RetryAfter.
 func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, error) {
 	resp, err := client.Do(req.WithContext(ctx))
 	if err != nil {
@@ -101,13 +99,13 @@ func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, 
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	switch {
 	case resp.StatusCode == http.StatusGone:
-		return nil, broker.ErrChannelGone
+		return nil, ErrChannelGone
 	case resp.StatusCode/100 == 3:
 		return nil, fmt.Errorf("it redirects (%d), which is not followed", resp.StatusCode)
 	case resp.StatusCode/100 != 2:
 		failed := fmt.Errorf("it answered %d", resp.StatusCode)
 		if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-			return nil, &broker.TellLater{Err: failed, After: time.Duration(min(seconds, 3600)) * time.Second}
+			return nil, &RetryAfter{Err: failed, After: time.Duration(min(seconds, 3600)) * time.Second}
 		}
 		return nil, failed
 	}

@@ -43,7 +43,7 @@ type mailer struct {
 }
 
 // NewMail makes a channel of mail.
-func NewMail(c MailConfig) (broker.Notifier, error) {
+func NewMail(c MailConfig) (Notifier, error) {
 	m := &mailer{cfg: c}
 	var err error
 	if m.from, err = mail.ParseAddress(c.From); err != nil {
@@ -75,7 +75,7 @@ func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request
 	if n.Channel == broker.PeopleChannel {
 		a, err := mail.ParseAddress(n.Address)
 		if err != nil {
-			return "", fmt.Errorf("what the provider says is no mail address: %w", broker.ErrChannelGone)
+			return "", fmt.Errorf("what the provider says is no mail address: %w", ErrChannelGone)
 		}
 		to = []*mail.Address{{Address: a.Address}}
 	}
@@ -102,7 +102,7 @@ func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request
 	defer func() { _ = client.Close() }()
 	err = m.deliver(client, to, text)
 	if refused := (*textproto.Error)(nil); n.Channel == broker.PeopleChannel && errors.As(err, &refused) && refused.Code == 550 {
-		return "", fmt.Errorf("the mail server knows no such address: %w", broker.ErrChannelGone) // one person's holds up no other's
+		return "", fmt.Errorf("the mail server knows no such address: %w", ErrChannelGone) // one person's holds up no other's
 	}
 	return "", err
 }

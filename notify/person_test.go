@@ -81,7 +81,7 @@ func TestPersonWhoCantBeReached(t *testing.T) {
 			}
 			n := newPasskey()
 			n.Address = test.address
-			if _, err := m.Notify(t.Context(), n, nil, nil, noon); !errors.Is(err, broker.ErrChannelGone) {
+			if _, err := m.Notify(t.Context(), n, nil, nil, noon); !errors.Is(err, ErrChannelGone) {
 				t.Error(err)
 			}
 			if len(s.messages) > 0 {

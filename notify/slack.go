@@ -32,7 +32,7 @@ type slack struct {
 }
 
 // NewSlack makes a channel of Slack.
-func NewSlack(c SlackConfig) (broker.Notifier, error) {
+func NewSlack(c SlackConfig) (Notifier, error) {
 	if (c.Token == "" || c.Channel == "") == (c.Webhook == "") {
 		return nil, errors.New("give a bot's token and a channel's id, or the URL of an incoming webhook")
 	}

@@ -56,7 +56,7 @@ func checkURL(text string, allowPrivate bool) error {
 }
 
 // NewWebhook makes a channel that posts events.
-func NewWebhook(c WebhookConfig) (broker.Notifier, error) {
+func NewWebhook(c WebhookConfig) (Notifier, error) {
 	if err := checkURL(c.URL, c.AllowPrivate); err != nil {
 		return nil, err
 	}

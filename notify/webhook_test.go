@@ -14,13 +14,11 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"accessbroker.internal/broker"
 )
 
 const secretText = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-func webhookTo(t *testing.T, url string, secrets ...string) broker.Notifier {
+func webhookTo(t *testing.T, url string, secrets ...string) Notifier {
 	t.Helper()
 	cfg := WebhookConfig{Pages: "https://broker.acme.test", URL: url, AllowPrivate: true}
 	for _, s := range secrets {
@@ -120,11 +118,11 @@ func TestReceiversThatFail(t *testing.T) {
 	if err := tell("/500"); err == nil || err.Error() != "it answered 500" {
 		t.Error(err)
 	}
-	if err := tell("/410"); !errors.Is(err, broker.ErrChannelGone) {
+	if err := tell("/410"); !errors.Is(err, ErrChannelGone) {
 		t.Error(err)
 	}
 	for path, want := range map[string]time.Duration{"/429": 90 * time.Second, "/503": time.Hour} {
-		var later *broker.TellLater
+		var later *RetryAfter
 		if err := tell(path); !errors.As(err, &later) || later.After != want {
 			t.Errorf("%s: %v", path, err)
 		}

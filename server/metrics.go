@@ -140,7 +140,7 @@ func (m *Metrics) Observe(e broker.Event) {
 		if e.Code == string(broker.RevokedImmediate) {
 			m.revokeLag.WithLabelValues(issuer).Observe(max(e.Lag, 0).Seconds())
 		}
-	case broker.EventTold:
+	case broker.EventNotified:
 		m.told.WithLabelValues(issuer, code).Inc()
 	case broker.EventUpstream:
 		m.upstream.WithLabelValues(issuer, code).Inc()

@@ -15,7 +15,7 @@ import (
 func fullMetrics() *Metrics {
 	one := func() float64 { return 1 }
 	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one})
-	for kind := broker.EventRequest; kind <= broker.EventTold; kind++ {
+	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
 	m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(broker.RevokedImmediate), Lag: 3 * time.Second})

@@ -52,8 +52,8 @@ func checkNotices(t *testing.T, s *Store) {
 		if err != nil || !slices.Equal(channels, []string{"mail:dba", "slack:dba"}) {
 			t.Errorf("channels %q, %v", channels, err)
 		}
-		for most, want := range map[int][]broker.Crowd{2: {{Channel: "slack:dba", Requester: "spiffe://acme.test/a"}}, 3: nil} {
-			if got, err := tx.Crowds(most, 10); err != nil || !slices.Equal(got, want) {
+		for most, want := range map[int][]broker.Backlog{2: {{Channel: "slack:dba", Requester: "spiffe://acme.test/a"}}, 3: nil} {
+			if got, err := tx.Backlogs(most, 10); err != nil || !slices.Equal(got, want) {
 				t.Errorf("more than %d: %v, %v", most, got, err)
 			}
 		}
@@ -68,7 +68,7 @@ func putNotices(t *testing.T, s *Store) {
 	t.Helper()
 	put(t, s,
 		notice(1, "slack:dba", broker.NoticePending, testNow), notice(2, "slack:dba", broker.NoticeWithdrawn, testNow.Add(-time.Second)),
-		notice(3, "slack:dba", broker.NoticeEscalated, testNow.Add(time.Second)), notice(4, "slack:dba", broker.NoticeGlass, testNow),
+		notice(3, "slack:dba", broker.NoticeEscalated, testNow.Add(time.Second)), notice(4, "slack:dba", broker.NoticeBreakGlass, testNow),
 		notice(5, "mail:dba", broker.NoticePending, testNow), notice(6, "mail:told", broker.NoticePending, time.Time{}))
 }
 

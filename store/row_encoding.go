@@ -68,8 +68,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Login{LoginKey: k}, nil
 	case broker.PersonKey:
 		return &broker.Account{Person: k}, nil
-	case broker.TellingKey:
-		return &broker.Telling{TellingKey: k}, nil
+	case broker.DeliveryKey:
+		return &broker.Delivery{DeliveryKey: k}, nil
 	}
 	return nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -103,7 +103,7 @@ func rowFields(r broker.Row, c *coder) error {
 		loginFields(r, c)
 	case *broker.Account:
 		c.fields(&r.Passkeys, &r.Name, &r.Email, (*string)(&r.Person))
-	case *broker.Telling:
+	case *broker.Delivery:
 		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
 	default:
 		return fmt.Errorf("a row of type %T has no table", r)

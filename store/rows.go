@@ -28,7 +28,7 @@ const (
 	logouts
 	logins
 	people
-	tellings
+	deliveries
 	tableCount
 )
 
@@ -50,7 +50,7 @@ var tables = [tableCount]struct {
 	logouts:     {"logouts", 0, []string{"expires"}},
 	logins:      {"logins", 32, []string{"expires"}},
 	people:      {"people", 0, nil},
-	tellings:    {"tellings", 0, []string{"expires"}},
+	deliveries:  {"tellings", 0, []string{"expires"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -112,8 +112,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return logins, k[:], nil
 	case broker.PersonKey:
 		return people, joined(string(k)), nil
-	case broker.TellingKey:
-		return tellings, joined(string(k.Request[:]), k.Channel), nil
+	case broker.DeliveryKey:
+		return deliveries, joined(string(k.Request[:]), k.Channel), nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -175,7 +175,7 @@ func extraColumns(r broker.Row) []any {
 		return []any{ceilMillis(r.Expires)}
 	case *broker.Login:
 		return []any{ceilMillis(r.Expires)}
-	case *broker.Telling:
+	case *broker.Delivery:
 		return []any{ceilMillis(r.Expires)}
 	}
 	return nil
@@ -284,8 +284,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.LogoutKey{Provider: parts[0], Claim: parts[1], Value: parts[2]}, nil
 	case t == people && len(parts) == 1:
 		return broker.PersonKey(parts[0]), nil
-	case t == tellings && len(parts) == 2 && len(parts[0]) == len(broker.RequestID{}):
-		return broker.TellingKey{Request: broker.RequestID([]byte(parts[0])), Channel: parts[1]}, nil
+	case t == deliveries && len(parts) == 2 && len(parts[0]) == len(broker.RequestID{}):
+		return broker.DeliveryKey{Request: broker.RequestID([]byte(parts[0])), Channel: parts[1]}, nil
 	case t == signingKeys && len(parts) == 2:
 		return broker.SigningKeyID{Purpose: parts[0], ID: parts[1]}, nil
 	}

@@ -82,8 +82,8 @@ func (tx *updateTx) Notices(broker.NoticeQuery) ([]*broker.Notice, error) { retu
 // NoticeChannels implements broker.Tx.
 func (tx *updateTx) NoticeChannels() ([]string, error) { return nil, errListing }
 
-// Crowds implements broker.Tx.
-func (tx *updateTx) Crowds(int, int) ([]broker.Crowd, error) { return nil, errListing }
+// Backlogs implements broker.Tx.
+func (tx *updateTx) Backlogs(int, int) ([]broker.Backlog, error) { return nil, errListing }
 
 // Reviews implements broker.Tx.
 func (tx *updateTx) Reviews() ([]*broker.Reviews, error) { return nil, errListing }

@@ -244,12 +244,12 @@ func (v *viewTx) NoticeChannels() (names []string, err error) {
 	return names, nil
 }
 
-// Crowds implements broker.Tx.
-func (v *viewTx) Crowds(most, limit int) (list []broker.Crowd, err error) {
+// Backlogs implements broker.Tx.
+func (v *viewTx) Backlogs(most, limit int) (list []broker.Backlog, err error) {
 	query := `SELECT channel, requester FROM notices INDEXED BY notices_requester WHERE due IS NOT NULL AND requester IS NOT NULL
 		GROUP BY channel, requester HAVING count(*) > ? ORDER BY count(*) DESC LIMIT ?`
 	err = each(v.ctx, v.tx, query, []any{most, limit}, func(rows *sql.Rows) error {
-		var c broker.Crowd
+		var c broker.Backlog
 		err := rows.Scan(&c.Channel, &c.Requester)
 		list = append(list, c)
 		return err

@@ -60,7 +60,7 @@ func (c *checker) notify() {
 	}
 	texts := c.templates("notify/templates", f.Templates)
 	pages := c.cfg.UIURL.String()
-	c.cfg.Notifiers = map[string]broker.Notifier{}
+	c.cfg.Notifiers = map[string]notify.Notifier{}
 	for _, name := range slices.Sorted(maps.Keys(f.Slack)) {
 		at, s := "notify/slack/"+name, f.Slack[name]
 		made, err := notify.NewSlack(notify.SlackConfig{
@@ -101,7 +101,7 @@ func (c *checker) notify() {
 	}
 }
 
-func (c *checker) channel(key, name string, made broker.Notifier, err error) {
+func (c *checker) channel(key, name string, made notify.Notifier, err error) {
 	_, short, _ := strings.Cut(name, ":")
 	c.name(key, short)
 	if err != nil {

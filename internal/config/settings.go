@@ -16,6 +16,7 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/notify"
 )
 
 // A Config is an operator's file that was read and found to be right. Relative
@@ -47,7 +48,7 @@ type Config struct {
 	SessionIdle    time.Duration
 	SessionLasts   time.Duration
 	TicketURL      string                     // such as "https://tracker.acme.test/{ticket}"
-	Notifiers      map[string]broker.Notifier // by channel; nil: the file has no notify section
+	Notifiers      map[string]notify.Notifier // by channel; nil: the file has no notify section
 }
 
 // A Listener is one address and what it serves.

@@ -49,10 +49,12 @@ func (s *Service) install(ctx context.Context, c *config.Config, by broker.Ident
 	if err := keepFiles(dir, engine.Contents(), engine.Files()); err != nil {
 		return "", err
 	}
-	if err := s.broker.SetRules(ctx, broker.Self(by, time.Now()), engine.Rules()); err != nil {
+	rules := engine.Rules()
+	rules.PeopleChannel = c.Notifiers[broker.PeopleChannel] != nil
+	if err := s.broker.SetRules(ctx, broker.Self(by, time.Now()), rules); err != nil {
 		return "", err
 	}
-	s.broker.SetNotifiers(c.Notifiers)
+	s.outbox.SetNotifiers(c.Notifiers)
 	return engine.Revision().String(), nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/notify"
 	"accessbroker.internal/server"
 	"accessbroker.internal/store"
 )
@@ -61,6 +62,7 @@ type Service struct {
 	people    *attest.People // nil: nobody can log in
 	passkeys  *attest.Passkeys
 	broker    *broker.Broker
+	outbox    *notify.Outbox
 	metrics   *server.Metrics
 	server    *server.Server
 	loops     []func(context.Context) error // of issuers
@@ -209,6 +211,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.outbox = notify.NewOutbox(notify.OutboxConfig{Store: s.store, Log: s.log, Observe: s.metrics.Observe})
 	_, err = s.install(ctx, s.config, broker.Identity{})
 	return err
 }

@@ -1,0 +1,180 @@
+package notify
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A job is a notice with the rows that its delivery needs.
+type job struct {
+	notice   *broker.Notice
+	request  *broker.Request
+	delivery *broker.Delivery // nil: the channel has no message about the request
+	address  string           // mail address of the one person it is for; empty: none
+	needed   bool             // the message is still true and of use
+}
+
+// nextJob returns the next due job of a channel, urgent ones first, or nil.
+func (o *Outbox) nextJob(ctx context.Context, channel string, now time.Time) (j *job, err error) {
+	err = o.cfg.Store.View(ctx, func(tx broker.Tx) error {
+		for _, urgent := range []bool{true, false} {
+			list, err := tx.Notices(broker.NoticeQuery{Channel: channel, Urgent: urgent, Now: now, Limit: 1})
+			if err != nil {
+				return err
+			}
+			if len(list) > 0 {
+				j, err = newJob(tx, list[0], now)
+				return err
+			}
+		}
+		return nil
+	})
+	return j, err
+}
+
+// row returns the row of a key, or nil if there is none.
+func row[R broker.Row](tx broker.Tx, key broker.Key) (R, error) {
+	r, err := broker.Get[R](tx, key)
+	if errors.Is(err, broker.ErrNotFound) {
+		err = nil
+	}
+	return r, err
+}
+
+func newJob(tx broker.Tx, n *broker.Notice, now time.Time) (j *job, err error) {
+	j = &job{notice: n, address: n.Address}
+	if n.Event == broker.NoticePasskey { // it is about no request
+		j.needed = n.Channel == broker.PeopleChannel
+		return j, nil
+	}
+	if j.request, err = row[*broker.Request](tx, n.Request); err != nil || j.request == nil {
+		return j, err
+	}
+	if j.delivery, err = row[*broker.Delivery](tx, broker.DeliveryKey{Request: n.Request, Channel: n.Channel}); err != nil {
+		return nil, err
+	}
+	j.needed = n.Current(j.request, now)
+	if n.Event == broker.NoticeWithdrawn && j.delivery == nil {
+		j.needed = false // the channel never heard of the request
+	}
+	if n.Person != "" && n.Address == "" {
+		a, err := broker.AccountOf(tx, broker.PersonKey(n.Person))
+		if err != nil {
+			return nil, err
+		}
+		j.address = a.Email
+	}
+	return j, nil
+}
+
+// callTimeout bounds one call of a Notifier.
+const callTimeout = 15 * time.Second
+
+// deliver delivers a notice, or drops it, and records the outcome. failed is the
+// error of the channel, err that of the store.
+func (o *Outbox) deliver(ctx context.Context, j *job, now time.Time) (failed, err error) {
+	if dropped, err := o.dropUndeliverable(ctx, j, now); dropped {
+		return nil, err
+	}
+	n := j.notice
+	var earlier []string
+	if j.delivery != nil {
+		earlier = j.delivery.References
+	}
+	addressed := *n
+	addressed.Address = j.address
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	reference, failed := o.notifier(n.Channel).Notify(call, &addressed, j.request, earlier, now)
+	switch {
+	case failed == nil:
+		o.observe(n, "ok")
+		return nil, o.recordDelivery(ctx, n, reference)
+	case errors.Is(failed, ErrChannelGone):
+		o.cfg.Log.WarnContext(ctx, "dropping a notice: the channel is gone", "channel", n.Channel, "notice", n.ID.String(), "err", failed)
+		o.observe(n, "gone")
+		return nil, o.drop(ctx, n)
+	}
+	o.observe(n, "failed")
+	o.cfg.Log.WarnContext(ctx, "delivery failed", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts+1, "err", failed)
+	return failed, o.retryLater(ctx, n, failed, now)
+}
+
+// dropUndeliverable drops a notice that must not or can't be sent. It reports
+// whether it did.
+func (o *Outbox) dropUndeliverable(ctx context.Context, j *job, now time.Time) (dropped bool, err error) {
+	n := j.notice
+	switch {
+	case !j.needed:
+	case !now.Before(n.Expires):
+		o.cfg.Log.WarnContext(ctx, "dropping a notice: it could not be delivered in time", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts)
+		o.observe(n, "expired")
+	case o.notifier(n.Channel) == nil:
+		o.cfg.Log.WarnContext(ctx, "dropping a notice: its channel is not configured", "channel", n.Channel, "group", n.Group)
+		o.observe(n, "no_channel")
+	case n.Channel == broker.PeopleChannel && j.address == "":
+		o.cfg.Log.WarnContext(ctx, "dropping a notice: the person has no mail address", "person", n.Person)
+		o.observe(n, "no_address")
+	default:
+		return false, nil
+	}
+	return true, o.drop(ctx, n)
+}
+
+// retryLater records a failed attempt and when to try again.
+func (o *Outbox) retryLater(ctx context.Context, n *broker.Notice, failed error, now time.Time) error {
+	n.Attempts++
+	n.Due = now.Add(broker.Backoff(n.Attempts))
+	if wait := (*RetryAfter)(nil); errors.As(failed, &wait) {
+		n.Due = now.Add(max(wait.After, time.Second))
+	}
+	return o.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx broker.Tx) error { tx.Put(n); return nil })
+}
+
+// maxReferences is how many messages about one request a channel can update.
+const maxReferences = 8
+
+// recordDelivery removes a notice from the queue and stores the reference of its
+// message. The store happens after the call, so a crash in between sends the notice
+// again.
+func (o *Outbox) recordDelivery(ctx context.Context, n *broker.Notice, reference string) error {
+	n.Due = time.Time{}
+	key := broker.DeliveryKey{Request: n.Request, Channel: n.Channel}
+	return o.cfg.Store.Update(context.WithoutCancel(ctx), []broker.Key{key}, func(tx broker.Tx) error {
+		tx.Put(n)
+		if n.Request.IsZero() {
+			return nil
+		}
+		d, err := row[*broker.Delivery](tx, key)
+		if err != nil {
+			return err
+		}
+		if d == nil {
+			d = &broker.Delivery{DeliveryKey: key}
+		}
+		if reference != "" && !slices.Contains(d.References, reference) && len(d.References) < maxReferences {
+			d.References = append(d.References, reference)
+		}
+		d.Expires = n.Created.Add(broker.MaxDuration) // a grant may start that late
+		tx.Put(d)
+		return nil
+	})
+}
+
+// drop removes notices from the queue.
+func (o *Outbox) drop(ctx context.Context, list ...*broker.Notice) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return o.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx broker.Tx) error {
+		for _, n := range list {
+			n.Due = time.Time{}
+			tx.Put(n)
+		}
+		return nil
+	})
+}

@@ -120,39 +120,35 @@ func verifyOptions(key, approvers string, checkpoints []string) (verify.Options,
 }
 
 func writeReport(w io.Writer, r *verify.Report) {
-	fmt.Fprintf(w, "log\t%s\n", printable(r.Origin))
+	c := card{w}
+	c.line("log", r.Origin)
 	trust := "from --key"
 	if !r.KeyTrusted {
 		trust = "from the log itself; use --key to check it"
 	}
-	fmt.Fprintf(w, "key\t%s (%s)\n", printable(r.Key), trust)
-	fmt.Fprintf(w, "records\t%d\n", r.Records)
+	c.line("key", fmt.Sprintf("%s (%s)", r.Key, trust))
+	c.line("records", strconv.FormatInt(r.Records, 10))
 	if r.Records > 0 {
-		fmt.Fprintf(w, "period\t%s to %s\n", clock(r.First), clock(r.Last))
+		c.line("period", clock(r.First)+" to "+clock(r.Last))
 	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
-		fmt.Fprintf(w, "  %s\t%d\n", printable(string(kind)), r.Kinds[kind])
+		c.line("  "+printable(string(kind)), strconv.FormatInt(r.Kinds[kind], 10))
 	}
-	fmt.Fprintf(w, "root\t%s\n", r.Root)
-	fmt.Fprintf(w, "checkpoints\t%d, all signed and of this log\n", r.Checkpoints)
-	switch {
-	case r.Signed == 0:
-		fmt.Fprintln(w, "signed\tnothing: anyone with write access to the database could have written the log")
-	case r.Signed < r.Records:
-		fmt.Fprintf(w, "signed\tthe first %d records; anyone with write access to the database could have written the last %d\n", r.Signed, r.Records-r.Signed)
-	}
+	c.line("root", r.Root.String())
+	c.line("checkpoints", fmt.Sprintf("%d, all signed and of this log", r.Checkpoints))
+	c.line("signed", signedRecords(r))
 	if r.Signatures > 0 || r.KeysPinned {
 		owners := "of the people in --approvers"
 		if !r.KeysPinned {
 			owners = "of people named by the log itself; use --approvers to check them"
 		}
-		fmt.Fprintf(w, "signatures\t%d by passkeys (%s)\n", r.Signatures, owners)
+		c.line("signatures", fmt.Sprintf("%d by passkeys (%s)", r.Signatures, owners))
 	}
 	if r.Unchecked > 0 {
-		fmt.Fprintf(w, "not checked\t%d records, because their requests are older than the log or too many are open at once\n", r.Unchecked)
+		c.line("not checked", fmt.Sprintf("%d records, because their requests are older than the log or too many are open at once", r.Unchecked))
 	}
 	if r.Verified {
-		fmt.Fprintln(w, "verified\tall checks passed")
+		c.line("verified", "all checks passed")
 		return
 	}
 	fmt.Fprintln(w, "NOT VERIFIED")
@@ -162,6 +158,17 @@ func writeReport(w io.Writer, r *verify.Report) {
 	if r.More > 0 {
 		fmt.Fprintf(w, "  and %d more problems\n", r.More)
 	}
+}
+
+// signedRecords describes the records that no checkpoint covers; "" if there are none.
+func signedRecords(r *verify.Report) string {
+	switch {
+	case r.Signed == 0:
+		return "nothing: anyone with write access to the database could have written the log"
+	case r.Signed < r.Records:
+		return fmt.Sprintf("the first %d records; anyone with write access to the database could have written the last %d", r.Signed, r.Records-r.Signed)
+	}
+	return ""
 }
 
 func (a *app) auditApproversCommand() *cobra.Command {

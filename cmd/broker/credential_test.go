@@ -22,14 +22,14 @@ func testCredential(kind string, secret map[string]string) *api.Credential {
 // The command sees the variables of its credential, and none by which the tools of
 // that type would find another one.
 func TestCommandEnvironment(t *testing.T) {
-	ours := []string{
+	inherited := []string{
 		"PATH=/bin", "BROKER_URL=https://broker.test", "BROKER_PASSWORD=old", "EMPTY=", "=C:=strange",
 		"AWS_ACCESS_KEY_ID=old", "AWS_SECRET_ACCESS_KEY=old", "AWS_SESSION_TOKEN=old", "AWS_SECURITY_TOKEN=old",
 		"AWS_PROFILE=old", "AWS_DEFAULT_PROFILE=old", "AWS_CREDENTIAL_EXPIRATION=old", "AWS_WEB_IDENTITY_TOKEN_FILE=old",
 		"AWS_ROLE_ARN=old", "AWS_CONTAINER_CREDENTIALS_FULL_URI=old", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=old", "AWS_REGION=eu-west-1",
 		"PGUSER=old", "PGPASSWORD=old", "PGPASSFILE=old", "PGHOST=db", "VAULT_TOKEN=old", "VAULT_ADDR=https://vault.test",
 	}
-	aws, pg, vault := ours[5:16], ours[17:20], ours[21:22]
+	aws, pg, vault := inherited[5:16], inherited[17:20], inherited[21:22]
 	lease := []string{"BROKER_LEASE=lse_1", "BROKER_EXPIRES_AT=2026-11-02T12:00:00Z"}
 	for name, c := range map[string]struct {
 		kind, file string
@@ -53,11 +53,11 @@ func TestCommandEnvironment(t *testing.T) {
 			[]string{"BROKER_CREDENTIAL_FILE=/f"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			want := slices.DeleteFunc(slices.Clone(ours), func(kv string) bool {
+			want := slices.DeleteFunc(slices.Clone(inherited), func(kv string) bool {
 				return strings.HasPrefix(kv, "BROKER_") || slices.Contains(c.gone, kv)
 			})
 			want = slices.Concat(want, lease, c.set)
-			if got := commandEnvironment(ours, testCredential(c.kind, c.secret), c.file); !slices.Equal(got, want) {
+			if got := commandEnvironment(inherited, testCredential(c.kind, c.secret), c.file); !slices.Equal(got, want) {
 				t.Errorf("got\n%q\nwant\n%q", got, want)
 			}
 		})

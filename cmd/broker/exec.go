@@ -154,17 +154,17 @@ func (e *execution) environment() ([]string, error) {
 	return env, nil
 }
 
-// commandEnvironment returns our environment without the variables of this client,
-// and with the credential in place of others of its type. With a file, it keeps the
-// others: the command decides which tools use the file.
-func commandEnvironment(ours []string, c *api.Credential, file string) []string {
+// commandEnvironment returns the inherited environment without the variables of this
+// program, and with the credential in place of others of its type. With a file, it
+// keeps the others: the command decides which tools use the file.
+func commandEnvironment(inherited []string, c *api.Credential, file string) []string {
 	add, remove := variables(c), displaced[c.Type]
 	if file != "" {
 		lease := add[:2:2]
 		add, remove = append(lease, [2]string{"BROKER_CREDENTIAL_FILE", file}), nil
 	}
 	var env []string
-	for _, kv := range ours {
+	for _, kv := range inherited {
 		name, _, _ := strings.Cut(kv, "=")
 		if !strings.HasPrefix(name, "BROKER_") && !slices.Contains(remove, name) {
 			env = append(env, kv)

@@ -35,13 +35,13 @@ func (f *selectorFlags) add(c *cobra.Command, request bool) {
 
 // check requires exactly one selector.
 func (f *selectorFlags) check() error {
-	given := 0
+	set := 0
 	for _, s := range []string{f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer, f.Request} {
 		if s != "" {
-			given++
+			set++
 		}
 	}
-	if given != 1 {
+	if set != 1 {
 		return usage("select exactly one of --holder, --under, --trust-domain, --entitlement, --issuer or --request")
 	}
 	return nil
@@ -170,7 +170,7 @@ func (k *killSwitch) confirm(ctx context.Context) error {
 		if err = k.kill(ctx, hits.Digest); !errors.Is(err, api.PreviewStale) {
 			return err
 		}
-		fmt.Fprintln(k.err, "Nothing was done yet, because the preview has changed. (--yes skips the preview.)")
+		fmt.Fprintln(k.err, "Nothing was done yet: the preview has changed. (--yes skips the preview.)")
 	}
 }
 

@@ -113,9 +113,10 @@ func (a *app) returnCommand() *cobra.Command {
 					return err
 				}
 				return a.print(l, func(w io.Writer) {
-					fmt.Fprintf(w, "lease\t%s\n", l.ID)
-					fmt.Fprintf(w, "status\t%s\n", l.Status)
-					fmt.Fprintf(w, "revocation\t%s\n", revocationEffect(l, time.Now()))
+					c := card{w}
+					c.line("lease", l.ID)
+					c.line("status", l.Status)
+					c.line("revocation", revocationEffect(l, time.Now()))
 				})
 			})
 		},

@@ -1,5 +1,5 @@
-// Command broker is the access broker: the server, a whole world of it on one
-// machine (dev), and the client for agents, services, operators and auditors.
+// Command broker is the access broker: the server, a development world on one machine
+// (dev), and the client for agents, services, people, operators and auditors.
 package main
 
 import (
@@ -11,9 +11,10 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends us, whatever we are at
-	// Who reads us may be gone, and what we had for them is to be given back: a
-	// write fails then, and does not end us. (What we start is not kept from it.)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	// If the reader of standard output has gone, a write must fail instead of ending
+	// the process, so that the credential can be returned. Notify, unlike Ignore, does
+	// not affect child processes.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(ctx, os.Args[1:], terminal{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}))
 }

@@ -113,9 +113,9 @@ func (a *app) printError(err error) {
 		fmt.Fprintln(a.err, resumable.hint)
 		return
 	}
-	var nobody *noAdmin
-	if errors.As(err, &nobody) {
-		err = nobody
+	var admin *noAdmin
+	if errors.As(err, &admin) {
+		err = admin
 	}
 	var e *api.Error
 	if !errors.As(err, &e) {
@@ -279,8 +279,8 @@ func (a *app) answer(ctx context.Context, in *bufio.Reader) (string, error) {
 		answers <- typed{strings.TrimSpace(line), err}
 	}()
 	select {
-	case given := <-answers:
-		return given.line, given.err
+	case a := <-answers:
+		return a.line, a.err
 	case <-ctx.Done():
 		fmt.Fprintln(a.err)
 		return "", errNotConfirmed

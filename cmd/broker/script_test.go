@@ -20,8 +20,8 @@ import (
 	"accessbroker.internal/internal/devworld"
 )
 
-// The scripts run this binary as the command itself: with its own process,
-// environment, exit code and terminal.
+// The scripts run this test binary as the command, in a process of its own with its
+// own environment, exit code and terminal.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"broker": main})
 }
@@ -30,7 +30,8 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
-			// Sockets have short paths, and a script's folder a long one.
+			// The path of a Unix socket is limited to about 100 bytes; a script's folder
+			// is too long.
 			dir, err := os.MkdirTemp("", "bs")
 			if err != nil {
 				return err
@@ -53,8 +54,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// world waits until "broker dev" has all it needs, and sets the environment of
-// its agent.
+// world waits until "broker dev" is ready and sets the environment of its agent.
 func world(ts *testscript.TestScript, _ bool, _ []string) {
 	deadline := time.Now().Add(30 * time.Second)
 	for {
@@ -82,29 +82,29 @@ func setID(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], found)
 }
 
-// mode PERMISSIONS FILE wants a file to have that mode.
+// mode PERMISSIONS FILE checks the mode of a file.
 func mode(ts *testscript.TestScript, _ bool, args []string) {
 	info, err := os.Stat(ts.MkAbs(args[1]))
 	ts.Check(err)
 	if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[0] {
-		ts.Fatalf("%s has the mode %s, not %s", args[1], got, args[0])
+		ts.Fatalf("%s: got mode %s, want %s", args[1], got, args[0])
 	}
 }
 
-// flip FILE TEXT changes one letter of the first occurrence of a text.
+// flip FILE TEXT changes one bit of the first occurrence of a text.
 func flip(ts *testscript.TestScript, _ bool, args []string) {
 	path := ts.MkAbs(args[0])
 	text, err := os.ReadFile(path)
 	ts.Check(err)
 	at := bytes.Index(text, []byte(args[1]))
 	if at < 0 {
-		ts.Fatalf("%s does not hold %q", args[0], args[1])
+		ts.Fatalf("no %q in %s", args[1], args[0])
 	}
 	text[at] ^= 1
 	ts.Check(os.WriteFile(path, text, 0o600))
 }
 
-// exits CODE COMMAND… wants a command to end with that code, exactly.
+// exits CODE COMMAND… checks the exit code of a command.
 func exits(ts *testscript.TestScript, _ bool, args []string) {
 	err := ts.Exec(args[1], args[2:]...)
 	got := "0"
@@ -112,25 +112,24 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 		got = strings.TrimPrefix(err.Error(), "exit status ")
 	}
 	if got != args[0] {
-		ts.Fatalf("%s ended with %s, want %s", strings.Join(args[1:], " "), got, args[0])
+		ts.Fatalf("%s: got exit code %s, want %s", strings.Join(args[1:], " "), got, args[0])
 	}
 }
 
-// login [--device] PERSON logs the script's terminal in: the command waits, and
-// the person does in their browser what it says. Whose session it is, HOME says.
+// login [--device] PERSON runs "broker login" and does in a browser what it prints.
 func login(ts *testscript.TestScript, _ bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	person, how := args[len(args)-1], "--no-browser"
+	person, flag := args[len(args)-1], "--no-browser"
 	if len(args) == 2 {
-		how = args[0]
+		flag = args[0]
 	}
 	shown, screen, err := os.Pipe()
 	ts.Check(err)
 	defer func() { _ = shown.Close() }()
 	ended := make(chan int, 1)
 	go func() {
-		code := run(ctx, []string{"login", how}, terminal{in: strings.NewReader(""), out: io.Discard, err: screen, getenv: ts.Getenv})
+		code := run(ctx, []string{"login", flag}, terminal{in: strings.NewReader(""), out: io.Discard, err: screen, getenv: ts.Getenv})
 		_ = screen.Close()
 		ended <- code
 	}()
@@ -138,16 +137,16 @@ func login(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Check(allowTerminal(ctx, b, shown))
 	if code := <-ended; code != exitOK {
-		ts.Fatalf("broker login %s ended with %d", how, code)
+		ts.Fatalf("broker login %s: got exit code %d", flag, code)
 	}
 }
 
-// allowTerminal reads what the terminal says, and does it.
+// allowTerminal follows the instructions of "broker login" in a browser.
 func allowTerminal(ctx context.Context, b *devworld.Browser, shown io.Reader) error {
 	var where, code string
 	for lines := bufio.NewScanner(shown); where == "" || strings.Contains(where, "/ui/device") && code == ""; {
 		if !lines.Scan() {
-			return fmt.Errorf("the terminal says no address: %w", lines.Err())
+			return fmt.Errorf("no address in the output of broker login: %w", lines.Err())
 		}
 		if _, after, found := strings.Cut(lines.Text(), b.Pages()); found {
 			where = b.Pages() + after
@@ -172,8 +171,7 @@ func allowTerminal(ctx context.Context, b *devworld.Browser, shown io.Reader) er
 	return b.Post(ctx, back, nil)
 }
 
-// waiting waits until a request of the agent's is pending, and
-// sets REQUEST to it.
+// waiting waits until a request of the agent is pending and sets REQUEST to its id.
 func waiting(ts *testscript.TestScript, _ bool, _ []string) {
 	id := regexp.MustCompile(`req_[0-9a-v]+`)
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
@@ -183,12 +181,12 @@ func waiting(ts *testscript.TestScript, _ bool, _ []string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("no request waits")
+			ts.Fatalf("no pending request")
 		}
 	}
 }
 
-// asks PERSON ENTITLEMENT FORM has a person ask in the pages, and sets REQUEST.
+// asks PERSON ENTITLEMENT FORM files a request in the browser and sets REQUEST to its id.
 func asks(ts *testscript.TestScript, _ bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -200,7 +198,7 @@ func asks(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	id := regexp.MustCompile(`req_[0-9a-v]+`).FindString(filed)
 	if id == "" {
-		ts.Fatalf("asking leads to %q", filed)
+		ts.Fatalf("no request id in %q", filed)
 	}
 	ts.Setenv("REQUEST", id)
 }

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -151,11 +152,18 @@ func testTokenOfLease(t *testing.T, l *lab) {
 // token's metadata, or nil.
 func (l *lab) tokenOf(t testing.TB, lease string) fields {
 	t.Helper()
-	keys, _ := l.vault.must(t, "LIST", "auth/token/accessors", nil).Data["keys"].([]any)
+	keys, ok := l.vault.must(t, "LIST", "auth/token/accessors", nil).Data["keys"].([]any)
+	if !ok || len(keys) == 0 {
+		t.Fatal("Vault lists no tokens, not even the root token")
+	}
 	for _, accessor := range keys {
 		answer, err := l.vault.call(l.vault.root, "POST", "auth/token/lookup-accessor", fields{"accessor": accessor})
-		if err != nil {
+		var refusal *vaultRefusal
+		if errors.As(err, &refusal) {
 			continue // the token ended meanwhile
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 		if meta, _ := answer.Data["meta"].(fields); meta["lease"] == lease {
 			return answer.Data

@@ -211,7 +211,10 @@ func (v *vault) leases(t testing.TB, path string) (ids []string) {
 	if err != nil {
 		t.Fatalf("vault: %v", err)
 	}
-	keys, _ := answer.Data["keys"].([]any)
+	keys, ok := answer.Data["keys"].([]any)
+	if !ok {
+		t.Fatalf("vault: no keys in %v", answer.Data)
+	}
 	for _, key := range keys {
 		ids = append(ids, path+"/"+key.(string))
 	}

@@ -11,6 +11,7 @@ import (
 )
 
 func TestAdmissionRate(t *testing.T) {
+	t.Parallel()
 	a := newAdmission(50, 20)
 	now := time.Unix(1000, 0)
 	a.clock = func() time.Time { return now }
@@ -40,6 +41,7 @@ func TestAdmissionRate(t *testing.T) {
 }
 
 func TestAdmissionAtOnce(t *testing.T) {
+	t.Parallel()
 	a := newAdmission(1000, 2)
 	first, err1 := a.enter("x")
 	_, err2 := a.enter("x")
@@ -53,6 +55,7 @@ func TestAdmissionAtOnce(t *testing.T) {
 }
 
 func TestAdmissionRemembersSoMany(t *testing.T) {
+	t.Parallel()
 	a := newAdmission(1, 1)
 	for i := range maxRemembered + 100 {
 		if _, err := a.enter(fmt.Sprint(i)); err != nil {
@@ -68,6 +71,7 @@ func TestAdmissionRemembersSoMany(t *testing.T) {
 }
 
 func TestFailuresOfAnAddress(t *testing.T) {
+	t.Parallel()
 	f := newFailures()
 	now := time.Unix(1000, 0)
 	f.clock = func() time.Time { return now }

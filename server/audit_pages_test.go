@@ -20,6 +20,7 @@ var timelineLine = regexp.MustCompile(`<li><a href="(/ui/audit/\d+)" class="inde
 // The timeline of a request has all of its records, those of its leases
 // included, and nobody else's; and whoever sees it can read each.
 func TestTimeline(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	ctx, me := t.Context(), w.as(agent)
 	r := w.guarded(t, "x")
@@ -85,6 +86,7 @@ func (l *writtenLog) Records(_ context.Context, ids []broker.RecordID) (items []
 // All records of a request are found, however long it took from one to the next
 // and however busy the log was.
 func TestFindsRecords(t *testing.T) {
+	t.Parallel()
 	begin := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
 	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
 	request := &audit.RequestFacts{ID: broker.NewRequestID(begin).String()}
@@ -140,6 +142,7 @@ func TestFindsRecords(t *testing.T) {
 // A review is shown as what it said, in the words of now and of before reviews
 // could be signed.
 func TestVerdictsAreShown(t *testing.T) {
+	t.Parallel()
 	for said, want := range map[string]string{"justified": "justified", "unjustified": "unjustified", "approve": "justified", "deny": "unjustified"} {
 		for _, kind := range []audit.Kind{audit.ReviewGiven, audit.ReviewClosed} {
 			found := foundRecord{record: audit.Record{Kind: kind, Approval: &audit.ApprovalFacts{Decision: said}}}

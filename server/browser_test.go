@@ -50,6 +50,7 @@ func (b *browser) get(rt route, header ...string) *http.Response {
 // Whatever a page answers, to whomever: it runs no script but ours, shows
 // itself in no frame, is stored nowhere, and tells nobody where it is.
 func TestHeadersOfEveryPage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	for _, somebody := range []bool{false, true} {
 		b := newBrowser(t, w)
@@ -96,6 +97,7 @@ func TestHeadersOfEveryPage(t *testing.T) {
 
 // Nothing that another site makes a browser send is taken, on any page.
 func TestCrossOriginOnEveryPage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	for _, rt := range pages {
@@ -124,6 +126,7 @@ func (b *browser) cookies(method, path string) map[string]*http.Cookie {
 // Cookies are this host's alone (RFC 6265bis, section 4.1.3.2), no script's, and
 // no other site's to send.
 func TestCookies(t *testing.T) {
+	t.Parallel()
 	b := newBrowser(t, newWorld(t, withPeople))
 	begun := b.cookies(http.MethodGet, "/ui/login?provider=login")
 	done := b.cookies(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben")
@@ -146,6 +149,7 @@ func TestCookies(t *testing.T) {
 
 // However the link to the login was made, it ends on a page of ours.
 func TestNoOpenRedirect(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	for _, next := range []string{
@@ -161,6 +165,7 @@ func TestNoOpenRedirect(t *testing.T) {
 
 // Tokens that don't hold shut nobody out whose session does.
 func TestOthersAtTheAddress(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	token := w.session(t, "login/ben")
 	limited := 0
@@ -186,6 +191,7 @@ func TestOthersAtTheAddress(t *testing.T) {
 // A provider that signs everybody out is heard to the end, whatever others at
 // its address send.
 func TestManyLogouts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	for range 2 * failuresBurst {
@@ -207,6 +213,7 @@ func TestManyLogouts(t *testing.T) {
 
 // Codes that people type are short: nobody may try many.
 func TestGuessingDeviceCodes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.takes(w.session(t, "login/eve"))

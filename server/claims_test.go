@@ -50,6 +50,7 @@ func (w *world) session(t *testing.T, id string, groups ...string) broker.Sessio
 // Whoever votes by what their provider said long ago votes by what it says now:
 // whatever that changes, and not at all if it says nothing.
 func TestClaimsAreAskedForAgain(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		person, why string
 		before, now []string
@@ -86,6 +87,7 @@ func TestClaimsAreAskedForAgain(t *testing.T) {
 
 // What nothing rests on, no provider is asked for.
 func TestClaimsOfNoUse(t *testing.T) {
+	t.Parallel()
 	people := &testPeople{refuses: true}
 	w := newWorld(t, func(c *Config) {
 		withPeople(c)
@@ -124,6 +126,7 @@ func reads(t *testing.T, w *world, token broker.SessionToken, id string) map[str
 // it says now; if it says nothing, by what it said, and the provider is not asked
 // by every look.
 func TestReadersHaveClaimsAskedForAgain(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		before, now []string
 		refuses     bool
@@ -163,6 +166,7 @@ func TestReadersHaveClaimsAskedForAgain(t *testing.T) {
 
 // What a page asks by itself, and what rests on no provider, has none asked.
 func TestReadersWhoHaveNobodyAsked(t *testing.T) {
+	t.Parallel()
 	w, people := claims(t)
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
 	b := newBrowser(t, w)
@@ -181,6 +185,7 @@ func TestReadersWhoHaveNobodyAsked(t *testing.T) {
 // A provider that does not answer keeps nobody from reading; whoever votes waits
 // for the very answer that a reader asked for.
 func TestProvidersThatHang(t *testing.T) {
+	t.Parallel()
 	w, people := claims(t)
 	w.askings.patience = time.Millisecond
 	people.groups, people.hold = []string{"dba"}, make(chan struct{})
@@ -204,6 +209,7 @@ func TestProvidersThatHang(t *testing.T) {
 // A question that fails in a way that nobody thought of takes neither the broker
 // down nor who reads, and no vote counts by it.
 func TestProvidersThatPanic(t *testing.T) {
+	t.Parallel()
 	w, people := claims(t)
 	people.panics = true
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
@@ -223,6 +229,7 @@ func TestProvidersThatPanic(t *testing.T) {
 // A session's provider is asked once at a time, whoever wants to know, and for
 // readers not again so soon.
 func TestAskings(t *testing.T) {
+	t.Parallel()
 	a, hold, asked := newAskings(), make(chan struct{}), 0
 	ask := func() error { asked++; <-hold; return broker.ErrUnavailable }
 	one, other := broker.SessionKey{1}, broker.SessionKey{2}
@@ -273,6 +280,7 @@ func (b *browser) letIn(w *world, device bool) (where string, redeem func() (*ap
 // A terminal begins with what the provider says when it is let in. So logging
 // in again there gives it more time, and takes away what the provider took.
 func TestTerminalsBeginFresh(t *testing.T) {
+	t.Parallel()
 	for _, device := range []bool{false, true} {
 		for _, member := range []bool{false, true} {
 			w, people := claims(t)
@@ -299,6 +307,7 @@ func TestTerminalsBeginFresh(t *testing.T) {
 // where the terminal waits: a terminal with old claims would send them around
 // for ever.
 func TestTerminalsNeverBeginStale(t *testing.T) {
+	t.Parallel()
 	for _, device := range []bool{false, true} {
 		w, people := claims(t)
 		people.refuses = true
@@ -330,6 +339,7 @@ func TestTerminalsNeverBeginStale(t *testing.T) {
 
 // A terminal's session lets in no terminal, though it be shown as a browser's.
 func TestTerminalsLetInNobody(t *testing.T) {
+	t.Parallel()
 	w, people := claims(t)
 	people.groups = []string{"dba"}
 	b := newBrowser(t, w)

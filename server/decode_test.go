@@ -14,6 +14,7 @@ import (
 )
 
 func TestDecodeJSON(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, body string
 		code       error  // nil: accepted
@@ -61,6 +62,7 @@ func TestDecodeJSON(t *testing.T) {
 }
 
 func TestDecodeJSONNeverQuotesValues(t *testing.T) {
+	t.Parallel()
 	for _, body := range []string{`{"scopes":"s3cret"}`, `{"ticket":{"s3cret":1}}`, `{"entitlement":"x" "s3cret"}`} {
 		var ask api.Ask
 		err := decodeJSON([]byte(body), &ask)
@@ -102,6 +104,7 @@ func FuzzDecodeJSON(f *testing.F) {
 }
 
 func TestParseForm(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, body string
 		want       form // nil: refused
@@ -136,6 +139,7 @@ func TestParseForm(t *testing.T) {
 }
 
 func TestTokenProof(t *testing.T) {
+	t.Parallel()
 	const exchange = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange"
 	const jwt = "&subject_token_type=urn:ietf:params:oauth:token-type:jwt"
 	tests := []struct {
@@ -174,6 +178,7 @@ func TestTokenProof(t *testing.T) {
 }
 
 func TestTarget(t *testing.T) {
+	t.Parallel()
 	catalogue := broker.Catalogue{
 		"tickets":    {Name: "tickets", Audience: "https://tickets.test", Scopes: []string{"close", "read"}},
 		"tickets-ro": {Name: "tickets-ro", Audience: "https://tickets.test", Scopes: []string{"list"}},
@@ -248,6 +253,7 @@ func FuzzTokenForm(f *testing.F) {
 }
 
 func TestCallID(t *testing.T) {
+	t.Parallel()
 	now := time.UnixMilli(0x0123456789ab)
 	a, b := newCallID(now), newCallID(now)
 	if a == b || len(a) != 36 || !strings.HasPrefix(a, "01234567-89ab-7") || !strings.ContainsRune("89ab", rune(a[19])) {

@@ -50,6 +50,7 @@ func stringsIn(t *testing.T, file, prefix string) []string {
 }
 
 func TestEverySentinelHasAMeaning(t *testing.T) {
+	t.Parallel()
 	sentinels := stringsIn(t, "../broker/errors.go", "Err")
 	if len(sentinels) < 30 {
 		t.Fatalf("found only %d sentinels in the domain", len(sentinels))
@@ -62,6 +63,7 @@ func TestEverySentinelHasAMeaning(t *testing.T) {
 }
 
 func TestClientKnowsEveryCode(t *testing.T) {
+	t.Parallel()
 	codes := stringsIn(t, "../api/errors.go", "")
 	for _, m := range append(slices.Clone(meanings), unknown) {
 		if m.err == errClientGone {
@@ -74,6 +76,7 @@ func TestClientKnowsEveryCode(t *testing.T) {
 }
 
 func TestMeaningsArePublished(t *testing.T) {
+	t.Parallel()
 	var doc struct {
 		Errors []struct {
 			Code   string `json:"code"`
@@ -101,6 +104,7 @@ func TestMeaningsArePublished(t *testing.T) {
 }
 
 func TestAdviceFitsOAuth(t *testing.T) {
+	t.Parallel()
 	for _, m := range meanings {
 		// Quotation marks are turned into apostrophes; nothing else may be lost.
 		if asciiOnly(m.advice) != strings.ReplaceAll(m.advice, `"`, "'") {
@@ -110,6 +114,7 @@ func TestAdviceFitsOAuth(t *testing.T) {
 }
 
 func TestOAuthErrors(t *testing.T) {
+	t.Parallel()
 	refusal := func(r broker.Refusal) error { return fmt.Errorf("asking: %w", &r) }
 	tests := []struct {
 		name    string
@@ -153,6 +158,7 @@ func TestOAuthErrors(t *testing.T) {
 }
 
 func TestUnknownErrorsSayNothing(t *testing.T) {
+	t.Parallel()
 	c := &call{s: &Server{external: &url.URL{}}, id: "0199-x"}
 	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {
 		text, err := answer.encode()
@@ -163,6 +169,7 @@ func TestUnknownErrorsSayNothing(t *testing.T) {
 }
 
 func TestRetryAfterIsRoundedUp(t *testing.T) {
+	t.Parallel()
 	c := &call{s: &Server{external: &url.URL{}}}
 	answer := c.problem(&broker.Refusal{Err: broker.ErrLimit, Retry: 1100 * time.Millisecond})
 	if got := answer.header.Get("Retry-After"); got != "2" {

@@ -23,6 +23,7 @@ func (w *world) logsIn(t *testing.T, person string) *api.Client {
 
 // The terminal gets the facts that the page shows, and nobody else does.
 func TestApproversGetTheFacts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { withPeople(c); c.TicketURL = "https://tracker.acme.test/{ticket}" })
 	must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Justification: "before"}))
 	filed := must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: "x", Ticket: "INC/1"}))

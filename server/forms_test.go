@@ -10,6 +10,7 @@ import (
 
 // What people say by the forms of the pages is done, and they are told.
 func TestFormsThatEndSomething(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	ivy, cleo, ben := newBrowser(t, w), newBrowser(t, w), newBrowser(t, w)
 	ivy.logIn(asker, "/ui/")

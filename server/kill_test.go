@@ -16,6 +16,7 @@ import (
 // What the kill switch would hit changes while somebody looks at it: the page
 // shows how it is now, and lets them do it whatever there is.
 func TestStalePreviewOnThePage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.logIn("login/cleo", "/ui/")
@@ -51,6 +52,7 @@ func TestStalePreviewOnThePage(t *testing.T) {
 // What the preview showed is what is hit, if it is still so; and a block that
 // is lifted blocks nothing more.
 func TestKillAndLiftOnThePage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.logIn("login/cleo", "/ui/")
@@ -90,6 +92,7 @@ func TestKillAndLiftOnThePage(t *testing.T) {
 // By whatever it is aimed, the kill switch says before what it would hit, hits
 // that and nothing else, and nothing more is issued to it.
 func TestKillByEverySelector(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		selector func(guarded string) api.Selector
 		want     api.KillPreview
@@ -157,6 +160,7 @@ func TestKillByEverySelector(t *testing.T) {
 // Who is blocked is told so before they ask for anything: of everything, or of
 // what the block is about.
 func TestTheBlockedAreTold(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	told := func(entitlement bool, caller bool) {
 		t.Helper()
@@ -187,6 +191,7 @@ func TestTheBlockedAreTold(t *testing.T) {
 }
 
 func TestKillDone(t *testing.T) {
+	t.Parallel()
 	for query, want := range map[string]string{
 		"":                                  "",
 		"done=lifted":                       "The block was lifted.",

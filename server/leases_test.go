@@ -42,6 +42,7 @@ func (w *world) change(id string, f func(*broker.Lease)) {
 // Whoever asks is told the state that a lease is in, by itself and in lists: one
 // whose end is tried in vain for long is stuck, and may still work.
 func TestStatesOfLeases(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	me, now := w.as(agent), time.Now()
 	asked := func(before time.Duration, lastError string) func(*broker.Lease) {
@@ -81,6 +82,7 @@ func TestStatesOfLeases(t *testing.T) {
 // Who answers for an agent sees its lease, and can't give it up; a person can
 // whom policy lets revoke. It never becomes revoked, and the log verifies.
 func TestAbandonByPeople(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	ctx, lease := t.Context(), w.issue(agent, "gone").Lease
 	must[*api.Lease](t)(w.as(agent).Revoke(ctx, lease, "done"))

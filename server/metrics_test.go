@@ -27,6 +27,7 @@ func fullMetrics() *Metrics {
 }
 
 func TestMetricsAreWellFormed(t *testing.T) {
+	t.Parallel()
 	problems, err := testutil.GatherAndLint(fullMetrics().registry)
 	if err != nil {
 		t.Fatal(err)
@@ -38,6 +39,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 
 // The names that dashboards and alerts rely on.
 func TestMetricsAreThere(t *testing.T) {
+	t.Parallel()
 	w := httptest.NewRecorder()
 	fullMetrics().Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, name := range strings.Fields(`requests_total decision_seconds approvals_pending approval_wait_seconds leases_issued_total
@@ -52,6 +54,7 @@ func TestMetricsAreThere(t *testing.T) {
 
 // How late an end was is measured of what was confirmed, and of nothing else.
 func TestLagIsOfWhatWasConfirmed(t *testing.T) {
+	t.Parallel()
 	m := NewMetrics(Build{}, Gauges{})
 	for _, truth := range []broker.Revocation{broker.RevokedPending, broker.RevokedAtExpiry, broker.RevokedImmediate, broker.RevokedAtRotation, broker.RevokedNever} {
 		m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(truth), Lag: 40 * time.Second})
@@ -66,6 +69,7 @@ func TestLagIsOfWhatWasConfirmed(t *testing.T) {
 }
 
 func TestLabelsAreBounded(t *testing.T) {
+	t.Parallel()
 	m := NewMetrics(Build{}, Gauges{})
 	for _, from := range []string{"spiffe://acme.test/agent", "tickets:read", "a b", "é", strings.Repeat("a", 200), "a\"b", "../x"} {
 		m.Observe(broker.Event{Kind: broker.EventRequest, Entitlement: from, Code: from})
@@ -84,6 +88,7 @@ func TestLabelsAreBounded(t *testing.T) {
 }
 
 func TestOnlyOnePolicyRevision(t *testing.T) {
+	t.Parallel()
 	m := NewMetrics(Build{}, Gauges{})
 	m.Reloaded("a", nil)
 	m.Reloaded("b", nil)

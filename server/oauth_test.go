@@ -20,6 +20,7 @@ import (
 // Libraries that we did not write get tokens, unchanged.
 
 func TestClientCredentialsLibrary(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	tests := []struct {
 		name   string
@@ -53,6 +54,7 @@ func (s ownSVID) SubjectToken(context.Context, externalaccount.SupplierOptions) 
 }
 
 func TestTokenExchangeLibrary(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, &http.Client{Transport: w.spec})
 	source, err := externalaccount.NewTokenSource(ctx, externalaccount.Config{
@@ -70,6 +72,7 @@ func TestTokenExchangeLibrary(t *testing.T) {
 
 // What the token endpoint answers to everything that is not right.
 func TestTokenEndpointErrors(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	const exchange = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange&subject_token_type=urn:ietf:params:oauth:token-type:jwt&subject_token=" + agent
 	tests := []struct {
@@ -120,6 +123,7 @@ func TestTokenEndpointErrors(t *testing.T) {
 }
 
 func TestTwoProofs(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	const body = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange&subject_token_type=urn:ietf:params:oauth:token-type:jwt&audience=tickets&scope=tickets:read&subject_token=" + agent
 	for bearer, want := range map[string]int{agent: 200, other: 400} {
@@ -132,6 +136,7 @@ func TestTwoProofs(t *testing.T) {
 
 // An approval is waited for with request_id.
 func TestPolling(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	ctx, me := t.Context(), w.as(agent)
 	req := api.TokenRequest{SubjectToken: agent, Audience: "guarded", Scopes: []string{"read"}}
@@ -180,6 +185,7 @@ func TestPolling(t *testing.T) {
 
 // RFC 8414, section 3.1: the path of the issuer comes after the well-known one.
 func TestIssuerWithPath(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.ExternalURL = "https://acme.test/broker/" })
 	for _, path := range []string{
 		"/.well-known/oauth-authorization-server/broker", "/broker/.well-known/openid-configuration",

@@ -31,6 +31,7 @@ func formOf(pairs ...string) string {
 // Only a session of the broker's votes: whoever proves themselves otherwise is
 // told to log in, and changes nothing.
 func TestOnlySessionsVote(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	r := w.guarded(t, "x")
 	vote := api.Vote{Decision: api.Approve, Digest: r.Digest}
@@ -51,6 +52,7 @@ func TestOnlySessionsVote(t *testing.T) {
 }
 
 func TestVotingInThePages(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.logIn("login/ben", "/ui/")
@@ -118,6 +120,7 @@ func TestVotingInThePages(t *testing.T) {
 // key in a field approves anything: the form's first button is dead (WHATWG HTML,
 // section 4.10.22.2).
 func TestRequestPageSaysWhoIsAsked(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	r := w.guarded(t, "x")
 	for person, says := range map[string]string{"login/ana": "You cannot decide this request", "login/ben": `<button name="do" value="approve"`} {
@@ -137,6 +140,7 @@ func TestRequestPageSaysWhoIsAsked(t *testing.T) {
 // Whoever types the host alone finds the pages, and who follows a link to nowhere
 // is told so in one. Where no pages are served, both are the API's to answer.
 func TestPagesThatAreNone(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	if status, where, _ := b.visit(http.MethodGet, "/", ""); status != http.StatusSeeOther || where != "/ui/" {
@@ -163,6 +167,7 @@ func TestPagesThatAreNone(t *testing.T) {
 
 // Who is sent to log in, or waits for somebody, has done nothing wrong.
 func TestWaitingIsNoFault(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	if status, _, _ := newBrowser(t, w).visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
 		t.Fatalf("the inbox, to nobody: %d", status)
@@ -183,6 +188,7 @@ func TestWaitingIsNoFault(t *testing.T) {
 
 // A page hears of a change as it happens, and hearing keeps no session open.
 func TestEventsAreNoUse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.logIn("login/ben", "/ui/")
@@ -224,6 +230,7 @@ func TestEventsAreNoUse(t *testing.T) {
 
 // A glance at a session is no use of it: it ends all the same.
 func TestGlance(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	now := time.Now()
 	token, _, err := w.cfg.Broker.OpenSession(t.Context(), broker.LoggedIn{Who: (&testPeople{}).person("login/ben", now)}, now)

@@ -94,6 +94,7 @@ func (d *device) signs(t *testing.T, path, form string) string {
 }
 
 func TestSigningInThePages(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPasskeys(t))
 	ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
 	r := w.guarded(t, signIt)
@@ -164,6 +165,7 @@ func (w *world) audited(t *testing.T, signatures int64, devices map[string]*devi
 // A review that policy wants signed is signed in the pages, whatever it says;
 // a terminal, which can't sign, is told so.
 func TestSigningAReviewInThePages(t *testing.T) {
+	t.Parallel()
 	for verdict, other := range map[string]string{api.Justified: api.Unjustified, api.Unjustified: api.Justified} {
 		t.Run(verdict, func(t *testing.T) {
 			w := newWorld(t, withPasskeys(t))
@@ -218,6 +220,7 @@ func TestSigningAReviewInThePages(t *testing.T) {
 }
 
 func TestEnrollingRefuses(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPasskeys(t))
 	ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
 	challenge, ticket := ben.asked(t, "/ui/passkeys/options", "")

@@ -140,6 +140,7 @@ func (b *browser) logIn(person, next string) (where string) {
 }
 
 func TestLogin(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	if status, where, _ := b.visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther || where != "/ui/login?next=%2Fui%2F" {
@@ -166,6 +167,7 @@ func TestLogin(t *testing.T) {
 // Every login gives a session of its own, and ends the one before: one that
 // somebody planted in the browser is worth nothing afterwards.
 func TestSessionFixation(t *testing.T) {
+	t.Parallel()
 	b := newBrowser(t, newWorld(t, withPeople))
 	at, err := url.Parse(b.base)
 	if err != nil {
@@ -185,6 +187,7 @@ func TestSessionFixation(t *testing.T) {
 }
 
 func TestLoginRefuses(t *testing.T) {
+	t.Parallel()
 	b := newBrowser(t, newWorld(t, withPeople))
 	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben", ""); where != "/ui/login?failed=expired" {
 		t.Errorf("a callback that nobody waits for leads to %q", where)
@@ -207,6 +210,7 @@ func TestLoginRefuses(t *testing.T) {
 }
 
 func TestSafeNext(t *testing.T) {
+	t.Parallel()
 	for next, want := range map[string]string{
 		"/ui/requests/req_1?tab=2": "/ui/requests/req_1?tab=2", "": "/ui/", "/ui/": "/ui/",
 		"https://evil.test/ui/": "/ui/", "//evil.test/ui/": "/ui/", "/\\evil.test": "/ui/", "/ui/\\evil": "/ui/", "/v1/requests": "/ui/",
@@ -222,6 +226,7 @@ func TestSafeNext(t *testing.T) {
 // Each of several providers answers at a place of its own, and an answer that
 // comes anywhere else is not even looked at (RFC 9700, section 4.4.2.2).
 func TestSeveralProviders(t *testing.T) {
+	t.Parallel()
 	finished := 0
 	w := newWorld(t, func(c *Config) {
 		withPeople(c)
@@ -256,6 +261,7 @@ func (p *countedPeople) Finish(ctx context.Context, state []byte, callback url.V
 
 // A terminal is let in by its person, in a browser.
 func TestTerminalLogin(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.logIn("login/ben", "/ui/")
@@ -323,6 +329,7 @@ func (w *world) driveSessions(t *testing.T) {
 
 // One login's cookie is not worth any number of calls to its provider.
 func TestCallbacksAreBounded(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
 	b.visit(http.MethodGet, "/ui/login?provider=login&next=/ui/", "")

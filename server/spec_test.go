@@ -205,6 +205,7 @@ func (s *spec) operations() (all []string) {
 // Every route is in the document, and the other way round; and as open, and
 // with the same query parameters.
 func TestOpenAPIHasTheRoutes(t *testing.T) {
+	t.Parallel()
 	s := &Server{external: &url.URL{Scheme: "https", Host: "broker.test"}}
 	spec := loadSpec(t)
 	inDocument := map[string]bool{}
@@ -248,6 +249,7 @@ func (s *spec) queryParameters(at string) (names []string) {
 }
 
 func TestOpenAPISchemasCompile(t *testing.T) {
+	t.Parallel()
 	spec := loadSpec(t)
 	for name := range spec.at("/components/schemas").(map[string]any) {
 		if _, err := spec.compiler.Compile(specURL + "#/components/schemas/" + name); err != nil {

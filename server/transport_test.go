@@ -21,6 +21,7 @@ import (
 )
 
 func TestTransportErrors(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	me := []string{"Authorization", "Bearer " + agent}
 	big := `{"justification":"` + strings.Repeat("x", 100_000) + `"}`
@@ -77,6 +78,7 @@ func TestTransportErrors(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	seen := map[string]bool{}
 	for _, path := range []string{"/v1/whoami", "/healthz", "/oauth2/jwks", "/nope"} {
@@ -103,6 +105,7 @@ func TestHeaders(t *testing.T) {
 }
 
 func TestAudiences(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	paths := map[Audience]string{API: "/v1/whoami", OAuth: "/oauth2/jwks", Log: "/log/checkpoint"}
 	for served := range paths {
@@ -131,6 +134,7 @@ func TestAudiences(t *testing.T) {
 // One event a request, which names the call and the caller, and none of what
 // came in the path, the query, the headers or the body.
 func TestOneEventARequest(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.do("GET", "/v1/requests?entitlement=s3cret", "", "", "Authorization", "Bearer "+agent, "X-Request-Id", "theirs-1")
 	w.do("GET", "/v1/requests/req_s3cret", "", "", "Authorization", "Bearer "+agent, "X-Request-Id", "new\tline")
@@ -154,6 +158,7 @@ func TestOneEventARequest(t *testing.T) {
 }
 
 func TestAdmissionComesFirst(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.CallsPerSecond = 2 })
 	w.holdClocks()
 	var last *api.Error
@@ -178,6 +183,7 @@ func TestAdmissionComesFirst(t *testing.T) {
 // lists is slowed down, and asks for other things as before. An operator on the
 // broker's own host is not.
 func TestListsAreBoundedApart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.holdClocks()
 	for path, pages := range map[string]string{"/v1/requests": "", "/v1/leases": "?holder=*"} {
@@ -201,6 +207,7 @@ func TestListsAreBoundedApart(t *testing.T) {
 
 // Garbage is refused without being looked at, after so much of it.
 func TestFailedAuthenticationsAreBounded(t *testing.T) {
+	t.Parallel()
 	looked := 0
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Authenticate = func(*http.Request, string) (broker.Identity, error) {
@@ -222,6 +229,7 @@ func TestFailedAuthenticationsAreBounded(t *testing.T) {
 
 // Whoever came before goes on, whatever a neighbour at the same address sends.
 func TestANeighboursGarbage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.Remembers = func(token string) bool { return token == agent } })
 	w.holdClocks()
 	for range failuresBurst {
@@ -237,6 +245,7 @@ func TestANeighboursGarbage(t *testing.T) {
 
 // A body that comes so slowly that the proof expires meanwhile gets nothing.
 func TestProofThatExpiresWithTheBody(t *testing.T) {
+	t.Parallel()
 	expires := make(chan time.Time, 1)
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
@@ -270,6 +279,7 @@ func TestProofThatExpiresWithTheBody(t *testing.T) {
 
 // An Authenticate that fails to check the time is not enough to get in.
 func TestExpiredProof(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
 			who, err := authenticate(r, token)
@@ -283,6 +293,7 @@ func TestExpiredProof(t *testing.T) {
 }
 
 func TestReadiness(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("the disk is full")
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Checks = []Check{{"store", func(context.Context) error { return broken }}, {"policy", func(context.Context) error { return nil }}}
@@ -295,6 +306,7 @@ func TestReadiness(t *testing.T) {
 
 // A long poll may take longer than the connection's bounds allow others.
 func TestLongPollOutlivesTimeouts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	r, err := w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}})
 	if err != nil {
@@ -318,6 +330,7 @@ func TestLongPollOutlivesTimeouts(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -350,6 +363,7 @@ func TestTLS(t *testing.T) {
 // A shutdown says so first, then ends those who wait, and lets them have what
 // there is.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.DrainDelay = 200 * time.Millisecond })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

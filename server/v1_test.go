@@ -29,6 +29,7 @@ func must[T any](t testing.TB) func(T, error) T {
 // Every operation of the document is driven with success, by the real client,
 // and validated on the way there and back.
 func TestEveryOperation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, withPeople)
 	ctx, me := t.Context(), w.as(agent)
 
@@ -304,6 +305,7 @@ func (w *world) get(t *testing.T, path string) string {
 }
 
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	ctx, me := t.Context(), w.as(agent)
 	ask := func(a api.Ask) error { _, err := me.Ask(ctx, a); return err }
@@ -338,6 +340,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestIdempotencyKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	const body = `{"entitlement":"tickets","scopes":["tickets:read"]}`
 	call := func(who, key, body string) (int, api.Credential, api.Problem) {

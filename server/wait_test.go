@@ -19,6 +19,7 @@ import (
 // /ui/events, costs no reading of the database: none while it waits, and for a
 // change one by the long poll that was for it.
 func TestWaitingCostsNoReads(t *testing.T) {
+	t.Parallel()
 	t.Run("nobody", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 0, 0) }) })
 	t.Run("a crowd", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 1000, 200) }) })
 }

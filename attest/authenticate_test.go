@@ -9,11 +9,12 @@ import (
 	"time"
 )
 
-// One caller a call: what may stand beside what.
+// The cases combine the proofs that a request may have.
 func TestAuthenticate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	server := w.serve("optional")
-	mine, again := w.token(triage, time.Minute), w.token(triage, 2*time.Minute)
+	mine, second := w.token(triage, time.Minute), w.token(triage, 2*time.Minute)
 	theirs := w.token("spiffe://acme.test/agent/other", time.Minute)
 	expired := w.sign(w.fill(goodHeader, time.Now()), w.fill(claims(`%n+60`, `%n-5`), time.Now()))
 	person := w.sign(w.fill(goodHeader, time.Now()), w.fill(claims(`spiffe://acme.test/agent/triage`, `ana`), time.Now()))
@@ -27,11 +28,11 @@ func TestAuthenticate(t *testing.T) {
 		method, code string
 		counted      string
 	}{
-		{"nothing", plain, "", "", "", "unauthenticated", "none no_proof"},
+		{"no proof", plain, "", "", "", "unauthenticated", "none no_proof"},
 		{"bearer", plain, mine, "", "jwt-svid", "", ""},
 		{"body", plain, "", mine, "jwt-svid", "", ""},
-		{"the same twice", plain, mine, mine, "jwt-svid", "", ""},
-		{"two tokens of one workload", plain, mine, again, "", "two_identities", "none two_identities"},
+		{"equal bearer and body", plain, mine, mine, "jwt-svid", "", ""},
+		{"two tokens of one workload", plain, mine, second, "", "two_identities", "none two_identities"},
 		{"another's token in the body", plain, mine, theirs, "", "foreign_subject_token", "none foreign_subject"},
 		{"a person's token in the body", plain, mine, person, "", "foreign_subject_token", "none foreign_subject"},
 		{"an expired token in the body", plain, mine, expired, "", "unauthenticated", "jwt-svid expired"},
@@ -51,16 +52,17 @@ func TestAuthenticate(t *testing.T) {
 			w.failures()
 			a := call(t, test.client, server, test.bearer, test.body)
 			if a.Method != test.method || a.Code != test.code || (a.ID == triage) != (test.code == "") || (a.Detail != "") != (test.code != "") {
-				t.Errorf("answered %+v", a)
+				t.Errorf("got response %+v", a)
 			}
 			if n := strings.Join(w.failures(), ", "); n != test.counted {
-				t.Errorf("counted %q, not %q", n, test.counted)
+				t.Errorf("got failures %q, want %q", n, test.counted)
 			}
 		})
 	}
 }
 
 func TestAuthorizationHeader(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	token := w.token(triage, time.Minute)
 	for _, test := range []struct {
@@ -83,18 +85,19 @@ func TestAuthorizationHeader(t *testing.T) {
 		r := &http.Request{Header: http.Header{"Authorization": test.values}}
 		who, err := w.verifier.Authenticate(r, "")
 		if got := causeOf(t, err); got != test.want || (who.ID == triage) != (test.want == "") {
-			t.Errorf("%d values %.10q: %q, not %q", len(test.values), test.values[0], got, test.want)
+			t.Errorf("%d values %.10q: got %q, want %q", len(test.values), test.values[0], got, test.want)
 		}
 	}
 }
 
-// What was remembered under the old keys counts no more under the new ones,
-// neither tokens nor live connections.
-func TestRotation(t *testing.T) {
+// A rotation invalidates cached tokens and the cached certificates of open
+// connections.
+func TestRotationInvalidatesCache(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	server := w.serve("optional")
 	token, plain, mutual := w.token(triage, time.Minute), w.client(), w.client(w.svid(triage, time.Hour))
-	both := func() [2]string { // over the connections of before
+	both := func() [2]string { // over the same connections
 		return [2]string{call(t, plain, server, token, "").Code, call(t, mutual, server, "", "").Code}
 	}
 	both()
@@ -105,32 +108,33 @@ func TestRotation(t *testing.T) {
 		w.publish()
 		w.source.poll()
 		if g := w.source.Generation() - before; g != grows {
-			t.Errorf("%s: the generation grew by %d, not %d", name, g, grows)
+			t.Errorf("%s: the generation increased by %d, want %d", name, g, grows)
 		}
 		if got := both(); got != want {
-			t.Errorf("%s: answered %q, not %q", name, got, want)
+			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
-	step("nothing new", func() {}, 0, [2]string{})
-	step("new keys beside the old", func() { check(t, w.ca.RotateX509()); check(t, w.ca.RotateJWT()) }, 1, [2]string{})
-	step("the old JWT key is gone", w.ca.RetireJWT, 1, [2]string{"unauthenticated", ""})
+	step("no change", func() {}, 0, [2]string{})
+	step("new keys", func() { check(t, w.ca.RotateX509()); check(t, w.ca.RotateJWT()) }, 1, [2]string{})
+	step("old JWT key retired", w.ca.RetireJWT, 1, [2]string{"unauthenticated", ""})
 	w.failures()
-	step("the old X.509 authority is gone", w.ca.RetireX509, 1, [2]string{"unauthenticated", "unauthenticated"})
+	step("old X.509 authority retired", w.ca.RetireX509, 1, [2]string{"unauthenticated", "unauthenticated"})
 	if n := w.failures(); !slices.Equal(n, []string{"jwt-svid unknown_key", "x509-svid untrusted"}) {
-		t.Errorf("counted %v", n)
+		t.Errorf("got failures %v", n)
 	}
-	// The server's own certificate is read anew, too, or nobody could connect.
+	// The server needs a certificate of the new authority, or clients reject it.
 	files := w.source.certs[0]
 	w.writeCert(files.certPath, files.keyPath, "spiffe://acme.test/broker", "127.0.0.1")
 	w.source.poll()
 	fresh := w.token(triage, time.Minute)
 	if a := call(t, w.client(w.svid(triage, time.Hour)), server, "", fresh); a.ID != triage {
-		t.Errorf("with new SVIDs: answered %+v", a)
+		t.Errorf("with new SVIDs: got response %+v", a)
 	}
 }
 
-// A file that can't be used leaves in force what was known, and says so.
-func TestBrokenBundle(t *testing.T) {
+// The previous bundle stays in force while the file is not valid.
+func TestBrokenBundleIsDegraded(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	token := w.token(triage, time.Minute)
 	generation := w.source.Generation()
@@ -140,7 +144,7 @@ func TestBrokenBundle(t *testing.T) {
 		if w.source.Degraded() == nil || w.source.Ready() != nil || w.source.Generation() != generation {
 			t.Errorf("%q: degraded %v, ready %v", content, w.source.Degraded(), w.source.Ready())
 		}
-		w.verifier.tokens = newProofCache(16) // nothing is remembered
+		w.verifier.tokens = newProofCache(16) // empty
 		if _, err := w.verifier.JWT(token, time.Now()); err != nil {
 			t.Errorf("%q: %v", content, err)
 		}
@@ -157,8 +161,8 @@ func TestBrokenBundle(t *testing.T) {
 	}
 }
 
-// A token's times are looked at each time, and so is what nobody remembers.
-func TestRememberedTimes(t *testing.T) {
+func TestCachedTokenExpires(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	token := w.token(triage, time.Minute)
 	who, err := w.verifier.JWT(token, time.Now())
@@ -174,7 +178,7 @@ func TestRememberedTimes(t *testing.T) {
 	} {
 		who, err := w.verifier.JWT(token, test.at)
 		if got := causeOf(t, err); got != test.want || (who.ID == "") != (test.want != "") {
-			t.Errorf("at %s: %q, not %q", test.at, got, test.want)
+			t.Errorf("at %s: got %q, want %q", test.at, got, test.want)
 		}
 	}
 }

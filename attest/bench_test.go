@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// callers and tokens are those of the bench: 64 callers who present
-// 1,024 tokens in turn.
+// The benchmarks have 64 callers that present 1,024 tokens in turn.
 const (
 	callers = 64
 	tokens  = 1024
@@ -24,8 +23,7 @@ func (w *world) tokens(n int) []string {
 	return all
 }
 
-// BenchmarkJWT is the price of a proof: verified, remembered, and remembered
-// under many callers.
+// BenchmarkJWT measures a token: verified, cached, and cached with many callers.
 func BenchmarkJWT(b *testing.B) {
 	w := newWorld(b)
 	all := w.tokens(tokens)
@@ -38,13 +36,13 @@ func BenchmarkJWT(b *testing.B) {
 			check(b, w.verifier.check(t, all[i%tokens], trust, now))
 		}
 	})
-	b.Run("remembered", func(b *testing.B) {
+	b.Run("cached", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			_, err := w.verifier.JWT(all[i%tokens], now)
 			check(b, err)
 		}
 	})
-	b.Run("remembered by 64", func(b *testing.B) {
+	b.Run("cached by 64", func(b *testing.B) {
 		var turn atomic.Int64
 		b.SetParallelism(callers)
 		b.RunParallel(func(pb *testing.PB) {
@@ -57,8 +55,7 @@ func BenchmarkJWT(b *testing.B) {
 	})
 }
 
-// BenchmarkX509 is the price of a certificate: verified, and over a connection
-// that was verified.
+// BenchmarkX509 measures a certificate: verified, and cached with its connection.
 func BenchmarkX509(b *testing.B) {
 	w := newWorld(b)
 	chain := []*x509.Certificate{w.svid(triage, time.Hour).Leaf}

@@ -2,9 +2,13 @@ package attest
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
+	"net"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func sum(i int) [sha256.Size]byte { return sha256.Sum256(fmt.Append(nil, i)) }
@@ -16,16 +20,17 @@ func (m *proofCache) size() (n int) {
 	return n
 }
 
-func TestMemoryIsBounded(t *testing.T) {
+func TestCacheIsBounded(t *testing.T) {
+	t.Parallel()
 	m := newProofCache(cacheShards * 4)
 	for i := range 10_000 {
 		m.put(sum(i), cachedProof{generation: 1})
 		if _, ok := m.get(sum(i), 1); !ok {
-			t.Fatalf("%d is forgotten at once", i)
+			t.Fatalf("entry %d is missing right after put", i)
 		}
 	}
 	if n := m.size(); n != cacheShards*4 {
-		t.Errorf("%d are remembered", n)
+		t.Errorf("got %d entries", n)
 	}
 	for i := range m.shards {
 		if s := &m.shards[i]; len(s.slots) != 4 {
@@ -34,23 +39,24 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
-// What was remembered under other keys is as good as forgotten, and takes no
-// second place when it is remembered again.
-func TestMemoryOfAnotherGeneration(t *testing.T) {
+// An entry of another generation is a miss, and the next put replaces it.
+func TestCacheSeparatesGenerations(t *testing.T) {
+	t.Parallel()
 	m := newProofCache(64)
 	m.put(sum(1), cachedProof{generation: 1})
 	if _, ok := m.get(sum(1), 2); ok {
-		t.Error("remembered under another generation")
+		t.Error("got an entry of another generation")
 	}
 	m.put(sum(1), cachedProof{generation: 2})
 	_, old := m.get(sum(1), 1)
 	_, fresh := m.get(sum(1), 2)
 	if old || !fresh || m.size() != 1 {
-		t.Errorf("old %t, fresh %t, %d in all", old, fresh, m.size())
+		t.Errorf("got old %t, fresh %t, %d entries; want only the fresh one", old, fresh, m.size())
 	}
 }
 
-func TestMemoryByMany(t *testing.T) {
+func TestCacheConcurrently(t *testing.T) {
+	t.Parallel()
 	m := newProofCache(256)
 	var all sync.WaitGroup
 	for g := range 64 {
@@ -58,7 +64,7 @@ func TestMemoryByMany(t *testing.T) {
 			for i := range 500 {
 				key := sum(i * (g%7 + 1))
 				if r, ok := m.get(key, 1); ok && r.generation != 1 {
-					t.Error("another generation")
+					t.Error("got an entry of another generation")
 				}
 				m.put(key, cachedProof{generation: 1})
 			}
@@ -66,6 +72,68 @@ func TestMemoryByMany(t *testing.T) {
 	}
 	all.Wait()
 	if n := m.size(); n > 256 {
-		t.Errorf("%d are remembered", n)
+		t.Errorf("got %d entries", n)
+	}
+}
+
+// The clock algorithm evicts entries without a hit first.
+func TestCacheKeepsUsedEntries(t *testing.T) {
+	t.Parallel()
+	c := newProofCache(cacheShards * 4)
+	key := func(name byte) [sha256.Size]byte { return [sha256.Size]byte{1: name} } // all in one shard
+	put := func(names string) {
+		for _, name := range names {
+			c.put(key(byte(name)), cachedProof{generation: 1})
+		}
+	}
+	put("abcde") // e clears all bits and evicts a
+	if _, ok := c.get(key('b'), 1); !ok {
+		t.Fatal("b is missing")
+	}
+	put("fg") // f skips b and evicts c; g evicts d
+	var left string
+	for _, name := range "abcdefg" {
+		if _, ok := c.shards[0].index[key(byte(name))]; ok {
+			left += string(name)
+		}
+	}
+	if left != "befg" {
+		t.Errorf("got entries %q, want befg", left)
+	}
+}
+
+func TestVerifierCachesTokens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	token := w.token(triage, time.Minute)
+	if w.verifier.Cached(token) {
+		t.Error("a new token is cached")
+	}
+	_, err := w.verifier.JWT(token, time.Now())
+	check(t, err)
+	if !w.verifier.Cached(token) || w.verifier.Cached(token+"x") || w.verifier.Cached(strings.Repeat("x", MaxTokenSize+1)) {
+		t.Error("not exactly the verified token is cached")
+	}
+	if size := NewVerifier(VerifierConfig{Source: w.source}).tokens.shards[0].limit * cacheShards; size != 8192 {
+		t.Errorf("got default size %d, want 8192", size)
+	}
+	if size := NewVerifier(VerifierConfig{Source: w.source, CacheSize: 64}).tokens.shards[0].limit * cacheShards; size != 64 {
+		t.Errorf("got size %d, want 64", size)
+	}
+}
+
+// The cache of a connection holds for one leaf only.
+func TestConnectionCacheComparesLeaf(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := w.verifier.ConnContext(t.Context(), net.Conn(nil))
+	for _, id := range []string{triage, "spiffe://acme.test/other"} {
+		leaf := w.svid(id, time.Hour).Leaf
+		for range 2 {
+			who, err := w.verifier.verifyConn(ctx, []*x509.Certificate{leaf}, time.Now())
+			if err != nil || who.ID != id {
+				t.Errorf("got %q, %v; want %q", who.ID, err, id)
+			}
+		}
 	}
 }

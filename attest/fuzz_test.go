@@ -9,8 +9,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// FuzzJWT takes tokens of any bytes. Nothing gets in that was not signed as it
-// stands, and no refusal repeats what it refuses.
+// FuzzJWT verifies arbitrary tokens. Only tokens that were signed byte for byte may
+// verify, and no error may contain a part of the token.
 func FuzzJWT(f *testing.F) {
 	w := newWorld(f)
 	now := time.Now()
@@ -26,24 +26,24 @@ func FuzzJWT(f *testing.F) {
 		who, err := w.verifier.jwt(token, now)
 		if err == nil {
 			if !good[token] || who.ID != triage {
-				t.Errorf("%q proved %+v", token, who)
+				t.Errorf("%q: got identity %+v", token, who)
 			}
 			return
 		}
 		var failure *Failure
 		if !errors.As(err, &failure) || !errors.Is(err, broker.ErrUnauthenticated) || failure.Cause == "" || who.ID != "" {
-			t.Errorf("%q: %v is not a failure, or proved %+v", token, err, who)
+			t.Errorf("%q: got %v and identity %+v, want a Failure", token, err, who)
 		}
 		for part := range strings.SplitSeq(token, ".") {
 			if len(part) > 24 && strings.Contains(err.Error(), part) {
-				t.Errorf("%v repeats the token", err)
+				t.Errorf("the error %v contains a part of the token", err)
 			}
 		}
 	})
 }
 
-// FuzzClaims takes claims of any text under a signature that holds: what
-// decides must be read as the library reads it, or not at all.
+// FuzzClaims verifies tokens with a valid signature over arbitrary text. If such a
+// token verifies, the identity and the expiry must be within bounds.
 func FuzzClaims(f *testing.F) {
 	w := newWorld(f)
 	now := time.Now()
@@ -57,12 +57,12 @@ func FuzzClaims(f *testing.F) {
 		case err != nil:
 			var failure *Failure
 			if !errors.As(err, &failure) || who.ID != "" {
-				t.Errorf("%v is not a failure, or proved %+v", err, who)
+				t.Errorf("got %v and identity %+v, want a Failure", err, who)
 			}
 		case who.TrustDomain != "acme.test" || !strings.HasPrefix(who.ID, "spiffe://acme.test/") || len(who.Paths) == 0:
-			t.Errorf("proved %+v", who)
+			t.Errorf("got identity %+v", who)
 		case !who.Proof.Valid(now) || who.Proof.Expires.Sub(now) > MaxLifetime:
-			t.Errorf("proved until %s", who.Proof.Expires)
+			t.Errorf("got expiry %s", who.Proof.Expires)
 		}
 	})
 }

@@ -14,27 +14,28 @@ import (
 )
 
 func TestJWT(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	token := w.token(triage, 5*time.Minute)
-	for range 2 { // verified, then remembered
+	for range 2 { // verified, then cached
 		who, err := w.verifier.JWT(token, time.Now())
 		check(t, err)
 		if who.ID != triage || who.TrustDomain != "acme.test" || who.Kind != broker.KindWorkload ||
 			!slices.Equal(who.Paths, []string{triage, "spiffe://acme.test/agent"}) {
-			t.Errorf("proved %+v", who)
+			t.Errorf("got identity %+v", who)
 		}
 		p := who.Proof
 		if p.Method != broker.MethodJWTSVID || p.SHA256 != sha256.Sum256([]byte(token)) || !p.Valid(time.Now()) || time.Until(p.Expires) > 5*time.Minute {
-			t.Errorf("by %+v", p)
+			t.Errorf("got proof %+v", p)
 		}
 	}
 	if n := w.failures(); n != nil {
-		t.Errorf("counted %v", n)
+		t.Errorf("got failures %v", n)
 	}
 }
 
-// A form is a token of an odd shape: %k is the name of a good key, %n+5 five
-// seconds from now.
+// A form is a token, usually malformed. %k stands for the kid of a valid key, and
+// %n+5 for five seconds from now.
 type form struct {
 	name, header, claims string
 	want                 Cause
@@ -45,7 +46,7 @@ const (
 	goodClaims = `{"sub":"spiffe://acme.test/agent/triage","aud":"https://broker.acme.test","iat":%n,"exp":%n+60}`
 )
 
-// claims gives the good claims with one part replaced.
+// claims returns goodClaims with one part replaced.
 func claims(old, fresh string) string {
 	if !strings.Contains(goodClaims, old) {
 		panic(old)
@@ -60,7 +61,7 @@ var forms = []form{
 	{"no typ", header(""), goodClaims, ""},
 	{"typ JOSE", header(`,"typ":"JOSE"`), goodClaims, ""},
 	{"list of one audience", goodHeader, claims(`"https://broker.acme.test"`, `["https://broker.acme.test"]`), ""},
-	{"a little from the future", goodHeader, claims(`%n,`, `%n+25,"nbf":%n+25,`), ""},
+	{"nbf and iat within the leeway", goodHeader, claims(`%n,`, `%n+25,"nbf":%n+25,`), ""},
 	{"no iat", goodHeader, claims(`"iat":%n,`, ``), ""},
 	{"other claims", goodHeader, claims(`"iat"`, `"a":{"b":[{"c":1},{"c":1}]},"iat"`), ""},
 
@@ -74,7 +75,7 @@ var forms = []form{
 	{"exp text", goodHeader, claims(`%n+60`, `"%n+60"`), CauseMalformed},
 	{"exp fraction", goodHeader, claims(`%n+60`, `%n+60.5`), CauseMalformed},
 	{"exp exponent", goodHeader, claims(`%n+60`, `9e9`), CauseMalformed},
-	{"exp beyond all clocks", goodHeader, claims(`%n+60`, `99999999999999999999`), CauseMalformed},
+	{"exp too large", goodHeader, claims(`%n+60`, `99999999999999999999`), CauseMalformed},
 	{"exp negative", goodHeader, claims(`%n+60`, `-1`), CauseMalformed},
 	{"nbf text", goodHeader, claims(`"iat":%n`, `"nbf":"%n"`), CauseMalformed},
 
@@ -83,7 +84,7 @@ var forms = []form{
 	{"one audience twice", goodHeader, claims(`"https://broker.acme.test"`, `["https://broker.acme.test","https://broker.acme.test"]`), CauseAudience},
 	{"empty audience", goodHeader, claims(`"https://broker.acme.test"`, `[]`), CauseAudience},
 	{"no audience", goodHeader, claims(`"aud":"https://broker.acme.test",`, ``), CauseAudience},
-	{"odd audience", goodHeader, claims(`"https://broker.acme.test"`, `[["https://broker.acme.test"]]`), CauseAudience},
+	{"nested audience", goodHeader, claims(`"https://broker.acme.test"`, `[["https://broker.acme.test"]]`), CauseAudience},
 	{"prefix of the audience", goodHeader, claims(`https://broker.acme.test"`, `https://broker.acme.test/"`), CauseAudience},
 
 	{"other trust domain", goodHeader, claims(`acme.test/agent`, `other.test/agent`), CauseTrustDomain},
@@ -98,14 +99,14 @@ var forms = []form{
 	{"sub with a port", goodHeader, claims(`acme.test/agent`, `acme.test:80/agent`), CauseSPIFFEID},
 	{"sub with a query", goodHeader, claims(`agent/triage`, `agent?x`), CauseSPIFFEID},
 	{"sub a list", goodHeader, claims(`"spiffe://acme.test/agent/triage"`, `["spiffe://acme.test/agent/triage"]`), CauseSPIFFEID},
-	{"sub endless", goodHeader, claims(`agent/triage`, strings.Repeat("a", 2048)), CauseSPIFFEID},
+	{"sub too long", goodHeader, claims(`agent/triage`, strings.Repeat("a", 2048)), CauseSPIFFEID},
 	{"Sub", goodHeader, claims(`"sub"`, `"Sub"`), CauseSPIFFEID},
 
 	{"jti a number", goodHeader, claims(`{`, `{"jti":7,`), CauseMalformed},
 	{"iss null", goodHeader, claims(`{`, `{"iss":null,`), CauseMalformed},
 	{"sub twice", goodHeader, claims(`{`, `{"sub":"spiffe://acme.test/operator",`), CauseMalformed},
-	{"sub twice, once in disguise", goodHeader, claims(`{`, `{"\u0073ub":"spiffe://acme.test/operator",`), CauseMalformed},
-	{"twice, deeper", goodHeader, claims(`{`, `{"a":[{"b":1,"b":2}],`), CauseMalformed},
+	{"sub twice, once escaped", goodHeader, claims(`{`, `{"\u0073ub":"spiffe://acme.test/operator",`), CauseMalformed},
+	{"duplicate member in a claim", goodHeader, claims(`{`, `{"a":[{"b":1,"b":2}],`), CauseMalformed},
 	{"nested deeply", goodHeader, claims(`{`, `{"a":`+strings.Repeat("[", 40)+strings.Repeat("]", 40)+`,`), CauseMalformed},
 	{"claims a list", goodHeader, `[` + goodClaims + `]`, CauseMalformed},
 	{"claims null", goodHeader, `null`, CauseMalformed},
@@ -129,22 +130,23 @@ var forms = []form{
 	{"typ null", header(`,"typ":null`), goodClaims, CauseMalformed},
 	{"crit", header(`,"crit":["exp"]`), goodClaims, CauseMalformed},
 	{"b64", header(`,"b64":false`), goodClaims, CauseMalformed},
-	{"brings its key", header(`,"jwk":{"kty":"EC"}`), goodClaims, CauseMalformed},
-	{"brings its certificate", header(`,"x5c":["AA=="]`), goodClaims, CauseMalformed},
+	{"jwk", header(`,"jwk":{"kty":"EC"}`), goodClaims, CauseMalformed},
+	{"x5c", header(`,"x5c":["AA=="]`), goodClaims, CauseMalformed},
 }
 
 func TestJWTForms(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, f := range forms {
 		t.Run(f.name, func(t *testing.T) {
 			now := time.Now()
 			token := w.sign(w.fill(f.header, now), w.fill(f.claims, now))
-			w.refuses(t, token, now, f.want)
+			w.checkToken(t, token, now, f.want)
 		})
 	}
 }
 
-// fill writes the times and the key into a form.
+// fill replaces the placeholders of a form.
 func (w *world) fill(s string, now time.Time) string {
 	kid, _ := w.ca.JWTAuthority()
 	s = strings.ReplaceAll(s, "%k", kid)
@@ -159,37 +161,39 @@ func (w *world) fill(s string, now time.Time) string {
 	return s
 }
 
-// refuses sees to it that a token is refused, counted once, and not repeated.
-func (w *world) refuses(t *testing.T, token string, now time.Time, want Cause) {
+// checkToken verifies a token and checks the cause. A failure must be reported once
+// and must not contain parts of the token.
+func (w *world) checkToken(t *testing.T, token string, now time.Time, want Cause) {
 	t.Helper()
 	w.failures()
 	who, err := w.verifier.JWT(token, now)
 	if got := causeOf(t, err); got != want {
-		t.Fatalf("refused for %q, not %q: %v", got, want, err)
+		t.Fatalf("got cause %q, want %q: %v", got, want, err)
 	}
 	counted := w.failures()
 	if want == "" {
 		if who.ID == "" || counted != nil {
-			t.Errorf("proved %+v, counted %v", who, counted)
+			t.Errorf("got identity %+v, failures %v", who, counted)
 		}
 		return
 	}
 	if who.ID != "" || !slices.Equal(counted, []string{"jwt-svid " + string(want)}) {
-		t.Errorf("proved %+v, counted %v", who, counted)
+		t.Errorf("got identity %+v, failures %v", who, counted)
 	}
 	for part := range strings.SplitSeq(token, ".") {
 		if len(part) > 3 && strings.Contains(err.Error(), part) {
-			t.Errorf("%v holds a part of the token", err)
+			t.Errorf("the error %v contains a part of the token", err)
 		}
 	}
 }
 
 func TestJWTShapes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	now := time.Now()
 	good := w.token(triage, time.Minute)
 	parts := strings.Split(good, ".")
-	flip := func(s string) string { // another signature of the same length
+	flip := func(s string) string { // returns another signature of the same length
 		last := "A"
 		if s[0] == 'A' {
 			last = "B"
@@ -200,7 +204,7 @@ func TestJWTShapes(t *testing.T) {
 		name, token string
 		want        Cause
 	}{
-		{"nothing", "", CauseMalformed},
+		{"empty", "", CauseMalformed},
 		{"a word", "token", CauseMalformed},
 		{"dots", "..", CauseMalformed},
 		{"without signature", parts[0] + "." + parts[1] + ".", CauseMalformed},
@@ -219,12 +223,12 @@ func TestJWTShapes(t *testing.T) {
 		{"alg none without signature", encode(`{"alg":"none"}`) + "." + parts[1] + ".", CauseMalformed},
 		{"of another authority", reKey(t, w), CauseSignature},
 	} {
-		t.Run(test.name, func(t *testing.T) { w.refuses(t, test.token, now, test.want) })
+		t.Run(test.name, func(t *testing.T) { w.checkToken(t, test.token, now, test.want) })
 	}
-	w.refuses(t, good, now, "")
+	w.checkToken(t, good, now, "")
 }
 
-// hmacWithPublicKey makes the token of RFC 8725, section 2.1.
+// hmacWithPublicKey returns the token of the attack in RFC 8725, section 2.1.
 func hmacWithPublicKey(t *testing.T, w *world) string {
 	kid, public := w.ca.JWTAuthority()
 	der, err := x509.MarshalPKIXPublicKey(public)
@@ -235,10 +239,46 @@ func hmacWithPublicKey(t *testing.T, w *world) string {
 	return input + "." + encode(string(mac.Sum(nil)))
 }
 
-// reKey makes a token that names the right key and is signed by another.
+// reKey returns a token with the kid of a valid key and the signature of another.
 func reKey(t *testing.T, w *world) string {
 	input := encode(w.fill(goodHeader, time.Now())) + "." + encode(w.fill(goodClaims, time.Now()))
 	_, signature, err := newCA(t, "acme.test").SignBytes(input)
 	check(t, err)
 	return input + "." + encode(string(signature))
+}
+
+func TestJWTAlgorithms(t *testing.T) {
+	t.Parallel()
+	for _, alg := range []string{"RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512"} {
+		var tok token
+		if err := tok.readHeader([]byte(`{"alg":"` + alg + `","kid":"k"}`)); err != nil || tok.alg != alg {
+			t.Errorf("%s: got %q, %v", alg, tok.alg, err)
+		}
+	}
+}
+
+func TestClaimsNesting(t *testing.T) {
+	t.Parallel()
+	for depth, want := range map[int]error{1: nil, maxDepth - 1: nil, maxDepth: errTooDeep} {
+		raw := `{"a":` + strings.Repeat("[", depth-1) + "1" + strings.Repeat("]", depth-1) + `}`
+		if _, err := members([]byte(raw)); err != want {
+			t.Errorf("depth %d: got %v, want %v", depth, err, want)
+		}
+	}
+}
+
+func TestJWTBounds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	now := time.Now().Truncate(time.Second)
+	claims := func(exp time.Duration) string {
+		return strings.Replace(w.fill(goodClaims, now), fmt.Sprint(now.Unix()+60), fmt.Sprint(now.Add(exp).Unix()), 1)
+	}
+	w.checkToken(t, w.sign(w.fill(goodHeader, now), claims(MaxLifetime)), now, "")
+	w.checkToken(t, w.sign(w.fill(goodHeader, now), claims(MaxLifetime+time.Second)), now, CauseLifetime)
+	long := func(n int) string {
+		return strings.Replace(claims(time.Minute), "agent/triage", strings.Repeat("a", n-len("spiffe://acme.test/")), 1)
+	}
+	w.checkToken(t, w.sign(w.fill(goodHeader, now), long(maxID)), now, "")
+	w.checkToken(t, w.sign(w.fill(goodHeader, now), long(maxID+1)), now, CauseSPIFFEID)
 }

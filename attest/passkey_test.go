@@ -15,7 +15,7 @@ import (
 
 var ana = broker.Identity{ID: "login/ana", Kind: broker.KindPerson, Person: &broker.Person{Name: "Ana"}}
 
-// challengeOf reads the challenge out of what the browser is given.
+// challengeOf returns the challenge of the browser's options.
 func challengeOf(t *testing.T, options []byte) []byte {
 	t.Helper()
 	var o struct {
@@ -35,7 +35,8 @@ func challengeOf(t *testing.T, options []byte) []byte {
 	return raw
 }
 
-func TestPasskeyIsEnrolled(t *testing.T) {
+func TestPasskeyEnrolment(t *testing.T) {
+	t.Parallel()
 	const origin = "https://broker.acme.test:8443"
 	p, err := attest.NewPasskeys("broker.acme.test", origin)
 	if err != nil {
@@ -48,7 +49,7 @@ func TestPasskeyIsEnrolled(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !strings.Contains(string(options), base64.RawURLEncoding.EncodeToString([]byte("old"))) {
-			t.Errorf("the passkeys that there are are not excluded: %s", options)
+			t.Errorf("the options do not exclude the existing passkey: %s", options)
 		}
 		return challengeOf(t, options), state
 	}
@@ -67,9 +68,9 @@ func TestPasskeyIsEnrolled(t *testing.T) {
 	}
 	public, err := key.Public()
 	if err != nil || string(made.Public) != string(public) || string(made.ID) != string(key.ID) || made.RP != "broker.acme.test" {
-		t.Errorf("enrolled %+v, %v", made, err)
+		t.Errorf("got passkey %+v, %v", made, err)
 	}
-	// What it signs is verified by what was enrolled.
+	// The enrolled key verifies its signatures.
 	data, client, signature, err := key.Sign(make([]byte, 32))
 	if err != nil {
 		t.Fatal(err)
@@ -83,8 +84,8 @@ func TestPasskeyIsEnrolled(t *testing.T) {
 		"another challenge": func(_ *softkey.Key, challenge *[]byte) broker.Identity { *challenge = make([]byte, 32); return ana },
 		"another site":      func(k *softkey.Key, _ *[]byte) broker.Identity { k.Origin = "https://evil.test"; return ana },
 		"another RP":        func(k *softkey.Key, _ *[]byte) broker.Identity { k.RP = "evil.test"; return ana },
-		"nobody verified":   func(k *softkey.Key, _ *[]byte) broker.Identity { k.Flags = softkey.Present; return ana },
-		"nobody present":    func(k *softkey.Key, _ *[]byte) broker.Identity { k.Flags = softkey.Verified; return ana },
+		"user not verified": func(k *softkey.Key, _ *[]byte) broker.Identity { k.Flags = softkey.Present; return ana },
+		"user not present":  func(k *softkey.Key, _ *[]byte) broker.Identity { k.Flags = softkey.Verified; return ana },
 		"another person": func(*softkey.Key, *[]byte) broker.Identity {
 			return broker.Identity{ID: "login/ben", Kind: broker.KindPerson}
 		},
@@ -100,15 +101,30 @@ func TestPasskeyIsEnrolled(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := p.Finish(who, state, response, now); err == nil {
-			t.Errorf("%s: it is enrolled", name)
+			t.Errorf("%s: got no error", name)
 		}
 	}
 	if _, err := p.Finish(ana, state, response, now.Add(broker.SignWithin)); err == nil {
-		t.Error("an enrolment that took too long")
+		t.Error("got no error after the deadline")
 	}
 	for _, bad := range []string{"", "{}", "[]", `{"id":"x"}`, strings.Repeat("[", 10000)} {
 		if _, err := p.Finish(ana, state, []byte(bad), now); err == nil {
-			t.Errorf("%.20q is enrolled", bad)
+			t.Errorf("response %.20q: got no error", bad)
+		}
+	}
+}
+
+// The authenticator shows the display name.
+func TestPasskeyDisplayName(t *testing.T) {
+	t.Parallel()
+	p, err := attest.NewPasskeys("broker.acme.test", "https://broker.acme.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, person := range map[string]*broker.Person{"Ana": {Name: "Ana"}, "login/ana": {}, "login/ana ": nil} {
+		options, _, err := p.Begin(broker.Identity{ID: "login/ana", Kind: broker.KindPerson, Person: person}, nil, time.Now())
+		if err != nil || !strings.Contains(string(options), `"displayName":"`+strings.TrimSpace(want)+`"`) {
+			t.Errorf("person %+v: got %s, %v", person, options, err)
 		}
 	}
 }

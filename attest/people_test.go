@@ -25,24 +25,24 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A provider is an OpenID provider that misbehaves as it is told. That the
-// broker works with one that is certified, the e2e suite shows.
+// A provider is an OpenID provider that misbehaves as configured. The e2e suite tests
+// with a certified one.
 type provider struct {
 	*httptest.Server
 	t         *testing.T
 	key       *ecdsa.PrivateKey
 	now       time.Time
-	metadata  map[string]any // changes; nil values take away
-	claims    map[string]any // of the ID token, the same
+	metadata  map[string]any // changes; nil removes a value
+	claims    map[string]any // changes of the ID token, likewise
 	userInfo  map[string]any
 	algorithm jose.SignatureAlgorithm
 	signWith  any // nil: key
 	tokens    map[string]any
-	refused   string                                        // what the token endpoint refuses with
-	hook      func(http.ResponseWriter, *http.Request) bool // true: it has answered
+	refused   string                                        // error code of the token endpoint
+	hook      func(http.ResponseWriter, *http.Request) bool // returns true if it has responded
 	nonce     string
 	challenge string
-	asked     url.Values // by the last call of the token endpoint
+	sent      url.Values // parameters of the last token request
 	people    *attest.People
 }
 
@@ -59,7 +59,7 @@ func newProvider(t *testing.T) *provider {
 	return p
 }
 
-// connect makes a broker's side, which knows nothing yet.
+// connect returns a new broker's side.
 func (p *provider) connect() *attest.People {
 	roots := x509.NewCertPool()
 	roots.AddCert(p.Certificate())
@@ -96,7 +96,7 @@ func (p *provider) serve(w http.ResponseWriter, r *http.Request) {
 		answer = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &p.key.PublicKey, KeyID: "1", Algorithm: "ES256", Use: "sig"}}}
 	case "/token":
 		_ = r.ParseForm()
-		p.asked = r.Form
+		p.sent = r.Form
 		if p.refused != "" {
 			w.WriteHeader(http.StatusBadRequest)
 			answer = map[string]string{"error": p.refused, "error_description": "you sent " + r.Form.Encode()}
@@ -147,7 +147,7 @@ func (p *provider) sign(claims any, kind jose.ContentType) string {
 	return text
 }
 
-// begin begins a login, and gives what the browser brings back if all is well.
+// begin starts a login and returns the parameters of a successful callback.
 func (p *provider) begin(fresh bool) (state []byte, back url.Values, err error) {
 	state, where, err := p.people.Begin(p.t.Context(), "login", fresh, p.now)
 	if err != nil {
@@ -159,8 +159,11 @@ func (p *provider) begin(fresh bool) (state []byte, back url.Values, err error) 
 	}
 	q := u.Query()
 	p.nonce, p.challenge = q.Get("nonce"), q.Get("code_challenge")
+	if q.Get("scope") != "openid profile email" || (q.Get("prompt") == "login" && q.Get("max_age") == "0") != fresh {
+		p.t.Errorf("fresh %t: got authorization URL %s", fresh, where)
+	}
 	if q.Get("code_challenge_method") != "S256" || q.Get("redirect_uri") != "https://broker.acme.test/ui/login/callback" || len(q.Get("state")) < 20 || len(p.nonce) < 20 {
-		p.t.Errorf("the browser is sent to %s", where)
+		p.t.Errorf("got authorization URL %s", where)
 	}
 	return state, url.Values{"state": {q.Get("state")}, "code": {"s3cret-code"}, "iss": {p.URL}}, nil
 }
@@ -176,7 +179,8 @@ func (p *provider) login(fresh bool, change func(url.Values)) (broker.LoggedIn, 
 	return p.people.Finish(p.t.Context(), state, back, p.now)
 }
 
-func TestPersonLogsIn(t *testing.T) {
+func TestLogin(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	p.claims["manager"] = "ben"
 	state, back, err := p.begin(false)
@@ -190,21 +194,21 @@ func TestPersonLogsIn(t *testing.T) {
 	who := in.Who
 	if who.ID != "login/ana" || who.Kind != broker.KindPerson || who.Person.Manager != "login/ben" || who.Person.Name != "Ana" || in.SID != "session-1" ||
 		len(who.Person.Groups) != 1 || who.Person.Groups[0] != "dba" || !who.Person.Login.Equal(p.now) || !who.Person.Claimed.Equal(p.now) || who.Proof.Method != broker.MethodSession {
-		t.Errorf("%+v, %+v", who, who.Person)
+		t.Errorf("got identity %+v, person %+v", who, who.Person)
 	}
-	sum := sha256.Sum256([]byte(p.asked.Get("code_verifier")))
-	if base64.RawURLEncoding.EncodeToString(sum[:]) != p.challenge || p.asked.Get("code") != "s3cret-code" {
-		t.Errorf("the token endpoint was sent %v", p.asked)
+	sum := sha256.Sum256([]byte(p.sent.Get("code_verifier")))
+	if base64.RawURLEncoding.EncodeToString(sum[:]) != p.challenge || p.sent.Get("code") != "s3cret-code" {
+		t.Errorf("got token request %v", p.sent)
 	}
 	fresh, tokens, err := p.people.Refresh(t.Context(), who, in.Tokens, p.now.Add(time.Minute))
 	if err != nil || !fresh.Person.Claimed.Equal(p.now.Add(time.Minute)) || !fresh.Person.Login.Equal(p.now) || len(tokens) == 0 {
-		t.Errorf("asked again: %+v, %v", fresh.Person, err)
+		t.Errorf("Refresh: got %+v, %v", fresh.Person, err)
 	}
 }
 
-// A provider, or whoever sits between, that does not keep to the protocol lets
-// nobody in; and no error repeats a secret.
-func TestLoginsThatDoNotHold(t *testing.T) {
+// Each case breaks one rule of the protocol. No error may contain a secret.
+func TestFinishRejectsLogin(t *testing.T) {
+	t.Parallel()
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -212,56 +216,103 @@ func TestLoginsThatDoNotHold(t *testing.T) {
 	claim := func(name string, value any) func(*provider, url.Values) {
 		return func(p *provider, _ url.Values) { p.claims[name] = value }
 	}
-	for name, change := range map[string]func(p *provider, back url.Values){
-		"another state":             func(_ *provider, back url.Values) { back.Set("state", "x") },
-		"no state":                  func(_ *provider, back url.Values) { back.Del("state") },
-		"two states":                func(_ *provider, back url.Values) { back.Add("state", back.Get("state")) },
-		"another provider's answer": func(_ *provider, back url.Values) { back.Set("iss", "https://evil.test") }, // RFC 9207: mix-up
-		"nobody's answer":           func(_ *provider, back url.Values) { back.Del("iss") },
-		"no code":                   func(_ *provider, back url.Values) { back.Del("code") },
-		"refused":                   func(_ *provider, back url.Values) { back.Set("error", "access_denied") },
-		"a long code":               func(_ *provider, back url.Values) { back.Set("code", strings.Repeat("x", 5000)) },
-		"a code that is refused":    func(p *provider, _ url.Values) { p.refused = "invalid_grant" },
-		"no nonce":                  claim("nonce", nil),
-		"another nonce":             claim("nonce", "x"),
-		"another audience":          claim("aud", "somebody"),
-		"several audiences":         claim("aud", []string{"broker", "somebody"}),
-		"another party":             claim("azp", "somebody"),
-		"another issuer":            claim("iss", "https://evil.test"),
-		"expired":                   claim("exp", time.Now().Add(-time.Minute).Unix()),
-		"of the future":             claim("iat", time.Now().Add(time.Hour).Unix()),
-		"another access token":      claim("at_hash", base64.RawURLEncoding.EncodeToString(make([]byte, 16))),
-		"nobody":                    claim("sub", nil),
-		"a subject with a space":    claim("sub", "ana ben"),
-		"a long subject":            claim("sub", strings.Repeat("x", 256)),
-		"groups that are none":      claim("groups", 7),
-		"too many groups":           claim("groups", strings.Fields(strings.Repeat("g ", 257))),
-		"groups elsewhere":          claim("_claim_names", map[string]string{"groups": "src1"}),
-		"a manager that is none":    claim("manager", []string{"ben"}),
-		"a name that is none":       claim("name", map[string]string{"a": "b"}),
-		"a session that is none":    claim("sid", strings.Repeat("x", 256)),
-		"a key that is not its":     func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "1"} },
-		"a key that it has not":     func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "2"} },
-		"signed by the secret": func(p *provider, _ url.Values) {
+	cases := map[string]func(p *provider, back url.Values){
+		"another state":              func(_ *provider, back url.Values) { back.Set("state", "x") },
+		"no state":                   func(_ *provider, back url.Values) { back.Del("state") },
+		"two states":                 func(_ *provider, back url.Values) { back.Add("state", back.Get("state")) },
+		"another issuer in response": func(_ *provider, back url.Values) { back.Set("iss", "https://evil.test") }, // RFC 9207: mix-up
+		"no issuer":                  func(_ *provider, back url.Values) { back.Del("iss") },
+		"no code":                    func(_ *provider, back url.Values) { back.Del("code") },
+		"error response":             func(_ *provider, back url.Values) { back.Set("error", "access_denied") },
+		"a long code":                func(_ *provider, back url.Values) { back.Set("code", strings.Repeat("x", 5000)) },
+		"a rejected code":            func(p *provider, _ url.Values) { p.refused = "invalid_grant" },
+		"no nonce":                   claim("nonce", nil),
+		"another nonce":              claim("nonce", "x"),
+		"another audience":           claim("aud", "somebody"),
+		"several audiences":          claim("aud", []string{"broker", "somebody"}),
+		"another authorized party":   claim("azp", "somebody"),
+		"another issuer":             claim("iss", "https://evil.test"),
+		"expired":                    claim("exp", time.Now().Add(-time.Minute).Unix()),
+		"issued in the future":       claim("iat", time.Now().Add(time.Hour).Unix()),
+		"another access token":       claim("at_hash", base64.RawURLEncoding.EncodeToString(make([]byte, 16))),
+		"no subject":                 claim("sub", nil),
+		"a subject with a space":     claim("sub", "ana ben"),
+		"a long subject":             claim("sub", strings.Repeat("x", 256)),
+		"groups of another type":     claim("groups", 7),
+		"too many groups":            claim("groups", strings.Fields(strings.Repeat("g ", 257))),
+		"distributed groups": func(p *provider, _ url.Values) { // OpenID Connect Core, section 5.6.2
+			p.claims["_claim_names"] = map[string]string{"groups": "src1"}
+			p.claims["_claim_sources"] = map[string]any{"src1": map[string]string{"endpoint": p.URL + "/groups"}}
+		},
+		"a long group":              claim("groups", []string{strings.Repeat("x", 257)}),
+		"a manager of another type": claim("manager", []string{"ben"}),
+		"a name of another type":    claim("name", map[string]string{"a": "b"}),
+		"a long session":            claim("sid", strings.Repeat("x", 256)),
+		"another key":               func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "1"} },
+		"an unknown key":            func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "2"} },
+		"signed with the client secret": func(p *provider, _ url.Values) {
 			p.algorithm, p.signWith = jose.HS256, []byte(strings.Repeat("s3cret", 8))
 		},
-		"not signed":               func(p *provider, _ url.Values) { p.tokens["id_token"] = unsigned(p.idToken()) },
-		"no ID token":              func(p *provider, _ url.Values) { p.tokens["id_token"] = nil },
-		"an ID token that is none": func(p *provider, _ url.Values) { p.tokens["id_token"] = "x.y.z" },
-		"a long ID token":          func(p *provider, _ url.Values) { p.tokens["id_token"] = strings.Repeat("x", 17<<10) },
-		"UserInfo of somebody else": func(p *provider, _ url.Values) {
+		"not signed":           func(p *provider, _ url.Values) { p.tokens["id_token"] = unsigned(p.idToken()) },
+		"no ID token":          func(p *provider, _ url.Values) { p.tokens["id_token"] = nil },
+		"a malformed ID token": func(p *provider, _ url.Values) { p.tokens["id_token"] = "x.y.z" },
+		"a long ID token":      func(p *provider, _ url.Values) { p.tokens["id_token"] = strings.Repeat("x", 17<<10) },
+		"UserInfo of another person": func(p *provider, _ url.Values) {
 			p.claims["groups"], p.userInfo = nil, map[string]any{"sub": "eve", "groups": []string{"dba"}}
 		},
-		"no groups anywhere":    func(p *provider, _ url.Values) { p.claims["groups"], p.userInfo = nil, nil },
-		"an answer without end": func(p *provider, _ url.Values) { p.hook = endlessToken },
-		"a redirect":            func(p *provider, _ url.Values) { p.hook = redirectToken },
-		"an answer that is no JSON": func(p *provider, _ url.Values) {
+		"UserInfo without sub": func(p *provider, _ url.Values) { p.claims["groups"], p.userInfo = nil, nil },
+		"an endless response":  func(p *provider, _ url.Values) { p.hook = endlessToken },
+		"a redirect":           func(p *provider, _ url.Values) { p.hook = redirectToken },
+		"a response that is not JSON": func(p *provider, _ url.Values) {
 			p.hook = func(w http.ResponseWriter, r *http.Request) bool {
 				fmt.Fprint(w, "<html>")
 				return r.URL.Path == "/token"
 			}
 		},
-	} {
+	}
+	wants := map[string]string{ // part of the error
+		"another state":                 `(state)`,
+		"no state":                      `(state)`,
+		"two states":                    `state of the response is repeated`,
+		"another issuer in response":    `(iss)`,
+		"no issuer":                     `(iss)`,
+		"no code":                       `has no code`,
+		"error response":                `access_denied`,
+		"a long code":                   `code of the response is repeated or too long`,
+		"a rejected code":               `invalid_grant`,
+		"no nonce":                      `(nonce)`,
+		"another nonce":                 `(nonce)`,
+		"another audience":              `expected audience`,
+		"several audiences":             `(azp)`,
+		"another authorized party":      `(azp)`,
+		"another issuer":                `issued by a different provider`,
+		"expired":                       `token is expired`,
+		"issued in the future":          `(iat)`,
+		"another access token":          `(at_hash)`,
+		"no subject":                    `the subject is not`,
+		"a subject with a space":        `the subject is not`,
+		"a long subject":                `the subject is not`,
+		"groups of another type":        `neither a string nor a list`,
+		"too many groups":               `has 257 groups`,
+		"distributed groups":            `is distributed (_claim_names)`,
+		"a long group":                  `more than 256 bytes`,
+		"a manager of another type":     `claim "manager" is not a string`,
+		"a name of another type":        `claim "name" is not a string`,
+		"a long session":                `claim "sid"`,
+		"another key":                   `verify signature`,
+		"an unknown key":                `verify signature`,
+		"signed with the client secret": `unexpected signature algorithm`,
+		"not signed":                    `unexpected signature algorithm`,
+		"no ID token":                   `has no ID token`,
+		"a malformed ID token":          `malformed jwt`,
+		"a long ID token":               `too long`,
+		"UserInfo of another person":    `belongs to another person (sub)`,
+		"UserInfo without sub":          `belongs to another person (sub)`,
+		"an endless response":           `exchanging the code`,
+		"a redirect":                    `responded with a redirect`,
+		"a response that is not JSON":   `exchanging the code`,
+	}
+	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {
 			p := newProvider(t)
 			state, back, err := p.begin(false)
@@ -271,15 +322,19 @@ func TestLoginsThatDoNotHold(t *testing.T) {
 			change(p, back)
 			in, err := p.people.Finish(t.Context(), state, back, p.now)
 			if err == nil {
-				t.Fatalf("%s is let in", in.Who.ID)
+				t.Fatalf("got identity %s", in.Who.ID)
+			}
+			if want := wants[name]; want == "" || !strings.Contains(err.Error(), want) {
+				t.Errorf("got error %v, want %q", err, want)
 			}
 			if strings.Contains(err.Error(), "s3cret") {
-				t.Errorf("the error repeats a secret: %v", err)
+				t.Errorf("the error contains a secret: %v", err)
 			}
 		})
 	}
 }
 
+// endlessToken sends up to 64 MB.
 func endlessToken(w http.ResponseWriter, r *http.Request) bool {
 	if r.URL.Path != "/token" {
 		return false
@@ -301,7 +356,7 @@ func redirectToken(w http.ResponseWriter, r *http.Request) bool {
 	return r.URL.Path == "/token"
 }
 
-// unsigned takes the signature off (RFC 8725, section 3.1).
+// unsigned returns the token with alg none and no signature (RFC 8725, section 3.1).
 func unsigned(token string) string {
 	_, rest, _ := strings.Cut(token, ".")
 	payload, _, _ := strings.Cut(rest, ".")
@@ -309,24 +364,26 @@ func unsigned(token string) string {
 }
 
 func TestFreshLogin(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	if _, err := p.login(true, nil); err != nil {
 		t.Error(err)
 	}
 	p.claims["auth_time"] = p.now.Add(-time.Hour).Unix()
 	if _, err := p.login(true, nil); err == nil || !strings.Contains(err.Error(), "auth_time") {
-		t.Errorf("an old proof is taken for a fresh one: %v", err)
+		t.Errorf("with an old auth_time: got %v", err)
 	}
 	p.claims["auth_time"] = nil
 	if _, err := p.login(true, nil); err == nil {
-		t.Error("a provider that does not say when is believed")
+		t.Error("without auth_time: got no error")
 	}
 	if in, err := p.login(false, nil); err != nil || !in.Who.Person.Login.IsZero() {
-		t.Errorf("a provider that does not say when it asked is taken to have asked: %+v, %v", in.Who.Person, err)
+		t.Errorf("without fresh and auth_time: got %+v, %v", in.Who.Person, err)
 	}
 }
 
-func TestLoginTakesTooLong(t *testing.T) {
+func TestFinishRejectsLateCallback(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	state, back, err := p.begin(false)
 	if err != nil {
@@ -334,27 +391,28 @@ func TestLoginTakesTooLong(t *testing.T) {
 	}
 	for _, at := range []time.Time{p.now.Add(11 * time.Minute), p.now.Add(-time.Second)} {
 		if _, err := p.people.Finish(t.Context(), state, back, at); err == nil {
-			t.Errorf("it holds at %s", at)
+			t.Errorf("at %s: got no error", at)
 		}
 	}
 	if _, err := p.people.Finish(t.Context(), []byte("{"), back, p.now); err == nil {
-		t.Error("a state that is none")
+		t.Error("with a malformed state: got no error")
 	}
 }
 
-// Groups come from UserInfo where the ID token has none, and only from the
-// provider that the person is of.
+// Finish reads the groups and the name from UserInfo if the ID token has none.
 func TestGroupsFromUserInfo(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	p.claims["groups"], p.claims["name"] = nil, nil
 	p.userInfo = map[string]any{"sub": "ana", "groups": "dba", "name": "Ana\u202e\x00 B"}
 	in, err := p.login(false, nil)
 	if err != nil || len(in.Who.Person.Groups) != 1 || in.Who.Person.Groups[0] != "dba" || in.Who.Person.Name != "Ana B" {
-		t.Errorf("%+v, %v", in.Who.Person, err)
+		t.Errorf("got person %+v, %v", in.Who.Person, err)
 	}
 }
 
-func TestAskingAgainRefuses(t *testing.T) {
+func TestRefreshRejectsResponse(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	in, err := p.login(false, nil)
 	if err != nil {
@@ -362,22 +420,23 @@ func TestAskingAgainRefuses(t *testing.T) {
 	}
 	p.claims["sub"] = "eve"
 	if _, _, err := p.people.Refresh(t.Context(), in.Who, in.Tokens, p.now); err == nil {
-		t.Error("somebody else's claims are taken")
+		t.Error("claims of another person: got no error")
 	}
 	p.claims["sub"] = "ana"
 	p.refused = "invalid_grant"
 	if _, _, err := p.people.Refresh(t.Context(), in.Who, in.Tokens, p.now); err == nil || strings.Contains(err.Error(), "s3cret") {
-		t.Errorf("a refresh that was refused: %v", err)
+		t.Errorf("a rejected refresh token: got %v", err)
 	}
 	if _, _, err := p.people.Refresh(t.Context(), in.Who, []byte("{}"), p.now); err == nil {
-		t.Error("nothing to ask by")
+		t.Error("without tokens: got no error")
 	}
 	if _, _, err := p.people.Refresh(t.Context(), broker.Identity{ID: "spiffe://acme.test/x"}, in.Tokens, p.now); err == nil {
-		t.Error("a workload has no provider")
+		t.Error("for a workload: got no error")
 	}
 }
 
-func TestProvidersThatCannotBeUsed(t *testing.T) {
+func TestBeginRejectsProvider(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*provider){
 		"another issuer": func(p *provider) { p.metadata["issuer"] = "https://evil.test" },
 		"no PKCE":        func(p *provider) { p.metadata["code_challenge_methods_supported"] = []string{"plain"} },
@@ -392,43 +451,43 @@ func TestProvidersThatCannotBeUsed(t *testing.T) {
 			p := newProvider(t)
 			change(p)
 			if _, _, err := p.begin(false); !errors.Is(err, broker.ErrUnavailable) {
-				t.Fatalf("it is used: %v", err)
+				t.Fatalf("got %v, want ErrUnavailable", err)
 			}
-			asked := 0
-			p.hook = func(http.ResponseWriter, *http.Request) bool { asked++; return false }
-			_, _, _ = p.begin(false)
-			if asked != 0 {
-				t.Error("a provider that is down is asked again at once")
+			requests := 0
+			p.hook = func(http.ResponseWriter, *http.Request) bool { requests++; return false }
+			if _, _, err := p.begin(false); !errors.Is(err, broker.ErrUnavailable) || requests != 0 {
+				t.Errorf("right after the error: got %v and %d requests, want none", err, requests)
 			}
 			p.metadata, p.now = map[string]any{}, p.now.Add(3*time.Second)
 			if _, _, err := p.begin(false); err != nil {
-				t.Errorf("when it works again: %v", err)
+				t.Errorf("after recovery: got %v", err)
 			}
 		})
 	}
 	p := newProvider(t)
 	if _, _, err := p.people.Begin(t.Context(), "other", false, p.now); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("a provider that is none: %v", err)
+		t.Errorf("an unknown provider: got %v", err)
 	}
 	for _, issuer := range []string{"", "http://login.acme.test", "login.acme.test", "ftp://login.acme.test"} {
 		if _, err := attest.NewPeople(attest.ProviderConfig{Name: "x", Issuer: issuer}); err == nil {
-			t.Errorf("%q is taken for an issuer", issuer)
+			t.Errorf("issuer %q: got no error", issuer)
 		}
 	}
 }
 
-// Anybody can send a token by a key that nobody knows. The provider is not asked
-// for its keys each time, and what it signs is known all the same.
-func TestUnknownKeys(t *testing.T) {
+// Anyone can send tokens with an unknown kid. The broker must not fetch the
+// provider's keys for each of them, and must still accept genuine tokens.
+func TestUnknownKeysLimitFetches(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	asked := 0
+	fetches := 0
 	p.hook = func(_ http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path == "/keys" {
-			asked++
+			fetches++
 		}
 		return false
 	}
@@ -440,20 +499,21 @@ func TestUnknownKeys(t *testing.T) {
 	for i := range sent {
 		p.signWith = jose.JSONWebKey{Key: other, KeyID: fmt.Sprint("forged-", i)}
 		if _, err := p.people.LogoutToken(t.Context(), "login", p.sign(claims, "logout+jwt"), p.now); err == nil {
-			t.Fatal("a forged token holds")
+			t.Fatal("a forged token verifies")
 		}
 	}
-	if asked == 0 || asked > sent/4 {
-		t.Errorf("for %d forged tokens it was asked %d times", sent, asked)
+	if fetches == 0 || fetches > sent/4 {
+		t.Errorf("%d forged tokens: got %d fetches of the keys, want 1 to %d", sent, fetches, sent/4)
 	}
 	p.signWith = nil
 	if _, err := p.people.LogoutToken(t.Context(), "login", p.sign(claims, "logout+jwt"), p.now); err != nil {
-		t.Errorf("a genuine one, after them: %v", err)
+		t.Errorf("a genuine token afterwards: got %v", err)
 	}
 }
 
-// Back-Channel Logout 1.0, section 2.6.
-func TestLogoutTokens(t *testing.T) {
+// OpenID Connect Back-Channel Logout 1.0, section 2.6.
+func TestLogoutToken(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	good := func() map[string]any {
 		return map[string]any{
@@ -468,27 +528,116 @@ func TestLogoutTokens(t *testing.T) {
 		t.Errorf("%+v, %v", word, err)
 	}
 	for name, changes := range map[string]map[string]any{
-		"an ID token":       {"events": nil},
-		"with a nonce":      {"nonce": "x"},
-		"for somebody else": {"aud": "somebody"},
-		"by somebody else":  {"iss": "https://evil.test"},
-		"of nobody":         {"sub": nil, "sid": nil},
-		"expired":           {"exp": p.now.Add(-time.Second).Unix()},
-		"old":               {"iat": p.now.Add(-6 * time.Minute).Unix()},
-		"of the future":     {"iat": p.now.Add(time.Hour).Unix(), "exp": p.now.Add(2 * time.Hour).Unix()},
-		"without a time":    {"iat": nil},
-		"without an end":    {"exp": nil},
-		"without an id":     {"jti": nil},
-		"a long session":    {"sid": strings.Repeat("x", 256)},
-		"a subject of two":  {"sub": "ana ben"},
+		"an ID token":      {"events": nil},
+		"with a nonce":     {"nonce": "x"},
+		"another audience": {"aud": "somebody"},
+		"another issuer":   {"iss": "https://evil.test"},
+		"no person":        {"sub": nil, "sid": nil},
+		"expired":          {"exp": p.now.Add(-time.Second).Unix()},
+		"old":              {"iat": p.now.Add(-6 * time.Minute).Unix()},
+		"in the future":    {"iat": p.now.Add(time.Hour).Unix(), "exp": p.now.Add(2 * time.Hour).Unix()},
+		"no iat":           {"iat": nil},
+		"no exp":           {"exp": nil},
+		"no jti":           {"jti": nil},
+		"a long session":   {"sid": strings.Repeat("x", 256)},
+		"a malformed sub":  {"sub": "ana ben"},
 	} {
 		if word, err := tell(t.Context(), changed(good(), changes)); err == nil {
-			t.Errorf("%s: it logs %q out", name, word.Sub)
+			t.Errorf("%s: got no error for %q", name, word.Sub)
 		}
 	}
 	for _, bad := range []string{"", "x", unsigned(p.sign(good(), "logout+jwt")), strings.Repeat("x", 17<<10)} {
 		if _, err := p.people.LogoutToken(t.Context(), "login", bad, p.now); err == nil {
-			t.Errorf("%.20q logs somebody out", bad)
+			t.Errorf("token %.20q: got no error", bad)
+		}
+	}
+}
+
+// Without a refresh token, Refresh reads UserInfo with the access token until that
+// expires.
+func TestRefreshWithAccessToken(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	p.tokens["refresh_token"] = nil
+	in, err := p.login(false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.userInfo = map[string]any{"sub": "ana", "groups": []string{"oncall"}, "name": "Ana B"}
+	fresh, _, err := p.people.Refresh(t.Context(), in.Who, in.Tokens, p.now.Add(time.Minute))
+	if err != nil || fresh.ID != "login/ana" || len(fresh.Person.Groups) != 1 || fresh.Person.Groups[0] != "oncall" || fresh.Person.Name != "Ana B" {
+		t.Errorf("got %+v, %v", fresh.Person, err)
+	}
+	if _, _, err := p.people.Refresh(t.Context(), in.Who, in.Tokens, p.now.Add(2*time.Hour)); err == nil || !strings.Contains(err.Error(), "the access token has expired") {
+		t.Errorf("after the access token expired: got %v", err)
+	}
+	p.userInfo["sub"] = "eve"
+	if _, _, err := p.people.Refresh(t.Context(), in.Who, in.Tokens, p.now); err == nil || !strings.Contains(err.Error(), "another person") {
+		t.Errorf("claims of another person: got %v", err)
+	}
+}
+
+// A provider may return no ID token for a refresh token (OpenID Connect Core, section
+// 12.2). UserInfo then has the claims.
+func TestRefreshWithoutIDToken(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	in, err := p.login(false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.tokens["id_token"] = nil
+	p.userInfo = map[string]any{"sub": "ana", "groups": []string{"oncall"}}
+	fresh, _, err := p.people.Refresh(t.Context(), in.Who, in.Tokens, p.now)
+	if err != nil || len(fresh.Person.Groups) != 1 || fresh.Person.Groups[0] != "oncall" || p.sent.Get("grant_type") != "refresh_token" {
+		t.Errorf("got %+v, %v by %v", fresh.Person, err, p.sent)
+	}
+}
+
+// A missing name is no reason to reject a login if UserInfo fails; missing groups are.
+func TestUserInfoFails(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	p.hook = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/userinfo" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		return r.URL.Path == "/userinfo"
+	}
+	p.claims["name"] = nil
+	if in, err := p.login(false, nil); err != nil || len(in.Who.Person.Groups) != 1 || in.Who.Person.Name != "" {
+		t.Errorf("without a name: got %+v, %v", in.Who.Person, err)
+	}
+	p.claims["groups"] = nil
+	if _, err := p.login(false, nil); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("without groups: got %v, want ErrUnavailable", err)
+	}
+}
+
+func TestClaimLimits(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	p.claims["sub"] = strings.Repeat("~", 255)
+	p.claims["groups"] = strings.Fields(strings.Repeat(strings.Repeat("g", 256)+" ", 8))
+	p.claims["name"] = strings.Repeat("ä", 65)
+	p.claims["sid"] = strings.Repeat("s", 255)
+	in, err := p.login(false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(in.Who.ID) != len("login/")+255 || len(in.Who.Person.Groups) != 8 || in.Who.Person.Name != strings.Repeat("ä", 64) || len(in.SID) != 255 {
+		t.Errorf("got %d bytes of ID, %d groups, name %q, %d bytes of sid", len(in.Who.ID), len(in.Who.Person.Groups), in.Who.Person.Name, len(in.SID))
+	}
+}
+
+func TestLoopbackIssuer(t *testing.T) {
+	t.Parallel()
+	for issuer, want := range map[string]bool{
+		"http://127.0.0.1:8080": true, "http://[::1]": true, "http://localhost:1": true,
+		"http://192.0.2.1": false, "http://localhost.evil.test": false, "ftp://127.0.0.1": false, "https://": false, "https://login.acme.test": true,
+	} {
+		if _, err := attest.NewPeople(attest.ProviderConfig{Name: "x", Issuer: issuer}); (err == nil) != want {
+			t.Errorf("issuer %q: got error %v, want accepted %t", issuer, err, want)
 		}
 	}
 }

@@ -1,11 +1,13 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +17,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"accessbroker.internal/attest/localca"
 	"accessbroker.internal/broker"
@@ -43,24 +47,24 @@ func serveAgent(t testing.TB, ca *localca.CA, socket string, ids ...string) (sto
 	return stop
 }
 
-// run runs a source until the test ends.
+// run calls Run until the test ends.
 func run(t testing.TB, s *Source) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	t.Cleanup(func() {
 		if cancel(); <-done != nil {
-			t.Error("Run gave an error")
+			t.Error("Run returned an error")
 		}
 	})
 }
 
-// eventually waits for what other goroutines are about to bring about.
+// eventually waits until holds returns true.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !holds(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not after 20 s", what)
+			t.Fatalf("%s: did not happen within 20 s", what)
 		}
 	}
 }
@@ -76,18 +80,19 @@ func agentWorld(t testing.TB, listed ...string) (w *world, socket string, stop f
 	return w, socket, stop
 }
 
-func TestWorkloadAPI(t *testing.T) {
+func TestSourceFollowsWorkloadAPI(t *testing.T) {
+	t.Parallel()
 	w, _, _ := agentWorld(t)
 	run(t, w.source)
 	check(t, w.source.Ready())
 	check(t, w.source.Degraded())
 	if left := w.source.SVIDTimeLeft(); w.source.SVIDID() != brokerID || left <= 0 || left > localca.SVIDTTL {
-		t.Errorf("own SVID %s, for %s", w.source.SVIDID(), left)
+		t.Errorf("got SVID %s, %s left", w.source.SVIDID(), left)
 	}
 	token := w.token(triage, time.Minute)
 	proves := func() bool { _, err := w.verifier.JWT(token, time.Now()); return err == nil }
 	if !proves() {
-		t.Error("refused")
+		t.Error("the token does not verify")
 	}
 	own := must(w.source.GetCertificate(nil)).Leaf
 	check(t, w.ca.RotateX509())
@@ -96,36 +101,38 @@ func TestWorkloadAPI(t *testing.T) {
 	eventually(t, "the new JWT keys alone", func() bool { return !proves() })
 	eventually(t, "a new SVID", func() bool { return !must(w.source.GetCertificate(nil)).Leaf.Equal(own) })
 	if n := w.failures(); n[0] != "jwt-svid unknown_key" {
-		t.Errorf("counted %v", n)
+		t.Errorf("got failures %v", n)
 	}
 }
 
-// While the agent is away, what it last said stays in force.
-func TestAgentAway(t *testing.T) {
+// While the agent is unreachable, its last update stays in force.
+func TestUnreachableAgentIsDegraded(t *testing.T) {
+	t.Parallel()
 	w, socket, stop := agentWorld(t)
 	run(t, w.source)
 	token := w.token(triage, time.Minute)
 	stop()
-	eventually(t, "the agent's absence", func() bool { return w.source.Degraded() != nil })
+	eventually(t, "degraded", func() bool { return w.source.Degraded() != nil })
 	if err := w.source.Ready(); err != nil {
-		t.Errorf("not ready without the agent: %v", err)
+		t.Errorf("without the agent: got not ready: %v", err)
 	}
 	if _, err := w.verifier.JWT(token, time.Now()); err != nil {
-		t.Errorf("refused without the agent: %v", err)
+		t.Errorf("without the agent: got %v", err)
 	}
 	check(t, w.ca.RotateJWT())
 	w.ca.RetireJWT()
 	serveAgent(t, w.ca, socket, brokerID)
-	eventually(t, "the agent's return", func() bool { return w.source.Degraded() == nil })
-	eventually(t, "its new keys", func() bool {
+	eventually(t, "not degraded", func() bool { return w.source.Degraded() == nil })
+	eventually(t, "the new keys", func() bool {
 		_, err := w.verifier.JWT(token, time.Now())
 		return causeOf(t, err) == CauseUnknownKey
 	})
 }
 
-// A bundle that is delivered is not enough: the operator has to list the
-// domain. And a listed domain without a bundle says so.
+// A federated workload can authenticate only if its domain is listed and its bundle
+// was delivered.
 func TestFederation(t *testing.T) {
+	t.Parallel()
 	other := newCA(t, "supplier.test")
 	const id = "spiffe://supplier.test/batch"
 	token := must(other.JWTSVID(id, time.Minute, audienceURL))
@@ -135,13 +142,13 @@ func TestFederation(t *testing.T) {
 	run(t, listing.source)
 	_, err := listing.verifier.JWT(token, time.Now())
 	if causeOf(t, err) != CauseNoBundle || listing.source.Degraded() == nil || listing.source.Ready() != nil {
-		t.Errorf("without the bundle: %v, degraded %v", err, listing.source.Degraded())
+		t.Errorf("without the bundle: got %v, degraded %v", err, listing.source.Degraded())
 	}
 	check(t, listing.ca.Federate("supplier.test", must(other.Bundle())))
 	var who broker.Identity
 	eventually(t, "the bundle", func() bool { who, err = listing.verifier.JWT(token, time.Now()); return err == nil })
 	if who.ID != id || who.TrustDomain != "supplier.test" || listing.source.Degraded() != nil {
-		t.Errorf("proved %+v, degraded %v", who, listing.source.Degraded())
+		t.Errorf("got identity %+v, degraded %v", who, listing.source.Degraded())
 	}
 
 	strict := listing.ca
@@ -150,31 +157,38 @@ func TestFederation(t *testing.T) {
 	s := open(t, Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket})
 	v := listing.verify(s)
 	if _, err := v.JWT(token, time.Now()); causeOf(t, err) != CauseTrustDomain {
-		t.Errorf("a delivered domain that is not listed: %v", err)
+		t.Errorf("an unlisted domain with a bundle: got %v", err)
 	}
 	if _, err := v.X509(certs(cert), time.Now()); causeOf(t, err) != CauseTrustDomain {
-		t.Errorf("a delivered domain that is not listed: %v", err)
+		t.Errorf("an unlisted domain with a bundle: got %v", err)
 	}
 }
 
-func TestOpenWaitsForTheAgent(t *testing.T) {
+func TestOpenWaitsForAgent(t *testing.T) {
+	t.Parallel()
 	ca := newCA(t, "acme.test")
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	cfg := Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket, StartTimeout: 20 * time.Millisecond}
 	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "the agent does not respond") {
-		t.Errorf("without an agent: %v", err)
+		t.Errorf("without an agent: got %v", err)
 	}
 	cfg.StartTimeout = 20 * time.Second
+	dead, err := net.Listen("unix", socket)
+	check(t, err)
 	opened := make(chan error, 1)
 	go func() { _, err := Open(t.Context(), cfg); opened <- err }()
-	time.Sleep(20 * time.Millisecond) // time to find nobody; without it the test shows less, and passes
+	conn, err := dead.Accept() // the first attempt
+	check(t, err)
+	check(t, conn.Close())
+	check(t, dead.Close()) // removes the socket
 	serveAgent(t, ca, socket, brokerID)
 	check(t, <-opened)
 }
 
-// A source that need not wait trusts nobody and has no certificate until the
-// agent answers, says so, and needs nobody's help then.
-func TestOpenGoesOnWithoutTheAgent(t *testing.T) {
+// With StartWithoutAgent the source trusts nobody and has no certificate until Run
+// reaches the agent.
+func TestOpenWithoutAgent(t *testing.T) {
+	t.Parallel()
 	ca := newCA(t, "acme.test")
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	cfg := Config{TrustDomain: "acme.test", WorkloadAPI: "unix://" + socket, StartWithoutAgent: true}
@@ -184,34 +198,35 @@ func TestOpenGoesOnWithoutTheAgent(t *testing.T) {
 	check(t, err)
 	token := must(ca.JWTSVID(triage, time.Minute, audienceURL))
 	if _, err := config.GetCertificate(nil); !errors.Is(err, ErrNoSVID) {
-		t.Errorf("a certificate: %v", err)
+		t.Errorf("GetCertificate: got %v", err)
 	}
 	if _, err := v.JWT(token, time.Now()); causeOf(t, err) != CauseNoBundle {
-		t.Errorf("a token: %v", err)
+		t.Errorf("JWT: got %v", err)
 	}
 	if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "the agent does not respond") || strings.Contains(err.Error(), "stays in force") {
-		t.Errorf("ready: %v", err)
+		t.Errorf("Ready: got %v", err)
 	}
 	run(t, s)
 	serveAgent(t, ca, socket, brokerID)
 	eventually(t, "trust", func() bool { return s.Ready() == nil && s.Degraded() == nil })
 	if _, err := config.GetCertificate(nil); err != nil {
-		t.Errorf("a certificate: %v", err)
+		t.Errorf("GetCertificate: got %v", err)
 	}
 	eventually(t, "the token", func() bool { _, err := v.JWT(token, time.Now()); return err == nil })
 
-	// What waiting does not mend is refused at once, as is an address that is none.
+	// Errors that retrying does not fix fail at once.
 	cfg.TrustDomain = "other.test"
 	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "but trust_domain is other.test") {
-		t.Errorf("another's identity: %v", err)
+		t.Errorf("SVID of another domain: got %v", err)
 	}
 	cfg.WorkloadAPI = "agent.sock"
 	if _, err := Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "write one such as unix:") {
-		t.Errorf("no address: %v", err)
+		t.Errorf("malformed address: got %v", err)
 	}
 }
 
-func TestOpenRefuses(t *testing.T) {
+func TestOpenRejectsConfig(t *testing.T) {
+	t.Parallel()
 	ca := newCA(t, "acme.test")
 	dir := t.TempDir()
 	agent := func(ids ...string) string {
@@ -219,7 +234,7 @@ func TestOpenRefuses(t *testing.T) {
 		serveAgent(t, ca, socket, ids...)
 		return "unix://" + socket
 	}
-	nobody, somebody := agent(), agent(brokerID)
+	noIdentity, registered := agent(), agent(brokerID)
 	broken := filepath.Join(dir, "broken.json")
 	check(t, os.WriteFile(broken, []byte("{"), 0o600))
 	leaf := filepath.Join(dir, "leaf.pem")
@@ -231,13 +246,14 @@ func TestOpenRefuses(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		{"nothing", Config{TrustDomain: "acme.test"}, "set either a Workload API or bundle files"},
-		{"both", Config{TrustDomain: "acme.test", WorkloadAPI: somebody, Bundles: map[string]string{"acme.test": broken}}, "set either a Workload API or bundle files"},
+		{"neither source", Config{TrustDomain: "acme.test"}, "set either a Workload API or bundle files"},
+		{"both sources", Config{TrustDomain: "acme.test", WorkloadAPI: registered, Bundles: map[string]string{"acme.test": broken}}, "set either a Workload API or bundle files"},
 		{"no address", Config{TrustDomain: "acme.test", WorkloadAPI: "agent.sock"}, "write one such as unix:"},
 		{"no trust domain", Config{Bundles: map[string]string{"acme.test": broken}}, "bundle files need trust_domain"},
-		{"a URL for a trust domain", Config{TrustDomain: "https://acme.test", WorkloadAPI: somebody}, "not a trust domain"},
-		{"no identity", Config{TrustDomain: "acme.test", WorkloadAPI: nobody}, "register the broker"},
-		{"another's identity", Config{TrustDomain: "other.test", WorkloadAPI: somebody}, "but trust_domain is other.test"},
+		{"a SPIFFE ID for a trust domain", Config{TrustDomain: "spiffe://acme.test", WorkloadAPI: registered}, "not a trust domain"},
+		{"a URL for a trust domain", Config{TrustDomain: "https://acme.test", WorkloadAPI: registered}, "not a trust domain"},
+		{"no identity", Config{TrustDomain: "acme.test", WorkloadAPI: noIdentity}, "register the broker"},
+		{"SVID of another domain", Config{TrustDomain: "other.test", WorkloadAPI: registered}, "but trust_domain is other.test"},
 		{"no file", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": filepath.Join(dir, "x")}}, "no such file"},
 		{"broken file", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": broken}}, "broken.json"},
 		{"a leaf for a bundle", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": leaf}}, "is not a CA certificate"},
@@ -245,14 +261,15 @@ func TestOpenRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			test.cfg.StartTimeout = 100 * time.Millisecond
 			if _, err := Open(t.Context(), test.cfg); err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%v does not say %q", err, test.want)
+				t.Errorf("got error %v, want %q", err, test.want)
 			}
 		})
 	}
 }
 
-// A bundle in PEM holds X.509 authorities alone.
+// A PEM bundle has only X.509 authorities.
 func TestPEMBundle(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	td := spiffeid.RequireTrustDomainFromString("acme.test")
 	var content []byte
@@ -266,14 +283,14 @@ func TestPEMBundle(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := v.JWT(w.token(triage, time.Minute), time.Now()); causeOf(t, err) != CauseNoBundle {
-		t.Errorf("a token: %v", err)
+		t.Errorf("JWT: got %v", err)
 	}
 }
 
 func certs(c tls.Certificate) []*x509.Certificate { return []*x509.Certificate{c.Leaf} }
 
-// Run looks at the files by itself.
 func TestRunPollsFiles(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.source.cfg.PollInterval = time.Millisecond
 	run(t, w.source)
@@ -282,6 +299,138 @@ func TestRunPollsFiles(t *testing.T) {
 	w.publish()
 	eventually(t, "the new bundle", func() bool { return w.source.Generation() > before })
 	if !slices.Equal(w.source.trust.Load().domains(), []string{"acme.test"}) {
-		t.Error("other domains than listed")
+		t.Error("got other domains than the listed ones")
 	}
+}
+
+// Without TrustDomain the SVID determines the own trust domain.
+func TestOpenWithoutTrustDomain(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, "acme.test")
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	serveAgent(t, ca, socket, brokerID)
+	s := open(t, Config{WorkloadAPI: "unix://" + socket})
+	check(t, s.Ready())
+	v := NewVerifier(VerifierConfig{Source: s, Audiences: []string{audienceURL}})
+	if who, err := v.JWT(must(ca.JWTSVID(triage, time.Minute, audienceURL)), time.Now()); err != nil || who.ID != triage {
+		t.Errorf("got %q, %v", who.ID, err)
+	}
+	if _, err := v.JWT(must(newCA(t, "other.test").JWTSVID("spiffe://other.test/x", time.Minute, audienceURL)), time.Now()); causeOf(t, err) != CauseTrustDomain {
+		t.Errorf("another domain: got %v", err)
+	}
+}
+
+func TestReadyNeedsBundleOfOwnDomain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := func(domain string) string {
+		name := filepath.Join(dir, domain)
+		check(t, os.WriteFile(name, must(newCA(t, domain).Bundle()), 0o600))
+		return name
+	}
+	supplier, own := file("supplier.test"), file("acme.test")
+	for _, test := range []struct {
+		name            string
+		cfg             Config
+		ready, degraded string // part of the error; empty: none
+	}{
+		{"own bundle", Config{TrustDomains: []string{"acme.test"}, Bundles: map[string]string{"acme.test": own}}, "", ""},
+		{"own bundle missing", Config{TrustDomains: []string{"acme.test", "supplier.test"}, Bundles: map[string]string{"supplier.test": supplier}},
+			"no trust bundle of acme.test has arrived", "no trust bundle of acme.test: "},
+		{"own domain not listed", Config{TrustDomains: []string{"supplier.test"}, Bundles: map[string]string{"supplier.test": supplier}}, "", ""},
+		{"several bundles missing", Config{TrustDomains: []string{"acme.test", "c.test", "b.test"}, Bundles: map[string]string{"acme.test": own}},
+			"", "no trust bundle of b.test, c.test: "},
+		{"no listed bundle", Config{TrustDomains: []string{"b.test"}, Bundles: map[string]string{"acme.test": own}}, "no trust bundle has arrived yet", "no trust bundle of b.test"},
+	} {
+		test.cfg.TrustDomain = "acme.test"
+		s := open(t, test.cfg)
+		for what, got := range map[string]struct {
+			err  error
+			want string
+		}{"Ready": {s.Ready(), test.ready}, "Degraded": {s.Degraded(), test.degraded}} {
+			if (got.err == nil) != (got.want == "") || got.err != nil && !strings.Contains(got.err.Error(), got.want) {
+				t.Errorf("%s: %s returned %v, want %q", test.name, what, got.err, got.want)
+			}
+		}
+		if s.SVIDTimeLeft() != 0 || s.SVIDID() != "" {
+			t.Errorf("%s: got SVID %q, %s left", test.name, s.SVIDID(), s.SVIDTimeLeft())
+		}
+	}
+}
+
+// The log has one line per change, not one per poll.
+func TestSourceLogsChanges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var out bytes.Buffer
+	w.source.cfg.Log = slog.New(slog.NewTextHandler(&out, nil))
+	poll := func(content []byte) {
+		t.Helper()
+		check(t, os.WriteFile(w.bundle, content, 0o600))
+		w.source.poll()
+		w.source.poll()
+	}
+	good := must(w.ca.Bundle())
+	poll([]byte("{"))
+	poll(good)
+	check(t, w.ca.RotateJWT())
+	poll(must(w.ca.Bundle()))
+	log := out.String()
+	for message, want := range map[string]int{"level=WARN msg=\"attestation source\"": 1, "attestation source works again": 1, "trust bundles changed": 1} {
+		if got := strings.Count(log, message); got != want {
+			t.Errorf("%q: got %d lines, want %d:\n%s", message, got, want, log)
+		}
+	}
+}
+
+func TestWatchErrorsAreReported(t *testing.T) {
+	t.Parallel()
+	w, _, _ := agentWorld(t)
+	fresh := must(newSource(Config{WorkloadAPI: "unix:///x"}))
+	down := status.Error(codes.Unavailable, "down")
+	for _, part := range []string{partX509, partJWT} {
+		w.source.watchFailed(part, status.Error(codes.Canceled, "canceled"))
+		if err := w.source.Degraded(); err != nil {
+			t.Errorf("%s canceled: got %v", part, err)
+		}
+		w.source.watchFailed(part, down)
+		if err := w.source.Degraded(); err == nil || !strings.Contains(err.Error(), part+": the agent does not respond") || !strings.Contains(err.Error(), "its last update stays in force") {
+			t.Errorf("%s after an update: got %v", part, err)
+		}
+		w.source.report(part, nil)
+		fresh.watchFailed(part, down)
+		if err := fresh.Degraded(); err == nil || !strings.Contains(err.Error(), part+": the agent does not respond") || strings.Contains(err.Error(), "stays in force") {
+			t.Errorf("%s before an update: got %v", part, err)
+		}
+		fresh.report(part, nil)
+	}
+}
+
+func TestRetryBackOff(t *testing.T) {
+	t.Parallel()
+	r := retries{}.NewBackoff()
+	var got []time.Duration
+	for range 7 {
+		got = append(got, r.Next())
+	}
+	want := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if r.Reset(); r.Next() != firstRetry {
+		t.Error("Reset does not reset the back-off")
+	}
+}
+
+// With a Workload API, Run still polls the certificate files of servers.
+func TestRunPollsCertificatesWithWorkloadAPI(t *testing.T) {
+	t.Parallel()
+	w, _, _ := agentWorld(t)
+	w.source.cfg.PollInterval = time.Millisecond
+	cert, key := w.files(brokerID)
+	config := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "off"}))
+	first := must(config.GetCertificate(nil))
+	run(t, w.source)
+	w.writeCert(cert, key, brokerID)
+	eventually(t, "the new certificate", func() bool { return must(config.GetCertificate(nil)) != first })
 }

@@ -7,13 +7,14 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
 	"time"
 )
 
-// serveTLS answers 204 to everybody whom the handshake lets in.
+// serveTLS serves h, or 204 if h is nil.
 func serveTLS(t testing.TB, config *tls.Config, h http.Handler) (url string) {
 	t.Helper()
 	if h == nil {
@@ -41,20 +42,20 @@ func get(t testing.TB, config *tls.Config, url string) (*http.Response, error) {
 	return resp, err
 }
 
-// anyError is for alerts: when one comes in, and so as what it is told, is a
-// matter of time.
+// anyError matches every error. The client may see a failed handshake as an alert or
+// as a closed connection, depending on timing.
 const anyError = "any"
 
-// Both sides by their SVIDs of a Workload API: what the CLI does with a broker
-// in the same trust domain.
-func TestClientTLS(t *testing.T) {
+// Both sides use SVIDs of a Workload API.
+func TestClientTLSWithSVID(t *testing.T) {
+	t.Parallel()
 	w, _, _ := agentWorld(t)
 	url := serveTLS(t, must(w.verifier.ServerTLS(ServerTLS{SVID: true, ClientCerts: "required"})), nil)
 	cert, key := w.files(triage)
 	for _, test := range []struct {
 		name string
 		cfg  ClientTLS
-		want string // empty: gets in
+		want string // part of the error; empty: none
 	}{
 		{"own SVID", ClientTLS{}, ""},
 		{"files", ClientTLS{Cert: cert, Key: key}, ""},
@@ -68,18 +69,19 @@ func TestClientTLS(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			config := must(w.source.ClientTLS(test.cfg))
 			if config.MinVersion != tls.VersionTLS13 {
-				t.Error("an old TLS would do")
+				t.Errorf("got minimum version %#x, want TLS 1.3", config.MinVersion)
 			}
 			_, err := get(t, config, url)
 			if (err == nil) != (test.want == "") || err != nil && test.want != anyError && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%v does not say %q", err, test.want)
+				t.Errorf("got error %v, want %q", err, test.want)
 			}
 		})
 	}
 }
 
-// A broker with a web server's certificate, and a caller with an SVID.
-func TestWebClientTLS(t *testing.T) {
+// The broker has a web server's certificate, the client an SVID.
+func TestClientTLSWithWebPKI(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	cert, key := w.files(brokerID, "127.0.0.1")
 	url := serveTLS(t, must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "required"})), nil)
@@ -98,35 +100,38 @@ func TestWebClientTLS(t *testing.T) {
 	}
 }
 
-func TestClientTLSRefuses(t *testing.T) {
+func TestClientTLSRejectsConfig(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
-	for name, cfg := range map[string]ClientTLS{
+	for want, cfg := range map[string]ClientTLS{
 		"this process has no SVID":        {},
 		"is not a SPIFFE ID":              {BrokerID: "broker"},
 		"a path is missing":               {BrokerID: "spiffe://acme.test"},
 		"is not valid: write one such as": {TrustDomain: "ACME test"},
 		"no such file":                    {Cert: "x", Key: "y"},
 	} {
-		if _, err := w.source.ClientTLS(cfg); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v does not say %q", err, name)
+		if _, err := w.source.ClientTLS(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got error %v, want %q", err, want)
 		}
 	}
 	if _, _, err := w.source.FetchJWTSVID(t.Context(), audienceURL); err == nil {
-		t.Error("fetched a token from nobody")
+		t.Error("FetchJWTSVID returns no error without a Workload API")
 	}
 }
 
 func TestFetchJWTSVID(t *testing.T) {
+	t.Parallel()
 	w, _, _ := agentWorld(t)
 	token, expires, err := w.source.FetchJWTSVID(t.Context(), audienceURL)
 	check(t, err)
 	who, err := w.verifier.JWT(token, time.Now())
 	if err != nil || who.ID != brokerID || !who.Proof.Expires.Equal(expires) {
-		t.Errorf("proved %+v, %v", who, err)
+		t.Errorf("got identity %+v, %v", who, err)
 	}
 }
 
-func TestServerTLSRefuses(t *testing.T) {
+func TestServerTLSRejectsConfig(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	cert, key := w.files(brokerID)
 	for want, cfg := range map[string]ServerTLS{
@@ -138,13 +143,14 @@ func TestServerTLSRefuses(t *testing.T) {
 		"reading the server's": {Cert: key, Key: key, ClientCerts: "off"},
 	} {
 		if _, err := w.verifier.ServerTLS(cfg); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v does not say %q", err, want)
+			t.Errorf("got error %v, want %q", err, want)
 		}
 	}
 }
 
-// A half-written certificate leaves the one before in use.
+// The previous certificate stays in use while a file is not valid.
 func TestServerCertificateReload(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	cert, key := w.files(brokerID)
 	config := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "off"}))
@@ -152,7 +158,7 @@ func TestServerCertificateReload(t *testing.T) {
 	check(t, os.WriteFile(cert, []byte("-----BEGIN"), 0o600))
 	w.source.poll()
 	if must(config.GetCertificate(nil)) != first || w.source.Degraded() == nil {
-		t.Error("a broken file is in use, or nobody says so")
+		t.Error("the broken file is in use, or Degraded does not report it")
 	}
 	w.writeCert(cert, key, brokerID)
 	w.source.poll()
@@ -161,13 +167,13 @@ func TestServerCertificateReload(t *testing.T) {
 	}
 }
 
-// Who comes with a certificate that is about to end is asked to come again.
-func TestRetire(t *testing.T) {
+func TestCloseExpiringConnections(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	cert, key := w.files(brokerID)
 	done := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) })
 	server := must(w.verifier.ServerTLS(ServerTLS{Cert: cert, Key: key, ClientCerts: "optional"}))
-	server.NextProtos = []string{"http/1.1"} // over HTTP/2 a client sees no header, but GOAWAY
+	server.NextProtos = []string{"http/1.1"} // over HTTP/2 the client sees GOAWAY instead of the header
 	url := serveTLS(t, server, CloseExpiringConnections(done))
 	for _, test := range []struct {
 		ttl  time.Duration
@@ -178,8 +184,31 @@ func TestRetire(t *testing.T) {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &svid, nil }
 		resp, err := get(t, config, url)
 		check(t, err)
-		if resp.Close != test.want {
-			t.Errorf("%s: asked to come again: %t", test.ttl, resp.Close)
+		if resp.Close != test.want || resp.StatusCode != http.StatusNoContent {
+			t.Errorf("TTL %s: got close %t, want %t", test.ttl, resp.Close, test.want)
+		}
+	}
+}
+
+// Plain HTTP has no certificate to expire.
+func TestCloseExpiringConnectionsWithoutTLS(t *testing.T) {
+	t.Parallel()
+	rec := httptest.NewRecorder()
+	done := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) })
+	CloseExpiringConnections(done).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/", nil))
+	if rec.Code != http.StatusNoContent || rec.Header().Get("Connection") != "" {
+		t.Errorf("got %d, headers %v", rec.Code, rec.Header())
+	}
+}
+
+func TestExpiresSoon(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	for _, test := range []struct{ lifetime, before time.Duration }{{time.Hour, 5 * time.Minute}, {6 * time.Minute, 2 * time.Minute}} {
+		leaf := &x509.Certificate{NotBefore: start, NotAfter: start.Add(test.lifetime)}
+		at := leaf.NotAfter.Add(-test.before)
+		if expiresSoon(leaf, at) || !expiresSoon(leaf, at.Add(time.Second)) {
+			t.Errorf("lifetime %s: does not start %s before the end", test.lifetime, test.before)
 		}
 	}
 }

@@ -19,7 +19,7 @@ const (
 )
 
 // A world is a trust domain, a source that reads its bundle from a file, and a
-// verifier that counts what fails.
+// verifier that records failures.
 type world struct {
 	t        testing.TB
 	ca       *localca.CA
@@ -48,7 +48,7 @@ func (w *world) verify(s *Source) *Verifier {
 	}})
 }
 
-// failures gives what failed since it was last asked.
+// failures returns the failures since the last call.
 func (w *world) failures() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -57,7 +57,7 @@ func (w *world) failures() []string {
 	return out
 }
 
-// publish writes the bundle file; the source sees it when it looks.
+// publish writes the bundle file. The source reads it at the next poll.
 func (w *world) publish() {
 	w.t.Helper()
 	bundle, err := w.ca.Bundle()
@@ -72,7 +72,7 @@ func (w *world) token(id string, ttl time.Duration) string {
 	return token
 }
 
-// sign signs a header and claims of any text.
+// sign returns a token with an arbitrary header and arbitrary claims.
 func (w *world) sign(header, claims string) string {
 	w.t.Helper()
 	input := encode(header) + "." + encode(claims)
@@ -104,8 +104,8 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// causeOf gives why a proof did not hold, and "" if it did. It sees to it that
-// servers know what to answer.
+// causeOf returns the cause of a failure, or "" for nil. It fails the test unless
+// the error is a Failure with a detail for the caller.
 func causeOf(t testing.TB, err error) Cause {
 	t.Helper()
 	if err == nil {
@@ -114,7 +114,7 @@ func causeOf(t testing.TB, err error) Cause {
 	var f *Failure
 	var r *broker.Refusal
 	if !errors.As(err, &f) || !errors.As(err, &r) || !errors.Is(err, broker.ErrUnauthenticated) || r.Detail == "" {
-		t.Fatalf("%v is not a failure with advice", err)
+		t.Fatalf("got %v, want a Failure with a detail", err)
 	}
 	return f.Cause
 }

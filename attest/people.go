@@ -83,35 +83,35 @@ func (p *People) Begin(ctx context.Context, name string, fresh bool, now time.Ti
 
 // Finish completes a login with the parameters of the callback and returns the
 // person's identity and tokens. Its errors contain no token, code or secret.
-func (p *People) Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error) {
+func (p *People) Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.NewSession, error) {
 	var l login
 	if err := json.Unmarshal(state, &l); err != nil {
-		return broker.LoggedIn{}, fmt.Errorf("reading a login's state: %w", err)
+		return broker.NewSession{}, fmt.Errorf("reading a login's state: %w", err)
 	}
 	op, err := p.provider(l.Provider)
 	if err != nil {
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	}
 	d, err := op.discover(ctx, now)
 	if err != nil {
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	}
 	if err := op.checkCallback(d, &l, callback, now); err != nil {
-		return broker.LoggedIn{}, fmt.Errorf("provider %s: %w", l.Provider, err)
+		return broker.NewSession{}, fmt.Errorf("provider %s: %w", l.Provider, err)
 	}
 	ctx, cancel := op.context(ctx)
 	defer cancel()
 	config, err := op.oauth(d)
 	if err != nil {
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	}
 	token, err := config.Exchange(ctx, callback.Get("code"), oauth2.VerifierOption(l.Verifier))
 	if err != nil {
-		return broker.LoggedIn{}, op.unavailable("exchanging the code for tokens", err)
+		return broker.NewSession{}, op.unavailable("exchanging the code for tokens", err)
 	}
 	in, err := op.newSession(ctx, d, &l, token, now)
 	if err != nil {
-		return broker.LoggedIn{}, fmt.Errorf("provider %s: %w", l.Provider, err)
+		return broker.NewSession{}, fmt.Errorf("provider %s: %w", l.Provider, err)
 	}
 	return in, nil
 }
@@ -142,32 +142,32 @@ func (p *provider) checkCallback(d *discovered, l *login, callback url.Values, n
 }
 
 // newSession checks the token response of a login and returns the session to open.
-func (p *provider) newSession(ctx context.Context, d *discovered, l *login, token *oauth2.Token, now time.Time) (broker.LoggedIn, error) {
+func (p *provider) newSession(ctx context.Context, d *discovered, l *login, token *oauth2.Token, now time.Time) (broker.NewSession, error) {
 	raw, id, c, err := p.idToken(ctx, d, token, now)
 	if err != nil {
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	}
 	if subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(l.Nonce)) != 1 {
-		return broker.LoggedIn{}, errors.New("the ID token belongs to another login (nonce)")
+		return broker.NewSession{}, errors.New("the ID token belongs to another login (nonce)")
 	}
 	authTime, err := c.seconds("auth_time")
 	switch {
 	case err != nil:
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	case l.Fresh && authTime.Before(l.Begun.Add(-iatLeeway)):
-		return broker.LoggedIn{}, errors.New("the provider did not authenticate the person again (auth_time)") // Core, section 3.1.2.1
+		return broker.NewSession{}, errors.New("the provider did not authenticate the person again (auth_time)") // Core, section 3.1.2.1
 	}
 	who, tokens, err := p.identity(ctx, d, id, c, token, now)
 	if err != nil {
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	}
 	who.Person.Login = authTime
 	who.Proof = broker.Proof{Method: broker.MethodSession, SHA256: sha256.Sum256([]byte(raw)), Expires: id.Expiry.UTC()}
 	sid, err := c.text("sid")
 	if err != nil || len(sid) > maxSessions {
-		return broker.LoggedIn{}, errors.New("the claim \"sid\" is not a string of at most 255 bytes")
+		return broker.NewSession{}, errors.New("the claim \"sid\" is not a string of at most 255 bytes")
 	}
-	return broker.LoggedIn{Who: who, SID: sid, Tokens: tokens}, nil
+	return broker.NewSession{Who: who, SID: sid, Tokens: tokens}, nil
 }
 
 // idToken verifies the ID token of a token response (OpenID Connect Core, section
@@ -326,8 +326,8 @@ func (p *provider) refresh(ctx context.Context, d *discovered, who broker.Identi
 
 // LogoutToken verifies a logout token (OpenID Connect Back-Channel Logout 1.0,
 // section 2.6). The caller must reject a token whose ID it has seen before.
-func (p *People) LogoutToken(ctx context.Context, name, raw string, now time.Time) (broker.LogoutWord, error) {
-	var word broker.LogoutWord
+func (p *People) LogoutToken(ctx context.Context, name, raw string, now time.Time) (broker.LogoutToken, error) {
+	var word broker.LogoutToken
 	op, err := p.provider(name)
 	if err != nil {
 		return word, err
@@ -350,5 +350,5 @@ func (p *People) LogoutToken(ctx context.Context, name, raw string, now time.Tim
 	case len(token.SessionID) > maxSessions || token.Subject != "" && checkSubject(token.Subject) != nil:
 		return word, errors.New("the logout token has a malformed sub or sid")
 	}
-	return broker.LogoutWord{Provider: name, Sub: token.Subject, SID: token.SessionID, ID: token.TokenID, Issued: token.IssuedAt}, nil
+	return broker.LogoutToken{Provider: name, Sub: token.Subject, SID: token.SessionID, ID: token.TokenID, Issued: token.IssuedAt}, nil
 }

@@ -168,10 +168,10 @@ func (p *provider) begin(fresh bool) (state []byte, back url.Values, err error) 
 	return state, url.Values{"state": {q.Get("state")}, "code": {"s3cret-code"}, "iss": {p.URL}}, nil
 }
 
-func (p *provider) login(fresh bool, change func(url.Values)) (broker.LoggedIn, error) {
+func (p *provider) login(fresh bool, change func(url.Values)) (broker.NewSession, error) {
 	state, back, err := p.begin(fresh)
 	if err != nil {
-		return broker.LoggedIn{}, err
+		return broker.NewSession{}, err
 	}
 	if change != nil {
 		change(back)
@@ -521,10 +521,10 @@ func TestLogoutToken(t *testing.T) {
 			"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
 		}
 	}
-	tell := func(ctx context.Context, claims map[string]any) (broker.LogoutWord, error) {
+	tell := func(ctx context.Context, claims map[string]any) (broker.LogoutToken, error) {
 		return p.people.LogoutToken(ctx, "login", p.sign(claims, "logout+jwt"), p.now)
 	}
-	if word, err := tell(t.Context(), good()); err != nil || word != (broker.LogoutWord{Provider: "login", Sub: "ana", SID: "session-1", ID: "1", Issued: p.now}) {
+	if word, err := tell(t.Context(), good()); err != nil || word != (broker.LogoutToken{Provider: "login", Sub: "ana", SID: "session-1", ID: "1", Issued: p.now}) {
 		t.Errorf("%+v, %v", word, err)
 	}
 	for name, changes := range map[string]map[string]any{

@@ -171,6 +171,21 @@ func (b *Broker) mayVote(ctx context.Context, caller Caller, rules *Rules, r *Re
 	return groups, nil
 }
 
+// ClaimsAge returns the age of the person's claims, and whether they are stale:
+// older than ClaimsFor although some group has members by claims.
+func (b *Broker) ClaimsAge(caller Caller) (age time.Duration, stale bool) {
+	if caller.Subject.Person == nil {
+		return 0, false
+	}
+	age = caller.At.Sub(caller.Subject.Person.Claimed)
+	if rules := b.rules.Load(); rules != nil && age > ClaimsFor {
+		for _, g := range rules.Groups {
+			stale = stale || g.Claimed
+		}
+	}
+	return age, stale
+}
+
 // Vote puts a person's yes or no to a pending request (POST
 // /v1/requests/{id}/approvals). It may be narrowed and never widened. The vote
 // that settles the request starts the clock of the grant, or ends the request.
@@ -353,7 +368,7 @@ func (v *ballot) verify(tx Tx, challenge challenge) error {
 	if err != nil {
 		return err
 	}
-	if err := account.verify(v.signature, challenge(v.caller.Subject.ID, v.r.ID.String(), v.signature.Nonce), v.caller.At); err != nil {
+	if err := account.Verify(v.signature, challenge(v.caller.Subject.ID, v.r.ID.String(), v.signature.Nonce), v.caller.At); err != nil {
 		return err
 	}
 	tx.Put(account)

@@ -12,6 +12,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
+// person is a person as a provider has just authenticated them.
+func person(name string, now time.Time, groups ...string) broker.Identity {
+	return broker.Identity{
+		ID: "login/" + name, Kind: broker.KindPerson, Proof: broker.Proof{SHA256: audit.Digest{9}, Expires: now.Add(5 * time.Minute)},
+		Person: &broker.Person{Provider: "login", Groups: groups, Claimed: now, Login: now, Name: name},
+	}
+}
+
 // approver is a person in a session of the broker's.
 func approver(name string, now time.Time, groups ...string) broker.Identity {
 	who := person(name, now, groups...)

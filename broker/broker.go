@@ -34,17 +34,9 @@ type Config struct {
 	// switch left to end; nil: there are none.
 	Blocks func(ctx context.Context) ([]*Block, error)
 
-	// PasskeyWait is how long a passkey waits until it counts; zero means
-	// audit.PasskeyWait, and an auditor holds nothing shorter for good.
-	PasskeyWait time.Duration
-
 	// MaxPending is how many requests one identity may have waiting for
 	// people; zero means 20.
 	MaxPending int
-
-	// SessionIdle and SessionLasts are how long a person's session may be
-	// unused, and last at all; zero means 30 m and 12 h.
-	SessionIdle, SessionLasts time.Duration
 }
 
 // An Event is something worth counting. Its strings come from bounded sets:
@@ -103,17 +95,8 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Blocks == nil {
 		cfg.Blocks = func(context.Context) ([]*Block, error) { return nil, nil }
 	}
-	if cfg.PasskeyWait == 0 {
-		cfg.PasskeyWait = audit.PasskeyWait
-	}
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20
-	}
-	if cfg.SessionIdle == 0 {
-		cfg.SessionIdle = SessionIdle
-	}
-	if cfg.SessionLasts == 0 {
-		cfg.SessionLasts = SessionLasts
 	}
 	return &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}, nil
 }

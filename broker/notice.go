@@ -142,17 +142,13 @@ func (b *Broker) notifyAt(tx Tx, event NoticeEvent, r *Request, groups []string,
 	}
 }
 
-// notifyEnrolled writes a notice to a person about their new passkey, which another
-// person may have enrolled. It goes to the address that their provider returned
-// with this login.
-func notifyEnrolled(tx Tx, who Identity, p *Passkey, rules *Rules, now time.Time) {
-	if !rules.PeopleChannel || who.Person.Email == "" {
-		return
-	}
-	tx.Put(&Notice{
+// PasskeyNotice returns a notice to a person about a new passkey, at the address
+// that the provider returned with this login: the person may not know of it.
+func PasskeyNotice(who Identity, counts, now time.Time) *Notice {
+	return &Notice{
 		ID: NoticeID(newID(now)), Event: NoticePasskey, Channel: PeopleChannel, Person: who.ID, Address: who.Person.Email,
-		Created: now, Due: now, Expires: now.Add(noticeLifetime), Counts: p.Counts,
-	})
+		Created: now, Due: now, Expires: now.Add(noticeLifetime), Counts: counts,
+	}
 }
 
 // decisionNotice returns the event that reports the decision on a request.

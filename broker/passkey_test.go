@@ -35,7 +35,7 @@ func (w *world) enrols(t *testing.T, name string, now time.Time) *softkey.Key {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Enrol(t.Context(), broker.Self(logsIn(name, now), now), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: "phone"}); err != nil {
+	if err := w.sessions.Enrol(t.Context(), broker.Self(logsIn(name, now), now), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: "phone"}); err != nil {
 		t.Fatal(err)
 	}
 	return key
@@ -147,29 +147,29 @@ func TestNewPasskeyWaits(t *testing.T) {
 	if _, err := w.broker.PrepareVote(t.Context(), broker.Self(approver("cleo", later), later), r.ID, vote); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("too early: %v", err)
 	}
-	if _, err := w.broker.PrepareVouch(t.Context(), broker.Self(approver("cleo", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrOwnRequest) {
+	if _, err := w.sessions.PrepareVouch(t.Context(), broker.Self(approver("cleo", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrOwnRequest) {
 		t.Errorf("vouching for oneself: %v", err)
 	}
-	if _, err := w.broker.PrepareVouch(t.Context(), broker.Self(approver("dan", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrSignatureRequired) {
+	if _, err := w.sessions.PrepareVouch(t.Context(), broker.Self(approver("dan", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("vouching without a passkey: %v", err)
 	}
-	s, err := w.broker.PrepareVouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID)
+	s, err := w.sessions.PrepareVouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, cleo, s)); !errors.Is(err, broker.ErrSignatureRequired) {
+	if err := w.sessions.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, cleo, s)); !errors.Is(err, broker.ErrSignatureRequired) {
 		t.Errorf("vouched by the passkey itself: %v", err)
 	}
-	if err := w.broker.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); err != nil {
+	if err := w.sessions.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); !errors.Is(err, broker.ErrAlreadyVoted) {
+	if err := w.sessions.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); !errors.Is(err, broker.ErrAlreadyVoted) {
 		t.Errorf("vouching twice: %v", err)
 	}
 	if _, err := w.vote(t, approver("cleo", later), r, w.signs(t, "cleo", cleo, r, yes, later), later); err != nil {
 		t.Error(err)
 	}
-	account, err := w.broker.Account(t.Context(), broker.Self(approver("cleo", later), later))
+	account, err := w.sessions.Account(t.Context(), broker.Self(approver("cleo", later), later))
 	if err != nil || account.Passkeys[0].VouchedBy != "login/ben" {
 		t.Errorf("%+v, %v", account, err)
 	}
@@ -181,10 +181,10 @@ func TestRemovedPasskeyCountsNoMore(t *testing.T) {
 	later := noon.Add(tomorrow)
 	r := w.askAt(t, read("tickets:close"), later)
 	v := w.signs(t, "ben", key, r, yes, later)
-	if err := w.broker.RemovePasskey(t.Context(), broker.Self(approver("cleo", later), later), key.ID); !errors.Is(err, broker.ErrNotFound) {
+	if err := w.sessions.RemovePasskey(t.Context(), broker.Self(approver("cleo", later), later), key.ID); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("somebody else removes it: %v", err)
 	}
-	if err := w.broker.RemovePasskey(t.Context(), broker.Self(approver("ben", later), later), key.ID); err != nil {
+	if err := w.sessions.RemovePasskey(t.Context(), broker.Self(approver("ben", later), later), key.ID); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.vote(t, approver("ben", later), r, v, later); !errors.Is(err, broker.ErrSignatureRequired) {
@@ -232,14 +232,14 @@ func TestWhoEnrols(t *testing.T) {
 		"a key that is none": {logsIn("ben", noon), broker.Passkey{ID: key.ID, RP: rp}, broker.ErrInvalidRequest},
 		"a long name":        {logsIn("ben", noon), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: strings.Repeat("x", 65)}, broker.ErrInvalidRequest},
 	} {
-		if err := w.broker.Enrol(t.Context(), broker.Self(test.who, noon), test.key); !errors.Is(err, test.want) {
+		if err := w.sessions.Enrol(t.Context(), broker.Self(test.who, noon), test.key); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := w.broker.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); err != nil {
+	if err := w.sessions.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.broker.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); !errors.Is(err, broker.ErrInvalidRequest) {
+	if err := w.sessions.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); !errors.Is(err, broker.ErrInvalidRequest) {
 		t.Errorf("twice: %v", err)
 	}
 }

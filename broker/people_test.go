@@ -28,10 +28,10 @@ func TestEnrolmentIsAnnounced(t *testing.T) {
 			who := logsIn("ben", noon)
 			who.Person.Email = test.email
 			p := broker.Passkey{ID: []byte{1}, Public: []byte{2}, RP: rp, Name: "call +1 555 0100"}
-			if err := w.broker.Enrol(t.Context(), broker.Self(who, noon), p); err != nil {
+			if err := w.sessions.Enrol(t.Context(), broker.Self(who, noon), p); err != nil {
 				t.Fatal(err)
 			}
-			if err := w.broker.Enrol(t.Context(), broker.Self(who, noon), p); err == nil {
+			if err := w.sessions.Enrol(t.Context(), broker.Self(who, noon), p); err == nil {
 				t.Fatal("it was enrolled twice")
 			}
 			w.deliver(t, noon)

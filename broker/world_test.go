@@ -10,6 +10,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
@@ -29,10 +30,11 @@ func agent(now time.Time) broker.Identity { return workload("spiffe://acme.test/
 
 // A world is a broker with its real store and policy, without HTTP.
 type world struct {
-	broker *broker.Broker
-	outbox *notify.Outbox
-	store  *store.Store
-	rules  *broker.Rules
+	broker   *broker.Broker
+	sessions *session.Manager
+	outbox   *notify.Outbox
+	store    *store.Store
+	rules    *broker.Rules
 }
 
 type worldConfig struct {
@@ -147,6 +149,10 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	}
 	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: wrapped, Observe: cfg.observe})
 	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe}, w.rules)
+	w.sessions, err = session.New(session.Config{Store: wrapped, NotifiesPeople: func() bool { return w.broker.Rules().PeopleChannel }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 

@@ -9,11 +9,11 @@ import (
 	"testing"
 
 	"accessbroker.internal/api"
-	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // takes puts a session into the browser.
-func (b *browser) takes(token broker.SessionToken) {
+func (b *browser) takes(token session.Token) {
 	b.t.Helper()
 	at, err := url.Parse(b.base)
 	if err != nil {
@@ -171,7 +171,7 @@ func TestOthersAtTheAddress(t *testing.T) {
 	limited := 0
 	w.holdClocks()
 	for i := range 2 * failuresBurst {
-		resp := w.do(http.MethodGet, "/v1/whoami", "", "", "Authorization", fmt.Sprintf("Bearer %s%042dA", broker.SessionPrefix, i))
+		resp := w.do(http.MethodGet, "/v1/whoami", "", "", "Authorization", fmt.Sprintf("Bearer %s%042dA", session.TokenPrefix, i))
 		switch resp.StatusCode {
 		case http.StatusTooManyRequests:
 			limited++

@@ -23,6 +23,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // A call is one HTTP request on its way through the server.
@@ -40,7 +41,7 @@ type call struct {
 
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person
-	token          broker.SessionToken
+	token          session.Token
 	proofIsSubject bool   // the identity was to be proved by the subject_token
 	unproved       bool   // the proof did not hold
 	about          string // request or lease that it led to, for the log

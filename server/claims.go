@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // What providers say of people's groups gets old, and is asked for again.
@@ -136,7 +137,7 @@ func (c *call) askAgain(ctx context.Context, every time.Duration) (fresh bool, e
 	if err != nil {
 		return false, err
 	}
-	s, err := c.s.cfg.Broker.Glance(c.r.Context(), c.token, c.now)
+	s, err := c.s.cfg.Sessions.Peek(c.r.Context(), c.token, c.now)
 	if err != nil {
 		return false, err
 	}
@@ -149,7 +150,7 @@ func (c *call) askAgain(ctx context.Context, every time.Duration) (fresh bool, e
 type refreshing struct {
 	s      *Server
 	callID string
-	token  broker.SessionToken
+	token  session.Token
 	who    broker.Identity // as the call knows it
 }
 
@@ -163,20 +164,20 @@ func (r refreshing) do(ctx context.Context) (err error) {
 			err = errPanicked
 		}
 	}()
-	b, now := r.s.cfg.Broker, time.Now()
-	session, err := b.Glance(ctx, r.token, now)
-	if err != nil || session.Who.Person.Claimed.After(r.who.Person.Claimed) {
+	sessions, now := r.s.cfg.Sessions, time.Now()
+	s, err := sessions.Peek(ctx, r.token, now)
+	if err != nil || s.Who.Person.Claimed.After(r.who.Person.Claimed) {
 		return err // if another call has just asked, this one asks nothing
 	}
-	tokens, err := session.ProviderTokens(r.token)
+	tokens, err := r.token.ProviderTokens(s)
 	if err != nil || len(tokens) == 0 {
 		return nil
 	}
-	who, tokens, err := r.s.cfg.People.Refresh(ctx, session.Who, tokens, now)
+	who, tokens, err := r.s.cfg.People.Refresh(ctx, s.Who, tokens, now)
 	if err != nil {
 		r.s.cfg.Logger.WarnContext(ctx, "a provider did not say again who is in which group", "call_id", r.callID, "err", err)
 		return nil
 	}
-	_, err = b.Refreshed(ctx, broker.Self(who, time.Now()), r.token, tokens)
+	_, err = sessions.Refresh(ctx, broker.Self(who, time.Now()), r.token, tokens)
 	return err
 }

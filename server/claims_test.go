@@ -11,6 +11,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // claims begins a world in which providers make people members of dba.
@@ -34,13 +35,13 @@ func claims(t *testing.T) (*world, *testPeople) {
 
 // session opens a session of somebody whose provider said long ago that they
 // are in the groups.
-func (w *world) session(t *testing.T, id string, groups ...string) broker.SessionToken {
+func (w *world) session(t *testing.T, id string, groups ...string) session.Token {
 	t.Helper()
 	now := time.Now()
 	who := (&testPeople{}).person(id, now)
 	who.Person.Groups, who.Person.Claimed = groups, now.Add(-broker.ClaimsFor-time.Minute)
-	in := broker.LoggedIn{Who: who, Client: broker.ClientBrowser, Tokens: []byte("s3cret-refresh")}
-	token, _, err := w.cfg.Broker.OpenSession(t.Context(), in, now)
+	in := broker.NewSession{Who: who, Client: broker.ClientBrowser, Tokens: []byte("s3cret-refresh")}
+	token, _, err := w.cfg.Sessions.Open(t.Context(), in, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +101,7 @@ func TestClaimsOfNoUse(t *testing.T) {
 }
 
 // reads gives the ways in which somebody looks at a request.
-func reads(t *testing.T, w *world, token broker.SessionToken, id string) map[string]func() bool {
+func reads(t *testing.T, w *world, token session.Token, id string) map[string]func() bool {
 	b := newBrowser(t, w)
 	b.takes(token)
 	return map[string]func() bool{
@@ -345,7 +346,7 @@ func TestTerminalsLetInNobody(t *testing.T) {
 	b := newBrowser(t, w)
 	b.takes(w.session(t, "login/lea"))
 	_, redeem := b.letIn(w, false)
-	token, _ := broker.ParseSessionToken(must[*api.Session](t)(redeem()).Token)
+	token, _ := session.ParseToken(must[*api.Session](t)(redeem()).Token)
 	thief := newBrowser(t, w)
 	thief.takes(token)
 	for _, device := range []bool{false, true} {

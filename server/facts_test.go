@@ -14,7 +14,7 @@ import (
 // logsIn gives a client of a person who is logged in.
 func (w *world) logsIn(t *testing.T, person string) *api.Client {
 	t.Helper()
-	token, _, err := w.cfg.Broker.OpenSession(t.Context(), broker.LoggedIn{Who: (&testPeople{}).person(person, time.Now())}, time.Now())
+	token, _, err := w.cfg.Sessions.Open(t.Context(), broker.NewSession{Who: (&testPeople{}).person(person, time.Now())}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func (s *Server) events(c *call) (reply, error) {
 	defer cancel()
 	changed, stop := s.cfg.Broker.Watch()
 	defer stop()
-	over := time.NewTimer(min(c.session.Expires.Sub(c.now), c.session.Seen.Add(s.cfg.Broker.Idle()).Sub(c.now)))
+	over := time.NewTimer(min(c.session.Expires.Sub(c.now), c.session.Seen.Add(s.cfg.Sessions.Idle()).Sub(c.now)))
 	defer over.Stop()
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()

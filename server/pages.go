@@ -179,13 +179,13 @@ func (s *Server) callback(c *call) (reply, error) {
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}
 	in.Client = broker.ClientBrowser
-	token, session, err := s.cfg.Broker.OpenSession(c.r.Context(), in, c.now)
+	token, session, err := s.cfg.Sessions.Open(c.r.Context(), in, c.now)
 	if err != nil {
 		return reply{}, err
 	}
 	// The browser's earlier session ends: a login never takes over a session.
 	if old, ok := c.sessionToken(); ok {
-		_ = s.cfg.Broker.CloseSession(c.r.Context(), old, c.now) // it also expires by itself
+		_ = s.cfg.Sessions.Close(c.r.Context(), old, c.now) // it also expires by itself
 	}
 	c.who = session.Who
 	c.setCookie(sessionCookie, token.Reveal(), session.Expires.Sub(c.now))
@@ -207,7 +207,7 @@ func (s *Server) openLogin(text string) (p pendingLogin, err error) {
 // logout ends the browser's session.
 func (s *Server) logout(c *call) (reply, error) {
 	if token, ok := c.sessionToken(); ok {
-		if err := s.cfg.Broker.CloseSession(c.r.Context(), token, c.now); err != nil {
+		if err := s.cfg.Sessions.Close(c.r.Context(), token, c.now); err != nil {
 			return reply{}, err
 		}
 	}

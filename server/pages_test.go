@@ -12,6 +12,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // guarded files a request that people of dba have to approve.
@@ -233,15 +234,15 @@ func TestGlance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	now := time.Now()
-	token, _, err := w.cfg.Broker.OpenSession(t.Context(), broker.LoggedIn{Who: (&testPeople{}).person("login/ben", now)}, now)
+	token, _, err := w.cfg.Sessions.Open(t.Context(), broker.NewSession{Who: (&testPeople{}).person("login/ben", now)}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, over := now.Add(broker.SessionIdle-time.Minute), now.Add(broker.SessionIdle+time.Minute)
-	if _, err := w.cfg.Broker.Glance(t.Context(), token, near); err != nil {
+	near, over := now.Add(session.DefaultIdle-time.Minute), now.Add(session.DefaultIdle+time.Minute)
+	if _, err := w.cfg.Sessions.Peek(t.Context(), token, near); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.cfg.Broker.Session(t.Context(), token, over); !errors.Is(err, broker.ErrUnauthenticated) {
+	if _, err := w.cfg.Sessions.Get(t.Context(), token, over); !errors.Is(err, broker.ErrUnauthenticated) {
 		t.Errorf("after a glance within the idle time: %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // Passkeys enrol passkeys. They are safe for concurrent use.
@@ -193,13 +194,13 @@ var passkeysDone = map[string]string{
 }
 
 func (s *Server) passkeysPage(c *call) (reply, error) {
-	a, err := s.cfg.Broker.Account(c.r.Context(), c.caller())
+	a, err := s.cfg.Sessions.Account(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
 	p := passkeysPage{
-		Possible: s.cfg.Passkeys != nil, Fresh: c.who.MayEnrol(c.now),
-		Done: passkeysDone[c.r.URL.Query().Get("done")], Most: broker.MaxKeyName,
+		Possible: s.cfg.Passkeys != nil, Fresh: session.MayEnrol(c.who, c.now),
+		Done: passkeysDone[c.r.URL.Query().Get("done")], Most: session.MaxKeyName,
 	}
 	for _, k := range a.Passkeys {
 		credential := encodeBase64URL(k.ID)
@@ -216,7 +217,7 @@ func (s *Server) enrolOptions(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
 	}
-	a, err := s.cfg.Broker.Account(c.r.Context(), c.caller())
+	a, err := s.cfg.Sessions.Account(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
@@ -258,7 +259,7 @@ func (s *Server) enrol(c *call) error {
 		return refuse(broker.ErrInvalidRequest, "what your browser made is no passkey that can be used here: try again, or use another one")
 	}
 	made.Name = c.form.get("name")
-	return s.cfg.Broker.Enrol(c.r.Context(), c.caller(), made)
+	return s.cfg.Sessions.Enrol(c.r.Context(), c.caller(), made)
 }
 
 func (s *Server) removePasskey(c *call) error {
@@ -266,7 +267,7 @@ func (s *Server) removePasskey(c *call) error {
 	if err != nil || c.form.get("do") != "remove" {
 		return refuse(broker.ErrInvalidRequest, "the form says nothing to do")
 	}
-	return s.cfg.Broker.RemovePasskey(c.r.Context(), c.caller(), credential)
+	return s.cfg.Sessions.RemovePasskey(c.r.Context(), c.caller(), credential)
 }
 
 type vouchPage struct {
@@ -292,7 +293,7 @@ func (s *Server) vouchPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	p, err := s.cfg.Broker.PasskeyOf(c.r.Context(), c.caller(), person, credential)
+	p, err := s.cfg.Sessions.PasskeyOf(c.r.Context(), c.caller(), person, credential)
 	if err != nil {
 		return reply{}, err
 	}
@@ -308,7 +309,7 @@ func (s *Server) signVouch(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
 	}
-	signing, err := s.cfg.Broker.PrepareVouch(c.r.Context(), c.caller(), person, credential)
+	signing, err := s.cfg.Sessions.PrepareVouch(c.r.Context(), c.caller(), person, credential)
 	if err != nil {
 		return reply{}, err
 	}
@@ -327,7 +328,7 @@ func (s *Server) vouch(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	if err := s.cfg.Broker.Vouch(c.r.Context(), c.caller(), person, credential, signature); err != nil {
+	if err := s.cfg.Sessions.Vouch(c.r.Context(), c.caller(), person, credential, signature); err != nil {
 		return reply{}, err
 	}
 	return c.redirect(s.to("/ui/passkeys?done=vouched"))
@@ -336,7 +337,7 @@ func (s *Server) vouch(c *call) (reply, error) {
 // newPasskeys says from when on the newest passkey counts that waits: its
 // person is told on every page, and may know nothing of it.
 func (s *Server) newPasskeys(c *call) (counts time.Time) {
-	a, err := s.cfg.Broker.Account(c.r.Context(), c.caller())
+	a, err := s.cfg.Sessions.Account(c.r.Context(), c.caller())
 	if err != nil && !errors.Is(err, broker.ErrSessionRequired) {
 		s.cfg.Logger.WarnContext(c.r.Context(), "looking for new passkeys", "call_id", c.id, "err", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // People are logged in by OpenID providers. It is safe for concurrent use.
@@ -21,7 +22,7 @@ type People interface {
 	Begin(ctx context.Context, provider string, fresh bool, now time.Time) (state []byte, where string, err error)
 
 	// Finish proves who came back from the provider.
-	Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error)
+	Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.NewSession, error)
 
 	// Refresh asks the provider again what it says of a person.
 	Refresh(ctx context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error)
@@ -29,29 +30,29 @@ type People interface {
 
 // sessionOf gives the session token that the call presents, if it does: as a
 // bearer, or to the pages as a cookie.
-func (c *call) sessionToken() (broker.SessionToken, bool) {
+func (c *call) sessionToken() (session.Token, bool) {
 	if c.route.audience == UI {
 		cookie, err := c.r.Cookie(sessionCookie)
 		if err != nil {
-			return broker.SessionToken{}, false
+			return session.Token{}, false
 		}
-		return broker.ParseSessionToken(cookie.Value)
+		return session.ParseToken(cookie.Value)
 	}
 	scheme, text, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "bearer") {
-		return broker.SessionToken{}, false
+		return session.Token{}, false
 	}
-	return broker.ParseSessionToken(text)
+	return session.ParseToken(text)
 }
 
 // enterSession finds out which person calls.
-func (c *call) enterSession(token broker.SessionToken) error {
+func (c *call) enterSession(token session.Token) error {
 	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 && c.route.audience != UI {
 		return broker.ErrTwoIdentities
 	}
-	enter := c.s.cfg.Broker.Session
+	enter := c.s.cfg.Sessions.Get
 	if c.background() {
-		enter = c.s.cfg.Broker.Glance
+		enter = c.s.cfg.Sessions.Peek
 	}
 	s, err := enter(c.r.Context(), token, c.now)
 	if errors.Is(err, broker.ErrUnauthenticated) {
@@ -95,14 +96,14 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 		return reply{}, err
 	}
 	defer leave()
-	d, err := s.cfg.Broker.BeginDevice(c.r.Context(), c.from.String(), c.now)
+	d, err := s.cfg.Sessions.BeginDevice(c.r.Context(), c.from.String(), c.now)
 	if err != nil {
 		return reply{}, err
 	}
 	return ok(api.DeviceLogin{
 		DeviceCode: d.DeviceCode, UserCode: d.UserCode, VerificationURI: s.pageURL("/ui/device"),
 		VerificationURIComplete: s.pageURL("/ui/device?code=" + url.QueryEscape(d.UserCode)),
-		ExpiresIn:               int(time.Until(d.Expires) / time.Second), Interval: int(broker.PollEvery / time.Second),
+		ExpiresIn:               int(time.Until(d.Expires) / time.Second), Interval: int(session.PollEvery / time.Second),
 	})
 }
 
@@ -113,16 +114,16 @@ func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 		return reply{}, err
 	}
 	defer leave()
-	var token broker.SessionToken
+	var token session.Token
 	var opened *broker.Session
 	switch err = s.failures.check(c.from); {
 	case err != nil:
 	case (body.Code == "") == (body.DeviceCode == "") || len(body.Code)+len(body.DeviceCode)+len(body.Verifier) > 512:
 		err = refuse(broker.ErrInvalidRequest, "send code and verifier, or device_code")
 	case body.Code != "":
-		token, opened, err = s.cfg.Broker.RedeemCode(c.r.Context(), body.Code, body.Verifier, c.now)
+		token, opened, err = s.cfg.Sessions.RedeemCode(c.r.Context(), body.Code, body.Verifier, c.now)
 	default:
-		token, opened, err = s.cfg.Broker.RedeemDevice(c.r.Context(), body.DeviceCode, c.now)
+		token, opened, err = s.cfg.Sessions.RedeemDevice(c.r.Context(), body.DeviceCode, c.now)
 	}
 	if err != nil {
 		if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrSlowDown) {
@@ -132,7 +133,7 @@ func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 	}
 	return c.created("", api.Session{
 		Token: token.Reveal(), Person: opened.Who.ID, Name: opened.Who.Person.Name, ExpiresAt: opened.Expires.UTC(),
-		IdleAfter: api.Duration(s.cfg.Broker.Idle()),
+		IdleAfter: api.Duration(s.cfg.Sessions.Idle()),
 	})
 }
 
@@ -141,7 +142,7 @@ func (s *Server) closeSession(c *call, _ nothing) (reply, error) {
 	if c.session == nil {
 		return reply{}, broker.ErrSessionRequired
 	}
-	if err := s.cfg.Broker.CloseSession(c.r.Context(), c.token, c.now); err != nil {
+	if err := s.cfg.Sessions.Close(c.r.Context(), c.token, c.now); err != nil {
 		return reply{}, err
 	}
 	return reply{status: http.StatusNoContent}, nil
@@ -163,7 +164,7 @@ func (s *Server) backChannelLogout(c *call) (reply, error) {
 		c.s.cfg.Logger.WarnContext(c.r.Context(), "a logout token does not hold", "call_id", c.id, "err", err)
 		return reply{}, refuse(broker.ErrInvalidRequest, "the logout token does not hold")
 	}
-	if err := s.cfg.Broker.LoggedOut(c.r.Context(), word, c.now); err != nil {
+	if err := s.cfg.Sessions.EndSessions(c.r.Context(), word, c.now); err != nil {
 		return reply{}, err
 	}
 	return reply{status: http.StatusOK}, nil

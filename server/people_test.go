@@ -15,6 +15,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
 // testPeople is a provider that lets in whom the callback names.
@@ -31,11 +32,11 @@ func (p *testPeople) Begin(_ context.Context, provider string, _ bool, _ time.Ti
 	return []byte("state-1"), "https://login.test/authorize?provider=" + provider, nil
 }
 
-func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error) {
+func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values, now time.Time) (broker.NewSession, error) {
 	if string(state) != "state-1" || callback.Get("state") != "state-1" {
-		return broker.LoggedIn{}, errors.New("another state")
+		return broker.NewSession{}, errors.New("another state")
 	}
-	return broker.LoggedIn{Who: p.person(callback.Get("code"), now), SID: "sid-1", Tokens: []byte("s3cret-refresh")}, nil
+	return broker.NewSession{Who: p.person(callback.Get("code"), now), SID: "sid-1", Tokens: []byte("s3cret-refresh")}, nil
 }
 
 func (p *testPeople) Refresh(_ context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error) {
@@ -78,12 +79,12 @@ func withPeople(c *Config) {
 		panic(err)
 	}
 	c.People, c.Providers, c.Sealer = &testPeople{}, []string{"login"}, sealer
-	c.LogoutToken = func(_ context.Context, provider, token string, now time.Time) (broker.LogoutWord, error) {
+	c.LogoutToken = func(_ context.Context, provider, token string, now time.Time) (broker.LogoutToken, error) {
 		name, ok := strings.CutPrefix(token, "logout ")
 		if !ok {
-			return broker.LogoutWord{}, errors.New("no such token")
+			return broker.LogoutToken{}, errors.New("no such token")
 		}
-		return broker.LogoutWord{Provider: provider, Sub: name, ID: token, Issued: now}, nil
+		return broker.LogoutToken{Provider: provider, Sub: name, ID: token, Issued: now}, nil
 	}
 }
 
@@ -159,7 +160,7 @@ func TestLogin(t *testing.T) {
 	if status, _, _ := b.visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
 		t.Errorf("after logging out the inbox answers %d", status)
 	}
-	if strings.Contains(w.log.String(), "s3cret") || strings.Contains(w.log.String(), broker.SessionPrefix) {
+	if strings.Contains(w.log.String(), "s3cret") || strings.Contains(w.log.String(), session.TokenPrefix) {
 		t.Error("the log holds a secret")
 	}
 }
@@ -254,7 +255,7 @@ type countedPeople struct {
 	finished *int
 }
 
-func (p *countedPeople) Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.LoggedIn, error) {
+func (p *countedPeople) Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.NewSession, error) {
 	*p.finished++
 	return p.testPeople.Finish(ctx, state, callback, now)
 }
@@ -303,7 +304,7 @@ func TestTerminalLogin(t *testing.T) {
 // driveSessions logs a terminal in by a code that its person types, and out.
 func (w *world) driveSessions(t *testing.T) {
 	ctx := t.Context()
-	_, in, err := w.cfg.Broker.OpenSession(ctx, broker.LoggedIn{Who: (&testPeople{}).person("login/ben", time.Now()), Client: "browser"}, time.Now())
+	_, in, err := w.cfg.Sessions.Open(ctx, broker.NewSession{Who: (&testPeople{}).person("login/ben", time.Now()), Client: "browser"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +316,7 @@ func (w *world) driveSessions(t *testing.T) {
 		t.Errorf("asking again at once: %v", err)
 	}
 	typed := strings.ToLower(strings.ReplaceAll(begun.UserCode, "-", " "))
-	if err := w.cfg.Broker.DecideDevice(ctx, in, typed, true, time.Now()); err != nil {
+	if err := w.cfg.Sessions.DecideDevice(ctx, in, typed, true, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	s := must[*api.Session](t)(w.as("").OpenSession(ctx, api.Login{DeviceCode: begun.DeviceCode}))

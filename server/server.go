@@ -20,12 +20,14 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 )
 
-// Config is what a Server is made of. Broker, Authenticate, Keys, Log and
+// Config configures a Server. Broker, Sessions, Authenticate, Keys, Log and
 // ExternalURL are required.
 type Config struct {
-	Broker *broker.Broker
+	Broker   *broker.Broker
+	Sessions *session.Manager
 
 	// Authenticate finds out who calls, from the connection's certificate, the
 	// Authorization header, or a token that stands in the body as the caller's
@@ -51,7 +53,7 @@ type Config struct {
 	// Connect Back-Channel Logout). Sealer seals what a browser keeps meanwhile.
 	People      People
 	Providers   []string
-	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (broker.LogoutWord, error)
+	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (broker.LogoutToken, error)
 	Sealer      *broker.Sealer
 
 	// Passkeys enrol passkeys; nil: nobody has any.
@@ -102,8 +104,8 @@ type Server struct {
 
 // New makes a Server. It starts nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Broker == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil {
-		return nil, errors.New("a server needs a broker, a way to authenticate, keys and a log")
+	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil {
+		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys and a log")
 	}
 	if cfg.People != nil && cfg.Sealer == nil {
 		return nil, errors.New("a server that logs people in needs a sealer")

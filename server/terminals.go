@@ -64,7 +64,7 @@ func (s *Server) decideTerminal(c *call) (reply, error) {
 		if err != nil {
 			return reply{}, err
 		}
-		code, err := s.cfg.Broker.NewLoginCode(c.r.Context(), c.session, challenge, c.now)
+		code, err := s.cfg.Sessions.NewLoginCode(c.r.Context(), c.session, challenge, c.now)
 		if err != nil {
 			return reply{}, err
 		}
@@ -112,7 +112,7 @@ func (s *Server) device(c *call) (reply, error) {
 		return reply{}, err
 	}
 	defer leave()
-	l, err := s.cfg.Broker.Device(c.r.Context(), code, c.now)
+	l, err := s.cfg.Sessions.Device(c.r.Context(), code, c.now)
 	if errors.Is(err, broker.ErrNotFound) {
 		return c.page("device", "Log in a terminal", "", devicePage{Failed: "No terminal is waiting with this code. Check the code, or run broker login again."})
 	}
@@ -142,7 +142,7 @@ func (s *Server) decideDevice(c *call) (reply, error) {
 			return c.logInFirst("/ui/device?" + url.Values{"code": {code}}.Encode())
 		}
 	}
-	if err := s.cfg.Broker.DecideDevice(c.r.Context(), c.session, code, allow, c.now); err != nil {
+	if err := s.cfg.Sessions.DecideDevice(c.r.Context(), c.session, code, allow, c.now); err != nil {
 		return reply{}, err
 	}
 	done := "The terminal was refused. You can close this page."

@@ -20,6 +20,7 @@ import (
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 	"accessbroker.internal/store"
 )
 
@@ -79,15 +80,19 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
-	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks, PasskeyWait: time.Nanosecond})
+	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := b.SetRules(ctx, broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()), testRules()); err != nil {
 		t.Fatal(err)
 	}
+	sessions, err := session.New(session.Config{Store: w.store, PasskeyWait: time.Nanosecond, NotifiesPeople: func() bool { return b.Rules().PeopleChannel }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := Config{
-		Broker: b, Authenticate: authenticate, Log: reader, ExternalURL: "https://broker.acme.test",
+		Broker: b, Sessions: sessions, Authenticate: authenticate, Log: reader, ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,

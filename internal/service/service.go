@@ -21,6 +21,7 @@ import (
 	"accessbroker.internal/attest"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/session"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/notify"
@@ -63,6 +64,7 @@ type Service struct {
 	passkeys  *attest.Passkeys
 	broker    *broker.Broker
 	outbox    *notify.Outbox
+	sessions  *session.Manager
 	metrics   *server.Metrics
 	server    *server.Server
 	loops     []func(context.Context) error // of issuers
@@ -205,8 +207,14 @@ func (s *Service) openBroker(ctx context.Context) error {
 	}
 	s.broker, err = broker.New(broker.Config{
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks,
-		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), SessionIdle: s.config.SessionIdle, SessionLasts: s.config.SessionLasts,
-		PasskeyWait: wait,
+		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()),
+	})
+	if err != nil {
+		return err
+	}
+	s.sessions, err = session.New(session.Config{
+		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
+		NotifiesPeople: func() bool { return s.broker.Rules().PeopleChannel },
 	})
 	if err != nil {
 		return err
@@ -232,7 +240,7 @@ func (s *Service) callersConfig() server.Config {
 func (s *Service) serverConfig(authenticate func(*http.Request, string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
-		Broker: s.broker, Authenticate: authenticate, ConnContext: conn,
+		Broker: s.broker, Sessions: s.sessions, Authenticate: authenticate, ConnContext: conn,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,

@@ -10,8 +10,8 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// SetRules records the rules and then lets them decide. If the record can't be
-// made, the rules before stay.
+// SetRules records the rules and then puts them in force. If recording them
+// fails, the rules before stay.
 func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) error {
 	b.reload.Lock()
 	defer b.reload.Unlock()
@@ -97,9 +97,6 @@ func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, again Again
 func (b *Broker) weigh(ctx context.Context, f *filing, ask Ask) error {
 	caller := f.caller
 	rules := b.rules.Load()
-	if rules == nil {
-		return refuse(ErrUnavailable, "no policy is loaded yet")
-	}
 	if !caller.Actor.Proof.Valid(caller.At) {
 		return refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
 	}
@@ -342,9 +339,7 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Re
 		if err := leavePending(tx, r, caller.At); err != nil {
 			return err
 		}
-		if rules != nil {
-			b.notify(tx, NoticeWithdrawn, r, r.askedGroups(), rules, caller.At)
-		}
+		b.notify(tx, NoticeWithdrawn, r, r.askedGroups(), rules, caller.At)
 		tx.Put(r)
 		return nil
 	})

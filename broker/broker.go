@@ -80,11 +80,11 @@ type Broker struct {
 	reload   sync.Mutex                   // held while rules are replaced
 }
 
-// New makes a Broker that refuses everything until SetRules. It starts
-// nothing: call Run.
-func New(cfg Config) (*Broker, error) {
-	if cfg.Store == nil || cfg.Issuers == nil {
-		return nil, errors.New("a broker needs a store and issuers")
+// New returns a Broker that decides by the rules, which it records first. It
+// starts no goroutine: call Run.
+func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker, error) {
+	if cfg.Store == nil || cfg.Issuers == nil || rules == nil {
+		return nil, errors.New("a broker needs a store, issuers and rules")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -98,7 +98,11 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20
 	}
-	return &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}, nil
+	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
+	if err := b.SetRules(ctx, caller, rules); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Run ends due leases, continues interrupted kill switches and flushes the counts
@@ -130,7 +134,7 @@ func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
 	return int(total.Load()), errors.Join(err, ctx.Err())
 }
 
-// Rules gives the rules in force; nil before the first SetRules.
+// Rules returns the rules in force.
 func (b *Broker) Rules() *Rules { return b.rules.Load() }
 
 // An Issued is a credential on its way to its holder, with its lease and its

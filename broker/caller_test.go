@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
@@ -54,5 +55,23 @@ func TestSessionsAreNotDelegated(t *testing.T) {
 	delegated.Subject.ID = "login/ben"
 	if _, err := w.broker.Inbox(t.Context(), delegated, 10); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("got %v, want %v", err, broker.ErrSessionRequired)
+	}
+}
+
+// A broker has rules from the start, and records them before it decides.
+func TestABrokerStartsWithRecordedRules(t *testing.T) {
+	w := newWorld(t, worldConfig{})
+	for _, record := range w.records(t) {
+		if record.Kind == audit.PolicyLoaded && record.Rules.Revision == w.rules.Revision {
+			return
+		}
+	}
+	t.Error("the log does not hold the rules of a broker that has just started")
+}
+
+func TestNoBrokerWithoutRules(t *testing.T) {
+	w := newWorld(t, worldConfig{})
+	if _, err := broker.New(t.Context(), broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{}}, nil, broker.Caller{At: noon}); err == nil {
+		t.Error("a broker started without rules")
 	}
 }

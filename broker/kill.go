@@ -94,11 +94,10 @@ func (s Selector) queries(now time.Time) []LeaseQuery {
 // known refuses the name of an entitlement or issuer that there is not: in an
 // emergency, a block that blocks nothing is worse than an error.
 func (b *Broker) known(k BlockKey) error {
-	rules := b.rules.Load()
 	there := true
 	switch k.Kind {
 	case "entitlement":
-		there = rules != nil && rules.Catalogue[k.Name] != nil
+		there = b.rules.Load().Catalogue[k.Name] != nil
 	case "issuer":
 		there = b.cfg.Issuers[k.Name] != nil
 	}
@@ -340,9 +339,7 @@ func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, r
 		if !waited {
 			return nil
 		}
-		if rules != nil {
-			b.notify(tx, NoticeDenied, stored, stored.askedGroups(), rules, caller.At)
-		}
+		b.notify(tx, NoticeDenied, stored, stored.askedGroups(), rules, caller.At)
 		return leavePending(tx, stored, caller.At)
 	})
 	b.waiters.changed(id)

@@ -78,7 +78,7 @@ func (b *Broker) mayView(ctx context.Context, caller Caller, r *Request) bool {
 
 func (b *Broker) concerns(caller Caller, r *Request) bool {
 	rules := b.rules.Load()
-	if rules == nil || caller.Subject.Kind != KindPerson || !caller.Actor.Proof.Valid(caller.At) {
+	if caller.Subject.Kind != KindPerson || !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
 	o := r.Decision.Obligations
@@ -99,9 +99,9 @@ func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error
 // everyone whom policy lets view it. Its requester, the people accountable for
 // that, and groups that a request was escalated to do not.
 func (b *Broker) SeesPolicies(ctx context.Context, caller Caller, r *Request) bool {
-	if rules := b.rules.Load(); rules != nil && caller.RequireSession() == nil {
+	if caller.RequireSession() == nil {
 		o := r.Decision.Obligations
-		if newVoter(rules, caller.Subject).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
+		if newVoter(b.rules.Load(), caller.Subject).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
 			return true
 		}
 	}
@@ -133,7 +133,7 @@ func (b *Broker) mayOn(ctx context.Context, caller Caller, action Action, r *Req
 		return true
 	}
 	rules := b.rules.Load()
-	if rules == nil || !caller.Actor.Proof.Valid(caller.At) {
+	if !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
 	q := Query{Principal: rules.Mark(caller.Subject), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
@@ -147,7 +147,7 @@ func (b *Broker) May(ctx context.Context, caller Caller, action Action) bool {
 		return true
 	}
 	rules := b.rules.Load()
-	if rules == nil || !caller.Actor.Proof.Valid(caller.At) {
+	if !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
 	d, err := b.ask(ctx, rules, Query{Principal: rules.Mark(caller.Subject), Action: action}, caller.At)
@@ -270,9 +270,6 @@ func selector(asked string, who Identity) (string, error) {
 // Entitlements tells the caller what it may ask for.
 func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, error) {
 	rules := b.rules.Load()
-	if rules == nil {
-		return nil, refuse(ErrUnavailable, "no policy is loaded yet")
-	}
 	if !caller.Actor.Proof.Valid(caller.At) {
 		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
 	}
@@ -296,7 +293,7 @@ func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, erro
 // may not is not told that there is one.
 func (b *Broker) MayAsk(ctx context.Context, caller Caller, entitlement string) bool {
 	rules := b.rules.Load()
-	if rules == nil || !caller.Actor.Proof.Valid(caller.At) {
+	if !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
 	e := rules.Catalogue[entitlement]
@@ -339,7 +336,7 @@ func (o *Offer) permitted() bool {
 func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*Introspection, error) {
 	rules := b.rules.Load()
 	l, err := b.inspect(ctx, token)
-	if err != nil || l == nil || rules == nil {
+	if err != nil || l == nil {
 		return nil, err
 	}
 	e := rules.Catalogue[l.Entitlement]

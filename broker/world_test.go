@@ -176,11 +176,8 @@ func openLog(t testing.TB, s *store.Store) {
 
 func start(t testing.TB, cfg broker.Config, rules *broker.Rules) *broker.Broker {
 	t.Helper()
-	b, err := broker.New(cfg)
+	b, err := broker.New(t.Context(), cfg, rules, broker.Caller{At: noon})
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.SetRules(t.Context(), broker.Caller{At: noon}, rules); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -17,8 +17,7 @@ func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Requ
 		return f, err
 	}
 	f.Proof = api.Proof{Method: string(r.Requester.Proof.Method), ExpiresAt: utc(r.Requester.Proof.Expires)}
-	if rules := b.Rules(); rules != nil && rules.Catalogue[r.Entitlement] != nil {
-		e := rules.Catalogue[r.Entitlement]
+	if e := b.Rules().Catalogue[r.Entitlement]; e != nil {
 		f.Description, f.Owner, f.Revocation = e.Description, e.Owner, string(e.Revocation)
 		f.ScopeTexts = textsOf(e, r.Scopes)
 	}

@@ -20,8 +20,8 @@ type requestView struct {
 
 func (s *Server) view(c *call, r *broker.Request) requestView {
 	v := requestView{Request: c.toRequest(r, c.now), Mine: r.Requester.ID == c.who.ID}
-	if rules := s.cfg.Broker.Rules(); rules != nil && rules.Catalogue[r.Entitlement] != nil {
-		v.Revocation = string(rules.Catalogue[r.Entitlement].Revocation)
+	if e := s.cfg.Broker.Rules().Catalogue[r.Entitlement]; e != nil {
+		v.Revocation = string(e.Revocation)
 	}
 	return v
 }

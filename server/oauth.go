@@ -144,9 +144,6 @@ func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 		*into = d.Std()
 	}
 	rules := s.cfg.Broker.Rules()
-	if rules == nil {
-		return ask, broker.ErrUnavailable
-	}
 	var err error
 	may := func(entitlement string) bool {
 		return s.cfg.Broker.MayAsk(c.r.Context(), c.caller(), entitlement)
@@ -219,11 +216,7 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 // checkPoll sees to it that what is collected here is a token, and is what the
 // caller says that it is.
 func (s *Server) checkPoll(c *call, r *broker.Request) error {
-	rules := s.cfg.Broker.Rules()
-	if rules == nil {
-		return broker.ErrUnavailable
-	}
-	e := rules.Catalogue[r.Entitlement]
+	e := s.cfg.Broker.Rules().Catalogue[r.Entitlement]
 	if e == nil || e.Audience == "" {
 		return broker.ErrInvalidTarget
 	}

@@ -80,11 +80,9 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
 	minter := &minter{}
-	b, err := broker.New(broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks})
+	domain := broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks}
+	b, err := broker.New(ctx, domain, testRules(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()))
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.SetRules(ctx, broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()), testRules()); err != nil {
 		t.Fatal(err)
 	}
 	sessions, err := session.New(session.Config{Store: w.store, PasskeyWait: time.Nanosecond, NotifiesPeople: func() bool { return b.Rules().PeopleChannel }})

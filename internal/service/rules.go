@@ -27,16 +27,18 @@ func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision stri
 	if changed := s.current.NeedsRestart(fresh); len(changed) > 0 {
 		return "", fmt.Errorf("%s: restart the broker for the changes of %s", filepath.Base(fresh.Path), strings.Join(changed, ", "))
 	}
-	if revision, err = s.install(ctx, fresh, by); err == nil {
+	if revision, err = s.install(ctx, fresh, func(rules *broker.Rules) error {
+		return s.broker.SetRules(ctx, broker.Self(by, time.Now()), rules)
+	}); err == nil {
 		s.current = fresh
 	}
 	return revision, err
 }
 
 // install puts the rules of c in force. The order matters: their files are kept
-// next to the log first, then the log records their digests, and only then do they
-// decide.
-func (s *Service) install(ctx context.Context, c *config.Config, by broker.Identity) (revision string, err error) {
+// next to the log first, then enforce records their digests in the log, and only
+// then do they decide.
+func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*broker.Rules) error) (revision string, err error) {
 	defer func() { s.metrics.Reloaded(revision, err) }()
 	engine, err := c.Engine()
 	if err != nil {
@@ -51,7 +53,7 @@ func (s *Service) install(ctx context.Context, c *config.Config, by broker.Ident
 	}
 	rules := engine.Rules()
 	rules.PeopleChannel = c.Notifiers[broker.PeopleChannel] != nil
-	if err := s.broker.SetRules(ctx, broker.Self(by, time.Now()), rules); err != nil {
+	if err := enforce(rules); err != nil {
 		return "", err
 	}
 	s.outbox.SetNotifiers(c.Notifiers)

@@ -205,12 +205,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("this program was built with an invalid passkeyWait: %w", err)
 	}
-	s.broker, err = broker.New(broker.Config{
+	cfg := broker.Config{
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks,
 		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()),
-	})
-	if err != nil {
-		return err
 	}
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
@@ -220,7 +217,10 @@ func (s *Service) openBroker(ctx context.Context) error {
 		return err
 	}
 	s.outbox = notify.NewOutbox(notify.OutboxConfig{Store: s.store, Log: s.log, Observe: s.metrics.Observe})
-	_, err = s.install(ctx, s.config, broker.Identity{})
+	_, err = s.install(ctx, s.config, func(rules *broker.Rules) (err error) {
+		s.broker, err = broker.New(ctx, cfg, rules, broker.Caller{At: time.Now()})
+		return err
+	})
 	return err
 }
 

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -23,6 +22,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/internal/brokertest/check"
 )
 
 // A world is a broker whose callers are workloads of a SPIRE.
@@ -155,12 +155,9 @@ func (w *world) ready() error {
 	return err
 }
 
-// compactJWT matches a token or a JWT-SVID in its compact form.
-var compactJWT = regexp.MustCompile(`eyJ[\w-]{8,}\.eyJ[\w-]{8,}`)
-
-// verify checks what the broker left behind after the test: the log verifies
-// offline, SIGTERM ended the broker with exit code 0, and it never logged a
-// token.
+// verify checks what the broker left when the test ends: the log verifies offline,
+// the leases have their records, SIGTERM ended the broker without a failure, and no
+// output holds a token.
 func (w *world) verify() {
 	if len(w.brokers) == 0 {
 		w.owner.Errorf("no broker was started")
@@ -169,13 +166,12 @@ func (w *world) verify() {
 	if err != nil {
 		w.owner.Errorf("the log does not verify: %v\n%s", err, out)
 	}
+	check.Database(w.owner, "sqlite:"+filepath.Join(w.dir, "broker.db"), check.Options{EarlyPasskeys: w.audit != nil})
 	if w.broker != nil && w.broker.cmd.ProcessState.ExitCode() != 0 {
 		w.owner.Errorf("on SIGTERM, the broker ended with %s", w.broker.cmd.ProcessState)
 	}
 	for _, p := range w.brokers {
-		if compactJWT.MatchString(p.out.String()) {
-			w.owner.Errorf("the broker logged a token:\n%s", p.out)
-		}
+		check.Tokens(w.owner, p.out.String())
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/store"
 )
 
@@ -77,8 +78,8 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		t.Fatal(err)
 	}
 	w.store = &countingStore{Store: s}
-	t.Cleanup(func() { _ = w.store.Close() })
 	reader := w.openLog(ctx)
+	t.Cleanup(func() { w.check(reader) })
 	minter := &minter{}
 	domain := broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks}
 	b, err := broker.New(ctx, domain, testRules(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()))
@@ -119,8 +120,25 @@ func (w *world) holdClocks() {
 	w.failures.mu.Unlock()
 }
 
+// check verifies the log, the leases and the lines of the log when the test ends, and
+// closes the store.
+func (w *world) check(log *logReader) {
+	note, err := log.Checkpoint(context.Background())
+	if err == nil {
+		err = w.store.SaveCheckpoint(context.Background(), log.Head().Size, note)
+	}
+	if err != nil {
+		w.t.Errorf("publishing the log: %v", err)
+	}
+	check.Store(w.t, w.store.Store, check.Options{Key: log.public, EarlyPasskeys: true})
+	check.Secrets(w.t, w.log.String(), []string{"s3cret"})
+	if err := w.store.Close(); err != nil {
+		w.t.Error(err)
+	}
+}
+
 // openLog gives the store its log.
-func (w *world) openLog(ctx context.Context) LogReader {
+func (w *world) openLog(ctx context.Context) *logReader {
 	origin := audit.NewOrigin("broker.acme.test")
 	secret, public, err := audit.NewLogKey(origin)
 	if err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/internal/service"
 )
@@ -52,7 +50,7 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 			signals := make(chan os.Signal, 1)
 			signal.Notify(signals, syscall.SIGHUP)
 			defer signal.Stop(signals)
-			go reloadOn(c.Context(), s, log, signals)
+			go s.ReloadOn(c.Context(), signals)
 			return s.Run(c.Context())
 		},
 	}
@@ -71,24 +69,6 @@ func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, opts))
 	}
 	return slog.New(slog.NewJSONHandler(w, opts))
-}
-
-// reloadOn reloads on every signal. A set of rules with mistakes leaves the old
-// rules in force.
-func reloadOn(ctx context.Context, s *service.Service, log *slog.Logger, signals <-chan os.Signal) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-signals:
-			revision, err := s.Reload(ctx, broker.Identity{})
-			if err != nil {
-				log.ErrorContext(ctx, "reload refused: the old rules stay in force", "err", err)
-				continue
-			}
-			log.InfoContext(ctx, "reloaded", "revision", revision)
-		}
-	}
 }
 
 // The garbage collector runs rarely, because most allocations of a request die

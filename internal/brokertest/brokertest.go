@@ -209,7 +209,7 @@ func (b *Broker) run(c *config.Config, l net.Listener) {
 		if err := <-done; err != nil {
 			b.t.Errorf("the broker ended with %v", err)
 		}
-		check.Database(b.t, c.Store, s.LogKey())
+		check.Database(b.t, c.Store, check.Options{Key: s.LogKey()})
 		check.Secrets(b.t, b.log.String(), strings.Split(b.secrets.String(), "\n"))
 	})
 	select {

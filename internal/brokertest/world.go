@@ -52,7 +52,7 @@ func NewWorld(t testing.TB) *World {
 	}
 	t.Cleanup(func() {
 		if _, err := os.Stat(w.Path("broker.db")); err == nil {
-			check.Database(t, w.Database(), "", w.forged...)
+			check.Database(t, w.Database(), check.Options{Except: w.forged})
 		}
 		check.Tokens(t, w.log.String())
 	})

@@ -35,6 +35,23 @@ func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision stri
 	return revision, err
 }
 
+// ReloadOn reloads on every signal until ctx ends, and logs the outcome.
+func (s *Service) ReloadOn(ctx context.Context, signals <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+			revision, err := s.Reload(ctx, broker.Identity{})
+			if err != nil {
+				s.log.ErrorContext(ctx, "reload refused: the old rules stay in force", "err", err)
+				continue
+			}
+			s.log.InfoContext(ctx, "reloaded", "revision", revision)
+		}
+	}
+}
+
 // install puts the rules of c in force. The order matters: their files are kept
 // next to the log first, then enforce records their digests in the log, and only
 // then do they decide.

@@ -5,6 +5,7 @@ package check
 import (
 	"context"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,41 +19,58 @@ import (
 // reserve is smaller than the store's default, because it is written to disk.
 const reserve = 1 << 16
 
-// Database checks the store of a broker that has ended. key is the log's public key;
-// if it is empty, the log's own key counts. The leases of except are not checked: a
-// test wrote them itself.
-func Database(t testing.TB, url, key string, except ...broker.LeaseID) {
+// Options say what is known of a store.
+type Options struct {
+	Key string // the log's public key; empty: the log's own key counts
+
+	// Except are leases that the test wrote itself, without records.
+	Except []broker.LeaseID
+
+	// EarlyPasskeys means that passkeys counted at once. The verifier must object to
+	// their enrolment.
+	EarlyPasskeys bool
+}
+
+// Database checks the store of a broker that has ended.
+func Database(t testing.TB, url string, o Options) {
 	t.Helper()
 	db, err := store.Open(context.Background(), store.Config{URL: url, Reserve: reserve})
 	if err != nil {
 		t.Errorf("opening the store for the check: %v", err)
 		return
 	}
-	Store(t, db, key, except...)
+	Store(t, db, o)
 	if err := db.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
 // Store is Database for an open store.
-func Store(t testing.TB, db *store.Store, key string, except ...broker.LeaseID) {
+func Store(t testing.TB, db *store.Store, o Options) {
 	t.Helper()
 	ctx := context.Background() // the test's own has ended
-	if _, err := verify.Verify(ctx, db.Source(), verify.Options{Key: key}); err != nil {
+	records := Records(t, db)
+	enrolled := slices.ContainsFunc(records, func(r audit.Record) bool { return r.Kind == audit.PasskeyEnrolled })
+	switch _, err := verify.Verify(ctx, db.Source(), verify.Options{Key: o.Key}); {
+	case o.EarlyPasskeys && enrolled:
+		if err == nil || !strings.Contains(err.Error(), "the passkey counts earlier") {
+			t.Errorf("verifying the log: got %v, want an objection to early passkeys", err)
+		}
+	case err != nil:
 		t.Errorf("the log does not verify: %v", err)
 	}
-	leases(ctx, t, db, except)
+	leases(ctx, t, db, records, o.Except)
 }
 
 // leases checks that an active lease has the record of its credential. Any other
 // lease has at least the record that opened it.
-func leases(ctx context.Context, t testing.TB, db *store.Store, except []broker.LeaseID) {
+func leases(ctx context.Context, t testing.TB, db *store.Store, records []audit.Record, except []broker.LeaseID) {
 	t.Helper()
 	opened, issued := map[string]bool{}, map[string]bool{}
 	for _, id := range except {
 		issued[id.String()] = true
 	}
-	for _, r := range Records(t, db) {
+	for _, r := range records {
 		if r.Lease == nil {
 			continue
 		}

@@ -121,6 +121,36 @@ func TestCallsThatAreNotRetried(t *testing.T) {
 	}
 }
 
+func TestErrorPredicates(t *testing.T) {
+	refused := &api.Client{BaseURL: "http://127.0.0.1:1"} // no server listens on port 1
+	_, lost := refused.Discovery(t.Context())
+	for _, test := range []struct {
+		name                   string
+		err                    error
+		transient, unreachable bool
+	}{
+		{"none", nil, false, false},
+		{"connection refused", lost, true, true},
+		{"a proxy", &api.Error{Status: 502}, true, true},
+		{"a proxy's refusal", &api.Error{Status: 403}, false, true},
+		{"another API", fmt.Errorf("reading: %w", api.ErrNotBroker), true, true},
+		{"denied", &api.Error{Status: 403, Code: api.Denied}, false, false},
+		{"a conflict", &api.Error{Status: 409, Code: api.NotPending}, false, false},
+		{"a limit", &api.Error{Status: 429, Code: api.LimitReached}, true, false},
+		{"an internal error", &api.Error{Status: 500, Code: api.Internal}, true, false},
+		{"issuer away", &api.Error{Status: 502, Code: api.IssuerUnavailable}, true, false},
+		{"issuer refuses", fmt.Errorf("renewing: %w", &api.Error{Status: 502, Code: api.IssuerRefused}), false, false},
+		{"a local error", errors.New("no token file"), true, false},
+	} {
+		if got := api.Transient(test.err); got != test.transient {
+			t.Errorf("%s: Transient is %t, want %t", test.name, got, test.transient)
+		}
+		if got := api.Unreachable(test.err); got != test.unreachable {
+			t.Errorf("%s: Unreachable is %t, want %t", test.name, got, test.unreachable)
+		}
+	}
+}
+
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	client := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/elsewhere" {

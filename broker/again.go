@@ -56,7 +56,7 @@ func (b *Broker) prior(ctx context.Context, a Again) (*Idempotency, error) {
 }
 
 // remember writes down what the call leads to. If another call with the same
-// key was first, it is errAgain, unless that led to the lease that is being
+// key was first, it is errOvertaken, unless that led to the lease that is being
 // replaced.
 func (a Again) remember(tx Tx, r RequestID, l LeaseID, now time.Time) error {
 	_, err := a.replace(tx, LeaseID{}, r, l, now)
@@ -77,9 +77,9 @@ func (a Again) replace(tx Tx, old LeaseID, r RequestID, l LeaseID, now time.Time
 	case row.Body != a.Body:
 		return 0, refuse(ErrIdempotencyMismatch, "this Idempotency-Key was used with another body: use a new one")
 	case row.Lease != old:
-		return 0, errAgain
+		return 0, errOvertaken
 	case old.IsZero() && row.Request != r:
-		return 0, errAgain
+		return 0, errOvertaken
 	case !old.IsZero():
 		row.Repeats++
 	}

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -189,32 +188,17 @@ func (b *Broker) ClaimsAge(caller Caller) (age time.Duration, stale bool) {
 // Vote puts a person's yes or no to a pending request (POST
 // /v1/requests/{id}/approvals). It may be narrowed and never widened. The vote
 // that settles the request starts the clock of the grant, or ends the request.
-func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
+func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) (r *Request, err error) {
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	clock := startClock(caller.At)
-	for range voteTries {
-		r, err := b.voteOnce(ctx, caller, id, v, clock)
-		if !errors.Is(err, errAgain) {
-			return r, err
-		}
-		b.overtaken(err)
-	}
-	return nil, refuse(ErrSlowDown, "others decide on it at the same moment: look again")
+	err = b.retry(func() (err error) {
+		r, err = b.voteOnce(ctx, caller, id, v, clock)
+		return err
+	})
+	return r, err
 }
-
-// overtaken waits, if rules are being replaced, until they are in force: what
-// was decided by those before is decided by those.
-func (b *Broker) overtaken(err error) {
-	if errors.Is(err, errStale) {
-		b.reload.Lock()
-		defer b.reload.Unlock()
-	}
-}
-
-// voteTries bounds how often a vote is tried that others overtake.
-const voteTries = MaxApprovers + 1
 
 func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vote, c clock) (*Request, error) {
 	r, rules, err := b.forApprover(ctx, caller, id)
@@ -311,7 +295,7 @@ type ballot struct {
 
 // settle writes a vote, and what it leads to, in one transaction with its one
 // record. Whoever else changed the request, or the rules, meanwhile was first:
-// errAgain. What is signed is verified here, where the person's passkeys can't
+// errOvertaken. What is signed is verified here, where the person's passkeys can't
 // change any more; and that the request still waits, however long it took to get
 // here.
 func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
@@ -326,7 +310,7 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
 	case RequestDenied:
 		record.Kind = audit.RequestDenied
 	}
-	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.caller.Subject.ID)), record, func(tx Tx) error {
+	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.caller.Subject.ID), RevisionKey{}), record, func(tx Tx) error {
 		if err := v.verify(tx, record.Approval.Challenge); err != nil {
 			return err
 		}
@@ -334,11 +318,11 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
 		if err != nil {
 			return err
 		}
-		if err := b.current(Decision{Revision: rules.Revision}); err != nil {
+		if err := checkRevision(tx, rules.Revision); err != nil {
 			return err
 		}
 		if stored.Version != v.before {
-			return errAgain
+			return errOvertaken
 		}
 		if err := stored.stillWaits(tx, v.clock.now()); err != nil {
 			return err

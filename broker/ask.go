@@ -10,49 +10,18 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// SetRules records the rules and then puts them in force. If recording them
-// fails, the rules before stay.
-func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) error {
-	b.reload.Lock()
-	defer b.reload.Unlock()
-	record := audit.Record{Kind: audit.PolicyLoaded, Caller: caller.Actor.Party(), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
-	in := b.coming.Load()
-	_, err := b.write(ctx, nil, record, func(Tx) error {
-		// Whoever writes after this record must have decided by these rules.
-		b.coming.Store(&rules.Revision)
-		return nil
-	})
-	if err != nil {
-		b.coming.Store(in)
-		return fmt.Errorf("recording the rules: %w", err)
-	}
-	// From here on they decide.
-	b.rules.Store(rules)
-	return nil
-}
-
-// errAgain says that another call with the same idempotency key, or the same
-// ask, was first: what it led to is the answer to this one as well.
-var errAgain = errors.New("done by another call")
-
-// errStale says that the rules were replaced between deciding and writing: it
-// is decided again.
-var errStale = fmt.Errorf("%w: the rules were replaced", errAgain)
-
-// current refuses what was decided by rules that are in force no more. It is
-// asked within a transaction, which the record of new rules either precedes or
-// follows.
-func (b *Broker) current(d Decision) error {
-	if coming := b.coming.Load(); coming != nil && *coming != d.Revision {
-		return errStale
-	}
-	return nil
-}
-
 // Ask files a request (POST /v1/requests). It gives the request, pending or
 // approved, or a *Refusal. An identical pending ask by the same caller gives
 // the same request. With ask.DryRun nothing is stored and the request has no id.
-func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, again Again) (*Request, error) {
+func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, again Again) (r *Request, err error) {
+	err = b.retry(func() (err error) {
+		r, err = b.askOnce(ctx, caller, ask, again)
+		return err
+	})
+	return r, err
+}
+
+func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, again Again) (*Request, error) {
 	if !ask.DryRun {
 		if prior, err := b.prior(ctx, again); err != nil || prior != nil {
 			if err != nil {
@@ -65,11 +34,7 @@ func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, again Again) (
 	if err != nil || ask.DryRun {
 		return f.request, err
 	}
-	filed, err := b.file(ctx, f)
-	if errors.Is(err, errAgain) {
-		return b.Ask(ctx, caller, ask, again)
-	}
-	return filed, err
+	return b.file(ctx, f)
 }
 
 // decide turns an ask into a request that policy permits, or a *Refusal. A
@@ -291,7 +256,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 			return err
 		}
 		if row, err := Get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {
-			return errAgain
+			return errOvertaken
 		} else if ignoreNotFound(err) != nil {
 			return err
 		}

@@ -75,9 +75,8 @@ type Broker struct {
 	pendings pending
 	denials  denials
 	reaper   *reaper
-	lists    gate                         // of lists, which read many rows: reading one row never waits for them
-	coming   atomic.Pointer[audit.Digest] // revision of the rules that were recorded last
-	reload   sync.Mutex                   // held while rules are replaced
+	lists    gate       // of lists, which read many rows: reading one row never waits for them
+	reload   sync.Mutex // held while rules are replaced
 }
 
 // New returns a Broker that decides by the rules, which it records first. It

@@ -29,15 +29,19 @@ type collection struct {
 // at once (POST /v1/credentials, POST /oauth2/token): one transaction and one
 // record for the broker's own tokens. If people have to approve, Issued is nil
 // and the request is pending.
-func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, again Again) (*Issued, *Request, error) {
+func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, again Again) (issued *Issued, r *Request, err error) {
+	err = b.retry(func() (err error) {
+		issued, r, err = b.askAndCollectOnce(ctx, caller, ask, again)
+		return err
+	})
+	return issued, r, err
+}
+
+func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, again Again) (*Issued, *Request, error) {
 	if prior, err := b.prior(ctx, again); err != nil {
 		return nil, nil, err
 	} else if prior != nil {
-		issued, r, err := b.resume(ctx, caller, prior, again)
-		if errors.Is(err, errAgain) {
-			return b.AskAndCollect(ctx, caller, ask, again)
-		}
-		return issued, r, err
+		return b.resume(ctx, caller, prior, again)
 	}
 	f, err := b.decide(ctx, caller, ask, again)
 	r := f.request
@@ -46,9 +50,6 @@ func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, agai
 	}
 	if len(r.Decision.Obligations.Approvals) > 0 {
 		filed, err := b.filePending(ctx, f)
-		if errors.Is(err, errAgain) {
-			return b.AskAndCollect(ctx, caller, ask, again)
-		}
 		if err == nil && filed.State(caller.At) == RequestApproved {
 			return b.collectReused(ctx, caller, filed, again)
 		}
@@ -56,19 +57,13 @@ func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, agai
 	}
 	if r.NotBefore.After(caller.At) {
 		filed, err := b.file(ctx, f)
-		if errors.Is(err, errAgain) {
-			return b.AskAndCollect(ctx, caller, ask, again)
-		}
 		return nil, filed, err
 	}
 	r.commit(caller.At)
 	r.approve(caller.At)
 	c := &collection{caller: f.caller, request: r, new: true, e: f.e, decision: r.Decision, again: again}
 	issued, err := b.open(ctx, c)
-	switch {
-	case errors.Is(err, errAgain):
-		return b.AskAndCollect(ctx, caller, ask, again)
-	case isLimit(err):
+	if isLimit(err) {
 		return nil, nil, b.limited(ctx, c, err)
 	}
 	return issued, r, err
@@ -103,15 +98,15 @@ func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, 
 // Collect collects a credential of an approved request (POST
 // /v1/requests/{id}/credentials). Pending, lapsed, denied and ended requests
 // are ErrPending, ErrLapsed, ErrDenied and ErrGrantEnded.
-func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, again Again) (*Issued, error) {
-	prior, err := b.prior(ctx, again)
-	if err != nil {
-		return nil, err
-	}
-	issued, err := b.collect(ctx, caller, id, again, prior)
-	if errors.Is(err, errAgain) {
-		return b.Collect(ctx, caller, id, again)
-	}
+func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, again Again) (issued *Issued, err error) {
+	err = b.retry(func() error {
+		prior, err := b.prior(ctx, again)
+		if err != nil {
+			return err
+		}
+		issued, err = b.collect(ctx, caller, id, again, prior)
+		return err
+	})
 	return issued, err
 }
 
@@ -136,7 +131,15 @@ func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, again
 
 // Renew gives a holder more time under the same grant: policy decides anew,
 // a new lease takes the place of the old one, and the old one ends.
-func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, again Again) (*Issued, error) {
+func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, again Again) (issued *Issued, err error) {
+	err = b.retry(func() (err error) {
+		issued, err = b.renewOnce(ctx, caller, id, again)
+		return err
+	})
+	return issued, err
+}
+
+func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, again Again) (*Issued, error) {
 	prior, err := b.prior(ctx, again)
 	if err != nil {
 		return nil, err
@@ -158,11 +161,7 @@ func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, again Aga
 	if c.request, err = b.own(ctx, caller, c.replaces.Request); err != nil {
 		return nil, err
 	}
-	issued, err := b.collectAnew(ctx, c)
-	if errors.Is(err, errAgain) {
-		return b.Renew(ctx, caller, id, again)
-	}
-	return issued, err
+	return b.collectAnew(ctx, c)
 }
 
 // collectAnew decides anew under the current revision before anything is

@@ -45,7 +45,7 @@ var ErrUnchanged = errors.New("nothing to change")
 // others in ErrUnavailable.
 func Unavailable(err error) error {
 	var refusal *Refusal
-	if err == nil || errors.As(err, &refusal) || errors.Is(err, errAgain) || errors.Is(err, errLostLease) || errors.Is(err, ErrUnchanged) || isNotFound(err) {
+	if err == nil || errors.As(err, &refusal) || errors.Is(err, errOvertaken) || errors.Is(err, errLostLease) || errors.Is(err, ErrUnchanged) || isNotFound(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

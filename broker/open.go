@@ -118,8 +118,8 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
 	record.Lease.Credential = cred.Hash
 	blocks := blockKeys(c.caller.Subject, c.e)
-	receipt, err := b.write(ctx, append(keys(blocks), l.ID), record, func(tx Tx) error {
-		if err := errors.Join(b.current(c.decision), CheckBlocks(tx, blocks)); err != nil {
+	receipt, err := b.write(ctx, append(keys(blocks), l.ID, RevisionKey{}), record, func(tx Tx) error {
+		if err := errors.Join(checkRevision(tx, c.decision.Revision), CheckBlocks(tx, blocks)); err != nil {
 			return err
 		}
 		if stored, err := Get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
@@ -138,7 +138,8 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 
 // reads names what enter gets.
 func (c *collection) reads() []Key {
-	list := append(c.again.reads(), keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
+	list := append(c.again.reads(), RevisionKey{})
+	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
 	list = append(list, keys(blockKeys(c.caller.Subject, c.e))...)
 	if !c.new {
 		list = append(list, c.request.ID)
@@ -155,7 +156,7 @@ func (c *collection) reads() []Key {
 // enter is the transaction that opens a lease: blocks and limits are checked
 // where they can't be overtaken.
 func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
-	if err := b.current(c.decision); err != nil {
+	if err := checkRevision(tx, c.decision.Revision); err != nil {
 		return err
 	}
 	if err := CheckBlocks(tx, blockKeys(c.caller.Subject, c.e)); err != nil {

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -129,18 +128,15 @@ func (r *Request) ReviewPlaces() []Place {
 // Review puts a person's verdict on a use of the broken glass (POST
 // /v1/requests/{id}/review): whether it was justified, and why. v.Approve says
 // that it was.
-func (b *Broker) Review(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
+func (b *Broker) Review(ctx context.Context, caller Caller, id RequestID, v Vote) (r *Request, err error) {
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
-	for range voteTries {
-		r, err := b.reviewOnce(ctx, caller, id, v)
-		if !errors.Is(err, errAgain) {
-			return r, err
-		}
-		b.overtaken(err)
-	}
-	return nil, refuse(ErrSlowDown, "others review it at the same moment: look again")
+	err = b.retry(func() (err error) {
+		r, err = b.reviewOnce(ctx, caller, id, v)
+		return err
+	})
+	return r, err
 }
 
 func (b *Broker) reviewOnce(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
@@ -197,7 +193,7 @@ func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error 
 	if !r.Reviewed.IsZero() {
 		record.Kind = audit.ReviewClosed
 	}
-	_, err := b.write(ctx, append(r.reviews(), r.ID, PersonKey(v.caller.Subject.ID)), record, func(tx Tx) error {
+	_, err := b.write(ctx, append(r.reviews(), r.ID, PersonKey(v.caller.Subject.ID), RevisionKey{}), record, func(tx Tx) error {
 		if err := v.verify(tx, record.Approval.ReviewChallenge); err != nil {
 			return err
 		}
@@ -205,11 +201,11 @@ func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error 
 		if err != nil {
 			return err
 		}
-		if err := b.current(Decision{Revision: rules.Revision}); err != nil {
+		if err := checkRevision(tx, rules.Revision); err != nil {
 			return err
 		}
 		if stored.Version != v.before {
-			return errAgain
+			return errOvertaken
 		}
 		if !r.Reviewed.IsZero() {
 			open, err := reviews(tx, r.Entitlement)

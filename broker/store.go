@@ -60,12 +60,10 @@ type Tx interface {
 	Reviews() ([]*Reviews, error)
 }
 
-// A Key names a row: RequestID, LeaseID, CounterKey, BlockKey, IdempotencyKey,
-// AskKey, SigningKeyID, NoticeID or ReviewKey.
+// A Key names a row. The types of keys are those with a method isKey.
 type Key interface{ isKey() }
 
-// A Row is *Request, *Lease, *Counter, *Block, *Idempotency, *OpenAsk or
-// *SigningKey, *Notice or *Reviews.
+// A Row is stored by its key. Package store has a table for each type of row.
 type Row interface{ Key() Key }
 
 func (RequestID) isKey()      {}

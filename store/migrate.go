@@ -61,6 +61,8 @@ DROP INDEX notices_due;
 CREATE INDEX notices_channel ON notices (channel, urgent, due) WHERE due IS NOT NULL;
 CREATE INDEX notices_requester ON notices (channel, requester) WHERE due IS NOT NULL AND requester IS NOT NULL;
 CREATE INDEX notices_told ON notices (id) WHERE due IS NULL;
+`, `
+CREATE TABLE revision (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 `}
 
 // fills are the parts of a migration that SQL cannot do, by version.

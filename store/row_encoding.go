@@ -70,6 +70,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Account{Person: k}, nil
 	case broker.DeliveryKey:
 		return &broker.Delivery{DeliveryKey: k}, nil
+	case broker.RevisionKey:
+		return &broker.Revision{}, nil
 	}
 	return nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -105,6 +107,8 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Passkeys, &r.Name, &r.Email, (*string)(&r.Person))
 	case *broker.Delivery:
 		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
+	case *broker.Revision:
+		c.fields(&r.Digest)
 	default:
 		return fmt.Errorf("a row of type %T has no table", r)
 	}

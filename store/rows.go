@@ -29,6 +29,7 @@ const (
 	logins
 	people
 	deliveries
+	revision
 	tableCount
 )
 
@@ -51,6 +52,7 @@ var tables = [tableCount]struct {
 	logins:      {"logins", 32, []string{"expires"}},
 	people:      {"people", 0, nil},
 	deliveries:  {"tellings", 0, []string{"expires"}},
+	revision:    {"revision", 0, nil},
 }
 
 // A row is a broker.Row as it is stored.
@@ -114,6 +116,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return people, joined(string(k)), nil
 	case broker.DeliveryKey:
 		return deliveries, joined(string(k.Request[:]), k.Channel), nil
+	case broker.RevisionKey:
+		return revision, joined("rules"), nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -286,6 +290,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.PersonKey(parts[0]), nil
 	case t == deliveries && len(parts) == 2 && len(parts[0]) == len(broker.RequestID{}):
 		return broker.DeliveryKey{Request: broker.RequestID([]byte(parts[0])), Channel: parts[1]}, nil
+	case t == revision && len(parts) == 1:
+		return broker.RevisionKey{}, nil
 	case t == signingKeys && len(parts) == 2:
 		return broker.SigningKeyID{Purpose: parts[0], ID: parts[1]}, nil
 	}

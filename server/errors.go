@@ -103,7 +103,15 @@ var meanings = []meaning{
 // unknown is the meaning of every other error. It reveals no detail.
 var unknown = meaning{errInternal, 500, "server_error", "Internal error", "report the X-Request-Id of this call to the operators", ours}
 
+// meaningOf returns the row of an error: that of its domain code, or that of a
+// sentinel of the transport.
 func meaningOf(err error) meaning {
+	code := broker.Code(err)
+	for _, m := range meanings {
+		if m.err.Error() == code {
+			return m
+		}
+	}
 	for _, m := range meanings {
 		if errors.Is(err, m.err) {
 			return m

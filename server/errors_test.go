@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,28 +50,103 @@ func stringsIn(t *testing.T, file, prefix string) []string {
 	return found
 }
 
+// domainCodes returns the text of every sentinel in the files of package broker.
+// Only a value of the unexported type sentinel has a code, and a value of it is
+// made by a conversion or a typed declaration.
+func domainCodes(t *testing.T) (codes []string) {
+	t.Helper()
+	files, err := filepath.Glob("../broker/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err, "no files of package broker")
+	}
+	literal := func(e ast.Expr) {
+		lit, ok := e.(*ast.BasicLit)
+		if !ok {
+			t.Fatalf("a sentinel is not made of a string literal: %#v", e)
+		}
+		text, err := strconv.Unquote(lit.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		codes = append(codes, text)
+	}
+	isSentinel := func(e ast.Expr) bool {
+		name, ok := e.(*ast.Ident)
+		return ok && name.Name == "sentinel"
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.CallExpr:
+				if isSentinel(n.Fun) {
+					literal(n.Args[0])
+				}
+			case *ast.ValueSpec:
+				if n.Type != nil && isSentinel(n.Type) {
+					for _, value := range n.Values {
+						literal(value)
+					}
+				}
+			}
+			return true
+		})
+	}
+	return codes
+}
+
 func TestEverySentinelHasAMeaning(t *testing.T) {
 	t.Parallel()
-	sentinels := stringsIn(t, "../broker/errors.go", "Err")
-	if len(sentinels) < 30 {
-		t.Fatalf("found only %d sentinels in the domain", len(sentinels))
+	codes := domainCodes(t)
+	if len(codes) < 40 {
+		t.Fatalf("found only %d sentinels in the domain", len(codes))
 	}
-	for _, code := range sentinels {
+	for i, code := range codes {
+		if slices.Contains(codes[:i], code) {
+			t.Errorf("two sentinels have the code %q", code)
+		}
 		if !slices.ContainsFunc(meanings, func(m meaning) bool { return m.err.Error() == code }) {
 			t.Errorf("the sentinel %q has no row in errors.go", code)
 		}
+	}
+	for _, m := range meanings {
+		if broker.Code(m.err) != "internal" && !slices.Contains(codes, m.err.Error()) {
+			t.Errorf("the row %q has no sentinel", m.err)
+		}
+	}
+}
+
+// An error that wraps two sentinels has the code and the row of the outer one.
+func TestTheOuterSentinelCounts(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("%w: %w", broker.ErrUnavailable, broker.ErrNotFound)
+	if m := meaningOf(err); broker.Code(err) != string(api.Unavailable) || m.code() != api.Unavailable || m.status != 503 {
+		t.Errorf("got %s %s %d", broker.Code(err), m.code(), m.status)
 	}
 }
 
 func TestClientKnowsEveryCode(t *testing.T) {
 	t.Parallel()
 	codes := stringsIn(t, "../api/errors.go", "")
+	var sent []string
 	for _, m := range append(slices.Clone(meanings), unknown) {
 		if m.err == errClientGone {
 			continue // nobody is there to read it
 		}
+		sent = append(sent, m.err.Error())
 		if !slices.Contains(codes, m.err.Error()) {
 			t.Errorf("package api has no code %q", m.err)
+		}
+	}
+	for _, code := range codes {
+		if !slices.Contains(sent, code) {
+			t.Errorf("no error is sent with the code %q of package api", code)
 		}
 	}
 }

@@ -11,28 +11,28 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// A blockState is what a block is changed to.
+// A blockState is the state that a change gives to a block.
 type blockState uint8
 
 const (
-	blockOff    blockState = iota
-	blockOn                // nothing more is issued
-	blockAndEnd            // and what is live is ended
+	blockLifted  blockState = iota
+	blockPlaced             // nothing more is issued
+	blockKilling            // and live leases are being ended
 )
 
 // Block places a block. Placing it twice is no error.
 func (b *Broker) Block(ctx context.Context, caller Caller, s Selector, reason string) error {
 	if key, err := s.key(); err == nil {
-		if err := b.known(key); err != nil {
+		if err := b.checkExists(key); err != nil {
 			return err
 		}
 	}
-	return b.setBlock(ctx, caller, s, reason, blockOn)
+	return b.setBlock(ctx, caller, s, reason, blockPlaced)
 }
 
-// Lift lifts a block; lifting what is not blocked is ErrNotFound.
+// Lift lifts a block. It returns ErrNotFound if there is none.
 func (b *Broker) Lift(ctx context.Context, caller Caller, s Selector, reason string) error {
-	return b.setBlock(ctx, caller, s, reason, blockOff)
+	return b.setBlock(ctx, caller, s, reason, blockLifted)
 }
 
 func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason string, to blockState) error {
@@ -44,7 +44,7 @@ func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason
 		return err
 	}
 	if key.Kind == "request" {
-		return refuse(ErrInvalidRequest, "a request can't be blocked: revoke it, or block its holder")
+		return refuse(ErrInvalidRequest, "a request cannot be blocked: revoke it, or block its holder")
 	}
 	if reason, err = checkReason(reason); err != nil {
 		return err
@@ -54,28 +54,28 @@ func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason
 		Kind: audit.BlockPlaced, Caller: caller.Actor.Party(), Openings: map[string]audit.Opening{"reason": opening},
 		Block: &audit.BlockFacts{Selector: key.String(), Reason: digest},
 	}
-	if to == blockOff {
+	if to == blockLifted {
 		record.Kind = audit.BlockLifted
 	}
-	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return switchBlock(tx, key, caller, reason, to) })
+	_, err = b.write(ctx, []Key{key}, record, func(tx Tx) error { return changeBlock(tx, key, caller, reason, to) })
 	if errors.Is(err, ErrUnchanged) {
 		return nil
 	}
 	return err
 }
 
-// checkReason gives a reason that the kill switch takes: there must be one.
+// checkReason returns the trimmed reason, which must not be empty.
 func checkReason(reason string) (string, error) {
 	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return "", err
 	}
 	if reason = strings.TrimSpace(reason); reason == "" {
-		return "", refuse(ErrJustificationRequired, "say why")
+		return "", refuse(ErrJustificationRequired, "give a reason")
 	}
 	return reason, nil
 }
 
-func switchBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockState) error {
+func changeBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockState) error {
 	now := caller.At
 	row, err := Get[*Block](tx, key)
 	if ignoreNotFound(err) != nil {
@@ -83,25 +83,25 @@ func switchBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockStat
 	}
 	inForce := err == nil && row.Lifted.IsZero()
 	switch {
-	case to == blockOff && !inForce:
-		return refuse(ErrNotFound, fmt.Sprintf("%s is not blocked", key))
-	case to == blockOff:
+	case to == blockLifted && !inForce:
+		return refuse(ErrNotFound, fmt.Sprintf("there is no block on %s", key))
+	case to == blockLifted:
 		row.Lifted, row.Ends = now, time.Time{}
-	case to == blockOn && inForce:
+	case to == blockPlaced && inForce:
 		return ErrUnchanged
 	case !inForce:
 		row = &Block{Selector: key, Reason: reason, By: caller.Actor.ID, Since: now}
 	}
-	if to == blockAndEnd {
+	if to == blockKilling {
 		row.Ends = now
 	}
 	tx.Put(row)
 	return nil
 }
 
-// allEnded notes that what a block selects has been ended. That is no change of
-// state, and has no record.
-func (b *Broker) allEnded(ctx context.Context, s Selector) error {
+// markKillDone notes that a block's selection has been ended. That is not a state
+// change and has no record.
+func (b *Broker) markKillDone(ctx context.Context, s Selector) error {
 	key, err := s.key()
 	if err != nil {
 		return err
@@ -117,20 +117,20 @@ func (b *Broker) allEnded(ctx context.Context, s Selector) error {
 	}))
 }
 
-// resumeKills goes on with what the kill switch began and did not bring to its
-// end: the process died, or there was more than one call looks at.
+// resumeKills continues kill switches that did not finish: the process died, or
+// more leases were selected than one call handles.
 func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
 	list, err := b.cfg.Blocks(ctx)
 	if err != nil {
-		b.cfg.Log.ErrorContext(ctx, "looking for what the kill switch left to end", "err", err)
+		b.cfg.Log.ErrorContext(ctx, "looking for unfinished kill switches", "err", err)
 		return
 	}
 	for _, block := range list {
 		if block.Ends.IsZero() {
 			continue
 		}
-		if _, unmarked, err := b.endAll(ctx, Caller{At: now}, block.Selector.selector(), block.Reason); err != nil || unmarked != nil {
-			b.cfg.Log.ErrorContext(ctx, "going on with what the kill switch began", "selector", block.Selector.String(), "err", errors.Join(err, unmarked))
+		if _, unrecorded, err := b.endAll(ctx, Caller{At: now}, block.Selector.selector(), block.Reason); err != nil || unrecorded != nil {
+			b.cfg.Log.ErrorContext(ctx, "continuing a kill switch", "selector", block.Selector.String(), "err", errors.Join(err, unrecorded))
 		}
 	}
 }
@@ -150,7 +150,7 @@ func (b *Broker) resumeForever(ctx context.Context) {
 	}
 }
 
-// selector is what the key was made of.
+// selector returns the selector that the key was made from.
 func (k BlockKey) selector() (s Selector) {
 	switch k.Kind {
 	case "holder":
@@ -167,15 +167,15 @@ func (k BlockKey) selector() (s Selector) {
 	return s
 }
 
-// Blocked says whether the kill switch keeps the caller from everything, and not
-// from single entitlements alone.
+// Blocked reports whether the kill switch blocks the caller altogether, not only
+// single entitlements.
 func (b *Broker) Blocked(ctx context.Context, caller Caller) (bool, error) {
 	blocks, err := b.blocksInForce(ctx)
 	return blocks.hit(caller.Subject, nil), err
 }
 
-// A blockSet are the blocks in force, for telling people of them. What issues
-// looks at each in its own transaction: see CheckBlocks.
+// A blockSet is the set of blocks in force, for display only. Issuing checks
+// blocks in its own transaction: see CheckBlocks.
 type blockSet map[BlockKey]bool
 
 func (b *Broker) blocksInForce(ctx context.Context) (blockSet, error) {
@@ -194,7 +194,7 @@ func (blocks blockSet) hit(who Identity, e *Entitlement) bool {
 	return slices.ContainsFunc(blockKeys(who, e), func(key BlockKey) bool { return blocks[key] })
 }
 
-// Blocks lists the blocks in force.
+// Blocks returns the blocks in force.
 func (b *Broker) Blocks(ctx context.Context, caller Caller) ([]*Block, error) {
 	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err

@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A Selector says what the kill switch hits. Exactly one field is set.
+// A Selector selects leases for the kill switch. Exactly one field is set.
 type Selector struct {
-	Holder      string // a SPIFFE ID, or a person
-	Under       string // a SPIFFE ID: itself and every path below it
+	Holder      string // a SPIFFE ID or a person
+	Under       string // a SPIFFE ID; selects it and every path below it
 	TrustDomain string
 	Entitlement string
 	Issuer      string
 	Request     RequestID
 }
 
-// key gives what to block. A request is not blocked: it is only what its
-// leases are found by.
+// key returns the key of the selector's block. A request has no block; its key
+// only identifies the selection.
 func (s Selector) key() (BlockKey, error) {
 	var set []BlockKey
 	for _, k := range []BlockKey{
@@ -44,11 +44,11 @@ func (s Selector) key() (BlockKey, error) {
 	return set[0], set[0].checkForm()
 }
 
-// personForm is "<provider>/<sub>". A provider's name has neither a dot nor a colon,
-// so that no SPIFFE ID, whole or without its scheme, is taken for a person.
+// personForm is "<provider>/<sub>". The name of a provider has neither a dot nor a
+// colon, so that no SPIFFE ID, with or without its scheme, matches.
 var personForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}/[\x21-\x7e]{1,255}$`)
 
-// checkForm refuses a name that nothing can have: in an emergency, a block that
+// checkForm refuses a name that nothing can have. In an emergency, a block that
 // blocks nothing is worse than an error.
 func (k BlockKey) checkForm() error {
 	switch k.Kind {
@@ -56,7 +56,7 @@ func (k BlockKey) checkForm() error {
 		if k.Kind == "holder" && personForm.MatchString(k.Name) {
 			return nil
 		}
-		if !isPlace(k.Name) {
+		if !isSPIFFEPath(k.Name) {
 			return refuse(ErrInvalidRequest, k.Kind+" is a SPIFFE ID with a path, such as spiffe://acme.test/agent (for a whole trust domain, name trust_domain)")
 		}
 	case "trust_domain":
@@ -67,33 +67,34 @@ func (k BlockKey) checkForm() error {
 	return nil
 }
 
-// isPlace says whether a name is that of a workload, or of a place that some are
-// under: a SPIFFE ID with a path.
-func isPlace(name string) bool {
+// isSPIFFEPath reports whether a name is a SPIFFE ID with a path, which names a
+// workload or a folder of workloads.
+func isSPIFFEPath(name string) bool {
 	rest, ok := strings.CutPrefix(name, "spiffe://")
 	_, path, _ := strings.Cut(rest, "/")
 	return ok && path != "" && !strings.HasSuffix(path, "/")
 }
 
-// maxSelector is as long as a SPIFFE ID may be (SPIFFE-ID, section 2.3).
+// maxSelector is the longest SPIFFE ID in bytes (SPIFFE-ID, section 2.3).
 const maxSelector = 2048
 
 func (k BlockKey) String() string { return k.Kind + " " + k.Name }
 
-// queries select what lives, and what was given back and works all the same.
+// queries select the live leases, and the ended leases whose credentials still
+// work.
 func (s Selector) queries(now time.Time) []LeaseQuery {
 	live := LeaseQuery{
 		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
 		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
 	}
-	lingering := live
-	lingering.Live, lingering.Outliving = false, true
-	return []LeaseQuery{live, lingering}
+	outliving := live
+	outliving.Live, outliving.Outliving = false, true
+	return []LeaseQuery{live, outliving}
 }
 
-// known refuses the name of an entitlement or issuer that there is not: in an
+// checkExists refuses the name of an unknown entitlement or issuer. In an
 // emergency, a block that blocks nothing is worse than an error.
-func (b *Broker) known(k BlockKey) error {
+func (b *Broker) checkExists(k BlockKey) error {
 	there := true
 	switch k.Kind {
 	case "entitlement":
@@ -107,46 +108,47 @@ func (b *Broker) known(k BlockKey) error {
 	return nil
 }
 
-// A Preview says what the kill switch would hit.
+// A Preview counts the leases that the kill switch would end.
 type Preview struct {
 	Leases      int
-	Ended       int // of them, those that have ended and work all the same, so that this changes nothing, or not much
+	Ended       int // of Leases: ended, but the credential still works
 	ByIssuer    map[string]int
-	Irrevocable int          // of them, those that only time ends
-	Lasting     int          // of these, those that don't end with their lease: passwords until their rotation, and what isn't ephemeral
-	WorkUntil   time.Time    // the latest end of the other irrevocable ones; zero: none
-	Beyond      int          // others that their issuers end with them (see Entitlement.Shares)
-	More        bool         // there are more than one call looks at: call again
-	Digest      audit.Digest // of exactly the leases that were seen
+	Irrevocable int          // of Leases: not revocable
+	Lasting     int          // of Irrevocable: the credential outlives the lease (at_rotation, never)
+	WorkUntil   time.Time    // the latest expiry of the other irrevocable leases; zero: there are none
+	Beyond      int          // other leases that their issuers end together with these (see Entitlement.Shares)
+	More        bool         // more leases are selected than one call handles: call again
+	Digest      audit.Digest // of exactly the selected leases
 }
 
-// maxHit is how many leases one call looks at; a repeated call goes on.
-const maxHit = 100_000
+// maxSelected is the number of leases that one call handles. A repeated call
+// continues.
+const maxSelected = 100_000
 
-// Preview says what RevokeAll would hit now.
+// Preview returns what RevokeAll would end now.
 func (b *Broker) Preview(ctx context.Context, caller Caller, s Selector) (*Preview, error) {
 	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
 	}
-	return b.aim(ctx, s, caller.At)
+	return b.preview(ctx, s, caller.At)
 }
 
-// aim is what a selector hits; hitting nothing by a name that nothing has is an
+// preview counts the selected leases. An unknown name that selects nothing is an
 // error.
-func (b *Broker) aim(ctx context.Context, s Selector, now time.Time) (*Preview, error) {
-	p, _, err := b.hit(ctx, s, now)
+func (b *Broker) preview(ctx context.Context, s Selector, now time.Time) (*Preview, error) {
+	p, _, err := b.selectLeases(ctx, s, now)
 	if err != nil || p.Leases > 0 {
 		return p, err
 	}
 	key, err := s.key()
 	if err == nil {
-		err = b.known(key)
+		err = b.checkExists(key)
 	}
 	return p, err
 }
 
-// hit finds the leases of a selector whose credentials may work.
-func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, []LeaseID, error) {
+// selectLeases returns the leases of a selector whose credentials may work.
+func (b *Broker) selectLeases(ctx context.Context, s Selector, now time.Time) (*Preview, []LeaseID, error) {
 	key, err := s.key()
 	if err != nil {
 		return nil, nil, err
@@ -156,7 +158,7 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 	var ids []LeaseID
 	byEntitlement := map[string]int{}
 	for _, q := range s.queries(now) {
-		for p.More = len(ids) >= maxHit; !p.More; p.More = len(ids) >= maxHit {
+		for p.More = len(ids) >= maxSelected; !p.More; p.More = len(ids) >= maxSelected {
 			page, next, err := b.page(ctx, q)
 			if err != nil {
 				return nil, nil, err
@@ -175,16 +177,16 @@ func (b *Broker) hit(ctx context.Context, s Selector, now time.Time) (*Preview, 
 		}
 	}
 	p.Digest = audit.Digest(digest.Sum(nil))
-	p.Beyond, err = b.beyond(ctx, byEntitlement, now)
+	p.Beyond, err = b.countShared(ctx, byEntitlement, now)
 	return p, ids, err
 }
 
-// beyond counts the live leases that share the fate of those that are hit,
-// without being hit themselves.
-func (b *Broker) beyond(ctx context.Context, hit map[string]int, now time.Time) (n int, err error) {
+// countShared counts the live leases that are not selected but end with those
+// that are.
+func (b *Broker) countShared(ctx context.Context, selected map[string]int, now time.Time) (n int, err error) {
 	rules := b.rules.Load()
 	shared := map[string]bool{}
-	for name := range hit {
+	for name := range selected {
 		if e := rules.Catalogue[name]; e != nil && e.Shares != "" {
 			shared[e.Shares] = true
 		}
@@ -193,8 +195,8 @@ func (b *Broker) beyond(ctx context.Context, hit map[string]int, now time.Time) 
 		if e.Shares == "" || !shared[e.Shares] {
 			continue
 		}
-		n -= hit[name]
-		for q := (LeaseQuery{Entitlement: name, Live: true, Now: now, Limit: pageMax}); n < maxHit; {
+		n -= selected[name]
+		for q := (LeaseQuery{Entitlement: name, Live: true, Now: now, Limit: pageMax}); n < maxSelected; {
 			page, next, err := b.page(ctx, q)
 			if err != nil {
 				return 0, err
@@ -233,21 +235,19 @@ func (p *Preview) count(l *Lease) {
 	}
 }
 
-// mayBlock says nil if the caller may use the kill switch. A workload's proof
-// is never enough, whatever policy says: it takes a person, or root on the
-// admin socket.
+// mayBlock refuses callers who may not use the kill switch. It takes a person whom
+// policy permits, or root on the admin socket; no policy lets a workload use it.
 func (b *Broker) mayBlock(ctx context.Context, caller Caller) error {
 	if caller.Actor.Kind == KindOperator || caller.Actor.Kind == KindPerson && b.May(ctx, caller, ActionBlock) {
 		return nil
 	}
-	return refuse(ErrDenied, "the kill switch is for people whom policy lets block, and for the admin socket")
+	return refuse(ErrDenied, "the kill switch is for people whom policy permits to block, and for the admin socket")
 }
 
-// RevokeAll is the kill switch: it blocks what the selector names, so that
-// nothing more is issued to it, and then ends every live lease of it. The
-// preview's digest must be of what is hit now, unless force is set. It answers
-// once all of that is durable; what upstreams must be told is told by the
-// reaper, at once.
+// RevokeAll is the kill switch. It blocks the selection, so that nothing more is
+// issued to it, and then ends its live leases. seen must be the digest of a
+// preview of exactly these leases, unless force is set. It returns once all of
+// this is durable; the reaper then calls the issuers, at once.
 func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reason string, seen audit.Digest, force bool) (*Preview, error) {
 	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
@@ -256,61 +256,61 @@ func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reaso
 	if err != nil {
 		return nil, err
 	}
-	preview, err := b.aim(ctx, s, caller.At)
+	preview, err := b.preview(ctx, s, caller.At)
 	if err != nil {
 		return nil, err
 	}
 	if preview.Digest != seen && !force {
-		return nil, refuse(ErrPreviewStale, "what this would hit has changed since the preview: look again, or force it")
+		return nil, refuse(ErrPreviewStale, "the selection has changed since the preview: request a new preview, or use force")
 	}
-	// From here on it is done to the end, whether the caller waits or not.
+	// From here on it runs to its end, whether the caller waits or not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), KillDeadline)
 	defer cancel()
 	var unblocked error
 	if s.Request.IsZero() {
-		unblocked = b.setBlock(ctx, caller, s, reason, blockAndEnd)
+		unblocked = b.setBlock(ctx, caller, s, reason, blockKilling)
 	} else {
 		unblocked = b.revokeGrant(ctx, caller, s.Request, reason)
 	}
 	if unblocked != nil && !errors.Is(unblocked, ErrUnavailable) {
 		return nil, unblocked
 	}
-	// Nothing is issued to it from here on, by the block or because nothing can
-	// be recorded: what is live now is all there is.
-	hit, unmarked, err := b.endAll(ctx, caller, s, reason)
+	// From here on nothing more is issued to the selection, because of the block or
+	// because nothing can be recorded. The leases that are live now are complete.
+	selected, unrecorded, err := b.endAll(ctx, caller, s, reason)
 	if err != nil {
 		return nil, errors.Join(unblocked, err)
 	}
-	if err := errors.Join(unblocked, unmarked); err != nil {
-		b.cfg.Log.ErrorContext(ctx, "the kill switch could not record all that it does", "selector", key.String(), "err", err)
-		return hit, &Refusal{Err: ErrUnavailable, Detail: "not all of this could be recorded. What can be ended is being ended all the same; call again when the broker can write, or nothing stays blocked"}
+	if err := errors.Join(unblocked, unrecorded); err != nil {
+		b.cfg.Log.ErrorContext(ctx, "the kill switch could not record everything", "selector", key.String(), "err", err)
+		return selected, &Refusal{Err: ErrUnavailable, Detail: "not everything could be recorded. Credentials are being revoked nevertheless; call again when the broker can write, or the block may be missing"}
 	}
-	return hit, nil
+	return selected, nil
 }
 
-// endAll ends every lease of a selector. unmarked is what could not be
-// recorded; if there is nothing, its block says that all is done.
-func (b *Broker) endAll(ctx context.Context, caller Caller, s Selector, reason string) (hit *Preview, unmarked, err error) {
-	hit, ids, err := b.hit(ctx, s, caller.At)
+// endAll ends every selected lease. unrecorded is the error of those that could
+// not be recorded; if there are none, the block is marked as done.
+func (b *Broker) endAll(ctx context.Context, caller Caller, s Selector, reason string) (selected *Preview, unrecorded, err error) {
+	selected, ids, err := b.selectLeases(ctx, s, caller.At)
 	if err != nil {
 		return nil, nil, err
 	}
 	var group errgroup.Group
-	group.SetLimit(64) // they share commits; one that fails does not hold up the others
+	group.SetLimit(64) // they share commits; one failure does not stop the others
 	for _, id := range ids {
 		group.Go(func() error { return b.markRevoked(ctx, caller, id, reason) })
 	}
-	if unmarked = group.Wait(); unmarked == nil && s.Request.IsZero() && !hit.More {
-		unmarked = b.allEnded(ctx, s)
+	if unrecorded = group.Wait(); unrecorded == nil && s.Request.IsZero() && !selected.More {
+		unrecorded = b.markKillDone(ctx, s)
 	}
-	return hit, unmarked, nil
+	return selected, unrecorded, nil
 }
 
-// KillDeadline is how long ending all that one call hits may take.
+// KillDeadline bounds the time of one call of the kill switch.
 const KillDeadline = 5 * time.Minute
 
-// revokeGrant ends what a request gave, or waits for, so that nothing more is
-// collected with it. Ending it twice is no error.
+// revokeGrant ends a grant or denies a pending request, so that nothing more is
+// collected with it. Repeating it is no error.
 func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, reason string) error {
 	reason, err := checkReason(reason)
 	if err != nil {
@@ -349,7 +349,7 @@ func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, r
 	return err
 }
 
-// markRevoked ends one of the selected leases.
+// markRevoked ends one selected lease.
 func (b *Broker) markRevoked(ctx context.Context, caller Caller, id LeaseID, reason string) error {
 	l, err := b.leaseRow(ctx, id)
 	if err != nil {

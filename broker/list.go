@@ -261,7 +261,7 @@ func selector(asked string, who Identity) (string, error) {
 	case asked == "":
 		return who.ID, nil
 	}
-	if !personForm.MatchString(asked) && !isPlace(asked) {
+	if !personForm.MatchString(asked) && !isSPIFFEPath(asked) {
 		return "", refuse(ErrInvalidRequest, "name a SPIFFE ID, or a person as login/ana, or * for everybody")
 	}
 	return asked, nil

@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-// All that is wrong is said in one go, whether it is the form, a reference or in
-// the policies; and nothing that only follows from that.
-func TestCheckSaysAllAndNoMore(t *testing.T) {
+// One check reports every mistake of form, of reference and of policy, and none that only
+// follows from another.
+func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 	dir := sealedDir(t)
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "policies"), 0o700), os.WriteFile(filepath.Join(dir, "policies/a.cedar"), []byte(`@id("a") permit (principal, action == Action::"audit", resource);`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	const unread = "mend this first: the policies were not looked at"
+	const unread = "the policies were not checked: fix these mistakes first"
 	for name, test := range map[string]struct {
 		change []string // from, to
 		want   []string
@@ -23,7 +23,7 @@ func TestCheckSaysAllAndNoMore(t *testing.T) {
 		"nothing": {nil, nil},
 		"three layers": {[]string{"issuer: tickets", "issuer: nope\n    owner: nogroup", "default_ttl: 10m", "default_ttl: bana"}, []string{
 			"broker.yaml:26:18: a duration is a positive number",
-			`broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "nope"`,
+			`broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "nope": choose from aws`,
 			"policies in DIR/policies do not load:",
 			`entitlements.tickets-api: owner: group "nogroup" does not exist`,
 		}},
@@ -31,8 +31,8 @@ func TestCheckSaysAllAndNoMore(t *testing.T) {
 			`broker.yaml:5:3: unknown key "metricz": did you mean "metrics"?`,
 			"broker.yaml:26:14: a duration is a positive number",
 			`broker.yaml:27:74: unknown key "max_tll": did you mean "max_ttl"?`,
-			`broker.yaml:34:5: unknown key "maximum"; there are: aws, binding, collect_within, `,
-			unread, // that may have been meant for an owner
+			`broker.yaml:34:5: unknown key "maximum"; known keys: aws, binding, collect_within, `,
+			unread, // "maximum" may have been meant for an owner
 		}},
 		"a whole part":           {[]string{"server:", "servr:"}, []string{`broker.yaml:1:1: unknown key "servr": did you mean "server"?`}},
 		"a list of another kind": {[]string{"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none"}, []string{"broker.yaml:3:14: string was used"}},
@@ -45,20 +45,20 @@ func TestCheckSaysAllAndNoMore(t *testing.T) {
 		"scopes":                 {[]string{"    scopes: [", "    scope: ["}, []string{`unknown key "scope": did you mean "scopes"?`}},
 		"scopes of a role":       {[]string{"    scopes:\n", "    scops:\n"}, []string{`unknown key "scops": did you mean "scopes"?`}},
 		"the longest time":       {[]string{"max_ttl: 15m", "max_ttl: bana", "default_ttl: 10m", "default_ttl: 20m"}, []string{"broker.yaml:26:14: a duration is"}},
-		"for ever":               {[]string{"max_ttl: 15m", "max_ttl: 100h"}, []string{"entitlements.tickets-api.max_ttl: at most 24h"}},
+		"too long a time":        {[]string{"max_ttl: 15m", "max_ttl: 100h"}, []string{"entitlements.tickets-api.max_ttl: must be at most 24h"}},
 		"an owner":               {[]string{"default_ttl: 10m", "default_ttl: 10m\n    ownr: x"}, []string{`unknown key "ownr": did you mean "owner"?`, unread}},
-		"the URL":                {[]string{"https://broker.acme.test", "http://broker.acme.test"}, []string{"server.external_url: give the URL"}},
+		"the URL":                {[]string{"https://broker.acme.test", "http://broker.acme.test"}, []string{"server.external_url: write the https URL"}},
 		"with an alias":          {[]string{"metrics: 127.0.0.1:9464", "metricz: &m 127.0.0.1:9464"}, []string{`broker.yaml:5:3: unknown key "metricz"`, unread}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := goodConfig
 			for i := 0; i < len(test.change); i += 2 {
 				if !strings.Contains(text, test.change[i]) {
-					t.Fatalf("the file does not hold %q", test.change[i])
+					t.Fatalf("the file does not have %q", test.change[i])
 				}
 				text = strings.Replace(text, test.change[i], test.change[i+1], 1)
 			}
-			d, err := parseConfig(filepath.Join(dir, "broker.yaml"), []byte(text))
+			d, err := parseDocument(filepath.Join(dir, "broker.yaml"), []byte(text))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,11 +68,11 @@ func TestCheckSaysAllAndNoMore(t *testing.T) {
 			}
 			for i, line := range got {
 				if i >= len(test.want) || !strings.Contains(line, test.want[i]) {
-					t.Errorf("line %d says %q", i, line)
+					t.Errorf("line %d: got %q", i, line)
 				}
 			}
 			if len(got) != len(test.want) {
-				t.Errorf("it says %d things, want %q", len(got), test.want)
+				t.Errorf("got %d mistakes, want %q", len(got), test.want)
 			}
 		})
 	}
@@ -82,7 +82,7 @@ func TestNearest(t *testing.T) {
 	keys := []string{"server", "store", "kind", "tls"}
 	for word, want := range map[string]string{"servr": "server", "sevrer": "server", "Kind": "kind", "stroe": "store", "wholly": "", "x": "", "": ""} {
 		if got := nearest(word, keys); got != want {
-			t.Errorf("%q is near %q, want %q", word, got, want)
+			t.Errorf("nearest to %q: got %q, want %q", word, got, want)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A file that is right, and in which each test breaks one thing.
+// goodConfig has no mistake. Each test adds one.
 const goodConfig = `server:
   external_url: https://broker.acme.test
   listeners:
@@ -72,13 +72,13 @@ func TestGoodConfig(t *testing.T) {
 	}
 	e := s.Catalogue["reports"]
 	if e.MinTTL == 0 || len(e.Scopes) != 1 || e.Spec == nil || e.Effect.IsZero() || s.Catalogue["orders-db-ro"].Revocation != "immediate" || s.Catalogue["tickets-api"].Audience == "" {
-		t.Errorf("the catalogue is %+v", s.Catalogue)
+		t.Errorf("got catalogue %+v", s.Catalogue)
 	}
 }
 
-// Who says nothing of a provider's scopes gets the usual ones, and with them
-// people's names; who wants none says so.
-func TestScopesOfProviders(t *testing.T) {
+// Without scopes, a provider gets the usual ones, which include people's names. An empty
+// list means none.
+func TestProviderScopes(t *testing.T) {
 	for said, want := range map[string][]string{"": nil, ", scopes: []": {}, ", scopes: [groups]": {"groups"}} {
 		dir := sealedDir(t)
 		if err := os.WriteFile(filepath.Join(dir, "client.secret"), []byte("x"), 0o600); err != nil {
@@ -94,9 +94,8 @@ func TestScopesOfProviders(t *testing.T) {
 	}
 }
 
-// What scopes mean may be said, whatever they add; and saying it changes nothing
-// that was approved.
-func TestScopesAreDescribed(t *testing.T) {
+// Scopes of every kind can have descriptions, which do not change the effect.
+func TestScopeDescriptions(t *testing.T) {
 	dir := sealedDir(t)
 	before, err := understand(dir, goodConfig)
 	if err != nil {
@@ -114,22 +113,22 @@ func TestScopesAreDescribed(t *testing.T) {
 		}
 		tickets, reports := s.Catalogue["tickets-api"], s.Catalogue["reports"]
 		if got := tickets.Scopes; !slices.Equal(got, []string{"tickets:close", "tickets:read"}) {
-			t.Errorf("%s: the scopes are %q", name, got)
+			t.Errorf("%s: got scopes %q", name, got)
 		}
 		if got := tickets.ScopeTexts; !maps.Equal(got, map[string]string{"tickets:read": "read tickets: all"}) {
-			t.Errorf("%s: they mean %q", name, got)
+			t.Errorf("%s: got descriptions %q", name, got)
 		}
 		if got := reports.ScopeTexts["read"]; got != "look into reports" {
-			t.Errorf("%s: read means %q", name, got)
+			t.Errorf("%s: got description %q of read", name, got)
 		}
 		if tickets.Effect != before.Catalogue["tickets-api"].Effect || reports.Effect != before.Catalogue["reports"].Effect {
-			t.Errorf("%s: describing changed what is given", name)
+			t.Errorf("%s: the descriptions changed the effect", name)
 		}
 	}
 }
 
-// A parameter is as long as its operator says, up to what can be asked for.
-func TestLongestParameters(t *testing.T) {
+// max_length is the operator's, up to what a request can have.
+func TestParameterMaxLength(t *testing.T) {
 	for parameter, want := range map[string]int{
 		`{pattern: ".*"}`:                                256,
 		`{pattern: ".*", max_length: 1024}`:              broker.MaxParameter,
@@ -142,7 +141,7 @@ func TestLongestParameters(t *testing.T) {
 			continue
 		}
 		if got := s.Catalogue["tickets-api"].Parameters["p"].MaxLength; got != want {
-			t.Errorf("%s: %d bytes, want %d", parameter, got, want)
+			t.Errorf("%s: got %d bytes, want %d", parameter, got, want)
 		}
 	}
 }
@@ -152,95 +151,95 @@ var (
 	goNames = regexp.MustCompile(`\*?(main|config)\.|struct|\binterface\b|Go value|map\[|\[\]`)
 )
 
-// Every mistake is named with file, line, column and key, and says what to do,
-// in the operator's words.
+// Every mistake has file, line, column and key, and says what to write instead, without
+// names of Go.
 func TestBadConfigs(t *testing.T) {
 	dir := sealedDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{
-		"not YAML":                     {"server:", "server: [", "broker.yaml:7:1: "},
-		"unknown key":                  {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
-		"wrong kind of value":          {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
-		"a list for a text":            {"policies: policies", "policies: [a]", "broker.yaml:14:"},
-		"no URL":                       {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: give the URL by which callers reach the broker"},
-		"plain HTTP":                   {"https://broker.acme.test", "http://broker.acme.test", "server.external_url"},
-		"no port":                      {"127.0.0.1:9464", "127.0.0.1", "broker.yaml:5:3: server.metrics: give host and port"},
-		"no TLS":                       {"tls: {svid: true}, ", "", "broker.yaml:4:7: server.listeners.0.tls: the broker speaks TLS only"},
-		"client certs":                 {"client_certs: optional", "client_certs: maybe", "server.listeners.0.client_certs: choose off, optional or required"},
-		"something to serve":           {"[api, oauth, log]", "[api, pages]", `server.listeners.0.serve.1: "pages" is not something to serve`},
-		"tickets":                      {"metrics: 127", "ticket_url: \"javascript:alert(1)//{ticket}\"\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
-		"a tracker of its own":         {"metrics: 127", "ticket_url: \"https://{ticket}.acme.test/\"\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
-		"no ticket":                    {"metrics: 127", "ticket_url: https://tracker.acme.test/\n  metrics: 127", "server.ticket_url: give an https URL that holds {ticket}"},
-		"no seal key":                  {"seal_keys: [{file: seal.key}]", "seal_keys: []", "server.seal_keys: the broker seals its signing keys"},
-		"a seal key that is none":      {"file: seal.key", "file: broker.yaml", "server.seal_keys.0: reading the seal key"},
-		"trust domain":                 {"trust_domain: acme.test", "trust_domain: Acme/Test", "attest.trust_domain: give the broker's own trust domain"},
-		"own domain not listed":        {"[acme.test, supplier.test]", "[supplier.test]", "attest.trust_domains: it must list the broker's own trust domain"},
-		"no bundles":                   {"workload_api: unix:///run/spire/agent.sock", "workload_api:", "attest"},
-		"a mark elsewhere":             {"spiffe://acme.test/agent", "spiffe://other.test/agent", "attest.workloads.0.under"},
-		"a mark with a star":           {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},
-		"two marks":                    {"team: support}", "team: support}\n    - {under: spiffe://acme.test/agent, kind: workload}", "attest.workloads.1.under: spiffe://acme.test/agent is marked twice"},
-		"no store":                     {"store: sqlite:broker.db", "store: mysql:x", "broker.yaml:13:1: store: give sqlite:/path/to/broker.db"},
-		"dangling issuer":              {"issuer: tickets", "issuer: ticket", `broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "ticket"; there are: aws, old, tickets, vault`},
-		"retired issuer":               {"issuer: tickets", "issuer: old", `entitlements.tickets-api.issuer: "old" is retired`},
-		"two kinds of issuer":          {"{token: {audience: https://tickets.acme.test}}", "{token: {audience: https://tickets.acme.test}, aws: {region: x}}", "issuers.tickets: say what kind it is, and only one"},
-		"an audience of AWS":           {"web_identity: {}", "web_identity: {audience: \"https://tickets.acme.test\"}", "issuers.tickets.token.audience: https://tickets.acme.test is what AWS knows the broker itself by (issuer aws)"},
-		"relative audience":            {"https://tickets.acme.test", "tickets", "issuers.tickets.token.audience: give the absolute URI"},
-		"default scope":                {"default_scopes: [tickets:read]", "default_scopes: [tickets:burn]", `entitlements.tickets-api.default_scopes.0: "tickets:burn" is not among its scopes`},
-		"a scope twice":                {"[tickets:read, tickets:close]", "[tickets:read, tickets:read]", "entitlements.tickets-api.scopes: a scope is listed twice"},
-		"a text of two lines":          {"read: {actions", "read: {description: \"a\\nb\", actions", "broker.yaml:33:14: entitlements.reports.scopes.read.description: one line of at most 300 bytes"},
-		"a text for a terminal":        {"read: {actions", "read: {description: \"\\e[2J\", actions", "entitlements.reports.scopes.read.description: one line"},
-		"a text that turns":            {"    issuer: tickets", "    issuer: tickets\n    description: \"\\u202edaer\"", "entitlements.tickets-api.description: one line"},
-		"a text too long":              {"required: true}", "required: true, description: \"" + strings.Repeat("x", 301) + "\"}", "entitlements.reports.parameters.prefix.description: one line"},
-		"policies of a token":          {"[tickets:read, tickets:close]", `{"tickets:read": {policies: [a]}}`, `entitlements.tickets-api.scopes.tickets:read.policies: its issuer, "tickets", is no Vault`},
-		"actions of a token":           {"[tickets:read, tickets:close]", `{"tickets:read": {actions: [a]}}`, `entitlements.tickets-api.scopes.tickets:read.actions: its issuer, "tickets", is not AWS`},
-		"an unknown key of a scope":    {"[tickets:read, tickets:close]", `{"tickets:read": {describtion: a}}`, `unknown key "describtion"`},
-		"ttl":                          {"max_ttl: 15m", "max_ttl: 15", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
-		"half a second":                {"max_ttl: 15m", "max_ttl: 1500ms", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
-		"ttl for ever":                 {"max_ttl: 15m", "max_ttl: 100h", "entitlements.tickets-api.max_ttl: at most 24h"},
-		"default longer than max":      {"default_ttl: 10m", "default_ttl: 20m", "entitlements.tickets-api.default_ttl: it is longer than max_ttl, 15m"},
-		"a pattern that closes":        {"[a-z0-9-]{1,40}", "a)|(?:.*", "entitlements.reports.parameters.prefix.pattern: give a regular expression"},
-		"a parameter without use":      {"reports/${prefix}/*", "reports/*", "entitlements.reports.parameters.prefix: it binds nothing"},
-		"a role of another form":       {"arn:aws:iam::123456789012:role/reports", "reports", "entitlements.reports.aws.role_arn: give the ARN of a role"},
-		"half a revocation":            {"role/reports}", "role/reports, revoke_sessions: session}", "entitlements.reports.aws.revoke_sessions: name the role that may deny sessions in the issuer's revoker_role_arn"},
-		"a way to revoke":              {"role/reports}", "role/reports, revoke_sessions: all}", "entitlements.reports.aws.revoke_sessions: choose session, "},
-		"a revoker that is none":       {"web_identity: {}}", "web_identity: {}}, revoker_role_arn: root", "issuers.aws.aws.revoker_role_arn: give the ARN of the role"},
-		"AWS for a moment":             {"    max_ttl: 1h", "    max_ttl: 1m", "entitlements.reports.max_ttl"},
-		"vault without spec":           {"vault: {path: database/creds/orders-ro}, ", "", "entitlements.orders-db-ro.vault: say what the Vault is asked for"},
-		"vault path":                   {"database/creds/orders-ro", "/v1/database", "entitlements.orders-db-ro.vault.path: give the path"},
-		"vault without login":          {"auth: {jwt: {role: broker}}, ", "", "issuers.vault.vault.auth: say how the broker logs in"},
-		"vault over HTTP":              {"https://vault:8200", "http://vault:8200", "issuers.vault.vault.address: give the Vault's URL"},
-		"default shorter than AWS's":   {"    max_ttl: 1h\n", "    max_ttl: 1h\n    default_ttl: 10m\n", "entitlements.reports.default_ttl: its issuer makes nothing shorter than 15m"},
-		"a session shorter than AWS's": {"vault: {path: database/creds/orders-ro}, max_ttl: 30m", "vault: {path: aws/sts/reports}, max_ttl: 10m", "entitlements.orders-db-ro.vault.path: AWS makes no session shorter than 15m: max_ttl can't be shorter"},
-		"token with a vault":           {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: its issuer, "tickets", is no Vault`},
-		"keys published too late":      {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: at least 10m"},
-		"rotation that is shorter":     {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
-		"a parameter too long":         {"required: true", "required: true, max_length: 1025", "broker.yaml:31:71: entitlements.reports.parameters.prefix.max_length: between 1 and 1024 bytes"},
-		"lines too long":               {"required: true", "required: true, lines: true, max_length: 4097", "entitlements.reports.parameters.prefix.max_length: between 1 and 4096 bytes"},
-		"a length below nothing":       {"required: true", "required: true, max_length: -1", "entitlements.reports.parameters.prefix.max_length: between 1 and 1024 bytes"},
-		"a length beyond memory":       {"required: true", "required: true, max_length: 1000000000000", "entitlements.reports.parameters.prefix.max_length: between 1 and 1024 bytes"},
-		"too many parameters":          {"prefix: {pattern", "a: {pattern: a}, b: {pattern: a}, c: {pattern: a}, d: {pattern: a}, e: {pattern: a}, f: {pattern: a}, g: {pattern: a}, h: {pattern: a}, i: {pattern: a}, j: {pattern: a}, k: {pattern: a}, l: {pattern: a}, m: {pattern: a}, n: {pattern: a}, o: {pattern: a}, p: {pattern: a}, prefix: {pattern", "entitlements.reports.parameters: at most 16"},
+		"not YAML":                      {"server:", "server: [", "broker.yaml:7:1: "},
+		"unknown key":                   {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
+		"wrong kind of value":           {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
+		"a list for a text":             {"policies: policies", "policies: [a]", "broker.yaml:14:"},
+		"no URL":                        {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: write the https URL by which callers reach the broker"},
+		"plain HTTP":                    {"https://broker.acme.test", "http://broker.acme.test", "server.external_url"},
+		"no port":                       {"127.0.0.1:9464", "127.0.0.1", "broker.yaml:5:3: server.metrics: write host and port"},
+		"no TLS":                        {"tls: {svid: true}, ", "", "broker.yaml:4:7: server.listeners.0.tls: every listener needs TLS"},
+		"client certs":                  {"client_certs: optional", "client_certs: maybe", "server.listeners.0.client_certs: choose off, optional or required"},
+		"a part to serve":               {"[api, oauth, log]", "[api, pages]", `server.listeners.0.serve.1: "pages" cannot be served`},
+		"tickets":                       {"metrics: 127", "ticket_url: \"javascript:alert(1)//{ticket}\"\n  metrics: 127", "server.ticket_url: write an https URL that contains {ticket}"},
+		"a ticket in the host":          {"metrics: 127", "ticket_url: \"https://{ticket}.acme.test/\"\n  metrics: 127", "server.ticket_url: write an https URL that contains {ticket}"},
+		"no ticket":                     {"metrics: 127", "ticket_url: https://tracker.acme.test/\n  metrics: 127", "server.ticket_url: write an https URL that contains {ticket}"},
+		"no seal key":                   {"seal_keys: [{file: seal.key}]", "seal_keys: []", "server.seal_keys: the broker seals its signing keys"},
+		"not a seal key":                {"file: seal.key", "file: broker.yaml", "server.seal_keys.0: reading the seal key"},
+		"trust domain":                  {"trust_domain: acme.test", "trust_domain: Acme/Test", "attest.trust_domain: write the broker's own trust domain"},
+		"own domain not listed":         {"[acme.test, supplier.test]", "[supplier.test]", "attest.trust_domains: must also list the broker's own trust domain"},
+		"no bundles":                    {"workload_api: unix:///run/spire/agent.sock", "workload_api:", "attest"},
+		"a workload of another domain":  {"spiffe://acme.test/agent", "spiffe://other.test/agent", "attest.workloads.0.under"},
+		"a workload with a glob":        {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},
+		"a workload twice":              {"team: support}", "team: support}\n    - {under: spiffe://acme.test/agent, kind: workload}", "attest.workloads.1.under: spiffe://acme.test/agent is listed twice"},
+		"no store":                      {"store: sqlite:broker.db", "store: mysql:x", "broker.yaml:13:1: store: write sqlite:/path/to/broker.db"},
+		"dangling issuer":               {"issuer: tickets", "issuer: ticket", `broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "ticket": choose from aws, old, tickets, vault`},
+		"retired issuer":                {"issuer: tickets", "issuer: old", `entitlements.tickets-api.issuer: "old" is retired`},
+		"two kinds of issuer":           {"{token: {audience: https://tickets.acme.test}}", "{token: {audience: https://tickets.acme.test}, aws: {region: x}}", "issuers.tickets: write exactly one kind"},
+		"an audience of AWS":            {"web_identity: {}", "web_identity: {audience: \"https://tickets.acme.test\"}", "issuers.tickets.token.audience: https://tickets.acme.test is the audience of the broker's own assertions to AWS (issuer aws)"},
+		"relative audience":             {"https://tickets.acme.test", "tickets", "issuers.tickets.token.audience: write the absolute URI"},
+		"default scope":                 {"default_scopes: [tickets:read]", "default_scopes: [tickets:burn]", `entitlements.tickets-api.default_scopes.0: "tickets:burn" is not one of the scopes`},
+		"a scope twice":                 {"[tickets:read, tickets:close]", "[tickets:read, tickets:read]", "entitlements.tickets-api.scopes: a scope is listed twice"},
+		"a text of two lines":           {"read: {actions", "read: {description: \"a\\nb\", actions", "broker.yaml:33:14: entitlements.reports.scopes.read.description: must be one line of at most 300 bytes"},
+		"a text for a terminal":         {"read: {actions", "read: {description: \"\\e[2J\", actions", "entitlements.reports.scopes.read.description: must be one line"},
+		"a text that changes direction": {"    issuer: tickets", "    issuer: tickets\n    description: \"\\u202edaer\"", "entitlements.tickets-api.description: must be one line"},
+		"a text too long":               {"required: true}", "required: true, description: \"" + strings.Repeat("x", 301) + "\"}", "entitlements.reports.parameters.prefix.description: must be one line"},
+		"policies of a token":           {"[tickets:read, tickets:close]", `{"tickets:read": {policies: [a]}}`, `entitlements.tickets-api.scopes.tickets:read.policies: issuer "tickets" is not a Vault`},
+		"actions of a token":            {"[tickets:read, tickets:close]", `{"tickets:read": {actions: [a]}}`, `entitlements.tickets-api.scopes.tickets:read.actions: issuer "tickets" is not AWS`},
+		"an unknown key of a scope":     {"[tickets:read, tickets:close]", `{"tickets:read": {describtion: a}}`, `unknown key "describtion"`},
+		"ttl":                           {"max_ttl: 15m", "max_ttl: 15", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
+		"half a second":                 {"max_ttl: 15m", "max_ttl: 1500ms", "broker.yaml:26:14: a duration is a positive number of whole seconds"},
+		"ttl too long":                  {"max_ttl: 15m", "max_ttl: 100h", "entitlements.tickets-api.max_ttl: must be at most 24h"},
+		"default longer than max":       {"default_ttl: 10m", "default_ttl: 20m", "entitlements.tickets-api.default_ttl: must not be longer than max_ttl, 15m"},
+		"a pattern that closes":         {"[a-z0-9-]{1,40}", "a)|(?:.*", "entitlements.reports.parameters.prefix.pattern: write a regular expression"},
+		"an unused parameter":           {"reports/${prefix}/*", "reports/*", "entitlements.reports.parameters.prefix: the parameter has no effect"},
+		"not a role":                    {"arn:aws:iam::123456789012:role/reports", "reports", "entitlements.reports.aws.role_arn: give the ARN of a role"},
+		"half a revocation":             {"role/reports}", "role/reports, revoke_sessions: session}", "entitlements.reports.aws.revoke_sessions: name the role that may deny sessions in the issuer's revoker_role_arn"},
+		"a way to revoke":               {"role/reports}", "role/reports, revoke_sessions: all}", "entitlements.reports.aws.revoke_sessions: choose session, "},
+		"not a revoker":                 {"web_identity: {}}", "web_identity: {}}, revoker_role_arn: root", "issuers.aws.aws.revoker_role_arn: give the ARN of the role"},
+		"too short for AWS":             {"    max_ttl: 1h", "    max_ttl: 1m", "entitlements.reports.max_ttl"},
+		"vault without spec":            {"vault: {path: database/creds/orders-ro}, ", "", "entitlements.orders-db-ro.vault: write what to request from the Vault"},
+		"vault path":                    {"database/creds/orders-ro", "/v1/database", "entitlements.orders-db-ro.vault.path: give the path"},
+		"vault without login":           {"auth: {jwt: {role: broker}}, ", "", "issuers.vault.vault.auth: write exactly one way to log in"},
+		"vault over HTTP":               {"https://vault:8200", "http://vault:8200", "issuers.vault.vault.address: write the Vault's URL"},
+		"default shorter than AWS's":    {"    max_ttl: 1h\n", "    max_ttl: 1h\n    default_ttl: 10m\n", "entitlements.reports.default_ttl: must be at least 15m, the shortest lifetime that the issuer supports"},
+		"a session shorter than AWS's":  {"vault: {path: database/creds/orders-ro}, max_ttl: 30m", "vault: {path: aws/sts/reports}, max_ttl: 10m", "entitlements.orders-db-ro.vault.path: AWS makes no session shorter than 15m: max_ttl can't be shorter"},
+		"a vault key for a token":       {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: issuer "tickets" is not a Vault`},
+		"keys published too late":       {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: must be at least 10m"},
+		"too short a rotation":          {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
+		"a parameter too long":          {"required: true", "required: true, max_length: 1025", "broker.yaml:31:71: entitlements.reports.parameters.prefix.max_length: must be between 1 and 1024 bytes"},
+		"lines too long":                {"required: true", "required: true, lines: true, max_length: 4097", "entitlements.reports.parameters.prefix.max_length: must be between 1 and 4096 bytes"},
+		"a negative length":             {"required: true", "required: true, max_length: -1", "entitlements.reports.parameters.prefix.max_length: must be between 1 and 1024 bytes"},
+		"a huge length":                 {"required: true", "required: true, max_length: 1000000000000", "entitlements.reports.parameters.prefix.max_length: must be between 1 and 1024 bytes"},
+		"too many parameters":           {"prefix: {pattern", "a: {pattern: a}, b: {pattern: a}, c: {pattern: a}, d: {pattern: a}, e: {pattern: a}, f: {pattern: a}, g: {pattern: a}, h: {pattern: a}, i: {pattern: a}, j: {pattern: a}, k: {pattern: a}, l: {pattern: a}, m: {pattern: a}, n: {pattern: a}, o: {pattern: a}, p: {pattern: a}, prefix: {pattern", "entitlements.reports.parameters: must be at most 16"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !strings.Contains(goodConfig, test.from) {
-				t.Fatalf("the good file does not hold %q", test.from)
+				t.Fatalf("the good file does not have %q", test.from)
 			}
 			_, err := understand(dir, strings.Replace(goodConfig, test.from, test.to, 1))
 			if err == nil {
-				t.Fatalf("it is understood, want %q", test.want)
+				t.Fatalf("got no mistake, want %q", test.want)
 			}
 			text := strings.ReplaceAll(err.Error(), dir+"/", "")
 			if !strings.Contains(text, test.want) {
-				t.Errorf("it says\n%s\nwant\n%s", text, test.want)
+				t.Errorf("got\n%s\nwant\n%s", text, test.want)
 			}
 			for line := range strings.SplitSeq(text, "\n") {
 				if !placed.MatchString(line) || goNames.MatchString(line) {
-					t.Errorf("without a place, or in words that are ours: %s", line)
+					t.Errorf("a mistake without a position, or with a name of Go: %s", line)
 				}
 			}
 		})
 	}
 }
 
-// The examples that we give are good.
+// The examples have no mistakes.
 func TestExamplesAreGood(t *testing.T) {
 	text, err := os.ReadFile("../../deploy/broker.example.yaml")
 	if err != nil {
@@ -258,7 +257,7 @@ func TestExamplesAreGood(t *testing.T) {
 	}
 }
 
-// Whatever stands in the file, it is understood or refused with a place.
+// Any text is a good file, or is refused with a position.
 func FuzzConfig(f *testing.F) {
 	dir := sealedDir(f)
 	f.Add(goodConfig)
@@ -270,9 +269,9 @@ func FuzzConfig(f *testing.F) {
 		s, err := understand(dir, text)
 		switch {
 		case err == nil && (len(s.Catalogue) == 0 || len(s.Issuers) == 0 || len(s.SealKeys) == 0):
-			t.Errorf("nothing is in it, and it is good: %+v", s)
+			t.Errorf("a file without issuers, entitlements or keys is accepted: %+v", s)
 		case err != nil && !strings.Contains(err.Error(), "broker.yaml"):
-			t.Errorf("an error without a place: %v", err)
+			t.Errorf("an error without a position: %v", err)
 		}
 	})
 }

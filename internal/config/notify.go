@@ -15,44 +15,7 @@ import (
 	"accessbroker.internal/notify"
 )
 
-// notifyFile is how people are told: channels by kind and name. groups.yaml
-// names them "slack:dba".
-type notifyFile struct {
-	Templates string                 `yaml:"templates"` // folder with subject.txt, body.txt or both
-	Slack     map[string]slackFile   `yaml:"slack"`
-	Webhook   map[string]webhookFile `yaml:"webhook"`
-	Mail      map[string]mailFile    `yaml:"mail"`
-	People    plain                  `yaml:"people"` // "mail:NAME": by what people are told of what concerns them alone
-}
-
-type slackFile struct {
-	TokenFile    string `yaml:"token_file"`
-	Channel      string `yaml:"channel"`
-	WebhookFile  string `yaml:"webhook_file"` // holds a URL, which is a secret
-	API          plain  `yaml:"api"`
-	AllowPrivate bool   `yaml:"allow_private"`
-}
-
-type webhookFile struct {
-	URL          plain    `yaml:"url"`
-	SecretFiles  []string `yaml:"secret_files"`
-	CAFile       string   `yaml:"ca_file"`
-	AllowPrivate bool     `yaml:"allow_private"`
-}
-
-type mailFile struct {
-	Host         string  `yaml:"host"`
-	Port         int     `yaml:"port"`
-	From         plain   `yaml:"from"`
-	To           []plain `yaml:"to"`
-	Username     string  `yaml:"username"`
-	PasswordFile string  `yaml:"password_file"`
-	TLS          string  `yaml:"tls"`
-	CAFile       string  `yaml:"ca_file"`
-	AllowPrivate bool    `yaml:"allow_private"`
-}
-
-// notify makes the channels. None of them is called yet.
+// notify makes the channels. It calls none of them.
 func (c *checker) notify() {
 	f := c.d.file.Notify
 	if f == nil {
@@ -76,7 +39,7 @@ func (c *checker) notify() {
 			key := fmt.Sprintf("%s/secret_files/%d", at, i)
 			secret, err := notify.Secret(c.secret(key, path))
 			if err != nil {
-				c.bad(key, "%v", err)
+				c.report(key, "%v", err)
 			}
 			cfg.Secrets = append(cfg.Secrets, secret)
 		}
@@ -94,7 +57,7 @@ func (c *checker) notify() {
 	}
 	if people := string(f.People); people != "" {
 		if _, found := f.Mail[strings.TrimPrefix(people, "mail:")]; !found || !strings.HasPrefix(people, "mail:") {
-			c.bad("notify/people", "%q is no mail channel: name one, as in mail:NAME", people)
+			c.report("notify/people", "%q is not a mail channel: write one of them, as in mail:NAME", people)
 			return
 		}
 		c.cfg.Notifiers[broker.PeopleChannel] = c.cfg.Notifiers[people]
@@ -105,40 +68,30 @@ func (c *checker) channel(key, name string, made notify.Notifier, err error) {
 	_, short, _ := strings.Cut(name, ":")
 	c.name(key, short)
 	if err != nil {
-		c.bad(key, "%v", err)
+		c.report(key, "%v", err)
 	}
 	c.cfg.Notifiers[name] = made
 }
 
-// templates reads those of the operator; an empty folder means the built-in ones.
+// templates reads the operator's templates. An empty folder means the built-in ones.
 func (c *checker) templates(key, folder string) *notify.Templates {
 	texts := map[string]string{}
 	for _, name := range []string{"subject.txt", "body.txt"} {
 		if folder == "" {
 			continue
 		}
-		text, err := os.ReadFile(filepath.Join(c.file(folder), name))
+		text, err := os.ReadFile(filepath.Join(c.path(folder), name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			c.bad(key, "%v", err)
+			c.report(key, "%v", err)
 		}
 		texts[name] = string(text)
 	}
 	if folder != "" && texts["subject.txt"] == "" && texts["body.txt"] == "" {
-		c.bad(key, "there is neither subject.txt nor body.txt in %s", c.file(folder))
+		c.report(key, "%s has neither subject.txt nor body.txt: add one", c.path(folder))
 	}
 	made, err := notify.NewTemplates(texts["subject.txt"], texts["body.txt"])
 	if err != nil {
-		c.bad(key, "%v", err)
+		c.report(key, "%v", err)
 	}
 	return made
-}
-
-// Channels returns the names of the channels by which groups can be notified, nil
-// without a notify section.
-func (s *Config) Channels() []string {
-	if s.Notifiers == nil {
-		return nil
-	}
-	names := slices.AppendSeq([]string{}, maps.Keys(s.Notifiers))
-	return slices.DeleteFunc(names, func(name string) bool { return name == broker.PeopleChannel })
 }

@@ -46,49 +46,49 @@ func TestChannels(t *testing.T) {
 	names := s.Channels()
 	slices.Sort(names)
 	if !slices.Equal(names, []string{"mail:dba", "slack:dba", "slack:ops", "webhook:audit"}) {
-		t.Errorf("channels %v", names)
+		t.Errorf("got channels %v", names)
 	}
 	if people := s.Notifiers[broker.PeopleChannel]; people == nil || people != s.Notifiers["mail:dba"] {
-		t.Errorf("people are told by %v", people)
+		t.Errorf("the channel of people: got %v, want mail:dba", people)
 	}
 	if s, err = understand(channelsDir(t), goodConfig+goodChannels); err != nil || s.Notifiers[broker.PeopleChannel] != nil {
-		t.Errorf("people are told by what nobody named: %v", err)
+		t.Errorf("without people: got a channel of people, %v", err)
 	}
 	if s, err = understand(channelsDir(t), goodConfig); err != nil || s.Channels() != nil {
-		t.Errorf("channels that nobody named: %v, %v", s.Channels(), err)
+		t.Errorf("without notify: got channels %v, %v, want nil", s.Channels(), err)
 	}
 	if s, err = understand(channelsDir(t), goodConfig+"notify: {}\n"); err != nil || s.Channels() == nil {
-		t.Errorf("an operator who says that there is no channel is not believed: %v, %v", s.Channels(), err)
+		t.Errorf("with an empty notify: got channels %v, %v, want an empty list", s.Channels(), err)
 	}
 }
 
 func TestBadChannels(t *testing.T) {
 	dir := channelsDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{
-		"no token":           {"token_file: secret, channel", "channel", "notify.slack.dba: give a bot's token and a channel's id"},
-		"no such file":       {"token_file: secret", "token_file: none", "notify.slack.dba.token_file: reading a secret"},
-		"both":               {"webhook_file: hook.url", "webhook_file: hook.url, token_file: secret, channel: C1", "notify.slack.ops: give a bot's token"},
-		"in the clear":       {"https://hooks.acme.test", "http://hooks.acme.test", "notify.webhook.audit: give an https URL"},
-		"unsigned":           {"secret_files: [hook.secret]", "secret_files: []", "notify.webhook.audit: a webhook is signed"},
-		"no secret":          {"[hook.secret]", "[secret]", "notify.webhook.audit.secret_files.0: a webhook's secret is whsec_"},
-		"mail in the clear":  {"username: broker", "tls: none, username: broker", "notify.mail.dba: tls is starttls or implicit"},
-		"authorities":        {"username: broker", "ca_file: secret, username: broker", "notify.mail.dba.ca_file: reading authorities"},
-		"a name":             {"    dba: {host", "    DBA: {host", `notify.mail.DBA: "DBA" is not a name`},
-		"no mail channel":    {"notify:\n", "notify:\n  people: mail:ops\n", `notify.people: "mail:ops" is no mail channel`},
-		"people by Slack":    {"notify:\n", "notify:\n  people: slack:dba\n", `notify.people: "slack:dba" is no mail channel`},
-		"people by a name":   {"notify:\n", "notify:\n  people: dba\n", `notify.people: "dba" is no mail channel`},
-		"templates":          {"notify:\n", "notify:\n  templates: none\n", "notify.templates: there is neither subject.txt nor body.txt"},
-		"a template":         {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the template of bodies"},
-		"another kind of it": {"  mail:\n", "  fax:\n", `unknown key "fax"`},
+		"no token":         {"token_file: secret, channel", "channel", "notify.slack.dba: give a bot's token and a channel's id"},
+		"no such file":     {"token_file: secret", "token_file: none", "notify.slack.dba.token_file: reading a secret"},
+		"both":             {"webhook_file: hook.url", "webhook_file: hook.url, token_file: secret, channel: C1", "notify.slack.ops: give a bot's token"},
+		"without TLS":      {"https://hooks.acme.test", "http://hooks.acme.test", "notify.webhook.audit: give an https URL"},
+		"unsigned":         {"secret_files: [hook.secret]", "secret_files: []", "notify.webhook.audit: a webhook is signed"},
+		"no secret":        {"[hook.secret]", "[secret]", "notify.webhook.audit.secret_files.0: a webhook's secret is whsec_"},
+		"mail without TLS": {"username: broker", "tls: none, username: broker", "notify.mail.dba: tls is starttls or implicit"},
+		"authorities":      {"username: broker", "ca_file: secret, username: broker", "notify.mail.dba.ca_file: reading authorities"},
+		"a name":           {"    dba: {host", "    DBA: {host", `notify.mail.DBA: "DBA" is not a valid name`},
+		"no mail channel":  {"notify:\n", "notify:\n  people: mail:ops\n", `notify.people: "mail:ops" is not a mail channel`},
+		"people by Slack":  {"notify:\n", "notify:\n  people: slack:dba\n", `notify.people: "slack:dba" is not a mail channel`},
+		"people by a name": {"notify:\n", "notify:\n  people: dba\n", `notify.people: "dba" is not a mail channel`},
+		"templates":        {"notify:\n", "notify:\n  templates: none\n", "/none has neither subject.txt nor body.txt"},
+		"a template":       {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the template of bodies"},
+		"an unknown kind":  {"  mail:\n", "  fax:\n", `unknown key "fax"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.Replace(goodChannels, test.from, test.to, 1)
 			if text == goodChannels {
-				t.Fatal("nothing was changed")
+				t.Fatal("the change has no effect")
 			}
 			_, err := understand(dir, goodConfig+text)
 			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "sesame") {
-				t.Errorf("%v\nwant %s", err, test.want)
+				t.Errorf("got %v\nwant %s", err, test.want)
 			}
 		})
 	}

@@ -7,22 +7,22 @@ import (
 	"strings"
 )
 
-// maxSecret is the longest secret that others gave us.
+// maxSecret bounds secrets of other systems, in bytes.
 const maxSecret = 4096
 
-// secret reads a file that holds a secret; an empty path is none.
+// secret reads the file of a secret. An empty path means no secret.
 func (c *checker) secret(key, path string) string {
 	if path == "" {
 		return ""
 	}
-	text, err := ReadSecret(c.file(path))
+	text, err := ReadSecret(c.path(path))
 	if err != nil {
-		c.bad(key, "%v", err)
+		c.report(key, "%v", err)
 	}
 	return text
 }
 
-// ReadSecret reads a file that holds one secret, without the space around it.
+// ReadSecret reads a file with one secret, and removes the space around the secret.
 func ReadSecret(path string) (string, error) {
 	text, err := os.ReadFile(path)
 	secret := strings.TrimSpace(string(text))
@@ -30,19 +30,19 @@ func ReadSecret(path string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("reading a secret: %w", err)
 	case secret == "" || len(secret) > maxSecret:
-		return "", fmt.Errorf("%s is empty, or too long for a secret", path)
+		return "", fmt.Errorf("reading a secret: %s is empty or longer than %d bytes", path, maxSecret)
 	}
 	return secret, nil
 }
 
-// roots reads a file of authorities; an empty path means the system's.
+// roots reads a file of certificate authorities. An empty path means those of the system.
 func (c *checker) roots(key, path string) *x509.CertPool {
 	if path == "" {
 		return nil
 	}
-	pool, err := ReadRoots(c.file(path))
+	pool, err := ReadRoots(c.path(path))
 	if err != nil {
-		c.bad(key, "%v", err)
+		c.report(key, "%v", err)
 	}
 	return pool
 }
@@ -55,13 +55,13 @@ func ReadRoots(path string) (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("reading authorities: %s holds no PEM certificate", path)
+		return nil, fmt.Errorf("reading authorities: no PEM certificate in %s", path)
 	}
 	return pool, nil
 }
 
-// ReadToken reads a token file. Call it for each use, because the file is replaced
-// whenever the token is renewed.
+// ReadToken reads a token file. Call it for each use, because another program renews the
+// token.
 func ReadToken(path string) (string, error) {
 	const longest = 16 << 10
 	text, err := os.ReadFile(path)
@@ -69,7 +69,7 @@ func ReadToken(path string) (string, error) {
 		return "", fmt.Errorf("reading the token file: %w", err)
 	}
 	if len(text) > longest {
-		return "", fmt.Errorf("reading the token file: %s is too long for a token", path)
+		return "", fmt.Errorf("reading the token file: %s is longer than %d bytes", path, longest)
 	}
 	return strings.TrimSpace(string(text)), nil
 }

@@ -1,0 +1,143 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"accessbroker.internal/broker"
+)
+
+// A Provider is an OpenID provider with which people log in.
+type Provider struct {
+	Name, Issuer, ClientID, SecretFile, CAFile string
+	GroupsClaim, ManagerClaim                  string
+	Scopes                                     []string // nil: the usual ones
+}
+
+func (c *checker) attest() {
+	f := &c.d.file.Attest
+	c.people(f.People)
+	c.sessions(c.d.file.Server.Sessions)
+	c.ticket(string(c.d.file.Server.TicketURL))
+	if c.cfg.Audiences = toStrings(f.Audiences); len(c.cfg.Audiences) == 0 {
+		c.cfg.Audiences = []string{c.cfg.ExternalURL.String()}
+	}
+	if c.d.isRejected("attest/trust_domain") || c.d.isRejected("attest/trust_domains") {
+		return
+	}
+	c.cfg.TrustDomain = f.TrustDomain
+	c.cfg.TrustDomains = f.TrustDomains
+	if !trustDomainForm.MatchString(f.TrustDomain) {
+		c.report("attest/trust_domain", "write the broker's own trust domain, such as acme.test")
+	}
+	if len(f.TrustDomains) == 0 {
+		c.cfg.TrustDomains = []string{f.TrustDomain}
+	}
+	for i, td := range f.TrustDomains {
+		if !trustDomainForm.MatchString(td) {
+			c.report(fmt.Sprintf("attest/trust_domains/%d", i), "%q is not a trust domain: use lower-case letters, digits, dots, dashes and underscores", td)
+		}
+	}
+	if !slices.Contains(c.cfg.TrustDomains, f.TrustDomain) {
+		c.report("attest/trust_domains", "must also list the broker's own trust domain, %q", f.TrustDomain)
+	}
+	c.trust(f)
+	for i, m := range f.Workloads {
+		c.workload(fmt.Sprintf("attest/workloads/%d", i), m)
+	}
+}
+
+// trustDomainForm is the form of a trust domain (SPIFFE-ID, section 2.1).
+var trustDomainForm = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
+
+// noWorkloadAPI reports whether the file has no Workload API.
+func (c *checker) noWorkloadAPI() bool {
+	return c.d.file.Attest.WorkloadAPI == "" && !c.d.isRejected("attest/workload_api")
+}
+
+// trust checks the source of trust bundles.
+func (c *checker) trust(f *attestFile) {
+	switch {
+	case f.WorkloadAPI == "" && len(f.Bundles) == 0:
+		c.report("attest", "the broker needs trust bundles: write workload_api: unix:///path/to/agent.sock, or bundles: {%s: FILE}", f.TrustDomain)
+	case f.WorkloadAPI != "" && len(f.Bundles) > 0:
+		c.report("attest/bundles", "write workload_api or bundles, not both")
+	case f.WorkloadAPI != "" && !strings.HasPrefix(string(f.WorkloadAPI), "unix:") && !strings.HasPrefix(string(f.WorkloadAPI), "tcp:"):
+		c.report("attest/workload_api", "write a URL such as unix:///run/spire/agent.sock")
+	}
+	c.cfg.WorkloadAPI = string(f.WorkloadAPI)
+	c.cfg.Bundles = map[string]string{}
+	for td, path := range f.Bundles {
+		if !slices.Contains(c.cfg.TrustDomains, td) {
+			c.report("attest/bundles/"+td, "the trust domain is not in trust_domains: add it there")
+		}
+		c.cfg.Bundles[td] = c.path(path)
+	}
+	for i, td := range c.cfg.TrustDomains {
+		if _, ok := f.Bundles[td]; f.WorkloadAPI == "" && !ok && len(f.Bundles) > 0 {
+			c.report(fmt.Sprintf("attest/trust_domains/%d", i), "bundles has no file for %s: add one", td)
+		}
+	}
+}
+
+func (c *checker) workload(key string, m markFile) {
+	kind := broker.Kind(cmp.Or(m.Kind, string(broker.KindWorkload)))
+	if kind != broker.KindWorkload && kind != broker.KindAgent {
+		c.report(key+"/kind", "choose workload or agent")
+	}
+	rest, ok := strings.CutPrefix(string(m.Under), "spiffe://")
+	domain, _, _ := strings.Cut(rest, "/")
+	if !ok || !slices.Contains(c.cfg.TrustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
+		c.report(key+"/under", "write a SPIFFE ID, or a prefix of one that ends at a segment, in one of the trust_domains, such as spiffe://%s/agent", c.cfg.TrustDomain)
+	}
+	if slices.ContainsFunc(c.cfg.Marks, func(other broker.Mark) bool { return other.Under == string(m.Under) }) {
+		c.report(key+"/under", "%s is listed twice: remove one of the entries", m.Under)
+	}
+	c.cfg.Marks = append(c.cfg.Marks, broker.Mark{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
+}
+
+// providerName has no dot and no colon, so that the ID of a person ("login/ana") cannot be
+// mistaken for another name.
+var providerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+
+// people checks the OpenID providers.
+func (c *checker) people(list map[string]personFile) {
+	for _, name := range slices.Sorted(maps.Keys(list)) {
+		f := list[name]
+		at := "attest/people/" + name
+		if !providerName.MatchString(name) {
+			c.report(at, "%q is not a provider name: use at most 32 lower-case letters, digits and dashes, and begin with a letter", name)
+		}
+		u, err := url.Parse(string(f.Issuer))
+		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && !isLoopback(u) {
+			c.report(at+"/issuer", "write the provider's issuer, an https URL, exactly as in its tokens")
+		}
+		if f.ClientID == "" || slices.Contains(f.DelegationAudiences, f.ClientID) {
+			c.report(at+"/client_id", "write the client ID that the provider has for the broker; delegation_audiences are other clients")
+		}
+		if f.ClientSecretFile == "" {
+			c.report(at+"/client_secret_file", "write the file of the client secret")
+		} else {
+			c.secret(at+"/client_secret_file", f.ClientSecretFile)
+		}
+		c.roots(at+"/ca_file", f.CAFile)
+		var scopes []string // nil: the usual ones; an empty list: none
+		if f.Scopes != nil {
+			scopes = toStrings(f.Scopes)
+		}
+		c.cfg.Providers = append(c.cfg.Providers, Provider{
+			Name: name, Issuer: string(f.Issuer), ClientID: f.ClientID, SecretFile: c.path(f.ClientSecretFile),
+			GroupsClaim: f.GroupsClaim, ManagerClaim: f.ManagerClaim, CAFile: c.path(f.CAFile), Scopes: scopes,
+		})
+	}
+}
+
+// isLoopback reports whether a URL is plain HTTP to this machine.
+func isLoopback(u *url.URL) bool {
+	return u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
+}

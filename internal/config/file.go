@@ -1,0 +1,274 @@
+package config
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+)
+
+// file is the operator's file as written. The checker turns it into a Config.
+type file struct {
+	Server       serverFile                 `yaml:"server"`
+	Attest       attestFile                 `yaml:"attest"`
+	Store        plain                      `yaml:"store"`
+	Policies     string                     `yaml:"policies"`
+	Issuers      map[string]issuerFile      `yaml:"issuers"`
+	Entitlements map[string]entitlementFile `yaml:"entitlements"`
+	Notify       *notifyFile                `yaml:"notify"`
+}
+
+type serverFile struct {
+	ExternalURL plain          `yaml:"external_url"`
+	Listeners   []listenerFile `yaml:"listeners"`
+	Listen      string         `yaml:"listen"` // with tls and client_certs: one listener that serves everything
+	TLS         *tlsFile       `yaml:"tls"`
+	ClientCerts string         `yaml:"client_certs"`
+	Metrics     string         `yaml:"metrics"`
+	AdminSocket string         `yaml:"admin_socket"`
+	SealKeys    []sealKeyFile  `yaml:"seal_keys"`
+	Signing     signingFile    `yaml:"signing"`
+	Admission   admissionFile  `yaml:"admission"`
+	Checkpoint  string         `yaml:"checkpoint_file"`
+	Log         logFile        `yaml:"log"`
+	Sessions    sessionsFile   `yaml:"sessions"`
+	TicketURL   plain          `yaml:"ticket_url"`
+}
+
+type listenerFile struct {
+	Listen      string   `yaml:"listen"`
+	TLS         *tlsFile `yaml:"tls"`
+	ClientCerts string   `yaml:"client_certs"`
+	Serve       []string `yaml:"serve"`
+}
+
+type tlsFile struct {
+	SVID bool   `yaml:"svid"`
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+}
+
+type sealKeyFile struct {
+	File string `yaml:"file"`
+}
+
+type signingFile struct {
+	Algorithm    string   `yaml:"algorithm"`
+	RotateEvery  duration `yaml:"rotate_every"`
+	PublishAhead duration `yaml:"publish_ahead"`
+}
+
+type admissionFile struct {
+	PerSecond float64 `yaml:"per_second"`
+	Pending   int     `yaml:"pending"`
+}
+
+type sessionsFile struct {
+	Idle  duration `yaml:"idle"`
+	Lasts duration `yaml:"lasts"`
+}
+
+type logFile struct {
+	Format string `yaml:"format"`
+	Level  string `yaml:"level"`
+}
+
+type attestFile struct {
+	TrustDomain  string            `yaml:"trust_domain"`
+	TrustDomains []string          `yaml:"trust_domains"`
+	Audiences    []plain           `yaml:"audiences"`
+	WorkloadAPI  plain             `yaml:"workload_api"`
+	Bundles      map[string]string `yaml:"bundles"`
+	Workloads    []markFile        `yaml:"workloads"`
+
+	People map[string]personFile `yaml:"people"`
+}
+
+type markFile struct {
+	Under       plain    `yaml:"under"`
+	Kind        string   `yaml:"kind"`
+	Accountable []string `yaml:"accountable"`
+	Team        string   `yaml:"team"`
+}
+
+// personFile is an OpenID provider.
+type personFile struct {
+	Issuer              plain    `yaml:"issuer"`
+	ClientID            string   `yaml:"client_id"`
+	ClientSecretFile    string   `yaml:"client_secret_file"`
+	GroupsClaim         string   `yaml:"groups_claim"`
+	ManagerClaim        string   `yaml:"manager_claim"`
+	Scopes              []plain  `yaml:"scopes"`
+	CAFile              string   `yaml:"ca_file"`
+	DelegationAudiences []string `yaml:"delegation_audiences"` // no effect yet: delegated tokens are refused
+}
+
+type issuerFile struct {
+	Token   *tokenFile `yaml:"token"`
+	Vault   *vaultFile `yaml:"vault"`
+	AWS     *awsFile   `yaml:"aws"`
+	Retired bool       `yaml:"retired"` // ends its leases, and issues no credentials
+}
+
+type tokenFile struct {
+	Audience        plain   `yaml:"audience"`
+	ResourceServers []plain `yaml:"resource_servers"`
+}
+
+type vaultFile struct {
+	Address   plain         `yaml:"address"`
+	Namespace string        `yaml:"namespace"`
+	CAFile    string        `yaml:"ca_file"`
+	TokenRole string        `yaml:"token_role"`
+	Auth      vaultAuthFile `yaml:"auth"`
+}
+
+type vaultAuthFile struct {
+	JWT       *vaultLoginFile `yaml:"jwt"`
+	Cert      *vaultLoginFile `yaml:"cert"`
+	TokenFile string          `yaml:"token_file"`
+	Agent     bool            `yaml:"agent"`
+}
+
+type vaultLoginFile struct {
+	Role     string `yaml:"role"`
+	Mount    string `yaml:"mount"`
+	Audience plain  `yaml:"audience"` // of the JWT-SVID
+}
+
+type awsFile struct {
+	Region   string      `yaml:"region"`
+	Endpoint plain       `yaml:"endpoint"` // of STS; empty: AWS's own
+	CAFile   string      `yaml:"ca_file"`
+	Auth     awsAuthFile `yaml:"auth"`
+	Revoker  plain       `yaml:"revoker_role_arn"`
+}
+
+type awsAuthFile struct {
+	WebIdentity *webIdentityFile `yaml:"web_identity"`
+	AssumeRole  *assumeRoleFile  `yaml:"assume_role"`
+}
+
+type webIdentityFile struct {
+	Audience plain `yaml:"audience"`
+}
+
+type assumeRoleFile struct {
+	CredentialsFile string `yaml:"credentials_file"`
+	Profile         string `yaml:"profile"`
+}
+
+type entitlementFile struct {
+	Issuer        string                   `yaml:"issuer"`
+	Description   string                   `yaml:"description"`
+	Scopes        scopesFile               `yaml:"scopes"`
+	DefaultScopes []plain                  `yaml:"default_scopes"`
+	DefaultTTL    duration                 `yaml:"default_ttl"`
+	MaxTTL        duration                 `yaml:"max_ttl"`
+	CollectWithin duration                 `yaml:"collect_within"`
+	Owner         string                   `yaml:"owner"`
+	System        string                   `yaml:"system"`
+	Labels        map[string]string        `yaml:"labels"`
+	Parameters    map[string]parameterFile `yaml:"parameters"`
+	Binding       string                   `yaml:"binding"`
+	Vault         *vaultSpecFile           `yaml:"vault"`
+	AWS           *awsSpecFile             `yaml:"aws"`
+}
+
+type parameterFile struct {
+	Pattern     string `yaml:"pattern"`
+	MaxLength   int    `yaml:"max_length"`
+	Lines       bool   `yaml:"lines"` // allows line breaks
+	Required    bool   `yaml:"required"`
+	Description string `yaml:"description"`
+}
+
+// scopesFile is a list of names, or a mapping of names to what each scope adds.
+type scopesFile struct {
+	names []string
+	adds  map[string]scopeFile
+}
+
+type scopeFile struct {
+	Description string   `yaml:"description"`
+	Policies    []string `yaml:"policies"` // Vault: of the token
+	Actions     []plain  `yaml:"actions"`  // AWS: of the session
+	Resources   []plain  `yaml:"resources"`
+}
+
+// UnmarshalYAML implements yaml.NodeUnmarshaler.
+func (f *scopesFile) UnmarshalYAML(node ast.Node) error {
+	if _, isList := node.(*ast.SequenceNode); isList {
+		var list []plain
+		if err := yaml.NodeToValue(node, &list, yaml.Strict()); err != nil {
+			return err
+		}
+		f.names = toStrings(list)
+		return nil
+	}
+	if err := yaml.NodeToValue(node, &f.adds, yaml.Strict()); err != nil {
+		return err
+	}
+	f.names = slices.Sorted(maps.Keys(f.adds))
+	return nil
+}
+
+// awsSpecFile is the aws key of an entitlement. The actions and resources are in its
+// scopes.
+type awsSpecFile struct {
+	RoleARN         plain   `yaml:"role_arn"`
+	FullRole        bool    `yaml:"full_role"`
+	ManagedPolicies []plain `yaml:"managed_policies"`
+	ExternalID      plain   `yaml:"external_id"`
+	Chain           bool    `yaml:"chain"`
+	RevokeSessions  string  `yaml:"revoke_sessions"`
+}
+
+// vaultSpecFile is the vault key of an entitlement.
+type vaultSpecFile struct {
+	Path       string           `yaml:"path"`
+	Data       map[string]plain `yaml:"data"`
+	Policies   []string         `yaml:"policies"`
+	Type       string           `yaml:"type"`
+	Wrap       bool             `yaml:"wrap"`
+	Ephemeral  *bool            `yaml:"ephemeral"`
+	Revocation string           `yaml:"revocation"`
+}
+
+// notifyFile has the channels, by kind and name. groups.yaml refers to them as
+// "slack:dba".
+type notifyFile struct {
+	Templates string                 `yaml:"templates"` // a folder with subject.txt, body.txt or both
+	Slack     map[string]slackFile   `yaml:"slack"`
+	Webhook   map[string]webhookFile `yaml:"webhook"`
+	Mail      map[string]mailFile    `yaml:"mail"`
+	People    plain                  `yaml:"people"` // "mail:NAME", the channel for notices to one person
+}
+
+type slackFile struct {
+	TokenFile    string `yaml:"token_file"`
+	Channel      string `yaml:"channel"`
+	WebhookFile  string `yaml:"webhook_file"` // the URL in it is a secret
+	API          plain  `yaml:"api"`
+	AllowPrivate bool   `yaml:"allow_private"`
+}
+
+type webhookFile struct {
+	URL          plain    `yaml:"url"`
+	SecretFiles  []string `yaml:"secret_files"`
+	CAFile       string   `yaml:"ca_file"`
+	AllowPrivate bool     `yaml:"allow_private"`
+}
+
+type mailFile struct {
+	Host         string  `yaml:"host"`
+	Port         int     `yaml:"port"`
+	From         plain   `yaml:"from"`
+	To           []plain `yaml:"to"`
+	Username     string  `yaml:"username"`
+	PasswordFile string  `yaml:"password_file"`
+	TLS          string  `yaml:"tls"`
+	CAFile       string  `yaml:"ca_file"`
+	AllowPrivate bool    `yaml:"allow_private"`
+}

@@ -1,0 +1,192 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// Defaults of what the file leaves open.
+const (
+	defaultTTL           = 15 * time.Minute
+	defaultCollectWithin = time.Hour
+	defaultRotateEvery   = 24 * time.Hour
+	defaultPublishAhead  = time.Hour
+	minPublishAhead      = 10 * time.Minute
+	defaultParameterMax  = 256
+	longestTTL           = 24 * time.Hour
+)
+
+func (c *checker) server() {
+	f := &c.d.file.Server
+	u, err := url.Parse(string(f.ExternalURL))
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		c.report("server/external_url", "write the https URL by which callers reach the broker, such as https://broker.acme.test, without query and fragment")
+		u = &url.URL{Scheme: "https", Host: "broker.invalid"} // avoids mistakes that follow from this one
+	}
+	u.Path = strings.TrimSuffix(u.Path, "/")
+	c.cfg.ExternalURL, c.cfg.UIURL, c.cfg.Metrics, c.cfg.AdminSocket = u, u, f.Metrics, c.path(f.AdminSocket)
+	if f.Metrics != "" {
+		c.address("server/metrics", f.Metrics)
+	}
+	if c.cfg.LogFormat = cmp.Or(f.Log.Format, "json"); !slices.Contains([]string{"json", "text"}, c.cfg.LogFormat) {
+		c.report("server/log/format", "choose json or text")
+	}
+	if err := c.cfg.LogLevel.UnmarshalText([]byte(cmp.Or(f.Log.Level, "info"))); err != nil {
+		c.report("server/log/level", "choose debug, info, warn or error")
+	}
+	c.cfg.Admission = Admission(f.Admission)
+	if f.Admission.PerSecond < 0 || f.Admission.Pending < 0 {
+		c.report("server/admission", "limits must be positive; omit them for 50 calls per second and 20 at once")
+	}
+	c.cfg.Signing = Signing{
+		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
+		RotateEvery:  cmp.Or(time.Duration(f.Signing.RotateEvery), defaultRotateEvery),
+		PublishAhead: cmp.Or(time.Duration(f.Signing.PublishAhead), defaultPublishAhead),
+	}
+	if c.cfg.Signing.PublishAhead < minPublishAhead {
+		c.report("server/signing/publish_ahead", "must be at least %s, because resource servers may cache the keys for five minutes", broker.Short(minPublishAhead))
+	}
+	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.cfg.Signing.Algorithm) {
+		c.report("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
+	}
+}
+
+func (c *checker) address(key, address string) {
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		c.report(key, "write host and port, such as 127.0.0.1:9464")
+	}
+}
+
+func (c *checker) listeners() {
+	f := &c.d.file.Server
+	list, key := f.Listeners, "server/listeners/%d"
+	switch {
+	case f.Listen != "" && len(list) > 0:
+		c.report("server/listen", "write listen or listeners, not both: listen is short for one listener")
+		return
+	case f.Listen != "":
+		list, key = []listenerFile{{Listen: f.Listen, TLS: f.TLS, ClientCerts: f.ClientCerts}}, "server"
+	case len(list) == 0 && c.d.isRejected("server/listen"):
+		return
+	case len(list) == 0:
+		c.report("server/listeners", "write at least one listener, such as {listen: 0.0.0.0:8443, tls: {svid: true}, client_certs: optional}")
+		return
+	case f.TLS != nil || f.ClientCerts != "":
+		c.report("server/tls", "write tls and client_certs in each of the listeners")
+	}
+	for i, l := range list {
+		at := key
+		if strings.Contains(key, "%d") {
+			at = fmt.Sprintf(key, i)
+		}
+		c.cfg.Listeners = append(c.cfg.Listeners, c.listener(at, l))
+	}
+}
+
+// services are what a listener can serve.
+var services = []string{"api", "oauth", "log", "ui"}
+
+func (c *checker) listener(key string, l listenerFile) Listener {
+	out := Listener{Address: l.Listen, ClientCerts: cmp.Or(l.ClientCerts, "optional")}
+	c.address(key+"/listen", l.Listen)
+	switch t := l.TLS; {
+	case t == nil || !t.SVID && t.Cert == "" && t.Key == "":
+		c.report(key+"/tls", "every listener needs TLS: write {svid: true} or {cert: FILE, key: FILE}")
+	case t.SVID && (t.Cert != "" || t.Key != ""):
+		c.report(key+"/tls", "write svid, or cert and key, not both")
+	case !t.SVID && (t.Cert == "" || t.Key == ""):
+		c.report(key+"/tls", "cert and key go together: write both")
+	default:
+		out.SVID, out.Cert, out.Key = t.SVID, c.path(t.Cert), c.path(t.Key)
+	}
+	if out.SVID && c.noWorkloadAPI() {
+		c.report(key+"/tls/svid", "the broker's own SVID comes from attest.workload_api: write that too, or use cert and key")
+	}
+	if !slices.Contains([]string{"off", "optional", "required"}, out.ClientCerts) {
+		c.report(key+"/client_certs", "choose off, optional or required")
+	}
+	for i, name := range l.Serve {
+		if !slices.Contains(services, name) {
+			c.report(fmt.Sprintf("%s/serve/%d", key, i), "%q cannot be served: choose from %s", name, strings.Join(services, ", "))
+		}
+	}
+	if out.Serve = l.Serve; len(l.Serve) == 0 {
+		out.Serve = services
+	}
+	return out
+}
+
+// sealKeyVar is for deployments where a file is inconvenient.
+const sealKeyVar = "BROKER_SEAL_KEY"
+
+func (c *checker) sealKeys() {
+	for i, k := range c.d.file.Server.SealKeys {
+		at := fmt.Sprintf("server/seal_keys/%d", i)
+		key, err := readSealKey(c.path(k.File))
+		if err != nil {
+			c.report(at, "%v", err)
+			continue
+		}
+		c.cfg.SealKeys = append(c.cfg.SealKeys, key)
+	}
+	if text := c.env(sealKeyVar); text != "" {
+		key, err := broker.ParseSealKey(text)
+		if err != nil {
+			c.errs = append(c.errs, fmt.Errorf("%s: %w", sealKeyVar, err))
+		}
+		c.cfg.SealKeys = append(c.cfg.SealKeys, key)
+	}
+	if len(c.cfg.SealKeys) == 0 && len(c.d.file.Server.SealKeys) == 0 {
+		c.report("server/seal_keys", "the broker seals its signing keys: write [{file: FILE}] with 32 random bytes in base64 in the file (head -c 32 /dev/urandom | base64), or set %s", sealKeyVar)
+	}
+}
+
+// readSealKey reads a seal key. It refuses a file that other users can read.
+func readSealKey(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seal key: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s can be read by other users (mode %o): run chmod 600", path, info.Mode().Perm())
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seal key: %w", err)
+	}
+	key, err := broker.ParseSealKey(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}
+
+// sessions checks how long sessions of people last.
+func (c *checker) sessions(f sessionsFile) {
+	c.cfg.SessionIdle, c.cfg.SessionLasts = time.Duration(f.Idle), time.Duration(f.Lasts)
+	const key = "server/sessions"
+	switch most := 30 * 24 * time.Hour; {
+	case f.Idle < 0 || f.Lasts < 0 || c.cfg.SessionLasts > most:
+		c.report(key, "idle and lasts must be positive, and lasts at most %s", broker.Short(most))
+	case f.Idle > 0 && c.cfg.SessionIdle < time.Minute:
+		c.report(key+"/idle", "must be at least 1m, because the last use of a session is stored once a minute")
+	}
+}
+
+// ticket checks the URL of tickets.
+func (c *checker) ticket(text string) {
+	before, _, found := strings.Cut(text, "{ticket}")
+	u, err := url.Parse(before)
+	if text != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.Path == "" || u.User != nil || !found) {
+		c.report("server/ticket_url", "write an https URL that contains {ticket}, such as https://tracker.acme.test/browse/{ticket}")
+	}
+	c.cfg.TicketURL = text
+}

@@ -153,8 +153,8 @@ func CodeOf(err error) Code {
 	return ""
 }
 
-// Transient reports whether the same call may succeed later: the broker can't be
-// reached, is overloaded, enforces a limit or has failed. A refusal is final, and
+// Transient reports whether the same call may succeed later: there was no response,
+// or the broker is overloaded, enforces a limit or has failed. A refusal is final, and
 // so is issuer_refused: each repetition would open another lease and get the same
 // refusal.
 func Transient(err error) bool {

@@ -137,7 +137,7 @@ func (e *execution) supervise(ctx context.Context, process *os.Process, done <-c
 				due.Reset(e.held.Due())
 				continue
 			}
-			fmt.Fprintln(e.err, "broker: the credential has ended; ending the command")
+			fmt.Fprintln(e.err, "broker: no valid credential; ending the command")
 			_ = process.Signal(syscall.SIGTERM)
 			kill = time.After(killDelay)
 		}

@@ -18,6 +18,9 @@ type entitlementText struct {
 	Effect                                    string
 }
 
+// renderCatalogue returns the catalogue as JSON. It writes durations as text, so that
+// people can read a revision; maps are sorted by key, so that equal catalogues have
+// equal digests.
 func renderCatalogue(c broker.Catalogue) ([]byte, error) {
 	text := make(map[string]entitlementText, len(c))
 	for name, e := range c {

@@ -38,8 +38,9 @@ func combine(a, b broker.Obligations) broker.Obligations {
 	}
 }
 
-// combineNeeds returns the larger count for each group, sorted by group. Both
-// arguments are sorted by group.
+// combineNeeds returns the larger count for each group, sorted by group; both
+// arguments are sorted by group. It does not add the counts, because one approval
+// counts for every permit that requires the group.
 func combineNeeds(a, b []broker.ApprovalNeed) []broker.ApprovalNeed {
 	if len(b) == 0 {
 		return a
@@ -67,7 +68,8 @@ func combineEscalations(a, b []broker.Escalation) []broker.Escalation {
 	return slices.Compact(sum)
 }
 
-// minNonZero returns the smaller of two bounds. Zero means no bound.
+// minNonZero returns the smaller of two bounds. Zero means no bound, so a permit
+// without the annotation does not loosen another permit's bound.
 func minNonZero[N int | time.Duration](a, b N) N {
 	if a == 0 || b != 0 && b < a {
 		return b
@@ -85,7 +87,8 @@ func union(a, b []string) []string {
 }
 
 // breakGlass turns required approvals into a review after the fact by the same
-// groups. Signed and ExcludeTeam carry over.
+// groups. Signed and ExcludeTeam carry over. Denials, escalations and the lapse are
+// dropped, because the request does not wait for anyone.
 func breakGlass(o broker.Obligations) broker.Obligations {
 	o.Review = combineNeeds(o.Review, o.Approvals)
 	o.Approvals, o.Denials, o.Escalations, o.LapseAfter = nil, 0, nil, 0
@@ -93,8 +96,9 @@ func breakGlass(o broker.Obligations) broker.Obligations {
 	return o
 }
 
-// resolveOwner replaces the reserved group "owner" by the entitlement's owner.
-// It does not change needs.
+// resolveOwner replaces the reserved group "owner" by the entitlement's owner. If
+// needs also names the owner's group, the larger count remains. It does not change
+// needs, which all decisions share.
 func resolveOwner(needs []broker.ApprovalNeed, owner string) ([]broker.ApprovalNeed, error) {
 	i := slices.IndexFunc(needs, func(n broker.ApprovalNeed) bool { return n.Group == groupOwner })
 	if i < 0 {

@@ -41,7 +41,7 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 		return e.denyErrors(effect, diagnostic)
 	case effect == cedar.Allow:
 		return e.permitted(e.determining(diagnostic), q)
-	case q.Action == broker.ActionApprove && len(diagnostic.Reasons) == 0:
+	case q.Action == broker.ActionApprove && len(diagnostic.Reasons) == 0: // no forbid applies
 		denied.Permit = true
 		return denied, nil
 	}
@@ -87,6 +87,8 @@ func idsAndReasons(rules []*rule) (ids, reasons []string) {
 // still apply to it, except that their approvals become reviews afterwards.
 func (e *Engine) permitted(permits []*rule, q broker.Query) (broker.Decision, error) {
 	d := broker.Decision{Revision: e.revision}
+	// Without break-glass such a permit must disappear completely: it has no
+	// @approval, so it would be an unconditional permit.
 	if !q.BreakGlass {
 		permits = slices.DeleteFunc(permits, func(r *rule) bool { return r.breakGlass != "" })
 	}

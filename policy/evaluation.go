@@ -72,6 +72,9 @@ func (e *Engine) newEvaluation(q broker.Query, now time.Time) (*evaluation, erro
 	return ev, nil
 }
 
+// parametersUID is the same for all requests, because policies can't name it. The
+// parameters are an entity, not a record in the context, because the schema can
+// only describe unknown keys as tags of an entity.
 var parametersUID = types.NewEntityUID(typeParameters, "of the request")
 
 // setPrincipal sets the principal and its ancestors. It derives the trust
@@ -82,7 +85,7 @@ func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
 	if kind == "" || who.ID == "" {
 		return fmt.Errorf("no policy applies to a caller of kind %q", who.Kind)
 	}
-	uids := make([]types.EntityUID, 1, 12)
+	uids := make([]types.EntityUID, 1, 12) // the capacity fits a usual path with groups
 	uids[0] = types.NewEntityUID(kind, types.String(who.ID))
 	var paths []string
 	if kind == typePerson {
@@ -106,6 +109,8 @@ func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
 	return nil
 }
 
+// principalAttributes returns the attributes of the schema. Optional ones are left
+// out if they are empty, so that "has" in a policy means that there is a value.
 func principalAttributes(who broker.Identity) types.Record {
 	m := types.RecordMap{"id": types.String(who.ID)}
 	if who.Kind == broker.KindPerson {

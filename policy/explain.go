@@ -73,7 +73,7 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 }
 
 // alternatives returns each scope of the entitlement that would be permitted
-// alone.
+// alone. It does not try sets of scopes, whose number grows exponentially.
 func (e *Engine) alternatives(ctx context.Context, q broker.Query, now time.Time) (found []Alternative) {
 	for _, s := range e.in.Catalogue[q.Entitlement.Name].Scopes {
 		q.Scopes = []string{s}
@@ -209,6 +209,8 @@ func clauses(n ast.IsNode, when bool) []ast.IsNode {
 	return append(clauses(pair.Left, when), clauses(pair.Right, when)...)
 }
 
+// evaluate returns the value of a clause. Strict validation rules out clauses that
+// are not boolean.
 func evaluate(n ast.IsNode, env eval.Env) (bool, error) {
 	v, err := eval.Eval(n, env)
 	if err != nil {

@@ -90,6 +90,8 @@ func (f *groupsFile) entries() map[string]ast.Node {
 	return entries
 }
 
+// entry adds the node of one group. The YAML parser rejects a duplicate key within a
+// document; entry rejects it across documents.
 func (f *groupsFile) entry(entries map[string]ast.Node, v *ast.MappingValueNode) {
 	at := v.Key.GetToken().Position
 	name := v.Key.GetToken().Value
@@ -145,6 +147,7 @@ func (f *groupsFile) reportAt(name, needle string, err error) {
 	f.report(Problem{File: f.name, Line: line, Column: column, Text: fmt.Sprintf("group %q: %v", name, err)})
 }
 
+// duplicate returns an item that occurs twice in list, or "".
 func duplicate(list []string) string {
 	sorted := slices.Sorted(slices.Values(list))
 	for i := 1; i < len(sorted); i++ {

@@ -55,6 +55,8 @@ func (l *linter) warn(r *rule, needle, format string, args ...any) {
 	l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: fmt.Sprintf(format, args...)})
 }
 
+// checkFiles warns of files that the loader ignores, such as a policy with a typo in
+// its suffix, and of a folder without policies.
 func (l *linter) checkFiles(dir folder) {
 	for _, name := range dir.ignored {
 		text := fmt.Sprintf("ignored: a policy folder holds *%s, %s, *%s and *.md: rename or move this file", cedarSuffix, groupsName, scenarioSuffix)
@@ -110,6 +112,7 @@ func (l *linter) sharedRevocation(e *broker.Entitlement) string {
 	return text
 }
 
+// checkGroups warns of groups that can't have members.
 func (l *linter) checkGroups() {
 	for name, g := range l.groups {
 		if g.fullyListed() && len(g.Members)+len(g.Workloads) == 0 {
@@ -179,6 +182,8 @@ func covered(c broker.Catalogue, resource constraint) []*broker.Entitlement {
 	return list
 }
 
+// checkPermit checks one permit. Scopes and obligations matter for the action
+// "request" only.
 func (l *linter) checkPermit(r *rule, forbids []*rule) {
 	l.checkKind(r)
 	l.checkForbidden(r, forbids)
@@ -262,7 +267,8 @@ func (l *linter) checkTeams(r *rule) {
 	}
 }
 
-// labelsIn returns the labels that principals matching the constraint may have.
+// labelsIn returns the labels that principals matching the constraint may have. People
+// have none, so a constraint on them returns nothing.
 func (l *linter) labelsIn(principal constraint) (found []broker.Mark) {
 	var places []string // SPIFFE IDs of paths or trust domains; "" is everywhere
 	switch id := string(principal.uid.ID); principal.uid.Type {
@@ -287,7 +293,8 @@ func (l *linter) labelsIn(principal constraint) (found []broker.Mark) {
 	return found
 }
 
-// applyIn reports whether labels apply at place or, unless single, below it.
+// applyIn reports whether labels apply at place or, unless single, below it. At place
+// they apply only if no labels with a longer path cover it.
 func (l *linter) applyIn(labels broker.Mark, place string, single bool) bool {
 	if place == "" || !single && below(labels.Under, place) {
 		return true
@@ -398,6 +405,8 @@ func (l *linter) hasKind(place string, kind types.EntityType) bool {
 	})
 }
 
+// unconditionalForbids returns the forbids without when and unless. Only these
+// certainly apply to everything that their heads match.
 func (l *linter) unconditionalForbids() (forbids []*rule) {
 	for _, r := range l.sorted() {
 		if !r.permit && len((*ast.Policy)(r.policy.AST()).Conditions) == 0 {
@@ -420,12 +429,14 @@ func (l *linter) checkForbidden(r *rule, forbids []*rule) {
 // includes reports whether every entity that matches b matches a. It may report
 // false although they do.
 func (l *linter) includes(a, b constraint) bool {
+	// "is" in a: b must have the same type, by "is" or by the entity that it names.
 	if kind := cmp.Or(b.kind, eqType(b)); a.kind != "" && a.kind != kind {
 		return false
 	}
 	if a.uid.IsZero() || a.uid == b.uid && (!a.eq || b.eq) {
 		return true
 	}
+	// a names another entity than b. It includes b only if it is an ancestor of b's.
 	if a.eq || b.uid.IsZero() {
 		return false
 	}
@@ -439,8 +450,8 @@ func eqType(c constraint) types.EntityType {
 	return ""
 }
 
-// ancestors returns entities that contain the entity uid in every case. It
-// leaves out groups.
+// ancestors returns entities that contain the entity uid in every case. It leaves out
+// groups, whose members change without a change of the policies.
 func (l *linter) ancestors(uid types.EntityUID) []types.EntityUID {
 	id := string(uid.ID)
 	switch uid.Type {

@@ -76,6 +76,7 @@ func (t *annotations) parse(name, value string, permit bool) error {
 	return parser.parse(t, value)
 }
 
+// annotationNames returns all annotations for an error text, sorted.
 func annotationNames() string {
 	names := make([]string, 0, len(annotationParsers))
 	for name := range annotationParsers {
@@ -207,6 +208,8 @@ func parseCount(s string, most int) (int, error) {
 	return n, nil
 }
 
+// parseDuration reads a duration of whole seconds, because requests and leases have
+// no finer times.
 func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < time.Second || d > maxDuration || d%time.Second != 0 {

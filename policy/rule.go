@@ -70,6 +70,8 @@ func (r *rule) appliesTo(federated bool) bool {
 	return !federated || !r.permit || !r.principal.uid.IsZero()
 }
 
+// headActions returns the numbers of the actions in a head. Each appears once, so
+// that the index does not file the rule twice under one action.
 func headActions(n ast.IsActionScopeNode) (numbers []int, unconstrained bool) {
 	var uids []types.EntityUID
 	switch s := n.(type) {
@@ -102,6 +104,8 @@ type ruleLoader struct {
 	rules     map[cedar.PolicyID]*rule
 }
 
+// load parses a source. A policy ends where the next one begins: cedar-go has no end
+// positions. After a syntax error it loads nothing of the source.
 func (l *ruleLoader) load(src *source) {
 	list, err := cedar.NewPolicyListFromBytes(src.name, src.text)
 	if err != nil {
@@ -189,6 +193,9 @@ func (l *ruleLoader) report(r *rule, text string, needles ...string) {
 	l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: text})
 }
 
+// parseAnnotations parses the annotations and requires a unique id. Cedar would
+// number policies without an id by position, so that an insertion would rename
+// those in the audit log.
 func (l *ruleLoader) parseAnnotations(r *rule, tree *ast.Policy) {
 	for _, a := range tree.Annotations { // the id first, so that every problem can name it
 		if a.Key == "id" {
@@ -234,6 +241,9 @@ func (l *ruleLoader) checkEntities(r *rule, tree *ast.Policy) {
 	}
 }
 
+// checkSchema validates the policy in strict mode, which also rejects access to an
+// optional attribute without a "has" check. At run time such an access errs, and an
+// error denies every request that reaches the policy.
 func (l *ruleLoader) checkSchema(r *rule, tree *ast.Policy) {
 	err := l.validator.Policy("", tree)
 	if err == nil {
@@ -242,8 +252,9 @@ func (l *ruleLoader) checkSchema(r *rule, tree *ast.Policy) {
 	l.report(r, "does not match the schema: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
-// checkHead rejects permits that allow more than their author is likely to
-// mean.
+// checkHead rejects permits that allow more than their author is likely to mean: all
+// actions, including those on the broker; "approve", which @approval governs; and
+// obligations on actions for which the broker does not enforce them.
 func (l *ruleLoader) checkHead(r *rule) {
 	if !r.permit {
 		return

@@ -60,10 +60,12 @@ var ErrNoScenario = errors.New("the policy folder has no scenario: add some in f
 
 var scenarioNow = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
+// scenarioFile is one YAML document.
 type scenarioFile struct {
 	Scenarios []scenario `yaml:"scenarios"`
 }
 
+// A scenario is a scenarioText with its line and its parsed times.
 type scenario struct {
 	scenarioText
 	line          int
@@ -92,6 +94,7 @@ type scenarioText struct {
 	Obligations   *obligationsText  `yaml:"obligations"`
 }
 
+// obligationsText holds obligations in the notation of their annotations.
 type obligationsText struct {
 	Approval      string            `yaml:"approval"`
 	Deny          string            `yaml:"deny"`
@@ -170,6 +173,8 @@ func Test(ctx context.Context, e *Engine, fsys fs.FS) (Report, error) {
 	return r, nil
 }
 
+// readScenarios reads and checks one scenario file. A malformed scenario fails the
+// whole run, so that it can't be mistaken for one that passed.
 func readScenarios(fsys fs.FS, name string) ([]scenario, error) {
 	src, err := readSource(fsys, name)
 	if err != nil {
@@ -384,6 +389,7 @@ func (s *scenario) requestQuery(q broker.Query) (broker.Query, error) {
 	return q, nil
 }
 
+// scenarioOnRequest sets the request that view, revoke and approve apply to.
 func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, error) {
 	if q.Entitlement == nil || s.Requester == "" {
 		return q, fmt.Errorf("action %s applies to a request: add requester and entitlement", q.Action)

@@ -155,6 +155,8 @@ func readFolder(fsys fs.FS) (folder, error) {
 	return f, nil
 }
 
+// add reads a policy or groups file, and notes the names of scenario files and of
+// files that nothing reads. Test reads scenarios only when it runs them.
 func (f *folder) add(fsys fs.FS, name string) (err error) {
 	switch {
 	case strings.HasSuffix(name, cedarSuffix):

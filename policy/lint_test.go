@@ -53,6 +53,8 @@ func TestWarningsOnPermits(t *testing.T) {
 		{"a scope in a conjunction", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
 			when { principal.id == "x" && context.scopes.containsAny(["reed"]) };`, `has the scope "reed"`},
 		{"a scope of the resource", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { resource.scopes.contains("other") };`, ""},
+		{"a string of another attribute", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
+			when { context has ticket && context.ticket == "INC-1" };`, ""},
 		{"a scope on the left", `@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { ["raed"] == context.scopes };`,
 			`has the scope "raed"`},
 		{"an owner quorum in a system", `@id("x") @approval("2 of owner") permit (principal, action == Action::"request", resource in System::"orders");`,
@@ -270,5 +272,21 @@ func TestWarningsAreNotRepeated(t *testing.T) {
 	got := e.Warnings()
 	if len(got) != 3 || !strings.Contains(strings.Join(got, "\n"), `requires 3 of group "dba"`) && !strings.Contains(strings.Join(got, "\n"), `requires 2 of group "dba"`) {
 		t.Errorf("got %d warnings, want 3:\n  %s", len(got), strings.Join(got, "\n  "))
+	}
+}
+
+func TestWarningsOnSharedRevocation(t *testing.T) {
+	t.Parallel()
+	in := inputs(fstest.MapFS{
+		"a.cedar":     {Data: []byte(everything)},
+		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
+	})
+	in.Catalogue["reports"].Shares = "role/reports"
+	e, err := policy.Load(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := e.Warnings(), "entitlements.reports: revoking one credential also revokes all earlier credentials of role/reports"; len(got) != 1 || got[0] != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

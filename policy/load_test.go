@@ -3,7 +3,6 @@ package policy_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -44,6 +43,9 @@ func TestLoadRejectsPolicy(t *testing.T) {
 		{"an approval by owners of several entitlements without owner",
 			`@id("x") @approval("1 of owner") permit (principal, action == Action::"request", resource in System::"plain");`,
 			`but each of the entitlements "p1", "p2", "p3" and 1 more has no owner`},
+		{"an approval by owners of three entitlements without owner",
+			`@id("x") @approval("1 of owner") permit (principal, action == Action::"request", resource in System::"three");`,
+			`but each of the entitlements "t1", "t2", "t3" has no owner`},
 		{"a problem before the id", `@aprove("x") @id("late") permit (principal, action == Action::"audit", resource);`, `policy "late": @aprove: unknown`},
 		{"an empty subject", permit("", `unless { principal == Person::"login/" }`), `"login/" is not a person`},
 		{"an empty provider", permit("", `unless { principal == Person::"/ana" }`), `"/ana" is not a person`},
@@ -75,9 +77,9 @@ func TestLoadRejectsPolicy(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			in := inputs(fstest.MapFS{"a.cedar": {Data: []byte(test.cedar)}, "groups.yaml": {Data: []byte(groups)}})
-			for i := range 4 {
-				if name := fmt.Sprint("p", i+1); strings.Contains(test.cedar, `System::"plain"`) {
-					in.Catalogue[name] = &broker.Entitlement{Name: name, Issuer: "vault", System: "plain"}
+			for _, name := range []string{"p1", "p2", "p3", "p4", "t1", "t2", "t3"} {
+				if system := map[byte]string{'p': "plain", 't': "three"}[name[0]]; strings.Contains(test.cedar, system) {
+					in.Catalogue[name] = &broker.Entitlement{Name: name, Issuer: "vault", System: system}
 				}
 			}
 			_, err := policy.Load(in)

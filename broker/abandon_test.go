@@ -21,7 +21,7 @@ permit (principal in Group::"security", action in [Action::"view", Action::"revo
 @id("support-looks")
 permit (principal in Group::"support", action == Action::"view", resource);
 `})
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func peopleWorld(t *testing.T, annotations string) *world {
 
 func (w *world) ask(t *testing.T, ask broker.Ask) *broker.Request {
 	t.Helper()
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestNobodyCanApprove(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, test.annotations)
-			_, err := w.broker.Ask(t.Context(), broker.Self(test.who, noon), read("tickets:read"), broker.Again{})
+			_, err := w.broker.Ask(t.Context(), broker.Self(test.who, noon), read("tickets:read"), broker.IdempotencyKey{})
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("%v, want %v", err, test.want)
 			}
@@ -209,7 +209,7 @@ func TestPolicyForbidsThemToApprove(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, ``)
 			w.adopt(t, closing(test.annotations)+test.forbid, testGroups+"crowd: {members: ["+strings.Join(crowd, ", ")+"]}\n")
-			r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), test.ask, broker.Again{})
+			r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), test.ask, broker.IdempotencyKey{})
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Fatalf("%v, want %v", err, test.want)
 			}
@@ -225,7 +225,7 @@ func TestManagerApproves(t *testing.T) {
 	w := newWorld(t, worldConfig{policies: `@id("people") @approval("1 of manager") permit (principal is Person, action == Action::"request", resource == Entitlement::"tickets");`, issuers: map[string]broker.Issuer{"tickets": signer{}}})
 	gus := approver("gus", noon)
 	gus.Person.Manager = "login/mia"
-	r, err := w.broker.Ask(t.Context(), broker.Self(gus, noon), read("tickets:read"), broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(gus, noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestGrantAsApproved(t *testing.T) {
 	ask := read("tickets:close", "tickets:read")
 	ask.TTL, ask.Duration = 10*time.Minute, time.Hour
 	r := w.ask(t, ask)
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); !errors.Is(err, broker.ErrPending) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrPending) {
 		t.Fatalf("before anybody approved: %v", err)
 	}
 	r, err := w.vote(t, approver("cleo", noon), r, broker.Vote{Approve: true, Scopes: []string{"tickets:read"}, TTL: 5 * time.Minute}, noon.Add(10*time.Minute))
@@ -258,12 +258,12 @@ func TestGrantAsApproved(t *testing.T) {
 	if err != nil || r.Status != broker.RequestApproved || !r.CollectUntil.Equal(later.Add(30*time.Minute)) {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	issued, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), r.ID, broker.Again{})
+	issued, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), r.ID, broker.IdempotencyKey{})
 	if err != nil || !slices.Equal(issued.Lease.Scopes, []string{"tickets:read"}) || !issued.Lease.Expires.Equal(later.Add(5*time.Minute)) {
 		t.Fatalf("%+v, %v", issued, err)
 	}
 	end := r.CollectUntil
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.Again{}); !errors.Is(err, broker.ErrGrantEnded) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
 		t.Errorf("on the instant of its end: %v", err)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.ApprovalGiven, audit.RequestApproved, audit.LeaseIssued)
@@ -301,7 +301,7 @@ func TestOneVoiceEach(t *testing.T) {
 	if r, err = w.vote(t, cleo, r, broker.Vote{Comment: "no need"}, noon); err != nil || r.Status != broker.RequestDenied || r.DeniedBy != broker.DeniedByPerson {
 		t.Errorf("the second no: %+v, %v", r, err)
 	}
-	_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
+	_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 	var no *broker.Refusal
 	if !errors.As(err, &no) || !errors.Is(err, broker.ErrDenied) || no.Detail != "this request was denied, by login/ben, by login/cleo: no need" || len(no.Reasons) > 0 {
 		t.Errorf("collecting: %+v", no)
@@ -317,7 +317,7 @@ func TestLapsing(t *testing.T) {
 	if _, err := w.vote(t, approver("ben", end), r, yes, end); !errors.Is(err, broker.ErrNotPending) {
 		t.Errorf("on the instant: %v", err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.Again{}); !errors.Is(err, broker.ErrLapsed) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLapsed) {
 		t.Errorf("collecting: %v", err)
 	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, end.Add(-time.Second)); err != nil {
@@ -356,7 +356,7 @@ func TestRulesChangeMeanwhile(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.adopt(t, test.rules, testGroups)
-			_, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
+			_, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("%v, want %v", err, test.want)
 			}
@@ -379,7 +379,7 @@ func TestReuseAndExtension(t *testing.T) {
 	if again := w.ask(t, ask); again.ID != first.ID || !again.Reused || again.Status != broker.RequestApproved {
 		t.Errorf("while it is granted: %v", again)
 	}
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil || issued == nil || issued.Request.ID != first.ID || !issued.Request.Reused {
 		t.Errorf("asked and collected in one: %v, %v", issued, err)
 	}
@@ -388,12 +388,12 @@ func TestReuseAndExtension(t *testing.T) {
 		t.Errorf("an extension: %v", more)
 	}
 	ask.Extends = broker.NewRequestID(noon)
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err == nil {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); err == nil {
 		t.Error("an extension of nothing")
 	}
 	later := first.Created.Add(3 * time.Hour)
 	ask.Extends = broker.RequestID{}
-	if r, err := w.broker.Ask(t.Context(), broker.Self(agent(later), later), ask, broker.Again{}); err != nil || r.ID == first.ID {
+	if r, err := w.broker.Ask(t.Context(), broker.Self(agent(later), later), ask, broker.IdempotencyKey{}); err != nil || r.ID == first.ID {
 		t.Errorf("after the grant: %v, %v", r, err)
 	}
 }
@@ -407,10 +407,10 @@ func TestScheduledStart(t *testing.T) {
 	if err != nil || !r.CollectUntil.Equal(ask.NotBefore.Add(time.Hour)) {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore.Add(-time.Second)), ask.NotBefore.Add(-time.Second)), r.ID, broker.Again{}); !errors.Is(err, broker.ErrNotYet) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore.Add(-time.Second)), ask.NotBefore.Add(-time.Second)), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotYet) {
 		t.Errorf("before: %v", err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore), ask.NotBefore), r.ID, broker.Again{}); err != nil {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore), ask.NotBefore), r.ID, broker.IdempotencyKey{}); err != nil {
 		t.Errorf("on the instant: %v", err)
 	}
 }

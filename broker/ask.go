@@ -13,24 +13,24 @@ import (
 // Ask files a request (POST /v1/requests). It gives the request, pending or
 // approved, or a *Refusal. An identical pending ask by the same caller gives
 // the same request. With ask.DryRun nothing is stored and the request has no id.
-func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, again Again) (r *Request, err error) {
+func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (r *Request, err error) {
 	err = b.retry(func() (err error) {
-		r, err = b.askOnce(ctx, caller, ask, again)
+		r, err = b.askOnce(ctx, caller, ask, key)
 		return err
 	})
 	return r, err
 }
 
-func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, again Again) (*Request, error) {
+func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (*Request, error) {
 	if !ask.DryRun {
-		if prior, err := b.prior(ctx, again); err != nil || prior != nil {
+		if prior, err := b.prior(ctx, key); err != nil || prior != nil {
 			if err != nil {
 				return nil, err
 			}
 			return b.Request(ctx, caller, prior.Request)
 		}
 	}
-	f, err := b.decide(ctx, caller, ask, again)
+	f, err := b.decide(ctx, caller, ask, key)
 	if err != nil || ask.DryRun {
 		return f.request, err
 	}
@@ -39,8 +39,8 @@ func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, again Agai
 
 // decide turns an ask into a request that policy permits, or a *Refusal. A
 // denial is recorded before it is answered.
-func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, again Again) (*filing, error) {
-	f := &filing{caller: caller, again: again}
+func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (*filing, error) {
+	f := &filing{caller: caller, key: key}
 	err := b.weigh(ctx, f, ask)
 	code := "permit"
 	switch {
@@ -189,7 +189,7 @@ type filing struct {
 	caller  Caller // with labels
 	request *Request
 	e       *Entitlement
-	again   Again
+	key     IdempotencyKey
 }
 
 // record is the record of the filing.
@@ -206,7 +206,7 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 		blocks := blockKeys(r.Requester, f.e)
 		r.commit(now)
 		r.approve(now)
-		_, err := b.write(ctx, slices.Concat(f.again.reads(), r.reviews(), keys(blocks)), f.record(), func(tx Tx) error {
+		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), keys(blocks)), f.record(), func(tx Tx) error {
 			if err := CheckBlocks(tx, blocks); err != nil {
 				return err
 			}
@@ -214,7 +214,7 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 				return err
 			}
 			tx.Put(r)
-			return f.again.remember(tx, r.ID, LeaseID{}, now)
+			return f.key.record(tx, r.ID, now)
 		})
 		if err == nil && r.BreakGlass {
 			b.waiters.changed(r.ID)
@@ -251,7 +251,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	r.Lapses = now.Add(r.Waits())
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester.ID)
-	_, err := b.write(ctx, slices.Concat(f.again.reads(), []Key{open, count}, keys(blocks)), f.record(), func(tx Tx) error {
+	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, keys(blocks)), f.record(), func(tx Tx) error {
 		if err := CheckBlocks(tx, blocks); err != nil {
 			return err
 		}
@@ -274,7 +274,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 		for _, step := range r.Decision.Obligations.Escalations {
 			b.notifyAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)
 		}
-		return f.again.remember(tx, r.ID, LeaseID{}, now)
+		return f.key.record(tx, r.ID, now)
 	})
 	if err == nil {
 		b.waiters.changed(r.ID)

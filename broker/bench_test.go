@@ -21,7 +21,7 @@ func BenchmarkIssue(b *testing.B) {
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); err != nil {
+			if _, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); err != nil {
 				b.Error(err)
 				return
 			}
@@ -43,7 +43,7 @@ func BenchmarkUpstreamShare(b *testing.B) {
 	for b.Loop() {
 		atOnce(16, 4000, func() error {
 			start := time.Now()
-			issued, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+			issued, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			if err != nil {
 				return err
 			}
@@ -96,7 +96,7 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 		sys := &system{live: map[string]time.Time{}}
 		w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}, "db": sys}})
 		atOnce(64, due, func() error {
-			_, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+			_, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			return err
 		}, b)
 		later := noon.Add(11 * time.Minute)
@@ -129,7 +129,7 @@ func (w *world) issuingFor(b *testing.B, now time.Time, f func()) float64 {
 	for range 32 {
 		all.Go(func() {
 			for !over.Load() {
-				if _, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(now), now), read("tickets:read"), broker.Again{}); err != nil {
+				if _, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(now), now), read("tickets:read"), broker.IdempotencyKey{}); err != nil {
 					b.Error(err)
 					return
 				}

@@ -151,12 +151,6 @@ type Receipt struct {
 	LeafHash audit.Digest
 }
 
-// An Again identifies a call that may be repeated: the zero Again never is.
-type Again struct {
-	Key  IdempotencyKey
-	Body audit.Digest
-}
-
 // An Offer is an entitlement as one identity may ask for it.
 type Offer struct {
 	Entitlement *Entitlement

@@ -13,7 +13,7 @@ import (
 func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
 	w := tokenWorld(t)
 	owner, stranger := broker.Self(agent(noon), noon), broker.Self(workload("spiffe://acme.test/other", noon), noon)
-	_, r, err := w.broker.AskAndCollect(t.Context(), owner, broker.Ask{Entitlement: "db"}, broker.Again{})
+	_, r, err := w.broker.AskAndCollect(t.Context(), owner, broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ type collection struct {
 	decision Decision
 	replaces *Lease // whose place it takes
 	how      string // how the replaced lease ends
-	again    Again
+	key      IdempotencyKey
 	lost     LeaseID       // the lease that the idempotency key led to before
 	later    bool          // not the first collection: it ends with the grant
 	made     time.Duration // what the issuer took
@@ -29,21 +29,21 @@ type collection struct {
 // at once (POST /v1/credentials, POST /oauth2/token): one transaction and one
 // record for the broker's own tokens. If people have to approve, Issued is nil
 // and the request is pending.
-func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, again Again) (issued *Issued, r *Request, err error) {
+func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (issued *Issued, r *Request, err error) {
 	err = b.retry(func() (err error) {
-		issued, r, err = b.askAndCollectOnce(ctx, caller, ask, again)
+		issued, r, err = b.askAndCollectOnce(ctx, caller, ask, key)
 		return err
 	})
 	return issued, r, err
 }
 
-func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, again Again) (*Issued, *Request, error) {
-	if prior, err := b.prior(ctx, again); err != nil {
+func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (*Issued, *Request, error) {
+	if prior, err := b.prior(ctx, key); err != nil {
 		return nil, nil, err
 	} else if prior != nil {
-		return b.resume(ctx, caller, prior, again)
+		return b.resume(ctx, caller, prior, key)
 	}
-	f, err := b.decide(ctx, caller, ask, again)
+	f, err := b.decide(ctx, caller, ask, key)
 	r := f.request
 	if err != nil || ask.DryRun {
 		return nil, r, err
@@ -51,7 +51,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	if len(r.Decision.Obligations.Approvals) > 0 {
 		filed, err := b.filePending(ctx, f)
 		if err == nil && filed.State(caller.At) == RequestApproved {
-			return b.collectReused(ctx, caller, filed, again)
+			return b.collectReused(ctx, caller, filed, key)
 		}
 		return nil, filed, err
 	}
@@ -61,7 +61,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	}
 	r.commit(caller.At)
 	r.approve(caller.At)
-	c := &collection{caller: f.caller, request: r, new: true, e: f.e, decision: r.Decision, again: again}
+	c := &collection{caller: f.caller, request: r, new: true, e: f.e, decision: r.Decision, key: key}
 	issued, err := b.open(ctx, c)
 	if isLimit(err) {
 		return nil, nil, b.limited(ctx, c, err)
@@ -70,8 +70,8 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 }
 
 // collectReused collects with the grant that an identical ask got before.
-func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, again Again) (*Issued, *Request, error) {
-	issued, err := b.collect(ctx, caller, r.ID, again, nil)
+func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, key IdempotencyKey) (*Issued, *Request, error) {
+	issued, err := b.collect(ctx, caller, r.ID, key, nil)
 	switch {
 	case errors.Is(err, ErrNotYet):
 		return nil, r, nil
@@ -83,8 +83,8 @@ func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, a
 }
 
 // resume answers a repeated AskAndCollect.
-func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, again Again) (*Issued, *Request, error) {
-	issued, err := b.collect(ctx, caller, prior.Request, again, prior)
+func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, key IdempotencyKey) (*Issued, *Request, error) {
+	issued, err := b.collect(ctx, caller, prior.Request, key, prior)
 	if errors.Is(err, ErrPending) || errors.Is(err, ErrNotYet) {
 		r, err := b.Request(ctx, caller, prior.Request)
 		return nil, r, err
@@ -98,13 +98,13 @@ func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, 
 // Collect collects a credential of an approved request (POST
 // /v1/requests/{id}/credentials). Pending, lapsed, denied and ended requests
 // are ErrPending, ErrLapsed, ErrDenied and ErrGrantEnded.
-func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, again Again) (issued *Issued, err error) {
+func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, key IdempotencyKey) (issued *Issued, err error) {
 	err = b.retry(func() error {
-		prior, err := b.prior(ctx, again)
+		prior, err := b.prior(ctx, key)
 		if err != nil {
 			return err
 		}
-		issued, err = b.collect(ctx, caller, id, again, prior)
+		issued, err = b.collect(ctx, caller, id, key, prior)
 		return err
 	})
 	return issued, err
@@ -113,12 +113,12 @@ func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, again
 // collect gets a credential for a stored request. A repeated call can't get
 // the same credential, which was never stored: it ends the lease of the lost
 // answer and issues a new one.
-func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, again Again, prior *Idempotency) (*Issued, error) {
+func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, key IdempotencyKey, prior *Idempotency) (*Issued, error) {
 	r, err := b.own(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{caller: caller, request: r, again: again}
+	c := &collection{caller: caller, request: r, key: key}
 	if prior != nil && !prior.Lease.IsZero() {
 		lost, err := b.Lease(ctx, caller, prior.Lease)
 		if err != nil {
@@ -131,20 +131,20 @@ func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, again
 
 // Renew gives a holder more time under the same grant: policy decides anew,
 // a new lease takes the place of the old one, and the old one ends.
-func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, again Again) (issued *Issued, err error) {
+func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, key IdempotencyKey) (issued *Issued, err error) {
 	err = b.retry(func() (err error) {
-		issued, err = b.renewOnce(ctx, caller, id, again)
+		issued, err = b.renewOnce(ctx, caller, id, key)
 		return err
 	})
 	return issued, err
 }
 
-func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, again Again) (*Issued, error) {
-	prior, err := b.prior(ctx, again)
+func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key IdempotencyKey) (*Issued, error) {
+	prior, err := b.prior(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{caller: caller, again: again, how: EndReplaced}
+	c := &collection{caller: caller, key: key, how: EndReplaced}
 	if prior != nil {
 		// Its answer was lost: the lease that it led to is the one to replace.
 		id, c.lost, c.how = prior.Lease, prior.Lease, EndAnswerLost

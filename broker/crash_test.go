@@ -142,22 +142,22 @@ func (s faultySystem) Revoke(ctx context.Context, l broker.Lease) error {
 func TestEveryStepFailsOnce(t *testing.T) {
 	flows := map[string]func(ctx context.Context, b *broker.Broker, now time.Time) (answered int){
 		"collect": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			if issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{}); err == nil && issued != nil {
+			if issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); err == nil && issued != nil {
 				return 1
 			}
 			return 0
 		},
 		"collect and renew": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{})
+			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			if err != nil {
 				return 0
 			}
 			// Whichever of the two is held: the old one, or the one in its place.
-			_, _ = b.Renew(ctx, broker.Self(agent(now), now), issued.Lease.ID, broker.Again{})
+			_, _ = b.Renew(ctx, broker.Self(agent(now), now), issued.Lease.ID, broker.IdempotencyKey{})
 			return 1
 		},
 		"collect and give back": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{})
+			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			if err != nil {
 				return 0
 			}

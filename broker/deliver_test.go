@@ -265,7 +265,7 @@ func TestAlarmsComeFirst(t *testing.T) {
 	r := &receiver{}
 	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 	w.ask(t, read("tickets:close"))
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), withReason(glass("tickets:read"), "the till is on fire"), broker.Again{}); err != nil {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), withReason(glass("tickets:read"), "the till is on fire"), broker.IdempotencyKey{}); err != nil {
 		t.Fatal(err)
 	}
 	w.deliver(t, noon.Add(time.Minute))

@@ -69,7 +69,7 @@ func wantKinds(t *testing.T, w *world, want ...audit.Kind) {
 
 func TestOneCallIsOneRecord(t *testing.T) {
 	w := tokenWorld(t)
-	issued, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read", "tickets:comment"), broker.Again{})
+	issued, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read", "tickets:comment"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestDenialsShareARecord(t *testing.T) {
 	w := tokenWorld(t)
 	var first broker.RequestID
 	for i := range 50 {
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Duration(i)*time.Second)), broker.Ask{Entitlement: "nothing"}, broker.Again{})
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Duration(i)*time.Second)), broker.Ask{Entitlement: "nothing"}, broker.IdempotencyKey{})
 		var refusal *broker.Refusal
 		if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrDenied) || refusal.RequestID.IsZero() {
 			t.Fatalf("asking for what is not there: %v", err)
@@ -122,7 +122,7 @@ func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
 	w := tokenWorld(t)
 	stranger := workload("spiffe://acme.test/stranger", noon)
 	answer := func(ask broker.Ask) string {
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(stranger, noon), ask, broker.Again{})
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(stranger, noon), ask, broker.IdempotencyKey{})
 		var refusal *broker.Refusal
 		if !errors.As(err, &refusal) {
 			t.Fatalf("%+v: %v", ask, err)
@@ -146,12 +146,12 @@ func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
 func TestDeniedIsToldWhatIsAllowed(t *testing.T) {
 	w := tokenWorld(t)
 	evil := workload("spiffe://acme.test/agent/evil/x", noon)
-	_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(evil, noon), read("tickets:read"), broker.Again{})
+	_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(evil, noon), read("tickets:read"), broker.IdempotencyKey{})
 	var refusal *broker.Refusal
 	if !errors.As(err, &refusal) || len(refusal.Reasons) != 1 || refusal.Reasons[0] != "this path is under investigation" {
 		t.Errorf("a forbid answers %+v, %v", refusal, err)
 	}
-	_, _, err = w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: time.Hour}, broker.Again{})
+	_, _, err = w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: time.Hour}, broker.IdempotencyKey{})
 	if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrInvalidTTL) || refusal.Allowed.MaxTTL != 15*time.Minute {
 		t.Errorf("too long a ttl answers %+v, %v", refusal, err)
 	}
@@ -160,30 +160,30 @@ func TestDeniedIsToldWhatIsAllowed(t *testing.T) {
 func TestPendingLapsesAndIsTheSame(t *testing.T) {
 	w := tokenWorld(t)
 	ask := read("tickets:close")
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); !errors.Is(err, broker.ErrJustificationRequired) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
 		t.Fatalf("without a justification: %v", err)
 	}
 	ask.Justification = "the queue is stuck"
-	_, first, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
+	_, first, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil || first.State(noon) != broker.RequestPending {
 		t.Fatalf("%+v, %v", first, err)
 	}
-	_, same, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), ask, broker.Again{})
+	_, same, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), ask, broker.IdempotencyKey{})
 	if err != nil || same.ID != first.ID {
 		t.Errorf("an identical ask gives %s, not %s (%v)", same.ID, first.ID, err)
 	}
 	wantKinds(t, w, audit.RequestCreated)
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), first.ID, broker.Again{}); !errors.Is(err, broker.ErrPending) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrPending) {
 		t.Errorf("collecting it: %v", err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", noon), noon), first.ID, broker.Again{}); !errors.Is(err, broker.ErrNotFound) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("another collecting it: %v", err)
 	}
 	later := noon.Add(broker.PendingFor)
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), first.ID, broker.Again{}); !errors.Is(err, broker.ErrLapsed) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLapsed) {
 		t.Errorf("collecting it when it has lapsed: %v", err)
 	}
-	if _, again, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), ask, broker.Again{}); err != nil || again.ID == first.ID {
+	if _, again, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), ask, broker.IdempotencyKey{}); err != nil || again.ID == first.ID {
 		t.Errorf("asking again when it has lapsed: %v, %v", again, err)
 	}
 }
@@ -194,7 +194,7 @@ func TestTooManyPending(t *testing.T) {
 	for i := range 21 {
 		ask := read("tickets:close")
 		ask.Justification = fmt.Sprint("reason ", i)
-		_, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
+		_, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 		if i < 20 && err != nil || i == 20 && !errors.Is(err, broker.ErrTooManyPending) {
 			t.Fatalf("pending request %d: %v", i, err)
 		}
@@ -207,7 +207,7 @@ func TestTooManyPending(t *testing.T) {
 	}
 	ask := read("tickets:close")
 	ask.Justification = "another"
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); err != nil {
 		t.Errorf("after withdrawing one: %v", err)
 	}
 }
@@ -229,7 +229,7 @@ func TestLimitsHoldUnderConcurrency(t *testing.T) {
 			var all sync.WaitGroup
 			for range 64 {
 				all.Go(func() {
-					issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.Again{})
+					issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{})
 					mu.Lock()
 					defer mu.Unlock()
 					if err == nil {
@@ -246,7 +246,7 @@ func TestLimitsHoldUnderConcurrency(t *testing.T) {
 			if _, err := w.broker.Revoke(t.Context(), broker.Self(who, noon), got[0].Lease.ID, ""); err != nil {
 				t.Fatal(err)
 			}
-			_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.Again{})
+			_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{})
 			if back := want.err == broker.ErrMaxActive; (err == nil) != back {
 				t.Errorf("after giving one back: %v", err)
 			}
@@ -256,11 +256,11 @@ func TestLimitsHoldUnderConcurrency(t *testing.T) {
 
 func TestRepeatedCollectReplaces(t *testing.T) {
 	w := tokenWorld(t)
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := broker.NewAgain(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", nil)
+	again := broker.NewIdempotencyKey(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", nil)
 	first, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, again)
 	if err != nil {
 		t.Fatal(err)
@@ -273,7 +273,7 @@ func TestRepeatedCollectReplaces(t *testing.T) {
 	if err != nil || old.Status != broker.LeaseRevoked || old.EndHow != broker.EndAnswerLost || old.Revocation != broker.RevokedAtExpiry {
 		t.Errorf("the lease of the lost answer is %+v, %v", old, err)
 	}
-	other := broker.NewAgain(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", []byte("{}"))
+	other := broker.NewIdempotencyKey(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", []byte("{}"))
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, other); !errors.Is(err, broker.ErrIdempotencyMismatch) {
 		t.Errorf("the same key with another body: %v", err)
 	}
@@ -281,28 +281,28 @@ func TestRepeatedCollectReplaces(t *testing.T) {
 
 func TestLaterCollectionsEndWithTheGrant(t *testing.T) {
 	w := tokenWorld(t)
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	late := noon.Add(59 * time.Minute)
-	first, err := w.broker.Collect(t.Context(), broker.Self(agent(late), late), r.ID, broker.Again{})
+	first, err := w.broker.Collect(t.Context(), broker.Self(agent(late), late), r.ID, broker.IdempotencyKey{})
 	if err != nil || first.Lease.Expires.Sub(late) != 10*time.Minute {
 		t.Fatalf("the first gets %+v, %v, not its full time", first, err)
 	}
-	second, err := w.broker.Collect(t.Context(), broker.Self(agent(late), late), r.ID, broker.Again{})
+	second, err := w.broker.Collect(t.Context(), broker.Self(agent(late), late), r.ID, broker.IdempotencyKey{})
 	if err != nil || !second.Lease.Expires.Equal(r.CollectUntil) {
 		t.Fatalf("the second ends at %+v, %v, not with the grant", second, err)
 	}
 	over := noon.Add(time.Hour)
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(over), over), r.ID, broker.Again{}); !errors.Is(err, broker.ErrGrantEnded) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(over), over), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
 		t.Errorf("after the grant: %v", err)
 	}
 }
 
 func TestCollectDecidesAnew(t *testing.T) {
 	w := tokenWorld(t)
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func TestCollectDecidesAnew(t *testing.T) {
 		if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, testRules(t, c.policies)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); !errors.Is(err, c.want) {
+		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.policies, err, c.want)
 		}
 	}
@@ -325,19 +325,19 @@ func TestCollectDecidesAnew(t *testing.T) {
 
 func TestRenewTakesThePlace(t *testing.T) {
 	w := tokenWorld(t)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := noon.Add(5 * time.Minute)
-	renewed, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.Again{})
+	renewed, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.IdempotencyKey{})
 	if err != nil || renewed.Lease.Replaces != issued.Lease.ID || !renewed.Lease.Expires.Equal(at.Add(10*time.Minute)) {
 		t.Fatalf("%+v, %v", renewed, err)
 	}
-	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.Again{}); !errors.Is(err, broker.ErrNotRenewable) {
+	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotRenewable) {
 		t.Errorf("renewing the replaced lease: %v", err)
 	}
-	if _, err := w.broker.Renew(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", at), at), renewed.Lease.ID, broker.Again{}); !errors.Is(err, broker.ErrNotFound) {
+	if _, err := w.broker.Renew(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", at), at), renewed.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("another renewing it: %v", err)
 	}
 	wantKinds(t, w, audit.LeaseIssued, audit.LeaseIssued)
@@ -345,7 +345,7 @@ func TestRenewTakesThePlace(t *testing.T) {
 
 func TestIntrospection(t *testing.T) {
 	w := tokenWorld(t)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func TestIntrospection(t *testing.T) {
 func TestExpiredProofGetsNothing(t *testing.T) {
 	w := tokenWorld(t)
 	who := agent(noon.Add(-time.Hour))
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrProofExpired) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrProofExpired) {
 		t.Errorf("on the instant of its expiry: %v", err)
 	}
 }
@@ -388,7 +388,7 @@ func TestDifferentDenialsAreBounded(t *testing.T) {
 	w := tokenWorld(t)
 	for i := range 500 {
 		ask := broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Justification: fmt.Sprint("attempt ", i)}
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.Again{})
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.IdempotencyKey{})
 		if !errors.Is(err, broker.ErrDenied) {
 			t.Fatal(err)
 		}
@@ -413,7 +413,7 @@ func TestDifferentDenialsAreBounded(t *testing.T) {
 // What was approved is not collected once the catalogue gives something else.
 func TestCatalogueChangesUnderAGrant(t *testing.T) {
 	w := tokenWorld(t)
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,7 +424,7 @@ func TestCatalogueChangesUnderAGrant(t *testing.T) {
 	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, &rules); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); !errors.Is(err, broker.ErrNeedsNewRequest) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNeedsNewRequest) {
 		t.Errorf("a scope that is gone: %v", err)
 	}
 }
@@ -432,17 +432,17 @@ func TestCatalogueChangesUnderAGrant(t *testing.T) {
 func TestRenewalsAreCounted(t *testing.T) {
 	w := tokenWorld(t)
 	who := workload("spiffe://acme.test/limited/a", noon)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{})
 	for range 2 {
 		if err != nil {
 			t.Fatal(err)
 		}
-		issued, err = w.broker.Renew(t.Context(), broker.Self(who, noon), issued.Lease.ID, broker.Again{})
+		issued, err = w.broker.Renew(t.Context(), broker.Self(who, noon), issued.Lease.ID, broker.IdempotencyKey{})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Renew(t.Context(), broker.Self(who, noon), issued.Lease.ID, broker.Again{}); !errors.Is(err, broker.ErrLimit) {
+	if _, err := w.broker.Renew(t.Context(), broker.Self(who, noon), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLimit) {
 		t.Errorf("a fourth credential by renewing: %v", err)
 	}
 }

@@ -13,7 +13,7 @@ var root = broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.
 func TestKillSwitch(t *testing.T) {
 	w := tokenWorld(t)
 	for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err != nil {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -31,12 +31,12 @@ func TestKillSwitch(t *testing.T) {
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", seen.Digest, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrBlocked) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrBlocked) {
 		t.Errorf("a blocked identity: %v", err)
 	}
 	for _, name := range []string{"tickets:read", "tickets:close"} { // which policy grants, and which people have to
 		ask := broker.Ask{Entitlement: "tickets", Scopes: []string{name}, Justification: "incident"}
-		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); !errors.Is(err, broker.ErrBlocked) {
+		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrBlocked) {
 			t.Errorf("a blocked identity asks for %s: %v", name, err)
 		}
 	}
@@ -49,7 +49,7 @@ func TestKillSwitch(t *testing.T) {
 	if err := w.broker.Lift(t.Context(), broker.Self(root, noon), under, "over"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Errorf("after the block was lifted: %v", err)
 	}
 }
@@ -63,7 +63,7 @@ func TestPreviewCountsWhatIsBeyond(t *testing.T) {
 	}
 	for _, who := range []string{"spiffe://acme.test/agent/a", "spiffe://acme.test/agent/b"} {
 		for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-			if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(who, noon), noon), ask, broker.Again{}); err != nil {
+			if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(who, noon), noon), ask, broker.IdempotencyKey{}); err != nil {
 				t.Fatal(err)
 			}
 		}

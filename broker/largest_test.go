@@ -54,7 +54,7 @@ func TestTheLargestAsk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, who, ask := largest(t, shape.size, shape.parameters)
-			r, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.Again{})
+			r, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.IdempotencyKey{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -62,7 +62,7 @@ func TestTheLargestAsk(t *testing.T) {
 			if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{Approve: true, Comment: comment, Scopes: ask.Scopes}, noon); err != nil {
 				t.Fatal(err)
 			}
-			issued, err := w.broker.Collect(t.Context(), broker.Self(who, noon), r.ID, broker.Again{})
+			issued, err := w.broker.Collect(t.Context(), broker.Self(who, noon), r.ID, broker.IdempotencyKey{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +99,7 @@ func TestMoreThanTheLargestAsk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, who, ask := largest(t, broker.MaxLines, broker.MaxAllParameters/broker.MaxLines)
 			test.change(&ask)
-			_, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.Again{})
+			_, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.IdempotencyKey{})
 			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("%v, want %v: %s", err, test.want, test.says)
 			}

@@ -138,7 +138,7 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 
 // reads names what enter gets.
 func (c *collection) reads() []Key {
-	list := append(c.again.reads(), RevisionKey{})
+	list := append(c.key.reads(), RevisionKey{})
 	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
 	list = append(list, keys(blockKeys(c.caller.Subject, c.e))...)
 	if !c.new {
@@ -179,7 +179,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 			return err
 		}
 	}
-	repeats, err := c.again.replace(tx, c.lost, c.request.ID, l.ID, c.caller.At)
+	repeats, err := c.key.replace(tx, c.lost, c.request.ID, l.ID, c.caller.At)
 	if err != nil {
 		return err
 	}

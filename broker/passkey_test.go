@@ -251,7 +251,7 @@ func withReason(ask broker.Ask, why string) broker.Ask {
 
 func (w *world) askAt(t *testing.T, ask broker.Ask, at time.Time) *broker.Request {
 	t.Helper()
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(at), at), ask, broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(at), at), ask, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,7 @@ func TestManagerIsTold(t *testing.T) {
 			}
 			who := approver("zoe", noon)
 			who.Person.Manager = "login/mia"
-			asked, err := w.broker.Ask(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.Again{})
+			asked, err := w.broker.Ask(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -54,7 +54,7 @@ func TestDecidedWhileAnUpstreamWorks(t *testing.T) {
 			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": sys, "tickets": signer{}}})
 			answer := make(chan error)
 			go func() {
-				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 				answer <- err
 			}()
 			<-sys.asked
@@ -86,7 +86,7 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 		go func() {
 			defer func() { done <- struct{}{} }()
 			for {
-				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 				if errors.Is(err, broker.ErrDenied) {
 					return
 				}
@@ -116,7 +116,7 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 func TestRepeatsAreCounted(t *testing.T) {
 	w := tokenWorld(t)
 	who := workload("spiffe://acme.test/limited/a", noon)
-	again := broker.NewAgain(who.ID, "POST", "/v1/credentials", "key", []byte("body"))
+	again := broker.NewIdempotencyKey(who.ID, "POST", "/v1/credentials", "key", []byte("body"))
 	issued := 0
 	for range 20 {
 		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), again)
@@ -139,11 +139,11 @@ func TestWhatWasRevokedStaysSo(t *testing.T) {
 	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
 	collected := func() (*broker.Request, *broker.Issued) {
 		t.Helper()
-		r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+		r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		issued, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
+		issued, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,19 +153,19 @@ func TestWhatWasRevokedStaysSo(t *testing.T) {
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: r.ID}, "incident", audit.Digest{}, true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, broker.Again{}); !errors.Is(err, broker.ErrGrantEnded) {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
 		t.Errorf("collecting by a request that was revoked: %v", err)
 	}
 	_, issued := collected()
 	if _, err := w.broker.Revoke(t.Context(), broker.Self(operator, noon), issued.Lease.ID, "incident"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, broker.Again{}); !errors.Is(err, broker.ErrNotRenewable) {
+	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotRenewable) {
 		t.Errorf("renewing what was revoked: %v", err)
 	}
 	waiting := read("tickets:close")
 	waiting.Justification = "duplicates"
-	pending, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), waiting, broker.Again{})
+	pending, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), waiting, broker.IdempotencyKey{})
 	if err != nil || pending.State(noon) != broker.RequestPending {
 		t.Fatalf("%+v, %v", pending, err)
 	}
@@ -190,11 +190,11 @@ func TestTheKillSwitchTellsWhoeverCanAct(t *testing.T) {
 			return errors.Join(err, w.broker.Lift(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "over"))
 		},
 		func(i *broker.Issued) error {
-			_, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), i.Lease.ID, broker.Again{})
+			_, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), i.Lease.ID, broker.IdempotencyKey{})
 			return err
 		},
 	} {
-		issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+		issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,11 +214,11 @@ func TestTheKillSwitchTellsWhoeverCanAct(t *testing.T) {
 // late.
 func TestShortenedGrant(t *testing.T) {
 	w := tokenWorld(t)
-	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{})
+	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); err != nil {
+	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); err != nil {
 		t.Fatal(err)
 	}
 	shorter := testRules(t, strings.Replace(testPolicies, `@id("agents-tickets")`, "@id(\"agents-tickets\")\n@max_duration(\"30m\")", 1))
@@ -227,7 +227,7 @@ func TestShortenedGrant(t *testing.T) {
 	}
 	late := noon.Add(25 * time.Minute)
 	who := agent(late)
-	issued, err := w.broker.Collect(t.Context(), broker.Self(who, late), r.ID, broker.Again{})
+	issued, err := w.broker.Collect(t.Context(), broker.Self(who, late), r.ID, broker.IdempotencyKey{})
 	if err != nil || issued.Lease.Expires.After(noon.Add(30*time.Minute)) {
 		t.Errorf("collected 25 minutes into a grant of 30: until %s, %v", issued.Lease.Expires, err)
 	}
@@ -242,7 +242,7 @@ func TestDenialsWithoutAStore(t *testing.T) {
 	for i := range 200 {
 		ask := read("tickets:read")
 		ask.Justification = fmt.Sprint("attempt ", i)
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.Again{})
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.IdempotencyKey{})
 		if !errors.Is(err, broker.ErrUnavailable) {
 			t.Fatalf("denial %d without a record answers %v", i, err)
 		}

@@ -47,7 +47,7 @@ func TestAnIssuerThatIsDownIsSpared(t *testing.T) {
 	tickets.Audience, tickets.Revocation = "", broker.RevokedImmediate
 	for range leases {
 		for _, ask := range []broker.Ask{{Entitlement: "db"}, read("tickets:read")} {
-			if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); err != nil {
+			if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -98,7 +98,7 @@ func TestUnfinishedIssuingComesFirst(t *testing.T) {
 	s.left.Store(1 << 20)
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
 	ask := func(now time.Time) error {
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.Again{})
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 		return err
 	}
 	for range 1200 {
@@ -149,7 +149,7 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db, "tickets": signer{}}})
 			var id broker.LeaseID
 			for _, ask := range []broker.Ask{read("tickets:read"), {Entitlement: "db"}} {
-				issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
+				issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -204,7 +204,7 @@ func TestEndingSaysHowLateItIs(t *testing.T) {
 					ends = append(ends, e)
 				}
 			}})
-			issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+			issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			if err != nil {
 				t.Fatal(err)
 			}

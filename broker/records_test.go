@@ -36,11 +36,11 @@ func TestRecordsOfARequest(t *testing.T) {
 	if _, err := w.vote(t, approver("cleo", now), r, yes, now); err != nil {
 		t.Fatal(err)
 	}
-	first, err := w.broker.Collect(t.Context(), broker.Self(agent(now), now), r.ID, broker.Again{})
+	first, err := w.broker.Collect(t.Context(), broker.Self(agent(now), now), r.ID, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := w.broker.Renew(t.Context(), broker.Self(agent(now), now), first.Lease.ID, broker.Again{})
+	second, err := w.broker.Renew(t.Context(), broker.Self(agent(now), now), first.Lease.ID, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestRefusalsAreListedUpToABound(t *testing.T) {
 	w.adopt(t, strings.Replace(closing(``), `"agents-close")  permit`, `"agents-close")  forbid`, 1), testGroups)
 	refused := func(now time.Time) {
 		t.Helper()
-		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(now), now), r.ID, broker.Again{}); !errors.Is(err, broker.ErrNoLongerAllowed) {
+		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(now), now), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNoLongerAllowed) {
 			t.Fatal(err)
 		}
 	}

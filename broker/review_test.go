@@ -23,18 +23,18 @@ func glass(scopes ...string) broker.Ask {
 // marked, and has to be reviewed.
 func TestBreakGlass(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support") @justification("required")`)
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:close"), broker.Again{}); !errors.Is(err, broker.ErrDenied) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:close"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
 		t.Errorf("a scope that no permit breaks the glass for: %v", err)
 	}
-	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrDenied) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
 		t.Errorf("whom no permit breaks the glass for: %v", err)
 	}
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrJustificationRequired) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
 		t.Errorf("other permits' obligations: %v", err)
 	}
 	ask := glass("tickets:read")
 	ask.Justification = "the till is on fire"
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,22 +99,22 @@ func TestBreakGlass(t *testing.T) {
 // reviewed.
 func TestOverdueReviewBlocksTheNextUse(t *testing.T) {
 	w := peopleWorld(t, ``)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	due := issued.Request.ReviewDue
 	before := due.Add(-time.Second)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(before), before), glass("tickets:read"), broker.Again{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(before), before), glass("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Errorf("before it is due: %v", err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrReviewOverdue) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrReviewOverdue) {
 		t.Errorf("on the instant: %v", err)
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", due), due), issued.Request.ID, broker.Vote{Digest: issued.Request.Digest, Comment: "it was not"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.Again{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Errorf("after the review: %v", err)
 	}
 }
@@ -123,7 +123,7 @@ func TestOverdueReviewBlocksTheNextUse(t *testing.T) {
 func TestInbox(t *testing.T) {
 	w := peopleWorld(t, `@approval("2 of support")`)
 	r := w.ask(t, read("tickets:read"))
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Fatal(err)
 	}
 	inbox := func(who broker.Identity, at time.Time) (waiting, reviews int) {
@@ -164,7 +164,7 @@ func TestSignedReview(t *testing.T) {
 	later := noon.Add(tomorrow)
 	bensNew := w.enrols(t, "ben", later)
 	w.enrols(t, "cleo", later)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestSignedReview(t *testing.T) {
 		t.Fatalf("the last verdict: %+v, %v", closed, err)
 	}
 
-	again, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.Again{})
+	again, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,15 +18,15 @@ func TestOldRulesIssueNothing(t *testing.T) {
 	who, cleo := broker.Self(agent(noon), noon), broker.Self(approver("cleo", noon), noon)
 	closing := read("tickets:close")
 	closing.Justification = "a duplicate"
-	pending, err := other.Ask(t.Context(), who, closing, broker.Again{})
+	pending, err := other.Ask(t.Context(), who, closing, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	granted, err := other.Ask(t.Context(), who, broker.Ask{Entitlement: "db"}, broker.Again{})
+	granted, err := other.Ask(t.Context(), who, broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	issued, _, err := other.AskAndCollect(t.Context(), who, read("tickets:read"), broker.Again{})
+	issued, _, err := other.AskAndCollect(t.Context(), who, read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,15 +40,21 @@ func TestOldRulesIssueNothing(t *testing.T) {
 	}
 	calls := map[string]func() error{
 		"ask and collect": func() error {
-			_, _, err := other.AskAndCollect(t.Context(), who, read("tickets:read"), broker.Again{})
+			_, _, err := other.AskAndCollect(t.Context(), who, read("tickets:read"), broker.IdempotencyKey{})
 			return err
 		},
 		"ask and collect from an upstream": func() error {
-			_, _, err := other.AskAndCollect(t.Context(), who, broker.Ask{Entitlement: "db"}, broker.Again{})
+			_, _, err := other.AskAndCollect(t.Context(), who, broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			return err
 		},
-		"collect": func() error { _, err := other.Collect(t.Context(), who, granted.ID, broker.Again{}); return err },
-		"renew":   func() error { _, err := other.Renew(t.Context(), who, issued.Lease.ID, broker.Again{}); return err },
+		"collect": func() error {
+			_, err := other.Collect(t.Context(), who, granted.ID, broker.IdempotencyKey{})
+			return err
+		},
+		"renew": func() error {
+			_, err := other.Renew(t.Context(), who, issued.Lease.ID, broker.IdempotencyKey{})
+			return err
+		},
 		"vote": func() error {
 			_, err := other.Vote(t.Context(), cleo, pending.ID, broker.Vote{Approve: true, Digest: pending.Digest})
 			return err

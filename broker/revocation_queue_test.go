@@ -35,7 +35,7 @@ func stuckWorld(t *testing.T, leases int) (*world, *stuckStore, *moody) {
 		wrap:    func(real broker.Store) broker.Store { s.Store = real; return s },
 	})
 	for range leases {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{}); err != nil {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -157,7 +157,7 @@ func TestHandleOfIssueIsNotLost(t *testing.T) {
 	})
 	s.in.Store(2) // the first opens the lease
 	db.down.Store(true)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{}); !errors.Is(err, broker.ErrUnavailable) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("the second transaction failed, and the caller is told %v", err)
 	}
 	db.down.Store(false)
@@ -215,7 +215,7 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 	db := &deniable{denied: map[string]bool{}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}})
 	for range 20 {
-		issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{})
+		issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +289,7 @@ func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
 	const leases = 10
 	for range leases {
-		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.Again{}); err != nil {
+		if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ func TestStartIsNear(t *testing.T) {
 	} {
 		ask := read("tickets:read")
 		ask.NotBefore = start
-		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.Again{}); !errors.Is(err, want) {
+		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", start, err, want)
 		}
 	}
@@ -38,7 +38,7 @@ func TestAskAndCollectOfWhatBeginsLater(t *testing.T) {
 	w := tokenWorld(t)
 	ask := read("tickets:read")
 	ask.NotBefore, ask.Duration = noon.Add(2*time.Hour), time.Hour
-	again := broker.Again{Key: broker.IdempotencyKey{1}, Body: audit.Digest{1}}
+	again := broker.IdempotencyKey{ID: broker.IdempotencyID{1}, Body: audit.Digest{1}}
 	ids := make([]broker.RequestID, 8)
 	var group errgroup.Group
 	for i := range ids {

@@ -66,13 +66,13 @@ type Key interface{ isKey() }
 // A Row is stored by its key. Package store has a table for each type of row.
 type Row interface{ Key() Key }
 
-func (RequestID) isKey()      {}
-func (LeaseID) isKey()        {}
-func (CounterKey) isKey()     {}
-func (BlockKey) isKey()       {}
-func (IdempotencyKey) isKey() {}
-func (AskKey) isKey()         {}
-func (SigningKeyID) isKey()   {}
+func (RequestID) isKey()     {}
+func (LeaseID) isKey()       {}
+func (CounterKey) isKey()    {}
+func (BlockKey) isKey()      {}
+func (IdempotencyID) isKey() {}
+func (AskKey) isKey()        {}
+func (SigningKeyID) isKey()  {}
 
 // Key gives the row's key.
 func (r *Request) Key() Key { return r.ID }
@@ -87,7 +87,7 @@ func (c *Counter) Key() Key { return c.CounterKey }
 func (b *Block) Key() Key { return b.Selector }
 
 // Key gives the row's key.
-func (i *Idempotency) Key() Key { return i.IdempotencyKey }
+func (i *Idempotency) Key() Key { return i.IdempotencyID }
 
 // Key gives the row's key.
 func (a *OpenAsk) Key() Key { return a.AskKey }
@@ -123,13 +123,13 @@ type Block struct {
 	Ends     time.Time // since when what it selects is being ended; zero: it is not, or all is
 }
 
-// An IdempotencyKey is the SHA-256 of caller, method, path and the header's
+// An IdempotencyID is the SHA-256 of caller, method, path and the header's
 // value.
-type IdempotencyKey [32]byte
+type IdempotencyID [32]byte
 
 // An Idempotency remembers what a call led to, for 24 h.
 type Idempotency struct {
-	IdempotencyKey
+	IdempotencyID
 	Body    audit.Digest
 	Request RequestID
 	Lease   LeaseID

@@ -27,7 +27,7 @@ func TestExcludedTeamThatNobodyKnows(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support") @exclude_team("yes")`)
 	asked := w.ask(t, read("tickets:close"))
 	w.adopt(t, policies, strings.ReplaceAll(testGroups, "agents:", "others:"))
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
 		t.Errorf("asking: %v", err)
 	}
 	if _, err := w.vote(t, approver("cleo", noon), asked, yes, noon); !errors.Is(err, broker.ErrOwnRequest) {
@@ -55,7 +55,7 @@ func TestApprovalsThatHoldNoMore(t *testing.T) {
 			want = broker.ErrNeedsNewRequest
 			change(w)
 		}
-		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); !errors.Is(err, want) {
+		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}
 	}
@@ -81,7 +81,7 @@ func TestGlassThatNobodyReviews(t *testing.T) {
 	w := peopleWorld(t, ``)
 	alone := strings.ReplaceAll(testGroups, "security: {members: [login/ben, login/dan]", "security: {members: [login/ana]")
 	w.adopt(t, closing(``), alone)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
 		t.Errorf("reviewed by who answers for it alone: %v", err)
 	}
 }
@@ -91,7 +91,7 @@ func TestEmergenciesOfOthers(t *testing.T) {
 	w := peopleWorld(t, ``)
 	as := func(name string) broker.Identity { return workload("spiffe://acme.test/agent/"+name, noon) }
 	ask := func(name string) error {
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(as(name), noon), glass("tickets:read"), broker.Again{})
+		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(as(name), noon), glass("tickets:read"), broker.IdempotencyKey{})
 		return err
 	}
 	refused := 0

@@ -81,7 +81,7 @@ func TestVoteUnderNewRules(t *testing.T) {
 // A review is by the rules that are in force when it is written, too.
 func TestReviewUnderNewRules(t *testing.T) {
 	w, late := lateWorld(t, ``)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.Again{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestVoteThatComesTooLate(t *testing.T) {
 	var second *broker.Request
 	late.before(func() {
 		var err error
-		if second, err = w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.Again{}); err != nil {
+		if second, err = w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.IdempotencyKey{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -113,7 +113,7 @@ func TestVoteThatComesTooLate(t *testing.T) {
 	if _, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), end.Add(-time.Second)), r.ID); err != nil {
 		t.Fatal(err)
 	}
-	again, err := w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.Again{})
+	again, err := w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil || again.ID != second.ID {
 		t.Errorf("%v, %v: it is no longer found", again, err)
 	}

@@ -98,7 +98,7 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 			if err != nil || now.Status == broker.RequestPending {
 				t.Fatalf("%+v, %v", now, err)
 			}
-			_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{})
+			_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 			if (err == nil) != (now.Status == broker.RequestApproved) {
 				t.Fatalf("it is %v, and collecting says %v", now.Status, err)
 			}

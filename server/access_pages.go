@@ -93,7 +93,7 @@ func (s *Server) fileAsk(c *call) (reply, error) {
 	ask, err := c.formAsk()
 	var r *broker.Request
 	if err == nil {
-		r, err = s.cfg.Broker.Ask(c.r.Context(), c.caller(), ask, broker.Again{})
+		r, err = s.cfg.Broker.Ask(c.r.Context(), c.caller(), ask, broker.IdempotencyKey{})
 	}
 	if err == nil {
 		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=asked"))

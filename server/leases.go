@@ -74,11 +74,11 @@ func (s *Server) renew(c *call, _ nothing) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	again, err := c.again()
+	key, err := c.idempotencyKey()
 	if err != nil {
 		return reply{}, err
 	}
-	issued, err := s.cfg.Broker.Renew(c.r.Context(), c.caller(), id, again)
+	issued, err := s.cfg.Broker.Renew(c.r.Context(), c.caller(), id, key)
 	if err != nil {
 		return reply{}, err
 	}

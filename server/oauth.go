@@ -115,7 +115,7 @@ func (s *Server) issueToken(c *call) (*broker.Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, broker.Again{})
+	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, broker.IdempotencyKey{})
 	if err == nil && issued == nil {
 		c.about = pending.ID.String()
 		return nil, &broker.Refusal{
@@ -210,7 +210,7 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 	if err := s.checkPoll(c, r); err != nil {
 		return nil, err
 	}
-	return s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, broker.Again{})
+	return s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, broker.IdempotencyKey{})
 }
 
 // checkPoll sees to it that what is collected here is a token, and is what the

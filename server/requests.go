@@ -11,11 +11,11 @@ import (
 )
 
 func (s *Server) ask(c *call, body api.Ask) (reply, error) {
-	ask, again, err := c.readAsk(body)
+	ask, key, err := c.readAsk(body)
 	if err != nil {
 		return reply{}, err
 	}
-	r, err := s.cfg.Broker.Ask(c.r.Context(), c.caller(), ask, again)
+	r, err := s.cfg.Broker.Ask(c.r.Context(), c.caller(), ask, key)
 	if err != nil {
 		return reply{}, err
 	}
@@ -40,11 +40,11 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 	if body.DryRun {
 		return reply{}, refuse(broker.ErrInvalidRequest, "dry_run is for POST /v1/requests")
 	}
-	ask, again, err := c.readAsk(body)
+	ask, key, err := c.readAsk(body)
 	if err != nil {
 		return reply{}, err
 	}
-	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, again)
+	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, key)
 	switch {
 	case err != nil:
 		return reply{}, err
@@ -57,30 +57,30 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 }
 
 // readAsk makes the domain's ask. A subject_token must be the caller's own.
-func (c *call) readAsk(body api.Ask) (broker.Ask, broker.Again, error) {
+func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) {
 	if body.SubjectToken != "" {
 		who, err := c.authenticate(body.SubjectToken)
 		if err != nil {
-			return broker.Ask{}, broker.Again{}, err
+			return broker.Ask{}, broker.IdempotencyKey{}, err
 		}
 		if who.ID != c.who.ID {
-			return broker.Ask{}, broker.Again{}, broker.ErrForeignSubject
+			return broker.Ask{}, broker.IdempotencyKey{}, broker.ErrForeignSubject
 		}
 	}
 	var extends broker.RequestID
 	if body.Extends != "" {
 		var err error
 		if extends, err = broker.ParseRequestID(body.Extends); err != nil {
-			return broker.Ask{}, broker.Again{}, refuse(broker.ErrInvalidRequest, "extends is the id of an earlier request of yours")
+			return broker.Ask{}, broker.IdempotencyKey{}, refuse(broker.ErrInvalidRequest, "extends is the id of an earlier request of yours")
 		}
 	}
-	again, err := c.again()
+	key, err := c.idempotencyKey()
 	return broker.Ask{
 		BreakGlass: body.BreakGlass, NotBefore: body.NotBefore, Extends: extends,
 		Entitlement: body.Entitlement, Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
 		Justification: body.Justification, Ticket: body.Ticket, Parameters: body.Parameters,
 		SourceIP: c.from, DryRun: body.DryRun,
-	}, again, err
+	}, key, err
 }
 
 func (s *Server) collect(c *call, _ nothing) (reply, error) {
@@ -89,11 +89,11 @@ func (s *Server) collect(c *call, _ nothing) (reply, error) {
 		return reply{}, err
 	}
 	c.about = id.String()
-	again, err := c.again()
+	key, err := c.idempotencyKey()
 	if err != nil {
 		return reply{}, err
 	}
-	issued, err := s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, again)
+	issued, err := s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, key)
 	if err != nil {
 		return reply{}, err
 	}

@@ -3,13 +3,10 @@ package server
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"net/http"
 	"slices"
 
 	"accessbroker.internal/api"
-	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
@@ -147,23 +144,17 @@ func withBody[T any](f func(*Server, *call, T) (reply, error)) func(*Server, *ca
 // nothing is the body of calls that take none.
 type nothing struct{}
 
-// again reads the Idempotency-Key: bound to the caller, the method, the path
-// and the body, so that one caller's key is nothing to another.
-func (c *call) again() (broker.Again, error) {
+// idempotencyKey returns the key of the call by its Idempotency-Key header; zero
+// without one.
+func (c *call) idempotencyKey() (broker.IdempotencyKey, error) {
 	keys := c.r.Header.Values("Idempotency-Key")
 	if len(keys) == 0 {
-		return broker.Again{}, nil
+		return broker.IdempotencyKey{}, nil
 	}
 	if len(keys) > 1 || keys[0] == "" || len(keys[0]) > 128 || !printable(keys[0]) {
-		return broker.Again{}, refuse(broker.ErrInvalidRequest, "Idempotency-Key is one key of 1 to 128 printable characters")
+		return broker.IdempotencyKey{}, refuse(broker.ErrInvalidRequest, "Idempotency-Key is one key of 1 to 128 printable characters")
 	}
-	h := sha256.New()
-	for _, part := range []string{c.who.ID, c.r.Method, c.r.URL.Path, keys[0]} {
-		// Lengths go before the parts, so that no two lists give the same bytes.
-		_ = binary.Write(h, binary.BigEndian, uint32(len(part)))
-		h.Write([]byte(part))
-	}
-	return broker.Again{Key: broker.IdempotencyKey(h.Sum(nil)), Body: audit.Digest(sha256.Sum256(c.body))}, nil
+	return broker.NewIdempotencyKey(c.who.ID, c.r.Method, c.r.URL.Path, keys[0], c.body), nil
 }
 
 // created answers 201 with the place of what was made.

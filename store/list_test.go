@@ -239,11 +239,11 @@ func TestSweep(t *testing.T) {
 	kept := []broker.Row{
 		&broker.Notice{ID: broker.NoticeID{0xff}, Channel: "slack:dba", Due: testNow},
 		&broker.Counter{CounterKey: broker.CounterKey{Policy: "kept"}, Expires: later},
-		&broker.Idempotency{IdempotencyKey: broker.IdempotencyKey{1}, Created: later},
+		&broker.Idempotency{IdempotencyID: broker.IdempotencyID{1}, Created: later},
 		&broker.OpenAsk{AskKey: broker.AskKey{1}, Expires: later},
 	}
 	put(t, s, kept...)
-	put(t, s, &broker.Idempotency{IdempotencyKey: broker.IdempotencyKey{2}, Created: testNow.Add(-24 * time.Hour)}, &broker.OpenAsk{AskKey: broker.AskKey{2}, Expires: testNow})
+	put(t, s, &broker.Idempotency{IdempotencyID: broker.IdempotencyID{2}, Created: testNow.Add(-24 * time.Hour)}, &broker.OpenAsk{AskKey: broker.AskKey{2}, Expires: testNow})
 	live := leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseActive, func(l *broker.Lease) { l.Expires = later })
 	ended := leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseActive, func(l *broker.Lease) { l.Expires = testNow })
 	n, err := s.Sweep(t.Context(), testNow)

@@ -50,8 +50,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Counter{CounterKey: k}, nil
 	case broker.BlockKey:
 		return &broker.Block{Selector: k}, nil
-	case broker.IdempotencyKey:
-		return &broker.Idempotency{IdempotencyKey: k}, nil
+	case broker.IdempotencyID:
+		return &broker.Idempotency{IdempotencyID: k}, nil
 	case broker.AskKey:
 		return &broker.OpenAsk{AskKey: k}, nil
 	case broker.SigningKeyID:

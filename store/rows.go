@@ -82,9 +82,6 @@ type leaseIndex struct {
 // A leaseKind is what leases are counted by.
 type leaseKind struct{ entitlement, issuer string }
 
-// idempotencyLasts is how long a call can be repeated (DESIGN §4, Idempotency).
-const idempotencyLasts = 24 * time.Hour
-
 // locate returns the table and the id of a key.
 func locate(key broker.Key) (table, []byte, error) {
 	switch k := key.(type) {
@@ -96,7 +93,7 @@ func locate(key broker.Key) (table, []byte, error) {
 		return counters, joined(k.Policy, k.Holder, k.Entitlement), nil
 	case broker.BlockKey:
 		return blocks, joined(k.Kind, k.Name), nil
-	case broker.IdempotencyKey:
+	case broker.IdempotencyID:
 		return idempotency, k[:], nil
 	case broker.AskKey:
 		return asks, k[:], nil
@@ -166,7 +163,7 @@ func extraColumns(r broker.Row) []any {
 	case *broker.Counter:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.Idempotency:
-		return []any{ceilMillis(r.Created.Add(idempotencyLasts))}
+		return []any{ceilMillis(r.Created.Add(broker.IdempotencyLasts))}
 	case *broker.OpenAsk:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.SigningKey:
@@ -264,7 +261,7 @@ func (t table) key(id []byte) (broker.Key, error) {
 	case leases:
 		return broker.LeaseID(id), nil
 	case idempotency:
-		return broker.IdempotencyKey(id), nil
+		return broker.IdempotencyID(id), nil
 	case asks:
 		return broker.AskKey(id), nil
 	case notices:

@@ -15,23 +15,22 @@ import (
 	"time"
 )
 
-// callTime bounds one call; maxAnswer is how much of its answer is read.
 const (
-	callTime  = 10 * time.Second
-	maxAnswer = 64 << 10
+	clientTimeout = 10 * time.Second // of one call
+	maxAnswer     = 64 << 10         // bytes of an answer that are read
 )
 
-// inner are networks that a message never goes to unless the operator says so:
-// this machine, its neighbours, and where clouds hand out credentials.
-var inner = prefixes(
+// privateNetworks are the networks that a message reaches only with allow_private:
+// this machine, its neighbours, and the metadata services of clouds.
+var privateNetworks = prefixes(
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16",
 	"198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4", // RFC 6890
 	"::/128", "::1/128", "64:ff9b:1::/48", "fc00::/7", "fe80::/10", "ff00::/8",
 )
 
-// wrapping are IPv6 networks whose addresses stand for an IPv4 address at the
+// embedding are IPv6 networks whose addresses contain an IPv4 address at the
 // offset (RFC 6052, RFC 3056).
-var wrapping = map[netip.Prefix]int{netip.MustParsePrefix("64:ff9b::/96"): 12, netip.MustParsePrefix("2002::/16"): 2}
+var embedding = map[netip.Prefix]int{netip.MustParsePrefix("64:ff9b::/96"): 12, netip.MustParsePrefix("2002::/16"): 2}
 
 func prefixes(list ...string) (out []netip.Prefix) {
 	for _, s := range list {
@@ -40,60 +39,60 @@ func prefixes(list ...string) (out []netip.Prefix) {
 	return out
 }
 
-// isInner says whether an address is not one of the internet's.
-func isInner(a netip.Addr) bool {
+// isPrivate reports whether an address is not public.
+func isPrivate(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
-	for _, p := range inner {
+	for _, p := range privateNetworks {
 		if p.Contains(a) {
 			return true
 		}
 	}
-	for p, at := range wrapping {
+	for p, at := range embedding {
 		if p.Contains(a) {
 			raw := a.As16()
-			return isInner(netip.AddrFrom4([4]byte(raw[at : at+4])))
+			return isPrivate(netip.AddrFrom4([4]byte(raw[at : at+4])))
 		}
 	}
 	return false
 }
 
-// errInner is what a channel that leads inside gets.
-var errInner = errors.New("its address is not one of the internet's: say allow_private if that is meant")
+var errPrivate = errors.New("the address is not public; set allow_private to allow it")
 
-// control refuses, when the address is known and before anything is sent, what
-// leads inside: a name's address may have changed since it was looked at.
-func control(allowPrivate bool) func(network, address string, _ syscall.RawConn) error {
+// dialControl rejects private addresses when the dialer has resolved the name. A
+// check before the dial could see another address than the dial.
+func dialControl(allowPrivate bool) func(network, address string, _ syscall.RawConn) error {
 	return func(_, address string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(address)
 		if err != nil {
 			return fmt.Errorf("reading the address: %w", err)
 		}
-		if !allowPrivate && isInner(at.Addr()) {
-			return errInner
+		if !allowPrivate && isPrivate(at.Addr()) {
+			return errPrivate
 		}
 		return nil
 	}
 }
 
-// newClient makes a client that follows no redirect and knows no proxy.
+// newClient returns a client that follows no redirects and uses no proxy.
 func newClient(roots *x509.CertPool, allowPrivate bool) *http.Client {
-	dialer := &net.Dialer{Timeout: callTime, Control: control(allowPrivate)}
+	dialer := &net.Dialer{Timeout: clientTimeout, Control: dialControl(allowPrivate)}
 	return &http.Client{
-		Timeout:       callTime,
+		Timeout:       clientTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			DialContext: dialer.DialContext, TLSHandshakeTimeout: callTime, MaxConnsPerHost: 4, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
+			DialContext: dialer.DialContext, TLSHandshakeTimeout: clientTimeout, MaxConnsPerHost: 4, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
 			MaxResponseHeaderBytes: maxAnswer, TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		},
 	}
 }
 
-// send makes the call, and reads its answer. Whatever is not 2xx is an error;
-// one that says when to come back is a *RetryAfter.
+// send sends a request and returns the start of the body of the answer. A status
+// other than 2xx is an error: ErrChannelGone for 410, and a *RetryAfter if the
+// answer has a Retry-After header in seconds, of which it uses at most an hour.
 func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, error) {
 	resp, err := client.Do(req.WithContext(ctx))
 	if err != nil {
-		return nil, errors.Join(errors.New("the call came to nothing"), unwrapURL(err))
+		return nil, errors.Join(errors.New("the call failed"), unwrapURL(err))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -101,9 +100,9 @@ func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, 
 	case resp.StatusCode == http.StatusGone:
 		return nil, ErrChannelGone
 	case resp.StatusCode/100 == 3:
-		return nil, fmt.Errorf("it redirects (%d), which is not followed", resp.StatusCode)
+		return nil, fmt.Errorf("the receiver answered with a redirect (%d), which is not followed", resp.StatusCode)
 	case resp.StatusCode/100 != 2:
-		failed := fmt.Errorf("it answered %d", resp.StatusCode)
+		failed := fmt.Errorf("the receiver answered %d", resp.StatusCode)
 		if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
 			return nil, &RetryAfter{Err: failed, After: time.Duration(min(seconds, 3600)) * time.Second}
 		}
@@ -112,7 +111,8 @@ func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, 
 	return body, err
 }
 
-// unwrapURL takes the URL off an error: those of webhooks may hold secrets.
+// unwrapURL removes the URL from an error of the client, because the URL of a
+// webhook may contain a secret.
 func unwrapURL(err error) error {
 	if inner := errors.Unwrap(err); inner != nil {
 		return inner

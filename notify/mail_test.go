@@ -16,15 +16,15 @@ import (
 	"testing"
 )
 
-// A mailServer speaks enough of SMTP (RFC 5321) to take mail.
+// A mailServer accepts mail by SMTP (RFC 5321).
 type mailServer struct {
 	port     int
 	roots    *x509.CertPool
-	messages chan string // what it took, with the envelope before
+	messages chan string // accepted mails, each after its envelope
 }
 
-// newMailServer starts one; refuse is the verb that it answers 550 to, and
-// noTLS keeps STARTTLS from being offered.
+// newMailServer starts a mail server. It answers 550 to the verb refuse. With noTLS,
+// it does not offer STARTTLS.
 func newMailServer(t *testing.T, refuse string, noTLS bool) *mailServer {
 	t.Helper()
 	borrowed := httptest.NewTLSServer(nil) // for its certificate
@@ -132,19 +132,19 @@ func TestMail(t *testing.T) {
 		t.Fatal(err)
 	}
 	subject, err := new(mime.WordDecoder).DecodeHeader(parsed.Header.Get("Subject"))
-	if err != nil || subject != "spiffe://acme.test/agent/triage asks for größe Bcc: evil@acme.test" || parsed.Header.Get("Bcc") != "" {
-		t.Errorf("subject %q, %v", subject, err)
+	if err != nil || subject != "spiffe://acme.test/agent/triage requests größe Bcc: evil@acme.test" || parsed.Header.Get("Bcc") != "" {
+		t.Errorf("got subject %q, %v", subject, err)
 	}
 	if parsed.Header.Get("Message-Id") != "<"+n.ID.String()+"@acme.test>" {
-		t.Errorf("message id %q", parsed.Header.Get("Message-Id"))
+		t.Errorf("got message id %q", parsed.Header.Get("Message-Id"))
 	}
 	body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
-	if err != nil || !strings.Contains(string(body), "https://broker.acme.test/ui/requests/"+r.ID.String()) || !strings.Contains(string(body), "because: a line . MAIL FROM") {
-		t.Errorf("%s, %v", body, err)
+	if err != nil || !strings.Contains(string(body), "https://broker.acme.test/ui/requests/"+r.ID.String()) || !strings.Contains(string(body), "justification: a line . MAIL FROM") {
+		t.Errorf("got body %s, %v", body, err)
 	}
 }
 
-func TestMailThatDoesNotGo(t *testing.T) {
+func TestMailErrors(t *testing.T) {
 	n, r := waiting()
 	for name, test := range map[string]struct {
 		refuse string
@@ -152,11 +152,11 @@ func TestMailThatDoesNotGo(t *testing.T) {
 		change func(*MailConfig)
 		says   string
 	}{
-		"no TLS":                 {noTLS: true, says: "securing the connection"},
-		"another authority":      {change: func(c *MailConfig) { c.Roots = x509.NewCertPool() }, says: "securing the connection"},
-		"a password that is not": {refuse: "AUTH", says: "does not accept the user or the password"},
-		"a recipient that isn't": {refuse: "RCPT", says: "naming a recipient"},
-		"inside":                 {change: func(c *MailConfig) { c.AllowPrivate = false }, says: "allow_private"},
+		"no TLS":               {noTLS: true, says: "securing the connection"},
+		"another authority":    {change: func(c *MailConfig) { c.Roots = x509.NewCertPool() }, says: "securing the connection"},
+		"a wrong password":     {refuse: "AUTH", says: "rejected the user or the password"},
+		"an unknown recipient": {refuse: "RCPT", says: "sending RCPT TO"},
+		"a private address":    {change: func(c *MailConfig) { c.AllowPrivate = false }, says: "allow_private"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newMailServer(t, test.refuse, test.noTLS)
@@ -170,29 +170,29 @@ func TestMailThatDoesNotGo(t *testing.T) {
 			}
 			_, err = m.Notify(t.Context(), n, r, nil, noon)
 			if err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "sesame") {
-				t.Errorf("%v", err)
+				t.Errorf("got error %v, want %q", err, test.says)
 			}
 			if len(s.messages) > 0 {
-				t.Error("it was sent")
+				t.Error("a mail was sent")
 			}
 		})
 	}
 }
 
-func TestMailConfigs(t *testing.T) {
+func TestNewMailRejectsBadConfigs(t *testing.T) {
 	good := MailConfig{Host: "mail.acme.test", Port: 587, From: "broker@acme.test", To: []string{"dba@acme.test"}, TLS: "starttls", Templates: builtInTexts(t)}
 	if _, err := NewMail(good); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*MailConfig){
 		"no host": func(c *MailConfig) { c.Host = "" }, "no port": func(c *MailConfig) { c.Port = 0 }, "no sender": func(c *MailConfig) { c.From = "" },
-		"nobody": func(c *MailConfig) { c.To = nil }, "no address": func(c *MailConfig) { c.To = []string{"dba@acme.test\r\nBcc: x@y"} },
-		"in the clear": func(c *MailConfig) { c.TLS = "none" }, "another way": func(c *MailConfig) { c.TLS = "ssl" },
+		"no recipient": func(c *MailConfig) { c.To = nil }, "two headers": func(c *MailConfig) { c.To = []string{"dba@acme.test\r\nBcc: x@y"} },
+		"no TLS": func(c *MailConfig) { c.TLS = "none" }, "an unknown tls": func(c *MailConfig) { c.TLS = "ssl" },
 	} {
 		bad := good
 		change(&bad)
 		if _, err := NewMail(bad); err == nil {
-			t.Errorf("%s: it is taken", name)
+			t.Errorf("%s: NewMail accepted it", name)
 		}
 	}
 }

@@ -1,3 +1,9 @@
+// Package notify notifies people of requests, decisions, break-glass use and new
+// passkeys: by webhook, in Slack and by mail.
+//
+// The broker writes a notice in the transaction that makes it true. The Outbox
+// delivers it with the Notifier of its channel. A message contains no secret, and
+// its link grants nothing: the page requires a login.
 package notify
 
 import (

@@ -19,9 +19,9 @@ func newPasskey() *broker.Notice {
 	}
 }
 
-// What concerns one person goes to them, and not to those whom the channel's
-// mail goes to otherwise.
-func TestMailOfOnePerson(t *testing.T) {
+// A notice to one person goes to that person and not to the recipients of the
+// channel.
+func TestMailToOnePerson(t *testing.T) {
 	s := newMailServer(t, "", false)
 	m, err := NewMail(s.config(t))
 	if err != nil {
@@ -35,7 +35,7 @@ func TestMailOfOnePerson(t *testing.T) {
 		says []string
 	}{
 		{newPasskey(), nil, []string{
-			"At 2026-06-01 12:00:00Z a passkey was enrolled for you, login/ben,", "From 2026-06-02 12:00:00Z on", "the passkey at https://broker.acme.test/ui/passkeys\r\n", "tell whoever runs the broker",
+			"At 2026-06-01 12:00:00Z, a passkey was enrolled for you, login/ben,", "From 2026-06-02 12:00:00Z on", "the passkey at https://broker.acme.test/ui/passkeys\r\n", "inform the operators of the broker",
 		}},
 		{pending, r, []string{"https://broker.acme.test/ui/requests/" + r.ID.String()}},
 	} {
@@ -44,14 +44,14 @@ func TestMailOfOnePerson(t *testing.T) {
 		}
 		envelope, message, _ := strings.Cut(<-s.messages, "From: ")
 		if strings.Count(envelope, "RCPT TO:") != 1 || !strings.Contains(envelope, "RCPT TO:<"+test.n.Address+">") {
-			t.Errorf("the envelope is\n%s", envelope)
+			t.Errorf("got envelope\n%s", envelope)
 		}
 		parsed, err := mail.ReadMessage(strings.NewReader("From: " + message))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if to := parsed.Header.Get("To"); to != "<"+test.n.Address+">" || parsed.Header.Get("Subject") == "" {
-			t.Errorf("to %q, subject %q", to, parsed.Header.Get("Subject"))
+			t.Errorf("got to %q and subject %q", to, parsed.Header.Get("Subject"))
 		}
 		body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
 		if err != nil {
@@ -59,19 +59,19 @@ func TestMailOfOnePerson(t *testing.T) {
 		}
 		for _, want := range test.says {
 			if !strings.Contains(string(body), want) {
-				t.Errorf("it does not say %q:\n%s", want, body)
+				t.Errorf("the body lacks %q:\n%s", want, body)
 			}
 		}
 	}
 }
 
-// A person who can't be reached holds up nobody else: their mail is dropped.
-func TestPersonWhoCantBeReached(t *testing.T) {
+// An address that does not work must not delay the mail of other people.
+func TestMailToABadAddressIsDropped(t *testing.T) {
 	for name, test := range map[string]struct{ refuse, address string }{
-		"the server knows nobody of that name": {"RCPT", "ben@home.test"},
-		"no address":                           {"", "ben"},
-		"more than an address":                 {"", "ben@home.test, evil@acme.test"},
-		"lines":                                {"", "ben@home.test>\r\nRCPT TO:<evil@acme.test"},
+		"an unknown address": {"RCPT", "ben@home.test"},
+		"no address":         {"", "ben"},
+		"two addresses":      {"", "ben@home.test, evil@acme.test"},
+		"line breaks":        {"", "ben@home.test>\r\nRCPT TO:<evil@acme.test"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newMailServer(t, test.refuse, false)
@@ -85,7 +85,7 @@ func TestPersonWhoCantBeReached(t *testing.T) {
 				t.Error(err)
 			}
 			if len(s.messages) > 0 {
-				t.Error("it was sent")
+				t.Error("a mail was sent")
 			}
 		})
 	}

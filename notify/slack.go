@@ -13,16 +13,16 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A SlackConfig is a channel of Slack: by a bot's token, and then messages are
-// updated when a request is decided; or by an incoming webhook, and then each
-// event is a message of its own.
+// A SlackConfig configures a channel in Slack. With a bot token, the broker updates
+// its messages when a request is decided. With an incoming webhook, each event is a
+// new message.
 type SlackConfig struct {
 	Pages        string
-	Token        string // of a bot with chat:write
-	Channel      string // its id, "C0123456789"
-	Webhook      string // URL of an incoming webhook, instead of both
-	API          string // URL of another API than Slack's; empty: Slack's
-	AllowPrivate bool   // addresses that are not of the internet
+	Token        string // bot token with the scope chat:write
+	Channel      string // channel id, "C0123456789"
+	Webhook      string // URL of an incoming webhook, instead of Token and Channel
+	API          string // URL of the Web API; empty: Slack's
+	AllowPrivate bool   // allow addresses that are not public
 	Templates    *Templates
 }
 
@@ -31,10 +31,10 @@ type slack struct {
 	client *http.Client
 }
 
-// NewSlack makes a channel of Slack.
+// NewSlack returns the notifier for a channel in Slack.
 func NewSlack(c SlackConfig) (Notifier, error) {
 	if (c.Token == "" || c.Channel == "") == (c.Webhook == "") {
-		return nil, errors.New("give a bot's token and a channel's id, or the URL of an incoming webhook")
+		return nil, errors.New("set either a bot token and a channel id, or the URL of an incoming webhook")
 	}
 	if c.API == "" {
 		c.API = "https://slack.com/api"
@@ -48,11 +48,11 @@ func NewSlack(c SlackConfig) (Notifier, error) {
 	return &slack{c, newClient(nil, c.AllowPrivate)}, nil
 }
 
-// mrkdwn escapes what Slack reads as links, mentions and entities.
+// mrkdwn escapes the characters of links, mentions and entities in Slack.
 var mrkdwn = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
-// block is a piece of a message. Texts are plain, so that nobody's words make
-// links or mention people; only the button leads somewhere.
+// blocks returns the blocks of a message. All texts are plain_text, so that a
+// requester's words can't create links or mentions. Only the button has a link.
 func blocks(f Facts, subject, body string) []any {
 	plainText := func(s string, most int) map[string]any {
 		if runes := []rune(s); len(runes) > most {
@@ -63,12 +63,13 @@ func blocks(f Facts, subject, body string) []any {
 	return []any{
 		map[string]any{"type": "header", "text": plainText(subject, 150)},
 		map[string]any{"type": "section", "text": plainText(body, 3000)},
-		map[string]any{"type": "actions", "elements": []any{map[string]any{"type": "button", "text": plainText("Look at it", 75), "url": f.URL, "action_id": "look"}}},
+		map[string]any{"type": "actions", "elements": []any{map[string]any{"type": "button", "text": plainText("Open", 75), "url": f.URL, "action_id": "look"}}},
 	}
 }
 
-// Notify writes a message, or changes all earlier ones of the same request if it
-// settles what they asked for. One that was deleted is passed over.
+// Notify posts a message. If the notice reports a decision, it updates all earlier
+// messages about the request instead, and posts one only if none of them exists any
+// more.
 func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, earlier []string, now time.Time) (string, error) {
 	f := factsOf(s.cfg.Pages, n, r, now)
 	subject, body, err := s.cfg.Templates.text(f)
@@ -81,57 +82,56 @@ func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request,
 		return "", err
 	}
 	message["channel"] = s.cfg.Channel
-	changed := ""
-	if settles(n.Event) {
+	updated := ""
+	if isDecision(n.Event) {
 		for _, reference := range earlier {
 			message["ts"] = reference
 			ts, err := s.post(ctx, "/chat.update", message)
 			switch {
 			case err == nil:
-				changed = ts
+				updated = ts
 			case !errors.Is(err, errNoMessage):
 				return "", err
 			}
 		}
 	}
-	if changed != "" {
-		return changed, nil
+	if updated != "" {
+		return updated, nil
 	}
 	delete(message, "ts")
 	return s.post(ctx, "/chat.postMessage", message)
 }
 
-// errNoMessage says that there is no such message any more, or that it is too
-// old to be changed.
-var errNoMessage = errors.New("its API knows no such message")
+// errNoMessage means that a message was deleted or is too old to update.
+var errNoMessage = errors.New("the message does not exist or can't be updated")
 
-// post calls a method of the API that has to do with one message, and gives the
-// message's reference.
+// post calls a method of the Web API that posts or updates a message, and returns
+// the reference of the message.
 func (s *slack) post(ctx context.Context, method string, message map[string]any) (string, error) {
 	answer, err := s.call(ctx, s.cfg.API+method, message)
 	if err != nil {
 		return "", err
 	}
-	var said struct {
+	var result struct {
 		OK    bool
 		Error string
 		TS    string
 	}
-	if err := json.Unmarshal(answer, &said); err != nil {
-		return "", errors.New("its answer is not JSON")
+	if err := json.Unmarshal(answer, &result); err != nil {
+		return "", errors.New("the answer of Slack is not JSON")
 	}
 	switch {
-	case said.OK:
-	case said.Error == "message_not_found", said.Error == "cant_update_message", said.Error == "edit_window_closed":
+	case result.OK:
+	case result.Error == "message_not_found", result.Error == "cant_update_message", result.Error == "edit_window_closed":
 		return "", errNoMessage
 	default:
-		return "", fmt.Errorf("its API says %.64q", said.Error)
+		return "", fmt.Errorf("Slack answered %.64q", result.Error)
 	}
-	return said.TS, nil
+	return result.TS, nil
 }
 
-// settles says whether an event ends what an earlier one asked for.
-func settles(e broker.NoticeEvent) bool {
+// isDecision reports whether an event ends the wait that an earlier one reported.
+func isDecision(e broker.NoticeEvent) bool {
 	switch e {
 	case broker.NoticeApproved, broker.NoticeDenied, broker.NoticeWithdrawn, broker.NoticeReviewed:
 		return true
@@ -146,7 +146,7 @@ func (s *slack) call(ctx context.Context, url string, message any) ([]byte, erro
 	}
 	req, err := http.NewRequest(http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return nil, errors.New("its URL is not valid")
+		return nil, errors.New("the URL is not valid")
 	}
 	req.Header.Set("Content-Type", "application/json; charset=utf-8")
 	if s.cfg.Token != "" {

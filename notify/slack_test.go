@@ -13,11 +13,11 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A fakeSlack answers as Slack's Web API does (chat.postMessage, chat.update).
+// A fakeSlack answers like Slack's Web API (chat.postMessage, chat.update).
 type fakeSlack struct {
-	calls []slackCall
-	says  string
-	about map[string]string // answers, by the message that is changed
+	calls   []slackCall
+	answer  string            // to every other call; empty: ok
+	answers map[string]string // by the updated message
 }
 
 type slackCall struct {
@@ -27,16 +27,19 @@ type slackCall struct {
 }
 
 func (f *fakeSlack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	raw, _ := io.ReadAll(r.Body)
+	raw, err := io.ReadAll(r.Body)
 	call := slackCall{path: r.URL.Path, token: r.Header.Get("Authorization"), raw: string(raw)}
-	_ = json.Unmarshal(raw, &call.body)
-	f.calls = append(f.calls, call)
-	if said := f.about[fmt.Sprint(call.body["ts"])]; said != "" {
-		_, _ = io.WriteString(w, said)
+	if err != nil || json.Unmarshal(raw, &call.body) != nil {
+		http.Error(w, "not JSON", http.StatusBadRequest)
 		return
 	}
-	if f.says != "" {
-		_, _ = io.WriteString(w, f.says)
+	f.calls = append(f.calls, call)
+	if answer := f.answers[fmt.Sprint(call.body["ts"])]; answer != "" {
+		_, _ = io.WriteString(w, answer)
+		return
+	}
+	if f.answer != "" {
+		_, _ = io.WriteString(w, f.answer)
 		return
 	}
 	fmt.Fprintf(w, `{"ok":true,"channel":"C1","ts":"1700000000.00000%d"}`, len(f.calls))
@@ -62,26 +65,29 @@ func TestSlackMessageIsUpdated(t *testing.T) {
 	if _, err := s.Notify(t.Context(), n, r, []string{reference}, noon); err != nil {
 		t.Fatal(err)
 	}
-	n.Event = broker.NoticeEscalated // more is asked, and nothing settled
+	n.Event = broker.NoticeEscalated // reports no decision
 	if _, err := s.Notify(t.Context(), n, r, []string{reference}, noon); err != nil {
 		t.Fatal(err)
 	}
 	paths := []string{"/chat.postMessage", "/chat.update", "/chat.postMessage"}
+	if len(fake.calls) != len(paths) {
+		t.Fatalf("got %d calls, want %d", len(fake.calls), len(paths))
+	}
 	for i, call := range fake.calls {
 		if call.path != paths[i] || call.token != "Bearer xoxb-1" || call.body["channel"] != "C1" {
 			t.Errorf("call %d: %s, %v", i, call.path, call.body["channel"])
 		}
 		if strings.Contains(call.raw, "mrkdwn") || strings.Contains(call.body["text"].(string), "<!") {
-			t.Errorf("call %d: what the requester wrote is read as markup: %s", i, call.raw)
+			t.Errorf("call %d: the requester's text is markup: %s", i, call.raw)
 		}
 	}
 	if fake.calls[1].body["ts"] != reference {
-		t.Errorf("it updates %v", fake.calls[1].body["ts"])
+		t.Errorf("updated message %v, want %s", fake.calls[1].body["ts"], reference)
 	}
 }
 
 func TestSlackIncomingWebhook(t *testing.T) {
-	fake := &fakeSlack{says: "ok"}
+	fake := &fakeSlack{answer: "ok"}
 	server := httptest.NewServer(fake)
 	defer server.Close()
 	s, err := NewSlack(SlackConfig{Webhook: server.URL + "/services/T/B/secret", AllowPrivate: true, Templates: builtInTexts(t)})
@@ -90,15 +96,15 @@ func TestSlackIncomingWebhook(t *testing.T) {
 	}
 	n, r := waiting()
 	if reference, err := s.Notify(t.Context(), n, r, nil, noon); err != nil || reference != "" {
-		t.Fatalf("%q, %v", reference, err)
+		t.Fatalf("got reference %q, %v", reference, err)
 	}
 	if fake.calls[0].path != "/services/T/B/secret" || fake.calls[0].token != "" {
-		t.Errorf("%+v", fake.calls[0])
+		t.Errorf("got call %+v", fake.calls[0])
 	}
 }
 
-func TestSlackThatRefuses(t *testing.T) {
-	fake := &fakeSlack{says: `{"ok":false,"error":"channel_not_found"}`}
+func TestSlackErrors(t *testing.T) {
+	fake := &fakeSlack{answer: `{"ok":false,"error":"channel_not_found"}`}
 	server := httptest.NewServer(fake)
 	n, r := waiting()
 	s, err := NewSlack(SlackConfig{Token: "xoxb-secret", Channel: "C1", API: server.URL, AllowPrivate: true, Templates: builtInTexts(t)})
@@ -108,9 +114,9 @@ func TestSlackThatRefuses(t *testing.T) {
 	if _, err := s.Notify(t.Context(), n, r, nil, noon); err == nil || !strings.Contains(err.Error(), "channel_not_found") {
 		t.Error(err)
 	}
-	fake.says = "<html>"
+	fake.answer = "<html>"
 	if _, err := s.Notify(t.Context(), n, r, nil, noon); err == nil {
-		t.Error("an answer that is no JSON is taken")
+		t.Error("an answer that is not JSON was accepted")
 	}
 	server.Close()
 	if _, err := s.Notify(t.Context(), n, r, nil, noon); err == nil || strings.Contains(err.Error(), "xoxb") {
@@ -118,27 +124,27 @@ func TestSlackThatRefuses(t *testing.T) {
 	}
 	for _, bad := range []SlackConfig{{}, {Token: "x"}, {Channel: "C"}, {Token: "x", Channel: "C", Webhook: "https://hooks.slack.com/x"}} {
 		if _, err := NewSlack(bad); err == nil {
-			t.Errorf("%+v is taken", bad)
+			t.Errorf("NewSlack accepted %+v", bad)
 		}
 	}
 }
 
-// All messages of a request are changed, but for those that are gone; if all
-// are, it is told anew.
-func TestSlackMessagesAreUpdated(t *testing.T) {
+// A decision updates all messages about the request that still exist. If none does,
+// it is posted as a new message.
+func TestSlackUpdatesExistingMessages(t *testing.T) {
 	gone := `{"ok":false,"error":"message_not_found"}`
 	for name, test := range map[string]struct {
-		about map[string]string
-		want  []string
-		fails bool
+		answers map[string]string
+		want    []string
+		fails   bool
 	}{
-		"both":         {nil, []string{"/chat.update 1", "/chat.update 2"}, false},
-		"one is gone":  {map[string]string{"1": gone}, []string{"/chat.update 1", "/chat.update 2"}, false},
-		"both are":     {map[string]string{"1": gone, "2": gone}, []string{"/chat.update 1", "/chat.update 2", "/chat.postMessage <nil>"}, false},
-		"Slack is out": {map[string]string{"1": `{"ok":false,"error":"internal_error"}`}, []string{"/chat.update 1"}, true},
+		"both exist":  {nil, []string{"/chat.update 1", "/chat.update 2"}, false},
+		"one exists":  {map[string]string{"1": gone}, []string{"/chat.update 1", "/chat.update 2"}, false},
+		"none exists": {map[string]string{"1": gone, "2": gone}, []string{"/chat.update 1", "/chat.update 2", "/chat.postMessage <nil>"}, false},
+		"an error":    {map[string]string{"1": `{"ok":false,"error":"internal_error"}`}, []string{"/chat.update 1"}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			fake := &fakeSlack{about: test.about}
+			fake := &fakeSlack{answers: test.answers}
 			server := httptest.NewServer(fake)
 			defer server.Close()
 			s, err := NewSlack(SlackConfig{Token: "xoxb-1", Channel: "C1", API: server.URL, AllowPrivate: true, Templates: builtInTexts(t)})
@@ -155,7 +161,7 @@ func TestSlackMessagesAreUpdated(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s %v", call.path, call.body["ts"]))
 			}
 			if !slices.Equal(got, test.want) {
-				t.Errorf("called %q, not %q", got, test.want)
+				t.Errorf("got calls %q, want %q", got, test.want)
 			}
 		})
 	}

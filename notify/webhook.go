@@ -19,13 +19,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A WebhookConfig is where events are posted, signed by Standard Webhooks 1.0.
+// A WebhookConfig configures a webhook that is signed as Standard Webhooks 1.0
+// specifies.
 type WebhookConfig struct {
 	Pages        string // URL of the broker's pages
 	URL          string
-	Secrets      [][]byte       // each signs: while one is replaced, there are two
+	Secrets      [][]byte       // each one signs, so that receivers can change from one to another
 	Roots        *x509.CertPool // nil: the system's
-	AllowPrivate bool           // addresses that are not of the internet, and http on loopback
+	AllowPrivate bool           // allow addresses that are not public, and http on loopback
 }
 
 type webhook struct {
@@ -33,41 +34,41 @@ type webhook struct {
 	client *http.Client
 }
 
-// Secret reads a secret of Standard Webhooks: "whsec_" and base64 of 24 to 64
+// Secret decodes a secret of Standard Webhooks: "whsec_" and the base64 of 24 to 64
 // bytes.
 func Secret(text string) ([]byte, error) {
 	raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(strings.TrimSpace(text), "whsec_"))
 	if err != nil || len(raw) < 24 || len(raw) > 64 {
-		return nil, errors.New("a webhook's secret is whsec_ and the base64 of 24 to 64 random bytes")
+		return nil, errors.New("a webhook secret is whsec_ followed by the base64 of 24 to 64 random bytes")
 	}
 	return raw, nil
 }
 
-// checkURL refuses what is not https, but on loopback for who allows that.
+// checkURL rejects URLs without https, except http on loopback with allowPrivate.
 func checkURL(text string, allowPrivate bool) error {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
-		return errors.New("give an https URL")
+		return errors.New("use an https URL without user and fragment")
 	case u.Scheme == "https", u.Scheme == "http" && allowPrivate && (u.Hostname() == "127.0.0.1" || u.Hostname() == "::1" || u.Hostname() == "localhost"):
 		return nil
 	}
-	return errors.New("give an https URL; http is for this machine only, with allow_private")
+	return errors.New("use an https URL; http works only for this machine, with allow_private")
 }
 
-// NewWebhook makes a channel that posts events.
+// NewWebhook returns the notifier for a webhook.
 func NewWebhook(c WebhookConfig) (Notifier, error) {
 	if err := checkURL(c.URL, c.AllowPrivate); err != nil {
 		return nil, err
 	}
 	if len(c.Secrets) == 0 {
-		return nil, errors.New("a webhook is signed: give its secret")
+		return nil, errors.New("a webhook needs a secret for its signatures")
 	}
 	return &webhook{c, newClient(c.Roots, c.AllowPrivate)}, nil
 }
 
-// Notify posts {type, timestamp, data}. Its webhook-id is the notice's, which
-// is the same each time it is tried.
+// Notify posts {type, timestamp, data}. The webhook-id is the id of the notice, and
+// so the same for every attempt.
 func (w *webhook) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ []string, now time.Time) (string, error) {
 	f := factsOf(w.cfg.Pages, n, r, now)
 	body, err := json.Marshal(map[string]any{"type": f.Event, "timestamp": f.Time, "data": f})
@@ -76,7 +77,7 @@ func (w *webhook) Notify(ctx context.Context, n *broker.Notice, r *broker.Reques
 	}
 	req, err := http.NewRequest(http.MethodPost, w.cfg.URL, bytes.NewReader(body))
 	if err != nil {
-		return "", errors.New("its URL is not valid")
+		return "", errors.New("the URL is not valid")
 	}
 	id, at := n.ID.String(), strconv.FormatInt(now.Unix(), 10)
 	req.Header.Set("Content-Type", "application/json")

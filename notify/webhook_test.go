@@ -35,16 +35,16 @@ func webhookTo(t *testing.T, url string, secrets ...string) Notifier {
 	return w
 }
 
-// The example of the specification (Standard Webhooks 1.0, "Verifying
-// webhook authenticity").
-func TestSignature(t *testing.T) {
+// The example is from the specification (Standard Webhooks 1.0, "Verifying webhook
+// authenticity").
+func TestSignatureOfTheSpecification(t *testing.T) {
 	secret, err := Secret(secretText)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", []byte(`{"test": 2432232314}`))
 	if got != "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=" {
-		t.Errorf("signature %s", got)
+		t.Errorf("got signature %s", got)
 	}
 }
 
@@ -52,9 +52,10 @@ func TestWebhook(t *testing.T) {
 	rotated := "whsec_" + base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32)))
 	var header http.Header
 	var body []byte
+	var readErr error
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header = r.Header
-		body, _ = io.ReadAll(r.Body)
+		body, readErr = io.ReadAll(r.Body)
 	}))
 	defer server.Close()
 	n, r := waiting()
@@ -63,32 +64,35 @@ func TestWebhook(t *testing.T) {
 	}
 	signatures := strings.Fields(header.Get("webhook-signature"))
 	if len(signatures) != 2 {
-		t.Fatalf("signatures %q: while a secret is replaced there are two", signatures)
+		t.Fatalf("got signatures %q, want one for each of two secrets", signatures)
 	}
 	for i, key := range []string{strings.TrimPrefix(secretText, "whsec_"), strings.TrimPrefix(rotated, "whsec_")} {
-		raw, _ := base64.StdEncoding.DecodeString(key)
+		raw, err := base64.StdEncoding.DecodeString(key)
+		if err != nil {
+			t.Fatal(err)
+		}
 		mac := hmac.New(sha256.New, raw)
 		mac.Write([]byte(header.Get("webhook-id") + "." + header.Get("webhook-timestamp") + "." + string(body)))
 		if signatures[i] != "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)) {
-			t.Errorf("signature %d does not hold", i)
+			t.Errorf("signature %d is not valid", i)
 		}
 	}
 	if header.Get("webhook-id") != n.ID.String() || header.Get("webhook-timestamp") != "1780315200" {
-		t.Errorf("id %q, timestamp %q", header.Get("webhook-id"), header.Get("webhook-timestamp"))
+		t.Errorf("got id %q and timestamp %q", header.Get("webhook-id"), header.Get("webhook-timestamp"))
 	}
 	var event struct {
 		Type string
 		Data Facts
 	}
-	if err := json.Unmarshal(body, &event); err != nil {
+	if err := errors.Join(readErr, json.Unmarshal(body, &event)); err != nil {
 		t.Fatal(err)
 	}
 	if event.Type != "request.pending" || event.Data.Entitlement != "orders-db-rw" || event.Data.Needed["dba"] != "0 of 2" || event.Data.URL != "https://broker.acme.test/ui/requests/"+r.ID.String() {
-		t.Errorf("%s", body)
+		t.Errorf("got body %s", body)
 	}
 }
 
-func TestReceiversThatFail(t *testing.T) {
+func TestWebhookErrors(t *testing.T) {
 	answers := map[string]func(http.ResponseWriter, *http.Request){
 		"/500": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
 		"/410": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(410) },
@@ -111,32 +115,31 @@ func TestReceiversThatFail(t *testing.T) {
 	}))
 	defer server.Close()
 	n, r := waiting()
-	tell := func(path string) error {
+	notify := func(path string) error {
 		_, err := webhookTo(t, server.URL+path, secretText).Notify(t.Context(), n, r, nil, noon)
 		return err
 	}
-	if err := tell("/500"); err == nil || err.Error() != "it answered 500" {
+	if err := notify("/500"); err == nil || err.Error() != "the receiver answered 500" {
 		t.Error(err)
 	}
-	if err := tell("/410"); !errors.Is(err, ErrChannelGone) {
+	if err := notify("/410"); !errors.Is(err, ErrChannelGone) {
 		t.Error(err)
 	}
 	for path, want := range map[string]time.Duration{"/429": 90 * time.Second, "/503": time.Hour} {
-		var later *RetryAfter
-		if err := tell(path); !errors.As(err, &later) || later.After != want {
+		var retry *RetryAfter
+		if err := notify(path); !errors.As(err, &retry) || retry.After != want {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if err := tell("/302"); err == nil || followed {
+	if err := notify("/302"); err == nil || followed {
 		t.Errorf("a redirect: %v, followed: %v", err, followed)
 	}
-	if err := tell("/endless"); err != nil { // it was taken; the rest is not read
+	if err := notify("/endless"); err != nil { // the status is 200; the client reads only the start
 		t.Error(err)
 	}
 }
 
-// A receiver that takes the call and never answers is left alone in time.
-func TestReceiverThatHangs(t *testing.T) {
+func TestWebhookCallEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -149,7 +152,7 @@ func TestReceiverThatHangs(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if _, err := webhookTo(t, "http://127.0.0.1:1", secretText).Notify(t.Context(), n, r, nil, noon); err == nil {
-		t.Error("a receiver that is down")
+		t.Error("a receiver that is down: got no error")
 	}
 }
 
@@ -157,9 +160,9 @@ type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-// Nothing leads to this machine, its neighbours or a cloud's metadata unless the
-// operator said so.
-func TestInsideIsRefused(t *testing.T) {
+// Without allow_private, a webhook reaches neither this machine nor its neighbours
+// nor the metadata service of a cloud.
+func TestPrivateAddressesAreRejected(t *testing.T) {
 	called := false
 	server := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }))
 	defer server.Close()
@@ -179,34 +182,34 @@ func TestInsideIsRefused(t *testing.T) {
 		}
 	}
 	if called {
-		t.Error("a message led inside")
+		t.Error("the server received a message")
 	}
 }
 
-func TestInner(t *testing.T) {
+func TestPrivateAddresses(t *testing.T) {
 	for address, want := range map[string]bool{
 		"169.254.169.254": true, "fd00:ec2::254": true, "10.1.2.3": true, "172.16.0.1": true, "192.168.1.1": true, "100.64.0.1": true,
 		"::1": true, "::": true, "fe80::1": true, "::ffff:10.0.0.1": true, "64:ff9b::a9fe:a9fe": true, "2002:7f00:1::": true, "224.0.0.1": true,
 		"1.1.1.1": false, "2606:4700::1111": false, "64:ff9b::101:101": false, "172.32.0.1": false,
 	} {
-		if got := isInner(netip.MustParseAddr(address)); got != want {
-			t.Errorf("%s: %v", address, got)
+		if got := isPrivate(netip.MustParseAddr(address)); got != want {
+			t.Errorf("%s: got private %t, want %t", address, got, want)
 		}
 	}
 }
 
-func TestWebhooksThatAreNotTaken(t *testing.T) {
+func TestNewWebhookRejectsBadConfigs(t *testing.T) {
 	for _, url := range []string{"http://hooks.acme.test/x", "ftp://acme.test", "https://user:pw@acme.test", "//acme.test", "https://", "http://10.0.0.1/", "https://acme.test/#x"} {
 		if _, err := NewWebhook(WebhookConfig{URL: url, Secrets: [][]byte{make([]byte, 32)}, AllowPrivate: true}); err == nil {
-			t.Errorf("%s is taken", url)
+			t.Errorf("NewWebhook accepted %s", url)
 		}
 	}
 	if _, err := NewWebhook(WebhookConfig{URL: "https://acme.test"}); err == nil {
-		t.Error("a webhook that nobody signs is taken")
+		t.Error("NewWebhook accepted a webhook without a secret")
 	}
 	for _, secret := range []string{"", "whsec_", "whsec_c2hvcnQ=", "whsec_!", "whsec_" + strings.Repeat("A", 120)} {
 		if _, err := Secret(secret); err == nil {
-			t.Errorf("%q is taken for a secret", secret)
+			t.Errorf("Secret accepted %q", secret)
 		}
 	}
 }

@@ -65,20 +65,20 @@ func TestChannels(t *testing.T) {
 func TestBadChannels(t *testing.T) {
 	dir := channelsDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{
-		"no token":         {"token_file: secret, channel", "channel", "notify.slack.dba: give a bot's token and a channel's id"},
+		"no token":         {"token_file: secret, channel", "channel", "notify.slack.dba: set either a bot token and a channel id"},
 		"no such file":     {"token_file: secret", "token_file: none", "notify.slack.dba.token_file: reading a secret"},
-		"both":             {"webhook_file: hook.url", "webhook_file: hook.url, token_file: secret, channel: C1", "notify.slack.ops: give a bot's token"},
-		"without TLS":      {"https://hooks.acme.test", "http://hooks.acme.test", "notify.webhook.audit: give an https URL"},
-		"unsigned":         {"secret_files: [hook.secret]", "secret_files: []", "notify.webhook.audit: a webhook is signed"},
-		"no secret":        {"[hook.secret]", "[secret]", "notify.webhook.audit.secret_files.0: a webhook's secret is whsec_"},
-		"mail without TLS": {"username: broker", "tls: none, username: broker", "notify.mail.dba: tls is starttls or implicit"},
+		"both":             {"webhook_file: hook.url", "webhook_file: hook.url, token_file: secret, channel: C1", "notify.slack.ops: set either a bot token"},
+		"without TLS":      {"https://hooks.acme.test", "http://hooks.acme.test", "notify.webhook.audit: use an https URL"},
+		"unsigned":         {"secret_files: [hook.secret]", "secret_files: []", "notify.webhook.audit: a webhook needs a secret"},
+		"no secret":        {"[hook.secret]", "[secret]", "notify.webhook.audit.secret_files.0: a webhook secret is whsec_"},
+		"mail without TLS": {"username: broker", "tls: none, username: broker", "notify.mail.dba: tls must be starttls or implicit"},
 		"authorities":      {"username: broker", "ca_file: secret, username: broker", "notify.mail.dba.ca_file: reading authorities"},
 		"a name":           {"    dba: {host", "    DBA: {host", `notify.mail.DBA: "DBA" is not a valid name`},
 		"no mail channel":  {"notify:\n", "notify:\n  people: mail:ops\n", `notify.people: "mail:ops" is not a mail channel`},
 		"people by Slack":  {"notify:\n", "notify:\n  people: slack:dba\n", `notify.people: "slack:dba" is not a mail channel`},
 		"people by a name": {"notify:\n", "notify:\n  people: dba\n", `notify.people: "dba" is not a mail channel`},
 		"templates":        {"notify:\n", "notify:\n  templates: none\n", "/none has neither subject.txt nor body.txt"},
-		"a template":       {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the template of bodies"},
+		"a template":       {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the body template"},
 		"an unknown kind":  {"  mail:\n", "  fax:\n", `unknown key "fax"`},
 	} {
 		t.Run(name, func(t *testing.T) {

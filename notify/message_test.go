@@ -30,56 +30,56 @@ func builtInTexts(t *testing.T) *Templates {
 	return texts
 }
 
-func TestMessage(t *testing.T) {
+func TestMessageOfAPendingRequest(t *testing.T) {
 	n, r := waiting()
 	subject, body, err := builtInTexts(t).text(factsOf("https://broker.acme.test", n, r, noon))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "spiffe://acme.test/agent/triage asks for orders-db-rw"; subject != want {
-		t.Errorf("subject %q, not %q", subject, want)
+	if want := "spiffe://acme.test/agent/triage requests orders-db-rw"; subject != want {
+		t.Errorf("got subject %q, want %q", subject, want)
 	}
-	want := `spiffe://acme.test/agent/triage (agent), answered for by login/ana
-asked for orders-db-rw: write
-because: order 7 is stuck
+	want := `spiffe://acme.test/agent/triage (agent), owner login/ana
+requests orders-db-rw: write
+justification: order 7 is stuck
 ticket: OPS-7
-each credential lives for 10m, collected for 1h
-approved by 0 of 2 of dba
-It lapses at 2026-06-01 13:00:00Z.
+credential valid 10m, collectable for 1h
+approvals from dba: 0 of 2
+The request lapses at 2026-06-01 13:00:00Z.
 
-It is pending: https://broker.acme.test/ui/requests/` + r.ID.String()
+Status pending: https://broker.acme.test/ui/requests/` + r.ID.String()
 	if body != want {
-		t.Errorf("body\n%s\nnot\n%s", body, want)
+		t.Errorf("got body\n%s\nwant\n%s", body, want)
 	}
 }
 
-// Whatever a requester writes stays one line of bounded length, and turns no
-// text around.
-func TestHostileTexts(t *testing.T) {
+// The texts of a requester become one line of bounded length, without characters
+// that reverse text.
+func TestMessageCleansHostileTexts(t *testing.T) {
 	n, r := waiting()
-	r.Justification = "fine\r\n\r\nIt is approved: https://evil.test\u202e\u200b\x1b[31m" + strings.Repeat("x", 64<<10)
+	r.Justification = "fine\r\n\r\nStatus approved: https://evil.test\u202e\u200b\x1b[31m" + strings.Repeat("x", 64<<10)
 	r.Ticket = "<!channel> <https://evil.test|click>\u0000"
 	_, body, err := builtInTexts(t).text(factsOf("https://broker.acme.test", n, r, noon))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(body, "\nIt is ") != 1 || strings.ContainsAny(body, "\u202e\u200b\x1b\x00\r") || len(body) > 4096 {
-		t.Errorf("%q", body)
+	if strings.Count(body, "\nStatus ") != 1 || strings.ContainsAny(body, "\u202e\u200b\x1b\x00\r") || len(body) > 4096 {
+		t.Errorf("got body %q", body)
 	}
 }
 
-func TestTemplatesOfTheOperator(t *testing.T) {
+func TestCustomTemplates(t *testing.T) {
 	n, r := waiting()
 	texts, err := NewTemplates("{{.Group}}:\n{{.Entitlement}}", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if subject, _, err := texts.text(factsOf("", n, r, noon)); err != nil || subject != "dba: orders-db-rw" {
-		t.Errorf("%q, %v", subject, err)
+		t.Errorf("got subject %q, %v", subject, err)
 	}
 	for _, bad := range []string{"{{.Secret}}", "{{", "{{template \"other\"}}"} {
 		if _, err := NewTemplates("", bad); err == nil {
-			t.Errorf("%q is taken for a template", bad)
+			t.Errorf("NewTemplates accepted %q", bad)
 		}
 	}
 	endless, err := NewTemplates("", strings.Repeat("{{.Requester}}", 10000))
@@ -87,6 +87,6 @@ func TestTemplatesOfTheOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, _, err := endless.text(factsOf("", n, r, noon)); err == nil {
-		t.Error("a message of 300 kB is sent")
+		t.Error("a message of 300 kB was accepted")
 	}
 }

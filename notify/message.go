@@ -1,12 +1,8 @@
-// Package notify tells people that something waits for them, or was decided:
-// by webhooks, in Slack and by mail. A message holds no secret, and its link is
-// no capability: whoever follows it has to log in.
 package notify
 
 import (
 	"bytes"
 	"embed"
-	"errors"
 	"fmt"
 	"strings"
 	"text/template"
@@ -16,14 +12,13 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Facts are what a message tells. Texts of the requester's are bounded, and
-// free of characters that do something.
+// Facts are the content of a message. plain has cleaned the requester's texts.
 type Facts struct {
 	Event         string            `json:"event"` // request.pending, …
-	Time          time.Time         `json:"time"`  // when it came to be
-	Group         string            `json:"group"` // why this channel is told
+	Time          time.Time         `json:"time"`  // of the event
+	Group         string            `json:"group"` // whose channel it is
 	Request       string            `json:"request"`
-	URL           string            `json:"url"` // of the page; no capability
+	URL           string            `json:"url"` // of the page, which requires a login
 	Status        string            `json:"status"`
 	Entitlement   string            `json:"entitlement"`
 	Scopes        []string          `json:"scopes,omitempty"`
@@ -38,21 +33,22 @@ type Facts struct {
 	Needed        map[string]string `json:"needed,omitempty"` // by group: "1 of 2"
 	LapsesAt      *time.Time        `json:"lapses_at,omitempty"`
 	ReviewDueAt   *time.Time        `json:"review_due_at,omitempty"`
-	Approvals     []Voice           `json:"approvals,omitempty"`
+	Approvals     []Approval        `json:"approvals,omitempty"`
 }
 
-// A Voice is what somebody said.
-type Voice struct {
+// An Approval is one person's vote.
+type Approval struct {
 	Person   string    `json:"person"`
 	Decision string    `json:"decision"` // approve, deny
 	At       time.Time `json:"at"`
 }
 
-// maxText is how much of a free text a message shows, in characters.
+// maxText is the maximum length of a free text in a message, in characters.
 const maxText = 500
 
-// plain makes a text that others wrote fit to be shown: one line, of bounded
-// length, without control characters and such as turn text around.
+// plain returns a text of another person as one line of at most maxText
+// characters, without control and format characters such as those that reverse the
+// direction of text.
 func plain(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
@@ -74,7 +70,8 @@ var statuses = map[broker.RequestStatus]string{
 	broker.RequestWithdrawn: "withdrawn", broker.RequestLapsed: "lapsed", broker.RequestEnded: "ended",
 }
 
-// factsOf gives what to tell. pages is the URL of the broker's pages.
+// factsOf returns the content of the message for a notice about r. pages is the URL
+// of the broker's pages.
 func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) Facts {
 	f := Facts{
 		Event: string(n.Event), Time: n.Created.UTC(), Group: n.Group, Request: r.ID.String(), URL: pages + "/ui/requests/" + r.ID.String(),
@@ -97,7 +94,7 @@ func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) F
 		f.Needed[p.Group] = fmt.Sprintf("%d of %d", p.Have, p.Count)
 	}
 	for _, a := range r.Approvals {
-		v := Voice{a.Person, "deny", a.At.UTC()}
+		v := Approval{a.Person, "deny", a.At.UTC()}
 		if a.Approve {
 			v.Decision = "approve"
 		}
@@ -109,11 +106,12 @@ func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) F
 //go:embed templates/*.txt
 var builtIn embed.FS
 
-// Templates make the texts of messages: subject.txt and body.txt, as Go's
-// text/template of Facts.
+// Templates are the templates subject.txt and body.txt of messages: Go's
+// text/template, applied to Facts.
 type Templates struct{ subject, body *template.Template }
 
-// NewTemplates reads templates; an empty text means the built-in one.
+// NewTemplates parses the templates and tries them. An empty text means the
+// built-in template.
 func NewTemplates(subject, body string) (*Templates, error) {
 	read := func(name, text string) (*template.Template, error) {
 		if text == "" {
@@ -132,29 +130,29 @@ func NewTemplates(subject, body string) (*Templates, error) {
 	t := &Templates{}
 	var err error
 	if t.subject, err = read("subject.txt", subject); err != nil {
-		return nil, fmt.Errorf("reading the template of subjects: %w", err)
+		return nil, fmt.Errorf("reading the subject template: %w", err)
 	}
 	if t.body, err = read("body.txt", body); err != nil {
-		return nil, fmt.Errorf("reading the template of bodies: %w", err)
+		return nil, fmt.Errorf("reading the body template: %w", err)
 	}
 	return t, nil
 }
 
-// maxMessage bounds what a template makes.
+// maxMessage is the maximum size of a subject or body, in bytes.
 const maxMessage = 16 << 10
 
 func execute(t *template.Template, f Facts) (string, error) {
 	var b bytes.Buffer
 	if err := t.Execute(&b, f); err != nil {
-		return "", fmt.Errorf("making a message: %w", err)
+		return "", fmt.Errorf("executing the template: %w", err)
 	}
 	if b.Len() > maxMessage {
-		return "", errors.New("making a message: it is too long")
+		return "", fmt.Errorf("executing the template: the message exceeds %d bytes", maxMessage)
 	}
 	return strings.TrimSpace(b.String()), nil
 }
 
-// text makes the subject, of one line, and the body.
+// text returns the subject, as one line, and the body.
 func (t *Templates) text(f Facts) (subject, body string, err error) {
 	if subject, err = execute(t.subject, f); err != nil {
 		return "", "", err

@@ -30,7 +30,7 @@ func adminCall(ctx context.Context, socket, method, path string, into any) error
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
-		return fmt.Errorf("reading the admin socket's answer: %w", err)
+		return fmt.Errorf("reading the answer of the admin socket: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var failed struct{ Error, Detail string }
@@ -40,7 +40,7 @@ func adminCall(ctx context.Context, socket, method, path string, into any) error
 	return json.Unmarshal(body, into)
 }
 
-// adminTransport connects to the admin socket, whatever a URL says.
+// adminTransport connects to the admin socket for every URL.
 func adminTransport(socket string) *http.Transport {
 	return &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -51,8 +51,8 @@ func adminTransport(socket string) *http.Transport {
 	}}
 }
 
-// A noAdmin is an admin socket at which nothing answers. It is shown alone: the
-// URLs around it are made up, since HTTP wants some.
+// A noAdmin means that nothing answers at the admin socket. It is printed without the
+// errors around it, which name an invented URL.
 type noAdmin struct {
 	socket string
 	err    error
@@ -67,15 +67,15 @@ func (e *noAdmin) Error() string {
 	if errors.Is(why, fs.ErrPermission) {
 		return fmt.Sprintf("the admin socket %s is for root and the broker's own user (%v)", e.socket, why)
 	}
-	return fmt.Sprintf("nothing answers at the admin socket %s (%v): name it by --admin-socket or BROKER_ADMIN_SOCKET", e.socket, why)
+	return fmt.Sprintf("no broker answers at the admin socket %s (%v): set --admin-socket or BROKER_ADMIN_SOCKET", e.socket, why)
 }
 
 func (e *noAdmin) Unwrap() []error { return []error{errUnreachable, e.err} }
 
-// usualAdminSocket is where the examples put it, and where it is looked for.
+// usualAdminSocket is the default of commands, and the socket of the examples.
 const usualAdminSocket = "/run/broker/admin.sock"
 
-// adminSocket finds the socket: the flag, the environment, or the usual place.
+// adminSocket returns the socket of the flag, of the environment, or the usual one.
 func (a *app) adminSocket(flag string) string {
 	for _, path := range []string{flag, a.getenv("BROKER_ADMIN_SOCKET")} {
 		if path != "" {
@@ -89,10 +89,10 @@ func (a *app) reloadCommand() *cobra.Command {
 	var socket string
 	c := &cobra.Command{
 		Use:   "reload",
-		Short: "Have the running broker read its policies and catalogue again",
-		Long: `reload has the broker on this machine read its operator's file and policies
-again: all of them or, if anything is wrong, none. The new rules are recorded in
-the log before the first decision under them. SIGHUP does the same.`,
+		Short: "Reload the policies and the catalogue of the running broker",
+		Long: `reload makes the broker on this machine read its operator's file and policies again. If
+anything is wrong, the old rules stay in force. The log records the new rules before the
+first decision under them. SIGHUP does the same.`,
 		Example: `  broker reload
   broker reload --admin-socket ./world/admin.sock`,
 		Args: exactly(0, "no arguments"),
@@ -103,7 +103,7 @@ the log before the first decision under them. SIGHUP does the same.`,
 			if err := adminCall(c.Context(), a.adminSocket(socket), http.MethodPost, "/admin/reload", &answer); err != nil {
 				return err
 			}
-			return a.print(answer, func(w io.Writer) { fmt.Fprintf(w, "revision %s decides from here on\n", answer.Revision) })
+			return a.print(answer, func(w io.Writer) { fmt.Fprintf(w, "revision %s is in force\n", answer.Revision) })
 		},
 	}
 	a.adminSocketFlag(c, &socket)
@@ -126,7 +126,7 @@ func (a *app) keysCommand() *cobra.Command {
 			return a.print(keys, func(w io.Writer) {
 				fmt.Fprintln(w, "KEY\tKID\tALGORITHM\tSIGNS FROM\tRETIRES")
 				for _, k := range keys {
-					retires := "when its successor has signed long enough"
+					retires := "after its successor starts to sign"
 					if !k.Retires.IsZero() {
 						retires = clock(k.Retires)
 					}
@@ -138,8 +138,8 @@ func (a *app) keysCommand() *cobra.Command {
 	reseal := &cobra.Command{
 		Use:   "reseal",
 		Short: "Seal every key with the first of seal_keys",
-		Long: `reseal rotates the seal key: put the new one first in seal_keys and restart, run
-this, then take the old one away.`,
+		Long: `reseal is a step of rotating the seal key: put the new key first in seal_keys,
+restart, run reseal, remove the old key, and restart.`,
 		Example: `  broker keys reseal`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -149,7 +149,7 @@ this, then take the old one away.`,
 			if err := adminCall(c.Context(), a.adminSocket(socket), http.MethodPost, "/admin/keys/reseal", &answer); err != nil {
 				return err
 			}
-			return a.print(answer, func(w io.Writer) { fmt.Fprintf(w, "%d keys were sealed anew\n", answer.Resealed) })
+			return a.print(answer, func(w io.Writer) { fmt.Fprintf(w, "%d keys resealed\n", answer.Resealed) })
 		},
 	}
 	a.adminSocketFlag(c, &socket)

@@ -24,10 +24,10 @@ import (
 func (a *app) demoCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Tell the whole story once, with a real broker on this machine",
-		Long: `demo starts a world like "broker dev" in a temporary folder, and has an agent, a
-ticket API and an auditor play their parts in it. Every step is checked: demo
-exits with 0 only if all of it went as it says.`,
+		Short: "Show a credential from proof to end, with a real broker on this machine",
+		Long: `demo starts a world like that of "broker dev" in a temporary folder. An agent, a
+ticket API, two people and an auditor play their parts in it. demo checks every step,
+and exits with 0 only if all of them went as described.`,
 		Example: `  broker demo`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
@@ -49,24 +49,23 @@ exits with 0 only if all of it went as it says.`,
 				ctx, cancel := context.WithTimeout(ctx, time.Minute)
 				defer cancel()
 				d := &demo{app: a, world: w}
-				return d.tell(ctx)
+				return d.run(ctx)
 			})
 		},
 	}
 }
 
-// A demo is the story that "broker demo" tells.
+// A demo is the story of "broker demo".
 type demo struct {
 	*app
 	world   *devworld.World
 	step    int
 	agent   *api.Client
 	tickets *ticketAPI
-	screen  string // what the last command showed
+	screen  string // output of the last command
 }
 
-// clientOf is how a part of the story reaches the broker: by its own Workload
-// API socket, and nothing else.
+// clientOf returns the settings of a client with the identity of a Workload API socket.
 func (d *demo) clientOf(name string) clientConfig {
 	return clientConfig{server: d.world.URL(), socket: "unix://" + d.world.Socket(name)}
 }
@@ -80,7 +79,7 @@ func (d *demo) say(format string, args ...any) {
 	fmt.Fprintln(d.out, strings.TrimRight("   "+fmt.Sprintf(format, args...), " "))
 }
 
-func (d *demo) tell(ctx context.Context) error {
+func (d *demo) run(ctx context.Context) error {
 	fmt.Fprintln(d.out, "Access Broker: one credential, from proof to end, on this machine.")
 	var credential *api.Credential
 	for _, chapter := range []func() error{
@@ -89,15 +88,15 @@ func (d *demo) tell(ctx context.Context) error {
 		func() error { return d.use(ctx, credential) },
 		func() error { return d.askForMore(ctx) },
 		func() error { return d.approve(ctx) },
-		func() error { return d.giveBack(ctx, credential) },
+		func() error { return d.returnLease(ctx, credential) },
 		func() error { return d.verify(ctx) },
 		func() error { return d.tamper(ctx) },
 	} {
 		if err := chapter(); err != nil {
-			return fmt.Errorf("step %d did not go as told: %w", d.step, err)
+			return fmt.Errorf("step %d did not go as described: %w", d.step, err)
 		}
 	}
-	fmt.Fprintf(d.out, "\nAll of it went as told. Play with it yourself: %s dev\n", os.Args[0])
+	fmt.Fprintf(d.out, "\nEvery step went as described. Try it yourself: %s dev\n", os.Args[0])
 	return nil
 }
 
@@ -113,17 +112,17 @@ func (d *demo) prove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("It has no password and no key of its own. Its SPIFFE Workload API gives it an")
-	d.say("X.509-SVID, which it shows to the broker over mutual TLS. The broker says:")
+	d.say("The agent has no password and no key of its own. Its SPIFFE Workload API gives it an")
+	d.say("X.509-SVID, which it shows to the broker over mutual TLS. The broker answers:")
 	d.say("")
 	d.say("  you are    %s", who.ID)
-	d.say("  which is   an %s of the team %s; %s answers for it", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
-	d.say("  proved by  %s, good until %s", who.Proof.Method, clock(who.Proof.ExpiresAt))
-	return expect(who.ID == "spiffe://acme.test/agent/triage" && who.Kind == "agent", "the agent is taken for %s %s", who.Kind, who.ID)
+	d.say("  which is   an %s of team %s, owner %s", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
+	d.say("  proved by  %s, valid until %s", who.Proof.Method, clock(who.Proof.ExpiresAt))
+	return expect(who.ID == "spiffe://acme.test/agent/triage" && who.Kind == "agent", "the agent is identified as %s %s", who.Kind, who.ID)
 }
 
 func (d *demo) ask(ctx context.Context) (*api.Credential, error) {
-	d.chapter("It asks for two scopes, says why, and gets a token for ten minutes")
+	d.chapter("It requests two scopes with a reason, and receives a token for ten minutes")
 	ask := api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read", "tickets:comment"}, Justification: "triage of INC-4711"}
 	credential, pending, err := d.agent.AskAndCollect(ctx, ask)
 	if err != nil {
@@ -132,13 +131,13 @@ func (d *demo) ask(ctx context.Context) (*api.Credential, error) {
 	if credential == nil {
 		return nil, fmt.Errorf("the request is pending: %s", pending.ID)
 	}
-	d.say("  asked for  %s: %s", ask.Entitlement, strings.Join(ask.Scopes, " "))
+	d.say("  requested  %s: %s", ask.Entitlement, strings.Join(ask.Scopes, " "))
 	d.say("  because    %s", ask.Justification)
 	d.say("  decided    permit, by policies/tickets.cedar")
 	d.say("  received   a %s token until %s, as lease %s", credential.Type, clock(credential.ExpiresAt), credential.Lease)
-	d.say("  recorded   as record %d of the log, before the answer left", credential.Receipt.Index)
+	d.say("  recorded   as record %d of the log, before the broker answered", credential.Receipt.Index)
 	d.say("")
-	d.say("The token, as anybody can read it (it is signed, not secret in itself):")
+	d.say("These are claims of the token:")
 	d.say("")
 	claims, err := claimsOf(credential.Secret["token"])
 	if err != nil {
@@ -154,11 +153,11 @@ func (d *demo) ask(ctx context.Context) (*api.Credential, error) {
 	return credential, expect(claims["scope"] == "tickets:comment tickets:read", "the token's scope is %v", claims["scope"])
 }
 
-// claimsOf reads a token without verifying it: it is only shown.
+// claimsOf returns the claims of a token, unverified, for display.
 func claimsOf(token string) (claims map[string]any, err error) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return nil, errors.New("the token is no JWT")
+		return nil, errors.New("the token is not a JWT")
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
 	if err != nil {
@@ -168,9 +167,9 @@ func claimsOf(token string) (claims map[string]any, err error) {
 }
 
 func (d *demo) use(ctx context.Context, credential *api.Credential) error {
-	d.chapter("A ticket API accepts the token for what it allows, and for nothing else")
-	d.say("It knows nothing of the agent. It checks the signature by the broker's published")
-	d.say("keys, the audience, the time and the scope:")
+	d.chapter("A ticket API accepts the token for its scopes only")
+	d.say("The ticket API does not know the agent. It checks the token's signature with the broker's")
+	d.say("published keys, its audience, its expiry and its scope:")
 	d.say("")
 	var err error
 	if d.tickets, err = d.startTickets(ctx); err != nil {
@@ -194,7 +193,7 @@ func (d *demo) use(ctx context.Context, credential *api.Credential) error {
 			with = "without it"
 		}
 		d.say("  %-4s %-24s %-14s  %d  %s", call.method, call.path, with, status, answer)
-		if err := expect(status == call.want, "%s %s: %d, not %d", call.method, call.path, status, call.want); err != nil {
+		if err := expect(status == call.want, "%s %s: got %d, want %d", call.method, call.path, status, call.want); err != nil {
 			return err
 		}
 	}
@@ -202,7 +201,7 @@ func (d *demo) use(ctx context.Context, credential *api.Credential) error {
 }
 
 func (d *demo) askForMore(ctx context.Context) error {
-	d.chapter("It asks for more, and is told no, why, and what it could have")
+	d.chapter("A service requests too much, and learns why it is denied and what is allowed")
 	summary, done, err := d.connect(ctx, d.clientOf("service"))
 	if err != nil {
 		return err
@@ -211,51 +210,51 @@ func (d *demo) askForMore(ctx context.Context) error {
 	_, _, err = summary.AskAndCollect(ctx, api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read", "tickets:close"}, Justification: "clean-up"})
 	var refused *api.Error
 	if !errors.As(err, &refused) {
-		return fmt.Errorf("a service that asks for tickets:close gets %v", err)
+		return fmt.Errorf("the service's request for tickets:close: got %v", err)
 	}
-	d.say("A service asks for tickets:close:")
+	d.say("A service requests tickets:close:")
 	d.say("")
 	d.say("  %d %s: %s", refused.Status, refused.Code, refused.Detail)
 	if refused.Allowed != nil {
 		d.say("  allowed: %s", strings.Join(refused.Allowed.Scopes, " "))
 	}
 	d.say("  recorded as request %s", refused.RequestID)
-	return expect(refused.Code == api.Denied && refused.RequestID != "" && refused.Allowed != nil, "the refusal is %+v", refused)
+	return expect(refused.Code == api.Denied && refused.RequestID != "" && refused.Allowed != nil, "got refusal %+v", refused)
 }
 
-func (d *demo) giveBack(ctx context.Context, credential *api.Credential) error {
-	d.chapter("It gives the token back when it is done")
+func (d *demo) returnLease(ctx context.Context, credential *api.Credential) error {
+	d.chapter("The agent returns the token when it is done")
 	server, done, err := d.connect(ctx, d.clientOf("tickets"))
 	if err != nil {
 		return err
 	}
 	defer done()
-	ask := func(when string, want bool) error {
+	introspect := func(when string, want bool) error {
 		answer, err := server.Introspect(ctx, api.Token(credential.Secret["token"]))
 		if err != nil {
 			return err
 		}
 		d.say("  the ticket API's server introspects the token, %-7s active: %t", when+":", answer.Active)
-		return expect(answer.Active == want, "introspection says active: %t", answer.Active)
+		return expect(answer.Active == want, "introspection: got active: %t", answer.Active)
 	}
-	if err := ask("before", true); err != nil {
+	if err := introspect("before", true); err != nil {
 		return err
 	}
 	l, err := d.agent.Revoke(ctx, credential.Lease, "done")
 	if err != nil {
 		return err
 	}
-	d.say("  the agent gives back %s: %s", l.ID, l.Status)
-	if err := ask("after", false); err != nil {
+	d.say("  the agent returns %s: %s", l.ID, l.Status)
+	if err := introspect("after", false); err != nil {
 		return err
 	}
 	d.say("")
-	d.say("The broker does not pretend: %s.", revocationEffect(l, time.Now()))
+	d.say("The broker states the effect exactly: %s.", revocationEffect(l, time.Now()))
 	return expect(l.Status == api.LeaseRevoked, "the lease is %s", l.Status)
 }
 
 func (d *demo) verify(ctx context.Context) error {
-	d.chapter("An auditor verifies the log, with nothing but the file")
+	d.chapter("An auditor verifies the log with nothing but the file")
 	if err := d.world.Service().Publish(ctx); err != nil {
 		return err
 	}
@@ -269,7 +268,7 @@ func (d *demo) verify(ctx context.Context) error {
 	return d.showLog(ctx)
 }
 
-// showLog prints the records that the story made.
+// showLog prints the records of the log.
 func (d *demo) showLog(ctx context.Context) error {
 	for item, err := range d.world.Service().Store().Source().Items(ctx) {
 		if err != nil {
@@ -291,24 +290,24 @@ func (d *demo) showLog(ctx context.Context) error {
 	return nil
 }
 
-// audits runs what an auditor runs, who knows the log's key, and nothing else.
+// audits runs the command of an auditor, who knows only the log's key.
 func (d *demo) audits(ctx context.Context, what string) (code int) {
 	return demoPerson{d, ""}.runs(ctx, "", "audit", "verify", what, "--key", d.world.Service().LogKey())
 }
 
 func (d *demo) tamper(ctx context.Context) error {
-	d.chapter("Somebody changes one byte of a copy, and the log says where")
+	d.chapter("A changed byte in a copy of the log is found")
 	copied := d.world.Path("copy.jsonl")
 	index, err := d.exportChanged(ctx, copied)
 	if err != nil {
 		return err
 	}
 	code, at := d.audits(ctx, copied), fmt.Sprintf("record %d ", index)
-	return expect(code == exitFailed && strings.Contains(d.screen, "NOT VERIFIED") && strings.Contains(d.screen, at), "broker audit verify ended with %d, and without %q", code, at)
+	return expect(code == exitFailed && strings.Contains(d.screen, "NOT VERIFIED") && strings.Contains(d.screen, at), "broker audit verify ended with %d, or without %q", code, at)
 }
 
-// exportChanged exports the log and changes one letter in the record of the
-// credential: the agent's name.
+// exportChanged exports the log and changes one letter of the agent's name in the record
+// of the credential.
 func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
 	var export bytes.Buffer
 	if err := verify.Export(ctx, &export, d.world.Service().Store().Source()); err != nil {
@@ -325,10 +324,10 @@ func (d *demo) exportChanged(ctx context.Context, path string) (int64, error) {
 		lines[i] = bytes.Replace(line, []byte(before), []byte(after), 1)
 		return int64(i - 1), os.WriteFile(path, bytes.Join(lines, nil), 0o600)
 	}
-	return 0, errors.New("the log has no issued lease")
+	return 0, errors.New("the log has no record of an issued lease")
 }
 
-// expect is an assertion of the story.
+// expect returns an error unless ok.
 func expect(ok bool, format string, args ...any) error {
 	if ok {
 		return nil

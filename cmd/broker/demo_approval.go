@@ -18,29 +18,28 @@ import (
 	"accessbroker.internal/internal/devworld"
 )
 
-// approve has the agent ask for what takes a person, wait, and get it when one
-// says yes.
+// approve shows a request that waits for a person, from the request to the token.
 func (d *demo) approve(ctx context.Context) error {
-	d.chapter("It asks for what takes a person, and waits")
+	d.chapter("It requests a scope that needs an approval, and waits")
 	pending, err := d.agent.Ask(ctx, api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:close"}, Justification: "duplicate of INC-4710"})
 	if err != nil {
 		return err
 	}
-	d.say("The agent asks for tickets:close:")
+	d.say("The agent requests tickets:close:")
 	d.say("")
 	d.say("  %s: %s", pending.Status, approvalsMissing(pending))
 	d.say("  because %s", strings.Join(pending.Decision.Reasons, "; "))
 	if err := expect(pending.Status == api.StatusPending, "the request is %s", pending.Status); err != nil {
 		return err
 	}
-	settled := make(chan error, 1)
+	decided := make(chan error, 1)
 	var seen *api.Request
 	go func() {
 		var err error
 		seen, err = d.agent.Await(ctx, pending.ID, pending.Version, 20*time.Second)
-		settled <- err
+		decided <- err
 	}()
-	if err := d.mayNot(ctx, pending); err != nil {
+	if err := d.refuseOwner(ctx, pending); err != nil {
 		return err
 	}
 	ben, err := d.logIn(ctx, "ben")
@@ -48,13 +47,13 @@ func (d *demo) approve(ctx context.Context) error {
 		return err
 	}
 	d.say("")
-	d.say("Ben of the support team logs in by his browser, and approves in his terminal. What")
-	d.say("he approves is exactly what he sees, by its digest:")
+	d.say("Ben of the support team logs in with his browser, and approves in his terminal. His")
+	d.say("approval is bound to the digest of the request that he sees:")
 	d.say("")
 	if code := ben.runs(ctx, "y", "approve", pending.ID, "--ttl", "5m", "--comment", "checked"); code != exitOK {
 		return fmt.Errorf("broker approve ended with %d", code)
 	}
-	if err := <-settled; err != nil {
+	if err := <-decided; err != nil {
 		return err
 	}
 	credential, err := d.agent.Collect(ctx, pending.ID)
@@ -62,8 +61,8 @@ func (d *demo) approve(ctx context.Context) error {
 		return err
 	}
 	d.say("")
-	d.say("The agent, which waited without polling, is told that it is %s, and collects a", seen.Status)
-	d.say("token that ends at %s: after five minutes, because Ben said so.", clock(credential.ExpiresAt))
+	d.say("The agent was waiting in a long poll. It learns that the request is %s, and collects", seen.Status)
+	d.say("a token that expires at %s: after five minutes, because Ben narrowed the ttl.", clock(credential.ExpiresAt))
 	status, answer, err := d.tickets.call(ctx, http.MethodPost, "/tickets/4711/close", credential.Secret["token"])
 	if err != nil {
 		return err
@@ -71,30 +70,30 @@ func (d *demo) approve(ctx context.Context) error {
 	d.say("")
 	d.say("  POST /tickets/4711/close  %d  %s", status, answer)
 	return expect(seen.Status == api.StatusApproved && status == http.StatusOK && time.Until(credential.ExpiresAt) <= 5*time.Minute,
-		"the request is %s, the call %d, the token lives until %s", seen.Status, status, credential.ExpiresAt)
+		"the request is %s, the call %d, the token expires at %s", seen.Status, status, credential.ExpiresAt)
 }
 
-// mayNot has whoever answers for the agent try to approve what it asked for.
-func (d *demo) mayNot(ctx context.Context, r *api.Request) error {
+// refuseOwner shows that the owner of the agent may not approve its request.
+func (d *demo) refuseOwner(ctx context.Context, r *api.Request) error {
 	ana, err := d.logIn(ctx, "ana")
 	if err != nil {
 		return err
 	}
 	d.say("")
-	d.say("Ana answers for the agent, so she may not approve what it asks for:")
+	d.say("Ana owns the agent, so she may not approve its requests:")
 	d.say("")
 	code := ana.runs(ctx, "", "approve", r.ID, "--yes")
-	return expect(code == exitDenied, "ana, who answers for the agent, approves: broker approve ended with %d", code)
+	return expect(code == exitDenied, "Ana approves for her own agent: broker approve ended with %d", code)
 }
 
-// A demoPerson sits at a terminal of their own: home holds their session.
+// A demoPerson has a terminal. home is the folder of its session.
 type demoPerson struct {
 	*demo
 	home string
 }
 
-// getenv is the environment of the person's terminal. The agent's socket says
-// there only whom to trust.
+// getenv is the environment of the person's terminal. The socket of the agent serves only
+// for the trust bundle.
 func (p demoPerson) getenv(name string) string {
 	return map[string]string{
 		"XDG_CONFIG_HOME": p.home, "BROKER_URL": p.world.URL(), "BROKER_ID": devworld.BrokerID,
@@ -102,8 +101,7 @@ func (p demoPerson) getenv(name string) string {
 	}[name]
 }
 
-// runs runs a command as it would run in the person's terminal, and shows what
-// that shows.
+// runs runs a command in the person's terminal and prints its output.
 func (p demoPerson) runs(ctx context.Context, answer string, args ...string) (code int) {
 	var screen bytes.Buffer
 	code = run(ctx, args, terminal{in: &typist{answer, &screen}, out: &screen, err: &screen, getenv: p.getenv})
@@ -115,14 +113,14 @@ func (p demoPerson) runs(ctx context.Context, answer string, args ...string) (co
 	return code
 }
 
-// A typist is a person at a terminal, who is asked once, and whose terminal
-// shows what they type.
+// A typist is the input of a terminal in which a person gives one answer. The answer also
+// shows on the screen.
 type typist struct {
 	answer string
 	screen io.Writer
 }
 
-// Read types the answer.
+// Read returns the answer once.
 func (t *typist) Read(b []byte) (int, error) {
 	if t.answer == "" {
 		return 0, io.EOF
@@ -132,8 +130,8 @@ func (t *typist) Read(b []byte) (int, error) {
 	return t.screen.Write(b[:n])
 }
 
-// logIn does in a browser's stead what a person does who runs "broker login":
-// logs in at the provider, and lets the terminal act for them.
+// logIn does what "broker login" and the person's browser do together: the person logs in
+// at the provider and lets the terminal in.
 func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err error) {
 	p = demoPerson{d, filepath.Join(d.world.Dir, "home-of-"+person)}
 	session, err := d.openSession(ctx, person)

@@ -18,9 +18,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// A ticketAPI is a small resource server, as somebody else would write it: it
-// verifies access tokens (RFC 9068, section 4) by the broker's published keys,
-// and allows each call what the token's scope names.
+// A ticketAPI is a small resource server that knows only the broker's published keys. It
+// verifies access tokens (RFC 9068, section 4) and allows the calls of their scopes.
 type ticketAPI struct {
 	url      string
 	issuer   string
@@ -28,8 +27,8 @@ type ticketAPI struct {
 	keys     func(ctx context.Context) (json.RawMessage, error)
 }
 
-// startTickets starts the ticket API. Its server shows its own SVID to the
-// broker when it fetches the keys.
+// startTickets starts the ticket API. It shows its own SVID to the broker when it fetches
+// the keys.
 func (d *demo) startTickets(ctx context.Context) (*ticketAPI, error) {
 	client, done, err := d.connect(ctx, d.clientOf("tickets"))
 	if err != nil {
@@ -53,7 +52,7 @@ func (d *demo) startTickets(ctx context.Context) (*ticketAPI, error) {
 	return t, nil
 }
 
-// allow answers calls whose token has the scope.
+// allow answers calls with a token that has the scope.
 func (t *ticketAPI) allow(scope string, status int, answer string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -64,7 +63,7 @@ func (t *ticketAPI) allow(scope string, status int, answer string) http.HandlerF
 		scopes, err := t.verify(r.Context(), token)
 		switch {
 		case err != nil:
-			http.Error(w, "not a token that counts here", http.StatusUnauthorized)
+			http.Error(w, "invalid token", http.StatusUnauthorized)
 		case !slices.Contains(scopes, scope):
 			http.Error(w, "the token lacks the scope "+scope, http.StatusForbidden)
 		default:
@@ -74,7 +73,7 @@ func (t *ticketAPI) allow(scope string, status int, answer string) http.HandlerF
 	}
 }
 
-// verify checks a token and gives its scopes.
+// verify checks a token and returns its scopes.
 func (t *ticketAPI) verify(ctx context.Context, text string) ([]string, error) {
 	jwks, err := t.keys(ctx)
 	if err != nil {
@@ -115,7 +114,7 @@ func keyIn(jwks []byte, kid any) (*ecdsa.PublicKey, error) {
 	return nil, errors.New("no such key")
 }
 
-// call calls the ticket API as an agent would.
+// call makes a call to the ticket API.
 func (t *ticketAPI) call(ctx context.Context, method, path, token string) (status int, answer string, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, t.url+path, nil)
 	if err != nil {

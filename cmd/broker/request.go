@@ -210,27 +210,29 @@ func withResume(err error) error {
 	var unreachable *agent.UnreachableError
 	switch {
 	case errors.As(err, &pending):
-		id, detail := pending.Request.ID, approvalsMissing(pending.Request)
+		detail := approvalsMissing(pending.Request)
 		if pending.Interrupted {
 			detail = "the wait was interrupted, and the request is still pending"
 		}
-		return &api.Error{Code: api.Pending, RequestID: id, Detail: detail + "; to continue, run " + resumeCommand(id)}
+		return &resumableError{&api.Error{Code: api.Pending, Detail: detail}, pending.Request.ID}
 	case errors.As(err, &unreachable):
-		return &resumableError{unreachable.Err, "the broker has the request; to continue, run " + resumeCommand(unreachable.RequestID)}
+		return &resumableError{unreachable.Err, unreachable.RequestID}
 	}
 	return err
 }
 
-func resumeCommand(id string) string { return `"broker collect ` + id + `"` }
-
-// A resumableError is an error after which the user can continue.
+// A resumableError is an error after which the user can collect the credential later.
 type resumableError struct {
-	err  error
-	hint string
+	err     error
+	request string
 }
 
-func (e *resumableError) Error() string { return e.err.Error() + "\n" + e.hint }
+func (e *resumableError) Error() string { return e.err.Error() + "\n" + e.hint() }
 func (e *resumableError) Unwrap() error { return e.err }
+
+func (e *resumableError) hint() string {
+	return fmt.Sprintf("To continue, run \"broker collect %s\".", printable(e.request))
+}
 
 // decidedBy describes how a request was decided.
 func decidedBy(r *api.Request) string {

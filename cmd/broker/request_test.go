@@ -28,9 +28,9 @@ func TestErrorAfterWait(t *testing.T) {
 		code  int
 		texts []string
 	}{
-		{"pending", &agent.PendingError{Request: pendingRequest()}, exitPending, []string{`needs approval by 1 of support; to continue, run "broker collect req_1"`}},
-		{"signal", &agent.PendingError{Request: pendingRequest(), Interrupted: true}, exitPending, []string{`the wait was interrupted, and the request is still pending; to continue, run "broker collect req_1"`}},
-		{"broker away", &agent.UnreachableError{RequestID: "req_1", Err: refused}, exitUnreachable, []string{"connection refused", `the broker has the request; to continue, run "broker collect req_1"`}},
+		{"pending", &agent.PendingError{Request: pendingRequest()}, exitPending, []string{"pending: needs approval by 1 of support\n", `To continue, run "broker collect req_1".`}},
+		{"signal", &agent.PendingError{Request: pendingRequest(), Interrupted: true}, exitPending, []string{"pending: the wait was interrupted, and the request is still pending\n", `To continue, run "broker collect req_1".`}},
+		{"broker away", &agent.UnreachableError{RequestID: "req_1", Err: refused}, exitUnreachable, []string{"connection refused", `To continue, run "broker collect req_1".`}},
 		{"denied", &api.Error{Code: api.Denied, Status: 403}, exitDenied, []string{"denied"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -110,7 +110,7 @@ func (a *app) printError(err error) {
 	var resumable *resumableError
 	if errors.As(err, &resumable) {
 		a.printError(resumable.err)
-		fmt.Fprintln(a.err, resumable.hint)
+		fmt.Fprintln(a.err, resumable.hint())
 		return
 	}
 	var admin *noAdmin

@@ -239,7 +239,7 @@ func TestDuration(t *testing.T) {
 		if err := json.Unmarshal([]byte(`"`+text+`"`), &d); err != nil || d.String() != want {
 			t.Errorf("%s: got %s, %v, want %s", text, d, err, want)
 		}
-		if got := broker.Short(d.Std()); got != want {
+		if got := broker.FormatDuration(d.Std()); got != want {
 			t.Errorf("%s: package broker formats it as %s, want %s", text, got, want)
 		}
 	}

@@ -15,9 +15,9 @@ const ClaimsFor = 15 * time.Minute
 
 // bars says whether somebody may never approve the request: who asked, and who
 // answers for the workload that did, or answered for it then. Nothing lifts that.
-func (r *Request) bars(rules *Rules, person string) bool {
+func (r *Request) conflictOfInterest(rules *Rules, person string) bool {
 	return person == r.Requester.ID || slices.Contains(r.Requester.Accountable, person) ||
-		slices.Contains(rules.Mark(r.Requester).Accountable, person)
+		slices.Contains(rules.WithLabels(r.Requester).Accountable, person)
 }
 
 // team gives the listed members of the requester's team; false: nobody can tell
@@ -29,15 +29,15 @@ func (r *Request) team(rules *Rules) (members []string, known bool) {
 
 // approvable refuses a request that nobody could approve, before anybody waits,
 // and one that breaks a glass which nobody could review.
-func (b *Broker) approvable(ctx context.Context, rules *Rules, r *Request, now time.Time) error {
+func (b *Broker) checkApprovable(ctx context.Context, rules *Rules, r *Request, now time.Time) error {
 	o := r.Decision.Obligations
 	if len(o.Approvals) > 0 && r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0 {
 		return refuse(ErrNobodyAccountable, "people approve only for workloads that somebody answers for: ask the operators to name the accountable people")
 	}
-	if err := b.staffed(ctx, rules, r, o.Approvals, now); err != nil || !r.BreakGlass {
+	if err := b.checkQuorum(ctx, rules, r, o.Approvals, now); err != nil || !r.BreakGlass {
 		return err
 	}
-	return b.staffed(ctx, rules, r, o.Review, now)
+	return b.checkQuorum(ctx, rules, r, o.Review, now)
 }
 
 // maxAsked bounds of how many people policy is asked, when a request is filed,
@@ -48,12 +48,12 @@ const maxAsked = 50
 // staffed refuses what more people would have to speak of than there are who
 // may, as far as that is known beforehand: of groups whose people are all listed,
 // and of what policy forbids them for good.
-func (b *Broker) staffed(ctx context.Context, rules *Rules, r *Request, needs []ApprovalNeed, now time.Time) error {
+func (b *Broker) checkQuorum(ctx context.Context, rules *Rules, r *Request, needs []ApprovalNeed, now time.Time) error {
 	if _, known := r.team(rules); r.Decision.Obligations.ExcludeTeam && !known && len(needs) > 0 {
 		return refuse(ErrNobodyCanApprove, "policy wants people from outside of the requester's team, and nobody can tell who is in that: ask the operators to give it a team that is a group")
 	}
 	closed, all := r.listed(rules, needs)
-	if _, full := seat(closed, all); !full {
+	if _, full := assignApprovers(closed, all); !full {
 		return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are who may: ask the operators")
 	}
 	if len(closed) == 0 {
@@ -72,7 +72,7 @@ func (b *Broker) staffed(ctx context.Context, rules *Rules, r *Request, needs []
 			continue
 		}
 		able = append(able, a)
-		if _, full := seat(closed, able); full {
+		if _, full := assignApprovers(closed, able); full {
 			return nil
 		}
 	}
@@ -92,7 +92,7 @@ func (r *Request) listed(rules *Rules, needs []ApprovalNeed) (closed []ApprovalN
 		}
 		closed = append(closed, need)
 		for _, person := range members {
-			if r.bars(rules, person) || r.Decision.Obligations.ExcludeTeam && slices.Contains(team, person) {
+			if r.conflictOfInterest(rules, person) || r.Decision.Obligations.ExcludeTeam && slices.Contains(team, person) {
 				continue
 			}
 			i := slices.IndexFunc(all, func(a Approval) bool { return a.Person == person })
@@ -151,7 +151,7 @@ func (b *Broker) mayVote(ctx context.Context, caller Caller, rules *Rules, r *Re
 	byProvider := claimed || len(groups) == 0 || excluded && rules.Groups[r.Requester.Team].Claimed
 	_, stale := b.ClaimsAge(caller)
 	switch {
-	case r.bars(rules, caller.Subject.ID):
+	case r.conflictOfInterest(rules, caller.Subject.ID):
 		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
 	case stale && byProvider:
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
@@ -274,11 +274,11 @@ func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
 	}
 	switch {
 	case a.TTL < 0 || a.TTL > r.TTL || a.TTL%time.Second != 0:
-		return refuse(ErrInvalidTTL, "an approval may shorten ttl and not lengthen it: at most "+Short(r.TTL))
+		return refuse(ErrInvalidTTL, "an approval may shorten ttl and not lengthen it: at most "+FormatDuration(r.TTL))
 	case a.TTL > 0 && a.TTL < shortest:
-		return refuse(ErrInvalidTTL, "its issuer's shortest credential is longer: at least "+Short(shortest))
+		return refuse(ErrInvalidTTL, "its issuer's shortest credential is longer: at least "+FormatDuration(shortest))
 	case a.Duration < 0 || a.Duration > r.Duration || a.Duration%time.Second != 0:
-		return refuse(ErrInvalidTTL, "an approval may shorten duration and not lengthen it: at most "+Short(r.Duration))
+		return refuse(ErrInvalidTTL, "an approval may shorten duration and not lengthen it: at most "+FormatDuration(r.Duration))
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, key Idempo
 // denial is recorded before it is answered.
 func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (*filing, error) {
 	f := &filing{caller: caller, key: key}
-	err := b.weigh(ctx, f, ask)
+	err := b.evaluate(ctx, f, ask)
 	code := "permit"
 	switch {
 	case err != nil:
@@ -59,7 +59,7 @@ func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key Idempot
 }
 
 // weigh decides whether the request may be made, and fills in the filing.
-func (b *Broker) weigh(ctx context.Context, f *filing, ask Ask) error {
+func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	caller := f.caller
 	rules := b.rules.Load()
 	if !caller.Actor.Proof.Valid(caller.At) {
@@ -72,21 +72,21 @@ func (b *Broker) weigh(ctx context.Context, f *filing, ask Ask) error {
 	f.caller = caller
 	e := rules.Catalogue[ask.Entitlement]
 	if e == nil {
-		f.request = undrafted(caller, ask, rules)
+		f.request = stubRequest(caller, ask, rules)
 		return deny(nil, nil)
 	}
-	r, err := e.draft(caller, ask)
+	r, err := e.newRequest(caller, ask)
 	if err == nil {
 		err = b.extends(ctx, caller, r)
 	}
 	if err == nil {
-		err = b.judge(ctx, caller, rules, r, ask, e)
+		err = b.authorize(ctx, caller, rules, r, ask, e)
 	}
 	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, caller, rules, e) {
 		// What is wrong with the ask is told only to those who may ask for the
 		// entitlement at all: unknown and unpermitted ones answer alike. Only
 		// the @reason of a forbid is told to whom it hits, as its author wants.
-		r, err = undrafted(caller, ask, rules), deny(nil, nil)
+		r, err = stubRequest(caller, ask, rules), deny(nil, nil)
 	}
 	f.request, f.e = r, e
 	return err
@@ -109,12 +109,12 @@ func (b *Broker) extends(ctx context.Context, caller Caller, r *Request) error {
 }
 
 // undrafted is the request of an ask that got no further than its form.
-func undrafted(caller Caller, ask Ask, rules *Rules) *Request {
+func stubRequest(caller Caller, ask Ask, rules *Rules) *Request {
 	return &Request{Requester: caller.Subject, Entitlement: ask.Entitlement, Created: caller.At, Decision: Decision{Revision: rules.Revision}}
 }
 
 // judge asks policy, and applies its obligations to the request.
-func (b *Broker) judge(ctx context.Context, caller Caller, rules *Rules, r *Request, ask Ask, e *Entitlement) error {
+func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *Request, ask Ask, e *Entitlement) error {
 	d, err := b.ask(ctx, rules, r.query(caller.Subject, e), caller.At)
 	if err != nil {
 		return err
@@ -123,10 +123,10 @@ func (b *Broker) judge(ctx context.Context, caller Caller, rules *Rules, r *Requ
 	if !d.Permit {
 		return deny(d.Reasons, b.alternatives(ctx, caller, rules, r, e))
 	}
-	if err := r.meet(d.Obligations, ask, e); err != nil {
+	if err := r.applyObligations(d.Obligations, ask, e); err != nil {
 		return err
 	}
-	return b.approvable(ctx, rules, r, caller.At)
+	return b.checkApprovable(ctx, rules, r, caller.At)
 }
 
 // ask puts a query to policy. Whatever goes wrong is a denial.

@@ -153,18 +153,18 @@ type Receipt struct {
 
 // An Offer is an entitlement as one identity may ask for it.
 type Offer struct {
-	Entitlement *Entitlement
-	Scopes      []ScopeOffer // empty for an entitlement without scopes
-	Decision    Decision     // for an entitlement without scopes
-	Glass       bool         // that may be had in an emergency only
-	Blocked     bool         // by the kill switch, whatever policy says
+	Entitlement    *Entitlement
+	Scopes         []ScopeOffer // empty for an entitlement without scopes
+	Decision       Decision     // for an entitlement without scopes
+	BreakGlassOnly bool         // that may be had in an emergency only
+	Blocked        bool         // by the kill switch, whatever policy says
 }
 
 // A ScopeOffer is what policy says to one scope alone.
 type ScopeOffer struct {
-	Scope    string
-	Decision Decision
-	Glass    bool // it may be had in an emergency only
+	Scope          string
+	Decision       Decision
+	BreakGlassOnly bool // it may be had in an emergency only
 }
 
 // An Introspection is a live token.

@@ -18,7 +18,7 @@ func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	views := map[string]func(broker.Caller) error{
-		"history": func(c broker.Caller) error { _, _, err := w.broker.Past(t.Context(), c, r); return err },
+		"history": func(c broker.Caller) error { _, _, err := w.broker.RequestHistory(t.Context(), c, r); return err },
 		"effect":  func(c broker.Caller) error { _, err := w.broker.Effect(t.Context(), c, r); return err },
 		"leases":  func(c broker.Caller) error { _, err := w.broker.LeasesOf(t.Context(), c, r); return err },
 		"wait":    func(c broker.Caller) error { _, err := w.broker.Await(t.Context(), c, r.ID, 0, nil); return err },
@@ -36,7 +36,7 @@ func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
 	if w.broker.SeesPolicies(t.Context(), stranger, r) {
 		t.Error("a stranger sees the policies")
 	}
-	if vote, review := w.broker.Asked(stranger, r); vote || review {
+	if vote, review := w.broker.CanDecide(stranger, r); vote || review {
 		t.Error("a stranger can decide")
 	}
 }

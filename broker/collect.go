@@ -177,7 +177,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	}
 	c.caller, c.asked, c.request = c.caller.labelled(rules), c.request.Scopes, c.request.granted()
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
-		return nil, b.noLonger(ctx, c, Decision{Revision: rules.Revision})
+		return nil, b.denyCollect(ctx, c, Decision{Revision: rules.Revision})
 	}
 	if !c.e.still(c.request) {
 		return nil, refuse(ErrNeedsNewRequest, "what this entitlement gives has changed since it was approved: file a new request")
@@ -187,7 +187,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 		return nil, err
 	}
 	if !c.decision.Permit {
-		return nil, b.noLonger(ctx, c, c.decision)
+		return nil, b.denyCollect(ctx, c, c.decision)
 	}
 	if err := c.stillCovered(rules); err != nil {
 		return nil, err
@@ -219,7 +219,7 @@ func (c *collection) stillCovered(rules *Rules) error {
 		asked.TTL = r.TTL
 	}
 	duration := r.Duration
-	if err := r.meet(o, asked, c.e); err != nil || !r.holding(rules, o).covered(o) {
+	if err := r.applyObligations(o, asked, c.e); err != nil || !r.holding(rules, o).covered(o) {
 		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now demands more than was approved: file a new request", RequestID: r.ID}
 	}
 	if o.MaxDuration > 0 && r.Duration < duration && !c.caller.At.Before(r.Starts().Add(o.MaxDuration)) {

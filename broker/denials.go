@@ -175,7 +175,7 @@ func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.
 }
 
 // noLonger refuses a collection that policy permitted once and does not now.
-func (b *Broker) noLonger(ctx context.Context, c *collection, d Decision) error {
+func (b *Broker) denyCollect(ctx context.Context, c *collection, d Decision) error {
 	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since this was approved", Reasons: d.Reasons, RequestID: c.request.ID}
 	return b.refused(ctx, c.caller, c.request, d, refusal)
 }

@@ -30,7 +30,7 @@ func (a *Ask) checkForm() error {
 	case a.TTL < 0 || a.TTL%time.Second != 0:
 		return refuse(ErrInvalidTTL, "ttl is a positive number of whole seconds")
 	case a.Duration < 0 || a.Duration%time.Second != 0 || a.Duration > MaxDuration:
-		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", Short(MaxDuration)))
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", FormatDuration(MaxDuration)))
 	case !a.NotBefore.IsZero() && a.NotBefore.Nanosecond() != 0:
 		return refuse(ErrInvalidTTL, "not_before is a time of whole seconds")
 	case len(a.Parameters) > MaxParameters:
@@ -92,7 +92,7 @@ const clockSlack = 5 * time.Minute
 
 // draft turns an ask into an undecided request on an entitlement, or refuses
 // what does not fit the catalogue.
-func (e *Entitlement) draft(caller Caller, a Ask) (*Request, error) {
+func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 	if a.Token && (e.Audience == "" || a.Resource != "" && a.Resource != e.Audience) {
 		return nil, refuse(ErrInvalidTarget, "its credentials are no tokens, or not for this resource")
 	}
@@ -101,7 +101,7 @@ func (e *Entitlement) draft(caller Caller, a Ask) (*Request, error) {
 		return nil, err
 	}
 	if ahead := a.NotBefore.Sub(caller.At); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", Short(MaxDuration)))
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", FormatDuration(MaxDuration)))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (e *Entitlement) draft(caller Caller, a Ask) (*Request, error) {
 		return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
 	}
 	if a.TTL != 0 && a.TTL < e.MinTTL {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", Short(e.MinTTL)))
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", FormatDuration(e.MinTTL)))
 	}
 	return &Request{
 		Requester:     caller.Subject,
@@ -198,18 +198,18 @@ func (r *Request) query(who Identity, e *Entitlement) Query {
 
 // meet applies a permit's obligations to the request: what the requester left
 // open is cut to what is allowed, what it asked for is refused if it is more.
-func (r *Request) meet(o Obligations, asked Ask, e *Entitlement) error {
+func (r *Request) applyObligations(o Obligations, asked Ask, e *Entitlement) error {
 	most := e.MaxTTL
 	if o.MaxTTL > 0 {
 		most = min(most, o.MaxTTL)
 	}
 	switch {
 	case asked.TTL > most:
-		return &Refusal{Err: ErrInvalidTTL, Detail: fmt.Sprintf("ttl is at most %s", Short(most)), Allowed: &Allowed{MaxTTL: most}}
+		return &Refusal{Err: ErrInvalidTTL, Detail: fmt.Sprintf("ttl is at most %s", FormatDuration(most)), Allowed: &Allowed{MaxTTL: most}}
 	case most < e.MinTTL:
 		return refuse(ErrInvalidTTL, "policy allows less than its issuer's shortest credential")
 	case o.MaxDuration > 0 && asked.Duration > o.MaxDuration:
-		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is at most %s", Short(o.MaxDuration)))
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is at most %s", FormatDuration(o.MaxDuration)))
 	case o.Justification && r.Justification == "":
 		return refuse(ErrJustificationRequired, "say why you need this: policy requires a justification")
 	}

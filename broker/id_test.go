@@ -62,7 +62,7 @@ func TestSPIFFEPaths(t *testing.T) {
 }
 
 func TestMarks(t *testing.T) {
-	rules := &Rules{Marks: []Mark{
+	rules := &Rules{Labels: []WorkloadLabels{
 		{Under: "spiffe://acme.test/agent", Kind: KindAgent, Team: "support"},
 		{Under: "spiffe://acme.test/agent/billing", Kind: KindAgent, Team: "billing"},
 	}}
@@ -72,12 +72,12 @@ func TestMarks(t *testing.T) {
 		"spiffe://acme.test/agents":          "workload ", // no mark crosses a segment
 		"spiffe://acme.test.evil/agent/x":    "workload ",
 	} {
-		who := rules.Mark(Identity{ID: id, Kind: KindAgent, Team: "forged"})
+		who := rules.WithLabels(Identity{ID: id, Kind: KindAgent, Team: "forged"})
 		if got := fmt.Sprintf("%s %s", who.Kind, who.Team); who.Kind == KindNone && want != "" || got != want && id != "" {
 			t.Errorf("%s is %q, want %q", id, got, want)
 		}
 	}
-	if got := rules.Mark(Identity{}); got.Kind != KindNone {
+	if got := rules.WithLabels(Identity{}); got.Kind != KindNone {
 		t.Error("a mark made somebody of nobody")
 	}
 }

@@ -110,7 +110,7 @@ func (c Caller) at(t time.Time) Caller {
 
 // labelled returns the caller with the operator's labels on both identities.
 func (c Caller) labelled(rules *Rules) Caller {
-	c.Actor, c.Subject = rules.Mark(c.Actor), rules.Mark(c.Subject)
+	c.Actor, c.Subject = rules.WithLabels(c.Actor), rules.WithLabels(c.Subject)
 	return c
 }
 

@@ -164,12 +164,12 @@ func (v *voter) isAsked(r *Request, needs []ApprovalNeed) bool {
 	asked := slices.ContainsFunc(needs, func(n ApprovalNeed) bool {
 		return v.groups[n.Group] || n.Group == GroupManager && slices.Contains(r.manager(), v.who.ID)
 	})
-	return asked && !(r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team]) && !r.bars(v.rules, v.who.ID)
+	return asked && !(r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team]) && !r.conflictOfInterest(v.rules, v.who.ID)
 }
 
 // Asked says whether the person may say yes or no to the request, or review it,
 // as far as groups say; false as well when it has spoken.
-func (b *Broker) Asked(caller Caller, r *Request) (vote, review bool) {
+func (b *Broker) CanDecide(caller Caller, r *Request) (vote, review bool) {
 	rules := b.rules.Load()
 	if caller.RequireSession() != nil {
 		return false, false
@@ -185,7 +185,7 @@ func spokeOn(who Identity, said []Approval) bool {
 }
 
 // A Past is what the maker of a request asked for before, of one entitlement.
-type Past struct {
+type RequestHistory struct {
 	Entitlement                      string
 	Asked, Granted, Refused, Pending int
 }
@@ -195,11 +195,11 @@ const pastFor = 30 * 24 * time.Hour
 
 // Past gives, to those who may see the request, what its maker asked for in the
 // 30 days before it. partial says that there may be more.
-func (b *Broker) Past(ctx context.Context, caller Caller, r *Request) (past []Past, partial bool, err error) {
+func (b *Broker) RequestHistory(ctx context.Context, caller Caller, r *Request) (past []RequestHistory, partial bool, err error) {
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return nil, false, err
 	}
-	by := map[string]*Past{}
+	by := map[string]*RequestHistory{}
 	err = b.cfg.Store.View(ctx, func(tx Tx) error {
 		page, next, err := tx.Requests(RequestQuery{Requester: r.Requester.ID, Now: caller.At, Before: r.ID, Limit: pageMax})
 		partial = !next.IsZero()
@@ -210,7 +210,7 @@ func (b *Broker) Past(ctx context.Context, caller Caller, r *Request) (past []Pa
 			}
 			of := by[p.Entitlement]
 			if of == nil {
-				of = &Past{Entitlement: p.Entitlement}
+				of = &RequestHistory{Entitlement: p.Entitlement}
 				by[p.Entitlement] = of
 			}
 			of.add(p.State(caller.At))
@@ -223,7 +223,7 @@ func (b *Broker) Past(ctx context.Context, caller Caller, r *Request) (past []Pa
 	return past, partial, Unavailable(err)
 }
 
-func (p *Past) add(state RequestStatus) {
+func (p *RequestHistory) add(state RequestStatus) {
 	p.Asked++
 	switch state {
 	case RequestApproved, RequestEnded:

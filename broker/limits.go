@@ -26,7 +26,7 @@ func (c *Counter) take(l Limit, now time.Time) error {
 	if total >= l.Count {
 		return &Refusal{
 			Err:    ErrLimit,
-			Detail: fmt.Sprintf("at most %d credentials in any %s: try again later", l.Count, Short(l.Per)),
+			Detail: fmt.Sprintf("at most %d credentials in any %s: try again later", l.Count, FormatDuration(l.Per)),
 			Retry:  time.Duration((current+1)*int64(slice) - now.UnixNano()),
 		}
 	}

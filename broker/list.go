@@ -67,16 +67,16 @@ func (b *Broker) leaseRow(ctx context.Context, id LeaseID) (l *Lease, err error)
 // mayDo asks policy about a request that is not at hand.
 func (b *Broker) mayDo(ctx context.Context, caller Caller, action Action, id RequestID) bool {
 	r, err := b.load(ctx, id)
-	return err == nil && (action == ActionView && b.concerns(caller, r) || b.mayOn(ctx, caller, action, r))
+	return err == nil && (action == ActionView && b.isParticipant(caller, r) || b.mayOn(ctx, caller, action, r))
 }
 
 // mayView says whether somebody may see a request: people who are asked about
 // it, or answer for who made it, and whom policy lets.
 func (b *Broker) mayView(ctx context.Context, caller Caller, r *Request) bool {
-	return b.concerns(caller, r) || b.mayOn(ctx, caller, ActionView, r)
+	return b.isParticipant(caller, r) || b.mayOn(ctx, caller, ActionView, r)
 }
 
-func (b *Broker) concerns(caller Caller, r *Request) bool {
+func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 	rules := b.rules.Load()
 	if caller.Subject.Kind != KindPerson || !caller.Actor.Proof.Valid(caller.At) {
 		return false
@@ -136,7 +136,7 @@ func (b *Broker) mayOn(ctx context.Context, caller Caller, action Action, r *Req
 	if !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
-	q := Query{Principal: rules.Mark(caller.Subject), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
+	q := Query{Principal: rules.WithLabels(caller.Subject), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
 	d, err := b.ask(ctx, rules, q, caller.At)
 	return err == nil && d.Permit
 }
@@ -150,7 +150,7 @@ func (b *Broker) May(ctx context.Context, caller Caller, action Action) bool {
 	if !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
-	d, err := b.ask(ctx, rules, Query{Principal: rules.Mark(caller.Subject), Action: action}, caller.At)
+	d, err := b.ask(ctx, rules, Query{Principal: rules.WithLabels(caller.Subject), Action: action}, caller.At)
 	return err == nil && d.Permit
 }
 
@@ -316,7 +316,7 @@ func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Ent
 		return d, broken.Permit
 	}
 	if len(e.Scopes) == 0 {
-		offer.Decision, offer.Glass = decide()
+		offer.Decision, offer.BreakGlassOnly = decide()
 		return offer
 	}
 	for _, scope := range e.Scopes {
@@ -328,7 +328,7 @@ func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Ent
 
 // permitted says whether any part of the entitlement is.
 func (o *Offer) permitted() bool {
-	return o.Decision.Permit || o.Glass || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.Glass })
+	return o.Decision.Permit || o.BreakGlassOnly || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.BreakGlassOnly })
 }
 
 // Introspect says what a token is (RFC 7662). Whoever may not know, and

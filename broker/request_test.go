@@ -96,7 +96,7 @@ func TestMeet(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := Request{TTL: c.ttl, Duration: time.Hour}
-			err := r.meet(c.o, c.ask, e)
+			err := r.applyObligations(c.o, c.ask, e)
 			if !errors.Is(err, c.err) {
 				t.Fatalf("meet = %v, want %v", err, c.err)
 			}

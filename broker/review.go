@@ -103,7 +103,7 @@ func (r *Request) verdict(a Approval, now time.Time) error {
 		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have said so already", RequestID: r.ID}
 	}
 	r.Verdicts = append(slices.Clone(r.Verdicts), a)
-	if _, full := seat(r.Decision.Obligations.Review, spoken(r.Verdicts)); full {
+	if _, full := assignApprovers(r.Decision.Obligations.Review, spoken(r.Verdicts)); full {
 		r.Reviewed = now
 	}
 	r.Version++
@@ -120,8 +120,8 @@ func spoken(verdicts []Approval) []Approval {
 }
 
 // ReviewPlaces says how many of whom have reviewed, and how many are needed.
-func (r *Request) ReviewPlaces() []Place {
-	places, _ := seat(r.Decision.Obligations.Review, spoken(r.Verdicts))
+func (r *Request) ReviewProgress() []ApprovalProgress {
+	places, _ := assignApprovers(r.Decision.Obligations.Review, spoken(r.Verdicts))
 	return places
 }
 

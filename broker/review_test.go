@@ -39,11 +39,11 @@ func TestBreakGlass(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := issued.Request
-	if !r.BreakGlass || !r.ReviewDue.Equal(noon.Add(time.Hour)) || len(r.ReviewPlaces()) == 0 {
+	if !r.BreakGlass || !r.ReviewDue.Equal(noon.Add(time.Hour)) || len(r.ReviewProgress()) == 0 {
 		t.Errorf("%+v", r)
 	}
 	groups := []string{}
-	for _, p := range r.ReviewPlaces() {
+	for _, p := range r.ReviewProgress() {
 		groups = append(groups, p.Group)
 	}
 	slices.Sort(groups)

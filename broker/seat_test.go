@@ -35,7 +35,7 @@ func TestSeats(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			places, full := seat(test.needs, test.votes)
+			places, full := assignApprovers(test.needs, test.votes)
 			var have []int
 			for _, p := range places {
 				have = append(have, p.Have)
@@ -70,7 +70,7 @@ func TestSeatsAgainstEveryWay(t *testing.T) {
 		for _, n := range needs {
 			left[n.Group] = n.Count
 		}
-		if _, full := seat(needs, votes); full != everyWay(left, votes) {
+		if _, full := assignApprovers(needs, votes); full != everyWay(left, votes) {
 			t.Fatalf("seat says %v of %v by %v", full, needs, votes)
 		}
 	}

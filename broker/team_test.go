@@ -9,11 +9,11 @@ import (
 )
 
 // remark lets other marks decide.
-func (w *world) remark(t *testing.T, policies, groups string, change func(*broker.Mark)) {
+func (w *world) remark(t *testing.T, policies, groups string, change func(*broker.WorkloadLabels)) {
 	t.Helper()
 	rules := testRulesWith(t, policies, groups)
-	for i := range rules.Marks {
-		change(&rules.Marks[i])
+	for i := range rules.Labels {
+		change(&rules.Labels[i])
 	}
 	rules.Revision[0] ^= 1 // it is over the marks as well
 	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, rules); err != nil {
@@ -41,7 +41,7 @@ func TestApprovalsThatHoldNoMore(t *testing.T) {
 	for name, change := range map[string]func(*world){
 		"the team is excluded": func(w *world) { w.adopt(t, strict, testGroups) },
 		"who approved answers for it": func(w *world) {
-			w.remark(t, plain, testGroups, func(m *broker.Mark) { m.Accountable = []string{"login/ben"} })
+			w.remark(t, plain, testGroups, func(m *broker.WorkloadLabels) { m.Accountable = []string{"login/ben"} })
 		},
 		"nothing changed, as it seems": nil,
 	} {
@@ -65,12 +65,12 @@ func TestApprovalsThatHoldNoMore(t *testing.T) {
 func TestAccountableByNow(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support")`)
 	r := w.ask(t, read("tickets:close"))
-	w.remark(t, closing(`@approval("1 of support")`), testGroups, func(m *broker.Mark) { m.Accountable = []string{"login/ben"} })
+	w.remark(t, closing(`@approval("1 of support")`), testGroups, func(m *broker.WorkloadLabels) { m.Accountable = []string{"login/ben"} })
 	for _, who := range []string{"ben", "ana"} { // ana answered for it then
 		if _, err := w.vote(t, approver(who, noon), r, yes, noon); !errors.Is(err, broker.ErrOwnRequest) {
 			t.Errorf("%s: %v", who, err)
 		}
-		if vote, _ := w.broker.Asked(broker.Self(approver(who, noon), noon), r); vote {
+		if vote, _ := w.broker.CanDecide(broker.Self(approver(who, noon), noon), r); vote {
 			t.Errorf("%s is asked", who)
 		}
 	}

@@ -91,7 +91,7 @@ func (r *Request) granted() *Request {
 }
 
 // A Place is how many people of a group are needed, and how many there are.
-type Place struct {
+type ApprovalProgress struct {
 	ApprovalNeed
 	Have int
 }
@@ -99,7 +99,7 @@ type Place struct {
 // seat gives each of the people who said yes one place at most, such that as
 // many places as can be are filled: somebody in two groups counts once. It
 // says whether all are.
-func seat(needs []ApprovalNeed, votes []Approval) (places []Place, full bool) {
+func assignApprovers(needs []ApprovalNeed, votes []Approval) (places []ApprovalProgress, full bool) {
 	counts := make([]int, len(needs))
 	for i, n := range needs {
 		counts[i] = n.Count
@@ -108,21 +108,21 @@ func seat(needs []ApprovalNeed, votes []Approval) (places []Place, full bool) {
 		return votes[vote].Approve && slices.Contains(votes[vote].Groups, needs[need].Group)
 	})
 	for i, n := range needs {
-		places = append(places, Place{n, have[i]})
+		places = append(places, ApprovalProgress{n, have[i]})
 	}
 	return places, full
 }
 
 // Places says how many of whom have approved, and how many are needed.
-func (r *Request) Places() []Place {
-	places, _ := seat(r.Decision.Obligations.Approvals, r.counting(r.Decision.Obligations))
+func (r *Request) ApprovalProgress() []ApprovalProgress {
+	places, _ := assignApprovers(r.Decision.Obligations.Approvals, r.counting(r.Decision.Obligations))
 	return places
 }
 
 // covered says whether the approvals that the request holds meet what policy
 // demands now.
 func (r *Request) covered(o Obligations) bool {
-	_, full := seat(o.Approvals, r.counting(o))
+	_, full := assignApprovers(o.Approvals, r.counting(o))
 	return full
 }
 
@@ -133,7 +133,7 @@ func (r *Request) holding(rules *Rules, o Obligations) *Request {
 	team, _ := r.team(rules)
 	held := *r
 	held.Approvals = slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
-		return r.bars(rules, a.Person) || o.ExcludeTeam && slices.Contains(team, a.Person)
+		return r.conflictOfInterest(rules, a.Person) || o.ExcludeTeam && slices.Contains(team, a.Person)
 	})
 	return &held
 }

@@ -99,7 +99,7 @@ func (b *Broker) Watch() (changed <-chan struct{}, stop func()) {
 func (b *Broker) Await(ctx context.Context, caller Caller, id RequestID, after int, enough <-chan struct{}) (*Request, error) {
 	clock := startClock(caller.At)
 	for {
-		r, changed, err := b.look(ctx, caller.at(clock.now()), id, after)
+		r, changed, err := b.readOrWait(ctx, caller.at(clock.now()), id, after)
 		if err != nil || changed == nil {
 			return r, err
 		}
@@ -123,7 +123,7 @@ func (b *Broker) Await(ctx context.Context, caller Caller, id RequestID, after i
 
 // look gives the request and, if it is worth waiting for, a place among those
 // who wait, taken before looking so that no change is missed.
-func (b *Broker) look(ctx context.Context, caller Caller, id RequestID, after int) (*Request, *waiting, error) {
+func (b *Broker) readOrWait(ctx context.Context, caller Caller, id RequestID, after int) (*Request, *waiting, error) {
 	place := b.waiters.join(id)
 	r, err := b.Request(ctx, caller, id)
 	if err == nil && r.Version <= after && r.State(caller.At) == RequestPending {

@@ -116,7 +116,7 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 			"all.cedar":   {Data: []byte(policies)},
 			"groups.yaml": {Data: []byte(groups)},
 		},
-		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Labels: []broker.Mark{
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Labels: []broker.WorkloadLabels{
 			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
 		},
 	})

@@ -77,7 +77,7 @@ func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) F
 		Event: string(n.Event), Time: n.Created.UTC(), Group: n.Group, Request: r.ID.String(), URL: pages + "/ui/requests/" + r.ID.String(),
 		Status: statuses[r.State(now)], Entitlement: r.Entitlement, Scopes: r.Scopes, Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
 		Accountable: r.Requester.Accountable, Justification: plain(r.Justification), Ticket: plain(r.Ticket),
-		TTL: broker.Short(r.TTL), Duration: broker.Short(r.Duration), BreakGlass: r.BreakGlass,
+		TTL: broker.FormatDuration(r.TTL), Duration: broker.FormatDuration(r.Duration), BreakGlass: r.BreakGlass,
 	}
 	if !r.Lapses.IsZero() {
 		lapses := r.Lapses.UTC()
@@ -87,7 +87,7 @@ func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) F
 		due := r.ReviewDue.UTC()
 		f.ReviewDueAt = &due
 	}
-	for _, p := range r.Places() {
+	for _, p := range r.ApprovalProgress() {
 		if f.Needed == nil {
 			f.Needed = map[string]string{}
 		}

@@ -37,7 +37,7 @@ func renderIdentities(in Inputs) ([]byte, error) {
 	return render(struct {
 		HomeDomain              string
 		TrustDomains, Providers []string
-		Labels                  []broker.Mark `json:"Marks"`
+		Labels                  []broker.WorkloadLabels `json:"Marks"`
 	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels})
 }
 
@@ -69,7 +69,7 @@ func checkCatalogue(c broker.Catalogue, known *names, ps *problems) {
 
 // checkLabels reports workload labels with a path, kind or person that is not
 // valid.
-func checkLabels(labels []broker.Mark, known *names, ps *problems) {
+func checkLabels(labels []broker.WorkloadLabels, known *names, ps *problems) {
 	for _, m := range labels {
 		problem := func(err error) {
 			if err != nil {

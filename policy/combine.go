@@ -119,10 +119,10 @@ func describe(o broker.Obligations) (lines []string) {
 	}
 	lines = append(lines, describeApproval(o)...)
 	if o.MaxTTL > 0 {
-		lines = append(lines, "max_ttl: "+broker.Short(o.MaxTTL))
+		lines = append(lines, "max_ttl: "+broker.FormatDuration(o.MaxTTL))
 	}
 	if o.MaxDuration > 0 {
-		lines = append(lines, "max_duration: "+broker.Short(o.MaxDuration))
+		lines = append(lines, "max_duration: "+broker.FormatDuration(o.MaxDuration))
 	}
 	if o.Justification {
 		lines = append(lines, "justification: required")
@@ -131,7 +131,7 @@ func describe(o broker.Obligations) (lines []string) {
 		lines = append(lines, "ticket: "+t)
 	}
 	for _, l := range o.Limits {
-		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, broker.Short(l.Per), l.Policy))
+		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, broker.FormatDuration(l.Per), l.Policy))
 	}
 	for _, l := range o.MaxActive {
 		lines = append(lines, fmt.Sprintf("max_active: %d (%s)", l.Count, l.Policy))
@@ -155,13 +155,13 @@ func describeApproval(o broker.Obligations) (lines []string) {
 		lines = append(lines, "signed: required")
 	}
 	if o.LapseAfter > 0 {
-		lines = append(lines, "lapse_after: "+broker.Short(o.LapseAfter))
+		lines = append(lines, "lapse_after: "+broker.FormatDuration(o.LapseAfter))
 	}
 	for _, step := range o.Escalations {
-		lines = append(lines, fmt.Sprintf("escalate: %s to %s", broker.Short(step.After), step.Group))
+		lines = append(lines, fmt.Sprintf("escalate: %s to %s", broker.FormatDuration(step.After), step.Group))
 	}
 	for _, n := range o.Review {
-		lines = append(lines, fmt.Sprintf("review: %d of %s within %s", n.Count, n.Group, broker.Short(o.ReviewWithin)))
+		lines = append(lines, fmt.Sprintf("review: %d of %s within %s", n.Count, n.Group, broker.FormatDuration(o.ReviewWithin)))
 	}
 	return lines
 }

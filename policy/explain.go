@@ -65,7 +65,7 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 		return x
 	}
 	if x.Permit {
-		x.MaxTTL = broker.Short(minNonZero(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL))
+		x.MaxTTL = broker.FormatDuration(minNonZero(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL))
 	} else {
 		x.Alternatives = e.alternatives(ctx, q, now)
 	}

@@ -29,7 +29,7 @@ func world() Inputs {
 	}
 	return Inputs{
 		Catalogue: c, HomeDomain: "home.test", TrustDomains: []string{"home.test", "far.test"}, Providers: []string{"login"},
-		Labels: []broker.Mark{{Under: "spiffe://home.test/b", Kind: broker.KindAgent, Team: "t"}, {Under: "spiffe://far.test/b", Kind: broker.KindAgent}},
+		Labels: []broker.WorkloadLabels{{Under: "spiffe://home.test/b", Kind: broker.KindAgent, Team: "t"}, {Under: "spiffe://far.test/b", Kind: broker.KindAgent}},
 	}
 }
 
@@ -72,13 +72,13 @@ func randomPolicy(r *rand.Rand, i int) string {
 }
 
 func randomQuery(r *rand.Rand, in Inputs) broker.Query {
-	rules := broker.Rules{Marks: in.Labels}
+	rules := broker.Rules{Labels: in.Labels}
 	who := broker.Identity{ID: randomID(r), Kind: broker.KindWorkload}
 	who.TrustDomain, _, _ = strings.Cut(strings.TrimPrefix(who.ID, "spiffe://"), "/")
 	if r.IntN(4) == 0 {
 		who = broker.Identity{ID: pick(r, "login/p0", "login/p1", "login/p2"), Kind: broker.KindPerson}
 	}
-	who = rules.Mark(who)
+	who = rules.WithLabels(who)
 	about := in.Catalogue[fmt.Sprintf("e%d", r.IntN(4))]
 	q := broker.Query{Principal: who, Action: broker.ActionRequest, Entitlement: about, TTL: time.Duration(1+r.IntN(2)) * time.Hour}
 	q.Scopes = [][]string{{"a"}, {"b"}, {"a", "b"}}[r.IntN(3)]

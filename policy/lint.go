@@ -88,7 +88,7 @@ func (l *linter) checkCatalogue() {
 		}
 		if e.MaxTTL > 0 && e.MaxTTL < e.MinTTL {
 			warn(fmt.Sprintf("max_ttl %s is below the issuer's minimum of %s, so no credential can be issued: raise max_ttl",
-				broker.Short(e.MaxTTL), broker.Short(e.MinTTL)))
+				broker.FormatDuration(e.MaxTTL), broker.FormatDuration(e.MinTTL)))
 		}
 		if e.Shares != "" {
 			warn(l.sharedRevocation(e))
@@ -202,10 +202,10 @@ func (l *linter) checkBounds(r *rule, entitlements []*broker.Entitlement) {
 	const tooShort = "%s %s is below the minimum of %s for entitlement %q, so no credential can be issued: raise it"
 	for _, e := range entitlements {
 		if r.MaxTTL > 0 && r.MaxTTL < e.MinTTL {
-			l.warn(r, "@max_ttl", tooShort, "@max_ttl", broker.Short(r.MaxTTL), broker.Short(e.MinTTL), e.Name)
+			l.warn(r, "@max_ttl", tooShort, "@max_ttl", broker.FormatDuration(r.MaxTTL), broker.FormatDuration(e.MinTTL), e.Name)
 		}
 		if r.MaxDuration > 0 && r.MaxDuration < e.MinTTL {
-			l.warn(r, "@max_duration", tooShort, "@max_duration", broker.Short(r.MaxDuration), broker.Short(e.MinTTL), e.Name)
+			l.warn(r, "@max_duration", tooShort, "@max_duration", broker.FormatDuration(r.MaxDuration), broker.FormatDuration(e.MinTTL), e.Name)
 		}
 	}
 }
@@ -269,7 +269,7 @@ func (l *linter) checkTeams(r *rule) {
 
 // labelsIn returns the labels that principals matching the constraint may have. People
 // have none, so a constraint on them returns nothing.
-func (l *linter) labelsIn(principal constraint) (found []broker.Mark) {
+func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) {
 	var places []string // SPIFFE IDs of paths or trust domains; "" is everywhere
 	switch id := string(principal.uid.ID); principal.uid.Type {
 	case typePath, typeWorkload, typeAgent:
@@ -295,7 +295,7 @@ func (l *linter) labelsIn(principal constraint) (found []broker.Mark) {
 
 // applyIn reports whether labels apply at place or, unless single, below it. At place
 // they apply only if no labels with a longer path cover it.
-func (l *linter) applyIn(labels broker.Mark, place string, single bool) bool {
+func (l *linter) applyIn(labels broker.WorkloadLabels, place string, single bool) bool {
 	if place == "" || !single && below(labels.Under, place) {
 		return true
 	}
@@ -304,7 +304,7 @@ func (l *linter) applyIn(labels broker.Mark, place string, single bool) bool {
 }
 
 // below reports whether the SPIFFE ID id is place or below it.
-func below(id, place string) bool { return broker.Mark{Under: place}.Covers(id) }
+func below(id, place string) bool { return broker.WorkloadLabels{Under: place}.Covers(id) }
 
 // checkScopes warns of scopes that no covered entitlement has. For Cedar a scope
 // is any string, so a permit with a typo loads and never applies.
@@ -397,10 +397,10 @@ func (l *linter) hasKind(place string, kind types.EntityType) bool {
 	if place == "" && kind == typeWorkload {
 		return true
 	}
-	if place != "" && principalType(l.known.labels.Mark(broker.Identity{ID: place, Kind: broker.KindWorkload}).Kind) == kind {
+	if place != "" && principalType(l.known.labels.WithLabels(broker.Identity{ID: place, Kind: broker.KindWorkload}).Kind) == kind {
 		return true
 	}
-	return slices.ContainsFunc(l.in.Labels, func(labels broker.Mark) bool {
+	return slices.ContainsFunc(l.in.Labels, func(labels broker.WorkloadLabels) bool {
 		return principalType(labels.Kind) == kind && (place == "" || below(labels.Under, place))
 	})
 }

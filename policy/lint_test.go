@@ -150,7 +150,7 @@ func TestWarningsConsiderLabelsBelowPath(t *testing.T) {
 		"a.cedar":     {Data: []byte(everything + `@id("x") permit (principal is Workload in Path::"spiffe://acme.test/agent", action == Action::"request", resource);`)},
 		"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
 	})
-	in.Labels = append(in.Labels, broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload})
+	in.Labels = append(in.Labels, broker.WorkloadLabels{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload})
 	e, err := policy.Load(in)
 	if err != nil {
 		t.Fatal(err)
@@ -189,9 +189,9 @@ func TestWarningsOnExcludedTeams(t *testing.T) {
 			e.Owner = ""
 		}
 		in.Labels = append(in.Labels,
-			broker.Mark{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload, Team: "tooling"},
-			broker.Mark{Under: "spiffe://acme.test/billing", Kind: broker.KindWorkload},
-			broker.Mark{Under: "spiffe://acme.test/known", Kind: broker.KindWorkload, Team: "known"},
+			broker.WorkloadLabels{Under: "spiffe://acme.test/agent/tools", Kind: broker.KindWorkload, Team: "tooling"},
+			broker.WorkloadLabels{Under: "spiffe://acme.test/billing", Kind: broker.KindWorkload},
+			broker.WorkloadLabels{Under: "spiffe://acme.test/known", Kind: broker.KindWorkload, Team: "known"},
 		)
 		e, err := policy.Load(in)
 		if err != nil {
@@ -264,7 +264,7 @@ func TestWarningsAreNotRepeated(t *testing.T) {
 	for _, name := range []string{"led-a", "led-b"} {
 		in.Catalogue[name] = &broker.Entitlement{Name: name, Issuer: "vault", Owner: "leads", System: "led"}
 	}
-	in.Labels = append(in.Labels, broker.Mark{Under: "spiffe://acme.test/other", Kind: broker.KindAgent, Team: "support"})
+	in.Labels = append(in.Labels, broker.WorkloadLabels{Under: "spiffe://acme.test/other", Kind: broker.KindAgent, Team: "support"})
 	e, err := policy.Load(in)
 	if err != nil {
 		t.Fatal(err)

@@ -141,13 +141,13 @@ func TestLoadReportsEveryProblem(t *testing.T) {
 
 func TestLoadRejectsLabels(t *testing.T) {
 	t.Parallel()
-	for want, labels := range map[string]broker.Mark{
+	for want, labels := range map[string]broker.WorkloadLabels{
 		`trust domain "evil.test" does not exist`: {Under: "spiffe://evil.test/x", Kind: broker.KindAgent},
 		`kind "robot": write workload or agent`:   {Under: "spiffe://acme.test/x", Kind: "robot"},
 		`provider "google" does not exist`:        {Under: "spiffe://acme.test/x", Kind: broker.KindAgent, Accountable: []string{"google/x"}},
 	} {
 		in := inputs(fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")}})
-		in.Labels = []broker.Mark{labels}
+		in.Labels = []broker.WorkloadLabels{labels}
 		if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got error %v, want %s", err, want)
 		}

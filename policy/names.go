@@ -65,7 +65,7 @@ func newSet(items []string) set {
 func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
-		groups: set{}, entitlements: set{}, systems: set{}, labels: &broker.Rules{Marks: in.Labels},
+		groups: set{}, entitlements: set{}, systems: set{}, labels: &broker.Rules{Labels: in.Labels},
 	}
 	if in.Channels != nil {
 		n.channels = newSet(in.Channels)
@@ -146,7 +146,7 @@ func (n *names) checkWorkload(kind types.EntityType, id string) error {
 	if err := n.checkDomain(domain); err != nil {
 		return err
 	}
-	who := n.labels.Mark(broker.Identity{ID: id, Kind: broker.KindWorkload})
+	who := n.labels.WithLabels(broker.Identity{ID: id, Kind: broker.KindWorkload})
 	if labelled := principalType(who.Kind); labelled != kind {
 		return fmt.Errorf("%q has kind %s: write %s::%q, or change its kind in attest.workloads", id, who.Kind, labelled, id)
 	}

@@ -34,7 +34,7 @@ import (
 type Inputs struct {
 	FS           fs.FS // the folder: *.cedar, groups.yaml, *_test.yaml
 	Catalogue    broker.Catalogue
-	Labels       []broker.Mark
+	Labels       []broker.WorkloadLabels
 	HomeDomain   string   // the broker's own trust domain; all others are federated
 	TrustDomains []string // every domain whose workloads may authenticate, including HomeDomain
 	Providers    []string // login providers, such as "login" in "login/ana"; empty: not checked
@@ -148,7 +148,7 @@ func (e *Engine) Rules() *broker.Rules {
 		groups[name] = broker.Group{Members: g.Members, Claimed: !g.fullyListed(), Notify: toStrings(g.Notify)}
 	}
 	return &broker.Rules{
-		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Marks: e.in.Labels, Revision: e.revision, Files: e.Files(),
+		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.in.Labels, Revision: e.revision, Files: e.Files(),
 	}
 }
 

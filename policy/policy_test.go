@@ -42,7 +42,7 @@ func inputs(fsys fs.FS) policy.Inputs {
 	return policy.Inputs{
 		FS: fsys, Catalogue: catalogue(), HomeDomain: "acme.test", TrustDomains: []string{"acme.test", "supplier.test"},
 		Providers: []string{"login"}, Channels: []string{"slack:dba", "slack:support"},
-		Labels: []broker.Mark{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
+		Labels: []broker.WorkloadLabels{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 	}
 }
 
@@ -64,8 +64,8 @@ func identity(id string) broker.Identity {
 		return broker.Identity{ID: id, Kind: broker.KindPerson}
 	}
 	domain, _, _ := strings.Cut(rest, "/")
-	rules := broker.Rules{Marks: inputs(nil).Labels}
-	return rules.Mark(broker.Identity{ID: id, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(id)})
+	rules := broker.Rules{Labels: inputs(nil).Labels}
+	return rules.WithLabels(broker.Identity{ID: id, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(id)})
 }
 
 func query(id, entitlement string, scopes ...string) broker.Query {
@@ -91,7 +91,7 @@ func TestRulesReturnsInputs(t *testing.T) {
 	t.Parallel()
 	e := sample(t)
 	r := e.Rules()
-	if r.Policy != e || r.Revision != e.Revision() || len(r.Files) == 0 || len(r.Catalogue) != 3 || len(r.Marks) != 1 {
+	if r.Policy != e || r.Revision != e.Revision() || len(r.Files) == 0 || len(r.Catalogue) != 3 || len(r.Labels) != 1 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -412,5 +412,5 @@ func (e *Engine) ParsePrincipal(id string) (broker.Identity, error) {
 		return broker.Identity{}, err
 	}
 	who := broker.Identity{ID: id, TrustDomain: domainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}
-	return e.known.labels.Mark(who), nil
+	return e.known.labels.WithLabels(who), nil
 }

@@ -48,7 +48,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), broker.Self(c.who, now), r) {
 		out.Decision.Policies = r.Decision.Policies
 	}
-	out.Approvals = api.Approvals{Needed: toNeeds(r.Places()), Given: toVoices(r.Approvals)}
+	out.Approvals = api.Approvals{Needed: toNeeds(r.ApprovalProgress()), Given: toVoices(r.Approvals)}
 	if r.Status == broker.RequestApproved {
 		g := r.Grant()
 		out.Grant = &api.Grant{
@@ -57,12 +57,12 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		}
 	}
 	if !r.ReviewDue.IsZero() {
-		out.Review = &api.Review{DueAt: r.ReviewDue.UTC(), ClosedAt: utc(r.Reviewed), Needed: toNeeds(r.ReviewPlaces()), Given: toVerdicts(r.Verdicts)}
+		out.Review = &api.Review{DueAt: r.ReviewDue.UTC(), ClosedAt: utc(r.Reviewed), Needed: toNeeds(r.ReviewProgress()), Given: toVerdicts(r.Verdicts)}
 	}
 	return out
 }
 
-func toNeeds(places []broker.Place) (needs []api.Need) {
+func toNeeds(places []broker.ApprovalProgress) (needs []api.Need) {
 	for _, p := range places {
 		needs = append(needs, api.Need{Group: p.Group, Count: p.Count, Have: p.Have})
 	}
@@ -158,7 +158,7 @@ func toOffer(o broker.Offer) api.Offer {
 		for _, d := range e.DefaultScopes {
 			isDefault = isDefault || d == so.Scope
 		}
-		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), BreakGlassOnly: so.Glass})
+		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), BreakGlassOnly: so.BreakGlassOnly})
 	}
 	if len(o.Scopes) == 0 {
 		decision := toDecision(o.Decision)

@@ -27,7 +27,7 @@ func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Requ
 	if s.cfg.TicketURL != "" && r.Ticket != "" {
 		f.TicketURL = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
 	}
-	past, partial, err := b.Past(ctx, caller, r)
+	past, partial, err := b.RequestHistory(ctx, caller, r)
 	for _, p := range past {
 		f.History = append(f.History, api.RequestHistory{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
 	}

@@ -55,7 +55,7 @@ func (s *Server) requestOf(c *call) (*broker.Request, error) {
 func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPage) (reply, error) {
 	ctx, b := c.r.Context(), s.cfg.Broker
 	p.requestView = s.view(c, r)
-	p.CanVote, p.CanReview = b.Asked(c.caller(), r)
+	p.CanVote, p.CanReview = b.CanDecide(c.caller(), r)
 	p.CanWithdraw = p.Mine && p.Status == api.StatusPending
 	if p.Decision.Obligations != nil {
 		p.Needs = *p.Decision.Obligations

@@ -148,7 +148,7 @@ func (s *Server) getRequest(c *call) (reply, error) {
 func (s *Server) await(c *call, id broker.RequestID) (*broker.Request, error) {
 	wait, err := time.ParseDuration(c.query.get("wait"))
 	if err != nil || wait < 0 || wait > api.MaxWait {
-		return nil, refuse(broker.ErrInvalidRequest, "wait is a duration of at most "+broker.Short(api.MaxWait))
+		return nil, refuse(broker.ErrInvalidRequest, "wait is a duration of at most "+broker.FormatDuration(api.MaxWait))
 	}
 	after, err := strconv.ParseUint(c.query.get("after"), 10, 31)
 	if err != nil {

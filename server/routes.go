@@ -173,7 +173,7 @@ func (s *Server) url(path string) string { return s.external.String() + path }
 func (s *Server) pageURL(path string) string { return cmp.Or(s.cfg.UIURL, s.external.String()) + path }
 
 func (s *Server) whoami(c *call) (reply, error) {
-	who := s.cfg.Broker.Rules().Mark(c.who)
+	who := s.cfg.Broker.Rules().WithLabels(c.who)
 	blocked, err := s.cfg.Broker.Blocked(c.r.Context(), broker.Self(who, c.now))
 	if err != nil {
 		return reply{}, err

@@ -224,7 +224,7 @@ func testRules() *broker.Rules {
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "what is guarded", "dba", map[string]string{"read": "look <at> it", "write": "change it"}
 	return &broker.Rules{
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
-		Policy: testPolicy{}, Revision: audit.Digest{1}, Marks: []broker.Mark{
+		Policy: testPolicy{}, Revision: audit.Digest{1}, Labels: []broker.WorkloadLabels{
 			{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}},
 			{Under: supplier, Kind: broker.KindAgent, Accountable: []string{"login/sue"}},
 		},

@@ -47,7 +47,7 @@ func (m *Manager) Enrol(ctx context.Context, caller broker.Caller, p broker.Pass
 		return err
 	}
 	if !MayEnrol(caller.Subject, caller.At) {
-		return refuse(broker.ErrLoginStale, "enrolling needs a fresh login: log in again, and enrol within "+broker.Short(EnrolWithin))
+		return refuse(broker.ErrLoginStale, "enrolling needs a fresh login: log in again, and enrol within "+broker.FormatDuration(EnrolWithin))
 	}
 	if err := checkPasskey(p); err != nil {
 		return err

@@ -95,10 +95,10 @@ func (c *checker) workload(key string, m markFile) {
 	if !ok || !slices.Contains(c.cfg.TrustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
 		c.report(key+"/under", "write a SPIFFE ID, or a prefix of one that ends at a segment, in one of the trust_domains, such as spiffe://%s/agent", c.cfg.TrustDomain)
 	}
-	if slices.ContainsFunc(c.cfg.Marks, func(other broker.Mark) bool { return other.Under == string(m.Under) }) {
+	if slices.ContainsFunc(c.cfg.Labels, func(other broker.WorkloadLabels) bool { return other.Under == string(m.Under) }) {
 		c.report(key+"/under", "%s is listed twice: remove one of the entries", m.Under)
 	}
-	c.cfg.Marks = append(c.cfg.Marks, broker.Mark{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
+	c.cfg.Labels = append(c.cfg.Labels, broker.WorkloadLabels{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
 }
 
 // providerName has no dot and no colon, so that the ID of a person ("login/ana") cannot be

@@ -45,7 +45,7 @@ type Config struct {
 	Policies       string            // folder
 	Issuers        map[string]Issuer
 	Catalogue      broker.Catalogue
-	Marks          []broker.Mark
+	Labels         []broker.WorkloadLabels
 	Providers      []Provider
 	SessionIdle    time.Duration
 	SessionLasts   time.Duration
@@ -123,7 +123,7 @@ func (c *Config) Engine() (*policy.Engine, error) {
 		return nil, fmt.Errorf("%s is not a folder: write the folder of the policies", c.Policies)
 	}
 	engine, err := policy.Load(policy.Inputs{
-		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Marks,
+		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels,
 		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Providers: c.ProviderNames(), Channels: c.Channels(),
 	})
 	if err != nil {

@@ -53,13 +53,13 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	}
 	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(defaultTTL, e.MaxTTL))
 	if e.MaxTTL > longestTTL {
-		c.report(key+"/max_ttl", "must be at most %s", broker.Short(longestTTL))
+		c.report(key+"/max_ttl", "must be at most %s", broker.FormatDuration(longestTTL))
 	}
 	if e.DefaultTTL > e.MaxTTL && !c.d.isRejected(key+"/max_ttl") {
-		c.report(key+"/default_ttl", "must not be longer than max_ttl, %s", broker.Short(e.MaxTTL))
+		c.report(key+"/default_ttl", "must not be longer than max_ttl, %s", broker.FormatDuration(e.MaxTTL))
 	}
 	if e.CollectWithin > broker.MaxDuration {
-		c.report(key+"/collect_within", "must be at most %s", broker.Short(broker.MaxDuration))
+		c.report(key+"/collect_within", "must be at most %s", broker.FormatDuration(broker.MaxDuration))
 	}
 	if e.Binding != broker.BindingNone && e.Binding != broker.BindingMTLS {
 		c.report(key+"/binding", "choose none or mtls")
@@ -74,7 +74,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		c.spec(key, issuer, f, e)
 	}
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
-		c.report(key+"/default_ttl", "must be at least %s, the shortest lifetime that the issuer supports", broker.Short(e.MinTTL))
+		c.report(key+"/default_ttl", "must be at least %s, the shortest lifetime that the issuer supports", broker.FormatDuration(e.MinTTL))
 	}
 	return e
 }

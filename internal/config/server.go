@@ -52,7 +52,7 @@ func (c *checker) server() {
 		PublishAhead: cmp.Or(time.Duration(f.Signing.PublishAhead), defaultPublishAhead),
 	}
 	if c.cfg.Signing.PublishAhead < minPublishAhead {
-		c.report("server/signing/publish_ahead", "must be at least %s, because resource servers may cache the keys for five minutes", broker.Short(minPublishAhead))
+		c.report("server/signing/publish_ahead", "must be at least %s, because resource servers may cache the keys for five minutes", broker.FormatDuration(minPublishAhead))
 	}
 	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.cfg.Signing.Algorithm) {
 		c.report("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
@@ -175,7 +175,7 @@ func (c *checker) sessions(f sessionsFile) {
 	const key = "server/sessions"
 	switch most := 30 * 24 * time.Hour; {
 	case f.Idle < 0 || f.Lasts < 0 || c.cfg.SessionLasts > most:
-		c.report(key, "idle and lasts must be positive, and lasts at most %s", broker.Short(most))
+		c.report(key, "idle and lasts must be positive, and lasts at most %s", broker.FormatDuration(most))
 	case f.Idle > 0 && c.cfg.SessionIdle < time.Minute:
 		c.report(key+"/idle", "must be at least 1m, because the last use of a session is stored once a minute")
 	}

@@ -131,11 +131,11 @@ func checkManaged(r Role, partition string, bad func(key, format string, args ..
 func checkTTL(r Role, e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	switch {
 	case e.MaxTTL < MinTTL:
-		bad("max_ttl", "AWS makes no session shorter than %s", broker.Short(MinTTL))
+		bad("max_ttl", "AWS makes no session shorter than %s", broker.FormatDuration(MinTTL))
 	case e.MaxTTL > MaxTTL:
-		bad("max_ttl", "AWS makes no session longer than %s", broker.Short(MaxTTL))
+		bad("max_ttl", "AWS makes no session longer than %s", broker.FormatDuration(MaxTTL))
 	case r.Chain && e.MaxTTL > ChainMaxTTL:
-		bad("max_ttl", "at most %s with chain: AWS limits a role that a role assumes to that", broker.Short(ChainMaxTTL))
+		bad("max_ttl", "at most %s with chain: AWS limits a role that a role assumes to that", broker.FormatDuration(ChainMaxTTL))
 	}
 }
 

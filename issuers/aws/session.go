@@ -24,7 +24,7 @@ type session struct {
 	seconds int32
 }
 
-var errShortLease = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no session shorter than %s: request a longer ttl", broker.Short(MinTTL))}
+var errShortLease = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no session shorter than %s: request a longer ttl", broker.FormatDuration(MinTTL))}
 
 // newSession returns the session to request at now, if the request may take up to
 // slack to reach STS.

@@ -24,9 +24,9 @@ import (
 func CheckRotation(every, ahead, longest time.Duration) error {
 	switch {
 	case every < longest:
-		return fmt.Errorf("signing keys rotate every %s, which is shorter than the longest ttl, %s: a key must outlive what it signs", broker.Short(every), broker.Short(longest))
+		return fmt.Errorf("signing keys rotate every %s, which is shorter than the longest ttl, %s: a key must outlive what it signs", broker.FormatDuration(every), broker.FormatDuration(longest))
 	case ahead <= 0 || ahead >= every:
-		return fmt.Errorf("signing keys are published %s ahead: it must be more than zero and less than their rotation, %s", broker.Short(ahead), broker.Short(every))
+		return fmt.Errorf("signing keys are published %s ahead: it must be more than zero and less than their rotation, %s", broker.FormatDuration(ahead), broker.FormatDuration(every))
 	}
 	return nil
 }

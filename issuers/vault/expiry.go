@@ -79,7 +79,7 @@ const (
 	stsCallTime = 10 * time.Second
 )
 
-var errShortSession = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no session shorter than %s: request a longer ttl", broker.Short(stsMinTTL))}
+var errShortSession = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no session shorter than %s: request a longer ttl", broker.FormatDuration(stsMinTTL))}
 
 // sessionTTL returns the TTL to request for a session whose lease ends in left,
 // and by how much the session may outlive the lease. STS counts from when the

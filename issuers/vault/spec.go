@@ -59,7 +59,7 @@ func (s *Spec) Check(e *broker.Entitlement, bad func(key, format string, args ..
 		bad("wrap", `this credential ends only at its expiry, which the broker can't see in a wrapped answer: write ttl: "${ttl}" in data`)
 	}
 	if e.MaxTTL < s.MinTTL() {
-		bad("path", "AWS makes no session shorter than %s: max_ttl can't be shorter", broker.Short(stsMinTTL))
+		bad("path", "AWS makes no session shorter than %s: max_ttl can't be shorter", broker.FormatDuration(stsMinTTL))
 	}
 	if s.Type != "" && !slices.Contains(secretTypes, s.Type) {
 		bad("type", "choose one of %s, or leave it out", strings.Join(secretTypes, ", "))

@@ -11,11 +11,11 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// An lru keeps the entries that were used last. It is not safe for concurrent
-// use.
+// An lru is a cache of the most recently used entries. It is not safe for
+// concurrent use.
 type lru[K comparable, V any] struct {
 	most  int
-	order *list.List // of *lruEntry[K, V], the last used first
+	order *list.List // of *lruEntry[K, V], most recently used first
 	at    map[K]*list.Element
 }
 
@@ -37,7 +37,7 @@ func (l *lru[K, V]) get(key K) (value V, ok bool) {
 	return element.Value.(*lruEntry[K, V]).value, true
 }
 
-// put adds a key that is not there yet.
+// put adds a key that is not in the cache.
 func (l *lru[K, V]) put(key K, value V) {
 	if l.order.Len() >= l.most {
 		last := l.order.Back()
@@ -47,14 +47,13 @@ func (l *lru[K, V]) put(key K, value V) {
 	l.at[key] = l.order.PushFront(&lruEntry[K, V]{key, value})
 }
 
-const maxRemembered = 16384 // identities, and addresses
+const maxRemembered = 16384 // identities, or addresses
 
-// An admission bounds what one identity may ask of the broker, before the
-// store is touched: calls a second, and calls at once. It is safe for
-// concurrent use.
+// An admission limits the calls of one identity, per second and concurrently,
+// before they reach the store. It is safe for concurrent use.
 //
-// Who is not among the identities that called last starts anew: what that
-// gives away is bounded by how fast thousands of attested identities can call.
+// An identity that drops out of the cache starts with a full bucket. To exploit
+// that, a caller would need thousands of attested identities.
 type admission struct {
 	perSecond float64
 	atOnce    int
@@ -66,16 +65,16 @@ type admission struct {
 
 type callerState struct {
 	bucket *rate.Limiter
-	inside int // calls that are being answered
+	inside int // running calls
 }
 
 func newAdmission(perSecond float64, atOnce int) *admission {
 	return &admission{perSecond: perSecond, atOnce: atOnce, clock: time.Now, callers: newLRU[string, *callerState](maxRemembered)}
 }
 
-// enter lets a call in, or refuses. Whoever is let in must leave. The time is
-// looked at under the lock, so that it never goes back: a bucket that is told
-// an earlier time fills again.
+// enter admits a call or refuses it. The caller must call leave afterwards. The
+// clock is read under the lock, so that time never goes back: a bucket refills
+// when it sees an earlier time.
 func (a *admission) enter(id string) (leave func(), err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -86,7 +85,7 @@ func (a *admission) enter(id string) (leave func(), err error) {
 		a.callers.put(id, state)
 	}
 	if state.inside >= a.atOnce {
-		return nil, &broker.Refusal{Err: broker.ErrSlowDown, Detail: "too many calls of this identity at once", Retry: time.Second}
+		return nil, &broker.Refusal{Err: broker.ErrSlowDown, Detail: "too many concurrent calls of this identity", Retry: time.Second}
 	}
 	if !state.bucket.AllowN(now, 1) {
 		return nil, &broker.Refusal{Err: broker.ErrSlowDown, Detail: "too many calls of this identity", Retry: wait(state.bucket, now)}
@@ -99,17 +98,47 @@ func (a *admission) enter(id string) (leave func(), err error) {
 	}, nil
 }
 
-// Failed authentications that one address may have: a burst, then so many a
-// second.
+// limits are the admissions of a server.
+type limits struct {
+	identity  *admission // calls of one identity
+	scan      *admission // calls of one identity that read many rows: each costs as much as hundreds of others
+	anonymous *admission // unauthenticated calls of one address that write or call a provider
+	callback  *admission // browsers of one address that return from a provider; an office may share an address
+	poll      *admission // terminals of one address that wait for their login; many may share an address
+	provider  *admission // back-channel logouts from one address: a provider may log out everyone at once, and a lost logout leaves a session open
+	stream    *admission // event streams of one person
+}
+
+func newLimits(callsPerSecond float64, callsAtOnce int) limits {
+	return limits{
+		identity:  newAdmission(callsPerSecond, callsAtOnce),
+		scan:      newAdmission(scansPerSecond, 2),
+		anonymous: newAdmission(anonymousPerSecond, anonymousAtOnce),
+		callback:  newAdmission(callbacksPerSecond, 10),
+		poll:      newAdmission(50, 20),
+		provider:  newAdmission(1000, 100),
+		stream:    newAdmission(streamsPerSecond, streamsAtOnce),
+	}
+}
+
+const (
+	scansPerSecond     = 5
+	anonymousPerSecond = 5
+	anonymousAtOnce    = 5
+	callbacksPerSecond = 20
+	streamsPerSecond   = 5
+	streamsAtOnce      = 10
+)
+
+// Limits of failed authentications from one address.
 const (
 	failuresBurst     = 100
 	failuresPerSecond = 10
 )
 
-// failures bounds how much work one address can make by proofs that do not
-// hold. It is coarse on purpose: addresses that never failed are not even
-// looked up, and those behind one proxy share their fate. It is safe for
-// concurrent use.
+// failures limits the work that one address can cause with invalid proofs. It is
+// deliberately coarse: addresses without failures cost nothing, and callers behind
+// one proxy share a limit. It is safe for concurrent use.
 type failures struct {
 	clock func() time.Time
 
@@ -121,7 +150,7 @@ func newFailures() *failures {
 	return &failures{clock: time.Now, addresses: newLRU[netip.Prefix, *rate.Limiter](maxRemembered)}
 }
 
-// check refuses an address that failed too often.
+// check refuses an address with too many failures.
 func (f *failures) check(addr netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -133,7 +162,7 @@ func (f *failures) check(addr netip.Addr) error {
 	return &broker.Refusal{Err: broker.ErrSlowDown, Detail: "too many failed authentications from this address", Retry: wait(bucket, now)}
 }
 
-// count remembers a failure.
+// count records a failure.
 func (f *failures) count(addr netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -146,18 +175,19 @@ func (f *failures) count(addr netip.Addr) {
 	bucket.AllowN(now, 1)
 }
 
-// network is what one party controls: an IPv4 address, an IPv6 /64.
+// network returns the network that one party controls: an IPv4 address or an IPv6
+// /64.
 func network(addr netip.Addr) netip.Prefix {
 	addr = addr.Unmap().WithZone("")
 	bits := addr.BitLen()
 	if addr.Is6() {
 		bits = 64
 	}
-	prefix, _ := addr.Prefix(bits) // the zero Prefix for the zero Addr: all unknown addresses are one
+	prefix, _ := addr.Prefix(bits) // the zero Addr has the zero Prefix: unknown addresses share a limit
 	return prefix
 }
 
-// wait is how long until the bucket has a token.
+// wait returns the time until the bucket has a token.
 func wait(bucket *rate.Limiter, now time.Time) time.Duration {
 	missing := 1 - bucket.TokensAt(now)
 	return max(time.Duration(missing/float64(bucket.Limit())*float64(time.Second)), time.Millisecond)

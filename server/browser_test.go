@@ -156,7 +156,7 @@ func TestNoOpenRedirect(t *testing.T) {
 		"//evil.test", "//evil.test/ui/", `/\evil.test`, `\\evil.test`, "https:evil.test", "https://evil.test/ui/", "http:/evil.test/ui/", "///evil.test/ui/",
 		"/ui//evil.test", "/ui/../../evil.test", "/ui/%2e%2e//evil.test", "/%09/evil.test", "/\t/evil.test", "javascript:alert(1)", "data:text/html,x", "ui/", "@evil.test/ui/", "https://broker.acme.test@evil.test/ui/",
 	} {
-		w.strangers = newAdmission(strangersPerSecond, strangersAtOnce)
+		w.limits.anonymous = newAdmission(anonymousPerSecond, anonymousAtOnce)
 		if where := b.logIn("login/ben", next); where != "/ui/" {
 			t.Errorf("next=%q leads to %q", next, where)
 		}
@@ -219,9 +219,9 @@ func TestGuessingDeviceCodes(t *testing.T) {
 	b.takes(w.session(t, "login/eve"))
 	w.holdClocks()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		w.strangers.callers = newLRU[string, *callerState](maxRemembered)
+		w.limits.anonymous.callers = newLRU[string, *callerState](maxRemembered)
 		limited := false
-		for range 2 * strangersPerSecond {
+		for range 2 * anonymousPerSecond {
 			status, _, _ := b.visit(method, "/ui/device?code=BCDF-GHJK", formOf("code", "BCDF-GHJK", "decision", "allow"))
 			limited = limited || status == http.StatusTooManyRequests
 		}

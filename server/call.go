@@ -26,45 +26,44 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// A call is one HTTP request on its way through the server.
+// A call is one HTTP request.
 type call struct {
 	s     *Server
 	route route
 	w     *writer
 	r     *http.Request
 	id    string    // the X-Request-Id
-	now   time.Time // when it came
+	now   time.Time // when it arrived
 	from  netip.Addr
 	query form
 	body  []byte
 	form  form
 
 	who            broker.Identity // zero on open routes
-	session        *broker.Session // of a person
+	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
-	proofIsSubject bool   // the identity was to be proved by the subject_token
-	unproved       bool   // the proof did not hold
-	about          string // request or lease that it led to, for the log
+	proofIsSubject bool   // the subject_token authenticates the caller
+	unproved       bool   // authentication failed
+	about          string // the id of the request or lease concerned, for the log
 }
 
-// caller returns who calls, for the domain, as of when the call came.
+// caller returns the caller as of the call's arrival.
 func (c *call) caller() broker.Caller { return broker.Self(c.who, c.now) }
 
-// A reply is an answer to be encoded.
+// A reply is a response before encoding.
 type reply struct {
 	status    int
 	code      api.Code // of an error
-	body      any      // marshalled as JSON, but for []byte, which is sent as it is; nil: no body
+	body      any      // []byte is sent unchanged, anything else as JSON; nil: no body
 	mediaType string   // "application/json" if empty
 	header    http.Header
-	err       error // what led to it, for the log
-	sent      bool  // it was written as it came to be
+	err       error // the cause, for the log
+	sent      bool  // the handler has written the response itself
 }
 
 func ok(body any) (reply, error) { return reply{status: http.StatusOK, body: body}, nil }
 
-// serve makes the handler of a route: the whole of a request that is not the
-// route's own business.
+// serve returns the handler of a route, with everything that routes share.
 func (s *Server) serve(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := s.begin(w, r, rt)
@@ -75,9 +74,8 @@ func (s *Server) serve(rt route) http.Handler {
 	})
 }
 
-// dispatch picks the route by method. HEAD is GET without a body (net/http
-// drops it); everything else that is not there is 405 with Allow (RFC 9110,
-// section 15.5.6).
+// dispatch selects the route by method. HEAD is served as GET; net/http drops the
+// body. Other methods get 405 with Allow (RFC 9110, section 15.5.6).
 func (s *Server) dispatch(path string, byMethod map[string]route) http.Handler {
 	handlers := map[string]http.Handler{}
 	for method, rt := range byMethod {
@@ -145,14 +143,14 @@ func (c *call) fail(err error) (answer reply) {
 	default:
 		answer = c.problem(err)
 	}
-	if answer.status != http.StatusSeeOther { // being sent to log in is no fault
+	if answer.status != http.StatusSeeOther { // a redirect to the login is not an error
 		answer.err = err
 	}
 	return answer
 }
 
-// run is the order of things. Forms are read before the caller is known, for
-// the proof may be in them; JSON bodies are not.
+// run processes a call. Forms are read before authentication, because they may
+// contain the proof; JSON bodies are read afterwards.
 func (c *call) run() (reply, error) {
 	if err := c.readQuery(); err != nil {
 		return reply{}, err
@@ -166,7 +164,7 @@ func (c *call) run() (reply, error) {
 		if err := c.readForm(); err != nil {
 			return reply{}, err
 		}
-		c.now = time.Now() // it may have come slowly
+		c.now = time.Now() // the body may have arrived slowly
 	}
 	if c.route.open {
 		return c.route.run(c.s, c)
@@ -174,13 +172,13 @@ func (c *call) run() (reply, error) {
 	if err := c.identify(); err != nil {
 		return reply{}, err
 	}
-	leave, err := c.s.admission.enter(c.who.ID)
+	leave, err := c.s.limits.identity.enter(c.who.ID)
 	if err != nil {
 		return reply{}, err
 	}
 	defer leave()
 	if c.route.scans && c.who.Kind != broker.KindOperator {
-		if leave, err = c.s.scans.enter(c.who.ID); err != nil {
+		if leave, err = c.s.limits.scan.enter(c.who.ID); err != nil {
 			return reply{}, err
 		}
 		defer leave()
@@ -188,11 +186,11 @@ func (c *call) run() (reply, error) {
 	return c.route.run(c.s, c)
 }
 
-// crossOrigin refuses what other sites make a browser send.
+// crossOrigin refuses requests that other sites cause a browser to send.
 var crossOrigin = http.NewCrossOriginProtection()
 
-// readQuery is strict on /v1. OAuth's endpoints ignore the query: parameters
-// stand in the body there (RFC 6749, section 3.2).
+// readQuery is strict on /v1. OAuth endpoints ignore the query, because their
+// parameters are in the body (RFC 6749, section 3.2).
 func (c *call) readQuery() (err error) {
 	if c.route.audience == API {
 		c.query, err = parseQuery(c.r.URL.RawQuery, c.route.query)
@@ -209,7 +207,7 @@ func (c *call) readForm() error {
 	return err
 }
 
-// readBody reads the whole body. Its media type is checked if there is one.
+// readBody reads the whole body and checks its media type unless it is empty.
 func (c *call) readBody(mediaType string) error {
 	body, err := io.ReadAll(http.MaxBytesReader(c.w.ResponseWriter, c.r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
@@ -217,7 +215,7 @@ func (c *call) readBody(mediaType string) error {
 	case errors.As(err, &tooLarge):
 		return errTooLarge
 	case err != nil:
-		return refuse(broker.ErrInvalidRequest, "the body ended early")
+		return refuse(broker.ErrInvalidRequest, "the body is incomplete")
 	}
 	c.body = body
 	if len(body) == 0 {
@@ -230,7 +228,7 @@ func (c *call) readBody(mediaType string) error {
 	return nil
 }
 
-// identify finds out who calls. Nobody else looks at proofs.
+// identify authenticates the caller. It is the only place that verifies proofs.
 func (c *call) identify() error {
 	if token, ok := c.sessionToken(); ok {
 		return c.enterSession(token)
@@ -254,10 +252,11 @@ func (c *call) identify() error {
 	return nil
 }
 
-// costly says whether the proof takes a signature check that its caller did not
-// pay for: whoever shows a certificate has been through a handshake, which
-// costs more than its chain, and a token that held before is remembered. So
-// those who came before are not shut out by whoever shares their address.
+// costly reports whether verifying the proof costs the broker a signature check
+// that the caller did not pay for. A caller with a certificate has completed a
+// handshake, which costs more than verifying its chain, and a token that was
+// verified before is cached. So an attacker cannot lock out established callers
+// that share its address.
 func (c *call) costly(token string) bool {
 	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 {
 		return false
@@ -268,8 +267,8 @@ func (c *call) costly(token string) bool {
 	return token == "" || c.s.cfg.Remembers == nil || !c.s.cfg.Remembers(token)
 }
 
-// arrived is called when a body was read, which may have taken long: the time
-// of the call is now, and the proof must still hold.
+// arrived updates the call's time after its body was read, which may have taken
+// long. The proof must still be valid then.
 func (c *call) arrived() error {
 	if c.now = time.Now(); !c.route.open && !c.who.Proof.Valid(c.now) {
 		return broker.ErrProofExpired
@@ -277,8 +276,8 @@ func (c *call) arrived() error {
 	return nil
 }
 
-// authenticate checks the proof. That it is in time, Authenticate has seen to;
-// so do we, and so does the domain.
+// authenticate verifies a proof. Its expiry is checked by Authenticate, here and
+// again by the domain.
 func (c *call) authenticate(proof string) (broker.Identity, error) {
 	who, err := c.s.cfg.Authenticate(c.r, proof)
 	switch {
@@ -295,7 +294,7 @@ func (c *call) authenticate(proof string) (broker.Identity, error) {
 	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
 }
 
-// proof gives the proof in the form, if the route looks for one there.
+// proof returns the proof in the form, on routes that accept one there.
 func (c *call) proof() (string, error) {
 	if c.route.proof == nil {
 		return "", nil
@@ -305,17 +304,16 @@ func (c *call) proof() (string, error) {
 	return token, err
 }
 
-// extend gives the call more time than the connection's bounds: a call that
-// waits on purpose must be neither cut off nor, by the deadline for reading,
-// taken for gone.
+// extend extends the connection's deadlines for a call that waits on purpose. The
+// read deadline matters too: when it passes, net/http cancels the call.
 func (c *call) extend(d time.Duration) {
 	until := time.Now().Add(d + writeTimeout)
 	rc := http.NewResponseController(c.w)
-	_ = rc.SetReadDeadline(until) // where it can't be set (HTTP/2 has its own), there is none to extend
+	_ = rc.SetReadDeadline(until) // HTTP/2 has no deadline to extend
 	_ = rc.SetWriteDeadline(until)
 }
 
-// waiting gives the call's context, which ends on shutdown as well.
+// waiting returns the call's context, which also ends on shutdown.
 func (c *call) waiting() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(c.r.Context())
 	stop := context.AfterFunc(c.s.draining, cancel)
@@ -340,7 +338,7 @@ func (c *call) write(answer reply) {
 		h.Set("Content-Type", answer.mediaType)
 	}
 	c.w.WriteHeader(answer.status)
-	_, _ = c.w.Write(body) // whoever is gone can't be told
+	_, _ = c.w.Write(body) // the client may have gone away
 }
 
 func (r reply) encode() ([]byte, error) {
@@ -352,12 +350,12 @@ func (r reply) encode() ([]byte, error) {
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // never served as HTML: the media type says so, and nosniff
+	enc.SetEscapeHTML(false) // safe: the media type and nosniff keep browsers from treating it as HTML
 	err := enc.Encode(r.body)
 	return b.Bytes(), err
 }
 
-// end logs and counts the call, once. A panic becomes a 500 without detail.
+// end logs and counts the call. A panic becomes a 500 without detail.
 func (c *call) end(answer reply, panicked any) {
 	if panicked != nil {
 		c.s.cfg.Metrics.panics.Inc()
@@ -375,7 +373,7 @@ func (c *call) end(answer reply, panicked any) {
 	c.s.cfg.Metrics.answered(c.route.path, c.r.Method, string(code), took)
 	level := slog.LevelWarn
 	switch m := meaningOf(answer.err); {
-	case answer.err == nil || m.err == broker.ErrPending: // who polls is told to go on
+	case answer.err == nil || m.err == broker.ErrPending: // normal for a caller that polls
 		level = slog.LevelInfo
 	case m.level == ours:
 		level = slog.LevelError
@@ -383,8 +381,8 @@ func (c *call) end(answer reply, panicked any) {
 	c.s.cfg.Logger.LogAttrs(c.r.Context(), level, "request", c.attrs(answer, code, took)...)
 }
 
-// panicText says what the runtime says. What else a panic may carry could be
-// anything, a secret included.
+// panicText returns the text of a runtime error. Other panic values may contain
+// secrets, so only their type is logged.
 func panicText(panicked any) string {
 	if err, ok := panicked.(runtime.Error); ok {
 		return err.Error()
@@ -392,7 +390,8 @@ func panicText(panicked any) string {
 	return fmt.Sprintf("%T", panicked)
 }
 
-// attrs never hold a token, a body or a query's value.
+// attrs returns the attributes of the log event. They never contain a token, a
+// body or the value of a query parameter.
 func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.String("call_id", c.id), slog.String("method", knownMethod(c.r.Method)), slog.String("route", c.route.path),
@@ -410,20 +409,20 @@ func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Att
 	if theirID := c.r.Header.Get("X-Request-Id"); theirID != "" && len(theirID) <= 64 && printable(theirID) {
 		attrs = append(attrs, slog.String("client_call_id", theirID))
 	}
-	// Of other faults of theirs the code says enough, and the words may repeat
-	// what stood in the body.
+	// For other client faults the code suffices, and the text may repeat parts of
+	// the body.
 	if answer.err != nil && (c.unproved || meaningOf(answer.err).level == ours) {
 		attrs = append(attrs, slog.String("error", answer.err.Error()))
 	}
 	return attrs
 }
 
-// printable says whether s is made of visible ASCII and spaces.
+// printable reports whether s consists of visible ASCII characters and spaces.
 func printable(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return r < 0x20 || r > 0x7e }) < 0
 }
 
-// knownMethod bounds what a method can be in logs and labels.
+// knownMethod bounds the values of methods in logs and labels.
 func knownMethod(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
@@ -432,7 +431,7 @@ func knownMethod(m string) string {
 	return "other"
 }
 
-// A writer remembers what status was sent.
+// A writer records the status that was sent.
 type writer struct {
 	http.ResponseWriter
 	status int
@@ -445,10 +444,10 @@ func (w *writer) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap supports http.ResponseController.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// newCallID makes a UUIDv7 (RFC 9562, section 5.7).
+// newCallID returns a UUIDv7 (RFC 9562, section 5.7).
 func newCallID(now time.Time) string {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails

@@ -12,23 +12,23 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// What providers say of people's groups gets old, and is asked for again.
+// People's claims become stale and are refreshed at their provider.
 
-// Bounds of asking for those who only read: they wait so long, and ask so often.
+// Bounds of refreshes for calls that only read.
 const (
-	readersWait = 3 * time.Second
-	readersAsk  = time.Minute
+	readerPatience = 3 * time.Second // how long the call waits
+	readerInterval = time.Minute     // between two refreshes of a session
 )
 
-// An asking is one question to a provider, for all calls of a session that want
-// it answered.
-type asking struct {
+// A refresh is one refresh of a session's claims, shared by all calls that wait
+// for it.
+type refresh struct {
 	begun time.Time
-	over  chan struct{} // closed when it is answered, or was refused
-	err   error         // that the answer could not be kept; read once it is over
+	over  chan struct{} // closed when the provider has answered or failed
+	err   error         // of storing the answer; read only after over
 }
 
-func (a *asking) isOver() bool {
+func (a *refresh) isOver() bool {
 	select {
 	case <-a.over:
 		return true
@@ -37,26 +37,26 @@ func (a *asking) isOver() bool {
 	}
 }
 
-// askings are the latest asking of each session that asked last: a provider's
-// tokens may be good once, so a session asks once at a time. It is safe for
-// concurrent use.
-type askings struct {
+// refreshes are the latest refreshes by session. A refresh token may work only
+// once, so a session has at most one refresh at a time. It is safe for concurrent
+// use.
+type refreshes struct {
 	patience time.Duration // of calls that only read
 
 	mu       sync.Mutex
 	sessions *lru[broker.SessionKey, *latest] // guarded by mu
 }
 
-// latest can be replaced where it stands, which what is in an lru can't.
-type latest struct{ *asking }
+// latest can be replaced in place, unlike an entry of an lru.
+type latest struct{ *refresh }
 
-func newAskings() *askings {
-	return &askings{patience: readersWait, sessions: newLRU[broker.SessionKey, *latest](maxRemembered)}
+func newRefreshes() *refreshes {
+	return &refreshes{patience: readerPatience, sessions: newLRU[broker.SessionKey, *latest](maxRemembered)}
 }
 
-// join gives the session's asking that is under way, or was begun less than every
-// ago; or else begins one, which ask carries out.
-func (a *askings) join(key broker.SessionKey, every time.Duration, ask func() error) *asking {
+// join returns the session's refresh if one is running or began within the
+// interval. Otherwise it starts run as a new one.
+func (a *refreshes) join(key broker.SessionKey, interval time.Duration, run func() error) *refresh {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
@@ -65,26 +65,25 @@ func (a *askings) join(key broker.SessionKey, every time.Duration, ask func() er
 	case !ok:
 		last = &latest{}
 		a.sessions.put(key, last)
-	case !last.isOver() || now.Sub(last.begun) < every:
-		return last.asking
+	case !last.isOver() || now.Sub(last.begun) < interval:
+		return last.refresh
 	}
-	one := &asking{begun: now, over: make(chan struct{})}
-	last.asking = one
+	one := &refresh{begun: now, over: make(chan struct{})}
+	last.refresh = one
 	go func() {
 		defer close(one.over)
-		one.err = ask()
+		one.err = run()
 	}()
 	return one
 }
 
-// asApprover calls f for the person who calls. If what the provider said of
-// them is too old to vote by, it is asked again first; if it does not say, it is
-// up to f whether that matters.
+// asApprover calls f for the caller. Stale claims are refreshed first. If the
+// provider does not answer, f decides whether that matters.
 func (c *call) asApprover(f func(broker.Caller) (*broker.Request, error)) (*broker.Request, error) {
 	ctx := c.r.Context()
 	_, asked := c.s.cfg.Broker.ClaimsAge(c.caller())
 	if asked {
-		if _, err := c.askAgain(ctx, 0); err != nil {
+		if _, err := c.refreshClaims(ctx, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -92,48 +91,47 @@ func (c *call) asApprover(f func(broker.Caller) (*broker.Request, error)) (*brok
 	if asked || !errors.Is(err, broker.ErrLoginStale) {
 		return r, err
 	}
-	if fresh, again := c.askAgain(ctx, 0); again != nil || !fresh {
+	if fresh, again := c.refreshClaims(ctx, 0); again != nil || !fresh {
 		return nil, cmp.Or(again, err)
 	}
 	return f(c.caller())
 }
 
-// asReader has a call that only reads go on by what the provider says now of the
-// person who calls, if what it said is too old to vote by: whoever has just become
-// an approver finds what waits for them. If it does not say, or not soon, what it
-// said stands: reading decides nothing. What a page asks by itself is no reason to
-// ask.
+// asReader refreshes stale claims for a call that only reads, so that a new
+// approver finds what waits for them. If the provider does not answer soon, the old
+// claims stand, because reading decides nothing. Background calls of a page do not
+// refresh.
 func (c *call) asReader() error {
 	if _, stale := c.s.cfg.Broker.ClaimsAge(c.caller()); !stale || c.background() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.askings.patience)
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.refreshes.patience)
 	defer cancel()
-	_, err := c.askAgain(ctx, readersAsk)
+	_, err := c.refreshClaims(ctx, readerInterval)
 	if errors.Is(err, broker.ErrUnavailable) || errors.Is(err, errPanicked) {
-		return nil // nothing can be written now, and nothing has to be
+		return nil // the claims cannot be stored now, which does not matter for reading
 	}
 	return err
 }
 
-// askAgain has the provider say again who is in which group, unless it was asked
-// less than every ago, and says whether it did before ctx ended. The call goes on
-// by that. An error says that the session has ended, or that the answer could not
-// be kept.
-func (c *call) askAgain(ctx context.Context, every time.Duration) (fresh bool, err error) {
+// refreshClaims refreshes the caller's claims unless that happened within the
+// interval, and reports whether they are newer than before when ctx ends. The call
+// continues with the new claims. An error means that the session has ended or that
+// the claims could not be stored.
+func (c *call) refreshClaims(ctx context.Context, interval time.Duration) (fresh bool, err error) {
 	if c.session == nil || c.s.cfg.People == nil || len(c.session.Sealed) == 0 {
-		return false, nil // a terminal has no tokens: a provider's are good in one place only
+		return false, nil // only the browser's session holds the provider's tokens
 	}
-	// It goes on if this call ends: others may wait for it, and what it is told is
-	// not told twice.
-	detached, again := context.WithoutCancel(c.r.Context()), refreshing{c.s, c.id, c.token, c.who}
-	one := c.s.askings.join(c.session.SessionKey, every, func() error { return again.do(detached) })
+	// The refresh outlives this call: other calls may wait for it, and a rotated
+	// refresh token must not be lost.
+	detached, again := context.WithoutCancel(c.r.Context()), claimsRefresh{c.s, c.id, c.token, c.who}
+	one := c.s.refreshes.join(c.session.SessionKey, interval, func() error { return again.run(detached) })
 	select {
 	case <-one.over:
 		err = one.err
 	case <-ctx.Done():
 	}
-	c.now = time.Now() // it may have taken long
+	c.now = time.Now() // the refresh may have taken long
 	if err != nil {
 		return false, err
 	}
@@ -146,19 +144,19 @@ func (c *call) askAgain(ctx context.Context, every time.Duration) (fresh bool, e
 	return fresh, nil
 }
 
-// A refreshing asks a provider again for a call, and may outlive it.
-type refreshing struct {
+// A claimsRefresh refreshes a session's claims for a call, and may outlive it.
+type claimsRefresh struct {
 	s      *Server
 	callID string
 	token  session.Token
-	who    broker.Identity // as the call knows it
+	who    broker.Identity // with the claims that the call has
 }
 
-// do asks, and puts what is said into the session. That nothing is said is
-// logged, and no error.
-func (r refreshing) do(ctx context.Context) (err error) {
+// run calls the provider and stores its answer in the session. A provider that
+// does not answer is logged and is not an error.
+func (r claimsRefresh) run(ctx context.Context) (err error) {
 	defer func() {
-		if panicked := recover(); panicked != nil { // no call is there to do so
+		if panicked := recover(); panicked != nil { // no call recovers in this goroutine
 			r.s.cfg.Metrics.panics.Inc()
 			r.s.cfg.Logger.ErrorContext(ctx, "panic", "call_id", r.callID, "panic", panicText(panicked), "stack", string(debug.Stack()))
 			err = errPanicked
@@ -167,7 +165,7 @@ func (r refreshing) do(ctx context.Context) (err error) {
 	sessions, now := r.s.cfg.Sessions, time.Now()
 	s, err := sessions.Peek(ctx, r.token, now)
 	if err != nil || s.Who.Person.Claimed.After(r.who.Person.Claimed) {
-		return err // if another call has just asked, this one asks nothing
+		return err // another call has just refreshed the claims
 	}
 	tokens, err := r.token.ProviderTokens(s)
 	if err != nil || len(tokens) == 0 {
@@ -175,7 +173,7 @@ func (r refreshing) do(ctx context.Context) (err error) {
 	}
 	who, tokens, err := r.s.cfg.People.Refresh(ctx, s.Who, tokens, now)
 	if err != nil {
-		r.s.cfg.Logger.WarnContext(ctx, "a provider did not say again who is in which group", "call_id", r.callID, "err", err)
+		r.s.cfg.Logger.WarnContext(ctx, "refreshing claims at the provider", "call_id", r.callID, "err", err)
 		return nil
 	}
 	_, err = sessions.Refresh(ctx, broker.Self(who, time.Now()), r.token, tokens)

@@ -188,7 +188,7 @@ func TestReadersWhoHaveNobodyAsked(t *testing.T) {
 func TestProvidersThatHang(t *testing.T) {
 	t.Parallel()
 	w, people := claims(t)
-	w.askings.patience = time.Millisecond
+	w.refreshes.patience = time.Millisecond
 	people.groups, people.hold = []string{"dba"}, make(chan struct{})
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
 	for name, look := range reads(t, w, token, r.ID) {
@@ -231,7 +231,7 @@ func TestProvidersThatPanic(t *testing.T) {
 // readers not again so soon.
 func TestAskings(t *testing.T) {
 	t.Parallel()
-	a, hold, asked := newAskings(), make(chan struct{}), 0
+	a, hold, asked := newRefreshes(), make(chan struct{}), 0
 	ask := func() error { asked++; <-hold; return broker.ErrUnavailable }
 	one, other := broker.SessionKey{1}, broker.SessionKey{2}
 	first := a.join(one, 0, ask)

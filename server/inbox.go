@@ -53,9 +53,8 @@ func (s *Server) inbox(c *call) (reply, error) {
 
 // Bounds of the event stream.
 const (
-	viewersAtOnce = 10               // streams of one person
-	pingEvery     = 25 * time.Second // keeps proxies from closing the connection
-	tellEvery     = time.Second      // the shortest time between two events
+	pingEvery = 25 * time.Second // keeps proxies from closing the connection
+	tellEvery = time.Second      // the shortest time between two events
 )
 
 // events streams server-sent events (WHATWG HTML, section 9.2). An event only
@@ -65,7 +64,7 @@ func (s *Server) events(c *call) (reply, error) {
 	if err := c.identify(); err != nil {
 		return reply{status: http.StatusNoContent}, nil // 204 stops the browser from reconnecting
 	}
-	leave, err := s.viewers.enter(c.who.ID)
+	leave, err := s.limits.stream.enter(c.who.ID)
 	if err != nil {
 		return reply{}, err
 	}

@@ -98,7 +98,7 @@ func (s *Server) login(c *call) (reply, error) {
 	if provider == "" || s.cfg.People == nil {
 		return c.page("login", "Log in", "", loginPage{s.cfg.Providers, next, query.Has("out"), loginFailures[query.Get("failed")]})
 	}
-	leave, err := s.strangers.enter(network(c.from).String())
+	leave, err := s.limits.anonymous.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}
@@ -167,7 +167,7 @@ func (s *Server) callback(c *call) (reply, error) {
 	if err := s.failures.check(c.from); err != nil {
 		return reply{}, err
 	}
-	leave, err := s.returns.enter(network(c.from).String())
+	leave, err := s.limits.callback.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}

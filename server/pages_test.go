@@ -152,7 +152,7 @@ func TestPagesThatAreNone(t *testing.T) {
 	}
 	b.logIn("login/ben", "/ui/")
 	for _, path := range []string{"/ui/nope", "/ui/requests/req_0/nope"} {
-		if status, _, page := b.visit(http.MethodGet, path, ""); status != http.StatusNotFound || !strings.Contains(page, "there is no such page") || !strings.Contains(page, "<html") {
+		if status, _, page := b.visit(http.MethodGet, path, ""); status != http.StatusNotFound || !strings.Contains(page, "no such page") || !strings.Contains(page, "<html") {
 			t.Errorf("%s: %d\n%s", path, status, page)
 		}
 	}

@@ -149,9 +149,9 @@ func (s *Server) origin() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// signSaying answers the page's script with what a passkey signs to approve, or
+// signDecision answers the page's script with what a passkey signs to approve, or
 // to review.
-func (s *Server) signSaying(c *call) (reply, error) {
+func (s *Server) signDecision(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
 	}

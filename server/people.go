@@ -91,7 +91,7 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 	if s.cfg.People == nil {
 		return reply{}, refuse(broker.ErrNotFound, "nobody can log in here: no provider is configured")
 	}
-	leave, err := s.strangers.enter(network(c.from).String())
+	leave, err := s.limits.anonymous.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}
@@ -109,7 +109,7 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 
 // openSession trades what a terminal has for a session.
 func (s *Server) openSession(c *call, body api.Login) (reply, error) {
-	leave, err := s.polls.enter(network(c.from).String())
+	leave, err := s.limits.poll.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}
@@ -154,7 +154,7 @@ func (s *Server) backChannelLogout(c *call) (reply, error) {
 	if s.cfg.LogoutToken == nil {
 		return reply{}, refuse(broker.ErrNotFound, "no provider is configured")
 	}
-	leave, err := s.providers.enter(network(c.from).String())
+	leave, err := s.limits.provider.enter(network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}

@@ -346,7 +346,7 @@ func TestCallbacksAreBounded(t *testing.T) {
 	replay.Jar = nil
 	w.holdClocks()
 	asked := 0
-	for range 2 * returnsPerSecond {
+	for range 2 * callbacksPerSecond {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.base+"/ui/login/callback?state=guessed&code=x", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -358,7 +358,7 @@ func TestCallbacksAreBounded(t *testing.T) {
 			asked++
 		}
 	}
-	if asked != returnsPerSecond {
-		t.Errorf("the provider was asked %d times of %d at once", asked, 2*returnsPerSecond)
+	if asked != callbacksPerSecond {
+		t.Errorf("the provider was asked %d times of %d at once", asked, 2*callbacksPerSecond)
 	}
 }

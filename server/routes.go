@@ -10,20 +10,20 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A route is one endpoint. Its run function is called for callers whose
-// identity is proved, unless the route is open to everybody.
+// A route is one endpoint. Its run function is called only for authenticated
+// callers, unless the route is open.
 type route struct {
-	audience Audience // "": every listener's
+	audience Audience // "": every listener serves it
 	method   string
 	path     string // a pattern of http.ServeMux
 	open     bool
-	form     bool     // its body is a form, of a page's
-	script   bool     // a page's script calls it: errors are no pages
-	scans    bool     // it looks through many rows, and is bounded apart
-	query    []string // the parameters that it knows
+	form     bool     // its body is the form of a page
+	script   bool     // a page's script calls it: errors are JSON, not pages
+	scans    bool     // it reads many rows and has a limit of its own
+	query    []string // the accepted query parameters
 
-	// proof is set on routes that read a form, and gives the caller's own
-	// token in it, if there is one; and whether that is the subject_token.
+	// proof, on routes with a form, returns the caller's own token in the form, if
+	// any, and whether it is the subject_token.
 	proof func(form) (token string, isSubject bool, err error)
 
 	run func(*Server, *call) (reply, error)
@@ -33,7 +33,7 @@ func (rt route) isFor(audiences []Audience) bool {
 	return rt.audience == "" || slices.Contains(audiences, rt.audience)
 }
 
-// routes is the whole surface. The OpenAPI document has exactly these.
+// routes returns all endpoints. The OpenAPI document has exactly these.
 func (s *Server) routes() []route {
 	const get, post = http.MethodGet, http.MethodPost
 	inserted := ""
@@ -85,14 +85,14 @@ func (s *Server) routes() []route {
 	return list
 }
 
-// pages are the routes of browsers. They are not part of the OpenAPI document.
+// pages are the routes for browsers. They are not part of the OpenAPI document.
 var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/{$}", open: true, run: (*Server).home},
 	{audience: UI, method: http.MethodGet, path: "/ui/{$}", run: (*Server).inbox},
 	{audience: UI, method: http.MethodGet, path: "/ui/events", open: true, run: (*Server).events},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}", run: (*Server).requestPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}", form: true, run: (*Server).decideRequest},
-	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signSaying},
+	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signDecision},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/log", scans: true, run: (*Server).timelinePage},
 	{audience: UI, method: http.MethodGet, path: "/ui/access", scans: true, run: (*Server).access},
 	{audience: UI, method: http.MethodGet, path: "/ui/entitlements", run: (*Server).offersPage},
@@ -121,8 +121,8 @@ var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/ui/static/{file}", open: true, run: (*Server).staticFile},
 }
 
-// withBody reads a JSON body for a route. No body at all is an empty object:
-// what is required, the domain asks for.
+// withBody reads a route's JSON body. An empty body is an empty object; the domain
+// checks what is required.
 func withBody[T any](f func(*Server, *call, T) (reply, error)) func(*Server, *call) (reply, error) {
 	return func(s *Server, c *call) (reply, error) {
 		var body T
@@ -141,7 +141,7 @@ func withBody[T any](f func(*Server, *call, T) (reply, error)) func(*Server, *ca
 	}
 }
 
-// nothing is the body of calls that take none.
+// nothing is the body of calls without parameters.
 type nothing struct{}
 
 // idempotencyKey returns the key of the call by its Idempotency-Key header; zero
@@ -157,7 +157,7 @@ func (c *call) idempotencyKey() (broker.IdempotencyKey, error) {
 	return broker.NewIdempotencyKey(c.who.ID, c.r.Method, c.r.URL.Path, keys[0], c.body), nil
 }
 
-// created answers 201 with the place of what was made.
+// created returns a 201 reply with a Location.
 func (c *call) created(path string, body any) (reply, error) {
 	header := http.Header{}
 	if path != "" {
@@ -166,10 +166,10 @@ func (c *call) created(path string, body any) (reply, error) {
 	return reply{status: http.StatusCreated, body: body, header: header}, nil
 }
 
-// url gives the external URL of a path.
+// url returns the external URL of a path.
 func (s *Server) url(path string) string { return s.external.String() + path }
 
-// pageURL gives the URL of a page, for those who are not on the pages.
+// pageURL returns the external URL of a page.
 func (s *Server) pageURL(path string) string { return cmp.Or(s.cfg.UIURL, s.external.String()) + path }
 
 func (s *Server) whoami(c *call) (reply, error) {

@@ -1,10 +1,10 @@
-// Package server is the broker's HTTP: routes, headers, forms, status codes.
-// It holds no rule of its own; package broker decides everything.
+// Package server is the broker's HTTP layer: routes, headers, forms, status codes
+// and pages. It contains no rules of its own; package broker decides everything.
 //
-// Every endpoint is a row of a table in routes.go and a function of a few
-// lines. The whole of a request that is not its own lives once, in call.go:
-// method, media type, identity, admission, bounds, decoding, errors, encoding,
-// logging. So no endpoint can forget to ask who calls.
+// Every endpoint is a row of the table in routes.go and a function of a few lines.
+// Everything that endpoints share is in call.go: method, media type, identity,
+// admission, bounds, decoding, errors, encoding and logging. Therefore no endpoint
+// can forget to authenticate its caller.
 package server
 
 import (
@@ -29,80 +29,74 @@ type Config struct {
 	Broker   *broker.Broker
 	Sessions *session.Manager
 
-	// Authenticate finds out who calls, from the connection's certificate, the
-	// Authorization header, or a token that stands in the body as the caller's
-	// own proof (subject_token, client_assertion; "" if there is none). It
-	// gives exactly one identity, or an error that wraps a sentinel of package
-	// broker. What it returns must hold neither the token nor a part of it.
+	// Authenticate identifies the caller from the connection's certificate, the
+	// Authorization header, or a token in the body (subject_token,
+	// client_assertion; "" if there is none). It returns exactly one identity, or
+	// an error that wraps a sentinel of package broker and contains no part of the
+	// token.
 	Authenticate func(r *http.Request, bodyToken string) (broker.Identity, error)
 
-	// Remembers says whether a token held before, and costs little to look at
-	// again; nil: none is known to. Others are not looked at once too many from
-	// the same address did not hold.
+	// Remembers reports whether a token was verified before and is cheap to verify
+	// again; nil: none is. After too many failures from an address, only such tokens
+	// are verified.
 	Remembers func(token string) bool
 
-	// ConnContext, if set, keeps what is known of a connection (see
-	// http.Server), for Authenticate.
+	// ConnContext, if set, prepares a connection's context for Authenticate (see
+	// http.Server).
 	ConnContext func(context.Context, net.Conn) context.Context
 
-	// Keys gives the JWK Set (RFC 7517) of the broker's token signing keys.
+	// Keys returns the JWK Set (RFC 7517) of the token signing keys.
 	Keys func(ctx context.Context) ([]byte, error)
 
-	// People, if set, lets people log in, by the Providers of these names.
-	// LogoutToken proves a provider's word that it logged somebody out (OpenID
-	// Connect Back-Channel Logout). Sealer seals what a browser keeps meanwhile.
+	// People, if set, logs people in with the OpenID providers of these names.
+	// LogoutToken verifies a provider's logout token (OpenID Connect Back-Channel
+	// Logout). Sealer encrypts the state that a browser keeps during a login.
 	People      People
 	Providers   []string
 	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (broker.LogoutToken, error)
 	Sealer      *broker.Sealer
 
-	// Passkeys enrol passkeys; nil: nobody has any.
+	// Passkeys enrols passkeys; nil: passkeys are not available.
 	Passkeys Passkeys
 
 	// Log reads the audit log.
 	Log LogReader
 
-	// ExternalURL is the issuer (RFC 8414), "https://broker.acme.test". If it
-	// has a path, everything is served below it, too.
+	// ExternalURL is the issuer (RFC 8414), such as "https://broker.acme.test". If it
+	// has a path, everything is served below that path, too.
 	ExternalURL string
 
-	UIURL     string // of the pages, where that is another; its path must be the same
-	TicketURL string // where a ticket is looked at: "https://tracker.acme.test/{ticket}"; empty: pages don't link them
+	UIURL     string // the URL of the pages if it differs; its path must be the same
+	TicketURL string // template of links to tickets, "https://tracker.acme.test/{ticket}"; empty: no links
 
-	Algorithms    func() []string // of the keys that Keys gives, for the metadata; nil: not said
-	SVIDAudiences []string        // accepted in callers' JWT-SVIDs, for the metadata
+	Algorithms    func() []string // signing algorithms of Keys, for the metadata; nil: omitted
+	SVIDAudiences []string        // accepted audiences of callers' JWT-SVIDs, for the metadata
 
-	CallsPerSecond float64 // that one identity may make; zero: 50
-	CallsAtOnce    int     // zero: 20
+	CallsPerSecond float64 // of one identity; zero: 50
+	CallsAtOnce    int     // of one identity; zero: 20
 
 	Checks  []Check      // of /readyz
-	Metrics *Metrics     // nil: counted nowhere
-	Logger  *slog.Logger // one event a request; nil: discarded
+	Metrics *Metrics     // nil: discarded
+	Logger  *slog.Logger // one event per request; nil: discarded
 
-	DrainDelay   time.Duration // from when /readyz says no to when connections are refused; zero: none
-	DrainTimeout time.Duration // for requests to end; zero: 20 s
+	DrainDelay   time.Duration // between /readyz failing and refusing connections; zero: none
+	DrainTimeout time.Duration // for running requests; zero: 20 s
 }
 
-// A Server answers HTTP. It is safe for concurrent use.
+// A Server serves HTTP. It is safe for concurrent use.
 type Server struct {
 	cfg       Config
 	external  *url.URL
-	admission *admission
-	scans     *admission // by identity, of calls that look through many rows
-	strangers *admission // by address, for what is done for callers who are not proved
-	returns   *admission // by address, of browsers that come back from a provider
-	polls     *admission // by address, of terminals that wait to be let in
-	providers *admission // by address, for what providers say
-	viewers   *admission // by person, of pages that stay open
+	limits    limits
 	failures  *failures
-	askings   *askings
+	refreshes *refreshes
 	readiness readiness
 
 	draining context.Context // ends when Drain is called
 	drain    context.CancelFunc
 }
 
-// New makes a Server. It starts nothing.
+// New returns a Server. It starts nothing.
 func New(cfg Config) (*Server, error) {
 	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil {
 		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys and a log")
@@ -112,7 +106,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	external, err := url.Parse(cfg.ExternalURL)
 	if err != nil || external.Host == "" || external.RawQuery != "" || external.Fragment != "" {
-		return nil, fmt.Errorf("the external URL %q is not a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
+		return nil, fmt.Errorf("the external URL %q must be a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
 	}
 	external.Path = strings.TrimSuffix(external.Path, "/")
 	cfg.setDefaults()
@@ -120,54 +114,13 @@ func New(cfg Config) (*Server, error) {
 	return &Server{
 		cfg:       cfg,
 		external:  external,
-		admission: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
-		scans:     newAdmission(scansPerSecond, scansAtOnce),
-		strangers: newAdmission(strangersPerSecond, strangersAtOnce),
-		returns:   newAdmission(returnsPerSecond, returnsAtOnce),
-		polls:     newAdmission(pollsPerSecond, pollsAtOnce),
-		providers: newAdmission(providersPerSecond, providersAtOnce),
-		viewers:   newAdmission(strangersPerSecond, viewersAtOnce),
+		limits:    newLimits(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		failures:  newFailures(),
-		askings:   newAskings(),
+		refreshes: newRefreshes(),
 		draining:  draining,
 		drain:     drain,
 	}, nil
 }
-
-// Calls of one identity that look through many rows: each may read tens of
-// thousands, which is the work of hundreds of other calls.
-const (
-	scansPerSecond = 5
-	scansAtOnce    = 2
-)
-
-// Calls of those who are not proved, by address, where each costs a write or a
-// call to a provider.
-const (
-	strangersPerSecond = 5
-	strangersAtOnce    = 5
-)
-
-// Browsers that come back from a provider, by address: an office may share one.
-const (
-	returnsPerSecond = 20
-	returnsAtOnce    = 10
-)
-
-// Terminals that ask whether they were let in, by address: each does so every
-// few seconds, and many may share one.
-const (
-	pollsPerSecond = 50
-	pollsAtOnce    = 20
-)
-
-// Words of providers, by address. Who signs everybody out says so of each at
-// the same time, and a word that is lost leaves a session open; what does not
-// hold costs no more than a look at its signature.
-const (
-	providersPerSecond = 1000
-	providersAtOnce    = 100
-)
 
 func (cfg *Config) setDefaults() {
 	if cfg.CallsPerSecond == 0 {
@@ -190,17 +143,17 @@ func (cfg *Config) setDefaults() {
 	}
 }
 
-// An Audience is a part of the server that a listener may serve.
+// An Audience is a part of the server that a listener can serve.
 type Audience string
 
-// The audiences. Health and the OpenAPI document are served to all of them.
+// The audiences. Every listener serves health and the OpenAPI document.
 const (
 	API   Audience = "api"   // /v1
 	OAuth Audience = "oauth" // /oauth2, /.well-known
 	Log   Audience = "log"   // /log
 )
 
-// Handler gives the part of the server that is for the audiences.
+// Handler returns the handler for some audiences.
 func (s *Server) Handler(audiences ...Audience) http.Handler {
 	methods := map[string]map[string]route{} // by path, then method
 	for _, rt := range s.routes() {
@@ -220,16 +173,16 @@ func (s *Server) Handler(audiences ...Audience) http.Handler {
 		return reply{}, refuse(broker.ErrNotFound, "no such resource: see /openapi.json")
 	}}))
 	nowhere := route{path: "(none)", audience: UI, run: func(*Server, *call) (reply, error) {
-		return reply{}, refuse(broker.ErrNotFound, "there is no such page")
+		return reply{}, refuse(broker.ErrNotFound, "no such page")
 	}}
-	if nowhere.isFor(audiences) { // else it is the API's to answer
+	if nowhere.isFor(audiences) { // otherwise the answer is the API's 404
 		mux.Handle("/ui/", s.serve(nowhere))
 	}
 	return s.underPath(mux)
 }
 
-// underPath serves everything below the external URL's path as well, whether a
-// proxy in between takes the path away or not.
+// underPath also serves everything below the external URL's path, so that a proxy
+// may strip the path or keep it.
 func (s *Server) underPath(mux *http.ServeMux) http.Handler {
 	if s.external.Path == "" {
 		return mux
@@ -240,23 +193,21 @@ func (s *Server) underPath(mux *http.ServeMux) http.Handler {
 	return outer
 }
 
-// Drain makes /readyz say no and ends the long polls. It may be called more
-// than once.
+// Drain makes /readyz fail and ends long polls. It may be called more than once.
 func (s *Server) Drain() { s.drain() }
 
-// Bounds of a connection. Calls that wait on purpose extend them for
-// themselves (see call.extend).
+// Bounds of a connection. Long polls extend them for their call (see call.extend).
 const (
 	headerTimeout = 10 * time.Second
 	readTimeout   = 20 * time.Second
-	writeTimeout  = 40 * time.Second // an upstream may take 20 s to make a credential
+	writeTimeout  = 40 * time.Second // an issuer may take 20 s
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 32 << 10
 	maxStreams    = 128
 )
 
-// HTTPServer gives a net/http server for the handler with every timeout and
-// size limit set; tlsConfig may be nil, for loopback and Unix sockets.
+// HTTPServer returns an http.Server for the handler with all timeouts and size
+// limits. tlsConfig may be nil for loopback and Unix sockets.
 func (s *Server) HTTPServer(h http.Handler, tlsConfig *tls.Config) *http.Server {
 	return &http.Server{
 		Handler:           h,
@@ -272,9 +223,9 @@ func (s *Server) HTTPServer(h http.Handler, tlsConfig *tls.Config) *http.Server 
 	}
 }
 
-// Serve answers on the listener until ctx ends. Then /readyz says no, long
-// polls end, and after the drain delay the listener closes and calls have the
-// drain timeout to end. It gives nil after an orderly end.
+// Serve serves the listener until ctx ends. Then /readyz fails and long polls end.
+// After the drain delay the listener closes, and running calls get the drain
+// timeout. Serve returns nil after an orderly end.
 func (s *Server) Serve(ctx context.Context, l net.Listener, h http.Handler, tlsConfig *tls.Config) error {
 	server := s.HTTPServer(h, tlsConfig)
 	failed := make(chan error, 1)

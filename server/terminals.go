@@ -83,7 +83,7 @@ func (c *call) readyToLetIn() (bool, error) {
 	if age <= time.Minute {
 		return true, nil
 	}
-	fresh, err := c.askAgain(c.r.Context(), 0)
+	fresh, err := c.refreshClaims(c.r.Context(), 0)
 	return fresh || !stale, err
 }
 
@@ -123,7 +123,9 @@ func (s *Server) device(c *call) (reply, error) {
 }
 
 // typed bounds how many codes one person tries, because user codes are short.
-func (c *call) typed() (leave func(), err error) { return c.s.strangers.enter("codes of " + c.who.ID) }
+func (c *call) typed() (leave func(), err error) {
+	return c.s.limits.anonymous.enter("codes of " + c.who.ID)
+}
 
 // decideDevice allows or refuses a terminal.
 func (s *Server) decideDevice(c *call) (reply, error) {

@@ -54,9 +54,9 @@ func countReads(t *testing.T, waiting, watching int) {
 	for i := range polls {
 		all.Go(func() { polls[i] = own(http.MethodGet, requests[i], "?after=1&wait="+api.MaxWait.String()) })
 	}
-	for from := 0; from < watching; from += strangersPerSecond { // as many as one person opens in a moment
+	for from := 0; from < watching; from += streamsPerSecond { // as many as one person opens in a moment
 		cookie := sessionCookie + "=" + w.session(t, fmt.Sprintf("login/p%d", from)).Reveal()
-		for i := from; i < from+strangersPerSecond; i++ {
+		for i := from; i < from+streamsPerSecond; i++ {
 			all.Go(func() { events[i] = call(http.MethodGet, "/ui/events", "Cookie", cookie) })
 		}
 	}

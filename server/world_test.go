@@ -110,7 +110,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 func (w *world) holdClocks() {
 	now := time.Now()
 	still := func() time.Time { return now }
-	for _, a := range []*admission{w.admission, w.scans, w.strangers, w.returns, w.polls, w.providers, w.viewers} {
+	for _, a := range []*admission{w.limits.identity, w.limits.scan, w.limits.anonymous, w.limits.callback, w.limits.poll, w.limits.provider, w.limits.stream} {
 		a.mu.Lock()
 		a.clock = still
 		a.mu.Unlock()

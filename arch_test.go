@@ -1,4 +1,5 @@
-// Package accessbroker has no code: this file holds the house together.
+// Package accessbroker has no code. Its test enforces the architecture: which package
+// imports which, and how large files and functions are.
 package accessbroker
 
 import (
@@ -17,9 +18,9 @@ import (
 
 const module = "accessbroker.internal"
 
-// ours says what a package may import of ours. It reads the source files
-// itself: "go list" in a test is served from the test cache and misses new
-// imports. Tests may import more; see below.
+// ours lists the packages of this module that a package may import. Tests may import any.
+// The test parses the source files itself, because the result of "go list" would not
+// invalidate Go's test cache.
 var ours = map[string][]string{
 	"api":                       {},
 	"agent":                     {"api"},
@@ -51,7 +52,7 @@ var ours = map[string][]string{
 	},
 }
 
-// rooms says where a third-party library lives. Tests may use any.
+// rooms lists the packages that may import a third-party library. Tests may import any.
 var rooms = map[string][]string{
 	"github.com/spiffe/go-spiffe":         {"attest", "attest/localca"},
 	"google.golang.org/grpc":              {"attest", "attest/localca"},
@@ -76,17 +77,17 @@ var rooms = map[string][]string{
 	"golang.org/x/sys":                    {"store"},
 }
 
-// files says which packages read files or the environment, and why.
+// files lists the packages that use files or the terminal, and what for.
 var files = map[string]string{
-	"cmd/broker":          "flags, files, environment, terminal",
+	"cmd/broker":          "flags, files, terminal",
 	"internal/brokertest": "test kit",
 	"internal/devworld":   "the files of a world",
 	"internal/config":     "the operator's file, secrets and authorities",
 	"internal/service":    "the admin socket, the checkpoint file, and the files of the rules",
 	"internal/mutate":     "a program for developers: reads source files, prints survivors",
-	"attest":              "bundle and certificate files, read again when they change",
+	"attest":              "files of bundles and certificates",
 	"attest/localca":      "the development CA's own folder",
-	"audit":               "the checkpoint that is remembered outside of the database",
+	"audit":               "the checkpoint file",
 	"issuers/aws":         "the files of the AWS tools, for the broker's own AWS credentials",
 	"store":               "the database's own files",
 }
@@ -101,7 +102,7 @@ func TestImportsPointOneWay(t *testing.T) {
 			if rest, isOurs := strings.CutPrefix(imported, module+"/"); isOurs {
 				allowed, known := ours[pkg]
 				if !known {
-					t.Errorf("%s: package %s has no place in the house: add it to arch_test.go", name, pkg)
+					t.Errorf("%s: package %s is unknown: add it to arch_test.go", name, pkg)
 				} else if !slices.Contains(allowed, rest) && !slices.Contains(allowed, "*") {
 					t.Errorf("%s: %s may not import %s", name, pkg, rest)
 				}
@@ -117,41 +118,47 @@ func checkRoom(t *testing.T, name, pkg, imported string) {
 	for library, where := range rooms {
 		if imported == library || strings.HasPrefix(imported, library+"/") {
 			if !slices.Contains(where, pkg) {
-				t.Errorf("%s: %s lives in %s, not in %s", name, library, strings.Join(where, " and "), pkg)
+				t.Errorf("%s: only %s may import %s, not %s", name, strings.Join(where, " and "), library, pkg)
 			}
 			return
 		}
 	}
 	if first, _, _ := strings.Cut(imported, "/"); strings.Contains(first, ".") {
-		t.Errorf("%s: %s has no room: add it to arch_test.go, and say in the commit why it is needed", name, imported)
+		t.Errorf("%s: %s is unknown: add it to arch_test.go, and explain in the commit why it is needed", name, imported)
 	}
 }
 
-func TestOnlySomePackagesTouchFilesAndEnvironment(t *testing.T) {
-	forbidden := []string{"Getenv", "LookupEnv", "Environ", "ReadFile", "WriteFile", "Open", "OpenFile", "Create", "Stdin", "Stdout", "Stderr", "Args", "Exit"}
+// Only cmd/broker and internal packages read the environment. Only the packages of files
+// use files and the terminal.
+func TestFilesAndEnvironment(t *testing.T) {
+	environment := []string{"Getenv", "LookupEnv", "Environ"}
+	others := []string{"ReadFile", "WriteFile", "Open", "OpenFile", "Create", "Stdin", "Stdout", "Stderr", "Args", "Exit"}
 	eachFile(t, func(name, pkg string, f *ast.File, fset *token.FileSet) {
-		if files[pkg] != "" {
-			return
-		}
 		ast.Inspect(f, func(n ast.Node) bool {
 			s, ok := n.(*ast.SelectorExpr)
 			if !ok {
 				return true
 			}
-			if x, ok := s.X.(*ast.Ident); ok && x.Name == "os" && slices.Contains(forbidden, s.Sel.Name) {
-				t.Errorf("%s: os.%s: only cmd/broker knows of files and environment", fset.Position(s.Pos()), s.Sel.Name)
+			if x, ok := s.X.(*ast.Ident); !ok || x.Name != "os" {
+				return true
+			}
+			if slices.Contains(environment, s.Sel.Name) && pkg != "cmd/broker" && !strings.HasPrefix(pkg, "internal/") {
+				t.Errorf("%s: os.%s: %s may not read the environment", fset.Position(s.Pos()), s.Sel.Name, pkg)
+			}
+			if slices.Contains(others, s.Sel.Name) && files[pkg] == "" {
+				t.Errorf("%s: os.%s: %s may not use files or the terminal", fset.Position(s.Pos()), s.Sel.Name, pkg)
 			}
 			return true
 		})
 	})
 }
 
-// TestSizes keeps functions and files readable.
+// Functions and files stay readable.
 func TestSizes(t *testing.T) {
 	const function, file = 80, 500
 	eachFile(t, func(name, _ string, f *ast.File, fset *token.FileSet) {
 		if lines := fset.Position(f.End()).Line; lines > file {
-			t.Errorf("%s has %d lines, more than %d: is it one room?", name, lines, file)
+			t.Errorf("%s has %d lines, more than %d: split it", name, lines, file)
 		}
 		for _, d := range f.Decls {
 			fn, ok := d.(*ast.FuncDecl)
@@ -165,17 +172,18 @@ func TestSizes(t *testing.T) {
 	})
 }
 
-func TestNoDrawersForOddments(t *testing.T) {
+// A package is named after what it provides.
+func TestPackageNames(t *testing.T) {
 	eachFile(t, func(name, pkg string, f *ast.File, _ *token.FileSet) {
 		for _, bad := range []string{"pkg", "util", "utils", "common", "helper", "helpers", "types", "models"} {
 			if slices.Contains(strings.Split(pkg, "/"), bad) || f.Name.Name == bad {
-				t.Errorf("%s: a package is named by what it gives, not %q", name, bad)
+				t.Errorf("%s: name the package after what it provides, not %q", name, bad)
 			}
 		}
 	})
 }
 
-// eachFile parses every Go file of this module that is no test.
+// eachFile parses the Go files of this module, except for tests.
 func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
 	t.Helper()
 	fset, found := token.NewFileSet(), 0

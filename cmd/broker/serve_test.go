@@ -5,17 +5,18 @@ import (
 	"testing"
 )
 
-func TestOneProcessorHasTwoThreads(t *testing.T) {
+// With one processor, Go still gets two threads, unless the operator set GOMAXPROCS.
+func TestTuneUsesTwoThreads(t *testing.T) {
 	before := runtime.GOMAXPROCS(1)
 	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	for _, c := range []struct {
-		said string
+		set  string
 		want int
 	}{{"1", 1}, {"", 2}} {
-		env := map[string]string{"GOGC": "100", "GOMEMLIMIT": "off", "GOMAXPROCS": c.said}
+		env := map[string]string{"GOGC": "100", "GOMEMLIMIT": "off", "GOMAXPROCS": c.set}
 		a := &app{terminal: terminal{getenv: func(name string) string { return env[name] }}}
 		if a.tune(); runtime.GOMAXPROCS(0) != c.want {
-			t.Errorf("with GOMAXPROCS=%q: %d threads, want %d", c.said, runtime.GOMAXPROCS(0), c.want)
+			t.Errorf("GOMAXPROCS=%q: got %d threads, want %d", c.set, runtime.GOMAXPROCS(0), c.want)
 		}
 	}
 }

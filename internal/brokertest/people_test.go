@@ -22,18 +22,18 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// A provider is an OpenID provider that lets in one person, without asking. It
-// does not say who it is in its answers (RFC 9207), as many don't.
+// A provider is an OpenID provider that logs in one person, without a password. Like many
+// providers, it does not name itself in its answers (RFC 9207).
 type provider struct {
 	*httptest.Server
 	t      *testing.T
 	key    *ecdsa.PrivateKey
 	person string
-	client string            // the only one it knows
+	client string            // the only client ID that it accepts
 	places map[string]bool   // redirect URIs that the client registered
-	codes  map[string]string // the nonces of the logins
+	codes  map[string]string // the nonces of the logins, by code
 	tokens []string          // ID tokens that it made
-	asked  []url.Values      // by its token endpoint's callers
+	asked  []url.Values      // forms of the calls to the token endpoint
 	evil   func(url.Values) string
 }
 
@@ -124,8 +124,8 @@ func (p *provider) idToken(nonce string) string {
 	return text
 }
 
-// browse goes to a page with a new browser, wherever that leads, and gives where
-// it ends, and the session, if there is one.
+// browse opens a page in a new browser and follows the redirects. It returns the last URL,
+// and the session if there is one.
 func (b *Broker) browse(path string) (*url.URL, string) {
 	b.t.Helper()
 	jar, err := cookiejar.New(nil)
@@ -150,7 +150,7 @@ func (b *Broker) as(token string) *api.Client {
 	return c
 }
 
-// votes gives the records of all that anybody said to a request.
+// votes returns the records of approvals and denials.
 func (b *Broker) votes() (all []audit.Record) {
 	for _, r := range b.Records() {
 		if r.Kind == audit.ApprovalGiven || r.Kind == audit.RequestApproved || r.Kind == audit.RequestDenied {
@@ -160,16 +160,15 @@ func (b *Broker) votes() (all []audit.Record) {
 	return all
 }
 
-// Whatever else proves somebody, an approver even, it gives no vote: neither
-// what the provider itself signed for the login, nor an SVID, nor a token of
-// ours. A session does.
-func TestGenuineProofsDoNotVote(t *testing.T) {
+// Only a session approves or denies. The provider's tokens, SVIDs and the broker's own
+// tokens do not, even if they belong to an approver.
+func TestOnlySessionsVote(t *testing.T) {
 	p := newProvider(t, "ben", "broker")
 	b := New(t, p.config("login"))
 	p.places[b.URL+"/ui/login/callback"] = true
 	at, session := b.browse("/ui/login?provider=login")
 	if session == "" || at.Path != "/ui/" || len(p.tokens) != 1 {
-		t.Fatalf("ben ends at %s with %d ID tokens", at.Path, len(p.tokens))
+		t.Fatalf("after the login: got %s with %d ID tokens, want /ui/ with 1", at.Path, len(p.tokens))
 	}
 	b.Secret(p.tokens[0])
 	token, err := b.Token(Agent, "tickets:read")
@@ -185,36 +184,36 @@ func TestGenuineProofsDoNotVote(t *testing.T) {
 		client *api.Client
 		want   api.Code
 	}{
-		"an ID token of the login":       {b.as(p.tokens[0]), api.Unauthenticated},
-		"an ID token for us as a bearer": {b.as(p.idToken("")), api.Unauthenticated},
-		"a provider's access token":      {b.as("s3cret-access-token"), api.Unauthenticated},
-		"an access token of ours":        {b.as(string(token.AccessToken)), api.Unauthenticated},
-		"a JWT-SVID":                     {b.Bearer(Auditor), api.SessionRequired},
-		"a JWT-SVID of who asked":        {b.Bearer(Agent), api.SessionRequired},
-		"an X.509-SVID":                  {b.Client(Auditor), api.SessionRequired},
-		"nothing":                        {b.Anonymous(), api.Unauthenticated},
+		"an ID token of the login":   {b.as(p.tokens[0]), api.Unauthenticated},
+		"an ID token for the broker": {b.as(p.idToken("")), api.Unauthenticated},
+		"a provider's access token":  {b.as("s3cret-access-token"), api.Unauthenticated},
+		"the broker's access token":  {b.as(string(token.AccessToken)), api.Unauthenticated},
+		"a JWT-SVID":                 {b.Bearer(Auditor), api.SessionRequired},
+		"the requester's JWT-SVID":   {b.Bearer(Agent), api.SessionRequired},
+		"an X.509-SVID":              {b.Client(Auditor), api.SessionRequired},
+		"nothing":                    {b.Anonymous(), api.Unauthenticated},
 	} {
 		for _, decision := range []string{api.Approve, api.Deny} {
 			if _, err := c.client.Vote(t.Context(), r.ID, api.Vote{Decision: decision, Digest: r.Digest}); !errors.Is(err, c.want) {
-				t.Errorf("%s, to %s: %v, want %s", name, decision, err, c.want)
+				t.Errorf("%s, to %s: got %v, want %s", name, decision, err, c.want)
 			}
 		}
 	}
 	if now := b.Store.Head().Size; now != before || len(b.votes()) != 0 {
-		t.Errorf("%d records were written, among them %+v", now-before, b.votes())
+		t.Errorf("got %d new records and votes %+v, want none", now-before, b.votes())
 	}
 	both := b.Client(Auditor)
 	both.Token = func(context.Context) (string, error) { return session, nil }
 	if _, err := both.Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err == nil {
-		t.Error("a session that comes with a certificate of somebody else's votes")
+		t.Error("a session with another identity's certificate votes")
 	}
 	if r, err := b.as(session).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err != nil || r.Status != api.StatusApproved || len(b.votes()) != 1 {
-		t.Errorf("a session: %+v, %v", r, err)
+		t.Errorf("a session: got %+v, %v", r, err)
 	}
 }
 
-// A provider that has somebody's login end at another provider is not sent the
-// code that the other gave (mix-up, RFC 9700, section 4.4).
+// A provider that redirects a login to another provider does not receive the other's code
+// (mix-up attack, RFC 9700, section 4.4).
 func TestMixUp(t *testing.T) {
 	honest, evil := newProvider(t, "ben", "broker"), newProvider(t, "eve", "broker-at-evil")
 	b := New(t, honest.config("login"), evil.config("partner"))
@@ -223,7 +222,7 @@ func TestMixUp(t *testing.T) {
 	for name, person := range map[string]string{"login": "login/ben", "partner": "partner/eve"} {
 		_, session := b.browse("/ui/login?provider=" + name)
 		if who, err := b.as(session).WhoAmI(t.Context()); err != nil || who.ID != person {
-			t.Fatalf("who logs in with %s: %+v, %v", name, who, err)
+			t.Fatalf("login with %s: got %+v, %v", name, who, err)
 		}
 	}
 	evil.asked = nil
@@ -235,10 +234,10 @@ func TestMixUp(t *testing.T) {
 		}
 		at, session := b.browse("/ui/login?provider=partner")
 		if session != "" || len(evil.asked) != 0 {
-			t.Errorf("by way of %s: the browser ends at %s, logged in %t, and the other provider was sent %d codes", place, at, session != "", len(evil.asked))
+			t.Errorf("callback %s: got %s, session %t, %d codes at the other provider", place, at, session != "", len(evil.asked))
 		}
 		if registered := honest.places[b.URL+place]; registered != strings.HasSuffix(at.String(), "/ui/login?failed=provider") {
-			t.Errorf("by way of %s: the browser ends at %s", place, at)
+			t.Errorf("callback %s: got %s", place, at)
 		}
 	}
 }

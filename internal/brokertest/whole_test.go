@@ -19,9 +19,9 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// TestTheMainJob goes the whole path: a proof in, a token out, on record,
-// introspected, given back.
-func TestTheMainJob(t *testing.T) {
+// A workload exchanges its proof for a token, which is recorded, introspected and
+// returned.
+func TestExchangeToReturn(t *testing.T) {
 	b := New(t)
 	token, err := b.Token(Agent, "tickets:read", "tickets:comment")
 	if err != nil {
@@ -29,31 +29,31 @@ func TestTheMainJob(t *testing.T) {
 	}
 	server := b.Client(Tickets)
 	if in, err := server.Introspect(t.Context(), token.AccessToken); err != nil || !in.Active || in.Subject != Agent {
-		t.Fatalf("introspection: %+v, %v", in, err)
+		t.Fatalf("introspection: got %+v, %v", in, err)
 	}
 	for name, c := range map[string]*api.Client{"a stranger": b.Client(Stranger), "an auditor": b.Client(Auditor)} {
 		if in, err := c.Introspect(t.Context(), token.AccessToken); err != nil || in.Active || in.Subject != "" {
-			t.Errorf("%s is told %+v, %v", name, in, err)
+			t.Errorf("introspection by %s: got %+v, %v", name, in, err)
 		}
 	}
 	holder := b.Bearer(Agent)
 	record, err := holder.AuditRecord(t.Context(), b.Store.Head().Size-1)
 	if err != nil || !strings.Contains(string(record.Record), token.Lease) {
-		t.Errorf("the holder can't see its record: %+v, %v", record, err)
+		t.Errorf("the holder's record: got %+v, %v", record, err)
 	}
 	if _, err := b.Client(Stranger).AuditRecord(t.Context(), b.Store.Head().Size-1); !errors.Is(err, api.NotFound) {
-		t.Errorf("a stranger sees the record: %v", err)
+		t.Errorf("the record for a stranger: got %v", err)
 	}
 	if l, err := holder.Revoke(t.Context(), token.Lease, "done"); err != nil || l.Status != api.LeaseRevoked || l.Revocation != "at_expiry" {
-		t.Fatalf("giving it back: %+v, %v", l, err)
+		t.Fatalf("returning the token: got %+v, %v", l, err)
 	}
 	if in, err := server.Introspect(t.Context(), token.AccessToken); err != nil || in.Active {
-		t.Errorf("it is active after it was given back: %+v, %v", in, err)
+		t.Errorf("introspection of the returned token: got %+v, %v", in, err)
 	}
 }
 
-// TestBadProofs presents every kind of bad proof over the wire. None gets
-// anything, each gets a stable code, and no answer repeats the proof.
+// Every kind of bad proof is refused over the wire with a stable code, and no answer
+// repeats the proof.
 func TestBadProofs(t *testing.T) {
 	b := New(t)
 	now := time.Now()
@@ -81,7 +81,7 @@ func TestBadProofs(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign := func(id string) string {
-		token, err := b.authority(id).JWTSVID(id, 5*time.Minute, b.URL)
+		token, err := b.authorityOf(id).JWTSVID(id, 5*time.Minute, b.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,12 +91,12 @@ func TestBadProofs(t *testing.T) {
 		"expired":                sign(map[string]any{"exp": now.Add(-time.Second).Unix()}),
 		"not yet valid":          sign(map[string]any{"nbf": now.Add(time.Minute).Unix()}),
 		"without exp":            sign(map[string]any{"exp": nil}),
-		"living too long":        sign(map[string]any{"exp": now.Add(2 * time.Hour).Unix()}),
+		"lifetime too long":      sign(map[string]any{"exp": now.Add(2 * time.Hour).Unix()}),
 		"for another audience":   sign(map[string]any{"aud": []string{"https://other.test"}}),
 		"for two audiences":      sign(map[string]any{"aud": []string{b.URL, "https://other.test"}}),
-		"of no SPIFFE ID":        sign(map[string]any{"sub": "agent"}),
+		"not a SPIFFE ID":        sign(map[string]any{"sub": "agent"}),
 		"of a trust domain":      sign(map[string]any{"sub": "spiffe://acme.test"}),
-		"of another's domain":    sign(map[string]any{"sub": Supplier}),
+		"of another domain":      sign(map[string]any{"sub": Supplier}),
 		"of an unlisted domain":  foreign(Unlisted),
 		"alg none":               Encode(`{"alg":"none","kid":"`+kid+`"}`) + "." + parts[1] + ".",
 		"HMAC by the public key": hmacToken(kid, parts[1], bundle),
@@ -115,7 +115,7 @@ func TestBadProofs(t *testing.T) {
 			})
 			var answer api.OAuthError
 			if err := json.Unmarshal(body, &answer); err != nil || status != 400 || answer.Error != "invalid_request" || answer.Description == "" {
-				t.Errorf("%d %s", status, body)
+				t.Errorf("got %d %s", status, body)
 			}
 			if len(parts) > 2 && strings.Contains(string(body), parts[2]) {
 				t.Errorf("the answer repeats the token: %s", body)
@@ -130,12 +130,12 @@ func TestBadProofs(t *testing.T) {
 				t.Fatal(err)
 			}
 			if status, body := readAll(t, resp); status != http.StatusUnauthorized {
-				t.Errorf("as bearer: %d %s", status, body)
+				t.Errorf("as bearer: got %d %s", status, body)
 			}
 		})
 	}
 	if n := len(b.Records()); n != 3 {
-		t.Errorf("bad proofs left %d records", n-3)
+		t.Errorf("got %d records of bad proofs, want none", n-3)
 	}
 }
 
@@ -150,8 +150,8 @@ func hmacToken(kid, payload string, key []byte) string {
 	return input + "." + base64.RawURLEncoding.EncodeToString(hmacSHA256(key, input))
 }
 
-// duplicateClaim signs a token whose sub stands twice: what one reader takes
-// for the first, another takes for the last.
+// duplicateClaim signs a token with two sub claims. Some parsers use the first one, and
+// others the last.
 func duplicateClaim(t *testing.T, b *Broker, kid string) string {
 	t.Helper()
 	claims := fmt.Sprintf(`{"sub":%q,"sub":%q,"aud":[%q],"exp":%d}`, Stranger, Agent, b.URL, time.Now().Add(time.Minute).Unix())
@@ -168,19 +168,18 @@ func TestOneCaller(t *testing.T) {
 	both := b.Client(Agent)
 	both.Token = func(context.Context) (string, error) { return b.JWT(Agent), nil }
 	if _, err := both.WhoAmI(t.Context()); !errors.Is(err, api.TwoIdentities) {
-		t.Errorf("certificate and bearer: %v", err)
+		t.Errorf("certificate and bearer: got %v", err)
 	}
 	for name, c := range map[string]*api.Client{"certificate": b.Client(Stranger), "bearer": b.Bearer(Stranger)} {
 		_, _, err := c.AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}, SubjectToken: b.JWT(Agent)})
 		if !errors.Is(err, api.ForeignSubject) {
-			t.Errorf("%s and a foreign subject_token: %v", name, err)
+			t.Errorf("%s and a foreign subject_token: got %v", name, err)
 		}
 	}
 }
 
-// TestBadAsks gets a stable code and a way out for everything that is wrong
-// with an ask.
-func TestBadAsks(t *testing.T) {
+// Every invalid request is refused with a stable code and a text.
+func TestInvalidRequests(t *testing.T) {
 	b := New(t)
 	c := b.Client(Agent)
 	ask := func(change func(*api.Ask)) api.Ask {
@@ -210,7 +209,7 @@ func TestBadAsks(t *testing.T) {
 		_, _, err := client.AskAndCollect(t.Context(), x.ask)
 		var e *api.Error
 		if !errors.As(err, &e) || e.Code != x.want || e.Detail == "" && e.Title == "" {
-			t.Errorf("%s: %v, want %s", name, err, x.want)
+			t.Errorf("%s: got %v, want %s", name, err, x.want)
 		}
 	}
 	for body, want := range map[string]int{
@@ -226,25 +225,24 @@ func TestBadAsks(t *testing.T) {
 			t.Fatal(err)
 		}
 		if status, text := readAll(t, resp); status != want {
-			t.Errorf("%s: %d %s", body, status, text)
+			t.Errorf("%s: got %d %s, want %d", body, status, text, want)
 		}
 	}
 }
 
-// TestFederated lets a federated workload have what a policy gives its domain.
-func TestFederated(t *testing.T) {
+// A federated workload receives exactly what a policy permits its domain.
+func TestFederatedWorkload(t *testing.T) {
 	b := New(t)
 	if _, err := b.Token(Supplier, "tickets:read"); err != nil {
-		t.Errorf("what policy gives the supplier: %v", err)
+		t.Errorf("a permitted scope: got %v", err)
 	}
 	if _, err := b.Token(Supplier, "tickets:comment"); !errors.Is(err, api.Denied) {
-		t.Errorf("more: %v", err)
+		t.Errorf("another scope: got %v, want %v", err, api.Denied)
 	}
 }
 
-// TestManyAtOnce has many callers at once, each answered by its own token with
-// its own record.
-func TestManyAtOnce(t *testing.T) {
+// Concurrent callers each receive their own token, with its own record.
+func TestConcurrentExchanges(t *testing.T) {
 	b := New(t)
 	var mu sync.Mutex
 	leases := map[string]bool{}
@@ -271,17 +269,17 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	}
 	if len(leases) != 256 || recorded != 256 {
-		t.Errorf("%d tokens were answered, %d are recorded", len(leases), recorded)
+		t.Errorf("got %d tokens and %d records, want 256", len(leases), recorded)
 	}
 }
 
-// TestPendingWaits long-polls a request that nobody approves.
-func TestPendingWaits(t *testing.T) {
+// A long poll of a pending request returns when the request is withdrawn.
+func TestLongPollOfPendingRequest(t *testing.T) {
 	b := New(t)
 	c := b.Client(Agent)
 	_, pending, err := c.AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:close"}, Justification: "duplicates"})
 	if err != nil || pending.Status != api.StatusPending || len(pending.Approvals.Needed) != 1 {
-		t.Fatalf("%+v, %v", pending, err)
+		t.Fatalf("got %+v, %v, want a pending request", pending, err)
 	}
 	changed := make(chan *api.Request)
 	go func() {
@@ -295,11 +293,11 @@ func TestPendingWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := <-changed; r == nil || r.Status != api.StatusWithdrawn {
-		t.Errorf("who waited is told %+v", r)
+		t.Errorf("the long poll: got %+v, want a withdrawn request", r)
 	}
 	_, err = b.Anonymous().Exchange(t.Context(), api.TokenRequest{SubjectToken: b.JWT(Agent), RequestID: pending.ID})
 	var e *api.Error
 	if !errors.As(err, &e) || e.OAuth != "access_denied" {
-		t.Errorf("polling a withdrawn request: %v", err)
+		t.Errorf("polling the withdrawn request: got %v", err)
 	}
 }

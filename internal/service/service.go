@@ -130,14 +130,8 @@ func (s *Service) Close() error {
 	return errors.Join(errs...)
 }
 
-// Broker returns the domain.
-func (s *Service) Broker() *broker.Broker { return s.broker }
-
 // Store returns the store.
 func (s *Service) Store() *store.Store { return s.store }
-
-// Keys returns the keys that sign tokens.
-func (s *Service) Keys() *token.Keys { return s.keys }
 
 // LogKey returns the log's public key, as a note verifier (C2SP signed-note).
 func (s *Service) LogKey() string { return s.publisher.public }

@@ -89,6 +89,9 @@ func TestFinishRejectsLogin(t *testing.T) {
 		"a long group":              claim("groups", []string{strings.Repeat("x", 257)}),
 		"a manager of another type": claim("manager", []string{"ben"}),
 		"a name of another type":    claim("name", map[string]string{"a": "b"}),
+		"a malformed auth_time":     claim("auth_time", "now"),
+		"a negative auth_time":      claim("auth_time", -1),
+		"a huge auth_time":          claim("auth_time", 1e13),
 		"a long session":            claim("sid", strings.Repeat("x", 256)),
 		"another key":               func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "1"} },
 		"an unknown key":            func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "2"} },
@@ -113,6 +116,7 @@ func TestFinishRejectsLogin(t *testing.T) {
 		},
 	}
 	wants := map[string]string{ // part of the error
+		"a malformed auth_time": `claim "auth_time" is not a time`, "a negative auth_time": `claim "auth_time" is not a time`, "a huge auth_time": `claim "auth_time" is not a time`,
 		"another state":                 `(state)`,
 		"no state":                      `(state)`,
 		"two states":                    `state of the response is repeated`,

@@ -234,9 +234,6 @@ func (s *Source) Degraded() error {
 	return errors.Join(errs...)
 }
 
-// Close does nothing. The context of Run ends a running Source.
-func (s *Source) Close() error { return nil }
-
 // SVIDTimeLeft returns the time until the own SVID expires. It is negative after
 // the expiry, and zero if there is no SVID.
 func (s *Source) SVIDTimeLeft() time.Duration {

@@ -298,7 +298,9 @@ func TestRunPollsFiles(t *testing.T) {
 	check(t, w.ca.RotateJWT())
 	w.publish()
 	eventually(t, "the new bundle", func() bool { return w.source.Generation() > before })
-	if !slices.Equal(w.source.trust.Load().domains(), []string{"acme.test"}) {
+	w.source.mu.Lock()
+	defer w.source.mu.Unlock()
+	if !slices.Equal(w.source.trust.Load().domains(), []string{"acme.test"}) || len(w.source.delivered.x509) != 1 {
 		t.Error("got other domains than the listed ones")
 	}
 }

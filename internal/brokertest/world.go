@@ -169,9 +169,6 @@ func (w *World) Agent() *api.Client {
 		cancel()
 		<-done // the Workload API may have ended before
 		transport.CloseIdleConnections()
-		if err := source.Close(); err != nil {
-			w.t.Error(err)
-		}
 	})
 	return &api.Client{BaseURL: w.URL(), HTTP: &http.Client{Transport: transport, Timeout: 30 * time.Second}}
 }

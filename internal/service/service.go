@@ -120,14 +120,10 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 
 // Close releases what New opened. Run does so by itself.
 func (s *Service) Close() error {
-	var errs []error
-	if s.trust != nil {
-		errs = append(errs, s.trust.Close())
+	if s.store == nil {
+		return nil
 	}
-	if s.store != nil {
-		errs = append(errs, s.store.Close())
-	}
-	return errors.Join(errs...)
+	return s.store.Close()
 }
 
 // Store returns the store.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,8 +14,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A system makes and ends credentials, as somebody else's server would. What
-// it handed out lives until it is ended there or its time is over.
+// system is an issuer that keeps its credentials in memory. A credential works
+// until it is revoked or expires.
 type system struct {
 	mu   sync.Mutex
 	made int
@@ -31,7 +32,7 @@ func (s *system) Prepare(_ context.Context, o broker.Order) (broker.Prepared, er
 func (s *system) Issue(_ context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	l := o.Lease
 	if o.Entitlement == nil || o.Key.Reveal()["key"] != "key of "+l.ID.String() {
-		return broker.Credential{}, nil, errors.New("the order is not what was prepared")
+		return broker.Credential{}, nil, errors.New("the order is not the one that was prepared")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,39 +66,53 @@ func (s *system) working(now time.Time) int {
 
 var errFault = errors.New("injected fault")
 
-// A fault strikes one step of all that a broker does outside of itself, before
-// the step happens or after. A deadly fault takes the process with it: nothing
-// after it happens.
+// A fault strikes one step of a flow: a transaction of the store or a call of the
+// issuer. The step fails, or it happens and its answer is lost. A deadly fault
+// ends the process: no later step happens.
 type fault struct {
 	mu     sync.Mutex
-	at     int
+	armed  bool
+	at     int // the step that it strikes, from 1
 	after  bool
 	deadly bool
 	step   int
 	dead   bool
-	struck string
+	struck string // the name of the step, once it struck
 }
 
-func (f *fault) do(name string, step func() error) error {
+// do runs a step. If the fault strikes before the step, it runs fails instead.
+// Both return the name of the step.
+func (f *fault) do(step, fails func() (string, error)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.dead {
 		return errFault
 	}
-	f.step++
-	if f.step != f.at {
-		return step()
+	if f.armed {
+		f.step++
 	}
-	f.struck, f.dead = name, f.deadly
-	if f.after {
-		_ = step() // it happened, and its answer is lost
+	if !f.armed || f.step != f.at {
+		_, err := step()
+		return err
+	}
+	if f.dead = f.deadly; f.after {
+		f.struck, _ = step()
+	} else {
+		f.struck, _ = fails()
 	}
 	return errFault
 }
 
+// call is do for a call of the issuer.
+func (f *fault) call(name string, call func() error) error {
+	return f.do(
+		func() (string, error) { return name, call() },
+		func() (string, error) { return name, errFault })
+}
+
 // faultyStore and faultySystem put a fault between the broker and the real
-// thing. A store that lives always knows what became of an Update: only death
-// can come after it.
+// store and issuer. A living store always knows the outcome of an Update, so
+// only a deadly fault can follow one.
 type faultyStore struct {
 	broker.Store
 	f *fault
@@ -107,7 +122,34 @@ func (s faultyStore) Update(ctx context.Context, reads []broker.Key, f func(brok
 	if s.f.after && !s.f.deadly {
 		return s.Store.Update(ctx, reads, f)
 	}
-	return s.f.do("update", func() error { return s.Store.Update(ctx, reads, f) })
+	// A transaction is named after the records that it appends, so it runs to
+	// the end even if it is to fail.
+	update := func(result error) (string, error) {
+		name := "store"
+		err := s.Store.Update(ctx, reads, func(tx broker.Tx) error {
+			names := &namingTx{Tx: tx, name: "store"}
+			if err := f(names); err != nil {
+				return err
+			}
+			name = names.name
+			return result
+		})
+		return name, err
+	}
+	return s.f.do(
+		func() (string, error) { return update(nil) },
+		func() (string, error) { return update(errFault) })
+}
+
+// namingTx names a transaction after the records that it appends.
+type namingTx struct {
+	broker.Tx
+	name string
+}
+
+func (tx *namingTx) Append(e *audit.Entry) {
+	tx.name += " " + string(e.Kind())
+	tx.Tx.Append(e)
 }
 
 func (s faultyStore) View(ctx context.Context, f func(broker.Tx) error) error {
@@ -123,41 +165,56 @@ type faultySystem struct {
 }
 
 func (s faultySystem) Prepare(ctx context.Context, o broker.Order) (p broker.Prepared, err error) {
-	fault := s.f.do("prepare", func() error { p, err = s.Issuer.Prepare(ctx, o); return err })
+	fault := s.f.call("prepare", func() error { p, err = s.Issuer.Prepare(ctx, o); return err })
 	return p, fault
 }
 
 func (s faultySystem) Issue(ctx context.Context, o broker.Order) (c broker.Credential, handle []byte, err error) {
-	fault := s.f.do("issue", func() error { c, handle, err = s.Issuer.Issue(ctx, o); return err })
+	fault := s.f.call("issue", func() error { c, handle, err = s.Issuer.Issue(ctx, o); return err })
 	return c, handle, fault
 }
 
 func (s faultySystem) Revoke(ctx context.Context, l broker.Lease) error {
-	return s.f.do("revoke", func() error { return s.Issuer.Revoke(ctx, l) })
+	return s.f.call("revoke", func() error { return s.Issuer.Revoke(ctx, l) })
 }
 
-// Whatever step fails, whether it happened or not, and whether the broker
-// lives on or is killed and started again: within 30 seconds no credential
-// works that nobody was answered, and none works without its record.
+// crashPoints are the steps of each flow, in their order.
+var crashPoints = map[string][]string{
+	"collect": {"prepare", "store lease.opened", "issue", "store lease.issued"},
+	"collect and renew": {
+		"prepare", "store lease.opened", "issue", "store lease.issued",
+		"prepare", "store lease.opened", "issue", "store lease.issued", "revoke", "store lease.revoked",
+	},
+	"collect and return": {"prepare", "store lease.opened", "issue", "store lease.issued", "revoke", "store lease.revoked"},
+}
+
+// A step of a flow fails, or happens with its answer lost, and the broker goes on
+// or is killed and started again. Within 30 seconds, no credential works that was
+// not answered, and none works without its record. The steps that were struck
+// are compared with crashPoints: a fault that strikes nothing proves nothing.
 func TestEveryStepFailsOnce(t *testing.T) {
+	collect := func(ctx context.Context, b *broker.Broker, now time.Time) (*broker.Issued, error) {
+		issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
+		return issued, err
+	}
 	flows := map[string]func(ctx context.Context, b *broker.Broker, now time.Time) (answered int){
 		"collect": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			if issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); err == nil && issued != nil {
+			if issued, err := collect(ctx, b, now); err == nil && issued != nil {
 				return 1
 			}
 			return 0
 		},
 		"collect and renew": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
+			issued, err := collect(ctx, b, now)
 			if err != nil {
 				return 0
 			}
-			// Whichever of the two is held: the old one, or the one in its place.
+			// The holder has one of the two: the old credential, or the new one.
 			_, _ = b.Renew(ctx, broker.Self(agent(now), now), issued.Lease.ID, broker.IdempotencyKey{})
 			return 1
 		},
-		"collect and give back": func(ctx context.Context, b *broker.Broker, now time.Time) int {
-			issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
+		"collect and return": func(ctx context.Context, b *broker.Broker, now time.Time) int {
+			issued, err := collect(ctx, b, now)
 			if err != nil {
 				return 0
 			}
@@ -170,33 +227,45 @@ func TestEveryStepFailsOnce(t *testing.T) {
 	for name, flow := range flows {
 		for _, kind := range []string{"failed", "happened", "killed before", "killed after"} {
 			t.Run(name+"/"+kind, func(t *testing.T) {
-				for at := 2; ; at++ { // the first step loads the rules
+				var struck []string
+				for at := 1; ; at++ {
 					f := &fault{at: at, after: strings.Contains("happened killed after", kind), deadly: strings.HasPrefix(kind, "killed")}
-					if !strikes(t, f, flow) {
+					step := strikes(t, f, flow)
+					if step == "" {
 						break
 					}
+					struck = append(struck, step)
+				}
+				want := slices.Clone(crashPoints[name])
+				if kind == "happened" { // the store knows what happened as long as it lives
+					want = slices.DeleteFunc(want, func(step string) bool { return strings.HasPrefix(step, "store") })
+				}
+				if !slices.Equal(struck, want) || len(struck) == 0 {
+					t.Errorf("struck %q, want %q", struck, want)
 				}
 			})
 		}
 	}
 }
 
-// strikes runs a flow under a fault, then a broker without, and checks what is
-// left. It says false once the fault comes too late to strike.
-func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, time.Time) int) bool {
+// strikes runs a flow under a fault, then a broker without one, and checks the
+// credentials and leases that are left. It returns the name of the step that was
+// struck, and nothing if the flow has fewer steps.
+func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, time.Time) int) (struck string) {
 	ctx := t.Context()
 	sys := &system{live: map[string]time.Time{}}
 	w := newWorld(t, worldConfig{
 		issuers: map[string]broker.Issuer{"db": faultySystem{sys, f}},
 		wrap:    func(s broker.Store) broker.Store { return faultyStore{s, f} },
 	})
+	f.armed = true
 	answered := flow(ctx, w.broker, noon)
-	struck := f.struck
+	struck = f.struck
 	if n := sys.working(noon.Add(time.Second)); !f.deadly && answered == 0 && struck != "" && struck != "revoke" && n > 0 {
 		t.Errorf("step %d (%s): the broker lives, answered nothing, and %d credentials work", f.step, struck, n)
 	}
-	// The broker lives on, or another starts on the same store.
-	f.at, f.dead, f.after = -1, false, false
+	// The broker goes on, or another starts on the same store.
+	f.armed, f.dead, f.after = false, false, false
 	again := w.restart(t, map[string]broker.Issuer{"db": sys})
 	for _, after := range []time.Duration{time.Second, 5 * time.Second, 30 * time.Second} {
 		if _, err := again.Reap(ctx, noon.Add(after)); err != nil {
@@ -204,12 +273,12 @@ func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, 
 		}
 	}
 	working, active := sys.working(noon.Add(31*time.Second)), w.count(t, broker.LeaseActive)
-	// At most what somebody holds still works; a lost answer lives until its
-	// lease is given back or expires, and its lease says so.
+	// At most one credential per active lease works: one whose answer was lost
+	// works until its lease is returned or expires.
 	if working > active {
 		t.Errorf("step %d (%s): %d credentials work, %d leases are active", f.step, struck, working, active)
 	}
-	if answered > 0 && !f.deadly && !strings.Contains(struck, "revoke") && struck != "" && working > 1 {
+	if answered > 0 && !f.deadly && struck != "revoke" && struck != "" && working > 1 {
 		t.Errorf("step %d (%s): %d credentials work, one was answered", f.step, struck, working)
 	}
 	if _, err := again.Reap(ctx, noon.Add(2*time.Hour)); err != nil {
@@ -219,5 +288,5 @@ func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, 
 		t.Errorf("step %d (%s): %d credentials were never ended", f.step, struck, n)
 	}
 	w.verify(t)
-	return struck != ""
+	return struck
 }

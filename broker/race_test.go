@@ -76,16 +76,17 @@ func TestDecidedWhileAnUpstreamWorks(t *testing.T) {
 	}
 }
 
-// What is decided by rules that were replaced meanwhile does not come after
-// their replacement in the log.
+// A decision under rules that were replaced meanwhile is not logged after their
+// replacement.
 func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 	w := tokenWorld(t)
 	forbidden := testRules(t, strings.Replace(testPolicies, `@id("agents-tickets")`, "@id(\"nothing\")\nforbid (principal, action, resource);\n@id(\"agents-tickets\")", 1))
-	done := make(chan struct{})
-	for range 8 {
+	const callers = 8
+	issuing, done := make(chan struct{}, callers), make(chan struct{})
+	for range callers {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			for {
+			for n := 0; ; n++ {
 				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 				if errors.Is(err, broker.ErrDenied) {
 					return
@@ -94,21 +95,33 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				if n == 0 {
+					issuing <- struct{}{}
+				}
 			}
 		}()
+	}
+	for range callers {
+		<-issuing
 	}
 	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, forbidden); err != nil {
 		t.Fatal(err)
 	}
-	for range 8 {
+	for range callers {
 		<-done
 	}
-	replaced := false
+	issued, replaced := 0, false
 	for _, r := range w.records(t) {
 		replaced = replaced || r.Kind == audit.PolicyLoaded && r.Rules.Revision == forbidden.Revision
-		if replaced && r.Kind == audit.LeaseIssued {
+		if r.Kind != audit.LeaseIssued {
+			continue
+		}
+		if issued++; replaced {
 			t.Fatal("a lease was issued under rules that were replaced")
 		}
+	}
+	if issued < callers || !replaced {
+		t.Errorf("%d leases were issued (rules replaced: %t)", issued, replaced)
 	}
 }
 

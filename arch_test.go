@@ -83,7 +83,7 @@ var files = map[string]string{
 	"internal/brokertest": "test kit",
 	"internal/devworld":   "the files of a world",
 	"internal/config":     "the operator's file, secrets and authorities",
-	"internal/service":    "the admin socket, the checkpoint file, and the files of the rules",
+	"internal/service":    "the admin socket and the checkpoint file",
 	"internal/mutate":     "a program for developers: reads source files, prints survivors",
 	"attest":              "files of bundles and certificates",
 	"attest/localca":      "the development CA's own folder",

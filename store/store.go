@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -82,24 +80,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.Close())
 	}
 	return s, nil
-}
-
-// sqlitePath returns the absolute path of a sqlite: URL.
-func sqlitePath(u string) (string, error) {
-	path, ok := strings.CutPrefix(u, "sqlite:")
-	if !ok || path == "" || strings.HasPrefix(path, "//") {
-		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
-	}
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", fmt.Errorf("finding the store %q: %w", u, err)
-	}
-	// The lock is next to the database: all links to one database have to lead
-	// to one lock.
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		return real, nil
-	}
-	return abs, nil
 }
 
 func (s *Store) open(ctx context.Context, path string) (err error) {

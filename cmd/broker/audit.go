@@ -360,19 +360,16 @@ func (a *app) auditExportCommand() *cobra.Command {
 	return c
 }
 
-// sqliteMagic is the start of every SQLite database.
-const sqliteMagic = "SQLite format 3\x00"
-
 // withLog calls f with a log, opened read-only: a database or an export.
 func withLog(ctx context.Context, name string, f func(audit.Source) error) error {
-	path := strings.TrimPrefix(name, "sqlite:")
+	path := store.FilePath(name)
 	opened, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("opening the log: %w", err)
 	}
 	defer func() { _ = opened.Close() }()
 	in := bufio.NewReader(opened)
-	if magic, _ := in.Peek(len(sqliteMagic)); string(magic) == sqliteMagic {
+	if start, _ := in.Peek(store.HeaderSize); store.IsDatabase(start) {
 		src, err := store.OpenSource(ctx, path)
 		if err != nil {
 			return err

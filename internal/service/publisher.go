@@ -12,6 +12,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/server"
 	"accessbroker.internal/store"
 )
 
@@ -20,12 +21,23 @@ import (
 // file outside the database, which reveals a database that was restored from an old
 // copy.
 type publisher struct {
-	*store.Store
+	logStore
 	signer    *audit.Signer
 	public    string
 	file      string
 	published atomic.Int64 // size of the log at the last checkpoint
 	log       *slog.Logger
+}
+
+// logStore is the part of the store that the publisher uses.
+type logStore interface {
+	server.LogReader
+	token.KeyStore
+	Log(ctx context.Context) (store.Log, error)
+	OpenLog(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error
+	Head() store.Head
+	Hashes(ctx context.Context) audit.Rows
+	SaveCheckpoint(ctx context.Context, size int64, signed []byte) error
 }
 
 const (
@@ -35,7 +47,7 @@ const (
 
 // openPublisher opens the store's log. At the first start, it creates the log and
 // its key.
-func openPublisher(ctx context.Context, s *store.Store, sealer *broker.Sealer, c *config.Config, log *slog.Logger) (*publisher, error) {
+func openPublisher(ctx context.Context, s logStore, sealer *broker.Sealer, c *config.Config, log *slog.Logger) (*publisher, error) {
 	if _, err := s.Log(ctx); errors.Is(err, broker.ErrNotFound) {
 		if err := createLog(ctx, s, sealer, logHome(c)); err != nil {
 			return nil, err
@@ -53,7 +65,7 @@ func openPublisher(ctx context.Context, s *store.Store, sealer *broker.Sealer, c
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	p := &publisher{Store: s, signer: signer, public: known.Public, file: c.CheckpointFile, log: log}
+	p := &publisher{logStore: s, signer: signer, public: known.Public, file: c.CheckpointFile, log: log}
 	if err := p.checkRollback(ctx); err != nil {
 		return nil, err
 	}
@@ -63,7 +75,7 @@ func openPublisher(ctx context.Context, s *store.Store, sealer *broker.Sealer, c
 // logHome is the part of a log's origin that names the broker.
 func logHome(c *config.Config) string { return c.ExternalURL.Host + c.ExternalURL.Path }
 
-func createLog(ctx context.Context, s *store.Store, sealer *broker.Sealer, home string) error {
+func createLog(ctx context.Context, s logStore, sealer *broker.Sealer, home string) error {
 	l, err := newLog(sealer, home, "")
 	if err != nil {
 		return err
@@ -74,7 +86,7 @@ func createLog(ctx context.Context, s *store.Store, sealer *broker.Sealer, home 
 	return nil
 }
 
-func logKey(ctx context.Context, s *store.Store, sealer *broker.Sealer, origin string) (string, error) {
+func logKey(ctx context.Context, s token.KeyStore, sealer *broker.Sealer, origin string) (string, error) {
 	keys, err := s.SigningKeys(ctx, logPurpose)
 	if err != nil {
 		return "", fmt.Errorf("reading the log's key: %w", err)
@@ -96,7 +108,7 @@ func (p *publisher) checkRollback(ctx context.Context) error {
 		return fmt.Errorf("reading the checkpoint file %s: %w", p.file, err)
 	}
 	if note == nil {
-		saved, err := p.Store.Checkpoint(ctx)
+		saved, err := p.Checkpoint(ctx)
 		if err != nil && !errors.Is(err, broker.ErrNotFound) {
 			return fmt.Errorf("reading the saved checkpoint: %w", err)
 		}
@@ -156,5 +168,5 @@ func (p *publisher) Run(ctx context.Context) error {
 // reseal seals the log's key with the sealer's first key. It reports whether the
 // key was sealed with another one before.
 func (p *publisher) reseal(ctx context.Context, sealer *broker.Sealer) (bool, error) {
-	return token.Reseal(ctx, p.Store, sealer, broker.SigningKeyID{Purpose: logPurpose, ID: p.signer.Origin()})
+	return token.Reseal(ctx, p, sealer, broker.SigningKeyID{Purpose: logPurpose, ID: p.signer.Origin()})
 }

@@ -2,14 +2,11 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 )
@@ -64,8 +61,7 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 	for _, w := range engine.Warnings() {
 		s.log.WarnContext(ctx, "policy", "warning", w)
 	}
-	dir := strings.TrimPrefix(c.Store, "sqlite:") + ".rules"
-	if err := keepFiles(dir, engine.Contents(), engine.Files()); err != nil {
+	if err := s.store.KeepRules(engine.Contents(), engine.Files()); err != nil {
 		return "", err
 	}
 	rules := engine.Rules()
@@ -75,36 +71,4 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 	}
 	s.outbox.SetNotifiers(c.Notifiers)
 	return engine.Revision().String(), nil
-}
-
-// keepFiles stores each file of a revision under its digest, which is what the log
-// records.
-func keepFiles(dir string, contents map[string][]byte, digests map[string]audit.Digest) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making the folder of the log's rules: %w", err)
-	}
-	for name, digest := range digests {
-		path := filepath.Join(dir, digest.String())
-		if _, err := os.Stat(path); err == nil {
-			continue
-		}
-		if err := writeFile(path, contents[name]); err != nil {
-			return fmt.Errorf("keeping %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// writeFile writes a file with mode 0600, completely or not at all.
-func writeFile(path string, content []byte) (err error) {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	return os.Rename(temp, path)
 }

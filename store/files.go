@@ -1,0 +1,78 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"accessbroker.internal/audit"
+)
+
+// scheme is how the URL of a store begins.
+const scheme = "sqlite:"
+
+// FilePath returns the path of a database that is given as a URL or as a path.
+func FilePath(urlOrPath string) string { return strings.TrimPrefix(urlOrPath, scheme) }
+
+// HeaderSize is the number of bytes that IsDatabase needs.
+const HeaderSize = len(sqliteHeader)
+
+// sqliteHeader is the start of every SQLite database.
+const sqliteHeader = "SQLite format 3\x00"
+
+// IsDatabase reports whether a file that begins with these bytes is a database.
+func IsDatabase(start []byte) bool { return strings.HasPrefix(string(start), sqliteHeader) }
+
+// sqlitePath returns the absolute path of a sqlite: URL.
+func sqlitePath(u string) (string, error) {
+	path, ok := strings.CutPrefix(u, scheme)
+	if !ok || path == "" || strings.HasPrefix(path, "//") {
+		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("finding the store %q: %w", u, err)
+	}
+	// The lock is next to the database: all links to one database have to lead
+	// to one lock.
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real, nil
+	}
+	return abs, nil
+}
+
+// KeepRules stores the files of a revision in the folder <database>.rules, each
+// under its digest, which is what the log records. Files that are there already
+// are left alone.
+func (s *Store) KeepRules(contents map[string][]byte, digests map[string]audit.Digest) error {
+	dir := FilePath(s.cfg.URL) + ".rules"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the folder of the log's rules: %w", err)
+	}
+	for name, digest := range digests {
+		path := filepath.Join(dir, digest.String())
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		if err := writeFile(path, contents[name]); err != nil {
+			return fmt.Errorf("keeping %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeFile writes a file with mode 0600, completely or not at all.
+func writeFile(path string, content []byte) (err error) {
+	temp := path + ".new"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return os.Rename(temp, path)
+}

@@ -89,7 +89,7 @@ var files = map[string]string{
 	"attest/localca":      "the development CA's own folder",
 	"audit":               "the checkpoint file",
 	"issuers/aws":         "the files of the AWS tools, for the broker's own AWS credentials",
-	"store":               "the database's own files",
+	"store":               "the files of the database and of the rules next to it",
 }
 
 func TestImportsPointOneWay(t *testing.T) {

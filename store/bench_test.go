@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// BenchmarkIssue64 is the storing of tokens by 64 callers at once.
+// BenchmarkIssue64 stores tokens from 64 callers at once.
 func BenchmarkIssue64(b *testing.B) { benchmarkIssue(b, newStore(b), 64) }
 
-// BenchmarkIssue1 is a single caller: no group, no lingering.
+// BenchmarkIssue1 stores tokens from one caller, so groups have one member.
 func BenchmarkIssue1(b *testing.B) { benchmarkIssue(b, newStore(b), 1) }
 
 // benchmarkIssue reports the rate of durable Updates, and how long they took.
@@ -56,7 +56,7 @@ func benchmarkIssue(b *testing.B, s *Store, callers int) {
 	}
 }
 
-// BenchmarkViewLease is the reading of one lease, as introspection does.
+// BenchmarkViewLease reads one lease, as introspection does.
 func BenchmarkViewLease(b *testing.B) {
 	s := newStore(b)
 	i := newIssuance(b, 1)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// fillLog makes Updates that come alone, as a quiet broker's do, until Run is
-// told of it. It gives the length of the write-ahead log.
+// fillLog makes one Update at a time until Run is woken. It returns the length of
+// the write-ahead log.
 func fillLog(t *testing.T, s *Store) int64 {
 	t.Helper()
 	const frame = 24 + 4096 // a page with its header
@@ -18,7 +18,7 @@ func fillLog(t *testing.T, s *Store) int64 {
 			t.Fatal(err)
 		}
 		if sizeOf(t, s.w.path+"-wal") > (checkpointAfter+100)*frame {
-			t.Fatalf("Run was not told of %d pages", checkpointAfter)
+			t.Fatalf("Run was not woken after %d pages", checkpointAfter)
 		}
 	}
 	return sizeOf(t, s.w.path+"-wal")
@@ -48,18 +48,18 @@ func TestRunCopiesTheWriteAheadLog(t *testing.T) {
 		t.Error(err)
 	}
 	if after := sizeOf(t, s.w.path); after <= before {
-		t.Errorf("the database has %d bytes, and had %d", after, before)
+		t.Errorf("the database has %d bytes, and had %d before", after, before)
 	}
 	works(t, s)
 }
 
-// TestTheLogIsBegunAnew has all of it come while Run was copying, as it were.
-func TestTheLogIsBegunAnew(t *testing.T) {
+// The next group copies the rest, and SQLite writes its log from the start again.
+func TestTheWriteAheadLogIsReused(t *testing.T) {
 	s := newStore(t)
 	before := fillLog(t, s)
 	s.copied.Store(true)
 	works(t, s)
 	if after := sizeOf(t, s.w.path+"-wal"); after > before {
-		t.Errorf("the log has %d bytes, and had %d", after, before)
+		t.Errorf("the write-ahead log has %d bytes, and had %d before", after, before)
 	}
 }

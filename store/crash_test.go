@@ -263,10 +263,10 @@ func checkConfirmed(t *testing.T, path string, confirmed []string) {
 		}
 		item, err := s.Record(t.Context(), index)
 		if err != nil {
-			t.Fatalf("the confirmed record is lost: %v", err)
+			t.Fatalf("a confirmed record is lost: %v", err)
 		}
 		if !strings.Contains(string(item.Leaf), lease) || audit.Digest(item.Hashes[:32]).String() != hash {
-			t.Fatalf("record %d is not what was confirmed: %s", index, item.Leaf)
+			t.Fatalf("record %d is not the one that was confirmed: %s", index, item.Leaf)
 		}
 		id, err := broker.ParseLeaseID(lease)
 		if err != nil {
@@ -297,7 +297,7 @@ func countLive(t *testing.T, s *Store) (n int64) {
 }
 
 // Goroutines do everything at once, in an order that differs from run to run; then
-// the store has to agree with what they were told.
+// the store has to agree with the outcomes that they saw.
 func TestInterleavings(t *testing.T) {
 	s := newStore(t)
 	seed := seeded(t).Uint64()
@@ -330,7 +330,7 @@ func TestInterleavings(t *testing.T) {
 					err = count(t.Context(), s, 1<<30)
 				case 4:
 					ctx, cancel := context.WithCancel(t.Context())
-					go cancel() // in time or not
+					go cancel() // before the group takes it, or later
 					if i.store(ctx, s) == nil {
 						mu.Lock()
 						issued[i.lease.ID] = i.entry.Index

@@ -43,7 +43,7 @@ func TestDatabasesAreRecognized(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !IsDatabase(content[:HeaderSize]) || IsDatabase(content[1:]) || IsDatabase(nil) {
-		t.Error("a database is not told from another file")
+		t.Error("IsDatabase is wrong about a database or about another file")
 	}
 	if FilePath("sqlite:"+path) != path || FilePath(path) != path {
 		t.Errorf("the path is %q and %q, want %q", FilePath("sqlite:"+path), FilePath(path), path)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// smallDisk mounts a file system of that size, with a file "ballast" on it
-// to make room again. Only root may; others skip the test.
+// smallDisk mounts a file system of that size, with a file "ballast" that can be
+// deleted to make space. Only root can; other users skip the test.
 func smallDisk(t *testing.T, size string) string {
 	t.Helper()
 	dir := t.TempDir()

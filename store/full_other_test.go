@@ -6,6 +6,6 @@ import "testing"
 
 func smallDisk(t *testing.T, _ string) string {
 	t.Helper()
-	t.Skip("mounting a small disk is for Linux")
+	t.Skip("mounting a small disk works only on Linux")
 	return ""
 }

@@ -11,43 +11,43 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// fillUp issues until the store says that it can't, and gives the leases that
-// were issued.
+// fillUp issues until the store returns an error, and returns the leases that were
+// issued.
 func fillUp(t *testing.T, s *Store) (issued []broker.LeaseID, err error) {
 	t.Helper()
 	for n := range 100_000 {
 		i := newIssuance(t, n)
 		if err := i.store(t.Context(), s); err != nil {
 			if i.entry.Index != 0 {
-				t.Errorf("refused, and yet it has the index %d", i.entry.Index)
+				t.Errorf("a failed issuance has the index %d", i.entry.Index)
 			}
 			if _, err := get(t, s, i.lease.ID); !errors.Is(err, broker.ErrNotFound) {
-				t.Errorf("refused, and yet its lease: %v", err)
+				t.Errorf("reading the lease of a failed issuance: got %v", err)
 			}
 			return issued, err
 		}
 		issued = append(issued, i.lease.ID)
 	}
-	t.Fatal("the disk is never full")
+	t.Fatal("the disk never became full")
 	return nil, nil
 }
 
-// checkFull says whether a full disk is told, and nothing is lost by it.
+// checkFull checks that a full disk is reported, and that nothing is lost.
 func checkFull(t *testing.T, s *Store, issued []broker.LeaseID, err error) {
 	t.Helper()
 	if !errors.Is(err, broker.ErrUnavailable) {
-		t.Errorf("the caller was told %v", err)
+		t.Errorf("the caller got %v", err)
 	}
 	if err := s.Degraded(); !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("degraded: %v", err)
 	}
 	report := verifyLog(t, s.Source())
 	if got := report.Kinds[audit.LeaseIssued]; got != int64(len(issued)) {
-		t.Errorf("%d were issued, and %d are recorded", len(issued), got)
+		t.Errorf("%d were issued and %d are recorded", len(issued), got)
 	}
 }
 
-// recovers says whether the store finds by itself that there is space again.
+// recovers checks that the store notices by itself that there is space again.
 func recovers(t *testing.T, s *Store) {
 	t.Helper()
 	now := time.Now().Add(2 * retryReserve)
@@ -58,7 +58,7 @@ func recovers(t *testing.T, s *Store) {
 	}
 }
 
-// TestFullDatabase is a limit that SQLite itself sets.
+// SQLite itself limits the size of the database.
 func TestFullDatabase(t *testing.T) {
 	s := newStore(t)
 	limit := func(pages string) {
@@ -73,8 +73,8 @@ func TestFullDatabase(t *testing.T) {
 	recovers(t, s)
 }
 
-// TestFullDisk is a real one, and the reserve at work: nothing is issued, and
-// what ends is recorded.
+// On a disk that is really full, nothing is issued, and endings are recorded in
+// the reserve.
 func TestFullDisk(t *testing.T) {
 	dir := smallDisk(t, "8m")
 	s := open(t, filepath.Join(dir, "broker.db"))
@@ -100,13 +100,13 @@ func TestFullDisk(t *testing.T) {
 	}
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); err == nil {
-		t.Error("a full disk, and it issues")
+		t.Error("an issuance on a full disk succeeded")
 	}
 	if r := verifyLog(t, s.Source()); r.Kinds[audit.LeaseRevoked] != 50 || r.Kinds[audit.BlockPlaced] != 1 {
-		t.Errorf("recorded: %v", r.Kinds)
+		t.Errorf("the log has %v", r.Kinds)
 	}
 
-	// Reopened on a full disk: it comes up, and says what is the matter.
+	// Reopened on a full disk, the store has all of its records.
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -121,20 +121,20 @@ func TestFullDisk(t *testing.T) {
 	recovers(t, s)
 }
 
-// lift takes a block away without further ado.
+// lift removes a block from memory.
 func lift(t *testing.T, s *Store, b *broker.Block) {
 	t.Helper()
 	delete(s.w.blocks, b.Selector)
 }
 
-// A database that can't be written for another reason than space is told of as
-// well, and found to be well again by Run.
-func TestUnwritable(t *testing.T) {
+// A database that cannot be written for another reason than space is reported too,
+// until the statement of Run succeeds.
+func TestUnwritableDatabase(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
 	s.w.fault = func(string, func() error) error { return errors.New("input/output error") }
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); !errors.Is(err, broker.ErrUnavailable) {
-		t.Fatalf("the caller was told %v", err)
+		t.Fatalf("the caller got %v", err)
 	}
 	if err := s.Degraded(); !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("degraded: %v", err)

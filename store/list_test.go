@@ -23,7 +23,7 @@ func put(t testing.TB, s *Store, rows ...broker.Row) {
 	}
 }
 
-// leaseIn makes and stores a lease; its holder's last segment is its name here.
+// leaseIn stores a lease and returns its id.
 func leaseIn(t *testing.T, s *Store, holder string, status broker.LeaseStatus, change func(*broker.Lease)) broker.LeaseID {
 	t.Helper()
 	l := newIssuance(t, 0).lease
@@ -105,7 +105,7 @@ func TestListsOfLeases(t *testing.T) {
 		{broker.LeaseQuery{Due: true, Now: testNow.Add(time.Hour)}, ids{issuing, owed, ending, b}},
 		{broker.LeaseQuery{Due: true, Now: testNow.Add(-time.Millisecond)}, nil},
 		{broker.LeaseQuery{Due: true, Issuer: "tickets", Now: testNow.Add(time.Hour)}, ids{issuing, ending}},
-		{broker.LeaseQuery{Due: true, Issuer: "nobody", Now: testNow.Add(time.Hour)}, nil},
+		{broker.LeaseQuery{Due: true, Issuer: "unknown", Now: testNow.Add(time.Hour)}, nil},
 	} {
 		if test.q.Now.IsZero() {
 			test.q.Now = testNow
@@ -167,8 +167,8 @@ func TestListsOfRequests(t *testing.T) {
 	}
 }
 
-// TestPendingAreListedNewestFirst has those lapse last that came in the middle.
-func TestPendingAreListedNewestFirst(t *testing.T) {
+// The requests that lapse last are in the middle of the list.
+func TestPendingRequestsAreListedNewestFirst(t *testing.T) {
 	s := newStore(t)
 	var want []broker.RequestID
 	for n := range 30 {
@@ -197,8 +197,7 @@ func TestPendingAreListedNewestFirst(t *testing.T) {
 	}
 }
 
-// TestALongListIsReadInParts has more rows than one call reads, and one that
-// is wanted at the far end.
+// There are more rows than one call reads, and the only match is the last one.
 func TestALongListIsReadInParts(t *testing.T) {
 	s := newStore(t)
 	wanted := leaseIn(t, s, "spiffe://acme.test/first", broker.LeaseActive, nil)
@@ -252,7 +251,7 @@ func TestSweep(t *testing.T) {
 	}
 	for _, r := range kept {
 		if _, err := get(t, s, r.Key()); err != nil {
-			t.Errorf("%v: %v", r.Key(), err)
+			t.Errorf("reading %v: %v", r.Key(), err)
 		}
 	}
 	if got := listAll(t, s, broker.LeaseQuery{Live: true, Now: testNow}); !slices.Equal(got, []broker.LeaseID{live}) {
@@ -263,7 +262,8 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// However many others fall due before them, and whenever they are tried next.
+// Stuck leases are counted however many others are due before them, and whenever
+// their next attempt is.
 func TestCountStuck(t *testing.T) {
 	s := newStore(t)
 	rows := make([]broker.Row, 1500)
@@ -281,7 +281,7 @@ func TestCountStuck(t *testing.T) {
 	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(broker.StuckAfter, 2*time.Minute))
 	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(time.Hour, 5*time.Minute))
 	leaseIn(t, s, "spiffe://acme.test/a", broker.LeaseRevoking, asked(broker.StuckAfter-time.Second, time.Minute))
-	was := rows[0].(*broker.Lease) // it was active, and is being ended
+	was := rows[0].(*broker.Lease) // it was active, and is now being revoked
 	was.Status, was.EndAsked, was.NextTry, was.LastError = broker.LeaseRevoking, testNow.Add(-time.Hour), testNow, "issuer_unavailable"
 	put(t, s, was)
 	if n, err := s.CountStuck(t.Context(), testNow); n != 3 || err != nil {
@@ -290,10 +290,10 @@ func TestCountStuck(t *testing.T) {
 	was.Status, was.Ended = broker.LeaseAbandoned, testNow
 	put(t, s, was)
 	if n, err := s.CountStuck(t.Context(), testNow); n != 2 || err != nil {
-		t.Errorf("when one was given up, %d are stuck, %v; want 2", n, err)
+		t.Errorf("after one was abandoned, %d are stuck, %v; want 2", n, err)
 	}
 	if live := listAll(t, s, broker.LeaseQuery{Live: true, Now: testNow.Add(1000 * time.Hour)}); len(live) < 3 {
-		t.Errorf("what is being ended is not live until it has: %v", live)
+		t.Errorf("leases that are being revoked are not live: %v", live)
 	}
 }
 
@@ -306,7 +306,7 @@ func TestBlocksAndKeys(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Selector != a.Selector {
 		t.Errorf("in force: %v, %v", list, err)
 	}
-	// Updates see blocks without a query, lifted ones too.
+	// Updates see all blocks, lifted ones included.
 	err = s.Update(t.Context(), []broker.Key{a.Selector, b.Selector}, func(tx broker.Tx) error {
 		row, err := tx.Get(b.Selector)
 		if err != nil || !row.(*broker.Block).Lifted.Equal(testNow) {
@@ -325,41 +325,40 @@ func TestBlocksAndKeys(t *testing.T) {
 	}
 }
 
-// What was given back and works all the same is found until time has ended it,
-// and no longer once it is denied after all.
-func TestLeasesThatLinger(t *testing.T) {
+// A returned lease whose credential still works is found until the credential
+// expires or is denied.
+func TestOutlivingLeases(t *testing.T) {
 	s := newStore(t)
 	const holder = "spiffe://acme.test/agent/a"
 	atExpiry := func(l *broker.Lease) { l.Revocation, l.Ended = broker.RevokedAtExpiry, testNow }
-	lingers := leaseIn(t, s, holder, broker.LeaseRevoked, atExpiry)
+	outlives := leaseIn(t, s, holder, broker.LeaseRevoked, atExpiry)
 	leaseIn(t, s, holder, broker.LeaseRevoked, func(l *broker.Lease) { l.Revocation = broker.RevokedImmediate })
 	leaseIn(t, s, holder, broker.LeaseActive, func(l *broker.Lease) { l.Revocation = broker.RevokedAtExpiry })
 	q := broker.LeaseQuery{Under: "spiffe://acme.test/agent", Outliving: true, Now: testNow}
-	if got := listAll(t, s, q); !slices.Equal(got, []broker.LeaseID{lingers}) {
-		t.Errorf("%v linger, want %v", got, lingers)
+	if got := listAll(t, s, q); !slices.Equal(got, []broker.LeaseID{outlives}) {
+		t.Errorf("%v outlive their end, want %v", got, outlives)
 	}
 	l := newIssuance(t, 0).lease
-	l.ID, l.Holder, l.Status, l.NextTry = lingers, holder, broker.LeaseRevoking, testNow.Add(time.Minute)
+	l.ID, l.Holder, l.Status, l.NextTry = outlives, holder, broker.LeaseRevoking, testNow.Add(time.Minute)
 	put(t, s, &l)
 	if got := listAll(t, s, q); len(got) != 0 {
-		t.Errorf("denied, and yet %v linger", got)
+		t.Errorf("after the denial, %v outlive their end", got)
 	}
 	l.Status, l.Revocation, l.Ended = broker.LeaseRevoked, broker.RevokedAtExpiry, testNow
 	put(t, s, &l)
 	q.Now = l.Expires
 	if got := listAll(t, s, q); len(got) != 0 {
-		t.Errorf("its time is over, and yet %v linger", got)
+		t.Errorf("after their expiry, %v outlive their end", got)
 	}
 	if _, err := s.Sweep(t.Context(), l.Expires); err != nil {
 		t.Fatal(err)
 	}
 	var left int
 	if err := s.readers.QueryRowContext(t.Context(), "SELECT count(*) FROM lingering").Scan(&left); err != nil || left != 0 {
-		t.Errorf("%d notes are left, %v", left, err)
+		t.Errorf("%d index rows are left, %v", left, err)
 	}
 }
 
-// What is due can be listed from anywhere.
 func TestDueLeasesCanBeSkipped(t *testing.T) {
 	s := newStore(t)
 	var all []broker.LeaseID

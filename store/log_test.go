@@ -26,7 +26,7 @@ func TestLogSurvivesReopening(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i.entry.Index != int64(n)+1 || i.entry.LeafHash != i.entry.Hash() {
-			t.Errorf("entry %d says index %d, hash %s", n, i.entry.Index, i.entry.LeafHash)
+			t.Errorf("entry %d has the index %d and the hash %s", n, i.entry.Index, i.entry.LeafHash)
 		}
 	}
 	before := s.Head()
@@ -45,6 +45,6 @@ func TestLogSurvivesReopening(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after := open(t, path).Head(); after != before {
-		t.Errorf("reopened with %+v, closed with %+v", after, before)
+		t.Errorf("reopened with the head %+v, closed with %+v", after, before)
 	}
 }

@@ -11,9 +11,9 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// BenchmarkMillionLeases is what a million active leases cost: to open, to
-// count, to list, and to issue next to. It fills the database first, which
-// takes about half a minute.
+// BenchmarkMillionLeases measures opening, counting, listing and issuing with a
+// million active leases. It fills the database first, which takes about half a
+// minute.
 func BenchmarkMillionLeases(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "broker.db")
 	s := open(b, path)
@@ -45,14 +45,14 @@ func BenchmarkMillionLeases(b *testing.B) {
 	b.Run("Issue64", func(b *testing.B) { benchmarkIssue(b, s, 64) })
 }
 
-// fill puts n active leases, without their records.
+// fill stores n active leases without records.
 func fill(b *testing.B, s *Store, n int) {
 	const batch = 1000
 	for from := 0; from < n; from += batch {
 		err := s.Update(context.Background(), nil, func(tx broker.Tx) error {
 			for i := from; i < from+batch; i++ {
 				l := newIssuance(b, i).lease
-				if i%100 == 0 { // some of them have to be ended upstream
+				if i%100 == 0 { // some have to be revoked upstream
 					l.Revocation, l.Issuer, l.Handle = broker.RevokedImmediate, "vault", fmt.Appendf(nil, "accessor-%d", i)
 				}
 				tx.Put(&l)

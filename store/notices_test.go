@@ -13,7 +13,7 @@ func notice(n byte, channel string, event broker.NoticeEvent, due time.Time) *br
 	return &broker.Notice{ID: broker.NoticeID{n}, Channel: channel, Event: event, Due: due, Requester: "spiffe://acme.test/a"}
 }
 
-// noticeIDs gives the first bytes of the ids that a query finds.
+// noticeIDs returns the first bytes of the ids that a query finds.
 func noticeIDs(t *testing.T, s *Store, q broker.NoticeQuery) (ids []byte) {
 	t.Helper()
 	err := s.View(t.Context(), func(tx broker.Tx) error {
@@ -35,12 +35,12 @@ func checkNotices(t *testing.T, s *Store) {
 		query broker.NoticeQuery
 		want  []byte
 	}{
-		"alarms":               {broker.NoticeQuery{Channel: "slack:dba", Urgent: true}, []byte{4}},
-		"others, earliest":     {broker.NoticeQuery{Channel: "slack:dba"}, []byte{2, 1}},
-		"of another channel":   {broker.NoticeQuery{Channel: "mail:dba"}, []byte{5}},
-		"what is told":         {broker.NoticeQuery{Channel: "mail:told"}, nil},
-		"of one requester":     {broker.NoticeQuery{Channel: "slack:dba", Requester: "spiffe://acme.test/a"}, []byte{1, 2, 3}},
-		"of another requester": {broker.NoticeQuery{Channel: "slack:dba", Requester: "spiffe://acme.test/b"}, nil},
+		"urgent":                 {broker.NoticeQuery{Channel: "slack:dba", Urgent: true}, []byte{4}},
+		"others, earliest first": {broker.NoticeQuery{Channel: "slack:dba"}, []byte{2, 1}},
+		"another channel":        {broker.NoticeQuery{Channel: "mail:dba"}, []byte{5}},
+		"delivered":              {broker.NoticeQuery{Channel: "mail:told"}, nil},
+		"one requester":          {broker.NoticeQuery{Channel: "slack:dba", Requester: "spiffe://acme.test/a"}, []byte{1, 2, 3}},
+		"another requester":      {broker.NoticeQuery{Channel: "slack:dba", Requester: "spiffe://acme.test/b"}, nil},
 	} {
 		test.query.Now, test.query.Limit = testNow, 10
 		if got := noticeIDs(t, s, test.query); !slices.Equal(got, test.want) {
@@ -78,8 +78,8 @@ func TestNotices(t *testing.T) {
 	checkNotices(t, s)
 }
 
-// What an earlier version left to be told is found by the columns that it did
-// not have.
+// Notices that an earlier version left undelivered are found by the columns that
+// it did not have.
 func TestNoticesOfEarlierVersions(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s, err := Open(t.Context(), Config{URL: "sqlite:" + path, Reserve: 1 << 16})

@@ -15,7 +15,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-func TestOpenRefuses(t *testing.T) {
+func TestOpenReturnsErrors(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	for _, test := range []struct{ url, says string }{
@@ -43,7 +43,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func TestOpenSourceRefuses(t *testing.T) {
+func TestOpenSourceReturnsErrors(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notes.txt")
 	if err := os.WriteFile(path, bytes.Repeat([]byte("no database "), 1000), 0o600); err != nil {
 		t.Fatal(err)
@@ -58,14 +58,14 @@ func TestOpenSourceRefuses(t *testing.T) {
 	}
 }
 
-// Who can neither read SQLite's files beside a database in use nor make them is
-// told what to do.
-func TestOpenSourceOfOthers(t *testing.T) {
+// A reader who can neither read nor create SQLite's files next to a database in
+// use learns what to do instead.
+func TestOpenSourceWithoutPermission(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {
 		t.Fatal(err)
 	}
-	// Files that can be neither read nor made, by root either.
+	// Not even root can read or create these files.
 	if err := errors.Join(os.WriteFile(path+"-wal", []byte("changes"), 0o600), os.Symlink("nowhere", path+"-shm")); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestOpenSourceOfOthers(t *testing.T) {
 	}
 }
 
-func TestFilesAreTheOwnersOnly(t *testing.T) {
+func TestFilesAreOnlyForTheirOwner(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, filepath.Join(dir, "broker.db"))
 	works(t, s)
@@ -107,8 +107,7 @@ func TestADatabaseInUseCanBeVerified(t *testing.T) {
 	}
 }
 
-// TestOneFlippedByte flips a byte of a copy, as `make demo` does, and is told
-// which record it was.
+// A byte is flipped in a copy of the database; the verifier names the record.
 func TestOneFlippedByte(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
@@ -147,7 +146,7 @@ func TestOneFlippedByte(t *testing.T) {
 	}
 	for _, says := range []string{"record 6 (lease.issued, 20", "its bytes hash to ", ", but the tree has "} {
 		if !strings.Contains(err.Error(), says) {
-			t.Errorf("%q does not say %q", err, says)
+			t.Errorf("%q does not contain %q", err, says)
 		}
 	}
 	files, err := os.ReadDir(filepath.Dir(copied))
@@ -171,7 +170,7 @@ func TestProofsAndCheckpoints(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	works(t, s) // one more, which the checkpoint does not cover
+	works(t, s) // one more record, which the checkpoint does not cover
 	for _, index := range []int64{0, 1, 50, keptCheckpoints + 5} {
 		p, err := s.Prove(t.Context(), index)
 		if err != nil {

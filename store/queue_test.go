@@ -13,8 +13,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// hold makes the writer busy with a group of one until release is called, so
-// that whatever comes meanwhile waits, and forms the next group.
+// hold keeps the writer busy with a group of one until release is called, so that
+// later Updates wait and form the next group.
 func hold(t *testing.T, s *Store) (release func()) {
 	t.Helper()
 	running, free, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
@@ -35,7 +35,7 @@ func hold(t *testing.T, s *Store) (release func()) {
 	}
 }
 
-// waitFor waits until n members wait in the queue.
+// waitFor waits until there are n members in the queue.
 func waitFor(s *Store, n int) {
 	for {
 		s.queue.mu.Lock()
@@ -50,7 +50,7 @@ func waitFor(s *Store, n int) {
 
 var tally = broker.CounterKey{Policy: "limit p", Holder: "spiffe://acme.test/a", Entitlement: "e"}
 
-// count adds one to a counter row, or refuses from most on.
+// count adds one to a counter row, and fails if the counter has reached most.
 func count(ctx context.Context, s *Store, most int) error {
 	return s.Update(ctx, []broker.Key{tally}, func(tx broker.Tx) error {
 		c := &broker.Counter{CounterKey: tally, Buckets: map[int64]int{}, Expires: testNow.Add(time.Hour)}
@@ -87,14 +87,14 @@ func TestLimitsHoldUnderConcurrency(t *testing.T) {
 	}
 	wg.Wait()
 	if won.Load() != 10 || lost.Load() != 54 {
-		t.Errorf("%d of 64 were let through and %d refused; the limit is 10", won.Load(), lost.Load())
+		t.Errorf("%d of 64 passed and %d were refused; the limit is 10", won.Load(), lost.Load())
 	}
 }
 
-func TestOneTransactionForAllThatWait(t *testing.T) {
+func TestWaitingUpdatesShareATransaction(t *testing.T) {
 	s := newStore(t)
 	var commits []Commit
-	s.cfg.Observe = func(c Commit) { commits = append(commits, c) } // called by leaders only, one at a time
+	s.cfg.Observe = func(c Commit) { commits = append(commits, c) } // only the leader calls it
 	release := hold(t, s)
 	var wg sync.WaitGroup
 	for n := range 20 {
@@ -113,13 +113,13 @@ func TestOneTransactionForAllThatWait(t *testing.T) {
 	}
 }
 
-func TestAMemberThatFailsIsTakenOut(t *testing.T) {
+func TestAFailingMemberLeavesNothing(t *testing.T) {
 	refusal := errors.New("no")
 	failing := map[string]func(tx broker.Tx) error{
-		"refuses":                    func(broker.Tx) error { return refusal },
-		"reads what it did not name": func(tx broker.Tx) error { _, err := tx.Get(tally); return err },
-		"puts what has no table":     func(tx broker.Tx) error { tx.Put(foreign{}); return nil },
-		"lists":                      func(tx broker.Tx) error { _, _, err := tx.Leases(broker.LeaseQuery{}); return err },
+		"error":                  func(broker.Tx) error { return refusal },
+		"read of an unnamed row": func(tx broker.Tx) error { _, err := tx.Get(tally); return err },
+		"row without a table":    func(tx broker.Tx) error { tx.Put(foreign{}); return nil },
+		"list in an Update":      func(tx broker.Tx) error { _, _, err := tx.Leases(broker.LeaseQuery{}); return err },
 	}
 	for name, f := range failing {
 		t.Run(name, func(t *testing.T) {
@@ -145,19 +145,19 @@ func TestAMemberThatFailsIsTakenOut(t *testing.T) {
 				t.Errorf("the others failed: %v", err)
 			}
 			if err := <-failed; err == nil {
-				t.Error("it did not fail")
+				t.Error("the member did not fail")
 			}
 			if _, err := get(t, s, bad.lease.ID); !errors.Is(err, broker.ErrNotFound) {
-				t.Errorf("its row: %v", err)
+				t.Errorf("reading its row: got %v", err)
 			}
 			if r := verifyLog(t, s.Source()); r.Records != 3 {
-				t.Errorf("%d records", r.Records)
+				t.Errorf("the log has %d records", r.Records)
 			}
 		})
 	}
 }
 
-// foreign is a row that no table is for.
+// foreign is a row without a table.
 type foreign struct{ broker.Row }
 
 func (foreign) Key() broker.Key { return nil }
@@ -171,7 +171,7 @@ func get(t testing.TB, s *Store, key broker.Key) (row broker.Row, err error) {
 	return row, err
 }
 
-func TestAPanicIsTheCallersOwn(t *testing.T) {
+func TestAPanicReachesItsCaller(t *testing.T) {
 	s := newStore(t)
 	release := hold(t, s)
 	good := newIssuance(t, 1)
@@ -188,22 +188,22 @@ func TestAPanicIsTheCallersOwn(t *testing.T) {
 		t.Errorf("the other member: %v", err)
 	}
 	if p := <-panics; p != "oops" {
-		t.Errorf("the caller saw %v", p)
+		t.Errorf("the caller recovered %v, want oops", p)
 	}
 	works(t, s)
 }
 
-// works says whether the store still does its work.
+// works checks that the store can still issue, and that its log verifies.
 func works(t *testing.T, s *Store) {
 	t.Helper()
 	i := newIssuance(t, 99)
 	if err := i.store(t.Context(), s); err != nil {
-		t.Errorf("afterwards: %v", err)
+		t.Errorf("the next issuance: %v", err)
 	}
 	verifyLog(t, s.Source())
 }
 
-func TestAGoroutineThatEndsInsideDoesNotWedgeTheQueue(t *testing.T) {
+func TestGoexitInAnUpdateDoesNotBlockTheQueue(t *testing.T) {
 	s := newStore(t)
 	release := hold(t, s)
 	go func() {
@@ -221,7 +221,7 @@ func TestAGoroutineThatEndsInsideDoesNotWedgeTheQueue(t *testing.T) {
 	works(t, s)
 }
 
-func TestACallerThatGivesUpBeforeItsTurnLeavesNothing(t *testing.T) {
+func TestACallerThatLeavesTheQueueChangesNothing(t *testing.T) {
 	s := newStore(t)
 	release := hold(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -231,18 +231,18 @@ func TestACallerThatGivesUpBeforeItsTurnLeavesNothing(t *testing.T) {
 	waitFor(s, 1)
 	cancel()
 	if err := <-errs; !errors.Is(err, context.Canceled) {
-		t.Errorf("it got %v", err)
+		t.Errorf("the caller got %v", err)
 	}
 	release()
 	if _, err := get(t, s, i.lease.ID); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("its row: %v", err)
+		t.Errorf("reading its row: got %v", err)
 	}
 	if err := i.store(ctx, s); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a context that had ended: %v", err)
 	}
 }
 
-func TestACallerThatGivesUpAfterItsTurnLearnsTheTruth(t *testing.T) {
+func TestACallerWhoseContextEndsInAGroupLearnsTheOutcome(t *testing.T) {
 	s := newStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	i := newIssuance(t, 1)
@@ -253,14 +253,14 @@ func TestACallerThatGivesUpAfterItsTurnLearnsTheTruth(t *testing.T) {
 		return nil
 	})
 	if err != nil {
-		t.Errorf("it was committed, and the caller was told %v", err)
+		t.Errorf("the Update was committed, and the caller got %v", err)
 	}
 	if _, err := get(t, s, i.lease.ID); err != nil {
-		t.Errorf("its row: %v", err)
+		t.Errorf("reading its row: got %v", err)
 	}
 }
 
-func TestOneMembersRowsDoNotFailTheOthers(t *testing.T) {
+func TestRejectedRowsFailOnlyTheirMember(t *testing.T) {
 	s := newStore(t)
 	if _, err := s.w.conn.ExecContext(t.Context(), "CREATE TRIGGER t BEFORE INSERT ON live WHEN NEW.holder = 'bad' BEGIN SELECT RAISE(ABORT, 'constraint'); END"); err != nil {
 		t.Fatal(err)
@@ -282,11 +282,11 @@ func TestOneMembersRowsDoNotFailTheOthers(t *testing.T) {
 	release()
 	wg.Wait()
 	if r := verifyLog(t, s.Source()); r.Records != 5 {
-		t.Errorf("%d records", r.Records)
+		t.Errorf("the log has %d records", r.Records)
 	}
 }
 
-func TestMembersSeeThoseBeforeThem(t *testing.T) {
+func TestMembersSeeTheRowsOfEarlierMembers(t *testing.T) {
 	s := newStore(t)
 	release := hold(t, s)
 	var wg sync.WaitGroup
@@ -306,7 +306,7 @@ func TestMembersSeeThoseBeforeThem(t *testing.T) {
 	}
 }
 
-func TestARowIsTheCallersOwn(t *testing.T) {
+func TestARowBelongsToTheCaller(t *testing.T) {
 	s := newStore(t)
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); err != nil {
@@ -320,7 +320,7 @@ func TestARowIsTheCallersOwn(t *testing.T) {
 		lease := row.(*broker.Lease)
 		lease.Attempts = 1
 		tx.Put(lease)
-		lease.Attempts = 2 // after Put: changes nothing
+		lease.Attempts = 2 // after Put, this changes nothing
 		again, err := tx.Get(i.lease.ID)
 		if err != nil || again.(*broker.Lease).Attempts != 1 {
 			return fmt.Errorf("read %+v, %v", again, err)
@@ -348,7 +348,7 @@ func TestTimesNeverGoBack(t *testing.T) {
 	verifyLog(t, s.Source())
 }
 
-func TestAClosedStoreRefuses(t *testing.T) {
+func TestAClosedStoreReturnsErrors(t *testing.T) {
 	s := newStore(t)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -362,7 +362,7 @@ func TestAClosedStoreRefuses(t *testing.T) {
 	}
 }
 
-// secondWriter opens the database a second time, behind the lock's back, as a
+// secondWriter opens the database a second time without taking the lock, as a
 // second process could on a file system that ignores locks.
 func secondWriter(t *testing.T, s *Store) *Store {
 	t.Helper()

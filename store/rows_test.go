@@ -9,7 +9,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// allRows has a row of every type.
+// allRows returns an empty row of every type.
 func allRows() []broker.Row {
 	return []broker.Row{
 		&broker.Request{}, &broker.Lease{}, &broker.Counter{}, &broker.Block{}, &broker.Idempotency{}, &broker.OpenAsk{}, &broker.SigningKey{},
@@ -18,8 +18,8 @@ func allRows() []broker.Row {
 	}
 }
 
-// TestRowsKeepEveryField fills every field there is, so that a field that is
-// added to a row and forgotten in its body fails here.
+// TestRowsKeepEveryField fills every field, so that it fails if a field is added
+// to a row and not to its body.
 func TestRowsKeepEveryField(t *testing.T) {
 	for _, r := range allRows() {
 		for _, full := range []bool{true, false} {
@@ -27,7 +27,7 @@ func TestRowsKeepEveryField(t *testing.T) {
 				fillValue(t, reflect.ValueOf(r).Elem(), 1)
 			}
 			if r, ok := r.(*broker.Request); ok {
-				r.Reused, r.Decision.Lasting = false, false // of one answer, and not stored
+				r.Reused, r.Decision.Lasting = false, false // these are of one answer, and not stored
 				r.Records = nil                             // kept by the store: see TestRowsListTheirRecords
 			}
 			if l, ok := r.(*broker.Lease); ok {
@@ -39,21 +39,21 @@ func TestRowsKeepEveryField(t *testing.T) {
 			}
 			key, err := stored.table.key(stored.id)
 			if err != nil || key != r.Key() {
-				t.Errorf("%T: the id leads to the key %v (%v), not %v", r, key, err, r.Key())
+				t.Errorf("%T: the id has the key %v (%v), want %v", r, key, err, r.Key())
 			}
 			got, err := decodeRow(key, stored.body)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !reflect.DeepEqual(got, r) {
-				t.Errorf("%T came back as\n%+v, was\n%+v", r, got, r)
+				t.Errorf("%T is read as\n%+v, want\n%+v", r, got, r)
 			}
 			r = reflect.New(reflect.TypeOf(r).Elem()).Interface().(broker.Row)
 		}
 	}
 }
 
-// fillValue sets everything in v to something that is not zero.
+// fillValue sets everything in v to values that are not zero.
 func fillValue(t *testing.T, v reflect.Value, n int) {
 	switch x := v.Addr().Interface().(type) {
 	case *time.Time:
@@ -97,12 +97,12 @@ func fillValue(t *testing.T, v reflect.Value, n int) {
 			fillValue(t, v.Field(i), n+i)
 		}
 	default:
-		t.Fatalf("a field of kind %s: teach the codec, and this test", v.Kind())
+		t.Fatalf("a field of kind %s: the coder and this test have to learn it", v.Kind())
 	}
 }
 
-// TestFieldsOfTheFutureAreSkipped is what lets fields be added.
-func TestFieldsOfTheFutureAreSkipped(t *testing.T) {
+// Fields can be added to a row only because older programs skip them.
+func TestUnknownFieldsAreSkipped(t *testing.T) {
 	type future struct {
 		Block broker.Block
 		New   string
@@ -121,7 +121,8 @@ func TestFieldsOfTheFutureAreSkipped(t *testing.T) {
 	}
 }
 
-// FuzzBody: no bytes make a decoder panic, and what it reads it can write.
+// FuzzBody checks that no bytes make a decoder panic, and that a row that can be
+// read can be written and read again.
 func FuzzBody(f *testing.F) {
 	for i, r := range allRows() {
 		fillValue((*testing.T)(nil), reflect.ValueOf(r).Elem(), 1)
@@ -143,7 +144,7 @@ func FuzzBody(f *testing.F) {
 			t.Fatal(err)
 		}
 		if _, err := decodeRow(key, again.body); err != nil {
-			t.Errorf("it was read, and written as %x: %v", again.body, err)
+			t.Errorf("the row was read, and written as %x: %v", again.body, err)
 		}
 	})
 }

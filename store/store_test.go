@@ -19,7 +19,7 @@ var (
 	testNow                   = time.Date(2026, 11, 3, 12, 0, 0, 0, time.UTC)
 )
 
-// open opens a store at the path, and its log if it has none.
+// open opens a store at the path, and a log if it has none.
 func open(t testing.TB, path string) *Store {
 	t.Helper()
 	_, measured := t.(*testing.B)
@@ -50,7 +50,7 @@ func openLog(ctx context.Context, s *Store) error {
 
 func newStore(t testing.TB) *Store { return open(t, filepath.Join(t.TempDir(), "broker.db")) }
 
-// issuance is one token: a request, a lease and a record.
+// An issuance is the request, the lease and the record of one token.
 type issuance struct {
 	request broker.Request
 	lease   broker.Lease
@@ -96,7 +96,7 @@ func (i *issuance) blocks() []broker.Key {
 	}
 }
 
-// store puts the issuance, as the broker does.
+// store stores the issuance as the broker does.
 func (i *issuance) store(ctx context.Context, s *Store) error {
 	keys := i.blocks()
 	return s.Update(ctx, keys, func(tx broker.Tx) error {

@@ -1,7 +1,10 @@
 package store
 
 import (
+	"bytes"
+	"encoding/json"
 	"net/netip"
+	"os"
 	"reflect"
 	"testing"
 	"time"
@@ -99,6 +102,84 @@ func fillValue(t *testing.T, v reflect.Value, n int) {
 	default:
 		t.Fatalf("a field of kind %s: the coder and this test have to learn it", v.Kind())
 	}
+}
+
+// storedRow is a body as a version of the broker stored it, and the row's fields.
+type storedRow struct {
+	Table string
+	Body  []byte
+	Row   json.RawMessage
+}
+
+// Rows that earlier versions stored keep their meaning. The file has one line per
+// table. Bodies in it never change; rename a field in it with the Go field.
+func TestStoredRowsKeepTheirMeaning(t *testing.T) {
+	file, err := os.ReadFile("testdata/rows.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := map[string]storedRow{}
+	for line := range bytes.Lines(file) {
+		var r storedRow
+		if err := json.Unmarshal(line, &r); err != nil {
+			t.Fatal(err)
+		}
+		stored[r.Table] = r
+	}
+	for _, r := range allRows() {
+		table, _, err := locate(r.Key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := tables[table].name
+		was, ok := stored[name]
+		if !ok {
+			t.Errorf("there is no stored row of %T; add this line to the file:\n%s", r, storedLine(t, r))
+			continue
+		}
+		fillValue(t, reflect.ValueOf(r).Elem(), 1)
+		got, err := decodeRow(r.Key(), was.Body)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for field, want := range fieldsOf(t, was.Row) {
+			if now := fieldsOf(t, marshal(t, got))[field]; !bytes.Equal(now, want) {
+				t.Errorf("%s: the field %s is read as %s, want %s", name, field, now, want)
+			}
+		}
+	}
+}
+
+func storedLine(t *testing.T, r broker.Row) []byte {
+	t.Helper()
+	fillValue(t, reflect.ValueOf(r).Elem(), 1)
+	encoded, err := encodeRow(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoded, err := decodeRow(r.Key(), encoded.body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return marshal(t, storedRow{tables[encoded.table].name, encoded.body, marshal(t, decoded)})
+}
+
+func marshal(t *testing.T, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func fieldsOf(t *testing.T, row []byte) (fields map[string]json.RawMessage) {
+	t.Helper()
+	if err := json.Unmarshal(row, &fields); err != nil {
+		t.Fatal(err)
+	}
+	return fields
 }
 
 // Fields can be added to a row only because older programs skip them.

@@ -258,3 +258,19 @@ func newEpoch(ctx context.Context, s *Store, origin, public string) error {
 	}
 	return s.NewEpoch(ctx, origin, public, &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: origin}}, first)
 }
+
+// Commits wait for the disk unless a test asks for the opposite.
+func TestCommitsAreDurable(t *testing.T) {
+	const off, full = 0, 2 // as SQLite numbers them
+	for noSync, want := range map[bool]int{false: full, true: off} {
+		s, err := Open(t.Context(), Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16, NoSync: noSync})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got int
+		err = s.w.conn.QueryRowContext(t.Context(), "PRAGMA synchronous").Scan(&got)
+		if err := errors.Join(err, s.Close()); err != nil || got != want {
+			t.Errorf("NoSync %t: synchronous is %d, %v; want %d", noSync, got, err, want)
+		}
+	}
+}

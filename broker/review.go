@@ -207,6 +207,8 @@ func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error 
 		if stored.Version != v.before {
 			return errOvertaken
 		}
+		// A first collection does not change the version.
+		r.FirstExpires = stored.FirstExpires
 		if !r.Reviewed.IsZero() {
 			open, err := reviews(tx, r.Entitlement)
 			if err != nil {

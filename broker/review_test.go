@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -273,4 +274,48 @@ func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
 			t.Errorf("the record of the last verdict: %+v", r)
 		}
 	}
+}
+
+// A hookedStore calls before once, ahead of the next Update.
+type hookedStore struct {
+	broker.Store
+	before *func()
+}
+
+func (s hookedStore) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	if before := *s.before; before != nil {
+		*s.before = nil
+		before()
+	}
+	return s.Store.Update(ctx, reads, f)
+}
+
+// A first credential that is collected while a review is written stays the first:
+// later ones end with the grant.
+func TestReviewKeepsTheFirstCollection(t *testing.T) {
+	var before func()
+	w := newWorld(t, worldConfig{
+		policies: closing(`@approval("1 of support")`), issuers: map[string]broker.Issuer{"tickets": signer{}},
+		wrap: func(s broker.Store) broker.Store { return hookedStore{s, &before} },
+	})
+	ask := glass("tickets:read")
+	ask.Justification = "the till is on fire"
+	r := w.ask(t, ask)
+	before = func() {
+		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); err != nil {
+			t.Error(err)
+		}
+	}
+	verdict := broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, verdict); err != nil {
+		t.Fatal(err)
+	}
+	stored, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), r.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := noon.Add(10 * time.Minute); !stored.FirstExpires.Equal(want) || len(stored.Verdicts) != 1 {
+		t.Errorf("the first credential ends at %s, want %s, and there are %d verdicts", stored.FirstExpires, want, len(stored.Verdicts))
+	}
+	w.verify(t)
 }

@@ -302,7 +302,7 @@ func TestReviewKeepsTheFirstCollection(t *testing.T) {
 	ask.Justification = "the till is on fire"
 	r := w.ask(t, ask)
 	before = func() {
-		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.Again{}); err != nil {
+		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); err != nil {
 			t.Error(err)
 		}
 	}

@@ -9,26 +9,26 @@ import (
 
 // A Store keeps rows and the log. It is safe for concurrent use.
 type Store interface {
-	// View runs f on a consistent snapshot. Rows it reads may be older than
-	// the newest Update, never older than the last one that returned.
+	// View runs f on a consistent snapshot, which includes every Update that
+	// returned before View was called.
 	View(ctx context.Context, f func(Tx) error) error
 
-	// Update runs f alone: one writer at a time, over all processes that share
-	// the database. It returns when the outcome is durable and known, whatever
-	// ctx says by then; an error means that nothing of f happened.
+	// Update runs f as the only writer of all processes that share the database.
+	// It returns when its outcome is durable and known, even if ctx ends before;
+	// an error means that nothing of f happened.
 	//
-	// f may run more than once and does no I/O, no signing and no policy. reads
-	// names the rows it will Get, so that a group of Updates fetches them in
-	// one round trip; a Get of any other key, but for rows put before by f, is
-	// an error.
+	// f may run more than once, and must not do I/O, sign or evaluate policy.
+	// reads names the rows that f gets, so that a group of Updates fetches them
+	// in one round trip. Getting another row is an error, except for rows that f
+	// has put.
 	Update(ctx context.Context, reads []Key, f func(Tx) error) error
 }
 
-// A Tx is one transaction. It is not safe for concurrent use, and not to be
-// kept.
+// A Tx is one transaction. It is not safe for concurrent use, and is valid only
+// until the function that received it returns.
 type Tx interface {
-	// Get gives the row of the key, or ErrNotFound. The row is the caller's:
-	// changing it changes nothing until it is Put.
+	// Get returns the row of the key, or ErrNotFound. The row is a copy: a
+	// change takes effect when it is Put.
 	Get(Key) (Row, error)
 
 	// Put inserts or replaces the row. It is buffered. To replace a request or a
@@ -36,15 +36,15 @@ type Tx interface {
 	// that is replaced (see RecordID).
 	Put(Row)
 
-	// Append adds a record to the log. It is buffered; the store sets the
-	// record's time at commit, so that times never go back, and tells the rest
-	// by the entry when Update has returned.
+	// Append adds a record to the log. It is buffered. The store sets the
+	// record's time when it commits, so that times never go back. When Update has
+	// returned, the entry has the record's index and hash.
 	Append(*audit.Entry)
 
-	// Requests and Leases list rows, newest first but for Due, which is
-	// earliest first. Only in a View. A call reads a bounded number of rows, so
-	// a page may be short, or empty, before the end: next is where to go on
-	// (as Before), and zero when there is no more.
+	// Requests and Leases list rows, newest first; with Due, the earliest due
+	// first. They work only in a View. A call reads a bounded number of rows, so
+	// a page may be short or empty before the end of the list: next is the Before
+	// of the next page, and zero if this is the last one.
 	Requests(RequestQuery) (page []*Request, next RequestID, err error)
 	Leases(LeaseQuery) (page []*Lease, next LeaseID, err error)
 
@@ -56,7 +56,8 @@ type Tx interface {
 	Notices(NoticeQuery) ([]*Notice, error)
 	Backlogs(most, limit int) ([]Backlog, error)
 
-	// Reviews lists the entitlements that have open ones. Only in a View.
+	// Reviews lists the entitlements that have open reviews. It works only in a
+	// View.
 	Reviews() ([]*Reviews, error)
 }
 
@@ -74,25 +75,25 @@ func (IdempotencyID) isKey() {}
 func (AskKey) isKey()        {}
 func (SigningKeyID) isKey()  {}
 
-// Key gives the row's key.
+// Key implements Row.
 func (r *Request) Key() Key { return r.ID }
 
-// Key gives the row's key.
+// Key implements Row.
 func (l *Lease) Key() Key { return l.ID }
 
-// Key gives the row's key.
+// Key implements Row.
 func (c *Counter) Key() Key { return c.CounterKey }
 
-// Key gives the row's key.
+// Key implements Row.
 func (b *Block) Key() Key { return b.Selector }
 
-// Key gives the row's key.
-func (i *Idempotency) Key() Key { return i.IdempotencyID }
+// Key implements Row.
+func (i *Idempotency) Key() Key { return i.IdempotencyKey }
 
-// Key gives the row's key.
+// Key implements Row.
 func (a *OpenAsk) Key() Key { return a.AskKey }
 
-// Key gives the row's key.
+// Key implements Row.
 func (k *SigningKey) Key() Key { return k.ID }
 
 // A CounterKey names a counter: one policy's bound on one holder and

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -101,6 +102,21 @@ func fillValue(t *testing.T, v reflect.Value, n int) {
 		}
 	default:
 		t.Fatalf("a field of kind %s: the coder and this test have to learn it", v.Kind())
+	}
+}
+
+// An id that is damaged is an error, and no panic.
+func TestDamagedIDsAreErrors(t *testing.T) {
+	for _, r := range allRows() {
+		stored, err := encodeRow(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, id := range map[string][]byte{"cut": stored.id[:len(stored.id)-1], "longer": slices.Concat(stored.id, []byte{5, 'x'}), "one part too many": slices.Concat(stored.id, []byte{0}), "no varint": {0xff}} {
+			if key, err := stored.table.key(id); err == nil {
+				t.Errorf("%T: an id that is damaged (%s) has the key %v", r, name, key)
+			}
+		}
 	}
 }
 

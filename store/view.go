@@ -170,7 +170,7 @@ func before(id []byte) []byte {
 type listing[R broker.Row] struct {
 	query  string
 	args   []any
-	limit  int // of the page; at most maxScan, which is also what zero means
+	limit  int // of the page; zero means maxScan
 	table  table
 	wanted func(R) bool
 }
@@ -178,9 +178,6 @@ type listing[R broker.Row] struct {
 // read returns the rows of the page. If there may be more rows, next is the last
 // id that it read, and zero otherwise.
 func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
-	if l.limit <= 0 || l.limit > maxScan {
-		l.limit = maxScan
-	}
 	scanned := 0
 	err = each(v.ctx, v.tx, l.query, l.args, func(rows *sql.Rows) error {
 		var id, body sql.RawBytes

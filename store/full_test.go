@@ -69,6 +69,9 @@ func TestFullDatabase(t *testing.T) {
 	limit("100")
 	issued, err := fillUp(t, s)
 	checkFull(t, s, issued, err)
+	if n, err := s.Sweep(t.Context(), testNow.Add(time.Hour)); n != 0 || !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("swept %d rows of a full database, %v", n, err)
+	}
 	limit("1000000")
 	recovers(t, s)
 }

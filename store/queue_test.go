@@ -221,6 +221,21 @@ func TestGoexitInAnUpdateDoesNotBlockTheQueue(t *testing.T) {
 	works(t, s)
 }
 
+// A member that a leader took, or that was appointed leader, cannot leave the queue
+// any more, even if its context has ended.
+func TestOnlyWaitingMembersLeaveTheQueue(t *testing.T) {
+	waits, leads, taken := &member{}, &member{leads: true}, &member{}
+	q := &queue{waiting: []*member{waits, leads}, leading: true}
+	for _, m := range []*member{leads, taken} {
+		if q.leave(m) {
+			t.Errorf("a member left (leads: %t)", m.leads)
+		}
+	}
+	if !q.leave(waits) || len(q.waiting) != 1 || q.waiting[0] != leads {
+		t.Errorf("a waiting member did not leave; %d are left", len(q.waiting))
+	}
+}
+
 func TestACallerThatLeavesTheQueueChangesNothing(t *testing.T) {
 	s := newStore(t)
 	release := hold(t, s)

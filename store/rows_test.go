@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"reflect"
@@ -116,6 +117,38 @@ func TestDamagedIDsAreErrors(t *testing.T) {
 			if key, err := stored.table.key(id); err == nil {
 				t.Errorf("%T: an id that is damaged (%s) has the key %v", r, name, key)
 			}
+		}
+	}
+}
+
+func TestZeroFieldsAreLeftOut(t *testing.T) {
+	for _, r := range allRows() {
+		stored, err := encodeRow(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(stored.body) != 1 {
+			t.Errorf("the body of an empty %T has %d bytes, want the version alone", r, len(stored.body))
+		}
+	}
+}
+
+// Lists report damaged rows. A row is damaged in its id or in its body.
+func TestDamagedRowsAreErrors(t *testing.T) {
+	for name, insert := range map[string]string{
+		"id":   "INSERT INTO leases (id, body) VALUES (x'0102', x'01')",
+		"body": "INSERT INTO leases (id, body) VALUES (zeroblob(16), x'0105')",
+	} {
+		s := newStore(t)
+		if _, err := s.w.conn.ExecContext(t.Context(), insert); err != nil {
+			t.Fatal(err)
+		}
+		err := s.View(t.Context(), func(tx broker.Tx) error {
+			_, _, err := tx.Leases(broker.LeaseQuery{Now: testNow})
+			return err
+		})
+		if !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("damaged %s: got %v", name, err)
 		}
 	}
 }

@@ -197,7 +197,7 @@ func (b *Broker) run(c *config.Config, l net.Listener) {
 		Config: c, Log: slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Listen:      func(string, string) (net.Listener, error) { return l, nil },
 		Ready:       func([]net.Listener) { close(ready) },
-		DiskReserve: 1 << 16,
+		DiskReserve: 1 << 16, NoSync: true,
 	})
 	b.must(err)
 	b.Store = s.Store()

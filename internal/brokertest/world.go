@@ -68,7 +68,7 @@ func (w *World) Open(out io.Writer, ready func([]net.Listener)) (*service.Servic
 		w.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(out, &w.log), nil))
-	return service.New(w.t.Context(), service.Options{Config: c, Log: log, Ready: ready, DiskReserve: 1 << 16})
+	return service.New(w.t.Context(), service.Options{Config: c, Log: log, Ready: ready, DiskReserve: 1 << 16, NoSync: true})
 }
 
 // Start runs a broker until the test ends or stop is called.

@@ -48,6 +48,9 @@ type Options struct {
 	// DiskReserve is how many bytes the store holds back for revocations on a full
 	// disk. Zero means the store's default.
 	DiskReserve int64
+
+	// NoSync is for tests: the store does not wait for the disk.
+	NoSync bool
 }
 
 // A Service is one broker. Its methods are safe for concurrent use.
@@ -93,7 +96,7 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 		return nil, err
 	}
 	observe := func(c store.Commit) { s.metrics.Committed(c.Members, c.Took) }
-	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, Observe: observe}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, NoSync: o.NoSync, Observe: observe}); err != nil {
 		return nil, err
 	}
 	if s.publisher, err = openPublisher(ctx, s.store, s.sealer, o.Config, o.Log); err != nil {

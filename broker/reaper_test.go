@@ -20,15 +20,24 @@ type moody struct {
 
 	asked sync.Mutex
 	first []broker.LeaseID // that it was asked to end, the first 16, which are asked for at once
+
+	// gather, if not nil, makes the first 16 calls wait for each other: without it,
+	// a call that returns early lets a later one overtake the others.
+	gather *sync.WaitGroup
 }
 
 func (m *moody) Revoke(ctx context.Context, l broker.Lease) error {
 	m.tries.Add(1)
 	m.asked.Lock()
-	if len(m.first) < 16 {
+	among := len(m.first) < 16
+	if among {
 		m.first = append(m.first, l.ID)
 	}
 	m.asked.Unlock()
+	if among && m.gather != nil {
+		m.gather.Done()
+		m.gather.Wait()
+	}
 	if m.down.Load() {
 		return fmt.Errorf("%w: down", broker.ErrIssuerUnavailable)
 	}
@@ -114,7 +123,8 @@ func TestUnfinishedIssuingComesFirst(t *testing.T) {
 	}
 	db.down.Store(false)
 	again := w.restart(t, map[string]broker.Issuer{"db": db})
-	db.first = nil
+	db.first, db.gather = nil, &sync.WaitGroup{}
+	db.gather.Add(16)
 	if _, err := again.Reap(t.Context(), late.Add(21*time.Second)); err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,7 @@ func (c *Counter) Key() Key { return c.CounterKey }
 func (b *Block) Key() Key { return b.Selector }
 
 // Key implements Row.
-func (i *Idempotency) Key() Key { return i.IdempotencyKey }
+func (i *Idempotency) Key() Key { return i.IdempotencyID }
 
 // Key implements Row.
 func (a *OpenAsk) Key() Key { return a.AskKey }

@@ -97,7 +97,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 func TestEntryRejectsInvalidRecords(t *testing.T) {
 	_, opening := Commit("other")
 	for _, test := range []struct {
-		says   string
+		want   string
 		change func(*Record)
 	}{
 		{"kind: missing", func(r *Record) { r.Kind = "" }},
@@ -115,8 +115,8 @@ func TestEntryRejectsInvalidRecords(t *testing.T) {
 	} {
 		r := fullRecord()
 		test.change(&r)
-		if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("want %q, got %v", test.says, err)
+		if _, err := r.Entry(); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("want %q, got %v", test.want, err)
 		}
 	}
 }

@@ -244,11 +244,11 @@ func TestSyntaxOfKeysAndCheckpoints(t *testing.T) {
 	if err := CheckKey("foo"); err == nil || !strings.Contains(err.Error(), "not the public key of a log") {
 		t.Errorf("a text that is not a key: %v", err)
 	}
-	for text, says := range map[string]string{
+	for text, want := range map[string]string{
 		"foo": "not a signed checkpoint",
 		strings.Replace(m.notes[0], "\n", "\nx", 1): "size \"x",
 	} {
-		if err := CheckNote([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+		if err := CheckNote([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
@@ -292,7 +292,7 @@ func TestCheckpointFile(t *testing.T) {
 		signed []byte
 		public string
 		log    *memory
-		says   string
+		want   string
 	}{
 		"no checkpoint":  {nil, public, m, ""},
 		"the log grew":   {nine, public, m, ""},
@@ -305,13 +305,13 @@ func TestCheckpointFile(t *testing.T) {
 		"a changed file": {[]byte(strings.Replace(string(nine), "\n9\n", "\n1\n", 1)), public, m, "is not of this log"},
 	} {
 		err := CheckContinuation(test.signed, test.public, test.log.tree.Size(), Rows(test.log.rows))
-		if test.says == "" {
+		if test.want == "" {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 			continue
 		}
-		if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "`broker audit new-epoch`") {
+		if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "`broker audit new-epoch`") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -150,13 +150,13 @@ func TestMailErrors(t *testing.T) {
 		refuse string
 		noTLS  bool
 		change func(*MailConfig)
-		says   string
+		want   string
 	}{
-		"no TLS":               {noTLS: true, says: "securing the connection"},
-		"another authority":    {change: func(c *MailConfig) { c.Roots = x509.NewCertPool() }, says: "securing the connection"},
-		"a wrong password":     {refuse: "AUTH", says: "rejected the user or the password"},
-		"an unknown recipient": {refuse: "RCPT", says: "sending RCPT TO"},
-		"a private address":    {change: func(c *MailConfig) { c.AllowPrivate = false }, says: "allow_private"},
+		"no TLS":               {noTLS: true, want: "securing the connection"},
+		"another authority":    {change: func(c *MailConfig) { c.Roots = x509.NewCertPool() }, want: "securing the connection"},
+		"a wrong password":     {refuse: "AUTH", want: "rejected the user or the password"},
+		"an unknown recipient": {refuse: "RCPT", want: "sending RCPT TO"},
+		"a private address":    {change: func(c *MailConfig) { c.AllowPrivate = false }, want: "allow_private"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newMailServer(t, test.refuse, test.noTLS)
@@ -169,8 +169,8 @@ func TestMailErrors(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = m.Notify(t.Context(), n, r, nil, noon)
-			if err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "sesame") {
-				t.Errorf("got error %v, want %q", err, test.says)
+			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "sesame") {
+				t.Errorf("got error %v, want %q", err, test.want)
 			}
 			if len(s.messages) > 0 {
 				t.Error("a mail was sent")

@@ -32,7 +32,7 @@ func TestMailToOnePerson(t *testing.T) {
 	for _, test := range []struct {
 		n    *broker.Notice
 		r    *broker.Request
-		says []string
+		want []string
 	}{
 		{newPasskey(), nil, []string{
 			"At 2026-06-01 12:00:00Z, a passkey was enrolled for you, login/ben,", "From 2026-06-02 12:00:00Z on", "the passkey at https://broker.acme.test/ui/passkeys\r\n", "inform the operators of the broker",
@@ -57,7 +57,7 @@ func TestMailToOnePerson(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range test.says {
+		for _, want := range test.want {
 			if !strings.Contains(string(body), want) {
 				t.Errorf("the body lacks %q:\n%s", want, body)
 			}

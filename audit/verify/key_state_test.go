@@ -31,7 +31,7 @@ func newKeyHolder(t testing.TB, person string) *keyHolder {
 	return k
 }
 
-// keyHolders are those of all tests, by credential.
+// keyHolders are the key holders of all tests, by credential.
 var keyHolders = map[string]*keyHolder{}
 
 func (s *keyHolder) party() *audit.Party { return &audit.Party{ID: s.person, Kind: "person"} }
@@ -58,14 +58,14 @@ func (s *keyHolder) approves(t testing.TB, request string, at time.Time) audit.R
 	return s.says(t, request, at, &audit.ApprovalFacts{Decision: "approve", Digest: ownDigest, Groups: []string{"dba"}, Scopes: []string{"tickets:read"}, TTL: time.Minute})
 }
 
-// says is a signed word on the request that asks makes, which settles it.
+// says returns the record of a signed vote that decides the request of asks.
 func (s *keyHolder) says(t testing.TB, request string, at time.Time, a *audit.ApprovalFacts) audit.Record {
 	t.Helper()
 	return audit.Record{Time: at, Kind: audit.RequestApproved, Caller: s.party(), Request: &audit.RequestFacts{ID: request, Digest: ownDigest, Entitlement: "tickets-api"}, Approval: a,
 		Signature: s.sign(t, func(nonce audit.Digest) audit.Digest { return a.Challenge(s.person, request, nonce) })}
 }
 
-// asks is a request that wants signed approvals.
+// asks returns the record of a request that requires signed approvals.
 func asks(request string, at time.Time, approvals ...string) audit.Record {
 	return audit.Record{Time: at, Kind: audit.RequestCreated, Caller: &audit.Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent"},
 		Request: &audit.RequestFacts{ID: request, Digest: ownDigest, Entitlement: "tickets-api", Scopes: []string{"tickets:close", "tickets:read"},
@@ -82,8 +82,8 @@ func (s *keyHolder) vouches(t testing.TB, of *keyHolder, at time.Time) audit.Rec
 
 func (s *keyHolder) approver() Approver { return Approver{s.person, s.ID, s.public, "broker.test"} }
 
-// An auditor finds every approval that policy wanted signed and that is not, and
-// every signature that does not hold, offline.
+// Verify reports every approval without a required signature, and every signature
+// that is not valid.
 func TestSignaturesAreVerified(t *testing.T) {
 	ana, ben, eve := newKeyHolder(t, "login/ana"), newKeyHolder(t, "login/ben"), newKeyHolder(t, "login/ana")
 	tomorrow := someTime.Add(25 * time.Hour)
@@ -93,38 +93,38 @@ func TestSignaturesAreVerified(t *testing.T) {
 		records log
 		pinned  []Approver
 		signed  int64
-		says    string // empty: it holds
+		want    string // empty: it verifies
 	}{
 		"signed":      {records: log{ana.enrolled(someTime), asked, ana.approves(t, "req_1", tomorrow)}, signed: 1},
 		"vouched for": {records: log{ana.enrolled(someTime), ben.enrolled(tomorrow), ana.vouches(t, ben, tomorrow), asked, ben.approves(t, "req_1", tomorrow)}, signed: 2},
 		"pinned":      {records: log{ana.enrolled(someTime), asked, ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, signed: 1},
-		"a key that the operator enrolled": {records: log{eve.enrolled(someTime), asked, eve.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()},
-			says: "not among the approvers you gave"},
-		"unsigned": {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}, says: "policy requires the signature of a passkey"},
-		"unsigned where nobody wanted that": {records: log{edited(asked, func(r *audit.Record) { r.Decision.Signed = false }),
+		"a key enrolled by the operator": {records: log{eve.enrolled(someTime), asked, eve.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()},
+			want: "not among the approvers you gave"},
+		"unsigned": {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}, want: "policy requires the signature of a passkey"},
+		"unsigned, and not required": {records: log{edited(asked, func(r *audit.Record) { r.Decision.Signed = false }),
 			edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}},
-		"a no needs no signature": {records: log{asked, {Time: tomorrow, Kind: audit.RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &audit.ApprovalFacts{Decision: "deny", Digest: ownDigest}}}},
-		"nobody enrolled it":      {records: log{asked, ana.approves(t, "req_1", tomorrow)}, says: "that was not enrolled"},
-		"too early":               {records: log{ana.enrolled(someTime), ana.approves(t, "req_1", someTime.Add(audit.PasskeyWait-time.Second))}, says: "did not count yet"},
-		"enrolled to count at once": {records: log{edited(ana.enrolled(someTime), func(r *audit.Record) { r.Passkey.Counts = someTime.Add(time.Hour) })},
-			says: "counts earlier than 24h0m0s after its enrolment"},
-		"enrolled for somebody else": {records: log{edited(ana.enrolled(someTime), func(r *audit.Record) { r.Caller, r.Subject = ben.party(), ana.party() })}, says: "enrolled by another person"},
-		"enrolled twice":             {records: log{ana.enrolled(someTime), ana.enrolled(someTime)}, says: "already enrolled"},
+		"a denial needs no signature": {records: log{asked, {Time: tomorrow, Kind: audit.RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &audit.ApprovalFacts{Decision: "deny", Digest: ownDigest}}}},
+		"not enrolled":                {records: log{asked, ana.approves(t, "req_1", tomorrow)}, want: "that was not enrolled"},
+		"too early":                   {records: log{ana.enrolled(someTime), ana.approves(t, "req_1", someTime.Add(audit.PasskeyWait-time.Second))}, want: "did not count yet"},
+		"enrolled to count early": {records: log{edited(ana.enrolled(someTime), func(r *audit.Record) { r.Passkey.Counts = someTime.Add(time.Hour) })},
+			want: "counts earlier than 24h0m0s after its enrolment"},
+		"enrolled by another person": {records: log{edited(ana.enrolled(someTime), func(r *audit.Record) { r.Caller, r.Subject = ben.party(), ana.party() })}, want: "enrolled by another person"},
+		"enrolled twice":             {records: log{ana.enrolled(someTime), ana.enrolled(someTime)}, want: "already enrolled"},
 		"removed": {records: log{ana.enrolled(someTime), {Time: tomorrow, Kind: audit.PasskeyRemoved, Caller: ana.party(), Passkey: &audit.PasskeyFacts{Credential: ana.ID}}, asked,
-			ana.approves(t, "req_1", tomorrow)}, says: "was removed"},
+			ana.approves(t, "req_1", tomorrow)}, want: "was removed"},
 		"removed, and pinned": {records: log{ana.enrolled(someTime), {Time: tomorrow, Kind: audit.PasskeyRemoved, Caller: ana.party(), Passkey: &audit.PasskeyFacts{Credential: ana.ID}}, asked,
-			ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, says: "was removed"},
+			ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, want: "was removed"},
 		"removed, enrolled again, and pinned": {records: log{ana.enrolled(someTime), {Time: someTime, Kind: audit.PasskeyRemoved, Caller: ana.party(), Passkey: &audit.PasskeyFacts{Credential: ana.ID}}, ana.enrolled(someTime), asked,
-			ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, says: "was removed"},
+			ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, want: "was removed"},
 		"removed, and enrolled again": {records: log{ana.enrolled(someTime), {Time: someTime, Kind: audit.PasskeyRemoved, Caller: ana.party(), Passkey: &audit.PasskeyFacts{Credential: ana.ID}}, ana.enrolled(someTime), asked,
 			ana.approves(t, "req_1", tomorrow)}, signed: 1},
-		"for another request":                {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Request.ID = "req_2" })}, says: "signs something else"},
-		"widened afterwards":                 {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Approval.TTL = time.Hour })}, says: "signs something else"},
-		"by somebody else":                   {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Caller = ben.party() })}, says: "that was not enrolled"},
-		"vouched by itself":                  {records: log{ana.enrolled(someTime), ana.vouches(t, ana, someTime)}, says: "no other person vouched"},
-		"vouched by one that does not count": {records: log{ana.enrolled(someTime), ben.enrolled(someTime), ana.vouches(t, ben, someTime)}, says: "did not count yet"},
-		"vouched for nothing":                {records: log{ana.enrolled(someTime), ana.vouches(t, ben, tomorrow)}, says: "vouches for a passkey that is not enrolled"},
-		"vouched without a word":             {records: log{ana.enrolled(someTime), ben.enrolled(tomorrow), edited(ana.vouches(t, ben, tomorrow), func(r *audit.Record) { r.Signature = nil })}, says: "no other person vouched"},
+		"for another request":                    {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Request.ID = "req_2" })}, want: "signs something else"},
+		"widened afterwards":                     {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Approval.TTL = time.Hour })}, want: "signs something else"},
+		"by another person":                      {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Caller = ben.party() })}, want: "that was not enrolled"},
+		"vouched for by its owner":               {records: log{ana.enrolled(someTime), ana.vouches(t, ana, someTime)}, want: "no other person vouched"},
+		"vouched for too early":                  {records: log{ana.enrolled(someTime), ben.enrolled(someTime), ana.vouches(t, ben, someTime)}, want: "did not count yet"},
+		"vouched for a key that is not enrolled": {records: log{ana.enrolled(someTime), ana.vouches(t, ben, tomorrow)}, want: "vouches for a passkey that is not enrolled"},
+		"vouched for without a signature":        {records: log{ana.enrolled(someTime), ben.enrolled(tomorrow), edited(ana.vouches(t, ben, tomorrow), func(r *audit.Record) { r.Signature = nil })}, want: "no other person vouched"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := &testLog{}
@@ -133,17 +133,17 @@ func TestSignaturesAreVerified(t *testing.T) {
 				m.record(t, r)
 			}
 			report, err := Verify(t.Context(), m, Options{Approvers: test.pinned})
-			if test.says == "" && (err != nil || report.Signatures != test.signed) {
-				t.Errorf("%d signatures, %v", report.Signatures, err)
+			if test.want == "" && (err != nil || report.Signatures != test.signed) {
+				t.Errorf("got %d signatures, want %d, %v", report.Signatures, test.signed, err)
 			}
-			if test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
-				t.Errorf("it says %v", err)
+			if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})
 	}
 }
 
-// edited gives a record that was changed after it was made, in copies of its parts.
+// edited returns a copy of a record with a change. The original stays as it is.
 func edited(r audit.Record, change func(*audit.Record)) audit.Record {
 	r.Caller, r.Request, r.Decision, r.Approval, r.Lease = copied(r.Caller), copied(r.Request), copied(r.Decision), copied(r.Approval), copied(r.Lease)
 	change(&r)
@@ -158,15 +158,15 @@ func copied[T any](p *T) *T {
 	return &c
 }
 
-func TestApproversComeBack(t *testing.T) {
+func TestApproversRoundTrip(t *testing.T) {
 	a := newKeyHolder(t, "login/ana").approver()
 	list, err := ParseApprovers("# kept by the auditor\n\n" + a.String() + "\n")
 	if err != nil || len(list) != 1 || list[0].String() != a.String() {
-		t.Errorf("%v, %v", list, err)
+		t.Errorf("got %v, %v", list, err)
 	}
 	for _, bad := range []string{"login/ana", "login/ana broker.test x", "login/ana broker.test !! !!", "login/ana broker.test  "} {
 		if _, err := ParseApprovers(bad); err == nil {
-			t.Errorf("%q is taken", bad)
+			t.Errorf("ParseApprovers accepted %q", bad)
 		}
 	}
 }

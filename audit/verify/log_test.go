@@ -32,11 +32,12 @@ func mustEntry(t testing.TB, r audit.Record) *audit.Entry {
 	return e
 }
 
-// Header and Items make a testLog a Source.
+// Header implements audit.Source.
 func (m *testLog) Header(context.Context) (audit.Header, error) {
 	return audit.Header{Origin: origin, Key: public, Size: m.tree.Size(), Root: m.tree.Root(), Checkpoints: m.notes}, nil
 }
 
+// Items implements audit.Source.
 func (m *testLog) Items(context.Context) iter.Seq2[audit.Item, error] {
 	return func(yield func(audit.Item, error) bool) {
 		for _, item := range m.items {
@@ -57,8 +58,8 @@ func (m *testLog) record(t testing.TB, r audit.Record) {
 	m.append(e.Leaf(), e.Openings())
 }
 
-// settle puts the digest of a request where a record says ownDigest, and signs
-// anew what was rightly signed over that.
+// settle replaces ownDigest with the digest of the request, and renews a signature
+// that was valid before.
 func (m *testLog) settle(t testing.TB, r audit.Record) audit.Record {
 	t.Helper()
 	if r.Request == nil {
@@ -68,7 +69,7 @@ func (m *testLog) settle(t testing.TB, r audit.Record) audit.Record {
 	signed := r.Signature != nil && r.Approval != nil && r.Signature.Verify(r.Approval.Challenge(r.Caller.ID, f.ID, r.Signature.Nonce), keyHolders[string(r.Signature.Credential)].public, "broker.test") == nil
 	r = edited(r, func(r *audit.Record) {
 		own := m.sums[f.ID]
-		if f.TTL > 0 && r.Decision != nil && r.Caller != nil { // it is made here
+		if f.TTL > 0 && r.Decision != nil && r.Caller != nil { // this record makes the request
 			own = r.Request.Sum(r.Caller.ID, r.Decision)
 			if m.sums == nil {
 				m.sums = map[string]audit.Digest{}
@@ -92,12 +93,13 @@ func (m *testLog) settle(t testing.TB, r audit.Record) audit.Record {
 	return r
 }
 
-// ownDigest stands for the digest of the request that a record is about.
+// ownDigest is a placeholder for the digest of the record's request. settle replaces
+// it.
 var ownDigest = digest(1)
 
-// A testLog is a log in testLog, with its rows as a database has them.
+// A testLog is a log in memory, with the rows of a database.
 type testLog struct {
-	sums  map[string]audit.Digest // of the requests that were made, by id
+	sums  map[string]audit.Digest // digests of the requests so far, by id
 	tree  audit.Tree
 	items []audit.Item
 	notes []string
@@ -121,7 +123,7 @@ func (m *testLog) sign(t testing.TB) []byte {
 	return signed
 }
 
-// leaves makes a log of n leaves that are no records.
+// noRecords returns a log of n leaves that are not records.
 func noRecords(n int) *testLog {
 	m := &testLog{}
 	for i := range n {

@@ -15,8 +15,8 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// lease is a lease whose request is filed and collected in one call, or one of
-// its later records.
+// leaseRecord returns a record of a lease. The records that open or issue a lease
+// also make its request, as if one call requested and collected.
 func leaseRecord(kind audit.Kind, id string) audit.Record {
 	why, opening := audit.Commit("because of " + id)
 	r := audit.Record{Kind: kind, Lease: &audit.LeaseFacts{ID: id, Expires: someTime.Add(time.Hour)}, Request: &audit.RequestFacts{Justification: why}, Openings: map[string]audit.Opening{"justification": opening}}
@@ -27,12 +27,12 @@ func leaseRecord(kind audit.Kind, id string) audit.Record {
 	return r
 }
 
-// issued is how a lease goes on that was opened.
+// issued returns the record that issues an opened lease.
 func issued(id string) audit.Record {
 	return audit.Record{Kind: audit.LeaseIssued, Lease: &audit.LeaseFacts{ID: id, Expires: someTime.Add(time.Minute)}}
 }
 
-// goodLog is a log of 18 records with two checkpoints.
+// goodLog returns a log of 18 records with two checkpoints.
 func goodLog(t testing.TB) *testLog {
 	m := &testLog{}
 	m.record(t, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
@@ -50,52 +50,52 @@ func goodLog(t testing.TB) *testLog {
 
 func TestVerifyGoodLog(t *testing.T) {
 	m := goodLog(t)
-	var told int64
-	r, err := Verify(t.Context(), m, Options{Key: public, Checkpoints: m.notes[:1], Progress: func(n int64) { told = n }})
+	calls := 0
+	r, err := Verify(t.Context(), m, Options{Key: public, Checkpoints: m.notes[:1], Progress: func(int64) { calls++ }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if r.Records != 18 || r.Checkpoints != 3 || r.Opened != 16 || r.Kinds[audit.LeaseIssued] != 8 || !r.KeyTrusted || r.Root != m.tree.Root() ||
-		!r.First.Equal(someTime) || !r.Last.Equal(someTime.Add(17*time.Second)) || told != 0 {
-		t.Errorf("%+v", r)
+		!r.First.Equal(someTime) || !r.Last.Equal(someTime.Add(17*time.Second)) || calls != 0 {
+		t.Errorf("got report %+v, %d calls of Progress", r, calls)
 	}
 	if r, err := Verify(t.Context(), m, Options{}); err != nil || r.KeyTrusted {
-		t.Errorf("by its own key: %+v, %v", r, err)
+		t.Errorf("with its own key: %+v, %v", r, err)
 	}
 	if r, err := Verify(t.Context(), &testLog{}, Options{}); err != nil || r.Records != 0 {
 		t.Errorf("an empty log: %+v, %v", r, err)
 	}
 }
 
-// TestVerifySaysWhere breaks one thing at a time, and wants to be told that
-// one thing, and where it is.
-func TestVerifySaysWhere(t *testing.T) {
+// Each case makes one change. Verify must report that change, at its place, and no
+// other.
+func TestVerifyReportsWhatWasChanged(t *testing.T) {
 	flip := func(b []byte, text string) { b[bytes.Index(b, []byte(text))+len(text)-1] ^= 1 }
 	for _, test := range []struct {
 		name   string
 		change func(m *testLog)
-		says   []string // one a problem
+		want   []string // prefixes of the problems
 	}{
 		{"a byte of a record", func(m *testLog) { flip(m.items[5].Leaf, `"lse_2`) },
 			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): its bytes hash to `}},
-		{"a byte that is no record any more", func(m *testLog) { flip(m.items[5].Leaf, `{"`) },
+		{"a byte that makes the record unreadable", func(m *testLog) { flip(m.items[5].Leaf, `{"`) },
 			[]string{"record 5: its bytes hash to ", "record 5: decoding a record: "}},
 		{"a record and its hash", func(m *testLog) { m.rewrite(5, "lse_2", "lse_x") },
 			[]string{"record 5 (lease.issued, 2026-11-03T12:00:05.123Z): records 4 to 5 hash to "}},
 		{"a hash", func(m *testLog) { m.items[4].Hashes[3] ^= 1 },
 			[]string{"record 4 (lease.revoked, 2026-11-03T12:00:04.123Z): its bytes hash to ", "record 5 (lease.issued, 2026-11-03T12:00:05.123Z): records 4 to 5 hash to "}},
-		{"a record and all hashes above", func(m *testLog) { *m = *m.forge(5, "lse_2", "lse_x") },
+		{"a record and all hashes above it", func(m *testLog) { *m = *m.forge(5, "lse_2", "lse_x") },
 			[]string{"the first 9 records have the root ", "the first 17 records have the root "}},
 		{"a node", func(m *testLog) { m.items[7].Hashes[33] ^= 1 }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): records 6 to 7 hash to "}},
-		{"hashes cut off", func(m *testLog) { m.items[7].Hashes = m.items[7].Hashes[:64] }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): its row has 64 bytes of hashes, but needs 128"}},
-		{"the last record taken away", func(m *testLog) { m.items = m.items[:17] }, []string{"the log states that it has 18 records, but 17 were found"}},
-		{"the end taken away", func(m *testLog) { m.items = m.items[:16] },
+		{"truncated hashes", func(m *testLog) { m.items[7].Hashes = m.items[7].Hashes[:64] }, []string{"record 7 (lease.issued, 2026-11-03T12:00:07.123Z): its row has 64 bytes of hashes, but needs 128"}},
+		{"the last record removed", func(m *testLog) { m.items = m.items[:17] }, []string{"the log states that it has 18 records, but 17 were found"}},
+		{"the end removed", func(m *testLog) { m.items = m.items[:16] },
 			[]string{"the log states that it has 18 records, but 16 were found", "a signed checkpoint covers 17 records, but 16 were found: records are missing at the end"}},
-		{"an opening that was replaced", func(m *testLog) {
+		{"a replaced opening", func(m *testLog) {
 			m.items[5].Openings = bytes.Replace(m.items[5].Openings, []byte("because"), []byte("BECAUSE"), 1)
 		},
 			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): the opening "justification" does not match`}},
-		{"an opening of nothing", func(m *testLog) { m.items[0].Openings = m.items[1].Openings },
+		{"an opening without a commitment", func(m *testLog) { m.items[0].Openings = m.items[1].Openings },
 			[]string{`record 0 (log.opened, 2026-11-03T12:00:00.123Z): the opening "justification" has no commitment`}},
 		{"a checkpoint's signature", func(m *testLog) { m.notes[0] = strings.Replace(m.notes[0], "\n9\n", "\n8\n", 1) }, []string{"opening a checkpoint with the key of " + origin}},
 	} {
@@ -105,22 +105,22 @@ func TestVerifySaysWhere(t *testing.T) {
 			r, err := Verify(t.Context(), m, Options{Key: public})
 			var first *Problem
 			if !errors.As(err, &first) {
-				t.Fatalf("it verifies: %v", err)
+				t.Fatalf("got error %v, want a problem", err)
 			}
 			for i, p := range r.Problems {
-				if i >= len(test.says) || !strings.HasPrefix(p.Error(), test.says[i]) {
-					t.Errorf("problem %d is %q", i, p.Error())
+				if i >= len(test.want) || !strings.HasPrefix(p.Error(), test.want[i]) {
+					t.Errorf("got problem %d: %q", i, p.Error())
 				}
 			}
-			if len(r.Problems) < len(test.says) {
-				t.Errorf("not said: %q", test.says[len(r.Problems):])
+			if len(r.Problems) < len(test.want) {
+				t.Errorf("missing problems: %q", test.want[len(r.Problems):])
 			}
 		})
 	}
 }
 
-// rewrite changes a record together with its own hash, as somebody would who
-// can write to the database and has no key.
+// rewrite changes a record and its own hash, as a person with access to the database
+// but without the log's key can.
 func (m *testLog) rewrite(index int, old, new string) {
 	it := &m.items[index]
 	it.Leaf = bytes.Replace(it.Leaf, []byte(old), []byte(new), 1)
@@ -128,7 +128,7 @@ func (m *testLog) rewrite(index int, old, new string) {
 	copy(it.Hashes, h[:])
 }
 
-// forge makes the log anew with a changed record, and with the old signatures.
+// forge rebuilds the log with a changed record and the old checkpoints.
 func (m *testLog) forge(index int, old, new string) *testLog {
 	forged := &testLog{notes: m.notes}
 	for i, it := range m.items {
@@ -140,12 +140,11 @@ func (m *testLog) forge(index int, old, new string) *testLog {
 	return forged
 }
 
-// TestVerifyKnowsWhatCantBe are logs whose hashes are all right, and whose
-// records are not.
-func TestVerifyKnowsWhatCantBe(t *testing.T) {
+// The hashes of these logs are correct, but their records contradict each other.
+func TestVerifyReportsContradictions(t *testing.T) {
 	opened := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}
 	for _, test := range []struct {
-		says    string
+		want    string
 		records []audit.Record
 	}{
 		{"record 0 (policy.loaded", []audit.Record{{Kind: audit.PolicyLoaded}}},
@@ -171,15 +170,15 @@ func TestVerifyKnowsWhatCantBe(t *testing.T) {
 		}
 		m.sign(t)
 		_, err := Verify(t.Context(), m, Options{Key: public})
-		if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
-			t.Errorf("want %q, got %v", test.says, err)
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("got %v, want %q", err, test.want)
 		}
 	}
 }
 
-// TestVerifyWantsSignatures: whoever has the database and not the key writes
-// what they like, and no checkpoint covers it.
-func TestVerifyWantsSignatures(t *testing.T) {
+// A person with access to the database but without the log's key can write records,
+// but no checkpoint that covers them.
+func TestVerifyRequiresSignedCheckpoints(t *testing.T) {
 	whole := goodLog(t)
 	size := int64(len(whole.items))
 	for _, test := range []struct {
@@ -187,14 +186,14 @@ func TestVerifyWantsSignatures(t *testing.T) {
 		change func(m *testLog)
 		opts   Options
 		signed int64
-		says   string
+		want   string
 	}{
-		{"a tail that is not signed yet", func(*testLog) {}, Options{Key: public}, 17, ""},
-		{"no signature", func(m *testLog) { m.notes = nil }, Options{Key: public}, 0, "no checkpoint is signed with the key you gave"},
-		{"no signature, and the log's own word", func(m *testLog) { m.notes = nil }, Options{}, 0, ""},
-		{"all written anew", func(m *testLog) { *m = *m.forge(12, "lse_", "lse_x"); m.notes = nil }, Options{Key: public}, 0, "no checkpoint is signed"},
-		{"one kept from before", func(m *testLog) { kept := m.notes[0]; *m = *m.forge(12, "lse_", "lse_x"); m.notes = []string{kept} }, Options{Key: public}, 9, ""},
-		{"not signed for long", func(m *testLog) {
+		{"an unsigned end", func(*testLog) {}, Options{Key: public}, 17, ""},
+		{"no checkpoint", func(m *testLog) { m.notes = nil }, Options{Key: public}, 0, "no checkpoint is signed with the key you gave"},
+		{"no checkpoint and no given key", func(m *testLog) { m.notes = nil }, Options{}, 0, ""},
+		{"a rewritten log", func(m *testLog) { *m = *m.forge(12, "lse_", "lse_x"); m.notes = nil }, Options{Key: public}, 0, "no checkpoint is signed"},
+		{"a rewritten end", func(m *testLog) { kept := m.notes[0]; *m = *m.forge(12, "lse_", "lse_x"); m.notes = []string{kept} }, Options{Key: public}, 9, ""},
+		{"unsigned for an hour", func(m *testLog) {
 			m.notes = m.notes[:1]
 			m.record(t, edited(leaseRecord(audit.LeaseOpened, "z"), func(r *audit.Record) { r.Time = someTime.Add(time.Hour) }))
 		}, Options{Key: public}, 9, "records 9 to 18 are not signed, although they span 59m51s"},
@@ -203,11 +202,11 @@ func TestVerifyWantsSignatures(t *testing.T) {
 		m := goodLog(t)
 		test.change(m)
 		r, err := Verify(t.Context(), m, test.opts)
-		if r.Signed != test.signed || r.Records < size || test.says == "" && err != nil {
-			t.Errorf("%s: %d of %d signed, %v", test.name, r.Signed, r.Records, err)
+		if r.Signed != test.signed || r.Records < size || test.want == "" && err != nil {
+			t.Errorf("%s: got %d of %d records signed, %v", test.name, r.Signed, r.Records, err)
 		}
-		if found := slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.What, test.says) }); test.says != "" && !found {
-			t.Errorf("%s: %+v", test.name, r.Problems)
+		if found := slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.What, test.want) }); test.want != "" && !found {
+			t.Errorf("%s: got problems %+v, want %q", test.name, r.Problems, test.want)
 		}
 	}
 }
@@ -216,7 +215,7 @@ func TestReportIsBounded(t *testing.T) {
 	m := noRecords(500)
 	r, err := Verify(t.Context(), m, Options{Key: public})
 	if err == nil || len(r.Problems) != maxProblems || r.More != 400 {
-		t.Errorf("%d problems, %d more, %v", len(r.Problems), r.More, err)
+		t.Errorf("got %d problems and %d more, %v", len(r.Problems), r.More, err)
 	}
 }
 
@@ -251,7 +250,7 @@ func TestExport(t *testing.T) {
 	}
 	good := out.String()
 	if n := strings.Count(good, "\n"); n != 19 {
-		t.Errorf("%d lines for a header and 18 records", n)
+		t.Errorf("got %d lines, want a header and 18 records", n)
 	}
 	verify := func(text string) (*Report, error) {
 		f, err := OpenExport(strings.NewReader(text))
@@ -261,34 +260,34 @@ func TestExport(t *testing.T) {
 		return Verify(t.Context(), f, Options{Key: public})
 	}
 	if r, err := verify(good); err != nil || !r.Verified || r.Root != m.tree.Root() || r.Checkpoints != 2 || r.Opened != 15 {
-		t.Errorf("%+v, %v", r, err)
+		t.Errorf("got report %+v, %v", r, err)
 	}
 	lines := strings.SplitAfter(good, "\n")
-	for name, test := range map[string]struct{ text, says string }{
+	for name, test := range map[string]struct{ text, want string }{
 		"a byte":                {strings.Replace(good, `"id":"lse_4"`, `"id":"lse_5"`, 1), "record 9 (lease.issued, 2026-11-03T12:00:09.123Z): its bytes hash to "},
 		"a space":               {strings.Replace(good, `"id":"lse_4"`, `"id": "lse_4"`, 1), "record 9"},
-		"a line less":           {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "record 4 (lease.issued, 2026-11-03T12:00:05.123Z): the record at this place has the index 5"},
-		"two lines exchanged":   {lines[0] + lines[1] + lines[3] + lines[2] + strings.Join(lines[4:], ""), "has the index 2"},
-		"cut off":               {strings.Join(lines[:12], ""), "the log states that it has 18 records, but 11 were found"},
-		"cut off in a line":     {good[:len(good)-20], "reading the line of record 17"},
-		"a line that is none":   {good + "x\n", "reading the line of record 18"},
+		"a missing line":        {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "record 4 (lease.issued, 2026-11-03T12:00:05.123Z): the record at this place has the index 5"},
+		"two lines swapped":     {lines[0] + lines[1] + lines[3] + lines[2] + strings.Join(lines[4:], ""), "has the index 2"},
+		"truncated":             {strings.Join(lines[:12], ""), "the log states that it has 18 records, but 11 were found"},
+		"truncated in a line":   {good[:len(good)-20], "reading the line of record 17"},
+		"a malformed line":      {good + "x\n", "reading the line of record 18"},
 		"an unknown field":      {strings.Replace(good, `{"index":3,`, `{"index":3,"x":1,`, 1), "reading the line of record 3"},
-		"nothing":               {"", "reading the export's header: unexpected EOF"},
-		"something else":        {"{}\n", "its format is 0, this program reads format 1"},
+		"an empty file":         {"", "reading the export's header: unexpected EOF"},
+		"another file":          {"{}\n", "its format is 0, this program reads format 1"},
 		"a newer format":        {`{"accessbroker_log":2}`, "its format is 2"},
 		"a line without an end": {good[:len(lines[0])] + strings.Repeat("x", maxLine+1), "token too long"},
 	} {
 		r, err := verify(test.text)
-		if err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%s: want %q, got %v", name, test.says, err)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", name, err, test.want)
 		}
 		if r != nil && r.Verified {
-			t.Errorf("%s: the report says that it is verified", name)
+			t.Errorf("%s: the report is verified", name)
 		}
 	}
 }
 
-func TestVerifyStopsWithItsContext(t *testing.T) {
+func TestVerifyEndsWithItsContext(t *testing.T) {
 	var out bytes.Buffer
 	if err := Export(t.Context(), &out, goodLog(t)); err != nil {
 		t.Fatal(err)

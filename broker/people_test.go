@@ -9,10 +9,9 @@ import (
 	"accessbroker.internal/notify"
 )
 
-// A person is told of a passkey that is enrolled for them, at the address that
-// their provider gives: whoever runs the broker's pages is not the only one to
-// say so.
-func TestEnrolmentIsAnnounced(t *testing.T) {
+// A person is notified of a passkey that is enrolled for them, at the address that
+// their provider returned.
+func TestPersonIsNotifiedOfNewPasskey(t *testing.T) {
 	for name, test := range map[string]struct {
 		email, channel string
 		want           []broker.NoticeEvent
@@ -32,26 +31,26 @@ func TestEnrolmentIsAnnounced(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := w.sessions.Enrol(t.Context(), broker.Self(who, noon), p); err == nil {
-				t.Fatal("it was enrolled twice")
+				t.Fatal("the passkey was enrolled twice")
 			}
 			w.deliver(t, noon)
 			w.deliver(t, noon.Add(time.Hour))
 			if got := r.events(); !slices.Equal(got, test.want) {
-				t.Fatalf("told %v, not %v", got, test.want)
+				t.Fatalf("got events %v, want %v", got, test.want)
 			}
-			if len(r.told) == 0 {
+			if len(r.calls) == 0 {
 				return
 			}
-			if n := r.told[0].notice; n.Address != test.email || n.Person != "login/ben" || !n.Counts.Equal(noon.Add(24*time.Hour)) {
-				t.Errorf("%+v", n)
+			if n := r.calls[0].notice; n.Address != test.email || n.Person != "login/ben" || !n.Counts.Equal(noon.Add(24*time.Hour)) {
+				t.Errorf("got notice %+v", n)
 			}
 		})
 	}
 }
 
-// The requester's manager is no group with channels: they are told by mail, at
-// the address that their account has.
-func TestManagerIsTold(t *testing.T) {
+// The requester's manager is notified by mail, at the address of the manager's
+// account.
+func TestManagerIsNotified(t *testing.T) {
 	for name, test := range map[string]struct {
 		email string
 		want  []broker.NoticeEvent
@@ -82,11 +81,11 @@ func TestManagerIsTold(t *testing.T) {
 			}
 			w.deliver(t, noon)
 			if got := r.events(); !slices.Equal(got, test.want) {
-				t.Fatalf("told %v, not %v", got, test.want)
+				t.Fatalf("got events %v, want %v", got, test.want)
 			}
-			for _, told := range r.told {
-				if told.notice.Address != test.email || told.notice.Person != "login/mia" {
-					t.Errorf("%+v", told.notice)
+			for _, c := range r.calls {
+				if c.notice.Address != test.email || c.notice.Person != "login/mia" {
+					t.Errorf("got notice %+v", c.notice)
 				}
 			}
 		})

@@ -159,7 +159,7 @@ func (d *demo) openSession(ctx context.Context, person string) (*api.Session, er
 	if err != nil {
 		return nil, fmt.Errorf("reading where the browser was sent: %w", err)
 	}
-	cfg := d.clientOf("agent") // whose socket says whom to trust
+	cfg := d.clientOf("agent") // for the trust bundle
 	cfg.anonymous = true
 	client, done, err := d.connect(ctx, cfg)
 	if err != nil {

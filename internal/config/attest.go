@@ -85,7 +85,7 @@ func (c *checker) trust(f *attestFile) {
 	}
 }
 
-func (c *checker) workload(key string, m markFile) {
+func (c *checker) workload(key string, m workloadFile) {
 	kind := broker.Kind(cmp.Or(m.Kind, string(broker.KindWorkload)))
 	if kind != broker.KindWorkload && kind != broker.KindAgent {
 		c.report(key+"/kind", "choose workload or agent")

@@ -56,7 +56,7 @@ type Config struct {
 // A Listener is an address and what the broker serves there.
 type Listener struct {
 	Address     string
-	Plain       bool // without TLS; the operator's file cannot ask for it
+	Plain       bool // without TLS; the operator's file cannot set it
 	SVID        bool
 	Cert, Key   string
 	ClientCerts string   // off, optional or required

@@ -80,12 +80,12 @@ type attestFile struct {
 	Audiences    []plain           `yaml:"audiences"`
 	WorkloadAPI  plain             `yaml:"workload_api"`
 	Bundles      map[string]string `yaml:"bundles"`
-	Workloads    []markFile        `yaml:"workloads"`
+	Workloads    []workloadFile    `yaml:"workloads"`
 
 	People map[string]personFile `yaml:"people"`
 }
 
-type markFile struct {
+type workloadFile struct {
 	Under       plain    `yaml:"under"`
 	Kind        string   `yaml:"kind"`
 	Accountable []string `yaml:"accountable"`

@@ -38,7 +38,7 @@ const (
 	BrokerID = "spiffe://" + TrustDomain + "/broker"
 )
 
-// An Identity is one that a world's Workload API gives out, on a socket of its own.
+// An Identity has a Workload API socket of its own.
 type Identity struct{ Name, ID, Description string }
 
 // Identities are those of a world, except for the broker's.
@@ -74,7 +74,7 @@ func IsLoopback(address string) bool {
 
 // PagesURL returns the URL of the pages. It has no TLS: browsers do not trust the
 // world's authority and would refuse passkeys, but they treat loopback as secure (W3C
-// Secure Contexts, section 3.1). It says localhost where it can, because passkeys need
+// Secure Contexts, section 3.1). The host is localhost if possible, because passkeys need
 // a host name (WebAuthn Level 3, section 5.1.3).
 func (a Addresses) PagesURL() string {
 	host, port, err := net.SplitHostPort(a.Pages)

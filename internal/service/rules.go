@@ -13,8 +13,7 @@ import (
 )
 
 // Reload reads the operator's file again and puts its rules in force. It refuses a
-// file with changes that need a restart, so that nobody believes that they took
-// effect. After an error, the old rules stay in force.
+// file with changes that need a restart, because they would not take effect. After an error, the old rules stay in force.
 func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision string, err error) {
 	s.reload.Lock()
 	defer s.reload.Unlock()

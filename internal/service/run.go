@@ -33,8 +33,8 @@ func (s *Service) Run(ctx context.Context) error {
 	return errors.Join(err, background.Wait(), s.Close())
 }
 
-// A door is an open listener with what is served on it.
-type door struct {
+// An endpoint is an open listener with its handler.
+type endpoint struct {
 	listener net.Listener
 	handler  http.Handler
 	tls      *tls.Config // nil: without TLS
@@ -43,9 +43,9 @@ type door struct {
 
 // serve opens every listener before it serves the first call.
 func (s *Service) serve(ctx context.Context) error {
-	doors, err := s.listen()
+	endpoints, err := s.listen()
 	var listeners []net.Listener
-	for _, d := range doors {
+	for _, d := range endpoints {
 		listeners = append(listeners, d.listener)
 	}
 	if err != nil {
@@ -58,50 +58,50 @@ func (s *Service) serve(ctx context.Context) error {
 		s.options.Ready(listeners)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	for _, d := range doors {
+	for _, d := range endpoints {
 		group.Go(func() error { return d.server.Serve(ctx, d.listener, d.handler, d.tls) })
 	}
 	return group.Wait()
 }
 
 // listen opens the listeners. With an error, it returns those that are open.
-func (s *Service) listen() (doors []door, err error) {
+func (s *Service) listen() (endpoints []endpoint, err error) {
 	for _, l := range slices.Concat(s.config.Listeners, s.options.Listeners) {
 		d, err := s.listenTCP(l)
 		if d.listener != nil {
-			doors = append(doors, d)
+			endpoints = append(endpoints, d)
 		}
 		if err != nil {
-			return doors, err
+			return endpoints, err
 		}
 	}
 	if address := s.config.Metrics; address != "" {
 		l, err := s.options.Listen("tcp", address)
 		if err != nil {
-			return doors, fmt.Errorf("listening on %s: %w", address, err)
+			return endpoints, fmt.Errorf("listening on %s: %w", address, err)
 		}
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", s.metrics.Handler())
 		mux.Handle("/", s.server.Handler())
-		doors = append(doors, door{listener: l, handler: mux, server: s.server})
+		endpoints = append(endpoints, endpoint{listener: l, handler: mux, server: s.server})
 	}
 	if path := s.config.AdminSocket; path != "" {
 		l, err := listenAdmin(path)
 		if err != nil {
-			return doors, err
+			return endpoints, err
 		}
-		doors = append(doors, door{listener: l})
-		d := &doors[len(doors)-1]
+		endpoints = append(endpoints, endpoint{listener: l})
+		d := &endpoints[len(endpoints)-1]
 		byOperator := func(r *http.Request, _ string) (broker.Identity, error) { return operatorOf(r) }
 		if d.server, err = server.New(s.serverConfig(byOperator, adminContext)); err != nil {
-			return doors, err
+			return endpoints, err
 		}
 		d.handler = s.adminHandler(d.server.Handler(server.API))
 	}
-	return doors, nil
+	return endpoints, nil
 }
 
-func (s *Service) listenTCP(c config.Listener) (d door, err error) {
+func (s *Service) listenTCP(c config.Listener) (d endpoint, err error) {
 	if d.listener, err = s.options.Listen("tcp", c.Address); err != nil {
 		return d, fmt.Errorf("listening on %s: %w", c.Address, err)
 	}

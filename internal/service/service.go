@@ -160,8 +160,8 @@ func (s *Service) openTrust(ctx context.Context) (err error) {
 	c := s.config
 	s.trust, err = attest.Open(ctx, attest.Config{
 		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, Log: s.log,
-		// Without an agent, nobody can authenticate. The broker starts all the same,
-		// because the reaper, people and the admin socket can still end leases.
+		// Without an agent, nobody can authenticate. The broker still starts,
+		// because the reaper, people and the admin socket can end leases.
 		StartWithoutAgent: true, StartTimeout: agentWait,
 	})
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 // reserve is smaller than the store's default, because it is written to disk.
 const reserve = 1 << 16
 
-// Options say what is known of a store.
+// Options describe the store to check.
 type Options struct {
 	Key string // the log's public key; empty: the log's own key counts
 

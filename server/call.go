@@ -42,9 +42,10 @@ type call struct {
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
-	proofIsSubject bool   // the subject_token authenticates the caller
-	unproved       bool   // authentication failed
-	about          string // the id of the request or lease concerned, for the log
+	proofIsSubject bool     // the subject_token authenticates the caller
+	unproved       bool     // authentication failed
+	about          string   // the id of the request or lease concerned, for the log
+	leaving        []func() // leave the admissions that the call has entered
 }
 
 // caller returns the caller as of the call's arrival.
@@ -70,7 +71,7 @@ func (s *Server) serve(rt route) http.Handler {
 		var answer reply
 		defer func() { c.end(answer, recover()) }()
 		answer = c.answer()
-		c.write(answer)
+		c.write(c.w, answer)
 	})
 }
 
@@ -152,6 +153,10 @@ func (c *call) fail(err error) (answer reply) {
 // run processes a call. Forms are read before authentication, because they may
 // contain the proof; JSON bodies are read afterwards.
 func (c *call) run() (reply, error) {
+	defer c.leave()
+	if c.route.foreign {
+		return c.route.run(c.s, c)
+	}
 	if err := c.readQuery(); err != nil {
 		return reply{}, err
 	}
@@ -169,21 +174,38 @@ func (c *call) run() (reply, error) {
 	if c.route.open {
 		return c.route.run(c.s, c)
 	}
-	if err := c.identify(); err != nil {
+	if err := c.enter(); err != nil {
 		return reply{}, err
-	}
-	leave, err := c.s.limits.identity.enter(c.who.ID)
-	if err != nil {
-		return reply{}, err
-	}
-	defer leave()
-	if c.route.scans && c.who.Kind != broker.KindOperator {
-		if leave, err = c.s.limits.scan.enter(c.who.ID); err != nil {
-			return reply{}, err
-		}
-		defer leave()
 	}
 	return c.route.run(c.s, c)
+}
+
+// enter authenticates the caller and enters the admissions, which leave leaves.
+func (c *call) enter() error {
+	if err := c.identify(); err != nil {
+		return err
+	}
+	if err := c.admit(c.s.limits.identity); err != nil {
+		return err
+	}
+	if c.route.scans && c.who.Kind != broker.KindOperator {
+		return c.admit(c.s.limits.scan)
+	}
+	return nil
+}
+
+func (c *call) admit(a *admission) error {
+	leave, err := a.enter(c.who.ID)
+	if err == nil {
+		c.leaving = append(c.leaving, leave)
+	}
+	return err
+}
+
+func (c *call) leave() {
+	for _, leave := range c.leaving {
+		leave()
+	}
 }
 
 // crossOrigin refuses requests that other sites cause a browser to send.
@@ -320,7 +342,7 @@ func (c *call) waiting() (context.Context, context.CancelFunc) {
 	return ctx, func() { stop(); cancel() }
 }
 
-func (c *call) write(answer reply) {
+func (c *call) write(w http.ResponseWriter, answer reply) {
 	if answer.sent {
 		return
 	}
@@ -329,7 +351,7 @@ func (c *call) write(answer reply) {
 		answer = c.fail(fmt.Errorf("encoding the answer: %w", err))
 		body, _ = answer.encode()
 	}
-	h := c.w.Header()
+	h := w.Header()
 	maps.Copy(h, answer.header)
 	if body != nil {
 		if answer.mediaType == "" {
@@ -337,8 +359,8 @@ func (c *call) write(answer reply) {
 		}
 		h.Set("Content-Type", answer.mediaType)
 	}
-	c.w.WriteHeader(answer.status)
-	_, _ = c.w.Write(body) // the client may have gone away
+	w.WriteHeader(answer.status)
+	_, _ = w.Write(body) // the client may have gone away
 }
 
 func (r reply) encode() ([]byte, error) {
@@ -355,14 +377,18 @@ func (r reply) encode() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// end logs and counts the call. A panic becomes a 500 without detail.
+// end logs and counts the call. A panic becomes a 500 without detail, or closes the
+// connection if part of the response has been sent: the client must not take that
+// part for the whole.
 func (c *call) end(answer reply, panicked any) {
 	if panicked != nil {
 		c.s.cfg.Metrics.panics.Inc()
 		c.s.cfg.Logger.Error("panic", "call_id", c.id, "route", c.route.path, "panic", panicText(panicked), "stack", string(debug.Stack()))
 		answer = c.fail(errPanicked)
 		if c.w.status == 0 {
-			c.write(answer)
+			c.write(c.w, answer)
+		} else {
+			defer panic(http.ErrAbortHandler)
 		}
 	}
 	took := time.Since(c.now)
@@ -371,14 +397,23 @@ func (c *call) end(answer reply, panicked any) {
 		code = "ok"
 	}
 	c.s.cfg.Metrics.answered(c.route.path, c.r.Method, string(code), took)
-	level := slog.LevelWarn
+	c.s.cfg.Logger.LogAttrs(c.r.Context(), c.level(answer), "request", c.attrs(answer, code, took)...)
+}
+
+// level returns the log level: errors of the broker, warnings for faults of the
+// client.
+func (c *call) level(answer reply) slog.Level {
 	switch m := meaningOf(answer.err); {
+	case answer.err == nil && c.route.foreign && c.w.status >= http.StatusInternalServerError:
+		return slog.LevelError
+	case answer.err == nil && c.route.foreign && c.w.status >= http.StatusBadRequest:
+		return slog.LevelWarn
 	case answer.err == nil || m.err == broker.ErrPending: // normal for a caller that polls
-		level = slog.LevelInfo
+		return slog.LevelInfo
 	case m.level == ours:
-		level = slog.LevelError
+		return slog.LevelError
 	}
-	c.s.cfg.Logger.LogAttrs(c.r.Context(), level, "request", c.attrs(answer, code, took)...)
+	return slog.LevelWarn
 }
 
 // panicText returns the text of a runtime error. Other panic values may contain
@@ -442,6 +477,13 @@ func (w *writer) WriteHeader(status int) {
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(p)
 }
 
 // Unwrap supports http.ResponseController.

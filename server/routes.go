@@ -20,6 +20,7 @@ type route struct {
 	form     bool     // its body is the form of a page
 	script   bool     // a page's script calls it: errors are JSON, not pages
 	scans    bool     // it reads many rows and has a limit of its own
+	foreign  bool     // a Handler: it reads its query and body and may authenticate late
 	query    []string // the accepted query parameters
 
 	// proof, on routes with a form, returns the caller's own token in the form, if

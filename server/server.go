@@ -75,6 +75,8 @@ type Config struct {
 	CallsPerSecond float64 // of one identity; zero: 50
 	CallsAtOnce    int     // of one identity; zero: 20
 
+	Handlers []Handler // resources of other packages
+
 	Checks  []Check      // of /readyz
 	Metrics *Metrics     // nil: discarded
 	Logger  *slog.Logger // one event per request; nil: discarded
@@ -109,6 +111,11 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("the external URL %q must be a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
 	}
 	external.Path = strings.TrimSuffix(external.Path, "/")
+	for _, h := range cfg.Handlers {
+		if err := h.check(); err != nil {
+			return nil, err
+		}
+	}
 	cfg.setDefaults()
 	draining, drain := context.WithCancel(context.Background())
 	return &Server{
@@ -153,7 +160,8 @@ const (
 	Log   Audience = "log"   // /log
 )
 
-// Handler returns the handler for some audiences.
+// Handler returns the handler for some audiences. It panics if the patterns of two
+// Handlers, or of a Handler and an endpoint, conflict.
 func (s *Server) Handler(audiences ...Audience) http.Handler {
 	methods := map[string]map[string]route{} // by path, then method
 	for _, rt := range s.routes() {
@@ -168,6 +176,11 @@ func (s *Server) Handler(audiences ...Audience) http.Handler {
 	mux := http.NewServeMux()
 	for path, byMethod := range methods {
 		mux.Handle(path, s.dispatch(path, byMethod))
+	}
+	for _, h := range s.cfg.Handlers {
+		if rt := h.route(); rt.isFor(audiences) {
+			mux.Handle(rt.path, s.serve(rt))
+		}
 	}
 	mux.Handle("/", s.serve(route{path: "(none)", open: true, run: func(*Server, *call) (reply, error) {
 		return reply{}, refuse(broker.ErrNotFound, "no such resource: see /openapi.json")

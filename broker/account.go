@@ -159,11 +159,11 @@ func (b *Broker) PrepareVote(ctx context.Context, caller Caller, id RequestID, v
 	if err != nil {
 		return nil, err
 	}
-	r, rules, err := b.forApprover(ctx, caller, id)
+	r, rules, err := b.requestToDecide(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	groups, err := b.mayVote(ctx, caller, rules, r, r.Decision.Obligations.Approvals)
+	groups, err := b.authorizeVote(ctx, caller, rules, r, r.Decision.Obligations.Approvals)
 	if err != nil {
 		return nil, err
 	}
@@ -187,12 +187,12 @@ func (b *Broker) PrepareReview(ctx context.Context, caller Caller, id RequestID,
 		return nil, err
 	}
 	v.Salt, v.Signature = audit.NewSalt(), nil
-	found, _, err := b.finding(ctx, caller, id, v)
+	found, err := b.prepareVerdict(ctx, caller, id, v)
 	if err != nil {
 		return nil, err
 	}
-	if err := found.r.verdict(found.a, caller.At); err != nil {
+	if err := found.request.verdict(found.approval, caller.At); err != nil {
 		return nil, err
 	}
-	return account.signing(id, v.Salt, found.a.verdictFacts().ReviewChallenge, caller.At)
+	return account.signing(id, v.Salt, found.approval.verdictFacts().ReviewChallenge, caller.At)
 }

@@ -9,30 +9,31 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// ClaimsFor is how long what a provider says of a person's groups is good
-// enough to vote by.
+// ClaimsFor is how long a person's claims are recent enough to decide by.
 const ClaimsFor = 15 * time.Minute
 
-// bars says whether somebody may never approve the request: who asked, and who
-// answers for the workload that did, or answered for it then. Nothing lifts that.
+// conflictOfInterest reports whether a person may never approve the request:
+// its requester, and those accountable for the requester when it was filed or
+// now. Policy cannot lift this.
 func (r *Request) conflictOfInterest(rules *Rules, person string) bool {
 	return person == r.Requester.ID || slices.Contains(r.Requester.Accountable, person) ||
 		slices.Contains(rules.WithLabels(r.Requester).Accountable, person)
 }
 
-// team gives the listed members of the requester's team; false: nobody can tell
-// who is in it, because it has none, or one that is no group.
+// team returns the listed members of the requester's team. known is false if
+// the requester has no team, or a team that is not a group, so that its members
+// are unknown.
 func (r *Request) team(rules *Rules) (members []string, known bool) {
 	g, known := rules.Groups[r.Requester.Team]
 	return g.Members, known
 }
 
-// approvable refuses a request that nobody could approve, before anybody waits,
-// and one that breaks a glass which nobody could review.
+// checkApprovable rejects a request that can never be approved, and a break-
+// glass request that can never be reviewed.
 func (b *Broker) checkApprovable(ctx context.Context, rules *Rules, r *Request, now time.Time) error {
 	o := r.Decision.Obligations
 	if len(o.Approvals) > 0 && r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0 {
-		return refuse(ErrNobodyAccountable, "people approve only for workloads that somebody answers for: ask the operators to name the accountable people")
+		return refuse(ErrNobodyAccountable, "approval needs an accountable person for this workload: ask the operators to name one")
 	}
 	if err := b.checkQuorum(ctx, rules, r, o.Approvals, now); err != nil || !r.BreakGlass {
 		return err
@@ -40,28 +41,26 @@ func (b *Broker) checkApprovable(ctx context.Context, rules *Rules, r *Request, 
 	return b.checkQuorum(ctx, rules, r, o.Review, now)
 }
 
-// maxAsked bounds of how many people policy is asked, when a request is filed,
-// whether it forbids that they approve it. The rest are taken to be allowed to:
-// then only their vote is refused.
-const maxAsked = 50
+// maxCandidates bounds for how many people checkQuorum asks policy. It assumes
+// that all others may approve; if not, their own vote is refused.
+const maxCandidates = 50
 
-// staffed refuses what more people would have to speak of than there are who
-// may, as far as that is known beforehand: of groups whose people are all listed,
-// and of what policy forbids them for good.
+// checkQuorum rejects a request that can never gather enough approvers. It
+// judges only groups whose members are all listed, and unconditional forbids.
 func (b *Broker) checkQuorum(ctx context.Context, rules *Rules, r *Request, needs []ApprovalNeed, now time.Time) error {
 	if _, known := r.team(rules); r.Decision.Obligations.ExcludeTeam && !known && len(needs) > 0 {
-		return refuse(ErrNobodyCanApprove, "policy wants people from outside of the requester's team, and nobody can tell who is in that: ask the operators to give it a team that is a group")
+		return refuse(ErrNobodyCanApprove, "policy excludes the requester's team from approving, but the team is not a group: ask the operators to set a team that is a group")
 	}
-	closed, all := r.listed(rules, needs)
+	closed, all := r.closedGroups(rules, needs)
 	if _, full := assignApprovers(closed, all); !full {
-		return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are who may: ask the operators")
+		return refuse(ErrNobodyCanApprove, "fewer people may approve or review this than policy requires: ask the operators")
 	}
 	if len(closed) == 0 {
 		return nil
 	}
 	var able []Approval
 	for i, a := range all {
-		if i == maxAsked {
+		if i == maxCandidates {
 			return nil
 		}
 		d, err := b.ask(ctx, rules, r.approvalQuery(rules, listedPerson(a.Person)), now)
@@ -76,19 +75,19 @@ func (b *Broker) checkQuorum(ctx context.Context, rules *Rules, r *Request, need
 			return nil
 		}
 	}
-	return refuse(ErrNobodyCanApprove, "policy wants more people to approve, or to review, than there are whom it lets: ask the operators")
+	return refuse(ErrNobodyCanApprove, "policy forbids so many people to approve or review this that too few remain: ask the operators")
 }
 
-// listed gives those of the needs whose people are all listed, and these people,
-// but for those who may never speak of the request.
-func (r *Request) listed(rules *Rules, needs []ApprovalNeed) (closed []ApprovalNeed, all []Approval) {
+// closedGroups returns the needs whose groups have only listed members, and an
+// approval by each of these members who may decide.
+func (r *Request) closedGroups(rules *Rules, needs []ApprovalNeed) (closed []ApprovalNeed, all []Approval) {
 	team, _ := r.team(rules)
 	for _, need := range needs {
 		members := rules.Groups[need.Group].Members
 		if need.Group == GroupManager {
 			members = r.manager()
 		} else if rules.Groups[need.Group].Claimed {
-			continue // nobody can tell how many there are
+			continue // members by claims cannot be counted
 		}
 		closed = append(closed, need)
 		for _, person := range members {
@@ -105,19 +104,20 @@ func (r *Request) listed(rules *Rules, needs []ApprovalNeed) (closed []ApprovalN
 	return closed, all
 }
 
-// listedPerson is somebody of whom nothing is known but that they are listed.
+// listedPerson returns a person of whom only the id is known.
 func listedPerson(id string) Identity {
 	provider, _, _ := strings.Cut(id, "/")
 	return Identity{ID: id, Kind: KindPerson, Person: &Person{Provider: provider}}
 }
 
-// approvalQuery asks whether something forbids that somebody approves, or
-// reviews, the request: the same when it is filed and when they do.
+// approvalQuery asks whether a policy forbids that a person decides on the
+// request. The query is the same when the request is filed and when the person
+// decides.
 func (r *Request) approvalQuery(rules *Rules, who Identity) Query {
 	return Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
 }
 
-// manager is who the requester's provider says is its manager.
+// manager returns the requester's manager as named by the requester's provider.
 func (r *Request) manager() []string {
 	if r.Requester.Person == nil || r.Requester.Person.Manager == "" {
 		return nil
@@ -125,9 +125,9 @@ func (r *Request) manager() []string {
 	return []string{r.Requester.Person.Manager}
 }
 
-// seats gives those of the needed groups that a person may speak for, and
-// whether that rests on what the provider says of it.
-func (r *Request) seats(rules *Rules, who Identity, needs []ApprovalNeed) (groups []string, claimed bool) {
+// groupsOf returns those of the needed groups that the person is in. claimed
+// reports whether any of them depends on the person's claims.
+func (r *Request) groupsOf(rules *Rules, who Identity, needs []ApprovalNeed) (groups []string, claimed bool) {
 	listed, byClaim := rules.Policy.Groups(who)
 	for _, need := range needs {
 		switch {
@@ -140,11 +140,11 @@ func (r *Request) seats(rules *Rules, who Identity, needs []ApprovalNeed) (group
 	return groups, claimed
 }
 
-// mayVote says which groups a person speaks for, or why for none. Where it rests
-// on what a provider said, or did not say, that is of now. Who is listed votes
-// while their provider is away.
-func (b *Broker) mayVote(ctx context.Context, caller Caller, rules *Rules, r *Request, needs []ApprovalNeed) ([]string, error) {
-	groups, claimed := r.seats(rules, caller.Subject, needs)
+// authorizeVote returns the groups for which the person may decide, or the
+// reason why there are none. Where the result depends on claims, stale claims
+// are refused. A listed member can vote while the provider is down.
+func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules, r *Request, needs []ApprovalNeed) ([]string, error) {
+	groups, claimed := r.groupsOf(rules, caller.Subject, needs)
 	listed, byClaim := rules.Policy.Groups(caller.Subject)
 	_, known := r.team(rules)
 	excluded := r.Decision.Obligations.ExcludeTeam
@@ -152,20 +152,20 @@ func (b *Broker) mayVote(ctx context.Context, caller Caller, rules *Rules, r *Re
 	_, stale := b.ClaimsAge(caller)
 	switch {
 	case r.conflictOfInterest(rules, caller.Subject.ID):
-		return nil, refuse(ErrOwnRequest, "nobody approves what they asked for, or what was asked by a workload that they answer for")
+		return nil, refuse(ErrOwnRequest, "you may not decide on your own request, or on one by a workload that you are accountable for")
 	case stale && byProvider:
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
-		return nil, refuse(ErrNotApprover, "you are in none of the groups that are asked")
+		return nil, refuse(ErrNotApprover, "you are in none of the approving groups")
 	case excluded && (!known || slices.Contains(append(listed, byClaim...), r.Requester.Team)):
-		return nil, refuse(ErrOwnRequest, "policy wants somebody from outside of the requester's team")
+		return nil, refuse(ErrOwnRequest, "policy excludes members of the requester's team")
 	}
 	d, err := b.ask(ctx, rules, r.approvalQuery(rules, caller.Subject), caller.At)
 	if err != nil {
 		return nil, err
 	}
 	if !d.Permit {
-		return nil, &Refusal{Err: ErrNotApprover, Detail: "policy forbids that you approve this", Reasons: d.Reasons, DeniedBy: DeniedByPolicy, RequestID: r.ID}
+		return nil, &Refusal{Err: ErrNotApprover, Detail: "policy forbids you to approve this", Reasons: d.Reasons, DeniedBy: DeniedByPolicy, RequestID: r.ID}
 	}
 	return groups, nil
 }
@@ -185,9 +185,10 @@ func (b *Broker) ClaimsAge(caller Caller) (age time.Duration, stale bool) {
 	return age, stale
 }
 
-// Vote puts a person's yes or no to a pending request (POST
-// /v1/requests/{id}/approvals). It may be narrowed and never widened. The vote
-// that settles the request starts the clock of the grant, or ends the request.
+// Vote adds a person's decision to a pending request (POST
+// /v1/requests/{id}/approvals). A vote may narrow the grant, never widen it.
+// The last approval starts the clock of the grant; the last denial ends the
+// request.
 func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) (r *Request, err error) {
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
@@ -201,11 +202,11 @@ func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) 
 }
 
 func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vote, c clock) (*Request, error) {
-	r, rules, err := b.forApprover(ctx, caller, id)
+	r, rules, err := b.requestToDecide(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
-	groups, err := b.mayVote(ctx, caller, rules, r, r.Decision.Obligations.Approvals)
+	groups, err := b.authorizeVote(ctx, caller, rules, r, r.Decision.Obligations.Approvals)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +221,7 @@ func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vo
 	if err := r.vote(a, caller.At); err != nil {
 		return nil, err
 	}
-	if err := b.settle(ctx, ballot{caller, r, a, v.Signature, before, c}, rules); err != nil {
+	if err := b.recordVote(ctx, ballot{caller, rules, r, a, v.Signature, before, c}); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
@@ -230,16 +231,17 @@ func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vo
 	return r, nil
 }
 
-var errUnsigned = refuse(ErrSignatureRequired, "sign it with your passkey, in the browser: policy requires that")
+var errUnsigned = refuse(ErrSignatureRequired, "sign with your passkey in the browser: policy requires it")
 
-// forApprover gives a request that the person is asked about, or may view.
-func (b *Broker) forApprover(ctx context.Context, caller Caller, id RequestID) (*Request, *Rules, error) {
+// requestToDecide returns a request that the caller may see, and the rules by
+// which to decide on it.
+func (b *Broker) requestToDecide(ctx context.Context, caller Caller, id RequestID) (*Request, *Rules, error) {
 	rules := b.rules.Load()
 	r, err := b.Request(ctx, caller, id)
 	return r, rules, err
 }
 
-// approval makes a vote an approval, or refuses what may not be said.
+// approval turns a vote into an approval, or refuses an invalid vote.
 func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlement) (Approval, error) {
 	o := r.Decision.Obligations
 	a := Approval{
@@ -251,57 +253,57 @@ func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlemen
 	}
 	switch {
 	case v.Approve && v.Scopes != nil && len(v.Scopes) == 0:
-		// Not "as asked": whoever takes every scope away means none of them.
-		return a, refuse(ErrInvalidScope, "an approval leaves something: leave scopes out to grant what was asked, or deny it")
+		// An empty list is not "as requested": the person removed every scope.
+		return a, refuse(ErrInvalidScope, "an approval must leave at least one scope: omit scopes to grant the request as it is, or deny it")
 	case o.Comment && v.Approve && v.Comment == "":
-		return a, refuse(ErrCommentRequired, "say why you approve: policy requires a comment")
+		return a, refuse(ErrCommentRequired, "state the reason in comment: policy requires it")
 	case !v.Approve && (v.Scopes != nil || v.TTL != 0 || v.Duration != 0):
-		return a, refuse(ErrInvalidRequest, "only an approval can narrow")
+		return a, refuse(ErrInvalidRequest, "only an approval can narrow the grant")
 	}
-	return a, r.mayNarrow(a, e)
+	return a, r.checkNarrowing(a, e)
 }
 
-// mayNarrow refuses an approval that widens, or that leaves nothing.
-func (r *Request) mayNarrow(a Approval, e *Entitlement) error {
+// checkNarrowing refuses an approval that widens the request or leaves nothing
+// of it.
+func (r *Request) checkNarrowing(a Approval, e *Entitlement) error {
 	var shortest time.Duration
 	if e != nil {
 		shortest = e.MinTTL
 	}
 	for i, s := range a.Scopes {
 		if !slices.Contains(r.Scopes, s) || i > 0 && a.Scopes[i-1] == s {
-			return refuse(ErrInvalidScope, "an approval may name some of the scopes that were asked for, each once, and no others")
+			return refuse(ErrInvalidScope, "an approval may name only requested scopes, each once")
 		}
 	}
 	switch {
 	case a.TTL < 0 || a.TTL > r.TTL || a.TTL%time.Second != 0:
-		return refuse(ErrInvalidTTL, "an approval may shorten ttl and not lengthen it: at most "+FormatDuration(r.TTL))
+		return refuse(ErrInvalidTTL, "an approval may only shorten ttl: at most "+FormatDuration(r.TTL))
 	case a.TTL > 0 && a.TTL < shortest:
-		return refuse(ErrInvalidTTL, "its issuer's shortest credential is longer: at least "+FormatDuration(shortest))
+		return refuse(ErrInvalidTTL, "ttl is shorter than the issuer's minimum: at least "+FormatDuration(shortest))
 	case a.Duration < 0 || a.Duration > r.Duration || a.Duration%time.Second != 0:
-		return refuse(ErrInvalidTTL, "an approval may shorten duration and not lengthen it: at most "+FormatDuration(r.Duration))
+		return refuse(ErrInvalidTTL, "an approval may only shorten duration: at most "+FormatDuration(r.Duration))
 	}
 	return nil
 }
 
-// A ballot is a vote, or a verdict, that was taken, and not written yet.
+// A ballot is a vote or a verdict that is not recorded yet.
 type ballot struct {
 	caller    Caller
-	r         *Request // with it
-	a         Approval
+	rules     *Rules   // by which it was prepared
+	request   *Request // with the ballot
+	approval  Approval
 	signature *audit.SignatureFacts // nil: unsigned
-	before    int                   // the request's version without it
+	before    int                   // the version of the request without the ballot
 	clock     clock
 }
 
-// settle writes a vote, and what it leads to, in one transaction with its one
-// record. Whoever else changed the request, or the rules, meanwhile was first:
-// errOvertaken. What is signed is verified here, where the person's passkeys can't
-// change any more; and that the request still waits, however long it took to get
-// here.
-func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
-	r, now := v.r, v.caller.At
+// recordVote writes a vote and its effect in one transaction with its record.
+// The vote counts only if the request is still pending, however long the call
+// took to get here.
+func (b *Broker) recordVote(ctx context.Context, v ballot) error {
+	r := v.request
 	record := audit.Record{
-		Kind: audit.ApprovalGiven, Caller: v.caller.Actor.Party(), Approval: v.a.facts(), Openings: v.a.openings(), Signature: v.signature,
+		Kind: audit.ApprovalGiven, Approval: v.approval.facts(),
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
 	switch r.Status {
@@ -310,37 +312,52 @@ func (b *Broker) settle(ctx context.Context, v ballot, rules *Rules) error {
 	case RequestDenied:
 		record.Kind = audit.RequestDenied
 	}
-	_, err := b.write(ctx, append(r.waiting(), PersonKey(v.caller.Subject.ID), RevisionKey{}), record, func(tx Tx) error {
-		if err := v.verify(tx, record.Approval.Challenge); err != nil {
+	return b.recordBallot(ctx, v, record, record.Approval.Challenge, r.waiting(), func(tx Tx, stored *Request) error {
+		if err := stored.checkPending(tx, v.clock.now()); err != nil {
 			return err
 		}
-		stored, err := Get[*Request](tx, r.ID)
+		if r.Status == RequestPending {
+			return nil
+		}
+		if err := leavePending(tx, r, v.caller.At); err != nil {
+			return err
+		}
+		b.notify(tx, decisionNotice(r), r, r.approverGroups(), v.rules, v.caller.At)
+		return nil
+	})
+}
+
+// recordBallot writes a vote or a verdict with its record. It returns
+// errOvertaken if the request or the rules were changed since the ballot was
+// prepared. The signature is verified here, where the person's passkeys cannot
+// change any more.
+func (b *Broker) recordBallot(ctx context.Context, v ballot, record audit.Record, challenge challenge, reads []Key, apply func(tx Tx, stored *Request) error) error {
+	record.Caller, record.Openings, record.Signature = v.caller.Actor.Party(), v.approval.openings(), v.signature
+	reads = append(reads, PersonKey(v.caller.Subject.ID), RevisionKey{})
+	_, err := b.write(ctx, reads, record, func(tx Tx) error {
+		if err := v.verify(tx, challenge); err != nil {
+			return err
+		}
+		stored, err := Get[*Request](tx, v.request.ID)
 		if err != nil {
 			return err
 		}
-		if err := checkRevision(tx, rules.Revision); err != nil {
+		if err := checkRevision(tx, v.rules.Revision); err != nil {
 			return err
 		}
 		if stored.Version != v.before {
 			return errOvertaken
 		}
-		if err := stored.stillWaits(tx, v.clock.now()); err != nil {
+		if err := apply(tx, stored); err != nil {
 			return err
 		}
-		if r.Status != RequestPending {
-			if err := leavePending(tx, r, now); err != nil {
-				return err
-			}
-			b.notify(tx, decisionNotice(r), r, r.askedGroups(), rules, now)
-		}
-		tx.Put(r)
+		tx.Put(v.request)
 		return nil
 	})
 	return err
 }
 
-// verify verifies the signature of a ballot, if it has one: of the challenge of
-// its kind.
+// verify verifies the signature of a ballot, if there is one.
 func (v *ballot) verify(tx Tx, challenge challenge) error {
 	if v.signature == nil {
 		return nil
@@ -349,39 +366,40 @@ func (v *ballot) verify(tx Tx, challenge challenge) error {
 	if err != nil {
 		return err
 	}
-	if err := account.Verify(v.signature, challenge(v.caller.Subject.ID, v.r.ID.String(), v.signature.Nonce), v.caller.At); err != nil {
+	if err := account.Verify(v.signature, challenge(v.caller.Subject.ID, v.request.ID.String(), v.signature.Nonce), v.caller.At); err != nil {
 		return err
 	}
 	tx.Put(account)
 	return nil
 }
 
-// waiting names the rows that a waiting request is held by.
+// waiting returns the keys of the rows that exist because the request is
+// pending.
 func (r *Request) waiting() []Key {
 	return []Key{r.ID, pendingKey(r.Requester.ID), AskKey(r.askDigest())}
 }
 
-// stillWaits refuses a vote on a request that waits no more: its time is over, or
-// an identical one took its place, which happens only after that.
-func (r *Request) stillWaits(tx Tx, now time.Time) error {
+// checkPending refuses a vote on a request that is no longer pending. The row
+// of the open ask names another request only after this one's time is over.
+func (r *Request) checkPending(tx Tx, now time.Time) error {
 	open, err := Get[*OpenAsk](tx, AskKey(r.askDigest()))
 	switch {
 	case ignoreNotFound(err) != nil:
 		return err
 	case err != nil, open.Request != r.ID, r.State(now) != RequestPending:
-		return &Refusal{Err: ErrNotPending, Detail: "it is no longer waiting for anybody", RequestID: r.ID}
+		return &Refusal{Err: ErrNotPending, Detail: "it is no longer pending", RequestID: r.ID}
 	}
 	return nil
 }
 
-// open says whether the request is still waiting, or granted.
-func (r *Request) open(now time.Time) bool {
+// isOpen reports whether the request is pending or granted.
+func (r *Request) isOpen(now time.Time) bool {
 	state := r.State(now)
 	return state == RequestPending || state == RequestApproved
 }
 
-// leavePending gives back what a request held while it waited. An identical ask
-// finds it as long as its grant lasts.
+// leavePending releases the place that a pending request had. The row of the
+// open ask lasts as long as the grant, so that an identical ask reuses it.
 func leavePending(tx Tx, r *Request, now time.Time) error {
 	c, err := counter(tx, pendingKey(r.Requester.ID))
 	if err != nil {
@@ -391,7 +409,7 @@ func leavePending(tx Tx, r *Request, now time.Time) error {
 	tx.Put(c)
 	ask := AskKey(r.askDigest())
 	if open, err := Get[*OpenAsk](tx, ask); err != nil || open.Request != r.ID {
-		return ignoreNotFound(err) // an identical one took its place
+		return ignoreNotFound(err) // a later identical request has the row
 	}
 	until := now
 	if r.Status == RequestApproved {
@@ -401,8 +419,8 @@ func leavePending(tx Tx, r *Request, now time.Time) error {
 	return nil
 }
 
-// askedGroups are the groups whose approval was asked for.
-func (r *Request) askedGroups() (names []string) {
+// approverGroups returns the groups whose approval is required.
+func (r *Request) approverGroups() (names []string) {
 	for _, need := range r.Decision.Obligations.Approvals {
 		names = append(names, need.Group)
 	}

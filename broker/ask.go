@@ -10,9 +10,10 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// Ask files a request (POST /v1/requests). It gives the request, pending or
-// approved, or a *Refusal. An identical pending ask by the same caller gives
-// the same request. With ask.DryRun nothing is stored and the request has no id.
+// Ask files a request (POST /v1/requests). It returns the request, pending or
+// approved, or a *Refusal. The caller's identical request that is pending or
+// granted is returned instead of a new one. With ask.DryRun nothing is stored,
+// and the request has no id.
 func (b *Broker) Ask(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (r *Request, err error) {
 	err = b.retry(func() (err error) {
 		r, err = b.askOnce(ctx, caller, ask, key)
@@ -37,8 +38,8 @@ func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, key Idempo
 	return b.file(ctx, f)
 }
 
-// decide turns an ask into a request that policy permits, or a *Refusal. A
-// denial is recorded before it is answered.
+// decide turns an ask into a request that policy permits, or returns a
+// *Refusal. A denial is recorded before it is returned.
 func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (*filing, error) {
 	f := &filing{caller: caller, key: key}
 	err := b.evaluate(ctx, f, ask)
@@ -58,7 +59,8 @@ func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key Idempot
 	return f, err
 }
 
-// weigh decides whether the request may be made, and fills in the filing.
+// evaluate checks the ask against the catalogue and policy, and fills in the
+// filing.
 func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	caller := f.caller
 	rules := b.rules.Load()
@@ -83,17 +85,17 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 		err = b.authorize(ctx, caller, rules, r, ask, e)
 	}
 	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, caller, rules, e) {
-		// What is wrong with the ask is told only to those who may ask for the
-		// entitlement at all: unknown and unpermitted ones answer alike. Only
-		// the @reason of a forbid is told to whom it hits, as its author wants.
+		// Callers who may not request the entitlement at all get the same answer
+		// as for an unknown one. A denial keeps its @reason, which the author of
+		// the policy wrote for them.
 		r, err = stubRequest(caller, ask, rules), deny(nil, nil)
 	}
 	f.request, f.e = r, e
 	return err
 }
 
-// extends checks the request that this one goes on: it is the caller's own,
-// and for the same.
+// extends checks the request that this one extends: it must be the caller's
+// own, for the same entitlement.
 func (b *Broker) extends(ctx context.Context, caller Caller, r *Request) error {
 	if r.Extends.IsZero() {
 		return nil
@@ -101,19 +103,21 @@ func (b *Broker) extends(ctx context.Context, caller Caller, r *Request) error {
 	earlier, err := b.own(ctx, caller, r.Extends)
 	switch {
 	case isNotFound(err) || err == nil && earlier.Entitlement != r.Entitlement:
-		return refuse(ErrInvalidRequest, "extends names no earlier request of yours for this entitlement")
+		return refuse(ErrInvalidRequest, "extends must name an earlier request of yours for this entitlement")
 	case err != nil:
 		return err
 	}
 	return nil
 }
 
-// undrafted is the request of an ask that got no further than its form.
+// stubRequest returns the request to record for an ask that the catalogue or
+// policy turned away before a request could be made.
 func stubRequest(caller Caller, ask Ask, rules *Rules) *Request {
 	return &Request{Requester: caller.Subject, Entitlement: ask.Entitlement, Created: caller.At, Decision: Decision{Revision: rules.Revision}}
 }
 
-// judge asks policy, and applies its obligations to the request.
+// authorize asks policy, applies its obligations, and checks that enough people
+// can approve.
 func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *Request, ask Ask, e *Entitlement) error {
 	d, err := b.ask(ctx, rules, r.query(caller.Subject, e), caller.At)
 	if err != nil {
@@ -129,7 +133,7 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 	return b.checkApprovable(ctx, rules, r, caller.At)
 }
 
-// ask puts a query to policy. Whatever goes wrong is a denial.
+// ask puts a query to policy. An error denies.
 func (b *Broker) ask(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
 	start := time.Now()
 	d, err := rules.Policy.Decide(ctx, q, now)
@@ -149,8 +153,8 @@ func (b *Broker) ask(ctx context.Context, rules *Rules, q Query, now time.Time) 
 	return d, ctx.Err()
 }
 
-// deny is the refusal by policy. Its words are the same whether the
-// entitlement exists or not.
+// deny returns the refusal by policy. The text is the same whether or not the
+// entitlement exists.
 func deny(reasons []string, allowed *Allowed) error {
 	return &Refusal{
 		Err:      ErrDenied,
@@ -161,8 +165,8 @@ func deny(reasons []string, allowed *Allowed) error {
 	}
 }
 
-// alternatives gives the scopes of the entitlement that policy would permit,
-// each alone, under the terms of this request; nil if there are none.
+// alternatives returns the scopes of the entitlement that policy would permit,
+// each alone, on the terms of this request; nil if there are none.
 func (b *Broker) alternatives(ctx context.Context, caller Caller, rules *Rules, r *Request, e *Entitlement) *Allowed {
 	var allowed []string
 	q := r.query(caller.Subject, e)
@@ -178,7 +182,7 @@ func (b *Broker) alternatives(ctx context.Context, caller Caller, rules *Rules, 
 	return &Allowed{Scopes: allowed}
 }
 
-// visible says whether the identity may ask for any part of the entitlement.
+// visible reports whether the caller may request any part of the entitlement.
 func (b *Broker) visible(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) bool {
 	offer := b.offers(ctx, caller, rules, e)
 	return offer.permitted()
@@ -192,14 +196,13 @@ type filing struct {
 	key     IdempotencyKey
 }
 
-// record is the record of the filing.
 func (f *filing) record() audit.Record {
 	r := f.request
 	return audit.Record{Kind: audit.RequestCreated, Caller: f.caller.Actor.Party(), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
 }
 
 // file stores a request that policy permits: approved, or pending if people
-// have to approve.
+// must approve.
 func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 	r, now := f.request, f.caller.At
 	if len(r.Decision.Obligations.Approvals) == 0 {
@@ -224,6 +227,9 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 	return b.filePending(ctx, f)
 }
 
+// filePending stores a pending request, unless an identical one is pending or
+// granted. The row of the identical ask is read before the transaction and
+// compared within it, so that two identical asks at once file one request.
 func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	r, now := f.request, f.caller.At
 	open := AskKey(r.askDigest())
@@ -239,9 +245,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 		return nil, Unavailable(view)
 	}
 	if !same.IsZero() {
-		// Still pending, or granted? Then it is the answer; if not, a new one
-		// is filed.
-		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.open(now) {
+		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.isOpen(now) {
 			prior.Reused = true
 			return prior, nil
 		}
@@ -265,12 +269,12 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 			return err
 		}
 		if !c.hold(b.cfg.MaxPending, r.ID.String(), r.Lapses, now) {
-			return refuse(ErrTooManyPending, fmt.Sprintf("you have %d requests waiting for approval: withdraw one, or wait", b.cfg.MaxPending))
+			return refuse(ErrTooManyPending, fmt.Sprintf("you have %d pending requests: withdraw one, or wait for a decision", b.cfg.MaxPending))
 		}
 		tx.Put(c)
 		tx.Put(&OpenAsk{AskKey: open, Request: r.ID, Expires: r.Lapses})
 		tx.Put(r)
-		b.notify(tx, NoticePending, r, r.askedGroups(), rules, now)
+		b.notify(tx, NoticePending, r, r.approverGroups(), rules, now)
 		for _, step := range r.Decision.Obligations.Escalations {
 			b.notifyAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)
 		}
@@ -282,11 +286,11 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	return r, err
 }
 
-// PendingFor is how long a request waits for people before it lapses, unless
-// policy says otherwise.
+// PendingFor is how long a request waits for approval before it lapses, unless
+// policy sets another time.
 const PendingFor = time.Hour
 
-// Withdraw takes back the caller's own pending request.
+// Withdraw closes the caller's own pending request.
 func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.own(ctx, caller, id)
 	if err != nil {
@@ -304,7 +308,7 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Re
 		if err := leavePending(tx, r, caller.At); err != nil {
 			return err
 		}
-		b.notify(tx, NoticeWithdrawn, r, r.askedGroups(), rules, caller.At)
+		b.notify(tx, NoticeWithdrawn, r, r.approverGroups(), rules, caller.At)
 		tx.Put(r)
 		return nil
 	})
@@ -312,10 +316,11 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Re
 	return r, err
 }
 
-// changed says that a row is not what it was when the caller read it.
+// changed returns the refusal for a row that another call changed first, or err
+// if there is one.
 func changed(err error) error {
 	if err != nil {
 		return err
 	}
-	return refuse(ErrNotPending, "it was changed at the same moment: look again")
+	return refuse(ErrNotPending, "it was changed at the same moment: read it again")
 }

@@ -9,26 +9,26 @@ import (
 
 // A collection is one attempt to get a credential for a request.
 type collection struct {
-	request  *Request // as it will be stored, or as it was granted
-	asked    []string // the scopes of a stored request, before approvals narrowed them
-	new      bool     // the request is filed by this very call
-	version  int      // of the stored request that it was decided on
+	request  *Request // as granted; or as it will be stored
+	asked    []string // the requested scopes, before approvals narrowed them
+	new      bool     // this call files the request
+	version  int      // of the stored request, as decided
 	e        *Entitlement
 	issuer   Issuer
 	caller   Caller
 	decision Decision
-	replaces *Lease // whose place it takes
+	replaces *Lease // the lease that the new one replaces
 	how      string // how the replaced lease ends
 	key      IdempotencyKey
-	lost     LeaseID       // the lease that the idempotency key led to before
-	later    bool          // not the first collection: it ends with the grant
-	made     time.Duration // what the issuer took
+	lost     LeaseID       // the lease that the idempotency key led to
+	later    bool          // not the first collection, so the credential ends with the grant
+	made     time.Duration // time that the issuer took
 }
 
-// AskAndCollect files a request and, if policy approves it by itself, collects
-// at once (POST /v1/credentials, POST /oauth2/token): one transaction and one
-// record for the broker's own tokens. If people have to approve, Issued is nil
-// and the request is pending.
+// AskAndCollect files a request and, if policy approves it, collects at once
+// (POST /v1/credentials, POST /oauth2/token). The broker's own tokens take one
+// transaction and one record. If people must approve, Issued is nil and the
+// request is pending.
 func (b *Broker) AskAndCollect(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (issued *Issued, r *Request, err error) {
 	err = b.retry(func() (err error) {
 		issued, r, err = b.askAndCollectOnce(ctx, caller, ask, key)
@@ -69,7 +69,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	return issued, r, err
 }
 
-// collectReused collects with the grant that an identical ask got before.
+// collectReused collects from the grant of an earlier identical ask.
 func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, key IdempotencyKey) (*Issued, *Request, error) {
 	issued, err := b.collect(ctx, caller, r.ID, key, nil)
 	switch {
@@ -96,8 +96,8 @@ func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, 
 }
 
 // Collect collects a credential of an approved request (POST
-// /v1/requests/{id}/credentials). Pending, lapsed, denied and ended requests
-// are ErrPending, ErrLapsed, ErrDenied and ErrGrantEnded.
+// /v1/requests/{id}/credentials). For requests in other states it returns
+// ErrPending, ErrLapsed, ErrDenied, ErrNotPending or ErrGrantEnded.
 func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, key IdempotencyKey) (issued *Issued, err error) {
 	err = b.retry(func() error {
 		prior, err := b.prior(ctx, key)
@@ -110,9 +110,9 @@ func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, key I
 	return issued, err
 }
 
-// collect gets a credential for a stored request. A repeated call can't get
-// the same credential, which was never stored: it ends the lease of the lost
-// answer and issues a new one.
+// collect gets a credential for a stored request. A repeated call cannot return
+// the same credential, because secrets are not stored: it revokes the lease of
+// the lost answer and issues a new credential.
 func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, key IdempotencyKey, prior *Idempotency) (*Issued, error) {
 	r, err := b.own(ctx, caller, id)
 	if err != nil {
@@ -126,11 +126,11 @@ func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, key I
 		}
 		c.replaces, c.how, c.lost = lost, EndAnswerLost, lost.ID
 	}
-	return b.collectAnew(ctx, c)
+	return b.collectNow(ctx, c)
 }
 
-// Renew gives a holder more time under the same grant: policy decides anew,
-// a new lease takes the place of the old one, and the old one ends.
+// Renew issues a new lease under the same grant and ends the old one. Policy
+// decides again.
 func (b *Broker) Renew(ctx context.Context, caller Caller, id LeaseID, key IdempotencyKey) (issued *Issued, err error) {
 	err = b.retry(func() (err error) {
 		issued, err = b.renewOnce(ctx, caller, id, key)
@@ -146,7 +146,7 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 	}
 	c := &collection{caller: caller, key: key, how: EndReplaced}
 	if prior != nil {
-		// Its answer was lost: the lease that it led to is the one to replace.
+		// The answer was lost: replace the lease that the lost call opened.
 		id, c.lost, c.how = prior.Lease, prior.Lease, EndAnswerLost
 	}
 	if c.replaces, err = b.Lease(ctx, caller, id); err != nil {
@@ -161,12 +161,11 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 	if c.request, err = b.own(ctx, caller, c.replaces.Request); err != nil {
 		return nil, err
 	}
-	return b.collectAnew(ctx, c)
+	return b.collectNow(ctx, c)
 }
 
-// collectAnew decides anew under the current revision before anything is
-// issued.
-func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error) {
+// collectNow decides under the current revision, and then issues.
+func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error) {
 	c.version = c.request.Version
 	rules := b.rules.Load()
 	if !c.caller.Actor.Proof.Valid(c.caller.At) {
@@ -179,8 +178,8 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
 		return nil, b.denyCollect(ctx, c, Decision{Revision: rules.Revision})
 	}
-	if !c.e.still(c.request) {
-		return nil, refuse(ErrNeedsNewRequest, "what this entitlement gives has changed since it was approved: file a new request")
+	if !c.e.fulfils(c.request) {
+		return nil, refuse(ErrNeedsNewRequest, "the entitlement has changed since the approval: file a new request")
 	}
 	var err error
 	if c.decision, err = b.ask(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At); err != nil {
@@ -189,7 +188,7 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	if !c.decision.Permit {
 		return nil, b.denyCollect(ctx, c, c.decision)
 	}
-	if err := c.stillCovered(rules); err != nil {
+	if err := c.checkCovered(rules); err != nil {
 		return nil, err
 	}
 	issued, err := b.open(ctx, c)
@@ -199,9 +198,9 @@ func (b *Broker) collectAnew(ctx context.Context, c *collection) (*Issued, error
 	return issued, err
 }
 
-// still says whether the entitlement gives what it gave when the request was
-// made, and still takes what was asked of it.
-func (e *Entitlement) still(r *Request) bool {
+// fulfils reports whether the entitlement still has the effect, the scopes and
+// the parameters of the request.
+func (e *Entitlement) fulfils(r *Request) bool {
 	for _, scope := range r.Scopes {
 		if _, ok := slices.BinarySearch(e.Scopes, scope); !ok {
 			return false
@@ -210,17 +209,17 @@ func (e *Entitlement) still(r *Request) bool {
 	return e.Effect == r.Effect && e.checkParameters(r.Parameters) == nil
 }
 
-// stillCovered refuses if policy now demands more than what was asked and
-// approved. A ttl that the requester left open is cut.
-func (c *collection) stillCovered(rules *Rules) error {
+// checkCovered refuses the collection if policy now requires more than was
+// requested and approved. A ttl that the requester left open is cut.
+func (c *collection) checkCovered(rules *Rules) error {
 	o, r := c.decision.Obligations, c.request
 	var asked Ask
 	if r.TTLAsked {
 		asked.TTL = r.TTL
 	}
 	duration := r.Duration
-	if err := r.applyObligations(o, asked, c.e); err != nil || !r.holding(rules, o).covered(o) {
-		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now demands more than was approved: file a new request", RequestID: r.ID}
+	if err := r.applyObligations(o, asked, c.e); err != nil || !r.stillApproved(rules, o).covered(o) {
+		return &Refusal{Err: ErrNeedsNewRequest, Detail: "policy now requires more than was approved: file a new request", RequestID: r.ID}
 	}
 	if o.MaxDuration > 0 && r.Duration < duration && !c.caller.At.Before(r.Starts().Add(o.MaxDuration)) {
 		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
@@ -228,8 +227,8 @@ func (c *collection) stillCovered(rules *Rules) error {
 	return nil
 }
 
-// collectUntil is the end of the grant, which policy may have moved forward
-// since it was given.
+// collectUntil returns the end of the grant, which newer policy may have moved
+// forward.
 func (c *collection) collectUntil() time.Time {
 	until, most := c.request.CollectUntil, c.decision.Obligations.MaxDuration
 	if most > 0 && c.request.Starts().Add(most).Before(until) {
@@ -238,7 +237,7 @@ func (c *collection) collectUntil() time.Time {
 	return until
 }
 
-// lease drafts the lease of a collection.
+// lease returns the lease of the collection, in state issuing.
 func (c *collection) lease() (*Lease, error) {
 	expires := c.caller.At.Add(c.request.TTL)
 	c.later = !c.request.FirstExpires.IsZero()
@@ -266,7 +265,7 @@ func (c *collection) lease() (*Lease, error) {
 	}
 	l.Expires = expires.Truncate(time.Second)
 	if left := l.Expires.Sub(c.caller.At.Truncate(time.Second)); left < max(c.e.MinTTL, time.Second) {
-		return nil, refuse(ErrGrantEndsTooSoon, "what is left of the grant is shorter than the shortest credential: file a new request")
+		return nil, refuse(ErrGrantEndsTooSoon, "the grant ends before the issuer's shortest credential would: file a new request")
 	}
 	return l, nil
 }

@@ -12,27 +12,26 @@ import (
 	"unicode/utf8"
 )
 
-// MaxDuration is the longest time for which credentials of one request may be
-// collected, whatever policy says.
+// MaxDuration is the longest duration of a request, whatever policy allows.
 const MaxDuration = 30 * 24 * time.Hour
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
-// checkForm refuses an ask that is malformed whatever the catalogue holds.
+// checkForm refuses an ask that is malformed, whatever the catalogue has.
 func (a *Ask) checkForm() error {
 	switch {
 	case a.Entitlement == "":
 		return refuse(ErrInvalidRequest, "name the entitlement")
 	case !nameForm.MatchString(a.Entitlement):
-		return refuse(ErrInvalidRequest, "the entitlement's name is malformed")
+		return refuse(ErrInvalidRequest, "the name of the entitlement is malformed")
 	case len(a.Scopes) > MaxScopes:
 		return refuse(ErrInvalidScope, fmt.Sprintf("at most %d scopes", MaxScopes))
 	case a.TTL < 0 || a.TTL%time.Second != 0:
-		return refuse(ErrInvalidTTL, "ttl is a positive number of whole seconds")
+		return refuse(ErrInvalidTTL, "ttl must be a positive number of whole seconds")
 	case a.Duration < 0 || a.Duration%time.Second != 0 || a.Duration > MaxDuration:
-		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is a positive number of whole seconds, at most %s", FormatDuration(MaxDuration)))
+		return refuse(ErrInvalidTTL, fmt.Sprintf("duration must be a positive number of whole seconds, at most %s", FormatDuration(MaxDuration)))
 	case !a.NotBefore.IsZero() && a.NotBefore.Nanosecond() != 0:
-		return refuse(ErrInvalidTTL, "not_before is a time of whole seconds")
+		return refuse(ErrInvalidTTL, "not_before must be a time in whole seconds")
 	case len(a.Parameters) > MaxParameters:
 		return refuse(ErrInvalidParameter, fmt.Sprintf("at most %d parameters", MaxParameters))
 	}
@@ -41,11 +40,11 @@ func (a *Ask) checkForm() error {
 		size += len(value)
 	}
 	if size > MaxAllParameters {
-		return refuse(ErrInvalidParameter, fmt.Sprintf("parameters have at most %d bytes together", MaxAllParameters))
+		return refuse(ErrInvalidParameter, fmt.Sprintf("the parameters are longer than %d bytes in total", MaxAllParameters))
 	}
 	for _, s := range a.Scopes {
 		if s == "" || len(s) > MaxScopeLength || strings.IndexFunc(s, notScopeChar) >= 0 {
-			return refuse(ErrInvalidScope, fmt.Sprintf("a scope is 1 to %d printable ASCII characters without space, quote or backslash", MaxScopeLength))
+			return refuse(ErrInvalidScope, fmt.Sprintf("a scope must be 1 to %d printable ASCII characters without space, quote or backslash", MaxScopeLength))
 		}
 	}
 	if err := checkText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
@@ -54,11 +53,12 @@ func (a *Ask) checkForm() error {
 	return CheckLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
 }
 
-// notScopeChar is what RFC 6749, section 3.3, does not allow in a scope token.
+// notScopeChar reports whether RFC 6749, section 3.3, forbids the character in
+// a scope token.
 func notScopeChar(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
 
-// checkText bounds a free text. Control characters are refused, because the
-// text is shown to people, in terminals too.
+// checkText bounds a free text. It refuses control characters, because people
+// read the text in terminals too.
 func checkText(sentinel error, field, s string, most int) error {
 	switch {
 	case len(s) > most:
@@ -66,42 +66,42 @@ func checkText(sentinel error, field, s string, most int) error {
 	case !utf8.ValidString(s):
 		return refuse(sentinel, field+" is not valid UTF-8")
 	case strings.IndexFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }) >= 0:
-		return refuse(sentinel, field+" holds control characters")
+		return refuse(sentinel, field+" contains control characters")
 	case strings.IndexFunc(s, reorders) >= 0:
-		return refuse(sentinel, field+" holds characters that reorder text, so that it would read as something else")
+		return refuse(sentinel, field+" contains characters that change the direction of text")
 	}
 	return nil
 }
 
-// CheckLine bounds a text that stands among others where it is shown: by a line
-// of its own, it could pass for one of those.
+// CheckLine is checkText for a text that is shown among other lines. A line
+// break in it could fake one of those.
 func CheckLine(sentinel error, field, s string, most int) error {
 	if strings.ContainsAny(s, "\n\t\u2028\u2029") {
-		return refuse(sentinel, field+" is one line")
+		return refuse(sentinel, field+" must be a single line")
 	}
 	return checkText(sentinel, field, s, most)
 }
 
-// reorders says whether a character changes the direction of what follows it
-// (UAX #9, explicit formatting characters): with them, a text shows something
-// else than what it is. Letters that are written from right to left need none.
+// reorders reports whether a character is an explicit directional format (UAX
+// #9): with it, a text is displayed in another order than it is stored. Right-
+// to-left letters do not need them.
 func reorders(r rune) bool { return '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069' }
 
-// clockSlack is how far behind ours a requester's clock may be.
+// clockSlack is how far a requester's clock may be behind ours.
 const clockSlack = 5 * time.Minute
 
-// draft turns an ask into an undecided request on an entitlement, or refuses
-// what does not fit the catalogue.
+// newRequest turns an ask into an undecided request, or refuses an ask that
+// does not fit the entitlement.
 func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 	if a.Token && (e.Audience == "" || a.Resource != "" && a.Resource != e.Audience) {
-		return nil, refuse(ErrInvalidTarget, "its credentials are no tokens, or not for this resource")
+		return nil, refuse(ErrInvalidTarget, "its credentials are not tokens, or not for this resource")
 	}
 	scopes, err := e.scopes(a.Scopes)
 	if err != nil {
 		return nil, err
 	}
 	if ahead := a.NotBefore.Sub(caller.At); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before is now, or at most %s ahead", FormatDuration(MaxDuration)))
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before must be now, or at most %s ahead", FormatDuration(MaxDuration)))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 		return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
 	}
 	if a.TTL != 0 && a.TTL < e.MinTTL {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("its issuer makes nothing shorter than %s", FormatDuration(e.MinTTL)))
+		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("ttl is shorter than the issuer's minimum of %s", FormatDuration(e.MinTTL)))
 	}
 	return &Request{
 		Requester:     caller.Subject,
@@ -131,9 +131,9 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 	}, nil
 }
 
-// scopes gives the asked scopes, sorted, or the default ones. An entitlement
-// with scopes is never asked for with none: an empty set satisfies every
-// containsAll that a policy could write.
+// scopes returns the requested scopes sorted, or the default scopes. An
+// entitlement with scopes is never requested without any: the empty set
+// satisfies every containsAll in a policy.
 func (e *Entitlement) scopes(asked []string) ([]string, error) {
 	if len(asked) == 0 {
 		asked = e.DefaultScopes
@@ -145,10 +145,10 @@ func (e *Entitlement) scopes(asked []string) ([]string, error) {
 	slices.Sort(sorted)
 	for i, s := range sorted {
 		if i > 0 && sorted[i-1] == s {
-			return nil, refuse(ErrInvalidScope, "a scope is named twice: "+s)
+			return nil, refuse(ErrInvalidScope, "a scope is repeated: "+s)
 		}
 		if _, ok := slices.BinarySearch(e.Scopes, s); !ok {
-			return nil, refuse(ErrInvalidScope, fmt.Sprintf("it has no scope %q; it has: %s", s, strings.Join(e.Scopes, " ")))
+			return nil, refuse(ErrInvalidScope, fmt.Sprintf("there is no scope %q; the scopes are: %s", s, strings.Join(e.Scopes, " ")))
 		}
 	}
 	return sorted, nil
@@ -160,13 +160,13 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 		value := given[name]
 		switch {
 		case !ok:
-			return refuse(ErrInvalidParameter, "it takes no parameter of that name; it takes "+cmp.Or(strings.Join(slices.Sorted(maps.Keys(e.Parameters)), ", "), "none"))
+			return refuse(ErrInvalidParameter, "there is no parameter of that name; the parameters are: "+cmp.Or(strings.Join(slices.Sorted(maps.Keys(e.Parameters)), ", "), "none"))
 		case len(value) > cmp.Or(p.MaxLength, MaxParameter):
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s is longer than %d bytes", name, cmp.Or(p.MaxLength, MaxParameter)))
 		case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && (r != '\n' || !p.Lines) }):
 			return refuse(ErrInvalidParameter, name+" is not plain text")
 		case strings.ContainsFunc(value, reorders):
-			return refuse(ErrInvalidParameter, name+" holds characters that reorder text, so that it would read as something else")
+			return refuse(ErrInvalidParameter, name+" contains characters that change the direction of text")
 		case p.Pattern != nil && !p.Pattern.MatchString(value):
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s does not match %s", name, p.Pattern))
 		}
@@ -179,7 +179,7 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 	return nil
 }
 
-// query is the question that the request puts to policy.
+// query returns the evaluation's request: what policy decides.
 func (r *Request) query(who Identity, e *Entitlement) Query {
 	return Query{
 		Principal:     who,
@@ -196,8 +196,9 @@ func (r *Request) query(who Identity, e *Entitlement) Query {
 	}
 }
 
-// meet applies a permit's obligations to the request: what the requester left
-// open is cut to what is allowed, what it asked for is refused if it is more.
+// applyObligations applies a permit's obligations to the request. Values that
+// the requester left open are cut to the allowed maximum; values that the
+// requester named are refused if they exceed it.
 func (r *Request) applyObligations(o Obligations, asked Ask, e *Entitlement) error {
 	most := e.MaxTTL
 	if o.MaxTTL > 0 {
@@ -207,11 +208,11 @@ func (r *Request) applyObligations(o Obligations, asked Ask, e *Entitlement) err
 	case asked.TTL > most:
 		return &Refusal{Err: ErrInvalidTTL, Detail: fmt.Sprintf("ttl is at most %s", FormatDuration(most)), Allowed: &Allowed{MaxTTL: most}}
 	case most < e.MinTTL:
-		return refuse(ErrInvalidTTL, "policy allows less than its issuer's shortest credential")
+		return refuse(ErrInvalidTTL, "policy allows less than the issuer's minimum")
 	case o.MaxDuration > 0 && asked.Duration > o.MaxDuration:
 		return refuse(ErrInvalidTTL, fmt.Sprintf("duration is at most %s", FormatDuration(o.MaxDuration)))
 	case o.Justification && r.Justification == "":
-		return refuse(ErrJustificationRequired, "say why you need this: policy requires a justification")
+		return refuse(ErrJustificationRequired, "state the reason in justification: policy requires it")
 	}
 	r.TTL = min(r.TTL, most)
 	if o.MaxDuration > 0 {
@@ -220,8 +221,8 @@ func (r *Request) applyObligations(o Obligations, asked Ask, e *Entitlement) err
 	return checkTicket(o.Tickets, r.Ticket)
 }
 
-// checkTicket matches the ticket against every pattern that policy demands.
-// Policy compiled each when it was loaded.
+// checkTicket matches the ticket against every pattern that policy requires.
+// The patterns compiled when policy was loaded.
 func checkTicket(patterns []string, ticket string) error {
 	for _, p := range patterns {
 		re, err := regexp.Compile("^(?:" + p + ")$")
@@ -229,7 +230,7 @@ func checkTicket(patterns []string, ticket string) error {
 			return fmt.Errorf("compiling a ticket pattern: %w", err)
 		}
 		if !re.MatchString(ticket) {
-			return refuse(ErrTicketRequired, "name the ticket that this is for, of the form "+p)
+			return refuse(ErrTicketRequired, "name the ticket in ticket, in the form "+p)
 		}
 	}
 	return nil

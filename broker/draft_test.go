@@ -48,7 +48,7 @@ func TestTextsOfAnAgent(t *testing.T) {
 			t.Errorf("%s of plain words: %v", field, err)
 		}
 	}
-	for takes, e := range map[string]*Entitlement{"it takes any, free, pem": e, "it takes none": {Name: "none"}} {
+	for takes, e := range map[string]*Entitlement{"the parameters are: any, free, pem": e, "the parameters are: none": {Name: "none"}} {
 		var r *Refusal
 		if err := e.checkParameters(map[string]string{"other": "x"}); !errors.As(err, &r) || !strings.HasSuffix(r.Detail, takes) {
 			t.Errorf("a parameter of another name: %v, want %q", err, takes)

@@ -58,7 +58,7 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// commit fixes a request: its id, the salts of its free texts, its digest.
+// commit gives the request its id, the salts of its free texts, and its digest.
 func (r *Request) commit(now time.Time) {
 	r.ID = NewRequestID(now)
 	for field := range r.texts() {
@@ -70,8 +70,8 @@ func (r *Request) commit(now time.Time) {
 	r.Digest = r.digest()
 }
 
-// texts are what came from outside other than names: it is committed to in
-// records, and kept beside them.
+// texts returns the free texts from outside. Records have commitments to them;
+// the texts are stored next to the records.
 func (r *Request) texts() map[string]string {
 	t := map[string]string{}
 	if r.Justification != "" {
@@ -86,7 +86,7 @@ func (r *Request) texts() map[string]string {
 	return t
 }
 
-// openings opens the commitments of facts.
+// openings returns the openings of the commitments in facts.
 func (r *Request) openings() map[string]audit.Opening {
 	texts := r.texts()
 	if len(texts) == 0 {
@@ -99,7 +99,7 @@ func (r *Request) openings() map[string]audit.Opening {
 	return o
 }
 
-// facts are the request as records show it.
+// facts returns the request as records show it.
 func (r *Request) facts() *audit.RequestFacts {
 	f := &audit.RequestFacts{
 		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Effect: r.Effect, Scopes: r.Scopes,
@@ -122,7 +122,7 @@ func (r *Request) facts() *audit.RequestFacts {
 	return f
 }
 
-// facts are the decision as records show it. code is the stable code of a
+// facts returns the decision as records show it. code is the stable code of a
 // refusal, empty for a permit.
 func (d *Decision) facts(code string) *audit.DecisionFacts {
 	o := &d.Obligations
@@ -144,7 +144,7 @@ func needTexts(needs []ApprovalNeed) (texts []string) {
 	return texts
 }
 
-// facts are an approval as records show it.
+// facts returns the approval as records show it.
 func (a *Approval) facts() *audit.ApprovalFacts {
 	f := &audit.ApprovalFacts{
 		Decision: "deny", Digest: a.Digest, Groups: a.Groups, Scopes: a.Scopes, TTL: a.TTL, Duration: a.Duration,
@@ -158,7 +158,7 @@ func (a *Approval) facts() *audit.ApprovalFacts {
 	return f
 }
 
-// verdictFacts are a verdict on a broken glass as records show it.
+// verdictFacts returns the verdict of a break-glass review as records show it.
 func (a *Approval) verdictFacts() *audit.ApprovalFacts {
 	f := a.facts()
 	f.Decision = "unjustified"
@@ -168,7 +168,7 @@ func (a *Approval) verdictFacts() *audit.ApprovalFacts {
 	return f
 }
 
-// openings opens the commitments of facts.
+// openings returns the opening of the commitment in facts.
 func (a *Approval) openings() map[string]audit.Opening {
 	if a.Comment == "" {
 		return nil
@@ -176,7 +176,7 @@ func (a *Approval) openings() map[string]audit.Opening {
 	return map[string]audit.Opening{"comment": {Salt: a.Salt, Text: a.Comment}}
 }
 
-// facts are the lease as records show it.
+// facts returns the lease as records show it.
 func (l *Lease) facts() *audit.LeaseFacts {
 	return &audit.LeaseFacts{
 		ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires,
@@ -184,17 +184,17 @@ func (l *Lease) facts() *audit.LeaseFacts {
 	}
 }
 
-// digest is what approvers sign off: of what the records will say, and of
-// nothing else, so that an auditor can tell what they saw.
+// digest returns what approvers sign. It covers exactly what records will show,
+// so that an auditor can verify what the approvers saw.
 func (r *Request) digest() audit.Digest {
 	return r.facts().Sum(r.Requester.ID, r.Decision.facts(""))
 }
 
-// askDomain separates the digests by which an identical ask finds the pending
-// request.
+// askDomain separates ask digests from all other digests.
 const askDomain = "accessbroker/ask/v1\n"
 
-// askDigest is the same for asks that mean the same, free texts included.
+// askDigest returns a digest that is equal for asks with the same meaning, free
+// texts included. An identical ask finds its open request by it.
 func (r *Request) askDigest() audit.Digest {
 	o := r.facts().Terms(r.Requester.ID, r.Decision.facts(""))
 	for _, field := range slices.Sorted(maps.Keys(r.texts())) {
@@ -203,7 +203,7 @@ func (r *Request) askDigest() audit.Digest {
 	return sha256.Sum256(append([]byte(askDomain), o.Bytes()...))
 }
 
-// manner is how people have to approve, beside that they sign.
+// manner returns how people must approve, apart from signing.
 func (o *Obligations) manner() (words []string) {
 	if o.Comment {
 		words = append(words, "comment")

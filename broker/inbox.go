@@ -48,7 +48,7 @@ func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, e
 	voter := newVoter(rules, caller.Subject)
 	in := &Inbox{More: more}
 	for _, r := range list {
-		if caller.At.Before(r.Lapses) && voter.isAsked(r, r.Decision.Obligations.Approvals) && !spokeOn(caller.Subject, r.Approvals) {
+		if caller.At.Before(r.Lapses) && voter.isAsked(r, r.Decision.Obligations.Approvals) && !hasDecided(caller.Subject, r.Approvals) {
 			in.Waiting = append(in.Waiting, r)
 		}
 	}
@@ -131,7 +131,7 @@ func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err e
 				if err != nil {
 					return err
 				}
-				if r.Reviewed.IsZero() && v.isAsked(r, r.Decision.Obligations.Review) && !spokeOn(v.who, r.Verdicts) {
+				if r.Reviewed.IsZero() && v.isAsked(r, r.Decision.Obligations.Review) && !hasDecided(v.who, r.Verdicts) {
 					list = append(list, r)
 				}
 			}
@@ -175,12 +175,12 @@ func (b *Broker) CanDecide(caller Caller, r *Request) (vote, review bool) {
 		return false, false
 	}
 	v, o := newVoter(rules, caller.Subject), r.Decision.Obligations
-	vote = r.State(caller.At) == RequestPending && v.isAsked(r, o.Approvals) && !spokeOn(caller.Subject, r.Approvals)
-	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.isAsked(r, o.Review) && !spokeOn(caller.Subject, r.Verdicts)
+	vote = r.State(caller.At) == RequestPending && v.isAsked(r, o.Approvals) && !hasDecided(caller.Subject, r.Approvals)
+	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.isAsked(r, o.Review) && !hasDecided(caller.Subject, r.Verdicts)
 	return vote, review
 }
 
-func spokeOn(who Identity, said []Approval) bool {
+func hasDecided(who Identity, said []Approval) bool {
 	return slices.ContainsFunc(said, func(a Approval) bool { return a.Person == who.ID })
 }
 

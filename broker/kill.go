@@ -339,7 +339,7 @@ func (b *Broker) revokeGrant(ctx context.Context, caller Caller, id RequestID, r
 		if !waited {
 			return nil
 		}
-		b.notify(tx, NoticeDenied, stored, stored.askedGroups(), rules, caller.At)
+		b.notify(tx, NoticeDenied, stored, stored.approverGroups(), rules, caller.At)
 		return leavePending(tx, stored, caller.At)
 	})
 	b.waiters.changed(id)

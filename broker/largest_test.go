@@ -87,13 +87,13 @@ func TestMoreThanTheLargestAsk(t *testing.T) {
 			last := longName("p", 3) // not more of all together
 			a.Parameters[last] = a.Parameters[last][1:]
 		}, broker.ErrInvalidParameter, first + " is longer than 4096 bytes"},
-		"all parameters":   {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "parameters have at most 16384 bytes together"},
+		"all parameters":   {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "the parameters are longer than 16384 bytes in total"},
 		"parameters":       {func(a *broker.Ask) { a.Parameters = seventeen() }, broker.ErrInvalidParameter, "at most 16 parameters"},
 		"justification":    {func(a *broker.Ask) { a.Justification += "x" }, broker.ErrInvalidRequest, "justification is longer than 2000 bytes"},
 		"ticket":           {func(a *broker.Ask) { a.Ticket += "x" }, broker.ErrInvalidRequest, "ticket is longer than 128 bytes"},
-		"a scope":          {func(a *broker.Ask) { a.Scopes[0] += "x" }, broker.ErrInvalidScope, "a scope is 1 to 128"},
+		"a scope":          {func(a *broker.Ask) { a.Scopes[0] += "x" }, broker.ErrInvalidScope, "a scope must be 1 to 128"},
 		"scopes":           {func(a *broker.Ask) { a.Scopes = append(a.Scopes, "x") }, broker.ErrInvalidScope, "at most 32 scopes"},
-		"its name":         {func(a *broker.Ask) { a.Entitlement = longName("e", 0) + "x" }, broker.ErrInvalidRequest, "entitlement's name"},
+		"its name":         {func(a *broker.Ask) { a.Entitlement = longName("e", 0) + "x" }, broker.ErrInvalidRequest, "the name of the entitlement is malformed"},
 		"an unknown value": {func(a *broker.Ask) { a.Parameters = map[string]string{"other": "x"} }, broker.ErrInvalidParameter, "no parameter of that name"},
 	} {
 		t.Run(name, func(t *testing.T) {

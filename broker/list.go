@@ -82,7 +82,7 @@ func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 		return false
 	}
 	o := r.Decision.Obligations
-	groups, _ := r.seats(rules, caller.Subject, slices.Concat(o.Approvals, o.Review, r.escalatedTo(caller.At)))
+	groups, _ := r.groupsOf(rules, caller.Subject, slices.Concat(o.Approvals, o.Review, r.escalatedTo(caller.At)))
 	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, caller.Subject.ID)
 }
 

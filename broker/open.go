@@ -9,8 +9,8 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// open issues a credential. The broker's own tokens take one transaction, what
-// an upstream makes takes two.
+// open issues a credential. The broker's own tokens need one transaction,
+// upstream credentials two.
 func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
 	c.issuer = b.cfg.Issuers[c.e.Issuer]
 	if c.issuer == nil {
@@ -42,8 +42,8 @@ func (b *Broker) openWith(ctx context.Context, c *collection, l *Lease) (*Issued
 	return b.fetch(ctx, c, l)
 }
 
-// mint makes a credential of the broker's own: it is made first, and thrown
-// away if the transaction refuses.
+// mint issues one of the broker's own tokens. It signs first, and discards the
+// token if the transaction fails.
 func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*Issued, error) {
 	start := time.Now()
 	cred, err := m.Mint(ctx, *l)
@@ -60,13 +60,14 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 	if err != nil {
 		return nil, err
 	}
-	// The record is durable: the credential may leave.
+	// The record is durable: the credential may be returned.
 	b.endReplaced(ctx, c)
 	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
 }
 
-// fetch has an upstream make a credential. What it takes to end it is durable
-// before it exists, and that it exists is durable before it is answered.
+// fetch has an upstream issue a credential. The handle that revokes it is
+// durable before the credential exists, and its record is durable before the
+// caller gets it.
 func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
 	ctx, cancel := context.WithTimeout(ctx, IssueDeadline)
 	defer cancel()
@@ -81,7 +82,8 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		b.reaper.discard(ctx, c.issuer, l)
 		return nil, err
 	}
-	// From here on the reaper ends whatever comes to exist, if we die.
+	// Point of no return: if this process dies now, the reaper revokes whatever the
+	// upstream creates.
 	start = time.Now()
 	cred, handle, err := c.issuer.Issue(ctx, Order{Lease: *l, Entitlement: c.e, Key: prepared.Key})
 	c.made += time.Since(start)
@@ -95,21 +97,21 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	}
 	receipt, err := b.confirm(ctx, c, l, cred, handle)
 	if err != nil {
-		// The credential exists and its record does not: it is ended, and
-		// nobody ever gets it.
+		// The credential exists but its record does not: revoke it and do not
+		// return it.
 		if handle != nil {
 			l.Handle = handle
 		}
 		b.reaper.endLease(ctx, l, EndUnrecorded, Identity{}, "", now)
 		return nil, err
 	}
-	// The record is durable: the credential may leave.
+	// The record is durable: the credential may be returned.
 	b.endReplaced(ctx, c)
 	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
 }
 
-// confirm takes the lease from issuing to active, by compare and set. What was
-// blocked, or decided anew, while the upstream was working is not activated.
+// confirm changes the lease from issuing to active by compare and set. It fails
+// if a block or new rules came into force while the upstream was working.
 func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Credential, handle []byte) (Receipt, error) {
 	active := *l
 	if err := active.activate(cred, handle); err != nil {
@@ -136,7 +138,7 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	return receipt, err
 }
 
-// reads names what enter gets.
+// reads returns the keys that enter reads.
 func (c *collection) reads() []Key {
 	list := append(c.key.reads(), RevisionKey{})
 	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
@@ -153,8 +155,8 @@ func (c *collection) reads() []Key {
 	return list
 }
 
-// enter is the transaction that opens a lease: blocks and limits are checked
-// where they can't be overtaken.
+// enter is the transaction that opens a lease. It checks revision, blocks and
+// limits, so that no concurrent call can pass them.
 func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err := checkRevision(tx, c.decision.Revision); err != nil {
 		return err
@@ -183,8 +185,9 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err != nil {
 		return err
 	}
-	// What stands for a lost answer was counted with it: while that lives, and
-	// not for ever, or one key would be worth any number of credentials.
+	// The replacement of a lost answer is not counted again while the lost
+	// credential would still be valid. The number of repeats is bounded, because
+	// otherwise one key would yield any number of credentials.
 	counted := lost && repeats <= freeRepeats
 	if err := takeLimits(tx, c.decision.Obligations, l, counted, c.caller.At); err != nil {
 		return err
@@ -193,13 +196,12 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	return nil
 }
 
-// freeRepeats is how often an answer may get lost before another credential
-// counts as another one.
+// freeRepeats is how many repeats of a call with a lost answer are not counted
+// against limits.
 const freeRepeats = 2
 
-// reenter checks that the stored request is still the one that was decided on.
-// If another call collected first meanwhile, this one's credential must end
-// with the grant.
+// reenter checks that the stored request has not changed since the decision. If
+// another call collected first, this credential must end with the grant.
 func (c *collection) reenter(tx Tx, l *Lease) error {
 	stored, err := Get[*Request](tx, c.request.ID)
 	if err != nil || stored.Version != c.version {
@@ -217,8 +219,9 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 }
 
 // supersede ends the replaced lease in the transaction that opens its
-// successor. If an upstream has to be told, the reaper does it, or endReplaced
-// right after. It says whether the old lease stood for a lost answer, and has time left.
+// successor. The upstream is called later, by endReplaced or by the reaper.
+// lost reports whether the replaced lease belonged to a lost answer and has
+// time left.
 func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	old, err := Get[*Lease](tx, c.replaces.ID)
 	if err != nil {
@@ -243,8 +246,8 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	return lost, nil
 }
 
-// record is the record of opening or issuing a lease. If the request is filed
-// by the same call, the record tells the request's story as well.
+// record returns the record of opening or issuing a lease. If the same call
+// files the request, the record includes the request.
 func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
 	record := audit.Record{Kind: kind, Caller: c.caller.Actor.Party(), Decision: c.decision.facts(""), Lease: l.facts()}
 	if c.new {
@@ -261,8 +264,8 @@ func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
 	return record
 }
 
-// upstream makes an issuer's failure into what a caller may be told, and logs
-// the rest.
+// upstream logs and counts an issuer's failure, and returns the error that the
+// caller may see.
 func (b *Broker) upstream(ctx context.Context, l *Lease, err error) error {
 	code := Code(err)
 	b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: code})

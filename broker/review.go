@@ -13,25 +13,25 @@ type ReviewKey struct{ Entitlement string }
 
 func (ReviewKey) isKey() {}
 
-// Reviews are the uses of the broken glass on one entitlement that nobody has
-// reviewed yet.
+// Reviews are the break-glass uses of one entitlement that are not reviewed
+// yet.
 type Reviews struct {
 	ReviewKey
-	Open map[string]time.Time // by the request's id: when the review is due
-	By   map[string]string    // by the request's id: who broke the glass
+	Open map[string]time.Time // when the review is due, by request id
+	By   map[string]string    // the requester, by request id
 }
 
-// Key gives the row's key.
+// Key returns the row's key.
 func (r *Reviews) Key() Key { return r.ReviewKey }
 
-// How many uses of one entitlement may be unreviewed: of one requester, so that
-// none keeps others out of an emergency, and of all.
+// Bounds of the unreviewed uses of one entitlement: by one requester, so that no
+// requester locks others out in an emergency, and by all.
 const (
 	maxOwnReviews = 10
 	maxReviews    = 1000
 )
 
-// reviews names what breaking the glass reads.
+// reviews returns the keys that breakGlass reads.
 func (r *Request) reviews() []Key {
 	if !r.BreakGlass {
 		return nil
@@ -39,8 +39,8 @@ func (r *Request) reviews() []Key {
 	return []Key{ReviewKey{r.Entitlement}}
 }
 
-// breakGlass opens the review, in the transaction that files the request.
-// Whoever left an earlier use unreviewed for too long has lost the next one.
+// breakGlass opens the review, in the transaction that files the request. A
+// requester with an overdue review is refused.
 func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	if !r.BreakGlass {
 		return nil
@@ -56,11 +56,11 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 			continue
 		}
 		if own++; !now.Before(due) {
-			return refuse(ErrReviewOverdue, "an earlier emergency use of yours is unreviewed: its reviewers must close that first")
+			return refuse(ErrReviewOverdue, "your earlier break-glass use is unreviewed: its reviewers must close that review first")
 		}
 	}
 	if own >= maxOwnReviews || len(open.Open) >= maxReviews {
-		return refuse(ErrReviewOverdue, "too many emergency uses of this entitlement are unreviewed: their reviewers must close some first")
+		return refuse(ErrReviewOverdue, "too many break-glass uses of this entitlement are unreviewed: their reviewers must close some first")
 	}
 	r.ReviewDue = now.Add(r.Decision.Obligations.ReviewWithin)
 	open.Open[r.ID.String()], open.By[r.ID.String()] = r.ReviewDue, r.Requester.ID
@@ -70,7 +70,7 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	return nil
 }
 
-// reviewers are the groups that have to review the request.
+// reviewers returns the groups that review the request.
 func (r *Request) reviewers() (names []string) {
 	for _, need := range r.Decision.Obligations.Review {
 		names = append(names, need.Group)
@@ -96,22 +96,22 @@ func reviews(tx Tx, entitlement string) (*Reviews, error) {
 func (r *Request) verdict(a Approval, now time.Time) error {
 	switch {
 	case r.ReviewDue.IsZero() || !r.Reviewed.IsZero():
-		return &Refusal{Err: ErrNoReview, Detail: "there is nothing to review, or it was reviewed", RequestID: r.ID}
+		return &Refusal{Err: ErrNoReview, Detail: "no review is open for this request", RequestID: r.ID}
 	case a.Digest != r.Digest:
-		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: look at it again", RequestID: r.ID}
+		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: read it again", RequestID: r.ID}
 	case slices.ContainsFunc(r.Verdicts, func(b Approval) bool { return b.Person == a.Person }):
-		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have said so already", RequestID: r.ID}
+		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have decided already", RequestID: r.ID}
 	}
 	r.Verdicts = append(slices.Clone(r.Verdicts), a)
-	if _, full := assignApprovers(r.Decision.Obligations.Review, spoken(r.Verdicts)); full {
+	if _, full := assignApprovers(r.Decision.Obligations.Review, asApprovals(r.Verdicts)); full {
 		r.Reviewed = now
 	}
 	r.Version++
 	return nil
 }
 
-// spoken are verdicts as voices, whatever they say.
-func spoken(verdicts []Approval) []Approval {
+// asApprovals returns the verdicts as approvals, so that each of them counts.
+func asApprovals(verdicts []Approval) []Approval {
 	voices := slices.Clone(verdicts)
 	for i := range voices {
 		voices[i].Approve = true
@@ -119,15 +119,14 @@ func spoken(verdicts []Approval) []Approval {
 	return voices
 }
 
-// ReviewPlaces says how many of whom have reviewed, and how many are needed.
+// ReviewProgress returns the progress of the review by group.
 func (r *Request) ReviewProgress() []ApprovalProgress {
-	places, _ := assignApprovers(r.Decision.Obligations.Review, spoken(r.Verdicts))
+	places, _ := assignApprovers(r.Decision.Obligations.Review, asApprovals(r.Verdicts))
 	return places
 }
 
-// Review puts a person's verdict on a use of the broken glass (POST
-// /v1/requests/{id}/review): whether it was justified, and why. v.Approve says
-// that it was.
+// Review adds a person's verdict on a break-glass use (POST
+// /v1/requests/{id}/review). v.Approve means that the use was justified.
 func (b *Broker) Review(ctx context.Context, caller Caller, id RequestID, v Vote) (r *Request, err error) {
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
@@ -140,87 +139,73 @@ func (b *Broker) Review(ctx context.Context, caller Caller, id RequestID, v Vote
 }
 
 func (b *Broker) reviewOnce(ctx context.Context, caller Caller, id RequestID, v Vote) (*Request, error) {
-	found, rules, err := b.finding(ctx, caller, id, v)
+	found, err := b.prepareVerdict(ctx, caller, id, v)
 	if err != nil {
 		return nil, err
 	}
-	r := found.r
-	// Whatever it says ends the review, so it is signed whatever it says.
-	if found.a.Signed = v.Signature != nil; r.Decision.Obligations.Signed && !found.a.Signed {
+	r := found.request
+	// Every verdict counts towards closing the review, so every verdict is signed.
+	if found.approval.Signed = v.Signature != nil; r.Decision.Obligations.Signed && !found.approval.Signed {
 		return nil, errUnsigned
 	}
-	if err := r.verdict(found.a, caller.At); err != nil {
+	if err := r.verdict(found.approval, caller.At); err != nil {
 		return nil, err
 	}
-	if err := b.closeReview(ctx, found, rules); err != nil {
+	if err := b.recordVerdict(ctx, found); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
 	return r, nil
 }
 
-// finding makes a vote a verdict, which nothing holds yet, or refuses what may
-// not be said.
-func (b *Broker) finding(ctx context.Context, caller Caller, id RequestID, v Vote) (found ballot, rules *Rules, err error) {
+// prepareVerdict turns a vote into a verdict that is not recorded yet, or
+// refuses it.
+func (b *Broker) prepareVerdict(ctx context.Context, caller Caller, id RequestID, v Vote) (ballot, error) {
 	if v.Comment == "" {
-		return found, nil, refuse(ErrCommentRequired, "say what you found: a review without words is none")
+		return ballot{}, refuse(ErrCommentRequired, "state what you found in comment: a review needs one")
 	}
-	r, rules, err := b.forApprover(ctx, caller, id)
+	r, rules, err := b.requestToDecide(ctx, caller, id)
 	if err != nil {
-		return found, nil, err
+		return ballot{}, err
 	}
-	groups, err := b.mayVote(ctx, caller, rules, r, r.Decision.Obligations.Review)
+	groups, err := b.authorizeVote(ctx, caller, rules, r, r.Decision.Obligations.Review)
 	if err != nil {
-		return found, nil, err
+		return ballot{}, err
 	}
 	if v.Scopes != nil || v.TTL != 0 || v.Duration != 0 {
-		return found, nil, refuse(ErrInvalidRequest, "a review narrows nothing: revoke what still lives")
+		return ballot{}, refuse(ErrInvalidRequest, "a review cannot narrow: revoke the credentials that are still valid")
 	}
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
-		return found, nil, err
+		return ballot{}, err
 	}
 	a := Approval{Person: caller.Subject.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: caller.At}
-	return ballot{caller: caller, r: r, a: a, signature: v.Signature, before: r.Version}, rules, nil
+	return ballot{caller: caller, rules: rules, request: r, approval: a, signature: v.Signature, before: r.Version}, nil
 }
 
-// closeReview writes a verdict, as settle does a vote.
-func (b *Broker) closeReview(ctx context.Context, v ballot, rules *Rules) error {
-	r := v.r
+// recordVerdict writes a verdict, and closes the review with the last one.
+func (b *Broker) recordVerdict(ctx context.Context, v ballot) error {
+	r := v.request
 	record := audit.Record{
-		Kind: audit.ReviewGiven, Caller: v.caller.Actor.Party(), Approval: v.a.verdictFacts(), Openings: v.a.openings(), Signature: v.signature,
+		Kind: audit.ReviewGiven, Approval: v.approval.verdictFacts(),
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement},
 	}
 	if !r.Reviewed.IsZero() {
 		record.Kind = audit.ReviewClosed
 	}
-	_, err := b.write(ctx, append(r.reviews(), r.ID, PersonKey(v.caller.Subject.ID), RevisionKey{}), record, func(tx Tx) error {
-		if err := v.verify(tx, record.Approval.ReviewChallenge); err != nil {
-			return err
+	return b.recordBallot(ctx, v, record, record.Approval.ReviewChallenge, append(r.reviews(), r.ID), func(tx Tx, stored *Request) error {
+		// A first collection does not change the version.
+		r.FirstExpires = stored.FirstExpires
+		if r.Reviewed.IsZero() {
+			return nil
 		}
-		stored, err := Get[*Request](tx, r.ID)
+		open, err := reviews(tx, r.Entitlement)
 		if err != nil {
 			return err
 		}
-		if err := checkRevision(tx, rules.Revision); err != nil {
-			return err
-		}
-		if stored.Version != v.before {
-			return errOvertaken
-		}
-		// A first collection does not change the version.
-		r.FirstExpires = stored.FirstExpires
-		if !r.Reviewed.IsZero() {
-			open, err := reviews(tx, r.Entitlement)
-			if err != nil {
-				return err
-			}
-			delete(open.Open, r.ID.String())
-			delete(open.By, r.ID.String())
-			tx.Put(open)
-			b.notify(tx, NoticeReviewed, r, r.reviewers(), rules, v.caller.At)
-		}
-		tx.Put(r)
+		delete(open.Open, r.ID.String())
+		delete(open.By, r.ID.String())
+		tx.Put(open)
+		b.notify(tx, NoticeReviewed, r, r.reviewers(), v.rules, v.caller.At)
 		return nil
 	})
-	return err
 }

@@ -7,36 +7,37 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// An Approval is one person's yes or no, bound to what they saw.
+// An Approval is one person's decision, approval or denial, bound to the digest
+// that they saw.
 type Approval struct {
 	Person   string
-	Groups   []string // of those that were asked, the ones the person is in
+	Groups   []string // the required groups that the person is in
 	Digest   audit.Digest
 	Approve  bool
 	Comment  string
 	Salt     [16]byte // of the comment's commitment
-	Scopes   []string // narrowed to; nil: as asked
+	Scopes   []string // narrowed to these; nil: as requested
 	TTL      time.Duration
 	Duration time.Duration
-	Signed   bool // by a passkey, with the person verified
+	Signed   bool // by a passkey, with user verification
 	At       time.Time
 }
 
-// A Vote is what a person says to a request.
+// A Vote is the input of a decision by a person.
 type Vote struct {
 	Approve  bool
-	Digest   audit.Digest // of the request as the person saw it
+	Digest   audit.Digest // of the request that the person saw
 	Comment  string
-	Scopes   []string // to narrow; nil: as asked
+	Scopes   []string // narrowed to these; nil: as requested
 	TTL      time.Duration
 	Duration time.Duration
 
-	Signature *audit.SignatureFacts // by a passkey, of what PrepareVote said; nil: unsigned
-	Salt      [16]byte              // of the comment, as PrepareVote said
+	Signature *audit.SignatureFacts // of the challenge that PrepareVote returned; nil: unsigned
+	Salt      [16]byte              // of the comment, from PrepareVote
 }
 
-// salt gives the salt of the comment's commitment: the one that was signed, or a
-// new one.
+// salt returns the salt of the comment's commitment: the signed one, or a new
+// one.
 func (v *Vote) salt() [16]byte {
 	switch {
 	case v.Comment == "":
@@ -47,18 +48,17 @@ func (v *Vote) salt() [16]byte {
 	return v.Salt
 }
 
-// MaxComment is how long a comment may be, in bytes.
+// MaxComment is the maximum length of a comment in bytes.
 const MaxComment = 2000
 
-// A Grant is what an approved request gives: what was asked, narrowed by every
-// approval.
+// A Grant is what approval gives: the request, narrowed by every approval.
 type Grant struct {
 	Scopes   []string
 	TTL      time.Duration
 	Duration time.Duration
 }
 
-// Grant is what would be, or was, granted.
+// Grant returns what the approvals so far would grant, or granted.
 func (r *Request) Grant() Grant {
 	g := Grant{r.Scopes, r.TTL, r.Duration}
 	for _, a := range r.Approvals {
@@ -82,23 +82,23 @@ func (g Grant) narrow(a Approval) Grant {
 	return g
 }
 
-// granted is the request as it was granted: what is collected is decided on
-// this, and never on what was asked.
+// granted returns the request as it was granted. Collections are decided on it.
 func (r *Request) granted() *Request {
 	n, g := *r, r.Grant()
 	n.Scopes, n.TTL, n.Duration = g.Scopes, g.TTL, g.Duration
 	return &n
 }
 
-// A Place is how many people of a group are needed, and how many there are.
+// ApprovalProgress is how many approvals of a group are needed, and how many
+// there are.
 type ApprovalProgress struct {
 	ApprovalNeed
 	Have int
 }
 
-// seat gives each of the people who said yes one place at most, such that as
-// many places as can be are filled: somebody in two groups counts once. It
-// says whether all are.
+// assignApprovers assigns each approval to at most one group, so that as many
+// needs as possible are met: a person in two groups counts once. full reports
+// whether all needs are met.
 func assignApprovers(needs []ApprovalNeed, votes []Approval) (places []ApprovalProgress, full bool) {
 	counts := make([]int, len(needs))
 	for i, n := range needs {
@@ -113,23 +113,22 @@ func assignApprovers(needs []ApprovalNeed, votes []Approval) (places []ApprovalP
 	return places, full
 }
 
-// Places says how many of whom have approved, and how many are needed.
+// ApprovalProgress returns the progress of the required approvals by group.
 func (r *Request) ApprovalProgress() []ApprovalProgress {
 	places, _ := assignApprovers(r.Decision.Obligations.Approvals, r.counting(r.Decision.Obligations))
 	return places
 }
 
-// covered says whether the approvals that the request holds meet what policy
-// demands now.
+// covered reports whether the approvals meet the obligations.
 func (r *Request) covered(o Obligations) bool {
 	_, full := assignApprovers(o.Approvals, r.counting(o))
 	return full
 }
 
-// holding is the request with those of its approvals that still hold under the
-// rules: none of whoever answers for its requester by now, or is of the team that
-// policy excludes by now, as far as that is listed.
-func (r *Request) holding(rules *Rules, o Obligations) *Request {
+// stillApproved returns the request with the approvals that are valid under the
+// rules: without those by people who are now accountable for the requester, or
+// listed in an excluded team.
+func (r *Request) stillApproved(rules *Rules, o Obligations) *Request {
 	team, _ := r.team(rules)
 	held := *r
 	held.Approvals = slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
@@ -138,26 +137,27 @@ func (r *Request) holding(rules *Rules, o Obligations) *Request {
 	return &held
 }
 
-// counting are the approvals that are for this request as it is, and given in
-// the way that is demanded.
+// counting returns the approvals that are bound to this digest and given in the
+// manner that the obligations require.
 func (r *Request) counting(o Obligations) []Approval {
 	return slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
 		return a.Digest != r.Digest || o.Signed && !a.Signed || o.Comment && a.Comment == ""
 	})
 }
 
-// vote puts a person's yes or no to a pending request, and says whether it
-// settles it. A person has one voice; a yes may be turned into a no.
+// vote adds a decision to a pending request, and settles it if it is the last
+// one. A person decides once, except that an approval may be turned into a
+// denial.
 func (r *Request) vote(a Approval, now time.Time) error {
 	if r.State(now) != RequestPending {
-		return &Refusal{Err: ErrNotPending, Detail: "it is no longer waiting for anybody", RequestID: r.ID}
+		return &Refusal{Err: ErrNotPending, Detail: "it is no longer pending", RequestID: r.ID}
 	}
 	if a.Digest != r.Digest {
-		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: look at it again", RequestID: r.ID}
+		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: read it again", RequestID: r.ID}
 	}
 	i := slices.IndexFunc(r.Approvals, func(b Approval) bool { return b.Person == a.Person })
 	if i >= 0 && (a.Approve || !r.Approvals[i].Approve) {
-		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have said so already", RequestID: r.ID}
+		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have decided already", RequestID: r.ID}
 	}
 	approvals := slices.Clone(r.Approvals)
 	if i >= 0 {
@@ -166,7 +166,7 @@ func (r *Request) vote(a Approval, now time.Time) error {
 	voted := *r
 	voted.Approvals = append(approvals, a)
 	if len(r.Scopes) > 0 && len(voted.Grant().Scopes) == 0 {
-		return &Refusal{Err: ErrInvalidScope, Detail: "together with the others' approvals nothing would be left to grant: deny it instead", RequestID: r.ID}
+		return &Refusal{Err: ErrInvalidScope, Detail: "together with the other approvals no scope would be left: deny it instead", RequestID: r.ID}
 	}
 	*r = voted
 	switch {

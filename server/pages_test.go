@@ -74,7 +74,7 @@ func TestVotingInThePages(t *testing.T) {
 	}{
 		"from another site":       {good, []string{"Origin", "https://evil.test"}, http.StatusForbidden, "cross_origin"},
 		"from another site, told": {good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden, "cross_origin"},
-		"a digest of another":     {strings.Replace(good, r.Digest, strings.Repeat("0", 64), 1), nil, http.StatusConflict, "look at it again"},
+		"a digest of another":     {strings.Replace(good, r.Digest, strings.Repeat("0", 64), 1), nil, http.StatusConflict, "read it again"},
 		"no digest":               {formOf("do", "approve", "scope.read", "on"), nil, http.StatusBadRequest, "digest"},
 		"names no action":         {formOf("digest", r.Digest), nil, http.StatusBadRequest, "names no action"},
 		"no scope left":           {formOf("do", "approve", "digest", r.Digest), nil, http.StatusBadRequest, "at least one scope"},
@@ -93,7 +93,7 @@ func TestVotingInThePages(t *testing.T) {
 	if status, where, _ := b.visit(http.MethodPost, path, good); status != http.StatusSeeOther || where != path+"?done=approve" {
 		t.Fatalf("approving: %d to %q", status, where)
 	}
-	if status, _, page := b.visit(http.MethodPost, path, good); status != http.StatusConflict || !strings.Contains(page, "you have said so already") {
+	if status, _, page := b.visit(http.MethodPost, path, good); status != http.StatusConflict || !strings.Contains(page, "you have decided already") {
 		t.Errorf("the same form again: %d", status)
 	}
 	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))

@@ -103,7 +103,7 @@ func TestSigningInThePages(t *testing.T) {
 	if status, _, page := ben.visit(http.MethodGet, path, ""); status != http.StatusOK || !strings.Contains(page, `data-sign="approve"`) || !strings.Contains(page, "passkey-") {
 		t.Errorf("the page does not ask for a signature: %d\n%s", status, page)
 	}
-	if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign it with your passkey") {
+	if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign with your passkey") {
 		t.Errorf("unsigned: %d", status)
 	}
 	if status, _, text := ben.visit(http.MethodPost, path+"/sign", good); status != http.StatusForbidden || !strings.Contains(text, "you have no passkey") || !strings.Contains(text, `"code":"signature_required"`) {
@@ -184,7 +184,7 @@ func TestSigningAReviewInThePages(t *testing.T) {
 			if status, _, page := ben.visit(http.MethodGet, path, ""); status != http.StatusOK || !strings.Contains(page, `data-sign="justified unjustified"`) || !strings.Contains(page, "passkey-") {
 				t.Errorf("the page does not ask for a signature: %d\n%s", status, page)
 			}
-			if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign it with your passkey") {
+			if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign with your passkey") {
 				t.Errorf("unsigned: %d", status)
 			}
 			signed, cleos := ben.signs(t, path+"/sign", good), cleo.signs(t, path+"/sign", good)

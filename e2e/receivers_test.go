@@ -132,8 +132,8 @@ func (r *receivers) file() string {
 // testNotifications notifies approvers of a pending request, although the first
 // delivery fails, and then of its approval.
 func testNotifications(t *testing.T, o *office) {
-	r := o.fileRequest(t, "--scope", "tickets:close", "--why", "to be told")
-	told := func(kind string) func() error {
+	r := o.fileRequest(t, "--scope", "tickets:close", "--why", "to notify approvers")
+	notified := func(kind string) func() error {
 		return func() error {
 			o.receivers.mu.Lock()
 			defer o.receivers.mu.Unlock()
@@ -152,7 +152,7 @@ func testNotifications(t *testing.T, o *office) {
 				if err != nil {
 					return err
 				}
-				if strings.Contains(string(body), "It is "+strings.TrimPrefix(kind, "request.")+": "+o.web+"/ui/requests/"+r.ID) {
+				if strings.Contains(string(body), "Status "+strings.TrimPrefix(kind, "request.")+": "+o.web+"/ui/requests/"+r.ID) {
 					mails++
 				}
 			}
@@ -162,13 +162,13 @@ func testNotifications(t *testing.T, o *office) {
 			return nil
 		}
 	}
-	eventually(t, "the notification of the pending request", 2*time.Minute, told("request.pending"))
+	eventually(t, "the notification of the pending request", 2*time.Minute, notified("request.pending"))
 	home := t.TempDir()
 	o.terminalLogin(t, home, "ben")
 	if out, errs, code := o.personCLI(home, "approve", r.ID, "--yes"); code != 0 {
 		t.Fatalf("approving: %d %s %s", code, out, errs)
 	}
-	eventually(t, "the notification of the approval", 2*time.Minute, told("request.approved"))
+	eventually(t, "the notification of the approval", 2*time.Minute, notified("request.approved"))
 	if _, errs, code := o.agentCLI("collect", r.ID, "-o", "json"); code != 0 {
 		t.Fatalf("collecting: %s", errs)
 	}

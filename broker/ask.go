@@ -100,7 +100,7 @@ func (b *Broker) extends(ctx context.Context, caller Caller, r *Request) error {
 	if r.Extends.IsZero() {
 		return nil
 	}
-	earlier, err := b.own(ctx, caller, r.Extends)
+	earlier, err := b.ownRequest(ctx, caller, r.Extends)
 	switch {
 	case isNotFound(err) || err == nil && earlier.Entitlement != r.Entitlement:
 		return refuse(ErrInvalidRequest, "extends must name an earlier request of yours for this entitlement")
@@ -292,7 +292,7 @@ const PendingFor = time.Hour
 
 // Withdraw closes the caller's own pending request.
 func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
-	r, err := b.own(ctx, caller, id)
+	r, err := b.ownRequest(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}

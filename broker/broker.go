@@ -69,14 +69,14 @@ const (
 // Every method takes the caller's identity and the time; none reads a clock
 // but to measure.
 type Broker struct {
-	cfg      Config
-	rules    atomic.Pointer[Rules]
-	waiters  waiters
-	pendings pending
-	denials  denials
-	reaper   *reaper
-	lists    gate       // of lists, which read many rows: reading one row never waits for them
-	reload   sync.Mutex // held while rules are replaced
+	cfg          Config
+	rules        atomic.Pointer[Rules]
+	waiters      waiters
+	pendingCache pending
+	denials      denials
+	reaper       *reaper
+	lists        gate       // of lists, which read many rows: reading one row never waits for them
+	reload       sync.Mutex // held while rules are replaced
 }
 
 // New returns a Broker that decides by the rules, which it records first. It

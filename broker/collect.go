@@ -114,7 +114,7 @@ func (b *Broker) Collect(ctx context.Context, caller Caller, id RequestID, key I
 // the same credential, because secrets are not stored: it revokes the lease of
 // the lost answer and issues a new credential.
 func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, key IdempotencyKey, prior *Idempotency) (*Issued, error) {
-	r, err := b.own(ctx, caller, id)
+	r, err := b.ownRequest(ctx, caller, id)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 	if c.replaces.State(caller.At) != LeaseActive {
 		return nil, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
 	}
-	if c.request, err = b.own(ctx, caller, c.replaces.Request); err != nil {
+	if c.request, err = b.ownRequest(ctx, caller, c.replaces.Request); err != nil {
 		return nil, err
 	}
 	return b.collectNow(ctx, c)

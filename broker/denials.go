@@ -12,15 +12,15 @@ import (
 )
 
 // Identical denials within a minute share one record with a count, so that a
-// caller in a loop can't fill the log.
+// caller in a loop cannot fill the log.
 const (
 	sharedFor  = time.Minute
 	maxDenials = 4096
 	maxOfOne   = 60 // different denials of one caller in a minute; the others share one more record
 )
 
-// denials are those of the last minute. The first of a kind is recorded before
-// it is answered, the others are counted and recorded together.
+// denials are the denials of the last minute. The first of a kind is recorded
+// before it is returned; the others are counted and recorded together.
 type denials struct {
 	sync.Mutex
 	seen map[audit.Digest]*denial
@@ -35,11 +35,11 @@ type denial struct {
 	more   int // after the first
 }
 
-// join counts a denial that is identical to one of the last minute, and gives
-// its request; or remembers it as the first. A caller who thinks of a new ask
-// each time is counted under one denial once there are too many.
+// join counts a denial that is identical to one of the last minute and returns
+// its request, or remembers it as the first. A caller with too many different
+// denials gets the rest counted as one.
 //
-// It gives the key that the denial is remembered by, too; zero: it is not.
+// at is the key under which the denial is remembered; zero if it is not.
 func (d *denials) join(key audit.Digest, first *denial) (id RequestID, known bool, at audit.Digest) {
 	d.Lock()
 	defer d.Unlock()
@@ -52,7 +52,7 @@ func (d *denials) join(key audit.Digest, first *denial) (id RequestID, known boo
 	before := d.seen[key]
 	switch {
 	case before != nil && (before.more > 0 || first.since.Sub(before.since) < sharedFor):
-		// Also after its minute, until it is flushed in a moment.
+		// Also after its minute, until the next flush.
 		before.more++
 		return before.id, true, key
 	case before != nil:
@@ -83,7 +83,7 @@ func (d *denials) remove(key audit.Digest) {
 	}
 }
 
-// take removes and gives the denials whose minute is over, or all.
+// take removes and returns the denials whose minute is over, or all of them.
 func (d *denials) take(now time.Time, all bool) []*denial {
 	d.Lock()
 	defer d.Unlock()
@@ -130,8 +130,8 @@ func (b *Broker) flushDenials(ctx context.Context, now time.Time, all bool) {
 	}
 }
 
-// denied records a denial of a request that is not stored yet, and gives the
-// refusal to answer.
+// denied records the denial of a request that is not stored yet, and returns
+// the refusal.
 func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusal) error {
 	r, caller := f.request, f.caller
 	r.commit(caller.At)
@@ -174,13 +174,13 @@ func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.
 	return sha256.Sum256(o.Bytes())
 }
 
-// noLonger refuses a collection that policy permitted once and does not now.
+// denyCollect refuses a collection that policy no longer permits.
 func (b *Broker) denyCollect(ctx context.Context, c *collection, d Decision) error {
-	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since this was approved", Reasons: d.Reasons, RequestID: c.request.ID}
+	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since the approval", Reasons: d.Reasons, RequestID: c.request.ID}
 	return b.refused(ctx, c.caller, c.request, d, refusal)
 }
 
-// limited records that a limit refused a collection.
+// limited records that a limit or a block refused a collection.
 func (b *Broker) limited(ctx context.Context, c *collection, err error) error {
 	var refusal *Refusal
 	if !errors.As(err, &refusal) {
@@ -193,8 +193,8 @@ func isLimit(err error) bool {
 	return errors.Is(err, ErrLimit) || errors.Is(err, ErrMaxActive) || errors.Is(err, ErrBlocked)
 }
 
-// refused records the refusal of a collection, and gives it to be answered.
-// The request stays what it is.
+// refused records the refusal of a collection and returns it. The request is
+// not changed.
 func (b *Broker) refused(ctx context.Context, caller Caller, r *Request, d Decision, refusal *Refusal) error {
 	code := Code(refusal)
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: r.Entitlement, Code: code})
@@ -202,8 +202,8 @@ func (b *Broker) refused(ctx context.Context, caller Caller, r *Request, d Decis
 		Kind: audit.CollectRefused, Caller: caller.Actor.Party(), Decision: d.facts(code),
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
-	// A request filed by the call itself is stored nowhere and has a new id
-	// each time: what is the same about it is what was asked.
+	// A request that the call itself files gets a new id each time, so repeats are
+	// recognised by the ask.
 	key := sha256.Sum256([]byte(strings.Join([]string{"refused", caller.Subject.ID, code, string(r.askKeyBytes())}, "\x00")))
 	_, known, at := b.denials.join(key, &denial{who: caller.Subject.ID, record: record, id: r.ID, since: caller.At})
 	if known {
@@ -221,7 +221,7 @@ func (r *Request) askKeyBytes() []byte {
 	return d[:]
 }
 
-// entitlementLabel is the entitlement as a bounded label.
+// entitlementLabel returns the entitlement as a label from a bounded set.
 func entitlementLabel(e *Entitlement) string {
 	if e == nil {
 		return "unknown"

@@ -15,66 +15,65 @@ func (s sentinel) Error() string { return string(s) }
 
 // The sentinels.
 const (
-	ErrUnauthenticated       = sentinel("unauthenticated")         // no proof, or one that does not hold
+	ErrUnauthenticated       = sentinel("unauthenticated")         // no valid proof
 	ErrTwoIdentities         = sentinel("two_identities")          // two different proofs in one call
-	ErrForeignSubject        = sentinel("foreign_subject_token")   // a subject_token that is not the caller's own
-	ErrProofExpired          = sentinel("proof_expired")           // the proof ended before the answer could leave
+	ErrForeignSubject        = sentinel("foreign_subject_token")   // a subject_token of another identity
+	ErrProofExpired          = sentinel("proof_expired")           // the proof has expired
 	ErrBlocked               = sentinel("blocked")                 // by the kill switch
-	ErrDenied                = sentinel("denied")                  // policy or a person said no
+	ErrDenied                = sentinel("denied")                  // by policy or by a person
 	ErrNoLongerAllowed       = sentinel("no_longer_allowed")       // policy changed since the approval
-	ErrNeedsNewRequest       = sentinel("needs_new_request")       // policy now demands more than was approved
-	ErrNotFound              = sentinel("not_found")               // or not the caller's to see
+	ErrNeedsNewRequest       = sentinel("needs_new_request")       // policy now requires more than was approved
+	ErrNotFound              = sentinel("not_found")               // or not visible to the caller
 	ErrInvalidRequest        = sentinel("invalid_request")         // malformed
-	ErrInvalidScope          = sentinel("invalid_scope")           // none, unknown, or repeated
+	ErrInvalidScope          = sentinel("invalid_scope")           // missing, unknown, or repeated
 	ErrInvalidTTL            = sentinel("invalid_ttl")             // zero, negative, or too long
-	ErrInvalidParameter      = sentinel("invalid_parameter")       // unknown, missing, or not matching
-	ErrJustificationRequired = sentinel("justification_required")  // say why
-	ErrTicketRequired        = sentinel("ticket_required")         // missing, or not of the demanded form
+	ErrInvalidParameter      = sentinel("invalid_parameter")       // unknown, missing, or invalid
+	ErrJustificationRequired = sentinel("justification_required")  // policy requires a reason
+	ErrTicketRequired        = sentinel("ticket_required")         // missing, or not in the required form
 	ErrBindingRequiresMTLS   = sentinel("binding_requires_mtls")   // a bound token needs an X.509-SVID
-	ErrPending               = sentinel("pending")                 // people have yet to approve
-	ErrNotPending            = sentinel("not_pending")             // the request is past that
-	ErrLapsed                = sentinel("lapsed")                  // nobody approved in time
+	ErrPending               = sentinel("pending")                 // not yet approved
+	ErrNotPending            = sentinel("not_pending")             // the request is no longer pending
+	ErrLapsed                = sentinel("lapsed")                  // not approved in time
 	ErrGrantEnded            = sentinel("grant_ended")             // collected too late
 	ErrGrantEndsTooSoon      = sentinel("grant_ends_too_soon")     // the issuer's shortest credential is longer
 	ErrNotYet                = sentinel("not_yet")                 // the grant has not started
-	ErrStaleDigest           = sentinel("stale_digest")            // not what the approver saw
-	ErrAlreadyVoted          = sentinel("already_voted")           // one voice each
-	ErrSessionRequired       = sentinel("session_required")        // only a person's broker session may
-	ErrLoginStale            = sentinel("login_stale")             // what the provider says of the person is too old
-	ErrOwnRequest            = sentinel("own_request")             // nobody approves for themselves
-	ErrNotApprover           = sentinel("not_an_approver")         // in none of the groups that are asked
-	ErrCommentRequired       = sentinel("comment_required")        // say why
+	ErrStaleDigest           = sentinel("stale_digest")            // not the digest of the stored request
+	ErrAlreadyVoted          = sentinel("already_voted")           // a person decides once
+	ErrSessionRequired       = sentinel("session_required")        // only a person with a broker session may do this
+	ErrLoginStale            = sentinel("login_stale")             // the person's claims are too old
+	ErrOwnRequest            = sentinel("own_request")             // conflict of interest
+	ErrNotApprover           = sentinel("not_an_approver")         // in none of the approving groups
+	ErrCommentRequired       = sentinel("comment_required")        // policy requires a comment
 	ErrSignatureRequired     = sentinel("signature_required")      // by a passkey
-	ErrNobodyAccountable     = sentinel("nobody_accountable")      // people approve only for workloads that somebody answers for
-	ErrNobodyCanApprove      = sentinel("nobody_can_approve")      // too few people are in the groups, or may
-	ErrReviewOverdue         = sentinel("review_overdue")          // an earlier use of the broken glass is unreviewed
-	ErrNoReview              = sentinel("no_review_open")          // nothing to review, or done
+	ErrNobodyAccountable     = sentinel("nobody_accountable")      // the workload has no accountable person
+	ErrNobodyCanApprove      = sentinel("nobody_can_approve")      // fewer people may approve than policy requires
+	ErrReviewOverdue         = sentinel("review_overdue")          // an earlier break-glass use is unreviewed
+	ErrNoReview              = sentinel("no_review_open")          // no review is open
 	ErrLimit                 = sentinel("limit_reached")           // @limit
-	ErrInvalidTarget         = sentinel("invalid_target")          // not what gives such a token
+	ErrInvalidTarget         = sentinel("invalid_target")          // no entitlement issues such a token
 	ErrMaxActive             = sentinel("max_active_reached")      // @max_active
-	ErrTooManyPending        = sentinel("too_many_pending")        // open requests of one requester
+	ErrTooManyPending        = sentinel("too_many_pending")        // pending requests of one requester
 	ErrSlowDown              = sentinel("slow_down")               // admission limit
 	ErrIdempotencyMismatch   = sentinel("idempotency_key_reused")  // the same key with another body
-	ErrNotRenewable          = sentinel("not_renewable")           // ended, or its issuer can't
-	ErrNotRevocable          = sentinel("not_revocable")           // only time ends it; an issuer's answer, never a caller's
-	ErrIssuerUnavailable     = sentinel("issuer_unavailable")      // did not answer, or not in time
-	ErrIssuerRefused         = sentinel("issuer_refused")          // answered no
-	ErrPolicyTooLarge        = sentinel("policy_too_large")        // the issuer takes no policy that large
-	ErrPreviewStale          = sentinel("preview_stale")           // what the kill switch would hit has changed
-	ErrUnavailable           = sentinel("temporarily_unavailable") // the record could not be made durable: nothing was issued
+	ErrNotRenewable          = sentinel("not_renewable")           // the lease has ended
+	ErrNotRevocable          = sentinel("not_revocable")           // only time ends the credential; from issuers, never for callers
+	ErrIssuerUnavailable     = sentinel("issuer_unavailable")      // no answer in time
+	ErrIssuerRefused         = sentinel("issuer_refused")          // the upstream refused
+	ErrPolicyTooLarge        = sentinel("policy_too_large")        // the issuer does not accept a policy of that size
+	ErrPreviewStale          = sentinel("preview_stale")           // the selection of the kill switch has changed
+	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )
 
-// A Refusal is a sentinel with what the caller needs to do better. Detail and
-// Reasons are shown to callers: they hold no secret and nothing of policy
-// beyond its @reason texts.
+// A Refusal is a sentinel with advice. Callers see Detail and Reasons: they have
+// no secrets, and nothing from policy except its @reason texts.
 type Refusal struct {
 	Err       error    // the sentinel
-	Detail    string   // one sentence that says what to do
-	Reasons   []string // policy's own words
-	DeniedBy  string   // policy or person, of ErrDenied
+	Detail    string   // what happened and what to do, in one sentence
+	Reasons   []string // the @reason texts of policy
+	DeniedBy  string   // of ErrDenied: policy or person
 	RequestID RequestID
 	Allowed   *Allowed
-	Retry     time.Duration // when it may be tried again; zero: not said
+	Retry     time.Duration // when to try again; zero: unknown
 }
 
 func (r *Refusal) Error() string {
@@ -86,10 +85,10 @@ func (r *Refusal) Error() string {
 
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Allowed is what would have been allowed instead.
+// Allowed is what policy would permit instead.
 type Allowed struct {
-	Scopes []string      // those of the entitlement that would be permitted, each alone
-	MaxTTL time.Duration // zero: not the problem
+	Scopes []string      // scopes that would be permitted, each alone
+	MaxTTL time.Duration // zero: ttl was not the reason
 }
 
 func refuse(err error, detail string) error { return &Refusal{Err: err, Detail: detail} }

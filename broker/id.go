@@ -12,11 +12,11 @@ import (
 
 // An ID is a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then a counter
 // and random bits. IDs made by one process are strictly monotonic, so that
-// rows keyed by them are appended and never scattered.
+// rows with such keys are appended in order.
 type ID [16]byte
 
-// RequestID and LeaseID are IDs that can't be mistaken for one another. Their
-// text is "req_" or "lse_" and 26 characters of lower-case base32hex, which
+// RequestID and LeaseID are IDs of different types, so that they cannot be
+// confused. Their text is "req_" or "lse_" and 26 characters of lower-case base32hex, which
 // sorts like the bytes.
 type (
 	RequestID ID
@@ -36,8 +36,8 @@ var lastID struct {
 	seq uint16 // 12 bits
 }
 
-// newID makes an ID that sorts after every one made before by this process.
-// If the clock goes back, or more than 4,096 are wanted in a millisecond, it
+// newID returns an ID that sorts after all that this process made before. If
+// the clock goes back, or more than 4,096 are needed in a millisecond, it
 // borrows from the future (RFC 9562, section 6.2, method 1).
 func newID(now time.Time) (id ID) {
 	if _, err := rand.Read(id[8:]); err != nil {
@@ -57,14 +57,14 @@ func newID(now time.Time) (id ID) {
 	return id
 }
 
-// NewRequestID and NewLeaseID make IDs; safe for concurrent use.
+// NewRequestID returns a new request ID. It is safe for concurrent use.
 func NewRequestID(now time.Time) RequestID { return RequestID(newID(now)) }
 
-// NewLeaseID makes a lease's ID; safe for concurrent use.
+// NewLeaseID returns a new lease ID. It is safe for concurrent use.
 func NewLeaseID(now time.Time) LeaseID { return LeaseID(newID(now)) }
 
-// leaseIDAt gives an ID that sorts before all that are made at t or later. It
-// names no lease.
+// leaseIDAt returns an ID that sorts before all that are made at t or later. It
+// identifies no lease.
 func leaseIDAt(t time.Time) (id LeaseID) {
 	binary.BigEndian.PutUint64(id[:8], uint64(max(t.UnixMilli(), 0))<<16)
 	return id
@@ -99,20 +99,21 @@ func parseID(prefix, s string) (id [16]byte, err error) {
 func (id RequestID) String() string { return encodeID(requestPrefix, id) }
 func (id LeaseID) String() string   { return encodeID(leasePrefix, id) }
 
-// IsZero says that there is no such request.
+// IsZero reports whether the ID is zero: no request.
 func (id RequestID) IsZero() bool { return id == RequestID{} }
 
-// IsZero says that there is no such lease.
+// IsZero reports whether the ID is zero: no lease.
 func (id LeaseID) IsZero() bool { return id == LeaseID{} }
 
-// ParseRequestID reads what String wrote. Whatever else it gets is ErrNotFound:
-// no request has such an id.
+// ParseRequestID parses the text of an ID. It returns ErrNotFound for any other
+// text, because no request has such an ID.
 func ParseRequestID(s string) (RequestID, error) {
 	id, err := parseID(requestPrefix, s)
 	return RequestID(id), err
 }
 
-// ParseLeaseID reads what String wrote; ErrNotFound otherwise.
+// ParseLeaseID parses the text of an ID. It returns ErrNotFound for any other
+// text.
 func ParseLeaseID(s string) (LeaseID, error) {
 	id, err := parseID(leasePrefix, s)
 	return LeaseID(id), err

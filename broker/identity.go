@@ -7,10 +7,10 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// Kind says what an identity is.
+// Kind is the kind of an identity.
 type Kind string
 
-// The kinds of identities. KindNone, the zero value, is nobody.
+// The kinds of identities. KindNone is that of the zero Identity.
 const (
 	KindNone     Kind = ""
 	KindWorkload Kind = "workload"
@@ -19,7 +19,7 @@ const (
 	KindOperator Kind = "operator" // root on the admin socket
 )
 
-// Method says how an identity was proved.
+// Method is how an identity was proved.
 type Method string
 
 // The methods of proof.
@@ -30,12 +30,12 @@ const (
 	MethodAdminSocket Method = "admin-socket"
 )
 
-// An Identity is who a caller was proved to be. Only package attest makes one
-// from a proof; the zero Identity is nobody and may do nothing.
+// An Identity is a proven caller. Only package attest makes one from a proof.
+// The zero Identity is nobody, and may do nothing.
 //
-// Marks (Kind agent, Team, Accountable) are put on by the broker from the
-// rules that decide, never by attest, so that what a decision read and the
-// revision it names are always the same.
+// The labels (Kind agent, Team, Accountable) come from the rules that decide,
+// not from attest, so that a decision and the revision that it names always
+// match.
 type Identity struct {
 	ID          string   // the SPIFFE ID, "spiffe://acme.test/agent/triage"; for a person "<provider>/<sub>"
 	TrustDomain string   // "acme.test"; empty for a person
@@ -43,46 +43,45 @@ type Identity struct {
 	Kind        Kind
 	Proof       Proof
 	Team        string
-	Accountable []string // people who answer for an agent
+	Accountable []string // people accountable for a workload
 	Person      *Person  // of KindPerson only
 }
 
-// A Person is what an OpenID provider says of somebody. Only groups.yaml makes
-// groups of it; nothing is decided by a name or an address.
+// A Person is what an OpenID provider asserts about a person. Only groups.yaml
+// derives groups from it; names and addresses decide nothing.
 type Person struct {
-	Provider string    // the operator's name of the OpenID provider; the identity's ID is Provider + "/" + sub
-	Groups   []string  // the values of its groups claim
-	Manager  string    // its manager claim, as "<provider>/<sub>"; empty: it has none
-	Claimed  time.Time // when it said so
-	Login    time.Time // when the person proved to it who they are (auth_time); zero: it does not say
-	Name     string    // for display only, as Email is
+	Provider string    // the configured name of the provider; the identity's ID is Provider + "/" + sub
+	Groups   []string  // the values of the groups claim
+	Manager  string    // the manager claim, as "<provider>/<sub>"; empty: none
+	Claimed  time.Time // when the provider asserted this
+	Login    time.Time // when the person logged in at the provider (auth_time); zero: unknown
+	Name     string    // for display, as is Email
 	Email    string
 }
 
-// A Proof is what an identity was proved with. It holds no secret.
+// A Proof is the evidence of an identity. It has no secret.
 type Proof struct {
 	Method  Method
 	SHA256  audit.Digest // of the leaf certificate's DER (RFC 8705 x5t#S256), or of the token's bytes
 	Expires time.Time    // NotAfter, or exp; nothing is issued past it
 }
 
-// Valid says whether the proof holds at now, without leeway.
+// Valid reports whether the proof is valid at now, without leeway.
 func (p Proof) Valid(now time.Time) bool { return p.Method != "" && now.Before(p.Expires) }
 
-// A Caller is on whose behalf a domain method runs, who calls it, and when.
+// A Caller is who makes a call, on whose behalf, and when.
 //
-// The Actor proves itself in this call; the Subject is whose rights are used.
-// Without delegation the two are equal. The domain uses the Actor for what is
-// about the call itself: the validity of the proof, the certificate that a
-// credential is bound to, and the caller of an audit record. It uses the
-// Subject for what is about rights: the requester of a request, the holder of a
-// lease, the principal of a policy decision, blocks, limits, and what may be
-// seen. Methods for people in a session of their own require that the two are
-// equal.
+// The Actor proves its identity in this call. The Subject is the identity whose
+// rights are used. Without delegation the two are equal. The domain uses the
+// Actor for facts about the call: whether the proof is valid, the certificate
+// that a credential is bound to, and the caller in a record. It uses the
+// Subject for rights: the requester of a request, the holder of a lease, the
+// principal of a policy decision, blocks, limits, and what may be viewed. A
+// person's session requires that the two are equal.
 type Caller struct {
 	Actor   Identity
 	Subject Identity
-	At      time.Time // when the call began; everything that the call decides is decided as of At
+	At      time.Time // when the call began; decisions are made as of At
 }
 
 // Self returns a Caller that acts for itself.
@@ -123,11 +122,11 @@ func (who Identity) Party() *audit.Party {
 	return &audit.Party{ID: who.ID, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
-// SPIFFEPaths gives the ancestors of a SPIFFE ID that policy may name: the ID
-// itself and each prefix of its path that ends at a segment, longest first.
-// The trust domain is not among them.
+// SPIFFEPaths returns the paths of a SPIFFE ID that policy may name, longest
+// first: the ID itself and each prefix that ends at a segment, without the
+// trust domain.
 //
-// The id must be valid (package attest checks that).
+// The ID must be valid; package attest checks it.
 func SPIFFEPaths(id string) []string {
 	const scheme = "spiffe://"
 	domainEnd := strings.IndexByte(id[min(len(scheme), len(id)):], '/')

@@ -9,33 +9,32 @@ import (
 	"time"
 )
 
-// An Inbox is what waits for one person.
+// An Inbox has the decisions that wait for one person.
 type Inbox struct {
-	Waiting []*Request // for the person's yes or no, riskiest first and then oldest
-	Reviews []*Request // uses of the broken glass that the person is to review, soonest due first
-	Total   int        // of all that waits, where Waiting is only the first of it
-	More    bool       // there may be more than were looked at
+	Waiting []*Request // requests to approve or deny, by risk, then oldest first
+	Reviews []*Request // break-glass uses to review, soonest due first
+	Total   int        // the number of requests to decide; Waiting may have fewer
+	More    bool       // more requests are pending than were read
 }
 
-// maxInbox is how many pending requests are looked at for the inboxes.
+// maxInbox bounds how many pending requests are read for the inboxes.
 const maxInbox = 20_000
 
-// pendingFresh is how long what is pending is looked at without asking the
-// database again, unless this replica changed something. What another one
-// changed shows as late as that.
+// pendingFresh is how long the cached pending requests are used, unless this
+// process changed one. Changes by other processes show up to this much later.
 const pendingFresh = 2 * time.Second
 
-// pending keeps what is pending, for all who look: a page that hundreds watch
-// costs the database as much as one that one does.
+// pending caches the pending requests, so that a page that hundreds of people
+// watch costs the database as much as one reader.
 type pending struct {
 	mu      sync.Mutex
 	read    time.Time
-	changes uint64 // of the waiters, before it was read
+	changes uint64 // the count of changes before the list was read
 	list    []*Request
 	more    bool
 }
 
-// Inbox gives what waits for a person, at most limit requests of it.
+// Inbox returns the person's inbox with at most limit pending requests.
 func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, error) {
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
@@ -48,7 +47,7 @@ func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, e
 	voter := newVoter(rules, caller.Subject)
 	in := &Inbox{More: more}
 	for _, r := range list {
-		if caller.At.Before(r.Lapses) && voter.isAsked(r, r.Decision.Obligations.Approvals) && !hasDecided(caller.Subject, r.Approvals) {
+		if caller.At.Before(r.Lapses) && voter.mayDecide(r, r.Decision.Obligations.Approvals) && !hasDecided(caller.Subject, r.Approvals) {
 			in.Waiting = append(in.Waiting, r)
 		}
 	}
@@ -61,8 +60,8 @@ func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, e
 	return in, err
 }
 
-// risk orders what waits: first what can't be taken back, then what only time
-// ends, then the rest.
+// risk orders the inbox: first credentials that cannot be revoked at all, then
+// those that only expire, then the rest.
 func (r *Rules) risk(request *Request) int {
 	e := r.Catalogue[request.Entitlement]
 	if e == nil {
@@ -77,10 +76,10 @@ func (r *Rules) risk(request *Request) int {
 	return 0
 }
 
-// pending gives what is pending, newest first. The rows are shared: nobody
-// changes them.
+// pending returns the pending requests, newest first. Callers share the rows
+// and must not change them. more reports that there are more than maxInbox.
 func (b *Broker) pending(ctx context.Context, now time.Time) ([]*Request, bool, error) {
-	p := &b.pendings
+	p := &b.pendingCache
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	changes := b.waiters.count()
@@ -111,7 +110,7 @@ func (b *Broker) pending(ctx context.Context, now time.Time) ([]*Request, bool, 
 	return list, more, nil
 }
 
-// toReview gives the open reviews that the voter is asked for.
+// toReview returns the open reviews that wait for the person.
 func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err error) {
 	err = b.cfg.Store.View(ctx, func(tx Tx) error {
 		open, err := tx.Reviews()
@@ -131,7 +130,7 @@ func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err e
 				if err != nil {
 					return err
 				}
-				if r.Reviewed.IsZero() && v.isAsked(r, r.Decision.Obligations.Review) && !hasDecided(v.who, r.Verdicts) {
+				if r.Reviewed.IsZero() && v.mayDecide(r, r.Decision.Obligations.Review) && !hasDecided(v.who, r.Verdicts) {
 					list = append(list, r)
 				}
 			}
@@ -142,7 +141,7 @@ func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err e
 	return list, Unavailable(err)
 }
 
-// A voter is a person, with the groups that it speaks for under some rules.
+// A voter is a person with their groups under some rules.
 type voter struct {
 	rules  *Rules
 	who    Identity
@@ -158,25 +157,26 @@ func newVoter(rules *Rules, who Identity) *voter {
 	return v
 }
 
-// isAsked says whether the person is asked about a request, as far as groups
-// say. What only policy's forbids or the age of claims say, the vote does.
-func (v *voter) isAsked(r *Request, needs []ApprovalNeed) bool {
+// mayDecide reports whether the person may decide on the request, judging by
+// groups alone. The vote itself also checks the forbids of policy and the age
+// of the claims.
+func (v *voter) mayDecide(r *Request, needs []ApprovalNeed) bool {
 	asked := slices.ContainsFunc(needs, func(n ApprovalNeed) bool {
 		return v.groups[n.Group] || n.Group == GroupManager && slices.Contains(r.manager(), v.who.ID)
 	})
 	return asked && !(r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team]) && !r.conflictOfInterest(v.rules, v.who.ID)
 }
 
-// Asked says whether the person may say yes or no to the request, or review it,
-// as far as groups say; false as well when it has spoken.
+// CanDecide reports whether the person may vote on the request, or review it,
+// judging by groups alone. It is false for a person who has decided already.
 func (b *Broker) CanDecide(caller Caller, r *Request) (vote, review bool) {
 	rules := b.rules.Load()
 	if caller.RequireSession() != nil {
 		return false, false
 	}
 	v, o := newVoter(rules, caller.Subject), r.Decision.Obligations
-	vote = r.State(caller.At) == RequestPending && v.isAsked(r, o.Approvals) && !hasDecided(caller.Subject, r.Approvals)
-	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.isAsked(r, o.Review) && !hasDecided(caller.Subject, r.Verdicts)
+	vote = r.State(caller.At) == RequestPending && v.mayDecide(r, o.Approvals) && !hasDecided(caller.Subject, r.Approvals)
+	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.mayDecide(r, o.Review) && !hasDecided(caller.Subject, r.Verdicts)
 	return vote, review
 }
 
@@ -184,17 +184,17 @@ func hasDecided(who Identity, said []Approval) bool {
 	return slices.ContainsFunc(said, func(a Approval) bool { return a.Person == who.ID })
 }
 
-// A Past is what the maker of a request asked for before, of one entitlement.
+// A RequestHistory counts a requester's earlier requests for one entitlement.
 type RequestHistory struct {
 	Entitlement                      string
 	Asked, Granted, Refused, Pending int
 }
 
-// pastFor is how far back the past goes.
-const pastFor = 30 * 24 * time.Hour
+// historyPeriod is how far back RequestHistory reads.
+const historyPeriod = 30 * 24 * time.Hour
 
-// Past gives, to those who may see the request, what its maker asked for in the
-// 30 days before it. partial says that there may be more.
+// RequestHistory returns what the requester asked for in the 30 days before the
+// request, by entitlement. partial reports that there may be more.
 func (b *Broker) RequestHistory(ctx context.Context, caller Caller, r *Request) (past []RequestHistory, partial bool, err error) {
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return nil, false, err
@@ -204,7 +204,7 @@ func (b *Broker) RequestHistory(ctx context.Context, caller Caller, r *Request) 
 		page, next, err := tx.Requests(RequestQuery{Requester: r.Requester.ID, Now: caller.At, Before: r.ID, Limit: pageMax})
 		partial = !next.IsZero()
 		for _, p := range page {
-			if p.Created.Before(r.Created.Add(-pastFor)) {
+			if p.Created.Before(r.Created.Add(-historyPeriod)) {
 				partial = false
 				break
 			}
@@ -235,7 +235,7 @@ func (p *RequestHistory) add(state RequestStatus) {
 	}
 }
 
-// LeasesOf gives the leases of a request, newest first, to those who may see it.
+// LeasesOf returns the leases of a request, newest first.
 func (b *Broker) LeasesOf(ctx context.Context, caller Caller, r *Request) (list []*Lease, err error) {
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return nil, err
@@ -250,7 +250,7 @@ func (b *Broker) leasesOf(ctx context.Context, r *Request, now time.Time) (list 
 	if r.Approved.IsZero() {
 		return nil, false, nil
 	}
-	// No lease of it was opened after the grant: those need not be looked at.
+	// No lease of the request was opened after its grant ended, so skip later leases.
 	q := LeaseQuery{Request: r.ID, Now: now, Before: leaseIDAt(r.CollectUntil.Add(time.Minute)), Limit: pageDefault}
 	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
 		var next LeaseID
@@ -261,8 +261,8 @@ func (b *Broker) leasesOf(ctx context.Context, r *Request, now time.Time) (list 
 	return list, more, Unavailable(err)
 }
 
-// Effect says, in the words of the issuer, what a credential of the request
-// could do; empty if its issuer does not say.
+// Effect returns the issuer's description of what a credential of the request
+// can do; empty if the issuer has none.
 func (b *Broker) Effect(ctx context.Context, caller Caller, r *Request) (string, error) {
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return "", err

@@ -199,7 +199,7 @@ func TestLimit(t *testing.T) {
 	if err := c.take(limit, noon.Add(time.Hour+5*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Buckets) > slicesPerPeriod+1 {
+	if len(c.Buckets) > bucketsPerPeriod+1 {
 		t.Errorf("%d buckets are kept", len(c.Buckets))
 	}
 }

@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// slicesPerPeriod is into how many slices a limit's period is cut. A count covers the
-// running slice and as many before it, so a limit is never exceeded in any
-// period, and an issuance is remembered for at most a slice too long.
-const slicesPerPeriod = 12
+// bucketsPerPeriod divides the period of a limit. A count covers the current
+// bucket and as many before it, so a limit is never exceeded in any period, and
+// an issuance is remembered at most one bucket too long.
+const bucketsPerPeriod = 12
 
-// take counts one issuance against a limit at now, or refuses.
+// take counts one issuance against a limit at now, or refuses it.
 func (c *Counter) take(l Limit, now time.Time) error {
-	slice := max(l.Per/slicesPerPeriod, time.Second)
+	slice := max(l.Per/bucketsPerPeriod, time.Second)
 	current := now.UnixNano() / int64(slice)
 	oldest := current - int64(l.Per/slice)
 	total := 0
@@ -38,7 +38,8 @@ func (c *Counter) take(l Limit, now time.Time) error {
 	return nil
 }
 
-// hold takes a place among what is active at once, or gives false.
+// hold takes a place among the active entries, and returns false if there is
+// none.
 func (c *Counter) hold(most int, name string, until, now time.Time) bool {
 	for other, end := range c.Active {
 		if !now.Before(end) {
@@ -56,7 +57,7 @@ func (c *Counter) hold(most int, name string, until, now time.Time) bool {
 	return true
 }
 
-// release gives a place back.
+// release returns a place.
 func (c *Counter) release(name string) { delete(c.Active, name) }
 
 func (c *Counter) keep(until time.Time) {
@@ -65,10 +66,10 @@ func (c *Counter) keep(until time.Time) {
 	}
 }
 
-// pendingKey counts the requests that one identity has waiting for people.
+// pendingKey names the counter of an identity's pending requests.
 func pendingKey(requester string) CounterKey { return CounterKey{Policy: "pending", Holder: requester} }
 
-// limitKeys names the counters that the obligations need.
+// limitKeys returns the keys of the counters that the obligations use.
 func limitKeys(o Obligations, holder, entitlement string) []CounterKey {
 	var keys []CounterKey
 	for _, l := range o.Limits {
@@ -80,7 +81,7 @@ func limitKeys(o Obligations, holder, entitlement string) []CounterKey {
 	return keys
 }
 
-// counter gets a counter, or a new one.
+// counter returns a counter, or a new one.
 func counter(tx Tx, key CounterKey) (*Counter, error) {
 	row, err := Get[*Counter](tx, key)
 	if isNotFound(err) {
@@ -89,9 +90,9 @@ func counter(tx Tx, key CounterKey) (*Counter, error) {
 	return row, err
 }
 
-// takeLimits enforces the decision's limits on a lease that is being opened,
-// in the transaction that opens it, so that they hold under concurrency. A
-// lease in the place of one whose answer was lost was counted with that one.
+// takeLimits applies the decision's limits to a lease, in the transaction that
+// opens it, so that they hold under concurrency. counted means that the lease
+// replaces one that was counted already.
 func takeLimits(tx Tx, o Obligations, l *Lease, counted bool, now time.Time) error {
 	l.Limits = l.Limits[:0]
 	for _, limit := range o.Limits {
@@ -114,7 +115,7 @@ func takeLimits(tx Tx, o Obligations, l *Lease, counted bool, now time.Time) err
 		}
 		c.release(l.Replaces.String())
 		if !c.hold(limit.Count, l.ID.String(), l.Expires, now) {
-			return &Refusal{Err: ErrMaxActive, Detail: fmt.Sprintf("at most %d at once: give one back first", limit.Count)}
+			return &Refusal{Err: ErrMaxActive, Detail: fmt.Sprintf("at most %d at a time: return one first", limit.Count)}
 		}
 		tx.Put(c)
 		l.Limits = append(l.Limits, c.CounterKey)
@@ -122,7 +123,7 @@ func takeLimits(tx Tx, o Obligations, l *Lease, counted bool, now time.Time) err
 	return nil
 }
 
-// releaseLimits gives back the places that an ended lease held.
+// releaseLimits returns the places of an ended lease.
 func releaseLimits(tx Tx, l *Lease) error {
 	for _, key := range l.Limits {
 		c, err := counter(tx, key)

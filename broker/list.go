@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// own gives a request that the caller filed.
-func (b *Broker) own(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
+// ownRequest returns a request that the caller filed.
+func (b *Broker) ownRequest(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.load(ctx, id)
 	if err != nil {
 		return nil, err
@@ -31,8 +31,8 @@ func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error)
 	return r, Unavailable(err)
 }
 
-// Request gives a request that the caller filed or may view; ErrNotFound for
-// every other.
+// Request returns a request that the caller filed or may view; ErrNotFound for
+// all others.
 func (b *Broker) Request(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.load(ctx, id)
 	if err != nil {
@@ -44,13 +44,14 @@ func (b *Broker) Request(ctx context.Context, caller Caller, id RequestID) (*Req
 	return r, nil
 }
 
-// Lease gives a lease that the caller holds or may view.
+// Lease returns a lease that the caller holds or may view; ErrNotFound for all
+// others.
 func (b *Broker) Lease(ctx context.Context, caller Caller, id LeaseID) (*Lease, error) {
 	l, err := b.leaseRow(ctx, id)
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	if err != nil || l.Holder != caller.Subject.ID && !b.mayDo(ctx, caller, ActionView, l.Request) {
+	if err != nil || l.Holder != caller.Subject.ID && !b.mayOnRequest(ctx, caller, ActionView, l.Request) {
 		return nil, refuse(ErrNotFound, "no such lease of yours")
 	}
 	return l, nil
@@ -64,18 +65,21 @@ func (b *Broker) leaseRow(ctx context.Context, id LeaseID) (l *Lease, err error)
 	return l, Unavailable(err)
 }
 
-// mayDo asks policy about a request that is not at hand.
-func (b *Broker) mayDo(ctx context.Context, caller Caller, action Action, id RequestID) bool {
+// mayOnRequest reads a request and reports whether the caller may do the action
+// on it.
+func (b *Broker) mayOnRequest(ctx context.Context, caller Caller, action Action, id RequestID) bool {
 	r, err := b.load(ctx, id)
 	return err == nil && (action == ActionView && b.isParticipant(caller, r) || b.mayOn(ctx, caller, action, r))
 }
 
-// mayView says whether somebody may see a request: people who are asked about
-// it, or answer for who made it, and whom policy lets.
+// mayView reports whether the caller may see a request of another: as a
+// participant, or because policy permits it.
 func (b *Broker) mayView(ctx context.Context, caller Caller, r *Request) bool {
 	return b.isParticipant(caller, r) || b.mayOn(ctx, caller, ActionView, r)
 }
 
+// isParticipant reports whether the caller is a person who approves, reviews or
+// was notified of the request, or who is accountable for its requester.
 func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 	rules := b.rules.Load()
 	if caller.Subject.Kind != KindPerson || !caller.Actor.Proof.Valid(caller.At) {
@@ -86,7 +90,8 @@ func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, caller.Subject.ID)
 }
 
-// checkView refuses a caller who did not file the request and may not view it.
+// checkView returns ErrNotFound unless the caller filed the request or may view
+// it.
 func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error {
 	if r.Requester.ID != caller.Subject.ID && !b.mayView(ctx, caller, r) {
 		return refuse(ErrNotFound, "no such request of yours")
@@ -95,21 +100,21 @@ func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error
 }
 
 // SeesPolicies reports whether the caller sees which policies decided on a
-// request: people who are asked to approve or review it do, and so does
-// everyone whom policy lets view it. Its requester, the people accountable for
-// that, and groups that a request was escalated to do not.
+// request: its approvers and reviewers, and everyone whom policy permits to
+// view it. The requester, the accountable people, and groups that were only
+// notified do not.
 func (b *Broker) SeesPolicies(ctx context.Context, caller Caller, r *Request) bool {
 	if caller.RequireSession() == nil {
 		o := r.Decision.Obligations
-		if newVoter(b.rules.Load(), caller.Subject).isAsked(r, slices.Concat(o.Approvals, o.Review)) {
+		if newVoter(b.rules.Load(), caller.Subject).mayDecide(r, slices.Concat(o.Approvals, o.Review)) {
 			return true
 		}
 	}
 	return b.mayOn(ctx, caller, ActionView, r)
 }
 
-// escalatedTo are the groups that were told that the request still waits: they
-// see what for, and have no vote. What was settled before is not theirs to see.
+// escalatedTo returns the groups that were notified by escalation while the
+// request was pending. They see the request and have no vote.
 func (r *Request) escalatedTo(now time.Time) (needs []ApprovalNeed) {
 	waited := now
 	switch {
@@ -128,6 +133,7 @@ func (r *Request) escalatedTo(now time.Time) (needs []ApprovalNeed) {
 	return needs
 }
 
+// mayOn asks policy whether the caller may do the action on the request.
 func (b *Broker) mayOn(ctx context.Context, caller Caller, action Action, r *Request) bool {
 	if caller.Actor.Kind == KindOperator {
 		return true
@@ -141,7 +147,8 @@ func (b *Broker) mayOn(ctx context.Context, caller Caller, action Action, r *Req
 	return err == nil && d.Permit
 }
 
-// May asks policy about the broker itself: audit, usage, operate, block.
+// May asks policy whether the caller may do an action on the broker itself:
+// audit, usage, operate or block.
 func (b *Broker) May(ctx context.Context, caller Caller, action Action) bool {
 	if caller.Actor.Kind == KindOperator {
 		return true
@@ -157,8 +164,8 @@ func (b *Broker) May(ctx context.Context, caller Caller, action Action) bool {
 const (
 	pageDefault = 50
 	pageMax     = 200
-	pageScans   = 4 // how many pages of rows are read, at most, to fill one that is seen
-	listsAtOnce = 2 // of all callers: a list reads up to pageScans times what the store reads in one call
+	pageScans   = 4 // pages of rows that are read, at most, to fill one page of visible rows
+	listsAtOnce = 2 // lists that run at a time, because each reads many rows
 )
 
 func pageSize(asked int) int {
@@ -168,12 +175,12 @@ func pageSize(asked int) int {
 	return min(asked, pageMax)
 }
 
-// Everyone, as Requester or Holder of a query, selects the rows of all that
-// the caller may view.
+// Everyone, as the Requester or Holder of a query, selects all rows that the
+// caller may view.
 const Everyone = "*"
 
-// Requests lists requests that the caller filed, or with q.Requester naming
-// somebody else, or Everyone, those it may view. next is zero on the last page.
+// Requests lists the caller's own requests, or those of q.Requester, or of
+// Everyone, that the caller may view. next is zero on the last page.
 func (b *Broker) Requests(ctx context.Context, caller Caller, q RequestQuery) (page []*Request, next RequestID, err error) {
 	if q.Requester, err = selector(q.Requester, caller.Subject); err != nil {
 		return nil, RequestID{}, err
@@ -209,7 +216,8 @@ func (b *Broker) Requests(ctx context.Context, caller Caller, q RequestQuery) (p
 	return page, next, nil
 }
 
-// Leases lists as Requests does, by q.Holder.
+// Leases lists the caller's own leases, or those of q.Holder, or of Everyone,
+// that the caller may view. next is zero on the last page.
 func (b *Broker) Leases(ctx context.Context, caller Caller, q LeaseQuery) (page []*Lease, next LeaseID, err error) {
 	if q.Holder, err = selector(q.Holder, caller.Subject); err != nil {
 		return nil, LeaseID{}, err
@@ -220,10 +228,10 @@ func (b *Broker) Leases(ctx context.Context, caller Caller, q LeaseQuery) (page 
 		return nil, LeaseID{}, err
 	}
 	defer leave()
-	views := map[RequestID]bool{} // what was decided: leases of one request are many
+	views := map[RequestID]bool{} // decisions so far, because a request may have many leases
 	may := func(l *Lease) bool {
 		if _, decided := views[l.Request]; !decided {
-			views[l.Request] = b.mayDo(ctx, caller, ActionView, l.Request)
+			views[l.Request] = b.mayOnRequest(ctx, caller, ActionView, l.Request)
 		}
 		return views[l.Request]
 	}
@@ -252,8 +260,9 @@ func (b *Broker) Leases(ctx context.Context, caller Caller, q LeaseQuery) (page 
 	return page, next, nil
 }
 
-// selector says whose requests or leases are asked for; "" is everybody's, which
-// operators get who have none of their own.
+// selector returns the requester or holder to query; "" means all of them.
+// Without a name, operators list everything, because they have nothing of their
+// own.
 func selector(asked string, who Identity) (string, error) {
 	switch {
 	case asked == Everyone, asked == "" && who.Kind == KindOperator:
@@ -262,12 +271,12 @@ func selector(asked string, who Identity) (string, error) {
 		return who.ID, nil
 	}
 	if !personForm.MatchString(asked) && !isSPIFFEPath(asked) {
-		return "", refuse(ErrInvalidRequest, "name a SPIFFE ID, or a person as login/ana, or * for everybody")
+		return "", refuse(ErrInvalidRequest, "name a SPIFFE ID, a person such as login/ana, or * for all")
 	}
 	return asked, nil
 }
 
-// Entitlements tells the caller what it may ask for.
+// Entitlements lists the entitlements that the caller may request.
 func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, error) {
 	rules := b.rules.Load()
 	if !caller.Actor.Proof.Valid(caller.At) {
@@ -289,8 +298,8 @@ func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, erro
 	return list, ctx.Err()
 }
 
-// MayAsk says whether the caller may ask for any part of the entitlement. Who
-// may not is not told that there is one.
+// MayAsk reports whether the caller may request any part of the entitlement. It
+// is false for an unknown one.
 func (b *Broker) MayAsk(ctx context.Context, caller Caller, entitlement string) bool {
 	rules := b.rules.Load()
 	if !caller.Actor.Proof.Valid(caller.At) {
@@ -301,13 +310,13 @@ func (b *Broker) MayAsk(ctx context.Context, caller Caller, entitlement string) 
 }
 
 // offers asks policy about each scope of an entitlement alone, or about the
-// whole of one without scopes.
+// whole entitlement if it has no scopes.
 func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) Offer {
 	offer := Offer{Entitlement: e}
 	q := Query{Principal: caller.Subject, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
 	decide := func(scopes ...string) (d Decision, glass bool) {
 		q.Scopes, q.BreakGlass = scopes, false
-		d, _ = b.ask(ctx, rules, q, caller.At) // a failed decision denies
+		d, _ = b.ask(ctx, rules, q, caller.At) // an error denies
 		if d.Permit {
 			return d, false
 		}
@@ -326,13 +335,13 @@ func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Ent
 	return offer
 }
 
-// permitted says whether any part of the entitlement is.
+// permitted reports whether policy permits any part of the entitlement.
 func (o *Offer) permitted() bool {
 	return o.Decision.Permit || o.BreakGlassOnly || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.BreakGlassOnly })
 }
 
-// Introspect says what a token is (RFC 7662). Whoever may not know, and
-// whatever is not a live token of ours, gets nil.
+// Introspect returns what a token is (RFC 7662). It is nil for a token that is
+// not active or not ours, and for a caller that may not know.
 func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*Introspection, error) {
 	rules := b.rules.Load()
 	l, err := b.inspect(ctx, token)
@@ -349,7 +358,7 @@ func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*
 	return &Introspection{Lease: *l, Audience: e.Audience}, nil
 }
 
-// inspect gives the lease of a token; nil if it is not one of ours.
+// inspect returns the lease of a token; nil if no issuer of ours signed it.
 func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 	for _, issuer := range b.cfg.Issuers {
 		inspector, ok := issuer.(Inspector)
@@ -370,15 +379,16 @@ func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 	return nil, nil
 }
 
-// blocked says whether the kill switch stands on a lease. On any doubt it does.
+// blocked reports whether the holder or the entitlement of a lease is blocked.
+// An error counts as blocked.
 func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
 	domain, _, _ := strings.Cut(strings.TrimPrefix(l.Holder, "spiffe://"), "/")
 	who := Identity{ID: l.Holder, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
 	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blockKeys(who, e)) })
 }
 
-// RevokeToken gives back the lease of a token (RFC 7009). Tokens that are not
-// ours or not the caller's are no error and change nothing.
+// RevokeToken returns the lease of a token (RFC 7009). A token that is not ours
+// or not of the caller is ignored.
 func (b *Broker) RevokeToken(ctx context.Context, caller Caller, token string) error {
 	l, err := b.inspect(ctx, token)
 	if err != nil || l == nil || l.Holder != caller.Subject.ID {

@@ -83,7 +83,7 @@ func (b *Broker) mayRevoke(ctx context.Context, caller Caller, l *Lease) bool {
 	case KindOperator:
 		return true
 	case KindPerson:
-		return b.mayDo(ctx, caller, ActionRevoke, l.Request)
+		return b.mayOnRequest(ctx, caller, ActionRevoke, l.Request)
 	}
 	return false
 }

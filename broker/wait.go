@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// waiters are the calls that wait for a request to change, and those who watch
-// for any to change.
+// waiters are the calls that wait for one request to change, and the watchers
+// of all requests.
 type waiters struct {
 	sync.Mutex
 	by       map[RequestID]*waiting
@@ -20,8 +20,8 @@ type waiting struct {
 	callers int
 }
 
-// join gives a channel that is closed when the request changes. The caller
-// leaves when it is done.
+// join returns a channel that is closed when the request changes. The caller
+// leaves when it has waited.
 func (w *waiters) join(id RequestID) *waiting {
 	w.Lock()
 	defer w.Unlock()
@@ -43,8 +43,7 @@ func (w *waiters) leave(id RequestID, one *waiting) {
 	}
 }
 
-// changed tells of a request that people see differently now: those who wait
-// for it, and those who watch.
+// changed wakes the calls that wait for a request, and all watchers.
 func (w *waiters) changed(id RequestID) {
 	w.wake(id)
 	w.Lock()
@@ -53,19 +52,19 @@ func (w *waiters) changed(id RequestID) {
 	for watcher := range w.watchers {
 		select {
 		case watcher <- struct{}{}:
-		default: // it has yet to look after the change before
+		default: // an earlier change is still unread
 		}
 	}
 }
 
-// count gives how many changes were told.
+// count returns the number of changes so far.
 func (w *waiters) count() uint64 {
 	w.Lock()
 	defer w.Unlock()
 	return w.changes
 }
 
-// wake lets those go on who wait for the request.
+// wake wakes the calls that wait for a request.
 func (w *waiters) wake(id RequestID) {
 	w.Lock()
 	defer w.Unlock()
@@ -75,8 +74,8 @@ func (w *waiters) wake(id RequestID) {
 	}
 }
 
-// Watch gives a channel that is sent to after any request was filed for people,
-// or changed by them; several changes may be one. stop ends that.
+// Watch returns a channel that receives after requests are filed for approval,
+// or decided. One value may stand for several changes. stop ends the watching.
 func (b *Broker) Watch() (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
 	w := &b.waiters
@@ -93,9 +92,9 @@ func (b *Broker) Watch() (changed <-chan struct{}, stop func()) {
 	}
 }
 
-// Await is Request, but if the version is not past after yet it waits for that
-// until enough is closed, and then gives what there is. Whoever changes a request
-// wakes those who wait; nobody looks now and then, but when time alone changes it.
+// Await returns the request once its version is past after, or as it is when
+// enough is closed. It wakes by changes and by the end of the request's time;
+// it does not poll.
 func (b *Broker) Await(ctx context.Context, caller Caller, id RequestID, after int, enough <-chan struct{}) (*Request, error) {
 	clock := startClock(caller.At)
 	for {
@@ -121,8 +120,8 @@ func (b *Broker) Await(ctx context.Context, caller Caller, id RequestID, after i
 	}
 }
 
-// look gives the request and, if it is worth waiting for, a place among those
-// who wait, taken before looking so that no change is missed.
+// readOrWait returns the request and, while it is pending and unchanged, a
+// place to wait. It joins before it reads, so that no change is missed.
 func (b *Broker) readOrWait(ctx context.Context, caller Caller, id RequestID, after int) (*Request, *waiting, error) {
 	place := b.waiters.join(id)
 	r, err := b.Request(ctx, caller, id)

@@ -202,3 +202,35 @@ func (b *Broker) Blocks(ctx context.Context, caller Caller) ([]*Block, error) {
 	list, err := b.cfg.Blocks(ctx)
 	return list, Unavailable(err)
 }
+
+// blockKeys returns the key of every block that would refuse an identity or an
+// entitlement.
+func blockKeys(who Identity, e *Entitlement) []BlockKey {
+	list := make([]BlockKey, 0, len(who.Paths)+4)
+	list = append(list, BlockKey{"holder", who.ID}, BlockKey{"trust_domain", who.TrustDomain})
+	for _, p := range who.Paths {
+		list = append(list, BlockKey{"under", p})
+	}
+	if e != nil {
+		list = append(list, BlockKey{"entitlement", e.Name}, BlockKey{"issuer", e.Issuer})
+	}
+	return list
+}
+
+// CheckBlocks refuses what is blocked. Every issuing transaction calls it, so
+// that a block stops everything that is not committed before it.
+func CheckBlocks(tx Tx, blocks []BlockKey) error {
+	for _, key := range blocks {
+		block, err := Get[*Block](tx, key)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if block.Lifted.IsZero() {
+			return refuse(ErrBlocked, "access is blocked until an operator lifts the block")
+		}
+	}
+	return nil
+}

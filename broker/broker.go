@@ -1,12 +1,3 @@
-// Package broker is the domain. An Identity makes a Request; a Policy turns it
-// into a Decision; once its obligations are met, the broker opens a Lease; an
-// Issuer turns the Lease into a Credential. Each step appends one audit.Record
-// in the transaction that makes it true.
-//
-// The files request.go and lease.go say which state may follow which, as pure
-// functions. The files ask.go, collect.go, open.go and end.go say in what order store,
-// issuer and log act; each flow is one straight function with a comment at
-// every point of no return.
 package broker
 
 import (
@@ -18,56 +9,51 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"accessbroker.internal/audit"
 )
 
-// Config is what a Broker is made of. Store and Issuers are required.
+// Config configures a Broker. Store and Issuers are required.
 type Config struct {
 	Store   Store
 	Issuers map[string]Issuer
-	Log     *slog.Logger // for what no caller hears of; nil: discarded
-	Replica string       // this process, as the owner of leases being issued
-	Observe func(Event)  // told of everything that is counted; nil: nobody; must not block
+	Log     *slog.Logger // nil: discarded
+	Observe func(Event)  // receives every event, and must not block; may be nil
 
-	// Blocks lists the blocks in force, for operators, and for what the kill
-	// switch left to end; nil: there are none.
+	// Blocks lists the blocks in force; nil: there are none.
 	Blocks func(ctx context.Context) ([]*Block, error)
 
-	// MaxPending is how many requests one identity may have waiting for
-	// people; zero means 20.
+	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
 }
 
-// An Event is something worth counting. Its strings come from bounded sets:
-// catalogue names, issuer names, codes.
+// An Event is something to count. Its strings come from bounded sets: names
+// from the catalogue, issuers and codes.
 type Event struct {
 	Kind        EventKind
 	Entitlement string // "unknown" if the catalogue has no such entry
 	Issuer      string
-	Code        string        // outcome: "permit", "ok", or a sentinel's text
-	Took        time.Duration // of a decision; of what the issuer did of an issuance
+	Code        string        // the outcome: "permit", "ok", or the code of a refusal
+	Took        time.Duration // of a decision; of the issuer's part of an issuance
 	TTL         time.Duration // of an issued lease
-	Lag         time.Duration // from when a lease should have ended to when its issuer confirmed that it did
+	Lag         time.Duration // from when a lease should have ended to when its issuer confirmed the end
 }
 
-// EventKind says what is counted.
+// EventKind is what an Event counts.
 type EventKind uint8
 
 // The kinds of events.
 const (
 	EventRequest    EventKind = iota + 1 // a request was answered
 	EventDecision                        // policy answered: permit, deny or error
-	EventIssued                          // a credential is about to leave
-	EventRevocation                      // an attempt to end a lease came to an end
+	EventIssued                          // a credential is about to be returned
+	EventRevocation                      // an attempt to end a lease finished
 	EventUpstream                        // an issuer failed
 	EventApproved                        // the last approval came; Took is since the request
 	EventNotified                        // an attempt to notify a channel ended; Issuer is the kind of the channel
 )
 
-// A Broker turns requests into credentials. It is safe for concurrent use.
-// Every method takes the caller's identity and the time; none reads a clock
-// but to measure.
+// A Broker turns requests into credentials. It is safe for concurrent use. Its
+// methods take the caller with the time of the call; only loops and long calls
+// read the clock.
 type Broker struct {
 	cfg          Config
 	rules        atomic.Pointer[Rules]
@@ -75,7 +61,7 @@ type Broker struct {
 	pendingCache pending
 	denials      denials
 	reaper       *reaper
-	lists        gate       // of lists, which read many rows: reading one row never waits for them
+	lists        gate       // of lists, which read many rows
 	reload       sync.Mutex // held while rules are replaced
 }
 
@@ -135,40 +121,3 @@ func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
 
 // Rules returns the rules in force.
 func (b *Broker) Rules() *Rules { return b.rules.Load() }
-
-// An Issued is a credential on its way to its holder, with its lease and its
-// place in the log.
-type Issued struct {
-	Lease      Lease
-	Credential Credential
-	Request    Request
-	Receipt    Receipt
-}
-
-// A Receipt says which record of the log stands for something.
-type Receipt struct {
-	Index    int64
-	LeafHash audit.Digest
-}
-
-// An Offer is an entitlement as one identity may ask for it.
-type Offer struct {
-	Entitlement    *Entitlement
-	Scopes         []ScopeOffer // empty for an entitlement without scopes
-	Decision       Decision     // for an entitlement without scopes
-	BreakGlassOnly bool         // that may be had in an emergency only
-	Blocked        bool         // by the kill switch, whatever policy says
-}
-
-// A ScopeOffer is what policy says to one scope alone.
-type ScopeOffer struct {
-	Scope          string
-	Decision       Decision
-	BreakGlassOnly bool // it may be had in an emergency only
-}
-
-// An Introspection is a live token.
-type Introspection struct {
-	Lease    Lease
-	Audience string
-}

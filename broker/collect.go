@@ -5,7 +5,23 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"accessbroker.internal/audit"
 )
+
+// Issued is a credential with its lease and its record.
+type Issued struct {
+	Lease      Lease
+	Credential Credential
+	Request    Request
+	Receipt    Receipt
+}
+
+// A Receipt identifies a record of the log.
+type Receipt struct {
+	Index    int64
+	LeafHash audit.Digest
+}
 
 // A collection is one attempt to get a credential for a request.
 type collection struct {

@@ -235,3 +235,16 @@ func checkTicket(patterns []string, ticket string) error {
 	}
 	return nil
 }
+
+// FormatDuration formats a duration for people, as api.Duration does: "15m"
+// instead of time.Duration's "15m0s".
+func FormatDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}

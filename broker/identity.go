@@ -122,6 +122,13 @@ func (who Identity) Party() *audit.Party {
 	return &audit.Party{ID: who.ID, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
+// A clock returns the current time in a call that began at a given time.
+type clock struct{ began, start time.Time }
+
+func startClock(now time.Time) clock { return clock{now, time.Now()} }
+
+func (c clock) now() time.Time { return c.began.Add(time.Since(c.start)) }
+
 // SPIFFEPaths returns the paths of a SPIFFE ID that policy may name, longest
 // first: the ID itself and each prefix that ends at a segment, without the
 // trust domain.

@@ -4,31 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"maps"
 	"time"
 )
 
 // An Issuer makes and ends credentials. It is safe for concurrent use, and
-// every call ends by its context's deadline.
+// every call returns by its context's deadline.
 type Issuer interface {
-	// Prepare makes what it takes to end the credential, which is recorded
+	// Prepare makes the handle that ends the credential. The handle is recorded
 	// before the credential exists.
 	Prepare(ctx context.Context, o Order) (Prepared, error)
 
-	// Issue makes the credential, at most once a lease; it expires no later
-	// than the lease. The handle, if not nil, replaces Prepare's, also if
-	// there is an error.
+	// Issue makes the credential, at most once per lease. The credential
+	// expires no later than the lease. A handle that is not nil replaces that
+	// of Prepare, even with an error.
 	Issue(ctx context.Context, o Order) (Credential, []byte, error)
 
-	// Revoke ends the credential, by the lease's handle alone: the catalogue
-	// may have changed. Ending what is gone is no error; ErrNotRevocable says
-	// that only time ends it, and ErrQueued that the upstream has taken the
-	// order and does not say when it carries it out.
+	// Revoke ends the credential by the lease's handle alone, because the
+	// catalogue may have changed. It returns nil if the credential has ended or
+	// does not exist, ErrNotRevocable if only time ends it, and ErrQueued if
+	// the upstream accepted the order without confirming its execution.
 	Revoke(ctx context.Context, l Lease) error
 }
 
-// ErrQueued is an issuer's answer to Revoke, and never a caller's: the upstream
-// has taken the order, and nobody tells when it is carried out. Until the
-// credential's own time is over, it counts as being ended.
+// ErrQueued means that the upstream accepted a revocation and does not confirm
+// its execution. The lease stays pending until its credential expires. Callers
+// never see it.
 var ErrQueued = errors.New("queued by the upstream")
 
 // ForeignLease returns what Revoke returns for a lease of another issuer that
@@ -41,40 +44,69 @@ func ForeignLease(l Lease) error {
 	return fmt.Errorf("%w: lease %s belongs to another issuer that had this name: configure that issuer again until its leases have ended", ErrIssuerUnavailable, l.ID)
 }
 
-// An Order is a credential to be made: the lease, and the entitlement as it
-// was decided on.
+// An Order is a credential to issue: the lease, and the entitlement that was
+// decided on.
 type Order struct {
 	Lease       Lease
 	Entitlement *Entitlement
-	Key         Secret // of Prepared
+	Key         Secret // from Prepared
 }
 
-// Prepared is what Prepare made.
+// Prepared is the result of Prepare.
 type Prepared struct {
-	Handle []byte // what ends the credential; holds no secret, and is stored
-	Key    Secret // what Issue needs of it, in this process's memory only
+	Handle []byte // ends the credential; it has no secret, and is stored
+	Key    Secret // for Issue; kept only in the memory of this process
 }
 
-// A Minter is an Issuer whose credential comes out of the broker itself and
-// is worth nothing until it is handed over. It needs one transaction: the
-// broker mints first and throws the credential away if the transaction
-// refuses. Mint does no I/O.
+// A Minter is an Issuer that signs credentials itself; they are worthless until
+// they are returned. The broker mints before the transaction, and discards the
+// credential if the transaction fails. Mint does no I/O.
 type Minter interface {
 	Issuer
 	Mint(ctx context.Context, l Lease) (Credential, error)
 }
 
-// An Inspector reads a credential back, so that it can be introspected.
+// An Inspector finds the lease of a credential, for introspection.
 type Inspector interface {
-	// Inspect gives the lease that the token belongs to, or ErrNotFound if it
-	// is not one of its tokens. It verifies the signature, not the time.
+	// Inspect returns the lease of the token, or ErrNotFound if this issuer did
+	// not sign it. It verifies the signature, not the time.
 	Inspect(ctx context.Context, token string) (LeaseID, error)
 }
 
-// A Describer is an Issuer that says what its credentials can do.
+// A Describer describes its credentials for approvers.
 type Describer interface {
-	// Describe shows those who approve what a credential of these scopes and
-	// parameters would let its holder do: the policy or the path, as the
-	// upstream knows it. It does no I/O, and its text holds no secret.
+	// Describe returns what a credential with these scopes and parameters can
+	// do, in terms of the upstream: its policy or its path. It does no I/O, and
+	// the text has no secret.
 	Describe(e *Entitlement, scopes []string, parameters map[string]string) string
 }
+
+// A Secret has the fields of a credential, for example "token" or "password".
+// Printing and logging it show "[secret]", and marshalling it fails. Only
+// package server calls Reveal.
+type Secret struct{ fields map[string]string }
+
+// NewSecret returns a Secret with a copy of the fields.
+func NewSecret(fields map[string]string) Secret { return Secret{maps.Clone(fields)} }
+
+// Reveal returns a copy of the fields.
+func (s Secret) Reveal() map[string]string { return maps.Clone(s.fields) }
+
+const redacted = "[secret]"
+
+// Format prints "[secret]", whatever the verb.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// LogValue logs "[secret]".
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText fails, so that no secret is marshalled by accident.
+func (Secret) MarshalText() ([]byte, error) { return nil, errSecret }
+
+// MarshalJSON fails, as MarshalText does.
+func (Secret) MarshalJSON() ([]byte, error) { return nil, errSecret }
+
+// GobEncode fails, as MarshalText does.
+func (Secret) GobEncode() ([]byte, error) { return nil, errSecret }
+
+var errSecret = errors.New("a secret can't be marshalled")

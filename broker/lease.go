@@ -52,7 +52,6 @@ type Lease struct {
 	Type        string       // of the credential: bearer, aws, …
 	Revocation  Revocation   // live: the effect of a revocation; ended: its actual effect
 	Handle      []byte       // what the issuer needs to end the credential
-	Owner       string       // the replica that is issuing it
 	Deadline    time.Time    // of issuing
 	Replaces    LeaseID
 	Limits      []CounterKey // the counters that count this lease as active
@@ -153,7 +152,7 @@ func (l *Lease) activate(c Credential, handle []byte) error {
 	if l.Status != LeaseIssuing {
 		return errLostLease
 	}
-	l.Status, l.Type, l.Deadline, l.Owner = LeaseActive, c.Type, time.Time{}, ""
+	l.Status, l.Type, l.Deadline = LeaseActive, c.Type, time.Time{}
 	if c.Expires.Before(l.Expires) {
 		l.Expires = c.Expires
 	}

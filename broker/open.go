@@ -77,7 +77,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	if err != nil {
 		return nil, b.upstream(ctx, l, err)
 	}
-	l.Handle, l.Owner, l.Deadline = prepared.Handle, b.cfg.Replica, c.caller.At.Add(IssueDeadline)
+	l.Handle, l.Deadline = prepared.Handle, c.caller.At.Add(IssueDeadline)
 	if _, err := b.write(ctx, c.reads(), c.record(audit.LeaseOpened, l), func(tx Tx) error { return b.enter(tx, c, l) }); err != nil {
 		b.reaper.discard(ctx, c.issuer, l)
 		return nil, err

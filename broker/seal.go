@@ -12,10 +12,9 @@ import (
 	"strings"
 )
 
-// A Sealer encrypts what must not lie readable in the database, by AES-256-GCM
-// (NIST SP 800-38D). The first key seals, all of them open, so that keys can
-// be rotated: put the new one first, reseal, take the old one away. It is safe
-// for concurrent use.
+// A Sealer encrypts secrets for the database with AES-256-GCM (NIST SP
+// 800-38D). The first key seals, and all keys open. To rotate, put the new key
+// first, reseal, and remove the old key. It is safe for concurrent use.
 type Sealer struct{ keys []sealKey }
 
 type sealKey struct {
@@ -34,8 +33,8 @@ const (
 	sealDomain  = "accessbroker/seal/v1\n"
 )
 
-// ParseSealKey reads a key as operators keep it: 32 bytes in base64. Its error
-// does not repeat what it was given.
+// ParseSealKey parses a key: 32 bytes in base64. The error does not repeat its
+// input.
 func ParseSealKey(text string) ([]byte, error) {
 	key, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(text))
 	if err != nil || len(key) != SealKeySize {
@@ -44,7 +43,7 @@ func ParseSealKey(text string) ([]byte, error) {
 	return key, nil
 }
 
-// NewSealer makes a Sealer of one or more keys of 32 bytes.
+// NewSealer returns a Sealer with one or more keys of 32 bytes.
 func NewSealer(keys ...[]byte) (*Sealer, error) {
 	if len(keys) == 0 {
 		return nil, errors.New("sealing needs at least one key")
@@ -68,15 +67,14 @@ func NewSealer(keys ...[]byte) (*Sealer, error) {
 	return s, nil
 }
 
-// associated binds an envelope to its key and to what it is for: one that is
-// moved to another row does not open.
+// associated returns the associated data of an envelope: its key and its place,
+// so that an envelope does not open in another row.
 func associated(id [sealIDSize]byte, purpose, name string) []byte {
 	return fmt.Appendf(nil, "%s%x\n%q %q", sealDomain, id, purpose, name)
 }
 
-// Seal encrypts a secret for the row of that purpose and name. Each key may
-// seal 2^32 times (random nonces of 96 bits), which is a few keys a day for
-// longer than anybody lives.
+// Seal encrypts a secret for the row of that purpose and name. With random
+// 96-bit nonces a key may seal 2^32 times; the broker seals a few times a day.
 func (s *Sealer) Seal(purpose, name string, secret []byte) []byte {
 	key := s.keys[0]
 	out := make([]byte, sealHeader, sealHeader+len(secret)+key.aead.Overhead())
@@ -87,10 +85,10 @@ func (s *Sealer) Seal(purpose, name string, secret []byte) []byte {
 	return key.aead.Seal(out, nonce, secret, associated(key.id, purpose, name))
 }
 
-// Open decrypts what Seal made for the same purpose and name.
+// Open decrypts an envelope that Seal made for the same purpose and name.
 func (s *Sealer) Open(purpose, name string, envelope []byte) ([]byte, error) {
 	if len(envelope) < sealHeader || envelope[0] != sealVersion {
-		return nil, fmt.Errorf("unsealing %s %q: it is not sealed in a way that this version knows", purpose, name)
+		return nil, fmt.Errorf("unsealing %s %q: unknown envelope version", purpose, name)
 	}
 	id := [sealIDSize]byte(envelope[1:])
 	for _, key := range s.keys {
@@ -99,14 +97,15 @@ func (s *Sealer) Open(purpose, name string, envelope []byte) ([]byte, error) {
 		}
 		secret, err := key.aead.Open(nil, envelope[1+sealIDSize:sealHeader], envelope[sealHeader:], associated(id, purpose, name))
 		if err != nil {
-			return nil, fmt.Errorf("unsealing %s %q: it was changed, or sealed for something else", purpose, name)
+			return nil, fmt.Errorf("unsealing %s %q: it was changed, or sealed for another row", purpose, name)
 		}
 		return secret, nil
 	}
 	return nil, fmt.Errorf("unsealing %s %q: it was sealed by the key %s, which is not among seal_keys (%s)", purpose, name, hex.EncodeToString(id[:]), strings.Join(s.IDs(), ", "))
 }
 
-// IDs names the keys, the one that seals first. They tell nothing of the keys.
+// IDs returns the ids of the keys, the sealing one first. An id reveals nothing
+// about its key.
 func (s *Sealer) IDs() []string {
 	ids := make([]string, len(s.keys))
 	for i, key := range s.keys {
@@ -115,7 +114,7 @@ func (s *Sealer) IDs() []string {
 	return ids
 }
 
-// Current says whether the envelope is sealed by the first key.
+// Current reports whether the first key sealed the envelope.
 func (s *Sealer) Current(envelope []byte) bool {
 	return len(envelope) >= sealHeader && [sealIDSize]byte(envelope[1:]) == s.keys[0].id
 }

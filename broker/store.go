@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -100,9 +101,9 @@ func (k *SigningKey) Key() Key { return k.ID }
 // entitlement.
 type CounterKey struct{ Policy, Holder, Entitlement string }
 
-// A Counter enforces a bound. Buckets counts issuances by slices of the
-// period; Active names what is held now. Whatever is past its time is dropped
-// when the row is next written.
+// A Counter counts towards bounds. Buckets counts issuances by parts of the
+// period; Active has the entries that count at present. Entries whose time is
+// over are dropped when the row is next written.
 type Counter struct {
 	CounterKey
 	Buckets map[int64]int        // by the slice's number since 1970
@@ -190,4 +191,25 @@ type LeaseQuery struct {
 	Now         time.Time
 	Before      LeaseID // page: only those older than this
 	Limit       int
+}
+
+// Get returns the row of a key as its type.
+func Get[R Row](tx Tx, key Key) (R, error) {
+	row, err := tx.Get(key)
+	if err != nil {
+		var none R
+		return none, err
+	}
+	return row.(R), nil
+}
+
+func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
+
+// keys returns a list of keys as reads.
+func keys[K Key](list []K) []Key {
+	out := make([]Key, len(list))
+	for i, k := range list {
+		out[i] = k
+	}
+	return out
 }

@@ -158,8 +158,9 @@ func approvalFields(a *broker.Approval, c *coder) {
 }
 
 func leaseFields(l *broker.Lease, c *coder) {
+	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
-		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, &l.Owner, &l.Deadline, &l.Replaces,
+		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates)
 	c.records(&l.Records)
 }

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
@@ -190,18 +189,11 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err := s.checkOrphanedLeases(ctx, list); err != nil {
 		return err
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		return fmt.Errorf("reading the host name: %w", err)
-	}
 	wait, err := time.ParseDuration(cmp.Or(passkeyWait, audit.PasskeyWait.String()))
 	if err != nil {
 		return fmt.Errorf("this program was built with an invalid passkeyWait: %w", err)
 	}
-	cfg := broker.Config{
-		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks,
-		Replica: fmt.Sprintf("%s/%d", host, os.Getpid()),
-	}
+	cfg := broker.Config{Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks}
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
 		NotifiesPeople: func() bool { return s.broker.Rules().PeopleChannel },

@@ -1,0 +1,87 @@
+package broker
+
+import (
+	"context"
+	"maps"
+	"slices"
+)
+
+// An Offer is an entitlement as the caller may request it.
+type Offer struct {
+	Entitlement    *Entitlement
+	Scopes         []ScopeOffer // empty for an entitlement without scopes
+	Decision       Decision     // for an entitlement without scopes
+	BreakGlassOnly bool         // permitted only with break-glass; for an entitlement without scopes
+	Blocked        bool         // by the kill switch
+}
+
+// A ScopeOffer is the decision on one scope alone.
+type ScopeOffer struct {
+	Scope          string
+	Decision       Decision
+	BreakGlassOnly bool // permitted only with break-glass
+}
+
+// Entitlements lists the entitlements that the caller may request.
+func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, error) {
+	rules := b.rules.Load()
+	if !caller.Actor.Proof.Valid(caller.At) {
+		return nil, refuse(ErrProofExpired, "your identity's proof has expired: fetch a new SVID")
+	}
+	caller = caller.labelled(rules)
+	blocks, err := b.blocksInForce(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []Offer
+	for _, name := range slices.Sorted(maps.Keys(rules.Catalogue)) {
+		offer := b.offers(ctx, caller, rules, rules.Catalogue[name])
+		if offer.permitted() {
+			offer.Blocked = blocks.hit(caller.Subject, offer.Entitlement)
+			list = append(list, offer)
+		}
+	}
+	return list, ctx.Err()
+}
+
+// MayAsk reports whether the caller may request any part of the entitlement. It
+// is false for an unknown one.
+func (b *Broker) MayAsk(ctx context.Context, caller Caller, entitlement string) bool {
+	rules := b.rules.Load()
+	if !caller.Actor.Proof.Valid(caller.At) {
+		return false
+	}
+	e := rules.Catalogue[entitlement]
+	return e != nil && b.visible(ctx, caller.labelled(rules), rules, e)
+}
+
+// offers asks policy about each scope of an entitlement alone, or about the
+// whole entitlement if it has no scopes.
+func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) Offer {
+	offer := Offer{Entitlement: e}
+	q := Query{Principal: caller.Subject, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
+	decide := func(scopes ...string) (d Decision, breakGlassOnly bool) {
+		q.Scopes, q.BreakGlass = scopes, false
+		d, _ = b.ask(ctx, rules, q, caller.At) // an error denies
+		if d.Permit {
+			return d, false
+		}
+		q.BreakGlass = true
+		broken, _ := b.ask(ctx, rules, q, caller.At)
+		return d, broken.Permit
+	}
+	if len(e.Scopes) == 0 {
+		offer.Decision, offer.BreakGlassOnly = decide()
+		return offer
+	}
+	for _, scope := range e.Scopes {
+		d, breakGlassOnly := decide(scope)
+		offer.Scopes = append(offer.Scopes, ScopeOffer{scope, d, breakGlassOnly})
+	}
+	return offer
+}
+
+// permitted reports whether policy permits any part of the entitlement.
+func (o *Offer) permitted() bool {
+	return o.Decision.Permit || o.BreakGlassOnly || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.BreakGlassOnly })
+}

@@ -191,8 +191,10 @@ func TestProofsAndCheckpoints(t *testing.T) {
 	if _, err := s.Prove(t.Context(), keptCheckpoints+6); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("past the checkpoint: %v", err)
 	}
-	if _, err := s.Record(t.Context(), 1000); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("past the end: %v", err)
+	for _, index := range []int64{-1, s.Head().Size, 1000} {
+		if _, err := s.Record(t.Context(), index); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("record %d, outside of the log: %v", index, err)
+		}
 	}
 	if r := verifyLog(t, s.Source()); r.Checkpoints != keptCheckpoints {
 		t.Errorf("%d checkpoints are kept", r.Checkpoints)

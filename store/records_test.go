@@ -69,6 +69,27 @@ func TestRowsListTheirRecords(t *testing.T) {
 	}
 }
 
+// Only requests and leases list records.
+func TestOtherRowsListNoRecords(t *testing.T) {
+	s := newStore(t)
+	entry, err := audit.Record{Kind: audit.BlockPlaced, Block: &audit.BlockFacts{Selector: "holder a"}}.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := broker.BlockKey{Kind: "holder", Name: "a"}
+	err = s.Update(t.Context(), nil, func(tx broker.Tx) error {
+		tx.Put(&broker.Block{Selector: key, Since: testNow})
+		tx.Append(entry)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := recordList(s.w.blocks[key]); len(list) != 0 {
+		t.Errorf("a block lists records: %x", list)
+	}
+}
+
 // touch puts a lease as it is, twice, with a record each of the kinds.
 func touch(t *testing.T, s *Store, id broker.LeaseID, kinds []audit.Kind) error {
 	var entries []*audit.Entry

@@ -106,6 +106,18 @@ func fillValue(t *testing.T, v reflect.Value, n int) {
 	}
 }
 
+// Every type of row can be stored and read back.
+func TestEveryRowIsStored(t *testing.T) {
+	s := newStore(t)
+	for _, r := range allRows() {
+		fillValue(t, reflect.ValueOf(r).Elem(), 1)
+		put(t, s, r)
+		if got, err := get(t, s, r.Key()); err != nil || got.Key() != r.Key() {
+			t.Errorf("%T is read as %+v, %v", r, got, err)
+		}
+	}
+}
+
 // An id that is damaged is an error, and no panic.
 func TestDamagedIDsAreErrors(t *testing.T) {
 	for _, r := range allRows() {

@@ -9,9 +9,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A lease whose issuer is gone is given up by a person whom policy lets revoke,
-// and by nobody else. It never counts as revoked, whatever is tried on it later,
-// even if its issuer comes back.
+// Only a person who may revoke a lease can abandon it. An abandoned lease never
+// counts as revoked, whatever is tried later, even if its issuer comes back.
 func TestAbandon(t *testing.T) {
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, policies: testPolicies + `
@@ -28,7 +27,7 @@ permit (principal in Group::"support", action == Action::"view", resource);
 	id := issued.Lease.ID
 	dan := approver("dan", noon)
 	if _, err := w.broker.Abandon(t.Context(), broker.Self(dan, noon), id, "too early"); !errors.Is(err, broker.ErrInvalidRequest) {
-		t.Errorf("nobody tried to end it: %v", err)
+		t.Errorf("before any revocation: got %v", err)
 	}
 	db.down.Store(true)
 	if _, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), noon), id, ""); err != nil {
@@ -36,7 +35,7 @@ permit (principal in Group::"support", action == Action::"view", resource);
 	}
 	later := noon.Add(broker.StuckAfter + time.Minute)
 	if l := w.leases(t)[0]; l.State(later) != broker.LeaseStuck {
-		t.Fatalf("it is %d", l.State(later))
+		t.Fatalf("got state %d", l.State(later))
 	}
 	for name, test := range map[string]struct {
 		who    broker.Identity
@@ -54,14 +53,14 @@ permit (principal in Group::"support", action == Action::"view", resource);
 		}
 	}
 	if l, err := w.broker.Abandon(t.Context(), broker.Self(dan, later), id, "the cluster was deleted"); err != nil || l.Status != broker.LeaseAbandoned || l.Live(later) {
-		t.Fatalf("given up: %+v, %v", l, err)
+		t.Fatalf("abandoned: got %+v, %v", l, err)
 	}
 
 	db.down.Store(false)
 	tries := db.tries.Load()
 	for _, who := range []broker.Identity{agent(noon), root} {
 		if _, err := w.broker.Revoke(t.Context(), broker.Self(who, later), id, "again"); err != nil {
-			t.Errorf("revoking it: %v", err)
+			t.Errorf("revoking an abandoned lease: got %v", err)
 		}
 	}
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, later), broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true); err != nil {
@@ -69,14 +68,14 @@ permit (principal in Group::"support", action == Action::"view", resource);
 	}
 	w.reap(t, later.Add(time.Hour))
 	if n := db.tries.Load(); n != tries {
-		t.Errorf("its issuer was asked %d times more", n-tries)
+		t.Errorf("got %d more calls to the issuer", n-tries)
 	}
 	if l := w.leases(t)[0]; l.Status != broker.LeaseAbandoned || l.Revocation == broker.RevokedImmediate || !l.Ended.Equal(later) || len(l.Handle) != 0 {
-		t.Errorf("in the end it is %+v", l)
+		t.Errorf("at the end: got %+v", l)
 	}
 	wantKinds(t, w, audit.LeaseOpened, audit.LeaseIssued, audit.LeaseRevoking, audit.LeaseAbandoned, audit.BlockPlaced)
 	if r := w.records(t)[5]; r.Kind != audit.LeaseAbandoned || r.Caller.ID != dan.ID || r.End.Reason.IsZero() {
-		t.Errorf("the log says %+v", r)
+		t.Errorf("record: got %+v", r)
 	}
 	w.verify(t)
 }

@@ -19,29 +19,29 @@ func TestKillSwitch(t *testing.T) {
 	}
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
 	if _, err := w.broker.Preview(t.Context(), broker.Self(agent(noon), noon), under); !errors.Is(err, broker.ErrDenied) {
-		t.Fatalf("a workload may use the kill switch: %v", err)
+		t.Fatalf("a workload uses the kill switch: got %v", err)
 	}
 	seen, err := w.broker.Preview(t.Context(), broker.Self(root, noon), under)
 	if err != nil || seen.Leases != 2 || seen.Irrevocable != 1 {
 		t.Fatalf("preview: %+v, %v", seen, err)
 	}
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", audit.Digest{}, false); !errors.Is(err, broker.ErrPreviewStale) {
-		t.Fatalf("without having looked: %v", err)
+		t.Fatalf("without a preview: got %v", err)
 	}
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", seen.Digest, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrBlocked) {
-		t.Errorf("a blocked identity: %v", err)
+		t.Errorf("a blocked identity: got %v", err)
 	}
-	for _, name := range []string{"tickets:read", "tickets:close"} { // which policy grants, and which people have to
+	for _, name := range []string{"tickets:read", "tickets:close"} { // approved by policy, and approved by people
 		ask := broker.Ask{Entitlement: "tickets", Scopes: []string{name}, Justification: "incident"}
 		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrBlocked) {
-			t.Errorf("a blocked identity asks for %s: %v", name, err)
+			t.Errorf("a blocked identity requests %s: got %v", name, err)
 		}
 	}
 	if n, err := w.broker.Reap(t.Context(), noon); err != nil || n != 1 {
-		t.Errorf("the reaper finds %d due, %v", n, err)
+		t.Errorf("got %d due leases, %v", n, err)
 	}
 	if w.count(t, broker.LeaseRevoked) != 2 {
 		t.Errorf("%d leases are revoked", w.count(t, broker.LeaseRevoked))
@@ -50,13 +50,12 @@ func TestKillSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); err != nil {
-		t.Errorf("after the block was lifted: %v", err)
+		t.Errorf("after lifting the block: got %v", err)
 	}
 }
 
-// The preview counts those that aren't hit and end all the same, because their
-// issuer ends them together.
-func TestPreviewCountsWhatIsBeyond(t *testing.T) {
+// The preview counts leases that are not selected but end with the selected ones.
+func TestPreviewCountsSharedLeases(t *testing.T) {
 	w := tokenWorld(t)
 	for _, e := range w.rules.Catalogue {
 		e.Shares = "role/all"

@@ -17,14 +17,14 @@ const (
 	home = "https://broker.acme.test"
 )
 
-// logsIn gives a person who has just proved who they are.
+// logsIn returns a person who has just logged in.
 func logsIn(name string, now time.Time) broker.Identity {
 	who := approver(name, now)
 	who.Person.Login = now
 	return who
 }
 
-// enrols makes a passkey of a person's.
+// enrols enrols a new passkey for a person.
 func (w *world) enrols(t *testing.T, name string, now time.Time) *softkey.Key {
 	t.Helper()
 	key, err := softkey.New(rp, home)
@@ -50,7 +50,7 @@ func signedBy(t *testing.T, key *softkey.Key, s *broker.Signing) *audit.Signatur
 	return &audit.SignatureFacts{AuthenticatorData: data, ClientData: client, Credential: key.ID, Nonce: s.Nonce, Signature: signature}
 }
 
-// signs has a person sign a vote by a passkey.
+// signs signs a vote with a person's passkey.
 func (w *world) signs(t *testing.T, name string, key *softkey.Key, r *broker.Request, v broker.Vote, now time.Time) broker.Vote {
 	t.Helper()
 	v.Digest = r.Digest
@@ -62,7 +62,7 @@ func (w *world) signs(t *testing.T, name string, key *softkey.Key, r *broker.Req
 	return v
 }
 
-// audits verifies the log as an auditor would who knows a passkey.
+// audits verifies the log as an auditor who knows a passkey.
 func (w *world) audits(t *testing.T, person string, key *softkey.Key) (*verify.Report, error) {
 	t.Helper()
 	public, err := key.Public()
@@ -110,7 +110,7 @@ func TestSignedApproval(t *testing.T) {
 		}
 	}
 	if _, err := w.vote(t, approver("cleo", later), r, v, later); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("somebody else's signature: %v", err)
+		t.Errorf("another person's signature: got %v", err)
 	}
 	got, err := w.vote(t, approver("ben", later), r, v, later)
 	if err != nil || got.Status != broker.RequestApproved || !got.Approvals[0].Signed {
@@ -120,24 +120,24 @@ func TestSignedApproval(t *testing.T) {
 	again := v
 	again.Digest = other.Digest
 	if _, err := w.vote(t, approver("ben", later), other, again, later); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("a signature is replayed: %v", err)
+		t.Errorf("replayed signature: got %v", err)
 	}
 	if report, err := w.audits(t, "login/ben", key); err != nil || report.Signatures != 1 || !report.KeysPinned {
-		t.Errorf("the log: %+v, %v", report, err)
+		t.Errorf("log: got %+v, %v", report, err)
 	}
 	if _, err := w.audits(t, "login/cleo", key); err == nil || !strings.Contains(err.Error(), "not among the approvers you gave") {
-		t.Errorf("the log, to whom ben's passkey is unknown: %v", err)
+		t.Errorf("log, with another passkey for ben: got %v", err)
 	}
 }
 
-// A passkey counts after a day, or when a colleague's vouches for it.
-func TestNewPasskeyWaits(t *testing.T) {
+// A passkey counts after a day, or when a colleague vouches for it.
+func TestNewPasskeyCountsLater(t *testing.T) {
 	w := peopleWorld(t, signedPolicy)
 	ben := w.enrols(t, "ben", noon)
 	r := w.askAt(t, read("tickets:close"), noon)
 	soon := noon.Add(30 * time.Minute)
 	if _, err := w.broker.PrepareVote(t.Context(), broker.Self(approver("ben", soon), soon), r.ID, broker.Vote{Approve: true, Digest: r.Digest}); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
-		t.Errorf("too early: %v", err)
+		t.Errorf("before it counts: got %v", err)
 	}
 
 	later := noon.Add(tomorrow)
@@ -145,26 +145,26 @@ func TestNewPasskeyWaits(t *testing.T) {
 	r = w.askAt(t, read("tickets:close"), later)
 	vote := broker.Vote{Approve: true, Digest: r.Digest}
 	if _, err := w.broker.PrepareVote(t.Context(), broker.Self(approver("cleo", later), later), r.ID, vote); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("too early: %v", err)
+		t.Errorf("before it counts: got %v", err)
 	}
 	if _, err := w.sessions.PrepareVouch(t.Context(), broker.Self(approver("cleo", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrOwnRequest) {
-		t.Errorf("vouching for oneself: %v", err)
+		t.Errorf("vouching for oneself: got %v", err)
 	}
 	if _, err := w.sessions.PrepareVouch(t.Context(), broker.Self(approver("dan", later), later), "login/cleo", cleo.ID); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("vouching without a passkey: %v", err)
+		t.Errorf("vouching without a passkey: got %v", err)
 	}
 	s, err := w.sessions.PrepareVouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := w.sessions.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, cleo, s)); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("vouched by the passkey itself: %v", err)
+		t.Errorf("vouched by the passkey itself: got %v", err)
 	}
 	if err := w.sessions.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.sessions.Vouch(t.Context(), broker.Self(approver("ben", later), later), "login/cleo", cleo.ID, signedBy(t, ben, s)); !errors.Is(err, broker.ErrAlreadyVoted) {
-		t.Errorf("vouching twice: %v", err)
+		t.Errorf("vouching twice: got %v", err)
 	}
 	if _, err := w.vote(t, approver("cleo", later), r, w.signs(t, "cleo", cleo, r, yes, later), later); err != nil {
 		t.Error(err)
@@ -175,25 +175,25 @@ func TestNewPasskeyWaits(t *testing.T) {
 	}
 }
 
-func TestRemovedPasskeyCountsNoMore(t *testing.T) {
+func TestRemovedPasskeyStopsCounting(t *testing.T) {
 	w := peopleWorld(t, signedPolicy)
 	key := w.enrols(t, "ben", noon)
 	later := noon.Add(tomorrow)
 	r := w.askAt(t, read("tickets:close"), later)
 	v := w.signs(t, "ben", key, r, yes, later)
 	if err := w.sessions.RemovePasskey(t.Context(), broker.Self(approver("cleo", later), later), key.ID); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("somebody else removes it: %v", err)
+		t.Errorf("removal by another person: got %v", err)
 	}
 	if err := w.sessions.RemovePasskey(t.Context(), broker.Self(approver("ben", later), later), key.ID); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.vote(t, approver("ben", later), r, v, later); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("signed before it was removed: %v", err)
+		t.Errorf("signed before the removal: got %v", err)
 	}
 }
 
-// An authenticator whose counter does not grow may have been copied.
-func TestCopiedPasskey(t *testing.T) {
+// A signature counter that does not grow indicates a cloned authenticator.
+func TestClonedPasskey(t *testing.T) {
 	w := peopleWorld(t, signedPolicy)
 	key := w.enrols(t, "ben", noon)
 	key.Counter = 7
@@ -209,7 +209,7 @@ func TestCopiedPasskey(t *testing.T) {
 	}
 }
 
-func TestWhoEnrols(t *testing.T) {
+func TestEnrolRequirements(t *testing.T) {
 	w := peopleWorld(t, signedPolicy)
 	key, err := softkey.New(rp, home)
 	if err != nil {
@@ -240,7 +240,7 @@ func TestWhoEnrols(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := w.sessions.Enrol(t.Context(), broker.Self(logsIn("ben", noon), noon), good); !errors.Is(err, broker.ErrInvalidRequest) {
-		t.Errorf("twice: %v", err)
+		t.Errorf("enrolled twice: got %v", err)
 	}
 }
 

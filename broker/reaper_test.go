@@ -12,28 +12,28 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A moody system says it is unavailable as long as it is down.
+// A moody system is unavailable while down is set.
 type moody struct {
 	system
 	down  atomic.Bool
 	tries atomic.Int64
 
-	asked sync.Mutex
-	first []broker.LeaseID // that it was asked to end, the first 16, which are asked for at once
+	mu    sync.Mutex
+	first []broker.LeaseID // the first 16 leases that it was called for
 
-	// gather, if not nil, makes the first 16 calls wait for each other: without it,
-	// a call that returns early lets a later one overtake the others.
+	// gather, if set, makes the first 16 calls wait for each other. Otherwise a call
+	// that returns early lets a later one overtake the others.
 	gather *sync.WaitGroup
 }
 
 func (m *moody) Revoke(ctx context.Context, l broker.Lease) error {
 	m.tries.Add(1)
-	m.asked.Lock()
+	m.mu.Lock()
 	among := len(m.first) < 16
 	if among {
 		m.first = append(m.first, l.ID)
 	}
-	m.asked.Unlock()
+	m.mu.Unlock()
 	if among && m.gather != nil {
 		m.gather.Done()
 		m.gather.Wait()
@@ -44,10 +44,9 @@ func (m *moody) Revoke(ctx context.Context, l broker.Lease) error {
 	return m.system.Revoke(ctx, l)
 }
 
-// An issuer that is down is asked now and then by one call, however many
-// leases are due, and all of them end when it is back. What others have to end
-// does not wait for it.
-func TestAnIssuerThatIsDownIsSpared(t *testing.T) {
+// An issuer that is down gets one call at a time, with pauses, however many leases
+// are due. All of them end when it is back. Leases of other issuers do not wait.
+func TestReaperProtectsIssuerThatIsDown(t *testing.T) {
 	const leases = 200
 	sick := &moody{system: system{live: map[string]time.Time{}}}
 	well := &moody{system: system{live: map[string]time.Time{}}}
@@ -75,18 +74,18 @@ func TestAnIssuerThatIsDownIsSpared(t *testing.T) {
 	}
 	first := sick.tries.Load()
 	if first < 1 || first > 3*16 {
-		t.Errorf("the issuer that is down was asked %d times, at 16 calls at a time", first)
+		t.Errorf("got %d calls to the issuer that is down, with 16 in parallel", first)
 	}
 	reap()
 	if n := sick.tries.Load(); n != first {
-		t.Errorf("it was asked %d times more in the same moment", n-first)
+		t.Errorf("got %d more calls at the same time", n-first)
 	}
 	for range 10 {
 		now = now.Add(2 * time.Minute)
 		reap()
 	}
 	if n := sick.tries.Load() - first; n < 1 || n > 10 {
-		t.Errorf("over twenty minutes it was asked %d times more, want at most once each two", n)
+		t.Errorf("got %d more calls in 20 minutes, want at most one every 2 minutes", n)
 	}
 	sick.down.Store(false)
 	for range 3 {
@@ -94,14 +93,13 @@ func TestAnIssuerThatIsDownIsSpared(t *testing.T) {
 		reap()
 	}
 	if n := len(sick.live); n != 0 {
-		t.Errorf("%d credentials still work after it was back for half an hour", n)
+		t.Errorf("%d credentials still work 30 minutes after the issuer is back", n)
 	}
 	w.verify(t)
 }
 
-// A credential that nobody was answered does not wait behind a thousand others
-// that are due.
-func TestUnfinishedIssuingComesFirst(t *testing.T) {
+// A credential that no one received does not wait behind a thousand due leases.
+func TestReaperEndsUnfinishedLeasesFirst(t *testing.T) {
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	s := &dying{}
 	s.left.Store(1 << 20)
@@ -115,11 +113,11 @@ func TestUnfinishedIssuingComesFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	late := noon.Add(10 * time.Minute) // when they all fall due
-	s.left.Store(1)                    // its lease is opened, and then the broker dies
+	late := noon.Add(10 * time.Minute) // when all of them are due
+	s.left.Store(1)                    // the lease is opened, then the broker dies
 	db.down.Store(true)
 	if err := ask(late); err == nil {
-		t.Fatal("it was issued")
+		t.Fatal("the credential was issued")
 	}
 	db.down.Store(false)
 	again := w.restart(t, map[string]broker.Issuer{"db": db})
@@ -130,14 +128,14 @@ func TestUnfinishedIssuingComesFirst(t *testing.T) {
 	}
 	newest := w.leases(t)[0]
 	if !slices.Contains(db.first, newest.ID) {
-		t.Errorf("what nobody was answered was not ended first")
+		t.Errorf("the unfinished lease was not ended first")
 	}
 }
 
-// What has expired and its issuer was not told of may still work: it is listed
-// with what lives, whoever gives it back or pulls the kill switch reaches it, and
-// it is gone from there once its issuer has ended it.
-func TestWhatIsStillOwedIsLive(t *testing.T) {
+// An expired lease whose issuer was not called may still work. It is listed as
+// live, its holder and the kill switch can end it, and it disappears from the list
+// once its issuer has ended it.
+func TestExpiredLeaseIsLiveUntilRevoked(t *testing.T) {
 	for name, end := range map[string]func(*world, broker.LeaseID, time.Time) error{
 		"by the reaper": func(w *world, _ broker.LeaseID, now time.Time) error { return nil },
 		"by its holder": func(w *world, id broker.LeaseID, now time.Time) error {
@@ -148,7 +146,7 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 			all := broker.Selector{Entitlement: "db"}
 			seen, err := w.broker.Preview(t.Context(), broker.Self(root, now), all)
 			if err != nil || seen.Leases != 1 || seen.ByIssuer["db"] != 1 {
-				t.Errorf("the preview: %+v, %v", seen, err)
+				t.Errorf("preview: got %+v, %v", seen, err)
 			}
 			_, err = w.broker.RevokeAll(t.Context(), broker.Self(root, now), all, "incident", seen.Digest, false)
 			return err
@@ -174,7 +172,7 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 				return page
 			}
 			if page := live(); len(page) != 1 || page[0].ID != id || page[0].State(late) != broker.LeaseExpired {
-				t.Fatalf("expired, and not ended: %+v", page)
+				t.Fatalf("live after expiry: got %+v", page)
 			}
 			if err := end(w, id, late); err != nil {
 				t.Fatal(err)
@@ -183,28 +181,28 @@ func TestWhatIsStillOwedIsLive(t *testing.T) {
 				t.Fatal(err)
 			}
 			if page := live(); len(page) != 0 || len(db.live) != 0 {
-				t.Errorf("once it was ended: %+v, and %d of its credentials work", page, len(db.live))
+				t.Errorf("after the end: live leases %+v, %d working credentials", page, len(db.live))
 			}
 			w.verify(t)
 		})
 	}
 }
 
-// How late an end is counts from when it was due, or first asked for, to when
-// the issuer confirmed it, whatever was tried between. An end that is not
-// confirmed has no lag.
-func TestEndingSaysHowLateItIs(t *testing.T) {
+// The lag of a revocation is the time from when it was due or first requested to
+// the issuer's confirmation, regardless of failed attempts. An unconfirmed
+// revocation has no lag.
+func TestRevocationLag(t *testing.T) {
 	due := noon.Add(testCatalogue()["db"].DefaultTTL)
 	for name, test := range map[string]struct {
-		givenBack time.Time // by its holder; zero: never
-		down      bool      // until it has been tried once
-		ended     time.Time
-		late      time.Duration
+		returned time.Time // by the holder; zero: never
+		down     bool      // until after the first attempt
+		ended    time.Time
+		late     time.Duration
 	}{
-		"looked at late":       {ended: due.Add(2 * time.Minute), late: 2 * time.Minute},
-		"due, and tried again": {down: true, ended: due.Add(20 * time.Minute), late: 20 * time.Minute},
-		"given back":           {givenBack: noon.Add(time.Minute), ended: noon.Add(time.Minute)},
-		"given back, and late": {givenBack: noon.Add(time.Minute), down: true, ended: noon.Add(4 * time.Minute), late: 3 * time.Minute},
+		"late pass":         {ended: due.Add(2 * time.Minute), late: 2 * time.Minute},
+		"due and retried":   {down: true, ended: due.Add(20 * time.Minute), late: 20 * time.Minute},
+		"returned":          {returned: noon.Add(time.Minute), ended: noon.Add(time.Minute)},
+		"returned and late": {returned: noon.Add(time.Minute), down: true, ended: noon.Add(4 * time.Minute), late: 3 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var ends []broker.Event
@@ -219,8 +217,8 @@ func TestEndingSaysHowLateItIs(t *testing.T) {
 				t.Fatal(err)
 			}
 			db.down.Store(test.down)
-			if !test.givenBack.IsZero() {
-				if _, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), test.givenBack), issued.Lease.ID, ""); err != nil {
+			if !test.returned.IsZero() {
+				if _, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), test.returned), issued.Lease.ID, ""); err != nil {
 					t.Fatal(err)
 				}
 			} else if test.down {
@@ -231,16 +229,16 @@ func TestEndingSaysHowLateItIs(t *testing.T) {
 
 			last := len(ends) - 1
 			if last < 0 || test.down != (last == 1) {
-				t.Fatalf("it says %+v", ends)
+				t.Fatalf("got events %+v", ends)
 			}
 			l := w.leases(t)[0]
-			// What telling the issuer took, by the real clock, is a part of it.
+			// The lag includes the real time of the call.
 			if got := ends[last].Lag; ends[last].Code != string(broker.RevokedImmediate) || got != l.Ended.Sub(l.EndAsked) || got.Round(time.Minute) != test.late {
-				t.Errorf("it says %+v, want %s late; asked for at %s, ended at %s", ends[last], test.late, l.EndAsked, l.Ended)
+				t.Errorf("got %+v, want a lag of %s; due at %s, ended at %s", ends[last], test.late, l.EndAsked, l.Ended)
 			}
 			for _, tried := range ends[:last] {
 				if tried.Lag != 0 || tried.Code != string(broker.RevokedPending) {
-					t.Errorf("a try that failed says %+v", tried)
+					t.Errorf("failed attempt: got %+v", tried)
 				}
 			}
 		})

@@ -11,7 +11,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A stuckStore reads, and writes nothing as long as it is stuck.
+// A stuckStore reads but cannot write while stuck is set.
 type stuckStore struct {
 	broker.Store
 	stuck atomic.Bool
@@ -24,8 +24,7 @@ func (s *stuckStore) Update(ctx context.Context, reads []broker.Key, f func(brok
 	return s.Store.Update(ctx, reads, f)
 }
 
-// stuckWorld has so many credentials of an issuer out, and a store that can be
-// made to write nothing.
+// stuckWorld issues credentials on a store whose writes can be made to fail.
 func stuckWorld(t *testing.T, leases int) (*world, *stuckStore, *moody) {
 	t.Helper()
 	db := &moody{system: system{live: map[string]time.Time{}}}
@@ -49,10 +48,10 @@ func (w *world) reap(t *testing.T, now time.Time) {
 	}
 }
 
-// What is due ends upstream though nothing can be recorded, each once, and is
-// recorded when that is possible again, at the time at which it ended.
-func TestEndingGoesOnWhenNothingCanBeRecorded(t *testing.T) {
-	const leases = 700 // more than a batch
+// Due leases end at the issuer, each once, while nothing can be recorded. Their
+// ends are recorded later, with the time at which they ended.
+func TestRevocationContinuesWithoutStore(t *testing.T) {
+	const leases = 700 // more than one batch
 	w, s, db := stuckWorld(t, leases)
 	s.stuck.Store(true)
 	due := noon.Add(time.Hour)
@@ -63,10 +62,10 @@ func TestEndingGoesOnWhenNothingCanBeRecorded(t *testing.T) {
 		t.Errorf("%d of %d credentials still work", n, leases)
 	}
 	if n := db.tries.Load(); n != leases {
-		t.Errorf("the issuer was told %d times of %d leases", n, leases)
+		t.Errorf("got %d calls to the issuer for %d leases", n, leases)
 	}
 	if n := w.count(t, broker.LeaseActive); n != leases {
-		t.Errorf("%d leases are written as active: nothing should be written", n)
+		t.Errorf("%d leases are stored as active, want all: nothing can be written", n)
 	}
 	s.stuck.Store(false)
 	for range 4 {
@@ -77,7 +76,7 @@ func TestEndingGoesOnWhenNothingCanBeRecorded(t *testing.T) {
 		t.Errorf("%d of %d ends are recorded", n, leases)
 	}
 	if n := db.tries.Load(); n != leases {
-		t.Errorf("to record it, the issuer was told again: %d times", n)
+		t.Errorf("recording called the issuer again: %d calls", n)
 	}
 	for _, l := range w.leases(t) {
 		if l.Revocation != broker.RevokedImmediate || l.Ended.Sub(noon.Add(time.Hour)).Abs() > 2*time.Minute {
@@ -87,9 +86,9 @@ func TestEndingGoesOnWhenNothingCanBeRecorded(t *testing.T) {
 	w.verify(t)
 }
 
-// An issuer that is down while nothing can be recorded is not asked in each
-// moment for the same lease: the pauses are kept in memory.
-func TestPausesHoldWhenNothingCanBeRecorded(t *testing.T) {
+// The back-off of an issuer that is down is kept in memory while nothing can be
+// recorded.
+func TestBackoffHoldsWithoutStore(t *testing.T) {
 	w, s, db := stuckWorld(t, 3)
 	s.stuck.Store(true)
 	db.down.Store(true)
@@ -98,7 +97,7 @@ func TestPausesHoldWhenNothingCanBeRecorded(t *testing.T) {
 		w.reap(t, due)
 	}
 	if n := db.tries.Load(); n != 3 {
-		t.Errorf("in one moment it was asked %d times for 3 leases", n)
+		t.Errorf("got %d calls at one time for 3 leases", n)
 	}
 	db.down.Store(false)
 	w.reap(t, due.Add(10*time.Minute))
@@ -107,8 +106,8 @@ func TestPausesHoldWhenNothingCanBeRecorded(t *testing.T) {
 	}
 }
 
-// The kill switch ends what it can though it can block nothing, and says so.
-func TestKillSwitchWhenNothingCanBeRecorded(t *testing.T) {
+// The kill switch revokes although it cannot store its block, and reports that.
+func TestKillSwitchWithoutStore(t *testing.T) {
 	const leases = 200
 	w, s, db := stuckWorld(t, leases)
 	s.stuck.Store(true)
@@ -116,7 +115,7 @@ func TestKillSwitchWhenNothingCanBeRecorded(t *testing.T) {
 		"under": {Under: "spiffe://acme.test/agent"}, "entitlement": {Entitlement: "db"}, "request": {Request: w.leases(t)[0].Request},
 	} {
 		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), selector, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
-			t.Errorf("%s: nothing was recorded, and the caller is told %v", name, err)
+			t.Errorf("%s: nothing was recorded: got %v", name, err)
 		}
 	}
 	w.reap(t, noon)
@@ -137,7 +136,7 @@ func TestKillSwitchWhenNothingCanBeRecorded(t *testing.T) {
 	}
 }
 
-// A renaming system needs, to end a credential, what only Issue could tell.
+// A renaming system needs the handle of Issue to end a credential.
 type renaming struct{ moody }
 
 func (r *renaming) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
@@ -146,9 +145,9 @@ func (r *renaming) Issue(ctx context.Context, o broker.Order) (broker.Credential
 	return c, o.Lease.Handle, err
 }
 
-// The second transaction is lost, and so is the first try to end what was
-// made: what Issue said of it is not.
-func TestHandleOfIssueIsNotLost(t *testing.T) {
+// The handle of Issue survives a failure of both the second transaction and the
+// first attempt to revoke.
+func TestHandleOfIssueSurvivesFailures(t *testing.T) {
 	db := &renaming{moody{system: system{live: map[string]time.Time{}}}}
 	s := &failing{}
 	w := newWorld(t, worldConfig{
@@ -158,19 +157,19 @@ func TestHandleOfIssueIsNotLost(t *testing.T) {
 	s.in.Store(2) // the first opens the lease
 	db.down.Store(true)
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrUnavailable) {
-		t.Fatalf("the second transaction failed, and the caller is told %v", err)
+		t.Fatalf("the second transaction failed: got %v", err)
 	}
 	db.down.Store(false)
 	w.reap(t, noon.Add(10*time.Minute))
 	if n := len(db.live); n != 0 {
-		t.Errorf("%d credentials work that nobody got", n)
+		t.Errorf("%d credentials work that no one received", n)
 	}
 	if l := w.leases(t)[0]; l.Status != broker.LeaseRevoked || l.Revocation != broker.RevokedImmediate {
-		t.Errorf("its lease is %d, %s", l.Status, l.Revocation)
+		t.Errorf("lease: got status %d, revocation %s", l.Status, l.Revocation)
 	}
 }
 
-// A failing store fails once, at its n-th write from when n was set.
+// A failing store fails once, at the n-th write after n was set.
 type failing struct {
 	broker.Store
 	in atomic.Int64
@@ -183,8 +182,8 @@ func (s *failing) Update(ctx context.Context, reads []broker.Key, f func(broker.
 	return s.Store.Update(ctx, reads, f)
 }
 
-// A deniable system can't end a credential; those that are revoked, it denies,
-// until time has ended them.
+// A deniable system cannot end a credential, but denies revoked ones until they
+// expire.
 type deniable struct {
 	system
 	denied map[string]bool
@@ -209,9 +208,9 @@ func (d *deniable) Revoke(_ context.Context, l broker.Lease) error {
 	return broker.ErrQueued
 }
 
-// What only time ends goes on working when it is given back. The kill switch
-// counts it, and has it denied where its issuer can.
-func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
+// A returned credential that only time ends still works. The kill switch counts it
+// and has it denied if its issuer can.
+func TestKillSwitchIncludesReturnedLeases(t *testing.T) {
 	db := &deniable{denied: map[string]bool{}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}})
 	for range 20 {
@@ -221,11 +220,11 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 		}
 		l, err := w.broker.Revoke(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, "")
 		if err != nil || l.Status != broker.LeaseRevoked || !l.OutlivesEnd(noon) {
-			t.Fatalf("given back: %+v, %v", l, err)
+			t.Fatalf("return: got %+v, %v", l, err)
 		}
 	}
 	if len(db.denied) != 0 {
-		t.Fatal("what was given back was denied")
+		t.Fatal("a returned credential was denied")
 	}
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
 	seen, err := w.broker.Preview(t.Context(), broker.Self(root, noon), under)
@@ -241,17 +240,17 @@ func TestKillSwitchSeesWhatWasGivenBack(t *testing.T) {
 	}
 	again, err := w.broker.Preview(t.Context(), broker.Self(root, noon), under)
 	if err != nil || again.Leases != 20 {
-		t.Errorf("while they are denied, and may work: %+v, %v", again, err)
+		t.Errorf("preview while denials are pending: got %+v, %v", again, err)
 	}
 	over := noon.Add(time.Hour)
 	w.reap(t, over)
 	if after, err := w.broker.Preview(t.Context(), broker.Self(root, over), under); err != nil || after.Leases != 0 || w.count(t, broker.LeaseRevoked) != 20 {
-		t.Errorf("when time has ended them: %+v, %v, %d revoked", after, err, w.count(t, broker.LeaseRevoked))
+		t.Errorf("after expiry: got %+v, %v, %d revoked", after, err, w.count(t, broker.LeaseRevoked))
 	}
 	w.verify(t)
 }
 
-// A name that nothing has is refused, not blocked.
+// An unknown name is refused rather than blocked.
 func TestKillSwitchRefusesUnknownNames(t *testing.T) {
 	w := tokenWorld(t)
 	for _, s := range []broker.Selector{{Entitlement: "dbb"}, {Issuer: "vaul"}} {
@@ -267,7 +266,7 @@ func TestKillSwitchRefusesUnknownNames(t *testing.T) {
 	}
 }
 
-// A dying store does so many writes, and nothing after them.
+// A dying store fails after a number of writes.
 type dying struct {
 	broker.Store
 	left atomic.Int64
@@ -280,9 +279,9 @@ func (s *dying) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx
 	return s.Store.Update(ctx, reads, f)
 }
 
-// Killed after its block was written, the kill switch is brought to its end by
-// the next process; once it is there, and once more for what was pulled again.
-func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
+// A kill switch that crashed after storing its block is completed by the next
+// process.
+func TestKillSwitchContinuesAfterCrash(t *testing.T) {
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	s := &dying{}
 	s.left.Store(1000)
@@ -293,10 +292,10 @@ func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.left.Store(4) // the block, and three leases
+	s.left.Store(4) // the block and three leases
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
-		t.Fatalf("it died, and the caller is told %v", err)
+		t.Fatalf("after the crash: got %v", err)
 	}
 	if n := w.count(t, broker.LeaseActive); n != leases-3 {
 		t.Fatalf("%d leases are active", n)
@@ -312,20 +311,20 @@ func TestKillSwitchGoesOnAfterACrash(t *testing.T) {
 	}
 	blocks, err := w.store.Blocks(t.Context())
 	if err != nil || len(blocks) != 1 || !blocks[0].Ends.IsZero() {
-		t.Errorf("the block: %+v, %v", blocks, err)
+		t.Errorf("block: got %+v, %v", blocks, err)
 	}
 }
 
-// When writing is possible again, it is found out, though each moment brings
-// more that can't be written yet.
-func TestWritingIsTriedAgain(t *testing.T) {
-	const leases = 40 // more than end at once
+// Writing resumes when the store recovers, although new ends are queued all the
+// time.
+func TestWritesResumeWhenStoreRecovers(t *testing.T) {
+	const leases = 40 // more than end in parallel
 	w, s, _ := stuckWorld(t, leases)
 	s.stuck.Store(true)
 	now := noon.Add(time.Hour)
 	for range 5 {
 		w.reap(t, now)
-		now = now.Add(time.Second) // as often as the reaper looks
+		now = now.Add(time.Second) // the interval of the reaper
 	}
 	s.stuck.Store(false)
 	for range 5 {
@@ -337,21 +336,21 @@ func TestWritingIsTriedAgain(t *testing.T) {
 	}
 }
 
-// So is one whose entitlement has left the catalogue meanwhile.
-func TestKillSwitchGoesOnWithoutItsEntitlement(t *testing.T) {
+// A kill switch is completed even if its entitlement has left the catalogue.
+func TestKillSwitchContinuesWithoutEntitlement(t *testing.T) {
 	s := &dying{}
 	s.left.Store(1000)
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
-	s.left.Store(1) // the block, and not that all is ended
+	s.left.Store(1) // the block, but not its completion
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Entitlement: "db"}, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
-		t.Fatalf("it died, and the caller is told %v", err)
+		t.Fatalf("after the crash: got %v", err)
 	}
 	delete(w.rules.Catalogue, "db")
 	if _, err := w.restart(t, map[string]broker.Issuer{"db": db}).Reap(t.Context(), noon); err != nil {
 		t.Fatal(err)
 	}
 	if blocks, err := w.store.Blocks(t.Context()); err != nil || len(blocks) != 1 || !blocks[0].Ends.IsZero() {
-		t.Errorf("the block: %+v, %v", blocks, err)
+		t.Errorf("block: got %+v, %v", blocks, err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// person is somebody whom a provider has just proved.
+// person is a person as a provider has just authenticated them.
 func person(name string, now time.Time, groups ...string) broker.Identity {
 	return broker.Identity{
 		ID: "login/" + name, Kind: broker.KindPerson, Proof: broker.Proof{SHA256: audit.Digest{9}, Expires: now.Add(5 * time.Minute)},
@@ -38,17 +38,17 @@ func TestSessionLife(t *testing.T) {
 	ctx := t.Context()
 	token, s := w.logIn(t, broker.NewSession{Who: person("ana", noon, "leads"), SID: "sid-1", Tokens: []byte("refresh-s3cret")}, noon)
 	if s.Who.Proof.Method != broker.MethodSession || !s.Who.Proof.Expires.Equal(noon.Add(session.DefaultLasts)) {
-		t.Errorf("the proof of a session: %+v", s.Who.Proof)
+		t.Errorf("proof: got %+v", s.Who.Proof)
 	}
 	for _, c := range []struct {
 		name string
 		at   time.Duration
 		open bool
 	}{
-		{"at once", 0, true},
+		{"immediately", 0, true},
 		{"within the idle time", 29 * time.Minute, true},
-		{"within the idle time of that use", 58 * time.Minute, true},
-		{"after being idle", 89 * time.Minute, false},
+		{"within the idle time of the last use", 58 * time.Minute, true},
+		{"idle for too long", 89 * time.Minute, false},
 	} {
 		_, err := w.sessions.Get(ctx, token, noon.Add(c.at))
 		if (err == nil) != c.open || err != nil && !errors.Is(err, broker.ErrUnauthenticated) {
@@ -56,16 +56,16 @@ func TestSessionLife(t *testing.T) {
 		}
 	}
 	if sealed, err := token.ProviderTokens(s); err != nil || string(sealed) != "refresh-s3cret" {
-		t.Errorf("what the provider gave: %q, %v", sealed, err)
+		t.Errorf("provider tokens: got %q, %v", sealed, err)
 	}
 	other, _ := w.logIn(t, broker.NewSession{Who: person("ben", noon)}, noon)
 	if _, err := other.ProviderTokens(s); err == nil {
-		t.Error("another session's token opens what the provider gave")
+		t.Error("another session's token decrypts the provider tokens")
 	}
 }
 
-// However long it is used, a session ends; so does each by a block, by logging
-// out, and by the provider.
+// A session ends at its latest end however often it is used, and by a block, a
+// logout, or the provider.
 func TestSessionEnds(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -79,13 +79,13 @@ func TestSessionEnds(t *testing.T) {
 		"its time":    func(session.Token) error { return nil },
 		"logging out": func(token session.Token) error { return w.sessions.Close(ctx, token, noon.Add(time.Minute)) },
 		"its sid": func(session.Token) error {
-			return w.sessions.EndSessions(ctx, word("1", "ana", "sid-1", noon.Add(time.Minute)), noon.Add(time.Minute))
+			return w.sessions.EndSessions(ctx, logoutToken("1", "ana", "sid-1", noon.Add(time.Minute)), noon.Add(time.Minute))
 		},
 		"the person": func(session.Token) error {
-			return w.sessions.EndSessions(ctx, word("2", "ana", "", noon.Add(time.Minute)), noon.Add(time.Minute))
+			return w.sessions.EndSessions(ctx, logoutToken("2", "ana", "", noon.Add(time.Minute)), noon.Add(time.Minute))
 		},
 		"an empty word": func(session.Token) error {
-			return w.sessions.EndSessions(ctx, word("3", "", "", noon.Add(time.Minute)), noon.Add(time.Minute))
+			return w.sessions.EndSessions(ctx, logoutToken("3", "", "", noon.Add(time.Minute)), noon.Add(time.Minute))
 		},
 	}
 	for _, name := range []string{"logging out", "its sid", "the person"} {
@@ -97,34 +97,34 @@ func TestSessionEnds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if name == "logging out" && ends[name](token) != nil {
-			t.Error("logging out twice is an error")
+			t.Error("logging out twice: got an error")
 		}
 	}
 	if _, err := w.sessions.Get(ctx, token, noon.Add(session.DefaultLasts)); !errors.Is(err, broker.ErrUnauthenticated) {
-		t.Errorf("at its end: %v", err)
+		t.Errorf("at its end: got %v", err)
 	}
 	if err := ends["an empty word"](token); !errors.Is(err, broker.ErrInvalidRequest) {
-		t.Errorf("a logout of nobody: %v", err)
+		t.Errorf("a logout of no one: got %v", err)
 	}
 	after, _ := w.logIn(t, broker.NewSession{Who: person("ana", noon), SID: "sid-2"}, noon.Add(3*time.Minute))
 	if _, err := w.sessions.Get(ctx, after, noon.Add(4*time.Minute)); err != nil {
-		t.Errorf("a session opened after the provider's logout: %v", err)
+		t.Errorf("a session opened after the provider's logout: got %v", err)
 	}
 }
 
-// word is a provider's word that it logged somebody out.
-func word(id, sub, sid string, issued time.Time) broker.LogoutToken {
+// logoutToken is a provider's logout token.
+func logoutToken(id, sub, sid string, issued time.Time) broker.LogoutToken {
 	return broker.LogoutToken{Provider: "login", ID: id, Sub: sub, SID: sid, Issued: issued}
 }
 
-// A provider's logout ends what was opened before it was said, however late it
-// comes, and nothing else when it is said again (Back-Channel Logout, section 2.6).
+// A logout token ends the sessions that were opened before it was issued, however
+// late it arrives. Repeating it ends nothing more (Back-Channel Logout, section 2.6).
 func TestProviderLogouts(t *testing.T) {
 	ctx, at := t.Context(), func(d time.Duration) time.Time { return noon.Add(d) }
 	const s, m = time.Second, time.Minute
 	type said struct {
-		word broker.LogoutToken
-		at   time.Time
+		token broker.LogoutToken
+		at    time.Time
 	}
 	for _, c := range []struct {
 		name   string
@@ -133,21 +133,21 @@ func TestProviderLogouts(t *testing.T) {
 		words  []said
 		open   bool
 	}{
-		{"said at once", "sid-1", 0, []said{{word("1", "ana", "", at(m)), at(m)}}, false},
-		{"said late, opened before", "sid-1", 0, []said{{word("1", "ana", "", at(m)), at(5 * m)}}, false},
-		{"said late, opened after", "sid-1", 3 * m, []said{{word("1", "ana", "", at(m)), at(5 * m)}}, true},
-		{"said again, opened in between", "sid-1", 61 * s, []said{{word("1", "ana", "", at(m)), at(m)}, {word("1", "ana", "", at(m)), at(90 * s)}}, true},
-		{"said again in another way, opened in between", "sid-1", 61 * s, []said{{word("1", "ana", "", at(m)), at(m)}, {word("2", "ana", "", at(62*s)), at(90 * s)}}, false},
-		{"an earlier word comes later", "sid-1", 2 * m, []said{{word("2", "ana", "", at(3*m)), at(3 * m)}, {word("1", "ana", "", noon), at(4 * m)}}, false},
-		{"by a clock that is behind", "sid-1", m, []said{{word("1", "ana", "", at(30*s)), at(70 * s)}}, false},
-		{"of another session", "sid-1", 0, []said{{word("1", "ana", "sid-2", at(m)), at(m)}}, true},
-		{"of one session, and it has no name", "", 0, []said{{word("1", "ana", "sid-2", at(m)), at(m)}}, false},
-		{"of somebody else", "sid-1", 0, []said{{word("1", "ben", "", at(m)), at(m)}}, true},
+		{"said at once", "sid-1", 0, []said{{logoutToken("1", "ana", "", at(m)), at(m)}}, false},
+		{"said late, opened before", "sid-1", 0, []said{{logoutToken("1", "ana", "", at(m)), at(5 * m)}}, false},
+		{"said late, opened after", "sid-1", 3 * m, []said{{logoutToken("1", "ana", "", at(m)), at(5 * m)}}, true},
+		{"said again, opened in between", "sid-1", 61 * s, []said{{logoutToken("1", "ana", "", at(m)), at(m)}, {logoutToken("1", "ana", "", at(m)), at(90 * s)}}, true},
+		{"said again in another way, opened in between", "sid-1", 61 * s, []said{{logoutToken("1", "ana", "", at(m)), at(m)}, {logoutToken("2", "ana", "", at(62*s)), at(90 * s)}}, false},
+		{"an earlier word comes later", "sid-1", 2 * m, []said{{logoutToken("2", "ana", "", at(3*m)), at(3 * m)}, {logoutToken("1", "ana", "", noon), at(4 * m)}}, false},
+		{"by a clock that is behind", "sid-1", m, []said{{logoutToken("1", "ana", "", at(30*s)), at(70 * s)}}, false},
+		{"of another session", "sid-1", 0, []said{{logoutToken("1", "ana", "sid-2", at(m)), at(m)}}, true},
+		{"of one session, and it has no name", "", 0, []said{{logoutToken("1", "ana", "sid-2", at(m)), at(m)}}, false},
+		{"of somebody else", "sid-1", 0, []said{{logoutToken("1", "ben", "", at(m)), at(m)}}, true},
 	} {
 		w := newWorld(t)
 		token, _ := w.logIn(t, broker.NewSession{Who: person("ana", noon), SID: c.sid}, at(c.opened))
 		for _, one := range c.words {
-			if err := w.sessions.EndSessions(ctx, one.word, one.at); err != nil {
+			if err := w.sessions.EndSessions(ctx, one.token, one.at); err != nil {
 				t.Fatalf("%s: %v", c.name, err)
 			}
 		}
@@ -156,14 +156,14 @@ func TestProviderLogouts(t *testing.T) {
 		}
 	}
 	w := newWorld(t)
-	if err := w.sessions.EndSessions(ctx, word("1", "ana", "", noon), noon); err != nil {
+	if err := w.sessions.EndSessions(ctx, logoutToken("1", "ana", "", noon), noon); err != nil {
 		t.Fatal(err)
 	}
 	before := w.store.Head().Size
-	if err := w.sessions.EndSessions(ctx, word("1", "ana", "", noon), at(m)); err != nil || w.store.Head().Size != before {
-		t.Errorf("the same word again: %v, and %d records", err, w.store.Head().Size-before)
+	if err := w.sessions.EndSessions(ctx, logoutToken("1", "ana", "", noon), at(m)); err != nil || w.store.Head().Size != before {
+		t.Errorf("repeated token: got %v and %d records", err, w.store.Head().Size-before)
 	}
-	for name, bad := range map[string]broker.LogoutToken{"without an id": word("", "ana", "", noon), "old": word("2", "ana", "", at(-6*m))} {
+	for name, bad := range map[string]broker.LogoutToken{"without an id": logoutToken("", "ana", "", noon), "old": logoutToken("2", "ana", "", at(-6*m))} {
 		if err := w.sessions.EndSessions(ctx, bad, noon); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -178,14 +178,14 @@ func TestBlockedPeople(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.sessions.Get(ctx, token, noon); !errors.Is(err, broker.ErrBlocked) {
-		t.Errorf("a blocked person's session: %v", err)
+		t.Errorf("a blocked person's session: got %v", err)
 	}
 	if _, _, err := w.sessions.Open(ctx, broker.NewSession{Who: person("ana", noon)}, noon); !errors.Is(err, broker.ErrBlocked) {
-		t.Errorf("a blocked person logs in: %v", err)
+		t.Errorf("a blocked person logs in: got %v", err)
 	}
 }
 
-// A session's token is in no format, and in no row.
+// A session token appears in no printed form and in no row.
 func TestSessionTokenIsHidden(t *testing.T) {
 	w := newWorld(t)
 	token, s := w.logIn(t, broker.NewSession{Who: person("ana", noon), Tokens: []byte("refresh-s3cret")}, noon)
@@ -196,17 +196,17 @@ func TestSessionTokenIsHidden(t *testing.T) {
 	}
 	for _, shown := range []string{fmt.Sprint(token), fmt.Sprintf("%v %+v %#v %s %q %x", token, token, token, token, token, token), string(asJSON), fmt.Sprintf("%+v", *s)} {
 		if strings.Contains(shown, secret) || strings.Contains(shown, "s3cret") {
-			t.Errorf("it shows: %s", shown)
+			t.Errorf("the token is visible in %s", shown)
 		}
 	}
 	for _, text := range []string{"", "abs_", "abs_" + secret[:10], secret, "abs_" + secret + "A", "ABS_" + secret} {
 		if _, ok := session.ParseToken(text); ok {
-			t.Errorf("%q is taken for a token", text)
+			t.Errorf("%q was accepted as a token", text)
 		}
 	}
 }
 
-// A code is good once, however many use it at the same moment.
+// A code works once, however many calls redeem it at the same time.
 func TestLoginCodeOnce(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -231,14 +231,14 @@ func TestLoginCodeOnce(t *testing.T) {
 	n := 0
 	got.Range(func(_, _ any) bool { n++; return true })
 	if n != 1 {
-		t.Errorf("%d sessions of one code", n)
+		t.Errorf("got %d sessions for one code", n)
 	}
 	late, err := w.sessions.NewLoginCode(ctx, in, audit.Digest(sha(verifier)), noon)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := w.sessions.RedeemCode(ctx, late, verifier, noon.Add(time.Minute)); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("a minute later: %v", err)
+		t.Errorf("after a minute: got %v", err)
 	}
 }
 
@@ -258,27 +258,27 @@ func TestDeviceLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, _, err := w.sessions.RedeemDevice(ctx, refused.DeviceCode, noon); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("refused: %v", err)
+		t.Errorf("refused: got %v", err)
 	}
 	if err := w.sessions.DecideDevice(ctx, in, refused.UserCode, true, noon); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("allowing what was refused: %v", err)
+		t.Errorf("allowing a refused login: got %v", err)
 	}
 	if _, _, err := w.sessions.RedeemDevice(ctx, ignored.DeviceCode, ignored.Expires); !errors.Is(err, broker.ErrLapsed) {
-		t.Errorf("after ten minutes: %v", err)
+		t.Errorf("after 10 minutes: got %v", err)
 	}
 	if err := w.sessions.DecideDevice(ctx, in, ignored.UserCode, true, ignored.Expires); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("allowing it too late: %v", err)
+		t.Errorf("allowing it too late: got %v", err)
 	}
 	if _, _, err := w.sessions.RedeemDevice(ctx, "guessed", noon); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("a guessed code: %v", err)
+		t.Errorf("a guessed code: got %v", err)
 	}
 	if _, _, err := w.sessions.RedeemDevice(ctx, ignored.UserCode, noon); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("the code that a person types: %v", err)
+		t.Errorf("polling with the user code: got %v", err)
 	}
 }
 
-// letIn lets a terminal in by the session, by code or by device, and gives what
-// redeems it.
+// letIn allows a terminal, by code or by device, and returns the function that
+// redeems its login.
 func (w *world) letIn(t *testing.T, by *broker.Session, device bool, now time.Time) (func(time.Time) (session.Token, *broker.Session, error), error) {
 	t.Helper()
 	ctx := t.Context()
@@ -298,9 +298,8 @@ func (w *world) letIn(t *testing.T, by *broker.Session, device bool, now time.Ti
 	}, w.sessions.DecideDevice(ctx, by, d.UserCode, true, now)
 }
 
-// A login ends when it ends: no terminal outlives it, and no terminal lets in
-// another.
-func TestTerminalsDoNotProlong(t *testing.T) {
+// No terminal outlives the login that allowed it, and no terminal allows another.
+func TestTerminalsDoNotProlongLogins(t *testing.T) {
 	w := newWorld(t)
 	_, browser := w.logIn(t, broker.NewSession{Who: person("ana", noon), Client: broker.ClientBrowser}, noon)
 	end := noon.Add(session.DefaultLasts)
@@ -318,21 +317,21 @@ func TestTerminalsDoNotProlong(t *testing.T) {
 			t.Errorf("device %t: from %s to %s, its proof to %s", device, terminal.Created, terminal.Expires, terminal.Who.Proof.Expires)
 		}
 		if _, err := w.letIn(t, terminal, device, late); !errors.Is(err, broker.ErrSessionRequired) {
-			t.Errorf("device %t: a terminal lets in another: %v", device, err)
+			t.Errorf("device %t: a terminal allows another: got %v", device, err)
 		}
 	}
 }
 
-// What ends the browser's session between allowing a terminal and its calling
-// for the session ends that, too.
-func TestEndedBeforeRedeemed(t *testing.T) {
+// The end of the browser's session also ends a terminal's login that was allowed
+// but not redeemed.
+func TestSessionEndsBeforeRedemption(t *testing.T) {
 	soon, ctx := noon.Add(30*time.Second), t.Context()
 	for name, end := range map[string]func(*world, session.Token) error{
 		"by the provider, the person": func(w *world, _ session.Token) error {
-			return w.sessions.EndSessions(ctx, word("1", "ana", "", soon), soon)
+			return w.sessions.EndSessions(ctx, logoutToken("1", "ana", "", soon), soon)
 		},
 		"by the provider, the session": func(w *world, _ session.Token) error {
-			return w.sessions.EndSessions(ctx, word("1", "", "sid-1", soon), soon)
+			return w.sessions.EndSessions(ctx, logoutToken("1", "", "sid-1", soon), soon)
 		},
 		"by logging out": func(w *world, token session.Token) error { return w.sessions.Close(ctx, token, soon) },
 		"by a block": func(w *world, _ session.Token) error {
@@ -365,17 +364,17 @@ func TestEndedBeforeRedeemed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.sessions.EndSessions(ctx, word("1", "ana", "", noon.Add(time.Minute)), noon.Add(4*time.Minute)); err != nil {
+	if err := w.sessions.EndSessions(ctx, logoutToken("1", "ana", "", noon.Add(time.Minute)), noon.Add(4*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.sessions.Get(ctx, token, noon.Add(5*time.Minute)); !errors.Is(err, broker.ErrUnauthenticated) {
-		t.Errorf("its person was logged out before it was let in: %v", err)
+		t.Errorf("the person was logged out before the redemption: got %v", err)
 	}
 }
 
-// What a provider said later is never put back by what it said before; and who
-// was logged out meanwhile is not let in again.
-func TestRefreshed(t *testing.T) {
+// Older claims never replace newer ones, and a refresh does not reopen a session
+// that was logged out.
+func TestRefresh(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	token, in := w.logIn(t, broker.NewSession{Who: person("ana", noon, "leads"), Tokens: []byte("1")}, noon)
@@ -387,20 +386,19 @@ func TestRefreshed(t *testing.T) {
 		}
 	}
 	if _, err := w.sessions.Refresh(ctx, broker.Self(person("ben", noon.Add(3*time.Minute)), noon.Add(3*time.Minute)), token, nil); !errors.Is(err, broker.ErrUnauthenticated) {
-		t.Errorf("somebody else's claims: %v", err)
+		t.Errorf("another person's claims: got %v", err)
 	}
-	if err := w.sessions.EndSessions(ctx, word("1", "ana", "", noon.Add(4*time.Minute)), noon.Add(4*time.Minute)); err != nil {
+	if err := w.sessions.EndSessions(ctx, logoutToken("1", "ana", "", noon.Add(4*time.Minute)), noon.Add(4*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.sessions.Refresh(ctx, broker.Self(person("ana", noon.Add(4*time.Minute)), noon.Add(5*time.Minute)), token, nil); !errors.Is(err, broker.ErrUnauthenticated) {
-		t.Errorf("after the provider's logout: %v", err)
+		t.Errorf("after the provider's logout: got %v", err)
 	}
 }
 
 func sha(s string) [32]byte { return sha256.Sum256([]byte(s)) }
 
-// Whoever asks too often whether a terminal may act for somebody has nothing
-// written.
+// Polling too often writes nothing.
 func TestPollingTooOftenWritesNothing(t *testing.T) {
 	s := &countingStore{}
 	w := newWorld(t, func(real broker.Store) broker.Store { s.Store = real; return s })
@@ -410,14 +408,14 @@ func TestPollingTooOftenWritesNothing(t *testing.T) {
 	}
 	before := s.updates.Load()
 	if _, _, err := w.sessions.RedeemDevice(t.Context(), d.DeviceCode, noon); !errors.Is(err, broker.ErrPending) {
-		t.Fatalf("first: %v", err)
+		t.Fatalf("first poll: got %v", err)
 	}
 	for range 10 {
 		if _, _, err := w.sessions.RedeemDevice(t.Context(), d.DeviceCode, noon.Add(time.Second)); !errors.Is(err, broker.ErrSlowDown) {
-			t.Fatalf("too often: %v", err)
+			t.Fatalf("polling too often: got %v", err)
 		}
 	}
 	if n := s.updates.Load() - before; n != 1 {
-		t.Errorf("%d writes", n)
+		t.Errorf("got %d writes, want 1", n)
 	}
 }

@@ -86,6 +86,9 @@ func (s *keyHolder) approver() Approver { return Approver{s.person, s.ID, s.publ
 // that is not valid.
 func TestSignaturesAreVerified(t *testing.T) {
 	ana, ben, eve := newKeyHolder(t, "login/ana"), newKeyHolder(t, "login/ben"), newKeyHolder(t, "login/ana")
+	// The operator's own key, with the id of ana's credential.
+	stolen := newKeyHolder(t, "login/ana")
+	stolen.ID = ana.ID
 	tomorrow := someTime.Add(25 * time.Hour)
 	type log = []audit.Record
 	asked := asks("req_1", tomorrow, "1 of dba")
@@ -100,7 +103,10 @@ func TestSignaturesAreVerified(t *testing.T) {
 		"pinned":      {records: log{ana.enrolled(someTime), asked, ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, signed: 1},
 		"a key enrolled by the operator": {records: log{eve.enrolled(someTime), asked, eve.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()},
 			want: "not among the approvers you gave"},
-		"unsigned": {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}, want: "policy requires the signature of a passkey"},
+		"a pinned passkey enrolled with the operator's key": {records: log{edited(stolen.enrolled(someTime), func(*audit.Record) {}), asked, stolen.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()},
+			want: "the signature of the passkey is not valid"},
+		"enrolled without a caller": {records: log{edited(ana.enrolled(someTime), func(r *audit.Record) { r.Caller = nil })}, want: "it names no caller"},
+		"unsigned":                  {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}, want: "policy requires the signature of a passkey"},
 		"unsigned, and not required": {records: log{edited(asked, func(r *audit.Record) { r.Decision.Signed = false }),
 			edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}},
 		"a denial needs no signature": {records: log{asked, {Time: tomorrow, Kind: audit.RequestDenied, Caller: ana.party(), Request: asked.Request, Approval: &audit.ApprovalFacts{Decision: "deny", Digest: ownDigest}}}},
@@ -133,8 +139,14 @@ func TestSignaturesAreVerified(t *testing.T) {
 				m.record(t, r)
 			}
 			report, err := Verify(t.Context(), m, Options{Approvers: test.pinned})
-			if test.want == "" && (err != nil || report.Signatures != test.signed) {
-				t.Errorf("got %d signatures, want %d, %v", report.Signatures, test.signed, err)
+			if report.Signatures != test.signed {
+				t.Errorf("got %d valid signatures, want %d", report.Signatures, test.signed)
+			}
+			if report.KeysPinned != (len(test.pinned) > 0) {
+				t.Errorf("got keys_pinned %t with %d approvers", report.KeysPinned, len(test.pinned))
+			}
+			if test.want == "" && err != nil {
+				t.Errorf("got %v, want no problem", err)
 			}
 			if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 				t.Errorf("got %v, want %q", err, test.want)
@@ -164,9 +176,30 @@ func TestApproversRoundTrip(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].String() != a.String() {
 		t.Errorf("got %v, %v", list, err)
 	}
-	for _, bad := range []string{"login/ana", "login/ana broker.test x", "login/ana broker.test !! !!", "login/ana broker.test  "} {
-		if _, err := ParseApprovers(bad); err == nil {
-			t.Errorf("ParseApprovers accepted %q", bad)
+	for _, bad := range []string{"login/ana", "login/ana broker.test x", "login/ana broker.test !! !!", "login/ana broker.test  ", "login/ana broker.test AAAA!! AAAA", "login/ana broker.test AAAA AAAA!!"} {
+		if _, err := ParseApprovers("# kept\n" + bad); err == nil || !strings.HasPrefix(err.Error(), "line 2 ") {
+			t.Errorf("ParseApprovers(%q): got %v, want an error at line 2", bad, err)
 		}
+	}
+}
+
+func TestApproversOfALog(t *testing.T) {
+	ana, ben, other := newKeyHolder(t, "login/ana"), newKeyHolder(t, "login/ben"), newKeyHolder(t, "login/ana")
+	m := &testLog{}
+	for _, r := range []audit.Record{
+		{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}},
+		ana.enrolled(someTime), ben.enrolled(someTime), other.enrolled(someTime),
+		edited(ana.enrolled(someTime), func(r *audit.Record) { r.Caller = nil }),
+		{Kind: audit.PasskeyRemoved, Caller: ben.party(), Passkey: &audit.PasskeyFacts{Credential: ana.ID}}, // not ben's
+		{Kind: audit.PasskeyRemoved, Caller: ana.party(), Passkey: &audit.PasskeyFacts{Credential: other.ID}},
+	} {
+		m.record(t, r)
+	}
+	list, err := Approvers(t.Context(), m)
+	if err != nil || len(list) != 2 || list[0].String() != ana.approver().String() || list[1].String() != ben.approver().String() {
+		t.Errorf("got %v, %v, want the passkeys of ana and ben", list, err)
+	}
+	if list, err := Approvers(t.Context(), noRecords(1)); err == nil || !strings.HasPrefix(err.Error(), "record 0: ") {
+		t.Errorf("got %v, %v, want an error at record 0", list, err)
 	}
 }

@@ -66,7 +66,7 @@ func (m *testLog) settle(t testing.TB, r audit.Record) audit.Record {
 		return r
 	}
 	f := r.Request
-	signed := r.Signature != nil && r.Approval != nil && r.Signature.Verify(r.Approval.Challenge(r.Caller.ID, f.ID, r.Signature.Nonce), keyHolders[string(r.Signature.Credential)].public, "broker.test") == nil
+	signed := r.Signature != nil && r.Approval != nil && r.Caller != nil && r.Signature.Verify(r.Approval.Challenge(r.Caller.ID, f.ID, r.Signature.Nonce), keyHolders[string(r.Signature.Credential)].public, "broker.test") == nil
 	r = edited(r, func(r *audit.Record) {
 		own := m.sums[f.ID]
 		if f.TTL > 0 && r.Decision != nil && r.Caller != nil { // this record makes the request

@@ -178,30 +178,39 @@ func TestVerifyReportsForgedApprovals(t *testing.T) {
 		"an unknown request":                     {log{c.last(c.ana, "dba")}, 0, "this log has no such request"},
 		"a repeated request":                     {log{two, c.asked("1 of dba")}, 1, "the request already exists"},
 		"not permitted":                          {log{edited(two, func(r *audit.Record) { r.Decision.Permit = false })}, 0, "policy did not permit the request"},
+		"a request record without a request":     {log{edited(two, func(r *audit.Record) { r.Request = nil })}, 0, "it names no request"},
+		"a denial by policy":                     {records: log{edited(c.ended(audit.RequestDenied), func(r *audit.Record) { r.Request.ID = "req_denied" })}},
+		"after policy denied it":                 {log{two, c.ended(audit.RequestDenied), c.yes(c.ana, "dba")}, 2, "its request was already denied"},
+		"a denial of another digest":             {log{two, edited(c.no(c.ana, audit.RequestDenied), func(r *audit.Record) { r.Approval.Digest = digest(2) })}, 1, "the person saw something else"},
+		"an approval without a caller":           {log{two, edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Caller = nil })}, 1, "it has no vote, or no caller who voted"},
+		"an approval without a request":          {log{two, edited(c.last(c.ana, "dba"), func(r *audit.Record) { r.Request = nil })}, 1, "it names no request"},
 		"no requester":                           {log{edited(two, func(r *audit.Record) { r.Caller = nil })}, 0, "the request has no requester"},
 		"a requirement of zero people":           {log{c.asked("0 of dba")}, 0, "the approvals or reviews that policy requires are not readable"},
+		"an unreadable number of people":         {log{c.asked("some of dba")}, 0, "the approvals or reviews that policy requires are not readable"},
 		"too many required people":               {log{c.asked("1024 of dba", "1024 of security")}, 0, "the approvals or reviews that policy requires are not readable"},
 
-		"a lease":                           {records: append(slices.Clone(granted), c.lease())},
-		"two leases":                        {records: append(slices.Clone(granted), c.lease(), edited(later(c.lease(), 59*time.Minute), func(r *audit.Record) { r.Lease.ID = "lse_2" }))},
-		"a lease of an unknown request":     {log{c.lease()}, 0, "this log has no such request"},
-		"a lease without a request id":      {log{edited(c.lease(), func(r *audit.Record) { r.Request.ID = "" })}, 0, "it names no request"},
-		"an opened lease without a request": {log{edited(c.lease(), func(r *audit.Record) { r.Kind, r.Request = audit.LeaseOpened, nil })}, 0, "it names no request"},
-		"after a denial":                    {log{c.asked("1 of dba"), c.no(c.ana, audit.RequestDenied), c.lease()}, 2, "its request was already denied"},
-		"after it was withdrawn":            {log{c.asked("1 of dba"), c.ended(audit.RequestWithdrawn), c.lease()}, 2, "its request was already withdrawn"},
-		"after it was revoked":              {append(slices.Clone(granted), c.ended(audit.RequestRevoked), c.lease()), 3, "its request was already revoked"},
-		"before the last approval":          {log{two, c.yes(c.ana, "dba"), c.lease(), c.last(c.ben, "dba")}, 2, "and the log has 1 of dba"},
-		"all approvals, no decision":        {log{c.asked("1 of dba"), c.yes(c.ana, "dba"), c.lease()}, 2, "its request was still pending"},
-		"another holder":                    {onLease(func(r *audit.Record) { r.Caller = &audit.Party{ID: "spiffe://acme.test/evil"} }), 2, "its holder is not the requester, spiffe://acme.test/agent/triage"},
-		"another entitlement":               {onLease(func(r *audit.Record) { r.Request.Entitlement = "root" }), 2, "the request, whose entitlement is tickets-api"},
-		"another digest":                    {onLease(func(r *audit.Record) { r.Request.Digest = digest(9) }), 2, "it does not match the request, whose digest is"},
-		"more scopes":                       {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:close", "tickets:read", "tickets:write"} }), 2, "its scope tickets:write was not granted"},
-		"more scopes than asked for":        {onLease(func(r *audit.Record) { r.Lease.Scopes = []string{"tickets:write"} }), 2, "its scope tickets:write was not granted"},
-		"other requested scopes":            {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:read"} }), 2, "the request, whose scopes are tickets:close tickets:read"},
-		"longer":                            {onLease(func(r *audit.Record) { r.Lease.Expires = r.Time.Add(time.Hour) }), 2, "it is valid for longer than the granted 10m0s"},
-		"without an end":                    {onLease(func(r *audit.Record) { r.Lease.Expires = time.Time{} }), 2, "it is valid for longer"},
-		"no longer permitted":               {onLease(func(r *audit.Record) { r.Decision.Permit = false }), 2, "policy did not permit it"},
-		"after the grant":                   {append(slices.Clone(granted), later(c.lease(), 62*time.Minute)), 2, "the grant had ended"},
+		"a lease":                                     {records: append(slices.Clone(granted), c.lease())},
+		"two leases":                                  {records: append(slices.Clone(granted), c.lease(), edited(later(c.lease(), 59*time.Minute), func(r *audit.Record) { r.Lease.ID = "lse_2" }))},
+		"a lease of an unknown request":               {log{c.lease()}, 0, "this log has no such request"},
+		"a lease without a request id":                {log{edited(c.lease(), func(r *audit.Record) { r.Request.ID = "" })}, 0, "it names no request"},
+		"an opened lease without a request":           {log{edited(c.lease(), func(r *audit.Record) { r.Kind, r.Request = audit.LeaseOpened, nil })}, 0, "it names no request"},
+		"after a denial":                              {log{c.asked("1 of dba"), c.no(c.ana, audit.RequestDenied), c.lease()}, 2, "its request was already denied"},
+		"after it was withdrawn":                      {log{c.asked("1 of dba"), c.ended(audit.RequestWithdrawn), c.lease()}, 2, "its request was already withdrawn"},
+		"after it was revoked":                        {append(slices.Clone(granted), c.ended(audit.RequestRevoked), c.lease()), 3, "its request was already revoked"},
+		"before the last approval":                    {log{two, c.yes(c.ana, "dba"), c.lease(), c.last(c.ben, "dba")}, 2, "and the log has 1 of dba"},
+		"all approvals, no decision":                  {log{c.asked("1 of dba"), c.yes(c.ana, "dba"), c.lease()}, 2, "its request was still pending"},
+		"another holder":                              {onLease(func(r *audit.Record) { r.Caller = &audit.Party{ID: "spiffe://acme.test/evil"} }), 2, "its holder is not the requester, spiffe://acme.test/agent/triage"},
+		"another entitlement":                         {onLease(func(r *audit.Record) { r.Request.Entitlement = "root" }), 2, "the request, whose entitlement is tickets-api"},
+		"another digest":                              {onLease(func(r *audit.Record) { r.Request.Digest = digest(9) }), 2, "it does not match the request, whose digest is"},
+		"more scopes":                                 {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:close", "tickets:read", "tickets:write"} }), 2, "its scope tickets:write was not granted"},
+		"more scopes than asked for":                  {onLease(func(r *audit.Record) { r.Lease.Scopes = []string{"tickets:write"} }), 2, "its scope tickets:write was not granted"},
+		"other requested scopes":                      {onLease(func(r *audit.Record) { r.Request.Scopes = []string{"tickets:read"} }), 2, "the request, whose scopes are tickets:close tickets:read"},
+		"longer":                                      {onLease(func(r *audit.Record) { r.Lease.Expires = r.Time.Add(time.Hour) }), 2, "it is valid for longer than the granted 10m0s"},
+		"without an end":                              {onLease(func(r *audit.Record) { r.Lease.Expires = time.Time{} }), 2, "it is valid for longer"},
+		"no longer permitted":                         {onLease(func(r *audit.Record) { r.Decision.Permit = false }), 2, "policy did not permit it"},
+		"after the grant":                             {append(slices.Clone(granted), later(c.lease(), 62*time.Minute)), 2, "the grant had ended"},
+		"a lease that extends its request's TTL":      {onLease(func(r *audit.Record) { r.Request.TTL = time.Hour }), 2, "the request already exists"},
+		"a lease that extends its request's duration": {onLease(func(r *audit.Record) { r.Request.Duration = 48 * time.Hour }), 2, "the request already exists"},
 		"before the grant": {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Request.NotBefore = c.at.Add(time.Hour) }), c.last(c.ana, "dba"), c.lease()}, 2,
 			"the grant had not started"},
 		"within the grant": {records: log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Request.NotBefore = c.at.Add(time.Hour) }), c.last(c.ana, "dba"), later(c.lease(), 90*time.Minute)}},
@@ -253,7 +262,10 @@ func TestVerifyReportsForgedApprovals(t *testing.T) {
 			r.Request.Digest = broken.Request.Sum(broken.Caller.ID, broken.Decision)
 			r.Decision.Signed = false
 		})}, 0, "its digest, which approvers see and sign, does not match its contents"},
-		"a review by one person twice": {log{breakGlass(c.at), verdict(audit.ReviewGiven, "login/ana", c.at), verdict(audit.ReviewClosed, "login/ana", c.at)}, 2, "the same person has already voted"},
+		"a review without a verdict":     {log{breakGlass(c.at), edited(verdict(audit.ReviewGiven, "login/ana", c.at), func(r *audit.Record) { r.Approval = nil })}, 1, "it has no vote"},
+		"a review without a caller":      {log{breakGlass(c.at), edited(verdict(audit.ReviewClosed, "login/ana", c.at), func(r *audit.Record) { r.Caller = nil })}, 1, "it has no vote, or no caller who voted"},
+		"a review of a reviewed request": {log{edited(breakGlass(c.at), func(r *audit.Record) { r.Decision.Review = []string{"1 of security"} }), verdict(audit.ReviewClosed, "login/ana", c.at), verdict(audit.ReviewGiven, "login/ben", c.at)}, 2, "its request needs no review"},
+		"a review by one person twice":   {log{breakGlass(c.at), verdict(audit.ReviewGiven, "login/ana", c.at), verdict(audit.ReviewClosed, "login/ana", c.at)}, 2, "the same person has already voted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			opts := Options{Key: public, Approvers: []Approver{c.ana.approver(), c.ben.approver(), c.eve.approver(), c.dora.approver()}}
@@ -372,5 +384,73 @@ func TestEndedRequestsAreDroppedFirst(t *testing.T) {
 	}
 	if s.requests["req_stays"] == nil || s.requests["req_pending"] == nil || len(s.requests) != size+1 {
 		t.Errorf("a grant that has not ended was dropped before ended ones")
+	}
+}
+
+// An unreviewed break-glass use stays until its review is complete, however long ago
+// it ended. A grant that people approved is dropped without a trace in dropped:
+// otherwise a forged log could push it out and issue leases that nobody checks.
+func TestReviewsAreNotDropped(t *testing.T) {
+	c := newCast(t)
+	const size = 2
+	s, m := newRequestState(size), &testLog{}
+	add := func(r audit.Record) {
+		t.Helper()
+		r = m.settle(t, r)
+		if problem := s.check(&r, true); problem != "" {
+			t.Fatal(problem)
+		}
+	}
+	add(breakGlass(c.at))
+	muchLater := c.at.AddDate(0, 1, 0)
+	for n := range 2 * size {
+		add(asks(fmt.Sprint("req_ended_", n), muchLater.AddDate(0, n, 0), "1 of dba"))
+	}
+	if s.requests["req_1"] == nil {
+		t.Fatal("an unreviewed break-glass use was dropped")
+	}
+	end := muchLater.AddDate(1, 0, 0)
+	add(verdict(audit.ReviewGiven, "login/ana", end))
+	add(verdict(audit.ReviewClosed, "login/ben", end))
+	for n := range size {
+		add(asks(fmt.Sprint("req_more_", n), end, "1 of dba"))
+	}
+	if s.requests["req_1"] != nil {
+		t.Error("a reviewed break-glass use was not dropped")
+	}
+	if !s.dropped.IsZero() {
+		t.Errorf("requests that need people may be unknown until %s", s.dropped)
+	}
+}
+
+// An approved grant that must be dropped does not excuse leases of unknown requests.
+func TestDroppedApprovalsExcuseNothing(t *testing.T) {
+	c := newCast(t)
+	s, m := newRequestState(1), &testLog{}
+	for _, r := range []audit.Record{
+		c.relaxed("1 of dba"), unsigned(c.last(c.ana, "dba")), // the grant lasts
+		asks("req_2", c.at, "1 of dba"),
+		edited(breakGlass(c.at), func(r *audit.Record) { r.Request.ID, r.Request.BreakGlass, r.Decision.Review = "req_3", false, nil }),
+		{Time: c.at, Kind: audit.RequestRevoked, Caller: c.asked().Caller, Request: &audit.RequestFacts{ID: "req_3", Digest: ownDigest, Entitlement: "tickets-api"}},
+		edited(breakGlass(c.at), func(r *audit.Record) { r.Request.ID, r.Request.BreakGlass, r.Decision.Review = "req_4", false, nil }),
+	} {
+		r = m.settle(t, r)
+		if problem := s.check(&r, false); problem != "" {
+			t.Fatal(problem)
+		}
+	}
+	if s.requests["req_1"] != nil || s.requests["req_3"] != nil || !s.dropped.IsZero() {
+		t.Errorf("got %d requests, unknown ones excused until %s; want the last two, and no excuse", len(s.requests), s.dropped)
+	}
+}
+
+func TestRequirementsAreBounded(t *testing.T) {
+	for text, want := range map[string]bool{"1 of dba": true, "1024 of dba": true, "1025 of dba": false, "-1 of dba": false, "1 of ": false, "1": false, "1of dba": false, "": false} {
+		if list, ok := parseRequirements([]string{text}); ok != want {
+			t.Errorf("%q: got %v, %t, want %t", text, list, ok, want)
+		}
+	}
+	if _, ok := parseRequirements([]string{"1024 of dba", "1 of security"}); ok {
+		t.Error("1025 people are accepted")
 	}
 }

@@ -62,6 +62,11 @@ func TestVerifyGoodLog(t *testing.T) {
 	if r, err := Verify(t.Context(), m, Options{}); err != nil || r.KeyTrusted {
 		t.Errorf("with its own key: %+v, %v", r, err)
 	}
+	empty := &testLog{}
+	empty.sign(t)
+	if r, err := Verify(t.Context(), m, Options{Key: public, Checkpoints: empty.notes}); err != nil || r.Checkpoints != 3 {
+		t.Errorf("with a checkpoint of the empty log: %+v, %v", r, err)
+	}
 	if r, err := Verify(t.Context(), &testLog{}, Options{}); err != nil || r.Records != 0 {
 		t.Errorf("an empty log: %+v, %v", r, err)
 	}
@@ -78,6 +83,8 @@ func TestVerifyReportsWhatWasChanged(t *testing.T) {
 	}{
 		{"a byte of a record", func(m *testLog) { flip(m.items[5].Leaf, `"lse_2`) },
 			[]string{`record 5 (lease.issued, 2026-11-03T12:00:05.123Z): its bytes hash to `}},
+		{"the time of a record", func(m *testLog) { flip(m.items[5].Leaf, `"time":"2026`) },
+			[]string{`record 5 (lease.issued, 2027-11-03T12:00:05.123Z): its bytes hash to `}},
 		{"a byte that makes the record unreadable", func(m *testLog) { flip(m.items[5].Leaf, `{"`) },
 			[]string{"record 5: its bytes hash to ", "record 5: decoding a record: "}},
 		{"a record and its hash", func(m *testLog) { m.rewrite(5, "lse_2", "lse_x") },
@@ -176,6 +183,18 @@ func TestVerifyReportsContradictions(t *testing.T) {
 	}
 }
 
+// An unreadable record does not hide that the next one is older than the one before.
+func TestVerifyComparesTimesAcrossUnreadableRecords(t *testing.T) {
+	m := &testLog{}
+	m.record(t, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
+	m.append([]byte("leaf"), nil)
+	m.record(t, audit.Record{Kind: audit.PolicyLoaded, Time: someTime.Add(-time.Hour)})
+	report, err := Verify(t.Context(), m, Options{})
+	if err == nil || len(report.Problems) != 2 || !strings.Contains(report.Problems[1].Error(), "its time is before the time of the previous record, 2026-11-03T12:00:00.123Z") {
+		t.Errorf("got %+v, %v, want two problems", report.Problems, err)
+	}
+}
+
 // A person with access to the database but without the log's key can write records,
 // but no checkpoint that covers them.
 func TestVerifyRequiresSignedCheckpoints(t *testing.T) {
@@ -205,7 +224,7 @@ func TestVerifyRequiresSignedCheckpoints(t *testing.T) {
 		if r.Signed != test.signed || r.Records < size || test.want == "" && err != nil {
 			t.Errorf("%s: got %d of %d records signed, %v", test.name, r.Signed, r.Records, err)
 		}
-		if found := slices.ContainsFunc(r.Problems, func(p Problem) bool { return strings.Contains(p.What, test.want) }); test.want != "" && !found {
+		if found := slices.ContainsFunc(r.Problems, func(p Problem) bool { return p.Index == -1 && strings.Contains(p.What, test.want) }); test.want != "" && !found {
 			t.Errorf("%s: got problems %+v, want %q", test.name, r.Problems, test.want)
 		}
 	}
@@ -274,6 +293,7 @@ func TestExport(t *testing.T) {
 		"an unknown field":      {strings.Replace(good, `{"index":3,`, `{"index":3,"x":1,`, 1), "reading the line of record 3"},
 		"an empty file":         {"", "reading the export's header: unexpected EOF"},
 		"another file":          {"{}\n", "its format is 0, this program reads format 1"},
+		"another root":          {strings.Replace(good, `"root":"`+m.tree.Root().String(), `"root":"`+digest(0).String(), 1), "but the log states " + digest(0).String()},
 		"a newer format":        {`{"accessbroker_log":2}`, "its format is 2"},
 		"a line without an end": {good[:len(lines[0])] + strings.Repeat("x", maxLine+1), "token too long"},
 	} {
@@ -284,6 +304,28 @@ func TestExport(t *testing.T) {
 		if r != nil && r.Verified {
 			t.Errorf("%s: the report is verified", name)
 		}
+	}
+}
+
+// A record with the longest texts is longer than the lines that bufio reads by
+// default.
+func TestExportOfALargeRecord(t *testing.T) {
+	m := &testLog{}
+	m.record(t, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})
+	r := leaseRecord(audit.LeaseIssued, "a")
+	commitment, opening := audit.Commit(strings.Repeat("x", 100_000))
+	r.Request.Justification, r.Openings = commitment, map[string]audit.Opening{"justification": opening}
+	m.record(t, r)
+	var out bytes.Buffer
+	if err := Export(t.Context(), &out, m); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenExport(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report, err := Verify(t.Context(), f, Options{}); err != nil || report.Opened != 1 {
+		t.Errorf("got %+v, %v, want one opened commitment", report, err)
 	}
 }
 

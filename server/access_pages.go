@@ -69,7 +69,7 @@ func (s *Server) offersPage(c *call) (reply, error) {
 type askPage struct {
 	api.Offer
 	Failed string
-	Said   form
+	Form   form
 }
 
 // askPage shows the form for a request.
@@ -98,12 +98,12 @@ func (s *Server) fileAsk(c *call) (reply, error) {
 	if err == nil {
 		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=asked"))
 	}
-	m := meaningOf(err)
-	if m.level == ours || m.status == http.StatusUnauthorized {
+	m := errorRowOf(err)
+	if m.fault == serverFault || m.status == http.StatusUnauthorized {
 		return reply{}, err
 	}
 	problem := c.problemOf(err)
-	answer, rendering := s.showAsk(c, m.status, askPage{Failed: strings.Join(append([]string{problem.Detail}, problem.Reasons...), " "), Said: c.form})
+	answer, rendering := s.showAsk(c, m.status, askPage{Failed: strings.Join(append([]string{problem.Detail}, problem.Reasons...), " "), Form: c.form})
 	answer.code = problem.Code
 	return answer, rendering
 }

@@ -14,8 +14,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The timeline of a request, from the log itself, and the page of one record
-// with its proof.
+// The pages of the audit log: a request's timeline, and one record with its proof.
 
 type auditPage struct {
 	Requests []requestView
@@ -23,7 +22,8 @@ type auditPage struct {
 	Failed   string
 }
 
-// auditPage lists the requests that the viewer may see, or goes to one.
+// auditPage lists the requests that the viewer may view, or redirects to the timeline
+// of one.
 func (s *Server) auditPage(c *call) (reply, error) {
 	query := c.r.URL.Query()
 	var p auditPage
@@ -32,7 +32,7 @@ func (s *Server) auditPage(c *call) (reply, error) {
 		if err == nil {
 			return c.redirect(s.to("/ui/requests/" + id.String() + "/log"))
 		}
-		p.Failed = "That is not the id of a request: it begins with req_."
+		p.Failed = "This is not a request ID. Request IDs begin with req_."
 	}
 	before, err := pageCursor(c)
 	if err != nil {
@@ -84,8 +84,8 @@ func (s *Server) timelinePage(c *call) (reply, error) {
 	return c.page("timeline", "What the log says", "audit", p)
 }
 
-// publishedSize is how many records the newest checkpoint covers (C2SP
-// tlog-checkpoint: its second line); 0: there is none yet.
+// publishedSize returns the number of records that the newest checkpoint covers (the
+// second line of a C2SP tlog-checkpoint); 0 if there is no checkpoint yet.
 func (s *Server) publishedSize(ctx context.Context) int64 {
 	note, err := s.cfg.Log.Checkpoint(ctx)
 	if err != nil {
@@ -104,7 +104,7 @@ type foundRecord struct {
 	record audit.Record
 }
 
-// read returns those of the records that are in the current log.
+// read returns the records of the current log among ids.
 func (s *Server) read(ctx context.Context, ids []broker.RecordID) (found []foundRecord, err error) {
 	items, err := s.cfg.Log.Records(ctx, ids)
 	if err != nil {
@@ -153,16 +153,16 @@ func (f foundRecord) entry(published int64) timelineEntry {
 	return e
 }
 
-// verdict is what a review says. Logs from before reviews could be signed say it
-// as approvals do.
+// verdict returns a review's verdict. Logs that predate signed reviews record it as
+// approve or deny.
 func verdict(decision string) string {
-	return word(decision == api.Justified || decision == api.Approve, api.Justified, api.Unjustified)
+	return verdictName(decision == api.Justified || decision == api.Approve)
 }
 
 type recordPage struct {
 	api.AuditRecord
 	Text string // the leaf, indented for reading
-	Back string // the request that it is of
+	Back string // ID of the record's request, if any
 }
 
 // recordPage shows one record and its proof.
@@ -183,8 +183,8 @@ func (s *Server) recordPage(c *call) (reply, error) {
 	return c.page("record", fmt.Sprintf("Record %d", out.Index), "audit", p)
 }
 
-// requestIn gives the id of the request that a record is about, by its lease if
-// the record names that alone; empty: none.
+// requestIn returns the ID of a record's request, through its lease if the record
+// names only that; empty if it has none that the viewer may view.
 func (s *Server) requestIn(c *call, r *audit.Record) (string, error) {
 	switch {
 	case r.Request != nil:
@@ -198,7 +198,7 @@ func (s *Server) requestIn(c *call, r *audit.Record) (string, error) {
 	}
 	l, err := s.cfg.Broker.Lease(c.r.Context(), c.caller(), id)
 	if errors.Is(err, broker.ErrNotFound) {
-		return "", nil // an auditor reads all records, and need not see what they are about
+		return "", nil // an auditor may read records of leases that they may not view
 	}
 	if err != nil {
 		return "", err

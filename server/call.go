@@ -310,7 +310,7 @@ func (c *call) authenticate(proof string) (broker.Identity, error) {
 	case err == nil:
 		return who, nil
 	}
-	if meaningOf(err).level == theirs {
+	if errorRowOf(err).fault == clientFault {
 		c.s.failures.count(c.from)
 	}
 	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
@@ -403,14 +403,14 @@ func (c *call) end(answer reply, panicked any) {
 // level returns the log level: errors of the broker, warnings for faults of the
 // client.
 func (c *call) level(answer reply) slog.Level {
-	switch m := meaningOf(answer.err); {
+	switch m := errorRowOf(answer.err); {
 	case answer.err == nil && c.route.foreign && c.w.status >= http.StatusInternalServerError:
 		return slog.LevelError
 	case answer.err == nil && c.route.foreign && c.w.status >= http.StatusBadRequest:
 		return slog.LevelWarn
 	case answer.err == nil || m.err == broker.ErrPending: // normal for a caller that polls
 		return slog.LevelInfo
-	case m.level == ours:
+	case m.fault == serverFault:
 		return slog.LevelError
 	}
 	return slog.LevelWarn
@@ -446,7 +446,7 @@ func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Att
 	}
 	// For other client faults the code suffices, and the text may repeat parts of
 	// the body.
-	if answer.err != nil && (c.unproved || meaningOf(answer.err).level == ours) {
+	if answer.err != nil && (c.unproved || errorRowOf(answer.err).fault == serverFault) {
 		attrs = append(attrs, slog.String("error", answer.err.Error()))
 	}
 	return attrs

@@ -1,6 +1,9 @@
 package server
 
 import (
+	"context"
+	"net/url"
+	"strings"
 	"time"
 
 	"accessbroker.internal/api"
@@ -8,7 +11,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The names of the states on the wire.
+// Wire names of the states.
 var (
 	requestStatus = map[broker.RequestStatus]string{
 		broker.RequestPending: api.StatusPending, broker.RequestApproved: api.StatusApproved, broker.RequestDenied: api.StatusDenied,
@@ -30,10 +33,11 @@ func parseStatus(name string) (broker.RequestStatus, error) {
 			return status, nil
 		}
 	}
-	return 0, refuse(broker.ErrInvalidRequest, "status is pending, approved, denied, withdrawn, lapsed or ended")
+	return 0, refuse(broker.ErrInvalidRequest, "status must be pending, approved, denied, withdrawn, lapsed or ended")
 }
 
-// toRequest shows a request to the caller, who may see it.
+// toRequest converts a request that the caller may view. It includes the policies
+// only if the caller may view those.
 func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	out := api.Request{
 		ID: r.ID.String(), Version: r.Version, Status: requestStatus[r.State(now)],
@@ -48,7 +52,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), broker.Self(c.who, now), r) {
 		out.Decision.Policies = r.Decision.Policies
 	}
-	out.Approvals = api.Approvals{Needed: toNeeds(r.ApprovalProgress()), Given: toVoices(r.Approvals)}
+	out.Approvals = api.Approvals{Needed: toNeeds(r.ApprovalProgress()), Given: toVotes(r.Approvals)}
 	if r.Status == broker.RequestApproved {
 		g := r.Grant()
 		out.Grant = &api.Grant{
@@ -62,17 +66,54 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	return out
 }
 
-func toNeeds(places []broker.ApprovalProgress) (needs []api.Need) {
-	for _, p := range places {
+// facts returns the information that approvers need in addition to the request. The
+// caller must be allowed to view the request.
+func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Request) (f api.Facts, err error) {
+	b := s.cfg.Broker
+	if f.Effect, err = b.Effect(ctx, caller, r); err != nil {
+		return f, err
+	}
+	f.Proof = api.Proof{Method: string(r.Requester.Proof.Method), ExpiresAt: utc(r.Requester.Proof.Expires)}
+	if e := b.Rules().Catalogue[r.Entitlement]; e != nil {
+		f.Description, f.Owner, f.Revocation = e.Description, e.Owner, string(e.Revocation)
+		f.ScopeTexts = textsOf(e, r.Scopes)
+	}
+	if r.SourceIP.IsValid() {
+		f.From = r.SourceIP.String()
+	}
+	if s.cfg.TicketURL != "" && r.Ticket != "" {
+		f.TicketURL = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
+	}
+	history, partial, err := b.RequestHistory(ctx, caller, r)
+	for _, p := range history {
+		f.History = append(f.History, api.RequestHistory{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
+	}
+	f.HistoryPartial = partial
+	return f, err
+}
+
+// textsOf returns the operator's descriptions of the scopes that have one.
+func textsOf(e *broker.Entitlement, scopes []string) map[string]string {
+	texts := map[string]string{}
+	for _, scope := range scopes {
+		if text := e.ScopeTexts[scope]; text != "" {
+			texts[scope] = text
+		}
+	}
+	return texts
+}
+
+func toNeeds(progress []broker.ApprovalProgress) (needs []api.Need) {
+	for _, p := range progress {
 		needs = append(needs, api.Need{Group: p.Group, Count: p.Count, Have: p.Have})
 	}
 	return needs
 }
 
-func toVoices(list []broker.Approval) (out []api.RecordedVote) {
+func toVotes(list []broker.Approval) (out []api.RecordedVote) {
 	for _, a := range list {
 		out = append(out, api.RecordedVote{
-			Person: a.Person, Decision: word(a.Approve, api.Approve, api.Deny), Groups: a.Groups, Comment: a.Comment,
+			Person: a.Person, Decision: decisionName(a.Approve), Groups: a.Groups, Comment: a.Comment,
 			Scopes: a.Scopes, TTL: api.Duration(a.TTL), Duration: api.Duration(a.Duration), Signed: a.Signed, At: a.At.UTC(),
 		})
 	}
@@ -81,16 +122,23 @@ func toVoices(list []broker.Approval) (out []api.RecordedVote) {
 
 func toVerdicts(list []broker.Approval) (out []api.Verdict) {
 	for _, a := range list {
-		out = append(out, api.Verdict{Person: a.Person, Verdict: word(a.Approve, api.Justified, api.Unjustified), Groups: a.Groups, Comment: a.Comment, Signed: a.Signed, At: a.At.UTC()})
+		out = append(out, api.Verdict{Person: a.Person, Verdict: verdictName(a.Approve), Groups: a.Groups, Comment: a.Comment, Signed: a.Signed, At: a.At.UTC()})
 	}
 	return out
 }
 
-func word(yes bool, is, isNot string) string {
-	if yes {
-		return is
+func decisionName(approve bool) string {
+	if approve {
+		return api.Approve
 	}
-	return isNot
+	return api.Deny
+}
+
+func verdictName(justified bool) string {
+	if justified {
+		return api.Justified
+	}
+	return api.Unjustified
 }
 
 func toDecision(d broker.Decision) api.Decision {
@@ -127,13 +175,12 @@ func toObligations(o broker.Obligations) *api.Obligations {
 }
 
 func toLease(l *broker.Lease, now time.Time) api.Lease {
-	out := api.Lease{
+	return api.Lease{
 		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
 		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type,
 		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
 		EndHow: l.EndHow, EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
 	}
-	return out
 }
 
 func toOffer(o broker.Offer) api.Offer {
@@ -167,7 +214,7 @@ func toOffer(o broker.Offer) api.Offer {
 	return out
 }
 
-// hexDigest is empty for the zero digest: there is none.
+// hexDigest returns the digest in hexadecimal; empty for the zero digest.
 func hexDigest(d audit.Digest) string {
 	if d.IsZero() {
 		return ""
@@ -175,7 +222,7 @@ func hexDigest(d audit.Digest) string {
 	return d.String()
 }
 
-// utc keeps the zero time zero.
+// utc returns t in UTC. The zero time stays zero.
 func utc(t time.Time) time.Time {
 	if t.IsZero() {
 		return t

@@ -17,16 +17,15 @@ import (
 )
 
 const (
-	maxBody  = 64 << 10 // bytes, of every request
-	maxDepth = 8        // of JSON
+	maxBody  = 64 << 10 // bytes of a request
+	maxDepth = 8        // of nested JSON values
 	maxForm  = 96       // parameters of a form
 )
 
-// decodeJSON reads exactly one JSON object into a struct, whose fields it must
-// name exactly and once. Two readers of the same bytes must never see two
-// different requests: so no duplicate keys (of which readers take the first or
-// the last), no keys that differ in case alone (which encoding/json takes for
-// the same), no invalid UTF-8 (which it replaces), no null, nothing trailing.
+// decodeJSON decodes exactly one JSON object into a struct. It is strict, so that two
+// parsers never read the same bytes differently: it refuses unknown and duplicate
+// keys (parsers take the first or the last), keys in another case (encoding/json
+// ignores case), invalid UTF-8 (encoding/json replaces it), null, and trailing data.
 func decodeJSON(body []byte, into any) error {
 	if !utf8.Valid(body) {
 		return refuse(broker.ErrInvalidRequest, "the body is not UTF-8")
@@ -39,7 +38,7 @@ func decodeJSON(body []byte, into any) error {
 	return explainJSON(dec.Decode(into))
 }
 
-// walkJSON checks what encoding/json does not.
+// walkJSON makes the checks that encoding/json does not make.
 func walkJSON(body []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
@@ -50,7 +49,7 @@ func walkJSON(body []byte) error {
 		return err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return refuse(broker.ErrInvalidRequest, "something follows the JSON object")
+		return refuse(broker.ErrInvalidRequest, "the body continues after the JSON object")
 	}
 	return nil
 }
@@ -64,7 +63,7 @@ func walkObject(dec *json.Decoder, depth int) error {
 		}
 		key, _ := token.(string)
 		if seen[key] {
-			return refuse(broker.ErrInvalidRequest, fmt.Sprintf("%s is there twice", quote(key)))
+			return refuse(broker.ErrInvalidRequest, fmt.Sprintf("%s is repeated", quote(key)))
 		}
 		if depth == 1 && !isFieldName(key) {
 			return refuse(broker.ErrInvalidRequest, fmt.Sprintf("unknown field %s", quote(key)))
@@ -84,7 +83,7 @@ func walkValue(dec *json.Decoder, depth int) error {
 	case err != nil:
 		return explainJSON(err)
 	case token == nil:
-		return refuse(broker.ErrInvalidRequest, "null is not accepted: leave out what is not said")
+		return refuse(broker.ErrInvalidRequest, "null is not accepted: omit the field")
 	case depth == maxDepth:
 		return refuse(broker.ErrInvalidRequest, "the body is nested too deeply")
 	case token == json.Delim('{'):
@@ -101,16 +100,16 @@ func walkValue(dec *json.Decoder, depth int) error {
 	return nil
 }
 
-// isFieldName says whether a key could be a field of ours. encoding/json folds
-// case, Kelvin signs and long s's included.
+// isFieldName reports whether a key has the form of an API field. encoding/json would
+// match other cases too, even a Kelvin sign for "k" and a long s for "s".
 func isFieldName(key string) bool {
 	return strings.IndexFunc(key, func(r rune) bool {
 		return r != '_' && (r < 'a' || r > 'z')
 	}) < 0
 }
 
-// explainJSON turns the decoder's errors into ours. It quotes names, never
-// values: a value may be a secret in the wrong place.
+// explainJSON converts a decoding error into a refusal. It quotes names, never values,
+// because a value may be a misplaced secret.
 func explainJSON(err error) error {
 	var duration *api.DurationError
 	var kind *json.UnmarshalTypeError
@@ -120,7 +119,7 @@ func explainJSON(err error) error {
 	case errors.As(err, &duration):
 		return refuse(broker.ErrInvalidTTL, duration.Error())
 	case errors.As(err, &kind):
-		return refuse(broker.ErrInvalidRequest, fmt.Sprintf("%s is not of the right type", quote(kind.Field)))
+		return refuse(broker.ErrInvalidRequest, fmt.Sprintf("%s has the wrong type", quote(kind.Field)))
 	}
 	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		return refuse(broker.ErrInvalidRequest, "unknown field "+quote(strings.Trim(field, `"`)))
@@ -128,7 +127,7 @@ func explainJSON(err error) error {
 	return refuse(broker.ErrInvalidRequest, "the body is not valid JSON")
 }
 
-// quote shows a name that came from outside, cut to a bearable length.
+// quote quotes a name that a client sent and truncates it.
 func quote(name string) string {
 	const longest = 64
 	if len(name) > longest {
@@ -137,16 +136,16 @@ func quote(name string) string {
 	return fmt.Sprintf("%q", name)
 }
 
-// A form is the body of an OAuth call. Parameters without a value count as
-// not sent (RFC 6749, section 3.2).
+// A form holds the parameters of a form or a query. parseForm drops parameters without
+// a value, because they count as omitted (RFC 6749, section 3.2).
 type form map[string][]string
 
-// severalAllowed are the parameters that RFC 8693 section 2.1 lets a caller
-// repeat. Of every other, RFC 6749 section 3.2 forbids it.
-var severalAllowed = []string{"audience", "resource"}
+// repeatable are the parameters that may be repeated (RFC 8693, section 2.1). Others
+// must not be (RFC 6749, section 3.2).
+var repeatable = []string{"audience", "resource"}
 
-// parseForm reads application/x-www-form-urlencoded. Names that the endpoint
-// does not know are ignored, as RFC 6749 section 3.2 demands.
+// parseForm parses an application/x-www-form-urlencoded body. It accepts unknown
+// parameters, which endpoints must ignore (RFC 6749, section 3.2).
 func parseForm(body []byte) (form, error) {
 	if bytes.Count(body, []byte("&")) >= maxForm {
 		return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("more than %d parameters", maxForm))
@@ -157,8 +156,8 @@ func parseForm(body []byte) (form, error) {
 	}
 	f := form{}
 	for name, list := range values {
-		if len(list) > 1 && !slices.Contains(severalAllowed, name) {
-			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is there twice", quote(name)))
+		if len(list) > 1 && !slices.Contains(repeatable, name) {
+			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is repeated", quote(name)))
 		}
 		list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
 		for _, value := range list {
@@ -173,7 +172,7 @@ func parseForm(body []byte) (form, error) {
 	return f, nil
 }
 
-// get gives the value of a parameter that may not be repeated.
+// get returns the value of a parameter that may not be repeated; empty if omitted.
 func (f form) get(name string) string {
 	if list := f[name]; len(list) > 0 {
 		return list[0]
@@ -181,7 +180,8 @@ func (f form) get(name string) string {
 	return ""
 }
 
-// parseQuery reads the query of a call on /v1: known names only, each once.
+// parseQuery parses the query of a call on /v1. It refuses unknown and repeated
+// parameters.
 func parseQuery(raw string, known []string) (form, error) {
 	values, err := url.ParseQuery(raw)
 	if err != nil {
@@ -192,7 +192,7 @@ func parseQuery(raw string, known []string) (form, error) {
 			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("unknown query parameter %s", quote(name)))
 		}
 		if len(list) > 1 {
-			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the query parameter %s is there twice", quote(name)))
+			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the query parameter %s is repeated", quote(name)))
 		}
 	}
 	return form(values), nil

@@ -27,18 +27,18 @@ func TestDecodeJSON(t *testing.T) {
 
 		{"not an object", `[]`, broker.ErrInvalidRequest, "not a JSON object"},
 		{"truncated", `{"entitlement":"x"`, broker.ErrInvalidRequest, ""},
-		{"trailing", `{"entitlement":"x"} {}`, broker.ErrInvalidRequest, "follows"},
+		{"trailing", `{"entitlement":"x"} {}`, broker.ErrInvalidRequest, "continues after the JSON object"},
 		{"trailing comma", `{"entitlement":"x",}`, broker.ErrInvalidRequest, ""},
 		{"unknown field", `{"entitlment":"x"}`, broker.ErrInvalidRequest, `unknown field "entitlment"`},
-		{"twice", `{"entitlement":"x","entitlement":"y"}`, broker.ErrInvalidRequest, "twice"},
-		{"twice by escape", `{"entitlement":"x","\u0065ntitlement":"y"}`, broker.ErrInvalidRequest, "twice"},
-		{"twice inside", `{"parameters":{"a":"1","a":"2"}}`, broker.ErrInvalidRequest, "twice"},
+		{"repeated", `{"entitlement":"x","entitlement":"y"}`, broker.ErrInvalidRequest, "is repeated"},
+		{"repeated by escape", `{"entitlement":"x","\u0065ntitlement":"y"}`, broker.ErrInvalidRequest, "is repeated"},
+		{"repeated inside", `{"parameters":{"a":"1","a":"2"}}`, broker.ErrInvalidRequest, "is repeated"},
 		{"other case", `{"Entitlement":"x"}`, broker.ErrInvalidRequest, "unknown field"},
 		{"long s folds to s", `{"ſcopes":["x"]}`, broker.ErrInvalidRequest, "unknown field"},
 		{"Kelvin sign folds to k", `{"tic\u212aet":"x"}`, broker.ErrInvalidRequest, "unknown field"},
 		{"null", `{"entitlement":null}`, broker.ErrInvalidRequest, "null"},
-		{"wrong type", `{"entitlement":7}`, broker.ErrInvalidRequest, `"entitlement" is not of the right type`},
-		{"wrong element", `{"scopes":["a",7]}`, broker.ErrInvalidRequest, "right type"},
+		{"wrong type", `{"entitlement":7}`, broker.ErrInvalidRequest, `"entitlement" has the wrong type`},
+		{"wrong element", `{"scopes":["a",7]}`, broker.ErrInvalidRequest, "wrong type"},
 		{"not UTF-8", "{\"justification\":\"\xff\"}", broker.ErrInvalidRequest, "UTF-8"},
 		{"deep", `{"scopes":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, broker.ErrInvalidRequest, "deep"},
 		{"ttl zero", `{"ttl":"0s"}`, broker.ErrInvalidTTL, "positive"},
@@ -55,7 +55,7 @@ func TestDecodeJSON(t *testing.T) {
 				t.Fatalf("got %v, want %v", err, test.code)
 			}
 			if detail := refusalOf(err).Detail; !strings.Contains(detail, test.detail) {
-				t.Errorf("the detail %q does not say %q", detail, test.detail)
+				t.Errorf("the detail %q lacks %q", detail, test.detail)
 			}
 		})
 	}
@@ -116,7 +116,7 @@ func TestParseForm(t *testing.T) {
 		{"nothing", "", form{}},
 		{"twice", "scope=a&scope=b", nil},
 		{"twice and empty", "grant_type=&grant_type=x", nil},
-		{"twice by escape", "scope=a&sc%6Fpe=b", nil},
+		{"repeated by escape", "scope=a&sc%6Fpe=b", nil},
 		{"bad escape", "scope=%zz", nil},
 		{"semicolons", "scope=a;b=c", nil},
 		{"not UTF-8", "justification=%ff", nil},

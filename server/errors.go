@@ -23,111 +23,111 @@ var (
 	errPanicked    = errors.New("a handler panicked")
 )
 
-// A meaning is how callers see an error.
-type meaning struct {
+// An errorRow is how clients see an error.
+type errorRow struct {
 	err    error
-	status int        // HTTP, on /v1
-	oauth  string     // the error of RFC 6749 section 5.2, RFC 8693 section 2.2.2 or RFC 8628 section 3.5
-	title  string     // what happened
-	advice string     // what to do, unless the error carries better advice
-	level  faultLevel // whose fault it is; decides the log level
+	status int    // HTTP, on /v1
+	oauth  string // the error of RFC 6749 section 5.2, RFC 8693 section 2.2.2 or RFC 8628 section 3.5
+	title  string // what happened
+	advice string // what to do, unless the error carries better advice
+	fault  fault  // whose fault it is; sets the log level
 }
 
-type faultLevel bool
+type fault bool
 
 const (
-	theirs faultLevel = false // logged at Warn
-	ours   faultLevel = true  // logged at Error
+	clientFault fault = false // logged at Warn
+	serverFault fault = true  // logged at Error
 )
 
-// meanings is the one table from sentinel to HTTP status and OAuth error. The
+// errorTable is the one table from sentinel to HTTP status and OAuth error. The
 // code is the sentinel's text. A test proves that no sentinel is missing, and
 // that the OpenAPI document publishes the table.
-var meanings = []meaning{
-	{broker.ErrUnauthenticated, 401, "invalid_client", "Not authenticated", "present an X.509-SVID over TLS, or a JWT-SVID as bearer token, from a trust domain that the broker accepts", theirs},
-	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "present either a certificate or a JWT-SVID", theirs},
-	{broker.ErrForeignSubject, 400, "invalid_request", "The subject_token belongs to another identity", "send the caller's own JWT-SVID as subject_token; delegation is not supported", theirs},
-	{broker.ErrProofExpired, 401, "invalid_client", "The SVID has expired", "fetch a new SVID and call again", theirs},
-	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators, who blocked this access", theirs},
-	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons; GET /v1/entitlements lists what may be requested", theirs},
-	{broker.ErrNoLongerAllowed, 403, "access_denied", "No longer allowed", "policy has changed since the approval: file a new request", theirs},
-	{broker.ErrNeedsNewRequest, 409, "access_denied", "Policy now requires more", "file a new request: policy now requires more than was approved", theirs},
-	{broker.ErrNotFound, 404, "invalid_request", "Not found", "check the id; objects that you may not view are not found either", theirs},
-	{broker.ErrInvalidRequest, 400, "invalid_request", "Invalid request", "compare the call with /openapi.json", theirs},
-	{broker.ErrInvalidScope, 400, "invalid_scope", "Invalid scope", "name at least one scope that GET /v1/entitlements lists, each once", theirs},
-	{broker.ErrInvalidTTL, 400, "invalid_request", "Invalid duration", "send a positive duration such as \"15m\", no longer than allowed", theirs},
-	{broker.ErrInvalidParameter, 400, "invalid_request", "Invalid parameter", "send the parameters that GET /v1/entitlements describes", theirs},
-	{broker.ErrJustificationRequired, 400, "invalid_request", "A justification is required", "state the reason in justification", theirs},
-	{broker.ErrTicketRequired, 400, "invalid_request", "A ticket is required", "name the ticket in ticket", theirs},
-	{broker.ErrBindingRequiresMTLS, 400, "invalid_request", "The token must be bound to a certificate", "call over TLS with an X.509-SVID", theirs},
-	{broker.ErrPending, 409, "authorization_pending", "Waiting for approval", "wait, then collect again", theirs},
-	{broker.ErrNotPending, 409, "access_denied", "The request is not pending", "file a new request", theirs},
-	{broker.ErrLapsed, 409, "expired_token", "Not approved in time", "file a new request", theirs},
-	{broker.ErrGrantEnded, 409, "expired_token", "The grant has ended", "file a new request", theirs},
-	{broker.ErrGrantEndsTooSoon, 409, "expired_token", "The grant ends too soon", "file a new request: the remaining time is shorter than the issuer's shortest credential", theirs},
-	{broker.ErrNotYet, 409, "access_denied", "The grant has not started", "collect after it starts", theirs},
-	{broker.ErrStaleDigest, 409, "invalid_request", "Stale digest", "read the request again and send its current digest", theirs},
-	{broker.ErrAlreadyVoted, 409, "invalid_request", "Already decided", "a person decides once; an approval may still be turned into a denial", theirs},
-	{broker.ErrSessionRequired, 403, "access_denied", "A person's session is required", "log in to the broker with broker login or on its pages", theirs},
-	{broker.ErrLoginStale, 403, "access_denied", "Your groups were confirmed too long ago", "log in again", theirs},
-	{broker.ErrOwnRequest, 403, "access_denied", "Conflict of interest", "another person must decide: no one decides their own requests or those of workloads that they own", theirs},
-	{broker.ErrNotApprover, 403, "access_denied", "Not an approver", "only members of the request's approving groups decide it", theirs},
-	{broker.ErrCommentRequired, 400, "invalid_request", "A comment is required", "state the reason in comment", theirs},
-	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "decide in the browser, where your passkey signs", theirs},
-	{broker.ErrNobodyAccountable, 403, "access_denied", "The caller has no owner", "ask the operators to name accountable people in attest.workloads", theirs},
-	{broker.ErrNobodyCanApprove, 403, "access_denied", "Not enough approvers", "ask the operators: too few listed people may approve, not counting the requester, the workload's owners, an excluded team and people whom policy forbids", theirs},
-	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier break-glass review is overdue", "ask the reviewers to close it", theirs},
-	{broker.ErrNoReview, 409, "invalid_request", "No review is open", "read the request again", theirs},
-	{broker.ErrLimit, 429, "access_denied", "Rate limit reached", "try again later", theirs},
-	{broker.ErrMaxActive, 429, "access_denied", "Too many active credentials", "return one first", theirs},
-	{broker.ErrTooManyPending, 429, "access_denied", "Too many pending requests", "withdraw one, or wait for a decision", theirs},
-	{broker.ErrPreviewStale, 409, "invalid_request", "The preview is stale", "request a new preview and send its digest", theirs},
-	{broker.ErrSlowDown, 429, "slow_down", "Too many calls", "call less often", theirs},
-	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used with another body", "use a new key for a new call", theirs},
-	{broker.ErrNotRenewable, 409, "invalid_request", "Not renewable", "collect again, or file a new request", theirs},
-	{broker.ErrNotRevocable, 409, "invalid_request", "Not revocable", "the credential expires by itself", theirs},
-	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer is unavailable", "try again later: nothing was issued", ours},
-	{broker.ErrIssuerRefused, 502, "server_error", "The issuer refused", "tell the operators: nothing was issued", ours},
-	{broker.ErrPolicyTooLarge, 400, "invalid_request", "Too large for the issuer", "request fewer scopes or shorter parameters", theirs},
-	{broker.ErrUnavailable, 503, "temporarily_unavailable", "Temporarily unavailable", "try again later: nothing was issued", ours},
-	{broker.ErrInvalidTarget, 400, "invalid_target", "Invalid target", "name in audience an entitlement whose credentials are tokens (GET /v1/entitlements), or in resource the audience of exactly one entitlement with these scopes", theirs},
+var errorTable = []errorRow{
+	{broker.ErrUnauthenticated, 401, "invalid_client", "Not authenticated", "present an X.509-SVID over TLS, or a JWT-SVID as bearer token, from a trust domain that the broker accepts", clientFault},
+	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "present either a certificate or a JWT-SVID", clientFault},
+	{broker.ErrForeignSubject, 400, "invalid_request", "The subject_token belongs to another identity", "send the caller's own JWT-SVID as subject_token; delegation is not supported", clientFault},
+	{broker.ErrProofExpired, 401, "invalid_client", "The SVID has expired", "fetch a new SVID and call again", clientFault},
+	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators, who blocked this access", clientFault},
+	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons; GET /v1/entitlements lists what may be requested", clientFault},
+	{broker.ErrNoLongerAllowed, 403, "access_denied", "No longer allowed", "policy has changed since the approval: file a new request", clientFault},
+	{broker.ErrNeedsNewRequest, 409, "access_denied", "Policy now requires more", "file a new request: policy now requires more than was approved", clientFault},
+	{broker.ErrNotFound, 404, "invalid_request", "Not found", "check the id; objects that you may not view are not found either", clientFault},
+	{broker.ErrInvalidRequest, 400, "invalid_request", "Invalid request", "compare the call with /openapi.json", clientFault},
+	{broker.ErrInvalidScope, 400, "invalid_scope", "Invalid scope", "name at least one scope that GET /v1/entitlements lists, each once", clientFault},
+	{broker.ErrInvalidTTL, 400, "invalid_request", "Invalid duration", "send a positive duration such as \"15m\", no longer than allowed", clientFault},
+	{broker.ErrInvalidParameter, 400, "invalid_request", "Invalid parameter", "send the parameters that GET /v1/entitlements describes", clientFault},
+	{broker.ErrJustificationRequired, 400, "invalid_request", "A justification is required", "state the reason in justification", clientFault},
+	{broker.ErrTicketRequired, 400, "invalid_request", "A ticket is required", "name the ticket in ticket", clientFault},
+	{broker.ErrBindingRequiresMTLS, 400, "invalid_request", "The token must be bound to a certificate", "call over TLS with an X.509-SVID", clientFault},
+	{broker.ErrPending, 409, "authorization_pending", "Waiting for approval", "wait, then collect again", clientFault},
+	{broker.ErrNotPending, 409, "access_denied", "The request is not pending", "file a new request", clientFault},
+	{broker.ErrLapsed, 409, "expired_token", "Not approved in time", "file a new request", clientFault},
+	{broker.ErrGrantEnded, 409, "expired_token", "The grant has ended", "file a new request", clientFault},
+	{broker.ErrGrantEndsTooSoon, 409, "expired_token", "The grant ends too soon", "file a new request: the remaining time is shorter than the issuer's shortest credential", clientFault},
+	{broker.ErrNotYet, 409, "access_denied", "The grant has not started", "collect after it starts", clientFault},
+	{broker.ErrStaleDigest, 409, "invalid_request", "Stale digest", "read the request again and send its current digest", clientFault},
+	{broker.ErrAlreadyVoted, 409, "invalid_request", "Already decided", "a person decides once; an approval may still be turned into a denial", clientFault},
+	{broker.ErrSessionRequired, 403, "access_denied", "A person's session is required", "log in to the broker with broker login or on its pages", clientFault},
+	{broker.ErrLoginStale, 403, "access_denied", "Your groups were confirmed too long ago", "log in again", clientFault},
+	{broker.ErrOwnRequest, 403, "access_denied", "Conflict of interest", "another person must decide: no one decides their own requests or those of workloads that they own", clientFault},
+	{broker.ErrNotApprover, 403, "access_denied", "Not an approver", "only members of the request's approving groups decide it", clientFault},
+	{broker.ErrCommentRequired, 400, "invalid_request", "A comment is required", "state the reason in comment", clientFault},
+	{broker.ErrSignatureRequired, 403, "access_denied", "A signature is required", "decide in the browser, where your passkey signs", clientFault},
+	{broker.ErrNobodyAccountable, 403, "access_denied", "The caller has no owner", "ask the operators to name accountable people in attest.workloads", clientFault},
+	{broker.ErrNobodyCanApprove, 403, "access_denied", "Not enough approvers", "ask the operators: too few listed people may approve, not counting the requester, the workload's owners, an excluded team and people whom policy forbids", clientFault},
+	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier break-glass review is overdue", "ask the reviewers to close it", clientFault},
+	{broker.ErrNoReview, 409, "invalid_request", "No review is open", "read the request again", clientFault},
+	{broker.ErrLimit, 429, "access_denied", "Rate limit reached", "try again later", clientFault},
+	{broker.ErrMaxActive, 429, "access_denied", "Too many active credentials", "return one first", clientFault},
+	{broker.ErrTooManyPending, 429, "access_denied", "Too many pending requests", "withdraw one, or wait for a decision", clientFault},
+	{broker.ErrPreviewStale, 409, "invalid_request", "The preview is stale", "request a new preview and send its digest", clientFault},
+	{broker.ErrSlowDown, 429, "slow_down", "Too many calls", "call less often", clientFault},
+	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used with another body", "use a new key for a new call", clientFault},
+	{broker.ErrNotRenewable, 409, "invalid_request", "Not renewable", "collect again, or file a new request", clientFault},
+	{broker.ErrNotRevocable, 409, "invalid_request", "Not revocable", "the credential expires by itself", clientFault},
+	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer is unavailable", "try again later: nothing was issued", serverFault},
+	{broker.ErrIssuerRefused, 502, "server_error", "The issuer refused", "tell the operators: nothing was issued", serverFault},
+	{broker.ErrPolicyTooLarge, 400, "invalid_request", "Too large for the issuer", "request fewer scopes or shorter parameters", clientFault},
+	{broker.ErrUnavailable, 503, "temporarily_unavailable", "Temporarily unavailable", "try again later: nothing was issued", serverFault},
+	{broker.ErrInvalidTarget, 400, "invalid_target", "Invalid target", "name in audience an entitlement whose credentials are tokens (GET /v1/entitlements), or in resource the audience of exactly one entitlement with these scopes", clientFault},
 
-	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", theirs},
-	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, theirs},
-	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", theirs},
-	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", theirs},
-	{errTooLarge, 413, "invalid_request", "The body is too large", "send at most " + strconv.Itoa(maxBody) + " bytes", theirs},
-	{errClientGone, 499, "server_error", "The client disconnected", "", theirs},
+	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", clientFault},
+	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, clientFault},
+	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", clientFault},
+	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", clientFault},
+	{errTooLarge, 413, "invalid_request", "The body is too large", "send at most " + strconv.Itoa(maxBody) + " bytes", clientFault},
+	{errClientGone, 499, "server_error", "The client disconnected", "", clientFault},
 }
 
-// unknown is the meaning of every other error. It reveals no detail.
-var unknown = meaning{errInternal, 500, "server_error", "Internal error", "report the X-Request-Id of this call to the operators", ours}
+// unknown is the row of every other error. It reveals no detail.
+var unknown = errorRow{errInternal, 500, "server_error", "Internal error", "report the X-Request-Id of this call to the operators", serverFault}
 
-// meaningOf returns the row of an error: that of its domain code, or that of a
+// errorRowOf returns the row of an error: that of its domain code, or that of a
 // sentinel of the transport.
-func meaningOf(err error) meaning {
+func errorRowOf(err error) errorRow {
 	code := broker.Code(err)
-	for _, m := range meanings {
-		if m.err.Error() == code {
-			return m
+	for _, row := range errorTable {
+		if row.err.Error() == code {
+			return row
 		}
 	}
-	for _, m := range meanings {
-		if errors.Is(err, m.err) {
-			return m
+	for _, row := range errorTable {
+		if errors.Is(err, row.err) {
+			return row
 		}
 	}
 	return unknown
 }
 
-func (m meaning) code() api.Code { return api.Code(m.err.Error()) }
+func (row errorRow) code() api.Code { return api.Code(row.err.Error()) }
 
 // oauthStatus returns 400 except for invalid_client (RFC 6749, section 5.2) and
 // for faults that any HTTP client should understand: overload and server errors.
-func (m meaning) oauthStatus() int {
-	if m.status == http.StatusUnauthorized || m.status == http.StatusRequestEntityTooLarge ||
-		m.status == http.StatusMethodNotAllowed || m.status >= 500 || m.err == broker.ErrSlowDown || m.err == errMediaType {
-		return m.status
+func (row errorRow) oauthStatus() int {
+	if row.status == http.StatusUnauthorized || row.status == http.StatusRequestEntityTooLarge ||
+		row.status == http.StatusMethodNotAllowed || row.status >= 500 || row.err == broker.ErrSlowDown || row.err == errMediaType {
+		return row.status
 	}
 	return http.StatusBadRequest
 }
@@ -155,15 +155,15 @@ func blameClient(ctx context.Context, err error) error {
 
 // problem returns the answer to a failed call on /v1 (RFC 9457).
 func (c *call) problem(err error) reply {
-	m, body := meaningOf(err), c.problemOf(err)
-	return reply{status: m.status, code: m.code(), body: body, mediaType: "application/problem+json", header: m.header(refusalOf(err))}
+	row, body := errorRowOf(err), c.problemOf(err)
+	return reply{status: row.status, code: row.code(), body: body, mediaType: "application/problem+json", header: row.header(refusalOf(err))}
 }
 
 func (c *call) problemOf(err error) api.Problem {
-	m, refusal := meaningOf(err), refusalOf(err)
+	row, refusal := errorRowOf(err), refusalOf(err)
 	body := api.Problem{
-		Type: c.s.url("/openapi.json#" + string(m.code())), Title: m.title, Status: m.status, Detail: m.advice,
-		Instance: "urn:uuid:" + c.id, Code: m.code(), RequestID: refusal.RequestID.String(),
+		Type: c.s.url("/openapi.json#" + string(row.code())), Title: row.title, Status: row.status, Detail: row.advice,
+		Instance: "urn:uuid:" + c.id, Code: row.code(), RequestID: refusal.RequestID.String(),
 		DeniedBy: refusal.DeniedBy, Reasons: refusal.Reasons, Allowed: allowed(refusal.Allowed),
 	}
 	if refusal.Detail != "" {
@@ -178,18 +178,18 @@ const pollInterval = 5 * time.Second
 
 // oauthError returns the answer to a failed call on /oauth2.
 func (c *call) oauthError(err error) reply {
-	m, refusal := meaningOf(err), refusalOf(err)
-	name, status := m.oauth, m.oauthStatus()
+	row, refusal := errorRowOf(err), refusalOf(err)
+	name, status := row.oauth, row.oauthStatus()
 	if c.proofIsSubject && name == "invalid_client" {
 		// RFC 8693, section 2.2.2: an unacceptable subject_token makes the request
 		// invalid.
 		name, status = "invalid_request", http.StatusBadRequest
 	}
-	if m.err == broker.ErrDenied {
+	if row.err == broker.ErrDenied {
 		name = denied(refusal)
 	}
 	body := api.OAuthError{
-		Error: name, Description: asciiOnly(m.advice), Code: m.code(), RequestID: refusal.RequestID.String(),
+		Error: name, Description: asciiOnly(row.advice), Code: row.code(), RequestID: refusal.RequestID.String(),
 		DeniedBy: refusal.DeniedBy, Reasons: refusal.Reasons, Allowed: allowed(refusal.Allowed),
 	}
 	if refusal.Detail != "" {
@@ -198,11 +198,11 @@ func (c *call) oauthError(err error) reply {
 	if name == "authorization_pending" {
 		body.Interval = int(pollInterval / time.Second)
 	}
-	header := m.header(refusal)
+	header := row.header(refusal)
 	if status != http.StatusUnauthorized {
 		header.Del("WWW-Authenticate")
 	}
-	return reply{status: status, code: m.code(), body: body, header: header}
+	return reply{status: status, code: row.code(), body: body, header: header}
 }
 
 // denied returns the OAuth error of a denial. A person's denial is access_denied
@@ -218,12 +218,12 @@ func denied(r broker.Refusal) string {
 	return "invalid_target"
 }
 
-func (m meaning) header(r broker.Refusal) http.Header {
+func (row errorRow) header(r broker.Refusal) http.Header {
 	h := http.Header{}
-	if m.status == http.StatusUnauthorized {
+	if row.status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="access broker"`)
 	}
-	if r.Retry <= 0 && (m.err == broker.ErrSlowDown || m.status == http.StatusServiceUnavailable) {
+	if r.Retry <= 0 && (row.err == broker.ErrSlowDown || row.status == http.StatusServiceUnavailable) {
 		r.Retry = time.Second
 	}
 	if r.Retry > 0 {

@@ -111,11 +111,11 @@ func TestEverySentinelHasAMeaning(t *testing.T) {
 		if slices.Contains(codes[:i], code) {
 			t.Errorf("two sentinels have the code %q", code)
 		}
-		if !slices.ContainsFunc(meanings, func(m meaning) bool { return m.err.Error() == code }) {
+		if !slices.ContainsFunc(errorTable, func(m errorRow) bool { return m.err.Error() == code }) {
 			t.Errorf("the sentinel %q has no row in errors.go", code)
 		}
 	}
-	for _, m := range meanings {
+	for _, m := range errorTable {
 		if broker.Code(m.err) != "internal" && !slices.Contains(codes, m.err.Error()) {
 			t.Errorf("the row %q has no sentinel", m.err)
 		}
@@ -126,7 +126,7 @@ func TestEverySentinelHasAMeaning(t *testing.T) {
 func TestTheOuterSentinelCounts(t *testing.T) {
 	t.Parallel()
 	err := fmt.Errorf("%w: %w", broker.ErrUnavailable, broker.ErrNotFound)
-	if m := meaningOf(err); broker.Code(err) != string(api.Unavailable) || m.code() != api.Unavailable || m.status != 503 {
+	if m := errorRowOf(err); broker.Code(err) != string(api.Unavailable) || m.code() != api.Unavailable || m.status != 503 {
 		t.Errorf("got %s %s %d", broker.Code(err), m.code(), m.status)
 	}
 }
@@ -135,7 +135,7 @@ func TestClientKnowsEveryCode(t *testing.T) {
 	t.Parallel()
 	codes := stringsIn(t, "../api/errors.go", "")
 	var sent []string
-	for _, m := range append(slices.Clone(meanings), unknown) {
+	for _, m := range append(slices.Clone(errorTable), unknown) {
 		if m.err == errClientGone {
 			continue // nobody is there to read it
 		}
@@ -169,7 +169,7 @@ func TestMeaningsArePublished(t *testing.T) {
 	for _, e := range doc.Errors {
 		got = append(got, fmt.Sprintf("%s %d %s %q %q", e.Code, e.Status, e.OAuth, e.Title, e.Advice))
 	}
-	for _, m := range append(slices.Clone(meanings), unknown) {
+	for _, m := range append(slices.Clone(errorTable), unknown) {
 		if m.err != errClientGone {
 			want = append(want, fmt.Sprintf("%s %d %s %q %q", m.err, m.status, m.oauth, m.title, m.advice))
 		}
@@ -181,7 +181,7 @@ func TestMeaningsArePublished(t *testing.T) {
 
 func TestAdviceFitsOAuth(t *testing.T) {
 	t.Parallel()
-	for _, m := range meanings {
+	for _, m := range errorTable {
 		// Quotation marks are turned into apostrophes; nothing else may be lost.
 		if asciiOnly(m.advice) != strings.ReplaceAll(m.advice, `"`, "'") {
 			t.Errorf("%s: the advice %q holds characters that RFC 6749 forbids", m.err, m.advice)

@@ -10,27 +10,28 @@ import (
 	"accessbroker.internal/api"
 )
 
-// A Check is something without which the broker is not ready. What its error
-// says is shown to whoever asks /readyz: it names no secret.
+// A Check is a condition of readiness. /readyz publishes the text of its error, which
+// must contain no secret.
 type Check struct {
 	Name  string
 	Check func(context.Context) error
 }
 
-// How long checks may take together, and how long what they found is good
-// for: /readyz is open to everybody, and must not be a way to make work.
+// Bounds of the checks. Their result is cached, because /readyz needs no
+// authentication and must not become a way to cause work.
 const (
-	checkTime = 2 * time.Second
-	checkKept = time.Second
+	checkTime = 2 * time.Second // for all checks together
+	checkKept = time.Second     // how long a result is reused
 )
 
 type readiness struct {
 	mu   sync.Mutex
 	at   time.Time         // guarded by mu
-	last map[string]string // guarded by mu; not changed once it is here
+	last map[string]string // guarded by mu; never modified
 }
 
-// notReady runs the checks, or gives what they found a moment ago.
+// notReady returns the error texts of failing checks by name. It runs the checks
+// unless a recent result is cached.
 func (s *Server) notReady(ctx context.Context) map[string]string {
 	s.readiness.mu.Lock()
 	defer s.readiness.mu.Unlock()
@@ -41,31 +42,31 @@ func (s *Server) notReady(ctx context.Context) map[string]string {
 }
 
 func (s *Server) runChecks(ctx context.Context) map[string]string {
-	// What is found is kept for others, so this caller's going away must not
-	// be among it.
+	// The result is cached for other callers, so it must not depend on whether this
+	// one disconnects.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
 	defer cancel()
-	found := map[string]string{}
+	failed := map[string]string{}
 	for _, check := range s.cfg.Checks {
 		if err := check.Check(ctx); err != nil {
-			found[check.Name] = err.Error()
+			failed[check.Name] = err.Error()
 		}
 	}
-	return found
+	return failed
 }
 
 func (s *Server) readyz(c *call) (reply, error) {
-	found := s.notReady(c.r.Context())
+	failed := s.notReady(c.r.Context())
 	if s.draining.Err() != nil {
-		found = maps.Clone(found)
-		found["draining"] = "the broker is shutting down"
+		failed = maps.Clone(failed)
+		failed["draining"] = "the broker is shutting down"
 	}
 	status := http.StatusOK
-	if len(found) > 0 {
+	if len(failed) > 0 {
 		status = http.StatusServiceUnavailable
 	}
-	return reply{status: status, body: api.Readiness{Ready: len(found) == 0, NotReady: found}}, nil
+	return reply{status: status, body: api.Readiness{Ready: len(failed) == 0, NotReady: failed}}, nil
 }
 
-// healthz says that the process answers, and nothing else.
+// healthz reports that the process responds. It checks nothing else.
 func (s *Server) healthz(*call) (reply, error) { return ok(map[string]string{"status": "ok"}) }

@@ -19,16 +19,16 @@ func readSelector(s api.Selector) (broker.Selector, error) {
 	return out, err
 }
 
-// kill is a preview, or the act on what a preview showed.
+// kill previews the kill switch, or triggers it for what a preview showed.
 func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	selector, err := readSelector(body.Selector)
 	if err != nil {
 		return reply{}, err
 	}
 	if body.Preview && (body.Force || body.PreviewDigest != "") {
-		return reply{}, refuse(broker.ErrInvalidRequest, "ask for a preview, or send preview_digest or force; not both")
+		return reply{}, refuse(broker.ErrInvalidRequest, "send preview, or preview_digest or force, not both")
 	}
-	c.extend(broker.KillDeadline) // whichever listener it came by
+	c.extend(broker.KillDeadline) // on every listener
 	if body.Preview {
 		preview, err := s.cfg.Broker.Preview(c.r.Context(), c.caller(), selector)
 		if err != nil {
@@ -38,7 +38,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	}
 	var seen audit.Digest
 	if !body.Force && seen.UnmarshalText([]byte(body.PreviewDigest)) != nil {
-		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of the preview that you looked at, or force")
+		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of a preview, or force")
 	}
 	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.caller(), selector, body.Reason, seen, body.Force)
 	if err != nil {

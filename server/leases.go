@@ -7,8 +7,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// credential hands a credential over. This is the only place, but for the
-// token endpoint, where a secret is revealed.
+// credential returns an issued credential. Only this function and the token endpoint
+// reveal secrets.
 func (c *call) credential(issued *broker.Issued) (reply, error) {
 	c.about = issued.Lease.ID.String()
 	return c.created("/v1/leases/"+issued.Lease.ID.String(), api.Credential{
@@ -36,7 +36,7 @@ func (s *Server) listLeases(c *call) (reply, error) {
 	}
 	if text := c.query.get("request"); text != "" {
 		if query.Request, err = broker.ParseRequestID(text); err != nil {
-			return reply{}, refuse(broker.ErrInvalidRequest, "request is the id of a request")
+			return reply{}, refuse(broker.ErrInvalidRequest, "request must be a request ID")
 		}
 	}
 	switch c.query.get("live") {
@@ -44,7 +44,7 @@ func (s *Server) listLeases(c *call) (reply, error) {
 	case "true":
 		query.Live = true
 	default:
-		return reply{}, refuse(broker.ErrInvalidRequest, "live is true or false")
+		return reply{}, refuse(broker.ErrInvalidRequest, "live must be true or false")
 	}
 	page, next, err := s.cfg.Broker.Leases(c.r.Context(), c.caller(), query)
 	if err != nil {

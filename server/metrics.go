@@ -12,22 +12,21 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Gauges are read when Prometheus asks. They must answer at once; those that
-// are nil are left out.
+// Gauges are functions that Metrics calls on each scrape. They must not block. A nil
+// function leaves its metric out.
 type Gauges struct {
 	LeasesActive     func() float64
-	LeasesStuck      func() float64 // revoking for long
-	ApprovalsPending func() float64 // requests that wait for people
-	ReviewsOverdue   func() float64 // of the broken glass
+	LeasesStuck      func() float64 // revoking for a long time
+	ApprovalsPending func() float64 // requests that wait for approval
+	ReviewsOverdue   func() float64 // reviews of break-glass uses
 	AuditRecords     func() float64 // records in the log
-	AuditUnpublished func() float64 // records that no checkpoint covers yet
+	AuditUnpublished func() float64 // records without a checkpoint
 	SVIDExpires      func() float64 // seconds until the broker's own SVID expires
 }
 
-// Metrics are the broker's numbers. Their labels come from small sets: names
-// of the catalogue, issuers, codes, methods, routes; never an identity, a
-// scope or an id. Per-identity usage comes from the database. Metrics are safe
-// for concurrent use.
+// Metrics are the broker's Prometheus metrics. Labels come from bounded sets:
+// entitlements, issuers, codes, methods and routes, never an identity, a scope or an
+// ID. Metrics is safe for concurrent use.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -40,7 +39,7 @@ type Metrics struct {
 	revocations  *prometheus.CounterVec
 	revokeLag    *prometheus.HistogramVec
 	upstream     *prometheus.CounterVec
-	told         *prometheus.CounterVec
+	notices      *prometheus.CounterVec
 
 	attestFailures *prometheus.CounterVec
 	commitTime     prometheus.Histogram
@@ -53,7 +52,7 @@ type Metrics struct {
 	panics   prometheus.Counter
 }
 
-// Classic buckets, for those who don't scrape native histograms.
+// Classic buckets, for servers that do not scrape native histograms.
 var (
 	fastBuckets = []float64{.00001, .00005, .0001, .0005, .001, .005, .025}
 	callBuckets = []float64{.001, .005, .025, .1, .5, 2.5, 10}
@@ -65,34 +64,33 @@ var (
 // A Build identifies the running program, for broker_build_info.
 type Build struct{ Version, Commit, Date, Go string }
 
-// NewMetrics makes the collectors, in a registry of their own.
+// NewMetrics returns Metrics with a registry of its own.
 func NewMetrics(b Build, g Gauges) *Metrics {
 	m := &Metrics{
 		registry:     prometheus.NewRegistry(),
-		requests:     counters("requests_total", "Requests that were answered, by outcome.", "entitlement", "code"),
-		decisions:    histograms("decision_seconds", "Time that policy took to decide.", fastBuckets, "code"),
+		requests:     counters("requests_total", "Access requests, by outcome.", "entitlement", "code"),
+		decisions:    histograms("decision_seconds", "Time to evaluate the policy.", fastBuckets, "code"),
 		approvalWait: histogram("approval_wait_seconds", "Time from a request to its last approval.", ttlBuckets),
-		issued:       counters("leases_issued_total", "Credentials that were issued.", "entitlement", "issuer"),
+		issued:       counters("leases_issued_total", "Issued credentials.", "entitlement", "issuer"),
 		leaseTTL:     histograms("lease_ttl_seconds", "Lifetime of issued credentials.", ttlBuckets, "issuer"),
-		issueTime:    histograms("issue_seconds", "Time that an issuer took to make a credential.", callBuckets, "issuer"),
-		revocations:  counters("revocations_total", "Attempts to end a lease, by outcome.", "issuer", "code"),
-		revokeLag:    histograms("revocation_lag_seconds", "Time from when a lease should have ended to when it did.", lagBuckets, "issuer"),
-		upstream:     counters("upstream_errors_total", "Calls to an issuer that did not succeed.", "issuer", "code"),
+		issueTime:    histograms("issue_seconds", "Time an issuer took to issue a credential.", callBuckets, "issuer"),
+		revocations:  counters("revocations_total", "Attempts to revoke a lease, by outcome.", "issuer", "code"),
+		revokeLag:    histograms("revocation_lag_seconds", "Time from when a lease was due to end until it was revoked.", lagBuckets, "issuer"),
+		upstream:     counters("upstream_errors_total", "Failed calls to an issuer.", "issuer", "code"),
+		notices:      counters("notices_total", "Attempts to deliver a notice, by outcome.", "kind", "code"),
 
-		told: counters("notices_total", "Attempts to tell a channel, by outcome.", "kind", "code"),
-
-		attestFailures: counters("attestation_failures_total", "Proofs that did not hold.", "method", "cause"),
+		attestFailures: counters("attestation_failures_total", "Proofs of identity that were rejected.", "method", "cause"),
 		commitTime:     histogram("commit_seconds", "Time of a durable database transaction.", callBuckets),
 		commitSize:     histogram("commit_batch_size", "State changes that shared a database transaction.", sizeBuckets),
 		policy:         gauges("policy_revision_info", "The revision of the rules in force; always 1.", "revision"),
-		reloads:        counters("config_reloads_total", "Attempts to load new rules, by outcome.", "outcome"),
+		reloads:        counters("config_reloads_total", "Attempts to load rules, by outcome.", "outcome"),
 
-		calls:    counters("http_requests_total", "HTTP requests that were answered, by code.", "route", "method", "code"),
-		callTime: histograms("http_request_seconds", "Time of HTTP requests, long polls included.", callBuckets, "route"),
-		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Handlers that panicked. Each is a bug."}),
+		calls:    counters("http_requests_total", "HTTP requests, by code.", "route", "method", "code"),
+		callTime: histograms("http_request_seconds", "Time to serve an HTTP request, including long polls.", callBuckets, "route"),
+		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.told,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -105,11 +103,11 @@ func (m *Metrics) read(g Gauges) {
 		name, help string
 		value      func() float64
 	}{
-		{"leases_active", "Leases that are active now.", g.LeasesActive},
-		{"leases_stuck", "Leases whose revocation has been tried for long.", g.LeasesStuck},
-		{"approvals_pending", "Requests that wait for people.", g.ApprovalsPending},
-		{"reviews_overdue", "Uses of the broken glass whose review is overdue.", g.ReviewsOverdue},
-		{"audit_unpublished", "Records that no checkpoint covers yet.", g.AuditUnpublished},
+		{"leases_active", "Active leases.", g.LeasesActive},
+		{"leases_stuck", "Leases whose revocation keeps failing.", g.LeasesStuck},
+		{"approvals_pending", "Requests that wait for approval.", g.ApprovalsPending},
+		{"reviews_overdue", "Break-glass uses whose review is overdue.", g.ReviewsOverdue},
+		{"audit_unpublished", "Audit records that no checkpoint covers yet.", g.AuditUnpublished},
 		{"svid_expires_seconds", "Time until the broker's own SVID expires.", g.SVIDExpires},
 	} {
 		if gauge.value != nil {
@@ -121,7 +119,7 @@ func (m *Metrics) read(g Gauges) {
 	}
 }
 
-// Observe counts what the domain tells of (broker.Config.Observe).
+// Observe counts an event of the domain (broker.Config.Observe).
 func (m *Metrics) Observe(e broker.Event) {
 	entitlement, issuer, code := label(e.Entitlement), label(e.Issuer), label(e.Code)
 	switch e.Kind {
@@ -141,24 +139,24 @@ func (m *Metrics) Observe(e broker.Event) {
 			m.revokeLag.WithLabelValues(issuer).Observe(max(e.Lag, 0).Seconds())
 		}
 	case broker.EventNotified:
-		m.told.WithLabelValues(issuer, code).Inc()
+		m.notices.WithLabelValues(issuer, code).Inc()
 	case broker.EventUpstream:
 		m.upstream.WithLabelValues(issuer, code).Inc()
 	}
 }
 
-// AttestFailed counts a proof that did not hold.
+// AttestFailed counts a rejected proof of identity.
 func (m *Metrics) AttestFailed(method, cause string) {
 	m.attestFailures.WithLabelValues(label(method), label(cause)).Inc()
 }
 
-// Committed counts a database transaction of so many state changes.
+// Committed records a database transaction that members state changes shared.
 func (m *Metrics) Committed(members int, took time.Duration) {
 	m.commitSize.Observe(float64(members))
 	m.commitTime.Observe(took.Seconds())
 }
 
-// Reloaded counts an attempt to load rules, and says which are in force.
+// Reloaded counts an attempt to load rules. If err is nil, revision is in force.
 func (m *Metrics) Reloaded(revision string, err error) {
 	if err != nil {
 		m.reloads.WithLabelValues("failed").Inc()
@@ -175,16 +173,16 @@ func (m *Metrics) answered(route, method, code string, took time.Duration) {
 	m.callTime.WithLabelValues(route).Observe(took.Seconds())
 }
 
-// Handler serves the numbers. It is for a listener of its own, which only
-// Prometheus reaches.
+// Handler serves the metrics. Mount it on a separate listener that only Prometheus
+// can reach.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		Registry: m.registry, MaxRequestsInFlight: 4, Timeout: 10 * time.Second, EnableOpenMetrics: true,
 	})
 }
 
-// label lets names through and nothing else: should an id or a text of a
-// caller's ever come here, it must not become a time series.
+// label returns s if it is a name, else "other", so that an ID or a caller's text
+// can never become a time series.
 func label(s string) string {
 	if s == "" {
 		return "none"
@@ -206,7 +204,7 @@ func gauges(name, help string, labels ...string) *prometheus.GaugeVec {
 	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "broker_" + name, Help: help}, labels)
 }
 
-// histogramOpts ask for a native histogram, with classic buckets beside it.
+// histogramOpts returns options for a native histogram that also has classic buckets.
 func histogramOpts(name, help string, buckets []float64) prometheus.HistogramOpts {
 	return prometheus.HistogramOpts{
 		Name: "broker_" + name, Help: help, Buckets: buckets,

@@ -14,19 +14,19 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The token endpoint takes two grants.
+// The token endpoint accepts two grants.
 //
-// Token exchange (RFC 8693): subject_token is the caller's own JWT-SVID, and
-// is required, as section 2.1 says. It is the caller's proof; another one
-// beside it must prove the same identity. actor_token is refused: nobody acts
-// for anybody yet.
+// Token exchange (RFC 8693): subject_token is required (section 2.1) and is the
+// caller's own JWT-SVID, which authenticates the caller. Any other proof in the call
+// must prove the same identity. actor_token is refused, because delegation is not
+// supported.
 //
-// Client credentials (RFC 6749, section 4.4): the client is whom its
-// certificate proves (RFC 8705), or its JWT-SVID as bearer or as
-// client_assertion (RFC 7523, and draft-ietf-oauth-spiffe-client-auth). This
-// is what callers with an X.509-SVID use, and what OAuth libraries offer.
+// Client credentials (RFC 6749, section 4.4): the client authenticates with its
+// certificate (RFC 8705), or with its JWT-SVID as bearer token or client_assertion
+// (RFC 7523 and draft-ietf-oauth-spiffe-client-auth). Callers with an X.509-SVID and
+// most OAuth libraries use this grant.
 //
-// audience names the entitlement, or resource its tokens' audience.
+// audience names the entitlement, or resource names the audience of its tokens.
 
 // assertionSPIFFE is the client_assertion_type of
 // draft-ietf-oauth-spiffe-client-auth.
@@ -34,7 +34,7 @@ const assertionSPIFFE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 
 const needsSubject = "token exchange needs subject_token, the caller's own JWT-SVID (callers with an X.509-SVID use grant_type=client_credentials)"
 
-// tokenProof checks the grant as far as it says who calls, and finds the proof.
+// tokenProof checks the grant type and returns the proof of the caller's identity.
 func tokenProof(f form) (token string, isSubject bool, err error) {
 	switch f.get("grant_type") {
 	case api.GrantClientCredentials:
@@ -58,8 +58,8 @@ func tokenProof(f form) (token string, isSubject bool, err error) {
 	return f.get("subject_token"), true, nil
 }
 
-// assertionProof finds the JWT-SVID by which a client authenticates (RFC 7521,
-// section 4.2), if it does so in the form.
+// assertionProof returns the client_assertion, the JWT-SVID that authenticates a client
+// (RFC 7521, section 4.2), if the form has one.
 func assertionProof(f form) (string, bool, error) {
 	assertion, kind := f.get("client_assertion"), f.get("client_assertion_type")
 	switch {
@@ -73,11 +73,11 @@ func assertionProof(f form) (string, bool, error) {
 	return assertion, false, nil
 }
 
-// checkClientID holds a client to the name that it gives itself (RFC 8705,
-// section 2: client_id says which client a certificate is of).
+// checkClientID refuses a client_id that is not the authenticated identity (RFC 8705,
+// section 2).
 func (c *call) checkClientID() error {
 	if id := c.form.get("client_id"); id != "" && id != c.who.ID {
-		return refuse(broker.ErrUnauthenticated, "client_id is not the SPIFFE ID that was proved")
+		return refuse(broker.ErrUnauthenticated, "client_id must be the SPIFFE ID of the caller")
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func (s *Server) token(c *call) (reply, error) {
 		AccessToken:     api.Token(issued.Credential.Secret.Reveal()["token"]),
 		IssuedTokenType: kind,
 		TokenType:       "Bearer",
-		// Rounded down: the client must not believe in it for too long.
+		// Rounded down, so that the client stops using the token in time.
 		ExpiresIn: int64(issued.Credential.Expires.Sub(c.now) / time.Second),
 		Scope:     strings.Join(issued.Lease.Scopes, " "),
 		Lease:     issued.Lease.ID.String(),
@@ -120,13 +120,13 @@ func (s *Server) issueToken(c *call) (*broker.Issued, error) {
 		c.about = pending.ID.String()
 		return nil, &broker.Refusal{
 			Err: broker.ErrPending, RequestID: pending.ID, Reasons: pending.Decision.Reasons, Retry: pollInterval,
-			Detail: "people have to approve this: come back with request_id",
+			Detail: "the request waits for approval: poll with request_id",
 		}
 	}
 	return issued, err
 }
 
-// readTokenAsk makes the domain's ask of a form.
+// readTokenAsk reads an ask from a form.
 func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 	ask := broker.Ask{
 		Scopes: strings.Fields(c.form.get("scope")), Justification: c.form.get("justification"),
@@ -153,25 +153,24 @@ func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 	return ask, err
 }
 
-// target finds the entitlement that a call is about. Many targets are allowed
-// by RFC 8693, but no token of ours is for more than one, which is what
-// invalid_target is for (section 2.2.2). Whether an audience is in the
-// catalogue, and gives tokens, is left to the domain, which tells it only to
-// those who may ask for it.
+// target returns the name of the entitlement that a call requests. RFC 8693 allows
+// several targets; the broker's tokens have one, so more are an invalid_target
+// (section 2.2.2). The domain checks whether the catalogue has the entitlement and
+// issues tokens for it, because only callers who may request it may know.
 func target(catalogue broker.Catalogue, audience, resource, scopes []string, may func(string) bool) (string, error) {
 	switch {
 	case len(audience) > 1 || len(resource) > 1:
-		return "", refuse(broker.ErrInvalidTarget, "one token is for one target: ask once for each")
+		return "", refuse(broker.ErrInvalidTarget, "a token has one target: request one token per target")
 	case len(audience) == 0 && len(resource) == 0:
-		return "", refuse(broker.ErrInvalidRequest, "name the entitlement in audience, or its tokens' audience in resource")
+		return "", refuse(broker.ErrInvalidRequest, "name the entitlement in audience, or the audience of its tokens in resource")
 	case len(audience) == 0:
 		return byResource(catalogue, resource[0], scopes, may)
 	}
 	return audience[0], nil
 }
 
-// byResource finds the one entitlement whose tokens are for the resource, that
-// has all the scopes, and that the caller may ask for.
+// byResource returns the only entitlement that issues tokens for the resource, has all
+// the scopes, and may be requested by the caller.
 func byResource(catalogue broker.Catalogue, resource string, scopes []string, may func(string) bool) (string, error) {
 	// RFC 8693, section 2.1: an absolute URI without a fragment.
 	if u, err := url.Parse(resource); err != nil || !u.IsAbs() || strings.Contains(resource, "#") {
@@ -190,8 +189,8 @@ func byResource(catalogue broker.Catalogue, resource string, scopes []string, ma
 	return found[0], nil
 }
 
-// collectToken is a poll: the request was made before, and nothing of it can
-// be changed now.
+// collectToken collects the token of an earlier request. Clients poll with it, and
+// cannot change the request.
 func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 	id, err := broker.ParseRequestID(text)
 	if err != nil {
@@ -200,7 +199,7 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 	c.about = id.String()
 	for _, name := range []string{"ttl", "duration", "justification", "ticket"} {
 		if c.form.get(name) != "" {
-			return nil, refuse(broker.ErrInvalidRequest, "request_id names a request that was made before: leave out "+name)
+			return nil, refuse(broker.ErrInvalidRequest, "request_id names an earlier request: omit "+name)
 		}
 	}
 	r, err := s.cfg.Broker.Request(c.r.Context(), c.caller(), id)
@@ -213,8 +212,8 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 	return s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, broker.IdempotencyKey{})
 }
 
-// checkPoll sees to it that what is collected here is a token, and is what the
-// caller says that it is.
+// checkPoll checks that the request is for tokens, and that the parameters that the
+// caller repeats match the request.
 func (s *Server) checkPoll(c *call, r *broker.Request) error {
 	e := s.cfg.Broker.Rules().Catalogue[r.Entitlement]
 	if e == nil || e.Audience == "" {
@@ -236,8 +235,8 @@ func (s *Server) checkPoll(c *call, r *broker.Request) error {
 
 const maxToken = 16 << 10 // bytes
 
-// formToken reads the token that introspection and revocation are about. Its
-// type needs no hint: there is only one.
+// formToken returns the token to introspect or revoke. It ignores token_type_hint,
+// because there is only one type.
 func (c *call) formToken() (string, error) {
 	if err := c.checkClientID(); err != nil {
 		return "", err
@@ -249,8 +248,8 @@ func (c *call) formToken() (string, error) {
 	return token, nil
 }
 
-// introspect answers RFC 7662. Whoever may not know learns what they would of
-// a token that never was (section 2.2).
+// introspect implements RFC 7662. For callers who may not introspect the token, the
+// answer is the same as for an unknown token (section 2.2).
 func (s *Server) introspect(c *call) (reply, error) {
 	token, err := c.formToken()
 	if err != nil {
@@ -278,8 +277,8 @@ func (s *Server) introspect(c *call) (reply, error) {
 	return ok(out)
 }
 
-// revokeToken answers RFC 7009: 200 whether there was something to revoke or
-// not (section 2.2).
+// revokeToken implements RFC 7009. The answer is 200 even if there is nothing to
+// revoke (section 2.2).
 func (s *Server) revokeToken(c *call) (reply, error) {
 	token, err := c.formToken()
 	if err != nil {

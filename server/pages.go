@@ -56,7 +56,7 @@ func (s *Server) to(path string) string { return s.external.Path + path }
 
 // failedPage renders an error, or redirects to the login.
 func (c *call) failedPage(err error) reply {
-	m := meaningOf(err)
+	m := errorRowOf(err)
 	if errors.Is(err, broker.ErrUnauthenticated) && (c.r.Method == http.MethodGet || c.r.Method == http.MethodHead) {
 		answer, _ := c.redirect(c.s.to("/ui/login?next=" + url.QueryEscape(c.r.URL.RequestURI())))
 		return answer

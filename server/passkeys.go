@@ -11,29 +11,29 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// Passkeys enrol passkeys. They are safe for concurrent use.
+// Passkeys enrols passkeys (WebAuthn). It is safe for concurrent use.
 type Passkeys interface {
-	// RP is the relying party's id, the host that passkeys are for.
+	// RP returns the relying party's ID: the host of the pages.
 	RP() string
 
-	// Begin begins an enrolment: options are for the browser, and the state,
-	// which the browser keeps sealed, for Finish.
+	// Begin begins an enrolment. It returns the options for the browser and the
+	// state for Finish, which the browser keeps sealed.
 	Begin(who broker.Identity, passkeys []broker.Passkey, now time.Time) (options, state []byte, err error)
 
-	// Finish takes what the browser made of the options.
+	// Finish verifies the browser's response and returns the new passkey.
 	Finish(who broker.Identity, state, response []byte, now time.Time) (broker.Passkey, error)
 }
 
-var errNoPasskeys = refuse(broker.ErrNotFound, "passkeys are for pages whose host has a name, and these have none")
+var errNoPasskeys = refuse(broker.ErrNotFound, "passkeys are not available: the pages need a host with a name")
 
-// What the browser keeps, sealed, while a passkey signs.
+// A ticket is the sealed state that the browser keeps while a passkey signs.
 type ticket struct {
 	Nonce   audit.Digest `json:"nonce"`
 	Salt    []byte       `json:"salt,omitempty"`
 	Expires time.Time    `json:"expires"`
 }
 
-// A signRequest is what a page's script gives to navigator.credentials.get.
+// A signRequest is the argument of navigator.credentials.get in a page's script.
 type signRequest struct {
 	PublicKey signOptions `json:"publicKey"`
 	Ticket    string      `json:"ticket"`
@@ -52,7 +52,7 @@ type credentialName struct {
 	ID   string `json:"id"`
 }
 
-// An assertion is what a page's script makes of what the passkey said.
+// An assertion is the passkey's response, as a page's script encodes it.
 type assertion struct {
 	ID                string `json:"id"`
 	AuthenticatorData string `json:"authenticator_data"`
@@ -60,33 +60,34 @@ type assertion struct {
 	Signature         string `json:"signature"`
 }
 
-// sealFor seals what comes back from the caller's browser, for one use.
-func (c *call) sealFor(what string, v any) (string, error) {
+// sealFor seals state that the caller's browser keeps. The purpose and the person
+// are authenticated, so that neither can be exchanged.
+func (c *call) sealFor(purpose string, v any) (string, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return "", err
 	}
-	return encodeBase64URL(c.s.cfg.Sealer.Seal("passkey", what+" "+c.who.ID, text)), nil
+	return encodeBase64URL(c.s.cfg.Sealer.Seal("passkey", purpose+" "+c.who.ID, text)), nil
 }
 
-// unseal opens what sealFor sealed for the same use, for the same person.
-func (c *call) unseal(what, text string) ([]byte, error) {
+// unseal opens state that sealFor sealed for the same purpose and person.
+func (c *call) unseal(purpose, text string) ([]byte, error) {
 	sealed, err := decodeBase64URL(text)
 	if err != nil {
 		return nil, errTicket
 	}
-	opened, err := c.s.cfg.Sealer.Open("passkey", what+" "+c.who.ID, sealed)
+	opened, err := c.s.cfg.Sealer.Open("passkey", purpose+" "+c.who.ID, sealed)
 	if err != nil {
 		return nil, errTicket
 	}
 	return opened, nil
 }
 
-var errTicket = refuse(broker.ErrSignatureRequired, "what your passkey signed is not what was asked for, or took too long: try again")
+var errTicket = refuse(broker.ErrSignatureRequired, "the signature does not match this decision or took too long: try again")
 
-// toSign answers a script with what a passkey is to sign.
-func (c *call) toSign(what string, s *broker.Signing) (reply, error) {
-	sealed, err := c.sealFor(what, ticket{s.Nonce, s.Salt[:], c.now.Add(broker.SignWithin)})
+// toSign answers a script with the options for a passkey's signature.
+func (c *call) toSign(purpose string, s *broker.Signing) (reply, error) {
+	sealed, err := c.sealFor(purpose, ticket{s.Nonce, s.Salt[:], c.now.Add(broker.SignWithin)})
 	if err != nil {
 		return reply{}, err
 	}
@@ -100,13 +101,14 @@ func (c *call) toSign(what string, s *broker.Signing) (reply, error) {
 	return ok(signRequest{o, sealed})
 }
 
-// signed reads what a passkey signed, out of a form; nil: it is not signed.
-func (c *call) signed(what string) (*audit.SignatureFacts, [16]byte, error) {
+// signed reads a passkey's signature and the decision's salt from a form; nil: the
+// form is not signed.
+func (c *call) signed(purpose string) (*audit.SignatureFacts, [16]byte, error) {
 	var salt [16]byte
 	if c.form.get("assertion") == "" {
 		return nil, salt, nil
 	}
-	opened, err := c.unseal(what, c.form.get("ticket"))
+	opened, err := c.unseal(purpose, c.form.get("ticket"))
 	if err != nil {
 		return nil, salt, err
 	}
@@ -128,19 +130,19 @@ func (c *call) signed(what string) (*audit.SignatureFacts, [16]byte, error) {
 		{a.ClientData, &s.ClientData, audit.MaxClientData}, {a.Signature, &s.Signature, audit.MaxSignature},
 	} {
 		if *part.into, err = decodeBase64URL(part.text); err != nil || len(*part.into) == 0 || len(*part.into) > part.most {
-			return nil, salt, refuse(broker.ErrSignatureRequired, "what your passkey signed can't be read")
+			return nil, salt, refuse(broker.ErrSignatureRequired, "the passkey's signature is malformed")
 		}
 	}
 	var client struct {
 		Origin string `json:"origin"`
 	}
 	if err := json.Unmarshal(s.ClientData, &client); err != nil || client.Origin != c.s.origin() {
-		return nil, salt, refuse(broker.ErrSignatureRequired, "your passkey was used on another page than this")
+		return nil, salt, refuse(broker.ErrSignatureRequired, "the passkey signed for another site")
 	}
 	return s, [16]byte(t.Salt), nil
 }
 
-// origin is that of the pages (RFC 6454, section 6.2).
+// origin returns the origin of the pages (RFC 6454, section 6.2).
 func (s *Server) origin() string {
 	u, err := url.Parse(s.pageURL(""))
 	if err != nil {
@@ -149,8 +151,7 @@ func (s *Server) origin() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// signDecision answers the page's script with what a passkey signs to approve, or
-// to review.
+// signDecision returns the options for signing an approval or a review.
 func (s *Server) signDecision(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
@@ -175,22 +176,22 @@ func (s *Server) signDecision(c *call) (reply, error) {
 }
 
 type passkeysPage struct {
-	Possible bool // else the pages have no name that passkeys could be for
-	Fresh    bool // the person has just logged in
+	Possible bool // passkeys are available
+	Fresh    bool // the viewer has just logged in and may enrol
 	Passkeys []passkeyView
 	Done     string
-	Most     int // bytes of a name
+	Most     int // bytes of a name, at most
 }
 
 type passkeyView struct {
 	broker.Passkey
-	Credential string // its id, in base64url
-	Waits      bool
-	Vouch      string // the page on which a colleague vouches for it
+	Credential string // its ID, in base64url
+	Waits      bool   // it does not count yet
+	Vouch      string // URL of the page on which a colleague vouches for it
 }
 
 var passkeysDone = map[string]string{
-	"enrolled": "Your passkey is enrolled.", "removed": "The passkey is removed. What it signs counts no more.", "vouched": "You vouched for it. It counts from now on.",
+	"enrolled": "Your passkey is enrolled.", "removed": "The passkey is removed. Its signatures no longer count.", "vouched": "You vouched for the passkey. It counts from now on.",
 }
 
 func (s *Server) passkeysPage(c *call) (reply, error) {
@@ -212,7 +213,7 @@ func (s *Server) passkeysPage(c *call) (reply, error) {
 	return c.page("passkeys", "Your passkeys", "", p)
 }
 
-// enrolOptions answers the page's script with what the browser makes a passkey of.
+// enrolOptions returns the options for creating a passkey.
 func (s *Server) enrolOptions(c *call) (reply, error) {
 	if s.cfg.Passkeys == nil {
 		return reply{}, errNoPasskeys
@@ -253,19 +254,19 @@ func (s *Server) enrol(c *call) error {
 	if err != nil {
 		return err
 	}
-	made, err := s.cfg.Passkeys.Finish(c.who, state, []byte(c.form.get("response")), c.now)
+	passkey, err := s.cfg.Passkeys.Finish(c.who, state, []byte(c.form.get("response")), c.now)
 	if err != nil {
 		s.cfg.Logger.WarnContext(c.r.Context(), "a passkey could not be enrolled", "call_id", c.id, "err", err)
-		return refuse(broker.ErrInvalidRequest, "what your browser made is no passkey that can be used here: try again, or use another one")
+		return refuse(broker.ErrInvalidRequest, "this passkey cannot be used here: try again, or use another one")
 	}
-	made.Name = c.form.get("name")
-	return s.cfg.Sessions.Enrol(c.r.Context(), c.caller(), made)
+	passkey.Name = c.form.get("name")
+	return s.cfg.Sessions.Enrol(c.r.Context(), c.caller(), passkey)
 }
 
 func (s *Server) removePasskey(c *call) error {
 	credential, err := decodeBase64URL(c.form.get("passkey"))
 	if err != nil || c.form.get("do") != "remove" {
-		return refuse(broker.ErrInvalidRequest, "the form says nothing to do")
+		return refuse(broker.ErrInvalidRequest, "the form names no action")
 	}
 	return s.cfg.Sessions.RemovePasskey(c.r.Context(), c.caller(), credential)
 }
@@ -278,12 +279,12 @@ type vouchPage struct {
 	Waits      bool
 }
 
-// vouched reads for whose passkey somebody vouches.
+// vouched reads the person and the passkey that the viewer vouches for.
 func vouched(get func(string) string) (person string, credential []byte, err error) {
 	person = get("person")
 	credential, err = decodeBase64URL(get("passkey"))
 	if err != nil || len(credential) == 0 || person == "" || len(person) > 2048 {
-		return "", nil, refuse(broker.ErrInvalidRequest, "this link is not whole: ask for it again")
+		return "", nil, refuse(broker.ErrInvalidRequest, "this link is incomplete: ask for a new one")
 	}
 	return person, credential, nil
 }
@@ -300,7 +301,7 @@ func (s *Server) vouchPage(c *call) (reply, error) {
 	return c.page("vouch", "Vouch for a passkey", "", vouchPage{person, encodeBase64URL(credential), p.Enrolled, p.Counts, c.now.Before(p.Counts)})
 }
 
-// signVouch answers the page's script with what a passkey signs to vouch.
+// signVouch returns the options for signing a vouch.
 func (s *Server) signVouch(c *call) (reply, error) {
 	person, credential, err := vouched(c.form.get)
 	if err != nil {
@@ -323,7 +324,7 @@ func (s *Server) vouch(c *call) (reply, error) {
 	}
 	signature, _, err := c.signed("vouch " + person + " " + c.form.get("passkey"))
 	if err == nil && signature == nil {
-		err = refuse(broker.ErrSignatureRequired, "your browser has to sign it with your passkey")
+		err = refuse(broker.ErrSignatureRequired, "sign with your passkey in the browser")
 	}
 	if err != nil {
 		return reply{}, err
@@ -334,12 +335,13 @@ func (s *Server) vouch(c *call) (reply, error) {
 	return c.redirect(s.to("/ui/passkeys?done=vouched"))
 }
 
-// newPasskeys says from when on the newest passkey counts that waits: its
-// person is told on every page, and may know nothing of it.
+// newPasskeys returns when the viewer's latest passkey that does not count yet will
+// count; zero if there is none. Every page shows it, because an attacker may have
+// enrolled the passkey.
 func (s *Server) newPasskeys(c *call) (counts time.Time) {
 	a, err := s.cfg.Sessions.Account(c.r.Context(), c.caller())
 	if err != nil && !errors.Is(err, broker.ErrSessionRequired) {
-		s.cfg.Logger.WarnContext(c.r.Context(), "looking for new passkeys", "call_id", c.id, "err", err)
+		s.cfg.Logger.WarnContext(c.r.Context(), "reading the viewer's passkeys", "call_id", c.id, "err", err)
 	}
 	if err != nil {
 		return counts

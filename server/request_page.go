@@ -22,7 +22,7 @@ type requestPage struct {
 	Needs                           api.Obligations
 	Done, Failed                    string
 	LogInAgain                      bool
-	Said                            form // the contents of a form that was refused
+	Form                            form // the contents of a form that was refused
 }
 
 // requestDone are the messages after a successful form.
@@ -84,12 +84,12 @@ func (s *Server) decideRequest(c *call) (reply, error) {
 	if err == nil {
 		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=" + c.form.get("do")))
 	}
-	m := meaningOf(err)
-	if m.level == ours || m.status == http.StatusUnauthorized {
+	m := errorRowOf(err)
+	if m.fault == serverFault || m.status == http.StatusUnauthorized {
 		return reply{}, err
 	}
 	problem := c.problemOf(err)
-	p := requestPage{Failed: strings.Join(append([]string{problem.Detail}, problem.Reasons...), " "), LogInAgain: errors.Is(err, broker.ErrLoginStale), Said: c.form}
+	p := requestPage{Failed: strings.Join(append([]string{problem.Detail}, problem.Reasons...), " "), LogInAgain: errors.Is(err, broker.ErrLoginStale), Form: c.form}
 	if newer, reading := s.requestOf(c); reading == nil {
 		r = newer
 	}

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"encoding/hex"
 	"net/http"
 	"strconv"
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
@@ -22,13 +24,13 @@ func (s *Server) ask(c *call, body api.Ask) (reply, error) {
 	c.about = r.ID.String()
 	out := c.toRequest(r, c.now)
 	if ask.DryRun {
-		return ok(wouldBe(out))
+		return ok(dryRun(out))
 	}
 	return c.created("/v1/requests/"+out.ID, out)
 }
 
-// wouldBe says what a dry run would have become.
-func wouldBe(out api.Request) api.Request {
+// dryRun sets the status that the request would have had.
+func dryRun(out api.Request) api.Request {
 	out.DryRun, out.Status = true, api.StatusApproved
 	if len(out.Approvals.Needed) > 0 {
 		out.Status = api.StatusPending
@@ -56,7 +58,7 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 	return c.credential(issued)
 }
 
-// readAsk makes the domain's ask. A subject_token must be the caller's own.
+// readAsk converts the body. A subject_token must prove the caller's own identity.
 func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) {
 	if body.SubjectToken != "" {
 		who, err := c.authenticate(body.SubjectToken)
@@ -71,7 +73,7 @@ func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) 
 	if body.Extends != "" {
 		var err error
 		if extends, err = broker.ParseRequestID(body.Extends); err != nil {
-			return broker.Ask{}, broker.IdempotencyKey{}, refuse(broker.ErrInvalidRequest, "extends is the id of an earlier request of yours")
+			return broker.Ask{}, broker.IdempotencyKey{}, refuse(broker.ErrInvalidRequest, "extends must be the ID of an earlier request of yours")
 		}
 	}
 	key, err := c.idempotencyKey()
@@ -113,6 +115,61 @@ func (s *Server) withdraw(c *call, _ nothing) (reply, error) {
 	return ok(c.toRequest(r, c.now))
 }
 
+// vote records a person's approval or denial.
+func (s *Server) vote(c *call, body api.Vote) (reply, error) {
+	if body.Decision != api.Approve && body.Decision != api.Deny {
+		return reply{}, refuse(broker.ErrInvalidRequest, "decision must be approve or deny")
+	}
+	id, digest, err := c.seen(body.Digest)
+	if err != nil {
+		return reply{}, err
+	}
+	v := broker.Vote{
+		Approve: body.Decision == api.Approve, Digest: digest, Comment: body.Comment,
+		Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
+	}
+	r, err := c.asApprover(func(caller broker.Caller) (*broker.Request, error) {
+		return s.cfg.Broker.Vote(c.r.Context(), caller, id, v)
+	})
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(c.toRequest(r, c.now))
+}
+
+// review records a person's verdict on a break-glass use.
+func (s *Server) review(c *call, body api.Finding) (reply, error) {
+	if body.Verdict != api.Justified && body.Verdict != api.Unjustified {
+		return reply{}, refuse(broker.ErrInvalidRequest, "verdict must be justified or unjustified")
+	}
+	id, digest, err := c.seen(body.Digest)
+	if err != nil {
+		return reply{}, err
+	}
+	v := broker.Vote{Approve: body.Verdict == api.Justified, Digest: digest, Comment: body.Comment}
+	r, err := c.asApprover(func(caller broker.Caller) (*broker.Request, error) {
+		return s.cfg.Broker.Review(c.r.Context(), caller, id, v)
+	})
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(c.toRequest(r, c.now))
+}
+
+// seen reads the request that a person decides, and the digest of the version that
+// they saw.
+func (c *call) seen(text string) (id broker.RequestID, digest audit.Digest, err error) {
+	if id, err = broker.ParseRequestID(c.r.PathValue("id")); err != nil {
+		return id, digest, err
+	}
+	c.about = id.String()
+	raw, err := hex.DecodeString(text)
+	if err != nil || len(raw) != len(digest) {
+		return id, digest, refuse(broker.ErrInvalidRequest, "digest must be the digest of the request that you saw, 64 hexadecimal digits")
+	}
+	return id, audit.Digest(raw), nil
+}
+
 func (s *Server) getRequest(c *call) (reply, error) {
 	id, err := broker.ParseRequestID(c.r.PathValue("id"))
 	if err != nil {
@@ -131,7 +188,7 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	now := time.Now() // it may have waited
+	now := time.Now() // the call may have waited
 	out := c.toRequest(r, now)
 	if c.who.Kind == broker.KindPerson && c.who.ID != r.Requester.ID {
 		facts, err := s.facts(c.r.Context(), broker.Self(c.who, now), r)
@@ -143,16 +200,16 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	return ok(out)
 }
 
-// await waits for a change of the request. Without after, a caller would be
-// answered at once and ask again, and again.
+// await waits until the request's version is later than after. It requires after,
+// because without it a client would poll in a tight loop.
 func (s *Server) await(c *call, id broker.RequestID) (*broker.Request, error) {
 	wait, err := time.ParseDuration(c.query.get("wait"))
 	if err != nil || wait < 0 || wait > api.MaxWait {
-		return nil, refuse(broker.ErrInvalidRequest, "wait is a duration of at most "+broker.FormatDuration(api.MaxWait))
+		return nil, refuse(broker.ErrInvalidRequest, "wait must be a duration of at most "+broker.FormatDuration(api.MaxWait))
 	}
 	after, err := strconv.ParseUint(c.query.get("after"), 10, 31)
 	if err != nil {
-		return nil, refuse(broker.ErrInvalidRequest, "wait needs after, the version that you know")
+		return nil, refuse(broker.ErrInvalidRequest, "wait needs after, the last version that you read")
 	}
 	c.extend(wait)
 	waiting, cancel := c.waiting()
@@ -189,7 +246,7 @@ func (s *Server) listRequests(c *call) (reply, error) {
 	return ok(out)
 }
 
-// Sizes of pages.
+// Rows of a page.
 const (
 	pageDefault = 50
 	pageMost    = 200
@@ -202,19 +259,19 @@ func (c *call) limit() (int, error) {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 || n > pageMost {
-		return 0, refuse(broker.ErrInvalidRequest, "limit is a number from 1 to "+strconv.Itoa(pageMost))
+		return 0, refuse(broker.ErrInvalidRequest, "limit must be a number from 1 to "+strconv.Itoa(pageMost))
 	}
 	return n, nil
 }
 
-// cursor reads where a page begins: after the last row of the one before.
+// cursor returns the ID of the last row of the previous page; zero for the first page.
 func cursor[ID any](c *call, parse func(string) (ID, error)) (id ID, err error) {
 	text := c.query.get("cursor")
 	if text == "" {
 		return id, nil
 	}
 	if id, err = parse(text); err != nil {
-		return id, refuse(broker.ErrInvalidRequest, "cursor is the next_cursor of the page before")
+		return id, refuse(broker.ErrInvalidRequest, "cursor must be the next_cursor of the previous page")
 	}
 	return id, nil
 }

@@ -15,18 +15,17 @@ import (
 
 // A LogReader reads the audit log. It is safe for concurrent use.
 type LogReader interface {
-	// Checkpoint gives the newest checkpoint, a C2SP signed note.
+	// Checkpoint returns the newest checkpoint, a C2SP signed note.
 	Checkpoint(ctx context.Context) ([]byte, error)
 
-	// Record gives a record as it is stored; broker.ErrNotFound past the end.
+	// Record returns a record as it is stored; broker.ErrNotFound past the end.
 	Record(ctx context.Context, index int64) (audit.Item, error)
 
-	// Prove gives the proof that a record stands under the newest checkpoint;
-	// broker.ErrNotFound if none covers it yet.
+	// Prove returns the inclusion proof of a record under the newest checkpoint;
+	// broker.ErrNotFound if no checkpoint covers the record yet.
 	Prove(ctx context.Context, index int64) (*audit.Proof, error)
 
-	// Records returns those of the ids that name records of this log, in its
-	// order. It leaves out records of earlier logs.
+	// Records returns the records of the current log among ids, in log order.
 	Records(ctx context.Context, ids []broker.RecordID) ([]audit.Item, error)
 }
 
@@ -38,8 +37,8 @@ func (s *Server) checkpoint(c *call) (reply, error) {
 	return reply{status: http.StatusOK, body: note, mediaType: "text/plain; charset=utf-8", header: public(1)}, nil
 }
 
-// auditRecord gives a record to auditors and to those it is about. To all
-// others it is not found, as is one past the end.
+// auditRecord returns a record to auditors and to its parties. Others get the same
+// answer as for a record past the end.
 func (s *Server) auditRecord(c *call) (reply, error) {
 	out, _, err := s.readRecord(c)
 	if err != nil {
@@ -48,11 +47,11 @@ func (s *Server) auditRecord(c *call) (reply, error) {
 	return ok(out)
 }
 
-// readRecord gives the record of the call's path, to those who may read it.
+// readRecord returns the record that the path names, if the caller may read it.
 func (s *Server) readRecord(c *call) (out api.AuditRecord, record audit.Record, err error) {
 	index, err := strconv.ParseInt(c.r.PathValue("index"), 10, 64)
 	if err != nil || index < 0 {
-		return out, record, refuse(broker.ErrNotFound, "a record is named by its index, from 0")
+		return out, record, refuse(broker.ErrNotFound, "name a record by its index, from 0")
 	}
 	item, record, err := s.record(c.r.Context(), index)
 	if err != nil {
@@ -72,9 +71,10 @@ func (s *Server) readRecord(c *call) (out api.AuditRecord, record audit.Record, 
 	return out, record, err
 }
 
-// mayRead says whether the caller is an auditor or a party: the one who acted,
-// the one on whose behalf, the one who filed the request, or who holds the
-// lease; or a person who is shown the request anyway.
+// mayRead reports whether the caller may read a record. Auditors may, and so may its
+// parties: the record's caller and subject, the request's requester and the lease's
+// holder. A person may also read the records of requests and leases that they may
+// view.
 func (s *Server) mayRead(c *call, r *audit.Record) bool {
 	ctx, b := c.r.Context(), s.cfg.Broker
 	for _, party := range []*audit.Party{r.Caller, r.Subject} {
@@ -115,7 +115,7 @@ func openings(stored []byte) (map[string]api.Opening, error) {
 	return out, nil
 }
 
-// prove gives no proof for a record that is younger than the last checkpoint.
+// prove returns the inclusion proof of a record; nil if no checkpoint covers it yet.
 func (s *Server) prove(c *call, index int64) (*api.InclusionProof, error) {
 	proof, err := s.cfg.Log.Prove(c.r.Context(), index)
 	if errors.Is(err, broker.ErrNotFound) {

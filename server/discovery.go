@@ -11,7 +11,7 @@ import (
 //go:embed openapi.json
 var openAPIDocument []byte
 
-// public is how long anybody may keep an answer.
+// public returns the header of a response that any cache may keep for seconds.
 func public(seconds int) http.Header {
 	return http.Header{"Cache-Control": {fmt.Sprintf("public, max-age=%d", seconds)}}
 }
@@ -20,25 +20,25 @@ func (s *Server) openAPI(*call) (reply, error) {
 	return reply{status: http.StatusOK, body: openAPIDocument, header: public(300)}, nil
 }
 
-// jwks may be kept for five minutes: keys are published for longer than that
-// before their first use.
+// jwks returns the token keys. Caches may keep them for five minutes, because a key is
+// published for longer than that before its first use.
 func (s *Server) jwks(c *call) (reply, error) {
 	set, err := s.cfg.Keys(c.r.Context())
 	if err != nil {
-		return reply{}, fmt.Errorf("getting the token keys: %w", err)
+		return reply{}, fmt.Errorf("reading the token keys: %w", err)
 	}
 	return reply{status: http.StatusOK, body: set, mediaType: "application/jwk-set+json", header: public(300)}, nil
 }
 
-// metadata is RFC 8414's, with what OpenID Connect Discovery requires, for the
-// clouds that look there for the keys of workload tokens. There is no
-// authorization endpoint: nobody logs in to get a token.
+// metadata returns the metadata of RFC 8414, with the fields that OpenID Connect
+// Discovery requires: clouds use it to find the keys of workload tokens. There is no
+// authorization endpoint, because no one logs in to get a token.
 func (s *Server) metadata(*call) (reply, error) {
 	pages := ""
 	if s.cfg.People != nil {
 		pages = s.pageURL("/ui/")
 	}
-	ways := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
+	methods := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
 	return reply{status: http.StatusOK, header: public(300), body: api.Metadata{
 		Issuer:                 s.external.String(),
 		TokenEndpoint:          s.url("/oauth2/token"),
@@ -47,9 +47,9 @@ func (s *Server) metadata(*call) (reply, error) {
 		JWKSURI:                s.url("/oauth2/jwks"),
 		GrantTypes:             []string{api.GrantTokenExchange, api.GrantClientCredentials},
 		ResponseTypes:          []string{},
-		TokenAuthMethods:       ways,
-		IntrospectionAuth:      ways,
-		RevocationAuth:         ways,
+		TokenAuthMethods:       methods,
+		IntrospectionAuth:      methods,
+		RevocationAuth:         methods,
 		SubjectTypes:           []string{"public"},
 		IDTokenSigningAlgs:     s.cfg.Algorithms(),
 		Claims:                 []string{"aud", "exp", "iat", "iss", "jti", "sub"},

@@ -14,22 +14,23 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// People are logged in by OpenID providers. It is safe for concurrent use.
+// People logs people in with OpenID providers. It is safe for concurrent use.
 type People interface {
-	// Begin begins a login. The state is kept by the browser, sealed, until it
-	// comes back; the browser goes to where. fresh asks for a new proof of who
-	// sits there, although the provider may still know.
+	// Begin begins a login. The browser keeps the state, sealed, and is redirected
+	// to where. fresh makes the provider authenticate the person again, even if it
+	// still has a session.
 	Begin(ctx context.Context, provider string, fresh bool, now time.Time) (state []byte, where string, err error)
 
-	// Finish proves who came back from the provider.
+	// Finish verifies the provider's answer and returns the person.
 	Finish(ctx context.Context, state []byte, callback url.Values, now time.Time) (broker.NewSession, error)
 
-	// Refresh asks the provider again what it says of a person.
+	// Refresh fetches a person's claims from the provider again. It returns the
+	// updated identity and the tokens for the next refresh.
 	Refresh(ctx context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error)
 }
 
-// sessionOf gives the session token that the call presents, if it does: as a
-// bearer, or to the pages as a cookie.
+// sessionToken returns the session token of the call, if any: the bearer token, or
+// on pages the cookie.
 func (c *call) sessionToken() (session.Token, bool) {
 	if c.route.audience == UI {
 		cookie, err := c.r.Cookie(sessionCookie)
@@ -45,7 +46,7 @@ func (c *call) sessionToken() (session.Token, bool) {
 	return session.ParseToken(text)
 }
 
-// enterSession finds out which person calls.
+// enterSession authenticates a person by a session token.
 func (c *call) enterSession(token session.Token) error {
 	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 && c.route.audience != UI {
 		return broker.ErrTwoIdentities
@@ -66,12 +67,12 @@ func (c *call) enterSession(token session.Token) error {
 	return nil
 }
 
-// noSession counts a session that does not hold. Only such are bounded: a token
-// is found by its hash, which costs little, and whoever has one is not shut out
-// by others who share their address.
+// noSession counts an invalid session token as a failure of its address. Valid
+// tokens are never refused for failures of others at the same address: the lookup
+// by hash is cheap.
 func (c *call) noSession(err error) error {
 	if c.route.audience == UI {
-		return err // its person is sent to log in
+		return err // the browser is redirected to the login
 	}
 	if limited := c.s.failures.check(c.from); limited != nil {
 		return limited
@@ -80,16 +81,17 @@ func (c *call) noSession(err error) error {
 	return err
 }
 
-// background says whether a page asks by itself, without a person's doing: that
-// must not keep a session open.
+// background reports whether a page sent the request by itself. Such requests must
+// not keep a session from becoming idle.
 func (c *call) background() bool {
 	return c.route.audience == UI && (c.route.path == "/ui/events" || c.r.Method == http.MethodGet && c.r.Header.Get("Broker-Background") != "")
 }
 
-// beginDevice begins a terminal's login. Anybody may, so addresses are bounded.
+// beginDevice begins a terminal's login with a user code (as in RFC 8628). It needs
+// no authentication, so its rate is limited by address.
 func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 	if s.cfg.People == nil {
-		return reply{}, refuse(broker.ErrNotFound, "nobody can log in here: no provider is configured")
+		return reply{}, refuse(broker.ErrNotFound, "people cannot log in: no provider is configured")
 	}
 	leave, err := s.limits.anonymous.enter(network(c.from).String())
 	if err != nil {
@@ -107,7 +109,7 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 	})
 }
 
-// openSession trades what a terminal has for a session.
+// openSession exchanges a terminal's login code or device code for a session.
 func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 	leave, err := s.limits.poll.enter(network(c.from).String())
 	if err != nil {
@@ -137,7 +139,7 @@ func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 	})
 }
 
-// closeSession logs out.
+// closeSession ends the caller's session.
 func (s *Server) closeSession(c *call, _ nothing) (reply, error) {
 	if c.session == nil {
 		return reply{}, broker.ErrSessionRequired
@@ -148,8 +150,8 @@ func (s *Server) closeSession(c *call, _ nothing) (reply, error) {
 	return reply{status: http.StatusNoContent}, nil
 }
 
-// backChannelLogout takes a provider's word that it logged somebody out
-// (OpenID Connect Back-Channel Logout 1.0, section 2.5).
+// backChannelLogout ends the sessions that a provider's logout token names (OpenID
+// Connect Back-Channel Logout 1.0, section 2.5).
 func (s *Server) backChannelLogout(c *call) (reply, error) {
 	if s.cfg.LogoutToken == nil {
 		return reply{}, refuse(broker.ErrNotFound, "no provider is configured")
@@ -159,12 +161,12 @@ func (s *Server) backChannelLogout(c *call) (reply, error) {
 		return reply{}, err
 	}
 	defer leave()
-	word, err := s.cfg.LogoutToken(c.r.Context(), c.r.PathValue("provider"), c.form.get("logout_token"), c.now)
+	token, err := s.cfg.LogoutToken(c.r.Context(), c.r.PathValue("provider"), c.form.get("logout_token"), c.now)
 	if err != nil {
-		c.s.cfg.Logger.WarnContext(c.r.Context(), "a logout token does not hold", "call_id", c.id, "err", err)
-		return reply{}, refuse(broker.ErrInvalidRequest, "the logout token does not hold")
+		c.s.cfg.Logger.WarnContext(c.r.Context(), "a logout token is invalid", "call_id", c.id, "err", err)
+		return reply{}, refuse(broker.ErrInvalidRequest, "the logout token is invalid")
 	}
-	if err := s.cfg.Sessions.EndSessions(c.r.Context(), word, c.now); err != nil {
+	if err := s.cfg.Sessions.EndSessions(c.r.Context(), token, c.now); err != nil {
 		return reply{}, err
 	}
 	return reply{status: http.StatusOK}, nil
@@ -174,7 +176,7 @@ func (s *Server) backChannelLogout(c *call) (reply, error) {
 func challengeOf(text string) (audit.Digest, error) {
 	raw, err := decodeBase64URL(text)
 	if err != nil || len(raw) != len(audit.Digest{}) {
-		return audit.Digest{}, refuse(broker.ErrInvalidRequest, "challenge is the base64url of the SHA-256 of the verifier")
+		return audit.Digest{}, refuse(broker.ErrInvalidRequest, "challenge must be the base64url-encoded SHA-256 of the verifier")
 	}
 	return audit.Digest(raw), nil
 }

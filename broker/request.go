@@ -8,7 +8,7 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// RequestStatus is how far a request got.
+// RequestStatus is the state of a request.
 type RequestStatus uint8
 
 // The states. Lapsed and Ended are derived from the time and never stored.
@@ -17,11 +17,11 @@ const (
 	RequestApproved
 	RequestDenied
 	RequestWithdrawn
-	RequestLapsed // nobody approved in time
+	RequestLapsed // not approved in time
 	RequestEnded  // the grant is over
 )
 
-// An Ask is what a caller wants. Zero values mean "not said".
+// An Ask is the input of a request. Zero values mean "not specified".
 type Ask struct {
 	Entitlement   string
 	Scopes        []string
@@ -32,14 +32,14 @@ type Ask struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr
 	DryRun        bool
-	Token         bool      // nothing but a token will do
-	Resource      string    // its audience; any, if empty
-	BreakGlass    bool      // without approval now, reviewed afterwards
-	NotBefore     time.Time // when the grant is to start; zero: at once
-	Extends       RequestID // the caller's earlier request that this one goes on
+	Token         bool      // only a token is acceptable
+	Resource      string    // the token's audience; empty: any
+	BreakGlass    bool      // without prior approval, reviewed afterwards
+	NotBefore     time.Time // when the grant starts; zero: at once
+	Extends       RequestID // the caller's earlier request that this one extends
 }
 
-// Bounds of what an ask may hold, in bytes.
+// Bounds of an ask. Lengths are in bytes.
 const (
 	MaxJustification = 2000
 	MaxTicket        = 128
@@ -47,23 +47,24 @@ const (
 	MaxScopeLength   = 128
 	MaxParameters    = 16
 	MaxParameter     = 1024
-	MaxLines         = 4096  // of a parameter that may hold line breaks: a CSR for RSA of 4096 bits has 1.6 KB
-	MaxAllParameters = 16384 // of one ask, together
+	MaxLines         = 4096  // of a parameter with line breaks: a CSR for a 4096-bit RSA key has 1.6 KB
+	MaxAllParameters = 16384 // of all parameters together
 	MaxName          = 128
 )
 
-// A Request is one ask, with what was decided on it. It is immutable but for
-// its status, version, approvals and the times that follow from them.
+// A Request is one ask with its decision. It is immutable except for its
+// status, its version, its approvals and verdicts, and the times that follow
+// from them.
 type Request struct {
 	ID            RequestID
 	Version       int
 	Status        RequestStatus // as stored; see State
-	Requester     Identity      // as proved when it was filed, with marks
+	Requester     Identity      // as proved when the request was filed, with labels
 	Entitlement   string
 	Effect        audit.Digest
 	Scopes        []string // sorted
 	TTL           time.Duration
-	TTLAsked      bool // the requester said it, so it is never cut
+	TTLAsked      bool // the requester specified the TTL, so it is never cut
 	Duration      time.Duration
 	Justification string
 	Ticket        string
@@ -76,17 +77,17 @@ type Request struct {
 	DeniedBy      string // policy, person
 	Created       time.Time
 	Lapses        time.Time // while pending
-	Approved      time.Time // when the last approval came
-	NotBefore     time.Time // when the grant starts, if that is later
+	Approved      time.Time // when the last approval was given
+	NotBefore     time.Time // the requested start of the grant
 	CollectUntil  time.Time // the end of the grant
-	FirstExpires  time.Time // end of the first credential; zero: none was collected
+	FirstExpires  time.Time // expiry of the first credential; zero: none was collected
 	BreakGlass    bool
 	Extends       RequestID
-	ReviewDue     time.Time  // by when it has to be reviewed; zero: it needs no review
-	Reviewed      time.Time  // when that was done
-	Verdicts      []Approval // of the review; Approve: it was justified
+	ReviewDue     time.Time  // deadline of the review; zero: no review
+	Reviewed      time.Time  // when the review closed
+	Verdicts      []Approval // of the review; Approve means justified
 	Records       []RecordID // of the log, oldest first; see RecordID
-	Reused        bool       // not stored: an earlier request is the answer to this ask
+	Reused        bool       // not stored: an earlier request answers this ask
 }
 
 // Who denied a request.
@@ -95,8 +96,8 @@ const (
 	DeniedByPerson = "person"
 )
 
-// State is the status at now: a pending request lapses and a grant ends by
-// time alone, without anything being written.
+// State returns the status at now. A pending request lapses, and a grant ends,
+// by time alone; nothing is written then.
 func (r *Request) State(now time.Time) RequestStatus {
 	switch {
 	case r.Status == RequestPending && !now.Before(r.Lapses):
@@ -107,7 +108,8 @@ func (r *Request) State(now time.Time) RequestStatus {
 	return r.Status
 }
 
-// Ends is the latest time to which a credential of the grant may live.
+// Ends returns the latest time at which a credential of the grant can expire;
+// zero if there is no grant.
 func (r *Request) Ends() time.Time {
 	if r.Status != RequestApproved {
 		return time.Time{}
@@ -122,7 +124,8 @@ func (r *Request) Ends() time.Time {
 	return r.CollectUntil
 }
 
-// collectable says nil, or why no credential of the request can be collected.
+// collectable returns nil, or the reason why no credential of the request can
+// be collected.
 func (r *Request) collectable(now time.Time) error {
 	switch r.State(now) {
 	case RequestApproved:
@@ -131,12 +134,12 @@ func (r *Request) collectable(now time.Time) error {
 		}
 		return nil
 	case RequestPending:
-		return &Refusal{Err: ErrPending, Detail: "people have yet to approve this request", RequestID: r.ID}
+		return &Refusal{Err: ErrPending, Detail: "this request is not approved yet", RequestID: r.ID}
 	case RequestLapsed:
-		return &Refusal{Err: ErrLapsed, Detail: "nobody approved this request in time: file a new one", RequestID: r.ID}
+		return &Refusal{Err: ErrLapsed, Detail: "this request was not approved in time: file a new one", RequestID: r.ID}
 	case RequestDenied:
 		refusal := &Refusal{Err: ErrDenied, Detail: "this request was denied", DeniedBy: r.DeniedBy, Reasons: r.Decision.Reasons, RequestID: r.ID}
-		if r.DeniedBy == DeniedByPerson { // policy only said why people were asked
+		if r.DeniedBy == DeniedByPerson { // the reasons of policy explain the approval, not the denial
 			refusal.Detail, refusal.Reasons = r.deniedBy(), nil
 		}
 		return refusal
@@ -148,7 +151,7 @@ func (r *Request) collectable(now time.Time) error {
 	return refuse(ErrNotFound, "no such request")
 }
 
-// deniedBy says who denied the request, and why.
+// deniedBy returns who denied the request, and the comments.
 func (r *Request) deniedBy() string {
 	text := "this request was denied"
 	for _, a := range r.Approvals {
@@ -163,14 +166,14 @@ func (r *Request) deniedBy() string {
 	return text
 }
 
-// Waits is how long the request waits for people, at most, if any have to approve
-// it.
+// Waits returns how long the request waits for approval at most, if it needs
+// any.
 func (r *Request) Waits() time.Duration {
 	return cmp.Or(r.Decision.Obligations.LapseAfter, PendingFor)
 }
 
-// Starts is when the clock of the grant starts: at the last approval, or when
-// the requester wanted it to.
+// Starts returns when the clock of the grant starts: at the last approval, or
+// at NotBefore if that is later.
 func (r *Request) Starts() time.Time {
 	if r.NotBefore.After(r.Approved) {
 		return r.NotBefore
@@ -195,7 +198,8 @@ func (r *Request) withdraw(now time.Time) error {
 	return nil
 }
 
-// revoke ends the grant, or the waiting for one. It says false if both are over.
+// revoke ends the grant, or the wait for one. It returns false if both are
+// over.
 func (r *Request) revoke(now time.Time) bool {
 	switch r.State(now) {
 	case RequestApproved:

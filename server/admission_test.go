@@ -36,11 +36,11 @@ func TestAdmissionRate(t *testing.T) {
 	}
 	now = now.Add(20 * time.Millisecond)
 	if err := enter("spiffe://a.test/x"); err != nil {
-		t.Errorf("a fiftieth of a second later: %v", err)
+		t.Errorf("20 ms later: %v", err)
 	}
 }
 
-func TestAdmissionAtOnce(t *testing.T) {
+func TestAdmissionConcurrency(t *testing.T) {
 	t.Parallel()
 	a := newAdmission(1000, 2)
 	first, err1 := a.enter("x")
@@ -54,7 +54,7 @@ func TestAdmissionAtOnce(t *testing.T) {
 	}
 }
 
-func TestAdmissionRemembersSoMany(t *testing.T) {
+func TestAdmissionCacheIsBounded(t *testing.T) {
 	t.Parallel()
 	a := newAdmission(1, 1)
 	for i := range maxRemembered + 100 {
@@ -63,14 +63,14 @@ func TestAdmissionRemembersSoMany(t *testing.T) {
 		}
 	}
 	if n := len(a.callers.at); n != maxRemembered || a.callers.order.Len() != n {
-		t.Errorf("%d identities are remembered, %d in order", n, a.callers.order.Len())
+		t.Errorf("got %d identities, %d in order", n, a.callers.order.Len())
 	}
 	if _, err := a.enter(fmt.Sprint(maxRemembered + 99)); err == nil {
-		t.Error("the identity that called last is forgotten")
+		t.Error("the most recent identity was evicted")
 	}
 }
 
-func TestFailuresOfAnAddress(t *testing.T) {
+func TestFailuresLimitNetwork(t *testing.T) {
 	t.Parallel()
 	f := newFailures()
 	now := time.Unix(1000, 0)

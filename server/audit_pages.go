@@ -81,7 +81,7 @@ func (s *Server) timelinePage(c *call) (reply, error) {
 	for _, f := range found {
 		p.Entries = append(p.Entries, f.entry(published))
 	}
-	return c.page("timeline", "What the log says", "audit", p)
+	return c.page("timeline", "Timeline", "audit", p)
 }
 
 // publishedSize returns the number of records that the newest checkpoint covers (the

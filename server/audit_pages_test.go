@@ -17,8 +17,8 @@ import (
 
 var timelineLine = regexp.MustCompile(`<li><a href="(/ui/audit/\d+)" class="index">\d+</a> .*?<strong>([a-z ]+)</strong>`)
 
-// The timeline of a request has all of its records, those of its leases
-// included, and nobody else's; and whoever sees it can read each.
+// A timeline has the records of the request and of its leases, and no others. Its
+// viewers may read each record.
 func TestTimeline(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
@@ -43,28 +43,28 @@ func TestTimeline(t *testing.T) {
 	for _, m := range timelineLine.FindAllStringSubmatch(page, -1) {
 		kinds = append(kinds, m[2])
 		if status, _, record := ben.visit(http.MethodGet, m[1], ""); status != http.StatusOK || !strings.Contains(record, `<a href="/ui/requests/`+r.ID+`/log">`) {
-			t.Errorf("who sees the timeline reads its %s at %s, and finds back: %d\n%s", m[2], m[1], status, record)
+			t.Errorf("the %s at %s: got %d and no link back\n%s", m[2], m[1], status, record)
 		}
 	}
 	if want := []string{"request created", "approval given", "request approved", "lease issued", "lease issued", "lease revoked"}; !slices.Equal(kinds, want) {
 		t.Errorf("the timeline has %q, want %q\n%s", kinds, want, page)
 	}
 	if n := strings.Count(page, `<span class="id quiet">`+second.Lease+"</span>"); n != 2 {
-		t.Errorf("the lease stands in the timeline as it is called %d times, want 2", n)
+		t.Errorf("the timeline names the lease %d times, want 2", n)
 	}
 	if _, _, leases := ben.visit(http.MethodGet, "/ui/leases?all=1", ""); !strings.Contains(leases, "still works until it expires") {
-		t.Errorf("what giving it back meant is not said\n%s", leases)
+		t.Errorf("the page does not explain the returned lease\n%s", leases)
 	}
 	stranger := newBrowser(t, w)
 	stranger.logIn("login/zoe", "/ui/")
 	for _, m := range timelineLine.FindAllStringSubmatch(page, -1) {
 		if status, _, _ := stranger.visit(http.MethodGet, m[1], ""); status != http.StatusNotFound {
-			t.Errorf("a stranger at %s, a %s: %d", m[1], m[2], status)
+			t.Errorf("an unrelated person at %s, a %s: got %d", m[1], m[2], status)
 		}
 	}
 }
 
-// writtenLog is a log of records that a test wrote, all of epoch 1.
+// writtenLog is a log of records that a test wrote. All are of epoch 1.
 type writtenLog struct {
 	LogReader
 	records []audit.Record
@@ -83,9 +83,8 @@ func (l *writtenLog) Records(_ context.Context, ids []broker.RecordID) (items []
 	return items, nil
 }
 
-// All records of a request are found, however long it took from one to the next
-// and however busy the log was.
-func TestFindsRecords(t *testing.T) {
+// A timeline finds all records, however far apart they are in the log.
+func TestTimelineFindsRecords(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
 	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
@@ -139,9 +138,9 @@ func TestFindsRecords(t *testing.T) {
 	}
 }
 
-// A review is shown as what it said, in the words of now and of before reviews
-// could be signed.
-func TestVerdictsAreShown(t *testing.T) {
+// Timelines show a verdict in the same way for new logs and for logs that predate
+// signed reviews.
+func TestTimelineVerdicts(t *testing.T) {
 	t.Parallel()
 	for said, want := range map[string]string{"justified": "justified", "unjustified": "unjustified", "approve": "justified", "deny": "unjustified"} {
 		for _, kind := range []audit.Kind{audit.ReviewGiven, audit.ReviewClosed} {

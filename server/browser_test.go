@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,8 +13,8 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// takes puts a session into the browser.
-func (b *browser) takes(token session.Token) {
+// setSession puts a session into the browser.
+func (b *browser) setSession(token session.Token) {
 	b.t.Helper()
 	at, err := url.Parse(b.base)
 	if err != nil {
@@ -22,7 +23,7 @@ func (b *browser) takes(token session.Token) {
 	b.client.Jar.SetCookies(at, []*http.Cookie{{Name: sessionCookie, Value: token.Reveal(), Path: "/", Secure: true}})
 }
 
-// get makes a call of a route of the pages, whatever its method.
+// get calls a route of the pages with the route's method.
 func (b *browser) get(rt route, header ...string) *http.Response {
 	b.t.Helper()
 	path := strings.NewReplacer("{$}", "", "{id}", "req_0", "{name}", "guarded", "{index}", "0", "{provider}", "login", "{file}", "none").Replace(rt.path)
@@ -47,25 +48,25 @@ func (b *browser) get(rt route, header ...string) *http.Response {
 	return resp
 }
 
-// Whatever a page answers, to whomever: it runs no script but ours, shows
-// itself in no frame, is stored nowhere, and tells nobody where it is.
-func TestHeadersOfEveryPage(t *testing.T) {
+// Every page runs only the broker's scripts, cannot be framed, is not cached, and sends
+// no referrer.
+func TestPageHeaders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
-	for _, somebody := range []bool{false, true} {
+	for _, loggedIn := range []bool{false, true} {
 		b := newBrowser(t, w)
 		for _, rt := range pages {
-			if somebody && rt.path == "/ui/events" {
-				continue // it goes on for ever
+			if loggedIn && rt.path == "/ui/events" {
+				continue // a stream does not end
 			}
-			if somebody {
-				b.takes(w.session(t, "login/ben"))
+			if loggedIn {
+				b.setSession(w.session(t, "login/ben"))
 			}
 			resp := b.get(rt)
 			is := func(name, want string) {
 				t.Helper()
 				if got := resp.Header.Get(name); got != want {
-					t.Errorf("%s %s, logged in %t, answers %d with %s: %q", rt.method, rt.path, somebody, resp.StatusCode, name, got)
+					t.Errorf("%s %s, logged in %t, answers %d with %s: %q", rt.method, rt.path, loggedIn, resp.StatusCode, name, got)
 				}
 			}
 			is("X-Content-Type-Options", "nosniff")
@@ -81,31 +82,32 @@ func TestHeadersOfEveryPage(t *testing.T) {
 			for name, want := range map[string]string{
 				"default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "img-src": "'self'", "connect-src": "'self'", "frame-ancestors": "'none'", "base-uri": "'none'", "form-action": "'self'",
 			} {
-				if somebody && rt.method == http.MethodGet && rt.path == "/ui/terminal" && name == "form-action" {
-					want = "'self' http://127.0.0.1:50000" // where the form leads
+				if loggedIn && rt.method == http.MethodGet && rt.path == "/ui/terminal" && name == "form-action" {
+					want = "'self' http://127.0.0.1:50000" // where the form redirects
 				}
 				if policy[name] != want {
-					t.Errorf("%s %s, logged in %t: %s %q, want %q", rt.method, rt.path, somebody, name, policy[name], want)
+					t.Errorf("%s %s, logged in %t: %s %q, want %q", rt.method, rt.path, loggedIn, name, policy[name], want)
 				}
 			}
 			if len(policy) != 8 {
-				t.Errorf("%s %s: the policy says more: %v", rt.method, rt.path, policy)
+				t.Errorf("%s %s: the policy has other directives: %v", rt.method, rt.path, policy)
 			}
 		}
 	}
 }
 
-// Nothing that another site makes a browser send is taken, on any page.
-func TestCrossOriginOnEveryPage(t *testing.T) {
+// Every form refuses requests that another site made the browser send.
+func TestPagesRefuseCrossOrigin(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
-	for _, rt := range pages {
-		if rt.method == http.MethodGet {
-			continue
-		}
+	forms := slices.DeleteFunc(slices.Clone(pages), func(rt route) bool { return rt.method == http.MethodGet })
+	if len(forms) == 0 {
+		t.Fatal("the pages have no forms")
+	}
+	for _, rt := range forms {
 		for _, header := range [][]string{{"Origin", "https://evil.test"}, {"Origin", "null"}, {"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}} {
-			b.takes(w.session(t, "login/ben"))
+			b.setSession(w.session(t, "login/ben"))
 			if resp := b.get(rt, header...); resp.StatusCode != http.StatusForbidden {
 				t.Errorf("%s %s with %v: %d", rt.method, rt.path, header, resp.StatusCode)
 			}
@@ -113,7 +115,7 @@ func TestCrossOriginOnEveryPage(t *testing.T) {
 	}
 }
 
-// cookies gives what an answer sets, as browsers read it.
+// cookies returns the cookies that an answer sets.
 func (b *browser) cookies(method, path string) map[string]*http.Cookie {
 	b.t.Helper()
 	all := map[string]*http.Cookie{}
@@ -123,8 +125,8 @@ func (b *browser) cookies(method, path string) map[string]*http.Cookie {
 	return all
 }
 
-// Cookies are this host's alone (RFC 6265bis, section 4.1.3.2), no script's, and
-// no other site's to send.
+// Cookies are restricted to this host (RFC 6265bis, section 4.1.3.2), hidden from
+// scripts, and not sent by other sites.
 func TestCookies(t *testing.T) {
 	t.Parallel()
 	b := newBrowser(t, newWorld(t, withPeople))
@@ -132,14 +134,14 @@ func TestCookies(t *testing.T) {
 	done := b.cookies(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben")
 	out := b.cookies(http.MethodPost, "/ui/logout")
 	for when, c := range map[string]*http.Cookie{
-		"a login begins": begun[loginCookie], "its end takes it away": done[loginCookie], "a session begins": done[sessionCookie], "logging out takes it away": out[sessionCookie],
+		"a login begins": begun[loginCookie], "the end of the login deletes its cookie": done[loginCookie], "session": done[sessionCookie], "logout deletes the session": out[sessionCookie],
 	} {
 		if c == nil || !strings.HasPrefix(c.Name, "__Host-") || !c.Secure || !c.HttpOnly || c.Path != "/" || c.Domain != "" || c.SameSite != http.SameSiteLaxMode {
 			t.Errorf("%s: %v", when, c)
 			continue
 		}
-		if gone := strings.HasSuffix(when, "away"); gone != (c.MaxAge < 0 && c.Value == "") || !gone && c.MaxAge <= 0 {
-			t.Errorf("%s: it lasts %d s with %q", when, c.MaxAge, c.Value)
+		if gone := strings.Contains(when, "deletes"); gone != (c.MaxAge < 0 && c.Value == "") || !gone && c.MaxAge <= 0 {
+			t.Errorf("%s: got a lifetime of %d s and the value %q", when, c.MaxAge, c.Value)
 		}
 	}
 	if value := begun[loginCookie].Value; strings.Contains(value, "state-1") || strings.Contains(value, encodeBase64URL([]byte("state-1"))) {
@@ -147,7 +149,7 @@ func TestCookies(t *testing.T) {
 	}
 }
 
-// However the link to the login was made, it ends on a page of ours.
+// A login always ends on a page of the broker.
 func TestNoOpenRedirect(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
@@ -163,8 +165,8 @@ func TestNoOpenRedirect(t *testing.T) {
 	}
 }
 
-// Tokens that don't hold shut nobody out whose session does.
-func TestOthersAtTheAddress(t *testing.T) {
+// Invalid session tokens from an address are limited, and valid ones are still accepted.
+func TestFailuresSpareSessions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	token := w.session(t, "login/ben")
@@ -177,19 +179,18 @@ func TestOthersAtTheAddress(t *testing.T) {
 			limited++
 		case http.StatusUnauthorized:
 		default:
-			t.Fatalf("a session that is none: %d", resp.StatusCode)
+			t.Fatalf("an invalid session token: got %d", resp.StatusCode)
 		}
 	}
 	if limited == 0 {
-		t.Error("nothing bounds tokens that do not hold")
+		t.Error("invalid tokens are not limited")
 	}
 	if who, err := w.as(token.Reveal()).WhoAmI(t.Context()); err != nil || who.ID != "login/ben" {
-		t.Errorf("a session that holds: %+v, %v", who, err)
+		t.Errorf("a valid session: got %+v, %v", who, err)
 	}
 }
 
-// A provider that signs everybody out is heard to the end, whatever others at
-// its address send.
+// A provider may log out many people at once, even if its address sent forged tokens.
 func TestManyLogouts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
@@ -211,12 +212,12 @@ func TestManyLogouts(t *testing.T) {
 	}
 }
 
-// Codes that people type are short: nobody may try many.
-func TestGuessingDeviceCodes(t *testing.T) {
+// User codes are short, so one person may try only a few.
+func TestUserCodeGuessesAreLimited(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
-	b.takes(w.session(t, "login/eve"))
+	b.setSession(w.session(t, "login/eve"))
 	w.holdClocks()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		w.limits.anonymous.callers = newLRU[string, *callerState](maxRemembered)
@@ -226,7 +227,7 @@ func TestGuessingDeviceCodes(t *testing.T) {
 			limited = limited || status == http.StatusTooManyRequests
 		}
 		if !limited {
-			t.Errorf("%s: nothing bounds it", method)
+			t.Errorf("%s: guesses are not limited", method)
 		}
 	}
 }

@@ -81,18 +81,18 @@ func (a *refreshes) join(key broker.SessionKey, interval time.Duration, run func
 // provider does not answer, f decides whether that matters.
 func (c *call) asApprover(f func(broker.Caller) (*broker.Request, error)) (*broker.Request, error) {
 	ctx := c.r.Context()
-	_, asked := c.s.cfg.Broker.ClaimsAge(c.caller())
-	if asked {
+	_, stale := c.s.cfg.Broker.ClaimsAge(c.caller())
+	if stale {
 		if _, err := c.refreshClaims(ctx, 0); err != nil {
 			return nil, err
 		}
 	}
 	r, err := f(c.caller())
-	if asked || !errors.Is(err, broker.ErrLoginStale) {
+	if stale || !errors.Is(err, broker.ErrLoginStale) {
 		return r, err
 	}
-	if fresh, again := c.refreshClaims(ctx, 0); again != nil || !fresh {
-		return nil, cmp.Or(again, err)
+	if fresh, failed := c.refreshClaims(ctx, 0); failed != nil || !fresh {
+		return nil, cmp.Or(failed, err)
 	}
 	return f(c.caller())
 }
@@ -124,8 +124,8 @@ func (c *call) refreshClaims(ctx context.Context, interval time.Duration) (fresh
 	}
 	// The refresh outlives this call: other calls may wait for it, and a rotated
 	// refresh token must not be lost.
-	detached, again := context.WithoutCancel(c.r.Context()), claimsRefresh{c.s, c.id, c.token, c.who}
-	one := c.s.refreshes.join(c.session.SessionKey, interval, func() error { return again.run(detached) })
+	detached, task := context.WithoutCancel(c.r.Context()), claimsRefresh{c.s, c.id, c.token, c.who}
+	one := c.s.refreshes.join(c.session.SessionKey, interval, func() error { return task.run(detached) })
 	select {
 	case <-one.over:
 		err = one.err

@@ -14,8 +14,9 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// claims begins a world in which providers make people members of dba.
-func claims(t *testing.T) (*world, *testPeople) {
+// newClaimsWorld returns a world in which the providers' claims decide who is in the
+// groups dba and support.
+func newClaimsWorld(t *testing.T) (*world, *testPeople) {
 	t.Helper()
 	people := &testPeople{}
 	w := newWorld(t, func(c *Config) {
@@ -33,8 +34,7 @@ func claims(t *testing.T) (*world, *testPeople) {
 	return w, people
 }
 
-// session opens a session of somebody whose provider said long ago that they
-// are in the groups.
+// session opens a session whose claims are stale. The groups are the old claims.
 func (w *world) session(t *testing.T, id string, groups ...string) session.Token {
 	t.Helper()
 	now := time.Now()
@@ -48,9 +48,9 @@ func (w *world) session(t *testing.T, id string, groups ...string) session.Token
 	return token
 }
 
-// Whoever votes by what their provider said long ago votes by what it says now:
-// whatever that changes, and not at all if it says nothing.
-func TestClaimsAreAskedForAgain(t *testing.T) {
+// A vote with stale claims refreshes them first. Without a refresh, the vote is refused
+// if it depends on the claims.
+func TestVoteRefreshesClaims(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		person, why string
@@ -58,36 +58,36 @@ func TestClaimsAreAskedForAgain(t *testing.T) {
 		refuses     bool
 		want        error // nil: the vote counts
 	}{
-		"still a member":           {"login/lea", "x", []string{"dba"}, []string{"dba"}, false, nil},
-		"a member by now":          {"login/lea", "x", nil, []string{"dba"}, false, nil},
-		"no member any more":       {"login/lea", "x", []string{"dba"}, nil, false, api.NotFound},
-		"nobody knows":             {"login/lea", "x", []string{"dba"}, []string{"dba"}, true, api.LoginStale},
-		"of the requester's team":  {"login/ben", outsiders, nil, []string{"support"}, false, api.OwnRequest},
-		"no more of its team":      {"login/ben", outsiders, []string{"support"}, nil, false, nil},
-		"nobody knows of its team": {"login/ben", outsiders, nil, nil, true, api.LoginStale},
-		"listed, and nobody knows": {"login/ben", "x", nil, nil, true, nil},
+		"member before and after":            {"login/lea", "x", []string{"dba"}, []string{"dba"}, false, nil},
+		"new member":                         {"login/lea", "x", nil, []string{"dba"}, false, nil},
+		"former member":                      {"login/lea", "x", []string{"dba"}, nil, false, api.NotFound},
+		"no answer":                          {"login/lea", "x", []string{"dba"}, []string{"dba"}, true, api.LoginStale},
+		"new member of the requester's team": {"login/ben", outsiders, nil, []string{"support"}, false, api.OwnRequest},
+		"former member of its team":          {"login/ben", outsiders, []string{"support"}, nil, false, nil},
+		"no answer about its team":           {"login/ben", outsiders, nil, nil, true, api.LoginStale},
+		"listed, no answer":                  {"login/ben", "x", nil, nil, true, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, people := claims(t)
+			w, people := newClaimsWorld(t)
 			people.groups, people.refuses = c.now, c.refuses
 			r, token := w.guarded(t, c.why), w.session(t, c.person, c.before...)
 			_, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest})
-			if !errors.Is(err, c.want) || people.asked != 1 {
-				t.Fatalf("asked %d times: %v", people.asked, err)
+			if !errors.Is(err, c.want) || people.refreshes != 1 {
+				t.Fatalf("got %d refreshes, %v", people.refreshes, err)
 			}
 			given := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID)).Approvals.Given
 			switch {
 			case (len(given) == 1) != (c.want == nil):
 				t.Errorf("given: %+v", given)
-			case c.want == nil && given[0].At.Before(people.said.Truncate(time.Microsecond)):
-				t.Errorf("the vote is of %s, before the provider said who may give it, at %s", given[0].At, people.said)
+			case c.want == nil && given[0].At.Before(people.refreshedAt.Truncate(time.Microsecond)):
+				t.Errorf("the vote is from %s, before the refresh at %s", given[0].At, people.refreshedAt)
 			}
 		})
 	}
 }
 
-// What nothing rests on, no provider is asked for.
-func TestClaimsOfNoUse(t *testing.T) {
+// A vote that does not depend on claims refreshes none.
+func TestVoteWithoutClaims(t *testing.T) {
 	t.Parallel()
 	people := &testPeople{refuses: true}
 	w := newWorld(t, func(c *Config) {
@@ -95,99 +95,98 @@ func TestClaimsOfNoUse(t *testing.T) {
 		c.People = people
 	})
 	r, token := w.guarded(t, "x"), w.session(t, "login/ben")
-	if _, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err != nil || people.asked != 0 {
-		t.Errorf("asked %d times: %v", people.asked, err)
+	if _, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err != nil || people.refreshes != 0 {
+		t.Errorf("got %d refreshes, %v", people.refreshes, err)
 	}
 }
 
-// reads gives the ways in which somebody looks at a request.
+// reads returns functions that read a request and report whether it is visible.
 func reads(t *testing.T, w *world, token session.Token, id string) map[string]func() bool {
 	b := newBrowser(t, w)
-	b.takes(token)
+	b.setSession(token)
 	return map[string]func() bool{
-		"the call": func() bool {
+		"API": func() bool {
 			_, err := w.as(token.Reveal()).Request(t.Context(), id)
 			if err != nil && !errors.Is(err, api.NotFound) {
 				t.Error(err)
 			}
 			return err == nil
 		},
-		"the page": func() bool {
+		"page": func() bool {
 			status, _, _ := b.visit(http.MethodGet, "/ui/requests/"+id, "")
 			return status == http.StatusOK
 		},
-		"the inbox": func() bool {
+		"inbox": func() bool {
 			_, _, page := b.visit(http.MethodGet, "/ui/", "")
 			return strings.Contains(page, id)
 		},
 	}
 }
 
-// Whoever looks at a request by what their provider said long ago looks by what
-// it says now; if it says nothing, by what it said, and the provider is not asked
-// by every look.
-func TestReadersHaveClaimsAskedForAgain(t *testing.T) {
+// Reading with stale claims refreshes them, at most once in a while. Without a refresh
+// the old claims count.
+func TestReadRefreshesClaims(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		before, now []string
 		refuses     bool
 		sees        bool
 	}{
-		"a member by now":              {nil, []string{"dba"}, false, true},
-		"still a member":               {[]string{"dba"}, []string{"dba"}, false, true},
-		"no member any more":           {[]string{"dba"}, nil, false, false},
-		"a member, as far as is known": {[]string{"dba"}, nil, true, true},
-		"none, as far as is known":     {nil, []string{"dba"}, true, false},
+		"new member":              {nil, []string{"dba"}, false, true},
+		"member before and after": {[]string{"dba"}, []string{"dba"}, false, true},
+		"former member":           {[]string{"dba"}, nil, false, false},
+		"old member, no answer":   {[]string{"dba"}, nil, true, true},
+		"no member, no answer":    {nil, []string{"dba"}, true, false},
 	} {
-		for _, way := range []string{"the call", "the page", "the inbox"} {
-			t.Run(name+" by "+way, func(t *testing.T) {
-				w, people := claims(t)
+		for _, way := range []string{"API", "page", "inbox"} {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				w, people := newClaimsWorld(t)
 				people.groups, people.refuses = c.now, c.refuses
 				r, token := w.guarded(t, "x"), w.session(t, "login/lea", c.before...)
 				look := reads(t, w, token, r.ID)[way]
 				for range 3 {
 					if sees := look(); sees != c.sees {
-						t.Errorf("sees it: %t", sees)
+						t.Errorf("visible: %t", sees)
 					}
 				}
-				if people.asked != 1 {
-					t.Errorf("the provider is asked %d times", people.asked)
+				if people.refreshes != 1 {
+					t.Errorf("got %d refreshes", people.refreshes)
 				}
 				if !c.refuses {
 					return
 				}
 				_, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest})
-				if want := map[bool]error{true: api.LoginStale, false: api.NotFound}[c.sees]; !errors.Is(err, want) || people.asked != 2 {
-					t.Errorf("asked %d times, the vote: %v", people.asked, err)
+				if want := map[bool]error{true: api.LoginStale, false: api.NotFound}[c.sees]; !errors.Is(err, want) || people.refreshes != 2 {
+					t.Errorf("got %d refreshes, the vote: %v", people.refreshes, err)
 				}
 			})
 		}
 	}
 }
 
-// What a page asks by itself, and what rests on no provider, has none asked.
-func TestReadersWhoHaveNobodyAsked(t *testing.T) {
+// Background requests of a page, and rules without claimed groups, cause no refresh.
+func TestReadsWithoutRefresh(t *testing.T) {
 	t.Parallel()
-	w, people := claims(t)
+	w, people := newClaimsWorld(t)
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
 	b := newBrowser(t, w)
-	b.takes(token)
-	if status, _, _ := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "", "Broker-Background", "1"); status != http.StatusOK || people.asked != 0 {
-		t.Errorf("in the background: %d, asked %d times", status, people.asked)
+	b.setSession(token)
+	if status, _, _ := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "", "Broker-Background", "1"); status != http.StatusOK || people.refreshes != 0 {
+		t.Errorf("in the background: got %d, %d refreshes", status, people.refreshes)
 	}
 	if err := w.cfg.Broker.SetRules(t.Context(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()), testRules()); err != nil {
 		t.Fatal(err)
 	}
-	if reads(t, w, token, r.ID)["the page"](); people.asked != 0 {
-		t.Errorf("without groups that a provider fills: asked %d times", people.asked)
+	if reads(t, w, token, r.ID)["page"](); people.refreshes != 0 {
+		t.Errorf("without claimed groups: got %d refreshes", people.refreshes)
 	}
 }
 
-// A provider that does not answer keeps nobody from reading; whoever votes waits
-// for the very answer that a reader asked for.
-func TestProvidersThatHang(t *testing.T) {
+// Reading does not wait long for a provider. A vote waits for the refresh that a reader
+// started.
+func TestProviderHangs(t *testing.T) {
 	t.Parallel()
-	w, people := claims(t)
+	w, people := newClaimsWorld(t)
 	w.refreshes.patience = time.Millisecond
 	people.groups, people.hold = []string{"dba"}, make(chan struct{})
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
@@ -202,16 +201,16 @@ func TestProvidersThatHang(t *testing.T) {
 		voted <- err
 	}()
 	close(people.hold)
-	if err := <-voted; err != nil || people.asked != 1 {
-		t.Errorf("asked %d times: %v", people.asked, err)
+	if err := <-voted; err != nil || people.refreshes != 1 {
+		t.Errorf("got %d refreshes, %v", people.refreshes, err)
 	}
 }
 
-// A question that fails in a way that nobody thought of takes neither the broker
-// down nor who reads, and no vote counts by it.
-func TestProvidersThatPanic(t *testing.T) {
+// A panic during a refresh is logged without its value. Reading continues with the old
+// claims, and votes are refused.
+func TestProviderPanics(t *testing.T) {
 	t.Parallel()
-	w, people := claims(t)
+	w, people := newClaimsWorld(t)
 	people.panics = true
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
 	for name, look := range reads(t, w, token, r.ID) {
@@ -223,48 +222,48 @@ func TestProvidersThatPanic(t *testing.T) {
 		t.Errorf("the vote: %v", err)
 	}
 	if !strings.Contains(w.log.String(), "msg=panic") || strings.Contains(w.log.String(), "at the provider") {
-		t.Errorf("it is logged as %s", w.log)
+		t.Errorf("the log is %s", w.log)
 	}
 }
 
-// A session's provider is asked once at a time, whoever wants to know, and for
-// readers not again so soon.
-func TestAskings(t *testing.T) {
+// A session has at most one refresh at a time. Readers reuse a recent one; votes start a
+// new one.
+func TestRefreshesJoin(t *testing.T) {
 	t.Parallel()
-	a, hold, asked := newRefreshes(), make(chan struct{}), 0
-	ask := func() error { asked++; <-hold; return broker.ErrUnavailable }
+	a, hold, runs := newRefreshes(), make(chan struct{}), 0
+	run := func() error { runs++; <-hold; return broker.ErrUnavailable }
 	one, other := broker.SessionKey{1}, broker.SessionKey{2}
-	first := a.join(one, 0, ask)
-	if a.join(one, 0, ask) != first || a.join(one, time.Hour, ask) != first {
-		t.Error("it is asked twice at once")
+	first := a.join(one, 0, run)
+	if a.join(one, 0, run) != first || a.join(one, time.Hour, run) != first {
+		t.Error("two refreshes run at once")
 	}
 	wrong := a.join(other, time.Hour, func() error { return broker.ErrLoginStale })
 	if <-wrong.over; wrong == first || !errors.Is(wrong.err, broker.ErrLoginStale) {
 		t.Errorf("another session's: %v", wrong.err)
 	}
 	close(hold)
-	if <-first.over; asked != 1 || !errors.Is(first.err, broker.ErrUnavailable) {
-		t.Errorf("asked %d times: %v", asked, first.err)
+	if <-first.over; runs != 1 || !errors.Is(first.err, broker.ErrUnavailable) {
+		t.Errorf("got %d refreshes, %v", runs, first.err)
 	}
-	if a.join(one, time.Hour, ask) != first {
-		t.Error("a reader asks again at once")
+	if a.join(one, time.Hour, run) != first {
+		t.Error("a reader starts another refresh")
 	}
-	if again := a.join(one, 0, ask); again == first {
-		t.Error("whoever votes is not heard")
-	} else if <-again.over; asked != 2 {
-		t.Errorf("asked %d times", asked)
+	if next := a.join(one, 0, run); next == first {
+		t.Error("a vote starts no refresh")
+	} else if <-next.over; runs != 2 {
+		t.Errorf("got %d refreshes, want 2", runs)
 	}
 }
 
-// letIn lets a terminal in by the page, and gives where the browser is sent,
-// and what redeems the terminal's session.
-func (b *browser) letIn(w *world, device bool) (where string, redeem func() (*api.Session, error)) {
+// allowTerminal allows a terminal on its page. It returns where the browser is sent and
+// a function that redeems the terminal's session.
+func (b *browser) allowTerminal(w *world, device bool) (where string, redeem func() (*api.Session, error)) {
 	b.t.Helper()
-	ctx, anyone := b.t.Context(), w.as("")
+	ctx, client := b.t.Context(), w.as("")
 	if device {
-		d := must[*api.DeviceLogin](b.t)(anyone.BeginDevice(ctx))
+		d := must[*api.DeviceLogin](b.t)(client.BeginDevice(ctx))
 		_, where, _ := b.visit(http.MethodPost, "/ui/device", formOf("code", d.UserCode, "decision", "allow"))
-		return where, func() (*api.Session, error) { return anyone.OpenSession(ctx, api.Login{DeviceCode: d.DeviceCode}) }
+		return where, func() (*api.Session, error) { return client.OpenSession(ctx, api.Login{DeviceCode: d.DeviceCode}) }
 	}
 	verifier := strings.Repeat("v", 43)
 	sum := sha256.Sum256([]byte(verifier))
@@ -274,53 +273,51 @@ func (b *browser) letIn(w *world, device bool) (where string, redeem func() (*ap
 		if err != nil {
 			return nil, err
 		}
-		return anyone.OpenSession(ctx, api.Login{Code: u.Query().Get("code"), Verifier: verifier})
+		return client.OpenSession(ctx, api.Login{Code: u.Query().Get("code"), Verifier: verifier})
 	}
 }
 
-// A terminal begins with what the provider says when it is let in. So logging
-// in again there gives it more time, and takes away what the provider took.
-func TestTerminalsBeginFresh(t *testing.T) {
+// Allowing a terminal refreshes the claims, so its session begins with current groups.
+func TestTerminalBeginsWithFreshClaims(t *testing.T) {
 	t.Parallel()
 	for _, device := range []bool{false, true} {
 		for _, member := range []bool{false, true} {
-			w, people := claims(t)
+			w, people := newClaimsWorld(t)
 			if member {
 				people.groups = []string{"dba"}
 			}
 			b := newBrowser(t, w)
-			b.takes(w.session(t, "login/lea", "dba"))
-			_, redeem := b.letIn(w, device)
+			b.setSession(w.session(t, "login/lea", "dba"))
+			_, redeem := b.allowTerminal(w, device)
 			s := must[*api.Session](t)(redeem())
 			r := w.guarded(t, "x")
 			_, err := w.as(s.Token).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest})
 			if member && err != nil || !member && !errors.Is(err, api.NotFound) {
-				t.Errorf("device %t, a member %t: %v", device, member, err)
+				t.Errorf("device %t, member %t: %v", device, member, err)
 			}
-			if people.asked != 1 {
-				t.Errorf("device %t: the provider is asked %d times", device, people.asked)
+			if people.refreshes != 1 {
+				t.Errorf("device %t: got %d refreshes, want 1", device, people.refreshes)
 			}
 		}
 	}
 }
 
-// Where the provider says nothing, its person logs in again, and comes back to
-// where the terminal waits: a terminal with old claims would send them around
-// for ever.
-func TestTerminalsNeverBeginStale(t *testing.T) {
+// If the refresh fails, the person logs in again and returns to the terminal's page. A
+// terminal with stale claims would ask for a new login for ever.
+func TestTerminalNeverBeginsStale(t *testing.T) {
 	t.Parallel()
 	for _, device := range []bool{false, true} {
-		w, people := claims(t)
+		w, people := newClaimsWorld(t)
 		people.refuses = true
 		b := newBrowser(t, w)
-		b.takes(w.session(t, "login/lea", "dba"))
-		where, redeem := b.letIn(w, device)
+		b.setSession(w.session(t, "login/lea", "dba"))
+		where, redeem := b.allowTerminal(w, device)
 		u, err := url.Parse(where)
 		if err != nil || u.Path != "/ui/login" || u.Query().Get("failed") != "stale" {
 			t.Fatalf("device %t: the browser is sent to %q", device, where)
 		}
 		if s, err := redeem(); err == nil {
-			t.Fatalf("device %t: the terminal acts as %s", device, s.Person)
+			t.Fatalf("device %t: the terminal has a session of %s", device, s.Person)
 		}
 		next := u.Query().Get("next")
 		if status, _, page := b.visit(http.MethodGet, where, ""); status != http.StatusOK || !strings.Contains(page, "must confirm your groups again") || !strings.Contains(strings.ToLower(page), strings.ToLower(url.QueryEscape(next))) {
@@ -332,27 +329,27 @@ func TestTerminalsNeverBeginStale(t *testing.T) {
 		if status, _, page := b.visit(http.MethodGet, next, ""); status != http.StatusOK || !strings.Contains(page, "Allow") {
 			t.Errorf("device %t: back at the terminal: %d", device, status)
 		}
-		if _, redeem := b.letIn(w, device); must[*api.Session](t)(redeem()).Person != "login/lea" {
-			t.Errorf("device %t: after the login nobody is let in", device)
+		if _, redeem := b.allowTerminal(w, device); must[*api.Session](t)(redeem()).Person != "login/lea" {
+			t.Errorf("device %t: after the login the terminal gets no session", device)
 		}
 	}
 }
 
-// A terminal's session lets in no terminal, though it be shown as a browser's.
-func TestTerminalsLetInNobody(t *testing.T) {
+// A terminal's session cannot allow another terminal, even as a browser's cookie.
+func TestTerminalAllowsNoTerminal(t *testing.T) {
 	t.Parallel()
-	w, people := claims(t)
+	w, people := newClaimsWorld(t)
 	people.groups = []string{"dba"}
 	b := newBrowser(t, w)
-	b.takes(w.session(t, "login/lea"))
-	_, redeem := b.letIn(w, false)
+	b.setSession(w.session(t, "login/lea"))
+	_, redeem := b.allowTerminal(w, false)
 	token, _ := session.ParseToken(must[*api.Session](t)(redeem()).Token)
 	thief := newBrowser(t, w)
-	thief.takes(token)
+	thief.setSession(token)
 	for _, device := range []bool{false, true} {
-		_, redeem := thief.letIn(w, device)
+		_, redeem := thief.allowTerminal(w, device)
 		if s, err := redeem(); err == nil {
-			t.Errorf("device %t: it let in one that lasts until %s", device, s.ExpiresAt)
+			t.Errorf("device %t: got a session until %s", device, s.ExpiresAt)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func TestDecodeJSONNeverQuotesValues(t *testing.T) {
 	}
 }
 
-// What the strict decoder accepts, it and any other JSON reader read alike.
+// Any body that decodeJSON accepts, encoding/json reads in the same way.
 func FuzzDecodeJSON(f *testing.F) {
 	f.Add([]byte(`{"entitlement":"tickets","scopes":["a"],"ttl":"15m","parameters":{"p":"v"},"dry_run":true}`))
 	f.Add([]byte(`{"entitlement":"a","\u0065ntitlement":"b"}`))
@@ -81,7 +81,7 @@ func FuzzDecodeJSON(f *testing.F) {
 		var ask api.Ask
 		if err := decodeJSON(body, &ask); err != nil {
 			if len(refusalOf(err).Detail) == 0 || len(err.Error()) > 1000 {
-				t.Fatalf("an error without, or with too many words: %v", err)
+				t.Fatalf("the error has no detail or is too long: %v", err)
 			}
 			return
 		}
@@ -89,16 +89,16 @@ func FuzzDecodeJSON(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var again api.Ask
-		if err := decodeJSON(text, &again); err != nil {
-			t.Fatalf("%s, read from %q: %v", text, body, err)
+		var decoded api.Ask
+		if err := decodeJSON(text, &decoded); err != nil {
+			t.Fatalf("decoding %s, encoded from %q: %v", text, body, err)
 		}
-		var anyReader map[string]any
-		if err := json.Unmarshal(body, &anyReader); err != nil {
-			t.Fatalf("accepted, but not JSON: %v", err)
+		var generic map[string]any
+		if err := json.Unmarshal(body, &generic); err != nil {
+			t.Fatalf("encoding/json refuses an accepted body: %v", err)
 		}
-		if name, _ := anyReader["entitlement"].(string); name != ask.Entitlement {
-			t.Fatalf("others read the entitlement %q, we %q", name, ask.Entitlement)
+		if name, _ := generic["entitlement"].(string); name != ask.Entitlement {
+			t.Fatalf("encoding/json reads the entitlement %q, decodeJSON %q", name, ask.Entitlement)
 		}
 	})
 }
@@ -110,12 +110,12 @@ func TestParseForm(t *testing.T) {
 		want       form // nil: refused
 	}{
 		{"plain", "grant_type=client_credentials&scope=a+b", form{"grant_type": {"client_credentials"}, "scope": {"a b"}}},
-		{"empty is not sent", "scope=&audience=x", form{"audience": {"x"}}},
-		{"unknown is kept for nobody", "x=1", form{"x": {"1"}}},
-		{"audience may be repeated", "audience=a&audience=b", form{"audience": {"a", "b"}}},
+		{"empty value", "scope=&audience=x", form{"audience": {"x"}}},
+		{"unknown parameter", "x=1", form{"x": {"1"}}},
+		{"repeated audience", "audience=a&audience=b", form{"audience": {"a", "b"}}},
 		{"nothing", "", form{}},
-		{"twice", "scope=a&scope=b", nil},
-		{"twice and empty", "grant_type=&grant_type=x", nil},
+		{"repeated", "scope=a&scope=b", nil},
+		{"repeated and empty", "grant_type=&grant_type=x", nil},
 		{"repeated by escape", "scope=a&sc%6Fpe=b", nil},
 		{"bad escape", "scope=%zz", nil},
 		{"semicolons", "scope=a;b=c", nil},
@@ -151,7 +151,7 @@ func TestTokenProof(t *testing.T) {
 		{"credentials over TLS", "grant_type=client_credentials", "", false, nil},
 		{"credentials by assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + api.AssertionTypeJWT, "T", false, nil},
 		{"credentials by SPIFFE assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + assertionSPIFFE, "T", false, nil},
-		{"a subject_token is nothing to client credentials", "grant_type=client_credentials&subject_token=T" + jwt, "", false, nil},
+		{"client credentials ignore subject_token", "grant_type=client_credentials&subject_token=T" + jwt, "", false, nil},
 
 		{"no grant", "subject_token=T" + jwt, "", false, broker.ErrInvalidRequest},
 		{"unknown grant", "grant_type=password", "", false, errGrantType},
@@ -197,17 +197,17 @@ func TestTarget(t *testing.T) {
 		{"by name", []string{"tickets"}, nil, nil, "tickets", nil},
 		{"by name and resource", []string{"tickets"}, []string{"https://tickets.test"}, nil, "tickets", nil},
 		{"by resource and scope", nil, []string{"https://tickets.test"}, []string{"list"}, "tickets-ro", nil},
-		{"unknown: for the domain to deny", []string{"nope"}, nil, nil, "nope", nil},
+		{"unknown, denied by the domain", []string{"nope"}, nil, nil, "nope", nil},
 
 		{"nothing", nil, nil, nil, "", broker.ErrInvalidRequest},
 		{"two", []string{"tickets", "tickets-ro"}, nil, nil, "", broker.ErrInvalidTarget},
-		{"not a token: for the domain to refuse", []string{"database"}, nil, nil, "database", nil},
-		{"they disagree: for the domain to refuse", []string{"tickets"}, []string{"https://other.test"}, nil, "tickets", nil},
-		{"what the caller may not ask for", nil, []string{"https://hidden.test"}, []string{"list"}, "", broker.ErrInvalidTarget},
+		{"no token, refused by the domain", []string{"database"}, nil, nil, "database", nil},
+		{"mismatch, refused by the domain", []string{"tickets"}, []string{"https://other.test"}, nil, "tickets", nil},
+		{"not permitted", nil, []string{"https://hidden.test"}, []string{"list"}, "", broker.ErrInvalidTarget},
 		{"two fit", nil, []string{"https://tickets.test"}, nil, "", broker.ErrInvalidTarget},
 		{"none fits", nil, []string{"https://tickets.test"}, []string{"list", "read"}, "", broker.ErrInvalidTarget},
 		{"unknown resource", nil, []string{"https://other.test"}, []string{"list"}, "", broker.ErrInvalidTarget},
-		{"the empty audience of what gives no tokens", nil, []string{""}, nil, "", broker.ErrInvalidTarget},
+		{"empty audience of an entitlement without tokens", nil, []string{""}, nil, "", broker.ErrInvalidTarget},
 		{"relative", nil, []string{"tickets"}, nil, "", broker.ErrInvalidTarget},
 		{"fragment", nil, []string{"https://tickets.test#x"}, []string{"list"}, "", broker.ErrInvalidTarget},
 	}
@@ -221,8 +221,8 @@ func TestTarget(t *testing.T) {
 	}
 }
 
-// Whatever comes to the token endpoint, it is read without a panic, and a
-// proof is found only where it is the caller's to give.
+// No form makes the token endpoint panic, and tokenProof returns a proof only from the
+// parameters of the grant.
 func FuzzTokenForm(f *testing.F) {
 	f.Add([]byte("grant_type=urn:ietf:params:oauth:grant-type:token-exchange&subject_token=T&subject_token_type=urn:ietf:params:oauth:token-type:jwt&audience=a&scope=b"))
 	f.Add([]byte("grant_type=client_credentials&audience=a&audience=b"))
@@ -246,7 +246,7 @@ func FuzzTokenForm(f *testing.F) {
 			return
 		}
 		if subject != (parsed.get("grant_type") == api.GrantTokenExchange) || subject && token == "" {
-			t.Fatalf("a proof %q of %v", token, parsed)
+			t.Fatalf("got the proof %q from %v", token, parsed)
 		}
 		_, _ = target(catalogue, parsed["audience"], parsed["resource"], strings.Fields(parsed.get("scope")), func(string) bool { return true })
 	})
@@ -257,6 +257,6 @@ func TestCallID(t *testing.T) {
 	now := time.UnixMilli(0x0123456789ab)
 	a, b := newCallID(now), newCallID(now)
 	if a == b || len(a) != 36 || !strings.HasPrefix(a, "01234567-89ab-7") || !strings.ContainsRune("89ab", rune(a[19])) {
-		t.Errorf("%s, %s: not UUIDs of version 7", a, b)
+		t.Errorf("got %s and %s, want two UUIDs of version 7", a, b)
 	}
 }

@@ -19,8 +19,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// stringsIn gives the string literals of a file's top-level var or const
-// declarations whose name begins with prefix.
+// stringsIn returns the string literals of a file's top-level var and const
+// declarations whose names begin with prefix.
 func stringsIn(t *testing.T, file, prefix string) []string {
 	t.Helper()
 	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
@@ -101,7 +101,7 @@ func domainCodes(t *testing.T) (codes []string) {
 	return codes
 }
 
-func TestEverySentinelHasAMeaning(t *testing.T) {
+func TestErrorTableIsComplete(t *testing.T) {
 	t.Parallel()
 	codes := domainCodes(t)
 	if len(codes) < 40 {
@@ -123,7 +123,7 @@ func TestEverySentinelHasAMeaning(t *testing.T) {
 }
 
 // An error that wraps two sentinels has the code and the row of the outer one.
-func TestTheOuterSentinelCounts(t *testing.T) {
+func TestOuterSentinelCounts(t *testing.T) {
 	t.Parallel()
 	err := fmt.Errorf("%w: %w", broker.ErrUnavailable, broker.ErrNotFound)
 	if m := errorRowOf(err); broker.Code(err) != string(api.Unavailable) || m.code() != api.Unavailable || m.status != 503 {
@@ -137,7 +137,7 @@ func TestClientKnowsEveryCode(t *testing.T) {
 	var sent []string
 	for _, m := range append(slices.Clone(errorTable), unknown) {
 		if m.err == errClientGone {
-			continue // nobody is there to read it
+			continue // never sent
 		}
 		sent = append(sent, m.err.Error())
 		if !slices.Contains(codes, m.err.Error()) {
@@ -151,7 +151,7 @@ func TestClientKnowsEveryCode(t *testing.T) {
 	}
 }
 
-func TestMeaningsArePublished(t *testing.T) {
+func TestErrorTableIsPublished(t *testing.T) {
 	t.Parallel()
 	var doc struct {
 		Errors []struct {
@@ -182,9 +182,9 @@ func TestMeaningsArePublished(t *testing.T) {
 func TestAdviceFitsOAuth(t *testing.T) {
 	t.Parallel()
 	for _, m := range errorTable {
-		// Quotation marks are turned into apostrophes; nothing else may be lost.
+		// Quotation marks become apostrophes; no other character may change.
 		if asciiOnly(m.advice) != strings.ReplaceAll(m.advice, `"`, "'") {
-			t.Errorf("%s: the advice %q holds characters that RFC 6749 forbids", m.err, m.advice)
+			t.Errorf("%s: the advice %q has characters that RFC 6749 forbids", m.err, m.advice)
 		}
 	}
 }
@@ -205,15 +205,15 @@ func TestOAuthErrors(t *testing.T) {
 		{"another's subject_token", broker.ErrForeignSubject, true, "invalid_request", 400},
 		{"unknown or unpermitted", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "policy"}), true, "invalid_target", 400},
 		{"too many scopes", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "policy", Allowed: &broker.Allowed{Scopes: []string{"a"}}}), true, "invalid_scope", 400},
-		{"a person's no", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "person"}), true, "access_denied", 400},
+		{"denied by a person", refusal(broker.Refusal{Err: broker.ErrDenied, DeniedBy: "person"}), true, "access_denied", 400},
 		{"pending", broker.ErrPending, false, "authorization_pending", 400},
 		{"lapsed", broker.ErrLapsed, false, "expired_token", 400},
 		{"scope", broker.ErrInvalidScope, false, "invalid_scope", 400},
 		{"target", broker.ErrInvalidTarget, false, "invalid_target", 400},
 		{"grant", errGrantType, false, "unsupported_grant_type", 400},
-		{"too often", broker.ErrSlowDown, false, "slow_down", 429},
-		{"no record", broker.ErrUnavailable, false, "temporarily_unavailable", 503},
-		{"a bug", errors.New("disk on fire"), false, "server_error", 500},
+		{"too many calls", broker.ErrSlowDown, false, "slow_down", 429},
+		{"unavailable", broker.ErrUnavailable, false, "temporarily_unavailable", 503},
+		{"unknown error", errors.New("disk on fire"), false, "server_error", 500},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -233,7 +233,7 @@ func TestOAuthErrors(t *testing.T) {
 	}
 }
 
-func TestUnknownErrorsSayNothing(t *testing.T) {
+func TestUnknownErrorsHaveNoDetail(t *testing.T) {
 	t.Parallel()
 	c := &call{s: &Server{external: &url.URL{}}, id: "0199-x"}
 	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {

@@ -8,8 +8,8 @@ import (
 	"accessbroker.internal/api"
 )
 
-// What people say by the forms of the pages is done, and they are told.
-func TestFormsThatEndSomething(t *testing.T) {
+// Each form is offered on its page, has its effect, and leads to a confirmation.
+func TestForms(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	ivy, cleo, ben := newBrowser(t, w), newBrowser(t, w), newBrowser(t, w)
@@ -26,8 +26,8 @@ func TestFormsThatEndSomething(t *testing.T) {
 		return func() string { return what(must[*api.Request](t)(w.as(auditor).Request(t.Context(), id))) }
 	}
 	mine, others := w.issue(asker, "tickets", "tickets:read"), w.issue(agent, "tickets", "tickets:read")
-	ask := func(who string, glass bool) *api.Request {
-		return must[*api.Request](t)(w.as(who).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, BreakGlass: glass, Justification: "the shop is down"}))
+	ask := func(who string, breakGlass bool) *api.Request {
+		return must[*api.Request](t)(w.as(who).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, BreakGlass: breakGlass, Justification: "the shop is down"}))
 	}
 	withdrawn, good, bad := ask(asker, false), ask(agent, true), ask(asker, true)
 	verdict := func(r *api.Request) string {
@@ -38,15 +38,15 @@ func TestFormsThatEndSomething(t *testing.T) {
 		return g.Verdict + " by " + g.Person + ": " + g.Comment
 	}
 	for name, test := range map[string]struct {
-		by          *browser
-		offered, at string // where the button is, and where it leads
-		form        string
-		leads, says string
-		is          func() string
-		become      string
+		by           *browser
+		offered, at  string // the page with the form, and its action
+		form         string
+		leads, shows string
+		is           func() string
+		become       string
 	}{
-		"give back": {ivy, "/ui/access", "/ui/leases/" + mine.Lease, formOf("reason", "done"), "/ui/access?done=returned", "You returned the credential.", lease(mine), "revoked returned"},
-		"revoke":    {cleo, "/ui/leases", "/ui/leases/" + others.Lease, formOf("reason", "incident"), "/ui/requests/" + others.Request, "revoked", lease(others), "revoked revoked"},
+		"return": {ivy, "/ui/access", "/ui/leases/" + mine.Lease, formOf("reason", "done"), "/ui/access?done=returned", "You returned the credential.", lease(mine), "revoked returned"},
+		"revoke": {cleo, "/ui/leases", "/ui/leases/" + others.Lease, formOf("reason", "incident"), "/ui/requests/" + others.Request, "revoked", lease(others), "revoked revoked"},
 		"withdraw": {
 			ivy, "/ui/requests/" + withdrawn.ID, "", formOf("do", "withdraw"), "/ui/requests/" + withdrawn.ID + "?done=withdraw", "You withdrew this request.",
 			request(withdrawn.ID, func(r *api.Request) string { return r.Status }), api.StatusWithdrawn,
@@ -67,16 +67,16 @@ func TestFormsThatEndSomething(t *testing.T) {
 				test.at, button = test.offered, `name="do" value="`+name+`"`
 			}
 			if !strings.Contains(page, button) {
-				t.Errorf("it is not offered by %s\n%s", button, page)
+				t.Errorf("the page does not offer %s\n%s", button, page)
 			}
 			if status, where, page := test.by.visit(http.MethodPost, test.at, test.form); status != http.StatusSeeOther || where != test.leads {
 				t.Fatalf("%d to %q\n%s", status, where, page)
 			}
-			if status, _, page := test.by.visit(http.MethodGet, test.leads, ""); status != http.StatusOK || !strings.Contains(page, test.says) || strings.Contains(page, button) {
-				t.Errorf("%d, without %q or still with %s\n%s", status, test.says, button, page)
+			if status, _, page := test.by.visit(http.MethodGet, test.leads, ""); status != http.StatusOK || !strings.Contains(page, test.shows) || strings.Contains(page, button) {
+				t.Errorf("got %d, want %q and not %s\n%s", status, test.shows, button, page)
 			}
 			if got := test.is(); got != test.become {
-				t.Errorf("it is %q, want %q", got, test.become)
+				t.Errorf("got %q, want %q", got, test.become)
 			}
 		})
 	}

@@ -53,8 +53,8 @@ func (s *Server) inbox(c *call) (reply, error) {
 
 // Bounds of the event stream.
 const (
-	pingEvery = 25 * time.Second // keeps proxies from closing the connection
-	tellEvery = time.Second      // the shortest time between two events
+	pingEvery  = 25 * time.Second // keeps proxies from closing the connection
+	eventEvery = time.Second      // the shortest time between two events
 )
 
 // events streams server-sent events (WHATWG HTML, section 9.2). An event only
@@ -91,7 +91,7 @@ func (s *Server) events(c *call) (reply, error) {
 		select {
 		case <-changed:
 			text = "event: changed\ndata:\n\n"
-			pause(ctx.Done(), tellEvery)
+			pause(ctx.Done(), eventEvery)
 		case <-ping.C:
 			text = ": ping\n\n"
 		case <-over.C:

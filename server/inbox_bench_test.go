@@ -32,7 +32,7 @@ const (
 	manyPast    = 1_000_000
 )
 
-// fill puts requests into the store, as they would lie there.
+// fill puts n requests into the store.
 func (w *world) fill(b testing.TB, n int, make func(i int) *broker.Request) {
 	b.Helper()
 	const batch = 2000
@@ -61,9 +61,8 @@ func oneRequest(created time.Time, i int) *broker.Request {
 	return r
 }
 
-// BenchmarkInbox opens the inbox with 10,000 requests that wait and 1,000,000
-// that are over, on SQLite: the first time, when nothing is cached, and then
-// again after a change. The target is 100 ms.
+// BenchmarkInbox opens the inbox with 10,000 pending and 1,000,000 past requests in
+// SQLite: first with an empty cache, then after changes. The target is 100 ms.
 func BenchmarkInbox(b *testing.B) {
 	w := newWorld(b, withPeople)
 	start := time.Now()
@@ -99,7 +98,7 @@ func BenchmarkInbox(b *testing.B) {
 	}
 	slices.Sort(cold)
 	slices.Sort(warm)
-	b.Logf("the first page: %s at first; after a change p50 %s, p95 %s; unchanged p50 %s (target 100 ms or less)",
+	b.Logf("inbox: first %s; after a change p50 %s, p95 %s; unchanged p50 %s (target 100 ms or less)",
 		first.Round(time.Millisecond), cold[10].Round(time.Millisecond), cold[18].Round(time.Millisecond), warm[10].Round(time.Millisecond))
 	b.ReportMetric(float64(first.Milliseconds()), "first-ms")
 	b.ReportMetric(float64(cold[18].Milliseconds()), "changed-p95-ms")
@@ -108,28 +107,28 @@ func BenchmarkInbox(b *testing.B) {
 	}
 }
 
-// crowdVar makes the test program the server of BenchmarkCrowd, whose memory is
-// then its own.
+// crowdVar turns the test program into the server of BenchmarkCrowd, so that its memory
+// can be measured separately.
 const crowdVar = "BROKER_BENCH_CROWD"
 
-// BenchmarkCrowdServer is that server, and measures nothing. It ends with its
-// standard input.
+// BenchmarkCrowdServer is that server. It measures nothing and ends when its standard
+// input is closed.
 func BenchmarkCrowdServer(b *testing.B) {
 	if os.Getenv(crowdVar) == "" {
-		b.Skip("it serves BenchmarkCrowd")
+		b.Skip("serves BenchmarkCrowd")
 	}
 	w := newWorld(b, withPeople)
 	server := httptest.NewTLSServer(w.Handler(UI, API))
 	defer server.Close()
 	fmt.Printf("%s\n%s", server.URL, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
-	debug.SetGCPercent(250) // as the broker does, which gives back what a burst took every minute
+	debug.SetGCPercent(250) // as the broker does; the broker also returns memory to the system every minute
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
 		debug.FreeOSMemory()
 	}
 }
 
-// A crowd is a server in a process of its own.
+// A crowd is a server in a separate process.
 type crowd struct {
 	b     *testing.B
 	url   string
@@ -158,7 +157,7 @@ func newCrowd(b *testing.B) *crowd {
 	lines := bufio.NewScanner(out)
 	var text strings.Builder
 	for lines.Scan() {
-		if c.url == "" { // what the testing package says comes before
+		if c.url == "" { // the testing package writes lines before it
 			if _, url, found := strings.Cut(lines.Text(), "https://"); found {
 				c.url = "https://" + url
 			}
@@ -169,12 +168,12 @@ func newCrowd(b *testing.B) *crowd {
 		}
 	}
 	if !c.roots.AppendCertsFromPEM([]byte(text.String())) {
-		b.Fatalf("the server says %q", text.String())
+		b.Fatalf("the server wrote %q", text.String())
 	}
 	return c
 }
 
-// client is one caller, with a connection of its own.
+// client returns a client with its own connection.
 func (c *crowd) client() *http.Client {
 	return &http.Client{
 		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.roots}, DialContext: (&net.Dialer{}).DialContext},
@@ -182,7 +181,7 @@ func (c *crowd) client() *http.Client {
 	}
 }
 
-// memory reads a line of the server's /proc/PID/status, in MB.
+// memory returns a value of the server's /proc/PID/status, in MB.
 func (c *crowd) memory(name string) int {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
 	if err != nil {
@@ -196,7 +195,7 @@ func (c *crowd) memory(name string) int {
 	return kb >> 10
 }
 
-// waits files a request that people have to approve, and waits for them.
+// waits files a request that needs approval and waits for a decision.
 func (c *crowd) waits(ctx context.Context, who string, filed func()) error {
 	client := c.client()
 	call := func(method, path, body string) (*http.Response, error) {
@@ -216,7 +215,7 @@ func (c *crowd) waits(ctx context.Context, who string, filed func()) error {
 	err = json.NewDecoder(resp.Body).Decode(&r)
 	_ = resp.Body.Close()
 	if err != nil || r.ID == "" {
-		return fmt.Errorf("asking: %s %w", resp.Status, err)
+		return fmt.Errorf("filing a request: %s %w", resp.Status, err)
 	}
 	filed()
 	resp, err = call(http.MethodGet, "/v1/requests/"+r.ID+"?wait=60s&after="+strconv.Itoa(r.Version), "")
@@ -227,7 +226,7 @@ func (c *crowd) waits(ctx context.Context, who string, filed func()) error {
 	return err
 }
 
-// watches logs a person in, and stays at the inbox.
+// watches logs a person in and keeps the inbox's event stream open.
 func (c *crowd) watches(ctx context.Context, person string, open func()) error {
 	client := c.client()
 	var cookies []*http.Cookie
@@ -247,7 +246,7 @@ func (c *crowd) watches(ctx context.Context, person string, open func()) error {
 	}
 	for _, path := range []string{"/ui/login?provider=login", "/ui/login/callback?state=state-1&code=" + person, "/ui/"} {
 		resp, err := get(path)
-		for err == nil && resp.StatusCode == http.StatusTooManyRequests { // all are of one address
+		for err == nil && resp.StatusCode == http.StatusTooManyRequests { // all share one address
 			_ = resp.Body.Close()
 			time.Sleep(100 * time.Millisecond)
 			resp, err = get(path)
@@ -273,8 +272,8 @@ func (c *crowd) watches(ctx context.Context, person string, open func()) error {
 	return err
 }
 
-// BenchmarkCrowd has 1,000 callers wait for people by long polls, and 200 people
-// watch the inbox. The targets are 100 MB, and a database that is left alone.
+// BenchmarkCrowd measures 1,000 callers that wait in long polls and 200 people who
+// watch the inbox. The targets are 100 MB, and no reads of the database while waiting.
 func BenchmarkCrowd(b *testing.B) {
 	const waiting, watching = 1000, 200
 	c := newCrowd(b)
@@ -282,7 +281,7 @@ func BenchmarkCrowd(b *testing.B) {
 	ctx, cancel := context.WithCancel(b.Context())
 	var there, gone sync.WaitGroup
 	failed := make(chan error, waiting+watching)
-	atOnce := make(chan struct{}, 20) // arrive
+	atOnce := make(chan struct{}, 20) // arrivals
 	join := func(f func(arrived func()) error) {
 		atOnce <- struct{}{}
 		there.Add(1)
@@ -301,7 +300,7 @@ func BenchmarkCrowd(b *testing.B) {
 		join(func(arrived func()) error { return c.waits(ctx, fmt.Sprintf("%s/%d", agent, i), arrived) })
 	}
 	there.Wait()
-	time.Sleep(3 * time.Second) // let what the arrivals changed be told
+	time.Sleep(3 * time.Second) // until the events of the arrivals are delivered
 	cpu := c.cpu()
 	time.Sleep(5 * time.Second)
 	busy := c.cpu() - cpu
@@ -311,7 +310,7 @@ func BenchmarkCrowd(b *testing.B) {
 	}
 	time.Sleep(2 * time.Second)
 	after := c.memory("VmRSS")
-	b.Logf("resident memory: %d MB without anybody, %d MB when %d long polls and %d viewers have just arrived, %d MB a minute later: %d MB for them (target 100 or less); CPU in 5 s of waiting: %s",
+	b.Logf("resident memory: %d MB idle, %d MB when %d long polls and %d viewers have just arrived, %d MB a minute later: %d MB for them (target at most 100); CPU in 5 s of waiting: %s",
 		before, arrived, waiting, watching, after, after-before, busy)
 	b.ReportMetric(float64(after-before), "MB")
 	b.ReportMetric(busy.Seconds()/5, "cpu")
@@ -322,11 +321,11 @@ func BenchmarkCrowd(b *testing.B) {
 		b.Fatal(err)
 	default:
 	}
-	for b.Loop() { // it is measured above
+	for b.Loop() { // measured above
 	}
 }
 
-// cpu is the processor time that the server has used.
+// cpu returns the processor time that the server has used.
 func (c *crowd) cpu() time.Duration {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 	"accessbroker.internal/api"
 )
 
-// What the kill switch would hit changes while somebody looks at it: the page
-// shows how it is now, and lets them do it whatever there is.
-func TestStalePreviewOnThePage(t *testing.T) {
+// If the selection changes after the preview, the page shows the new one and offers to
+// force the kill.
+func TestKillPageStalePreview(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
@@ -42,16 +42,20 @@ func TestStalePreviewOnThePage(t *testing.T) {
 	if status, where, page := b.visit(http.MethodPost, "/ui/kill", form+"&do=force"); status != http.StatusSeeOther || where != "/ui/leases?done=killed&expiring=3&revoking=0" {
 		t.Fatalf("forced: %d to %q\n%s", status, where, page)
 	}
-	for _, l := range must[*api.LeasePage](t)(w.as(agent).Leases(t.Context(), api.LeaseFilter{})).Leases {
+	leases := must[*api.LeasePage](t)(w.as(agent).Leases(t.Context(), api.LeaseFilter{})).Leases
+	if len(leases) != 3 {
+		t.Errorf("got %d leases, want 3", len(leases))
+	}
+	for _, l := range leases {
 		if l.Status != api.LeaseRevoked {
 			t.Errorf("lease %s is %s", l.ID, l.Status)
 		}
 	}
 }
 
-// What the preview showed is what is hit, if it is still so; and a block that
-// is lifted blocks nothing more.
-func TestKillAndLiftOnThePage(t *testing.T) {
+// The kill page ends the leases of the preview and places a block, until the block is
+// lifted.
+func TestKillPageKillsAndLifts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
@@ -71,32 +75,32 @@ func TestKillAndLiftOnThePage(t *testing.T) {
 		t.Errorf("the page does not state what happened\n%s", page)
 	}
 	if l := must[*api.Lease](t)(w.as(agent).Lease(t.Context(), lease)); l.Status != api.LeaseRevoked || l.EndHow != "revoked" {
-		t.Errorf("its lease is %+v", l)
+		t.Errorf("the lease is %+v", l)
 	}
 	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "Blocked. ") || !strings.Contains(page, agent) || !strings.Contains(page, "incident") {
-		t.Errorf("what is blocked is not shown\n%s", page)
+		t.Errorf("the page does not show the block\n%s", page)
 	}
 	if _, _, err := w.as(agent).AskAndCollect(t.Context(), api.Ask{Entitlement: "gone"}); !errors.Is(err, api.Blocked) {
-		t.Errorf("while it is blocked: %v", err)
+		t.Errorf("while blocked: %v", err)
 	}
 	lift := formOf("kind", "holder", "name", agent, "reason", "over", "do", "lift")
 	if status, where, page = b.visit(http.MethodPost, "/ui/kill", lift); status != http.StatusSeeOther || where != "/ui/leases?done=lifted" {
 		t.Fatalf("lifting: %d to %q\n%s", status, where, page)
 	}
 	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "The block was lifted") || !strings.Contains(page, "Nothing is blocked") {
-		t.Errorf("what is lifted is shown\n%s", page)
+		t.Errorf("the page shows a lifted block\n%s", page)
 	}
 	w.issue(agent, "gone")
 }
 
-// By whatever it is aimed, the kill switch says before what it would hit, hits
-// that and nothing else, and nothing more is issued to it.
-func TestKillByEverySelector(t *testing.T) {
+// For every selector, the kill switch ends exactly the leases of its preview and blocks
+// new ones.
+func TestKillSelectors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		selector func(guarded string) api.Selector
 		want     api.KillPreview
-		blocked  map[string]api.Code // who is refused gone, afterwards
+		blocked  map[string]api.Code // afterwards, by caller
 	}{
 		"trust domain": {
 			func(string) api.Selector { return api.Selector{TrustDomain: "acme.test"} },
@@ -129,7 +133,7 @@ func TestKillByEverySelector(t *testing.T) {
 				t.Errorf("the preview: %+v", seen)
 			}
 			if hit := must[*api.KillPreview](t)(op.Kill(ctx, api.Kill{Selector: selector, Reason: "incident", PreviewDigest: seen.Digest})); hit.Leases != seen.Leases || hit.Digest != seen.Digest {
-				t.Errorf("it hit %+v", hit)
+				t.Errorf("the kill returned %+v", hit)
 			}
 			ended := map[string]int{}
 			for _, id := range leases {
@@ -138,11 +142,11 @@ func TestKillByEverySelector(t *testing.T) {
 					continue
 				}
 				if ended[l.Issuer]++; l.EndHow != "revoked" || l.Status == api.LeaseRevoked && l.ExpiresAt.After(seen.WorkUntil) {
-					t.Errorf("the preview says that the last one works until %s: %+v", seen.WorkUntil, l)
+					t.Errorf("a lease ends after the preview's WorkUntil %s: %+v", seen.WorkUntil, l)
 				}
 			}
 			if !maps.Equal(ended, test.want.ByIssuer) {
-				t.Errorf("it ended %v", ended)
+				t.Errorf("the kill ended %v", ended)
 			}
 			for _, who := range []string{agent, supplier} {
 				_, _, err := w.as(who).AskAndCollect(ctx, api.Ask{Entitlement: "gone"})
@@ -157,12 +161,11 @@ func TestKillByEverySelector(t *testing.T) {
 	}
 }
 
-// Who is blocked is told so before they ask for anything: of everything, or of
-// what the block is about.
-func TestTheBlockedAreTold(t *testing.T) {
+// whoami and the entitlements show blocks, so that callers know before they request.
+func TestBlocksAreShown(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
-	told := func(entitlement bool, caller bool) {
+	shows := func(entitlement bool, caller bool) {
 		t.Helper()
 		if who := must[*api.Identity](t)(w.as(agent).WhoAmI(t.Context())); who.Blocked != caller {
 			t.Errorf("whoami: %+v", who)
@@ -180,14 +183,14 @@ func TestTheBlockedAreTold(t *testing.T) {
 		}
 	}
 	op, tickets, agents := w.as(operator), api.Selector{Entitlement: "tickets"}, api.Selector{Under: "spiffe://acme.test/agent"}
-	told(false, false)
+	shows(false, false)
 	block(op.Block, tickets)
-	told(true, false)
+	shows(true, false)
 	block(op.Block, agents)
-	told(true, true)
+	shows(true, true)
 	block(op.Lift, tickets)
 	block(op.Lift, agents)
-	told(false, false)
+	shows(false, false)
 }
 
 func TestKillDone(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// issue gives a credential of an entitlement, with the scopes that it has.
+// issue requests and collects a credential.
 func (w *world) issue(who, entitlement string, scopes ...string) *api.Credential {
 	w.t.Helper()
 	c, _, err := w.as(who).AskAndCollect(w.t.Context(), api.Ask{Entitlement: entitlement, Scopes: scopes, Justification: "incident"})
@@ -20,7 +20,7 @@ func (w *world) issue(who, entitlement string, scopes ...string) *api.Credential
 	return c
 }
 
-// change makes a lease another in the store.
+// change modifies a lease in the store.
 func (w *world) change(id string, f func(*broker.Lease)) {
 	w.t.Helper()
 	lease, err := broker.ParseLeaseID(id)
@@ -39,13 +39,13 @@ func (w *world) change(id string, f func(*broker.Lease)) {
 	}
 }
 
-// Whoever asks is told the state that a lease is in, by itself and in lists: one
-// whose end is tried in vain for long is stuck, and may still work.
-func TestStatesOfLeases(t *testing.T) {
+// A lease and lists of leases show the same state. A lease whose revocation keeps
+// failing is stuck, and its credential may still work.
+func TestLeaseStates(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	me, now := w.as(agent), time.Now()
-	asked := func(before time.Duration, lastError string) func(*broker.Lease) {
+	revoking := func(before time.Duration, lastError string) func(*broker.Lease) {
 		return func(l *broker.Lease) {
 			l.Status, l.EndAsked, l.LastError, l.EndHow = broker.LeaseRevoking, now.Add(-before), lastError, broker.EndRevoked
 		}
@@ -57,9 +57,9 @@ func TestStatesOfLeases(t *testing.T) {
 	}{
 		api.LeaseIssuing:   {status(broker.LeaseIssuing), true},
 		api.LeaseActive:    {status(broker.LeaseActive), true},
-		api.LeaseExpired:   {func(l *broker.Lease) { l.Expires = now.Add(-time.Second) }, true}, // its issuer has yet to end it
-		api.LeaseRevoking:  {asked(time.Second, "issuer_unavailable"), true},
-		api.LeaseStuck:     {asked(broker.StuckAfter, "issuer_unavailable"), true},
+		api.LeaseExpired:   {func(l *broker.Lease) { l.Expires = now.Add(-time.Second) }, true}, // the issuer has not ended it yet
+		api.LeaseRevoking:  {revoking(time.Second, "issuer_unavailable"), true},
+		api.LeaseStuck:     {revoking(broker.StuckAfter, "issuer_unavailable"), true},
 		api.LeaseRevoked:   {status(broker.LeaseRevoked), false},
 		api.LeaseFailed:    {status(broker.LeaseFailed), false},
 		api.LeaseAbandoned: {status(broker.LeaseAbandoned), false},
@@ -73,14 +73,14 @@ func TestStatesOfLeases(t *testing.T) {
 		for _, live := range []bool{false, true} {
 			page := must[*api.LeasePage](t)(me.Leases(t.Context(), api.LeaseFilter{Request: c.Request, Live: live}))
 			if found := len(page.Leases) == 1 && page.Leases[0].Status == want; found != (state.live || !live) {
-				t.Errorf("%s, listed with live %t: %+v", want, live, page.Leases)
+				t.Errorf("%s, listed with live=%t: %+v", want, live, page.Leases)
 			}
 		}
 	}
 }
 
-// Who answers for an agent sees its lease, and can't give it up; a person can
-// whom policy lets revoke. It never becomes revoked, and the log verifies.
+// An agent's owner may view its lease but not abandon it. A person whom policy lets
+// revoke may. An abandoned lease never becomes revoked, and the log verifies.
 func TestAbandonByPeople(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
@@ -88,17 +88,17 @@ func TestAbandonByPeople(t *testing.T) {
 	must[*api.Lease](t)(w.as(agent).Revoke(ctx, lease, "done"))
 	for who, want := range map[string]api.Code{"login/ana": api.Denied, "login/zoe": api.NotFound, agent: api.Denied} {
 		if _, err := w.as(who).Abandon(ctx, lease, "gone"); !errors.Is(err, want) {
-			t.Errorf("given up by %s: %v", who, err)
+			t.Errorf("abandoned by %s: %v", who, err)
 		}
 	}
 	cleo := w.as("login/cleo")
 	if l := must[*api.Lease](t)(cleo.Abandon(ctx, lease, "the cluster was deleted")); l.Status != api.LeaseAbandoned {
-		t.Errorf("given up: %+v", l)
+		t.Errorf("abandoned: %+v", l)
 	}
 	must[*api.Lease](t)(cleo.Revoke(ctx, lease, "incident"))
 	must[*api.KillPreview](t)(w.as(operator).Kill(ctx, api.Kill{Selector: api.Selector{Holder: agent}, Reason: "incident", Force: true}))
 	if l := must[*api.Lease](t)(w.as(agent).Lease(ctx, lease)); l.Status != api.LeaseAbandoned || l.Revocation == "immediate" {
-		t.Errorf("in the end it is %+v", l)
+		t.Errorf("after the kill: %+v", l)
 	}
 	if report, err := verify.Verify(ctx, w.store.Source(), verify.Options{}); err != nil || len(report.Problems) > 0 {
 		t.Errorf("the log: %+v, %v", report, err)

@@ -37,8 +37,8 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	}
 }
 
-// The names that dashboards and alerts rely on.
-func TestMetricsAreThere(t *testing.T) {
+// Dashboards and alerts rely on these names.
+func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	w := httptest.NewRecorder()
 	fullMetrics().Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
@@ -47,13 +47,13 @@ func TestMetricsAreThere(t *testing.T) {
 		audit_unpublished attestation_failures_total commit_seconds commit_batch_size policy_revision_info config_reloads_total
 		svid_expires_seconds upstream_errors_total http_requests_total http_request_seconds panics_total build_info`) {
 		if !strings.Contains(w.Body.String(), "# TYPE broker_"+name+" ") {
-			t.Errorf("broker_%s is not there", name)
+			t.Errorf("broker_%s is missing", name)
 		}
 	}
 }
 
-// How late an end was is measured of what was confirmed, and of nothing else.
-func TestLagIsOfWhatWasConfirmed(t *testing.T) {
+// The lag counts only confirmed revocations.
+func TestLagCountsConfirmedRevocations(t *testing.T) {
 	t.Parallel()
 	m := NewMetrics(Build{}, Gauges{})
 	for _, truth := range []broker.Revocation{broker.RevokedPending, broker.RevokedAtExpiry, broker.RevokedImmediate, broker.RevokedAtRotation, broker.RevokedNever} {
@@ -63,7 +63,7 @@ func TestLagIsOfWhatWasConfirmed(t *testing.T) {
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, line := range []string{`broker_revocation_lag_seconds_count{issuer="vault"} 1`, `broker_revocation_lag_seconds_sum{issuer="vault"} 40`} {
 		if !strings.Contains(w.Body.String(), line+"\n") {
-			t.Errorf("%s is not there:\n%s", line, w.Body.String())
+			t.Errorf("%s is missing:\n%s", line, w.Body.String())
 		}
 	}
 }
@@ -77,26 +77,26 @@ func TestLabelsAreBounded(t *testing.T) {
 	}
 	m.answered("/v1/requests", "BREW", "ok", 0)
 	if n := testutil.CollectAndCount(m.requests); n != 1 {
-		t.Errorf("%d time series from texts that are no names", n)
+		t.Errorf("got %d time series from texts that are not names, want 1", n)
 	}
 	if got := testutil.ToFloat64(m.attestFailures.WithLabelValues("other", "other")); got != 7 {
-		t.Errorf("%v failures under other", got)
+		t.Errorf("got %v failures under other, want 7", got)
 	}
 	if got := testutil.ToFloat64(m.calls.WithLabelValues("/v1/requests", "other", "ok")); got != 1 {
-		t.Errorf("%v calls by an unknown method", got)
+		t.Errorf("got %v calls by an unknown method, want 1", got)
 	}
 }
 
-func TestOnlyOnePolicyRevision(t *testing.T) {
+func TestReloadedReplacesRevision(t *testing.T) {
 	t.Parallel()
 	m := NewMetrics(Build{}, Gauges{})
 	m.Reloaded("a", nil)
 	m.Reloaded("b", nil)
 	m.Reloaded("", errors.New("no"))
 	if n := testutil.CollectAndCount(m.policy); n != 1 {
-		t.Errorf("%d revisions are in force", n)
+		t.Errorf("got %d revisions, want 1", n)
 	}
 	if got := testutil.ToFloat64(m.reloads.WithLabelValues("failed")); got != 1 {
-		t.Errorf("%v failed reloads", got)
+		t.Errorf("got %v failed reloads, want 1", got)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -17,7 +16,7 @@ import (
 	"accessbroker.internal/api"
 )
 
-// Libraries that we did not write get tokens, unchanged.
+// OAuth libraries of other projects get tokens without changes.
 
 func TestClientCredentialsLibrary(t *testing.T) {
 	t.Parallel()
@@ -28,7 +27,7 @@ func TestClientCredentialsLibrary(t *testing.T) {
 	}{
 		{"assertion", clientcredentials.Config{EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}, AuthStyle: oauth2.AuthStyleInParams}},
 		{"assertion and client_id", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {assertionSPIFFE}}, AuthStyle: oauth2.AuthStyleInParams}},
-		{"the library finds out how to authenticate", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}}},
+		{"detected authentication style", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -70,7 +69,6 @@ func TestTokenExchangeLibrary(t *testing.T) {
 	}
 }
 
-// What the token endpoint answers to everything that is not right.
 func TestTokenEndpointErrors(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
@@ -91,10 +89,10 @@ func TestTokenEndpointErrors(t *testing.T) {
 		{"actor", exchange + "&actor_token=x", 400, "invalid_request", api.ForeignSubject},
 		{"no target", exchange + "&scope=tickets:read", 400, "invalid_request", api.InvalidRequest},
 		{"unknown target", exchange + "&audience=nope&scope=a", 400, "invalid_target", api.Denied},
-		{"no tokens of it", exchange + "&audience=not-tokens&scope=read", 400, "invalid_target", api.InvalidTarget},
-		{"no tokens of it, and not permitted", strings.Replace(exchange, agent, other, 1) + "&audience=not-tokens&scope=read", 400, "invalid_target", api.Denied},
-		{"a resource that is another's", exchange + "&audience=tickets&resource=https://other.test&scope=tickets:read", 400, "invalid_target", api.InvalidTarget},
-		{"a resource that is another's, and not permitted", strings.Replace(exchange, agent, other, 1) + "&audience=tickets&resource=https://other.test&scope=tickets:read", 400, "invalid_target", api.Denied},
+		{"entitlement without tokens", exchange + "&audience=not-tokens&scope=read", 400, "invalid_target", api.InvalidTarget},
+		{"entitlement without tokens, not permitted", strings.Replace(exchange, agent, other, 1) + "&audience=not-tokens&scope=read", 400, "invalid_target", api.Denied},
+		{"another resource", exchange + "&audience=tickets&resource=https://other.test&scope=tickets:read", 400, "invalid_target", api.InvalidTarget},
+		{"another resource, not permitted", strings.Replace(exchange, agent, other, 1) + "&audience=tickets&resource=https://other.test&scope=tickets:read", 400, "invalid_target", api.Denied},
 		{"two targets", exchange + "&audience=tickets&audience=guarded&scope=read", 400, "invalid_target", api.InvalidTarget},
 		{"unpermitted", strings.Replace(exchange, agent, other, 1) + "&audience=tickets&scope=tickets:read", 400, "invalid_target", api.Denied},
 		{"too many scopes", exchange + "&audience=tickets&scope=tickets:read+tickets:close", 400, "invalid_scope", api.Denied},
@@ -110,7 +108,7 @@ func TestTokenEndpointErrors(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			resp := w.do("POST", "/oauth2/token", "application/x-www-form-urlencoded", test.body)
-			text, _ := io.ReadAll(resp.Body)
+			text := w.body(resp)
 			var e api.OAuthError
 			if err := json.Unmarshal(text, &e); err != nil || resp.StatusCode != test.status || e.Error != test.error || e.Code != test.code || e.Description == "" {
 				t.Errorf("got %d %s", resp.StatusCode, text)
@@ -129,13 +127,13 @@ func TestTwoProofs(t *testing.T) {
 	for bearer, want := range map[string]int{agent: 200, other: 400} {
 		resp := w.do("POST", "/oauth2/token", "application/x-www-form-urlencoded", body, "Authorization", "Bearer "+bearer)
 		if resp.StatusCode != want {
-			t.Errorf("a subject_token of the agent with a bearer of %s: %s", bearer, resp.Status)
+			t.Errorf("the agent's subject_token with the bearer token of %s: got %s", bearer, resp.Status)
 		}
 	}
 }
 
-// An approval is waited for with request_id.
-func TestPolling(t *testing.T) {
+// Clients poll for an approval with request_id.
+func TestTokenPolling(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	ctx, me := t.Context(), w.as(agent)
@@ -165,25 +163,25 @@ func TestPolling(t *testing.T) {
 		t.Errorf("polled with a ttl: %v", err)
 	}
 	if _, err := w.as(other).Exchange(ctx, api.TokenRequest{SubjectToken: other, RequestID: pending.RequestID}); !errors.Is(err, api.NotFound) {
-		t.Errorf("polled by another: %v", err)
+		t.Errorf("polled by another identity: %v", err)
 	}
 	if _, err := me.Withdraw(ctx, pending.RequestID); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := me.Exchange(ctx, api.TokenRequest{SubjectToken: agent, RequestID: pending.RequestID}); !errors.Is(err, api.NotPending) {
-		t.Errorf("polled after it was withdrawn: %v", err)
+		t.Errorf("polled after the withdrawal: %v", err)
 	}
-	// Approved by policy, and of a kind that is no token: for /v1 only.
+	// A request for something other than a token is collected on /v1 only.
 	r, err := me.Ask(ctx, api.Ask{Entitlement: "not-tokens", Scopes: []string{"read"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := me.Exchange(ctx, api.TokenRequest{SubjectToken: agent, RequestID: r.ID}); !errors.Is(err, api.InvalidTarget) {
-		t.Errorf("collected here what is no token: %v", err)
+		t.Errorf("collected a request that is not for a token: %v", err)
 	}
 }
 
-// RFC 8414, section 3.1: the path of the issuer comes after the well-known one.
+// The path of the issuer follows the well-known path (RFC 8414, section 3.1).
 func TestIssuerWithPath(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.ExternalURL = "https://acme.test/broker/" })

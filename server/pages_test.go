@@ -15,7 +15,7 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// guarded files a request that people of dba have to approve.
+// guarded files a request that members of dba must approve.
 func (w *world) guarded(t *testing.T, why string) *api.Request {
 	t.Helper()
 	return must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: why}))
@@ -29,8 +29,7 @@ func formOf(pairs ...string) string {
 	return form.Encode()
 }
 
-// Only a session of the broker's votes: whoever proves themselves otherwise is
-// told to log in, and changes nothing.
+// Votes require a broker session. Other proofs are refused and change nothing.
 func TestOnlySessionsVote(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
@@ -42,17 +41,17 @@ func TestOnlySessionsVote(t *testing.T) {
 		}
 	}
 	token := must[*api.Credential](t)(w.as(agent).Collect(t.Context(), must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}})).ID)).Secret["token"]
-	for name, bearer := range map[string]string{"an access token": token, "an ID token": "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJiZW4ifQ.c2ln", "a session that is none": "abs_" + strings.Repeat("A", 43)} {
+	for name, bearer := range map[string]string{"an access token": token, "an ID token": "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJiZW4ifQ.c2ln", "an invalid session token": "abs_" + strings.Repeat("A", 43)} {
 		if _, err := w.as(bearer).Vote(t.Context(), r.ID, vote); !errors.Is(err, api.Unauthenticated) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID)); now.Version != r.Version {
-		t.Errorf("it changed: %+v", now)
+		t.Errorf("the request changed: %+v", now)
 	}
 }
 
-func TestVotingInThePages(t *testing.T) {
+func TestVoteOnPage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
@@ -70,77 +69,80 @@ func TestVotingInThePages(t *testing.T) {
 		form   string
 		header []string
 		status int
-		says   string
+		shows  string
 	}{
-		"from another site":       {good, []string{"Origin", "https://evil.test"}, http.StatusForbidden, "cross_origin"},
-		"from another site, told": {good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden, "cross_origin"},
-		"a digest of another":     {strings.Replace(good, r.Digest, strings.Repeat("0", 64), 1), nil, http.StatusConflict, "read it again"},
-		"no digest":               {formOf("do", "approve", "scope.read", "on"), nil, http.StatusBadRequest, "digest"},
-		"names no action":         {formOf("digest", r.Digest), nil, http.StatusBadRequest, "names no action"},
-		"no scope left":           {formOf("do", "approve", "digest", r.Digest), nil, http.StatusBadRequest, "at least one scope"},
-		"more time":               {strings.Replace(good, "ttl=5m", "ttl=5h", 1), nil, http.StatusBadRequest, "shorten ttl"},
-		"no time":                 {strings.Replace(good, "ttl=5m", "ttl=soon", 1), nil, http.StatusBadRequest, "such as 10m"},
-		"somebody else's to take": {formOf("do", "withdraw"), nil, http.StatusNotFound, "no such request of yours"},
+		"cross-origin by Origin":          {good, []string{"Origin", "https://evil.test"}, http.StatusForbidden, "cross_origin"},
+		"cross-origin by Sec-Fetch-Site":  {good, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden, "cross_origin"},
+		"another digest":                  {strings.Replace(good, r.Digest, strings.Repeat("0", 64), 1), nil, http.StatusConflict, "read it again"},
+		"no digest":                       {formOf("do", "approve", "scope.read", "on"), nil, http.StatusBadRequest, "digest"},
+		"no action":                       {formOf("digest", r.Digest), nil, http.StatusBadRequest, "names no action"},
+		"no scope":                        {formOf("do", "approve", "digest", r.Digest), nil, http.StatusBadRequest, "at least one scope"},
+		"longer TTL":                      {strings.Replace(good, "ttl=5m", "ttl=5h", 1), nil, http.StatusBadRequest, "shorten ttl"},
+		"malformed TTL":                   {strings.Replace(good, "ttl=5m", "ttl=soon", 1), nil, http.StatusBadRequest, "such as 10m"},
+		"withdrawal of another's request": {formOf("do", "withdraw"), nil, http.StatusNotFound, "no such request of yours"},
 	} {
 		status, _, page := b.visit(http.MethodPost, path, test.form, test.header...)
-		if status != test.status || !strings.Contains(page, test.says) {
-			t.Errorf("%s: %d, want %d and %q\n%s", name, status, test.status, test.says, page)
+		if status != test.status || !strings.Contains(page, test.shows) {
+			t.Errorf("%s: %d, want %d and %q\n%s", name, status, test.status, test.shows, page)
 		}
 	}
 	if _, _, page := b.visit(http.MethodPost, path, formOf("do", "approve", "digest", r.Digest, "ttl", "3m")); !strings.Contains(page, "<details open>") || !strings.Contains(page, `name="scope.read" value="on">`) || !strings.Contains(page, `value="3m"`) {
-		t.Errorf("a refused form forgets what was to be granted less\n%s", page)
+		t.Errorf("a refused form loses its contents\n%s", page)
 	}
 	if status, where, _ := b.visit(http.MethodPost, path, good); status != http.StatusSeeOther || where != path+"?done=approve" {
 		t.Fatalf("approving: %d to %q", status, where)
 	}
 	if status, _, page := b.visit(http.MethodPost, path, good); status != http.StatusConflict || !strings.Contains(page, "you have decided already") {
-		t.Errorf("the same form again: %d", status)
+		t.Errorf("the form a second time: got %d", status)
 	}
 	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
 	if len(now.Approvals.Given) != 1 || now.Approvals.Given[0].TTL.Std() != 5*time.Minute || now.Approvals.Given[0].Comment != "as agreed" || now.Approvals.Given[0].Scopes != nil {
 		t.Errorf("%+v", now.Approvals)
 	}
-	for page, says := range map[string]string{path: "login/ben", path + "/log": "approval given", "/ui/access": "You hold no credentials", "/ui/leases": "Leases", "/ui/audit": "guarded", "/ui/entitlements": "Policy does not let you request anything"} {
-		if status, _, text := b.visit(http.MethodGet, page, ""); status != http.StatusOK || !strings.Contains(text, says) {
-			t.Errorf("%s: %d, without %q\n%s", page, status, says, text)
+	for page, shows := range map[string]string{path: "login/ben", path + "/log": "approval given", "/ui/access": "You hold no credentials", "/ui/leases": "Leases", "/ui/audit": "guarded", "/ui/entitlements": "Policy does not let you request anything"} {
+		if status, _, text := b.visit(http.MethodGet, page, ""); status != http.StatusOK || !strings.Contains(text, shows) {
+			t.Errorf("%s: got %d, want %q\n%s", page, status, shows, text)
 		}
 	}
-	stranger := newBrowser(t, w)
-	stranger.logIn("login/zoe", "/ui/")
+	zoe := newBrowser(t, w)
+	zoe.logIn("login/zoe", "/ui/")
 	for _, page := range []string{path, path + "/log", "/ui/requests/req_nothing", "/ui/audit/0", "/ui/audit/-1", "/ui/entitlements/guarded"} {
-		if status, _, _ := stranger.visit(http.MethodGet, page, ""); status != http.StatusNotFound {
-			t.Errorf("a stranger at %s: %d", page, status)
+		if status, _, _ := zoe.visit(http.MethodGet, page, ""); status != http.StatusNotFound {
+			t.Errorf("an unrelated person at %s: got %d", page, status)
 		}
 	}
-	if status, _, _ := stranger.visit(http.MethodPost, "/ui/kill", formOf("kind", "holder", "name", agent, "reason", "x")); status != http.StatusForbidden {
-		t.Errorf("a stranger at the kill switch: %d", status)
+	if status, _, _ := zoe.visit(http.MethodPost, "/ui/kill", formOf("kind", "holder", "name", agent, "reason", "x")); status != http.StatusForbidden {
+		t.Errorf("an unrelated person at the kill switch: got %d", status)
 	}
 }
 
-// Whoever looks, and is not asked, is told why; and whoever waits, for whom. No
-// key in a field approves anything: the form's first button is dead (WHATWG HTML,
-// section 4.10.22.2).
-func TestRequestPageSaysWhoIsAsked(t *testing.T) {
+// A request's page offers the decision to approvers and tells others that they cannot
+// decide. Pressing Enter in a field must not approve: the form's first button, which it
+// presses, is disabled (WHATWG HTML, section 4.10.22.2).
+func TestRequestPageOffersDecision(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	r := w.guarded(t, "x")
-	for person, says := range map[string]string{"login/ana": "You cannot decide this request", "login/ben": `<button name="do" value="approve"`} {
+	for person, shows := range map[string]string{"login/ana": "You cannot decide this request", "login/ben": `<button name="do" value="approve"`} {
 		b := newBrowser(t, w)
 		b.logIn(person, "/ui/")
 		_, _, page := b.visit(http.MethodGet, "/ui/requests/"+r.ID, "")
-		if !strings.Contains(page, says) {
-			t.Errorf("%s is not told %q\n%s", person, says, page)
+		if !strings.Contains(page, shows) {
+			t.Errorf("%s: the page lacks %q\n%s", person, shows, page)
 		}
 		_, form, found := strings.Cut(page, `<form class="decide"`)
+		if canDecide := person == "login/ben"; found != canDecide {
+			t.Errorf("%s: has the form: %t, want %t", person, found, canDecide)
+		}
 		if first := strings.Index(form, "<button"); found && !strings.HasPrefix(form[first:], "<button disabled hidden>") {
-			t.Errorf("a key in a field presses %.60s", form[first:])
+			t.Errorf("Enter in a field presses %.60s", form[first:])
 		}
 	}
 }
 
-// Whoever types the host alone finds the pages, and who follows a link to nowhere
-// is told so in one. Where no pages are served, both are the API's to answer.
-func TestPagesThatAreNone(t *testing.T) {
+// The root redirects to the pages, and unknown pages are answered with a page. On
+// listeners without pages the API answers both.
+func TestUnknownPages(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
@@ -148,7 +150,7 @@ func TestPagesThatAreNone(t *testing.T) {
 		t.Errorf("the root: %d to %q", status, where)
 	}
 	if status, where, _ := b.visit(http.MethodGet, "/ui/nope", ""); status != http.StatusSeeOther || !strings.HasPrefix(where, "/ui/login?") {
-		t.Errorf("no page, to nobody: %d to %q", status, where)
+		t.Errorf("an unknown page without a session: %d to %q", status, where)
 	}
 	b.logIn("login/ben", "/ui/")
 	for _, path := range []string{"/ui/nope", "/ui/requests/req_0/nope"} {
@@ -166,12 +168,12 @@ func TestPagesThatAreNone(t *testing.T) {
 	}
 }
 
-// Who is sent to log in, or waits for somebody, has done nothing wrong.
-func TestWaitingIsNoFault(t *testing.T) {
+// A redirect to the login and a pending request are not logged as warnings.
+func TestWaitingIsNoWarning(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	if status, _, _ := newBrowser(t, w).visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
-		t.Fatalf("the inbox, to nobody: %d", status)
+		t.Fatalf("the inbox without a session: got %d", status)
 	}
 	if _, err := w.as(agent).Collect(t.Context(), w.guarded(t, "x").ID); !errors.Is(err, api.Pending) {
 		t.Fatal(err)
@@ -179,16 +181,16 @@ func TestWaitingIsNoFault(t *testing.T) {
 	log := w.log.String()
 	for _, line := range []string{"level=INFO msg=request", "code=pending"} {
 		if !strings.Contains(log, line) {
-			t.Errorf("without %s:\n%s", line, log)
+			t.Errorf("the log lacks %s:\n%s", line, log)
 		}
 	}
 	if strings.Contains(log, "level=WARN") {
-		t.Errorf("somebody is at fault:\n%s", log)
+		t.Errorf("the log has a warning:\n%s", log)
 	}
 }
 
-// A page hears of a change as it happens, and hearing keeps no session open.
-func TestEventsAreNoUse(t *testing.T) {
+// The event stream announces changes, and does not count as use of the session.
+func TestEvents(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
@@ -206,13 +208,13 @@ func TestEventsAreNoUse(t *testing.T) {
 	defer func() { _ = resp.Body.Close() }()
 	lines := bufio.NewScanner(resp.Body)
 	if !lines.Scan() || lines.Text() != "retry: 5000" {
-		t.Fatalf("it begins with %q", lines.Text())
+		t.Fatalf("the stream begins with %q", lines.Text())
 	}
 	w.guarded(t, "x")
 	for lines.Scan() && lines.Text() != "event: changed" {
 	}
 	if lines.Text() != "event: changed" {
-		t.Fatalf("nothing was told: %v", lines.Err())
+		t.Fatalf("got no event: %v", lines.Err())
 	}
 	anyone := newBrowser(t, w)
 	if status, _, _ := anyone.visit(http.MethodGet, "/ui/events", ""); status != http.StatusNoContent {
@@ -229,8 +231,8 @@ func TestEventsAreNoUse(t *testing.T) {
 	}
 }
 
-// A glance at a session is no use of it: it ends all the same.
-func TestGlance(t *testing.T) {
+// Peek does not extend a session's idle time.
+func TestPeekDoesNotExtendSession(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	now := time.Now()
@@ -243,6 +245,6 @@ func TestGlance(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.cfg.Sessions.Get(t.Context(), token, over); !errors.Is(err, broker.ErrUnauthenticated) {
-		t.Errorf("after a glance within the idle time: %v", err)
+		t.Errorf("after a Peek within the idle time: %v", err)
 	}
 }

@@ -26,8 +26,7 @@ func withPasskeys(t *testing.T) func(*Config) {
 	}
 }
 
-// A device is somebody's browser with their authenticator. It does what
-// passkey.js does.
+// A device is a person's browser with an authenticator. It does the work of passkey.js.
 type device struct {
 	*browser
 	key *softkey.Key
@@ -44,8 +43,8 @@ func newDevice(t *testing.T, w *world, person string) *device {
 	return d
 }
 
-// asked posts a script's call, and gives the challenge and the ticket.
-func (d *device) asked(t *testing.T, path, form string) (challenge []byte, ticket string) {
+// options posts a script's call and returns the challenge and the ticket.
+func (d *device) options(t *testing.T, path, form string) (challenge []byte, ticket string) {
 	t.Helper()
 	status, _, text := d.visit(http.MethodPost, path, form)
 	var answer struct {
@@ -66,9 +65,9 @@ func (d *device) asked(t *testing.T, path, form string) (challenge []byte, ticke
 	return challenge, answer.Ticket
 }
 
-func (d *device) enrols(t *testing.T) (status int, where string) {
+func (d *device) enrol(t *testing.T) (status int, where string) {
 	t.Helper()
-	challenge, ticket := d.asked(t, "/ui/passkeys/options", "")
+	challenge, ticket := d.options(t, "/ui/passkeys/options", "")
 	response, err := d.key.Create(challenge)
 	if err != nil {
 		t.Fatal(err)
@@ -77,10 +76,10 @@ func (d *device) enrols(t *testing.T) (status int, where string) {
 	return status, where
 }
 
-// signs adds the passkey's signature to a form.
-func (d *device) signs(t *testing.T, path, form string) string {
+// sign adds the passkey's signature to a form.
+func (d *device) sign(t *testing.T, path, form string) string {
 	t.Helper()
-	challenge, ticket := d.asked(t, path, form)
+	challenge, ticket := d.options(t, path, form)
 	data, client, signature, err := d.key.Sign(challenge)
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +92,7 @@ func (d *device) signs(t *testing.T, path, form string) string {
 	return form + "&" + url.Values{"ticket": {ticket}, "assertion": {string(made)}}.Encode()
 }
 
-func TestSigningInThePages(t *testing.T) {
+func TestSignedApproval(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPasskeys(t))
 	ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
@@ -110,44 +109,44 @@ func TestSigningInThePages(t *testing.T) {
 		t.Errorf("without a passkey: %d %s", status, text)
 	}
 	for _, d := range []*device{ben, cleo} {
-		if status, where := d.enrols(t); status != http.StatusSeeOther || where != "/ui/passkeys?done=enrolled" {
+		if status, where := d.enrol(t); status != http.StatusSeeOther || where != "/ui/passkeys?done=enrolled" {
 			t.Fatalf("enrolling: %d to %q", status, where)
 		}
 	}
 	if status, _, page := ben.visit(http.MethodGet, "/ui/passkeys", ""); status != http.StatusOK || !strings.Contains(page, "in my pocket") {
 		t.Errorf("the passkeys: %d %s", status, page)
 	}
-	signed := ben.signs(t, path+"/sign", good)
+	signed := ben.sign(t, path+"/sign", good)
 	for name, form := range map[string]string{
 		"another comment":    strings.Replace(signed, "as+agreed", "as+asked", 1),
 		"longer":             strings.Replace(signed, "ttl=5m", "ttl=6m", 1),
 		"another ticket":     strings.Replace(signed, "ticket=", "ticket=A", 1),
 		"a form as ticket":   strings.Replace(signed, "ticket=", "tickets=", 1),
 		"no JSON":            strings.Replace(signed, "assertion=%7B", "assertion=%5B", 1),
-		"the ticket of cleo": signed[:strings.Index(signed, "&assertion=")] + cleo.signs(t, path+"/sign", good)[strings.Index(signed, "&assertion="):],
+		"the ticket of cleo": signed[:strings.Index(signed, "&assertion=")] + cleo.sign(t, path+"/sign", good)[strings.Index(signed, "&assertion="):],
 	} {
 		if status, _, _ := ben.visit(http.MethodPost, path, form); status != http.StatusForbidden && status != http.StatusBadRequest {
 			t.Errorf("%s: %d", name, status)
 		}
 	}
 	if status, _, _ := cleo.visit(http.MethodPost, path, signed); status != http.StatusForbidden {
-		t.Errorf("somebody else sends it: %d", status)
+		t.Errorf("sent by another person: got %d", status)
 	}
 	if status, where, page := ben.visit(http.MethodPost, path, signed); status != http.StatusSeeOther {
 		t.Fatalf("approving: %d to %q %s", status, where, page)
 	}
-	if status, _, _ := cleo.visit(http.MethodPost, path, cleo.signs(t, path+"/sign", good)); status != http.StatusSeeOther {
+	if status, _, _ := cleo.visit(http.MethodPost, path, cleo.sign(t, path+"/sign", good)); status != http.StatusSeeOther {
 		t.Fatalf("approving: %d", status)
 	}
 	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
 	if now.Status != api.StatusApproved || !now.Approvals.Given[0].Signed || !now.Approvals.Given[1].Signed {
 		t.Errorf("%+v", now)
 	}
-	w.audited(t, 2, map[string]*device{"login/ben": ben, "login/cleo": cleo})
+	w.verifyLog(t, 2, map[string]*device{"login/ben": ben, "login/cleo": cleo})
 }
 
-// audited has an auditor verify the log who knows whose passkeys these are.
-func (w *world) audited(t *testing.T, signatures int64, devices map[string]*device) {
+// verifyLog verifies the log as an auditor who knows the people's passkeys.
+func (w *world) verifyLog(t *testing.T, signatures int64, devices map[string]*device) {
 	t.Helper()
 	var pins []verify.Approver
 	for person, d := range devices {
@@ -162,16 +161,16 @@ func (w *world) audited(t *testing.T, signatures int64, devices map[string]*devi
 	}
 }
 
-// A review that policy wants signed is signed in the pages, whatever it says;
-// a terminal, which can't sign, is told so.
-func TestSigningAReviewInThePages(t *testing.T) {
+// If policy requires a signature, both verdicts are signed in the browser. Terminals
+// cannot sign and get an error.
+func TestSignedReview(t *testing.T) {
 	t.Parallel()
 	for verdict, other := range map[string]string{api.Justified: api.Unjustified, api.Unjustified: api.Justified} {
 		t.Run(verdict, func(t *testing.T) {
 			w := newWorld(t, withPasskeys(t))
 			ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
 			for _, d := range []*device{ben, cleo} {
-				if status, where := d.enrols(t); status != http.StatusSeeOther {
+				if status, where := d.enrol(t); status != http.StatusSeeOther {
 					t.Fatalf("enrolling: %d to %q", status, where)
 				}
 			}
@@ -187,7 +186,7 @@ func TestSigningAReviewInThePages(t *testing.T) {
 			if status, _, page := ben.visit(http.MethodPost, path, good); status != http.StatusForbidden || !strings.Contains(page, "sign with your passkey") {
 				t.Errorf("unsigned: %d", status)
 			}
-			signed, cleos := ben.signs(t, path+"/sign", good), cleo.signs(t, path+"/sign", good)
+			signed, cleos := ben.sign(t, path+"/sign", good), cleo.sign(t, path+"/sign", good)
 			mixed, hers := must[url.Values](t)(url.ParseQuery(signed)), must[url.Values](t)(url.ParseQuery(cleos))
 			mixed.Set("assertion", hers.Get("assertion"))
 			for name, form := range map[string]string{
@@ -212,25 +211,25 @@ func TestSigningAReviewInThePages(t *testing.T) {
 				t.Errorf("%+v", now.Review)
 			}
 			if _, _, page := ben.visit(http.MethodGet, path, ""); !strings.Contains(page, verdict+", signed") {
-				t.Errorf("the page does not say that it is signed:\n%s", page)
+				t.Errorf("the page does not show the signature:\n%s", page)
 			}
-			w.audited(t, 1, map[string]*device{"login/ben": ben, "login/cleo": cleo})
+			w.verifyLog(t, 1, map[string]*device{"login/ben": ben, "login/cleo": cleo})
 		})
 	}
 }
 
-func TestEnrollingRefuses(t *testing.T) {
+func TestEnrolRefusals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPasskeys(t))
 	ben, cleo := newDevice(t, w, "login/ben"), newDevice(t, w, "login/cleo")
-	challenge, ticket := ben.asked(t, "/ui/passkeys/options", "")
+	challenge, ticket := ben.options(t, "/ui/passkeys/options", "")
 	response, err := ben.key.Create(challenge)
 	if err != nil {
 		t.Fatal(err)
 	}
 	form := formOf("do", "enrol", "ticket", ticket, "response", string(response))
 	if status, _, _ := cleo.visit(http.MethodPost, "/ui/passkeys", form); status != http.StatusForbidden {
-		t.Errorf("the ticket of somebody else: %d", status)
+		t.Errorf("the ticket of another person: got %d", status)
 	}
 	for name, bad := range map[string]string{
 		"no response": formOf("do", "enrol", "ticket", ticket), "no ticket": formOf("do", "enrol", "response", string(response)), "nothing to do": "",
@@ -244,11 +243,11 @@ func TestEnrollingRefuses(t *testing.T) {
 		t.Errorf("from another site: %d", status)
 	}
 	if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", form); status != http.StatusSeeOther {
-		t.Errorf("at last: %d", status)
+		t.Errorf("enrolling: got %d", status)
 	}
 	credential := encodeBase64URL(ben.key.ID)
 	if status, _, page := cleo.visit(http.MethodGet, "/ui/vouch?person=login/ben&passkey="+credential, ""); status != http.StatusOK || !strings.Contains(page, "login/ben") || strings.Contains(page, "pocket") {
-		t.Errorf("vouching: %d %s", status, page)
+		t.Errorf("vouching: got %d %s", status, page)
 	}
 	for _, query := range []string{"", "?person=login/ben", "?person=login/ben&passkey=!", "?person=login/zoe&passkey=" + credential, "?person=login/cleo&passkey=" + credential} {
 		if status, _, _ := cleo.visit(http.MethodGet, "/ui/vouch"+query, ""); status != http.StatusBadRequest && status != http.StatusNotFound {
@@ -260,7 +259,7 @@ func TestEnrollingRefuses(t *testing.T) {
 	}
 	for _, path := range []string{"/ui/passkeys", "/ui/vouch?person=login/ben&passkey=" + credential} {
 		if status, where, _ := newBrowser(t, w).visit(http.MethodGet, path, ""); status != http.StatusSeeOther || !strings.HasPrefix(where, "/ui/login") {
-			t.Errorf("%s, to nobody: %d to %q", path, status, where)
+			t.Errorf("%s without a session: %d to %q", path, status, where)
 		}
 	}
 }

@@ -177,7 +177,7 @@ func (c *call) narrowing(r *broker.Request, v *broker.Vote) (err error) {
 	return err
 }
 
-func (c *call) shorter(name string, asked time.Duration) (time.Duration, error) {
+func (c *call) shorter(name string, requested time.Duration) (time.Duration, error) {
 	text := strings.TrimSpace(c.form.get(name))
 	if text == "" {
 		return 0, nil
@@ -186,7 +186,7 @@ func (c *call) shorter(name string, asked time.Duration) (time.Duration, error) 
 	if err != nil || d <= 0 {
 		return 0, refuse(broker.ErrInvalidTTL, name+" is a duration such as 10m or 1h30m")
 	}
-	if d == asked {
+	if d == requested {
 		return 0, nil
 	}
 	return d, nil

@@ -18,14 +18,14 @@ import (
 	"accessbroker.internal/broker/session"
 )
 
-// testPeople is a provider that lets in whom the callback names.
+// testPeople is a provider that logs in the person whom the callback names.
 type testPeople struct {
-	groups  []string // what it says when it is asked again
-	refuses bool     // to say it
-	panics  bool     // when it is asked again
-	asked   int
-	said    time.Time     // when it last did
-	hold    chan struct{} // nil, or closed when it may say it
+	groups      []string // the claimed groups after a refresh
+	refuses     bool     // makes refreshes fail
+	panics      bool     // makes refreshes panic
+	refreshes   int
+	refreshedAt time.Time     // of the last refresh
+	hold        chan struct{} // if not nil, refreshes wait until it is closed
 }
 
 func (p *testPeople) Begin(_ context.Context, provider string, _ bool, _ time.Time) ([]byte, string, error) {
@@ -40,18 +40,18 @@ func (p *testPeople) Finish(_ context.Context, state []byte, callback url.Values
 }
 
 func (p *testPeople) Refresh(_ context.Context, who broker.Identity, tokens []byte, now time.Time) (broker.Identity, []byte, error) {
-	p.asked++
+	p.refreshes++
 	if p.panics {
 		panic("at the provider")
 	}
 	if p.hold != nil {
 		<-p.hold
 	}
-	for begun := time.Now(); !time.Now().After(begun.Add(time.Millisecond)); { // it takes a while
+	for begun := time.Now(); !time.Now().After(begun.Add(time.Millisecond)); { // takes at least a millisecond
 	}
-	p.said = time.Now()
+	p.refreshedAt = time.Now()
 	if string(tokens) != "s3cret-refresh" || p.refuses {
-		return who, nil, errors.New("it says nothing")
+		return who, nil, errors.New("the provider refuses")
 	}
 	person := *who.Person
 	person.Claimed, person.Groups = now, p.groups
@@ -102,7 +102,7 @@ func newBrowser(t testing.TB, w *world) *browser {
 	return &browser{t, client, server.URL}
 }
 
-// visit makes a call, and gives the status, where it leads, and the page.
+// visit makes a call and returns the status, the Location and the page.
 func (b *browser) visit(method, path, form string, header ...string) (status int, where, page string) {
 	b.t.Helper()
 	req, err := http.NewRequestWithContext(b.t.Context(), method, b.base+path, strings.NewReader(form))
@@ -131,7 +131,7 @@ func (b *browser) visit(method, path, form string, header ...string) (status int
 func (b *browser) logIn(person, next string) (where string) {
 	b.t.Helper()
 	if status, where, _ := b.visit(http.MethodGet, "/ui/login?provider=login&next="+url.QueryEscape(next), ""); status != http.StatusSeeOther || !strings.HasPrefix(where, "https://login.test/authorize") {
-		b.t.Fatalf("beginning a login: %d to %q", status, where)
+		b.t.Fatalf("beginning the login: %d to %q", status, where)
 	}
 	status, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code="+url.QueryEscape(person), "")
 	if status != http.StatusSeeOther {
@@ -161,12 +161,12 @@ func TestLogin(t *testing.T) {
 		t.Errorf("after logging out the inbox answers %d", status)
 	}
 	if strings.Contains(w.log.String(), "s3cret") || strings.Contains(w.log.String(), session.TokenPrefix) {
-		t.Error("the log holds a secret")
+		t.Error("the log has a secret")
 	}
 }
 
-// Every login gives a session of its own, and ends the one before: one that
-// somebody planted in the browser is worth nothing afterwards.
+// A login opens a new session and ends the browser's previous one, so that a session
+// that an attacker planted does not survive (session fixation).
 func TestSessionFixation(t *testing.T) {
 	t.Parallel()
 	b := newBrowser(t, newWorld(t, withPeople))
@@ -183,22 +183,22 @@ func TestSessionFixation(t *testing.T) {
 	}
 	b.client.Jar.SetCookies(at, []*http.Cookie{{Name: planted[0].Name, Value: planted[0].Value, Path: "/", Secure: true}})
 	if status, _, _ := b.visit(http.MethodGet, "/ui/", ""); status != http.StatusSeeOther {
-		t.Errorf("the planted session still lives: %d", status)
+		t.Errorf("the planted session is still open: got %d", status)
 	}
 }
 
-func TestLoginRefuses(t *testing.T) {
+func TestLoginRefusals(t *testing.T) {
 	t.Parallel()
 	b := newBrowser(t, newWorld(t, withPeople))
 	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben", ""); where != "/ui/login?failed=expired" {
-		t.Errorf("a callback that nobody waits for leads to %q", where)
+		t.Errorf("a callback without a login leads to %q", where)
 	}
 	b.visit(http.MethodGet, "/ui/login?provider=login", "")
 	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=forged&code=login/ben", ""); where != "/ui/login?failed=provider" {
 		t.Errorf("a forged state leads to %q", where)
 	}
 	if _, where, _ := b.visit(http.MethodGet, "/ui/login/callback?state=state-1&code=login/ben", ""); where != "/ui/login?failed=expired" {
-		t.Errorf("the same login again leads to %q", where)
+		t.Errorf("the login a second time leads to %q", where)
 	}
 	b.logIn("login/ben", "/ui/")
 	for _, header := range [][]string{
@@ -224,8 +224,8 @@ func TestSafeNext(t *testing.T) {
 	}
 }
 
-// Each of several providers answers at a place of its own, and an answer that
-// comes anywhere else is not even looked at (RFC 9700, section 4.4.2.2).
+// Each of several providers has its own callback. An answer at any other callback is
+// refused without being verified (RFC 9700, section 4.4.2.2).
 func TestSeveralProviders(t *testing.T) {
 	t.Parallel()
 	finished := 0
@@ -238,15 +238,15 @@ func TestSeveralProviders(t *testing.T) {
 	for _, path := range []string{"/ui/login/callback", "/ui/login/partner/callback", "/ui/login/none/callback"} {
 		b.visit(http.MethodGet, "/ui/login?provider=login", "")
 		if _, where, _ := b.visit(http.MethodGet, path+answer, ""); where != "/ui/login?failed=provider" || finished != 0 {
-			t.Errorf("an answer at %s: to %q, looked at %d times", path, where, finished)
+			t.Errorf("an answer at %s: to %q, verified %d times", path, where, finished)
 		}
 	}
 	b.visit(http.MethodGet, "/ui/login?provider=login", "")
 	if _, where, _ := b.visit(http.MethodGet, CallbackPath([]string{"login", "partner"}, "login")+answer, ""); where != "/ui/" || finished != 1 {
-		t.Errorf("an answer at its own place: to %q", where)
+		t.Errorf("an answer at the right callback: to %q", where)
 	}
 	if path := CallbackPath([]string{"login"}, "login"); path != "/ui/login/callback" {
-		t.Errorf("the only one answers at %s", path)
+		t.Errorf("the callback of a single provider is %s", path)
 	}
 }
 
@@ -260,7 +260,7 @@ func (p *countedPeople) Finish(ctx context.Context, state []byte, callback url.V
 	return p.testPeople.Finish(ctx, state, callback, now)
 }
 
-// A terminal is let in by its person, in a browser.
+// A person logs in a terminal in the browser. The provider's logout ends both sessions.
 func TestTerminalLogin(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
@@ -270,7 +270,7 @@ func TestTerminalLogin(t *testing.T) {
 	sum := sha256.Sum256([]byte(verifier))
 	form := url.Values{"port": {"50000"}, "challenge": {encodeBase64URL(sum[:])}, "state": {"s"}}
 	if status, _, page := b.visit(http.MethodGet, "/ui/terminal?"+form.Encode(), ""); status != http.StatusOK || !strings.Contains(page, "broker login") {
-		t.Fatalf("asking: %d", status)
+		t.Fatalf("the terminal page: got %d", status)
 	}
 	form.Set("decision", "allow")
 	_, where, _ := b.visit(http.MethodPost, "/ui/terminal", form.Encode())
@@ -278,18 +278,18 @@ func TestTerminalLogin(t *testing.T) {
 	if err != nil || back.Host != "127.0.0.1:50000" || back.Query().Get("state") != "s" {
 		t.Fatalf("the terminal gets %q", where)
 	}
-	anyone, code := w.as(""), back.Query().Get("code")
-	if _, err := anyone.OpenSession(t.Context(), api.Login{Code: code, Verifier: "another"}); !errors.Is(err, api.NotFound) {
+	client, code := w.as(""), back.Query().Get("code")
+	if _, err := client.OpenSession(t.Context(), api.Login{Code: code, Verifier: "another"}); !errors.Is(err, api.NotFound) {
 		t.Errorf("with another verifier: %v", err)
 	}
-	s := must[*api.Session](t)(anyone.OpenSession(t.Context(), api.Login{Code: code, Verifier: verifier}))
-	if _, err := anyone.OpenSession(t.Context(), api.Login{Code: code, Verifier: verifier}); !errors.Is(err, api.NotFound) {
-		t.Errorf("the code again: %v", err)
+	s := must[*api.Session](t)(client.OpenSession(t.Context(), api.Login{Code: code, Verifier: verifier}))
+	if _, err := client.OpenSession(t.Context(), api.Login{Code: code, Verifier: verifier}); !errors.Is(err, api.NotFound) {
+		t.Errorf("the code a second time: %v", err)
 	}
 	if who := must[*api.Identity](t)(w.as(s.Token).WhoAmI(t.Context())); who.ID != "login/ben" || who.Kind != "person" || who.Proof.Method != "session" {
-		t.Errorf("who: %+v", who)
+		t.Errorf("whoami: %+v", who)
 	}
-	// The provider logs ben out, and the terminal with him.
+	// The provider logs the person out.
 	if status, _, _ := b.visit(http.MethodPost, "/ui/login/login/logged-out", "logout_token=forged", "Origin", ""); status != http.StatusBadRequest {
 		t.Errorf("a forged logout token: %d", status)
 	}
@@ -301,7 +301,7 @@ func TestTerminalLogin(t *testing.T) {
 	}
 }
 
-// driveSessions logs a terminal in by a code that its person types, and out.
+// driveSessions logs in a terminal with a user code and logs it out.
 func (w *world) driveSessions(t *testing.T) {
 	ctx := t.Context()
 	_, in, err := w.cfg.Sessions.Open(ctx, broker.NewSession{Who: (&testPeople{}).person("login/ben", time.Now()), Client: "browser"}, time.Now())
@@ -310,10 +310,10 @@ func (w *world) driveSessions(t *testing.T) {
 	}
 	begun := must[*api.DeviceLogin](t)(w.as("").BeginDevice(ctx))
 	if _, err := w.as("").OpenSession(ctx, api.Login{DeviceCode: begun.DeviceCode}); !errors.Is(err, api.Pending) {
-		t.Errorf("before its person allowed it: %v", err)
+		t.Errorf("before the decision: %v", err)
 	}
 	if _, err := w.as("").OpenSession(ctx, api.Login{DeviceCode: begun.DeviceCode}); !errors.Is(err, api.SlowDown) {
-		t.Errorf("asking again at once: %v", err)
+		t.Errorf("polling too fast: %v", err)
 	}
 	typed := strings.ToLower(strings.ReplaceAll(begun.UserCode, "-", " "))
 	if err := w.cfg.Sessions.DecideDevice(ctx, in, typed, true, time.Now()); err != nil {
@@ -328,8 +328,8 @@ func (w *world) driveSessions(t *testing.T) {
 	}
 }
 
-// One login's cookie is not worth any number of calls to its provider.
-func TestCallbacksAreBounded(t *testing.T) {
+// A login's cookie allows only a limited number of calls to the provider.
+func TestCallbacksAreLimited(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	b := newBrowser(t, w)
@@ -345,7 +345,7 @@ func TestCallbacksAreBounded(t *testing.T) {
 	replay := *b.client
 	replay.Jar = nil
 	w.holdClocks()
-	asked := 0
+	calls := 0
 	for range 2 * callbacksPerSecond {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.base+"/ui/login/callback?state=guessed&code=x", nil)
 		if err != nil {
@@ -355,10 +355,10 @@ func TestCallbacksAreBounded(t *testing.T) {
 		resp := must[*http.Response](t)(replay.Do(req))
 		_ = resp.Body.Close()
 		if resp.Header.Get("Location") == "/ui/login?failed=provider" {
-			asked++
+			calls++
 		}
 	}
-	if asked != callbacksPerSecond {
-		t.Errorf("the provider was asked %d times of %d at once", asked, 2*callbacksPerSecond)
+	if calls != callbacksPerSecond {
+		t.Errorf("got %d calls to the provider for %d callbacks", calls, 2*callbacksPerSecond)
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// A spec is an http.RoundTripper that holds calls and answers to the OpenAPI
-// document, and remembers which operations it saw succeed.
+// A spec is an http.RoundTripper that validates calls and answers against the OpenAPI
+// document and records the operations that succeeded.
 type spec struct {
 	t        testing.TB
 	compiler *jsonschema.Compiler
 	doc      map[string]any
-	lax      bool // calls may be anything; answers may not
+	lax      bool // validates only answers
 
 	seen *seenOperations
 }
@@ -48,7 +48,7 @@ func loadSpec(t testing.TB) *spec {
 	return &spec{t: t, compiler: c, doc: doc.(map[string]any), seen: new(seenOperations)}
 }
 
-// answersOnly gives the same for calls that are wrong on purpose.
+// answersOnly returns a copy of s for deliberately malformed calls.
 func (s *spec) answersOnly() *spec {
 	lax := *s
 	lax.lax = true
@@ -58,7 +58,10 @@ func (s *spec) answersOnly() *spec {
 func (s *spec) RoundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
 	if req.Body != nil {
-		body, _ = io.ReadAll(req.Body)
+		var err error
+		if body, err = io.ReadAll(req.Body); err != nil {
+			return nil, err
+		}
 		req.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
@@ -128,13 +131,13 @@ func (s *spec) checkContent(at, contentType string, body []byte) {
 	}
 	if s.at(at+"/content") == nil {
 		if len(body) > 0 {
-			s.t.Errorf("%s: a body where none is described: %s", at, body)
+			s.t.Errorf("%s: got the body %s, want none", at, body)
 		}
 		return
 	}
 	mediaType, _, _ := mime.ParseMediaType(contentType)
 	at += "/content/" + escape(mediaType) + "/schema"
-	s.seen.mu.Lock() // compilers are not for concurrent use
+	s.seen.mu.Lock() // a compiler is not safe for concurrent use
 	schema, err := s.compiler.Compile(specURL + "#" + at)
 	s.seen.mu.Unlock()
 	if err != nil {
@@ -165,7 +168,7 @@ func instance(mediaType string, body []byte) any {
 	return string(body)
 }
 
-// path finds the template that a path is an instance of.
+// path returns the template that matches a path.
 func (s *spec) path(path string) string {
 	for template := range s.doc["paths"].(map[string]any) {
 		pattern := regexp.MustCompile(`\\\{[a-z]+\\\}`).ReplaceAllString(regexp.QuoteMeta(template), `[^/]+`)
@@ -176,7 +179,7 @@ func (s *spec) path(path string) string {
 	return path
 }
 
-// at gives what a JSON pointer points to.
+// at returns the value at a JSON pointer.
 func (s *spec) at(pointer string) any {
 	var v any = s.doc
 	for _, token := range strings.Split(pointer, "/")[1:] {
@@ -187,7 +190,7 @@ func (s *spec) at(pointer string) any {
 	return v
 }
 
-// escape makes a name a token of a JSON pointer in a URL's fragment.
+// escape escapes a name for use in a JSON pointer (RFC 6901, section 3).
 func escape(name string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
 }
@@ -202,9 +205,9 @@ func (s *spec) operations() (all []string) {
 	return all
 }
 
-// Every route is in the document, and the other way round; and as open, and
-// with the same query parameters.
-func TestOpenAPIHasTheRoutes(t *testing.T) {
+// The routes and the document must agree on paths, methods, authentication and query
+// parameters.
+func TestOpenAPIMatchesRoutes(t *testing.T) {
 	t.Parallel()
 	s := &Server{external: &url.URL{Scheme: "https", Host: "broker.test"}}
 	spec := loadSpec(t)
@@ -220,20 +223,20 @@ func TestOpenAPIHasTheRoutes(t *testing.T) {
 		}
 		name := rt.method + " " + rt.path
 		if !inDocument[name] {
-			t.Errorf("%s is served, and not in the document", name)
+			t.Errorf("%s is not in the document", name)
 		}
 		delete(inDocument, name)
 		at := "/paths/" + escape(rt.path) + "/" + strings.ToLower(rt.method)
 		security, documented := spec.at(at + "/security").([]any)
 		if open := documented && len(security) == 0; open != rt.open {
-			t.Errorf("%s: open %t, and in the document %t", name, rt.open, open)
+			t.Errorf("%s: open is %t, and %t in the document", name, rt.open, open)
 		}
 		if got := spec.queryParameters(at); !slices.Equal(got, slices.Sorted(slices.Values(rt.query))) {
-			t.Errorf("%s: the query has %q, and in the document %q", name, rt.query, got)
+			t.Errorf("%s: the query parameters are %q, and %q in the document", name, rt.query, got)
 		}
 	}
 	for name := range inDocument {
-		t.Errorf("%s is in the document, and not served", name)
+		t.Errorf("%s is in the document but has no route", name)
 	}
 }
 
@@ -257,6 +260,6 @@ func TestOpenAPISchemasCompile(t *testing.T) {
 		}
 	}
 	if !json.Valid(openAPIDocument) {
-		t.Error("not JSON")
+		t.Error("the document is not JSON")
 	}
 }

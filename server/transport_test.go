@@ -33,16 +33,16 @@ func TestTransportErrors(t *testing.T) {
 	}{
 		{"no such resource", "GET", "/v2", "", "", me, 404, api.NotFound},
 		{"method", "PUT", "/v1/requests", "", "", me, 405, api.MethodNotAllowed},
-		{"method, before who asks", "DELETE", "/v1/whoami", "", "", nil, 405, api.MethodNotAllowed},
+		{"method without a proof", "DELETE", "/v1/whoami", "", "", nil, 405, api.MethodNotAllowed},
 		{"method of an open route", "POST", "/healthz", "", "", nil, 405, api.MethodNotAllowed},
 		{"media type", "POST", "/v1/requests", "text/plain", "{}", me, 415, api.UnsupportedMediaType},
 		{"no media type", "POST", "/v1/requests", "", "{}", me, 415, api.UnsupportedMediaType},
 		{"charset", "POST", "/v1/requests", "application/json; charset=utf-16", "{}", me, 415, api.UnsupportedMediaType},
-		{"a form on /v1", "POST", "/v1/requests", "application/x-www-form-urlencoded", "a=b", me, 415, api.UnsupportedMediaType},
+		{"form on /v1", "POST", "/v1/requests", "application/x-www-form-urlencoded", "a=b", me, 415, api.UnsupportedMediaType},
 		{"JSON on /oauth2", "POST", "/oauth2/token", "application/json", "{}", nil, 415, api.UnsupportedMediaType},
 		{"too large", "POST", "/v1/requests", "application/json", big, me, 413, api.TooLarge},
 		{"form too large", "POST", "/oauth2/token", "application/x-www-form-urlencoded", "a=" + strings.Repeat("x", 70_000), nil, 413, api.TooLarge},
-		{"large, before who asks", "POST", "/v1/requests", "application/json", big, nil, 401, api.Unauthenticated},
+		{"too large without a proof", "POST", "/v1/requests", "application/json", big, nil, 401, api.Unauthenticated},
 		{"justification too long", "POST", "/v1/requests", "application/json", `{"entitlement":"tickets","scopes":["tickets:read"],"justification":"` + strings.Repeat("x", 50_000) + `"}`, me, 400, api.InvalidRequest},
 		{"unknown query", "GET", "/v1/requests?stauts=pending", "", "", me, 400, api.InvalidRequest},
 		{"repeated query", "GET", "/v1/requests?limit=1&limit=2", "", "", me, 400, api.InvalidRequest},
@@ -53,22 +53,22 @@ func TestTransportErrors(t *testing.T) {
 		{"wait without after", "GET", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "?wait=1s", "", "", me, 400, api.InvalidRequest},
 		{"wait too long", "GET", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "?wait=2h&after=1", "", "", me, 400, api.InvalidRequest},
 		{"audit index", "GET", "/v1/audit/-1", "", "", me, 404, api.NotFound},
-		{"body where none belongs", "POST", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "/withdraw", "application/json", `{"a":1}`, me, 400, api.InvalidRequest},
-		{"a panic", "GET", "/v1/whoami", "", "", []string{"Authorization", "Bearer panic"}, 500, api.Internal},
+		{"body of a call without one", "POST", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "/withdraw", "application/json", `{"a":1}`, me, 400, api.InvalidRequest},
+		{"panic", "GET", "/v1/whoami", "", "", []string{"Authorization", "Bearer panic"}, 500, api.Internal},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			resp := w.do(test.method, test.path, test.contentType, test.body, test.header...)
-			text, _ := io.ReadAll(resp.Body)
+			text := w.body(resp)
 			var e struct{ Code api.Code }
 			if err := json.Unmarshal(text, &e); err != nil || resp.StatusCode != test.status || e.Code != test.code {
 				t.Errorf("got %s %s", resp.Status, text)
 			}
 			if test.status == 405 && resp.Header.Get("Allow") == "" {
-				t.Error("no Allow")
+				t.Error("got no Allow header")
 			}
 			if strings.Contains(string(text)+w.log.String(), "s3cret") {
-				t.Errorf("the panic's text is in the answer, or in the log: %s", text)
+				t.Errorf("the value of the panic is in the answer or in the log: %s", text)
 			}
 		})
 	}
@@ -97,7 +97,7 @@ func TestHeaders(t *testing.T) {
 		}
 	}
 	if resp := w.do("HEAD", "/healthz", "", ""); resp.StatusCode != 200 {
-		t.Errorf("HEAD: %s", resp.Status)
+		t.Errorf("HEAD: got %s", resp.Status)
 	}
 	if resp := w.do("GET", "/v1/whoami", "", ""); resp.StatusCode != 401 || !strings.HasPrefix(resp.Header.Get("WWW-Authenticate"), "Bearer") {
 		t.Errorf("no proof: %s, %v", resp.Status, resp.Header)
@@ -125,15 +125,15 @@ func TestAudiences(t *testing.T) {
 			}
 			_ = resp.Body.Close()
 			if (resp.StatusCode == 200) != (audience == served) || resp.StatusCode != 200 && resp.StatusCode != 404 {
-				t.Errorf("a listener for %s: %s gives %s", served, path, resp.Status)
+				t.Errorf("a listener for %s: %s answers %s", served, path, resp.Status)
 			}
 		}
 	}
 }
 
-// One event a request, which names the call and the caller, and none of what
-// came in the path, the query, the headers or the body.
-func TestOneEventARequest(t *testing.T) {
+// Each request has one log event. It names the call and the caller, and has no values
+// of the path, the query, the headers or the body.
+func TestRequestLogsOneEvent(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	w.do("GET", "/v1/requests?entitlement=s3cret", "", "", "Authorization", "Bearer "+agent, "X-Request-Id", "theirs-1")
@@ -143,7 +143,7 @@ func TestOneEventARequest(t *testing.T) {
 	w.do("GET", "/v1/whoami?s3cret=1", "", "", "Authorization", "Bearer s3cret")
 	lines := slices.Collect(strings.Lines(w.log.String()))
 	if len(lines) != 5 {
-		t.Fatalf("%d events:\n%s", len(lines), w.log)
+		t.Fatalf("got %d events, want 5:\n%s", len(lines), w.log)
 	}
 	for i, want := range []string{
 		"level=INFO msg=request", "level=WARN msg=request", "code=invalid_request", "code=unauthenticated", "route=/v1/whoami",
@@ -157,7 +157,7 @@ func TestOneEventARequest(t *testing.T) {
 	}
 }
 
-func TestAdmissionComesFirst(t *testing.T) {
+func TestAdmissionLimitsIdentity(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.CallsPerSecond = 2 })
 	w.holdClocks()
@@ -172,17 +172,16 @@ func TestAdmissionComesFirst(t *testing.T) {
 		}
 	}
 	if last == nil {
-		t.Error("the third call of a second is let in")
+		t.Error("the third call in a second is admitted")
 	}
 	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+other); resp.StatusCode != 200 {
 		t.Errorf("another identity: %s", resp.Status)
 	}
 }
 
-// Lists read many rows, and are bounded apart: whoever asks for nothing but
-// lists is slowed down, and asks for other things as before. An operator on the
-// broker's own host is not.
-func TestListsAreBoundedApart(t *testing.T) {
+// Lists read many rows, so they have a limit of their own. It does not affect other
+// calls of the same identity.
+func TestListsHaveTheirOwnLimit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	w.holdClocks()
@@ -194,7 +193,7 @@ func TestListsAreBoundedApart(t *testing.T) {
 			}
 		}
 		if refused == 0 {
-			t.Errorf("%s: %d calls at once are let in", path, scansPerSecond+1)
+			t.Errorf("%s: %d concurrent calls are admitted", path, scansPerSecond+1)
 		}
 	}
 	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+agent); resp.StatusCode != 200 {
@@ -205,13 +204,13 @@ func TestListsAreBoundedApart(t *testing.T) {
 	}
 }
 
-// Garbage is refused without being looked at, after so much of it.
-func TestFailedAuthenticationsAreBounded(t *testing.T) {
+// After too many failures, proofs from the address are refused without being verified.
+func TestFailedAuthenticationsAreLimited(t *testing.T) {
 	t.Parallel()
-	looked := 0
+	verified := 0
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Authenticate = func(*http.Request, string) (broker.Identity, error) {
-			looked++
+			verified++
 			return broker.Identity{}, broker.ErrUnauthenticated
 		}
 	})
@@ -219,16 +218,16 @@ func TestFailedAuthenticationsAreBounded(t *testing.T) {
 	for range failuresBurst + 50 {
 		w.do("GET", "/v1/whoami", "", "")
 	}
-	if looked != failuresBurst {
-		t.Errorf("%d proofs were looked at", looked)
+	if verified != failuresBurst {
+		t.Errorf("got %d verified proofs, want %d", verified, failuresBurst)
 	}
 	if resp := w.do("GET", "/healthz", "", ""); resp.StatusCode != 200 {
 		t.Errorf("health: %s", resp.Status)
 	}
 }
 
-// Whoever came before goes on, whatever a neighbour at the same address sends.
-func TestANeighboursGarbage(t *testing.T) {
+// Failures from an address do not affect callers there whose proof is remembered.
+func TestFailuresSpareRememberedProofs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.Remembers = func(token string) bool { return token == agent } })
 	w.holdClocks()
@@ -236,15 +235,15 @@ func TestANeighboursGarbage(t *testing.T) {
 		w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer garbage")
 	}
 	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer garbage"); resp.StatusCode != 429 {
-		t.Errorf("more garbage: %s", resp.Status)
+		t.Errorf("another invalid proof: got %s, want 429", resp.Status)
 	}
 	if resp := w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+agent); resp.StatusCode != 200 {
-		t.Errorf("whose proof held before: %s", resp.Status)
+		t.Errorf("a remembered proof: got %s, want 200", resp.Status)
 	}
 }
 
-// A body that comes so slowly that the proof expires meanwhile gets nothing.
-func TestProofThatExpiresWithTheBody(t *testing.T) {
+// The proof must still be valid when a slow body has arrived.
+func TestProofExpiresDuringBody(t *testing.T) {
 	t.Parallel()
 	expires := make(chan time.Time, 1)
 	w := newWorld(t, func(cfg *Config) {
@@ -257,7 +256,7 @@ func TestProofThatExpiresWithTheBody(t *testing.T) {
 	})
 	body, send := io.Pipe()
 	go func() {
-		time.Sleep(time.Until(<-expires)) // not for luck: for the proof to end
+		time.Sleep(time.Until(<-expires)) // until the proof has expired
 		_, _ = io.WriteString(send, `{"entitlement":"tickets","scopes":["tickets:read"]}`)
 		_ = send.Close()
 	}()
@@ -277,8 +276,8 @@ func TestProofThatExpiresWithTheBody(t *testing.T) {
 	}
 }
 
-// An Authenticate that fails to check the time is not enough to get in.
-func TestExpiredProof(t *testing.T) {
+// The server checks the expiry even if Authenticate does not.
+func TestExpiredProofIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
@@ -304,7 +303,7 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// A long poll may take longer than the connection's bounds allow others.
+// A long poll extends the connection's deadlines.
 func TestLongPollOutlivesTimeouts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
@@ -360,8 +359,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// A shutdown says so first, then ends those who wait, and lets them have what
-// there is.
+// A shutdown makes /readyz fail first, then ends long polls with their current result.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *Config) { cfg.DrainDelay = 200 * time.Millisecond })
@@ -378,28 +376,26 @@ func TestDrain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asked, waited := make(chan struct{}), make(chan error, 1)
+	sent, waited := make(chan struct{}), make(chan error, 1)
 	start := time.Now()
 	go func() {
-		traced := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { close(asked) }})
+		traced := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { close(sent) }})
 		got, err := me.Await(traced, r.ID, r.Version, api.MaxWait)
 		if err == nil && got.Status != api.StatusPending {
-			err = errors.New("not what there is: " + got.Status)
+			err = errors.New("got the status " + got.Status)
 		}
 		waited <- err
 	}()
-	<-asked
+	<-sent
 	stop()
-	for w.draining.Err() == nil {
-		time.Sleep(time.Millisecond)
-	}
+	<-w.draining.Done()
 	if ready, err := me.Ready(t.Context()); err != nil || ready.Ready || ready.NotReady["draining"] == "" {
-		t.Errorf("while draining: %+v, %v", ready, err)
+		t.Errorf("while draining: got %+v, %v", ready, err)
 	}
 	if err := errors.Join(<-waited, <-served); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("it took %v", took)
+	if took := time.Since(start); took >= api.MaxWait {
+		t.Errorf("the shutdown took %v and waited for the long poll", took)
 	}
 }

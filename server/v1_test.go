@@ -3,7 +3,6 @@ package server
 import (
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -15,7 +14,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// must gives the value of a call that has to succeed.
+// must returns a function that returns the value of a call and fails the test on an
+// error.
 func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {
 		t.Helper()
@@ -26,8 +26,8 @@ func must[T any](t testing.TB) func(T, error) T {
 	}
 }
 
-// Every operation of the document is driven with success, by the real client,
-// and validated on the way there and back.
+// Every operation of the document succeeds when called with package api's client. The
+// world validates each call and answer.
 func TestEveryOperation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
@@ -42,12 +42,12 @@ func TestEveryOperation(t *testing.T) {
 	}
 	offers := must[[]api.Offer](t)(me.Entitlements(ctx))
 	if len(offers) == 0 {
-		t.Error("nothing is offered")
+		t.Error("got no entitlements")
 	}
 
-	asked := w.driveGrant(t)
+	filed := w.driveGrant(t)
 	credential := w.driveOneCall(t)
-	w.driveViews(t, asked, credential)
+	w.driveViews(t, filed, credential)
 	w.driveOAuth(t)
 	w.driveLog(t, credential)
 	w.driveApprovals(t)
@@ -58,40 +58,41 @@ func TestEveryOperation(t *testing.T) {
 
 	slices.Sort(w.spec.seen.list)
 	if got, want := slices.Compact(w.spec.seen.list), w.spec.operations(); !slices.Equal(got, want) {
-		t.Errorf("driven with success: %q\nin the document: %q", got, want)
+		t.Errorf("succeeded: %q\nin the document: %q", got, want)
 	}
 	if strings.Contains(w.log.String(), "s3cret") {
 		t.Error("an issued secret is in the log")
 	}
 }
 
-// driveGrant asks, is approved by policy, collects, renews and gives back.
-func (w *world) driveGrant(t *testing.T) (asked *api.Request) {
+// driveGrant files a request that policy approves, then collects, renews and returns
+// the credential.
+func (w *world) driveGrant(t *testing.T) (filed *api.Request) {
 	ctx, me := t.Context(), w.as(agent)
-	asked = must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: api.Duration(5 * time.Minute), Justification: "triage", Ticket: "T-1"}))
-	if asked.Status != api.StatusApproved || asked.Grant == nil || asked.TTL.Std() != 5*time.Minute {
-		t.Errorf("asked: %+v", asked)
+	filed = must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: api.Duration(5 * time.Minute), Justification: "triage", Ticket: "T-1"}))
+	if filed.Status != api.StatusApproved || filed.Grant == nil || filed.TTL.Std() != 5*time.Minute {
+		t.Errorf("filed: got %+v", filed)
 	}
 	dry := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, DryRun: true}))
 	if dry.ID != "" || !dry.DryRun {
 		t.Errorf("dry run: %+v", dry)
 	}
-	first := must[*api.Credential](t)(me.Collect(ctx, asked.ID))
+	first := must[*api.Credential](t)(me.Collect(ctx, filed.ID))
 	second := must[*api.Credential](t)(me.Renew(ctx, first.Lease))
 	if second.Lease == first.Lease || second.Secret["token"] == "" {
 		t.Errorf("renewed: %v", second)
 	}
 	ended := must[*api.Lease](t)(me.Revoke(ctx, second.Lease, "done"))
 	if ended.Status != api.LeaseRevoked || ended.EndHow != "returned" {
-		t.Errorf("given back: %+v", ended)
+		t.Errorf("returned: %+v", ended)
 	}
 	if l := must[*api.Lease](t)(me.Lease(ctx, first.Lease)); l.Status != api.LeaseRevoked || l.EndHow != "replaced" {
 		t.Errorf("replaced: %+v", l)
 	}
-	return asked
+	return filed
 }
 
-// driveOneCall asks and collects in one call, with and without people to wait for.
+// driveOneCall requests and collects in one call, with and without an approval.
 func (w *world) driveOneCall(t *testing.T) *api.Credential {
 	ctx, me := t.Context(), w.as(agent)
 	credential, _, err := me.AskAndCollect(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}})
@@ -111,43 +112,43 @@ func (w *world) driveOneCall(t *testing.T) *api.Credential {
 	return credential
 }
 
-// driveApprovals has people approve a request, and review a broken glass.
+// driveApprovals has people approve a request and review a break-glass use.
 func (w *world) driveApprovals(t *testing.T) {
 	ctx, me := t.Context(), w.as(agent)
 	pending := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, TTL: api.Duration(10 * time.Minute)}))
 	yes := api.Vote{Decision: api.Approve, Digest: pending.Digest, Comment: "go on", TTL: api.Duration(5 * time.Minute)}
 	if r := must[*api.Request](t)(w.as("login/ben").Vote(ctx, pending.ID, yes)); r.Status != api.StatusPending || r.Approvals.Needed[0].Have != 1 {
-		t.Errorf("after one of two: %+v", r.Approvals)
+		t.Errorf("after one of two approvals: %+v", r.Approvals)
 	}
 	r := must[*api.Request](t)(w.as("login/cleo").Vote(ctx, pending.ID, yes))
 	if r.Status != api.StatusApproved || r.Grant.TTL.Std() != 5*time.Minute || len(r.Approvals.Given) != 2 {
-		t.Errorf("after two of two: %+v", r)
+		t.Errorf("after two of two approvals: %+v", r)
 	}
 	c := must[*api.Credential](t)(me.Collect(ctx, pending.ID))
 	if left := time.Until(c.ExpiresAt); left > 5*time.Minute {
-		t.Errorf("narrowed to five minutes, lives %s", left)
+		t.Errorf("narrowed to five minutes, but valid for %s", left)
 	}
 	if same := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, TTL: api.Duration(10 * time.Minute)})); same.ID != pending.ID || !same.Reuse {
 		t.Errorf("an identical ask: %+v", same)
 	}
-	glass := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, BreakGlass: true, Justification: "the shop is down"}))
-	if glass.Status != api.StatusApproved || glass.Review == nil {
-		t.Fatalf("breaking the glass: %+v", glass)
+	emergency := must[*api.Request](t)(me.Ask(ctx, api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, BreakGlass: true, Justification: "the shop is down"}))
+	if emergency.Status != api.StatusApproved || emergency.Review == nil {
+		t.Fatalf("break-glass: %+v", emergency)
 	}
-	found := api.Finding{Verdict: api.Justified, Digest: glass.Digest, Comment: "it was down"}
-	if r := must[*api.Request](t)(w.as("login/ben").Review(ctx, glass.ID, found)); r.Review.ClosedAt.IsZero() {
+	found := api.Finding{Verdict: api.Justified, Digest: emergency.Digest, Comment: "it was down"}
+	if r := must[*api.Request](t)(w.as("login/ben").Review(ctx, emergency.ID, found)); r.Review.ClosedAt.IsZero() {
 		t.Errorf("reviewed: %+v", r.Review)
 	}
 }
 
-// driveViews looks at what there is, and lists it by pages.
-func (w *world) driveViews(t *testing.T, asked *api.Request, credential *api.Credential) {
+// driveViews reads requests and leases, alone and in pages.
+func (w *world) driveViews(t *testing.T, filed *api.Request, credential *api.Credential) {
 	ctx, me := t.Context(), w.as(agent)
-	if r := must[*api.Request](t)(me.Request(ctx, asked.ID)); r.Ticket != "T-1" || len(r.Decision.Policies) > 0 {
-		t.Errorf("one's own request shows ids of policies: %+v", r.Decision)
+	if r := must[*api.Request](t)(me.Request(ctx, filed.ID)); r.Ticket != "T-1" || len(r.Decision.Policies) > 0 {
+		t.Errorf("the requester sees the policies: %+v", r.Decision)
 	}
-	if r := must[*api.Request](t)(w.as(auditor).Request(ctx, asked.ID)); len(r.Decision.Policies) == 0 {
-		t.Error("somebody who may view does not see the policies")
+	if r := must[*api.Request](t)(w.as(auditor).Request(ctx, filed.ID)); len(r.Decision.Policies) == 0 {
+		t.Error("the auditor does not see the policies")
 	}
 
 	page := must[*api.RequestPage](t)(me.Requests(ctx, api.RequestFilter{Limit: 1}))
@@ -173,20 +174,20 @@ func (w *world) driveOAuth(t *testing.T) {
 	for id, active := range map[string]bool{agent: true, tickets: true, other: false} {
 		in := must[*api.Introspection](t)(w.as(id).Introspect(ctx, token.AccessToken))
 		if in.Active != active || active && (in.ClientID != agent || in.Issuer != "https://broker.acme.test" || in.Scope != "tickets:read") {
-			t.Errorf("introspected by %s: %+v", id, in)
+			t.Errorf("introspection by %s: %+v", id, in)
 		}
 	}
 	if err := w.as(other).RevokeToken(ctx, token.AccessToken); err != nil {
 		t.Error(err)
 	}
 	if in := must[*api.Introspection](t)(me.Introspect(ctx, token.AccessToken)); !in.Active {
-		t.Error("somebody else gave the token back")
+		t.Error("another identity revoked the token")
 	}
 	if err := me.RevokeToken(ctx, token.AccessToken); err != nil {
 		t.Error(err)
 	}
 	if in := must[*api.Introspection](t)(w.as(tickets).Introspect(ctx, token.AccessToken)); in.Active {
-		t.Error("active after it was given back")
+		t.Error("the token is active after its revocation")
 	}
 	must[json.RawMessage](t)(me.JWKS(ctx))
 	if m := must[*api.Metadata](t)(me.Discovery(ctx)); m.Issuer != "https://broker.acme.test" || m.TokenEndpoint != "https://broker.acme.test/oauth2/token" {
@@ -200,9 +201,9 @@ func (w *world) driveLog(t *testing.T, credential *api.Credential) {
 	must[[]byte](t)(w.as(agent).Checkpoint(ctx))
 	record := must[*api.AuditRecord](t)(w.as(agent).AuditRecord(ctx, credential.Receipt.Index))
 	if record.LeafHash != credential.Receipt.LeafHash || record.Proof == nil {
-		t.Fatalf("the receipt says %+v, the record is %+v", credential.Receipt, record)
+		t.Fatalf("got the record %+[2]v for the receipt %+[1]v", credential.Receipt, record)
 	}
-	// What we publish is what the offline verifier reads.
+	// The offline verifier reads the published proof.
 	text, err := json.Marshal(record.Proof)
 	if err != nil {
 		t.Fatal(err)
@@ -218,25 +219,26 @@ func (w *world) driveLog(t *testing.T, credential *api.Credential) {
 	must[*api.AuditRecord](t)(w.as(auditor).AuditRecord(ctx, credential.Receipt.Index))
 	for _, index := range []int64{credential.Receipt.Index, 1 << 40} {
 		if _, err := w.as(other).AuditRecord(ctx, index); !errors.Is(err, api.NotFound) {
-			t.Errorf("somebody else reads record %d: %v", index, err)
+			t.Errorf("another identity reads record %d: %v", index, err)
 		}
 	}
 }
 
-// driveRefused asks for what its issuer refuses: once, and what it leaves is seen.
+// driveRefused requests a credential that the issuer refuses. The failed lease stays
+// visible.
 func (w *world) driveRefused(t *testing.T) {
 	ctx, me := t.Context(), w.as(agent)
 	if _, _, err := me.AskAndCollect(ctx, api.Ask{Entitlement: "refused"}); !errors.Is(err, api.IssuerRefused) {
-		t.Errorf("what its issuer refuses: %v", err)
+		t.Errorf("got %v, want a refusal by the issuer", err)
 	}
 	page := must[*api.LeasePage](t)(me.Leases(ctx, api.LeaseFilter{Entitlement: "refused"}))
 	if len(page.Leases) != 1 || page.Leases[0].Status != api.LeaseFailed || page.Leases[0].EndHow != "failed" {
-		t.Errorf("its leases: %+v", page.Leases)
+		t.Errorf("got the leases %+v, want a failed one", page.Leases)
 	}
 }
 
-// driveAbandon gives up a lease whose issuer is gone: only an operator can, and
-// only when ending it was tried.
+// driveAbandon abandons a lease whose issuer is gone. Only an operator can, and only
+// after an attempt to revoke it.
 func (w *world) driveAbandon(t *testing.T) {
 	ctx, op := t.Context(), w.as(operator)
 	credential, _, err := w.as(agent).AskAndCollect(ctx, api.Ask{Entitlement: "gone"})
@@ -244,16 +246,16 @@ func (w *world) driveAbandon(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := op.Abandon(ctx, credential.Lease, "too early"); !errors.Is(err, api.InvalidRequest) {
-		t.Errorf("abandoning what was never ended: %v", err)
+		t.Errorf("abandoning before an attempt to revoke: %v", err)
 	}
 	if l := must[*api.Lease](t)(w.as(agent).Revoke(ctx, credential.Lease, "done")); l.Status != api.LeaseRevoking || l.Revocation != "pending" {
-		t.Errorf("given back to an issuer that is gone: %+v", l)
+		t.Errorf("returned without an issuer: %+v", l)
 	}
 	if _, err := w.as(agent).Abandon(ctx, credential.Lease, "why not"); !errors.Is(err, api.Denied) {
-		t.Errorf("abandoning by its holder: %v", err)
+		t.Errorf("abandoned by the holder: %v", err)
 	}
 	if _, err := op.Abandon(ctx, credential.Lease, " "); !errors.Is(err, api.InvalidRequest) {
-		t.Errorf("abandoning without a reason: %v", err)
+		t.Errorf("abandoned without a reason: %v", err)
 	}
 	if l := must[*api.Lease](t)(op.Abandon(ctx, credential.Lease, "the cluster was deleted")); l.Status != api.LeaseAbandoned || l.Revocation == "immediate" {
 		t.Errorf("abandoned: %+v", l)
@@ -268,10 +270,10 @@ func (w *world) driveOperator(t *testing.T) {
 		t.Errorf("preview: %+v", preview)
 	}
 	if _, err := op.Kill(ctx, api.Kill{Selector: selector, Reason: "incident", PreviewDigest: strings.Repeat("0", 64)}); !errors.Is(err, api.PreviewStale) {
-		t.Errorf("with another digest: %v", err)
+		t.Errorf("kill with another digest: %v", err)
 	}
 	if _, err := w.as(agent).Kill(ctx, api.Kill{Selector: selector, Reason: "incident", Force: true}); !errors.Is(err, api.Denied) {
-		t.Errorf("by a workload: %v", err)
+		t.Errorf("kill by a workload: %v", err)
 	}
 	must[*api.KillPreview](t)(op.Kill(ctx, api.Kill{Selector: selector, Reason: "incident", PreviewDigest: preview.Digest}))
 	if _, _, err := w.as(agent).AskAndCollect(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}}); !errors.Is(err, api.Blocked) {
@@ -293,11 +295,11 @@ func (w *world) driveOperator(t *testing.T) {
 	}
 }
 
-// get makes a call that anybody may make.
+// get makes a call without a proof.
 func (w *world) get(t *testing.T, path string) string {
 	t.Helper()
 	resp := w.do(http.MethodGet, path, "", "")
-	body, _ := io.ReadAll(resp.Body)
+	body := w.body(resp)
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("%s: %s %s", path, resp.Status, body)
 	}
@@ -335,7 +337,7 @@ func TestRefusals(t *testing.T) {
 	var e *api.Error
 	if err := ask(api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read", "tickets:close"}}); !errors.As(err, &e) ||
 		e.Allowed == nil || !slices.Equal(e.Allowed.Scopes, []string{"tickets:read"}) || e.DeniedBy != "policy" {
-		t.Errorf("the refusal does not say what would be allowed: %#v", e)
+		t.Errorf("the refusal does not list what is allowed: %#v", e)
 	}
 }
 
@@ -345,25 +347,27 @@ func TestIdempotencyKey(t *testing.T) {
 	const body = `{"entitlement":"tickets","scopes":["tickets:read"]}`
 	call := func(who, key, body string) (int, api.Credential, api.Problem) {
 		resp := w.do("POST", "/v1/credentials", "application/json", body, "Authorization", "Bearer "+who, "Idempotency-Key", key)
-		text, _ := io.ReadAll(resp.Body)
+		text := w.body(resp)
 		var c api.Credential
 		var p api.Problem
-		_, _ = json.Unmarshal(text, &c), json.Unmarshal(text, &p)
+		if err := errors.Join(json.Unmarshal(text, &c), json.Unmarshal(text, &p)); err != nil {
+			t.Error(err)
+		}
 		return resp.StatusCode, c, p
 	}
 	_, first, _ := call(agent, "k", body)
-	status, again, _ := call(agent, "k", body)
-	if status != 201 || again.Request != first.Request || again.Lease == first.Lease {
-		t.Errorf("repeated: %d, %+v after %+v", status, again, first)
+	status, second, _ := call(agent, "k", body)
+	if status != 201 || second.Request != first.Request || second.Lease == first.Lease {
+		t.Errorf("repeated: %d, %+v after %+v", status, second, first)
 	}
 	if l, err := w.as(agent).Lease(t.Context(), first.Lease); err != nil || l.Status != api.LeaseRevoked {
-		t.Errorf("the lost answer's lease: %+v, %v", l, err)
+		t.Errorf("the lease of the first call: %+v, %v", l, err)
 	}
 	if status, _, p := call(agent, "k", `{"entitlement":"tickets","scopes":["tickets:read"],"ttl":"1m"}`); status != 422 || p.Code != api.IdempotencyKeyReused {
 		t.Errorf("another body: %d %+v", status, p)
 	}
 	if status, c, _ := call(agent+"/2", "k", body); status != 201 || c.Request == first.Request {
-		t.Errorf("another caller's key: %d %+v", status, c)
+		t.Errorf("the same key of another caller: %d %+v", status, c)
 	}
 	for _, key := range []string{"", strings.Repeat("k", 129), "k\u00e9"} {
 		if status, _, p := call(agent, key, body); status != 400 {

@@ -15,17 +15,16 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A crowd that waits, for one answer each by a long poll or for any change by
-// /ui/events, costs no reading of the database: none while it waits, and for a
-// change one by the long poll that was for it.
+// Waiting long polls and event streams do not read the database. A change costs one
+// read, by the long poll of the changed request.
 func TestWaitingCostsNoReads(t *testing.T) {
 	t.Parallel()
-	t.Run("nobody", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 0, 0) }) })
-	t.Run("a crowd", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 1000, 200) }) })
+	t.Run("no waiters", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 0, 0) }) })
+	t.Run("many waiters", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 1000, 200) }) })
 }
 
-// countReads lets so many wait, and counts what that costs. No time passes but
-// when all of them wait.
+// countReads counts the reads of waiting long polls and watching event streams. Time
+// passes only while all of them wait.
 func countReads(t *testing.T, waiting, watching int) {
 	const filed, changes = 1000, 3
 	w, now := newQuietWorld(t, withPeople), time.Now()
@@ -54,7 +53,7 @@ func countReads(t *testing.T, waiting, watching int) {
 	for i := range polls {
 		all.Go(func() { polls[i] = own(http.MethodGet, requests[i], "?after=1&wait="+api.MaxWait.String()) })
 	}
-	for from := 0; from < watching; from += streamsPerSecond { // as many as one person opens in a moment
+	for from := 0; from < watching; from += streamsPerSecond { // as many as one person may open at once
 		cookie := sessionCookie + "=" + w.session(t, fmt.Sprintf("login/p%d", from)).Reveal()
 		for i := from; i < from+streamsPerSecond; i++ {
 			all.Go(func() { events[i] = call(http.MethodGet, "/ui/events", "Cookie", cookie) })
@@ -65,7 +64,7 @@ func countReads(t *testing.T, waiting, watching int) {
 	before := w.store.reads.Load()
 	time.Sleep(api.MaxWait - time.Second)
 	if n := w.store.reads.Load() - before; n != 0 {
-		t.Errorf("while nothing happened, the database was read %d times", n)
+		t.Errorf("got %d reads of the database without a change, want 0", n)
 	}
 	for _, r := range requests[:changes] {
 		if answer := own(http.MethodPost, r, "/withdraw"); answer.Code != http.StatusOK {
@@ -73,20 +72,20 @@ func countReads(t *testing.T, waiting, watching int) {
 		}
 	}
 	synctest.Wait()
-	want := int64(changes + min(waiting, changes)) // by who withdraws, and by who waits for it
+	want := int64(changes + min(waiting, changes)) // one by the withdrawal, one by its long poll
 	if n := w.store.reads.Load() - before; n != want {
-		t.Errorf("for %d changes the database was read %d times, want %d", changes, n, want)
+		t.Errorf("%d changes: got %d reads of the database, want %d", changes, n, want)
 	}
 	cancel()
 	all.Wait()
 	for i, answer := range polls {
-		if told := strings.Contains(answer.Body.String(), `"status":"withdrawn"`); answer.Code != http.StatusOK || told != (i < changes) {
+		if withdrawn := strings.Contains(answer.Body.String(), `"status":"withdrawn"`); answer.Code != http.StatusOK || withdrawn != (i < changes) {
 			t.Fatalf("poll %d: %d %s", i, answer.Code, answer.Body)
 		}
 	}
 	for i, answer := range events {
 		if !strings.Contains(answer.Body.String(), "event: changed") {
-			t.Fatalf("viewer %d heard of nothing: %d %s", i, answer.Code, answer.Body)
+			t.Fatalf("stream %d got no event: %d %s", i, answer.Code, answer.Body)
 		}
 	}
 }

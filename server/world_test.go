@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -25,9 +26,8 @@ import (
 	"accessbroker.internal/store"
 )
 
-// A world is a server over a real broker and a real store, with the smallest
-// policy and issuer that lead to every answer. What attests, decides and signs
-// for real is tested where that is, and all together in internal/brokertest.
+// A world is a server with a real broker and store, and the smallest policy and issuers
+// that lead to every answer. Package brokertest tests with the real parts.
 type world struct {
 	*Server
 	t     testing.TB
@@ -37,7 +37,7 @@ type world struct {
 	spec  *spec
 }
 
-// Callers. A bearer is the SPIFFE ID itself; over TLS it would be a JWT-SVID.
+// Callers. The bearer token is the caller's ID itself.
 const (
 	agent    = "spiffe://acme.test/agent/triage"
 	other    = "spiffe://acme.test/other"
@@ -58,8 +58,8 @@ func (s *countingStore) View(ctx context.Context, f func(broker.Tx) error) error
 	return s.Store.View(ctx, f)
 }
 
-// newWorld starts a server. Every call by its clients, and every answer, is
-// held to the OpenAPI document.
+// newWorld starts a server. Its clients validate every call and answer against the
+// OpenAPI document.
 func newWorld(t testing.TB, change func(*Config)) *world {
 	w := newQuietWorld(t, change)
 	server := httptest.NewServer(w.Handler(API, OAuth, Log))
@@ -68,7 +68,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	return w
 }
 
-// newQuietWorld gives a server that listens nowhere.
+// newQuietWorld returns a world without a listener.
 func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	w := &world{t: t, log: new(syncBuffer), spec: loadSpec(t)}
 	ctx := t.Context()
@@ -106,7 +106,8 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	return w
 }
 
-// holdClocks lets no time pass for what bounds callers, however slow the machine is.
+// holdClocks stops the clocks of the limits, so that a slow machine does not refill
+// them.
 func (w *world) holdClocks() {
 	now := time.Now()
 	still := func() time.Time { return now }
@@ -120,8 +121,7 @@ func (w *world) holdClocks() {
 	w.failures.mu.Unlock()
 }
 
-// check verifies the log, the leases and the lines of the log when the test ends, and
-// closes the store.
+// check verifies the audit log, the leases and the log output, and closes the store.
 func (w *world) check(log *logReader) {
 	note, err := log.Checkpoint(context.Background())
 	if err == nil {
@@ -137,7 +137,7 @@ func (w *world) check(log *logReader) {
 	}
 }
 
-// openLog gives the store its log.
+// openLog opens the store's audit log.
 func (w *world) openLog(ctx context.Context) *logReader {
 	origin := audit.NewOrigin("broker.acme.test")
 	secret, public, err := audit.NewLogKey(origin)
@@ -159,7 +159,7 @@ func (w *world) openLog(ctx context.Context) *logReader {
 	return &logReader{w.store.Store, signer, public}
 }
 
-// A logReader signs a checkpoint whenever one is asked for.
+// A logReader signs a new checkpoint on each call.
 type logReader struct {
 	*store.Store
 	signer *audit.Signer
@@ -187,7 +187,7 @@ func (l *logReader) Prove(ctx context.Context, index int64) (*audit.Proof, error
 	return audit.Prove(index, item.Leaf, note, l.public, l.Hashes(ctx))
 }
 
-// authenticate takes a bearer, or the proof in the body, for a SPIFFE ID.
+// authenticate reads the bearer token, or the token in the body, as the caller's ID.
 func authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
 	bearer := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if bearer != "" && bodyToken != "" && bearer != bodyToken {
@@ -210,7 +210,7 @@ func authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
 			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: sha256.Sum256([]byte(id)), Expires: time.Now().Add(time.Hour)},
 		}, nil
 	}
-	return broker.Identity{}, fmt.Errorf("looking for a proof: %w", broker.ErrUnauthenticated)
+	return broker.Identity{}, fmt.Errorf("reading the proof: %w", broker.ErrUnauthenticated)
 }
 
 func testRules() *broker.Rules {
@@ -220,8 +220,8 @@ func testRules() *broker.Rules {
 			CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedAtExpiry, Audience: audience, Introspectors: []string{tickets},
 		}
 	}
-	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // people have to approve
-	guarded.Description, guarded.Owner, guarded.ScopeTexts = "what is guarded", "dba", map[string]string{"read": "look <at> it", "write": "change it"}
+	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // needs approvals
+	guarded.Description, guarded.Owner, guarded.ScopeTexts = "the guarded database", "dba", map[string]string{"read": "read <all> rows", "write": "change rows"}
 	return &broker.Rules{
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
 		Policy: testPolicy{}, Revision: audit.Digest{1}, Labels: []broker.WorkloadLabels{
@@ -238,18 +238,17 @@ func testRules() *broker.Rules {
 	}
 }
 
-// signIt is the justification that makes testPolicy want signatures.
+// signIt is the justification that makes testPolicy require signatures.
 const signIt = "sign it"
 
-// outsiders is the justification that makes testPolicy want people of other
-// teams than the requester's.
+// outsiders is the justification that makes testPolicy exclude the requester's team.
 const outsiders = "by outsiders"
 
-// asker is a person who may ask for what agents may.
+// asker is a person with the permissions of an agent.
 const asker = "login/ivy"
 
-// testPolicy lets agents read tickets, and ask people for what is guarded.
-// login/cleo ends what others hold.
+// testPolicy lets agents read tickets and request guarded with approval. login/cleo may
+// view, revoke and block.
 type testPolicy struct{}
 
 func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker.Decision, error) {
@@ -279,8 +278,7 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	return d, nil
 }
 
-// Groups puts login/ben and login/cleo in dba, and whoever their provider says
-// is in a group in that one.
+// Groups lists login/ben and login/cleo in dba. Claimed groups come from the provider.
 func (testPolicy) Groups(who broker.Identity) (listed, claimed []string) {
 	if who.Person != nil {
 		claimed = who.Person.Groups
@@ -291,12 +289,12 @@ func (testPolicy) Groups(who broker.Identity) (listed, claimed []string) {
 	return nil, claimed
 }
 
-// gone is an issuer that was there once, and never answers again.
+// gone is an issuer that cannot revoke, because it is unavailable.
 type gone struct{ minter }
 
 func (*gone) Revoke(context.Context, broker.Lease) error { return broker.ErrIssuerUnavailable }
 
-// refusing is an issuer that makes nothing.
+// refusing is an issuer that refuses to issue.
 type refusing struct{}
 
 func (refusing) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
@@ -307,7 +305,7 @@ func (refusing) Issue(context.Context, broker.Order) (broker.Credential, []byte,
 }
 func (refusing) Revoke(context.Context, broker.Lease) error { return nil }
 
-// A minter makes tokens that say which lease they are of.
+// A minter issues tokens that contain the ID of their lease.
 type minter struct{}
 
 func (*minter) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
@@ -331,7 +329,7 @@ func (*minter) Inspect(_ context.Context, token string) (broker.LeaseID, error) 
 	return broker.ParseLeaseID(strings.TrimPrefix(token, "s3cret-"))
 }
 
-// as gives a client of one caller.
+// as returns a client of one caller.
 func (w *world) as(id string) *api.Client {
 	return &api.Client{
 		BaseURL: w.url, HTTP: &http.Client{Transport: w.spec},
@@ -339,7 +337,7 @@ func (w *world) as(id string) *api.Client {
 	}
 }
 
-// do makes a call that no client of ours would make.
+// do makes a call that api.Client would not make.
 func (w *world) do(method, path, contentType, body string, header ...string) *http.Response {
 	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.t.Context(), method, w.url+path, strings.NewReader(body))
@@ -360,7 +358,17 @@ func (w *world) do(method, path, contentType, body string, header ...string) *ht
 	return resp
 }
 
-// A syncBuffer is what is logged, and may be read meanwhile.
+// body reads an answer's body.
+func (w *world) body(resp *http.Response) []byte {
+	w.t.Helper()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return text
+}
+
+// A syncBuffer is a buffer that is safe for concurrent use.
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -137,7 +137,7 @@ func testHostileTexts(t *testing.T, o *office) {
 
 	lease := leaseOf(t, o.collect(t, r.ID, 0))
 	dan.visit(t, "/ui/leases", lease, "Dan <script>")
-	if _, errs, code := o.agentCLI("return", lease, "--why", "x\u202ey"); code == 0 || !strings.Contains(errs, "reason holds characters that reorder text") {
+	if _, errs, code := o.agentCLI("return", lease, "--why", "x\u202ey"); code == 0 || !strings.Contains(errs, "reason contains characters that change the direction of text") {
 		t.Errorf("returning with a reason that reorders text: %d %s", code, errs)
 	}
 	if _, errs, code := o.agentCLI("return", lease, "--why", hostile); code != 0 {
@@ -189,15 +189,15 @@ func testHostilePerson(t *testing.T, o *office, ben *visitor) {
 // with a clear error.
 func testRefusedTexts(t *testing.T, o *office) {
 	for _, test := range []struct{ flag, text, says string }{
-		{"--why", "x\x1b[31my", "justification holds control characters"},
-		{"--why", "x\u0085y", "justification holds control characters"},
-		{"--why", "x\u202ey", "justification holds characters that reorder text"},
+		{"--why", "x\x1b[31my", "justification contains control characters"},
+		{"--why", "x\u0085y", "justification contains control characters"},
+		{"--why", "x\u202ey", "justification contains characters that change the direction of text"},
 		{"--why", strings.Repeat("x", 2001), "justification is longer than 2000 bytes"},
-		{"--ticket", "INC-1\nstatus  approved", "ticket is one line"},
-		{"--ticket", "x\u2067y", "ticket holds characters that reorder text"},
+		{"--ticket", "INC-1\nstatus  approved", "ticket must be a single line"},
+		{"--ticket", "x\u2067y", "ticket contains characters that change the direction of text"},
 		{"--ticket", strings.Repeat("x", 129), "ticket is longer than 128 bytes"},
 		{"--param", "note=x\ay", "note is not plain text"},
-		{"--param", "note=x\u202ey", "note holds characters that reorder text"},
+		{"--param", "note=x\u202ey", "note contains characters that change the direction of text"},
 		{"--param", "note=" + strings.Repeat("x", 1001), "note is longer than 1000 bytes"},
 	} {
 		out, errs, code := o.agentCLI("request", "notes", "--scope", "notes:write", "--file-only", test.flag, test.text)

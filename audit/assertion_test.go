@@ -1,7 +1,15 @@
 package audit
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -68,6 +76,103 @@ func TestAssertionVerifyRejectsChanges(t *testing.T) {
 		}
 		if err := s.Verify(challenge, nil, "broker.test"); err == nil {
 			t.Error("the assertion verifies without a key")
+		}
+	}
+}
+
+// A valid signature of something else is not a signature of the challenge.
+func TestAssertionOfAnotherChallenge(t *testing.T) {
+	key, public := newKey(t)
+	s := sign(t, key, digest(5))
+	if err := s.Verify(digest(6), public, "broker.test"); err == nil || err.Error() != "it signs something else" {
+		t.Errorf("got %v", err)
+	}
+	_, other := newKey(t)
+	if err := s.Verify(digest(5), other, "broker.test"); !errors.Is(err, errSignature) {
+		t.Errorf("another key: got %v, want %v", err, errSignature)
+	}
+}
+
+func TestCounterOfAssertion(t *testing.T) {
+	data := append(make([]byte, 33), 1, 2, 3, 4)
+	for n, want := range map[int]uint32{37: 0x01020304, 36: 0, 0: 0} {
+		if got := (&SignatureFacts{AuthenticatorData: data[:n]}).Counter(); got != want {
+			t.Errorf("%d bytes: got %d, want %d", n, got, want)
+		}
+	}
+}
+
+func TestOriginsOfARelyingParty(t *testing.T) {
+	for _, test := range []struct {
+		origin, rp string
+		want       bool
+	}{
+		{"https://broker.test", "broker.test", true},
+		{"http://broker.test", "broker.test", false},
+		{"http://localhost:8443", "localhost", true},
+		{"ftp://localhost", "localhost", false},
+		{"http://localhost.evil.test", "evil.test", false},
+		{"https://[", "broker.test", false},
+		{"https://", "", false},
+		{"https://evilbroker.test", "broker.test", false},
+	} {
+		if got := originOf(test.origin, test.rp); got != test.want {
+			t.Errorf("%s for %s: got %t, want %t", test.origin, test.rp, got, test.want)
+		}
+	}
+}
+
+// The kinds of keys that passkeys use verify; weaker ones do not.
+func TestKindsOfPublicKeys(t *testing.T) {
+	message := []byte("message")
+	hash := sha256.Sum256(message)
+	signECDSA := func(c elliptic.Curve) (crypto.PublicKey, []byte) {
+		key, err := ecdsa.GenerateKey(c, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := ecdsa.SignASN1(rand.Reader, key, hash[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key.Public(), signature
+	}
+	signRSA := func(bits int) (crypto.PublicKey, []byte) {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := rsa.SignPKCS1v15(rand.Reader, key, crypto.SHA256, hash[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key.Public(), signature
+	}
+	edPublic, edKey, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name string
+		sign func() (crypto.PublicKey, []byte)
+		want bool
+	}{
+		{"P-256", func() (crypto.PublicKey, []byte) { return signECDSA(elliptic.P256()) }, true},
+		{"P-384", func() (crypto.PublicKey, []byte) { return signECDSA(elliptic.P384()) }, false},
+		{"Ed25519", func() (crypto.PublicKey, []byte) { return edPublic, ed25519.Sign(edKey, message) }, true},
+		{"RSA of 2048 bits", func() (crypto.PublicKey, []byte) { return signRSA(2048) }, true},
+		{"RSA of 1024 bits", func() (crypto.PublicKey, []byte) { return signRSA(1024) }, false},
+	} {
+		public, signature := test.sign()
+		der, err := x509.MarshalPKIXPublicKey(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := verifySignature(der, message, signature); (err == nil) != test.want {
+			t.Errorf("%s: got %v, want a valid signature: %t", test.name, err, test.want)
+		}
+		if err := verifySignature(der, []byte("another"), signature); !errors.Is(err, errSignature) {
+			t.Errorf("%s: another message: got %v, want %v", test.name, err, errSignature)
 		}
 	}
 }

@@ -24,11 +24,11 @@ var someTime = time.Date(2026, 11, 3, 12, 0, 0, 123e6, time.UTC)
 func fullRecord() Record {
 	why, opening := Commit("customer 4711 complained\n\t\"twice\" \u2028 \x01")
 	party := Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent", Method: "jwt-svid", Proof: digest(1), Expires: someTime, Actors: []string{"login/ana", "spiffe://acme.test/x"}}
-	decision := DecisionFacts{Permit: true, Policies: []string{"a", "b"}, Revision: digest(2), Approvals: []string{"2 of dba"}, Review: []string{"1 of security"}, Signed: true, MaxTTL: time.Hour, Code: "denied"}
+	decision := DecisionFacts{Permit: true, Policies: []string{"a", "b"}, Revision: digest(2), Manner: []string{"cautious"}, MaxDuration: 2 * time.Hour, Tickets: digest(17), Approvals: []string{"2 of dba"}, Review: []string{"1 of security"}, Signed: true, MaxTTL: time.Hour, Code: "denied"}
 	signature := SignatureFacts{AuthenticatorData: []byte{1}, ClientData: []byte("{}"), Credential: []byte{2}, Nonce: digest(16), Signature: []byte{3}}
 	return Record{
 		Time: someTime, Kind: LeaseIssued, Caller: &party, Subject: &party,
-		Request: &RequestFacts{ID: "req_1", Digest: digest(3), Entitlement: "tickets-api", Scopes: []string{"tickets:read", "ä\"\\"}, TTL: time.Minute,
+		Request: &RequestFacts{ID: "req_1", Digest: digest(3), Effect: digest(18), BreakGlass: true, NotBefore: someTime, Extends: "req_0", Entitlement: "tickets-api", Scopes: []string{"tickets:read", "ä\"\\"}, TTL: time.Minute,
 			Duration: time.Hour, Justification: why, Ticket: digest(4), Parameters: digest(5), Source: digest(6), LapsesAt: someTime, Accountable: []string{"login/ana"}},
 		Decision: &decision, Delegated: &decision,
 		Approval:  &ApprovalFacts{Decision: "approve", Digest: digest(7), Groups: []string{"dba"}, Comment: digest(8), Scopes: []string{"s"}, TTL: time.Second, Duration: time.Minute},

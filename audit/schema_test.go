@@ -82,6 +82,15 @@ func TestRecordsRoundTrip(t *testing.T) {
 		if setAll.Field(i).IsZero() {
 			t.Fatalf("fullRecord does not set %s", setAll.Type().Field(i).Name)
 		}
+		facts := setAll.Field(i)
+		if facts.Kind() != reflect.Pointer {
+			continue
+		}
+		for j := range facts.Elem().NumField() {
+			if facts.Elem().Field(j).IsZero() {
+				t.Errorf("fullRecord does not set %s.%s", setAll.Type().Field(i).Name, facts.Elem().Type().Field(j).Name)
+			}
+		}
 	}
 	e := mustEntry(t, r)
 	got, err := Decode(e.Leaf())
@@ -109,6 +118,7 @@ func TestEntryRejectsInvalidRecords(t *testing.T) {
 		{"does not have four digits", func(r *Record) { r.Lease.Expires = someTime.AddDate(9000, 0, 0) }},
 		{"name: 2049 bytes exceed the limit of 2048", func(r *Record) { r.Rules.Files = map[string]Digest{strings.Repeat("x", 2049): digest(1)} }},
 		{"policies: 5121 bytes exceed the limit of 5120", func(r *Record) { r.Decision.Policies = []string{strings.Repeat("x", 5117)} }},
+		{"credential: 401 bytes exceed the limit of 400", func(r *Record) { r.Passkey.Credential = make([]byte, MaxCredential+1) }},
 		{`the opening "ticket" does not match`, func(r *Record) { r.Openings = map[string]Opening{"ticket": opening} }},
 		{`the opening "colour" has no commitment`, func(r *Record) { r.Openings = map[string]Opening{"colour": opening} }},
 		{"bytes of its texts exceed the limit of 262144", func(r *Record) { r.Openings = map[string]Opening{"ticket": {Text: strings.Repeat("x", MaxOpenings)}} }},
@@ -142,6 +152,8 @@ func TestDecodeRejectsOtherEncodings(t *testing.T) {
 		{`2026-11-03T12:00:00.123Z`, `2026-11-03T12:00:00.123+00:00`}, {`2026-11-03T12:00:00.123Z`, `2026-02-30T12:00:00.123Z`},
 		{`"time":"2026-11-03T12:00:00.123Z",`, ``}, {`"kind":"lease.issued",`, ``},
 		{`{"name":"a"`, `{"name":"c"`}, {`"name":"b"`, `"name":"a"`},
+		{`{"caller"`, `{"block":{},"caller"`}, {`{"caller"`, `{"block":null,"caller"`}, {`,"count":2,`, `,"count":9999999999999999999,`},
+		{good, good[:len(`{"caller":{"id":"a`)]}, {good, good[:len(good)-1]},
 		{good, ``}, {good, `{}`}, {good, `"v":1}`}, {good, `{"v":1}`}, {good, `[{"v":1}`}, {good, good + good},
 	} {
 		bad := strings.Replace(good, change[0], change[1], 1)
@@ -150,6 +162,47 @@ func TestDecodeRejectsOtherEncodings(t *testing.T) {
 		}
 		if r, err := Decode([]byte(bad)); err == nil {
 			t.Errorf("%s decoded to %+v", bad, r)
+		}
+	}
+}
+
+// The bytes of a signature have one encoding: base64url without padding and without
+// stray bits.
+func TestDecodeRejectsOtherEncodingsOfBytes(t *testing.T) {
+	good := string(mustEntry(t, Record{Time: someTime, Kind: PasskeyEnrolled, Passkey: &PasskeyFacts{Credential: []byte{4}}}).Leaf())
+	if _, err := Decode([]byte(good)); err != nil || !strings.Contains(good, `"credential":"BA"`) {
+		t.Fatalf("%s: %v", good, err)
+	}
+	for _, text := range []string{"BB", "BA==", "B", "+A", ""} {
+		bad := strings.Replace(good, `"BA"`, `"`+text+`"`, 1)
+		if r, err := Decode([]byte(bad)); err == nil {
+			t.Errorf("%s decoded to %+v", bad, r)
+		}
+	}
+}
+
+func TestDecodeOpenings(t *testing.T) {
+	_, one := Commit("one")
+	_, two := Commit("two \"quoted\"")
+	openings := map[string]Opening{"justification": one, "ticket": two}
+	stored := appendOpenings(nil, openings)
+	if got, err := DecodeOpenings(stored); err != nil || !reflect.DeepEqual(got, openings) {
+		t.Errorf("got %v, %v, want %v", got, err, openings)
+	}
+	for _, bad := range []string{`{"x":{"salt":"` + strings.Repeat("00", 16) + `","text":"","more":1}}`, `{"x":{"salt":"00","text":""}}`, `{"x":{"salt":"` + strings.Repeat("zz", 16) + `"}}`, `[]`} {
+		if got, err := DecodeOpenings([]byte(bad)); err == nil {
+			t.Errorf("%s decoded to %v", bad, got)
+		}
+	}
+}
+
+// A record without a request, vote, end or block commits to nothing.
+func TestOpeningsWithoutFacts(t *testing.T) {
+	for _, field := range []string{"justification", "ticket", "parameters", "source", "comment", "reason"} {
+		_, opening := Commit("text")
+		r := Record{Kind: PolicyLoaded}
+		if err := r.CheckOpenings(map[string]Opening{field: opening}); err == nil || !strings.Contains(err.Error(), "has no commitment") {
+			t.Errorf("%s: got %v", field, err)
 		}
 	}
 }

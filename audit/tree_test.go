@@ -225,7 +225,7 @@ func TestCheckpoints(t *testing.T) {
 	if a == b || len(a) != len(origin) || !strings.HasPrefix(a, "broker.test/log/") {
 		t.Errorf("origins: %s, %s", a, b)
 	}
-	for _, text := range []string{"", "o\n", "o\n1\n", "o\n01\nAAAA\n", "o\n-1\nAAAA\n", "o\n1\nAAAA\n", "\n1\n" + c.String()[len(origin)+4:], "o\n1\n" + strings.Repeat("A", 42) + "B=\n"} {
+	for _, text := range []string{"", "o\n", "o\n1\n", "o\n01\nAAAA\n", "o\n-1\n" + c.String()[len(origin)+4:], "o\nx\n" + c.String()[len(origin)+4:], "o\n1\nAAAA\n", "\n1\n" + c.String()[len(origin)+4:], "o\n1\n" + strings.Repeat("A", 42) + "B=\n"} {
 		if c, err := parseCheckpoint(text); err == nil {
 			t.Errorf("%q parsed as %+v", text, c)
 		}

@@ -64,7 +64,7 @@ func TestKillPageKillsAndLifts(t *testing.T) {
 	aim := []string{"kind", "holder", "name", agent, "reason", "incident"}
 	status, _, page := b.visit(http.MethodPost, "/ui/kill", formOf(aim...))
 	digest := regexp.MustCompile(`name="digest" value="([0-9a-f]{64})"`).FindStringSubmatch(page)
-	if status != http.StatusOK || digest == nil || !strings.Contains(page, "revokes <strong>1</strong> live credential") || !strings.Contains(page, "<strong>1</strong> cannot be revoked") {
+	if status != http.StatusOK || digest == nil || !strings.Contains(page, "which has <strong>1</strong> live credential") || !strings.Contains(page, "<strong>1</strong> cannot be revoked") {
 		t.Fatalf("preview: %d\n%s", status, page)
 	}
 	status, where, page := b.visit(http.MethodPost, "/ui/kill", formOf(append(aim, "do", "kill", "digest", digest[1])...))

@@ -63,7 +63,7 @@ func (b *Broker) checkQuorum(ctx context.Context, rules *Rules, r *Request, need
 		if i == maxCandidates {
 			return nil
 		}
-		d, err := b.ask(ctx, rules, r.approvalQuery(rules, listedPerson(a.Person)), now)
+		d, err := b.decideQuery(ctx, rules, r.approvalQuery(rules, listedPerson(a.Person)), now)
 		if err != nil {
 			return err
 		}
@@ -160,7 +160,7 @@ func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules,
 	case excluded && (!known || slices.Contains(append(listed, byClaim...), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy excludes members of the requester's team")
 	}
-	d, err := b.ask(ctx, rules, r.approvalQuery(rules, caller.Subject), caller.At)
+	d, err := b.decideQuery(ctx, rules, r.approvalQuery(rules, caller.Subject), caller.At)
 	if err != nil {
 		return nil, err
 	}

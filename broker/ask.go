@@ -119,7 +119,7 @@ func stubRequest(caller Caller, ask Ask, rules *Rules) *Request {
 // authorize asks policy, applies its obligations, and checks that enough people
 // can approve.
 func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *Request, ask Ask, e *Entitlement) error {
-	d, err := b.ask(ctx, rules, r.query(caller.Subject, e), caller.At)
+	d, err := b.decideQuery(ctx, rules, r.query(caller.Subject, e), caller.At)
 	if err != nil {
 		return err
 	}
@@ -133,8 +133,8 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 	return b.checkApprovable(ctx, rules, r, caller.At)
 }
 
-// ask puts a query to policy. An error denies.
-func (b *Broker) ask(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
+// decideQuery evaluates a query against policy. An error denies.
+func (b *Broker) decideQuery(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
 	start := time.Now()
 	d, err := rules.Policy.Decide(ctx, q, now)
 	code := "permit"
@@ -172,7 +172,7 @@ func (b *Broker) alternatives(ctx context.Context, caller Caller, rules *Rules, 
 	q := r.query(caller.Subject, e)
 	for _, scope := range e.Scopes {
 		q.Scopes = []string{scope}
-		if d, err := b.ask(ctx, rules, q, caller.At); err == nil && d.Permit {
+		if d, err := b.decideQuery(ctx, rules, q, caller.At); err == nil && d.Permit {
 			allowed = append(allowed, scope)
 		}
 	}

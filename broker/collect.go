@@ -78,7 +78,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	r.commit(caller.At)
 	r.approve(caller.At)
 	c := &collection{caller: f.caller, request: r, new: true, e: f.e, decision: r.Decision, key: key}
-	issued, err := b.open(ctx, c)
+	issued, err := b.issue(ctx, c)
 	if isLimit(err) {
 		return nil, nil, b.limited(ctx, c, err)
 	}
@@ -198,7 +198,7 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 		return nil, refuse(ErrNeedsNewRequest, "the entitlement has changed since the approval: file a new request")
 	}
 	var err error
-	if c.decision, err = b.ask(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At); err != nil {
+	if c.decision, err = b.decideQuery(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At); err != nil {
 		return nil, err
 	}
 	if !c.decision.Permit {
@@ -207,7 +207,7 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if err := c.checkCovered(rules); err != nil {
 		return nil, err
 	}
-	issued, err := b.open(ctx, c)
+	issued, err := b.issue(ctx, c)
 	if isLimit(err) {
 		return nil, b.limited(ctx, c, err)
 	}

@@ -20,7 +20,7 @@
 //	ask.go          Ask: ask -> draft.go: request -> policy -> stored, pending or approved
 //	approve.go      Vote, and the checks that enough people can approve; review.go: break-glass and Review
 //	collect.go      Collect, AskAndCollect, Renew: decide again, then
-//	open.go         open a lease and issue its credential, with the points of no return
+//	issue.go        open a lease and issue its credential, with the points of no return
 //	revoke.go       Revoke, Abandon: one lease; kill.go and block.go: the kill switch
 //	reaper.go       ends leases that are due; revocation_queue.go: ends that could not be recorded
 //	revision.go     SetRules, the revision in force, and how overtaken calls are made again

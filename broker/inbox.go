@@ -240,13 +240,13 @@ func (b *Broker) LeasesOf(ctx context.Context, caller Caller, r *Request) (list 
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return nil, err
 	}
-	list, _, err = b.leasesOf(ctx, r, caller.At)
+	list, _, err = b.requestLeases(ctx, r, caller.At)
 	return list, err
 }
 
-// leasesOf is LeasesOf for callers who have read the request. more reports
+// requestLeases is LeasesOf for callers who have read the request. more reports
 // whether there may be older leases.
-func (b *Broker) leasesOf(ctx context.Context, r *Request, now time.Time) (list []*Lease, more bool, err error) {
+func (b *Broker) requestLeases(ctx context.Context, r *Request, now time.Time) (list []*Lease, more bool, err error) {
 	if r.Approved.IsZero() {
 		return nil, false, nil
 	}

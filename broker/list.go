@@ -141,7 +141,7 @@ func (b *Broker) mayOn(ctx context.Context, caller Caller, action Action, r *Req
 		return false
 	}
 	q := Query{Principal: rules.WithLabels(caller.Subject), Action: action, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
-	d, err := b.ask(ctx, rules, q, caller.At)
+	d, err := b.decideQuery(ctx, rules, q, caller.At)
 	return err == nil && d.Permit
 }
 
@@ -155,7 +155,7 @@ func (b *Broker) May(ctx context.Context, caller Caller, action Action) bool {
 	if !caller.Actor.Proof.Valid(caller.At) {
 		return false
 	}
-	d, err := b.ask(ctx, rules, Query{Principal: rules.WithLabels(caller.Subject), Action: action}, caller.At)
+	d, err := b.decideQuery(ctx, rules, Query{Principal: rules.WithLabels(caller.Subject), Action: action}, caller.At)
 	return err == nil && d.Permit
 }
 

@@ -62,12 +62,12 @@ func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Ent
 	q := Query{Principal: caller.Subject, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
 	decide := func(scopes ...string) (d Decision, breakGlassOnly bool) {
 		q.Scopes, q.BreakGlass = scopes, false
-		d, _ = b.ask(ctx, rules, q, caller.At) // an error denies
+		d, _ = b.decideQuery(ctx, rules, q, caller.At) // an error denies
 		if d.Permit {
 			return d, false
 		}
 		q.BreakGlass = true
-		broken, _ := b.ask(ctx, rules, q, caller.At)
+		broken, _ := b.decideQuery(ctx, rules, q, caller.At)
 		return d, broken.Permit
 	}
 	if len(e.Scopes) == 0 {

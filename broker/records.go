@@ -40,7 +40,7 @@ func (b *Broker) RecordsOf(ctx context.Context, caller Caller, id RequestID) (id
 	if err != nil {
 		return nil, false, err
 	}
-	leases, more, err := b.leasesOf(ctx, r, caller.At)
+	leases, more, err := b.requestLeases(ctx, r, caller.At)
 	if err != nil {
 		return nil, false, err
 	}

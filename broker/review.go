@@ -121,8 +121,8 @@ func asApprovals(verdicts []Approval) []Approval {
 
 // ReviewProgress returns the progress of the review by group.
 func (r *Request) ReviewProgress() []ApprovalProgress {
-	places, _ := assignApprovers(r.Decision.Obligations.Review, asApprovals(r.Verdicts))
-	return places
+	progress, _ := assignApprovers(r.Decision.Obligations.Review, asApprovals(r.Verdicts))
+	return progress
 }
 
 // Review adds a person's verdict on a break-glass use (POST

@@ -99,7 +99,7 @@ type ApprovalProgress struct {
 // assignApprovers assigns each approval to at most one group, so that as many
 // needs as possible are met: a person in two groups counts once. full reports
 // whether all needs are met.
-func assignApprovers(needs []ApprovalNeed, votes []Approval) (places []ApprovalProgress, full bool) {
+func assignApprovers(needs []ApprovalNeed, votes []Approval) (progress []ApprovalProgress, full bool) {
 	counts := make([]int, len(needs))
 	for i, n := range needs {
 		counts[i] = n.Count
@@ -108,15 +108,15 @@ func assignApprovers(needs []ApprovalNeed, votes []Approval) (places []ApprovalP
 		return votes[vote].Approve && slices.Contains(votes[vote].Groups, needs[need].Group)
 	})
 	for i, n := range needs {
-		places = append(places, ApprovalProgress{n, have[i]})
+		progress = append(progress, ApprovalProgress{n, have[i]})
 	}
-	return places, full
+	return progress, full
 }
 
 // ApprovalProgress returns the progress of the required approvals by group.
 func (r *Request) ApprovalProgress() []ApprovalProgress {
-	places, _ := assignApprovers(r.Decision.Obligations.Approvals, r.counting(r.Decision.Obligations))
-	return places
+	progress, _ := assignApprovers(r.Decision.Obligations.Approvals, r.counting(r.Decision.Obligations))
+	return progress
 }
 
 // covered reports whether the approvals meet the obligations.

@@ -9,9 +9,9 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// open issues a credential. The broker's own tokens need one transaction,
+// issue issues a credential. The broker's own tokens need one transaction,
 // upstream credentials two.
-func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
+func (b *Broker) issue(ctx context.Context, c *collection) (*Issued, error) {
 	c.issuer = b.cfg.Issuers[c.e.Issuer]
 	if c.issuer == nil {
 		return nil, fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, c.e.Issuer)
@@ -23,7 +23,7 @@ func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
 	if c.request.FirstExpires.IsZero() {
 		c.request.FirstExpires = l.Expires
 	}
-	issued, err := b.openWith(ctx, c, l)
+	issued, err := b.mintOrFetch(ctx, c, l)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +35,8 @@ func (b *Broker) open(ctx context.Context, c *collection) (*Issued, error) {
 	return issued, nil
 }
 
-func (b *Broker) openWith(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
+// mintOrFetch issues from the broker itself or from an upstream.
+func (b *Broker) mintOrFetch(ctx context.Context, c *collection, l *Lease) (*Issued, error) {
 	if m, ok := c.issuer.(Minter); ok {
 		return b.mint(ctx, c, l, m)
 	}

@@ -27,8 +27,9 @@ import (
 //     the whole exchange. A handler that takes longer extends them with
 //     http.ResponseController. After the drain timeout of a shutdown the
 //     connection is closed and the request's context ends.
-//   - A panic is logged without its value and answered with 500 without detail. If
-//     part of the response has been sent, the connection is closed.
+//   - A panic is answered with 500 without detail. If part of the response has been
+//     sent, the connection is closed. The log has the stack, and the value only if it
+//     is a runtime error.
 //   - It sets X-Request-Id and strict defaults of Cache-Control and
 //     Content-Security-Policy, which Handler may replace.
 //   - It counts the request under its Pattern and logs one event. The code is that

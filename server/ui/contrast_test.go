@@ -126,7 +126,7 @@ func TestContrast(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"go-soft", "danger-soft", "warn-soft"} {
-		demand("accent", s, text) // links in what is said there
+		demand("accent", s, text) // links in it
 	}
 	for _, s := range surfaces {
 		demand("accent", s, text) // and the outline of what has the focus

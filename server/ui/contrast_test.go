@@ -32,7 +32,7 @@ func themes(t *testing.T) (both map[string]theme, rest string) {
 	first, after, found := strings.Cut(css, "@media (prefers-color-scheme: dark)")
 	second, rest, ends := strings.Cut(after, "\n}\n")
 	if !found || !ends {
-		t.Fatal("the style sheet begins with the light theme and what the dark one changes")
+		t.Fatal("the style sheet must begin with the light theme and the changes of the dark theme")
 	}
 	light, dark := theme{}, theme{}
 	for _, m := range property.FindAllStringSubmatch(first, -1) {
@@ -56,7 +56,7 @@ func luminance(t *testing.T, hex string) float64 {
 	}
 	n, err := strconv.ParseUint(digits, 16, 32)
 	if err != nil || len(digits) != 6 {
-		t.Fatalf("%q is no colour", hex)
+		t.Fatalf("%q is not a colour", hex)
 	}
 	channel := func(shift int) float64 {
 		c := float64(n>>shift&0xff) / 255
@@ -102,7 +102,7 @@ func TestContrast(t *testing.T) {
 			value := strings.TrimSpace(p[2])
 			name, isVar := strings.CutPrefix(value, "var(--")
 			if !isVar && value != "inherit" && value != "transparent" {
-				t.Errorf("%s has a colour of its own, %s: give it a name, and both themes", selector, value)
+				t.Errorf("%s has the colour %s: name it and define it in both themes", selector, value)
 			}
 			if name = strings.TrimSuffix(name, ")"); !isVar {
 				name = ""
@@ -126,20 +126,20 @@ func TestContrast(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"go-soft", "danger-soft", "warn-soft"} {
-		demand("accent", s, text) // links in it
+		demand("accent", s, text) // a link in it
 	}
 	for _, s := range surfaces {
-		demand("accent", s, text) // and the outline of what has the focus
+		demand("accent", s, text) // also the outline of the focused element
 		demand("soft", s, control)
 	}
 	if len(want) < 18 {
-		t.Fatalf("the style sheet has %d pairs only: is it read?", len(want))
+		t.Fatalf("got only %d pairs of colours from the style sheet", len(want))
 	}
 	for name, th := range both {
 		for _, pair := range slices.SortedFunc(maps.Keys(want), func(a, b [2]string) int { return strings.Compare(a[0]+a[1], b[0]+b[1]) }) {
 			colour, on := th[pair[0]], th[pair[1]]
 			if colour == "" || on == "" {
-				t.Errorf("%s: there is no colour %q or %q", name, pair[0], pair[1])
+				t.Errorf("%s: the theme lacks the colour %q or %q", name, pair[0], pair[1])
 				continue
 			}
 			if got := contrast(t, colour, on); got < want[pair] {

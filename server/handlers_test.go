@@ -49,7 +49,7 @@ func newHandlersWorld(t *testing.T) *world {
 			{Pattern: "/x/panics", Audience: API, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("with s3cret") })},
 			{Pattern: "/x/panics-late", Audience: API, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = io.WriteString(w, "half of it")
-				_ = http.NewResponseController(w).Flush()
+				w.(http.Flusher).Flush()
 				panic("with s3cret")
 			})},
 			{Pattern: "/x/page", Audience: UI, Open: true, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})},

@@ -45,7 +45,7 @@ func TestMetricNames(t *testing.T) {
 	for _, name := range strings.Fields(`requests_total decision_seconds approvals_pending approval_wait_seconds leases_issued_total
 		leases_active lease_ttl_seconds issue_seconds revocations_total revocation_lag_seconds leases_stuck audit_records_total
 		audit_unpublished attestation_failures_total commit_seconds commit_batch_size policy_revision_info config_reloads_total
-		svid_expires_seconds upstream_errors_total http_requests_total http_request_seconds panics_total build_info`) {
+		svid_expires_seconds upstream_errors_total reviews_overdue notices_total http_requests_total http_request_seconds panics_total build_info`) {
 		if !strings.Contains(w.Body.String(), "# TYPE broker_"+name+" ") {
 			t.Errorf("broker_%s is missing", name)
 		}

@@ -40,7 +40,7 @@ func TestClientCredentialsLibrary(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !token.Valid() || token.Type() != "Bearer" || token.Extra("scope") != "tickets:read" {
-				t.Errorf("%+v", token)
+				t.Errorf("got %+v", token)
 			}
 		})
 	}

@@ -97,7 +97,7 @@ func TestVoteOnPage(t *testing.T) {
 	}
 	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
 	if len(now.Approvals.Given) != 1 || now.Approvals.Given[0].TTL.Std() != 5*time.Minute || now.Approvals.Given[0].Comment != "as agreed" || now.Approvals.Given[0].Scopes != nil {
-		t.Errorf("%+v", now.Approvals)
+		t.Errorf("got %+v", now.Approvals)
 	}
 	for page, shows := range map[string]string{path: "login/ben", path + "/log": "approval given", "/ui/access": "You hold no credentials", "/ui/leases": "Leases", "/ui/audit": "guarded", "/ui/entitlements": "Policy does not let you request anything"} {
 		if status, _, text := b.visit(http.MethodGet, page, ""); status != http.StatusOK || !strings.Contains(text, shows) {
@@ -155,7 +155,7 @@ func TestUnknownPages(t *testing.T) {
 	b.logIn("login/ben", "/ui/")
 	for _, path := range []string{"/ui/nope", "/ui/requests/req_0/nope"} {
 		if status, _, page := b.visit(http.MethodGet, path, ""); status != http.StatusNotFound || !strings.Contains(page, "no such page") || !strings.Contains(page, "<html") {
-			t.Errorf("%s: %d\n%s", path, status, page)
+			t.Errorf("%s: got %d, want 404\n%s", path, status, page)
 		}
 	}
 	if status, _, page := b.visit(http.MethodGet, "/nope", ""); status != http.StatusNotFound || !strings.Contains(page, `"code":"not_found"`) {

@@ -126,7 +126,7 @@ func TestSignedApproval(t *testing.T) {
 		"the ticket of cleo": signed[:strings.Index(signed, "&assertion=")] + cleo.sign(t, path+"/sign", good)[strings.Index(signed, "&assertion="):],
 	} {
 		if status, _, _ := ben.visit(http.MethodPost, path, form); status != http.StatusForbidden && status != http.StatusBadRequest {
-			t.Errorf("%s: %d", name, status)
+			t.Errorf("%s: got the status %d", name, status)
 		}
 	}
 	if status, _, _ := cleo.visit(http.MethodPost, path, signed); status != http.StatusForbidden {
@@ -140,7 +140,7 @@ func TestSignedApproval(t *testing.T) {
 	}
 	now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
 	if now.Status != api.StatusApproved || !now.Approvals.Given[0].Signed || !now.Approvals.Given[1].Signed {
-		t.Errorf("%+v", now)
+		t.Errorf("got %+v", now)
 	}
 	w.verifyLog(t, 2, map[string]*device{"login/ben": ben, "login/cleo": cleo})
 }
@@ -200,7 +200,7 @@ func TestSignedReview(t *testing.T) {
 				"no words":              strings.Replace(signed, "it+burned", "", 1),
 			} {
 				if status, _, _ := ben.visit(http.MethodPost, path, form); status != http.StatusForbidden && status != http.StatusBadRequest {
-					t.Errorf("%s: %d", name, status)
+					t.Errorf("%s: got the status %d", name, status)
 				}
 			}
 			if status, where, page := ben.visit(http.MethodPost, path, signed); status != http.StatusSeeOther || where != path+"?done="+verdict {
@@ -208,7 +208,7 @@ func TestSignedReview(t *testing.T) {
 			}
 			now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID))
 			if now.Review.ClosedAt.IsZero() || !now.Review.Given[0].Signed || now.Review.Given[0].Verdict != verdict {
-				t.Errorf("%+v", now.Review)
+				t.Errorf("got %+v", now.Review)
 			}
 			if _, _, page := ben.visit(http.MethodGet, path, ""); !strings.Contains(page, verdict+", signed") {
 				t.Errorf("the page does not show the signature:\n%s", page)
@@ -236,7 +236,7 @@ func TestEnrolRefusals(t *testing.T) {
 		"removing none": formOf("do", "remove", "passkey", "AAAA"), "removing nonsense": formOf("do", "remove", "passkey", "!"),
 	} {
 		if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", bad); status < 400 || status > 499 {
-			t.Errorf("%s: %d", name, status)
+			t.Errorf("%s: got the status %d", name, status)
 		}
 	}
 	if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", form, "Origin", "https://evil.test"); status != http.StatusForbidden {

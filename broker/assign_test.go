@@ -12,7 +12,7 @@ func yes(person string, groups ...string) Approval {
 	return Approval{Person: person, Groups: groups, Approve: true}
 }
 
-func TestSeats(t *testing.T) {
+func TestAssignApprovers(t *testing.T) {
 	need := func(group string, n int) ApprovalNeed { return ApprovalNeed{Group: group, Count: n} }
 	tests := []struct {
 		name  string
@@ -21,17 +21,17 @@ func TestSeats(t *testing.T) {
 		have  []int
 		full  bool
 	}{
-		{"nobody is needed", nil, nil, nil, true},
-		{"nobody said yes", []ApprovalNeed{need("a", 1)}, nil, []int{0}, false},
+		{"no approvals needed", nil, nil, nil, true},
+		{"no votes", []ApprovalNeed{need("a", 1)}, nil, []int{0}, false},
 		{"one of one", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "a")}, []int{1}, true},
 		{"one of two", []ApprovalNeed{need("a", 2)}, []Approval{yes("x", "a")}, []int{1}, false},
-		{"somebody in both groups fills one place", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("x", "a", "b")}, []int{1, 0}, false},
-		{"and makes room for whom only one takes", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("x", "a", "b"), yes("y", "a")}, []int{1, 1}, true},
-		{"whatever comes first", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("y", "a"), yes("x", "a", "b")}, []int{1, 1}, true},
-		{"a no takes no place", []ApprovalNeed{need("a", 1)}, []Approval{{Person: "x", Groups: []string{"a"}}}, []int{0}, false},
-		{"others' groups count for nothing", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "b"), yes("y")}, []int{0}, false},
-		{"more than are needed", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "a"), yes("y", "a")}, []int{1}, true},
-		{"a chain of moves", []ApprovalNeed{need("a", 1), need("b", 1), need("c", 1)}, []Approval{yes("x", "a", "b"), yes("y", "b", "c"), yes("z", "a")}, []int{1, 1, 1}, true},
+		{"member of both groups counts once", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("x", "a", "b")}, []int{1, 0}, false},
+		{"member of both groups moves for a member of one", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("x", "a", "b"), yes("y", "a")}, []int{1, 1}, true},
+		{"same in the other order", []ApprovalNeed{need("a", 1), need("b", 1)}, []Approval{yes("y", "a"), yes("x", "a", "b")}, []int{1, 1}, true},
+		{"denial does not count", []ApprovalNeed{need("a", 1)}, []Approval{{Person: "x", Groups: []string{"a"}}}, []int{0}, false},
+		{"other groups do not count", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "b"), yes("y")}, []int{0}, false},
+		{"more than needed", []ApprovalNeed{need("a", 1)}, []Approval{yes("x", "a"), yes("y", "a")}, []int{1}, true},
+		{"chain of moves", []ApprovalNeed{need("a", 1), need("b", 1), need("c", 1)}, []Approval{yes("x", "a", "b"), yes("y", "b", "c"), yes("z", "a")}, []int{1, 1, 1}, true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -41,14 +41,14 @@ func TestSeats(t *testing.T) {
 				have = append(have, p.Have)
 			}
 			if full != test.full || !slices.Equal(have, test.have) {
-				t.Errorf("%v, %v; want %v, %v", have, full, test.have, test.full)
+				t.Errorf("got %v, %t, want %v, %t", have, full, test.have, test.full)
 			}
 		})
 	}
 }
 
-// What seat says is what trying every way to sit says.
-func TestSeatsAgainstEveryWay(t *testing.T) {
+// assignApprovers agrees with an exhaustive search.
+func TestAssignApproversAgainstExhaustiveSearch(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	groups := []string{"a", "b", "c"}
 	for range 3000 {
@@ -70,14 +70,14 @@ func TestSeatsAgainstEveryWay(t *testing.T) {
 		for _, n := range needs {
 			left[n.Group] = n.Count
 		}
-		if _, full := assignApprovers(needs, votes); full != everyWay(left, votes) {
-			t.Fatalf("seat says %v of %v by %v", full, needs, votes)
+		if _, full := assignApprovers(needs, votes); full != exhaustive(left, votes) {
+			t.Fatalf("got full %t for needs %v and votes %v", full, needs, votes)
 		}
 	}
 }
 
-// everyWay says whether some way to seat the voters fills every place.
-func everyWay(left map[string]int, votes []Approval) bool {
+// exhaustive reports whether some assignment of the voters meets every need.
+func exhaustive(left map[string]int, votes []Approval) bool {
 	missing := 0
 	for _, n := range left {
 		missing += n
@@ -94,18 +94,17 @@ func everyWay(left map[string]int, votes []Approval) bool {
 				continue
 			}
 			left[g]--
-			ok := everyWay(left, votes[1:])
+			ok := exhaustive(left, votes[1:])
 			left[g]++
 			if ok {
 				return true
 			}
 		}
 	}
-	return everyWay(left, votes[1:])
+	return exhaustive(left, votes[1:])
 }
 
-// A grant is never more than any of its approvals, and never more than was
-// asked.
+// A grant is the intersection of the request and all approvals.
 func TestGrantIsTheIntersection(t *testing.T) {
 	r := Request{Scopes: []string{"a", "b", "c"}, TTL: 10 * time.Minute, Duration: time.Hour, Approvals: []Approval{
 		{Approve: true, Scopes: []string{"a", "b"}, TTL: 5 * time.Minute},
@@ -115,7 +114,7 @@ func TestGrantIsTheIntersection(t *testing.T) {
 	}}
 	g := r.Grant()
 	if !slices.Equal(g.Scopes, []string{"b"}) || g.TTL != 5*time.Minute || g.Duration != 20*time.Minute {
-		t.Errorf("%+v", g)
+		t.Errorf("got %+v", g)
 	}
 	if !slices.Equal(r.Scopes, []string{"a", "b", "c"}) {
 		t.Errorf("the request itself was narrowed: %v", r.Scopes)

@@ -12,8 +12,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// BenchmarkIssue issues by 64 callers at once, from the domain down: policy,
-// limits, records and a durable commit, without HTTP and cryptography.
+// BenchmarkIssue issues credentials to 64 concurrent callers: policy, limits, records
+// and a durable commit, without HTTP and cryptography.
 func BenchmarkIssue(b *testing.B) {
 	w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}})
 	b.ReportAllocs()
@@ -29,15 +29,15 @@ func BenchmarkIssue(b *testing.B) {
 	})
 }
 
-// BenchmarkUpstreamShare has 16 callers get credentials of an upstream that
-// takes five milliseconds a call, and reports what the broker itself adds to
-// the two calls: policy, limits, two durable records.
+// BenchmarkUpstreamShare issues credentials of an upstream that takes five
+// milliseconds a call to 16 concurrent callers. It reports the time that the broker
+// adds to the two calls: policy, limits, two durable records.
 func BenchmarkUpstreamShare(b *testing.B) {
 	sys := &measured{system: system{live: map[string]time.Time{}}}
 	w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}, "db": sys}})
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go func() { _ = w.store.Run(ctx) }() // as a broker runs it: it keeps commits short
+	go func() { _ = w.store.Run(ctx) }() // as in production; it checkpoints, which keeps commits short
 	var mu sync.Mutex
 	var shares []time.Duration
 	for b.Loop() {
@@ -59,7 +59,7 @@ func BenchmarkUpstreamShare(b *testing.B) {
 	b.ReportMetric(float64(shares[len(shares)*99/100].Microseconds())/1000, "p99-ms")
 }
 
-// measured is a system that takes its time, and knows how long it took.
+// A measured system takes five milliseconds a call and measures each call.
 type measured struct {
 	system
 	took sync.Map // lease: time.Duration
@@ -87,9 +87,8 @@ func (m *measured) Issue(ctx context.Context, o broker.Order) (broker.Credential
 	return m.system.Issue(ctx, o)
 }
 
-// BenchmarkReapWhileIssuing ends 10,000 leases that fall due at once, while 32
-// callers go on, and reports the rate of issuing meanwhile against the rate
-// before.
+// BenchmarkReapWhileIssuing ends 10,000 leases that fall due at once while 32 callers
+// request credentials. It reports the rate of issuing before and during the pass.
 func BenchmarkReapWhileIssuing(b *testing.B) {
 	const due = 10_000
 	for b.Loop() {
@@ -120,7 +119,7 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 	}
 }
 
-// issuingFor issues while f runs, and gives the rate.
+// issuingFor issues credentials while f runs and returns the rate.
 func (w *world) issuingFor(b *testing.B, now time.Time, f func()) float64 {
 	b.Helper()
 	var issued atomic.Int64
@@ -144,7 +143,7 @@ func (w *world) issuingFor(b *testing.B, now time.Time, f func()) float64 {
 	return float64(issued.Load()) / time.Since(start).Seconds()
 }
 
-// atOnce runs f n times, by some callers at once.
+// atOnce runs f n times, distributed over concurrent callers.
 func atOnce(callers, n int, f func() error, b *testing.B) {
 	b.Helper()
 	var left atomic.Int64

@@ -41,7 +41,7 @@ func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
 	}
 }
 
-// A session is a person's own: nobody votes in it for somebody else.
+// A caller who acts for another person cannot vote.
 func TestSessionsAreNotDelegated(t *testing.T) {
 	w := tokenWorld(t)
 	person := broker.Identity{

@@ -42,7 +42,7 @@ func TestApproversOnlyNarrow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, ``)
-			w.adoptChanged(t, closing(`@approval("1 of support")`), func(r *broker.Rules) { r.Catalogue["tickets"].MinTTL = 2 * time.Minute })
+			w.adoptChanged(t, closePolicies(`@approval("1 of support")`), func(r *broker.Rules) { r.Catalogue["tickets"].MinTTL = 2 * time.Minute })
 			r := w.ask(t, read("tickets:close", "tickets:read"))
 			if _, err := w.vote(t, approver("ben", noon), r, test.vote, noon); !errors.Is(err, test.want) {
 				t.Errorf("got %v, want %v", err, test.want)
@@ -54,7 +54,7 @@ func TestApproversOnlyNarrow(t *testing.T) {
 // If the requester's team has members by claims, stale claims may hide that the
 // approver is one of them.
 func TestExcludedTeamByClaims(t *testing.T) {
-	policies := closing(`@approval("1 of support") @exclude_team("yes")`)
+	policies := closePolicies(`@approval("1 of support") @exclude_team("yes")`)
 	w := peopleWorld(t, ``)
 	w.adopt(t, policies, strings.ReplaceAll(testGroups, "agents: {members: [login/ben]}", "agents: {claims: [{provider: login, group: agents}]}"))
 	stale := approver("cleo", noon)
@@ -111,7 +111,7 @@ agents: {members: [login/ben]}
 		{"only listed members", listed, claimed(time.Hour), false},
 		{"a workload", testGroups, broker.Self(agent(noon), noon), false},
 	} {
-		w.adopt(t, closing(``), test.groups)
+		w.adopt(t, closePolicies(``), test.groups)
 		age, stale := w.broker.ClaimsAge(test.caller)
 		if stale != test.stale {
 			t.Errorf("%s: got age %s, stale %t, want %t", test.name, age, stale, test.stale)
@@ -130,9 +130,9 @@ func (p doubtfulPolicy) Decide(ctx context.Context, q broker.Query, now time.Tim
 	return d, errors.Join(err, errors.New("evaluating a policy"))
 }
 
-// An error of policy denies each call that asks it, whatever the decision says.
-func TestErrorOfPolicyDenies(t *testing.T) {
-	policies := closing(`@approval("1 of support")`)
+// A policy error denies the call, even if the decision permits.
+func TestPolicyErrorDenies(t *testing.T) {
+	policies := closePolicies(`@approval("1 of support")`)
 	w := peopleWorld(t, ``)
 	w.adopt(t, policies, testGroups)
 	pending, granted := w.ask(t, read("tickets:close")), w.ask(t, read("tickets:comment"))
@@ -141,7 +141,7 @@ func TestErrorOfPolicyDenies(t *testing.T) {
 	}
 	w.adoptChanged(t, policies, func(r *broker.Rules) { r.Policy = doubtfulPolicy{r.Policy} })
 	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("asking: got %v, want %v", err, broker.ErrDenied)
+		t.Errorf("requesting: got %v, want %v", err, broker.ErrDenied)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), granted.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNoLongerAllowed) {
 		t.Errorf("collecting: got %v, want %v", err, broker.ErrNoLongerAllowed)
@@ -156,7 +156,7 @@ func TestErrorOfPolicyDenies(t *testing.T) {
 
 // A grant is not collected if the entitlement has changed since.
 func TestCollectAfterTheEntitlementChanged(t *testing.T) {
-	policies := closing(`@approval("1 of support")`)
+	policies := closePolicies(`@approval("1 of support")`)
 	for name, test := range map[string]struct {
 		change func(*broker.Entitlement)
 		want   error
@@ -180,7 +180,7 @@ func TestCollectAfterTheEntitlementChanged(t *testing.T) {
 // If policy allows less time than at the approval, a ttl that the requester chose
 // needs a new request, and others are cut. The grant ends by the new duration.
 func TestCollectUnderShorterLimits(t *testing.T) {
-	shorter := closing(`@approval("1 of support") @max_ttl("5m") @max_duration("20m")`)
+	shorter := closePolicies(`@approval("1 of support") @max_ttl("5m") @max_duration("20m")`)
 	for name, test := range map[string]struct {
 		ttl   time.Duration
 		after time.Duration
@@ -273,7 +273,7 @@ func TestPreviewDigest(t *testing.T) {
 	}
 }
 
-// The log and the list of blocks tell whether a block was placed or lifted.
+// The log and the list of blocks show each block that is placed or lifted.
 func TestBlocksAreRecorded(t *testing.T) {
 	w := tokenWorld(t)
 	w.broker = w.restart(t, map[string]broker.Issuer{"tickets": signer{}, "db": &system{live: map[string]time.Time{}}})
@@ -345,7 +345,7 @@ func TestKillSwitchOnPendingRequest(t *testing.T) {
 	}
 }
 
-// Leases of an entitlement that the catalogue has no more can still be revoked.
+// Leases of an entitlement that has left the catalogue can still be revoked.
 func TestKillSwitchOnRemovedEntitlement(t *testing.T) {
 	w := tokenWorld(t)
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{}); err != nil {

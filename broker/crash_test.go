@@ -188,10 +188,10 @@ var crashPoints = map[string][]string{
 	"collect and return": {"prepare", "store lease.opened", "issue", "store lease.issued", "revoke", "store lease.revoked"},
 }
 
-// A step of a flow fails, or happens with its answer lost, and the broker goes on
-// or is killed and started again. Within 30 seconds, no credential works that was
-// not answered, and none works without its record. The steps that were struck
-// are compared with crashPoints: a fault that strikes nothing proves nothing.
+// A step of a flow fails, or succeeds with its answer lost, and the broker continues
+// or is killed and restarted. Within 30 seconds, no undelivered credential works, and
+// none works without its record. The steps that were struck
+// are compared with crashPoints, because a fault that strikes nothing proves nothing.
 func TestEveryStepFailsOnce(t *testing.T) {
 	collect := func(ctx context.Context, b *broker.Broker, now time.Time) (*broker.Issued, error) {
 		issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
@@ -262,9 +262,9 @@ func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, 
 	answered := flow(ctx, w.broker, noon)
 	struck = f.struck
 	if n := sys.working(noon.Add(time.Second)); !f.deadly && answered == 0 && struck != "" && struck != "revoke" && n > 0 {
-		t.Errorf("step %d (%s): the broker lives, answered nothing, and %d credentials work", f.step, struck, n)
+		t.Errorf("step %d (%s): the broker survived and returned no credential, but %d work", f.step, struck, n)
 	}
-	// The broker goes on, or another starts on the same store.
+	// The broker continues, or another starts on the same store.
 	f.armed, f.dead, f.after = false, false, false
 	again := w.restart(t, map[string]broker.Issuer{"db": sys})
 	for _, after := range []time.Duration{time.Second, 5 * time.Second, 30 * time.Second} {
@@ -279,13 +279,13 @@ func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, 
 		t.Errorf("step %d (%s): %d credentials work, %d leases are active", f.step, struck, working, active)
 	}
 	if answered > 0 && !f.deadly && struck != "revoke" && struck != "" && working > 1 {
-		t.Errorf("step %d (%s): %d credentials work, one was answered", f.step, struck, working)
+		t.Errorf("step %d (%s): %d credentials work, one was returned", f.step, struck, working)
 	}
 	if _, err := again.Reap(ctx, noon.Add(2*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(sys.live); n > 0 {
-		t.Errorf("step %d (%s): %d credentials were never ended", f.step, struck, n)
+		t.Errorf("step %d (%s): %d credentials were never revoked", f.step, struck, n)
 	}
 	w.verify(t)
 	return struck

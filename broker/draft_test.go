@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// What an agent writes is shown to people: it may neither hide, nor flood, nor
-// drive a terminal.
-func TestTextsOfAnAgent(t *testing.T) {
+// Texts of an agent are shown to people. They must not hide text, flood the page or
+// control a terminal.
+func TestAgentTexts(t *testing.T) {
 	e := &Entitlement{Name: "e", Parameters: map[string]Parameter{
 		"any":  {Pattern: regexp.MustCompile(`^(?s:.*)$`)},
 		"free": {},
@@ -45,27 +45,27 @@ func TestTextsOfAnAgent(t *testing.T) {
 			}
 		}
 		if err := try("שלום, größe: 3 ≤ 4"); err != nil {
-			t.Errorf("%s of plain words: %v", field, err)
+			t.Errorf("%s of plain text: %v", field, err)
 		}
 	}
 	for takes, e := range map[string]*Entitlement{"the parameters are: any, free, pem": e, "the parameters are: none": {Name: "none"}} {
 		var r *Refusal
 		if err := e.checkParameters(map[string]string{"other": "x"}); !errors.As(err, &r) || !strings.HasSuffix(r.Detail, takes) {
-			t.Errorf("a parameter of another name: %v, want %q", err, takes)
+			t.Errorf("unknown parameter: got %v, want %q", err, takes)
 		}
 	}
 	most := strings.Repeat("x", MaxJustification)
 	if err := fields["justification"](most); err != nil {
-		t.Errorf("as long as may be: %v", err)
+		t.Errorf("at the maximum length: %v", err)
 	}
 	if err := fields["justification"](most + "x"); !errors.Is(err, ErrInvalidRequest) {
-		t.Errorf("a byte longer: %v", err)
+		t.Errorf("one byte longer: %v", err)
 	}
 	if err := fields["parameter pem"]("a\nb"); err != nil {
-		t.Errorf("lines where they are meant: %v", err)
+		t.Errorf("line breaks in a multi-line text: %v", err)
 	}
 	if err := fields["parameter free"]("a\nb"); !errors.Is(err, ErrInvalidParameter) {
-		t.Errorf("lines where they are not: %v", err)
+		t.Errorf("line breaks in a single-line text: %v", err)
 	}
 }
 
@@ -75,7 +75,7 @@ func TestFormatDuration(t *testing.T) {
 	} {
 		d, err := time.ParseDuration(text)
 		if got := FormatDuration(d); err != nil || got != want {
-			t.Errorf("%s: %q, want %q", text, got, want)
+			t.Errorf("%s: got %q, want %q", text, got, want)
 		}
 	}
 }

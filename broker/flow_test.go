@@ -13,8 +13,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A signer stands for the broker's own token signer, without cryptography: the
-// token is its lease's id.
+// A signer stands in for the token issuer, without cryptography. A token is the id of
+// its lease.
 type signer struct{}
 
 func (signer) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
@@ -49,7 +49,7 @@ func tokenWorld(t *testing.T) *world {
 
 func read(scopes ...string) broker.Ask { return broker.Ask{Entitlement: "tickets", Scopes: scopes} }
 
-// kinds gives what the log says, without the loading of rules.
+// kinds returns the kinds of all records except those of the log and the rules.
 func (w *world) kinds(t *testing.T) (kinds []audit.Kind) {
 	t.Helper()
 	for _, r := range w.records(t) {
@@ -63,11 +63,11 @@ func (w *world) kinds(t *testing.T) (kinds []audit.Kind) {
 func wantKinds(t *testing.T, w *world, want ...audit.Kind) {
 	t.Helper()
 	if got := w.kinds(t); fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("the log says %v, want %v", got, want)
+		t.Errorf("got records %v, want %v", got, want)
 	}
 }
 
-func TestOneCallIsOneRecord(t *testing.T) {
+func TestAskAndCollectWritesOneRecord(t *testing.T) {
 	w := tokenWorld(t)
 	issued, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read", "tickets:comment"), broker.IdempotencyKey{})
 	if err != nil {
@@ -77,7 +77,7 @@ func TestOneCallIsOneRecord(t *testing.T) {
 	record := w.records(t)[issued.Receipt.Index]
 	if record.Lease.ID != issued.Lease.ID.String() || record.Request.ID != r.ID.String() || !record.Decision.Permit ||
 		record.Lease.Credential != sha256.Sum256([]byte(issued.Credential.Secret.Reveal()["token"])) {
-		t.Errorf("the receipt leads to %+v", record)
+		t.Errorf("the receipt's record is %+v", record)
 	}
 	if want := noon.Add(10 * time.Minute); !issued.Lease.Expires.Equal(want) {
 		t.Errorf("it expires at %s, want %s", issued.Lease.Expires, want)
@@ -91,20 +91,20 @@ func TestDenialsShareARecord(t *testing.T) {
 		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Duration(i)*time.Second)), broker.Ask{Entitlement: "nothing"}, broker.IdempotencyKey{})
 		var refusal *broker.Refusal
 		if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrDenied) || refusal.RequestID.IsZero() {
-			t.Fatalf("asking for what is not there: %v", err)
+			t.Fatalf("unknown entitlement: %v", err)
 		}
 		if first.IsZero() {
 			first = refusal.RequestID
 		}
 		if refusal.RequestID != first {
-			t.Fatalf("denial %d has a request of its own", i)
+			t.Fatalf("denial %d has its own request", i)
 		}
 	}
 	wantKinds(t, w, audit.RequestDenied)
 	if r, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), first); err != nil || r.State(noon) != broker.RequestDenied {
 		t.Errorf("the denied request is %+v, %v", r, err)
 	}
-	// When the broker ends, or the minute is over, the others are counted.
+	// The other denials are counted at the end of the minute or when the broker stops.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := w.broker.Run(ctx); err != nil {
@@ -116,8 +116,8 @@ func TestDenialsShareARecord(t *testing.T) {
 	}
 }
 
-// Who may not ask for an entitlement can't find out whether it exists, nor
-// what is wrong with the asking.
+// A caller who may not request an entitlement cannot find out whether it exists, or
+// what is wrong with the request.
 func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
 	w := tokenWorld(t)
 	stranger := workload("spiffe://acme.test/stranger", noon)
@@ -138,26 +138,26 @@ func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
 		{Entitlement: "tickets", Scopes: []string{"tickets:read"}, Parameters: map[string]string{"p": "v"}},
 	} {
 		if got := answer(ask); got != want {
-			t.Errorf("%+v answers %q, an unknown entitlement %q", ask, got, want)
+			t.Errorf("%+v: got %q, want %q as for an unknown entitlement", ask, got, want)
 		}
 	}
 }
 
-func TestDeniedIsToldWhatIsAllowed(t *testing.T) {
+func TestRefusalShowsReasonsAndLimits(t *testing.T) {
 	w := tokenWorld(t)
 	evil := workload("spiffe://acme.test/agent/evil/x", noon)
 	_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(evil, noon), read("tickets:read"), broker.IdempotencyKey{})
 	var refusal *broker.Refusal
 	if !errors.As(err, &refusal) || len(refusal.Reasons) != 1 || refusal.Reasons[0] != "this path is under investigation" {
-		t.Errorf("a forbid answers %+v, %v", refusal, err)
+		t.Errorf("forbidden: got %+v, %v", refusal, err)
 	}
 	_, _, err = w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: time.Hour}, broker.IdempotencyKey{})
 	if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrInvalidTTL) || refusal.Allowed.MaxTTL != 15*time.Minute {
-		t.Errorf("too long a ttl answers %+v, %v", refusal, err)
+		t.Errorf("ttl too long: got %+v, %v", refusal, err)
 	}
 }
 
-func TestPendingLapsesAndIsTheSame(t *testing.T) {
+func TestPendingRequestIsReusedUntilItLapses(t *testing.T) {
 	w := tokenWorld(t)
 	ask := read("tickets:close")
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
@@ -170,21 +170,21 @@ func TestPendingLapsesAndIsTheSame(t *testing.T) {
 	}
 	_, same, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), ask, broker.IdempotencyKey{})
 	if err != nil || same.ID != first.ID {
-		t.Errorf("an identical ask gives %s, not %s (%v)", same.ID, first.ID, err)
+		t.Errorf("identical request: got %s, %v, want %s", same.ID, err, first.ID)
 	}
 	wantKinds(t, w, audit.RequestCreated)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrPending) {
 		t.Errorf("collecting it: %v", err)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another collecting it: %v", err)
+		t.Errorf("another workload collecting it: %v", err)
 	}
 	later := noon.Add(broker.PendingFor)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLapsed) {
-		t.Errorf("collecting it when it has lapsed: %v", err)
+		t.Errorf("collecting it after it lapsed: %v", err)
 	}
 	if _, again, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), ask, broker.IdempotencyKey{}); err != nil || again.ID == first.ID {
-		t.Errorf("asking again when it has lapsed: %v, %v", again, err)
+		t.Errorf("requesting again after it lapsed: %v, %v", again, err)
 	}
 }
 
@@ -212,8 +212,8 @@ func TestTooManyPending(t *testing.T) {
 	}
 }
 
-// Limits hold when 64 callers ask at once.
-func TestLimitsHoldUnderConcurrency(t *testing.T) {
+// Limits are enforced for 64 concurrent callers.
+func TestLimitsUnderConcurrency(t *testing.T) {
 	for path, want := range map[string]struct {
 		n   int
 		err error
@@ -248,7 +248,7 @@ func TestLimitsHoldUnderConcurrency(t *testing.T) {
 			}
 			_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{})
 			if back := want.err == broker.ErrMaxActive; (err == nil) != back {
-				t.Errorf("after giving one back: %v", err)
+				t.Errorf("after returning one: %v", err)
 			}
 		})
 	}
@@ -288,11 +288,11 @@ func TestLaterCollectionsEndWithTheGrant(t *testing.T) {
 	late := noon.Add(59 * time.Minute)
 	first, err := w.broker.Collect(t.Context(), broker.Self(agent(late), late), r.ID, broker.IdempotencyKey{})
 	if err != nil || first.Lease.Expires.Sub(late) != 10*time.Minute {
-		t.Fatalf("the first gets %+v, %v, not its full time", first, err)
+		t.Fatalf("first: got %+v, %v, want the full ttl", first, err)
 	}
 	second, err := w.broker.Collect(t.Context(), broker.Self(agent(late), late), r.ID, broker.IdempotencyKey{})
 	if err != nil || !second.Lease.Expires.Equal(r.CollectUntil) {
-		t.Fatalf("the second ends at %+v, %v, not with the grant", second, err)
+		t.Fatalf("second: got %+v, %v, want the end of the grant", second, err)
 	}
 	over := noon.Add(time.Hour)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(over), over), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
@@ -300,7 +300,7 @@ func TestLaterCollectionsEndWithTheGrant(t *testing.T) {
 	}
 }
 
-func TestCollectDecidesAnew(t *testing.T) {
+func TestCollectEvaluatesPolicyAgain(t *testing.T) {
 	w := tokenWorld(t)
 	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
@@ -323,7 +323,7 @@ func TestCollectDecidesAnew(t *testing.T) {
 	}
 }
 
-func TestRenewTakesThePlace(t *testing.T) {
+func TestRenewReplacesTheLease(t *testing.T) {
 	w := tokenWorld(t)
 	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
@@ -338,7 +338,7 @@ func TestRenewTakesThePlace(t *testing.T) {
 		t.Errorf("renewing the replaced lease: %v", err)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", at), at), renewed.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another renewing it: %v", err)
+		t.Errorf("another workload renewing it: %v", err)
 	}
 	wantKinds(t, w, audit.LeaseIssued, audit.LeaseIssued)
 }
@@ -359,19 +359,19 @@ func TestIntrospection(t *testing.T) {
 	}
 	server := workload("spiffe://acme.test/tickets", noon)
 	if !active(agent(noon), noon) || !active(server, noon) {
-		t.Error("holder or resource server are told that it is inactive")
+		t.Error("the token is inactive for its holder or its resource server")
 	}
 	if active(workload("spiffe://acme.test/tickets/other", noon), noon) {
-		t.Error("somebody else is told that it is active")
+		t.Error("the token is active for another caller")
 	}
 	if active(server, issued.Lease.Expires) {
-		t.Error("it is active on the instant of its expiry")
+		t.Error("the token is active at its expiry")
 	}
 	if err := w.broker.RevokeToken(t.Context(), broker.Self(server, noon), token); err != nil || !active(server, noon) {
-		t.Errorf("the resource server revoked it, or was refused: %v", err)
+		t.Errorf("revocation by the resource server: got %v, want no error and no effect", err)
 	}
 	if err := w.broker.RevokeToken(t.Context(), broker.Self(agent(noon), noon), token); err != nil || active(server, noon) {
-		t.Errorf("it is active after it was given back: %v", err)
+		t.Errorf("the token is active after its return: %v", err)
 	}
 }
 
@@ -379,11 +379,11 @@ func TestExpiredProofGetsNothing(t *testing.T) {
 	w := tokenWorld(t)
 	who := agent(noon.Add(-time.Hour))
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrProofExpired) {
-		t.Errorf("on the instant of its expiry: %v", err)
+		t.Errorf("at the expiry of the proof: %v", err)
 	}
 }
 
-// A caller who asks for something else each time can't fill the log.
+// A caller who varies a denied request each time cannot fill the log.
 func TestDifferentDenialsAreBounded(t *testing.T) {
 	w := tokenWorld(t)
 	for i := range 500 {
@@ -406,11 +406,11 @@ func TestDifferentDenialsAreBounded(t *testing.T) {
 		}
 	}
 	if records > 70 || counted != 500 {
-		t.Errorf("500 denials left %d records, which count %d", records, counted)
+		t.Errorf("500 denials left %d records, which count %d denials", records, counted)
 	}
 }
 
-// What was approved is not collected once the catalogue gives something else.
+// A grant cannot be collected if the catalogue has changed its scopes.
 func TestCatalogueChangesUnderAGrant(t *testing.T) {
 	w := tokenWorld(t)
 	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
@@ -425,7 +425,7 @@ func TestCatalogueChangesUnderAGrant(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNeedsNewRequest) {
-		t.Errorf("a scope that is gone: %v", err)
+		t.Errorf("with a removed scope: %v", err)
 	}
 }
 
@@ -447,7 +447,7 @@ func TestRenewalsAreCounted(t *testing.T) {
 	}
 }
 
-func TestBlocksThatBlockNothingAreRefused(t *testing.T) {
+func TestInvalidSelectorsAreRefused(t *testing.T) {
 	w := tokenWorld(t)
 	operator := broker.Identity{ID: "root", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket}}
 	for _, s := range []broker.Selector{

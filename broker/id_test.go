@@ -16,7 +16,7 @@ func TestIDsAreMonotonic(t *testing.T) {
 	for i := range 10_000 {
 		at := noon
 		if i%3 == 0 {
-			at = noon.Add(-time.Hour) // the clock went back
+			at = noon.Add(-time.Hour) // the clock was set back
 		}
 		ids = append(ids, NewRequestID(at).String())
 	}
@@ -61,7 +61,7 @@ func TestSPIFFEPaths(t *testing.T) {
 	}
 }
 
-func TestMarks(t *testing.T) {
+func TestWithLabels(t *testing.T) {
 	rules := &Rules{Labels: []WorkloadLabels{
 		{Under: "spiffe://acme.test/agent", Kind: KindAgent, Team: "support"},
 		{Under: "spiffe://acme.test/agent/billing", Kind: KindAgent, Team: "billing"},
@@ -69,16 +69,16 @@ func TestMarks(t *testing.T) {
 	for id, want := range map[string]string{
 		"spiffe://acme.test/agent/triage":    "agent support",
 		"spiffe://acme.test/agent/billing/x": "agent billing",
-		"spiffe://acme.test/agents":          "workload ", // no mark crosses a segment
+		"spiffe://acme.test/agents":          "workload ", // labels apply to whole path segments
 		"spiffe://acme.test.evil/agent/x":    "workload ",
 	} {
 		who := rules.WithLabels(Identity{ID: id, Kind: KindAgent, Team: "forged"})
 		if got := fmt.Sprintf("%s %s", who.Kind, who.Team); who.Kind == KindNone && want != "" || got != want && id != "" {
-			t.Errorf("%s is %q, want %q", id, got, want)
+			t.Errorf("%s: got %q, want %q", id, got, want)
 		}
 	}
 	if got := rules.WithLabels(Identity{}); got.Kind != KindNone {
-		t.Error("a mark made somebody of nobody")
+		t.Error("labels were added to the zero identity")
 	}
 }
 
@@ -91,7 +91,7 @@ func TestSecretDoesNotShow(t *testing.T) {
 	text := fmt.Sprintf("%v %+v %#v %s %q %d %x %v %+v %#v", s, s, s, s, s, s, s, &s, Credential{Secret: s}, Issued{Credential: Credential{Secret: s}})
 	marshalled, err := json.Marshal(map[string]any{"s": s})
 	if err == nil {
-		t.Errorf("it was marshalled: %s", marshalled)
+		t.Errorf("the secret was marshalled: %s", marshalled)
 	}
 	for where, got := range map[string]string{"fmt": text, "slog": log.String(), "error": err.Error()} {
 		if strings.Contains(got, secret) || strings.Contains(got, fmt.Sprintf("%x", secret)) {
@@ -99,6 +99,6 @@ func TestSecretDoesNotShow(t *testing.T) {
 		}
 	}
 	if s.Reveal()["token"] != secret {
-		t.Error("Reveal does not")
+		t.Error("Reveal does not return the secret")
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The id is stored: another derivation would forget every key of the last day.
+// The id is stored, so another derivation would lose every key of the last day.
 func TestIdempotencyIDIsStable(t *testing.T) {
 	const want = "d2422bc254bd067f3cfb480eb989d213d8b607d67bb72323ea0d5390a92367ac"
 	key := NewIdempotencyKey("spiffe://acme.test/agent", "POST", "/v1/credentials", "key-1", []byte("{}"))

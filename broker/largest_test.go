@@ -12,17 +12,17 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// longName is a name as long as may be.
+// longName returns a name of n bytes.
 func longName(prefix string, n int) string {
 	return fmt.Sprintf("%s%0*d", prefix, broker.MaxName-len(prefix), n)
 }
 
-// largest gives an ask in which everything is as long as may be, in characters
-// that take the most bytes to write, and a world that accepts it.
+// largest returns a request whose every field has its maximum length, in characters
+// with the longest encoding, and a world that accepts it.
 func largest(t *testing.T, size, parameters int) (*world, broker.Identity, broker.Ask) {
 	t.Helper()
 	w := peopleWorld(t, `@approval("1 of support")`)
-	rules := testRules(t, closing(`@approval("1 of support")`))
+	rules := testRules(t, closePolicies(`@approval("1 of support")`))
 	e := rules.Catalogue["tickets"]
 	ask := broker.Ask{
 		Entitlement: "tickets", Parameters: map[string]string{},
@@ -37,7 +37,7 @@ func largest(t *testing.T, size, parameters int) (*world, broker.Identity, broke
 		e.Parameters[name] = broker.Parameter{MaxLength: size, Lines: size > broker.MaxParameter, Required: true}
 		ask.Parameters[name] = strings.Repeat(`"`, size)
 	}
-	rules.Revision[0] ^= 1 // it is over the catalogue as well
+	rules.Revision[0] ^= 1 // the revision covers the catalogue
 	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, rules); err != nil {
 		t.Fatal(err)
 	}
@@ -45,9 +45,9 @@ func largest(t *testing.T, size, parameters int) (*world, broker.Identity, broke
 	return w, workload(id+strings.Repeat("x", 2048-len(id)), noon), ask
 }
 
-// What may be asked for can be recorded: from the ask over the approval to the
-// credential, however it is filled.
-func TestTheLargestAsk(t *testing.T) {
+// Every request that is accepted can be recorded, from the request over the approval
+// to the credential.
+func TestLargestRequest(t *testing.T) {
 	for name, shape := range map[string]struct{ size, parameters int }{
 		"as many parameters as may be": {broker.MaxAllParameters / broker.MaxParameters, broker.MaxParameters},
 		"parameters as long as may be": {broker.MaxLines, broker.MaxAllParameters / broker.MaxLines},
@@ -67,15 +67,16 @@ func TestTheLargestAsk(t *testing.T) {
 				t.Fatal(err)
 			}
 			if l := issued.Lease; !maps.Equal(l.Parameters, ask.Parameters) || !slices.Equal(l.Scopes, ask.Scopes) {
-				t.Errorf("it is for %d scopes and %d parameters", len(l.Scopes), len(l.Parameters))
+				t.Errorf("the lease has %d scopes and %d parameters", len(l.Scopes), len(l.Parameters))
 			}
 			wantKinds(t, w, audit.RequestCreated, audit.RequestApproved, audit.LeaseIssued)
 		})
 	}
 }
 
-// One byte, or one thing, more than may be is refused by name, and leaves nothing.
-func TestMoreThanTheLargestAsk(t *testing.T) {
+// A request that exceeds a maximum by one is refused with the name of the field, and
+// leaves no record.
+func TestRequestAboveTheMaximum(t *testing.T) {
 	first := longName("p", 0)
 	for name, test := range map[string]struct {
 		change func(*broker.Ask)
@@ -84,7 +85,7 @@ func TestMoreThanTheLargestAsk(t *testing.T) {
 	}{
 		"a parameter": {func(a *broker.Ask) {
 			a.Parameters[first] += "x"
-			last := longName("p", 3) // not more of all together
+			last := longName("p", 3) // keeps the total within its maximum
 			a.Parameters[last] = a.Parameters[last][1:]
 		}, broker.ErrInvalidParameter, first + " is longer than 4096 bytes"},
 		"all parameters":   {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "the parameters are longer than 16384 bytes in total"},
@@ -101,14 +102,14 @@ func TestMoreThanTheLargestAsk(t *testing.T) {
 			test.change(&ask)
 			_, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.IdempotencyKey{})
 			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
-				t.Errorf("%v, want %v: %s", err, test.want, test.says)
+				t.Errorf("got %v, want %v: %s", err, test.want, test.says)
 			}
 			wantKinds(t, w)
 		})
 	}
 }
 
-// seventeen are as many parameters as are too many.
+// seventeen returns one parameter more than the maximum.
 func seventeen() map[string]string {
 	p := map[string]string{}
 	for n := range broker.MaxParameters + 1 {

@@ -18,7 +18,7 @@ func TestLeaseState(t *testing.T) {
 		{"issuing", Lease{Status: LeaseIssuing}, noon, LeaseIssuing, true},
 		{"active", Lease{Status: LeaseActive, Expires: noon.Add(1)}, noon, LeaseActive, true},
 		{"expired on the instant", Lease{Status: LeaseActive, Expires: noon}, noon, LeaseExpired, false},
-		{"expired, and its issuer was not told", Lease{Status: LeaseActive, Expires: noon, Revocation: RevokedImmediate}, noon, LeaseExpired, true},
+		{"expired, and its issuer was not called", Lease{Status: LeaseActive, Expires: noon, Revocation: RevokedImmediate}, noon, LeaseExpired, true},
 		{"expired, which ends it", Lease{Status: LeaseActive, Expires: noon, Revocation: RevokedAtExpiry}, noon, LeaseExpired, false},
 		{"expired, and nothing ends it", Lease{Status: LeaseActive, Expires: noon, Revocation: RevokedNever}, noon, LeaseExpired, false},
 		{"revoking", Lease{Status: LeaseRevoking, EndAsked: noon}, noon, LeaseRevoking, true},
@@ -61,18 +61,18 @@ func TestActivateOnlyFromIssuing(t *testing.T) {
 		l := Lease{Status: status, Expires: noon}
 		err := l.activate(Credential{Type: "bearer", Expires: noon.Add(-time.Minute)}, nil)
 		if (err == nil) != (status == LeaseIssuing) {
-			t.Errorf("activate from %d: %v", status, err)
+			t.Errorf("activate from status %d: got %v", status, err)
 		}
 		if err == nil && !l.Expires.Equal(noon.Add(-time.Minute)) {
-			t.Error("a credential that ends earlier does not shorten its lease")
+			t.Error("a credential that expires earlier does not shorten its lease")
 		}
 	}
 	l := Lease{Status: LeaseIssuing, Expires: noon}
 	if err := l.activate(Credential{Expires: noon.Add(time.Hour), Revocation: RevokedAtExpiry}, nil); err != nil || !l.Expires.Equal(noon) {
-		t.Error("a credential lengthened its lease")
+		t.Error("a credential extended its lease")
 	}
 	if l.Revocation != RevokedAtExpiry {
-		t.Errorf("its revocation is %q, not what the upstream told", l.Revocation)
+		t.Errorf("got revocation %q, want the upstream's", l.Revocation)
 	}
 }
 
@@ -102,23 +102,23 @@ func TestEnd(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			l := c.before
 			if wrote := l.end(c.a, noon); wrote != c.wrote || l.Status != c.status || l.Revocation != c.truth {
-				t.Errorf("end = %t, status %d, revocation %q; want %t, %d, %q", wrote, l.Status, l.Revocation, c.wrote, c.status, c.truth)
+				t.Errorf("got %t, status %d, revocation %q, want %t, %d, %q", wrote, l.Status, l.Revocation, c.wrote, c.status, c.truth)
 			}
 			if c.a.outcome == outcomeQueued {
 				if l.Status == LeaseRevoking && (l.LastError != "" || !l.NextTry.Equal(l.Expires)) {
-					t.Errorf("a queued ending leaves %q, next at %s", l.LastError, l.NextTry)
+					t.Errorf("queued: got last error %q, next try at %s", l.LastError, l.NextTry)
 				}
 				return
 			}
 			if l.Status == LeaseRevoking && (l.LastError != "issuer_unavailable" || !l.NextTry.After(noon)) {
-				t.Errorf("a failed try leaves %q, next at %s", l.LastError, l.NextTry)
+				t.Errorf("failed: got last error %q, next try at %s", l.LastError, l.NextTry)
 			}
 		})
 	}
 }
 
-// TestTransitions holds the state machine against the table of the design, row
-// by row: outcome, before or after expiry, and the lease that results.
+// TestTransitions compares the state machine with its specification: the outcome,
+// before or after expiry, and the resulting lease.
 func TestTransitions(t *testing.T) {
 	const code = "issuer_unavailable"
 	before, after := noon.Add(time.Minute), noon
@@ -164,7 +164,7 @@ func TestTransitions(t *testing.T) {
 	}
 }
 
-func TestEndingIsCountedFromWhenItWasDue(t *testing.T) {
+func TestRevocationLagStartsWhenDue(t *testing.T) {
 	for _, how := range []string{EndExpired, EndReturned, EndRevoked} {
 		l := Lease{Status: LeaseActive, Revocation: RevokedImmediate, Expires: noon}
 		l.end(attempt(how, nil), noon.Add(3*time.Second))
@@ -174,7 +174,7 @@ func TestEndingIsCountedFromWhenItWasDue(t *testing.T) {
 	}
 }
 
-func TestBackoffGrowsAndNeverEnds(t *testing.T) {
+func TestBackoffGrowsToAMaximum(t *testing.T) {
 	for n := range 1000 {
 		d := Backoff(n)
 		if d < 750*time.Millisecond || d > 375*time.Second {
@@ -193,9 +193,9 @@ func TestLimit(t *testing.T) {
 	}
 	var refusal *Refusal
 	if err := c.take(limit, noon.Add(59*time.Minute)); !errors.As(err, &refusal) || !errors.Is(err, ErrLimit) || refusal.Retry <= 0 {
-		t.Fatalf("a fourth within the hour: %v", err)
+		t.Fatalf("fourth within the hour: %v", err)
 	}
-	// A slice later than an hour, at most, they no longer count.
+	// They stop counting at most one bucket after the hour.
 	if err := c.take(limit, noon.Add(time.Hour+5*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
@@ -204,9 +204,8 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// No period of the limit's length ever holds more than the limit, wherever it
-// begins.
-func TestLimitHoldsInEveryPeriod(t *testing.T) {
+// No period of the limit's length contains more uses than the limit.
+func TestLimitInEveryPeriod(t *testing.T) {
 	c := &Counter{}
 	limit := Limit{Policy: "p", Count: 5, Per: 10 * time.Minute}
 	var taken []time.Time
@@ -221,7 +220,7 @@ func TestLimitHoldsInEveryPeriod(t *testing.T) {
 		}
 	}
 	if most := 5 * 18; len(taken) < most*9/12 {
-		t.Errorf("only %d were taken, of %d allowed", len(taken), most)
+		t.Errorf("got %d uses, want %d", len(taken), most)
 	}
 }
 
@@ -229,16 +228,16 @@ func TestHold(t *testing.T) {
 	c := &Counter{}
 	hold := func(name string, until, now time.Time) bool { return c.hold(2, name, until, now) }
 	if !hold("a", noon.Add(time.Minute), noon) || !hold("b", noon.Add(2*time.Minute), noon) {
-		t.Fatal("two places can't be held")
+		t.Fatal("two places cannot be taken")
 	}
 	if hold("c", noon.Add(time.Minute), noon) {
-		t.Fatal("three places are held")
+		t.Fatal("three places were taken")
 	}
 	c.release("a")
 	if !hold("c", noon.Add(time.Minute), noon) {
-		t.Fatal("a place that was given back can't be held")
+		t.Fatal("a released place cannot be taken")
 	}
 	if !hold("d", noon.Add(time.Hour), noon.Add(time.Minute)) {
-		t.Fatal("a place whose time is over can't be held")
+		t.Fatal("an expired place cannot be taken")
 	}
 }

@@ -183,7 +183,7 @@ func TestFullChannelDelaysNoOther(t *testing.T) {
 	r.Requester.ID = "" // so that they are no backlog of one requester
 	w.enqueue(t, r, "hook:support", broker.NoticePending, 5000)
 	w.deliver(t, noon)
-	w.ask(t, withReason(glass("tickets:read"), "the till is on fire"))
+	w.ask(t, withReason(breakGlass("tickets:read"), "the till is on fire"))
 	w.deliver(t, noon)
 	if got := quick.events(); !slices.Equal(got, []broker.NoticeEvent{broker.NoticeBreakGlass}) {
 		t.Errorf("the other channel got %v", got)
@@ -197,7 +197,7 @@ func TestUrgentNoticesComeFirst(t *testing.T) {
 	r := &receiver{}
 	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)
 	w.ask(t, read("tickets:close"))
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), withReason(glass("tickets:read"), "the till is on fire"), broker.IdempotencyKey{}); err != nil {
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), withReason(breakGlass("tickets:read"), "the till is on fire"), broker.IdempotencyKey{}); err != nil {
 		t.Fatal(err)
 	}
 	w.deliver(t, noon.Add(time.Minute))
@@ -206,7 +206,7 @@ func TestUrgentNoticesComeFirst(t *testing.T) {
 	}
 }
 
-// A request that is withdrawn before the channel heard of it causes no message.
+// A request that is withdrawn before its first notice causes no message.
 func TestWithdrawalBeforeDelivery(t *testing.T) {
 	r := &receiver{}
 	w := peopleWorld(t, `@approval("1 of support")`).withChannel(t, r)

@@ -18,7 +18,7 @@ func newSystem() *system { return &system{live: map[string]time.Time{}} }
 func hookedWorld(t *testing.T, before *func()) *world {
 	t.Helper()
 	w := newWorld(t, worldConfig{
-		policies: closing(`@approval("1 of support")`), issuers: map[string]broker.Issuer{"tickets": signer{}, "db": newSystem()},
+		policies: closePolicies(`@approval("1 of support")`), issuers: map[string]broker.Issuer{"tickets": signer{}, "db": newSystem()},
 		wrap: func(s broker.Store) broker.Store { return hookedStore{s, before} },
 	})
 	t.Cleanup(func() { w.verify(t) })

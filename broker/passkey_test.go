@@ -86,7 +86,7 @@ func TestSignedApproval(t *testing.T) {
 	}
 	v := w.signs(t, "ben", key, r, broker.Vote{Approve: true, Comment: "looks right", Scopes: []string{"tickets:read"}, TTL: 5 * time.Minute}, later)
 
-	// What was signed is what is said, or it is nothing.
+	// The signature covers every part of the vote.
 	for name, change := range map[string]func(*broker.Vote){
 		"without the comment":       func(v *broker.Vote) { v.Comment = "" },
 		"with another comment":      func(v *broker.Vote) { v.Comment = "looks wrong" },

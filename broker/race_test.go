@@ -12,26 +12,26 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A slow system makes a credential only when it is told to go on.
+// A slow system issues a credential only when the test lets it proceed.
 type slow struct {
 	system
-	asked chan struct{}
-	goOn  chan struct{}
+	called  chan struct{}
+	proceed chan struct{}
 }
 
 func startSlow() *slow {
-	return &slow{system: system{live: map[string]time.Time{}}, asked: make(chan struct{}, 10), goOn: make(chan struct{}, 10)}
+	return &slow{system: system{live: map[string]time.Time{}}, called: make(chan struct{}, 10), proceed: make(chan struct{}, 10)}
 }
 
 func (s *slow) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
-	s.asked <- struct{}{}
-	<-s.goOn
+	s.called <- struct{}{}
+	<-s.proceed
 	return s.system.Issue(ctx, o)
 }
 
-// Whatever is decided while an upstream makes a credential, holds for that one
-// as well: it is ended there, and never answered.
-func TestDecidedWhileAnUpstreamWorks(t *testing.T) {
+// A block or a rule that takes effect while the upstream issues a credential applies
+// to that credential, too: it is revoked there and never returned.
+func TestDecisionsWhileIssuing(t *testing.T) {
 	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
 	for name, test := range map[string]struct {
 		meanwhile func(t *testing.T, w *world) error
@@ -57,27 +57,26 @@ func TestDecidedWhileAnUpstreamWorks(t *testing.T) {
 				_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 				answer <- err
 			}()
-			<-sys.asked
+			<-sys.called
 			if err := test.meanwhile(t, w); err != nil {
 				t.Fatal(err)
 			}
-			close(sys.goOn)
+			close(sys.proceed)
 			if err := <-answer; !errors.Is(err, test.want) {
-				t.Errorf("the caller is told %v, want %v", err, test.want)
+				t.Errorf("the caller got %v, want %v", err, test.want)
 			}
 			if n := sys.working(noon); n > 0 {
 				t.Errorf("%d credentials work", n)
 			}
 			if w.count(t, broker.LeaseActive) > 0 {
-				t.Error("its lease is active")
+				t.Error("the lease is active")
 			}
 			w.verify(t)
 		})
 	}
 }
 
-// A decision under rules that were replaced meanwhile is not logged after their
-// replacement.
+// A decision under old rules is never logged after the record of the new rules.
 func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 	w := tokenWorld(t)
 	forbidden := testRules(t, strings.Replace(testPolicies, `@id("agents-tickets")`, "@id(\"nothing\")\nforbid (principal, action, resource);\n@id(\"agents-tickets\")", 1))
@@ -125,7 +124,8 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 	}
 }
 
-// One Idempotency-Key is not worth more credentials than a limit allows.
+// Repeating an Idempotency-Key does not get more credentials than the limit allows,
+// except for two repeats that are not counted.
 func TestRepeatsAreCounted(t *testing.T) {
 	w := tokenWorld(t)
 	who := workload("spiffe://acme.test/limited/a", noon)
@@ -139,15 +139,14 @@ func TestRepeatsAreCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Three are counted, and two repeats of the first are forgiven.
+	// Three are counted, and two repeats of the first are not.
 	if issued != 5 {
 		t.Errorf("%d credentials were issued under a limit of 3 an hour", issued)
 	}
 }
 
-// Of what was ended, nothing new comes: neither by the grant of a request that
-// was revoked, nor by renewing a lease that was.
-func TestWhatWasRevokedStaysSo(t *testing.T) {
+// A revoked request issues nothing more, and a revoked lease cannot be renewed.
+func TestRevokedRequestsAndLeasesStayRevoked(t *testing.T) {
 	w := tokenWorld(t)
 	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
 	collected := func() (*broker.Request, *broker.Issued) {
@@ -167,14 +166,14 @@ func TestWhatWasRevokedStaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
-		t.Errorf("collecting by a request that was revoked: %v", err)
+		t.Errorf("collecting a revoked request: %v", err)
 	}
 	_, issued := collected()
 	if _, err := w.broker.Revoke(t.Context(), broker.Self(operator, noon), issued.Lease.ID, "incident"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotRenewable) {
-		t.Errorf("renewing what was revoked: %v", err)
+		t.Errorf("renewing a revoked lease: %v", err)
 	}
 	waiting := read("tickets:close")
 	waiting.Justification = "duplicates"
@@ -186,13 +185,13 @@ func TestWhatWasRevokedStaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), pending.ID); err != nil || got.State(noon) != broker.RequestDenied {
-		t.Errorf("a pending request that was revoked is %d, %v", got.Status, err)
+		t.Errorf("revoked pending request: got status %d, %v", got.Status, err)
 	}
 }
 
-// An issuer that can do something about a credential is told, even where it
-// can't say that it is over at once.
-func TestTheKillSwitchTellsWhoeverCanAct(t *testing.T) {
+// The broker calls the issuer to revoke a credential even if the entitlement does not
+// promise immediate revocation.
+func TestIssuerIsCalledWithoutImmediateRevocation(t *testing.T) {
 	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
 	sys := &system{live: map[string]time.Time{}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": sys, "tickets": signer{}}})
@@ -218,13 +217,13 @@ func TestTheKillSwitchTellsWhoeverCanAct(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, works := sys.live[string(issued.Lease.Handle)]; works {
-			t.Error("its credential still works, though its issuer could have ended it")
+			t.Error("the credential still works, although its issuer could have revoked it")
 		}
 	}
 }
 
-// A grant that policy has shortened since is as short for what is collected
-// late.
+// A shorter @max_duration applies to credentials that are collected later under an
+// earlier grant.
 func TestShortenedGrant(t *testing.T) {
 	w := tokenWorld(t)
 	r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{})
@@ -242,12 +241,11 @@ func TestShortenedGrant(t *testing.T) {
 	who := agent(late)
 	issued, err := w.broker.Collect(t.Context(), broker.Self(who, late), r.ID, broker.IdempotencyKey{})
 	if err != nil || issued.Lease.Expires.After(noon.Add(30*time.Minute)) {
-		t.Errorf("collected 25 minutes into a grant of 30: until %s, %v", issued.Lease.Expires, err)
+		t.Errorf("collected 25 minutes into a grant of 30: expires %s, %v", issued.Lease.Expires, err)
 	}
 }
 
-// A denial that could not be recorded is not answered as one that was, however
-// many there are.
+// A denial that cannot be recorded returns ErrUnavailable, however many there are.
 func TestDenialsWithoutAStore(t *testing.T) {
 	f := &switchable{}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}, wrap: func(s broker.Store) broker.Store { f.Store = s; return f }})
@@ -257,12 +255,12 @@ func TestDenialsWithoutAStore(t *testing.T) {
 		ask.Justification = fmt.Sprint("attempt ", i)
 		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.IdempotencyKey{})
 		if !errors.Is(err, broker.ErrUnavailable) {
-			t.Fatalf("denial %d without a record answers %v", i, err)
+			t.Fatalf("denial %d without a record: got %v", i, err)
 		}
 	}
 }
 
-// switchable is a store that can be down for writing.
+// A switchable store fails all writes while it is down.
 type switchable struct {
 	broker.Store
 	down bool

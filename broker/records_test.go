@@ -28,8 +28,8 @@ func (w *world) kindsOf(t *testing.T, id broker.RequestID, now time.Time) (kinds
 
 func TestRecordsOfARequest(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support")`)
-	// Ids are monotonic in a process, and leases are found by the time in theirs:
-	// this is later than any time in another test.
+	// Ids are monotonic in a process and leases are found by the time in their ids, so
+	// this time is later than any in another test.
 	now := noon.AddDate(0, 0, 4)
 	r := w.askAt(t, read("tickets:close"), now)
 	w.askAt(t, read("tickets:close", "tickets:comment"), now) // another request
@@ -57,8 +57,8 @@ func TestRecordsOfARequest(t *testing.T) {
 	}
 }
 
-// Refusals to collect change no row, and are listed all the same: the first of a
-// minute, and the count of the others. A caller in a loop cannot fill the row.
+// Refusals to collect change no state but are listed: the first of a minute, and the
+// count of the others. A caller in a loop cannot fill the row.
 func TestRefusalsAreListedUpToABound(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support")`)
 	ask := read("tickets:close")
@@ -67,7 +67,7 @@ func TestRefusalsAreListedUpToABound(t *testing.T) {
 	if _, err := w.vote(t, approver("cleo", noon), r, yes, noon); err != nil {
 		t.Fatal(err)
 	}
-	w.adopt(t, strings.Replace(closing(``), `"agents-close")  permit`, `"agents-close")  forbid`, 1), testGroups)
+	w.adopt(t, strings.Replace(closePolicies(``), `"agents-close")  permit`, `"agents-close")  forbid`, 1), testGroups)
 	refused := func(now time.Time) {
 		t.Helper()
 		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(now), now), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNoLongerAllowed) {
@@ -121,11 +121,11 @@ func (w *world) checkLists(t *testing.T, records []audit.Record) {
 		for _, r := range records {
 			id, err := broker.ParseRequestID(about(&r))
 			if err != nil {
-				continue // it is about no request
+				continue // not about a request
 			}
 			row, err := tx.Get(id)
 			if errors.Is(err, broker.ErrNotFound) {
-				delete(lists, id.String()) // refused in the call that made it, and never stored
+				delete(lists, id.String()) // refused when it was made, and never stored
 				continue
 			}
 			if err != nil {

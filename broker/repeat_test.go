@@ -162,7 +162,7 @@ func TestLaterCredentialsEndWithTheGrant(t *testing.T) {
 // The metrics count each decision, request, approval and issued credential.
 func TestEventsAreObserved(t *testing.T) {
 	var got []broker.Event
-	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}, policies: closing(`@approval("1 of support")`), observe: func(e broker.Event) { got = append(got, e) }})
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}, policies: closePolicies(`@approval("1 of support")`), observe: func(e broker.Event) { got = append(got, e) }})
 	codes := func(kind broker.EventKind) (list []string) {
 		for _, e := range got {
 			if e.Kind == kind {

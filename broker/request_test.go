@@ -29,10 +29,10 @@ func TestRequestState(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := c.r.State(c.at); got != c.want {
-				t.Errorf("State = %d, want %d", got, c.want)
+				t.Errorf("got state %d, want %d", got, c.want)
 			}
 			if err := c.r.collectable(c.at); !errors.Is(err, c.err) {
-				t.Errorf("collectable = %v, want %v", err, c.err)
+				t.Errorf("got %v, want %v", err, c.err)
 			}
 		})
 	}
@@ -58,12 +58,12 @@ func TestCovered(t *testing.T) {
 		r.Approvals = append(r.Approvals, Approval{Person: person, Digest: [32]byte{digest}, Approve: yes, Groups: groups})
 	}
 	if !r.covered(Obligations{}) {
-		t.Error("no needs are not covered")
+		t.Error("an empty list of needs is not covered")
 	}
 	add("ana", 1, true, "dba")
-	add("ben", 2, true, "dba")   // saw something else
-	add("cleo", 1, false, "dba") // said no
-	add("dan", 1, true, "ops")   // of another group
+	add("ben", 2, true, "dba")   // another digest
+	add("cleo", 1, false, "dba") // denied
+	add("dan", 1, true, "ops")   // another group
 	if r.covered(needs) {
 		t.Error("covered by one person")
 	}
@@ -73,7 +73,7 @@ func TestCovered(t *testing.T) {
 	}
 }
 
-func TestMeet(t *testing.T) {
+func TestApplyObligations(t *testing.T) {
 	e := &Entitlement{MaxTTL: time.Hour}
 	minute := time.Minute
 	for _, c := range []struct {
@@ -98,14 +98,14 @@ func TestMeet(t *testing.T) {
 			r := Request{TTL: c.ttl, Duration: time.Hour}
 			err := r.applyObligations(c.o, c.ask, e)
 			if !errors.Is(err, c.err) {
-				t.Fatalf("meet = %v, want %v", err, c.err)
+				t.Fatalf("got %v, want %v", err, c.err)
 			}
 			if err == nil && r.TTL != c.want {
-				t.Errorf("ttl = %s, want %s", r.TTL, c.want)
+				t.Errorf("got ttl %s, want %s", r.TTL, c.want)
 			}
 			var refusal *Refusal
 			if c.allow > 0 && (!errors.As(err, &refusal) || refusal.Allowed.MaxTTL != c.allow) {
-				t.Errorf("allowed = %+v, want %s", refusal, c.allow)
+				t.Errorf("got allowed %+v, want %s", refusal, c.allow)
 			}
 		})
 	}
@@ -149,7 +149,7 @@ func TestCheckForm(t *testing.T) {
 		"not UTF-8":          {Ask{Entitlement: "e", Ticket: "\xff"}, ErrInvalidRequest},
 	} {
 		if err := c.ask.checkForm(); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, want %v", name, err, c.want)
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
 		}
 	}
 }

@@ -14,26 +14,26 @@ import (
 	"accessbroker.internal/internal/softkey"
 )
 
-func glass(scopes ...string) broker.Ask {
+func breakGlass(scopes ...string) broker.Ask {
 	ask := read(scopes...)
 	ask.BreakGlass = true
 	return ask
 }
 
-// Whoever breaks the glass gets at once what that is for, and no more; it is
-// marked, and has to be reviewed.
+// Break-glass access is granted at once, only for the scopes of a @break_glass
+// permit. It is logged as such and must be reviewed.
 func TestBreakGlass(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support") @justification("required")`)
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:close"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("a scope that no permit breaks the glass for: %v", err)
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:close"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
+		t.Errorf("a scope without a break-glass permit: %v", err)
 	}
-	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("whom no permit breaks the glass for: %v", err)
+	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
+		t.Errorf("a requester without a break-glass permit: %v", err)
 	}
-	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
-		t.Errorf("other permits' obligations: %v", err)
+	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
+		t.Errorf("obligations of other permits: %v", err)
 	}
-	ask := glass("tickets:read")
+	ask := breakGlass("tickets:read")
 	ask.Justification = "the till is on fire"
 	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil {
@@ -41,7 +41,7 @@ func TestBreakGlass(t *testing.T) {
 	}
 	r := issued.Request
 	if !r.BreakGlass || !r.ReviewDue.Equal(noon.Add(time.Hour)) || len(r.ReviewProgress()) == 0 {
-		t.Errorf("%+v", r)
+		t.Errorf("got %+v", r)
 	}
 	groups := []string{}
 	for _, p := range r.ReviewProgress() {
@@ -49,16 +49,16 @@ func TestBreakGlass(t *testing.T) {
 	}
 	slices.Sort(groups)
 	if !slices.Equal(groups, []string{"security", "support"}) {
-		t.Errorf("reviewed by %v", groups) // the approvals that it went without are the review's
+		t.Errorf("got reviewers %v, want the break-glass group and the skipped approvers", groups)
 	}
-	marked := 0
+	logged := 0
 	for _, record := range w.records(t) {
 		if record.Request != nil && record.Request.BreakGlass {
-			marked++
+			logged++
 		}
 	}
-	if marked == 0 {
-		t.Error("nothing in the log says that the glass was broken")
+	if logged == 0 {
+		t.Error("no record shows the break-glass use")
 	}
 	finding := broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}
 	for name, test := range map[string]struct {
@@ -66,14 +66,14 @@ func TestBreakGlass(t *testing.T) {
 		v    broker.Vote
 		want error
 	}{
-		"who answers for the agent": {approver("ana", noon), finding, broker.ErrOwnRequest},
-		"the agent":                 {agent(noon), finding, broker.ErrSessionRequired},
-		"somebody of no group":      {approver("zoe", noon), finding, broker.ErrNotFound},
-		"without words":             {approver("dan", noon), broker.Vote{Approve: true, Digest: r.Digest}, broker.ErrCommentRequired},
-		"of another digest":         {approver("dan", noon), broker.Vote{Approve: true, Comment: "x"}, broker.ErrStaleDigest},
+		"the accountable person": {approver("ana", noon), finding, broker.ErrOwnRequest},
+		"the agent":              {agent(noon), finding, broker.ErrSessionRequired},
+		"a person in no group":   {approver("zoe", noon), finding, broker.ErrNotFound},
+		"without a comment":      {approver("dan", noon), broker.Vote{Approve: true, Digest: r.Digest}, broker.ErrCommentRequired},
+		"with another digest":    {approver("dan", noon), broker.Vote{Approve: true, Comment: "x"}, broker.ErrStaleDigest},
 	} {
 		if _, err := w.broker.Review(t.Context(), broker.Self(test.who, noon), r.ID, test.v); !errors.Is(err, test.want) {
-			t.Errorf("%s: %v, want %v", name, err, test.want)
+			t.Errorf("%s: got %v, want %v", name, err, test.want)
 		}
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, finding); err != nil {
@@ -88,43 +88,42 @@ func TestBreakGlass(t *testing.T) {
 		t.Fatalf("the last verdict: %+v, %v", closed, err)
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrNoReview) {
-		t.Errorf("after it was closed: %v", err)
+		t.Errorf("after the review was closed: %v", err)
 	}
 	kinds := w.kinds(t)
 	if n := len(kinds); kinds[n-2] != audit.ReviewGiven || kinds[n-1] != audit.ReviewClosed {
-		t.Errorf("the log says %v", kinds)
+		t.Errorf("got records %v", kinds)
 	}
 }
 
-// An unreviewed use that is overdue takes the next one away, until it is
-// reviewed.
+// An overdue review blocks further break-glass use until it is done.
 func TestOverdueReviewBlocksTheNextUse(t *testing.T) {
 	w := peopleWorld(t, ``)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	due := issued.Request.ReviewDue
 	before := due.Add(-time.Second)
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(before), before), glass("tickets:read"), broker.IdempotencyKey{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(before), before), breakGlass("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Errorf("before it is due: %v", err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrReviewOverdue) {
-		t.Errorf("on the instant: %v", err)
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrReviewOverdue) {
+		t.Errorf("when it is due: %v", err)
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", due), due), issued.Request.ID, broker.Vote{Digest: issued.Request.Digest, Comment: "it was not"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), glass("tickets:read"), broker.IdempotencyKey{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), breakGlass("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Errorf("after the review: %v", err)
 	}
 }
 
-// What waits for a person is in its inbox, and nothing else is.
+// An inbox lists exactly the requests and reviews that wait for the person.
 func TestInbox(t *testing.T) {
 	w := peopleWorld(t, `@approval("2 of support")`)
 	r := w.ask(t, read("tickets:read"))
-	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), glass("tickets:read"), broker.IdempotencyKey{}); err != nil {
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{}); err != nil {
 		t.Fatal(err)
 	}
 	inbox := func(who broker.Identity, at time.Time) (waiting, reviews int) {
@@ -137,35 +136,35 @@ func TestInbox(t *testing.T) {
 	}
 	for name, want := range map[string][2]int{"ben": {1, 1}, "ana": {0, 0}, "dan": {0, 1}, "zoe": {0, 0}} {
 		if waiting, reviews := inbox(approver(name, noon), noon); [2]int{waiting, reviews} != want {
-			t.Errorf("%s: %d wait, %d to review; want %v", name, waiting, reviews, want)
+			t.Errorf("%s: got %d requests and %d reviews, want %v", name, waiting, reviews, want)
 		}
 	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, noon); err != nil {
 		t.Fatal(err)
 	}
 	if waiting, _ := inbox(approver("ben", noon), noon); waiting != 0 {
-		t.Error("what ben said yes to still waits for him")
+		t.Error("a request that ben has approved is still in his inbox")
 	}
 	if waiting, _ := inbox(approver("cleo", noon), noon); waiting != 1 {
-		t.Error("it waits for cleo no more")
+		t.Error("the request has left cleo's inbox")
 	}
 	if waiting, _ := inbox(approver("cleo", r.Lapses), r.Lapses); waiting != 0 {
-		t.Error("it waits after it lapsed")
+		t.Error("a lapsed request is in the inbox")
 	}
 	if _, err := w.broker.Inbox(t.Context(), broker.Self(agent(noon), noon), 10); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("an agent has an inbox: %v", err)
 	}
 }
 
-// Where the approvals would have been signed, so is the review, whatever it
-// says: by a passkey of the reviewer that counts.
+// If policy requires signed approvals, every verdict of the review must be signed,
+// too, by a passkey of the reviewer that counts.
 func TestSignedReview(t *testing.T) {
 	w := peopleWorld(t, signedPolicy)
 	bens, dans := w.enrols(t, "ben", noon), w.enrols(t, "dan", noon)
 	later := noon.Add(tomorrow)
 	bensNew := w.enrols(t, "ben", later)
 	w.enrols(t, "cleo", later)
-	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.IdempotencyKey{})
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), breakGlass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,13 +180,13 @@ func TestSignedReview(t *testing.T) {
 		}
 	}
 	if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("cleo", later), later), r.ID, broker.Vote{Digest: r.Digest, Comment: "it burned"}); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
-		t.Errorf("by a passkey that does not count yet: %v", err)
+		t.Errorf("with a passkey that does not count yet: %v", err)
 	}
 	for name, v := range map[string]broker.Vote{
-		"without words": {Digest: r.Digest}, "of another digest": {Comment: "it burned"}, "narrowed": {Digest: r.Digest, Comment: "it burned", TTL: time.Minute},
+		"without a comment": {Digest: r.Digest}, "with another digest": {Comment: "it burned"}, "narrowed": {Digest: r.Digest, Comment: "it burned", TTL: time.Minute},
 	} {
 		if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("ben", later), later), r.ID, v); err == nil {
-			t.Errorf("what can't be said is signed: %s", name)
+			t.Errorf("an invalid verdict was prepared for signing: %s", name)
 		}
 	}
 	prepare := func(name string, v broker.Vote) *broker.Signing {
@@ -204,16 +203,16 @@ func TestSignedReview(t *testing.T) {
 	approval := audit.ApprovalFacts{Decision: "justified", Digest: r.Digest, Comment: audit.Opening{Salt: s.Salt, Text: good.Comment}.Commitment()}
 	asApproval := broker.Signing{Nonce: s.Nonce, Challenge: approval.Challenge("login/ben", r.ID.String(), s.Nonce)}
 
-	// What was signed is what is said, or it is nothing.
+	// The signature covers every part of the verdict.
 	for name, change := range map[string]func(*broker.Vote){
-		"with other words":                 func(v *broker.Vote) { v.Comment = "it smoked" },
-		"turned":                           func(v *broker.Vote) { v.Approve = false },
-		"with another salt":                func(v *broker.Vote) { v.Salt[0] ^= 1 },
-		"with another nonce":               func(v *broker.Vote) { v.Signature.Nonce[0] ^= 1 },
-		"with the passkey of somebody":     func(v *broker.Vote) { v.Signature.Credential = dans.ID },
-		"without a verified person":        func(v *broker.Vote) { v.Signature.AuthenticatorData[32] = softkey.Present },
-		"as an approval":                   func(v *broker.Vote) { v.Signature = signedBy(t, bens, &asApproval) },
-		"with one that does not count yet": func(v *broker.Vote) { v.Signature = signedBy(t, bensNew, s) },
+		"with another comment":                   func(v *broker.Vote) { v.Comment = "it smoked" },
+		"reversed":                               func(v *broker.Vote) { v.Approve = false },
+		"with another salt":                      func(v *broker.Vote) { v.Salt[0] ^= 1 },
+		"with another nonce":                     func(v *broker.Vote) { v.Signature.Nonce[0] ^= 1 },
+		"with another person's passkey":          func(v *broker.Vote) { v.Signature.Credential = dans.ID },
+		"without user verification":              func(v *broker.Vote) { v.Signature.AuthenticatorData[32] = softkey.Present },
+		"as an approval":                         func(v *broker.Vote) { v.Signature = signedBy(t, bens, &asApproval) },
+		"with a passkey that does not count yet": func(v *broker.Vote) { v.Signature = signedBy(t, bensNew, s) },
 	} {
 		bad, signature := good, *good.Signature
 		signature.AuthenticatorData = slices.Clone(signature.AuthenticatorData)
@@ -224,7 +223,7 @@ func TestSignedReview(t *testing.T) {
 		}
 	}
 	if err := review("dan", good); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("somebody else's signature: %v", err)
+		t.Errorf("another person's signature: %v", err)
 	}
 	if err := review("ben", good); err != nil {
 		t.Fatal(err)
@@ -240,19 +239,19 @@ func TestSignedReview(t *testing.T) {
 		t.Fatalf("the last verdict: %+v, %v", closed, err)
 	}
 
-	again, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), glass("tickets:read"), broker.IdempotencyKey{})
+	again, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), breakGlass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	good.Digest = again.Request.Digest
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", later), later), again.Request.ID, good); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("a signature is replayed: %v", err)
+		t.Errorf("replayed signature: %v", err)
 	}
 	w.auditsReview(t, map[string]*softkey.Key{"login/ben": bens, "login/dan": dans})
 }
 
-// auditsReview verifies the log as auditors would who know these passkeys: all,
-// and all but one.
+// auditsReview verifies the log as an auditor who has pinned all these passkeys, and
+// as one who lacks one of them.
 func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
 	t.Helper()
 	var pins []verify.Approver
@@ -264,14 +263,14 @@ func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
 		pins = append(pins, verify.Approver{Person: person, RP: rp, Credential: key.ID, Public: public})
 	}
 	if report, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins}); err != nil || report.Signatures != int64(len(keys)) || !report.KeysPinned {
-		t.Errorf("the log: %+v, %v", report, err)
+		t.Errorf("log: got %+v, %v", report, err)
 	}
 	if _, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers you gave") {
-		t.Errorf("the log, to whom a reviewer's passkey is unknown: %v", err)
+		t.Errorf("log, without one reviewer's passkey: got %v", err)
 	}
 	for _, r := range w.records(t) {
 		if r.Kind == audit.ReviewClosed && (r.Signature == nil || r.Approval.Decision != "unjustified") {
-			t.Errorf("the record of the last verdict: %+v", r)
+			t.Errorf("record of the last verdict: got %+v", r)
 		}
 	}
 }
@@ -295,10 +294,10 @@ func (s hookedStore) Update(ctx context.Context, reads []broker.Key, f func(brok
 func TestReviewKeepsTheFirstCollection(t *testing.T) {
 	var before func()
 	w := newWorld(t, worldConfig{
-		policies: closing(`@approval("1 of support")`), issuers: map[string]broker.Issuer{"tickets": signer{}},
+		policies: closePolicies(`@approval("1 of support")`), issuers: map[string]broker.Issuer{"tickets": signer{}},
 		wrap: func(s broker.Store) broker.Store { return hookedStore{s, &before} },
 	})
-	ask := glass("tickets:read")
+	ask := breakGlass("tickets:read")
 	ask.Justification = "the till is on fire"
 	r := w.ask(t, ask)
 	before = func() {

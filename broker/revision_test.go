@@ -9,8 +9,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Two brokers share a database, as two processes do. Once one of them has new
-// rules, the other issues nothing and counts no vote until it has them too.
+// Two brokers share a database. Once one of them has loaded new rules, the other one
+// issues nothing and counts no vote until it has loaded them, too.
 func TestOldRulesIssueNothing(t *testing.T) {
 	issuers := map[string]broker.Issuer{"tickets": signer{}, "db": &system{live: map[string]time.Time{}}}
 	w := newWorld(t, worldConfig{issuers: issuers})

@@ -28,18 +28,18 @@ func TestSealRotation(t *testing.T) {
 	before := mustSealer(t, older)
 	envelope := before.Seal("token", "1", []byte("secret"))
 	if bytes.Contains(envelope, []byte("secret")) {
-		t.Fatal("it is not sealed")
+		t.Fatal("the plaintext is visible")
 	}
 	both := mustSealer(t, newer, older)
 	if got, err := both.Open("token", "1", envelope); err != nil || string(got) != "secret" {
 		t.Fatalf("the second key does not open: %q, %v", got, err)
 	}
 	if both.Current(envelope) || !both.Current(both.Seal("token", "1", nil)) {
-		t.Error("Current mistakes which key seals")
+		t.Error("Current reports the wrong key")
 	}
 	_, err := mustSealer(t, newer).Open("token", "1", envelope)
 	if err == nil || !strings.Contains(err.Error(), before.IDs()[0]) {
-		t.Errorf("without its key: %v", err)
+		t.Errorf("without the key: %v", err)
 	}
 }
 
@@ -48,17 +48,17 @@ func TestSealIsBoundToItsPlace(t *testing.T) {
 	envelope := s.Seal("token", "1", []byte("secret"))
 	for _, place := range [][2]string{{"token", "2"}, {"log", "1"}, {"token\" \"1", ""}, {"", "token 1"}} {
 		if _, err := s.Open(place[0], place[1], envelope); err == nil {
-			t.Errorf("it opens as %q", place)
+			t.Errorf("the secret opens at %q", place)
 		}
 	}
 	for i := range envelope {
 		changed := bytes.Clone(envelope)
 		changed[i] ^= 1
 		if _, err := s.Open("token", "1", changed); err == nil {
-			t.Fatalf("it opens with byte %d changed", i)
+			t.Fatalf("the secret opens with byte %d changed", i)
 		}
 		if _, err := s.Open("token", "1", envelope[:i]); err == nil {
-			t.Fatalf("it opens with %d bytes", i)
+			t.Fatalf("the secret opens when cut to %d bytes", i)
 		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A start lies neither far ahead nor in the past, where a time of another
-// century would be stored as one to come.
+// The start of a grant must be neither in the past nor far in the future. A time of
+// another century would be stored as a future one.
 func TestStartIsNear(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support")`)
 	for start, want := range map[time.Time]error{
@@ -27,14 +27,14 @@ func TestStartIsNear(t *testing.T) {
 		ask := read("tickets:read")
 		ask.NotBefore = start
 		if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, want) {
-			t.Errorf("%s: %v, want %v", start, err, want)
+			t.Errorf("%s: got %v, want %v", start, err, want)
 		}
 	}
 }
 
-// A call that asks and collects, for a start to come, gives the request each
-// time it is repeated, and when two come at once.
-func TestAskAndCollectOfWhatBeginsLater(t *testing.T) {
+// AskAndCollect of a grant that starts later returns the same request for every
+// repeat, and for two concurrent calls.
+func TestAskAndCollectBeforeTheStart(t *testing.T) {
 	w := tokenWorld(t)
 	ask := read("tickets:read")
 	ask.NotBefore, ask.Duration = noon.Add(2*time.Hour), time.Hour

@@ -9,7 +9,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// allAtOnce runs all of them at the same moment, and counts those that succeed.
+// allAtOnce runs all functions concurrently and counts those that succeed.
 func allAtOnce(fs ...func() error) (succeeded int) {
 	var all sync.WaitGroup
 	var mu sync.Mutex
@@ -29,8 +29,8 @@ func allAtOnce(fs ...func() error) (succeeded int) {
 	return succeeded
 }
 
-// settled counts the records that settled the request.
-func settled(t *testing.T, w *world, r *broker.Request) (n int) {
+// decisions counts the records that decided the request.
+func decisions(t *testing.T, w *world, r *broker.Request) (n int) {
 	t.Helper()
 	for _, record := range w.records(t) {
 		if record.Request == nil || record.Request.ID != r.ID.String() {
@@ -44,8 +44,7 @@ func settled(t *testing.T, w *world, r *broker.Request) (n int) {
 	return n
 }
 
-// Whatever happens at the same moment, a request has one outcome, which the log
-// says once.
+// Concurrent calls lead to exactly one outcome of a request, which is recorded once.
 func TestRacesHaveOneOutcome(t *testing.T) {
 	w := peopleWorld(t, `@approval("2 of support, 1 of security")`)
 	say := func(name string, r *broker.Request, v broker.Vote) func() error {
@@ -72,8 +71,8 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 		if n := allAtOnce(say("ben", r, yes), say("cleo", r, yes), say("dan", r, yes)); n != 3 {
 			t.Fatalf("three people at once: %d succeeded", n)
 		}
-		if settled(t, w, r) != 1 {
-			t.Fatalf("approved %d times", settled(t, w, r))
+		if decisions(t, w, r) != 1 {
+			t.Fatalf("decided %d times, want 1", decisions(t, w, r))
 		}
 		r = fresh()
 		if n := allAtOnce(say("ben", r, yes), say("ben", r, yes), say("ben", r, yes)); n != 1 {
@@ -82,7 +81,7 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 		if err := withdraw(r)(); err != nil {
 			t.Fatal(err)
 		}
-		// Approving and withdrawing; approving and denying.
+		// Approving and withdrawing, approving and denying.
 		for _, other := range []func(*broker.Request) func() error{withdraw, func(r *broker.Request) func() error { return say("dan", r, broker.Vote{}) }} {
 			r = fresh()
 			for _, name := range []string{"ben", "cleo"} {
@@ -91,16 +90,16 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 				}
 			}
 			allAtOnce(say("dan", r, yes), other(r))
-			if settled(t, w, r) != 1 {
-				t.Fatalf("settled %d times", settled(t, w, r))
+			if decisions(t, w, r) != 1 {
+				t.Fatalf("decided %d times, want 1", decisions(t, w, r))
 			}
 			now, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			if err != nil || now.Status == broker.RequestPending {
-				t.Fatalf("%+v, %v", now, err)
+				t.Fatalf("got %+v, %v", now, err)
 			}
 			_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 			if (err == nil) != (now.Status == broker.RequestApproved) {
-				t.Fatalf("it is %v, and collecting says %v", now.Status, err)
+				t.Fatalf("got status %v, and %v from collecting", now.Status, err)
 			}
 		}
 	}

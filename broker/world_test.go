@@ -18,7 +18,7 @@ import (
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-// workload is an identity as package attest would make it at now.
+// workload returns the identity that package attest would return at now.
 func workload(id string, now time.Time) broker.Identity {
 	return broker.Identity{
 		ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
@@ -44,8 +44,8 @@ type worldConfig struct {
 	observe  func(broker.Event)
 }
 
-// testPolicies let agents have everything of the catalogue below, each under
-// the obligations that a test needs.
+// testPolicies permit agents every entitlement of testCatalogue, under the
+// obligations that the tests need.
 const testPolicies = `
 @id("agents-db")
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"db");
@@ -100,7 +100,7 @@ func testRules(t testing.TB, policies string) *broker.Rules {
 	return testRulesWith(t, policies, testGroups)
 }
 
-// adopt lets other rules decide.
+// adopt puts other rules into force.
 func (w *world) adopt(t *testing.T, policies, groups string) {
 	t.Helper()
 	if err := w.broker.SetRules(t.Context(), broker.Caller{At: noon}, testRulesWith(t, policies, groups)); err != nil {
@@ -156,7 +156,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	return w
 }
 
-// openLog opens the store's log, with a key that nobody signs with.
+// openLog opens the store's log with a key that is not used for signing.
 func openLog(t testing.TB, s *store.Store) {
 	t.Helper()
 	origin := audit.NewOrigin("broker.acme.test")
@@ -183,13 +183,13 @@ func start(t testing.TB, cfg broker.Config, rules *broker.Rules) *broker.Broker 
 	return b
 }
 
-// restart gives another broker on the same store.
+// restart starts another broker on the same store.
 func (w *world) restart(t *testing.T, issuers map[string]broker.Issuer) *broker.Broker {
 	t.Helper()
 	return start(t, broker.Config{Store: w.store, Issuers: issuers, Blocks: w.store.Blocks}, w.rules)
 }
 
-// leases gives every lease.
+// leases returns every lease.
 func (w *world) leases(t *testing.T) []*broker.Lease {
 	t.Helper()
 	var all []*broker.Lease
@@ -215,7 +215,7 @@ func (w *world) count(t *testing.T, status broker.LeaseStatus) int {
 	return n
 }
 
-// verify checks the whole log, and that every lease that is or was active has
+// verify checks the whole log, the lists of records, and that every active lease has
 // its record.
 func (w *world) verify(t *testing.T) {
 	t.Helper()
@@ -224,7 +224,7 @@ func (w *world) verify(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range report.Problems {
-		// The store's clock is the real one, and passkeys wait by the test's.
+		// The store's clock is real, but passkeys are enrolled by the test's clock.
 		if p.Kind != audit.PasskeyEnrolled {
 			t.Errorf("the log does not verify: %v", &p)
 		}
@@ -244,7 +244,7 @@ func (w *world) verify(t *testing.T) {
 	}
 }
 
-// records gives the log.
+// records returns every record of the log.
 func (w *world) records(t *testing.T) []audit.Record {
 	t.Helper()
 	all := make([]audit.Record, w.store.Head().Size)

@@ -26,7 +26,7 @@ demo: build ## tell the whole story in the terminal
 	@./bin/broker demo
 	@if ls $(BUILT)/vault-*/vault $(BUILT)/minio-*/minio $(BUILT)/spire-*/spire-agent >/dev/null 2>&1; then \
 		echo; echo "And with real servers, which takes a moment:"; \
-		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' . ; \
+		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' ; \
 	else \
 		echo; echo "Two more chapters need real servers: a database user made by Vault, and a session"; \
 		echo "at S3. To see them, run make servers (about 15 minutes, once) and make demo again."; \

@@ -109,7 +109,7 @@ func TestPagesRefuseCrossOrigin(t *testing.T) {
 		for _, header := range [][]string{{"Origin", "https://evil.test"}, {"Origin", "null"}, {"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}} {
 			b.setSession(w.session(t, "login/ben"))
 			if resp := b.get(rt, header...); resp.StatusCode != http.StatusForbidden {
-				t.Errorf("%s %s with %v: %d", rt.method, rt.path, header, resp.StatusCode)
+				t.Errorf("%s %s with %v: got %d, want 403", rt.method, rt.path, header, resp.StatusCode)
 			}
 		}
 	}
@@ -137,7 +137,7 @@ func TestCookies(t *testing.T) {
 		"a login begins": begun[loginCookie], "the end of the login deletes its cookie": done[loginCookie], "session": done[sessionCookie], "logout deletes the session": out[sessionCookie],
 	} {
 		if c == nil || !strings.HasPrefix(c.Name, "__Host-") || !c.Secure || !c.HttpOnly || c.Path != "/" || c.Domain != "" || c.SameSite != http.SameSiteLaxMode {
-			t.Errorf("%s: %v", when, c)
+			t.Errorf("%s: got %v", when, c)
 			continue
 		}
 		if gone := strings.Contains(when, "deletes"); gone != (c.MaxAge < 0 && c.Value == "") || !gone && c.MaxAge <= 0 {

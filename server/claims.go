@@ -28,9 +28,9 @@ type refresh struct {
 	err   error         // of storing the answer; read only after over
 }
 
-func (a *refresh) isOver() bool {
+func (r *refresh) isOver() bool {
 	select {
-	case <-a.over:
+	case <-r.over:
 		return true
 	default:
 		return false
@@ -56,15 +56,15 @@ func newRefreshes() *refreshes {
 
 // join returns the session's refresh if one is running or began within the
 // interval. Otherwise it starts run as a new one.
-func (a *refreshes) join(key broker.SessionKey, interval time.Duration, run func() error) *refresh {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+func (r *refreshes) join(key broker.SessionKey, interval time.Duration, run func() error) *refresh {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	last, ok := a.sessions.get(key)
+	last, ok := r.sessions.get(key)
 	switch {
 	case !ok:
 		last = &latest{}
-		a.sessions.put(key, last)
+		r.sessions.put(key, last)
 	case !last.isOver() || now.Sub(last.begun) < interval:
 		return last.refresh
 	}

@@ -215,7 +215,7 @@ func TestProviderPanics(t *testing.T) {
 	r, token := w.guarded(t, "x"), w.session(t, "login/lea", "dba")
 	for name, look := range reads(t, w, token, r.ID) {
 		if !look() {
-			t.Errorf("%s fails", name)
+			t.Errorf("%s: the request is not visible", name)
 		}
 	}
 	if _, err := w.as(token.Reveal()).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); !errors.Is(err, api.Internal) {

@@ -67,7 +67,7 @@ func TestDecodeJSONNeverQuotesValues(t *testing.T) {
 		var ask api.Ask
 		err := decodeJSON([]byte(body), &ask)
 		if err == nil || strings.Contains(err.Error(), "s3cret") {
-			t.Errorf("%s: %v", body, err)
+			t.Errorf("%s: got %v", body, err)
 		}
 	}
 }

@@ -239,7 +239,7 @@ func TestUnknownErrorsHaveNoDetail(t *testing.T) {
 	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {
 		text, err := answer.encode()
 		if err != nil || strings.Contains(string(text), "hunter2") || answer.status != 500 {
-			t.Errorf("%d %s %v", answer.status, text, err)
+			t.Errorf("got %d %s, %v", answer.status, text, err)
 		}
 	}
 }

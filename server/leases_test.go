@@ -68,12 +68,12 @@ func TestLeaseStates(t *testing.T) {
 		w.change(c.Lease, state.change)
 		l := must[*api.Lease](t)(me.Lease(t.Context(), c.Lease))
 		if l.Status != want || want == api.LeaseStuck && l.LastError != "issuer_unavailable" {
-			t.Errorf("%s: %+v", want, l)
+			t.Errorf("got %+[2]v, want %[1]s", want, l)
 		}
 		for _, live := range []bool{false, true} {
 			page := must[*api.LeasePage](t)(me.Leases(t.Context(), api.LeaseFilter{Request: c.Request, Live: live}))
 			if found := len(page.Leases) == 1 && page.Leases[0].Status == want; found != (state.live || !live) {
-				t.Errorf("%s, listed with live=%t: %+v", want, live, page.Leases)
+				t.Errorf("%s, listed with live=%t: got %+v", want, live, page.Leases)
 			}
 		}
 	}

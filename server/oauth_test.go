@@ -65,7 +65,7 @@ func TestTokenExchangeLibrary(t *testing.T) {
 	}
 	token, err := source.Token()
 	if err != nil || !token.Valid() || token.Type() != "Bearer" {
-		t.Errorf("%+v, %v", token, err)
+		t.Errorf("got %+v, %v", token, err)
 	}
 }
 

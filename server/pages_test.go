@@ -37,13 +37,13 @@ func TestOnlySessionsVote(t *testing.T) {
 	vote := api.Vote{Decision: api.Approve, Digest: r.Digest}
 	for _, caller := range []string{agent, other, auditor, operator} {
 		if _, err := w.as(caller).Vote(t.Context(), r.ID, vote); !errors.Is(err, api.SessionRequired) {
-			t.Errorf("%s: %v", caller, err)
+			t.Errorf("%s: got %v", caller, err)
 		}
 	}
 	token := must[*api.Credential](t)(w.as(agent).Collect(t.Context(), must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}})).ID)).Secret["token"]
 	for name, bearer := range map[string]string{"an access token": token, "an ID token": "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJiZW4ifQ.c2ln", "an invalid session token": "abs_" + strings.Repeat("A", 43)} {
 		if _, err := w.as(bearer).Vote(t.Context(), r.ID, vote); !errors.Is(err, api.Unauthenticated) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 	if now := must[*api.Request](t)(w.as(agent).Request(t.Context(), r.ID)); now.Version != r.Version {
@@ -226,7 +226,7 @@ func TestEvents(t *testing.T) {
 	}{{"/ui/events", "", true}, {"/ui/", "1", true}, {"/ui/", "", false}} {
 		call := &call{route: route{audience: UI, path: c.path}, r: &http.Request{Method: http.MethodGet, Header: http.Header{"Broker-Background": {c.header}}}}
 		if call.background() != c.background {
-			t.Errorf("%+v", c)
+			t.Errorf("%+v: got %t", c, !c.background)
 		}
 	}
 }

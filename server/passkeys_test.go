@@ -251,7 +251,7 @@ func TestEnrolRefusals(t *testing.T) {
 	}
 	for _, query := range []string{"", "?person=login/ben", "?person=login/ben&passkey=!", "?person=login/zoe&passkey=" + credential, "?person=login/cleo&passkey=" + credential} {
 		if status, _, _ := cleo.visit(http.MethodGet, "/ui/vouch"+query, ""); status != http.StatusBadRequest && status != http.StatusNotFound {
-			t.Errorf("%q: %d", query, status)
+			t.Errorf("%q: got %d", query, status)
 		}
 	}
 	if status, _, _ := ben.visit(http.MethodPost, "/ui/passkeys", formOf("do", "remove", "passkey", credential)); status != http.StatusSeeOther {

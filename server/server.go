@@ -37,7 +37,7 @@ type Config struct {
 	Authenticate func(r *http.Request, bodyToken string) (broker.Identity, error)
 
 	// Remembers reports whether a token was verified before and is cheap to verify
-	// again; nil: none is. After too many failures from an address, only such tokens
+	// again; nil: none was. After too many failures from an address, only such tokens
 	// are verified.
 	Remembers func(token string) bool
 

@@ -256,7 +256,7 @@ func TestOpenAPISchemasCompile(t *testing.T) {
 	spec := loadSpec(t)
 	for name := range spec.at("/components/schemas").(map[string]any) {
 		if _, err := spec.compiler.Compile(specURL + "#/components/schemas/" + name); err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 	if !json.Valid(openAPIDocument) {

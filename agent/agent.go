@@ -65,7 +65,7 @@ func (e *UnreachableError) Error() string { return e.Err.Error() }
 // Unwrap returns Err.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// HandOver passes a credential to its consumer. If that fails, nobody holds the
+// HandOver passes a credential to its consumer. If that fails, no one uses the
 // credential, so HandOver returns its lease to the broker. The error is a
 // *HandOverError.
 func HandOver(ctx context.Context, client *api.Client, c *api.Credential, consume func(*api.Credential) error) error {

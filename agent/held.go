@@ -10,7 +10,7 @@ import (
 
 const (
 	renewTimeout = 30 * time.Second
-	// minLifetime is the shortest remaining time in which a credential is of use.
+	// minLifetime is the shortest remaining time with which a credential is useful.
 	minLifetime = 2 * time.Second
 )
 

@@ -65,7 +65,7 @@ func ExampleClient_Await() {
 
 // All attempts of one call share an idempotency key: if the answer to an attempt is
 // lost, the broker revokes its credential and issues another. If the last attempt
-// fails, a credential may exist that nobody has received. Revoke it.
+// fails, a credential may exist that no one received. Revoke it.
 func ExampleClient_Collect() {
 	ctx, client := context.Background(), exampleClient()
 	const request = "req_0658sg2b7puh5u0qv0s9k8g6nk"

@@ -63,7 +63,7 @@ type ownSVID struct {
 // Open checks the configuration and loads the first bundles and, from a Workload
 // API, the first SVID. It waits for the agent up to StartTimeout. With
 // StartWithoutAgent it tries once; if the agent does not respond, the Source
-// trusts nobody until Run reaches it. Open starts no goroutine; Run follows
+// trusts no one until Run reaches it. Open starts no goroutine; Run follows
 // changes.
 func Open(ctx context.Context, cfg Config) (*Source, error) {
 	s, err := newSource(cfg)

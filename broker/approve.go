@@ -41,7 +41,7 @@ func (b *Broker) checkApprovable(ctx context.Context, rules *Rules, r *Request, 
 	return b.checkQuorum(ctx, rules, r, o.Review, now)
 }
 
-// maxCandidates bounds for how many people checkQuorum asks policy. It assumes
+// maxCandidates bounds how many people checkQuorum checks against policy. It assumes
 // that all others may approve; if not, their own vote is refused.
 const maxCandidates = 50
 
@@ -104,7 +104,7 @@ func (r *Request) closedGroups(rules *Rules, needs []ApprovalNeed) (closed []App
 	return closed, all
 }
 
-// listedPerson returns a person of whom only the id is known.
+// listedPerson returns the identity of a listed member who may never have logged in.
 func listedPerson(id string) Identity {
 	provider, _, _ := strings.Cut(id, "/")
 	return Identity{ID: id, Kind: KindPerson, Person: &Person{Provider: provider}}

@@ -23,8 +23,8 @@ const (
 // before it is returned; the others are counted and recorded together.
 type denials struct {
 	sync.Mutex
-	seen map[audit.Digest]*denial
-	of   map[string]int // entries of seen by caller
+	seen      map[audit.Digest]*denial
+	perCaller map[string]int // the number of entries in seen
 }
 
 type denial struct {
@@ -44,22 +44,22 @@ func (d *denials) join(key audit.Digest, first *denial) (id RequestID, known boo
 	d.Lock()
 	defer d.Unlock()
 	if d.seen == nil {
-		d.seen, d.of = map[audit.Digest]*denial{}, map[string]int{}
+		d.seen, d.perCaller = map[audit.Digest]*denial{}, map[string]int{}
 	}
-	if d.seen[key] == nil && d.of[first.who] >= maxOfOne {
+	if d.seen[key] == nil && d.perCaller[first.who] >= maxOfOne {
 		key = audit.HashObject("accessbroker/denials-of/v1", audit.NewObject().String("who", first.who))
 	}
 	before := d.seen[key]
 	switch {
 	case before != nil && (before.more > 0 || first.since.Sub(before.since) < sharedFor):
-		// Also after its minute, until the next flush.
+		// Repeats are counted until the next flush, even after the minute.
 		before.more++
 		return before.id, true, key
 	case before != nil:
 		d.seen[key] = first
 	case len(d.seen) < maxDenials:
 		d.seen[key] = first
-		d.of[first.who]++
+		d.perCaller[first.who]++
 	default:
 		return first.id, false, audit.Digest{}
 	}
@@ -78,8 +78,8 @@ func (d *denials) remove(key audit.Digest) {
 		return
 	}
 	delete(d.seen, key)
-	if d.of[known.who]--; d.of[known.who] <= 0 {
-		delete(d.of, known.who)
+	if d.perCaller[known.who]--; d.perCaller[known.who] <= 0 {
+		delete(d.perCaller, known.who)
 	}
 }
 

@@ -75,7 +75,7 @@ func (k IdempotencyKey) record(tx Tx, r RequestID, now time.Time) error {
 
 // replace stores the request and the lease that the call leads to, in place of
 // the lease that the key led to before. It returns how often the call was
-// repeated, and errOvertaken if the key leads elsewhere by now.
+// repeated, and errOvertaken if the key now leads to another lease.
 func (k IdempotencyKey) replace(tx Tx, old LeaseID, r RequestID, l LeaseID, now time.Time) (repeats int, err error) {
 	if k.isZero() {
 		return 0, nil

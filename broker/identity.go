@@ -14,7 +14,7 @@ type Kind string
 const (
 	KindNone     Kind = ""
 	KindWorkload Kind = "workload"
-	KindAgent    Kind = "agent"    // a workload that the operator marked as an AI agent
+	KindAgent    Kind = "agent"    // a workload that the operator labelled as an AI agent
 	KindPerson   Kind = "person"   // OIDC
 	KindOperator Kind = "operator" // root on the admin socket
 )
@@ -31,7 +31,7 @@ const (
 )
 
 // An Identity is a proven caller. Only package attest makes one from a proof.
-// The zero Identity is nobody, and may do nothing.
+// The zero Identity is not a caller and has no rights.
 //
 // The labels (Kind agent, Team, Accountable) come from the rules that decide,
 // not from attest, so that a decision and the revision that it names always

@@ -104,7 +104,7 @@ func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, e
 		}
 		done++
 		group.Go(func() error {
-			_ = r.revokeInBackground(ctx, p, clock.now()) // what is not recorded is queued
+			_ = r.revokeInBackground(ctx, p, clock.now()) // an end that cannot be recorded is queued
 			if call && !pace.record(p.issuerDown(), clock.now()) {
 				stop.Store(true)
 			}
@@ -318,7 +318,7 @@ type pace struct {
 	mu       sync.Mutex
 	failures int       // in a row
 	trips    int       // pauses since the issuer last answered
-	notUntil time.Time // nothing is tried before
+	notUntil time.Time // earliest time of the next try
 	scanned  time.Time // when all due leases were last scanned
 }
 

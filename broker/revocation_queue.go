@@ -11,7 +11,7 @@ import (
 
 // A pendingRevocation is the end of a lease that is not recorded yet.
 //
-// Ending must go on while the log cannot be written, so its progress is kept
+// Revocation must continue while the log cannot be written, so its progress is kept
 // in memory until it can be recorded. A process that dies forgets it; the next
 // one revokes whatever is due again, which is harmless: revoking a revoked
 // credential is no error.
@@ -22,7 +22,7 @@ type pendingRevocation struct {
 	result   endAttempt // of the last call
 	at       time.Time  // when the issuer answered
 	failures int        // calls that failed
-	notUntil time.Time  // the issuer is not called before
+	notUntil time.Time  // earliest time of the next call
 }
 
 func newPendingRevocation(l *Lease, how string, by Identity, reason string) *pendingRevocation {

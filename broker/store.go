@@ -106,7 +106,7 @@ type CounterKey struct{ Policy, Holder, Entitlement string }
 // over are dropped when the row is next written.
 type Counter struct {
 	CounterKey
-	Buckets map[int64]int        // by the slice's number since 1970
+	Buckets map[int64]int        // by the bucket's number since 1970
 	Active  map[string]time.Time // lease or request id, and when it no longer counts
 	Expires time.Time            // when nothing in it counts any more
 }
@@ -185,7 +185,7 @@ type LeaseQuery struct {
 	Issuer      string
 	Request     RequestID
 	Live        bool // its credential may still work at Now: see Lease.Live
-	Outliving   bool // ended, and working all the same: see Lease.OutlivesEnd
+	Outliving   bool // ended, but the credential still works: see Lease.OutlivesEnd
 	Due         bool // something must be done about it by Now: see Lease.Due
 	Skip        int  // of those that are due: how many are passed over
 	Now         time.Time

@@ -58,8 +58,8 @@ func testProviderDown(t *testing.T, l *lab) {
 }
 
 // testStartedAlone starts the broker while the identity provider is down. No
-// caller can use the broker, but it revokes what is due and what its operator
-// returns.
+// caller can use the broker, but it revokes the leases that are due or that its operator
+// revokes.
 func testStartedAlone(t *testing.T, l *lab) {
 	kept := l.issue(t, api.Ask{Entitlement: "orders-by-agent"})
 	due := l.dueAtNextStart(t, api.Ask{Entitlement: "orders-by-token"})
@@ -89,7 +89,7 @@ func testStartedAlone(t *testing.T, l *lab) {
 	if err := l.rejected(kept); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the end of what is due", 2*time.Minute, func() error { return l.rejected(due) })
+	eventually(t, "the end of the due lease", 2*time.Minute, func() error { return l.rejected(due) })
 	// Vault ends its token by itself. The token's TTL has whole seconds, so it may
 	// end up to two seconds before the lease.
 	if time.Now().Before(due.ExpiresAt.Add(-2 * time.Second)) {

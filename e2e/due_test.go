@@ -27,9 +27,9 @@ func (r rates) String() string {
 	return fmt.Sprintf("%.0f per second before, %.0f meanwhile", r.before, r.during)
 }
 
-// fallDue issues n credentials of Vault that expire within a second, and goes on
-// issuing others, of the broker and of the same Vault, while the n are revoked.
-// All are revoked, none before its time, and nothing fails meanwhile.
+// fallDue issues n Vault credentials that expire within a second, and then other ones,
+// of the broker and of the same Vault, while the first are revoked. It checks that
+// each is revoked at its expiry and that no call fails in the meantime.
 func fallDue(t testing.TB, l *lab, ask api.Ask, n int) (r dueResult) {
 	t.Helper()
 	const window = 5 * time.Second // for measuring the rates before

@@ -99,7 +99,7 @@ const seeing = `(() => {
 // visit opens a page and checks that it shows the texts as texts.
 func (w *visitor) visit(t testing.TB, path string, shows ...string) sight {
 	t.Helper()
-	do(t, w.ctx, w.who+" looks at "+path, chromedp.Navigate(w.web+path), chromedp.WaitVisible(css(`h1`)))
+	do(t, w.ctx, w.who+" visits "+path, chromedp.Navigate(w.web+path), chromedp.WaitVisible(css(`h1`)))
 	return w.check(t, path, shows...)
 }
 
@@ -133,7 +133,7 @@ func testHostileTexts(t *testing.T, o *office) {
 	ben.visit(t, "/ui/", "<script>")
 	ben.visit(t, "/ui/requests/"+r.ID, `<img src=x onerror="window.pwned=1">`, "<svg onload", "status  approved", "\u05d0\u05d9\u05e9\u05d5\u05e8")
 	do(t, ben.ctx, "ben comments", chromedp.SendKeys(css(`#comment`), hostile), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
-	ben.check(t, "what was approved", "<script>")
+	ben.check(t, "the approved request", "<script>")
 
 	lease := leaseOf(t, o.collect(t, r.ID, 0))
 	dan.visit(t, "/ui/leases", lease, "Dan <script>")
@@ -181,7 +181,7 @@ func testHostilePerson(t *testing.T, o *office, ben *visitor) {
 	}
 	lease := leaseOf(t, out)
 	ben.visit(t, "/ui/access", lease)
-	do(t, ben.ctx, "ben gives it back", chromedp.Click(css(`form[action$="`+lease+`"] button`)), chromedp.WaitVisible(css(`.done`)))
+	do(t, ben.ctx, "ben returns the lease", chromedp.Click(css(`form[action$="`+lease+`"] button`)), chromedp.WaitVisible(css(`.done`)))
 	ben.check(t, "my access")
 }
 

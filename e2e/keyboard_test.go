@@ -120,7 +120,7 @@ func testKeyboard(t *testing.T, o *office) {
 	ben.press("reading is enough")
 	ben.tabThrough("Grant less")
 	ben.press(" ")
-	do(t, ctx, "what can be less", chromedp.WaitVisible(css(`input[name="ttl"]`)))
+	do(t, ctx, "the narrowing fields", chromedp.WaitVisible(css(`input[name="ttl"]`)))
 	ben.tabThrough("tickets:close")
 	ben.press(" ")
 	ben.tabThrough("tickets:read", "TTL of each credential")

@@ -39,8 +39,8 @@ func killedBefore(_ *testing.T, w *world, _ *interceptor, _ http.ResponseWriter,
 }
 
 // killedDuring kills the broker after the server handled the call and before it
-// answers. The server always completes the call, so the outcome is exact: left
-// alone, Vault may forget what it creates for a caller that hangs up.
+// answers. It waits for the server to complete the call, because otherwise Vault may
+// discard what it creates for a caller that hangs up.
 func killedDuring(t *testing.T, w *world, b *interceptor, _ http.ResponseWriter, r *http.Request) {
 	if kept := b.complete(r); kept.Code != http.StatusOK {
 		t.Errorf("%s %s: %d", r.Method, r.URL.Path, kept.Code)

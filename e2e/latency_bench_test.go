@@ -83,7 +83,7 @@ func (s *spent) add(path, token string, asked, answered []byte, took time.Durati
 // BenchmarkOwnShare the broker has a processor of its own.
 func TestOwnLatency(t *testing.T) {
 	if runtime.NumCPU() > 1 {
-		t.Setenv("GOMAXPROCS", "2") // what a broker gives itself that starts with one processor
+		t.Setenv("GOMAXPROCS", "2") // the broker's own minimum
 	}
 	l := startLab(t, spireOf(t))
 	if runtime.NumCPU() > 1 { // as in TestTenThousandDue

@@ -14,8 +14,8 @@ import (
 	"accessbroker.internal/api"
 )
 
-// askOnce requests a credential as AskAndCollect does, but never repeats the
-// request. Calls with the same idempotency key are the same request.
+// askOnce requests a credential with one HTTP call. Unlike AskAndCollect, it never
+// repeats the call. Calls with the same idempotency key are the same request.
 func askOnce(t testing.TB, c *api.Client, ask api.Ask, key string) (*api.Credential, error) {
 	t.Helper()
 	body, err := json.Marshal(ask)

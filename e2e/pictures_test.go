@@ -40,14 +40,14 @@ func (o *office) screenshotDecisions(t testing.TB, ben, dan context.Context) {
 	o.terminalLogin(t, glass, "ben")
 	broken, errs, code := o.personCLI(glass, "request", "tickets-api", "--scope", "tickets:close", "--break-glass", "--why", "the till is on fire", "-o", "json", "--file-only")
 	if code != 0 {
-		t.Fatalf("breaking the glass: %s%s", broken, errs)
+		t.Fatalf("requesting break-glass access: %s%s", broken, errs)
 	}
 	if out, errs, code := o.personCLI(glass, "request", "tickets-api", "--scope", "tickets:read", "--why", "reading up on INC-4711", "-o", "json"); code != 0 {
 		t.Fatalf("requesting: %s%s", out, errs)
 	}
 	pending := o.fileRequest(t, "--scope", "tickets:close", "--scope", "tickets:read", "--ticket", "INC-4711", "--why", "The customer filed INC-4711 three times.\nTwo of them are duplicates: I want to close INC-4712 and INC-4713.")
 	o.fileRequest(t, "--scope", "tickets:close", "--why", "duplicate of INC-4720")
-	signed := o.fileRequest(t, "--scope", "tickets:purge", "--why", "what was purged comes back")
+	signed := o.fileRequest(t, "--scope", "tickets:purge", "--why", "the purged ticket came back")
 	o.screenshot(t, ben, "inbox", "/ui/")
 	o.screenshot(t, dan, "inbox-review", "/ui/")
 	o.screenshot(t, dan, "request-review", "/ui/requests/"+idOf(t, broken))

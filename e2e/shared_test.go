@@ -38,8 +38,8 @@ func (s *shared[T]) get(t *testing.T, start func(testing.TB) T) T {
 	return s.value
 }
 
-// take returns the value to one test at a time, for tests that count what is in
-// it, such as the users of a database.
+// take returns the value to one test at a time, for tests that count its contents,
+// such as the users of a database.
 func (s *shared[T]) take(t *testing.T, start func(testing.TB) T) T {
 	t.Helper()
 	s.turn.Lock()
@@ -71,8 +71,8 @@ func cloudOf(t *testing.T) *cloud {
 	return sharedCloud.take(t, func(t testing.TB) *cloud { return startCloud(t, s) })
 }
 
-// A suite owns what is shared. While the servers start, failures are failures of
-// the test that started them; what is registered for cleanup waits for endSuite.
+// A suite owns the shared servers. A failed start fails the test that started them.
+// Their cleanups run in endSuite.
 type suite struct{ testing.TB }
 
 var ending struct {
@@ -106,8 +106,8 @@ func (suite) Errorf(format string, args ...any) {
 
 func (s suite) Error(args ...any) { s.Errorf("%s", fmt.Sprintln(args...)) }
 
-// Failed reports whether something went wrong with what is shared. A test that
-// fails does not show the output of shared servers.
+// Failed reports whether a shared server failed. The failure of a test that uses the
+// servers does not print their output.
 func (suite) Failed() bool {
 	ending.Lock()
 	defer ending.Unlock()

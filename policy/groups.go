@@ -22,8 +22,7 @@ type group struct {
 	Notify    []listItem `yaml:"notify"`    // channels, "slack:dba"
 }
 
-// A claim makes every person a member whom the provider puts in the provider's
-// group of this name.
+// A claim makes every person a member who is in the provider's group of this name.
 type claim struct {
 	Provider string `yaml:"provider"`
 	Group    string `yaml:"group"`

@@ -90,7 +90,7 @@ func randomQuery(r *rand.Rand, in Inputs) broker.Query {
 }
 
 // scanAll decides without the index and without the evaluation's entity store: it
-// gives Cedar all policies and a hierarchy of single parents.
+// passes all policies and a hierarchy of single parents to Cedar.
 func scanAll(e *Engine, ev *evaluation) (cedar.Decision, cedar.Diagnostic) {
 	all := cedar.PolicyMap{}
 	for id, r := range e.rules {

@@ -212,7 +212,7 @@ func TestWarningsOnExcludedTeams(t *testing.T) {
 	}
 }
 
-// Each of the mistakes is next to something that looks like it and is none.
+// Next to each mistake is a similar text without a mistake.
 func TestWarningsOnCatalogueAndDomains(t *testing.T) {
 	t.Parallel()
 	in := inputs(fstest.MapFS{

@@ -246,7 +246,7 @@ func (s *scenario) parseTimes() (err error) {
 	return nil
 }
 
-// obligations returns the expected obligations as describe does, sorted. It
+// obligations returns the expected obligations in the format of describe, sorted. It
 // parses them with the parsers of the annotations.
 func (s *scenario) obligations() ([]string, error) {
 	if s.Obligations == nil {

@@ -56,7 +56,7 @@ func benchmarkIssue(b *testing.B, s *Store, callers int) {
 	}
 }
 
-// BenchmarkViewLease reads one lease, as introspection does.
+// BenchmarkViewLease reads one lease, which is the database access of introspection.
 func BenchmarkViewLease(b *testing.B) {
 	s := newStore(b)
 	i := newIssuance(b, 1)

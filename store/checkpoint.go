@@ -44,7 +44,7 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-s.checkpoint:
 		}
 		// This fails while a reader keeps an old snapshot or the disk is full;
-		// the next copy does what is left.
+		// the next run copies the rest.
 		_, _ = s.readers.ExecContext(ctx, copyLog)
 		s.copied.Store(true)
 	}

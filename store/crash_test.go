@@ -63,8 +63,8 @@ func TestStepsOfACommitAreNamed(t *testing.T) {
 	}
 }
 
-// Every step of a commit fails once, and happens once with its answer lost. The
-// caller learns the truth each time, and the store goes on.
+// Every step of a commit fails once, and succeeds once with its answer lost. The
+// caller gets the true outcome each time, and the store continues.
 func TestEveryStepOfACommitFails(t *testing.T) {
 	var struck []string
 	for _, step := range commitSteps {

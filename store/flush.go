@@ -121,7 +121,7 @@ func (g *group) writeRow(ctx context.Context, r *row) error {
 	return nil
 }
 
-// upsertIndex returns the statement that writes a row of live or of lingering.
+// upsertIndex returns the statement that writes a row of the table live or lingering.
 func upsertIndex(table string) string {
 	return "INSERT INTO " + table + ` (id, until, kind, request, holder) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 		SET until = excluded.until, kind = excluded.kind, request = excluded.request, holder = excluded.holder`

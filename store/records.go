@@ -35,9 +35,9 @@ func recordList(body []byte) []byte {
 	return body[c.at-recordsHeader:]
 }
 
-// keepRecords gives a row the list of the row that it replaces; replaced is nil
-// if there is none. A list that does not begin with the row would look complete
-// and not be: a row that was first put without a record never gets a list.
+// keepRecords copies the list of the replaced row; replaced is nil for a new row. A
+// row that was first put without a record never gets a list, because the list would
+// look complete without being so.
 func (r *row) keepRecords(replaced []byte) {
 	if !r.table.listsRecords() {
 		return

@@ -191,8 +191,8 @@ func TestRowsWithoutAListGetNone(t *testing.T) {
 	}
 }
 
-// A list goes on over a new epoch, whose indexes begin at 0 again; the current
-// log has only its own records.
+// A list continues over a new epoch, whose indexes begin at 0 again. The current log
+// has only its own records.
 func TestListsNameTheLogOfARecord(t *testing.T) {
 	s := newStore(t)
 	i := newIssuance(t, 1)

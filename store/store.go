@@ -86,8 +86,8 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 	if s.lock, err = lockFile(path + ".lock"); err != nil {
 		return err
 	}
-	// SQLite would create the file with another mode, and it gives its -wal and
-	// -shm files the mode of the database.
+	// SQLite would create the file with another mode, and its -wal and -shm
+	// files get the mode of the database.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err

@@ -116,7 +116,7 @@ func (d *demo) prove(ctx context.Context) error {
 	d.say("X.509-SVID, which it shows to the broker over mutual TLS. The broker answers:")
 	d.say("")
 	d.say("  you are    %s", who.ID)
-	d.say("  which is   an %s of team %s, owner %s", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
+	d.say("  kind       %s of team %s, owner %s", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
 	d.say("  proved by  %s, valid until %s", who.Proof.Method, clock(who.Proof.ExpiresAt))
 	return expect(who.ID == "spiffe://acme.test/agent/triage" && who.Kind == "agent", "the agent is identified as %s %s", who.Kind, who.ID)
 }

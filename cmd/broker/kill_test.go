@@ -13,8 +13,8 @@ import (
 	"accessbroker.internal/api"
 )
 
-// If the answer is lost, the operator learns that the kill switch may be in progress,
-// and how to check.
+// If the answer is lost, the error states that the kill switch may be in progress and
+// how to check.
 func TestKillAnswerIsLost(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)

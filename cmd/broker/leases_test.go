@@ -114,7 +114,7 @@ func TestStuckLeaseIsAbandoned(t *testing.T) {
 	}
 }
 
-// After its time, a credential that can't be revoked has ended, too.
+// A credential that cannot be revoked is shown as ended after its expiry.
 func TestRevocationEffect(t *testing.T) {
 	noon := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	for _, test := range []struct {

@@ -19,8 +19,8 @@ import (
 )
 
 // Ensure builds the servers that are missing and installs the packages that are
-// missing, one after another, and writes its progress to out. It goes on after a
-// failure, so that one run shows everything that is wrong.
+// missing, one after another, and writes its progress to out. It continues after
+// a failure, so that one run shows every failure.
 func Ensure(ctx context.Context, out io.Writer) error {
 	var all []error
 	for _, d := range dependencies {
@@ -164,7 +164,7 @@ func (s server) run(ctx context.Context, cmd *exec.Cmd, out io.Writer) error {
 	close(done)
 	reporter.Wait()
 	if ctx.Err() != nil {
-		return fmt.Errorf("stopped after %s (%s): %w; a later run continues with what is compiled", time.Since(began).Round(time.Second), log, context.Cause(ctx))
+		return fmt.Errorf("stopped after %s (%s): %w; a later run reuses the compiled packages", time.Since(began).Round(time.Second), log, context.Cause(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, log.tail())

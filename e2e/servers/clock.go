@@ -10,9 +10,8 @@ import (
 	"strings"
 )
 
-// ClockEnv is the environment variable that sets the clock of Vault and MinIO:
-// the number of seconds, which may be negative, by which it is ahead of the
-// machine's clock.
+// ClockEnv is the environment variable that sets the clock of Vault and MinIO: the
+// number of seconds that it is ahead of the machine's clock. It may be negative.
 const ClockEnv = "E2E_CLOCK_AHEAD"
 
 // The edit to Go's own time.Now. Timers use the monotonic clock and stay right.

@@ -77,7 +77,7 @@ func TestRunStopsAtTheLimit(t *testing.T) {
 
 func TestLockFileWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	unlock, err := lockFile(t.Context(), path, func() { t.Error("nobody else has the lock") })
+	unlock, err := lockFile(t.Context(), path, func() { t.Error("waiting for a lock that is free") })
 	if err != nil {
 		t.Fatal(err)
 	}

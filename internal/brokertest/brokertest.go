@@ -67,7 +67,7 @@ permit (principal in Path::"spiffe://acme.test/auditor", action == Action::"audi
 permit (principal in Path::"spiffe://acme.test/auditor", action == Action::"view", resource);
 `
 
-// operatorFile takes the broker's address, what it serves, and the providers.
+// operatorFile is a format for the broker's address, its endpoints and the providers.
 const operatorFile = `
 server:
   external_url: https://%[1]s

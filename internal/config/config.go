@@ -63,7 +63,7 @@ type Listener struct {
 	Serve       []string // of api, oauth, log and ui
 }
 
-// Signing says how the broker signs tokens, and when it rotates the keys.
+// Signing configures how the broker signs tokens, and when it rotates the keys.
 type Signing struct {
 	Algorithm                 string
 	RotateEvery, PublishAhead time.Duration

@@ -35,7 +35,7 @@ func openPeople(c *config.Config) (*attest.People, error) {
 
 // openPasskeys makes the relying party for the host of the pages. It returns nil if
 // the host is an IP address, because passkeys need a name (WebAuthn Level 3, section
-// 5.1.3), or if nobody can log in.
+// 5.1.3), or if no provider is configured.
 func openPasskeys(c *config.Config) (*attest.Passkeys, error) {
 	host := c.UIURL.Hostname()
 	if _, err := netip.ParseAddr(host); err == nil || len(c.Providers) == 0 {

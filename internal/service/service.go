@@ -62,7 +62,7 @@ type Service struct {
 	keys      *token.Keys
 	trust     *attest.Source
 	verifier  *attest.Verifier
-	people    *attest.People // nil: nobody can log in
+	people    *attest.People // nil: no provider is configured
 	passkeys  *attest.Passkeys
 	broker    *broker.Broker
 	outbox    *notify.Outbox
@@ -159,7 +159,7 @@ func (s *Service) openTrust(ctx context.Context) (err error) {
 	c := s.config
 	s.trust, err = attest.Open(ctx, attest.Config{
 		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, Log: s.log,
-		// Without an agent, nobody can authenticate. The broker still starts,
+		// Without an agent, no workload can authenticate. The broker still starts,
 		// because the reaper, people and the admin socket can end leases.
 		StartWithoutAgent: true, StartTimeout: agentWait,
 	})

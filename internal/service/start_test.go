@@ -37,8 +37,8 @@ func readiness(t *testing.T, metrics net.Listener) (int, map[string]string) {
 
 var ticketsRead = api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}, Justification: "to see"}
 
-// Without a Workload API, the broker starts, and leases can be ended, but nobody can
-// authenticate. When the Workload API comes, the broker serves callers.
+// Without a Workload API, the broker starts and can end leases, but no workload can
+// authenticate. Once the Workload API is available, the broker serves workloads.
 func TestStartWithoutWorkloadAPI(t *testing.T) {
 	w := brokertest.NewWorld(t)
 	lease := w.Lease(ticketsRead)

@@ -1,5 +1,5 @@
-// Package softkey is a WebAuthn authenticator in software, for tests: it holds
-// one ES256 key, and verifies its user by being told that it did.
+// Package softkey is a software WebAuthn authenticator for tests. It has one ES256 key,
+// and Key.Flags states whether it verified its user.
 package softkey
 
 import (
@@ -24,13 +24,13 @@ const (
 type Key struct {
 	ID      []byte
 	RP      string // the relying party's id
-	Origin  string // of the page that it is used from
-	Flags   byte   // of what it signs
-	Counter uint32 // of signatures; zero: it does not count
+	Origin  string // of the page that uses it
+	Flags   byte   // of the signed authenticator data
+	Counter uint32 // of signatures; zero: not supported
 	private *ecdsa.PrivateKey
 }
 
-// New makes an authenticator.
+// New returns an authenticator with a new key.
 func New(rp, origin string) (*Key, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -41,7 +41,7 @@ func New(rp, origin string) (*Key, error) {
 	return &Key{ID: id, RP: rp, Origin: origin, Flags: Present | Verified, private: private}, nil
 }
 
-// Public gives the public key, a SubjectPublicKeyInfo.
+// Public returns the public key as a SubjectPublicKeyInfo.
 func (k *Key) Public() ([]byte, error) { return x509.MarshalPKIXPublicKey(&k.private.PublicKey) }
 
 func (k *Key) clientData(kind string, challenge []byte) ([]byte, error) {
@@ -51,11 +51,11 @@ func (k *Key) clientData(kind string, challenge []byte) ([]byte, error) {
 }
 
 func (k *Key) data(flags byte) []byte {
-	home := sha256.Sum256([]byte(k.RP))
-	return binary.BigEndian.AppendUint32(append(home[:], flags), k.Counter)
+	rpIDHash := sha256.Sum256([]byte(k.RP))
+	return binary.BigEndian.AppendUint32(append(rpIDHash[:], flags), k.Counter)
 }
 
-// Sign gives an assertion (section 7.2).
+// Sign returns an assertion (section 7.2).
 func (k *Key) Sign(challenge []byte) (authenticatorData, clientData, signature []byte, err error) {
 	if k.Counter > 0 {
 		k.Counter++
@@ -70,8 +70,8 @@ func (k *Key) Sign(challenge []byte) (authenticatorData, clientData, signature [
 	return authenticatorData, clientData, signature, err
 }
 
-// Create gives the response to navigator.credentials.create, as JSON (section
-// 5.1), without attestation.
+// Create returns the response to navigator.credentials.create as JSON (section 5.1),
+// without attestation.
 func (k *Key) Create(challenge []byte) ([]byte, error) {
 	clientData, err := k.clientData("webauthn.create", challenge)
 	if err != nil {

@@ -29,7 +29,7 @@ import (
 // with such a token could assume roles without the broker.
 const DefaultAudience = "sts.amazonaws.com"
 
-// Config says how the broker reaches STS, and how it authenticates there: with
+// Config configures how the broker reaches STS, and how it authenticates there: with
 // either WebIdentity or AssumeRole.
 type Config struct {
 	Region      string // signs requests and selects AWS's endpoint; required even with Endpoint

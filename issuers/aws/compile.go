@@ -217,8 +217,8 @@ func (c scopeCheck) reference(key, name string) {
 }
 
 // isPlain reports whether a text has only characters that AWS accepts in a policy
-// (up to U+00FF), and none that JSON escapes. What it means, and its length, are
-// then the same in the policy.
+// (up to U+00FF), and none that JSON escapes. Its meaning and length are then the same
+// in the policy.
 func isPlain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
 		return r > 0xff || unicode.IsControl(r) || r == '"' || r == '\\'

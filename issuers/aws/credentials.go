@@ -25,8 +25,8 @@ import (
 // except single sign-on and logins in a browser, which a server can't do. The
 // SDK's config module finds them too, but links the clients of those services.
 
-// errNoCredentials is all that callers learn: the error of a provider may contain
-// what it read.
+// errNoCredentials has no details for callers, because the error of a provider may
+// contain secrets.
 var errNoCredentials = errors.New("the broker has no AWS credentials of its own")
 
 // ownCredentials returns what signs the broker's requests. Requests with an

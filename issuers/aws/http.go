@@ -65,9 +65,8 @@ func (c httpClient) Do(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// A signer signs requests (AWS Signature Version 4). The SDK's own signer caches
-// what it derives from a secret under the key's name, and so keeps using a secret
-// that was replaced.
+// A signer signs requests (AWS Signature Version 4). The SDK's own signer caches the
+// derived key by access key ID, so it keeps using a secret that was replaced.
 type signer struct{}
 
 // SignHTTP implements the HTTPSignerV4 of the SDK.

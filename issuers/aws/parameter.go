@@ -45,8 +45,8 @@ type allowance struct {
 	dots       bool   // two dots in a row
 }
 
-// check returns what is wrong with a value, without the value; it is empty if
-// nothing is.
+// check describes what is wrong with a value, without repeating the value. It returns
+// "" for a valid value.
 func (a allowance) check(value string) string {
 	switch {
 	case value == "":

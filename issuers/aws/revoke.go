@@ -20,10 +20,10 @@ import (
 )
 
 // AWS has no call that ends a session. An inline policy of the session's role can
-// deny it everything (IAM User Guide, "Revoking IAM role temporary security
+// deny the session everything (IAM User Guide, "Revoking IAM role temporary security
 // credentials"). The broker adds one for sessions that a person or the kill switch
-// revokes, if the entitlement says so, and not for those that their holder
-// returns: a role has room for some dozens of such policies.
+// revokes, if the entitlement configures it, and not for those that their holder
+// returns: a role has room for only some dozens of such policies.
 
 // Deny selects the sessions that a revocation denies.
 type Deny string
@@ -84,7 +84,7 @@ func (c Config) checkRevoke(r Role, bad func(key, format string, args ...any)) {
 	}
 }
 
-// Revoke denies the session if the entitlement says so. Otherwise a session ends
+// Revoke denies the session if the entitlement configures it. Otherwise a session ends
 // only at its expiry.
 func (a *Issuer) Revoke(ctx context.Context, l broker.Lease) error {
 	switch {

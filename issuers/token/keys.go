@@ -24,7 +24,7 @@ type KeyStore interface {
 	SigningKeys(ctx context.Context, purpose string) ([]*broker.SigningKey, error)
 }
 
-// KeysConfig says how signing keys are stored and rotated.
+// KeysConfig configures how signing keys are stored and rotated.
 type KeysConfig struct {
 	Store        KeyStore
 	Sealer       *broker.Sealer

@@ -18,7 +18,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// CheckRotation returns an error if keys can't rotate that often. A key stays
+// CheckRotation returns an error if keys cannot rotate that often. A key stays
 // published for one rotation after it stops signing, so no token may be valid for
 // longer than that.
 func CheckRotation(every, ahead, longest time.Duration) error {
@@ -85,8 +85,8 @@ type steps struct {
 	retire []*broker.SigningKey
 }
 
-// schedule returns what is due at now. keys are in the order in which they sign,
-// without retired ones.
+// schedule returns the steps that are due at now. keys are in the order in which they
+// sign, without retired ones.
 func schedule(keys []*broker.SigningKey, cfg KeysConfig, now time.Time) (due steps) {
 	for _, key := range keys {
 		if !key.Retires.IsZero() && !now.Before(key.Retires) {

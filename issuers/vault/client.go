@@ -107,7 +107,7 @@ type answer struct {
 	ahead time.Duration
 }
 
-// leaseEnd returns when the Vault lease of what was made ends.
+// leaseEnd returns when the credential's Vault lease ends.
 func (a *answer) leaseEnd() time.Time {
 	return time.Now().Add(time.Duration(a.LeaseDuration) * time.Second)
 }
@@ -159,8 +159,8 @@ func read(ctx context.Context, c *api.Logical, path string) (*api.Secret, error)
 	return api.ParseSecret(resp.Body)
 }
 
-// A fault is an error of Vault. It omits Vault's own words, which may repeat
-// what was sent, or come from plugins that call other systems.
+// A fault is an error of Vault. It omits Vault's own text, which may repeat the
+// request or come from plugins that call other systems.
 type fault struct {
 	kind   error // ErrIssuerRefused or ErrIssuerUnavailable
 	status int   // HTTP; 0: no answer

@@ -13,17 +13,17 @@ type handle struct {
 	At       string `json:"at"`               // identifies the Vault
 }
 
-// made says what is known about what the lease's token made.
+// made is what is known about the result of the lease's token.
 type made string
 
 const (
-	madeUnknown       made = "unknown"  // possibly something
-	madeNothing       made = "nothing"  // certainly nothing
+	madeUnknown       made = "unknown"  // possibly a credential
+	madeNothing       made = "nothing"  // certainly no credential
 	madeToken         made = "token"    // the token itself is the credential
-	madeLease         made = "lease"    // something that ends with the named lease
-	madeExpiring      made = "other"    // something that ends only at its expiry
+	madeLease         made = "lease"    // a credential that ends with the named lease
+	madeExpiring      made = "other"    // a credential that ends only at its expiry
 	madeExpiringLease made = "timed"    // the same, with a named lease
-	madeWrapped       made = "wrapping" // something that only its holder can unwrap
+	madeWrapped       made = "wrapping" // a credential that only its holder can unwrap
 )
 
 func (h handle) encode() []byte {
@@ -31,8 +31,8 @@ func (h handle) encode() []byte {
 	return b
 }
 
-// expires notes that what was made ends only at its expiry. Revoking its lease,
-// if there is one, still cleans up in Vault.
+// expires notes that the credential ends only at its expiry. Revoking its Vault
+// lease, if it has one, still cleans up in Vault.
 func (h *handle) expires() {
 	if h.Made = madeExpiring; h.Lease != "" {
 		h.Made = madeExpiringLease

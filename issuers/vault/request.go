@@ -9,9 +9,9 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// timeLeft returns for how long to request a credential: what is left of the
-// lease, less the time by which Vault's clock is ahead if Vault signs an expiry
-// by that clock. AWS counts sessions by its own.
+// timeLeft returns the lifetime to request for a credential: the rest of the lease,
+// less the time by which Vault's clock is ahead if Vault signs an expiry by that
+// clock. AWS counts sessions by its own clock.
 func (s *Spec) timeLeft(l *broker.Lease, clockAhead string) time.Duration {
 	left := time.Until(l.Expires)
 	ahead, err := time.ParseDuration(clockAhead)
@@ -80,8 +80,8 @@ func (s *Spec) path(l *broker.Lease, ttl time.Duration) (string, error) {
 	return filled, err
 }
 
-// data fills in what is written. It leaves out a value that names a parameter
-// which the request lacks; nil means that the path is read.
+// data returns the data to write, with parameters and variables replaced. It omits
+// values with a parameter that the request lacks. It returns nil if the path is read.
 func (s *Spec) data(l *broker.Lease, ttl time.Duration) map[string]any {
 	if s.Data == nil {
 		return nil

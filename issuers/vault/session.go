@@ -14,7 +14,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Login says how the broker authenticates to Vault. At most one field is set;
+// Login configures how the broker authenticates to Vault. At most one field is set;
 // without any, a Vault agent at the address adds its own token.
 type Login struct {
 	JWT   *JWTLogin

@@ -11,7 +11,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A Spec says how to make the credentials of an entitlement. It must not change
+// A Spec describes how to create the credentials of an entitlement. It must not change
 // after Check.
 //
 // Path and the values of Data may contain parameters of the entitlement, and

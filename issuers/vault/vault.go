@@ -1,7 +1,7 @@
-// Package vault issues credentials through HashiCorp Vault, or OpenBao. Each
-// credential is made with a token of its own, which has the entitlement's
-// policies and expires with the lease; the broker itself can do none of what it
-// hands out.
+// Package vault issues credentials through HashiCorp Vault or OpenBao. Each
+// credential is created with its own Vault token, which has the entitlement's
+// policies and expires with the lease. The broker's own token does not have these
+// policies.
 package vault
 
 import (
@@ -22,7 +22,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Config says how the broker reaches Vault.
+// Config configures the connection to Vault.
 type Config struct {
 	Name      string // of the issuer, for errors and log lines
 	Address   string // https://vault.acme.test:8200
@@ -193,8 +193,8 @@ func (v *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, 
 	return c, h.encode(), err
 }
 
-// Revoke ends what the token of the lease made. It confirms only what Vault
-// revokes by name: revoking a token merely queues the token's own leases.
+// Revoke ends the credential that the lease's token created. It confirms only what
+// Vault revokes by name: revoking a token merely queues the token's own leases.
 func (v *Issuer) Revoke(ctx context.Context, l broker.Lease) error {
 	var h handle
 	if err := json.Unmarshal(l.Handle, &h); err != nil || h.At != v.at {

@@ -148,7 +148,7 @@ func initialize(ctx context.Context, core *vault.Core, path string) (keys, error
 	return k, os.WriteFile(path, text, 0o600)
 }
 
-// builtins tells the core what is in this binary.
+// builtins lists the plugins that are part of this binary.
 type builtins struct{}
 
 func (builtins) Get(name string, kind consts.PluginType) (func() (any, error), bool) {

@@ -1,5 +1,5 @@
 // Package check verifies what must hold after every test of a whole broker: the log
-// verifies, each lease has its records, and no log line holds a secret.
+// verifies, each lease has its records, and no log line contains a secret.
 package check
 
 import (
@@ -118,12 +118,12 @@ func Records(t testing.TB, db *store.Store) (all []audit.Record) {
 	return all
 }
 
-// Secrets checks that no line of a broker's output holds a secret.
+// Secrets checks that no line of a broker's output contains a secret.
 func Secrets(t testing.TB, output string, secrets []string) {
 	t.Helper()
 	for _, secret := range secrets {
 		if secret != "" && strings.Contains(output, secret) {
-			t.Errorf("the broker's output holds a secret: %.20s…", secret)
+			t.Errorf("the broker's output contains a secret: %.20s…", secret)
 		}
 	}
 }
@@ -131,10 +131,10 @@ func Secrets(t testing.TB, output string, secrets []string) {
 // compactJWT is the start of a token or JWT-SVID in its compact form.
 var compactJWT = regexp.MustCompile(`eyJ[\w-]{8,}\.eyJ[\w-]{8,}`)
 
-// Tokens checks that a broker's output holds no JWT.
+// Tokens checks that a broker's output contains no JWT.
 func Tokens(t testing.TB, output string) {
 	t.Helper()
 	if found := compactJWT.FindString(output); found != "" {
-		t.Errorf("the broker's output holds a token: %.20s…", found)
+		t.Errorf("the broker's output contains a token: %.20s…", found)
 	}
 }

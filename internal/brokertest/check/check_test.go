@@ -49,9 +49,9 @@ func TestCheckFails(t *testing.T) {
 		"lease without record": {func(tb testing.TB) { check.Store(tb, s.Store(), check.Options{Key: s.LogKey()}) }, "has no record"},
 		"excepted lease":       {func(tb testing.TB) { check.Store(tb, s.Store(), check.Options{Except: []broker.LeaseID{forged.ID}}) }, ""},
 		"another log's key":    {func(tb testing.TB) { check.Store(tb, s.Store(), check.Options{Key: "other+00000000+AAAA"}) }, "does not verify"},
-		"secret in a line":     {func(tb testing.TB) { check.Secrets(tb, "a line with sesame in it", []string{"", "sesame"}) }, "holds a secret"},
+		"secret in a line":     {func(tb testing.TB) { check.Secrets(tb, "a line with sesame in it", []string{"", "sesame"}) }, "contains a secret"},
 		"no secret":            {func(tb testing.TB) { check.Secrets(tb, "a line", []string{"", "sesame"}) }, ""},
-		"token in a line":      {func(tb testing.TB) { check.Tokens(tb, "token="+jwt) }, "holds a token"},
+		"token in a line":      {func(tb testing.TB) { check.Tokens(tb, "token="+jwt) }, "contains a token"},
 		"no token":             {func(tb testing.TB) { check.Tokens(tb, "eyJ is not a token") }, ""},
 	} {
 		r := &recorder{TB: t}

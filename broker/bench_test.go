@@ -41,7 +41,7 @@ func BenchmarkUpstreamShare(b *testing.B) {
 	var mu sync.Mutex
 	var shares []time.Duration
 	for b.Loop() {
-		atOnce(16, 4000, func() error {
+		runParallel(16, 4000, func() error {
 			start := time.Now()
 			issued, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			if err != nil {
@@ -94,14 +94,14 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 	for b.Loop() {
 		sys := &system{live: map[string]time.Time{}}
 		w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}, "db": sys}})
-		atOnce(64, due, func() error {
+		runParallel(64, due, func() error {
 			_, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			return err
 		}, b)
 		later := noon.Add(11 * time.Minute)
-		before := w.issuingFor(b, later, func() { time.Sleep(2 * time.Second) })
+		before := w.issueRate(b, later, func() { time.Sleep(2 * time.Second) })
 		start := time.Now()
-		during := w.issuingFor(b, later, func() {
+		during := w.issueRate(b, later, func() {
 			for n := due; n > 0; {
 				reaped, err := w.broker.Reap(context.Background(), later)
 				if err != nil {
@@ -119,8 +119,8 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 	}
 }
 
-// issuingFor issues credentials while f runs and returns the rate.
-func (w *world) issuingFor(b *testing.B, now time.Time, f func()) float64 {
+// issueRate issues credentials while f runs and returns the rate.
+func (w *world) issueRate(b *testing.B, now time.Time, f func()) float64 {
 	b.Helper()
 	var issued atomic.Int64
 	var over atomic.Bool
@@ -143,8 +143,8 @@ func (w *world) issuingFor(b *testing.B, now time.Time, f func()) float64 {
 	return float64(issued.Load()) / time.Since(start).Seconds()
 }
 
-// atOnce runs f n times, distributed over concurrent callers.
-func atOnce(callers, n int, f func() error, b *testing.B) {
+// runParallel runs f n times, distributed over concurrent callers.
+func runParallel(callers, n int, f func() error, b *testing.B) {
 	b.Helper()
 	var left atomic.Int64
 	left.Store(int64(n))

@@ -230,7 +230,7 @@ func TestEveryStepFailsOnce(t *testing.T) {
 				var struck []string
 				for at := 1; ; at++ {
 					f := &fault{at: at, after: strings.Contains("happened killed after", kind), deadly: strings.HasPrefix(kind, "killed")}
-					step := strikes(t, f, flow)
+					step := runWithFault(t, f, flow)
 					if step == "" {
 						break
 					}
@@ -248,10 +248,10 @@ func TestEveryStepFailsOnce(t *testing.T) {
 	}
 }
 
-// strikes runs a flow under a fault, then a broker without one, and checks the
+// runWithFault runs a flow under a fault, then a broker without one, and checks the
 // credentials and leases that are left. It returns the name of the step that was
 // struck, and nothing if the flow has fewer steps.
-func strikes(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, time.Time) int) (struck string) {
+func runWithFault(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, time.Time) int) (struck string) {
 	ctx := t.Context()
 	sys := &system{live: map[string]time.Time{}}
 	w := newWorld(t, worldConfig{

@@ -17,9 +17,9 @@ func longName(prefix string, n int) string {
 	return fmt.Sprintf("%s%0*d", prefix, broker.MaxName-len(prefix), n)
 }
 
-// largest returns a request whose every field has its maximum length, in characters
+// largestAsk returns a request whose every field has its maximum length, in characters
 // with the longest encoding, and a world that accepts it.
-func largest(t *testing.T, size, parameters int) (*world, broker.Identity, broker.Ask) {
+func largestAsk(t *testing.T, size, parameters int) (*world, broker.Identity, broker.Ask) {
 	t.Helper()
 	w := peopleWorld(t, `@approval("1 of support")`)
 	rules := testRules(t, closePolicies(`@approval("1 of support")`))
@@ -53,7 +53,7 @@ func TestLargestRequest(t *testing.T) {
 		"parameters as long as may be": {broker.MaxLines, broker.MaxAllParameters / broker.MaxLines},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, who, ask := largest(t, shape.size, shape.parameters)
+			w, who, ask := largestAsk(t, shape.size, shape.parameters)
 			r, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.IdempotencyKey{})
 			if err != nil {
 				t.Fatal(err)
@@ -89,7 +89,7 @@ func TestRequestAboveTheMaximum(t *testing.T) {
 			a.Parameters[last] = a.Parameters[last][1:]
 		}, broker.ErrInvalidParameter, first + " is longer than 4096 bytes"},
 		"all parameters":   {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "the parameters are longer than 16384 bytes in total"},
-		"parameters":       {func(a *broker.Ask) { a.Parameters = seventeen() }, broker.ErrInvalidParameter, "at most 16 parameters"},
+		"parameters":       {func(a *broker.Ask) { a.Parameters = tooManyParameters() }, broker.ErrInvalidParameter, "at most 16 parameters"},
 		"justification":    {func(a *broker.Ask) { a.Justification += "x" }, broker.ErrInvalidRequest, "justification is longer than 2000 bytes"},
 		"ticket":           {func(a *broker.Ask) { a.Ticket += "x" }, broker.ErrInvalidRequest, "ticket is longer than 128 bytes"},
 		"a scope":          {func(a *broker.Ask) { a.Scopes[0] += "x" }, broker.ErrInvalidScope, "a scope must be 1 to 128"},
@@ -98,7 +98,7 @@ func TestRequestAboveTheMaximum(t *testing.T) {
 		"an unknown value": {func(a *broker.Ask) { a.Parameters = map[string]string{"other": "x"} }, broker.ErrInvalidParameter, "no parameter of that name"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, who, ask := largest(t, broker.MaxLines, broker.MaxAllParameters/broker.MaxLines)
+			w, who, ask := largestAsk(t, broker.MaxLines, broker.MaxAllParameters/broker.MaxLines)
 			test.change(&ask)
 			_, err := w.broker.Ask(t.Context(), broker.Self(who, noon), ask, broker.IdempotencyKey{})
 			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.says) {
@@ -109,8 +109,8 @@ func TestRequestAboveTheMaximum(t *testing.T) {
 	}
 }
 
-// seventeen returns one parameter more than the maximum.
-func seventeen() map[string]string {
+// tooManyParameters returns one parameter more than the maximum.
+func tooManyParameters() map[string]string {
 	p := map[string]string{}
 	for n := range broker.MaxParameters + 1 {
 		p[fmt.Sprint("p", n)] = "x"

@@ -12,18 +12,18 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A slow system issues a credential only when the test lets it proceed.
-type slow struct {
+// slowSystem issues a credential only when the test lets it proceed.
+type slowSystem struct {
 	system
 	called  chan struct{}
 	proceed chan struct{}
 }
 
-func startSlow() *slow {
-	return &slow{system: system{live: map[string]time.Time{}}, called: make(chan struct{}, 10), proceed: make(chan struct{}, 10)}
+func newSlowSystem() *slowSystem {
+	return &slowSystem{system: system{live: map[string]time.Time{}}, called: make(chan struct{}, 10), proceed: make(chan struct{}, 10)}
 }
 
-func (s *slow) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
+func (s *slowSystem) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	s.called <- struct{}{}
 	<-s.proceed
 	return s.system.Issue(ctx, o)
@@ -50,7 +50,7 @@ func TestDecisionsWhileIssuing(t *testing.T) {
 		}, broker.ErrDenied},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sys := startSlow()
+			sys := newSlowSystem()
 			w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": sys, "tickets": signer{}}})
 			answer := make(chan error)
 			go func() {

@@ -1,54 +1,15 @@
 package broker_test
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
-
-// A lateStore runs a function once, before the next transaction that votes.
-type lateStore struct {
-	broker.Store
-	mu   sync.Mutex
-	once func()
-}
-
-func (s *lateStore) before(f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.once = f
-}
-
-func (s *lateStore) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
-	s.mu.Lock()
-	once := s.once
-	s.once = nil
-	s.mu.Unlock()
-	if once != nil {
-		once()
-	}
-	return s.Store.Update(ctx, reads, f)
-}
-
-// lateWorld returns a peopleWorld in which a test can act between the decision and
-// the write of a vote.
-func lateWorld(t *testing.T, annotations string) (*world, *lateStore) {
-	t.Helper()
-	late := &lateStore{}
-	w := newWorld(t, worldConfig{policies: closePolicies(annotations), issuers: map[string]broker.Issuer{"tickets": signer{}}, wrap: func(s broker.Store) broker.Store {
-		late.Store = s
-		return late
-	}})
-	t.Cleanup(func() { w.verify(t) })
-	return w, late
-}
 
 // A vote is judged by the rules in force when it is written: an approver who lost the
 // group or the permission in between does not approve.
@@ -64,9 +25,10 @@ func TestVoteUnderNewRules(t *testing.T) {
 		"of no matter to ben": {closePolicies(`@approval("1 of support")`) + `@id("more") forbid (principal == Person::"login/dan", action == Action::"approve", resource);`, testGroups, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, late := lateWorld(t, `@approval("1 of support")`)
+			var before func()
+			w := hookedWorld(t, `@approval("1 of support")`, &before)
 			r := w.ask(t, read("tickets:read"))
-			late.before(func() { w.adopt(t, test.policies, test.groups) })
+			before = func() { w.adopt(t, test.policies, test.groups) }
 			_, err := w.vote(t, approver("ben", noon), r, yes, noon)
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("%v, want %v", err, test.want)
@@ -80,14 +42,15 @@ func TestVoteUnderNewRules(t *testing.T) {
 
 // A review is judged by the rules in force when it is written, too.
 func TestReviewUnderNewRules(t *testing.T) {
-	w, late := lateWorld(t, ``)
+	var before func()
+	w := hookedWorld(t, ``, &before)
 	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	late.before(func() {
+	before = func() {
 		w.adopt(t, closePolicies(``), strings.Replace(testGroups, "login/ben, login/dan", "login/ben", 1))
-	})
+	}
 	finding := broker.Vote{Digest: issued.Request.Digest, Comment: "fine"}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), issued.Request.ID, finding); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("%v", err)
@@ -97,16 +60,17 @@ func TestReviewUnderNewRules(t *testing.T) {
 // A vote that began before a request lapsed, and is written after an identical request
 // has replaced it, approves nothing.
 func TestLateVoteAfterReplacement(t *testing.T) {
-	w, late := lateWorld(t, `@approval("1 of support") @lapse_after("10m")`)
+	var before func()
+	w := hookedWorld(t, `@approval("1 of support") @lapse_after("10m")`, &before)
 	r := w.ask(t, read("tickets:read"))
 	end := noon.Add(10 * time.Minute)
 	var second *broker.Request
-	late.before(func() {
+	before = func() {
 		var err error
 		if second, err = w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.IdempotencyKey{}); err != nil {
 			t.Error(err)
 		}
-	})
+	}
 	_, err := w.vote(t, approver("ben", noon), r, yes, end.Add(-time.Second))
 	if !errors.Is(err, broker.ErrNotPending) || second.ID == r.ID {
 		t.Fatalf("got %v; the second request is %v", err, second.ID)
@@ -124,14 +88,15 @@ func TestLateVoteAfterReplacement(t *testing.T) {
 
 // A vote whose transaction takes until the request has lapsed approves nothing.
 func TestVoteWrittenAfterTheLapse(t *testing.T) {
-	w, late := lateWorld(t, `@approval("1 of support") @lapse_after("10m")`)
+	var before func()
+	w := hookedWorld(t, `@approval("1 of support") @lapse_after("10m")`, &before)
 	r := w.ask(t, read("tickets:read"))
 	last := noon.Add(10*time.Minute - time.Nanosecond)
-	late.before(func() { // the resolution of the clock does not matter
+	before = func() { // the resolution of the clock does not matter
 		for start := time.Now(); time.Since(start) <= 0; {
 			continue
 		}
-	})
+	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, last); !errors.Is(err, broker.ErrNotPending) {
 		t.Fatalf("%v", err)
 	}
@@ -141,7 +106,8 @@ func TestVoteWrittenAfterTheLapse(t *testing.T) {
 // Exactly one of two concurrent final events decides the outcome: two last approvals,
 // an approval and the lapse, or an approval and a withdrawal.
 func TestTwoLastApprovals(t *testing.T) {
-	w, late := lateWorld(t, `@approval("1 of support")`)
+	var before func()
+	w := hookedWorld(t, `@approval("1 of support")`, &before)
 	ben, cleo := approver("ben", noon), approver("cleo", noon)
 	for name, first := range map[string]func(r *broker.Request) error{
 		"another approval": func(r *broker.Request) error { _, err := w.vote(t, cleo, r, yes, noon); return err },
@@ -154,11 +120,11 @@ func TestTwoLastApprovals(t *testing.T) {
 		ask := read("tickets:read")
 		ask.Justification = name
 		r := w.ask(t, ask)
-		late.before(func() {
+		before = func() {
 			if err := first(r); err != nil {
 				t.Errorf("%s: got %v", name, err)
 			}
-		})
+		}
 		if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrNotPending) {
 			t.Errorf("%s first: got %v", name, err)
 		}

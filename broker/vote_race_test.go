@@ -9,8 +9,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// allAtOnce runs all functions concurrently and counts those that succeed.
-func allAtOnce(fs ...func() error) (succeeded int) {
+// runConcurrently runs all functions concurrently and counts those that succeed.
+func runConcurrently(fs ...func() error) (succeeded int) {
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	start := make(chan struct{})
@@ -68,14 +68,14 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 		}
 		// The last two approvals, and the same person twice.
 		r := fresh()
-		if n := allAtOnce(say("ben", r, yes), say("cleo", r, yes), say("dan", r, yes)); n != 3 {
+		if n := runConcurrently(say("ben", r, yes), say("cleo", r, yes), say("dan", r, yes)); n != 3 {
 			t.Fatalf("three people at once: %d succeeded", n)
 		}
 		if decisions(t, w, r) != 1 {
 			t.Fatalf("decided %d times, want 1", decisions(t, w, r))
 		}
 		r = fresh()
-		if n := allAtOnce(say("ben", r, yes), say("ben", r, yes), say("ben", r, yes)); n != 1 {
+		if n := runConcurrently(say("ben", r, yes), say("ben", r, yes), say("ben", r, yes)); n != 1 {
 			t.Fatalf("one person three times at once: %d succeeded", n)
 		}
 		if err := withdraw(r)(); err != nil {
@@ -89,7 +89,7 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			allAtOnce(say("dan", r, yes), other(r))
+			runConcurrently(say("dan", r, yes), other(r))
 			if decisions(t, w, r) != 1 {
 				t.Fatalf("decided %d times, want 1", decisions(t, w, r))
 			}

@@ -14,11 +14,25 @@ import (
 
 func newSystem() *system { return &system{live: map[string]time.Time{}} }
 
-// hookedWorld is peopleWorld, with a function that runs ahead of the next write.
-func hookedWorld(t *testing.T, before *func()) *world {
+// hookedStore calls *before once, ahead of the next Update.
+type hookedStore struct {
+	broker.Store
+	before *func()
+}
+
+func (s hookedStore) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	if before := *s.before; before != nil {
+		*s.before = nil
+		before()
+	}
+	return s.Store.Update(ctx, reads, f)
+}
+
+// hookedWorld returns a peopleWorld whose store is a hookedStore.
+func hookedWorld(t *testing.T, annotations string, before *func()) *world {
 	t.Helper()
 	w := newWorld(t, worldConfig{
-		policies: closePolicies(`@approval("1 of support")`), issuers: map[string]broker.Issuer{"tickets": signer{}, "db": newSystem()},
+		policies: closePolicies(annotations), issuers: map[string]broker.Issuer{"tickets": signer{}, "db": newSystem()},
 		wrap: func(s broker.Store) broker.Store { return hookedStore{s, before} },
 	})
 	t.Cleanup(func() { w.verify(t) })
@@ -38,7 +52,7 @@ func (w *world) granted(t *testing.T) *broker.Request {
 // A grant that ends between the decision and the write is not collected.
 func TestGrantRevokedWhileCollecting(t *testing.T) {
 	var before func()
-	w := hookedWorld(t, &before)
+	w := hookedWorld(t, `@approval("1 of support")`, &before)
 	r := w.granted(t)
 	before = func() {
 		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Request: r.ID}, "incident", audit.Digest{}, true); err != nil {
@@ -66,7 +80,7 @@ func TestFirstCollectionOvertaken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var before func()
-			w := hookedWorld(t, &before)
+			w := hookedWorld(t, `@approval("1 of support")`, &before)
 			r := w.granted(t)
 			at := noon.Add(test.after)
 			collect := func() error {
@@ -242,7 +256,7 @@ func TestRenewalEndsTheOldLease(t *testing.T) {
 // A lease that its holder returns while it is being renewed has no successor.
 func TestReturnedWhileRenewing(t *testing.T) {
 	var before func()
-	w := hookedWorld(t, &before)
+	w := hookedWorld(t, `@approval("1 of support")`, &before)
 	r := w.granted(t)
 	issued, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 	if err != nil {

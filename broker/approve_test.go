@@ -76,7 +76,7 @@ func TestRecordNamesTheAccountable(t *testing.T) {
 		}
 	}
 	if len(named) != 2 || !slices.Equal(named[0], []string{"login/ana"}) || named[1] != nil {
-		t.Errorf("got accountable people %q", named)
+		t.Errorf("got accountable people %q, want login/ana in the first record only", named)
 	}
 }
 
@@ -101,10 +101,10 @@ func TestWhoMayApprove(t *testing.T) {
 		"member, denying":                      {`@approval("1 of support")`, approver("ben", noon), broker.Vote{}, nil},
 		"accountable person":                   {`@approval("1 of support")`, approver("ana", noon), yes, broker.ErrOwnRequest},
 		"accountable person, denying":          {`@approval("1 of support")`, approver("ana", noon), broker.Vote{}, broker.ErrOwnRequest},
-		"the agent itself":                     {`@approval("1 of support")`, workloadOfAna, yes, broker.ErrSessionRequired},
+		"the agent":                            {`@approval("1 of support")`, workloadOfAna, yes, broker.ErrSessionRequired},
 		"person without a session":             {`@approval("1 of support")`, provider, yes, broker.ErrSessionRequired},
 		"expired session":                      {`@approval("1 of support")`, stale, yes, broker.ErrProofExpired},
-		"root on the admin socket":             {`@approval("1 of support")`, root, yes, broker.ErrSessionRequired},
+		"operator on the admin socket":         {`@approval("1 of support")`, root, yes, broker.ErrSessionRequired},
 		"member of another group":              {`@approval("1 of support")`, approver("dan", noon), yes, broker.ErrNotFound},
 		"forbidden by policy":                  {`@approval("1 of leads")`, approver("fay", noon, "leads"), yes, broker.ErrNotApprover},
 		"member by a claim":                    {`@approval("1 of leads")`, approver("lea", noon, "leads"), yes, nil},
@@ -127,7 +127,7 @@ func TestWhoMayApprove(t *testing.T) {
 		"member of the excluded team":          {`@approval("1 of support") @exclude_team("yes")`, approver("ben", noon), yes, broker.ErrOwnRequest},
 		"member of another team":               {`@approval("1 of support") @exclude_team("yes")`, approver("cleo", noon), yes, nil},
 		"listed member with stale claims":      {`@approval("1 of support")`, silent, yes, nil},
-		"member of a group that is not asked":  {`@approval("1 of security")`, approver("cleo", noon), yes, broker.ErrNotFound},
+		"member of an uninvolved group":        {`@approval("1 of security")`, approver("cleo", noon), yes, broker.ErrNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, test.annotations)
@@ -139,10 +139,10 @@ func TestWhoMayApprove(t *testing.T) {
 			}
 			after := len(w.kinds(t))
 			if test.want != nil && after != before {
-				t.Errorf("a refused vote left a record: %v", w.kinds(t))
+				t.Errorf("refused vote: got records %v, want %d", w.kinds(t), before)
 			}
 			if test.want == nil && after != before+1 {
-				t.Errorf("a vote left %d records", after-before)
+				t.Errorf("vote: got %d new records, want 1", after-before)
 			}
 		})
 	}
@@ -231,13 +231,13 @@ func TestManagerApproves(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, noon); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another person: %v", err)
+		t.Errorf("another person: got %v, want %v", err, broker.ErrNotFound)
 	}
 	if _, err := w.vote(t, gus, r, yes, noon); !errors.Is(err, broker.ErrNotApprover) && !errors.Is(err, broker.ErrOwnRequest) {
-		t.Errorf("the requester: %v", err)
+		t.Errorf("the requester: got %v, want %v or %v", err, broker.ErrNotApprover, broker.ErrOwnRequest)
 	}
 	if r, err = w.vote(t, approver("mia", noon), r, yes, noon); err != nil || r.Status != broker.RequestApproved {
-		t.Errorf("the manager: %v, %v", r, err)
+		t.Errorf("the manager: got %v, %v, want an approved request", r, err)
 	}
 }
 
@@ -249,24 +249,24 @@ func TestGrantAsApproved(t *testing.T) {
 	ask.TTL, ask.Duration = 10*time.Minute, time.Hour
 	r := w.ask(t, ask)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrPending) {
-		t.Fatalf("before any approval: %v", err)
+		t.Fatalf("before any approval: got %v, want %v", err, broker.ErrPending)
 	}
 	r, err := w.vote(t, approver("cleo", noon), r, broker.Vote{Approve: true, Scopes: []string{"tickets:read"}, TTL: 5 * time.Minute}, noon.Add(10*time.Minute))
 	if err != nil || r.Status != broker.RequestPending {
-		t.Fatalf("got %v, %v", r, err)
+		t.Fatalf("first approval: got %v, %v, want a pending request", r, err)
 	}
 	later := noon.Add(20 * time.Minute)
 	r, err = w.vote(t, approver("dan", later), r, broker.Vote{Approve: true, Duration: 30 * time.Minute}, later)
 	if err != nil || r.Status != broker.RequestApproved || !r.CollectUntil.Equal(later.Add(30*time.Minute)) {
-		t.Fatalf("got %+v, %v", r, err)
+		t.Fatalf("last approval: got %+v, %v, want a grant until %s", r, err, later.Add(30*time.Minute))
 	}
 	issued, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), r.ID, broker.IdempotencyKey{})
 	if err != nil || !slices.Equal(issued.Lease.Scopes, []string{"tickets:read"}) || !issued.Lease.Expires.Equal(later.Add(5*time.Minute)) {
-		t.Fatalf("got %+v, %v", issued, err)
+		t.Fatalf("got %+v, %v, want tickets:read until %s", issued, err, later.Add(5*time.Minute))
 	}
 	end := r.CollectUntil
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
-		t.Errorf("at the end of the grant: %v", err)
+		t.Errorf("at the end of the grant: got %v, want %v", err, broker.ErrGrantEnded)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.ApprovalGiven, audit.RequestApproved, audit.LeaseIssued)
 }
@@ -279,7 +279,7 @@ func TestApprovalsWithoutCommonScopes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.vote(t, approver("cleo", noon), r, broker.Vote{Approve: true, Scopes: []string{"tickets:close"}}, noon); !errors.Is(err, broker.ErrInvalidScope) {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want %v", err, broker.ErrInvalidScope)
 	}
 }
 
@@ -289,24 +289,24 @@ func TestEachPersonHasOneVote(t *testing.T) {
 	ben, cleo := approver("ben", noon), approver("cleo", noon)
 	r, err := w.vote(t, ben, r, yes, noon)
 	if err != nil || r.Status != broker.RequestPending {
-		t.Fatalf("got %v, %v", r, err)
+		t.Fatalf("got %v, %v, want a pending request", r, err)
 	}
 	if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
-		t.Errorf("twice: %v", err)
+		t.Errorf("approving twice: got %v, want %v", err, broker.ErrAlreadyVoted)
 	}
 	if r, err = w.vote(t, ben, r, broker.Vote{}, noon); err != nil || r.Status != broker.RequestPending {
-		t.Errorf("an approval changed into a denial: %v, %v", r, err)
+		t.Errorf("changing an approval into a denial: got %v, %v, want a pending request", r, err)
 	}
 	if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
-		t.Errorf("a denial changed into an approval: %v", err)
+		t.Errorf("changing a denial into an approval: got %v, want %v", err, broker.ErrAlreadyVoted)
 	}
 	if r, err = w.vote(t, cleo, r, broker.Vote{Comment: "no need"}, noon); err != nil || r.Status != broker.RequestDenied || r.DeniedBy != broker.DeniedByPerson {
-		t.Errorf("the second denial: %+v, %v", r, err)
+		t.Errorf("the second denial: got %+v, %v, want a denied request", r, err)
 	}
 	_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 	var no *broker.Refusal
 	if !errors.As(err, &no) || !errors.Is(err, broker.ErrDenied) || no.Detail != "this request was denied, by login/ben, by login/cleo: no need" || len(no.Reasons) > 0 {
-		t.Errorf("collecting: %+v", no)
+		t.Errorf("collecting: got %+v, want the denial and its comments", no)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.ApprovalGiven, audit.ApprovalGiven, audit.RequestDenied)
 }
@@ -317,13 +317,13 @@ func TestRequestLapses(t *testing.T) {
 	r := w.ask(t, read("tickets:read"))
 	end := noon.Add(10 * time.Minute)
 	if _, err := w.vote(t, approver("ben", end), r, yes, end); !errors.Is(err, broker.ErrNotPending) {
-		t.Errorf("at the exact time: %v", err)
+		t.Errorf("approving at the lapse: got %v, want %v", err, broker.ErrNotPending)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(end), end), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLapsed) {
-		t.Errorf("collecting: %v", err)
+		t.Errorf("collecting at the lapse: got %v, want %v", err, broker.ErrLapsed)
 	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, end.Add(-time.Second)); err != nil {
-		t.Errorf("a second before: %v", err)
+		t.Errorf("approving a second before the lapse: %v", err)
 	}
 }
 
@@ -336,7 +336,7 @@ func TestRulesChangeWhilePending(t *testing.T) {
 		ben := approver("ben", noon)
 		w.adopt(t, closePolicies(`@approval("1 of support")`), strings.Replace(testGroups, "login/ben, login/cleo", "login/cleo", 1))
 		if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrNotFound) {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want %v", err, broker.ErrNotFound)
 		}
 	})
 	for name, test := range map[string]struct {
@@ -373,30 +373,30 @@ func TestReuseAndExtension(t *testing.T) {
 	ask.Justification = "INC-1"
 	first := w.ask(t, ask)
 	if again := w.ask(t, ask); again.ID != first.ID || !again.Reused {
-		t.Errorf("while pending: %v", again)
+		t.Errorf("while pending: got %v, want the reused request %s", again, first.ID)
 	}
 	if _, err := w.vote(t, approver("ben", noon), first, yes, noon); err != nil {
 		t.Fatal(err)
 	}
 	if again := w.ask(t, ask); again.ID != first.ID || !again.Reused || again.Status != broker.RequestApproved {
-		t.Errorf("while granted: %v", again)
+		t.Errorf("while granted: got %v, want the reused request %s", again, first.ID)
 	}
 	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil || issued == nil || issued.Request.ID != first.ID || !issued.Request.Reused {
-		t.Errorf("requested and collected in one call: %v, %v", issued, err)
+		t.Errorf("requesting and collecting in one call: got %v, %v, want a credential of %s", issued, err, first.ID)
 	}
 	ask.Extends = first.ID
 	if more := w.ask(t, ask); more.ID == first.ID || more.Status != broker.RequestPending || more.Extends != first.ID {
-		t.Errorf("an extension: %v", more)
+		t.Errorf("extension: got %v, want a new pending request", more)
 	}
 	ask.Extends = broker.NewRequestID(noon)
 	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); err == nil {
-		t.Error("a request that does not exist was extended")
+		t.Error("extending a request that does not exist: got no error")
 	}
 	later := first.Created.Add(3 * time.Hour)
 	ask.Extends = broker.RequestID{}
 	if r, err := w.broker.Ask(t.Context(), broker.Self(agent(later), later), ask, broker.IdempotencyKey{}); err != nil || r.ID == first.ID {
-		t.Errorf("after the grant: %v, %v", r, err)
+		t.Errorf("after the grant: got %v, %v, want a new request", r, err)
 	}
 }
 
@@ -407,12 +407,12 @@ func TestScheduledStart(t *testing.T) {
 	r := w.ask(t, ask)
 	r, err := w.vote(t, approver("ben", noon), r, yes, noon)
 	if err != nil || !r.CollectUntil.Equal(ask.NotBefore.Add(time.Hour)) {
-		t.Fatalf("got %+v, %v", r, err)
+		t.Fatalf("got %+v, %v, want a grant until %s", r, err, ask.NotBefore.Add(time.Hour))
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore.Add(-time.Second)), ask.NotBefore.Add(-time.Second)), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotYet) {
-		t.Errorf("before: %v", err)
+		t.Errorf("collecting before the start: got %v, want %v", err, broker.ErrNotYet)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(ask.NotBefore), ask.NotBefore), r.ID, broker.IdempotencyKey{}); err != nil {
-		t.Errorf("at the exact time: %v", err)
+		t.Errorf("collecting at the start: %v", err)
 	}
 }

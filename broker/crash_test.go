@@ -32,7 +32,7 @@ func (s *system) Prepare(_ context.Context, o broker.Order) (broker.Prepared, er
 func (s *system) Issue(_ context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	l := o.Lease
 	if o.Entitlement == nil || o.Key.Reveal()["key"] != "key of "+l.ID.String() {
-		return broker.Credential{}, nil, errors.New("the order is not the one that was prepared")
+		return broker.Credential{}, nil, errors.New("the order differs from the prepared one")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,21 +66,21 @@ func (s *system) working(now time.Time) int {
 
 var errFault = errors.New("injected fault")
 
-// A fault strikes one step of a flow: a transaction of the store or a call of the
-// issuer. The step fails, or it happens and its answer is lost. A deadly fault
-// ends the process: no later step happens.
+// fault strikes one step of a flow: a transaction of the store or a call to the
+// issuer. The step fails, or it succeeds and its answer is lost. A deadly fault
+// kills the process, so that no later step runs.
 type fault struct {
 	mu     sync.Mutex
 	armed  bool
-	at     int // the step that it strikes, from 1
+	at     int // the step to strike, counted from 1
 	after  bool
 	deadly bool
 	step   int
 	dead   bool
-	struck string // the name of the step, once it struck
+	struck string // the name of the struck step
 }
 
-// do runs a step. If the fault strikes before the step, it runs fails instead.
+// do runs a step, or fails instead of it if the fault strikes before the step.
 // Both return the name of the step.
 func (f *fault) do(step, fails func() (string, error)) error {
 	f.mu.Lock()
@@ -103,16 +103,16 @@ func (f *fault) do(step, fails func() (string, error)) error {
 	return errFault
 }
 
-// call is do for a call of the issuer.
+// call is do for a call to the issuer.
 func (f *fault) call(name string, call func() error) error {
 	return f.do(
 		func() (string, error) { return name, call() },
 		func() (string, error) { return name, errFault })
 }
 
-// faultyStore and faultySystem put a fault between the broker and the real
-// store and issuer. A living store always knows the outcome of an Update, so
-// only a deadly fault can follow one.
+// faultyStore and faultySystem inject a fault between the broker and the real
+// store and issuer. A running store always knows the outcome of an Update, so
+// only a deadly fault can lose its answer.
 type faultyStore struct {
 	broker.Store
 	f *fault
@@ -122,8 +122,8 @@ func (s faultyStore) Update(ctx context.Context, reads []broker.Key, f func(brok
 	if s.f.after && !s.f.deadly {
 		return s.Store.Update(ctx, reads, f)
 	}
-	// A transaction is named after the records that it appends, so it runs to
-	// the end even if it is to fail.
+	// A transaction is named after the records that it appends, so it must run to
+	// the end even if it fails.
 	update := func(result error) (string, error) {
 		name := "store"
 		err := s.Store.Update(ctx, reads, func(tx broker.Tx) error {
@@ -178,7 +178,7 @@ func (s faultySystem) Revoke(ctx context.Context, l broker.Lease) error {
 	return s.f.call("revoke", func() error { return s.Issuer.Revoke(ctx, l) })
 }
 
-// crashPoints are the steps of each flow, in their order.
+// crashPoints lists the steps of each flow in order.
 var crashPoints = map[string][]string{
 	"collect": {"prepare", "store lease.opened", "issue", "store lease.issued"},
 	"collect and renew": {
@@ -190,8 +190,8 @@ var crashPoints = map[string][]string{
 
 // A step of a flow fails, or succeeds with its answer lost, and the broker continues
 // or is killed and restarted. Within 30 seconds, no undelivered credential works, and
-// none works without its record. The steps that were struck
-// are compared with crashPoints, because a fault that strikes nothing proves nothing.
+// none works without its record. The test compares the struck steps with
+// crashPoints, because a fault that strikes nothing proves nothing.
 func TestEveryStepFailsOnce(t *testing.T) {
 	collect := func(ctx context.Context, b *broker.Broker, now time.Time) (*broker.Issued, error) {
 		issued, _, err := b.AskAndCollect(ctx, broker.Self(agent(now), now), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
@@ -237,7 +237,7 @@ func TestEveryStepFailsOnce(t *testing.T) {
 					struck = append(struck, step)
 				}
 				want := slices.Clone(crashPoints[name])
-				if kind == "happened" { // the store knows what happened as long as it lives
+				if kind == "happened" { // a running store never loses the answer of an Update
 					want = slices.DeleteFunc(want, func(step string) bool { return strings.HasPrefix(step, "store") })
 				}
 				if !slices.Equal(struck, want) || len(struck) == 0 {
@@ -249,8 +249,8 @@ func TestEveryStepFailsOnce(t *testing.T) {
 }
 
 // runWithFault runs a flow under a fault, then a broker without one, and checks the
-// credentials and leases that are left. It returns the name of the step that was
-// struck, and nothing if the flow has fewer steps.
+// remaining credentials and leases. It returns the name of the struck step, or ""
+// if the flow has fewer steps.
 func runWithFault(t *testing.T, f *fault, flow func(context.Context, *broker.Broker, time.Time) int) (struck string) {
 	ctx := t.Context()
 	sys := &system{live: map[string]time.Time{}}

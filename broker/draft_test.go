@@ -59,13 +59,13 @@ func TestAgentTexts(t *testing.T) {
 		t.Errorf("at the maximum length: %v", err)
 	}
 	if err := fields["justification"](most + "x"); !errors.Is(err, ErrInvalidRequest) {
-		t.Errorf("one byte longer: %v", err)
+		t.Errorf("one byte longer: got %v, want %v", err, ErrInvalidRequest)
 	}
 	if err := fields["parameter pem"]("a\nb"); err != nil {
 		t.Errorf("line breaks in a multi-line text: %v", err)
 	}
 	if err := fields["parameter free"]("a\nb"); !errors.Is(err, ErrInvalidParameter) {
-		t.Errorf("line breaks in a single-line text: %v", err)
+		t.Errorf("line breaks in a single-line text: got %v, want %v", err, ErrInvalidParameter)
 	}
 }
 

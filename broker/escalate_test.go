@@ -67,7 +67,7 @@ func TestEscalation(t *testing.T) {
 		return err
 	}
 	if err := sees(14 * time.Minute); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("visible early: %v", err)
+		t.Errorf("reading before the escalation: got %v, want %v", err, broker.ErrNotFound)
 	}
 	w.deliver(t, noon.Add(15*time.Minute))
 	if want := []string{"request.escalated security pending " + page(r)}; !slices.Equal(hooks["hook:security"].got, want) {
@@ -79,7 +79,7 @@ func TestEscalation(t *testing.T) {
 		}
 	}
 	if _, err := w.vote(t, approver("dan", noon.Add(16*time.Minute)), r, yes, noon.Add(16*time.Minute)); !errors.Is(err, broker.ErrNotApprover) {
-		t.Errorf("a vote by the notified group: %v", err)
+		t.Errorf("a vote by the notified group: got %v, want %v", err, broker.ErrNotApprover)
 	}
 }
 
@@ -98,7 +98,7 @@ func TestNoEscalation(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 			if _, err := w.broker.Request(t.Context(), broker.Self(approver("dan", noon), noon.Add(16*time.Minute)), r.ID); !errors.Is(err, broker.ErrNotFound) {
-				t.Errorf("the decided request is visible: %v", err)
+				t.Errorf("reading the decided request: got %v, want %v", err, broker.ErrNotFound)
 			}
 		})
 	}

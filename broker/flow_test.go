@@ -161,7 +161,7 @@ func TestPendingRequestIsReusedUntilItLapses(t *testing.T) {
 	w := tokenWorld(t)
 	ask := read("tickets:close")
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
-		t.Fatalf("without a justification: %v", err)
+		t.Fatalf("without a justification: got %v, want %v", err, broker.ErrJustificationRequired)
 	}
 	ask.Justification = "the queue is stuck"
 	_, first, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
@@ -174,14 +174,14 @@ func TestPendingRequestIsReusedUntilItLapses(t *testing.T) {
 	}
 	wantKinds(t, w, audit.RequestCreated)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrPending) {
-		t.Errorf("collecting it: %v", err)
+		t.Errorf("collecting it: got %v, want %v", err, broker.ErrPending)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another workload collecting it: %v", err)
+		t.Errorf("another workload collecting it: got %v, want %v", err, broker.ErrNotFound)
 	}
 	later := noon.Add(broker.PendingFor)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLapsed) {
-		t.Errorf("collecting it after it lapsed: %v", err)
+		t.Errorf("collecting it after it lapsed: got %v, want %v", err, broker.ErrLapsed)
 	}
 	if _, again, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), ask, broker.IdempotencyKey{}); err != nil || again.ID == first.ID {
 		t.Errorf("requesting again after it lapsed: %v, %v", again, err)
@@ -275,7 +275,7 @@ func TestRepeatedCollectReplaces(t *testing.T) {
 	}
 	other := broker.NewIdempotencyKey(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", []byte("{}"))
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, other); !errors.Is(err, broker.ErrIdempotencyMismatch) {
-		t.Errorf("the same key with another body: %v", err)
+		t.Errorf("the same key with another body: got %v, want %v", err, broker.ErrIdempotencyMismatch)
 	}
 }
 
@@ -296,7 +296,7 @@ func TestLaterCollectionsEndWithTheGrant(t *testing.T) {
 	}
 	over := noon.Add(time.Hour)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(over), over), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
-		t.Errorf("after the grant: %v", err)
+		t.Errorf("after the grant: got %v, want %v", err, broker.ErrGrantEnded)
 	}
 }
 
@@ -335,10 +335,10 @@ func TestRenewReplacesTheLease(t *testing.T) {
 		t.Fatalf("%+v, %v", renewed, err)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotRenewable) {
-		t.Errorf("renewing the replaced lease: %v", err)
+		t.Errorf("renewing the replaced lease: got %v, want %v", err, broker.ErrNotRenewable)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", at), at), renewed.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another workload renewing it: %v", err)
+		t.Errorf("another workload renewing it: got %v, want %v", err, broker.ErrNotFound)
 	}
 	wantKinds(t, w, audit.LeaseIssued, audit.LeaseIssued)
 }
@@ -379,7 +379,7 @@ func TestExpiredProofGetsNothing(t *testing.T) {
 	w := tokenWorld(t)
 	who := agent(noon.Add(-time.Hour))
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrProofExpired) {
-		t.Errorf("at the expiry of the proof: %v", err)
+		t.Errorf("at the expiry of the proof: got %v, want %v", err, broker.ErrProofExpired)
 	}
 }
 
@@ -425,7 +425,7 @@ func TestCatalogueChangesUnderAGrant(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNeedsNewRequest) {
-		t.Errorf("with a removed scope: %v", err)
+		t.Errorf("with a removed scope: got %v, want %v", err, broker.ErrNeedsNewRequest)
 	}
 }
 
@@ -443,7 +443,7 @@ func TestRenewalsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(who, noon), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLimit) {
-		t.Errorf("a fourth credential by renewing: %v", err)
+		t.Errorf("a fourth credential by renewing: got %v, want %v", err, broker.ErrLimit)
 	}
 }
 
@@ -455,7 +455,7 @@ func TestInvalidSelectorsAreRefused(t *testing.T) {
 		{Holder: "acme.test/agent"}, {TrustDomain: "spiffe://acme.test"}, {Request: broker.NewRequestID(noon)},
 	} {
 		if err := w.broker.Block(t.Context(), broker.Self(operator, noon), s, "why"); !errors.Is(err, broker.ErrInvalidRequest) {
-			t.Errorf("%+v: %v", s, err)
+			t.Errorf("%+v: got %v, want %v", s, err, broker.ErrInvalidRequest)
 		}
 	}
 }

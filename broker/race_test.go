@@ -166,14 +166,14 @@ func TestRevokedRequestsAndLeasesStayRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
-		t.Errorf("collecting a revoked request: %v", err)
+		t.Errorf("collecting a revoked request: got %v, want %v", err, broker.ErrGrantEnded)
 	}
 	_, issued := collected()
 	if _, err := w.broker.Revoke(t.Context(), broker.Self(operator, noon), issued.Lease.ID, "incident"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(noon), noon), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotRenewable) {
-		t.Errorf("renewing a revoked lease: %v", err)
+		t.Errorf("renewing a revoked lease: got %v, want %v", err, broker.ErrNotRenewable)
 	}
 	waiting := read("tickets:close")
 	waiting.Justification = "duplicates"
@@ -255,7 +255,7 @@ func TestDenialsWithoutAStore(t *testing.T) {
 		ask.Justification = fmt.Sprint("attempt ", i)
 		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload("spiffe://acme.test/stranger", noon), noon), ask, broker.IdempotencyKey{})
 		if !errors.Is(err, broker.ErrUnavailable) {
-			t.Fatalf("denial %d without a record: got %v", i, err)
+			t.Fatalf("denial %d without a record: got %v, want %v", i, err, broker.ErrUnavailable)
 		}
 	}
 }

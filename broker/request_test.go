@@ -41,13 +41,13 @@ func TestRequestState(t *testing.T) {
 func TestWithdraw(t *testing.T) {
 	r := Request{Status: RequestPending, Lapses: noon.Add(time.Hour), Version: 1}
 	if err := r.withdraw(noon.Add(2 * time.Hour)); !errors.Is(err, ErrNotPending) {
-		t.Errorf("withdrawing a lapsed request: %v", err)
+		t.Errorf("withdrawing a lapsed request: got %v, want %v", err, ErrNotPending)
 	}
 	if err := r.withdraw(noon); err != nil || r.Status != RequestWithdrawn || r.Version != 2 {
 		t.Errorf("withdraw = %v, %+v", err, r)
 	}
 	if err := r.withdraw(noon); !errors.Is(err, ErrNotPending) {
-		t.Errorf("withdrawing twice: %v", err)
+		t.Errorf("withdrawing twice: got %v, want %v", err, ErrNotPending)
 	}
 }
 
@@ -157,7 +157,7 @@ func TestCheckForm(t *testing.T) {
 func TestScopesNeverEmpty(t *testing.T) {
 	e := &Entitlement{Scopes: []string{"a", "b"}}
 	if _, err := e.scopes(nil); !errors.Is(err, ErrInvalidScope) {
-		t.Errorf("no scopes and no default: %v", err)
+		t.Errorf("no scopes and no default: got %v, want %v", err, ErrInvalidScope)
 	}
 	e.DefaultScopes = []string{"a"}
 	if got, err := e.scopes(nil); err != nil || len(got) != 1 {

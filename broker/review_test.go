@@ -24,13 +24,13 @@ func breakGlass(scopes ...string) broker.Ask {
 func TestBreakGlass(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support") @justification("required")`)
 	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:close"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("a scope without a break-glass permit: %v", err)
+		t.Errorf("a scope without a break-glass permit: got %v, want %v", err, broker.ErrDenied)
 	}
 	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
-		t.Errorf("a requester without a break-glass permit: %v", err)
+		t.Errorf("a requester without a break-glass permit: got %v, want %v", err, broker.ErrDenied)
 	}
 	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrJustificationRequired) {
-		t.Errorf("obligations of other permits: %v", err)
+		t.Errorf("obligations of other permits: got %v, want %v", err, broker.ErrJustificationRequired)
 	}
 	ask := breakGlass("tickets:read")
 	ask.Justification = "the till is on fire"
@@ -79,7 +79,7 @@ func TestBreakGlass(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrAlreadyVoted) {
-		t.Errorf("twice: %v", err)
+		t.Errorf("reviewing twice: got %v, want %v", err, broker.ErrAlreadyVoted)
 	}
 	finding.Approve = false
 	closed, err := w.broker.Review(t.Context(), broker.Self(approver("cleo", noon), noon), r.ID, finding)
@@ -87,7 +87,7 @@ func TestBreakGlass(t *testing.T) {
 		t.Fatalf("the last verdict: %+v, %v", closed, err)
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrNoReview) {
-		t.Errorf("after the review was closed: %v", err)
+		t.Errorf("after the review was closed: got %v, want %v", err, broker.ErrNoReview)
 	}
 	kinds := w.kinds(t)
 	if n := len(kinds); kinds[n-2] != audit.ReviewGiven || kinds[n-1] != audit.ReviewClosed {
@@ -108,7 +108,7 @@ func TestOverdueReviewBlocksTheNextUse(t *testing.T) {
 		t.Errorf("before it is due: %v", err)
 	}
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(due), due), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrReviewOverdue) {
-		t.Errorf("when it is due: %v", err)
+		t.Errorf("when it is due: got %v, want %v", err, broker.ErrReviewOverdue)
 	}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", due), due), issued.Request.ID, broker.Vote{Digest: issued.Request.Digest, Comment: "it was not"}); err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func TestInbox(t *testing.T) {
 		t.Error("a lapsed request is in the inbox")
 	}
 	if _, err := w.broker.Inbox(t.Context(), broker.Self(agent(noon), noon), 10); !errors.Is(err, broker.ErrSessionRequired) {
-		t.Errorf("an agent has an inbox: %v", err)
+		t.Errorf("inbox of an agent: got %v, want %v", err, broker.ErrSessionRequired)
 	}
 }
 
@@ -175,7 +175,7 @@ func TestSignedReview(t *testing.T) {
 	}
 	for verdict, v := range map[string]broker.Vote{"justified": {Approve: true, Comment: "it burned"}, "unjustified": {Comment: "it burned"}} {
 		if err := review("ben", v); !errors.Is(err, broker.ErrSignatureRequired) {
-			t.Errorf("%s, unsigned: %v", verdict, err)
+			t.Errorf("%s, unsigned: got %v, want %v", verdict, err, broker.ErrSignatureRequired)
 		}
 	}
 	if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("cleo", later), later), r.ID, broker.Vote{Digest: r.Digest, Comment: "it burned"}); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
@@ -218,17 +218,17 @@ func TestSignedReview(t *testing.T) {
 		bad.Signature = &signature
 		change(&bad)
 		if err := review("ben", bad); !errors.Is(err, broker.ErrSignatureRequired) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v, want %v", name, err, broker.ErrSignatureRequired)
 		}
 	}
 	if err := review("dan", good); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("another person's signature: %v", err)
+		t.Errorf("another person's signature: got %v, want %v", err, broker.ErrSignatureRequired)
 	}
 	if err := review("ben", good); err != nil {
 		t.Fatal(err)
 	}
 	if err := review("ben", good); !errors.Is(err, broker.ErrAlreadyVoted) {
-		t.Errorf("twice: %v", err)
+		t.Errorf("reviewing twice: got %v, want %v", err, broker.ErrAlreadyVoted)
 	}
 	closing := broker.Vote{Digest: r.Digest, Comment: "it only smoked"}
 	s = prepare("dan", closing)
@@ -244,7 +244,7 @@ func TestSignedReview(t *testing.T) {
 	}
 	good.Digest = again.Request.Digest
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", later), later), again.Request.ID, good); !errors.Is(err, broker.ErrSignatureRequired) {
-		t.Errorf("replayed signature: %v", err)
+		t.Errorf("replayed signature: got %v, want %v", err, broker.ErrSignatureRequired)
 	}
 	w.auditsReview(t, map[string]*softkey.Key{"login/ben": bens, "login/dan": dans})
 }

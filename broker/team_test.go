@@ -29,10 +29,10 @@ func TestExcludedTeamIsNotAGroup(t *testing.T) {
 	asked := w.ask(t, read("tickets:close"))
 	w.adopt(t, policies, strings.ReplaceAll(testGroups, "agents:", "others:"))
 	if _, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
-		t.Errorf("requesting: %v", err)
+		t.Errorf("requesting: got %v, want %v", err, broker.ErrNobodyCanApprove)
 	}
 	if _, err := w.vote(t, approver("cleo", noon), asked, yes, noon); !errors.Is(err, broker.ErrOwnRequest) {
-		t.Errorf("approving an earlier request: %v", err)
+		t.Errorf("approving an earlier request: got %v, want %v", err, broker.ErrOwnRequest)
 	}
 }
 
@@ -70,7 +70,7 @@ func TestNewAccountablePersonCannotApprove(t *testing.T) {
 	w.relabel(t, closePolicies(`@approval("1 of support")`), testGroups, func(l *broker.WorkloadLabels) { l.Accountable = []string{"login/ben"} })
 	for _, who := range []string{"ben", "ana"} { // ana was accountable at the request
 		if _, err := w.vote(t, approver(who, noon), r, yes, noon); !errors.Is(err, broker.ErrOwnRequest) {
-			t.Errorf("%s: %v", who, err)
+			t.Errorf("%s: got %v, want %v", who, err, broker.ErrOwnRequest)
 		}
 		if vote, _ := w.broker.CanDecide(broker.Self(approver(who, noon), noon), r); vote {
 			t.Errorf("%s can decide", who)
@@ -84,7 +84,7 @@ func TestBreakGlassWithoutReviewers(t *testing.T) {
 	alone := strings.ReplaceAll(testGroups, "security: {members: [login/ben, login/dan]", "security: {members: [login/ana]")
 	w.adopt(t, closePolicies(``), alone)
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), breakGlass("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNobodyCanApprove) {
-		t.Errorf("with the accountable person as the only reviewer: got %v", err)
+		t.Errorf("with the accountable person as the only reviewer: got %v, want %v", err, broker.ErrNobodyCanApprove)
 	}
 }
 

@@ -53,7 +53,7 @@ func TestReviewUnderNewRules(t *testing.T) {
 	}
 	finding := broker.Vote{Digest: issued.Request.Digest, Comment: "fine"}
 	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), issued.Request.ID, finding); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("%v", err)
+		t.Errorf("got %v, want %v", err, broker.ErrNotFound)
 	}
 }
 
@@ -98,7 +98,7 @@ func TestVoteWrittenAfterTheLapse(t *testing.T) {
 		}
 	}
 	if _, err := w.vote(t, approver("ben", noon), r, yes, last); !errors.Is(err, broker.ErrNotPending) {
-		t.Fatalf("%v", err)
+		t.Fatalf("got %v, want %v", err, broker.ErrNotPending)
 	}
 	wantKinds(t, w, audit.RequestCreated)
 }
@@ -126,7 +126,7 @@ func TestTwoLastApprovals(t *testing.T) {
 			}
 		}
 		if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrNotPending) {
-			t.Errorf("%s first: got %v", name, err)
+			t.Errorf("%s first: got %v, want %v", name, err, broker.ErrNotPending)
 		}
 		if n := decisions(t, w, r); n != 1 {
 			t.Errorf("%s first: decided %d times, want 1", name, n)
@@ -139,7 +139,7 @@ func TestApprovalWithoutScopes(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support")`)
 	r := w.ask(t, read("tickets:close", "tickets:read"))
 	if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{Approve: true, Scopes: []string{}}, noon); !errors.Is(err, broker.ErrInvalidScope) {
-		t.Errorf("%v", err)
+		t.Errorf("got %v, want %v", err, broker.ErrInvalidScope)
 	}
 	if slices.Contains(w.kinds(t), audit.RequestApproved) {
 		t.Error("the request was approved")

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -98,6 +99,46 @@ func TestEveryRequestHasNamespace(t *testing.T) {
 	for path, namespace := range seen {
 		if namespace != "team/payments" {
 			t.Errorf("%s has the namespace %q", path, namespace)
+		}
+	}
+}
+
+// Only Vault confirms a revocation. A proxy in between may answer instead of it.
+func TestProxyConfirmsNoRevocation(t *testing.T) {
+	for name, answer := range map[string]struct {
+		status int
+		body   string
+		want   error
+	}{
+		"page":            {http.StatusOK, "<html>log in</html>", broker.ErrIssuerUnavailable},
+		"empty page":      {http.StatusOK, "", broker.ErrIssuerUnavailable},
+		"missing page":    {http.StatusNotFound, "\n", broker.ErrIssuerRefused},
+		"missing, HTML":   {http.StatusNotFound, "<html>", broker.ErrIssuerRefused},
+		"missing, others": {http.StatusNotFound, `{"errors": ["words of a plugin"], "code": 1}`, broker.ErrIssuerRefused},
+	} {
+		for _, spec := range []Spec{{Path: "database/creds/orders-ro"}, {Path: TokenPath}} {
+			t.Run(name+", "+spec.Path, func(t *testing.T) {
+				f, v := startFake(t)
+				l, _, err := issue(v, newOrder(t, spec))
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.with(func(w http.ResponseWriter, r *http.Request) bool {
+					revokes := strings.Contains(r.URL.Path, "revoke")
+					if revokes {
+						w.WriteHeader(answer.status)
+						_, _ = io.WriteString(w, answer.body) // the client may have gone away
+					}
+					return revokes
+				})
+				if err := v.Revoke(t.Context(), l); !errors.Is(err, answer.want) || strings.Contains(err.Error(), "words") {
+					t.Errorf("got %v, want %v", err, answer.want)
+				}
+				f.with(nil)
+				if err := v.Revoke(t.Context(), l); err != nil {
+					t.Errorf("by Vault: %v", err)
+				}
+			})
 		}
 	}
 }

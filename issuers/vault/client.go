@@ -133,13 +133,15 @@ func send(ctx context.Context, c *api.Client, token string, r request) (*answer,
 	} else {
 		a.Secret, err = logical.WriteWithContext(ctx, r.path, r.data)
 	}
+	var response *api.ResponseError
 	switch {
+	case status >= 400 && !errors.As(err, &response):
+		// The library took the body of a 404 for an answer, or could not read it.
+		return nil, classify(&api.ResponseError{StatusCode: status})
 	case err != nil:
 		return nil, classify(err)
 	case status == http.StatusNoContent:
 		a.Secret = &api.Secret{}
-	case a.Secret == nil && status >= 400:
-		return nil, classify(&api.ResponseError{StatusCode: status})
 	case a.Secret == nil:
 		return nil, errUnreadable
 	}

@@ -155,8 +155,9 @@ func TestFilesAndEnvironment(t *testing.T) {
 
 // Functions and files stay readable.
 func TestSizes(t *testing.T) {
-	const function, file = 80, 500
-	eachFile(t, func(name, _ string, f *ast.File, fset *token.FileSet) {
+	const function, file, exported = 80, 500, 40
+	methods := map[string]int{} // exported ones, by package and type
+	eachFile(t, func(name, pkg string, f *ast.File, fset *token.FileSet) {
 		if lines := fset.Position(f.End()).Line; lines > file {
 			t.Errorf("%s has %d lines, more than %d: split it", name, lines, file)
 		}
@@ -168,8 +169,36 @@ func TestSizes(t *testing.T) {
 			if lines := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1; lines > function {
 				t.Errorf("%s: %s has %d lines, more than %d", fset.Position(fn.Pos()), fn.Name.Name, lines, function)
 			}
+			if fn.Recv != nil && fn.Name.IsExported() {
+				methods[pkg+"."+receiver(fn)]++
+			}
 		}
 	})
+	if methods["broker.Broker"] == 0 {
+		t.Fatal("the methods of broker.Broker were not counted")
+	}
+	for name, n := range methods {
+		if n > exported {
+			t.Errorf("%s has %d exported methods, more than %d: split it", name, n, exported)
+		}
+	}
+}
+
+// receiver returns the name of a method's type.
+func receiver(fn *ast.FuncDecl) string {
+	t := fn.Recv.List[0].Type
+	if star, ok := t.(*ast.StarExpr); ok {
+		t = star.X
+	}
+	switch t := t.(type) {
+	case *ast.Ident:
+		return t.Name
+	case *ast.IndexExpr: // one type parameter
+		return t.X.(*ast.Ident).Name
+	case *ast.IndexListExpr:
+		return t.X.(*ast.Ident).Name
+	}
+	return ""
 }
 
 // A package is named after what it provides.

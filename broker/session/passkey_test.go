@@ -88,3 +88,32 @@ func TestPasskeysOfOnePersonAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// A colleague who may vouch for a passkey sees what a voucher signs, and not its
+// private name.
+func TestPasskeyOfAnother(t *testing.T) {
+	w, now := newWorld(t), time.Now() // the store's clock is the real one
+	_, ana := w.logIn(t, broker.NewSession{Who: person("ana", now)}, now)
+	_, ben := w.logIn(t, broker.NewSession{Who: person("ben", now)}, now)
+	p := broker.Passkey{ID: []byte{1}, Public: []byte{2}, RP: "broker.test", Name: "private phone"}
+	if err := w.sessions.Enrol(t.Context(), broker.Self(ana.Who, now), p); err != nil {
+		t.Fatal(err)
+	}
+	seen, err := w.sessions.PasskeyOf(t.Context(), broker.Self(ben.Who, now), "login/ana", p.ID)
+	if err != nil || seen.Name != "" || string(seen.Public) != string(p.Public) {
+		t.Errorf("got %+v, %v, want the passkey without its name", seen, err)
+	}
+	if _, err := w.sessions.PasskeyOf(t.Context(), broker.Self(ana.Who, now), "login/ana", p.ID); !errors.Is(err, broker.ErrOwnRequest) {
+		t.Errorf("the owner: got %v, want %v", err, broker.ErrOwnRequest)
+	}
+	if _, err := w.sessions.PasskeyOf(t.Context(), broker.Self(ben.Who, now), "login/ana", []byte{9}); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("an unknown passkey: got %v, want %v", err, broker.ErrNotFound)
+	}
+	if _, err := w.sessions.PasskeyOf(t.Context(), broker.Self(workloadIdentity(now), now), "login/ana", p.ID); !errors.Is(err, broker.ErrSessionRequired) {
+		t.Errorf("a workload: got %v, want %v", err, broker.ErrSessionRequired)
+	}
+}
+
+func workloadIdentity(now time.Time) broker.Identity {
+	return broker.Identity{ID: "spiffe://acme.test/agent", Kind: broker.KindWorkload, Proof: broker.Proof{Method: broker.MethodJWTSVID, Expires: now.Add(time.Hour)}}
+}

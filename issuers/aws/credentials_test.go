@@ -1,6 +1,8 @@
 package aws
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -186,5 +188,29 @@ func TestAmbientCredentialsInHome(t *testing.T) {
 	})
 	if _, _, err := a.Issue(t.Context(), newOrder(t, a)); err != nil || !strings.Contains(f.only().header.Get("Authorization"), "Credential=AKIAHOME/") {
 		t.Errorf("signed as %q, %v", f.only().header.Get("Authorization"), err)
+	}
+}
+
+// The SDK fetches the broker's own credentials without the deadlines of the callers
+// that wait for them, so every client has a timeout.
+func TestClientsHaveTimeout(t *testing.T) {
+	for name, test := range map[string]struct {
+		client *http.Client
+		want   time.Duration
+	}{"own": {nil, clientTimeout}, "given": {&http.Client{}, clientTimeout}, "given with timeout": {&http.Client{Timeout: time.Minute}, time.Minute}} {
+		if got := newHTTPClient(test.client, nil).http.Timeout; got != test.want || got <= 0 {
+			t.Errorf("%s: got %s, want %s", name, got, test.want)
+		}
+	}
+	hangs := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hangs }))
+	t.Cleanup(s.Close)
+	t.Cleanup(func() { close(hangs) })
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newHTTPClient(&http.Client{Timeout: time.Millisecond}, nil).Do(request); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without an answer: got %v, want %v", err, context.DeadlineExceeded)
 	}
 }

@@ -2,6 +2,7 @@ package aws
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"accessbroker.internal/broker"
 )
 
 // An httpClient sends requests, follows no redirect and limits answers. STS
@@ -24,6 +27,11 @@ const (
 	// idleTimeout is short because STS closes idle connections, and a request on
 	// a connection that is being closed may be lost.
 	idleTimeout = 5 * time.Second
+
+	// clientTimeout bounds a whole call. Calls for the broker's own credentials need
+	// it: the SDK makes one for all callers that wait, without their deadlines, so
+	// an endpoint that never answers would stop the issuer for good.
+	clientTimeout = broker.IssueDeadline
 )
 
 func newHTTPClient(c *http.Client, roots *x509.CertPool) httpClient {
@@ -34,6 +42,7 @@ func newHTTPClient(c *http.Client, roots *x509.CertPool) httpClient {
 		c = &http.Client{Transport: transport}
 	}
 	direct := *c
+	direct.Timeout = cmp.Or(direct.Timeout, clientTimeout)
 	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return httpClient{&direct}
 }

@@ -35,9 +35,9 @@ func TestAssignApprovers(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			places, full := assignApprovers(test.needs, test.votes)
+			progress, full := assignApprovers(test.needs, test.votes)
 			var have []int
-			for _, p := range places {
+			for _, p := range progress {
 				have = append(have, p.Have)
 			}
 			if full != test.full || !slices.Equal(have, test.have) {
@@ -114,9 +114,9 @@ func TestGrantIsTheIntersection(t *testing.T) {
 	}}
 	g := r.Grant()
 	if !slices.Equal(g.Scopes, []string{"b"}) || g.TTL != 5*time.Minute || g.Duration != 20*time.Minute {
-		t.Errorf("got %+v", g)
+		t.Errorf("got %+v, want scope b, ttl 5m, duration 20m", g)
 	}
 	if !slices.Equal(r.Scopes, []string{"a", "b", "c"}) {
-		t.Errorf("the request itself was narrowed: %v", r.Scopes)
+		t.Errorf("got request scopes %v, want them unchanged", r.Scopes)
 	}
 }

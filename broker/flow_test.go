@@ -77,10 +77,10 @@ func TestAskAndCollectWritesOneRecord(t *testing.T) {
 	record := w.records(t)[issued.Receipt.Index]
 	if record.Lease.ID != issued.Lease.ID.String() || record.Request.ID != r.ID.String() || !record.Decision.Permit ||
 		record.Lease.Credential != sha256.Sum256([]byte(issued.Credential.Secret.Reveal()["token"])) {
-		t.Errorf("the receipt's record is %+v", record)
+		t.Errorf("got %+v, want the permitted request and its lease", record)
 	}
 	if want := noon.Add(10 * time.Minute); !issued.Lease.Expires.Equal(want) {
-		t.Errorf("it expires at %s, want %s", issued.Lease.Expires, want)
+		t.Errorf("got expiry %s, want %s", issued.Lease.Expires, want)
 	}
 }
 
@@ -91,18 +91,18 @@ func TestDenialsShareARecord(t *testing.T) {
 		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Duration(i)*time.Second)), broker.Ask{Entitlement: "nothing"}, broker.IdempotencyKey{})
 		var refusal *broker.Refusal
 		if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrDenied) || refusal.RequestID.IsZero() {
-			t.Fatalf("unknown entitlement: %v", err)
+			t.Fatalf("unknown entitlement: got %v, want %v with a request ID", err, broker.ErrDenied)
 		}
 		if first.IsZero() {
 			first = refusal.RequestID
 		}
 		if refusal.RequestID != first {
-			t.Fatalf("denial %d has its own request", i)
+			t.Fatalf("denial %d: got request %s, want %s", i, refusal.RequestID, first)
 		}
 	}
 	wantKinds(t, w, audit.RequestDenied)
 	if r, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), first); err != nil || r.State(noon) != broker.RequestDenied {
-		t.Errorf("the denied request is %+v, %v", r, err)
+		t.Errorf("got %+v, %v, want a denied request", r, err)
 	}
 	// The other denials are counted at the end of the minute or when the broker stops.
 	ctx, cancel := context.WithCancel(t.Context())
@@ -112,7 +112,7 @@ func TestDenialsShareARecord(t *testing.T) {
 	}
 	wantKinds(t, w, audit.RequestDenied, audit.RequestDenied)
 	if records := w.records(t); records[len(records)-1].Count != 49 {
-		t.Errorf("the second record counts %d, want 49", records[len(records)-1].Count)
+		t.Errorf("second record: got count %d, want 49", records[len(records)-1].Count)
 	}
 }
 
@@ -125,7 +125,7 @@ func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
 		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(stranger, noon), ask, broker.IdempotencyKey{})
 		var refusal *broker.Refusal
 		if !errors.As(err, &refusal) {
-			t.Fatalf("%+v: %v", ask, err)
+			t.Fatalf("%+v: got %v, want a refusal", ask, err)
 		}
 		return fmt.Sprintf("%s %v %s %v %+v", refusal.Err, refusal.Reasons, refusal.Detail, refusal.DeniedBy, refusal.Allowed)
 	}
@@ -149,11 +149,11 @@ func TestRefusalShowsReasonsAndLimits(t *testing.T) {
 	_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(evil, noon), read("tickets:read"), broker.IdempotencyKey{})
 	var refusal *broker.Refusal
 	if !errors.As(err, &refusal) || len(refusal.Reasons) != 1 || refusal.Reasons[0] != "this path is under investigation" {
-		t.Errorf("forbidden: got %+v, %v", refusal, err)
+		t.Errorf("forbidden: got %+v, %v, want the reason of the forbid", refusal, err)
 	}
 	_, _, err = w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: time.Hour}, broker.IdempotencyKey{})
 	if !errors.As(err, &refusal) || !errors.Is(err, broker.ErrInvalidTTL) || refusal.Allowed.MaxTTL != 15*time.Minute {
-		t.Errorf("ttl too long: got %+v, %v", refusal, err)
+		t.Errorf("ttl too long: got %+v, %v, want %v with the maximum of 15m", refusal, err, broker.ErrInvalidTTL)
 	}
 }
 
@@ -166,7 +166,7 @@ func TestPendingRequestIsReusedUntilItLapses(t *testing.T) {
 	ask.Justification = "the queue is stuck"
 	_, first, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 	if err != nil || first.State(noon) != broker.RequestPending {
-		t.Fatalf("%+v, %v", first, err)
+		t.Fatalf("got %+v, %v, want a pending request", first, err)
 	}
 	_, same, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon.Add(time.Minute)), ask, broker.IdempotencyKey{})
 	if err != nil || same.ID != first.ID {
@@ -174,17 +174,17 @@ func TestPendingRequestIsReusedUntilItLapses(t *testing.T) {
 	}
 	wantKinds(t, w, audit.RequestCreated)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrPending) {
-		t.Errorf("collecting it: got %v, want %v", err, broker.ErrPending)
+		t.Errorf("collecting a pending request: got %v, want %v", err, broker.ErrPending)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", noon), noon), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another workload collecting it: got %v, want %v", err, broker.ErrNotFound)
+		t.Errorf("collecting another workload's request: got %v, want %v", err, broker.ErrNotFound)
 	}
 	later := noon.Add(broker.PendingFor)
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(later), later), first.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLapsed) {
-		t.Errorf("collecting it after it lapsed: got %v, want %v", err, broker.ErrLapsed)
+		t.Errorf("collecting a lapsed request: got %v, want %v", err, broker.ErrLapsed)
 	}
 	if _, again, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), ask, broker.IdempotencyKey{}); err != nil || again.ID == first.ID {
-		t.Errorf("requesting again after it lapsed: %v, %v", again, err)
+		t.Errorf("requesting again after the lapse: got %v, %v, want a new request", again, err)
 	}
 }
 
@@ -196,7 +196,7 @@ func TestTooManyPending(t *testing.T) {
 		ask.Justification = fmt.Sprint("reason ", i)
 		_, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, broker.IdempotencyKey{})
 		if i < 20 && err != nil || i == 20 && !errors.Is(err, broker.ErrTooManyPending) {
-			t.Fatalf("pending request %d: %v", i, err)
+			t.Fatalf("pending request %d: got %v, want %v from the 21st on", i, err, broker.ErrTooManyPending)
 		}
 		if i < 20 {
 			last = r
@@ -235,20 +235,20 @@ func TestLimitsUnderConcurrency(t *testing.T) {
 					if err == nil {
 						got = append(got, issued)
 					} else if !errors.Is(err, want.err) {
-						t.Errorf("refused with %v, want %v", err, want.err)
+						t.Errorf("got %v, want %v", err, want.err)
 					}
 				})
 			}
 			all.Wait()
 			if len(got) != want.n {
-				t.Fatalf("%d were issued, want %d", len(got), want.n)
+				t.Fatalf("got %d credentials, want %d", len(got), want.n)
 			}
 			if _, err := w.broker.Revoke(t.Context(), broker.Self(who, noon), got[0].Lease.ID, ""); err != nil {
 				t.Fatal(err)
 			}
 			_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), broker.IdempotencyKey{})
-			if back := want.err == broker.ErrMaxActive; (err == nil) != back {
-				t.Errorf("after returning one: %v", err)
+			if freed := want.err == broker.ErrMaxActive; (err == nil) != freed {
+				t.Errorf("after returning one: got %v, want success %t", err, freed)
 			}
 		})
 	}
@@ -267,11 +267,11 @@ func TestRepeatedCollectReplaces(t *testing.T) {
 	}
 	second, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, again)
 	if err != nil || second.Lease.Replaces != first.Lease.ID {
-		t.Fatalf("repeated: %+v, %v", second, err)
+		t.Fatalf("repeated call: got %+v, %v, want a replacement of %s", second, err, first.Lease.ID)
 	}
 	old, err := w.broker.Lease(t.Context(), broker.Self(agent(noon), noon), first.Lease.ID)
 	if err != nil || old.Status != broker.LeaseRevoked || old.EndHow != broker.EndAnswerLost || old.Revocation != broker.RevokedAtExpiry {
-		t.Errorf("the lease of the lost answer is %+v, %v", old, err)
+		t.Errorf("lease of the lost answer: got %+v, %v, want it revoked at expiry", old, err)
 	}
 	other := broker.NewIdempotencyKey(r.Requester.ID, "POST", "/v1/requests/x/credentials", "key-1", []byte("{}"))
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, other); !errors.Is(err, broker.ErrIdempotencyMismatch) {
@@ -318,7 +318,7 @@ func TestCollectEvaluatesPolicyAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{}); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, want %v", c.policies, err, c.want)
+			t.Errorf("%s: got %v, want %v", c.policies, err, c.want)
 		}
 	}
 }
@@ -332,13 +332,13 @@ func TestRenewReplacesTheLease(t *testing.T) {
 	at := noon.Add(5 * time.Minute)
 	renewed, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.IdempotencyKey{})
 	if err != nil || renewed.Lease.Replaces != issued.Lease.ID || !renewed.Lease.Expires.Equal(at.Add(10*time.Minute)) {
-		t.Fatalf("%+v, %v", renewed, err)
+		t.Fatalf("got %+v, %v, want a replacement of %s for 10m", renewed, err, issued.Lease.ID)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(agent(at), at), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotRenewable) {
 		t.Errorf("renewing the replaced lease: got %v, want %v", err, broker.ErrNotRenewable)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(workload("spiffe://acme.test/agent/other", at), at), renewed.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNotFound) {
-		t.Errorf("another workload renewing it: got %v, want %v", err, broker.ErrNotFound)
+		t.Errorf("renewing another workload's lease: got %v, want %v", err, broker.ErrNotFound)
 	}
 	wantKinds(t, w, audit.LeaseIssued, audit.LeaseIssued)
 }
@@ -371,7 +371,7 @@ func TestIntrospection(t *testing.T) {
 		t.Errorf("revocation by the resource server: got %v, want no error and no effect", err)
 	}
 	if err := w.broker.RevokeToken(t.Context(), broker.Self(agent(noon), noon), token); err != nil || active(server, noon) {
-		t.Errorf("the token is active after its return: %v", err)
+		t.Errorf("revocation by the holder: got %v, want no error and an inactive token", err)
 	}
 }
 
@@ -406,7 +406,7 @@ func TestDifferentDenialsAreBounded(t *testing.T) {
 		}
 	}
 	if records > 70 || counted != 500 {
-		t.Errorf("500 denials left %d records, which count %d denials", records, counted)
+		t.Errorf("got %d records that count %d denials, want at most 70 that count 500", records, counted)
 	}
 }
 
@@ -443,7 +443,7 @@ func TestRenewalsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Renew(t.Context(), broker.Self(who, noon), issued.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLimit) {
-		t.Errorf("a fourth credential by renewing: got %v, want %v", err, broker.ErrLimit)
+		t.Errorf("fourth credential, by renewal: got %v, want %v", err, broker.ErrLimit)
 	}
 }
 

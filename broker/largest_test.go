@@ -49,8 +49,8 @@ func largestAsk(t *testing.T, size, parameters int) (*world, broker.Identity, br
 // to the credential.
 func TestLargestRequest(t *testing.T) {
 	for name, shape := range map[string]struct{ size, parameters int }{
-		"as many parameters as may be": {broker.MaxAllParameters / broker.MaxParameters, broker.MaxParameters},
-		"parameters as long as may be": {broker.MaxLines, broker.MaxAllParameters / broker.MaxLines},
+		"most parameters":    {broker.MaxAllParameters / broker.MaxParameters, broker.MaxParameters},
+		"longest parameters": {broker.MaxLines, broker.MaxAllParameters / broker.MaxLines},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, who, ask := largestAsk(t, shape.size, shape.parameters)
@@ -67,7 +67,7 @@ func TestLargestRequest(t *testing.T) {
 				t.Fatal(err)
 			}
 			if l := issued.Lease; !maps.Equal(l.Parameters, ask.Parameters) || !slices.Equal(l.Scopes, ask.Scopes) {
-				t.Errorf("the lease has %d scopes and %d parameters", len(l.Scopes), len(l.Parameters))
+				t.Errorf("got %d scopes and %d parameters, want those of the request", len(l.Scopes), len(l.Parameters))
 			}
 			wantKinds(t, w, audit.RequestCreated, audit.RequestApproved, audit.LeaseIssued)
 		})
@@ -83,19 +83,19 @@ func TestRequestAboveTheMaximum(t *testing.T) {
 		want   error
 		says   string
 	}{
-		"a parameter": {func(a *broker.Ask) {
+		"one parameter": {func(a *broker.Ask) {
 			a.Parameters[first] += "x"
 			last := longName("p", 3) // keeps the total within its maximum
 			a.Parameters[last] = a.Parameters[last][1:]
 		}, broker.ErrInvalidParameter, first + " is longer than 4096 bytes"},
-		"all parameters":   {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "the parameters are longer than 16384 bytes in total"},
-		"parameters":       {func(a *broker.Ask) { a.Parameters = tooManyParameters() }, broker.ErrInvalidParameter, "at most 16 parameters"},
-		"justification":    {func(a *broker.Ask) { a.Justification += "x" }, broker.ErrInvalidRequest, "justification is longer than 2000 bytes"},
-		"ticket":           {func(a *broker.Ask) { a.Ticket += "x" }, broker.ErrInvalidRequest, "ticket is longer than 128 bytes"},
-		"a scope":          {func(a *broker.Ask) { a.Scopes[0] += "x" }, broker.ErrInvalidScope, "a scope must be 1 to 128"},
-		"scopes":           {func(a *broker.Ask) { a.Scopes = append(a.Scopes, "x") }, broker.ErrInvalidScope, "at most 32 scopes"},
-		"its name":         {func(a *broker.Ask) { a.Entitlement = longName("e", 0) + "x" }, broker.ErrInvalidRequest, "the name of the entitlement is malformed"},
-		"an unknown value": {func(a *broker.Ask) { a.Parameters = map[string]string{"other": "x"} }, broker.ErrInvalidParameter, "no parameter of that name"},
+		"all parameters":    {func(a *broker.Ask) { a.Parameters["more"] = "x" }, broker.ErrInvalidParameter, "the parameters are longer than 16384 bytes in total"},
+		"parameters":        {func(a *broker.Ask) { a.Parameters = tooManyParameters() }, broker.ErrInvalidParameter, "at most 16 parameters"},
+		"justification":     {func(a *broker.Ask) { a.Justification += "x" }, broker.ErrInvalidRequest, "justification is longer than 2000 bytes"},
+		"ticket":            {func(a *broker.Ask) { a.Ticket += "x" }, broker.ErrInvalidRequest, "ticket is longer than 128 bytes"},
+		"one scope":         {func(a *broker.Ask) { a.Scopes[0] += "x" }, broker.ErrInvalidScope, "a scope must be 1 to 128"},
+		"scopes":            {func(a *broker.Ask) { a.Scopes = append(a.Scopes, "x") }, broker.ErrInvalidScope, "at most 32 scopes"},
+		"entitlement":       {func(a *broker.Ask) { a.Entitlement = longName("e", 0) + "x" }, broker.ErrInvalidRequest, "the name of the entitlement is malformed"},
+		"unknown parameter": {func(a *broker.Ask) { a.Parameters = map[string]string{"other": "x"} }, broker.ErrInvalidParameter, "no parameter of that name"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, who, ask := largestAsk(t, broker.MaxLines, broker.MaxAllParameters/broker.MaxLines)

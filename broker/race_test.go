@@ -37,14 +37,14 @@ func TestDecisionsWhileIssuing(t *testing.T) {
 		meanwhile func(t *testing.T, w *world) error
 		want      error
 	}{
-		"the kill switch": {func(t *testing.T, w *world) error {
+		"kill switch": {func(t *testing.T, w *world) error {
 			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Holder: agent(noon).ID}, "incident", audit.Digest{}, true)
 			return err
 		}, broker.ErrBlocked},
-		"a block": {func(t *testing.T, w *world) error {
+		"block": {func(t *testing.T, w *world) error {
 			return w.broker.Block(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident")
 		}, broker.ErrBlocked},
-		"rules that forbid it": {func(t *testing.T, w *world) error {
+		"forbidding rules": {func(t *testing.T, w *world) error {
 			rules := testRules(t, strings.Replace(testPolicies, `spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"db"`, `spiffe://acme.test/other", action == Action::"request", resource == Entitlement::"db"`, 1))
 			return w.broker.SetRules(t.Context(), broker.Self(operator, noon), rules)
 		}, broker.ErrDenied},
@@ -63,13 +63,13 @@ func TestDecisionsWhileIssuing(t *testing.T) {
 			}
 			close(sys.proceed)
 			if err := <-answer; !errors.Is(err, test.want) {
-				t.Errorf("the caller got %v, want %v", err, test.want)
+				t.Errorf("got %v, want %v", err, test.want)
 			}
 			if n := sys.working(noon); n > 0 {
-				t.Errorf("%d credentials work", n)
+				t.Errorf("got %d working credentials, want 0", n)
 			}
 			if w.count(t, broker.LeaseActive) > 0 {
-				t.Error("the lease is active")
+				t.Error("got an active lease, want none")
 			}
 			w.verify(t)
 		})
@@ -120,7 +120,7 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 		}
 	}
 	if issued < callers || !replaced {
-		t.Errorf("%d leases were issued (rules replaced: %t)", issued, replaced)
+		t.Errorf("got %d leases, new rules recorded %t, want at least %d, true", issued, replaced, callers)
 	}
 }
 
@@ -141,7 +141,7 @@ func TestRepeatsAreCounted(t *testing.T) {
 	}
 	// Three are counted, and two repeats of the first are not.
 	if issued != 5 {
-		t.Errorf("%d credentials were issued under a limit of 3 an hour", issued)
+		t.Errorf("got %d credentials under a limit of 3 an hour, want 5", issued)
 	}
 }
 
@@ -179,13 +179,13 @@ func TestRevokedRequestsAndLeasesStayRevoked(t *testing.T) {
 	waiting.Justification = "duplicates"
 	pending, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), noon), waiting, broker.IdempotencyKey{})
 	if err != nil || pending.State(noon) != broker.RequestPending {
-		t.Fatalf("%+v, %v", pending, err)
+		t.Fatalf("got %+v, %v, want a pending request", pending, err)
 	}
 	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: pending.ID}, "incident", audit.Digest{}, true); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), pending.ID); err != nil || got.State(noon) != broker.RequestDenied {
-		t.Errorf("revoked pending request: got status %d, %v", got.Status, err)
+		t.Errorf("revoked pending request: got status %d, %v, want %d", got.Status, err, broker.RequestDenied)
 	}
 }
 
@@ -241,7 +241,7 @@ func TestShortenedGrant(t *testing.T) {
 	who := agent(late)
 	issued, err := w.broker.Collect(t.Context(), broker.Self(who, late), r.ID, broker.IdempotencyKey{})
 	if err != nil || issued.Lease.Expires.After(noon.Add(30*time.Minute)) {
-		t.Errorf("collected 25 minutes into a grant of 30: expires %s, %v", issued.Lease.Expires, err)
+		t.Errorf("collecting 25 minutes into a grant of 30: got expiry %s, %v, want at most 12:30", issued.Lease.Expires, err)
 	}
 }
 

@@ -44,7 +44,7 @@ func TestWithdraw(t *testing.T) {
 		t.Errorf("withdrawing a lapsed request: got %v, want %v", err, ErrNotPending)
 	}
 	if err := r.withdraw(noon); err != nil || r.Status != RequestWithdrawn || r.Version != 2 {
-		t.Errorf("withdraw = %v, %+v", err, r)
+		t.Errorf("withdrawing: got %v, %+v, want version 2, withdrawn", err, r)
 	}
 	if err := r.withdraw(noon); !errors.Is(err, ErrNotPending) {
 		t.Errorf("withdrawing twice: got %v, want %v", err, ErrNotPending)
@@ -58,18 +58,18 @@ func TestCovered(t *testing.T) {
 		r.Approvals = append(r.Approvals, Approval{Person: person, Digest: [32]byte{digest}, Approve: yes, Groups: groups})
 	}
 	if !r.covered(Obligations{}) {
-		t.Error("an empty list of needs is not covered")
+		t.Error("no required approvals: got not covered")
 	}
 	add("ana", 1, true, "dba")
 	add("ben", 2, true, "dba")   // another digest
 	add("cleo", 1, false, "dba") // denied
 	add("dan", 1, true, "ops")   // another group
 	if r.covered(needs) {
-		t.Error("covered by one person")
+		t.Error("one approval of two: got covered")
 	}
 	add("eve", 1, true, "dba", "ops")
 	if !r.covered(needs) {
-		t.Error("not covered by two people")
+		t.Error("two approvals of two: got not covered")
 	}
 }
 
@@ -85,11 +85,11 @@ func TestApplyObligations(t *testing.T) {
 		err   error
 		allow time.Duration
 	}{
-		{"left open", Obligations{}, Ask{}, 10 * minute, 10 * minute, nil, 0},
-		{"left open and cut", Obligations{MaxTTL: 5 * minute}, Ask{}, 10 * minute, 5 * minute, nil, 0},
-		{"asked within", Obligations{MaxTTL: 5 * minute}, Ask{TTL: 4 * minute}, 4 * minute, 4 * minute, nil, 0},
-		{"asked too much of policy", Obligations{MaxTTL: 5 * minute}, Ask{TTL: 6 * minute}, 6 * minute, 0, ErrInvalidTTL, 5 * minute},
-		{"asked too much of the entitlement", Obligations{}, Ask{TTL: 61 * minute}, time.Hour, 0, ErrInvalidTTL, time.Hour},
+		{"no ttl", Obligations{}, Ask{}, 10 * minute, 10 * minute, nil, 0},
+		{"no ttl, default above the maximum", Obligations{MaxTTL: 5 * minute}, Ask{}, 10 * minute, 5 * minute, nil, 0},
+		{"ttl within the maximum", Obligations{MaxTTL: 5 * minute}, Ask{TTL: 4 * minute}, 4 * minute, 4 * minute, nil, 0},
+		{"ttl above the policy maximum", Obligations{MaxTTL: 5 * minute}, Ask{TTL: 6 * minute}, 6 * minute, 0, ErrInvalidTTL, 5 * minute},
+		{"ttl above the entitlement maximum", Obligations{}, Ask{TTL: 61 * minute}, time.Hour, 0, ErrInvalidTTL, time.Hour},
 		{"no justification", Obligations{Justification: true}, Ask{}, minute, 0, ErrJustificationRequired, 0},
 		{"no ticket", Obligations{Tickets: []string{"INC-[0-9]+"}}, Ask{}, minute, 0, ErrTicketRequired, 0},
 		{"duration too long", Obligations{MaxDuration: minute}, Ask{Duration: time.Hour}, minute, 0, ErrInvalidTTL, 0},
@@ -116,7 +116,7 @@ func TestTicketIsAnchored(t *testing.T) {
 	patterns := []string{"INC-[0-9]+|CHG-[0-9]+"}
 	for ticket, ok := range map[string]bool{"INC-1": true, "CHG-2": true, "INC-1 x": false, "x CHG-2": false, "": false} {
 		if err := checkTicket(patterns, ticket); (err == nil) != ok {
-			t.Errorf("checkTicket(%q) = %v", ticket, err)
+			t.Errorf("%q: got %v, want accepted %t", ticket, err, ok)
 		}
 	}
 }
@@ -130,22 +130,22 @@ func TestCheckForm(t *testing.T) {
 		ask  Ask
 		want error
 	}{
-		"good":               {Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}, nil},
+		"valid":              {Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}}, nil},
 		"no entitlement":     {Ask{}, ErrInvalidRequest},
-		"path for a name":    {Ask{Entitlement: "../x"}, ErrInvalidRequest},
+		"path as a name":     {Ask{Entitlement: "../x"}, ErrInvalidRequest},
 		"negative ttl":       {Ask{Entitlement: "e", TTL: -time.Second}, ErrInvalidTTL},
-		"fraction of ttl":    {Ask{Entitlement: "e", TTL: time.Millisecond}, ErrInvalidTTL},
+		"fractional ttl":     {Ask{Entitlement: "e", TTL: time.Millisecond}, ErrInvalidTTL},
 		"negative duration":  {Ask{Entitlement: "e", Duration: -1}, ErrInvalidTTL},
-		"endless duration":   {Ask{Entitlement: "e", Duration: MaxDuration + time.Second}, ErrInvalidTTL},
+		"long duration":      {Ask{Entitlement: "e", Duration: MaxDuration + time.Second}, ErrInvalidTTL},
 		"empty scope":        {Ask{Entitlement: "e", Scopes: []string{""}}, ErrInvalidScope},
 		"scope with a space": {Ask{Entitlement: "e", Scopes: []string{"a b"}}, ErrInvalidScope},
 		"scope with a quote": {Ask{Entitlement: "e", Scopes: []string{`a"`}}, ErrInvalidScope},
 		"too many scopes":    {Ask{Entitlement: "e", Scopes: make([]string, MaxScopes+1)}, ErrInvalidScope},
 		"long justification": {Ask{Entitlement: "e", Justification: string(long)}, ErrInvalidRequest},
 		"terminal escapes":   {Ask{Entitlement: "e", Justification: "\x1b[2J"}, ErrInvalidRequest},
-		"ticket of lines":    {Ask{Entitlement: "e", Ticket: "INC-1\napproved by login/ciso"}, ErrInvalidRequest},
+		"multi-line ticket":  {Ask{Entitlement: "e", Ticket: "INC-1\napproved by login/ciso"}, ErrInvalidRequest},
 		"ticket with a tab":  {Ask{Entitlement: "e", Ticket: "INC-1\tx"}, ErrInvalidRequest},
-		"lines of a reason":  {Ask{Entitlement: "e", Justification: "a\nb\tc"}, nil},
+		"multi-line reason":  {Ask{Entitlement: "e", Justification: "a\nb\tc"}, nil},
 		"not UTF-8":          {Ask{Entitlement: "e", Ticket: "\xff"}, ErrInvalidRequest},
 	} {
 		if err := c.ask.checkForm(); !errors.Is(err, c.want) {
@@ -161,14 +161,14 @@ func TestScopesNeverEmpty(t *testing.T) {
 	}
 	e.DefaultScopes = []string{"a"}
 	if got, err := e.scopes(nil); err != nil || len(got) != 1 {
-		t.Errorf("default scopes: %v, %v", got, err)
+		t.Errorf("default scopes: got %v, %v, want [a]", got, err)
 	}
 	for _, bad := range [][]string{{"a", "a"}, {"c"}, {"a", "c"}} {
 		if _, err := e.scopes(bad); !errors.Is(err, ErrInvalidScope) {
-			t.Errorf("scopes(%v) = %v", bad, err)
+			t.Errorf("scopes %v: got %v, want %v", bad, err, ErrInvalidScope)
 		}
 	}
 	if got, err := e.scopes([]string{"b", "a"}); err != nil || got[0] != "a" {
-		t.Errorf("sorted: %v, %v", got, err)
+		t.Errorf("sorting: got %v, %v, want [a b]", got, err)
 	}
 }

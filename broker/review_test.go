@@ -40,7 +40,7 @@ func TestBreakGlass(t *testing.T) {
 	}
 	r := issued.Request
 	if !r.BreakGlass || !r.ReviewDue.Equal(noon.Add(time.Hour)) || len(r.ReviewProgress()) == 0 {
-		t.Errorf("got %+v", r)
+		t.Errorf("got %+v, want a break-glass use with a review due at 13:00", r)
 	}
 	groups := []string{}
 	for _, p := range r.ReviewProgress() {
@@ -59,15 +59,15 @@ func TestBreakGlass(t *testing.T) {
 	if logged == 0 {
 		t.Error("no record shows the break-glass use")
 	}
-	finding := broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}
+	verdict := broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}
 	for name, test := range map[string]struct {
 		who  broker.Identity
 		v    broker.Vote
 		want error
 	}{
-		"the accountable person": {approver("ana", noon), finding, broker.ErrOwnRequest},
-		"the agent":              {agent(noon), finding, broker.ErrSessionRequired},
-		"a person in no group":   {approver("zoe", noon), finding, broker.ErrNotFound},
+		"the accountable person": {approver("ana", noon), verdict, broker.ErrOwnRequest},
+		"the agent":              {agent(noon), verdict, broker.ErrSessionRequired},
+		"a person in no group":   {approver("zoe", noon), verdict, broker.ErrNotFound},
 		"without a comment":      {approver("dan", noon), broker.Vote{Approve: true, Digest: r.Digest}, broker.ErrCommentRequired},
 		"with another digest":    {approver("dan", noon), broker.Vote{Approve: true, Comment: "x"}, broker.ErrStaleDigest},
 	} {
@@ -75,23 +75,23 @@ func TestBreakGlass(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", name, err, test.want)
 		}
 	}
-	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, finding); err != nil {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, verdict); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrAlreadyVoted) {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), r.ID, verdict); !errors.Is(err, broker.ErrAlreadyVoted) {
 		t.Errorf("reviewing twice: got %v, want %v", err, broker.ErrAlreadyVoted)
 	}
-	finding.Approve = false
-	closed, err := w.broker.Review(t.Context(), broker.Self(approver("cleo", noon), noon), r.ID, finding)
+	verdict.Approve = false
+	closed, err := w.broker.Review(t.Context(), broker.Self(approver("cleo", noon), noon), r.ID, verdict)
 	if err != nil || closed.Reviewed.IsZero() {
-		t.Fatalf("the last verdict: %+v, %v", closed, err)
+		t.Fatalf("last verdict: got %+v, %v, want a closed review", closed, err)
 	}
-	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", noon), noon), r.ID, finding); !errors.Is(err, broker.ErrNoReview) {
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("ben", noon), noon), r.ID, verdict); !errors.Is(err, broker.ErrNoReview) {
 		t.Errorf("after the review was closed: got %v, want %v", err, broker.ErrNoReview)
 	}
 	kinds := w.kinds(t)
 	if n := len(kinds); kinds[n-2] != audit.ReviewGiven || kinds[n-1] != audit.ReviewClosed {
-		t.Errorf("got records %v", kinds)
+		t.Errorf("got records %v, want the two verdicts at the end", kinds)
 	}
 }
 
@@ -179,13 +179,13 @@ func TestSignedReview(t *testing.T) {
 		}
 	}
 	if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("cleo", later), later), r.ID, broker.Vote{Digest: r.Digest, Comment: "it burned"}); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "counts from") {
-		t.Errorf("with a passkey that does not count yet: %v", err)
+		t.Errorf("with a passkey that does not count yet: got %v, want %v and its start", err, broker.ErrSignatureRequired)
 	}
 	for name, v := range map[string]broker.Vote{
-		"without a comment": {Digest: r.Digest}, "with another digest": {Comment: "it burned"}, "narrowed": {Digest: r.Digest, Comment: "it burned", TTL: time.Minute},
+		"without a comment": {Digest: r.Digest}, "with another digest": {Comment: "it burned"}, "with a ttl": {Digest: r.Digest, Comment: "it burned", TTL: time.Minute},
 	} {
 		if _, err := w.broker.PrepareReview(t.Context(), broker.Self(approver("ben", later), later), r.ID, v); err == nil {
-			t.Errorf("an invalid verdict was prepared for signing: %s", name)
+			t.Errorf("preparing a verdict %s: got no error", name)
 		}
 	}
 	prepare := func(name string, v broker.Vote) *broker.Signing {
@@ -235,7 +235,7 @@ func TestSignedReview(t *testing.T) {
 	closing.Salt, closing.Signature = s.Salt, signedBy(t, dans, s)
 	closed, err := w.broker.Review(t.Context(), broker.Self(approver("dan", later), later), r.ID, closing)
 	if err != nil || closed.Reviewed.IsZero() || !closed.Verdicts[0].Signed || !closed.Verdicts[1].Signed {
-		t.Fatalf("the last verdict: %+v, %v", closed, err)
+		t.Fatalf("last verdict: got %+v, %v, want a closed review", closed, err)
 	}
 
 	again, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(later), later), breakGlass("tickets:read"), broker.IdempotencyKey{})
@@ -262,14 +262,14 @@ func (w *world) auditsReview(t *testing.T, keys map[string]*softkey.Key) {
 		pins = append(pins, verify.Approver{Person: person, RP: rp, Credential: key.ID, Public: public})
 	}
 	if report, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins}); err != nil || report.Signatures != int64(len(keys)) || !report.KeysPinned {
-		t.Errorf("log: got %+v, %v", report, err)
+		t.Errorf("log: got %+v, %v, want %d signatures by pinned passkeys", report, err, len(keys))
 	}
 	if _, err := verify.Verify(t.Context(), w.store.Source(), verify.Options{Approvers: pins[1:]}); err == nil || !strings.Contains(err.Error(), "not among the approvers you gave") {
-		t.Errorf("log, without one reviewer's passkey: got %v", err)
+		t.Errorf("log, without one reviewer's passkey: got %v, want an unknown approver", err)
 	}
 	for _, r := range w.records(t) {
 		if r.Kind == audit.ReviewClosed && (r.Signature == nil || r.Approval.Decision != "unjustified") {
-			t.Errorf("record of the last verdict: got %+v", r)
+			t.Errorf("record of the last verdict: got %+v, want it signed and unjustified", r)
 		}
 	}
 }
@@ -296,6 +296,6 @@ func TestReviewKeepsTheFirstCollection(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := noon.Add(10 * time.Minute); !stored.FirstExpires.Equal(want) || len(stored.Verdicts) != 1 {
-		t.Errorf("the first credential ends at %s, want %s, and there are %d verdicts", stored.FirstExpires, want, len(stored.Verdicts))
+		t.Errorf("got first expiry %s and %d verdicts, want %s and 1", stored.FirstExpires, len(stored.Verdicts), want)
 	}
 }

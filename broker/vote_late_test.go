@@ -20,9 +20,9 @@ func TestVoteUnderNewRules(t *testing.T) {
 		policies, groups string
 		want             error
 	}{
-		"out of the group":    {closePolicies(`@approval("1 of support")`), without, broker.ErrNotFound},
-		"forbidden":           {forbids, testGroups, broker.ErrNotApprover},
-		"of no matter to ben": {closePolicies(`@approval("1 of support")`) + `@id("more") forbid (principal == Person::"login/dan", action == Action::"approve", resource);`, testGroups, nil},
+		"left the group":   {closePolicies(`@approval("1 of support")`), without, broker.ErrNotFound},
+		"forbidden":        {forbids, testGroups, broker.ErrNotApprover},
+		"another approver": {closePolicies(`@approval("1 of support")`) + `@id("more") forbid (principal == Person::"login/dan", action == Action::"approve", resource);`, testGroups, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var before func()
@@ -31,10 +31,10 @@ func TestVoteUnderNewRules(t *testing.T) {
 			before = func() { w.adopt(t, test.policies, test.groups) }
 			_, err := w.vote(t, approver("ben", noon), r, yes, noon)
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
-				t.Errorf("%v, want %v", err, test.want)
+				t.Errorf("got %v, want %v", err, test.want)
 			}
 			if got := decisions(t, w, r); (got == 1) != (test.want == nil) {
-				t.Errorf("decided %d times", got)
+				t.Errorf("got %d decisions, want one only for a valid vote", got)
 			}
 		})
 	}
@@ -51,8 +51,8 @@ func TestReviewUnderNewRules(t *testing.T) {
 	before = func() {
 		w.adopt(t, closePolicies(``), strings.Replace(testGroups, "login/ben, login/dan", "login/ben", 1))
 	}
-	finding := broker.Vote{Digest: issued.Request.Digest, Comment: "fine"}
-	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), issued.Request.ID, finding); !errors.Is(err, broker.ErrNotFound) {
+	verdict := broker.Vote{Digest: issued.Request.Digest, Comment: "fine"}
+	if _, err := w.broker.Review(t.Context(), broker.Self(approver("dan", noon), noon), issued.Request.ID, verdict); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("got %v, want %v", err, broker.ErrNotFound)
 	}
 }
@@ -73,7 +73,7 @@ func TestLateVoteAfterReplacement(t *testing.T) {
 	}
 	_, err := w.vote(t, approver("ben", noon), r, yes, end.Add(-time.Second))
 	if !errors.Is(err, broker.ErrNotPending) || second.ID == r.ID {
-		t.Fatalf("got %v; the second request is %v", err, second.ID)
+		t.Fatalf("got %v, second request %v, want %v and a new request", err, second.ID, broker.ErrNotPending)
 	}
 	// A late withdrawal of the first request does not affect the second one.
 	if _, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), end.Add(-time.Second)), r.ID); err != nil {
@@ -81,7 +81,7 @@ func TestLateVoteAfterReplacement(t *testing.T) {
 	}
 	again, err := w.broker.Ask(t.Context(), broker.Self(agent(end), end), read("tickets:read"), broker.IdempotencyKey{})
 	if err != nil || again.ID != second.ID {
-		t.Errorf("the second request is not found: %v, %v", again, err)
+		t.Errorf("identical request: got %v, %v, want %s", again, err, second.ID)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.RequestCreated, audit.RequestWithdrawn)
 }
@@ -111,7 +111,7 @@ func TestTwoLastApprovals(t *testing.T) {
 	ben, cleo := approver("ben", noon), approver("cleo", noon)
 	for name, first := range map[string]func(r *broker.Request) error{
 		"another approval": func(r *broker.Request) error { _, err := w.vote(t, cleo, r, yes, noon); return err },
-		"a no":             func(r *broker.Request) error { _, err := w.vote(t, cleo, r, broker.Vote{}, noon); return err },
+		"a denial":         func(r *broker.Request) error { _, err := w.vote(t, cleo, r, broker.Vote{}, noon); return err },
 		"a withdrawal": func(r *broker.Request) error {
 			_, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			return err

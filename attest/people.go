@@ -315,7 +315,7 @@ func (p *provider) refresh(ctx context.Context, d *discovered, who broker.Identi
 		}
 		token = renewed
 	case tokens.Access == "" || !now.Before(tokens.Expires):
-		return who, nil, errors.New("the access token has expired and present is no refresh token: configure the provider to issue refresh tokens")
+		return who, nil, errors.New("the access token has expired, and there is no refresh token: configure the provider to issue refresh tokens")
 	}
 	c, err := p.userInfo(ctx, d, sub, token)
 	if err != nil {

@@ -26,7 +26,7 @@ type Kill struct {
 	Force         bool   `json:"force,omitempty"`
 }
 
-// A KillPreview counts what the kill switch would hit, or what it has hit.
+// A KillPreview counts the leases that the kill switch would end, or has ended.
 type KillPreview struct {
 	Leases      int            `json:"leases"`
 	Ended       int            `json:"ended,omitempty"` // of Leases: have ended but their credentials still work

@@ -66,7 +66,7 @@ func TestABrokerStartsWithRecordedRules(t *testing.T) {
 			return
 		}
 	}
-	t.Error("the log does not hold the rules of a broker that has just started")
+	t.Error("the log does not contain the rules of a broker that has just started")
 }
 
 func TestNoBrokerWithoutRules(t *testing.T) {

@@ -49,8 +49,8 @@ func (n *Notice) Urgent() bool {
 	return false
 }
 
-// Current reports whether the notice about r is still of use. Notices that ask for
-// a decision are not after the decision.
+// Current reports whether the notice about r is still useful. A notice that asks for
+// a decision is not useful after the decision.
 func (n *Notice) Current(r *Request, now time.Time) bool {
 	switch n.Event {
 	case NoticePending, NoticeEscalated:

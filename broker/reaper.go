@@ -176,8 +176,8 @@ func (r *reaper) revoke(ctx context.Context, p *pendingRevocation, clock clock) 
 	return r.record(ctx, p, clock)
 }
 
-// call has the issuer end the credential, unless it already did. It goes on
-// when the caller has gone away.
+// call has the issuer end the credential, unless it already did. It continues after
+// the caller has gone away.
 func (r *reaper) call(ctx context.Context, p *pendingRevocation, clock clock) {
 	if !p.needsCall() {
 		return

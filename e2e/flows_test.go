@@ -249,7 +249,7 @@ func testCommandLine(t *testing.T, w *world) {
 		status[l.ID] = string(l.Status)
 	}
 	if status[strings.TrimSpace(out)] != "revoked" || status[credential.Lease] != "active" {
-		t.Errorf("after exec its lease should be revoked, and the one before active: %v", status)
+		t.Errorf("got %v, want the lease of exec revoked and the earlier one active", status)
 	}
 }
 

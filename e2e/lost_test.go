@@ -126,7 +126,7 @@ func testAnswersLost(t *testing.T, l *lab) {
 	if len(over) != 4 { // two calls with an open lease, each failed and lost
 		t.Errorf("%d leases are pending, want 4: %v", len(over), over)
 	}
-	eventually(t, "the end of what no caller got", 2*time.Minute, func() error {
+	eventually(t, "the end of the undelivered credentials", 2*time.Minute, func() error {
 		if n, left := l.vaultUsers(t), len(l.vault.leases(t, "database/creds/orders-ro")); n != 0 || left != 0 {
 			return fmt.Errorf("%d users, %d leases at Vault", n, left)
 		}

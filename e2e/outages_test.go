@@ -46,7 +46,7 @@ func testSealed(t *testing.T, l *lab) {
 		t.Errorf("returned while Vault is sealed: %+v, %v", lease, err)
 	}
 	if err := l.works(c); err != nil {
-		t.Errorf("the revocation is pending, so the credential has to work: %v", err)
+		t.Errorf("a credential whose revocation is pending does not work: %v", err)
 	}
 	l.vault.unseal(t)
 	l.waitStatus(t, c.Lease, "revoked", "immediate")

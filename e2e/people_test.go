@@ -55,14 +55,14 @@ when { ["tickets:read"].containsAll(context.scopes) };
 @id("close-needs-people")
 @approval("1 of support")
 @justification("required")
-@reason("closing a ticket needs a person of the support team")
+@reason("closing a ticket needs approval by the support team")
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
 when { context.scopes.contains("tickets:close") };
 
 @id("purging-is-signed")
 @approval("1 of support")
 @signed("required")
-@reason("what is purged is gone")
+@reason("a purged ticket cannot be restored")
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
 when { context.scopes.contains("tickets:purge") };
 

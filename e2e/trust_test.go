@@ -216,8 +216,8 @@ func testX509Authority(t *testing.T, w *world, src *workloadapi.X509Source) {
 	}
 }
 
-// testSPIRERestart restarts the server and the agent, as an upgrade does. The
-// broker works meanwhile.
+// testSPIRERestart restarts the server and the agent, as in an upgrade. The broker
+// serves calls in the meantime.
 func testSPIRERestart(t *testing.T, w *world, src *workloadapi.X509Source) {
 	c, old := w.mtlsClient(t, src), jwtSVID(t, w.spire, w.url).Marshal()
 	exchange := func(when string) {

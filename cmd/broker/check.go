@@ -34,7 +34,7 @@ file's mistakes and skips the policies.`,
 				Warnings     []string `json:"warnings,omitempty"`
 			}{engine.Len(), len(cfg.Catalogue), engine.Revision().String(), engine.Warnings()}
 			return a.print(found, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is good: %d policies, %s, revision %.12s\n", args[0], found.Policies, counted(found.Entitlements, "entitlement"), found.Revision)
+				fmt.Fprintf(w, "%s is valid: %d policies, %s, revision %.12s\n", args[0], found.Policies, counted(found.Entitlements, "entitlement"), found.Revision)
 			})
 		},
 	}

@@ -29,8 +29,8 @@ import (
 // contain secrets.
 var errNoCredentials = errors.New("the broker has no AWS credentials of its own")
 
-// ownCredentials returns what signs the broker's requests. Requests with an
-// assertion are not signed.
+// ownCredentials returns the provider of the credentials that sign the broker's
+// requests. Requests with an assertion are not signed.
 func (c Config) ownCredentials() (aws.CredentialsProvider, error) {
 	a := c.AssumeRole
 	if a == nil {

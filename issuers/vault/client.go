@@ -101,7 +101,7 @@ type request struct {
 	late time.Duration  // by how much the credential may outlive its lease
 }
 
-// An answer is what Vault returned, and by how much its clock is ahead of ours.
+// An answer is Vault's response, with the time that its clock is ahead of ours.
 type answer struct {
 	*api.Secret
 	ahead time.Duration

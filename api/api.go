@@ -53,7 +53,7 @@ type Request struct {
 	Justification string            `json:"justification,omitempty"`
 	Ticket        string            `json:"ticket,omitempty"`
 	Parameters    map[string]string `json:"parameters,omitempty"`
-	Digest        string            `json:"digest,omitempty"` // what an approval is bound to; empty for a dry run
+	Digest        string            `json:"digest,omitempty"` // an approval is bound to it; empty for a dry run
 	Decision      Decision          `json:"decision"`
 	Approvals     Approvals         `json:"approvals"`
 	Grant         *Grant            `json:"grant,omitempty"`  // once approved

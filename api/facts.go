@@ -1,9 +1,10 @@
 package api
 
-// Facts help people decide on another caller's request: what it would give, how
-// the requester was proved, and what the requester had before. Only GET
-// /v1/requests/{id} returns them. The digest binds only the fields that describe
-// the entitlement and its effect; the other fields show the present state.
+// Facts help people decide on another caller's request: the access that it would
+// permit, how the requester was authenticated, and the requester's earlier
+// requests. Only GET /v1/requests/{id} returns them. The digest binds only the
+// fields that describe the entitlement and its effect; the other fields show the
+// current state.
 type Facts struct {
 	Description    string            `json:"description,omitempty"` // of the entitlement, by the operator
 	Owner          string            `json:"owner,omitempty"`       // of the entitlement, a group

@@ -76,7 +76,7 @@ func TestCacheConcurrently(t *testing.T) {
 	}
 }
 
-// The clock algorithm evicts entries without a hit first.
+// The clock algorithm first evicts entries without a hit.
 func TestCacheKeepsUsedEntries(t *testing.T) {
 	t.Parallel()
 	c := newProofCache(cacheShards * 4)

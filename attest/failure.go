@@ -35,7 +35,7 @@ const methodNone broker.Method = "none"
 type Failure struct {
 	Method broker.Method
 	Cause  Cause
-	Detail string // what the caller should do; never contains the proof or a part of it
+	Detail string // what the caller should do; never contains any part of the proof
 }
 
 func (f *Failure) Error() string {

@@ -16,7 +16,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// MaxTokenSize is the largest JWT-SVID, in bytes. Those of SPIRE have about 700.
+// MaxTokenSize is the largest JWT-SVID, in bytes. SPIRE's have about 700.
 const MaxTokenSize = 8 << 10
 
 // A token holds the parsed fields of a JWT-SVID. They are not trustworthy until

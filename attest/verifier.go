@@ -144,7 +144,7 @@ func (t token) verify(compact string, trusted *trust, audiences []string) error 
 		return jwtFailure(CauseSignature, "the signature of the JWT-SVID is not valid: fetch a new one from the Workload API")
 	}
 	// go-jose parsed the token a second time. If the two parsers disagree, one of
-	// them checked something else than the signature covers.
+	// them checked content that the signature does not cover.
 	if svid.ID != t.id || !svid.Expiry.Equal(t.expires) || !slices.Equal(svid.Audience, []string{t.audience}) {
 		return jwtFailure(CauseMalformed, "the JWT-SVID is ambiguous: fetch a new one from the Workload API")
 	}

@@ -80,7 +80,7 @@ func TestAssertionVerifyRejectsChanges(t *testing.T) {
 	}
 }
 
-// A valid signature of something else is not a signature of the challenge.
+// A valid signature over other data is not a signature of the challenge.
 func TestAssertionOfAnotherChallenge(t *testing.T) {
 	key, public := newKey(t)
 	s := sign(t, key, digest(5))

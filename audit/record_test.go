@@ -17,7 +17,7 @@ func TestSumCoversTheRequest(t *testing.T) {
 	}
 	for _, facts := range []struct {
 		of   any
-		omit []string // identifiers, what the digest itself is stored in, and what only the broker decides by
+		omit []string // identifiers, the digest itself, and inputs that only the broker uses
 	}{
 		{full.Request, []string{"ID", "Digest", "Source", "LapsesAt", "Accountable"}},
 		{full.Decision, []string{"Permit", "Policies", "Revision", "Code"}},

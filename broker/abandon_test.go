@@ -10,7 +10,7 @@ import (
 )
 
 // Only a person who may revoke a lease can abandon it. An abandoned lease never
-// counts as revoked, whatever is tried later, even if its issuer comes back.
+// counts as revoked, even if its issuer becomes available again.
 func TestAbandon(t *testing.T) {
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, policies: testPolicies + `

@@ -43,8 +43,8 @@ type Passkey struct {
 // SignWithin is how long a person has to sign a challenge.
 const SignWithin = 5 * time.Minute
 
-// A Signing is a challenge for a person's passkeys. The nonce and the salt come
-// back with the signature.
+// A Signing is a challenge for a person's passkeys. The caller returns the nonce
+// and the salt with the signature.
 type Signing struct {
 	Challenge   audit.Digest
 	Nonce       audit.Digest
@@ -52,7 +52,7 @@ type Signing struct {
 	Credentials [][]byte // the ids of the passkeys that may sign
 }
 
-// A challenge computes what a person signs for one kind of decision.
+// A challenge computes the hash that a person signs for one kind of decision.
 type challenge func(person, request string, nonce audit.Digest) audit.Digest
 
 // AccountOf returns the account of a person, or a new one.
@@ -153,7 +153,7 @@ func (a *Account) Verify(s *audit.SignatureFacts, challenge audit.Digest, now ti
 }
 
 // PrepareVote returns the challenge that a person's passkey signs for a vote. It
-// refuses whatever Vote would refuse.
+// refuses everything that Vote would refuse.
 func (b *Broker) PrepareVote(ctx context.Context, caller Caller, id RequestID, v Vote) (*Signing, error) {
 	account, err := b.account(ctx, caller)
 	if err != nil {
@@ -180,7 +180,7 @@ func (b *Broker) PrepareVote(ctx context.Context, caller Caller, id RequestID, v
 }
 
 // PrepareReview returns the challenge that a person's passkey signs for a review.
-// It refuses whatever Review would refuse.
+// It refuses everything that Review would refuse.
 func (b *Broker) PrepareReview(ctx context.Context, caller Caller, id RequestID, v Vote) (*Signing, error) {
 	account, err := b.account(ctx, caller)
 	if err != nil {

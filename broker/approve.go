@@ -125,7 +125,7 @@ func (r *Request) manager() []string {
 	return []string{r.Requester.Person.Manager}
 }
 
-// groupsOf returns those of the needed groups that the person is in. claimed
+// groupsOf returns the needed groups of which the person is a member. claimed
 // reports whether any of them depends on the person's claims.
 func (r *Request) groupsOf(rules *Rules, who Identity, needs []ApprovalNeed) (groups []string, claimed bool) {
 	listed, byClaim := rules.Policy.Groups(who)
@@ -263,8 +263,8 @@ func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlemen
 	return a, r.checkNarrowing(a, e)
 }
 
-// checkNarrowing refuses an approval that widens the request or leaves nothing
-// of it.
+// checkNarrowing refuses an approval that widens the request or removes all of its
+// scopes.
 func (r *Request) checkNarrowing(a Approval, e *Entitlement) error {
 	var shortest time.Duration
 	if e != nil {
@@ -297,9 +297,9 @@ type ballot struct {
 	clock     clock
 }
 
-// recordVote writes a vote and its effect in one transaction with its record.
-// The vote counts only if the request is still pending, however long the call
-// took to get here.
+// recordVote writes a vote and its effect in one transaction with its record. The
+// vote counts only if the request is still pending, no matter how long the call
+// took.
 func (b *Broker) recordVote(ctx context.Context, v ballot) error {
 	r := v.request
 	record := audit.Record{

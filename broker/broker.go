@@ -25,7 +25,7 @@ type Config struct {
 	MaxPending int
 }
 
-// An Event is something to count. Its strings come from bounded sets: names
+// An Event is an occurrence to count. Its strings come from bounded sets: names
 // from the catalogue, issuers and codes.
 type Event struct {
 	Kind        EventKind
@@ -47,7 +47,7 @@ const (
 	EventIssued                          // a credential is about to be returned
 	EventRevocation                      // an attempt to end a lease finished
 	EventUpstream                        // an issuer failed
-	EventApproved                        // the last approval came; Took is since the request
+	EventApproved                        // the last approval was given; Took is since the request
 	EventNotified                        // an attempt to notify a channel ended; Issuer is the kind of the channel
 )
 
@@ -103,7 +103,7 @@ func (b *Broker) Run(ctx context.Context) error {
 }
 
 // Reap makes one pass: it ends the due leases of every issuer and continues
-// interrupted kill switches. It returns the number of leases that it dealt with.
+// interrupted kill switches. It returns the number of leases that it tried to end.
 func (b *Broker) Reap(ctx context.Context, now time.Time) (int, error) {
 	var group errgroup.Group
 	var total atomic.Int64

@@ -8,8 +8,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// What belongs to a request is returned only to callers who may see the
-// request, even if they hold the request itself.
+// Data of a request is returned only to callers who may see the request, even if
+// they pass the request itself.
 func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
 	w := tokenWorld(t)
 	owner, stranger := broker.Self(agent(noon), noon), broker.Self(workload("spiffe://acme.test/other", noon), noon)

@@ -12,12 +12,12 @@ import (
 	"unicode/utf8"
 )
 
-// MaxDuration is the longest duration of a request, whatever policy allows.
+// MaxDuration is the longest duration of a request, even if policy allows more.
 const MaxDuration = 30 * 24 * time.Hour
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
-// checkForm refuses an ask that is malformed, whatever the catalogue has.
+// checkForm refuses a malformed ask. It does not use the catalogue.
 func (a *Ask) checkForm() error {
 	switch {
 	case a.Entitlement == "":
@@ -73,8 +73,8 @@ func checkText(sentinel error, field, s string, most int) error {
 	return nil
 }
 
-// CheckLine is checkText for a text that is shown among other lines. A line
-// break in it could fake one of those.
+// CheckLine is checkText for a text that is shown among other lines. A line break
+// could fake another line.
 func CheckLine(sentinel error, field, s string, most int) error {
 	if strings.ContainsAny(s, "\n\t\u2028\u2029") {
 		return refuse(sentinel, field+" must be a single line")
@@ -179,7 +179,7 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 	return nil
 }
 
-// query returns the evaluation's request: what policy decides.
+// query returns the query that policy evaluates for the request.
 func (r *Request) query(who Identity, e *Entitlement) Query {
 	return Query{
 		Principal:     who,

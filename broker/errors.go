@@ -64,8 +64,8 @@ const (
 	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )
 
-// A Refusal is a sentinel with advice. Callers see Detail and Reasons: they have
-// no secrets, and nothing from policy except its @reason texts.
+// A Refusal is a sentinel with advice. Callers see Detail and Reasons: they contain
+// no secrets, and no part of a policy except its @reason texts.
 type Refusal struct {
 	Err       error    // the sentinel
 	Detail    string   // what happened and what to do, in one sentence

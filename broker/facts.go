@@ -58,7 +58,7 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// commit gives the request its id, the salts of its free texts, and its digest.
+// commit sets the request's id, the salts of its free texts, and its digest.
 func (r *Request) commit(now time.Time) {
 	r.ID = NewRequestID(now)
 	for field := range r.texts() {
@@ -184,8 +184,8 @@ func (l *Lease) facts() *audit.LeaseFacts {
 	}
 }
 
-// digest returns what approvers sign. It covers exactly what records will show,
-// so that an auditor can verify what the approvers saw.
+// digest returns the digest that approvers sign. It covers exactly the fields that
+// records show, so that an auditor can verify what the approvers saw.
 func (r *Request) digest() audit.Digest {
 	return r.facts().Sum(r.Requester.ID, r.Decision.facts(""))
 }

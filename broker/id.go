@@ -36,9 +36,9 @@ var lastID struct {
 	seq uint16 // 12 bits
 }
 
-// newID returns an ID that sorts after all that this process made before. If
-// the clock goes back, or more than 4,096 are needed in a millisecond, it
-// borrows from the future (RFC 9562, section 6.2, method 1).
+// newID returns an ID that sorts after all earlier IDs of this process. If the
+// clock is set back, or more than 4,096 are needed in a millisecond, it borrows
+// from the future (RFC 9562, section 6.2, method 1).
 func newID(now time.Time) (id ID) {
 	if _, err := rand.Read(id[8:]); err != nil {
 		panic("crypto/rand never fails: " + err.Error())
@@ -63,8 +63,8 @@ func NewRequestID(now time.Time) RequestID { return RequestID(newID(now)) }
 // NewLeaseID returns a new lease ID. It is safe for concurrent use.
 func NewLeaseID(now time.Time) LeaseID { return LeaseID(newID(now)) }
 
-// leaseIDAt returns an ID that sorts before all that are made at t or later. It
-// identifies no lease.
+// leaseIDAt returns an ID that sorts before all IDs that are created at t or later.
+// It identifies no lease.
 func leaseIDAt(t time.Time) (id LeaseID) {
 	binary.BigEndian.PutUint64(id[:8], uint64(max(t.UnixMilli(), 0))<<16)
 	return id

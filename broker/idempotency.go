@@ -45,7 +45,7 @@ func (k IdempotencyKey) reads() []Key {
 	return []Key{k.ID}
 }
 
-// prior returns what an earlier call with the key led to, or nil.
+// prior returns the result of an earlier call with the key, or nil.
 func (b *Broker) prior(ctx context.Context, k IdempotencyKey) (*Idempotency, error) {
 	if k.isZero() {
 		return nil, nil

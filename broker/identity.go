@@ -87,9 +87,9 @@ type Caller struct {
 // Self returns a Caller that acts for itself.
 func Self(who Identity, at time.Time) Caller { return Caller{Actor: who, Subject: who, At: at} }
 
-// RequireSession refuses every caller except a person with a broker session. An
-// ID token, an access token or an SVID proves who calls, but not that a person
-// looks at what they decide.
+// RequireSession refuses every caller except a person with a broker session. An ID
+// token, an access token or an SVID proves who calls, but not that a person sees
+// the request and decides.
 func (c Caller) RequireSession() error {
 	who := c.Actor
 	switch {

@@ -12,8 +12,8 @@ type Introspection struct {
 	Audience string
 }
 
-// Introspect returns what a token is (RFC 7662). It is nil for a token that is
-// not active or not ours, and for a caller that may not know.
+// Introspect describes a token (RFC 7662). It returns nil for a token that is not
+// active or not ours, and for a caller that may not introspect it.
 func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*Introspection, error) {
 	rules := b.rules.Load()
 	l, err := b.inspect(ctx, token)
@@ -59,8 +59,8 @@ func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
 	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blockKeys(who, e)) })
 }
 
-// RevokeToken returns the lease of a token (RFC 7009). A token that is not ours
-// or not of the caller is ignored.
+// RevokeToken returns the lease of a token (RFC 7009). A token that is not ours, or
+// that the caller does not hold, is ignored.
 func (b *Broker) RevokeToken(ctx context.Context, caller Caller, token string) error {
 	l, err := b.inspect(ctx, token)
 	if err != nil || l == nil || l.Holder != caller.Subject.ID {

@@ -83,8 +83,8 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 		b.reaper.discard(ctx, c.issuer, l)
 		return nil, err
 	}
-	// Point of no return: if this process dies now, the reaper revokes whatever the
-	// upstream creates.
+	// Point of no return: if this process dies now, the reaper revokes the
+	// credential that the upstream creates.
 	start = time.Now()
 	cred, handle, err := c.issuer.Issue(ctx, Order{Lease: *l, Entitlement: c.e, Key: prepared.Key})
 	c.made += time.Since(start)

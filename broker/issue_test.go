@@ -102,7 +102,7 @@ func TestFirstCollectionOvertaken(t *testing.T) {
 	}
 }
 
-// A preparing system creates something in Prepare.
+// A preparing system creates a credential in Prepare.
 type preparing struct{ *system }
 
 func (s preparing) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, error) {
@@ -113,7 +113,7 @@ func (s preparing) Prepare(ctx context.Context, o broker.Order) (broker.Prepared
 	return p, err
 }
 
-// What an issuer prepared is undone if the lease is refused.
+// Prepare is undone if the lease is refused.
 func TestPreparationIsUndone(t *testing.T) {
 	db := newSystem()
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": preparing{db}}, policies: `@id("one") @max_active("1")

@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// An Issuer makes and ends credentials. It is safe for concurrent use, and
+// An Issuer issues and revokes credentials. It is safe for concurrent use, and
 // every call returns by its context's deadline.
 type Issuer interface {
-	// Prepare makes the handle that ends the credential. The handle is recorded
-	// before the credential exists.
+	// Prepare returns the handle by which the credential can be revoked. The handle
+	// is recorded before the credential exists.
 	Prepare(ctx context.Context, o Order) (Prepared, error)
 
-	// Issue makes the credential, at most once per lease. The credential
-	// expires no later than the lease. A handle that is not nil replaces that
-	// of Prepare, even with an error.
+	// Issue issues the credential, at most once per lease. The credential expires
+	// no later than the lease. A handle that is not nil replaces that of Prepare,
+	// even with an error.
 	Issue(ctx context.Context, o Order) (Credential, []byte, error)
 
 	// Revoke ends the credential by the lease's handle alone, because the
@@ -54,7 +54,7 @@ type Order struct {
 
 // Prepared is the result of Prepare.
 type Prepared struct {
-	Handle []byte // ends the credential; it has no secret, and is stored
+	Handle []byte // revokes the credential; it contains no secret, and is stored
 	Key    Secret // for Issue; kept only in the memory of this process
 }
 

@@ -48,8 +48,8 @@ func (s Selector) key() (BlockKey, error) {
 // colon, so that no SPIFFE ID, with or without its scheme, matches.
 var personForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}/[\x21-\x7e]{1,255}$`)
 
-// checkForm refuses a name that nothing can have. In an emergency, a block that
-// blocks nothing is worse than an error.
+// checkForm refuses a malformed name. In an emergency, a block that blocks nothing
+// is worse than an error.
 func (k BlockKey) checkForm() error {
 	switch k.Kind {
 	case "holder", "under":
@@ -235,8 +235,8 @@ func (p *Preview) count(l *Lease) {
 	}
 }
 
-// mayBlock refuses callers who may not use the kill switch. It takes a person whom
-// policy permits, or root on the admin socket; no policy lets a workload use it.
+// mayBlock refuses callers who may not use the kill switch. Only people permitted
+// by policy and root on the admin socket may. No policy lets a workload use it.
 func (b *Broker) mayBlock(ctx context.Context, caller Caller) error {
 	if caller.Actor.Kind == KindOperator || caller.Actor.Kind == KindPerson && b.May(ctx, caller, ActionBlock) {
 		return nil
@@ -263,7 +263,7 @@ func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reaso
 	if preview.Digest != seen && !force {
 		return nil, refuse(ErrPreviewStale, "the selection has changed since the preview: request a new preview, or use force")
 	}
-	// From here on it runs to its end, whether the caller waits or not.
+	// From here on the call completes even if the caller no longer waits.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), KillDeadline)
 	defer cancel()
 	var unblocked error
@@ -276,7 +276,7 @@ func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reaso
 		return nil, unblocked
 	}
 	// From here on nothing more is issued to the selection, because of the block or
-	// because nothing can be recorded. The leases that are live now are complete.
+	// because nothing can be recorded. So the next query finds every lease.
 	selected, unrecorded, err := b.endAll(ctx, caller, s, reason)
 	if err != nil {
 		return nil, errors.Join(unblocked, err)

@@ -51,7 +51,7 @@ type Lease struct {
 	Confirm     audit.Digest // thumbprint of the certificate that the credential is bound to (RFC 8705); zero: unbound
 	Type        string       // of the credential: bearer, aws, …
 	Revocation  Revocation   // live: the effect of a revocation; ended: its actual effect
-	Handle      []byte       // what the issuer needs to end the credential
+	Handle      []byte       // by which the issuer ends the credential
 	Deadline    time.Time    // of issuing
 	Replaces    LeaseID
 	Limits      []CounterKey // the counters that count this lease as active
@@ -146,8 +146,8 @@ func (l *Lease) WorksUntil() time.Time {
 }
 
 // activate moves a lease from issuing to active when its credential exists. It
-// fails if the lease was taken away meanwhile, by the reaper or the kill switch:
-// the credential must then be revoked and never returned.
+// fails if the reaper or the kill switch has ended the lease in the meantime. The
+// credential must then be revoked and never returned.
 func (l *Lease) activate(c Credential, handle []byte) error {
 	if l.Status != LeaseIssuing {
 		return errLostLease

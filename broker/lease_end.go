@@ -127,8 +127,8 @@ func (l *Lease) hasEnded() bool {
 	return l.Status == LeaseRevoked || l.Status == LeaseFailed || l.Status == LeaseAbandoned
 }
 
-// beginEnd notes the first attempt. A lease that outlived its expiry was due
-// at its expiry, whatever ends it now.
+// beginEnd notes the first attempt. A lease past its expiry was due at its expiry,
+// no matter what ends it now.
 func (l *Lease) beginEnd(how string, now time.Time) {
 	if !l.EndAsked.IsZero() {
 		return

@@ -21,8 +21,8 @@ import (
 // revokes, and those that the kill switch selected. It is safe for concurrent
 // use.
 //
-// The issuer is always called first and the log written afterwards, so that
-// ending never depends on the log. What could not be recorded waits in queue.
+// The issuer is always called first and the log written afterwards, so that ending
+// never depends on the log. Ends that could not be recorded wait in queue.
 type reaper struct {
 	store   Store
 	issuers map[string]Issuer
@@ -79,8 +79,8 @@ func (r *reaper) run(ctx context.Context, issuer string) {
 	}
 }
 
-// pass ends up to a batch of one issuer's due leases and returns how many. What
-// could not be recorded before comes first and does not delay the rest.
+// pass ends up to a batch of one issuer's due leases and returns how many. Ends
+// that could not be recorded earlier come first and do not delay the rest.
 func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, error) {
 	pace, clock := r.paces[issuer], startClock(now)
 	work := r.queue.due(issuer, reapBatch, now)
@@ -118,8 +118,8 @@ func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, e
 	return done, nil
 }
 
-// due lists up to limit due leases of an issuer that are not queued. Leases
-// whose issuing did not finish come first, however many others are due: no one
+// due lists up to limit due leases of an issuer that are not queued. Leases whose
+// issuing did not finish come first, no matter how many others are due: no one
 // received their credentials, and invariant 4 ends them within 30 s.
 func (r *reaper) due(ctx context.Context, issuer string, limit int, now time.Time) ([]*pendingRevocation, error) {
 	var unfinished, others []*pendingRevocation
@@ -203,7 +203,7 @@ func (r *reaper) revokeUpstream(ctx context.Context, l *Lease) error {
 	return err
 }
 
-// record writes what a call achieved, or queues it.
+// record writes the outcome of a call, or queues it.
 func (r *reaper) record(ctx context.Context, p *pendingRevocation, clock clock) error {
 	ctx = context.WithoutCancel(ctx)
 	err := r.recordEnd(ctx, p.lease, p.result, p.by, p.reason, p.at)
@@ -301,7 +301,7 @@ func (r *reaper) markRevoked(ctx context.Context, l *Lease, by Identity, reason 
 	}
 	a := endAttempt{how: EndRevoked, outcome: outcomeTimeOnly}
 	if l.endable() || l.Status == LeaseIssuing {
-		a.outcome = outcomeUntried // an issuer that is still working finds its lease taken away
+		a.outcome = outcomeUntried // a call to Issue that is still running finds that its lease has ended
 	}
 	err := r.recordEnd(ctx, l, a, by, reason, now)
 	if err != nil && a.outcome == outcomeUntried {
@@ -323,7 +323,7 @@ type pace struct {
 }
 
 func newPace() *pace {
-	// GOMAXPROCS may exceed the processors that there are, which makes none faster.
+	// GOMAXPROCS may exceed the number of processors, which adds no speed.
 	return &pace{limiter: rate.NewLimiter(rate.Limit(reapRate*min(runtime.NumCPU(), runtime.GOMAXPROCS(0))), reapBatch)}
 }
 

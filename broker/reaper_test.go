@@ -44,8 +44,9 @@ func (m *moody) Revoke(ctx context.Context, l broker.Lease) error {
 	return m.system.Revoke(ctx, l)
 }
 
-// An issuer that is down gets one call at a time, with pauses, however many leases
-// are due. All of them end when it is back. Leases of other issuers do not wait.
+// An issuer that is down gets one call at a time, with pauses, no matter how many
+// leases are due. All of them end when it is back. Leases of other issuers do not
+// wait.
 func TestReaperProtectsIssuerThatIsDown(t *testing.T) {
 	const leases = 200
 	sick := &moody{system: system{live: map[string]time.Time{}}}

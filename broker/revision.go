@@ -37,14 +37,14 @@ func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) erro
 	if err != nil {
 		return fmt.Errorf("recording the rules: %w", err)
 	}
-	// Between the record and this line, what the old rules decide is refused as
-	// stale, and decided again once the lock is released.
+	// Between the record and this line, decisions by the old rules are refused as
+	// stale, and made again once the lock is released.
 	b.rules.Store(rules)
 	return nil
 }
 
-// errOvertaken means that another call changed what this call decided on. The
-// call is made again: see retry.
+// errOvertaken means that another call changed the rows on which this call decided.
+// The call is made again: see retry.
 var errOvertaken = errors.New("overtaken by another call")
 
 // errStale means that the rules were replaced between deciding and writing.
@@ -68,9 +68,9 @@ const (
 	staleTries = 3   // of them, with rules that this process has not replaced
 )
 
-// retry makes a call until no other call overtakes it. Rules that are being
-// replaced by this process are waited for. Rules that another process replaced
-// arrive with this process's own reload: until then the call is refused.
+// retry makes a call until no other call overtakes it. It waits while this process
+// replaces its rules. If another process has replaced them, calls are refused until
+// this process reloads.
 func (b *Broker) retry(call func() error) error {
 	stale := 0
 	for range maxTries {

@@ -12,9 +12,9 @@ import (
 // A pendingRevocation is the end of a lease that is not recorded yet.
 //
 // Revocation must continue while the log cannot be written, so its progress is kept
-// in memory until it can be recorded. A process that dies forgets it; the next
-// one revokes whatever is due again, which is harmless: revoking a revoked
-// credential is no error.
+// in memory until it can be recorded. A process that dies forgets it; the next one
+// repeats all due revocations, which is harmless: revoking a revoked credential is
+// no error.
 type pendingRevocation struct {
 	lease    *Lease
 	by       Identity
@@ -31,7 +31,7 @@ func newPendingRevocation(l *Lease, how string, by Identity, reason string) *pen
 
 func (p *pendingRevocation) needsCall() bool { return p.result.outcome.needsCall() }
 
-// record takes the issuer's answer.
+// record stores the issuer's answer.
 func (p *pendingRevocation) record(err error, now time.Time) {
 	p.result, p.at = attempt(p.result.how, err), now
 	if p.needsCall() {

@@ -32,9 +32,9 @@ func (b *Broker) Revoke(ctx context.Context, caller Caller, id LeaseID, reason s
 	return b.Lease(ctx, caller, id)
 }
 
-// Abandon closes a lease whose issuer is gone for good, so that its revocation
-// is no longer retried. It takes a person and a reason. An abandoned lease never
-// counts as revoked: its credential may still work.
+// Abandon closes a lease whose issuer is gone for good, so that its revocation is
+// no longer retried. The caller must be a person and state a reason. An abandoned
+// lease never counts as revoked: its credential may still work.
 func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason string) (*Lease, error) {
 	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return nil, err
@@ -76,8 +76,8 @@ func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason 
 	return &after, nil
 }
 
-// mayRevoke reports whether the caller may end a lease that another identity
-// holds. That takes a person or an operator: no policy lets a workload do it.
+// mayRevoke reports whether the caller may end a lease that another identity holds.
+// Only people and operators may: no policy lets a workload do it.
 func (b *Broker) mayRevoke(ctx context.Context, caller Caller, l *Lease) bool {
 	switch caller.Actor.Kind {
 	case KindOperator:

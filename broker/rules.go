@@ -42,7 +42,7 @@ type Entitlement struct {
 	Labels        map[string]string
 	Parameters    map[string]Parameter
 	Binding       Binding
-	Revocation    Revocation   // what revoking a credential can achieve
+	Revocation    Revocation   // the effect of revoking a credential
 	Audience      string       // of its tokens; empty if its credentials are not broker-signed tokens
 	Introspectors []string     // SPIFFE IDs of the issuer's resource servers
 	Shares        string       // the unit that revocation ends as a whole, for example all sessions of a role; empty: a single credential
@@ -155,8 +155,8 @@ type Policy interface {
 	// forbids it: @approval names who may approve.
 	Decide(ctx context.Context, q Query, now time.Time) (Decision, error)
 
-	// Groups returns the sorted names of the identity's groups: those that list
-	// it, and those that it is in by its provider's claims.
+	// Groups returns the sorted names of the identity's groups: those that list it,
+	// and those that its provider claims.
 	Groups(who Identity) (listed, claimed []string)
 }
 

@@ -14,9 +14,9 @@ type Store interface {
 	// returned before View was called.
 	View(ctx context.Context, f func(Tx) error) error
 
-	// Update runs f as the only writer of all processes that share the database.
-	// It returns when its outcome is durable and known, even if ctx ends before;
-	// an error means that nothing of f happened.
+	// Update runs f as the only writer of all processes that share the database. It
+	// returns when its outcome is durable and known, even if ctx ends earlier; an
+	// error means that f had no effect.
 	//
 	// f may run more than once, and must not do I/O, sign or evaluate policy.
 	// reads names the rows that f gets, so that a group of Updates fetches them
@@ -101,35 +101,35 @@ func (k *SigningKey) Key() Key { return k.ID }
 // entitlement.
 type CounterKey struct{ Policy, Holder, Entitlement string }
 
-// A Counter counts towards bounds. Buckets counts issuances by parts of the
-// period; Active has the entries that count at present. Entries whose time is
-// over are dropped when the row is next written.
+// A Counter counts towards bounds. Buckets counts issuances by parts of the period;
+// Active has the entries that currently count. Expired entries are dropped when the
+// row is next written.
 type Counter struct {
 	CounterKey
 	Buckets map[int64]int        // by the bucket's number since 1970
 	Active  map[string]time.Time // lease or request id, and when it no longer counts
-	Expires time.Time            // when nothing in it counts any more
+	Expires time.Time            // when all of its entries have expired
 }
 
 // A BlockKey selects identities, entitlements or issuers: "holder spiffe://…",
 // "under spiffe://…", "trust_domain acme.test", "entitlement …", "issuer …".
 type BlockKey struct{ Kind, Name string }
 
-// A Block refuses whatever it selects until it is lifted.
+// A Block refuses everything that it selects until it is lifted.
 type Block struct {
 	Selector BlockKey
 	Reason   string
 	By       string
 	Since    time.Time
 	Lifted   time.Time // zero: in force
-	Ends     time.Time // since when what it selects is being ended; zero: it is not, or all is
+	Ends     time.Time // when its kill switch began to revoke; zero: no kill switch, or it is complete
 }
 
 // An IdempotencyID is the SHA-256 of caller, method, path and the header's
 // value.
 type IdempotencyID [32]byte
 
-// An Idempotency remembers what a call led to, for 24 h.
+// An Idempotency stores the result of a call for 24 h.
 type Idempotency struct {
 	IdempotencyID
 	Body    audit.Digest
@@ -143,8 +143,7 @@ type Idempotency struct {
 // finds it.
 type AskKey audit.Digest
 
-// An OpenAsk leads from an ask to the request that waits, or was granted, for
-// the same.
+// An OpenAsk leads from an ask to its pending or granted request.
 type OpenAsk struct {
 	AskKey
 	Request RequestID
@@ -186,8 +185,8 @@ type LeaseQuery struct {
 	Request     RequestID
 	Live        bool // its credential may still work at Now: see Lease.Live
 	Outliving   bool // ended, but the credential still works: see Lease.OutlivesEnd
-	Due         bool // something must be done about it by Now: see Lease.Due
-	Skip        int  // of those that are due: how many are passed over
+	Due         bool // the reaper must act by Now: see Lease.Due
+	Skip        int  // the number of due leases to skip
 	Now         time.Time
 	Before      LeaseID // page: only those older than this
 	Limit       int

@@ -51,7 +51,7 @@ func (v *Vote) salt() [16]byte {
 // MaxComment is the maximum length of a comment in bytes.
 const MaxComment = 2000
 
-// A Grant is what approval gives: the request, narrowed by every approval.
+// A Grant is the approved access: the request, narrowed by every approval.
 type Grant struct {
 	Scopes   []string
 	TTL      time.Duration

@@ -86,7 +86,7 @@ func TestLateVoteAfterReplacement(t *testing.T) {
 	wantKinds(t, w, audit.RequestCreated, audit.RequestCreated, audit.RequestWithdrawn)
 }
 
-// A vote whose transaction takes until the request has lapsed approves nothing.
+// A vote whose transaction ends after the request has lapsed approves nothing.
 func TestVoteWrittenAfterTheLapse(t *testing.T) {
 	var before func()
 	w := hookedWorld(t, `@approval("1 of support") @lapse_after("10m")`, &before)

@@ -130,8 +130,8 @@ func (c *cloud) writeOwn(t testing.TB, own awsCredential) {
 	c.write(t, "own-credentials", fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", own.AccessKeyID, own.SecretAccessKey))
 }
 
-// run runs a command as the agent. Workloads call another listener than the
-// external URL, which is the one that the STS trusts.
+// run runs a command as the agent. Workloads call a listener of their own; the STS
+// trusts the one at the external URL.
 func (c *cloud) run(args ...string) (stdout, stderr string, code int) {
 	return c.cli(c.agent, append(args, "--server", "https://"+c.listen)...)
 }
@@ -186,8 +186,8 @@ func testCredentialProcess(t *testing.T, c *cloud, entitlement string) {
 	}
 }
 
-// testAWSRefusals requests what no STS issues. It also returns a session: the
-// broker reports that it ends only by expiring. At the end it stops the STS.
+// testAWSRefusals requests sessions that no STS issues. It also returns a session:
+// the broker reports that it ends only by expiring. At the end it stops the STS.
 func testAWSRefusals(t *testing.T, c *cloud) {
 	for name, test := range map[string]struct {
 		args []string

@@ -124,7 +124,7 @@ func (v *vault) now(t testing.TB) time.Time {
 }
 
 // testSTSClock sets the clock of an STS a minute behind and a minute ahead. No
-// session outlives its lease, and each may read what its scope allows.
+// session outlives its lease, and each can read the objects of its scope.
 func testSTSClock(t *testing.T, c *cloud) {
 	for _, ahead := range []time.Duration{-time.Minute, time.Minute, 0} {
 		c.minio.stop()

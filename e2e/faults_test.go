@@ -17,7 +17,7 @@ import (
 )
 
 // testLogins issues and returns a database user through every auth method of the
-// broker at Vault. The broker's token expires meanwhile, so it logs in again.
+// broker at Vault. The broker's token expires in the meantime, so it logs in again.
 func testLogins(t *testing.T, l *lab) {
 	for _, name := range []string{"orders-by-cert", "orders-by-token", "orders-by-agent"} {
 		for range 2 {
@@ -105,8 +105,8 @@ func limitFiles(t testing.TB, pid int, size uint64) {
 	}
 }
 
-// testThrottled lets the STS answer that the rate is exceeded. The broker retries
-// a few times and then reports an error; other issuers work meanwhile.
+// testThrottled lets the STS answer that the rate is exceeded. The broker retries a
+// few times and then reports an error; other issuers keep working.
 func testThrottled(t *testing.T, c *cloud) {
 	sts := intercept(t, c.minio.address(), c.minio.caFile(), true)
 	sts.writeCA(t, filepath.Join(c.dir, "between.pem"))

@@ -23,7 +23,7 @@ import (
 	"accessbroker.internal/api"
 )
 
-// reading is what most flows request. The client does not retry, so every call
+// reading is the request of most flows. The client does not retry, so every call
 // that the broker drops fails a test.
 var reading = api.TokenRequest{Audience: "tickets-api", Scopes: []string{"tickets:read"}}
 

@@ -160,7 +160,7 @@ func (l *lab) tokenOf(t testing.TB, lease string) fields {
 		answer, err := l.vault.call(l.vault.root, "POST", "auth/token/lookup-accessor", fields{"accessor": accessor})
 		var refusal *vaultRefusal
 		if errors.As(err, &refusal) {
-			continue // the token ended meanwhile
+			continue // the token has ended in the meantime
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -229,8 +229,8 @@ func newCSR(t testing.TB, key crypto.Signer, names ...string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
-// testSigned lets Vault sign for a key that never leaves its holder. The
-// entitlement determines the names, whatever the certificate request contains.
+// testSigned has Vault sign a key that never leaves its holder. The entitlement
+// determines the names, regardless of the certificate request.
 func testSigned(t *testing.T, l *lab) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

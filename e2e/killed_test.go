@@ -182,7 +182,7 @@ func (w *world) answerLost(t testing.TB, src *workloadapi.X509Source, ask api.As
 			}
 		}
 	}()
-	// With HTTP/1.1, the first byte that comes back belongs to the answer.
+	// With HTTP/1.1, the first byte in return belongs to the answer.
 	http1 := client(t, tlsconfig.MTLSClientConfig(src, src, tlsconfig.AuthorizeID(brokerID)), false)
 	http1.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())

@@ -146,8 +146,8 @@ func testAnswersLost(t *testing.T, l *lab) {
 	}
 }
 
-// issuingFails makes a call that creates something fail as often as the broker
-// makes it. It returns the lease whose outcome is unknown, or "".
+// issuingFails makes a creating call fail each time that the broker makes it. It
+// returns the lease whose outcome is unknown, or "".
 func (l *lab) issuingFails(t testing.TB, path string, ask api.Ask, f fault, opened bool) (unknown string) {
 	t.Helper()
 	last, key := l.lastLease(t, ask.Entitlement), rand.Text()
@@ -202,8 +202,8 @@ func (l *lab) issuingFails(t testing.TB, path string, ask api.Ask, f fault, open
 	return unknown
 }
 
-// revokingFails makes a call that revokes something fail, first once and then as
-// often as the broker tries at once. The broker retries until it succeeds.
+// revokingFails makes a revoking call fail, first once and then for all immediate
+// attempts of the broker. The broker retries until it succeeds.
 func (l *lab) revokingFails(t testing.TB, path string, ask api.Ask, f fault) {
 	t.Helper()
 	gone := func(c *api.Credential) error {

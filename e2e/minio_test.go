@@ -227,7 +227,8 @@ func (m *minio) get(t testing.TB, c awsCredential, bucket, key string) (string, 
 	return string(text), nil
 }
 
-// accessDenied returns nil if err is S3's refusal of what the policy forbids.
+// accessDenied returns nil if err is the refusal of S3 for access that the policy
+// forbids.
 func accessDenied(err error) error {
 	if err == nil {
 		return errors.New("it was allowed")

@@ -11,8 +11,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// css selects an element. For a plain string, the library searches the text of
-// the page as well, and a hash in base64 may contain "h1".
+// css selects an element. For a plain string, the library also searches the text of
+// the page, where a hash in base64 may contain "h1".
 type css = chromedp.CSS
 
 // do runs actions in a browser.

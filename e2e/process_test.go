@@ -49,7 +49,7 @@ func start(owner testing.TB, name, path string, args ...string) (*process, error
 func startIn(env []string, owner testing.TB, name, path string, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(path, args...), out: &output{}, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env = p.out, p.out, env
-	// A test binary that is killed takes its servers with it.
+	// If the test binary is killed, the kernel kills its servers, too.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
@@ -141,8 +141,8 @@ func freePort(t testing.TB) int {
 
 // copyBinary returns another path for a binary. SPIRE tells workloads apart by
 // their paths, so the copy is another workload. The copy is a hard link if
-// possible: a file that was just written can't be executed while a child that
-// was forked meanwhile has it open (golang/go#22315).
+// possible: a file that was just written can't be executed while a child that was
+// forked in the meantime has it open (golang/go#22315).
 func copyBinary(t testing.TB, binary, name string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)

@@ -16,9 +16,9 @@ const sessionEntitlements = `
   reports-session: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions], data: {ttl: "${ttl}"}}, max_ttl: 1h}
   reports-long: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions]}}`
 
-// testSessions lets Vault get sessions from a real STS. Vault's leases end with
-// the mount's max_lease_ttl and the sessions do not, so the broker has to report
-// the sessions' own expiry.
+// testSessions has Vault get sessions from a real STS. Vault's leases end with the
+// mount's max_lease_ttl and the sessions do not, so the broker has to report the
+// sessions' own expiry.
 func testSessions(t *testing.T, l *lab) {
 	m := startMinIO(t, minioOpenID{})
 	m.must(t, "mb", "it/reports")

@@ -160,8 +160,9 @@ func (s *spire) must(t testing.TB, args ...string) string {
 	return out
 }
 
-// register makes every process that runs the binary the workload of that path.
-// more has further flags of the entry, such as -x509SVIDTTL or -federatesWith.
+// register registers every process that runs the binary as the workload of that
+// path. more has further flags of the entry, such as -x509SVIDTTL or
+// -federatesWith.
 func (s *spire) register(t testing.TB, path, binary string, more ...string) {
 	t.Helper()
 	s.must(t, append([]string{"entry", "create", "-parentID", s.id("/node"), "-spiffeID", s.id(path), "-selector", "unix:path:" + binary}, more...)...)
@@ -184,7 +185,7 @@ func (s *spire) rotate(t testing.TB, kind string) (old string) {
 	return old
 }
 
-// taint makes agents replace what an authority signed. revoke invalidates it.
+// taint makes agents replace all SVIDs of an authority. revoke invalidates them.
 func (s *spire) taint(t testing.TB, kind, id string) {
 	t.Helper()
 	s.must(t, "localauthority", kind, "taint", "-authorityID", id)

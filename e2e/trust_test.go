@@ -127,8 +127,8 @@ func TestFederation(t *testing.T) {
 	}
 }
 
-// TestBundleRotation rotates SPIRE's authorities. The broker accepts what the new
-// ones sign, and rejects what an old one signed once that is revoked.
+// TestBundleRotation rotates SPIRE's authorities. The broker accepts SVIDs of the
+// new ones, and rejects those of an old one once it is revoked.
 func TestBundleRotation(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := startSPIRE(t, "acme.test")

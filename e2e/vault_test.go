@@ -348,7 +348,7 @@ func loopbackTLS(t testing.TB, caFile, certFile, keyFile string) *x509.CertPool 
 	return pool
 }
 
-// TestVault checks what the other tests rely on, without a broker.
+// TestVault checks the assumptions of the other tests, without a broker.
 func TestVault(t *testing.T) {
 	t.Parallel() // it mostly waits
 	v, p := startVault(t), startPostgres(t)
@@ -430,8 +430,8 @@ func testVaultSSH(t *testing.T, v *vault) {
 	v.refuses(t, v.root, "POST", "ssh/sign/admins", fields{"public_key": string(public), "valid_principals": "root"}, http.StatusBadRequest)
 }
 
-// testVaultLogins logs in by each auth method and reads from kv what the policy
-// allows.
+// testVaultLogins logs in by each auth method and reads the kv secrets that the
+// policy allows.
 func testVaultLogins(t *testing.T, v *vault) {
 	v.mount(t, "kv", fields{"version": "2"})
 	v.must(t, "POST", "kv/data/shop", fields{"data": fields{"color": "green"}})
@@ -487,8 +487,8 @@ func jwtLogin(t testing.TB, v *vault) (token string) {
 	return v.as(t, "", "POST", "auth/jwt/login", fields{"role": "shop", "jwt": sign("vault")}).Auth.ClientToken
 }
 
-// testVaultTokenRole does what a broker does: with a token of few permissions it
-// creates tokens of a role and revokes them by their accessors.
+// testVaultTokenRole acts like a broker: with a token of few permissions it creates
+// tokens of a role and revokes them by their accessors.
 func testVaultTokenRole(t *testing.T, v *vault, p *postgres) {
 	v.policy(t, "orders", "database/creds/reader", "read")
 	v.tokenRole(t, "leases", "orders")

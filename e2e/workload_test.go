@@ -23,8 +23,8 @@ import (
 // workloads.
 const workloadEnv = "E2E_WORKLOAD_AUDIENCE"
 
-// svids are what a workload received. Both SVIDs were verified against the
-// bundles that came with them.
+// svids are the SVIDs of a workload. Both were verified against the bundles of the
+// same response.
 type svids struct {
 	X509ID string
 	JWTID  string
@@ -85,8 +85,8 @@ func (s *spire) runWorkload(binary, audience string) (*svids, error) {
 	return got, err
 }
 
-// workload registers a workload with that path and returns what it receives once
-// the agent knows it.
+// workload registers a workload with that path and returns its SVIDs once the agent
+// knows it.
 func (s *spire) workload(t testing.TB, path, audience string) (got *svids) {
 	t.Helper()
 	bin := copyBinary(t, ownBinary(t), "workload")
@@ -134,9 +134,9 @@ func jwtSVID(t testing.TB, s *spire, audience string) *jwtsvid.SVID {
 
 var brokerID = spiffeid.RequireFromString("spiffe://acme.test/broker")
 
-// TestHarness checks what all other tests rely on, without a broker: workloads
-// of one user have different identities, an unregistered one has none, and both
-// servers come back after a restart.
+// TestHarness checks the assumptions of all other tests, without a broker:
+// workloads of one user have different identities, an unregistered one has none,
+// and both servers come back after a restart.
 func TestHarness(t *testing.T) {
 	t.Parallel() // it mostly waits
 	const audience = "https://anybody.test"

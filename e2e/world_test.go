@@ -155,9 +155,9 @@ func (w *world) ready() error {
 	return err
 }
 
-// verify checks what the broker left when the test ends: the log verifies offline,
-// the leases have their records, SIGTERM ended the broker without a failure, and no
-// output holds a token.
+// verify checks the state of the broker at the end of the test: the log verifies
+// offline, the leases have their records, SIGTERM ended the broker without a
+// failure, and no output contains a token.
 func (w *world) verify() {
 	if len(w.brokers) == 0 {
 		w.owner.Errorf("no broker was started")

@@ -14,7 +14,7 @@ type job struct {
 	notice   *broker.Notice
 	request  *broker.Request
 	delivery *broker.Delivery // nil: the channel has no message about the request
-	address  string           // mail address of the one person it is for; empty: none
+	address  string           // mail address for a notice to one person; else empty
 	needed   bool             // the message is still true and of use
 }
 
@@ -59,7 +59,7 @@ func newJob(tx broker.Tx, n *broker.Notice, now time.Time) (j *job, err error) {
 	}
 	j.needed = n.Current(j.request, now)
 	if n.Event == broker.NoticeWithdrawn && j.delivery == nil {
-		j.needed = false // the channel never heard of the request
+		j.needed = false // the channel was never notified of the request
 	}
 	if n.Person != "" && n.Address == "" {
 		a, err := broker.AccountOf(tx, broker.PersonKey(n.Person))

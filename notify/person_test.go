@@ -19,7 +19,7 @@ func newPasskey() *broker.Notice {
 	}
 }
 
-// A notice to one person goes to that person and not to the recipients of the
+// A notice to one person is sent to that person, not to the recipients of the
 // channel.
 func TestMailToOnePerson(t *testing.T) {
 	s := newMailServer(t, "", false)

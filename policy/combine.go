@@ -16,8 +16,8 @@ func byGroup(a, b broker.ApprovalNeed) int { return cmp.Compare(a.Group, b.Group
 // never writes to the slices of a or b, because all decisions share the
 // obligations of a rule.
 //
-// The caller combines permits in the order of their ids, so that limits come
-// out in that order.
+// The caller combines permits in the order of their ids, so that limits have that
+// order.
 func combine(a, b broker.Obligations) broker.Obligations {
 	return broker.Obligations{
 		Approvals:     combineNeeds(a.Approvals, b.Approvals),

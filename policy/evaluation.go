@@ -140,9 +140,9 @@ func (e *Engine) setResource(ev *evaluation, q broker.Query) error {
 	return nil
 }
 
-// setEntitlement makes the entitlement the resource. It checks the scopes
-// again: an empty set would satisfy every containsAll, and so every permit that
-// bounds the scopes with it.
+// setEntitlement sets the entitlement as the resource. It checks the scopes again:
+// an empty set would satisfy every containsAll, and so every permit that bounds the
+// scopes with it.
 func (e *Engine) setEntitlement(ev *evaluation, q broker.Query) error {
 	if q.Entitlement == nil {
 		return errors.New("the query names no entitlement")
@@ -165,7 +165,7 @@ func (e *Engine) setEntitlement(ev *evaluation, q broker.Query) error {
 	return nil
 }
 
-// setRequest makes the request the resource. The request is in its entitlement
+// setRequest sets the request as the resource. The request is in its entitlement
 // and system, unless the catalogue no longer has the entitlement.
 func (e *Engine) setRequest(ev *evaluation, r *broker.Request) error {
 	if r == nil {

@@ -26,7 +26,7 @@ const maxNearMisses = 20
 type Explanation struct {
 	Permit       bool          `json:"permit"`
 	Error        string        `json:"error,omitempty"` // why the query is not valid
-	Policies     []Verdict     `json:"policies"`        // sorted by relevance: those that apply come first
+	Policies     []Verdict     `json:"policies"`        // sorted by relevance: policies that apply are first
 	NearMisses   int           `json:"near_misses_left_off,omitempty"`
 	Obligations  []string      `json:"obligations,omitempty"`
 	MaxTTL       string        `json:"max_ttl,omitempty"`      // the smaller of the entitlement's and the permits'

@@ -39,7 +39,7 @@ func TestExplainText(t *testing.T) {
 	golden(t, "testdata/explain.golden", b.String())
 }
 
-// The verdicts come in the order errors, forbids that apply, permits that apply,
+// The verdicts are in the order errors, forbids that apply, permits that apply,
 // permits and forbids that do not, and near misses.
 func TestExplainOrdersVerdicts(t *testing.T) {
 	t.Parallel()

@@ -64,7 +64,7 @@ var annotationParsers = map[string]struct {
 	"review_within": {parseReviewWithin, false},
 }
 
-// parse reads one annotation. Its error says what to write instead.
+// parse reads one annotation. Its error states what to write instead.
 func (t *annotations) parse(name, value string, permit bool) error {
 	parser, ok := annotationParsers[name]
 	switch {

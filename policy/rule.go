@@ -26,7 +26,7 @@ type rule struct {
 	lasting   bool // see isLasting
 }
 
-// A constraint is what the head of a policy requires of the principal or the
+// A constraint is the requirement of a policy's head on the principal or the
 // resource. The zero constraint matches every entity.
 type constraint struct {
 	kind types.EntityType // "is": only entities of this type
@@ -104,8 +104,8 @@ type ruleLoader struct {
 	rules     map[cedar.PolicyID]*rule
 }
 
-// load parses a source. A policy ends where the next one begins: cedar-go has no end
-// positions. After a syntax error it loads nothing of the source.
+// load parses a source. A policy ends where the next one begins: cedar-go has no
+// end positions. After a syntax error it loads no policy of the source.
 func (l *ruleLoader) load(src *source) {
 	list, err := cedar.NewPolicyListFromBytes(src.name, src.text)
 	if err != nil {
@@ -157,11 +157,11 @@ func (l *ruleLoader) add(p *cedar.Policy, at span) {
 	l.rules[cedar.PolicyID(r.id)] = r
 }
 
-// isLasting reports whether a denial by the forbid r stays a denial whatever
-// the time, the address and the claims of a person's provider are. That is so
-// unless its conditions read the context or name a group that claims fill,
-// directly or as the owner of an entitlement. The head does not matter: more
-// groups can only make a forbid match, not stop it from matching.
+// isLasting reports whether no other time, address or claims of a person's provider
+// would end a denial by the forbid r. That is so unless its conditions read the
+// context or name a group that claims fill, directly or as the owner of an
+// entitlement. The head does not matter: more groups can only make a forbid match,
+// not stop it from matching.
 func (e *Engine) isLasting(r *rule) bool {
 	claimed := func(name string) bool { return e.groups[name] != nil && !e.groups[name].fullyListed() }
 	varies := func(n ast.IsNode) bool {

@@ -27,7 +27,7 @@ const (
 
 // A Problem is a mistake with its position. Load returns Problems as errors,
 // Warnings formats them, and Decide returns one for each policy that erred. The
-// text says what to do.
+// text states what to do.
 type Problem struct {
 	File   string // relative to the policy folder; or a configuration key, such as "entitlements.reports"
 	Line   int    // from 1; zero: the whole file

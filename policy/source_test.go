@@ -62,8 +62,8 @@ func TestProblemsAreSortedAndLimited(t *testing.T) {
 func TestDigests(t *testing.T) {
 	t.Parallel()
 	files, revision := digests(map[string][]byte{"b": []byte("x"), "a": nil})
-	// sha256sum of "x" and of nothing, and of the three lines that digests hashes.
-	// Stored revisions depend on this format.
+	// sha256sum of "x", of the empty text, and of the three lines that digests
+	// hashes. Stored revisions depend on this format.
 	const want = "29a53be6310286525ac47c802b30e2ddf9a174fddbbce7456656e4f6a6815bbc"
 	if files["b"].String() != "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881" || len(files) != 2 {
 		t.Errorf("got files %v", files)

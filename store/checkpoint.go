@@ -7,11 +7,11 @@ import (
 	"modernc.org/sqlite"
 )
 
-// SQLite commits to its write-ahead log, and copies that log into the database
-// from time to time. A commit that has to copy takes ten times as long, and all
-// callers wait for it. So Run copies concurrently with the commits. The next
-// group copies the few pages that were written meanwhile, before it begins; then
-// nothing is left to copy, and SQLite writes the log from its start again.
+// SQLite commits to its write-ahead log, and copies that log into the database from
+// time to time. A commit that has to copy takes ten times as long, and all callers
+// wait for it. So Run copies concurrently with the commits. The next group copies
+// the few pages that were written in the meantime, before it begins; then nothing
+// is left to copy, and SQLite writes the log from its start again.
 //
 // A commit writes some ten pages, however little it changes in them. Most of
 // them are the same pages each time, and are copied once.

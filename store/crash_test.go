@@ -31,7 +31,7 @@ func crashPoints() (points []string) {
 	return points
 }
 
-// seedEnv makes the random tests repeat a run.
+// seedEnv is the environment variable with the seed of the random tests.
 const seedEnv = "TEST_SEED"
 
 // seeded returns a random number generator and logs its seed.
@@ -189,7 +189,7 @@ func issueAndConfirm(ctx context.Context, s *Store, n int) error {
 	if err := i.store(ctx, s); err != nil {
 		return err
 	}
-	// One write: a line is printed whole or not at all.
+	// A single write prints the line completely or not at all.
 	fmt.Printf("confirmed %d %s %s\n", i.entry.Index, i.entry.LeafHash, i.lease.ID)
 	if n == 0 {
 		if _, err := s.Sweep(ctx, testNow); err != nil {
@@ -216,9 +216,9 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// runAndKill lets a process run that many steps and kills it at the next
-// occurrence of the point. It returns what the process confirmed and the point
-// at which it was killed.
+// runAndKill has a process run that many steps and kills it at the next occurrence
+// of the point. It returns the writes that the process confirmed and the point at
+// which it was killed.
 func runAndKill(t *testing.T, path, point string, steps int) (confirmed []string, at string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])

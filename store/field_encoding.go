@@ -327,7 +327,7 @@ func readCoder(body []byte) (*coder, error) {
 	return &coder{reading: true, buf: body, at: 1}, nil
 }
 
-// failure returns what went wrong while decoding.
+// failure returns the first error of decoding.
 func (c *coder) failure() error {
 	if c.err != nil {
 		return fmt.Errorf("at byte %d: %w", c.at, c.err)

@@ -14,8 +14,8 @@ import (
 // flush writes the group: the head, its rows, and its records.
 func (g *group) flush(ctx context.Context) error {
 	g.seal()
-	// The head first: if another writer moved it, all that this group has read
-	// from memory is out of date, and nothing must be written.
+	// The head first: if another writer moved it, everything that this group has
+	// read from memory is out of date, and nothing may be written.
 	if err := g.w.step("head", func() error { return g.writeHead(ctx) }); err != nil {
 		return fmt.Errorf("writing the head of the log: %w", err)
 	}

@@ -76,8 +76,8 @@ func TestFullDatabase(t *testing.T) {
 	recovers(t, s)
 }
 
-// On a disk that is really full, nothing is issued, and endings are recorded in
-// the reserve.
+// On a full disk, nothing is issued, and ends of leases are recorded in the
+// reserve.
 func TestFullDisk(t *testing.T) {
 	dir := smallDisk(t, "8m")
 	s := open(t, filepath.Join(dir, "broker.db"))

@@ -87,7 +87,7 @@ func (s *Store) attempt(group []*member) (err error) {
 	w.reserve.restore(w.now())
 	s.degraded.Store(w.reserve.spent)
 	if s.copied.Swap(false) {
-		_, _ = w.conn.ExecContext(ctx, copyLog) // see checkpoint.go; a later commit copies what this could not
+		_, _ = w.conn.ExecContext(ctx, copyLog) // see checkpoint.go; a later commit copies the rest
 	}
 	committing := false
 	defer func() {
@@ -108,8 +108,8 @@ func (s *Store) attempt(group []*member) (err error) {
 		}
 	}
 	if g.members < len(group) {
-		// A member may have failed because of what another writer changed.
-		// Those that succeeded are covered by writeHead.
+		// A member may have failed because of another writer's change. Those that
+		// succeeded are covered by writeHead.
 		if err := g.checkHead(ctx); err != nil {
 			return err
 		}
@@ -132,7 +132,7 @@ func (s *Store) attempt(group []*member) (err error) {
 	return nil
 }
 
-// A group is what one transaction writes.
+// A group is the content of one transaction.
 type group struct {
 	w       *writer
 	fetched map[broker.Key][]byte // bodies in the database; nil if there is no such row
@@ -238,9 +238,9 @@ func (g *group) scan(ctx context.Context, t table, query *sql.Stmt, ids []any) (
 	return rows.Err()
 }
 
-// run runs one member. A member that fails or panics leaves nothing in the group.
-// An error means that it left something in the transaction, which can then not
-// be committed.
+// run runs one member. A member that fails or panics has no effect on the group. An
+// error means that it left something in the transaction, which can then not be
+// committed.
 func (g *group) run(ctx context.Context, m *member) (err error) {
 	m.err, m.panicked = nil, nil
 	switch {
@@ -289,8 +289,8 @@ var (
 	errFull  = errors.New("the disk is full; the reserved space is kept for recording revocations")
 )
 
-// join adds what a member put and appended to the group. From here on the
-// indexes of its entries are known.
+// join adds the rows and entries of a member to the group. From here on the indexes
+// of its entries are known.
 func (g *group) join(tx *updateTx) {
 	first := g.head.Size + int64(len(g.entries))
 	g.entries = append(g.entries, tx.entries...)

@@ -262,7 +262,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// Stuck leases are counted however many others are due before them, and whenever
+// Stuck leases are counted no matter how many others are due before them, and when
 // their next attempt is.
 func TestCountStuck(t *testing.T) {
 	s := newStore(t)

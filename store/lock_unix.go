@@ -11,7 +11,7 @@ import (
 )
 
 // lockFile makes this process the only writer of a database. The operating system
-// releases the lock when the process ends, however it ends.
+// releases the lock when the process ends, even by a crash.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

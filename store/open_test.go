@@ -58,8 +58,8 @@ func TestOpenSourceReturnsErrors(t *testing.T) {
 	}
 }
 
-// A reader who can neither read nor create SQLite's files next to a database in
-// use learns what to do instead.
+// The error for a reader who can neither read nor create SQLite's files next to a
+// database in use states what to do instead.
 func TestOpenSourceWithoutPermission(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {

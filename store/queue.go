@@ -26,11 +26,11 @@ type member struct {
 	panicked any // the value with which f panicked; the caller's goroutine panics with it
 }
 
-// A queue forms groups of Updates. An Update that finds no leader leads: it takes
-// all that wait as one group and commits them, appoints the first Update that
-// came meanwhile as the next leader, and only then wakes its group. So exactly
-// one goroutine uses the writer at a time, and no caller leads for longer than
-// one group after its own.
+// A queue forms groups of Updates. An Update that finds no leader leads: it commits
+// all waiting Updates as one group, appoints the first Update that arrived in the
+// meantime as the next leader, and only then wakes its group. So exactly one
+// goroutine uses the writer at a time, and no caller leads for longer than one
+// group after its own.
 type queue struct {
 	mu      sync.Mutex
 	waiting []*member
@@ -91,8 +91,8 @@ func (q *queue) enqueue(m *member) (lead bool, err error) {
 	return lead, nil
 }
 
-// wait waits until the member is done or leads. A member whose context ends
-// before a leader took it leaves the queue, and nothing of it happens.
+// wait waits until the member is done or leads. A member whose context ends before
+// a leader took it leaves the queue without effect.
 func (q *queue) wait(m *member) error {
 	select {
 	case <-m.wake:

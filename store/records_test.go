@@ -39,7 +39,7 @@ func first(index ...int64) (ids []broker.RecordID) {
 func TestRowsListTheirRecords(t *testing.T) {
 	s := newStore(t)
 	i := newIssuance(t, 1)
-	i.lease.Records = first(99) // what the caller has in the list is not stored
+	i.lease.Records = first(99) // the caller's list is not stored
 	if err := i.store(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}

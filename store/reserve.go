@@ -19,13 +19,13 @@ type reserve struct {
 	path  string
 	size  int64
 	spent bool      // the disk was full, and the file was deleted
-	tried time.Time // when making it again was last tried
+	tried time.Time // when restoring it was last tried
 }
 
 // retryReserve is the pause between attempts to make the reserve again.
 const retryReserve = time.Second
 
-// hold makes the file unless it exists.
+// hold creates the file unless it exists.
 func (r *reserve) hold() error {
 	if info, err := os.Stat(r.path); err == nil && info.Size() == r.size {
 		return nil
@@ -56,7 +56,7 @@ func (r *reserve) release(now time.Time) {
 	_ = os.Remove(r.path)
 }
 
-// restore makes the file again if it was deleted, at most once per retryReserve.
+// restore creates the file again if it was deleted, at most once per retryReserve.
 func (r *reserve) restore(now time.Time) {
 	if !r.spent || now.Sub(r.tried) < retryReserve {
 		return
@@ -65,8 +65,8 @@ func (r *reserve) restore(now time.Time) {
 	r.spent = r.hold() != nil
 }
 
-// recordsEndings reports whether all entries of a member are about something that
-// ends: the reserve is kept for these.
+// recordsEndings reports whether all entries of a member record the end of
+// something, for which the reserve is kept.
 func recordsEndings(entries []*audit.Entry) bool {
 	for _, e := range entries {
 		switch e.Kind() {

@@ -66,10 +66,10 @@ type row struct {
 	lists bool       // the row lists its records; see records.go
 }
 
-// A leaseIndex is what a lease is found by while its credential works. It has
+// A leaseIndex is the index entry of a lease while its credential works. It has
 // tables of its own (live and lingering), which are ordered by id and no longer
-// than the number of working credentials: leases are kept forever, and so
-// would be the entries of an index on them.
+// than the number of working credentials: leases are kept forever, and so would be
+// the entries of an index on them.
 type leaseIndex struct {
 	liveUntil     int64 // when it ends by time alone; 0: it has ended
 	outlivesUntil int64 // when its credential stops working, although the lease has ended; 0: it has stopped
@@ -79,7 +79,7 @@ type leaseIndex struct {
 	holder        string
 }
 
-// A leaseKind is what leases are counted by.
+// A leaseKind is the group in which a lease is counted.
 type leaseKind struct{ entitlement, issuer string }
 
 // locate returns the table and the id of a key.

@@ -16,7 +16,7 @@ func (s *Store) View(ctx context.Context, f func(broker.Tx) error) (err error) {
 	if err != nil {
 		return unavailable("reading", err)
 	}
-	defer func() { _ = tx.Rollback() }() // it wrote nothing
+	defer func() { _ = tx.Rollback() }() // the view wrote nothing
 	return f(&viewTx{ctx, s, tx})
 }
 

@@ -16,8 +16,8 @@ type requirement struct {
 	group string
 }
 
-// Bounds of what the verifier remembers of one request. They are far above what
-// policies require: the author of a forged log chooses these numbers.
+// Bounds of the verifier's memory of one request. They are far above what policies
+// require: the author of a forged log chooses these numbers.
 const (
 	maxPlaces = 1024
 	maxVotes  = 256

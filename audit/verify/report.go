@@ -7,7 +7,7 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// Options are what the auditor knows from sources other than the log.
+// Options are facts that the auditor knows from sources other than the log.
 type Options struct {
 	// Key is the log's public key. If it is empty, Verify uses the key in the log
 	// itself, and the report says so.

@@ -46,8 +46,8 @@ const (
 	revoked
 )
 
-// A request is what the verifier remembers of one request. Handles share texts
-// that many requests have in common.
+// A request is the verifier's memory of one request. Handles share texts that many
+// requests have in common.
 type request struct {
 	holder, entitlement, scopes unique.Handle[string]
 	digest                      audit.Digest

@@ -387,9 +387,9 @@ func TestEndedRequestsAreDroppedFirst(t *testing.T) {
 	}
 }
 
-// An unreviewed break-glass use stays until its review is complete, however long ago
-// it ended. A grant that people approved is dropped without a trace in dropped:
-// otherwise a forged log could push it out and issue leases that nobody checks.
+// An unreviewed break-glass use stays until its review is complete, however long
+// ago it ended. A grant that people approved is dropped without a trace in dropped:
+// otherwise a forged log could push it out and issue leases that no one checks.
 func TestReviewsAreNotDropped(t *testing.T) {
 	c := newCast(t)
 	const size = 2

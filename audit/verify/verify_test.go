@@ -183,7 +183,8 @@ func TestVerifyReportsContradictions(t *testing.T) {
 	}
 }
 
-// An unreadable record does not hide that the next one is older than the one before.
+// An unreadable record does not hide that the record after it is older than the
+// record before it.
 func TestVerifyComparesTimesAcrossUnreadableRecords(t *testing.T) {
 	m := &testLog{}
 	m.record(t, audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}})

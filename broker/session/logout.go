@@ -26,10 +26,10 @@ func noSIDKey(provider, sub string) broker.LogoutKey {
 	return broker.LogoutKey{Provider: provider, Claim: "no sid", Value: sub}
 }
 
-// EndSessions ends the sessions that a provider logged out: those that were
-// opened before the token was issued. A repeated token changes nothing.
-// Otherwise, whoever saw one could end sessions that its person opens later
-// (OpenID Connect Back-Channel Logout 1.0, section 2.6).
+// EndSessions ends the sessions that a provider logged out: those that were opened
+// before the token was issued. A repeated token changes nothing. Otherwise, anyone
+// who saw one could end sessions that its person opens later (OpenID Connect
+// Back-Channel Logout 1.0, section 2.6).
 func (m *Manager) EndSessions(ctx context.Context, token broker.LogoutToken, now time.Time) error {
 	ended, err := endedBy(token, now)
 	if err != nil {
@@ -71,7 +71,8 @@ func endedBy(token broker.LogoutToken, now time.Time) ([]broker.LogoutKey, error
 	case token.ID == "" || now.Sub(token.Issued) > broker.LogoutFor:
 		return nil, refuse(broker.ErrInvalidRequest, "the logout token has no id or is too old")
 	case token.SID != "" && token.Sub != "":
-		// A session without a sid may be the one that is meant, so it ends too.
+		// A session without a sid may be the one that was logged out, so it ends,
+		// too.
 		return []broker.LogoutKey{sidKey(token.Provider, token.SID), noSIDKey(token.Provider, token.Sub)}, nil
 	case token.SID != "":
 		return []broker.LogoutKey{sidKey(token.Provider, token.SID)}, nil

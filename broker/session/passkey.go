@@ -39,8 +39,8 @@ func MayEnrol(who broker.Identity, now time.Time) bool {
 	return who.Person != nil && now.Sub(who.Person.Login) <= EnrolWithin
 }
 
-// Enrol adds a passkey to the caller's account. The caller must have logged in
-// just now: a passkey must not be enrolled by whoever finds an open browser. It
+// Enrol adds a passkey to the caller's account. The caller must have logged in just
+// now: a passkey must not be enrolled by someone who finds an open browser. It
 // counts after PasskeyWait, so that its person may notice a foreign one first.
 func (m *Manager) Enrol(ctx context.Context, caller broker.Caller, p broker.Passkey) error {
 	if err := caller.RequireSession(); err != nil {

@@ -64,8 +64,8 @@ func TestSessionLife(t *testing.T) {
 	}
 }
 
-// A session ends at its latest end however often it is used, and by a block, a
-// logout, or the provider.
+// A session ends at its latest end even if it is in use, and by a block, a logout,
+// or the provider.
 func TestSessionEnds(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -117,8 +117,9 @@ func logoutToken(id, sub, sid string, issued time.Time) broker.LogoutToken {
 	return broker.LogoutToken{Provider: "login", ID: id, Sub: sub, SID: sid, Issued: issued}
 }
 
-// A logout token ends the sessions that were opened before it was issued, however
-// late it arrives. Repeating it ends nothing more (Back-Channel Logout, section 2.6).
+// A logout token ends the sessions that were opened before it was issued, even if
+// it arrives late. Repeating it ends nothing more (Back-Channel Logout, section
+// 2.6).
 func TestProviderLogouts(t *testing.T) {
 	ctx, at := t.Context(), func(d time.Duration) time.Time { return noon.Add(d) }
 	const s, m = time.Second, time.Minute
@@ -206,7 +207,7 @@ func TestSessionTokenIsHidden(t *testing.T) {
 	}
 }
 
-// A code works once, however many calls redeem it at the same time.
+// A code works once, even if several calls redeem it at the same time.
 func TestLoginCodeOnce(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -353,7 +354,7 @@ func TestSessionEndsBeforeRedemption(t *testing.T) {
 			}
 		}
 	}
-	// A word of the time in between that comes after the terminal was let in.
+	// A logout token from before the redemption that arrives after it.
 	w := newWorld(t)
 	_, browser := w.logIn(t, broker.NewSession{Who: person("ana", noon), SID: "sid-1", Client: broker.ClientBrowser}, noon)
 	redeem, err := w.letIn(t, browser, true, noon.Add(3*time.Minute))

@@ -124,7 +124,7 @@ func (a *app) reviewCommand() *cobra.Command {
 	return c
 }
 
-// confirm shows a request and asks the person to confirm what.
+// confirm shows a request and asks the person to confirm the action what.
 func (a *app) confirm(ctx context.Context, r *api.Request, what string, yes bool) error {
 	if yes {
 		return nil

@@ -130,8 +130,8 @@ func (t *typist) Read(b []byte) (int, error) {
 	return t.screen.Write(b[:n])
 }
 
-// logIn does what "broker login" and the person's browser do together: the person logs in
-// at the provider and lets the terminal in.
+// logIn acts as both "broker login" and the person's browser: the person logs in at
+// the provider and lets the terminal in.
 func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err error) {
 	p = demoPerson{d, filepath.Join(d.world.Dir, "home-of-"+person)}
 	session, err := d.openSession(ctx, person)

@@ -79,7 +79,7 @@ func programDir(arg0 string) string {
 	return filepath.Dir(path)
 }
 
-// welcome prints what the world has and what to try.
+// welcome prints the world's addresses and identities, and commands to try.
 func (a *app) welcome(w *devworld.World) {
 	say := func(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
 	say("A broker for development, on loopback only. Not for production.\n")

@@ -174,8 +174,8 @@ func (k *killSwitch) confirm(ctx context.Context) error {
 	}
 }
 
-// kill blocks and revokes what the preview with this digest showed or, without a
-// digest, whatever matches now.
+// kill blocks and revokes the leases that the preview with this digest showed or,
+// without a digest, the leases that match now.
 func (k *killSwitch) kill(ctx context.Context, digest string) error {
 	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
@@ -197,7 +197,7 @@ blocks and the remaining leases. It is safe to repeat the command.
   broker leases --holder '*' --live %[2]s`, err, k.access)
 }
 
-// A killText is the first sentence about what the kill switch hits.
+// A killText is the first sentence about the leases of a kill switch.
 type killText struct{ block, one, many string }
 
 var (

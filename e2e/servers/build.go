@@ -64,8 +64,8 @@ func (d dependency) ensure(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// ensure builds the server next to its folder and renames the result, so that
-// an interrupted build is never taken for a finished one. A lock keeps two runs
+// ensure builds the server next to its folder and renames the result, so that an
+// interrupted build is never mistaken for a finished one. A lock keeps two runs
 // from building the same server.
 func (s server) ensure(ctx context.Context, out io.Writer) error {
 	dir, err := s.dir()
@@ -241,9 +241,9 @@ const (
 	vaultSDKAfter  = "ActivationFunc func(context.Context, *logical.Request) error"
 )
 
-// patchVaultSDK copies the SDK that the tool's go.mod names from the module
-// cache, edits the line, and returns the path of a go.mod that uses the copy.
-// Nothing of Vault is in this repository.
+// patchVaultSDK copies the SDK that the tool's go.mod names from the module cache,
+// edits the line, and returns the path of a go.mod that uses the copy. This
+// repository contains no source of Vault.
 func patchVaultSDK(ctx context.Context, s server, work string) (modfile string, err error) {
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", vaultSDK)
 	cmd.Dir, cmd.Env = s.tool(), s.environment()

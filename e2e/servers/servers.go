@@ -39,8 +39,8 @@ var all = []server{
 		commands: []string{"spire-server", "spire-agent"}, cgo: true},
 }
 
-// Dir returns the folder of a server's commands. It returns an error that says
-// what to do if the server has not been built.
+// Dir returns the folder of a server's commands. If the server has not been built,
+// the error states how to build it.
 func Dir(name string) (string, error) {
 	i := slices.IndexFunc(all, func(s server) bool { return s.name == name })
 	if i < 0 {

@@ -1,7 +1,7 @@
 // Package brokertest runs a whole broker for a test: the wiring that ships, a real
 // trust domain, real TLS and real clients. Nothing is mocked.
 //
-// When the test ends, package check verifies what must hold after every test.
+// When the test ends, package check verifies the invariants.
 package brokertest
 
 import (
@@ -37,7 +37,7 @@ import (
 const (
 	TrustDomain = "acme.test"
 	Agent       = "spiffe://acme.test/agent/triage"   // may read and comment, and close with approval
-	Stranger    = "spiffe://acme.test/stranger"       // may do nothing
+	Stranger    = "spiffe://acme.test/stranger"       // has no permissions
 	Tickets     = "spiffe://acme.test/tickets"        // the resource server
 	Auditor     = "spiffe://acme.test/auditor"        // may audit and view
 	Supplier    = "spiffe://supplier.test/sync"       // of a federated domain; may read

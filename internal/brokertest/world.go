@@ -34,7 +34,8 @@ type World struct {
 	forged []broker.LeaseID
 }
 
-// NewWorld makes a world. Nothing runs yet. The store is checked when the test ends.
+// NewWorld creates a world. Nothing runs yet. The store is checked when the test
+// ends.
 func NewWorld(t testing.TB) *World {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bs") // the paths of sockets must be short

@@ -52,8 +52,8 @@ func (d *document) check(getenv func(string) string) *checker {
 	return c
 }
 
-// report notes a mistake at a key, unless it may only be the consequence of a rejected
-// key. The text says what is wrong or what to write instead.
+// report notes a mistake at a key, unless it may only be the consequence of a
+// rejected key. The text states the mistake or the correction.
 func (c *checker) report(key, format string, args ...any) {
 	if c.d.impliedByRejection(key) {
 		return

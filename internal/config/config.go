@@ -1,5 +1,5 @@
 // Package config reads the operator's file: strict YAML, in which every mistake is
-// reported with file, line, column and what to write instead.
+// reported with file, line, column and correction.
 //
 // A document is the file with its positions (document.go, decode.go); the types of file.go
 // are its keys. A checker turns it into a Config, one file for each section.
@@ -53,7 +53,7 @@ type Config struct {
 	Notifiers      map[string]notify.Notifier // by channel; nil: the file has no notify section
 }
 
-// A Listener is an address and what the broker serves there.
+// A Listener is an address with the endpoints that the broker serves there.
 type Listener struct {
 	Address     string
 	Plain       bool // without TLS; the operator's file cannot set it

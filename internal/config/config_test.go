@@ -127,7 +127,7 @@ func TestScopeDescriptions(t *testing.T) {
 	}
 }
 
-// max_length is the operator's, up to what a request can have.
+// max_length is the operator's, up to the maximum of a request.
 func TestParameterMaxLength(t *testing.T) {
 	for parameter, want := range map[string]int{
 		`{pattern: ".*"}`:                                256,
@@ -151,8 +151,7 @@ var (
 	goNames = regexp.MustCompile(`\*?(main|config)\.|struct|\binterface\b|Go value|map\[|\[\]`)
 )
 
-// Every mistake has file, line, column and key, and says what to write instead, without
-// names of Go.
+// Every mistake has file, line, column, key and correction, without names of Go.
 func TestBadConfigs(t *testing.T) {
 	dir := sealedDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{

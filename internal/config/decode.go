@@ -54,8 +54,8 @@ func below(key, name string) string { return strings.TrimPrefix(key+"/"+name, "/
 
 var unmarshaler = reflect.TypeFor[yaml.NodeUnmarshaler]()
 
-// prune reports whether a node can be decoded as a type. It removes and rejects what
-// cannot be decoded below the node.
+// prune reports whether a node can be decoded as a type. It removes and rejects all
+// parts below the node that cannot be decoded.
 func (d *document) prune(key string, node ast.Node, t reflect.Type) bool {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

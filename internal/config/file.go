@@ -184,7 +184,8 @@ type parameterFile struct {
 	Description string `yaml:"description"`
 }
 
-// scopesFile is a list of names, or a mapping of names to what each scope adds.
+// scopesFile is a list of names, or a mapping of names to the settings of each
+// scope.
 type scopesFile struct {
 	names []string
 	adds  map[string]scopeFile

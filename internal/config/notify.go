@@ -15,7 +15,7 @@ import (
 	"accessbroker.internal/notify"
 )
 
-// notify makes the channels. It calls none of them.
+// notify creates the channels. It makes no calls.
 func (c *checker) notify() {
 	f := c.d.file.Notify
 	if f == nil {

@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// Defaults of what the file leaves open.
+// Defaults of omitted keys.
 const (
 	defaultTTL           = 15 * time.Minute
 	defaultCollectWithin = time.Hour
@@ -91,7 +91,7 @@ func (c *checker) listeners() {
 	}
 }
 
-// services are what a listener can serve.
+// services are the groups of endpoints that a listener can serve.
 var services = []string{"api", "oauth", "log", "ui"}
 
 func (c *checker) listener(key string, l listenerFile) Listener {

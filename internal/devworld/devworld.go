@@ -41,7 +41,7 @@ const (
 // An Identity has a Workload API socket of its own.
 type Identity struct{ Name, ID, Description string }
 
-// Identities are those of a world, except for the broker's.
+// Identities are the SPIFFE IDs of a world, except for the broker's.
 var Identities = []Identity{
 	{"agent", "spiffe://" + TrustDomain + "/agent/triage", "an AI agent of the support team"},
 	{"service", "spiffe://" + TrustDomain + "/service/report", "a service"},
@@ -95,7 +95,7 @@ type World struct {
 	broker *service.Service
 }
 
-// New makes the world's folder and files. Files that exist stay as they are.
+// New creates the world's folder and files. Existing files are not changed.
 func New(dir string, at Addresses) (_ *World, err error) {
 	for _, address := range []string{at.Broker, at.Pages, at.Login} {
 		if !IsLoopback(address) {

@@ -15,7 +15,7 @@ type mutant struct {
 	line       int
 	start, end int
 	text       string
-	what       string // for people, as "== becomes !="
+	what       string // for people, such as "== becomes !="
 }
 
 // apply returns the source with the change made.

@@ -13,8 +13,8 @@ var version, commit, date string
 // (RFC 3339), and the Go release that compiled it.
 type Build struct{ Version, Commit, Date, Go string }
 
-// ReadBuild returns the stamp of "make build". In a program that was built
-// without it, what Go itself recorded takes its place.
+// ReadBuild returns the stamp of "make build". For a program that was built
+// otherwise, it returns the values that Go recorded.
 func ReadBuild() Build {
 	b := Build{Version: version, Commit: commit, Date: date, Go: "unknown"}
 	if info, ok := debug.ReadBuildInfo(); ok {

@@ -75,14 +75,14 @@ func lastCheckpoint(ctx context.Context, db *store.Store, file string) ([]byte, 
 	}
 }
 
-// freshLog is what a store opens a log with.
+// freshLog is the input with which a store opens a log.
 type freshLog struct {
 	origin, public string
 	key            *broker.SigningKey
 	first          *audit.Entry
 }
 
-// newLog makes a log's origin, its key and its first record. The record names the
+// newLog creates a log's origin, its key and its first record. The record names the
 // last checkpoint of the previous log, unless previous is empty.
 func newLog(sealer *broker.Sealer, home, previous string) (*freshLog, error) {
 	l := &freshLog{origin: audit.NewOrigin(home)}

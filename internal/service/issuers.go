@@ -14,8 +14,8 @@ import (
 	"accessbroker.internal/store"
 )
 
-// openIssuers makes every issuer of the operator's file. That includes retired ones,
-// because they still end their leases.
+// openIssuers creates every issuer of the operator's file. That includes retired
+// ones, because they still end their leases.
 func (s *Service) openIssuers() (map[string]broker.Issuer, error) {
 	list := map[string]broker.Issuer{}
 	for name, c := range s.config.Issuers {
@@ -111,8 +111,8 @@ func (s *Service) checkOrphanedLeases(ctx context.Context, issuers map[string]br
 }
 
 // foreignLease returns an unended lease that was made by another issuer of the same
-// name, or nil. Until an issuer is replaced, it makes every lease under its name, so
-// reading the newest leases is enough.
+// name, or nil. Until an issuer is replaced, it issues every lease under its name,
+// so reading the newest leases is enough.
 func (s *Service) foreignLease(ctx context.Context, issuer broker.Issuer, of store.Active, now time.Time) (foreign *broker.Lease, err error) {
 	const newest = 100
 	owner, ok := issuer.(interface{ Owns(broker.Lease) bool })

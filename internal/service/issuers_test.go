@@ -61,8 +61,8 @@ func newService(t *testing.T) *Service {
 	return s
 }
 
-// A broker that has no SVID yet cannot log in to a Vault. That makes the Vault
-// unavailable for the moment, and is no other error.
+// A broker that has no SVID yet cannot log in to a Vault. The Vault is then
+// temporarily unavailable.
 func TestVaultIsUnavailableWithoutSVID(t *testing.T) {
 	s := newService(t)
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())

@@ -9,7 +9,7 @@ import (
 	"accessbroker.internal/server"
 )
 
-// openPeople makes the OpenID providers. It returns nil if there are none.
+// openPeople creates the OpenID providers. It returns nil if there are none.
 func openPeople(c *config.Config) (*attest.People, error) {
 	if len(c.Providers) == 0 {
 		return nil, nil
@@ -33,9 +33,9 @@ func openPeople(c *config.Config) (*attest.People, error) {
 	return attest.NewPeople(configs...)
 }
 
-// openPasskeys makes the relying party for the host of the pages. It returns nil if
-// the host is an IP address, because passkeys need a name (WebAuthn Level 3, section
-// 5.1.3), or if no provider is configured.
+// openPasskeys creates the relying party for the host of the pages. It returns nil
+// if the host is an IP address, because passkeys need a name (WebAuthn Level 3,
+// section 5.1.3), or if no provider is configured.
 func openPasskeys(c *config.Config) (*attest.Passkeys, error) {
 	host := c.UIURL.Hostname()
 	if _, err := netip.ParseAddr(host); err == nil || len(c.Providers) == 0 {

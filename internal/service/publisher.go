@@ -135,7 +135,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	}
 	// The file comes first. A crash after it leaves a file that is ahead of the
 	// saved checkpoint, which is fine. The other order could leave a database with
-	// a checkpoint and no file, which looks like a database that was put there.
+	// a checkpoint and no file, which looks like a database that was replaced.
 	if err := audit.WriteCheckpointFile(p.file, note); err != nil {
 		return fmt.Errorf("writing the checkpoint file: %w", err)
 	}

@@ -1,9 +1,9 @@
 // Package service wires a whole broker from the operator's file and runs it: store,
 // log, keys, trust, domain, server and listeners.
 //
-// New opens everything, Run serves until its context ends, and Close releases what
-// New opened. There is no other wiring: "broker serve", "broker dev" and the tests
-// all use this one.
+// New opens everything, Run serves until its context ends, and Close releases
+// everything that New opened. There is no other wiring: "broker serve", "broker
+// dev" and the tests all use this one.
 package service
 
 import (
@@ -77,9 +77,9 @@ type Service struct {
 	current *config.Config // whose rules are in force; guarded by reload
 }
 
-// New opens everything that the settings name. Nothing listens and nothing runs
-// yet, except for what the source of identities needs to have bundles at all. The
-// caller calls Run, or Close.
+// New opens everything that the settings name. It starts no listeners and no loops,
+// except those with which the source of identities gets its bundles. The caller
+// calls Run, or Close.
 func New(ctx context.Context, o Options) (_ *Service, err error) {
 	s := &Service{options: o, config: o.Config, current: o.Config, log: o.Log}
 	if s.options.Listen == nil {
@@ -120,7 +120,7 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	return s, err
 }
 
-// Close releases what New opened. Run does so by itself.
+// Close releases everything that New opened. Run does so by itself.
 func (s *Service) Close() error {
 	if s.store == nil {
 		return nil
@@ -180,7 +180,7 @@ func (s *Service) openTrust(ctx context.Context) (err error) {
 // passkey counts. "broker audit verify" reports the logs of such programs.
 var passkeyWait string
 
-// openBroker makes the domain with its first rules.
+// openBroker creates the domain with its first rules.
 func (s *Service) openBroker(ctx context.Context) error {
 	list, err := s.openIssuers()
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package aws issues sessions of IAM roles through AWS STS, or another server
-// with its API. A session ends at its expiry; IAM can deny a session what it may
-// do until then, see revoke.go.
+// Package aws issues sessions of IAM roles through AWS STS, or another server with
+// its API. A session ends at its expiry; IAM can deny its permissions earlier, see
+// revoke.go.
 package aws
 
 import (
@@ -61,8 +61,8 @@ type AssumeRole struct {
 
 var regionName = regexp.MustCompile(`^[a-z]{2,5}(-[a-z]+)+-[0-9]{1,2}$`)
 
-// Audience returns the audience that is reserved for the issuer's assertions;
-// empty if it makes none.
+// Audience returns the audience that is reserved for the issuer's assertions; empty
+// if it signs none.
 func (c Config) Audience() string {
 	if c.WebIdentity == nil {
 		return ""
@@ -175,7 +175,7 @@ func (*Issuer) Prepare(_ context.Context, o broker.Order) (broker.Prepared, erro
 	return broker.Prepared{}, nil
 }
 
-// nothingIssued is the handle of a lease for which STS certainly made no session.
+// nothingIssued is the handle of a lease for which STS certainly issued no session.
 // It is stored, and must not change.
 const nothingIssued = "nothing was made"
 
@@ -254,7 +254,7 @@ func (a *Issuer) assumeByAssertion(ctx context.Context, s *session, now time.Tim
 const (
 	assertionTTL = 5 * time.Minute
 
-	// clockSkew is by how much the clock of STS may differ from ours.
+	// clockSkew bounds the difference between the clock of STS and ours.
 	clockSkew = 2 * time.Minute
 )
 

@@ -44,7 +44,7 @@ type fakeSTS struct {
 	url   string
 	jwks  func() []byte
 	clock func() time.Time
-	// answer, if set, answers instead of making a session.
+	// answer, if set, answers instead of issuing a session.
 	answer http.HandlerFunc
 	last   time.Duration // the TTL of sessions, if not DurationSeconds
 
@@ -221,9 +221,9 @@ func newOrder(t testing.TB, a *Issuer) broker.Order {
 
 const readPolicy = `{"Statement":[{"Action":["s3:GetObject"],"Effect":"Allow","Resource":["arn:aws:s3:::reports/acme/*"]}],"Version":"2012-10-17"}`
 
-// checkSeconds checks that DurationSeconds is what is left of the lease less the
-// time that the request could still take when took had passed, and removes it
-// from the form.
+// checkSeconds checks that DurationSeconds is the rest of the lease less the time
+// that the request could still take when took had passed, and removes it from the
+// form.
 func checkSeconds(t *testing.T, form url.Values, left, took time.Duration) {
 	t.Helper()
 	got, err := time.ParseDuration(form.Get("DurationSeconds") + "s")
@@ -447,7 +447,7 @@ func TestSessionSeconds(t *testing.T) {
 	}
 }
 
-// A lease of 15m is a second shorter once it is open, and STS makes no shorter
+// A lease of 15m is a second shorter once it is open, and STS issues no shorter
 // session.
 func TestIssueShortestSession(t *testing.T) {
 	f := newFakeSTS(t)

@@ -17,7 +17,7 @@ import (
 const (
 	MinTTL      = 15 * time.Minute // the least DurationSeconds is 900
 	MaxTTL      = 12 * time.Hour   // the most that a role can be set to
-	ChainMaxTTL = time.Hour        // whatever the role is set to, if a role assumes it
+	ChainMaxTTL = time.Hour        // for a role that another role assumes, regardless of its setting
 
 	maxPolicy          = 2048 // characters of the session policy and of the managed policies' ARNs
 	maxManagedPolicies = 10
@@ -30,11 +30,11 @@ type Role struct {
 	ManagedPolicies []string // ARNs; they add to every scope
 	ExternalID      string   // that the role's trust policy requires
 	Chain           bool     // the broker's own credentials are those of a role
-	Revoke          Deny     // what a revocation denies
+	Revoke          Deny     // the sessions that a revocation denies
 	Scopes          map[string]Scope
 }
 
-// A Scope is what one scope allows. The last part of a resource's ARN may
+// A Scope is the permission of one scope. The last part of a resource's ARN may
 // reference required parameters of the entitlement as ${name}.
 type Scope struct {
 	Actions   []string

@@ -48,11 +48,10 @@ func newHTTPClient(c *http.Client, roots *x509.CertPool) httpClient {
 }
 
 // Do implements the HTTPClient of the SDK. It sends a copy of the request's body,
-// because the SDK closes the body as soon as the answer starts; a transport that
-// is still reading it takes that for a failed write, and drops the connection
-// with the rest of the answer. A body that can be read again also lets the
-// transport use another connection if STS closed the first one before anything
-// was written.
+// because the SDK closes the body as soon as the answer starts; a transport that is
+// still reading it treats that as a failed write, and drops the connection with the
+// rest of the answer. A body that can be read again also lets the transport use
+// another connection if STS closed the first one before anything was written.
 func (c httpClient) Do(r *http.Request) (*http.Response, error) {
 	var body []byte
 	if r.Body != nil {

@@ -38,8 +38,8 @@ func (s *Spec) fill(template string, parameters map[string]string) (string, erro
 // meaningful are the characters with a meaning in a resource.
 const meaningful = "*?$:"
 
-// An allowance is what a parameter's pattern allows although it has a meaning in
-// a resource.
+// An allowance lists the characters with a meaning in a resource that a parameter's
+// pattern allows.
 type allowance struct {
 	characters string // of meaningful
 	dots       bool   // two dots in a row
@@ -64,9 +64,9 @@ func (a allowance) check(value string) string {
 	return ""
 }
 
-// allowanceOf returns what a pattern names: characters that it has escaped, as a
-// literal or in a class such as [a-z*]. What merely matches a range, a negated
-// class or a dot is not meant.
+// allowanceOf returns the characters that a pattern names: escaped, as a literal or
+// in a class such as [a-z*]. Characters that merely match a range, a negated class
+// or a dot do not count.
 func allowanceOf(p *regexp.Regexp) allowance {
 	if p == nil {
 		return allowance{}

@@ -80,10 +80,10 @@ func (s *Spec) SessionPolicy(scopes []string, parameters map[string]string) (str
 
 var errScopesChanged = refuse("the entitlement's scopes have changed: file a new request")
 
-// everything is the session policy of the full role. A session may do what both
-// its role and its session policy allow (IAM User Guide, "Session policies"), so
-// this policy takes nothing away. A resource-based policy that names the role is
-// not limited by it either; one that names the session never is by any.
+// everything is the session policy of the full role. A session may do what both its
+// role and its session policy allow (IAM User Guide, "Session policies"), so this
+// policy removes no permission. A resource-based policy that names the role is not
+// limited by it either; one that names the session never is by any.
 var everything = policyOf([][]byte{statement([]string{"*"}, []string{"*"})})
 
 func statement(actions, resources []string) []byte {

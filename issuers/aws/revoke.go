@@ -60,8 +60,7 @@ func (s *Spec) denial() []byte {
 	return text
 }
 
-// Shares names what a revocation ends besides its own session: the role, or
-// nothing.
+// Shares names the role whose other sessions a revocation ends, too, or "".
 func (s *Spec) Shares() string {
 	if s.role.Revoke == DenyRole {
 		return s.role.RoleARN

@@ -16,7 +16,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A session is what the broker requests of STS.
+// A session is a request to STS.
 type session struct {
 	spec    *Spec
 	lease   *broker.Lease

@@ -1,5 +1,5 @@
-// Package issuertest checks issuers against the contract of broker.Issuer, and
-// has what their tests share.
+// Package issuertest checks issuers against the contract of broker.Issuer, and has
+// the shared helpers of their tests.
 package issuertest
 
 import (

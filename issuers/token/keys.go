@@ -28,7 +28,7 @@ type KeyStore interface {
 type KeysConfig struct {
 	Store        KeyStore
 	Sealer       *broker.Sealer
-	Purpose      string        // what the keys sign: "token"
+	Purpose      string        // the use of the keys: "token"
 	Algorithm    string        // of new keys: ES256, RS256 or EdDSA (RFC 7518, RFC 8037)
 	RotateEvery  time.Duration // how long a key signs
 	PublishAhead time.Duration // how long a key is in the JWKS before it signs

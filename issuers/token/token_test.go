@@ -48,8 +48,8 @@ func mint(t testing.TB, token *Issuer, l broker.Lease) string {
 	return c.Secret.Reveal()["token"]
 }
 
-// verify verifies an access token as a resource server does, with another library
-// than the one that signed it, and returns its claims.
+// verify verifies an access token like a resource server, with a different library
+// than the issuer, and returns its claims.
 func verify(t testing.TB, jwks []byte, token string) map[string]any {
 	t.Helper()
 	var set jose.JSONWebKeySet

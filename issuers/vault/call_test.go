@@ -13,7 +13,7 @@ import (
 )
 
 // When a reused connection breaks, net/http repeats some requests by itself. It
-// must not repeat one that makes a credential.
+// must not repeat one that creates a credential.
 func TestIssueSendsOnceOnReusedConnection(t *testing.T) {
 	for name, test := range map[string]struct {
 		spec Spec

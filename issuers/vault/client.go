@@ -79,8 +79,8 @@ func withToken(c *api.Client, token string) *api.Client {
 	return c.WithRequestCallbacks(func(r *api.Request) { r.ClientToken = token })
 }
 
-// withClock returns a client that stores in ahead by how much Vault's clock is
-// ahead of ours, to the second.
+// withClock returns a client that stores in ahead how far Vault's clock is ahead of
+// ours, to the second.
 func withClock(c *api.Client, ahead *time.Duration) *api.Client {
 	return c.WithResponseCallbacks(func(r *api.Response) { *ahead = clockAhead(r) })
 }
@@ -93,7 +93,7 @@ func clockAhead(r *api.Response) time.Duration {
 	return time.Until(date)
 }
 
-// A request makes a credential.
+// A request is a call that creates a credential.
 type request struct {
 	path string
 	data map[string]any // nil: the path is read

@@ -28,10 +28,10 @@ func newCredential(kind string, fields map[string]string, expires time.Time, rev
 	return broker.Credential{Type: kind, Secret: broker.NewSecret(fields), Expires: expires, Revocation: revocation, Hash: hash}
 }
 
-// credential makes a credential of an answer, and updates the handle with how it
+// credential converts an answer to a credential, and notes in the handle how it
 // ends. It refuses a credential that outlives its lease, and one with a worse
-// revocation than approvers were shown. The handle is right even then: the
-// refused credential has to be revoked.
+// revocation than approvers were shown. The handle is right even then: the refused
+// credential has to be revoked.
 func (s *Spec) credential(a *answer, l *broker.Lease, sent request, h *handle) (broker.Credential, error) {
 	if s.Wrap {
 		return wrapped(a, l, h)

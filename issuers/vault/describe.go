@@ -11,8 +11,8 @@ import (
 
 var _ broker.Describer = (*Issuer)(nil)
 
-// Describe shows what will be read or written, with the request's parameters, and
-// the policies of the lease's token. Variables of the lease stay as they are.
+// Describe shows the path and the data with the request's parameters, and the
+// policies of the lease's token. Variables of the lease stay as they are.
 func (*Issuer) Describe(e *broker.Entitlement, scopes []string, parameters map[string]string) string {
 	spec, ok := e.Spec.(*Spec)
 	if !ok {

@@ -152,7 +152,7 @@ func TestEngines(t *testing.T) {
 				if !errors.Is(err, broker.ErrIssuerRefused) || strings.Contains(err.Error(), "secret") {
 					t.Fatalf("got %v, want %v", err, broker.ErrIssuerRefused)
 				}
-				// What Vault made can still be revoked.
+				// The credential can still be revoked.
 				if err := v.Revoke(t.Context(), l); err != nil && !errors.Is(err, broker.ErrNotRevocable) || len(f.leases) != 0 {
 					t.Errorf("%d leases are left, %v", len(f.leases), err)
 				}

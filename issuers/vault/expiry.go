@@ -10,8 +10,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// expiryBound reports whether a credential works until a time whatever becomes
-// of its Vault lease, and returns that time. It is true of
+// expiryBound reports whether a credential works until a time even if its Vault
+// lease is revoked, and returns that time. It is true of
 //
 //   - sessions of AWS STS: revoking their lease does nothing (AWS secrets engine);
 //   - tokens of Kubernetes: revoking their lease deletes the objects made for
@@ -81,10 +81,10 @@ const (
 
 var errShortSession = &broker.Refusal{Err: broker.ErrInvalidTTL, Detail: fmt.Sprintf("AWS makes no session shorter than %s: request a longer ttl", broker.FormatDuration(stsMinTTL))}
 
-// sessionTTL returns the TTL to request for a session whose lease ends in left,
-// and by how much the session may outlive the lease. STS counts from when the
-// call arrives, which a slow call delays. Only the shortest session can outlive
-// its lease, because STS makes no shorter one.
+// sessionTTL returns the TTL to request for a session whose lease ends in left, and
+// how long the session may outlive the lease. STS counts from when the call
+// arrives, which a slow call delays. Only the shortest session can outlive its
+// lease, because STS issues no shorter one.
 func sessionTTL(left time.Duration) (ttl, late time.Duration, err error) {
 	if left < stsMinTTL-broker.IssueDeadline {
 		return 0, 0, errShortSession

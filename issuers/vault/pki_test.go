@@ -212,7 +212,7 @@ func TestRefusedListingIsLoggedOncePerMount(t *testing.T) {
 	}
 }
 
-// A role with generate_lease makes certificates that Vault revokes itself.
+// A role with generate_lease issues certificates that Vault itself revokes.
 func TestRevokeCertificateWithLease(t *testing.T) {
 	f, v := startFake(t)
 	spec := webCertificate

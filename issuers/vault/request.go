@@ -22,7 +22,7 @@ func (s *Spec) timeLeft(l *broker.Lease, clockAhead string) time.Duration {
 	return left
 }
 
-// request returns the request that makes the credential of a lease, to last for
+// request returns the request that creates the credential of a lease, valid for
 // left.
 func (s *Spec) request(l *broker.Lease, left time.Duration) (request, error) {
 	if left < time.Second {
@@ -56,7 +56,7 @@ func (s *Spec) noTimeLeft(l *broker.Lease) error {
 	return &fault{broker.ErrIssuerRefused, 0, fmt.Sprintf("Vault's clock is ahead by more than the %s that the lease has left: set the clock, or request a longer ttl", rest.Truncate(time.Second))}
 }
 
-// policies returns those of the lease's token, sorted.
+// policies returns the sorted policies of the lease's token.
 func (s *Spec) policies(l *broker.Lease) []string {
 	all := slices.Clone(s.Policies)
 	for _, scope := range l.Scopes {

@@ -22,7 +22,7 @@ type Spec struct {
 	Data          map[string]string   // is written to Path; nil: Path is read
 	Policies      []string            // of the lease's token
 	ScopePolicies map[string][]string // added for each scope of the lease
-	Type          string              // required type of the secret; empty: whatever its fields look like
+	Type          string              // required type of the secret; empty: derived from its fields
 	Wrap          bool                // the holder gets a wrapping token
 	Permanent     bool                // the secret never ends; ephemeral: false in the operator's file
 	AtExpiry      bool                // the secret can't be revoked; revocation: at_expiry in the operator's file
@@ -97,9 +97,9 @@ func (s *Spec) checkPolicies(e *broker.Entitlement, bad func(key, format string,
 	}
 }
 
-// checkReferences requires that whatever a template references exists. A
-// parameter inside a longer text must be required: without a value it would
-// leave a different text.
+// checkReferences requires that every reference in a template exists. A parameter
+// inside a longer text must be required: without a value it would leave a different
+// text.
 func (s *Spec) checkReferences(key, text string, e *broker.Entitlement, bad func(key, format string, args ...any)) {
 	for _, m := range reference.FindAllStringSubmatch(text, -1) {
 		p, known := e.Parameters[m[1]]
@@ -151,7 +151,7 @@ func (s *Spec) static() bool {
 	return strings.Contains(s.Path, "/static-creds/") || strings.Contains(s.Path, "/static-cred/")
 }
 
-// signs reports whether the path makes certificates (PKI, SSH). They have a lease
+// signs reports whether the path creates certificates (PKI, SSH). They have a lease
 // only if their role sets generate_lease.
 func (s *Spec) signs() bool {
 	return slices.ContainsFunc(strings.Split(s.Path, "/")[1:], func(segment string) bool {
@@ -159,7 +159,7 @@ func (s *Spec) signs() bool {
 	})
 }
 
-// sessions reports whether the path makes sessions of AWS STS.
+// sessions reports whether the path creates sessions of AWS STS.
 func (s *Spec) sessions() bool { return strings.Contains(s.Path, "/sts/") }
 
 // MinTTL returns the shortest TTL that the path can make; zero means no bound.

@@ -36,12 +36,12 @@ type Config struct {
 // An Issuer issues credentials from one Vault. It is safe for concurrent use.
 //
 // Prepare creates the token of the lease, an orphan. Its accessor is the first
-// handle: the broker records it before Issue uses the token, so that whatever
-// the token makes can be revoked after a crash.
+// handle: the broker records it before Issue uses the token, so that the credential
+// can be revoked after a crash.
 type Issuer struct {
 	cfg     Config
 	at      string      // identifies the Vault in handles
-	once    *api.Client // sends each request once, for those that make a credential
+	once    *api.Client // sends each request once, for requests that create a credential
 	retries *api.Client // retries, for requests that are idempotent or harmless
 	session *session
 
@@ -133,7 +133,8 @@ func (v *Issuer) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, 
 		return broker.Prepared{}, fmt.Errorf("%w: token role %q creates no service tokens: set token_type=service", broker.ErrIssuerRefused, v.cfg.TokenRole)
 	}
 	if !auth.Orphan {
-		// A child token, and all it makes, would end with the broker's own token.
+		// A child token, and everything that it creates, would end with the
+		// broker's own token.
 		v.discard(ctx, auth.Accessor)
 		return broker.Prepared{}, fmt.Errorf("%w: token role %q creates child tokens: set orphan=true", broker.ErrIssuerRefused, v.cfg.TokenRole)
 	}
@@ -143,8 +144,8 @@ func (v *Issuer) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, 
 	}, nil
 }
 
-// createToken returns a new token for the lease, and by how much Vault's clock
-// is ahead of ours.
+// createToken returns a new token for the lease, and how far Vault's clock is ahead
+// of ours.
 func (v *Issuer) createToken(ctx context.Context, spec *Spec, l *broker.Lease) (auth *api.SecretAuth, ahead time.Duration, err error) {
 	ttl, renewable := wholeSeconds(time.Until(l.Expires)), false
 	err = v.own(ctx, func(token string) error {
@@ -163,8 +164,8 @@ func (v *Issuer) createToken(ctx context.Context, spec *Spec, l *broker.Lease) (
 
 func wholeSeconds(d time.Duration) string { return fmt.Sprintf("%ds", max(1, int64(d/time.Second))) }
 
-// Issue makes the credential with the token of the lease. It sends its request
-// once: after a lost answer, a second attempt would make a second credential.
+// Issue creates the credential with the token of the lease. It sends its request
+// once: after a lost answer, a second attempt would create a second credential.
 func (v *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
 	spec, key := o.Entitlement.Spec.(*Spec), o.Key.Reveal()
 	var h handle
@@ -181,7 +182,7 @@ func (v *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, 
 		a, err = send(ctx, v.once, key["token"], sent)
 	}
 	if err != nil {
-		// Only after a refusal is it certain that nothing was made.
+		// Only a refusal means that certainly no credential exists.
 		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) || errors.Is(err, broker.ErrInvalidTTL) {
 			h.Made = madeNothing
 		}
@@ -262,7 +263,7 @@ func (v *Issuer) revokeToken(ctx context.Context, accessor string) error {
 	return err
 }
 
-// discard revokes a token that nothing needs any longer. If it can't, the token
+// discard revokes a token that is no longer needed. If that fails, the token
 // expires with its lease.
 func (v *Issuer) discard(ctx context.Context, accessor string) {
 	if err := v.revokeToken(ctx, accessor); err != nil {

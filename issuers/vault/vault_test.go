@@ -30,7 +30,7 @@ type fakeVault struct {
 	tokens map[string]*fakeToken              // by value
 	leases map[string]string                  // the token by its lease
 	ahead  time.Duration                      // of its clock
-	roles  map[string]func(*x509.Certificate) // what a PKI role changes in its certificates
+	roles  map[string]func(*x509.Certificate) // changes by PKI roles to their certificates
 	ttl    int                                // of tokens that are looked up, in seconds
 	listed map[string]int                     // how often a serial number was revoked
 	fault  func(w http.ResponseWriter, r *http.Request) bool
@@ -311,7 +311,7 @@ func TestPrepareCreatesToken(t *testing.T) {
 	t.Error("no token has the handle's accessor")
 }
 
-// Faults have the right kind, and their text none of Vault's words.
+// Faults have the right kind, and their text does not repeat Vault's.
 func TestFaults(t *testing.T) {
 	const message = "pq: password authentication failed for hvs.SECRET"
 	answering := func(path string, status int) func(http.ResponseWriter, *http.Request) bool {

@@ -1,5 +1,5 @@
-// Servers builds and installs what the end-to-end tests need and does nothing if
-// everything is there. Run it from the e2e folder, or as "make servers".
+// Servers builds and installs the servers of the end-to-end tests. It does nothing
+// if everything is installed. Run it from the e2e folder, or as "make servers".
 package main
 
 import (

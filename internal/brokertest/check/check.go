@@ -1,5 +1,5 @@
-// Package check verifies what must hold after every test of a whole broker: the log
-// verifies, each lease has its records, and no log line contains a secret.
+// Package check verifies the invariants of a whole broker at the end of a test: the
+// log verifies, each lease has its records, and no log line contains a secret.
 package check
 
 import (

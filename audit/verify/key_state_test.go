@@ -86,9 +86,10 @@ func (s *keyHolder) approver() Approver { return Approver{s.person, s.ID, s.publ
 // that is not valid.
 func TestSignaturesAreVerified(t *testing.T) {
 	ana, ben, eve := newKeyHolder(t, "login/ana"), newKeyHolder(t, "login/ben"), newKeyHolder(t, "login/ana")
-	// The operator's own key, with the id of ana's credential.
-	stolen := newKeyHolder(t, "login/ana")
-	stolen.ID = ana.ID
+	// The operator's own key, with the id of a pinned credential.
+	pinned, stolen := newKeyHolder(t, "login/ana"), newKeyHolder(t, "login/ana")
+	stolen.ID = pinned.ID
+	keyHolders[string(pinned.ID)] = stolen
 	tomorrow := someTime.Add(25 * time.Hour)
 	type log = []audit.Record
 	asked := asks("req_1", tomorrow, "1 of dba")
@@ -103,7 +104,7 @@ func TestSignaturesAreVerified(t *testing.T) {
 		"pinned":      {records: log{ana.enrolled(someTime), asked, ana.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()}, signed: 1},
 		"a key enrolled by the operator": {records: log{eve.enrolled(someTime), asked, eve.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()},
 			want: "not among the approvers you gave"},
-		"a pinned passkey enrolled with the operator's key": {records: log{edited(stolen.enrolled(someTime), func(*audit.Record) {}), asked, stolen.approves(t, "req_1", tomorrow)}, pinned: []Approver{ana.approver()},
+		"a pinned passkey enrolled with the operator's key": {records: log{stolen.enrolled(someTime), asked, stolen.approves(t, "req_1", tomorrow)}, pinned: []Approver{pinned.approver()},
 			want: "the signature of the passkey is not valid"},
 		"enrolled without a caller": {records: log{edited(ana.enrolled(someTime), func(r *audit.Record) { r.Caller = nil })}, want: "it names no caller"},
 		"unsigned":                  {records: log{asked, edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Signature = nil })}, want: "policy requires the signature of a passkey"},

@@ -3,6 +3,7 @@ package audit
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -44,5 +45,17 @@ func TestSumCoversTheRequest(t *testing.T) {
 	moved.NotBefore = moved.NotBefore.Add(time.Hour)
 	if moved.Sum("requester", full.Decision) == sum {
 		t.Error("another start has the same digest")
+	}
+}
+
+// Flags occur in the signed terms only if they are set.
+func TestTermsNameTheFlags(t *testing.T) {
+	full := fullRecord()
+	set := string(full.Request.Terms("requester", full.Decision).Bytes())
+	unset := string((&RequestFacts{}).Terms("requester", &DecisionFacts{}).Bytes())
+	for _, flag := range []string{`"break_glass":"yes"`, `"signed":"yes"`, `"not_before":"2026-11-03T12:00:00Z"`} {
+		if !strings.Contains(set, flag) || strings.Contains(unset, flag[:len(flag)-6]) {
+			t.Errorf("%s: got %s if set, and %s if not", flag, set, unset)
+		}
 	}
 }

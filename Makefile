@@ -6,7 +6,7 @@ FUZZTIME ?= 10s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help build demo test servers e2e soak lint bench fuzz mutate
+.PHONY: help build demo test servers e2e soak lint bench bench-once fuzz mutate
 
 # The date is the commit's, so that a build can be reproduced.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -18,7 +18,7 @@ build: ## build bin/broker: stripped, stamped with version, commit and date
 	$(GO) build -trimpath -ldflags '-s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(DATE)' -o bin/broker ./cmd/broker
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 BUILT = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
 
@@ -56,6 +56,9 @@ bench: ## measure speed; it is reported and never asserted
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
 	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .
+
+bench-once: ## run every benchmark that needs only Go once, to prove that it runs
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./...
 
 # Without its own limit, minimizing a finding uses up the whole FUZZTIME.
 fuzz: ## run every fuzz target for FUZZTIME (10s)

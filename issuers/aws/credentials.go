@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -176,7 +177,12 @@ func (c Config) byRole(source aws.CredentialsProvider, name string, p profile) (
 	if p["mfa_serial"] != "" {
 		return nil, fmt.Errorf("profile %q needs MFA, which a server can't do", name)
 	}
+	seconds, err := strconv.ParseUint(cmp.Or(p["duration_seconds"], "0"), 10, 31)
+	if err != nil {
+		return nil, fmt.Errorf("profile %q: duration_seconds %q is not a number of seconds", name, p["duration_seconds"])
+	}
 	return stscreds.NewAssumeRoleProvider(c.newSTS(source), p["role_arn"], func(o *stscreds.AssumeRoleOptions) {
+		o.Duration = time.Duration(seconds) * time.Second // zero: the SDK's default
 		if o.RoleSessionName = p["role_session_name"]; p["external_id"] != "" {
 			o.ExternalID = aws.String(p["external_id"])
 		}

@@ -82,6 +82,7 @@ role_arn = arn:aws:iam::123456789012:role/broker
 source_profile = keys
 external_id = acme
 role_session_name = broker
+duration_seconds = 3600
 [profile environment]
 role_arn = arn:aws:iam::123456789012:role/broker
 credential_source = Environment
@@ -97,6 +98,10 @@ sso_session = acme
 role_arn = arn:aws:iam::123456789012:role/broker
 source_profile = keys
 mfa_serial = arn:aws:iam::123456789012:mfa/ana
+[profile hours]
+role_arn = arn:aws:iam::123456789012:role/broker
+source_profile = keys
+duration_seconds = 1h
 [sso-session config]
 aws_access_key_id = AKIAOTHER
 `
@@ -138,6 +143,9 @@ aws_access_key_id = AKIAOTHER
 			if first := f.calls[0].form; c.role != "" && (len(f.calls) < 2 || first.Get("Action") != c.role || first.Get("RoleArn") != "arn:aws:iam::123456789012:role/broker") {
 				t.Errorf("the first of %d requests is %v, want %s", len(f.calls), first, c.role)
 			}
+			if first := f.calls[0].form; c.profile == "role" && (first.Get("DurationSeconds") != "3600" || first.Get("ExternalId") != "acme" || first.Get("RoleSessionName") != "broker") {
+				t.Errorf("the role is assumed with %v, want the settings of its profile", first)
+			}
 		})
 	}
 	for name, want := range map[string]string{
@@ -145,6 +153,7 @@ aws_access_key_id = AKIAOTHER
 		"loop":    `profile "pool": there is no source_profile "loop", or it names this one`,
 		"browser": "logs in through a browser",
 		"mfa":     "needs MFA",
+		"hours":   `duration_seconds "1h" is not a number of seconds`,
 	} {
 		if _, err := New(ambient(t, "", name, config, keys, nil)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("profile %s: got %v, want %q", name, err, want)

@@ -122,7 +122,7 @@ func TestVerifierCachesTokens(t *testing.T) {
 	}
 }
 
-// The cache of a connection holds for one leaf only.
+// The cache of a connection is valid for one leaf only.
 func TestConnectionCacheComparesLeaf(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -97,8 +97,8 @@ func leafID(leaf *x509.Certificate) (spiffeid.ID, error) {
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
 // uriNames returns the URI SANs as they were signed. crypto/x509 parses them with
-// net/url, which normalizes: it lowers the scheme and drops an empty fragment, so
-// that an ID which is not valid would become valid.
+// net/url, which normalizes: it lower-cases the scheme and drops an empty fragment,
+// so that an ID which is not valid would become valid.
 func uriNames(leaf *x509.Certificate) ([]string, error) {
 	var uris []string
 	for _, e := range leaf.Extensions {

@@ -263,8 +263,8 @@ func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlemen
 	return a, r.checkNarrowing(a, e)
 }
 
-// checkNarrowing refuses an approval that widens the request or removes all of its
-// scopes.
+// checkNarrowing refuses an approval that widens the request, or shortens its ttl
+// below the issuer's minimum.
 func (r *Request) checkNarrowing(a Approval, e *Entitlement) error {
 	var shortest time.Duration
 	if e != nil {

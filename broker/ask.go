@@ -110,8 +110,8 @@ func (b *Broker) extends(ctx context.Context, caller Caller, r *Request) error {
 	return nil
 }
 
-// stubRequest returns the request to record for an ask that the catalogue or
-// policy turned away before a request could be made.
+// stubRequest returns the request to record for an ask that the catalogue or policy
+// refused before a request could be made.
 func stubRequest(caller Caller, ask Ask, rules *Rules) *Request {
 	return &Request{Requester: caller.Subject, Entitlement: ask.Entitlement, Created: caller.At, Decision: Decision{Revision: rules.Revision}}
 }
@@ -322,5 +322,5 @@ func changed(err error) error {
 	if err != nil {
 		return err
 	}
-	return refuse(ErrNotPending, "it was changed at the same moment: read it again")
+	return refuse(ErrNotPending, "another call changed the request at the same time: read it again")
 }

@@ -59,7 +59,7 @@ func TestSessionsAreNotDelegated(t *testing.T) {
 }
 
 // A broker has rules from the start, and records them before it decides.
-func TestABrokerStartsWithRecordedRules(t *testing.T) {
+func TestBrokerStartsWithRecordedRules(t *testing.T) {
 	w := newWorld(t, worldConfig{})
 	for _, record := range w.records(t) {
 		if record.Kind == audit.PolicyLoaded && record.Rules.Revision == w.rules.Revision {
@@ -69,7 +69,7 @@ func TestABrokerStartsWithRecordedRules(t *testing.T) {
 	t.Error("the log does not contain the rules of a broker that has just started")
 }
 
-func TestNoBrokerWithoutRules(t *testing.T) {
+func TestNewRequiresRules(t *testing.T) {
 	w := newWorld(t, worldConfig{})
 	if _, err := broker.New(t.Context(), broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{}}, nil, broker.Caller{At: noon}); err == nil {
 		t.Error("a broker started without rules")

@@ -169,7 +169,7 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 		return nil, err
 	}
 	if c.replaces.Holder != caller.Subject.ID {
-		return nil, refuse(ErrNotFound, "no such lease of yours")
+		return nil, refuse(ErrNotFound, "there is no such lease, or you may not view it")
 	}
 	if c.replaces.State(caller.At) != LeaseActive {
 		return nil, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")

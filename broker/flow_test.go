@@ -118,7 +118,7 @@ func TestDenialsShareARecord(t *testing.T) {
 
 // A caller who may not request an entitlement cannot find out whether it exists, or
 // what is wrong with the request.
-func TestUnknownAndUnpermittedAnswerAlike(t *testing.T) {
+func TestUnknownAndForbiddenEntitlementsLookAlike(t *testing.T) {
 	w := tokenWorld(t)
 	stranger := workload("spiffe://acme.test/stranger", noon)
 	answer := func(ask broker.Ask) string {

@@ -92,8 +92,8 @@ func (s Selector) queries(now time.Time) []LeaseQuery {
 	return []LeaseQuery{live, outliving}
 }
 
-// checkExists refuses the name of an unknown entitlement or issuer. In an
-// emergency, a block that blocks nothing is worse than an error.
+// checkExists refuses the name of an unknown entitlement or issuer, for the reason
+// that checkForm gives.
 func (b *Broker) checkExists(k BlockKey) error {
 	there := true
 	switch k.Kind {

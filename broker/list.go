@@ -13,7 +13,7 @@ func (b *Broker) ownRequest(ctx context.Context, caller Caller, id RequestID) (*
 		return nil, err
 	}
 	if r.Requester.ID != caller.Subject.ID {
-		return nil, refuse(ErrNotFound, "no such request of yours")
+		return nil, refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
 	return r, nil
 }
@@ -24,7 +24,7 @@ func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error)
 		return err
 	})
 	if isNotFound(err) {
-		return nil, refuse(ErrNotFound, "no such request of yours")
+		return nil, refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
 	return r, Unavailable(err)
 }
@@ -50,7 +50,7 @@ func (b *Broker) Lease(ctx context.Context, caller Caller, id LeaseID) (*Lease, 
 		return nil, err
 	}
 	if err != nil || l.Holder != caller.Subject.ID && !b.mayOnRequest(ctx, caller, ActionView, l.Request) {
-		return nil, refuse(ErrNotFound, "no such lease of yours")
+		return nil, refuse(ErrNotFound, "there is no such lease, or you may not view it")
 	}
 	return l, nil
 }
@@ -92,7 +92,7 @@ func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 // it.
 func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error {
 	if r.Requester.ID != caller.Subject.ID && !b.mayView(ctx, caller, r) {
-		return refuse(ErrNotFound, "no such request of yours")
+		return refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
 	return nil
 }

@@ -114,7 +114,7 @@ func TestSignedApproval(t *testing.T) {
 	}
 	got, err := w.vote(t, approver("ben", later), r, v, later)
 	if err != nil || got.Status != broker.RequestApproved || !got.Approvals[0].Signed {
-		t.Fatalf("%v, %v", got, err)
+		t.Fatalf("got %v, %v", got, err)
 	}
 	other := w.askAt(t, withReason(read("tickets:close", "tickets:read"), "another"), later)
 	again := v
@@ -171,7 +171,7 @@ func TestNewPasskeyCountsLater(t *testing.T) {
 	}
 	account, err := w.sessions.Account(t.Context(), broker.Self(approver("cleo", later), later))
 	if err != nil || account.Passkeys[0].VouchedBy != "login/ben" {
-		t.Errorf("%+v, %v", account, err)
+		t.Errorf("got %+v, %v", account, err)
 	}
 }
 
@@ -205,7 +205,7 @@ func TestClonedPasskey(t *testing.T) {
 	key.Counter = 3
 	r = w.askAt(t, withReason(read("tickets:close"), "again"), later)
 	if _, err := w.vote(t, approver("ben", later), r, w.signs(t, "ben", key, r, yes, later), later); !errors.Is(err, broker.ErrSignatureRequired) || !strings.Contains(err.Error(), "copied") {
-		t.Errorf("%v", err)
+		t.Errorf("got %v", err)
 	}
 }
 

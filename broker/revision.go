@@ -89,7 +89,7 @@ func (b *Broker) retry(call func() error) error {
 			return refuse(ErrUnavailable, "the rules are being replaced: try again")
 		}
 	}
-	return refuse(ErrSlowDown, "others changed this at the same moment: try again")
+	return refuse(ErrSlowDown, "other calls made changes at the same time: try again")
 }
 
 // reloaded returns the rules in force once no reload is under way.

@@ -51,8 +51,8 @@ type Tx interface {
 
 	// NoticeChannels returns the channels with undelivered notices. Notices lists
 	// undelivered notices of one channel. Backlogs returns the requesters with more
-	// than most undelivered notices that are not urgent for one channel, those with
-	// the most first. Only in a View.
+	// than most undelivered notices that are not urgent for one channel, the
+	// largest backlog first. They work only in a View.
 	NoticeChannels() ([]string, error)
 	Notices(NoticeQuery) ([]*Notice, error)
 	Backlogs(most, limit int) ([]Backlog, error)

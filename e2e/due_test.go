@@ -125,7 +125,7 @@ func (l *lab) waitEnded(t testing.TB, id string, within time.Duration) (lease *a
 	t.Helper()
 	eventually(t, "the end of lease "+id, within, func() (err error) {
 		if lease, err = l.agent.Lease(t.Context(), id); err == nil && lease.EndedAt.IsZero() {
-			err = fmt.Errorf("it is %s, %s", lease.Status, lease.Revocation)
+			err = fmt.Errorf("lease %s: got status %s, revocation %s", id, lease.Status, lease.Revocation)
 		}
 		return err
 	})

@@ -136,7 +136,7 @@ func testAnswersLost(t *testing.T, l *lab) {
 		eventually(t, "the end of the lease of "+p.name, 2*time.Minute, func() error {
 			got, err := l.agent.Lease(t.Context(), p.lease)
 			if err == nil && got.Status != api.LeaseRevoked {
-				err = fmt.Errorf("it is %s, %s", got.Status, got.Revocation)
+				err = fmt.Errorf("got status %s, revocation %s, want revoked", got.Status, got.Revocation)
 			}
 			if err == nil && got.Revocation != "immediate" && got.EndedAt.Before(got.ExpiresAt) {
 				t.Errorf("%s: the lease ended at %s, %s, before it expired at %s", p.name, got.EndedAt, got.Revocation, got.ExpiresAt)

@@ -25,7 +25,7 @@ type shared[T any] struct {
 	turn  sync.Mutex
 }
 
-// get returns the value, for tests that keep to names of their own.
+// get returns the value, for tests that use names of their own.
 func (s *shared[T]) get(t *testing.T, start func(testing.TB) T) T {
 	t.Helper()
 	s.once.Do(func() {

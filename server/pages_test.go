@@ -79,7 +79,7 @@ func TestVoteOnPage(t *testing.T) {
 		"no scope":                        {formOf("do", "approve", "digest", r.Digest), nil, http.StatusBadRequest, "at least one scope"},
 		"longer TTL":                      {strings.Replace(good, "ttl=5m", "ttl=5h", 1), nil, http.StatusBadRequest, "shorten ttl"},
 		"malformed TTL":                   {strings.Replace(good, "ttl=5m", "ttl=soon", 1), nil, http.StatusBadRequest, "such as 10m"},
-		"withdrawal of another's request": {formOf("do", "withdraw"), nil, http.StatusNotFound, "no such request of yours"},
+		"withdrawal of another's request": {formOf("do", "withdraw"), nil, http.StatusNotFound, "there is no such request, or you may not view it"},
 	} {
 		status, _, page := b.visit(http.MethodPost, path, test.form, test.header...)
 		if status != test.status || !strings.Contains(page, test.shows) {

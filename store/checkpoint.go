@@ -22,8 +22,9 @@ const (
 
 const copyLog = "PRAGMA wal_checkpoint(PASSIVE)"
 
-// retryWrite is the pause between attempts to write to a database that could not
-// be written. A broker that is not ready gets no requests that would find out.
+// retryWrite is the pause between attempts to write to a database that could not be
+// written. A broker that is not ready gets no requests, so no request would
+// discover that writing works again.
 const retryWrite = time.Second
 
 // Run keeps commits short until ctx ends, and notices when a database that could

@@ -49,7 +49,7 @@ func sqlitePath(u string) (string, error) {
 func (s *Store) KeepRules(contents map[string][]byte, digests map[string]audit.Digest) error {
 	dir := FilePath(s.cfg.URL) + ".rules"
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("making the folder of the log's rules: %w", err)
+		return fmt.Errorf("creating the folder of the log's rules: %w", err)
 	}
 	for name, digest := range digests {
 		path := filepath.Join(dir, digest.String())

@@ -130,8 +130,8 @@ func lift(t *testing.T, s *Store, b *broker.Block) {
 	delete(s.w.blocks, b.Selector)
 }
 
-// A database that cannot be written for another reason than space is reported too,
-// until the statement of Run succeeds.
+// The store also reports a database that cannot be written for reasons other than
+// space, until the statement of Run succeeds.
 func TestUnwritableDatabase(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
 	s.w.fault = func(string, func() error) error { return errors.New("input/output error") }

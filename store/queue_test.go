@@ -113,7 +113,7 @@ func TestWaitingUpdatesShareATransaction(t *testing.T) {
 	}
 }
 
-func TestAFailingMemberLeavesNothing(t *testing.T) {
+func TestFailingMemberHasNoEffect(t *testing.T) {
 	refusal := errors.New("no")
 	failing := map[string]func(tx broker.Tx) error{
 		"error":                  func(broker.Tx) error { return refusal },
@@ -236,7 +236,7 @@ func TestOnlyWaitingMembersLeaveTheQueue(t *testing.T) {
 	}
 }
 
-func TestACallerThatLeavesTheQueueChangesNothing(t *testing.T) {
+func TestCancelledCallerHasNoEffect(t *testing.T) {
 	s := newStore(t)
 	release := hold(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -257,7 +257,7 @@ func TestACallerThatLeavesTheQueueChangesNothing(t *testing.T) {
 	}
 }
 
-func TestACallerWhoseContextEndsInAGroupLearnsTheOutcome(t *testing.T) {
+func TestCallerCancelledInGroupGetsOutcome(t *testing.T) {
 	s := newStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	i := newIssuance(t, 1)

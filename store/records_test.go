@@ -117,7 +117,7 @@ func touch(t *testing.T, s *Store, id broker.LeaseID, kinds []audit.Kind) error 
 
 // Members of one group read the lists that the members before them will have,
 // also when a member fails and the others run again.
-func TestMembersOfAGroupKeepTheListsOfThoseBefore(t *testing.T) {
+func TestMembersKeepListsOfEarlierMembers(t *testing.T) {
 	s := newStore(t)
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); err != nil {

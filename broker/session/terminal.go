@@ -113,10 +113,10 @@ func waitingLogin(tx broker.Tx, key broker.LoginKey, now time.Time) (*broker.Log
 	return l, err
 }
 
-// mayLetIn refuses sessions that may not allow a terminal. Only a browser's session
-// may: its person has just confirmed it on a page. A terminal's session cannot
-// create further sessions.
-func mayLetIn(s *broker.Session) error {
+// mayAllowTerminal refuses sessions that may not allow a terminal. Only a browser's
+// session may, because its person has just confirmed it on a page. A terminal's
+// session cannot create further sessions.
+func mayAllowTerminal(s *broker.Session) error {
 	if s.Client != broker.ClientBrowser {
 		return refuse(broker.ErrSessionRequired, "a terminal must be allowed in a browser: log in there")
 	}
@@ -125,7 +125,7 @@ func mayLetIn(s *broker.Session) error {
 
 // DecideDevice allows or refuses the terminal that shows the code.
 func (m *Manager) DecideDevice(ctx context.Context, in *broker.Session, userCode string, allow bool, now time.Time) error {
-	if err := mayLetIn(in); err != nil {
+	if err := mayAllowTerminal(in); err != nil {
 		return err
 	}
 	seen, err := m.Device(ctx, userCode, now)
@@ -155,7 +155,7 @@ func (m *Manager) DecideDevice(ctx context.Context, in *broker.Session, userCode
 // NewLoginCode returns a code for a terminal on the loopback interface. The terminal
 // redeems it with the verifier of the PKCE challenge.
 func (m *Manager) NewLoginCode(ctx context.Context, in *broker.Session, challenge audit.Digest, now time.Time) (string, error) {
-	if err := mayLetIn(in); err != nil {
+	if err := mayAllowTerminal(in); err != nil {
 		return "", err
 	}
 	code := newCode()

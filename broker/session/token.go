@@ -17,8 +17,8 @@ import (
 // ones.
 const TokenPrefix = "abs_"
 
-// A Token proves a person's browser or terminal. Its type keeps it from being
-// printed or logged by accident.
+// A Token authenticates a person's browser or terminal. Its type keeps it from
+// being printed or logged by accident.
 type Token struct{ text string }
 
 // ParseToken reads a presented token. It returns false if the text is not one.

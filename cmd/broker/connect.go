@@ -161,7 +161,8 @@ func (a *app) withAdmin(ctx context.Context, socket string, wait time.Duration, 
 	case a.client.person:
 		return a.withPerson(ctx, f)
 	case a.client.server != "" || a.client.brokerID != "":
-		// The admin socket may belong to another broker than the one of the flags.
+		// The admin socket may belong to another broker than the one that the flags
+		// name.
 		return usage("--server and --broker-id need --as-person: the admin socket reaches only the broker of this machine")
 	}
 	return f(ctx, adminClient(a.adminSocket(socket), wait))

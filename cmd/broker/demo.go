@@ -34,7 +34,7 @@ and exits with 0 only if all of them went as described.`,
 			a.tune()
 			dir, err := os.MkdirTemp("", "broker-demo-")
 			if err != nil {
-				return fmt.Errorf("making a folder: %w", err)
+				return fmt.Errorf("creating a folder: %w", err)
 			}
 			defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 			at, err := devworld.FreeAddresses()

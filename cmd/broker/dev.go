@@ -50,7 +50,7 @@ func (a *app) runDev(ctx context.Context, dir string, at devworld.Addresses) (er
 	}
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "broker-dev-"); err != nil {
-			return fmt.Errorf("making a folder: %w", err)
+			return fmt.Errorf("creating a folder: %w", err)
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
@@ -113,7 +113,7 @@ func (a *app) welcome(w *devworld.World) {
 	say("  broker reload\n")
 	say("As an auditor, verify the log with nothing but the file:\n")
 	say("  broker audit verify %s\n", w.Database())
-	say("Each socket in %s gives out one identity:\n", filepath.Dir(w.Socket("agent")))
+	say("Each socket in %s serves one identity:\n", filepath.Dir(w.Socket("agent")))
 	for _, id := range devworld.Identities {
 		say("  %-12s  %s, %s", filepath.Base(w.Socket(id.Name)), id.ID, id.Description)
 	}

@@ -148,7 +148,7 @@ func (k *killSwitch) showPreview(ctx context.Context) error {
 }
 
 // confirm shows a preview and asks for confirmation. It repeats both until the
-// person has confirmed the preview that is still true.
+// person has confirmed a preview that is still current.
 func (k *killSwitch) confirm(ctx context.Context) error {
 	answers := bufio.NewReader(io.LimitReader(k.in, 4096))
 	for {
@@ -210,13 +210,13 @@ func (k *killSwitch) write(w io.Writer, text killText, hits *api.KillPreview) {
 	if k.selector.Request != "" { // a request can't be blocked
 		text.block = ""
 	}
-	writeHits(w, text, hits)
+	writeKillCounts(w, text, hits)
 	if _, _, workload := cutSPIFFEID(k.selector.Holder); k.selector.Holder != "" && !workload {
 		fmt.Fprintln(w, "  all sessions of this person end; logins are refused until the block is lifted")
 	}
 }
 
-func writeHits(w io.Writer, text killText, k *api.KillPreview) {
+func writeKillCounts(w io.Writer, text killText, k *api.KillPreview) {
 	n, revoked := k.Leases-k.Ended, text.many
 	if n == 1 {
 		revoked = text.one

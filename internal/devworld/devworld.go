@@ -106,7 +106,7 @@ func New(dir string, at Addresses) (_ *World, err error) {
 		return nil, fmt.Errorf("finding the folder: %w", err)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "identities"), 0o700); err != nil {
-		return nil, fmt.Errorf("making the folder: %w", err)
+		return nil, fmt.Errorf("creating the folder: %w", err)
 	}
 	w := &World{Addresses: at, Dir: dir}
 	if w.ca, err = localca.Open(filepath.Join(dir, "ca"), TrustDomain); err != nil {

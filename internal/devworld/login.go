@@ -53,7 +53,7 @@ func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fmt.Errorf("making the login's key: %w", err)
+		return fmt.Errorf("creating the login's key: %w", err)
 	}
 	p := &login{issuer: "http://" + w.Login, redirect: w.PagesURL() + "/ui/login/callback", key: key, codes: map[string]authorization{}}
 	mux := http.NewServeMux()

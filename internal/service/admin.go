@@ -31,7 +31,7 @@ type SigningKey struct {
 // listenAdmin listens on a socket that only its owner and root can connect to.
 func listenAdmin(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("making the admin socket's folder: %w", err)
+		return nil, fmt.Errorf("creating the admin socket's folder: %w", err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old admin socket: %w", err)

@@ -92,7 +92,7 @@ func newLog(sealer *broker.Sealer, home, previous string) (*freshLog, error) {
 	}
 	record := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: l.origin, Previous: previous}}
 	if l.first, err = record.Entry(); err != nil {
-		return nil, fmt.Errorf("making the log's first record: %w", err)
+		return nil, fmt.Errorf("creating the log's first record: %w", err)
 	}
 	now := time.Now()
 	l.public = public

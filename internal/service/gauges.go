@@ -15,7 +15,7 @@ import (
 // counting a million leases is too much for every scrape.
 type counts struct{ active, pending, stuck, overdue atomic.Int64 }
 
-// read counts. A count that fails keeps its old value until the next time.
+// read updates the gauges. If a count fails, its gauge keeps the old value.
 func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 	now := time.Now()
 	active, err := s.CountActive(ctx, now)

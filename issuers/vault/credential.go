@@ -37,14 +37,14 @@ func (s *Spec) credential(a *answer, l *broker.Lease, sent request, h *handle) (
 		return wrapped(a, l, h)
 	}
 	c, err := s.unwrapped(a, l, sent, h)
-	if err == nil && badness[c.Revocation] > badness[s.Revocation()] {
+	if err == nil && revocationRank[c.Revocation] > revocationRank[s.Revocation()] {
 		return broker.Credential{}, fmt.Errorf("%w: approvers were shown revocation %s, but the credential has %s: docs/vault.md says how to write such an entitlement", broker.ErrIssuerRefused, s.Revocation(), c.Revocation)
 	}
 	return c, err
 }
 
-// badness orders revocations from the best to the worst.
-var badness = map[broker.Revocation]int{broker.RevokedImmediate: 0, broker.RevokedAtExpiry: 1, broker.RevokedAtRotation: 2, broker.RevokedNever: 3}
+// revocationRank orders revocations from the best to the worst.
+var revocationRank = map[broker.Revocation]int{broker.RevokedImmediate: 0, broker.RevokedAtExpiry: 1, broker.RevokedAtRotation: 2, broker.RevokedNever: 3}
 
 func (s *Spec) unwrapped(a *answer, l *broker.Lease, sent request, h *handle) (broker.Credential, error) {
 	kind, fields, err := s.fields(a)

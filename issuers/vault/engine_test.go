@@ -192,8 +192,8 @@ func TestStaticRoleReportsRotation(t *testing.T) {
 	}
 }
 
-// A session of AWS is requested with room for a slow call, and without regard to
-// Vault's clock, by which AWS does not count. Only the shortest may outlive its
+// An AWS session is requested with a margin for a slow call. Vault's clock does not
+// matter, because AWS uses its own. Only the shortest session may outlive its
 // lease.
 func TestSessionTTL(t *testing.T) {
 	spec := Spec{Path: "aws/sts/role", Data: map[string]string{"ttl": "${ttl}"}}

@@ -186,7 +186,7 @@ func (v *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, 
 		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) || errors.Is(err, broker.ErrInvalidTTL) {
 			h.Made = madeNothing
 		}
-		return broker.Credential{}, h.encode(), fmt.Errorf("making the credential: %w", err)
+		return broker.Credential{}, h.encode(), fmt.Errorf("creating the credential: %w", err)
 	}
 	if a.LeaseID != "" {
 		h.Made, h.Lease = madeLease, a.LeaseID

@@ -185,7 +185,7 @@ func TestOpenWaitsForAgent(t *testing.T) {
 	check(t, <-opened)
 }
 
-// With StartWithoutAgent the source trusts nobody and has no certificate until Run
+// With StartWithoutAgent the source trusts no one and has no certificate until Run
 // reaches the agent.
 func TestOpenWithoutAgent(t *testing.T) {
 	t.Parallel()

@@ -48,7 +48,7 @@ func (a *app) sessionFile() (string, error) {
 	return filepath.Join(dir, "access-broker", "session.json"), nil
 }
 
-// savedFor returns the saved session with a broker, or nil if nobody is logged in. It
+// savedFor returns the saved session with a broker, or nil if no one is logged in. It
 // rejects a file that other users can read.
 func (a *app) savedFor(server string, now time.Time) (*savedSession, error) {
 	path, err := a.sessionFile()

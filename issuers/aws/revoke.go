@@ -161,7 +161,7 @@ func (a *Issuer) undeny(ctx context.Context, role, name string) error {
 	return err
 }
 
-// denyBefore denies all sessions of a role that were made before now. It does
+// denyBefore denies all sessions of a role that were issued before now. It does
 // nothing if the policy covers this lease's session already, so that of a thousand
 // revocations at once only the first writes.
 func (a *Issuer) denyBefore(ctx context.Context, role string, l broker.Lease, now time.Time) error {

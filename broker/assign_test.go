@@ -71,7 +71,7 @@ func TestAssignApproversAgainstExhaustiveSearch(t *testing.T) {
 			left[n.Group] = n.Count
 		}
 		if _, full := assignApprovers(needs, votes); full != exhaustive(left, votes) {
-			t.Fatalf("got full %t for needs %v and votes %v", full, needs, votes)
+			t.Fatalf("needs %v, votes %v: got full %t, want %t", needs, votes, full, !full)
 		}
 	}
 }

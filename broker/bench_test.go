@@ -59,7 +59,7 @@ func BenchmarkUpstreamShare(b *testing.B) {
 	b.ReportMetric(float64(shares[len(shares)*99/100].Microseconds())/1000, "p99-ms")
 }
 
-// A measured system takes five milliseconds a call and measures each call.
+// measured is a system that takes five milliseconds a call and measures each one.
 type measured struct {
 	system
 	took sync.Map // lease: time.Duration
@@ -112,7 +112,7 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 			}
 		})
 		if len(sys.live) > 0 {
-			b.Errorf("%d credentials still work", len(sys.live))
+			b.Errorf("got %d working credentials, want 0", len(sys.live))
 		}
 		b.ReportMetric(due/time.Since(start).Seconds(), "ended/s")
 		b.ReportMetric(during/before, "issuing/before")

@@ -10,7 +10,7 @@ import (
 
 // Data of a request is returned only to callers who may see the request, even if
 // they pass the request itself.
-func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
+func TestRequestViewsCheckTheCaller(t *testing.T) {
 	w := tokenWorld(t)
 	owner, stranger := broker.Self(agent(noon), noon), broker.Self(workload("spiffe://acme.test/other", noon), noon)
 	_, r, err := w.broker.AskAndCollect(t.Context(), owner, broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
@@ -26,18 +26,18 @@ func TestViewsNeedACallerWhoMaySeeTheRequest(t *testing.T) {
 	for name, view := range views {
 		t.Run(name, func(t *testing.T) {
 			if err := view(owner); err != nil {
-				t.Errorf("the requester: %v", err)
+				t.Errorf("requester: got %v, want no error", err)
 			}
 			if err := view(stranger); !errors.Is(err, broker.ErrNotFound) {
-				t.Errorf("a stranger: got %v, want %v", err, broker.ErrNotFound)
+				t.Errorf("stranger: got %v, want %v", err, broker.ErrNotFound)
 			}
 		})
 	}
 	if w.broker.SeesPolicies(t.Context(), stranger, r) {
-		t.Error("a stranger sees the policies")
+		t.Error("stranger: got the policies, want them hidden")
 	}
 	if vote, review := w.broker.CanDecide(stranger, r); vote || review {
-		t.Error("a stranger can decide")
+		t.Errorf("stranger: got vote %t, review %t, want neither", vote, review)
 	}
 }
 
@@ -58,7 +58,7 @@ func TestSessionsAreNotDelegated(t *testing.T) {
 	}
 }
 
-// A broker has rules from the start, and records them before it decides.
+// New records the rules before the broker decides anything.
 func TestBrokerStartsWithRecordedRules(t *testing.T) {
 	w := newWorld(t, worldConfig{})
 	for _, record := range w.records(t) {
@@ -66,12 +66,12 @@ func TestBrokerStartsWithRecordedRules(t *testing.T) {
 			return
 		}
 	}
-	t.Error("the log does not contain the rules of a broker that has just started")
+	t.Errorf("got no record of the rules %x", w.rules.Revision)
 }
 
 func TestNewRequiresRules(t *testing.T) {
 	w := newWorld(t, worldConfig{})
 	if _, err := broker.New(t.Context(), broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{}}, nil, broker.Caller{At: noon}); err == nil {
-		t.Error("a broker started without rules")
+		t.Error("got a broker without rules, want an error")
 	}
 }

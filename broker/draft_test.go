@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Texts of an agent are shown to people. They must not hide text, flood the page or
-// control a terminal.
+// The web UI and the CLI show people what an agent writes. Such text must not hide
+// other text, flood the page or control a terminal.
 func TestAgentTexts(t *testing.T) {
 	e := &Entitlement{Name: "e", Parameters: map[string]Parameter{
 		"any":  {Pattern: regexp.MustCompile(`^(?s:.*)$`)},
@@ -29,23 +29,23 @@ func TestAgentTexts(t *testing.T) {
 	}
 	for field, try := range fields {
 		for what, text := range map[string]string{
-			"an override":        "read\u202etxt.exe",
-			"an embedding":       "a\u202ab\u202c",
-			"an isolate":         "a\u2067b\u2069",
-			"64 KiB":             strings.Repeat("x", 64<<10),
-			"64 KiB in two-byte": strings.Repeat("é", 32<<10),
-			"an escape sequence": "a\x1b[2Jb",
-			"a zero byte":        "a\x00b",
-			"a carriage return":  "safe\rdanger",
-			"a C1 control":       "a\u009b31mb",
-			"no UTF-8":           "a\xffb",
+			"an override":                   "read\u202etxt.exe",
+			"an embedding":                  "a\u202ab\u202c",
+			"an isolate":                    "a\u2067b\u2069",
+			"64 KiB":                        strings.Repeat("x", 64<<10),
+			"64 KiB of two-byte characters": strings.Repeat("é", 32<<10),
+			"an escape sequence":            "a\x1b[2Jb",
+			"a zero byte":                   "a\x00b",
+			"a carriage return":             "safe\rdanger",
+			"a C1 control":                  "a\u009b31mb",
+			"invalid UTF-8":                 "a\xffb",
 		} {
 			if err := try(text); !errors.Is(err, ErrInvalidRequest) && !errors.Is(err, ErrInvalidParameter) {
-				t.Errorf("%s of %s: %v", field, what, err)
+				t.Errorf("%s with %s: got %v, want %v or %v", field, what, err, ErrInvalidRequest, ErrInvalidParameter)
 			}
 		}
 		if err := try("שלום, größe: 3 ≤ 4"); err != nil {
-			t.Errorf("%s of plain text: %v", field, err)
+			t.Errorf("%s with plain text: got %v, want no error", field, err)
 		}
 	}
 	for takes, e := range map[string]*Entitlement{"the parameters are: any, free, pem": e, "the parameters are: none": {Name: "none"}} {
@@ -56,13 +56,13 @@ func TestAgentTexts(t *testing.T) {
 	}
 	most := strings.Repeat("x", MaxJustification)
 	if err := fields["justification"](most); err != nil {
-		t.Errorf("at the maximum length: %v", err)
+		t.Errorf("at the maximum length: got %v, want no error", err)
 	}
 	if err := fields["justification"](most + "x"); !errors.Is(err, ErrInvalidRequest) {
 		t.Errorf("one byte longer: got %v, want %v", err, ErrInvalidRequest)
 	}
 	if err := fields["parameter pem"]("a\nb"); err != nil {
-		t.Errorf("line breaks in a multi-line text: %v", err)
+		t.Errorf("line breaks in a multi-line text: got %v, want no error", err)
 	}
 	if err := fields["parameter free"]("a\nb"); !errors.Is(err, ErrInvalidParameter) {
 		t.Errorf("line breaks in a single-line text: got %v, want %v", err, ErrInvalidParameter)

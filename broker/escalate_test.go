@@ -14,7 +14,7 @@ import (
 	"accessbroker.internal/notify"
 )
 
-// A hookReceiver records the webhook messages that it receives.
+// hookReceiver records the webhook messages that it receives.
 type hookReceiver struct {
 	got []string // "event group status url"
 }
@@ -60,7 +60,7 @@ func TestEscalation(t *testing.T) {
 	r := w.ask(t, read("tickets:close"))
 	w.deliver(t, noon.Add(14*time.Minute))
 	if got := hooks["hook:security"].got; len(got) != 0 {
-		t.Fatalf("notified early: %q", got)
+		t.Fatalf("before the escalation: got %q, want no messages", got)
 	}
 	sees := func(at time.Duration) error {
 		_, err := w.broker.Request(t.Context(), broker.Self(approver("dan", noon), noon.Add(at)), r.ID)
@@ -75,7 +75,7 @@ func TestEscalation(t *testing.T) {
 	}
 	for _, at := range []time.Duration{15 * time.Minute, 59 * time.Minute} {
 		if err := sees(at); err != nil {
-			t.Errorf("the linked request is not visible after %s: %v", at, err)
+			t.Errorf("reading the linked request after %s: got %v, want no error", at, err)
 		}
 	}
 	if _, err := w.vote(t, approver("dan", noon.Add(16*time.Minute)), r, yes, noon.Add(16*time.Minute)); !errors.Is(err, broker.ErrNotApprover) {
@@ -95,7 +95,7 @@ func TestNoEscalation(t *testing.T) {
 			}
 			w.deliver(t, noon.Add(16*time.Minute))
 			if got := hooks["hook:security"].got; len(got) != 0 {
-				t.Errorf("got %q", got)
+				t.Errorf("got %q, want no messages", got)
 			}
 			if _, err := w.broker.Request(t.Context(), broker.Self(approver("dan", noon), noon.Add(16*time.Minute)), r.ID); !errors.Is(err, broker.ErrNotFound) {
 				t.Errorf("reading the decided request: got %v, want %v", err, broker.ErrNotFound)
@@ -117,14 +117,14 @@ func TestBreakGlassNotifiesReviewers(t *testing.T) {
 				for _, message := range hooks["hook:security"].got {
 					event, rest, _ := strings.Cut(message, " ")
 					if got = append(got, event); !strings.HasSuffix(rest, page(r)) {
-						t.Errorf("the message ends with %q", rest)
+						t.Errorf("got message %q, want it to end with %s", message, page(r))
 					}
 				}
 				return got
 			}
 			want := []string{"break_glass.used"}
 			if got := events(); !slices.Equal(got, want) {
-				t.Fatalf("got events %q", got)
+				t.Fatalf("got events %q, want %q", got, want)
 			}
 			if reviewed {
 				want = append(want, "break_glass.reviewed")
@@ -170,16 +170,16 @@ func TestWhoSeesPolicies(t *testing.T) {
 		"the accountable person, break-glass": {approver("ana", late), broken, false},
 	} {
 		if _, err := w.broker.Request(t.Context(), broker.Self(test.who, late), test.r.ID); err != nil {
-			t.Errorf("%s does not see the request: %v", name, err)
+			t.Errorf("%s reading the request: got %v, want no error", name, err)
 		}
 		if sees := w.broker.SeesPolicies(t.Context(), broker.Self(test.who, late), test.r); sees != test.want {
-			t.Errorf("%s sees the policies: %t", name, sees)
+			t.Errorf("%s sees the policies: got %t, want %t", name, sees, test.want)
 		}
 	}
 	if _, err := w.vote(t, approver("ben", late), asked, yes, late); err != nil {
 		t.Fatal(err)
 	}
 	if !w.broker.SeesPolicies(t.Context(), broker.Self(approver("ben", late), late), asked) {
-		t.Error("a person who has approved the request does not see its policies")
+		t.Error("after approving: got hidden policies, want them shown")
 	}
 }

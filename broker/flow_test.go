@@ -13,8 +13,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A signer stands in for the token issuer, without cryptography. A token is the id of
-// its lease.
+// signer stands in for the token issuer, without cryptography. A token contains the
+// ID of its lease.
 type signer struct{}
 
 func (signer) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
@@ -359,13 +359,13 @@ func TestIntrospection(t *testing.T) {
 	}
 	server := workload("spiffe://acme.test/tickets", noon)
 	if !active(agent(noon), noon) || !active(server, noon) {
-		t.Error("the token is inactive for its holder or its resource server")
+		t.Error("holder and resource server: got an inactive token, want an active one")
 	}
 	if active(workload("spiffe://acme.test/tickets/other", noon), noon) {
-		t.Error("the token is active for another caller")
+		t.Error("another caller: got an active token, want an inactive one")
 	}
 	if active(server, issued.Lease.Expires) {
-		t.Error("the token is active at its expiry")
+		t.Error("at the expiry: got an active token, want an inactive one")
 	}
 	if err := w.broker.RevokeToken(t.Context(), broker.Self(server, noon), token); err != nil || !active(server, noon) {
 		t.Errorf("revocation by the resource server: got %v, want no error and no effect", err)

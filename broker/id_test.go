@@ -28,11 +28,11 @@ func TestIDsAreMonotonic(t *testing.T) {
 func TestIDText(t *testing.T) {
 	id := NewLeaseID(noon)
 	if id[6]>>4 != 7 || id[8]>>6 != 2 {
-		t.Errorf("%x is not a UUIDv7", id)
+		t.Errorf("got %x, want a UUIDv7", id)
 	}
 	text := id.String()
 	if got, err := ParseLeaseID(text); err != nil || got != id {
-		t.Errorf("ParseLeaseID(%q) = %v, %v", text, got, err)
+		t.Errorf("%q: got %v, %v, want %v", text, got, err, id)
 	}
 	last := text[:len(text)-1]
 	for _, bad := range []string{"", "lse_", "req_" + text[4:], strings.ToUpper(text), text + "0", last, last + "v", last + "!", "lse_" + strings.Repeat("0", 26) + "\n"} {
@@ -40,11 +40,11 @@ func TestIDText(t *testing.T) {
 			continue
 		}
 		if _, err := ParseLeaseID(bad); !errors.Is(err, ErrNotFound) {
-			t.Errorf("ParseLeaseID(%q) = %v", bad, err)
+			t.Errorf("%q: got %v, want %v", bad, err, ErrNotFound)
 		}
 	}
 	if (LeaseID{}).String() != "" {
-		t.Error("the zero id has a text")
+		t.Errorf("zero ID: got %q, want an empty string", LeaseID{})
 	}
 }
 
@@ -56,7 +56,7 @@ func TestSPIFFEPaths(t *testing.T) {
 		"":                       nil,
 	} {
 		if got := SPIFFEPaths(id); !slices.Equal(got, want) {
-			t.Errorf("SPIFFEPaths(%q) = %q", id, got)
+			t.Errorf("%q: got %q, want %q", id, got, want)
 		}
 	}
 }
@@ -78,7 +78,7 @@ func TestWithLabels(t *testing.T) {
 		}
 	}
 	if got := rules.WithLabels(Identity{}); got.Kind != KindNone {
-		t.Error("labels were added to the zero identity")
+		t.Errorf("zero identity: got kind %s, want none", got.Kind)
 	}
 }
 
@@ -91,7 +91,7 @@ func TestSecretDoesNotShow(t *testing.T) {
 	text := fmt.Sprintf("%v %+v %#v %s %q %d %x %v %+v %#v", s, s, s, s, s, s, s, &s, Credential{Secret: s}, Issued{Credential: Credential{Secret: s}})
 	marshalled, err := json.Marshal(map[string]any{"s": s})
 	if err == nil {
-		t.Errorf("the secret was marshalled: %s", marshalled)
+		t.Fatalf("marshalling: got %s, want an error", marshalled)
 	}
 	for where, got := range map[string]string{"fmt": text, "slog": log.String(), "error": err.Error()} {
 		if strings.Contains(got, secret) || strings.Contains(got, fmt.Sprintf("%x", secret)) {
@@ -99,6 +99,6 @@ func TestSecretDoesNotShow(t *testing.T) {
 		}
 	}
 	if s.Reveal()["token"] != secret {
-		t.Error("Reveal does not return the secret")
+		t.Errorf("got %q from Reveal, want the secret", s.Reveal()["token"])
 	}
 }

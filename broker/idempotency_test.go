@@ -26,11 +26,11 @@ func TestIdempotencyKeyIsScoped(t *testing.T) {
 	} {
 		id := NewIdempotencyKey(parts[0], parts[1], parts[2], parts[3], nil).ID
 		if other, ok := seen[id]; ok {
-			t.Errorf("the calls %d and %d have one key", other, i)
+			t.Errorf("calls %d and %d: got the same key, want different keys", other, i)
 		}
 		seen[id] = i
 	}
 	if key := NewIdempotencyKey("a", "POST", "/x", "", nil); key != (IdempotencyKey{}) {
-		t.Errorf("a call without the header has the key %x", key.ID)
+		t.Errorf("call without the header: got key %x, want none", key.ID)
 	}
 }

@@ -260,7 +260,7 @@ func TestDenialsWithoutAStore(t *testing.T) {
 	}
 }
 
-// A switchable store fails all writes while it is down.
+// switchable is a store that fails all writes while it is down.
 type switchable struct {
 	broker.Store
 	down bool

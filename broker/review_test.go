@@ -57,7 +57,7 @@ func TestBreakGlass(t *testing.T) {
 		}
 	}
 	if logged == 0 {
-		t.Error("no record shows the break-glass use")
+		t.Error("got no record of the break-glass use")
 	}
 	verdict := broker.Vote{Approve: true, Digest: r.Digest, Comment: "it was"}
 	for name, test := range map[string]struct {
@@ -142,13 +142,13 @@ func TestInbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	if waiting, _ := inbox(approver("ben", noon), noon); waiting != 0 {
-		t.Error("a request that ben has approved is still in his inbox")
+		t.Errorf("inbox of ben after his vote: got %d requests, want 0", waiting)
 	}
 	if waiting, _ := inbox(approver("cleo", noon), noon); waiting != 1 {
-		t.Error("the request has left cleo's inbox")
+		t.Errorf("inbox of cleo: got %d requests, want 1", waiting)
 	}
 	if waiting, _ := inbox(approver("cleo", r.Lapses), r.Lapses); waiting != 0 {
-		t.Error("a lapsed request is in the inbox")
+		t.Errorf("inbox after the lapse: got %d requests, want 0", waiting)
 	}
 	if _, err := w.broker.Inbox(t.Context(), broker.Self(agent(noon), noon), 10); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("inbox of an agent: got %v, want %v", err, broker.ErrSessionRequired)

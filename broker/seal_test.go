@@ -28,18 +28,18 @@ func TestSealRotation(t *testing.T) {
 	before := mustSealer(t, older)
 	envelope := before.Seal("token", "1", []byte("secret"))
 	if bytes.Contains(envelope, []byte("secret")) {
-		t.Fatal("the plaintext is visible")
+		t.Fatal("the envelope contains the plaintext")
 	}
 	both := mustSealer(t, newer, older)
 	if got, err := both.Open("token", "1", envelope); err != nil || string(got) != "secret" {
-		t.Fatalf("the second key does not open: %q, %v", got, err)
+		t.Fatalf("with the second key: got %q, %v, want secret", got, err)
 	}
 	if both.Current(envelope) || !both.Current(both.Seal("token", "1", nil)) {
 		t.Error("Current reports the wrong key")
 	}
 	_, err := mustSealer(t, newer).Open("token", "1", envelope)
 	if err == nil || !strings.Contains(err.Error(), before.IDs()[0]) {
-		t.Errorf("without the key: %v", err)
+		t.Errorf("without the key: got %v, want an error with the key ID %s", err, before.IDs()[0])
 	}
 }
 
@@ -48,17 +48,17 @@ func TestSealIsBoundToItsPlace(t *testing.T) {
 	envelope := s.Seal("token", "1", []byte("secret"))
 	for _, place := range [][2]string{{"token", "2"}, {"log", "1"}, {"token\" \"1", ""}, {"", "token 1"}} {
 		if _, err := s.Open(place[0], place[1], envelope); err == nil {
-			t.Errorf("the secret opens at %q", place)
+			t.Errorf("opening at %q: got no error", place)
 		}
 	}
 	for i := range envelope {
 		changed := bytes.Clone(envelope)
 		changed[i] ^= 1
 		if _, err := s.Open("token", "1", changed); err == nil {
-			t.Fatalf("the secret opens with byte %d changed", i)
+			t.Fatalf("opening with byte %d changed: got no error", i)
 		}
 		if _, err := s.Open("token", "1", envelope[:i]); err == nil {
-			t.Fatalf("the secret opens when cut to %d bytes", i)
+			t.Fatalf("opening when cut to %d bytes: got no error", i)
 		}
 	}
 }
@@ -70,7 +70,7 @@ func TestParseSealKey(t *testing.T) {
 	}
 	for _, bad := range []string{"", "short", good[:40], good + "AAAA", strings.Repeat("!", 44)} {
 		if _, err := ParseSealKey(bad); err == nil || bad != "" && strings.Contains(err.Error(), bad) {
-			t.Errorf("ParseSealKey(%q) = %v", bad, err)
+			t.Errorf("%q: got %v, want an error that does not show the key", bad, err)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 func TestStartIsNear(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support")`)
 	for start, want := range map[time.Time]error{
-		noon.Add(-time.Minute):                          nil, // its clock is behind
+		noon.Add(-time.Minute):                          nil, // the requester's clock is slow
 		noon.Add(-time.Hour):                            broker.ErrInvalidTTL,
 		time.Date(1542, 4, 11, 12, 25, 27, 0, time.UTC): broker.ErrInvalidTTL,
 		time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC):     broker.ErrInvalidTTL,
@@ -32,8 +32,8 @@ func TestStartIsNear(t *testing.T) {
 	}
 }
 
-// AskAndCollect of a grant that starts later returns the same request for every
-// repeat, and for two concurrent calls.
+// Concurrent repeats of AskAndCollect for a grant that starts later return the same
+// request and no credential.
 func TestAskAndCollectBeforeTheStart(t *testing.T) {
 	w := tokenWorld(t)
 	ask := read("tickets:read")
@@ -45,7 +45,7 @@ func TestAskAndCollectBeforeTheStart(t *testing.T) {
 		group.Go(func() error {
 			issued, r, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), ask, again)
 			if err != nil || issued != nil {
-				return fmt.Errorf("%+v, %w", issued, err)
+				return fmt.Errorf("got credential %+v, want none: %w", issued, err)
 			}
 			ids[i] = r.ID
 			return nil
@@ -56,7 +56,7 @@ func TestAskAndCollectBeforeTheStart(t *testing.T) {
 	}
 	for _, id := range ids {
 		if id != ids[0] {
-			t.Fatalf("one key led to %s and %s", ids[0], id)
+			t.Fatalf("got requests %s and %s for one key", ids[0], id)
 		}
 	}
 }

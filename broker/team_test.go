@@ -40,11 +40,11 @@ func TestExcludedTeamIsNotAGroup(t *testing.T) {
 func TestApprovalsAreCheckedAtCollection(t *testing.T) {
 	plain, strict := closePolicies(`@approval("1 of support")`), closePolicies(`@approval("1 of support") @exclude_team("yes")`)
 	for name, change := range map[string]func(*world){
-		"the team is excluded": func(w *world) { w.adopt(t, strict, testGroups) },
-		"the approver becomes accountable": func(w *world) {
+		"team excluded": func(w *world) { w.adopt(t, strict, testGroups) },
+		"approver accountable": func(w *world) {
 			w.relabel(t, plain, testGroups, func(l *broker.WorkloadLabels) { l.Accountable = []string{"login/ben"} })
 		},
-		"nothing changed": nil,
+		"no change": nil,
 	} {
 		w := peopleWorld(t, `@approval("1 of support")`)
 		r := w.ask(t, read("tickets:close"))
@@ -73,7 +73,7 @@ func TestNewAccountablePersonCannotApprove(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", who, err, broker.ErrOwnRequest)
 		}
 		if vote, _ := w.broker.CanDecide(broker.Self(approver(who, noon), noon), r); vote {
-			t.Errorf("%s can decide", who)
+			t.Errorf("%s: got the right to vote, want none", who)
 		}
 	}
 }
@@ -105,9 +105,9 @@ func TestBreakGlassBoundIsPerRequester(t *testing.T) {
 		}
 	}
 	if refused != 40 {
-		t.Errorf("%d of 50 were refused, want 40", refused)
+		t.Errorf("got %d refusals of 50, want 40", refused)
 	}
 	if err := ask("other"); err != nil {
-		t.Errorf("another requester: %v", err)
+		t.Errorf("another requester: got %v, want no error", err)
 	}
 }

@@ -47,7 +47,7 @@ func decisions(t *testing.T, w *world, r *broker.Request) (n int) {
 // Concurrent calls lead to exactly one outcome of a request, which is recorded once.
 func TestRacesHaveOneOutcome(t *testing.T) {
 	w := peopleWorld(t, `@approval("2 of support, 1 of security")`)
-	say := func(name string, r *broker.Request, v broker.Vote) func() error {
+	vote := func(name string, r *broker.Request, v broker.Vote) func() error {
 		return func() error {
 			_, err := w.vote(t, approver(name, noon), r, v, noon)
 			return err
@@ -68,38 +68,38 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 		}
 		// The last two approvals, and the same person twice.
 		r := fresh()
-		if n := runConcurrently(say("ben", r, yes), say("cleo", r, yes), say("dan", r, yes)); n != 3 {
-			t.Fatalf("three people at once: %d succeeded", n)
+		if n := runConcurrently(vote("ben", r, yes), vote("cleo", r, yes), vote("dan", r, yes)); n != 3 {
+			t.Fatalf("three concurrent approvers: got %d successes, want 3", n)
 		}
 		if decisions(t, w, r) != 1 {
 			t.Fatalf("decided %d times, want 1", decisions(t, w, r))
 		}
 		r = fresh()
-		if n := runConcurrently(say("ben", r, yes), say("ben", r, yes), say("ben", r, yes)); n != 1 {
-			t.Fatalf("one person three times at once: %d succeeded", n)
+		if n := runConcurrently(vote("ben", r, yes), vote("ben", r, yes), vote("ben", r, yes)); n != 1 {
+			t.Fatalf("three concurrent votes of one person: got %d successes, want 1", n)
 		}
 		if err := withdraw(r)(); err != nil {
 			t.Fatal(err)
 		}
 		// Approving and withdrawing, approving and denying.
-		for _, other := range []func(*broker.Request) func() error{withdraw, func(r *broker.Request) func() error { return say("dan", r, broker.Vote{}) }} {
+		for _, other := range []func(*broker.Request) func() error{withdraw, func(r *broker.Request) func() error { return vote("dan", r, broker.Vote{}) }} {
 			r = fresh()
 			for _, name := range []string{"ben", "cleo"} {
-				if err := say(name, r, yes)(); err != nil {
+				if err := vote(name, r, yes)(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			runConcurrently(say("dan", r, yes), other(r))
+			runConcurrently(vote("dan", r, yes), other(r))
 			if decisions(t, w, r) != 1 {
 				t.Fatalf("decided %d times, want 1", decisions(t, w, r))
 			}
 			now, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			if err != nil || now.Status == broker.RequestPending {
-				t.Fatalf("got %+v, %v", now, err)
+				t.Fatalf("got %+v, %v, want a decided request", now, err)
 			}
 			_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 			if (err == nil) != (now.Status == broker.RequestApproved) {
-				t.Fatalf("got status %v, and %v from collecting", now.Status, err)
+				t.Fatalf("status %v: collecting got %v, want success only if approved", now.Status, err)
 			}
 		}
 	}

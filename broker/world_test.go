@@ -28,7 +28,7 @@ func workload(id string, now time.Time) broker.Identity {
 
 func agent(now time.Time) broker.Identity { return workload("spiffe://acme.test/agent/triage", now) }
 
-// A world is a broker with its real store and policy, without HTTP.
+// world is a broker with its real store and policy, without HTTP.
 type world struct {
 	broker   *broker.Broker
 	sessions *session.Manager
@@ -226,7 +226,7 @@ func (w *world) verify(t *testing.T) {
 	for _, p := range report.Problems {
 		// The store's clock is real, but passkeys are enrolled by the test's clock.
 		if p.Kind != audit.PasskeyEnrolled {
-			t.Errorf("the log does not verify: %v", &p)
+			t.Errorf("verifying the log: got problem %v", &p)
 		}
 	}
 	records := w.records(t)
@@ -239,7 +239,7 @@ func (w *world) verify(t *testing.T) {
 	}
 	for _, l := range w.leases(t) {
 		if l.Status == broker.LeaseActive && !issued[l.ID.String()] {
-			t.Errorf("lease %s is active and has no record", l.ID)
+			t.Errorf("lease %s: got active without a record", l.ID)
 		}
 	}
 }

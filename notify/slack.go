@@ -125,7 +125,7 @@ func (s *slack) post(ctx context.Context, method string, message map[string]any)
 	case result.Error == "message_not_found", result.Error == "cant_update_message", result.Error == "edit_window_closed":
 		return "", errNoMessage
 	default:
-		return "", fmt.Errorf("Slack answered %.64q", result.Error)
+		return "", fmt.Errorf("error from Slack: %.64q", result.Error)
 	}
 	return result.TS, nil
 }

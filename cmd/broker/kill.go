@@ -229,7 +229,7 @@ func writeKillCounts(w io.Writer, text killText, k *api.KillPreview) {
 		fmt.Fprintf(w, "  %d from issuer %s\n", k.ByIssuer[issuer], issuer)
 	}
 	if n := k.Irrevocable - k.Lasting; n > 0 {
-		fmt.Fprintf(w, "  %d work until they expire, the last until %s\n", n, clock(k.WorkUntil))
+		fmt.Fprintf(w, "  %d cannot be revoked and work until they expire, the last until %s\n", n, clock(k.WorkUntil))
 	}
 	if k.Beyond > 0 {
 		fmt.Fprintf(w, "  %s also end, because the issuer ends them together\n", counted(k.Beyond, "other"))

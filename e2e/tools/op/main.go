@@ -25,7 +25,7 @@ type person struct {
 	Groups []string `json:"groups"`
 }
 
-// people are the people of a file.
+// people are those of a file.
 type people struct{ path string }
 
 func (p people) read() map[string]person {

@@ -40,7 +40,7 @@ import (
 var (
 	engines = map[string]logical.Factory{"aws": aws.Factory, "database": database.Factory, "kv": kv.Factory, "pki": pki.Factory, "ssh": ssh.Factory}
 	logins  = map[string]logical.Factory{"approle": approle.Factory, "cert": cert.Factory, "jwt": jwt.Factory}
-	// databases are the plugins of the database engine, which run in this process.
+	// databases are what the database engine runs, in this process.
 	databases = map[string]func() (any, error){"postgresql-database-plugin": postgresql.New}
 )
 
@@ -99,7 +99,7 @@ func open(dir string) (*vault.Core, error) {
 	})
 }
 
-// keys are the secrets that an operator would keep elsewhere.
+// keys are what an operator would keep elsewhere.
 type keys struct {
 	Unseal string `json:"unseal"` // hexadecimal, as sys/unseal takes it
 	Root   string `json:"root"`
@@ -148,7 +148,7 @@ func initialize(ctx context.Context, core *vault.Core, path string) (keys, error
 	return k, os.WriteFile(path, text, 0o600)
 }
 
-// builtins lists the plugins that are part of this binary.
+// builtins tells the core what is in this binary.
 type builtins struct{}
 
 func (builtins) Get(name string, kind consts.PluginType) (func() (any, error), bool) {

@@ -23,7 +23,7 @@
 //	issue.go        open a lease and issue its credential, with the points of no return
 //	revoke.go       Revoke, Abandon: one lease; kill.go and block.go: the kill switch
 //	reaper.go       ends leases that are due; revocation_queue.go: ends that could not be recorded
-//	revision.go     SetRules, the revision in force, and how overtaken calls are made again
+//	revision.go     SetRules, the revision in force, and the retry of calls that lost a race
 //	denials.go      refusals and their records; limits.go: limits; idempotency.go: repeated calls
 //	facts.go        write: a change and its record in one transaction; what records show
 //

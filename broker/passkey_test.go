@@ -227,10 +227,10 @@ func TestEnrolRequirements(t *testing.T) {
 		key  broker.Passkey
 		want error
 	}{
-		"a workload":         {agent(noon), good, broker.ErrSessionRequired},
-		"an old login":       {stale, good, broker.ErrLoginStale},
-		"a key that is none": {logsIn("ben", noon), broker.Passkey{ID: key.ID, RP: rp}, broker.ErrInvalidRequest},
-		"a long name":        {logsIn("ben", noon), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: strings.Repeat("x", 65)}, broker.ErrInvalidRequest},
+		"a workload":            {agent(noon), good, broker.ErrSessionRequired},
+		"an old login":          {stale, good, broker.ErrLoginStale},
+		"a passkey without key": {logsIn("ben", noon), broker.Passkey{ID: key.ID, RP: rp}, broker.ErrInvalidRequest},
+		"a long name":           {logsIn("ben", noon), broker.Passkey{ID: key.ID, Public: public, RP: rp, Name: strings.Repeat("x", 65)}, broker.ErrInvalidRequest},
 	} {
 		if err := w.sessions.Enrol(t.Context(), broker.Self(test.who, noon), test.key); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)

@@ -11,6 +11,7 @@ import (
 	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
@@ -134,7 +135,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	openLog(t, s)
+	check.OpenLog(t, s, noon)
 	w := &world{store: s}
 	if cfg.issuers == nil {
 		cfg.issuers = map[string]broker.Issuer{}
@@ -154,24 +155,6 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		t.Fatal(err)
 	}
 	return w
-}
-
-// openLog opens the store's log with a key that is not used for signing.
-func openLog(t testing.TB, s *store.Store) {
-	t.Helper()
-	origin := audit.NewOrigin("broker.acme.test")
-	_, public, err := audit.NewLogKey(origin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: "1"}, Algorithm: "EdDSA", Published: noon, Signs: noon}
-	if err := s.OpenLog(t.Context(), origin, public, key, first); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func start(t testing.TB, cfg broker.Config, rules *broker.Rules) *broker.Broker {

@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/store"
 )
 
@@ -29,7 +29,7 @@ func newWorld(t *testing.T, wrap ...func(broker.Store) broker.Store) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	openLog(t, s)
+	check.OpenLog(t, s, noon)
 	var wrapped broker.Store = s
 	for _, f := range wrap {
 		wrapped = f(wrapped)
@@ -41,24 +41,6 @@ func newWorld(t *testing.T, wrap ...func(broker.Store) broker.Store) *world {
 	w := &world{m, s}
 	t.Cleanup(func() { w.verify(t) })
 	return w
-}
-
-// openLog opens the store's log with a key that signs nothing.
-func openLog(t *testing.T, s *store.Store) {
-	t.Helper()
-	origin := audit.NewOrigin("broker.acme.test")
-	_, public, err := audit.NewLogKey(origin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: "1"}, Algorithm: "EdDSA", Published: noon, Signs: noon}
-	if err := s.OpenLog(t.Context(), origin, public, key, first); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (w *world) verify(t *testing.T) {

@@ -138,3 +138,21 @@ func Tokens(t testing.TB, output string) {
 		t.Errorf("the broker's output contains a token: %.20s…", found)
 	}
 }
+
+// OpenLog opens the log of a new store with a key that signs nothing.
+func OpenLog(t testing.TB, s *store.Store, now time.Time) {
+	t.Helper()
+	origin := audit.NewOrigin("broker.acme.test")
+	_, public, err := audit.NewLogKey(origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := audit.Record{Kind: audit.LogOpened, Log: &audit.LogFacts{Origin: origin}}.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: "1"}, Algorithm: "EdDSA", Published: now, Signs: now}
+	if err := s.OpenLog(t.Context(), origin, public, key, first); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -257,3 +257,25 @@ func (w *world) askAt(t *testing.T, ask broker.Ask, at time.Time) *broker.Reques
 	}
 	return r
 }
+
+// Vouching stores the signature counter of the voucher's passkey, so that a clone
+// of it is noticed later.
+func TestVouchingAdvancesTheCounter(t *testing.T) {
+	w := peopleWorld(t, signedPolicy)
+	ben := w.enrols(t, "ben", noon)
+	later := noon.Add(tomorrow)
+	cleo := w.enrols(t, "cleo", later)
+	voucher := broker.Self(approver("ben", later), later)
+	s, err := w.sessions.PrepareVouch(t.Context(), voucher, "login/cleo", cleo.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ben.Counter = 6
+	if err := w.sessions.Vouch(t.Context(), voucher, "login/cleo", cleo.ID, signedBy(t, ben, s)); err != nil {
+		t.Fatal(err)
+	}
+	account, err := w.sessions.Account(t.Context(), voucher)
+	if err != nil || len(account.Passkeys) != 1 || account.Passkeys[0].SignCount != ben.Counter {
+		t.Errorf("got account %+v, %v, want the counter %d", account, err, ben.Counter)
+	}
+}

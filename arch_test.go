@@ -42,7 +42,7 @@ var ours = map[string][]string{
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
-	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit"},
+	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/service":          {"internal/config", "server", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
 	"internal/mutate":           {},

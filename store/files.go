@@ -13,6 +13,19 @@ import (
 // scheme is how the URL of a store begins.
 const scheme = "sqlite:"
 
+// ParseURL returns the path of the database that a store's URL names, such as
+// "sqlite:broker.db".
+func ParseURL(u string) (path string, err error) {
+	path, ok := strings.CutPrefix(u, scheme)
+	if !ok || path == "" {
+		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
+	}
+	return path, nil
+}
+
+// URL returns the URL of the database at a path.
+func URL(path string) string { return scheme + path }
+
 // FilePath returns the path of a database that is given as a URL or as a path.
 func FilePath(urlOrPath string) string { return strings.TrimPrefix(urlOrPath, scheme) }
 
@@ -27,8 +40,8 @@ func IsDatabase(start []byte) bool { return strings.HasPrefix(string(start), sql
 
 // sqlitePath returns the absolute path of a sqlite: URL.
 func sqlitePath(u string) (string, error) {
-	path, ok := strings.CutPrefix(u, scheme)
-	if !ok || path == "" || strings.HasPrefix(path, "//") {
+	path, err := ParseURL(u)
+	if err != nil || strings.HasPrefix(path, "//") {
 		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
 	}
 	abs, err := filepath.Abs(path)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"accessbroker.internal/store"
 )
 
 // A checker turns a document into a Config and collects the mistakes.
@@ -109,12 +111,12 @@ func (c *checker) text(key, text string) string {
 
 func (c *checker) storage() {
 	f := &c.d.file
-	path, ok := strings.CutPrefix(string(f.Store), "sqlite:")
-	if !ok || path == "" {
+	path, err := store.ParseURL(string(f.Store))
+	if err != nil {
 		c.report("store", "write sqlite:/path/to/broker.db")
 	}
 	path = c.path(path)
-	c.cfg.Store = "sqlite:" + path
+	c.cfg.Store = store.URL(path)
 	c.cfg.CheckpointFile = cmp.Or(c.path(f.Server.Checkpoint), path+".checkpoint")
 	if f.Policies == "" {
 		c.report("policies", "write the folder of the policies")

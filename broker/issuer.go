@@ -73,6 +73,13 @@ type Inspector interface {
 	Inspect(ctx context.Context, token string) (LeaseID, error)
 }
 
+// An Owner recognises its leases, so that a start can detect a removed or replaced
+// issuer that has leases to end.
+type Owner interface {
+	// Owns reports whether this issuer can end the lease.
+	Owns(l Lease) bool
+}
+
 // A Describer describes its credentials for approvers.
 type Describer interface {
 	// Describe returns what a credential with these scopes and parameters can

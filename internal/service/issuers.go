@@ -115,7 +115,7 @@ func (s *Service) checkOrphanedLeases(ctx context.Context, issuers map[string]br
 // so reading the newest leases is enough.
 func (s *Service) foreignLease(ctx context.Context, issuer broker.Issuer, of store.Active, now time.Time) (foreign *broker.Lease, err error) {
 	const newest = 100
-	owner, ok := issuer.(interface{ Owns(broker.Lease) bool })
+	owner, ok := issuer.(broker.Owner)
 	if !ok {
 		return nil, nil
 	}

@@ -31,7 +31,7 @@ import (
 // Options are the operator's settings and the surroundings of one broker.
 type Options struct {
 	Config *config.Config
-	Getenv func(string) string // for reloads; nil: an empty environment
+	Getenv func(string) string // for reloads and the AWS issuers' own credentials; nil: an empty environment
 	Log    *slog.Logger
 
 	// Listeners are served in addition to those of the operator's file.

@@ -90,7 +90,7 @@ func Conform(t *testing.T, issuer broker.Issuer, l broker.Lease, e *broker.Entit
 		l.Handle = handle
 	}
 	checkCredential(t, c, l)
-	if owner, ok := issuer.(interface{ Owns(broker.Lease) bool }); !ok || !owner.Owns(l) {
+	if owner, ok := issuer.(broker.Owner); !ok || !owner.Owns(l) {
 		t.Errorf("the issuer does not own its lease with the handle %q", l.Handle)
 	}
 	if d, ok := issuer.(broker.Describer); !ok || e != nil && d.Describe(e, l.Scopes, l.Parameters) == "" {

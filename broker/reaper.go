@@ -104,7 +104,7 @@ func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, e
 		}
 		done++
 		group.Go(func() error {
-			_ = r.revokeInBackground(ctx, p, clock.now()) // an end that cannot be recorded is queued
+			r.endInBackground(ctx, p, clock.now())
 			if call && !pace.record(p.issuerDown(), clock.now()) {
 				stop.Store(true)
 			}
@@ -155,25 +155,23 @@ func (r *reaper) due(ctx context.Context, issuer string, limit int, now time.Tim
 // outcome recorded. If recording fails, the revocation is queued and the error
 // returned.
 func (r *reaper) endLease(ctx context.Context, l *Lease, how string, by Identity, reason string, now time.Time) error {
-	return r.revoke(ctx, newPendingRevocation(l, how, by, reason), startClock(now))
+	p, clock := newPendingRevocation(l, how, by, reason), startClock(now)
+	r.call(ctx, p, clock)
+	return r.record(ctx, p, clock)
 }
 
-// revokeInBackground is revoke for leases that no caller waits for. It yields to
-// others: a few write at a time, and none while the store is failing.
-func (r *reaper) revokeInBackground(ctx context.Context, p *pendingRevocation, now time.Time) error {
+// endInBackground ends a lease that no caller waits for. It yields to others: a few
+// write at a time, and none while the store is failing. An end that is not recorded
+// is queued.
+func (r *reaper) endInBackground(ctx context.Context, p *pendingRevocation, now time.Time) {
 	clock := startClock(now)
 	r.call(ctx, p, clock)
 	if !r.queue.writable(now) {
 		r.queue.enqueue(p)
-		return errUnrecorded
+		return
 	}
 	defer r.writes.pass()()
-	return r.record(ctx, p, clock)
-}
-
-func (r *reaper) revoke(ctx context.Context, p *pendingRevocation, clock clock) error {
-	r.call(ctx, p, clock)
-	return r.record(ctx, p, clock)
+	_ = r.record(ctx, p, clock) // record has logged and queued it
 }
 
 // call has the issuer end the credential, unless it already did. It continues after

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"bytes"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -58,9 +57,6 @@ const maxPendingRevocations = 50_000
 // writeEvery is how often a write is tried while the store fails: at every pass
 // of the reaper, whose ticks are not exact.
 const writeEvery = reapEvery / 2
-
-// errUnrecorded means that a write was not tried because one failed just before.
-var errUnrecorded = errors.New("nothing can be recorded at present")
 
 // enqueue adds or replaces a pending revocation. It returns false if the queue
 // is full.

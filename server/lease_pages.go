@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -91,10 +92,10 @@ func count(query url.Values, name string) int {
 func killed(revoking, expiring int) string {
 	var parts []string
 	if revoking > 0 {
-		parts = append(parts, plural(revoking, "credential is", "credentials are")+" being revoked.")
+		parts = append(parts, fmt.Sprintf(plural(revoking, "%d credential is being revoked.", "%d credentials are being revoked."), revoking))
 	}
 	if expiring > 0 {
-		parts = append(parts, plural(expiring, "credential", "credentials")+" cannot be revoked and "+verb(expiring, "expires by itself.", "expire by themselves."))
+		parts = append(parts, fmt.Sprintf(plural(expiring, "%d credential cannot be revoked and expires by itself.", "%d credentials cannot be revoked and expire by themselves."), expiring))
 	}
 	if len(parts) == 0 {
 		return "There were no live credentials."
@@ -102,9 +103,8 @@ func killed(revoking, expiring int) string {
 	return strings.Join(parts, " ")
 }
 
-func plural(n int, one, many string) string { return strconv.Itoa(n) + " " + verb(n, one, many) }
-
-func verb(n int, one, many string) string {
+// plural returns the sentence for one thing or for several.
+func plural(n int, one, many string) string {
 	if n == 1 {
 		return one
 	}

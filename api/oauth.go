@@ -133,7 +133,7 @@ type Metadata struct {
 	IntrospectionAuth      []string `json:"introspection_endpoint_auth_methods_supported"`
 	RevocationAuth         []string `json:"revocation_endpoint_auth_methods_supported"`
 	SubjectTypes           []string `json:"subject_types_supported"`
-	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported"`
+	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported,omitempty"`
 	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify with this document
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`

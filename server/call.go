@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"mime"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -240,11 +239,7 @@ func (c *call) readBody(mediaType string) error {
 	if len(body) == 0 {
 		return nil
 	}
-	got, parameters, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	if err != nil || got != mediaType || (parameters["charset"] != "" && !strings.EqualFold(parameters["charset"], "utf-8")) {
-		return refuse(errMediaType, "send "+mediaType)
-	}
-	return nil
+	return checkMediaType(c.r.Header.Values("Content-Type"), mediaType)
 }
 
 // identify authenticates the caller. It is the only place that verifies proofs.

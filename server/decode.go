@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/url"
 	"slices"
 	"strings"
@@ -21,6 +22,27 @@ const (
 	maxDepth = 8        // of nested JSON values
 	maxForm  = 96       // parameters of a form
 )
+
+// checkMediaType checks that the Content-Type is the wanted media type. It ignores the
+// type's parameters: neither JSON (RFC 8259, section 11) nor forms define any, and a
+// common client library always declares ISO-8859-1 for forms. Every body is read as
+// UTF-8, and a body in another encoding is refused when it is decoded.
+func checkMediaType(contentType []string, want string) error {
+	switch {
+	case len(contentType) == 0 || contentType[0] == "":
+		return refuse(errMediaType, "the Content-Type is missing: send "+want)
+	case len(contentType) > 1:
+		return refuse(errMediaType, "send one Content-Type")
+	}
+	got, _, err := mime.ParseMediaType(contentType[0])
+	switch {
+	case err != nil:
+		return refuse(errMediaType, "the Content-Type is malformed: send "+want+" without parameters")
+	case got != want:
+		return refuse(errMediaType, fmt.Sprintf("the Content-Type is %s: send %s", quote(got), want))
+	}
+	return nil
+}
 
 // decodeJSON decodes exactly one JSON object into a struct. It is strict, so that two
 // parsers never read the same bytes differently: it refuses unknown and duplicate
@@ -161,7 +183,7 @@ func parseForm(body []byte) (form, error) {
 		}
 		list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
 		for _, value := range list {
-			if !utf8.ValidString(value) {
+			if !utf8.ValidString(name) || !utf8.ValidString(value) {
 				return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is not UTF-8", quote(name)))
 			}
 		}

@@ -32,7 +32,10 @@ func (s *Server) jwks(c *call) (reply, error) {
 
 // metadata returns the metadata of RFC 8414, with the fields that OpenID Connect
 // Discovery requires: clouds use it to find the keys of workload tokens. There is no
-// authorization endpoint, because no one logs in to get a token.
+// authorization endpoint, because no one logs in to get a token. The required
+// response_types_supported must not be empty (section 3.2). Its value tells clouds that
+// the tokens which they verify have the form of ID tokens, as in the documents of other
+// issuers of workload tokens.
 func (s *Server) metadata(*call) (reply, error) {
 	pages := ""
 	if s.cfg.People != nil {
@@ -46,7 +49,7 @@ func (s *Server) metadata(*call) (reply, error) {
 		RevocationEndpoint:     s.url("/oauth2/revoke"),
 		JWKSURI:                s.url("/oauth2/jwks"),
 		GrantTypes:             []string{api.GrantTokenExchange, api.GrantClientCredentials},
-		ResponseTypes:          []string{},
+		ResponseTypes:          []string{"id_token"},
 		TokenAuthMethods:       methods,
 		IntrospectionAuth:      methods,
 		RevocationAuth:         methods,

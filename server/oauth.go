@@ -128,9 +128,12 @@ func (s *Server) issueToken(c *call) (*broker.Issued, error) {
 
 // readTokenAsk reads an ask from a form.
 func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
+	scopes, err := parseScope(c.form.get("scope"))
+	if err != nil {
+		return broker.Ask{}, err
+	}
 	ask := broker.Ask{
-		Scopes: strings.Fields(c.form.get("scope")), Justification: c.form.get("justification"),
-		Ticket: c.form.get("ticket"), SourceIP: c.from,
+		Scopes: scopes, Justification: c.form.get("justification"), Ticket: c.form.get("ticket"), SourceIP: c.from,
 	}
 	for name, into := range map[string]*time.Duration{"ttl": &ask.TTL, "duration": &ask.Duration} {
 		text := c.form.get(name)
@@ -144,13 +147,26 @@ func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 		*into = d.Std()
 	}
 	rules := s.cfg.Broker.Rules()
-	var err error
 	may := func(entitlement string) bool {
 		return s.cfg.Broker.MayAsk(c.r.Context(), c.caller(), entitlement)
 	}
 	ask.Token, ask.Resource = true, c.form.get("resource")
 	ask.Entitlement, err = target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes, may)
 	return ask, err
+}
+
+// parseScope returns the scope tokens of a scope parameter; none if it is empty. Single
+// spaces separate the tokens, and no other character does (RFC 6749, section 3.3): two
+// parsers must not read the same text as different scopes.
+func parseScope(scope string) ([]string, error) {
+	if scope == "" {
+		return nil, nil
+	}
+	list := strings.Split(scope, " ")
+	if slices.Contains(list, "") {
+		return nil, refuse(broker.ErrInvalidScope, "separate scopes by single spaces, without a space at the start or the end")
+	}
+	return list, nil
 }
 
 // target returns the name of the entitlement that a call requests. RFC 8693 allows
@@ -165,6 +181,8 @@ func target(catalogue broker.Catalogue, audience, resource, scopes []string, may
 		return "", refuse(broker.ErrInvalidRequest, "name the entitlement in audience, or the audience of its tokens in resource")
 	case len(audience) == 0:
 		return byResource(catalogue, resource[0], scopes, may)
+	case strings.ContainsAny(audience[0], ":/"): // no entitlement has such a name
+		return "", refuse(broker.ErrInvalidTarget, "audience is the name of an entitlement: use resource for the URL of a service")
 	}
 	return audience[0], nil
 }
@@ -174,7 +192,7 @@ func target(catalogue broker.Catalogue, audience, resource, scopes []string, may
 func byResource(catalogue broker.Catalogue, resource string, scopes []string, may func(string) bool) (string, error) {
 	// RFC 8693, section 2.1: an absolute URI without a fragment.
 	if u, err := url.Parse(resource); err != nil || !u.IsAbs() || strings.Contains(resource, "#") {
-		return "", refuse(broker.ErrInvalidTarget, "resource is not an absolute URI without a fragment")
+		return "", refuse(broker.ErrInvalidTarget, "resource is not an absolute URI without a fragment: use audience for the name of an entitlement")
 	}
 	var found []string
 	for name, e := range catalogue {
@@ -225,7 +243,10 @@ func (s *Server) checkPoll(c *call, r *broker.Request) error {
 	if a := c.form["resource"]; len(a) > 0 && !slices.Equal(a, []string{e.Audience}) {
 		return refuse(broker.ErrInvalidTarget, "the request is for another resource")
 	}
-	scopes := strings.Fields(c.form.get("scope"))
+	scopes, err := parseScope(c.form.get("scope"))
+	if err != nil {
+		return err
+	}
 	slices.Sort(scopes)
 	if len(scopes) > 0 && !slices.Equal(scopes, r.Scopes) {
 		return refuse(broker.ErrInvalidScope, "the request is for other scopes")

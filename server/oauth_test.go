@@ -97,6 +97,17 @@ func TestTokenEndpointErrors(t *testing.T) {
 		{"unpermitted", strings.Replace(exchange, agent, other, 1) + "&audience=tickets&scope=tickets:read", 400, "invalid_target", api.Denied},
 		{"too many scopes", exchange + "&audience=tickets&scope=tickets:read+tickets:close", 400, "invalid_scope", api.Denied},
 		{"unknown scope", exchange + "&audience=tickets&scope=tickets:burn", 400, "invalid_scope", api.InvalidScope},
+		{"tab between scopes", exchange + "&audience=tickets&scope=tickets:read%09tickets:read", 400, "invalid_scope", api.InvalidScope},
+		{"newline between scopes", exchange + "&audience=tickets&scope=tickets:read%0Atickets:read", 400, "invalid_scope", api.InvalidScope},
+		{"non-breaking space between scopes", exchange + "&audience=tickets&scope=tickets:read%C2%A0tickets:read", 400, "invalid_scope", api.InvalidScope},
+		{"comma between scopes", exchange + "&audience=tickets&scope=tickets:read,tickets:read", 400, "invalid_scope", api.InvalidScope},
+		{"two spaces between scopes", exchange + "&audience=tickets&scope=tickets:read++tickets:close", 400, "invalid_scope", api.InvalidScope},
+		{"space before the scope", exchange + "&audience=tickets&scope=+tickets:read", 400, "invalid_scope", api.InvalidScope},
+		{"newline after the scope", exchange + "&audience=tickets&scope=tickets:read%0A", 400, "invalid_scope", api.InvalidScope},
+		{"only a space as scope", exchange + "&audience=tickets&scope=+", 400, "invalid_scope", api.InvalidScope},
+		{"URL as audience", exchange + "&audience=https://tickets.acme.test&scope=tickets:read", 400, "invalid_target", api.InvalidTarget},
+		{"URN as audience", exchange + "&audience=urn:acme:tickets&scope=tickets:read", 400, "invalid_target", api.InvalidTarget},
+		{"name as resource", exchange + "&resource=tickets&scope=tickets:read", 400, "invalid_target", api.InvalidTarget},
 		{"no scope", exchange + "&audience=tickets", 400, "invalid_scope", api.InvalidScope},
 		{"repeated", exchange + "&audience=tickets&scope=tickets:read&scope=tickets:read", 400, "invalid_request", api.InvalidRequest},
 		{"ttl zero", exchange + "&audience=tickets&scope=tickets:read&ttl=0s", 400, "invalid_request", api.InvalidTTL},
@@ -117,6 +128,22 @@ func TestTokenEndpointErrors(t *testing.T) {
 				t.Errorf("Cache-Control: %s", got)
 			}
 		})
+	}
+}
+
+// A target in the wrong parameter is answered with the right one.
+func TestTargetHint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	for sent, want := range map[string]string{
+		"audience=https://tickets.acme.test": "use resource",
+		"audience=api://tickets":             "use resource",
+		"resource=tickets":                   "use audience",
+	} {
+		resp := w.do("POST", "/oauth2/token", "application/x-www-form-urlencoded", "grant_type=client_credentials&scope=tickets:read&"+sent, "Authorization", "Bearer "+agent)
+		if text := w.body(resp); resp.StatusCode != 400 || !strings.Contains(string(text), want) {
+			t.Errorf("%s: got %s %s", sent, resp.Status, text)
+		}
 	}
 }
 

@@ -143,7 +143,7 @@ func (cfg *Config) setDefaults() {
 		cfg.Metrics = NewMetrics(Build{}, Gauges{})
 	}
 	if cfg.Algorithms == nil {
-		cfg.Algorithms = func() []string { return []string{} }
+		cfg.Algorithms = func() []string { return nil }
 	}
 	if cfg.DrainTimeout == 0 {
 		cfg.DrainTimeout = 20 * time.Second

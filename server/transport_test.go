@@ -37,7 +37,15 @@ func TestTransportErrors(t *testing.T) {
 		{"method of an open route", "POST", "/healthz", "", "", nil, 405, api.MethodNotAllowed},
 		{"media type", "POST", "/v1/requests", "text/plain", "{}", me, 415, api.UnsupportedMediaType},
 		{"no media type", "POST", "/v1/requests", "", "{}", me, 415, api.UnsupportedMediaType},
-		{"charset", "POST", "/v1/requests", "application/json; charset=utf-16", "{}", me, 415, api.UnsupportedMediaType},
+		{"two media types", "POST", "/v1/requests", "application/json, application/json", "{}", me, 415, api.UnsupportedMediaType},
+		{"two Content-Types", "POST", "/v1/requests", "application/json", "{}", append([]string{"Content-Type", "application/json"}, me...), 415, api.UnsupportedMediaType},
+		{"malformed charset", "POST", "/v1/requests", "application/json; charset", "{}", me, 415, api.UnsupportedMediaType},
+		{"two charsets", "POST", "/v1/requests", "application/json; charset=utf-8; charset=utf-16", "{}", me, 415, api.UnsupportedMediaType},
+		{"problem", "POST", "/v1/requests", "application/problem+json", "{}", me, 415, api.UnsupportedMediaType},
+		{"JSON that is not UTF-8", "POST", "/v1/requests", "application/json; charset=ISO-8859-1", "{\"entitlement\":\"tickets\",\"justification\":\"caf\xe9\"}", me, 400, api.InvalidRequest},
+		{"JSON in UTF-16", "POST", "/v1/requests", "application/json; charset=utf-16", "\x00{\x00}", me, 400, api.InvalidRequest},
+		{"form that is not UTF-8", "POST", "/oauth2/token", "application/x-www-form-urlencoded; charset=ISO-8859-1", "grant_type=client_credentials&justification=caf%E9", nil, 400, api.InvalidRequest},
+		{"form with a name that is not UTF-8", "POST", "/oauth2/token", "application/x-www-form-urlencoded; charset=ISO-8859-1", "caf%E9=1", nil, 400, api.InvalidRequest},
 		{"form on /v1", "POST", "/v1/requests", "application/x-www-form-urlencoded", "a=b", me, 415, api.UnsupportedMediaType},
 		{"JSON on /oauth2", "POST", "/oauth2/token", "application/json", "{}", nil, 415, api.UnsupportedMediaType},
 		{"too large", "POST", "/v1/requests", "application/json", big, me, 413, api.TooLarge},
@@ -74,6 +82,43 @@ func TestTransportErrors(t *testing.T) {
 	}
 	if !strings.Contains(w.log.String(), "msg=panic") || !strings.Contains(w.log.String(), "code=internal") {
 		t.Error("the panic is not logged")
+	}
+}
+
+// The charset parameter has no effect: bodies are UTF-8.
+func TestCharsetIsIgnored(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	const form = "grant_type=client_credentials&audience=tickets&scope=tickets:read&justification=caf%C3%A9"
+	const ask = `{"entitlement":"tickets","scopes":["tickets:read"],"justification":"café"}`
+	for _, parameters := range []string{
+		"", ";charset=ISO-8859-1", "; charset=utf-8", "; charset=UTF-8", `; charset="utf-8"`, ";CHARSET=us-ascii", "; charset=windows-1252", ";", "; q=1",
+	} {
+		for path, body := range map[string][2]string{"/oauth2/token": {"application/x-www-form-urlencoded", form}, "/v1/credentials": {"Application/JSON", ask}} {
+			if resp := w.do("POST", path, body[0]+parameters, body[1], "Authorization", "Bearer "+agent); resp.StatusCode >= 300 {
+				t.Errorf("%s with %s%s: got %s %s", path, body[0], parameters, resp.Status, w.body(resp))
+			}
+		}
+	}
+}
+
+// The message of an unsupported media type names the type that was sent and the type to
+// send, which differ.
+func TestMediaTypeMessage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	for sent, want := range map[string]string{
+		"":                         "the Content-Type is missing: send application/json",
+		"text/plain":               `the Content-Type is "text/plain": send application/json`,
+		"application/problem+json": `the Content-Type is "application/problem+json": send application/json`,
+		"application/json; =":      "the Content-Type is malformed: send application/json without parameters",
+		"json":                     `the Content-Type is "json": send application/json`,
+	} {
+		resp := w.do("POST", "/v1/requests", sent, "{}", "Authorization", "Bearer "+agent)
+		var problem api.Problem
+		if err := json.Unmarshal(w.body(resp), &problem); err != nil || problem.Detail != want {
+			t.Errorf("%q: got %q, %v", sent, problem.Detail, err)
+		}
 	}
 }
 

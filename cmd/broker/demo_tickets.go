@@ -91,7 +91,7 @@ func (t *ticketAPI) verify(ctx context.Context, text string) ([]string, error) {
 	if token.Header["typ"] != "at+jwt" {
 		return nil, errors.New("not an access token")
 	}
-	return strings.Fields(claims.Scope), nil
+	return strings.Split(claims.Scope, " "), nil
 }
 
 // keyIn finds a P-256 key in a JWK Set (RFC 7517).

@@ -33,7 +33,7 @@ func BenchmarkJWT(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			t, err := parseToken(all[i%tokens])
 			check(b, err)
-			check(b, w.verifier.check(t, all[i%tokens], trust, now))
+			check(b, w.verifier.check(t, trust, now))
 		}
 	})
 	b.Run("cached", func(b *testing.B) {

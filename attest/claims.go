@@ -48,17 +48,17 @@ func (c personClaims) text(name string) (string, error) {
 }
 
 // seconds returns a claim that must be a NumericDate, or the zero time if it is
-// absent.
+// absent or null.
 func (c personClaims) seconds(name string) (time.Time, error) {
 	value, ok := c.raw[name]
-	if !ok {
+	if !ok || string(value) == "null" {
 		return time.Time{}, nil
 	}
-	var n float64
-	if err := json.Unmarshal(value, &n); err != nil || n < 0 || n > 1<<40 {
-		return time.Time{}, fmt.Errorf("the claim %q is not a time in seconds", name)
+	at, err := numericDate(value)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("the claim %q is %w", name, err)
 	}
-	return time.Unix(int64(n), 0).UTC(), nil
+	return at.UTC(), nil
 }
 
 // groups returns the values of the groups claim and whether the claim is present.

@@ -1,15 +1,10 @@
 package attest
 
 import (
-	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"io"
-	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -25,8 +20,11 @@ type token struct {
 	alg, kid  string
 	id        spiffeid.ID
 	audience  string
-	expires   time.Time
+	expires   time.Time // in whole seconds
 	notBefore time.Time // the later of nbf and iat; zero if there is neither
+
+	signed    string // what the signature covers: header and claims, encoded
+	signature []byte
 }
 
 // jwtFailure returns a Failure for a JWT-SVID.
@@ -34,16 +32,16 @@ func jwtFailure(cause Cause, detail string) error {
 	return &Failure{broker.MethodJWTSVID, cause, detail}
 }
 
-// parseToken parses a JWT-SVID as strictly as the specification allows. go-jose
-// parses it again to check the signature. parseToken therefore rejects everything
-// that two parsers may read differently: duplicate members, unknown header
-// fields, base64 with padding or line ends, and numbers that are not integers.
+// parseToken parses a JWT-SVID as strictly as the specification allows. A resource
+// server or a proxy may parse the same token. parseToken therefore rejects
+// everything that two parsers may read differently: duplicate members, unknown
+// header fields, and base64 with padding or line ends.
 func parseToken(compact string) (token, error) {
-	header, claims, err := split(compact)
+	var t token
+	header, claims, err := t.split(compact)
 	if err != nil {
 		return token{}, err
 	}
-	var t token
 	if err := t.readHeader(header); err != nil {
 		return token{}, err
 	}
@@ -55,13 +53,14 @@ func parseToken(compact string) (token, error) {
 
 // split decodes the compact serialization, the only one that JWT-SVID, section
 // 5.1, allows. The JSON serializations may carry several signatures.
-func split(compact string) (header, claims []byte, err error) {
-	parts := strings.Split(compact, ".")
-	if len(parts) != 3 {
+func (t *token) split(compact string) (header, claims []byte, err error) {
+	first, last := strings.IndexByte(compact, '.'), strings.LastIndexByte(compact, '.')
+	if first == last || strings.IndexByte(compact[first+1:last], '.') >= 0 {
 		return nil, nil, jwtFailure(CauseMalformed, "the JWT-SVID is not in JWS compact serialization: send three parts with a dot between them")
 	}
+	t.signed = compact[:last]
 	var decoded [3][]byte
-	for i, part := range parts {
+	for i, part := range [...]string{compact[:first], compact[first+1 : last], compact[last+1:]} {
 		// RFC 7515, section 2: base64url without padding. Strict and the check for
 		// line ends, which Go's decoder skips, leave one encoding per token.
 		decoded[i], err = base64.RawURLEncoding.Strict().DecodeString(part)
@@ -69,15 +68,8 @@ func split(compact string) (header, claims []byte, err error) {
 			return nil, nil, jwtFailure(CauseMalformed, "a part of the JWT-SVID is empty or not base64url (RFC 7515, section 2): check whether the token was truncated or changed in transit")
 		}
 	}
+	t.signature = decoded[2]
 	return decoded[0], decoded[1], nil
-}
-
-// algorithms lists the algorithms of JWT-SVID, section 2.1. It must never contain
-// none or HMAC (RFC 8725, section 2.1).
-var algorithms = map[string]bool{
-	"RS256": true, "RS384": true, "RS512": true,
-	"ES256": true, "ES384": true, "ES512": true,
-	"PS256": true, "PS384": true, "PS512": true,
 }
 
 // readHeader parses the JOSE header. JWT-SVID, section 2, allows only alg, kid and
@@ -88,46 +80,71 @@ func (t *token) readHeader(raw []byte) error {
 	if err != nil {
 		return jwtFailure(CauseMalformed, "the header of the JWT-SVID "+err.Error())
 	}
-	for name := range header {
-		if name != "alg" && name != "kid" && name != "typ" {
+	typ := "JWT"
+	for _, m := range header {
+		switch m.name {
+		case "alg":
+			t.alg = text(m.value)
+		case "kid":
+			t.kid = text(m.value)
+		case "typ":
+			typ = text(m.value)
+		default:
 			return jwtFailure(CauseMalformed, "the header of the JWT-SVID may have only alg, kid and typ (JWT-SVID, section 2)")
 		}
 	}
-	if t.alg = text(header["alg"]); !algorithms[t.alg] {
+	if _, ok := algorithms[t.alg]; !ok {
 		return jwtFailure(CauseAlgorithm, "sign the JWT-SVID with RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384 or PS512 (JWT-SVID, section 2.1)")
 	}
-	if typ, ok := header["typ"]; ok && text(typ) != "JWT" && text(typ) != "JOSE" {
+	if typ != "JWT" && typ != "JOSE" {
 		return jwtFailure(CauseMalformed, "the typ of the JWT-SVID must be JWT or JOSE, or absent (JWT-SVID, section 2.3)")
 	}
-	if t.kid = text(header["kid"]); t.kid == "" {
+	if t.kid == "" {
 		return jwtFailure(CauseMalformed, "the header of the JWT-SVID has no kid: it must name the signing key")
 	}
 	return nil
 }
 
+// claimSet holds the claims that the broker reads, as JSON. Absent ones are nil.
+type claimSet struct{ sub, aud, exp, nbf, iat []byte }
+
 func (t *token) readClaims(raw []byte) error {
-	claims, err := members(raw)
+	list, err := members(raw)
 	if err != nil {
 		return jwtFailure(CauseMalformed, "the payload of the JWT-SVID "+err.Error())
 	}
-	// The broker does not use iss and jti, but go-jose rejects other types than
-	// strings. Without this check the error would blame the signature.
-	for _, name := range []string{"iss", "jti"} {
-		if raw, ok := claims[name]; ok && raw[0] != '"' {
-			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID is not a string (RFC 7519, section 4.1)")
+	var c claimSet
+	for _, m := range list {
+		switch m.name {
+		case "sub":
+			c.sub = m.value
+		case "aud":
+			c.aud = m.value
+		case "exp":
+			c.exp = m.value
+		case "nbf":
+			c.nbf = m.value
+		case "iat":
+			c.iat = m.value
+		case "iss", "jti":
+			// The broker does not use them, but parsers differ on other types than
+			// strings.
+			if m.value[0] != '"' {
+				return jwtFailure(CauseMalformed, "the "+m.name+" of the JWT-SVID is not a string (RFC 7519, section 4.1)")
+			}
 		}
 	}
-	if err := t.readSubject(claims["sub"]); err != nil {
+	if err := t.readSubject(c.sub); err != nil {
 		return err
 	}
-	if err := t.readAudience(claims["aud"]); err != nil {
+	if err := t.readAudience(c.aud); err != nil {
 		return err
 	}
-	return t.readTimes(claims)
+	return t.readTimes(c)
 }
 
 // readSubject parses the SPIFFE ID in sub (JWT-SVID, section 3.1).
-func (t *token) readSubject(raw json.RawMessage) error {
+func (t *token) readSubject(raw []byte) error {
 	id, err := workloadID(text(raw))
 	if err != nil {
 		return jwtFailure(CauseSPIFFEID, "the sub of the JWT-SVID "+err.Error())
@@ -138,11 +155,16 @@ func (t *token) readSubject(raw json.RawMessage) error {
 
 // readAudience requires exactly one audience. The specification (section 3.2)
 // only recommends it, but any other audience could replay the token here.
-func (t *token) readAudience(raw json.RawMessage) error {
+func (t *token) readAudience(raw []byte) error {
 	t.audience = text(raw)
-	var list []string
-	if len(raw) > 0 && raw[0] == '[' && json.Unmarshal(raw, &list) == nil && len(list) == 1 {
-		t.audience = list[0]
+	if len(raw) > 0 && raw[0] == '[' {
+		list := inside(raw)
+		if list.more() {
+			t.audience = text(list.value())
+		}
+		if list.more() {
+			t.audience = ""
+		}
 	}
 	if t.audience == "" {
 		return jwtFailure(CauseAudience, "the JWT-SVID must have exactly one audience: fetch one for the broker's audience alone")
@@ -150,119 +172,27 @@ func (t *token) readAudience(raw json.RawMessage) error {
 	return nil
 }
 
-func (t *token) readTimes(claims map[string]json.RawMessage) error {
-	exp, err := seconds(claims["exp"])
-	if err != nil || exp.IsZero() {
-		return jwtFailure(CauseMalformed, "the JWT-SVID needs an exp in whole seconds (JWT-SVID, section 3.3)")
+// readTimes reads exp, nbf and iat. It rounds exp down to the second, to which leases
+// and other parsers count. A token is never valid longer than its issuer said.
+func (t *token) readTimes(c claimSet) error {
+	exp, err := numericDate(c.exp)
+	if err != nil {
+		return jwtFailure(CauseMalformed, "the JWT-SVID needs an exp in seconds (JWT-SVID, section 3.3; RFC 7519, section 2)")
 	}
-	t.expires = exp
-	for _, name := range []string{"nbf", "iat"} {
-		at, err := seconds(claims[name])
+	t.expires = exp.Truncate(time.Second)
+	for _, claim := range []struct {
+		name string
+		raw  []byte
+	}{{"nbf", c.nbf}, {"iat", c.iat}} {
+		if claim.raw == nil {
+			continue
+		}
+		at, err := numericDate(claim.raw)
 		if err != nil {
-			return jwtFailure(CauseMalformed, "the "+name+" of the JWT-SVID must be in whole seconds (RFC 7519, section 2)")
+			return jwtFailure(CauseMalformed, "the "+claim.name+" of the JWT-SVID must be in seconds (RFC 7519, section 2)")
 		}
 		if at.After(t.notBefore) {
 			t.notBefore = at
-		}
-	}
-	return nil
-}
-
-// seconds parses a NumericDate (RFC 7519, section 2) that is an integer, because
-// parsers round fractions and exponents differently. It returns the zero time if
-// raw is nil.
-func seconds(raw json.RawMessage) (time.Time, error) {
-	if raw == nil {
-		return time.Time{}, nil
-	}
-	n, err := strconv.ParseUint(string(raw), 10, 40)
-	if err != nil {
-		return time.Time{}, err
-	}
-	return time.Unix(int64(n), 0), nil
-}
-
-// text returns the value of a JSON string, or "" for any other JSON.
-func text(raw json.RawMessage) string {
-	var s string
-	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
-		return ""
-	}
-	return s
-}
-
-// Errors of members. They must not quote the input, which may be a secret.
-var (
-	errNotObject = errors.New("is not a JSON object")
-	errDuplicate = errors.New("has a member twice (RFC 7519, section 4)")
-	errTooDeep   = errors.New("is nested too deeply")
-)
-
-// maxDepth limits the nesting of claims.
-const maxDepth = 16
-
-// members returns the members of a JSON object. It rejects duplicate members at
-// every depth, because parsers disagree on which one counts.
-func members(raw []byte) (map[string]json.RawMessage, error) {
-	if !utf8.Valid(raw) {
-		return nil, errNotObject
-	}
-	return object(raw, maxDepth)
-}
-
-func object(raw []byte, depth int) (map[string]json.RawMessage, error) {
-	if depth == 0 {
-		return nil, errTooDeep
-	}
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if first, err := dec.Token(); err != nil || first != json.Delim('{') {
-		return nil, errNotObject
-	}
-	found := map[string]json.RawMessage{}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return nil, errNotObject
-		}
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return nil, errNotObject
-		}
-		if _, twice := found[name.(string)]; twice {
-			return nil, errDuplicate
-		}
-		if err := distinct(value, depth-1); err != nil {
-			return nil, err
-		}
-		found[name.(string)] = value
-	}
-	if _, err := dec.Token(); err != nil {
-		return nil, errNotObject
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, errNotObject
-	}
-	return found, nil
-}
-
-// distinct returns an error if an object in raw has duplicate members.
-func distinct(raw json.RawMessage, depth int) error {
-	if depth == 0 {
-		return errTooDeep
-	}
-	switch raw[0] {
-	case '{':
-		_, err := object(raw, depth)
-		return err
-	case '[':
-		var list []json.RawMessage
-		if err := json.Unmarshal(raw, &list); err != nil {
-			return errNotObject
-		}
-		for _, value := range list {
-			if err := distinct(value, depth-1); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -54,6 +54,15 @@ func claims(old, fresh string) string {
 	return strings.Replace(goodClaims, old, fresh, 1)
 }
 
+// many returns n claims.
+func many(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf(`"c%d":%d`, i, i)
+	}
+	return strings.Join(list, ",")
+}
+
 func header(rest string) string { return `{"alg":"ES256","kid":"%k"` + rest + `}` }
 
 var forms = []form{
@@ -65,6 +74,12 @@ var forms = []form{
 	{"no iat", goodHeader, claims(`"iat":%n,`, ``), ""},
 	{"other claims", goodHeader, claims(`"iat"`, `"a":{"b":[{"c":1},{"c":1}]},"iat"`), ""},
 
+	{"fractions", goodHeader, claims(`%n,"exp":%n+60`, `%n.25,"nbf":%n.5,"exp":%n+60.75`), ""},
+	{"exponents", goodHeader, claims(`%n`, `1.7e9`), ""},
+	{"one hour, by a clock that is ahead", goodHeader, claims(`%n,"exp":%n+60`, `%n+5,"exp":%n+3605`), ""},
+	{"a whole character", goodHeader, claims(`{`, `{"a":"\ud83d\ude00 \\ud800 \n",`), ""},
+	{"many claims", goodHeader, claims(`{`, `{`+many(200)+`,`), ""},
+
 	{"expired", goodHeader, claims(`%n+60`, `%n-1`), CauseExpired},
 	{"expired this second", goodHeader, claims(`%n+60`, `%n+0`), CauseExpired},
 	{"nbf to come", goodHeader, claims(`"iat":%n`, `"nbf":%n+35`), CauseNotYetValid},
@@ -73,8 +88,17 @@ var forms = []form{
 	{"no exp", goodHeader, claims(`,"exp":%n+60`, ``), CauseMalformed},
 	{"exp null", goodHeader, claims(`%n+60`, `null`), CauseMalformed},
 	{"exp text", goodHeader, claims(`%n+60`, `"%n+60"`), CauseMalformed},
-	{"exp fraction", goodHeader, claims(`%n+60`, `%n+60.5`), CauseMalformed},
-	{"exp exponent", goodHeader, claims(`%n+60`, `9e9`), CauseMalformed},
+	{"exp exponent", goodHeader, claims(`%n+60`, `9e9`), CauseLifetime},
+	{"exp fraction of this second", goodHeader, claims(`%n+60`, `%n.999999`), CauseExpired},
+	{"exp hexadecimal", goodHeader, claims(`%n+60`, `0x7fffffff`), CauseMalformed},
+	{"exp infinite", goodHeader, claims(`%n+60`, `1e999`), CauseMalformed},
+	{"iat fraction to come", goodHeader, claims(`"iat":%n`, `"iat":%n+31.5`), CauseNotYetValid},
+	{"iat negative", goodHeader, claims(`"iat":%n`, `"iat":-1.5`), CauseMalformed},
+	{"iat null", goodHeader, claims(`"iat":%n`, `"iat":null`), CauseMalformed},
+	{"a number beyond every parser", goodHeader, claims(`{`, `{"a":[1e999],`), CauseMalformed},
+	{"half a character", goodHeader, claims(`{`, `{"a":"\ud800",`), CauseMalformed},
+	{"the other half of a character", goodHeader, claims(`{`, `{"a":{"\udc00":1},`), CauseMalformed},
+	{"two first halves of a character", goodHeader, claims(`{`, `{"a":"\ud83d\ud83d\ude00",`), CauseMalformed},
 	{"exp too large", goodHeader, claims(`%n+60`, `99999999999999999999`), CauseMalformed},
 	{"exp negative", goodHeader, claims(`%n+60`, `-1`), CauseMalformed},
 	{"nbf text", goodHeader, claims(`"iat":%n`, `"nbf":"%n"`), CauseMalformed},
@@ -104,6 +128,7 @@ var forms = []form{
 
 	{"jti a number", goodHeader, claims(`{`, `{"jti":7,`), CauseMalformed},
 	{"iss null", goodHeader, claims(`{`, `{"iss":null,`), CauseMalformed},
+	{"one of many claims twice", goodHeader, claims(`{`, `{`+many(200)+`,"c7":1,`), CauseMalformed},
 	{"sub twice", goodHeader, claims(`{`, `{"sub":"spiffe://acme.test/operator",`), CauseMalformed},
 	{"sub twice, once escaped", goodHeader, claims(`{`, `{"\u0073ub":"spiffe://acme.test/operator",`), CauseMalformed},
 	{"duplicate member in a claim", goodHeader, claims(`{`, `{"a":[{"b":1,"b":2}],`), CauseMalformed},
@@ -149,6 +174,10 @@ func TestJWTForms(t *testing.T) {
 // fill replaces the placeholders of a form.
 func (w *world) fill(s string, now time.Time) string {
 	kid, _ := w.ca.JWTAuthority()
+	return fillForm(s, kid, now)
+}
+
+func fillForm(s, kid string, now time.Time) string {
 	s = strings.ReplaceAll(s, "%k", kid)
 	for strings.Contains(s, "%n") {
 		at := strings.Index(s, "%n")
@@ -274,8 +303,8 @@ func TestJWTBounds(t *testing.T) {
 	claims := func(exp time.Duration) string {
 		return strings.Replace(w.fill(goodClaims, now), fmt.Sprint(now.Unix()+60), fmt.Sprint(now.Add(exp).Unix()), 1)
 	}
-	w.checkToken(t, w.sign(w.fill(goodHeader, now), claims(MaxLifetime)), now, "")
-	w.checkToken(t, w.sign(w.fill(goodHeader, now), claims(MaxLifetime+time.Second)), now, CauseLifetime)
+	w.checkToken(t, w.sign(w.fill(goodHeader, now), claims(MaxLifetime+Leeway)), now, "")
+	w.checkToken(t, w.sign(w.fill(goodHeader, now), claims(MaxLifetime+Leeway+time.Second)), now, CauseLifetime)
 	long := func(n int) string {
 		return strings.Replace(claims(time.Minute), "agent/triage", strings.Repeat("a", n-len("spiffe://acme.test/")), 1)
 	}

@@ -156,6 +156,8 @@ func (p *provider) newSession(ctx context.Context, d *discovered, l *login, toke
 		return broker.NewSession{}, err
 	case l.Fresh && authTime.Before(l.Begun.Add(-iatLeeway)):
 		return broker.NewSession{}, errors.New("the provider did not authenticate the person again (auth_time)") // Core, section 3.1.2.1
+	case authTime.After(now.Add(iatLeeway)):
+		return broker.NewSession{}, errors.New("the login happened in the future (auth_time): compare the clocks of the provider and the broker")
 	}
 	who, tokens, err := p.identity(ctx, d, id, c, token, now)
 	if err != nil {

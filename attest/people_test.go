@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -45,6 +46,31 @@ func TestLogin(t *testing.T) {
 	fresh, tokens, err := p.people.Refresh(t.Context(), who, in.Tokens, p.now.Add(time.Minute))
 	if err != nil || !fresh.Person.Claimed.Equal(p.now.Add(time.Minute)) || !fresh.Person.Login.Equal(p.now) || len(tokens) == 0 {
 		t.Errorf("Refresh: got %+v, %v", fresh.Person, err)
+	}
+}
+
+// A NumericDate may have a fraction (RFC 7519, section 2), and the provider's clock may
+// be ahead.
+func TestPeopleReadFractionsOfSeconds(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	ahead := p.now.Add(5 * time.Second)
+	fraction := func(at time.Time) json.Number { return json.Number(fmt.Sprintf("%d.75", at.Unix())) }
+	p.claims["iat"], p.claims["nbf"], p.claims["auth_time"], p.claims["exp"] = fraction(ahead), fraction(ahead), fraction(ahead), fraction(p.now.Add(time.Minute))
+	in, err := p.login(false, nil)
+	if err != nil || in.Who.Person.Login.Unix() != ahead.Unix() || in.Who.Proof.Expires.Unix() != p.now.Add(time.Minute).Unix() {
+		t.Errorf("login: got %+v, %v", in.Who, err)
+	}
+	word, err := p.people.LogoutToken(t.Context(), "login", p.sign(map[string]any{
+		"iss": p.URL, "aud": "broker", "iat": fraction(ahead), "exp": fraction(p.now.Add(time.Minute)), "jti": "1", "sub": "ana",
+		"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
+	}, "logout+jwt"), p.now)
+	if err != nil || word.Issued.Unix() != ahead.Unix() {
+		t.Errorf("logout token: got %+v, %v", word, err)
+	}
+	p.claims["auth_time"] = nil
+	if in, err := p.login(false, nil); err != nil || !in.Who.Person.Login.IsZero() {
+		t.Errorf("auth_time null: got %+v, %v", in.Who, err)
 	}
 }
 
@@ -92,6 +118,7 @@ func TestFinishRejectsLogin(t *testing.T) {
 		"a malformed auth_time":     claim("auth_time", "now"),
 		"a negative auth_time":      claim("auth_time", -1),
 		"a huge auth_time":          claim("auth_time", 1e13),
+		"an auth_time to come":      claim("auth_time", time.Now().Add(2*time.Minute).Unix()),
 		"a long session":            claim("sid", strings.Repeat("x", 256)),
 		"another key":               func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "1"} },
 		"an unknown key":            func(p *provider, _ url.Values) { p.signWith = jose.JSONWebKey{Key: other, KeyID: "2"} },
@@ -117,6 +144,7 @@ func TestFinishRejectsLogin(t *testing.T) {
 	}
 	wants := map[string]string{ // part of the error
 		"a malformed auth_time": `claim "auth_time" is not a time`, "a negative auth_time": `claim "auth_time" is not a time`, "a huge auth_time": `claim "auth_time" is not a time`,
+		"an auth_time to come":          `(auth_time)`,
 		"another state":                 `(state)`,
 		"no state":                      `(state)`,
 		"two states":                    `state of the response is repeated`,

@@ -29,6 +29,7 @@ var ours = map[string][]string{
 	"broker":                    {"audit"},
 	"broker/session":            {"broker", "audit"},
 	"attest":                    {"broker", "audit"}, // audit for Digest, the type of a proof's hash
+	"attest/jwks":               {"internal/strictjson"},
 	"attest/localca":            {},
 	"policy":                    {"broker", "audit"},
 	"issuers/token":             {"broker", "audit"},
@@ -45,6 +46,7 @@ var ours = map[string][]string{
 	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/service":          {"internal/config", "server", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
+	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
 		"internal/config", "internal/service", "internal/devworld", "agent", "api", "policy", "audit", "audit/verify",

@@ -51,7 +51,7 @@ func (s *Server) metadata(*call) (reply, error) {
 		GrantTypes:             []string{api.GrantTokenExchange, api.GrantClientCredentials},
 		ResponseTypes:          []string{"id_token"},
 		TokenAuthMethods:       methods,
-		IntrospectionAuth:      methods,
+		IntrospectionAuth:      append(methods, "Bearer"), // the type of an access token (RFC 8414, section 2): a JWT-SVID
 		RevocationAuth:         methods,
 		SubjectTypes:           []string{"public"},
 		IDTokenSigningAlgs:     s.cfg.Algorithms(),

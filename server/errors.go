@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"accessbroker.internal/api"
@@ -156,7 +157,17 @@ func blameClient(ctx context.Context, err error) error {
 // problem returns the answer to a failed call on /v1 (RFC 9457).
 func (c *call) problem(err error) reply {
 	row, body := errorRowOf(err), c.problemOf(err)
-	return reply{status: row.status, code: row.code(), body: body, mediaType: "application/problem+json", header: row.header(refusalOf(err))}
+	header := row.header(refusalOf(err))
+	switch {
+	case row.status == http.StatusUnauthorized && !c.hasCredentials():
+		// RFC 6750, section 3.1: no error without authentication information.
+		header.Set("WWW-Authenticate", challenge("", ""))
+	case row.status == http.StatusUnauthorized:
+		header.Set("WWW-Authenticate", challenge("invalid_token", body.Detail))
+	case row.status == http.StatusForbidden && row.oauth == "access_denied" && c.route.audience != UI:
+		header.Set("WWW-Authenticate", challenge("insufficient_scope", withReasons(body.Detail, body.Reasons)))
+	}
+	return reply{status: row.status, code: row.code(), body: body, mediaType: "application/problem+json", header: header}
 }
 
 func (c *call) problemOf(err error) api.Problem {
@@ -199,8 +210,13 @@ func (c *call) oauthError(err error) reply {
 		body.Interval = int(pollInterval / time.Second)
 	}
 	header := row.header(refusal)
-	if status != http.StatusUnauthorized {
-		header.Del("WWW-Authenticate")
+	if status == http.StatusUnauthorized && c.credentialsInBody() {
+		// RFC 6749, section 5.2, requires 401 only for the Authorization header. A
+		// challenge would keep some client libraries from reading the body.
+		status = http.StatusBadRequest
+	}
+	if status == http.StatusUnauthorized {
+		header.Set("WWW-Authenticate", challenge(name, body.Description))
 	}
 	return reply{status: status, code: row.code(), body: body, header: header}
 }
@@ -220,9 +236,6 @@ func denied(r broker.Refusal) string {
 
 func (row errorRow) header(r broker.Refusal) http.Header {
 	h := http.Header{}
-	if row.status == http.StatusUnauthorized {
-		h.Set("WWW-Authenticate", `Bearer realm="access broker"`)
-	}
 	if r.Retry <= 0 && (row.err == broker.ErrSlowDown || row.status == http.StatusServiceUnavailable) {
 		r.Retry = time.Second
 	}
@@ -239,17 +252,51 @@ func allowed(a *broker.Allowed) *api.Allowed {
 	return &api.Allowed{Scopes: a.Scopes, MaxTTL: api.Duration(a.MaxTTL)}
 }
 
-// asciiOnly replaces the characters that RFC 6749, section 5.2, does not allow in
-// an error_description.
-func asciiOnly(s string) string {
-	b := []byte(s)
-	for i, c := range b {
-		switch {
-		case c == '"':
-			b[i] = '\''
-		case c < 0x20 || c > 0x7e || c == '\\':
-			b[i] = '?'
-		}
+// challenge returns the value of WWW-Authenticate (RFC 6750, section 3), with the reason
+// unless name is empty: client libraries that find a challenge do not read the body.
+func challenge(name, description string) string {
+	value := `Bearer realm="access broker"`
+	if name != "" {
+		value += `, error="` + name + `", error_description="` + asciiOnly(description) + `"`
 	}
-	return string(b)
+	return value
+}
+
+// withReasons returns the detail of a denial with the policy's reasons.
+func withReasons(detail string, reasons []string) string {
+	if len(reasons) == 0 {
+		return detail
+	}
+	return detail + " (" + strings.Join(reasons, "; ") + ")"
+}
+
+// hasCredentials reports whether the call tried to authenticate.
+func (c *call) hasCredentials() bool {
+	return len(c.r.Header.Values("Authorization")) > 0 || c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0
+}
+
+// credentialsInBody reports whether the client authenticates with parameters of the
+// body (RFC 7521, section 4.2) and not with the Authorization header.
+func (c *call) credentialsInBody() bool {
+	return len(c.r.Header.Values("Authorization")) == 0 && (c.form.get("client_assertion") != "" || c.form.get("client_assertion_type") != "")
+}
+
+// maxDescription bounds an error_description, which may be part of a header.
+const maxDescription = 1000 // bytes
+
+// asciiOnly replaces the characters that RFC 6749, section 5.2, and RFC 6750, section 3,
+// do not allow in an error_description, and truncates the text.
+func asciiOnly(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '"':
+			return '\''
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < 0x20 || r > 0x7e || r == '\\':
+			return '?'
+		}
+		return r
+	}, s)
+	return s[:min(len(s), maxDescription)]
 }

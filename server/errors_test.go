@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/http/httptest"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -217,14 +218,18 @@ func TestOAuthErrors(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			c := &call{id: "x", proofIsSubject: test.subject}
+			c := &call{id: "x", r: httptest.NewRequest("POST", "/oauth2/token", nil), proofIsSubject: test.subject}
 			answer := c.oauthError(test.err)
 			body := answer.body.(api.OAuthError)
 			if body.Error != test.error || answer.status != test.status {
 				t.Errorf("got %d %s, want %d %s", answer.status, body.Error, test.status, test.error)
 			}
-			if challenge := answer.header.Get("WWW-Authenticate") != ""; challenge != (test.status == 401) {
-				t.Errorf("WWW-Authenticate with status %d: %t", test.status, challenge)
+			want := ""
+			if test.status == 401 {
+				want = `Bearer realm="access broker", error="` + test.error + `", error_description="` + body.Description + `"`
+			}
+			if got := answer.header.Get("WWW-Authenticate"); got != want {
+				t.Errorf("WWW-Authenticate: got %q, want %q", got, want)
 			}
 			if (body.Interval > 0) != (test.error == "authorization_pending") {
 				t.Errorf("interval %d", body.Interval)
@@ -233,9 +238,84 @@ func TestOAuthErrors(t *testing.T) {
 	}
 }
 
+// Client libraries that find a challenge do not read the body, so the challenge has the
+// reason (RFC 6750, section 3.1).
+func TestChallengeStatesReason(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	const form, jsonBody = "application/x-www-form-urlencoded", "application/json"
+	const credentials = "grant_type=client_credentials&audience=tickets&scope=tickets:read"
+	const bad = credentials + "&client_assertion=bad&client_assertion_type=" + api.AssertionTypeJWT
+	tests := []struct {
+		name, path, mediaType, body, bearer string
+		status                              int
+		challenge                           string // its error; "none": no error; empty: no challenge
+	}{
+		{"token, no proof", "/oauth2/token", form, credentials, "", 401, "invalid_client"},
+		{"token, bad bearer", "/oauth2/token", form, credentials, "bad", 401, "invalid_client"},
+		{"token, bad assertion", "/oauth2/token", form, bad, "", 400, ""},
+		{"token, bad assertion and bad bearer", "/oauth2/token", form, bad, "bad", 401, "invalid_client"},
+		{"token, assertion without type", "/oauth2/token", form, credentials + "&client_assertion=" + agent, "", 400, ""},
+		{"token, another client_id", "/oauth2/token", form, credentials + "&client_id=" + other, agent, 401, "invalid_client"},
+		{"introspection, no proof", "/oauth2/introspect", form, "token=x", "", 401, "invalid_client"},
+		{"introspection, bad bearer", "/oauth2/introspect", form, "token=x", "bad", 401, "invalid_client"},
+		{"introspection, bad assertion", "/oauth2/introspect", form, "token=x&client_assertion=bad&client_assertion_type=" + assertionSPIFFE, "", 400, ""},
+		{"revocation, bad bearer", "/oauth2/revoke", form, "token=x", "bad", 401, "invalid_client"},
+		{"API, no proof", "/v1/requests", jsonBody, "{}", "", 401, "none"},
+		{"API, bad bearer", "/v1/requests", jsonBody, "{}", "bad", 401, "invalid_token"},
+		{"API, denied", "/v1/requests", jsonBody, `{"entitlement":"tickets","scopes":["tickets:close"]}`, agent, 403, "insufficient_scope"},
+		{"API, session required", "/v1/requests/" + broker.NewRequestID(time.Now()).String() + "/approvals", jsonBody, `{"decision":"deny","digest":"` + strings.Repeat("0", 64) + `"}`, agent, 403, "insufficient_scope"},
+		{"API, invalid", "/v1/requests", jsonBody, `{}`, agent, 400, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var header []string
+			if test.bearer != "" {
+				header = []string{"Authorization", "Bearer " + test.bearer}
+			}
+			resp := w.do("POST", test.path, test.mediaType, test.body, header...)
+			text := w.body(resp)
+			var body struct {
+				Description string `json:"error_description"`
+				Detail      string
+				Reasons     []string
+			}
+			if err := json.Unmarshal(text, &body); err != nil || resp.StatusCode != test.status {
+				t.Fatalf("got %s %s, want %d", resp.Status, text, test.status)
+			}
+			want := `Bearer realm="access broker"`
+			switch test.challenge {
+			case "":
+				want = ""
+			case "none":
+			default:
+				want += `, error="` + test.challenge + `", error_description="` + asciiOnly(withReasons(body.Description+body.Detail, body.Reasons)) + `"`
+			}
+			if got := resp.Header.Get("WWW-Authenticate"); got != want {
+				t.Errorf("got the challenge %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+func TestDescriptionFitsHeader(t *testing.T) {
+	t.Parallel()
+	allowed := func(r rune) bool { return r == 0x20 || r == 0x21 || r >= 0x23 && r <= 0x5b || r >= 0x5d && r <= 0x7e }
+	for text, want := range map[string]string{
+		`say "no"\now`:              "say 'no'?now",
+		"a\r\nSet-Cookie: a\tb\x00": "a? Set-Cookie: a b?",
+		"größer \xff\x7f":           "gr??er ??",
+		strings.Repeat("x", 5000):   strings.Repeat("x", maxDescription),
+	} {
+		if got := asciiOnly(text); got != want || strings.ContainsFunc(got, func(r rune) bool { return !allowed(r) }) {
+			t.Errorf("%.40q: got %.40q, want %.40q", text, got, want)
+		}
+	}
+}
+
 func TestUnknownErrorsHaveNoDetail(t *testing.T) {
 	t.Parallel()
-	c := &call{s: &Server{external: &url.URL{}}, id: "0199-x"}
+	c := &call{s: &Server{external: &url.URL{}}, r: httptest.NewRequest("GET", "/", nil), id: "0199-x"}
 	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {
 		text, err := answer.encode()
 		if err != nil || strings.Contains(string(text), "hunter2") || answer.status != 500 {

@@ -66,6 +66,7 @@ const (
 	InvalidTarget        Code = "invalid_target"
 	UnsupportedGrantType Code = "unsupported_grant_type"
 	CrossOrigin          Code = "cross_origin"
+	Misdirected          Code = "misdirected_request"
 	MethodNotAllowed     Code = "method_not_allowed"
 	UnsupportedMediaType Code = "unsupported_media_type"
 	TooLarge             Code = "too_large"

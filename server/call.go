@@ -150,6 +150,9 @@ func (c *call) fail(err error) (answer reply) {
 // contain the proof; JSON bodies are read afterwards.
 func (c *call) run() (reply, error) {
 	defer c.leave()
+	if err := c.checkHost(); err != nil {
+		return reply{}, err
+	}
 	if c.route.foreign {
 		return c.route.run(c.s, c)
 	}

@@ -19,6 +19,7 @@ var (
 	errTooLarge    = errors.New(string(api.TooLarge))
 	errGrantType   = errors.New(string(api.UnsupportedGrantType))
 	errCrossOrigin = errors.New(string(api.CrossOrigin))
+	errMisdirected = errors.New(string(api.Misdirected))
 	errClientGone  = errors.New("client_gone")
 	errInternal    = errors.New(string(api.Internal))
 	errPanicked    = errors.New("a handler panicked")
@@ -94,6 +95,7 @@ var errorTable = []errorRow{
 	{broker.ErrInvalidTarget, 400, "invalid_target", "Invalid target", "name in audience an entitlement whose credentials are tokens (GET /v1/entitlements), or in resource the audience of exactly one entitlement with these scopes", clientFault},
 
 	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", clientFault},
+	{errMisdirected, 421, "invalid_request", "Misdirected request", "use the broker's external URL, or ask the operators to list this host in server.hosts", clientFault},
 	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, clientFault},
 	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", clientFault},
 	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", clientFault},
@@ -127,7 +129,7 @@ func (row errorRow) code() api.Code { return api.Code(row.err.Error()) }
 // for faults that any HTTP client should understand: overload and server errors.
 func (row errorRow) oauthStatus() int {
 	if row.status == http.StatusUnauthorized || row.status == http.StatusRequestEntityTooLarge ||
-		row.status == http.StatusMethodNotAllowed || row.status >= 500 || row.err == broker.ErrSlowDown || row.err == errMediaType {
+		row.status == http.StatusMethodNotAllowed || row.status == http.StatusMisdirectedRequest || row.status >= 500 || row.err == broker.ErrSlowDown || row.err == errMediaType {
 		return row.status
 	}
 	return http.StatusBadRequest

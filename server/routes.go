@@ -20,6 +20,7 @@ type route struct {
 	form     bool     // its body is the form of a page
 	script   bool     // a page's script calls it: errors are JSON, not pages
 	scans    bool     // it reads many rows and has a limit of its own
+	health   bool     // health checks of load balancers call it
 	foreign  bool     // a Handler: it reads its query and body and may authenticate late
 	query    []string // the accepted query parameters
 
@@ -76,8 +77,8 @@ func (s *Server) routes() []route {
 		{audience: Log, method: get, path: "/log/checkpoint", open: true, run: (*Server).checkpoint},
 
 		{method: get, path: "/openapi.json", open: true, run: (*Server).openAPI},
-		{method: get, path: "/healthz", open: true, run: (*Server).healthz},
-		{method: get, path: "/readyz", open: true, run: (*Server).readyz},
+		{method: get, path: "/healthz", open: true, health: true, run: (*Server).healthz},
+		{method: get, path: "/readyz", open: true, health: true, run: (*Server).readyz},
 	}
 	list = append(list, pages...)
 	if inserted != "" {

@@ -8,6 +8,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -66,7 +67,12 @@ type Config struct {
 	// has a path, everything is served below that path, too.
 	ExternalURL string
 
-	UIURL     string // the URL of the pages if it differs; its path must be the same
+	UIURL string // the URL of the pages if it differs; its path must be the same
+	// Hosts are further names, NAME or NAME:PORT, by which clients may address the
+	// broker. Calls to other hosts than these, those of the two URLs and the address of
+	// the listener are refused.
+	Hosts []string
+
 	TicketURL string // template of links to tickets, "https://tracker.acme.test/{ticket}"; empty: no links
 
 	Algorithms    func() []string // signing algorithms of Keys, for the metadata; nil: omitted
@@ -89,6 +95,7 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	external  *url.URL
+	hosts     hosts
 	limits    limits
 	failures  *failures
 	refreshes *refreshes
@@ -111,6 +118,14 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("the external URL %q must be a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
 	}
 	external.Path = strings.TrimSuffix(external.Path, "/")
+	pages, err := url.Parse(cmp.Or(cfg.UIURL, cfg.ExternalURL))
+	if err != nil {
+		return nil, fmt.Errorf("the URL of the pages %q is not valid: %w", cfg.UIURL, err)
+	}
+	own, err := newHosts([]*url.URL{external, pages}, cfg.Hosts)
+	if err != nil {
+		return nil, err
+	}
 	for _, h := range cfg.Handlers {
 		if err := h.check(); err != nil {
 			return nil, err
@@ -121,6 +136,7 @@ func New(cfg Config) (*Server, error) {
 	return &Server{
 		cfg:       cfg,
 		external:  external,
+		hosts:     own,
 		limits:    newLimits(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		failures:  newFailures(),
 		refreshes: newRefreshes(),

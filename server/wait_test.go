@@ -40,6 +40,7 @@ func countReads(t *testing.T, waiting, watching int) {
 	handler := w.Handler(API, UI)
 	call := func(method, path, header, proof string) *httptest.ResponseRecorder {
 		r, answer := httptest.NewRequestWithContext(ctx, method, path, nil), httptest.NewRecorder()
+		r.Host = "broker.acme.test:443"
 		r.Header.Set(header, proof)
 		handler.ServeHTTP(answer, r)
 		return answer

@@ -49,7 +49,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"world": world, "login": login, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits,
+			"world": world, "login": login, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits, "answers": answers,
 		},
 	})
 }
@@ -113,6 +113,20 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if got != args[0] {
 		ts.Fatalf("%s: got exit code %s, want %s", strings.Join(args[1:], " "), got, args[0])
+	}
+}
+
+// answers STATUS HOST URL checks the status of the answer to a call that names another
+// host than that of the URL, as a page does whose name was bound to this machine.
+func answers(ts *testscript.TestScript, _ bool, args []string) {
+	r, err := http.NewRequest(http.MethodGet, args[2], nil)
+	ts.Check(err)
+	r.Host = args[1]
+	resp, err := http.DefaultTransport.RoundTrip(r) // follows no redirect
+	ts.Check(err)
+	_ = resp.Body.Close()
+	if got := fmt.Sprint(resp.StatusCode); got != args[0] {
+		ts.Fatalf("%s at %s: got %s, want %s", args[2], args[1], got, args[0])
 	}
 }
 

@@ -27,6 +27,7 @@ type Config struct {
 	Path           string
 	ExternalURL    *url.URL
 	UIURL          *url.URL // of the pages
+	Hosts          []string // further names of the broker
 	Listeners      []Listener
 	Metrics        string // address, or "" for none
 	AdminSocket    string // path, or "" for none
@@ -158,6 +159,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		old, fresh any
 	}{
 		{"server.external_url", c.ExternalURL, fresh.ExternalURL},
+		{"server.hosts", c.Hosts, fresh.Hosts},
 		{"server.listeners", c.Listeners, fresh.Listeners},
 		{"server.metrics", c.Metrics, fresh.Metrics},
 		{"server.admin_socket", c.AdminSocket, fresh.AdminSocket},

@@ -156,6 +156,8 @@ func TestBadConfigs(t *testing.T) {
 	dir := sealedDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{
 		"not YAML":                      {"server:", "server: [", "broker.yaml:7:1: "},
+		"host that is a URL":            {"metrics:", "hosts: [\"https://broker.svc\"]\n  metrics:", `server.hosts.0: "https://broker.svc" is not a host`},
+		"host with a bad port":          {"metrics:", "hosts: [\"b.svc\", \"b.svc:65536\"]\n  metrics:", `server.hosts.1: "b.svc:65536" is not a host`},
 		"unknown key":                   {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
 		"wrong kind of value":           {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
 		"a list for a text":             {"policies: policies", "policies: [a]", "broker.yaml:14:"},

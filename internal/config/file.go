@@ -21,6 +21,7 @@ type file struct {
 
 type serverFile struct {
 	ExternalURL plain          `yaml:"external_url"`
+	Hosts       []plain        `yaml:"hosts"`
 	Listeners   []listenerFile `yaml:"listeners"`
 	Listen      string         `yaml:"listen"` // with tls and client_certs: one listener that serves everything
 	TLS         *tlsFile       `yaml:"tls"`

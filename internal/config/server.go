@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,6 +35,7 @@ func (c *checker) server() {
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
 	c.cfg.ExternalURL, c.cfg.UIURL, c.cfg.Metrics, c.cfg.AdminSocket = u, u, f.Metrics, c.path(f.AdminSocket)
+	c.hosts(f.Hosts)
 	if f.Metrics != "" {
 		c.address("server/metrics", f.Metrics)
 	}
@@ -57,6 +60,24 @@ func (c *checker) server() {
 	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.cfg.Signing.Algorithm) {
 		c.report("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
 	}
+}
+
+// hostForm is the form of a host name.
+var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$`)
+
+func (c *checker) hosts(list []plain) {
+	c.cfg.Hosts = toStrings(list)
+	for i, host := range c.cfg.Hosts {
+		u, err := url.Parse("https://" + host)
+		if err != nil || u.Host != host || !isPort(u.Port()) && u.Port() != "" || !hostForm.MatchString(u.Hostname()) && net.ParseIP(u.Hostname()) == nil {
+			c.report(fmt.Sprintf("server/hosts/%d", i), "%q is not a host: write a name, or a name and a port, such as broker.acme.svc:8443", host)
+		}
+	}
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0 && strconv.FormatUint(n, 10) == text
 }
 
 func (c *checker) address(key, address string) {

@@ -62,7 +62,14 @@ func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
 	mux.HandleFunc("GET /authorize", p.authorize)
 	mux.HandleFunc("POST /authorize", p.authorize)
 	mux.HandleFunc("POST /token", p.token)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 14}
+	own := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Host != w.Login { // a page whose name resolves to loopback: it must not choose a person
+			http.Error(rw, "misdirected request", http.StatusMisdirectedRequest)
+			return
+		}
+		mux.ServeHTTP(rw, r)
+	})
+	server := &http.Server{Handler: own, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 14}
 	group.Go(func() error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serving the login: %w", err)

@@ -81,7 +81,7 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 			return endpoints, fmt.Errorf("listening on %s: %w", address, err)
 		}
 		mux := http.NewServeMux()
-		mux.Handle("/metrics", s.metrics.Handler())
+		mux.Handle("/metrics", s.server.OnlyOwnHosts(s.metrics.Handler()))
 		mux.Handle("/", s.server.Handler())
 		endpoints = append(endpoints, endpoint{listener: l, handler: mux, server: s.server})
 	}

@@ -14,6 +14,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -222,6 +224,27 @@ func (s *Service) callersConfig() server.Config {
 	return c
 }
 
+// hosts returns the hosts by which clients may address the broker, besides its URLs:
+// those of the operator's file, and those of the listeners. A listener on all addresses
+// has no host of its own; the server accepts the address at which a client reached it.
+func (s *Service) hosts() []string {
+	list := slices.Clone(s.config.Hosts)
+	addresses := []string{s.config.Metrics}
+	for _, l := range slices.Concat(s.config.Listeners, s.options.Listeners) {
+		addresses = append(addresses, l.Address)
+	}
+	for _, address := range addresses {
+		host, service, err := net.SplitHostPort(address)
+		if ip := net.ParseIP(host); err != nil || host == "" || ip != nil && ip.IsUnspecified() {
+			continue
+		}
+		if port, err := net.LookupPort("tcp", service); err == nil {
+			list = append(list, net.JoinHostPort(host, strconv.Itoa(port)))
+		}
+	}
+	return list
+}
+
 func (s *Service) serverConfig(authenticate func(*http.Request, string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
@@ -229,7 +252,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, string) (broker.
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,
-		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
+		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
 		Checks: []server.Check{
 			{Name: "store", Check: s.store.Ping},

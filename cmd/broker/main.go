@@ -16,5 +16,6 @@ func main() {
 	// the process, so that the credential can be returned. Notify, unlike Ignore, does
 	// not affect child processes.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	os.Exit(run(ctx, os.Args[1:], terminal{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}))
+	own := new(memory)
+	os.Exit(run(ctx, os.Args[1:], terminal{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: own.getenv, protect: own.protect}))
 }

@@ -26,6 +26,7 @@ type terminal struct {
 	in       io.Reader
 	out, err io.Writer
 	getenv   func(string) string
+	protect  func(command string) error // protects the process's memory; nil in tests
 }
 
 // An app is one run of this program.
@@ -170,6 +171,11 @@ that anyone can verify records everything that is issued.
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "output format: text or json; for credentials also env, file or pgpass")
 	// Check the format first: a credential that can't be printed is lost.
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if a.protect != nil {
+			if err := a.protect(c.Name()); err != nil {
+				fmt.Fprintf(a.err, "broker: protecting the process's memory: %v\n", err)
+			}
+		}
 		if formats := formatsOf(c); !slices.Contains(formats, a.output) {
 			return usage("-o must be one of %s, not %q", strings.Join(formats, ", "), a.output)
 		}

@@ -35,6 +35,7 @@ type world struct {
 	sessions *session.Manager
 	outbox   *notify.Outbox
 	store    *store.Store
+	database string // the path of the store's file
 	rules    *broker.Rules
 }
 
@@ -130,13 +131,14 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
 	_, measured := t.(*testing.B)
-	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16, NoSync: !measured})
+	path := filepath.Join(t.TempDir(), "broker.db")
+	s, err := store.Open(t.Context(), store.Config{URL: store.URL(path), Reserve: 1 << 16, NoSync: !measured})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	check.OpenLog(t, s, noon)
-	w := &world{store: s}
+	w := &world{store: s, database: path}
 	if cfg.issuers == nil {
 		cfg.issuers = map[string]broker.Issuer{}
 	}

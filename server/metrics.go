@@ -21,6 +21,7 @@ type Gauges struct {
 	ReviewsOverdue   func() float64 // reviews of break-glass uses
 	AuditRecords     func() float64 // records in the log
 	AuditUnpublished func() float64 // records without a checkpoint
+	StoreFilesLost   func() float64 // 1 while the database files are not the ones that the broker opened
 	SVIDExpires      func() float64 // seconds until the broker's own SVID expires
 }
 
@@ -108,6 +109,7 @@ func (m *Metrics) read(g Gauges) {
 		{"approvals_pending", "Requests that wait for approval.", g.ApprovalsPending},
 		{"reviews_overdue", "Break-glass uses whose review is overdue.", g.ReviewsOverdue},
 		{"audit_unpublished", "Audit records that no checkpoint covers yet.", g.AuditUnpublished},
+		{"store_files_lost", "1 while the database files are not the ones that the broker opened.", g.StoreFilesLost},
 		{"svid_expires_seconds", "Time until the broker's own SVID expires.", g.SVIDExpires},
 	} {
 		if gauge.value != nil {

@@ -14,7 +14,7 @@ import (
 
 func fullMetrics() *Metrics {
 	one := func() float64 { return 1 }
-	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one})
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one})
 	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
@@ -45,7 +45,7 @@ func TestMetricNames(t *testing.T) {
 	for _, name := range strings.Fields(`requests_total decision_seconds approvals_pending approval_wait_seconds leases_issued_total
 		leases_active lease_ttl_seconds issue_seconds revocations_total revocation_lag_seconds leases_stuck audit_records_total
 		audit_unpublished attestation_failures_total commit_seconds commit_batch_size policy_revision_info config_reloads_total
-		svid_expires_seconds upstream_errors_total reviews_overdue notices_total http_requests_total http_request_seconds panics_total build_info`) {
+		svid_expires_seconds upstream_errors_total reviews_overdue notices_total store_files_lost http_requests_total http_request_seconds panics_total build_info`) {
 		if !strings.Contains(w.Body.String(), "# TYPE broker_"+name+" ") {
 			t.Errorf("broker_%s is missing", name)
 		}

@@ -27,9 +27,9 @@ const copyLog = "PRAGMA wal_checkpoint(PASSIVE)"
 // discover that writing works again.
 const retryWrite = time.Second
 
-// Run keeps commits short until ctx ends, and notices when a database that could
-// not be written can be written again. Without it, the store does the same work,
-// but some commits take longer.
+// Run keeps commits short until ctx ends, and notices when the files of the
+// database are lost, and when a database that could not be written can be written
+// again. Without it, the store does the same work, but some commits take longer.
 func (s *Store) Run(ctx context.Context) error {
 	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
@@ -38,7 +38,7 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if s.unwritable.Load() {
+			if s.checkFiles() == nil && s.unwritable.Load() {
 				_, _ = s.delete(ctx, "UPDATE head SET time = time") // its commit clears unwritable
 			}
 			continue

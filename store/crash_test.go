@@ -122,6 +122,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1) // it was to be killed
 	}
+	if path := os.Getenv(openPath); path != "" {
+		openOnce(path)
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

@@ -31,8 +31,9 @@ func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error
 func (s *Store) commit(group []*member) {
 	err := s.attempt(group)
 	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
-		s.w.reload(context.Background())
-		err = s.attempt(group)
+		if err = s.w.reload(context.Background()); err == nil {
+			err = s.attempt(group)
+		}
 	}
 	if err == nil {
 		return
@@ -83,6 +84,9 @@ func (f *failedMember) Error() string { return f.err.Error() }
 func (s *Store) attempt(group []*member) (err error) {
 	// The context of one member must not end the transaction of all.
 	ctx := context.Background()
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
 	w, start := s.w, time.Now()
 	w.reserve.restore(w.now())
 	s.degraded.Store(w.reserve.spent)
@@ -125,8 +129,11 @@ func (s *Store) attempt(group []*member) (err error) {
 	if err := w.commit(ctx, g.nonce); err != nil {
 		return err
 	}
-	// The point of no return: the group is durable.
+	// The point of no return: the group is durable, if the file is the database.
 	g.adopt(s)
+	if err := s.checkFiles(); err != nil {
+		return err
+	}
 	s.unwritable.Store(false)
 	s.cfg.Observe(Commit{Members: g.members, Records: len(g.entries), Took: time.Since(start)})
 	return nil

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
 	"sync/atomic"
@@ -27,8 +28,13 @@ type Config struct {
 	// the disk, so that a power cut can damage the database.
 	NoSync bool
 
+	// Existing makes Open fail, rather than create a database, if there is none.
+	Existing bool
+
 	// Observe, if not nil, is called after every commit. It must not block.
 	Observe func(Commit)
+
+	Log *slog.Logger // nil: no log
 }
 
 // A Commit describes one transaction of a group.
@@ -43,7 +49,11 @@ type Commit struct {
 // minute.
 type Store struct {
 	cfg      Config
+	before   inventory
 	lock     *os.File
+	database int    // the descriptor that holds the lock on the database itself; -1: none
+	locked   fileID // of that descriptor
+	presence presence
 	readers  *sql.DB
 	gets     [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue    queue
@@ -63,7 +73,8 @@ const (
 )
 
 // Open opens the database, and creates or migrates it if necessary. It locks the
-// database until Close; Open fails in a second process.
+// database until Close; Open fails in a second process. An Open that fails leaves
+// no new files behind.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	path, err := sqlitePath(cfg.URL)
 	if err != nil {
@@ -75,27 +86,30 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(Commit) {}
 	}
-	s := &Store{cfg: cfg, checkpoint: make(chan struct{}, 1)}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{cfg: cfg, database: -1, checkpoint: make(chan struct{}, 1)}
 	if err := s.open(ctx, path); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())
 	}
 	return s, nil
 }
 
 func (s *Store) open(ctx context.Context, path string) (err error) {
-	if s.lock, err = lockFile(path + ".lock"); err != nil {
+	if err := s.lockAndLook(path); err != nil {
 		return err
 	}
-	// SQLite would create the file with another mode, and its -wal and -shm
-	// files get the mode of the database.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	if s.cfg.Existing && s.before.fresh {
+		return errors.New("there is no database")
+	}
+	if s.database, s.locked, err = openDatabase(path); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if s.w, err = openWriter(ctx, path, s.cfg, s.presence.check); err != nil {
 		return err
 	}
-	if s.w, err = openWriter(ctx, path, s.cfg); err != nil {
+	if err := s.presence.remember(path, s.locked); err != nil {
 		return err
 	}
 	head := s.w.head
@@ -105,17 +119,39 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 }
 
 func (s *Store) openReaders(ctx context.Context, path string) (err error) {
-	if s.readers, err = sql.Open(driverName, dsn(path, "rw", "query_only(1)", "cache_size(-2048)")); err != nil {
+	if s.readers, err = openPool(dsn(path, "rw", "query_only(1)", "cache_size(-2048)", "schema_version"), s.presence.check); err != nil {
 		return err
 	}
 	s.readers.SetMaxOpenConns(maxReaders)
 	s.readers.SetMaxIdleConns(maxReaders)
+	if err := s.connectReaders(ctx); err != nil {
+		return err
+	}
 	for t := range s.gets {
 		if s.gets[t], err = s.readers.PrepareContext(ctx, "SELECT body FROM "+tables[t].name+" WHERE id = ?"); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// connectReaders opens all connections of the pool. They work even after the files
+// of the database are lost, when new ones can no longer be opened.
+func (s *Store) connectReaders(ctx context.Context) error {
+	var errs []error
+	var conns []*sql.Conn
+	for range maxReaders {
+		conn, err := s.readers.Conn(ctx)
+		if err != nil {
+			errs = append(errs, err)
+			break
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		errs = append(errs, conn.Close()) // returns it to the pool
+	}
+	return errors.Join(errs...)
 }
 
 // driverName is the name under which modernc.org/sqlite registers itself.
@@ -130,7 +166,10 @@ func dsn(path, mode string, pragmas ...string) string {
 
 // Close closes the store. It waits for Updates that have been called; later ones
 // fail. A second Close does nothing.
-func (s *Store) Close() error {
+func (s *Store) Close() error { return s.shutDown(func() error { return nil }) }
+
+// shutDown closes the store. Before it releases the locks, it calls closed.
+func (s *Store) shutDown(closed func() error) error {
 	if !s.queue.close() {
 		return nil
 	}
@@ -147,13 +186,23 @@ func (s *Store) Close() error {
 		errs = append(errs, s.w.close())
 	}
 	if s.lock != nil {
+		errs = append(errs, closed())
+	}
+	if s.database >= 0 {
+		errs = append(errs, closeDatabase(s.database))
+	}
+	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// Ping returns an error if the database cannot be reached.
+// Ping returns an error if the database cannot be reached, or if its files are not
+// the ones that the store opened.
 func (s *Store) Ping(ctx context.Context) error {
+	if err := s.checkFiles(); err != nil {
+		return err
+	}
 	if err := s.readers.PingContext(ctx); err != nil {
 		return unavailable("reaching the store", err)
 	}

@@ -18,7 +18,9 @@ import (
 // that it keeps in memory between groups. Only the leader of the queue uses it.
 type writer struct {
 	path    string
-	sync    string // SQLite's synchronous
+	sync    string       // SQLite's synchronous
+	present func() error // returns an error while the files of the database are lost
+	stale   bool         // the state below and the connection are not usable: reload comes first
 	db      *sql.DB
 	conn    *sql.Conn
 	stmts   map[string]*sql.Stmt // on conn
@@ -40,8 +42,8 @@ type writer struct {
 	fault func(step string, f func() error) error
 }
 
-func openWriter(ctx context.Context, path string, cfg Config) (*writer, error) {
-	w := &writer{path: path, sync: "FULL", now: time.Now, reserve: reserve{path: path + ".reserve", size: cfg.Reserve}}
+func openWriter(ctx context.Context, path string, cfg Config, present func() error) (*writer, error) {
+	w := &writer{path: path, sync: "FULL", present: present, now: time.Now, reserve: reserve{path: path + ".reserve", size: cfg.Reserve}}
 	if cfg.NoSync {
 		w.sync = "OFF"
 	}
@@ -65,8 +67,8 @@ func openWriter(ctx context.Context, path string, cfg Config) (*writer, error) {
 
 func (w *writer) connect(ctx context.Context) (err error) {
 	w.stmts = map[string]*sql.Stmt{}
-	w.db, err = sql.Open(driverName, dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
-		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)))
+	w.db, err = openPool(dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
+		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)), w.present)
 	if err != nil {
 		return err
 	}
@@ -251,7 +253,7 @@ func (w *writer) rollback() {
 // reset makes the writer usable again after a group that stopped halfway.
 func (w *writer) reset() {
 	w.rollback()
-	w.reload(context.Background())
+	_ = w.reload(context.Background()) // stale records a failure
 }
 
 // commit makes the transaction durable. A COMMIT that returns an error may have
@@ -262,7 +264,9 @@ func (w *writer) commit(ctx context.Context, nonce []byte) error {
 		return nil
 	}
 	w.rollback()
-	w.reload(ctx)
+	if lost := w.reload(ctx); lost != nil {
+		return lost
+	}
 	if string(w.nonce) == string(nonce) {
 		return nil
 	}
@@ -279,16 +283,23 @@ func (w *writer) step(name string, f func() error) error {
 
 // reload reads the state of the database, and retries for as long as it takes:
 // until it succeeds, the outcome of the last transaction is not known, and no
-// Update may return.
-func (w *writer) reload(ctx context.Context) {
+// Update may return. It returns an error only when the files of the database are
+// lost: whatever happened to the transaction, its records are lost with them.
+func (w *writer) reload(ctx context.Context) error {
 	err := w.load(ctx)
 	for pause := time.Millisecond; err != nil; pause = min(2*pause, time.Second) {
+		if lost := w.present(); lost != nil {
+			w.stale = true
+			return lost
+		}
 		time.Sleep(pause)
 		_ = w.close()
 		if err = w.connect(ctx); err == nil {
 			err = w.load(ctx)
 		}
 	}
+	w.stale = false
+	return nil
 }
 
 // Classes of errors of the database.

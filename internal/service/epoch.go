@@ -22,7 +22,7 @@ func NewEpoch(ctx context.Context, c *config.Config) (origin string, err error) 
 	if err != nil {
 		return "", err
 	}
-	db, err := store.Open(ctx, store.Config{URL: c.Store})
+	db, err := store.Open(ctx, store.Config{URL: c.Store, Existing: true})
 	if err != nil {
 		return "", err
 	}

@@ -72,9 +72,17 @@ func (s *Service) gauges() server.Gauges {
 		ReviewsOverdue:   func() float64 { return float64(s.counts.overdue.Load()) },
 		AuditRecords:     func() float64 { return float64(s.store.Head().Size) },
 		AuditUnpublished: func() float64 { return s.publisher.unpublished() },
+		StoreFilesLost:   func() float64 { return oneIf(s.store.FilesLost()) },
 	}
 	if s.config.WorkloadAPI != "" {
 		g.SVIDExpires = func() float64 { return s.trust.SVIDTimeLeft().Seconds() }
 	}
 	return g
+}
+
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }

@@ -30,7 +30,11 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	err := s.serve(ctx)
 	stopLoops()
-	return errors.Join(err, background.Wait(), s.Close())
+	end := s.Close
+	if !s.served {
+		end = s.discard
+	}
+	return errors.Join(err, background.Wait(), end())
 }
 
 // An endpoint is an open listener with its handler.
@@ -54,6 +58,7 @@ func (s *Service) serve(ctx context.Context) error {
 		}
 		return err
 	}
+	s.served = true
 	if s.options.Ready != nil {
 		s.options.Ready(listeners)
 	}

@@ -11,9 +11,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -75,6 +77,9 @@ type Service struct {
 	counts    counts
 	config    *config.Config // that the broker was started with
 
+	newCheckpoint bool // there was no checkpoint file before the start
+	served        bool // every listener was open
+
 	reload  sync.Mutex     // serializes reloads
 	current *config.Config // whose rules are in force; guarded by reload
 }
@@ -89,15 +94,18 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Close())
+			err = errors.Join(err, s.discard())
 		}
 	}()
+	if _, err := os.Lstat(o.Config.CheckpointFile); errors.Is(err, fs.ErrNotExist) {
+		s.newCheckpoint = true
+	}
 	s.metrics = server.NewMetrics(server.Build(ReadBuild()), s.gauges())
 	if s.sealer, err = broker.NewSealer(o.Config.SealKeys...); err != nil {
 		return nil, err
 	}
 	observe := func(c store.Commit) { s.metrics.Committed(c.Members, c.Took) }
-	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, NoSync: o.NoSync, Observe: observe}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, NoSync: o.NoSync, Observe: observe, Log: o.Log}); err != nil {
 		return nil, err
 	}
 	if s.publisher, err = openPublisher(ctx, s.store, s.sealer, o.Config, o.Log); err != nil {
@@ -128,6 +136,21 @@ func (s *Service) Close() error {
 		return nil
 	}
 	return s.store.Close()
+}
+
+// discard is Close for a start that was refused. It leaves no new database behind,
+// nor the checkpoint of one, with which the next start would be refused.
+func (s *Service) discard() error {
+	if s.store == nil {
+		return nil
+	}
+	err := s.store.Discard()
+	if s.store.Fresh() && s.newCheckpoint {
+		if removed := os.Remove(s.config.CheckpointFile); !errors.Is(removed, fs.ErrNotExist) {
+			err = errors.Join(err, removed)
+		}
+	}
+	return err
 }
 
 // Store returns the store.

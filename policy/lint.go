@@ -34,6 +34,10 @@ func lint(e *Engine, dir folder) []string {
 	l.checkDomains()
 	forbids := l.unconditionalForbids()
 	for _, r := range l.sorted() {
+		for _, d := range r.dead {
+			line, column := span{r.source, d.at, r.to}.at()
+			l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: d.text})
+		}
 		if r.permit {
 			l.checkPermit(r, forbids)
 		}

@@ -7,10 +7,11 @@
 //
 // Files: source.go reads the folder; groups.go, catalogue.go and names.go read
 // and check what policies refer to; rule.go loads one policy and obligation.go
-// its annotations; index.go finds the policies for a request; evaluation.go
-// builds what policies see; decide.go makes the decision and combine.go adds up
-// its obligations; lint.go warns; explain.go and scenario.go serve the authors
-// of policies.
+// its annotations; token.go, syntax.go and expr.go read its text, and
+// schemacheck.go and the type*.go files check it against the schema; index.go
+// finds the policies for a request; evaluation.go builds what policies see;
+// decide.go makes the decision and combine.go adds up its obligations; lint.go
+// warns; explain.go and scenario.go serve the authors of policies.
 package policy
 
 import (
@@ -70,7 +71,7 @@ func Load(in Inputs) (*Engine, error) {
 	if !slices.Contains(in.TrustDomains, in.HomeDomain) {
 		return nil, fmt.Errorf("loading policies: the home trust domain %q is not one of the trust domains %q: add it to attest.trust_domains", in.HomeDomain, in.TrustDomains)
 	}
-	validator, err := newValidator()
+	schema, err := compiledSchema()
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func Load(in Inputs) (*Engine, error) {
 	e.groups = loadGroups(dir.groups, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
 	checkLabels(in.Labels, e.known, &ps)
-	l := ruleLoader{known: e.known, catalogue: in.Catalogue, validator: validator, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
+	l := ruleLoader{known: e.known, catalogue: in.Catalogue, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
 	for _, src := range dir.cedar {
 		l.load(src)
 	}
@@ -116,10 +117,10 @@ func (e *Engine) compile(dir folder) error {
 	}
 	e.contents = map[string][]byte{schemaName: schemaText, catalogueName: catalogue, identitiesName: identities}
 	for _, src := range dir.cedar {
-		e.contents[src.name] = src.text
+		e.contents[src.name] = src.raw
 	}
 	if dir.groups != nil {
-		e.contents[groupsName] = dir.groups.text
+		e.contents[groupsName] = dir.groups.raw
 	}
 	e.files, e.revision = digests(e.contents)
 	e.warnings = lint(e, dir)

@@ -8,7 +8,6 @@ import (
 	"github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
-	"github.com/cedar-policy/cedar-go/x/exp/schema/validate"
 
 	"accessbroker.internal/broker"
 )
@@ -24,6 +23,7 @@ type rule struct {
 	principal constraint
 	resource  constraint
 	lasting   bool // see isLasting
+	dead      []deadClause
 }
 
 // A constraint is the requirement of a policy's head on the principal or the
@@ -99,9 +99,10 @@ func headActions(n ast.IsActionScopeNode) (numbers []int, unconstrained bool) {
 type ruleLoader struct {
 	known     *names
 	catalogue broker.Catalogue
-	validator *validate.Validator
+	schema    *cedarSchema
 	problems  *problems
 	rules     map[cedar.PolicyID]*rule
+	tokens    []token // of the policy that is checked
 }
 
 // load parses a source. A policy ends where the next one begins: cedar-go has no
@@ -112,28 +113,32 @@ func (l *ruleLoader) load(src *source) {
 		l.problems.add(parseProblem(src, err))
 		return
 	}
+	text, from := string(src.text), 0
 	for i, p := range list {
-		end := len(src.text)
+		end := len(text)
 		if i+1 < len(list) {
 			end = list[i+1].Position().Offset
 		}
-		l.add(p, span{src, p.Position().Offset, end})
+		if l.tokenize(src, text, from, end) {
+			l.add(p, span{src, p.Position().Offset, end})
+		}
+		from = end
+	}
+	if from < len(text) {
+		l.tokenize(src, text, from, len(text))
 	}
 }
 
-// parseProblem converts an error of the Cedar parser, which has the position
-// only in its text: `parser error: parse error at <input>:3:7 "x": …`.
-func parseProblem(src *source, err error) Problem {
-	p := Problem{File: src.name, Text: err.Error()}
-	_, after, found := strings.Cut(p.Text, "at <input>:")
-	if !found {
-		return p
+// tokenize reads the tokens of a part of the source. It reports text that is not Cedar
+// and returns whether there is none.
+func (l *ruleLoader) tokenize(src *source, text string, from, to int) bool {
+	tokens, problem := tokenize(l.tokens[:0], text, from, to)
+	l.tokens = tokens
+	if problem != nil {
+		line, column := span{src, problem.at, to}.at()
+		l.problems.add(Problem{File: src.name, Line: line, Column: column, Text: problem.text})
 	}
-	if n, _ := fmt.Sscanf(after, "%d:%d", &p.Line, &p.Column); n == 2 {
-		_, rest, _ := strings.Cut(after, " ")
-		p.Text = "Cedar syntax error near " + rest
-	}
-	return p
+	return problem == nil
 }
 
 // add checks one policy and adds it to the rules if it has no problem. It
@@ -239,17 +244,6 @@ func (l *ruleLoader) checkEntities(r *rule, tree *ast.Policy) {
 			return true
 		})
 	}
-}
-
-// checkSchema validates the policy in strict mode, which also rejects access to an
-// optional attribute without a "has" check. At run time such an access errs, and an
-// error denies every request that reaches the policy.
-func (l *ruleLoader) checkSchema(r *rule, tree *ast.Policy) {
-	err := l.validator.Policy("", tree)
-	if err == nil {
-		return
-	}
-	l.report(r, "does not match the schema: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // checkHead rejects permits that allow more than their author is likely to mean: all

@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/schema"
@@ -42,9 +43,15 @@ func actionNumber(a broker.Action) int { return slices.Index(actions, a) }
 
 var brokerSelf = types.NewEntityUID(typeBroker, "self")
 
-// newValidator compiles the embedded schema. It can only fail if the schema
+// A cedarSchema is the schema in the forms that check policies.
+type cedarSchema struct {
+	*schemaTypes
+	validator *validate.Validator
+}
+
+// compiledSchema compiles the embedded schema once. It can only fail if the schema
 // itself is wrong.
-func newValidator() (*validate.Validator, error) {
+var compiledSchema = sync.OnceValues(func() (*cedarSchema, error) {
 	var s schema.Schema
 	s.SetFilename("schema.cedarschema")
 	if err := s.UnmarshalCedar(schemaText); err != nil {
@@ -54,5 +61,5 @@ func newValidator() (*validate.Validator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolving the schema: %w", err)
 	}
-	return validate.New(resolved, validate.WithStrict()), nil
-}
+	return &cedarSchema{newSchemaTypes(resolved), validate.New(resolved, validate.WithStrict())}, nil
+})

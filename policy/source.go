@@ -74,9 +74,13 @@ func (ps problems) err() error {
 // A source is one file of the policy folder.
 type source struct {
 	name string
-	text []byte
+	raw  []byte // as the file has it
+	text []byte // without a byte order mark
 	code []byte // text with Cedar comments blanked, for searches
 }
+
+// byteOrderMark is how some editors start a UTF-8 file (RFC 3629, section 6).
+var byteOrderMark = []byte("\ufeff")
 
 // A span is the part of a source in [from, to), in bytes.
 type span struct {
@@ -188,9 +192,10 @@ func readSource(fsys fs.FS, name string) (*source, error) {
 	if !utf8.Valid(text) {
 		return nil, fmt.Errorf("%s is not UTF-8: save it as UTF-8", name)
 	}
-	src := &source{name: name, text: text, code: text}
+	src := &source{name: name, raw: text, text: bytes.TrimPrefix(text, byteOrderMark)}
+	src.code = src.text
 	if strings.HasSuffix(name, cedarSuffix) {
-		src.code = blankComments(text)
+		src.code = blankComments(src.text)
 	}
 	return src, nil
 }

@@ -1,0 +1,50 @@
+package policy
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// positionForm is the position in an error of the Cedar parser, which has it only in
+// its text: `parse error at <input>:3:7 "x": …` or `<input>:3:7: …`.
+var positionForm = regexp.MustCompile(`<input>:(\d+):(\d+):? *(.*)$`)
+
+// rangeForm is the parser's error for a number with more than 64 bits.
+var rangeForm = regexp.MustCompile(`parsing "-?(\d+)": value out of range`)
+
+// parseProblem converts an error of the Cedar parser.
+func parseProblem(src *source, err error) Problem {
+	p := Problem{File: src.name, Text: "Cedar syntax error: " + err.Error()}
+	if m := positionForm.FindStringSubmatch(err.Error()); m != nil {
+		p.Line, _ = strconv.Atoi(m[1])
+		p.Column, _ = strconv.Atoi(m[2])
+		p.Text = "Cedar syntax error near " + m[3]
+		if !strings.HasPrefix(m[3], `"`) {
+			p.Text = "Cedar syntax error: " + m[3]
+		}
+		return p
+	}
+	// The parser has no position for a number or a string that it can't convert.
+	tokens, _ := tokenize(nil, string(src.text), 0, len(src.text))
+	bad := func(t token) bool { return t.kind == stringToken && hasBadEscape(t.text) }
+	if m := rangeForm.FindStringSubmatch(err.Error()); m != nil {
+		bad = func(t token) bool { return t.kind == integerToken && t.text == m[1] }
+		p.Text = fmt.Sprintf("Cedar syntax error: the number %s does not fit into 64 bits", m[1])
+	}
+	for _, t := range tokens {
+		if bad(t) {
+			p.Line, p.Column = span{src, t.at, len(src.text)}.at()
+			break
+		}
+	}
+	return p
+}
+
+// escapeForm is an escape that Cedar allows in a string. \* is for patterns only.
+var escapeForm = regexp.MustCompile(`\\(?:[nrt\\0'"]|x[0-7][0-9a-fA-F]|u\{[0-9a-fA-F_]{1,8}\})`)
+
+func hasBadEscape(literal string) bool {
+	return strings.Contains(escapeForm.ReplaceAllString(literal, ""), `\`)
+}

@@ -20,6 +20,10 @@ const (
 	TokenTypeAccessToken   = "urn:ietf:params:oauth:token-type:access_token"
 )
 
+// ParametersDetail is the type of authorization details (RFC 9396) that hold the
+// parameters of the requested entitlement.
+const ParametersDetail = "urn:access-broker:parameters"
+
 // A TokenRequest is the form of POST /oauth2/token. With a SubjectToken it is a
 // token exchange (RFC 8693). Without one it is a client credentials grant (RFC
 // 6749, section 4.4), and the certificate of the connection or Client.Token proves
@@ -33,6 +37,7 @@ type TokenRequest struct {
 	Duration      Duration
 	Justification string
 	Ticket        string
+	Parameters    map[string]string
 	RequestID     string // collect an approved request; the other fields, except SubjectToken, are empty then
 }
 
@@ -55,6 +60,10 @@ func (r TokenRequest) form() url.Values {
 			form.Set(name, value)
 		}
 	}
+	if len(r.Parameters) > 0 {
+		details, _ := json.Marshal([]AuthorizationDetail{{ParametersDetail, r.Parameters}}) // strings always have an encoding
+		form.Set("authorization_details", string(details))
+	}
 	if r.TTL != 0 {
 		form.Set("ttl", r.TTL.String())
 	}
@@ -74,6 +83,10 @@ type TokenResponse struct {
 	Scope           string `json:"scope,omitempty"`
 	Lease           string `json:"lease"`      // extension: "lse_…", for an early return
 	RequestID       string `json:"request_id"` // extension: "req_…"
+
+	// AuthorizationDetails are the parameters of the token (RFC 9396, section 7),
+	// under the type that the client used, otherwise under the entitlement's name.
+	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
 }
 
 // A Token is a bearer token. It marshals to JSON unchanged, but prints and logs as
@@ -110,7 +123,7 @@ type Introspection struct {
 
 // An AuthorizationDetail holds the parameters of one entitlement.
 type AuthorizationDetail struct {
-	Type       string            `json:"type"` // the entitlement
+	Type       string            `json:"type"` // the entitlement, or ParametersDetail
 	Parameters map[string]string `json:"parameters"`
 }
 
@@ -136,6 +149,7 @@ type Metadata struct {
 	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported,omitempty"`
 	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify with this document
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
+	DetailTypes            []string `json:"authorization_details_types_supported"`
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
 	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: accepted audiences of a caller's JWT-SVID
 	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages where people log in

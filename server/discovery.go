@@ -57,6 +57,7 @@ func (s *Server) metadata(*call) (reply, error) {
 		IDTokenSigningAlgs:     s.cfg.Algorithms(),
 		Claims:                 []string{"aud", "exp", "iat", "iss", "jti", "sub"},
 		CertificateBoundTokens: true,
+		DetailTypes:            []string{api.ParametersDetail},
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,
 		Pages:                  pages,

@@ -16,7 +16,7 @@ type metadataField struct {
 	required bool
 }
 
-// metadataFields are the fields that RFC 8414, section 2, RFC 8705, section 3.3, and OpenID
+// metadataFields are the fields that RFC 8414, section 2, RFC 8705, section 3.3, RFC 9396, section 10, and OpenID
 // Connect Discovery, section 3, define, and the broker's extensions. The fields that
 // only an authorization endpoint needs are missing.
 var metadataFields = map[string]metadataField{
@@ -35,6 +35,7 @@ var metadataFields = map[string]metadataField{
 	"id_token_signing_alg_values_supported":         {"strings", false},
 	"claims_supported":                              {"strings", false},
 	"tls_client_certificate_bound_access_tokens":    {"bool", false},
+	"authorization_details_types_supported":         {"strings", false},
 	"jwt_svid_audiences":                            {"strings", false},
 	"pages":                                         {"url", false},
 }

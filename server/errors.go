@@ -29,7 +29,7 @@ var (
 type errorRow struct {
 	err    error
 	status int    // HTTP, on /v1
-	oauth  string // the error of RFC 6749 section 5.2, RFC 8693 section 2.2.2 or RFC 8628 section 3.5
+	oauth  string // the error of RFC 6749 section 5.2, RFC 8693 section 2.2.2, RFC 8628 section 3.5 or RFC 9396 section 5
 	title  string // what happened
 	advice string // what to do, unless the error carries better advice
 	fault  fault  // whose fault it is; sets the log level
@@ -58,7 +58,7 @@ var errorTable = []errorRow{
 	{broker.ErrInvalidRequest, 400, "invalid_request", "Invalid request", "compare the call with /openapi.json", clientFault},
 	{broker.ErrInvalidScope, 400, "invalid_scope", "Invalid scope", "name at least one scope that GET /v1/entitlements lists, each once", clientFault},
 	{broker.ErrInvalidTTL, 400, "invalid_request", "Invalid duration", "send a positive duration such as \"15m\", no longer than allowed", clientFault},
-	{broker.ErrInvalidParameter, 400, "invalid_request", "Invalid parameter", "send the parameters that GET /v1/entitlements describes", clientFault},
+	{broker.ErrInvalidParameter, 400, "invalid_authorization_details", "Invalid parameter", "send the parameters that GET /v1/entitlements describes", clientFault},
 	{broker.ErrJustificationRequired, 400, "invalid_request", "A justification is required", "state the reason in justification", clientFault},
 	{broker.ErrTicketRequired, 400, "invalid_request", "A ticket is required", "name the ticket in ticket", clientFault},
 	{broker.ErrBindingRequiresMTLS, 400, "invalid_request", "The token must be bound to a certificate", "call over TLS with an X.509-SVID", clientFault},

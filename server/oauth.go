@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"encoding/base64"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -27,6 +28,7 @@ import (
 // most OAuth libraries use this grant.
 //
 // audience names the entitlement, or resource names the audience of its tokens.
+// authorization_details (RFC 9396) has the entitlement's parameters.
 
 // assertionSPIFFE is the client_assertion_type of
 // draft-ietf-oauth-spiffe-client-auth.
@@ -90,11 +92,22 @@ func (s *Server) token(c *call) (reply, error) {
 	if kind != api.TokenTypeAccessToken && kind != api.TokenTypeJWT {
 		return reply{}, refuse(broker.ErrInvalidRequest, "requested_token_type must be "+api.TokenTypeAccessToken)
 	}
-	issued, err := s.issueToken(c)
+	if err := c.checkNarrowing(); err != nil {
+		return reply{}, err
+	}
+	details, err := parseDetails(c.form.get("authorization_details"))
+	if err != nil {
+		return reply{}, err
+	}
+	issued, err := s.issueToken(c, details)
 	if err != nil {
 		return reply{}, err
 	}
 	c.about = issued.Lease.ID.String()
+	detailType := ""
+	if details != nil {
+		detailType = details.Type
+	}
 	return reply{status: http.StatusOK, header: http.Header{"Pragma": {"no-cache"}}, body: api.TokenResponse{
 		AccessToken:     api.Token(issued.Credential.Secret.Reveal()["token"]),
 		IssuedTokenType: kind,
@@ -104,14 +117,16 @@ func (s *Server) token(c *call) (reply, error) {
 		Scope:     strings.Join(issued.Lease.Scopes, " "),
 		Lease:     issued.Lease.ID.String(),
 		RequestID: issued.Lease.Request.String(),
+
+		AuthorizationDetails: grantedDetails(&issued.Lease, detailType),
 	}}, nil
 }
 
-func (s *Server) issueToken(c *call) (*broker.Issued, error) {
+func (s *Server) issueToken(c *call, details *api.AuthorizationDetail) (*broker.Issued, error) {
 	if id := c.form.get("request_id"); id != "" {
-		return s.collectToken(c, id)
+		return s.collectToken(c, id, details)
 	}
-	ask, err := s.readTokenAsk(c)
+	ask, err := s.readTokenAsk(c, details)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +142,7 @@ func (s *Server) issueToken(c *call) (*broker.Issued, error) {
 }
 
 // readTokenAsk reads an ask from a form.
-func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
+func (s *Server) readTokenAsk(c *call, details *api.AuthorizationDetail) (broker.Ask, error) {
 	scopes, err := parseScope(c.form.get("scope"))
 	if err != nil {
 		return broker.Ask{}, err
@@ -152,6 +167,10 @@ func (s *Server) readTokenAsk(c *call) (broker.Ask, error) {
 	}
 	ask.Token, ask.Resource = true, c.form.get("resource")
 	ask.Entitlement, err = target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes, may)
+	if err != nil {
+		return ask, err
+	}
+	ask.Parameters, err = parametersOf(details, ask.Entitlement)
 	return ask, err
 }
 
@@ -209,7 +228,7 @@ func byResource(catalogue broker.Catalogue, resource string, scopes []string, ma
 
 // collectToken collects the token of an earlier request. Clients poll with it, and
 // cannot change the request.
-func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
+func (s *Server) collectToken(c *call, text string, details *api.AuthorizationDetail) (*broker.Issued, error) {
 	id, err := broker.ParseRequestID(text)
 	if err != nil {
 		return nil, err
@@ -224,7 +243,7 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkPoll(c, r); err != nil {
+	if err := s.checkPoll(c, r, details); err != nil {
 		return nil, err
 	}
 	return s.cfg.Broker.Collect(c.r.Context(), c.caller(), id, broker.IdempotencyKey{})
@@ -232,7 +251,7 @@ func (s *Server) collectToken(c *call, text string) (*broker.Issued, error) {
 
 // checkPoll checks that the request is for tokens, and that the parameters that the
 // caller repeats match the request.
-func (s *Server) checkPoll(c *call, r *broker.Request) error {
+func (s *Server) checkPoll(c *call, r *broker.Request, details *api.AuthorizationDetail) error {
 	e := s.cfg.Broker.Rules().Catalogue[r.Entitlement]
 	if e == nil || e.Audience == "" {
 		return broker.ErrInvalidTarget
@@ -251,7 +270,11 @@ func (s *Server) checkPoll(c *call, r *broker.Request) error {
 	if len(scopes) > 0 && !slices.Equal(scopes, r.Scopes) {
 		return refuse(broker.ErrInvalidScope, "the request is for other scopes")
 	}
-	return nil
+	parameters, err := parametersOf(details, r.Entitlement)
+	if err == nil && details != nil && !maps.Equal(parameters, r.Parameters) {
+		err = invalidDetails("the request has other parameters")
+	}
+	return err
 }
 
 const maxToken = 16 << 10 // bytes
@@ -292,9 +315,7 @@ func (s *Server) introspect(c *call) (reply, error) {
 	if in.Lease.Confirm != (audit.Digest{}) {
 		out.Confirm = &api.Confirmation{X509SHA256: base64.RawURLEncoding.EncodeToString(in.Lease.Confirm[:])}
 	}
-	if len(in.Lease.Parameters) > 0 {
-		out.AuthorizationDetails = []api.AuthorizationDetail{{Type: in.Lease.Entitlement, Parameters: in.Lease.Parameters}}
-	}
+	out.AuthorizationDetails = grantedDetails(&in.Lease, "")
 	return ok(out)
 }
 

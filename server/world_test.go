@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -220,6 +221,13 @@ func testRules() *broker.Rules {
 			CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedAtExpiry, Audience: audience, Introspectors: []string{tickets},
 		}
 	}
+	repository := entitlement("repository", "https://git.acme.test", "clone")
+	repository.Parameters = map[string]broker.Parameter{
+		"name":   {Required: true, Pattern: regexp.MustCompile(`^[a-z]+$`), Description: "of the repository"},
+		"branch": {},
+	}
+	guardedRepository := entitlement("guarded-repository", "https://guarded.git.acme.test", "clone") // needs approvals
+	guardedRepository.Parameters = repository.Parameters
 	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // needs approvals
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "the guarded database", "dba", map[string]string{"read": "read <all> rows", "write": "change rows"}
 	return &broker.Rules{
@@ -231,6 +239,7 @@ func testRules() *broker.Rules {
 		Catalogue: broker.Catalogue{
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
 			"guarded":    guarded,
+			"repository": repository, "guarded-repository": guardedRepository,
 			"not-tokens": entitlement("not-tokens", "", "read"),
 			"gone":       {Name: "gone", Issuer: "gone", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
 			"refused":    {Name: "refused", Issuer: "refusing", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
@@ -267,7 +276,7 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 		d.Permit = true
 		d.Obligations.Review, d.Obligations.ReviewWithin = []broker.ApprovalNeed{{Group: "dba", Count: 1}}, time.Hour
 		d.Obligations.Signed = q.Justification == signIt
-	case q.Entitlement.Name == "guarded":
+	case strings.HasPrefix(q.Entitlement.Name, "guarded"):
 		d.Permit = true
 		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}
 		d.Obligations.Signed = q.Justification == signIt

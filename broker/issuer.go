@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"time"
 )
 
@@ -90,14 +89,41 @@ type Describer interface {
 
 // A Secret has the fields of a credential, for example "token" or "password".
 // Printing and logging it show "[secret]", and marshalling it fails. Only
-// package server calls Reveal.
-type Secret struct{ fields map[string]string }
+// package server calls Reveal and RevealField.
+type Secret struct{ fields []secretField }
+
+// A secretField is one of few, so a list takes less memory than a map.
+type secretField struct{ name, value string }
 
 // NewSecret returns a Secret with a copy of the fields.
-func NewSecret(fields map[string]string) Secret { return Secret{maps.Clone(fields)} }
+func NewSecret(fields map[string]string) (s Secret) {
+	for name, value := range fields {
+		s.fields = append(s.fields, secretField{name, value})
+	}
+	return s
+}
 
-// Reveal returns a copy of the fields.
-func (s Secret) Reveal() map[string]string { return maps.Clone(s.fields) }
+// Reveal returns the fields; nil if there are none.
+func (s Secret) Reveal() map[string]string {
+	if s.fields == nil {
+		return nil
+	}
+	fields := make(map[string]string, len(s.fields))
+	for _, f := range s.fields {
+		fields[f.name] = f.value
+	}
+	return fields
+}
+
+// RevealField returns one field; empty if there is none of that name.
+func (s Secret) RevealField(name string) string {
+	for _, f := range s.fields {
+		if f.name == name {
+			return f.value
+		}
+	}
+	return ""
+}
 
 const redacted = "[secret]"
 

@@ -109,7 +109,7 @@ func (s *Server) token(c *call) (reply, error) {
 		detailType = details.Type
 	}
 	return reply{status: http.StatusOK, header: http.Header{"Pragma": {"no-cache"}}, body: api.TokenResponse{
-		AccessToken:     api.Token(issued.Credential.Secret.Reveal()["token"]),
+		AccessToken:     api.Token(issued.Credential.Secret.RevealField("token")),
 		IssuedTokenType: kind,
 		TokenType:       "Bearer",
 		// Rounded down, so that the client stops using the token in time.

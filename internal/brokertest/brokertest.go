@@ -129,12 +129,22 @@ func (l *lines) String() string {
 // New starts a broker that ends with the test. Without providers, it has no pages.
 func New(t testing.TB, providers ...Provider) *Broker {
 	t.Helper()
+	return newBroker(t, nil, providers...)
+}
+
+// newBroker starts a broker with a logger; nil logs everything for the checks at the
+// end.
+func newBroker(t testing.TB, log *slog.Logger, providers ...Provider) *Broker {
+	t.Helper()
 	b := &Broker{t: t, dir: t.TempDir()}
+	if log == nil {
+		log = slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	b.CA, b.Supplier, b.Unlisted = b.authority(TrustDomain), b.authority("supplier.test"), b.authority("unlisted.test")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	b.must(err)
 	b.URL = "https://" + l.Addr().String()
-	b.run(b.configure(l.Addr().String(), providers), l)
+	b.run(b.configure(l.Addr().String(), providers), l, log)
 	return b
 }
 
@@ -190,11 +200,11 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 }
 
 // run runs the service on an open listener. It returns when the service is ready.
-func (b *Broker) run(c *config.Config, l net.Listener) {
+func (b *Broker) run(c *config.Config, l net.Listener, log *slog.Logger) {
 	b.t.Helper()
 	ready := make(chan struct{})
 	s, err := service.New(b.t.Context(), service.Options{
-		Config: c, Log: slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Config: c, Log: log,
 		Listen:      func(string, string) (net.Listener, error) { return l, nil },
 		Ready:       func([]net.Listener) { close(ready) },
 		DiskReserve: 1 << 16, NoSync: true,

@@ -78,11 +78,12 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	if key == nil {
 		return broker.Credential{}, fmt.Errorf("%w: no signing key is in use yet", broker.ErrIssuerUnavailable)
 	}
-	claims := t.claims(&l)
-	b := make([]byte, 0, len(key.header)+base64.RawURLEncoding.EncodedLen(len(claims))+512)
+	var text [1024]byte // on the stack; longer claims are appended on the heap
+	claims := t.appendClaims(text[:0], &l)
+	b := make([]byte, 0, len(key.header)+base64.RawURLEncoding.EncodedLen(len(claims)+key.signatureSize())+len(".."))
 	b = append(append(b, key.header...), '.')
 	b = base64.RawURLEncoding.AppendEncode(b, claims)
-	signature, err := key.method.Sign(string(b), key.signer)
+	signature, err := key.sign(b)
 	if err != nil {
 		return broker.Credential{}, fmt.Errorf("signing a token: %w", err)
 	}
@@ -95,12 +96,11 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	}, nil
 }
 
-// claims returns the claims of RFC 9068, section 2.2, and entitlement, request,
+// appendClaims appends the claims of RFC 9068, section 2.2, and entitlement, request,
 // cnf for bound tokens (RFC 8705, section 3.1), and the request's parameters as
 // authorization_details (RFC 9396, section 9.1). Times are truncated to seconds,
 // so that the token never outlives its lease.
-func (t *Issuer) claims(l *broker.Lease) []byte {
-	b := make([]byte, 0, 768)
+func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 	b = appendMember(b, '{', "aud", t.audience)
 	if len(l.Parameters) > 0 {
 		// Policy and approvers decided on the parameters: they must bind the token.

@@ -28,7 +28,7 @@ var ours = map[string][]string{
 	"audit/verify":              {"audit"},
 	"broker":                    {"audit"},
 	"broker/session":            {"broker", "audit"},
-	"attest":                    {"broker", "audit"}, // audit for Digest, the type of a proof's hash
+	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
 	"attest/jwks":               {"internal/strictjson"},
 	"attest/localca":            {},
 	"policy":                    {"broker", "audit"},

@@ -138,7 +138,7 @@ func TestBrokenBundleIsDegraded(t *testing.T) {
 	w := newWorld(t)
 	token := w.token(triage, time.Minute)
 	generation := w.source.Generation()
-	for _, content := range []string{"", "{", `{"keys":null}`, `{"keys":[]}`, "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"} {
+	for _, content := range []string{"", "{", `{"keys":null}`, `{"keys":[],"keys":[]}`, "\ufeff{}", "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"} {
 		check(t, os.WriteFile(w.bundle, []byte(content), 0o600))
 		w.source.poll()
 		if w.source.Degraded() == nil || w.source.Ready() != nil || w.source.Generation() != generation {

@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -13,9 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -38,21 +34,19 @@ func (s *Source) pollFiles(ctx context.Context) error {
 	}
 }
 
-// poll reads every file and applies the changes. If a file can't be used, its
-// previous content stays in force.
+// poll reads every file and applies the changes. If a certificate can't be used, its
+// previous content stays in force; if a bundle can't, until it is too old.
 func (s *Source) poll() {
 	s.mu.Lock()
 	files, certs := slices.Clone(s.files), slices.Clone(s.certs)
 	s.mu.Unlock()
-	changed := false
+	var errs []error
 	for _, f := range files {
-		fresh, err := f.read()
+		err := f.read()
 		s.report(f.path, err)
-		changed = changed || fresh
+		errs = append(errs, err)
 	}
-	if changed {
-		s.report("bundle files", s.applyFiles(files))
-	}
+	s.report("bundles", s.applyFiles(files, errs, time.Now()))
 	for _, c := range certs {
 		s.report(c.certPath, c.read())
 	}
@@ -67,22 +61,26 @@ func (s *Source) openFiles() error {
 			return fmt.Errorf("configuring attestation: %q is not a trust domain, such as acme.test", name)
 		}
 		f := &bundleFile{domain: td, path: path}
-		_, err = f.read()
-		errs = append(errs, err)
+		errs = append(errs, f.read())
 		s.files = append(s.files, f)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return s.applyFiles(s.files)
+	return s.applyFiles(s.files, errs, time.Now())
 }
 
-func (s *Source) applyFiles(files []*bundleFile) error {
-	return s.change(func(d *bundles) {
-		d.x509, d.jwt = nil, nil
-		for _, f := range files {
-			d.x509 = append(d.x509, f.x509)
-			d.jwt = append(d.jwt, f.jwt)
+// applyFiles applies the bundles of files that were read at now. The errors are those
+// of reading each.
+func (s *Source) applyFiles(files []*bundleFile, errs []error, now time.Time) error {
+	return s.change(now, func() {
+		for i, f := range files {
+			from := origin{f.path, f.domain}
+			if errs[i] != nil {
+				s.unconfirmed(from, now)
+				continue
+			}
+			s.deliver(from, f.bundle, now)
 		}
 	})
 }
@@ -94,60 +92,29 @@ type bundleFile struct {
 	path   string
 	seen   [sha256.Size]byte // of the content that was parsed last, valid or not
 	err    error             // from parsing it
-	x509   *x509bundle.Bundle
-	jwt    *jwtbundle.Bundle
+	bundle *bundle           // the last valid content
 }
 
-// read reads the file and reports whether it has new, valid content.
-func (f *bundleFile) read() (fresh bool, err error) {
+// read reads the file.
+func (f *bundleFile) read() error {
 	content, err := readFile(f.path)
 	if err != nil {
-		return false, fmt.Errorf("reading the bundle of %s: %w", f.domain, err)
+		return fmt.Errorf("reading the bundle of %s: %w", f.domain, err)
 	}
 	if sum := sha256.Sum256(content); sum != f.seen {
 		f.seen = sum
 		f.err = f.parse(content)
-		return f.err == nil, f.err
 	}
-	return false, f.err
+	return f.err
 }
 
 func (f *bundleFile) parse(content []byte) error {
-	x509, jwt, err := parseBundle(f.domain, content)
+	b, err := parseBundle(f.domain, content)
 	if err != nil {
 		return fmt.Errorf("reading the bundle of %s from %s: %w", f.domain, f.path, err)
 	}
-	f.x509, f.jwt = x509, jwt
+	f.bundle = b
 	return nil
-}
-
-// parseBundle parses the SPIFFE bundle format (SPIFFE Trust Domain and Bundle,
-// section 4) or PEM certificates.
-func parseBundle(td spiffeid.TrustDomain, content []byte) (*x509bundle.Bundle, *jwtbundle.Bundle, error) {
-	var x509 *x509bundle.Bundle
-	jwt := jwtbundle.New(td)
-	if bytes.Contains(content, []byte("-----BEGIN ")) {
-		b, err := x509bundle.Parse(td, content)
-		if err != nil {
-			return nil, nil, err
-		}
-		x509 = b
-	} else {
-		b, err := spiffebundle.Parse(td, content)
-		if err != nil {
-			return nil, nil, err
-		}
-		x509, jwt = b.X509Bundle(), b.JWTBundle()
-	}
-	if x509.Empty() && jwt.Empty() {
-		return nil, nil, errors.New("it has no authority: export the bundle of the trust domain again")
-	}
-	for _, c := range x509.X509Authorities() {
-		if !c.IsCA {
-			return nil, nil, fmt.Errorf("the certificate with serial %x is not a CA certificate: use the bundle of the trust domain, not an SVID", c.SerialNumber)
-		}
-	}
-	return x509, jwt, nil
 }
 
 // A certFile is the certificate and key of a server, in files.

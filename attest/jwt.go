@@ -2,13 +2,17 @@ package attest
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"errors"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictjson"
 )
 
 // MaxTokenSize is the largest JWT-SVID, in bytes. SPIRE's have about 700.
@@ -72,28 +76,41 @@ func (t *token) split(compact string) (header, claims []byte, err error) {
 	return decoded[0], decoded[1], nil
 }
 
+// algorithms lists the algorithms of JWT-SVID, section 2.1. It must never contain
+// none or HMAC (RFC 8725, section 2.1).
+var algorithms = []string{"RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512"}
+
+// maxDepth limits the nesting of claims.
+const maxDepth = 16
+
+// text returns the value of a JSON string, or "" for any other JSON.
+func text(raw []byte) string {
+	value, _ := strictjson.Text(raw)
+	return value
+}
+
 // readHeader parses the JOSE header. JWT-SVID, section 2, allows only alg, kid and
 // typ. That excludes crit, and jwk, jku, x5c and x5u, with which a token would
 // choose its own key.
 func (t *token) readHeader(raw []byte) error {
-	header, err := members(raw)
+	header, err := strictjson.Members(raw, maxDepth)
 	if err != nil {
 		return jwtFailure(CauseMalformed, "the header of the JWT-SVID "+err.Error())
 	}
 	typ := "JWT"
 	for _, m := range header {
-		switch m.name {
+		switch m.Name {
 		case "alg":
-			t.alg = text(m.value)
+			t.alg = text(m.Value)
 		case "kid":
-			t.kid = text(m.value)
+			t.kid = text(m.Value)
 		case "typ":
-			typ = text(m.value)
+			typ = text(m.Value)
 		default:
 			return jwtFailure(CauseMalformed, "the header of the JWT-SVID may have only alg, kid and typ (JWT-SVID, section 2)")
 		}
 	}
-	if _, ok := algorithms[t.alg]; !ok {
+	if !slices.Contains(algorithms, t.alg) {
 		return jwtFailure(CauseAlgorithm, "sign the JWT-SVID with RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384 or PS512 (JWT-SVID, section 2.1)")
 	}
 	if typ != "JWT" && typ != "JOSE" {
@@ -109,28 +126,28 @@ func (t *token) readHeader(raw []byte) error {
 type claimSet struct{ sub, aud, exp, nbf, iat []byte }
 
 func (t *token) readClaims(raw []byte) error {
-	list, err := members(raw)
+	list, err := strictjson.Members(raw, maxDepth)
 	if err != nil {
 		return jwtFailure(CauseMalformed, "the payload of the JWT-SVID "+err.Error())
 	}
 	var c claimSet
 	for _, m := range list {
-		switch m.name {
+		switch m.Name {
 		case "sub":
-			c.sub = m.value
+			c.sub = m.Value
 		case "aud":
-			c.aud = m.value
+			c.aud = m.Value
 		case "exp":
-			c.exp = m.value
+			c.exp = m.Value
 		case "nbf":
-			c.nbf = m.value
+			c.nbf = m.Value
 		case "iat":
-			c.iat = m.value
+			c.iat = m.Value
 		case "iss", "jti":
 			// The broker does not use them, but parsers differ on other types than
 			// strings.
-			if m.value[0] != '"' {
-				return jwtFailure(CauseMalformed, "the "+m.name+" of the JWT-SVID is not a string (RFC 7519, section 4.1)")
+			if m.Value[0] != '"' {
+				return jwtFailure(CauseMalformed, "the "+m.Name+" of the JWT-SVID is not a string (RFC 7519, section 4.1)")
 			}
 		}
 	}
@@ -158,12 +175,8 @@ func (t *token) readSubject(raw []byte) error {
 func (t *token) readAudience(raw []byte) error {
 	t.audience = text(raw)
 	if len(raw) > 0 && raw[0] == '[' {
-		list := inside(raw)
-		if list.more() {
-			t.audience = text(list.value())
-		}
-		if list.more() {
-			t.audience = ""
+		if list, _ := strictjson.Elements(raw); len(list) == 1 {
+			t.audience = text(list[0])
 		}
 	}
 	if t.audience == "" {
@@ -214,4 +227,23 @@ func workloadID(s string) (spiffeid.ID, error) {
 		return spiffeid.ID{}, errors.New("is longer than a SPIFFE ID may be (SPIFFE-ID, section 2.3)")
 	}
 	return id, nil
+}
+
+// maxDate is the largest NumericDate, in the year 36812. No calculation with it
+// overflows.
+const maxDate = 1 << 40
+
+var errNotDate = errors.New("not a time in seconds since 1970 (RFC 7519, section 2)")
+
+// numericDate parses a NumericDate (RFC 7519, section 2), which may have a fraction.
+func numericDate(raw []byte) (time.Time, error) {
+	if len(raw) == 0 || raw[0] < '0' || raw[0] > '9' || !json.Valid(raw) {
+		return time.Time{}, errNotDate
+	}
+	n, err := strconv.ParseFloat(string(raw), 64)
+	if err != nil || n > maxDate {
+		return time.Time{}, errNotDate
+	}
+	whole := int64(n)
+	return time.Unix(whole, int64((n-float64(whole))*1e9)), nil
 }

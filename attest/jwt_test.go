@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictjson"
 )
 
 func TestJWT(t *testing.T) {
@@ -288,9 +289,9 @@ func TestJWTAlgorithms(t *testing.T) {
 
 func TestClaimsNesting(t *testing.T) {
 	t.Parallel()
-	for depth, want := range map[int]error{1: nil, maxDepth - 1: nil, maxDepth: errTooDeep} {
+	for depth, want := range map[int]error{1: nil, maxDepth: nil, maxDepth + 1: strictjson.ErrDepth} {
 		raw := `{"a":` + strings.Repeat("[", depth-1) + "1" + strings.Repeat("]", depth-1) + `}`
-		if _, err := members([]byte(raw)); err != want {
+		if _, err := strictjson.Members([]byte(raw), maxDepth); err != want {
 			t.Errorf("depth %d: got %v, want %v", depth, err, want)
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -36,7 +35,12 @@ type Config struct {
 	StartTimeout      time.Duration // how long Open waits for the Workload API; zero: 20 s
 	StartWithoutAgent bool          // Open succeeds if the agent does not respond; Run then connects
 	PollInterval      time.Duration // of files; zero: 5 s
-	Log               *slog.Logger  // changes and faults; nil: discarded
+
+	// BundleMaxAge is how long a bundle stays trusted while its source can't be read.
+	// Zero: one hour, or five times the bundle's refresh hint if that is longer, up to
+	// 24 hours.
+	BundleMaxAge time.Duration
+	Log          *slog.Logger // changes and faults; nil: discarded
 }
 
 // A Source provides trust bundles and the process's own SVID. It is safe for
@@ -47,11 +51,12 @@ type Source struct {
 	trust atomic.Pointer[trust] // nil in the zero Source only
 	own   atomic.Pointer[ownSVID]
 
-	mu        sync.Mutex        // serializes changes; guards the fields below
-	delivered bundles           // the latest bundles
-	faults    map[string]string // current faults, by part
-	certs     []*certFile       // of servers; Run polls them
-	files     []*bundleFile     // Run polls them
+	mu        sync.Mutex           // serializes changes; guards the fields below
+	delivered map[origin]*delivery // the last readable bundles
+	expired   map[origin]bool      // those that are too old and no longer trusted
+	faults    map[string]string    // current faults, by part
+	certs     []*certFile          // of servers; Run polls them
+	files     []*bundleFile        // Run polls them
 }
 
 // An ownSVID is the process's X.509-SVID, with its form for TLS.
@@ -94,12 +99,12 @@ func newSource(cfg Config) (*Source, error) {
 	if cfg.WorkloadAPI == "" && cfg.TrustDomain == "" {
 		return nil, errors.New("bundle files need trust_domain: set the broker's own trust domain")
 	}
-	s := &Source{cfg: cfg, faults: map[string]string{}}
+	s := &Source{cfg: cfg, faults: map[string]string{}, delivered: map[origin]*delivery{}, expired: map[origin]bool{}}
 	listed, err := cfg.listedDomains(cfg.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
-	s.trust.Store(bundles{}.restrictTo(listed))
+	s.trust.Store(newTrust(listed))
 	return s, nil
 }
 
@@ -145,10 +150,10 @@ func (s *Source) Run(ctx context.Context) error {
 // change applies set to the delivered bundles and replaces the trust. The
 // generation increases only if the trust differs, because a new generation
 // invalidates all cached proofs.
-func (s *Source) change(set func(*bundles)) error {
+func (s *Source) change(now time.Time, set func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	set(&s.delivered)
+	set()
 	own := s.cfg.TrustDomain
 	if o := s.own.Load(); o != nil {
 		own = o.svid.ID.TrustDomain().Name()
@@ -157,7 +162,7 @@ func (s *Source) change(set func(*bundles)) error {
 	if err != nil {
 		return err
 	}
-	old, fresh := s.trust.Load(), s.delivered.restrictTo(listed)
+	old, fresh := s.trust.Load(), newTrust(listed, s.trusted(now)...)
 	if fresh.equal(old) {
 		return nil
 	}
@@ -195,10 +200,10 @@ func (s *Source) Generation() uint64 { return s.trust.Load().generation }
 func (s *Source) Ready() error {
 	t := s.trust.Load()
 	if len(t.x509) == 0 && len(t.jwt) == 0 {
-		return errors.Join(errors.New("no trust bundle has arrived yet"), s.Degraded())
+		return errors.Join(errors.New("no trust bundle is in force"), s.Degraded())
 	}
-	if own := s.ownDomain(); !own.IsZero() && t.listed[own] && t.x509[own] == nil && t.jwt[own] == nil {
-		return errors.Join(fmt.Errorf("no trust bundle of %s has arrived", own), s.Degraded())
+	if own := s.ownDomain(); !own.IsZero() && t.listed[own] && !t.has(own) {
+		return errors.Join(fmt.Errorf("no trust bundle of %s is in force", own), s.Degraded())
 	}
 	if s.cfg.WorkloadAPI != "" && s.own.Load() == nil {
 		return errors.Join(ErrNoSVID, s.Degraded())
@@ -211,27 +216,42 @@ func (s *Source) Ready() error {
 
 // Degraded returns the faults that do not stop the broker: an unreachable agent, a
 // bundle or certificate file that can't be read (its previous content stays in
-// force), and listed trust domains without a bundle.
+// force, a bundle for a limited time), and listed trust domains without a bundle.
 func (s *Source) Degraded() error {
 	t := s.trust.Load()
 	s.mu.Lock()
 	wrong := maps.Clone(s.faults)
+	errs := s.stale(time.Now())
 	s.mu.Unlock()
-	var errs []error
 	for _, part := range slices.Sorted(maps.Keys(wrong)) {
 		errs = append(errs, fmt.Errorf("%s: %s", part, wrong[part]))
 	}
-	var missing []string
-	for td := range t.listed {
-		if t.x509[td] == nil && t.jwt[td] == nil {
-			missing = append(missing, td.Name())
+	return errors.Join(append(errs, s.missing(t)...)...)
+}
+
+// missing returns the listed trust domains without an authority.
+func (s *Source) missing(t *trust) (errs []error) {
+	const effect = "workloads of these domains can't authenticate"
+	var absent, empty []string
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range t.domains() {
+		td := spiffeid.RequireTrustDomainFromString(name)
+		switch {
+		case t.has(td):
+		case s.hasEmpty(td):
+			empty = append(empty, name)
+		default:
+			absent = append(absent, name)
 		}
 	}
-	if len(missing) > 0 {
-		slices.Sort(missing)
-		errs = append(errs, fmt.Errorf("no trust bundle of %s: workloads of these domains can't authenticate", strings.Join(missing, ", ")))
+	if len(absent) > 0 {
+		errs = append(errs, fmt.Errorf("no trust bundle of %s: %s", strings.Join(absent, ", "), effect))
 	}
-	return errors.Join(errs...)
+	if len(empty) > 0 {
+		errs = append(errs, fmt.Errorf("no usable key in the trust bundle of %s: %s", strings.Join(empty, ", "), effect))
+	}
+	return errs
 }
 
 // SVIDTimeLeft returns the time until the own SVID expires. It is negative after
@@ -282,12 +302,6 @@ func (s *Source) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 // domain. It implements x509bundle.Source.
 func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	return s.trust.Load().GetX509BundleForTrustDomain(td)
-}
-
-// GetJWTBundleForTrustDomain returns the JWT authorities of a listed trust
-// domain. It implements jwtbundle.Source.
-func (s *Source) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
-	return s.trust.Load().GetJWTBundleForTrustDomain(td)
 }
 
 // newOwnSVID converts an SVID for TLS.

@@ -300,7 +300,7 @@ func TestRunPollsFiles(t *testing.T) {
 	eventually(t, "the new bundle", func() bool { return w.source.Generation() > before })
 	w.source.mu.Lock()
 	defer w.source.mu.Unlock()
-	if !slices.Equal(w.source.trust.Load().domains(), []string{"acme.test"}) || len(w.source.delivered.x509) != 1 {
+	if !slices.Equal(w.source.trust.Load().domains(), []string{"acme.test"}) || len(w.source.delivered) != 1 {
 		t.Error("got other domains than the listed ones")
 	}
 }
@@ -338,11 +338,11 @@ func TestReadyNeedsBundleOfOwnDomain(t *testing.T) {
 	}{
 		{"own bundle", Config{TrustDomains: []string{"acme.test"}, Bundles: map[string]string{"acme.test": own}}, "", ""},
 		{"own bundle missing", Config{TrustDomains: []string{"acme.test", "supplier.test"}, Bundles: map[string]string{"supplier.test": supplier}},
-			"no trust bundle of acme.test has arrived", "no trust bundle of acme.test: "},
+			"no trust bundle of acme.test is in force", "no trust bundle of acme.test: "},
 		{"own domain not listed", Config{TrustDomains: []string{"supplier.test"}, Bundles: map[string]string{"supplier.test": supplier}}, "", ""},
 		{"several bundles missing", Config{TrustDomains: []string{"acme.test", "c.test", "b.test"}, Bundles: map[string]string{"acme.test": own}},
 			"", "no trust bundle of b.test, c.test: "},
-		{"no listed bundle", Config{TrustDomains: []string{"b.test"}, Bundles: map[string]string{"acme.test": own}}, "no trust bundle has arrived yet", "no trust bundle of b.test"},
+		{"no listed bundle", Config{TrustDomains: []string{"b.test"}, Bundles: map[string]string{"acme.test": own}}, "no trust bundle is in force", "no trust bundle of b.test"},
 	} {
 		test.cfg.TrustDomain = "acme.test"
 		s := open(t, test.cfg)
@@ -391,10 +391,6 @@ func TestWatchErrorsAreReported(t *testing.T) {
 	fresh := must(newSource(Config{WorkloadAPI: "unix:///x"}))
 	down := status.Error(codes.Unavailable, "down")
 	for _, part := range []string{partX509, partJWT} {
-		w.source.watchFailed(part, status.Error(codes.Canceled, "canceled"))
-		if err := w.source.Degraded(); err != nil {
-			t.Errorf("%s canceled: got %v", part, err)
-		}
 		w.source.watchFailed(part, down)
 		if err := w.source.Degraded(); err == nil || !strings.Contains(err.Error(), part+": the agent does not respond") || !strings.Contains(err.Error(), "its last update stays in force") {
 			t.Errorf("%s after an update: got %v", part, err)
@@ -410,17 +406,17 @@ func TestWatchErrorsAreReported(t *testing.T) {
 
 func TestRetryBackOff(t *testing.T) {
 	t.Parallel()
-	r := retries{}.NewBackoff()
+	r := &retry{}
 	var got []time.Duration
 	for range 7 {
-		got = append(got, r.Next())
+		got = append(got, r.next())
 	}
 	want := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if r.Reset(); r.Next() != firstRetry {
-		t.Error("Reset does not reset the back-off")
+	if r.reset(); r.next() != firstRetry {
+		t.Error("reset does not reset the back-off")
 	}
 }
 

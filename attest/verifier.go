@@ -134,14 +134,16 @@ func (t token) verify(trusted *trust) error {
 	if !ok {
 		return jwtFailure(CauseNoBundle, "the broker has no JWT authorities of this trust domain: ask the operator to check the broker's log")
 	}
-	key, ok := bundle.FindJWTAuthority(t.kid)
-	if !ok {
+	keys := bundle[t.kid]
+	if len(keys) == 0 {
 		return jwtFailure(CauseUnknownKey, "the JWT-SVID is signed with a key that is not in the bundle of its trust domain: fetch a new one")
 	}
-	if !algorithms[t.alg].verifies(key, t.signed, t.signature) {
-		return jwtFailure(CauseSignature, "the signature of the JWT-SVID is not valid: fetch a new one from the Workload API")
+	for i := range keys {
+		if keys[i].Verify(t.alg, []byte(t.signed), t.signature) == nil {
+			return nil
+		}
 	}
-	return nil
+	return jwtFailure(CauseSignature, "the signature of the JWT-SVID is not valid: fetch a new one from the Workload API")
 }
 
 // countFailure reports a Failure to OnFailure and returns err.

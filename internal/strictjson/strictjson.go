@@ -1,6 +1,7 @@
 // Package strictjson reads JSON that every parser reads alike. It refuses what
 // RFC 8259 leaves to the parser and I-JSON (RFC 7493, section 2) forbids: repeated
-// names, text that is not Unicode, and data before or after the value.
+// names, text that is not Unicode, numbers beyond the range of a double, and data
+// before or after the value.
 //
 // encoding/json accepts all of them: it takes the last of several members with the
 // same name, ignores the case of names, and replaces bad text by U+FFFD.
@@ -9,6 +10,7 @@ package strictjson
 import (
 	"encoding/json"
 	"errors"
+	"strconv"
 	"unicode/utf8"
 )
 
@@ -20,6 +22,7 @@ var (
 	ErrDuplicate = errors.New("has a member twice")
 	ErrDepth     = errors.New("is nested too deeply")
 	ErrText      = errors.New("has text that is not Unicode")
+	ErrNumber    = errors.New("has a number that is too large")
 )
 
 // Check returns an error unless b is exactly one JSON value, nested at most depth
@@ -36,38 +39,73 @@ func Check(b []byte, depth int) error {
 	return s.end()
 }
 
-// Object is Check for an object. It returns the members, which alias b.
-func Object(b []byte, depth int) (map[string]json.RawMessage, error) {
+// A Member is a member of an object. Its value is strict JSON.
+type Member struct {
+	Name  string
+	Value json.RawMessage
+}
+
+// Members is Check for an object. It returns the members in order; their values alias
+// b.
+func Members(b []byte, depth int) ([]Member, error) {
 	return outermost(scanner{b: b}, depth)
+}
+
+// Object is Members by name.
+func Object(b []byte, depth int) (map[string]json.RawMessage, error) {
+	return byName(outermost(scanner{b: b}, depth))
 }
 
 // Outline is Object for a document whose parts are checked later, one by one. It
 // checks only the syntax of the values: a part that is not strict does not spoil
 // the others.
 func Outline(b []byte, depth int) (map[string]json.RawMessage, error) {
-	return outermost(scanner{b: b, outline: true}, depth)
+	return byName(outermost(scanner{b: b, outline: true}, depth))
 }
 
-func outermost(s scanner, depth int) (map[string]json.RawMessage, error) {
+func outermost(s scanner, depth int) ([]Member, error) {
 	if !utf8.Valid(s.b) {
 		return nil, ErrText
 	}
 	if s.space(); s.peek() != '{' {
 		return nil, ErrNotObject
 	}
-	members := map[string]json.RawMessage{}
-	if err := s.object(depth, members); err != nil {
+	list := make([]Member, 0, 8)
+	if err := s.object(depth, &list); err != nil {
 		return nil, err
 	}
-	return members, s.end()
+	return list, s.end()
 }
 
-// Text returns the value of a JSON string. ok is false for any other JSON.
-func Text(raw json.RawMessage) (text string, ok bool) {
-	if len(raw) == 0 || raw[0] != '"' || Check(raw, 1) != nil {
+func byName(list []Member, err error) (map[string]json.RawMessage, error) {
+	if err != nil {
+		return nil, err
+	}
+	members := make(map[string]json.RawMessage, len(list))
+	for _, m := range list {
+		members[m.Name] = m.Value
+	}
+	return members, nil
+}
+
+// Elements returns the elements of a list, which is strict JSON. ok is false for any
+// other JSON.
+func Elements(raw []byte) (list []json.RawMessage, ok bool) {
+	if len(raw) == 0 || raw[0] != '[' {
+		return nil, false
+	}
+	return list, json.Unmarshal(raw, &list) == nil
+}
+
+// Text returns the value of a JSON string, which is strict JSON. ok is false for any
+// other JSON.
+func Text(raw []byte) (text string, ok bool) {
+	if len(raw) == 0 || raw[0] != '"' {
 		return "", false
 	}
-	return text, json.Unmarshal(raw, &text) == nil
+	s := scanner{b: raw}
+	text, err := s.text()
+	return text, err == nil && s.i == len(raw)
 }
 
 // A scanner checks UTF-8 text from the offset i.
@@ -129,8 +167,8 @@ func (s *scanner) value(depth int) error {
 	return ErrSyntax
 }
 
-// object checks an object and stores its members, unless members is nil.
-func (s *scanner) object(depth int, members map[string]json.RawMessage) error {
+// object checks an object and appends its members to list, unless list is nil.
+func (s *scanner) object(depth int, list *[]Member) error {
 	if depth == 0 {
 		return ErrDepth
 	}
@@ -157,8 +195,8 @@ func (s *scanner) object(depth int, members map[string]json.RawMessage) error {
 			return err
 		}
 		s.inside = s.inside && !outermost
-		if members != nil {
-			members[name] = s.b[from:s.i:s.i]
+		if list != nil {
+			*list = append(*list, Member{name, s.b[from:s.i:s.i]})
 		}
 		if s.space(); s.peek() == '}' {
 			s.i++
@@ -276,6 +314,7 @@ func (s *scanner) hex(at int) (n rune, ok bool) {
 
 // number checks a number: no leading zero, no plus sign (RFC 8259, section 6).
 func (s *scanner) number() error {
+	from := s.i
 	if s.peek() == '-' {
 		s.i++
 	}
@@ -298,6 +337,13 @@ func (s *scanner) number() error {
 		if !s.digits() {
 			return ErrSyntax
 		}
+	} else if s.i-from < 300 {
+		return nil // at most 1e300
+	}
+	// Parsers read a number beyond the range of a double as infinity, or refuse it (RFC
+	// 8259, section 6).
+	if _, err := strconv.ParseFloat(string(s.b[from:s.i]), 64); err != nil && !s.inside {
+		return ErrNumber
 	}
 	return nil
 }

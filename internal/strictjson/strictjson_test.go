@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -25,55 +26,61 @@ func TestCheckRejectsWhatParsersReadDifferently(t *testing.T) {
 		`[[[[]]]]`:                nil,
 		`{` + many + `"m":1}`:     nil,
 
-		`{"a":1,"a":2}`:               ErrDuplicate,
-		`{"a":1,"\u0061":2}`:          ErrDuplicate,
-		`[{"x":{"a":1,"b":2,"a":3}}]`: ErrDuplicate,
-		`{` + many + `"l":1}`:         ErrDuplicate,
-		`{` + many + `"m":1,"m":1}`:   ErrDuplicate,
-		`"\ud800"`:                    ErrText,
-		`"\uDBFFx"`:                   ErrText,
-		`"\udc00\ud800"`:              ErrText,
-		`"\ud800\u0041"`:              ErrText,
-		`"\ud800\ud800"`:              ErrText,
-		`{"\udfff":1}`:                ErrText,
-		"\"\xff\"":                    ErrText,
-		"\"\xed\xa0\x80\"":            ErrText,
-		`[[[[[]]]]]`:                  ErrDepth,
-		`{"a":{"a":{"a":{"a":{}}}}}`:  ErrDepth,
-		"\ufeff{}":                    ErrSyntax,
-		``:                            ErrSyntax,
-		` `:                           ErrSyntax,
-		`{} {}`:                       ErrSyntax,
-		`{}x`:                         ErrSyntax,
-		"{}\x00":                      ErrSyntax,
-		`01`:                          ErrSyntax,
-		`+1`:                          ErrSyntax,
-		`-`:                           ErrSyntax,
-		`1.`:                          ErrSyntax,
-		`.5`:                          ErrSyntax,
-		`1e`:                          ErrSyntax,
-		`0x1`:                         ErrSyntax,
-		`1_000`:                       ErrSyntax,
-		`NaN`:                         ErrSyntax,
-		`True`:                        ErrSyntax,
-		`tru`:                         ErrSyntax,
-		`'a'`:                         ErrSyntax,
-		`{a:1}`:                       ErrSyntax,
-		`{"a":1,}`:                    ErrSyntax,
-		`{"a"}`:                       ErrSyntax,
-		`{"a":}`:                      ErrSyntax,
-		`{"a":1`:                      ErrSyntax,
-		`{1:1}`:                       ErrSyntax,
-		`[1,]`:                        ErrSyntax,
-		`[1 2]`:                       ErrSyntax,
-		`[`:                           ErrSyntax,
-		`"`:                           ErrSyntax,
-		`"\x"`:                        ErrSyntax,
-		`"\u12g4"`:                    ErrSyntax,
-		`"\u12`:                       ErrSyntax,
-		"\"a\nb\"":                    ErrSyntax,
-		`// comment` + "\n{}":         ErrSyntax,
-		`{"a":1}/**/`:                 ErrSyntax,
+		`{"a":1,"a":2}`:                ErrDuplicate,
+		`{"a":1,"\u0061":2}`:           ErrDuplicate,
+		`[{"x":{"a":1,"b":2,"a":3}}]`:  ErrDuplicate,
+		`{` + many + `"l":1}`:          ErrDuplicate,
+		`{` + many + `"m":1,"m":1}`:    ErrDuplicate,
+		`"\ud800"`:                     ErrText,
+		`"\uDBFFx"`:                    ErrText,
+		`"\udc00\ud800"`:               ErrText,
+		`"\ud800\u0041"`:               ErrText,
+		`"\ud800\ud800"`:               ErrText,
+		`{"\udfff":1}`:                 ErrText,
+		"\"\xff\"":                     ErrText,
+		"\"\xed\xa0\x80\"":             ErrText,
+		`1e309`:                        ErrNumber,
+		`[-1E+400]`:                    ErrNumber,
+		`1` + strings.Repeat("0", 310): ErrNumber,
+		`1e308`:                        nil,
+		`1e-400`:                       nil,
+		`1` + strings.Repeat("0", 300): nil,
+		`[[[[[]]]]]`:                   ErrDepth,
+		`{"a":{"a":{"a":{"a":{}}}}}`:   ErrDepth,
+		"\ufeff{}":                     ErrSyntax,
+		``:                             ErrSyntax,
+		` `:                            ErrSyntax,
+		`{} {}`:                        ErrSyntax,
+		`{}x`:                          ErrSyntax,
+		"{}\x00":                       ErrSyntax,
+		`01`:                           ErrSyntax,
+		`+1`:                           ErrSyntax,
+		`-`:                            ErrSyntax,
+		`1.`:                           ErrSyntax,
+		`.5`:                           ErrSyntax,
+		`1e`:                           ErrSyntax,
+		`0x1`:                          ErrSyntax,
+		`1_000`:                        ErrSyntax,
+		`NaN`:                          ErrSyntax,
+		`True`:                         ErrSyntax,
+		`tru`:                          ErrSyntax,
+		`'a'`:                          ErrSyntax,
+		`{a:1}`:                        ErrSyntax,
+		`{"a":1,}`:                     ErrSyntax,
+		`{"a"}`:                        ErrSyntax,
+		`{"a":}`:                       ErrSyntax,
+		`{"a":1`:                       ErrSyntax,
+		`{1:1}`:                        ErrSyntax,
+		`[1,]`:                         ErrSyntax,
+		`[1 2]`:                        ErrSyntax,
+		`[`:                            ErrSyntax,
+		`"`:                            ErrSyntax,
+		`"\x"`:                         ErrSyntax,
+		`"\u12g4"`:                     ErrSyntax,
+		`"\u12`:                        ErrSyntax,
+		"\"a\nb\"":                     ErrSyntax,
+		`// comment` + "\n{}":          ErrSyntax,
+		`{"a":1}/**/`:                  ErrSyntax,
 	} {
 		if err := Check([]byte(doc), depth); !errors.Is(err, want) {
 			t.Errorf("%q: got %v, want %v", doc, err, want)
@@ -109,6 +116,18 @@ func TestOutline(t *testing.T) {
 	}
 }
 
+func TestElements(t *testing.T) {
+	t.Parallel()
+	if list, ok := Elements([]byte(`[1,"a",[2]]`)); !ok || len(list) != 3 || string(list[2]) != "[2]" {
+		t.Errorf("got %s, %t", list, ok)
+	}
+	for _, raw := range []string{``, `{}`, `"[]"`, `null`, `[1`} {
+		if list, ok := Elements([]byte(raw)); ok {
+			t.Errorf("%s: got %s, want no list", raw, list)
+		}
+	}
+}
+
 func TestText(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]string{`"a\n"`: "a\n", `""`: ""} {
@@ -132,7 +151,7 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		err := Check(b, 64)
-		if (err == nil || errors.Is(err, ErrDuplicate) && json.Valid(b)) != json.Valid(b) && !errors.Is(err, ErrText) && !errors.Is(err, ErrDepth) {
+		if syntax := err == nil || !errors.Is(err, ErrSyntax) && json.Valid(b); syntax != json.Valid(b) {
 			t.Fatalf("%q: got %v, but encoding/json accepts it: %t", b, err, json.Valid(b))
 		}
 		if err != nil {

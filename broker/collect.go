@@ -171,7 +171,8 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 	if c.replaces.Holder != caller.Subject.ID {
 		return nil, refuse(ErrNotFound, "there is no such lease, or you may not view it")
 	}
-	if c.replaces.State(caller.At) != LeaseActive {
+	// A repeat may have ended the lease of the lost answer and then failed.
+	if c.replaces.State(caller.At) != LeaseActive && (c.how != EndAnswerLost || c.replaces.EndHow != EndAnswerLost) {
 		return nil, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
 	}
 	if c.request, err = b.ownRequest(ctx, caller, c.replaces.Request); err != nil {

@@ -20,6 +20,9 @@ func (b *Broker) issue(ctx context.Context, c *collection) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.endLost(ctx, c); err != nil {
+		return nil, err
+	}
 	if c.request.FirstExpires.IsZero() {
 		c.request.FirstExpires = l.Expires
 	}
@@ -175,10 +178,10 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 		}
 		tx.Put(c.request)
 	}
-	lost := false
+	ended := false
 	if c.replaces != nil {
 		var err error
-		if lost, err = c.supersede(tx); err != nil {
+		if ended, err = c.supersede(tx); err != nil {
 			return err
 		}
 	}
@@ -186,11 +189,8 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err != nil {
 		return err
 	}
-	// The replacement of a lost answer is not counted again while the lost
-	// credential would still be valid. The number of repeats is bounded, because
-	// otherwise one key would yield any number of credentials.
-	counted := lost && repeats <= freeRepeats
-	if err := takeLimits(tx, c.decision.Obligations, l, counted, c.caller.At); err != nil {
+	free := ended && repeats <= freeRepeats
+	if err := takeLimits(tx, c.decision.Obligations, l, free, c.caller.At); err != nil {
 		return err
 	}
 	tx.Put(l)
@@ -198,7 +198,8 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 }
 
 // freeRepeats is how many repeats of a call with a lost answer are not counted
-// against limits.
+// against limits. They are bounded because the answer may have arrived: a caller
+// would otherwise get any number of credentials with one key, each until the next.
 const freeRepeats = 2
 
 // reenter checks that the stored request has not changed since the decision. If
@@ -221,9 +222,9 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 
 // supersede ends the replaced lease in the transaction that opens its
 // successor. The upstream is called later, by endReplaced or by the reaper.
-// lost reports whether the replaced lease belonged to a lost answer and has
-// time left.
-func (c *collection) supersede(tx Tx) (lost bool, err error) {
+// ended reports whether the lease belonged to a lost answer and its credential
+// has really ended: only then is the successor's issuance not another one.
+func (c *collection) supersede(tx Tx) (ended bool, err error) {
 	old, err := Get[*Lease](tx, c.replaces.ID)
 	if err != nil {
 		return false, err
@@ -232,11 +233,15 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 	case old.Status != LeaseActive && c.how == EndReplaced:
 		return false, refuse(ErrNotRenewable, "the lease has ended: collect again, or file a new request")
 	case old.Status != LeaseActive:
-		return false, nil
+		return old.EndHow == EndAnswerLost && old.Status == LeaseRevoked && old.Revocation == RevokedImmediate, nil
 	}
-	lost = c.how == EndAnswerLost && c.caller.At.Before(old.Expires)
-	if err := releaseLimits(tx, old); err != nil {
-		return false, err
+	if c.how == EndReplaced {
+		// A renewal hands over its place, because otherwise no one could renew at
+		// the bound. The credential of a lost answer keeps its own: no one returned
+		// it, and it works until it expires.
+		if err := releaseLimits(tx, old); err != nil {
+			return false, err
+		}
 	}
 	if old.endable() {
 		old.Status, old.EndAsked, old.EndHow, old.NextTry, old.Revocation = LeaseRevoking, c.caller.At, c.how, c.caller.At, RevokedPending
@@ -244,7 +249,7 @@ func (c *collection) supersede(tx Tx) (lost bool, err error) {
 		old.end(endAttempt{how: c.how, outcome: outcomeTimeOnly}, c.caller.At)
 	}
 	tx.Put(old)
-	return lost, nil
+	return false, nil
 }
 
 // record returns the record of opening or issuing a lease. If the same call

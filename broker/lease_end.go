@@ -183,6 +183,21 @@ func (l *Lease) deniable(now time.Time) bool {
 	return l.OutlivesEnd(now) && len(l.Handle) > 0 && l.EndHow != EndRevoked
 }
 
+// vacates reports whether the end of the lease frees its places among the active
+// leases of its holder. A credential that its holder may have, and whose end is not
+// confirmed, keeps them until it expires. A holder may return a credential that only
+// time ends, and resource servers that introspect refuse it from then on; a repeated
+// call is no such return.
+func (l *Lease) vacates() bool {
+	switch l.EndHow {
+	case EndDeadline, EndFailed, EndUnrecorded:
+		return true // no one received it
+	case EndAnswerLost:
+		return l.Status == LeaseRevoked && l.Revocation == RevokedImmediate
+	}
+	return l.Status != LeaseRevoking
+}
+
 // abandon closes a lease that cannot be revoked.
 func (l *Lease) abandon(now time.Time) error {
 	if l.Status != LeaseRevoking {

@@ -57,6 +57,16 @@ func (c *Counter) hold(most int, name string, until, now time.Time) bool {
 	return true
 }
 
+// next returns when the first of the active entries ends.
+func (c *Counter) next() (first time.Time) {
+	for _, end := range c.Active {
+		if first.IsZero() || end.Before(first) {
+			first = end
+		}
+	}
+	return first
+}
+
 // release returns a place.
 func (c *Counter) release(name string) { delete(c.Active, name) }
 
@@ -91,12 +101,12 @@ func counter(tx Tx, key CounterKey) (*Counter, error) {
 }
 
 // takeLimits applies the decision's limits to a lease, in the transaction that
-// opens it, so that they hold under concurrency. counted means that the lease
-// replaces one that was counted already.
-func takeLimits(tx Tx, o Obligations, l *Lease, counted bool, now time.Time) error {
+// opens it, so that they hold under concurrency. free means that the lease replaces
+// one that was counted already and has really ended.
+func takeLimits(tx Tx, o Obligations, l *Lease, free bool, now time.Time) error {
 	l.Limits = l.Limits[:0]
 	for _, limit := range o.Limits {
-		if counted {
+		if free {
 			break
 		}
 		c, err := counter(tx, CounterKey{Policy: "limit " + limit.Policy, Holder: l.Holder, Entitlement: l.Entitlement})
@@ -113,9 +123,8 @@ func takeLimits(tx Tx, o Obligations, l *Lease, counted bool, now time.Time) err
 		if err != nil {
 			return err
 		}
-		c.release(l.Replaces.String())
 		if !c.hold(limit.Count, l.ID.String(), l.Expires, now) {
-			return &Refusal{Err: ErrMaxActive, Detail: fmt.Sprintf("at most %d at a time: return one first", limit.Count)}
+			return &Refusal{Err: ErrMaxActive, Detail: fmt.Sprintf("at most %d at a time: return one first", limit.Count), Retry: c.next().Sub(now)}
 		}
 		tx.Put(c)
 		l.Limits = append(l.Limits, c.CounterKey)

@@ -124,27 +124,6 @@ func TestIssuingWhileRulesAreReplaced(t *testing.T) {
 	}
 }
 
-// Repeating an Idempotency-Key does not get more credentials than the limit allows,
-// except for two repeats that are not counted.
-func TestRepeatsAreCounted(t *testing.T) {
-	w := tokenWorld(t)
-	who := workload("spiffe://acme.test/limited/a", noon)
-	again := broker.NewIdempotencyKey(who.ID, "POST", "/v1/credentials", "key", []byte("body"))
-	issued := 0
-	for range 20 {
-		_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(who, noon), read("tickets:read"), again)
-		if err == nil {
-			issued++
-		} else if !errors.Is(err, broker.ErrLimit) {
-			t.Fatal(err)
-		}
-	}
-	// Three are counted, and two repeats of the first are not.
-	if issued != 5 {
-		t.Errorf("got %d credentials under a limit of 3 an hour, want 5", issued)
-	}
-}
-
 // A revoked request issues nothing more, and a revoked lease cannot be renewed.
 func TestRevokedRequestsAndLeasesStayRevoked(t *testing.T) {
 	w := tokenWorld(t)

@@ -243,6 +243,9 @@ func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Ident
 		}
 		tx.Put(stored)
 		after = *stored
+		if !stored.vacates() {
+			return nil
+		}
 		return releaseLimits(tx, stored)
 	})
 	if errors.Is(err, ErrUnchanged) || isNotFound(err) {

@@ -57,7 +57,7 @@ func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason 
 	if err != nil {
 		return nil, err
 	}
-	err = b.cfg.Store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
+	err = b.cfg.Store.Update(ctx, []Key{l.ID}, func(tx Tx) error {
 		stored, err := Get[*Lease](tx, l.ID)
 		if err != nil {
 			return err
@@ -68,7 +68,7 @@ func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason 
 		tx.Append(entry)
 		tx.Put(stored)
 		after = *stored
-		return releaseLimits(tx, stored)
+		return nil // its places stay taken until it expires, because its credential may work
 	})
 	if err != nil {
 		return nil, Unavailable(err)
@@ -86,6 +86,19 @@ func (b *Broker) mayRevoke(ctx context.Context, caller Caller, l *Lease) bool {
 		return b.mayOnRequest(ctx, caller, ActionRevoke, l.Request)
 	}
 	return false
+}
+
+// endLost ends the credential of a lost answer before its replacement is opened: the
+// replacement is free only if the issuer confirms the end.
+func (b *Broker) endLost(ctx context.Context, c *collection) (err error) {
+	if c.how != EndAnswerLost || !c.replaces.endable() || c.replaces.State(c.caller.At) != LeaseActive {
+		return nil
+	}
+	if err := b.reaper.endLease(ctx, c.replaces, c.how, Identity{}, "", c.caller.At); err != nil {
+		return err
+	}
+	c.replaces, err = b.leaseRow(ctx, c.replaces.ID)
+	return Unavailable(err)
 }
 
 // endReplaced revokes a replaced lease at once. If that fails, the reaper

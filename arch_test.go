@@ -30,7 +30,7 @@ var ours = map[string][]string{
 	"broker/session":            {"broker", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
 	"attest/jwks":               {"internal/strictjson"},
-	"attest/localca":            {},
+	"attest/localca":            {"broker"}, // the form of SPIFFE IDs
 	"policy":                    {"broker", "audit"},
 	"issuers/token":             {"broker", "audit"},
 	"issuers/vault":             {"broker", "audit"},

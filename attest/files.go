@@ -56,9 +56,9 @@ func (s *Source) poll() {
 func (s *Source) openFiles() error {
 	var errs []error
 	for name, path := range s.cfg.Bundles {
-		td, err := spiffeid.TrustDomainFromString(name)
+		td, err := trustDomain(name)
 		if err != nil {
-			return fmt.Errorf("configuring attestation: %q is not a trust domain, such as acme.test", name)
+			return fmt.Errorf("configuring attestation: %w", err)
 		}
 		f := &bundleFile{domain: td, path: path}
 		errs = append(errs, f.read())

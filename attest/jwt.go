@@ -211,22 +211,17 @@ func (t *token) readTimes(c claimSet) error {
 	return nil
 }
 
-// maxID is the longest SPIFFE ID, in bytes (SPIFFE-ID, section 2.3).
-const maxID = 2048
-
 // workloadID parses the SPIFFE ID of a workload. An ID without a path belongs to
 // the trust domain's authorities.
 func workloadID(s string) (spiffeid.ID, error) {
-	id, err := spiffeid.FromString(s)
+	_, path, err := broker.ParseSPIFFEID(s)
 	switch {
-	case err != nil:
+	case err != nil: // the error would quote the input
 		return spiffeid.ID{}, errors.New("is not a SPIFFE ID, such as spiffe://acme.test/agent/triage")
-	case id.Path() == "":
+	case path == "":
 		return spiffeid.ID{}, errors.New("names a trust domain, not a workload: a path is missing")
-	case len(s) > maxID || len(id.TrustDomain().Name()) > 255:
-		return spiffeid.ID{}, errors.New("is longer than a SPIFFE ID may be (SPIFFE-ID, section 2.3)")
 	}
-	return id, nil
+	return spiffeid.FromString(s) // for go-spiffe's type; it accepts every ID that broker does
 }
 
 // maxDate is the largest NumericDate, in the year 36812. No calculation with it

@@ -128,9 +128,9 @@ func (cfg *Config) listedDomains(own string) (map[spiffeid.TrustDomain]bool, err
 	}
 	listed := map[spiffeid.TrustDomain]bool{}
 	for _, name := range names {
-		td, err := spiffeid.TrustDomainFromString(name)
-		if err != nil || td.Name() != name {
-			return nil, fmt.Errorf("%q is not a trust domain: write one such as acme.test", name)
+		td, err := trustDomain(name)
+		if err != nil {
+			return nil, err
 		}
 		listed[td] = true
 	}

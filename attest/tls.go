@@ -167,9 +167,9 @@ func (s *Source) authorizer(cfg ClientTLS) (tlsconfig.Authorizer, error) {
 		}, nil
 	}
 	name := cmp.Or(cfg.TrustDomain, s.ownDomain().Name())
-	td, err := spiffeid.TrustDomainFromString(name)
+	td, err := trustDomain(name)
 	if err != nil {
-		return nil, fmt.Errorf("the broker's trust domain %q is not valid: write one such as acme.test", name)
+		return nil, fmt.Errorf("the broker's trust domain: %w", err)
 	}
 	return tlsconfig.AuthorizeMemberOf(td), nil
 }

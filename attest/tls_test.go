@@ -107,7 +107,7 @@ func TestClientTLSRejectsConfig(t *testing.T) {
 		"this process has no SVID":        {},
 		"is not a SPIFFE ID":              {BrokerID: "broker"},
 		"a path is missing":               {BrokerID: "spiffe://acme.test"},
-		"is not valid: write one such as": {TrustDomain: "ACME test"},
+		"is not a trust domain: use only": {TrustDomain: "ACME test"},
 		"no such file":                    {Cert: "x", Key: "y"},
 	} {
 		if _, err := w.source.ClientTLS(cfg); err == nil || !strings.Contains(err.Error(), want) {

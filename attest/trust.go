@@ -7,6 +7,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"accessbroker.internal/broker"
 )
 
 // A trust is an immutable set of the authorities of the listed trust domains. Each
@@ -67,4 +69,13 @@ func newTrust(listed map[spiffeid.TrustDomain]bool, list ...*bundle) *trust {
 		}
 	}
 	return t
+}
+
+// trustDomain returns a trust domain as go-spiffe's type. Unlike go-spiffe it refuses a
+// SPIFFE ID.
+func trustDomain(name string) (spiffeid.TrustDomain, error) {
+	if err := broker.CheckTrustDomain(name); err != nil {
+		return spiffeid.TrustDomain{}, err
+	}
+	return spiffeid.TrustDomainFromString(name)
 }

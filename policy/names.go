@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -10,35 +9,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-var (
-	domainForm  = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
-	segmentForm = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
-)
-
 const spiffeScheme = "spiffe://"
-
-// parseSPIFFE splits a SPIFFE ID into trust domain and path (SPIFFE-ID, sections
-// 2.1 to 2.3). The path of a bare trust domain is empty.
-func parseSPIFFE(id string) (domain, path string, err error) {
-	rest, ok := strings.CutPrefix(id, spiffeScheme)
-	if !ok || len(id) > 2048 {
-		return "", "", fmt.Errorf("%q is not a SPIFFE ID: it must start with %s and have at most 2048 bytes", id, spiffeScheme)
-	}
-	domain, path, hasPath := strings.Cut(rest, "/")
-	if !domainForm.MatchString(domain) {
-		return "", "", fmt.Errorf("%q is not a trust domain: use 1 to 255 of a-z, 0-9, '.', '-' and '_'", domain)
-	}
-	if !hasPath {
-		return domain, "", nil
-	}
-	for segment := range strings.SplitSeq(path, "/") {
-		if !segmentForm.MatchString(segment) || segment == "." || segment == ".." {
-			return "", "", fmt.Errorf("%q is not a SPIFFE path: each segment needs at least one of a-z, A-Z, 0-9, '.', '-' and '_', "+
-				"must not be '.' or '..', and the path must not end with '/'", id)
-		}
-	}
-	return domain, path, nil
-}
 
 // names holds every name that policies, groups and labels may refer to.
 type names struct {
@@ -125,7 +96,7 @@ func (n *names) checkGroup(id string) error {
 }
 
 func (n *names) checkPath(id string) error {
-	domain, path, err := parseSPIFFE(id)
+	domain, path, err := broker.ParseSPIFFEID(id)
 	if err != nil {
 		return err
 	}
@@ -139,7 +110,7 @@ func (n *names) checkPath(id string) error {
 // The operator's labels decide which of the two it is; a policy with the wrong
 // one would never match.
 func (n *names) checkWorkload(kind types.EntityType, id string) error {
-	domain, _, err := parseSPIFFE(id)
+	domain, _, err := broker.ParseSPIFFEID(id)
 	if err != nil {
 		return err
 	}
@@ -154,9 +125,9 @@ func (n *names) checkWorkload(kind types.EntityType, id string) error {
 }
 
 func (n *names) checkPerson(id string) error {
-	provider, subject, ok := strings.Cut(id, "/")
-	if !ok || provider == "" || subject == "" {
-		return fmt.Errorf("%q is not a person: write <provider>/<subject>, such as %q", id, "login/ana")
+	provider, _, err := broker.ParsePerson(id)
+	if err != nil {
+		return err
 	}
 	return n.checkProvider(provider)
 }
@@ -173,7 +144,7 @@ func (n *names) checkProvider(id string) error {
 // checkPathOrDomain checks a SPIFFE path or a trust domain's SPIFFE ID, as
 // groups and labels name them.
 func (n *names) checkPathOrDomain(id string) error {
-	domain, _, err := parseSPIFFE(id)
+	domain, _, err := broker.ParseSPIFFEID(id)
 	if err != nil {
 		return err
 	}

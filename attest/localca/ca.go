@@ -23,6 +23,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"accessbroker.internal/broker"
 )
 
 // Lifetimes.
@@ -68,11 +70,19 @@ func New(trustDomain string) (*CA, error) {
 
 // newCA returns a trust domain without authorities.
 func newCA(trustDomain string) (*CA, error) {
-	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	td, err := parseTrustDomain(trustDomain)
 	if err != nil {
 		return nil, fmt.Errorf("creating a trust domain: %w", err)
 	}
 	return &CA{domain: td, federated: map[spiffeid.TrustDomain]*spiffebundle.Bundle{}, changed: make(chan struct{})}, nil
+}
+
+// parseTrustDomain refuses a SPIFFE ID, unlike go-spiffe.
+func parseTrustDomain(name string) (spiffeid.TrustDomain, error) {
+	if err := broker.CheckTrustDomain(name); err != nil {
+		return spiffeid.TrustDomain{}, err
+	}
+	return spiffeid.TrustDomainFromString(name)
 }
 
 // TrustDomain returns the name, such as "acme.test".
@@ -114,7 +124,7 @@ func (ca *CA) RetireJWT() { ca.change(func() { ca.jwt = ca.jwt[len(ca.jwt)-1:] }
 // Federate delivers the bundle of another trust domain, in the SPIFFE bundle format,
 // to this domain's workloads. A nil bundle ends the federation.
 func (ca *CA) Federate(trustDomain string, bundle []byte) error {
-	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	td, err := parseTrustDomain(trustDomain)
 	if err != nil {
 		return fmt.Errorf("federating: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"accessbroker.internal/broker"
 )
 
 // X509SVID returns an X.509-SVID for a SPIFFE ID of the trust domain. hosts are DNS
@@ -149,11 +149,11 @@ func (ca *CA) X509Authority() *x509.Certificate {
 // checkID returns an error unless id is the SPIFFE ID of a workload of the trust
 // domain.
 func (ca *CA) checkID(id string) error {
-	parsed, err := spiffeid.FromString(id)
+	domain, _, err := broker.ParseWorkloadID(id)
 	if err != nil {
-		return fmt.Errorf("signing for %q: %w", id, err)
+		return fmt.Errorf("signing an SVID: %w", err)
 	}
-	if parsed.TrustDomain() != ca.domain || parsed.Path() == "" {
+	if domain != ca.domain.Name() {
 		return fmt.Errorf("signing for %q: the ID is not a workload of %s", id, ca.domain)
 	}
 	return nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -32,15 +31,15 @@ func (c *checker) attest() {
 	}
 	c.cfg.TrustDomain = f.TrustDomain
 	c.cfg.TrustDomains = f.TrustDomains
-	if !trustDomainForm.MatchString(f.TrustDomain) {
-		c.report("attest/trust_domain", "write the broker's own trust domain, such as acme.test")
+	if err := broker.CheckTrustDomain(f.TrustDomain); err != nil {
+		c.report("attest/trust_domain", "%v: write the broker's own trust domain, such as acme.test", err)
 	}
 	if len(f.TrustDomains) == 0 {
 		c.cfg.TrustDomains = []string{f.TrustDomain}
 	}
 	for i, td := range f.TrustDomains {
-		if !trustDomainForm.MatchString(td) {
-			c.report(fmt.Sprintf("attest/trust_domains/%d", i), "%q is not a trust domain: use lower-case letters, digits, dots, dashes and underscores", td)
+		if err := broker.CheckTrustDomain(td); err != nil {
+			c.report(fmt.Sprintf("attest/trust_domains/%d", i), "%v", err)
 		}
 	}
 	if !slices.Contains(c.cfg.TrustDomains, f.TrustDomain) {
@@ -51,9 +50,6 @@ func (c *checker) attest() {
 		c.workload(fmt.Sprintf("attest/workloads/%d", i), m)
 	}
 }
-
-// trustDomainForm is the form of a trust domain (SPIFFE-ID, section 2.1).
-var trustDomainForm = regexp.MustCompile(`^[a-z0-9._-]{1,255}$`)
 
 // noWorkloadAPI reports whether the file has no Workload API.
 func (c *checker) noWorkloadAPI() bool {
@@ -90,28 +86,41 @@ func (c *checker) workload(key string, m workloadFile) {
 	if kind != broker.KindWorkload && kind != broker.KindAgent {
 		c.report(key+"/kind", "choose workload or agent")
 	}
-	rest, ok := strings.CutPrefix(string(m.Under), "spiffe://")
-	domain, _, _ := strings.Cut(rest, "/")
-	if !ok || !slices.Contains(c.cfg.TrustDomains, domain) || strings.HasSuffix(rest, "/") || strings.Contains(rest, "*") {
-		c.report(key+"/under", "write a SPIFFE ID, or a prefix of one that ends at a segment, in one of the trust_domains, such as spiffe://%s/agent", c.cfg.TrustDomain)
-	}
+	c.listedID(key+"/under", string(m.Under))
 	if slices.ContainsFunc(c.cfg.Labels, func(other broker.WorkloadLabels) bool { return other.Under == string(m.Under) }) {
 		c.report(key+"/under", "%s is listed twice: remove one of the entries", m.Under)
 	}
 	c.cfg.Labels = append(c.cfg.Labels, broker.WorkloadLabels{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
 }
 
-// providerName has no dot and no colon, so that the ID of a person ("login/ana") cannot be
-// mistaken for another name.
-var providerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+// listedID checks a SPIFFE ID, or a prefix of one that ends at a segment. Its trust domain
+// must be listed.
+func (c *checker) listedID(key, id string) {
+	domain, _, err := broker.ParseSPIFFEID(id)
+	switch {
+	case err != nil:
+		c.report(key, "%v: write a SPIFFE ID, or a prefix of one that ends at a segment, such as spiffe://%s/agent", err, c.cfg.TrustDomain)
+	case len(c.cfg.TrustDomains) > 0 && !slices.Contains(c.cfg.TrustDomains, domain):
+		c.report(key, "%q is not in attest.trust_domains%s: list it there, or correct the name", domain, didYouMean(domain, c.cfg.TrustDomains))
+	}
+}
+
+// didYouMean returns a hint at the nearest name, or "".
+func didYouMean(word string, names []string) string {
+	near := broker.Nearest(word, names)
+	if near == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (did you mean %q?)", near)
+}
 
 // people checks the OpenID providers.
 func (c *checker) people(list map[string]personFile) {
 	for _, name := range slices.Sorted(maps.Keys(list)) {
 		f := list[name]
 		at := "attest/people/" + name
-		if !providerName.MatchString(name) {
-			c.report(at, "%q is not a provider name: use at most 32 lower-case letters, digits and dashes, and begin with a letter", name)
+		if err := broker.CheckProvider(name); err != nil {
+			c.report(at, "%v", err)
 		}
 		u, err := url.Parse(string(f.Issuer))
 		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && !isLoopback(u) {

@@ -77,12 +77,3 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 		})
 	}
 }
-
-func TestNearest(t *testing.T) {
-	keys := []string{"server", "store", "kind", "tls"}
-	for word, want := range map[string]string{"servr": "server", "sevrer": "server", "Kind": "kind", "stroe": "store", "wholly": "", "x": "", "": ""} {
-		if got := nearest(word, keys); got != want {
-			t.Errorf("nearest to %q: got %q, want %q", word, got, want)
-		}
-	}
-}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+
+	"accessbroker.internal/broker"
 )
 
 // decode decodes the tree into the file. The YAML library stops at the first unknown key
@@ -95,7 +97,7 @@ func (d *document) pruneEntry(key string, v *ast.MappingValueNode, t reflect.Typ
 	}
 	names := slices.Sorted(maps.Keys(fields))
 	advice := "; known keys: " + strings.Join(names, ", ")
-	if near := nearest(name, names); near != "" {
+	if near := broker.Nearest(name, names); near != "" {
 		name, advice = near, fmt.Sprintf(": did you mean %q?", near)
 	}
 	at := v.Key.GetToken()
@@ -112,37 +114,4 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 		}
 	}
 	return fields
-}
-
-// nearest returns the name that differs from word by at most two typing errors, or "".
-func nearest(word string, names []string) (near string) {
-	least := 3
-	for _, name := range names {
-		if n := editDistance(word, name); n < least && n < len(name) {
-			near, least = name, n
-		}
-	}
-	return near
-}
-
-// editDistance returns the number of letters that are inserted, left out or changed
-// between two words (Levenshtein distance).
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			changed := before
-			if a[i] != b[j] {
-				changed++
-			}
-			before = row[j+1]
-			row[j+1] = min(changed, row[j]+1, before+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/aws"
 )
 
@@ -97,9 +98,12 @@ func (c *checker) tokenIssuer(key string, f *tokenFile) *TokenIssuer {
 	}
 	t := &TokenIssuer{Audience: string(f.Audience), ResourceServers: toStrings(f.ResourceServers)}
 	for i, id := range t.ResourceServers {
-		if !strings.HasPrefix(id, "spiffe://") {
-			c.report(fmt.Sprintf("%s/resource_servers/%d", key, i), "write the SPIFFE ID of a server that may introspect the tokens")
+		at := fmt.Sprintf("%s/resource_servers/%d", key, i)
+		if _, _, err := broker.ParseWorkloadID(id); err != nil {
+			c.report(at, "%v: write the SPIFFE ID of a server that may introspect the tokens", err)
+			continue
 		}
+		c.listedID(at, id)
 	}
 	return t
 }

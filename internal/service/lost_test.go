@@ -131,6 +131,7 @@ func TestRefusedStartLeavesNoDatabase(t *testing.T) {
 		"SVID of another trust domain": {func(_ *testing.T, w *brokertest.World) {
 			w.Edit("trust_domain: acme.test", "trust_domain: other.test")
 			w.Edit("    - {under: spiffe://acme.test/agent", "    - {under: spiffe://other.test/agent")
+			w.Edit("[spiffe://acme.test/tickets]", "[spiffe://other.test/tickets]")
 		}, "other.test"},
 		"port in use": {func(t *testing.T, w *brokertest.World) {
 			l, err := net.Listen("tcp", w.Broker)

@@ -53,6 +53,7 @@ const (
 	MaxActiveReached      Code = "max_active_reached"
 	TooManyPending        Code = "too_many_pending"
 	PreviewStale          Code = "preview_stale"
+	NothingMatches        Code = "nothing_matches"
 	SlowDown              Code = "slow_down"
 	IdempotencyKeyReused  Code = "idempotency_key_reused"
 	NotRenewable          Code = "not_renewable"

@@ -24,6 +24,7 @@ type Kill struct {
 	Preview       bool   `json:"preview,omitempty"`
 	PreviewDigest string `json:"preview_digest,omitempty"`
 	Force         bool   `json:"force,omitempty"`
+	Unmatched     bool   `json:"unmatched,omitempty"` // confirms a selector that matches nothing; without it, the error is NothingMatches
 }
 
 // A KillPreview counts the leases that the kill switch would end, or has ended.
@@ -36,13 +37,38 @@ type KillPreview struct {
 	Lasting     int            `json:"lasting,omitempty"`   // of Irrevocable: work after the lease has expired
 	WorkUntil   time.Time      `json:"work_until,omitzero"` // the latest expiry of the other irrevocable ones
 	More        bool           `json:"more,omitempty"`      // one call did not cover all leases: repeat it
+	Hits        []KillHit      `json:"hits,omitempty"`      // the newest leases, at most 50
+	Unmatched   bool           `json:"unmatched,omitempty"` // the selector matches no live lease, no request and no name in the rules
+	Near        string         `json:"near,omitempty"`      // of Unmatched: a similar name
 	Digest      string         `json:"preview_digest"`
 }
+
+// A KillHit is one lease that the kill switch would end.
+type KillHit struct {
+	Lease       string    `json:"lease"`
+	Holder      string    `json:"holder"`
+	Entitlement string    `json:"entitlement"`
+	Issuer      string    `json:"issuer"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	Revocation  string    `json:"revocation"`           // the effect of the kill switch on the credential
+	WorksUntil  time.Time `json:"works_until,omitzero"` // when a credential that is not revocable stops working, if that is known
+}
+
+// Revocable returns the number of leases whose credentials can be revoked.
+func (p KillPreview) Revocable() int { return p.Leases - p.Irrevocable }
+
+// Expiring returns the number of leases whose credentials cannot be revoked and work until
+// they expire.
+func (p KillPreview) Expiring() int { return p.Irrevocable - p.Lasting }
+
+// Unlisted returns the number of leases that are not among the hits.
+func (p KillPreview) Unlisted() int { return p.Leases - len(p.Hits) }
 
 // A BlockChange is the body of POST and DELETE /v1/blocks.
 type BlockChange struct {
 	Selector
-	Reason string `json:"reason"`
+	Reason    string `json:"reason"`
+	Unmatched bool   `json:"unmatched,omitempty"` // of POST: as in Kill
 }
 
 // A Block makes the broker refuse everything that it selects, until it is lifted.

@@ -63,7 +63,7 @@ permit (principal in Group::"support", action == Action::"view", resource);
 			t.Errorf("revoking an abandoned lease: got %v", err)
 		}
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, later), broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, later), broker.Selector{Issuer: "db"}, "incident", broker.Consent{Force: true}); err != nil {
 		t.Error(err)
 	}
 	w.reap(t, later.Add(time.Hour))

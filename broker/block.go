@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,10 +22,27 @@ const (
 	blockKilling            // and live leases are being ended
 )
 
-// Block places a block. Placing it twice is no error.
-func (b *Broker) Block(ctx context.Context, caller Caller, s Selector, reason string) error {
-	if key, err := s.key(); err == nil {
-		if err := b.checkExists(key); err != nil {
+// Block places a block. Placing it twice is no error. A selector that matches nothing is
+// refused unless the caller confirmed that.
+func (b *Broker) Block(ctx context.Context, caller Caller, s Selector, reason string, unmatched bool) error {
+	if err := b.mayBlock(ctx, caller); err != nil {
+		return err
+	}
+	key, err := s.key()
+	if err != nil {
+		return err
+	}
+	if err := key.checkForm(); err != nil {
+		return err
+	}
+	if live, err := b.matchesLease(ctx, s, caller.At); err != nil {
+		return err
+	} else if !live && s.Request.IsZero() {
+		m, err := b.match(ctx, key)
+		if err != nil {
+			return err
+		}
+		if err := m.check(key, unmatched); err != nil {
 			return err
 		}
 	}
@@ -84,7 +103,7 @@ func changeBlock(tx Tx, key BlockKey, caller Caller, reason string, to blockStat
 	inForce := err == nil && row.Lifted.IsZero()
 	switch {
 	case to == blockLifted && !inForce:
-		return refuse(ErrNotFound, fmt.Sprintf("there is no block on %s", key))
+		return refuse(ErrNotFound, fmt.Sprintf("%s is not blocked", key))
 	case to == blockLifted:
 		row.Lifted, row.Ends = now, time.Time{}
 	case to == blockPlaced && inForce:
@@ -150,23 +169,6 @@ func (b *Broker) resumeForever(ctx context.Context) {
 	}
 }
 
-// selector returns the selector that the key was made from.
-func (k BlockKey) selector() (s Selector) {
-	switch k.Kind {
-	case "holder":
-		s.Holder = k.Name
-	case "under":
-		s.Under = k.Name
-	case "trust_domain":
-		s.TrustDomain = k.Name
-	case "entitlement":
-		s.Entitlement = k.Name
-	case "issuer":
-		s.Issuer = k.Name
-	}
-	return s
-}
-
 // Blocked reports whether the kill switch blocks the caller altogether, not only
 // single entitlements.
 func (b *Broker) Blocked(ctx context.Context, caller Caller) (bool, error) {
@@ -194,13 +196,49 @@ func (blocks blockSet) hit(who Identity, e *Entitlement) bool {
 	return slices.ContainsFunc(blockKeys(who, e), func(key BlockKey) bool { return blocks[key] })
 }
 
-// Blocks returns the blocks in force.
-func (b *Broker) Blocks(ctx context.Context, caller Caller) ([]*Block, error) {
+// Targets are the blocks in force, and names to choose from for the kill switch. Each list
+// of names has at most maxTargets.
+type Targets struct {
+	Blocks       []*Block
+	Holders      []string // of the newest live leases
+	Entitlements []string
+	Issuers      []string
+	TrustDomains []string
+}
+
+const (
+	maxTargets = 200
+	targetPage = 1000 // live leases whose holders are listed
+)
+
+// Targets returns the blocks in force and the names that the kill switch can select.
+func (b *Broker) Targets(ctx context.Context, caller Caller) (*Targets, error) {
 	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
 	}
-	list, err := b.cfg.Blocks(ctx)
-	return list, Unavailable(err)
+	blocks, err := b.cfg.Blocks(ctx)
+	if err != nil {
+		return nil, Unavailable(err)
+	}
+	live, _, err := b.page(ctx, LeaseQuery{Live: true, Now: caller.At, Limit: targetPage})
+	if err != nil {
+		return nil, err
+	}
+	var holders []string
+	for _, l := range live {
+		holders = append(holders, l.Holder)
+	}
+	rules := b.rules.Load()
+	return &Targets{
+		Blocks: blocks, Holders: targetNames(slices.Values(holders)), Entitlements: targetNames(maps.Keys(rules.Catalogue)),
+		Issuers: targetNames(maps.Keys(b.cfg.Issuers)), TrustDomains: targetNames(slices.Values(rules.TrustDomains)),
+	}, nil
+}
+
+// targetNames returns the names sorted, each once, up to maxTargets.
+func targetNames(names iter.Seq[string]) []string {
+	list := slices.Compact(slices.Sorted(names))
+	return list[:min(len(list), maxTargets)]
 }
 
 // blockKeys returns the key of every block that would refuse an identity or an

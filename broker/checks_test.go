@@ -268,7 +268,7 @@ func TestPreviewDigest(t *testing.T) {
 	if before == preview(holder) {
 		t.Error("another lease has the same digest")
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), holder, "incident", before, false); !errors.Is(err, broker.ErrPreviewStale) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), holder, "incident", broker.Consent{Seen: before}); !errors.Is(err, broker.ErrPreviewStale) {
 		t.Errorf("got %v, want %v", err, broker.ErrPreviewStale)
 	}
 }
@@ -284,13 +284,13 @@ func TestBlocksAreRecorded(t *testing.T) {
 		if got, err := w.broker.Blocked(t.Context(), broker.Self(agent(noon), noon)); err != nil || got != want {
 			t.Errorf("got blocked %t, %v, want %t", got, err, want)
 		}
-		if list, err := w.broker.Blocks(t.Context(), operator); err != nil || (len(list) == 1) != want {
-			t.Errorf("got %d blocks, %v, want one: %t", len(list), err, want)
+		if list, err := w.broker.Targets(t.Context(), operator); err != nil || (len(list.Blocks) == 1) != want {
+			t.Errorf("got %+v, %v, want one block: %t", list, err, want)
 		}
 	}
 	blocked(false)
 	for range 2 { // the second one changes nothing
-		if err := w.broker.Block(t.Context(), operator, holder, "incident"); err != nil {
+		if err := w.broker.Block(t.Context(), operator, holder, "incident", true); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -328,7 +328,7 @@ func TestKillSwitchOnPendingRequest(t *testing.T) {
 	r.calls = nil
 	selector := broker.Selector{Request: asked.ID}
 	for range 2 { // the second one changes nothing
-		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), selector, "incident", audit.Digest{}, true); err != nil {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), selector, "incident", broker.Consent{Force: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -352,7 +352,7 @@ func TestKillSwitchOnRemovedEntitlement(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.adoptChanged(t, testPolicies, func(r *broker.Rules) { delete(r.Catalogue, "db") })
-	p, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Entitlement: "db"}, "incident", audit.Digest{}, true)
+	p, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Entitlement: "db"}, "incident", broker.Consent{Force: true})
 	if err != nil || p.Leases != 1 || p.ByIssuer["db"] != 1 {
 		t.Errorf("got %+v, %v, want one revoked lease", p, err)
 	}

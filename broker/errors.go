@@ -61,6 +61,7 @@ const (
 	ErrIssuerRefused         = sentinel("issuer_refused")          // the upstream refused
 	ErrPolicyTooLarge        = sentinel("policy_too_large")        // the issuer does not accept a policy of that size
 	ErrPreviewStale          = sentinel("preview_stale")           // the selection of the kill switch has changed
+	ErrUnmatched             = sentinel("nothing_matches")         // the selector of the kill switch matches nothing that the broker knows
 	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )
 

@@ -454,7 +454,7 @@ func TestInvalidSelectorsAreRefused(t *testing.T) {
 		{}, {Holder: "a", Issuer: "b"}, {Under: "spiffe://acme.test"}, {Under: "spiffe://acme.test/agent/"},
 		{Holder: "acme.test/agent"}, {TrustDomain: "spiffe://acme.test"}, {Request: broker.NewRequestID(noon)},
 	} {
-		if err := w.broker.Block(t.Context(), broker.Self(operator, noon), s, "why"); !errors.Is(err, broker.ErrInvalidRequest) {
+		if err := w.broker.Block(t.Context(), broker.Self(operator, noon), s, "why", false); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("%+v: got %v, want %v", s, err, broker.ErrInvalidRequest)
 		}
 	}

@@ -55,7 +55,7 @@ func TestGrantRevokedWhileCollecting(t *testing.T) {
 	w := hookedWorld(t, `@approval("1 of support")`, &before)
 	r := w.granted(t)
 	before = func() {
-		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Request: r.ID}, "incident", audit.Digest{}, true); err != nil {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Request: r.ID}, "incident", broker.Consent{Force: true}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -209,7 +209,7 @@ func TestKilledWhileIssuing(t *testing.T) {
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}})
 	holder := broker.Selector{Holder: "spiffe://acme.test/agent/triage"}
 	db.during = func() {
-		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), holder, "incident", audit.Digest{}, true); err != nil {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), holder, "incident", broker.Consent{Force: true}); err != nil {
 			t.Error(err)
 		}
 		if err := w.broker.Lift(t.Context(), broker.Self(root, noon), holder, "over"); err != nil {

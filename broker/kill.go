@@ -4,109 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
-	"regexp"
-	"strings"
 	"time"
 
-	"accessbroker.internal/audit"
 	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/audit"
 )
-
-// A Selector selects leases for the kill switch. Exactly one field is set.
-type Selector struct {
-	Holder      string // a SPIFFE ID or a person
-	Under       string // a SPIFFE ID; selects it and every path below it
-	TrustDomain string
-	Entitlement string
-	Issuer      string
-	Request     RequestID
-}
-
-// key returns the key of the selector's block. A request has no block; its key
-// only identifies the selection.
-func (s Selector) key() (BlockKey, error) {
-	var set []BlockKey
-	for _, k := range []BlockKey{
-		{"holder", s.Holder}, {"under", s.Under}, {"trust_domain", s.TrustDomain},
-		{"entitlement", s.Entitlement}, {"issuer", s.Issuer}, {"request", s.Request.String()},
-	} {
-		if k.Name != "" {
-			set = append(set, k)
-		}
-	}
-	if len(set) != 1 {
-		return BlockKey{}, refuse(ErrInvalidRequest, "name exactly one of holder, under, trust_domain, entitlement, issuer, request")
-	}
-	if err := CheckLine(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSelector); err != nil {
-		return BlockKey{}, err
-	}
-	return set[0], set[0].checkForm()
-}
-
-// personForm is "<provider>/<sub>". The name of a provider has neither a dot nor a
-// colon, so that no SPIFFE ID, with or without its scheme, matches.
-var personForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}/[\x21-\x7e]{1,255}$`)
-
-// checkForm refuses a malformed name. In an emergency, a block that blocks nothing
-// is worse than an error.
-func (k BlockKey) checkForm() error {
-	switch k.Kind {
-	case "holder", "under":
-		if k.Kind == "holder" && personForm.MatchString(k.Name) {
-			return nil
-		}
-		if !isSPIFFEPath(k.Name) {
-			return refuse(ErrInvalidRequest, k.Kind+" is a SPIFFE ID with a path, such as spiffe://acme.test/agent (for a whole trust domain, name trust_domain)")
-		}
-	case "trust_domain":
-		if strings.ContainsAny(k.Name, "/: ") {
-			return refuse(ErrInvalidRequest, "trust_domain is a name such as acme.test, without spiffe://")
-		}
-	}
-	return nil
-}
-
-// isSPIFFEPath reports whether a name is a SPIFFE ID with a path, which names a
-// workload or a folder of workloads.
-func isSPIFFEPath(name string) bool {
-	rest, ok := strings.CutPrefix(name, "spiffe://")
-	_, path, _ := strings.Cut(rest, "/")
-	return ok && path != "" && !strings.HasSuffix(path, "/")
-}
-
-// maxSelector is the longest SPIFFE ID in bytes (SPIFFE-ID, section 2.3).
-const maxSelector = 2048
-
-func (k BlockKey) String() string { return k.Kind + " " + k.Name }
-
-// queries select the live leases, and the ended leases whose credentials still
-// work.
-func (s Selector) queries(now time.Time) []LeaseQuery {
-	live := LeaseQuery{
-		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
-		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
-	}
-	outliving := live
-	outliving.Live, outliving.Outliving = false, true
-	return []LeaseQuery{live, outliving}
-}
-
-// checkExists refuses the name of an unknown entitlement or issuer, for the reason
-// that checkForm gives.
-func (b *Broker) checkExists(k BlockKey) error {
-	there := true
-	switch k.Kind {
-	case "entitlement":
-		there = b.rules.Load().Catalogue[k.Name] != nil
-	case "issuer":
-		there = b.cfg.Issuers[k.Name] != nil
-	}
-	if !there {
-		return refuse(ErrInvalidRequest, fmt.Sprintf("there is no %s %q", k.Kind, k.Name))
-	}
-	return nil
-}
 
 // A Preview counts the leases that the kill switch would end.
 type Preview struct {
@@ -118,8 +21,14 @@ type Preview struct {
 	WorkUntil   time.Time    // the latest expiry of the other irrevocable leases; zero: there are none
 	Beyond      int          // other leases that their issuers end together with these (see Entitlement.Shares)
 	More        bool         // more leases are selected than one call handles: call again
+	Hits        []*Lease     // the newest selected leases, at most maxHits
+	Unmatched   bool         // the selector matches no lease, no request and no name in the rules
+	Near        string       // of Unmatched: a similar name that the broker knows; may be empty
 	Digest      audit.Digest // of exactly the selected leases
 }
+
+// maxHits bounds the leases that a preview lists.
+const maxHits = 50
 
 // maxSelected is the number of leases that one call handles. A repeated call
 // continues.
@@ -133,18 +42,31 @@ func (b *Broker) Preview(ctx context.Context, caller Caller, s Selector) (*Previ
 	return b.preview(ctx, s, caller.At)
 }
 
-// preview counts the selected leases. An unknown name that selects nothing is an
-// error.
+// preview counts the selected leases. A name that is malformed or not configured is an
+// error, unless it selects leases: their holder may be of a trust domain that was removed.
 func (b *Broker) preview(ctx context.Context, s Selector, now time.Time) (*Preview, error) {
+	key, err := s.key()
+	if err != nil {
+		return nil, err
+	}
+	if err := key.checkForm(); err != nil {
+		return nil, err
+	}
+	if !s.Request.IsZero() {
+		if _, err := b.load(ctx, s.Request); err != nil {
+			return nil, err
+		}
+	}
 	p, _, err := b.selectLeases(ctx, s, now)
-	if err != nil || p.Leases > 0 {
+	if err != nil || p.Leases > 0 || !s.Request.IsZero() {
 		return p, err
 	}
-	key, err := s.key()
-	if err == nil {
-		err = b.checkExists(key)
+	m, err := b.match(ctx, key)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	p.Unmatched, p.Near = !m.found, m.near
+	return p, nil
 }
 
 // selectLeases returns the leases of a selector whose credentials may work.
@@ -168,6 +90,9 @@ func (b *Broker) selectLeases(ctx context.Context, s Selector, now time.Time) (*
 				_, _ = digest.Write(l.ID[:])
 				if p.count(l); q.Outliving {
 					p.Ended++
+				}
+				if len(p.Hits) < maxHits {
+					p.Hits = append(p.Hits, l)
 				}
 				byEntitlement[l.Entitlement]++
 			}
@@ -244,11 +169,18 @@ func (b *Broker) mayBlock(ctx context.Context, caller Caller) error {
 	return refuse(ErrDenied, "the kill switch is for people whom policy permits to block, and for the admin socket")
 }
 
+// A Consent is what the caller of the kill switch has confirmed.
+type Consent struct {
+	Seen      audit.Digest // of the preview that the caller read
+	Force     bool         // whatever a preview would show
+	Unmatched bool         // even if the selector matches nothing
+}
+
 // RevokeAll is the kill switch. It blocks the selection, so that nothing more is
-// issued to it, and then ends its live leases. seen must be the digest of a
-// preview of exactly these leases, unless force is set. It returns once all of
-// this is durable; the reaper then calls the issuers, at once.
-func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reason string, seen audit.Digest, force bool) (*Preview, error) {
+// issued to it, and then ends its live leases. The caller must have seen a preview
+// of exactly these leases, unless it forces the kill. It returns once all of this is
+// durable; the reaper then calls the issuers, at once.
+func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reason string, consent Consent) (*Preview, error) {
 	if err := b.mayBlock(ctx, caller); err != nil {
 		return nil, err
 	}
@@ -260,8 +192,11 @@ func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reaso
 	if err != nil {
 		return nil, err
 	}
-	if preview.Digest != seen && !force {
+	if preview.Digest != consent.Seen && !consent.Force {
 		return nil, refuse(ErrPreviewStale, "the selection has changed since the preview: request a new preview, or use force")
+	}
+	if err := (match{!preview.Unmatched, preview.Near}).check(key, consent.Unmatched); err != nil {
+		return nil, err
 	}
 	// From here on the call completes even if the caller no longer waits.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), KillDeadline)

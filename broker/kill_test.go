@@ -4,7 +4,6 @@ import (
 	"errors"
 	"testing"
 
-	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
@@ -25,10 +24,10 @@ func TestKillSwitch(t *testing.T) {
 	if err != nil || seen.Leases != 2 || seen.Irrevocable != 1 {
 		t.Fatalf("preview: %+v, %v", seen, err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", audit.Digest{}, false); !errors.Is(err, broker.ErrPreviewStale) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", broker.Consent{}); !errors.Is(err, broker.ErrPreviewStale) {
 		t.Fatalf("without a preview: got %v", err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", seen.Digest, false); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", broker.Consent{Seen: seen.Digest}); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(agent(noon), noon), read("tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrBlocked) {

@@ -268,8 +268,8 @@ func selector(asked string, who Identity) (string, error) {
 	case asked == "":
 		return who.ID, nil
 	}
-	if !personForm.MatchString(asked) && !isSPIFFEPath(asked) {
-		return "", refuse(ErrInvalidRequest, "name a SPIFFE ID, a person such as login/ana, or * for all")
+	if err := checkHolder(asked); err != nil {
+		return "", refuse(ErrInvalidRequest, err.Error()+"; * selects all")
 	}
 	return asked, nil
 }

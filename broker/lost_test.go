@@ -47,7 +47,7 @@ func TestRevocationsWithoutTheDatabase(t *testing.T) {
 		t.Errorf("after a return, %d credentials work, want 2", n)
 	}
 	// The reaper ends what the kill switch selects.
-	if _, err := w.broker.RevokeAll(t.Context(), operator, broker.Selector{Holder: caller.Subject.ID}, "incident", [32]byte{}, true); !errors.Is(err, broker.ErrUnavailable) {
+	if _, err := w.broker.RevokeAll(t.Context(), operator, broker.Selector{Holder: caller.Subject.ID}, "incident", broker.Consent{Force: true}); !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("the kill switch: got %v, want %v", err, broker.ErrUnavailable)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -38,11 +38,11 @@ func TestDecisionsWhileIssuing(t *testing.T) {
 		want      error
 	}{
 		"kill switch": {func(t *testing.T, w *world) error {
-			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Holder: agent(noon).ID}, "incident", audit.Digest{}, true)
+			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Holder: agent(noon).ID}, "incident", broker.Consent{Force: true})
 			return err
 		}, broker.ErrBlocked},
 		"block": {func(t *testing.T, w *world) error {
-			return w.broker.Block(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident")
+			return w.broker.Block(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident", false)
 		}, broker.ErrBlocked},
 		"forbidding rules": {func(t *testing.T, w *world) error {
 			rules := testRules(t, strings.Replace(testPolicies, `spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"db"`, `spiffe://acme.test/other", action == Action::"request", resource == Entitlement::"db"`, 1))
@@ -141,7 +141,7 @@ func TestRevokedRequestsAndLeasesStayRevoked(t *testing.T) {
 		return r, issued
 	}
 	r, _ := collected()
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: r.ID}, "incident", audit.Digest{}, true); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: r.ID}, "incident", broker.Consent{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.broker.Collect(t.Context(), broker.Self(agent(noon), noon.Add(time.Second)), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
@@ -160,7 +160,7 @@ func TestRevokedRequestsAndLeasesStayRevoked(t *testing.T) {
 	if err != nil || pending.State(noon) != broker.RequestPending {
 		t.Fatalf("got %+v, %v, want a pending request", pending, err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: pending.ID}, "incident", audit.Digest{}, true); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Request: pending.ID}, "incident", broker.Consent{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := w.broker.Request(t.Context(), broker.Self(agent(noon), noon), pending.ID); err != nil || got.State(noon) != broker.RequestDenied {
@@ -177,7 +177,7 @@ func TestIssuerIsCalledWithoutImmediateRevocation(t *testing.T) {
 	w.rules.Catalogue["db"].Revocation = broker.RevokedAtExpiry
 	for _, end := range []func(*broker.Issued) error{
 		func(*broker.Issued) error {
-			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident", audit.Digest{}, true)
+			_, err := w.broker.RevokeAll(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "incident", broker.Consent{Force: true})
 			return errors.Join(err, w.broker.Lift(t.Context(), broker.Self(operator, noon), broker.Selector{Issuer: "db"}, "over"))
 		},
 		func(i *broker.Issued) error {

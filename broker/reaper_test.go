@@ -149,7 +149,7 @@ func TestExpiredLeaseIsLiveUntilRevoked(t *testing.T) {
 			if err != nil || seen.Leases != 1 || seen.ByIssuer["db"] != 1 {
 				t.Errorf("preview: got %+v, %v", seen, err)
 			}
-			_, err = w.broker.RevokeAll(t.Context(), broker.Self(root, now), all, "incident", seen.Digest, false)
+			_, err = w.broker.RevokeAll(t.Context(), broker.Self(root, now), all, "incident", broker.Consent{Seen: seen.Digest})
 			return err
 		},
 	} {

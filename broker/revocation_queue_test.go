@@ -114,7 +114,7 @@ func TestKillSwitchWithoutStore(t *testing.T) {
 	for name, selector := range map[string]broker.Selector{
 		"under": {Under: "spiffe://acme.test/agent"}, "entitlement": {Entitlement: "db"}, "request": {Request: w.leases(t)[0].Request},
 	} {
-		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), selector, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), selector, "incident", broker.Consent{Force: true}); !errors.Is(err, broker.ErrUnavailable) {
 			t.Errorf("%s: nothing was recorded: got %v", name, err)
 		}
 	}
@@ -231,7 +231,7 @@ func TestKillSwitchIncludesReturnedLeases(t *testing.T) {
 	if err != nil || seen.Leases != 20 || seen.Ended != 20 || seen.Irrevocable != 20 || !seen.WorkUntil.Equal(noon.Add(10*time.Minute)) {
 		t.Fatalf("preview: %+v, %v", seen, err)
 	}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", seen.Digest, false); err != nil {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", broker.Consent{Seen: seen.Digest}); err != nil {
 		t.Fatal(err)
 	}
 	w.reap(t, noon)
@@ -257,10 +257,10 @@ func TestKillSwitchRefusesUnknownNames(t *testing.T) {
 		if _, err := w.broker.Preview(t.Context(), broker.Self(root, noon), s); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("preview of %+v: %v", s, err)
 		}
-		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), s, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrInvalidRequest) {
+		if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), s, "incident", broker.Consent{Force: true}); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("kill %+v: %v", s, err)
 		}
-		if err := w.broker.Block(t.Context(), broker.Self(root, noon), s, "incident"); !errors.Is(err, broker.ErrInvalidRequest) {
+		if err := w.broker.Block(t.Context(), broker.Self(root, noon), s, "incident", false); !errors.Is(err, broker.ErrInvalidRequest) {
 			t.Errorf("block %+v: %v", s, err)
 		}
 	}
@@ -294,7 +294,7 @@ func TestKillSwitchContinuesAfterCrash(t *testing.T) {
 	}
 	s.left.Store(4) // the block and three leases
 	under := broker.Selector{Under: "spiffe://acme.test/agent"}
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), under, "incident", broker.Consent{Force: true}); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("after the crash: got %v", err)
 	}
 	if n := w.count(t, broker.LeaseActive); n != leases-3 {
@@ -343,7 +343,7 @@ func TestKillSwitchContinuesWithoutEntitlement(t *testing.T) {
 	db := &moody{system: system{live: map[string]time.Time{}}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": db}, wrap: func(real broker.Store) broker.Store { s.Store = real; return s }})
 	s.left.Store(1) // the block, but not its completion
-	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Entitlement: "db"}, "incident", audit.Digest{}, true); !errors.Is(err, broker.ErrUnavailable) {
+	if _, err := w.broker.RevokeAll(t.Context(), broker.Self(root, noon), broker.Selector{Entitlement: "db"}, "incident", broker.Consent{Force: true, Unmatched: true}); !errors.Is(err, broker.ErrUnavailable) {
 		t.Fatalf("after the crash: got %v", err)
 	}
 	delete(w.rules.Catalogue, "db")

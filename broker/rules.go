@@ -17,6 +17,8 @@ type Rules struct {
 	Catalogue     Catalogue
 	Groups        map[string]Group
 	Labels        []WorkloadLabels
+	TrustDomains  []string                // whose workloads may authenticate
+	Providers     []string                // with which people log in
 	PeopleChannel bool                    // notices can be sent to single people; not part of the revision
 	Revision      audit.Digest            // of everything above
 	Files         map[string]audit.Digest // digests by name, for the record

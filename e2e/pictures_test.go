@@ -117,7 +117,7 @@ func (o *office) screenshotLogins(t testing.TB, ben context.Context) {
 // not use it.
 func (o *office) screenshotKillSwitch(t testing.TB, ben, dan context.Context) {
 	t.Helper()
-	o.screenshot(t, dan, "kill", "/ui/leases", chromedp.SetValue(css(`.kill input[name="name"]`), "spiffe://acme.test/agent/triage"),
+	o.screenshot(t, dan, "kill", "/ui/kill", chromedp.SetValue(css(`.kill input[name="name"]`), "spiffe://acme.test/agent/triage"),
 		chromedp.SetValue(css(`.kill input[name="reason"]`), "it closes what it should not"),
 		chromedp.Submit(css(`.kill button`)), chromedp.WaitVisible(css(`button[value="kill"]`)))
 	o.screenshot(t, ben, "not-found", "/ui/requests/req_nothing")

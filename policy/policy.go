@@ -149,7 +149,8 @@ func (e *Engine) Rules() *broker.Rules {
 		groups[name] = broker.Group{Members: g.Members, Claimed: !g.fullyListed(), Notify: toStrings(g.Notify)}
 	}
 	return &broker.Rules{
-		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.in.Labels, Revision: e.revision, Files: e.Files(),
+		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.in.Labels,
+		TrustDomains: e.in.TrustDomains, Providers: e.in.Providers, Revision: e.revision, Files: e.Files(),
 	}
 }
 

@@ -84,6 +84,7 @@ var errorTable = []errorRow{
 	{broker.ErrMaxActive, 429, "access_denied", "Too many active credentials", "return one first", clientFault},
 	{broker.ErrTooManyPending, 429, "access_denied", "Too many pending requests", "withdraw one, or wait for a decision", clientFault},
 	{broker.ErrPreviewStale, 409, "invalid_request", "The preview is stale", "request a new preview and send its digest", clientFault},
+	{broker.ErrUnmatched, 409, "invalid_request", "Nothing matches", "correct the name, or send unmatched to block a name that the broker does not know", clientFault},
 	{broker.ErrSlowDown, 429, "slow_down", "Too many calls", "call less often", clientFault},
 	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used with another body", "use a new key for a new call", clientFault},
 	{broker.ErrNotRenewable, 409, "invalid_request", "Not renewable", "collect again, or file a new request", clientFault},

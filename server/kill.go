@@ -25,8 +25,8 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	if body.Preview && (body.Force || body.PreviewDigest != "") {
-		return reply{}, refuse(broker.ErrInvalidRequest, "send preview, or preview_digest or force, not both")
+	if body.Preview && (body.Force || body.Unmatched || body.PreviewDigest != "") {
+		return reply{}, refuse(broker.ErrInvalidRequest, "send preview, or preview_digest, force and unmatched, not both")
 	}
 	c.extend(broker.KillDeadline) // on every listener
 	if body.Preview {
@@ -40,7 +40,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 	if !body.Force && seen.UnmarshalText([]byte(body.PreviewDigest)) != nil {
 		return reply{}, refuse(broker.ErrInvalidRequest, "send the preview_digest of a preview, or force")
 	}
-	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.caller(), selector, body.Reason, seen, body.Force)
+	hit, err := s.cfg.Broker.RevokeAll(c.r.Context(), c.caller(), selector, body.Reason, broker.Consent{Seen: seen, Force: body.Force, Unmatched: body.Unmatched})
 	if err != nil {
 		return reply{}, err
 	}
@@ -48,7 +48,21 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 }
 
 func toKillPreview(p *broker.Preview) api.KillPreview {
-	return api.KillPreview{Leases: p.Leases, Ended: p.Ended, ByIssuer: p.ByIssuer, Irrevocable: p.Irrevocable, Lasting: p.Lasting, Beyond: p.Beyond, More: p.More, WorkUntil: utc(p.WorkUntil), Digest: p.Digest.String()}
+	out := api.KillPreview{
+		Leases: p.Leases, Ended: p.Ended, ByIssuer: p.ByIssuer, Irrevocable: p.Irrevocable, Lasting: p.Lasting, Beyond: p.Beyond,
+		More: p.More, WorkUntil: utc(p.WorkUntil), Unmatched: p.Unmatched, Near: p.Near, Digest: p.Digest.String(),
+	}
+	for _, l := range p.Hits {
+		hit := api.KillHit{
+			Lease: l.ID.String(), Holder: l.Holder, Entitlement: l.Entitlement, Issuer: l.Issuer,
+			ExpiresAt: l.Expires.UTC(), Revocation: string(l.Revocation),
+		}
+		if l.Revocation == broker.RevokedAtExpiry || l.Revocation == broker.RevokedAtRotation {
+			hit.WorksUntil = utc(l.WorksUntil())
+		}
+		out.Hits = append(out.Hits, hit)
+	}
+	return out
 }
 
 func (s *Server) placeBlock(c *call, body api.BlockChange) (reply, error) {
@@ -56,7 +70,7 @@ func (s *Server) placeBlock(c *call, body api.BlockChange) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{status: http.StatusNoContent}, s.cfg.Broker.Block(c.r.Context(), c.caller(), selector, body.Reason)
+	return reply{status: http.StatusNoContent}, s.cfg.Broker.Block(c.r.Context(), c.caller(), selector, body.Reason, body.Unmatched)
 }
 
 func (s *Server) liftBlock(c *call, body api.BlockChange) (reply, error) {
@@ -68,13 +82,17 @@ func (s *Server) liftBlock(c *call, body api.BlockChange) (reply, error) {
 }
 
 func (s *Server) listBlocks(c *call) (reply, error) {
-	list, err := s.cfg.Broker.Blocks(c.r.Context(), c.caller())
+	targets, err := s.cfg.Broker.Targets(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
-	out := api.Blocks{Blocks: make([]api.Block, len(list))}
+	return ok(api.Blocks{Blocks: toBlocks(targets.Blocks)})
+}
+
+func toBlocks(list []*broker.Block) []api.Block {
+	out := make([]api.Block, len(list))
 	for i, b := range list {
-		out.Blocks[i] = api.Block{Kind: b.Selector.Kind, Name: b.Selector.Name, Reason: b.Reason, By: b.By, Since: b.Since.UTC()}
+		out[i] = api.Block{Kind: b.Selector.Kind, Name: b.Selector.Name, Reason: b.Reason, By: b.By, Since: b.Since.UTC()}
 	}
-	return ok(out)
+	return out
 }

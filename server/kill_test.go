@@ -35,11 +35,11 @@ func TestKillPageStalePreview(t *testing.T) {
 	}
 	issue()
 	status, _, page = b.visit(http.MethodPost, "/ui/kill", form+"&do=kill&digest="+digest[1])
-	if status != http.StatusOK || !strings.Contains(page, "Nothing was revoked yet") || !strings.Contains(page, `value="force"`) || !strings.Contains(page, "<strong>2</strong> live") {
+	if status != http.StatusOK || !strings.Contains(page, "Nothing was revoked yet") || !strings.Contains(page, `value="force"`) || !strings.Contains(page, "Of its <strong>2</strong> credentials") {
 		t.Fatalf("a stale preview: %d\n%s", status, page)
 	}
 	issue()
-	if status, where, page := b.visit(http.MethodPost, "/ui/kill", form+"&do=force"); status != http.StatusSeeOther || where != "/ui/leases?done=killed&expiring=3&revoking=0" {
+	if status, where, page := b.visit(http.MethodPost, "/ui/kill", form+"&do=force"); status != http.StatusSeeOther || where != "/ui/kill?done=killed&expiring=3" {
 		t.Fatalf("forced: %d to %q\n%s", status, where, page)
 	}
 	leases := must[*api.LeasePage](t)(w.as(agent).Leases(t.Context(), api.LeaseFilter{})).Leases
@@ -64,11 +64,11 @@ func TestKillPageKillsAndLifts(t *testing.T) {
 	aim := []string{"kind", "holder", "name", agent, "reason", "incident"}
 	status, _, page := b.visit(http.MethodPost, "/ui/kill", formOf(aim...))
 	digest := regexp.MustCompile(`name="digest" value="([0-9a-f]{64})"`).FindStringSubmatch(page)
-	if status != http.StatusOK || digest == nil || !strings.Contains(page, "which has <strong>1</strong> live credential") || !strings.Contains(page, "<strong>1</strong> cannot be revoked") {
+	if status != http.StatusOK || digest == nil || !strings.Contains(page, "Of its <strong>1</strong> credential") || !strings.Contains(page, "<strong>1</strong> cannot be revoked") {
 		t.Fatalf("preview: %d\n%s", status, page)
 	}
 	status, where, page := b.visit(http.MethodPost, "/ui/kill", formOf(append(aim, "do", "kill", "digest", digest[1])...))
-	if status != http.StatusSeeOther || where != "/ui/leases?done=killed&expiring=1&revoking=0" {
+	if status != http.StatusSeeOther || where != "/ui/kill?done=killed&expiring=1" {
 		t.Fatalf("killed: %d to %q\n%s", status, where, page)
 	}
 	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "Blocked. 1 credential cannot be revoked and expires by itself.") {
@@ -84,7 +84,7 @@ func TestKillPageKillsAndLifts(t *testing.T) {
 		t.Errorf("while blocked: %v", err)
 	}
 	lift := formOf("kind", "holder", "name", agent, "reason", "over", "do", "lift")
-	if status, where, page = b.visit(http.MethodPost, "/ui/kill", lift); status != http.StatusSeeOther || where != "/ui/leases?done=lifted" {
+	if status, where, page = b.visit(http.MethodPost, "/ui/kill", lift); status != http.StatusSeeOther || where != "/ui/kill?done=lifted" {
 		t.Fatalf("lifting: %d to %q\n%s", status, where, page)
 	}
 	if _, _, page := b.visit(http.MethodGet, where, ""); !strings.Contains(page, "The block was lifted") || !strings.Contains(page, "Nothing is blocked") {
@@ -178,7 +178,7 @@ func TestBlocksAreShown(t *testing.T) {
 	}
 	block := func(change func(context.Context, api.BlockChange) error, s api.Selector) {
 		t.Helper()
-		if err := change(t.Context(), api.BlockChange{Selector: s, Reason: "incident"}); err != nil {
+		if err := change(t.Context(), api.BlockChange{Selector: s, Reason: "incident", Unmatched: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -201,6 +201,8 @@ func TestKillDone(t *testing.T) {
 		"done=killed":                       "Blocked. There were no live credentials.",
 		"done=killed&revoking=3":            "Blocked. 3 credentials are being revoked.",
 		"done=killed&revoking=1&expiring=2": "Blocked. 1 credential is being revoked. 2 credentials cannot be revoked and expire by themselves.",
+		"done=killed&lasting=1":             "Blocked. 1 credential can neither be revoked nor expires: change the system that it opens.",
+		"done=killed&lasting=2&expiring=1":  "Blocked. 1 credential cannot be revoked and expires by itself. 2 credentials can neither be revoked nor expire: change the systems that they open.",
 		"done=ended&expiring=1":             "The request was ended. 1 credential cannot be revoked and expires by itself.",
 		"done=killed&revoking=<b>":          "Blocked. There were no live credentials.",
 	} {

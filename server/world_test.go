@@ -231,6 +231,7 @@ func testRules() *broker.Rules {
 	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // needs approvals
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "the guarded database", "dba", map[string]string{"read": "read <all> rows", "write": "change rows"}
 	return &broker.Rules{
+		TrustDomains: []string{"acme.test", "supplier.test"}, Providers: []string{"login"},
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
 		Policy: testPolicy{}, Revision: audit.Digest{1}, Labels: []broker.WorkloadLabels{
 			{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}},

@@ -16,6 +16,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/attest"
+	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 )
 
@@ -237,17 +238,9 @@ func checkSocket(address string) error {
 // domainOf returns the trust domain of the broker's SPIFFE ID, if it is set. A
 // broker of a federated domain is verified with that domain's bundle.
 func domainOf(brokerID string) []string {
-	domain, path, ok := cutSPIFFEID(brokerID)
-	if !ok || path == "" {
+	domain, _, err := broker.ParseWorkloadID(brokerID)
+	if err != nil {
 		return nil
 	}
 	return []string{domain}
-}
-
-// cutSPIFFEID splits a SPIFFE ID. It checks only the form that tells a SPIFFE ID from
-// other names; the broker validates names.
-func cutSPIFFEID(id string) (domain, path string, ok bool) {
-	rest, ok := strings.CutPrefix(id, "spiffe://")
-	domain, path, _ = strings.Cut(rest, "/")
-	return domain, path, ok && domain != ""
 }

@@ -89,7 +89,7 @@ func (a *app) welcome(w *devworld.World) {
 	say("  policies   %s\n", w.Path("policies"))
 	say("In the browser, play both sides. As Ben, request tickets-api with tickets:close under")
 	say("Entitlements. Then log out, or open a private window, and log in as Ana: Ben's request")
-	say("is in her inbox. Dan sees everything, has the kill switch under Leases, and reads the")
+	say("is in her inbox. Dan sees everything, has the kill switch, and reads the")
 	say("log under Audit.\n")
 	say("As an AI agent, in another terminal:\n")
 	if dir := programDir(os.Args[0]); dir != "" {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,7 +68,7 @@ func (a *app) adminSocketFlag(c *cobra.Command, socket *string) {
 func (a *app) killCommand() *cobra.Command {
 	var f selectorFlags
 	var socket, why string
-	var preview, yes bool
+	var preview, yes, unmatched bool
 	c := &cobra.Command{
 		Use:   "kill",
 		Short: "Use the kill switch: block, then revoke all matching credentials",
@@ -80,6 +80,9 @@ kill first shows what it will revoke, which credentials can't be revoked and how
 long those will work, and asks for confirmation. If the preview changes before
 you confirm, kill shows the new one and asks again. With --yes it skips preview
 and confirmation.
+
+A name that matches nothing may be a typing error: kill says so, and asks a second
+time. With --yes it needs --unmatched to block such a name.
 
 kill uses the admin socket on the broker's machine, which works even when nobody
 can log in. With --as-person, people whom policy permits to block can use kill
@@ -98,7 +101,7 @@ from any machine.
 				return errNoReason
 			}
 			return a.withAdmin(c.Context(), socket, killWait, func(ctx context.Context, client *api.Client) error {
-				k := killSwitch{app: a, client: client, access: "--admin-socket " + a.adminSocket(socket), selector: f.Selector, why: why}
+				k := killSwitch{app: a, client: client, access: "--admin-socket " + a.adminSocket(socket), selector: f.Selector, why: why, unmatched: unmatched}
 				if a.client.person {
 					k.access = "--as-person"
 				}
@@ -119,7 +122,21 @@ from any machine.
 	addWhy(c, &why)
 	c.Flags().BoolVar(&preview, "preview", false, "show what kill would revoke, without doing it")
 	c.Flags().BoolVar(&yes, "yes", false, "skip preview and confirmation")
+	addUnmatched(c, &unmatched)
 	return c
+}
+
+func addUnmatched(c *cobra.Command, unmatched *bool) {
+	c.Flags().BoolVar(unmatched, "unmatched", false, "block the name even if nothing matches it")
+}
+
+// unmatchedHint names the flag in a refusal of a name that matches nothing.
+func unmatchedHint(err error) error {
+	var refused *api.Error
+	if errors.Is(err, api.NothingMatches) && errors.As(err, &refused) {
+		refused.Detail += " (--unmatched)"
+	}
+	return err
 }
 
 var errNoReason = usage("the log needs a reason: --why TEXT")
@@ -127,10 +144,11 @@ var errNoReason = usage("the log needs a reason: --why TEXT")
 // A killSwitch is one use of the kill switch.
 type killSwitch struct {
 	*app
-	client   *api.Client
-	access   string // the flag by which related commands reach the broker
-	selector api.Selector
-	why      string
+	client    *api.Client
+	access    string // the flag by which related commands reach the broker
+	selector  api.Selector
+	why       string
+	unmatched bool // the person has confirmed a name that matches nothing
 }
 
 func (k *killSwitch) preview(ctx context.Context) (*api.KillPreview, error) {
@@ -157,15 +175,14 @@ func (k *killSwitch) confirm(ctx context.Context) error {
 			return err
 		}
 		k.write(k.err, killConfirm, hits)
-		fmt.Fprint(k.err, "Type yes to continue: ")
-		line, err := k.answer(ctx, answers)
-		switch {
-		case line == "" && err == io.EOF && !interactive(k.in):
-			return usage("standard input is not a terminal: use --preview to see the effect, then --yes")
-		case errors.Is(err, errNotConfirmed):
+		if err := k.ask(ctx, answers, "Type yes to continue: "); err != nil {
 			return err
-		case line != "yes":
-			return fmt.Errorf("%w: type yes, or use --yes", errNotConfirmed)
+		}
+		if hits.Unmatched && !k.unmatched {
+			if err := k.ask(ctx, answers, "Nothing matches. Type yes again to block the name nevertheless: "); err != nil {
+				return err
+			}
+			k.unmatched = true
 		}
 		if err = k.kill(ctx, hits.Digest); !errors.Is(err, api.PreviewStale) {
 			return err
@@ -174,18 +191,33 @@ func (k *killSwitch) confirm(ctx context.Context) error {
 	}
 }
 
+// ask returns an error unless a person types yes.
+func (k *killSwitch) ask(ctx context.Context, answers *bufio.Reader, question string) error {
+	fmt.Fprint(k.err, question)
+	line, err := k.answer(ctx, answers)
+	switch {
+	case line == "" && err == io.EOF && !interactive(k.in):
+		return usage("standard input is not a terminal: use --preview to see the effect, then --yes")
+	case errors.Is(err, errNotConfirmed):
+		return err
+	case line != "yes":
+		return fmt.Errorf("%w: type yes, or use --yes", errNotConfirmed)
+	}
+	return nil
+}
+
 // kill blocks and revokes the leases that the preview with this digest showed or,
 // without a digest, the leases that match now.
 func (k *killSwitch) kill(ctx context.Context, digest string) error {
 	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
-	hits, err := k.client.Kill(ctx, api.Kill{Selector: k.selector, Reason: k.why, PreviewDigest: digest, Force: digest == ""})
+	hits, err := k.client.Kill(ctx, api.Kill{Selector: k.selector, Reason: k.why, PreviewDigest: digest, Force: digest == "", Unmatched: k.unmatched})
 	var refused *api.Error
 	switch {
 	case err == nil:
 		return k.print(hits, func(w io.Writer) { k.write(w, killDone, hits) })
 	case errors.As(err, &refused) || errors.Is(err, errUnreachable):
-		return err
+		return unmatchedHint(err)
 	}
 	if errors.Is(err, context.Canceled) {
 		err = errInterrupted
@@ -197,49 +229,126 @@ blocks and the remaining leases. It is safe to repeat the command.
   broker leases --holder '*' --live %[2]s`, err, k.access)
 }
 
-// A killText is the first sentence about the leases of a kill switch.
-type killText struct{ block, one, many string }
+// A killText is what the first sentence says about the credentials.
+type killText struct {
+	block     string
+	one, many string // of revocable credentials
+	hits      bool   // list them
+}
 
 var (
-	killPreview = killText{"", "would be revoked", "would be revoked"}
-	killConfirm = killText{"A block will be placed. ", "will be revoked", "will be revoked"}
-	killDone    = killText{"Blocked. ", "is being revoked", "are being revoked"}
+	killPreview = killText{"", "would be revoked", "would be revoked", true}
+	killConfirm = killText{"A block will be placed. ", "will be revoked", "will be revoked", true}
+	killDone    = killText{"Blocked. ", "is being revoked", "are being revoked", false}
 )
 
 func (k *killSwitch) write(w io.Writer, text killText, hits *api.KillPreview) {
 	if k.selector.Request != "" { // a request can't be blocked
 		text.block = ""
 	}
+	if text.hits && hits.Unmatched {
+		kind, name := selected(k.selector)
+		fmt.Fprintf(w, "NOTHING MATCHES %s %s: no live credential, no request, no name in the rules.\n", kind, name)
+		if hits.Near != "" {
+			fmt.Fprintf(w, "Did you mean %s?\n", hits.Near)
+		}
+	}
 	writeKillCounts(w, text, hits)
-	if _, _, workload := cutSPIFFEID(k.selector.Holder); k.selector.Holder != "" && !workload {
+	if _, _, err := broker.ParsePerson(k.selector.Holder); err == nil {
 		fmt.Fprintln(w, "  all sessions of this person end; logins are refused until the block is lifted")
+	}
+	if text.hits {
+		writeHits(w, hits)
 	}
 }
 
-func writeKillCounts(w io.Writer, text killText, k *api.KillPreview) {
-	n, revoked := k.Leases-k.Ended, text.many
-	if n == 1 {
-		revoked = text.one
+// selected returns the kind and the name of a selector, as flags spell them.
+func selected(s api.Selector) (kind, name string) {
+	for _, f := range [][2]string{
+		{"holder", s.Holder}, {"under", s.Under}, {"trust-domain", s.TrustDomain},
+		{"entitlement", s.Entitlement}, {"issuer", s.Issuer}, {"request", s.Request},
+	} {
+		if f[1] != "" {
+			return f[0], f[1]
+		}
 	}
-	fmt.Fprintf(w, "%s%s %s.\n", text.block, counted(n, "credential"), revoked)
+	return "", ""
+}
+
+func writeKillCounts(w io.Writer, text killText, k *api.KillPreview) {
+	fmt.Fprintf(w, "%s%s\n", text.block, killSentence(text, k))
+	if n := k.Expiring(); n > 0 {
+		fmt.Fprintf(w, "  %d cannot be revoked and %s, the last until %s\n", n, plural(n, "works until it expires", "work until they expire"), clock(k.WorkUntil))
+	}
+	if k.Lasting > 0 {
+		fmt.Fprintf(w, "  %d cannot be revoked and %s working after %s; change the %s\n", k.Lasting, plural(k.Lasting, "keeps", "keep"),
+			plural(k.Lasting, "it expires", "they expire"), plural(k.Lasting, "account that it belongs to", "accounts that they belong to"))
+	}
 	if k.Ended > 0 {
-		fmt.Fprintf(w, "  %s ended before but still work\n", counted(k.Ended, "other"))
+		fmt.Fprintf(w, "  %s that ended before\n", plural(k.Ended, "1 belongs to a lease", fmt.Sprintf("%d belong to leases", k.Ended)))
 	}
 	for _, issuer := range slices.Sorted(maps.Keys(k.ByIssuer)) {
 		fmt.Fprintf(w, "  %d from issuer %s\n", k.ByIssuer[issuer], issuer)
 	}
-	if n := k.Irrevocable - k.Lasting; n > 0 {
-		fmt.Fprintf(w, "  %d cannot be revoked and work until they expire, the last until %s\n", n, clock(k.WorkUntil))
-	}
 	if k.Beyond > 0 {
 		fmt.Fprintf(w, "  %s also end, because the issuer ends them together\n", counted(k.Beyond, "other"))
-	}
-	if k.Lasting > 0 {
-		fmt.Fprintf(w, "  %d keep working after they expire; change the accounts that they belong to\n", k.Lasting)
 	}
 	if k.More {
 		fmt.Fprintln(w, "  there are more: repeat the command")
 	}
+}
+
+// killSentence states how many credentials are revoked, without those that cannot be.
+func killSentence(text killText, k *api.KillPreview) string {
+	n := k.Revocable()
+	switch {
+	case k.Leases == 0:
+		return "No live credentials match."
+	case n == 0:
+		return "No credential can be revoked."
+	}
+	return fmt.Sprintf("%s %s.", counted(n, "credential"), plural(n, text.one, text.many))
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+const maxShownHits = 20
+
+func writeHits(to io.Writer, k *api.KillPreview) {
+	if len(k.Hits) == 0 {
+		return
+	}
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	shown := k.Hits[:min(len(k.Hits), maxShownHits)]
+	for _, h := range shown {
+		fmt.Fprintf(w, "  %s\t%s\t%s\n", h.Holder, h.Entitlement, hitEnds(h))
+	}
+	_ = w.Flush() // to a terminal, or the caller's writer
+	if rest := k.Leases - len(shown); rest > 0 {
+		fmt.Fprintf(to, "  and %d more\n", rest)
+	}
+}
+
+// hitEnds states how the credential of a lease ends.
+func hitEnds(h api.KillHit) string {
+	switch {
+	case h.Revocation == "immediate":
+		return "ends at once"
+	case h.Revocation == "pending":
+		return "is being revoked"
+	case h.Revocation == "at_expiry":
+		return "works until " + clock(h.ExpiresAt)
+	case h.Revocation == "at_rotation" && h.WorksUntil.IsZero():
+		return "works until it is rotated"
+	case h.Revocation == "at_rotation":
+		return "works until it is rotated, at " + clock(h.WorksUntil)
+	}
+	return "works without end"
 }
 
 func (a *app) blocksCommand() *cobra.Command {
@@ -272,6 +381,7 @@ func (a *app) blocksCommand() *cobra.Command {
 func (a *app) blockChange(socket *string, name, short, state string, change func(*api.Client, context.Context, api.BlockChange) error) *cobra.Command {
 	var f selectorFlags
 	var why string
+	var unmatched bool
 	c := &cobra.Command{
 		Use: name, Short: short,
 		Example: "  broker blocks " + name + ` --holder spiffe://acme.test/agent/triage --why "INC-4711"`,
@@ -284,12 +394,13 @@ func (a *app) blockChange(socket *string, name, short, state string, change func
 				return errNoReason
 			}
 			return a.withAdmin(c.Context(), *socket, adminWait, func(ctx context.Context, client *api.Client) error {
-				block := api.BlockChange{Selector: f.Selector, Reason: why}
+				block := api.BlockChange{Selector: f.Selector, Reason: why, Unmatched: unmatched}
 				if err := change(client, ctx, block); err != nil {
-					return err
+					return unmatchedHint(err)
 				}
 				return a.print(block, func(w io.Writer) {
-					fmt.Fprintf(w, "%s %s\n", cmp.Or(f.Holder, f.Under, f.TrustDomain, f.Entitlement, f.Issuer), state)
+					_, name := selected(f.Selector)
+					fmt.Fprintf(w, "%s %s\n", name, state)
 				})
 			})
 		},
@@ -298,6 +409,9 @@ func (a *app) blockChange(socket *string, name, short, state string, change func
 	completes(c, "entitlement", a.completeEntitlement)
 	a.client.addOperator(c)
 	addWhy(c, &why)
+	if name == "add" {
+		addUnmatched(c, &unmatched)
+	}
 	return c
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/api"
 )
@@ -54,19 +55,53 @@ func TestKillAnswerIsLost(t *testing.T) {
 	}
 }
 
-// The text separates leases that ended before, and mentions a person's sessions.
+// The text never counts a credential as revoked that cannot be, lists what ends and how,
+// and mentions a person's sessions.
 func TestKillText(t *testing.T) {
-	var b strings.Builder
-	k := killSwitch{selector: api.Selector{Holder: "login/ben"}}
-	k.write(&b, killPreview, &api.KillPreview{Leases: 9, Ended: 7})
-	for _, want := range []string{"2 credentials would be revoked.\n", "7 others ended before", "all sessions of this person"} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("got %q, want %q in it", b.String(), want)
-		}
+	until := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	hit := func(revocation string) api.KillHit {
+		return api.KillHit{Holder: "spiffe://acme.test/agent/triage", Entitlement: "tickets-api", Revocation: revocation, ExpiresAt: until}
 	}
-	b.Reset()
-	k.selector.Holder = "spiffe://acme.test/agent"
-	if k.write(&b, killPreview, &api.KillPreview{Leases: 2}); strings.Contains(b.String(), "before") || strings.Contains(b.String(), "person") {
-		t.Errorf("got %q", b.String())
+	mixed := &api.KillPreview{
+		Leases: 53, Ended: 2, Irrevocable: 50, Lasting: 1, WorkUntil: until, ByIssuer: map[string]int{"tickets": 53},
+		Hits: []api.KillHit{hit("immediate"), hit("pending"), hit("at_expiry"), hit("at_rotation"), hit("never")},
+	}
+	for name, test := range map[string]struct {
+		text   killText
+		holder string
+		hits   *api.KillPreview
+		want   string
+	}{
+		"mixed": {killPreview, "spiffe://acme.test/agent/triage", mixed, `3 credentials would be revoked.
+  49 cannot be revoked and work until they expire, the last until 2026-11-28 12:00:00Z
+  1 cannot be revoked and keeps working after it expires; change the account that it belongs to
+  2 belong to leases that ended before
+  53 from issuer tickets
+  spiffe://acme.test/agent/triage  tickets-api  ends at once
+  spiffe://acme.test/agent/triage  tickets-api  is being revoked
+  spiffe://acme.test/agent/triage  tickets-api  works until 2026-11-28 12:00:00Z
+  spiffe://acme.test/agent/triage  tickets-api  works until it is rotated
+  spiffe://acme.test/agent/triage  tickets-api  works without end
+  and 48 more
+`},
+		"irrevocable": {killDone, "spiffe://acme.test/agent/triage", &api.KillPreview{Leases: 3, Irrevocable: 3, WorkUntil: until}, `Blocked. No credential can be revoked.
+  3 cannot be revoked and work until they expire, the last until 2026-11-28 12:00:00Z
+`},
+		"one": {killDone, "spiffe://acme.test/agent/triage", &api.KillPreview{Leases: 1}, "Blocked. 1 credential is being revoked.\n"},
+		"person": {killConfirm, "login/ben", &api.KillPreview{}, `A block will be placed. No live credentials match.
+  all sessions of this person end; logins are refused until the block is lifted
+`},
+		"typo": {killConfirm, "spiffe://acme.test/agent/traige", &api.KillPreview{Unmatched: true, Near: "spiffe://acme.test/agent/triage"}, `NOTHING MATCHES holder spiffe://acme.test/agent/traige: no live credential, no request, no name in the rules.
+Did you mean spiffe://acme.test/agent/triage?
+A block will be placed. No live credentials match.
+`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b strings.Builder
+			k := killSwitch{selector: api.Selector{Holder: test.holder}}
+			if k.write(&b, test.text, test.hits); b.String() != test.want {
+				t.Errorf("got\n%s\nwant\n%s", b.String(), test.want)
+			}
+		})
 	}
 }

@@ -32,6 +32,9 @@ func (a *app) leasesCommand() *cobra.Command {
 				for i, l := range page.Leases {
 					rows[i] = []string{l.ID, l.Status, l.Entitlement, strings.Join(l.Scopes, " "), l.Holder, clock(l.ExpiresAt)}
 				}
+				if a.client.admin == "" {
+					a.noteCaller(ctx, client, f.Holder)
+				}
 				return a.printPage(page, "leases", leaseColumns, rows, page.Next)
 			})
 		},

@@ -339,6 +339,7 @@ func (a *app) requestsCommand() *cobra.Command {
 				for i, r := range page.Requests {
 					rows[i] = []string{r.ID, r.Status, r.Entitlement, strings.Join(r.Scopes, " "), r.Requester, clock(r.CreatedAt)}
 				}
+				a.noteCaller(ctx, client, f.Requester)
 				return a.printPage(page, "requests", requestColumns, rows, page.Next)
 			})
 		},
@@ -350,6 +351,19 @@ func (a *app) requestsCommand() *cobra.Command {
 	completes(c, "entitlement", a.completeEntitlement)
 	a.client.addPerson(c)
 	return c
+}
+
+// noteCaller tells a person who lists what belongs to others that the call is made by a
+// workload, which may view less than the person.
+func (a *app) noteCaller(ctx context.Context, client *api.Client, others string) {
+	if others == "" || a.client.person {
+		return
+	}
+	who, err := client.WhoAmI(ctx)
+	if err != nil || who.Kind == "person" || who.ID == others {
+		return
+	}
+	fmt.Fprintf(a.err, "listed as %s, which sees only what policy lets it view; to list as the person who is logged in, add --as-person\n", who.ID)
 }
 
 var requestColumns = []string{"REQUEST", "STATUS", "ENTITLEMENT", "SCOPES", "REQUESTER", "CREATED"}

@@ -1,0 +1,302 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Selector selects leases for the kill switch. Exactly one field is set.
+type Selector struct {
+	Holder      string // a SPIFFE ID or a person
+	Under       string // a SPIFFE ID; selects it and every path below it
+	TrustDomain string
+	Entitlement string
+	Issuer      string
+	Request     RequestID
+}
+
+// key returns the key of the selector's block. A request has no block; its key
+// only identifies the selection.
+func (s Selector) key() (BlockKey, error) {
+	var set []BlockKey
+	for _, k := range []BlockKey{
+		{"holder", s.Holder}, {"under", s.Under}, {"trust_domain", s.TrustDomain},
+		{"entitlement", s.Entitlement}, {"issuer", s.Issuer}, {"request", s.Request.String()},
+	} {
+		if k.Name != "" {
+			set = append(set, k)
+		}
+	}
+	if len(set) != 1 {
+		return BlockKey{}, refuse(ErrInvalidRequest, "name exactly one of holder, under, trust_domain, entitlement, issuer, request")
+	}
+	return set[0], CheckLine(ErrInvalidRequest, set[0].Kind, set[0].Name, maxSPIFFEID)
+}
+
+// selector returns the selector that the key was made from.
+func (k BlockKey) selector() (s Selector) {
+	switch k.Kind {
+	case "holder":
+		s.Holder = k.Name
+	case "under":
+		s.Under = k.Name
+	case "trust_domain":
+		s.TrustDomain = k.Name
+	case "entitlement":
+		s.Entitlement = k.Name
+	case "issuer":
+		s.Issuer = k.Name
+	}
+	return s
+}
+
+func (k BlockKey) String() string { return k.Kind + " " + k.Name }
+
+// checkForm refuses a malformed name. In an emergency, a block that blocks nothing
+// is worse than an error.
+func (k BlockKey) checkForm() error {
+	var err error
+	switch k.Kind {
+	case "holder":
+		err = checkHolder(k.Name)
+	case "under":
+		_, _, err = ParseWorkloadID(k.Name)
+	case "trust_domain":
+		err = CheckTrustDomain(k.Name)
+	}
+	if err != nil {
+		return refuse(ErrInvalidRequest, k.Kind+": "+err.Error())
+	}
+	return nil
+}
+
+// checkHolder returns an error unless the name is that of a workload or of a person.
+func checkHolder(name string) error {
+	if strings.HasPrefix(name, spiffeScheme) {
+		_, _, err := ParseWorkloadID(name)
+		return err
+	}
+	if _, _, err := ParsePerson(name); err != nil {
+		return fmt.Errorf("%s is neither a SPIFFE ID, such as spiffe://acme.test/agent, nor a person, such as login/ana", quoted(name))
+	}
+	return nil
+}
+
+// queries select the live leases, and the ended leases whose credentials still
+// work.
+func (s Selector) queries(now time.Time) []LeaseQuery {
+	live := LeaseQuery{
+		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
+		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
+	}
+	outliving := live
+	outliving.Live, outliving.Outliving = false, true
+	return []LeaseQuery{live, outliving}
+}
+
+// matchesLease reports whether a selector selects any lease whose credential may work.
+func (b *Broker) matchesLease(ctx context.Context, s Selector, now time.Time) (bool, error) {
+	for _, q := range s.queries(now) {
+		for q.Limit = 1; ; {
+			page, next, err := b.page(ctx, q)
+			if err != nil || len(page) > 0 {
+				return err == nil, err
+			}
+			if q.Before = next; next.IsZero() {
+				break
+			}
+		}
+	}
+	return false, nil
+}
+
+// A match is what the broker knows about a selector without live leases.
+type match struct {
+	found bool   // a request was made by or for the selection, or the rules name it
+	near  string // a similar name that the broker knows; may be empty
+}
+
+// check refuses a selector that matches nothing, unless the caller confirmed it.
+func (m match) check(key BlockKey, confirmed bool) error {
+	if m.found || confirmed {
+		return nil
+	}
+	return refuse(ErrUnmatched, fmt.Sprintf("nothing matches %s %q: no live credential, no request, no name in the rules%s "+
+		"Correct the name, or confirm that you block a name that the broker does not know", key.Kind, key.Name, cmp.Or(didYouMean(m.near), ".")))
+}
+
+// match looks for what a selector without live leases selects. It refuses a name that
+// is malformed, and one that the configuration must have and does not.
+func (b *Broker) match(ctx context.Context, key BlockKey) (match, error) {
+	if err := key.checkForm(); err != nil {
+		return match{}, err
+	}
+	rules := b.rules.Load()
+	if err := b.checkConfigured(rules, key); err != nil {
+		return match{}, err
+	}
+	if rules.names(key) {
+		return match{found: true}, nil
+	}
+	return b.matchRequests(ctx, rules, key)
+}
+
+// checkConfigured refuses a trust domain, provider, entitlement or issuer that is not
+// configured.
+func (b *Broker) checkConfigured(rules *Rules, k BlockKey) error {
+	switch k.Kind {
+	case "entitlement":
+		return checkListed(k.Name, "entitlement", slices.Collect(maps.Keys(rules.Catalogue)), "")
+	case "issuer":
+		return checkListed(k.Name, "issuer", slices.Collect(maps.Keys(b.cfg.Issuers)), "")
+	case "trust_domain":
+		return checkListed(k.Name, "trust domain", rules.TrustDomains, " in attest.trust_domains")
+	}
+	if domain, _, err := ParseSPIFFEID(k.Name); err == nil {
+		return checkListed(domain, "trust domain", rules.TrustDomains, " in attest.trust_domains")
+	}
+	if provider, _, err := ParsePerson(k.Name); err == nil {
+		return checkListed(provider, "provider", rules.Providers, " in attest.people")
+	}
+	return nil
+}
+
+func checkListed(name, kind string, known []string, where string) error {
+	if slices.Contains(known, name) {
+		return nil
+	}
+	near := Nearest(name, slices.Sorted(slices.Values(known)))
+	return refuse(ErrInvalidRequest, fmt.Sprintf("there is no %s %q%s%s", kind, name, where, didYouMean(near)))
+}
+
+func didYouMean(near string) string {
+	if near == "" {
+		return ""
+	}
+	return fmt.Sprintf(": did you mean %q?", near)
+}
+
+// names reports whether the rules name what the key selects: by the label of a
+// workload, as the owner of one, or as a member of a group.
+func (r *Rules) names(k BlockKey) bool {
+	covers := WorkloadLabels{Under: k.Name}.Covers
+	switch k.Kind {
+	case "trust_domain":
+		covers = WorkloadLabels{Under: spiffeScheme + k.Name}.Covers
+	case "holder":
+		covers = func(id string) bool { return id == k.Name }
+	case "under":
+	default:
+		return false
+	}
+	return slices.ContainsFunc(r.identities(), covers)
+}
+
+// identities returns the SPIFFE IDs and people that the rules name.
+func (r *Rules) identities() (list []string) {
+	for _, l := range r.Labels {
+		list = append(append(list, l.Under), l.Accountable...)
+	}
+	for _, g := range r.Groups {
+		list = append(list, g.Members...)
+	}
+	return list
+}
+
+// Bounds of the search for the requests of a selector without live leases.
+const (
+	maxMatched = 200_000 // requests
+	maxNear    = 10_000  // names to compare
+)
+
+// matchRequests looks for a request that the key selects, or for a person's account.
+// Requests have no index by requester, so it reads them back from the newest, within a
+// bound: an older request is not found.
+func (b *Broker) matchRequests(ctx context.Context, rules *Rules, key BlockKey) (match, error) {
+	var m match
+	seen := map[string]bool{}
+	for _, id := range rules.identities() {
+		seen[id] = true
+	}
+	q := RequestQuery{Limit: pageMax}
+	if key.Kind == "entitlement" {
+		q.Entitlement = key.Name
+	}
+	err := b.cfg.Store.View(ctx, func(tx Tx) error {
+		if block, err := Get[*Block](tx, key); !isNotFound(err) {
+			m.found = err == nil && block.Lifted.IsZero() // repeating a block is no error
+			if err != nil || m.found {
+				return err
+			}
+		}
+		if account, err := Get[*Account](tx, PersonKey(key.Name)); key.Kind == "holder" && !isNotFound(err) {
+			m.found = err == nil && account != nil
+			return err
+		}
+		for rows := 0; rows < maxMatched && ctx.Err() == nil; rows += pageMax {
+			page, next, err := tx.Requests(q)
+			if err != nil {
+				return err
+			}
+			for _, r := range page {
+				if m.found = key.selects(r, rules); m.found {
+					return nil
+				}
+				if len(seen) < maxNear {
+					seen[r.Requester.ID] = true
+				}
+			}
+			if q.Before = next; next.IsZero() {
+				break
+			}
+			if len(page) < pageMax {
+				rows += maxMatched / 20 // the store read many rows for a short page
+			}
+		}
+		return ctx.Err()
+	})
+	if err != nil || m.found {
+		return m, Unavailable(err)
+	}
+	m.near = nearestIdentity(key, seen)
+	return m, nil
+}
+
+// selects reports whether the key selects the requester, entitlement or issuer of a
+// request.
+func (k BlockKey) selects(r *Request, rules *Rules) bool {
+	switch k.Kind {
+	case "holder":
+		return r.Requester.ID == k.Name
+	case "under":
+		return WorkloadLabels{Under: k.Name}.Covers(r.Requester.ID)
+	case "trust_domain":
+		return r.Requester.TrustDomain == k.Name
+	case "entitlement":
+		return r.Entitlement == k.Name
+	case "issuer":
+		e := rules.Catalogue[r.Entitlement]
+		return e != nil && e.Issuer == k.Name
+	}
+	return false
+}
+
+// nearestIdentity returns the known name that is most similar to the key's, or "".
+func nearestIdentity(k BlockKey, known map[string]bool) string {
+	var names []string
+	for id := range known {
+		switch {
+		case k.Kind == "under":
+			names = append(names, SPIFFEPaths(id)...)
+		case k.Kind == "holder":
+			names = append(names, id)
+		}
+	}
+	slices.Sort(names)
+	return Nearest(k.Name, slices.Compact(names))
+}

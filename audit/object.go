@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -25,6 +26,20 @@ type member struct {
 // NewObject returns an empty object.
 func NewObject() *Object {
 	return &Object{members: make([]member, 0, 12), values: make([]byte, 0, 512)}
+}
+
+// objects holds empty objects for reuse: a request is hashed several times on its way.
+var objects = sync.Pool{New: func() any { return NewObject() }}
+
+// borrowObject returns an empty object, which the caller gives back.
+func borrowObject() *Object { return objects.Get().(*Object) }
+
+// giveBack clears the object, which may have held a caller's text, for reuse.
+func (o *Object) giveBack() {
+	clear(o.members)
+	clear(o.values)
+	o.members, o.values = o.members[:0], o.values[:0]
+	objects.Put(o)
 }
 
 // set adds a member whose value is everything in values from start.
@@ -161,5 +176,6 @@ func appendEscape(b []byte, c byte) []byte {
 // HashObject returns the SHA-256 of an object, prefixed with a domain and a
 // newline. The domain separates the hash from every other one.
 func HashObject(domain string, o *Object) Digest {
-	return sha256.Sum256(o.appendTo(append(make([]byte, 0, 512), domain+"\n"...)))
+	var text [1024]byte // on the stack; a longer object is appended on the heap
+	return sha256.Sum256(o.appendTo(append(append(text[:0], domain...), '\n')))
 }

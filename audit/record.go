@@ -162,7 +162,9 @@ const requestDomain = "accessbroker/request/v1"
 // free texts by their commitments and uses only values in the record, so that an
 // auditor can recompute the digest after the texts were erased.
 func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
-	return HashObject(requestDomain, f.Terms(requester, d).
+	o := borrowObject()
+	defer o.giveBack()
+	return HashObject(requestDomain, f.terms(o, requester, d).
 		Hex("justification", f.Justification).
 		Hex("parameters", f.Parameters).
 		Hex("ticket", f.Ticket))
@@ -171,8 +173,11 @@ func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
 // Terms returns the object that Sum hashes, without the commitments to free
 // texts.
 func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
-	o := NewObject().
-		Seconds("duration", f.Duration).
+	return f.terms(NewObject(), requester, d)
+}
+
+func (f *RequestFacts) terms(o *Object, requester string, d *DecisionFacts) *Object {
+	o.Seconds("duration", f.Duration).
 		Hex("effect", f.Effect).
 		String("entitlement", f.Entitlement).
 		String("extends", f.Extends).
@@ -186,8 +191,9 @@ func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
 	if !f.NotBefore.IsZero() {
 		o.String("not_before", f.NotBefore.UTC().Format(time.RFC3339))
 	}
-	demands := NewObject().
-		StringList("approvals", d.Approvals).
+	demands := borrowObject()
+	defer demands.giveBack()
+	demands.StringList("approvals", d.Approvals).
 		StringList("manner", d.Manner).
 		Seconds("max_duration", d.MaxDuration).
 		Seconds("max_ttl", d.MaxTTL).

@@ -209,7 +209,7 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 		blocks := blockKeys(r.Requester, f.e)
 		r.commit(now)
 		r.approve(now)
-		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), keys(blocks)), f.record(), func(tx Tx) error {
+		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), blocks), f.record(), func(tx Tx) error {
 			if err := CheckBlocks(tx, blocks); err != nil {
 				return err
 			}
@@ -255,7 +255,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	r.Lapses = now.Add(r.Waits())
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester.ID)
-	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, keys(blocks)), f.record(), func(tx Tx) error {
+	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks), f.record(), func(tx Tx) error {
 		if err := CheckBlocks(tx, blocks); err != nil {
 			return err
 		}

@@ -193,7 +193,7 @@ func (b *Broker) blocksInForce(ctx context.Context) (blockSet, error) {
 }
 
 func (blocks blockSet) hit(who Identity, e *Entitlement) bool {
-	return slices.ContainsFunc(blockKeys(who, e), func(key BlockKey) bool { return blocks[key] })
+	return slices.ContainsFunc(blockKeys(who, e), func(key Key) bool { return blocks[key.(BlockKey)] })
 }
 
 // Targets are the blocks in force, and names to choose from for the kill switch. Each list
@@ -242,9 +242,9 @@ func targetNames(names iter.Seq[string]) []string {
 }
 
 // blockKeys returns the key of every block that would refuse an identity or an
-// entitlement.
-func blockKeys(who Identity, e *Entitlement) []BlockKey {
-	list := make([]BlockKey, 0, len(who.Paths)+4)
+// entitlement, each a BlockKey.
+func blockKeys(who Identity, e *Entitlement) []Key {
+	list := make([]Key, 0, len(who.Paths)+4)
 	list = append(list, BlockKey{"holder", who.ID}, BlockKey{"trust_domain", who.TrustDomain})
 	for _, p := range who.Paths {
 		list = append(list, BlockKey{"under", p})
@@ -255,9 +255,9 @@ func blockKeys(who Identity, e *Entitlement) []BlockKey {
 	return list
 }
 
-// CheckBlocks refuses what is blocked. Every issuing transaction calls it, so
+// CheckBlocks refuses what has a block in force; blocks are its BlockKeys. Every issuing transaction calls it, so
 // that a block stops everything that is not committed before it.
-func CheckBlocks(tx Tx, blocks []BlockKey) error {
+func CheckBlocks(tx Tx, blocks []Key) error {
 	for _, key := range blocks {
 		block, err := Get[*Block](tx, key)
 		if isNotFound(err) {

@@ -11,9 +11,9 @@ import (
 
 // Issued is a credential with its lease and its record.
 type Issued struct {
-	Lease      Lease
+	Lease      *Lease
 	Credential Credential
-	Request    Request
+	Request    *Request
 	Receipt    Receipt
 }
 
@@ -35,6 +35,7 @@ type collection struct {
 	decision Decision
 	replaces *Lease // the lease that the new one replaces
 	how      string // how the replaced lease ends
+	blocks   []Key  // that would refuse it
 	key      IdempotencyKey
 	lost     LeaseID       // the lease that the idempotency key led to
 	later    bool          // not the first collection, so the credential ends with the grant
@@ -95,7 +96,7 @@ func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, k
 		return nil, nil, err
 	}
 	issued.Request.Reused = true
-	return issued, &issued.Request, nil
+	return issued, issued.Request, nil
 }
 
 // resume answers a repeated AskAndCollect.
@@ -108,7 +109,7 @@ func (b *Broker) resume(ctx context.Context, caller Caller, prior *Idempotency, 
 	if err != nil {
 		return nil, nil, err
 	}
-	return issued, &issued.Request, nil
+	return issued, issued.Request, nil
 }
 
 // Collect collects a credential of an approved request (POST

@@ -73,6 +73,9 @@ func (r *Request) commit(now time.Time) {
 // texts returns the free texts from outside. Records have commitments to them;
 // the texts are stored next to the records.
 func (r *Request) texts() map[string]string {
+	if r.Justification == "" && r.Ticket == "" && len(r.Parameters) == 0 {
+		return nil
+	}
 	t := map[string]string{}
 	if r.Justification != "" {
 		t["justification"] = r.Justification

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -16,6 +17,7 @@ func (b *Broker) issue(ctx context.Context, c *collection) (*Issued, error) {
 	if c.issuer == nil {
 		return nil, fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, c.e.Issuer)
 	}
+	c.blocks = blockKeys(c.caller.Subject, c.e)
 	l, err := c.lease()
 	if err != nil {
 		return nil, err
@@ -66,7 +68,7 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 	}
 	// The record is durable: the credential may be returned.
 	b.endReplaced(ctx, c)
-	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
+	return &Issued{Lease: l, Credential: cred, Request: c.request, Receipt: receipt}, nil
 }
 
 // fetch has an upstream issue a credential. The handle that revokes it is
@@ -111,7 +113,7 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	}
 	// The record is durable: the credential may be returned.
 	b.endReplaced(ctx, c)
-	return &Issued{Lease: *l, Credential: cred, Request: *c.request, Receipt: receipt}, nil
+	return &Issued{Lease: l, Credential: cred, Request: c.request, Receipt: receipt}, nil
 }
 
 // confirm changes the lease from issuing to active by compare and set. It fails
@@ -123,9 +125,8 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	}
 	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
 	record.Lease.Credential = cred.Hash
-	blocks := blockKeys(c.caller.Subject, c.e)
-	receipt, err := b.write(ctx, append(keys(blocks), l.ID, RevisionKey{}), record, func(tx Tx) error {
-		if err := errors.Join(checkRevision(tx, c.decision.Revision), CheckBlocks(tx, blocks)); err != nil {
+	receipt, err := b.write(ctx, append(slices.Clip(c.blocks), l.ID, RevisionKey{}), record, func(tx Tx) error {
+		if err := errors.Join(checkRevision(tx, c.decision.Revision), CheckBlocks(tx, c.blocks)); err != nil {
 			return err
 		}
 		if stored, err := Get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
@@ -144,9 +145,10 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 
 // reads returns the keys that enter reads.
 func (c *collection) reads() []Key {
-	list := append(c.key.reads(), RevisionKey{})
+	list := append(make([]Key, 0, len(c.blocks)+4), RevisionKey{}) // room for the usual rows
+	list = append(list, c.key.reads()...)
 	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
-	list = append(list, keys(blockKeys(c.caller.Subject, c.e))...)
+	list = append(list, c.blocks...)
 	if !c.new {
 		list = append(list, c.request.ID)
 	} else {
@@ -165,7 +167,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err := checkRevision(tx, c.decision.Revision); err != nil {
 		return err
 	}
-	if err := CheckBlocks(tx, blockKeys(c.caller.Subject, c.e)); err != nil {
+	if err := CheckBlocks(tx, c.blocks); err != nil {
 		return err
 	}
 	if !c.new {

@@ -118,7 +118,7 @@ func (s *Server) token(c *call) (reply, error) {
 		Lease:     issued.Lease.ID.String(),
 		RequestID: issued.Lease.Request.String(),
 
-		AuthorizationDetails: grantedDetails(&issued.Lease, detailType),
+		AuthorizationDetails: grantedDetails(issued.Lease, detailType),
 	}}, nil
 }
 

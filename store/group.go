@@ -270,7 +270,7 @@ func (g *group) run(ctx context.Context, m *member) (err error) {
 }
 
 func (g *group) runTx(m *member) {
-	tx := &updateTx{g: g, reads: m.reads}
+	tx := &updateTx{g: g, reads: m.reads, rows: make([]row, 0, 2)} // an issuance puts two
 	defer func() {
 		if p := recover(); p != nil {
 			m.panicked = p

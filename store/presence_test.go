@@ -152,7 +152,7 @@ func TestCommitUnknownWithLostFiles(t *testing.T) {
 			return f()
 		}
 		// Without its connection, the writer cannot read the head.
-		return errors.Join(errFault, s.w.conn.Close(), os.Rename(path, path+".old"))
+		return errors.Join(errFault, s.w.closeStatements(), s.w.conn.Close(), os.Rename(path, path+".old"))
 	}
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); !errors.Is(err, broker.ErrUnavailable) {

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"encoding/binary"
 	"fmt"
+	"sync"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -10,10 +12,18 @@ import (
 
 // encodeBody returns the body of a row. The row's key is not part of it.
 func encodeBody(r broker.Row) ([]byte, error) {
-	c := newCoder()
+	c := coders.Get().(*coder)
+	defer coders.Put(c)
+	c.buf = append(c.buf[:0], bodyVersion)
 	err := rowFields(r, c)
-	return c.buf, err
+	return append(make([]byte, 0, len(c.buf)+recordsRoom), c.buf...), err
 }
+
+// coders holds coders that encode, so that a body is allocated once, in its size.
+var coders = sync.Pool{New: func() any { return newCoder() }}
+
+// recordsRoom is room in a body for the record that the same transaction appends.
+const recordsRoom = recordsHeader + binary.MaxVarintLen64
 
 // decodeRow returns the row of a key from its body.
 func decodeRow(key broker.Key, body []byte) (broker.Row, error) {

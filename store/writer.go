@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
@@ -23,7 +24,9 @@ type writer struct {
 	stale   bool         // the state below and the connection are not usable: reload comes first
 	db      *sql.DB
 	conn    *sql.Conn
-	stmts   map[string]*sql.Stmt // on conn
+	stmts   map[string]*sql.Stmt // that read, on conn
+	writes  map[string]statement // see statement.go
+	args    []driver.NamedValue  // of the running statement; kept for the next
 	reserve reserve
 
 	// The state after the last commit. A group works on copies.
@@ -66,7 +69,7 @@ func openWriter(ctx context.Context, path string, cfg Config, present func() err
 }
 
 func (w *writer) connect(ctx context.Context) (err error) {
-	w.stmts = map[string]*sql.Stmt{}
+	w.stmts, w.writes = map[string]*sql.Stmt{}, map[string]statement{}
 	w.db, err = openPool(dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-16384)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
 		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)), w.present)
 	if err != nil {
@@ -92,7 +95,7 @@ func (w *writer) close() error {
 		errs = append(errs, s.Close())
 	}
 	if w.conn != nil {
-		errs = append(errs, w.conn.Close())
+		errs = append(errs, w.closeStatements(), w.conn.Close())
 	}
 	if w.db != nil {
 		errs = append(errs, w.db.Close())
@@ -100,7 +103,7 @@ func (w *writer) close() error {
 	return errors.Join(errs...)
 }
 
-// prepared returns a statement on the connection. It prepares each query once.
+// prepared returns a statement that reads, on the connection. It prepares each query once.
 func (w *writer) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
 	if s := w.stmts[query]; s != nil {
 		return s, nil
@@ -111,28 +114,6 @@ func (w *writer) prepared(ctx context.Context, query string) (*sql.Stmt, error) 
 	}
 	w.stmts[query] = s
 	return s, nil
-}
-
-func (w *writer) exec(ctx context.Context, query string, args ...any) error {
-	s, err := w.prepared(ctx, query)
-	if err != nil {
-		return err
-	}
-	_, err = s.ExecContext(ctx, args...)
-	return err
-}
-
-// execCount executes a statement and returns the number of rows that it changed.
-func (w *writer) execCount(ctx context.Context, query string, args ...any) (int64, error) {
-	s, err := w.prepared(ctx, query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := s.ExecContext(ctx, args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
 }
 
 // load reads the state that the writer keeps in memory. It reads the blocks, which

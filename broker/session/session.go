@@ -100,7 +100,7 @@ func (m *Manager) Open(ctx context.Context, in broker.NewSession, now time.Time)
 	account, block := broker.PersonKey(in.Who.ID), blockOf(s)
 	record := audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}
 	err = m.write(ctx, []broker.Key{account, block}, record, func(tx broker.Tx) error {
-		if err := broker.CheckBlocks(tx, []broker.BlockKey{block}); err != nil {
+		if err := broker.CheckBlocks(tx, []broker.Key{block}); err != nil {
 			return err
 		}
 		a, err := broker.AccountOf(tx, account)
@@ -180,7 +180,7 @@ func (m *Manager) open(tx broker.Tx, key broker.SessionKey, now time.Time) (*bro
 			return nil, errNoSession
 		}
 	}
-	return s, broker.CheckBlocks(tx, []broker.BlockKey{blockOf(s)})
+	return s, broker.CheckBlocks(tx, []broker.Key{blockOf(s)})
 }
 
 // rowsOf returns the keys of the rows that decide whether a session is open.

@@ -13,6 +13,10 @@ import (
 	"time"
 )
 
+// ProblemType and a code are the type of a Problem, the same for every broker.
+// docs/problems.md describes each of them.
+const ProblemType = "urn:access-broker:problem:"
+
 // An Ask is the body of POST /v1/requests and POST /v1/credentials.
 type Ask struct {
 	Entitlement   string            `json:"entitlement"`

@@ -76,11 +76,11 @@ const (
 
 // A Problem is the body of an error on /v1 (RFC 9457).
 type Problem struct {
-	Type      string   `json:"type"`
+	Type      string   `json:"type"` // ProblemType and Code
 	Title     string   `json:"title"`
 	Status    int      `json:"status"`
 	Detail    string   `json:"detail,omitempty"`
-	Instance  string   `json:"instance,omitempty"` // "urn:uuid:…", the call's X-Request-Id
+	Instance  string   `json:"instance,omitempty"` // "urn:uuid:…", the call_id in the broker's log
 	Code      Code     `json:"code"`
 	RequestID string   `json:"request_id,omitempty"` // the access request, "req_…"
 	DeniedBy  string   `json:"denied_by,omitempty"`  // policy or person
@@ -119,7 +119,7 @@ type Error struct {
 	DeniedBy   string
 	Allowed    *Allowed
 	RequestID  string        // the access request
-	Instance   string        // the call's X-Request-Id, as in the broker's log
+	Instance   string        // the X-Request-Id of the answer, which the broker's log has
 	RetryAfter time.Duration // zero: not stated
 }
 

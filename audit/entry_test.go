@@ -41,6 +41,7 @@ func fullRecord() Record {
 		Log:       &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
 		Block:     &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
 		Count:     7,
+		Trace:     Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
 		Openings:  map[string]Opening{"justification": opening},
 	}
 }

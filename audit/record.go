@@ -65,7 +65,7 @@ func Kinds() []Kind {
 // A Record is one event in the log. Entry returns its canonical bytes.
 //
 // The broker or the operator chooses every value except scopes, entitlement
-// names and SPIFFE IDs. Free text from outside enters a record only as a
+// names, SPIFFE IDs and trace contexts. Free text from outside enters a record only as a
 // commitment (see Commit). The text itself is stored next to the leaf, so that
 // it can be erased without changing the tree.
 type Record struct {
@@ -88,7 +88,8 @@ type Record struct {
 	Passkey   *PasskeyFacts
 	Signature *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
 	Block     *BlockFacts
-	Count     int // number of identical events that this record stands for; 0 and 1 mean one
+	Count     int   // number of identical events that this record stands for; 0 and 1 mean one
+	Trace     Trace // of the call that caused the event; zero: none
 
 	// Openings are the texts that the record commits to, by field name
 	// ("justification", "ticket", "parameters", "source", "comment", "reason").

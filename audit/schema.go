@@ -55,6 +55,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "signature", &r.Signature, (*SignatureFacts).fields)
 	sub(c, "subject", &r.Subject, (*Party).fields)
 	c.commitTime("time", &r.Time)
+	c.trace("traceparent", &r.Trace)
 	c.version("v")
 }
 

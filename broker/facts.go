@@ -12,10 +12,24 @@ import (
 	"accessbroker.internal/audit"
 )
 
+type traceKey struct{}
+
+// WithTrace returns a context whose records name the trace.
+func WithTrace(ctx context.Context, trace audit.Trace) context.Context {
+	return context.WithValue(ctx, traceKey{}, trace)
+}
+
+// TraceOf returns the trace of a call's context; zero if it has none.
+func TraceOf(ctx context.Context) audit.Trace {
+	trace, _ := ctx.Value(traceKey{}).(audit.Trace)
+	return trace
+}
+
 // Write appends one record in the transaction f and returns its place once it is
 // durable. A refusal of f, or ErrUnchanged, passes through. Every other error is
 // ErrUnavailable and means that nothing happened.
 func Write(ctx context.Context, store Store, reads []Key, record audit.Record, f func(Tx) error) (Receipt, error) {
+	record.Trace = TraceOf(ctx)
 	entry, err := record.Entry()
 	if err != nil {
 		return Receipt{}, fmt.Errorf("encoding the record %s: %w", record.Kind, err)

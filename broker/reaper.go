@@ -222,7 +222,7 @@ func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Ident
 	if !after.end(a, now) {
 		return nil
 	}
-	entry, err := endRecord(&after, by, reason)
+	entry, err := endRecord(ctx, &after, by, reason)
 	if err != nil {
 		return err
 	}
@@ -265,7 +265,7 @@ func revocationEvent(l *Lease, now time.Time) Event {
 	return e
 }
 
-func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
+func endRecord(ctx context.Context, l *Lease, by Identity, reason string) (*audit.Entry, error) {
 	kind := audit.LeaseRevoked
 	switch l.Status {
 	case LeaseRevoking:
@@ -275,7 +275,7 @@ func endRecord(l *Lease, by Identity, reason string) (*audit.Entry, error) {
 	case LeaseAbandoned:
 		kind = audit.LeaseAbandoned
 	}
-	record := audit.Record{Kind: kind, Caller: by.Party(), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow, ValidUntil: l.WorksUntil()}}
+	record := audit.Record{Kind: kind, Caller: by.Party(), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow, ValidUntil: l.WorksUntil()}, Trace: TraceOf(ctx)}
 	if reason != "" {
 		var opening audit.Opening
 		record.End.Reason, opening = audit.Commit(reason)

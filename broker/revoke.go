@@ -53,7 +53,7 @@ func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason 
 	if err := after.abandon(caller.At); err != nil {
 		return nil, err
 	}
-	entry, err := endRecord(&after, caller.Actor, reason)
+	entry, err := endRecord(ctx, &after, caller.Actor, reason)
 	if err != nil {
 		return nil, err
 	}

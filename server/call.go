@@ -2,10 +2,8 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +16,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
 )
@@ -28,7 +27,8 @@ type call struct {
 	route route
 	w     *writer
 	r     *http.Request
-	id    string    // the X-Request-Id
+	id    string // in the log
+	trace audit.Trace
 	now   time.Time // when it arrived
 	from  netip.Addr
 	query form
@@ -83,6 +83,10 @@ func (s *Server) dispatch(path string, byMethod map[string]route) http.Handler {
 	}
 	allow := strings.Join(slices.Sorted(maps.Keys(handlers)), ", ")
 	refused := route{path: path, open: true, audience: anyOf(byMethod).audience, run: func(*Server, *call) (reply, error) { return reply{}, errMethod }}
+	if one := anyOf(byMethod); one.shared {
+		handlers[http.MethodOptions] = s.serve(route{path: path, open: true, shared: true, audience: one.audience, run: preflight})
+		allow += ", OPTIONS"
+	}
 	wrong := s.serve(refused)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if h, ok := handlers[r.Method]; ok {
@@ -92,6 +96,17 @@ func (s *Server) dispatch(path string, byMethod map[string]route) http.Handler {
 		w.Header().Set("Allow", allow)
 		wrong.ServeHTTP(w, r)
 	})
+}
+
+// preflight answers a browser that asks before a script's request (Fetch, section 4.8).
+// The script may set any header except Authorization, and gets no cookies sent.
+func preflight(*Server, *call) (reply, error) {
+	return reply{status: http.StatusNoContent, header: http.Header{
+		"Access-Control-Allow-Methods": {"GET, HEAD"},
+		"Access-Control-Allow-Headers": {"*"},
+		"Access-Control-Max-Age":       {"7200"}, // the longest time that all browsers accept
+		"Allow":                        {"GET, HEAD, OPTIONS"},
+	}}, nil
 }
 
 func anyOf(byMethod map[string]route) route {
@@ -107,11 +122,18 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		c.from = addr.Addr().Unmap()
 	}
+	if c.trace = traceOf(r.Header); !c.trace.IsZero() {
+		c.r = r.WithContext(broker.WithTrace(r.Context(), c.trace))
+	}
 	h := w.Header()
-	h.Set("X-Request-Id", c.id)
+	h.Set("X-Request-Id", cmp.Or(clientCallID(r.Header), c.id))
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	if rt.shared {
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Expose-Headers", "ETag, X-Request-Id")
+	}
 	if rt.audience == UI {
 		h.Set("Content-Security-Policy", pagePolicy)
 		h.Set("Referrer-Policy", "no-referrer")
@@ -402,13 +424,3 @@ func (w *writer) Flush() {
 
 // Unwrap supports http.ResponseController.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// newCallID returns a UUIDv7 (RFC 9562, section 5.7).
-func newCallID(now time.Time) string {
-	var id [16]byte
-	_, _ = rand.Read(id[:]) // never fails
-	binary.BigEndian.PutUint64(id[:8], uint64(now.UnixMilli())<<16|0x7000|uint64(binary.BigEndian.Uint16(id[6:])&0x0fff))
-	id[8] = id[8]&0x3f | 0x80
-	text := hex.EncodeToString(id[:])
-	return text[:8] + "-" + text[8:12] + "-" + text[12:16] + "-" + text[16:20] + "-" + text[20:]
-}

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
@@ -250,13 +249,4 @@ func FuzzTokenForm(f *testing.F) {
 		}
 		_, _ = target(catalogue, parsed["audience"], parsed["resource"], strings.Fields(parsed.get("scope")), func(string) bool { return true })
 	})
-}
-
-func TestCallID(t *testing.T) {
-	t.Parallel()
-	now := time.UnixMilli(0x0123456789ab)
-	a, b := newCallID(now), newCallID(now)
-	if a == b || len(a) != 36 || !strings.HasPrefix(a, "01234567-89ab-7") || !strings.ContainsRune("89ab", rune(a[19])) {
-		t.Errorf("got %s and %s, want two UUIDs of version 7", a, b)
-	}
 }

@@ -16,8 +16,8 @@ func public(seconds int) http.Header {
 	return http.Header{"Cache-Control": {fmt.Sprintf("public, max-age=%d", seconds)}}
 }
 
-func (s *Server) openAPI(*call) (reply, error) {
-	return reply{status: http.StatusOK, body: openAPIDocument, header: public(300)}, nil
+func (s *Server) openAPI(c *call) (reply, error) {
+	return c.document("openapi.json", openAPIDocument, "application/json", public(300))
 }
 
 // jwks returns the token keys. Caches may keep them for five minutes, because a key is
@@ -27,7 +27,7 @@ func (s *Server) jwks(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, fmt.Errorf("reading the token keys: %w", err)
 	}
-	return reply{status: http.StatusOK, body: set, mediaType: "application/jwk-set+json", header: public(300)}, nil
+	return c.document("jwks", set, "application/jwk-set+json", public(300))
 }
 
 // metadata returns the metadata of RFC 8414, with the fields that OpenID Connect
@@ -36,13 +36,21 @@ func (s *Server) jwks(c *call) (reply, error) {
 // response_types_supported must not be empty (section 3.2). Its value tells clouds that
 // the tokens which they verify have the form of ID tokens, as in the documents of other
 // issuers of workload tokens.
-func (s *Server) metadata(*call) (reply, error) {
+func (s *Server) metadata(c *call) (reply, error) {
+	text, err := reply{body: s.metadataBody()}.encode()
+	if err != nil {
+		return reply{}, fmt.Errorf("encoding the metadata: %w", err)
+	}
+	return c.document("metadata", text, "application/json", public(300))
+}
+
+func (s *Server) metadataBody() api.Metadata {
 	pages := ""
 	if s.cfg.People != nil {
 		pages = s.pageURL("/ui/")
 	}
 	methods := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
-	return reply{status: http.StatusOK, header: public(300), body: api.Metadata{
+	return api.Metadata{
 		Issuer:                 s.external.String(),
 		TokenEndpoint:          s.url("/oauth2/token"),
 		IntrospectionEndpoint:  s.url("/oauth2/introspect"),
@@ -61,5 +69,5 @@ func (s *Server) metadata(*call) (reply, error) {
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,
 		Pages:                  pages,
-	}}, nil
+	}
 }

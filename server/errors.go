@@ -176,7 +176,7 @@ func (c *call) problem(err error) reply {
 func (c *call) problemOf(err error) api.Problem {
 	row, refusal := errorRowOf(err), refusalOf(err)
 	body := api.Problem{
-		Type: c.s.url("/openapi.json#" + string(row.code())), Title: row.title, Status: row.status, Detail: row.advice,
+		Type: api.ProblemType + string(row.code()), Title: row.title, Status: row.status, Detail: row.advice,
 		Instance: "urn:uuid:" + c.id, Code: row.code(), RequestID: refusal.RequestID.String(),
 		DeniedBy: refusal.DeniedBy, Reasons: refusal.Reasons, Allowed: allowed(refusal.Allowed),
 	}

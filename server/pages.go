@@ -250,8 +250,5 @@ func (s *Server) staticFile(c *call) (reply, error) {
 	if !ok {
 		return reply{}, refuse(broker.ErrNotFound, "no such file")
 	}
-	return reply{
-		status: http.StatusOK, body: f.Content, mediaType: f.MediaType,
-		header: http.Header{"Cache-Control": {"public, max-age=31536000, immutable"}},
-	}, nil
+	return c.document("static/"+c.r.PathValue("file"), f.Content, f.MediaType, http.Header{"Cache-Control": {"public, max-age=31536000, immutable"}})
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -79,8 +80,11 @@ func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Att
 	if c.about != "" {
 		attrs = append(attrs, slog.String("about", c.about))
 	}
-	if theirID := c.r.Header.Get("X-Request-Id"); theirID != "" && len(theirID) <= 64 && printable(theirID) {
+	if theirID := clientCallID(c.r.Header); theirID != "" {
 		attrs = append(attrs, slog.String("client_call_id", theirID))
+	}
+	if !c.trace.IsZero() { // names of the OpenTelemetry log data model
+		attrs = append(attrs, slog.String("trace_id", hex.EncodeToString(c.trace.TraceID[:])), slog.String("span_id", hex.EncodeToString(c.trace.SpanID[:])))
 	}
 	// For other client faults the code suffices, and the text may repeat parts of
 	// the body.

@@ -17,6 +17,7 @@ type route struct {
 	method   string
 	path     string // a pattern of http.ServeMux
 	open     bool
+	shared   bool     // scripts of any web page may read it (CORS)
 	form     bool     // its body is the form of a page
 	script   bool     // a page's script calls it: errors are JSON, not pages
 	scans    bool     // it reads many rows and has a limit of its own
@@ -70,19 +71,19 @@ func (s *Server) routes() []route {
 		{audience: OAuth, method: post, path: "/oauth2/token", proof: tokenProof, run: (*Server).token},
 		{audience: OAuth, method: post, path: "/oauth2/introspect", proof: assertionProof, run: (*Server).introspect},
 		{audience: OAuth, method: post, path: "/oauth2/revoke", proof: assertionProof, run: (*Server).revokeToken},
-		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, run: (*Server).jwks},
-		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, run: (*Server).metadata},
-		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, run: (*Server).metadata},
+		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, shared: true, run: (*Server).jwks},
+		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, shared: true, run: (*Server).metadata},
+		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, shared: true, run: (*Server).metadata},
 
 		{audience: Log, method: get, path: "/log/checkpoint", open: true, run: (*Server).checkpoint},
 
-		{method: get, path: "/openapi.json", open: true, run: (*Server).openAPI},
+		{method: get, path: "/openapi.json", open: true, shared: true, run: (*Server).openAPI},
 		{method: get, path: "/healthz", open: true, health: true, run: (*Server).healthz},
 		{method: get, path: "/readyz", open: true, health: true, run: (*Server).readyz},
 	}
 	list = append(list, pages...)
 	if inserted != "" {
-		list = append(list, route{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server" + inserted, open: true, run: (*Server).metadata})
+		list = append(list, route{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server" + inserted, open: true, shared: true, run: (*Server).metadata})
 	}
 	return list
 }

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 	"time"
 
@@ -100,6 +101,7 @@ type Server struct {
 	failures  *failures
 	refreshes *refreshes
 	readiness readiness
+	documents documents
 
 	draining context.Context // ends when Drain is called
 	drain    context.CancelFunc
@@ -190,24 +192,43 @@ func (s *Server) Handler(audiences ...Audience) http.Handler {
 		methods[rt.path][rt.method] = rt
 	}
 	mux := http.NewServeMux()
-	for path, byMethod := range methods {
-		mux.Handle(path, s.dispatch(path, byMethod))
+	for pattern, byMethod := range methods {
+		mux.Handle(pattern, s.dispatch(pattern, byMethod))
 	}
 	for _, h := range s.cfg.Handlers {
 		if rt := h.route(); rt.isFor(audiences) {
 			mux.Handle(rt.path, s.serve(rt))
 		}
 	}
-	mux.Handle("/", s.serve(route{path: "(none)", open: true, run: func(*Server, *call) (reply, error) {
+	noResource := s.serve(route{path: "(none)", open: true, run: func(*Server, *call) (reply, error) {
 		return reply{}, refuse(broker.ErrNotFound, "no such resource: see /openapi.json")
-	}}))
-	nowhere := route{path: "(none)", audience: UI, run: func(*Server, *call) (reply, error) {
+	}})
+	mux.Handle("/", noResource)
+	noPage := noResource
+	if nowhere := (route{path: "(none)", audience: UI, run: func(*Server, *call) (reply, error) {
 		return reply{}, refuse(broker.ErrNotFound, "no such page")
-	}}
-	if nowhere.isFor(audiences) { // otherwise the answer is the API's 404
-		mux.Handle("/ui/", s.serve(nowhere))
+	}}); nowhere.isFor(audiences) { // otherwise the answer is the API's 404
+		noPage = s.serve(nowhere)
+		mux.Handle("/ui/", noPage)
 	}
-	return s.underPath(mux)
+	return s.cleanOnly(s.underPath(mux), noResource, noPage)
+}
+
+// cleanOnly answers a path with empty or dot segments, such as "//oauth2/token", like
+// any other unknown path. net/http would redirect the call, with its proof, to a path
+// that a proxy's rules may not have judged.
+func (s *Server) cleanOnly(next, noResource, noPage http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := r.URL.EscapedPath()
+		switch clean := path.Clean(p); {
+		case p == "", p == clean && p[0] == '/', p == clean+"/" && clean != "/" && p[0] == '/':
+			next.ServeHTTP(w, r)
+		case strings.HasPrefix(strings.TrimPrefix(p, s.external.Path), "/ui/"):
+			noPage.ServeHTTP(w, r)
+		default:
+			noResource.ServeHTTP(w, r)
+		}
+	})
 }
 
 // underPath also serves everything below the external URL's path, so that a proxy

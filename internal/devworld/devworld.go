@@ -249,12 +249,9 @@ func writeNew(path string, content []byte) error {
 func (w *World) ServeIdentities(ctx context.Context, group *errgroup.Group) error {
 	for _, id := range append([]Identity{{Name: "broker", ID: BrokerID}}, Identities...) {
 		socket := w.Socket(id.Name)
-		if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("removing an old socket: %w", err)
-		}
-		l, err := net.Listen("unix", socket)
+		l, err := service.ListenSocket(socket)
 		if err != nil {
-			return fmt.Errorf("listening on %s: %w", socket, err)
+			return fmt.Errorf("serving %s: %w", id.ID, err)
 		}
 		group.Go(func() error { return w.ca.Serve(ctx, l, id.ID) })
 	}

@@ -3,12 +3,10 @@ package service
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	"accessbroker.internal/broker"
@@ -26,24 +24,6 @@ type SigningKey struct {
 	Published time.Time `json:"published_at"`
 	Signs     time.Time `json:"signs_from"`
 	Retires   time.Time `json:"retires_at,omitzero"`
-}
-
-// listenAdmin listens on a socket that only its owner and root can connect to.
-func listenAdmin(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("creating the admin socket's folder: %w", err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing the old admin socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listening on the admin socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("restricting the admin socket: %w", err), l.Close())
-	}
-	return l, nil
 }
 
 type peerKey struct{}

@@ -64,6 +64,9 @@ func (s *Service) serve(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, d := range endpoints {
+		if socket, ok := d.listener.(*Socket); ok {
+			group.Go(func() error { return socket.Watch(ctx, s.log) })
+		}
 		group.Go(func() error { return d.server.Serve(ctx, d.listener, d.handler, d.tls) })
 	}
 	return group.Wait()
@@ -91,9 +94,9 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 		endpoints = append(endpoints, endpoint{listener: l, handler: mux, server: s.server})
 	}
 	if path := s.config.AdminSocket; path != "" {
-		l, err := listenAdmin(path)
+		l, err := ListenSocket(path)
 		if err != nil {
-			return endpoints, err
+			return endpoints, fmt.Errorf("opening the admin socket: %w", err)
 		}
 		endpoints = append(endpoints, endpoint{listener: l})
 		d := &endpoints[len(endpoints)-1]

@@ -76,7 +76,7 @@ var rooms = map[string][]string{
 	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/hashicorp/vault/api":      {"issuers/vault"},
 	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
-	"golang.org/x/sys":                    {"store"},
+	"golang.org/x/sys":                    {"store", "cmd/broker"},
 }
 
 // files lists the packages that use files or the terminal, and what for.

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -46,10 +46,16 @@ a user in that service's entry takes precedence over PGUSER.
 With --file, the credential is in a file of mode 0600 instead, and
 BROKER_CREDENTIAL_FILE names the file. A token is plain text, any other
 credential is JSON. exec renews the credential in place while the command runs
-and removes the file at the end.
+and removes the file at the end. It neither replaces nor removes a file that
+exec did not write, and follows no symbolic link.
 
 A credential in the environment can't be renewed. When it expires, exec sends
 SIGTERM to the command, and SIGKILL ten seconds later.
+
+exec passes signals on to the command, except Ctrl-C and Ctrl-\ in a terminal,
+which the command gets from the terminal. If exec itself is killed, the command
+gets SIGTERM. The exit code is 126 for a command that can't be executed, and 127
+for one that does not exist; no credential is requested for either.
 
 ` + exitHelp,
 		Example: `  broker exec tickets-api --scope tickets:read --why "nightly report" -- ./report.sh
@@ -63,13 +69,7 @@ SIGTERM to the command, and SIGKILL ten seconds later.
 		},
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withCredential(c.Context(), args[0], f, func(ctx context.Context, client *api.Client, credential *api.Credential) error {
-				e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
-				if file != "" && !noRenew {
-					e.held.Replace = e.writeFile
-				}
-				return e.run(ctx, args[1:])
-			})
+			return a.exec(c.Context(), args[0], f, args[1:], &credentialFile{path: file}, !noRenew)
 		},
 	}
 	f.add(c)
@@ -88,35 +88,70 @@ const killDelay = 10 * time.Second
 type execution struct {
 	*app
 	held agent.Held
-	file string // empty: the credential is in the environment
+	file *credentialFile
 }
 
-func (e *execution) run(ctx context.Context, command []string) error {
-	defer func() { e.warnUnreturned(e.held.Credential, e.held.Return(ctx, "the command ended")) }()
-	env, err := e.environment()
+// exec runs a command with a credential. It rejects what cannot work before it
+// requests the credential.
+func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command []string, file *credentialFile, renew bool) error {
+	program, err := lookUp(command[0])
 	if err != nil {
+		fmt.Fprintf(a.err, "broker: %v\n", err)
+		return exitError(exitCodeOfStart(err))
+	}
+	if err := file.check(); err != nil {
 		return err
 	}
-	if e.file != "" {
-		defer func() { _ = os.Remove(e.file) }()
-	}
-	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.in, e.out, e.err
-	cmd.Env = env
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the command: %w", err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	return commandExit(e.supervise(ctx, cmd.Process, done))
+	// Once the command runs, a signal is the command's: it may survive Ctrl-C and needs
+	// renewals until it ends.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	detach := context.AfterFunc(ctx, cancel)
+	return a.withCredential(work, entitlement, f, func(work context.Context, client *api.Client, credential *api.Credential) error {
+		e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
+		if file.path != "" && renew {
+			e.held.Replace = file.write
+		}
+		return e.run(work, program, command, detach)
+	})
 }
 
-// supervise forwards signals to the command, renews the credential, and ends the
-// command when the credential expires. It returns when the command has ended.
-func (e *execution) supervise(ctx context.Context, process *os.Process, done <-chan error) error {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+// run runs the command and returns the credential afterwards. detach separates the
+// context from the signals of this process, or returns false if one has arrived.
+func (e *execution) run(ctx context.Context, program string, command []string, detach func() bool) error {
+	defer func() { e.warnUnreturned(e.held.Credential, e.held.Return(ctx, "the command ended")) }()
+	signals := relayedSignals()
 	defer signal.Stop(signals)
+	if !detach() {
+		return errInterrupted
+	}
+	if e.file.path != "" {
+		defer func() {
+			if err := e.file.remove(); err != nil {
+				fmt.Fprintf(e.err, "broker: %v\n", err)
+			}
+		}()
+		if err := e.file.write(e.held.Credential); err != nil {
+			return err
+		}
+	}
+	cmd := &exec.Cmd{
+		Path: program, Args: command, Stdin: e.in, Stdout: e.out, Stderr: e.err,
+		Env: commandEnvironment(os.Environ(), e.held.Credential, e.file.path),
+	}
+	r := newRelay(signals)
+	defer r.close()
+	done, err := r.start(cmd)
+	if err != nil {
+		fmt.Fprintf(e.err, "broker: starting the command: %v\n", err)
+		return exitError(exitCodeOfStart(err))
+	}
+	return commandExit(e.supervise(ctx, r, done))
+}
+
+// supervise relays signals to the command, renews the credential, and ends the
+// command when the credential expires. It returns when the command has ended.
+func (e *execution) supervise(ctx context.Context, r *relay, done <-chan error) error {
 	due := time.NewTimer(e.held.Due())
 	defer due.Stop()
 	var kill <-chan time.Time
@@ -124,10 +159,10 @@ func (e *execution) supervise(ctx context.Context, process *os.Process, done <-c
 		select {
 		case err := <-done:
 			return err
-		case s := <-signals:
-			_ = process.Signal(s) // the command may have ended
+		case s := <-r.signals:
+			r.relay(s)
 		case <-kill:
-			_ = process.Kill()
+			r.kill()
 		case <-due.C:
 			usable, err := e.held.Renew(ctx)
 			if err != nil {
@@ -138,20 +173,10 @@ func (e *execution) supervise(ctx context.Context, process *os.Process, done <-c
 				continue
 			}
 			fmt.Fprintln(e.err, "broker: no valid credential; ending the command")
-			_ = process.Signal(syscall.SIGTERM)
+			r.send(syscall.SIGTERM)
 			kill = time.After(killDelay)
 		}
 	}
-}
-
-// environment returns the command's environment and writes the credential file, if
-// there is one.
-func (e *execution) environment() ([]string, error) {
-	env := commandEnvironment(os.Environ(), e.held.Credential, e.file)
-	if e.file != "" {
-		return env, e.writeFile(e.held.Credential)
-	}
-	return env, nil
 }
 
 // commandEnvironment returns the inherited environment without the variables of this
@@ -176,22 +201,26 @@ func commandEnvironment(inherited []string, c *api.Credential, file string) []st
 	return env
 }
 
-// writeFile replaces the credential file atomically, so that no reader sees a part
-// of a credential.
-func (e *execution) writeFile(c *api.Credential) error {
-	temp, err := os.CreateTemp(filepath.Dir(e.file), ".broker-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("writing the credential: %w", err)
+// Exit codes of a command that did not start (POSIX, "Exit Status for Commands").
+const (
+	exitNotExecutable = 126
+	exitNotFound      = 127
+)
+
+// lookUp returns the path of a program, as the shell finds it.
+func lookUp(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrDot) {
+		return "", fmt.Errorf("%s is in the current folder: name it ./%[1]s", name)
 	}
-	_, err = temp.WriteString(fileOf(c))
-	if err = errors.Join(err, temp.Close()); err == nil {
-		err = os.Rename(temp.Name(), e.file)
+	return path, err
+}
+
+func exitCodeOfStart(err error) int {
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		return exitNotFound
 	}
-	if err != nil {
-		_ = os.Remove(temp.Name())
-		return fmt.Errorf("writing the credential: %w", err)
-	}
-	return nil
+	return exitNotExecutable
 }
 
 // commandExit turns the end of a command into the same exit code of this process.

@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -79,11 +82,24 @@ func run(ctx context.Context, args []string, t terminal) int {
 		return exitOK
 	case errors.As(err, &silent):
 		return int(silent)
+	case outputClosed(err):
+		return exitOutputClosed
 	case errors.Is(err, context.Canceled):
 		err = errInterrupted
 	}
 	a.printError(err)
 	return exitCode(err)
+}
+
+// exitOutputClosed is the exit code of a process that SIGPIPE ended, as in
+// "broker requests | head -1".
+const exitOutputClosed = 128 + int(syscall.SIGPIPE)
+
+// outputClosed reports whether the reader of standard output has gone. A broken
+// connection to the broker is another error.
+func outputClosed(err error) bool {
+	var write *fs.PathError
+	return errors.As(err, &write) && write.Path == os.Stdout.Name() && errors.Is(write.Err, syscall.EPIPE)
 }
 
 func exitCode(err error) int {
@@ -176,6 +192,9 @@ that anyone can verify records everything that is issued.
 				fmt.Fprintf(a.err, "broker: protecting the process's memory: %v\n", err)
 			}
 		}
+		if c.Name() != "serve" { // in which SIGHUP reloads and SIGQUIT shows the goroutines
+			c.SetContext(untilHangup(c.Context()))
+		}
 		if formats := formatsOf(c); !slices.Contains(formats, a.output) {
 			return usage("-o must be one of %s, not %q", strings.Join(formats, ", "), a.output)
 		}
@@ -201,6 +220,20 @@ that anyone can verify records everything that is issued.
 	add("auditor", a.auditCommand())
 	root.AddCommand(a.versionCommand())
 	return root
+}
+
+// untilHangup returns a context that also ends when the terminal closes or on Ctrl-\,
+// so that a command returns its lease and removes its files. A second signal ends the
+// process at once. SIGHUP stays ignored under nohup.
+func untilHangup(ctx context.Context) context.Context {
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(s) {
+			until, stop := signal.NotifyContext(ctx, s)
+			context.AfterFunc(until, stop)
+			ctx = until
+		}
+	}
+	return ctx
 }
 
 // formatsOf returns the output formats of a command.

@@ -23,7 +23,7 @@ import (
 // The scripts run this test binary as the command, in a process of its own with its
 // own environment, exit code and terminal.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"broker": main})
+	testscript.Main(m, map[string]func(){"broker": main, "signals": signals})
 }
 
 func TestScripts(t *testing.T) {

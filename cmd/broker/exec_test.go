@@ -1,0 +1,337 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/internal/brokertest"
+)
+
+// signals prints each signal that it gets. SIGTERM ends it.
+func signals() {
+	all := make(chan os.Signal, 16)
+	signal.Notify(all, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGALRM, syscall.SIGTERM)
+	fmt.Println("ready")
+	for s := range all {
+		fmt.Println("got", s)
+		if s == syscall.SIGTERM {
+			return
+		}
+	}
+}
+
+// An execWorld runs a broker, and "broker exec" in a process of its own.
+type execWorld struct {
+	*brokertest.World
+	t *testing.T
+}
+
+func newExecWorld(t *testing.T) *execWorld {
+	w := brokertest.NewWorld(t)
+	w.StartIdentities()
+	w.Start(io.Discard)
+	return &execWorld{w, t}
+}
+
+func (w *execWorld) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("broker", args...)
+	cmd.Env = append(os.Environ(), "BROKER_URL="+w.URL(), "SPIFFE_ENDPOINT_SOCKET=unix://"+w.Socket("agent"))
+	return cmd
+}
+
+func (w *execWorld) exec(flags, command []string) *exec.Cmd {
+	args := append([]string{"exec", "tickets-api", "--scope", "tickets:read", "--why", "a test"}, flags...)
+	return w.command(append(append(args, "--"), command...)...)
+}
+
+// wantReturned checks that n leases were opened, and that each has been returned.
+func (w *execWorld) wantReturned(n int) {
+	w.t.Helper()
+	page, err := w.Agent().Leases(w.t.Context(), api.LeaseFilter{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if len(page.Leases) != n {
+		w.t.Errorf("got %d leases, want %d", len(page.Leases), n)
+	}
+	for _, l := range page.Leases {
+		if l.Status != api.LeaseRevoked {
+			w.t.Errorf("lease %s is %s, want %s", l.ID, l.Status, api.LeaseRevoked)
+		}
+	}
+}
+
+// exitCodeOf waits for the command.
+func exitCodeOf(t *testing.T, cmd *exec.Cmd) int {
+	t.Helper()
+	_ = cmd.Wait() // the state has the exit code
+	if cmd.ProcessState == nil {
+		t.Fatal("the command did not start")
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// wantLine reads lines until one is want. It fails at another line about a signal.
+func wantLine(t *testing.T, r *bufio.Scanner, want string) {
+	t.Helper()
+	for r.Scan() {
+		line := strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(r.Text()), "^C"), `^\`) // a terminal's echo
+		if line == want {
+			return
+		}
+		if strings.HasPrefix(line, "got ") {
+			t.Fatalf("read %q, want %q", line, want)
+		}
+	}
+	t.Fatalf("the output ended, want %q", want)
+}
+
+func TestExecRelaysSignals(t *testing.T) {
+	w := newExecWorld(t)
+	cmd := w.exec(nil, []string{"signals"})
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	wantLine(t, lines, "ready")
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGALRM, syscall.SIGINT} {
+		// The whole group, as a supervisor does it.
+		if err := syscall.Kill(-cmd.Process.Pid, s); err != nil {
+			t.Fatal(err)
+		}
+		wantLine(t, lines, "got "+s.String())
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, lines, "got terminated")
+	if code := exitCodeOf(t, cmd); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+	w.wantReturned(1)
+}
+
+// openTerminal returns both ends of a new pseudo-terminal.
+func openTerminal(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = slave.Close() })
+	return master, slave
+}
+
+// A terminal sends Ctrl-C to its whole foreground group, in which the command is. A
+// command may survive it; the credential then stays.
+func TestExecInTerminal(t *testing.T) {
+	w := newExecWorld(t)
+	master, slave := openTerminal(t)
+	cmd := w.exec(nil, []string{"signals"})
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(master)
+	wantLine(t, lines, "ready")
+	for _, key := range []struct{ key, want string }{{"\x03", "got interrupt"}, {"\x1c", "got quit"}, {"\x03", "got interrupt"}} {
+		if _, err := master.WriteString(key.key); err != nil {
+			t.Fatal(err)
+		}
+		wantLine(t, lines, key.want)
+	}
+	// A second delivery of one of them would arrive before this one.
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, lines, "got terminated")
+	if code := exitCodeOf(t, cmd); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+	w.wantReturned(1)
+}
+
+func TestKilledExecEndsItsCommand(t *testing.T) {
+	w := newExecWorld(t)
+	cmd := w.exec(nil, []string{"signals"})
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	wantLine(t, lines, "ready")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, lines, "got terminated")
+	exitCodeOf(t, cmd)
+}
+
+// A command that can't run costs no credential.
+func TestExecLooksUpCommandFirst(t *testing.T) {
+	w := newExecWorld(t)
+	dir := t.TempDir()
+	notExecutable := filepath.Join(dir, "data")
+	if err := os.WriteFile(notExecutable, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for command, want := range map[string]int{
+		"no-such-command": 127, filepath.Join(dir, "missing"): 127, filepath.Join(notExecutable, "below"): 126,
+		notExecutable: 126, dir: 126, "": 127,
+	} {
+		if out, err := w.exec(nil, []string{command}).CombinedOutput(); err == nil || exitStatus(err) != want {
+			t.Errorf("%q: got %v, want exit code %d: %s", command, err, want, out)
+		}
+	}
+	w.wantReturned(0)
+}
+
+func exitStatus(err error) int {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return -1
+	}
+	return exit.ExitCode()
+}
+
+// Whatever is at the path of --file and is not exec's stays as it is.
+func TestExecKeepsOtherFiles(t *testing.T) {
+	w := newExecWorld(t)
+	dir := t.TempDir()
+	target := filepath.Join(dir, "target")
+	for name, create := range map[string]func(path string) error{
+		"file":       func(path string) error { return os.WriteFile(path, []byte("a CA"), 0o600) },
+		"empty file": func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"folder":     func(path string) error { return os.Mkdir(path, 0o700) },
+		"pipe":       func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"link": func(path string) error {
+			return errors.Join(os.WriteFile(target, []byte("a key"), 0o600), os.Symlink(target, path))
+		},
+		"dangling link": func(path string) error { return os.Symlink(filepath.Join(dir, "none"), path) },
+		"device":        func(path string) error { return os.Symlink("/dev/stdout", path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
+			if err := create(path); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := w.exec([]string{"--file", path}, []string{"true"}).CombinedOutput()
+			if exitStatus(err) != exitFailed || !strings.Contains(string(out), path) {
+				t.Errorf("got %v: %s", err, out)
+			}
+			after, err := os.Lstat(path)
+			if err != nil || !os.SameFile(before, after) || before.Size() != after.Size() || before.Mode() != after.Mode() {
+				t.Errorf("the file changed: %v", err)
+			}
+		})
+	}
+	if text, err := os.ReadFile(target); err != nil || string(text) != "a key" {
+		t.Errorf("the link's target has %q, %v", text, err)
+	}
+	w.wantReturned(0)
+}
+
+func TestExecFile(t *testing.T) {
+	w := newExecWorld(t)
+	path := filepath.Join(t.TempDir(), "token")
+	out, err := w.exec([]string{"--file", path}, []string{"sh", "-c", `test -s "$BROKER_CREDENTIAL_FILE" && stat -c %a "$BROKER_CREDENTIAL_FILE"`}).CombinedOutput()
+	if err != nil || string(out) != "600\n" {
+		t.Errorf("got %v: %s", err, out)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file remains: %v", err)
+	}
+	// A file that took its place is another program's.
+	out, err = w.exec([]string{"--file", path}, []string{"sh", "-c", `rm "$BROKER_CREDENTIAL_FILE"; echo mine > "$BROKER_CREDENTIAL_FILE"`}).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "another program has replaced it") {
+		t.Errorf("got %v: %s", err, out)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "mine\n" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+	w.wantReturned(2)
+}
+
+// A file that a killed exec left behind does not keep the next one from starting.
+func TestExecReplacesItsOwnLeftover(t *testing.T) {
+	w := newExecWorld(t)
+	path := filepath.Join(t.TempDir(), "token")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark(f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := w.exec([]string{"--file", path}, []string{"test", "-s", path}).CombinedOutput()
+	if err != nil {
+		t.Errorf("got %v: %s", err, out)
+	}
+	w.wantReturned(1)
+}
+
+// The reader of a pipe may leave early.
+func TestClosedOutputIsQuiet(t *testing.T) {
+	w := newExecWorld(t)
+	for _, args := range [][]string{{"entitlements"}, {"whoami", "-o", "json"}} {
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := read.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var errs bytes.Buffer
+		cmd := w.command(args...)
+		cmd.Stdout, cmd.Stderr = write, &errs
+		err = cmd.Run()
+		if errs.Len() > 0 || exitStatus(err) != exitOutputClosed {
+			t.Errorf("%v: got %v, %q; want exit code %d and no message", args, err, errs.String(), exitOutputClosed)
+		}
+		if err := write.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -33,10 +33,10 @@ var ours = map[string][]string{
 	"attest/localca":            {"broker"}, // the form of SPIFFE IDs
 	"policy":                    {"broker", "audit"},
 	"issuers/token":             {"broker", "audit"},
-	"issuers/vault":             {"broker", "audit"},
-	"issuers/aws":               {"broker", "audit", "issuers/token"}, // token signs its assertions
+	"issuers/vault":             {"broker", "audit", "internal/retryafter"},
+	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
-	"notify":                    {"broker", "audit"},
+	"notify":                    {"broker", "audit", "internal/retryafter"},
 	"store":                     {"broker", "audit"},
 	"server":                    {"api", "audit", "broker", "broker/session", "server/ui"},
 	"server/ui":                 {},
@@ -45,6 +45,7 @@ var ours = map[string][]string{
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/service":          {"internal/config", "server", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
+	"internal/retryafter":       {},
 	"internal/softkey":          {},
 	"internal/strictjson":       {},
 	"internal/mutate":           {},

@@ -10,9 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"syscall"
 	"time"
+
+	"accessbroker.internal/internal/retryafter"
 )
 
 const (
@@ -88,7 +89,7 @@ func newClient(roots *x509.CertPool, allowPrivate bool) *http.Client {
 
 // send sends a request and returns the start of the body of the answer. A status
 // other than 2xx is an error: ErrChannelGone for 410, and a *RetryAfter if the
-// answer has a Retry-After header in seconds, of which it uses at most an hour.
+// answer has a Retry-After header.
 func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, error) {
 	resp, err := client.Do(req.WithContext(ctx))
 	if err != nil {
@@ -103,8 +104,8 @@ func send(ctx context.Context, client *http.Client, req *http.Request) ([]byte, 
 		return nil, fmt.Errorf("the receiver answered with a redirect (%d), which is not followed", resp.StatusCode)
 	case resp.StatusCode/100 != 2:
 		failed := fmt.Errorf("the receiver answered %d", resp.StatusCode)
-		if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-			return nil, &RetryAfter{Err: failed, After: time.Duration(min(seconds, 3600)) * time.Second}
+		if after := retryafter.Parse(resp.Header); after > 0 {
+			return nil, &RetryAfter{Err: failed, After: after}
 		}
 		return nil, failed
 	}

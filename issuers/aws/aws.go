@@ -122,6 +122,7 @@ func (w *WebIdentity) check(isAWS bool, bad func(key, format string, args ...any
 // An Issuer issues sessions of roles. It is safe for concurrent use.
 type Issuer struct {
 	cfg Config
+	own aws.CredentialsProvider // the broker's
 	sts *sts.Client
 	iam *iam.Client
 }
@@ -148,7 +149,7 @@ func New(c Config) (*Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Issuer{cfg: c, sts: c.newSTS(own)}
+	a := &Issuer{cfg: c, own: own, sts: c.newSTS(own)}
 	a.iam = a.newIAM(own)
 	return a, nil
 }
@@ -190,7 +191,10 @@ func (a *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, 
 }
 
 // notIssued is an error after which certainly no session exists.
-type notIssued struct{ error }
+type notIssued struct {
+	error
+	expired bool // the broker's own credentials, which may have been renewed meanwhile
+}
 
 // callTimeout bounds a request. STS answers within a second, and a slow answer
 // leaves less of the lease's deadline for its record.
@@ -203,18 +207,38 @@ func (a *Issuer) issue(ctx context.Context, o broker.Order) (broker.Credential, 
 	sent := a.cfg.Now()
 	s, err := newSession(&o, sent, time.Until(deadline))
 	if err != nil {
-		return broker.Credential{}, &notIssued{err}
+		return broker.Credential{}, &notIssued{error: err}
 	}
-	var made *types.Credentials
-	if a.cfg.WebIdentity != nil {
-		made, err = a.assumeByAssertion(ctx, s, sent)
-	} else {
-		made, err = a.assume(ctx, s)
+	made, err := a.session(ctx, s, sent)
+	var none *notIssued
+	if errors.As(err, &none) && none.expired && a.forget() {
+		made, err = a.session(ctx, s, sent)
 	}
 	if err != nil {
 		return broker.Credential{}, err
 	}
 	return s.credential(made, sent, a.cfg.Now())
+}
+
+// forget drops the broker's own credentials, so that they are fetched again. It returns
+// false if they are not kept.
+func (a *Issuer) forget() bool {
+	kept, ok := a.own.(hidden)
+	if !ok {
+		return false
+	}
+	cache, ok := kept.provider.(*aws.CredentialsCache)
+	if ok {
+		cache.Invalidate()
+	}
+	return ok
+}
+
+func (a *Issuer) session(ctx context.Context, s *session, now time.Time) (*types.Credentials, error) {
+	if a.cfg.WebIdentity != nil {
+		return a.assumeByAssertion(ctx, s, now)
+	}
+	return a.assume(ctx, s)
 }
 
 func (a *Issuer) assume(ctx context.Context, s *session) (*types.Credentials, error) {
@@ -239,7 +263,7 @@ func (a *Issuer) assume(ctx context.Context, s *session) (*types.Credentials, er
 func (a *Issuer) assumeByAssertion(ctx context.Context, s *session, now time.Time) (*types.Credentials, error) {
 	assertion, err := a.assertion(s, now)
 	if err != nil {
-		return nil, &notIssued{err}
+		return nil, &notIssued{error: err}
 	}
 	out, err := a.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn: &s.spec.role.RoleARN, RoleSessionName: aws.String(s.lease.ID.String()), WebIdentityToken: &assertion,

@@ -516,7 +516,11 @@ func TestSTSRefusals(t *testing.T) {
 		{400, "ValidationError", "1 validation error detected: " + private, broker.ErrIssuerRefused, "the broker's log has the error code", true},
 		{400, "InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider", broker.ErrIssuerRefused, "OpenID Connect provider", true},
 		{403, "IDPRejectedClaim", private, broker.ErrIssuerRefused, "OpenID Connect provider", true},
-		{400, "ExpiredTokenException", private, broker.ErrIssuerRefused, "OpenID Connect provider", true},
+		{400, "ExpiredTokenException", private, broker.ErrIssuerUnavailable, "has expired by AWS's clock", true},
+		{403, "ExpiredToken", private, broker.ErrIssuerUnavailable, "has expired by AWS's clock", true},
+		{400, "RequestExpired", private, broker.ErrIssuerUnavailable, "set the broker's clock", true},
+		{403, "SignatureDoesNotMatch", "Signature expired: 20261123T115000Z is now earlier than 20261123T115500Z (20261123T120000Z - 5 min.)", broker.ErrIssuerUnavailable, "set the broker's clock", true},
+		{403, "SignatureDoesNotMatch", "Signature not yet current: 20261123T121000Z is still later than 20261123T120500Z", broker.ErrIssuerUnavailable, "set the broker's clock", true},
 		{403, "InvalidClientTokenId", private, broker.ErrIssuerRefused, "own credentials", true},
 		{403, "SignatureDoesNotMatch", private, broker.ErrIssuerRefused, "own credentials", true},
 		{403, "RegionDisabledException", private, broker.ErrIssuerRefused, "region", true},
@@ -626,6 +630,72 @@ func TestSTSFailures(t *testing.T) {
 				checkNoSecrets(t, err)
 			}
 		})
+	}
+}
+
+// The time that STS, or a proxy in front of it, names for the next attempt reaches the
+// caller.
+func TestRetryAfterReachesCaller(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer http.HandlerFunc
+		want   time.Duration // zero: none
+	}{
+		"throttled":               {stsError(400, "Throttling", "Rate exceeded"), 7 * time.Second},
+		"too many requests":       {stsError(429, "Whatever", ""), 7 * time.Second},
+		"failed":                  {stsError(500, "InternalFailure", ""), 7 * time.Second},
+		"unavailable":             {stsError(503, "ServiceUnavailable", ""), 7 * time.Second},
+		"unavailable, of a proxy": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 503) }, 7 * time.Second},
+		"refused":                 {stsError(403, "AccessDenied", ""), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeSTS(t)
+			f.answer = func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Retry-After", "7")
+				c.answer(w, r)
+			}
+			for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
+				_, _, err := a.Issue(t.Context(), newOrder(t, a))
+				var r *broker.Refusal
+				if !errors.As(err, &r) || r.Retry != c.want {
+					t.Errorf("got %v, %+v, want %s", err, r, c.want)
+				}
+			}
+		})
+	}
+}
+
+// Credentials of the broker's own that ended before their time are fetched again, once:
+// AWS refused the request, so nothing was issued.
+func TestOwnCredentialsThatExpiredAreFetchedAgain(t *testing.T) {
+	for _, code := range []string{"ExpiredToken", "InvalidClientTokenId"} {
+		for _, renewed := range []bool{true, false} {
+			fetched := 0
+			own := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				fetched++
+				fmt.Fprintf(w, `{"AccessKeyId": "AKIA%d", "SecretAccessKey": "own-secret", "Token": "t", "Expiration": %q}`, fetched, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
+			}))
+			t.Cleanup(own.Close)
+			f := newFakeSTS(t)
+			env := map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": own.URL}
+			a, err := New(Config{Region: "eu-west-1", Endpoint: f.url, AssumeRole: &AssumeRole{}, Getenv: func(name string) string { return env[name] }, Now: f.clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.answer = func(w http.ResponseWriter, r *http.Request) {
+				if renewed && strings.Contains(r.Header.Get("Authorization"), "Credential=AKIA2/") {
+					f.session(w, r.PostForm)
+					return
+				}
+				stsError(403, code, "no")(w, r)
+			}
+			_, handle, err := a.Issue(t.Context(), newOrder(t, a))
+			if renewed && err != nil || !renewed && (err == nil || string(handle) != nothingIssued) {
+				t.Errorf("%s, renewed %t: %q, %v", code, renewed, handle, err)
+			}
+			if f.count() != 2 || fetched != 2 {
+				t.Errorf("%s, renewed %t: %d requests with %d credentials, want 2 with 2", code, renewed, f.count(), fetched)
+			}
+		}
 	}
 }
 

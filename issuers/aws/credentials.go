@@ -47,8 +47,12 @@ func (c Config) ownCredentials() (aws.CredentialsProvider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the broker's own AWS credentials: %w", err)
 	}
-	return hidden{aws.NewCredentialsCache(found)}, nil
+	return hidden{aws.NewCredentialsCache(found, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = renewEarly })}, nil
 }
+
+// renewEarly is how long before their expiry the broker's own credentials are fetched
+// again.
+const renewEarly = 5 * time.Minute
 
 // hidden replaces the errors of a provider with errNoCredentials.
 type hidden struct{ provider aws.CredentialsProvider }
@@ -232,7 +236,7 @@ func (c Config) container() (aws.CredentialsProvider, error) {
 			})
 		}
 	})
-	return aws.NewCredentialsCache(provider, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 5 * time.Minute }), nil
+	return provider, nil
 }
 
 // instance returns the credentials of an EC2 instance's profile.

@@ -21,8 +21,8 @@ import (
 // VAULT_TOKEN, VAULT_NAMESPACE and VAULT_HEADERS, which are meant for terminals.
 func newClient(cfg Config, transport http.RoundTripper, retries int) (*api.Client, error) {
 	c, err := api.NewClient(&api.Config{
-		Address: cfg.Address, HttpClient: &http.Client{Transport: transport}, MaxRetries: retries,
-		MinRetryWait: 100 * time.Millisecond, MaxRetryWait: time.Second, Timeout: broker.IssueDeadline,
+		Address: cfg.Address, HttpClient: &http.Client{Transport: transport, CheckRedirect: byLibrary}, MaxRetries: retries,
+		MinRetryWait: 100 * time.Millisecond, MaxRetryWait: time.Second, Timeout: broker.IssueDeadline, CheckRetry: repeats,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("configuring a client for Vault at %s: %w", cfg.Address, err)
@@ -33,6 +33,20 @@ func newClient(cfg Config, transport http.RoundTripper, retries int) (*api.Clien
 		c.SetNamespace(cfg.Namespace)
 	}
 	return c, nil
+}
+
+// byLibrary leaves redirects to the library. It follows one, as of a standby, and never
+// to a server without TLS; net/http would send the token there.
+func byLibrary(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// repeats reports whether a client with retries sends a request again. An answer that
+// names a time to wait is the caller's to follow, and send repeats a request that met
+// a node of the cluster too early.
+func repeats(ctx context.Context, resp *http.Response, err error) (bool, error) {
+	if resp != nil && (resp.Header.Get("Retry-After") != "" || resp.StatusCode == http.StatusPreconditionFailed) {
+		return false, ctx.Err()
+	}
+	return api.DefaultRetryPolicy(ctx, resp, err)
 }
 
 func newTransport(cfg *tls.Config) http.RoundTripper {
@@ -72,107 +86,36 @@ func (t sentOnce) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.RoundTripper.RoundTrip(r)
 }
 
-// withToken returns a client that sends token with every request. Like withClock,
-// it copies the client and shares its connections, as one Issuer uses many tokens
-// at once.
-func withToken(c *api.Client, token string) *api.Client {
-	return c.WithRequestCallbacks(func(r *api.Request) { r.ClientToken = token })
-}
-
-// withClock returns a client that stores in ahead how far Vault's clock is ahead of
-// ours, to the second.
-func withClock(c *api.Client, ahead *time.Duration) *api.Client {
-	return c.WithResponseCallbacks(func(r *api.Response) { *ahead = clockAhead(r) })
-}
-
-func clockAhead(r *api.Response) time.Duration {
-	date, err := http.ParseTime(r.Header.Get("Date"))
-	if err != nil {
-		return 0
-	}
-	return time.Until(date)
-}
-
-// A request is a call that creates a credential.
-type request struct {
-	path string
-	data map[string]any // nil: the path is read
-	wrap time.Duration  // TTL of the wrapping token; zero: the answer is not wrapped
-	late time.Duration  // by how much the credential may outlive its lease
-}
-
-// An answer is Vault's response, with the time that its clock is ahead of ours.
-type answer struct {
-	*api.Secret
-	ahead time.Duration
-}
-
-// leaseEnd returns when the credential's Vault lease ends.
-func (a *answer) leaseEnd() time.Time {
-	return time.Now().Add(time.Duration(a.LeaseDuration) * time.Second)
-}
-
-// after returns the time that is d from now by Vault's clock, rounded up.
-func (a *answer) after(d time.Duration) time.Time {
-	return time.Now().Add(a.ahead + time.Second + d)
-}
-
-// send sends a request.
-func send(ctx context.Context, c *api.Client, token string, r request) (*answer, error) {
-	a, status := &answer{}, 0
-	logical := c.WithRequestCallbacks(func(q *api.Request) {
-		if q.ClientToken = token; r.wrap > 0 {
-			q.WrapTTL = fmt.Sprintf("%ds", int64(r.wrap/time.Second))
-		}
-	}).WithResponseCallbacks(func(p *api.Response) {
-		a.ahead, status = clockAhead(p), p.StatusCode
-	}).Logical()
-	var err error
-	if r.data == nil {
-		a.Secret, err = read(ctx, logical, r.path)
-	} else {
-		a.Secret, err = logical.WriteWithContext(ctx, r.path, r.data)
-	}
-	var response *api.ResponseError
-	switch {
-	case status >= 400 && !errors.As(err, &response):
-		// The library took the body of a 404 for an answer, or could not read it.
-		return nil, classify(&api.ResponseError{StatusCode: status})
-	case err != nil:
-		return nil, classify(err)
-	case status == http.StatusNoContent:
-		a.Secret = &api.Secret{}
-	case a.Secret == nil:
-		return nil, errUnreadable
-	}
-	return a, nil
-}
-
-// read reads a path. Unlike the library's other ways to read, the raw one
-// returns the error of an answer with status 404.
-func read(ctx context.Context, c *api.Logical, path string) (*api.Secret, error) {
-	resp, err := c.ReadRawWithContext(ctx, path)
-	if resp != nil {
-		defer func() { _ = resp.Body.Close() }()
-	}
-	if err != nil {
-		return nil, err
-	}
-	return api.ParseSecret(resp.Body)
-}
-
 // A fault is an error of Vault. It omits Vault's own text, which may repeat the
 // request or come from plugins that call other systems.
 type fault struct {
 	kind   error // ErrIssuerRefused or ErrIssuerUnavailable
 	status int   // HTTP; 0: no answer
 	text   string
+	retry  time.Duration // Vault's Retry-After; zero: none
 }
 
 func (e *fault) Error() string { return fmt.Sprintf("%v: %s", e.kind, e.text) }
-func (e *fault) Unwrap() error { return e.kind }
 
-var errUnreadable = &fault{broker.ErrIssuerUnavailable, 0, "Vault's answer can't be read"}
+// Unwrap returns the kind, with Vault's time for the next attempt if it named one.
+func (e *fault) Unwrap() error {
+	if e.retry > 0 {
+		return &broker.Refusal{Err: e.kind, Detail: "the issuer takes no more requests at the moment: try again in " + broker.FormatDuration(e.retry), Retry: e.retry}
+	}
+	return e.kind
+}
+
+// unprocessed reports whether Vault certainly created nothing: it refused the request,
+// or did not begin to process it.
+func unprocessed(err error) bool {
+	switch status(err) {
+	case http.StatusForbidden, http.StatusPreconditionFailed, http.StatusTooManyRequests:
+		return true
+	}
+	return errors.Is(err, broker.ErrIssuerRefused)
+}
+
+var errUnreadable = &fault{kind: broker.ErrIssuerUnavailable, text: "Vault's answer can't be read"}
 
 // status returns the HTTP status that Vault answered; 0 if there is none.
 func status(err error) int {
@@ -183,18 +126,26 @@ func status(err error) int {
 	return 0
 }
 
-// withoutKind returns a fault's text as an error that matches neither
-// ErrIssuerRefused nor ErrIssuerUnavailable.
-func withoutKind(err error) error {
+// says reports whether Vault's answer has one of the messages of knownMessage.
+func says(err error, message string) bool {
 	var f *fault
-	if errors.As(err, &f) {
-		return errors.New(f.text)
-	}
-	return err
+	return errors.As(err, &f) && strings.HasSuffix(f.text, message)
 }
 
-// classify turns an error of the library into a fault; nil stays nil.
-func classify(err error) error {
+// unavailable returns a fault as one of an unavailable Vault.
+func unavailable(err error) error {
+	var f *fault
+	if !errors.As(err, &f) {
+		return err
+	}
+	g := *f
+	g.kind = broker.ErrIssuerUnavailable
+	return &g
+}
+
+// classify turns an error of the library into a fault; nil stays nil. The answer asked
+// to wait for retry.
+func classify(err error, retry time.Duration) error {
 	var response *api.ResponseError
 	var network *url.Error
 	var syntax *json.SyntaxError
@@ -202,32 +153,44 @@ func classify(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &response):
-		return &fault{faultKind(response.StatusCode), response.StatusCode, fmt.Sprintf("Vault answered %d, %s", response.StatusCode, knownMessage(response))}
+		return &fault{kind: faultKind(response.StatusCode), status: response.StatusCode, text: fmt.Sprintf("Vault answered %d, %s", response.StatusCode, knownMessage(response)), retry: retry}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &fault{broker.ErrIssuerUnavailable, 0, "Vault did not answer in time"}
+		return &fault{kind: broker.ErrIssuerUnavailable, text: "Vault did not answer in time"}
 	case errors.As(err, &network):
-		return &fault{broker.ErrIssuerUnavailable, 0, "Vault can't be reached: " + network.Err.Error()}
+		return &fault{kind: broker.ErrIssuerUnavailable, text: "Vault can't be reached: " + network.Err.Error()}
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF):
 		return errUnreadable
 	}
-	return &fault{broker.ErrIssuerUnavailable, 0, "the call to Vault failed: " + err.Error()}
+	return &fault{kind: broker.ErrIssuerUnavailable, text: "the call to Vault failed: " + err.Error()}
 }
 
-// faultKind separates a refusal from a Vault that can't answer: 429 is a quota,
-// 472 and 473 are standbys, and 5xx is sealed or worse.
+// faultKind separates a refusal from a Vault that can't answer: 408 and 425 are from
+// proxies, 412 is a node that lags behind, 429 is a quota, 472 and 473 are standbys,
+// and 5xx is sealed or worse.
 func faultKind(status int) error {
-	if status == http.StatusTooManyRequests || status == 472 || status == 473 || status >= 500 {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusPreconditionFailed, http.StatusTooEarly, http.StatusTooManyRequests, 472, 473:
+		return broker.ErrIssuerUnavailable
+	}
+	if status >= 500 {
 		return broker.ErrIssuerUnavailable
 	}
 	return broker.ErrIssuerRefused
 }
+
+// Messages of Vault about a token that it does not know, or no longer: together with
+// "permission denied", and while it creates another token.
+const (
+	invalidToken = "invalid token"
+	noParent     = "parent token lookup failed"
+)
 
 // knownMessage returns which of Vault's own, fixed messages an error contains,
 // or the text of its status.
 func knownMessage(e *api.ResponseError) string {
 	all := strings.Join(e.Errors, "; ")
 	for _, message := range []string{
-		"permission denied", "invalid token", "invalid accessor", "no handler for route", "unsupported path", "unsupported operation",
+		invalidToken, "permission denied", noParent, "invalid accessor", "no handler for route", "unsupported path", "unsupported operation",
 		"Vault is sealed", "unknown role", "missing client token", "token not found", "lease not found", "service unavailable",
 	} {
 		if strings.Contains(all, message) {

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,8 +15,8 @@ import (
 )
 
 // tokenCredential returns the lease's own token as its credential.
-func tokenCredential(l *broker.Lease, token string) broker.Credential {
-	return newCredential("vault", map[string]string{"token": token}, l.Expires, broker.RevokedImmediate)
+func tokenCredential(l *broker.Lease, t leaseToken) (broker.Credential, error) {
+	return unexpired(newCredential("vault", map[string]string{"token": t.token}, earlier(l.Expires, t.ends), broker.RevokedImmediate))
 }
 
 // newCredential returns a credential of these fields. Its hash is a salted
@@ -34,9 +36,12 @@ func newCredential(kind string, fields map[string]string, expires time.Time, rev
 // credential has to be revoked.
 func (s *Spec) credential(a *answer, l *broker.Lease, sent request, h *handle) (broker.Credential, error) {
 	if s.Wrap {
-		return wrapped(a, l, h)
+		return s.wrapped(a, l, h)
 	}
 	c, err := s.unwrapped(a, l, sent, h)
+	if err == nil {
+		c, err = unexpired(c)
+	}
 	if err == nil && revocationRank[c.Revocation] > revocationRank[s.Revocation()] {
 		return broker.Credential{}, fmt.Errorf("%w: approvers were shown revocation %s, but the credential has %s: docs/vault.md says how to write such an entitlement", broker.ErrIssuerRefused, s.Revocation(), c.Revocation)
 	}
@@ -51,7 +56,7 @@ func (s *Spec) unwrapped(a *answer, l *broker.Lease, sent request, h *handle) (b
 	if err != nil {
 		return broker.Credential{}, err
 	}
-	until, bound, err := s.expiryBound(a, kind)
+	end, bound, err := s.expiryBound(a, kind)
 	if bound {
 		h.expires()
 	}
@@ -59,7 +64,7 @@ func (s *Spec) unwrapped(a *answer, l *broker.Lease, sent request, h *handle) (b
 	case err != nil:
 		return broker.Credential{}, err
 	case bound:
-		return expiringCredential(kind, fields, l, sent, until)
+		return expiringCredential(kind, fields, l, sent, end)
 	case a.LeaseID != "" && !s.Permanent:
 		return leasedCredential(kind, fields, a, l, sent, h)
 	}
@@ -67,23 +72,22 @@ func (s *Spec) unwrapped(a *answer, l *broker.Lease, sent request, h *handle) (b
 }
 
 // expiringCredential returns a credential that ends only at its expiry.
-func expiringCredential(kind string, fields map[string]string, l *broker.Lease, sent request, until time.Time) (broker.Credential, error) {
-	if until.After(l.Expires.Add(maxOutlive + sent.late)) {
-		return broker.Credential{}, errOutlives("the credential", until)
+func expiringCredential(kind string, fields map[string]string, l *broker.Lease, sent request, end ending) (broker.Credential, error) {
+	if end.latest.After(l.Expires.Add(maxOutlive + sent.late)) {
+		return broker.Credential{}, errOutlives("the credential", end.latest)
 	}
-	return newCredential(kind, fields, earlier(l.Expires, until), broker.RevokedAtExpiry), nil
+	return newCredential(kind, fields, earlier(l.Expires, end.earliest), broker.RevokedAtExpiry), nil
 }
 
 // leasedCredential returns a credential that ends when Vault revokes its lease.
 func leasedCredential(kind string, fields map[string]string, a *answer, l *broker.Lease, sent request, h *handle) (broker.Credential, error) {
+	end := a.statedEnd(a.leaseEnd())
 	if kind == "certificate" {
-		return certificate(fields, l, sent, broker.RevokedImmediate, h)
+		c, err := certificate(fields, l, sent, broker.RevokedImmediate, h)
+		c.Expires = earlier(c.Expires, end)
+		return c, err
 	}
-	expires := l.Expires
-	if a.LeaseDuration > 0 {
-		expires = earlier(expires, a.leaseEnd())
-	}
-	return newCredential(kind, fields, expires, broker.RevokedImmediate), nil
+	return newCredential(kind, fields, earlier(l.Expires, end), broker.RevokedImmediate), nil
 }
 
 // unleased returns a credential without a Vault lease, if it ends in another way
@@ -94,7 +98,7 @@ func (s *Spec) unleased(kind string, fields map[string]string, a *answer, l *bro
 	case kind == "certificate":
 		return certificate(fields, l, sent, broker.RevokedAtExpiry, h)
 	case s.static():
-		return rotating(kind, fields, a, l), nil
+		return rotating(kind, fields, a, l)
 	case fields["signed_key"] != "" && s.signs():
 		return sshCertificate(fields, l, sent)
 	case s.Permanent:
@@ -105,31 +109,55 @@ func (s *Spec) unleased(kind string, fields map[string]string, a *answer, l *bro
 }
 
 // rotating returns the password of a static role, which is valid until the next
-// rotation.
-func rotating(kind string, fields map[string]string, a *answer, l *broker.Lease) broker.Credential {
+// rotation. A password that is due is not handed out: Vault may replace it at once.
+func rotating(kind string, fields map[string]string, a *answer, l *broker.Lease) (broker.Credential, error) {
 	c := newCredential(kind, fields, l.Expires, broker.RevokedAtRotation)
-	if left, ok := seconds(a.Data["ttl"]); ok {
-		next := time.Now().Add(left)
-		c.Expires, c.Rotates = earlier(l.Expires, next), next.Truncate(time.Second)
+	if a.Data["ttl"] == nil {
+		return c, nil
 	}
-	return c
+	left, ok := seconds(a.Data["ttl"])
+	if !ok {
+		return broker.Credential{}, &fault{kind: broker.ErrIssuerUnavailable, text: "the password is due to be rotated", retry: rotationTime}
+	}
+	next := a.sent.Add(left)
+	c.Expires, c.Rotates = earlier(l.Expires, next), next.Truncate(time.Second)
+	return c, nil
 }
+
+// rotationTime is how long Vault may take to rotate a password that is due. Its queue
+// runs every five seconds.
+const rotationTime = 5 * time.Second
 
 // wrapped returns a wrapping token. The broker never sees its content, and can
 // end that only by revoking the lease's token.
-func wrapped(a *answer, l *broker.Lease, h *handle) (broker.Credential, error) {
+func (s *Spec) wrapped(a *answer, l *broker.Lease, h *handle) (broker.Credential, error) {
 	if a.WrapInfo == nil || a.WrapInfo.Token == "" {
 		return broker.Credential{}, fmt.Errorf("%w: the answer is not wrapped", broker.ErrIssuerRefused)
 	}
 	h.Made = madeWrapped
-	ends := time.Now().Add(time.Duration(a.WrapInfo.TTL) * time.Second)
-	return newCredential("data", map[string]string{"wrapping_token": a.WrapInfo.Token}, earlier(l.Expires, ends), ""), nil
+	end := a.sent.Add(time.Duration(a.WrapInfo.TTL) * time.Second)
+	if s.endsAtExpiry() {
+		// The content's expiry is not visible, nor whether it has a lease, which ends
+		// with the token.
+		if err := (ending{a.tokenEnds, l.Expires}).agreed("the token that made it"); err != nil {
+			return broker.Credential{}, err
+		}
+	}
+	return unexpired(newCredential("data", map[string]string{"wrapping_token": a.WrapInfo.Token}, earlier(earlier(l.Expires, end), a.tokenEnds), ""))
+}
+
+// unexpired returns a credential that is not over yet.
+func unexpired(c broker.Credential) (broker.Credential, error) {
+	if now := time.Now(); !c.Expires.After(now) {
+		return broker.Credential{}, &endsEarly{"the credential expires at " + c.Expires.UTC().Format(time.RFC3339) + ", which is over: raise the TTLs of the token role, of the mount and of the role that the path names"}
+	}
+	return c, nil
 }
 
 // earlier returns the earlier of a lease's expiry and another time, to the
 // second.
 func earlier(lease, other time.Time) time.Time {
-	if other.Before(lease) {
+	if !other.IsZero() && other.Before(lease) {
 		return other.Truncate(time.Second)
 	}
 	return lease
@@ -216,12 +244,11 @@ func text(value any) string {
 	return string(b)
 }
 
-// seconds reads a positive number of seconds.
+// seconds reads a positive number of seconds, which some engines write as text.
 func seconds(value any) (time.Duration, bool) {
-	n, ok := value.(json.Number)
-	if !ok {
-		return 0, false
-	}
-	s, err := n.Int64()
-	return time.Duration(s) * time.Second, err == nil && s > 0
+	n, err := strconv.ParseInt(text(value), 10, 64)
+	return time.Duration(min(n, maxSeconds)) * time.Second, err == nil && n > 0
 }
+
+// maxSeconds keeps a duration from overflowing.
+const maxSeconds = math.MaxInt64 / int64(time.Second)

@@ -62,6 +62,8 @@ func (f *fakeVault) engine(path, token string, body object) (int, any) {
 		return leased(600, object{"client_id": "c", "client_secret": "secret"})
 	case "kubernetes/creds/deployer":
 		return leased(600, serviceAccount(jwt.RegisteredClaims{ExpiresAt: jwt.NewNumericDate(now.Add(590 * time.Second))}))
+	case "kubernetes/creds/capped":
+		return leased(300, serviceAccount(jwt.RegisteredClaims{ExpiresAt: jwt.NewNumericDate(now.Add(590 * time.Second))}))
 	case "kubernetes/creds/long":
 		return leased(600, serviceAccount(jwt.RegisteredClaims{ExpiresAt: jwt.NewNumericDate(now.Add(time.Hour))}))
 	case "kubernetes/creds/ever":
@@ -70,6 +72,9 @@ func (f *fakeVault) engine(path, token string, body object) (int, any) {
 		return leased(600, object{"service_account_token": "ey.secret"})
 	case "rabbitmq/creds/shop":
 		return leased(600, object{"username": "shop-1", "password": "secret"})
+	}
+	if strings.HasPrefix(path, "plugin/creds/") {
+		return leased(600, f.stated(path))
 	}
 	return 404, "no handler for route"
 }

@@ -12,11 +12,10 @@ import (
 // timeLeft returns the lifetime to request for a credential: the rest of the lease,
 // less the time by which Vault's clock is ahead if Vault signs an expiry by that
 // clock. AWS counts sessions by its own clock.
-func (s *Spec) timeLeft(l *broker.Lease, clockAhead string) time.Duration {
+func (s *Spec) timeLeft(l *broker.Lease, ahead time.Duration) time.Duration {
 	left := time.Until(l.Expires)
-	ahead, err := time.ParseDuration(clockAhead)
 	// The Date header has whole seconds: less than one means nothing.
-	if err == nil && ahead > time.Second && s.setsTTL() && !s.sessions() {
+	if ahead > time.Second && s.setsTTL() && !s.sessions() {
 		left -= ahead
 	}
 	return left
@@ -51,9 +50,9 @@ func (s *Spec) request(l *broker.Lease, left time.Duration) (request, error) {
 func (s *Spec) noTimeLeft(l *broker.Lease) error {
 	rest := time.Until(l.Expires)
 	if rest < time.Second {
-		return &fault{broker.ErrIssuerRefused, 0, "the lease ends within a second: request a longer ttl"}
+		return &fault{kind: broker.ErrIssuerRefused, text: "the lease ends within a second: request a longer ttl"}
 	}
-	return &fault{broker.ErrIssuerRefused, 0, fmt.Sprintf("Vault's clock is ahead by more than the %s that the lease has left: set the clock, or request a longer ttl", rest.Truncate(time.Second))}
+	return &fault{kind: broker.ErrIssuerRefused, text: fmt.Sprintf("Vault's clock is ahead by more than the %s that the lease has left: set the clock, or request a longer ttl", rest.Truncate(time.Second))}
 }
 
 // policies returns the sorted policies of the lease's token.
@@ -109,7 +108,7 @@ func variable(name string, l *broker.Lease, ttl time.Duration) (value string, gi
 	case "holder":
 		return l.Holder, true
 	case "ttl":
-		return wholeSeconds(ttl), true
+		return ttlText(ttl), true
 	case "lease":
 		return l.ID.String(), true
 	case "request":

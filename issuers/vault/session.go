@@ -43,6 +43,7 @@ type session struct {
 
 	mu       sync.Mutex
 	token    string
+	index    string    // X-Vault-Index of the login
 	loggedIn time.Time // a renewal does not count
 	ends     time.Time // zero: never
 	renewal  time.Time // when to renew; zero: never
@@ -54,21 +55,29 @@ const (
 )
 
 // get returns a token that has not expired.
-func (s *session) get(ctx context.Context) (string, error) {
+func (s *session) get(ctx context.Context) (access, error) {
 	if s.login.JWT == nil && s.login.Cert == nil && s.login.Token == nil {
-		return "", nil // the agent has one
+		return access{}, nil // the agent has one
 	}
 	s.mu.Lock()
-	token, current := s.token, s.token != "" && (s.ends.IsZero() || time.Now().Before(s.ends))
+	as, current := s.access(false), s.token != "" && (s.ends.IsZero() || time.Now().Before(s.ends))
 	s.mu.Unlock()
 	if current {
-		return token, nil
+		return as, nil
 	}
 	return s.logIn(ctx)
 }
 
+// access returns the token. Nodes may not know it yet if it is new: if the caller
+// replaced another one by it, or a cluster made it moments ago. The caller holds mu.
+func (s *session) access(replaced bool) access {
+	return access{s.token, s.index, replaced || s.index != "" && s.fresh()}
+}
+
+func (s *session) fresh() bool { return time.Since(s.loggedIn) < loginPause }
+
 // logIn logs in, once for all callers that wait for it.
-func (s *session) logIn(ctx context.Context) (string, error) {
+func (s *session) logIn(ctx context.Context) (access, error) {
 	done := s.flight.DoChan("login", func() (any, error) {
 		// Detached: the end of the first caller must not fail the others.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginDeadline)
@@ -77,62 +86,83 @@ func (s *session) logIn(ctx context.Context) (string, error) {
 	})
 	select {
 	case <-ctx.Done():
-		return "", fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, ctx.Err())
+		return access{}, fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, ctx.Err())
 	case r := <-done:
-		token, _ := r.Val.(string)
-		return token, r.Err
+		as, _ := r.Val.(access)
+		return as, r.Err
 	}
 }
 
-// replace returns another token after Vault refused this one with 403. It
-// returns false if the token is fresh: then its policies are at fault.
-func (s *session) replace(ctx context.Context, token string) (string, bool) {
+// replace returns another token after Vault no longer accepted this one. If Vault
+// did not say that the token is gone, and the token is fresh, replace returns false:
+// then the token's policies are at fault.
+func (s *session) replace(ctx context.Context, token string, gone bool) (access, bool) {
 	s.mu.Lock()
-	current, fresh := s.token, time.Since(s.loggedIn) < loginPause
+	current, fresh := s.access(true), s.fresh()
 	s.mu.Unlock()
-	if token == "" || fresh && current == token {
-		return "", false
+	if token == "" || fresh && current.token == token && !gone {
+		return access{}, false
 	}
-	if current != token {
+	if current.token != token {
 		return current, true
 	}
 	next, err := s.logIn(ctx)
-	return next, err == nil && next != token
+	next.young = true
+	return next, err == nil && next.token != token
 }
 
-func (s *session) newToken(ctx context.Context) (string, error) {
-	auth, err := s.authenticate(ctx)
+func (s *session) newToken(ctx context.Context) (access, error) {
+	auth, index, err := s.authenticate(ctx)
 	if err != nil {
-		// A refused login is the operator's problem, not the caller's: it must
-		// not look like a refusal of the request.
-		return "", fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, withoutKind(err))
+		return access{}, s.notLoggedIn(err)
 	}
 	s.keep(auth)
 	s.mu.Lock()
-	s.loggedIn = time.Now()
+	s.loggedIn, s.index = time.Now(), index
+	as := s.access(false)
 	s.mu.Unlock()
 	s.log.InfoContext(ctx, "logged in to Vault", "issuer", s.name, "ttl", (time.Duration(auth.LeaseDuration) * time.Second).String(), "renewable", auth.Renewable)
-	return auth.ClientToken, nil
+	return as, nil
 }
 
-// authenticate returns a token for the broker.
-func (s *session) authenticate(ctx context.Context) (*api.SecretAuth, error) {
+// notLoggedIn returns the error of a login as one of an unavailable issuer. A refused
+// login is the operator's problem, not the caller's: it must not look like a refusal
+// of the request.
+func (s *session) notLoggedIn(err error) error {
+	var f *fault
+	if !errors.As(err, &f) {
+		return fmt.Errorf("%w: logging in to %s: %w", broker.ErrIssuerUnavailable, s.name, err)
+	}
+	g := *f
+	g.kind, g.text = broker.ErrIssuerUnavailable, fmt.Sprintf("logging in to %s: %s", s.name, f.text)
+	return &g
+}
+
+// authenticate returns a token for the broker, and the index of the answer that had
+// it.
+func (s *session) authenticate(ctx context.Context) (*api.SecretAuth, string, error) {
 	switch l := s.login; {
 	case l.JWT != nil:
 		svid, err := l.JWT.SVID(ctx, l.JWT.Audience)
 		if err != nil {
-			return nil, fmt.Errorf("fetching a JWT-SVID: %w", err)
+			return nil, "", fmt.Errorf("fetching a JWT-SVID: %w", err)
 		}
 		return s.present(ctx, l.JWT.Mount, map[string]any{"role": l.JWT.Role, "jwt": svid})
 	case l.Cert != nil:
 		return s.present(ctx, l.Cert.Mount, map[string]any{"name": l.Cert.Role})
 	}
-	return s.lookUp(ctx)
+	auth, err := s.lookUp(ctx)
+	return auth, "", err
 }
 
 // present logs in through the auth method at mount.
-func (s *session) present(ctx context.Context, mount string, proof map[string]any) (*api.SecretAuth, error) {
-	return authOf(s.client.Logical().WriteWithContext(ctx, "auth/"+mount+"/login", proof))
+func (s *session) present(ctx context.Context, mount string, proof map[string]any) (*api.SecretAuth, string, error) {
+	a, err := send(ctx, s.client, access{}, request{path: "auth/" + mount + "/login", data: proof})
+	if err != nil {
+		return nil, "", err
+	}
+	auth, err := authOf(a)
+	return auth, a.index, err
 }
 
 // lookUp reads the TTL of the token that Login.Token returns.
@@ -141,9 +171,9 @@ func (s *session) lookUp(ctx context.Context) (*api.SecretAuth, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := withToken(s.client, token).Auth().Token().LookupSelfWithContext(ctx)
+	found, err := send(ctx, s.client, access{token: token}, request{path: "auth/token/lookup-self"})
 	if err != nil {
-		return nil, fmt.Errorf("looking up the token: %w", classify(err))
+		return nil, fmt.Errorf("looking up the token: %w", err)
 	}
 	ttl, err := found.TokenTTL()
 	if err != nil {
@@ -153,14 +183,11 @@ func (s *session) lookUp(ctx context.Context) (*api.SecretAuth, error) {
 	return &api.SecretAuth{ClientToken: token, LeaseDuration: int(ttl / time.Second), Renewable: renewable}, nil
 }
 
-func authOf(secret *api.Secret, err error) (*api.SecretAuth, error) {
-	switch {
-	case err != nil:
-		return nil, classify(err)
-	case secret == nil || secret.Auth == nil || secret.Auth.ClientToken == "":
+func authOf(a *answer) (*api.SecretAuth, error) {
+	if a.Auth == nil || a.Auth.ClientToken == "" {
 		return nil, errors.New("the answer contains no token")
 	}
-	return secret.Auth, nil
+	return a.Auth, nil
 }
 
 // keep stores a token. The session stops using it shortly before it expires,
@@ -180,15 +207,15 @@ func (s *session) keep(a *api.SecretAuth) {
 // fails or gains little: a token has a maximum TTL.
 func (s *session) renew(ctx context.Context) error {
 	s.mu.Lock()
-	token, due := s.token, !s.renewal.IsZero() && !time.Now().Before(s.renewal)
+	as, due := s.access(false), !s.renewal.IsZero() && !time.Now().Before(s.renewal)
 	s.mu.Unlock()
-	if token == "" || !due {
+	if as.token == "" || !due {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, loginDeadline)
 	defer cancel()
-	if auth, err := authOf(withToken(s.client, token).Auth().Token().RenewSelfWithContext(ctx, 0)); err == nil && s.extends(auth) {
-		s.keep(&api.SecretAuth{ClientToken: token, LeaseDuration: auth.LeaseDuration})
+	if a, err := send(ctx, s.client, as, request{path: "auth/token/renew-self", data: map[string]any{}}); err == nil && a.Auth != nil && s.extends(a.Auth) {
+		s.keep(&api.SecretAuth{ClientToken: as.token, LeaseDuration: a.Auth.LeaseDuration})
 		return nil
 	}
 	_, err := s.logIn(ctx)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -94,29 +95,31 @@ func (v *Issuer) Run(ctx context.Context) error {
 	}
 }
 
-// own calls do with the broker's own token. If Vault no longer accepts that
-// token, own logs in and calls do again. The errors of do are faults.
-func (v *Issuer) own(ctx context.Context, do func(token string) error) error {
-	token, err := v.session.get(ctx)
+// own sends a request with the broker's own token. If Vault no longer accepts that
+// token, own logs in and sends it again. Its errors are faults. It requires an answer
+// that Vault can have given: a page of a proxy confirms no revocation.
+func (v *Issuer) own(ctx context.Context, r request) (*answer, error) {
+	as, err := v.session.get(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = do(token)
-	if status(err) == 403 {
-		if token, replaced := v.session.replace(ctx, token); replaced {
-			err = do(token)
+	a, err := send(ctx, v.retries, as, r)
+	gone := says(err, invalidToken) || says(err, noParent)
+	if gone || status(err) == http.StatusForbidden {
+		if as, replaced := v.session.replace(ctx, as.token, gone); replaced {
+			a, err = send(ctx, v.retries, as, r)
 		}
 	}
-	return err
+	if says(err, invalidToken) || says(err, noParent) {
+		err = unavailable(err) // the caller is not at fault
+	}
+	return a, err
 }
 
-// write sends data to path with the broker's own token. It requires an answer
-// that Vault can have given: a page of a proxy confirms no revocation.
+// write sends data to path with the broker's own token.
 func (v *Issuer) write(ctx context.Context, path string, data map[string]any) error {
-	return v.own(ctx, func(token string) error {
-		_, err := send(ctx, v.retries, token, request{path: path, data: data})
-		return err
-	})
+	_, err := v.own(ctx, request{path: path, data: data})
+	return err
 }
 
 // Prepare creates the token of the lease.
@@ -125,74 +128,137 @@ func (v *Issuer) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, 
 	if !ok {
 		return broker.Prepared{}, fmt.Errorf("entitlement %s has no Vault spec", o.Entitlement.Name)
 	}
-	auth, ahead, err := v.createToken(ctx, spec, &o.Lease)
+	ttl := wholeSeconds(time.Until(o.Lease.Expires))
+	a, err := v.createToken(ctx, spec, &o.Lease, ttl)
 	if err != nil {
 		return broker.Prepared{}, fmt.Errorf("creating the token of a lease: %w", err)
 	}
-	if auth == nil || auth.ClientToken == "" || auth.Accessor == "" {
-		return broker.Prepared{}, fmt.Errorf("%w: token role %q creates no service tokens: set token_type=service", broker.ErrIssuerRefused, v.cfg.TokenRole)
-	}
-	if !auth.Orphan {
-		// A child token, and everything that it creates, would end with the
-		// broker's own token.
-		v.discard(ctx, auth.Accessor)
-		return broker.Prepared{}, fmt.Errorf("%w: token role %q creates child tokens: set orphan=true", broker.ErrIssuerRefused, v.cfg.TokenRole)
+	if err := v.checkToken(a.Auth, ttl); err != nil {
+		if a.Auth.Accessor != "" {
+			v.discard(ctx, a.Auth.Accessor)
+		}
+		return broker.Prepared{}, err
 	}
 	return broker.Prepared{
-		Handle: handle{Accessor: auth.Accessor, Made: madeUnknown, At: v.at}.encode(),
-		Key:    broker.NewSecret(map[string]string{"token": auth.ClientToken, "ahead": ahead.String()}),
+		Handle: handle{Accessor: a.Auth.Accessor, Made: madeUnknown, At: v.at}.encode(),
+		Key:    leaseToken{a.Auth.ClientToken, a.index, a.ahead, a.sent.Add(time.Duration(a.Auth.LeaseDuration) * time.Second)}.secret(),
 	}, nil
 }
 
-// createToken returns a new token for the lease, and how far Vault's clock is ahead
-// of ours.
-func (v *Issuer) createToken(ctx context.Context, spec *Spec, l *broker.Lease) (auth *api.SecretAuth, ahead time.Duration, err error) {
-	ttl, renewable := wholeSeconds(time.Until(l.Expires)), false
-	err = v.own(ctx, func(token string) error {
-		secret, err := withClock(withToken(v.retries, token), &ahead).Auth().Token().CreateWithRoleWithContext(ctx, &api.TokenCreateRequest{
-			Policies: spec.policies(l), NoDefaultPolicy: true, Type: "service", Renewable: &renewable,
-			TTL: ttl, ExplicitMaxTTL: ttl, DisplayName: l.ID.String(),
-			Metadata: map[string]string{"lease": l.ID.String(), "request": l.Request.String(), "entitlement": l.Entitlement, "holder": l.Holder},
-		}, v.cfg.TokenRole)
-		if err == nil && secret != nil {
-			auth = secret.Auth
-		}
-		return classify(err)
-	})
-	return auth, ahead, err
+// createToken returns Vault's answer with a new token for the lease.
+func (v *Issuer) createToken(ctx context.Context, spec *Spec, l *broker.Lease, ttl time.Duration) (*answer, error) {
+	a, err := v.own(ctx, request{path: "auth/token/create/" + v.cfg.TokenRole, data: map[string]any{
+		"policies": spec.policies(l), "no_default_policy": true, "type": "service", "renewable": false,
+		"ttl": ttlText(ttl), "explicit_max_ttl": ttlText(ttl), "display_name": l.ID.String(),
+		"meta": map[string]string{"lease": l.ID.String(), "request": l.Request.String(), "entitlement": l.Entitlement, "holder": l.Holder},
+	}})
+	if err == nil && a.Auth == nil {
+		err = errUnreadable
+	}
+	return a, err
 }
 
-func wholeSeconds(d time.Duration) string { return fmt.Sprintf("%ds", max(1, int64(d/time.Second))) }
+// checkToken refuses a token that can't serve a lease for which it was requested with
+// that TTL. A role and a mount can shorten the TTL (token_explicit_max_ttl,
+// max_lease_ttl), but must not lengthen it.
+func (v *Issuer) checkToken(auth *api.SecretAuth, ttl time.Duration) error {
+	refused := func(what, fix string) error {
+		return fmt.Errorf("%w: token role %q creates %s: %s", broker.ErrIssuerRefused, v.cfg.TokenRole, what, fix)
+	}
+	switch lifetime := time.Duration(auth.LeaseDuration) * time.Second; {
+	case auth.ClientToken == "" || auth.Accessor == "":
+		return refused("no service tokens", "set token_type=service")
+	case !auth.Orphan:
+		// A child token, and everything that it creates, would end with the
+		// broker's own token.
+		return refused("child tokens", "set orphan=true")
+	case lifetime <= 0:
+		return refused("tokens that never expire", "remove token_period, and set token_explicit_max_ttl")
+	case lifetime > ttl+maxOutlive:
+		return refused(fmt.Sprintf("tokens for %s that were requested for %s, and would outlive their leases", broker.FormatDuration(lifetime), broker.FormatDuration(ttl)), "remove token_period")
+	}
+	return nil
+}
+
+// A leaseToken is the token of a lease, between Prepare and Issue.
+type leaseToken struct {
+	token string
+	index string        // see access
+	ahead time.Duration // of Vault's clock
+	ends  time.Time     // its expiry, which Vault may have put before that of the lease
+}
+
+func (t leaseToken) secret() broker.Secret {
+	fields := map[string]string{"token": t.token, "ahead": t.ahead.String(), "ends": t.ends.Format(time.RFC3339Nano)}
+	if t.index != "" {
+		fields["index"] = t.index
+	}
+	return broker.NewSecret(fields)
+}
+
+func readLeaseToken(s broker.Secret) (leaseToken, error) {
+	fields := s.Reveal()
+	ahead, err := time.ParseDuration(fields["ahead"])
+	if err != nil {
+		return leaseToken{}, errors.New("the token of the lease lacks Vault's clock")
+	}
+	ends, err := time.Parse(time.RFC3339Nano, fields["ends"])
+	if err != nil {
+		return leaseToken{}, errors.New("the token of the lease lacks its expiry")
+	}
+	return leaseToken{fields["token"], fields["index"], ahead, ends}, nil
+}
+
+// wholeSeconds returns the TTL to request for d.
+func wholeSeconds(d time.Duration) time.Duration { return max(time.Second, d.Truncate(time.Second)) }
+
+// ttlText returns a TTL as Vault reads it.
+func ttlText(d time.Duration) string { return fmt.Sprintf("%ds", int64(wholeSeconds(d)/time.Second)) }
 
 // Issue creates the credential with the token of the lease. It sends its request
 // once: after a lost answer, a second attempt would create a second credential.
 func (v *Issuer) Issue(ctx context.Context, o broker.Order) (broker.Credential, []byte, error) {
-	spec, key := o.Entitlement.Spec.(*Spec), o.Key.Reveal()
+	spec := o.Entitlement.Spec.(*Spec)
 	var h handle
 	if err := json.Unmarshal(o.Lease.Handle, &h); err != nil {
 		return broker.Credential{}, nil, fmt.Errorf("reading the handle: %w", err)
 	}
+	token, err := readLeaseToken(o.Key)
+	if err != nil {
+		return broker.Credential{}, nil, err
+	}
 	if spec.Path == TokenPath {
 		h.Made = madeToken
-		return tokenCredential(&o.Lease, key["token"]), h.encode(), nil
+		c, err := tokenCredential(&o.Lease, token)
+		return c, h.encode(), v.named(err, o.Entitlement)
 	}
-	sent, err := spec.request(&o.Lease, spec.timeLeft(&o.Lease, key["ahead"]))
+	sent, err := spec.request(&o.Lease, spec.timeLeft(&o.Lease, token.ahead))
 	var a *answer
 	if err == nil {
-		a, err = send(ctx, v.once, key["token"], sent)
+		a, err = send(ctx, v.once, access{token.token, token.index, true}, sent)
 	}
 	if err != nil {
-		// Only a refusal means that certainly no credential exists.
-		if errors.Is(err, broker.ErrIssuerRefused) || errors.Is(err, broker.ErrInvalidParameter) || errors.Is(err, broker.ErrInvalidTTL) {
+		// Only then is it certain that no credential exists.
+		if unprocessed(err) || errors.Is(err, broker.ErrInvalidParameter) || errors.Is(err, broker.ErrInvalidTTL) {
 			h.Made = madeNothing
 		}
 		return broker.Credential{}, h.encode(), fmt.Errorf("creating the credential: %w", err)
 	}
-	if a.LeaseID != "" {
+	if a.tokenEnds = token.ends; a.LeaseID != "" {
 		h.Made, h.Lease = madeLease, a.LeaseID
 	}
 	c, err := spec.credential(a, &o.Lease, sent, &h)
-	return c, h.encode(), err
+	return c, h.encode(), v.named(err, o.Entitlement)
+}
+
+// named adds to an error about the end of a credential what the operator has to look
+// at.
+func (v *Issuer) named(err error, e *broker.Entitlement) error {
+	var early *endsEarly
+	if errors.As(err, &early) {
+		return fmt.Errorf("%w (entitlement %s, token role %s)", err, e.Name, v.cfg.TokenRole)
+	}
+	return err
 }
 
 // Revoke ends the credential that the lease's token created. It confirms only what

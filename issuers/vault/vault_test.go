@@ -32,6 +32,7 @@ type fakeVault struct {
 	ahead  time.Duration                      // of its clock
 	roles  map[string]func(*x509.Certificate) // changes by PKI roles to their certificates
 	ttl    int                                // of tokens that are looked up, in seconds
+	cap    int                                // of the TTL of created tokens, in seconds; 0: none
 	listed map[string]int                     // how often a serial number was revoked
 	fault  func(w http.ResponseWriter, r *http.Request) bool
 	calls  []string
@@ -136,7 +137,15 @@ func (f *fakeVault) answer(r *http.Request, body object) (int, any) {
 		for k, v := range body["meta"].(object) {
 			made.meta[k] = v.(string)
 		}
-		return 200, f.token(made, 60)
+		ttl, err := time.ParseDuration(made.ttl)
+		if err != nil {
+			f.t.Error(err)
+		}
+		seconds := int(ttl / time.Second)
+		if f.cap > 0 {
+			seconds = min(seconds, f.cap)
+		}
+		return 200, f.token(made, seconds)
 	case path == "auth/token/lookup-self":
 		return 200, object{"data": object{"ttl": f.ttl, "renewable": f.ttl > 0}}
 	case path == "auth/token/renew-self":
@@ -214,12 +223,16 @@ func newOrder(t *testing.T, spec Spec) broker.Order {
 
 // issue calls Prepare and Issue in the same way as the domain.
 func issue(v *Issuer, o broker.Order) (broker.Lease, broker.Credential, error) {
-	prepared, err := v.Prepare(context.Background(), o)
+	return issueWithin(context.Background(), v, o)
+}
+
+func issueWithin(ctx context.Context, v *Issuer, o broker.Order) (broker.Lease, broker.Credential, error) {
+	prepared, err := v.Prepare(ctx, o)
 	if err != nil {
 		return o.Lease, broker.Credential{}, err
 	}
 	o.Lease.Handle, o.Key = prepared.Handle, prepared.Key
-	c, handle, err := v.Issue(context.Background(), o)
+	c, handle, err := v.Issue(ctx, o)
 	if handle != nil {
 		o.Lease.Handle = handle
 	}
@@ -288,7 +301,7 @@ func TestPrepareCreatesToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := f.received(); !slices.Equal(got, []string{"PUT auth/jwt/login", "POST auth/token/create/broker-leases", "GET database/creds/orders-ro"}) {
+	if got := f.received(); !slices.Equal(got, []string{"PUT auth/jwt/login", "PUT auth/token/create/broker-leases", "GET database/creds/orders-ro"}) {
 		t.Errorf("the calls were %v", got)
 	}
 	var h handle
@@ -421,10 +434,11 @@ func TestOwnLogsInAgain(t *testing.T) {
 // The broker's own token is renewed when due, and replaced when it can't be.
 func TestRenew(t *testing.T) {
 	f, v := startFake(t)
-	token, err := v.session.get(t.Context())
+	as, err := v.session.get(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	token := as.token
 	due := func() {
 		v.session.mu.Lock()
 		defer v.session.mu.Unlock()
@@ -440,11 +454,11 @@ func TestRenew(t *testing.T) {
 	if err := v.session.renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	other, ok := v.session.replace(t.Context(), token)
-	if !ok || other == token {
+	other, ok := v.session.replace(t.Context(), token, false)
+	if !ok || other.token == token {
 		t.Error("a token that was refused after its renewal is not replaced")
 	}
-	token = other
+	token = other.token
 	due()
 	f.with(func(w http.ResponseWriter, r *http.Request) bool {
 		if strings.HasSuffix(r.URL.Path, "renew-self") {
@@ -467,8 +481,8 @@ func TestTokenLogin(t *testing.T) {
 		f.tokens["hvs.first"], f.tokens["hvs.second"] = &fakeToken{}, &fakeToken{}
 		file := "hvs.first"
 		v.session.login = Login{Token: func() (string, error) { return file, nil }}
-		if token, err := v.session.get(t.Context()); err != nil || token != "hvs.first" {
-			t.Fatalf("ttl %d: got %q, %v", ttl, token, err)
+		if as, err := v.session.get(t.Context()); err != nil || as.token != "hvs.first" {
+			t.Fatalf("ttl %d: got %q, %v", ttl, as.token, err)
 		}
 		if never := v.session.ends.IsZero() && v.session.renewal.IsZero(); never != (ttl == 0) {
 			t.Errorf("ttl %d: ends at %s, renewal at %s", ttl, v.session.ends, v.session.renewal)

@@ -27,6 +27,22 @@ const (
 	CauseUntrusted      Cause = "untrusted"       // no chain to an authority of the bundle
 )
 
+// Failures returns the method and the cause of every Failure that can occur.
+func Failures() (all [][2]string) {
+	for _, cause := range []Cause{CauseNoProof, CauseTwoIdentities, CauseForeignSubject} {
+		all = append(all, [2]string{string(methodNone), string(cause)})
+	}
+	for _, method := range []broker.Method{broker.MethodX509SVID, broker.MethodJWTSVID} {
+		for _, cause := range []Cause{
+			CauseMalformed, CauseOversized, CauseAlgorithm, CauseSPIFFEID, CauseTrustDomain, CauseAudience, CauseExpired,
+			CauseNotYetValid, CauseLifetime, CauseNoBundle, CauseUnknownKey, CauseSignature, CauseUsage, CauseUntrusted,
+		} {
+			all = append(all, [2]string{string(method), string(cause)})
+		}
+	}
+	return all
+}
+
 // methodNone is the method of failures without a proof or with more than one.
 const methodNone broker.Method = "none"
 

@@ -278,10 +278,22 @@ func (b *Broker) upstream(ctx context.Context, l *Lease, err error) error {
 	code := Code(err)
 	b.cfg.Observe(Event{Kind: EventUpstream, Entitlement: l.Entitlement, Issuer: l.Issuer, Code: code})
 	b.cfg.Log.ErrorContext(ctx, "issuer did not issue", "issuer", l.Issuer, "lease", l.ID.String(), "err", err)
-	for _, known := range []error{ErrIssuerRefused, ErrIssuerUnavailable, ErrInvalidParameter, ErrInvalidTTL, ErrPolicyTooLarge} {
+	for _, known := range upstreamErrors {
 		if errors.Is(err, known) {
 			return err
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrIssuerUnavailable, err)
+}
+
+// upstreamErrors are the errors of an issuer that callers see.
+var upstreamErrors = []error{ErrIssuerRefused, ErrIssuerUnavailable, ErrInvalidParameter, ErrInvalidTTL, ErrPolicyTooLarge}
+
+// UpstreamCodes returns the codes of EventUpstream.
+func UpstreamCodes() []string {
+	codes := []string{Code(nil)}
+	for _, err := range upstreamErrors {
+		codes = append(codes, Code(err))
+	}
+	return codes
 }

@@ -37,7 +37,7 @@ func TestVaultLeases(t *testing.T) {
 	t.Run("logins", func(t *testing.T) { testLogins(t, l) })
 	t.Run("tokens and KV", func(t *testing.T) { testTokensAndKV(t, l) })
 	t.Run("capped tokens", func(t *testing.T) { testCappedTokens(t, l) })
-	t.Run("own token used up", func(t *testing.T) { testOwnTokenUsedUp(t, l) })
+	t.Run("own token gone", func(t *testing.T) { testOwnTokenGone(t, l) })
 	t.Run("kill switch", func(t *testing.T) { testKillSwitch(t, l) })
 }
 

@@ -63,7 +63,7 @@ func (o *Outbox) trimBacklog(ctx context.Context, b broker.Backlog, now time.Tim
 	for i := len(keep) - 1; i >= 0 && len(keep) > maxBacklog; i-- {
 		if n := keep[i]; n.Event == broker.NoticePending || n.Event == broker.NoticeWithdrawn {
 			drop, keep = append(drop, n), slices.Delete(keep, i, i+1)
-			o.observe(n, "crowded")
+			o.observe(n, outcomeCrowded)
 		}
 	}
 	o.cfg.Log.WarnContext(ctx, "dropping notices: too many are queued about one requester", "channel", b.Channel, "requester", b.Requester, "dropped", len(drop))

@@ -92,14 +92,14 @@ func (o *Outbox) deliver(ctx context.Context, j *job, now time.Time) (failed, er
 	reference, failed := o.notifier(n.Channel).Notify(call, &addressed, j.request, earlier, now)
 	switch {
 	case failed == nil:
-		o.observe(n, "ok")
+		o.observe(n, outcomeOK)
 		return nil, o.recordDelivery(ctx, n, reference)
 	case errors.Is(failed, ErrChannelGone):
 		o.cfg.Log.WarnContext(ctx, "dropping a notice: the channel is gone", "channel", n.Channel, "notice", n.ID.String(), "err", failed)
-		o.observe(n, "gone")
+		o.observe(n, outcomeGone)
 		return nil, o.drop(ctx, n)
 	}
-	o.observe(n, "failed")
+	o.observe(n, outcomeFailed)
 	o.cfg.Log.WarnContext(ctx, "delivery failed", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts+1, "err", failed)
 	return failed, o.retryLater(ctx, n, failed, now)
 }
@@ -112,13 +112,13 @@ func (o *Outbox) dropUndeliverable(ctx context.Context, j *job, now time.Time) (
 	case !j.needed:
 	case !now.Before(n.Expires):
 		o.cfg.Log.WarnContext(ctx, "dropping a notice: it could not be delivered in time", "channel", n.Channel, "notice", n.ID.String(), "attempts", n.Attempts)
-		o.observe(n, "expired")
+		o.observe(n, outcomeExpired)
 	case o.notifier(n.Channel) == nil:
 		o.cfg.Log.WarnContext(ctx, "dropping a notice: its channel is not configured", "channel", n.Channel, "group", n.Group)
-		o.observe(n, "no_channel")
+		o.observe(n, outcomeNoChannel)
 	case n.Channel == broker.PeopleChannel && j.address == "":
 		o.cfg.Log.WarnContext(ctx, "dropping a notice: the person has no mail address", "person", n.Person)
-		o.observe(n, "no_address")
+		o.observe(n, outcomeNoAddress)
 	default:
 		return false, nil
 	}

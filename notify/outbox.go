@@ -206,8 +206,29 @@ func (o *Outbox) deliverTo(ctx context.Context, channel string, now time.Time) (
 	return done
 }
 
+// Outcomes of a notice, the codes of broker.EventNotified.
+const (
+	outcomeOK        = "ok"
+	outcomeFailed    = "failed"     // to be tried again
+	outcomeGone      = "gone"       // the receiver wants no more notices
+	outcomeExpired   = "expired"    // not delivered in time
+	outcomeNoChannel = "no_channel" // the operator's file no longer has the channel
+	outcomeNoAddress = "no_address" // the person has none
+	outcomeCrowded   = "crowded"    // dropped: too many are queued
+)
+
+// Outcomes returns all outcomes.
+func Outcomes() []string {
+	return []string{outcomeOK, outcomeFailed, outcomeGone, outcomeExpired, outcomeNoChannel, outcomeNoAddress, outcomeCrowded}
+}
+
+// Kind returns the kind of a channel, such as slack for slack:dba.
+func Kind(channel string) string {
+	kind, _, _ := strings.Cut(channel, ":")
+	return kind
+}
+
 // observe counts the outcome of a notice by the kind of its channel.
 func (o *Outbox) observe(n *broker.Notice, code string) {
-	kind, _, _ := strings.Cut(n.Channel, ":")
-	o.cfg.Observe(broker.Event{Kind: broker.EventNotified, Issuer: kind, Code: code})
+	o.cfg.Observe(broker.Event{Kind: broker.EventNotified, Issuer: Kind(n.Channel), Code: code})
 }

@@ -96,6 +96,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.read(g)
+	m.Expect(Known{})
 	return m
 }
 
@@ -118,6 +119,56 @@ func (m *Metrics) read(g Gauges) {
 	}
 	if g.AuditRecords != nil {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "broker_audit_records_total", Help: "Records in the audit log."}, g.AuditRecords))
+	}
+}
+
+// Known are label values that the operator's file and other packages determine.
+type Known struct {
+	Entitlements   map[string]string // to their issuers
+	Issuers        []string
+	Channels       []string    // kinds of notification channels
+	NoticeCodes    []string    // outcomes of a delivery
+	AttestFailures [][2]string // method and cause
+}
+
+// Expect starts the series of known label values at zero. A counter whose series
+// starts at one hides its first event from rate and increase. Expect may be called
+// again; it changes no series that exists.
+func (m *Metrics) Expect(k Known) {
+	for _, outcome := range []string{"ok", "failed"} {
+		m.reloads.WithLabelValues(outcome)
+	}
+	for _, code := range []string{"permit", "deny", "error"} {
+		m.decisions.WithLabelValues(code)
+	}
+	for _, f := range k.AttestFailures {
+		m.attestFailures.WithLabelValues(label(f[0]), label(f[1]))
+	}
+	for _, channel := range k.Channels {
+		for _, code := range k.NoticeCodes {
+			m.notices.WithLabelValues(label(channel), label(code))
+		}
+	}
+	for _, issuer := range k.Issuers {
+		m.expectIssuer(label(issuer))
+	}
+	for entitlement, issuer := range k.Entitlements {
+		m.issued.WithLabelValues(label(entitlement), label(issuer))
+		for _, code := range []string{"permit", "pending", "denied"} {
+			m.requests.WithLabelValues(label(entitlement), code)
+		}
+	}
+}
+
+func (m *Metrics) expectIssuer(issuer string) {
+	for _, histogram := range []*prometheus.HistogramVec{m.leaseTTL, m.issueTime, m.revokeLag} {
+		histogram.WithLabelValues(issuer)
+	}
+	for _, code := range broker.UpstreamCodes() {
+		m.upstream.WithLabelValues(issuer, code)
+	}
+	for _, effect := range []broker.Revocation{broker.RevokedImmediate, broker.RevokedPending, broker.RevokedAtExpiry, broker.RevokedAtRotation, broker.RevokedNever} {
+		m.revocations.WithLabelValues(issuer, string(effect))
 	}
 }
 

@@ -104,6 +104,8 @@ var dependencies = []dependency{
 	{"sshd", []string{"/usr/sbin/sshd"}, "openssh-server"},
 	{"ssh", nil, "openssh-client"},
 	{"curl", nil, "curl"},
+	{"prometheus", nil, "prometheus"},
+	{"promtool", nil, "prometheus"},
 }
 
 // Command returns the path of a command of the distribution. It returns an error

@@ -1,22 +1,38 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"accessbroker.internal/attest"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
+	"accessbroker.internal/notify"
+	"accessbroker.internal/server"
 )
 
 // Reload reads the operator's file again and puts its rules in force. It refuses a
-// file with changes that need a restart, because they would not take effect. After an error, the old rules stay in force.
+// file with changes that need a restart, because they would not take effect. After an
+// error, the old rules stay in force. Reload logs and counts the outcome.
 func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision string, err error) {
 	s.reload.Lock()
 	defer s.reload.Unlock()
+	defer func() {
+		s.metrics.Reloaded(revision, err)
+		who := cmp.Or(by.ID, "a signal")
+		if err != nil {
+			s.log.ErrorContext(ctx, "reload refused: the old rules stay in force", "by", who, "err", err)
+			return
+		}
+		s.log.InfoContext(ctx, "reloaded", "by", who, "revision", revision)
+	}()
 	fresh, err := config.Load(s.config.Path, s.options.Getenv)
 	if err != nil {
 		return "", err
@@ -32,19 +48,14 @@ func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision stri
 	return revision, err
 }
 
-// ReloadOn reloads on every signal until ctx ends, and logs the outcome.
+// ReloadOn reloads on every signal until ctx ends.
 func (s *Service) ReloadOn(ctx context.Context, signals <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-signals:
-			revision, err := s.Reload(ctx, broker.Identity{})
-			if err != nil {
-				s.log.ErrorContext(ctx, "reload refused: the old rules stay in force", "err", err)
-				continue
-			}
-			s.log.InfoContext(ctx, "reloaded", "revision", revision)
+			_, _ = s.Reload(ctx, broker.Identity{}) // which logs the outcome
 		}
 	}
 }
@@ -53,7 +64,6 @@ func (s *Service) ReloadOn(ctx context.Context, signals <-chan os.Signal) {
 // next to the log first, then enforce records their digests in the log, and only
 // then do they decide.
 func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*broker.Rules) error) (revision string, err error) {
-	defer func() { s.metrics.Reloaded(revision, err) }()
 	engine, err := c.Engine()
 	if err != nil {
 		return "", err
@@ -70,5 +80,21 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 		return "", err
 	}
 	s.outbox.SetNotifiers(c.Notifiers)
+	s.metrics.Expect(knownLabels(c))
 	return engine.Revision().String(), nil
+}
+
+// knownLabels returns the label values whose series start at zero.
+func knownLabels(c *config.Config) server.Known {
+	k := server.Known{
+		Entitlements: map[string]string{}, Issuers: slices.Collect(maps.Keys(c.Issuers)),
+		NoticeCodes: notify.Outcomes(), AttestFailures: attest.Failures(),
+	}
+	for name, e := range c.Catalogue {
+		k.Entitlements[name] = e.Issuer
+	}
+	for channel := range c.Notifiers {
+		k.Channels = append(k.Channels, notify.Kind(channel))
+	}
+	return k
 }

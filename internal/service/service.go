@@ -227,10 +227,11 @@ func (s *Service) openBroker(ctx context.Context) error {
 		return err
 	}
 	s.outbox = notify.NewOutbox(notify.OutboxConfig{Store: s.store, Log: s.log, Observe: s.metrics.Observe})
-	_, err = s.install(ctx, s.config, func(rules *broker.Rules) (err error) {
+	revision, err := s.install(ctx, s.config, func(rules *broker.Rules) (err error) {
 		s.broker, err = broker.New(ctx, cfg, rules, broker.Caller{At: time.Now()})
 		return err
 	})
+	s.metrics.Reloaded(revision, err)
 	return err
 }
 

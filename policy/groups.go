@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -138,11 +137,7 @@ func (f *groupsFile) reportAt(name, needle string, err error) {
 	if err == nil {
 		return
 	}
-	from := 0
-	for range f.lines[name] - 1 {
-		from += bytes.IndexByte(f.text[from:], '\n') + 1
-	}
-	line, column := span{f.source, from, len(f.text)}.at(needle)
+	line, column := span{f.source, f.source.lines[f.lines[name]-1], len(f.text)}.at(needle)
 	f.report(Problem{File: f.name, Line: line, Column: column, Text: fmt.Sprintf("group %q: %v", name, err)})
 }
 

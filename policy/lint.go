@@ -7,7 +7,9 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 
@@ -23,23 +25,25 @@ func (e *Engine) Warnings() []string { return slices.Clone(e.warnings) }
 // A linter collects warnings about an engine.
 type linter struct {
 	*Engine
-	problems problems
+	coverages *coverages
+	forbids   *index // those without conditions
+	problems  problems
 }
 
-func lint(e *Engine, dir folder) []string {
-	l := &linter{Engine: e}
+func lint(e *Engine, dir folder, cover *coverages) []string {
+	l := &linter{Engine: e, coverages: cover}
+	l.forbids = newIndex(l.unconditionalForbids())
 	l.checkFiles(dir)
 	l.checkCatalogue()
 	l.checkGroups()
 	l.checkDomains()
-	forbids := l.unconditionalForbids()
 	for _, r := range l.sorted() {
 		for _, d := range r.dead {
-			line, column := span{r.source, d.at, r.to}.at()
+			line, column := r.position(d.at)
 			l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: d.text})
 		}
 		if r.permit {
-			l.checkPermit(r, forbids)
+			l.checkPermit(r)
 		}
 	}
 	_ = l.problems.err() // sorts
@@ -77,14 +81,19 @@ func (l *linter) checkFiles(dir folder) {
 // checkCatalogue warns of entitlements without a permit and of entitlements
 // whose credentials can never be issued or share their revocation.
 func (l *linter) checkCatalogue() {
-	permitted := set{}
+	heads := map[constraint]bool{}
 	for _, r := range l.rules {
 		if r.permit && slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
-			for _, e := range covered(l.in.Catalogue, r.resource) {
-				permitted[e.Name] = true
-			}
+			heads[r.resource] = true
 		}
 	}
+	permitted := set{}
+	for head := range heads {
+		for _, e := range l.coverages.of(head).entitlements {
+			permitted[e.Name] = true
+		}
+	}
+	sharers := l.sharers()
 	for name, e := range l.in.Catalogue {
 		warn := func(text string) { l.problems.add(Problem{File: "entitlements." + name, Text: text}) }
 		if !permitted[name] {
@@ -95,20 +104,24 @@ func (l *linter) checkCatalogue() {
 				broker.FormatDuration(e.MaxTTL), broker.FormatDuration(e.MinTTL)))
 		}
 		if e.Shares != "" {
-			warn(l.sharedRevocation(e))
+			warn(sharedRevocation(e, sharers[e.Shares]))
 		}
 	}
 }
 
+// sharers returns the sorted names of the entitlements that share a revocation.
+func (l *linter) sharers() map[string][]string {
+	names := map[string][]string{}
+	for _, e := range l.coverages.all {
+		names[e.Shares] = append(names[e.Shares], e.Name)
+	}
+	return names
+}
+
 // sharedRevocation describes which other credentials the revocation of one
 // credential of e revokes.
-func (l *linter) sharedRevocation(e *broker.Entitlement) string {
-	var others []string
-	for _, name := range slices.Sorted(maps.Keys(l.in.Catalogue)) {
-		if name != e.Name && l.in.Catalogue[name].Shares == e.Shares {
-			others = append(others, name)
-		}
-	}
+func sharedRevocation(e *broker.Entitlement, sharers []string) string {
+	others := slices.DeleteFunc(slices.Clone(sharers), func(name string) bool { return name == e.Name })
 	text := "revoking one credential also revokes all earlier credentials of " + e.Shares
 	if len(others) > 0 {
 		text += ", including those of " + strings.Join(others, ", ")
@@ -163,64 +176,51 @@ func (l *linter) domainsOf(uid types.EntityUID) []string {
 	return nil
 }
 
-// covered returns the entitlements that a resource constraint matches, by name.
-// The result holds nil if the constraint names an unknown entitlement.
-func covered(c broker.Catalogue, resource constraint) []*broker.Entitlement {
-	if resource.kind != "" && resource.kind != typeEntitlement {
-		return nil
-	}
-	var list []*broker.Entitlement
-	switch resource.uid.Type {
-	case typeEntitlement:
-		return []*broker.Entitlement{c[string(resource.uid.ID)]}
-	case typeSystem:
-		for _, e := range c {
-			if e.System == string(resource.uid.ID) {
-				list = append(list, e)
-			}
-		}
-	case "":
-		list = slices.Collect(maps.Values(c))
-	}
-	slices.SortFunc(list, func(a, b *broker.Entitlement) int { return cmp.Compare(a.Name, b.Name) })
-	return list
-}
-
 // checkPermit checks one permit. Scopes and obligations matter for the action
 // "request" only.
-func (l *linter) checkPermit(r *rule, forbids []*rule) {
+func (l *linter) checkPermit(r *rule) {
 	l.checkKind(r)
-	l.checkForbidden(r, forbids)
+	l.checkForbidden(r)
 	if !slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
 		return
 	}
-	entitlements := covered(l.in.Catalogue, r.resource)
-	l.checkScopes(r, entitlements)
-	l.checkBounds(r, entitlements)
-	l.checkQuorums(r, entitlements)
+	covered := l.coverages.of(r.resource)
+	l.checkScopes(r, covered.scopes)
+	l.checkBounds(r, covered.entitlements)
+	l.checkQuorums(r, covered.owners)
 	l.checkTeams(r)
 }
 
 // checkBounds warns of permits that allow less time than the issuer's minimum.
 func (l *linter) checkBounds(r *rule, entitlements []*broker.Entitlement) {
-	const tooShort = "%s %s is below the minimum of %s for entitlement %q, so no credential can be issued: raise it"
+	l.checkBound(r, "@max_ttl", r.MaxTTL, entitlements)
+	l.checkBound(r, "@max_duration", r.MaxDuration, entitlements)
+}
+
+// checkBound leads to one warning, although the bound may be too short for the whole
+// catalogue.
+func (l *linter) checkBound(r *rule, name string, bound time.Duration, entitlements []*broker.Entitlement) {
+	var tooShort []string
+	var least time.Duration
 	for _, e := range entitlements {
-		if r.MaxTTL > 0 && r.MaxTTL < e.MinTTL {
-			l.warn(r, "@max_ttl", tooShort, "@max_ttl", broker.FormatDuration(r.MaxTTL), broker.FormatDuration(e.MinTTL), e.Name)
+		if bound > 0 && bound < e.MinTTL {
+			tooShort = append(tooShort, e.Name)
+			least = max(least, e.MinTTL)
 		}
-		if r.MaxDuration > 0 && r.MaxDuration < e.MinTTL {
-			l.warn(r, "@max_duration", tooShort, "@max_duration", broker.FormatDuration(r.MaxDuration), broker.FormatDuration(e.MinTTL), e.Name)
-		}
+	}
+	if len(tooShort) > 0 {
+		l.warn(r, name, "%s %s is below the minimum of %s for %s, so no credential can be issued: raise it",
+			name, broker.FormatDuration(bound), broker.FormatDuration(least), quoteList("entitlement", tooShort))
 	}
 }
 
 // checkQuorums warns of groups with fewer members than approvals. It assumes
 // that a group with claims and at least one member is large enough, and warns
 // of groups that claims alone fill, because they may be empty.
-func (l *linter) checkQuorums(r *rule, entitlements []*broker.Entitlement) {
+func (l *linter) checkQuorums(r *rule, owners []string) {
 	warned := set{}
 	for _, need := range r.Approvals {
-		for _, name := range approverGroups(need.Group, entitlements) {
+		for _, name := range approverGroups(need.Group, owners) {
 			g := l.groups[name]
 			switch {
 			case g == nil || warned[name]: // nil: "manager"
@@ -237,15 +237,11 @@ func (l *linter) checkQuorums(r *rule, entitlements []*broker.Entitlement) {
 }
 
 // approverGroups returns the groups that a group name in @approval stands for.
-func approverGroups(name string, entitlements []*broker.Entitlement) []string {
-	if name != groupOwner {
-		return []string{name}
+func approverGroups(name string, owners []string) []string {
+	if name == groupOwner {
+		return owners
 	}
-	var owners []string
-	for _, e := range entitlements {
-		owners = append(owners, e.Owner)
-	}
-	return owners
+	return []string{name}
 }
 
 // checkTeams warns of @exclude_team for workloads whose team is not a group. The
@@ -271,8 +267,9 @@ func (l *linter) checkTeams(r *rule) {
 	}
 }
 
-// labelsIn returns the labels that principals matching the constraint may have. People
-// have none, so a constraint on them returns nothing.
+// labelsIn returns the labels that principals matching the constraint may have: those
+// below the places that it names, and those with the longest path above each place.
+// People have none, so a constraint on them returns nothing.
 func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) {
 	var places []string // SPIFFE IDs of paths or trust domains; "" is everywhere
 	switch id := string(principal.uid.ID); principal.uid.Type {
@@ -286,25 +283,22 @@ func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) 
 		places = []string{""}
 	}
 	single := principal.uid.Type == typeWorkload || principal.uid.Type == typeAgent
+	covering := set{} // the labels that apply at the places themselves
+	for _, place := range places {
+		if at, ok := l.known.labels.LabelsOf(place); ok {
+			covering[at.Under] = true
+		}
+	}
 	for _, labels := range l.in.Labels {
+		inside := func(place string) bool { return place == "" || !single && below(labels.Under, place) }
 		if principal.kind != "" && principal.kind != principalType(labels.Kind) {
 			continue
 		}
-		if slices.ContainsFunc(places, func(place string) bool { return l.applyIn(labels, place, single) }) {
+		if covering[labels.Under] || slices.ContainsFunc(places, inside) {
 			found = append(found, labels)
 		}
 	}
 	return found
-}
-
-// applyIn reports whether labels apply at place or, unless single, below it. At place
-// they apply only if no labels with a longer path cover it.
-func (l *linter) applyIn(labels broker.WorkloadLabels, place string, single bool) bool {
-	if place == "" || !single && below(labels.Under, place) {
-		return true
-	}
-	at, ok := l.known.labels.LabelsOf(place)
-	return ok && at.Under == labels.Under
 }
 
 // below reports whether the SPIFFE ID id is place or below it.
@@ -312,11 +306,7 @@ func below(id, place string) bool { return broker.WorkloadLabels{Under: place}.C
 
 // checkScopes warns of scopes that no covered entitlement has. For Cedar a scope
 // is any string, so a permit with a typo loads and never applies.
-func (l *linter) checkScopes(r *rule, entitlements []*broker.Entitlement) {
-	known := set{}
-	for _, e := range entitlements {
-		maps.Copy(known, newSet(e.Scopes))
-	}
+func (l *linter) checkScopes(r *rule, known set) {
 	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
 		for _, s := range scopesIn(c.Body) {
 			if !known[s] {
@@ -411,23 +401,36 @@ func (l *linter) hasKind(place string, kind types.EntityType) bool {
 
 // unconditionalForbids returns the forbids without when and unless. Only these
 // certainly apply to everything that their heads match.
-func (l *linter) unconditionalForbids() (forbids []*rule) {
-	for _, r := range l.sorted() {
+func (l *linter) unconditionalForbids() map[cedar.PolicyID]*rule {
+	forbids := map[cedar.PolicyID]*rule{}
+	for id, r := range l.rules {
 		if !r.permit && len((*ast.Policy)(r.policy.AST()).Conditions) == 0 {
-			forbids = append(forbids, r)
+			forbids[id] = r
 		}
 	}
 	return forbids
 }
 
-// checkForbidden warns of permits that an unconditional forbid makes useless.
-func (l *linter) checkForbidden(r *rule, forbids []*rule) {
-	for _, f := range forbids {
+// checkForbidden warns of permits that an unconditional forbid makes useless. Such a
+// forbid names the same entities as the permit, or ancestors of them, so the index
+// finds it.
+func (l *linter) checkForbidden(r *rule) {
+	found := l.forbids.find(r.actions[0], l.withAncestors(r.principal.uid), l.withAncestors(r.resource.uid), false)
+	slices.SortFunc(found, byID)
+	for _, f := range found {
 		actions := !slices.ContainsFunc(r.actions, func(a int) bool { return !slices.Contains(f.actions, a) })
 		if actions && l.includes(f.principal, r.principal) && l.includes(f.resource, r.resource) {
 			l.warn(r, "permit", "forbid %q forbids everything that this policy permits: remove one of them", f.id)
+			return
 		}
 	}
+}
+
+func (l *linter) withAncestors(uid types.EntityUID) []types.EntityUID {
+	if uid.IsZero() {
+		return nil
+	}
+	return append([]types.EntityUID{uid}, l.ancestors(uid)...)
 }
 
 // includes reports whether every entity that matches b matches a. It may report

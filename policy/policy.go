@@ -84,7 +84,8 @@ func Load(in Inputs) (*Engine, error) {
 	e.groups = loadGroups(dir.groups, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
 	checkLabels(in.Labels, e.known, &ps)
-	l := ruleLoader{known: e.known, catalogue: in.Catalogue, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
+	cover := newCoverages(in.Catalogue)
+	l := ruleLoader{known: e.known, coverages: cover, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
 	for _, src := range dir.cedar {
 		l.load(src)
 	}
@@ -95,7 +96,7 @@ func Load(in Inputs) (*Engine, error) {
 		return nil, err
 	}
 	e.rules = l.rules
-	if err := e.compile(dir); err != nil {
+	if err := e.compile(dir, cover); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -103,7 +104,7 @@ func Load(in Inputs) (*Engine, error) {
 
 // compile derives the engine's other fields from the rules, the groups and the
 // inputs. Every rule is valid by then.
-func (e *Engine) compile(dir folder) error {
+func (e *Engine) compile(dir folder, cover *coverages) error {
 	e.members = newMemberships(e.groups)
 	e.index = newIndex(e.rules)
 	for _, r := range e.rules {
@@ -123,7 +124,7 @@ func (e *Engine) compile(dir folder) error {
 		e.contents[groupsName] = dir.groups.raw
 	}
 	e.files, e.revision = digests(e.contents)
-	e.warnings = lint(e, dir)
+	e.warnings = lint(e, dir, cover)
 	return nil
 }
 

@@ -98,7 +98,7 @@ func headActions(n ast.IsActionScopeNode) (numbers []int, unconstrained bool) {
 // A ruleLoader parses sources into rules and collects the problems.
 type ruleLoader struct {
 	known     *names
-	catalogue broker.Catalogue
+	coverages *coverages
 	schema    *cedarSchema
 	problems  *problems
 	rules     map[cedar.PolicyID]*rule
@@ -135,7 +135,7 @@ func (l *ruleLoader) tokenize(src *source, text string, from, to int) bool {
 	tokens, problem := tokenize(l.tokens[:0], text, from, to)
 	l.tokens = tokens
 	if problem != nil {
-		line, column := span{src, problem.at, to}.at()
+		line, column := src.position(problem.at)
 		l.problems.add(Problem{File: src.name, Line: line, Column: column, Text: problem.text})
 	}
 	return problem == nil
@@ -293,12 +293,7 @@ func (l *ruleLoader) checkGroups(r *rule) {
 // checkOwners reports the entitlements that the permit covers and that have no
 // owner to approve.
 func (l *ruleLoader) checkOwners(r *rule) {
-	var without []string
-	for _, e := range covered(l.catalogue, r.resource) {
-		if e != nil && e.Owner == "" { // nil: checkEntities has reported the name
-			without = append(without, e.Name)
-		}
-	}
+	without := l.coverages.of(r.resource).ownerless
 	if len(without) == 0 {
 		return
 	}

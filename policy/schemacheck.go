@@ -135,7 +135,10 @@ func (l *ruleLoader) validate(tree *ast.Policy) error {
 func (l *ruleLoader) checkHeadNames(r *rule, tree *ast.Policy) {
 	for _, c := range []constraint{r.principal, r.resource} {
 		for _, name := range []types.EntityType{c.kind, c.uid.Type} {
-			if text := l.schema.unknownType(string(name)); name != "" && text != "" {
+			if name == "" {
+				continue
+			}
+			if text := l.schema.unknownType(string(name)); text != "" {
 				l.report(r, text, "is "+string(name), string(name)+"::", string(name))
 			}
 		}
@@ -228,6 +231,6 @@ func joinTypes(list []types.EntityType) string {
 
 // reportAt adds a problem of the rule at an offset of its source.
 func (l *ruleLoader) reportAt(r *rule, offset int, text string) {
-	line, column := span{r.source, offset, r.to}.at()
+	line, column := r.position(offset)
 	l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: text})
 }

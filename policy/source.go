@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 	"unicode/utf8"
 )
@@ -77,6 +78,8 @@ type source struct {
 	raw  []byte // as the file has it
 	text []byte // without a byte order mark
 	code []byte // text with Cedar comments blanked, for searches
+
+	lines []int // the offset of each line
 }
 
 // byteOrderMark is how some editors start a UTF-8 file (RFC 3629, section 6).
@@ -98,9 +101,13 @@ func (p span) at(needles ...string) (line, column int) {
 			break
 		}
 	}
-	before := p.text[:offset]
-	start := bytes.LastIndexByte(before, '\n') + 1
-	return bytes.Count(before, []byte{'\n'}) + 1, utf8.RuneCount(before[start:]) + 1
+	return p.position(offset)
+}
+
+// position returns the line and column of an offset.
+func (s *source) position(offset int) (line, column int) {
+	line = sort.Search(len(s.lines), func(i int) bool { return s.lines[i] > offset })
+	return line, utf8.RuneCount(s.text[s.lines[line-1]:offset]) + 1
 }
 
 // blankComments replaces Cedar's line comments by spaces, so that a search finds
@@ -193,7 +200,12 @@ func readSource(fsys fs.FS, name string) (*source, error) {
 		return nil, fmt.Errorf("%s is not UTF-8: save it as UTF-8", name)
 	}
 	src := &source{name: name, raw: text, text: bytes.TrimPrefix(text, byteOrderMark)}
-	src.code = src.text
+	src.code, src.lines = src.text, []int{0}
+	for i, c := range src.text {
+		if c == '\n' {
+			src.lines = append(src.lines, i+1)
+		}
+	}
 	if strings.HasSuffix(name, cedarSuffix) {
 		src.code = blankComments(src.text)
 	}

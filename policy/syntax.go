@@ -35,7 +35,7 @@ func parseProblem(src *source, err error) Problem {
 	}
 	for _, t := range tokens {
 		if bad(t) {
-			p.Line, p.Column = span{src, t.at, len(src.text)}.at()
+			p.Line, p.Column = src.position(t.at)
 			break
 		}
 	}

@@ -77,7 +77,8 @@ func (l *lab) prepareEngines(t testing.TB) {
 	role("leased", fields{"key_type": "ec", "generate_lease": true})
 }
 
-// testPgpass lets psql read the password from a password file.
+// testPgpass lets psql read the password from a password file, and the user too from a
+// service file.
 func testPgpass(t *testing.T, l *lab) {
 	line, errs, code := l.cli(l.cliAgent, "request", "orders-db-ro", "-o", "pgpass")
 	f := strings.Split(strings.TrimSpace(line), ":")
@@ -93,6 +94,17 @@ func testPgpass(t *testing.T, l *lab) {
 	cmd.Env = append(os.Environ(), "PGPASSFILE="+file, "PGSSLMODE=disable")
 	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "4711" {
 		t.Errorf("psql with its password file: %v %s", err, out)
+	}
+	section, errs, code := l.cli(l.cliAgent, "request", "orders-db-ro", "-o", "pgservice")
+	file = filepath.Join(t.TempDir(), "service.conf")
+	if err := os.WriteFile(file, []byte(section), 0o600); err != nil || code != 0 {
+		t.Fatalf("-o pgservice: %d %s %v", code, errs, err)
+	}
+	cmd = exec.Command(filepath.Join(l.postgres.bin, "psql"), "--no-psqlrc", "--no-password", "-tA", "-h", "127.0.0.1", "-p", fmt.Sprint(l.postgres.port),
+		"-d", "postgres", "-c", "SELECT id FROM orders")
+	cmd.Env = append(os.Environ(), "PGSERVICEFILE="+file, "PGSERVICE=orders-db-ro", "PGSSLMODE=disable")
+	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "4711" {
+		t.Errorf("psql with its service file: %v %s", err, out)
 	}
 	l.endAll(t)
 }

@@ -20,12 +20,17 @@ const (
 	asEnv    = "env"    // export lines for a POSIX shell
 	asFile   = "file"   // the content that exec --file writes
 	asPgpass = "pgpass" // a line of PostgreSQL's password file
+	// A service file selects the user, too. A password file only has passwords of
+	// users that the client has selected otherwise.
+	asPgservice = "pgservice"
 )
 
-var credentialFormats = []string{"text", "json", asEnv, asFile, asPgpass}
+var credentialFormats = []string{"text", "json", asEnv, asFile, asPgpass, asPgservice}
 
 const credentialHelp = `-o env prints the credential as export lines for a shell, -o file as
-"exec --file" writes it, and -o pgpass as a line of PostgreSQL's password file.
+"exec --file" writes it, -o pgpass as a line of PostgreSQL's password file, and
+-o pgservice as a section of PostgreSQL's connection service file, with the
+entitlement as the name of the service and with user and password.
 
 `
 
@@ -72,6 +77,13 @@ func (a *app) printCredential(c *api.Credential) error {
 		line, err := pgpass(c)
 		if err == nil {
 			_, err = fmt.Fprintln(a.out, line)
+			fmt.Fprintf(a.err, "broker: the password is of the user %s: connect with psql -U %[1]s, or use -o pgservice\n", shellQuote(c.Secret["username"]))
+		}
+		return err
+	case asPgservice:
+		section, err := pgservice(c)
+		if err == nil {
+			_, err = io.WriteString(a.out, section)
 		}
 		return err
 	}
@@ -168,12 +180,40 @@ func fileOf(c *api.Credential) string {
 // pgpass returns a line of PostgreSQL's password file that matches any host, port
 // and database.
 func pgpass(c *api.Credential) (string, error) {
-	if c.Type != "userpass" {
-		return "", fmt.Errorf("-o pgpass is for credentials of type \"userpass\", and this one is of type %q", c.Type)
-	}
-	if strings.ContainsAny(c.Secret["username"]+c.Secret["password"], "\r\n\x00") {
-		return "", errors.New("the user name or password has a line break, which a password file can't represent")
+	if err := checkPostgres(asPgpass, c); err != nil {
+		return "", err
 	}
 	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace
 	return "*:*:*:" + escape(c.Secret["username"]) + ":" + escape(c.Secret["password"]), nil
+}
+
+// maxServiceLine is the longest line of a service file that libpq reads, in bytes.
+const maxServiceLine = 1000
+
+// pgservice returns a section of PostgreSQL's connection service file, which has no
+// escapes. libpq drops white space at the end of a line.
+func pgservice(c *api.Credential) (string, error) {
+	if err := checkPostgres(asPgservice, c); err != nil {
+		return "", err
+	}
+	text := "[" + c.Entitlement + "]\n"
+	for _, field := range [][2]string{{"user", c.Secret["username"]}, {"password", c.Secret["password"]}} {
+		line := field[0] + "=" + field[1]
+		if strings.TrimRight(line, " \t\v\f") != line || len(line) > maxServiceLine {
+			return "", fmt.Errorf("the %s ends with white space or is too long, which a service file can't represent", field[0])
+		}
+		text += line + "\n"
+	}
+	return text, nil
+}
+
+// checkPostgres refuses a credential that PostgreSQL's files can't represent.
+func checkPostgres(format string, c *api.Credential) error {
+	if c.Type != "userpass" {
+		return fmt.Errorf("-o %s is for credentials of type \"userpass\", and this one is of type %q", format, c.Type)
+	}
+	if strings.ContainsAny(c.Secret["username"]+c.Secret["password"], "\r\n\x00") {
+		return errors.New("the user name or password has a line break, which PostgreSQL's files can't represent")
+	}
+	return nil
 }

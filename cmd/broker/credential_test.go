@@ -85,6 +85,45 @@ printf '%s|' "$PGPASSWORD" "$PGUSER" "${PGPASSFILE-none}"`)
 	}
 }
 
+// A password file does not select the user, so -o pgpass names it on standard error.
+func TestPgpassNamesUser(t *testing.T) {
+	var out, errs strings.Builder
+	a := &app{terminal: terminal{out: &out, err: &errs}, output: asPgpass}
+	if err := a.printCredential(testCredential("userpass", map[string]string{"username": "v-ag'ent", "password": "s3cret"})); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != "*:*:*:v-ag'ent:s3cret\n" || !strings.Contains(errs.String(), `psql -U 'v-ag'\''ent'`) || strings.Contains(errs.String(), "s3cret") {
+		t.Errorf("got %q and %q", out.String(), errs.String())
+	}
+}
+
+// libpq, "The Connection Service File": a value begins after the first equals sign and
+// ends before the white space at the end of the line. There are no escapes.
+func TestPgservice(t *testing.T) {
+	for _, c := range []struct{ user, password, want string }{
+		{"u", "p", "user=u\npassword=p\n"},
+		{`a:b\`, ` #'"=[x]`, "user=a:b\\\npassword= #'\"=[x]\n"},
+		{"u", "two\nlines", ""},
+		{"u", "p ", ""},
+		{"u\t", "p", ""},
+		{"u", strings.Repeat("x", maxServiceLine), ""},
+	} {
+		credential := testCredential("userpass", map[string]string{"username": c.user, "password": c.password})
+		credential.Entitlement = "orders-db"
+		want := c.want
+		if want != "" {
+			want = "[orders-db]\n" + want
+		}
+		got, err := pgservice(credential)
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%q, %q: got %q, %v, want %q", c.user, c.password, got, err, want)
+		}
+	}
+	if section, err := pgservice(testCredential("bearer", map[string]string{"token": "t"})); err == nil {
+		t.Errorf("a token: got %q, want an error", section)
+	}
+}
+
 // libpq, "The Password File": a backslash escapes a colon or backslash in a field, and
 // there is no escape for a line break.
 func TestPgpass(t *testing.T) {

@@ -119,7 +119,8 @@ the approval.
 		Example: `  broker request tickets-api --scope tickets:read --why "triage of INC-4711"
   broker request tickets-api --scope tickets:close --why "duplicates" --wait 30m
   broker request tickets-api --scope tickets:read -o json | jq -r .secret.token
-  broker request orders-db-ro -o pgpass >> ~/.pgpass
+  broker request orders-db-ro -o pgservice > service.conf
+  PGSERVICEFILE=service.conf PGSERVICE=orders-db-ro psql -h db.acme.test orders
   broker request tickets-api --scope tickets:close --dry-run`,
 		Args:              exactly(1, "one entitlement"),
 		ValidArgsFunction: a.completeEntitlement,

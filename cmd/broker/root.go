@@ -184,7 +184,7 @@ that anyone can verify records everything that is issued.
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", ".FlagUsagesWrapped 80 |"))
 	root.SetVersionTemplate("broker {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "output format: text or json; for credentials also env, file or pgpass")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "output format: text or json; for credentials also env, file, pgpass or pgservice")
 	// Check the format first: a credential that can't be printed is lost.
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		if a.protect != nil {

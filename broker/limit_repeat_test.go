@@ -70,6 +70,7 @@ func newBoundWorld(t *testing.T, path, entitlement string, err error) *boundWorl
 		b.ask = read("tickets:read")
 	}
 	b.ask.BreakGlass = path == "glass"
+	t.Cleanup(func() { w.verify(t) })
 	return b
 }
 

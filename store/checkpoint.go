@@ -30,7 +30,16 @@ const retryWrite = time.Second
 // Run keeps commits short until ctx ends, and notices when the files of the
 // database are lost, and when a database that could not be written can be written
 // again. Without it, the store does the same work, but some commits take longer.
+//
+// It also loads the live leases into memory, so that the first caller who needs them
+// does not wait.
 func (s *Store) Run(ctx context.Context) error {
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		_ = s.loadHoldings(ctx) // a caller that needs them tries again, and gets the error
+	}()
+	defer func() { <-loaded }()
 	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
 	for {

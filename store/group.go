@@ -31,6 +31,7 @@ func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error
 func (s *Store) commit(group []*member) {
 	err := s.attempt(group)
 	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
+		s.holdings.forget()
 		if err = s.w.reload(context.Background()); err == nil {
 			err = s.attempt(group)
 		}
@@ -327,6 +328,7 @@ func (g *group) adopt(s *Store) {
 	w.head, w.nonce, w.tree, w.blocksVersion = g.head, g.nonce, g.tree, g.blocksVersion
 	maps.Copy(w.blocks, g.newBlocks)
 	maps.Copy(w.kinds, g.newKinds)
+	s.holdings.follow(g)
 	head := g.head
 	s.head.Store(&head)
 	s.written()

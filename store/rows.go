@@ -74,6 +74,7 @@ type leaseIndex struct {
 	liveUntil     int64 // when it ends by time alone; 0: it has ended
 	outlivesUntil int64 // when its credential stops working, although the lease has ended; 0: it has stopped
 	revoking      bool
+	stuckFrom     int64 // see stuckFrom
 	kind          leaseKind
 	request       broker.RequestID
 	holder        string
@@ -141,7 +142,7 @@ func encodeRow(r broker.Row) (row, error) {
 	}
 	out.extra = extraColumns(r)
 	if l, ok := r.(*broker.Lease); ok {
-		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder}
+		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, stuckFrom(l), leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder}
 	}
 	return out, nil
 }

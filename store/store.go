@@ -54,6 +54,7 @@ type Store struct {
 	database int    // the descriptor that holds the lock on the database itself; -1: none
 	locked   fileID // of that descriptor
 	presence presence
+	holdings *holdings
 	readers  *sql.DB
 	gets     [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue    queue
@@ -89,7 +90,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, database: -1, checkpoint: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), checkpoint: make(chan struct{}, 1)}
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())
 	}

@@ -27,7 +27,13 @@ func open(t testing.TB, path string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.loadHoldings(t.Context()); err != nil { // from here on, they follow the commits
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
+		if !measured && !s.queue.closed && s.presence.check() == nil {
+			checkHoldings(t, s)
+		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}

@@ -42,38 +42,40 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 			break
 		}
 	}
-	for _, index := range []string{"live", "lingering"} {
-		n, err := s.sweepIndex(ctx, index, now)
+	for table, name := range holdingTables {
+		n, err := s.sweepIndex(ctx, table, now.UnixMilli())
 		if total += n; err != nil {
-			return total, fmt.Errorf("sweeping %s leases: %w", index, err)
+			return total, fmt.Errorf("sweeping %s leases: %w", name, err)
 		}
 	}
 	return total, nil
 }
 
-// indexWindow is how many rows one transaction of sweepIndex reads.
-const indexWindow = 2000
-
-// sweepIndex deletes the expired rows of live or lingering. It finds ranges of
-// ids on a reader, so that no transaction is long.
-func (s *Store) sweepIndex(ctx context.Context, table string, now time.Time) (total int64, err error) {
-	for from := []byte{}; ; {
-		var to []byte
-		err := s.readers.QueryRowContext(ctx, "SELECT max(id) FROM (SELECT id FROM "+table+" WHERE id > ? ORDER BY id LIMIT ?)", from, indexWindow).Scan(&to)
-		if err != nil {
-			return total, unavailable("reading the index of leases", err)
+// sweepIndex deletes the expired rows of live or lingering. Memory knows them.
+func (s *Store) sweepIndex(ctx context.Context, table int, now int64) (total int64, err error) {
+	query := "DELETE FROM " + holdingTables[table] + " WHERE id = ? AND until <= ?"
+	for {
+		var ids []broker.LeaseID
+		if err := s.readHoldings(ctx, func(h *holdings) { ids = h.expired(table, now, sweepBatch) }); err != nil || len(ids) == 0 {
+			return total, err
 		}
-		if to == nil {
-			break
-		}
-		n, err := s.delete(ctx, "DELETE FROM "+table+" WHERE id > ? AND id <= ? AND until <= ?", from, to, now.UnixMilli())
+		var deleted int64
+		err := s.exec(ctx, func(ctx context.Context, w *writer) error {
+			deleted = 0
+			for _, id := range ids {
+				n, err := w.execCount(ctx, query, id[:], now)
+				if deleted += n; err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			return total, err
 		}
-		total += n
-		from = to
+		total += deleted
+		s.holdings.drop(table, ids, now)
 	}
-	return total, nil
 }
 
 func (s *Store) sweep(ctx context.Context, t table, now time.Time) (int64, error) {
@@ -98,68 +100,14 @@ type Active struct {
 	Leases              int64
 }
 
-// CountActive counts the leases that are live at now, for a gauge. It reads a short
-// row per lease.
-func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active, err error) {
-	query := `SELECT entitlement, issuer, n FROM kinds JOIN
-		(SELECT kind, count(*) AS n FROM live WHERE until > ? GROUP BY kind) ON kind = id ORDER BY id`
-	err = each(ctx, s.readers, query, []any{now.UnixMilli()}, func(rows *sql.Rows) error {
-		var a Active
-		err := rows.Scan(&a.Entitlement, &a.Issuer, &a.Leases)
-		counts = append(counts, a)
-		return err
-	})
-	if err != nil {
-		return nil, unavailable("counting live leases", err)
-	}
-	return counts, nil
-}
-
-// CountStuck counts the leases that are stuck at now (broker.LeaseStuck), for a
-// gauge. It reads a short row per live lease, and the bodies of those that are
-// being revoked.
-func (s *Store) CountStuck(ctx context.Context, now time.Time) (n int64, err error) {
-	query := "SELECT body FROM live CROSS JOIN leases ON leases.id = live.id WHERE until = ?"
-	err = each(ctx, s.readers, query, []any{int64(untilEnded)}, func(rows *sql.Rows) error {
-		var body sql.RawBytes
-		if err := rows.Scan(&body); err != nil {
-			return err
-		}
-		var l broker.Lease
-		if err := decodeBody(body, &l); err != nil {
-			return err
-		}
-		if l.State(now) == broker.LeaseStuck {
-			n++
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, unavailable("counting stuck leases", err)
+// CountPending counts the requests that are pending at now, for a gauge. It reads
+// only their index.
+func (s *Store) CountPending(ctx context.Context, now time.Time) (n int64, err error) {
+	query := "SELECT count(*) FROM requests INDEXED BY requests_pending WHERE lapses > ?"
+	if err := s.readers.QueryRowContext(ctx, query, now.UnixMilli()).Scan(&n); err != nil {
+		return 0, unavailable("counting pending requests", err)
 	}
 	return n, nil
-}
-
-// CountPending counts the requests that are pending at now, by entitlement.
-func (s *Store) CountPending(ctx context.Context, now time.Time) (map[string]int64, error) {
-	counts := map[string]int64{}
-	query := "SELECT body FROM requests INDEXED BY requests_pending WHERE lapses > ?"
-	err := each(ctx, s.readers, query, []any{now.UnixMilli()}, func(rows *sql.Rows) error {
-		var body sql.RawBytes
-		if err := rows.Scan(&body); err != nil {
-			return err
-		}
-		var r broker.Request
-		if err := decodeBody(body, &r); err != nil {
-			return err
-		}
-		counts[r.Entitlement]++
-		return nil
-	})
-	if err != nil {
-		return nil, unavailable("counting pending requests", err)
-	}
-	return counts, nil
 }
 
 // SigningKeys returns all keys of a purpose, including the retired ones.

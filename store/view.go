@@ -80,10 +80,13 @@ func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 		(q.Status == 0 || r.State(q.Now) == q.Status)
 }
 
-// Leases implements broker.Tx. Due leases have an index. Live and outliving
-// leases are found by their tables, which a call may read whole. For all others
-// it reads back from the newest.
+// Leases implements broker.Tx. Due leases have an index. Live and outliving leases
+// are found in memory or, by their path or trust domain, in their tables, which a
+// call may read whole. For all others it reads back from the newest.
 func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {
+	if inMemory(&q) && v.s.loadHoldings(v.ctx) == nil {
+		return v.held(q)
+	}
 	l := listing[*broker.Lease]{
 		query:  "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?",
 		args:   []any{before(q.Before[:]), maxScan},
@@ -120,7 +123,7 @@ func indexQuery(table string, q *broker.LeaseQuery) (query string, args []any) {
 		args = append(args, values...)
 	}
 	if q.Holder != "" {
-		and("holder = ?", q.Holder)
+		and("holder = ?", q.Holder) // with Under or TrustDomain
 	}
 	if q.Under != "" {
 		and("(holder = ? OR holder >= ? AND holder < ?)", q.Under, q.Under+"/", q.Under+"0") // '0' follows '/'

@@ -193,14 +193,19 @@ func (w *writer) loadBlocks(ctx context.Context, version int64) error {
 
 func (w *writer) loadKinds(ctx context.Context) error {
 	w.kinds = map[leaseKind]int64{}
-	return each(ctx, w.conn, "SELECT id, entitlement, issuer FROM kinds", nil, func(rows *sql.Rows) error {
+	return eachKind(ctx, w.conn, func(id int64, k leaseKind) { w.kinds[k] = id })
+}
+
+// eachKind calls f for every kind of lease.
+func eachKind(ctx context.Context, q queryer, f func(int64, leaseKind)) error {
+	return each(ctx, q, "SELECT id, entitlement, issuer FROM kinds", nil, func(rows *sql.Rows) error {
 		var k leaseKind
 		var id int64
-		if err := rows.Scan(&id, &k.entitlement, &k.issuer); err != nil {
-			return err
+		err := rows.Scan(&id, &k.entitlement, &k.issuer)
+		if err == nil {
+			f(id, k)
 		}
-		w.kinds[k] = id
-		return nil
+		return err
 	})
 }
 

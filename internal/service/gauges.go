@@ -11,8 +11,7 @@ import (
 	"accessbroker.internal/store"
 )
 
-// counts are values of gauges. The sweeper reads them now and then, because
-// counting a million leases is too much for every scrape.
+// counts are values of gauges. The sweeper reads them now and then.
 type counts struct{ active, pending, stuck, overdue atomic.Int64 }
 
 // read updates the gauges. If a count fails, its gauge keeps the old value.
@@ -34,11 +33,7 @@ func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 	if err != nil {
 		return
 	}
-	n = 0
-	for _, p := range pending {
-		n += p
-	}
-	c.pending.Store(n)
+	c.pending.Store(pending)
 	if stuck, err := s.CountStuck(ctx, now); err == nil {
 		c.stuck.Store(stuck)
 	}

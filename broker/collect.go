@@ -31,8 +31,8 @@ type collection struct {
 	version  int      // of the stored request, as decided
 	e        *Entitlement
 	issuer   Issuer
-	caller   Caller
-	decision Decision
+	caller   *Caller // with labels
+	decision *Decision
 	replaces *Lease // the lease that the new one replaces
 	how      string // how the replaced lease ends
 	blocks   []Key  // that would refuse it
@@ -78,7 +78,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	}
 	r.commit(caller.At)
 	r.approve(caller.At)
-	c := &collection{caller: f.caller, request: r, new: true, e: f.e, decision: r.Decision, key: key}
+	c := &collection{caller: &f.caller, request: r, new: true, e: f.e, decision: &r.Decision, key: key}
 	issued, err := b.issue(ctx, c)
 	if isLimit(err) {
 		return nil, nil, b.limited(ctx, c, err)
@@ -135,7 +135,7 @@ func (b *Broker) collect(ctx context.Context, caller Caller, id RequestID, key I
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{caller: caller, request: r, key: key}
+	c := &collection{caller: &caller, request: r, key: key}
 	if prior != nil && !prior.Lease.IsZero() {
 		lost, err := b.Lease(ctx, caller, prior.Lease)
 		if err != nil {
@@ -161,7 +161,7 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{caller: caller, key: key, how: EndReplaced}
+	c := &collection{caller: &caller, key: key, how: EndReplaced}
 	if prior != nil {
 		// The answer was lost: replace the lease that the lost call opened.
 		id, c.lost, c.how = prior.Lease, prior.Lease, EndAnswerLost
@@ -192,19 +192,21 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if err := c.request.collectable(c.caller.At); err != nil {
 		return nil, err
 	}
-	c.caller, c.asked, c.request = c.caller.labelled(rules), c.request.Scopes, c.request.granted()
+	caller := c.caller.labelled(rules)
+	c.caller, c.asked, c.request = &caller, c.request.Scopes, c.request.granted()
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {
 		return nil, b.denyCollect(ctx, c, Decision{Revision: rules.Revision})
 	}
 	if !c.e.fulfils(c.request) {
 		return nil, refuse(ErrNeedsNewRequest, "the entitlement has changed since the approval: file a new request")
 	}
-	var err error
-	if c.decision, err = b.decideQuery(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At); err != nil {
+	decision, err := b.decideQuery(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At)
+	if err != nil {
 		return nil, err
 	}
+	c.decision = &decision
 	if !c.decision.Permit {
-		return nil, b.denyCollect(ctx, c, c.decision)
+		return nil, b.denyCollect(ctx, c, decision)
 	}
 	if err := c.checkCovered(rules); err != nil {
 		return nil, err

@@ -177,7 +177,7 @@ func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.
 // denyCollect refuses a collection that policy no longer permits.
 func (b *Broker) denyCollect(ctx context.Context, c *collection, d Decision) error {
 	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since the approval", Reasons: d.Reasons, RequestID: c.request.ID}
-	return b.refused(ctx, c.caller, c.request, d, refusal)
+	return b.refused(ctx, *c.caller, c.request, d, refusal)
 }
 
 // limited records that a limit or a block refused a collection.
@@ -186,7 +186,7 @@ func (b *Broker) limited(ctx context.Context, c *collection, err error) error {
 	if !errors.As(err, &refusal) {
 		return err
 	}
-	return b.refused(ctx, c.caller, c.request, c.request.Decision, refusal)
+	return b.refused(ctx, *c.caller, c.request, c.request.Decision, refusal)
 }
 
 func isLimit(err error) bool {

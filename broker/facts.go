@@ -118,7 +118,13 @@ func (r *Request) openings() map[string]audit.Opening {
 
 // facts returns the request as records show it.
 func (r *Request) facts() *audit.RequestFacts {
-	f := &audit.RequestFacts{
+	f := new(audit.RequestFacts)
+	r.fill(f)
+	return f
+}
+
+func (r *Request) fill(f *audit.RequestFacts) {
+	*f = audit.RequestFacts{
 		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Effect: r.Effect, Scopes: r.Scopes,
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
 		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(),
@@ -136,14 +142,19 @@ func (r *Request) facts() *audit.RequestFacts {
 			f.Parameters = opening.Commitment()
 		}
 	}
-	return f
 }
 
 // facts returns the decision as records show it. code is the stable code of a
 // refusal, empty for a permit.
 func (d *Decision) facts(code string) *audit.DecisionFacts {
+	f := new(audit.DecisionFacts)
+	d.fill(f, code)
+	return f
+}
+
+func (d *Decision) fill(f *audit.DecisionFacts, code string) {
 	o := &d.Obligations
-	f := &audit.DecisionFacts{
+	*f = audit.DecisionFacts{
 		Permit: d.Permit && code == "", Policies: d.Policies, Revision: d.Revision,
 		Approvals: needTexts(o.Approvals), Review: needTexts(o.Review), Signed: o.Signed, Manner: o.manner(),
 		MaxTTL: o.MaxTTL, MaxDuration: o.MaxDuration, Code: code,
@@ -151,7 +162,6 @@ func (d *Decision) facts(code string) *audit.DecisionFacts {
 	if len(o.Tickets) > 0 {
 		f.Tickets = audit.HashObject("accessbroker/tickets/v1", audit.NewObject().StringList("patterns", o.Tickets))
 	}
-	return f
 }
 
 func needTexts(needs []ApprovalNeed) (texts []string) {
@@ -204,7 +214,11 @@ func (l *Lease) facts() *audit.LeaseFacts {
 // digest returns the digest that approvers sign. It covers exactly the fields that
 // records show, so that an auditor can verify what the approvers saw.
 func (r *Request) digest() audit.Digest {
-	return r.facts().Sum(r.Requester.ID, r.Decision.facts(""))
+	var request audit.RequestFacts // on the stack, as is decision
+	var decision audit.DecisionFacts
+	r.fill(&request)
+	r.Decision.fill(&decision, "")
+	return request.Sum(r.Requester.ID, &decision)
 }
 
 // askDomain separates ask digests from all other digests.

@@ -62,13 +62,18 @@ var tokenParameters = []string{
 // checkNarrowing refuses a call for a token that would be narrower or bound otherwise
 // than the endpoint can make it.
 func (c *call) checkNarrowing() error {
-	for _, name := range slices.Sorted(maps.Keys(c.form)) {
-		if advice, ok := narrowing[name]; ok {
-			return refuse(broker.ErrInvalidRequest, name+" is not supported: "+advice)
+	exchange, first := c.form.get("grant_type") == api.GrantTokenExchange, ""
+	for name := range c.form {
+		_, narrows := narrowing[name]
+		if (narrows || !exchange && slices.Contains(exchangeOnly, name)) && (first == "" || name < first) {
+			first = name
 		}
-		if c.form.get("grant_type") != api.GrantTokenExchange && slices.Contains(exchangeOnly, name) {
-			return refuse(broker.ErrInvalidRequest, name+" is a parameter of token exchange: use grant_type="+api.GrantTokenExchange)
-		}
+	}
+	if advice, ok := narrowing[first]; ok {
+		return refuse(broker.ErrInvalidRequest, first+" is not supported: "+advice)
+	}
+	if first != "" {
+		return refuse(broker.ErrInvalidRequest, first+" is a parameter of token exchange: use grant_type="+api.GrantTokenExchange)
 	}
 	if len(c.r.Header.Values("DPoP")) > 0 {
 		return refuse(broker.ErrInvalidRequest, noDPoP)
@@ -79,6 +84,9 @@ func (c *call) checkNarrowing() error {
 // checkTokenQuery refuses parameters of the endpoint in the query, where they have no
 // effect.
 func (c *call) checkTokenQuery() error {
+	if c.r.URL.RawQuery == "" {
+		return nil
+	}
 	query, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
 		return refuse(broker.ErrInvalidRequest, "the query is not valid")

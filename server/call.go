@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"accessbroker.internal/api"
@@ -363,10 +364,13 @@ func (c *call) write(w http.ResponseWriter, answer reply) {
 	if answer.sent {
 		return
 	}
-	body, err := answer.encode()
+	buf := buffers.Get().(*bytes.Buffer)
+	defer giveBack(buf)
+	body, err := answer.encode(buf)
 	if err != nil {
 		answer = c.fail(fmt.Errorf("encoding the answer: %w", err))
-		body, _ = answer.encode()
+		buf.Reset()
+		body, _ = answer.encode(buf)
 	}
 	h := w.Header()
 	maps.Copy(h, answer.header)
@@ -380,18 +384,33 @@ func (c *call) write(w http.ResponseWriter, answer reply) {
 	_, _ = w.Write(body) // the client may have gone away
 }
 
-func (r reply) encode() ([]byte, error) {
+// buffers holds empty buffers for answers.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// maxPooled is the size of the largest buffer that is kept for reuse.
+const maxPooled = 16 << 10
+
+// giveBack clears a buffer, which may hold a secret, and keeps it for reuse.
+func giveBack(b *bytes.Buffer) {
+	clear(b.Bytes())
+	if b.Cap() <= maxPooled {
+		b.Reset()
+		buffers.Put(b)
+	}
+}
+
+// encode returns the body, which may be in buf.
+func (r reply) encode(buf *bytes.Buffer) ([]byte, error) {
 	switch body := r.body.(type) {
 	case nil:
 		return nil, nil
 	case []byte:
 		return body, nil
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
+	enc := json.NewEncoder(buf)
 	enc.SetEscapeHTML(false) // safe: the media type and nosniff keep browsers from treating it as HTML
 	err := enc.Encode(r.body)
-	return b.Bytes(), err
+	return buf.Bytes(), err
 }
 
 // A writer records the status that was sent.

@@ -176,7 +176,6 @@ func parseForm(body []byte) (form, error) {
 	if err != nil {
 		return nil, refuse(broker.ErrInvalidRequest, "the body is not a valid form")
 	}
-	f := form{}
 	for name, list := range values {
 		if len(list) > 1 && !slices.Contains(repeatable, name) {
 			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is repeated", quote(name)))
@@ -187,11 +186,13 @@ func parseForm(body []byte) (form, error) {
 				return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("the parameter %s is not UTF-8", quote(name)))
 			}
 		}
-		if len(list) > 0 {
-			f[name] = list
+		if len(list) == 0 {
+			delete(values, name)
+		} else {
+			values[name] = list
 		}
 	}
-	return f, nil
+	return form(values), nil
 }
 
 // get returns the value of a parameter that may not be repeated; empty if omitted.

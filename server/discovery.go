@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	_ "embed"
 	"fmt"
 	"net/http"
@@ -37,7 +38,7 @@ func (s *Server) jwks(c *call) (reply, error) {
 // the tokens which they verify have the form of ID tokens, as in the documents of other
 // issuers of workload tokens.
 func (s *Server) metadata(c *call) (reply, error) {
-	text, err := reply{body: s.metadataBody()}.encode()
+	text, err := reply{body: s.metadataBody()}.encode(new(bytes.Buffer))
 	if err != nil {
 		return reply{}, fmt.Errorf("encoding the metadata: %w", err)
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -317,7 +318,7 @@ func TestUnknownErrorsHaveNoDetail(t *testing.T) {
 	t.Parallel()
 	c := &call{s: &Server{external: &url.URL{}}, r: httptest.NewRequest("GET", "/", nil), id: "0199-x"}
 	for _, answer := range []reply{c.problem(errors.New("password is hunter2")), c.oauthError(errors.New("password is hunter2"))} {
-		text, err := answer.encode()
+		text, err := answer.encode(new(bytes.Buffer))
 		if err != nil || strings.Contains(string(text), "hunter2") || answer.status != 500 {
 			t.Errorf("got %d %s, %v", answer.status, text, err)
 		}

@@ -84,6 +84,10 @@ func (c *call) checkClientID() error {
 	return nil
 }
 
+// noCache is the header of an answer with a token (RFC 6749, section 5.1). begin sets
+// Cache-Control.
+var noCache = http.Header{"Pragma": {"no-cache"}}
+
 func (s *Server) token(c *call) (reply, error) {
 	if err := c.checkClientID(); err != nil {
 		return reply{}, err
@@ -108,7 +112,7 @@ func (s *Server) token(c *call) (reply, error) {
 	if details != nil {
 		detailType = details.Type
 	}
-	return reply{status: http.StatusOK, header: http.Header{"Pragma": {"no-cache"}}, body: api.TokenResponse{
+	return reply{status: http.StatusOK, header: noCache, body: api.TokenResponse{
 		AccessToken:     api.Token(issued.Credential.Secret.RevealField("token")),
 		IssuedTokenType: kind,
 		TokenType:       "Bearer",

@@ -36,7 +36,8 @@ func (c *call) end(answer reply, panicked any) {
 		code = "ok"
 	}
 	c.s.cfg.Metrics.answered(c.route.path, c.r.Method, string(code), took)
-	c.s.cfg.Logger.LogAttrs(c.r.Context(), c.level(answer), "request", c.attrs(answer, code, took)...)
+	var attrs [12]slog.Attr // on the stack
+	c.s.cfg.Logger.LogAttrs(c.r.Context(), c.level(answer), "request", c.appendAttrs(attrs[:0], answer, code, took)...)
 }
 
 // level returns the log level: errors of the broker, warnings for faults of the
@@ -64,13 +65,13 @@ func panicText(panicked any) string {
 	return fmt.Sprintf("%T", panicked)
 }
 
-// attrs returns the attributes of the log event. They never contain a token, a
+// appendAttrs appends the attributes of the log event. They never contain a token, a
 // body or the value of a query parameter.
-func (c *call) attrs(answer reply, code api.Code, took time.Duration) []slog.Attr {
-	attrs := []slog.Attr{
+func (c *call) appendAttrs(attrs []slog.Attr, answer reply, code api.Code, took time.Duration) []slog.Attr {
+	attrs = append(attrs,
 		slog.String("call_id", c.id), slog.String("method", knownMethod(c.r.Method)), slog.String("route", c.route.path),
 		slog.Int("status", c.w.status), slog.String("code", string(code)), slog.Duration("took", took),
-	}
+	)
 	if c.from.IsValid() { // the admin socket has no address
 		attrs = append(attrs, slog.String("from", c.from.String()))
 	}

@@ -80,7 +80,7 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	}
 	var text [1024]byte // on the stack; longer claims are appended on the heap
 	claims := t.appendClaims(text[:0], &l)
-	b := make([]byte, 0, len(key.header)+base64.RawURLEncoding.EncodedLen(len(claims)+key.signatureSize())+len(".."))
+	b := make([]byte, 0, len(key.header)+base64.RawURLEncoding.EncodedLen(len(claims))+base64.RawURLEncoding.EncodedLen(key.signatureSize())+len(".."))
 	b = append(append(b, key.header...), '.')
 	b = base64.RawURLEncoding.AppendEncode(b, claims)
 	signature, err := key.sign(b)

@@ -17,7 +17,7 @@ const scheme = "sqlite:"
 // "sqlite:broker.db".
 func ParseURL(u string) (path string, err error) {
 	path, ok := strings.CutPrefix(u, scheme)
-	if !ok || path == "" {
+	if !ok || path == "" || strings.HasPrefix(path, "//") {
 		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
 	}
 	return path, nil
@@ -41,8 +41,8 @@ func IsDatabase(start []byte) bool { return strings.HasPrefix(string(start), sql
 // sqlitePath returns the absolute path of a sqlite: URL.
 func sqlitePath(u string) (string, error) {
 	path, err := ParseURL(u)
-	if err != nil || strings.HasPrefix(path, "//") {
-		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
+	if err != nil {
+		return "", err
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {

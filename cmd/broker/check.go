@@ -33,8 +33,12 @@ file's mistakes and skips the policies.`,
 				Revision     string   `json:"revision"`
 				Warnings     []string `json:"warnings,omitempty"`
 			}{engine.Len(), len(cfg.Catalogue), engine.Revision().String(), engine.Warnings()}
+			policies := fmt.Sprintf("%d policies", found.Policies)
+			if found.Policies == 1 {
+				policies = "1 policy"
+			}
 			return a.print(found, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is valid: %d policies, %s, revision %.12s\n", args[0], found.Policies, counted(found.Entitlements, "entitlement"), found.Revision)
+				fmt.Fprintf(w, "%s is valid: %s, %s, revision %.12s\n", args[0], policies, counted(found.Entitlements, "entitlement"), found.Revision)
 			})
 		},
 	}

@@ -66,6 +66,9 @@ func (c *checker) trust(f *attestFile) {
 	case f.WorkloadAPI != "" && !strings.HasPrefix(string(f.WorkloadAPI), "unix:") && !strings.HasPrefix(string(f.WorkloadAPI), "tcp:"):
 		c.report("attest/workload_api", "write a URL such as unix:///run/spire/agent.sock")
 	}
+	if strings.HasPrefix(string(f.WorkloadAPI), "unix:") {
+		c.socketLength("attest/workload_api", string(f.WorkloadAPI))
+	}
 	c.cfg.WorkloadAPI = string(f.WorkloadAPI)
 	c.cfg.Bundles = map[string]string{}
 	for td, path := range f.Bundles {

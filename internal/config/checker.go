@@ -21,7 +21,8 @@ type checker struct {
 	cfg  Config
 	errs []error
 
-	wrong []string // the keys of errs
+	wrong     []string          // the keys of errs
+	addresses map[string]string // of listeners, with their keys
 }
 
 // config returns the settings, or all mistakes.
@@ -38,7 +39,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	if getenv == nil {
 		getenv = func(string) string { return "" }
 	}
-	c := &checker{d: d, dir: filepath.Dir(d.path), env: getenv, errs: slices.Clip(d.errs)}
+	c := &checker{d: d, dir: filepath.Dir(d.path), env: getenv, errs: slices.Clip(d.errs), addresses: map[string]string{}}
 	c.cfg.Path = d.path
 	if slices.Contains(d.rejected, "") {
 		return c

@@ -95,8 +95,9 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 	return d.config(getenv)
 }
 
-// Check is Load that also loads the policies, and joins the mistakes of both. If a name
-// that policies may use is wrong in the file, Check does not load them.
+// Check is Load that also checks the files and host names that a start needs, loads
+// the policies, and joins all mistakes. If a name that policies may use is wrong in
+// the file, Check does not load them.
 func Check(path string, getenv func(string) string) (*Config, *policy.Engine, error) {
 	d, err := readDocument(path)
 	if err != nil {
@@ -107,6 +108,7 @@ func Check(path string, getenv func(string) string) (*Config, *policy.Engine, er
 
 func (d *document) checkAll(getenv func(string) string) (*Config, *policy.Engine, error) {
 	c := d.check(getenv)
+	c.surroundings()
 	if !c.policyInputsAreValid() {
 		return nil, nil, errors.Join(append(c.errs, errors.New("the policies were not checked: fix these mistakes first"))...)
 	}

@@ -36,6 +36,7 @@ func (c *checker) server() {
 	u.Path = strings.TrimSuffix(u.Path, "/")
 	c.cfg.ExternalURL, c.cfg.UIURL, c.cfg.Metrics, c.cfg.AdminSocket = u, u, f.Metrics, c.path(f.AdminSocket)
 	c.hosts(f.Hosts)
+	c.socketLength("server/admin_socket", c.cfg.AdminSocket)
 	if f.Metrics != "" {
 		c.address("server/metrics", f.Metrics)
 	}
@@ -81,9 +82,17 @@ func isPort(text string) bool {
 }
 
 func (c *checker) address(key, address string) {
-	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil || port == "" {
 		c.report(key, "write host and port, such as 127.0.0.1:9464")
+		return
 	}
+	if n, err := net.LookupPort("tcp", port); err != nil {
+		c.report(key, "%q is not a port: write a number from 1 to 65535", port)
+	} else if before, ok := c.addresses[address]; ok && n != 0 {
+		c.report(key, "%s has the same address: each listener needs its own", strings.ReplaceAll(before, "/", "."))
+	}
+	c.addresses[address] = key
 }
 
 func (c *checker) listeners() {

@@ -1,0 +1,126 @@
+package config
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"accessbroker.internal/store"
+)
+
+// surroundings reports what would stop a start on this machine: files, folders and
+// names that the file needs and that are not as it says. Loading a file skips these
+// checks, because a start reports the same mistakes where they arise.
+func (c *checker) surroundings() {
+	c.listenersOfHost()
+	c.storeFile(c.cfg.Store)
+	c.fileInFolder("server/checkpoint_file", c.cfg.CheckpointFile)
+	if c.cfg.AdminSocket != "" {
+		c.socketPath("server/admin_socket", c.cfg.AdminSocket)
+	}
+}
+
+// resolveTimeout bounds all look-ups of one check together.
+const resolveTimeout = 5 * time.Second
+
+// listenersOfHost checks the addresses and certificates of the listeners.
+func (c *checker) listenersOfHost() {
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+	defer cancel()
+	for i, l := range c.cfg.Listeners {
+		key := fmt.Sprintf("server/listeners/%d", i)
+		if c.d.file.Server.Listen != "" {
+			key = "server"
+		}
+		c.resolves(ctx, key+"/listen", l.Address)
+		if l.Cert == "" || l.Key == "" {
+			continue
+		}
+		if _, err := tls.LoadX509KeyPair(l.Cert, l.Key); err != nil {
+			c.report(key+"/tls", "reading the certificate: %v", err)
+		}
+	}
+	if c.cfg.Metrics != "" {
+		c.resolves(ctx, "server/metrics", c.cfg.Metrics)
+	}
+}
+
+// resolves reports a host that has no address. checker.address reports other mistakes
+// in the address.
+func (c *checker) resolves(ctx context.Context, key, address string) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil || host == "" || net.ParseIP(host) != nil {
+		return
+	}
+	if _, err := net.DefaultResolver.LookupHost(ctx, host); err != nil {
+		c.report(key, "the host %q has no address: %v", host, err)
+	}
+}
+
+// storeFile checks that the database exists, or can be created.
+func (c *checker) storeFile(url string) {
+	path := store.FilePath(url)
+	c.fileInFolder("store", path)
+	f, err := os.Open(path)
+	if err != nil {
+		return // missing, or reported already
+	}
+	defer func() { _ = f.Close() }()
+	start := make([]byte, store.HeaderSize)
+	if n, err := io.ReadFull(f, start); n > 0 && !store.IsDatabase(start[:n]) || n > 0 && err != nil {
+		c.report("store", "%s is not a database", path)
+	}
+}
+
+// fileInFolder checks that a path names a file, or a file that can be created.
+func (c *checker) fileInFolder(key, path string) {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.IsDir():
+		c.report(key, "%s is a folder: write the path of a file", path)
+		return
+	case err == nil && !info.Mode().IsRegular():
+		c.report(key, "%s is not a regular file", path)
+		return
+	case err == nil:
+		return
+	case !errors.Is(err, fs.ErrNotExist):
+		c.report(key, "%v", err)
+		return
+	}
+	if dir, err := os.Stat(filepath.Dir(path)); err != nil || !dir.IsDir() {
+		c.report(key, "there is no folder %s: create it", filepath.Dir(path))
+	}
+}
+
+// socketPath checks that a socket can be created at a path.
+func (c *checker) socketPath(key, path string) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		c.report(key, "%v", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		c.report(key, "%s exists and is not a socket: write a path that does not exist", path)
+	}
+}
+
+// maxSocketPath is the longest path of a Unix socket, in bytes (unix(7)).
+const maxSocketPath = 107
+
+// socketLength checks a path, or a URL such as unix:///run/agent.sock.
+func (c *checker) socketLength(key, path string) {
+	if rest, ok := strings.CutPrefix(path, "unix:"); ok {
+		path = "/" + strings.TrimLeft(rest, "/")
+	}
+	if len(path) > maxSocketPath {
+		c.report(key, "the path of a socket has at most %d bytes, and this one has %d", maxSocketPath, len(path))
+	}
+}

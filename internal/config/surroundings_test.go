@@ -1,0 +1,68 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A check finds what would stop a start at once.
+func TestCheckFindsWhatStopsAStart(t *testing.T) {
+	const listener = "127.0.0.1:8443, tls: {svid: true}"
+	long := "/run/" + strings.Repeat("b", 103)
+	for name, test := range map[string]struct{ from, to, want string }{
+		"nothing":             {"metrics:", "metrics:", ""},
+		"sockets that fit":    {"  metrics:", "  admin_socket: " + long[:107] + "\n  metrics:", ""},
+		"new database":        {"sqlite:broker.db", "sqlite:DIR/new.db", ""},
+		"database":            {"sqlite:broker.db", "sqlite:real.db", ""},
+		"port":                {listener, strings.Replace(listener, "8443", "65536", 1), `server.listeners.0.listen: "65536" is not a port`},
+		"negative port":       {listener, strings.Replace(listener, "8443", "-1", 1), `server.listeners.0.listen: "-1" is not a port`},
+		"port of metrics":     {"127.0.0.1:9464", "127.0.0.1:70000", `server.metrics: "70000" is not a port`},
+		"unknown port":        {"127.0.0.1:9464", "127.0.0.1:no-such-port", `server.metrics: "no-such-port" is not a port`},
+		"same address":        {"127.0.0.1:9464", "127.0.0.1:8443", "server.listeners.0.listen: server.metrics has the same address"},
+		"host":                {"127.0.0.1:9464", "broker.invalid:9464", `server.metrics: the host "broker.invalid" has no address`},
+		"host of a listener":  {listener, "broker.invalid:8443, tls: {svid: true}", `server.listeners.0.listen: the host "broker.invalid" has no address`},
+		"certificate":         {"{svid: true}", "{cert: DIR/none.pem, key: DIR/none.key}", "server.listeners.0.tls: reading the certificate"},
+		"admin socket":        {"  metrics:", "  admin_socket: " + long + "\n  metrics:", "server.admin_socket: the path of a socket has at most 107 bytes, and this one has 108"},
+		"file as a socket":    {"  metrics:", "  admin_socket: seal.key\n  metrics:", "seal.key exists and is not a socket"},
+		"link as a socket":    {"  metrics:", "  admin_socket: link\n  metrics:", "link exists and is not a socket"},
+		"Workload API":        {"unix:///run/spire/agent.sock", "unix://" + long, "attest.workload_api: the path of a socket has at most 107 bytes"},
+		"URL of SQLite":       {"sqlite:broker.db", "sqlite:///var/lib/broker.db", "store: write sqlite:/path/to/broker.db"},
+		"host in the store":   {"sqlite:broker.db", "sqlite://broker.db", "store: write sqlite:/path/to/broker.db"},
+		"another store":       {"sqlite:broker.db", "mysql://broker", "store: write sqlite:/path/to/broker.db"},
+		"folder as the store": {"sqlite:broker.db", "sqlite:DIR", "is a folder"},
+		"store in no folder":  {"sqlite:broker.db", "sqlite:none/broker.db", "there is no folder DIR/none"},
+		"store below a file":  {"sqlite:broker.db", "sqlite:seal.key/broker.db", "not a directory"},
+		"another file":        {"sqlite:broker.db", "sqlite:seal.key", "seal.key is not a database"},
+		"short file":          {"sqlite:broker.db", "sqlite:short", "short is not a database"},
+		"checkpoint":          {"  metrics:", "  checkpoint_file: none/checkpoint\n  metrics:", "server.checkpoint_file: there is no folder DIR/none"},
+		"folder checkpoint":   {"  metrics:", "  checkpoint_file: policies\n  metrics:", "is a folder"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := sealedDir(t)
+			write := func(name, text string) error { return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600) }
+			err := errors.Join(
+				os.Mkdir(filepath.Join(dir, "policies"), 0o700), os.Symlink("seal.key", filepath.Join(dir, "link")),
+				write("policies/a.cedar", `@id("a") permit (principal, action == Action::"audit", resource);`),
+				write("real.db", "SQLite format 3\x00 and more"), write("short", "SQL"),
+			)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(goodConfig, test.from) {
+				t.Fatalf("the file does not have %q", test.from)
+			}
+			text := strings.Replace(goodConfig, test.from, strings.ReplaceAll(test.to, "DIR", dir), 1)
+			d, err := parseDocument(filepath.Join(dir, "broker.yaml"), []byte(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = d.checkAll(nil)
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), strings.ReplaceAll(test.want, "DIR", dir))) {
+				t.Errorf("got error %v, want %q", err, test.want)
+			}
+		})
+	}
+}

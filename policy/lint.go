@@ -37,6 +37,7 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 	l.checkCatalogue()
 	l.checkGroups()
 	l.checkDomains()
+	l.checkAccountable()
 	for _, r := range l.sorted() {
 		for _, d := range r.dead {
 			line, column := r.position(d.at)
@@ -56,6 +57,20 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 
 func (e *Engine) sorted() []*rule {
 	return slices.SortedFunc(maps.Values(e.rules), byID)
+}
+
+// checkAccountable warns of accountable people when no provider is configured: none of
+// them can log in.
+func (l *linter) checkAccountable() {
+	if len(l.in.Providers) > 0 {
+		return // every person's provider was checked
+	}
+	for _, m := range l.in.Labels {
+		if len(m.Accountable) > 0 {
+			l.problems.add(Problem{File: "attest.workloads", Text: fmt.Sprintf(
+				"under %q: %s can't log in: no provider is configured in attest.people", m.Under, strings.Join(m.Accountable, ", "))})
+		}
+	}
 }
 
 func (l *linter) warn(r *rule, needle, format string, args ...any) {

@@ -158,6 +158,27 @@ func TestWarningsConsiderLabelsBelowPath(t *testing.T) {
 	expectWarning(t, e, "")
 }
 
+func TestWarningsOnAccountablePeopleWhoCannotLogIn(t *testing.T) {
+	t.Parallel()
+	for _, providers := range [][]string{nil, {"login"}} {
+		in := inputs(fstest.MapFS{
+			"a.cedar":     {Data: []byte(everything)},
+			"groups.yaml": {Data: []byte("support: {members: [login/ana]}\ndba: {members: [login/cleo]}\n")},
+		})
+		in.Providers = providers
+		in.Labels = []broker.WorkloadLabels{{Under: "spiffe://acme.test/batch", Kind: broker.KindWorkload, Accountable: []string{"login/ana", "login/ben"}}}
+		e, err := policy.Load(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		if providers == nil {
+			want = `attest.workloads: under "spiffe://acme.test/batch": login/ana, login/ben can't log in: no provider is configured`
+		}
+		expectWarning(t, e, want)
+	}
+}
+
 // The broker refuses requests with @exclude_team if the requester's team is not a
 // group. Only the teams of the permit's own principals matter.
 func TestWarningsOnExcludedTeams(t *testing.T) {

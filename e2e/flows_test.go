@@ -46,6 +46,8 @@ func TestSPIRE(t *testing.T) {
 	t.Run("JWT-SVID", func(t *testing.T) { testJWTSVID(t, w, src) })
 	t.Run("RFC 8693 by plain HTTP", func(t *testing.T) { testPlainExchange(t, w, src) })
 	t.Run("OAuth client library", func(t *testing.T) { testOAuthLibrary(t, w, src) })
+	t.Run("JavaScript OAuth clients", func(t *testing.T) { testJavaScriptClients(t, w) })
+	t.Run("Authlib", func(t *testing.T) { testAuthlib(t, w) })
 	t.Run("introspection", func(t *testing.T) { testIntrospection(t, w, src) })
 	t.Run("bound token", func(t *testing.T) { testBound(t, w, src) })
 	t.Run("command line", func(t *testing.T) { testCommandLine(t, w) })

@@ -62,9 +62,11 @@ policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
   bound: {token: {audience: "https://bound.acme.test"}}
+  queue: {token: {audience: "https://queue.acme.test"}}
 %[7]s
 entitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:read, tickets:comment], max_ttl: 15m}
+  queue-api: {issuer: queue, scopes: [queue:read], parameters: {queue: {pattern: "[a-z]+", required: true}}}
   bound-api: {issuer: bound, scopes: [bound:read], max_ttl: 24h, binding: mtls}
 %[8]s
 `

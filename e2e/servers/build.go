@@ -28,6 +28,7 @@ func Ensure(ctx context.Context, out io.Writer) error {
 			all = append(all, err)
 		}
 	}
+	all = append(all, ensureNPM(ctx, out))
 	return errors.Join(append(all, ensureBuilt(ctx, out)...)...)
 }
 

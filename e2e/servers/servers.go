@@ -106,6 +106,12 @@ var dependencies = []dependency{
 	{"curl", nil, "curl"},
 	{"prometheus", nil, "prometheus"},
 	{"promtool", nil, "prometheus"},
+	{"node", nil, "nodejs"},
+	{"npm", nil, "npm"},
+	// Debian's Python finds Debian's modules; another one on the PATH does not.
+	{"python3", []string{"/usr/bin/python3"}, "python3"},
+	{"python3-authlib", []string{"/usr/lib/python3/dist-packages/authlib/__init__.py"}, "python3-authlib"},
+	{"python3-requests", []string{"/usr/lib/python3/dist-packages/requests/__init__.py"}, "python3-requests"},
 }
 
 // Command returns the path of a command of the distribution. It returns an error

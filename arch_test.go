@@ -38,14 +38,15 @@ var ours = map[string][]string{
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/retryafter"},
 	"store":                     {"broker", "audit"},
-	"server":                    {"api", "audit", "broker", "broker/session", "server/ui"},
+	"server":                    {"api", "audit", "broker", "broker/session", "server/inbound", "server/ui"},
+	"server/inbound":            {},
 	"server/ui":                 {},
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
-	"internal/service":          {"internal/config", "server", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/retryafter":       {},
+	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
@@ -77,7 +78,7 @@ var rooms = map[string][]string{
 	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/hashicorp/vault/api":      {"issuers/vault"},
 	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
-	"golang.org/x/sys":                    {"store", "cmd/broker"},
+	"golang.org/x/sys":                    {"store", "cmd/broker", "server/inbound"}, // server/inbound: the queue and the filter of a listening socket
 }
 
 // files lists the packages that use files or the terminal, and what for.

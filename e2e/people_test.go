@@ -31,6 +31,7 @@ server:
     - {listen: "%[3]s", tls: {cert: web.pem, key: web.key}, client_certs: off, serve: [ui, api, oauth, log]}
   admin_socket: admin.sock
   seal_keys: [{file: seal.key}]
+  drain: {delay: 0s}
 attest:
   trust_domain: acme.test
   workload_api: %[4]s

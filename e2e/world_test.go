@@ -50,6 +50,7 @@ server:
     - {listen: "%[2]s", tls: {svid: true}, client_certs: optional}
   admin_socket: %[3]s/admin.sock
   seal_keys: [{file: seal.key}]
+  drain: {delay: 0s}
   admission: {per_second: 10000, pending: 100}
 attest:
   trust_domain: %[4]s

@@ -118,7 +118,7 @@ func anyOf(byMethod map[string]route) route {
 }
 
 func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
-	c := &call{s: s, route: rt, w: &writer{ResponseWriter: w}, r: r, now: time.Now()}
+	c := &call{s: s, route: rt, w: &writer{ResponseWriter: w, draining: s.draining}, r: r, now: time.Now()}
 	c.id = newCallID(c.now)
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		c.from = addr.Addr().Unmap()
@@ -353,8 +353,15 @@ func (c *call) extend(d time.Duration) {
 	_ = rc.SetWriteDeadline(until)
 }
 
+// waitDraining is how long a call waits that arrives during a drain. It keeps clients
+// that poll without a pause from polling in a loop.
+const waitDraining = time.Second
+
 // waiting returns the call's context, which also ends on shutdown.
 func (c *call) waiting() (context.Context, context.CancelFunc) {
+	if c.s.draining.Err() != nil {
+		return context.WithTimeout(c.r.Context(), waitDraining)
+	}
 	ctx, cancel := context.WithCancel(c.r.Context())
 	stop := context.AfterFunc(c.s.draining, cancel)
 	return ctx, func() { stop(); cancel() }
@@ -413,31 +420,37 @@ func (r reply) encode(buf *bytes.Buffer) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// A writer records the status that was sent.
+// A writer records the status that was sent. An answer that begins during a drain closes
+// its connection, also if its call began before.
 type writer struct {
 	http.ResponseWriter
-	status int
+	draining context.Context
+	status   int
 }
 
 func (w *writer) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
+	w.begin(status)
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *writer) Write(p []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
+func (w *writer) begin(status int) {
+	if w.status != 0 {
+		return
 	}
+	w.status = status
+	if w.draining.Err() != nil {
+		w.Header().Set("Connection", "close")
+	}
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	w.begin(http.StatusOK)
 	return w.ResponseWriter.Write(p)
 }
 
 // Flush supports handlers that need an http.Flusher.
 func (w *writer) Flush() {
-	if w.status == 0 {
-		w.status = http.StatusOK
-	}
+	w.begin(http.StatusOK)
 	_ = http.NewResponseController(w.ResponseWriter).Flush() // the next write fails if the client has gone away
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/server/inbound"
 )
 
 // Config configures a Server. Broker, Sessions, Authenticate, Keys, Log and
@@ -254,13 +255,15 @@ const (
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 32 << 10
 	maxStreams    = 128
+	connBuffer    = 64 << 10 // unread bodies of an HTTP/2 connection; the least that HTTP/2 allows
+	streamBuffer  = 32 << 10
 )
 
 // HTTPServer returns an http.Server for the handler with all timeouts and size
 // limits. tlsConfig may be nil for loopback and Unix sockets.
 func (s *Server) HTTPServer(h http.Handler, tlsConfig *tls.Config) *http.Server {
 	return &http.Server{
-		Handler:           h,
+		Handler:           s.closeWhenDraining(h),
 		TLSConfig:         tlsConfig,
 		ConnContext:       s.cfg.ConnContext,
 		ReadHeaderTimeout: headerTimeout,
@@ -268,26 +271,38 @@ func (s *Server) HTTPServer(h http.Handler, tlsConfig *tls.Config) *http.Server 
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
-		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerConnection: connBuffer,
+			MaxReceiveBufferPerStream:     streamBuffer,
+		},
+		ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn),
 	}
 }
 
-// Serve serves the listener until ctx ends. Then /readyz fails and long polls end.
-// After the drain delay the listener closes, and running calls get the drain
+// Serve serves the listener until ctx ends, and then drains in this order: /readyz fails,
+// long polls and event streams end, and every answer closes its connection ("Connection:
+// close", or GOAWAY). After the drain delay, in which load balancers learn of it and
+// clients leave their connections, the listener closes. Running calls get the drain
 // timeout. Serve returns nil after an orderly end.
+//
+// The listener should be an *inbound.Listener, which closes without losing connections.
 func (s *Server) Serve(ctx context.Context, l net.Listener, h http.Handler, tlsConfig *tls.Config) error {
 	server := s.HTTPServer(h, tlsConfig)
-	failed := make(chan error, 1)
+	in, limited := l.(*inbound.Listener)
+	if limited {
+		server.ConnState = in.Limits().State
+	}
+	served := make(chan error, 1)
 	go func() {
 		if tlsConfig == nil {
-			failed <- server.Serve(l)
+			served <- server.Serve(l)
 		} else {
-			failed <- server.ServeTLS(l, "", "")
+			served <- server.ServeTLS(l, "", "")
 		}
 	}()
 	select {
-	case err := <-failed:
+	case err := <-served:
 		return fmt.Errorf("serving %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
@@ -295,8 +310,27 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, h http.Handler, tlsC
 	time.Sleep(s.cfg.DrainDelay)
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 	defer cancel()
-	if err := server.Shutdown(stop); err != nil {
+	if limited {
+		if err := in.Drain(stop); err != nil {
+			s.cfg.Logger.WarnContext(ctx, "closing a listener: connections that it has not accepted yet are lost", "err", err)
+		}
+	}
+	err := server.Shutdown(stop)
+	if <-served; err == nil {
+		err = server.Shutdown(stop) // a connection may have been accepted during the first call
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("draining %s: %w", l.Addr(), err), server.Close())
 	}
 	return nil
+}
+
+// closeWhenDraining asks clients to leave their connections during a drain.
+func (s *Server) closeWhenDraining(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.draining.Err() != nil {
+			w.Header().Set("Connection", "close") // over HTTP/2, net/http sends GOAWAY
+		}
+		h.ServeHTTP(w, r)
+	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -22,8 +24,11 @@ func (a *app) serveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Run the broker",
-		Long: `serve runs the broker until SIGTERM, and then drains. A second SIGTERM ends it at
-once. SIGHUP reloads policies and catalogue. Check the file first: broker check FILE.
+		Long: `serve runs the broker until SIGTERM or SIGINT, and then drains: /readyz fails,
+answers close their connections, and after server.drain.delay the listeners
+close. Running calls get server.drain.timeout. A second signal ends the broker
+at once. SIGHUP reloads policies and catalogue. Check the file first: broker
+check FILE.
 
 Environment: BROKER_SEAL_KEY (a seal key, where a file is inconvenient), GOGC,
 GOMEMLIMIT and GOMAXPROCS (Go's own).`,
@@ -47,6 +52,7 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 			if err != nil {
 				return err
 			}
+			defer context.AfterFunc(c.Context(), func() { a.notifySystemd(stopping(cfg.Drain)) })()
 			signals := make(chan os.Signal, 1)
 			signal.Notify(signals, syscall.SIGHUP)
 			defer signal.Stop(signals)
@@ -91,6 +97,15 @@ func (a *app) tune() {
 	if a.getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < 2 {
 		runtime.GOMAXPROCS(2)
 	}
+}
+
+// closeTime is how long closing the store may take after the drain.
+const closeTime = 20 * time.Second
+
+// stopping is the state of a broker that drains. It extends a TimeoutStopSec that is
+// shorter than the drain.
+func stopping(d config.Drain) string {
+	return fmt.Sprintf("STOPPING=1\nEXTEND_TIMEOUT_USEC=%d", (d.Delay + d.Timeout + closeTime).Microseconds())
 }
 
 // notifySystemd reports a state to systemd, if it started the broker (sd_notify(3)).

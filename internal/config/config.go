@@ -34,6 +34,7 @@ type Config struct {
 	SealKeys       [][]byte
 	Signing        Signing
 	Admission      Admission
+	Drain          Drain
 	CheckpointFile string
 	LogFormat      string // "json" or "text"
 	LogLevel       slog.Level
@@ -74,6 +75,12 @@ type Signing struct {
 type Admission struct {
 	PerSecond float64
 	Pending   int
+}
+
+// Drain configures how the broker stops.
+type Drain struct {
+	Delay   time.Duration // before the listeners close
+	Timeout time.Duration // of running calls after that
 }
 
 // Load reads an operator's file. Its error joins all mistakes, each with its position in
@@ -168,6 +175,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"server.seal_keys", c.SealKeys, fresh.SealKeys},
 		{"server.signing", c.Signing, fresh.Signing},
 		{"server.admission", c.Admission, fresh.Admission},
+		{"server.drain", c.Drain, fresh.Drain},
 		{"server.checkpoint_file", c.CheckpointFile, fresh.CheckpointFile},
 		{"server.log", []any{c.LogFormat, c.LogLevel}, []any{fresh.LogFormat, fresh.LogLevel}},
 		{"attest.trust_domain", c.TrustDomain, fresh.TrustDomain},

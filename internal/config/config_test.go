@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/broker"
 )
@@ -73,6 +74,20 @@ func TestGoodConfig(t *testing.T) {
 	e := s.Catalogue["reports"]
 	if e.MinTTL == 0 || len(e.Scopes) != 1 || e.Spec == nil || e.Effect.IsZero() || s.Catalogue["orders-db-ro"].Revocation != "immediate" || s.Catalogue["tickets-api"].Audience == "" {
 		t.Errorf("got catalogue %+v", s.Catalogue)
+	}
+}
+
+// The delay of a drain may be zero, unlike its timeout.
+func TestDrain(t *testing.T) {
+	for text, want := range map[string]Drain{
+		"":                                     {5 * time.Second, 20 * time.Second},
+		"  drain: {delay: 0s}\n":               {0, 20 * time.Second},
+		"  drain: {delay: 1m, timeout: 40s}\n": {time.Minute, 40 * time.Second},
+	} {
+		s, err := understand(sealedDir(t), strings.Replace(goodConfig, "  metrics:", text+"  metrics:", 1))
+		if err != nil || s.Drain != want {
+			t.Errorf("%q: got %+v, %v; want %+v", text, s, err, want)
+		}
 	}
 }
 
@@ -156,6 +171,8 @@ func TestBadConfigs(t *testing.T) {
 	dir := sealedDir(t)
 	for name, test := range map[string]struct{ from, to, want string }{
 		"not YAML":                      {"server:", "server: [", "broker.yaml:7:1: "},
+		"drain that takes too long":     {"metrics:", "drain: {delay: 6m}\n  metrics:", `server.drain: delay and timeout must be at most 5m`},
+		"drain of less than a second":   {"metrics:", "drain: {delay: 0.5s}\n  metrics:", "broker.yaml:5:18: a duration is a positive number"},
 		"host that is a URL":            {"metrics:", "hosts: [\"https://broker.svc\"]\n  metrics:", `server.hosts.0: "https://broker.svc" is not a host`},
 		"host with a bad port":          {"metrics:", "hosts: [\"b.svc\", \"b.svc:65536\"]\n  metrics:", `server.hosts.1: "b.svc:65536" is not a host`},
 		"unknown key":                   {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},

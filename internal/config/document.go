@@ -121,6 +121,17 @@ func (d *duration) UnmarshalYAML(node ast.Node) error {
 	return nil
 }
 
+// A delay is a duration that may be zero.
+type delay time.Duration
+
+// UnmarshalYAML implements yaml.NodeUnmarshaler.
+func (d *delay) UnmarshalYAML(node ast.Node) error {
+	if text := node.GetToken().Value; text == "0s" || text == "0" {
+		return nil
+	}
+	return (*duration)(d).UnmarshalYAML(node)
+}
+
 // plain is a string that may contain colons. In a flow mapping, the YAML library reads
 // [tickets:read] as a list of a mapping, although no space follows the colon (YAML 1.2.2,
 // section 7.3.3; goccy/go-yaml#832). Decoding a plain restores the string.

@@ -31,6 +31,7 @@ type serverFile struct {
 	SealKeys    []sealKeyFile  `yaml:"seal_keys"`
 	Signing     signingFile    `yaml:"signing"`
 	Admission   admissionFile  `yaml:"admission"`
+	Drain       drainFile      `yaml:"drain"`
 	Checkpoint  string         `yaml:"checkpoint_file"`
 	Log         logFile        `yaml:"log"`
 	Sessions    sessionsFile   `yaml:"sessions"`
@@ -63,6 +64,11 @@ type signingFile struct {
 type admissionFile struct {
 	PerSecond float64 `yaml:"per_second"`
 	Pending   int     `yaml:"pending"`
+}
+
+type drainFile struct {
+	Delay   *delay   `yaml:"delay"`
+	Timeout duration `yaml:"timeout"`
 }
 
 type sessionsFile struct {

@@ -24,6 +24,9 @@ const (
 	minPublishAhead      = 10 * time.Minute
 	defaultParameterMax  = 256
 	longestTTL           = 24 * time.Hour
+	defaultDrainDelay    = 5 * time.Second
+	defaultDrainTimeout  = 20 * time.Second
+	longestDrain         = 5 * time.Minute
 )
 
 func (c *checker) server() {
@@ -50,6 +53,7 @@ func (c *checker) server() {
 	if f.Admission.PerSecond < 0 || f.Admission.Pending < 0 {
 		c.report("server/admission", "limits must be positive; omit them for 50 calls per second and 20 at once")
 	}
+	c.drain(f.Drain)
 	c.cfg.Signing = Signing{
 		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
 		RotateEvery:  cmp.Or(time.Duration(f.Signing.RotateEvery), defaultRotateEvery),
@@ -79,6 +83,17 @@ func (c *checker) hosts(list []plain) {
 func isPort(text string) bool {
 	n, err := strconv.ParseUint(text, 10, 16)
 	return err == nil && n > 0 && strconv.FormatUint(n, 10) == text
+}
+
+// drain checks how the broker stops. Process managers kill what does not stop in time.
+func (c *checker) drain(f drainFile) {
+	c.cfg.Drain = Drain{Delay: defaultDrainDelay, Timeout: cmp.Or(time.Duration(f.Timeout), defaultDrainTimeout)}
+	if f.Delay != nil {
+		c.cfg.Drain.Delay = time.Duration(*f.Delay)
+	}
+	if c.cfg.Drain.Delay > longestDrain || c.cfg.Drain.Timeout > longestDrain {
+		c.report("server/drain", "delay and timeout must be at most %s", broker.FormatDuration(longestDrain))
+	}
 }
 
 func (c *checker) address(key, address string) {

@@ -17,6 +17,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/server"
+	"accessbroker.internal/server/inbound"
 )
 
 // Run serves until ctx ends, drains, and closes the service.
@@ -84,9 +85,9 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 		}
 	}
 	if address := s.config.Metrics; address != "" {
-		l, err := s.options.Listen("tcp", address)
+		l, err := s.listener(address)
 		if err != nil {
-			return endpoints, fmt.Errorf("listening on %s: %w", address, err)
+			return endpoints, err
 		}
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", s.server.OnlyOwnHosts(s.metrics.Handler()))
@@ -109,9 +110,18 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 	return endpoints, nil
 }
 
+// listener opens a TCP listener.
+func (s *Service) listener(address string) (net.Listener, error) {
+	l, err := s.options.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", address, err)
+	}
+	return inbound.New(l, inbound.Config{}), nil
+}
+
 func (s *Service) listenTCP(c config.Listener) (d endpoint, err error) {
-	if d.listener, err = s.options.Listen("tcp", c.Address); err != nil {
-		return d, fmt.Errorf("listening on %s: %w", c.Address, err)
+	if d.listener, err = s.listener(c.Address); err != nil {
+		return d, err
 	}
 	var parts []server.Audience
 	for _, name := range c.Serve {

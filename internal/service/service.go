@@ -29,6 +29,7 @@ import (
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/server"
+	"accessbroker.internal/server/inbound"
 	"accessbroker.internal/store"
 )
 
@@ -41,7 +42,7 @@ type Options struct {
 	// Listeners are served in addition to those of the operator's file.
 	Listeners []config.Listener
 
-	// Listen opens TCP listeners; nil: net.Listen.
+	// Listen opens TCP listeners; nil: inbound.Listen.
 	Listen func(network, address string) (net.Listener, error)
 
 	// Ready is called once, when every listener is open: those of the operator's
@@ -90,7 +91,7 @@ type Service struct {
 func New(ctx context.Context, o Options) (_ *Service, err error) {
 	s := &Service{options: o, config: o.Config, current: o.Config, log: o.Log}
 	if s.options.Listen == nil {
-		s.options.Listen = net.Listen
+		s.options.Listen = inbound.Listen
 	}
 	defer func() {
 		if err != nil {
@@ -277,6 +278,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, string) (broker.
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,
 		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
+		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
 		Checks: []server.Check{
 			{Name: "store", Check: s.store.Ping},

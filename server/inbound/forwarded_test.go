@@ -1,0 +1,110 @@
+package inbound
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestClient(t *testing.T) {
+	t.Parallel()
+	networks := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8:1::/48")}
+	const proxy, outside = "10.0.0.1", "192.0.2.9"
+	tests := []struct {
+		name, header, peer string
+		lines              []string
+		want               string // "": unknown; "bad": an error
+		forwarded          bool
+	}{
+		{"no header", Forwarded, proxy, nil, proxy, false},
+		{"header of an untrusted peer", Forwarded, outside, []string{"for=192.0.2.1"}, outside, false},
+		{"invalid header of an untrusted peer", Forwarded, outside, []string{`for="`}, outside, false},
+		{"header off", "", proxy, []string{"for=192.0.2.1"}, proxy, false},
+
+		{"address", Forwarded, proxy, []string{"for=192.0.2.1"}, "192.0.2.1", true},
+		{"port", Forwarded, proxy, []string{`for="192.0.2.1:4711"`}, "192.0.2.1", true},
+		{"hidden port", Forwarded, proxy, []string{`for="192.0.2.1:_x1"`}, "192.0.2.1", true},
+		{"IPv6", Forwarded, proxy, []string{`For="[2001:db8:2::17]:4711"`}, "2001:db8:2::17", true},
+		{"IPv4 in IPv6", Forwarded, proxy, []string{`for="[::ffff:192.0.2.1]"`}, "192.0.2.1", true},
+		{"further pairs", Forwarded, proxy, []string{`proto=https;for=192.0.2.1;host="a, for=192.0.2.7";by=_x`}, "192.0.2.1", true},
+		{"last untrusted hop", Forwarded, proxy, []string{"for=192.0.2.1, for=192.0.2.2, for=10.1.1.1", `for="[2001:db8:1::5]"`}, "192.0.2.2", true},
+		{"claims before it", Forwarded, proxy, []string{"for=10.0.0.7, for=192.0.2.2"}, "192.0.2.2", true},
+		{"proxies only", Forwarded, proxy, []string{"for=10.0.0.7, for=10.0.0.8"}, "10.0.0.7", true},
+		{"unknown", Forwarded, proxy, []string{"for=192.0.2.1, for=unknown"}, "", true},
+		{"hidden", Forwarded, proxy, []string{"for=192.0.2.1, for=_gazonk"}, "", true},
+		{"element without for", Forwarded, proxy, []string{"for=192.0.2.1, proto=https"}, "", true},
+		{"escaped", Forwarded, proxy, []string{`for="\1\9\2.0.2.1"`}, "192.0.2.1", true},
+
+		{"quotation mark of a client", Forwarded, proxy, []string{`for="192.0.2.66, for=192.0.2.1`}, "bad", true},
+		{"quotation marks that pair", Forwarded, proxy, []string{`for="192.0.2.66, for="[2001:db8:2::1]"`}, "bad", true},
+		{"repeated for", Forwarded, proxy, []string{"for=192.0.2.66;for=192.0.2.1"}, "bad", true},
+		{"IPv6 without brackets", Forwarded, proxy, []string{`for="2001:db8:2::17"`}, "2001:db8:2::17", true},
+		{"IPv6 as a token", Forwarded, proxy, []string{`for=[2001:db8:2::17]`}, "bad", true},
+		{"zone", Forwarded, proxy, []string{`for="[fe80::1%25lo]"`}, "bad", true},
+		{"name", Forwarded, proxy, []string{"for=client.acme.test"}, "bad", true},
+		{"empty", Forwarded, proxy, []string{""}, "bad", true},
+		{"empty element", Forwarded, proxy, []string{"for=192.0.2.1,"}, "bad", true},
+		{"equals sign missing", Forwarded, proxy, []string{"192.0.2.1"}, "bad", true},
+		{"control character", Forwarded, proxy, []string{"for=\"192.0.2.1\x01\""}, "bad", true},
+		{"too many hops", Forwarded, proxy, []string{strings.Repeat("for=10.0.0.7,", 32) + "for=10.0.0.7"}, "bad", true},
+		{"too long", Forwarded, proxy, []string{"for=192.0.2.1;x=" + strings.Repeat("y", 4096)}, "bad", true},
+
+		{"list", XForwardedFor, proxy, []string{"192.0.2.1, 192.0.2.2,10.1.1.1", " 2001:db8:1::5 "}, "192.0.2.2", true},
+		{"list with ports", XForwardedFor, proxy, []string{"192.0.2.1:80, [2001:db8:2::1]:80"}, "2001:db8:2::1", true},
+		{"list with a client's rubbish", XForwardedFor, proxy, []string{`"<>, for=, 192.0.2.1`}, "192.0.2.1", true},
+		{"list ends with rubbish", XForwardedFor, proxy, []string{`192.0.2.1, x`}, "bad", true},
+		{"list ends with nothing", XForwardedFor, proxy, []string{`192.0.2.1,`}, "bad", true},
+		{"list ends with unknown", XForwardedFor, proxy, []string{`192.0.2.1, unknown`}, "", true},
+		{"list with leading zeros", XForwardedFor, proxy, []string{`192.0.02.1`}, "bad", true},
+		{"list with a bad port", XForwardedFor, proxy, []string{`192.0.2.1:99999`}, "bad", true},
+		{"long list", XForwardedFor, proxy, []string{strings.Repeat("x,", 1000) + "192.0.2.1"}, "192.0.2.1", true},
+		{"other header", XForwardedFor, proxy, nil, proxy, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h := http.Header{"X-Real-Ip": {"192.0.2.99"}, "True-Client-Ip": {"192.0.2.99"}}
+			for _, name := range []string{Forwarded, XForwardedFor} {
+				if name == test.header || test.header == "" {
+					h[name] = test.lines
+				} else {
+					h.Set(name, "for=192.0.2.98")
+				}
+			}
+			if test.header == Forwarded {
+				h.Set(XForwardedFor, "192.0.2.98")
+			}
+			p := Proxies{networks, test.header}
+			got, forwarded, err := p.Client(netip.MustParseAddr(test.peer), h)
+			want, _ := netip.ParseAddr(test.want)
+			if (err != nil) != (test.want == "bad") || got != want || forwarded != test.forwarded {
+				t.Errorf("got %v %t %v, want %q %t", got, forwarded, err, test.want, test.forwarded)
+			}
+		})
+	}
+}
+
+// A client that puts anything in front of what the proxy appends never chooses the
+// address that counts.
+func FuzzClientCannotChooseItsAddress(f *testing.F) {
+	for _, claim := range []string{"", "for=192.0.2.66", `for="192.0.2.66`, `for="`, `a="\`, "for=10.0.0.7", `x="", for=10.0.0.7;y="`, ",", ";", "unknown", "for=192.0.2.66;ext="} {
+		f.Add(claim)
+	}
+	const client = "198.51.100.7"
+	f.Fuzz(func(t *testing.T, claim string) {
+		for header, appended := range map[string][]string{
+			Forwarded:     {"for=" + client, `for="` + client + `:4711"`, `proto=https;for="` + client + `:4711";host="b.test"`},
+			XForwardedFor: {client, client + ":4711"},
+		} {
+			p := Proxies{[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, header}
+			for _, last := range appended {
+				for _, lines := range [][]string{{claim + ", " + last}, {claim, last}} {
+					got, _, err := p.Client(netip.MustParseAddr("10.0.0.1"), http.Header{header: lines})
+					if err == nil && got.String() != client {
+						t.Errorf("%s: %q: got %v, want %s or an error", header, lines, got, client)
+					}
+				}
+			}
+		}
+	})
+}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"unicode/utf8"
@@ -165,11 +166,16 @@ func (c *codec) readString(key string) string {
 	if c.err != nil {
 		return ""
 	}
-	start, escaped := c.at, false
+	start, escaped, control, ascii := c.at, false, false, true
 	for c.at < len(c.buf) && c.buf[c.at] != '"' {
-		if c.buf[c.at] == '\\' {
+		switch b := c.buf[c.at]; {
+		case b == '\\':
 			escaped = true
 			c.at++
+		case b < ' ':
+			control = true
+		case b >= utf8.RuneSelf:
+			ascii = false
 		}
 		c.at++
 	}
@@ -180,7 +186,7 @@ func (c *codec) readString(key string) string {
 	raw := c.buf[start:c.at]
 	c.at++
 	if !escaped {
-		if !utf8.Valid(raw) || bytes.ContainsFunc(raw, func(r rune) bool { return r < ' ' }) {
+		if control || !ascii && !utf8.Valid(raw) {
 			c.fail(key, "not canonical text")
 		}
 		return string(raw)
@@ -191,4 +197,27 @@ func (c *codec) readString(key string) string {
 		c.fail(key, "not canonical text")
 	}
 	return s
+}
+
+// readOpening reads an opening in the form of appendOpenings.
+func (c *codec) readOpening() (o Opening) {
+	c.open()
+	salt := ""
+	if c.member("salt", true, 0) {
+		salt = c.readString("salt")
+	}
+	if len(salt) != hex.EncodedLen(len(o.Salt)) {
+		c.fail("salt", "not 16 bytes")
+		return o
+	}
+	if _, err := hex.Decode(o.Salt[:], []byte(salt)); err != nil {
+		c.fail("salt", "%w", err)
+	}
+	if !c.member("text", true, 0) {
+		c.fail("text", "missing")
+		return o
+	}
+	o.Text = c.readString("text")
+	c.close("opening")
+	return o
 }

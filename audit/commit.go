@@ -26,13 +26,28 @@ func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // UnmarshalText accepts only the output of MarshalText.
 func (d *Digest) UnmarshalText(text []byte) error {
-	if len(text) != hex.EncodedLen(len(d)) || bytes.ContainsAny(text, "ABCDEF") {
+	if len(text) != hex.EncodedLen(len(d)) {
 		return errDigest
 	}
-	if _, err := hex.Decode(d[:], text); err != nil {
-		return errDigest
+	for i := range d {
+		high, low := nibble(text[2*i]), nibble(text[2*i+1])
+		if high > 15 || low > 15 {
+			return errDigest
+		}
+		d[i] = high<<4 | low
 	}
 	return nil
+}
+
+// nibble returns the value of a lower-case hexadecimal digit, or a number above 15.
+func nibble(c byte) byte {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0'
+	case c >= 'a' && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 255
 }
 
 var errDigest = errors.New("a digest is 64 lower-case hexadecimal digits")
@@ -130,6 +145,49 @@ func appendOpenings(b []byte, openings map[string]Opening) []byte {
 		sep = ','
 	}
 	return append(b, '}')
+}
+
+// CheckStored checks openings in the form in which they are stored next to a leaf,
+// as DecodeOpenings and CheckOpenings do, and returns their number.
+func (r *Record) CheckStored(stored []byte) (int, error) {
+	if n, ok := r.checkCanonical(stored); ok {
+		return n, nil
+	}
+	openings, err := DecodeOpenings(stored)
+	if err == nil {
+		err = r.CheckOpenings(openings)
+	}
+	return len(openings), err
+}
+
+// checkCanonical checks openings in the form of appendOpenings, without building
+// maps. It reports false for every other form and for every mistake, about which
+// CheckStored knows more.
+func (r *Record) checkCanonical(stored []byte) (n int, ok bool) {
+	if len(stored) == 0 {
+		return 0, true
+	}
+	c := codec{mode: reading, buf: stored}
+	last := ""
+	for c.expect("", '{'); c.err == nil; n++ {
+		field := c.readString("field")
+		c.expect(field, ':')
+		o := c.readOpening()
+		if c.err != nil || field <= last || !r.opens(field, o) {
+			return 0, false
+		}
+		last = field
+		if c.at < len(stored) && stored[c.at] == '}' {
+			return n + 1, c.at+1 == len(stored)
+		}
+		c.expect(field, ',')
+	}
+	return 0, false
+}
+
+func (r *Record) opens(field string, o Opening) bool {
+	d := r.commitment(field)
+	return !d.IsZero() && o.Opens(d)
 }
 
 // DecodeOpenings decodes the openings that are stored next to a leaf. It returns

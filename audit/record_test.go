@@ -59,3 +59,30 @@ func TestTermsNameTheFlags(t *testing.T) {
 		}
 	}
 }
+
+// parseTime reads what time.Parse reads, and nothing else.
+func TestParseTime(t *testing.T) {
+	t.Parallel()
+	good := 0
+	for _, s := range []string{
+		"2026-11-28T23:59:59.999Z", "0001-01-01T00:00:00.000Z", "2024-02-29T12:00:00.123Z", "9999-12-31T23:59:59.999Z", "0000-01-01T00:00:00.001Z",
+		"2026-02-29T12:00:00.000Z", "2026-02-30T12:00:00.000Z", "2026-13-01T00:00:00.000Z", "2026-00-01T00:00:00.000Z", "2026-01-00T00:00:00.000Z",
+		"2026-01-01T24:00:00.000Z", "2026-01-01T00:60:00.000Z", "2026-01-01T00:00:60.000Z", "2026-01-01T00:00:00.00Z", "2026-01-01T00:00:00.0000Z",
+		"2026-01-01 00:00:00.000Z", "2026-01-01T00:00:00,000Z", "2026-01-01T00:00:00.000z", "+026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.00:Z", "2026-01-01T00:00:00./00Z", "",
+	} {
+		got, ok := parseTime(s)
+		want, err := time.Parse(TimeFormat, s)
+		if canonical := err == nil && want.Format(TimeFormat) == s; ok != canonical || ok && !got.Equal(want) {
+			t.Errorf("%q: got %v %v, want %v, %v", s, got, ok, want, err)
+		}
+		if ok {
+			good++
+			if got.Location() != time.UTC {
+				t.Errorf("%q: got location %v", s, got.Location())
+			}
+		}
+	}
+	if good != 5 {
+		t.Errorf("got %d times, want 5", good)
+	}
+}

@@ -242,11 +242,40 @@ func (c *codec) writeTime(key string, t time.Time) {
 
 func (c *codec) readTime(key string) time.Time {
 	s := c.readString(key)
+	if t, ok := parseTime(s); ok {
+		return t
+	}
 	t, err := time.Parse(TimeFormat, s)
 	if err != nil || t.Format(TimeFormat) != s {
 		c.fail(key, "%q is not a time in the format %s", s, TimeFormat)
 	}
 	return t
+}
+
+// parseTime reads a time in TimeFormat. It is several times as fast as time.Parse,
+// and reports false for every text that needs a closer look.
+func parseTime(s string) (time.Time, bool) {
+	const zeros = "0000-00-00T00:00:00.000Z"
+	if len(s) != len(zeros) {
+		return time.Time{}, false
+	}
+	var numbers [7]int
+	field := 0
+	for i := range len(zeros) {
+		switch digit := s[i] - '0'; {
+		case zeros[i] != '0' && s[i] != zeros[i] || zeros[i] == '0' && digit > 9:
+			return time.Time{}, false
+		case zeros[i] == '0':
+			numbers[field] = 10*numbers[field] + int(digit)
+		default:
+			field++
+		}
+	}
+	t := time.Date(numbers[0], time.Month(numbers[1]), numbers[2], numbers[3], numbers[4], numbers[5], numbers[6]*int(time.Millisecond), time.UTC)
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	exists := [6]int{year, int(month), day, hour, minute, second} == [6]int(numbers[:6]) // Date normalizes February 30
+	return t, exists
 }
 
 func (c *codec) version(key string) {

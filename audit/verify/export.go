@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strconv"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"accessbroker.internal/audit"
 )
@@ -118,22 +121,79 @@ func (f *ExportFile) Header(context.Context) (audit.Header, error) { return f.he
 // Items implements audit.Source.
 func (f *ExportFile) Items(ctx context.Context) iter.Seq2[audit.Item, error] {
 	return func(yield func(audit.Item, error) bool) {
-		for n := int64(0); f.lines.Scan(); n++ {
-			var line exportLine
-			err := ctx.Err()
+		n := int64(0)
+		for line, err := range f.rawLines(ctx) {
+			item := audit.Item{}
 			if err == nil {
-				err = strict(f.lines.Bytes(), &line)
+				item, err = parseLine(line, n)
 			}
-			if err != nil {
-				yield(audit.Item{}, fmt.Errorf("reading the line of record %d: %w", n, err))
+			if !yield(item, err) || err != nil {
 				return
 			}
-			if !yield(audit.Item{Index: line.Index, Leaf: line.Leaf, Hashes: line.Hash[:], Openings: line.Openings}, nil) {
+			n++
+		}
+	}
+}
+
+// rawLines returns the lines after the header. A line is valid until the next one is
+// read. The sequence ends after the first error.
+func (f *ExportFile) rawLines(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for n := int64(0); f.lines.Scan(); n++ {
+			if err := ctx.Err(); err != nil {
+				yield(nil, lineError(n, err))
+				return
+			}
+			if !yield(f.lines.Bytes(), nil) {
 				return
 			}
 		}
 		if err := f.lines.Err(); err != nil {
-			yield(audit.Item{}, fmt.Errorf("reading the export: %w", err))
+			yield(nil, fmt.Errorf("reading the export: %w", err))
 		}
 	}
+}
+
+func lineError(n int64, err error) error {
+	return fmt.Errorf("reading the line of record %d: %w", n, err)
+}
+
+// parseLine decodes the line of a record, of which n are before it. The item shares
+// the bytes of the line.
+func parseLine(line []byte, n int64) (audit.Item, error) {
+	var parsed exportLine
+	if err := strict(line, &parsed); err != nil {
+		return audit.Item{}, lineError(n, err)
+	}
+	return audit.Item{Index: parsed.Index, Leaf: parsed.Leaf, Hashes: parsed.Hash[:], Openings: parsed.Openings}, nil
+}
+
+// splitLine splits a line that has exactly the form of appendLine. It does not check
+// that the leaf and the openings are JSON, so the caller must decode both. It reports
+// false for every other form, which parseLine can read.
+func splitLine(line []byte) (item audit.Item, ok bool) {
+	rest, ok1 := bytes.CutPrefix(line, []byte(`{"index":`))
+	digits, rest, ok2 := bytes.Cut(rest, []byte(`,"hash":"`))
+	if !ok1 || !ok2 || len(digits) > 18 || len(rest) < 2*tlog.HashSize {
+		return item, false
+	}
+	index, err := strconv.ParseUint(string(digits), 10, 63)
+	if err != nil || strconv.FormatUint(index, 10) != string(digits) {
+		return item, false
+	}
+	var hash audit.Digest
+	if hash.UnmarshalText(rest[:2*tlog.HashSize]) != nil {
+		return item, false
+	}
+	rest, ok1 = bytes.CutPrefix(rest[2*tlog.HashSize:], []byte(`","leaf":`))
+	rest, ok2 = bytes.CutSuffix(rest, []byte("}"))
+	if !ok1 || !ok2 {
+		return item, false
+	}
+	// Inside a string, the quotes of this separator would be escaped.
+	leaf, openings, some := bytes.Cut(rest, []byte(`,"openings":`))
+	if some && len(openings) == 0 {
+		return item, false
+	}
+	return audit.Item{Index: int64(index), Leaf: leaf, Hashes: hash[:], Openings: openings}, true
 }

@@ -107,10 +107,11 @@ type testLog struct {
 
 func (m *testLog) append(leaf, openings []byte) {
 	var row []byte
+	index := m.tree.Size()
 	for _, h := range m.tree.Append(audit.Digest(tlog.RecordHash(leaf))) {
 		row = append(row, h[:]...)
 	}
-	m.items = append(m.items, audit.Item{Index: int64(len(m.items)), Leaf: leaf, Hashes: row, Openings: openings})
+	m.items = append(m.items, audit.Item{Index: index, Leaf: leaf, Hashes: row, Openings: openings})
 }
 
 func (m *testLog) sign(t testing.TB) []byte {

@@ -18,6 +18,7 @@ type requestState struct {
 	people   ring                // requests that need approvals or reviews
 	policy   ring                // all others
 	now      time.Time           // time of the current record
+	terms    *audit.Digest       // of the current record's request, if they are known
 
 	// A log that continues another one may have records about requests of the
 	// earlier log, until the time of inherited. Reviews have no such limit.
@@ -107,8 +108,8 @@ func (s *requestState) create(r *audit.Record) string {
 		return "the request already exists"
 	case d == nil || !d.Permit:
 		return "policy did not permit the request"
-	case f.Sum(r.Caller.ID, d) != f.Digest:
-		return "its digest, which approvers see and sign, does not match its contents: their digest is " + f.Sum(r.Caller.ID, d).String()
+	case s.sum(r) != f.Digest:
+		return "its digest, which approvers see and sign, does not match its contents: their digest is " + s.sum(r).String()
 	case f.BreakGlass && len(d.Review) == 0:
 		return "it is a break-glass request that requires no review"
 	}
@@ -132,6 +133,14 @@ func (s *requestState) create(r *audit.Record) string {
 	s.drop(recent.add(f.ID, s.needed))
 	s.requests[f.ID] = q
 	return ""
+}
+
+// sum returns the digest of the contents of the record's request.
+func (s *requestState) sum(r *audit.Record) audit.Digest {
+	if s.terms != nil {
+		return *s.terms
+	}
+	return r.Request.Sum(r.Caller.ID, r.Decision)
 }
 
 // needed reports whether the log may still have records about a request.

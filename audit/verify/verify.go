@@ -44,11 +44,11 @@ func Verify(ctx context.Context, src audit.Source, opts Options) (*Report, error
 	}
 	v.openCheckpoints(slices.Concat(h.Checkpoints, opts.Checkpoints))
 	v.compareCheckpoints(0)
-	for item, err := range src.Items(ctx) {
-		if err != nil {
-			return &v.report, fmt.Errorf("verifying the log: %w", err)
+	for p := range prepareAll(ctx, src) {
+		if p.read != nil {
+			return &v.report, fmt.Errorf("verifying the log: %w", p.read)
 		}
-		v.item(&item)
+		v.item(p)
 		if opts.Progress != nil && v.tree.Size()%progressInterval == 0 {
 			opts.Progress(v.tree.Size())
 		}
@@ -117,24 +117,24 @@ func (v *verification) compareCheckpoints(size int64) {
 	}
 }
 
-func (v *verification) item(it *audit.Item) {
+func (v *verification) item(p *prepared) {
 	index := v.tree.Size()
 	last := v.current.Time
-	r, err := audit.Decode(it.Leaf)
-	v.current = r
-	if it.Index != index {
-		v.problem(index, "the record at this place has the index %d: records are missing, duplicated or out of order", it.Index)
+	v.current = p.record
+	if p.Index != index {
+		v.problem(index, "the record at this place has the index %d: records are missing, duplicated or out of order", p.Index)
 	}
-	genuine := v.hashes(index, it)
+	genuine := v.hashes(index, p)
 	switch {
-	case err != nil:
-		v.problem(index, "%v", err)
+	case p.leaf != nil:
+		v.problem(index, "%v", p.leaf)
 		v.current.Time = last
 	case !genuine:
 		v.current.Time = last // don't compare a changed record with the others
 	default:
-		v.record(index, &r, last)
-		v.openings(index, &r, it.Openings)
+		v.requests.terms = p.terms
+		v.record(index, &p.record, last)
+		v.openings(index, p)
 	}
 	v.compareCheckpoints(v.tree.Size())
 }
@@ -143,8 +143,8 @@ func (v *verification) item(it *audit.Item) {
 // the stored ones, and adds them to the tree. It reports whether the leaf matches
 // its stored hash. After a mismatch it continues with the stored hashes: if those
 // lead to the signed root, only this record was changed.
-func (v *verification) hashes(index int64, it *audit.Item) (genuine bool) {
-	own := audit.Digest(tlog.RecordHash(it.Leaf))
+func (v *verification) hashes(index int64, it *prepared) (genuine bool) {
+	own := it.hash
 	stored := own
 	if len(it.Hashes) >= len(stored) {
 		stored = audit.Digest(it.Hashes[:len(stored)])
@@ -155,7 +155,7 @@ func (v *verification) hashes(index int64, it *audit.Item) (genuine bool) {
 	nodes := v.tree.Append(stored)
 	switch len(it.Hashes) {
 	case len(nodes) * tlog.HashSize:
-		v.nodes(index, it, nodes)
+		v.nodes(index, &it.Item, nodes)
 	case 0, tlog.HashSize: // an export has at most the hash of the leaf
 	default:
 		v.problem(index, "its row has %d bytes of hashes, but needs %d: hashes were removed or added", len(it.Hashes), len(nodes)*tlog.HashSize)
@@ -206,16 +206,12 @@ func (v *verification) record(index int64, r *audit.Record, last time.Time) {
 	}
 }
 
-func (v *verification) openings(index int64, r *audit.Record, stored []byte) {
-	openings, err := audit.DecodeOpenings(stored)
-	if err == nil {
-		err = r.CheckOpenings(openings)
-	}
-	if err != nil {
-		v.problem(index, "%v", err)
+func (v *verification) openings(index int64, p *prepared) {
+	if p.texts != nil {
+		v.problem(index, "%v", p.texts)
 		return
 	}
-	v.report.Opened += int64(len(openings))
+	v.report.Opened += int64(p.opened)
 }
 
 // finish compares the whole tree with the header and the remaining checkpoints.

@@ -69,11 +69,15 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 		done; \
 	done
 
-# The packages whose tests kill processes, lose answers, race or draw at random.
-# A failure prints the seed of the shuffled order and of the test.
-SOAK ?= 30m
+# The packages whose tests kill processes, lose answers, race or draw at random, and
+# the crash loop: a broker under load is killed, suspended, loses its disk and its
+# database, for CRASH_LOOP (5m) in each round. A failure prints the seed of the
+# shuffled order and of the test.
+SOAK       ?= 30m
+CRASH_LOOP ?= 5m
 soak: ## repeat the tests that draw at random, shuffled, with the race detector, for SOAK (30m)
-	@timeout $(SOAK) sh -c 'n=0; while $(GO) test -race -shuffle=on -count=1 ./broker/... ./store/... ./audit/... ./policy/... ./issuers/...; do \
+	@timeout $(SOAK) sh -c 'n=0; while $(GO) test -race -shuffle=on -count=1 ./broker/... ./store/... ./audit/... ./policy/... ./issuers/... && \
+		(cd e2e && CRASH_LOOP=$(CRASH_LOOP) $(GO) test -count=1 -timeout 0 -run "^TestCrashLoop\$$" .); do \
 		n=$$((n+1)); echo "soak: run $$n passed"; done; exit 1'; \
 	status=$$?; if [ $$status -eq 124 ]; then echo "soak: $(SOAK) without a failure"; else exit $$status; fi
 

@@ -57,7 +57,8 @@ def assertion(client, method, uri, headers, body):
 attempt("oauth", lambda: validate(AuthorizationServerMetadata, "/.well-known/oauth-authorization-server"))
 attempt("openid", lambda: validate_openid("/.well-known/openid-configuration"))
 
-session = OAuth2Session(sys.argv[2], token_endpoint_auth_method="spiffe", scope="tickets:read")
+session = OAuth2Session(sys.argv[2], token_endpoint_auth_method="spiffe",
+                        revocation_endpoint_auth_method="spiffe", scope="tickets:read")
 session.verify, session.trust_env = False, False
 session.register_client_auth_method(("spiffe", assertion))
 token = {}

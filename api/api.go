@@ -323,7 +323,8 @@ type Identity struct {
 	TrustDomain string   `json:"trust_domain,omitempty"`
 	Team        string   `json:"team,omitempty"`
 	Accountable []string `json:"accountable,omitempty"`
-	Blocked     bool     `json:"blocked,omitempty"` // by the kill switch: nothing is issued
+	Accounts    []string `json:"accounts,omitempty"` // all accounts of a person who has several
+	Blocked     bool     `json:"blocked,omitempty"`  // by the kill switch: nothing is issued
 	Proof       Proof    `json:"proof"`
 }
 

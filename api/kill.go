@@ -38,6 +38,7 @@ type KillPreview struct {
 	WorkUntil   time.Time      `json:"work_until,omitzero"` // the latest expiry of the other irrevocable ones
 	More        bool           `json:"more,omitempty"`      // one call did not cover all leases: repeat it
 	Hits        []KillHit      `json:"hits,omitempty"`      // the newest leases, at most 50
+	Accounts    []string       `json:"accounts,omitempty"`  // all accounts of the selected person, who has several
 	Unmatched   bool           `json:"unmatched,omitempty"` // the selector matches no live lease, no request and no name in the rules
 	Near        string         `json:"near,omitempty"`      // of Unmatched: a similar name
 	Digest      string         `json:"preview_digest"`

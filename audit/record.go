@@ -105,6 +105,13 @@ type Party struct {
 	Proof   Digest    // SHA-256 of the leaf certificate (DER) or of the token; zero: no proof
 	Expires time.Time // expiry of the proof; zero: no proof
 	Actors  []string  // the chain of actors, outermost first
+
+	// Accounts are all accounts of a person who has several, under the rules in force. Two
+	// parties with an account in common are one person.
+	Accounts []string
+
+	// Also are other proofs of this identity in the same call, as "<method> <SHA-256>".
+	Also []string
 }
 
 // RequestFacts describe a request.

@@ -7,8 +7,10 @@ import "time"
 // fits into a leaf.
 const (
 	maxID          = 2048 // a SPIFFE ID (SPIFFE-ID, section 2.3)
-	maxActors      = 2900
+	maxActors      = 2100 // the longest SPIFFE ID fits
 	maxAccountable = 2048 // about 100 people
+	maxAccounts    = 768  // of one person
+	maxAlso        = 256  // three proofs
 	maxScopes      = 4300 // 32 of 128 characters
 	maxPolicies    = 5120
 	maxGroups      = 1024
@@ -60,7 +62,9 @@ func (r *Record) fields(c *codec) {
 }
 
 func (p *Party) fields(c *codec) {
+	c.texts("accounts", &p.Accounts, maxAccounts)
 	c.texts("actors", &p.Actors, maxActors)
+	c.texts("also", &p.Also, maxAlso)
 	c.time("expires", &p.Expires)
 	c.text("id", &p.ID, maxID)
 	c.text("kind", &p.Kind, maxWord)

@@ -159,7 +159,7 @@ func (b *Broker) PrepareVote(ctx context.Context, caller Caller, id RequestID, v
 	if err != nil {
 		return nil, err
 	}
-	r, rules, err := b.requestToDecide(ctx, caller, id)
+	r, rules, err := b.requestToDecide(ctx, &caller, id)
 	if err != nil {
 		return nil, err
 	}

@@ -16,8 +16,9 @@ const ClaimsFor = 15 * time.Minute
 // its requester, and those accountable for the requester when it was filed or
 // now. Policy cannot lift this.
 func (r *Request) conflictOfInterest(rules *Rules, person string) bool {
-	return person == r.Requester.ID || slices.Contains(r.Requester.Accountable, person) ||
-		slices.Contains(rules.WithLabels(r.Requester).Accountable, person)
+	people := rules.People
+	return people.Same(person, r.Requester.ID) || r.Requester.Is(person) || people.Contains(r.Requester.Accountable, person) ||
+		people.Contains(rules.WithLabels(r.Requester).Accountable, person)
 }
 
 // team returns the listed members of the requester's team. known is false if
@@ -63,7 +64,7 @@ func (b *Broker) checkQuorum(ctx context.Context, rules *Rules, r *Request, need
 		if i == maxCandidates {
 			return nil
 		}
-		d, err := b.decideQuery(ctx, rules, r.approvalQuery(rules, listedPerson(a.Person)), now)
+		d, err := b.decideApproval(ctx, rules, r, rules.WithLabels(listedPerson(a.Person)), now)
 		if err != nil {
 			return err
 		}
@@ -91,10 +92,10 @@ func (r *Request) closedGroups(rules *Rules, needs []ApprovalNeed) (closed []App
 		}
 		closed = append(closed, need)
 		for _, person := range members {
-			if r.conflictOfInterest(rules, person) || r.Decision.Obligations.ExcludeTeam && slices.Contains(team, person) {
+			if r.conflictOfInterest(rules, person) || r.Decision.Obligations.ExcludeTeam && rules.People.Contains(team, person) {
 				continue
 			}
-			i := slices.IndexFunc(all, func(a Approval) bool { return a.Person == person })
+			i := slices.IndexFunc(all, func(a Approval) bool { return rules.People.Same(a.Person, person) })
 			if i < 0 {
 				i, all = len(all), append(all, Approval{Person: person, Approve: true})
 			}
@@ -131,7 +132,7 @@ func (r *Request) groupsOf(rules *Rules, who Identity, needs []ApprovalNeed) (gr
 	listed, byClaim := rules.Policy.Groups(who)
 	for _, need := range needs {
 		switch {
-		case need.Group == GroupManager && slices.Contains(r.manager(), who.ID), slices.Contains(listed, need.Group):
+		case need.Group == GroupManager && rules.People.Contains(r.manager(), who.ID), slices.Contains(listed, need.Group):
 			groups = append(groups, need.Group)
 		case slices.Contains(byClaim, need.Group):
 			groups, claimed = append(groups, need.Group), true
@@ -145,7 +146,6 @@ func (r *Request) groupsOf(rules *Rules, who Identity, needs []ApprovalNeed) (gr
 // are refused. A listed member can vote while the provider is down.
 func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules, r *Request, needs []ApprovalNeed) ([]string, error) {
 	groups, claimed := r.groupsOf(rules, caller.Subject, needs)
-	listed, byClaim := rules.Policy.Groups(caller.Subject)
 	_, known := r.team(rules)
 	excluded := r.Decision.Obligations.ExcludeTeam
 	byProvider := claimed || len(groups) == 0 || excluded && rules.Groups[r.Requester.Team].Claimed
@@ -157,10 +157,10 @@ func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules,
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
 		return nil, refuse(ErrNotApprover, "you are in none of the approving groups")
-	case excluded && (!known || slices.Contains(append(listed, byClaim...), r.Requester.Team)):
+	case excluded && (!known || slices.Contains(rules.groupsOfPerson(caller.Subject), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy excludes members of the requester's team")
 	}
-	d, err := b.decideQuery(ctx, rules, r.approvalQuery(rules, caller.Subject), caller.At)
+	d, err := b.decideApproval(ctx, rules, r, caller.Subject, caller.At)
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +168,33 @@ func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules,
 		return nil, &Refusal{Err: ErrNotApprover, Detail: "policy forbids you to approve this", Reasons: d.Reasons, DeniedBy: DeniedByPolicy, RequestID: r.ID}
 	}
 	return groups, nil
+}
+
+// decideApproval decides whether policy lets a person decide on the request. What policy
+// forbids to one account of a person, it forbids to all of them.
+func (b *Broker) decideApproval(ctx context.Context, rules *Rules, r *Request, who Identity, now time.Time) (Decision, error) {
+	d, err := b.decideQuery(ctx, rules, r.approvalQuery(rules, who), now)
+	for _, account := range who.Accounts {
+		if err != nil || !d.Permit {
+			break
+		}
+		if account != who.ID {
+			d, err = b.decideQuery(ctx, rules, r.approvalQuery(rules, listedPerson(account)), now)
+		}
+	}
+	return d, err
+}
+
+// groupsOfPerson returns the groups that have the person, with any account. The claims of
+// the other accounts are not known.
+func (r *Rules) groupsOfPerson(who Identity) []string {
+	listed, claimed := r.Policy.Groups(who)
+	groups := append(listed, claimed...)
+	for _, account := range who.Accounts {
+		more, _ := r.Policy.Groups(listedPerson(account))
+		groups = append(groups, more...)
+	}
+	return groups
 }
 
 // ClaimsAge returns the age of the person's claims, and whether they are stale:
@@ -202,7 +229,7 @@ func (b *Broker) Vote(ctx context.Context, caller Caller, id RequestID, v Vote) 
 }
 
 func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vote, c clock) (*Request, error) {
-	r, rules, err := b.requestToDecide(ctx, caller, id)
+	r, rules, err := b.requestToDecide(ctx, &caller, id)
 	if err != nil {
 		return nil, err
 	}
@@ -234,18 +261,24 @@ func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vo
 var errUnsigned = refuse(ErrSignatureRequired, "sign with your passkey in the browser: policy requires it")
 
 // requestToDecide returns a request that the caller may see, and the rules by
-// which to decide on it.
-func (b *Broker) requestToDecide(ctx context.Context, caller Caller, id RequestID) (*Request, *Rules, error) {
+// which to decide on it. It labels the caller, and links the accounts of those who
+// decided before.
+func (b *Broker) requestToDecide(ctx context.Context, caller *Caller, id RequestID) (*Request, *Rules, error) {
 	rules := b.rules.Load()
-	r, err := b.Request(ctx, caller, id)
-	return r, rules, err
+	*caller = caller.labelled(rules)
+	r, err := b.Request(ctx, *caller, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.link(rules.People)
+	return r, rules, nil
 }
 
 // approval turns a vote into an approval, or refuses an invalid vote.
 func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlement) (Approval, error) {
 	o := r.Decision.Obligations
 	a := Approval{
-		Person: caller.Subject.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(),
+		Person: caller.Subject.ID, Accounts: caller.Subject.Accounts, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(),
 		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: caller.At,
 	}
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
@@ -376,7 +409,7 @@ func (v *ballot) verify(tx Tx, challenge challenge) error {
 // waiting returns the keys of the rows that exist because the request is
 // pending.
 func (r *Request) waiting() []Key {
-	return []Key{r.ID, pendingKey(r.Requester.ID), AskKey(r.askDigest())}
+	return []Key{r.ID, pendingKey(r.Requester), AskKey(r.askDigest())}
 }
 
 // checkPending refuses a vote on a request that is no longer pending. The row
@@ -401,7 +434,7 @@ func (r *Request) isOpen(now time.Time) bool {
 // leavePending releases the place that a pending request had. The row of the
 // open ask lasts as long as the grant, so that an identical ask reuses it.
 func leavePending(tx Tx, r *Request, now time.Time) error {
-	c, err := counter(tx, pendingKey(r.Requester.ID))
+	c, err := counter(tx, pendingKey(r.Requester))
 	if err != nil {
 		return err
 	}

@@ -254,7 +254,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	r.Status, r.Version = RequestPending, 1
 	r.Lapses = now.Add(r.Waits())
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
-	count := pendingKey(r.Requester.ID)
+	count := pendingKey(r.Requester)
 	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks), f.record(), func(tx Tx) error {
 		if err := CheckBlocks(tx, blocks); err != nil {
 			return err

@@ -51,7 +51,17 @@ func (b *Broker) Block(ctx context.Context, caller Caller, s Selector, reason st
 
 // Lift lifts a block. It returns ErrNotFound if there is none.
 func (b *Broker) Lift(ctx context.Context, caller Caller, s Selector, reason string) error {
-	return b.setBlock(ctx, caller, s, reason, blockLifted)
+	err := b.setBlock(ctx, caller, s, reason, blockLifted)
+	if !isNotFound(err) {
+		return err
+	}
+	blocks, blocksErr := b.blocksInForce(ctx)
+	for _, account := range b.rules.Load().People.Accounts(s.Holder) {
+		if blocksErr == nil && blocks[BlockKey{"holder", account}] {
+			return refuse(ErrNotFound, fmt.Sprintf("holder %s is not blocked, but another account of the same person is: lift the block on %s", s.Holder, account))
+		}
+	}
+	return err
 }
 
 func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason string, to blockState) error {
@@ -173,7 +183,7 @@ func (b *Broker) resumeForever(ctx context.Context) {
 // single entitlements.
 func (b *Broker) Blocked(ctx context.Context, caller Caller) (bool, error) {
 	blocks, err := b.blocksInForce(ctx)
-	return blocks.hit(caller.Subject, nil), err
+	return blocks.hit(b.rules.Load().WithLabels(caller.Subject), nil), err
 }
 
 // A blockSet is the set of blocks in force, for display only. Issuing checks
@@ -241,11 +251,16 @@ func targetNames(names iter.Seq[string]) []string {
 	return list[:min(len(list), maxTargets)]
 }
 
-// blockKeys returns the key of every block that would refuse an identity or an
-// entitlement, each a BlockKey.
+// blockKeys returns the key of every block that would refuse an identity, with its
+// labels, or an entitlement, each a BlockKey.
 func blockKeys(who Identity, e *Entitlement) []Key {
-	list := make([]Key, 0, len(who.Paths)+4)
+	list := make([]Key, 0, len(who.Paths)+len(who.Accounts)+4)
 	list = append(list, BlockKey{"holder", who.ID}, BlockKey{"trust_domain", who.TrustDomain})
+	for _, account := range who.Accounts { // a block of one account blocks the person
+		if account != who.ID {
+			list = append(list, BlockKey{"holder", account})
+		}
+	}
 	for _, p := range who.Paths {
 		list = append(list, BlockKey{"under", p})
 	}

@@ -33,7 +33,7 @@ const (
 // An Identity is a proven caller. Only package attest makes one from a proof.
 // The zero Identity is not a caller and has no rights.
 //
-// The labels (Kind agent, Team, Accountable) come from the rules that decide,
+// The labels (Kind agent, Team, Accountable, Accounts) come from the rules that decide,
 // not from attest, so that a decision and the revision that it names always
 // match.
 type Identity struct {
@@ -44,7 +44,9 @@ type Identity struct {
 	Proof       Proof
 	Team        string
 	Accountable []string // people accountable for a workload
+	Accounts    []string // all accounts of a person who has several, the main one first
 	Person      *Person  // of KindPerson only
+	Also        []string // other proofs of this identity in the same call, as "<method> <SHA-256>"
 }
 
 // A Person is what an OpenID provider asserts about a person. Only groups.yaml
@@ -119,7 +121,7 @@ func (who Identity) Party() *audit.Party {
 	if who.Kind == KindNone {
 		return nil
 	}
-	return &audit.Party{ID: who.ID, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
+	return &audit.Party{ID: who.ID, Accounts: who.Accounts, Also: who.Also, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
 // A clock returns the current time in a call that began at a given time.

@@ -47,7 +47,7 @@ func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, e
 	voter := newVoter(rules, caller.Subject)
 	in := &Inbox{More: more}
 	for _, r := range list {
-		if caller.At.Before(r.Lapses) && voter.mayDecide(r, r.Decision.Obligations.Approvals) && !hasDecided(caller.Subject, r.Approvals) {
+		if caller.At.Before(r.Lapses) && voter.mayDecide(r, r.Decision.Obligations.Approvals) && !hasDecided(voter.who, r.Approvals) {
 			in.Waiting = append(in.Waiting, r)
 		}
 	}
@@ -146,13 +146,18 @@ type voter struct {
 	rules  *Rules
 	who    Identity
 	groups map[string]bool
+	teams  map[string]bool // the groups of all accounts of the person
 }
 
 func newVoter(rules *Rules, who Identity) *voter {
+	who = rules.WithLabels(who)
 	listed, claimed := rules.Policy.Groups(who)
-	v := &voter{rules, who, map[string]bool{}}
+	v := &voter{rules, who, map[string]bool{}, map[string]bool{}}
 	for _, g := range append(listed, claimed...) {
 		v.groups[g] = true
+	}
+	for _, g := range rules.groupsOfPerson(who) {
+		v.teams[g] = true
 	}
 	return v
 }
@@ -162,9 +167,9 @@ func newVoter(rules *Rules, who Identity) *voter {
 // of the claims.
 func (v *voter) mayDecide(r *Request, needs []ApprovalNeed) bool {
 	asked := slices.ContainsFunc(needs, func(n ApprovalNeed) bool {
-		return v.groups[n.Group] || n.Group == GroupManager && slices.Contains(r.manager(), v.who.ID)
+		return v.groups[n.Group] || n.Group == GroupManager && v.rules.People.Contains(r.manager(), v.who.ID)
 	})
-	return asked && !(r.Decision.Obligations.ExcludeTeam && v.groups[r.Requester.Team]) && !r.conflictOfInterest(v.rules, v.who.ID)
+	return asked && !(r.Decision.Obligations.ExcludeTeam && v.teams[r.Requester.Team]) && !r.conflictOfInterest(v.rules, v.who.ID)
 }
 
 // CanDecide reports whether the person may vote on the request, or review it,
@@ -175,13 +180,9 @@ func (b *Broker) CanDecide(caller Caller, r *Request) (vote, review bool) {
 		return false, false
 	}
 	v, o := newVoter(rules, caller.Subject), r.Decision.Obligations
-	vote = r.State(caller.At) == RequestPending && v.mayDecide(r, o.Approvals) && !hasDecided(caller.Subject, r.Approvals)
-	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.mayDecide(r, o.Review) && !hasDecided(caller.Subject, r.Verdicts)
+	vote = r.State(caller.At) == RequestPending && v.mayDecide(r, o.Approvals) && !hasDecided(v.who, r.Approvals)
+	review = !r.ReviewDue.IsZero() && r.Reviewed.IsZero() && v.mayDecide(r, o.Review) && !hasDecided(v.who, r.Verdicts)
 	return vote, review
-}
-
-func hasDecided(who Identity, said []Approval) bool {
-	return slices.ContainsFunc(said, func(a Approval) bool { return a.Person == who.ID })
 }
 
 // A RequestHistory counts a requester's earlier requests for one entitlement.
@@ -193,29 +194,35 @@ type RequestHistory struct {
 // historyPeriod is how far back RequestHistory reads.
 const historyPeriod = 30 * 24 * time.Hour
 
-// RequestHistory returns what the requester asked for in the 30 days before the
-// request, by entitlement. partial reports that there may be more.
+// RequestHistory returns what the requester asked for, with any account, in the 30
+// days before the request, by entitlement. partial reports that there may be more.
 func (b *Broker) RequestHistory(ctx context.Context, caller Caller, r *Request) (past []RequestHistory, partial bool, err error) {
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return nil, false, err
 	}
 	by := map[string]*RequestHistory{}
 	err = b.cfg.Store.View(ctx, func(tx Tx) error {
-		page, next, err := tx.Requests(RequestQuery{Requester: r.Requester.ID, Now: caller.At, Before: r.ID, Limit: pageMax})
-		partial = !next.IsZero()
-		for _, p := range page {
-			if p.Created.Before(r.Created.Add(-historyPeriod)) {
-				partial = false
-				break
+		for _, account := range b.rules.Load().People.Accounts(r.Requester.ID) {
+			page, next, err := tx.Requests(RequestQuery{Requester: account, Now: caller.At, Before: r.ID, Limit: pageMax})
+			if err != nil {
+				return err
 			}
-			of := by[p.Entitlement]
-			if of == nil {
-				of = &RequestHistory{Entitlement: p.Entitlement}
-				by[p.Entitlement] = of
+			more := !next.IsZero()
+			for _, p := range page {
+				if p.Created.Before(r.Created.Add(-historyPeriod)) {
+					more = false
+					break
+				}
+				of := by[p.Entitlement]
+				if of == nil {
+					of = &RequestHistory{Entitlement: p.Entitlement}
+					by[p.Entitlement] = of
+				}
+				of.add(p.State(caller.At))
 			}
-			of.add(p.State(caller.At))
+			partial = partial || more
 		}
-		return err
+		return nil
 	})
 	for _, name := range slices.Sorted(maps.Keys(by)) {
 		past = append(past, *by[name])

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"slices"
-	"strings"
 )
 
 // An Introspection describes an active token.
@@ -54,8 +53,11 @@ func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 // blocked reports whether the holder or the entitlement of a lease is blocked.
 // An error counts as blocked.
 func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
-	domain, _, _ := strings.Cut(strings.TrimPrefix(l.Holder, "spiffe://"), "/")
-	who := Identity{ID: l.Holder, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
+	who := Identity{ID: l.Holder, Kind: KindPerson}
+	if domain, _, err := ParseSPIFFEID(l.Holder); err == nil {
+		who = Identity{ID: l.Holder, Kind: KindWorkload, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
+	}
+	who = b.rules.Load().WithLabels(who)
 	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blockKeys(who, e)) })
 }
 

@@ -147,7 +147,7 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 func (c *collection) reads() []Key {
 	list := append(make([]Key, 0, len(c.blocks)+4), RevisionKey{}) // room for the usual rows
 	list = append(list, c.key.reads()...)
-	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject.ID, c.e.Name))...)
+	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject, c.e.Name))...)
 	list = append(list, c.blocks...)
 	if !c.new {
 		list = append(list, c.request.ID)
@@ -192,7 +192,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 		return err
 	}
 	free := ended && repeats <= freeRepeats
-	if err := takeLimits(tx, c.decision.Obligations, l, free, c.caller.At); err != nil {
+	if err := takeLimits(tx, c.decision.Obligations, c.caller.Subject, l, free, c.caller.At); err != nil {
 		return err
 	}
 	tx.Put(l)

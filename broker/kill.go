@@ -22,6 +22,7 @@ type Preview struct {
 	Beyond      int          // other leases that their issuers end together with these (see Entitlement.Shares)
 	More        bool         // more leases are selected than one call handles: call again
 	Hits        []*Lease     // the newest selected leases, at most maxHits
+	Accounts    []string     // all accounts of the selected person, who has several
 	Unmatched   bool         // the selector matches no lease, no request and no name in the rules
 	Near        string       // of Unmatched: a similar name that the broker knows; may be empty
 	Digest      audit.Digest // of exactly the selected leases
@@ -79,7 +80,11 @@ func (b *Broker) selectLeases(ctx context.Context, s Selector, now time.Time) (*
 	_, _ = digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
 	var ids []LeaseID
 	byEntitlement := map[string]int{}
-	for _, q := range s.queries(now) {
+	people := b.rules.Load().People
+	if accounts := people.Accounts(s.Holder); len(accounts) > 1 {
+		p.Accounts = accounts
+	}
+	for _, q := range s.queries(people, now) {
 		for p.More = len(ids) >= maxSelected; !p.More; p.More = len(ids) >= maxSelected {
 			page, next, err := b.page(ctx, q)
 			if err != nil {

@@ -76,17 +76,30 @@ func (c *Counter) keep(until time.Time) {
 	}
 }
 
-// pendingKey names the counter of an identity's pending requests.
-func pendingKey(requester string) CounterKey { return CounterKey{Policy: "pending", Holder: requester} }
+// pendingKey names the counter of a requester's pending requests. A person has one for all
+// accounts.
+func pendingKey(requester Identity) CounterKey {
+	return CounterKey{Policy: "pending", Holder: requester.main()}
+}
+
+// limitKey and activeKey name the counters of a limit for one holder. A person has one for
+// all accounts.
+func limitKey(l Limit, holder Identity, entitlement string) CounterKey {
+	return CounterKey{Policy: "limit " + l.Policy, Holder: holder.main(), Entitlement: entitlement}
+}
+
+func activeKey(l Limit, holder Identity, entitlement string) CounterKey {
+	return CounterKey{Policy: "active " + l.Policy, Holder: holder.main(), Entitlement: entitlement}
+}
 
 // limitKeys returns the keys of the counters that the obligations use.
-func limitKeys(o Obligations, holder, entitlement string) []CounterKey {
+func limitKeys(o Obligations, holder Identity, entitlement string) []CounterKey {
 	var keys []CounterKey
 	for _, l := range o.Limits {
-		keys = append(keys, CounterKey{Policy: "limit " + l.Policy, Holder: holder, Entitlement: entitlement})
+		keys = append(keys, limitKey(l, holder, entitlement))
 	}
 	for _, l := range o.MaxActive {
-		keys = append(keys, CounterKey{Policy: "active " + l.Policy, Holder: holder, Entitlement: entitlement})
+		keys = append(keys, activeKey(l, holder, entitlement))
 	}
 	return keys
 }
@@ -103,13 +116,13 @@ func counter(tx Tx, key CounterKey) (*Counter, error) {
 // takeLimits applies the decision's limits to a lease, in the transaction that
 // opens it, so that they hold under concurrency. free means that the lease replaces
 // one that was counted already and has really ended.
-func takeLimits(tx Tx, o Obligations, l *Lease, free bool, now time.Time) error {
+func takeLimits(tx Tx, o Obligations, holder Identity, l *Lease, free bool, now time.Time) error {
 	l.Limits = l.Limits[:0]
 	for _, limit := range o.Limits {
 		if free {
 			break
 		}
-		c, err := counter(tx, CounterKey{Policy: "limit " + limit.Policy, Holder: l.Holder, Entitlement: l.Entitlement})
+		c, err := counter(tx, limitKey(limit, holder, l.Entitlement))
 		if err != nil {
 			return err
 		}
@@ -119,7 +132,7 @@ func takeLimits(tx Tx, o Obligations, l *Lease, free bool, now time.Time) error 
 		tx.Put(c)
 	}
 	for _, limit := range o.MaxActive {
-		c, err := counter(tx, CounterKey{Policy: "active " + limit.Policy, Holder: l.Holder, Entitlement: l.Entitlement})
+		c, err := counter(tx, activeKey(limit, holder, l.Entitlement))
 		if err != nil {
 			return err
 		}

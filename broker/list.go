@@ -85,7 +85,7 @@ func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 	}
 	o := r.Decision.Obligations
 	groups, _ := r.groupsOf(rules, caller.Subject, slices.Concat(o.Approvals, o.Review, r.escalatedTo(caller.At)))
-	return len(groups) > 0 || slices.Contains(r.Requester.Accountable, caller.Subject.ID)
+	return len(groups) > 0 || rules.People.Contains(r.Requester.Accountable, caller.Subject.ID)
 }
 
 // checkView returns ErrNotFound unless the caller filed the request or may view

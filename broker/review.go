@@ -52,7 +52,7 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	}
 	own := 0
 	for id, due := range open.Open {
-		if open.By[id] != r.Requester.ID {
+		if !r.Requester.Is(open.By[id]) {
 			continue
 		}
 		if own++; !now.Before(due) {
@@ -99,7 +99,7 @@ func (r *Request) verdict(a Approval, now time.Time) error {
 		return &Refusal{Err: ErrNoReview, Detail: "no review is open for this request", RequestID: r.ID}
 	case a.Digest != r.Digest:
 		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: read it again", RequestID: r.ID}
-	case slices.ContainsFunc(r.Verdicts, func(b Approval) bool { return b.Person == a.Person }):
+	case slices.ContainsFunc(r.Verdicts, func(b Approval) bool { return b.sameVoter(&a) }):
 		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have decided already", RequestID: r.ID}
 	}
 	r.Verdicts = append(slices.Clone(r.Verdicts), a)
@@ -164,7 +164,7 @@ func (b *Broker) prepareVerdict(ctx context.Context, caller Caller, id RequestID
 	if v.Comment == "" {
 		return ballot{}, refuse(ErrCommentRequired, "state what you found in comment: a review needs one")
 	}
-	r, rules, err := b.requestToDecide(ctx, caller, id)
+	r, rules, err := b.requestToDecide(ctx, &caller, id)
 	if err != nil {
 		return ballot{}, err
 	}
@@ -178,7 +178,7 @@ func (b *Broker) prepareVerdict(ctx context.Context, caller Caller, id RequestID
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return ballot{}, err
 	}
-	a := Approval{Person: caller.Subject.ID, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: caller.At}
+	a := Approval{Person: caller.Subject.ID, Accounts: caller.Subject.Accounts, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: caller.At}
 	return ballot{caller: caller, rules: rules, request: r, approval: a, signature: v.Signature, before: r.Version}, nil
 }
 

@@ -17,6 +17,7 @@ type Rules struct {
 	Catalogue     Catalogue
 	Groups        map[string]Group
 	Labels        []WorkloadLabels
+	People        People
 	TrustDomains  []string                // whose workloads may authenticate
 	Providers     []string                // with which people log in
 	PeopleChannel bool                    // notices can be sent to single people; not part of the revision
@@ -92,9 +93,13 @@ func (l WorkloadLabels) Covers(id string) bool {
 	return ok && (rest == "" || rest[0] == '/')
 }
 
-// WithLabels returns the identity with the operator's labels. People and
-// operators have none.
+// WithLabels returns the identity with the operator's labels: those of a workload, or
+// the linked accounts of a person. Operators have none.
 func (r *Rules) WithLabels(who Identity) Identity {
+	if who.Kind == KindPerson {
+		who.Accounts = r.People.accounts[who.ID]
+		return who
+	}
 	if who.Kind != KindWorkload && who.Kind != KindAgent {
 		return who
 	}

@@ -88,20 +88,23 @@ func checkHolder(name string) error {
 }
 
 // queries select the live leases, and the ended leases whose credentials still
-// work.
-func (s Selector) queries(now time.Time) []LeaseQuery {
-	live := LeaseQuery{
-		Holder: s.Holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
-		Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
+// work: those of all accounts, if the holder is a person who has several.
+func (s Selector) queries(people People, now time.Time) (list []LeaseQuery) {
+	for _, holder := range people.Accounts(s.Holder) {
+		live := LeaseQuery{
+			Holder: holder, Under: s.Under, TrustDomain: s.TrustDomain, Entitlement: s.Entitlement,
+			Issuer: s.Issuer, Request: s.Request, Live: true, Now: now, Limit: pageMax,
+		}
+		outliving := live
+		outliving.Live, outliving.Outliving = false, true
+		list = append(list, live, outliving)
 	}
-	outliving := live
-	outliving.Live, outliving.Outliving = false, true
-	return []LeaseQuery{live, outliving}
+	return list
 }
 
 // matchesLease reports whether a selector selects any lease whose credential may work.
 func (b *Broker) matchesLease(ctx context.Context, s Selector, now time.Time) (bool, error) {
-	for _, q := range s.queries(now) {
+	for _, q := range s.queries(b.rules.Load().People, now) {
 		for q.Limit = 1; ; {
 			page, next, err := b.page(ctx, q)
 			if err != nil || len(page) > 0 {
@@ -189,7 +192,7 @@ func (r *Rules) names(k BlockKey) bool {
 	case "trust_domain":
 		covers = WorkloadLabels{Under: spiffeScheme + k.Name}.Covers
 	case "holder":
-		covers = func(id string) bool { return id == k.Name }
+		covers = func(id string) bool { return r.People.Same(id, k.Name) }
 	case "under":
 	default:
 		return false
@@ -205,7 +208,7 @@ func (r *Rules) identities() (list []string) {
 	for _, g := range r.Groups {
 		list = append(list, g.Members...)
 	}
-	return list
+	return r.People.Expand(list)
 }
 
 // Bounds of the search for the requests of a selector without live leases.
@@ -272,7 +275,7 @@ func (b *Broker) matchRequests(ctx context.Context, rules *Rules, key BlockKey) 
 func (k BlockKey) selects(r *Request, rules *Rules) bool {
 	switch k.Kind {
 	case "holder":
-		return r.Requester.ID == k.Name
+		return rules.People.Same(r.Requester.ID, k.Name)
 	case "under":
 		return WorkloadLabels{Under: k.Name}.Covers(r.Requester.ID)
 	case "trust_domain":

@@ -11,6 +11,7 @@ import (
 // that they saw.
 type Approval struct {
 	Person   string
+	Accounts []string // all accounts of the person who has several, as they are linked now
 	Groups   []string // the required groups that the person is in
 	Digest   audit.Digest
 	Approve  bool
@@ -97,9 +98,10 @@ type ApprovalProgress struct {
 }
 
 // assignApprovers assigns each approval to at most one group, so that as many
-// needs as possible are met: a person in two groups counts once. full reports
-// whether all needs are met.
+// needs as possible are met: a person in two groups, or with two accounts, counts
+// once. full reports whether all needs are met.
 func assignApprovers(needs []ApprovalNeed, votes []Approval) (progress []ApprovalProgress, full bool) {
+	votes = byPerson(votes)
 	counts := make([]int, len(needs))
 	for i, n := range needs {
 		counts[i] = n.Count
@@ -132,8 +134,10 @@ func (r *Request) stillApproved(rules *Rules, o Obligations) *Request {
 	team, _ := r.team(rules)
 	held := *r
 	held.Approvals = slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
-		return r.conflictOfInterest(rules, a.Person) || o.ExcludeTeam && slices.Contains(team, a.Person)
+		return r.conflictOfInterest(rules, a.Person) || o.ExcludeTeam && rules.People.Contains(team, a.Person)
 	})
+	held.Verdicts = slices.Clone(r.Verdicts)
+	held.link(rules.People)
 	return &held
 }
 
@@ -155,7 +159,7 @@ func (r *Request) vote(a Approval, now time.Time) error {
 	if a.Digest != r.Digest {
 		return &Refusal{Err: ErrStaleDigest, Detail: "this is not the request that you saw: read it again", RequestID: r.ID}
 	}
-	i := slices.IndexFunc(r.Approvals, func(b Approval) bool { return b.Person == a.Person })
+	i := slices.IndexFunc(r.Approvals, func(b Approval) bool { return b.sameVoter(&a) })
 	if i >= 0 && (a.Approve || !r.Approvals[i].Approve) {
 		return &Refusal{Err: ErrAlreadyVoted, Detail: "you have decided already", RequestID: r.ID}
 	}
@@ -181,11 +185,8 @@ func (r *Request) vote(a Approval, now time.Time) error {
 	return nil
 }
 
-func (r *Request) denials() (n int) {
-	for _, a := range r.Approvals {
-		if !a.Approve {
-			n++
-		}
-	}
-	return n
+// denials returns the number of people who denied the request.
+func (r *Request) denials() int {
+	denied := slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool { return a.Approve })
+	return len(byPerson(denied))
 }

@@ -118,7 +118,7 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 			"all.cedar":   {Data: []byte(policies)},
 			"groups.yaml": {Data: []byte(groups)},
 		},
-		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login"}, Labels: []broker.WorkloadLabels{
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, Labels: []broker.WorkloadLabels{
 			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
 		},
 	})
@@ -152,7 +152,9 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	}
 	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: wrapped, Observe: cfg.observe})
 	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe}, w.rules)
-	w.sessions, err = session.New(session.Config{Store: wrapped, NotifiesPeople: func() bool { return w.broker.Rules().PeopleChannel }})
+	w.sessions, err = session.New(session.Config{
+		Store: wrapped, NotifiesPeople: func() bool { return w.broker.Rules().PeopleChannel }, People: func() broker.People { return w.broker.Rules().People },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,8 @@ func renderIdentities(in Inputs) ([]byte, error) {
 		HomeDomain              string
 		TrustDomains, Providers []string
 		Labels                  []broker.WorkloadLabels `json:"Marks"`
-	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels})
+		Aliases                 [][]string              `json:",omitempty"`
+	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels, in.Aliases})
 }
 
 // render returns indented JSON, so that two revisions can be compared line by
@@ -63,6 +64,24 @@ func checkCatalogue(c broker.Catalogue, known *names, ps *problems) {
 		}
 		if err := known.checkGroup(e.Owner); err != nil {
 			ps.add(Problem{File: "entitlements." + name, Text: "owner: " + err.Error()})
+		}
+	}
+}
+
+// checkAliases reports accounts that cannot be linked.
+func checkAliases(aliases [][]string, known *names, ps *problems) {
+	problem := func(err error) {
+		if err != nil {
+			ps.add(Problem{File: "people.aliases", Text: err.Error()})
+		}
+	}
+	_, err := broker.NewPeople(aliases)
+	problem(err)
+	for _, accounts := range aliases {
+		for _, account := range accounts {
+			if provider, _, err := broker.ParsePerson(account); err == nil {
+				problem(known.checkProvider(provider))
+			}
 		}
 	}
 }

@@ -36,6 +36,7 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 	l.checkFiles(dir)
 	l.checkCatalogue()
 	l.checkGroups()
+	l.checkAccounts()
 	l.checkDomains()
 	l.checkAccountable()
 	for _, r := range l.sorted() {
@@ -242,10 +243,10 @@ func (l *linter) checkQuorums(r *rule, owners []string) {
 			case !g.fullyListed() && len(g.Members) == 0:
 				warned[name] = true
 				l.warn(r, "@approval", "@approval names group %q, whose only members come from claims: if the group is empty, requests wait until they lapse", name)
-			case g.fullyListed() && len(g.Members) < need.Count:
+			case g.fullyListed() && l.countPeople(g.Members) < need.Count:
 				warned[name] = true
 				l.warn(r, "@approval", "@approval requires %d of group %q, which has only %d, so no request can be approved: add members or lower the count",
-					need.Count, name, len(g.Members))
+					need.Count, name, l.countPeople(g.Members))
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -36,7 +37,7 @@ func newSet(items []string) set {
 func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
-		groups: set{}, entitlements: set{}, systems: set{}, labels: &broker.Rules{Labels: in.Labels},
+		groups: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
 	}
 	if in.Channels != nil {
 		n.channels = newSet(in.Channels)
@@ -48,6 +49,20 @@ func newNames(in Inputs) *names {
 		}
 	}
 	return n
+}
+
+// linkedLabels returns the labels of workloads and the linked accounts. The owners of a
+// workload are accountable with all of their accounts.
+func linkedLabels(in Inputs) *broker.Rules {
+	people, err := broker.NewPeople(in.Aliases)
+	if err != nil { // checkAliases reports it
+		return &broker.Rules{Labels: in.Labels}
+	}
+	labels := slices.Clone(in.Labels)
+	for i := range labels {
+		labels[i].Accountable = people.Expand(labels[i].Accountable)
+	}
+	return &broker.Rules{Labels: labels, People: people}
 }
 
 // checkEntity returns an error if a policy must not name uid. It does not check
@@ -110,7 +125,7 @@ func (n *names) checkPath(id string) error {
 // The operator's labels decide which of the two it is; a policy with the wrong
 // one would never match.
 func (n *names) checkWorkload(kind types.EntityType, id string) error {
-	domain, _, err := broker.ParseSPIFFEID(id)
+	domain, _, err := broker.ParseWorkloadID(id)
 	if err != nil {
 		return err
 	}

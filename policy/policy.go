@@ -36,10 +36,11 @@ type Inputs struct {
 	FS           fs.FS // the folder: *.cedar, groups.yaml, *_test.yaml
 	Catalogue    broker.Catalogue
 	Labels       []broker.WorkloadLabels
-	HomeDomain   string   // the broker's own trust domain; all others are federated
-	TrustDomains []string // every domain whose workloads may authenticate, including HomeDomain
-	Providers    []string // login providers, such as "login" in "login/ana"; empty: not checked
-	Channels     []string // notification channels, such as "slack:dba"; nil: not checked
+	Aliases      [][]string // accounts of one person each, the main one first
+	HomeDomain   string     // the broker's own trust domain; all others are federated
+	TrustDomains []string   // every domain whose workloads may authenticate, including HomeDomain
+	Providers    []string   // login providers, such as "login" in "login/ana"; empty: not checked
+	Channels     []string   // notification channels, such as "slack:dba"; nil: not checked
 }
 
 // An Engine evaluates one set of policies. It is immutable and safe for
@@ -84,6 +85,7 @@ func Load(in Inputs) (*Engine, error) {
 	e.groups = loadGroups(dir.groups, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
 	checkLabels(in.Labels, e.known, &ps)
+	checkAliases(in.Aliases, e.known, &ps)
 	cover := newCoverages(in.Catalogue)
 	l := ruleLoader{known: e.known, coverages: cover, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
 	for _, src := range dir.cedar {
@@ -150,7 +152,7 @@ func (e *Engine) Rules() *broker.Rules {
 		groups[name] = broker.Group{Members: g.Members, Claimed: !g.fullyListed(), Notify: toStrings(g.Notify)}
 	}
 	return &broker.Rules{
-		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.in.Labels,
+		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.known.labels.Labels, People: e.known.labels.People,
 		TrustDomains: e.in.TrustDomains, Providers: e.in.Providers, Revision: e.revision, Files: e.Files(),
 	}
 }

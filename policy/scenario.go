@@ -406,9 +406,13 @@ func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, er
 // labels. id is a SPIFFE ID or a person such as "login/ana".
 func (e *Engine) ParsePrincipal(id string) (broker.Identity, error) {
 	if !strings.HasPrefix(id, spiffeScheme) {
-		return broker.Identity{ID: id, Kind: broker.KindPerson}, e.known.checkPerson(id)
+		return e.known.labels.WithLabels(broker.Identity{ID: id, Kind: broker.KindPerson}), e.known.checkPerson(id)
 	}
-	if err := e.known.checkPathOrDomain(id); err != nil {
+	domain, _, err := broker.ParseWorkloadID(id)
+	if err == nil {
+		err = e.known.checkDomain(domain)
+	}
+	if err != nil {
 		return broker.Identity{}, err
 	}
 	who := broker.Identity{ID: id, TrustDomain: domainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}

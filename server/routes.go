@@ -183,7 +183,7 @@ func (s *Server) whoami(c *call) (reply, error) {
 		return reply{}, err
 	}
 	return ok(api.Identity{
-		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable, Blocked: blocked,
+		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable, Accounts: who.Accounts, Blocked: blocked,
 		Proof: api.Proof{Method: string(who.Proof.Method), ExpiresAt: who.Proof.Expires.UTC()},
 	})
 }

@@ -140,7 +140,7 @@ func requestFields(r *broker.Request, c *coder) {
 
 func identityFields(i *broker.Identity, c *coder) {
 	c.fields(&i.ID, &i.TrustDomain, &i.Paths, (*string)(&i.Kind), (*string)(&i.Proof.Method), &i.Proof.SHA256, &i.Proof.Expires,
-		&i.Team, &i.Accountable, &i.Person)
+		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also)
 }
 
 func personFields(p *broker.Person, c *coder) {
@@ -164,7 +164,7 @@ func needFields(n *broker.ApprovalNeed, c *coder) { c.fields(&n.Group, &n.Count)
 func limitFields(l *broker.Limit, c *coder) { c.fields(&l.Policy, &l.Count, &l.Per) }
 
 func approvalFields(a *broker.Approval, c *coder) {
-	c.fields(&a.Person, &a.Groups, &a.Digest, &a.Approve, &a.Comment, &a.Scopes, &a.TTL, &a.Duration, &a.At, &a.Salt, &a.Signed)
+	c.fields(&a.Person, &a.Groups, &a.Digest, &a.Approve, &a.Comment, &a.Scopes, &a.TTL, &a.Duration, &a.At, &a.Salt, &a.Signed, &a.Accounts)
 }
 
 func leaseFields(l *broker.Lease, c *coder) {

@@ -40,7 +40,7 @@ func parseRequirements(texts []string) (list []requirement, ok bool) {
 
 // A vote is one person's vote on a request, or verdict on a break-glass use.
 type vote struct {
-	person        string
+	person        []string // all accounts
 	groups        []string
 	approves      bool
 	signed        bool // with a valid signature of a passkey that counts
@@ -59,10 +59,18 @@ type approvals struct {
 	closed            bool     // the review is complete
 }
 
+// accountsOf returns the accounts of a person: the one that made the record first.
+func accountsOf(p *audit.Party) []string { return append([]string{p.ID}, p.Accounts...) }
+
+// overlap reports whether two lists have an account in common: they name the same person.
+func overlap(a, b []string) bool {
+	return slices.ContainsFunc(a, func(account string) bool { return slices.Contains(b, account) })
+}
+
 // addVote adds a vote. A person votes once, except that a no replaces an earlier
 // yes. It returns the problem with the vote, if any.
 func addVote(votes []vote, v vote) ([]vote, string) {
-	i := slices.IndexFunc(votes, func(u vote) bool { return u.person == v.person })
+	i := slices.IndexFunc(votes, func(u vote) bool { return overlap(u.person, v.person) })
 	switch {
 	case i >= 0 && votes[i].approves && !v.approves:
 		votes = slices.Delete(votes, i, i+1)

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -140,7 +141,7 @@ func (s *keyState) vouch(id keyID, r *audit.Record) (signed bool, problem string
 	}
 	known.counts = r.Time
 	s.keys[id] = known
-	if r.Caller.ID == id.person || r.Signature == nil {
+	if slices.Contains(accountsOf(r.Caller), id.person) || r.Signature == nil {
 		return false, "no other person vouched for the passkey"
 	}
 	vouched := audit.PasskeyFacts{Credential: r.Passkey.Credential, Public: known.Public, RP: known.RP}

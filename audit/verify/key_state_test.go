@@ -129,6 +129,7 @@ func TestSignaturesAreVerified(t *testing.T) {
 		"widened afterwards":                     {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Approval.TTL = time.Hour })}, want: "signs something else"},
 		"by another person":                      {records: log{ana.enrolled(someTime), edited(ana.approves(t, "req_1", tomorrow), func(r *audit.Record) { r.Caller = ben.party() })}, want: "that was not enrolled"},
 		"vouched for by its owner":               {records: log{ana.enrolled(someTime), ana.vouches(t, ana, someTime)}, want: "no other person vouched"},
+		"vouched for with another account":       {records: log{ana.enrolled(someTime), ben.enrolled(tomorrow), linked(ana.vouches(t, ben, tomorrow), ben)}, want: "no other person vouched"},
 		"vouched for too early":                  {records: log{ana.enrolled(someTime), ben.enrolled(someTime), ana.vouches(t, ben, someTime)}, want: "did not count yet"},
 		"vouched for a key that is not enrolled": {records: log{ana.enrolled(someTime), ana.vouches(t, ben, tomorrow)}, want: "vouches for a passkey that is not enrolled"},
 		"vouched for without a signature":        {records: log{ana.enrolled(someTime), ben.enrolled(tomorrow), edited(ana.vouches(t, ben, tomorrow), func(r *audit.Record) { r.Signature = nil })}, want: "no other person vouched"},

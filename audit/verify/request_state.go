@@ -124,7 +124,7 @@ func (s *requestState) create(r *audit.Record) string {
 	}
 	recent := &s.policy
 	if len(required)+len(reviews) > 0 {
-		q.approvals = &approvals{required: required, reviews: reviews, signed: d.Signed, excluded: append([]string{r.Caller.ID}, f.Accountable...)}
+		q.approvals = &approvals{required: required, reviews: reviews, signed: d.Signed, excluded: append(accountsOf(r.Caller), f.Accountable...)}
 		recent = &s.people
 	}
 	if len(required) == 0 {
@@ -230,11 +230,11 @@ const (
 // signature that is not valid.
 func (q *request) vote(r *audit.Record, signed bool) string {
 	f, a := r.Approval, q.approvals
-	v := vote{r.Caller.ID, f.Groups, f.Decision == "approve", signed, f.Scopes, f.TTL, f.Duration}
+	v := vote{accountsOf(r.Caller), f.Groups, f.Decision == "approve", signed, f.Scopes, f.TTL, f.Duration}
 	switch {
 	case f.Digest != q.digest:
 		return q.sawAnother()
-	case slices.Contains(a.excluded, v.person):
+	case overlap(a.excluded, v.person):
 		return isExcluded
 	case v.approves && a.signed && r.Signature == nil:
 		return notSigned
@@ -292,12 +292,12 @@ func (s *requestState) review(r *audit.Record, signed bool) string {
 		return "its request needs no review"
 	case r.Approval.Digest != q.digest:
 		return q.sawAnother()
-	case slices.Contains(a.excluded, r.Caller.ID):
+	case overlap(a.excluded, accountsOf(r.Caller)):
 		return isExcluded
 	case a.signed && r.Signature == nil:
 		return notSigned
 	}
-	a.verdicts, problem = addVote(a.verdicts, vote{person: r.Caller.ID, groups: r.Approval.Groups, signed: signed})
+	a.verdicts, problem = addVote(a.verdicts, vote{person: accountsOf(r.Caller), groups: r.Approval.Groups, signed: signed})
 	if r.Kind == audit.ReviewClosed {
 		a.closed = true
 		if problem == "" {

@@ -104,6 +104,15 @@ func (c *cast) no(who *keyHolder, kind audit.Kind) audit.Record {
 	return audit.Record{Time: c.at, Kind: kind, Caller: who.party(), Request: c.last(who).Request, Approval: &audit.ApprovalFacts{Decision: "deny", Digest: ownDigest, Groups: []string{"dba"}}}
 }
 
+// linked returns a record whose caller also has the account of another.
+func linked(r audit.Record, other *keyHolder) audit.Record {
+	return linkedTo(r, r.Caller.ID, other.person)
+}
+
+func linkedTo(r audit.Record, accounts ...string) audit.Record {
+	return edited(r, func(r *audit.Record) { r.Caller.Accounts = accounts })
+}
+
 func unsigned(r audit.Record) audit.Record {
 	return edited(r, func(r *audit.Record) { r.Signature = nil })
 }
@@ -147,8 +156,16 @@ func TestVerifyReportsForgedApprovals(t *testing.T) {
 		"one of two, recorded as the last": {log{two, c.last(c.ana, "dba")}, 1, "and the log has 1 of dba"},
 		"one of two, signatures not required": {log{c.relaxed("2 of dba"), unsigned(c.last(c.ana, "dba"))}, 1,
 			"policy requires approval by 2 of dba, and the log has 1 of dba"},
-		"a lease after one of two": {log{two, c.last(c.ana, "dba"), c.lease()}, 2, "and the log has 1 of dba"},
-		"one person twice":         {log{two, c.yes(c.ana, "dba"), c.last(c.ana, "dba")}, 2, "the same person has already voted"},
+		"a lease after one of two":                        {log{two, c.last(c.ana, "dba"), c.lease()}, 2, "and the log has 1 of dba"},
+		"one person twice":                                {log{two, c.yes(c.ana, "dba"), c.last(c.ana, "dba")}, 2, "the same person has already voted"},
+		"one person with two accounts":                    {log{two, c.yes(c.ana, "dba"), linked(c.last(c.ben, "dba"), c.ana)}, 2, "the same person has already voted"},
+		"one person with two accounts, named before":      {log{two, linked(c.yes(c.ana, "dba"), c.ben), c.last(c.ben, "dba")}, 2, "the same person has already voted"},
+		"one person with a third account in common":       {log{two, linkedTo(c.yes(c.ana, "dba"), "login/ana", "corp/x"), linkedTo(c.last(c.ben, "dba"), "corp/x", "login/ben")}, 2, "the same person has already voted"},
+		"people with accounts of their own":               {records: log{two, linkedTo(c.yes(c.ana, "dba"), "login/ana", "corp/ana"), linkedTo(c.last(c.ben, "dba"), "login/ben", "corp/ben"), c.lease()}},
+		"by an account of an accountable person":          {log{c.asked("1 of dba"), linked(c.last(c.ana, "dba"), c.dora)}, 1, "is accountable for the requester"},
+		"by an account of the requester":                  {log{edited(c.asked("1 of dba"), func(r *audit.Record) { r.Caller = c.ben.party() }), linked(c.last(c.ana, "dba"), c.ben)}, 1, "the person made the request"},
+		"a review by an account of an accountable person": {log{breakGlass(c.at), linked(verdict(audit.ReviewGiven, "login/ana", c.at), c.dora)}, 1, "is accountable for the requester"},
+		"a review by one person with two accounts":        {log{breakGlass(c.at), verdict(audit.ReviewGiven, "login/ana", c.at), linked(verdict(audit.ReviewClosed, "login/ben", c.at), c.ana)}, 2, "the same person has already voted"},
 		"one person in two groups": {log{c.asked("1 of dba", "1 of security"), c.yes(c.ana, "dba", "security"), c.lease()}, 2,
 			"by 1 of dba, 1 of security with valid signatures, and the log has 1 of dba, 0 of security"},
 		"two people, where one must move":    {records: log{c.asked("1 of dba", "1 of security"), c.yes(c.ana, "dba", "security"), c.last(c.ben, "dba"), c.lease()}},
@@ -296,11 +313,11 @@ func TestVotesAreBounded(t *testing.T) {
 	var votes []vote
 	for n := range maxVotes {
 		var problem string
-		if votes, problem = addVote(votes, vote{person: fmt.Sprint(n)}); problem != "" {
+		if votes, problem = addVote(votes, vote{person: []string{fmt.Sprint(n)}}); problem != "" {
 			t.Fatal(problem)
 		}
 	}
-	if votes, problem := addVote(votes, vote{person: "one more"}); len(votes) != maxVotes || problem == "" {
+	if votes, problem := addVote(votes, vote{person: []string{"one more"}}); len(votes) != maxVotes || problem == "" {
 		t.Errorf("got %d votes and problem %q, want at most %d votes", len(votes), problem, maxVotes)
 	}
 }

@@ -139,8 +139,8 @@ func (m *Manager) PasskeyOf(ctx context.Context, caller broker.Caller, person st
 	switch {
 	case p == nil:
 		return nil, broker.ErrNotFound
-	case person == caller.Subject.ID:
-		return nil, refuse(broker.ErrOwnRequest, "you cannot vouch for your own passkey")
+	case m.cfg.People().Same(person, caller.Subject.ID):
+		return nil, refuse(broker.ErrOwnRequest, "you cannot vouch for your own passkey, also not with another account")
 	}
 	found := *p
 	found.Name = ""
@@ -171,7 +171,7 @@ func (m *Manager) Vouch(ctx context.Context, caller broker.Caller, person string
 		return err
 	}
 	record := audit.Record{
-		Kind: audit.PasskeyVouched, Caller: caller.Actor.Party(), Subject: &audit.Party{ID: person, Kind: string(broker.KindPerson)},
+		Kind: audit.PasskeyVouched, Caller: m.party(caller.Actor), Subject: &audit.Party{ID: person, Kind: string(broker.KindPerson)},
 		Passkey: &audit.PasskeyFacts{Credential: credential}, Signature: signature,
 	}
 	own, theirs := broker.PersonKey(caller.Subject.ID), broker.PersonKey(person)
@@ -199,6 +199,14 @@ func (m *Manager) Vouch(ctx context.Context, caller broker.Caller, person string
 		tx.Put(a)
 		return nil
 	})
+}
+
+// party returns a person as records show it, with all accounts.
+func (m *Manager) party(who broker.Identity) *audit.Party {
+	if accounts := m.cfg.People().Accounts(who.ID); len(accounts) > 1 {
+		who.Accounts = accounts
+	}
+	return who.Party()
 }
 
 // signed returns the parts of a passkey that a voucher signs.

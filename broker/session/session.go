@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,9 @@ type Config struct {
 	// NotifiesPeople reports whether people can be notified in person; nil: they
 	// cannot.
 	NotifiesPeople func() bool
+
+	// People returns the accounts that are linked now; nil: none are.
+	People func() broker.People
 }
 
 // A Manager opens and closes people's sessions. It is safe for concurrent use.
@@ -60,6 +64,9 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.PasskeyWait == 0 {
 		cfg.PasskeyWait = audit.PasskeyWait
+	}
+	if cfg.People == nil {
+		cfg.People = func() broker.People { return broker.People{} }
 	}
 	if cfg.NotifiesPeople == nil {
 		cfg.NotifiesPeople = func() bool { return false }
@@ -97,10 +104,10 @@ func (m *Manager) Open(ctx context.Context, in broker.NewSession, now time.Time)
 	if err != nil {
 		return Token{}, nil, err
 	}
-	account, block := broker.PersonKey(in.Who.ID), blockOf(s)
+	account, blocks := broker.PersonKey(in.Who.ID), m.blocksOf(s)
 	record := audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}
-	err = m.write(ctx, []broker.Key{account, block}, record, func(tx broker.Tx) error {
-		if err := broker.CheckBlocks(tx, []broker.Key{block}); err != nil {
+	err = m.write(ctx, append(slices.Clone(blocks), account), record, func(tx broker.Tx) error {
+		if err := broker.CheckBlocks(tx, blocks); err != nil {
 			return err
 		}
 		a, err := broker.AccountOf(tx, account)
@@ -180,20 +187,24 @@ func (m *Manager) open(tx broker.Tx, key broker.SessionKey, now time.Time) (*bro
 			return nil, errNoSession
 		}
 	}
-	return s, broker.CheckBlocks(tx, []broker.Key{blockOf(s)})
+	return s, broker.CheckBlocks(tx, m.blocksOf(s))
 }
 
 // rowsOf returns the keys of the rows that decide whether a session is open.
-func rowsOf(s *broker.Session) []broker.Key {
-	keys := []broker.Key{s.SessionKey, blockOf(s)}
+func (m *Manager) rowsOf(s *broker.Session) []broker.Key {
+	keys := append(m.blocksOf(s), s.SessionKey)
 	for _, key := range logoutsOf(s) {
 		keys = append(keys, key)
 	}
 	return keys
 }
 
-func blockOf(s *broker.Session) broker.BlockKey {
-	return broker.BlockKey{Kind: "holder", Name: s.Who.ID}
+// blocksOf returns the keys of the blocks of the session's person, with any account.
+func (m *Manager) blocksOf(s *broker.Session) (keys []broker.Key) {
+	for _, account := range m.cfg.People().Accounts(s.Who.ID) {
+		keys = append(keys, broker.BlockKey{Kind: "holder", Name: account})
+	}
+	return keys
 }
 
 // logoutsOf returns the keys of the logouts that would end the session.
@@ -236,7 +247,7 @@ func (m *Manager) Refresh(ctx context.Context, caller broker.Caller, token Token
 	if err != nil {
 		return nil, err
 	}
-	err = m.cfg.Store.Update(ctx, rowsOf(s), func(tx broker.Tx) (err error) {
+	err = m.cfg.Store.Update(ctx, m.rowsOf(s), func(tx broker.Tx) (err error) {
 		switch s, err = m.open(tx, token.key(), caller.At); {
 		case err != nil:
 			return err

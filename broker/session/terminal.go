@@ -254,7 +254,7 @@ func (m *Manager) redeem(ctx context.Context, key broker.LoginKey, now time.Time
 		return Token{}, nil, err
 	}
 	s.Created, s.Expires, s.Who.Proof.Expires = by.Created, by.Expires, by.Expires
-	err = m.write(ctx, append(rowsOf(by), key), audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}, func(tx broker.Tx) error {
+	err = m.write(ctx, append(m.rowsOf(by), key), audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}, func(tx broker.Tx) error {
 		l, _, err := m.redeemable(tx, key, now, check)
 		if err != nil {
 			return err

@@ -256,6 +256,9 @@ func (k *killSwitch) write(w io.Writer, text killText, hits *api.KillPreview) {
 	writeKillCounts(w, text, hits)
 	if _, _, err := broker.ParsePerson(k.selector.Holder); err == nil {
 		fmt.Fprintln(w, "  all sessions of this person end; logins are refused until the block is lifted")
+		if len(hits.Accounts) > 0 {
+			fmt.Fprintf(w, "  with all accounts of this person: %s\n", strings.Join(hits.Accounts, ", "))
+		}
 	}
 	if text.hits {
 		writeHits(w, hits)

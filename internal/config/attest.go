@@ -21,6 +21,7 @@ type Provider struct {
 func (c *checker) attest() {
 	f := &c.d.file.Attest
 	c.people(f.People)
+	c.aliases(c.d.file.People.Aliases)
 	c.sessions(c.d.file.Server.Sessions)
 	c.ticket(string(c.d.file.Server.TicketURL))
 	if c.cfg.Audiences = toStrings(f.Audiences); len(c.cfg.Audiences) == 0 {
@@ -146,6 +147,28 @@ func (c *checker) people(list map[string]personFile) {
 			Name: name, Issuer: string(f.Issuer), ClientID: f.ClientID, SecretFile: c.path(f.ClientSecretFile),
 			GroupsClaim: f.GroupsClaim, ManagerClaim: f.ManagerClaim, CAFile: c.path(f.CAFile), Scopes: scopes,
 		})
+	}
+}
+
+// aliases checks the accounts of people who have several.
+func (c *checker) aliases(list [][]plain) {
+	providers := c.cfg.ProviderNames()
+	for i, accounts := range list {
+		at := fmt.Sprintf("people/aliases/%d", i)
+		c.cfg.Aliases = append(c.cfg.Aliases, toStrings(accounts))
+		// The lists before this one are right, or reported.
+		if _, err := broker.NewPeople(c.cfg.Aliases[i:]); err != nil {
+			c.report(at, "%v", err)
+		}
+		for j, account := range toStrings(accounts) {
+			provider, _, err := broker.ParsePerson(account)
+			if err == nil && !slices.Contains(providers, provider) {
+				c.report(fmt.Sprintf("%s/%d", at, j), "there is no provider %q in attest.people%s", provider, didYouMean(provider, providers))
+			}
+			if slices.ContainsFunc(c.cfg.Aliases[:i], func(other []string) bool { return slices.Contains(other, account) }) {
+				c.report(fmt.Sprintf("%s/%d", at, j), "%q is also an account of another person: an account belongs to one person", account)
+			}
+		}
 	}
 }
 

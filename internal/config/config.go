@@ -49,6 +49,7 @@ type Config struct {
 	Catalogue      broker.Catalogue
 	Labels         []broker.WorkloadLabels
 	Providers      []Provider
+	Aliases        [][]string // accounts of one person each
 	SessionIdle    time.Duration
 	SessionLasts   time.Duration
 	TicketURL      string                     // such as "https://tracker.acme.test/{ticket}"
@@ -133,7 +134,7 @@ func (c *Config) Engine() (*policy.Engine, error) {
 		return nil, fmt.Errorf("%s is not a folder: write the folder of the policies", c.Policies)
 	}
 	engine, err := policy.Load(policy.Inputs{
-		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels,
+		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels, Aliases: c.Aliases,
 		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Providers: c.ProviderNames(), Channels: c.Channels(),
 	})
 	if err != nil {

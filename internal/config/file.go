@@ -17,6 +17,12 @@ type file struct {
 	Issuers      map[string]issuerFile      `yaml:"issuers"`
 	Entitlements map[string]entitlementFile `yaml:"entitlements"`
 	Notify       *notifyFile                `yaml:"notify"`
+	People       peopleFile                 `yaml:"people"`
+}
+
+// peopleFile links the accounts that one person has at several providers.
+type peopleFile struct {
+	Aliases [][]plain `yaml:"aliases"` // each list has the accounts of one person, the main one first
 }
 
 type serverFile struct {

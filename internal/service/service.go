@@ -223,6 +223,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
 		NotifiesPeople: func() bool { return s.broker.Rules().PeopleChannel },
+		People:         func() broker.People { return s.broker.Rules().People },
 	})
 	if err != nil {
 		return err

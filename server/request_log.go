@@ -48,6 +48,10 @@ func (c *call) level(answer reply) slog.Level {
 		return slog.LevelError
 	case answer.err == nil && c.route.foreign && c.w.status >= http.StatusBadRequest:
 		return slog.LevelWarn
+	case c.route.health && c.w.status < http.StatusBadRequest:
+		return slog.LevelDebug // every few seconds
+	case c.route.health:
+		return slog.LevelWarn
 	case answer.err == nil || m.err == broker.ErrPending: // normal for a caller that polls
 		return slog.LevelInfo
 	case m.fault == serverFault:
@@ -70,7 +74,7 @@ func panicText(panicked any) string {
 func (c *call) appendAttrs(attrs []slog.Attr, answer reply, code api.Code, took time.Duration) []slog.Attr {
 	attrs = append(attrs,
 		slog.String("call_id", c.id), slog.String("method", knownMethod(c.r.Method)), slog.String("route", c.route.path),
-		slog.Int("status", c.w.status), slog.String("code", string(code)), slog.Duration("took", took),
+		slog.Int("status", c.w.status), slog.String("code", string(code)), slog.Float64("took_ms", float64(took.Microseconds())/1000),
 	)
 	if c.from.IsValid() { // the admin socket has no address
 		attrs = append(attrs, slog.String("from", c.from.String()))

@@ -41,14 +41,9 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 			}
 			a.tune()
 			log := newLogger(a.err, cfg.LogFormat, cfg.LogLevel)
-			build := service.ReadBuild()
-			log.Info("starting", "version", build.Version, "commit", build.Commit, "date", build.Date, "go", build.Go)
-			s, err := service.New(c.Context(), service.Options{Config: cfg, Getenv: a.getenv, Log: log, Ready: func(listeners []net.Listener) {
-				for _, l := range listeners {
-					log.Info("listening", "address", l.Addr().String())
-				}
-				a.notifySystemd("READY=1")
-			}})
+			log.Info("starting", "version", service.ReadBuild().Version, "file", cfg.Path)
+			ready := func([]net.Listener) { a.notifySystemd("READY=1") }
+			s, err := service.New(c.Context(), service.Options{Config: cfg, Getenv: a.getenv, Log: log, Ready: ready})
 			if err != nil {
 				return err
 			}

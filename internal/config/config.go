@@ -75,7 +75,8 @@ type Signing struct {
 // Admission limits the calls of each identity. Zero means the default.
 type Admission struct {
 	PerSecond float64
-	Pending   int
+	Pending   int // calls at the same time
+	Waiting   int // requests that wait for approval
 }
 
 // Drain configures how the broker stops.

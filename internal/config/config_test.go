@@ -93,6 +93,13 @@ func TestDrain(t *testing.T) {
 
 // Without scopes, a provider gets the usual ones, which include people's names. An empty
 // list means none.
+func TestWaitingRequests(t *testing.T) {
+	c, err := understand(sealedDir(t), strings.Replace(goodConfig, "metrics: 127", "admission: {waiting_requests: 7}\n  metrics: 127", 1))
+	if err != nil || c.Admission.Waiting != 7 {
+		t.Errorf("got %d, %v, want 7", c.Admission.Waiting, err)
+	}
+}
+
 func TestProviderScopes(t *testing.T) {
 	for said, want := range map[string][]string{"": nil, ", scopes: []": {}, ", scopes: [groups]": {"groups"}} {
 		dir := sealedDir(t)
@@ -239,6 +246,8 @@ func TestBadConfigs(t *testing.T) {
 		"default shorter than AWS's":    {"    max_ttl: 1h\n", "    max_ttl: 1h\n    default_ttl: 10m\n", "entitlements.reports.default_ttl: must be at least 15m, the shortest lifetime that the issuer supports"},
 		"a session shorter than AWS's":  {"vault: {path: database/creds/orders-ro}, max_ttl: 30m", "vault: {path: aws/sts/reports}, max_ttl: 10m", "entitlements.orders-db-ro.vault.path: AWS makes no session shorter than 15m: max_ttl can't be shorter"},
 		"a vault key for a token":       {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: issuer "tickets" is not a Vault`},
+		"negative waiting requests":     {"metrics: 127", "admission: {waiting_requests: -1}\n  metrics: 127", "server.admission.waiting_requests: must be from 1 to 500"},
+		"too many waiting requests":     {"metrics: 127", "admission: {waiting_requests: 501}\n  metrics: 127", "server.admission.waiting_requests: must be from 1 to 500"},
 		"keys published too late":       {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: must be at least 10m"},
 		"too short a rotation":          {"metrics: 127", "signing: {rotate_every: 20m, publish_ahead: 10m}\n  metrics: 127", "server.signing: signing keys rotate every 20m"},
 		"a parameter too long":          {"required: true", "required: true, max_length: 1025", "broker.yaml:31:71: entitlements.reports.parameters.prefix.max_length: must be between 1 and 1024 bytes"},

@@ -70,6 +70,7 @@ type signingFile struct {
 type admissionFile struct {
 	PerSecond float64 `yaml:"per_second"`
 	Pending   int     `yaml:"pending"`
+	Waiting   int     `yaml:"waiting_requests"`
 }
 
 type drainFile struct {

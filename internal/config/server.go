@@ -27,6 +27,7 @@ const (
 	defaultDrainDelay    = 5 * time.Second
 	defaultDrainTimeout  = 20 * time.Second
 	longestDrain         = 5 * time.Minute
+	maxWaiting           = 500 // a counter row lists an identity's waiting requests
 )
 
 func (c *checker) server() {
@@ -54,6 +55,9 @@ func (c *checker) server() {
 		c.report("server/admission", "limits must be positive; omit them for 50 calls per second and 20 at once")
 	}
 	c.drain(f.Drain)
+	if n := f.Admission.Waiting; n < 0 || n > maxWaiting {
+		c.report("server/admission/waiting_requests", "must be from 1 to %d; omit it for 20", maxWaiting)
+	}
 	c.cfg.Signing = Signing{
 		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
 		RotateEvery:  cmp.Or(time.Duration(f.Signing.RotateEvery), defaultRotateEvery),

@@ -35,7 +35,9 @@ func (s *Service) Run(ctx context.Context) error {
 	if !s.served {
 		end = s.discard
 	}
-	return errors.Join(err, background.Wait(), end())
+	err = errors.Join(err, background.Wait(), end())
+	s.log.InfoContext(ctx, "stopped")
+	return err
 }
 
 // An endpoint is an open listener with its handler.
@@ -60,10 +62,16 @@ func (s *Service) serve(ctx context.Context) error {
 		return err
 	}
 	s.served = true
+	s.logStart(ctx, listeners)
 	if s.options.Ready != nil {
 		s.options.Ready(listeners)
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		<-ctx.Done()
+		s.log.InfoContext(ctx, "shutting down: running calls may end")
+		return nil
+	})
 	for _, d := range endpoints {
 		if socket, ok := d.listener.(*Socket); ok {
 			group.Go(func() error { return socket.Watch(ctx, s.log) })
@@ -71,6 +79,17 @@ func (s *Service) serve(ctx context.Context) error {
 		group.Go(func() error { return d.server.Serve(ctx, d.listener, d.handler, d.tls) })
 	}
 	return group.Wait()
+}
+
+// logStart logs one line from which an operator can tell what runs.
+func (s *Service) logStart(ctx context.Context, listeners []net.Listener) {
+	addresses := make([]string, len(listeners))
+	for i, l := range listeners {
+		addresses[i] = l.Addr().String()
+	}
+	build := ReadBuild()
+	s.log.InfoContext(ctx, "started", "version", build.Version, "commit", build.Commit, "date", build.Date, "go", build.Go,
+		"file", s.config.Path, "revision", s.broker.Rules().Revision.String(), "store", s.config.Store, "listeners", addresses)
 }
 
 // listen opens the listeners. With an error, it returns those that are open.

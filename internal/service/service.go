@@ -219,7 +219,10 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("this program was built with an invalid passkeyWait: %w", err)
 	}
-	cfg := broker.Config{Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks}
+	cfg := broker.Config{
+		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks,
+		MaxPending: s.config.Admission.Waiting,
+	}
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
 		NotifiesPeople: func() bool { return s.broker.Rules().PeopleChannel },

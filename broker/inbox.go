@@ -242,32 +242,6 @@ func (p *RequestHistory) add(state RequestStatus) {
 	}
 }
 
-// LeasesOf returns the leases of a request, newest first.
-func (b *Broker) LeasesOf(ctx context.Context, caller Caller, r *Request) (list []*Lease, err error) {
-	if err := b.checkView(ctx, caller, r); err != nil {
-		return nil, err
-	}
-	list, _, err = b.requestLeases(ctx, r, caller.At)
-	return list, err
-}
-
-// requestLeases is LeasesOf for callers who have read the request. more reports
-// whether there may be older leases.
-func (b *Broker) requestLeases(ctx context.Context, r *Request, now time.Time) (list []*Lease, more bool, err error) {
-	if r.Approved.IsZero() {
-		return nil, false, nil
-	}
-	// No lease of the request was opened after its grant ended, so skip later leases.
-	q := LeaseQuery{Request: r.ID, Now: now, Before: leaseIDAt(r.CollectUntil.Add(time.Minute)), Limit: pageDefault}
-	err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-		var next LeaseID
-		list, next, err = tx.Leases(q)
-		more = !next.IsZero()
-		return err
-	})
-	return list, more, Unavailable(err)
-}
-
 // Effect returns the issuer's description of what a credential of the request
 // can do; empty if the issuer has none.
 func (b *Broker) Effect(ctx context.Context, caller Caller, r *Request) (string, error) {

@@ -150,7 +150,7 @@ func (c *collection) reads() []Key {
 	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject, c.e.Name))...)
 	list = append(list, c.blocks...)
 	if !c.new {
-		list = append(list, c.request.ID)
+		list = append(list, c.request.ID, CollectedKey(c.request.ID))
 	} else {
 		list = append(list, c.request.reviews()...)
 	}
@@ -178,6 +178,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 		if err := b.breakGlass(tx, c.request, c.caller.At); err != nil {
 			return err
 		}
+		c.request.FirstLease = l.ID
 		tx.Put(c.request)
 	}
 	ended := false
@@ -215,9 +216,9 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 		if !c.later && l.Expires.After(c.collectUntil()) {
 			return changed(nil)
 		}
-		return nil
+		return l.follow(tx, stored)
 	}
-	stored.FirstExpires = l.Expires
+	stored.FirstExpires, stored.FirstLease = l.Expires, l.ID
 	tx.Put(stored)
 	return nil
 }

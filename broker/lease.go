@@ -54,6 +54,7 @@ type Lease struct {
 	Handle      []byte       // by which the issuer ends the credential
 	Deadline    time.Time    // of issuing
 	Replaces    LeaseID
+	Previous    LeaseID      // the lease that was opened before this one under the same request; zero: none, or an earlier version opened it
 	Limits      []CounterKey // the counters that count this lease as active
 
 	EndAsked  time.Time // when its end was first requested or became due

@@ -81,6 +81,7 @@ type Request struct {
 	NotBefore     time.Time // the requested start of the grant
 	CollectUntil  time.Time // the end of the grant
 	FirstExpires  time.Time // expiry of the first credential; zero: none was collected
+	FirstLease    LeaseID   // of the first credential; zero: none, or an earlier version issued it
 	BreakGlass    bool
 	Extends       RequestID
 	ReviewDue     time.Time  // deadline of the review; zero: no review

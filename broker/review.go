@@ -194,7 +194,7 @@ func (b *Broker) recordVerdict(ctx context.Context, v ballot) error {
 	}
 	return b.recordBallot(ctx, v, record, record.Approval.ReviewChallenge, append(r.reviews(), r.ID), func(tx Tx, stored *Request) error {
 		// A first collection does not change the version.
-		r.FirstExpires = stored.FirstExpires
+		r.FirstExpires, r.FirstLease = stored.FirstExpires, stored.FirstLease
 		if r.Reviewed.IsZero() {
 			return nil
 		}

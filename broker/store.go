@@ -75,6 +75,7 @@ func (BlockKey) isKey()      {}
 func (IdempotencyID) isKey() {}
 func (AskKey) isKey()        {}
 func (SigningKeyID) isKey()  {}
+func (CollectedKey) isKey()  {}
 
 // Key implements Row.
 func (r *Request) Key() Key { return r.ID }
@@ -90,6 +91,9 @@ func (b *Block) Key() Key { return b.Selector }
 
 // Key implements Row.
 func (i *Idempotency) Key() Key { return i.IdempotencyID }
+
+// Key implements Row.
+func (c *Collected) Key() Key { return c.CollectedKey }
 
 // Key implements Row.
 func (a *OpenAsk) Key() Key { return a.AskKey }
@@ -137,6 +141,16 @@ type Idempotency struct {
 	Lease   LeaseID
 	Created time.Time
 	Repeats int // after the first
+}
+
+// A CollectedKey is the ID of a request.
+type CollectedKey RequestID
+
+// A Collected leads from a request that was collected more than once to its newest
+// lease. Each lease leads to the previous one, and the request to its first.
+type Collected struct {
+	CollectedKey
+	Last LeaseID
 }
 
 // An AskKey is the digest of a pending request, by which an identical ask

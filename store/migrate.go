@@ -63,6 +63,8 @@ CREATE INDEX notices_requester ON notices (channel, requester) WHERE due IS NOT 
 CREATE INDEX notices_told ON notices (id) WHERE due IS NULL;
 `, `
 CREATE TABLE revision (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+`, `
+CREATE TABLE collected (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 `}
 
 // fills are the parts of a migration that SQL cannot do, by version.

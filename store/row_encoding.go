@@ -82,6 +82,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Delivery{DeliveryKey: k}, nil
 	case broker.RevisionKey:
 		return &broker.Revision{}, nil
+	case broker.CollectedKey:
+		return &broker.Collected{CollectedKey: k}, nil
 	}
 	return nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -119,6 +121,8 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
 	case *broker.Revision:
 		c.fields(&r.Digest)
+	case *broker.Collected:
+		c.fields(&r.Last)
 	default:
 		return fmt.Errorf("a row of type %T has no table", r)
 	}
@@ -134,7 +138,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.Scopes, &r.TTL, &r.TTLAsked, &r.Duration, &r.Justification, &r.Ticket, &r.Parameters, &r.Salts,
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
-		&r.ReviewDue, &r.Reviewed, &r.Verdicts)
+		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease)
 	c.records(&r.Records)
 }
 
@@ -171,7 +175,7 @@ func leaseFields(l *broker.Lease, c *coder) {
 	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
-		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates)
+		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous)
 	c.records(&l.Records)
 }
 

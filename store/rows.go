@@ -30,6 +30,7 @@ const (
 	people
 	deliveries
 	revision
+	collected
 	tableCount
 )
 
@@ -53,6 +54,7 @@ var tables = [tableCount]struct {
 	people:      {"people", 0, nil},
 	deliveries:  {"tellings", 0, []string{"expires"}},
 	revision:    {"revision", 0, nil},
+	collected:   {"collected", 16, nil},
 }
 
 // A row is a broker.Row as it is stored.
@@ -116,6 +118,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return deliveries, joined(string(k.Request[:]), k.Channel), nil
 	case broker.RevisionKey:
 		return revision, joined("rules"), nil
+	case broker.CollectedKey:
+		return collected, k[:], nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -271,6 +275,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.SessionKey(id), nil
 	case logins:
 		return broker.LoginKey(id), nil
+	case collected:
+		return broker.CollectedKey(id), nil
 	}
 	parts, err := split(id)
 	switch {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,6 +49,12 @@ entitlements:
     parameters: *folder
     scopes: *reports
     max_ttl: 1h
+  reports-brief:
+    issuer: aws
+    aws: {role_arn: "%[7]s"}
+    parameters: *folder
+    scopes: *reports
+    max_ttl: 15m
 `
 
 // TestAWS issues sessions of a role through an STS that trusts the broker as an
@@ -61,6 +68,7 @@ func TestAWS(t *testing.T) {
 		t.Run("credential_process of "+entitlement, func(t *testing.T) { testCredentialProcess(t, c, entitlement) })
 		t.Run("exec with "+entitlement, func(t *testing.T) { testExecAWS(t, c, entitlement) })
 	}
+	t.Run("botocore", func(t *testing.T) { testBotocore(t, c) })
 }
 
 // TestAWSOutages has an STS of its own: the tests move its clock, put a proxy
@@ -148,7 +156,7 @@ func (c *cloud) s3(t testing.TB, entitlement string, args ...string) (string, er
 	}
 	cmd := exec.Command(installed(t, "aws"), append([]string{"--endpoint-url", c.minio.address(), "--ca-bundle", c.minio.caFile(), "s3"}, args...)...)
 	cmd.Env = append(os.Environ(), append(c.spire.environment(), "AWS_CONFIG_FILE="+config, "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
-		"BROKER_URL=https://"+c.listen, "AWS_EC2_METADATA_DISABLED=true")...)
+		"BROKER_URL=https://"+c.listen, "XDG_RUNTIME_DIR="+c.dir, "AWS_EC2_METADATA_DISABLED=true")...)
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
@@ -185,6 +193,70 @@ func testCredentialProcess(t *testing.T, c *cloud, entitlement string) {
 			t.Errorf("%s: %v, %q", name, err, out)
 		}
 	}
+}
+
+// botocoreCalls makes six calls with one client, as a program that runs for a while.
+const botocoreCalls = `
+import sys, botocore.session
+session = botocore.session.get_session()
+client = session.create_client("s3", endpoint_url=sys.argv[1], verify=sys.argv[2])
+for _ in range(6):
+    assert client.get_object(Bucket="reports", Key="acme/q1")["Body"].read().strip() == b"secret of acme/q1"
+`
+
+// testBotocore lets the SDK of Python make six calls. It runs the credential_process
+// once if the session is long enough for it, and for each call otherwise; the broker
+// issues one session in any case.
+func testBotocore(t *testing.T, c *cloud) {
+	for entitlement, once := range map[string]bool{"reports": true, "reports-brief": false} {
+		before := c.leases(t, entitlement)
+		runs, config, script := filepath.Join(c.dir, "runs-"+entitlement), filepath.Join(c.dir, "boto-config"), filepath.Join(c.dir, "process")
+		c.write(t, "process", fmt.Sprintf("#!/bin/sh\necho run >> %s\nexec %s aws %s --scope read --param prefix=acme --why botocore\n", runs, c.agent, entitlement))
+		if err := os.Chmod(script, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		c.write(t, "boto-config", "[default]\nregion = us-east-1\ncredential_process = "+script+"\n")
+		cmd := exec.Command(pythonWithBotocore(t), "-c", botocoreCalls, c.minio.address(), c.minio.caFile())
+		cmd.Env = append(os.Environ(), append(c.spire.environment(), "AWS_CONFIG_FILE="+config, "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
+			"BROKER_URL=https://"+c.listen, "XDG_RUNTIME_DIR="+c.dir, "AWS_EC2_METADATA_DISABLED=true")...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", entitlement, err, out)
+		}
+		text, err := os.ReadFile(runs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(text), "run"); (n == 1) != once || n > 1 && n < 6 {
+			t.Errorf("%s: the credential_process ran %d times for six calls, want once: %t", entitlement, n, once)
+		}
+		if issued := c.leases(t, entitlement) - before; issued != 1 {
+			t.Errorf("%s: the broker issued %d sessions, want 1", entitlement, issued)
+		}
+	}
+}
+
+// leases counts the agent's leases of an entitlement.
+func (c *cloud) leases(t testing.TB, entitlement string) int {
+	t.Helper()
+	out, errs, code := c.run("leases", "--entitlement", entitlement, "-o", "json")
+	var page api.LeasePage
+	if err := json.Unmarshal([]byte(out), &page); err != nil || code != 0 || page.Next != "" {
+		t.Fatalf("leases: %d, %v, %q\n%s", code, err, page.Next, errs)
+	}
+	return len(page.Leases)
+}
+
+// pythonWithBotocore returns a Python that has the SDK. Debian's awscli brings it along.
+func pythonWithBotocore(t testing.TB) string {
+	t.Helper()
+	installed(t, "aws")
+	for _, python := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(python, "-c", "import botocore.session").Run() == nil {
+			return python
+		}
+	}
+	t.Fatal("no Python has botocore: install it (apt-get install python3-botocore)")
+	return ""
 }
 
 // testAWSRefusals requests sessions that no STS issues. It also returns a session:

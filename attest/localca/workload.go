@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -70,6 +71,39 @@ type workloadAPI struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	ca  *CA
 	ids []string
+
+	mu     sync.Mutex
+	issued map[string]issuedSVID
+}
+
+// An issuedSVID is sent to every process that asks for it soon, as by a SPIRE agent:
+// processes of one workload have the same key.
+type issuedSVID struct {
+	svid    tls.Certificate
+	at      time.Time
+	changed <-chan struct{} // of the authority at that time
+}
+
+// svidReuse is for how long an SVID is sent again. It is renewed within SVIDTTL/2 from
+// then.
+const svidReuse = SVIDTTL / 4
+
+func (w *workloadAPI) x509SVID(id string) (tls.Certificate, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	changed := w.ca.next()
+	if s, ok := w.issued[id]; ok && s.changed == changed && time.Since(s.at) < svidReuse {
+		return s.svid, nil
+	}
+	svid, err := w.ca.X509SVID(id, SVIDTTL)
+	if err != nil {
+		return svid, err
+	}
+	if w.issued == nil {
+		w.issued = map[string]issuedSVID{}
+	}
+	w.issued[id] = issuedSVID{svid, time.Now(), changed}
+	return svid, nil
 }
 
 var errNoIdentity = status.Error(codes.PermissionDenied, "no identity issued")
@@ -116,7 +150,7 @@ func (w *workloadAPI) x509SVIDs() (*workload.X509SVIDResponse, error) {
 		}
 	}
 	for _, id := range w.ids {
-		svid, err := w.ca.X509SVID(id, SVIDTTL)
+		svid, err := w.x509SVID(id)
 		if err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +25,8 @@ file's mistakes and skips the policies.`,
 			if err != nil {
 				return err
 			}
-			for _, w := range engine.Warnings() {
+			warnings := slices.Concat(cfg.Warnings, engine.Warnings())
+			for _, w := range warnings {
 				fmt.Fprintf(a.err, "warning: %s\n", w)
 			}
 			found := struct {
@@ -32,7 +34,7 @@ file's mistakes and skips the policies.`,
 				Entitlements int      `json:"entitlements"`
 				Revision     string   `json:"revision"`
 				Warnings     []string `json:"warnings,omitempty"`
-			}{engine.Len(), len(cfg.Catalogue), engine.Revision().String(), engine.Warnings()}
+			}{engine.Len(), len(cfg.Catalogue), engine.Revision().String(), warnings}
 			policies := fmt.Sprintf("%d policies", found.Policies)
 			if found.Policies == 1 {
 				policies = "1 policy"

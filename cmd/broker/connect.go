@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -69,6 +70,7 @@ type clientConfig struct {
 	tokenFile string
 	anonymous bool   // send no certificate
 	token     string // of a person's session
+	caller    string // the person of the session; empty: a workload
 }
 
 func (a *app) clientConfig() (clientConfig, error) {
@@ -101,7 +103,7 @@ func (a *app) clientConfig() (clientConfig, error) {
 		if s == nil {
 			return c, usage("no identity: set SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file; people run \"broker login\"")
 		}
-		c.anonymous, c.token = true, s.Token
+		c.anonymous, c.token, c.caller = true, s.Token, s.Person
 	}
 	return c, nil
 }
@@ -125,19 +127,29 @@ func checkServer(server string) error {
 
 // withClient calls f with a client for the caller of the flags and environment.
 func (a *app) withClient(ctx context.Context, f func(context.Context, *api.Client) error) error {
-	if a.client.person {
-		return a.withPerson(ctx, f)
-	}
-	cfg, err := a.clientConfig()
+	cfg, err := a.callerConfig()
 	if err != nil {
 		return err
 	}
+	return a.withConfig(ctx, cfg, f)
+}
+
+func (a *app) withConfig(ctx context.Context, cfg clientConfig, f func(context.Context, *api.Client) error) error {
 	client, done, err := a.connect(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer done()
 	return f(ctx, client)
+}
+
+// callerConfig returns the configuration for the caller of the flags and environment,
+// a workload or a person.
+func (a *app) callerConfig() (clientConfig, error) {
+	if a.client.person {
+		return a.personConfig()
+	}
+	return a.clientConfig()
 }
 
 // withClientOrAdmin is withClient, unless the flags select the admin socket.
@@ -174,6 +186,13 @@ const workloadAPIWait = 10 * time.Second
 
 // connect returns a client. done stops its background work.
 func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client, done func(), err error) {
+	client, _, done, err = a.dial(ctx, cfg)
+	return client, done, err
+}
+
+// dial is connect, and also returns the configuration of TLS, which has the caller's
+// certificate.
+func (a *app) dial(ctx context.Context, cfg clientConfig) (client *api.Client, t *tls.Config, done func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -183,11 +202,11 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	source := new(attest.Source) // the zero Source serves certificates from files
 	if cfg.socket != "" {
 		if err := checkSocket(cfg.socket); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		trust := attest.Config{WorkloadAPI: cfg.socket, StartTimeout: workloadAPIWait, TrustDomains: domainOf(cfg.brokerID)}
 		if source, err = attest.Open(ctx, trust); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		go func() { _ = source.Run(ctx) }() // renews the SVID; errors show in the calls
 	}
@@ -197,12 +216,11 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	}
 	if cfg.ca != "" {
 		if clientTLS.Roots, err = config.ReadRoots(cfg.ca); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
-	t, err := source.ClientTLS(clientTLS)
-	if err != nil {
-		return nil, nil, err
+	if t, err = source.ClientTLS(clientTLS); err != nil {
+		return nil, nil, nil, err
 	}
 	transport := &http.Transport{TLSClientConfig: t, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
 	client = &api.Client{BaseURL: cfg.server, HTTP: &http.Client{Transport: transport}}
@@ -212,7 +230,7 @@ func (a *app) connect(ctx context.Context, cfg clientConfig) (client *api.Client
 	if cfg.token != "" {
 		client.Token = func(context.Context) (string, error) { return cfg.token, nil }
 	}
-	return client, func() { cancel(); transport.CloseIdleConnections() }, nil
+	return client, t, func() { cancel(); transport.CloseIdleConnections() }, nil
 }
 
 // checkSocket reports at once the errors that waiting for the Workload API can't

@@ -115,6 +115,7 @@ func (a *app) returnCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				a.forgetKept(func(f *keptFile) bool { return f.Lease == l.ID })
 				return a.print(l, func(w io.Writer) {
 					c := card{w}
 					c.line("lease", l.ID)

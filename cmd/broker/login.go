@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,15 +38,26 @@ type savedSession struct {
 
 // sessionFile returns the path of the saved session.
 func (a *app) sessionFile() (string, error) {
-	dir := a.getenv("XDG_CONFIG_HOME")
-	if dir == "" {
-		home := a.getenv("HOME")
-		if home == "" {
-			return "", errors.New("no directory for the session: set HOME or XDG_CONFIG_HOME")
-		}
-		dir = filepath.Join(home, ".config")
+	dir, err := a.userDir(".config", "XDG_CONFIG_HOME")
+	if err != nil {
+		return "", fmt.Errorf("no directory for the session: %w", err)
 	}
 	return filepath.Join(dir, "access-broker", "session.json"), nil
+}
+
+// userDir returns the folder that one of the variables names, or else one below the
+// home directory (XDG Base Directory Specification).
+func (a *app) userDir(below string, variables ...string) (string, error) {
+	for _, name := range variables {
+		if dir := a.getenv(name); dir != "" {
+			return dir, nil
+		}
+	}
+	home := a.getenv("HOME")
+	if home == "" {
+		return "", fmt.Errorf("set HOME or %s", strings.Join(variables, " or "))
+	}
+	return filepath.Join(home, below), nil
 }
 
 // savedFor returns the saved session with a broker, or nil if no one is logged in. It
@@ -298,37 +310,52 @@ var errNotLoggedIn = errors.New(`you are not logged in: run "broker login"`)
 
 // withPerson calls f with a client in the session of the person who is logged in.
 func (a *app) withPerson(ctx context.Context, f func(context.Context, *api.Client) error) error {
-	return a.withAnonymous(ctx, func(ctx context.Context, client *api.Client, server string) error {
-		s, err := a.savedFor(server, time.Now())
-		if err != nil {
-			return err
-		}
-		if s == nil {
-			return errNotLoggedIn
-		}
-		client.Token = func(context.Context) (string, error) { return s.Token, nil }
-		return f(ctx, client)
-	})
+	cfg, err := a.personConfig()
+	if err != nil {
+		return err
+	}
+	return a.withConfig(ctx, cfg, f)
 }
 
-// withAnonymous calls f with a client that sends no proof. The client verifies the
-// broker with its SPIFFE bundle, BROKER_CA or the system's authorities.
+// personConfig is the configuration for the person who is logged in.
+func (a *app) personConfig() (clientConfig, error) {
+	cfg, err := a.anonymousConfig()
+	if err != nil {
+		return cfg, err
+	}
+	s, err := a.savedFor(cfg.server, time.Now())
+	if err != nil {
+		return cfg, err
+	}
+	if s == nil {
+		return cfg, errNotLoggedIn
+	}
+	cfg.token, cfg.caller = s.Token, s.Person
+	return cfg, nil
+}
+
+// withAnonymous calls f with a client that sends no proof.
 func (a *app) withAnonymous(ctx context.Context, f func(ctx context.Context, client *api.Client, server string) error) error {
+	cfg, err := a.anonymousConfig()
+	if err != nil {
+		return err
+	}
+	return a.withConfig(ctx, cfg, func(ctx context.Context, client *api.Client) error { return f(ctx, client, cfg.server) })
+}
+
+// anonymousConfig is the configuration for a client that sends no proof. The client
+// verifies the broker with its SPIFFE bundle, BROKER_CA or the system's authorities.
+func (a *app) anonymousConfig() (clientConfig, error) {
 	cfg := clientConfig{
 		server:   a.server(),
 		brokerID: cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
 		ca:       a.getenv("BROKER_CA"), socket: a.getenv("SPIFFE_ENDPOINT_SOCKET"), anonymous: true,
 	}
 	if err := checkServer(cfg.server); err != nil {
-		return err
+		return cfg, err
 	}
 	if cfg.ca == "" && cfg.socket != "" && cfg.brokerID == "" {
-		return usage("set --broker-id or BROKER_ID: a session is sent only to a broker with a known SPIFFE ID")
+		return cfg, usage("set --broker-id or BROKER_ID: a session is sent only to a broker with a known SPIFFE ID")
 	}
-	client, done, err := a.connect(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer done()
-	return f(ctx, client, cfg.server)
+	return cfg, nil
 }

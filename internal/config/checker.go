@@ -65,6 +65,11 @@ func (c *checker) report(key, format string, args ...any) {
 	c.wrong = append(c.wrong, key)
 }
 
+// warn notes a likely mistake at a key, which does not keep the file from loading.
+func (c *checker) warn(key, format string, args ...any) {
+	c.cfg.Warnings = append(c.cfg.Warnings, c.d.errorf(key, format, args...).Error())
+}
+
 // policyInputsAreValid reports whether every name that policies may use is right in the
 // file. Otherwise, checking the policies would report mistakes that they do not have.
 func (c *checker) policyInputsAreValid() bool {

@@ -54,6 +54,7 @@ type Config struct {
 	SessionLasts   time.Duration
 	TicketURL      string                     // such as "https://tracker.acme.test/{ticket}"
 	Notifiers      map[string]notify.Notifier // by channel; nil: the file has no notify section
+	Warnings       []string                   // likely mistakes, with their places
 }
 
 // A Listener is an address with the endpoints that the broker serves there.

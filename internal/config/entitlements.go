@@ -43,15 +43,16 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	case issuer.Retired:
 		c.report(key+"/issuer", "%q is retired and issues no credentials: choose another issuer", f.Issuer)
 	}
+	usual := usualTTL(issuer, f)
 	e := &broker.Entitlement{
 		Name: name, Issuer: f.Issuer, Description: c.text(key+"/description", f.Description), Owner: f.Owner, System: f.System, Labels: f.Labels,
 		Scopes: c.scopes(key+"/scopes", f.Scopes.names), ScopeTexts: c.scopeTexts(key+"/scopes", f.Scopes.adds), DefaultScopes: toStrings(f.DefaultScopes),
-		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(defaultTTL))),
+		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(usual))),
 		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
 		Binding:       broker.Binding(cmp.Or(f.Binding, string(broker.BindingNone))),
 		Revocation:    broker.RevokedAtExpiry,
 	}
-	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(defaultTTL, e.MaxTTL))
+	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(usual, e.MaxTTL))
 	if e.MaxTTL > longestTTL {
 		c.report(key+"/max_ttl", "must be at most %s", broker.FormatDuration(longestTTL))
 	}
@@ -75,8 +76,22 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	}
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
 		c.report(key+"/default_ttl", "must be at least %s, the shortest lifetime that the issuer supports", broker.FormatDuration(e.MinTTL))
+	} else if usual == defaultSessionTTL && e.DefaultTTL < shortSession {
+		c.warn(key+"/default_ttl", "AWS SDKs refresh credentials with less than 15m left, so with %s they request one for almost every call: write default_ttl: 1h", broker.FormatDuration(e.DefaultTTL))
 	}
 	return e
+}
+
+// shortSession is the lifetime below which AWS SDKs find a session too short: botocore
+// refreshes it for each call while less than 15 minutes are left.
+const shortSession = 20 * time.Minute
+
+// usualTTL returns the lifetime of a credential for which the file has none.
+func usualTTL(issuer Issuer, f entitlementFile) time.Duration {
+	if issuer.AWS != nil || issuer.Vault != nil && f.Vault != nil && (&vault.Spec{Path: f.Vault.Path}).MinTTL() > 0 {
+		return defaultSessionTTL
+	}
+	return defaultTTL
 }
 
 func (c *checker) scopes(key string, list []string) []string {

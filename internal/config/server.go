@@ -18,6 +18,7 @@ import (
 // Defaults of omitted keys.
 const (
 	defaultTTL           = 15 * time.Minute
+	defaultSessionTTL    = time.Hour // of AWS: every role allows it
 	defaultCollectWithin = time.Hour
 	defaultRotateEvery   = 24 * time.Hour
 	defaultPublishAhead  = time.Hour

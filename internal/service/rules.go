@@ -68,6 +68,9 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 	if err != nil {
 		return "", err
 	}
+	for _, w := range c.Warnings {
+		s.log.WarnContext(ctx, "configuration", "warning", w)
+	}
 	for _, w := range engine.Warnings() {
 		s.log.WarnContext(ctx, "policy", "warning", w)
 	}

@@ -1,8 +1,10 @@
 package vault
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -55,6 +57,78 @@ func TestIssueSendsOnceOnReusedConnection(t *testing.T) {
 				t.Errorf("%d requests for 2 credentials: %v", n, f.received())
 			}
 		})
+	}
+}
+
+// A token whose answer was lost has no record, so Prepare does not create another one.
+func TestPrepareSendsOnce(t *testing.T) {
+	for name, answer := range map[string]func(http.ResponseWriter){
+		"lost":        func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+		"failed":      func(w http.ResponseWriter) { refuse(w, 500, "internal error") },
+		"bad gateway": func(w http.ResponseWriter) { http.Error(w, "", 502) },
+		"truncated": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Length", "900")
+			_, _ = io.WriteString(w, `{"auth": {`)
+		},
+	} {
+		f, v := startFake(t)
+		if _, _, err := issue(v, newOrder(t, Spec{Path: "database/creds/orders-ro"})); err != nil { // the connection is reused
+			t.Fatal(err)
+		}
+		n := 0
+		f.with(func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "token/create") {
+				return false
+			}
+			n++
+			answer(w)
+			return true
+		})
+		if _, err := v.Prepare(t.Context(), newOrder(t, Spec{Path: TokenPath})); !errors.Is(err, broker.ErrIssuerUnavailable) || n != 1 {
+			t.Errorf("%s: %v after %d requests, want one", name, err, n)
+		}
+	}
+}
+
+// A downNode fails to connect as often as its value says.
+type downNode struct {
+	http.RoundTripper
+	times int
+}
+
+func (d *downNode) RoundTrip(r *http.Request) (*http.Response, error) {
+	if d.times--; d.times >= 0 {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+	}
+	return d.RoundTripper.RoundTrip(r)
+}
+
+// A node that accepts no connection got no request. So the broker tries again, and
+// knows that there is nothing to end if no node is up.
+func TestUnsentRequestCreatesNothing(t *testing.T) {
+	for _, down := range []int{doubtful, doubtful + 1} {
+		_, v := startFake(t)
+		o := newOrder(t, Spec{Path: "database/creds/orders-ro"})
+		prepared, err := v.Prepare(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Lease.Handle, o.Key = prepared.Handle, prepared.Key
+		node := &downNode{newTransport(nil), down}
+		if v.once, err = newClient(v.cfg, sentOnce{node}, 0); err != nil {
+			t.Fatal(err)
+		}
+		_, text, err := v.Issue(t.Context(), o)
+		var h handle
+		if jsonErr := json.Unmarshal(text, &h); jsonErr != nil {
+			t.Fatal(jsonErr)
+		}
+		switch {
+		case down == doubtful && err != nil:
+			t.Errorf("the node was down %d times: %v", down, err)
+		case down > doubtful && (h.Made != madeNothing || !errors.Is(err, broker.ErrIssuerUnavailable) || node.times != 0):
+			t.Errorf("the node is down: got handle %s after %d more attempts, %v", text, node.times, err)
+		}
 	}
 }
 

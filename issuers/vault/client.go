@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -41,8 +42,11 @@ func byLibrary(*http.Request, []*http.Request) error { return http.ErrUseLastRes
 
 // repeats reports whether a client with retries sends a request again. An answer that
 // names a time to wait is the caller's to follow, and send repeats a request that met
-// a node of the cluster too early.
+// no node of the cluster, or one too early.
 func repeats(ctx context.Context, resp *http.Response, err error) (bool, error) {
+	if isDial(err) {
+		return false, nil
+	}
 	if resp != nil && (resp.Header.Get("Retry-After") != "" || resp.StatusCode == http.StatusPreconditionFailed) {
 		return false, ctx.Err()
 	}
@@ -93,6 +97,7 @@ type fault struct {
 	status int   // HTTP; 0: no answer
 	text   string
 	retry  time.Duration // Vault's Retry-After; zero: none
+	unsent bool          // there was no connection to send the request on
 }
 
 func (e *fault) Error() string { return fmt.Sprintf("%v: %s", e.kind, e.text) }
@@ -105,6 +110,17 @@ func (e *fault) Unwrap() error {
 	return e.kind
 }
 
+// unsent reports whether a request was not even sent.
+func unsent(err error) bool {
+	var f *fault
+	return errors.As(err, &f) && f.unsent
+}
+
+func isDial(err error) bool {
+	var network *net.OpError
+	return errors.As(err, &network) && network.Op == "dial"
+}
+
 // unprocessed reports whether Vault certainly created nothing: it refused the request,
 // or did not begin to process it.
 func unprocessed(err error) bool {
@@ -112,7 +128,7 @@ func unprocessed(err error) bool {
 	case http.StatusForbidden, http.StatusPreconditionFailed, http.StatusTooManyRequests:
 		return true
 	}
-	return errors.Is(err, broker.ErrIssuerRefused)
+	return unsent(err) || errors.Is(err, broker.ErrIssuerRefused)
 }
 
 var errUnreadable = &fault{kind: broker.ErrIssuerUnavailable, text: "Vault's answer can't be read"}
@@ -157,7 +173,7 @@ func classify(err error, retry time.Duration) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &fault{kind: broker.ErrIssuerUnavailable, text: "Vault did not answer in time"}
 	case errors.As(err, &network):
-		return &fault{kind: broker.ErrIssuerUnavailable, text: "Vault can't be reached: " + network.Err.Error()}
+		return &fault{kind: broker.ErrIssuerUnavailable, text: "Vault can't be reached: " + network.Err.Error(), unsent: isDial(network.Err)}
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF):
 		return errUnreadable
 	}

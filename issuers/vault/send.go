@@ -60,12 +60,13 @@ var pauses = [...]time.Duration{
 	50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, time.Second, time.Second,
 }
 
-// doubtful is how often a plain refusal is repeated, which is most likely final.
+// doubtful is how often a request is repeated that no node accepts a connection for, or
+// that a node plainly refuses, which is most likely final.
 const doubtful = 3
 
-// send sends a request, and again while a node of the cluster refuses it because that
-// node lags behind. Such a refusal precedes all processing, so no attempt creates
-// anything that a later one creates again. Any other error ends the attempts.
+// send sends a request, and again while it can't be sent, or while a node of the cluster
+// refuses it because that node lags behind. Both precede all processing, so no attempt
+// creates anything that a later one creates again. Any other error ends the attempts.
 func send(ctx context.Context, c *api.Client, as access, r request) (*answer, error) {
 	for attempt := 0; ; attempt++ {
 		a, err := sendOnce(ctx, c, as, r)
@@ -93,10 +94,12 @@ const (
 )
 
 // lagging returns whether an error is that of a node that has not caught up with the
-// node that made the token. A node that accepts the index of the token and refuses its
+// node that made the token, or that is about to leave or to join the cluster. A node that accepts the index of the token and refuses its
 // use nevertheless most likely applies a policy.
 func lagging(err error, as access) lag {
 	switch s := status(err); {
+	case unsent(err):
+		return maybeLag
 	case s == http.StatusPreconditionFailed:
 		return surelyLag
 	case s == http.StatusForbidden && as.young && says(err, invalidToken):

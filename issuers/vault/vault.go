@@ -43,7 +43,7 @@ type Issuer struct {
 	cfg     Config
 	at      string      // identifies the Vault in handles
 	once    *api.Client // sends each request once, for requests that create a credential
-	retries *api.Client // retries, for requests that are idempotent or harmless
+	retries *api.Client // retries, for requests that are idempotent
 	session *session
 
 	unlisted sync.Map // PKI mounts that refused to revoke by serial number; each is logged once
@@ -98,16 +98,16 @@ func (v *Issuer) Run(ctx context.Context) error {
 // own sends a request with the broker's own token. If Vault no longer accepts that
 // token, own logs in and sends it again. Its errors are faults. It requires an answer
 // that Vault can have given: a page of a proxy confirms no revocation.
-func (v *Issuer) own(ctx context.Context, r request) (*answer, error) {
+func (v *Issuer) own(ctx context.Context, c *api.Client, r request) (*answer, error) {
 	as, err := v.session.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	a, err := send(ctx, v.retries, as, r)
+	a, err := send(ctx, c, as, r)
 	gone := says(err, invalidToken) || says(err, noParent)
 	if gone || status(err) == http.StatusForbidden {
 		if as, replaced := v.session.replace(ctx, as.token, gone); replaced {
-			a, err = send(ctx, v.retries, as, r)
+			a, err = send(ctx, c, as, r)
 		}
 	}
 	if says(err, invalidToken) || says(err, noParent) {
@@ -118,7 +118,7 @@ func (v *Issuer) own(ctx context.Context, r request) (*answer, error) {
 
 // write sends data to path with the broker's own token.
 func (v *Issuer) write(ctx context.Context, path string, data map[string]any) error {
-	_, err := v.own(ctx, request{path: path, data: data})
+	_, err := v.own(ctx, v.retries, request{path: path, data: data})
 	return err
 }
 
@@ -145,9 +145,11 @@ func (v *Issuer) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, 
 	}, nil
 }
 
-// createToken returns Vault's answer with a new token for the lease.
+// createToken returns Vault's answer with a new token for the lease. It sends its
+// request once, like Issue: after a lost answer, a second attempt would create a second
+// token, and nothing would record the end of the first.
 func (v *Issuer) createToken(ctx context.Context, spec *Spec, l *broker.Lease, ttl time.Duration) (*answer, error) {
-	a, err := v.own(ctx, request{path: "auth/token/create/" + v.cfg.TokenRole, data: map[string]any{
+	a, err := v.own(ctx, v.once, request{path: "auth/token/create/" + v.cfg.TokenRole, data: map[string]any{
 		"policies": spec.policies(l), "no_default_policy": true, "type": "service", "renewable": false,
 		"ttl": ttlText(ttl), "explicit_max_ttl": ttlText(ttl), "display_name": l.ID.String(),
 		"meta": map[string]string{"lease": l.ID.String(), "request": l.Request.String(), "entitlement": l.Entitlement, "holder": l.Holder},

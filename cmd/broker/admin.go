@@ -123,7 +123,7 @@ func (a *app) keysCommand() *cobra.Command {
 			if err := adminCall(c.Context(), a.adminSocket(socket), http.MethodGet, "/admin/keys", &keys); err != nil {
 				return err
 			}
-			return a.print(keys, func(w io.Writer) {
+			return a.printTable(keys, func(w io.Writer) {
 				fmt.Fprintln(w, "KEY\tKID\tALGORITHM\tSIGNS FROM\tRETIRES")
 				for _, k := range keys {
 					retires := "after its successor starts to sign"

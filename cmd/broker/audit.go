@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -266,7 +265,7 @@ const rowsPerFlush = 1000
 
 // showRecords prints the wanted records, or only the last of them if last is not 0.
 func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(audit.Item, audit.Record) bool, last int64) error {
-	table := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	table := newTable(a.out)
 	w := io.Writer(table)
 	if a.output == "json" {
 		w = a.out

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -332,6 +333,39 @@ func TestClosedOutputIsQuiet(t *testing.T) {
 		}
 		if err := write.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// Lists fit a terminal of 80 columns.
+func TestListsFitTerminal(t *testing.T) {
+	w := newExecWorld(t)
+	for range 2 {
+		if out, err := w.exec(nil, []string{"true"}).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, list := range []string{"requests", "leases", "entitlements"} {
+		master, slave := openTerminal(t)
+		if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+			t.Fatal(err)
+		}
+		cmd := w.command(list)
+		cmd.Stdout, cmd.Stderr = slave, slave
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := slave.WriteString("end\n"); err != nil {
+			t.Fatal(err)
+		}
+		rows, lines := 0, bufio.NewScanner(master)
+		for lines.Scan() && lines.Text() != "end" {
+			if rows++; utf8.RuneCountInString(lines.Text()) > 80 {
+				t.Errorf("%s: a line has more than 80 columns: %s", list, lines.Text())
+			}
+		}
+		if rows < 3 {
+			t.Errorf("%s: got %d lines, want a header and 2 rows", list, rows)
 		}
 	}
 }

@@ -369,7 +369,7 @@ func (a *app) blocksCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(api.Blocks{Blocks: blocks}, func(w io.Writer) { writeBlocks(w, blocks) })
+				return a.printTable(api.Blocks{Blocks: blocks}, func(w io.Writer) { writeBlocks(w, blocks) })
 			})
 		},
 	}
@@ -425,6 +425,6 @@ func writeBlocks(w io.Writer, blocks []api.Block) {
 	}
 	fmt.Fprintln(w, "KIND\tNAME\tSINCE\tBY\tREASON")
 	for _, b := range blocks {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.Kind, b.Name, clock(b.Since), b.By, b.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.Kind, b.Name, clock(b.Since), b.By, printable(b.Reason))
 	}
 }

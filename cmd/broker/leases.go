@@ -173,7 +173,7 @@ func (a *app) entitlementsCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(api.Offers{Entitlements: offers}, func(w io.Writer) { writeOffers(w, offers) })
+				return a.printTable(api.Offers{Entitlements: offers}, func(w io.Writer) { writeOffers(w, offers) })
 			})
 		},
 	}

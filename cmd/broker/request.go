@@ -378,7 +378,7 @@ func addPageFlags(c *cobra.Command, entitlement, cursor *string, limit *int) {
 
 // printPage prints one page of a list.
 func (a *app) printPage(page any, what string, columns []string, rows [][]string, next string) error {
-	return a.print(page, func(w io.Writer) {
+	return a.printTable(page, func(w io.Writer) {
 		if len(rows) == 0 {
 			fmt.Fprintln(w, "no "+what)
 			return

@@ -298,6 +298,16 @@ func (a *app) print(value any, text func(w io.Writer)) error {
 	return w.Flush()
 }
 
+// printTable is print for a list with a row of column names.
+func (a *app) printTable(value any, text func(w io.Writer)) error {
+	if a.output == "json" {
+		return a.print(value, text)
+	}
+	t := newTable(a.out)
+	text(t)
+	return t.Flush()
+}
+
 // counted returns a number with its noun, in the plural unless n is 1.
 func counted(n int, what string) string {
 	if n == 1 {

@@ -45,7 +45,8 @@ and exits with 0 only if all of them went as described.`,
 			if err != nil {
 				return err
 			}
-			return w.Run(c.Context(), newLogger(a.err, "text", slog.LevelError), func(ctx context.Context) error {
+			log, _ := newLogger(a.err, "text", slog.LevelError) // of this level, no line waits
+			return w.Run(c.Context(), log, func(ctx context.Context) error {
 				ctx, cancel := context.WithTimeout(ctx, time.Minute)
 				defer cancel()
 				d := &demo{app: a, world: w}

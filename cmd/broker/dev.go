@@ -58,7 +58,8 @@ func (a *app) runDev(ctx context.Context, dir string, at devworld.Addresses) (er
 	if err != nil {
 		return err
 	}
-	return w.Run(ctx, newLogger(a.err, "text", slog.LevelWarn), func(ctx context.Context) error {
+	log, _ := newLogger(a.err, "text", slog.LevelWarn) // of this level, no line waits
+	return w.Run(ctx, log, func(ctx context.Context) error {
 		a.welcome(w)
 		<-ctx.Done()
 		fmt.Fprintln(a.out, "\nbroker dev has stopped.")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -40,10 +39,11 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 				return err
 			}
 			a.tune()
-			log := newLogger(a.err, cfg.LogFormat, cfg.LogLevel)
+			log, flush := newLogger(a.err, cfg.LogFormat, cfg.LogLevel)
+			defer flush()
 			log.Info("starting", "version", service.ReadBuild().Version, "file", cfg.Path)
 			ready := func([]net.Listener) { a.notifySystemd("READY=1") }
-			s, err := service.New(c.Context(), service.Options{Config: cfg, Getenv: a.getenv, Log: log, Ready: ready})
+			s, err := service.New(c.Context(), service.Options{Config: cfg, Getenv: a.getenv, Log: log, FlushLog: flush, Ready: ready})
 			if err != nil {
 				return err
 			}
@@ -62,14 +62,6 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 // configFlag adds --config to a command that reads the operator's file.
 func configFlag(c *cobra.Command, path *string) {
 	c.Flags().StringVar(path, "config", "/etc/broker/broker.yaml", "the operator's file")
-}
-
-func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
-	if format == "text" {
-		return slog.New(slog.NewTextHandler(w, opts))
-	}
-	return slog.New(slog.NewJSONHandler(w, opts))
 }
 
 // The garbage collector runs rarely, because most allocations of a request die

@@ -5,7 +5,6 @@
 package bench
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,7 +14,6 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -26,7 +24,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,25 +47,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// BenchmarkIssuance alternates the floor and the broker and reports ratios.
-// Machines are noisy, but both measurements of one round see the same noise.
-func BenchmarkIssuance(b *testing.B) {
-	k := newKit(b)
-	floor, broker := k.startFloor(), k.startBroker("broker")
-	k.load(floor, clients, warmUp)
-	k.load(broker, clients, warmUp)
-	var pairs [][2]result
-	b.ResetTimer()
-	for range rounds {
-		pairs = append(pairs, [2]result{k.load(floor, clients, roundTime), k.load(broker, clients, roundTime)})
-	}
-	b.StopTimer()
-	report(b, pairs, k.memory(broker))
-	single := [2]result{k.load(floor, 1, warmUp), k.load(broker, 1, warmUp)}
-	b.Logf("one client: floor %.0f tokens/s, p50 %s; broker %.0f tokens/s, p50 %s", single[0].rate(), single[0].at(0.5), single[1].rate(), single[1].at(0.5))
-	k.count(b, broker)
-}
-
 // million is the number of active leases in BenchmarkMillionLeases.
 const million = 1_000_000
 
@@ -78,7 +56,7 @@ func BenchmarkMillionLeases(b *testing.B) {
 	k := newKit(b)
 	full := k.startBroker("full")
 	for full.answered < million {
-		k.load(full, clients, 5*time.Second)
+		k.load(byToken(full), clients, 5*time.Second)
 	}
 	b.Logf("%d leases are active, resident memory is %d MB", full.answered, k.memory(full)>>20)
 	k.stop(full)
@@ -86,11 +64,11 @@ func BenchmarkMillionLeases(b *testing.B) {
 	again := k.startBroker("full")
 	b.Logf("started with them in %s (target 3 s or less)", time.Since(start).Round(time.Millisecond))
 	empty := k.startBroker("empty")
-	k.load(again, clients, warmUp)
-	k.load(empty, clients, warmUp)
+	k.load(byToken(again), clients, warmUp)
+	k.load(byToken(empty), clients, warmUp)
 	var ratios []float64
 	for range rounds {
-		e, f := k.load(empty, clients, roundTime), k.load(again, clients, roundTime)
+		e, f := k.load(byToken(empty), clients, roundTime), k.load(byToken(again), clients, roundTime)
 		ratios = append(ratios, f.rate()/e.rate())
 		b.Logf("empty %.0f tokens/s, p99 %s; full %.0f tokens/s, p99 %s", e.rate(), e.at(0.99), f.rate(), f.at(0.99))
 	}
@@ -99,23 +77,8 @@ func BenchmarkMillionLeases(b *testing.B) {
 	b.ReportMetric(float64(k.memory(again)>>20), "MB")
 }
 
-func report(b *testing.B, pairs [][2]result, rss int) {
-	b.Logf("%-6s %28s %28s %8s %8s %8s", "round", "floor: tokens/s CPU/1000 p99", "broker: tokens/s CPU/1000 p99", "rate", "CPU", "p99")
-	var rate, cpu, p99 []float64
-	for i, p := range pairs {
-		f, br := p[0], p[1]
-		rate, cpu = append(rate, br.rate()/f.rate()), append(cpu, br.perThousand()/f.perThousand())
-		p99 = append(p99, float64(br.at(0.99))/float64(f.at(0.99)))
-		b.Logf("%-6d %12.0f %7.3f %8s %12.0f %7.3f %8s %8.2f %8.2f %8.2f", i+1, f.rate(), f.perThousand(), f.at(0.99).Round(100*time.Microsecond),
-			br.rate(), br.perThousand(), br.at(0.99).Round(100*time.Microsecond), rate[i], cpu[i], p99[i])
-	}
-	b.Logf("medians of the ratios broker/floor: rate %.2f (target 0.90 or more), CPU %.2f (1.20 or less), p99 %.2f (1.30 or less)", median(rate), median(cpu), median(p99))
-	b.Logf("resident memory of the broker: %d MB (target 100 or less)", rss>>20)
-	b.ReportMetric(median(rate), "rate/floor")
-	b.ReportMetric(median(cpu), "cpu/floor")
-	b.ReportMetric(median(p99), "p99/floor")
-	b.ReportMetric(float64(rss>>20), "MB")
-}
+// byToken is the mode with the kit's tokens.
+func byToken(t *target) *mode { return &mode{name: "remembered", target: t, request: remembered(t)} }
 
 func median(list []float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
@@ -146,13 +109,14 @@ type target struct {
 
 // A kit is the environment of both servers.
 type kit struct {
-	b      *testing.B
-	dir    string
-	key    *ecdsa.PrivateKey // of the trust domain
-	pool   *x509.CertPool
-	tokens []string
-	issuer string
-	broker string // the binary
+	b         *testing.B
+	dir       string
+	key       *ecdsa.PrivateKey // of the trust domain
+	authority *x509.Certificate // of the trust domain, with that key
+	pool      *x509.CertPool
+	tokens    []string
+	issuer    string
+	broker    string // the binary
 
 	issuers, entitlements, policies string // further lines of the files
 }
@@ -175,16 +139,37 @@ func newKit(b *testing.B) *kit {
 	k := &kit{b: b, dir: dir, key: key, pool: x509.NewCertPool()}
 	k.certificate()
 	k.issuer = "https://" + freeAddress(b)
-	exp := time.Now().Add(55 * time.Minute).Unix()
+	k.createAuthority()
 	for i := range identities {
-		claims := fmt.Sprintf(`{"sub":"spiffe://acme.test/agent/a%d","aud":[%q],"exp":%d,"iat":%d}`, i, k.issuer, exp, time.Now().Unix())
-		token, err := signES256(key, `{"alg":"ES256","kid":"k1","typ":"JWT"}`, claims)
-		if err != nil {
-			b.Fatal(err)
-		}
-		k.tokens = append(k.tokens, token)
+		k.tokens = append(k.tokens, k.token(i, ""))
 	}
 	return k
+}
+
+// token returns a JWT-SVID of an identity, with further claims.
+func (k *kit) token(i int, claims string) string {
+	k.b.Helper()
+	now := time.Now()
+	claims = fmt.Sprintf(`{"sub":"spiffe://acme.test/agent/a%d","aud":[%q],"exp":%d,"iat":%d%s}`, i, k.issuer, now.Add(55*time.Minute).Unix(), now.Unix(), claims)
+	token, err := signES256(k.key, `{"alg":"ES256","kid":"k1","typ":"JWT"}`, claims)
+	if err != nil {
+		k.b.Fatal(err)
+	}
+	return token
+}
+
+// tokenRequest returns the request that exchanges a JWT-SVID for an access token.
+func tokenRequest(address, token string) []byte {
+	return exchange(address, url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "subject_token": {token},
+		"subject_token_type": {"urn:ietf:params:oauth:token-type:jwt"}, "audience": {"tickets-api"}, "scope": {"tickets:read"},
+	})
+}
+
+// exchange returns the request with a form for the token endpoint.
+func exchange(address string, form url.Values) []byte {
+	body := form.Encode()
+	return fmt.Appendf(nil, "POST /oauth2/token HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body)
 }
 
 func (k *kit) write(name string, text []byte) string {
@@ -249,7 +234,7 @@ server:
   tls: {cert: ../cert.pem, key: ../key.pem}
   client_certs: optional
   seal_keys: [{file: seal.key}]
-  admission: {per_second: 1000, pending: 100}
+  admission: {per_second: 100000, pending: 100}
   log: {level: %[3]s}
 attest:
   trust_domain: acme.test
@@ -274,6 +259,15 @@ when { ["tickets:read", "tickets:comment"].containsAll(context.scopes) };
 forbid (principal is Agent, action == Action::"request", resource) when { principal has team && principal.team == "interns" };
 `
 
+// startOther starts another build of the broker, in a folder of its own.
+func (k *kit) startOther(binary string) *target {
+	k.b.Helper()
+	own := k.broker
+	defer func() { k.broker = own }()
+	k.broker = binary
+	return k.startBroker("other")
+}
+
 // startBroker starts the real binary in a folder of that name. Files that are
 // already in the folder stay.
 func (k *kit) startBroker(name string) *target {
@@ -293,8 +287,9 @@ func (k *kit) startBroker(name string) *target {
 	if err := os.MkdirAll(filepath.Join(k.dir, name, "policies"), 0o700); err != nil {
 		k.b.Fatal(err)
 	}
-	k.write(name+"/bundle.json", fmt.Appendf(nil, `{"keys":[{"kty":"EC","use":"jwt-svid","kid":"k1","crv":"P-256","x":%q,"y":%q}]}`,
-		base64.RawURLEncoding.EncodeToString(public[1:33]), base64.RawURLEncoding.EncodeToString(public[33:])))
+	x, y := base64.RawURLEncoding.EncodeToString(public[1:33]), base64.RawURLEncoding.EncodeToString(public[33:])
+	k.write(name+"/bundle.json", fmt.Appendf(nil, `{"keys":[{"kty":"EC","use":"jwt-svid","kid":"k1","crv":"P-256","x":%q,"y":%q},{"kty":"EC","use":"x509-svid","crv":"P-256","x":%q,"y":%q,"x5c":[%q]}]}`,
+		x, y, x, y, base64.StdEncoding.EncodeToString(k.authority.Raw)))
 	k.write(name+"/seal.key", []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))))
 	k.write(name+"/policies/all.cedar", []byte(policy+k.policies))
 	address := freeAddress(k.b)
@@ -326,11 +321,7 @@ func (k *kit) run(cmd *exec.Cmd, address, probe string) *target {
 	k.b.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() })
 	t := &target{address: address, cmd: cmd}
 	for _, token := range k.tokens {
-		form := url.Values{
-			"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "subject_token": {token},
-			"subject_token_type": {"urn:ietf:params:oauth:token-type:jwt"}, "audience": {"tickets-api"}, "scope": {"tickets:read"},
-		}.Encode()
-		t.requests = append(t.requests, fmt.Appendf(nil, "POST /oauth2/token HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", address, len(form), form))
+		t.requests = append(t.requests, tokenRequest(address, token))
 	}
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: k.pool}}}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
@@ -346,92 +337,6 @@ func (k *kit) run(cmd *exec.Cmd, address, probe string) *target {
 			k.b.Fatalf("%s did not start: %v\n%s", cmd.Path, err, text)
 		}
 	}
-}
-
-// load keeps n connections busy for the duration d.
-func (k *kit) load(t *target, n int, d time.Duration) result {
-	k.b.Helper()
-	before, start := cpuTime(k.b, t.cmd.Process.Pid), time.Now()
-	stop := start.Add(d)
-	latencies := make([][]time.Duration, n)
-	var all sync.WaitGroup
-	for i := range n {
-		all.Go(func() { latencies[i] = k.client(t, i, n, stop) })
-	}
-	all.Wait()
-	r := result{took: time.Since(start), cpu: cpuTime(k.b, t.cmd.Process.Pid) - before}
-	for _, list := range latencies {
-		r.latencies = append(r.latencies, list...)
-	}
-	slices.Sort(r.latencies)
-	r.tokens = len(r.latencies)
-	t.answered += r.tokens
-	if r.tokens == 0 {
-		k.b.Fatal("no token was answered")
-	}
-	return r
-}
-
-// client sends every n-th request in turn over one connection. It does not use
-// net/http because the load shares the machine with the server that it measures.
-func (k *kit) client(t *target, i, n int, stop time.Time) (latencies []time.Duration) {
-	conn, err := tls.Dial("tcp", t.address, &tls.Config{RootCAs: k.pool, MinVersion: tls.VersionTLS13})
-	if err != nil {
-		k.b.Error(err)
-		return nil
-	}
-	defer func() { _ = conn.Close() }()
-	in := bufio.NewReaderSize(conn, 8<<10)
-	for at := i; ; at += n {
-		start := time.Now()
-		if start.After(stop) {
-			return latencies
-		}
-		if _, err := conn.Write(t.requests[at%identities]); err != nil {
-			k.b.Error(err)
-			return latencies
-		}
-		answer, err := readAnswer(in)
-		if err == nil && len(answer) < 300 {
-			err = fmt.Errorf("an answer of %d bytes holds no token", len(answer))
-		}
-		if err != nil {
-			k.b.Error(err)
-			return latencies
-		}
-		latencies = append(latencies, time.Since(start))
-	}
-}
-
-// readAnswer returns the body of a successful response.
-func readAnswer(in *bufio.Reader) ([]byte, error) {
-	status, err := in.ReadSlice('\n')
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.HasPrefix(status, []byte("HTTP/1.1 20")) {
-		rest := make([]byte, 600)
-		n, _ := in.Read(rest)
-		return nil, fmt.Errorf("%s%s", status, rest[:n])
-	}
-	length := 0
-	for {
-		line, err := in.ReadSlice('\n')
-		if err != nil {
-			return nil, err
-		}
-		if len(line) <= 2 {
-			break
-		}
-		if name, value, ok := bytes.Cut(line, []byte(":")); ok && bytes.EqualFold(name, []byte("Content-Length")) {
-			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-				return nil, err
-			}
-		}
-	}
-	body := make([]byte, length)
-	_, err = io.ReadFull(in, body)
-	return body, err
 }
 
 // cpuTime returns the user and kernel time of a process (proc(5)).

@@ -27,7 +27,10 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stopLoops()
 	var background errgroup.Group
 	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.outbox.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.sweep, returnMemory) {
-		background.Go(func() error { return run(loops) })
+		background.Go(func() error {
+			defer s.options.FlushLog()
+			return run(loops)
+		})
 	}
 	err := s.serve(ctx)
 	stopLoops()

@@ -39,6 +39,10 @@ type Options struct {
 	Getenv func(string) string // for reloads and the AWS issuers' own credentials; nil: an empty environment
 	Log    *slog.Logger
 
+	// FlushLog, if set, writes log lines that Log keeps back. It is called when a loop
+	// ends, even by a panic, which ends the process.
+	FlushLog func()
+
 	// Listeners are served in addition to those of the operator's file.
 	Listeners []config.Listener
 
@@ -90,6 +94,9 @@ type Service struct {
 // calls Run, or Close.
 func New(ctx context.Context, o Options) (_ *Service, err error) {
 	s := &Service{options: o, config: o.Config, current: o.Config, log: o.Log}
+	if s.options.FlushLog == nil {
+		s.options.FlushLog = func() {}
+	}
 	if s.options.Listen == nil {
 		s.options.Listen = inbound.Listen
 	}

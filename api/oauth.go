@@ -159,7 +159,7 @@ type Metadata struct {
 // error is Pending and has the RequestID for the next call. Exchange never retries,
 // because /oauth2 has no idempotency key: a repetition issues another token.
 func (c *Client) Exchange(ctx context.Context, req TokenRequest) (*TokenResponse, error) {
-	anonymous := req.SubjectToken != "" // SubjectToken is the proof; the broker refuses a second one
+	anonymous := req.SubjectToken != "" // SubjectToken is the proof: another one is not needed
 	return fetch[TokenResponse](ctx, c, call{method: http.MethodPost, path: "/oauth2/token", form: req.form(), anonymous: anonymous})
 }
 

@@ -26,38 +26,70 @@ func TestAuthenticate(t *testing.T) {
 		client       *http.Client
 		bearer, body string
 		method, code string
+		also         int
 		counted      string
 	}{
-		{"no proof", plain, "", "", "", "unauthenticated", "none no_proof"},
-		{"bearer", plain, mine, "", "jwt-svid", "", ""},
-		{"body", plain, "", mine, "jwt-svid", "", ""},
-		{"equal bearer and body", plain, mine, mine, "jwt-svid", "", ""},
-		{"two tokens of one workload", plain, mine, second, "", "two_identities", "none two_identities"},
-		{"another's token in the body", plain, mine, theirs, "", "foreign_subject_token", "none foreign_subject"},
-		{"a person's token in the body", plain, mine, person, "", "foreign_subject_token", "none foreign_subject"},
-		{"an expired token in the body", plain, mine, expired, "", "unauthenticated", "jwt-svid expired"},
-		{"a bad bearer token", plain, "x", mine, "", "unauthenticated", "jwt-svid malformed"},
-		{"certificate", mutual, "", "", "x509-svid", "", ""},
-		{"certificate and bearer", mutual, mine, "", "", "two_identities", "none two_identities"},
-		{"certificate and another's bearer", mutual, theirs, "", "", "two_identities", "none two_identities"},
-		{"certificate, bearer and body", mutual, mine, mine, "", "two_identities", "none two_identities"},
-		{"certificate and body", mutual, "", mine, "x509-svid", "", ""},
-		{"certificate and another's body", mutual, "", theirs, "", "foreign_subject_token", "none foreign_subject"},
-		{"certificate and a person's body", mutual, "", person, "", "foreign_subject_token", "none foreign_subject"},
-		{"certificate and an expired body", mutual, "", expired, "", "unauthenticated", "jwt-svid expired"},
-		{"bad certificate", bad, "", "", "", "unauthenticated", "x509-svid untrusted"},
-		{"bad certificate and good body", bad, "", mine, "", "unauthenticated", "x509-svid untrusted"},
+		{"no proof", plain, "", "", "", "unauthenticated", 0, "none no_proof"},
+		{"bearer", plain, mine, "", "jwt-svid", "", 0, ""},
+		{"body", plain, "", mine, "jwt-svid", "", 0, ""},
+		{"equal bearer and body", plain, mine, mine, "jwt-svid", "", 0, ""},
+		{"two tokens of one workload", plain, mine, second, "jwt-svid", "", 1, ""},
+		{"another's token in the body", plain, mine, theirs, "", "two_identities", 0, "none two_identities"},
+		{"a person's token in the body", plain, mine, person, "", "two_identities", 0, "none two_identities"},
+		{"an expired token in the body", plain, mine, expired, "", "unauthenticated", 0, "jwt-svid expired"},
+		{"a bad bearer token", plain, "x", mine, "", "unauthenticated", 0, "jwt-svid malformed"},
+		{"certificate", mutual, "", "", "x509-svid", "", 0, ""},
+		{"certificate and bearer", mutual, mine, "", "x509-svid", "", 1, ""},
+		{"certificate and another's bearer", mutual, theirs, "", "", "two_identities", 0, "none two_identities"},
+		{"certificate and an expired bearer", mutual, expired, "", "", "unauthenticated", 0, "jwt-svid expired"},
+		{"certificate, bearer and the same body", mutual, mine, mine, "x509-svid", "", 1, ""},
+		{"certificate, bearer and another body", mutual, mine, second, "x509-svid", "", 2, ""},
+		{"certificate, bearer and another's body", mutual, mine, theirs, "", "two_identities", 0, "none two_identities"},
+		{"certificate and body", mutual, "", mine, "x509-svid", "", 1, ""},
+		{"certificate and another's body", mutual, "", theirs, "", "two_identities", 0, "none two_identities"},
+		{"certificate and a person's body", mutual, "", person, "", "two_identities", 0, "none two_identities"},
+		{"certificate and an expired body", mutual, "", expired, "", "unauthenticated", 0, "jwt-svid expired"},
+		{"bad certificate", bad, "", "", "", "unauthenticated", 0, "x509-svid untrusted"},
+		{"bad certificate and good body", bad, "", mine, "", "unauthenticated", 0, "x509-svid untrusted"},
+		{"bad certificate and good bearer", bad, mine, "", "", "unauthenticated", 0, "x509-svid untrusted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w.failures()
 			a := call(t, test.client, server, test.bearer, test.body)
-			if a.Method != test.method || a.Code != test.code || (a.ID == triage) != (test.code == "") || (a.Detail != "") != (test.code != "") {
+			if a.Method != test.method || a.Code != test.code || (a.ID == triage) != (test.code == "") || (a.Detail != "") != (test.code != "") || a.Also != test.also {
 				t.Errorf("got response %+v", a)
 			}
 			if n := strings.Join(w.failures(), ", "); n != test.counted {
 				t.Errorf("got failures %q, want %q", n, test.counted)
 			}
 		})
+	}
+}
+
+// Several proofs expire with the earliest, whatever their order, and are all named.
+func TestProofsExpireWithTheEarliest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	short, long, third := w.token(triage, time.Minute), w.token(triage, 3*time.Minute), w.token(triage, 2*time.Minute)
+	earliest := must(w.verifier.JWT(short, time.Now())).Proof.Expires
+	for _, tokens := range [][]string{{short, long, third}, {long, short, third}, {third, long, short}} {
+		r := &http.Request{Header: http.Header{"Authorization": {"Bearer " + tokens[0]}}}
+		who, err := w.verifier.Authenticate(r, tokens[1:]...)
+		check(t, err)
+		first := must(w.verifier.JWT(tokens[0], time.Now()))
+		if !who.Proof.Expires.Equal(earliest) || who.Proof.SHA256 != first.Proof.SHA256 {
+			t.Errorf("got the proof %+v, want that of the bearer token, until %s", who.Proof, earliest)
+		}
+		var want []string
+		for _, token := range tokens[1:] {
+			want = append(want, "jwt-svid "+must(w.verifier.JWT(token, time.Now())).Proof.SHA256.String())
+		}
+		if !slices.Equal(who.Also, want) {
+			t.Errorf("got the other proofs %q, want %q", who.Also, want)
+		}
+	}
+	if again := must(w.verifier.JWT(short, time.Now())); len(again.Also) != 0 {
+		t.Errorf("the cached proof has the proofs of another call: %q", again.Also)
 	}
 }
 

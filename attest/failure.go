@@ -8,28 +8,27 @@ type Cause string
 
 // Causes.
 const (
-	CauseNoProof        Cause = "no_proof"        // neither a certificate nor a token
-	CauseTwoIdentities  Cause = "two_identities"  // more than one proof, or proofs of two identities
-	CauseForeignSubject Cause = "foreign_subject" // a token in the body for another identity
-	CauseMalformed      Cause = "malformed"       // not an SVID, or not in the required format
-	CauseOversized      Cause = "oversized"       // larger than MaxTokenSize
-	CauseAlgorithm      Cause = "algorithm"       // not in the list of JWT-SVID, section 2.1; so neither none nor HMAC
-	CauseSPIFFEID       Cause = "spiffe_id"       // no SPIFFE ID, several, or one without a path
-	CauseTrustDomain    Cause = "trust_domain"    // not listed in trust_domains, even if its bundle was delivered
-	CauseAudience       Cause = "audience"        // none, several, or not the broker's
-	CauseExpired        Cause = "expired"         // exp or NotAfter has passed
-	CauseNotYetValid    Cause = "not_yet_valid"   // nbf, iat or NotBefore is in the future
-	CauseLifetime       Cause = "lifetime"        // exp is more than MaxLifetime from now
-	CauseNoBundle       Cause = "no_bundle"       // the trust domain is listed, but its bundle is missing
-	CauseUnknownKey     Cause = "unknown_key"     // kid is not in the bundle
-	CauseSignature      Cause = "signature"       // the signature does not verify
-	CauseUsage          Cause = "usage"           // a CA certificate, or one for other purposes
-	CauseUntrusted      Cause = "untrusted"       // no chain to an authority of the bundle
+	CauseNoProof       Cause = "no_proof"       // neither a certificate nor a token
+	CauseTwoIdentities Cause = "two_identities" // proofs of two identities in one call
+	CauseMalformed     Cause = "malformed"      // not an SVID, or not in the required format
+	CauseOversized     Cause = "oversized"      // larger than MaxTokenSize
+	CauseAlgorithm     Cause = "algorithm"      // not in the list of JWT-SVID, section 2.1; so neither none nor HMAC
+	CauseSPIFFEID      Cause = "spiffe_id"      // no SPIFFE ID, several, or one without a path
+	CauseTrustDomain   Cause = "trust_domain"   // not listed in trust_domains, even if its bundle was delivered
+	CauseAudience      Cause = "audience"       // none, several, or not the broker's
+	CauseExpired       Cause = "expired"        // exp or NotAfter has passed
+	CauseNotYetValid   Cause = "not_yet_valid"  // nbf, iat or NotBefore is in the future
+	CauseLifetime      Cause = "lifetime"       // exp is more than MaxLifetime from now
+	CauseNoBundle      Cause = "no_bundle"      // the trust domain is listed, but its bundle is missing
+	CauseUnknownKey    Cause = "unknown_key"    // kid is not in the bundle
+	CauseSignature     Cause = "signature"      // the signature does not verify
+	CauseUsage         Cause = "usage"          // a CA certificate, or one for other purposes
+	CauseUntrusted     Cause = "untrusted"      // no chain to an authority of the bundle
 )
 
 // Failures returns the method and the cause of every Failure that can occur.
 func Failures() (all [][2]string) {
-	for _, cause := range []Cause{CauseNoProof, CauseTwoIdentities, CauseForeignSubject} {
+	for _, cause := range []Cause{CauseNoProof, CauseTwoIdentities} {
 		all = append(all, [2]string{string(methodNone), string(cause)})
 	}
 	for _, method := range []broker.Method{broker.MethodX509SVID, broker.MethodJWTSVID} {

@@ -127,7 +127,7 @@ type ClientTLS struct {
 	Cert, Key string
 
 	// NoCert is for callers that authenticate with a token. The broker refuses a
-	// certificate next to a token.
+	// certificate of another identity next to a token, as next to a person's session.
 	NoCert bool
 }
 

@@ -31,6 +31,7 @@ import (
 type answer struct {
 	ID, Method, Code, Detail string
 	Expires                  time.Time
+	Also                     int // other proofs
 }
 
 // serve serves Authenticate over TLS. The request's body is the body token.
@@ -45,7 +46,7 @@ func (w *world) serve(clientCerts string) (url string) {
 			w.t.Errorf("reading the body: %v", err)
 		}
 		who, err := w.verifier.Authenticate(r, string(body))
-		a := answer{ID: who.ID, Method: string(who.Proof.Method), Expires: who.Proof.Expires}
+		a := answer{ID: who.ID, Method: string(who.Proof.Method), Expires: who.Proof.Expires, Also: len(who.Also)}
 		if err != nil {
 			a.Code = broker.Code(err)
 			var refusal *broker.Refusal

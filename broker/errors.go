@@ -16,8 +16,8 @@ func (s sentinel) Error() string { return string(s) }
 // The sentinels.
 const (
 	ErrUnauthenticated       = sentinel("unauthenticated")         // no valid proof
-	ErrTwoIdentities         = sentinel("two_identities")          // two different proofs in one call
-	ErrForeignSubject        = sentinel("foreign_subject_token")   // a subject_token of another identity
+	ErrTwoIdentities         = sentinel("two_identities")          // proofs of different identities in one call
+	ErrForeignSubject        = sentinel("foreign_subject_token")   // an actor_token: delegation is not supported
 	ErrProofExpired          = sentinel("proof_expired")           // the proof has expired
 	ErrBlocked               = sentinel("blocked")                 // by the kill switch
 	ErrDenied                = sentinel("denied")                  // by policy or by a person

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -113,6 +115,17 @@ func (c Caller) at(t time.Time) Caller {
 func (c Caller) labelled(rules *Rules) Caller {
 	c.Actor, c.Subject = rules.WithLabels(c.Actor), rules.WithLabels(c.Subject)
 	return c
+}
+
+// WithProof returns the identity with another proof of it in the same call. The first
+// proof stays the one that credentials are bound to; the identity is proven until the
+// earliest of them expires.
+func (who Identity) WithProof(p Proof) Identity {
+	who.Also = append(slices.Clone(who.Also), fmt.Sprintf("%s %s", p.Method, p.SHA256))
+	if p.Expires.Before(who.Proof.Expires) {
+		who.Proof.Expires = p.Expires
+	}
+	return who
 }
 
 // Party returns the identity as records show it; nil for the zero identity, which

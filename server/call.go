@@ -39,7 +39,7 @@ type call struct {
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
-	proofIsSubject bool     // the subject_token authenticates the caller
+	proofIsSubject bool     // the other proofs of the caller, if any, are valid; the subject_token is judged
 	unproved       bool     // authentication failed
 	about          string   // the id of the request or lease concerned, for the log
 	leaving        []func() // leave the admissions that the call has entered
@@ -187,7 +187,7 @@ func (c *call) run() (reply, error) {
 			return reply{}, errCrossOrigin
 		}
 	}
-	if c.route.proof != nil || c.route.form {
+	if c.route.proofs != nil || c.route.form {
 		if err := c.readForm(); err != nil {
 			return reply{}, err
 		}
@@ -271,19 +271,22 @@ func (c *call) readBody(mediaType string) error {
 // identify authenticates the caller. It is the only place that verifies proofs.
 func (c *call) identify() error {
 	if token, ok := c.sessionToken(); ok {
+		if proofs, err := c.proofs(); err == nil && proofs != (formProofs{}) {
+			return broker.ErrTwoIdentities
+		}
 		return c.enterSession(token)
 	}
 	if c.route.audience == UI {
 		return broker.ErrUnauthenticated
 	}
-	proof, err := c.proof()
+	proofs, err := c.proofs()
 	if err != nil {
 		return err
 	}
-	if err := c.s.failures.check(c.from); err != nil && c.costly(proof) {
+	if err := c.s.failures.check(c.from); err != nil && c.costly(proofs) {
 		return err
 	}
-	who, err := c.authenticate(proof)
+	who, err := c.authenticateAll(proofs)
 	if err != nil {
 		c.unproved = true
 		return err
@@ -292,19 +295,43 @@ func (c *call) identify() error {
 	return nil
 }
 
-// costly reports whether verifying the proof costs the broker a signature check
+// authenticateAll verifies all proofs of a call, which must prove one identity. It judges
+// those of the client first: if they fail, the client is invalid. If the subject_token
+// fails, the request is (RFC 8693, section 2.2.2).
+func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
+	certificate := c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0
+	if proofs.subject == "" {
+		return c.authenticate(proofs.assertion)
+	}
+	if certificate || proofs.assertion != "" || len(c.r.Header.Values("Authorization")) > 0 {
+		if _, err := c.authenticate(proofs.assertion); err != nil {
+			return broker.Identity{}, err
+		}
+	}
+	c.proofIsSubject = true
+	return c.authenticate(proofs.assertion, proofs.subject)
+}
+
+// costly reports whether verifying the proofs costs the broker a signature check
 // that the caller did not pay for. A caller with a certificate has completed a
 // handshake, which costs more than verifying its chain, and a token that was
 // verified before is cached. So an attacker cannot lock out established callers
 // that share its address.
-func (c *call) costly(token string) bool {
+func (c *call) costly(proofs formProofs) bool {
 	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 {
 		return false
 	}
-	if token == "" {
-		_, token, _ = strings.Cut(c.r.Header.Get("Authorization"), " ")
+	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
+	known := false
+	for _, token := range []string{bearer, proofs.assertion, proofs.subject} {
+		if token == "" {
+			continue
+		}
+		if known = c.s.cfg.Remembers != nil && c.s.cfg.Remembers(token); !known {
+			return true
+		}
 	}
-	return token == "" || c.s.cfg.Remembers == nil || !c.s.cfg.Remembers(token)
+	return !known
 }
 
 // arrived updates the call's time after its body was read, which may have taken
@@ -316,10 +343,10 @@ func (c *call) arrived() error {
 	return nil
 }
 
-// authenticate verifies a proof. Its expiry is checked by Authenticate, here and
-// again by the domain.
-func (c *call) authenticate(proof string) (broker.Identity, error) {
-	who, err := c.s.cfg.Authenticate(c.r, proof)
+// authenticate verifies the proofs of the connection and the header, and the tokens of
+// the body. Their expiry is checked by Authenticate, here and again by the domain.
+func (c *call) authenticate(tokens ...string) (broker.Identity, error) {
+	who, err := c.s.cfg.Authenticate(c.r, tokens...)
 	switch {
 	case err == nil && who.ID == "":
 		err = broker.ErrUnauthenticated
@@ -334,14 +361,12 @@ func (c *call) authenticate(proof string) (broker.Identity, error) {
 	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
 }
 
-// proof returns the proof in the form, on routes that accept one there.
-func (c *call) proof() (string, error) {
-	if c.route.proof == nil {
-		return "", nil
+// proofs returns the proofs in the form, on routes that accept them there.
+func (c *call) proofs() (formProofs, error) {
+	if c.route.proofs == nil {
+		return formProofs{}, nil
 	}
-	token, isSubject, err := c.route.proof(c.form)
-	c.proofIsSubject = isSubject
-	return token, err
+	return c.route.proofs(c.form)
 }
 
 // extend extends the connection's deadlines for a call that waits on purpose. The

@@ -142,25 +142,26 @@ func TestTokenProof(t *testing.T) {
 	const exchange = "grant_type=urn:ietf:params:oauth:grant-type:token-exchange"
 	const jwt = "&subject_token_type=urn:ietf:params:oauth:token-type:jwt"
 	tests := []struct {
-		name, body, token string
-		subject           bool
-		err               error
+		name, body string
+		want       formProofs
+		err        error
 	}{
-		{"exchange", exchange + "&subject_token=T" + jwt, "T", true, nil},
-		{"credentials over TLS", "grant_type=client_credentials", "", false, nil},
-		{"credentials by assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + api.AssertionTypeJWT, "T", false, nil},
-		{"credentials by SPIFFE assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + assertionSPIFFE, "T", false, nil},
-		{"client credentials ignore subject_token", "grant_type=client_credentials&subject_token=T" + jwt, "", false, nil},
+		{"exchange", exchange + "&subject_token=T" + jwt, formProofs{subject: "T"}, nil},
+		{"exchange by assertion", exchange + "&subject_token=T" + jwt + "&client_assertion=U&client_assertion_type=" + api.AssertionTypeJWT, formProofs{"U", "T"}, nil},
+		{"credentials over TLS", "grant_type=client_credentials", formProofs{}, nil},
+		{"credentials by assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + api.AssertionTypeJWT, formProofs{assertion: "T"}, nil},
+		{"credentials by SPIFFE assertion", "grant_type=client_credentials&client_assertion=T&client_assertion_type=" + assertionSPIFFE, formProofs{assertion: "T"}, nil},
+		{"client credentials ignore subject_token", "grant_type=client_credentials&subject_token=T" + jwt, formProofs{}, nil},
 
-		{"no grant", "subject_token=T" + jwt, "", false, broker.ErrInvalidRequest},
-		{"unknown grant", "grant_type=password", "", false, errGrantType},
-		{"no subject", exchange, "", false, broker.ErrInvalidRequest},
-		{"no subject type", exchange + "&subject_token=T", "", false, broker.ErrInvalidRequest},
-		{"another subject type", exchange + "&subject_token=T&subject_token_type=urn:ietf:params:oauth:token-type:id_token", "", false, broker.ErrInvalidRequest},
-		{"actor", exchange + "&subject_token=T" + jwt + "&actor_token=U", "", false, broker.ErrForeignSubject},
-		{"two proofs", exchange + "&subject_token=T" + jwt + "&client_assertion=U", "", false, broker.ErrTwoIdentities},
-		{"assertion without type", "grant_type=client_credentials&client_assertion=T", "", false, broker.ErrUnauthenticated},
-		{"type without assertion", "grant_type=client_credentials&client_assertion_type=" + api.AssertionTypeJWT, "", false, broker.ErrUnauthenticated},
+		{"no grant", "subject_token=T" + jwt, formProofs{}, broker.ErrInvalidRequest},
+		{"unknown grant", "grant_type=password", formProofs{}, errGrantType},
+		{"no subject", exchange, formProofs{}, broker.ErrInvalidRequest},
+		{"no subject type", exchange + "&subject_token=T", formProofs{}, broker.ErrInvalidRequest},
+		{"another subject type", exchange + "&subject_token=T&subject_token_type=urn:ietf:params:oauth:token-type:id_token", formProofs{}, broker.ErrInvalidRequest},
+		{"actor", exchange + "&subject_token=T" + jwt + "&actor_token=U", formProofs{}, broker.ErrForeignSubject},
+		{"exchange, assertion without type", exchange + "&subject_token=T" + jwt + "&client_assertion=U", formProofs{}, broker.ErrUnauthenticated},
+		{"assertion without type", "grant_type=client_credentials&client_assertion=T", formProofs{}, broker.ErrUnauthenticated},
+		{"type without assertion", "grant_type=client_credentials&client_assertion_type=" + api.AssertionTypeJWT, formProofs{}, broker.ErrUnauthenticated},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -168,9 +169,9 @@ func TestTokenProof(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			token, subject, err := tokenProof(f)
-			if !errors.Is(err, test.err) || token != test.token || subject != test.subject {
-				t.Errorf("got %q, %t, %v", token, subject, err)
+			got, err := tokenProofs(f)
+			if !errors.Is(err, test.err) || err == nil && got != test.want {
+				t.Errorf("got %+v, %v, want %+v, %v", got, err, test.want, test.err)
 			}
 		})
 	}
@@ -237,15 +238,15 @@ func FuzzTokenForm(f *testing.F) {
 				t.Fatalf("%q has %d values", name, len(list))
 			}
 		}
-		token, subject, err := tokenProof(parsed)
+		proofs, err := tokenProofs(parsed)
 		if err != nil {
 			if len(refusalOf(err).Detail) > 1000 {
 				t.Fatal(err)
 			}
 			return
 		}
-		if subject != (parsed.get("grant_type") == api.GrantTokenExchange) || subject && token == "" {
-			t.Fatalf("got the proof %q from %v", token, parsed)
+		if (proofs.subject != "") != (parsed.get("grant_type") == api.GrantTokenExchange) {
+			t.Fatalf("got the proofs %+v from %v", proofs, parsed)
 		}
 		_, _ = target(catalogue, parsed["audience"], parsed["resource"], strings.Fields(parsed.get("scope")), func(string) bool { return true })
 	})

@@ -47,8 +47,8 @@ const (
 // that the OpenAPI document publishes the table.
 var errorTable = []errorRow{
 	{broker.ErrUnauthenticated, 401, "invalid_client", "Not authenticated", "present an X.509-SVID over TLS, or a JWT-SVID as bearer token, from a trust domain that the broker accepts", clientFault},
-	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "present either a certificate or a JWT-SVID", clientFault},
-	{broker.ErrForeignSubject, 400, "invalid_request", "The subject_token belongs to another identity", "send the caller's own JWT-SVID as subject_token; delegation is not supported", clientFault},
+	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "send proofs of one identity only; delegation is not supported", clientFault},
+	{broker.ErrForeignSubject, 400, "invalid_request", "Delegation is not supported", "send the caller's own JWT-SVID as subject_token, and no actor_token", clientFault},
 	{broker.ErrProofExpired, 401, "invalid_client", "The SVID has expired", "fetch a new SVID and call again", clientFault},
 	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators, who blocked this access", clientFault},
 	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons; GET /v1/entitlements lists what may be requested", clientFault},

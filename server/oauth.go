@@ -36,43 +36,49 @@ const assertionSPIFFE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 
 const needsSubject = "token exchange needs subject_token, the caller's own JWT-SVID (callers with an X.509-SVID use grant_type=client_credentials)"
 
-// tokenProof checks the grant type and returns the proof of the caller's identity.
-func tokenProof(f form) (token string, isSubject bool, err error) {
+// formProofs are the caller's own JWT-SVIDs in a form; empty: there is none.
+type formProofs struct {
+	assertion string // client_assertion
+	subject   string // subject_token
+}
+
+// tokenProofs checks the grant type and returns the proofs of the caller's identity.
+func tokenProofs(f form) (formProofs, error) {
 	switch f.get("grant_type") {
 	case api.GrantClientCredentials:
-		return assertionProof(f)
+		return assertionProofs(f)
 	case api.GrantTokenExchange:
 	case "":
-		return "", false, refuse(broker.ErrInvalidRequest, "grant_type is missing")
+		return formProofs{}, refuse(broker.ErrInvalidRequest, "grant_type is missing")
 	default:
-		return "", false, errGrantType
+		return formProofs{}, errGrantType
 	}
 	switch {
 	case f.get("actor_token") != "" || f.get("actor_token_type") != "":
-		return "", false, refuse(broker.ErrForeignSubject, "actor_token is not accepted: the caller is its own actor")
-	case f.get("client_assertion") != "":
-		return "", false, refuse(broker.ErrTwoIdentities, "send subject_token or client_assertion, not both")
+		return formProofs{}, refuse(broker.ErrForeignSubject, "actor_token is not accepted: the caller is its own actor")
 	case f.get("subject_token") == "":
-		return "", false, refuse(broker.ErrInvalidRequest, needsSubject)
+		return formProofs{}, refuse(broker.ErrInvalidRequest, needsSubject)
 	case f.get("subject_token_type") != api.TokenTypeJWT:
-		return "", false, refuse(broker.ErrInvalidRequest, "subject_token_type must be "+api.TokenTypeJWT)
+		return formProofs{}, refuse(broker.ErrInvalidRequest, "subject_token_type must be "+api.TokenTypeJWT)
 	}
-	return f.get("subject_token"), true, nil
+	proofs, err := assertionProofs(f)
+	proofs.subject = f.get("subject_token")
+	return proofs, err
 }
 
-// assertionProof returns the client_assertion, the JWT-SVID that authenticates a client
+// assertionProofs returns the client_assertion, the JWT-SVID that authenticates a client
 // (RFC 7521, section 4.2), if the form has one.
-func assertionProof(f form) (string, bool, error) {
+func assertionProofs(f form) (formProofs, error) {
 	assertion, kind := f.get("client_assertion"), f.get("client_assertion_type")
 	switch {
 	case assertion == "" && kind == "":
-		return "", false, nil
+		return formProofs{}, nil
 	case kind != api.AssertionTypeJWT && kind != assertionSPIFFE:
-		return "", false, refuse(broker.ErrUnauthenticated, "client_assertion_type must be "+api.AssertionTypeJWT)
+		return formProofs{}, refuse(broker.ErrUnauthenticated, "client_assertion_type must be "+api.AssertionTypeJWT)
 	case assertion == "":
-		return "", false, refuse(broker.ErrUnauthenticated, "client_assertion is missing")
+		return formProofs{}, refuse(broker.ErrUnauthenticated, "client_assertion is missing")
 	}
-	return assertion, false, nil
+	return formProofs{assertion: assertion}, nil
 }
 
 // checkClientID refuses a client_id that is not the authenticated identity (RFC 8705,

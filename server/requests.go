@@ -58,16 +58,17 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 	return c.credential(issued)
 }
 
-// readAsk converts the body. A subject_token must prove the caller's own identity.
+// readAsk converts the body. A subject_token is another proof of the caller's identity.
 func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) {
 	if body.SubjectToken != "" {
+		if c.session != nil {
+			return broker.Ask{}, broker.IdempotencyKey{}, broker.ErrTwoIdentities
+		}
 		who, err := c.authenticate(body.SubjectToken)
 		if err != nil {
 			return broker.Ask{}, broker.IdempotencyKey{}, err
 		}
-		if who.ID != c.who.ID {
-			return broker.Ask{}, broker.IdempotencyKey{}, broker.ErrForeignSubject
-		}
+		c.who = who
 	}
 	var extends broker.RequestID
 	if body.Extends != "" {

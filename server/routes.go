@@ -25,9 +25,8 @@ type route struct {
 	foreign  bool     // a Handler: it reads its query and body and may authenticate late
 	query    []string // the accepted query parameters
 
-	// proof, on routes with a form, returns the caller's own token in the form, if
-	// any, and whether it is the subject_token.
-	proof func(form) (token string, isSubject bool, err error)
+	// proofs, on routes with a form, returns the caller's own tokens in the form.
+	proofs func(form) (formProofs, error)
 
 	run func(*Server, *call) (reply, error)
 }
@@ -68,9 +67,9 @@ func (s *Server) routes() []route {
 		{audience: API, method: post, path: "/v1/sessions/device", open: true, run: withBody((*Server).beginDevice)},
 		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
 
-		{audience: OAuth, method: post, path: "/oauth2/token", proof: tokenProof, run: (*Server).token},
-		{audience: OAuth, method: post, path: "/oauth2/introspect", proof: assertionProof, run: (*Server).introspect},
-		{audience: OAuth, method: post, path: "/oauth2/revoke", proof: assertionProof, run: (*Server).revokeToken},
+		{audience: OAuth, method: post, path: "/oauth2/token", proofs: tokenProofs, run: (*Server).token},
+		{audience: OAuth, method: post, path: "/oauth2/introspect", proofs: assertionProofs, run: (*Server).introspect},
+		{audience: OAuth, method: post, path: "/oauth2/revoke", proofs: assertionProofs, run: (*Server).revokeToken},
 		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, shared: true, run: (*Server).jwks},
 		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, shared: true, run: (*Server).metadata},
 		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, shared: true, run: (*Server).metadata},

@@ -33,11 +33,10 @@ type Config struct {
 	Sessions *session.Manager
 
 	// Authenticate identifies the caller from the connection's certificate, the
-	// Authorization header, or a token in the body (subject_token,
-	// client_assertion; "" if there is none). It returns exactly one identity, or
-	// an error that wraps a sentinel of package broker and contains no part of the
-	// token.
-	Authenticate func(r *http.Request, bodyToken string) (broker.Identity, error)
+	// Authorization header and tokens in the body (client_assertion, subject_token; ""
+	// if there is none), which must all prove one identity. It returns that identity, or
+	// an error that wraps a sentinel of package broker and contains no part of a token.
+	Authenticate func(r *http.Request, tokens ...string) (broker.Identity, error)
 
 	// Remembers reports whether a token was verified before and is cheap to verify
 	// again; nil: none was. After too many failures from an address, only such tokens

@@ -259,7 +259,7 @@ func TestFailedAuthenticationsAreLimited(t *testing.T) {
 	t.Parallel()
 	verified := 0
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Authenticate = func(*http.Request, string) (broker.Identity, error) {
+		cfg.Authenticate = func(*http.Request, ...string) (broker.Identity, error) {
 			verified++
 			return broker.Identity{}, broker.ErrUnauthenticated
 		}
@@ -297,8 +297,8 @@ func TestProofExpiresDuringBody(t *testing.T) {
 	t.Parallel()
 	expires := make(chan time.Time, 1)
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
-			who, err := authenticate(r, token)
+		cfg.Authenticate = func(r *http.Request, tokens ...string) (broker.Identity, error) {
+			who, err := authenticate(r, tokens...)
 			who.Proof.Expires = time.Now().Add(100 * time.Millisecond)
 			expires <- who.Proof.Expires
 			return who, err
@@ -330,8 +330,8 @@ func TestProofExpiresDuringBody(t *testing.T) {
 func TestExpiredProofIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Authenticate = func(r *http.Request, token string) (broker.Identity, error) {
-			who, err := authenticate(r, token)
+		cfg.Authenticate = func(r *http.Request, tokens ...string) (broker.Identity, error) {
+			who, err := authenticate(r, tokens...)
 			who.Proof.Expires = time.Now().Add(-time.Second)
 			return who, err
 		}

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -188,13 +187,14 @@ func (l *logReader) Prove(ctx context.Context, index int64) (*audit.Proof, error
 	return audit.Prove(index, item.Leaf, note, l.public, l.Hashes(ctx))
 }
 
-// authenticate reads the bearer token, or the token in the body, as the caller's ID.
-func authenticate(r *http.Request, bodyToken string) (broker.Identity, error) {
-	bearer := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if bearer != "" && bodyToken != "" && bearer != bodyToken {
+// authenticate reads the bearer token and the tokens in the body as the caller's ID.
+func authenticate(r *http.Request, tokens ...string) (broker.Identity, error) {
+	proofs := []string{strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")}
+	proofs = slices.DeleteFunc(append(proofs, tokens...), func(p string) bool { return p == "" })
+	if len(slices.Compact(slices.Clone(proofs))) > 1 {
 		return broker.Identity{}, broker.ErrTwoIdentities
 	}
-	switch id := cmp.Or(bearer, bodyToken); {
+	switch id := strings.Join(slices.Compact(proofs), ""); {
 	case id == operator:
 		return broker.Identity{ID: id, Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: time.Now().Add(time.Hour)}}, nil
 	case id == "panic":

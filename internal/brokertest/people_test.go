@@ -204,6 +204,15 @@ func TestOnlySessionsVote(t *testing.T) {
 	}
 	both := b.Client(Auditor)
 	both.Token = func(context.Context) (string, error) { return session, nil }
+	for _, grant := range []string{"client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"} {
+		e := endpoint{name: grant, path: "POST /oauth2/token", body: form("grant_type", grant, "audience", "tickets-api", "scope", "tickets:read")}
+		if code := e.call(t, b.URL, b.Anonymous().HTTP, session, b.JWT(Agent), b.JWT(Agent)); code != string(api.TwoIdentities) {
+			t.Errorf("a session with a workload's tokens, %s: got %q, want %q", grant, code, api.TwoIdentities)
+		}
+	}
+	if _, _, err := b.as(session).AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}, SubjectToken: b.JWT(Agent)}); !errors.Is(err, api.TwoIdentities) {
+		t.Errorf("a session with a workload's subject_token: got %v, want %v", err, api.TwoIdentities)
+	}
 	if _, err := both.Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err == nil {
 		t.Error("a session with another identity's certificate votes")
 	}

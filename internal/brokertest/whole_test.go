@@ -1,7 +1,6 @@
 package brokertest
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -161,21 +160,6 @@ func duplicateClaim(t *testing.T, b *Broker, kid string) string {
 		t.Fatal(err)
 	}
 	return input + "." + base64.RawURLEncoding.EncodeToString(signature)
-}
-
-func TestOneCaller(t *testing.T) {
-	b := New(t)
-	both := b.Client(Agent)
-	both.Token = func(context.Context) (string, error) { return b.JWT(Agent), nil }
-	if _, err := both.WhoAmI(t.Context()); !errors.Is(err, api.TwoIdentities) {
-		t.Errorf("certificate and bearer: got %v", err)
-	}
-	for name, c := range map[string]*api.Client{"certificate": b.Client(Stranger), "bearer": b.Bearer(Stranger)} {
-		_, _, err := c.AskAndCollect(t.Context(), api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:read"}, SubjectToken: b.JWT(Agent)})
-		if !errors.Is(err, api.ForeignSubject) {
-			t.Errorf("%s and a foreign subject_token: got %v", name, err)
-		}
-	}
 }
 
 // Every invalid request is refused with a stable code and a text.

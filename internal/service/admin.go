@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"accessbroker.internal/broker"
@@ -49,6 +50,15 @@ func operatorOf(r *http.Request) (broker.Identity, error) {
 		ID: fmt.Sprintf("admin-socket/%d", uid), Kind: broker.KindOperator,
 		Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: time.Now().Add(time.Hour)},
 	}, nil
+}
+
+// operatorAlone is operatorOf for calls without another proof, which would be one of
+// another identity.
+func operatorAlone(r *http.Request, tokens ...string) (broker.Identity, error) {
+	if len(r.Header.Values("Authorization")) > 0 || slices.ContainsFunc(tokens, func(t string) bool { return t != "" }) {
+		return broker.Identity{}, &broker.Refusal{Err: broker.ErrTwoIdentities, Detail: "the admin socket identifies the operator: send no token"}
+	}
+	return operatorOf(r)
 }
 
 // adminHandler serves the operations of the broker's process, and rest for all other

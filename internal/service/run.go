@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/attest"
-	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/server"
 	"accessbroker.internal/server/inbound"
@@ -123,7 +122,7 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 		}
 		endpoints = append(endpoints, endpoint{listener: l})
 		d := &endpoints[len(endpoints)-1]
-		byOperator := func(r *http.Request, _ string) (broker.Identity, error) { return operatorOf(r) }
+		byOperator := operatorAlone
 		if d.server, err = server.New(s.serverConfig(byOperator, adminContext)); err != nil {
 			return endpoints, err
 		}

@@ -281,7 +281,7 @@ func (s *Service) hosts() []string {
 	return list
 }
 
-func (s *Service) serverConfig(authenticate func(*http.Request, string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
+func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
 		Broker: s.broker, Sessions: s.sessions, Authenticate: authenticate, ConnContext: conn,

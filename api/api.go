@@ -370,6 +370,7 @@ type InclusionProof struct {
 type Readiness struct {
 	Ready    bool              `json:"ready"`
 	NotReady map[string]string `json:"not_ready,omitempty"` // by component: why it is not ready
+	Degraded map[string]string `json:"degraded,omitempty"`  // by component: faults that do not make it unready
 }
 
 // A Duration is a positive duration, on the wire a Go string such as "15m". Zero

@@ -58,6 +58,26 @@ func parseBundle(td spiffeid.TrustDomain, content []byte) (*bundle, error) {
 	return parseJWKS(td, content, useX509, useJWT)
 }
 
+// ReadBundle reads the file of a trust domain's bundle, for a check before the start. It
+// describes the keys that a Source would leave out.
+func ReadBundle(trustDomain, path string) (warnings []string, err error) {
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not a trust domain: write one such as acme.test", trustDomain)
+	}
+	f := &bundleFile{domain: td, path: path}
+	if err := f.read(); err != nil {
+		return nil, err
+	}
+	for _, l := range f.bundle.leftOut {
+		warnings = append(warnings, "left out "+l.String())
+	}
+	if f.bundle.x509.Empty() && len(f.bundle.jwt) == 0 {
+		warnings = append(warnings, "it has no usable key, so that its workloads can't authenticate")
+	}
+	return warnings, nil
+}
+
 // parseJWTBundle parses a bundle of JWT authorities from a Workload API, which is a
 // JWK Set without SPIFFE's use (SPIFFE Workload API, section 6.2.2).
 func parseJWTBundle(td spiffeid.TrustDomain, content []byte) (*bundle, error) {

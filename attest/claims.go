@@ -1,15 +1,19 @@
 package attest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictjson"
 )
 
 // Limits of a person's claims.
@@ -26,12 +30,15 @@ type personClaims struct {
 	raw map[string]json.RawMessage
 }
 
-func parseClaims(payload json.RawMessage) (personClaims, error) {
-	var c personClaims
-	if err := json.Unmarshal(payload, &c.raw); err != nil || c.raw == nil {
-		return c, errors.New("the claims are not a JSON object")
+// parseClaims parses a JSON object strictly. A claim with the value null counts as
+// absent, as many providers mean it.
+func parseClaims(payload []byte) (personClaims, error) {
+	raw, err := strictjson.Object(payload, maxDepth)
+	if err != nil {
+		return personClaims{}, fmt.Errorf("the document of the claims %w", err)
 	}
-	return c, nil
+	maps.DeleteFunc(raw, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
+	return personClaims{raw}, nil
 }
 
 // text returns a claim that must be a string, or "" if it is absent.
@@ -40,18 +47,18 @@ func (c personClaims) text(name string) (string, error) {
 	if !ok {
 		return "", nil
 	}
-	var s string
-	if err := json.Unmarshal(value, &s); err != nil {
+	s, ok := strictjson.Text(value)
+	if !ok {
 		return "", fmt.Errorf("the claim %q is not a string", name)
 	}
 	return s, nil
 }
 
 // seconds returns a claim that must be a NumericDate, or the zero time if it is
-// absent or null.
+// absent.
 func (c personClaims) seconds(name string) (time.Time, error) {
 	value, ok := c.raw[name]
-	if !ok || string(value) == "null" {
+	if !ok {
 		return time.Time{}, nil
 	}
 	at, err := numericDate(value)
@@ -69,29 +76,55 @@ func (c personClaims) groups(name string) (values []string, present bool, err er
 	if name == "" {
 		return nil, true, nil
 	}
-	var elsewhere map[string]json.RawMessage
-	if raw, ok := c.raw["_claim_names"]; ok && json.Unmarshal(raw, &elsewhere) == nil && elsewhere[name] != nil {
-		return nil, false, fmt.Errorf("the claim %q is distributed (_claim_names): configure the provider to put only the relevant groups into the token", name)
+	if err := c.notElsewhere(name); err != nil {
+		return nil, false, err
 	}
 	value, ok := c.raw[name]
 	if !ok {
 		return nil, false, nil
 	}
-	var one string
-	if json.Unmarshal(value, &one) == nil {
-		values = []string{one}
-	} else if json.Unmarshal(value, &values) != nil {
-		return nil, false, fmt.Errorf("the claim %q is neither a string nor a list of strings", name)
+	list, ok := strictjson.Elements(value)
+	if !ok {
+		list = []json.RawMessage{value}
 	}
-	if len(values) > maxGroups {
-		return nil, false, fmt.Errorf("the claim %q has %d groups, more than %d: configure the provider to claim only the relevant groups", name, len(values), maxGroups)
+	if len(list) > maxGroups {
+		return nil, false, fmt.Errorf("the claim %q has %d groups, more than %d: configure the provider to claim only the relevant groups", name, len(list), maxGroups)
 	}
-	for _, v := range values {
-		if len(v) > maxGroup || !utf8.ValidString(v) {
-			return nil, false, fmt.Errorf("the claim %q has a group that is not UTF-8 or has more than %d bytes", name, maxGroup)
+	for _, one := range list {
+		group, ok := strictjson.Text(one)
+		if !ok {
+			return nil, false, fmt.Errorf("the claim %q is neither a string nor a list of strings", name)
 		}
+		if !isGroup(group) {
+			return nil, false, fmt.Errorf("the claim %q has a group that is empty, has more than %d bytes, or begins, ends or is written with invisible characters", name, maxGroup)
+		}
+		values = append(values, group)
 	}
 	return values, true, nil
+}
+
+// notElsewhere returns an error if the provider keeps the claim elsewhere. Entra ID sets
+// hasgroups where a token has no room for a reference.
+func (c personClaims) notElsewhere(name string) error {
+	if raw, ok := c.raw["_claim_names"]; ok {
+		elsewhere, err := strictjson.Object(raw, maxDepth)
+		if err != nil {
+			return errors.New("the claim \"_claim_names\" is not an object")
+		}
+		if elsewhere[name] != nil {
+			return fmt.Errorf("the claim %q is distributed (_claim_names): configure the provider to put only the relevant groups into the token", name)
+		}
+	}
+	if raw, ok := c.raw["hasgroups"]; ok && c.raw[name] == nil && string(raw) != "false" {
+		return fmt.Errorf("the claim %q is not in the token (hasgroups): configure the provider to put only the relevant groups into the token", name)
+	}
+	return nil
+}
+
+// isGroup reports whether a group can be compared with those that the operator wrote.
+func isGroup(group string) bool {
+	visible := func(r rune) bool { return r == ' ' || unicode.IsGraphic(r) && !unicode.IsSpace(r) }
+	return group != "" && len(group) <= maxGroup && strings.TrimSpace(group) == group && !strings.ContainsFunc(group, func(r rune) bool { return !visible(r) })
 }
 
 // checkSubject returns an error unless sub is visible ASCII of at most maxSubject
@@ -120,25 +153,35 @@ func display(s string) string {
 	return s
 }
 
-// person returns the person that the claims c of the subject sub describe.
+// person returns the person that the claims c of the subject sub describe. The name and
+// the address are only shown. Without a manager, no one can approve as the manager. So a
+// malformed value of these is dropped, and does not keep the person out.
 func (p *provider) person(sub string, c personClaims, groups []string, now time.Time) (*broker.Person, error) {
 	out := &broker.Person{Provider: p.cfg.Name, Groups: groups, Claimed: now}
-	name, err1 := c.text("name")
-	email, err2 := c.text("email")
-	var manager string
-	var err3 error
+	out.Name = display(p.optional(c, "name", nil))
+	out.Email = display(p.optional(c, "email", nil))
 	if p.cfg.ManagerClaim != "" {
-		manager, err3 = c.text(p.cfg.ManagerClaim)
-	}
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return nil, err
-	}
-	if manager != "" {
-		if err := checkSubject(manager); err != nil {
-			return nil, fmt.Errorf("the claim %q: %w", p.cfg.ManagerClaim, err)
+		if manager := p.optional(c, p.cfg.ManagerClaim, checkSubject); manager != "" {
+			out.Manager = p.cfg.Name + "/" + manager
 		}
-		out.Manager = p.cfg.Name + "/" + manager
 	}
-	out.Name, out.Email = display(name), display(email)
 	return out, checkSubject(sub)
+}
+
+// optional returns the text of a claim, or "" if it is malformed or check returns an
+// error. The log names the claim, at first as a warning, and never its value.
+func (p *provider) optional(c personClaims, name string, check func(string) error) string {
+	value, err := c.text(name)
+	if err == nil && value != "" && check != nil {
+		err = check(value)
+	}
+	if err == nil {
+		return value
+	}
+	level := slog.LevelDebug
+	if _, again := p.dropped.LoadOrStore(name, true); !again {
+		level = slog.LevelWarn
+	}
+	p.log.Log(context.Background(), level, "the claim is dropped because its value is malformed", "provider", p.cfg.Name, "claim", name)
+	return ""
 }

@@ -70,12 +70,25 @@ func (s *Source) logLeftOut(from origin, left []jwks.LeftOut) {
 		s.cfg.Log.Info("every key of the trust bundle is used again", "source", from.String())
 		return
 	}
+	s.cfg.Log.Warn("keys of the trust bundle are left out", "source", from.String(), "count", len(left), "keys", describe(left))
+}
+
+// describe describes the first of the left-out keys.
+func describe(left []jwks.LeftOut) string {
 	const most = 10
 	var details []string
 	for _, l := range left[:min(len(left), most)] {
 		details = append(details, l.String())
 	}
-	s.cfg.Log.Warn("keys of the trust bundle are left out", "source", from.String(), "count", len(left), "keys", strings.Join(details, "; "))
+	return strings.Join(details, "; ")
+}
+
+func countReasons(left []jwks.LeftOut) map[jwks.Reason]int {
+	n := map[jwks.Reason]int{}
+	for _, l := range left {
+		n[l.Reason]++
+	}
+	return n
 }
 
 // unconfirmed records that the source of an origin could not be read at now. Its last
@@ -139,6 +152,9 @@ func sortedOrigins(m map[origin]*delivery) []origin {
 		return cmp.Or(strings.Compare(a.domain.Name(), b.domain.Name()), strings.Compare(a.part, b.part))
 	})
 }
+
+// Reasons lists why keys are left out.
+var Reasons = jwks.Reasons
 
 // A KeySource describes the keys of a trust bundle or of an OpenID provider, for
 // metrics.

@@ -6,10 +6,12 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +40,7 @@ type provider struct {
 	challenge string
 	sent      url.Values // parameters of the last token request
 	people    *attest.People
+	log       strings.Builder
 }
 
 func newProvider(t *testing.T) *provider {
@@ -60,6 +63,7 @@ func (p *provider) connect() *attest.People {
 	people, err := attest.NewPeople(attest.ProviderConfig{
 		Name: "login", Issuer: p.URL, ClientID: "broker", Secret: func() (string, error) { return "s3cret", nil },
 		RedirectURL: "https://broker.acme.test/ui/login/callback", GroupsClaim: "groups", ManagerClaim: "manager", Roots: roots,
+		Log: slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		p.t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictjson"
 )
 
 // People authenticates people with OpenID providers. It uses the authorization
@@ -248,18 +249,53 @@ func (p *provider) identity(ctx context.Context, d *discovered, id *oidc.IDToken
 }
 
 func (p *provider) userInfo(ctx context.Context, d *discovered, sub string, token *oauth2.Token) (personClaims, error) {
-	info, err := d.UserInfo(ctx, oauth2.StaticTokenSource(token))
+	c, err := p.readUserInfo(ctx, d, token)
 	if err != nil {
-		return personClaims{}, p.unavailable("reading UserInfo", errors.New("the UserInfo response is not usable"))
+		return personClaims{}, p.unavailable("reading UserInfo", err)
 	}
-	if info.Subject != sub {
+	if got, err := c.text("sub"); err != nil || got != sub {
 		return personClaims{}, errors.New("the UserInfo response belongs to another person (sub)") // Core, section 5.3.2
 	}
-	var payload json.RawMessage
-	if err := info.Claims(&payload); err != nil {
+	return c, nil
+}
+
+// readUserInfo reads UserInfo, which may be signed (OpenID Connect Core, section 5.3.2).
+func (p *provider) readUserInfo(ctx context.Context, d *discovered, token *oauth2.Token) (personClaims, error) {
+	if d.UserInfoEndpoint() == "" {
+		return personClaims{}, errors.New("the provider has no UserInfo endpoint")
+	}
+	body, mediaType, err := p.get(ctx, d.UserInfoEndpoint(), token.SetAuthHeader)
+	if err != nil {
 		return personClaims{}, err
 	}
-	return parseClaims(payload)
+	if mediaType != "application/jwt" {
+		return parseClaims(body)
+	}
+	if body, err = p.keys.VerifySignature(ctx, string(body)); err != nil {
+		return personClaims{}, err
+	}
+	c, err := parseClaims(body)
+	if err != nil {
+		return personClaims{}, err
+	}
+	issuer, err := c.text("iss")
+	if err != nil || issuer != "" && issuer != p.cfg.Issuer || !c.isFor(p.cfg.ClientID) {
+		return personClaims{}, errors.New("the signed UserInfo response is of another issuer or for another client")
+	}
+	return c, nil
+}
+
+// isFor reports whether the claims are for the client: aud is absent or contains it.
+func (c personClaims) isFor(client string) bool {
+	raw, ok := c.raw["aud"]
+	if !ok {
+		return true
+	}
+	list, ok := strictjson.Elements(raw)
+	if !ok {
+		list = []json.RawMessage{raw}
+	}
+	return slices.ContainsFunc(list, func(one json.RawMessage) bool { return text(one) == client })
 }
 
 // Refresh reads a person's claims from the provider again. It uses the refresh

@@ -1,12 +1,14 @@
 package attest
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -32,6 +34,7 @@ type ProviderConfig struct {
 	GroupsClaim  string                 // name of the claim with groups; empty: none
 	ManagerClaim string                 // name of the claim with the manager's sub; empty: none
 	Roots        *x509.CertPool         // nil: the system's
+	Log          *slog.Logger           // nil: discarded
 }
 
 // Limits for providers.
@@ -41,7 +44,6 @@ const (
 	maxIDToken      = 16 << 10        // bytes
 	metadataTTL     = time.Hour       // of the discovery document
 	retryAfter      = 2 * time.Second // after discovery failed
-	keyInterval     = time.Second     // shortest time between two fetches of the keys
 	iatLeeway       = time.Minute     // how far the provider's clock may be ahead
 )
 
@@ -49,9 +51,11 @@ const (
 // use, so that the broker starts while the provider is down. It is safe for
 // concurrent use.
 type provider struct {
-	cfg       ProviderConfig
-	transport *limitedTransport
-	client    *http.Client // uses transport
+	cfg     ProviderConfig
+	client  *http.Client
+	keys    *keySet
+	log     *slog.Logger
+	dropped sync.Map // names of malformed claims that were logged
 
 	mu       sync.Mutex  // guards the rest
 	metadata *discovered // nil: not fetched yet
@@ -62,7 +66,8 @@ type provider struct {
 // discovered is a provider's metadata (OpenID Connect Discovery 1.0).
 type discovered struct {
 	*oidc.Provider
-	issuerInResponse bool // RFC 9207, section 3
+	issuerInResponse bool     // RFC 9207, section 3
+	algorithms       []string // of ID tokens
 }
 
 func newProvider(cfg ProviderConfig) (*provider, error) {
@@ -73,17 +78,19 @@ func newProvider(cfg ProviderConfig) (*provider, error) {
 	if cfg.Scopes == nil {
 		cfg.Scopes = []string{"profile", "email"}
 	}
-	transport := &limitedTransport{next: &http.Transport{
+	transport := limitedTransport{&http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: providerTimeout, IdleConnTimeout: time.Minute, MaxConnsPerHost: 16, ForceAttemptHTTP2: true,
 		Proxy: http.ProxyFromEnvironment,
 	}}
-	return &provider{cfg: cfg, transport: transport, client: &http.Client{
+	p := &provider{cfg: cfg, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), client: &http.Client{
 		Transport: transport, Timeout: providerTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return errors.New("the provider responded with a redirect, which its endpoints must not do")
 		},
-	}}, nil
+	}}
+	p.keys = newKeySet(p)
+	return p, nil
 }
 
 // loopback reports whether u is an http URL of this machine.
@@ -92,41 +99,10 @@ func loopback(u *url.URL) bool {
 	return u.Scheme == "http" && (ip != nil && ip.IsLoopback() || u.Hostname() == "localhost")
 }
 
-// A limitedTransport truncates responses at maxResponse bytes and limits how often
-// the provider's keys are fetched. go-oidc fetches them for every token with an
-// unknown kid, and anyone can send such tokens.
-type limitedTransport struct {
-	next http.RoundTripper
+// A limitedTransport truncates responses at maxResponse bytes.
+type limitedTransport struct{ next http.RoundTripper }
 
-	mu      sync.Mutex // guards the rest
-	keysURL string
-	fetched time.Time // last fetch of keysURL
-}
-
-// setKeysURL sets the URL of the keys. The next fetch is allowed at once.
-func (t *limitedTransport) setKeysURL(url string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.keysURL, t.fetched = url, time.Time{}
-}
-
-func (t *limitedTransport) limit(url string) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if url != t.keysURL {
-		return nil
-	}
-	if time.Since(t.fetched) < keyInterval {
-		return errors.New("the provider's keys were fetched less than a second ago")
-	}
-	t.fetched = time.Now()
-	return nil
-}
-
-func (t *limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := t.limit(req.URL.String()); err != nil {
-		return nil, err
-	}
+func (t limitedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.next.RoundTrip(req)
 	if err == nil {
 		resp.Body = struct {
@@ -161,23 +137,44 @@ func (p *provider) discover(ctx context.Context, now time.Time) (*discovered, er
 		}
 		return nil, p.failed
 	}
-	var more struct {
-		IssuerInResponse bool     `json:"authorization_response_iss_parameter_supported"`
-		Methods          []string `json:"code_challenge_methods_supported"`
-		Keys             string   `json:"jwks_uri"`
-	}
-	if err := found.Claims(&more); err != nil {
+	d, keys, err := readMetadata(found)
+	if err != nil {
 		p.failed = p.unavailable("reading its metadata", err)
 		return nil, p.failed
 	}
-	if more.Methods != nil && !slices.Contains(more.Methods, "S256") {
-		p.failed = fmt.Errorf("%w: provider %s does not offer PKCE with S256", broker.ErrUnavailable, p.cfg.Name)
-		return nil, p.failed
-	}
-	p.transport.setKeysURL(more.Keys) // the new oidc.Provider has no keys yet
-	p.metadata, p.failed = &discovered{found, more.IssuerInResponse}, nil
+	p.keys.setURL(keys)
+	p.metadata, p.failed = d, nil
 	return p.metadata, nil
 }
+
+// readMetadata checks the metadata and returns the address of the keys.
+func readMetadata(found *oidc.Provider) (d *discovered, keys string, err error) {
+	var more struct {
+		IssuerInResponse bool     `json:"authorization_response_iss_parameter_supported"`
+		Methods          []string `json:"code_challenge_methods_supported"`
+		Algorithms       []string `json:"id_token_signing_alg_values_supported"`
+		Keys             string   `json:"jwks_uri"`
+	}
+	if err := found.Claims(&more); err != nil {
+		return nil, "", err
+	}
+	if more.Methods != nil && !slices.Contains(more.Methods, "S256") {
+		return nil, "", errors.New("the provider does not offer PKCE with S256")
+	}
+	// The code and the client's secret go to these addresses.
+	for _, address := range []string{more.Keys, found.Endpoint().AuthURL, found.Endpoint().TokenURL, found.UserInfoEndpoint()} {
+		u, err := url.Parse(address)
+		if err != nil || address != "" && u.Scheme != "https" && !loopback(u) {
+			return nil, "", errors.New("an endpoint of the provider is not an https URL")
+		}
+	}
+	algorithms := slices.DeleteFunc(more.Algorithms, func(alg string) bool { return !slices.Contains(idTokenAlgorithms, alg) })
+	return &discovered{found, more.IssuerInResponse, algorithms}, more.Keys, nil
+}
+
+// idTokenAlgorithms are the algorithms that jwks verifies. HMAC with the client's secret
+// is not supported.
+var idTokenAlgorithms = append([]string{"EdDSA"}, algorithms...)
 
 // unavailable returns a broker.ErrUnavailable: the provider is at fault, not the
 // caller.
@@ -217,7 +214,9 @@ func (p *provider) oauth(d *discovered) (*oauth2.Config, error) {
 // signature with the published keys and an announced asymmetric algorithm, iss,
 // aud and exp.
 func (p *provider) verifier(d *discovered, now time.Time) *oidc.IDTokenVerifier {
-	return d.Verifier(&oidc.Config{ClientID: p.cfg.ClientID, Now: func() time.Time { return now }})
+	return oidc.NewVerifier(p.cfg.Issuer, p.keys, &oidc.Config{
+		ClientID: p.cfg.ClientID, SupportedSigningAlgs: d.algorithms, Now: func() time.Time { return now },
+	})
 }
 
 // context returns a context in which the OIDC and OAuth libraries use the

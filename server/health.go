@@ -25,29 +25,31 @@ const (
 )
 
 type readiness struct {
-	mu   sync.Mutex
-	at   time.Time         // guarded by mu
-	last map[string]string // guarded by mu; never modified
+	mu       sync.Mutex
+	at       time.Time         // guarded by mu
+	last     map[string]string // guarded by mu; never modified
+	degraded map[string]string // likewise
 }
 
-// notReady returns the error texts of failing checks by name. It runs the checks
-// unless a recent result is cached.
-func (s *Server) notReady(ctx context.Context) map[string]string {
-	s.readiness.mu.Lock()
-	defer s.readiness.mu.Unlock()
-	if now := time.Now(); now.Sub(s.readiness.at) >= checkKept {
-		s.readiness.last, s.readiness.at = s.runChecks(ctx), now
+// notReady returns the error texts of failing checks and of warnings, by name. It runs
+// them unless a recent result is cached.
+func (s *Server) notReady(ctx context.Context) (failed, degraded map[string]string) {
+	r := &s.readiness
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); now.Sub(r.at) >= checkKept {
+		r.last, r.degraded, r.at = runChecks(ctx, s.cfg.Checks), runChecks(ctx, s.cfg.Warnings), now
 	}
-	return s.readiness.last
+	return r.last, r.degraded
 }
 
-func (s *Server) runChecks(ctx context.Context) map[string]string {
+func runChecks(ctx context.Context, checks []Check) map[string]string {
 	// The result is cached for other callers, so it must not depend on whether this
 	// one disconnects.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
 	defer cancel()
 	failed := map[string]string{}
-	for _, check := range s.cfg.Checks {
+	for _, check := range checks {
 		if err := check.Check(ctx); err != nil {
 			failed[check.Name] = err.Error()
 		}
@@ -56,7 +58,7 @@ func (s *Server) runChecks(ctx context.Context) map[string]string {
 }
 
 func (s *Server) readyz(c *call) (reply, error) {
-	failed := s.notReady(c.r.Context())
+	failed, degraded := s.notReady(c.r.Context())
 	if s.draining.Err() != nil {
 		failed = maps.Clone(failed)
 		failed["draining"] = "the broker is shutting down"
@@ -65,7 +67,7 @@ func (s *Server) readyz(c *call) (reply, error) {
 	if len(failed) > 0 {
 		status = http.StatusServiceUnavailable
 	}
-	return reply{status: status, body: api.Readiness{Ready: len(failed) == 0, NotReady: failed}}, nil
+	return reply{status: status, body: api.Readiness{Ready: len(failed) == 0, NotReady: failed, Degraded: degraded}}, nil
 }
 
 // healthz reports that the process responds. It checks nothing else.

@@ -23,6 +23,7 @@ type Gauges struct {
 	AuditUnpublished func() float64 // records without a checkpoint
 	StoreFilesLost   func() float64 // 1 while the database files are not the ones that the broker opened
 	SVIDExpires      func() float64 // seconds until the broker's own SVID expires
+	Keys             func() []KeySource
 }
 
 // Metrics are the broker's Prometheus metrics. Labels come from bounded sets:
@@ -116,6 +117,9 @@ func (m *Metrics) read(g Gauges) {
 		if gauge.value != nil {
 			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "broker_" + gauge.name, Help: gauge.help}, gauge.value))
 		}
+	}
+	if g.Keys != nil {
+		m.registry.MustRegister(keyCollector{g.Keys})
 	}
 	if g.AuditRecords != nil {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "broker_audit_records_total", Help: "Records in the audit log."}, g.AuditRecords))

@@ -16,7 +16,10 @@ import (
 
 func fullMetrics() *Metrics {
 	one := func() float64 { return 1 }
-	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one})
+	keys := func() []KeySource {
+		return []KeySource{{"bundle", "acme.test", map[string]int{"x509": 1, "jwt": 2}, map[string]int{"unknown_type": 3}, 60}}
+	}
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys})
 	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}

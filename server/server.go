@@ -84,9 +84,10 @@ type Config struct {
 
 	Handlers []Handler // resources of other packages
 
-	Checks  []Check      // of /readyz
-	Metrics *Metrics     // nil: discarded
-	Logger  *slog.Logger // one event per request; nil: discarded
+	Checks   []Check      // of /readyz
+	Warnings []Check      // of /readyz; they don't make the broker unready
+	Metrics  *Metrics     // nil: discarded
+	Logger   *slog.Logger // one event per request; nil: discarded
 
 	DrainDelay   time.Duration // between /readyz failing and refusing connections; zero: none
 	DrainTimeout time.Duration // for running requests; zero: 20 s

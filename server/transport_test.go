@@ -353,6 +353,18 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+// A warning is shown and does not make the broker unready.
+func TestDegradedIsReady(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Warnings = []Check{{"trust", func(context.Context) error { return errors.New("the bundle is old") }}, {"x", func(context.Context) error { return nil }}}
+	})
+	ready, err := w.as(agent).Ready(t.Context())
+	if err != nil || !ready.Ready || len(ready.NotReady) != 0 || len(ready.Degraded) != 1 || ready.Degraded["trust"] != "the bundle is old" {
+		t.Errorf("got %+v, %v", ready, err)
+	}
+}
+
 // A long poll extends the connection's deadlines.
 func TestLongPollOutlivesTimeouts(t *testing.T) {
 	t.Parallel()

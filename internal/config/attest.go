@@ -7,7 +7,9 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
+	"accessbroker.internal/attest"
 	"accessbroker.internal/broker"
 )
 
@@ -71,6 +73,9 @@ func (c *checker) trust(f *attestFile) {
 		c.socketLength("attest/workload_api", string(f.WorkloadAPI))
 	}
 	c.cfg.WorkloadAPI = string(f.WorkloadAPI)
+	if c.cfg.BundleMaxAge = time.Duration(f.BundleMaxAge); f.BundleMaxAge != 0 && (c.cfg.BundleMaxAge < time.Minute || c.cfg.BundleMaxAge > longestBundleAge) {
+		c.report("attest/bundle_max_age", "must be 1m to %s: it is how long a bundle stays trusted while it cannot be read", broker.FormatDuration(longestBundleAge))
+	}
 	c.cfg.Bundles = map[string]string{}
 	for td, path := range f.Bundles {
 		if !slices.Contains(c.cfg.TrustDomains, td) {
@@ -81,6 +86,26 @@ func (c *checker) trust(f *attestFile) {
 	for i, td := range c.cfg.TrustDomains {
 		if _, ok := f.Bundles[td]; f.WorkloadAPI == "" && !ok && len(f.Bundles) > 0 {
 			c.report(fmt.Sprintf("attest/trust_domains/%d", i), "bundles has no file for %s: add one", td)
+		}
+	}
+}
+
+// longestBundleAge bounds bundle_max_age.
+const longestBundleAge = 7 * 24 * time.Hour
+
+// bundles reads the files of bundles. A key that the broker leaves out is a warning,
+// because the others work.
+func (c *checker) bundles() {
+	for _, td := range slices.Sorted(maps.Keys(c.cfg.Bundles)) {
+		if broker.CheckTrustDomain(td) != nil {
+			continue // reported already
+		}
+		warnings, err := attest.ReadBundle(td, c.cfg.Bundles[td])
+		if err != nil {
+			c.report("attest/bundles/"+td, "%v", err)
+		}
+		for _, text := range warnings {
+			c.cfg.Warnings = append(c.cfg.Warnings, fmt.Sprintf("the bundle of %s: %s", td, text))
 		}
 	}
 }

@@ -43,6 +43,7 @@ type Config struct {
 	Audiences      []string
 	WorkloadAPI    string
 	Bundles        map[string]string // files, by trust domain
+	BundleMaxAge   time.Duration     // how long an unreadable bundle stays trusted; 0: derived from its refresh hint
 	Store          string            // a URL
 	Policies       string            // folder
 	Issuers        map[string]Issuer
@@ -122,6 +123,7 @@ func (d *document) checkAll(getenv func(string) string) (*Config, *policy.Engine
 	if !c.policyInputsAreValid() {
 		return nil, nil, errors.Join(append(c.errs, errors.New("the policies were not checked: fix these mistakes first"))...)
 	}
+	c.bundles()
 	engine, err := c.cfg.Engine()
 	return &c.cfg, engine, errors.Join(append(c.errs, err)...)
 }
@@ -189,6 +191,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"server.sessions", []time.Duration{c.SessionIdle, c.SessionLasts}, []time.Duration{fresh.SessionIdle, fresh.SessionLasts}},
 		{"server.ticket_url", c.TicketURL, fresh.TicketURL},
 		{"attest.bundles", c.Bundles, fresh.Bundles},
+		{"attest.bundle_max_age", c.BundleMaxAge, fresh.BundleMaxAge},
 		{"store", c.Store, fresh.Store},
 		{"issuers", c.Issuers, fresh.Issuers},
 	} {

@@ -198,6 +198,8 @@ func TestBadConfigs(t *testing.T) {
 		"not a seal key":                {"file: seal.key", "file: broker.yaml", "server.seal_keys.0: reading the seal key"},
 		"trust domain":                  {"trust_domain: acme.test", "trust_domain: Acme/Test", `attest.trust_domain: "Acme/Test" is not a trust domain: use only a-z in lower case, 0-9, '.', '-' and '_': write the broker's own trust domain`},
 		"own domain not listed":         {"[acme.test, supplier.test]", "[supplier.test]", "attest.trust_domains: must also list the broker's own trust domain"},
+		"a short bundle_max_age":        {"trust_domain: acme.test\n", "trust_domain: acme.test\n  bundle_max_age: 1s\n", "attest.bundle_max_age: must be 1m to"},
+		"a long bundle_max_age":         {"trust_domain: acme.test\n", "trust_domain: acme.test\n  bundle_max_age: 200h\n", "attest.bundle_max_age: must be 1m to"},
 		"no bundles":                    {"workload_api: unix:///run/spire/agent.sock", "workload_api:", "attest"},
 		"a workload of another domain":  {"spiffe://acme.test/agent", "spiffe://other.test/agent", "attest.workloads.0.under"},
 		"a workload with a glob":        {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},

@@ -94,6 +94,7 @@ type attestFile struct {
 	Audiences    []plain           `yaml:"audiences"`
 	WorkloadAPI  plain             `yaml:"workload_api"`
 	Bundles      map[string]string `yaml:"bundles"`
+	BundleMaxAge duration          `yaml:"bundle_max_age"`
 	Workloads    []workloadFile    `yaml:"workloads"`
 
 	People map[string]personFile `yaml:"people"`

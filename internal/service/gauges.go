@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"accessbroker.internal/attest"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/server"
 	"accessbroker.internal/store"
@@ -69,6 +70,7 @@ func (s *Service) gauges() server.Gauges {
 		AuditUnpublished: func() float64 { return s.publisher.unpublished() },
 		StoreFilesLost:   func() float64 { return oneIf(s.store.FilesLost()) },
 	}
+	g.Keys = s.keySources
 	if s.config.WorkloadAPI != "" {
 		g.SVIDExpires = func() float64 { return s.trust.SVIDTimeLeft().Seconds() }
 	}
@@ -80,4 +82,26 @@ func oneIf(is bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// keySources describes the keys of bundles and OpenID providers. Every reason has a
+// series from the start, so that an alert sees the first key that is left out.
+func (s *Service) keySources() (list []server.KeySource) {
+	add := func(kind string, sources []attest.KeySource) {
+		for _, k := range sources {
+			left := map[string]int{}
+			for _, reason := range attest.Reasons {
+				left[string(reason)] = k.LeftOut[reason]
+			}
+			list = append(list, server.KeySource{Kind: kind, Name: k.Name, Keys: k.Keys, LeftOut: left, Age: k.Age.Seconds()})
+		}
+	}
+	now := time.Now()
+	if s.trust != nil {
+		add("bundle", s.trust.KeySources(now))
+	}
+	if s.people != nil {
+		add("provider", s.people.KeySources(now))
+	}
+	return list
 }

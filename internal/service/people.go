@@ -2,6 +2,7 @@ package service
 
 import (
 	"crypto/x509"
+	"log/slog"
 	"net/netip"
 
 	"accessbroker.internal/attest"
@@ -10,7 +11,7 @@ import (
 )
 
 // openPeople creates the OpenID providers. It returns nil if there are none.
-func openPeople(c *config.Config) (*attest.People, error) {
+func openPeople(c *config.Config, log *slog.Logger) (*attest.People, error) {
 	if len(c.Providers) == 0 {
 		return nil, nil
 	}
@@ -27,7 +28,7 @@ func openPeople(c *config.Config) (*attest.People, error) {
 			Name: p.Name, Issuer: p.Issuer, ClientID: p.ClientID, Roots: roots,
 			Secret:      func() (string, error) { return config.ReadSecret(p.SecretFile) },
 			RedirectURL: c.UIURL.String() + server.CallbackPath(c.ProviderNames(), p.Name),
-			Scopes:      p.Scopes, GroupsClaim: p.GroupsClaim, ManagerClaim: p.ManagerClaim,
+			Scopes:      p.Scopes, GroupsClaim: p.GroupsClaim, ManagerClaim: p.ManagerClaim, Log: log,
 		})
 	}
 	return attest.NewPeople(configs...)

@@ -128,7 +128,7 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	if err := s.openBroker(ctx); err != nil {
 		return nil, err
 	}
-	if s.people, err = openPeople(o.Config); err != nil {
+	if s.people, err = openPeople(o.Config, s.log); err != nil {
 		return nil, err
 	}
 	if s.passkeys, err = openPasskeys(o.Config); err != nil {
@@ -191,7 +191,7 @@ const agentWait = 5 * time.Second
 func (s *Service) openTrust(ctx context.Context) (err error) {
 	c := s.config
 	s.trust, err = attest.Open(ctx, attest.Config{
-		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, Log: s.log,
+		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, BundleMaxAge: c.BundleMaxAge, Log: s.log,
 		// Without an agent, no workload can authenticate. The broker still starts,
 		// because the reaper, people and the admin socket can end leases.
 		StartWithoutAgent: true, StartTimeout: agentWait,
@@ -296,6 +296,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},
 			{Name: "trust", Check: func(context.Context) error { return s.trust.Ready() }},
 		},
-		Metrics: s.metrics, Logger: s.log,
+		Warnings: []server.Check{{Name: "trust", Check: func(context.Context) error { return s.trust.Degraded() }}},
+		Metrics:  s.metrics, Logger: s.log,
 	}
 }

@@ -31,7 +31,7 @@ var ours = map[string][]string{
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
 	"attest/jwks":               {"internal/strictjson"},
 	"attest/localca":            {"broker"}, // the form of SPIFFE IDs
-	"policy":                    {"broker", "audit"},
+	"policy":                    {"broker", "audit", "internal/strictyaml"},
 	"issuers/token":             {"broker", "audit"},
 	"issuers/vault":             {"broker", "audit", "internal/retryafter"},
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
@@ -44,10 +44,11 @@ var ours = map[string][]string{
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
-	"internal/config":           {"policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
+	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/retryafter":       {},
 	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
+	"internal/strictyaml":       {},
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
@@ -73,7 +74,7 @@ var rooms = map[string][]string{
 	"golang.org/x/crypto":                 {"issuers/vault"}, // SSH certificates
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/spf13/cobra":              {"cmd/broker"},
-	"github.com/goccy/go-yaml":            {"policy", "internal/config"},
+	"github.com/goccy/go-yaml":            {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
 	"golang.org/x/time":                   {"server", "broker"},
 	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/hashicorp/vault/api":      {"issuers/vault"},

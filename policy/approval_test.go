@@ -239,3 +239,31 @@ func TestDecideIgnoresBreakGlassPermit(t *testing.T) {
 		t.Errorf("with break-glass: got %+v", d)
 	}
 }
+
+// A provider's group is what the file has: YAML's numbers would make 0777 the group
+// 511, and other people would approve.
+func TestClaimedGroupsAreReadAsWritten(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"0777", "1_000", "1.10", "0x1F", "00123", "1e3", "true", "12:30", "2026-01-01"} {
+		for _, quoted := range []string{name, `"` + name + `"`} {
+			e := load(t, fstest.MapFS{"groups.yaml": {Data: []byte("support: {}\ndba: {claims: [{provider: login, group: " + quoted + "}]}\n")}})
+			for _, claimed := range []string{name, "511", "1000", "1.1", "31", "123"} {
+				who := broker.Identity{ID: "login/ana", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Groups: []string{claimed}}}
+				if _, groups := e.Groups(who); (len(groups) == 1) != (claimed == name) {
+					t.Errorf("group: %s: a person in %q is in %q", quoted, claimed, groups)
+				}
+			}
+		}
+	}
+	for text, want := range map[string]string{
+		"dba: {claims: [{provider: login, group: null}]}": `groups.yaml:1:41: dba.claims.0.group: null is null in YAML and no text: quote it, or remove the key`,
+		"dba: {claims: [{provider: login, group: }]}":     `dba.claims.0.group: the key has no value`,
+		"dba: {members: [~]}":                             `dba.members.0: ~ is null in YAML`,
+		"dba: {members: [!!binary aGk=]}":                 `the tag !!binary is not supported`,
+	} {
+		_, err := policy.Load(inputs(fstest.MapFS{"groups.yaml": {Data: []byte(text + "\nsupport: {}\n")}}))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", text, err, want)
+		}
+	}
+}

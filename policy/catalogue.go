@@ -63,7 +63,7 @@ func checkCatalogue(c broker.Catalogue, known *names, ps *problems) {
 			continue
 		}
 		if err := known.checkGroup(e.Owner); err != nil {
-			ps.add(Problem{File: "entitlements." + name, Text: "owner: " + err.Error()})
+			ps.add(Problem{File: "entitlements." + name, Key: "entitlements/" + name + "/owner", Text: "owner: " + err.Error()})
 		}
 	}
 }
@@ -89,10 +89,10 @@ func checkAliases(aliases [][]string, known *names, ps *problems) {
 // checkLabels reports workload labels with a path, kind or person that is not
 // valid.
 func checkLabels(labels []broker.WorkloadLabels, known *names, ps *problems) {
-	for _, m := range labels {
+	for i, m := range labels {
 		problem := func(err error) {
 			if err != nil {
-				ps.add(Problem{File: "attest.workloads", Text: fmt.Sprintf("under %q: %v", m.Under, err)})
+				ps.add(Problem{File: "attest.workloads", Key: fmt.Sprintf("attest/workloads/%d", i), Text: fmt.Sprintf("under %q: %v", m.Under, err)})
 			}
 		}
 		problem(known.checkPathOrDomain(m.Under))

@@ -3,22 +3,22 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"github.com/cedar-policy/cedar-go/types"
-	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictyaml"
 )
 
 // A group is one entry of groups.yaml.
 type group struct {
-	Members   []string   `yaml:"members"`   // people, "<provider>/<subject>"
-	Claims    []claim    `yaml:"claims"`    // people whose provider claims one of these groups
-	Workloads []string   `yaml:"workloads"` // SPIFFE paths, with everything below them; or trust domains
-	Notify    []listItem `yaml:"notify"`    // channels, "slack:dba"
+	Members   []string `yaml:"members"`   // people, "<provider>/<subject>"
+	Claims    []claim  `yaml:"claims"`    // people whose provider claims one of these groups
+	Workloads []string `yaml:"workloads"` // SPIFFE paths, with everything below them; or trust domains
+	Notify    []string `yaml:"notify"`    // channels, "slack:dba"
 }
 
 // A claim makes every person a member who is in the provider's group of this name.
@@ -48,12 +48,9 @@ func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	f := groupsFile{src, map[string]int{}, ps}
 	for name, node := range f.entries() {
 		known.groups[name] = true
-		g := &group{}
-		if err := yaml.NodeToValue(node, g, yaml.Strict()); err != nil {
-			f.report(yamlProblem(f.source, err))
-			continue
+		if g := f.decode(name, node); g != nil {
+			groups[name] = g
 		}
-		groups[name] = g
 	}
 	for name, g := range groups {
 		f.check(name, g, known)
@@ -63,16 +60,34 @@ func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 
 func (f *groupsFile) report(p Problem) { f.problems.add(p) }
 
+// decode decodes the entry of a group. It returns nil after a problem.
+func (f *groupsFile) decode(name string, node ast.Node) *group {
+	node, errs := strictyaml.Settle(node, reflect.TypeFor[group]())
+	for _, err := range errs {
+		err.Key = name + "/" + err.Key
+		f.report(yamlProblem(f.source, err))
+	}
+	if len(errs) > 0 {
+		return nil
+	}
+	g := &group{}
+	if err := strictyaml.Decode(node, g); err != nil {
+		f.report(yamlProblem(f.source, err))
+		return nil
+	}
+	return g
+}
+
 // entries returns the YAML nodes of the groups by name.
 func (f *groupsFile) entries() map[string]ast.Node {
-	file, err := parser.ParseBytes(f.text, 0)
+	roots, err := strictyaml.Parse(f.text)
 	if err != nil {
 		f.report(yamlProblem(f.source, err))
 		return nil
 	}
 	entries := map[string]ast.Node{}
-	for _, doc := range file.Docs {
-		switch body := doc.Body.(type) {
+	for _, root := range roots {
+		switch body := root.(type) {
 		case nil:
 		case *ast.MappingNode:
 			for _, v := range body.Values {
@@ -120,11 +135,11 @@ func (f *groupsFile) check(name string, g *group, known *names) {
 		}
 	}
 	for _, c := range g.Notify {
-		if known.channels != nil && !known.channels[string(c)] {
-			f.reportAt(name, string(c), fmt.Errorf("channel %q does not exist: configure it in notify or correct the name", c))
+		if known.channels != nil && !known.channels[c] {
+			f.reportAt(name, c, fmt.Errorf("channel %q does not exist: configure it in notify or correct the name", c))
 		}
 	}
-	for _, list := range [][]string{g.Members, g.Workloads, toStrings(g.Notify)} {
+	for _, list := range [][]string{g.Members, g.Workloads, g.Notify} {
 		if twice := duplicate(list); twice != "" {
 			f.reportAt(name, twice, fmt.Errorf("%q appears twice: remove one", twice))
 		}

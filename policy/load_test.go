@@ -93,7 +93,7 @@ func TestLoadRejectsPolicy(t *testing.T) {
 func TestLoadRejectsGroups(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, groups, want string }{
-		{"an unknown key", "support: {}\ndba:\n  members: [login/ana]\n  member: [login/ben]\n", `groups.yaml:4:3: unknown field "member"`},
+		{"an unknown key", "support: {}\ndba:\n  members: [login/ana]\n  member: [login/ben]\n", `groups.yaml:4:3: unknown key "member"`},
 		{"a member of an unknown provider", "support: {}\ndba:\n  members:\n  - login/ana\n  - google/ben\n", `groups.yaml:5:5: group "dba": provider "google" does not exist`},
 		{"a workload of an unknown domain", "support: {}\ndba: {workloads: [spiffe://evil.test/x]}\n", `groups.yaml:2:19: group "dba": trust domain "evil.test" does not exist`},
 		{"a malformed workload", "support: {}\ndba: {workloads: [acme.test/x]}\n", `is not a SPIFFE ID`},

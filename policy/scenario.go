@@ -1,13 +1,12 @@
 package policy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictyaml"
 )
 
 // scenarioSuffix ends the names of scenario files, which are in the policy
@@ -78,7 +78,7 @@ type scenarioText struct {
 	Principal     string            `yaml:"principal"`
 	Action        broker.Action     `yaml:"action"`
 	Entitlement   string            `yaml:"entitlement"`
-	Scopes        []listItem        `yaml:"scopes"`
+	Scopes        []string          `yaml:"scopes"`
 	TTL           string            `yaml:"ttl"`
 	Duration      string            `yaml:"duration"`
 	Justification string            `yaml:"justification"`
@@ -90,7 +90,7 @@ type scenarioText struct {
 	Now           string            `yaml:"now"`
 	Expect        string            `yaml:"expect"`
 	Policies      *[]string         `yaml:"policies"`
-	Reasons       *[]listItem       `yaml:"reasons"`
+	Reasons       *[]string         `yaml:"reasons"`
 	Obligations   *obligationsText  `yaml:"obligations"`
 }
 
@@ -108,7 +108,7 @@ type obligationsText struct {
 	MaxTTL        string            `yaml:"max_ttl"`
 	MaxDuration   string            `yaml:"max_duration"`
 	Justification string            `yaml:"justification"`
-	Ticket        []listItem        `yaml:"ticket"`
+	Ticket        []string          `yaml:"ticket"`
 	Limit         map[string]string `yaml:"limit"`
 	MaxActive     map[string]string `yaml:"max_active"`
 }
@@ -195,18 +195,31 @@ func readScenarios(fsys fs.FS, name string) ([]scenario, error) {
 // decodeScenarios reads every YAML document of the file. If it read only the
 // first, the other scenarios would seem to pass.
 func decodeScenarios(src *source) (all []scenario, err error) {
-	decoder := yaml.NewDecoder(bytes.NewReader(src.text), yaml.Strict())
-	for {
+	roots, err := strictyaml.Parse(src.text)
+	if err != nil {
+		return nil, scenarioProblem(src, err)
+	}
+	for _, root := range roots {
+		switch root.(type) {
+		case nil, *ast.NullNode, *ast.CommentGroupNode:
+			continue
+		}
+		root, errs := strictyaml.Settle(root, reflect.TypeFor[scenarioFile]())
+		if len(errs) > 0 {
+			return nil, scenarioProblem(src, errs[0])
+		}
 		var f scenarioFile
-		switch err := decoder.Decode(&f); {
-		case errors.Is(err, io.EOF):
-			return all, nil
-		case err != nil:
-			p := yamlProblem(src, err)
-			return nil, &p
+		if err := strictyaml.Decode(root, &f); err != nil {
+			return nil, scenarioProblem(src, err)
 		}
 		all = append(all, f.Scenarios...)
 	}
+	return all, nil
+}
+
+func scenarioProblem(src *source, err error) error {
+	p := yamlProblem(src, err)
+	return &p
 }
 
 func (s *scenario) check() error {
@@ -260,7 +273,7 @@ func (s *scenario) obligations() ([]string, error) {
 		{"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
 	}
 	for _, t := range o.Ticket {
-		items = append(items, struct{ name, value, policy string }{"ticket", string(t), ""})
+		items = append(items, struct{ name, value, policy string }{"ticket", t, ""})
 	}
 	for id, v := range o.Limit {
 		items = append(items, struct{ name, value, policy string }{"limit", v, id})
@@ -331,7 +344,7 @@ func (s *scenario) compare(b *strings.Builder, d broker.Decision) {
 		differ("policies", slices.Sorted(slices.Values(*s.Policies)), d.Policies)
 	}
 	if s.Reasons != nil {
-		differ("reasons", toStrings(*s.Reasons), d.Reasons)
+		differ("reasons", *s.Reasons, d.Reasons)
 	}
 	if s.Obligations != nil {
 		expected, _ := s.obligations() // readScenarios has checked them
@@ -371,7 +384,7 @@ func (s *scenario) requestQuery(q broker.Query) (broker.Query, error) {
 	if q.Entitlement == nil {
 		return q, errors.New("the scenario has no entitlement: add entitlement")
 	}
-	q.Scopes, q.TTL, q.Duration = toStrings(s.Scopes), s.ttl, s.duration
+	q.Scopes, q.TTL, q.Duration = s.Scopes, s.ttl, s.duration
 	q.Justification, q.Ticket, q.Parameters = s.Justification, s.Ticket, s.Parameters
 	if len(q.Scopes) == 0 {
 		q.Scopes = q.Entitlement.DefaultScopes
@@ -398,7 +411,7 @@ func (e *Engine) scenarioOnRequest(s scenario, q broker.Query) (broker.Query, er
 	if err != nil {
 		return q, fmt.Errorf("requester: %w", err)
 	}
-	q.Request = &broker.Request{Requester: requester, Entitlement: s.Entitlement, Scopes: toStrings(s.Scopes)}
+	q.Request = &broker.Request{Requester: requester, Entitlement: s.Entitlement, Scopes: s.Scopes}
 	return q, nil
 }
 

@@ -93,15 +93,15 @@ func TestTestRejectsMalformedScenario(t *testing.T) {
 	t.Parallel()
 	const good = "scenarios:\n- name: n\n  principal: login/ana\n  entitlement: reports\n"
 	for text, want := range map[string]string{
-		"scenario: []\n":                             `x_test.yaml:1:1: unknown field "scenario"`,
-		good + "  expects: permit\n":                 `x_test.yaml:5:3: unknown field "expects"`,
+		"scenario: []\n":                             `x_test.yaml:1:1: unknown key "scenario"`,
+		good + "  expects: permit\n":                 `x_test.yaml:5:3: unknown key "expects"`,
 		good + "  expect: allow\n":                   `x_test.yaml:2:1: expect: "allow": write permit or deny`,
 		good:                                         `expect: "": write permit or deny`,
 		"scenarios:\n- expect: deny\n":               `the scenario has no name`,
 		"scenarios:\n- name: n\n  expect: deny\n":    `the scenario has no principal`,
 		good + "  expect: deny\n  obligations: {}\n": `a denial has no obligations`,
 		good + "  expect: permit\n  obligations: {max_ttl: 5}\n":   `obligations: max_ttl: "5": write a duration`,
-		good + "  expect: permit\n  obligations: {approvals: 5}\n": `unknown field "approvals"`,
+		good + "  expect: permit\n  obligations: {approvals: 5}\n": `unknown key "approvals"`,
 		good + "  expect: permit\n  duration: -1h\n":               `duration: "-1h"`,
 		good + "  expect: permit\n  ttl: fast\n":                   `x_test.yaml:2:1: ttl: "fast"`,
 		good + "  expect: permit\n  now: noon\n":                   `now: "noon": write a time`,
@@ -192,5 +192,25 @@ func TestScenarioWithoutRequiredKeyFails(t *testing.T) {
 		if err != nil || len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Text, want) {
 			t.Errorf("%s: got %+v, %v; want %q", text, r, err, want)
 		}
+	}
+}
+
+// A justification, ticket or parameter is what the file has.
+func TestScenarioTextsAreReadAsWritten(t *testing.T) {
+	t.Parallel()
+	folder := fstest.MapFS{
+		"a.cedar": {Data: []byte(`@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports")
+			when { context has ticket && context.ticket == "0777" && context.parameters.hasTag("prefix") && context.parameters.getTag("prefix") == "1.10" };`)},
+		"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")},
+		"x_test.yaml": {Data: []byte("\ufeffscenarios:\n- {name: 1.0, principal: login/ana, entitlement: reports, scopes: [read], ticket: 0777, parameters: {prefix: 1.10}, expect: permit}\n")},
+	}
+	e := load(t, folder)
+	r, err := policy.Test(t.Context(), e, folder)
+	if err != nil || r.Ran != 1 || len(r.Failures) > 0 {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	folder["x_test.yaml"].Data = []byte("scenarios:\n- {name: n, principal: login/ana, entitlement: reports, break_glass: \"yes\", expect: deny}\n")
+	if _, err := policy.Test(t.Context(), e, folder); err == nil || !strings.Contains(err.Error(), `x_test.yaml:2:70: scenarios.0.break_glass: "yes": write true or false`) {
+		t.Errorf("got error %v", err)
 	}
 }

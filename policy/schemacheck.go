@@ -7,6 +7,8 @@ import (
 
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
+
+	"accessbroker.internal/broker"
 )
 
 // checkSchema checks that the policy fits the schema: its names, and the types of
@@ -109,7 +111,7 @@ func (st *schemaTypes) adviseDead(e *expr, list []environment) string {
 			names = append(names, name)
 		}
 	}
-	if near := nearest(e.name, names); near != "" {
+	if near := broker.Nearest(e.name, names); near != "" {
 		return fmt.Sprintf(": did you mean %q?", near)
 	}
 	return ""
@@ -187,7 +189,7 @@ func (st *schemaTypes) unknownType(name string) string {
 	if _, ok := st.entities[name]; ok {
 		return ""
 	}
-	if near := nearest(name, st.names); near != "" {
+	if near := broker.Nearest(name, st.names); near != "" {
 		return fmt.Sprintf("unknown entity type %q: did you mean %s?", name, near)
 	}
 	return fmt.Sprintf("unknown entity type %q: use one of %s", name, strings.Join(st.names, ", "))
@@ -201,7 +203,7 @@ func (st *schemaTypes) unknownAction(uid types.EntityUID) string {
 	for _, a := range actions {
 		names = append(names, string(a))
 	}
-	if near := nearest(string(uid.ID), names); near != "" {
+	if near := broker.Nearest(string(uid.ID), names); near != "" {
 		return fmt.Sprintf("unknown action %s: did you mean Action::%q?", literalText(uid), near)
 	}
 	return fmt.Sprintf("unknown action %s: use one of %s", literalText(uid), strings.Join(names, ", "))

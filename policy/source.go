@@ -34,6 +34,7 @@ type Problem struct {
 	Line   int    // from 1; zero: the whole file
 	Column int    // from 1, in characters
 	Policy string // the @id of the policy, if it has one
+	Key    string // in the operator's file, such as "entitlements/reports/owner", if the mistake is there
 	Text   string
 }
 

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/cedar-policy/cedar-go/types"
+
+	"accessbroker.internal/broker"
 )
 
 // text returns the expression in Cedar. Equal expressions have equal texts.
@@ -99,7 +101,7 @@ func (c *typeChecker) owner(e *expr, t typ) string {
 
 // adviseAttribute returns what to write instead of an attribute that does not exist.
 func (c *typeChecker) adviseAttribute(e *expr, owner typ, names []string) string {
-	near := nearest(e.name, names)
+	near := broker.Nearest(e.name, names)
 	switch {
 	case near != "":
 		return fmt.Sprintf(": did you mean %q?", near)
@@ -234,42 +236,4 @@ func exampleOf(constructor string) string {
 		"ip": `ip("10.0.0.0/8")`, "decimal": `decimal("1.5")`,
 		"datetime": `datetime("2026-01-31T12:00:00Z")`, "duration": `duration("15m")`,
 	}[constructor]
-}
-
-// nearest returns the name that differs least from word, at most by two typing errors,
-// in short words by one, or in the case of letters; or "".
-func nearest(word string, names []string) (near string) {
-	least := 3
-	if len(word) < 5 {
-		least = 2
-	}
-	for _, name := range names {
-		n := editDistance(strings.ToLower(word), strings.ToLower(name))
-		if n < least && n < len(name) {
-			near, least = name, n
-		}
-	}
-	return near
-}
-
-// editDistance returns the number of letters that are inserted, left out or changed
-// between two words (Levenshtein distance).
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			changed := before
-			if a[i] != b[j] {
-				changed++
-			}
-			before = row[j+1]
-			row[j+1] = min(changed, row[j]+1, before+1)
-		}
-	}
-	return row[len(b)]
 }

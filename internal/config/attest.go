@@ -176,7 +176,7 @@ func (c *checker) people(list map[string]personFile) {
 }
 
 // aliases checks the accounts of people who have several.
-func (c *checker) aliases(list [][]plain) {
+func (c *checker) aliases(list [][]string) {
 	providers := c.cfg.ProviderNames()
 	for i, accounts := range list {
 		at := fmt.Sprintf("people/aliases/%d", i)

@@ -25,7 +25,7 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 			"broker.yaml:26:18: a duration is a positive number",
 			`broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "nope": choose from aws`,
 			"policies in DIR/policies do not load:",
-			`entitlements.tickets-api: owner: group "nogroup" does not exist`,
+			`broker.yaml:23:5: entitlements.tickets-api.owner: group "nogroup" does not exist`,
 		}},
 		"keys and values": {[]string{"metrics:", "metricz:", "max_ttl: 15m", "max_ttl: 15", "max_ttl: 30m", "max_tll: 30m", "max_ttl: 1h", "maximum: 1h"}, []string{
 			`broker.yaml:5:3: unknown key "metricz": did you mean "metrics"?`,
@@ -48,7 +48,7 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 		"too long a time":        {[]string{"max_ttl: 15m", "max_ttl: 100h"}, []string{"entitlements.tickets-api.max_ttl: must be at most 24h"}},
 		"an owner":               {[]string{"default_ttl: 10m", "default_ttl: 10m\n    ownr: x"}, []string{`unknown key "ownr": did you mean "owner"?`, unread}},
 		"the URL":                {[]string{"https://broker.acme.test", "http://broker.acme.test"}, []string{"server.external_url: write the https URL"}},
-		"with an alias":          {[]string{"metrics: 127.0.0.1:9464", "metricz: &m 127.0.0.1:9464"}, []string{`broker.yaml:5:3: unknown key "metricz"`, unread}},
+		"with an alias":          {[]string{"metrics: 127.0.0.1:9464", "metricz: &m 127.0.0.1:9464"}, []string{`broker.yaml:5:3: unknown key "metricz"`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := goodConfig

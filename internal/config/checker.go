@@ -40,7 +40,7 @@ func (d *document) check(getenv func(string) string) *checker {
 		getenv = func(string) string { return "" }
 	}
 	c := &checker{d: d, dir: filepath.Dir(d.path), env: getenv, errs: slices.Clip(d.errs), addresses: map[string]string{}}
-	c.cfg.Path = d.path
+	c.cfg.Path, c.cfg.document = d.path, d
 	if slices.Contains(d.rejected, "") {
 		return c
 	}

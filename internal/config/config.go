@@ -8,12 +8,14 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/url"
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"accessbroker.internal/broker"
@@ -24,6 +26,8 @@ import (
 // A Config is an operator's file without mistakes. Relative paths of the file are joined
 // with the file's folder.
 type Config struct {
+	document *document // nil if the Config is not from a file
+
 	Path           string
 	ExternalURL    *url.URL
 	UIURL          *url.URL // of the pages
@@ -131,20 +135,46 @@ func (d *document) checkAll(getenv func(string) string) (*Config, *policy.Engine
 // Engine loads the policies.
 func (c *Config) Engine() (*policy.Engine, error) {
 	info, err := os.Stat(c.Policies)
-	if err != nil {
-		return nil, fmt.Errorf("reading the policies: %w", err)
-	}
-	if !info.IsDir() {
-		return nil, fmt.Errorf("%s is not a folder: write the folder of the policies", c.Policies)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, c.errorf("policies", "the folder %s does not exist: create it or correct the path", c.Policies)
+	case err != nil:
+		return nil, c.errorf("policies", "reading the folder: %v", err)
+	case !info.IsDir():
+		return nil, c.errorf("policies", "%s is not a folder: write the folder of the policies", c.Policies)
 	}
 	engine, err := policy.Load(policy.Inputs{
 		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels, Aliases: c.Aliases,
 		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Providers: c.ProviderNames(), Channels: c.Channels(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("policies in %s do not load:\n%w", c.Policies, err)
+		return nil, fmt.Errorf("policies in %s do not load:\n%w", c.Policies, c.locate(err))
 	}
 	return engine, nil
+}
+
+// errorf returns an error about a key, with its position if the Config is from a file.
+func (c *Config) errorf(key, format string, args ...any) error {
+	if c.document == nil {
+		return fmt.Errorf("%s: %s", strings.ReplaceAll(key, "/", "."), fmt.Sprintf(format, args...))
+	}
+	return c.document.errorf(key, format, args...)
+}
+
+// locate adds the positions in the operator's file to the problems that are there.
+func (c *Config) locate(err error) error {
+	list, isList := err.(interface{ Unwrap() []error })
+	if !isList {
+		return err
+	}
+	errs := slices.Clone(list.Unwrap())
+	for i, err := range errs {
+		var p *policy.Problem
+		if errors.As(err, &p) && p.Key != "" {
+			errs[i] = c.errorf(p.Key, "%s", strings.TrimPrefix(p.Text, "owner: "))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ProviderNames returns the names of the OpenID providers.

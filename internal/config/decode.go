@@ -11,19 +11,15 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictyaml"
 )
 
 // decode decodes the tree into the file. The YAML library stops at the first unknown key
 // or bad value, but an operator wants to see all of them. So decode removes each one
 // from the tree, notes it, and decodes the rest.
 func (d *document) decode() {
-	// A file with anchors is decoded whole: without one of its parts, another may have
-	// no meaning.
-	shared := []ast.NodeType{ast.AnchorType, ast.AliasType, ast.MergeKeyType}
-	if !slices.ContainsFunc(shared, func(t ast.NodeType) bool { return len(ast.Filter(t, d.root)) > 0 }) {
-		d.prune("", d.root, reflect.TypeFor[file]())
-	}
-	if err := yaml.NodeToValue(d.root, &d.file, yaml.Strict()); err != nil {
+	d.prune("", d.root, reflect.TypeFor[file]())
+	if err := strictyaml.Decode(d.root, &d.file); err != nil {
 		d.reject("", d.yamlError(err))
 	}
 }
@@ -62,6 +58,9 @@ func (d *document) prune(key string, node ast.Node, t reflect.Type) bool {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	if d.rejectUnsettled(func(k string) bool { return k == key }) {
+		return false
+	}
 	mapping, isMapping := node.(*ast.MappingNode)
 	list, isList := node.(*ast.SequenceNode)
 	switch whole := reflect.PointerTo(t).Implements(unmarshaler); {
@@ -78,11 +77,28 @@ func (d *document) prune(key string, node ast.Node, t reflect.Type) bool {
 		}
 		return all
 	}
-	if err := yaml.NodeToValue(node, reflect.New(t).Interface(), yaml.Strict()); err != nil {
+	if d.rejectUnsettled(func(k string) bool { return within(k, key) }) {
+		return false
+	}
+	if err := strictyaml.Decode(node, reflect.New(t).Interface()); err != nil {
 		d.reject(key, d.yamlError(err))
 		return false
 	}
 	return true
+}
+
+// rejectUnsettled rejects the selected keys whose values do not have the form of their
+// fields, and reports whether there is one.
+func (d *document) rejectUnsettled(selected func(key string) bool) (some bool) {
+	d.unsettled = slices.DeleteFunc(d.unsettled, func(e *strictyaml.Error) bool {
+		if !selected(e.Key) {
+			return false
+		}
+		d.reject(e.Key, d.yamlError(e))
+		some = true
+		return true
+	})
+	return some
 }
 
 // pruneEntry is prune for an entry of a mapping, whose type is a struct or a map.

@@ -1,16 +1,17 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
+
+	"accessbroker.internal/internal/strictyaml"
 )
 
 // A document is the operator's file with its syntax tree, so that every error can name
@@ -19,6 +20,8 @@ type document struct {
 	path string
 	root ast.Node
 	file file
+
+	unsettled []*strictyaml.Error // values without the form of their fields, not rejected yet
 
 	errs     []error  // one for each rejected key
 	rejected []string // keys whose values could not be decoded, and are not in file
@@ -39,33 +42,20 @@ func parseDocument(path string, text []byte) (*document, error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: the file is larger than %d bytes", path, maxFile)
 	}
-	tree, err := parser.ParseBytes(text, 0)
+	roots, err := strictyaml.Parse(text)
 	if err != nil {
 		return nil, d.yamlError(err)
 	}
-	if len(tree.Docs) != 1 || tree.Docs[0].Body == nil {
+	if len(roots) != 1 || roots[0] == nil {
 		return nil, fmt.Errorf("%s: the file must have exactly one YAML document", path)
 	}
-	d.root = tree.Docs[0].Body
+	d.root, d.unsettled = strictyaml.Settle(roots[0], reflect.TypeFor[file]())
 	d.decode()
 	return d, nil
 }
 
-// yamlError adds the position to an error of the YAML library, and replaces texts that
-// name Go types.
-func (d *document) yamlError(err error) error {
-	var at yaml.Error
-	if !errors.As(err, &at) || at.GetToken() == nil {
-		return fmt.Errorf("%s: %w", d.path, err)
-	}
-	text := at.GetMessage()
-	if strings.Contains(text, "Go struct field") || strings.Contains(text, "Go value") || strings.Contains(text, " of type ") {
-		text = "this key needs another type of value: see docs/operator.md"
-	}
-	text = strings.Replace(text, "unknown field", "unknown key", 1)
-	position := at.GetToken().Position
-	return fmt.Errorf("%s:%d:%d: %s", d.path, position.Line, position.Column, text)
-}
+// yamlError adds the path of the file to an error with a position in it.
+func (d *document) yamlError(err error) error { return fmt.Errorf("%s:%w", d.path, err) }
 
 // errorf returns an error about a key such as "entitlements/reports/issuer", with the
 // position of the key. If the file does not have the key, the position is that of the
@@ -132,48 +122,6 @@ func (d *delay) UnmarshalYAML(node ast.Node) error {
 	return (*duration)(d).UnmarshalYAML(node)
 }
 
-// plain is a string that may contain colons. In a flow mapping, the YAML library reads
-// [tickets:read] as a list of a mapping, although no space follows the colon (YAML 1.2.2,
-// section 7.3.3; goccy/go-yaml#832). Decoding a plain restores the string.
-type plain string
-
-// UnmarshalYAML implements yaml.NodeUnmarshaler.
-func (p *plain) UnmarshalYAML(node ast.Node) error {
-	text, ok := rejoin(node)
-	if !ok {
-		return yaml.NodeToValue(node, (*string)(p))
-	}
-	*p = plain(text)
-	return nil
-}
-
-// rejoin returns the text of a scalar that the library split at its colons. It reports
-// false for any other node.
-func rejoin(node ast.Node) (string, bool) {
-	pair, ok := node.(*ast.MappingValueNode)
-	if m, isMapping := node.(*ast.MappingNode); isMapping && len(m.Values) == 1 {
-		pair, ok = m.Values[0], true
-	}
-	if !ok {
-		return "", false
-	}
-	key, value := pair.Key.GetToken(), pair.Value.GetToken()
-	rest, split := rejoin(pair.Value)
-	if !split {
-		rest = value.Value
-	} else if p, isPair := pair.Value.(*ast.MappingValueNode); isPair {
-		value = p.Key.GetToken()
-	}
-	if value.Position.Line != key.Position.Line || value.Position.Column != key.Position.Column+len(key.Value)+len(":") {
-		return "", false // a real mapping, which the library refuses
-	}
-	return key.Value + ":" + rest, true
-}
-
-func toStrings(list []plain) []string {
-	out := make([]string, len(list))
-	for i, s := range list {
-		out[i] = string(s)
-	}
-	return out
-}
+// toStrings returns a copy that is never nil: the digest of the rules covers the
+// catalogue, and must not depend on whether the file has an empty list or none.
+func toStrings(list []string) []string { return append([]string{}, list...) }

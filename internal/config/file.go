@@ -12,7 +12,7 @@ import (
 type file struct {
 	Server       serverFile                 `yaml:"server"`
 	Attest       attestFile                 `yaml:"attest"`
-	Store        plain                      `yaml:"store"`
+	Store        string                     `yaml:"store"`
 	Policies     string                     `yaml:"policies"`
 	Issuers      map[string]issuerFile      `yaml:"issuers"`
 	Entitlements map[string]entitlementFile `yaml:"entitlements"`
@@ -22,12 +22,12 @@ type file struct {
 
 // peopleFile links the accounts that one person has at several providers.
 type peopleFile struct {
-	Aliases [][]plain `yaml:"aliases"` // each list has the accounts of one person, the main one first
+	Aliases [][]string `yaml:"aliases"` // each list has the accounts of one person, the main one first
 }
 
 type serverFile struct {
-	ExternalURL plain          `yaml:"external_url"`
-	Hosts       []plain        `yaml:"hosts"`
+	ExternalURL string         `yaml:"external_url"`
+	Hosts       []string       `yaml:"hosts"`
 	Listeners   []listenerFile `yaml:"listeners"`
 	Listen      string         `yaml:"listen"` // with tls and client_certs: one listener that serves everything
 	TLS         *tlsFile       `yaml:"tls"`
@@ -41,7 +41,7 @@ type serverFile struct {
 	Checkpoint  string         `yaml:"checkpoint_file"`
 	Log         logFile        `yaml:"log"`
 	Sessions    sessionsFile   `yaml:"sessions"`
-	TicketURL   plain          `yaml:"ticket_url"`
+	TicketURL   string         `yaml:"ticket_url"`
 }
 
 type listenerFile struct {
@@ -91,8 +91,8 @@ type logFile struct {
 type attestFile struct {
 	TrustDomain  string            `yaml:"trust_domain"`
 	TrustDomains []string          `yaml:"trust_domains"`
-	Audiences    []plain           `yaml:"audiences"`
-	WorkloadAPI  plain             `yaml:"workload_api"`
+	Audiences    []string          `yaml:"audiences"`
+	WorkloadAPI  string            `yaml:"workload_api"`
 	Bundles      map[string]string `yaml:"bundles"`
 	BundleMaxAge duration          `yaml:"bundle_max_age"`
 	Workloads    []workloadFile    `yaml:"workloads"`
@@ -101,7 +101,7 @@ type attestFile struct {
 }
 
 type workloadFile struct {
-	Under       plain    `yaml:"under"`
+	Under       string   `yaml:"under"`
 	Kind        string   `yaml:"kind"`
 	Accountable []string `yaml:"accountable"`
 	Team        string   `yaml:"team"`
@@ -109,12 +109,12 @@ type workloadFile struct {
 
 // personFile is an OpenID provider.
 type personFile struct {
-	Issuer              plain    `yaml:"issuer"`
+	Issuer              string   `yaml:"issuer"`
 	ClientID            string   `yaml:"client_id"`
 	ClientSecretFile    string   `yaml:"client_secret_file"`
 	GroupsClaim         string   `yaml:"groups_claim"`
 	ManagerClaim        string   `yaml:"manager_claim"`
-	Scopes              []plain  `yaml:"scopes"`
+	Scopes              []string `yaml:"scopes"`
 	CAFile              string   `yaml:"ca_file"`
 	DelegationAudiences []string `yaml:"delegation_audiences"` // no effect yet: delegated tokens are refused
 }
@@ -127,12 +127,12 @@ type issuerFile struct {
 }
 
 type tokenFile struct {
-	Audience        plain   `yaml:"audience"`
-	ResourceServers []plain `yaml:"resource_servers"`
+	Audience        string   `yaml:"audience"`
+	ResourceServers []string `yaml:"resource_servers"`
 }
 
 type vaultFile struct {
-	Address   plain         `yaml:"address"`
+	Address   string        `yaml:"address"`
 	Namespace string        `yaml:"namespace"`
 	CAFile    string        `yaml:"ca_file"`
 	TokenRole string        `yaml:"token_role"`
@@ -149,15 +149,15 @@ type vaultAuthFile struct {
 type vaultLoginFile struct {
 	Role     string `yaml:"role"`
 	Mount    string `yaml:"mount"`
-	Audience plain  `yaml:"audience"` // of the JWT-SVID
+	Audience string `yaml:"audience"` // of the JWT-SVID
 }
 
 type awsFile struct {
 	Region   string      `yaml:"region"`
-	Endpoint plain       `yaml:"endpoint"` // of STS; empty: AWS's own
+	Endpoint string      `yaml:"endpoint"` // of STS; empty: AWS's own
 	CAFile   string      `yaml:"ca_file"`
 	Auth     awsAuthFile `yaml:"auth"`
-	Revoker  plain       `yaml:"revoker_role_arn"`
+	Revoker  string      `yaml:"revoker_role_arn"`
 }
 
 type awsAuthFile struct {
@@ -166,7 +166,7 @@ type awsAuthFile struct {
 }
 
 type webIdentityFile struct {
-	Audience plain `yaml:"audience"`
+	Audience string `yaml:"audience"`
 }
 
 type assumeRoleFile struct {
@@ -178,7 +178,7 @@ type entitlementFile struct {
 	Issuer        string                   `yaml:"issuer"`
 	Description   string                   `yaml:"description"`
 	Scopes        scopesFile               `yaml:"scopes"`
-	DefaultScopes []plain                  `yaml:"default_scopes"`
+	DefaultScopes []string                 `yaml:"default_scopes"`
 	DefaultTTL    duration                 `yaml:"default_ttl"`
 	MaxTTL        duration                 `yaml:"max_ttl"`
 	CollectWithin duration                 `yaml:"collect_within"`
@@ -209,19 +209,22 @@ type scopesFile struct {
 type scopeFile struct {
 	Description string   `yaml:"description"`
 	Policies    []string `yaml:"policies"` // Vault: of the token
-	Actions     []plain  `yaml:"actions"`  // AWS: of the session
-	Resources   []plain  `yaml:"resources"`
+	Actions     []string `yaml:"actions"`  // AWS: of the session
+	Resources   []string `yaml:"resources"`
+}
+
+// YAMLForm implements strictyaml.Former.
+func (scopesFile) YAMLForm(isList bool) any {
+	if isList {
+		return []string(nil)
+	}
+	return map[string]scopeFile(nil)
 }
 
 // UnmarshalYAML implements yaml.NodeUnmarshaler.
 func (f *scopesFile) UnmarshalYAML(node ast.Node) error {
 	if _, isList := node.(*ast.SequenceNode); isList {
-		var list []plain
-		if err := yaml.NodeToValue(node, &list, yaml.Strict()); err != nil {
-			return err
-		}
-		f.names = toStrings(list)
-		return nil
+		return yaml.NodeToValue(node, &f.names, yaml.Strict())
 	}
 	if err := yaml.NodeToValue(node, &f.adds, yaml.Strict()); err != nil {
 		return err
@@ -233,23 +236,23 @@ func (f *scopesFile) UnmarshalYAML(node ast.Node) error {
 // awsSpecFile is the aws key of an entitlement. The actions and resources are in its
 // scopes.
 type awsSpecFile struct {
-	RoleARN         plain   `yaml:"role_arn"`
-	FullRole        bool    `yaml:"full_role"`
-	ManagedPolicies []plain `yaml:"managed_policies"`
-	ExternalID      plain   `yaml:"external_id"`
-	Chain           bool    `yaml:"chain"`
-	RevokeSessions  string  `yaml:"revoke_sessions"`
+	RoleARN         string   `yaml:"role_arn"`
+	FullRole        bool     `yaml:"full_role"`
+	ManagedPolicies []string `yaml:"managed_policies"`
+	ExternalID      string   `yaml:"external_id"`
+	Chain           bool     `yaml:"chain"`
+	RevokeSessions  string   `yaml:"revoke_sessions"`
 }
 
 // vaultSpecFile is the vault key of an entitlement.
 type vaultSpecFile struct {
-	Path       string           `yaml:"path"`
-	Data       map[string]plain `yaml:"data"`
-	Policies   []string         `yaml:"policies"`
-	Type       string           `yaml:"type"`
-	Wrap       bool             `yaml:"wrap"`
-	Ephemeral  *bool            `yaml:"ephemeral"`
-	Revocation string           `yaml:"revocation"`
+	Path       string            `yaml:"path"`
+	Data       map[string]string `yaml:"data"`
+	Policies   []string          `yaml:"policies"`
+	Type       string            `yaml:"type"`
+	Wrap       bool              `yaml:"wrap"`
+	Ephemeral  *bool             `yaml:"ephemeral"`
+	Revocation string            `yaml:"revocation"`
 }
 
 // notifyFile has the channels, by kind and name. groups.yaml refers to them as
@@ -259,32 +262,32 @@ type notifyFile struct {
 	Slack     map[string]slackFile   `yaml:"slack"`
 	Webhook   map[string]webhookFile `yaml:"webhook"`
 	Mail      map[string]mailFile    `yaml:"mail"`
-	People    plain                  `yaml:"people"` // "mail:NAME", the channel for notices to one person
+	People    string                 `yaml:"people"` // "mail:NAME", the channel for notices to one person
 }
 
 type slackFile struct {
 	TokenFile    string `yaml:"token_file"`
 	Channel      string `yaml:"channel"`
 	WebhookFile  string `yaml:"webhook_file"` // the URL in it is a secret
-	API          plain  `yaml:"api"`
+	API          string `yaml:"api"`
 	AllowPrivate bool   `yaml:"allow_private"`
 }
 
 type webhookFile struct {
-	URL          plain    `yaml:"url"`
+	URL          string   `yaml:"url"`
 	SecretFiles  []string `yaml:"secret_files"`
 	CAFile       string   `yaml:"ca_file"`
 	AllowPrivate bool     `yaml:"allow_private"`
 }
 
 type mailFile struct {
-	Host         string  `yaml:"host"`
-	Port         int     `yaml:"port"`
-	From         plain   `yaml:"from"`
-	To           []plain `yaml:"to"`
-	Username     string  `yaml:"username"`
-	PasswordFile string  `yaml:"password_file"`
-	TLS          string  `yaml:"tls"`
-	CAFile       string  `yaml:"ca_file"`
-	AllowPrivate bool    `yaml:"allow_private"`
+	Host         string   `yaml:"host"`
+	Port         int      `yaml:"port"`
+	From         string   `yaml:"from"`
+	To           []string `yaml:"to"`
+	Username     string   `yaml:"username"`
+	PasswordFile string   `yaml:"password_file"`
+	TLS          string   `yaml:"tls"`
+	CAFile       string   `yaml:"ca_file"`
+	AllowPrivate bool     `yaml:"allow_private"`
 }

@@ -75,7 +75,7 @@ func (c *checker) server() {
 // hostForm is the form of a host name.
 var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$`)
 
-func (c *checker) hosts(list []plain) {
+func (c *checker) hosts(list []string) {
 	c.cfg.Hosts = toStrings(list)
 	for i, host := range c.cfg.Hosts {
 		u, err := url.Parse("https://" + host)

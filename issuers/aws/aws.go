@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
@@ -257,7 +258,21 @@ func (a *Issuer) assume(ctx context.Context, s *session) (*types.Credentials, er
 	if err != nil {
 		return nil, failure("AssumeRole", err)
 	}
-	return out.Credentials, nil
+	answered, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
+	return a.byOurClock(out.Credentials, answered), nil
+}
+
+// byOurClock returns a session with its expiry by our clock if that is earlier: STS
+// states it by its own. A session that STS makes shorter than requested would otherwise
+// seem to last longer by as much as the clock of STS is ahead.
+func (a *Issuer) byOurClock(c *types.Credentials, answered time.Time) *types.Credentials {
+	ahead := answered.Sub(a.cfg.Now())
+	if c == nil || c.Expiration == nil || ahead <= time.Second { // the Date header has whole seconds, or is missing
+		return c
+	}
+	ours := *c
+	ours.Expiration = aws.Time(c.Expiration.Add(-ahead))
+	return &ours
 }
 
 func (a *Issuer) assumeByAssertion(ctx context.Context, s *session, now time.Time) (*types.Credentials, error) {
@@ -272,7 +287,8 @@ func (a *Issuer) assumeByAssertion(ctx context.Context, s *session, now time.Tim
 	if err != nil {
 		return nil, failure("AssumeRoleWithWebIdentity", err)
 	}
-	return out.Credentials, nil
+	answered, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
+	return a.byOurClock(out.Credentials, answered), nil
 }
 
 const (

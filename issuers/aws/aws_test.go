@@ -66,6 +66,7 @@ func newFakeSTS(t *testing.T) *fakeSTS {
 }
 
 func (f *fakeSTS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Date", f.clock().UTC().Format(http.TimeFormat))
 	if err := r.ParseForm(); err != nil || r.Method != http.MethodPost || r.URL.Path != "/" {
 		f.t.Errorf("%s %s: %v", r.Method, r.URL, err)
 	}
@@ -481,6 +482,20 @@ func TestCredentialExpiresByEarlierClock(t *testing.T) {
 				t.Errorf("expires %s, want %s, before %s (%v)", c.Expires, want, o.Lease.Expires, err)
 			}
 		})
+	}
+}
+
+// STS states the end of a session that it made shorter by its own clock.
+func TestShortenedSessionEndsByOurClock(t *testing.T) {
+	for _, off := range []time.Duration{0, 90 * time.Second, -time.Minute} {
+		f := newFakeSTS(t)
+		f.clock, f.last = func() time.Time { return issuertest.Noon.Add(off) }, 20*time.Minute
+		for _, a := range []*Issuer{f.byAssertion(t), f.byCredentials(t)} {
+			c, _, err := a.Issue(t.Context(), newOrder(t, a))
+			if want := issuertest.Noon.Add(20*time.Minute + min(off, 0)); err != nil || !c.Expires.Equal(want) {
+				t.Errorf("with a clock that is off by %s: expires %s, want %s (%v)", off, c.Expires, want, err)
+			}
+		}
 	}
 }
 

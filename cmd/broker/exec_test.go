@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,9 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unicode/utf8"
-
-	"golang.org/x/sys/unix"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/internal/brokertest"
@@ -131,29 +127,6 @@ func TestExecRelaysSignals(t *testing.T) {
 		t.Errorf("exit code %d, want 0", code)
 	}
 	w.wantReturned(1)
-}
-
-// openTerminal returns both ends of a new pseudo-terminal.
-func openTerminal(t *testing.T) (master, slave *os.File) {
-	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = master.Close() })
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = slave.Close() })
-	return master, slave
 }
 
 // A terminal sends Ctrl-C to its whole foreground group, in which the command is. A
@@ -311,61 +284,4 @@ func TestExecReplacesItsOwnLeftover(t *testing.T) {
 		t.Errorf("got %v: %s", err, out)
 	}
 	w.wantReturned(1)
-}
-
-// The reader of a pipe may leave early.
-func TestClosedOutputIsQuiet(t *testing.T) {
-	w := newExecWorld(t)
-	for _, args := range [][]string{{"entitlements"}, {"whoami", "-o", "json"}} {
-		read, write, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := read.Close(); err != nil {
-			t.Fatal(err)
-		}
-		var errs bytes.Buffer
-		cmd := w.command(args...)
-		cmd.Stdout, cmd.Stderr = write, &errs
-		err = cmd.Run()
-		if errs.Len() > 0 || exitStatus(err) != exitOutputClosed {
-			t.Errorf("%v: got %v, %q; want exit code %d and no message", args, err, errs.String(), exitOutputClosed)
-		}
-		if err := write.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// Lists fit a terminal of 80 columns.
-func TestListsFitTerminal(t *testing.T) {
-	w := newExecWorld(t)
-	for range 2 {
-		if out, err := w.exec(nil, []string{"true"}).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	for _, list := range []string{"requests", "leases", "entitlements"} {
-		master, slave := openTerminal(t)
-		if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
-			t.Fatal(err)
-		}
-		cmd := w.command(list)
-		cmd.Stdout, cmd.Stderr = slave, slave
-		if err := cmd.Run(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := slave.WriteString("end\n"); err != nil {
-			t.Fatal(err)
-		}
-		rows, lines := 0, bufio.NewScanner(master)
-		for lines.Scan() && lines.Text() != "end" {
-			if rows++; utf8.RuneCountInString(lines.Text()) > 80 {
-				t.Errorf("%s: a line has more than 80 columns: %s", list, lines.Text())
-			}
-		}
-		if rows < 3 {
-			t.Errorf("%s: got %d lines, want a header and 2 rows", list, rows)
-		}
-	}
 }

@@ -151,3 +151,18 @@ func TestUnwritableDatabase(t *testing.T) {
 	}
 	works(t, s)
 }
+
+// A reserve that was removed while the disk had space is made again.
+func TestRemovedReserve(t *testing.T) {
+	s := newStore(t)
+	works(t, s)
+	if err := os.Remove(s.w.reserve.path); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Add(2 * retryReserve)
+	s.w.now = func() time.Time { return now }
+	works(t, s)
+	if info, err := os.Stat(s.w.reserve.path); err != nil || info.Size() != s.w.reserve.size || s.Degraded() != nil {
+		t.Errorf("got the reserve %v, %v, degraded %v", info, err, s.Degraded())
+	}
+}

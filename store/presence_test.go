@@ -189,6 +189,27 @@ func TestRunNoticesLostFiles(t *testing.T) {
 	works(t, s)
 }
 
+// A broker that ends must not touch the files of another database at its paths:
+// SQLite would delete the other one's write-ahead log.
+func TestCloseLeavesAnotherDatabaseAlone(t *testing.T) {
+	s, path, _ := openLogged(t)
+	works(t, s)
+	want := map[string]string{path: "another database", path + "-wal": "its changes", path + "-shm": "its memory"}
+	for name, content := range want {
+		if err := errors.Join(os.WriteFile(name+".new", []byte(content), 0o600), os.Rename(name+".new", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	for name, content := range want {
+		if got, err := os.ReadFile(name); err != nil || string(got) != content {
+			t.Errorf("%s: got %q, %v, want %q", name, got, err, content)
+		}
+	}
+}
+
 // await waits until a condition holds. The limit only ends a test that fails.
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()

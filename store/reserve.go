@@ -19,7 +19,7 @@ type reserve struct {
 	path  string
 	size  int64
 	spent bool      // the disk was full, and the file was deleted
-	tried time.Time // when restoring it was last tried
+	tried time.Time // when the file was last looked for
 }
 
 // retryReserve is the pause between attempts to make the reserve again.
@@ -56,9 +56,10 @@ func (r *reserve) release(now time.Time) {
 	_ = os.Remove(r.path)
 }
 
-// restore creates the file again if it was deleted, at most once per retryReserve.
+// restore creates the file again if it was deleted, by the store or by anyone else. It
+// looks at most once per retryReserve.
 func (r *reserve) restore(now time.Time) {
-	if !r.spent || now.Sub(r.tried) < retryReserve {
+	if now.Sub(r.tried) < retryReserve {
 		return
 	}
 	r.tried = now

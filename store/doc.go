@@ -69,4 +69,20 @@
 // The log is one row per record. The row also has the hashes of the tree nodes
 // that the record completes: node n of a level is in record ((n+1)<<level)-1.
 // So appending a record writes one row, and a proof reads a few rows by key.
+//
+// # Where the bytes of an issuance are
+//
+// An issuance of one of the broker's own tokens takes about 1,750 bytes, as
+// BenchmarkDisk in internal/brokertest measures:
+//
+//	the record's leaf        898   a contract: canonical JSON, hashed into the tree
+//	the record's hashes       64   of two tree nodes on average
+//	the request's row        370   requester, decision, three digests, times
+//	the lease's row          156   holder, scopes, times, how it ends
+//	its row in live           75   while the credential works; the sweep deletes it
+//	pages                    190   keys, headers and free space of SQLite's B-trees
+//
+// The rows repeat some of what the leaf says, because the leaf may be large, is
+// only ever read to be verified, and its free texts can be erased. A workload's
+// trust domain and paths follow from its ID and are not stored.
 package store

@@ -58,6 +58,41 @@ func TestRowsKeepEveryField(t *testing.T) {
 	}
 }
 
+// What follows from the ID of a workload is not stored, and everything else is.
+func TestRowsDeriveDomainAndPaths(t *testing.T) {
+	const id = "spiffe://acme.test/agent/triage/7"
+	derived := broker.Identity{ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindAgent}
+	change := func(f func(*broker.Identity)) broker.Identity {
+		who := derived
+		f(&who)
+		return who
+	}
+	sizes := map[string]int{}
+	for name, who := range map[string]broker.Identity{
+		"derived":        derived,
+		"another domain": change(func(i *broker.Identity) { i.TrustDomain = "other.test" }),
+		"no domain":      change(func(i *broker.Identity) { i.TrustDomain = "" }),
+		"fewer paths":    change(func(i *broker.Identity) { i.Paths = i.Paths[1:] }),
+		"no paths":       change(func(i *broker.Identity) { i.Paths = nil }),
+		"another id":     change(func(i *broker.Identity) { i.ID = "spiffe://acme.test/agent/other" }),
+		"a person":       {ID: "login/ana", Kind: broker.KindPerson},
+		"nobody":         {},
+	} {
+		stored, err := encodeRow(&broker.Request{ID: broker.NewRequestID(testNow), Requester: who})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes[name] = len(stored.body)
+		got, err := decodeRow(stored.key, stored.body)
+		if err != nil || !reflect.DeepEqual(got.(*broker.Request).Requester, who) {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, who)
+		}
+	}
+	if got, most := sizes["derived"], sizes["no paths"]-len("acme.test"); got > most {
+		t.Errorf("got %d bytes for an identity with derived paths, want at most %d", got, most)
+	}
+}
+
 // fillValue sets everything in v to values that are not zero.
 func fillValue(t *testing.T, v reflect.Value, n int) {
 	switch x := v.Addr().Interface().(type) {

@@ -14,7 +14,7 @@ import (
 // sessionEntitlements are entitlements to sessions that Vault gets from an STS.
 const sessionEntitlements = `
   reports-session: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions], data: {ttl: "${ttl}"}}, max_ttl: 1h}
-  reports-long: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions]}}`
+  reports-long: {issuer: vault, vault: {path: aws/sts/reports, policies: [sessions]}, max_ttl: 15m}`
 
 // testSessions has Vault get sessions from a real STS. Vault's leases end with the
 // mount's max_lease_ttl and the sessions do not, so the broker has to report the

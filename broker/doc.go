@@ -6,6 +6,7 @@
 // # Nouns
 //
 //	identity.go     Identity, Proof, Person; Caller, the first argument of every flow
+//	names.go        the forms of SPIFFE IDs, trust domains and people; people.go: accounts of one person
 //	rules.go        Rules: Policy, Catalogue of Entitlements, Groups, WorkloadLabels; Decision, Obligations
 //	request.go      Ask, Request and its states; vote.go: Approval, Vote, Grant, ApprovalProgress
 //	lease.go        Lease, Credential and their states; lease_end.go: the outcomes of ending one
@@ -21,7 +22,7 @@
 //	approve.go      Vote, and the checks that enough people can approve; review.go: break-glass and Review
 //	collect.go      Collect, AskAndCollect, Renew: decide again, then
 //	issue.go        open a lease and issue its credential, with the points of no return
-//	revoke.go       Revoke, Abandon: one lease; kill.go and block.go: the kill switch
+//	revoke.go       Revoke, Abandon: one lease; kill.go and block.go: the kill switch, of a selector (selector.go)
 //	reaper.go       ends leases that are due; revocation_queue.go: ends that could not be recorded
 //	revision.go     SetRules, the revision in force, and the retry of calls that lost a race
 //	denials.go      refusals and their records; limits.go: limits; idempotency.go: repeated calls

@@ -26,7 +26,11 @@ func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error)
 	if isNotFound(err) {
 		return nil, refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
-	return r, Unavailable(err)
+	if err != nil {
+		return nil, Unavailable(err)
+	}
+	r.link(b.rules.Load().People)
+	return r, nil
 }
 
 // Request returns a request that the caller filed or may view; ErrNotFound for

@@ -300,7 +300,10 @@ func (c *call) identify() error {
 // fails, the request is (RFC 8693, section 2.2.2).
 func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
 	certificate := c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0
-	if proofs.subject == "" {
+	switch {
+	case proofs == formProofs{}:
+		return c.authenticate()
+	case proofs.subject == "":
 		return c.authenticate(proofs.assertion)
 	}
 	if certificate || proofs.assertion != "" || len(c.r.Header.Values("Authorization")) > 0 {

@@ -149,3 +149,17 @@ func TestKillAndBlockNeedConfirmation(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A wrong holder keeps the filter of the leases.
+func TestLeasesPageKeepsRefusedFilter(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, withPeople)
+	b := newBrowser(t, w)
+	b.logIn("login/cleo", "/ui/")
+	status, _, page := b.visit(http.MethodGet, "/ui/leases?holder=spiffe://acme.test/agent/*", "")
+	for _, want := range []string{`value="spiffe://acme.test/agent/*"`, `id="holder-fault" role="alert">`, "there are no wildcards"} {
+		if status != http.StatusBadRequest || !strings.Contains(page, want) {
+			t.Errorf("got %d, want %q in\n%s", status, want, page)
+		}
+	}
+}

@@ -1,8 +1,12 @@
 package server
 
 import (
+	"errors"
+	"net/http"
+
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/server/ui"
 )
 
 // The page of leases.
@@ -11,6 +15,7 @@ type leasesPage struct {
 	Leases      []api.Lease
 	Next        string
 	Holder      string
+	HolderFault string // what is wrong with Holder
 	Entitlement string
 	All         bool // including ended leases
 	MayKill     bool // shows the links to the kill switch
@@ -29,7 +34,12 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 			return reply{}, err
 		}
 	}
+	p.MayKill = b.May(ctx, c.caller(), broker.ActionBlock)
 	page, next, err := b.Leases(ctx, c.caller(), q)
+	if errors.Is(err, broker.ErrInvalidRequest) { // a wrong name keeps the form
+		p.HolderFault = c.problemOf(err).Detail
+		return c.pageOf(http.StatusBadRequest, ui.Page{Name: "leases", Title: "Leases", Tab: "leases", Data: p})
+	}
 	if err != nil {
 		return reply{}, err
 	}
@@ -37,6 +47,5 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 	for _, l := range page {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}
-	p.MayKill = b.May(ctx, c.caller(), broker.ActionBlock)
 	return c.page("leases", "Leases", "leases", p)
 }

@@ -106,7 +106,10 @@ type Broker struct {
 }
 
 // A Provider is an OpenID provider with which people log in.
-type Provider struct{ Name, Issuer, ClientID, Secret string }
+type Provider struct {
+	Name, Issuer, ClientID, Secret string
+	Linked                         []string // accounts of one person
+}
 
 // lines is a writer for concurrent use.
 type lines struct {
@@ -179,6 +182,11 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	}
 	if people != "" {
 		serve, people = serve+", ui", "  people:\n"+people
+	}
+	for _, p := range providers {
+		if p.Linked != nil {
+			people += fmt.Sprintf("people: {aliases: [[%s]]}\n", strings.Join(p.Linked, ", "))
+		}
 	}
 	b.write("seal.key", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, broker.SealKeySize)))
 	b.write("policies/all.cedar", policies)

@@ -12,6 +12,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
 )
 
 // A provider is an OpenID provider that logs in one person, without a password. Like many
@@ -218,6 +220,31 @@ func TestOnlySessionsVote(t *testing.T) {
 	}
 	if r, err := b.as(session).Vote(t.Context(), r.ID, api.Vote{Decision: api.Approve, Digest: r.Digest}); err != nil || r.Status != api.StatusApproved || len(b.votes()) != 1 {
 		t.Errorf("a session: got %+v, %v", r, err)
+	}
+}
+
+// The accounts of the operator's file are those of one person: a block of one account ends
+// the session of the other.
+func TestLinkedAccounts(t *testing.T) {
+	login, partner := newProvider(t, "ben", "broker"), newProvider(t, "benjamin", "broker-at-partner")
+	linked := partner.config("partner")
+	linked.Linked = []string{"login/ben", "partner/benjamin"}
+	b := New(t, login.config("login"), linked)
+	partner.places[b.URL+"/ui/login/partner/callback"] = true
+	_, session := b.browse("/ui/login?provider=partner")
+	who, err := b.as(session).WhoAmI(t.Context())
+	if err != nil || who.ID != "partner/benjamin" || !slices.Equal(who.Accounts, linked.Linked) {
+		t.Fatalf("got %+v, %v, want the accounts %q", who, err, linked.Linked)
+	}
+	err = b.Store.Update(t.Context(), []broker.Key{broker.BlockKey{Kind: "holder", Name: "login/ben"}}, func(tx broker.Tx) error {
+		tx.Put(&broker.Block{Selector: broker.BlockKey{Kind: "holder", Name: "login/ben"}, Since: time.Now()})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.as(session).WhoAmI(t.Context()); !errors.Is(err, api.Blocked) {
+		t.Errorf("a session with the other account: got %v, want %v", err, api.Blocked)
 	}
 }
 

@@ -1,6 +1,8 @@
 package brokertest
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/api"
 )
@@ -177,4 +180,40 @@ func (e endpoint) call(t *testing.T, base string, c *http.Client, bearer, assert
 		t.Fatal(fmt.Errorf("%s: %d %s: %w", e.name, resp.StatusCode, answer, err))
 	}
 	return problem.Code
+}
+
+// With several proofs, a token is bound to the certificate (RFC 8705), and its lease ends
+// with the earliest of them.
+func TestTokenOfSeveralProofs(t *testing.T) {
+	b := New(t)
+	svid, err := b.CA.X509SVID(Agent, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, err := b.CA.JWTSVID(Agent, 2*time.Minute, b.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := b.ClientWith(svid).Exchange(t.Context(), api.TokenRequest{SubjectToken: short, Audience: "bound-api", Scopes: []string{"bound:read"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(string(answer.AccessToken), ".")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims struct {
+		Expires int64             `json:"exp"`
+		Confirm map[string]string `json:"cnf"`
+	}
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		t.Fatal(err)
+	}
+	thumbprint := sha256.Sum256(svid.Certificate[0])
+	if got, want := claims.Confirm["x5t#S256"], base64.RawURLEncoding.EncodeToString(thumbprint[:]); got != want {
+		t.Errorf("got a token bound to %q, want the certificate %q", got, want)
+	}
+	if left := time.Until(time.Unix(claims.Expires, 0)); left > 2*time.Minute {
+		t.Errorf("got a token for %s, longer than the shortest proof", left)
+	}
 }

@@ -24,7 +24,7 @@ const module = "accessbroker.internal"
 var ours = map[string][]string{
 	"api":                       {},
 	"agent":                     {"api"},
-	"audit":                     {},
+	"audit":                     {"internal/strictjson"},
 	"audit/verify":              {"audit"},
 	"broker":                    {"audit"},
 	"broker/session":            {"broker", "audit"},

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/go-webauthn/webauthn/protocol"
@@ -25,10 +26,19 @@ type Passkeys struct {
 }
 
 // NewPasskeys returns Passkeys for the relying party rp, a host name, with pages at
-// origin.
+// origin. Both are normalized, because browsers compare them as hosts and the broker
+// as texts.
 func NewPasskeys(rp, origin string) (*Passkeys, error) {
+	u, err := broker.NormalURL(origin)
+	if err != nil {
+		return nil, fmt.Errorf("preparing passkeys: the origin %q %w", origin, err)
+	}
+	rp = strings.ToLower(rp)
+	if host := u.Hostname(); host != rp && !strings.HasSuffix(host, "."+rp) || rp == "" {
+		return nil, fmt.Errorf("preparing passkeys: the relying party %q is not the host of %s or a suffix of it", rp, u)
+	}
 	w, err := webauthn.New(&webauthn.Config{
-		RPID: rp, RPDisplayName: "Access Broker", RPOrigins: []string{origin},
+		RPID: rp, RPDisplayName: "Access Broker", RPOrigins: []string{broker.Origin(u)},
 		AttestationPreference: protocol.PreferNoAttestation,
 		AuthenticatorSelection: protocol.AuthenticatorSelection{
 			UserVerification: protocol.VerificationRequired, ResidentKey: protocol.ResidentKeyRequirementDiscouraged,

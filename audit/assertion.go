@@ -10,12 +10,13 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"time"
+
+	"accessbroker.internal/internal/strictjson"
 )
 
 // SignatureFacts are a complete WebAuthn assertion (Web Authentication Level 3,
@@ -112,19 +113,15 @@ func (s *SignatureFacts) Counter() uint32 {
 // Verify returns nil if the passkey with this public key signed the challenge for
 // the relying party, with user verification.
 func (s *SignatureFacts) Verify(challenge Digest, public []byte, rp string) error {
-	var client struct {
-		Type, Challenge, Origin string
-		CrossOrigin             bool
+	client, err := ParseClientData(s.ClientData)
+	if err != nil {
+		return err
 	}
-	if err := json.Unmarshal(s.ClientData, &client); err != nil {
-		return errors.New("its client data is not JSON")
-	}
-	signed, err := base64.RawURLEncoding.DecodeString(client.Challenge)
 	home := sha256.Sum256([]byte(rp))
 	switch {
 	case client.Type != "webauthn.get":
 		return errors.New("it is not a WebAuthn assertion")
-	case err != nil || !bytes.Equal(signed, challenge[:]):
+	case !bytes.Equal(client.Challenge, challenge[:]):
 		return errors.New("it signs something else")
 	case client.CrossOrigin || !originOf(client.Origin, rp):
 		return fmt.Errorf("it was made on another site than %s", rp)
@@ -137,11 +134,47 @@ func (s *SignatureFacts) Verify(challenge Digest, public []byte, rp string) erro
 	return verifySignature(public, append(bytes.Clone(s.AuthenticatorData), hash[:]...), s.Signature)
 }
 
-// originOf reports whether an origin belongs to the relying party: its host or a
-// subdomain.
+// ClientData is what a browser adds to a WebAuthn signature (Web Authentication Level
+// 3, section 5.8.1).
+type ClientData struct {
+	Type        string
+	Challenge   []byte
+	Origin      string
+	CrossOrigin bool
+}
+
+// ParseClientData parses client data as strictly as browsers write it: parsers must not
+// read what was signed differently.
+func ParseClientData(raw []byte) (c ClientData, err error) {
+	members, err := strictjson.Object(raw, 8)
+	if err != nil {
+		return c, fmt.Errorf("its client data %w", err)
+	}
+	kind, ok1 := strictjson.Text(members["type"])
+	challenge, ok2 := strictjson.Text(members["challenge"])
+	origin, ok3 := strictjson.Text(members["origin"])
+	c = ClientData{Type: kind, Origin: origin}
+	switch cross := string(members["crossOrigin"]); {
+	case !ok1 || !ok2 || !ok3 || cross != "" && cross != "true" && cross != "false":
+		return ClientData{}, errors.New("its client data lacks type, challenge or origin, or has one of another type")
+	default:
+		c.CrossOrigin = cross == "true"
+	}
+	c.Challenge, err = base64.RawURLEncoding.Strict().DecodeString(challenge)
+	if err != nil || strings.ContainsAny(challenge, "\r\n") {
+		return ClientData{}, errors.New("the challenge in its client data is not base64url")
+	}
+	return c, nil
+}
+
+// originOf reports whether an origin, in the one spelling of RFC 6454, section 6.2,
+// belongs to the relying party: its host or a subdomain.
 func originOf(origin, rp string) bool {
 	u, err := url.Parse(origin)
 	if err != nil || rp == "" || u.Scheme != "https" && (u.Scheme != "http" || u.Hostname() != "localhost") {
+		return false
+	}
+	if u.Scheme+"://"+u.Host != origin || strings.ToLower(u.Host) != u.Host {
 		return false
 	}
 	return u.Hostname() == rp || strings.HasSuffix(u.Hostname(), "."+rp)

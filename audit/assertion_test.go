@@ -9,6 +9,8 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -113,6 +115,14 @@ func TestOriginsOfARelyingParty(t *testing.T) {
 		{"ftp://localhost", "localhost", false},
 		{"http://localhost.evil.test", "evil.test", false},
 		{"https://[", "broker.test", false},
+		{"https://a.broker.test:8443", "broker.test", true},
+		{"https://Broker.test", "broker.test", false},
+		{"https://broker.test/", "broker.test", false},
+		{"https://broker.test?", "broker.test", false},
+		{"https://broker.test#", "broker.test", false},
+		{"https://x@broker.test", "broker.test", false},
+		{"https://broker.test.", "broker.test", false},
+		{"HTTPS://broker.test", "broker.test", false},
 		{"https://", "", false},
 		{"https://evilbroker.test", "broker.test", false},
 	} {
@@ -189,4 +199,38 @@ func TestChallengesHaveTheDocumentedForm(t *testing.T) {
 			t.Errorf("%q: got %s, want %s", domain, got, want)
 		}
 	}
+}
+
+// Parsers may not read what was signed differently.
+func TestClientDataIsStrict(t *testing.T) {
+	const good = `{"type":"webauthn.get","challenge":"AAAA","origin":"https://broker.test","crossOrigin":false,"topOrigin":"x","extra":{"a":[1]}}`
+	c, err := ParseClientData([]byte(good))
+	if err != nil || c.Type != "webauthn.get" || len(c.Challenge) != 3 || c.Origin != "https://broker.test" || c.CrossOrigin {
+		t.Fatalf("got %+v, %v", c, err)
+	}
+	for _, change := range [][2]string{
+		{`"extra"`, `"origin":"https://evil.test","extra"`}, {`"origin"`, `"Origin"`}, {`"https://broker.test"`, `"https://broker.test\ud800"`}, {`"https://broker.test"`, `7`},
+		{`"AAAA"`, `"AAAA="`}, {`"AAAA"`, `"AAA\n"`}, {`"AAAA"`, `"AAAB\r\n"`}, {`"AAAA"`, `"AB"`}, {`"AAAA"`, `null`}, {`false`, `"false"`}, {`false`, `null`}, {`{"type"`, "\ufeff{\"type\""}, {`}}`, `}}x`}, {`"webauthn.get"`, `["webauthn.get"]`},
+	} {
+		text := strings.Replace(good, change[0], change[1], 1)
+		if c, err := ParseClientData([]byte(text)); text == good || err == nil {
+			t.Errorf("%s: got %+v", text, c)
+		}
+	}
+}
+
+// FuzzClientData compares with encoding/json.
+func FuzzClientData(f *testing.F) {
+	f.Add([]byte(`{"type":"webauthn.get","challenge":"AAAA","origin":"https://broker.test","crossOrigin":false}`))
+	f.Add([]byte(`{"type":"webauthn.create","challenge":"","origin":"","Origin":"x"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := ParseClientData(b)
+		if err != nil {
+			return
+		}
+		var other map[string]any
+		if err := json.Unmarshal(b, &other); err != nil || other["type"] != c.Type || other["origin"] != c.Origin || other["challenge"] != base64.RawURLEncoding.EncodeToString(c.Challenge) || (other["crossOrigin"] == true) != c.CrossOrigin {
+			t.Fatalf("%q: got %+v, encoding/json %v, %v", b, c, other, err)
+		}
+	})
 }

@@ -183,7 +183,7 @@ func (c *call) run() (reply, error) {
 		return reply{}, err
 	}
 	if c.route.audience == UI {
-		if err := crossOrigin.Check(c.r); err != nil {
+		if err := c.s.crossing.Check(c.r); err != nil {
 			return reply{}, errCrossOrigin
 		}
 	}
@@ -229,9 +229,6 @@ func (c *call) leave() {
 		leave()
 	}
 }
-
-// crossOrigin refuses requests that other sites cause a browser to send.
-var crossOrigin = http.NewCrossOriginProtection()
 
 // readQuery is strict on /v1. OAuth endpoints ignore the query, because their
 // parameters are in the body (RFC 6749, section 3.2).

@@ -104,7 +104,7 @@ func (h Handler) route() route {
 }
 
 func (h Handler) run(_ *Server, c *call) (reply, error) {
-	if err := crossOrigin.Check(c.r); err != nil {
+	if err := c.s.crossing.Check(c.r); err != nil {
 		return reply{}, errCrossOrigin
 	}
 	one := &handled{call: c, enter: sync.OnceValue(c.enter)}

@@ -133,22 +133,10 @@ func (c *call) signed(purpose string) (*audit.SignatureFacts, [16]byte, error) {
 			return nil, salt, refuse(broker.ErrSignatureRequired, "the passkey's signature is malformed")
 		}
 	}
-	var client struct {
-		Origin string `json:"origin"`
-	}
-	if err := json.Unmarshal(s.ClientData, &client); err != nil || client.Origin != c.s.origin() {
+	if client, err := audit.ParseClientData(s.ClientData); err != nil || client.Origin != broker.Origin(c.s.pages) {
 		return nil, salt, refuse(broker.ErrSignatureRequired, "the passkey signed for another site")
 	}
 	return s, [16]byte(t.Salt), nil
-}
-
-// origin returns the origin of the pages (RFC 6454, section 6.2).
-func (s *Server) origin() string {
-	u, err := url.Parse(s.pageURL(""))
-	if err != nil {
-		return ""
-	}
-	return u.Scheme + "://" + u.Host
 }
 
 // signDecision returns the options for signing an approval or a review.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"cmp"
 	"net/http"
 	"slices"
 
@@ -173,7 +172,7 @@ func (c *call) created(path string, body any) (reply, error) {
 func (s *Server) url(path string) string { return s.external.String() + path }
 
 // pageURL returns the external URL of a page.
-func (s *Server) pageURL(path string) string { return cmp.Or(s.cfg.UIURL, s.external.String()) + path }
+func (s *Server) pageURL(path string) string { return s.pages.String() + path }
 
 func (s *Server) whoami(c *call) (reply, error) {
 	who := s.cfg.Broker.Rules().WithLabels(c.who)

@@ -97,6 +97,8 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	external  *url.URL
+	pages     *url.URL
+	crossing  *http.CrossOriginProtection // refuses requests that other sites cause a browser to send
 	hosts     hosts
 	limits    limits
 	failures  *failures
@@ -116,18 +118,21 @@ func New(cfg Config) (*Server, error) {
 	if cfg.People != nil && cfg.Sealer == nil {
 		return nil, errors.New("a server that logs people in needs a sealer")
 	}
-	external, err := url.Parse(cfg.ExternalURL)
-	if err != nil || external.Host == "" || external.RawQuery != "" || external.Fragment != "" {
-		return nil, fmt.Errorf("the external URL %q must be a URL without query and fragment (RFC 8414, section 2)", cfg.ExternalURL)
-	}
-	external.Path = strings.TrimSuffix(external.Path, "/")
-	pages, err := url.Parse(cmp.Or(cfg.UIURL, cfg.ExternalURL))
+	external, err := broker.NormalURL(cfg.ExternalURL)
 	if err != nil {
-		return nil, fmt.Errorf("the URL of the pages %q is not valid: %w", cfg.UIURL, err)
+		return nil, fmt.Errorf("the external URL %q %w", cfg.ExternalURL, err)
+	}
+	pages, err := broker.NormalURL(cmp.Or(cfg.UIURL, cfg.ExternalURL))
+	if err != nil {
+		return nil, fmt.Errorf("the URL of the pages %q %w", cfg.UIURL, err)
 	}
 	own, err := newHosts([]*url.URL{external, pages}, cfg.Hosts)
 	if err != nil {
 		return nil, err
+	}
+	protection := http.NewCrossOriginProtection()
+	if err := protection.AddTrustedOrigin(broker.Origin(pages)); err != nil {
+		return nil, fmt.Errorf("the URL of the pages: %w", err)
 	}
 	for _, h := range cfg.Handlers {
 		if err := h.check(); err != nil {
@@ -139,7 +144,9 @@ func New(cfg Config) (*Server, error) {
 	return &Server{
 		cfg:       cfg,
 		external:  external,
+		pages:     pages,
 		hosts:     own,
+		crossing:  protection,
 		limits:    newLimits(cfg.CallsPerSecond, cfg.CallsAtOnce),
 		failures:  newFailures(),
 		refreshes: newRefreshes(),

@@ -105,7 +105,7 @@ func (c *checker) bundles() {
 			c.report("attest/bundles/"+td, "%v", err)
 		}
 		for _, text := range warnings {
-			c.cfg.Warnings = append(c.cfg.Warnings, fmt.Sprintf("the bundle of %s: %s", td, text))
+			c.warn("attest/bundles/"+td, "the bundle of %s: %s", td, text)
 		}
 	}
 }

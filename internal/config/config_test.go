@@ -186,6 +186,10 @@ func TestBadConfigs(t *testing.T) {
 		"wrong kind of value":           {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
 		"a list for a text":             {"policies: policies", "policies: [a]", "broker.yaml:14:"},
 		"no URL":                        {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: write the https URL by which callers reach the broker"},
+		"a host with a dot at its end":  {"https://broker.acme.test", "https://broker.acme.test.", "server.external_url: write the https URL"},
+		"a host that is not ASCII":      {"https://broker.acme.test", "https://bröker.acme.test", "xn--"},
+		"a user in the URL":             {"https://broker.acme.test", "https://ana@broker.acme.test", "contains a user"},
+		"a path with dots":              {"https://broker.acme.test", "https://broker.acme.test/a/../b", "has a path that"},
 		"plain HTTP":                    {"https://broker.acme.test", "http://broker.acme.test", "server.external_url"},
 		"no port":                       {"127.0.0.1:9464", "127.0.0.1", "broker.yaml:5:3: server.metrics: write host and port"},
 		"no TLS":                        {"tls: {svid: true}, ", "", "broker.yaml:4:7: server.listeners.0.tls: every listener needs TLS"},
@@ -314,4 +318,20 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("an error without a position: %v", err)
 		}
 	})
+}
+
+// The URL has one spelling, which browsers send as the origin.
+func TestExternalURLIsNormalized(t *testing.T) {
+	for text, warned := range map[string]bool{"https://broker.acme.test": false, "https://broker.acme.test/": false, "https://broker.acme.test:443": true, "HTTPS://Broker.ACME.test:0443/": true} {
+		c, err := understand(sealedDir(t), strings.Replace(goodConfig, "https://broker.acme.test\n", text+"\n", 1))
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if c.ExternalURL.String() != "https://broker.acme.test" || c.Audiences[0] != "https://broker.acme.test" || c.UIURL.Host != "broker.acme.test" {
+			t.Errorf("%s: got %s, audiences %q", text, c.ExternalURL, c.Audiences)
+		}
+		if got := strings.Contains(strings.Join(c.Warnings, "\n"), "server.external_url: the broker uses the spelling https://broker.acme.test"); got != warned {
+			t.Errorf("%s: got warnings %q", text, c.Warnings)
+		}
+	}
 }

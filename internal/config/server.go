@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -33,12 +34,7 @@ const (
 
 func (c *checker) server() {
 	f := &c.d.file.Server
-	u, err := url.Parse(string(f.ExternalURL))
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		c.report("server/external_url", "write the https URL by which callers reach the broker, such as https://broker.acme.test, without query and fragment")
-		u = &url.URL{Scheme: "https", Host: "broker.invalid"} // avoids mistakes that follow from this one
-	}
-	u.Path = strings.TrimSuffix(u.Path, "/")
+	u := c.externalURL(string(f.ExternalURL))
 	c.cfg.ExternalURL, c.cfg.UIURL, c.cfg.Metrics, c.cfg.AdminSocket = u, u, f.Metrics, c.path(f.AdminSocket)
 	c.hosts(f.Hosts)
 	c.socketLength("server/admin_socket", c.cfg.AdminSocket)
@@ -99,6 +95,24 @@ func (c *checker) drain(f drainFile) {
 	if c.cfg.Drain.Delay > longestDrain || c.cfg.Drain.Timeout > longestDrain {
 		c.report("server/drain", "delay and timeout must be at most %s", broker.FormatDuration(longestDrain))
 	}
+}
+
+// externalURL returns the URL of the broker in its one spelling. Browsers and OAuth
+// clients would not recognize another one.
+func (c *checker) externalURL(text string) *url.URL {
+	const key = "server/external_url"
+	u, err := broker.NormalURL(text)
+	switch {
+	case err == nil && u.Scheme == "https":
+		if text != u.String() && text != u.String()+"/" {
+			c.warn(key, "the broker uses the spelling %s, also as the issuer of its tokens: write it in this way", u)
+		}
+		return u
+	case err == nil:
+		err = errors.New("is not an https URL")
+	}
+	c.report(key, "write the https URL by which callers reach the broker, such as https://broker.acme.test: this one %v", err)
+	return &url.URL{Scheme: "https", Host: "broker.invalid"} // avoids mistakes that follow from this one
 }
 
 func (c *checker) address(key, address string) {

@@ -42,5 +42,5 @@ func openPasskeys(c *config.Config) (*attest.Passkeys, error) {
 	if _, err := netip.ParseAddr(host); err == nil || len(c.Providers) == 0 {
 		return nil, nil
 	}
-	return attest.NewPasskeys(host, c.UIURL.Scheme+"://"+c.UIURL.Host)
+	return attest.NewPasskeys(host, c.UIURL.String())
 }

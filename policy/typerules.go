@@ -34,8 +34,6 @@ func (c *typeChecker) equality(e *expr, left, right typ) typ {
 	case !same(left, right):
 		c.different(l, r, left, right, "can't be equal")
 		return boolType
-	case l.op == opVariable && r.op == opVariable && l.name == r.name:
-		return equal(true)
 	case l.op == opLiteral && r.op == opLiteral:
 		return equal(l.value.Equal(r.value))
 	}

@@ -8,8 +8,7 @@ import (
 )
 
 // testCappedTokens lets Vault shorten the tokens of leases, as an operator may by the
-// token role or by the mount of tokens. Holders are told when their credential really
-// ends.
+// token role or by the mount of tokens. Holders see the real end of their credential.
 func testCappedTokens(t *testing.T, l *lab) {
 	role := docWrite(t, "auth/token/roles/broker-leases")
 	capped := func(more fields) {

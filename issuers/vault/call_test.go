@@ -106,7 +106,7 @@ func (d *downNode) RoundTrip(r *http.Request) (*http.Response, error) {
 // A node that accepts no connection got no request. So the broker tries again, and
 // knows that there is nothing to end if no node is up.
 func TestUnsentRequestCreatesNothing(t *testing.T) {
-	for _, down := range []int{doubtful, doubtful + 1} {
+	for _, down := range []int{briefAttempts, briefAttempts + 1} {
 		_, v := startFake(t)
 		o := newOrder(t, Spec{Path: "database/creds/orders-ro"})
 		prepared, err := v.Prepare(t.Context(), o)
@@ -124,9 +124,9 @@ func TestUnsentRequestCreatesNothing(t *testing.T) {
 			t.Fatal(jsonErr)
 		}
 		switch {
-		case down == doubtful && err != nil:
+		case down == briefAttempts && err != nil:
 			t.Errorf("the node was down %d times: %v", down, err)
-		case down > doubtful && (h.Made != madeNothing || !errors.Is(err, broker.ErrIssuerUnavailable) || node.times != 0):
+		case down > briefAttempts && (h.Made != madeNothing || !errors.Is(err, broker.ErrIssuerUnavailable) || node.times != 0):
 			t.Errorf("the node is down: got handle %s after %d more attempts, %v", text, node.times, err)
 		}
 	}

@@ -105,7 +105,7 @@ func (e *fault) Error() string { return fmt.Sprintf("%v: %s", e.kind, e.text) }
 // Unwrap returns the kind, with Vault's time for the next attempt if it named one.
 func (e *fault) Unwrap() error {
 	if e.retry > 0 {
-		return &broker.Refusal{Err: e.kind, Detail: "the issuer takes no more requests at the moment: try again in " + broker.FormatDuration(e.retry), Retry: e.retry}
+		return &broker.Refusal{Err: e.kind, Detail: "the issuer accepts no requests at the moment: try again in " + broker.FormatDuration(e.retry), Retry: e.retry}
 	}
 	return e.kind
 }

@@ -79,7 +79,7 @@ func TestLaggingNodes(t *testing.T) {
 		"credential, token is never known":          {&laggard{path: user, status: 403, message: unknown, refusals: -1}, broker.ErrIssuerUnavailable, brief},
 		"credential, forwarded refusal":             {&laggard{path: user, status: 403, message: denied, refusals: 1, index: "i1"}, nil, 2},
 		"credential, denied":                        {&laggard{path: user, status: 403, message: denied, refusals: -1}, broker.ErrIssuerRefused, 1},
-		"credential, denied by a node with a state": {&laggard{path: user, status: 403, message: denied, refusals: -1, index: "i1"}, broker.ErrIssuerRefused, doubtful + 1},
+		"credential, denied by a node with a state": {&laggard{path: user, status: 403, message: denied, refusals: -1, index: "i1"}, broker.ErrIssuerRefused, briefAttempts + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // it waits

@@ -12,8 +12,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// A Vault that shortens the token of a lease ends what was made with it. The holder is
-// told the earliest end of all, and never one that is not certain.
+// A Vault that shortens the token of a lease ends the credential with the token. The
+// holder sees the earliest end of all, and never an end that is not certain.
 func TestCredentialEndsNoLaterThanItsToken(t *testing.T) {
 	ttl := map[string]string{"ttl": "${ttl}"}
 	names := map[string]string{"ttl": "${ttl}", "uri_sans": "${holder}"}

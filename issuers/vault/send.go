@@ -54,26 +54,26 @@ func (a *answer) after(d time.Duration) ending {
 }
 
 // pauses are the times between the attempts of a request that a node of the cluster
-// refused because it lags behind. Replication takes milliseconds; a node that needs
-// longer than all pauses together is out of order.
+// refused because that node lags behind. Replication takes milliseconds. A node that
+// needs longer than all pauses together is out of order.
 var pauses = [...]time.Duration{
 	50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, time.Second, time.Second,
 }
 
-// doubtful is how often a request is repeated that no node accepts a connection for, or
-// that a node plainly refuses, which is most likely final.
-const doubtful = 3
+// briefAttempts is how often a request is repeated whose failure is most likely final.
+const briefAttempts = 3
 
-// send sends a request, and again while it can't be sent, or while a node of the cluster
-// refuses it because that node lags behind. Both precede all processing, so no attempt
-// creates anything that a later one creates again. Any other error ends the attempts.
+// send sends a request. It sends the request again while there is no connection, or
+// while a node of the cluster refuses it because that node lags behind. Both precede all
+// processing, so no attempt creates anything that a later one creates again. Any other
+// error ends the attempts.
 func send(ctx context.Context, c *api.Client, as access, r request) (*answer, error) {
 	for attempt := 0; ; attempt++ {
 		a, err := sendOnce(ctx, c, as, r)
-		switch lag := lagging(err, as); {
-		case lag == surelyLag && attempt == len(pauses):
+		switch worth := repeatOf(err, as); {
+		case worth == repeatLong && attempt == len(pauses):
 			return nil, unavailable(err)
-		case lag == noLag || lag == maybeLag && attempt == doubtful:
+		case worth == repeatNever || worth == repeatBriefly && attempt == briefAttempts:
 			return a, err
 		}
 		select {
@@ -84,30 +84,30 @@ func send(ctx context.Context, c *api.Client, as access, r request) (*answer, er
 	}
 }
 
-// A lag is what an error tells about the node that answered.
-type lag int
+// A repeat is how long a failed request is worth repeating.
+type repeat int
 
 const (
-	noLag lag = iota
-	maybeLag
-	surelyLag
+	repeatNever   repeat = iota
+	repeatBriefly        // for briefAttempts
+	repeatLong           // for all pauses
 )
 
-// lagging returns whether an error is that of a node that has not caught up with the
-// node that made the token, or that is about to leave or to join the cluster. A node that accepts the index of the token and refuses its
-// use nevertheless most likely applies a policy.
-func lagging(err error, as access) lag {
+// repeatOf returns the repeat of an error. 412 is a node that lacks the required state,
+// and "invalid token" for a new token is one that does not know it yet. A node that has
+// the state of the token and denies its use most likely applies a policy.
+func repeatOf(err error, as access) repeat {
 	switch s := status(err); {
 	case unsent(err):
-		return maybeLag
+		return repeatBriefly
 	case s == http.StatusPreconditionFailed:
-		return surelyLag
+		return repeatLong
 	case s == http.StatusForbidden && as.young && says(err, invalidToken):
-		return surelyLag
+		return repeatLong
 	case s == http.StatusForbidden && as.young && as.index != "":
-		return maybeLag
+		return repeatBriefly
 	}
-	return noLag
+	return repeatNever
 }
 
 // sendOnce sends a request once, except for the retries of c.

@@ -18,6 +18,9 @@ type Config struct {
 	Log     *slog.Logger // nil: discarded
 	Observe func(Event)  // receives every event, and must not block; may be nil
 
+	// Reader answers introspections; nil: they read Store in transactions.
+	Reader Reader
+
 	// Blocks lists the blocks in force; nil: there are none.
 	Blocks func(ctx context.Context) ([]*Block, error)
 
@@ -79,6 +82,9 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	}
 	if cfg.Blocks == nil {
 		cfg.Blocks = func(context.Context) ([]*Block, error) { return nil, nil }
+	}
+	if cfg.Reader == nil {
+		cfg.Reader = viewReader{cfg.Store}
 	}
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"slices"
 )
 
@@ -29,7 +30,8 @@ func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*
 	return &Introspection{Lease: *l, Audience: e.Audience}, nil
 }
 
-// inspect returns the lease of a token; nil if no issuer of ours signed it.
+// inspect returns the lease of a token; nil if no issuer of ours signed it. The caller
+// must not change the lease.
 func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 	for _, issuer := range b.cfg.Issuers {
 		inspector, ok := issuer.(Inspector)
@@ -40,11 +42,10 @@ func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 		if err != nil {
 			continue
 		}
-		var l *Lease
-		err = b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-			l, err = Get[*Lease](tx, id)
-			return ignoreNotFound(err)
-		})
+		l, err := b.cfg.Reader.Lease(ctx, id)
+		if isNotFound(err) {
+			return nil, nil
+		}
 		return l, Unavailable(err)
 	}
 	return nil, nil
@@ -58,7 +59,27 @@ func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
 		who = Identity{ID: l.Holder, Kind: KindWorkload, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
 	}
 	who = b.rules.Load().WithLabels(who)
-	return nil != b.cfg.Store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blockKeys(who, e)) })
+	blocked, err := b.cfg.Reader.Blocked(ctx, blockKeys(who, e))
+	return blocked || err != nil
+}
+
+// A viewReader reads a Store in transactions.
+type viewReader struct{ store Store }
+
+func (r viewReader) Lease(ctx context.Context, id LeaseID) (l *Lease, err error) {
+	err = r.store.View(ctx, func(tx Tx) error {
+		l, err = Get[*Lease](tx, id)
+		return err
+	})
+	return l, err
+}
+
+func (r viewReader) Blocked(ctx context.Context, blocks []Key) (bool, error) {
+	err := r.store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blocks) })
+	if errors.Is(err, ErrBlocked) {
+		return true, nil
+	}
+	return false, err
 }
 
 // RevokeToken returns the lease of a token (RFC 7009). A token that is not ours, or

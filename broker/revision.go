@@ -29,6 +29,9 @@ func (r *Revision) Key() Key { return r.RevisionKey }
 func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) error {
 	b.reload.Lock()
 	defer b.reload.Unlock()
+	if rules.resourceServers == nil {
+		rules.resourceServers = rules.Catalogue.findResourceServers()
+	}
 	record := audit.Record{Kind: audit.PolicyLoaded, Caller: caller.Actor.Party(), Rules: &audit.RulesFacts{Revision: rules.Revision, Files: rules.Files}}
 	_, err := b.write(ctx, nil, record, func(tx Tx) error {
 		tx.Put(&Revision{Digest: rules.Revision})

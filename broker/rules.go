@@ -23,6 +23,23 @@ type Rules struct {
 	PeopleChannel bool                    // notices can be sent to single people; not part of the revision
 	Revision      audit.Digest            // of everything above
 	Files         map[string]audit.Digest // digests by name, for the record
+
+	resourceServers map[string]bool // of all entitlements; set when the rules come into force
+}
+
+// IsResourceServer reports whether the identity may introspect the tokens of an
+// entitlement. The rules must be in force.
+func (r *Rules) IsResourceServer(id string) bool { return r.resourceServers[id] }
+
+// findResourceServers returns the introspectors of all entitlements.
+func (c Catalogue) findResourceServers() map[string]bool {
+	all := map[string]bool{}
+	for _, e := range c {
+		for _, id := range e.Introspectors {
+			all[id] = true
+		}
+	}
+	return all
 }
 
 // A Catalogue has the entitlements by name.

@@ -25,6 +25,17 @@ type Store interface {
 	Update(ctx context.Context, reads []Key, f func(Tx) error) error
 }
 
+// A Reader reads single rows without a transaction. Each answer includes every Update
+// that returned before the call, from this Broker or from others with the same Store. A
+// Reader is safe for concurrent use.
+type Reader interface {
+	// Lease returns a lease, which the caller must not change, or ErrNotFound.
+	Lease(ctx context.Context, id LeaseID) (*Lease, error)
+
+	// Blocked reports whether one of the blocks is in force.
+	Blocked(ctx context.Context, blocks []Key) (bool, error)
+}
+
 // A Tx is one transaction. It is not safe for concurrent use, and is valid only
 // until the function that received it returns.
 type Tx interface {

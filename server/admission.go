@@ -101,6 +101,7 @@ func (a *admission) enter(id string) (leave func(), err error) {
 // limits are the admissions of a server.
 type limits struct {
 	identity  *admission // calls of one identity
+	resource  *admission // introspections of one resource server
 	scan      *admission // calls of one identity that read many rows: each costs as much as hundreds of others
 	anonymous *admission // unauthenticated calls of one address that write or call a provider
 	callback  *admission // browsers of one address that return from a provider; an office may share an address
@@ -109,9 +110,10 @@ type limits struct {
 	stream    *admission // event streams of one person
 }
 
-func newLimits(callsPerSecond float64, callsAtOnce int) limits {
+func newLimits(cfg *Config) limits {
 	return limits{
-		identity:  newAdmission(callsPerSecond, callsAtOnce),
+		identity:  newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
+		resource:  newAdmission(cfg.IntrospectionsPerSecond, cfg.IntrospectionsAtOnce),
 		scan:      newAdmission(scansPerSecond, 2),
 		anonymous: newAdmission(anonymousPerSecond, anonymousAtOnce),
 		callback:  newAdmission(callbacksPerSecond, 10),

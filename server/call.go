@@ -207,7 +207,11 @@ func (c *call) enter() error {
 	if err := c.identify(); err != nil {
 		return err
 	}
-	if err := c.admit(c.s.limits.identity); err != nil {
+	class := c.s.limits.identity
+	if c.route.introspects && c.s.cfg.Broker.Rules().IsResourceServer(c.who.ID) {
+		class = c.s.limits.resource
+	}
+	if err := c.admit(class); err != nil {
 		return err
 	}
 	if c.route.scans && c.who.Kind != broker.KindOperator {

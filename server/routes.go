@@ -16,13 +16,16 @@ type route struct {
 	method   string
 	path     string // a pattern of http.ServeMux
 	open     bool
-	shared   bool     // scripts of any web page may read it (CORS)
-	form     bool     // its body is the form of a page
-	script   bool     // a page's script calls it: errors are JSON, not pages
-	scans    bool     // it reads many rows and has a limit of its own
-	health   bool     // health checks of load balancers call it
-	foreign  bool     // a Handler: it reads its query and body and may authenticate late
-	query    []string // the accepted query parameters
+	shared   bool // scripts of any web page may read it (CORS)
+	form     bool // its body is the form of a page
+	script   bool // a page's script calls it: errors are JSON, not pages
+	scans    bool // it reads many rows and has a limit of its own
+	health   bool // health checks of load balancers call it
+	// introspects: resource servers call it for all of their clients and have limits of
+	// their own.
+	introspects bool
+	foreign     bool     // a Handler: it reads its query and body and may authenticate late
+	query       []string // the accepted query parameters
 
 	// proofs, on routes with a form, returns the caller's own tokens in the form.
 	proofs func(form) (formProofs, error)
@@ -67,7 +70,7 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
 
 		{audience: OAuth, method: post, path: "/oauth2/token", proofs: tokenProofs, run: (*Server).token},
-		{audience: OAuth, method: post, path: "/oauth2/introspect", proofs: assertionProofs, run: (*Server).introspect},
+		{audience: OAuth, method: post, path: "/oauth2/introspect", introspects: true, proofs: assertionProofs, run: (*Server).introspect},
 		{audience: OAuth, method: post, path: "/oauth2/revoke", proofs: assertionProofs, run: (*Server).revokeToken},
 		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, shared: true, run: (*Server).jwks},
 		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, shared: true, run: (*Server).metadata},

@@ -82,6 +82,11 @@ type Config struct {
 	CallsPerSecond float64 // of one identity; zero: 50
 	CallsAtOnce    int     // of one identity; zero: 20
 
+	// Introspections of one resource server have limits of their own: it introspects
+	// for all of its clients.
+	IntrospectionsPerSecond float64 // zero: 2000
+	IntrospectionsAtOnce    int     // zero: 100
+
 	Handlers []Handler // resources of other packages
 
 	Checks   []Check      // of /readyz
@@ -147,7 +152,7 @@ func New(cfg Config) (*Server, error) {
 		pages:     pages,
 		hosts:     own,
 		crossing:  protection,
-		limits:    newLimits(cfg.CallsPerSecond, cfg.CallsAtOnce),
+		limits:    newLimits(&cfg),
 		failures:  newFailures(),
 		refreshes: newRefreshes(),
 		draining:  draining,
@@ -161,6 +166,12 @@ func (cfg *Config) setDefaults() {
 	}
 	if cfg.CallsAtOnce == 0 {
 		cfg.CallsAtOnce = 20
+	}
+	if cfg.IntrospectionsPerSecond == 0 {
+		cfg.IntrospectionsPerSecond = 2000
+	}
+	if cfg.IntrospectionsAtOnce == 0 {
+		cfg.IntrospectionsAtOnce = 100
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

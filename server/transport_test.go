@@ -224,6 +224,42 @@ func TestAdmissionLimitsIdentity(t *testing.T) {
 	}
 }
 
+// Introspections of a resource server have a limit of their own, and those of others count
+// as their calls.
+func TestResourceServersHaveTheirOwnLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(cfg *Config) { cfg.CallsPerSecond, cfg.IntrospectionsPerSecond = 3, 10 })
+	w.holdClocks()
+	introspect := func(who string) int {
+		return w.do("POST", "/oauth2/introspect", "application/x-www-form-urlencoded", "token=x", "Authorization", "Bearer "+who).StatusCode
+	}
+	for who, want := range map[string]int{tickets: 10, agent: 3} {
+		admitted := 0
+		for range 15 {
+			switch status := introspect(who); status {
+			case 200:
+				admitted++
+			case 429:
+			default:
+				t.Fatalf("%s: got %d", who, status)
+			}
+		}
+		if admitted != want {
+			t.Errorf("%d introspections of %s are admitted, want %d", admitted, who, want)
+		}
+	}
+	// Other calls of the resource server are not affected, and do not get its limit.
+	admitted := 0
+	for range 15 {
+		if w.do("GET", "/v1/whoami", "", "", "Authorization", "Bearer "+tickets).StatusCode == 200 {
+			admitted++
+		}
+	}
+	if admitted != 3 {
+		t.Errorf("%d other calls of the resource server are admitted, want 3", admitted)
+	}
+}
+
 // Lists read many rows, so they have a limit of their own. It does not affect other
 // calls of the same identity, and operators have none.
 func TestListsHaveTheirOwnLimit(t *testing.T) {

@@ -111,7 +111,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 func (w *world) holdClocks() {
 	now := time.Now()
 	still := func() time.Time { return now }
-	for _, a := range []*admission{w.limits.identity, w.limits.scan, w.limits.anonymous, w.limits.callback, w.limits.poll, w.limits.provider, w.limits.stream} {
+	for _, a := range []*admission{w.limits.identity, w.limits.resource, w.limits.scan, w.limits.anonymous, w.limits.callback, w.limits.poll, w.limits.provider, w.limits.stream} {
 		a.mu.Lock()
 		a.clock = still
 		a.mu.Unlock()

@@ -31,7 +31,7 @@ func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error
 func (s *Store) commit(group []*member) {
 	err := s.attempt(group)
 	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
-		s.holdings.forget()
+		s.forget()
 		if err = s.w.reload(context.Background()); err == nil {
 			err = s.attempt(group)
 		}
@@ -329,6 +329,7 @@ func (g *group) adopt(s *Store) {
 	maps.Copy(w.blocks, g.newBlocks)
 	maps.Copy(w.kinds, g.newKinds)
 	s.holdings.follow(g)
+	s.recent.follow(g)
 	head := g.head
 	s.head.Store(&head)
 	s.written()

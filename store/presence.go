@@ -104,7 +104,7 @@ func (s *Store) ready(ctx context.Context) error {
 		}
 	}
 	if s.w.stale {
-		s.holdings.forget() // the last COMMIT may have happened
+		s.forget() // the last COMMIT may have happened
 		return s.w.reload(ctx)
 	}
 	return nil

@@ -129,7 +129,7 @@ func (s *Store) lead() {
 				m.err = unavailable("writing", errors.New("the group was abandoned"))
 			}
 			s.w.reset()
-			s.holdings.forget()
+			s.forget()
 		}
 		s.queue.handOver(len(group))
 		for _, m := range group {

@@ -55,6 +55,7 @@ type Store struct {
 	locked   fileID // of that descriptor
 	presence presence
 	holdings *holdings
+	recent   recent
 	readers  *sql.DB
 	gets     [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue    queue

@@ -234,7 +234,7 @@ server:
   tls: {cert: ../cert.pem, key: ../key.pem}
   client_certs: optional
   seal_keys: [{file: seal.key}]
-  admission: {per_second: 100000, pending: 100}
+  admission: {per_second: 100000, pending: 100, resource_servers: {per_second: 1000000, pending: 1000}}
   log: {level: %[3]s}
 attest:
   trust_domain: acme.test
@@ -244,7 +244,7 @@ attest:
 store: sqlite:broker.db
 policies: policies
 issuers:
-  tickets: {token: {audience: "https://tickets.acme.test"}}
+  tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
 %[4]sentitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:read, tickets:comment], max_ttl: 15m}
 %[5]s`

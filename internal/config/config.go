@@ -80,9 +80,15 @@ type Signing struct {
 
 // Admission limits the calls of each identity. Zero means the default.
 type Admission struct {
+	Limit
+	Waiting         int   // requests that wait for approval
+	ResourceServers Limit // of the introspections of each resource server
+}
+
+// A Limit bounds calls. Zero means the default.
+type Limit struct {
 	PerSecond float64
 	Pending   int // calls at the same time
-	Waiting   int // requests that wait for approval
 }
 
 // Drain configures how the broker stops.

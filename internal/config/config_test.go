@@ -91,8 +91,13 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// Without scopes, a provider gets the usual ones, which include people's names. An empty
-// list means none.
+func TestAdmissionOfResourceServers(t *testing.T) {
+	c, err := understand(sealedDir(t), strings.Replace(goodConfig, "metrics: 127", "admission: {per_second: 5, resource_servers: {per_second: 500, pending: 7}}\n  metrics: 127", 1))
+	if err != nil || c.Admission.PerSecond != 5 || c.Admission.ResourceServers != (Limit{500, 7}) {
+		t.Errorf("got %+v, %v", c.Admission, err)
+	}
+}
+
 func TestWaitingRequests(t *testing.T) {
 	c, err := understand(sealedDir(t), strings.Replace(goodConfig, "metrics: 127", "admission: {waiting_requests: 7}\n  metrics: 127", 1))
 	if err != nil || c.Admission.Waiting != 7 {
@@ -100,6 +105,8 @@ func TestWaitingRequests(t *testing.T) {
 	}
 }
 
+// Without scopes, a provider gets the usual ones, which include people's names. An empty
+// list means none.
 func TestProviderScopes(t *testing.T) {
 	for said, want := range map[string][]string{"": nil, ", scopes: []": {}, ", scopes: [groups]": {"groups"}} {
 		dir := sealedDir(t)
@@ -252,6 +259,8 @@ func TestBadConfigs(t *testing.T) {
 		"default shorter than AWS's":    {"    max_ttl: 1h\n", "    max_ttl: 1h\n    default_ttl: 10m\n", "entitlements.reports.default_ttl: must be at least 15m, the shortest lifetime that the issuer supports"},
 		"a session shorter than AWS's":  {"vault: {path: database/creds/orders-ro}, max_ttl: 30m", "vault: {path: aws/sts/reports}, max_ttl: 10m", "entitlements.orders-db-ro.vault.path: AWS makes no session shorter than 15m: max_ttl can't be shorter"},
 		"a vault key for a token":       {"    default_ttl: 10m", "    default_ttl: 10m\n    vault: {path: a/b}", `entitlements.tickets-api.vault: issuer "tickets" is not a Vault`},
+		"negative introspections":       {"metrics: 127", "admission: {resource_servers: {per_second: -1}}\n  metrics: 127", "server.admission.resource_servers: limits must be positive"},
+		"unknown limit":                 {"metrics: 127", "admission: {resource_servers: {waiting_requests: 1}}\n  metrics: 127", "waiting_requests"},
 		"negative waiting requests":     {"metrics: 127", "admission: {waiting_requests: -1}\n  metrics: 127", "server.admission.waiting_requests: must be from 1 to 500"},
 		"too many waiting requests":     {"metrics: 127", "admission: {waiting_requests: 501}\n  metrics: 127", "server.admission.waiting_requests: must be from 1 to 500"},
 		"keys published too late":       {"metrics: 127", "signing: {publish_ahead: 1s}\n  metrics: 127", "server.signing.publish_ahead: must be at least 10m"},

@@ -68,9 +68,15 @@ type signingFile struct {
 }
 
 type admissionFile struct {
+	PerSecond       float64   `yaml:"per_second"`
+	Pending         int       `yaml:"pending"`
+	Waiting         int       `yaml:"waiting_requests"`
+	ResourceServers limitFile `yaml:"resource_servers"`
+}
+
+type limitFile struct {
 	PerSecond float64 `yaml:"per_second"`
 	Pending   int     `yaml:"pending"`
-	Waiting   int     `yaml:"waiting_requests"`
 }
 
 type drainFile struct {

@@ -47,9 +47,14 @@ func (c *checker) server() {
 	if err := c.cfg.LogLevel.UnmarshalText([]byte(cmp.Or(f.Log.Level, "info"))); err != nil {
 		c.report("server/log/level", "choose debug, info, warn or error")
 	}
-	c.cfg.Admission = Admission(f.Admission)
+	c.cfg.Admission = Admission{
+		Limit: Limit{f.Admission.PerSecond, f.Admission.Pending}, Waiting: f.Admission.Waiting, ResourceServers: Limit(f.Admission.ResourceServers),
+	}
 	if f.Admission.PerSecond < 0 || f.Admission.Pending < 0 {
 		c.report("server/admission", "limits must be positive; omit them for 50 calls per second and 20 at once")
+	}
+	if limit := f.Admission.ResourceServers; limit.PerSecond < 0 || limit.Pending < 0 {
+		c.report("server/admission/resource_servers", "limits must be positive; omit them for 2000 introspections per second and 100 at once")
 	}
 	c.drain(f.Drain)
 	if n := f.Admission.Waiting; n < 0 || n > maxWaiting {

@@ -227,7 +227,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 		return fmt.Errorf("this program was built with an invalid passkeyWait: %w", err)
 	}
 	cfg := broker.Config{
-		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Blocks: s.store.Blocks,
+		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Blocks: s.store.Blocks,
 		MaxPending: s.config.Admission.Waiting,
 	}
 	s.sessions, err = session.New(session.Config{
@@ -291,6 +291,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
 		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
+		IntrospectionsPerSecond: c.Admission.ResourceServers.PerSecond, IntrospectionsAtOnce: c.Admission.ResourceServers.Pending,
 		Checks: []server.Check{
 			{Name: "store", Check: s.store.Ping},
 			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},

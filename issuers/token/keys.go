@@ -43,6 +43,8 @@ type KeysConfig struct {
 type Keys struct {
 	cfg  KeysConfig
 	ring atomic.Pointer[[]*signingKey] // in the order in which they sign, without retired ones
+
+	verified verifiedTokens
 }
 
 type signingKey struct {

@@ -6,13 +6,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/golang-jwt/jwt/v5"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -131,42 +127,4 @@ func appendMember(b []byte, sep byte, key, value string) []byte {
 	b = append(b, sep)
 	b = audit.AppendString(b, key)
 	return audit.AppendString(append(b, ':'), value)
-}
-
-// maxInspected is the length of the longest token that Inspect parses, in bytes.
-const maxInspected = 16 << 10
-
-// Inspect returns the lease that one of this issuer's tokens belongs to, and
-// broker.ErrNotFound for any other text. It verifies everything except the
-// token's times.
-func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
-	if len(token) > maxInspected {
-		return broker.LeaseID{}, errNotOurs
-	}
-	var claims struct {
-		jwt.RegisteredClaims
-		Audience string `json:"aud"`
-	}
-	parser := jwt.NewParser(jwt.WithoutClaimsValidation(), jwt.WithValidMethods([]string{"ES256", "RS256", "EdDSA"}))
-	if _, err := parser.ParseWithClaims(token, &claims, t.keyOf); err != nil {
-		return broker.LeaseID{}, errNotOurs
-	}
-	if claims.Issuer != t.issuer || claims.Audience != t.audience {
-		return broker.LeaseID{}, errNotOurs
-	}
-	return broker.ParseLeaseID(claims.ID)
-}
-
-// errNotOurs gives no reason, which could help an attacker.
-var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound)
-
-// keyOf returns the public key that a token names. The token must have that key's
-// algorithm and the type of access tokens (RFC 8725, sections 3.1 and 3.11).
-func (t *Issuer) keyOf(token *jwt.Token) (any, error) {
-	for _, key := range t.keys.published(time.Now()) {
-		if token.Header["kid"] == key.kid && token.Method.Alg() == key.row.Algorithm && token.Header["typ"] == accessToken {
-			return key.signer.Public(), nil
-		}
-	}
-	return nil, errors.New("no such key")
 }

@@ -1,0 +1,125 @@
+package token
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// maxInspected is the length of the longest token that Inspect parses, in bytes.
+const maxInspected = 16 << 10
+
+// Inspect returns the lease that one of this issuer's tokens belongs to, and
+// broker.ErrNotFound for any other text. It verifies everything except the
+// token's times.
+func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error) {
+	if len(token) > maxInspected {
+		return broker.LeaseID{}, errNotOurs
+	}
+	found, err := t.keys.verify(token, time.Now())
+	if err != nil || found.issuer != t.issuer || found.audience != t.audience {
+		return broker.LeaseID{}, errNotOurs
+	}
+	return broker.ParseLeaseID(found.lease)
+}
+
+// errNotOurs gives no reason, which could help an attacker.
+var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound)
+
+// inspected are the claims of an access token that lead to its lease.
+type inspected struct {
+	key                     *signingKey
+	issuer, audience, lease string
+}
+
+// verify returns the claims of an access token that one of the published keys signed.
+// All issuers share the keys, so it remembers tokens of all of them.
+func (k *Keys) verify(token string, now time.Time) (inspected, error) {
+	hash := audit.Digest(sha256.Sum256([]byte(token)))
+	if known, ok := k.verified.get(hash); ok {
+		if k.isPublished(known.key, now) {
+			return known, nil
+		}
+		return inspected{}, errNoKey
+	}
+	var claims struct {
+		jwt.RegisteredClaims
+		Audience string `json:"aud"`
+	}
+	var found inspected
+	keyOf := func(token *jwt.Token) (any, error) {
+		// The token must have that key's algorithm and the type of access tokens (RFC
+		// 8725, sections 3.1 and 3.11).
+		for _, key := range k.published(now) {
+			if token.Header["kid"] == key.kid && token.Method.Alg() == key.row.Algorithm && token.Header["typ"] == accessToken {
+				found.key = key
+				return key.signer.Public(), nil
+			}
+		}
+		return nil, errNoKey
+	}
+	parser := jwt.NewParser(jwt.WithoutClaimsValidation(), jwt.WithValidMethods([]string{"ES256", "RS256", "EdDSA"}))
+	if _, err := parser.ParseWithClaims(token, &claims, keyOf); err != nil {
+		return inspected{}, fmt.Errorf("verifying a token: %w", err)
+	}
+	found.issuer, found.audience, found.lease = claims.Issuer, claims.Audience, claims.ID
+	k.verified.put(hash, found)
+	return found, nil
+}
+
+var errNoKey = errors.New("no such key")
+
+// isPublished reports whether verifiers still accept signatures of the key.
+func (k *Keys) isPublished(known *signingKey, now time.Time) bool {
+	for _, key := range k.published(now) {
+		if key.kid == known.kid {
+			return true
+		}
+	}
+	return false
+}
+
+// maxVerified bounds the tokens of a generation. There are two: when one is full, it
+// replaces the older one, whose tokens are forgotten unless they were inspected again.
+const maxVerified = 8192
+
+// verifiedTokens remembers the tokens whose signature was verified, by their SHA-256: it
+// holds no token. It is safe for concurrent use.
+type verifiedTokens struct {
+	mu           sync.Mutex
+	newer, older map[audit.Digest]inspected
+}
+
+func (v *verifiedTokens) get(hash audit.Digest) (inspected, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if known, ok := v.newer[hash]; ok {
+		return known, true
+	}
+	known, ok := v.older[hash]
+	if ok {
+		v.keep(hash, known)
+	}
+	return known, ok
+}
+
+func (v *verifiedTokens) put(hash audit.Digest, known inspected) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.keep(hash, known)
+}
+
+func (v *verifiedTokens) keep(hash audit.Digest, known inspected) {
+	if v.newer == nil || len(v.newer) >= maxVerified {
+		v.newer, v.older = map[audit.Digest]inspected{}, v.newer
+	}
+	v.newer[hash] = known
+}

@@ -1,0 +1,87 @@
+package token
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/issuertest"
+)
+
+// A remembered token is inspected like a new one: issuer and audience count, another
+// text with the same claims is not remembered, and a retired key ends the memory.
+func TestInspectRemembersVerifiedTokens(t *testing.T) {
+	now := time.Now()
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)
+	issuer, other := New(testIssuer, testAudience, keys), New(testIssuer, "https://other.test", keys)
+	l := issuertest.Lease(now)
+	token := mint(t, issuer, l)
+	for range 2 {
+		if id, err := issuer.Inspect(t.Context(), token); err != nil || id != l.ID {
+			t.Fatalf("got %s, %v, want %s", id, err, l.ID)
+		}
+		if _, err := other.Inspect(t.Context(), token); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("the issuer of another audience: got %v", err)
+		}
+	}
+	if n := len(keys.verified.newer); n != 1 {
+		t.Errorf("%d tokens are remembered, want 1", n)
+	}
+	for name, bad := range map[string]string{
+		"trailing text": token + "A", "leading space": " " + token, "another case": strings.ToUpper(token), "without signature": token[:strings.LastIndex(token, ".")+1],
+	} {
+		if _, err := issuer.Inspect(t.Context(), bad); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if n := len(keys.verified.newer); n != 1 {
+		t.Errorf("%d tokens are remembered after invalid ones, want 1", n)
+	}
+	retired := *(*keys.ring.Load())[0]
+	retired.row.Retires = now.Add(-time.Second)
+	keys.ring.Store(&[]*signingKey{&retired})
+	if _, err := issuer.Inspect(t.Context(), token); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("after its key was retired: got %v", err)
+	}
+}
+
+func TestRememberedTokensAreBounded(t *testing.T) {
+	var v verifiedTokens
+	for n := range 5 * maxVerified {
+		hash := audit.Digest{byte(n), byte(n >> 8), byte(n >> 16), 1}
+		v.put(hash, inspected{lease: "x"})
+		if _, ok := v.get(hash); !ok {
+			t.Fatalf("token %d is forgotten at once", n)
+		}
+	}
+	if n := len(v.newer) + len(v.older); n > 2*maxVerified || n < maxVerified {
+		t.Errorf("%d tokens are remembered, want %d to %d", n, maxVerified, 2*maxVerified)
+	}
+}
+
+func BenchmarkInspect(b *testing.B) {
+	now := time.Now()
+	keys := openKeys(b, testConfig(b, issuertest.Store(b), "ES256"), now)
+	issuer := New(testIssuer, testAudience, keys)
+	token := mint(b, issuer, issuertest.Lease(now))
+	b.Run("remembered", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := issuer.Inspect(b.Context(), token); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("new", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			keys.verified = verifiedTokens{}
+			if _, err := issuer.Inspect(b.Context(), token); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

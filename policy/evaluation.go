@@ -77,36 +77,51 @@ func (e *Engine) newEvaluation(q broker.Query, now time.Time) (*evaluation, erro
 // only describe unknown keys as tags of an entity.
 var parametersUID = types.NewEntityUID(typeParameters, "of the request")
 
-// setPrincipal sets the principal and its ancestors. It derives the trust
-// domain and the paths from the ID alone, and checks the domain again, because
-// the operator may have removed it since the caller proved its identity.
+// setPrincipal sets the principal and its ancestors.
 func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
+	p := e.principals.find(&who)
+	if p == nil {
+		var err error
+		if p, err = e.newPrincipal(who); err != nil {
+			return err
+		}
+		e.principals.keep(p)
+	}
+	ev.principals, ev.principal, ev.federated = p.uids, p.entity, p.federated
+	return nil
+}
+
+// newPrincipal converts an identity. It derives the trust domain and the paths from
+// the ID alone, and checks the domain again, because the operator may have removed
+// it since the caller proved its identity.
+func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
+	p := &principal{who: who}
 	kind := principalType(who.Kind)
 	if kind == "" || who.ID == "" {
-		return fmt.Errorf("no policy applies to a caller of kind %q", who.Kind)
+		return nil, fmt.Errorf("no policy applies to a caller of kind %q", who.Kind)
 	}
 	uids := make([]types.EntityUID, 1, 12) // the capacity fits a usual path with groups
 	uids[0] = types.NewEntityUID(kind, types.String(who.ID))
 	var paths []string
 	if kind == typePerson {
 		if err := e.known.checkPerson(who.ID); err != nil {
-			return err
+			return nil, err
 		}
 	} else {
 		domain := domainOf(who.ID)
 		if !strings.HasPrefix(who.ID, spiffeScheme) || !e.known.domains[domain] {
-			return fmt.Errorf("trust domain %q is not listed in attest.trust_domains", domain)
+			return nil, fmt.Errorf("trust domain %q is not listed in attest.trust_domains", domain)
 		}
-		ev.federated = domain != e.known.home
+		p.federated = domain != e.known.home
 		paths = broker.SPIFFEPaths(who.ID)
-		for _, p := range paths {
-			uids = append(uids, types.NewEntityUID(typePath, types.String(p)))
+		for _, path := range paths {
+			uids = append(uids, types.NewEntityUID(typePath, types.String(path)))
 		}
 		uids = append(uids, types.NewEntityUID(typeTrustDomain, types.String(domain)))
 	}
-	ev.principals = e.members.appendClaimed(e.members.appendListed(uids, who, paths), who)
-	ev.principal = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(ev.principals[1:]...), Attributes: principalAttributes(who)}
-	return nil
+	p.uids = slices.Clip(e.members.appendClaimed(e.members.appendListed(uids, who, paths), who))
+	p.entity = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(p.uids[1:]...), Attributes: principalAttributes(who)}
+	return p, nil
 }
 
 // principalAttributes returns the attributes of the schema. Optional ones are left

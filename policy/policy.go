@@ -57,6 +57,8 @@ type Engine struct {
 	files     map[string]audit.Digest
 	revision  audit.Digest
 	warnings  []string
+
+	principals principals // that asked before
 }
 
 // Names of the contents that do not come from the policy folder.

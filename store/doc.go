@@ -27,9 +27,9 @@
 // The head comes first because it detects another writer. The head row has a
 // random nonce, which every commit replaces: the UPDATE names the nonce that the
 // writer knows, and matches no row if another process has committed since. Then
-// everything the group read from memory (the tree, the blocks) is out of date;
-// nothing of it has been written yet, and the group runs again from what the
-// database has.
+// everything the group read from memory (the tree, the blocks, the revision) is out
+// of date; nothing of it has been written yet, and the group runs again from what
+// the database has.
 //
 // # Failures
 //

@@ -175,8 +175,8 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 	var wanted [tableCount][]any
 	for _, m := range members {
 		for _, key := range m.reads {
-			if _, isBlock := key.(broker.BlockKey); isBlock {
-				continue // the writer has all blocks in memory
+			if g.w.remembers(key) {
+				continue
 			}
 			if _, ok := g.fetched[key]; ok {
 				continue
@@ -198,6 +198,18 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 		}
 	}
 	return nil
+}
+
+// remembers reports whether the row of a key is in the writer's memory: all blocks
+// are, and the revision in force once it has been read.
+func (w *writer) remembers(key broker.Key) bool {
+	switch key.(type) {
+	case broker.BlockKey:
+		return true
+	case broker.RevisionKey:
+		return w.revision != nil
+	}
+	return false
 }
 
 // fetchSizes are the numbers of ids for which there is a query. They are few, so
@@ -328,6 +340,9 @@ func (g *group) adopt(s *Store) {
 	w.head, w.nonce, w.tree, w.blocksVersion = g.head, g.nonce, g.tree, g.blocksVersion
 	maps.Copy(w.blocks, g.newBlocks)
 	maps.Copy(w.kinds, g.newKinds)
+	if body := g.body(broker.RevisionKey{}); body != nil {
+		w.revision = body
+	}
 	s.holdings.follow(g)
 	s.recent.follow(g)
 	head := g.head

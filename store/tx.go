@@ -42,8 +42,13 @@ func (g *group) body(key broker.Key) []byte {
 	if r := g.rows[key]; r != nil {
 		return r.body
 	}
-	if block, ok := key.(broker.BlockKey); ok {
-		return g.w.blocks[block]
+	switch k := key.(type) {
+	case broker.BlockKey:
+		return g.w.blocks[k]
+	case broker.RevisionKey:
+		if g.w.revision != nil {
+			return g.w.revision
+		}
 	}
 	return g.fetched[key]
 }

@@ -36,7 +36,8 @@ type writer struct {
 	blocks        map[broker.BlockKey][]byte // bodies of all blocks, lifted ones included; nil: not read yet
 	blocksVersion int64                      // of blocks; the head row has the version of the table
 	kinds         map[leaseKind]int64
-	uncopied      int // pages written since Run was last woken
+	revision      []byte // body of the revision in force, which every issuance reads; nil: not read yet
+	uncopied      int    // pages written since Run was last woken
 
 	now func() time.Time // the clock of the records
 
@@ -124,6 +125,7 @@ func (w *writer) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the head of the log: %w", err)
 	}
+	w.revision = nil // the next group that needs it reads it
 	if err := w.loadTree(ctx); err != nil {
 		return err
 	}

@@ -1,0 +1,62 @@
+package policy
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/cedar-policy/cedar-go/types"
+
+	"accessbroker.internal/broker"
+)
+
+// maxPrincipals is how many workloads an engine remembers, in about 3 MB.
+const maxPrincipals = 2048
+
+// principals remembers workloads in Cedar's types. A busy workload asks again and
+// again, and converting it takes longer than evaluating most policies. An engine
+// never changes, so an entry is valid for as long as its engine. It is safe for
+// concurrent use.
+type principals struct {
+	mu   sync.Mutex
+	byID map[string]*principal
+}
+
+// A principal is an identity and what follows from it. It is immutable.
+type principal struct {
+	who       broker.Identity
+	uids      []types.EntityUID // the principal and all its ancestors
+	entity    types.Entity
+	federated bool
+}
+
+// isFor reports whether who has the labels that the principal was made from. Proofs
+// differ from call to call; policies don't see them.
+func (p *principal) isFor(who *broker.Identity) bool {
+	return p.who.ID == who.ID && p.who.Kind == who.Kind && p.who.Team == who.Team && slices.Equal(p.who.Accountable, who.Accountable) &&
+		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths)
+}
+
+// find returns the principal of a workload, or nil. It never has one of a person,
+// whose groups may change with each login.
+func (l *principals) find(who *broker.Identity) *principal {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.byID[who.ID]; p != nil && p.isFor(who) {
+		return p
+	}
+	return nil
+}
+
+// keep remembers a principal. A full list starts again: workloads that still call
+// return at the cost of one conversion each.
+func (l *principals) keep(p *principal) {
+	if p.who.Kind != broker.KindWorkload && p.who.Kind != broker.KindAgent || p.who.Person != nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.byID == nil || len(l.byID) >= maxPrincipals {
+		l.byID = map[string]*principal{}
+	}
+	l.byID[p.who.ID] = p
+}

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -162,7 +161,7 @@ func (k *killSwitch) showPreview(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return k.print(hits, func(w io.Writer) { k.write(w, killPreview, hits) })
+	return k.printTable(hits, func(w io.Writer) { k.write(w, killPreview, hits) })
 }
 
 // confirm shows a preview and asks for confirmation. It repeats both until the
@@ -174,7 +173,9 @@ func (k *killSwitch) confirm(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		k.write(k.err, killConfirm, hits)
+		shown := newTable(k.err)
+		k.write(shown, killConfirm, hits)
+		_ = shown.Flush() // to a terminal
 		if err := k.ask(ctx, answers, "Type yes to continue: "); err != nil {
 			return err
 		}
@@ -322,18 +323,20 @@ func plural(n int, one, many string) string {
 
 const maxShownHits = 20
 
-func writeHits(to io.Writer, k *api.KillPreview) {
+func writeHits(w io.Writer, k *api.KillPreview) {
 	if len(k.Hits) == 0 {
 		return
 	}
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	if t, ok := w.(*table); ok {
+		_ = t.Flush() // to a terminal; the hits are a table of their own
+	}
+	fmt.Fprintln(w, "HOLDER\tENTITLEMENT\tENDS")
 	shown := k.Hits[:min(len(k.Hits), maxShownHits)]
 	for _, h := range shown {
-		fmt.Fprintf(w, "  %s\t%s\t%s\n", h.Holder, h.Entitlement, hitEnds(h))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", h.Holder, h.Entitlement, hitEnds(h))
 	}
-	_ = w.Flush() // to a terminal, or the caller's writer
 	if rest := k.Leases - len(shown); rest > 0 {
-		fmt.Fprintf(to, "  and %d more\n", rest)
+		fmt.Fprintf(w, "and %d more\n", rest)
 	}
 }
 
@@ -341,17 +344,17 @@ func writeHits(to io.Writer, k *api.KillPreview) {
 func hitEnds(h api.KillHit) string {
 	switch {
 	case h.Revocation == "immediate":
-		return "ends at once"
+		return "at once"
 	case h.Revocation == "pending":
 		return "is being revoked"
 	case h.Revocation == "at_expiry":
-		return "works until " + clock(h.ExpiresAt)
+		return "when it expires, at " + clock(h.ExpiresAt)
 	case h.Revocation == "at_rotation" && h.WorksUntil.IsZero():
-		return "works until it is rotated"
+		return "when it is rotated"
 	case h.Revocation == "at_rotation":
-		return "works until it is rotated, at " + clock(h.WorksUntil)
+		return "when it is rotated, at " + clock(h.WorksUntil)
 	}
-	return "works without end"
+	return "never"
 }
 
 func (a *app) blocksCommand() *cobra.Command {

@@ -77,12 +77,13 @@ func TestKillText(t *testing.T) {
   1 cannot be revoked and keeps working after it expires; change the account that it belongs to
   2 belong to leases that ended before
   53 from issuer tickets
-  spiffe://acme.test/agent/triage  tickets-api  ends at once
-  spiffe://acme.test/agent/triage  tickets-api  is being revoked
-  spiffe://acme.test/agent/triage  tickets-api  works until 2026-11-28 12:00:00Z
-  spiffe://acme.test/agent/triage  tickets-api  works until it is rotated
-  spiffe://acme.test/agent/triage  tickets-api  works without end
-  and 48 more
+HOLDER                           ENTITLEMENT  ENDS
+spiffe://acme.test/agent/triage  tickets-api  at once
+spiffe://acme.test/agent/triage  tickets-api  is being revoked
+spiffe://acme.test/agent/triage  tickets-api  when it expires, at 2026-11-28 12:00:00Z
+spiffe://acme.test/agent/triage  tickets-api  when it is rotated
+spiffe://acme.test/agent/triage  tickets-api  never
+and 48 more
 `},
 		"irrevocable": {killDone, "spiffe://acme.test/agent/triage", &api.KillPreview{Leases: 3, Irrevocable: 3, WorkUntil: until}, `Blocked. No credential can be revoked.
   3 cannot be revoked and work until they expire, the last until 2026-11-28 12:00:00Z
@@ -99,7 +100,9 @@ A block will be placed. No live credentials match.
 		t.Run(name, func(t *testing.T) {
 			var b strings.Builder
 			k := killSwitch{selector: api.Selector{Holder: test.holder}}
-			if k.write(&b, test.text, test.hits); b.String() != test.want {
+			shown := newTable(&b)
+			k.write(shown, test.text, test.hits)
+			if err := shown.Flush(); err != nil || b.String() != test.want {
 				t.Errorf("got\n%s\nwant\n%s", b.String(), test.want)
 			}
 		})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"sync"
 	"time"
 
@@ -24,11 +25,15 @@ func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error
 	if len(token) > maxInspected {
 		return broker.LeaseID{}, errNotOurs
 	}
-	found, err := t.keys.verify(token, time.Now())
-	if err != nil || found.issuer != t.issuer || found.audience != t.audience {
+	found, err := t.keys.verify(token, time.Now(), t.isOurs)
+	if err != nil || !t.isOurs(&found) {
 		return broker.LeaseID{}, errNotOurs
 	}
 	return broker.ParseLeaseID(found.lease)
+}
+
+func (t *Issuer) isOurs(found *inspected) bool {
+	return found.issuer == t.issuer && found.audience == t.audience
 }
 
 // errNotOurs gives no reason, which could help an attacker.
@@ -36,15 +41,21 @@ var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound
 
 // inspected are the claims of an access token that lead to its lease.
 type inspected struct {
+	hash                    audit.Digest // SHA-256 of the token
 	key                     *signingKey
 	issuer, audience, lease string
 }
 
 // verify returns the claims of an access token that one of the published keys signed.
-// All issuers share the keys, so it remembers tokens of all of them.
-func (k *Keys) verify(token string, now time.Time) (inspected, error) {
+// All issuers share the keys, so it remembers tokens of all of them, and answers quickly
+// if a remembered token is not wanted.
+func (k *Keys) verify(token string, now time.Time, wanted func(*inspected) bool) (inspected, error) {
+	known, ok := k.verified.get(token)
+	if ok && !wanted(&known) {
+		return known, nil
+	}
 	hash := audit.Digest(sha256.Sum256([]byte(token)))
-	if known, ok := k.verified.get(hash); ok {
+	if ok && known.hash == hash {
 		if k.isPublished(known.key, now) {
 			return known, nil
 		}
@@ -70,8 +81,8 @@ func (k *Keys) verify(token string, now time.Time) (inspected, error) {
 	if _, err := parser.ParseWithClaims(token, &claims, keyOf); err != nil {
 		return inspected{}, fmt.Errorf("verifying a token: %w", err)
 	}
-	found.issuer, found.audience, found.lease = claims.Issuer, claims.Audience, claims.ID
-	k.verified.put(hash, found)
+	found.hash, found.issuer, found.audience, found.lease = hash, claims.Issuer, claims.Audience, claims.ID
+	k.verified.put(token, found)
 	return found, nil
 }
 
@@ -91,35 +102,39 @@ func (k *Keys) isPublished(known *signingKey, now time.Time) bool {
 // replaces the older one, whose tokens are forgotten unless they were inspected again.
 const maxVerified = 8192
 
-// verifiedTokens remembers the tokens whose signature was verified, by their SHA-256: it
-// holds no token. It is safe for concurrent use.
+// verifiedTokens remembers the tokens whose signature was verified. It holds no token: a
+// fast hash finds the entry of a token, and only its SHA-256 proves that it is the same.
+// It is safe for concurrent use.
 type verifiedTokens struct {
 	mu           sync.Mutex
-	newer, older map[audit.Digest]inspected
+	newer, older map[uint64]inspected
 }
 
-func (v *verifiedTokens) get(hash audit.Digest) (inspected, bool) {
+var tokenSeed = maphash.MakeSeed()
+
+func (v *verifiedTokens) get(token string) (inspected, bool) {
+	fast := maphash.String(tokenSeed, token)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if known, ok := v.newer[hash]; ok {
+	if known, ok := v.newer[fast]; ok {
 		return known, true
 	}
-	known, ok := v.older[hash]
+	known, ok := v.older[fast]
 	if ok {
-		v.keep(hash, known)
+		v.keep(fast, known)
 	}
 	return known, ok
 }
 
-func (v *verifiedTokens) put(hash audit.Digest, known inspected) {
+func (v *verifiedTokens) put(token string, known inspected) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.keep(hash, known)
+	v.keep(maphash.String(tokenSeed, token), known)
 }
 
-func (v *verifiedTokens) keep(hash audit.Digest, known inspected) {
+func (v *verifiedTokens) keep(fast uint64, known inspected) {
 	if v.newer == nil || len(v.newer) >= maxVerified {
-		v.newer, v.older = map[audit.Digest]inspected{}, v.newer
+		v.newer, v.older = map[uint64]inspected{}, v.newer
 	}
-	v.newer[hash] = known
+	v.newer[fast] = known
 }

@@ -2,14 +2,35 @@ package token
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
-	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/issuertest"
 )
+
+// Two tokens with the same fast hash are told apart.
+func TestRememberedTokenIsTheSameToken(t *testing.T) {
+	now := time.Now()
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), now)
+	issuer := New(testIssuer, testAudience, keys)
+	one, two := issuertest.Lease(now), issuertest.Lease(now)
+	first, second := mint(t, issuer, one), mint(t, issuer, two)
+	if _, err := issuer.Inspect(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	known, _ := keys.verified.get(first)
+	keys.verified.put(second, known) // as if the hashes collided
+	keys.verified.put("forged", known)
+	if id, err := issuer.Inspect(t.Context(), second); err != nil || id != two.ID || one.ID == two.ID {
+		t.Errorf("got %s, %v, want %s", id, err, two.ID)
+	}
+	if id, err := issuer.Inspect(t.Context(), "forged"); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("a forged token: got %s, %v", id, err)
+	}
+}
 
 // A remembered token is inspected like a new one: issuer and audience count, another
 // text with the same claims is not remembered, and a retired key ends the memory.
@@ -51,9 +72,9 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 func TestRememberedTokensAreBounded(t *testing.T) {
 	var v verifiedTokens
 	for n := range 5 * maxVerified {
-		hash := audit.Digest{byte(n), byte(n >> 8), byte(n >> 16), 1}
-		v.put(hash, inspected{lease: "x"})
-		if _, ok := v.get(hash); !ok {
+		token := fmt.Sprint("token ", n)
+		v.put(token, inspected{lease: "x"})
+		if _, ok := v.get(token); !ok {
 			t.Fatalf("token %d is forgotten at once", n)
 		}
 	}
@@ -72,6 +93,14 @@ func BenchmarkInspect(b *testing.B) {
 		for b.Loop() {
 			if _, err := issuer.Inspect(b.Context(), token); err != nil {
 				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("of another issuer", func(b *testing.B) {
+		other := New(testIssuer, "https://other.test", keys)
+		for b.Loop() {
+			if _, err := other.Inspect(b.Context(), token); err == nil {
+				b.Fatal("accepted")
 			}
 		}
 	})

@@ -43,7 +43,8 @@ var holdingTables = [...]string{liveTable: "live", lingeringTable: "lingering"}
 // A holding is the state of one lease after a commit.
 type holding struct {
 	held
-	index *leaseIndex
+	holder uint64 // hash
+	index  *leaseIndex
 }
 
 func newHoldings() *holdings { return &holdings{seed: maphash.MakeSeed()} }
@@ -58,7 +59,7 @@ func (h *holdings) follow(g *group) {
 	for _, r := range g.order {
 		if r.table == leases {
 			x := &r.index
-			changes = append(changes, holding{held{id: r.key.(broker.LeaseID), holder: h.hash(x.holder), request: requestHash(x.request), kind: g.w.kinds[x.kind]}, x})
+			changes = append(changes, holding{held{id: r.key.(broker.LeaseID), request: requestHash(x.request), kind: g.w.kinds[x.kind]}, h.hash(x.holder), x})
 		}
 	}
 	if len(changes) == 0 {
@@ -81,11 +82,11 @@ func (h *holdings) apply(changes []holding) {
 		if c.until = c.index.liveUntil; c.until == 0 {
 			live.remove(c.id)
 		} else {
-			live.put(c.held)
+			live.put(c.held, c.holder)
 			h.kinds[c.kind] = c.index.kind
 		}
 		if c.until = c.index.outlivesUntil; c.until != 0 {
-			lingering.put(c.held)
+			lingering.put(c.held, c.holder)
 			h.kinds[c.kind] = c.index.kind
 		} else if c.index.revoking {
 			lingering.remove(c.id)
@@ -124,9 +125,9 @@ func (s *Store) readHoldings(ctx context.Context, f func(*holdings)) error {
 }
 
 // loadHoldings reads the tables, or waits until another caller has read them.
-// Commits continue meanwhile. It records their changes from before its snapshot
-// begins: applying a change that the snapshot has already is harmless, because a
-// change is the whole state of a lease.
+// Commits continue meanwhile. It records their changes from before it reads: applying
+// a change that was read already is harmless, because a change is the whole state of a
+// lease.
 func (s *Store) loadHoldings(ctx context.Context) error {
 	h := s.holdings
 	h.mu.Lock()
@@ -161,7 +162,7 @@ func (s *Store) loadHoldings(ctx context.Context) error {
 	return err
 }
 
-// fillHoldings has a connection of its own: all connections of the pool may be in the
+// fillHoldings has connections of its own: all connections of the pool may be in the
 // hands of callers that wait for it.
 func (s *Store) fillHoldings(ctx context.Context, h *holdings) (err error) {
 	db, err := openPool(dsn(s.w.path, "rw", "query_only(1)", "cache_size(-2048)"), s.presence.check)
@@ -169,18 +170,13 @@ func (s *Store) fillHoldings(ctx context.Context, h *holdings) (err error) {
 		return unavailable("loading the live leases", err)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	tx, err := db.BeginTx(ctx, nil) // one snapshot of all tables
-	if err != nil {
-		return unavailable("loading the live leases", err)
-	}
-	defer func() { _ = tx.Rollback() }() // it wrote nothing
 	h.kinds, h.stuck = map[int64]leaseKind{}, map[broker.LeaseID]int64{}
-	err = eachKind(ctx, tx, func(id int64, k leaseKind) { h.kinds[id] = k })
+	err = eachKind(ctx, db, func(id int64, k leaseKind) { h.kinds[id] = k })
 	for t := range h.tables {
-		err = errors.Join(err, h.fill(ctx, tx, t))
+		err = errors.Join(err, h.fill(ctx, db, t))
 	}
 	if err == nil {
-		err = h.fillStuck(ctx, tx)
+		err = h.fillStuck(ctx, db)
 	}
 	if err != nil {
 		return unavailable("loading the live leases", err)
@@ -188,10 +184,35 @@ func (s *Store) fillHoldings(ctx context.Context, h *holdings) (err error) {
 	return nil
 }
 
-// fill reads a table. Reading one column costs half as much as reading three.
-func (h *holdings) fill(ctx context.Context, tx *sql.Tx, table int) error {
-	query := "SELECT CAST(id || request || holder AS BLOB), until, kind FROM " + holdingTables[table] + " ORDER BY id"
-	return each(ctx, tx, query, nil, func(rows *sql.Rows) error {
+// fill reads a table, its older and its newer half at once: a broker with a million
+// live leases waits for it when it starts.
+func (h *holdings) fill(ctx context.Context, db *sql.DB, table int) error {
+	var first, last []byte
+	if err := db.QueryRowContext(ctx, "SELECT min(id), max(id) FROM "+holdingTables[table]).Scan(&first, &last); err != nil || first == nil {
+		return err
+	}
+	if len(first) < 8 || len(last) < 8 {
+		return errBody
+	}
+	from, to := binary.BigEndian.Uint64(first), binary.BigEndian.Uint64(last)
+	middle := binary.BigEndian.AppendUint64(nil, from+(to-from)/2)
+	var halves [2]leaseSet
+	var errs [2]error
+	var both sync.WaitGroup
+	for i, where := range []string{" WHERE id < ?", " WHERE id >= ?"} {
+		both.Go(func() { errs[i] = halves[i].read(ctx, db, holdingTables[table]+where, middle, h.seed) })
+	}
+	both.Wait()
+	halves[0].join(&halves[1])
+	h.tables[table] = halves[0]
+	return errors.Join(errs[:]...)
+}
+
+// read reads leases in the order of their ids. Reading one column costs half as much
+// as reading three.
+func (s *leaseSet) read(ctx context.Context, db *sql.DB, from string, bound []byte, seed maphash.Seed) error {
+	query := "SELECT CAST(id || request || holder AS BLOB), until, kind FROM " + from + " ORDER BY id"
+	return each(ctx, db, query, []any{bound}, func(rows *sql.Rows) error {
 		var texts sql.RawBytes
 		var until, kind any // into an int64, database/sql formats and parses the number
 		if err := rows.Scan(&texts, &until, &kind); err != nil {
@@ -205,28 +226,33 @@ func (h *holdings) fill(ctx context.Context, tx *sql.Tx, table int) error {
 			return errBody
 		}
 		e.id, e.request = broker.LeaseID(texts[:len(e.id)]), requestHash(broker.RequestID(texts[len(e.id):ids]))
-		e.holder = maphash.Bytes(h.seed, texts[ids:])
-		h.tables[table].put(e)
+		s.put(e, maphash.Bytes(seed, texts[ids:]))
 		return nil
 	})
 }
 
-func (h *holdings) fillStuck(ctx context.Context, tx *sql.Tx) error {
-	query := "SELECT leases.id, body FROM live CROSS JOIN leases ON leases.id = live.id WHERE until = ?"
-	return each(ctx, tx, query, []any{int64(untilEnded)}, func(rows *sql.Rows) error {
-		var id, body sql.RawBytes
-		if err := rows.Scan(&id, &body); err != nil {
-			return err
+func (h *holdings) fillStuck(ctx context.Context, db *sql.DB) error {
+	var revoking []broker.LeaseID
+	for e := range h.tables[liveTable].all() {
+		if e.until == untilEnded {
+			revoking = append(revoking, e.id)
 		}
+	}
+	for _, id := range revoking {
+		var body []byte
 		var l broker.Lease
-		if err := decodeBody(body, &l); err != nil {
+		err := db.QueryRowContext(ctx, "SELECT body FROM leases WHERE id = ?", id[:]).Scan(&body)
+		if err == nil {
+			err = decodeBody(body, &l)
+		}
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 		if from := stuckFrom(&l); from != 0 {
-			h.stuck[broker.LeaseID(id)] = from
+			h.stuck[id] = from
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // stuckFrom returns when a lease becomes stuck (broker.LeaseStuck), in milliseconds
@@ -257,7 +283,7 @@ func (h *holdings) drop(table int, ids []broker.LeaseID, now int64) {
 	set := &h.tables[table]
 	for _, id := range ids {
 		// It may have been put again in the meantime.
-		if i, at, found := set.find(id); found && set.chunks[i][at].until <= now {
+		if i, at, found := set.find(id); found && set.chunks[i].leases[at].until <= now {
 			set.remove(id)
 		}
 	}
@@ -284,12 +310,19 @@ func (h *holdings) candidates(q *broker.LeaseQuery, n int) (ids []broker.LeaseID
 		}
 	}
 	holder, request := h.hash(q.Holder), requestHash(q.Request)
-	for e := range h.tables[table].before(q.Before) {
-		if e.until <= now || q.Holder != "" && e.holder != holder || !q.Request.IsZero() && e.request != request || kinds != nil && !kinds[e.kind] {
-			continue
-		}
-		if ids = append(ids, e.id); len(ids) == n {
-			break
+	everyone := q.Holder == ""
+	for c := range h.tables[table].before(q.Before) {
+		for i := len(c.holders) - 1; i >= 0; i-- {
+			if c.holders[i] != holder && !everyone {
+				continue
+			}
+			e := &c.leases[i]
+			if e.until <= now || !q.Request.IsZero() && e.request != request || kinds != nil && !kinds[e.kind] {
+				continue
+			}
+			if ids = append(ids, e.id); len(ids) == n {
+				return ids
+			}
 		}
 	}
 	return ids

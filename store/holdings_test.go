@@ -14,10 +14,22 @@ import (
 	"accessbroker.internal/broker"
 )
 
-func heldIn(s *leaseSet) []held {
-	var list []held
-	for e := range s.all() {
-		list = append(list, *e)
+// A heldBy is a lease of a leaseSet with the hash of its holder.
+type heldBy struct {
+	held
+	holder uint64
+}
+
+func heldIn(s *leaseSet) (list []heldBy) {
+	for _, c := range s.chunks {
+		list = append(list, heldOf(c)...)
+	}
+	return list
+}
+
+func heldOf(c chunk) (list []heldBy) {
+	for i, h := range c.leases {
+		list = append(list, heldBy{h, c.holders[i]})
 	}
 	return list
 }
@@ -26,7 +38,7 @@ func heldIn(s *leaseSet) []held {
 func TestLeaseSet(t *testing.T) {
 	random := seeded(t)
 	var set leaseSet
-	model := map[broker.LeaseID]held{}
+	model := map[broker.LeaseID]heldBy{}
 	id := func() (id broker.LeaseID) {
 		// Ids from a small range, so that the same ones are drawn again.
 		id[0], id[1] = byte(random.IntN(16)), byte(random.IntN(256))
@@ -35,8 +47,8 @@ func TestLeaseSet(t *testing.T) {
 	}
 	for n := range 100_000 {
 		// The set grows, shrinks and grows again.
-		if e := (held{id: id(), until: int64(n)}); random.IntN(10) < 3+n/10_000%2*5 {
-			set.put(e)
+		if e := (heldBy{held{id: id(), until: int64(n)}, uint64(n)}); random.IntN(10) < 3+n/10_000%2*5 {
+			set.put(e.held, e.holder)
 			model[e.id] = e
 		} else {
 			set.remove(e.id)
@@ -45,23 +57,23 @@ func TestLeaseSet(t *testing.T) {
 		if n%5000 != 0 {
 			continue
 		}
-		want := slices.SortedFunc(maps.Values(model), func(a, b held) int { return compareIDs(a.id, b.id) })
+		want := slices.SortedFunc(maps.Values(model), func(a, b heldBy) int { return compareIDs(a.id, b.id) })
 		if got := heldIn(&set); !slices.Equal(got, want) || set.size != len(want) {
 			t.Fatalf("after %d steps: got %d leases, want %d", n, set.size, len(want))
 		}
 		below := id()
-		var got []held
-		for e := range set.before(below) {
-			got = append(got, *e)
+		var got []heldBy
+		for c := range set.before(below) {
+			got = append(heldOf(c), got...)
 		}
-		i, _ := slices.BinarySearchFunc(want, below, func(h held, id broker.LeaseID) int { return compareIDs(h.id, id) })
-		slices.Reverse(got)
+		i, _ := slices.BinarySearchFunc(want, below, func(h heldBy, id broker.LeaseID) int { return compareIDs(h.id, id) })
 		if !slices.Equal(got, want[:i]) {
 			t.Fatalf("after %d steps: got %d leases below %x, want %d", n, len(got), below, i)
 		}
 		for i := range len(set.chunks) - 1 {
-			if len(set.chunks[i])+len(set.chunks[i+1]) <= mergeSize || cap(set.chunks[i]) != chunkSize {
-				t.Fatalf("after %d steps: chunks of %d and %d leases, with room for %d", n, len(set.chunks[i]), len(set.chunks[i+1]), cap(set.chunks[i]))
+			a, b := set.chunks[i], set.chunks[i+1]
+			if len(a.leases)+len(b.leases) <= mergeSize || cap(a.leases) != chunkSize || cap(a.holders) != chunkSize {
+				t.Fatalf("after %d steps: chunks of %d and %d leases, with room for %d", n, len(a.leases), len(b.leases), cap(a.leases))
 			}
 		}
 	}

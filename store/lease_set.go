@@ -10,11 +10,11 @@ import (
 )
 
 // A held is what the store keeps in memory of a lease whose credential may work: 48
-// bytes. Texts are hashed: a caller that needs an exact answer reads the row.
+// bytes with the hash of its holder. Texts are hashed: a caller that needs an exact
+// answer reads the row.
 type held struct {
 	id      broker.LeaseID
 	until   int64  // as in the table live or lingering
-	holder  uint64 // hash
 	request uint64 // the random part of the ID
 	kind    int64
 }
@@ -25,8 +25,15 @@ type held struct {
 // bytes if leases end in the order in which they were issued, and 128 at most. It is
 // not safe for concurrent use.
 type leaseSet struct {
-	chunks [][]held // none of them is empty
+	chunks []chunk // none of them is empty
 	size   int
+}
+
+// A chunk has the hashes of its holders apart from the leases, so that the search for
+// a holder reads a sixth of the memory.
+type chunk struct {
+	leases  []held
+	holders []uint64
 }
 
 const (
@@ -34,44 +41,60 @@ const (
 	mergeSize = chunkSize * 3 / 4
 )
 
+// newChunk returns a chunk with copies of leases.
+func newChunk(leases []held, holders []uint64) chunk {
+	return chunk{append(make([]held, 0, chunkSize), leases...), append(make([]uint64, 0, chunkSize), holders...)}
+}
+
+func (c *chunk) last() broker.LeaseID { return c.leases[len(c.leases)-1].id }
+
+func (c *chunk) full() bool { return len(c.leases) == chunkSize }
+
+func (c *chunk) insert(at int, h held, holder uint64) {
+	c.leases, c.holders = slices.Insert(c.leases, at, h), slices.Insert(c.holders, at, holder)
+}
+
+func (c *chunk) cut(from, to int) {
+	c.leases, c.holders = slices.Delete(c.leases, from, to), slices.Delete(c.holders, from, to)
+}
+
 // find returns the place of a lease: its chunk, and its position there.
-func (s *leaseSet) find(id broker.LeaseID) (chunk, at int, found bool) {
-	if n := len(s.chunks); n == 0 || compareIDs(s.chunks[n-1][len(s.chunks[n-1])-1].id, id) < 0 {
+func (s *leaseSet) find(id broker.LeaseID) (i, at int, found bool) {
+	if n := len(s.chunks); n == 0 || compareIDs(s.chunks[n-1].last(), id) < 0 {
 		return n, 0, false // the usual case: it is the newest
 	}
-	chunk = sort.Search(len(s.chunks), func(i int) bool { return compareIDs(s.chunks[i][len(s.chunks[i])-1].id, id) >= 0 })
-	at, found = slices.BinarySearchFunc(s.chunks[chunk], id, func(h held, id broker.LeaseID) int { return compareIDs(h.id, id) })
-	return chunk, at, found
+	i = sort.Search(len(s.chunks), func(i int) bool { return compareIDs(s.chunks[i].last(), id) >= 0 })
+	at, found = slices.BinarySearchFunc(s.chunks[i].leases, id, func(h held, id broker.LeaseID) int { return compareIDs(h.id, id) })
+	return i, at, found
 }
 
 func compareIDs(a, b broker.LeaseID) int { return bytes.Compare(a[:], b[:]) }
 
-// put adds or replaces a lease.
-func (s *leaseSet) put(h held) {
+// put adds or replaces a lease with the hash of its holder.
+func (s *leaseSet) put(h held, holder uint64) {
 	i, at, found := s.find(h.id)
 	if found {
-		s.chunks[i][at] = h
+		s.chunks[i].leases[at], s.chunks[i].holders[at] = h, holder
 		return
 	}
 	s.size++
 	if i == len(s.chunks) { // after all others
-		if i == 0 || len(s.chunks[i-1]) == chunkSize {
-			s.chunks = append(s.chunks, make([]held, 0, chunkSize))
+		if i == 0 || s.chunks[i-1].full() {
+			s.chunks = append(s.chunks, newChunk(nil, nil))
 		} else {
 			i--
 		}
-		s.chunks[i] = append(s.chunks[i], h)
-		return
+		at = len(s.chunks[i].leases)
 	}
-	if len(s.chunks[i]) == chunkSize {
-		upper := append(make([]held, 0, chunkSize), s.chunks[i][chunkSize/2:]...)
-		s.chunks[i] = s.chunks[i][:chunkSize/2]
-		s.chunks = slices.Insert(s.chunks, i+1, upper)
-		if at > chunkSize/2 {
-			i, at = i+1, at-chunkSize/2
+	if s.chunks[i].full() {
+		const half = chunkSize / 2
+		s.chunks = slices.Insert(s.chunks, i+1, newChunk(s.chunks[i].leases[half:], s.chunks[i].holders[half:]))
+		s.chunks[i].cut(half, chunkSize)
+		if at > half {
+			i, at = i+1, at-half
 		}
 	}
-	s.chunks[i] = slices.Insert(s.chunks[i], at, h)
+	s.chunks[i].insert(at, h, holder)
 }
 
 // remove removes a lease, if it is there.
@@ -81,29 +104,41 @@ func (s *leaseSet) remove(id broker.LeaseID) {
 		return
 	}
 	s.size--
-	s.chunks[i] = slices.Delete(s.chunks[i], at, at+1)
-	switch {
-	case len(s.chunks[i]) == 0:
+	s.chunks[i].cut(at, at+1)
+	if len(s.chunks[i].leases) == 0 {
 		s.chunks = slices.Delete(s.chunks, i, i+1)
-	case i+1 < len(s.chunks) && len(s.chunks[i])+len(s.chunks[i+1]) <= mergeSize:
-		s.merge(i)
-	case i > 0 && len(s.chunks[i-1])+len(s.chunks[i]) <= mergeSize:
+		return
+	}
+	if !s.merge(i) {
 		s.merge(i - 1)
 	}
 }
 
-// merge moves the leases of the next chunk into a chunk.
-func (s *leaseSet) merge(i int) {
-	s.chunks[i] = append(s.chunks[i], s.chunks[i+1]...)
+// merge moves the leases of the next chunk into a chunk if there is room.
+func (s *leaseSet) merge(i int) bool {
+	if i < 0 || i+1 >= len(s.chunks) || len(s.chunks[i].leases)+len(s.chunks[i+1].leases) > mergeSize {
+		return false
+	}
+	c, next := &s.chunks[i], s.chunks[i+1]
+	c.leases, c.holders = append(c.leases, next.leases...), append(c.holders, next.holders...)
 	s.chunks = slices.Delete(s.chunks, i+1, i+2)
+	return true
+}
+
+// join adds the leases of another set, which are all newer.
+func (s *leaseSet) join(newer *leaseSet) {
+	i := len(s.chunks)
+	s.chunks = append(s.chunks, newer.chunks...)
+	s.size += newer.size
+	s.merge(i - 1)
 }
 
 // all returns the leases, the oldest first.
 func (s *leaseSet) all() iter.Seq[*held] {
 	return func(yield func(*held) bool) {
-		for _, chunk := range s.chunks {
-			for at := range chunk {
-				if !yield(&chunk[at]) {
+		for _, c := range s.chunks {
+			for at := range c.leases {
+				if !yield(&c.leases[at]) {
 					return
 				}
 			}
@@ -111,28 +146,20 @@ func (s *leaseSet) all() iter.Seq[*held] {
 	}
 }
 
-// before returns the leases with lower ids than this one, the newest first. The zero
-// ID is above all.
-func (s *leaseSet) before(id broker.LeaseID) iter.Seq[*held] {
-	return func(yield func(*held) bool) {
-		last, end := len(s.chunks)-1, 0
-		if last >= 0 {
-			end = len(s.chunks[last])
-		}
+// before returns the leases with lower ids than this one in chunks, the newest chunk
+// first. Within a chunk, the oldest lease is first. The zero ID is above all.
+func (s *leaseSet) before(id broker.LeaseID) iter.Seq[chunk] {
+	return func(yield func(chunk) bool) {
+		end, at := len(s.chunks), 0
 		if !id.IsZero() {
-			if last, end, _ = s.find(id); last == len(s.chunks) {
-				last, end = last-1, chunkSize
-			}
+			end, at, _ = s.find(id)
 		}
-		for i := last; i >= 0; i-- {
-			chunk := s.chunks[i]
-			if i == last {
-				chunk = chunk[:min(end, len(chunk))]
-			}
-			for at := range slices.Backward(chunk) {
-				if !yield(&chunk[at]) {
-					return
-				}
+		if at > 0 && !yield(chunk{s.chunks[end].leases[:at], s.chunks[end].holders[:at]}) {
+			return
+		}
+		for _, c := range slices.Backward(s.chunks[:end]) {
+			if !yield(c) {
+				return
 			}
 		}
 	}

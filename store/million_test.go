@@ -115,3 +115,18 @@ func fill(b *testing.B, s *Store, n int) {
 		}
 	}
 }
+
+// BenchmarkFindHolder searches a million live leases in memory for those of a holder
+// that has none.
+func BenchmarkFindHolder(b *testing.B) {
+	h := newHoldings()
+	for n := range 1_000_000 {
+		h.tables[liveTable].put(held{id: broker.NewLeaseID(testNow), until: forever, kind: 1}, uint64(n%1024))
+	}
+	q := broker.LeaseQuery{Holder: "spiffe://acme.test/nobody", Live: true, Now: testNow}
+	for b.Loop() {
+		if ids := h.candidates(&q, candidateBatch); len(ids) != 0 {
+			b.Fatalf("got %d leases", len(ids))
+		}
+	}
+}

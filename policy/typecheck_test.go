@@ -226,3 +226,21 @@ func TestLoadReportsEachTypeErrorOnce(t *testing.T) {
 		t.Errorf("got error %v, want one at 2:22", err)
 	}
 }
+
+// Cedar rounds days towards the past, so the time of day is never negative.
+func TestTimesBefore1970(t *testing.T) {
+	t.Parallel()
+	for _, condition := range []string{
+		`datetime("1969-12-31T23:00:00Z").toTime() == duration("23h")`,
+		`datetime("1969-12-31T23:00:00Z").toDate() == datetime("1969-12-31")`,
+		`datetime("0000-01-01T00:00:01Z").toTime() == duration("1s")`,
+	} {
+		e := load(t, fstest.MapFS{
+			"a.cedar":     {Data: []byte(`@id("x") permit (principal, action == Action::"request", resource == Entitlement::"reports") when { ` + condition + ` };`)},
+			"groups.yaml": {Data: []byte("support: {}\ndba: {}\n")},
+		})
+		if d := decide(t, e, query(billing, "reports", "read")); !d.Permit {
+			t.Errorf("%s is false", condition)
+		}
+	}
+}

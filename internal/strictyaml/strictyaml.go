@@ -59,8 +59,12 @@ func Parse(text []byte) ([]ast.Node, error) {
 	return roots, nil
 }
 
-// Decode decodes a node into a value, after Settle.
+// Decode decodes a node into a value, after Settle. The root of an empty document
+// leaves the value as it is.
 func Decode(node ast.Node, into any) error {
+	if node == nil {
+		return nil
+	}
 	if err := yaml.NodeToValue(node, into, yaml.Strict()); err != nil {
 		return explain(err, nil)
 	}

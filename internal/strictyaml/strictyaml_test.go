@@ -64,7 +64,7 @@ type sample struct {
 
 func decode(text string) (s sample, err error) {
 	roots, err := Parse([]byte(text))
-	if err != nil {
+	if err != nil || len(roots) == 0 {
 		return s, err
 	}
 	root, errs := Settle(roots[0], reflect.TypeFor[sample]())

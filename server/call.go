@@ -5,9 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -30,15 +28,18 @@ type call struct {
 	r     *http.Request
 	id    string // in the log
 	trace audit.Trace
-	now   time.Time // when it arrived
-	from  netip.Addr
+	now   time.Time  // when it arrived
+	from  netip.Addr // of the client, also behind trusted proxies; zero: unknown
 	query form
 	body  []byte
 	form  form
+	held  *hold // of the budget for bodies; nil if the caller is known
 
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
+	byProxy        bool     // a trusted proxy sent the call
+	fromErr        error    // the proxy's header does not name the client
 	proofIsSubject bool     // the other proofs of the caller, if any, are valid; the subject_token is judged
 	unproved       bool     // authentication failed
 	about          string   // the id of the request or lease concerned, for the log
@@ -120,9 +121,12 @@ func anyOf(byMethod map[string]route) route {
 func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
 	c := &call{s: s, route: rt, w: &writer{ResponseWriter: w, draining: s.draining}, r: r, now: time.Now()}
 	c.id = newCallID(c.now)
+	var peer netip.Addr
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		c.from = addr.Addr().Unmap()
+		peer = addr.Addr().Unmap().WithZone("")
 	}
+	c.byProxy = s.cfg.Proxies.Header != "" && s.cfg.Proxies.Trusts(peer)
+	c.from, c.fromErr = s.cfg.Proxies.Client(peer, r.Header)
 	if c.trace = traceOf(r.Header); !c.trace.IsZero() {
 		c.r = r.WithContext(broker.WithTrace(r.Context(), c.trace))
 	}
@@ -169,12 +173,16 @@ func (c *call) fail(err error) (answer reply) {
 	return answer
 }
 
-// run processes a call. Forms are read before authentication, because they may
-// contain the proof; JSON bodies are read afterwards.
+// run processes a call. A proof in the header is judged before the body is read. The
+// form of an OAuth endpoint may contain the proof, so it is read before authentication if
+// the header has none.
 func (c *call) run() (reply, error) {
 	defer c.leave()
 	if err := c.checkHost(); err != nil {
 		return reply{}, err
+	}
+	if c.fromErr != nil {
+		return reply{}, refuse(broker.ErrInvalidRequest, "the "+c.s.cfg.Proxies.Header+" header of the reverse proxy is not valid")
 	}
 	if c.route.foreign {
 		return c.route.run(c.s, c)
@@ -187,37 +195,17 @@ func (c *call) run() (reply, error) {
 			return reply{}, errCrossOrigin
 		}
 	}
-	if c.route.proofs != nil || c.route.form {
-		if err := c.readForm(); err != nil {
+	if !c.route.open && (c.route.proofs == nil || c.provesInHeader()) {
+		if err := c.enter(formProofs{}); err != nil {
 			return reply{}, err
 		}
-		c.now = time.Now() // the body may have arrived slowly
 	}
-	if c.route.open {
-		return c.route.run(c.s, c)
-	}
-	if err := c.enter(); err != nil {
-		return reply{}, err
+	if c.route.proofs != nil || c.route.form {
+		if err := c.enterForm(); err != nil {
+			return reply{}, err
+		}
 	}
 	return c.route.run(c.s, c)
-}
-
-// enter authenticates the caller and enters the admissions, which leave leaves.
-func (c *call) enter() error {
-	if err := c.identify(); err != nil {
-		return err
-	}
-	class := c.s.limits.identity
-	if c.route.introspects && c.s.cfg.Broker.Rules().IsResourceServer(c.who.ID) {
-		class = c.s.limits.resource
-	}
-	if err := c.admit(class); err != nil {
-		return err
-	}
-	if c.route.scans && c.who.Kind != broker.KindOperator {
-		return c.admit(c.s.limits.scan)
-	}
-	return nil
 }
 
 func (c *call) admit(a *admission) error {
@@ -250,127 +238,6 @@ func (c *call) readForm() error {
 	f, err := parseForm(c.body)
 	c.form = f
 	return err
-}
-
-// readBody reads the whole body and checks its media type unless it is empty.
-func (c *call) readBody(mediaType string) error {
-	body, err := io.ReadAll(http.MaxBytesReader(c.w.ResponseWriter, c.r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return errTooLarge
-	case err != nil:
-		return refuse(broker.ErrInvalidRequest, "the body is incomplete")
-	}
-	c.body = body
-	if len(body) == 0 {
-		return nil
-	}
-	return checkMediaType(c.r.Header.Values("Content-Type"), mediaType)
-}
-
-// identify authenticates the caller. It is the only place that verifies proofs.
-func (c *call) identify() error {
-	if token, ok := c.sessionToken(); ok {
-		if proofs, err := c.proofs(); err == nil && proofs != (formProofs{}) {
-			return broker.ErrTwoIdentities
-		}
-		return c.enterSession(token)
-	}
-	if c.route.audience == UI {
-		return broker.ErrUnauthenticated
-	}
-	proofs, err := c.proofs()
-	if err != nil {
-		return err
-	}
-	if err := c.s.failures.check(c.from); err != nil && c.costly(proofs) {
-		return err
-	}
-	who, err := c.authenticateAll(proofs)
-	if err != nil {
-		c.unproved = true
-		return err
-	}
-	c.who = who
-	return nil
-}
-
-// authenticateAll verifies all proofs of a call, which must prove one identity. It judges
-// those of the client first: if they fail, the client is invalid. If the subject_token
-// fails, the request is (RFC 8693, section 2.2.2).
-func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
-	certificate := c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0
-	switch {
-	case proofs == formProofs{}:
-		return c.authenticate()
-	case proofs.subject == "":
-		return c.authenticate(proofs.assertion)
-	}
-	if certificate || proofs.assertion != "" || len(c.r.Header.Values("Authorization")) > 0 {
-		if _, err := c.authenticate(proofs.assertion); err != nil {
-			return broker.Identity{}, err
-		}
-	}
-	c.proofIsSubject = true
-	return c.authenticate(proofs.assertion, proofs.subject)
-}
-
-// costly reports whether verifying the proofs costs the broker a signature check
-// that the caller did not pay for. A caller with a certificate has completed a
-// handshake, which costs more than verifying its chain, and a token that was
-// verified before is cached. So an attacker cannot lock out established callers
-// that share its address.
-func (c *call) costly(proofs formProofs) bool {
-	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 {
-		return false
-	}
-	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
-	known := false
-	for _, token := range []string{bearer, proofs.assertion, proofs.subject} {
-		if token == "" {
-			continue
-		}
-		if known = c.s.cfg.Remembers != nil && c.s.cfg.Remembers(token); !known {
-			return true
-		}
-	}
-	return !known
-}
-
-// arrived updates the call's time after its body was read, which may have taken
-// long. The proof must still be valid then.
-func (c *call) arrived() error {
-	if c.now = time.Now(); !c.route.open && !c.who.Proof.Valid(c.now) {
-		return broker.ErrProofExpired
-	}
-	return nil
-}
-
-// authenticate verifies the proofs of the connection and the header, and the tokens of
-// the body. Their expiry is checked by Authenticate, here and again by the domain.
-func (c *call) authenticate(tokens ...string) (broker.Identity, error) {
-	who, err := c.s.cfg.Authenticate(c.r, tokens...)
-	switch {
-	case err == nil && who.ID == "":
-		err = broker.ErrUnauthenticated
-	case err == nil && !who.Proof.Valid(c.now):
-		err = broker.ErrProofExpired
-	case err == nil:
-		return who, nil
-	}
-	if errorRowOf(err).fault == clientFault {
-		c.s.failures.count(c.from)
-	}
-	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
-}
-
-// proofs returns the proofs in the form, on routes that accept them there.
-func (c *call) proofs() (formProofs, error) {
-	if c.route.proofs == nil {
-		return formProofs{}, nil
-	}
-	return c.route.proofs(c.form)
 }
 
 // extend extends the connection's deadlines for a call that waits on purpose. The

@@ -107,7 +107,7 @@ func (h Handler) run(_ *Server, c *call) (reply, error) {
 	if err := c.s.crossing.Check(c.r); err != nil {
 		return reply{}, errCrossOrigin
 	}
-	one := &handled{call: c, enter: sync.OnceValue(c.enter)}
+	one := &handled{call: c, enter: sync.OnceValue(func() error { return c.enter(formProofs{}) })}
 	if !h.Open {
 		if err := one.enter(); err != nil {
 			return reply{}, err
@@ -117,7 +117,10 @@ func (h Handler) run(_ *Server, c *call) (reply, error) {
 		return reply{}, errTooLarge
 	}
 	r := c.r.WithContext(context.WithValue(c.r.Context(), handledKey{}, one))
-	r.Body = http.MaxBytesReader(c.w.ResponseWriter, r.Body, maxBody)
+	if err := c.holdBody(); err != nil {
+		return reply{}, err
+	}
+	r.Body = http.MaxBytesReader(c.w.ResponseWriter, heldBody{r.Body, c}, maxBody)
 	h.Handler.ServeHTTP(c.w, r)
 	if c.w.status == 0 {
 		c.w.WriteHeader(http.StatusOK) // as net/http would

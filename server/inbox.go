@@ -61,7 +61,7 @@ const (
 // says that something changed; the page then fetches itself. A stream does not
 // count as a use of the session, and ends when an unused session would.
 func (s *Server) events(c *call) (reply, error) {
-	if err := c.identify(); err != nil {
+	if err := c.identify(formProofs{}); err != nil {
 		return reply{status: http.StatusNoContent}, nil // 204 stops the browser from reconnecting
 	}
 	leave, err := s.limits.stream.enter(c.who.ID)

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/server/inbound"
 )
 
 // Gauges are functions that Metrics calls on each scrape. They must not block. A nil
@@ -52,6 +53,7 @@ type Metrics struct {
 	calls    *prometheus.CounterVec
 	callTime *prometheus.HistogramVec
 	panics   prometheus.Counter
+	refused  *prometheus.CounterVec
 }
 
 // Classic buckets, for servers that do not scrape native histograms.
@@ -89,13 +91,17 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 
 		calls:    counters("http_requests_total", "HTTP requests, by code.", "route", "method", "code"),
 		callTime: histograms("http_request_seconds", "Time to serve an HTTP request, including long polls.", callBuckets, "route"),
+		refused:  counters("connections_refused_total", "Connections that were closed without an answer, by cause.", "cause"),
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
 		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices,
-		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics,
+		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics, m.refused,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	for _, cause := range inbound.Causes {
+		m.refused.WithLabelValues(cause)
+	}
 	m.read(g)
 	m.Expect(Known{})
 	return m
@@ -223,6 +229,10 @@ func (m *Metrics) Reloaded(revision string, err error) {
 	m.policy.Reset()
 	m.policy.WithLabelValues(label(revision)).Set(1)
 }
+
+// RefusedConnection counts a connection that was closed without an answer. The cause is
+// one of inbound.Causes.
+func (m *Metrics) RefusedConnection(cause string) { m.refused.WithLabelValues(cause).Inc() }
 
 // answered counts an HTTP request.
 func (m *Metrics) answered(route, method, code string, took time.Duration) {

@@ -87,6 +87,10 @@ type Config struct {
 	IntrospectionsPerSecond float64 // zero: 2000
 	IntrospectionsAtOnce    int     // zero: 100
 
+	Proxies inbound.Proxies // whose word about their clients' addresses counts
+
+	UnprovedBytes int // of calls whose callers are not known yet, in sum; zero: 32 MiB
+
 	Handlers []Handler // resources of other packages
 
 	Checks   []Check      // of /readyz
@@ -107,6 +111,7 @@ type Server struct {
 	hosts     hosts
 	limits    limits
 	failures  *failures
+	bodies    *budget
 	refreshes *refreshes
 	readiness readiness
 	documents documents
@@ -154,6 +159,7 @@ func New(cfg Config) (*Server, error) {
 		crossing:  protection,
 		limits:    newLimits(&cfg),
 		failures:  newFailures(),
+		bodies:    newBudget(cfg.UnprovedBytes),
 		refreshes: newRefreshes(),
 		draining:  draining,
 		drain:     drain,
@@ -172,6 +178,9 @@ func (cfg *Config) setDefaults() {
 	}
 	if cfg.IntrospectionsAtOnce == 0 {
 		cfg.IntrospectionsAtOnce = 100
+	}
+	if cfg.UnprovedBytes == 0 {
+		cfg.UnprovedBytes = defaultUnprovedBytes
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

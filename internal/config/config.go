@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"net/url"
 	"os"
 	"reflect"
@@ -39,6 +40,8 @@ type Config struct {
 	Signing        Signing
 	Admission      Admission
 	Drain          Drain
+	Limits         Limits
+	Proxies        Proxies
 	CheckpointFile string
 	LogFormat      string // "json" or "text"
 	LogLevel       slog.Level
@@ -70,6 +73,7 @@ type Listener struct {
 	Cert, Key   string
 	ClientCerts string   // off, optional or required
 	Serve       []string // of api, oauth, log and ui
+	Proxy       bool     // its connections begin with a header of the PROXY protocol
 }
 
 // Signing configures how the broker signs tokens, and when it rotates the keys.
@@ -89,6 +93,19 @@ type Admission struct {
 type Limit struct {
 	PerSecond float64
 	Pending   int // calls at the same time
+}
+
+// Limits bounds what callers can use before they have proved who they are.
+type Limits struct {
+	Connections int // in total
+	PerAddress  int // of one address
+	Unproved    int // bytes of unfinished calls without a proof, in sum
+}
+
+// Proxies are the reverse proxies that the broker believes about their clients.
+type Proxies struct {
+	Networks []netip.Prefix
+	Header   string // "forwarded", "x-forwarded-for" or "": none
 }
 
 // Drain configures how the broker stops.
@@ -217,6 +234,8 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"server.signing", c.Signing, fresh.Signing},
 		{"server.admission", c.Admission, fresh.Admission},
 		{"server.drain", c.Drain, fresh.Drain},
+		{"server.limits", c.Limits, fresh.Limits},
+		{"server.trusted_proxies", c.Proxies, fresh.Proxies},
 		{"server.checkpoint_file", c.CheckpointFile, fresh.CheckpointFile},
 		{"server.log", []any{c.LogFormat, c.LogLevel}, []any{fresh.LogFormat, fresh.LogLevel}},
 		{"attest.trust_domain", c.TrustDomain, fresh.TrustDomain},

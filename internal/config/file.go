@@ -38,6 +38,8 @@ type serverFile struct {
 	Signing     signingFile    `yaml:"signing"`
 	Admission   admissionFile  `yaml:"admission"`
 	Drain       drainFile      `yaml:"drain"`
+	Limits      limitsFile     `yaml:"limits"`
+	Proxies     *proxiesFile   `yaml:"trusted_proxies"`
 	Checkpoint  string         `yaml:"checkpoint_file"`
 	Log         logFile        `yaml:"log"`
 	Sessions    sessionsFile   `yaml:"sessions"`
@@ -49,6 +51,7 @@ type listenerFile struct {
 	TLS         *tlsFile `yaml:"tls"`
 	ClientCerts string   `yaml:"client_certs"`
 	Serve       []string `yaml:"serve"`
+	Proxy       bool     `yaml:"proxy_protocol"`
 }
 
 type tlsFile struct {
@@ -77,6 +80,17 @@ type admissionFile struct {
 type limitFile struct {
 	PerSecond float64 `yaml:"per_second"`
 	Pending   int     `yaml:"pending"`
+}
+
+type limitsFile struct {
+	Connections int `yaml:"connections"`
+	PerAddress  int `yaml:"connections_per_address"`
+	Unproved    int `yaml:"unproved_bytes"`
+}
+
+type proxiesFile struct {
+	Networks []string `yaml:"networks"`
+	Header   string   `yaml:"header"`
 }
 
 type drainFile struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
@@ -26,6 +27,10 @@ const (
 	minPublishAhead      = 10 * time.Minute
 	defaultParameterMax  = 256
 	longestTTL           = 24 * time.Hour
+	defaultConnections   = 4096
+	defaultPerAddress    = 1024
+	defaultUnproved      = 32 << 20
+	minUnproved          = 1 << 20
 	defaultDrainDelay    = 5 * time.Second
 	defaultDrainTimeout  = 20 * time.Second
 	longestDrain         = 5 * time.Minute
@@ -60,6 +65,8 @@ func (c *checker) server() {
 	if n := f.Admission.Waiting; n < 0 || n > maxWaiting {
 		c.report("server/admission/waiting_requests", "must be from 1 to %d; omit it for 20", maxWaiting)
 	}
+	c.limits(f.Limits)
+	c.proxies(f.Proxies)
 	c.cfg.Signing = Signing{
 		Algorithm:    cmp.Or(f.Signing.Algorithm, "ES256"),
 		RotateEvery:  cmp.Or(time.Duration(f.Signing.RotateEvery), defaultRotateEvery),
@@ -89,6 +96,50 @@ func (c *checker) hosts(list []string) {
 func isPort(text string) bool {
 	n, err := strconv.ParseUint(text, 10, 16)
 	return err == nil && n > 0 && strconv.FormatUint(n, 10) == text
+}
+
+func (c *checker) limits(f limitsFile) {
+	c.cfg.Limits = Limits{
+		Connections: cmp.Or(f.Connections, defaultConnections),
+		PerAddress:  cmp.Or(f.PerAddress, defaultPerAddress),
+		Unproved:    cmp.Or(f.Unproved, defaultUnproved),
+	}
+	if f.Connections < 0 || f.PerAddress < 0 || f.Unproved < 0 {
+		c.report("server/limits", "limits must be positive; omit them for the defaults")
+	}
+	if f.Unproved > 0 && f.Unproved < minUnproved {
+		c.report("server/limits/unproved_bytes", "must be at least %d, enough for 64 calls", minUnproved)
+	}
+}
+
+// proxies checks the trusted proxies. A network that contains every address would let
+// every client choose its own.
+func (c *checker) proxies(f *proxiesFile) {
+	if f == nil {
+		return
+	}
+	const key = "server/trusted_proxies"
+	if len(f.Networks) == 0 {
+		c.report(key+"/networks", "list the addresses or networks of the proxies, such as [10.0.0.7, 10.1.0.0/28]")
+	}
+	for i, text := range f.Networks {
+		n, err := netip.ParsePrefix(text)
+		if addr, isAddr := netip.ParseAddr(text); isAddr == nil && addr.Zone() == "" {
+			n, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil || n != n.Masked() || n.Bits() == 0 || n.Addr().Is4In6() {
+			c.report(fmt.Sprintf("%s/networks/%d", key, i), "%q is not a network: write an address such as 10.0.0.7, or a network such as 10.1.0.0/28 without bits after its length", text)
+			continue
+		}
+		c.cfg.Proxies.Networks = append(c.cfg.Proxies.Networks, n)
+	}
+	if c.cfg.Proxies.Header = f.Header; !slices.Contains([]string{"", "forwarded", "x-forwarded-for"}, f.Header) {
+		c.report(key+"/header", "choose forwarded (RFC 7239) or x-forwarded-for, the one that the proxies set, or omit it if they use the PROXY protocol")
+	}
+	uses := f.Header != "" || slices.ContainsFunc(c.d.file.Server.Listeners, func(l listenerFile) bool { return l.Proxy })
+	if !uses {
+		c.report(key, "write header, or proxy_protocol in a listener: without either, the broker never uses the networks")
+	}
 }
 
 // drain checks how the broker stops. Process managers kill what does not stop in time.
@@ -175,6 +226,9 @@ func (c *checker) listener(key string, l listenerFile) Listener {
 		c.report(key+"/tls", "cert and key go together: write both")
 	default:
 		out.SVID, out.Cert, out.Key = t.SVID, c.path(t.Cert), c.path(t.Key)
+	}
+	if out.Proxy = l.Proxy; l.Proxy && c.d.file.Server.Proxies == nil {
+		c.report(key+"/proxy_protocol", "list the proxies in server.trusted_proxies.networks: connections of others are refused")
 	}
 	if out.SVID && c.noWorkloadAPI() {
 		c.report(key+"/tls/svid", "the broker's own SVID comes from attest.workload_api: write that too, or use cert and key")

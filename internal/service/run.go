@@ -96,8 +96,9 @@ func (s *Service) logStart(ctx context.Context, listeners []net.Listener) {
 
 // listen opens the listeners. With an error, it returns those that are open.
 func (s *Service) listen() (endpoints []endpoint, err error) {
+	limits := inbound.NewLimits(s.config.Limits.Connections, s.config.Limits.PerAddress)
 	for _, l := range slices.Concat(s.config.Listeners, s.options.Listeners) {
-		d, err := s.listenTCP(l)
+		d, err := s.listenTCP(l, limits)
 		if d.listener != nil {
 			endpoints = append(endpoints, d)
 		}
@@ -106,7 +107,7 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 		}
 	}
 	if address := s.config.Metrics; address != "" {
-		l, err := s.listener(address)
+		l, err := s.listener(address, inbound.Config{Limits: inbound.NewLimits(mostScrapes, 0)})
 		if err != nil {
 			return endpoints, err
 		}
@@ -131,17 +132,23 @@ func (s *Service) listen() (endpoints []endpoint, err error) {
 	return endpoints, nil
 }
 
+// mostScrapes bounds the connections of the listener for metrics, which does not take
+// part in the limits of callers: it must answer when they are exhausted.
+const mostScrapes = 64
+
 // listener opens a TCP listener.
-func (s *Service) listener(address string) (net.Listener, error) {
+func (s *Service) listener(address string, cfg inbound.Config) (net.Listener, error) {
 	l, err := s.options.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", address, err)
 	}
-	return inbound.New(l, inbound.Config{}), nil
+	cfg.OnRefuse = s.metrics.RefusedConnection
+	return inbound.New(l, cfg), nil
 }
 
-func (s *Service) listenTCP(c config.Listener) (d endpoint, err error) {
-	if d.listener, err = s.listener(c.Address); err != nil {
+func (s *Service) listenTCP(c config.Listener, limits *inbound.Limits) (d endpoint, err error) {
+	cfg := inbound.Config{Limits: limits, Proxies: s.proxies(), ProxyProtocol: c.Proxy}
+	if d.listener, err = s.listener(c.Address, cfg); err != nil {
 		return d, err
 	}
 	var parts []server.Audience

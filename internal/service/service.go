@@ -281,6 +281,12 @@ func (s *Service) hosts() []string {
 	return list
 }
 
+// proxies returns the trusted proxies.
+func (s *Service) proxies() inbound.Proxies {
+	headers := map[string]string{"forwarded": inbound.Forwarded, "x-forwarded-for": inbound.XForwardedFor}
+	return inbound.Proxies{Networks: s.config.Proxies.Networks, Header: headers[s.config.Proxies.Header]}
+}
+
 func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
@@ -289,6 +295,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,
 		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
+		UnprovedBytes: c.Limits.Unproved, Proxies: s.proxies(),
 		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
 		IntrospectionsPerSecond: c.Admission.ResourceServers.PerSecond, IntrospectionsAtOnce: c.Admission.ResourceServers.Pending,

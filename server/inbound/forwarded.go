@@ -38,14 +38,14 @@ var ErrForwarded = errors.New("the header by which the proxy names its client is
 // Client returns the address of the client of a request. If the peer is a trusted proxy,
 // that is the last address in its header that is not a trusted proxy: the addresses
 // before it are what that client claims. The address is zero if the proxy does not know
-// it. forwarded reports whether it comes from the header.
-func (p Proxies) Client(peer netip.Addr, h http.Header) (addr netip.Addr, forwarded bool, err error) {
+// it.
+func (p Proxies) Client(peer netip.Addr, h http.Header) (addr netip.Addr, err error) {
 	lines := h.Values(p.Header)
 	if p.Header == "" || len(lines) == 0 || !p.Trusts(peer) {
-		return peer, false, nil
+		return peer, nil
 	}
 	if size := len(strings.Join(lines, ",")); size > maxForwarded {
-		return netip.Addr{}, true, ErrForwarded
+		return netip.Addr{}, ErrForwarded
 	}
 	hops := lastElements
 	if p.Header == Forwarded {
@@ -53,14 +53,14 @@ func (p Proxies) Client(peer netip.Addr, h http.Header) (addr netip.Addr, forwar
 	}
 	nodes, err := hops(lines)
 	if err != nil || len(nodes) > maxHops {
-		return netip.Addr{}, true, ErrForwarded
+		return netip.Addr{}, ErrForwarded
 	}
 	for _, node := range slices.Backward(nodes) {
 		if addr, err = parseNode(node); err != nil || !p.Trusts(addr) {
-			return addr, true, err
+			return addr, err
 		}
 	}
-	return addr, true, nil // the first proxy itself called
+	return addr, nil // the first proxy itself called
 }
 
 // lastElements returns the last elements of X-Forwarded-For. Clients can begin the list

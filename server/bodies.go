@@ -1,0 +1,232 @@
+package server
+
+import (
+	"container/list"
+	"errors"
+	"io"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/server/inbound"
+)
+
+// Bodies of calls. A body that arrives before its caller is known costs the broker memory
+// for as long as the caller likes. So a call with a proof in its header is judged before
+// any of its body is read, and the other bodies share a budget.
+
+const (
+	// callCost is what a call costs while its body arrives: goroutine, header, buffers.
+	callCost = 16 << 10
+
+	firstRead = 2 << 10 // bytes; a form with a JWT-SVID has about 1,200
+
+	defaultUnprovedBytes = 32 << 20
+)
+
+// A budget bounds the bytes of calls whose callers are not known yet. If it is exceeded,
+// the network that uses the most loses its oldest call: an honest body arrives within a
+// round trip, and a sender of unfinished bodies competes with itself. It is safe for
+// concurrent use.
+type budget struct {
+	most int
+
+	mu       sync.Mutex
+	used     int                      // guarded by mu
+	networks map[netip.Prefix]*shared // guarded by mu
+}
+
+// shared is the part of a budget that a network uses.
+type shared struct {
+	used  int
+	holds *list.List // of *hold, the oldest first
+}
+
+// A hold is the part of a budget that a call uses.
+type hold struct {
+	budget  *budget
+	network netip.Prefix
+	expel   func() // ends the call's reading
+
+	element  *list.Element // guarded by budget.mu; nil after the end
+	used     int           // guarded by budget.mu
+	expelled bool          // guarded by budget.mu
+}
+
+func newBudget(most int) *budget {
+	return &budget{most: most, networks: map[netip.Prefix]*shared{}}
+}
+
+// begin adds a call without bytes.
+func (b *budget) begin(network netip.Prefix, expel func()) *hold {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s, ok := b.networks[network]
+	if !ok {
+		s = &shared{holds: list.New()}
+		b.networks[network] = s
+	}
+	h := &hold{budget: b, network: network, expel: expel}
+	h.element = s.holds.PushBack(h)
+	return h
+}
+
+// grow takes bytes for the call, if necessary from others. It reports whether the call
+// may go on.
+func (h *hold) grow(bytes int) bool {
+	b := h.budget
+	b.mu.Lock()
+	var victims []*hold
+	if h.element != nil {
+		h.used += bytes
+		b.used += bytes
+		b.networks[h.network].used += bytes
+	}
+	for b.used > b.most {
+		victim := b.victim()
+		b.drop(victim)
+		victim.expelled = true
+		victims = append(victims, victim)
+	}
+	mayGoOn := h.element != nil
+	b.mu.Unlock()
+	for _, victim := range victims {
+		victim.expel()
+	}
+	return mayGoOn
+}
+
+// victim returns the oldest call of the network that uses the most.
+func (b *budget) victim() *hold {
+	var most *shared
+	for _, s := range b.networks {
+		if most == nil || s.used > most.used {
+			most = s
+		}
+	}
+	return most.holds.Front().Value.(*hold)
+}
+
+// end gives the bytes back. It may be called more than once.
+func (h *hold) end() {
+	h.budget.mu.Lock()
+	defer h.budget.mu.Unlock()
+	h.budget.drop(h)
+}
+
+func (b *budget) drop(h *hold) {
+	if h.element == nil {
+		return
+	}
+	s := b.networks[h.network]
+	s.holds.Remove(h.element)
+	s.used -= h.used
+	b.used -= h.used
+	h.element = nil
+	if s.holds.Len() == 0 {
+		delete(b.networks, h.network)
+	}
+}
+
+// wasExpelled reports whether the call lost its bytes to others.
+func (h *hold) wasExpelled() bool {
+	h.budget.mu.Lock()
+	defer h.budget.mu.Unlock()
+	return h.expelled
+}
+
+// holdBody takes the call's part of the budget, unless its caller is known.
+func (c *call) holdBody() error {
+	if c.who.ID != "" || c.held != nil || c.r.Body == nil || c.r.Body == http.NoBody {
+		return nil
+	}
+	control := http.NewResponseController(c.w.ResponseWriter)
+	c.held = c.s.bodies.begin(inbound.Network(c.from), func() { _ = control.SetReadDeadline(time.Now()) })
+	c.leaving = append(c.leaving, c.held.end)
+	return c.growBody(callCost)
+}
+
+// growBody counts bytes that the call is about to read.
+func (c *call) growBody(bytes int) error {
+	if c.held == nil || c.held.grow(bytes) {
+		return nil
+	}
+	return errBodiesFull
+}
+
+var errBodiesFull = &broker.Refusal{Err: broker.ErrSlowDown, Detail: "too many calls with unfinished bodies: send the whole body at once", Retry: time.Second}
+
+// readBody reads the whole body and checks its media type unless it is empty. What the
+// header says about the body is judged first.
+func (c *call) readBody(mediaType string) error {
+	declared := c.r.Header.Values("Content-Type")
+	switch {
+	case c.r.ContentLength > maxBody:
+		return errTooLarge
+	case c.r.ContentLength != 0 && len(declared) > 0:
+		if err := checkMediaType(declared, mediaType); err != nil {
+			return err
+		}
+	}
+	if err := c.holdBody(); err != nil {
+		return err
+	}
+	body, err := c.readAll(http.MaxBytesReader(c.w.ResponseWriter, c.r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return errTooLarge
+	case err != nil && (errors.Is(err, errBodiesFull) || c.held != nil && c.held.wasExpelled()):
+		return errBodiesFull
+	case err != nil:
+		return refuse(broker.ErrInvalidRequest, "the body is incomplete")
+	}
+	if c.body = body; len(body) == 0 {
+		return nil
+	}
+	return checkMediaType(declared, mediaType)
+}
+
+// readAll is io.ReadAll within the budget.
+func (c *call) readAll(r io.Reader) ([]byte, error) {
+	size := firstRead
+	if n := c.r.ContentLength; n >= 0 && n < firstRead {
+		size = int(n) + 1 // one more, so that the end is read without growing
+	}
+	if err := c.growBody(size); err != nil {
+		return nil, err
+	}
+	body := make([]byte, 0, size)
+	for {
+		n, err := r.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return body, nil
+		case err != nil:
+			return body, err
+		case len(body) < cap(body):
+			continue
+		}
+		if err := c.growBody(cap(body)); err != nil {
+			return nil, err
+		}
+		body = append(make([]byte, 0, 2*cap(body)), body...)
+	}
+}
+
+// A heldBody is the body of a call to an open Handler, within the budget.
+type heldBody struct {
+	io.ReadCloser
+	call *call
+}
+
+func (b heldBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if full := b.call.growBody(n); full != nil {
+		return 0, full
+	}
+	return n, err
+}

@@ -1,0 +1,162 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// The proofs of a call's caller: in its connection, its header or its form.
+
+// provesInHeader reports whether the header, or the connection, claims an identity.
+func (c *call) provesInHeader() bool {
+	_, inSession := c.sessionToken()
+	return inSession || c.r.Header.Get("Authorization") != "" || c.hasCertificate()
+}
+
+func (c *call) hasCertificate() bool { return c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 }
+
+// enterForm reads the form. If the form has a proof, it authenticates the caller, or must
+// fit the proof in the header.
+func (c *call) enterForm() error {
+	if err := c.readForm(); err != nil {
+		return err
+	}
+	inHeader := c.who.ID != ""
+	if c.now = time.Now(); inHeader { // the body may have arrived slowly
+		if err := c.arrived(); err != nil {
+			return err
+		}
+	}
+	if c.route.proofs == nil {
+		return nil
+	}
+	proofs, err := c.route.proofs(c.form)
+	switch more := proofs != (formProofs{}); {
+	case c.session != nil && err == nil && more:
+		return broker.ErrTwoIdentities
+	case c.session != nil:
+		return nil
+	case err != nil:
+		return err
+	case !inHeader:
+		return c.enter(proofs)
+	case !more:
+		return nil
+	}
+	return c.identify(proofs)
+}
+
+// enter authenticates the caller and enters the admissions, which leave leaves.
+func (c *call) enter(proofs formProofs) error {
+	if err := c.identify(proofs); err != nil {
+		return err
+	}
+	if c.held != nil {
+		c.held.end()
+	}
+	class := c.s.limits.identity
+	if c.route.introspects && c.s.cfg.Broker.Rules().IsResourceServer(c.who.ID) {
+		class = c.s.limits.resource
+	}
+	if err := c.admit(class); err != nil {
+		return err
+	}
+	if c.route.scans && c.who.Kind != broker.KindOperator {
+		return c.admit(c.s.limits.scan)
+	}
+	return nil
+}
+
+// identify authenticates the caller. It is the only place that verifies proofs.
+func (c *call) identify(proofs formProofs) error {
+	if token, ok := c.sessionToken(); ok {
+		return c.enterSession(token)
+	}
+	if c.route.audience == UI {
+		return broker.ErrUnauthenticated
+	}
+	if c.byProxy && c.hasCertificate() {
+		return refuse(broker.ErrUnauthenticated, "the client certificate of this connection is that of a reverse proxy, which proves nothing about the caller: call the broker directly, or send a JWT-SVID")
+	}
+	if err := c.s.failures.check(c.from); err != nil && c.costly(proofs) {
+		return err
+	}
+	who, err := c.authenticateAll(proofs)
+	if err != nil {
+		c.unproved = true
+		return err
+	}
+	c.who = who
+	return nil
+}
+
+// authenticateAll verifies all proofs of a call, which must prove one identity. It judges
+// those of the client first: if they fail, the client is invalid. If the subject_token
+// fails, the request is (RFC 8693, section 2.2.2).
+func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
+	switch {
+	case proofs == formProofs{}:
+		return c.authenticate()
+	case proofs.subject == "":
+		return c.authenticate(proofs.assertion)
+	}
+	if c.hasCertificate() || proofs.assertion != "" || len(c.r.Header.Values("Authorization")) > 0 {
+		if _, err := c.authenticate(proofs.assertion); err != nil {
+			return broker.Identity{}, err
+		}
+	}
+	c.proofIsSubject = true
+	return c.authenticate(proofs.assertion, proofs.subject)
+}
+
+// costly reports whether verifying the proofs costs the broker a signature check
+// that the caller did not pay for. A caller with a certificate has completed a
+// handshake, which costs more than verifying its chain, and a token that was
+// verified before is cached. So an attacker cannot lock out established callers
+// that share its address.
+func (c *call) costly(proofs formProofs) bool {
+	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 {
+		return false
+	}
+	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
+	known := false
+	for _, token := range []string{bearer, proofs.assertion, proofs.subject} {
+		if token == "" {
+			continue
+		}
+		if known = c.s.cfg.Remembers != nil && c.s.cfg.Remembers(token); !known {
+			return true
+		}
+	}
+	return !known
+}
+
+// arrived updates the call's time after its body was read, which may have taken
+// long. The proof must still be valid then.
+func (c *call) arrived() error {
+	if c.now = time.Now(); !c.route.open && !c.who.Proof.Valid(c.now) {
+		return broker.ErrProofExpired
+	}
+	return nil
+}
+
+// authenticate verifies the proofs of the connection and the header, and the tokens of
+// the body. Their expiry is checked by Authenticate, here and again by the domain.
+func (c *call) authenticate(tokens ...string) (broker.Identity, error) {
+	who, err := c.s.cfg.Authenticate(c.r, tokens...)
+	switch {
+	case err == nil && who.ID == "":
+		err = broker.ErrUnauthenticated
+	case err == nil && !who.Proof.Valid(c.now):
+		err = broker.ErrProofExpired
+	case err == nil:
+		return who, nil
+	}
+	if errorRowOf(err).fault == clientFault {
+		c.s.failures.count(c.from)
+	}
+	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
+}

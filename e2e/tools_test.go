@@ -1,5 +1,5 @@
 // Package e2e runs the product against real servers: SPIRE, Vault, PostgreSQL,
-// MinIO, an OpenID provider, sshd and Chromium. Package servers builds them.
+// MinIO, an OpenID provider, Prometheus, sshd and Chromium. Package servers builds them.
 // Every server listens on loopback, in a temporary folder, and ends with the
 // tests.
 package e2e

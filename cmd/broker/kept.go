@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -103,6 +104,7 @@ func (a *app) keep(ctx context.Context, cfg clientConfig, t *tls.Config, ask api
 		return nil, err
 	}
 	// Everything that the broker would record differently makes another credential.
+	ask.Scopes = slices.Sorted(slices.Values(ask.Scopes))
 	what, err := json.Marshal(struct {
 		Server, Broker, Caller string
 		Ask                    api.Ask

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -684,9 +685,9 @@ func TestRetryAfterReachesCaller(t *testing.T) {
 func TestOwnCredentialsThatExpiredAreFetchedAgain(t *testing.T) {
 	for _, code := range []string{"ExpiredToken", "InvalidClientTokenId"} {
 		for _, renewed := range []bool{true, false} {
-			fetched := 0
+			var fetches atomic.Int64
 			own := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				fetched++
+				fetched := fetches.Add(1)
 				fmt.Fprintf(w, `{"AccessKeyId": "AKIA%d", "SecretAccessKey": "own-secret", "Token": "t", "Expiration": %q}`, fetched, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
 			}))
 			t.Cleanup(own.Close)
@@ -707,7 +708,7 @@ func TestOwnCredentialsThatExpiredAreFetchedAgain(t *testing.T) {
 			if renewed && err != nil || !renewed && (err == nil || string(handle) != nothingIssued) {
 				t.Errorf("%s, renewed %t: %q, %v", code, renewed, handle, err)
 			}
-			if f.count() != 2 || fetched != 2 {
+			if fetched := fetches.Load(); f.count() != 2 || fetched != 2 {
 				t.Errorf("%s, renewed %t: %d requests with %d credentials, want 2 with 2", code, renewed, f.count(), fetched)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"accessbroker.internal/broker"
@@ -75,17 +76,17 @@ func TestPrepareSendsOnce(t *testing.T) {
 		if _, _, err := issue(v, newOrder(t, Spec{Path: "database/creds/orders-ro"})); err != nil { // the connection is reused
 			t.Fatal(err)
 		}
-		n := 0
+		var n atomic.Int64
 		f.with(func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.Contains(r.URL.Path, "token/create") {
 				return false
 			}
-			n++
+			n.Add(1)
 			answer(w)
 			return true
 		})
-		if _, err := v.Prepare(t.Context(), newOrder(t, Spec{Path: TokenPath})); !errors.Is(err, broker.ErrIssuerUnavailable) || n != 1 {
-			t.Errorf("%s: %v after %d requests, want one", name, err, n)
+		if _, err := v.Prepare(t.Context(), newOrder(t, Spec{Path: TokenPath})); !errors.Is(err, broker.ErrIssuerUnavailable) || n.Load() != 1 {
+			t.Errorf("%s: %v after %d requests, want one", name, err, n.Load())
 		}
 	}
 }

@@ -70,7 +70,7 @@ func (v *Verifier) Cached(compact string) bool {
 	if len(compact) > MaxTokenSize {
 		return false
 	}
-	_, ok := v.tokens.get(sha256.Sum256([]byte(compact)), v.source.trust.Load().generation)
+	_, ok := v.tokens.get(hashOf(compact), v.source.trust.Load().generation)
 	return ok
 }
 
@@ -78,7 +78,7 @@ func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 	if len(compact) > MaxTokenSize {
 		return broker.Identity{}, jwtFailure(CauseOversized, "the JWT-SVID is larger than 8 KiB: fetch one with fewer claims")
 	}
-	key := sha256.Sum256([]byte(compact))
+	key := hashOf(compact)
 	trusted := v.source.trust.Load()
 	if m, ok := v.tokens.get(key, trusted.generation); ok {
 		if err := checkTimes(m.notBefore, m.who.Proof.Expires, now); err != nil {
@@ -96,6 +96,12 @@ func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 	who := identity(t.id, broker.Proof{Method: broker.MethodJWTSVID, SHA256: key, Expires: t.expires})
 	v.tokens.put(key, cachedProof{who, trusted.generation, t.notBefore})
 	return who, nil
+}
+
+// hashOf returns the hash by which a token is cached and recorded.
+func hashOf(compact string) [sha256.Size]byte {
+	var text [2048]byte // on the stack; a longer token is copied to the heap
+	return sha256.Sum256(append(text[:0], compact...))
 }
 
 // check verifies a token. The signature comes last, because it is the expensive

@@ -121,7 +121,7 @@ func BenchmarkCrowdServer(b *testing.B) {
 	server := httptest.NewTLSServer(w.Handler(UI, API))
 	defer server.Close()
 	fmt.Printf("%s\n%s", server.URL, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
-	debug.SetGCPercent(250) // as the broker does; the broker also returns memory to the system every minute
+	debug.SetGCPercent(150) // as the broker does; the broker also returns memory to the system every minute
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
 		debug.FreeOSMemory()

@@ -67,7 +67,7 @@ func configFlag(c *cobra.Command, path *string) {
 // The garbage collector runs rarely, because most allocations of a request die
 // young. The memory limit bounds what that costs.
 const (
-	gcPercent   = 250
+	gcPercent   = 150
 	memoryLimit = 256 << 20
 )
 

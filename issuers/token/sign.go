@@ -11,15 +11,6 @@ import (
 // section 3.4).
 const sizeES256 = 64
 
-// signatureSize returns the size of the key's signatures, or an estimate that suffices
-// for RSA keys of 2,048 bits.
-func (k *signingKey) signatureSize() int {
-	if _, ok := k.signer.(*ecdsa.PrivateKey); ok {
-		return sizeES256
-	}
-	return 256
-}
-
 // sign returns the JWS signature of input.
 //
 // ECDSA is deterministic, as RFC 8725, section 3.2, recommends: a signature depends on

@@ -74,10 +74,10 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	if key == nil {
 		return broker.Credential{}, fmt.Errorf("%w: no signing key is in use yet", broker.ErrIssuerUnavailable)
 	}
-	var text [1024]byte // on the stack; longer claims are appended on the heap
+	var text [1024]byte // on the stack, as is whole; longer texts are appended on the heap
 	claims := t.appendClaims(text[:0], &l)
-	b := make([]byte, 0, len(key.header)+base64.RawURLEncoding.EncodedLen(len(claims))+base64.RawURLEncoding.EncodedLen(key.signatureSize())+len(".."))
-	b = append(append(b, key.header...), '.')
+	var whole [2048]byte
+	b := append(append(whole[:0], key.header...), '.')
 	b = base64.RawURLEncoding.AppendEncode(b, claims)
 	signature, err := key.sign(b)
 	if err != nil {

@@ -150,15 +150,24 @@ func (c clock) now() time.Time { return c.began.Add(time.Since(c.start)) }
 //
 // The ID must be valid; package attest checks it.
 func SPIFFEPaths(id string) []string {
-	const scheme = "spiffe://"
-	domainEnd := strings.IndexByte(id[min(len(scheme), len(id)):], '/')
+	domainEnd := strings.IndexByte(id[min(len(spiffeScheme), len(id)):], '/')
 	if domainEnd < 0 {
 		return nil
 	}
-	domainEnd += len(scheme)
+	domainEnd += len(spiffeScheme)
 	paths := make([]string, 0, strings.Count(id[domainEnd:], "/"))
 	for end := len(id); end > domainEnd; end = strings.LastIndexByte(id[:end], '/') {
 		paths = append(paths, id[:end])
 	}
 	return paths
+}
+
+// TrustDomainOf returns the trust domain of a valid SPIFFE ID; empty for other IDs.
+func TrustDomainOf(id string) string {
+	rest, ok := strings.CutPrefix(id, spiffeScheme)
+	if !ok {
+		return ""
+	}
+	domain, _, _ := strings.Cut(rest, "/")
+	return domain
 }

@@ -108,7 +108,7 @@ func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
 			return nil, err
 		}
 	} else {
-		domain := domainOf(who.ID)
+		domain := broker.TrustDomainOf(who.ID)
 		if !strings.HasPrefix(who.ID, spiffeScheme) || !e.known.domains[domain] {
 			return nil, fmt.Errorf("trust domain %q is not listed in attest.trust_domains", domain)
 		}
@@ -133,7 +133,7 @@ func principalAttributes(who broker.Identity) types.Record {
 		m["provider"] = types.String(provider)
 		return types.NewRecord(m)
 	}
-	m["trust_domain"] = types.String(domainOf(who.ID))
+	m["trust_domain"] = types.String(broker.TrustDomainOf(who.ID))
 	if who.Team != "" {
 		m["team"] = types.String(who.Team)
 	}

@@ -136,7 +136,7 @@ func (r *rule) verdict(ev *evaluation, principal, resource bool) Verdict {
 	case !resource:
 		v.Failed = r.resource.text("resource")
 	case !r.appliesTo(ev.federated):
-		v.Failed = "the head names no domain, path or group of the federated trust domain " + domainOf(string(ev.principals[0].ID))
+		v.Failed = "the head names no domain, path or group of the federated trust domain " + broker.TrustDomainOf(string(ev.principals[0].ID))
 	default:
 		v.byHead = false
 		v.Failed, v.Error = r.failedClause(ev)

@@ -198,7 +198,7 @@ func (m memberships) appendListed(uids []types.EntityUID, who broker.Identity, p
 	for _, p := range paths {
 		uids = append(uids, m.listed[p]...)
 	}
-	return append(uids, m.listed[spiffeScheme+domainOf(who.ID)]...)
+	return append(uids, m.listed[spiffeScheme+broker.TrustDomainOf(who.ID)]...)
 }
 
 // appendClaimed appends the groups that the claims of a person's provider add.

@@ -183,11 +183,11 @@ func (l *linter) domainsOf(uid types.EntityUID) []string {
 	case typeGroup:
 		var all []string
 		for _, w := range l.groups[string(uid.ID)].Workloads {
-			all = append(all, domainOf(w))
+			all = append(all, broker.TrustDomainOf(w))
 		}
 		return all
 	case typePath, typeWorkload, typeAgent:
-		return []string{domainOf(string(uid.ID))}
+		return []string{broker.TrustDomainOf(string(uid.ID))}
 	}
 	return nil
 }
@@ -479,7 +479,7 @@ func (l *linter) ancestors(uid types.EntityUID) []types.EntityUID {
 	id := string(uid.ID)
 	switch uid.Type {
 	case typePath, typeWorkload, typeAgent:
-		uids := []types.EntityUID{types.NewEntityUID(typeTrustDomain, types.String(domainOf(id)))}
+		uids := []types.EntityUID{types.NewEntityUID(typeTrustDomain, types.String(broker.TrustDomainOf(id)))}
 		for _, p := range broker.SPIFFEPaths(id) {
 			uids = append(uids, types.NewEntityUID(typePath, types.String(p)))
 		}

@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/cedar-policy/cedar-go/types"
 
@@ -178,10 +177,4 @@ func principalType(kind broker.Kind) types.EntityType {
 		return typePerson
 	}
 	return ""
-}
-
-// domainOf returns the trust domain of a valid SPIFFE ID.
-func domainOf(id string) string {
-	domain, _, _ := strings.Cut(strings.TrimPrefix(id, spiffeScheme), "/")
-	return domain
 }

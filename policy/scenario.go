@@ -428,6 +428,6 @@ func (e *Engine) ParsePrincipal(id string) (broker.Identity, error) {
 	if err != nil {
 		return broker.Identity{}, err
 	}
-	who := broker.Identity{ID: id, TrustDomain: domainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}
+	who := broker.Identity{ID: id, TrustDomain: broker.TrustDomainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}
 	return e.known.labels.WithLabels(who), nil
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -148,7 +147,7 @@ func requestFields(r *broker.Request, c *coder) {
 // from its ID, and are a quarter of a request's row.
 func identityFields(i *broker.Identity, c *coder) {
 	domain, paths, derived := i.TrustDomain, i.Paths, false
-	if !c.reading && len(i.Paths) > 0 && i.TrustDomain == domainOf(i.ID) && slices.Equal(i.Paths, broker.SPIFFEPaths(i.ID)) {
+	if !c.reading && len(i.Paths) > 0 && i.TrustDomain == broker.TrustDomainOf(i.ID) && slices.Equal(i.Paths, broker.SPIFFEPaths(i.ID)) {
 		domain, paths, derived = "", nil, true
 	}
 	c.fields(&i.ID, &domain, &paths, (*string)(&i.Kind), (*string)(&i.Proof.Method), &i.Proof.SHA256, &i.Proof.Expires,
@@ -156,20 +155,10 @@ func identityFields(i *broker.Identity, c *coder) {
 	switch {
 	case !c.reading:
 	case derived:
-		i.TrustDomain, i.Paths = domainOf(i.ID), broker.SPIFFEPaths(i.ID)
+		i.TrustDomain, i.Paths = broker.TrustDomainOf(i.ID), broker.SPIFFEPaths(i.ID)
 	default:
 		i.TrustDomain, i.Paths = domain, paths
 	}
-}
-
-// domainOf returns the trust domain of a SPIFFE ID; empty for other IDs.
-func domainOf(id string) string {
-	rest, ok := strings.CutPrefix(id, "spiffe://")
-	if !ok {
-		return ""
-	}
-	domain, _, _ := strings.Cut(rest, "/")
-	return domain
 }
 
 func personFields(p *broker.Person, c *coder) {

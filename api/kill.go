@@ -41,6 +41,7 @@ type KillPreview struct {
 	Accounts    []string       `json:"accounts,omitempty"`  // all accounts of the selected person, who has several
 	Unmatched   bool           `json:"unmatched,omitempty"` // the selector matches no live lease, no request and no name in the rules
 	Near        string         `json:"near,omitempty"`      // of Unmatched: a similar name
+	Below       bool           `json:"below,omitempty"`     // of Unmatched: the holder is a path with identities below it, which Under selects
 	Digest      string         `json:"preview_digest"`
 }
 

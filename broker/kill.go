@@ -25,6 +25,7 @@ type Preview struct {
 	Accounts    []string     // all accounts of the selected person, who has several
 	Unmatched   bool         // the selector matches no lease, no request and no name in the rules
 	Near        string       // of Unmatched: a similar name that the broker knows; may be empty
+	Below       bool         // of Unmatched: the holder is a path with identities below it, which Under selects
 	Digest      audit.Digest // of exactly the selected leases
 }
 
@@ -66,7 +67,7 @@ func (b *Broker) preview(ctx context.Context, s Selector, now time.Time) (*Previ
 	if err != nil {
 		return nil, err
 	}
-	p.Unmatched, p.Near = !m.found, m.near
+	p.Unmatched, p.Near, p.Below = !m.found, m.near, m.below
 	return p, nil
 }
 
@@ -200,7 +201,7 @@ func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reaso
 	if preview.Digest != consent.Seen && !consent.Force {
 		return nil, refuse(ErrPreviewStale, "the selection has changed since the preview: request a new preview, or use force")
 	}
-	if err := (match{!preview.Unmatched, preview.Near}).check(key, consent.Unmatched); err != nil {
+	if err := (match{!preview.Unmatched, preview.Near, preview.Below}).check(key, consent.Unmatched); err != nil {
 		return nil, err
 	}
 	// From here on the call completes even if the caller no longer waits.

@@ -122,12 +122,16 @@ func (b *Broker) matchesLease(ctx context.Context, s Selector, now time.Time) (b
 type match struct {
 	found bool   // a request was made by or for the selection, or the rules name it
 	near  string // a similar name that the broker knows; may be empty
+	below bool   // of a holder: it is a path, and the broker knows identities below it
 }
 
 // check refuses a selector that matches nothing, unless the caller confirmed it.
 func (m match) check(key BlockKey, confirmed bool) error {
 	if m.found || confirmed {
 		return nil
+	}
+	if m.below {
+		return refuse(ErrUnmatched, fmt.Sprintf("no live credential and no request is of holder %q itself: select what is below it with under, or confirm that you block only this identity", key.Name))
 	}
 	return refuse(ErrUnmatched, fmt.Sprintf("nothing matches %s %q: no live credential, no request, no name in the rules%s "+
 		"Correct the name, or confirm that you block a name that the broker does not know", key.Kind, key.Name, cmp.Or(didYouMean(m.near), ".")))
@@ -143,10 +147,13 @@ func (b *Broker) match(ctx context.Context, key BlockKey) (match, error) {
 	if err := b.checkConfigured(rules, key); err != nil {
 		return match{}, err
 	}
-	if rules.names(key) {
+	named := rules.names(key)
+	if named && (key.Kind != "holder" || !strings.HasPrefix(key.Name, spiffeScheme)) {
 		return match{found: true}, nil
 	}
-	return b.matchRequests(ctx, rules, key)
+	m, err := b.matchRequests(ctx, rules, key)
+	m.found = m.found || named && !m.below // labels of a path do not make it a holder
+	return m, err
 }
 
 // checkConfigured refuses a trust domain, provider, entitlement or issuer that is not
@@ -267,6 +274,10 @@ func (b *Broker) matchRequests(ctx context.Context, rules *Rules, key BlockKey) 
 		return m, Unavailable(err)
 	}
 	m.near = nearestIdentity(key, seen)
+	covers := WorkloadLabels{Under: key.Name}.Covers
+	for id := range seen {
+		m.below = m.below || key.Kind == "holder" && id != key.Name && covers(id)
+	}
 	return m, nil
 }
 
@@ -296,7 +307,7 @@ func nearestIdentity(k BlockKey, known map[string]bool) string {
 		switch {
 		case k.Kind == "under":
 			names = append(names, SPIFFEPaths(id)...)
-		case k.Kind == "holder":
+		case k.Kind == "holder" && id != k.Name:
 			names = append(names, id)
 		}
 	}

@@ -75,6 +75,8 @@ func TestKillSwitchNeedsConfirmationIfNothingMatches(t *testing.T) {
 		"path of one who did":       {broker.Selector{Under: "spiffe://acme.test/agent"}, "", true},
 		"trust domain of one":       {broker.Selector{TrustDomain: "acme.test"}, "", true},
 		"requested entitlement":     {broker.Selector{Entitlement: "tickets"}, "", true},
+		"path of others as holder":  {broker.Selector{Holder: "spiffe://acme.test/agent"}, "", false},
+		"labelled holder":           {broker.Selector{Holder: "spiffe://acme.test/labelled/x"}, "", true},
 		"owner of a workload":       {broker.Selector{Holder: "login/ana"}, "", true},
 		"workload that is labelled": {broker.Selector{Under: "spiffe://acme.test/labelled"}, "", true},
 	} {

@@ -50,7 +50,7 @@ func (s *Server) kill(c *call, body api.Kill) (reply, error) {
 func toKillPreview(p *broker.Preview) api.KillPreview {
 	out := api.KillPreview{
 		Leases: p.Leases, Ended: p.Ended, ByIssuer: p.ByIssuer, Irrevocable: p.Irrevocable, Lasting: p.Lasting, Beyond: p.Beyond,
-		More: p.More, WorkUntil: utc(p.WorkUntil), Accounts: p.Accounts, Unmatched: p.Unmatched, Near: p.Near, Digest: p.Digest.String(),
+		More: p.More, WorkUntil: utc(p.WorkUntil), Accounts: p.Accounts, Unmatched: p.Unmatched, Near: p.Near, Below: p.Below, Digest: p.Digest.String(),
 	}
 	for _, l := range p.Hits {
 		hit := api.KillHit{

@@ -249,8 +249,12 @@ func (k *killSwitch) write(w io.Writer, text killText, hits *api.KillPreview) {
 	}
 	if text.hits && hits.Unmatched {
 		kind, name := selected(k.selector)
-		fmt.Fprintf(w, "NOTHING MATCHES %s %s: no live credential, no request, no name in the rules.\n", kind, name)
-		if hits.Near != "" {
+		what := ": no live credential, no request, no name in the rules."
+		if hits.Below {
+			what = " itself. To select what is below it, use --under."
+		}
+		fmt.Fprintf(w, "NOTHING MATCHES %s %s%s\n", kind, name, what)
+		if hits.Near != "" && !hits.Below {
 			fmt.Fprintf(w, "Did you mean %s?\n", hits.Near)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/server/inbound"
 )
 
 // An lru is a cache of the most recently used entries. It is not safe for
@@ -100,36 +101,30 @@ func (a *admission) enter(id string) (leave func(), err error) {
 
 // limits are the admissions of a server.
 type limits struct {
-	identity  *admission // calls of one identity
-	resource  *admission // introspections of one resource server
-	scan      *admission // calls of one identity that read many rows: each costs as much as hundreds of others
-	anonymous *admission // unauthenticated calls of one address that write or call a provider
-	callback  *admission // browsers of one address that return from a provider; an office may share an address
-	poll      *admission // terminals of one address that wait for their login; many may share an address
-	provider  *admission // back-channel logouts from one address: a provider may log out everyone at once, and a lost logout leaves a session open
-	stream    *admission // event streams of one person
+	identity *admission // calls of one identity
+	resource *admission // introspections of one resource server
+	scan     *admission // calls of one identity that read many rows: each costs as much as hundreds of others
+	codes    *admission // user codes that one person tries, because they are short
+	provider *admission // back-channel logouts from one address: a provider may log out everyone at once, and a lost logout leaves a session open
+	stream   *admission // event streams of one person
 }
 
 func newLimits(cfg *Config) limits {
 	return limits{
-		identity:  newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
-		resource:  newAdmission(cfg.IntrospectionsPerSecond, cfg.IntrospectionsAtOnce),
-		scan:      newAdmission(scansPerSecond, 2),
-		anonymous: newAdmission(anonymousPerSecond, anonymousAtOnce),
-		callback:  newAdmission(callbacksPerSecond, 10),
-		poll:      newAdmission(50, 20),
-		provider:  newAdmission(1000, 100),
-		stream:    newAdmission(streamsPerSecond, streamsAtOnce),
+		identity: newAdmission(cfg.CallsPerSecond, cfg.CallsAtOnce),
+		resource: newAdmission(cfg.IntrospectionsPerSecond, cfg.IntrospectionsAtOnce),
+		scan:     newAdmission(scansPerSecond, 2),
+		codes:    newAdmission(codesPerSecond, 5),
+		provider: newAdmission(1000, 100),
+		stream:   newAdmission(streamsPerSecond, streamsAtOnce),
 	}
 }
 
 const (
-	scansPerSecond     = 5
-	anonymousPerSecond = 5
-	anonymousAtOnce    = 5
-	callbacksPerSecond = 20
-	streamsPerSecond   = 5
-	streamsAtOnce      = 10
+	scansPerSecond   = 5
+	codesPerSecond   = 5
+	streamsPerSecond = 5
+	streamsAtOnce    = 10
 )
 
 // Limits of failed authentications from one address.
@@ -138,9 +133,8 @@ const (
 	failuresPerSecond = 10
 )
 
-// failures limits the work that one address can cause with invalid proofs. It is
-// deliberately coarse: addresses without failures cost nothing, and callers behind
-// one proxy share a limit. It is safe for concurrent use.
+// failures limits how often one address can send invalid session tokens. Valid ones are
+// never refused for it. It is safe for concurrent use.
 type failures struct {
 	clock func() time.Time
 
@@ -157,7 +151,7 @@ func (f *failures) check(addr netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.clock()
-	bucket, ok := f.addresses.get(network(addr))
+	bucket, ok := f.addresses.get(inbound.Network(addr))
 	if !ok || bucket.TokensAt(now) >= 1 {
 		return nil
 	}
@@ -169,24 +163,12 @@ func (f *failures) count(addr netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.clock()
-	bucket, ok := f.addresses.get(network(addr))
+	bucket, ok := f.addresses.get(inbound.Network(addr))
 	if !ok {
 		bucket = rate.NewLimiter(failuresPerSecond, failuresBurst)
-		f.addresses.put(network(addr), bucket)
+		f.addresses.put(inbound.Network(addr), bucket)
 	}
 	bucket.AllowN(now, 1)
-}
-
-// network returns the network that one party controls: an IPv4 address or an IPv6
-// /64.
-func network(addr netip.Addr) netip.Prefix {
-	addr = addr.Unmap().WithZone("")
-	bits := addr.BitLen()
-	if addr.Is6() {
-		bits = 64
-	}
-	prefix, _ := addr.Prefix(bits) // the zero Addr has the zero Prefix: unknown addresses share a limit
-	return prefix
 }
 
 // wait returns the time until the bucket has a token.

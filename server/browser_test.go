@@ -158,7 +158,7 @@ func TestNoOpenRedirect(t *testing.T) {
 		"//evil.test", "//evil.test/ui/", `/\evil.test`, `\\evil.test`, "https:evil.test", "https://evil.test/ui/", "http:/evil.test/ui/", "///evil.test/ui/",
 		"/ui//evil.test", "/ui/../../evil.test", "/ui/%2e%2e//evil.test", "/%09/evil.test", "/\t/evil.test", "javascript:alert(1)", "data:text/html,x", "ui/", "@evil.test/ui/", "https://broker.acme.test@evil.test/ui/",
 	} {
-		w.limits.anonymous = newAdmission(anonymousPerSecond, anonymousAtOnce)
+		w.beginning = newTurns(beginLimits())
 		if where := b.logIn("login/ben", next); where != "/ui/" {
 			t.Errorf("next=%q leads to %q", next, where)
 		}
@@ -220,9 +220,9 @@ func TestUserCodeGuessesAreLimited(t *testing.T) {
 	b.setSession(w.session(t, "login/eve"))
 	w.holdClocks()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		w.limits.anonymous.callers = newLRU[string, *callerState](maxRemembered)
+		w.limits.codes.callers = newLRU[string, *callerState](maxRemembered)
 		limited := false
-		for range 2 * anonymousPerSecond {
+		for range 2 * codesPerSecond {
 			status, _, _ := b.visit(method, "/ui/device?code=BCDF-GHJK", formOf("code", "BCDF-GHJK", "decision", "allow"))
 			limited = limited || status == http.StatusTooManyRequests
 		}

@@ -99,11 +99,11 @@ func (s *Server) login(c *call) (reply, error) {
 	if provider == "" || s.cfg.People == nil {
 		return c.page("login", "Log in", "", loginPage{s.cfg.Providers, next, query.Has("out"), loginFailures[query.Get("failed")]})
 	}
-	leave, err := s.limits.anonymous.enter(network(c.from).String())
+	done, err := s.beginning.enter(c.r.Context(), c.sender())
 	if err != nil {
 		return reply{}, err
 	}
-	defer leave()
+	defer done(true)
 	state, where, err := s.cfg.People.Begin(c.r.Context(), provider, query.Has("fresh"), c.now)
 	if err != nil {
 		return reply{}, err
@@ -159,23 +159,20 @@ func (s *Server) callback(c *call) (reply, error) {
 		return c.redirect(s.to("/ui/login?failed=expired"))
 	}
 	if !s.callbackOf(pending.Provider, c.r.PathValue("provider")) {
-		s.failures.count(c.from)
+		s.loggingIn.failed(c.sender())
 		s.cfg.Logger.WarnContext(c.r.Context(), "a login answer arrived at another provider's callback", "call_id", c.id, "provider", pending.Provider)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}
 	// A login cookie is enough to send answers, each of which makes the broker call
 	// the provider.
-	if err := s.failures.check(c.from); err != nil {
-		return reply{}, err
-	}
-	leave, err := s.limits.callback.enter(network(c.from).String())
+	done, err := s.loggingIn.enter(c.r.Context(), c.sender())
 	if err != nil {
 		return reply{}, err
 	}
-	defer leave()
+	c.now = time.Now()
 	in, err := s.cfg.People.Finish(c.r.Context(), pending.State, c.r.URL.Query(), c.now)
+	done(err != nil)
 	if err != nil {
-		s.failures.count(c.from)
 		s.cfg.Logger.WarnContext(c.r.Context(), "a login failed", "call_id", c.id, "provider", pending.Provider, "err", err)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/server/inbound"
 )
 
 // The proofs of a call's caller: in its connection, its header or its form.
@@ -81,10 +82,7 @@ func (c *call) identify(proofs formProofs) error {
 	if c.byProxy && c.hasCertificate() {
 		return refuse(broker.ErrUnauthenticated, "the client certificate of this connection is that of a reverse proxy, which proves nothing about the caller: call the broker directly, or send a JWT-SVID")
 	}
-	if err := c.s.failures.check(c.from); err != nil && c.costly(proofs) {
-		return err
-	}
-	who, err := c.authenticateAll(proofs)
+	who, err := c.verify(proofs)
 	if err != nil {
 		c.unproved = true
 		return err
@@ -92,6 +90,28 @@ func (c *call) identify(proofs formProofs) error {
 	c.who = who
 	return nil
 }
+
+// verify authenticates the caller, in turn if that is costly.
+func (c *call) verify(proofs formProofs) (who broker.Identity, err error) {
+	failed := func() bool { return err != nil && errorRowOf(err).fault == clientFault }
+	if !c.costly(proofs) {
+		if who, err = c.authenticateAll(proofs); failed() && c.hasCertificate() {
+			c.s.verifying.failed(c.sender())
+		}
+		return who, err
+	}
+	done, err := c.s.verifying.enter(c.r.Context(), c.sender())
+	if err != nil {
+		return broker.Identity{}, err
+	}
+	defer func() { done(failed()) }()
+	c.now = time.Now()
+	who, err = c.authenticateAll(proofs)
+	return who, err
+}
+
+// sender returns the connection of the call, which takes turns with others.
+func (c *call) sender() sender { return sender{inbound.Network(c.from), c.r.RemoteAddr} }
 
 // authenticateAll verifies all proofs of a call, which must prove one identity. It judges
 // those of the client first: if they fail, the client is invalid. If the subject_token
@@ -112,26 +132,18 @@ func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
 	return c.authenticate(proofs.assertion, proofs.subject)
 }
 
-// costly reports whether verifying the proofs costs the broker a signature check
-// that the caller did not pay for. A caller with a certificate has completed a
-// handshake, which costs more than verifying its chain, and a token that was
-// verified before is cached. So an attacker cannot lock out established callers
-// that share its address.
+// costly reports whether authenticating the caller costs the broker a signature check
+// that the caller did not pay for. A token that was verified before is remembered. A
+// caller with a certificate has completed a handshake, which costs more than verifying
+// its chain; but the handshake pays only once.
 func (c *call) costly(proofs formProofs) bool {
-	if c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 {
-		return false
-	}
 	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
-	known := false
 	for _, token := range []string{bearer, proofs.assertion, proofs.subject} {
-		if token == "" {
-			continue
-		}
-		if known = c.s.cfg.Remembers != nil && c.s.cfg.Remembers(token); !known {
+		if token != "" && (c.s.cfg.Remembers == nil || !c.s.cfg.Remembers(token)) {
 			return true
 		}
 	}
-	return !known
+	return c.hasCertificate() && c.s.verifying.isFailing(c.sender())
 }
 
 // arrived updates the call's time after its body was read, which may have taken
@@ -154,9 +166,6 @@ func (c *call) authenticate(tokens ...string) (broker.Identity, error) {
 		err = broker.ErrProofExpired
 	case err == nil:
 		return who, nil
-	}
-	if errorRowOf(err).fault == clientFault {
-		c.s.failures.count(c.from)
 	}
 	return broker.Identity{}, fmt.Errorf("authenticating: %w", err)
 }

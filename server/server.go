@@ -39,8 +39,7 @@ type Config struct {
 	Authenticate func(r *http.Request, tokens ...string) (broker.Identity, error)
 
 	// Remembers reports whether a token was verified before and is cheap to verify
-	// again; nil: none was. After too many failures from an address, only such tokens
-	// are verified.
+	// again; nil: none was. Other tokens wait for their turn (see turns).
 	Remembers func(token string) bool
 
 	// ConnContext, if set, prepares a connection's context for Authenticate (see
@@ -111,6 +110,10 @@ type Server struct {
 	hosts     hosts
 	limits    limits
 	failures  *failures
+	verifying *turns // of proofs
+	loggingIn *turns // of logins
+	beginning *turns // of calls that begin a login
+	polling   *turns // of terminals that wait for a login
 	bodies    *budget
 	refreshes *refreshes
 	readiness readiness
@@ -159,6 +162,10 @@ func New(cfg Config) (*Server, error) {
 		crossing:  protection,
 		limits:    newLimits(&cfg),
 		failures:  newFailures(),
+		verifying: newTurns(verifyLimits()),
+		loggingIn: newTurns(loginLimits()),
+		beginning: newTurns(beginLimits()),
+		polling:   newTurns(pollLimits()),
 		bodies:    newBudget(cfg.UnprovedBytes),
 		refreshes: newRefreshes(),
 		draining:  draining,

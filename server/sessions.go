@@ -12,6 +12,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/server/inbound"
 )
 
 // People logs people in with OpenID providers. It is safe for concurrent use.
@@ -93,11 +94,11 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 	if s.cfg.People == nil {
 		return reply{}, refuse(broker.ErrNotFound, "people cannot log in: no provider is configured")
 	}
-	leave, err := s.limits.anonymous.enter(network(c.from).String())
+	done, err := s.beginning.enter(c.r.Context(), c.sender())
 	if err != nil {
 		return reply{}, err
 	}
-	defer leave()
+	defer done(true)
 	d, err := s.cfg.Sessions.BeginDevice(c.r.Context(), c.from.String(), c.now)
 	if err != nil {
 		return reply{}, err
@@ -111,15 +112,20 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 
 // openSession exchanges a terminal's login code or device code for a session.
 func (s *Server) openSession(c *call, body api.Login) (reply, error) {
-	leave, err := s.limits.poll.enter(network(c.from).String())
+	polled, err := s.polling.enter(c.r.Context(), c.sender())
 	if err != nil {
 		return reply{}, err
 	}
-	defer leave()
+	defer polled(true)
 	var token session.Token
 	var opened *broker.Session
-	switch err = s.failures.check(c.from); {
-	case err != nil:
+	done, err := s.loggingIn.enter(c.r.Context(), c.sender())
+	if err != nil {
+		return reply{}, err
+	}
+	defer func() { done(errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrSlowDown)) }()
+	c.now = time.Now()
+	switch {
 	case (body.Code == "") == (body.DeviceCode == "") || len(body.Code)+len(body.DeviceCode)+len(body.Verifier) > 512:
 		err = refuse(broker.ErrInvalidRequest, "send code and verifier, or device_code")
 	case body.Code != "":
@@ -128,9 +134,6 @@ func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 		token, opened, err = s.cfg.Sessions.RedeemDevice(c.r.Context(), body.DeviceCode, c.now)
 	}
 	if err != nil {
-		if errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrSlowDown) {
-			s.failures.count(c.from)
-		}
 		return reply{}, err
 	}
 	return c.created("", api.Session{
@@ -156,7 +159,7 @@ func (s *Server) backChannelLogout(c *call) (reply, error) {
 	if s.cfg.LogoutToken == nil {
 		return reply{}, refuse(broker.ErrNotFound, "no provider is configured")
 	}
-	leave, err := s.limits.provider.enter(network(c.from).String())
+	leave, err := s.limits.provider.enter(inbound.Network(c.from).String())
 	if err != nil {
 		return reply{}, err
 	}

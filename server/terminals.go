@@ -122,10 +122,8 @@ func (s *Server) device(c *call) (reply, error) {
 	return c.page("device", "Log in a terminal", "", devicePage{Code: code, From: l.From, Began: l.Created})
 }
 
-// typed bounds how many codes one person tries, because user codes are short.
-func (c *call) typed() (leave func(), err error) {
-	return c.s.limits.anonymous.enter("codes of " + c.who.ID)
-}
+// typed bounds how many codes one person tries.
+func (c *call) typed() (leave func(), err error) { return c.s.limits.codes.enter(c.who.ID) }
 
 // decideDevice allows or refuses a terminal.
 func (s *Server) decideDevice(c *call) (reply, error) {

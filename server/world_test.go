@@ -111,10 +111,15 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 func (w *world) holdClocks() {
 	now := time.Now()
 	still := func() time.Time { return now }
-	for _, a := range []*admission{w.limits.identity, w.limits.resource, w.limits.scan, w.limits.anonymous, w.limits.callback, w.limits.poll, w.limits.provider, w.limits.stream} {
+	for _, a := range []*admission{w.limits.identity, w.limits.resource, w.limits.scan, w.limits.codes, w.limits.provider, w.limits.stream} {
 		a.mu.Lock()
 		a.clock = still
 		a.mu.Unlock()
+	}
+	for _, turns := range []*turns{w.verifying, w.loggingIn, w.beginning, w.polling} {
+		turns.mu.Lock()
+		turns.clock, turns.limits.longestWait = still, time.Millisecond // no turn comes while the clock stands
+		turns.mu.Unlock()
 	}
 	w.failures.mu.Lock()
 	w.failures.clock = still

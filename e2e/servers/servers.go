@@ -104,6 +104,8 @@ var dependencies = []dependency{
 	{"sshd", []string{"/usr/sbin/sshd"}, "openssh-server"},
 	{"ssh", nil, "openssh-client"},
 	{"curl", nil, "curl"},
+	{"nginx", []string{"/usr/sbin/nginx"}, "nginx"},
+	{"haproxy", []string{"/usr/sbin/haproxy"}, "haproxy"},
 	{"prometheus", nil, "prometheus"},
 	{"promtool", nil, "prometheus"},
 	{"node", nil, "nodejs"},

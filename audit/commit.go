@@ -29,26 +29,29 @@ func (d *Digest) UnmarshalText(text []byte) error {
 	if len(text) != hex.EncodedLen(len(d)) {
 		return errDigest
 	}
+	var bad byte
 	for i := range d {
-		high, low := nibble(text[2*i]), nibble(text[2*i+1])
-		if high > 15 || low > 15 {
-			return errDigest
-		}
+		high, low := nibbles[text[2*i]], nibbles[text[2*i+1]]
+		bad |= high | low
 		d[i] = high<<4 | low
+	}
+	if bad > 15 {
+		return errDigest
 	}
 	return nil
 }
 
-// nibble returns the value of a lower-case hexadecimal digit, or a number above 15.
-func nibble(c byte) byte {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0'
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10
+// nibbles holds the values of the lower-case hexadecimal digits, and 255 for all other
+// bytes.
+var nibbles = func() (table [256]byte) {
+	for i := range table {
+		table[i] = 255
 	}
-	return 255
-}
+	for value, digit := range []byte(hexDigits) {
+		table[digit] = byte(value)
+	}
+	return table
+}()
 
 var errDigest = errors.New("a digest is 64 lower-case hexadecimal digits")
 

@@ -416,6 +416,7 @@ func peakMemory(b *testing.B) float64 {
 // credential that one call requested and collected.
 func issuedByPolicy(n int) audit.Record {
 	r := leaseRecord(audit.LeaseIssued, fmt.Sprint("lse_", n))
+	r.Time = someTime.Add(time.Duration(n) * 100 * time.Millisecond)
 	d := audit.Digest{1, 2, 3}
 	*r.Caller = audit.Party{ID: fmt.Sprintf("spiffe://acme.test/agent/%d", n%1000), Kind: "agent", Method: "jwt-svid", Proof: d, Expires: someTime.Add(time.Hour)}
 	*r.Decision = audit.DecisionFacts{Permit: true, Policies: []string{"agents-read-tickets"}, Revision: d, MaxTTL: time.Hour}

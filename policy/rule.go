@@ -108,6 +108,10 @@ type ruleLoader struct {
 // load parses a source. A policy ends where the next one begins: cedar-go has no
 // end positions. After a syntax error it loads no policy of the source.
 func (l *ruleLoader) load(src *source) {
+	if deep := checkNesting(src); deep != nil {
+		l.reportText(src, deep)
+		return
+	}
 	list, err := cedar.NewPolicyListFromBytes(src.name, src.text)
 	if err != nil {
 		l.problems.add(parseProblem(src, err))
@@ -134,11 +138,18 @@ func (l *ruleLoader) load(src *source) {
 func (l *ruleLoader) tokenize(src *source, text string, from, to int) bool {
 	tokens, problem := tokenize(l.tokens[:0], text, from, to)
 	l.tokens = tokens
+	if problem == nil && len(tokens) > maxTokens {
+		problem = &lexProblem{tokens[0].at, fmt.Sprintf("the policy has %d words and signs, more than %d: split it", len(tokens), maxTokens)}
+	}
 	if problem != nil {
-		line, column := src.position(problem.at)
-		l.problems.add(Problem{File: src.name, Line: line, Column: column, Text: problem.text})
+		l.reportText(src, problem)
 	}
 	return problem == nil
+}
+
+func (l *ruleLoader) reportText(src *source, problem *lexProblem) {
+	line, column := src.position(problem.at)
+	l.problems.add(Problem{File: src.name, Line: line, Column: column, Text: problem.text})
 }
 
 // add checks one policy and adds it to the rules if it has no problem. It

@@ -48,3 +48,40 @@ var escapeForm = regexp.MustCompile(`\\(?:[nrt\\0'"]|x[0-7][0-9a-fA-F]|u\{[0-9a-
 func hasBadEscape(literal string) bool {
 	return strings.Contains(escapeForm.ReplaceAllString(literal, ""), `\`)
 }
+
+// Bounds of one policy. The parser and the validator recurse, so a policy without a
+// bound could use up the stack and end the broker at a reload.
+const (
+	maxNesting = 100
+	maxTokens  = 50_000
+)
+
+// checkNesting returns the first bracket or sign that is nested too deeply, or nil. It
+// runs before the parser.
+func checkNesting(src *source) *lexProblem {
+	depth, signs := 0, 0
+	for i := 0; i < len(src.code); i++ {
+		c := src.code[i]
+		switch {
+		case c == '!' || c == '-':
+			signs++
+		case c > ' ':
+			signs = 0
+		}
+		switch c {
+		case '!', '-':
+			if signs > maxNesting {
+				return &lexProblem{i, fmt.Sprintf("more than %d signs in a row: remove some", maxNesting)}
+			}
+		case '"':
+			i += stringLen(src.code[i:]) - 1
+		case '(', '[', '{':
+			if depth++; depth > maxNesting {
+				return &lexProblem{i, fmt.Sprintf("more than %d brackets are open here: write a simpler policy", maxNesting)}
+			}
+		case ')', ']', '}':
+			depth--
+		}
+	}
+	return nil
+}

@@ -80,7 +80,7 @@ func prefixLen(s string, is func(byte) bool) int {
 }
 
 // stringLen returns the length of the string literal that s starts with.
-func stringLen(s string) int {
+func stringLen[T string | []byte](s T) int {
 	for i := 1; i < len(s); i++ {
 		switch s[i] {
 		case '\\':

@@ -244,3 +244,23 @@ func TestTimesBefore1970(t *testing.T) {
 		}
 	}
 }
+
+// A policy can't use up the stack: it would end a running broker at a reload.
+func TestLoadBoundsThePolicy(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ condition, want string }{
+		{strings.Repeat("(", 1_000_000) + "true" + strings.Repeat(")", 1_000_000), "a.cedar:2:107: more than 100 brackets are open here: write a simpler policy"},
+		{strings.Repeat("[", 1_000_000), "more than 100 brackets"},
+		{strings.Repeat("! ", 1_000_000) + "true", "more than 100 signs in a row: remove some"},
+		{"true" + strings.Repeat(" && true", 30_000), "the policy has 60022 words and signs, more than 50000: split it"},
+		{strings.Repeat("if true then ", 12_000) + "true" + strings.Repeat(" else true", 12_000), "more than 50000: split it"},
+	} {
+		_, err := loadCondition(t, "", "when { "+test.condition+" }")
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("got error %.300v, want %s", err, test.want)
+		}
+	}
+	if _, err := loadCondition(t, "", "when { context.break_glass"+strings.Repeat(` && principal.id != "((((["`, 5000)+" }"); err != nil {
+		t.Errorf("got error %.300v", err)
+	}
+}

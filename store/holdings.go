@@ -21,7 +21,8 @@ import (
 
 // holdings is the copy. It is safe for concurrent use.
 type holdings struct {
-	seed maphash.Seed
+	seed    maphash.Seed
+	changes []holding // of the group that follow applies
 
 	mu      sync.RWMutex
 	loaded  bool
@@ -53,26 +54,32 @@ func (h *holdings) hash(holder string) uint64 { return maphash.String(h.seed, ho
 
 func requestHash(id broker.RequestID) uint64 { return binary.BigEndian.Uint64(id[8:]) }
 
-// follow applies the leases of a group that was committed.
+// follow applies the leases of a group that was committed. Only the leader of the
+// queue calls it.
 func (h *holdings) follow(g *group) {
-	var changes []holding
+	h.changes = h.changes[:0]
 	for _, r := range g.order {
 		if r.table == leases {
 			x := &r.index
-			changes = append(changes, holding{held{id: r.key.(broker.LeaseID), request: requestHash(x.request), kind: g.w.kinds[x.kind]}, h.hash(x.holder), x})
+			h.changes = append(h.changes, holding{held{id: r.key.(broker.LeaseID), request: requestHash(x.request), kind: g.w.kinds[x.kind]}, h.hash(x.holder), x})
 		}
 	}
-	if len(changes) == 0 {
+	if len(h.changes) == 0 {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.loading != nil {
-		h.behind = append(h.behind, changes...)
-	}
 	if h.loaded {
-		h.apply(changes)
+		h.apply(h.changes)
 	}
+	if h.loading != nil {
+		for _, c := range h.changes {
+			index := *c.index // the group's rows do not outlive it
+			c.index = &index
+			h.behind = append(h.behind, c)
+		}
+	}
+	clear(h.changes)
 }
 
 // apply does in memory what writeLeaseIndex does in the tables.

@@ -29,7 +29,7 @@ func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error
 	if err != nil || !t.isOurs(&found) {
 		return broker.LeaseID{}, errNotOurs
 	}
-	return broker.ParseLeaseID(found.lease)
+	return found.lease, nil
 }
 
 func (t *Issuer) isOurs(found *inspected) bool {
@@ -41,16 +41,18 @@ var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound
 
 // inspected are the claims of an access token that lead to its lease.
 type inspected struct {
-	hash                    audit.Digest // SHA-256 of the token
-	key                     *signingKey
-	issuer, audience, lease string
+	hash             audit.Digest // SHA-256 of the token
+	key              *signingKey
+	issuer, audience string
+	lease            broker.LeaseID
 }
 
 // verify returns the claims of an access token that one of the published keys signed.
 // All issuers share the keys, so it remembers tokens of all of them, and answers quickly
 // if a remembered token is not wanted.
 func (k *Keys) verify(token string, now time.Time, wanted func(*inspected) bool) (inspected, error) {
-	known, ok := k.verified.get(token)
+	fast := maphash.String(tokenSeed, token)
+	known, ok := k.verified.get(fast)
 	if ok && !wanted(&known) {
 		return known, nil
 	}
@@ -81,8 +83,12 @@ func (k *Keys) verify(token string, now time.Time, wanted func(*inspected) bool)
 	if _, err := parser.ParseWithClaims(token, &claims, keyOf); err != nil {
 		return inspected{}, fmt.Errorf("verifying a token: %w", err)
 	}
-	found.hash, found.issuer, found.audience, found.lease = hash, claims.Issuer, claims.Audience, claims.ID
-	k.verified.put(token, found)
+	lease, err := broker.ParseLeaseID(claims.ID)
+	if err != nil {
+		return inspected{}, err
+	}
+	found.hash, found.issuer, found.audience, found.lease = hash, claims.Issuer, claims.Audience, lease
+	k.verified.put(fast, found)
 	return found, nil
 }
 
@@ -100,11 +106,11 @@ func (k *Keys) isPublished(known *signingKey, now time.Time) bool {
 
 // maxVerified bounds the tokens of a generation. There are two: when one is full, it
 // replaces the older one, whose tokens are forgotten unless they were inspected again.
-const maxVerified = 8192
+const maxVerified = 32768
 
-// verifiedTokens remembers the tokens whose signature was verified. It holds no token: a
-// fast hash finds the entry of a token, and only its SHA-256 proves that it is the same.
-// It is safe for concurrent use.
+// verifiedTokens remembers the tokens that were minted here or whose signature was
+// verified. It holds no token: a fast hash finds the entry of a token, and only its
+// SHA-256 proves that it is the same. It is safe for concurrent use.
 type verifiedTokens struct {
 	mu           sync.Mutex
 	newer, older map[uint64]inspected
@@ -112,8 +118,7 @@ type verifiedTokens struct {
 
 var tokenSeed = maphash.MakeSeed()
 
-func (v *verifiedTokens) get(token string) (inspected, bool) {
-	fast := maphash.String(tokenSeed, token)
+func (v *verifiedTokens) get(fast uint64) (inspected, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if known, ok := v.newer[fast]; ok {
@@ -126,10 +131,10 @@ func (v *verifiedTokens) get(token string) (inspected, bool) {
 	return known, ok
 }
 
-func (v *verifiedTokens) put(token string, known inspected) {
+func (v *verifiedTokens) put(fast uint64, known inspected) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.keep(maphash.String(tokenSeed, token), known)
+	v.keep(fast, known)
 }
 
 func (v *verifiedTokens) keep(fast uint64, known inspected) {

@@ -2,7 +2,7 @@ package token
 
 import (
 	"errors"
-	"fmt"
+	"hash/maphash"
 	"strings"
 	"testing"
 	"time"
@@ -21,9 +21,9 @@ func TestRememberedTokenIsTheSameToken(t *testing.T) {
 	if _, err := issuer.Inspect(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	known, _ := keys.verified.get(first)
-	keys.verified.put(second, known) // as if the hashes collided
-	keys.verified.put("forged", known)
+	known, _ := keys.verified.get(maphash.String(tokenSeed, first))
+	keys.verified.put(maphash.String(tokenSeed, second), known) // as if the hashes collided
+	keys.verified.put(maphash.String(tokenSeed, "forged"), known)
 	if id, err := issuer.Inspect(t.Context(), second); err != nil || id != two.ID || one.ID == two.ID {
 		t.Errorf("got %s, %v, want %s", id, err, two.ID)
 	}
@@ -40,6 +40,10 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 	issuer, other := New(testIssuer, testAudience, keys), New(testIssuer, "https://other.test", keys)
 	l := issuertest.Lease(now)
 	token := mint(t, issuer, l)
+	if n := len(keys.verified.newer); n != 1 {
+		t.Errorf("%d tokens are remembered, want the minted one", n)
+	}
+	keys.verified = verifiedTokens{} // as after a restart
 	for range 2 {
 		if id, err := issuer.Inspect(t.Context(), token); err != nil || id != l.ID {
 			t.Fatalf("got %s, %v, want %s", id, err, l.ID)
@@ -72,9 +76,8 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 func TestRememberedTokensAreBounded(t *testing.T) {
 	var v verifiedTokens
 	for n := range 5 * maxVerified {
-		token := fmt.Sprint("token ", n)
-		v.put(token, inspected{lease: "x"})
-		if _, ok := v.get(token); !ok {
+		v.put(uint64(n), inspected{issuer: testIssuer})
+		if _, ok := v.get(uint64(n)); !ok {
 			t.Fatalf("token %d is forgotten at once", n)
 		}
 	}

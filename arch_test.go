@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ var ours = map[string][]string{
 	"api":                       {},
 	"agent":                     {"api"},
 	"audit":                     {"internal/strictjson"},
-	"audit/verify":              {"audit"},
+	"audit/verify":              {"audit", "internal/strictjson"},
 	"broker":                    {"audit"},
 	"broker/session":            {"broker", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
@@ -38,7 +39,7 @@ var ours = map[string][]string{
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/retryafter"},
 	"store":                     {"broker", "audit"},
-	"server":                    {"api", "audit", "broker", "broker/session", "server/inbound", "server/ui"},
+	"server":                    {"api", "audit", "broker", "broker/session", "internal/strictjson", "server/inbound", "server/ui"},
 	"server/inbound":            {},
 	"server/ui":                 {},
 	"internal/brokertest":       {"*"},
@@ -244,5 +245,37 @@ func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token
 	})
 	if err != nil || found < 50 {
 		t.Fatalf("reading the source: %d files, %v", found, err)
+	}
+}
+
+// Every fuzz target has a kept corpus, from which CI runs it.
+func TestFuzzTargetsHaveCorpora(t *testing.T) {
+	target := regexp.MustCompile(`(?m)^func (Fuzz\w*)\(`)
+	found := 0
+	err := fs.WalkDir(os.DirFS("."), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && d.Name() == "e2e" {
+			return fs.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		for _, m := range target.FindAllSubmatch(text, -1) {
+			found++
+			corpus := path.Join(path.Dir(name), "testdata/fuzz", string(m[1]))
+			if files, err := os.ReadDir(corpus); err != nil || len(files) == 0 {
+				t.Errorf("%s has no corpus: keep some inputs in %s", m[1], corpus)
+			}
+		}
+		return nil
+	})
+	if err != nil || found < 30 {
+		t.Fatalf("reading the tests: %d fuzz targets, %v", found, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"time"
 )
 
@@ -377,6 +378,9 @@ type Readiness struct {
 // means absent.
 type Duration time.Duration
 
+// durationForm is the form of a duration. Go also reads signs and incomplete fractions.
+var durationForm = regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`)
+
 // A DurationError reports text that is not a positive duration.
 type DurationError struct{ Text string }
 
@@ -409,7 +413,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 func (d *Duration) UnmarshalText(text []byte) error {
 	const longest = 32
 	parsed, err := time.ParseDuration(string(text[:min(len(text), longest)]))
-	if err != nil || parsed <= 0 || len(text) > longest {
+	if err != nil || parsed <= 0 || len(text) > longest || !durationForm.Match(text) {
 		return &DurationError{Text: string(text[:min(len(text), longest)])}
 	}
 	*d = Duration(parsed)

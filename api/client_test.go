@@ -243,7 +243,7 @@ func TestDuration(t *testing.T) {
 			t.Errorf("%s: package broker formats it as %s, want %s", text, got, want)
 		}
 	}
-	for _, text := range []string{"", "0s", "-1m", "15", "m", strings.Repeat("1", 40) + "s"} {
+	for _, text := range []string{"", "0s", "-1m", "15", "m", "+15m", ".5h", "5.h", "15M", " 15m", "1h -5m", "1h+5m", strings.Repeat("1", 40) + "s"} {
 		var d api.Duration
 		var bad *api.DurationError
 		if err := json.Unmarshal([]byte(`"`+text+`"`), &d); !errors.As(err, &bad) {

@@ -1,12 +1,14 @@
 package attest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"slices"
 	"time"
+	"unicode"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -110,9 +112,15 @@ func uriNames(leaf *x509.Certificate) ([]string, error) {
 			return nil, errors.New("has malformed subject alternative names")
 		}
 		for _, n := range names {
-			if n.Class == asn1.ClassContextSpecific && n.Tag == 6 { // uniformResourceIdentifier, RFC 5280, section 4.2.1.6
-				uris = append(uris, string(n.Bytes))
+			if n.Class != asn1.ClassContextSpecific || n.Tag != 6 {
+				continue
 			}
+			// uniformResourceIdentifier [6] IA5String (RFC 5280, section 4.2.1.6). DER has
+			// no constructed strings, and crypto/x509 ignores them.
+			if n.IsCompound || bytes.ContainsFunc(n.Bytes, func(r rune) bool { return r > unicode.MaxASCII }) {
+				return nil, errors.New("has a malformed URI in its subject alternative names")
+			}
+			uris = append(uris, string(n.Bytes))
 		}
 	}
 	return uris, nil

@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -353,5 +355,21 @@ func TestX509NamesTheURI(t *testing.T) {
 	check(t, err)
 	if _, err := w.verifier.X509([]*x509.Certificate{cert.Leaf}, time.Now()); err == nil || !strings.Contains(err.Error(), "has a URI SAN that is not a SPIFFE ID") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// DER has no constructed strings, and crypto/x509 does not take them for URIs.
+func TestConstructedURIIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, value := range map[string]asn1.RawValue{
+		"constructed": {Class: asn1.ClassContextSpecific, Tag: 6, IsCompound: true, Bytes: []byte(triage)},
+		"not ASCII":   {Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(triage + "/\xc3\xa4")},
+		"application": {Class: asn1.ClassApplication, Tag: 6, Bytes: []byte(triage)},
+	} {
+		names := must(asn1.Marshal([]asn1.RawValue{value}))
+		leaf := &x509.Certificate{Extensions: []pkix.Extension{{Id: oidSubjectAltName, Value: names}}}
+		if id, err := leafID(leaf); err == nil {
+			t.Errorf("%s: got %s", name, id)
+		}
 	}
 }

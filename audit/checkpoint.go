@@ -36,7 +36,7 @@ func parseCheckpoint(text string) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("the checkpoint's size %q is not a decimal number", lines[1])
 	}
 	root, err := base64.StdEncoding.Strict().DecodeString(lines[2])
-	if err != nil || len(root) != len(Digest{}) {
+	if err != nil || len(root) != len(Digest{}) || base64.StdEncoding.EncodeToString(root) != lines[2] {
 		return Checkpoint{}, errors.New("the checkpoint's root is not the base64 of 32 bytes")
 	}
 	return Checkpoint{lines[0], size, Digest(root)}, nil

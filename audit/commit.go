@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"accessbroker.internal/internal/strictjson"
 )
 
 // A Digest is a SHA-256 hash. The zero Digest means that there is no hash.
@@ -199,6 +201,9 @@ func DecodeOpenings(b []byte) (map[string]Opening, error) {
 	if len(b) == 0 {
 		return nil, nil
 	}
+	if err := strictjson.Check(b, 4); err != nil {
+		return nil, fmt.Errorf("decoding openings: the text %w", err)
+	}
 	var wire map[string]struct{ Salt, Text string }
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -211,8 +216,8 @@ func DecodeOpenings(b []byte) (map[string]Opening, error) {
 		if len(w.Salt) != hex.EncodedLen(len(o.Salt)) {
 			return nil, fmt.Errorf("decoding openings: the salt of %q is not 16 bytes", field)
 		}
-		if _, err := hex.Decode(o.Salt[:], []byte(w.Salt)); err != nil {
-			return nil, fmt.Errorf("decoding openings: the salt of %q: %w", field, err)
+		if _, err := hex.Decode(o.Salt[:], []byte(w.Salt)); err != nil || hex.EncodeToString(o.Salt[:]) != w.Salt {
+			return nil, fmt.Errorf("decoding openings: the salt of %q is not lower-case hexadecimal", field)
 		}
 		openings[field] = o
 	}

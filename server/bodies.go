@@ -162,6 +162,9 @@ var errBodiesFull = &broker.Refusal{Err: broker.ErrSlowDown, Detail: "too many c
 // header says about the body is judged first.
 func (c *call) readBody(mediaType string) error {
 	declared := c.r.Header.Values("Content-Type")
+	if err := checkEncoding(c.r.Header.Values("Content-Encoding")); err != nil {
+		return err
+	}
 	switch {
 	case c.r.ContentLength > maxBody:
 		return errTooLarge

@@ -15,6 +15,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictjson"
 )
 
 const (
@@ -22,6 +23,17 @@ const (
 	maxDepth = 8        // of nested JSON values
 	maxForm  = 96       // parameters of a form
 )
+
+// checkEncoding refuses a body with a Content-Encoding, which the broker would read as if
+// it were plain (RFC 9110, section 8.4).
+func checkEncoding(values []string) error {
+	for _, value := range values {
+		if value != "" && !strings.EqualFold(value, "identity") {
+			return refuse(errMediaType, fmt.Sprintf("the Content-Encoding is %s: send the body without one", quote(value)))
+		}
+	}
+	return nil
+}
 
 // checkMediaType checks that the Content-Type is the wanted media type. It ignores the
 // type's parameters: neither JSON (RFC 8259, section 11) nor forms define any, and a
@@ -51,6 +63,9 @@ func checkMediaType(contentType []string, want string) error {
 func decodeJSON(body []byte, into any) error {
 	if !utf8.Valid(body) {
 		return refuse(broker.ErrInvalidRequest, "the body is not UTF-8")
+	}
+	if err := strictjson.Check(body, 4*maxDepth); errors.Is(err, strictjson.ErrText) || errors.Is(err, strictjson.ErrNumber) {
+		return refuse(broker.ErrInvalidRequest, "the body "+err.Error())
 	}
 	if err := walkJSON(body); err != nil {
 		return err
@@ -224,5 +239,9 @@ func parseQuery(raw string, known []string) (form, error) {
 func encodeBase64URL(raw []byte) string { return base64.RawURLEncoding.EncodeToString(raw) }
 
 func decodeBase64URL(text string) ([]byte, error) {
-	return base64.RawURLEncoding.Strict().DecodeString(text)
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err == nil && strings.ContainsAny(text, "\r\n") { // which the decoder skips
+		err = errors.New("base64url has no line ends")
+	}
+	return raw, err
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/hex"
 	"net/http"
 	"strconv"
 	"time"
@@ -164,11 +163,10 @@ func (c *call) seen(text string) (id broker.RequestID, digest audit.Digest, err 
 		return id, digest, err
 	}
 	c.about = id.String()
-	raw, err := hex.DecodeString(text)
-	if err != nil || len(raw) != len(digest) {
-		return id, digest, refuse(broker.ErrInvalidRequest, "digest must be the digest of the request that you saw, 64 hexadecimal digits")
+	if digest.UnmarshalText([]byte(text)) != nil {
+		return id, audit.Digest{}, refuse(broker.ErrInvalidRequest, "digest must be the digest of the request that you saw, 64 lower-case hexadecimal digits")
 	}
-	return id, audit.Digest(raw), nil
+	return id, digest, nil
 }
 
 func (s *Server) getRequest(c *call) (reply, error) {

@@ -31,8 +31,8 @@ func ParseApprovers(text string) (list []Approver, err error) {
 		a := Approver{Person: words[0]}
 		if len(words) == 4 {
 			a.RP = words[1]
-			if a.Credential, err = base64.RawURLEncoding.DecodeString(words[2]); err == nil {
-				a.Public, err = base64.RawURLEncoding.DecodeString(words[3])
+			if a.Credential, err = base64.RawURLEncoding.Strict().DecodeString(words[2]); err == nil {
+				a.Public, err = base64.RawURLEncoding.Strict().DecodeString(words[3])
 			}
 		}
 		if err != nil || len(a.Credential) == 0 || len(a.Public) == 0 {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/internal/strictjson"
 )
 
 // exportFormat is the version of the format of an export: JSON Lines, a header
@@ -109,7 +110,11 @@ func orEOF(err error) error {
 	return err
 }
 
+// strict decodes one JSON object, which parsers must not read differently.
 func strict(b []byte, into any) error {
+	if err := strictjson.Check(b, 16); err != nil {
+		return fmt.Errorf("the line %w", err)
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	return d.Decode(into)

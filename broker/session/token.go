@@ -24,7 +24,7 @@ type Token struct{ text string }
 // ParseToken reads a presented token. It returns false if the text is not one.
 func ParseToken(text string) (Token, bool) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimPrefix(text, TokenPrefix))
-	return Token{text}, err == nil && len(raw) == sha256.Size && strings.HasPrefix(text, TokenPrefix)
+	return Token{text}, err == nil && len(raw) == sha256.Size && text == TokenPrefix+base64.RawURLEncoding.EncodeToString(raw)
 }
 
 func newToken() Token {

@@ -67,6 +67,9 @@ func decode(text string) (s sample, err error) {
 	if err != nil || len(roots) == 0 {
 		return s, err
 	}
+	if len(roots) == 0 {
+		return s, nil
+	}
 	root, errs := Settle(roots[0], reflect.TypeFor[sample]())
 	if len(errs) > 0 {
 		var all []string

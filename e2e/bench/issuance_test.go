@@ -53,7 +53,8 @@ func (m *mode) ready(clients, expected int) {
 //   - mTLS: the caller's X.509-SVID proves its connection;
 //   - reconnect: remembered, with a connection for each token, as is its floor.
 //
-// With OTHER=/path/to/broker, it measures that build in the same turns.
+// With OTHER=/path/to/broker, it measures that build in the same turns. That build must
+// accept the operator's file of this package.
 func BenchmarkIssuance(b *testing.B) {
 	k := newKit(b)
 	floor, broker := k.startFloor(), k.startBroker("broker")

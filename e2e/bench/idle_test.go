@@ -25,7 +25,8 @@ func BenchmarkIdleMillion(b *testing.B) {
 	start := time.Now()
 	t := k.startBroker("idle")
 	took := time.Since(start)
-	b.Logf("started with %d live leases in %s (target 1.5 s or less), resident memory %d MB", million, took.Round(time.Millisecond), k.memory(t)>>20)
+	b.Logf("started with %d live leases in %s (target 1.5 s or less), %s of processor time; resident memory %d MB",
+		million, took.Round(time.Millisecond), cpuTime(b, t.cmd.Process.Pid), k.memory(t)>>20)
 	b.ReportMetric(took.Seconds(), "start-s")
 
 	time.Sleep(5 * time.Second) // the first sweep

@@ -15,7 +15,8 @@
 //
 // Files: authenticate.go decides which proof of a request counts; jwt.go and
 // x509.go check one proof; cache.go remembers verified proofs; source.go,
-// trust.go, files.go and workloadapi.go provide trust; people.go, provider.go and
-// claims.go implement OpenID Connect. Package localca is a trust domain in one
+// trust.go, bundle.go, delivery.go, files.go and workloadapi.go provide trust;
+// people.go, provider.go, keyset.go and claims.go implement OpenID Connect. Package
+// jwks reads public keys and verifies signatures for both. Package localca is a trust domain in one
 // process, for tests and development.
 package attest

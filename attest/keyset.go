@@ -35,7 +35,7 @@ type keySet struct {
 
 	mu    sync.Mutex // guards url, tried and changes of last; held during a fetch
 	url   string
-	tried time.Time // last fetch
+	tried time.Time // end of the last fetch
 }
 
 // A keyState is the outcome of the last fetch. It is immutable.
@@ -120,8 +120,8 @@ func (s *keySet) fetch(ctx context.Context, now time.Time) error {
 	if now.Sub(s.tried) < keyInterval {
 		return cmp.Or(k.failed, errKeyRate)
 	}
-	s.tried = now
 	set, err := s.p.fetchKeys(ctx, s.url)
+	s.tried = time.Now() // those who waited for a slow fetch use its outcome
 	if k.failed = err; err != nil {
 		s.p.log.Warn("the provider's keys can't be read", "provider", s.p.cfg.Name, "err", err)
 		s.last.Store(&k)

@@ -92,6 +92,41 @@ func TestProviderKeysAge(t *testing.T) {
 	})
 }
 
+// Logins that wait for a provider that hangs do not wait for it one after another.
+func TestHangingProviderIsAskedOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		p := must(newProvider(ProviderConfig{Name: "login", Issuer: "https://login.acme.test"}))
+		p.client = &http.Client{Transport: roundTripFunc(func(*http.Request) (*http.Response, error) {
+			calls++
+			time.Sleep(providerTimeout - time.Second)
+			return nil, errors.New("down")
+		})}
+		w := &world{t: t, ca: newCA(t, "acme.test")}
+		token := w.sign(w.fill(goodHeader, time.Now()), `{"sub":"ana"}`)
+		p.keys.setURL("https://login.acme.test/keys")
+		for range 3 { // the second and third have waited for the lock
+			if _, err := p.keys.VerifySignature(t.Context(), token); !errors.Is(err, broker.ErrUnavailable) {
+				t.Fatalf("keys: got %v", err)
+			}
+		}
+		if calls != 1 {
+			t.Errorf("got %d fetches of keys, want 1", calls)
+		}
+		began := time.Now()
+		for range 3 {
+			if _, err := p.discover(t.Context(), began.Add(5*time.Second)); !errors.Is(err, broker.ErrUnavailable) {
+				t.Fatalf("metadata: got %v", err)
+			}
+			began = began.Add(time.Second)
+		}
+		if calls != 2 {
+			t.Errorf("got %d fetches of metadata, want 1", calls-1)
+		}
+	})
+}
+
 // Parsers may not read the claims differently, even if the provider signed them.
 func TestProviderTokenIsStrict(t *testing.T) {
 	t.Parallel()

@@ -59,7 +59,7 @@ type provider struct {
 
 	mu       sync.Mutex  // guards the rest
 	metadata *discovered // nil: not fetched yet
-	tried    time.Time   // last discovery
+	tried    time.Time   // end of the last discovery
 	failed   error       // of the last discovery
 }
 
@@ -128,8 +128,9 @@ func (p *provider) discover(ctx context.Context, now time.Time) (*discovered, er
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), providerTimeout)
 	defer cancel()
+	start := time.Now()
 	found, err := oidc.NewProvider(oidc.ClientContext(ctx, p.client), p.cfg.Issuer)
-	p.tried = now
+	p.tried = now.Add(time.Since(start)) // those who waited for a slow provider use the outcome
 	if err != nil {
 		p.failed = p.unavailable("discovery", err)
 		if p.metadata != nil {

@@ -48,7 +48,7 @@ type shared struct {
 type hold struct {
 	budget  *budget
 	network netip.Prefix
-	expel   func() // ends the call's reading
+	expel   func() // ends the call's reading; called with budget.mu held, and never after end
 
 	element  *list.Element // guarded by budget.mu; nil after the end
 	used     int           // guarded by budget.mu
@@ -74,11 +74,14 @@ func (b *budget) begin(network netip.Prefix, expel func()) *hold {
 }
 
 // grow takes bytes for the call, if necessary from others. It reports whether the call
-// may go on.
+// may go on. After end, the caller is known and its bytes do not count.
+//
+// The lock is held while calls are expelled, so that none of them can return from its
+// handler meanwhile: net/http does not allow the use of a response after that.
 func (h *hold) grow(bytes int) bool {
 	b := h.budget
 	b.mu.Lock()
-	var victims []*hold
+	defer b.mu.Unlock()
 	if h.element != nil {
 		h.used += bytes
 		b.used += bytes
@@ -88,14 +91,9 @@ func (h *hold) grow(bytes int) bool {
 		victim := b.victim()
 		b.drop(victim)
 		victim.expelled = true
-		victims = append(victims, victim)
-	}
-	mayGoOn := h.element != nil
-	b.mu.Unlock()
-	for _, victim := range victims {
 		victim.expel()
 	}
-	return mayGoOn
+	return !h.expelled
 }
 
 // victim returns the oldest call of the network that uses the most.
@@ -143,10 +141,13 @@ func (c *call) holdBody() error {
 		return nil
 	}
 	control := http.NewResponseController(c.w.ResponseWriter)
-	c.held = c.s.bodies.begin(inbound.Network(c.from), func() { _ = control.SetReadDeadline(time.Now()) })
+	c.held = c.s.bodies.begin(inbound.Network(c.from), func() { _ = control.SetReadDeadline(longAgo) })
 	c.leaving = append(c.leaving, c.held.end)
 	return c.growBody(callCost)
 }
+
+// longAgo is a deadline that has passed: setting it waits for no one.
+var longAgo = time.Unix(1, 0)
 
 // growBody counts bytes that the call is about to read.
 func (c *call) growBody(bytes int) error {

@@ -146,6 +146,28 @@ func TestBudgetTakesFromTheLargest(t *testing.T) {
 	}
 }
 
+// A call can't return from its handler while it is expelled: over HTTP/2, net/http panics
+// if its response is used afterwards.
+func TestExpelledCallIsStillRunning(t *testing.T) {
+	t.Parallel()
+	b, expelled := newBudget(100), 0
+	h := b.begin(inbound.Network(netip.MustParseAddr("192.0.2.1")), func() {
+		expelled++
+		if b.mu.TryLock() { // end, which a call waits for, locks it
+			b.mu.Unlock()
+			t.Error("the call can end while it is expelled")
+		}
+	})
+	if h.grow(101) || expelled != 1 {
+		t.Errorf("got the call expelled %d times, want once", expelled)
+	}
+	known := b.begin(inbound.Network(netip.MustParseAddr("192.0.2.2")), func() { t.Error("a call of a known caller was expelled") })
+	known.end()
+	if !known.grow(101) || b.used != 0 {
+		t.Errorf("after its caller is known, a call may not go on, or uses %d bytes", b.used)
+	}
+}
+
 // A body within the bounds arrives whole, however it is cut.
 func TestReadAll(t *testing.T) {
 	t.Parallel()

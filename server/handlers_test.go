@@ -42,6 +42,13 @@ func newHandlersWorld(t *testing.T) *world {
 				}
 				echoCaller(w, r)
 			})},
+			{Pattern: "/x/late", Audience: API, Open: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if _, err := CallerOf(r); err != nil {
+					WriteError(w, r, err)
+					return
+				}
+				echoCaller(w, r)
+			})},
 			{Pattern: "/x/silent", Audience: API, Open: true, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})},
 			{Pattern: "/x/fails", Audience: API, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				WriteError(w, r, errors.New("disk on fire"))
@@ -102,6 +109,7 @@ func TestHandlers(t *testing.T) {
 		{"cross-origin", "/x/open", "", false, []string{"Sec-Fetch-Site", "cross-site"}, 403, `"code":"cross_origin"`, "code=cross_origin"},
 		{"open", "/x/open", "", false, nil, 418, "", "level=WARN msg=request"},
 		{"open with a caller", "/x/open", "", false, me, 200, agent, "identity=" + agent},
+		{"open with a caller before the body", "/x/late", "four", false, me, 200, agent + " sent 4 bytes", "identity=" + agent},
 		{"open with a bad token", "/x/open", "", false, []string{"Authorization", "Bearer bad"}, 401, `"code":"unauthenticated"`, "code=unauthenticated"},
 		{"no response written", "/x/silent", "", false, nil, 200, "", "status=200"},
 		{"unknown error", "/x/fails", "", false, me, 500, `"code":"internal"`, "level=ERROR msg=request"},

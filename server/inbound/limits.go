@@ -59,7 +59,8 @@ type Conn struct {
 	remote net.Addr
 	early  []byte // was read with the PROXY header
 
-	network netip.Prefix  // guarded by limits.mu; zero: counts only for the total
+	network netip.Prefix  // guarded by limits.mu; zero: that of all unknown addresses
+	counted bool          // guarded by limits.mu: for its network, not only for the total
 	closed  bool          // guarded by limits.mu
 	in      *list.List    // guarded by limits.mu: idle, silent or nil
 	element *list.Element // guarded by limits.mu; in in
@@ -100,7 +101,7 @@ func (l *Limits) enterNetwork(c *Conn, network netip.Prefix) bool {
 		return false
 	}
 	l.networks[network]++
-	c.network = network
+	c.network, c.counted = network, true
 	return true
 }
 
@@ -112,7 +113,7 @@ func (l *Limits) leave(c *Conn) {
 	c.closed = true
 	l.open--
 	l.move(c, nil)
-	if c.network == (netip.Prefix{}) {
+	if !c.counted {
 		return
 	}
 	if l.networks[c.network]--; l.networks[c.network] == 0 {

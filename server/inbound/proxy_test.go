@@ -193,3 +193,25 @@ func TestListenerRefusesHeadersOfOthers(t *testing.T) {
 		t.Error("got an answer")
 	}
 }
+
+// Connections whose client the proxy does not know, such as its health checks, leave
+// room when they close.
+func TestUnknownClientsLeaveRoom(t *testing.T) {
+	t.Parallel()
+	l, _ := listen(t, Config{ProxyProtocol: true, Limits: NewLimits(10, 1), Proxies: Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
+	l.cfg.OnRefuse = func(cause string) {
+		t.Errorf("a connection was refused: %s", cause)
+		_ = l.Close()
+	}
+	for range 3 {
+		dial(t, l, "PROXY UNKNOWN\r\n")
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	if l.Limits().Open() != 0 || len(l.Limits().networks) != 0 {
+		t.Errorf("got %d open, networks %v, want none", l.Limits().Open(), l.Limits().networks)
+	}
+}

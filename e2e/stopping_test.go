@@ -2,19 +2,27 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // A keeper is an HTTP/1.1 client that keeps its connection until the server wants it
@@ -125,5 +133,85 @@ func TestStopping(t *testing.T) {
 	all.Wait()
 	if answered.Load() < stops*clients*first {
 		t.Errorf("got %d answers, want at least %d", answered.Load(), stops*clients*first)
+	}
+}
+
+// TestHalfSentBodies opens 400 connections with 125 half-sent bodies each. The broker
+// needs a bounded amount of memory for them.
+func TestHalfSentBodies(t *testing.T) {
+	t.Parallel()                                     // it mostly waits
+	const conns, streams, most = 400, 125, 400 << 10 // KiB
+	s := startSPIRE(t, "acme.test")
+	w := startBroker(t, s)
+	for range conns {
+		if err := halfSend(t, w.listen, streams); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const waiting = (32 << 20) / (16 << 10) // bodies that the default budget has room for
+	eventually(t, "the end of the other bodies", time.Minute, func() error {
+		if n := strings.Count(w.broker.out.String(), `"code":"slow_down"`); n < conns*streams-waiting {
+			return fmt.Errorf("%d of %d bodies were refused", n, conns*streams)
+		}
+		return nil
+	})
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.broker.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindStringSubmatch(string(status))
+	if found == nil {
+		t.Fatalf("no VmHWM in %s", status)
+	}
+	if peak, err := strconv.Atoi(found[1]); err != nil || peak > most {
+		t.Errorf("got %d KiB at the peak (%v), want at most %d KiB", peak, err, most)
+	}
+	if err := w.ready(); err != nil {
+		t.Errorf("the broker does not answer others: %v", err)
+	}
+}
+
+// halfSend opens a connection with half-sent bodies, which stays open until the test
+// ends. It returns when the broker has read all of them.
+func halfSend(t testing.TB, address string, streams int) error {
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		return err
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		return err
+	}
+	f := http2.NewFramer(conn, bufio.NewReader(conn))
+	if err := f.WriteSettings(); err != nil {
+		return err
+	}
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for i := range streams {
+		block.Reset()
+		for _, h := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":authority", address}, {":path", "/oauth2/token"}, {"content-type", "application/x-www-form-urlencoded"}, {"content-length", "60000"}} {
+			_ = encoder.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		id := uint32(2*i + 1)
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
+			return err
+		}
+		if err := f.WriteData(id, false, []byte("grant_type="+strings.Repeat("x", 400))); err != nil {
+			return err
+		}
+	}
+	if err := f.WritePing(false, [8]byte{}); err != nil {
+		return err
+	}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return err
+		}
+		if ping, ok := frame.(*http2.PingFrame); ok && ping.IsAck() {
+			go func() { _, _ = io.Copy(io.Discard, conn) }() // until the test ends
+			return nil
+		}
 	}
 }

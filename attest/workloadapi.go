@@ -39,8 +39,8 @@ const (
 )
 
 // A workloadClient calls the Workload API. It does not use go-spiffe's client, which
-// rejects a whole response for one key that it can't parse, so that nothing would
-// rotate any more and withdrawn keys would stay trusted.
+// rejects a whole response for one key that it can't parse, so that no
+// key would rotate and withdrawn keys would stay trusted.
 type workloadClient struct {
 	conn *grpc.ClientConn
 	api  workload.SpiffeWorkloadAPIClient

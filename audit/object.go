@@ -31,7 +31,7 @@ func NewObject() *Object {
 // objects holds empty objects for reuse: a request is hashed several times on its way.
 var objects = sync.Pool{New: func() any { return NewObject() }}
 
-// borrowObject returns an empty object, which the caller gives back.
+// borrowObject returns an empty object, which its user must return with giveBack.
 func borrowObject() *Object { return objects.Get().(*Object) }
 
 // giveBack clears the object, which may have held a caller's text, for reuse.

@@ -3,7 +3,7 @@ package audit
 import "encoding/hex"
 
 // A Trace is the trace context of a call (W3C Trace Context, section 3.2): the trace
-// that the call belongs to, and the caller's span in it. The zero Trace is none.
+// that the call belongs to, and the caller's span in it. The zero Trace means that there is none.
 type Trace struct {
 	TraceID [16]byte
 	SpanID  [8]byte

@@ -115,7 +115,7 @@ func (s Secret) Reveal() map[string]string {
 	return fields
 }
 
-// RevealField returns one field; empty if there is none of that name.
+// RevealField returns one field, or "" if no field has that name.
 func (s Secret) RevealField(name string) string {
 	for _, f := range s.fields {
 		if f.name == name {

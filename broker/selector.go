@@ -131,7 +131,7 @@ func (m match) check(key BlockKey, confirmed bool) error {
 		return nil
 	}
 	if m.below {
-		return refuse(ErrUnmatched, fmt.Sprintf("no live credential and no request is of holder %q itself: select what is below it with under, or confirm that you block only this identity", key.Name))
+		return refuse(ErrUnmatched, fmt.Sprintf("holder %q itself has no live credential and no request: select the identities below it with under, or confirm that you block only this one", key.Name))
 	}
 	return refuse(ErrUnmatched, fmt.Sprintf("nothing matches %s %q: no live credential, no request, no name in the rules%s "+
 		"Correct the name, or confirm that you block a name that the broker does not know", key.Kind, key.Name, cmp.Or(didYouMean(m.near), ".")))

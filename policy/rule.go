@@ -133,8 +133,8 @@ func (l *ruleLoader) load(src *source) {
 	}
 }
 
-// tokenize reads the tokens of a part of the source. It reports text that is not Cedar
-// and returns whether there is none.
+// tokenize reads the tokens of a part of the source. It reports text that is not Cedar,
+// and returns false if there is any.
 func (l *ruleLoader) tokenize(src *source, text string, from, to int) bool {
 	tokens, problem := tokenize(l.tokens[:0], text, from, to)
 	l.tokens = tokens

@@ -8,7 +8,7 @@ import (
 )
 
 // A typeChecker checks the types of one policy's condition as Cedar's strict
-// validation does. It exists beside the validator of cedar-go for two reasons: it
+// validation does. It complements the validator of cedar-go for two reasons: it
 // closes gaps of that validator, each of which would turn a forbid into a policy
 // that never applies; and it knows positions and what to write instead.
 //

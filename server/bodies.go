@@ -74,7 +74,7 @@ func (b *budget) begin(network netip.Prefix, expel func()) *hold {
 }
 
 // grow takes bytes for the call, if necessary from others. It reports whether the call
-// may go on. After end, the caller is known and its bytes do not count.
+// may continue. After end, the caller is known and its bytes do not count.
 //
 // The lock is held while calls are expelled, so that none of them can return from its
 // handler meanwhile: net/http does not allow the use of a response after that.
@@ -107,7 +107,7 @@ func (b *budget) victim() *hold {
 	return most.holds.Front().Value.(*hold)
 }
 
-// end gives the bytes back. It may be called more than once.
+// end returns the bytes to the budget. It may be called more than once.
 func (h *hold) end() {
 	h.budget.mu.Lock()
 	defer h.budget.mu.Unlock()

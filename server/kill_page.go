@@ -67,7 +67,7 @@ func count(query url.Values, name string) int {
 	return n
 }
 
-// killed says what becomes of the credentials that the kill switch selected.
+// killed describes what happens to the credentials that the kill switch selected.
 func killed(revoking, expiring, lasting int) string {
 	var parts []string
 	add := func(n int, one, many string) {

@@ -174,7 +174,7 @@ func isROCA(n *big.Int) bool {
 		power := int64(1)
 		for power != rest {
 			if power = power * 65537 % p; power == 1 {
-				return false // the powers repeat, and rest is none of them
+				return false // the powers repeat without reaching rest
 			}
 		}
 	}

@@ -23,8 +23,8 @@ var hashes = map[string]crypto.Hash{
 var errSignature = errors.New("the signature is not valid")
 
 // Verify returns an error unless signature is a signature of message by the algorithm
-// and the key. The algorithm comes from a token, so that only those that fit the
-// key, and the one that the JWK states, are accepted.
+// and the key. The algorithm comes from a token, so Verify accepts only those that
+// Allows permits.
 func (k *Key) Verify(algorithm string, message, signature []byte) error {
 	if !k.Allows(algorithm) {
 		return errors.New("the algorithm does not fit the key")

@@ -59,7 +59,7 @@ type approvals struct {
 	closed            bool     // the review is complete
 }
 
-// accountsOf returns the accounts of a person: the one that made the record first.
+// accountsOf returns the accounts of a person, beginning with the one that made the record.
 func accountsOf(p *audit.Party) []string { return append([]string{p.ID}, p.Accounts...) }
 
 // overlap reports whether two lists have an account in common: they name the same person.

@@ -113,8 +113,9 @@ func (d *demo) prove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("The agent has no password and no key of its own. Its SPIFFE Workload API gives it an")
-	d.say("X.509-SVID, which it shows to the broker over mutual TLS. The broker answers:")
+	d.say("The agent has no password and no key of its own. It fetches an X.509-SVID")
+	d.say("from its SPIFFE Workload API, and presents it to the broker over mutual TLS.")
+	d.say("The broker answers:")
 	d.say("")
 	d.say("  you are    %s", who.ID)
 	d.say("  kind       %s of team %s, owner %s", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
@@ -169,8 +170,8 @@ func claimsOf(token string) (claims map[string]any, err error) {
 
 func (d *demo) use(ctx context.Context, credential *api.Credential) error {
 	d.chapter("A ticket API accepts the token for its scopes only")
-	d.say("The ticket API does not know the agent. It checks the token's signature with the broker's")
-	d.say("published keys, its audience, its expiry and its scope:")
+	d.say("The ticket API does not know the agent. It checks the token's signature with")
+	d.say("the broker's published keys, its audience, its expiry and its scope:")
 	d.say("")
 	var err error
 	if d.tickets, err = d.startTickets(ctx); err != nil {
@@ -250,7 +251,8 @@ func (d *demo) returnLease(ctx context.Context, credential *api.Credential) erro
 		return err
 	}
 	d.say("")
-	d.say("The broker states the effect exactly: %s.", revocationEffect(l, time.Now()))
+	d.say("The broker states the exact effect:")
+	d.say("  %s", revocationEffect(l, time.Now()))
 	return expect(l.Status == api.LeaseRevoked, "the lease is %s", l.Status)
 }
 

@@ -47,8 +47,8 @@ func (d *demo) approve(ctx context.Context) error {
 		return err
 	}
 	d.say("")
-	d.say("Ben of the support team logs in with his browser, and approves in his terminal. His")
-	d.say("approval is bound to the digest of the request that he sees:")
+	d.say("Ben of the support team logs in with his browser, and approves in his")
+	d.say("terminal. His approval is bound to the digest of the request that he sees:")
 	d.say("")
 	if code := ben.runs(ctx, "y", "approve", pending.ID, "--ttl", "5m", "--comment", "checked"); code != exitOK {
 		return fmt.Errorf("broker approve ended with %d", code)
@@ -61,8 +61,9 @@ func (d *demo) approve(ctx context.Context) error {
 		return err
 	}
 	d.say("")
-	d.say("The agent was waiting in a long poll. It learns that the request is %s, and collects", seen.Status)
-	d.say("a token that expires at %s: after five minutes, because Ben narrowed the ttl.", clock(credential.ExpiresAt))
+	d.say("The agent was waiting in a long poll. It learns that the request is %s,", seen.Status)
+	d.say("and collects a token that expires at %s: after five", clock(credential.ExpiresAt))
+	d.say("minutes, because Ben narrowed the TTL.")
 	status, answer, err := d.tickets.call(ctx, http.MethodPost, "/tickets/4711/close", credential.Secret["token"])
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ import (
 // call while less than 15 minutes are left. So a credential is kept between runs, in a
 // file that only its caller can open: the file is sealed with a key derived from the
 // proof by which the caller obtained the credential, which is never stored with it.
-// Whoever has that proof could request the credential itself. A rotated proof opens
+// Anyone who has that proof could request the credential anyway. A rotated proof opens
 // no older file.
 
 // A kept is the place of a credential between runs. It is locked, so that of several

@@ -354,8 +354,8 @@ func (a *app) requestsCommand() *cobra.Command {
 	return c
 }
 
-// noteCaller tells a person who lists what belongs to others that the call is made by a
-// workload, which may view less than the person.
+// noteCaller prints a note if the caller of a list is a workload, which may view less than
+// the person at the terminal.
 func (a *app) noteCaller(ctx context.Context, client *api.Client, others string) {
 	if others == "" || a.client.person {
 		return

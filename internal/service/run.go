@@ -83,7 +83,7 @@ func (s *Service) serve(ctx context.Context) error {
 	return group.Wait()
 }
 
-// logStart logs one line from which an operator can tell what runs.
+// logStart logs one line that identifies the build, the configuration and the listeners.
 func (s *Service) logStart(ctx context.Context, listeners []net.Listener) {
 	addresses := make([]string, len(listeners))
 	for i, l := range listeners {

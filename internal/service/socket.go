@@ -168,7 +168,7 @@ func (s *Socket) check() error {
 	return nil
 }
 
-// Watch creates the socket anew when it was deleted, and logs when no one can reach
+// Watch creates the socket again when it was deleted, and logs when no one can reach
 // this process by it any more. It returns when ctx ends.
 func (s *Socket) Watch(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(socketCheckEvery)

@@ -28,7 +28,7 @@ func TestLoadRejectsPolicy(t *testing.T) {
 		name, cedar string
 		want        string
 	}{
-		{"syntax error", "permit (principal, action resource);", `a.cedar:1:35: Cedar syntax error near ")"`},
+		{"syntax error", "permit (principal, action resource);", `a.cedar:1:35: Cedar syntax error near ")": found "resource", expected ","`},
 		{"a template", permit("", `when { principal == ?principal }`), "a.cedar:3:22: Cedar syntax error"},
 		{"no id", `permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: the policy has no id: add one`},
 		{"an invalid id", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id has 1 to 64 characters of a-z`},

@@ -11,6 +11,9 @@ import (
 // its text: `parse error at <input>:3:7 "x": …` or `<input>:3:7: …`.
 var positionForm = regexp.MustCompile(`<input>:(\d+):(\d+):? *(.*)$`)
 
+// expectation is what the Cedar parser states about a token that it did not expect.
+var expectation = regexp.MustCompile(`exact got (\S+) want (\S+)$`)
+
 // rangeForm is the parser's error for a number with more than 64 bits.
 var rangeForm = regexp.MustCompile(`parsing "-?(\d+)": value out of range`)
 
@@ -20,7 +23,7 @@ func parseProblem(src *source, err error) Problem {
 	if m := positionForm.FindStringSubmatch(err.Error()); m != nil {
 		p.Line, _ = strconv.Atoi(m[1])
 		p.Column, _ = strconv.Atoi(m[2])
-		p.Text = "Cedar syntax error near " + m[3]
+		p.Text = "Cedar syntax error near " + expectation.ReplaceAllString(m[3], `found "$1", expected "$2"`)
 		if !strings.HasPrefix(m[3], `"`) {
 			p.Text = "Cedar syntax error: " + m[3]
 		}

@@ -35,7 +35,7 @@ func (c *checker) attest() {
 	c.cfg.TrustDomain = f.TrustDomain
 	c.cfg.TrustDomains = f.TrustDomains
 	if err := broker.CheckTrustDomain(f.TrustDomain); err != nil {
-		c.report("attest/trust_domain", "%v: write the broker's own trust domain, such as acme.test", err)
+		c.report("attest/trust_domain", "%v; write the broker's own trust domain, such as acme.test", err)
 	}
 	if len(f.TrustDomains) == 0 {
 		c.cfg.TrustDomains = []string{f.TrustDomain}

@@ -119,7 +119,10 @@ func (d *delay) UnmarshalYAML(node ast.Node) error {
 	if text := node.GetToken().Value; text == "0s" || text == "0" {
 		return nil
 	}
-	return (*duration)(d).UnmarshalYAML(node)
+	if (*duration)(d).UnmarshalYAML(node) != nil {
+		return &yaml.SyntaxError{Message: `a delay is a number of whole seconds, such as "0s", "5s" or "1m"`, Token: node.GetToken()}
+	}
+	return nil
 }
 
 // toStrings returns a copy that is never nil: the digest of the rules covers the

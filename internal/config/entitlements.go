@@ -38,6 +38,8 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	c.name(key, name)
 	issuer, known := c.cfg.Issuers[f.Issuer]
 	switch {
+	case len(c.cfg.Issuers) == 0:
+		c.report(key+"/issuer", "there is no issuer %q: configure it in issuers", f.Issuer)
 	case !known:
 		c.report(key+"/issuer", "there is no issuer %q: choose from %s", f.Issuer, strings.Join(slices.Sorted(maps.Keys(c.cfg.Issuers)), ", "))
 	case issuer.Retired:

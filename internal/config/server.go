@@ -127,7 +127,11 @@ func (c *checker) proxies(f *proxiesFile) {
 		if addr, isAddr := netip.ParseAddr(text); isAddr == nil && addr.Zone() == "" {
 			n, err = netip.PrefixFrom(addr, addr.BitLen()), nil
 		}
-		if err != nil || n != n.Masked() || n.Bits() == 0 || n.Addr().Is4In6() {
+		if err == nil && n.Bits() == 0 {
+			c.report(fmt.Sprintf("%s/networks/%d", key, i), "%q contains every address, so any client could choose its own: list only the proxies", text)
+			continue
+		}
+		if err != nil || n != n.Masked() || n.Addr().Is4In6() {
 			c.report(fmt.Sprintf("%s/networks/%d", key, i), "%q is not a network: write an address such as 10.0.0.7, or a network such as 10.1.0.0/28 without bits after its length", text)
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -142,8 +143,11 @@ func TestDatabaseOfVersion6(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("after another collection: got leases %v, want %v", got, want)
 	}
-	if r, err := verify.Verify(t.Context(), s.Source(), verify.Options{}); err != nil || r.Records < 9 {
-		t.Errorf("got %+v, %v, want a log that verifies", r, err)
+	// The store dates records by the real time, and the grant of this database has long
+	// ended by then. The verifier objects to the new record for that, and to nothing else.
+	r, _ := verify.Verify(t.Context(), s.Source(), verify.Options{})
+	if r == nil || r.Records != 13 || len(r.Problems) != 1 || r.Problems[0].Index != 12 || !strings.HasPrefix(r.Problems[0].What, "the grant had ended") {
+		t.Errorf("got %+v, want 13 records, and only the last one after the end of its grant", r)
 	}
 }
 

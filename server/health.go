@@ -26,7 +26,7 @@ const (
 
 type readiness struct {
 	mu       sync.Mutex
-	at       time.Time         // guarded by mu
+	at       time.Time         // end of the last checks; guarded by mu
 	last     map[string]string // guarded by mu; never modified
 	degraded map[string]string // likewise
 }
@@ -37,8 +37,9 @@ func (s *Server) notReady(ctx context.Context) (failed, degraded map[string]stri
 	r := &s.readiness
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := time.Now(); now.Sub(r.at) >= checkKept {
-		r.last, r.degraded, r.at = runChecks(ctx, s.cfg.Checks), runChecks(ctx, s.cfg.Warnings), now
+	if time.Since(r.at) >= checkKept {
+		r.last, r.degraded = runChecks(ctx, s.cfg.Checks), runChecks(ctx, s.cfg.Warnings)
+		r.at = time.Now() // those who waited for slow checks use their result
 	}
 	return r.last, r.degraded
 }

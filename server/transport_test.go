@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"accessbroker.internal/api"
@@ -415,6 +416,25 @@ func TestReadiness(t *testing.T) {
 	if err != nil || ready.Ready || len(ready.NotReady) != 1 || ready.NotReady["store"] != "the disk is full" {
 		t.Errorf("got %+v, %v", ready, err)
 	}
+}
+
+// Callers that waited for slow checks do not run them again: anyone may call /readyz.
+func TestSlowChecksRunOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		s := &Server{cfg: Config{Checks: []Check{{"disk", func(context.Context) error {
+			runs++
+			time.Sleep(checkTime)
+			return nil
+		}}}}}
+		for range 3 {
+			s.notReady(t.Context())
+		}
+		if runs != 1 {
+			t.Errorf("the checks ran %d times, want once", runs)
+		}
+	})
 }
 
 // A warning is shown and does not make the broker unready.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -249,10 +248,19 @@ func (t *turns) wait(from sender) *waitingCall {
 	q.calls = append(q.calls, call)
 	q.rounds[from.conn] = call.round + 1
 	if len(q.rounds) > 4*t.limits.perNetwork {
-		maps.DeleteFunc(q.rounds, func(_ string, round int) bool { return round <= q.round })
+		q.forgetRounds()
 	}
 	t.waiting++
 	return call
+}
+
+// forgetRounds keeps only the rounds of connections that wait. The others come like new
+// ones, of which a sender can open any number.
+func (q *turnQueue) forgetRounds() {
+	clear(q.rounds)
+	for _, call := range q.calls {
+		q.rounds[call.conn] = max(q.rounds[call.conn], call.round+1)
+	}
 }
 
 // makeRoom reports whether a call may wait. If its network, or the broker, has too many

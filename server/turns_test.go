@@ -119,6 +119,35 @@ func TestTurnsBoundFailures(t *testing.T) {
 	})
 }
 
+// However many connections a network opens one after another, what is remembered of them
+// is bounded.
+func TestTurnsForgetConnections(t *testing.T) {
+	t.Parallel()
+	l := verifyLimits()
+	l.atOnce = 1
+	turns := newTurns(l)
+	_, err := turns.enter(t.Context(), senderOf("192.0.2.1", "first"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	turns.mu.Lock()
+	defer turns.mu.Unlock()
+	if turns.wait(senderOf("192.0.2.1", "stays")) == nil {
+		t.Fatal("a call may not wait")
+	}
+	q := turns.queues[senderOf("192.0.2.1", "").network]
+	for i := range 10 * l.perNetwork {
+		call := turns.wait(senderOf("192.0.2.1", i))
+		if call == nil || len(q.rounds) > 4*l.perNetwork {
+			t.Fatalf("call %d: got %v, and %d connections remembered, want at most %d", i, call, len(q.rounds), 4*l.perNetwork)
+		}
+		turns.remove(q, call) // its client leaves
+	}
+	if q.rounds["stays"] != 1 {
+		t.Errorf("a connection that waits was forgotten: got %v", q.rounds)
+	}
+}
+
 // A call that cannot wait is refused, and one whose client leaves ends.
 func TestTurnsRefuse(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
 )
 
 // A resolver replaces anchors, aliases and merge keys by what they stand for, so that
@@ -99,6 +100,9 @@ func (r *resolver) tag(n *ast.TagNode) (ast.Node, error) {
 	value, err := r.resolve(n.Value)
 	if err != nil {
 		return nil, err
+	}
+	if value.GetToken().Type == token.ImplicitNullType {
+		return nil, errorAt(n, "the tag %s has no value: write one, or \"\" if it is empty", n.GetToken().Value)
 	}
 	if _, isScalar := value.(ast.ScalarNode); n.GetToken().Value != "!!str" || !isScalar {
 		return nil, errorAt(n, "the tag %s is not supported: remove it", n.GetToken().Value)

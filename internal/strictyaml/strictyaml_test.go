@@ -185,6 +185,7 @@ func TestErrorsSayWhatToWrite(t *testing.T) {
 		"number: 0x10\n":                      `1:9: number: "0x10": write a number`,
 		"number: \"2\"\n":                     `1:9: number: "2": write a number`,
 		"nested: [{whole: 010}, {flag: off}]": `1:18: nested.0.whole: "010": write a whole number in decimal digits, without quotes; 1:31: nested.1.flag: "off"`,
+		"text: !!str\n":                       `1:7: the tag !!str has no value: write one, or "" if it is empty`,
 		"text: !!binary aGk=\n":               `1:7: the tag !!binary is not supported: remove it`,
 		"whole: !!int \"5\"\n":                `1:8: the tag !!int is not supported`,
 		"text: !mine x\n":                     `the tag !mine is not supported`,

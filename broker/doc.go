@@ -7,6 +7,7 @@
 //
 //	identity.go     Identity, Proof, Person; Caller, the first argument of every flow
 //	names.go        the forms of SPIFFE IDs, trust domains and people; people.go: accounts of one person
+//	url.go          the one spelling of a URL of the broker
 //	rules.go        Rules: Policy, Catalogue of Entitlements, Groups, WorkloadLabels; Decision, Obligations
 //	request.go      Ask, Request and its states; vote.go: Approval, Vote, Grant, ApprovalProgress
 //	lease.go        Lease, Credential and their states; lease_end.go: the outcomes of ending one

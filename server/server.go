@@ -2,9 +2,10 @@
 // and pages. It contains no rules of its own; package broker decides everything.
 //
 // Every endpoint is a row of the table in routes.go and a function of a few lines.
-// Everything that endpoints share is in call.go: method, media type, identity,
-// admission, bounds, decoding, errors, encoding and logging. Therefore no endpoint
-// can forget to authenticate its caller.
+// Everything that endpoints share begins in call.go: the method, the host (hosts.go),
+// the caller (proofs.go), turns and admission (turns.go, admission.go), the body
+// (bodies.go, decode.go), errors (errors.go), encoding and logging. Therefore no
+// endpoint can forget to authenticate its caller.
 package server
 
 import (

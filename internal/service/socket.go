@@ -13,9 +13,6 @@ import (
 	"time"
 )
 
-// MaxSocketPath is the longest path of a Unix socket, in bytes (unix(7)).
-const MaxSocketPath = 107
-
 const (
 	socketDialTimeout = time.Second
 	socketCheckEvery  = time.Second

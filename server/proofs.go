@@ -80,7 +80,7 @@ func (c *call) identify(proofs formProofs) error {
 		return broker.ErrUnauthenticated
 	}
 	if c.byProxy && c.hasCertificate() {
-		return refuse(broker.ErrUnauthenticated, "the client certificate of this connection is that of a reverse proxy, which proves nothing about the caller: call the broker directly, or send a JWT-SVID")
+		return refuse(broker.ErrUnauthenticated, "the client certificate of this connection is that of a reverse proxy, which proves nothing about the caller: let the proxy present none and send a JWT-SVID, or call the broker directly")
 	}
 	who, err := c.verify(proofs)
 	if err != nil {

@@ -62,6 +62,9 @@ func (s *Store) commit(group []*member) {
 		}
 		return
 	}
+	if s.w.stale {
+		s.forget() // the COMMIT may have happened, and readers may see it
+	}
 	if !isRows(err) {
 		s.unwritable.Store(true)
 	}

@@ -416,3 +416,35 @@ func TestFailedOpenLeavesNoFiles(t *testing.T) {
 		}
 	}
 }
+
+// A revocation whose COMMIT may have happened when the files were lost is no secret to
+// introspection: readers see what the open files have, not what was read before.
+func TestLeaseIsReadAgainAfterUncertainCommit(t *testing.T) {
+	s, path, _ := openLogged(t)
+	id := broker.NewLeaseID(time.Now())
+	putLease(t, s, id, broker.LeaseActive)
+	if l, err := s.Lease(t.Context(), id); err != nil || l.Status != broker.LeaseActive {
+		t.Fatalf("got %+v, %v", l, err)
+	}
+	s.w.fault = func(step string, f func() error) error {
+		if step != "commit" {
+			return f()
+		}
+		return errors.Join(f(), errFault, s.w.closeStatements(), s.w.conn.Close(), os.Rename(path, path+".old"))
+	}
+	err := s.Update(t.Context(), []broker.Key{id}, func(tx broker.Tx) error {
+		l, err := broker.Get[*broker.Lease](tx, id)
+		if err != nil {
+			return err
+		}
+		l.Status = broker.LeaseRevoked
+		tx.Put(l)
+		return nil
+	})
+	if s.w.fault = nil; !errors.Is(err, broker.ErrUnavailable) || !s.w.stale {
+		t.Fatalf("got %v, stale %t, want an unknown outcome", err, s.w.stale)
+	}
+	if l, err := s.Lease(t.Context(), id); err != nil || l.Status != broker.LeaseRevoked {
+		t.Errorf("got %+v, %v, want the revoked lease", l, err)
+	}
+}

@@ -117,9 +117,8 @@ func (c Caller) labelled(rules *Rules) Caller {
 	return c
 }
 
-// WithProof returns the identity with another proof of it in the same call. The first
-// proof stays the one that credentials are bound to; the identity is proven until the
-// earliest of them expires.
+// WithProof returns the identity with another proof of it in the same call. Credentials
+// stay bound to the first proof; the identity is proven until the earliest one expires.
 func (who Identity) WithProof(p Proof) Identity {
 	who.Also = append(slices.Clone(who.Also), fmt.Sprintf("%s %s", p.Method, p.SHA256))
 	if p.Expires.Before(who.Proof.Expires) {

@@ -13,7 +13,7 @@ import (
 )
 
 // A process keeps its open files when they are removed, renamed or replaced, or
-// when their folder is renamed or unmounted. SQLite would go on writing to them,
+// when their folder is renamed or unmounted. SQLite would continue to write to them,
 // and every record would be lost at the end of the process. So the store compares
 // the files at the database's paths with those that it opened: after each commit,
 // before an Update returns, and once a second.

@@ -80,7 +80,7 @@ long those will work, and asks for confirmation. If the preview changes before
 you confirm, kill shows the new one and asks again. With --yes it skips preview
 and confirmation.
 
-A name that matches nothing may be a typing error: kill says so, and asks a second
+A name that matches nothing may be a typing error: kill warns, and asks a second
 time. With --yes it needs --unmatched to block such a name.
 
 kill uses the admin socket on the broker's machine, which works even when nobody

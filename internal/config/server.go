@@ -138,7 +138,7 @@ func (c *checker) proxies(f *proxiesFile) {
 		c.cfg.Proxies.Networks = append(c.cfg.Proxies.Networks, n)
 	}
 	if c.cfg.Proxies.Header = f.Header; !slices.Contains([]string{"", "forwarded", "x-forwarded-for"}, f.Header) {
-		c.report(key+"/header", "choose forwarded (RFC 7239) or x-forwarded-for, the one that the proxies set, or omit it if they use the PROXY protocol")
+		c.report(key+"/header", "choose forwarded (RFC 7239) or x-forwarded-for, whichever the proxies set, or omit it if they use the PROXY protocol")
 	}
 	uses := f.Header != "" || slices.ContainsFunc(c.d.file.Server.Listeners, func(l listenerFile) bool { return l.Proxy })
 	if !uses {

@@ -2,7 +2,7 @@
 // and scenarios. YAML turns plain scalars into numbers, truth values and null, and Go's
 // decoder turns those into texts again, but into other ones: 0777 becomes "511". This
 // package keeps a text as the file has it, and rejects every value that does not have
-// the form of its field. Each mistake has a position and says what to write.
+// the form of its field. Each error has a position and states what to write.
 package strictyaml
 
 import (

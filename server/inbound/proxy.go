@@ -95,7 +95,7 @@ func parseProxyHeader(b []byte) (h proxyHeader, size int, err error) {
 // parseV1 parses the line of version 1, such as "PROXY TCP4 192.0.2.1 192.0.2.2 56324 443".
 func parseV1(line string) (h proxyHeader, err error) {
 	fields := strings.Split(line, " ")
-	if fields[1] == "UNKNOWN" { // the rest is to be ignored
+	if fields[1] == "UNKNOWN" { // receivers ignore the rest
 		return proxyHeader{}, nil
 	}
 	if len(fields) != 6 {
@@ -132,7 +132,7 @@ func parseV2(b []byte) (h proxyHeader, size int, err error) {
 		return h, 0, errProxyHeader
 	case len(b) < size:
 		return h, 0, errProxyShort
-	case command == 0: // LOCAL: the addresses are to be ignored
+	case command == 0: // LOCAL: receivers ignore the addresses
 		return proxyHeader{local: true}, size, nil
 	}
 	bytesOf := map[byte]int{0x11: 4, 0x21: 16}[family] // TCP over IPv4, and over IPv6

@@ -660,7 +660,7 @@ func TestRetryAfterReachesCaller(t *testing.T) {
 		"too many requests":       {stsError(429, "Whatever", ""), 7 * time.Second},
 		"failed":                  {stsError(500, "InternalFailure", ""), 7 * time.Second},
 		"unavailable":             {stsError(503, "ServiceUnavailable", ""), 7 * time.Second},
-		"unavailable, of a proxy": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 503) }, 7 * time.Second},
+		"unavailable, of a proxy": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusServiceUnavailable) }, 7 * time.Second},
 		"refused":                 {stsError(403, "AccessDenied", ""), 0},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -66,7 +66,7 @@ func TestPrepareSendsOnce(t *testing.T) {
 	for name, answer := range map[string]func(http.ResponseWriter){
 		"lost":        func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
 		"failed":      func(w http.ResponseWriter) { refuse(w, 500, "internal error") },
-		"bad gateway": func(w http.ResponseWriter) { http.Error(w, "", 502) },
+		"bad gateway": func(w http.ResponseWriter) { http.Error(w, "", http.StatusBadGateway) },
 		"truncated": func(w http.ResponseWriter) {
 			w.Header().Set("Content-Length", "900")
 			_, _ = io.WriteString(w, `{"auth": {`)

@@ -310,10 +310,10 @@ func TestAnswersThatAreNotVaults(t *testing.T) {
 		want   error
 	}{
 		"page":                 {func(w http.ResponseWriter) { _, _ = fmt.Fprint(w, "<html>log in</html>") }, broker.ErrIssuerUnavailable},
-		"bad gateway":          {func(w http.ResponseWriter) { http.Error(w, "<html>bad gateway</html>", 502) }, broker.ErrIssuerUnavailable},
+		"bad gateway":          {func(w http.ResponseWriter) { http.Error(w, "<html>bad gateway</html>", http.StatusBadGateway) }, broker.ErrIssuerUnavailable},
 		"sealed":               {func(w http.ResponseWriter) { refuse(w, 503, "Vault is sealed") }, broker.ErrIssuerUnavailable},
 		"standby":              {func(w http.ResponseWriter) { refuse(w, 473, "") }, broker.ErrIssuerUnavailable},
-		"timeout of a proxy":   {func(w http.ResponseWriter) { http.Error(w, "", 408) }, broker.ErrIssuerUnavailable},
+		"timeout of a proxy":   {func(w http.ResponseWriter) { http.Error(w, "", http.StatusRequestTimeout) }, broker.ErrIssuerUnavailable},
 		"no content":           {func(w http.ResponseWriter) { w.WriteHeader(204) }, nil},
 		"empty object":         {func(w http.ResponseWriter) { _, _ = fmt.Fprint(w, "{}") }, nil},
 		"null":                 {func(w http.ResponseWriter) { _, _ = fmt.Fprint(w, "null") }, nil},
@@ -324,7 +324,7 @@ func TestAnswersThatAreNotVaults(t *testing.T) {
 		"giant refusal":        {func(w http.ResponseWriter) { giant(w, 500) }, broker.ErrIssuerUnavailable},
 		"redirect to nowhere":  {func(w http.ResponseWriter) { w.WriteHeader(307) }, broker.ErrIssuerUnavailable},
 		"see other":            {func(w http.ResponseWriter) { w.Header().Set("Location", "/ui/"); w.WriteHeader(303) }, broker.ErrIssuerUnavailable},
-		"forbidden by a proxy": {func(w http.ResponseWriter) { http.Error(w, "<html>no</html>", 403) }, broker.ErrIssuerRefused},
+		"forbidden by a proxy": {func(w http.ResponseWriter) { http.Error(w, "<html>no</html>", http.StatusForbidden) }, broker.ErrIssuerRefused},
 	} {
 		for _, path := range []string{"/auth/jwt/login", "/auth/token/create", "/database/creds"} {
 			t.Run(name+", "+path, func(t *testing.T) {

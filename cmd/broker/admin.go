@@ -90,9 +90,9 @@ func (a *app) reloadCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "reload",
 		Short: "Reload the policies and the catalogue of the running broker",
-		Long: `reload makes the broker on this machine read its operator's file and policies again. If
-anything is wrong, the old rules stay in force. The log records the new rules before the
-first decision under them. SIGHUP does the same.`,
+		Long: `reload makes the broker on this machine read its operator's file and policies
+again. If anything is wrong, the old rules stay in force. The log records the
+new rules before the first decision under them. SIGHUP does the same.`,
 		Example: `  broker reload
   broker reload --admin-socket ./world/admin.sock`,
 		Args: exactly(0, "no arguments"),

@@ -23,9 +23,9 @@ interface by which the AWS CLI and SDKs get credentials from another program.
 Some run that program for every call while less than 15 minutes are left, so aws
 reuses a credential until a third of its lifetime is left, at most 15 minutes.
 Between runs, the credential is in a file of mode 0600 in $XDG_RUNTIME_DIR or
-~/.cache, sealed with a key from your proof of identity, which is not stored with
-it. Processes that run at the same time get the same credential. "broker return"
-removes it.
+~/.cache, sealed with a key from your proof of identity, which is not stored
+with it. Processes that run at the same time get the same credential. "broker
+return" removes it.
 
 ` + exitHelp,
 		Example: `  # in ~/.aws/config

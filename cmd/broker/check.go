@@ -14,10 +14,10 @@ func (a *app) checkCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check an operator's file and its policies, without starting",
-		Long: `check reads the operator's file and its policies, and reports every mistake: where it
-is, and what to write instead. Warnings are printed and do not fail. If the file has
-mistakes in names that policies use, such as a trust domain, check reports only the
-file's mistakes and skips the policies.`,
+		Long: `check reads the operator's file and its policies, and reports every mistake:
+where it is, and what to write instead. Warnings are printed and do not fail. If
+the file has mistakes in names that policies use, such as a trust domain, check
+reports only the file's mistakes and skips the policies.`,
 		Example: `  broker check /etc/broker/broker.yaml`,
 		Args:    exactly(1, "one file"),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -26,8 +26,8 @@ func (a *app) demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Show a credential from proof to end, with a real broker on this machine",
 		Long: `demo starts a world like that of "broker dev" in a temporary folder. An agent, a
-ticket API, two people and an auditor play their parts in it. demo checks every step,
-and exits with 0 only if all of them went as described.`,
+ticket API, two people and an auditor play their parts in it. demo checks every
+step, and exits with 0 only if all of them went as described.`,
 		Example: `  broker demo`,
 		Args:    exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) (err error) {

@@ -20,13 +20,14 @@ func (a *app) devCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a trust domain, a login and a broker on this machine, for development",
-		Long: `dev runs a SPIFFE Workload API, an OpenID login, and a broker with a sample catalogue
-and sample policies, in one process, on loopback only. Any SPIFFE program can get an
-SVID from its sockets. It is not for production: anyone who can connect to a socket
-gets its identity.
+		Long: `dev runs a SPIFFE Workload API, an OpenID login, and a broker with a sample
+catalogue and sample policies, in one process, on loopback only. Any SPIFFE
+program can get an SVID from its sockets. It is not for production: anyone who
+can connect to a socket gets its identity.
 
-Without --dir, its folder is temporary. With --dir, the folder stays: edit the policies
-in it and run "broker reload", after the "export BROKER_ADMIN_SOCKET=…" that it prints.`,
+Without --dir, its folder is temporary. With --dir, the folder stays: edit the
+policies in it and run "broker reload", after the "export BROKER_ADMIN_SOCKET=…"
+that it prints.`,
 		Example: `  broker dev
   broker dev --dir ./world --listen 127.0.0.1:8443`,
 		Args: exactly(0, "no arguments"),

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/spf13/cobra"
 )
 
 const tableID = "req_06h2920pjho019jpakq552025s"
@@ -71,5 +73,22 @@ func TestTableFits(t *testing.T) {
 				t.Errorf("a table that is not on a terminal was shortened:\n%s", wide)
 			}
 		})
+	}
+}
+
+// The help of every command fits a terminal of 80 columns.
+func TestHelpFitsTerminal(t *testing.T) {
+	commands := []*cobra.Command{(&app{}).root()}
+	for i := 0; i < len(commands); i++ {
+		c := commands[i]
+		commands = append(commands, c.Commands()...)
+		for line := range strings.Lines(c.Short + "\n" + c.Long) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+				t.Errorf("%s: a line has %d columns: %s", c.CommandPath(), n, line)
+			}
+		}
+	}
+	if len(commands) < 20 {
+		t.Errorf("got %d commands, want all", len(commands))
 	}
 }

@@ -22,7 +22,10 @@ import (
 func (c *checker) surroundings() {
 	c.listenersOfHost()
 	c.storeFile(c.cfg.Store)
-	c.fileInFolder("server/checkpoint_file", c.cfg.CheckpointFile)
+	// By default, the checkpoint is next to the database, and its folder is checked.
+	if _, err := os.Stat(c.cfg.CheckpointFile); err == nil || c.d.file.Server.Checkpoint != "" {
+		c.fileInFolder("server/checkpoint_file", c.cfg.CheckpointFile)
+	}
 	if c.cfg.AdminSocket != "" {
 		c.socketPath("server/admin_socket", c.cfg.AdminSocket)
 	}

@@ -63,6 +63,9 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), strings.ReplaceAll(test.want, "DIR", dir))) {
 				t.Errorf("got error %v, want %q", err, test.want)
 			}
+			if err != nil && strings.Contains(err.Error(), "checkpoint_file") && !strings.Contains(text, "checkpoint_file") {
+				t.Errorf("got error %v about a key that the file does not have", err)
+			}
 		})
 	}
 }

@@ -118,6 +118,9 @@ func (r *resolver) mapping(n *ast.MappingNode) error {
 		if _, complex := v.Key.(*ast.MappingKeyNode); complex {
 			return errorAt(v.Key, "a key with a question mark is not supported: write \"key: value\"")
 		}
+		if err := split(n, v); err != nil {
+			return err
+		}
 		value, err := r.resolve(v.Value)
 		if err != nil {
 			return err
@@ -140,6 +143,20 @@ func (r *resolver) mapping(n *ast.MappingNode) error {
 	}
 	n.Values = entries
 	return nil
+}
+
+// split rejects an entry such as {a:b} in braces. For YAML it is the name "a:b" (YAML
+// 1.2.2, section 7.3.3), but the parser reads it as the name a.
+func split(n *ast.MappingNode, v *ast.MappingValueNode) error {
+	key, colon := v.Key.GetToken(), v.Start
+	if !n.IsFlowStyle || key.Type != token.StringType || colon.Next == nil {
+		return nil
+	}
+	next := colon.Next
+	if next.Position.Line != colon.Position.Line || next.Position.Column != colon.Position.Column+1 || next.Type == token.MappingEndType || next.Type == token.CollectEntryType {
+		return nil
+	}
+	return errorAt(v.Key, "quote the name with a colon: %q; or write a space after the colon of a value", key.Value+":"+next.Value)
 }
 
 func keyText(v *ast.MappingValueNode) string { return v.Key.GetToken().Value }

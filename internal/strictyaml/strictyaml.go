@@ -71,9 +71,10 @@ func Decode(node ast.Node, into any) error {
 	return nil
 }
 
-// splitName finds a name with a colon in a flow mapping, such as {tickets:read: {}}.
-// The parser reads the part before the first colon as the key.
-var splitName = regexp.MustCompile(`[{,]\s*([A-Za-z0-9_./-]+:[A-Za-z0-9_./:-]+):(?:\s|$)`)
+// splitName finds a name with a colon in a flow mapping, such as {tickets:read: {}} or
+// {tickets:read}. The parser reads the part before the first colon as the key. A flow
+// mapping may begin on an earlier line.
+var splitName = regexp.MustCompile(`(?:^|[{,])\s*([A-Za-z0-9_./-]+:[A-Za-z0-9_./-]+(?::[A-Za-z0-9_./-]+)*)\s*(?:[:,}]|$)`)
 
 // explain converts an error of the YAML library: it adds the position, and replaces
 // texts that name Go types.
@@ -89,7 +90,8 @@ func explain(err error, text []byte) error {
 	position := at.GetToken().Position
 	lines := bytes.Split(text, []byte("\n"))
 	if n := position.Line; n >= 1 && n <= len(lines) {
-		if m := splitName.FindSubmatch(lines[n-1]); m != nil {
+		inFlow := strings.Contains(message, "'}' must be specified") || strings.Contains(message, "already defined")
+		if m := splitName.FindSubmatch(lines[n-1]); m != nil && inFlow {
 			message += fmt.Sprintf("; quote the name with a colon: %q", m[1])
 		}
 	}

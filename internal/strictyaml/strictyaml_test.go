@@ -197,9 +197,15 @@ func TestErrorsSayWhatToWrite(t *testing.T) {
 		bomb:                                  `the aliases of this file stand for more than 100000 values`,
 		"either: {tickets:read: {a: b}}\n":    `quote the name with a colon: "tickets:read"`,
 		"{structs: {tickets:read: {flag: true}, b: {}}}\n": `quote the name with a colon: "tickets:read"`,
-		"text: [a]\n":          `this key needs another type of value: see docs/operator.md`,
-		"flag: true\ntxt: a\n": `2:1: unknown key "txt"`,
-		"text: \"a\n":          `1:7:`,
+		"either: {\n  tickets:read: {},\n  b: {}}\n":       `2:17: ',' or '}' must be specified; quote the name with a colon: "tickets:read"`,
+		"either: {tickets:read, tickets:close}\n":          `quote the name with a colon: "tickets:read"`,
+		"either: { tickets:read : {} }\n":                  `quote the name with a colon: "tickets:read"`,
+		"either: {tickets:read:{}}\n":                      `quote the name with a colon: "tickets:read"`,
+		"either: {tickets:read}\n":                         `1:10: quote the name with a colon: "tickets:read"`,
+		"either: {tickets:read: x}\n":                      `quote the name with a colon: "tickets:read`,
+		"text: [a]\n":                                      `this key needs another type of value: see docs/operator.md`,
+		"flag: true\ntxt: a\n":                             `2:1: unknown key "txt"`,
+		"text: \"a\n":                                      `1:7:`,
 	} {
 		_, err := decode(text)
 		if err == nil || !strings.Contains(err.Error(), want) {

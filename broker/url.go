@@ -54,8 +54,8 @@ func Origin(u *url.URL) string { return u.Scheme + "://" + u.Host }
 // normalHost returns a host in lower case, with brackets around an IPv6 address.
 func normalHost(host string) (string, bool) {
 	if addr, err := netip.ParseAddr(host); err == nil {
-		if addr.Is6() {
-			return "[" + addr.String() + "]", addr.Zone() == ""
+		if addr.Is6() { // browsers write IPv4-mapped addresses without dots
+			return "[" + addr.String() + "]", addr.Zone() == "" && !addr.Is4In6()
 		}
 		return addr.String(), true
 	}

@@ -38,7 +38,7 @@ func TestNormalURL(t *testing.T) {
 		"https://ana@broker.acme.test", "https://ana:x@broker.acme.test", "https://@broker.acme.test",
 		"https://broker.acme.test?", "https://broker.acme.test?a=b", "https://broker.acme.test#", "https://broker.acme.test#a",
 		"https://broker.acme.test.", "https://broker..acme.test", "https://.acme.test", "https://bröker.acme.test", "https://br%C3%B6ker.acme.test", "https://broker.acme.test%2e", "https://-a.test", "https://a-.test", "https://a b.test", "https://a*.test",
-		"https://" + strings.Repeat("a", 64) + ".test", "https://127.1", "https://0x7f.0.0.1", "https://2130706433", "https://127.0.0.01", "https://a.0x1", "https://[fe80::1%25eth0]", "https://[::1",
+		"https://" + strings.Repeat("a", 64) + ".test", "https://127.1", "https://0x7f.0.0.1", "https://2130706433", "https://127.0.0.01", "https://a.0x1", "https://[fe80::1%25eth0]", "https://[::ffff:127.0.0.1]", "https://[::ffff:7f00:1]", "https://[::1",
 		"https://broker.acme.test:0", "https://broker.acme.test:65536", "https://broker.acme.test:x", "https://broker.acme.test:-1", "https://broker.acme.test:+443",
 		"https://broker.acme.test//", "https://broker.acme.test/a//b", "https://broker.acme.test/./a", "https://broker.acme.test/a/../b", "https://broker.acme.test/%61", "https://broker.acme.test/a%2Fb", "https://broker.acme.test/ä", "https://broker.acme.test/a b",
 	} {

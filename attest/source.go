@@ -86,14 +86,22 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 	return s, nil
 }
 
+// CheckWorkloadAPI returns an error if the address of a Workload API is malformed.
+func CheckWorkloadAPI(address string) error {
+	if err := workloadapi.ValidateAddress(address); err != nil {
+		return fmt.Errorf("%w: write one such as unix:///run/spire/agent.sock", err)
+	}
+	return nil
+}
+
 func newSource(cfg Config) (*Source, error) {
 	cfg.setDefaults()
 	if (cfg.WorkloadAPI == "") == (len(cfg.Bundles) == 0) {
 		return nil, errors.New("set either a Workload API or bundle files")
 	}
 	if cfg.WorkloadAPI != "" {
-		if err := workloadapi.ValidateAddress(cfg.WorkloadAPI); err != nil {
-			return nil, fmt.Errorf("the Workload API address %q: %w: write one such as unix:///run/spire/agent.sock", cfg.WorkloadAPI, err)
+		if err := CheckWorkloadAPI(cfg.WorkloadAPI); err != nil {
+			return nil, fmt.Errorf("the Workload API address %q: %w", cfg.WorkloadAPI, err)
 		}
 	}
 	if cfg.WorkloadAPI == "" && cfg.TrustDomain == "" {

@@ -66,8 +66,10 @@ func (c *checker) trust(f *attestFile) {
 		c.report("attest", "the broker needs trust bundles: write workload_api: unix:///path/to/agent.sock, or bundles: {%s: FILE}", f.TrustDomain)
 	case f.WorkloadAPI != "" && len(f.Bundles) > 0:
 		c.report("attest/bundles", "write workload_api or bundles, not both")
-	case f.WorkloadAPI != "" && !strings.HasPrefix(string(f.WorkloadAPI), "unix:") && !strings.HasPrefix(string(f.WorkloadAPI), "tcp:"):
-		c.report("attest/workload_api", "write a URL such as unix:///run/spire/agent.sock")
+	case f.WorkloadAPI != "":
+		if err := attest.CheckWorkloadAPI(string(f.WorkloadAPI)); err != nil {
+			c.report("attest/workload_api", "%v", err)
+		}
 	}
 	if strings.HasPrefix(string(f.WorkloadAPI), "unix:") {
 		c.socketLength("attest/workload_api", string(f.WorkloadAPI))

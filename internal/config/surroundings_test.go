@@ -29,6 +29,7 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 		"file as a socket":    {"  metrics:", "  admin_socket: seal.key\n  metrics:", "seal.key exists and is not a socket"},
 		"link as a socket":    {"  metrics:", "  admin_socket: link\n  metrics:", "link exists and is not a socket"},
 		"Workload API":        {"unix:///run/spire/agent.sock", "unix://" + long, "attest.workload_api: the path of a socket has at most 107 bytes"},
+		"TCP Workload API":    {"unix:///run/spire/agent.sock", "tcp://localhost:8081", "attest.workload_api: workload endpoint tcp socket URI host component must be an IP:port"},
 		"URL of SQLite":       {"sqlite:broker.db", "sqlite:///var/lib/broker.db", "store: write sqlite:/path/to/broker.db"},
 		"host in the store":   {"sqlite:broker.db", "sqlite://broker.db", "store: write sqlite:/path/to/broker.db"},
 		"another store":       {"sqlite:broker.db", "mysql://broker", "store: write sqlite:/path/to/broker.db"},

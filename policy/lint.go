@@ -46,6 +46,8 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 		}
 		if r.permit {
 			l.checkPermit(r)
+		} else if slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
+			l.checkScopes(r, l.coverages.of(r.resource).scopes, "forbid")
 		}
 	}
 	_ = l.problems.err() // sorts
@@ -201,7 +203,7 @@ func (l *linter) checkPermit(r *rule) {
 		return
 	}
 	covered := l.coverages.of(r.resource)
-	l.checkScopes(r, covered.scopes)
+	l.checkScopes(r, covered.scopes, "permit")
 	l.checkBounds(r, covered.entitlements)
 	l.checkQuorums(r, covered.owners)
 	l.checkTeams(r)
@@ -321,12 +323,12 @@ func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) 
 func below(id, place string) bool { return broker.WorkloadLabels{Under: place}.Covers(id) }
 
 // checkScopes warns of scopes that no covered entitlement has. For Cedar a scope
-// is any string, so a permit with a typo loads and never applies.
-func (l *linter) checkScopes(r *rule, known set) {
+// is any string, so a policy with a typo loads and never applies.
+func (l *linter) checkScopes(r *rule, known set, effect string) {
 	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
 		for _, s := range scopesIn(c.Body) {
 			if !known[s] {
-				l.warn(r, fmt.Sprintf("%q", s), "none of the permit's entitlements has the scope %q: correct it", s)
+				l.warn(r, fmt.Sprintf("%q", s), "none of the %s's entitlements has the scope %q: correct it", effect, s)
 			}
 		}
 	}

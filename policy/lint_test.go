@@ -82,6 +82,11 @@ func TestWarningsOnPermits(t *testing.T) {
 			@id("f") forbid (principal in Path::"spiffe://acme.test/agent/a", action, resource);`, ""},
 		{"a forbid of one action", `@id("x") permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"reports");
 			@id("f") forbid (principal, action == Action::"view", resource);`, ""},
+		{"a forbid of an unknown scope", `@id("f") forbid (principal, action == Action::"request", resource) when { context.scopes.contains("reed") };`,
+			`a.cedar:4:99: policy "f": none of the forbid's entitlements has the scope "reed"`},
+		{"a forbid of a known scope", `@id("f") forbid (principal, action == Action::"request", resource) unless { context.scopes == ["tickets:read"] };`, ""},
+		{"a forbid of another entitlement's scope", `@id("f") forbid (principal, action == Action::"request", resource == Entitlement::"reports") when { ["tickets:read"].containsAny(context.scopes) };`,
+			`none of the forbid's entitlements has the scope "tickets:read"`},
 		{"a forbid with a condition", `@id("f") forbid (principal, action, resource) when { principal is Agent };`, ""},
 	}
 	for _, test := range tests {

@@ -69,6 +69,9 @@ for one that does not exist; no credential is requested for either.
 		},
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {
+			if c.Flags().Changed("file") && file == "" { // such as an unset variable of a shell
+				return usage("--file is empty: name a file, or omit --file")
+			}
 			return a.exec(c.Context(), args[0], f, args[1:], &credentialFile{path: file}, !noRenew)
 		},
 	}

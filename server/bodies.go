@@ -146,6 +146,18 @@ func (c *call) holdBody() error {
 	return c.growBody(callCost)
 }
 
+// unreadWait is how long an answer waits for a body that the call has not read.
+const unreadWait = time.Second
+
+// boundUnread bounds the time of an answer before the body. Before it sends such an
+// answer over HTTP/1.1 on a connection that stays open, net/http reads up to 256 KiB of
+// the body. After the deadline, it sends the answer and closes the connection.
+func (c *call) boundUnread() {
+	if c.r.ProtoMajor == 1 && c.r.ContentLength != 0 && c.body == nil && (c.held == nil || !c.held.wasExpelled()) {
+		_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(unreadWait))
+	}
+}
+
 // longAgo is a deadline that has passed: setting it waits for no one.
 var longAgo = time.Unix(1, 0)
 

@@ -10,9 +10,11 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/server/inbound"
@@ -48,6 +50,48 @@ func TestHeaderIsJudgedBeforeTheBody(t *testing.T) {
 		if got := rawStatus(t, address, "POST "+test.path+" HTTP/1.1\r\nHost: "+address+"\r\n"+test.header+"\r\n"); got != test.want {
 			t.Errorf("%s %q: got %d, want %d", test.path, test.header, got, test.want)
 		}
+	}
+}
+
+// An answer on a connection that stays open does not wait for the rest of the body, and
+// closes the connection.
+func TestAnswerBeforeTheBodyIsSent(t *testing.T) {
+	t.Parallel()
+	w := newQuietWorld(t, nil)
+	server := httptest.NewServer(w.Handler(API, OAuth, UI))
+	t.Cleanup(server.Close)
+	address := server.Listener.Addr().String()
+	for _, test := range []struct {
+		path, header string
+		want         int
+	}{
+		{"/v1/requests", "Content-Type: application/json\r\nContent-Length: 60000\r\n", 401},
+		{"/v1/requests", "Content-Type: text/plain\r\nContent-Length: 60000\r\nAuthorization: Bearer " + agent + "\r\n", 415},
+		{"/oauth2/token", "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 70000\r\n", 413},
+		{"/none", "Transfer-Encoding: chunked\r\n", 404},
+	} {
+		t.Run(test.path+" "+strconv.Itoa(test.want), func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, "POST "+test.path+" HTTP/1.1\r\nHost: "+address+"\r\n"+test.header+"\r\n1"); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != test.want || !resp.Close {
+				t.Errorf("got status %d, closing %v, want %d, closing true", resp.StatusCode, resp.Close, test.want)
+			}
+		})
 	}
 }
 

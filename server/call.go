@@ -69,6 +69,7 @@ func (s *Server) serve(rt route) http.Handler {
 		var answer reply
 		defer func() { c.end(answer, recover()) }()
 		answer = c.answer()
+		c.boundUnread()
 		c.write(c.w, answer)
 	})
 }
@@ -185,6 +186,7 @@ func (c *call) run() (reply, error) {
 		return reply{}, refuse(broker.ErrInvalidRequest, "the "+c.s.cfg.Proxies.Header+" header of the reverse proxy is not valid")
 	}
 	if c.route.foreign {
+		c.boundUnread()
 		return c.route.run(c.s, c)
 	}
 	if err := c.readQuery(); err != nil {

@@ -186,7 +186,6 @@ func (c *call) run() (reply, error) {
 		return reply{}, refuse(broker.ErrInvalidRequest, "the "+c.s.cfg.Proxies.Header+" header of the reverse proxy is not valid")
 	}
 	if c.route.foreign {
-		c.boundUnread()
 		return c.route.run(c.s, c)
 	}
 	if err := c.readQuery(); err != nil {

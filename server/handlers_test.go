@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -201,5 +203,31 @@ func TestHandlerConfigIsChecked(t *testing.T) {
 	}
 	if _, err := CallerOf(new(http.Request)); err == nil {
 		t.Error("CallerOf returns a caller for a request that no handler serves")
+	}
+}
+
+// deadlines counts the read deadlines of a request.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set int
+}
+
+func (d *deadlines) SetReadDeadline(time.Time) error {
+	d.set++
+	return nil
+}
+
+// A Handler has the connection's own time to read the body: when a read deadline passes,
+// net/http also cancels the request.
+func TestHandlerKeepsReadDeadline(t *testing.T) {
+	t.Parallel()
+	answer, during := &deadlines{ResponseRecorder: httptest.NewRecorder()}, -1
+	w := newQuietWorld(t, func(cfg *Config) {
+		cfg.Handlers = []Handler{{Pattern: "/x/slow", Audience: API, Open: true, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { during = answer.set })}}
+	})
+	r := httptest.NewRequest(http.MethodPost, "https://broker.acme.test/x/slow", strings.NewReader("body"))
+	w.Handler(API).ServeHTTP(answer, r)
+	if answer.Code != http.StatusOK || during != 0 {
+		t.Errorf("got %d %s, and %d read deadlines set before the handler ran, want none", answer.Code, answer.Body, during)
 	}
 }

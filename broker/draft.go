@@ -174,9 +174,10 @@ func (e *Entitlement) checkParameters(given map[string]string) error {
 			return refuse(ErrInvalidParameter, fmt.Sprintf("%s does not match %s", name, p.Pattern))
 		}
 	}
-	for name, p := range e.Parameters {
+	for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {
+		p := e.Parameters[name]
 		if _, ok := given[name]; p.Required && !ok {
-			return refuse(ErrInvalidParameter, name+" is required: "+p.Description)
+			return refuse(ErrInvalidParameter, strings.TrimSuffix(name+" is required: "+p.Description, ": "))
 		}
 	}
 	return nil

@@ -102,6 +102,20 @@ func TestParametersOfAnAsk(t *testing.T) {
 	}
 }
 
+func TestMissingParameterIsNamed(t *testing.T) {
+	e := Entitlement{Parameters: map[string]Parameter{"b": {Required: true}, "a": {Required: true}, "c": {Required: true, Description: "the owner"}}}
+	for missing, given := range map[string]map[string]string{
+		"a is required":            {},
+		"b is required":            {"a": "x"},
+		"c is required: the owner": {"a": "x", "b": "x"},
+	} {
+		var refusal *Refusal
+		if err := e.checkParameters(given); !errors.As(err, &refusal) || refusal.Detail != missing {
+			t.Errorf("%v: got %v, want %q", given, err, missing)
+		}
+	}
+}
+
 // What a request takes from the ask, and what from the entitlement.
 func TestRequestOfAnAsk(t *testing.T) {
 	caller := Caller{At: noon}

@@ -30,7 +30,7 @@ type turnLimits struct {
 func verifyLimits() turnLimits {
 	return turnLimits{
 		atOnce: 2 * runtime.GOMAXPROCS(0), network: 200, burst: 100, total: 500, totalBurst: 500,
-		perConn: 16, perNetwork: 256, most: 1024, longestWait: 5 * time.Second,
+		perConn: maxStreams, perNetwork: 256, most: 1024, longestWait: 5 * time.Second,
 	}
 }
 

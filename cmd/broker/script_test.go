@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +25,13 @@ import (
 // The scripts run this test binary as the command, in a process of its own with its
 // own environment, exit code and terminal.
 func TestMain(m *testing.M) {
+	// Commands inherit ignored signals, as under nohup. A handled signal has its default
+	// action in them.
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 	testscript.Main(m, map[string]func(){"broker": main, "signals": signals})
 }
 

@@ -53,8 +53,8 @@ func TestLimitOfOneAddress(t *testing.T) {
 	if c := <-next; c.RemoteAddr().String() != fourth.LocalAddr().String() || l.Limits().Open() != 2 {
 		t.Errorf("after one has closed: got a connection of %s and %d open, want 2", c.RemoteAddr(), l.Limits().Open())
 	}
-	if refused[CauseAddress] != 1 || refused[CauseTotal] != 0 {
-		t.Errorf("got %v refused", refused)
+	if refused.of(CauseAddress) != 1 || refused.of(CauseTotal) != 0 {
+		t.Errorf("got %d refused", refused.of(CauseAddress))
 	}
 }
 
@@ -95,8 +95,8 @@ func TestTotalLimitShedsIdleConnections(t *testing.T) {
 	if !isClosed(sixth) {
 		t.Error("a connection above the limit is open")
 	}
-	if limits.Open() != 3 || refused[CauseTotal] != 1 {
-		t.Errorf("got %d open and %v refused, want 3 and one for the total", limits.Open(), refused)
+	if limits.Open() != 3 || refused.of(CauseTotal) != 1 {
+		t.Errorf("got %d open and %d refused, want 3 and one for the total", limits.Open(), refused.of(CauseTotal))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -113,15 +114,33 @@ func FuzzProxyHeader(f *testing.F) {
 	})
 }
 
+// refusals counts refused connections by cause.
+type refusals struct {
+	mu     sync.Mutex
+	counts map[string]int // guarded by mu
+}
+
+func (r *refusals) add(cause string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts[cause]++
+}
+
+func (r *refusals) of(cause string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.counts[cause]
+}
+
 // listen returns a listener on loopback that ends with the test, and counts refusals.
-func listen(t *testing.T, cfg Config) (*Listener, map[string]int) {
+func listen(t *testing.T, cfg Config) (*Listener, *refusals) {
 	t.Helper()
 	inner, err := Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := map[string]int{}
-	cfg.OnRefuse = func(cause string) { refused[cause]++ }
+	refused := &refusals{counts: map[string]int{}}
+	cfg.OnRefuse = refused.add
 	l := New(inner, cfg)
 	t.Cleanup(func() { _ = l.Close() })
 	return l, refused
@@ -177,8 +196,8 @@ func TestListenerReadsProxyHeaders(t *testing.T) {
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after Close: got %v, want %v", err, net.ErrClosed)
 	}
-	if refused[CauseProxy] != 3 {
-		t.Errorf("got %v refused, want 3 for the header", refused)
+	if refused.of(CauseProxy) != 3 {
+		t.Errorf("got %d refused, want 3 for the header", refused.of(CauseProxy))
 	}
 }
 

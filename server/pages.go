@@ -169,10 +169,11 @@ func (s *Server) callback(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	failed := true // also if Finish panics
+	defer func() { done(failed) }()
 	c.now = time.Now()
 	in, err := s.cfg.People.Finish(c.r.Context(), pending.State, c.r.URL.Query(), c.now)
-	done(err != nil)
-	if err != nil {
+	if failed = err != nil; failed {
 		s.cfg.Logger.WarnContext(c.r.Context(), "a login failed", "call_id", c.id, "provider", pending.Provider, "err", err)
 		return c.redirect(s.to("/ui/login?failed=provider"))
 	}

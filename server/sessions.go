@@ -99,7 +99,11 @@ func (s *Server) beginDevice(c *call, _ nothing) (reply, error) {
 		return reply{}, err
 	}
 	defer done(true)
-	d, err := s.cfg.Sessions.BeginDevice(c.r.Context(), c.from.String(), c.now)
+	from := "an unknown address" // the page says where the terminal is
+	if c.from.IsValid() {
+		from = c.from.String()
+	}
+	d, err := s.cfg.Sessions.BeginDevice(c.r.Context(), from, c.now)
 	if err != nil {
 		return reply{}, err
 	}
@@ -116,7 +120,7 @@ func (s *Server) openSession(c *call, body api.Login) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	defer polled(true)
+	polled(true)
 	var token session.Token
 	var opened *broker.Session
 	done, err := s.loggingIn.enter(c.r.Context(), c.sender())

@@ -151,7 +151,9 @@ func (b *Broker) markKillDone(ctx context.Context, s Selector) error {
 func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
 	list, err := b.cfg.Blocks(ctx)
 	if err != nil {
-		b.cfg.Log.ErrorContext(ctx, "looking for unfinished kill switches", "err", err)
+		if ctx.Err() == nil {
+			b.cfg.Log.ErrorContext(ctx, "reading the blocks for unfinished kill switches", "err", err)
+		}
 		return
 	}
 	for _, block := range list {

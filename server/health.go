@@ -64,11 +64,11 @@ func (s *Server) readyz(c *call) (reply, error) {
 		failed = maps.Clone(failed)
 		failed["draining"] = "the broker is shutting down"
 	}
-	status := http.StatusOK
+	status, code := http.StatusOK, api.Code("")
 	if len(failed) > 0 {
-		status = http.StatusServiceUnavailable
+		status, code = http.StatusServiceUnavailable, "not_ready"
 	}
-	return reply{status: status, body: api.Readiness{Ready: len(failed) == 0, NotReady: failed, Degraded: degraded}}, nil
+	return reply{status: status, code: code, body: api.Readiness{Ready: len(failed) == 0, NotReady: failed, Degraded: degraded}}, nil
 }
 
 // healthz reports that the process responds. It checks nothing else.

@@ -39,13 +39,14 @@ func TestLogOfCalls(t *testing.T) {
 		handler.ServeHTTP(httptest.NewRecorder(), r)
 		var line struct {
 			Level string   `json:"level"`
+			Code  string   `json:"code"`
 			Took  *float64 `json:"took_ms"`
 		}
 		if err := json.Unmarshal(logged.Bytes(), &line); err != nil {
 			t.Fatalf("%s: %v in %q", test.path, err, logged.String())
 		}
-		if line.Level != test.want || line.Took == nil {
-			t.Errorf("%s, %v: got %s, want level %s and took_ms", test.path, test.failing, logged.String(), test.want)
+		if line.Level != test.want || line.Took == nil || (line.Code == "ok") != (test.want == "DEBUG" || test.want == "INFO") {
+			t.Errorf("%s, %v: got %s, want level %s, its code and took_ms", test.path, test.failing, logged.String(), test.want)
 		}
 	}
 }

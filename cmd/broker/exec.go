@@ -47,7 +47,7 @@ With --file, the credential is in a file of mode 0600 instead, and
 BROKER_CREDENTIAL_FILE names the file. A token is plain text, any other
 credential is JSON. exec renews the credential in place while the command runs
 and removes the file at the end. It neither replaces nor removes a file that
-exec did not write, and follows no symbolic link.
+exec did not write, and refuses a FILE that is a symbolic link.
 
 A credential in the environment can't be renewed. When it expires, exec sends
 SIGTERM to the command, and SIGKILL ten seconds later.

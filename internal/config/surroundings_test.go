@@ -31,6 +31,8 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 		"Workload API":        {"unix:///run/spire/agent.sock", "unix://" + long, "attest.workload_api: the path of a socket has at most 107 bytes"},
 		"TCP Workload API":    {"unix:///run/spire/agent.sock", "tcp://localhost:8081", "attest.workload_api: workload endpoint tcp socket URI host component must be an IP:port"},
 		"URL of SQLite":       {"sqlite:broker.db", "sqlite:///var/lib/broker.db", "store: write sqlite:/path/to/broker.db"},
+		"query in the store":  {"sqlite:broker.db", "sqlite:broker.db?mode=ro", "store: write sqlite:/path/to/broker.db"},
+		"URI of SQLite":       {"sqlite:broker.db", "sqlite:file:broker.db", "store: write sqlite:/path/to/broker.db"},
 		"host in the store":   {"sqlite:broker.db", "sqlite://broker.db", "store: write sqlite:/path/to/broker.db"},
 		"another store":       {"sqlite:broker.db", "mysql://broker", "store: write sqlite:/path/to/broker.db"},
 		"folder as the store": {"sqlite:broker.db", "sqlite:DIR", "is a folder"},

@@ -137,7 +137,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	// saved checkpoint, which is fine. The other order could leave a database with
 	// a checkpoint and no file, which looks like a database that was replaced.
 	if err := audit.WriteCheckpointFile(p.file, note); err != nil {
-		return fmt.Errorf("writing the checkpoint file: %w", err)
+		return err
 	}
 	if err := p.SaveCheckpoint(ctx, head.Size, note); err != nil {
 		return fmt.Errorf("saving a checkpoint: %w", err)

@@ -71,7 +71,7 @@ func (s *Service) serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		<-ctx.Done()
-		s.log.InfoContext(ctx, "shutting down: running calls may end")
+		s.log.InfoContext(ctx, "shutting down: waiting for running calls")
 		return nil
 	})
 	for _, d := range endpoints {

@@ -18,7 +18,7 @@ const scheme = "sqlite:"
 func ParseURL(u string) (path string, err error) {
 	path, ok := strings.CutPrefix(u, scheme)
 	// A query, and the scheme of SQLite's own URIs, would be part of a file's name.
-	if !ok || path == "" || strings.HasPrefix(path, "//") || strings.HasPrefix(path, "file:") || strings.ContainsAny(path, "?#") {
+	if !ok || path == "" || strings.HasPrefix(path, "//") || strings.HasPrefix(path, "file:") || strings.Contains(path, "?") {
 		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
 	}
 	return path, nil

@@ -74,6 +74,7 @@ server:
   listeners:
     - {listen: "%[1]s", tls: {cert: cert.pem, key: key.pem}, client_certs: optional, serve: [%[2]s]}
   seal_keys: [{file: seal.key}]
+  drain: {delay: 0s}
   admission: {per_second: 1000000, pending: 1000}
 attest:
   trust_domain: acme.test

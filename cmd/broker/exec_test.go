@@ -99,6 +99,19 @@ func wantLine(t *testing.T, r *bufio.Scanner, want string) {
 	t.Fatalf("the output ended, want %q", want)
 }
 
+// terminate ends a command of exec by a signal to exec, and checks the end of both.
+func (w *execWorld) terminate(cmd *exec.Cmd, lines *bufio.Scanner) {
+	w.t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		w.t.Fatal(err)
+	}
+	wantLine(w.t, lines, "got terminated")
+	if code := exitCodeOf(w.t, cmd); code != 0 {
+		w.t.Errorf("exit code %d, want 0", code)
+	}
+	w.wantReturned(1)
+}
+
 func TestExecRelaysSignals(t *testing.T) {
 	w := newExecWorld(t)
 	cmd := w.exec(nil, []string{"signals"})
@@ -119,14 +132,7 @@ func TestExecRelaysSignals(t *testing.T) {
 		}
 		wantLine(t, lines, "got "+s.String())
 	}
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	wantLine(t, lines, "got terminated")
-	if code := exitCodeOf(t, cmd); code != 0 {
-		t.Errorf("exit code %d, want 0", code)
-	}
-	w.wantReturned(1)
+	w.terminate(cmd, lines)
 }
 
 // A terminal sends Ctrl-C to its whole foreground group, in which the command is. A
@@ -149,14 +155,7 @@ func TestExecInTerminal(t *testing.T) {
 		wantLine(t, lines, key.want)
 	}
 	// A second delivery of one of them would arrive before this one.
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	wantLine(t, lines, "got terminated")
-	if code := exitCodeOf(t, cmd); code != 0 {
-		t.Errorf("exit code %d, want 0", code)
-	}
-	w.wantReturned(1)
+	w.terminate(cmd, lines)
 }
 
 func TestKilledExecEndsItsCommand(t *testing.T) {

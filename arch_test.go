@@ -47,13 +47,14 @@ var ours = map[string][]string{
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/retryafter":       {},
+	"internal/screen":           {},
 	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "agent", "api", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/screen", "agent", "api", "policy", "audit", "audit/verify",
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
 }

@@ -21,6 +21,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/screen"
 	"accessbroker.internal/internal/service"
 )
 
@@ -341,14 +342,8 @@ func interactive(w any) bool {
 	if _, ok := w.(*typist); ok { // the demo types for a person
 		return true
 	}
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull) // also a character device
-	return err != nil || !os.SameFile(info, null)
+	return screen.IsTerminal(w)
 }
+
+// palette returns the colours for standard output.
+func (a *app) palette() screen.Palette { return screen.PaletteFor(a.out, a.getenv) }

@@ -8,9 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/internal/screen"
 )
 
 // printable escapes text of other parties for one line of a terminal: every
@@ -36,14 +36,14 @@ type card struct{ w io.Writer }
 const cardWidth = 64
 
 // line writes a text, wrapped. It writes nothing if the text is empty.
-func (c card) line(name, text string) { c.rows(name, wrap(printable(text), cardWidth)) }
+func (c card) line(name, text string) { c.rows(name, screen.Wrap(printable(text), cardWidth)) }
 
 // quote writes a text of another party, with a mark at the start of each line.
 func (c card) quote(name, text string) {
 	const mark = "| "
 	var rows []string
 	for line := range strings.Lines(text) {
-		for _, part := range wrap(printable(strings.TrimSuffix(line, "\n")), cardWidth-len(mark)) {
+		for _, part := range screen.Wrap(printable(strings.TrimSuffix(line, "\n")), cardWidth-len(mark)) {
 			rows = append(rows, mark+part)
 		}
 	}
@@ -55,28 +55,6 @@ func (c card) rows(name string, rows []string) {
 		fmt.Fprintf(c.w, "%s\t%s\n", name, row)
 		name = ""
 	}
-}
-
-// wrap breaks a text at spaces and keeps its indentation. It does not break words
-// longer than width, because people copy identifiers and addresses.
-func wrap(text string, width int) (rows []string) {
-	indent := text[:len(text)-len(strings.TrimLeft(text, " "))]
-	row := ""
-	for _, word := range strings.Fields(text) {
-		switch {
-		case row == "":
-			row = indent + word
-		case utf8.RuneCountInString(row)+1+utf8.RuneCountInString(word) > width:
-			rows = append(rows, row)
-			row = indent + word
-		default:
-			row += " " + word
-		}
-	}
-	if row != "" {
-		rows = append(rows, row)
-	}
-	return rows
 }
 
 // writeRequest writes all fields of a request, with its facts if the broker sent them.

@@ -17,6 +17,8 @@ var functions = template.FuncMap{
 	"first":  first,
 	"joined": func(list []string) string { return strings.Join(list, ", ") },
 	"brief":  brief,
+	"inline": inline,
+	"quote":  quote,
 	"proof":  func(method string) string { return cmp.Or(proofs[method], method) },
 	"result": result,
 	"effect": func(revocation string) string { return effects[revocation] },
@@ -51,18 +53,6 @@ func first(list []string) string {
 		return ""
 	}
 	return list[0]
-}
-
-// briefLength is the number of characters of a free text that a list shows.
-const briefLength = 160
-
-// brief shortens a text to briefLength characters.
-func brief(s string) string {
-	runes := []rune(s)
-	if len(runes) <= briefLength {
-		return s
-	}
-	return string(runes[:briefLength]) + "…"
 }
 
 // proofs describe the methods of authentication.

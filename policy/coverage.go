@@ -12,7 +12,6 @@ type coverage struct {
 	entitlements []*broker.Entitlement // by name
 	owners       []string              // groups, sorted
 	ownerless    []string              // entitlements without an owner, sorted
-	scopes       set
 }
 
 // coverages holds the coverage of every constraint that policies have. Thousands of
@@ -41,11 +40,8 @@ func (cs *coverages) of(resource constraint) *coverage {
 	if known := cs.known[resource]; known != nil {
 		return known
 	}
-	c := &coverage{entitlements: cs.matches(resource), scopes: set{}}
+	c := &coverage{entitlements: cs.matches(resource)}
 	for _, e := range c.entitlements {
-		for _, s := range e.Scopes {
-			c.scopes[s] = true
-		}
 		if e.Owner == "" {
 			c.ownerless = append(c.ownerless, e.Name)
 		} else {

@@ -17,6 +17,8 @@ type expr struct {
 	keys  []string    // of a record, one for each argument
 	value types.Value // of a literal
 
+	pattern *types.Pattern // of "like"
+
 	evaluated bool // in some environment
 	maybeTrue bool // in some environment
 }
@@ -110,7 +112,7 @@ func (b *binder) expr(n ast.IsNode) *expr {
 		arg := b.expr(n.Arg)
 		at := b.take(identToken, "like")
 		b.take(stringToken, "")
-		return &expr{op: "like", at: at, args: []*expr{arg}, name: string(n.Value.MarshalCedar())}
+		return &expr{op: "like", at: at, args: []*expr{arg}, name: string(n.Value.MarshalCedar()), pattern: &n.Value}
 	case ast.NodeTypeIs:
 		return b.is(n)
 	case ast.NodeTypeIsIn: // Cedar defines it as this conjunction

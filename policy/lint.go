@@ -26,12 +26,13 @@ func (e *Engine) Warnings() []string { return slices.Clone(e.warnings) }
 type linter struct {
 	*Engine
 	coverages *coverages
-	forbids   *index // those without conditions
+	forbids   *index                                 // those without conditions
+	labels    map[constraint][]broker.WorkloadLabels // that principals may have
 	problems  problems
 }
 
 func lint(e *Engine, dir folder, cover *coverages) []string {
-	l := &linter{Engine: e, coverages: cover}
+	l := &linter{Engine: e, coverages: cover, labels: map[constraint][]broker.WorkloadLabels{}}
 	l.forbids = newIndex(l.unconditionalForbids())
 	l.checkFiles(dir)
 	l.checkCatalogue()
@@ -44,10 +45,9 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 			line, column := r.position(d.at)
 			l.problems.add(Problem{File: r.name, Line: line, Column: column, Policy: r.id, Text: d.text})
 		}
+		l.checkLiterals(r)
 		if r.permit {
 			l.checkPermit(r)
-		} else if slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
-			l.checkScopes(r, l.coverages.of(r.resource).scopes, "forbid")
 		}
 	}
 	_ = l.problems.err() // sorts
@@ -194,7 +194,7 @@ func (l *linter) domainsOf(uid types.EntityUID) []string {
 	return nil
 }
 
-// checkPermit checks one permit. Scopes and obligations matter for the action
+// checkPermit checks one permit. Obligations matter for the action
 // "request" only.
 func (l *linter) checkPermit(r *rule) {
 	l.checkKind(r)
@@ -203,7 +203,6 @@ func (l *linter) checkPermit(r *rule) {
 		return
 	}
 	covered := l.coverages.of(r.resource)
-	l.checkScopes(r, covered.scopes, "permit")
 	l.checkBounds(r, covered.entitlements)
 	l.checkQuorums(r, covered.owners)
 	l.checkTeams(r)
@@ -307,7 +306,7 @@ func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) 
 			covering[at.Under] = true
 		}
 	}
-	for _, labels := range l.in.Labels {
+	for _, labels := range l.known.labels.Labels {
 		inside := func(place string) bool { return place == "" || !single && below(labels.Under, place) }
 		if principal.kind != "" && principal.kind != principalType(labels.Kind) {
 			continue
@@ -321,65 +320,6 @@ func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) 
 
 // below reports whether the SPIFFE ID id is place or below it.
 func below(id, place string) bool { return broker.WorkloadLabels{Under: place}.Covers(id) }
-
-// checkScopes warns of scopes that no covered entitlement has. For Cedar a scope
-// is any string, so a policy with a typo loads and never applies.
-func (l *linter) checkScopes(r *rule, known set, effect string) {
-	for _, c := range (*ast.Policy)(r.policy.AST()).Conditions {
-		for _, s := range scopesIn(c.Body) {
-			if !known[s] {
-				l.warn(r, fmt.Sprintf("%q", s), "none of the %s's entitlements has the scope %q: correct it", effect, s)
-			}
-		}
-	}
-}
-
-// scopesIn returns the strings that a condition compares context.scopes with.
-func scopesIn(body ast.IsNode) (found []string) {
-	ast.Inspect(ast.NewNode(body), func(n ast.IsNode) bool {
-		var pair ast.BinaryNode
-		switch n := n.(type) {
-		case ast.NodeTypeContains:
-			pair = n.BinaryNode
-		case ast.NodeTypeContainsAll:
-			pair = n.BinaryNode
-		case ast.NodeTypeContainsAny:
-			pair = n.BinaryNode
-		case ast.NodeTypeEquals:
-			pair = n.BinaryNode
-		default:
-			return true
-		}
-		if isContextScopes(pair.Left) {
-			found = append(found, stringsIn(pair.Right)...)
-		} else if isContextScopes(pair.Right) {
-			found = append(found, stringsIn(pair.Left)...)
-		}
-		return true
-	})
-	return found
-}
-
-func isContextScopes(n ast.IsNode) bool {
-	access, ok := n.(ast.NodeTypeAccess)
-	if !ok || access.Value != "scopes" {
-		return false
-	}
-	variable, ok := access.Arg.(ast.NodeTypeVariable)
-	return ok && variable.Name == "context"
-}
-
-func stringsIn(n ast.IsNode) (found []string) {
-	ast.Inspect(ast.NewNode(n), func(n ast.IsNode) bool {
-		if v, ok := n.(ast.NodeValue); ok {
-			if s, ok := v.Value.(types.String); ok {
-				found = append(found, string(s))
-			}
-		}
-		return true
-	})
-	return found
-}
 
 // checkKind warns of permits for agents at a path without agents, and of permits
 // for workloads at a path with agents only.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -20,6 +21,7 @@ type names struct {
 	groups       set
 	entitlements set
 	systems      set
+	tags         map[types.EntityType]set // labels of entitlements, and their parameters
 	labels       *broker.Rules
 }
 
@@ -37,6 +39,7 @@ func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
 		groups: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
+		tags: map[types.EntityType]set{typeEntitlement: {}, typeParameters: {}},
 	}
 	if in.Channels != nil {
 		n.channels = newSet(in.Channels)
@@ -45,6 +48,12 @@ func newNames(in Inputs) *names {
 		n.entitlements[name] = true
 		if e.System != "" {
 			n.systems[e.System] = true
+		}
+		for key := range e.Labels {
+			n.tags[typeEntitlement][key] = true
+		}
+		for key := range e.Parameters {
+			n.tags[typeParameters][key] = true
 		}
 	}
 	return n
@@ -95,6 +104,9 @@ func checkExists(known set, what, id, fix string) error {
 	if known[id] {
 		return nil
 	}
+	if near := broker.Nearest(id, slices.Sorted(maps.Keys(known))); near != "" {
+		fix = fmt.Sprintf("did you mean %q?", near)
+	}
 	return fmt.Errorf("%s %q does not exist: %s", what, id, fix)
 }
 
@@ -124,11 +136,7 @@ func (n *names) checkPath(id string) error {
 // The operator's labels decide which of the two it is; a policy with the wrong
 // one would never match.
 func (n *names) checkWorkload(kind types.EntityType, id string) error {
-	domain, _, err := broker.ParseWorkloadID(id)
-	if err != nil {
-		return err
-	}
-	if err := n.checkDomain(domain); err != nil {
+	if err := n.checkAnyWorkload(id); err != nil {
 		return err
 	}
 	who := n.labels.WithLabels(broker.Identity{ID: id, Kind: broker.KindWorkload})
@@ -136,6 +144,15 @@ func (n *names) checkWorkload(kind types.EntityType, id string) error {
 		return fmt.Errorf("%q has kind %s: write %s::%q, or change its kind in attest.workloads", id, who.Kind, labelled, id)
 	}
 	return nil
+}
+
+// checkAnyWorkload checks a SPIFFE ID of a workload of either kind.
+func (n *names) checkAnyWorkload(id string) error {
+	domain, _, err := broker.ParseWorkloadID(id)
+	if err != nil {
+		return err
+	}
+	return n.checkDomain(domain)
 }
 
 func (n *names) checkPerson(id string) error {

@@ -24,6 +24,7 @@ type rule struct {
 	resource  constraint
 	lasting   bool // see isLasting
 	dead      []deadClause
+	mentions  []mention
 }
 
 // A constraint is the requirement of a policy's head on the principal or the

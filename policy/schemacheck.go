@@ -40,6 +40,7 @@ func (l *ruleLoader) checkSchema(r *rule, tree *ast.Policy) {
 	if len(*l.problems) > before {
 		return
 	}
+	r.mentions = mentions(nil, condition)
 	if err := l.validate(tree); err != nil {
 		l.report(r, "does not match the schema: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
@@ -61,7 +62,7 @@ func (l *ruleLoader) checkTypes(r *rule, condition *expr, list []environment) {
 		}
 	}
 	for _, env := range list {
-		checker := typeChecker{l.schema.schemaTypes, env, report}
+		checker := typeChecker{l.schema.schemaTypes, env, l.known, report}
 		checker.condition(condition, nil)
 	}
 	if len(reported) > 0 {
@@ -105,7 +106,7 @@ func (st *schemaTypes) adviseDead(e *expr, list []environment) string {
 	}
 	var names []string
 	for _, env := range list {
-		c := typeChecker{st, env, func(*expr, string, ...any) {}}
+		c := typeChecker{st, env, nil, func(*expr, string, ...any) {}}
 		t, _ := c.check(e.args[0], nil)
 		for name := range c.attributes(t) {
 			names = append(names, name)

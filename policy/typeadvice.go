@@ -2,6 +2,8 @@ package policy
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -106,13 +108,31 @@ func (c *typeChecker) adviseAttribute(e *expr, owner typ, names []string) string
 	case near != "":
 		return fmt.Sprintf(": did you mean %q?", near)
 	case owner.kind == entityKind && c.entities[owner.name].tags != nil:
-		return fmt.Sprintf(": it has tags, as in %s.hasTag(%q) && %s.getTag(%q)", e.args[0].short(), e.name, e.args[0].short(), e.name)
+		return c.adviseTag(e, owner)
 	case owner.kind == entityKind && e.args[0].op == opVariable && c.hasElsewhere(e.args[0].name, e.name):
 		return fmt.Sprintf(": other types have it; check the type first, as in %s is …", e.args[0].name)
 	case len(names) == 0:
 		return ""
 	}
 	return "; it has " + strings.Join(names, ", ")
+}
+
+// adviseTag returns how to read a tag that the author wrote as an attribute, and that no
+// entitlement has it.
+func (c *typeChecker) adviseTag(e *expr, owner typ) string {
+	known, what := c.known.tags[types.EntityType(owner.name)], "label"
+	if owner.name == string(typeParameters) {
+		what = "parameter"
+	}
+	name, missing := e.name, ""
+	if !known[e.name] {
+		missing = fmt.Sprintf("; no entitlement has the %s %q", what, e.name)
+		if near := broker.Nearest(e.name, slices.Sorted(maps.Keys(known))); near != "" {
+			name, missing = near, missing+fmt.Sprintf(": did you mean %q?", near)
+		}
+	}
+	of := e.args[0].short()
+	return fmt.Sprintf(": a %s is a tag, as in %s.hasTag(%q) && %s.getTag(%q)%s", what, of, name, of, name, missing)
 }
 
 // hasElsewhere reports whether the attribute exists on another type that the variable

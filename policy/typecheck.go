@@ -19,6 +19,7 @@ import (
 type typeChecker struct {
 	*schemaTypes
 	environment
+	known  *names // for advice
 	report func(e *expr, format string, args ...any)
 }
 

@@ -96,12 +96,13 @@ type Obligations struct {
 	Tickets       []string `json:"tickets,omitempty"` // patterns; the ticket must match all of them
 	Limits        []Limit  `json:"limits,omitempty"`
 	MaxActive     int      `json:"max_active,omitempty"`
-	Denials       int      `json:"deny,omitempty"`         // denials that end the request; absent: one
-	ExcludeTeam   bool     `json:"exclude_team,omitempty"` // members of the requester's team can't approve
-	Comment       bool     `json:"comment,omitempty"`      // an approval needs a comment
-	Signed        bool     `json:"signed,omitempty"`       // approvals and reviews are signed with a passkey
-	LapseAfter    Duration `json:"lapse_after,omitzero"`   // how long the request waits for approvers; absent: 1h
-	Review        []Need   `json:"review,omitempty"`       // reviewers after a break-glass use
+	Denials       int      `json:"deny,omitempty"`          // denials that end the request; absent: one
+	ExcludeTeam   bool     `json:"exclude_team,omitempty"`  // members of the requester's team can't approve
+	Comment       bool     `json:"comment,omitempty"`       // an approval needs a comment
+	SilentDenial  bool     `json:"silent_denial,omitempty"` // a denial needs no comment; absent: it needs one
+	Signed        bool     `json:"signed,omitempty"`        // approvals and reviews are signed with a passkey
+	LapseAfter    Duration `json:"lapse_after,omitzero"`    // how long the request waits for approvers; absent: 1h
+	Review        []Need   `json:"review,omitempty"`        // reviewers after a break-glass use
 	ReviewWithin  Duration `json:"review_within,omitzero"`
 }
 

@@ -155,7 +155,7 @@ type DecisionFacts struct {
 	Approvals   []string // required approvals, such as "2 of dba"
 	Review      []string // required reviews of a break-glass use, in the same form
 	Signed      bool     // approvals and reviews need the signature of a passkey
-	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team"
+	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team", "silent_denial"
 	MaxTTL      time.Duration
 	MaxDuration time.Duration // of the grant
 	Tickets     Digest        // digest of the patterns that the ticket must match

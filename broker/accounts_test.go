@@ -117,7 +117,7 @@ func TestLinkedAccountsApproveOnce(t *testing.T) {
 	if again, err = w.vote(t, approver("ben", noon), again, yes, noon); err != nil {
 		t.Fatal(err)
 	}
-	if again, err = w.vote(t, corp("ben", noon), again, broker.Vote{}, noon); err != nil || again.Status != broker.RequestDenied || len(again.Approvals) != 1 {
+	if again, err = w.vote(t, corp("ben", noon), again, denial, noon); err != nil || again.Status != broker.RequestDenied || len(again.Approvals) != 1 {
 		t.Errorf("a denial by the other account: got %+v, %v", again, err)
 	}
 }
@@ -136,10 +136,10 @@ func TestLinkedAccountsAreNoQuorum(t *testing.T) {
 func TestLinkedAccountsDenyOnce(t *testing.T) {
 	w := linkedWorld(t, `@approval("2 of support") @deny("2")`)
 	r := w.ask(t, read("tickets:close"))
-	if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{}, noon); err != nil {
+	if _, err := w.vote(t, approver("ben", noon), r, denial, noon); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := w.vote(t, corp("ben", noon), r, broker.Vote{}, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
+	if r, err := w.vote(t, corp("ben", noon), r, denial, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
 		t.Errorf("got %v, %v, want %v", r, err, broker.ErrAlreadyVoted)
 	}
 }

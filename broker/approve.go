@@ -290,6 +290,8 @@ func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlemen
 		return a, refuse(ErrInvalidScope, "an approval must leave at least one scope: omit scopes to grant the request as it is, or deny it")
 	case o.Comment && v.Approve && v.Comment == "":
 		return a, refuse(ErrCommentRequired, "state the reason in comment: policy requires it")
+	case !o.SilentDenial && !v.Approve && v.Comment == "":
+		return a, refuse(ErrCommentRequired, "state in comment why you deny it: the requester reads it")
 	case !v.Approve && (v.Scopes != nil || v.TTL != 0 || v.Duration != 0):
 		return a, refuse(ErrInvalidRequest, "only an approval can narrow the grant")
 	}

@@ -61,7 +61,11 @@ func (w *world) vote(t *testing.T, who broker.Identity, r *broker.Request, v bro
 	return w.broker.Vote(t.Context(), broker.Self(who, at), r.ID, v)
 }
 
-var yes = broker.Vote{Approve: true}
+// The votes of most tests. A denial needs a reason.
+var (
+	yes    = broker.Vote{Approve: true}
+	denial = broker.Vote{Comment: "not now"}
+)
 
 // The record of a request that needs approval names the accountable people, so that
 // an auditor can detect an approval by one of them. Other requests do not name them.
@@ -97,37 +101,40 @@ func TestWhoMayApprove(t *testing.T) {
 		vote        broker.Vote
 		want        error
 	}{
-		"member":                               {`@approval("1 of support")`, approver("ben", noon), yes, nil},
-		"member, denying":                      {`@approval("1 of support")`, approver("ben", noon), broker.Vote{}, nil},
-		"accountable person":                   {`@approval("1 of support")`, approver("ana", noon), yes, broker.ErrOwnRequest},
-		"accountable person, denying":          {`@approval("1 of support")`, approver("ana", noon), broker.Vote{}, broker.ErrOwnRequest},
-		"the agent":                            {`@approval("1 of support")`, workloadOfAna, yes, broker.ErrSessionRequired},
-		"person without a session":             {`@approval("1 of support")`, provider, yes, broker.ErrSessionRequired},
-		"expired session":                      {`@approval("1 of support")`, stale, yes, broker.ErrProofExpired},
-		"operator on the admin socket":         {`@approval("1 of support")`, root, yes, broker.ErrSessionRequired},
-		"member of another group":              {`@approval("1 of support")`, approver("dan", noon), yes, broker.ErrNotFound},
-		"forbidden by policy":                  {`@approval("1 of leads")`, approver("fay", noon, "leads"), yes, broker.ErrNotApprover},
-		"member by a claim":                    {`@approval("1 of leads")`, approver("lea", noon, "leads"), yes, nil},
-		"member by a stale claim":              {`@approval("1 of leads")`, lead, yes, broker.ErrLoginStale},
-		"same claim of another provider":       {`@approval("1 of leads")`, other, yes, broker.ErrNotFound},
-		"owner group":                          {`@approval("1 of owner")`, approver("cleo", noon), yes, nil},
-		"another digest":                       {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Digest: audit.Digest{1}}, broker.ErrStaleDigest},
-		"required comment missing":             {`@approval("1 of support") @comment("required")`, approver("ben", noon), yes, broker.ErrCommentRequired},
-		"required comment":                     {`@approval("1 of support") @comment("required")`, approver("ben", noon), broker.Vote{Approve: true, Comment: "ok"}, nil},
-		"required signature missing":           {`@approval("1 of support") @signed("required")`, approver("ben", noon), yes, broker.ErrSignatureRequired},
-		"denial without comment and signature": {`@approval("1 of support") @signed("required") @comment("required")`, approver("ben", noon), broker.Vote{}, nil},
-		"comment with control characters":      {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Comment: "a\x1b[2J"}, broker.ErrInvalidRequest},
-		"comment with a bidi override":         {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Comment: "a\u202eb"}, broker.ErrInvalidRequest},
-		"comment of 64 KiB":                    {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Comment: strings.Repeat("x", 1<<16)}, broker.ErrInvalidRequest},
-		"longer ttl":                           {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, TTL: time.Hour}, broker.ErrInvalidTTL},
-		"longer duration":                      {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Duration: 2 * time.Hour}, broker.ErrInvalidTTL},
-		"negative ttl":                         {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, TTL: -time.Second}, broker.ErrInvalidTTL},
-		"scope that was not requested":         {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Scopes: []string{"tickets:comment"}}, broker.ErrInvalidScope},
-		"narrowing denial":                     {`@approval("1 of support")`, approver("ben", noon), broker.Vote{TTL: time.Minute}, broker.ErrInvalidRequest},
-		"member of the excluded team":          {`@approval("1 of support") @exclude_team("yes")`, approver("ben", noon), yes, broker.ErrOwnRequest},
-		"member of another team":               {`@approval("1 of support") @exclude_team("yes")`, approver("cleo", noon), yes, nil},
-		"listed member with stale claims":      {`@approval("1 of support")`, silent, yes, nil},
-		"member of an uninvolved group":        {`@approval("1 of security")`, approver("cleo", noon), yes, broker.ErrNotFound},
+		"member":                                     {`@approval("1 of support")`, approver("ben", noon), yes, nil},
+		"member, denying":                            {`@approval("1 of support")`, approver("ben", noon), denial, nil},
+		"denial without a reason":                    {`@approval("1 of support")`, approver("ben", noon), broker.Vote{}, broker.ErrCommentRequired},
+		"silent denial":                              {`@approval("1 of support") @silent_denial("yes")`, approver("ben", noon), broker.Vote{}, nil},
+		"accountable person":                         {`@approval("1 of support")`, approver("ana", noon), yes, broker.ErrOwnRequest},
+		"accountable person, denying":                {`@approval("1 of support")`, approver("ana", noon), denial, broker.ErrOwnRequest},
+		"the agent":                                  {`@approval("1 of support")`, workloadOfAna, yes, broker.ErrSessionRequired},
+		"person without a session":                   {`@approval("1 of support")`, provider, yes, broker.ErrSessionRequired},
+		"expired session":                            {`@approval("1 of support")`, stale, yes, broker.ErrProofExpired},
+		"operator on the admin socket":               {`@approval("1 of support")`, root, yes, broker.ErrSessionRequired},
+		"member of another group":                    {`@approval("1 of support")`, approver("dan", noon), yes, broker.ErrNotFound},
+		"forbidden by policy":                        {`@approval("1 of leads")`, approver("fay", noon, "leads"), yes, broker.ErrNotApprover},
+		"member by a claim":                          {`@approval("1 of leads")`, approver("lea", noon, "leads"), yes, nil},
+		"member by a stale claim":                    {`@approval("1 of leads")`, lead, yes, broker.ErrLoginStale},
+		"same claim of another provider":             {`@approval("1 of leads")`, other, yes, broker.ErrNotFound},
+		"owner group":                                {`@approval("1 of owner")`, approver("cleo", noon), yes, nil},
+		"another digest":                             {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Digest: audit.Digest{1}}, broker.ErrStaleDigest},
+		"required comment missing":                   {`@approval("1 of support") @comment("required")`, approver("ben", noon), yes, broker.ErrCommentRequired},
+		"required comment":                           {`@approval("1 of support") @comment("required")`, approver("ben", noon), broker.Vote{Approve: true, Comment: "ok"}, nil},
+		"required signature missing":                 {`@approval("1 of support") @signed("required")`, approver("ben", noon), yes, broker.ErrSignatureRequired},
+		"denial without a signature":                 {`@approval("1 of support") @signed("required")`, approver("ben", noon), denial, nil},
+		"silent denial, comment required to approve": {`@approval("1 of support") @comment("required") @silent_denial("yes")`, approver("ben", noon), broker.Vote{}, nil},
+		"comment with control characters":            {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Comment: "a\x1b[2J"}, broker.ErrInvalidRequest},
+		"comment with a bidi override":               {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Comment: "a\u202eb"}, broker.ErrInvalidRequest},
+		"comment of 64 KiB":                          {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Comment: strings.Repeat("x", 1<<16)}, broker.ErrInvalidRequest},
+		"longer ttl":                                 {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, TTL: time.Hour}, broker.ErrInvalidTTL},
+		"longer duration":                            {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Duration: 2 * time.Hour}, broker.ErrInvalidTTL},
+		"negative ttl":                               {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, TTL: -time.Second}, broker.ErrInvalidTTL},
+		"scope that was not requested":               {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Approve: true, Scopes: []string{"tickets:comment"}}, broker.ErrInvalidScope},
+		"narrowing denial":                           {`@approval("1 of support")`, approver("ben", noon), broker.Vote{Comment: "no", TTL: time.Minute}, broker.ErrInvalidRequest},
+		"member of the excluded team":                {`@approval("1 of support") @exclude_team("yes")`, approver("ben", noon), yes, broker.ErrOwnRequest},
+		"member of another team":                     {`@approval("1 of support") @exclude_team("yes")`, approver("cleo", noon), yes, nil},
+		"listed member with stale claims":            {`@approval("1 of support")`, silent, yes, nil},
+		"member of an uninvolved group":              {`@approval("1 of security")`, approver("cleo", noon), yes, broker.ErrNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, test.annotations)
@@ -294,7 +301,7 @@ func TestEachPersonHasOneVote(t *testing.T) {
 	if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
 		t.Errorf("approving twice: got %v, want %v", err, broker.ErrAlreadyVoted)
 	}
-	if r, err = w.vote(t, ben, r, broker.Vote{}, noon); err != nil || r.Status != broker.RequestPending {
+	if r, err = w.vote(t, ben, r, denial, noon); err != nil || r.Status != broker.RequestPending {
 		t.Errorf("changing an approval into a denial: got %v, %v, want a pending request", r, err)
 	}
 	if _, err := w.vote(t, ben, r, yes, noon); !errors.Is(err, broker.ErrAlreadyVoted) {
@@ -305,7 +312,7 @@ func TestEachPersonHasOneVote(t *testing.T) {
 	}
 	_, err = w.broker.Collect(t.Context(), broker.Self(agent(noon), noon), r.ID, broker.IdempotencyKey{})
 	var no *broker.Refusal
-	if !errors.As(err, &no) || !errors.Is(err, broker.ErrDenied) || no.Detail != "this request was denied, by login/ben, by login/cleo: no need" || len(no.Reasons) > 0 {
+	if !errors.As(err, &no) || !errors.Is(err, broker.ErrDenied) || no.Detail != "this request was denied, by login/ben: not now, by login/cleo: no need" || len(no.Reasons) > 0 {
 		t.Errorf("collecting: got %+v, want the denial and its comments", no)
 	}
 	wantKinds(t, w, audit.RequestCreated, audit.ApprovalGiven, audit.ApprovalGiven, audit.RequestDenied)

@@ -85,7 +85,7 @@ func TestEscalation(t *testing.T) {
 
 // A request that is decided in time is not escalated.
 func TestNoEscalation(t *testing.T) {
-	for name, v := range map[string]broker.Vote{"approved": yes, "denied": {}} {
+	for name, v := range map[string]broker.Vote{"approved": yes, "denied": denial} {
 		t.Run(name, func(t *testing.T) {
 			w := peopleWorld(t, `@approval("1 of support") @escalate("15m to security")`)
 			hooks := w.withHooks(t, "hook:support", "hook:security")

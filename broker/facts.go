@@ -245,5 +245,8 @@ func (o *Obligations) manner() (words []string) {
 	if o.ExcludeTeam {
 		words = append(words, "exclude_team")
 	}
+	if o.SilentDenial {
+		words = append(words, "silent_denial")
+	}
 	return words
 }

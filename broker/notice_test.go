@@ -98,7 +98,7 @@ func TestNoticeIsDropped(t *testing.T) {
 	}{
 		"the request was denied": {
 			before: func(t *testing.T, w *world, r *broker.Request) {
-				if _, err := w.vote(t, approver("ben", noon), r, broker.Vote{}, noon); err != nil {
+				if _, err := w.vote(t, approver("ben", noon), r, denial, noon); err != nil {
 					t.Fatal(err)
 				}
 			},

@@ -201,6 +201,7 @@ type Obligations struct {
 	Denials       int            // how many denials by approvers deny the request; zero: one
 	ExcludeTeam   bool           // members of the requester's team may not approve
 	Comment       bool           // an approval needs a comment
+	SilentDenial  bool           // a denial needs no comment
 	Signed        bool           // approvals and reviews need a passkey signature
 	LapseAfter    time.Duration  // how long the request waits for approval; zero: PendingFor
 	Escalations   []Escalation   // sorted by time

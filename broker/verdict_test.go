@@ -75,7 +75,7 @@ func TestVotesAtTheSameMoment(t *testing.T) {
 func TestDenialReplacesApproval(t *testing.T) {
 	w := peopleWorld(t, `@approval("1 of support, 1 of security") @deny("2")`)
 	asked := w.ask(t, read("tickets:close"))
-	no := broker.Vote{}
+	no := denial
 	for i, v := range []struct {
 		person string
 		vote   broker.Vote

@@ -111,7 +111,7 @@ func TestTwoLastApprovals(t *testing.T) {
 	ben, cleo := approver("ben", noon), approver("cleo", noon)
 	for name, first := range map[string]func(r *broker.Request) error{
 		"another approval": func(r *broker.Request) error { _, err := w.vote(t, cleo, r, yes, noon); return err },
-		"a denial":         func(r *broker.Request) error { _, err := w.vote(t, cleo, r, broker.Vote{}, noon); return err },
+		"a denial":         func(r *broker.Request) error { _, err := w.vote(t, cleo, r, denial, noon); return err },
 		"a withdrawal": func(r *broker.Request) error {
 			_, err := w.broker.Withdraw(t.Context(), broker.Self(agent(noon), noon), r.ID)
 			return err

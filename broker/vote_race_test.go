@@ -82,7 +82,7 @@ func TestRacesHaveOneOutcome(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Approving and withdrawing, approving and denying.
-		for _, other := range []func(*broker.Request) func() error{withdraw, func(r *broker.Request) func() error { return vote("dan", r, broker.Vote{}) }} {
+		for _, other := range []func(*broker.Request) func() error{withdraw, func(r *broker.Request) func() error { return vote("dan", r, denial) }} {
 			r = fresh()
 			for _, name := range []string{"ben", "cleo"} {
 				if err := vote(name, r, yes)(); err != nil {

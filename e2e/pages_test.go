@@ -64,7 +64,7 @@ func testPages(t *testing.T, o *office) {
 
 	r = o.fileRequest(t, "--scope", "tickets:close", "--why", "no good reason")
 	do(t, ben, "denying",
-		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Click(css(`button[value="deny"]`)), chromedp.WaitVisible(css(`.done`)))
+		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.SendKeys(css(`#comment`), "use the merge"), chromedp.Click(css(`button[value="deny"]`)), chromedp.WaitVisible(css(`.done`)))
 	o.collect(t, r.ID, 3)
 	testStalePage(t, o, ben)
 }

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -36,6 +37,7 @@ func TestDecideReturnsApprovalObligations(t *testing.T) {
 		`@approval("2 of support") @deny("2")`:                                 func(o broker.Obligations) bool { return o.Denials == 2 },
 		`@approval("2 of support")`:                                            func(o broker.Obligations) bool { return o.Denials == 1 },
 		`@approval("1 of support") @exclude_team("yes")`:                       func(o broker.Obligations) bool { return o.ExcludeTeam },
+		`@approval("1 of support") @silent_denial("yes")`:                      func(o broker.Obligations) bool { return o.SilentDenial && !o.Comment },
 		`@approval("1 of support") @comment("required")`:                       func(o broker.Obligations) bool { return o.Comment },
 		`@approval("1 of support") @signed("required")`:                        func(o broker.Obligations) bool { return o.Signed },
 		`@approval("1 of support") @lapse_after("4h")`:                         func(o broker.Obligations) bool { return o.LapseAfter == 4*time.Hour },
@@ -58,6 +60,8 @@ func TestLoadRejectsAnnotationWithoutEffect(t *testing.T) {
 		`@deny("1")`:                                   "have no effect without @approval",
 		`@exclude_team("yes")`:                         "have no effect without @approval",
 		`@comment("required")`:                         "have no effect without @approval",
+		`@silent_denial("yes")`:                        "have no effect without @approval",
+		`@approval("1 of dba") @silent_denial("no")`:   `"yes"`,
 		`@signed("required")`:                          "@signed has no effect without @approval or @break_glass",
 		`@lapse_after("1h")`:                           "have no effect without @approval",
 		`@escalate("1h to oncall")`:                    "have no effect without @approval",
@@ -92,6 +96,38 @@ func TestDecideCombinesApprovalObligations(t *testing.T) {
 	want := []broker.ApprovalNeed{{Group: "dba", Count: 1}, {Group: "support", Count: 2}}
 	if !slices.Equal(o.Approvals, want) || o.Denials != 1 || o.LapseAfter != time.Hour || !o.Signed || !o.Comment || !o.ExcludeTeam || len(o.Escalations) != 1 {
 		t.Errorf("%+v", o)
+	}
+}
+
+// A denial needs no reason only if no permit that requires approval asks for one. Permits
+// without approvals have no say, whatever their order.
+func TestSilentDenial(t *testing.T) {
+	t.Parallel()
+	silent, strict, broad := `@approval("1 of dba") @silent_denial("yes")`, `@approval("1 of support")`, `@max_ttl("5m")`
+	for name, test := range map[string]struct {
+		permits []string
+		want    bool
+	}{
+		"silent":                    {[]string{silent}, true},
+		"strict":                    {[]string{strict}, false},
+		"both":                      {[]string{silent, strict}, false},
+		"both, the other order":     {[]string{strict, silent}, false},
+		"a broad permit first":      {[]string{broad, silent}, true},
+		"a broad permit afterwards": {[]string{silent, broad}, true},
+		"all three":                 {[]string{silent, broad, strict}, false},
+		"silent twice":              {[]string{silent, silent}, true},
+	} {
+		text := ""
+		for i, annotations := range test.permits {
+			text += strings.Replace(closing(annotations), `"x"`, fmt.Sprintf(`"p%d"`, i), 1)
+		}
+		e, err := withPeople(t, text)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := decide(t, e, query(triage, "tickets-api", "tickets:close")).Obligations.SilentDenial; got != test.want {
+			t.Errorf("%s: got %t, want %t", name, got, test.want)
+		}
 	}
 }
 

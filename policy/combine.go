@@ -24,6 +24,7 @@ func combine(a, b broker.Obligations) broker.Obligations {
 		Denials:       minNonZero(a.Denials, b.Denials),
 		ExcludeTeam:   a.ExcludeTeam || b.ExcludeTeam,
 		Comment:       a.Comment || b.Comment,
+		SilentDenial:  silentDenial(a, b),
 		Signed:        a.Signed || b.Signed,
 		LapseAfter:    minNonZero(a.LapseAfter, b.LapseAfter),
 		Escalations:   combineEscalations(a.Escalations, b.Escalations),
@@ -36,6 +37,13 @@ func combine(a, b broker.Obligations) broker.Obligations {
 		Limits:        slices.Concat(a.Limits, b.Limits),
 		MaxActive:     slices.Concat(a.MaxActive, b.MaxActive),
 	}
+}
+
+// silentDenial reports whether all permits that require approval let a denial have no
+// comment.
+func silentDenial(a, b broker.Obligations) bool {
+	silent := func(o broker.Obligations) bool { return o.SilentDenial || len(o.Approvals) == 0 }
+	return (a.SilentDenial || b.SilentDenial) && silent(a) && silent(b)
 }
 
 // combineNeeds returns the larger count for each group, sorted by group; both
@@ -92,7 +100,7 @@ func union(a, b []string) []string {
 func breakGlass(o broker.Obligations) broker.Obligations {
 	o.Review = combineNeeds(o.Review, o.Approvals)
 	o.Approvals, o.Denials, o.Escalations, o.LapseAfter = nil, 0, nil, 0
-	o.Comment = false // every review has a comment anyway
+	o.Comment, o.SilentDenial = false, false // every review has a comment anyway
 	return o
 }
 
@@ -150,6 +158,9 @@ func describeApproval(o broker.Obligations) (lines []string) {
 	}
 	if o.Comment {
 		lines = append(lines, "comment: required")
+	}
+	if o.SilentDenial {
+		lines = append(lines, "silent_denial: yes")
 	}
 	if o.Signed {
 		lines = append(lines, "signed: required")

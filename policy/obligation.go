@@ -57,6 +57,7 @@ var annotationParsers = map[string]struct {
 	"deny":          {parseDeny, false},
 	"exclude_team":  {parseExcludeTeam, false},
 	"comment":       {parseComment, false},
+	"silent_denial": {parseSilentDenial, false},
 	"signed":        {parseSigned, false},
 	"lapse_after":   {parseLapseAfter, false},
 	"escalate":      {parseEscalate, false},
@@ -222,7 +223,7 @@ func parseDuration(s string) (time.Duration, error) {
 func (t *annotations) hasObligations() bool {
 	o := t.Obligations
 	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
-		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.Signed
+		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.SilentDenial || o.Signed
 }
 
 // setPolicy sets the policy's id on its limits. The broker counts each policy's
@@ -247,6 +248,9 @@ func parseExcludeTeam(t *annotations, value string) error {
 }
 func parseComment(t *annotations, value string) error {
 	return parseWord(&t.Comment, value, "required")
+}
+func parseSilentDenial(t *annotations, value string) error {
+	return parseWord(&t.SilentDenial, value, "yes")
 }
 func parseSigned(t *annotations, value string) error { return parseWord(&t.Signed, value, "required") }
 
@@ -299,8 +303,8 @@ func (t *annotations) complete() error {
 	switch {
 	case approves && t.breakGlass != "":
 		return errors.New("@approval and @break_glass exclude each other, because break-glass access needs no approval: write two permits")
-	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.LapseAfter > 0 || len(t.Escalations) > 0):
-		return errors.New("@deny, @exclude_team, @comment, @lapse_after and @escalate have no effect without @approval: add @approval or remove them")
+	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.SilentDenial || t.LapseAfter > 0 || len(t.Escalations) > 0):
+		return errors.New("@deny, @exclude_team, @comment, @silent_denial, @lapse_after and @escalate have no effect without @approval: add @approval or remove them")
 	case t.Signed && !approves && t.breakGlass == "":
 		return errors.New("@signed has no effect without @approval or @break_glass: add one of them or remove @signed")
 	case t.breakGlass == "" && t.ReviewWithin > 0:

@@ -116,7 +116,7 @@ func FuzzAnnotation(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"id", "a-b"}, {"reason", "because"}, {"approval", "2 of dba, 1 of owner"}, {"max_ttl", "15m"}, {"max_duration", "1h30m"},
 		{"justification", "required"}, {"ticket", "INC-[0-9]+"}, {"ticket", "(?m)^a$|b"}, {"limit", "20 per 1h"}, {"max_active", "5"}, {"aprove", "1 of dba"},
-		{"deny", "2"}, {"exclude_team", "yes"}, {"comment", "required"}, {"signed", "required"}, {"lapse_after", "4h"},
+		{"deny", "2"}, {"exclude_team", "yes"}, {"comment", "required"}, {"silent_denial", "yes"}, {"signed", "required"}, {"lapse_after", "4h"},
 		{"escalate", "15m to oncall, 45m to leads"}, {"break_glass", "security"}, {"review_within", "4h"},
 	} {
 		f.Add(seed[0], seed[1])

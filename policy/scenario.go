@@ -100,6 +100,7 @@ type obligationsText struct {
 	Deny          string            `yaml:"deny"`
 	ExcludeTeam   string            `yaml:"exclude_team"`
 	Comment       string            `yaml:"comment"`
+	SilentDenial  string            `yaml:"silent_denial"`
 	Signed        string            `yaml:"signed"`
 	LapseAfter    string            `yaml:"lapse_after"`
 	Escalate      string            `yaml:"escalate"`
@@ -267,7 +268,7 @@ func (s *scenario) obligations() ([]string, error) {
 	}
 	o := s.Obligations
 	items := []struct{ name, value, policy string }{
-		{"approval", o.Approval, ""}, {"deny", o.Deny, ""}, {"exclude_team", o.ExcludeTeam, ""}, {"comment", o.Comment, ""},
+		{"approval", o.Approval, ""}, {"deny", o.Deny, ""}, {"exclude_team", o.ExcludeTeam, ""}, {"comment", o.Comment, ""}, {"silent_denial", o.SilentDenial, ""},
 		{"signed", o.Signed, ""}, {"lapse_after", o.LapseAfter, ""}, {"escalate", o.Escalate, ""}, {"review", o.Review, ""},
 		{"review_within", o.ReviewWithin, ""},
 		{"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
@@ -291,7 +292,9 @@ func (s *scenario) obligations() ([]string, error) {
 			return nil, fmt.Errorf("obligations: %s: %w", i.name, err)
 		}
 		t.setPolicy()
+		silent := sum.SilentDenial || t.SilentDenial // combine takes each item for a permit of its own
 		sum = combine(sum, t.Obligations)
+		sum.SilentDenial = silent
 	}
 	return slices.Sorted(slices.Values(describe(sum))), nil
 }

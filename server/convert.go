@@ -149,7 +149,7 @@ func toObligations(o broker.Obligations) *api.Obligations {
 	out := api.Obligations{
 		MaxTTL: api.Duration(o.MaxTTL), MaxDuration: api.Duration(o.MaxDuration),
 		Justification: o.Justification, Tickets: o.Tickets,
-		ExcludeTeam: o.ExcludeTeam, Comment: o.Comment, Signed: o.Signed, LapseAfter: api.Duration(o.LapseAfter), ReviewWithin: api.Duration(o.ReviewWithin),
+		ExcludeTeam: o.ExcludeTeam, Comment: o.Comment, SilentDenial: o.SilentDenial, Signed: o.Signed, LapseAfter: api.Duration(o.LapseAfter), ReviewWithin: api.Duration(o.ReviewWithin),
 	}
 	if o.Denials > 1 {
 		out.Denials = o.Denials

@@ -88,7 +88,7 @@ func TestApproversGetFacts(t *testing.T) {
 		"requester":             must[*api.Request](t)(w.as(agent).Request(t.Context(), filed.ID)),
 		"workload":              must[*api.Request](t)(w.as(auditor).Request(t.Context(), filed.ID)),
 		"answer to the request": filed,
-		"answer to the denial":  must[*api.Request](t)(ben.Vote(t.Context(), filed.ID, api.Vote{Decision: api.Deny, Digest: filed.Digest})),
+		"answer to the denial":  must[*api.Request](t)(ben.Vote(t.Context(), filed.ID, api.Vote{Decision: api.Deny, Digest: filed.Digest, Comment: "not now"})),
 	} {
 		if r.Facts != nil {
 			t.Errorf("%s gets the facts: %+v", name, r.Facts)

@@ -172,7 +172,7 @@ func decisionFields(d *broker.Decision, c *coder) {
 func obligationFields(o *broker.Obligations, c *coder) {
 	c.fields(&o.Approvals, &o.MaxTTL, &o.MaxDuration, &o.Justification, &o.Tickets,
 		&o.Limits, &o.MaxActive, &o.Denials, &o.ExcludeTeam, &o.Comment, &o.Signed,
-		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin)
+		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin, &o.SilentDenial)
 }
 
 func escalationFields(e *broker.Escalation, c *coder) { c.fields(&e.After, &e.Group) }

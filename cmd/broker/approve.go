@@ -49,8 +49,11 @@ approval. You can narrow the grant, but not widen it.`,
 func (a *app) denyCommand() *cobra.Command {
 	var f voteFlags
 	c := &cobra.Command{
-		Use:     "deny REQUEST",
-		Short:   "Show a request and deny it",
+		Use:   "deny REQUEST",
+		Short: "Show a request and deny it",
+		Long: `deny shows the request and asks for confirmation and for a reason, which the
+requester reads. The reason may be empty only if policy permits it. With --yes,
+give the reason with --comment.`,
 		Example: `  broker deny req_0658sg2b7puh5u0qv0s9k8g6nk --comment "use the read-only replica"`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.vote(c.Context(), args[0], api.Vote{Decision: api.Deny, Comment: f.comment}, f.yes)
@@ -73,8 +76,14 @@ func (a *app) vote(ctx context.Context, id string, v api.Vote, yes bool) error {
 		if err != nil {
 			return err
 		}
-		if err := a.confirm(ctx, r, v.Decision, yes); err != nil {
+		in := bufio.NewReader(a.in)
+		if err := a.confirm(ctx, in, r, v.Decision, yes); err != nil {
 			return err
+		}
+		if v.Decision == api.Deny && v.Comment == "" && !yes {
+			if v.Comment, err = a.reason(ctx, in, r); err != nil {
+				return err
+			}
 		}
 		v.Digest = r.Digest
 		if r, err = client.Vote(ctx, id, v); err != nil {
@@ -105,7 +114,7 @@ func (a *app) reviewCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := a.confirm(ctx, r, "close the review as "+found.Verdict, f.yes); err != nil {
+				if err := a.confirm(ctx, bufio.NewReader(a.in), r, "close the review as "+found.Verdict, f.yes); err != nil {
 					return err
 				}
 				found.Digest = r.Digest
@@ -125,7 +134,7 @@ func (a *app) reviewCommand() *cobra.Command {
 }
 
 // confirm shows a request and asks the person to confirm the action what.
-func (a *app) confirm(ctx context.Context, r *api.Request, what string, yes bool) error {
+func (a *app) confirm(ctx context.Context, in *bufio.Reader, r *api.Request, what string, yes bool) error {
 	if yes {
 		return nil
 	}
@@ -134,7 +143,7 @@ func (a *app) confirm(ctx context.Context, r *api.Request, what string, yes bool
 	}
 	a.showRequest(a.err, r)
 	fmt.Fprintf(a.err, "\n%s? [y/N] ", strings.ToUpper(what[:1])+what[1:])
-	line, err := a.answer(ctx, bufio.NewReader(a.in))
+	line, err := a.answer(ctx, in)
 	if err != nil && err != io.EOF {
 		return err
 	}
@@ -142,4 +151,23 @@ func (a *app) confirm(ctx context.Context, r *api.Request, what string, yes bool
 		return errNotConfirmed
 	}
 	return nil
+}
+
+// reason asks the person why they deny a request. An empty answer does nothing, unless
+// policy permits a denial without a reason.
+func (a *app) reason(ctx context.Context, in *bufio.Reader, r *api.Request) (string, error) {
+	silent := r.Decision.Obligations != nil && r.Decision.Obligations.SilentDenial
+	hint := ""
+	if silent {
+		hint = " (may be empty)"
+	}
+	fmt.Fprintf(a.err, "Reason, for the requester%s: ", hint)
+	line, err := a.answer(ctx, in)
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	if line == "" && !silent {
+		return "", usage("a denial needs a reason, which the requester reads: nothing was done")
+	}
+	return line, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func TestSignalAtAQuestion(t *testing.T) {
 	screen := &signalling{at: "[y/N] ", signal: signal}
 	a := &app{terminal: terminal{in: silent, err: screen}}
 	ended := make(chan error, 1)
-	go func() { ended <- a.confirm(ctx, requestToShow(), api.Approve, false) }()
+	go func() { ended <- a.confirm(ctx, bufio.NewReader(a.in), requestToShow(), api.Approve, false) }()
 	select {
 	case err := <-ended:
 		if !errors.Is(err, errNotConfirmed) || exitCode(err) != exitFailed || !strings.HasSuffix(screen.String(), "[y/N] \n") {

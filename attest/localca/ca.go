@@ -16,6 +16,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"math/big"
 	"sync"
@@ -43,7 +44,8 @@ type CA struct {
 	x509      []x509Authority // all are in the bundle, the last one signs; never empty
 	jwt       []jwtAuthority  // likewise
 	federated map[spiffeid.TrustDomain]*spiffebundle.Bundle
-	changed   chan struct{} // closed by the next change
+	hosts     map[string][]string // by SPIFFE ID: see SetHosts
+	changed   chan struct{}       // closed by the next change
 }
 
 type x509Authority struct {
@@ -74,7 +76,7 @@ func newCA(trustDomain string) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating a trust domain: %w", err)
 	}
-	return &CA{domain: td, federated: map[spiffeid.TrustDomain]*spiffebundle.Bundle{}, changed: make(chan struct{})}, nil
+	return &CA{domain: td, federated: map[spiffeid.TrustDomain]*spiffebundle.Bundle{}, hosts: map[string][]string{}, changed: make(chan struct{})}, nil
 }
 
 // parseTrustDomain refuses a SPIFFE ID, unlike go-spiffe.
@@ -149,6 +151,25 @@ func (ca *CA) Bundle() ([]byte, error) {
 		return nil, fmt.Errorf("encoding the bundle of %s: %w", ca.domain, err)
 	}
 	return b, nil
+}
+
+// X509Bundle returns the X.509 authorities of the trust domain in PEM, for clients that
+// do not know SPIFFE.
+func (ca *CA) X509Bundle() []byte {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	var out []byte
+	for _, a := range ca.x509 {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})...)
+	}
+	return out
+}
+
+// SetHosts adds host names and IP addresses to the X.509-SVIDs of id that the Workload
+// API serves, for clients that verify host names instead of SPIFFE IDs. A SPIRE server
+// does the same for a registration entry with DNS names.
+func (ca *CA) SetHosts(id string, hosts ...string) {
+	ca.change(func() { ca.hosts[id] = hosts })
 }
 
 // bundle returns the current bundle. The caller holds mu.

@@ -95,7 +95,7 @@ func (w *workloadAPI) x509SVID(id string) (tls.Certificate, error) {
 	if s, ok := w.issued[id]; ok && s.changed == changed && time.Since(s.at) < svidReuse {
 		return s.svid, nil
 	}
-	svid, err := w.ca.X509SVID(id, SVIDTTL)
+	svid, err := w.ca.X509SVID(id, SVIDTTL, w.ca.hostsOf(id)...)
 	if err != nil {
 		return svid, err
 	}
@@ -231,6 +231,12 @@ func (w *workloadAPI) ValidateJWTSVID(_ context.Context, r *workload.ValidateJWT
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &workload.ValidateJWTSVIDResponse{SpiffeId: svid.ID.String(), Claims: claims}, nil
+}
+
+func (ca *CA) hostsOf(id string) []string {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	return ca.hosts[id]
 }
 
 // bundles returns the own bundle and the federated ones.

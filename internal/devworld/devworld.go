@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/template"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,8 @@ const (
 
 	// BrokerID is the broker's SPIFFE ID.
 	BrokerID = "spiffe://" + TrustDomain + "/broker"
+
+	bundleFile = "bundle.pem"
 )
 
 // An Identity has a Workload API socket of its own.
@@ -95,7 +98,8 @@ type World struct {
 	broker *service.Service
 }
 
-// New creates the world's folder and files. Existing files are not changed.
+// New creates the world's folder and files. Existing files are not changed, except for
+// bundle.pem.
 func New(dir string, at Addresses) (_ *World, err error) {
 	for _, address := range []string{at.Broker, at.Pages, at.Login} {
 		if !IsLoopback(address) {
@@ -112,7 +116,23 @@ func New(dir string, at Addresses) (_ *World, err error) {
 	if w.ca, err = localca.Open(filepath.Join(dir, "ca"), TrustDomain); err != nil {
 		return nil, err
 	}
-	return w, w.writeFiles()
+	w.ca.SetHosts(BrokerID, w.hosts()...)
+	if err := w.writeFiles(); err != nil {
+		return nil, err
+	}
+	if err := w.Replace(bundleFile, w.ca.X509Bundle()); err != nil {
+		return nil, fmt.Errorf("writing the trust bundle: %w", err)
+	}
+	return w, nil
+}
+
+// hosts returns the names by which clients on this machine reach the broker.
+func (w *World) hosts() []string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	if host, _, err := net.SplitHostPort(w.Broker); err == nil && !slices.Contains(hosts, host) {
+		hosts = append(hosts, host)
+	}
+	return hosts
 }
 
 // Path returns the path of a file in the world's folder.
@@ -129,6 +149,10 @@ func (w *World) Database() string { return "sqlite:" + w.Path("broker.db") }
 
 // URL returns the broker's URL for callers.
 func (w *World) URL() string { return "https://" + w.Broker }
+
+// Bundle returns the path of the X.509 authorities in PEM, with which clients that do not
+// know SPIFFE verify the broker's certificate.
+func (w *World) Bundle() string { return w.Path(bundleFile) }
 
 // Socket returns the path of the Workload API socket of an identity.
 func (w *World) Socket(name string) string { return w.Path(filepath.Join("identities", name+".sock")) }
@@ -225,10 +249,23 @@ func (w *World) fill(content []byte) ([]byte, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
+	_, port, err := net.SplitHostPort(w.Broker)
+	if err != nil {
+		return nil, err
+	}
 	err = t.Execute(&out, map[string]string{
-		"Address": w.Broker, "Metrics": "127.0.0.1:0", "Login": "http://" + w.Login, "BrokerSocket": w.Socket("broker"),
+		"Address": w.Broker, "Port": port, "Metrics": "127.0.0.1:0", "Login": "http://" + w.Login, "BrokerSocket": w.Socket("broker"),
 	})
 	return out.Bytes(), err
+}
+
+// Replace writes a file in the world's folder. The rename is atomic: no reader sees a part
+// of the file.
+func (w *World) Replace(name string, content []byte) error {
+	if err := os.WriteFile(w.Path(name+".new"), content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(w.Path(name+".new"), w.Path(name))
 }
 
 // writeNew writes a file unless it exists.

@@ -252,7 +252,7 @@ func TestOpenRejectsConfig(t *testing.T) {
 		{"no trust domain", Config{Bundles: map[string]string{"acme.test": broken}}, "bundle files need trust_domain"},
 		{"a SPIFFE ID for a trust domain", Config{TrustDomain: "spiffe://acme.test", WorkloadAPI: registered}, "not a trust domain"},
 		{"a URL for a trust domain", Config{TrustDomain: "https://acme.test", WorkloadAPI: registered}, "not a trust domain"},
-		{"no identity", Config{TrustDomain: "acme.test", WorkloadAPI: noIdentity}, "register the broker"},
+		{"no identity", Config{TrustDomain: "acme.test", WorkloadAPI: noIdentity}, "register it as a workload"},
 		{"SVID of another domain", Config{TrustDomain: "other.test", WorkloadAPI: registered}, "but trust_domain is other.test"},
 		{"no file", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": filepath.Join(dir, "x")}}, "no such file"},
 		{"broken file", Config{TrustDomain: "acme.test", Bundles: map[string]string{"acme.test": broken}}, "broken.json"},

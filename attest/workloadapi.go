@@ -46,10 +46,14 @@ type workloadClient struct {
 	api  workload.SpiffeWorkloadAPIClient
 }
 
-func (s *Source) client() (*workloadClient, error) {
-	target, err := workloadapi.TargetFromAddress(s.cfg.WorkloadAPI)
+func (s *Source) client() (*workloadClient, error) { return dialWorkloadAPI(s.cfg.WorkloadAPI) }
+
+// dialWorkloadAPI returns a client of the Workload API at an address. It connects with the
+// first call.
+func dialWorkloadAPI(address string) (*workloadClient, error) {
+	target, err := workloadapi.TargetFromAddress(address)
 	if err != nil {
-		return nil, fmt.Errorf("the Workload API address %q: %w", s.cfg.WorkloadAPI, err)
+		return nil, fmt.Errorf("the Workload API address %q: %w", address, err)
 	}
 	conn, err := grpc.NewClient(target,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket authenticates (SPIFFE Workload Endpoint, section 3)
@@ -59,7 +63,7 @@ func (s *Source) client() (*workloadClient, error) {
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: lastRetry}))
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the Workload API at %s: %w", s.cfg.WorkloadAPI, err)
+		return nil, fmt.Errorf("connecting to the Workload API at %s: %w", address, err)
 	}
 	return &workloadClient{conn, workload.NewSpiffeWorkloadAPIClient(conn)}, nil
 }
@@ -127,7 +131,7 @@ func (s *Source) openWorkloadAPI(ctx context.Context) error {
 func hint(err error) string {
 	switch status.Code(err) {
 	case codes.PermissionDenied:
-		return "the agent has no identity for this process: register the broker as a workload"
+		return "the agent has no identity for this process: register it as a workload"
 	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
 		return "the agent does not respond: check that it runs and that this user may open its socket"
 	}

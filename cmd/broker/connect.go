@@ -201,7 +201,7 @@ func (a *app) dial(ctx context.Context, cfg clientConfig) (client *api.Client, t
 	}()
 	source := new(attest.Source) // the zero Source serves certificates from files
 	if cfg.socket != "" {
-		if err := checkSocket(cfg.socket); err != nil {
+		if err := checkSocket(cfg.socket, "SPIFFE_ENDPOINT_SOCKET"); err != nil {
 			return nil, nil, nil, err
 		}
 		trust := attest.Config{WorkloadAPI: cfg.socket, StartTimeout: workloadAPIWait, TrustDomains: domainOf(cfg.brokerID)}
@@ -234,8 +234,8 @@ func (a *app) dial(ctx context.Context, cfg clientConfig) (client *api.Client, t
 }
 
 // checkSocket reports at once the errors that waiting for the Workload API can't
-// resolve.
-func checkSocket(address string) error {
+// resolve. setting is where the address was set.
+func checkSocket(address, setting string) error {
 	path, ok := strings.CutPrefix(address, "unix:")
 	if !ok {
 		return nil
@@ -246,9 +246,9 @@ func checkSocket(address string) error {
 	case err == nil:
 		return c.Close()
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no Workload API at %s (SPIFFE_ENDPOINT_SOCKET): check that the SPIFFE agent is running", path)
+		return fmt.Errorf("no Workload API at %s (%s): check that the SPIFFE agent is running", path, setting)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("this user has no permission for the Workload API at %s (SPIFFE_ENDPOINT_SOCKET)", path)
+		return fmt.Errorf("this user has no permission for the Workload API at %s (%s)", path, setting)
 	}
 	return nil
 }

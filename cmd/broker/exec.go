@@ -72,7 +72,7 @@ for one that does not exist; no credential is requested for either.
 			if c.Flags().Changed("file") && file == "" { // such as an unset variable of a shell
 				return usage("--file is empty: name a file, or omit --file")
 			}
-			return a.exec(c.Context(), args[0], f, args[1:], &credentialFile{path: file}, !noRenew)
+			return a.exec(c.Context(), args[0], f, args[1:], &ownFile{path: file, flag: "--file", writer: "exec", mark: credentialMark}, !noRenew)
 		},
 	}
 	f.add(c)
@@ -87,16 +87,19 @@ for one that does not exist; no credential is requested for either.
 // has expired.
 const killDelay = 10 * time.Second
 
+// credentialMark marks the files of exec.
+const credentialMark = "credential"
+
 // An execution is a command that runs with a credential.
 type execution struct {
 	*app
 	held agent.Held
-	file *credentialFile
+	file *ownFile
 }
 
 // exec runs a command with a credential. It rejects what cannot work before it
 // requests the credential.
-func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command []string, file *credentialFile, renew bool) error {
+func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command []string, file *ownFile, renew bool) error {
 	program, err := lookUp(command[0])
 	if err != nil {
 		fmt.Fprintf(a.err, "broker: %v\n", err)
@@ -113,7 +116,7 @@ func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command 
 	return a.withCredential(work, entitlement, f, func(work context.Context, client *api.Client, credential *api.Credential) error {
 		e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
 		if file.path != "" && renew {
-			e.held.Replace = file.write
+			e.held.Replace = func(c *api.Credential) error { return file.write(fileOf(c)) }
 		}
 		return e.run(work, program, command, detach)
 	})
@@ -134,7 +137,7 @@ func (e *execution) run(ctx context.Context, program string, command []string, d
 				fmt.Fprintf(e.err, "broker: %v\n", err)
 			}
 		}()
-		if err := e.file.write(e.held.Credential); err != nil {
+		if err := e.file.write(fileOf(e.held.Credential)); err != nil {
 			return err
 		}
 	}

@@ -274,7 +274,7 @@ func TestExecReplacesItsOwnLeftover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mark(f)
+	mark(f, credentialMark)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}

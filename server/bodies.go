@@ -27,20 +27,21 @@ const (
 )
 
 // A budget bounds the bytes of calls whose callers are not known yet. If it is exceeded,
-// the network that uses the most loses its oldest call: an honest body arrives within a
-// round trip, and a sender of unfinished bodies competes with itself. It is safe for
-// concurrent use.
+// the network with the highest load loses its oldest call (see share): an honest body
+// arrives within a round trip, and a sender of unfinished bodies competes with itself. It
+// is safe for concurrent use.
 type budget struct {
 	most int
 
 	mu       sync.Mutex
 	used     int                      // guarded by mu
 	networks map[netip.Prefix]*shared // guarded by mu
+	shares   shares                   // guarded by mu; of bytes
 }
 
 // shared is the part of a budget that a network uses.
 type shared struct {
-	used  int
+	share share
 	holds *list.List // of *hold, the oldest first
 }
 
@@ -56,7 +57,7 @@ type hold struct {
 }
 
 func newBudget(most int) *budget {
-	return &budget{most: most, networks: map[netip.Prefix]*shared{}}
+	return &budget{most: most, networks: map[netip.Prefix]*shared{}, shares: shares{}}
 }
 
 // begin adds a call without bytes.
@@ -65,7 +66,7 @@ func (b *budget) begin(network netip.Prefix, expel func()) *hold {
 	defer b.mu.Unlock()
 	s, ok := b.networks[network]
 	if !ok {
-		s = &shared{holds: list.New()}
+		s = &shared{share: b.shares.join(network), holds: list.New()}
 		b.networks[network] = s
 	}
 	h := &hold{budget: b, network: network, expel: expel}
@@ -85,7 +86,7 @@ func (h *hold) grow(bytes int) bool {
 	if h.element != nil {
 		h.used += bytes
 		b.used += bytes
-		b.networks[h.network].used += bytes
+		b.networks[h.network].share.use(bytes)
 	}
 	for b.used > b.most {
 		victim := b.victim()
@@ -96,11 +97,11 @@ func (h *hold) grow(bytes int) bool {
 	return !h.expelled
 }
 
-// victim returns the oldest call of the network that uses the most.
+// victim returns the oldest call of the network with the highest load.
 func (b *budget) victim() *hold {
 	var most *shared
 	for _, s := range b.networks {
-		if most == nil || s.used > most.used {
+		if most == nil || s.share.heavier(most.share, 0) {
 			most = s
 		}
 	}
@@ -120,10 +121,11 @@ func (b *budget) drop(h *hold) {
 	}
 	s := b.networks[h.network]
 	s.holds.Remove(h.element)
-	s.used -= h.used
+	s.share.use(-h.used)
 	b.used -= h.used
 	h.element = nil
 	if s.holds.Len() == 0 {
+		b.shares.leave(s.share)
 		delete(b.networks, h.network)
 	}
 }

@@ -65,10 +65,12 @@ func pollLimits() turnLimits {
 // its address. Its calls wait for their turns, which then come at a bounded rate:
 //
 //   - Networks take turns, and within a network connections do. So a call waits for at
-//     most one call of every other connection, however many calls those send.
+//     most one call of every other connection, however many calls those send. The
+//     networks of a wider one take fewer turns; see share.
 //   - Connections whose last call failed come after the others, except for every fourth
 //     turn of their network.
-//   - If too many calls wait, those of connections that fail give way to others.
+//   - If too many calls wait, those of the network with the highest load give way, and
+//     within a network those of connections that fail.
 //
 // What waits and what runs is bounded. turns is safe for concurrent use.
 type turns struct {
@@ -82,7 +84,9 @@ type turns struct {
 	failures *lru[netip.Prefix, *rate.Limiter] // guarded by mu; of networks with failures
 	failing  *lru[sender, *bool]               // guarded by mu; whether the last call failed
 	queues   map[netip.Prefix]*turnQueue       // guarded by mu; of networks with waiting calls
-	order    []*turnQueue                      // guarded by mu; the next one first
+	order    []*turnQueue                      // guarded by mu; by arrival
+	shares   shares                            // guarded by mu; of waiting calls
+	now      float64                           // guarded by mu; the finish of the last turn, see next
 	wakes    time.Time                         // guarded by mu; when wake fires
 	wake     *time.Timer                       // guarded by mu; nil: none is needed
 }
@@ -95,11 +99,11 @@ type sender struct {
 
 // A turnQueue has the waiting calls of one network.
 type turnQueue struct {
-	network netip.Prefix
-	calls   []*waitingCall // in the order of their arrival
-	round   int            // that is being served
-	rounds  map[string]int // the next round of each connection
-	served  int
+	share  share
+	calls  []*waitingCall // in the order of their arrival
+	round  int            // that is being served
+	rounds map[string]int // the next round of each connection
+	served int
 }
 
 type waitingCall struct {
@@ -113,7 +117,7 @@ func newTurns(l turnLimits) *turns {
 	return &turns{
 		limits: l, clock: time.Now, total: rate.NewLimiter(l.total, l.totalBurst),
 		failures: newLRU[netip.Prefix, *rate.Limiter](maxRemembered), failing: newLRU[sender, *bool](maxRemembered),
-		queues: map[netip.Prefix]*turnQueue{},
+		queues: map[netip.Prefix]*turnQueue{}, shares: shares{},
 	}
 }
 
@@ -229,7 +233,7 @@ func pauseOf(bucket *rate.Limiter, now time.Time) time.Duration {
 func (t *turns) wait(from sender) *waitingCall {
 	q := t.queues[from.network]
 	if q == nil {
-		q = &turnQueue{network: from.network, rounds: map[string]int{}}
+		q = &turnQueue{share: t.shares.join(from.network), rounds: map[string]int{}}
 	}
 	call := &waitingCall{conn: from.conn, failing: t.lastFailed(from), ready: make(chan bool, 1)}
 	same := 0
@@ -239,13 +243,18 @@ func (t *turns) wait(from sender) *waitingCall {
 		}
 	}
 	if call.round = max(q.round, q.rounds[from.conn]); same >= t.limits.perConn || !t.makeRoom(q, call) {
+		if len(q.calls) == 0 {
+			t.shares.leave(q.share)
+		}
 		return nil
 	}
 	if len(q.calls) == 0 {
 		t.queues[from.network] = q
 		t.order = append(t.order, q)
+		q.share.arrive(t.now)
 	}
 	q.calls = append(q.calls, call)
+	q.share.use(1)
 	q.rounds[from.conn] = call.round + 1
 	if len(q.rounds) > 4*t.limits.perNetwork {
 		q.forgetRounds()
@@ -264,16 +273,21 @@ func (q *turnQueue) forgetRounds() {
 }
 
 // makeRoom reports whether a call may wait. If its network, or the broker, has too many
-// waiting calls, one gives way: the last of the network with the most, or one of the
-// call's own network that comes later.
+// waiting calls, one gives way: the last of the network with the highest load, or one of
+// the call's own network that comes later.
 func (t *turns) makeRoom(q *turnQueue, call *waitingCall) bool {
 	full := len(q.calls) >= t.limits.perNetwork
 	if !full && t.waiting < t.limits.most {
 		return true
 	}
 	if !full {
-		most := slices.MaxFunc(t.order, func(a, b *turnQueue) int { return len(a.calls) - len(b.calls) })
-		if most != q && len(most.calls) > len(q.calls)+1 {
+		most := t.order[0]
+		for _, other := range t.order[1:] {
+			if other.share.heavier(most.share, 0) {
+				most = other
+			}
+		}
+		if most.share.heavier(q.share, 1) {
 			t.dismiss(most, most.last())
 			return true
 		}
@@ -282,6 +296,9 @@ func (t *turns) makeRoom(q *turnQueue, call *waitingCall) bool {
 		return false
 	}
 	t.dismiss(q, q.last())
+	if len(q.calls) == 0 { // it was the only one
+		q.share = t.shares.join(q.share.network)
+	}
 	return true
 }
 
@@ -330,9 +347,11 @@ func (t *turns) remove(q *turnQueue, call *waitingCall) bool {
 		return false
 	}
 	q.calls = slices.Delete(q.calls, at, at+1)
+	q.share.use(-1)
 	t.waiting--
 	if len(q.calls) == 0 {
-		delete(t.queues, q.network)
+		t.shares.leave(q.share)
+		delete(t.queues, q.share.network)
 		t.order = slices.DeleteFunc(t.order, func(other *turnQueue) bool { return other == q })
 	}
 	return true
@@ -351,21 +370,46 @@ func (t *turns) giveUp(network netip.Prefix, call *waitingCall) (mayRun bool) {
 
 // dispatch starts the calls whose turn it is.
 func (t *turns) dispatch() {
-	for i := 0; i < len(t.order) && t.running < t.limits.atOnce; {
-		q := t.order[i]
-		if pause := t.pause(q.network); pause > 0 {
-			t.wakeIn(pause)
-			i++
-			continue
+	for t.running < t.limits.atOnce {
+		q := t.next()
+		if q == nil {
+			return
 		}
 		call := q.next()
-		t.order = append(slices.Delete(t.order, i, i+1), q) // the network's next turn comes after those of the others
+		t.now = q.share.finish()
+		q.share.serve(t.now)
 		q.served++
 		q.round = max(q.round, call.round)
 		t.remove(q, call)
 		t.running++
 		call.ready <- true
 	}
+}
+
+// next returns the network whose turn it is, or nil if no call may run.
+//
+// Turns are shared by self-clocked fair queueing: each network has the time at which its
+// next turn would finish if turns took as long as their weight requires, and the earliest
+// one is next. A network that arrives comes after those that wait.
+func (t *turns) next() (next *turnQueue) {
+	if len(t.order) == 0 {
+		return nil
+	}
+	if pause := pauseOf(t.total, t.clock()); pause > 0 {
+		t.wakeIn(pause)
+		return nil
+	}
+	for _, q := range t.order {
+		if next != nil && q.share.finish() >= next.share.finish() {
+			continue
+		}
+		if pause := t.pause(q.share.network); pause > 0 {
+			t.wakeIn(pause)
+			continue
+		}
+		next = q
+	}
+	return next
 }
 
 // wakeIn dispatches after a pause, if calls wait.

@@ -22,14 +22,15 @@ help: ## list the targets
 
 BUILT = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
 
-demo: build ## tell the whole story in the terminal
+demo: ## tell the whole story in the terminal
+	@$(MAKE) --no-print-directory --silent build
 	@./bin/broker demo
 	@if ls $(BUILT)/vault-*/vault $(BUILT)/minio-*/minio $(BUILT)/spire-*/spire-agent >/dev/null 2>&1; then \
-		echo; echo "And with real servers, which takes a moment:"; \
+		echo; echo "The next two chapters start real servers, which takes a moment."; \
 		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' ; \
 	else \
-		echo; echo "Two more chapters need real servers: a database user made by Vault, and a session"; \
-		echo "at S3. To see them, run make servers (about 15 minutes, once) and make demo again."; \
+		echo; echo "Two more chapters need real servers: a database user of Vault, and a session"; \
+		echo "at S3. Run make servers (about 15 minutes, once), then make demo again."; \
 	fi
 
 test: ## run the tests that need nothing but Go, with the race detector

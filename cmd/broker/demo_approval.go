@@ -20,15 +20,12 @@ import (
 
 // approve shows a request that waits for a person, from the request to the token.
 func (d *demo) approve(ctx context.Context) error {
-	d.chapter("It requests a scope that needs an approval, and waits")
-	pending, err := d.agent.Ask(ctx, api.Ask{Entitlement: "tickets-api", Scopes: []string{"tickets:close"}, Justification: "duplicate of INC-4710"})
+	d.tell.Open("Closing a ticket needs a person, and the agent waits")
+	pending, err := d.agent.Ask(ctx, d.requests("duplicate of INC-4710", "tickets:close"))
 	if err != nil {
 		return err
 	}
-	d.say("The agent requests tickets:close:")
-	d.say("")
-	d.say("  %s: %s", pending.Status, approvalsMissing(pending))
-	d.say("  because %s", strings.Join(pending.Decision.Reasons, "; "))
+	d.tell.Waiting(pending.Status, "%s: %s", approvalsMissing(pending), strings.Join(pending.Decision.Reasons, "; "))
 	if err := expect(pending.Status == api.StatusPending, "the request is %s", pending.Status); err != nil {
 		return err
 	}
@@ -42,16 +39,8 @@ func (d *demo) approve(ctx context.Context) error {
 	if err := d.refuseOwner(ctx, pending); err != nil {
 		return err
 	}
-	ben, err := d.logIn(ctx, "ben")
-	if err != nil {
+	if err := d.approveAsBen(ctx, pending); err != nil {
 		return err
-	}
-	d.say("")
-	d.say("Ben of the support team logs in with his browser, and approves in his")
-	d.say("terminal. His approval is bound to the digest of the request that he sees:")
-	d.say("")
-	if code := ben.runs(ctx, "y", "approve", pending.ID, "--ttl", "5m", "--comment", "checked"); code != exitOK {
-		return fmt.Errorf("broker approve ended with %d", code)
 	}
 	if err := <-decided; err != nil {
 		return err
@@ -60,18 +49,12 @@ func (d *demo) approve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("")
-	d.say("The agent was waiting in a long poll. It learns that the request is %s,", seen.Status)
-	d.say("and collects a token that expires at %s: after five", clock(credential.ExpiresAt))
-	d.say("minutes, because Ben narrowed the TTL.")
-	status, answer, err := d.tickets.call(ctx, http.MethodPost, "/tickets/4711/close", credential.Secret["token"])
-	if err != nil {
+	d.tell.Good("issued", "a token until %s: Ben narrowed it to five minutes", clock(credential.ExpiresAt))
+	if err := d.calls(ctx, http.MethodPost, "/tickets/4711/close", credential.Secret["token"], http.StatusOK); err != nil {
 		return err
 	}
-	d.say("")
-	d.say("  POST /tickets/4711/close  %d  %s", status, answer)
-	return expect(seen.Status == api.StatusApproved && status == http.StatusOK && time.Until(credential.ExpiresAt) <= 5*time.Minute,
-		"the request is %s, the call %d, the token expires at %s", seen.Status, status, credential.ExpiresAt)
+	return expect(seen.Status == api.StatusApproved && time.Until(credential.ExpiresAt) <= 5*time.Minute,
+		"the request is %s, the token expires at %s", seen.Status, credential.ExpiresAt)
 }
 
 // refuseOwner shows that the owner of the agent may not approve its request.
@@ -80,11 +63,34 @@ func (d *demo) refuseOwner(ctx context.Context, r *api.Request) error {
 	if err != nil {
 		return err
 	}
-	d.say("")
-	d.say("Ana owns the agent, so she may not approve its requests:")
-	d.say("")
-	code := ana.runs(ctx, "", "approve", r.ID, "--yes")
+	d.tell.Say("Ana owns the agent, so she may not approve its requests:")
+	args := []string{"approve", r.ID, "--yes"}
+	d.tell.Types("broker " + strings.Join(args, " "))
+	code := ana.runs(ctx, "", args...)
+	d.tell.Bad("refused", "%s", strings.TrimPrefix(strings.TrimSpace(d.screen), "broker: "))
 	return expect(code == exitDenied, "Ana approves for her own agent: broker approve ended with %d", code)
+}
+
+// approveAsBen shows some rows of what Ben sees, and his approval.
+func (d *demo) approveAsBen(ctx context.Context, r *api.Request) error {
+	ben, err := d.logIn(ctx, "ben")
+	if err != nil {
+		return err
+	}
+	d.tell.Say("Ben, of the support team, sees this and more, and approves just this:")
+	args := []string{"approve", r.ID, "--ttl", "5m"}
+	d.tell.Types("broker " + strings.Join(args, " "))
+	code := ben.runs(ctx, "y", args...)
+	for row := range strings.Lines(d.screen) {
+		name, text, _ := strings.Cut(strings.TrimSuffix(row, "\n"), "  ")
+		switch name {
+		case "requester", "why", "scopes", "digest", "Approve? [y/N] y":
+			d.tell.Shows(row)
+		case "approved by":
+			d.tell.Good("approved", "by %s", strings.TrimSpace(text))
+		}
+	}
+	return expect(code == exitOK && strings.Contains(d.screen, "approved by"), "broker approve ended with %d", code)
 }
 
 // A demoPerson has a terminal. home is the folder of its session.
@@ -102,15 +108,11 @@ func (p demoPerson) getenv(name string) string {
 	}[name]
 }
 
-// runs runs a command in the person's terminal and prints its output.
+// runs runs a command in the person's terminal and keeps its output in d.screen.
 func (p demoPerson) runs(ctx context.Context, answer string, args ...string) (code int) {
-	var screen bytes.Buffer
-	code = run(ctx, args, terminal{in: &typist{answer, &screen}, out: &screen, err: &screen, getenv: p.getenv})
-	p.screen = screen.String()
-	p.say("  $ broker %s", strings.Join(args, " "))
-	for line := range strings.Lines(p.screen) {
-		p.say("  %s", strings.TrimSuffix(line, "\n"))
-	}
+	var out bytes.Buffer
+	code = run(ctx, args, terminal{in: &typist{answer, &out}, out: &out, err: &out, getenv: p.getenv})
+	p.screen = out.String()
 	return code
 }
 

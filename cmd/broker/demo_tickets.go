@@ -65,7 +65,7 @@ func (t *ticketAPI) allow(scope string, status int, answer string) http.HandlerF
 		case err != nil:
 			http.Error(w, "invalid token", http.StatusUnauthorized)
 		case !slices.Contains(scopes, scope):
-			http.Error(w, "the token lacks the scope "+scope, http.StatusForbidden)
+			http.Error(w, "it lacks the scope "+scope, http.StatusForbidden)
 		default:
 			w.WriteHeader(status)
 			_, _ = io.WriteString(w, answer)

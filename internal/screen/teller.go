@@ -69,11 +69,15 @@ func (t *Teller) Types(command string) {
 
 // Shows shows a line that a command prints.
 func (t *Teller) Shows(line string) {
-	fmt.Fprintln(t.Out, strings.TrimRight(strings.Repeat(" ", margin)+shorten(line, Width-margin), " "))
+	fmt.Fprintln(t.Out, strings.TrimRight(strings.Repeat(" ", margin)+shorten(strings.TrimRight(line, " \n"), Width-margin), " "))
 }
 
-// fitted breaks a text into rows of at most width columns.
+// fitted breaks a text into rows of at most width columns. A text that fits keeps its
+// spaces.
 func fitted(text string, width int) []string {
+	if utf8.RuneCountInString(text) <= width {
+		return []string{text}
+	}
 	rows := Wrap(text, width)
 	for i, row := range rows {
 		rows[i] = shorten(row, width)

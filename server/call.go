@@ -18,6 +18,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/server/inbound"
 )
 
 // A call is one HTTP request.
@@ -38,7 +39,7 @@ type call struct {
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
-	byProxy        bool     // a trusted proxy sent the call
+	byProxy        bool     // a trusted proxy sent the call, on a connection of its own
 	fromErr        error    // the proxy's header does not name the client
 	proofIsSubject bool     // the other proofs of the caller, if any, are valid; the subject_token is judged
 	unproved       bool     // authentication failed
@@ -126,7 +127,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		peer = addr.Addr().Unmap().WithZone("")
 	}
-	c.byProxy = s.cfg.Proxies.Header != "" && s.cfg.Proxies.Trusts(peer)
+	c.byProxy = s.cfg.Proxies.Header != "" && s.cfg.Proxies.Trusts(peer) || inbound.EndsTLS(r.Context())
 	c.from, c.fromErr = s.cfg.Proxies.Client(peer, r.Header)
 	if c.trace = traceOf(r.Header); !c.trace.IsZero() {
 		c.r = r.WithContext(broker.WithTrace(r.Context(), c.trace))

@@ -1,8 +1,13 @@
 package server
 
 import (
+	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -114,5 +119,64 @@ func TestProxiesProveNoIdentity(t *testing.T) {
 		if w.Handler(API).ServeHTTP(answer, r); answer.Code != test.want {
 			t.Errorf("%s: got %d %s, want %d", test.name, answer.Code, answer.Body, test.want)
 		}
+	}
+}
+
+// A proxy that says by the PROXY protocol that it ends its clients' TLS does not become
+// the caller with a certificate of its own.
+func TestProxyThatEndsTLSIsNotTheCaller(t *testing.T) {
+	t.Parallel()
+	w := newQuietWorld(t, func(cfg *Config) {
+		cfg.DrainDelay = 0
+		cfg.Authenticate = func(r *http.Request, _ ...string) (broker.Identity, error) {
+			if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+				return broker.Identity{}, broker.ErrUnauthenticated
+			}
+			r.Header.Set("Authorization", "Bearer "+agent)
+			return authenticate(r)
+		}
+	})
+	certs := httptest.NewUnstartedServer(nil)
+	certs.StartTLS()
+	defer certs.Close()
+	plain, err := inbound.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := inbound.New(plain, inbound.Config{ProxyProtocol: true, Proxies: inbound.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- w.Serve(ctx, l, w.Handler(API), &tls.Config{Certificates: certs.TLS.Certificates, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13})
+	}()
+	const header, client = "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00", "\xc0\x00\x02\x01\xc0\x00\x02\x02\x12\x67\x01\xbb"
+	for _, test := range []struct {
+		name, header string
+		want         int
+	}{
+		{"passes TLS through", header + "\x0c" + client, http.StatusOK},
+		{"says that its client has no TLS", header + "\x14" + client + "\x20\x00\x05\x00\x00\x00\x00\x01", http.StatusOK},
+		{"ends TLS", header + "\x14" + client + "\x20\x00\x05\x01\x00\x00\x00\x01", http.StatusUnauthorized},
+	} {
+		conn, err := net.Dial("tcp", plain.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, test.header)
+		secure := tls.Client(conn, &tls.Config{Certificates: certs.TLS.Certificates, InsecureSkipVerify: true})
+		_, _ = fmt.Fprintf(secure, "GET /v1/whoami HTTP/1.1\r\nHost: broker.acme.test\r\nConnection: close\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(secure), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", test.name, err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != test.want || test.want != http.StatusOK && !strings.Contains(string(body), "that of a reverse proxy") {
+			t.Errorf("%s: got %s %s, want %d", test.name, resp.Status, body, test.want)
+		}
+		_ = secure.Close()
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

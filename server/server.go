@@ -327,6 +327,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, h http.Handler, tlsC
 	in, limited := l.(*inbound.Listener)
 	if limited {
 		server.ConnState = in.Limits().State
+		server.ConnContext = inbound.ConnContext(server.ConnContext)
 	}
 	served := make(chan error, 1)
 	go func() {

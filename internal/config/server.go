@@ -234,6 +234,9 @@ func (c *checker) listener(key string, l listenerFile) Listener {
 	if out.Proxy = l.Proxy; l.Proxy && c.d.file.Server.Proxies == nil {
 		c.report(key+"/proxy_protocol", "list the proxies in server.trusted_proxies.networks: connections of others are refused")
 	}
+	if l.Proxy && l.ClientCerts == "" && !c.d.isRejected(key+"/client_certs") {
+		c.report(key+"/client_certs", "say what the proxy does: write off if it ends TLS, because a certificate of the proxy would pass for one of its callers; write optional or required only if it passes TLS through")
+	}
 	if out.SVID && c.noWorkloadAPI() {
 		c.report(key+"/tls/svid", "the broker's own SVID comes from attest.workload_api: write that too, or use cert and key")
 	}

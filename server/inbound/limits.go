@@ -5,6 +5,7 @@ package inbound
 
 import (
 	"container/list"
+	"context"
 	"net"
 	"net/http"
 	"net/netip"
@@ -58,6 +59,8 @@ type Conn struct {
 	limits *Limits
 	remote net.Addr
 	early  []byte // was read with the PROXY header
+
+	endsTLS bool // the proxy says that it ends the client's TLS connection
 
 	network netip.Prefix  // guarded by limits.mu; zero: that of all unknown addresses
 	counted bool          // guarded by limits.mu: for its network, not only for the total
@@ -150,6 +153,29 @@ func (l *Limits) State(c net.Conn, state http.ConnState) {
 		l.move(conn, nil)
 	}
 }
+
+// An endsTLSKey is the context key of connections whose proxy ends the client's TLS.
+type endsTLSKey struct{}
+
+// ConnContext adds to the context of a connection what EndsTLS returns. next may be nil.
+func ConnContext(next func(context.Context, net.Conn) context.Context) func(context.Context, net.Conn) context.Context {
+	return func(ctx context.Context, c net.Conn) context.Context {
+		if next != nil {
+			ctx = next(ctx, c)
+		}
+		if t, ok := c.(interface{ NetConn() net.Conn }); ok { // a *tls.Conn
+			c = t.NetConn()
+		}
+		if conn, ok := c.(*Conn); ok && conn.endsTLS {
+			ctx = context.WithValue(ctx, endsTLSKey{}, true)
+		}
+		return ctx
+	}
+}
+
+// EndsTLS reports whether the proxy of a connection says that the client's TLS connection
+// ends at the proxy. A certificate on the connection is then that of the proxy.
+func EndsTLS(ctx context.Context) bool { return ctx.Value(endsTLSKey{}) != nil }
 
 // RemoteAddr returns the client's address, also behind a proxy that sends it by the
 // PROXY protocol. It is not an address of a network if the proxy does not know it.

@@ -17,7 +17,7 @@ import (
 const (
 	maxV1     = 107 // bytes of a header, with CR LF (section 2.1)
 	signature = "\r\n\r\n\x00\r\nQUIT\n"
-	maxV2     = 16 + 2048 // with extensions (TLVs), which are ignored
+	maxV2     = 16 + 2048 // with extensions (TLVs)
 )
 
 var (
@@ -29,6 +29,7 @@ var (
 type proxyHeader struct {
 	local  bool           // the proxy's own connection, such as a health check
 	source netip.AddrPort // the client; zero: unknown
+	tls    bool           // the proxy says that the client's TLS connection ends at the proxy
 }
 
 // readProxyHeader reads the header with which the proxy begins the connection, and
@@ -43,7 +44,7 @@ func (c *Conn) readProxyHeader(within time.Duration) error {
 		if err == nil {
 			c.early = buf[size:]
 			if !h.local {
-				c.remote = h.addr()
+				c.remote, c.endsTLS = h.addr(), h.tls
 			}
 			return c.Conn.SetReadDeadline(time.Time{})
 		}
@@ -137,12 +138,39 @@ func parseV2(b []byte) (h proxyHeader, size int, err error) {
 	}
 	bytesOf := map[byte]int{0x11: 4, 0x21: 16}[family] // TCP over IPv4, and over IPv6
 	switch {
-	case family == 0: // unspecified
-		return proxyHeader{}, size, nil
+	case family == 0: // unspecified; a proxy may send anything after it
+		h.tls, _ = clientTLS(b[16:size])
+		return h, size, nil
 	case bytesOf == 0 || size < 16+2*bytesOf+4:
 		return h, 0, errProxyHeader
 	}
+	if h.tls, err = clientTLS(b[16+2*bytesOf+4 : size]); err != nil {
+		return proxyHeader{}, 0, err
+	}
 	addr, _ := netip.AddrFromSlice(b[16 : 16+bytesOf])
 	port := binary.BigEndian.Uint16(b[16+2*bytesOf:])
-	return proxyHeader{source: netip.AddrPortFrom(addr.Unmap(), port)}, size, nil
+	h.source = netip.AddrPortFrom(addr.Unmap(), port)
+	return h, size, nil
+}
+
+// clientTLS reports whether the extension PP2_TYPE_SSL says that the client connected to
+// the proxy by TLS (section 2.2.6). Other extensions are ignored.
+func clientTLS(extensions []byte) (yes bool, err error) {
+	const typeSSL, clientSSL = 0x20, 0x01
+	for b := extensions; len(b) > 0; {
+		if len(b) < 3 {
+			return false, errProxyHeader
+		}
+		size := 3 + int(binary.BigEndian.Uint16(b[1:]))
+		switch {
+		case len(b) < size:
+			return false, errProxyHeader
+		case b[0] == typeSSL && size < 3+5: // flags, and the result of the verification
+			return false, errProxyHeader
+		case b[0] == typeSSL && b[3]&clientSSL != 0:
+			yes = true
+		}
+		b = b[size:]
+	}
+	return yes, nil
 }

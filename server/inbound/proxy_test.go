@@ -37,9 +37,17 @@ var proxyHeaders = []struct {
 	{"v2 TCP4", v2(1, 0x11, body4), "192.0.2.1:4711"},
 	{"v2 TCP6", v2(1, 0x21, body6), "[2001:db8:2::1]:4711"},
 	{"v2 with extensions", v2(1, 0x11, body4+"\x04\x00\x01x"), "192.0.2.1:4711"},
+	{"v2 with TLS in the extensions", v2(1, 0x11, body4+"\x04\x00\x01x\x20\x00\x05\x01\x00\x00\x00\x00"), "192.0.2.1:4711 tls"},
+	{"v2 with TLS and its version", v2(1, 0x21, body6+"\x20\x00\x0f\x07\x00\x00\x00\x01\x21\x00\x07TLSv1.3"), "[2001:db8:2::1]:4711 tls"},
+	{"v2 without TLS in the extensions", v2(1, 0x11, body4+"\x20\x00\x05\x00\x00\x00\x00\x01"), "192.0.2.1:4711"},
+	{"v2 with a cut extension", v2(1, 0x11, body4+"\x20\x00\x05\x01\x00"), "bad"},
+	{"v2 with a cut extension header", v2(1, 0x11, body4+"\x20\x00"), "bad"},
+	{"v2 with an empty TLS extension", v2(1, 0x11, body4+"\x20\x00\x00"), "bad"},
 	{"v2 local", v2(0, 0, ""), "local"},
 	{"v2 local with an address", v2(0, 0x11, body4), "local"},
 	{"v2 unspecified", v2(1, 0, ""), "unknown"},
+	{"v2 unspecified with anything", v2(1, 0, "x"), "unknown"},
+	{"v2 unspecified with TLS", v2(1, 0, "\x20\x00\x05\x01\x00\x00\x00\x00"), "unknown tls"},
 
 	{"no header", "GET / HTTP/1.1\r\n", "bad"},
 	{"TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "bad"},
@@ -80,6 +88,9 @@ func TestProxyHeaders(t *testing.T) {
 				got = "local"
 			case !h.source.IsValid():
 				got = "unknown"
+			}
+			if h.tls {
+				got += " tls"
 			}
 			if got != test.want || errors.Is(err, errProxyShort) || err == nil && size != len(test.header) {
 				t.Errorf("got %s, %d bytes, %v; want %s, %d bytes", got, size, err, test.want, len(test.header))

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	_ "embed" // for the files of the world's folder
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"text/template"
 
 	"github.com/spf13/cobra"
 
@@ -25,9 +28,15 @@ catalogue and sample policies, in one process, on loopback only. Any SPIFFE
 program can get an SVID from its sockets. It is not for production: anyone who
 can connect to a socket gets its identity.
 
-Without --dir, its folder is temporary. With --dir, the folder stays: edit the
-policies in it and run "broker reload", after the "export BROKER_ADMIN_SOCKET=…"
-that it prints.`,
+dev prints the page to open and the first commands. Its folder has the rest:
+
+  env           settings of a terminal: . DIR/env
+  commands.txt  more to try, as an agent, a person, an operator and an auditor
+  bundle.pem    the authorities that verify the broker's certificate
+  broker.yaml   the operator's file, and policies/ next to it
+
+Without --dir, the folder is temporary. With --dir, it stays: edit the policies
+in it and run "broker reload".`,
 		Example: `  broker dev
   broker dev --dir ./world --listen 127.0.0.1:8443`,
 		Args: exactly(0, "no arguments"),
@@ -59,6 +68,9 @@ func (a *app) runDev(ctx context.Context, dir string, at devworld.Addresses) (er
 	if err != nil {
 		return err
 	}
+	if err := writeDevFiles(w, programDir(os.Args[0])); err != nil {
+		return err
+	}
 	log, _ := newLogger(a.err, "text", slog.LevelWarn) // of this level, no line waits
 	return w.Run(ctx, log, func(ctx context.Context) error {
 		a.welcome(w)
@@ -81,44 +93,76 @@ func programDir(arg0 string) string {
 	return filepath.Dir(path)
 }
 
-// welcome prints the world's addresses and identities, and commands to try.
-func (a *app) welcome(w *devworld.World) {
-	say := func(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
-	say("A broker for development, on loopback only. Not for production.\n")
-	say("  pages      %s/ui/   log in as Ana, Ben or Dan: no password", w.PagesURL())
-	say("  broker     %s", w.URL())
-	say("  folder     %s", w.Dir)
-	say("  policies   %s\n", w.Path("policies"))
-	say("In the browser, play both sides. As Ben, request tickets-api with tickets:close")
-	say("under Entitlements. Then log out, or open a private window, and log in as Ana:")
-	say("Ben's request is in her inbox. Dan sees everything, has the kill switch, and")
-	say("reads the log under Audit.\n")
-	say("As an AI agent, in another terminal:\n")
-	if dir := programDir(os.Args[0]); dir != "" {
-		say("  export PATH=%s:$PATH", shellQuote(dir))
+// devFiles are the templates of files in the world's folder that each start writes anew,
+// because they name the addresses.
+var (
+	//go:embed dev_env.sh
+	devEnv string
+	//go:embed dev_commands.txt
+	devCommands string
+	devFiles    = map[string]*template.Template{
+		devEnvFile:      template.Must(template.New("").Parse(devEnv)),
+		devCommandsFile: template.Must(template.New("").Parse(devCommands)),
 	}
-	say("  export BROKER_URL=%s", w.URL())
-	say("  export SPIFFE_ENDPOINT_SOCKET=unix://%s", w.Socket("agent"))
-	say("  broker whoami")
-	say("  broker entitlements")
-	say("  broker request tickets-api --scope tickets:read --why \"looking around\"")
-	say("  broker request tickets-api --scope tickets:close --why duplicate --wait 10m\n")
-	say("The last request waits for a person. Ben may approve it. Ana may not, because")
-	say("she owns the agent. Approve it in the pages, or in a third terminal, after the")
-	say("same exports:\n")
-	say("  export BROKER_ID=%s", devworld.BrokerID)
-	say("  broker login")
-	say("  broker approve req_…\n")
-	say("As the operator, try the kill switch, and undo it:\n")
-	say("  export BROKER_ADMIN_SOCKET=%s", w.AdminSocket())
-	say("  broker kill --under spiffe://%s/agent --why \"trying it out\"", devworld.TrustDomain)
-	say("  broker blocks lift --under spiffe://%s/agent --why \"it was a test\"", devworld.TrustDomain)
-	say("  broker reload\n")
-	say("As an auditor, verify the log with nothing but the file:\n")
-	say("  broker audit verify %s\n", w.Database())
-	say("Each socket in %s serves one identity:\n", filepath.Dir(w.Socket("agent")))
+)
+
+const (
+	devEnvFile      = "env"
+	devCommandsFile = "commands.txt"
+)
+
+// A devSocket is the Workload API socket of one identity.
+type devSocket struct{ Socket, ID, Description string }
+
+// writeDevFiles writes the settings of a terminal, and the commands to try. program is the
+// folder of this program, if a shell does not find it.
+func writeDevFiles(w *devworld.World, program string) error {
+	var sockets []devSocket
 	for _, id := range devworld.Identities {
-		say("  %-12s  %s, %s", filepath.Base(w.Socket(id.Name)), id.ID, id.Description)
+		sockets = append(sockets, devSocket{filepath.Base(w.Socket(id.Name)), id.ID, id.Description})
 	}
-	say("\nStop it with Ctrl-C.")
+	if program != "" {
+		program = shellWord(program)
+	}
+	values := map[string]any{
+		"Pages": w.PagesURL(), "URL": w.URL(), "Dir": w.Dir, "BrokerID": devworld.BrokerID, "Program": program,
+		"Env": shellWord(w.Path(devEnvFile)), "Config": shellWord(w.ConfigFile()), "Bundle": shellWord(w.Bundle()),
+		"AdminSocket": shellWord(w.AdminSocket()), "Database": shellWord(w.Database()), "Agents": "spiffe://" + devworld.TrustDomain + "/agent",
+		"Socket": shellWord(w.Socket("agent")), "Sockets": filepath.Dir(w.Socket("agent")), "Identities": sockets,
+	}
+	for name, text := range devFiles {
+		var out bytes.Buffer
+		if err := text.Execute(&out, values); err != nil {
+			return err
+		}
+		if err := w.Replace(name, out.Bytes()); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// shellWord quotes text for POSIX shells if that is necessary.
+func shellWord(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-:"
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return shellQuote(s)
+}
+
+// welcome prints the page to open, the commands to try, and where the rest is.
+func (a *app) welcome(w *devworld.World) {
+	p := a.palette()
+	say := func(label, command, rest string) {
+		fmt.Fprintf(a.out, "  %s%s%s\n", p.Strong(fmt.Sprintf("%-7s", label)), p.Command(command), rest)
+	}
+	fmt.Fprintf(a.out, "%s with a trust domain and a login, on this machine only.\n\n", p.Strong("A broker for development"))
+	say("open", w.PagesURL()+"/ui/", "   log in as Ben; no password")
+	say("try", ". "+shellWord(w.Path(devEnvFile)), "   in another terminal, then")
+	say("", `broker request tickets-api --scope tickets:read --why "a look around"`, "")
+	say("", "broker request tickets-api --scope tickets:close --why test --wait 10m", "")
+	say("", "", "The last one waits until Ben approves it in his inbox.")
+	say("more", w.Path(devCommandsFile), "")
+	say("stop", "Ctrl-C", "")
 }

@@ -136,3 +136,22 @@ func TestDevRemovesItsFolder(t *testing.T) {
 		}
 	}
 }
+
+// Output is coloured on a terminal only, and not if the user wants none.
+func TestColourNeedsTerminal(t *testing.T) {
+	_, slave := openTerminal(t)
+	for name, test := range map[string]struct {
+		environment map[string]string
+		want        bool
+	}{
+		"terminal":       {map[string]string{"TERM": "xterm"}, true},
+		"NO_COLOR":       {map[string]string{"TERM": "xterm", "NO_COLOR": "1"}, false},
+		"empty NO_COLOR": {map[string]string{"TERM": "xterm", "NO_COLOR": ""}, true},
+		"dumb terminal":  {map[string]string{"TERM": "dumb"}, false},
+	} {
+		a := &app{terminal: terminal{out: slave, getenv: func(name string) string { return test.environment[name] }}}
+		if got := a.palette().Strong("x") != "x"; got != test.want {
+			t.Errorf("%s: got colours %t, want %t", name, got, test.want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	_ "embed"
+	"encoding/json"
 	"fmt"
 	"net/http"
 
@@ -17,8 +18,18 @@ func public(seconds int) http.Header {
 	return http.Header{"Cache-Control": {fmt.Sprintf("public, max-age=%d", seconds)}}
 }
 
+// documentedServer is the server that openapi.json names: the address of "broker dev".
+const documentedServer = `"https://127.0.0.1:8443"`
+
+// openAPI returns the document with the broker's own URL as its server, so that clients
+// which are generated from it call this broker.
 func (s *Server) openAPI(c *call) (reply, error) {
-	return c.document("openapi.json", openAPIDocument, "application/json", public(300))
+	server, err := json.Marshal(s.external.String())
+	if err != nil {
+		return reply{}, fmt.Errorf("naming the server of the OpenAPI document: %w", err)
+	}
+	document := bytes.Replace(openAPIDocument, []byte(documentedServer), server, 1)
+	return c.document("openapi.json", document, "application/json", public(300))
 }
 
 // jwks returns the token keys. Caches may keep them for five minutes, because a key is

@@ -1,5 +1,7 @@
 package api
 
+import "time"
+
 // Facts help people decide on another caller's request: the access that it would
 // permit, how the requester was authenticated, and the requester's earlier
 // requests. Only GET /v1/requests/{id} returns them. The digest binds only the
@@ -15,6 +17,7 @@ type Facts struct {
 	From           string            `json:"from,omitempty"`        // the requester's network address
 	TicketURL      string            `json:"ticket_url,omitempty"`
 	History        []RequestHistory  `json:"past,omitempty"`         // of the requester, over the 30 days before, by entitlement
+	Similar        []PastRequest     `json:"similar,omitempty"`      // the newest of these requests for the same entitlement, newest first
 	HistoryPartial bool              `json:"past_partial,omitempty"` // only the newest requests are counted
 }
 
@@ -25,4 +28,15 @@ type RequestHistory struct {
 	Granted     int    `json:"granted"`
 	Denied      int    `json:"denied"`
 	Pending     int    `json:"pending"`
+}
+
+// A PastRequest is an earlier request for the same entitlement.
+type PastRequest struct {
+	ID              string    `json:"id,omitempty"` // only for readers who may view it
+	Status          string    `json:"status"`
+	Scopes          []string  `json:"scopes,omitempty"`
+	BreakGlass      bool      `json:"break_glass,omitempty"`
+	CreatedAt       time.Time `json:"created_at"`
+	Credentials     int       `json:"credentials"`                // how many were collected
+	MoreCredentials bool      `json:"more_credentials,omitempty"` // Credentials is a minimum
 }

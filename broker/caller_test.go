@@ -18,7 +18,7 @@ func TestRequestViewsCheckTheCaller(t *testing.T) {
 		t.Fatal(err)
 	}
 	views := map[string]func(broker.Caller) error{
-		"history": func(c broker.Caller) error { _, _, err := w.broker.RequestHistory(t.Context(), c, r); return err },
+		"history": func(c broker.Caller) error { _, err := w.broker.RequestHistory(t.Context(), c, r); return err },
 		"effect":  func(c broker.Caller) error { _, err := w.broker.Effect(t.Context(), c, r); return err },
 		"leases":  func(c broker.Caller) error { _, err := w.broker.LeasesOf(t.Context(), c, r); return err },
 		"wait":    func(c broker.Caller) error { _, err := w.broker.Await(t.Context(), c, r.ID, 0, nil); return err },

@@ -34,7 +34,7 @@
 //	list.go         Request, Lease, lists of them, and who may see what
 //	offers.go       Entitlements as the caller may request them
 //	introspect.go   Introspect, RevokeToken
-//	inbox.go        Inbox, RequestHistory, Effect; wait.go: Await, Watch; records.go: RecordsOf
+//	inbox.go        Inbox, Effect; history.go: RequestHistory; wait.go: Await, Watch; records.go: RecordsOf
 //
 // # What a newcomer must know
 //

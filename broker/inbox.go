@@ -185,63 +185,6 @@ func (b *Broker) CanDecide(caller Caller, r *Request) (vote, review bool) {
 	return vote, review
 }
 
-// A RequestHistory counts a requester's earlier requests for one entitlement.
-type RequestHistory struct {
-	Entitlement                      string
-	Asked, Granted, Refused, Pending int
-}
-
-// historyPeriod is how far back RequestHistory reads.
-const historyPeriod = 30 * 24 * time.Hour
-
-// RequestHistory returns what the requester asked for, with any account, in the 30
-// days before the request, by entitlement. partial reports that there may be more.
-func (b *Broker) RequestHistory(ctx context.Context, caller Caller, r *Request) (past []RequestHistory, partial bool, err error) {
-	if err := b.checkView(ctx, caller, r); err != nil {
-		return nil, false, err
-	}
-	by := map[string]*RequestHistory{}
-	err = b.cfg.Store.View(ctx, func(tx Tx) error {
-		for _, account := range b.rules.Load().People.Accounts(r.Requester.ID) {
-			page, next, err := tx.Requests(RequestQuery{Requester: account, Now: caller.At, Before: r.ID, Limit: pageMax})
-			if err != nil {
-				return err
-			}
-			more := !next.IsZero()
-			for _, p := range page {
-				if p.Created.Before(r.Created.Add(-historyPeriod)) {
-					more = false
-					break
-				}
-				of := by[p.Entitlement]
-				if of == nil {
-					of = &RequestHistory{Entitlement: p.Entitlement}
-					by[p.Entitlement] = of
-				}
-				of.add(p.State(caller.At))
-			}
-			partial = partial || more
-		}
-		return nil
-	})
-	for _, name := range slices.Sorted(maps.Keys(by)) {
-		past = append(past, *by[name])
-	}
-	return past, partial, Unavailable(err)
-}
-
-func (p *RequestHistory) add(state RequestStatus) {
-	p.Asked++
-	switch state {
-	case RequestApproved, RequestEnded:
-		p.Granted++
-	case RequestDenied:
-		p.Refused++
-	case RequestPending:
-		p.Pending++
-	}
-}
-
 // Effect returns the issuer's description of what a credential of the request
 // can do; empty if the issuer has none.
 func (b *Broker) Effect(ctx context.Context, caller Caller, r *Request) (string, error) {

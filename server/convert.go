@@ -84,12 +84,27 @@ func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Requ
 	if s.cfg.TicketURL != "" && r.Ticket != "" {
 		f.TicketURL = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
 	}
-	history, partial, err := b.RequestHistory(ctx, caller, r)
-	for _, p := range history {
+	history, err := b.RequestHistory(ctx, caller, r)
+	for _, p := range history.Counts {
 		f.History = append(f.History, api.RequestHistory{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
 	}
-	f.HistoryPartial = partial
+	for _, p := range history.Similar {
+		f.Similar = append(f.Similar, toPast(p, caller.At))
+	}
+	f.HistoryPartial = history.Partial
 	return f, err
+}
+
+// toPast converts an earlier request. Its ID is only for readers who may view it.
+func toPast(p broker.PastRequest, now time.Time) api.PastRequest {
+	out := api.PastRequest{
+		Status: requestStatus[p.State(now)], Scopes: p.Scopes, BreakGlass: p.BreakGlass, CreatedAt: p.Created.UTC(),
+		Credentials: p.Credentials, MoreCredentials: p.More,
+	}
+	if p.Visible {
+		out.ID = p.ID.String()
+	}
+	return out
 }
 
 // textsOf returns the operator's descriptions of the scopes that have one.

@@ -39,15 +39,52 @@ const cardWidth = 64
 func (c card) line(name, text string) { c.rows(name, screen.Wrap(printable(text), cardWidth)) }
 
 // quote writes a text of another party, with a mark at the start of each line.
-func (c card) quote(name, text string) {
+func (c card) quote(name, text string) { c.rows(name, quotation(text)) }
+
+// quotation returns the rows of a quoted text. It breaks long words, because the terminal
+// would continue them without the mark.
+func quotation(text string) (rows []string) {
 	const mark = "| "
-	var rows []string
 	for line := range strings.Lines(text) {
 		for _, part := range screen.Wrap(printable(strings.TrimSuffix(line, "\n")), cardWidth-len(mark)) {
-			rows = append(rows, mark+part)
+			for _, row := range broken(part, cardWidth-len(mark)) {
+				rows = append(rows, mark+row)
+			}
 		}
 	}
-	c.rows(name, rows)
+	return rows
+}
+
+// quotedRows is how many rows of a requester's text are shown, so that the text does
+// not push the other facts off the screen.
+const quotedRows = 12
+
+// written writes a text of the requester, as a quotation of bounded height.
+func (c card) written(name, text string) {
+	if text == "" {
+		return
+	}
+	rows := quotation(text)
+	if more := len(rows) - quotedRows; more > 1 {
+		rows = append(rows[:quotedRows], fmt.Sprintf("… %d more lines, with -o json", more))
+	}
+	c.rows(name, append(rows, "(written by the requester, not verified)"))
+}
+
+// broken divides a text into rows of at most width columns.
+func broken(text string, width int) (rows []string) {
+	start, used := 0, 0
+	for i, r := range text {
+		columns := 1
+		if r >= '\u1100' { // the first wide character; narrow ones above it only make a row shorter
+			columns = 2
+		}
+		if used+columns > width {
+			rows, start, used = append(rows, text[start:i]), i, 0
+		}
+		used += columns
+	}
+	return append(rows, text[start:])
 }
 
 func (c card) rows(name string, rows []string) {
@@ -74,12 +111,12 @@ func writeRequest(w io.Writer, r *api.Request) {
 	if r.Justification == "" && r.Facts != nil {
 		c.line("why", "no justification")
 	}
-	c.quote("why", r.Justification)
+	c.written("why", r.Justification)
 	c.line("ticket", strings.TrimSpace(r.Ticket+" "+f.TicketURL))
 	c.line("entitlement", entitlementOf(r, f))
 	c.scopes(r.Scopes, f.ScopeTexts)
 	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
-		c.quote(name, r.Parameters[name])
+		c.written(name, r.Parameters[name])
 	}
 	c.line("credential", fmt.Sprintf("valid %s, collectable for %s", r.TTL, r.Duration))
 	c.line("revocation", revocations[f.Revocation])
@@ -222,6 +259,33 @@ func (c card) history(f *api.Facts) {
 		c.line(name, text)
 		name = ""
 	}
+	name = "before"
+	for _, p := range f.Similar {
+		c.line(name, pastOf(&p))
+		name = ""
+	}
+}
+
+// pastOf describes an earlier request for the same entitlement.
+func pastOf(p *api.PastRequest) string {
+	text := strings.Join(append([]string{clock(p.CreatedAt), p.Status}, p.Scopes...), " ")
+	if p.BreakGlass {
+		text += ", break-glass"
+	}
+	return text + ", " + collected(p.Credentials, p.MoreCredentials)
+}
+
+// collected describes how many credentials were collected.
+func collected(n int, more bool) string {
+	switch {
+	case more:
+		return fmt.Sprintf("%d or more credentials", n)
+	case n == 0:
+		return "no credential"
+	case n == 1:
+		return "1 credential"
+	}
+	return fmt.Sprintf("%d credentials", n)
 }
 
 func statusOf(r *api.Request) string {

@@ -19,11 +19,13 @@ owner         login/ana
 why           | The customer filed INC-4711 three times, and two of them are
               | duplicates of the first.
               |   status: approved
+              (written by the requester, not verified)
 ticket        INC-4711 https://tracker.acme.test/INC-4711
 entitlement   reports: what customers get each month (owner support)
 scopes        read: look into reports
               write
 prefix        | acme
+              (written by the requester, not verified)
 credential    valid 10m, collectable for 1h
 revocation    not possible; it expires by itself
 permits       | a session of arn:aws:iam::123456789012:role/reports
@@ -39,6 +41,9 @@ policies      agents-write reports-need-people
 last 30 days  reports: 12 requested, 10 granted, 1 denied, 1 pending;
               incomplete, only the newest are counted
               tickets-api: 1 requested, 1 granted, 0 denied
+before        2026-11-23 12:00:00Z denied read write, no credential
+              2026-11-22 12:00:00Z ended read, break-glass, 2 or more
+              credentials
 digest        0000000000000000000000000000000000000000000000000000000000000000
 `
 
@@ -59,6 +64,10 @@ func requestToShow() *api.Request {
 			Effect: "a session of arn:aws:iam::123456789012:role/reports\n{\n  \"Action\": \"s3:GetObject\"\n}",
 			Proof:  api.Proof{Method: "x509-svid", ExpiresAt: noon.Add(time.Hour)}, From: "192.0.2.7", TicketURL: "https://tracker.acme.test/INC-4711",
 			History: []api.RequestHistory{{Entitlement: "reports", Asked: 12, Granted: 10, Denied: 1, Pending: 1}, {Entitlement: "tickets-api", Asked: 1, Granted: 1}}, HistoryPartial: true,
+			Similar: []api.PastRequest{
+				{ID: "req_0658sg2b7puh5u0qv0s9k8g6nj", Status: api.StatusDenied, Scopes: []string{"read", "write"}, CreatedAt: noon.Add(-24 * time.Hour)},
+				{Status: api.StatusEnded, Scopes: []string{"read"}, BreakGlass: true, CreatedAt: noon.Add(-48 * time.Hour), Credentials: 2, MoreCredentials: true},
+			},
 		},
 	}
 }
@@ -87,6 +96,47 @@ func TestRequestShowsAllFields(t *testing.T) {
 	r.Facts = nil
 	if got := show(r); strings.Contains(got, "last 30 days") || strings.Contains(got, "revocation") || strings.Contains(got, "no justification") {
 		t.Errorf("without facts: got %s", got)
+	}
+}
+
+// A requester's text does not push the facts and the question off the screen, and each
+// of its rows is marked, however long its words.
+func TestRequesterTextIsBoundedInTheTerminal(t *testing.T) {
+	ordinary := strings.Count(show(requestToShow()), "\n")
+	for name, text := range map[string]string{
+		"newlines":   strings.Repeat("\n", 21) + "Status: approved",
+		"many lines": strings.Repeat("x\n", 900),
+		"long words": strings.Repeat(strings.Repeat("W", 600)+" ", 3),
+		"wide":       strings.Repeat("\u6f22", 600),
+	} {
+		r := requestToShow()
+		r.Justification = text
+		got := show(r)
+		if lines := strings.Count(got, "\n"); lines > ordinary+quotedRows {
+			t.Errorf("%s: got %d lines, want at most %d\n%s", name, lines, ordinary+quotedRows, got)
+		}
+		_, after, _ := strings.Cut(got, "why           ")
+		quoted, _, found := strings.Cut(after, "(written by the requester, not verified)")
+		if rows := strings.Split(strings.TrimSpace(quoted), "\n"); !found || len(rows) == 0 {
+			t.Errorf("%s: got no quotation in\n%s", name, got)
+		} else {
+			for _, row := range rows {
+				if row = strings.TrimSpace(row); !strings.HasPrefix(row, "| ") && !strings.HasPrefix(row, "… ") {
+					t.Errorf("%s: got the row %q, want a mark", name, row)
+				}
+			}
+		}
+		for line := range strings.Lines(quoted) {
+			columns := 0
+			for _, r := range strings.TrimRight(line, "\n") {
+				if columns++; r >= 0x1100 {
+					columns++
+				}
+			}
+			if columns > 80 {
+				t.Errorf("%s: got %d columns, want at most 80: %q", name, columns, line)
+			}
+		}
 	}
 }
 

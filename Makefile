@@ -6,7 +6,7 @@ FUZZTIME ?= 10s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help build demo test servers e2e soak lint bench bench-once fuzz fuzz-short mutate
+.PHONY: help build demo test servers e2e pictures soak lint bench bench-once fuzz fuzz-short mutate
 
 # The date is the commit's, so that a build can be reproduced.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -42,6 +42,9 @@ servers: ## build the real servers that make e2e starts, once, into the user's c
 
 e2e: servers ## run the flows against real servers; screenshots of the pages go to bin/e2e
 	cd e2e && $(GO) test -count=1 -timeout 40m -parallel 5 -v -artifacts -outputdir "$$(mkdir -p ../bin/e2e && cd ../bin/e2e && pwd)" ./...
+
+pictures: build ## make the pictures of the README and docs from the real demo and pages, with Chromium
+	cd e2e && $(GO) run ./cmd/pictures -broker ../bin/broker -dir ../docs/pictures
 
 lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reached
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; }

@@ -68,7 +68,7 @@ func (s *story) reports() {
 	s.expect(err == nil && read == "secret of acme/q1", "%v %s", err, read)
 	refused, err := c.s3(s.t, "reports", "cp", "s3://reports/other/q1", "-")
 	s.expect(err != nil && strings.Contains(err.Error()+refused, "403"), "another customer's folder: %s, %v", refused, err)
-	s.Say("credential_process = broker aws reports --scope read --param prefix=acme")
+	s.Say("credential_process = broker aws reports --param prefix=acme …")
 	s.Types("aws s3 cp s3://reports/acme/q1 -")
 	s.Good("accepted", "%s", read)
 	s.Types("aws s3 cp s3://reports/other/q1 -")

@@ -100,7 +100,7 @@ func (d *demo) play(ctx context.Context, step bool) error {
 		}
 	}
 	program := os.Args[0]
-	fmt.Fprintf(d.out, "\nEverything went as described.\n  %s   tells it chapter by chapter\n  %s          lets your own program take part\n",
+	fmt.Fprintf(d.out, "\nEverything went as described.\n  %s   tells it chapter by chapter\n  %s           lets your own program take part\n",
 		d.tell.Palette.Command(program+" demo --step"), d.tell.Palette.Command(program+" dev"))
 	return nil
 }

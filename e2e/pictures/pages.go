@@ -1,0 +1,128 @@
+package pictures
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+
+	"accessbroker.internal/e2e/servers"
+)
+
+// sharp is the number of pixels of a picture for each CSS pixel of the page.
+const sharp = 1.5
+
+// A shot is one screenshot of a page. A path may name REQUEST, the request that waits
+// for Ben.
+type shot struct {
+	name, person, path string
+	width, height      int64 // in CSS pixels; the height is the most that is shown
+	theme              string
+}
+
+var shots = []shot{
+	{"request", "ben", "/ui/requests/REQUEST", 1040, 900, "light"},
+	{"request-dark", "ben", "/ui/requests/REQUEST", 1040, 900, "dark"},
+	{"request-phone", "ben", "/ui/requests/REQUEST", 390, 1000, "dark"},
+	{"inbox", "ben", "/ui/", 1040, 800, "light"},
+}
+
+// asks are the requests of the agent before the screenshots, in their order.
+var asks = [][]string{
+	{"--scope", "tickets:read", "--why", "triage of INC-4711"},
+	{"--scope", "tickets:read", "--scope", "tickets:comment", "--why", "answers to INC-4698 and INC-4702"},
+	{"--scope", "tickets:close", "--file-only", "--why", "duplicate of INC-4710"},
+	{"--scope", "tickets:close", "--scope", "tickets:read", "--file-only", "--ticket", "INC-4711", "--why", "The customer filed INC-4711 three times. Two of them are duplicates: I want to close INC-4712 and INC-4713."},
+}
+
+// Pages takes the screenshots of the pages of "broker dev", and writes them to a folder.
+func Pages(ctx context.Context, broker, dir string) error {
+	return inWorld(ctx, broker, func(w *world) error {
+		request, err := w.ask(ctx, asks)
+		if err != nil {
+			return err
+		}
+		browsers := map[string]context.Context{}
+		for _, s := range shots {
+			if browsers[s.person] == nil {
+				b, stop, err := w.open(ctx, s.person)
+				if err != nil {
+					return fmt.Errorf("logging in as %s: %w", s.person, err)
+				}
+				defer stop()
+				browsers[s.person] = b
+			}
+			picture, err := s.take(browsers[s.person], w.pages+strings.ReplaceAll(s.path, "REQUEST", request))
+			if err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, s.name+".png"), picture, 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// open starts a browser in which a person is logged in.
+func (w *world) open(ctx context.Context, person string) (_ context.Context, stop func(), err error) {
+	chromium, err := servers.Command("chromium")
+	if err != nil {
+		return nil, nil, err
+	}
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium), chromedp.NoSandbox, chromedp.DisableGPU,
+		chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("hide-scrollbars", true), chromedp.UserDataDir(filepath.Join(w.dir, "browser-"+person)))
+	allocator, end := chromedp.NewExecAllocator(ctx, options...)
+	ctx, cancel := chromedp.NewContext(allocator)
+	ctx, done := context.WithTimeout(ctx, 5*time.Minute)
+	stop = func() { done(); cancel(); end() }
+	button := chromedp.CSS(`button[value="` + person + `"]`)
+	err = chromedp.Do(ctx, chromedp.Navigate(w.pages+"/ui/"), chromedp.WaitVisible(button), chromedp.Click(button), chromedp.WaitVisible(chromedp.CSS("header a.brand")))
+	if err != nil {
+		stop()
+	}
+	return ctx, stop, err
+}
+
+// take returns a screenshot of a page, from its top.
+func (s shot) take(browser context.Context, url string) ([]byte, error) {
+	err := chromedp.Do(browser,
+		command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: s.width, Height: s.height, DeviceScaleFactor: sharp, Mobile: s.width < 500}),
+		command(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: s.theme}}}),
+		chromedp.Navigate(url), chromedp.WaitVisible(chromedp.CSS("h1")))
+	if err != nil {
+		return nil, err
+	}
+	tall, err := chromedp.Run(browser, chromedp.Evaluate[float64](`document.documentElement.getBoundingClientRect().height`))
+	if err != nil {
+		return nil, err
+	}
+	picture, err := chromedp.Run(browser, func(ctx context.Context, target *chromedp.Target) ([]byte, error) {
+		answer, err := cdp.Call(ctx, target, page.CaptureScreenshot, page.CaptureScreenshotParams{
+			Clip: &page.Viewport{Width: float64(s.width), Height: min(tall, float64(s.height)), Scale: 1},
+		})
+		if err != nil {
+			return nil, err
+		}
+		return answer.Data, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return shrink(picture)
+}
+
+// command sends a command of the DevTools protocol.
+func command[P any](c cdp.Command[P, cdp.Empty], params P) chromedp.Action[chromedp.Void] {
+	return func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
+		_, err := cdp.Call(ctx, target, c, params)
+		return chromedp.Void{}, err
+	}
+}

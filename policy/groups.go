@@ -36,18 +36,24 @@ type groupsFile struct {
 	*source
 	lines    map[string]int // by group, from 1
 	problems *problems
+	unknown  bool // the names of the groups can't be read
 }
 
 // loadGroups reads groups.yaml; src may be nil. It adds every name to known, even
-// if the group is malformed, so that one mistake leads to one problem.
+// if the group is malformed, so that one mistake leads to one problem. If the names can't
+// be read, known accepts all of them.
 func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	groups := map[string]*group{}
 	if src == nil {
 		return groups
 	}
-	f := groupsFile{src, map[string]int{}, ps}
-	for name, node := range f.entries() {
+	f := groupsFile{source: src, lines: map[string]int{}, problems: ps}
+	entries := f.entries()
+	known.anyGroup = f.unknown
+	for name := range f.lines { // also those that are not valid
 		known.groups[name] = true
+	}
+	for name, node := range entries {
 		if g := f.decode(name, node); g != nil {
 			groups[name] = g
 		}
@@ -82,6 +88,7 @@ func (f *groupsFile) decode(name string, node ast.Node) *group {
 func (f *groupsFile) entries() map[string]ast.Node {
 	roots, err := strictyaml.Parse(f.text)
 	if err != nil {
+		f.unknown = true
 		f.report(yamlProblem(f.source, err))
 		return nil
 	}
@@ -97,6 +104,7 @@ func (f *groupsFile) entries() map[string]ast.Node {
 			f.entry(entries, body)
 		case *ast.NullNode, *ast.CommentGroupNode:
 		default:
+			f.unknown = true
 			f.report(Problem{File: f.name, Line: 1, Column: 1, Text: "the file must be a mapping of group names, such as \"dba: {members: [login/ana]}\""})
 		}
 	}
@@ -108,6 +116,10 @@ func (f *groupsFile) entries() map[string]ast.Node {
 func (f *groupsFile) entry(entries map[string]ast.Node, v *ast.MappingValueNode) {
 	at := v.Key.GetToken().Position
 	name := v.Key.GetToken().Value
+	if _, isNull := v.Key.(*ast.NullNode); isNull {
+		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column, Text: fmt.Sprintf("the key %s is null in YAML: quote it, or write another name", name)})
+		return
+	}
 	f.lines[name] = at.Line
 	switch _, twice := entries[name]; {
 	case twice:

@@ -108,7 +108,10 @@ func TestLoadRejectsGroups(t *testing.T) {
 		{"a reserved name", "support: {}\ndba: {}\nowner: {}\n", `groups.yaml:3:1: "owner" can't name a group`},
 		{"a duplicate group", "support: {}\ndba: {}\ndba: {}\n", `groups.yaml:3:1:`},
 		{"a list", "- dba\n", `groups.yaml:1:1: the file must be a mapping of group names`},
-		{"a YAML syntax error", "dba: [\n", `groups.yaml:`},
+		{"a YAML syntax error", "dba: [\n", `groups.yaml:1:6: the closing ] is missing`},
+		{"a null name", "support: {}\ndba: {}\nnull: {}\n", `groups.yaml:3:1: the key null is null in YAML: quote it, or write another name`},
+		{"a tilde as a name", "support: {}\ndba: {}\n~: {}\n", `groups.yaml:3:1: the key ~ is null in YAML`},
+		{"members that are no list", "support: {}\ndba: {members: login/ana}\n", `groups.yaml:2:16: dba.members: write a list, such as [login/ana]`},
 		{"an owner that is not a group", "support: {}\n", `entitlements.orders-db-ro: owner: group "dba" does not exist`},
 	}
 	for _, test := range tests {
@@ -118,6 +121,28 @@ func TestLoadRejectsGroups(t *testing.T) {
 				t.Errorf("got error\n  %v\nwant\n  %s", err, test.want)
 			}
 		})
+	}
+}
+
+// A mistake in groups.yaml does not lead to others about the groups that it has.
+func TestMistakeInGroupsIsReportedOnce(t *testing.T) {
+	t.Parallel()
+	const odd = `@id("y") forbid (principal in Group::"Dba", action, resource);`
+	for name, test := range map[string]struct{ groups, cedar, want string }{
+		"syntax":          {"support: {}\ndba: [\n", odd, "groups.yaml:2:6: the closing ] is missing"},
+		"another form":    {"- support\n- dba\n", odd, "groups.yaml:1:1: the file must be a mapping"},
+		"a scalar":        {"support\n", odd, "groups.yaml:1:1: the file must be a mapping"},
+		"a name":          {"support: {}\nDba: {}\ndba: {}\n", odd, "groups.yaml:2:1: \"Dba\" can't name a group"},
+		"a group":         {"support: {}\ndba: {member: [login/ana]}\n", "", `groups.yaml:2:7: unknown key "member"`},
+		"a group's value": {"support: {}\ndba: {members: login/ana}\n", "", "groups.yaml:2:16: dba.members: write a list"},
+	} {
+		_, err := policy.Load(inputs(fstest.MapFS{
+			"groups.yaml": {Data: []byte(test.groups)},
+			"a.cedar":     {Data: []byte(permit(`@approval("1 of dba")`, `when { principal in Group::"support" || principal in Group::"dba" }`) + test.cedar)},
+		}))
+		if err == nil || !strings.HasPrefix(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got error\n  %v\nwant only\n  %s", name, err, test.want)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ type names struct {
 	providers    set
 	channels     set // nil: not checked
 	groups       set
+	anyGroup     bool // groups.yaml can't be read, which is reported once
 	entitlements set
 	systems      set
 	tags         map[types.EntityType]set // labels of entitlements, and their parameters
@@ -117,6 +118,9 @@ func (n *names) checkDomain(id string) error {
 func (n *names) checkGroup(id string) error {
 	if id == groupOwner || id == groupManager {
 		return fmt.Errorf("%q is reserved for @approval and is not a group: name a group of %s", id, groupsName)
+	}
+	if n.anyGroup {
+		return nil
 	}
 	return checkExists(n.groups, "group", id, "declare it in "+groupsName+" or correct the name")
 }

@@ -366,11 +366,10 @@ func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
 		q.Action = s.Action
 	}
 	if s.Entitlement != "" {
-		known, ok := e.in.Catalogue[s.Entitlement]
-		if !ok {
-			return broker.Query{}, fmt.Errorf("entitlement %q does not exist: correct the name", s.Entitlement)
+		if err := checkExists(e.known.entitlements, "entitlement", s.Entitlement, "correct the name"); err != nil {
+			return broker.Query{}, err
 		}
-		q.Entitlement = known
+		q.Entitlement = e.in.Catalogue[s.Entitlement]
 	}
 	switch q.Action {
 	case broker.ActionRequest:

@@ -105,8 +105,13 @@ func TestTestRejectsMalformedScenario(t *testing.T) {
 		good + "  expect: permit\n  duration: -1h\n":               `duration: "-1h"`,
 		good + "  expect: permit\n  ttl: fast\n":                   `x_test.yaml:2:1: ttl: "fast"`,
 		good + "  expect: permit\n  now: noon\n":                   `now: "noon": write a time`,
-		good + "  expect: permit\n  source_ip: 10.0.0\n":           `x_test.yaml:`,
-		"scenarios: [\n": `x_test.yaml:`,
+		good + "  expect: permit\n  source_ip: 10.0.0\n":           `x_test.yaml:6:14: scenarios.0.source_ip: "10.0.0" is not an IP address: write one such as 192.0.2.1`,
+		good + "  expect: permit\n  policies:\n":                   `scenarios.0.policies: the key has no value: write one, or remove the key`,
+		good + "  expect: permit\n  policies: null\n":              `x_test.yaml:6:13: scenarios.0.policies: the key has no value`,
+		good + "  expect: permit\n  reasons:\n":                    `scenarios.0.reasons: the key has no value`,
+		good + "  expect: permit\n  obligations:\n":                `scenarios.0.obligations: the key has no value`,
+		good + "  expect: permit\n  scopes: read\n":                `x_test.yaml:6:11: scenarios.0.scopes: write a list, such as [read]`,
+		"scenarios: [\n": `x_test.yaml:1:12: the closing ] is missing`,
 	} {
 		_, err := policy.Test(context.Background(), sample(t), fstest.MapFS{"x_test.yaml": {Data: []byte(text)}})
 		if err == nil || !strings.Contains(err.Error(), want) {

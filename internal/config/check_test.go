@@ -35,8 +35,8 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 			unread, // "maximum" may have been meant for an owner
 		}},
 		"a whole part":           {[]string{"server:", "servr:"}, []string{`broker.yaml:1:1: unknown key "servr": did you mean "server"?`}},
-		"a list of another kind": {[]string{"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none"}, []string{"broker.yaml:3:14: string was used"}},
-		"one of a list":          {[]string{"tls: {svid: true}", "tls: [svid]"}, []string{"broker.yaml:4:37: sequence was used"}},
+		"a list of another kind": {[]string{"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none"}, []string{"broker.yaml:3:14: server.listeners: write a list of entries, each after a dash"}},
+		"one of a list":          {[]string{"tls: {svid: true}", "tls: [svid]"}, []string{"broker.yaml:4:37: server.listeners.0.tls: write keys with values here"}},
 		"an agent":               {[]string{"workload_api: unix:", "workload_ap: unix:"}, []string{`unknown key "workload_ap": did you mean "workload_api"?`, unread}},
 		"a trust domain":         {[]string{"trust_domain: acme", "trust_domian: acme"}, []string{`unknown key "trust_domian": did you mean "trust_domain"?`, unread}},
 		"in a list":              {[]string{"{under: spiffe://acme.test/agent, kind: agent,", "{undr: spiffe://acme.test/agent, kind: agnt,"}, []string{`unknown key "undr": did you mean "under"?`, "attest.workloads.0.kind: choose workload or agent", unread}},

@@ -200,7 +200,7 @@ func TestBadConfigs(t *testing.T) {
 		"host that is a URL":              {"metrics:", "hosts: [\"https://broker.svc\"]\n  metrics:", `server.hosts.0: "https://broker.svc" is not a host`},
 		"host with a bad port":            {"metrics:", "hosts: [\"b.svc\", \"b.svc:65536\"]\n  metrics:", `server.hosts.1: "b.svc:65536" is not a host`},
 		"unknown key":                     {"metrics:", "metricz:", `broker.yaml:5:3: unknown key "metricz"`},
-		"wrong kind of value":             {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: string was used where sequence is expected"},
+		"wrong kind of value":             {"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none", "broker.yaml:3:14: server.listeners: write a list of entries, each after a dash"},
 		"a list for a text":               {"policies: policies", "policies: [a]", "broker.yaml:14:"},
 		"no URL":                          {"https://broker.acme.test", "broker", "broker.yaml:2:3: server.external_url: write the https URL by which callers reach the broker"},
 		"a host with a dot at its end":    {"https://broker.acme.test", "https://broker.acme.test.", "server.external_url: write the https URL"},

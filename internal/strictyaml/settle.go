@@ -3,6 +3,7 @@ package strictyaml
 import (
 	"encoding"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"strings"
@@ -15,7 +16,7 @@ import (
 // Settle fits the scalars below a node to the fields of a type, by its yaml tags, and
 // returns the node to decode. A scalar in a text field becomes a text with exactly the
 // characters that the file has; a value without the form of its field is an error.
-// Settle does not report unknown keys and values of another structure: Decode does.
+// Settle does not report unknown keys: Decode does.
 //
 // A type that decodes itself (yaml.NodeUnmarshaler) gets its node as it is, unless it is
 // a struct with yaml tags or a Former.
@@ -49,6 +50,9 @@ func (s *settler) fail(key string, node ast.Node, format string, args ...any) as
 func below(key, name string) string { return strings.TrimPrefix(key+"/"+name, "/") }
 
 func (s *settler) settle(key string, node ast.Node, t reflect.Type) ast.Node {
+	if _, isNull := node.(*ast.NullNode); isNull && t.Kind() == reflect.Pointer && t.Elem().Kind() != reflect.String {
+		return s.fail(key, node, "the key has no value: write one, or remove the key")
+	}
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
@@ -58,9 +62,10 @@ func (s *settler) settle(key string, node ast.Node, t reflect.Type) ast.Node {
 		_, isList := node.(*ast.SequenceNode)
 		return s.settle(key, node, reflect.TypeOf(reflect.Zero(t).Interface().(Former).YAMLForm(isList)))
 	case len(fields) > 0:
-		s.entries(key, node, func(name string) (reflect.Type, bool) { f, ok := fields[name]; return f, ok })
-		return node
-	case t.Kind() == reflect.String, pointer.Implements(textUnmarshaler):
+		return s.mapping(key, node, func(name string) (reflect.Type, bool) { f, ok := fields[name]; return f, ok })
+	case pointer.Implements(textUnmarshaler):
+		return s.parsed(key, s.text(key, node), t)
+	case t.Kind() == reflect.String:
 		return s.text(key, node)
 	case pointer.Implements(nodeUnmarshaler):
 		return node
@@ -73,13 +78,9 @@ func (s *settler) other(key string, node ast.Node, t reflect.Type) ast.Node {
 	switch t.Kind() {
 	case reflect.Map:
 		s.keys(key, node)
-		s.entries(key, node, func(string) (reflect.Type, bool) { return t.Elem(), true })
+		return s.mapping(key, node, func(string) (reflect.Type, bool) { return t.Elem(), true })
 	case reflect.Slice:
-		if list, ok := node.(*ast.SequenceNode); ok {
-			for i, item := range list.Values {
-				list.Values[i] = s.settle(below(key, fmt.Sprint(i)), item, t.Elem())
-			}
-		}
+		return s.list(key, node, t.Elem())
 	case reflect.Bool:
 		return s.scalar(key, node, truthForm, "write true or false, without quotes")
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
@@ -100,9 +101,12 @@ var (
 func (s *settler) scalar(key string, node ast.Node, form *regexp.Regexp, advice string) ast.Node {
 	value, isScalar := node.(ast.ScalarNode)
 	if !isScalar {
-		return node
+		return s.fail(key, node, "%s", advice)
 	}
 	written := value.GetToken().Value
+	if _, isText := node.(*ast.StringNode); isText && value.GetToken().Type == token.StringType && form.MatchString(written) {
+		return s.fail(key, node, "%s is too large", written)
+	}
 	if _, isText := node.(*ast.StringNode); isText || !form.MatchString(written) {
 		return s.fail(key, node, "%q: %s", written, advice)
 	}
@@ -120,13 +124,38 @@ func pairs(node ast.Node) []*ast.MappingValueNode {
 	return nil
 }
 
-// entries settles the values of a mapping whose types are known.
-func (s *settler) entries(key string, node ast.Node, typeOf func(name string) (reflect.Type, bool)) {
+// mapping settles the values of a mapping whose types are known.
+func (s *settler) mapping(key string, node ast.Node, typeOf func(name string) (reflect.Type, bool)) ast.Node {
+	switch node.(type) {
+	case nil, *ast.MappingNode, *ast.MappingValueNode, *ast.NullNode, *ast.CommentGroupNode:
+	default:
+		return s.fail(key, node, "write keys with values here, such as {name: value}")
+	}
 	for _, v := range pairs(node) {
 		if t, known := typeOf(keyText(v)); known {
 			v.Value = s.settle(below(key, keyText(v)), v.Value, t)
 		}
 	}
+	return node
+}
+
+// list settles the items of a list.
+func (s *settler) list(key string, node ast.Node, item reflect.Type) ast.Node {
+	switch n := node.(type) {
+	case *ast.SequenceNode:
+		for i, value := range n.Values {
+			n.Values[i] = s.settle(below(key, fmt.Sprint(i)), value, item)
+		}
+	case nil, *ast.NullNode, *ast.CommentGroupNode:
+	case ast.ScalarNode:
+		if item.Kind() == reflect.Struct {
+			return s.fail(key, node, "write a list of entries, each after a dash")
+		}
+		return s.fail(key, node, "write a list, such as [%s]", n.GetToken().Value)
+	default:
+		return s.fail(key, node, "write a list, each item after a dash or in [brackets]")
+	}
+	return node
 }
 
 // keys turns the keys of a mapping into texts.
@@ -148,7 +177,28 @@ func (s *settler) text(key string, node ast.Node) ast.Node {
 		}
 		return s.fail(key, node, "%s is null in YAML and no text: quote it, or remove the key", null.GetToken().Value)
 	}
-	return asString(node)
+	switch node = asString(node); node.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode, *ast.SequenceNode:
+		return s.fail(key, node, "write one text here, in quotation marks if it has special characters")
+	}
+	return node
+}
+
+// parsed requires a text that a type can parse.
+func (s *settler) parsed(key string, node ast.Node, t reflect.Type) ast.Node {
+	text, isText := node.(*ast.StringNode)
+	if !isText {
+		return node
+	}
+	err := reflect.New(t).Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text.Value))
+	switch {
+	case err == nil:
+	case t == reflect.TypeFor[netip.Addr]():
+		return s.fail(key, node, "%q is not an IP address: write one such as 192.0.2.1", text.Value)
+	default:
+		return s.fail(key, node, "%q: %v", text.Value, err)
+	}
+	return node
 }
 
 // asString returns a text with the characters of a scalar; other nodes stay.

@@ -66,7 +66,7 @@ func Decode(node ast.Node, into any) error {
 		return nil
 	}
 	if err := yaml.NodeToValue(node, into, yaml.Strict()); err != nil {
-		return explain(err, nil)
+		return explainDecoding(err)
 	}
 	return nil
 }
@@ -76,26 +76,45 @@ func Decode(node ast.Node, into any) error {
 // mapping may begin on an earlier line.
 var splitName = regexp.MustCompile(`(?:^|[{,])\s*([A-Za-z0-9_./-]+:[A-Za-z0-9_./-]+(?::[A-Za-z0-9_./-]+)*)\s*(?:[:,}]|$)`)
 
-// explain converts an error of the YAML library: it adds the position, and replaces
-// texts that name Go types.
+// explain converts an error of the parser: it adds the position and says what to write.
 func explain(err error, text []byte) error {
 	var at yaml.Error
 	if !errors.As(err, &at) || at.GetToken() == nil {
-		return &Error{Line: 1, Column: 1, Text: err.Error()}
+		return &Error{Line: 1, Column: 1, Text: inWords(err.Error())}
 	}
-	message := at.GetMessage()
-	if strings.Contains(message, "Go struct field") || strings.Contains(message, "Go value") || strings.Contains(message, " of type ") {
-		message = "this key needs another type of value: see docs/operator.md"
-	}
-	position := at.GetToken().Position
+	message, position := inWords(at.GetMessage()), at.GetToken().Position
+	inFlow := strings.Contains(at.GetMessage(), "'}' must be specified") || strings.Contains(at.GetMessage(), "already defined")
 	lines := bytes.Split(text, []byte("\n"))
-	if n := position.Line; n >= 1 && n <= len(lines) {
-		inFlow := strings.Contains(message, "'}' must be specified") || strings.Contains(message, "already defined")
-		if m := splitName.FindSubmatch(lines[n-1]); m != nil && inFlow {
+	if n := position.Line; n >= 1 && n <= len(lines) && inFlow {
+		if m := splitName.FindSubmatch(lines[n-1]); m != nil {
 			message += fmt.Sprintf("; quote the name with a colon: %q", m[1])
 		}
 	}
-	message = strings.Replace(message, "unknown field", "unknown key", 1)
+	return &Error{Line: position.Line, Column: position.Column, Text: message}
+}
+
+// explainDecoding converts an error of the decoder. A SyntaxError comes from a type that
+// decodes itself, and has the words of the product. Settle reports most other mistakes.
+func explainDecoding(err error) error {
+	var (
+		at      yaml.Error
+		own     *yaml.SyntaxError
+		unknown *yaml.UnknownFieldError
+		large   *yaml.OverflowError
+		message = "this key needs another type of value: see docs/operator.md"
+	)
+	if !errors.As(err, &at) || at.GetToken() == nil {
+		return &Error{Line: 1, Column: 1, Text: message}
+	}
+	switch {
+	case errors.As(err, &own):
+		message = own.Message
+	case errors.As(err, &unknown):
+		message = strings.Replace(unknown.Message, "unknown field", "unknown key", 1)
+	case errors.As(err, &large):
+		message = "the number is too large"
+	}
+	position := at.GetToken().Position
 	return &Error{Line: position.Line, Column: position.Column, Text: message}
 }
 

@@ -60,6 +60,8 @@ type sample struct {
 	Whole   int               `yaml:"whole"`
 	Number  float64           `yaml:"number"`
 	Own     seconds           `yaml:"own"`
+	Set     *[]string         `yaml:"set"`
+	Part    *sample           `yaml:"part"`
 }
 
 func decode(text string) (s sample, err error) {
@@ -189,7 +191,7 @@ func TestErrorsSayWhatToWrite(t *testing.T) {
 		"text: !!binary aGk=\n":               `1:7: the tag !!binary is not supported: remove it`,
 		"whole: !!int \"5\"\n":                `1:8: the tag !!int is not supported`,
 		"text: !mine x\n":                     `the tag !mine is not supported`,
-		"text: !!str {a: b}\n":                `1:12: unexpected scalar value type`,
+		"text: !!str {a: b}\n":                `1:12: this value can't be here: check the indentation, and quote a text with a colon`,
 		"? text\n: a\n":                       `1:1: a key with a question mark is not supported`,
 		"text: *nope\n":                       `the anchor &nope does not exist above`,
 		"nested: &a\n- nested: *a\n":          `the anchor &a contains itself`,
@@ -197,19 +199,69 @@ func TestErrorsSayWhatToWrite(t *testing.T) {
 		bomb:                                  `the aliases of this file stand for more than 100000 values`,
 		"either: {tickets:read: {a: b}}\n":    `quote the name with a colon: "tickets:read"`,
 		"{structs: {tickets:read: {flag: true}, b: {}}}\n": `quote the name with a colon: "tickets:read"`,
-		"either: {\n  tickets:read: {},\n  b: {}}\n":       `2:17: ',' or '}' must be specified; quote the name with a colon: "tickets:read"`,
+		"either: {\n  tickets:read: {},\n  b: {}}\n":       `2:17: a comma or the closing } is missing; quote the name with a colon: "tickets:read"`,
 		"either: {tickets:read, tickets:close}\n":          `quote the name with a colon: "tickets:read"`,
 		"either: { tickets:read : {} }\n":                  `quote the name with a colon: "tickets:read"`,
 		"either: {tickets:read:{}}\n":                      `quote the name with a colon: "tickets:read"`,
 		"either: {tickets:read}\n":                         `1:10: quote the name with a colon: "tickets:read"`,
 		"either: {tickets:read: x}\n":                      `quote the name with a colon: "tickets:read`,
-		"text: [a]\n":                                      `this key needs another type of value: see docs/operator.md`,
+		"text: [a]\n":                                      `1:7: text: write one text here, in quotation marks if it has special characters`,
+		"text: {a: b}\n":                                   `1:7: text: write one text here`,
+		"map: [a]\n":                                       `1:6: map: write keys with values here, such as {name: value}`,
+		"map: a\n":                                         `1:6: map: write keys with values here`,
+		"structs: {a: b}\n":                                `1:14: structs.a: write keys with values here`,
+		"list: tickets:read\n":                             `1:7: list: write a list, such as [tickets:read]`,
+		"list: {a: b}\n":                                   `1:7: list: write a list, each item after a dash or in [brackets]`,
+		"nested: x\n":                                      `1:9: nested: write a list of entries, each after a dash`,
+		"nested: [x]\n":                                    `1:10: nested.0: write keys with values here`,
+		"either: 5\n":                                      `1:9: either: write keys with values here`,
+		"flag: [true]\n":                                   `1:7: flag: write true or false, without quotes`,
+		"whole: {a: b}\n":                                  `1:8: whole: write a whole number in decimal digits, without quotes`,
+		"whole: 99999999999999999999\n":                    `1:8: whole: 99999999999999999999 is too large`,
+		"address: 10.0.0\n":                                `1:10: address: "10.0.0" is not an IP address: write one such as 192.0.2.1`,
+		"address: [a]\n":                                   `1:10: address: write one text here`,
+		"set:\n":                                           `1:6: set: the key has no value: write one, or remove the key`,
+		"set: ~\n":                                         `1:6: set: the key has no value`,
+		"part:\n":                                          `1:7: part: the key has no value`,
 		"flag: true\ntxt: a\n":                             `2:1: unknown key "txt"`,
 		"text: \"a\n":                                      `1:7:`,
 	} {
 		_, err := decode(text)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60q: got error\n  %v\nwant\n  %s", text, err, want)
+		}
+	}
+}
+
+// The parser's own words don't reach the operator.
+func TestSyntaxErrorsSayWhatToWrite(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"a: [1, 2\nb: 3\n":       `2:1: a comma or the closing ] is missing`,
+		"a: [1\n":                `the closing ] is missing`,
+		"a: {b\n":                `1:5: a comma or the closing } is missing`,
+		"a: b: c\n":              `1:4: a key can't be here: check the indentation, and quote a text with a colon`,
+		"a\nb: 1\n":              `1:1: what precedes this colon is not one line: write key: value in each line`,
+		"a:\n\t- 1\n":            `2:1: a tab is not allowed here: indent with spaces`,
+		"\ta: 1\n":               `1:2: a tab is not allowed here`,
+		"a: \"x\n":               `1:4: the closing quotation mark is missing`,
+		"a: 'x\n":                `1:4: the closing apostrophe is missing`,
+		"a: \"\\q\"\n":           `1:6: a backslash in quotation marks begins an escape`,
+		"a: @x\n":                `1:4: a text can't begin with this character: quote the text`,
+		"a: %x\n":                `1:4: a line or a text can't begin with %`,
+		"%YAML 1.9\n---\na: 1\n": `1:7: a line or a text can't begin with %`,
+		"b: 1\n- a\n":            `2:1: this line has no key: write key: value, with a space after the colon`,
+		"a: - b\n":               `1:4: a list can't begin here: begin it on its own line, or write [a, b]`,
+		"a: 1\na: 2\n":           `2:1: the key "a" is also in line 1: remove one of them`,
+		"a: ]\n":                 `1:4: there is no [ for this ]`,
+		"a: [,]\n":               `1:5: a value is missing before this comma`,
+		"a:\n  b: 1\n c: 2\n":    `3:2: this value can't be here: check the indentation`,
+		"a: \"\\ud800\"\n":       `1:5: the escape in this text is incomplete or is no character`,
+		"a: &x\n":                `1:4: an anchor or alias can't be used in this way`,
+		"a: |x\n":                `1:4: this is not valid YAML: check the indentation, the quotation marks and the brackets`,
+	} {
+		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got error\n  %v\nwant\n  %s", text, err, want)
 		}
 	}
 }

@@ -28,6 +28,7 @@ var ours = map[string][]string{
 	"audit":                     {"internal/strictjson"},
 	"audit/verify":              {"audit", "internal/strictjson"},
 	"broker":                    {"audit"},
+	"broker/activity":           {"broker", "audit"},
 	"broker/session":            {"broker", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
 	"attest/jwks":               {"internal/strictjson"},
@@ -38,8 +39,9 @@ var ours = map[string][]string{
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/retryafter"},
-	"store":                     {"broker", "audit"},
-	"server":                    {"api", "audit", "broker", "broker/session", "internal/strictjson", "server/inbound", "server/ui"},
+	"store":                     {"broker", "broker/activity", "audit"},
+	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
+	"server/plot":               {},
 	"server/inbound":            {},
 	"server/ui":                 {},
 	"internal/brokertest":       {"*"},

@@ -15,6 +15,8 @@ type Entry struct {
 	hashed   []byte // leafPrefix followed by the leaf
 	timeAt   int    // offset of the digits of the time in hashed
 	openings []byte
+	files    bool // see Files
+	glass    bool
 
 	// The store sets Index and LeafHash once the entry is durable.
 	Index    int64
@@ -42,6 +44,9 @@ func (r Record) Entry() (*Entry, error) {
 		return nil, fmt.Errorf("encoding a record: %w", c.err)
 	}
 	e := &Entry{kind: r.Kind, hashed: c.buf, timeAt: c.timeAt, openings: appendOpenings(nil, r.Openings)}
+	if r.Request != nil {
+		e.files, e.glass = r.Request.TTL > 0, r.Request.BreakGlass
+	}
 	switch {
 	case len(e.Leaf()) > MaxLeaf:
 		return nil, fmt.Errorf("encoding a record: its %d bytes exceed the limit of %d", len(e.Leaf()), MaxLeaf)
@@ -56,6 +61,10 @@ func (r Record) Entry() (*Entry, error) {
 
 // Kind returns the kind of the record.
 func (e *Entry) Kind() Kind { return e.kind }
+
+// Files reports whether the record has all terms of a request, because its transaction
+// files the request, and whether that is a break-glass request.
+func (e *Entry) Files() (files, breakGlass bool) { return e.files, e.glass }
 
 // Leaf returns the canonical bytes. The caller must not change them.
 func (e *Entry) Leaf() []byte { return e.hashed[1:] }

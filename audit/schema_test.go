@@ -224,6 +224,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
+		checkOutline(t, leaf, &r)
 		e, err := r.Entry()
 		if err != nil {
 			if !strings.Contains(err.Error(), "exceed the limit") { // Decode does not check the bounds of single values

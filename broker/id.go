@@ -99,6 +99,12 @@ func parseID(prefix, s string) (id [16]byte, err error) {
 func (id RequestID) String() string { return encodeID(requestPrefix, id) }
 func (id LeaseID) String() string   { return encodeID(leasePrefix, id) }
 
+// Time returns when the request was filed, to the millisecond. It may be slightly later
+// than that if many IDs were made at once (see newID).
+func (id RequestID) Time() time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)).UTC()
+}
+
 // IsZero reports whether the ID is zero: no request.
 func (id RequestID) IsZero() bool { return id == RequestID{} }
 

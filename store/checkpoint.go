@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"modernc.org/sqlite"
@@ -32,14 +33,12 @@ const retryWrite = time.Second
 // again. Without it, the store does the same work, but some commits take longer.
 //
 // It also loads the live leases into memory, so that the first caller who needs them
-// does not wait.
+// does not wait, and counts the log's records (activity.go).
 func (s *Store) Run(ctx context.Context) error {
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		_ = s.loadHoldings(ctx) // a caller that needs them tries again, and gets the error
-	}()
-	defer func() { <-loaded }()
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { _ = s.loadHoldings(ctx) }) // a caller that needs them tries again, and gets the error
+	background.Go(func() { s.countForever(ctx) })
 	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
 	for {

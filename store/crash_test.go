@@ -199,6 +199,9 @@ func issueAndConfirm(ctx context.Context, s *Store, n int) error {
 		if _, err := s.Sweep(ctx, testNow); err != nil {
 			return err
 		}
+		if err := s.count(ctx); err != nil {
+			return err
+		}
 	}
 	return count(ctx, s, 1<<30)
 }

@@ -70,6 +70,9 @@
 // that the record completes: node n of a level is in record ((n+1)<<level)-1.
 // So appending a record writes one row, and a proof reads a few rows by key.
 //
+// Two tables are projections of the log, written about once a second: the counts of each
+// hour, and an index of records by kind (activity.go).
+//
 // # Where the bytes of an issuance are
 //
 // An issuance of one of the broker's own tokens takes about 1,750 bytes, as

@@ -348,6 +348,7 @@ func (g *group) adopt(s *Store) {
 	}
 	s.holdings.follow(g)
 	s.recent.follow(g)
+	s.counting.follow(g)
 	head := g.head
 	s.head.Store(&head)
 	s.written()

@@ -65,6 +65,11 @@ CREATE INDEX notices_told ON notices (id) WHERE due IS NULL;
 CREATE TABLE revision (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 `, `
 CREATE TABLE collected (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+`, `
+CREATE TABLE counted (one INTEGER PRIMARY KEY CHECK (one = 1), record INTEGER NOT NULL);
+INSERT INTO counted VALUES (1, 0);
+CREATE TABLE hours (hour INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE events (kind TEXT NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (kind, record)) WITHOUT ROWID;
 `}
 
 // fills are the parts of a migration that SQL cannot do, by version.

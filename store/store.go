@@ -56,6 +56,7 @@ type Store struct {
 	presence presence
 	holdings *holdings
 	recent   recent
+	counting counting
 	readers  *sql.DB
 	gets     [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue    queue
@@ -92,6 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), checkpoint: make(chan struct{}, 1)}
+	s.counting.write = make(chan struct{}, 1)
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())
 	}

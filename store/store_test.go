@@ -33,6 +33,7 @@ func open(t testing.TB, path string) *Store {
 	t.Cleanup(func() {
 		if !measured && !s.queue.closed && s.presence.check() == nil {
 			checkHoldings(t, s)
+			checkCounts(t, s)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

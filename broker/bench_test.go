@@ -40,8 +40,12 @@ func BenchmarkUpstreamShare(b *testing.B) {
 	go func() { _ = w.store.Run(ctx) }() // as in production; it checkpoints, which keeps commits short
 	var mu sync.Mutex
 	var shares []time.Duration
+	leases := 4000
+	if testing.Short() {
+		leases = 100
+	}
 	for b.Loop() {
-		runParallel(16, 4000, func() error {
+		runParallel(16, leases, func() error {
 			start := time.Now()
 			issued, _, err := w.broker.AskAndCollect(context.Background(), broker.Self(agent(noon), noon), broker.Ask{Entitlement: "db"}, broker.IdempotencyKey{})
 			if err != nil {
@@ -90,7 +94,10 @@ func (m *measured) Issue(ctx context.Context, o broker.Order) (broker.Credential
 // BenchmarkReapWhileIssuing ends 10,000 leases that fall due at once while 32 callers
 // request credentials. It reports the rate of issuing before and during the pass.
 func BenchmarkReapWhileIssuing(b *testing.B) {
-	const due = 10_000
+	due, warm := 10_000, 2*time.Second
+	if testing.Short() {
+		due, warm = 300, 50*time.Millisecond
+	}
 	for b.Loop() {
 		sys := &system{live: map[string]time.Time{}}
 		w := newWorld(b, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}, "db": sys}})
@@ -99,7 +106,7 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 			return err
 		}, b)
 		later := noon.Add(11 * time.Minute)
-		before := w.issueRate(b, later, func() { time.Sleep(2 * time.Second) })
+		before := w.issueRate(b, later, func() { time.Sleep(warm) })
 		start := time.Now()
 		during := w.issueRate(b, later, func() {
 			for n := due; n > 0; {
@@ -114,7 +121,7 @@ func BenchmarkReapWhileIssuing(b *testing.B) {
 		if len(sys.live) > 0 {
 			b.Errorf("got %d working credentials, want 0", len(sys.live))
 		}
-		b.ReportMetric(due/time.Since(start).Seconds(), "ended/s")
+		b.ReportMetric(float64(due)/time.Since(start).Seconds(), "ended/s")
 		b.ReportMetric(during/before, "issuing/before")
 	}
 }

@@ -27,10 +27,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
-const (
-	manyPending = 10_000
-	manyPast    = 1_000_000
-)
+// sized returns the size of a fixture: with -short, one that only proves that the
+// benchmark runs.
+func sized[N int | time.Duration](full, short N) N {
+	if testing.Short() {
+		return short
+	}
+	return full
+}
 
 // fill puts n requests into the store.
 func (w *world) fill(b testing.TB, n int, make func(i int) *broker.Request) {
@@ -64,6 +68,7 @@ func oneRequest(created time.Time, i int) *broker.Request {
 // BenchmarkInbox opens the inbox with 10,000 pending and 1,000,000 past requests in
 // SQLite: first with an empty cache, then after changes. The target is 100 ms.
 func BenchmarkInbox(b *testing.B) {
+	manyPending, manyPast := sized(10_000, 1000), sized(1_000_000, 2000)
 	w := newWorld(b, withPeople)
 	start := time.Now()
 	w.fill(b, manyPast, func(i int) *broker.Request {
@@ -275,7 +280,7 @@ func (c *crowd) watches(ctx context.Context, person string, open func()) error {
 // BenchmarkCrowd measures 1,000 callers that wait in long polls and 200 people who
 // watch the inbox. The targets are 100 MB, and no reads of the database while waiting.
 func BenchmarkCrowd(b *testing.B) {
-	const waiting, watching = 1000, 200
+	waiting, watching := sized(1000, 50), sized(200, 10)
 	c := newCrowd(b)
 	before := c.memory("VmRSS")
 	ctx, cancel := context.WithCancel(b.Context())
@@ -300,20 +305,20 @@ func BenchmarkCrowd(b *testing.B) {
 		join(func(arrived func()) error { return c.waits(ctx, fmt.Sprintf("%s/%d", agent, i), arrived) })
 	}
 	there.Wait()
-	time.Sleep(3 * time.Second) // until the events of the arrivals are delivered
-	cpu := c.cpu()
-	time.Sleep(5 * time.Second)
+	time.Sleep(sized(3*time.Second, 0)) // until the events of the arrivals are delivered
+	cpu, idle := c.cpu(), sized(5*time.Second, 100*time.Millisecond)
+	time.Sleep(idle)
 	busy := c.cpu() - cpu
 	arrived := c.memory("VmRSS")
 	if _, err := fmt.Fprintln(c.in, "give back"); err != nil {
 		b.Fatal(err)
 	}
-	time.Sleep(2 * time.Second)
+	time.Sleep(sized(2*time.Second, 0))
 	after := c.memory("VmRSS")
-	b.Logf("resident memory: %d MB idle, %d MB when %d long polls and %d viewers have just arrived, %d MB a minute later: %d MB for them (target at most 100); CPU in 5 s of waiting: %s",
-		before, arrived, waiting, watching, after, after-before, busy)
+	b.Logf("resident memory: %d MB idle, %d MB when %d long polls and %d viewers have just arrived, %d MB a minute later: %d MB for them (target at most 100); CPU in %s of waiting: %s",
+		before, arrived, waiting, watching, after, after-before, idle, busy)
 	b.ReportMetric(float64(after-before), "MB")
-	b.ReportMetric(busy.Seconds()/5, "cpu")
+	b.ReportMetric(busy.Seconds()/idle.Seconds(), "cpu")
 	cancel()
 	gone.Wait()
 	select {

@@ -103,6 +103,9 @@ func NewSecret(fields map[string]string) (s Secret) {
 	return s
 }
 
+// NewSecretField returns a Secret with one field.
+func NewSecretField(name, value string) Secret { return Secret{[]secretField{{name, value}}} }
+
 // Reveal returns the fields; nil if there are none.
 func (s Secret) Reveal() map[string]string {
 	if s.fields == nil {

@@ -32,19 +32,17 @@ func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error
 	return found.lease, nil
 }
 
-func (t *Issuer) isOurs(found *inspected) bool {
-	return found.issuer == t.issuer && found.audience == t.audience
-}
+func (t *Issuer) isOurs(found *inspected) bool { return *found.target == t.target }
 
 // errNotOurs gives no reason, which could help an attacker.
 var errNotOurs = fmt.Errorf("%w: not a token of this issuer", broker.ErrNotFound)
 
 // inspected are the claims of an access token that lead to its lease.
 type inspected struct {
-	hash             audit.Digest // SHA-256 of the token
-	key              *signingKey
-	issuer, audience string
-	lease            broker.LeaseID
+	hash   audit.Digest // SHA-256 of the token
+	key    *signingKey
+	target *target
+	lease  broker.LeaseID
 }
 
 // verify returns the claims of an access token that one of the published keys signed.
@@ -87,7 +85,7 @@ func (k *Keys) verify(token string, now time.Time, wanted func(*inspected) bool)
 	if err != nil {
 		return inspected{}, err
 	}
-	found.hash, found.issuer, found.audience, found.lease = hash, claims.Issuer, claims.Audience, lease
+	found.hash, found.target, found.lease = hash, &target{claims.Issuer, claims.Audience}, lease
 	k.verified.put(fast, found)
 	return found, nil
 }
@@ -104,16 +102,22 @@ func (k *Keys) isPublished(known *signingKey, now time.Time) bool {
 	return false
 }
 
-// maxVerified bounds the tokens of a generation. There are two: when one is full, it
-// replaces the older one, whose tokens are forgotten unless they were inspected again.
+// maxVerified is the number of places for tokens. They take 72 bytes each.
 const maxVerified = 32768
 
-// verifiedTokens remembers the tokens that were minted here or whose signature was
-// verified. It holds no token: a fast hash finds the entry of a token, and only its
-// SHA-256 proves that it is the same. It is safe for concurrent use.
+// verifiedTokens remembers tokens that were minted here or whose signature was verified.
+// It holds no token: a fast hash finds the place of a token, and only its SHA-256
+// proves that it is the same. The newest token of a place replaces the one before, so
+// remembering allocates nothing. It is safe for concurrent use.
 type verifiedTokens struct {
-	mu           sync.Mutex
-	newer, older map[uint64]inspected
+	mu     sync.Mutex
+	places []place // maxVerified of them, or none before the first token
+}
+
+// A place is empty while it has no key.
+type place struct {
+	fast uint64
+	inspected
 }
 
 var tokenSeed = maphash.MakeSeed()
@@ -121,25 +125,18 @@ var tokenSeed = maphash.MakeSeed()
 func (v *verifiedTokens) get(fast uint64) (inspected, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if known, ok := v.newer[fast]; ok {
-		return known, true
+	if v.places == nil {
+		return inspected{}, false
 	}
-	known, ok := v.older[fast]
-	if ok {
-		v.keep(fast, known)
-	}
-	return known, ok
+	p := &v.places[fast%maxVerified]
+	return p.inspected, p.key != nil && p.fast == fast
 }
 
 func (v *verifiedTokens) put(fast uint64, known inspected) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.keep(fast, known)
-}
-
-func (v *verifiedTokens) keep(fast uint64, known inspected) {
-	if v.newer == nil || len(v.newer) >= maxVerified {
-		v.newer, v.older = map[uint64]inspected{}, v.newer
+	if v.places == nil {
+		v.places = make([]place, maxVerified)
 	}
-	v.newer[fast] = known
+	v.places[fast%maxVerified] = place{fast, known}
 }

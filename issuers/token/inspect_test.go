@@ -40,7 +40,7 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 	issuer, other := New(testIssuer, testAudience, keys), New(testIssuer, "https://other.test", keys)
 	l := issuertest.Lease(now)
 	token := mint(t, issuer, l)
-	if n := len(keys.verified.newer); n != 1 {
+	if n := keys.verified.len(); n != 1 {
 		t.Errorf("%d tokens are remembered, want the minted one", n)
 	}
 	keys.verified = verifiedTokens{} // as after a restart
@@ -52,7 +52,7 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 			t.Errorf("the issuer of another audience: got %v", err)
 		}
 	}
-	if n := len(keys.verified.newer); n != 1 {
+	if n := keys.verified.len(); n != 1 {
 		t.Errorf("%d tokens are remembered, want 1", n)
 	}
 	for name, bad := range map[string]string{
@@ -62,7 +62,7 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
-	if n := len(keys.verified.newer); n != 1 {
+	if n := keys.verified.len(); n != 1 {
 		t.Errorf("%d tokens are remembered after invalid ones, want 1", n)
 	}
 	retired := *(*keys.ring.Load())[0]
@@ -73,16 +73,29 @@ func TestInspectRemembersVerifiedTokens(t *testing.T) {
 	}
 }
 
-func TestRememberedTokensAreBounded(t *testing.T) {
+// len returns the number of remembered tokens.
+func (v *verifiedTokens) len() (n int) {
+	for i := range v.places {
+		if v.places[i].key != nil {
+			n++
+		}
+	}
+	return n
+}
+
+func TestNewestTokenOfAPlaceIsRemembered(t *testing.T) {
 	var v verifiedTokens
-	for n := range 5 * maxVerified {
-		v.put(uint64(n), inspected{issuer: testIssuer})
-		if _, ok := v.get(uint64(n)); !ok {
+	for n := range uint64(2 * maxVerified) {
+		v.put(n, inspected{key: new(signingKey)})
+		if _, ok := v.get(n); !ok {
 			t.Fatalf("token %d is forgotten at once", n)
 		}
 	}
-	if n := len(v.newer) + len(v.older); n > 2*maxVerified || n < maxVerified {
-		t.Errorf("%d tokens are remembered, want %d to %d", n, maxVerified, 2*maxVerified)
+	if n := v.len(); n != maxVerified {
+		t.Errorf("%d tokens are remembered, want %d", n, maxVerified)
+	}
+	if _, ok := v.get(0); ok {
+		t.Error("the replaced token is remembered")
 	}
 }
 
@@ -110,7 +123,7 @@ func BenchmarkInspect(b *testing.B) {
 	b.Run("new", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			keys.verified = verifiedTokens{}
+			clear(keys.verified.places)
 			if _, err := issuer.Inspect(b.Context(), token); err != nil {
 				b.Fatal(err)
 			}

@@ -22,9 +22,8 @@ const accessToken = "at+jwt"
 // was revoked still verifies until it expires; introspection reports it as
 // inactive at once. An Issuer is safe for concurrent use.
 type Issuer struct {
-	issuer   string
-	audience string
-	keys     *Keys
+	target
+	keys *Keys
 }
 
 var (
@@ -33,10 +32,13 @@ var (
 	_ broker.Describer = (*Issuer)(nil)
 )
 
+// A target is what all tokens of an issuer have in common.
+type target struct{ issuer, audience string }
+
 // New returns an issuer of tokens for an audience. The tokens' iss is issuer, the
 // broker's external URL.
 func New(issuer, audience string, keys *Keys) *Issuer {
-	return &Issuer{issuer, audience, keys}
+	return &Issuer{target{issuer, audience}, keys}
 }
 
 // Prepare returns nothing: a token needs no handle, as it ends at its expiry.
@@ -87,13 +89,13 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	b = base64.RawURLEncoding.AppendEncode(append(b, '.'), signature)
 	c := broker.Credential{
 		Type:    "bearer",
-		Secret:  broker.NewSecret(map[string]string{"token": string(b)}),
+		Secret:  broker.NewSecretField("token", string(b)),
 		Expires: l.Expires,
 		Hash:    sha256.Sum256(b),
 	}
 	// Most tokens are introspected soon. If the lease is never stored, introspection
 	// does not find it.
-	t.keys.verified.put(maphash.Bytes(tokenSeed, b), inspected{c.Hash, key, t.issuer, t.audience, l.ID})
+	t.keys.verified.put(maphash.Bytes(tokenSeed, b), inspected{c.Hash, key, &t.target, l.ID})
 	return c, nil
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func (g *group) newBlock(key broker.BlockKey, body []byte) {
 		g.newBlocks = map[broker.BlockKey][]byte{}
 		g.blocksVersion++
 	}
-	g.newBlocks[key] = body
+	g.newBlocks[key] = bytes.Clone(body)
 }
 
 // errMoved means that another process has written since the last group.
@@ -112,7 +113,8 @@ func (g *group) writeRows(ctx context.Context) error {
 }
 
 func (g *group) writeRow(ctx context.Context, r *row) error {
-	if err := g.w.exec(ctx, upserts[r.table], append([]any{r.id, r.body}, r.extra...)...); err != nil {
+	g.w.scratch.args = append(append(g.w.scratch.args[:0], r.id, r.body), r.extra...)
+	if err := g.w.exec(ctx, upserts[r.table], g.w.scratch.args...); err != nil {
 		return err
 	}
 	if r.table == leases {

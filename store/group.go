@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -147,7 +148,7 @@ func (s *Store) attempt(group []*member) (err error) {
 type group struct {
 	w       *writer
 	fetched map[broker.Key][]byte // bodies in the database; nil if there is no such row
-	rows    map[broker.Key]*row   // rows put by members that succeeded
+	rows    map[broker.Key]*row   // rows put by members that succeeded, in the writer's scratch
 	order   []*row                // the same rows, in the order in which they were first put
 	entries []*audit.Entry
 	nodes   [][]tlog.Hash // for each entry, the tree nodes that it completes
@@ -165,7 +166,8 @@ type group struct {
 }
 
 func newGroup(w *writer) *group {
-	g := &group{w: w, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16)}
+	w.scratch.reset()
+	g := &group{w: w, rows: w.scratch.rows, order: w.scratch.order, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16)}
 	_, _ = rand.Read(g.nonce) // never fails
 	return g
 }
@@ -286,7 +288,7 @@ func (g *group) run(ctx context.Context, m *member) (err error) {
 }
 
 func (g *group) runTx(m *member) {
-	tx := &updateTx{g: g, reads: m.reads, rows: make([]row, 0, 2)} // an issuance puts two
+	tx := &updateTx{g: g, reads: m.reads, rows: make([]*row, 0, 2)} // an issuance puts two
 	defer func() {
 		if p := recover(); p != nil {
 			m.panicked = p
@@ -317,11 +319,7 @@ var (
 func (g *group) join(tx *updateTx) {
 	first := g.head.Size + int64(len(g.entries))
 	g.entries = append(g.entries, tx.entries...)
-	if g.rows == nil && len(tx.rows) > 0 {
-		g.rows = map[broker.Key]*row{}
-	}
-	for i := range tx.rows {
-		r := &tx.rows[i]
+	for _, r := range tx.rows {
 		r.addRecords(g.head.Epoch, first, len(tx.entries))
 		if there := g.rows[r.key]; there != nil {
 			*there = *r
@@ -330,6 +328,7 @@ func (g *group) join(tx *updateTx) {
 		g.rows[r.key] = r
 		g.order = append(g.order, r)
 	}
+	g.w.scratch.order = g.order
 }
 
 // adopt makes the committed state of the group the state of the writer, from
@@ -344,7 +343,7 @@ func (g *group) adopt(s *Store) {
 	maps.Copy(w.blocks, g.newBlocks)
 	maps.Copy(w.kinds, g.newKinds)
 	if body := g.body(broker.RevisionKey{}); body != nil {
-		w.revision = body
+		w.revision = bytes.Clone(body)
 	}
 	s.holdings.follow(g)
 	s.recent.follow(g)

@@ -50,13 +50,13 @@ func (g *group) open(ctx context.Context, e *epoch) error {
 	case e.successor && g.head.Epoch == 0:
 		return unavailable("opening a new log", errNoLog)
 	}
-	encoded, err := encodeRow(e.key)
-	if err != nil {
+	key := g.w.scratch.row()
+	if err := key.encode(e.key, &g.w.scratch); err != nil {
 		return err
 	}
 	g.head = Head{Epoch: g.head.Epoch + 1, Time: g.head.Time}
 	g.tree = &audit.Tree{}
-	g.join(&updateTx{rows: []row{encoded}, entries: []*audit.Entry{e.first}})
+	g.join(&updateTx{rows: []*row{key}, entries: []*audit.Entry{e.first}})
 	return g.w.exec(ctx, "INSERT INTO logs (epoch, origin, public) VALUES (?, ?, ?)", g.head.Epoch, e.origin, e.public)
 }
 

@@ -59,7 +59,7 @@ func TestRevisionInMemory(t *testing.T) {
 	s.w.fault = nil
 	expect("after a group failed", first)
 
-	body, err := encodeBody(&broker.Revision{Digest: third})
+	body, err := encodeBody(&broker.Revision{Digest: third}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

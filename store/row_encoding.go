@@ -11,16 +11,17 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// encodeBody returns the body of a row. The row's key is not part of it.
-func encodeBody(r broker.Row) ([]byte, error) {
+// encodeBody returns the body of a row, in the memory of a group if s is not nil. The row's
+// key is not part of it.
+func encodeBody(r broker.Row, s *scratch) ([]byte, error) {
 	c := coders.Get().(*coder)
 	defer coders.Put(c)
 	c.buf = append(c.buf[:0], bodyVersion)
 	err := rowFields(r, c)
-	return append(make([]byte, 0, len(c.buf)+recordsRoom), c.buf...), err
+	return s.copy(c.buf, recordsRoom), err
 }
 
-// coders holds coders that encode, so that a body is allocated once, in its size.
+// coders holds coders that encode, so that a body needs memory only in its size.
 var coders = sync.Pool{New: func() any { return newCoder() }}
 
 // recordsRoom is room in a body for the record that the same transaction appends.

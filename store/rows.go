@@ -134,21 +134,20 @@ func joined(parts ...string) []byte {
 	return b
 }
 
-// encodeRow returns a row as it is stored.
-func encodeRow(r broker.Row) (row, error) {
-	out := row{key: r.Key()}
-	var err error
+// encode sets out to a row as it is stored, in the memory of a group if s is not nil.
+func (out *row) encode(r broker.Row, s *scratch) (err error) {
+	out.key = r.Key()
 	if out.table, out.id, err = locate(out.key); err != nil {
-		return row{}, err
+		return err
 	}
-	if out.body, err = encodeBody(r); err != nil {
-		return row{}, err
+	if out.body, err = encodeBody(r, s); err != nil {
+		return err
 	}
 	out.extra = extraColumns(r)
 	if l, ok := r.(*broker.Lease); ok {
 		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, stuckFrom(l), leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder}
 	}
-	return out, nil
+	return nil
 }
 
 // extraColumns returns the values of the columns by which a row is found, in
@@ -159,12 +158,12 @@ func extraColumns(r broker.Row) []any {
 		if r.Status == broker.RequestPending {
 			return []any{ceilMillis(r.Lapses)}
 		}
-		return []any{nil}
+		return noValue
 	case *broker.Lease:
 		if due := r.Due(); !due.IsZero() {
 			return []any{due.UnixMilli()}
 		}
-		return []any{nil}
+		return noValue
 	case *broker.Counter:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.Idempotency:
@@ -186,6 +185,9 @@ func extraColumns(r broker.Row) []any {
 	}
 	return nil
 }
+
+// noValue is one column with NULL, which most rows have.
+var noValue = []any{nil}
 
 // noticeColumns returns the columns by which a notice is found while it is due.
 // An urgent notice has no requester there, because urgent notices do not count

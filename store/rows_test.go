@@ -347,3 +347,9 @@ func BenchmarkDecodeLease(b *testing.B) {
 		}
 	}
 }
+
+// encodeRow returns a row as it is stored.
+func encodeRow(r broker.Row) (out row, err error) {
+	err = out.encode(r, nil)
+	return out, err
+}

@@ -14,16 +14,16 @@ import (
 type updateTx struct {
 	g       *group
 	reads   []broker.Key
-	rows    []row
+	rows    []*row
 	entries []*audit.Entry
 	err     error // from Put
 }
 
 // Get implements broker.Tx.
 func (tx *updateTx) Get(key broker.Key) (broker.Row, error) {
-	for i := range tx.rows {
-		if tx.rows[i].key == key {
-			return decodeRow(key, tx.rows[i].body)
+	for _, r := range tx.rows {
+		if r.key == key {
+			return decodeRow(key, r.body)
 		}
 	}
 	if !slices.Contains(tx.reads, key) {
@@ -56,8 +56,8 @@ func (g *group) body(key broker.Key) []byte {
 // Put implements broker.Tx. It encodes the row, so the caller may change it
 // afterwards.
 func (tx *updateTx) Put(r broker.Row) {
-	encoded, err := encodeRow(r)
-	if err != nil {
+	encoded := tx.g.w.scratch.row()
+	if err := encoded.encode(r, &tx.g.w.scratch); err != nil {
 		tx.err = errors.Join(tx.err, err)
 		return
 	}

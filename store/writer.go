@@ -28,6 +28,7 @@ type writer struct {
 	writes  map[string]statement // see statement.go
 	args    []driver.NamedValue  // of the running statement; kept for the next
 	reserve reserve
+	scratch scratch
 
 	// The state after the last commit. A group works on copies.
 	head          Head

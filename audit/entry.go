@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -33,17 +34,18 @@ const MaxOpenings = 1 << 18
 // form (invalid UTF-8, a duration with fractions of a second), a value over its
 // bound, and an opening that does not match a commitment of the record.
 func (r Record) Entry() (*Entry, error) {
-	c := codec{mode: writing, buf: append(make([]byte, 0, 1024), leafPrefix)}
 	if r.Kind == "" {
 		return nil, fmt.Errorf("encoding a record: kind: missing")
 	}
+	e := entries.Get().(*Entry)
+	c := codec{mode: writing, buf: append(e.hashed[:0], leafPrefix)}
 	c.open()
 	r.fields(&c)
 	c.close("")
 	if c.err != nil {
 		return nil, fmt.Errorf("encoding a record: %w", c.err)
 	}
-	e := &Entry{kind: r.Kind, hashed: c.buf, timeAt: c.timeAt, openings: appendOpenings(nil, r.Openings)}
+	*e = Entry{kind: r.Kind, hashed: c.buf, timeAt: c.timeAt, openings: appendOpenings(nil, r.Openings)}
 	if r.Request != nil {
 		e.files, e.glass = r.Request.TTL > 0, r.Request.BreakGlass
 	}
@@ -57,6 +59,21 @@ func (r Record) Entry() (*Entry, error) {
 		return nil, fmt.Errorf("encoding a record: %w", err)
 	}
 	return e, nil
+}
+
+// entries are unused ones, with room for a usual leaf.
+var entries = sync.Pool{New: func() any { return &Entry{hashed: make([]byte, 0, 1024)} }}
+
+// maxPooled is the size of the largest leaf whose memory is used again.
+const maxPooled = 4096
+
+// Release lets a later Entry use the memory of this one. The caller must not use the
+// entry any more, and the store must have finished with it.
+func (e *Entry) Release() {
+	if cap(e.hashed) <= maxPooled {
+		*e = Entry{hashed: e.hashed[:0]}
+		entries.Put(e)
+	}
 }
 
 // Kind returns the kind of the record.

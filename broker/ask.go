@@ -31,17 +31,16 @@ func (b *Broker) askOnce(ctx context.Context, caller Caller, ask Ask, key Idempo
 			return b.Request(ctx, caller, prior.Request)
 		}
 	}
-	f, err := b.decide(ctx, caller, ask, key)
-	if err != nil || ask.DryRun {
+	f := &filing{caller: caller, key: key}
+	if err := b.decide(ctx, f, ask); err != nil || ask.DryRun {
 		return f.request, err
 	}
 	return b.file(ctx, f)
 }
 
-// decide turns an ask into a request that policy permits, or returns a
-// *Refusal. A denial is recorded before it is returned.
-func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key IdempotencyKey) (*filing, error) {
-	f := &filing{caller: caller, key: key}
+// decide turns an ask into a request that policy permits, and fills in the filing, or
+// returns a *Refusal. A denial is recorded before it is returned.
+func (b *Broker) decide(ctx context.Context, f *filing, ask Ask) error {
 	err := b.evaluate(ctx, f, ask)
 	code := "permit"
 	switch {
@@ -56,7 +55,7 @@ func (b *Broker) decide(ctx context.Context, caller Caller, ask Ask, key Idempot
 		err = b.denied(ctx, f, ask, refusal)
 		f.request = nil
 	}
-	return f, err
+	return err
 }
 
 // evaluate checks the ask against the catalogue and policy, and fills in the

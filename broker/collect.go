@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -40,6 +41,7 @@ type collection struct {
 	lost     LeaseID       // the lease that the idempotency key led to
 	later    bool          // not the first collection, so the credential ends with the grant
 	made     time.Duration // time that the issuer took
+	facts    facts         // for its record
 }
 
 // AskAndCollect files a request and, if policy approves it, collects at once
@@ -60,7 +62,10 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	} else if prior != nil {
 		return b.resume(ctx, caller, prior, key)
 	}
-	f, err := b.decide(ctx, caller, ask, key)
+	w := workspaces.Get().(*workspace)
+	f := &w.filing
+	f.caller, f.key = caller, key
+	err := b.decide(ctx, f, ask)
 	r := f.request
 	if err != nil || ask.DryRun {
 		return nil, r, err
@@ -78,13 +83,27 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	}
 	r.commit(caller.At)
 	r.approve(caller.At)
-	c := &collection{caller: &f.caller, request: r, new: true, e: f.e, decision: &r.Decision, key: key}
+	c := &w.collection
+	*c = collection{caller: &f.caller, request: r, new: true, e: f.e, decision: &r.Decision, key: key}
 	issued, err := b.issue(ctx, c)
 	if isLimit(err) {
 		return nil, nil, b.limited(ctx, c, err)
 	}
+	if err == nil {
+		*w = workspace{}
+		workspaces.Put(w)
+	}
 	return issued, r, err
 }
+
+// A workspace is the memory of one askAndCollectOnce. The next one uses it again after a
+// success: other outcomes may still be shown or recorded.
+type workspace struct {
+	filing     filing
+	collection collection
+}
+
+var workspaces = sync.Pool{New: func() any { return new(workspace) }}
 
 // collectReused collects from the grant of an earlier identical ask.
 func (b *Broker) collectReused(ctx context.Context, caller Caller, r *Request, key IdempotencyKey) (*Issued, *Request, error) {

@@ -44,7 +44,9 @@ func Write(ctx context.Context, store Store, reads []Key, record audit.Record, f
 	if err != nil {
 		return Receipt{}, Unavailable(err)
 	}
-	return Receipt{Index: entry.Index, LeafHash: entry.LeafHash}, nil
+	receipt := Receipt{Index: entry.Index, LeafHash: entry.LeafHash}
+	entry.Release()
+	return receipt, nil
 }
 
 func (b *Broker) write(ctx context.Context, reads []Key, record audit.Record, f func(Tx) error) (Receipt, error) {
@@ -114,6 +116,14 @@ func (r *Request) openings() map[string]audit.Opening {
 		o[field] = audit.Opening{Salt: r.Salts[field], Text: text}
 	}
 	return o
+}
+
+// facts is what the record of a collection shows, in one place.
+type facts struct {
+	caller   audit.Party
+	request  audit.RequestFacts
+	decision audit.DecisionFacts
+	lease    audit.LeaseFacts
 }
 
 // facts returns the request as records show it.
@@ -205,7 +215,13 @@ func (a *Approval) openings() map[string]audit.Opening {
 
 // facts returns the lease as records show it.
 func (l *Lease) facts() *audit.LeaseFacts {
-	return &audit.LeaseFacts{
+	f := new(audit.LeaseFacts)
+	l.fill(f)
+	return f
+}
+
+func (l *Lease) fill(f *audit.LeaseFacts) {
+	*f = audit.LeaseFacts{
 		ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires,
 		Revocation: string(l.Revocation), Replaces: l.Replaces.String(),
 	}

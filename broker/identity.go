@@ -133,7 +133,13 @@ func (who Identity) Party() *audit.Party {
 	if who.Kind == KindNone {
 		return nil
 	}
-	return &audit.Party{ID: who.ID, Accounts: who.Accounts, Also: who.Also, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
+	p := new(audit.Party)
+	who.fill(p)
+	return p
+}
+
+func (who *Identity) fill(p *audit.Party) {
+	*p = audit.Party{ID: who.ID, Accounts: who.Accounts, Also: who.Also, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
 // A clock returns the current time in a call that began at a given time.

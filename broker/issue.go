@@ -258,9 +258,14 @@ func (c *collection) supersede(tx Tx) (ended bool, err error) {
 // record returns the record of opening or issuing a lease. If the same call
 // files the request, the record includes the request.
 func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
-	record := audit.Record{Kind: kind, Caller: c.caller.Actor.Party(), Decision: c.decision.facts(""), Lease: l.facts()}
+	f := &c.facts
+	record := audit.Record{Kind: kind, Caller: &f.caller, Decision: &f.decision, Lease: &f.lease}
+	c.caller.Actor.fill(&f.caller)
+	c.decision.fill(&f.decision, "")
+	l.fill(&f.lease)
 	if c.new {
-		record.Request, record.Openings = c.request.facts(), c.request.openings()
+		c.request.fill(&f.request)
+		record.Request, record.Openings = &f.request, c.request.openings()
 	} else {
 		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.asked}
 		if len(l.Scopes) != len(c.asked) {

@@ -207,6 +207,25 @@ func (c *call) readBody(mediaType string) error {
 	return checkMediaType(declared, mediaType)
 }
 
+// memories hold unused memory for bodies of up to firstRead bytes.
+var memories = sync.Pool{New: func() any { return new([firstRead]byte) }}
+
+// memory returns memory for a body, which is used again after the call.
+func (c *call) memory(size int) []byte {
+	c.bodyMemory = memories.Get().(*[firstRead]byte)
+	return c.bodyMemory[:0:size]
+}
+
+// forgetBody clears the memory of the body, which may hold a secret, and keeps it for
+// another call. Nothing may refer to the body any more.
+func (c *call) forgetBody() {
+	if c.bodyMemory != nil {
+		clear(c.bodyMemory[:])
+		memories.Put(c.bodyMemory)
+		c.body, c.bodyMemory = nil, nil
+	}
+}
+
 // readAll is io.ReadAll within the budget.
 func (c *call) readAll(r io.Reader) ([]byte, error) {
 	size := firstRead
@@ -216,7 +235,7 @@ func (c *call) readAll(r io.Reader) ([]byte, error) {
 	if err := c.growBody(size); err != nil {
 		return nil, err
 	}
-	body := make([]byte, 0, size)
+	body := c.memory(size)
 	for {
 		n, err := r.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]

@@ -32,7 +32,7 @@ type call struct {
 	now   time.Time  // when it arrived
 	from  netip.Addr // of the client, also behind trusted proxies; zero: unknown
 	query form
-	body  []byte
+	body  []byte // valid until forgetBody
 	form  form
 	held  *hold // of the budget for bodies; nil if the caller is known
 
@@ -45,6 +45,7 @@ type call struct {
 	unproved       bool     // authentication failed
 	about          string   // the id of the request or lease concerned, for the log
 	leaving        []func() // leave the admissions that the call has entered
+	bodyMemory     *[firstRead]byte
 }
 
 // caller returns the caller as of the call's arrival.
@@ -69,6 +70,7 @@ func (s *Server) serve(rt route) http.Handler {
 		c := s.begin(w, r, rt)
 		var answer reply
 		defer func() { c.end(answer, recover()) }()
+		defer c.forgetBody()
 		answer = c.answer()
 		c.boundUnread()
 		c.write(c.w, answer)
@@ -134,9 +136,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
 	}
 	h := w.Header()
 	h.Set("X-Request-Id", cmp.Or(clientCallID(r.Header), c.id))
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	maps.Copy(h, alwaysSent)
 	if rt.shared {
 		h.Set("Access-Control-Allow-Origin", "*")
 		h.Set("Access-Control-Expose-Headers", "ETag, X-Request-Id")
@@ -147,10 +147,21 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	}
 	if r.TLS != nil {
-		h.Set("Strict-Transport-Security", "max-age=31536000")
+		h["Strict-Transport-Security"] = onlyTLS
 	}
 	return c
 }
+
+// Headers of every answer. Answers share the values, which no one may change in place.
+var (
+	alwaysSent = http.Header{
+		"X-Content-Type-Options":  {"nosniff"},
+		"Cache-Control":           {"no-store"},
+		"Content-Security-Policy": {"default-src 'none'; frame-ancestors 'none'"},
+	}
+	onlyTLS  = []string{"max-age=31536000"}
+	jsonBody = []string{"application/json"}
+)
 
 func (c *call) answer() reply {
 	answer, err := c.run()
@@ -279,10 +290,9 @@ func (c *call) write(w http.ResponseWriter, answer reply) {
 	}
 	h := w.Header()
 	maps.Copy(h, answer.header)
-	if body != nil {
-		if answer.mediaType == "" {
-			answer.mediaType = "application/json"
-		}
+	if body != nil && answer.mediaType == "" {
+		h["Content-Type"] = jsonBody
+	} else if body != nil {
 		h.Set("Content-Type", answer.mediaType)
 	}
 	w.WriteHeader(answer.status)

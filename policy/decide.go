@@ -29,6 +29,21 @@ var _ broker.Policy = (*Engine)(nil)
 // The action "approve" is permitted unless a policy forbids it, because naming
 // a group in @approval already lets its members approve.
 func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broker.Decision, error) {
+	key, remember := e.rememberable(&q)
+	if remember {
+		if known, ok := e.decisions.find(key); ok {
+			return known, nil
+		}
+	}
+	d, err := e.decide(q, now)
+	if remember && err == nil {
+		e.decisions.keep(key, d)
+	}
+	return d, err
+}
+
+// decide is Decide without memory.
+func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) {
 	denied := broker.Decision{Revision: e.revision}
 	ev, err := e.newEvaluation(q, now)
 	if err != nil {

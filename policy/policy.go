@@ -58,7 +58,9 @@ type Engine struct {
 	revision  audit.Digest
 	warnings  []string
 
-	principals principals // that asked before
+	reads      map[string]bool // attributes of the context that some policy reads
+	principals principals      // that asked before
+	decisions  decisions       // on their requests
 }
 
 // Names of the contents that do not come from the policy folder.
@@ -89,7 +91,7 @@ func Load(in Inputs) (*Engine, error) {
 	checkLabels(in.Labels, e.known, &ps)
 	checkAliases(in.Aliases, e.known, &ps)
 	cover := newCoverages(in.Catalogue)
-	l := ruleLoader{known: e.known, coverages: cover, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}}
+	l := ruleLoader{known: e.known, coverages: cover, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}, reads: map[string]bool{}}
 	for _, src := range dir.cedar {
 		l.load(src)
 	}
@@ -99,7 +101,7 @@ func Load(in Inputs) (*Engine, error) {
 	if err := ps.err(); err != nil {
 		return nil, err
 	}
-	e.rules = l.rules
+	e.rules, e.reads = l.rules, l.reads
 	if err := e.compile(dir, cover); err != nil {
 		return nil, err
 	}

@@ -103,7 +103,8 @@ type ruleLoader struct {
 	schema    *cedarSchema
 	problems  *problems
 	rules     map[cedar.PolicyID]*rule
-	tokens    []token // of the policy that is checked
+	reads     map[string]bool // see Engine
+	tokens    []token         // of the policy that is checked
 }
 
 // load parses a source. A policy ends where the next one begins: cedar-go has no

@@ -41,6 +41,7 @@ func (l *ruleLoader) checkSchema(r *rule, tree *ast.Policy) {
 		return
 	}
 	r.mentions = mentions(nil, condition)
+	addContextReads(l.reads, condition)
 	if err := l.validate(tree); err != nil {
 		l.report(r, "does not match the schema: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 	}

@@ -1,0 +1,102 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+// A decision follows from the policies, the principal, the resource and those values of
+// the context that some policy reads. An engine never changes, so it remembers decisions
+// on requests of workloads by what they follow from: a workload that fetches a token
+// every few minutes is usually decided on once. Requests whose time, address, texts or
+// parameters a policy reads are always decided on anew.
+
+// maxDecisions is how many decisions an engine remembers, in about 2 MB.
+const maxDecisions = 4096
+
+// decisions are the remembered ones. They are safe for concurrent use.
+type decisions struct {
+	mu   sync.Mutex
+	list map[decisionKey]broker.Decision
+}
+
+// A decisionKey has everything that a remembered decision follows from.
+type decisionKey struct {
+	principal     *principal // which the engine remembers, so it is one of its labels too
+	entitlement   string
+	scopes        string // joined by spaces, which no scope has
+	ttl, duration time.Duration
+	breakGlass    bool
+}
+
+func (d *decisions) find(key decisionKey) (broker.Decision, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known, ok := d.list[key]
+	return known, ok
+}
+
+// keep remembers a decision. A full list starts again.
+func (d *decisions) keep(key decisionKey, known broker.Decision) {
+	// Callers that append to the slices of a decision must not share the rest.
+	known.Policies, known.Reasons = slices.Clip(known.Policies), slices.Clip(known.Reasons)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.list == nil || len(d.list) >= maxDecisions {
+		d.list = map[decisionKey]broker.Decision{}
+	}
+	d.list[key] = known
+}
+
+// rememberable returns the key of a query, and reports whether the decision follows from
+// the key alone.
+func (e *Engine) rememberable(q *broker.Query) (decisionKey, bool) {
+	switch {
+	case q.Action != broker.ActionRequest || q.Entitlement == nil,
+		e.reads["now"],
+		e.reads["source_ip"] && q.SourceIP.IsValid(),
+		e.reads["justification"] && q.Justification != "",
+		e.reads["ticket"] && q.Ticket != "",
+		e.reads["parameters"] && len(q.Parameters) > 0:
+		return decisionKey{}, false
+	}
+	p := e.principals.find(&q.Principal)
+	if p == nil {
+		return decisionKey{}, false
+	}
+	key := decisionKey{principal: p, entitlement: q.Entitlement.Name, ttl: q.TTL, duration: q.Duration, breakGlass: q.BreakGlass}
+	if len(q.Scopes) == 1 {
+		key.scopes = q.Scopes[0]
+	} else {
+		key.scopes = strings.Join(q.Scopes, " ")
+	}
+	return key, true
+}
+
+// contextAttributes are the attributes of the context in the schema.
+var contextAttributes = []string{"now", "source_ip", "scopes", "ttl", "duration", "parameters", "break_glass", "justification", "ticket"}
+
+// addContextReads adds the attributes of the context that a condition reads. A condition
+// that uses the context as a whole reads all of them.
+func addContextReads(reads map[string]bool, e *expr) {
+	if e == nil {
+		return
+	}
+	if e.op == opVariable && e.name == "context" {
+		for _, name := range contextAttributes {
+			reads[name] = true
+		}
+		return
+	}
+	if (e.op == opAccess || e.op == "has") && e.args[0].op == opVariable && e.args[0].name == "context" {
+		reads[e.name] = true
+		return
+	}
+	for _, arg := range e.args {
+		addContextReads(reads, arg)
+	}
+}

@@ -1,0 +1,129 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"accessbroker.internal/broker"
+)
+
+var rememberNow = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+// rememberConditions read each attribute of the context. Each is true for some variant of
+// the query below and false for another.
+var rememberConditions = []string{
+	`true`,
+	`context.now < datetime("2026-11-23T12:30:00Z")`,
+	`context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))`,
+	`context.scopes.contains("tickets:read")`,
+	`context.ttl <= duration("5m")`,
+	`context.duration <= duration("1h")`,
+	`context has justification && context.justification like "*ticket*"`,
+	`context has ticket`,
+	`context.parameters.hasTag("prefix") && context.parameters.getTag("prefix") == "a"`,
+	`!context.break_glass`,
+	`principal in Path::"spiffe://acme.test/agent"`,
+	`principal has team && principal.team == "support"`,
+	`context == context`,
+}
+
+// rememberVariants change one field of a query each. A new field of Query needs a
+// variant.
+var rememberVariants = map[string]func(*broker.Query){
+	"Principal":     func(q *broker.Query) { q.Principal.Team = "interns" },
+	"Action":        func(q *broker.Query) { q.Action = broker.ActionView },
+	"Entitlement":   func(q *broker.Query) { q.Entitlement = &broker.Entitlement{Name: "other"} },
+	"Scopes":        func(q *broker.Query) { q.Scopes = []string{"tickets:comment"} },
+	"TTL":           func(q *broker.Query) { q.TTL = time.Hour },
+	"Duration":      func(q *broker.Query) { q.Duration = 5 * time.Hour },
+	"Justification": func(q *broker.Query) { q.Justification = "the ticket says so" },
+	"Ticket":        func(q *broker.Query) { q.Ticket = "INC-7" },
+	"Parameters":    func(q *broker.Query) { q.Parameters = map[string]string{"prefix": "a"} },
+	"SourceIP":      func(q *broker.Query) { q.SourceIP = netip.MustParseAddr("10.1.2.3") },
+	"BreakGlass":    func(q *broker.Query) { q.BreakGlass = true },
+	"Request":       func(q *broker.Query) { q.Request = &broker.Request{} },
+}
+
+func rememberEngine(t *testing.T, cedar string) *Engine {
+	t.Helper()
+	e, err := Load(Inputs{
+		FS: fstest.MapFS{"all.cedar": {Data: []byte(cedar)}}, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login"},
+		Catalogue: broker.Catalogue{
+			"tickets-api": {Name: "tickets-api", Issuer: "tickets", Scopes: []string{"tickets:comment", "tickets:read"}},
+			"other":       {Name: "other", Issuer: "tickets", Scopes: []string{"tickets:read"}},
+		},
+	})
+	if err != nil {
+		t.Fatalf("loading %s: %v", cedar, err)
+	}
+	return e
+}
+
+func rememberQuery() broker.Query {
+	who := broker.Identity{ID: "spiffe://acme.test/agent/triage", TrustDomain: "acme.test", Kind: broker.KindAgent, Team: "support"}
+	who.Paths = broker.SPIFFEPaths(who.ID)
+	return broker.Query{Principal: who, Action: broker.ActionRequest, Entitlement: &broker.Entitlement{Name: "tickets-api"}, Scopes: []string{"tickets:read"}, TTL: time.Minute, Duration: time.Minute}
+}
+
+// A remembered decision never answers a query on which policy decides otherwise.
+func TestRememberedDecisionIsTheDecision(t *testing.T) {
+	t.Parallel()
+	fields := reflect.TypeOf(broker.Query{})
+	if fields.NumField() != len(rememberVariants) {
+		t.Fatalf("got %d fields of a query, and %d variants", fields.NumField(), len(rememberVariants))
+	}
+	remembered := 0
+	for _, condition := range rememberConditions {
+		e := rememberEngine(t, `@id("p") permit (principal, action == Action::"request", resource) when { `+condition+` };`)
+		for first := range rememberVariants {
+			base := rememberQuery()
+			rememberVariants[first](&base)
+			for range 3 {
+				_, _ = e.Decide(t.Context(), base, rememberNow)
+			}
+			for name, change := range rememberVariants {
+				for _, now := range []time.Time{rememberNow, rememberNow.Add(time.Hour)} {
+					q := base
+					change(&q)
+					got, gotErr := e.Decide(t.Context(), q, now)
+					want, wantErr := e.decide(q, now)
+					if !reflect.DeepEqual(got, want) || fmt.Sprint(gotErr) != fmt.Sprint(wantErr) {
+						t.Errorf("%s, %s after %s: got %+v, %v, want %+v, %v", condition, name, first, got, gotErr, want, wantErr)
+					}
+				}
+			}
+		}
+		remembered += len(e.decisions.list)
+	}
+	if remembered == 0 {
+		t.Error("no decision is remembered")
+	}
+}
+
+func TestDecisionThatReadsTheTimeIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	for _, condition := range []string{rememberConditions[1], `context == context`} {
+		e := rememberEngine(t, `@id("p") permit (principal, action == Action::"request", resource) when { `+condition+` };`)
+		for range 3 {
+			_, _ = e.Decide(t.Context(), rememberQuery(), rememberNow)
+		}
+		if n := len(e.decisions.list); n != 0 {
+			t.Errorf("%s: %d decisions are remembered", condition, n)
+		}
+	}
+}
+
+func TestRememberedDecisionsAreBounded(t *testing.T) {
+	t.Parallel()
+	var d decisions
+	for i := range 3 * maxDecisions {
+		d.keep(decisionKey{ttl: time.Duration(i)}, broker.Decision{})
+		if len(d.list) > maxDecisions {
+			t.Fatalf("got %d decisions, want at most %d", len(d.list), maxDecisions)
+		}
+	}
+}

@@ -83,7 +83,8 @@ func (e *Entry) Kind() Kind { return e.kind }
 // files the request, and whether that is a break-glass request.
 func (e *Entry) Files() (files, breakGlass bool) { return e.files, e.glass }
 
-// Leaf returns the canonical bytes. The caller must not change them.
+// Leaf returns the canonical bytes, which are valid until Release. The caller must not
+// change them.
 func (e *Entry) Leaf() []byte { return e.hashed[1:] }
 
 // Openings returns the encoded openings, which are stored next to the leaf, or

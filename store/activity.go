@@ -79,7 +79,7 @@ func (c *counting) follow(g *group) {
 	for i, e := range g.entries {
 		files, glass := e.Files()
 		if !c.noted.hours.AddIssuance(e.Kind(), g.head.Time, files, glass) {
-			c.noted.rest = append(c.noted.rest, noted{first + int64(i), e.Kind(), e.Leaf()})
+			c.noted.rest = append(c.noted.rest, noted{first + int64(i), e.Kind(), bytes.Clone(e.Leaf())})
 		}
 	}
 	c.noted.last = first + int64(len(g.entries)) - 1

@@ -28,7 +28,7 @@ func Ensure(ctx context.Context, out io.Writer) error {
 			all = append(all, err)
 		}
 	}
-	all = append(all, ensureNPM(ctx, out))
+	all = append(all, ensureNPM(ctx, out), ensureGenerator(ctx, out))
 	return errors.Join(append(all, ensureBuilt(ctx, out)...)...)
 }
 

@@ -36,7 +36,7 @@ step, and exits with 0 only if all of them went as described.`,
 			if step && !(interactive(a.in) && screen.IsTerminal(a.out)) {
 				return usage("--step waits for a person: standard input and output must be a terminal")
 			}
-			a.tune()
+			a.tune(c.Context())
 			dir, err := os.MkdirTemp("", "broker-demo-")
 			if err != nil {
 				return fmt.Errorf("creating a folder: %w", err)

@@ -41,7 +41,7 @@ in it and run "broker reload".`,
   broker dev --dir ./world --listen 127.0.0.1:8443`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			a.tune()
+			a.tune(c.Context())
 			return a.runDev(c.Context(), dir, at)
 		},
 	}

@@ -7,8 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -38,7 +36,7 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 			if err != nil {
 				return err
 			}
-			a.tune()
+			a.tune(c.Context())
 			log, flush := newLogger(a.err, cfg.LogFormat, cfg.LogLevel)
 			defer flush()
 			log.Info("starting", "version", service.ReadBuild().Version, "file", cfg.Path)
@@ -62,28 +60,6 @@ GOMEMLIMIT and GOMAXPROCS (Go's own).`,
 // configFlag adds --config to a command that reads the operator's file.
 func configFlag(c *cobra.Command, path *string) {
 	c.Flags().StringVar(path, "config", "/etc/broker/broker.yaml", "the operator's file")
-}
-
-// The garbage collector runs rarely, because most allocations of a request die
-// young. The memory limit bounds what that costs.
-const (
-	gcPercent   = 150
-	memoryLimit = 256 << 20
-)
-
-// tune sets the parameters of Go's runtime that the operator left open.
-func (a *app) tune() {
-	if a.getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if a.getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
-	}
-	// With one thread, every goroutine waits while SQLite waits for the disk. With 16
-	// callers, that halved the throughput.
-	if a.getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < 2 {
-		runtime.GOMAXPROCS(2)
-	}
 }
 
 // closeTime is how long closing the store may take after the drain.

@@ -64,6 +64,7 @@ type Request struct {
 	Grant         *Grant            `json:"grant,omitempty"`  // once approved
 	Review        *Review           `json:"review,omitempty"` // of a break-glass use
 	Team          string            `json:"team,omitempty"`   // of the requester
+	Risk          string            `json:"risk,omitempty"`   // low, medium or high: it orders the inbox and decides nothing
 	Accountable   []string          `json:"accountable,omitempty"`
 	BreakGlass    bool              `json:"break_glass,omitempty"`
 	NotBefore     time.Time         `json:"not_before,omitzero"`

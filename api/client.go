@@ -85,13 +85,23 @@ type RequestFilter struct {
 	Status      string
 	Requester   string // another requester, or "*" for all whose requests the caller may view; empty: the caller, or all for an operator
 	Entitlement string
+	Team        string // of the requester
+	Risk        string // low, medium or high
+	Text        string // words that a request's names, justification and ticket contain
+	Inbox       bool   // only what waits for the caller's decision or review, in the order of the inbox; the empty Requester selects all
+	Order       string // with Inbox: risk (the default), oldest, newest or deadline
 	Cursor      string // Next of the previous page
 	Limit       int    // zero: 50; at most 200
 }
 
 // Requests lists requests, newest first.
 func (c *Client) Requests(ctx context.Context, f RequestFilter) (*RequestPage, error) {
-	query := values("status", f.Status, "requester", f.Requester, "entitlement", f.Entitlement, "cursor", f.Cursor, "limit", number(f.Limit))
+	inbox := ""
+	if f.Inbox {
+		inbox = "true"
+	}
+	query := values("status", f.Status, "requester", f.Requester, "entitlement", f.Entitlement, "team", f.Team, "risk", f.Risk, "q", f.Text,
+		"inbox", inbox, "order", f.Order, "cursor", f.Cursor, "limit", number(f.Limit))
 	return fetch[RequestPage](ctx, c, call{method: http.MethodGet, path: "/v1/requests", query: query, retry: true})
 }
 

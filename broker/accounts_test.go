@@ -97,7 +97,7 @@ func TestLinkedAccountsApproveOnce(t *testing.T) {
 	if vote, _ := w.broker.CanDecide(broker.Self(corp("ben", noon), noon), r); vote {
 		t.Error("the other account may decide")
 	}
-	if in, err := w.broker.Inbox(t.Context(), broker.Self(corp("ben", noon), noon), 0); err != nil || len(in.Waiting) != 0 {
+	if in, err := w.broker.Inbox(t.Context(), broker.Self(corp("ben", noon), noon), broker.InboxQuery{}); err != nil || in.Total != 0 {
 		t.Errorf("the inbox of the other account: got %+v, %v", in, err)
 	}
 	if r, err = w.vote(t, corp("cleo", noon), r, yes, noon); err != nil || r.Status != broker.RequestApproved {

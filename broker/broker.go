@@ -58,14 +58,14 @@ const (
 // methods take the caller with the time of the call; only loops and long calls
 // read the clock.
 type Broker struct {
-	cfg          Config
-	rules        atomic.Pointer[Rules]
-	waiters      waiters
-	pendingCache pending
-	denials      denials
-	reaper       *reaper
-	lists        gate       // of lists, which read many rows
-	reload       sync.Mutex // held while rules are replaced
+	cfg     Config
+	rules   atomic.Pointer[Rules]
+	waiters waiters
+	waiting waitingList
+	denials denials
+	reaper  *reaper
+	lists   gate       // of lists, which read many rows
+	reload  sync.Mutex // held while rules are replaced
 }
 
 // New returns a Broker that decides by the rules, which it records first. It
@@ -96,14 +96,15 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	return b, nil
 }
 
-// Run ends due leases, continues interrupted kill switches and flushes the counts
-// of repeated denials, until ctx ends.
+// Run ends due leases, continues interrupted kill switches, flushes the counts of
+// repeated denials and keeps the inboxes current, until ctx ends.
 func (b *Broker) Run(ctx context.Context) error {
 	var group errgroup.Group
 	for name := range b.cfg.Issuers {
 		group.Go(func() error { b.reaper.run(ctx, name); return nil })
 	}
 	group.Go(func() error { b.resumeForever(ctx); return nil })
+	group.Go(func() error { b.keepWaiting(ctx); return nil })
 	b.flushForever(ctx)
 	return group.Wait()
 }

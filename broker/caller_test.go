@@ -48,12 +48,12 @@ func TestSessionsAreNotDelegated(t *testing.T) {
 		ID: "login/ana", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Claimed: noon},
 		Proof: broker.Proof{Method: broker.MethodSession, Expires: noon.Add(1)},
 	}
-	if _, err := w.broker.Inbox(t.Context(), broker.Self(person, noon), 10); err != nil {
+	if _, err := w.broker.Inbox(t.Context(), broker.Self(person, noon), broker.InboxQuery{}); err != nil {
 		t.Fatal(err)
 	}
 	delegated := broker.Caller{Actor: person, Subject: person, At: noon}
 	delegated.Subject.ID = "login/ben"
-	if _, err := w.broker.Inbox(t.Context(), delegated, 10); !errors.Is(err, broker.ErrSessionRequired) {
+	if _, err := w.broker.Inbox(t.Context(), delegated, broker.InboxQuery{}); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("got %v, want %v", err, broker.ErrSessionRequired)
 	}
 }

@@ -1,144 +1,157 @@
 package broker
 
 import (
-	"cmp"
 	"context"
-	"maps"
 	"slices"
-	"sync"
 	"time"
 )
 
-// An Inbox has the decisions that wait for one person.
+// An Inbox has decisions that wait for one person.
 type Inbox struct {
-	Waiting []*Request // requests to approve or deny, by risk, then oldest first
-	Reviews []*Request // break-glass uses to review, soonest due first
-	Total   int        // the number of requests to decide; Waiting may have fewer
-	More    bool       // more requests are pending than were read
+	Groups         []InboxGroup // of the page
+	Total          int          // the decisions that wait for the person
+	Matching       int          // those of them that the query selects
+	Rows           int          // the groups of those
+	First          int          // the number of groups before the page
+	Previous, Next InboxPlace   // Before and After of the neighbouring pages; zero: there is none
+	Seen           time.Time    // when the newest request was first seen
+	New            int          // see InboxQuery.Seen
+	Gone           []RequestID  // see InboxQuery.Shown
+	Facets         Facets
+	More           bool // more requests are pending than were read
 }
 
-// maxInbox bounds how many pending requests are read for the inboxes.
-const maxInbox = 20_000
-
-// pendingFresh is how long the cached pending requests are used, unless this
-// process changed one. Changes by other processes show up to this much later.
-const pendingFresh = 2 * time.Second
-
-// pending caches the pending requests, so that a page that hundreds of people
-// watch costs the database as much as one reader.
-type pending struct {
-	mu      sync.Mutex
-	read    time.Time
-	changes uint64 // the count of changes before the list was read
-	list    []*Request
-	more    bool
-}
-
-// Inbox returns the person's inbox with at most limit pending requests.
-func (b *Broker) Inbox(ctx context.Context, caller Caller, limit int) (*Inbox, error) {
+// Inbox returns a page of the person's inbox.
+func (b *Broker) Inbox(ctx context.Context, caller Caller, q InboxQuery) (*Inbox, error) {
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
 	rules := b.rules.Load()
-	list, more, err := b.pending(ctx, caller.At)
+	list, seen, more, err := b.requestsWaiting(ctx, caller.At)
 	if err != nil {
 		return nil, err
 	}
-	voter := newVoter(rules, caller.Subject)
-	in := &Inbox{More: more}
+	v := newVoter(rules, caller.Subject)
+	waits := v.waiting(list, caller.At)
+	in := &Inbox{Total: len(waits), Seen: seen, More: more, Gone: missing(waits, q.Shown)}
+	if q.Facets {
+		in.Facets = facetsOf(waits)
+	}
+	selected := q.filter(rules, waits)
+	in.Matching = len(selected)
+	for _, r := range selected {
+		if !q.Seen.IsZero() && r.seen.After(q.Seen) {
+			in.New++
+		}
+	}
+	groups := q.groups(rules, selected)
+	in.Rows = len(groups)
+	in.turnTo(groups, &q)
+	return in, nil
+}
+
+// waiting returns the requests of the list that wait for the person.
+func (v *voter) waiting(list []*waitingRequest, now time.Time) (waits []*waitingRequest) {
 	for _, r := range list {
-		if caller.At.Before(r.Lapses) && voter.mayDecide(r, r.Decision.Obligations.Approvals) && !hasDecided(voter.who, r.Approvals) {
-			in.Waiting = append(in.Waiting, r)
+		switch {
+		case r.Status == RequestPending:
+			if now.Before(r.Lapses) && v.mayDecide(r.Request, r.Decision.Obligations.Approvals) && !hasDecided(v.who, r.Approvals) {
+				waits = append(waits, r)
+			}
+		case v.mayDecide(r.Request, r.Decision.Obligations.Review) && !hasDecided(v.who, r.Verdicts):
+			waits = append(waits, r)
 		}
 	}
-	slices.SortStableFunc(in.Waiting, func(x, y *Request) int {
-		return cmp.Or(cmp.Compare(rules.risk(y), rules.risk(x)), x.Created.Compare(y.Created))
-	})
-	in.Total = len(in.Waiting)
-	in.Waiting = in.Waiting[:min(in.Total, pageSize(limit))]
-	in.Reviews, err = b.toReview(ctx, voter)
-	return in, err
+	return waits
 }
 
-// risk orders the inbox: first credentials that cannot be revoked at all, then
-// those that only expire, then the rest.
-func (r *Rules) risk(request *Request) int {
-	e := r.Catalogue[request.Entitlement]
-	if e == nil {
-		return 0
+// missing returns the ids that are not in the list, which is sorted.
+func missing(list []*waitingRequest, ids []RequestID) (gone []RequestID) {
+	for _, id := range ids {
+		if _, found := slices.BinarySearchFunc(list, id, compareWaiting); !found {
+			gone = append(gone, id)
+		}
 	}
-	switch e.Revocation {
-	case RevokedNever, RevokedAtRotation:
-		return 2
-	case RevokedAtExpiry:
-		return 1
-	}
-	return 0
+	return gone
 }
 
-// pending returns the pending requests, newest first. Callers share the rows
-// and must not change them. more reports that there are more than maxInbox.
-func (b *Broker) pending(ctx context.Context, now time.Time) ([]*Request, bool, error) {
-	p := &b.pendingCache
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	changes := b.waiters.count()
-	if age := now.Sub(p.read); changes == p.changes && age >= 0 && age < pendingFresh {
-		return p.list, p.more, nil
+// filter returns the requests that the query selects.
+func (q *InboxQuery) filter(rules *Rules, list []*waitingRequest) (selected []*waitingRequest) {
+	words := SearchWords(q.Text)
+	alike := ""
+	if q.Like != nil {
+		alike = alikeKey(q.Like)
 	}
-	var list []*Request
-	more := false
-	err := b.cfg.Store.View(ctx, func(tx Tx) error {
-		q := RequestQuery{Status: RequestPending, Now: now, Limit: maxInbox}
-		for len(list) < maxInbox {
-			page, next, err := tx.Requests(q)
-			if err != nil {
-				return err
-			}
-			list = append(list, page...)
-			q.Before, q.Limit = next, maxInbox-len(list)
-			if more = !next.IsZero(); !more {
-				return nil
-			}
+	for _, r := range list {
+		if q.selects(rules, r.Request, words) && (q.Like == nil || r.alike == alike && r.isLike(q.Like)) {
+			selected = append(selected, r)
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, false, Unavailable(err)
 	}
-	p.read, p.changes, p.list, p.more = now, changes, list, more
-	return list, more, nil
+	return selected
 }
 
-// toReview returns the open reviews that wait for the person.
-func (b *Broker) toReview(ctx context.Context, v *voter) (list []*Request, err error) {
-	err = b.cfg.Store.View(ctx, func(tx Tx) error {
-		open, err := tx.Reviews()
-		if err != nil {
-			return err
+// groupsWith reports whether two requests can be decided together.
+func (r *waitingRequest) groupsWith(o *waitingRequest) bool {
+	return r.alike == o.alike && r.Status == o.Status && r.isLike(o.Request)
+}
+
+// groups returns the requests in groups, in the order of the query.
+func (q *InboxQuery) groups(rules *Rules, list []*waitingRequest) (groups []*InboxGroup) {
+	firsts := map[string][]*waitingRequest{} // by alike: the first requests of its open groups
+	of := map[*waitingRequest]*InboxGroup{}
+	for _, r := range list {
+		first := firsts[r.alike]
+		at := -1
+		if !q.Single {
+			at = slices.IndexFunc(first, r.groupsWith)
 		}
-		for _, of := range open {
-			for _, text := range slices.Sorted(maps.Keys(of.Open)) {
-				id, err := ParseRequestID(text)
-				if err != nil {
-					continue
-				}
-				r, err := Get[*Request](tx, id)
-				if isNotFound(err) {
-					continue
-				}
-				if err != nil {
-					return err
-				}
-				if r.Reviewed.IsZero() && v.mayDecide(r, r.Decision.Obligations.Review) && !hasDecided(v.who, r.Verdicts) {
-					list = append(list, r)
-				}
-			}
+		if at >= 0 && len(of[first[at]].Requests) < MaxGroup {
+			of[first[at]].Requests = append(of[first[at]].Requests, r.Request)
+			continue
 		}
-		return nil
-	})
-	slices.SortFunc(list, func(x, y *Request) int { return x.ReviewDue.Compare(y.ReviewDue) })
-	return list, Unavailable(err)
+		if at >= 0 {
+			first = slices.Delete(first, at, at+1) // the group is full
+		}
+		g := &InboxGroup{Requests: []*Request{r.Request}, Review: r.Status != RequestPending}
+		g.Risk, g.Reasons = rules.Risk(r.Request)
+		g.place = q.place(g.Risk, r.Request, g.Review)
+		groups, of[r], firsts[r.alike] = append(groups, g), g, append(first, r)
+	}
+	slices.SortFunc(groups, func(x, y *InboxGroup) int { return x.place.compare(y.place) })
+	return groups
+}
+
+// turnTo fills in the page of the query, and its neighbours.
+func (in *Inbox) turnTo(groups []*InboxGroup, q *InboxQuery) {
+	limit := pageSize(q.Limit)
+	find := func(p InboxPlace) (at int, found bool) {
+		return slices.BinarySearchFunc(groups, p, func(g *InboxGroup, p InboxPlace) int { return g.place.compare(p) })
+	}
+	first := 0
+	switch {
+	case !q.Before.IsZero():
+		at, _ := find(q.Before)
+		first = max(at-limit, 0)
+	case !q.After.IsZero():
+		at, found := find(q.After)
+		if first = at; found {
+			first++
+		}
+	}
+	if first >= len(groups) { // the page was decided meanwhile: the last one is nearest
+		first = max(len(groups)-limit, 0)
+	}
+	end := min(first+limit, len(groups))
+	in.First = first
+	for _, g := range groups[first:end] {
+		in.Groups = append(in.Groups, *g)
+	}
+	if first > 0 {
+		in.Previous = groups[first].place
+	}
+	if end < len(groups) {
+		in.Next = groups[end-1].place
+	}
 }
 
 // A voter is a person with their groups under some rules.

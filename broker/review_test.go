@@ -127,11 +127,18 @@ func TestInbox(t *testing.T) {
 	}
 	inbox := func(who broker.Identity, at time.Time) (waiting, reviews int) {
 		t.Helper()
-		in, err := w.broker.Inbox(t.Context(), broker.Self(who, at), 10)
+		in, err := w.broker.Inbox(t.Context(), broker.Self(who, at), broker.InboxQuery{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return len(in.Waiting), len(in.Reviews)
+		for _, g := range in.Groups {
+			if g.Review {
+				reviews += len(g.Requests)
+			} else {
+				waiting += len(g.Requests)
+			}
+		}
+		return waiting, reviews
 	}
 	for name, want := range map[string][2]int{"ben": {1, 1}, "ana": {0, 0}, "dan": {0, 1}, "zoe": {0, 0}} {
 		if waiting, reviews := inbox(approver(name, noon), noon); [2]int{waiting, reviews} != want {
@@ -150,7 +157,7 @@ func TestInbox(t *testing.T) {
 	if waiting, _ := inbox(approver("cleo", r.Lapses), r.Lapses); waiting != 0 {
 		t.Errorf("inbox after the lapse: got %d requests, want 0", waiting)
 	}
-	if _, err := w.broker.Inbox(t.Context(), broker.Self(agent(noon), noon), 10); !errors.Is(err, broker.ErrSessionRequired) {
+	if _, err := w.broker.Inbox(t.Context(), broker.Self(agent(noon), noon), broker.InboxQuery{}); !errors.Is(err, broker.ErrSessionRequired) {
 		t.Errorf("inbox of an agent: got %v, want %v", err, broker.ErrSessionRequired)
 	}
 }

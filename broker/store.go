@@ -194,7 +194,9 @@ type SigningKey struct {
 type RequestQuery struct {
 	Requester   string
 	Entitlement string
-	Status      RequestStatus // as derived at Now
+	Team        string              // of the requester
+	Status      RequestStatus       // as derived at Now
+	Match       func(*Request) bool // a further condition; nil: none
 	Now         time.Time
 	Before      RequestID // page: only those older than this
 	Limit       int

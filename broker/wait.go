@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -12,8 +14,11 @@ type waiters struct {
 	sync.Mutex
 	by       map[RequestID]*waiting
 	watchers map[chan struct{}]bool
-	changes  uint64
+	touched  map[RequestID]bool // changed since the inboxes were last read; nil: too many
 }
+
+// maxTouched bounds the changes that are remembered until an inbox is read.
+const maxTouched = 1000
 
 type waiting struct {
 	changed chan struct{} // closed when the request changed
@@ -46,9 +51,9 @@ func (w *waiters) leave(id RequestID, one *waiting) {
 // changed wakes the calls that wait for a request, and all watchers.
 func (w *waiters) changed(id RequestID) {
 	w.wake(id)
+	w.touch([]RequestID{id})
 	w.Lock()
 	defer w.Unlock()
-	w.changes++
 	for watcher := range w.watchers {
 		select {
 		case watcher <- struct{}{}:
@@ -57,11 +62,28 @@ func (w *waiters) changed(id RequestID) {
 	}
 }
 
-// count returns the number of changes so far.
-func (w *waiters) count() uint64 {
+// touch remembers requests that an inbox must read again.
+func (w *waiters) touch(ids []RequestID) {
 	w.Lock()
 	defer w.Unlock()
-	return w.changes
+	for _, id := range ids {
+		if w.touched != nil {
+			w.touched[id] = true
+		}
+	}
+	if len(w.touched) > maxTouched {
+		w.touched = nil
+	}
+}
+
+// takeTouched returns the requests that an inbox must read again; all means that it must
+// read all.
+func (w *waiters) takeTouched() (ids []RequestID, all bool) {
+	w.Lock()
+	defer w.Unlock()
+	ids, all = slices.Collect(maps.Keys(w.touched)), w.touched == nil
+	w.touched = map[RequestID]bool{}
+	return ids, all
 }
 
 // wake wakes the calls that wait for a request.

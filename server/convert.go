@@ -52,6 +52,8 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), broker.Self(c.who, now), r) {
 		out.Decision.Policies = r.Decision.Policies
 	}
+	risk, _ := c.s.cfg.Broker.Rules().Risk(r)
+	out.Risk = riskNames[risk]
 	out.Approvals = api.Approvals{Needed: toNeeds(r.ApprovalProgress()), Given: toVotes(r.Approvals)}
 	if r.Status == broker.RequestApproved {
 		g := r.Grant()

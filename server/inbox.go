@@ -3,10 +3,14 @@ package server
 import (
 	"fmt"
 	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/server/ui"
 )
 
 // The inbox, and the event stream that announces changes to pages.
@@ -33,22 +37,137 @@ func (s *Server) viewAll(c *call, list []*broker.Request) (views []requestView) 
 	return views
 }
 
+// inboxRows is the number of rows of a page.
+const inboxRows = 25
+
 type inboxPage struct {
-	Waiting, Reviews []requestView
-	Total            int
-	More             bool
+	*broker.Inbox
+	Rows         []inboxRow
+	Filter       inboxFilter
+	Orders       []choice
+	Risks        []choice
+	Back         string // the inbox parameter of links to requests; empty: the inbox is not filtered
+	Seen         int64
+	Done, Failed string
+
+	OtherEntitlement, OtherTeam string // the filter's, if nothing that waits has it
 }
 
-// inbox shows the requests and reviews that wait for the viewer.
+// From returns the number of the first row of the page.
+func (p inboxPage) From() int { return p.First + 1 }
+
+// To returns the number of the last row of the page.
+func (p inboxPage) To() int { return p.First + len(p.Rows) }
+
+// Newest returns the query of the page that shows new requests: this one if it has
+// room for them.
+func (p inboxPage) Newest() string {
+	if p.Inbox.Rows < inboxRows {
+		return "?" + p.Filter.Query()
+	}
+	f := p.Filter
+	f.Order = "newest"
+	return "?" + f.Query()
+}
+
+// An inboxRow is a request of the inbox, or several identical ones.
+type inboxRow struct {
+	requestView
+	Count    int // of identical requests
+	Review   bool
+	Reasons  []string // what raises the risk
+	Reason   string   // the requester's
+	Differ   bool     // the identical requests have different reasons
+	Deadline time.Time
+}
+
+// inbox shows a page of the requests and reviews that wait for the viewer.
 func (s *Server) inbox(c *call) (reply, error) {
 	if err := c.asReader(); err != nil {
 		return reply{}, err
 	}
-	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), pageDefault)
+	f, q, fault := readInboxFilter(c.r.URL.Query())
+	q.Facets, q.Limit = true, inboxRows
+	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), q)
 	if err != nil {
 		return reply{}, err
 	}
-	return c.page("inbox", "Inbox", "inbox", inboxPage{s.viewAll(c, in.Waiting), s.viewAll(c, in.Reviews), in.Total, in.More})
+	p := inboxPage{Inbox: in, Filter: f, Orders: inboxOrders, Risks: risks, Back: f.at(), Seen: in.Seen.UnixNano(), Done: decidedTogether(c.r.URL.Query().Get("done"))}
+	for _, g := range in.Groups {
+		p.Rows = append(p.Rows, s.inboxRow(c, g))
+	}
+	p.OtherEntitlement, p.OtherTeam = notAmong(in.Facets.Entitlements, f.Entitlement), notAmong(in.Facets.Teams, f.Team)
+	status := http.StatusOK
+	if fault != nil {
+		p.Failed, status = c.problemOf(fault).Detail, http.StatusBadRequest
+	}
+	return c.pageOf(status, ui.Page{Name: "inbox", Title: "Inbox", Tab: "inbox", Data: p})
+}
+
+// notAmong returns a name that is not among the facets.
+func notAmong(facets []broker.Facet, name string) string {
+	if slices.ContainsFunc(facets, func(f broker.Facet) bool { return f.Name == name }) {
+		return ""
+	}
+	return name
+}
+
+func (s *Server) inboxRow(c *call, g broker.InboxGroup) inboxRow {
+	row := inboxRow{requestView: s.view(c, g.Requests[0]), Count: len(g.Requests), Review: g.Review, Reasons: g.Reasons, Deadline: g.Deadline().UTC()}
+	row.Reason = row.Justification
+	for _, r := range g.Requests[1:] {
+		row.Differ = row.Differ || r.Justification != row.Justification
+	}
+	return row
+}
+
+// inboxChanges are what a page of the inbox announces, so that the page does not have to
+// change by itself.
+type inboxChanges struct {
+	New   int      `json:"new"`
+	Total int      `json:"total"`
+	Gone  []string `json:"gone"`
+}
+
+// inboxChanged reports the changes since an inbox was shown.
+func (s *Server) inboxChanged(c *call) (reply, error) {
+	query := c.r.URL.Query()
+	_, q, err := readInboxFilter(query)
+	if err != nil {
+		return reply{}, err
+	}
+	seen, err := strconv.ParseInt(query.Get("seen"), 10, 64)
+	if err != nil {
+		return reply{}, refuse(broker.ErrInvalidRequest, "seen must be the number of the page")
+	}
+	q.Seen, q.Limit = time.Unix(0, seen), 1
+	shown := strings.FieldsFunc(query.Get("shown"), func(r rune) bool { return r == ',' })
+	for _, text := range shown[:min(len(shown), inboxRows)] {
+		id, err := broker.ParseRequestID(text)
+		if err != nil {
+			return reply{}, err
+		}
+		q.Shown = append(q.Shown, id)
+	}
+	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), q)
+	if err != nil {
+		return reply{}, err
+	}
+	out := inboxChanges{New: in.New, Total: in.Total, Gone: []string{}}
+	for _, id := range in.Gone {
+		out.Gone = append(out.Gone, id.String())
+	}
+	return ok(out)
+}
+
+// waitingFor returns the number of decisions that wait for the viewer. A failure does not
+// keep a page from being shown.
+func (s *Server) waitingFor(c *call) int {
+	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), broker.InboxQuery{Limit: 1})
+	if err != nil {
+		return 0
+	}
+	return in.Total
 }
 
 // Bounds of the event stream.

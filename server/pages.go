@@ -35,6 +35,7 @@ func (c *call) pageOf(status int, p ui.Page) (reply, error) {
 	p.Base = c.s.external.Path
 	if c.session != nil {
 		p.Viewer = &ui.Viewer{ID: c.who.ID, Name: c.who.Person.Name, NewPasskey: c.s.newPasskeys(c)}
+		p.Viewer.Waiting = c.s.waitingFor(c)
 		p.Viewer.MayKill = c.s.cfg.Broker.May(c.r.Context(), c.caller(), broker.ActionBlock)
 	}
 	body, err := ui.Render(p)

@@ -104,11 +104,16 @@ func (c *call) toSign(purpose string, s *broker.Signing) (reply, error) {
 // signed reads a passkey's signature and the decision's salt from a form; nil: the
 // form is not signed.
 func (c *call) signed(purpose string) (*audit.SignatureFacts, [16]byte, error) {
+	return c.signedIn("", purpose)
+}
+
+// signedIn reads a signature from fields whose names end with suffix.
+func (c *call) signedIn(suffix, purpose string) (*audit.SignatureFacts, [16]byte, error) {
 	var salt [16]byte
-	if c.form.get("assertion") == "" {
+	if c.form.get("assertion"+suffix) == "" {
 		return nil, salt, nil
 	}
-	opened, err := c.unseal(purpose, c.form.get("ticket"))
+	opened, err := c.unseal(purpose, c.form.get("ticket"+suffix))
 	if err != nil {
 		return nil, salt, err
 	}
@@ -117,7 +122,7 @@ func (c *call) signed(purpose string) (*audit.SignatureFacts, [16]byte, error) {
 	if err := json.Unmarshal(opened, &t); err != nil || !c.now.Before(t.Expires) || len(t.Salt) != len(salt) {
 		return nil, salt, errTicket
 	}
-	if err := decodeJSON([]byte(c.form.get("assertion")), &a); err != nil {
+	if err := decodeJSON([]byte(c.form.get("assertion"+suffix)), &a); err != nil {
 		return nil, salt, err
 	}
 	s := &audit.SignatureFacts{Nonce: t.Nonce}

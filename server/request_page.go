@@ -82,7 +82,7 @@ func (s *Server) decideRequest(c *call) (reply, error) {
 	}
 	err = s.carryOut(c, r)
 	if err == nil {
-		return c.redirect(s.to("/ui/requests/" + r.ID.String() + "?done=" + c.form.get("do")))
+		return c.redirect(s.to(c.keepInbox("/ui/requests/" + r.ID.String() + "?done=" + c.form.get("do"))))
 	}
 	m := errorRowOf(err)
 	if m.fault == serverFault || m.status == http.StatusUnauthorized {

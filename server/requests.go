@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -219,30 +220,96 @@ func (s *Server) await(c *call, id broker.RequestID) (*broker.Request, error) {
 }
 
 func (s *Server) listRequests(c *call) (reply, error) {
-	status, err := parseStatus(c.query.get("status"))
-	if err != nil {
-		return reply{}, err
-	}
-	before, err := cursor(c, broker.ParseRequestID)
-	if err != nil {
-		return reply{}, err
-	}
 	limit, err := c.limit()
 	if err != nil {
 		return reply{}, err
 	}
-	page, next, err := s.cfg.Broker.Requests(c.r.Context(), c.caller(), broker.RequestQuery{
-		Requester: c.query.get("requester"), Entitlement: c.query.get("entitlement"),
-		Status: status, Now: c.now, Before: before, Limit: limit,
-	})
+	switch c.query.get("inbox") {
+	case "true":
+		return s.listInbox(c, limit)
+	case "", "false":
+	default:
+		return reply{}, refuse(broker.ErrInvalidRequest, "inbox must be true or false")
+	}
+	if c.query.get("order") != "" {
+		return reply{}, refuse(broker.ErrInvalidRequest, "order needs inbox=true: other lists have the newest first")
+	}
+	q, err := s.requestQuery(c)
 	if err != nil {
 		return reply{}, err
 	}
-	out := api.RequestPage{Requests: make([]api.Request, len(page)), Next: next.String()}
+	q.Limit = limit
+	page, next, err := s.cfg.Broker.Requests(c.r.Context(), c.caller(), q)
+	if err != nil {
+		return reply{}, err
+	}
+	return ok(c.requestPage(page, next.String()))
+}
+
+func (c *call) requestPage(page []*broker.Request, next string) api.RequestPage {
+	out := api.RequestPage{Requests: make([]api.Request, len(page)), Next: next}
 	for i, r := range page {
 		out.Requests[i] = c.toRequest(r, c.now)
 	}
-	return ok(out)
+	return out
+}
+
+// requestQuery reads the parameters of a list of requests.
+func (s *Server) requestQuery(c *call) (q broker.RequestQuery, err error) {
+	q = broker.RequestQuery{Requester: c.query.get("requester"), Entitlement: c.query.get("entitlement"), Team: c.query.get("team"), Now: c.now}
+	if q.Status, err = parseStatus(c.query.get("status")); err != nil {
+		return q, err
+	}
+	if q.Before, err = cursor(c, broker.ParseRequestID); err != nil {
+		return q, err
+	}
+	risk, err := parseRisk(c.query.get("risk"))
+	if err != nil {
+		return q, err
+	}
+	words := broker.SearchWords(c.query.get("q"))
+	if risk == 0 && len(words) == 0 {
+		return q, checkSearch(c.query.get("q"))
+	}
+	rules := s.cfg.Broker.Rules()
+	q.Match = func(r *broker.Request) bool {
+		if of, _ := rules.Risk(r); risk != 0 && of != risk {
+			return false
+		}
+		return r.Contains(words)
+	}
+	return q, checkSearch(c.query.get("q"))
+}
+
+// listInbox lists what waits for the caller's decision, in the order of the inbox.
+func (s *Server) listInbox(c *call, limit int) (reply, error) {
+	if c.query.get("status") != "" {
+		return reply{}, refuse(broker.ErrInvalidRequest, "status does not combine with inbox: an inbox has pending requests and open reviews")
+	}
+	if err := c.asReader(); err != nil {
+		return reply{}, err
+	}
+	values := url.Values(c.query)
+	_, q, err := readInboxFilter(values)
+	if err != nil {
+		return reply{}, err
+	}
+	if q.Requester == broker.Everyone {
+		q.Requester = ""
+	}
+	if q.After, err = cursor(c, parsePlace); err != nil {
+		return reply{}, err
+	}
+	q.Single, q.Limit = true, limit
+	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), q)
+	if err != nil {
+		return reply{}, err
+	}
+	var page []*broker.Request
+	for _, g := range in.Groups {
+		page = append(page, g.Requests...)
+	}
+	return ok(c.requestPage(page, placeText(in.Next)))
 }
 
 // Rows of a page.

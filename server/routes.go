@@ -46,7 +46,7 @@ func (s *Server) routes() []route {
 	}
 	list := []route{
 		{audience: API, method: post, path: "/v1/requests", run: withBody((*Server).ask)},
-		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "entitlement", "cursor", "limit"}, run: (*Server).listRequests},
+		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "entitlement", "team", "risk", "q", "inbox", "order", "cursor", "limit"}, run: (*Server).listRequests},
 		{audience: API, method: get, path: "/v1/requests/{id}", query: []string{"wait", "after"}, run: (*Server).getRequest},
 		{audience: API, method: post, path: "/v1/requests/{id}/withdraw", run: withBody((*Server).withdraw)},
 		{audience: API, method: post, path: "/v1/requests/{id}/approvals", run: withBody((*Server).vote)},
@@ -94,8 +94,11 @@ var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/{$}", open: true, run: (*Server).home},
 	{audience: UI, method: http.MethodGet, path: "/ui/{$}", run: (*Server).inbox},
 	{audience: UI, method: http.MethodGet, path: "/ui/events", open: true, run: (*Server).events},
+	{audience: UI, method: http.MethodGet, path: "/ui/inbox/changes", script: true, run: (*Server).inboxChanged},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}", run: (*Server).requestPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}", form: true, run: (*Server).decideRequest},
+	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/alike", run: (*Server).alike},
+	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/alike", form: true, run: (*Server).decideAlike},
 	{audience: UI, method: http.MethodPost, path: "/ui/requests/{id}/sign", form: true, script: true, run: (*Server).signDecision},
 	{audience: UI, method: http.MethodGet, path: "/ui/requests/{id}/log", scans: true, run: (*Server).timelinePage},
 	{audience: UI, method: http.MethodGet, path: "/ui/access", scans: true, run: (*Server).access},

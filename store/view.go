@@ -77,7 +77,9 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 	return (q.Requester == "" || r.Requester.ID == q.Requester) &&
 		(q.Entitlement == "" || r.Entitlement == q.Entitlement) &&
-		(q.Status == 0 || r.State(q.Now) == q.Status)
+		(q.Team == "" || r.Requester.Team == q.Team) &&
+		(q.Status == 0 || r.State(q.Now) == q.Status) &&
+		(q.Match == nil || q.Match(r))
 }
 
 // Leases implements broker.Tx. Due leases have an index. Live and outliving leases

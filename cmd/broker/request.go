@@ -316,6 +316,8 @@ func (a *app) requestsCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		Example: `  broker requests
   broker requests --status pending --requester '*'
+  broker requests --inbox --risk high
+  broker requests --requester '*' --search "INC-4711"
   broker requests req_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 1 || len(args) == 1 && !isID("request", args[0]) {
@@ -324,6 +326,7 @@ func (a *app) requestsCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			a.client.person = a.client.person || f.Inbox
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				if len(args) == 1 {
 					r, err := client.Request(ctx, args[0])
@@ -341,18 +344,43 @@ func (a *app) requestsCommand() *cobra.Command {
 					rows[i] = []string{r.ID, r.Status, r.Entitlement, strings.Join(r.Scopes, " "), r.Requester, clock(r.CreatedAt)}
 				}
 				a.noteCaller(ctx, client, f.Requester)
+				if f.Inbox {
+					return a.printInbox(page)
+				}
 				return a.printPage(page, "requests", requestColumns, rows, page.Next)
 			})
 		},
 	}
 	c.Flags().StringVar(&f.Status, "status", "", "pending, approved, denied, withdrawn, lapsed or ended")
 	c.Flags().StringVar(&f.Requester, "requester", "", "a SPIFFE ID, a person such as login/ana, or '*' for all whose requests you may view (default: you)")
+	c.Flags().StringVar(&f.Team, "team", "", "list only requesters of this team")
+	c.Flags().StringVar(&f.Risk, "risk", "", "low, medium or high")
+	c.Flags().StringVarP(&f.Text, "search", "q", "", "words that the names, the justification or the ticket contain")
+	c.Flags().BoolVar(&f.Inbox, "inbox", false, "list what waits for your decision, as a person, the riskiest first")
+	c.Flags().StringVar(&f.Order, "order", "", "with --inbox: risk, oldest, newest or deadline (default: risk)")
 	addPageFlags(c, &f.Entitlement, &f.Cursor, &f.Limit)
+	completes(c, "risk", oneOf("low", "medium", "high"))
+	completes(c, "order", oneOf("risk", "oldest", "newest", "deadline"))
 	completes(c, "status", oneOf(api.StatusPending, api.StatusApproved, api.StatusDenied, api.StatusWithdrawn, api.StatusLapsed, api.StatusEnded))
 	completes(c, "entitlement", a.completeEntitlement)
 	a.client.addPerson(c)
 	return c
 }
+
+// printInbox prints what waits for the caller's decision.
+func (a *app) printInbox(page *api.RequestPage) error {
+	rows := make([][]string, len(page.Requests))
+	for i, r := range page.Requests {
+		until, what := r.LapsesAt, "approval"
+		if r.Review != nil {
+			until, what = r.Review.DueAt, "review"
+		}
+		rows[i] = []string{r.ID, r.Risk, what, r.Entitlement, strings.Join(r.Scopes, " "), r.Requester, clock(until)}
+	}
+	return a.printPage(page, "requests wait for your decision", inboxColumns, rows, page.Next)
+}
+
+var inboxColumns = []string{"REQUEST", "RISK", "NEEDS", "ENTITLEMENT", "SCOPES", "REQUESTER", "UNTIL"}
 
 // noteCaller prints a note if the caller of a list is a workload, which may view less than
 // the person at the terminal.

@@ -28,31 +28,74 @@
   times();
   setInterval(times, 1000);
 
-  // busy reports whether the viewer has the focus inside an element.
-  const busy = (element) => element.contains(document.activeElement) && document.activeElement !== document.body;
+  const background = { headers: { "Broker-Background": "1" }, redirect: "error", credentials: "same-origin" };
 
   async function fetchPage() {
-    const answer = await fetch(location.href, { headers: { "Broker-Background": "1" }, redirect: "error", credentials: "same-origin" });
+    const answer = await fetch(location.href, background);
     if (!answer.ok) return null;
     return new DOMParser().parseFromString(await answer.text(), "text/html");
   }
 
-  const live = document.querySelector("[data-live]");
+  const inbox = document.querySelector("[data-inbox]");
   const watched = document.querySelector("[data-watch]");
-  if ((!live && !watched) || !window.EventSource) return;
+  if ((!inbox && !watched) || !window.EventSource) return;
+
+  const title = document.title.replace(/^\(\d+\) /, "");
+  const many = (n, one, more) => n + " " + (n === 1 ? one : more);
+
+  // showCount shows the number of waiting decisions in the title and the navigation.
+  function showCount(total) {
+    document.title = (total ? `(${total}) ` : "") + title;
+    const hidden = document.createElement("span");
+    hidden.className = "hidden";
+    hidden.textContent = " waiting";
+    for (const place of document.querySelectorAll("[data-count]")) place.replaceChildren(...(total ? [" " + total, hidden.cloneNode(true)] : []));
+  }
+
+  // announce tells what has changed since the inbox was shown. Nothing on the page moves:
+  // the viewer may be about to press a control.
+  function announce(change) {
+    const rows = change.gone.map((id) => inbox.querySelector(`tr[data-id="${id}"]`)).filter(Boolean);
+    for (const row of rows) row.classList.add("gone");
+    const parts = [];
+    if (change.new) parts.push(many(change.new, "new request", "new requests"));
+    if (rows.length) parts.push(many(rows.length, "request here is", "requests here are") + " decided");
+    const news = inbox.querySelector("[data-news]");
+    const text = parts.join(", ");
+    if (!news || news.dataset.text === text) return;
+    news.dataset.text = text;
+    const link = document.createElement("a");
+    link.href = location.pathname + (change.new ? inbox.dataset.newest : location.search);
+    link.textContent = "show";
+    news.replaceChildren(...(text ? [text + ": ", link] : []));
+  }
+
+  async function refreshInbox() {
+    const shown = [...inbox.querySelectorAll("tr[data-id]")].map((row) => row.dataset.id).join(",");
+    const answer = await fetch(`${inbox.dataset.inbox}&seen=${inbox.dataset.seen}&shown=${shown}`, background).catch(() => null);
+    if (!answer || !answer.ok) return;
+    const change = await answer.json();
+    showCount(change.total);
+    if (!inbox.querySelector("[data-empty]")) return announce(change);
+    if (!change.new) return;
+    const page = await fetchPage().catch(() => null); // nothing is shown that could move
+    const fresh = page && page.querySelector("[data-inbox]");
+    const filter = page && page.querySelector(".inbox-filter");
+    if (!fresh) return;
+    if (filter) inbox.before(filter);
+    inbox.dataset.seen = fresh.dataset.seen;
+    const news = inbox.querySelector("[data-news]");
+    inbox.replaceChildren(...fresh.childNodes);
+    const place = inbox.querySelector("[data-news]");
+    if (news && place) { place.replaceWith(news); news.textContent = many(change.new, "new request", "new requests"); }
+    times();
+  }
 
   async function refresh() {
+    if (inbox) await refreshInbox();
+    if (!watched) return;
     const page = await fetchPage().catch(() => null);
     if (!page) return;
-    if (live) {
-      const fresh = page.querySelector("[data-live]");
-      if (!fresh || fresh.innerHTML === live.dataset.last) return;
-      live.dataset.last = fresh.innerHTML;
-      const focused = busy(live) && document.activeElement.getAttribute("href");
-      live.replaceChildren(...fresh.childNodes);
-      if (focused) for (const a of live.querySelectorAll("a")) if (a.getAttribute("href") === focused) { a.focus(); break; }
-      times();
-    }
     if (watched) {
       const fresh = page.querySelector("[data-watch]");
       if (!fresh || fresh.dataset.version === watched.dataset.version || watched.textContent) return;

@@ -25,8 +25,8 @@
     return error.message || "Signing failed. Nothing was sent.";
   }
 
-  async function ask(url, form, button) {
-    const answer = await fetch(url, { method: "POST", body: new URLSearchParams(new FormData(form, button)), credentials: "same-origin", redirect: "error" });
+  async function ask(url, fields) {
+    const answer = await fetch(url, { method: "POST", body: fields, credentials: "same-origin", redirect: "error" });
     const body = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error([body.detail || body.title || "The broker returned an unexpected answer.", ...(body.reasons || [])].join(" "));
     return body;
@@ -43,21 +43,36 @@
     input.value = value;
   }
 
-  async function sign(form, button) {
-    const where = form.dataset.options || location.pathname + "/sign";
-    const { publicKey, ticket } = await ask(where, form, button);
+  // signOne signs what the fields say, and puts the signature into the form.
+  async function signOne(form, where, fields, suffix) {
+    const { publicKey, ticket } = await ask(where, fields);
     publicKey.challenge = toBytes(publicKey.challenge);
     for (const c of publicKey.allowCredentials) c.id = toBytes(c.id);
     const made = await navigator.credentials.get({ publicKey });
-    put(form, "ticket", ticket);
-    put(form, "assertion", JSON.stringify({
+    put(form, "ticket" + suffix, ticket);
+    put(form, "assertion" + suffix, JSON.stringify({
       id: toText(made.rawId), authenticator_data: toText(made.response.authenticatorData),
       client_data: toText(made.response.clientDataJSON), signature: toText(made.response.signature),
     }));
   }
 
+  // sign signs the decision of a form, or, if the form decides several requests, each
+  // selected one.
+  async function sign(form, button) {
+    const fields = new URLSearchParams(new FormData(form, button));
+    if (!form.dataset.each) return signOne(form, form.dataset.options || location.pathname + "/sign", fields, "");
+    const selected = [...form.querySelectorAll('input[name^="digest."]:checked')];
+    for (const box of selected) {
+      const id = box.name.slice("digest.".length);
+      if (form.querySelector(`input[name="assertion.${id}"]`)) continue; // signed before another one failed
+      const one = new URLSearchParams([...fields].filter(([name]) => !/^(digest|ticket|assertion)\./.test(name)));
+      one.set("digest", box.value);
+      await signOne(form, form.dataset.each + id + "/sign", one, "." + id);
+    }
+  }
+
   async function enrol(form, button) {
-    const { options, ticket } = await ask(form.dataset.enrol, form, button);
+    const { options, ticket } = await ask(form.dataset.enrol, new URLSearchParams(new FormData(form, button)));
     const publicKey = options.publicKey;
     publicKey.challenge = toBytes(publicKey.challenge);
     publicKey.user.id = toBytes(publicKey.user.id);

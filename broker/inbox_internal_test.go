@@ -1,0 +1,87 @@
+package broker
+
+import (
+	"reflect"
+	"testing"
+	"time"
+)
+
+// Requests with any different obligation are not identical.
+func TestObligationsDiffer(t *testing.T) {
+	fields := reflect.TypeFor[Obligations]()
+	if fields.NumField() == 0 {
+		t.Fatal("obligations have no fields")
+	}
+	for i := range fields.NumField() {
+		var one, other Obligations
+		if !one.equal(&other) {
+			t.Fatal("equal obligations differ")
+		}
+		field := reflect.ValueOf(&other).Elem().Field(i)
+		switch field.Kind() {
+		case reflect.Slice:
+			field.Set(reflect.MakeSlice(field.Type(), 1, 1))
+		case reflect.Bool:
+			field.SetBool(true)
+		default:
+			field.SetInt(7)
+		}
+		if one.equal(&other) {
+			t.Errorf("%s makes no difference", fields.Field(i).Name)
+		}
+	}
+}
+
+// Requests that permit different access are not identical.
+func TestRequestsDiffer(t *testing.T) {
+	same := func() *Request {
+		return &Request{TTL: time.Minute, Duration: time.Hour, Scopes: []string{"read"}, Parameters: map[string]string{"a": "b"}, Justification: "x", Requester: Identity{ID: "spiffe://acme.test/a", Accountable: []string{"login/ana"}}}
+	}
+	for name, change := range map[string]func(*Request){
+		"ttl": func(r *Request) { r.TTL++ }, "duration": func(r *Request) { r.Duration++ }, "effect": func(r *Request) { r.Effect[0]++ },
+		"break-glass": func(r *Request) { r.BreakGlass = true }, "start": func(r *Request) { r.NotBefore = time.Unix(1, 0) }, "extended request": func(r *Request) { r.Extends[0]++ },
+		"parameters": func(r *Request) { r.Parameters["a"] = "c" }, "team": func(r *Request) { r.Requester.Team = "x" }, "owner": func(r *Request) { r.Requester.Accountable = nil },
+		"kind": func(r *Request) { r.Requester.Kind = KindAgent }, "obligations": func(r *Request) { r.Decision.Obligations.Signed = true },
+		"scopes": func(r *Request) { r.Scopes = nil }, "entitlement": func(r *Request) { r.Entitlement = "x" }, "requester": func(r *Request) { r.Requester.ID += "b" },
+	} {
+		changed := same()
+		change(changed)
+		if newWaiting(same(), time.Time{}).groupsWith(newWaiting(changed, time.Time{})) {
+			t.Errorf("%s makes no difference", name)
+		}
+	}
+	texts := same()
+	texts.Justification, texts.Ticket, texts.Digest[0] = "y", "INC-1", 1
+	if !newWaiting(same(), time.Time{}).groupsWith(newWaiting(texts, time.Time{})) {
+		t.Error("requests that differ in their texts are not identical")
+	}
+}
+
+func TestRisk(t *testing.T) {
+	rules := &Rules{Catalogue: Catalogue{
+		"revocable": {Revocation: RevokedImmediate}, "expiring": {Revocation: RevokedAtExpiry}, "rotated": {Revocation: RevokedAtRotation}, "lasting": {Revocation: RevokedNever},
+	}}
+	short := Request{Entitlement: "revocable", TTL: 10 * time.Minute, Duration: time.Hour}
+	for name, test := range map[string]struct {
+		change func(*Request)
+		want   Risk
+	}{
+		"revocable and short":         {func(*Request) {}, RiskLow},
+		"one approval":                {func(r *Request) { r.Decision.Obligations.Approvals = []ApprovalNeed{{"dba", 1}} }, RiskLow},
+		"not revocable":               {func(r *Request) { r.Entitlement = "expiring" }, RiskMedium},
+		"long":                        {func(r *Request) { r.Duration = 8 * time.Hour }, RiskMedium},
+		"several approvals":           {func(r *Request) { r.Decision.Obligations.Approvals = []ApprovalNeed{{"dba", 1}, {"ops", 1}} }, RiskMedium},
+		"excluded team":               {func(r *Request) { r.Decision.Obligations.ExcludeTeam = true }, RiskMedium},
+		"rotated":                     {func(r *Request) { r.Entitlement = "rotated" }, RiskHigh},
+		"neither expires nor revoked": {func(r *Request) { r.Entitlement = "lasting" }, RiskHigh},
+		"signed":                      {func(r *Request) { r.Decision.Obligations.Signed = true }, RiskHigh},
+		"break-glass":                 {func(r *Request) { r.BreakGlass = true }, RiskHigh},
+		"unknown entitlement":         {func(r *Request) { r.Entitlement = "gone" }, RiskLow},
+	} {
+		r := short
+		test.change(&r)
+		if got, reasons := rules.Risk(&r); got != test.want || (len(reasons) == 0) != (got == RiskLow) {
+			t.Errorf("%s: got %d for %q, want %d", name, got, reasons, test.want)
+		}
+	}
+}

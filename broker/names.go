@@ -145,6 +145,14 @@ func quoted(name string) string {
 	return fmt.Sprintf("%q", name)
 }
 
+// DidYouMean returns the end of a message that suggests a name, or "" without one.
+func DidYouMean(near string) string {
+	if near == "" {
+		return ""
+	}
+	return fmt.Sprintf(": did you mean %q?", near)
+}
+
 // Nearest returns the name that differs from word by at most two typing errors, or "".
 // A longer word may have one error per eight characters.
 func Nearest(word string, names []string) (near string) {

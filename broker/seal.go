@@ -3,6 +3,7 @@ package broker
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -65,6 +66,20 @@ func NewSealer(keys ...[]byte) (*Sealer, error) {
 		s.keys = append(s.keys, sealKey{[sealIDSize]byte(digest[:]), aead})
 	}
 	return s, nil
+}
+
+// CipherFrom returns AES-256-GCM with random nonces. Its key is derived from a secret for
+// one purpose (HKDF, RFC 5869), and only the holder of the secret can derive it again.
+func CipherFrom(secret, salt []byte, purpose string) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, secret, salt, purpose, SealKeySize)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // associated returns the associated data of an envelope: its key and its place,

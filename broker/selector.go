@@ -134,7 +134,7 @@ func (m match) check(key BlockKey, confirmed bool) error {
 		return refuse(ErrUnmatched, fmt.Sprintf("holder %q itself has no live credential and no request: select the identities below it with under, or confirm that you block only this one", key.Name))
 	}
 	return refuse(ErrUnmatched, fmt.Sprintf("nothing matches %s %q: no live credential, no request, no name in the rules%s "+
-		"Correct the name, or confirm that you block a name that the broker does not know", key.Kind, key.Name, cmp.Or(didYouMean(m.near), ".")))
+		"Correct the name, or confirm that you block a name that the broker does not know", key.Kind, key.Name, cmp.Or(DidYouMean(m.near), ".")))
 }
 
 // match looks for what a selector without live leases selects. It refuses a name that
@@ -181,14 +181,7 @@ func checkListed(name, kind string, known []string, where string) error {
 		return nil
 	}
 	near := Nearest(name, slices.Sorted(slices.Values(known)))
-	return refuse(ErrInvalidRequest, fmt.Sprintf("there is no %s %q%s%s", kind, name, where, didYouMean(near)))
-}
-
-func didYouMean(near string) string {
-	if near == "" {
-		return ""
-	}
-	return fmt.Sprintf(": did you mean %q?", near)
+	return refuse(ErrInvalidRequest, fmt.Sprintf("there is no %s %q%s%s", kind, name, where, DidYouMean(near)))
 }
 
 // names reports whether the rules name what the key selects: by the label of a

@@ -67,7 +67,7 @@ func (l *linter) judge(r *rule, m mention) string {
 		return fmt.Sprintf("%s has a %s like %s: correct the pattern", v.owner, v.noun, text)
 	}
 	anywhere, _ := l.vocabulary(&rule{}, m)
-	return fmt.Sprintf("%s has the %s %q: %s", v.owner, v.noun, text, v.advise(text, anywhere.names))
+	return fmt.Sprintf("%s has the %s %q%s", v.owner, v.noun, text, v.advise(text, anywhere.names))
 }
 
 // has reports whether a name is the text or matches the pattern.
@@ -78,15 +78,12 @@ func (v vocabulary) has(text string, pattern *types.Pattern) bool {
 	return slices.ContainsFunc(v.names, func(name string) bool { return pattern.Match(types.String(name)) })
 }
 
-// advise returns what to write instead. A text that exists elsewhere is not misspelt.
+// advise returns the end of a message: what to write instead. A text that exists elsewhere is not misspelt.
 func (v vocabulary) advise(text string, elsewhere []string) string {
 	if slices.Contains(elsewhere, text) {
-		return "correct it or the policy's head"
+		return ": correct it or the policy's head"
 	}
-	if near := broker.Nearest(text, v.names); near != "" {
-		return fmt.Sprintf("did you mean %q?", near)
-	}
-	return v.fix
+	return cmp.Or(broker.DidYouMean(broker.Nearest(text, v.names)), ": "+v.fix)
 }
 
 // literalName returns the text of a string or the name of an entity.
@@ -342,7 +339,7 @@ func (l *linter) judgeTag(r *rule, m mention) string {
 		return slices.Sorted(maps.Keys(found))
 	}
 	v.names = names(l.entitlementsFor(r, m))
-	return fmt.Sprintf("%s has the %s %q: %s", v.owner, v.noun, m.tag, v.advise(m.tag, names(l.coverages.all)))
+	return fmt.Sprintf("%s has the %s %q%s", v.owner, v.noun, m.tag, v.advise(m.tag, names(l.coverages.all)))
 }
 
 // judgeTagValue warns of a value that no label has or that no parameter accepts.
@@ -371,7 +368,7 @@ func (l *linter) judgeTagValue(r *rule, m mention) string {
 	for _, e := range l.coverages.all {
 		everywhere = append(everywhere, e.Labels[m.tag])
 	}
-	return fmt.Sprintf("%s has the label %q with the value %q: %s", v.owner, m.tag, text, v.advise(text, everywhere))
+	return fmt.Sprintf("%s has the label %q with the value %q%s", v.owner, m.tag, text, v.advise(text, everywhere))
 }
 
 // judgeParameter warns of a value that the parameter's pattern and length exclude.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -105,10 +106,8 @@ func checkExists(known set, what, id, fix string) error {
 	if known[id] {
 		return nil
 	}
-	if near := broker.Nearest(id, slices.Sorted(maps.Keys(known))); near != "" {
-		fix = fmt.Sprintf("did you mean %q?", near)
-	}
-	return fmt.Errorf("%s %q does not exist: %s", what, id, fix)
+	near := broker.Nearest(id, slices.Sorted(maps.Keys(known)))
+	return fmt.Errorf("%s %q does not exist%s", what, id, cmp.Or(broker.DidYouMean(near), ": "+fix))
 }
 
 func (n *names) checkDomain(id string) error {

@@ -113,10 +113,7 @@ func (st *schemaTypes) adviseDead(e *expr, list []environment) string {
 			names = append(names, name)
 		}
 	}
-	if near := broker.Nearest(e.name, names); near != "" {
-		return fmt.Sprintf(": did you mean %q?", near)
-	}
-	return ""
+	return broker.DidYouMean(broker.Nearest(e.name, names))
 }
 
 // validate validates the policy with cedar-go. If that fails, it tries again with the

@@ -11,6 +11,8 @@ import (
 	"sort"
 	"strings"
 	"unicode/utf8"
+
+	"accessbroker.internal/internal/strictyaml"
 )
 
 // Limits of a policy folder. They are far above real folders and stop the
@@ -82,9 +84,6 @@ type source struct {
 
 	lines []int // the offset of each line
 }
-
-// byteOrderMark is how some editors start a UTF-8 file (RFC 3629, section 6).
-var byteOrderMark = []byte("\ufeff")
 
 // A span is the part of a source in [from, to), in bytes.
 type span struct {
@@ -200,7 +199,7 @@ func readSource(fsys fs.FS, name string) (*source, error) {
 	if !utf8.Valid(text) {
 		return nil, fmt.Errorf("%s is not UTF-8: save it as UTF-8", name)
 	}
-	src := &source{name: name, raw: text, text: bytes.TrimPrefix(text, byteOrderMark)}
+	src := &source{name: name, raw: text, text: strictyaml.WithoutMark(text)}
 	src.code, src.lines = src.text, []int{0}
 	for i, c := range src.text {
 		if c == '\n' {

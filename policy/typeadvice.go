@@ -106,7 +106,7 @@ func (c *typeChecker) adviseAttribute(e *expr, owner typ, names []string) string
 	near := broker.Nearest(e.name, names)
 	switch {
 	case near != "":
-		return fmt.Sprintf(": did you mean %q?", near)
+		return broker.DidYouMean(near)
 	case owner.kind == entityKind && c.entities[owner.name].tags != nil:
 		return c.adviseTag(e, owner)
 	case owner.kind == entityKind && e.args[0].op == opVariable && c.hasElsewhere(e.args[0].name, e.name):
@@ -128,7 +128,7 @@ func (c *typeChecker) adviseTag(e *expr, owner typ) string {
 	if !known[e.name] {
 		missing = fmt.Sprintf("; no entitlement has the %s %q", what, e.name)
 		if near := broker.Nearest(e.name, slices.Sorted(maps.Keys(known))); near != "" {
-			name, missing = near, missing+fmt.Sprintf(": did you mean %q?", near)
+			name, missing = near, missing+broker.DidYouMean(near)
 		}
 	}
 	of := e.args[0].short()

@@ -1,9 +1,7 @@
 package session
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -50,15 +48,7 @@ func (t Token) key() broker.SessionKey { return sha256.Sum256([]byte(t.text)) }
 // aead encrypts with a key that is derived from the token. The key is stored
 // nowhere, so only the holder of the token can decrypt.
 func (t Token) aead() (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, []byte(t.text), nil, "accessbroker/session-seal/v1", broker.SealKeySize)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(block)
+	return broker.CipherFrom([]byte(t.text), nil, "accessbroker/session-seal/v1")
 }
 
 // seal encrypts the provider's tokens.

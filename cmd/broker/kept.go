@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 )
 
@@ -190,15 +189,7 @@ func (k *kept) unlock() { _ = k.file.Close() }
 
 // aead returns the cipher of a file. Its key is used for one file only.
 func (k *kept) aead(salt []byte) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, k.proof, salt, "accessbroker/kept/v1\n"+k.id, 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(block)
+	return broker.CipherFrom(k.proof, salt, "accessbroker/kept/v1\n"+k.id)
 }
 
 // bound is what the seal authenticates besides the credential.

@@ -26,7 +26,7 @@ func (c *checker) attest() {
 	c.aliases(c.d.file.People.Aliases)
 	c.sessions(c.d.file.Server.Sessions)
 	c.ticket(string(c.d.file.Server.TicketURL))
-	if c.cfg.Audiences = toStrings(f.Audiences); len(c.cfg.Audiences) == 0 {
+	if c.cfg.Audiences = neverNil(f.Audiences); len(c.cfg.Audiences) == 0 {
 		c.cfg.Audiences = []string{c.cfg.ExternalURL.String()}
 	}
 	if c.d.isRejected("attest/trust_domain") || c.d.isRejected("attest/trust_domains") {
@@ -132,17 +132,9 @@ func (c *checker) listedID(key, id string) {
 	case err != nil:
 		c.report(key, "%v: write a SPIFFE ID, or a prefix of one that ends at a segment, such as spiffe://%s/agent", err, c.cfg.TrustDomain)
 	case len(c.cfg.TrustDomains) > 0 && !slices.Contains(c.cfg.TrustDomains, domain):
-		c.report(key, "%q is not in attest.trust_domains%s: list it there, or correct the name", domain, didYouMean(domain, c.cfg.TrustDomains))
+		c.report(key, "%q is not in attest.trust_domains%s", domain,
+			cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.TrustDomains)), ": list it there, or correct the name"))
 	}
-}
-
-// didYouMean returns a hint at the nearest name, or "".
-func didYouMean(word string, names []string) string {
-	near := broker.Nearest(word, names)
-	if near == "" {
-		return ""
-	}
-	return fmt.Sprintf(" (did you mean %q?)", near)
 }
 
 // people checks the OpenID providers.
@@ -168,7 +160,7 @@ func (c *checker) people(list map[string]personFile) {
 		c.roots(at+"/ca_file", f.CAFile)
 		var scopes []string // nil: the usual ones; an empty list: none
 		if f.Scopes != nil {
-			scopes = toStrings(f.Scopes)
+			scopes = neverNil(f.Scopes)
 		}
 		c.cfg.Providers = append(c.cfg.Providers, Provider{
 			Name: name, Issuer: string(f.Issuer), ClientID: f.ClientID, SecretFile: c.path(f.ClientSecretFile),
@@ -182,15 +174,15 @@ func (c *checker) aliases(list [][]string) {
 	providers := c.cfg.ProviderNames()
 	for i, accounts := range list {
 		at := fmt.Sprintf("people/aliases/%d", i)
-		c.cfg.Aliases = append(c.cfg.Aliases, toStrings(accounts))
+		c.cfg.Aliases = append(c.cfg.Aliases, neverNil(accounts))
 		// The lists before this one are right, or reported.
 		if _, err := broker.NewPeople(c.cfg.Aliases[i:]); err != nil {
 			c.report(at, "%v", err)
 		}
-		for j, account := range toStrings(accounts) {
+		for j, account := range accounts {
 			provider, _, err := broker.ParsePerson(account)
 			if err == nil && !slices.Contains(providers, provider) {
-				c.report(fmt.Sprintf("%s/%d", at, j), "there is no provider %q in attest.people%s", provider, didYouMean(provider, providers))
+				c.report(fmt.Sprintf("%s/%d", at, j), "there is no provider %q in attest.people%s", provider, broker.DidYouMean(broker.Nearest(provider, providers)))
 			}
 			if slices.ContainsFunc(c.cfg.Aliases[:i], func(other []string) bool { return slices.Contains(other, account) }) {
 				c.report(fmt.Sprintf("%s/%d", at, j), "%q is also an account of another person: an account belongs to one person", account)

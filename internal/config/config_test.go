@@ -226,7 +226,7 @@ func TestBadConfigs(t *testing.T) {
 		"a workload with a glob":          {"spiffe://acme.test/agent", "spiffe://acme.test/agent*", "attest.workloads.0.under"},
 		"a workload's empty segment":      {"spiffe://acme.test/agent", "spiffe://acme.test/agent//x", "its path has an empty segment"},
 		"a workload in capitals":          {"spiffe://acme.test/agent", "spiffe://ACME.test/agent", "attest.workloads.0.under: \"ACME.test\" is not a trust domain"},
-		"a misspelt trust domain":         {"spiffe://acme.test/agent", "spiffe://acme.tst/agent", `"acme.tst" is not in attest.trust_domains (did you mean "acme.test"?)`},
+		"a misspelt trust domain":         {"spiffe://acme.test/agent", "spiffe://acme.tst/agent", `"acme.tst" is not in attest.trust_domains: did you mean "acme.test"?`},
 		"a trust domain as an ID":         {"[acme.test, supplier.test]", "[acme.test, \"spiffe://supplier.test\"]", "attest.trust_domains.1: \"spiffe://supplier.test\" is not a trust domain: write it without spiffe://"},
 		"a resource server's domain":      {"{audience: https://tickets.acme.test}", "{audience: https://tickets.acme.test, resource_servers: [\"spiffe://acme.test\"]}", "issuers.tickets.token.resource_servers.0: \"spiffe://acme.test\" is a whole trust domain"},
 		"a resource server's percent":     {"{audience: https://tickets.acme.test}", "{audience: https://tickets.acme.test, resource_servers: [\"spiffe://acme.test/%74\"]}", "no percent-encoding"},

@@ -114,7 +114,7 @@ func (d *document) pruneEntry(key string, v *ast.MappingValueNode, t reflect.Typ
 	names := slices.Sorted(maps.Keys(fields))
 	advice := "; known keys: " + strings.Join(names, ", ")
 	if near := broker.Nearest(name, names); near != "" {
-		name, advice = near, fmt.Sprintf(": did you mean %q?", near)
+		name, advice = near, broker.DidYouMean(near)
 	}
 	at := v.Key.GetToken()
 	d.reject(below(key, name), fmt.Errorf("%s:%d:%d: unknown key %q%s", d.path, at.Position.Line, at.Position.Column, at.Value, advice))

@@ -125,6 +125,6 @@ func (d *delay) UnmarshalYAML(node ast.Node) error {
 	return nil
 }
 
-// toStrings returns a copy that is never nil: the digest of the rules covers the
+// neverNil returns a copy that is never nil: the digest of the rules covers the
 // catalogue, and must not depend on whether the file has an empty list or none.
-func toStrings(list []string) []string { return append([]string{}, list...) }
+func neverNil(list []string) []string { return append([]string{}, list...) }

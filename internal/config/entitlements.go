@@ -48,7 +48,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	usual := usualTTL(issuer, f)
 	e := &broker.Entitlement{
 		Name: name, Issuer: f.Issuer, Description: c.text(key+"/description", f.Description), Owner: f.Owner, System: f.System, Labels: f.Labels,
-		Scopes: c.scopes(key+"/scopes", f.Scopes.names), ScopeTexts: c.scopeTexts(key+"/scopes", f.Scopes.adds), DefaultScopes: toStrings(f.DefaultScopes),
+		Scopes: c.scopes(key+"/scopes", f.Scopes.names), ScopeTexts: c.scopeTexts(key+"/scopes", f.Scopes.adds), DefaultScopes: neverNil(f.DefaultScopes),
 		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(usual))),
 		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
 		Binding:       broker.Binding(cmp.Or(f.Binding, string(broker.BindingNone))),
@@ -256,12 +256,12 @@ func (c *checker) awsSpec(key string, cfg *aws.Config, f entitlementFile, e *bro
 		return &aws.Spec{}
 	}
 	role := aws.Role{
-		RoleARN: string(f.AWS.RoleARN), FullRole: f.AWS.FullRole, ManagedPolicies: toStrings(f.AWS.ManagedPolicies),
+		RoleARN: string(f.AWS.RoleARN), FullRole: f.AWS.FullRole, ManagedPolicies: neverNil(f.AWS.ManagedPolicies),
 		ExternalID: string(f.AWS.ExternalID), Chain: f.AWS.Chain, Revoke: aws.Deny(f.AWS.RevokeSessions), Scopes: map[string]aws.Scope{},
 	}
 	all := ""
 	for name, adds := range f.Scopes.adds {
-		role.Scopes[name] = aws.Scope{Actions: toStrings(adds.Actions), Resources: toStrings(adds.Resources)}
+		role.Scopes[name] = aws.Scope{Actions: neverNil(adds.Actions), Resources: neverNil(adds.Resources)}
 		all += strings.Join(role.Scopes[name].Resources, " ")
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {

@@ -96,7 +96,7 @@ func (c *checker) tokenIssuer(key string, f *tokenFile) *TokenIssuer {
 	if err != nil || !u.IsAbs() || u.Fragment != "" {
 		c.report(key+"/audience", "write the absolute URI of the API that accepts the tokens")
 	}
-	t := &TokenIssuer{Audience: string(f.Audience), ResourceServers: toStrings(f.ResourceServers)}
+	t := &TokenIssuer{Audience: string(f.Audience), ResourceServers: neverNil(f.ResourceServers)}
 	for i, id := range t.ResourceServers {
 		at := fmt.Sprintf("%s/resource_servers/%d", key, i)
 		if _, _, err := broker.ParseWorkloadID(id); err != nil {

@@ -49,7 +49,7 @@ func (c *checker) notify() {
 	for _, name := range slices.Sorted(maps.Keys(f.Mail)) {
 		at, m := "notify/mail/"+name, f.Mail[name]
 		made, err := notify.NewMail(notify.MailConfig{
-			Pages: pages, Host: m.Host, Port: m.Port, From: string(m.From), To: toStrings(m.To), Username: m.Username,
+			Pages: pages, Host: m.Host, Port: m.Port, From: string(m.From), To: neverNil(m.To), Username: m.Username,
 			Password: c.secret(at+"/password_file", m.PasswordFile), TLS: cmp.Or(m.TLS, "starttls"), Roots: c.roots(at+"/ca_file", m.CAFile),
 			AllowPrivate: m.AllowPrivate, Templates: texts,
 		})

@@ -84,7 +84,7 @@ func (c *checker) server() {
 var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$`)
 
 func (c *checker) hosts(list []string) {
-	c.cfg.Hosts = toStrings(list)
+	c.cfg.Hosts = neverNil(list)
 	for i, host := range c.cfg.Hosts {
 		u, err := url.Parse("https://" + host)
 		if err != nil || u.Host != host || !isPort(u.Port()) && u.Port() != "" || !hostForm.MatchString(u.Hostname()) && net.ParseIP(u.Hostname()) == nil {

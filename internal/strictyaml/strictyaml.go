@@ -34,14 +34,15 @@ func (e *Error) Message() string {
 	return strings.ReplaceAll(e.Key, "/", ".") + ": " + e.Text
 }
 
-// byteOrderMark is how some editors start a UTF-8 file (RFC 3629, section 6).
-var byteOrderMark = []byte("\ufeff")
+// WithoutMark returns a text without the byte order mark with which some editors start a
+// UTF-8 file (RFC 3629, section 6). Positions in errors do not count the mark.
+func WithoutMark(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\ufeff")) }
 
 // Parse returns the roots of the documents in a text; the root of an empty document
 // is nil. Anchors, aliases and merge keys are resolved, as YAML 1.1 defines merging: an
 // explicit key wins over a merged one.
 func Parse(text []byte) ([]ast.Node, error) {
-	text = bytes.TrimPrefix(text, byteOrderMark)
+	text = WithoutMark(text)
 	file, err := parser.ParseBytes(text, 0)
 	if err != nil {
 		return nil, explain(err, text)

@@ -50,42 +50,38 @@ func (s *Store) lockAndLook(path string) (err error) {
 // Fresh reports whether Open created the database.
 func (s *Store) Fresh() bool { return s.before.fresh }
 
-// Discard closes the store. If Open created the database, Discard removes the
-// database and every file next to it that was not there before. A caller whose
-// start fails calls it instead of Close.
-func (s *Store) Discard() error { return s.shutDown(s.removeFresh) }
+// Discard closes the store and removes the files that Open created: all of them if
+// the database is new, and otherwise the reserve and the lock. A caller whose start
+// fails calls it instead of Close.
+func (s *Store) Discard() error { return s.shutDown(s.removeCreated) }
 
-// removeFresh removes a database that Open created. SQLite must have closed it, and
+// removeCreated removes what Open created. SQLite must have closed the database, and
 // the store must still have it locked.
-func (s *Store) removeFresh() error {
+func (s *Store) removeCreated() error {
 	b := s.before
-	if id, err := statFile(b.path); !b.fresh || s.database < 0 || err != nil || id != s.locked {
-		return nil // it is not a file of this store
+	id, err := statFile(b.path)
+	own := s.database >= 0 && err == nil && id == s.locked // a file of this store
+	created := []string{b.path + ".reserve", b.path + ".lock"}
+	switch {
+	case b.fresh && own:
+		created = siblings(b.path)
+	case !own: // Open came no further than the lock, or the files are others now
+		created = created[1:]
 	}
 	var errs []error
-	for _, sibling := range siblings(b.path) {
+	for _, sibling := range created {
 		if !b.was[sibling] {
 			errs = append(errs, os.RemoveAll(sibling)) // .rules is a folder
 		}
 	}
-	if b.was[b.path] {
+	if b.fresh && own && b.was[b.path] {
 		errs = append(errs, os.Truncate(b.path, 0))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("removing the new database of a start that failed: %w", err)
+		return fmt.Errorf("removing the files of a start that failed: %w", err)
 	}
 	return nil
 }
 
 // abort ends an Open that failed.
-func (s *Store) abort() error {
-	return s.shutDown(func() error {
-		err := s.removeFresh()
-		if lock := s.before.path + ".lock"; !s.before.was[lock] {
-			if removed := os.Remove(lock); !errors.Is(removed, fs.ErrNotExist) {
-				err = errors.Join(err, removed)
-			}
-		}
-		return err
-	})
-}
+func (s *Store) abort() error { return s.shutDown(s.removeCreated) }

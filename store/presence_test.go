@@ -359,16 +359,30 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-// Discard keeps a database that was there before, and a file that is not its own.
+// Discard keeps a database that was there before, and a file that is not its own. It
+// removes the lock and the reserve, unless they were there, too.
 func TestDiscardKeepsOtherDatabases(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {
 		t.Fatal(err)
 	}
+	before := names(t, filepath.Dir(path))
 	s := open(t, path)
 	works(t, s)
 	if err := s.Discard(); err != nil || s.Fresh() {
 		t.Fatalf("got %v, fresh %t", err, s.Fresh())
+	}
+	if got := names(t, filepath.Dir(path)); !slices.Equal(got, before) {
+		t.Errorf("got files %q, want %q", got, before)
+	}
+	if err := errors.Join(os.Remove(path+".lock"), os.Remove(path+".reserve")); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, path).Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, filepath.Dir(path)); !slices.Equal(got, []string{"broker.db"}) {
+		t.Errorf("of a copy: got files %q, want only the database", got)
 	}
 	if r := verifyLog(t, open(t, path).Source()); r.Records != 2 {
 		t.Errorf("got %d records, want 2", r.Records)

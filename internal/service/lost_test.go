@@ -2,6 +2,7 @@ package service_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net"
@@ -123,6 +124,17 @@ func TestRefusedStartLeavesNoDatabase(t *testing.T) {
 				}
 			}
 		}, "checkpoint"},
+		"a copy of the database and another key": {func(t *testing.T, w *brokertest.World) {
+			w.Lease(ticketsRead)
+			for _, name := range []string{"broker.db.rules", "broker.db.lock", "broker.db.reserve", "broker.db.checkpoint"} {
+				if err := os.RemoveAll(w.Path(name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(w.Path("seal.key"), []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "seal"},
 		"checkpoint file is a folder": {func(t *testing.T, w *brokertest.World) {
 			if err := os.MkdirAll(w.Path("broker.db.checkpoint"), 0o700); err != nil {
 				t.Fatal(err)
@@ -130,7 +142,8 @@ func TestRefusedStartLeavesNoDatabase(t *testing.T) {
 		}, "checkpoint"},
 		"SVID of another trust domain": {func(_ *testing.T, w *brokertest.World) {
 			w.Edit("trust_domain: acme.test", "trust_domain: other.test")
-			w.Edit("    - {under: spiffe://acme.test/agent", "    - {under: spiffe://other.test/agent")
+			w.Edit("    - {under: spiffe://acme.test/agent,", "    - {under: spiffe://other.test/agent,")
+			w.Edit("    - {under: spiffe://acme.test/agent/intern", "    - {under: spiffe://other.test/agent/intern")
 			w.Edit("[spiffe://acme.test/tickets]", "[spiffe://other.test/tickets]")
 		}, "other.test"},
 		"port in use": {func(t *testing.T, w *brokertest.World) {

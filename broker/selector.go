@@ -60,6 +60,9 @@ func (k BlockKey) String() string { return k.Kind + " " + k.Name }
 // checkForm refuses a malformed name. In an emergency, a block that blocks nothing
 // is worse than an error.
 func (k BlockKey) checkForm() error {
+	if domain, path, err := ParseSPIFFEID(k.Name); err == nil && path == "" && (k.Kind == "holder" || k.Kind == "under") {
+		return refuse(ErrInvalidRequest, fmt.Sprintf("%s: %s is a whole trust domain: select trust_domain %s", k.Kind, k.Name, domain))
+	}
 	var err error
 	switch k.Kind {
 	case "holder":

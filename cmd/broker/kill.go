@@ -43,6 +43,11 @@ func (f *selectorFlags) check() error {
 	if set != 1 {
 		return usage("select exactly one of --holder, --under, --trust-domain, --entitlement, --issuer or --request")
 	}
+	for _, id := range []string{f.Holder, f.Under} {
+		if domain, path, err := broker.ParseSPIFFEID(strings.TrimSuffix(id, "/")); err == nil && path == "" {
+			return usage("%s is a whole trust domain: use --trust-domain %s", id, domain)
+		}
+	}
 	return nil
 }
 
@@ -334,31 +339,33 @@ func writeHits(w io.Writer, k *api.KillPreview) {
 	if t, ok := w.(*table); ok {
 		_ = t.Flush() // to a terminal; the hits are a table of their own
 	}
-	fmt.Fprintln(w, "HOLDER\tENTITLEMENT\tENDS")
+	fmt.Fprintln(w, "LEASE\tHOLDER\tENTITLEMENT\tENDS\tAT")
 	shown := k.Hits[:min(len(k.Hits), maxShownHits)]
 	for _, h := range shown {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", h.Holder, h.Entitlement, hitEnds(h))
+		how, at := hitEnds(h)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", h.Lease, h.Holder, h.Entitlement, how, at)
 	}
 	if rest := k.Leases - len(shown); rest > 0 {
 		fmt.Fprintf(w, "and %d more\n", rest)
 	}
 }
 
-// hitEnds states how the credential of a lease ends.
-func hitEnds(h api.KillHit) string {
+// hitEnds states how the credential of a lease ends, and when if the kill switch does
+// not end it.
+func hitEnds(h api.KillHit) (how, at string) {
 	switch {
 	case h.Revocation == "immediate":
-		return "at once"
+		return "at once", ""
 	case h.Revocation == "pending":
-		return "is being revoked"
+		return "is revoked", ""
 	case h.Revocation == "at_expiry":
-		return "when it expires, at " + clock(h.ExpiresAt)
+		return "on expiry", clock(h.ExpiresAt)
 	case h.Revocation == "at_rotation" && h.WorksUntil.IsZero():
-		return "when it is rotated"
+		return "on rotation", ""
 	case h.Revocation == "at_rotation":
-		return "when it is rotated, at " + clock(h.WorksUntil)
+		return "on rotation", clock(h.WorksUntil)
 	}
-	return "never"
+	return "never", ""
 }
 
 func (a *app) blocksCommand() *cobra.Command {

@@ -60,7 +60,7 @@ func TestKillAnswerIsLost(t *testing.T) {
 func TestKillText(t *testing.T) {
 	until := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 	hit := func(revocation string) api.KillHit {
-		return api.KillHit{Holder: "spiffe://acme.test/agent/triage", Entitlement: "tickets-api", Revocation: revocation, ExpiresAt: until}
+		return api.KillHit{Lease: "lse_05eubk8s4tq9v6m3kc2rn7h1p0", Holder: "spiffe://acme.test/agent/triage", Entitlement: "tickets-api", Revocation: revocation, ExpiresAt: until}
 	}
 	mixed := &api.KillPreview{
 		Leases: 53, Ended: 2, Irrevocable: 50, Lasting: 1, WorkUntil: until, ByIssuer: map[string]int{"tickets": 53},
@@ -77,16 +77,22 @@ func TestKillText(t *testing.T) {
   1 cannot be revoked and keeps working after it expires; change the account that it belongs to
   2 belong to leases that ended before
   53 from issuer tickets
-HOLDER                           ENTITLEMENT  ENDS
-spiffe://acme.test/agent/triage  tickets-api  at once
-spiffe://acme.test/agent/triage  tickets-api  is being revoked
-spiffe://acme.test/agent/triage  tickets-api  when it expires, at 2026-11-28 12:00:00Z
-spiffe://acme.test/agent/triage  tickets-api  when it is rotated
-spiffe://acme.test/agent/triage  tickets-api  never
+LEASE                           HOLDER                           ENTITLEMENT  ENDS         AT
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  spiffe://acme.test/agent/triage  tickets-api  at once
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  spiffe://acme.test/agent/triage  tickets-api  is revoked
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  spiffe://acme.test/agent/triage  tickets-api  on expiry    2026-11-28 12:00:00Z
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  spiffe://acme.test/agent/triage  tickets-api  on rotation
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  spiffe://acme.test/agent/triage  tickets-api  never
 and 48 more
 `},
 		"irrevocable": {killDone, "spiffe://acme.test/agent/triage", &api.KillPreview{Leases: 3, Irrevocable: 3, WorkUntil: until}, `Blocked. No credential can be revoked.
   3 cannot be revoked and work until they expire, the last until 2026-11-28 12:00:00Z
+`},
+		"narrow": {killPreview, "spiffe://acme.test/agent/triage", &api.KillPreview{Leases: 2, Hits: []api.KillHit{hit("immediate"), hit("at_expiry")}}, `2 credentials would be revoked.
+holder: spiffe://acme.test/agent/triage
+LEASE                           ENTITLEMENT  ENDS       AT
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  tickets-api  at once
+lse_05eubk8s4tq9v6m3kc2rn7h1p0  tickets-api  on expiry  2026-11-28
 `},
 		"one": {killDone, "spiffe://acme.test/agent/triage", &api.KillPreview{Leases: 1}, "Blocked. 1 credential is being revoked.\n"},
 		"person": {killConfirm, "login/ben", &api.KillPreview{}, `A block will be placed. No live credentials match.
@@ -101,6 +107,9 @@ A block will be placed. No live credentials match.
 			var b strings.Builder
 			k := killSwitch{selector: api.Selector{Holder: test.holder}}
 			shown := newTable(&b)
+			if name == "narrow" {
+				shown.width = 80
+			}
 			k.write(shown, test.text, test.hits)
 			if err := shown.Flush(); err != nil || b.String() != test.want {
 				t.Errorf("got\n%s\nwant\n%s", b.String(), test.want)

@@ -63,10 +63,15 @@ func (t *table) Flush() error {
 	var out bytes.Buffer
 	out.WriteString(common)
 	for _, row := range rows {
+		padding := 0
 		for i, cell := range row {
-			out.WriteString(cell)
+			if cell != "" {
+				out.WriteString(strings.Repeat(" ", padding))
+				out.WriteString(cell)
+				padding = 0
+			}
 			if i < len(row)-1 {
-				out.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+columnGap))
+				padding += widths[i] - utf8.RuneCountInString(cell) + columnGap
 			}
 		}
 		out.WriteByte('\n')

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"accessbroker.internal/store"
@@ -43,7 +44,7 @@ func (c *checker) listenersOfHost() {
 		if c.d.file.Server.Listen != "" {
 			key = "server"
 		}
-		c.resolves(ctx, key+"/listen", l.Address)
+		c.canListen(ctx, key+"/listen", l.Address)
 		if l.Cert == "" || l.Key == "" {
 			continue
 		}
@@ -52,19 +53,39 @@ func (c *checker) listenersOfHost() {
 		}
 	}
 	if c.cfg.Metrics != "" {
-		c.resolves(ctx, "server/metrics", c.cfg.Metrics)
+		c.canListen(ctx, "server/metrics", c.cfg.Metrics)
 	}
 }
 
-// resolves reports a host that has no address. checker.address reports other mistakes
-// in the address.
-func (c *checker) resolves(ctx context.Context, key, address string) {
+// canListen reports an address on which this machine can't listen. It tries with a free
+// port: the broker may be running, and a check must not hold its port. checker.address
+// reports other mistakes in the address.
+func (c *checker) canListen(ctx context.Context, key, address string) {
 	host, _, err := net.SplitHostPort(address)
-	if err != nil || host == "" || net.ParseIP(host) != nil {
+	if err != nil {
 		return
 	}
-	if _, err := net.DefaultResolver.LookupHost(ctx, host); err != nil {
-		c.report(key, "the host %q has no address: %v", host, err)
+	var listen net.ListenConfig
+	l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+	if err == nil {
+		_ = l.Close()
+		return
+	}
+	var lookUp *net.DNSError
+	var cause syscall.Errno
+	switch {
+	case errors.As(err, &lookUp) && lookUp.IsNotFound:
+		c.report(key, "the host %q has no address: correct the name, or write 0.0.0.0 for all addresses of this machine", host)
+	case errors.As(err, &lookUp):
+		c.report(key, "the name server does not answer for the host %q: try again, or write an address of this machine", host)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		c.report(key, "%s is not an address of this machine: write one of its addresses, or 0.0.0.0 for all of them", host)
+	case errors.Is(err, syscall.EAFNOSUPPORT):
+		c.report(key, "this machine has no addresses of the kind of %s: write an IPv4 address, or 0.0.0.0 for all of them", host)
+	case errors.As(err, &cause):
+		c.report(key, "this machine can't listen on %s: %s", host, cause)
+	default:
+		c.report(key, "this machine can't listen on %s: %v", host, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,11 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 		"same address":        {"127.0.0.1:9464", "127.0.0.1:8443", "server.listeners.0.listen: server.metrics has the same address"},
 		"host":                {"127.0.0.1:9464", "broker.invalid:9464", `server.metrics: the host "broker.invalid" has no address`},
 		"host of a listener":  {listener, "broker.invalid:8443, tls: {svid: true}", `server.listeners.0.listen: the host "broker.invalid" has no address`},
+		"every address":       {listener, strings.Replace(listener, "127.0.0.1", "0.0.0.0", 1), ""},
+		"no host":             {listener, strings.Replace(listener, "127.0.0.1", "", 1), ""},
+		"name of an address":  {listener, strings.Replace(listener, "127.0.0.1", "localhost", 1), ""},
+		"another machine":     {listener, strings.Replace(listener, "127.0.0.1", "192.0.2.1", 1), "server.listeners.0.listen: 192.0.2.1 is not an address of this machine: write one of its addresses, or 0.0.0.0"},
+		"metrics elsewhere":   {"127.0.0.1:9464", "198.51.100.7:9464", "server.metrics: 198.51.100.7 is not an address of this machine"},
 		"certificate":         {"{svid: true}", "{cert: DIR/none.pem, key: DIR/none.key}", "server.listeners.0.tls: reading the certificate"},
 		"admin socket":        {"  metrics:", "  admin_socket: " + long + "\n  metrics:", "server.admin_socket: the path of a socket has at most 107 bytes, and this one has 108"},
 		"file as a socket":    {"  metrics:", "  admin_socket: seal.key\n  metrics:", "seal.key exists and is not a socket"},
@@ -70,5 +76,24 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 				t.Errorf("got error %v about a key that the file does not have", err)
 			}
 		})
+	}
+}
+
+// A check neither needs nor holds the ports of a running broker.
+func TestCheckLeavesPortsAlone(t *testing.T) {
+	running, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = running.Close() }()
+	dir := sealedDir(t)
+	text := strings.Replace(goodConfig, "127.0.0.1:9464", running.Addr().String(), 1)
+	d, err := parseDocument(filepath.Join(dir, "broker.yaml"), []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := d.check(nil)
+	if c.surroundings(); len(c.errs) > 0 {
+		t.Errorf("got %v about an address in use, want no mistake", c.errs)
 	}
 }

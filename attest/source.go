@@ -88,8 +88,8 @@ func Open(ctx context.Context, cfg Config) (*Source, error) {
 
 // CheckWorkloadAPI returns an error if the address of a Workload API is malformed.
 func CheckWorkloadAPI(address string) error {
-	if err := workloadapi.ValidateAddress(address); err != nil {
-		return fmt.Errorf("%w: write one such as unix:///run/spire/agent.sock", err)
+	if workloadapi.ValidateAddress(address) != nil {
+		return fmt.Errorf("%q is not the address of a Workload API: write one such as unix:///run/spire/agent.sock or tcp://127.0.0.1:8081", address)
 	}
 	return nil
 }
@@ -101,7 +101,7 @@ func newSource(cfg Config) (*Source, error) {
 	}
 	if cfg.WorkloadAPI != "" {
 		if err := CheckWorkloadAPI(cfg.WorkloadAPI); err != nil {
-			return nil, fmt.Errorf("the Workload API address %q: %w", cfg.WorkloadAPI, err)
+			return nil, err
 		}
 	}
 	if cfg.WorkloadAPI == "" && cfg.TrustDomain == "" {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"embed"
 	"fmt"
+	"regexp"
 	"strings"
 	"text/template"
 	"time"
@@ -130,12 +131,29 @@ func NewTemplates(subject, body string) (*Templates, error) {
 	t := &Templates{}
 	var err error
 	if t.subject, err = read("subject.txt", subject); err != nil {
-		return nil, fmt.Errorf("reading the subject template: %w", err)
+		return nil, templateMistake("subject.txt", err)
 	}
 	if t.body, err = read("body.txt", body); err != nil {
-		return nil, fmt.Errorf("reading the body template: %w", err)
+		return nil, templateMistake("body.txt", err)
 	}
 	return t, nil
+}
+
+var (
+	templateForm = regexp.MustCompile(`template: [^:]*:(\d+)(?::\d+)?: (?s:(.*))$`)
+	fieldForm    = regexp.MustCompile(`at <(.*)>: can't evaluate field`)
+)
+
+// templateMistake names the line of a mistake in a template, and what to write.
+func templateMistake(name string, err error) error {
+	m := templateForm.FindStringSubmatch(err.Error())
+	if m == nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if field := fieldForm.FindStringSubmatch(m[2]); field != nil {
+		return fmt.Errorf("%s:%s: there is no field %s: docs/notify.md lists the fields", name, m[1], field[1])
+	}
+	return fmt.Errorf("%s:%s: %s", name, m[1], m[2])
 }
 
 // maxMessage is the maximum size of a subject or body, in bytes.

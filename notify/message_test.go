@@ -77,9 +77,15 @@ func TestCustomTemplates(t *testing.T) {
 	if subject, _, err := texts.text(factsOf("", n, r, noon)); err != nil || subject != "dba: orders-db-rw" {
 		t.Errorf("got subject %q, %v", subject, err)
 	}
-	for _, bad := range []string{"{{.Secret}}", "{{", "{{template \"other\"}}"} {
-		if _, err := NewTemplates("", bad); err == nil {
-			t.Errorf("NewTemplates accepted %q", bad)
+	for bad, want := range map[string]string{
+		"a\n{{.Secret}}":          "body.txt:2: there is no field .Secret: docs/notify.md lists the fields",
+		"{{":                      "body.txt:1: ",
+		"{{template \"other\"}}":  "body.txt:1: ",
+		"{{lower .Requester}}":    `body.txt:1: function "lower" not defined`,
+		"a\nb\n{{if .Group}} end": "body.txt:3: unexpected EOF",
+	} {
+		if _, err := NewTemplates("", bad); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "notify.") && !strings.Contains(err.Error(), "docs/notify.md") {
+			t.Errorf("%q: got error %v, want %q", bad, err, want)
 		}
 	}
 	endless, err := NewTemplates("", strings.Repeat("{{.Requester}}", 10000))

@@ -29,7 +29,15 @@ func TestLoadRejectsPolicy(t *testing.T) {
 		want        string
 	}{
 		{"syntax error", "permit (principal, action resource);", `a.cedar:1:35: Cedar syntax error near ")": found "resource", expected ","`},
-		{"a template", permit("", `when { principal == ?principal }`), "a.cedar:3:22: Cedar syntax error"},
+		{"a template", permit("", `when { principal == ?principal }`), `a.cedar:3:22: Cedar syntax error`},
+		{"a template of principals", "permit (principal == ?principal, action, resource);", `a.cedar:1:23: Cedar syntax error: templates (?principal, ?resource) are not supported: write a policy for each`},
+		{"an end too early", "permit (principal, action, resource)", `a.cedar:1:37: Cedar syntax error at the end: the file ends here, expected ";"`},
+		{"an unknown effect", "permt (principal, action, resource);", `a.cedar:1:7: Cedar syntax error near "(": found "permt", expected permit or forbid`},
+		{"no condition", "permit (principal, action, resource) when { ;", `Cedar syntax error at the end: a value or a condition is missing here`},
+		{"no operand", permit("", `when { context.ttl < }`), `a.cedar:3:23: Cedar syntax error near ";": a value or a condition is missing here`},
+		{"an annotation without quotation marks", "@id(x) permit (principal, action, resource);", `a.cedar:1:6: Cedar syntax error near ")": a text in quotation marks is missing here`},
+		{"a text without an end", permit("", `when { context.ticket == "INC }`), `Cedar syntax error: the closing quotation mark is missing`},
+		{"a function that does not exist", permit("", `when { lower("x") == "x" }`), "`lower` is not a function"},
 		{"no id", `permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: the policy has no id: add one`},
 		{"an invalid id", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id has 1 to 64 characters of a-z`},
 		{"a duplicate id", permit("", "") + "\n\n" + permit("", ""), `a.cedar:5:1: policy "x": the policy at a.cedar:1 has the same id`},

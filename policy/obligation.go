@@ -151,6 +151,11 @@ func parseWord(flag *bool, value, word string) error {
 	return nil
 }
 
+// notPattern states what is wrong with a regular expression.
+func notPattern(err error) error {
+	return fmt.Errorf("not a pattern (RE2): %s", strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+}
+
 // parseTicket reads an RE2 pattern and anchors it. It compiles the pattern alone
 // first: "a)|(?:b" is no pattern, but would close the anchored group and match
 // without the anchors.
@@ -159,12 +164,12 @@ func parseTicket(t *annotations, value string) error {
 		return fmt.Errorf("a ticket pattern has 1 to %d bytes", maxPattern)
 	}
 	if _, err := regexp.Compile(value); err != nil {
-		return fmt.Errorf("not a pattern (RE2): %w", err)
+		return notPattern(err)
 	}
 	anchored := "^(?:" + value + ")$"
 	form, err := regexp.Compile(anchored)
 	if err != nil {
-		return fmt.Errorf("not a pattern (RE2): %w", err)
+		return notPattern(err)
 	}
 	if form.MatchString("") {
 		return errors.New("the pattern matches the empty string, so it requires no ticket: use + instead of *")

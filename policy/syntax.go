@@ -11,21 +11,65 @@ import (
 // its text: `parse error at <input>:3:7 "x": …` or `<input>:3:7: …`.
 var positionForm = regexp.MustCompile(`<input>:(\d+):(\d+):? *(.*)$`)
 
-// expectation is what the Cedar parser states about a token that it did not expect.
-var expectation = regexp.MustCompile(`exact got (\S+) want (\S+)$`)
-
 // rangeForm is the parser's error for a number with more than 64 bits.
 var rangeForm = regexp.MustCompile(`parsing "-?(\d+)": value out of range`)
 
+// expectation is what the Cedar parser states about a token that it did not expect.
+var expectation = regexp.MustCompile(`(?:exact )?got (\S*) want (\S+)$`)
+
+// parserTexts are parts of the messages of the Cedar parser, and what the author can do
+// about the mistake.
+var parserTexts = []struct{ part, text string }{
+	{"invalid primary", "a value or a condition is missing here"},
+	{"unexpected token", "a value or a condition is missing here"},
+	{"expected ident or string", "a name, or a text in quotation marks, is missing here"},
+	{"expected ident", "a name is missing here"},
+	{"expected string", "a text in quotation marks is missing here"},
+	{"escape", `a backslash begins an escape, such as \n or \": write \\ for a backslash`},
+	{"bad unicode rune", "a character is not valid"},
+	{"literal not terminated", "the closing quotation mark is missing"},
+	{"exceeded max depth", "the condition is nested too deeply"},
+}
+
+// inWords returns a message of the Cedar parser in words that say what to write.
+func inWords(message string) string {
+	if m := expectation.FindStringSubmatch(message); m != nil {
+		found := fmt.Sprintf("found %q", m[1])
+		if m[1] == "" {
+			found = "the file ends here"
+		}
+		return fmt.Sprintf("%s, expected %q", found, strings.Trim(m[2], `"`))
+	}
+	if _, effect, ok := strings.Cut(message, "unexpected effect: "); ok {
+		return fmt.Sprintf("found %q, expected permit or forbid", effect)
+	}
+	for _, known := range parserTexts {
+		if strings.Contains(message, known.part) {
+			return known.text
+		}
+	}
+	return message // names a function, a key or an annotation
+}
+
+// nearForm is the token at which the parser stopped.
+var nearForm = regexp.MustCompile(`^("(?:[^"\\]|\\.)*"): (.*)$`)
+
 // parseProblem converts an error of the Cedar parser.
 func parseProblem(src *source, err error) Problem {
-	p := Problem{File: src.name, Text: "Cedar syntax error: " + err.Error()}
+	p := Problem{File: src.name, Text: "Cedar syntax error: " + inWords(err.Error())}
 	if m := positionForm.FindStringSubmatch(err.Error()); m != nil {
 		p.Line, _ = strconv.Atoi(m[1])
 		p.Column, _ = strconv.Atoi(m[2])
-		p.Text = "Cedar syntax error near " + expectation.ReplaceAllString(m[3], `found "$1", expected "$2"`)
-		if !strings.HasPrefix(m[3], `"`) {
-			p.Text = "Cedar syntax error: " + m[3]
+		near := nearForm.FindStringSubmatch(m[3])
+		switch {
+		case near == nil:
+			p.Text = "Cedar syntax error: " + inWords(m[3])
+		case near[1] == `"principal"` && strings.Contains(string(src.code), "?principal"), near[1] == `"resource"` && strings.Contains(string(src.code), "?resource"):
+			p.Text = "Cedar syntax error: templates (?principal, ?resource) are not supported: write a policy for each principal or resource"
+		case near[1] == `""`:
+			p.Text = "Cedar syntax error at the end: " + inWords(near[2])
+		default:
+			p.Text = "Cedar syntax error near " + near[1] + ": " + inWords(near[2])
 		}
 		return p
 	}

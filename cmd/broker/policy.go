@@ -134,7 +134,7 @@ func requestQuery(s *config.Config, engine *policy.Engine, name, who, ip string,
 	if ip != "" {
 		address, err := netip.ParseAddr(ip)
 		if err != nil {
-			return broker.Query{}, usage("--from must be an IP address: %v", err)
+			return broker.Query{}, usage("--from: %q is not an IP address: write one such as 192.0.2.1", ip)
 		}
 		q.SourceIP = address
 	}

@@ -45,7 +45,7 @@ func (c *checker) attest() {
 			c.report(fmt.Sprintf("attest/trust_domains/%d", i), "%v", err)
 		}
 	}
-	if !slices.Contains(c.cfg.TrustDomains, f.TrustDomain) {
+	if !slices.Contains(c.cfg.TrustDomains, f.TrustDomain) && broker.CheckTrustDomain(f.TrustDomain) == nil {
 		c.report("attest/trust_domains", "must also list the broker's own trust domain, %q", f.TrustDomain)
 	}
 	c.trust(f)
@@ -131,6 +131,7 @@ func (c *checker) listedID(key, id string) {
 	switch {
 	case err != nil:
 		c.report(key, "%v: write a SPIFFE ID, or a prefix of one that ends at a segment, such as spiffe://%s/agent", err, c.cfg.TrustDomain)
+	case slices.ContainsFunc(c.wrong, func(key string) bool { return strings.HasPrefix(key, "attest/trust_domain") }): // this mistake may follow from it
 	case len(c.cfg.TrustDomains) > 0 && !slices.Contains(c.cfg.TrustDomains, domain):
 		c.report(key, "%q is not in attest.trust_domains%s", domain,
 			cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.TrustDomains)), ": list it there, or correct the name"))

@@ -39,6 +39,7 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 		"one of a list":          {[]string{"tls: {svid: true}", "tls: [svid]"}, []string{"broker.yaml:4:37: server.listeners.0.tls: write keys with values here"}},
 		"an agent":               {[]string{"workload_api: unix:", "workload_ap: unix:"}, []string{`unknown key "workload_ap": did you mean "workload_api"?`, unread}},
 		"a trust domain":         {[]string{"trust_domain: acme", "trust_domian: acme"}, []string{`unknown key "trust_domian": did you mean "trust_domain"?`, unread}},
+		"a malformed domain":     {[]string{"trust_domain: acme", "trust_domain: ACME"}, []string{`attest.trust_domain: "ACME.test" is not a trust domain`, unread}},
 		"in a list":              {[]string{"{under: spiffe://acme.test/agent, kind: agent,", "{undr: spiffe://acme.test/agent, kind: agnt,"}, []string{`unknown key "undr": did you mean "under"?`, "attest.workloads.0.kind: choose workload or agent", unread}},
 		"a kind of issuer":       {[]string{"tickets: {token:", "tickets: {tokn:"}, []string{`unknown key "tokn": did you mean "token"?`}},
 		"an issuer's name":       {[]string{"issuer: tickets", "isuer: tickets"}, []string{`unknown key "isuer": did you mean "issuer"?`}},

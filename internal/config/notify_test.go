@@ -78,7 +78,7 @@ func TestBadChannels(t *testing.T) {
 		"people by Slack":  {"notify:\n", "notify:\n  people: slack:dba\n", `notify.people: "slack:dba" is not a mail channel`},
 		"people by a name": {"notify:\n", "notify:\n  people: dba\n", `notify.people: "dba" is not a mail channel`},
 		"templates":        {"notify:\n", "notify:\n  templates: none\n", "/none has neither subject.txt nor body.txt"},
-		"a template":       {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: reading the body template"},
+		"a template":       {"notify:\n", "notify:\n  templates: broken\n", "notify.templates: body.txt:1: there is no field .Password"},
 		"an unknown kind":  {"  mail:\n", "  fax:\n", `unknown key "fax"`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -48,12 +50,47 @@ func (c *checker) listenersOfHost() {
 		if l.Cert == "" || l.Key == "" {
 			continue
 		}
-		if _, err := tls.LoadX509KeyPair(l.Cert, l.Key); err != nil {
+		if err := checkKeyPair(l.Cert, l.Key); err != nil {
 			c.report(key+"/tls", "reading the certificate: %v", err)
 		}
 	}
 	if c.cfg.Metrics != "" {
 		c.canListen(ctx, "server/metrics", c.cfg.Metrics)
+	}
+}
+
+// checkKeyPair checks the files of a certificate and its key.
+func checkKeyPair(cert, key string) error {
+	certText, err1 := os.ReadFile(cert)
+	keyText, err2 := os.ReadFile(key)
+	if err := cmp.Or(err1, err2); err != nil {
+		return err
+	}
+	_, err := tls.X509KeyPair(certText, keyText)
+	switch {
+	case err == nil:
+		return nil
+	case !hasPEM(certText, "CERTIFICATE"):
+		return fmt.Errorf("%s has no PEM certificate", cert)
+	case !hasPEM(keyText, "PRIVATE KEY"):
+		return fmt.Errorf("%s has no PEM private key", key)
+	case strings.Contains(err.Error(), "does not match"):
+		return fmt.Errorf("the key in %s is not that of the first certificate in %s: write the server's certificate first", key, cert)
+	}
+	return fmt.Errorf("%s or %s can't be parsed", cert, key)
+}
+
+// hasPEM reports whether a text has a PEM block whose type ends so.
+func hasPEM(text []byte, suffix string) bool {
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return false
+		}
+		if strings.HasSuffix(block.Type, suffix) {
+			return true
+		}
+		text = rest
 	}
 }
 

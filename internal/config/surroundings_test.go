@@ -1,7 +1,13 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,11 +37,15 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 		"another machine":     {listener, strings.Replace(listener, "127.0.0.1", "192.0.2.1", 1), "server.listeners.0.listen: 192.0.2.1 is not an address of this machine: write one of its addresses, or 0.0.0.0"},
 		"metrics elsewhere":   {"127.0.0.1:9464", "198.51.100.7:9464", "server.metrics: 198.51.100.7 is not an address of this machine"},
 		"certificate":         {"{svid: true}", "{cert: DIR/none.pem, key: DIR/none.key}", "server.listeners.0.tls: reading the certificate"},
+		"certificate not PEM": {"{svid: true}", "{cert: seal.key, key: seal.key}", "server.listeners.0.tls: reading the certificate: DIR/seal.key has no PEM certificate"},
+		"key not PEM":         {"{svid: true}", "{cert: a.pem, key: seal.key}", "server.listeners.0.tls: reading the certificate: DIR/seal.key has no PEM private key"},
+		"certificate unread":  {"{svid: true}", "{cert: a.pem, key: a.pem}", "server.listeners.0.tls: reading the certificate: DIR/a.pem or DIR/a.pem can't be parsed"},
+		"another key":         {"{svid: true}", "{cert: one.pem, key: other.pem}", "server.listeners.0.tls: reading the certificate: the key in DIR/other.pem is not that of the first certificate in DIR/one.pem"},
 		"admin socket":        {"  metrics:", "  admin_socket: " + long + "\n  metrics:", "server.admin_socket: the path of a socket has at most 107 bytes, and this one has 108"},
 		"file as a socket":    {"  metrics:", "  admin_socket: seal.key\n  metrics:", "seal.key exists and is not a socket"},
 		"link as a socket":    {"  metrics:", "  admin_socket: link\n  metrics:", "link exists and is not a socket"},
 		"Workload API":        {"unix:///run/spire/agent.sock", "unix://" + long, "attest.workload_api: the path of a socket has at most 107 bytes"},
-		"TCP Workload API":    {"unix:///run/spire/agent.sock", "tcp://localhost:8081", "attest.workload_api: workload endpoint tcp socket URI host component must be an IP:port"},
+		"TCP Workload API":    {"unix:///run/spire/agent.sock", "tcp://localhost:8081", "attest.workload_api: \"tcp://localhost:8081\" is not the address of a Workload API"},
 		"URL of SQLite":       {"sqlite:broker.db", "sqlite:///var/lib/broker.db", "store: write sqlite:/path/to/broker.db"},
 		"query in the store":  {"sqlite:broker.db", "sqlite:broker.db?mode=ro", "store: write sqlite:/path/to/broker.db"},
 		"URI of SQLite":       {"sqlite:broker.db", "sqlite:file:broker.db", "store: write sqlite:/path/to/broker.db"},
@@ -55,7 +65,8 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 			err := errors.Join(
 				os.Mkdir(filepath.Join(dir, "policies"), 0o700), os.Symlink("seal.key", filepath.Join(dir, "link")),
 				write("policies/a.cedar", `@id("a") permit (principal, action == Action::"audit", resource);`),
-				write("real.db", "SQLite format 3\x00 and more"), write("short", "SQL"),
+				write("a.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+				write("one.pem", certificate(t)), write("other.pem", certificate(t)), write("real.db", "SQLite format 3\x00 and more"), write("short", "SQL"),
 			)
 			if err != nil {
 				t.Fatal(err)
@@ -96,4 +107,20 @@ func TestCheckLeavesPortsAlone(t *testing.T) {
 	if c.surroundings(); len(c.errs) > 0 {
 		t.Errorf("got %v about an address in use, want no mistake", c.errs)
 	}
+}
+
+// certificate returns a new self-signed certificate and its key in PEM.
+func certificate(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	cert, err1 := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	pkcs8, err2 := x509.MarshalPKCS8PrivateKey(key)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})) + string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 }

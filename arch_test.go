@@ -47,6 +47,7 @@ var ours = map[string][]string{
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
+	"internal/devworld/browser": {},
 	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/retryafter":       {},
 	"internal/screen":           {},
@@ -56,7 +57,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/screen", "agent", "api", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "agent", "api", "policy", "audit", "audit/verify",
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
 }

@@ -3,11 +3,7 @@ package e2e
 import (
 	"bytes"
 	"cmp"
-	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -19,70 +15,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"accessbroker.internal/e2e/servers"
 )
-
-// A devBroker is a "broker dev", whose certificate ordinary HTTPS clients verify.
-type devBroker struct{ bin, dir, url string }
-
-func startDev(t *testing.T) *devBroker {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "dev-") // short: sockets have short paths
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	address := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
-	listen := address()
-	d := &devBroker{bin: brokerBinary(t), dir: dir, url: "https://" + listen}
-	if _, err := start(t, "broker dev", d.bin, "dev", "--dir", dir, "--listen", listen, "--pages", address(), "--login", address()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the start of broker dev", time.Minute, func() error {
-		_, err := d.get(t, "/readyz")
-		return err
-	})
-	return d
-}
-
-func (d *devBroker) bundle() string { return filepath.Join(d.dir, "bundle.pem") }
-
-func (d *devBroker) get(t *testing.T, path string) ([]byte, error) {
-	text, err := os.ReadFile(d.bundle())
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(text)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
-	defer transport.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s %s", path, resp.Status, body)
-	}
-	return body, err
-}
-
-// jwtSVID returns a JWT-SVID of the agent for the broker.
-func (d *devBroker) jwtSVID(t *testing.T) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), d.bin, "svid", "jwt", "--audience", d.url)
-	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET=unix://"+filepath.Join(d.dir, "identities", "agent.sock"))
-	return strings.TrimSpace(string(printed(t, cmd)))
-}
 
 // TestOpenAPI checks the document that a broker serves with the linters that most people
 // use, and calls that broker with clients that are generated from the document. Then

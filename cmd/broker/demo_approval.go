@@ -16,6 +16,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/internal/devworld"
+	"accessbroker.internal/internal/devworld/browser"
 )
 
 // approve shows a request that waits for a person, from the request to the token.
@@ -148,7 +149,7 @@ func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err erro
 func (d *demo) openSession(ctx context.Context, person string) (*api.Session, error) {
 	verifier := rand.Text() + rand.Text()
 	challenge := sha256.Sum256([]byte(verifier))
-	b, err := devworld.LogIn(ctx, d.world.PagesURL(), person)
+	b, err := browser.LogIn(ctx, d.world.PagesURL(), person)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"accessbroker.internal/internal/devworld"
+	"accessbroker.internal/internal/devworld/browser"
 )
 
 // The scripts run this test binary as the command, in a process of its own with its
@@ -156,42 +156,12 @@ func login(ts *testscript.TestScript, _ bool, args []string) {
 		_ = screen.Close()
 		ended <- code
 	}()
-	b, err := devworld.LogIn(ctx, devworld.Addresses{Pages: ts.Getenv("PAGES")}.PagesURL(), person)
+	b, err := browser.LogIn(ctx, devworld.Addresses{Pages: ts.Getenv("PAGES")}.PagesURL(), person)
 	ts.Check(err)
-	ts.Check(allowTerminal(ctx, b, shown))
+	ts.Check(b.AllowTerminal(ctx, shown))
 	if code := <-ended; code != exitOK {
 		ts.Fatalf("broker login %s: got exit code %d", flag, code)
 	}
-}
-
-// allowTerminal follows the instructions of "broker login" in a browser.
-func allowTerminal(ctx context.Context, b *devworld.Browser, shown io.Reader) error {
-	var where, code string
-	for lines := bufio.NewScanner(shown); where == "" || strings.Contains(where, "/ui/device") && code == ""; {
-		if !lines.Scan() {
-			return fmt.Errorf("no address in the output of broker login: %w", lines.Err())
-		}
-		if _, after, found := strings.Cut(lines.Text(), b.Pages()); found {
-			where = b.Pages() + after
-		}
-		if _, after, found := strings.Cut(lines.Text(), "type the code  "); found {
-			code = after
-		}
-	}
-	if code != "" {
-		return b.Post(ctx, where, url.Values{"code": {code}, "decision": {"allow"}})
-	}
-	at, err := url.Parse(where)
-	if err != nil {
-		return err
-	}
-	form := at.Query()
-	form.Set("decision", "allow")
-	back, err := b.Follow(ctx, http.MethodPost, b.Pages()+at.Path, form)
-	if err != nil {
-		return err
-	}
-	return b.Post(ctx, back, nil)
 }
 
 // waiting waits until a request of the agent is pending and sets REQUEST to its id.
@@ -213,7 +183,7 @@ func waiting(ts *testscript.TestScript, _ bool, _ []string) {
 func asks(ts *testscript.TestScript, _ bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	b, err := devworld.LogIn(ctx, devworld.Addresses{Pages: ts.Getenv("PAGES")}.PagesURL(), args[0])
+	b, err := browser.LogIn(ctx, devworld.Addresses{Pages: ts.Getenv("PAGES")}.PagesURL(), args[0])
 	ts.Check(err)
 	form, err := url.ParseQuery(args[2])
 	ts.Check(err)

@@ -1,8 +1,13 @@
-package devworld
+// Package browser is the browser of a person who logs in at the provider of a
+// development world.
+package browser
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -75,4 +80,35 @@ func (b *Browser) do(ctx context.Context, method, where string, form url.Values)
 		return nil, fmt.Errorf("opening %s: %w", where, err)
 	}
 	return resp, resp.Body.Close()
+}
+
+// AllowTerminal follows the instructions that "broker login" shows: it lets the terminal
+// in as the person.
+func (b *Browser) AllowTerminal(ctx context.Context, shown io.Reader) error {
+	var where, code string
+	for lines := bufio.NewScanner(shown); where == "" || strings.Contains(where, "/ui/device") && code == ""; {
+		if !lines.Scan() {
+			return fmt.Errorf("no address in the output of broker login: %w", cmp.Or(lines.Err(), io.EOF))
+		}
+		if _, after, found := strings.Cut(lines.Text(), b.pages); found {
+			where = b.pages + after
+		}
+		if _, after, found := strings.Cut(lines.Text(), "type the code  "); found {
+			code = after
+		}
+	}
+	if code != "" {
+		return b.Post(ctx, where, url.Values{"code": {code}, "decision": {"allow"}})
+	}
+	at, err := url.Parse(where)
+	if err != nil {
+		return err
+	}
+	form := at.Query()
+	form.Set("decision", "allow")
+	back, err := b.Follow(ctx, http.MethodPost, b.pages+at.Path, form)
+	if err != nil {
+		return err
+	}
+	return b.Post(ctx, back, nil)
 }

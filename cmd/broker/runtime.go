@@ -17,7 +17,7 @@ const (
 	minGCPercent = 100
 	maxGCPercent = 400
 	memoryLimit  = 256 << 20
-	followEvery  = 10 * time.Second
+	followEvery  = 2 * time.Second
 )
 
 // tune sets the parameters of Go's runtime that the operator left open.

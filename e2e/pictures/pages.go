@@ -28,8 +28,8 @@ type shot struct {
 }
 
 var shots = []shot{
-	{"request", "ben", "/ui/requests/REQUEST", 1040, 900, "light"},
-	{"request-dark", "ben", "/ui/requests/REQUEST", 1040, 900, "dark"},
+	{"request", "ben", "/ui/requests/REQUEST", 1040, 700, "light"},
+	{"request-dark", "ben", "/ui/requests/REQUEST", 1040, 700, "dark"},
 	{"request-phone", "ben", "/ui/requests/REQUEST", 390, 1000, "dark"},
 	{"inbox", "ben", "/ui/", 1040, 800, "light"},
 }

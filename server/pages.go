@@ -37,6 +37,7 @@ func (c *call) pageOf(status int, p ui.Page) (reply, error) {
 		p.Viewer = &ui.Viewer{ID: c.who.ID, Name: c.who.Person.Name, NewPasskey: c.s.newPasskeys(c)}
 		p.Viewer.Waiting = c.s.waitingFor(c)
 		p.Viewer.MayKill = c.s.cfg.Broker.May(c.r.Context(), c.caller(), broker.ActionBlock)
+		p.Viewer.MaySeeOverview = c.maySeeOverview()
 	}
 	body, err := ui.Render(p)
 	if err != nil {

@@ -109,6 +109,7 @@ var pages = []route{
 	{audience: UI, method: http.MethodPost, path: "/ui/leases/{id}", form: true, run: (*Server).endLeasePage},
 	{audience: UI, method: http.MethodGet, path: "/ui/kill", scans: true, run: (*Server).killFormPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/kill", form: true, run: (*Server).useKillSwitch},
+	{audience: UI, method: http.MethodGet, path: "/ui/overview", scans: true, run: (*Server).overviewPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit", scans: true, run: (*Server).auditPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit/{index}", run: (*Server).recordPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/passkeys", run: (*Server).passkeysPage},

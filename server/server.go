@@ -27,8 +27,8 @@ import (
 	"accessbroker.internal/server/inbound"
 )
 
-// Config configures a Server. Broker, Sessions, Authenticate, Keys, Log and
-// ExternalURL are required.
+// Config configures a Server. Broker, Sessions, Authenticate, Keys, Log,
+// History and ExternalURL are required.
 type Config struct {
 	Broker   *broker.Broker
 	Sessions *session.Manager
@@ -61,8 +61,9 @@ type Config struct {
 	// Passkeys enrols passkeys; nil: passkeys are not available.
 	Passkeys Passkeys
 
-	// Log reads the audit log.
-	Log LogReader
+	// Log reads the audit log, and History what it says about many records.
+	Log     LogReader
+	History History
 
 	// ExternalURL is the issuer (RFC 8414), such as "https://broker.acme.test". If it
 	// has a path, everything is served below that path, too.
@@ -126,8 +127,8 @@ type Server struct {
 
 // New returns a Server. It starts nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil {
-		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys and a log")
+	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil || cfg.History == nil {
+		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys, a log and its history")
 	}
 	if cfg.People != nil && cfg.Sealer == nil {
 		return nil, errors.New("a server that logs people in needs a sealer")

@@ -91,7 +91,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Broker: b, Sessions: sessions, Authenticate: authenticate, Log: reader, ExternalURL: "https://broker.acme.test",
+		Broker: b, Sessions: sessions, Authenticate: authenticate, Log: reader, History: s, ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
@@ -262,6 +262,9 @@ const outsiders = "by outsiders"
 // asker is a person with the permissions of an agent.
 const asker = "login/ivy"
 
+// auditingPerson may read the whole log.
+const auditingPerson = "login/ada"
+
 // testPolicy lets agents read tickets and request guarded with approval. login/cleo may
 // view, revoke and block.
 type testPolicy struct{}
@@ -270,7 +273,9 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	d := broker.Decision{Revision: audit.Digest{1}, Policies: []string{"p"}, Reasons: []string{"agents read"}}
 	switch {
 	case q.Action == broker.ActionAudit:
-		d.Permit = q.Principal.ID == auditor
+		d.Permit = q.Principal.ID == auditor || q.Principal.ID == auditingPerson
+	case q.Action == broker.ActionUsage:
+		d.Permit = q.Principal.ID == "login/una"
 	case q.Action == broker.ActionView:
 		d.Permit = q.Principal.ID == auditor || q.Principal.ID == "login/cleo"
 	case q.Action == broker.ActionBlock, q.Action == broker.ActionRevoke:

@@ -294,6 +294,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,
+		History:     s.store,
 		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
 		UnprovedBytes: c.Limits.Unproved, Proxies: s.proxies(),
 		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,

@@ -17,6 +17,7 @@ var (
 	property = regexp.MustCompile(`--([a-z-]+):\s*(#[0-9a-f]{3,6});`)
 	rule     = regexp.MustCompile(`([^{}]+)\{([^{}]*)\}`)
 	painted  = regexp.MustCompile(`(?:^|[;{\s])(color|background):\s*([^;]+)`)
+	filled   = regexp.MustCompile(`(?:^|[;{\s])fill:\s*var\(--([a-z-]+)\)`)
 	comments = regexp.MustCompile(`(?s)/\*.*?\*/`)
 )
 
@@ -111,6 +112,16 @@ func TestContrast(t *testing.T) {
 				colour = name
 			} else {
 				on = name
+			}
+		}
+		for _, fill := range filled.FindAllStringSubmatch(m[2], -1) {
+			switch selector {
+			case ".track": // what is left of a bar; its length has a text
+			case ".chart text":
+				demand(fill[1], "card", text)
+			default: // an area of a chart
+				demand(fill[1], "card", control)
+				demand(fill[1], "paper", control)
 			}
 		}
 		switch {

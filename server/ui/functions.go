@@ -4,26 +4,38 @@ import (
 	"cmp"
 	"errors"
 	"html/template"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // functions are the functions that templates may call.
 var functions = template.FuncMap{
-	"static": func(name string) string { return "/ui/static/" + hashed[name] },
-	"stamp":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"utc":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-	"short":  short,
-	"first":  first,
-	"joined": func(list []string) string { return strings.Join(list, ", ") },
-	"brief":  brief,
-	"inline": inline,
-	"quote":  quote,
-	"proof":  func(method string) string { return cmp.Or(proofs[method], method) },
-	"result": result,
-	"effect": func(revocation string) string { return effects[revocation] },
-	"dict":   dict,
-	"kind":   func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
+	"static":  func(name string) string { return "/ui/static/" + hashed[name] },
+	"stamp":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"utc":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"short":   short,
+	"first":   first,
+	"joined":  func(list []string) string { return strings.Join(list, ", ") },
+	"brief":   brief,
+	"inline":  inline,
+	"quote":   quote,
+	"proof":   func(method string) string { return cmp.Or(proofs[method], method) },
+	"result":  result,
+	"effect":  func(revocation string) string { return effects[revocation] },
+	"dict":    dict,
+	"grouped": Grouped,
+	"add":     func(a, b int) int { return a + b },
+	"kind":    func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
+}
+
+// Grouped formats a number with its thousands separated.
+func Grouped(n int) string {
+	text := strconv.Itoa(n)
+	for i := len(text) - 3; i > 0; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
 }
 
 // dict passes several values to a nested template.

@@ -78,3 +78,19 @@ func TestWaitingRequestsAreBoundedByTheFile(t *testing.T) {
 		t.Errorf("got error %v, want %v", err, api.TooManyPending)
 	}
 }
+
+// Too low a limit of open files shows at the start, not when the connections fail.
+func TestStartWarnsOfTooFewOpenFiles(t *testing.T) {
+	for connections, want := range map[string]bool{"16": false, "2147483000": true} {
+		w := brokertest.NewWorld(t)
+		w.Edit("server:\n", "server:\n  limits: {connections: "+connections+"}\n")
+		w.StartIdentities()
+		var log bytes.Buffer
+		_, stop := w.Start(&log)
+		stop()
+		text := log.String()
+		if got := strings.Contains(text, "the limit of open files is too low"); got != want || want && !strings.Contains(text, "needed=2147483256") {
+			t.Errorf("%s connections: got a warning: %t, want %t, in the log\n%s", connections, got, want, text)
+		}
+	}
+}

@@ -19,8 +19,8 @@ type cachedProof struct {
 	notBefore  time.Time
 }
 
-// A proofCache caches verified proofs by their SHA-256 hash, up to a limit. It is
-// safe for concurrent use.
+// A proofCache caches verified proofs by their SHA-256 hash, up to a limit of their
+// number; see maxCachedProof for their size. It is safe for concurrent use.
 //
 // Each shard evicts with the clock algorithm: a hit sets a bit of the entry, and
 // the hand clears bits until it finds an entry without one. The hit rate is close
@@ -68,7 +68,17 @@ func (c *proofCache) get(key [sha256.Size]byte, generation uint64) (cachedProof,
 	return s.slots[i].proof, true
 }
 
+// maxCachedProof bounds the bytes of a cached proof's identity. A trust domain can make
+// up identities of 2 KiB with 1,000 segments, each of which is a path of 16 bytes. With
+// this bound, 8,192 proofs take at most 20 MB.
+const maxCachedProof = 2 << 10
+
+func (r *cachedProof) size() int { return len(r.who.ID) + 16*len(r.who.Paths) }
+
 func (c *proofCache) put(key [sha256.Size]byte, r cachedProof) {
+	if r.size() > maxCachedProof {
+		return // it is verified again for each call
+	}
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()

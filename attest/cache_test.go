@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"accessbroker.internal/broker"
 )
 
 func sum(i int) [sha256.Size]byte { return sha256.Sum256(fmt.Append(nil, i)) }
@@ -134,6 +136,20 @@ func TestConnectionCacheComparesLeaf(t *testing.T) {
 			if err != nil || who.ID != id {
 				t.Errorf("got %q, %v; want %q", who.ID, err, id)
 			}
+		}
+	}
+}
+
+// The cache holds no identities that take many times the usual memory.
+func TestCacheLeavesOutLargeIdentities(t *testing.T) {
+	c := newProofCache(cacheShards)
+	for segments, want := range map[int]bool{1: true, 60: true, 200: false, 1000: false} {
+		who := broker.Identity{ID: "spiffe://acme.test" + strings.Repeat("/a", segments)}
+		who.Paths = broker.SPIFFEPaths(who.ID)
+		key := sha256.Sum256([]byte(who.ID))
+		c.put(key, cachedProof{who: who})
+		if _, got := c.get(key, 0); got != want {
+			t.Errorf("%d segments: got cached %t, want %t", segments, got, want)
 		}
 	}
 }

@@ -15,8 +15,8 @@ import (
 // caller in a loop cannot fill the log.
 const (
 	sharedFor  = time.Minute
-	maxDenials = 4096
-	maxOfOne   = 60 // different denials of one caller in a minute; the others share one more record
+	maxDenials = 4096 // of at most about 8 KB each: without openings, a record has little more than the scopes
+	maxOfOne   = 60   // different denials of one caller in a minute; the others share one more record
 )
 
 // denials are the denials of the last minute. The first of a kind is recorded
@@ -123,7 +123,7 @@ func (b *Broker) flushDenials(ctx context.Context, now time.Time, all bool) {
 		if d.more == 0 {
 			continue
 		}
-		d.record.Count, d.record.Openings = d.more, nil
+		d.record.Count = d.more
 		if _, err := b.write(ctx, []Key{d.id}, d.record, func(tx Tx) error { return listRefusal(tx, d.id) }); err != nil {
 			b.cfg.Log.ErrorContext(ctx, "repeated denials are not recorded", "request", d.id.String(), "count", d.more, "err", err)
 		}
@@ -142,7 +142,9 @@ func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusa
 		Decision: r.Decision.facts(code), Openings: r.openings(),
 	}
 	key := denialKey(caller.Subject, code, ask, r.Decision.Revision)
-	id, known, key := b.denials.join(key, &denial{who: caller.Subject.ID, record: record, id: r.ID, since: caller.At})
+	shared := record
+	shared.Openings = nil // up to 18 KB, which only the first record needs
+	id, known, key := b.denials.join(key, &denial{who: caller.Subject.ID, record: shared, id: r.ID, since: caller.At})
 	shown := *refusal
 	shown.RequestID = id
 	if known {

@@ -9,8 +9,16 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// maxPrincipals is how many workloads an engine remembers, in about 3 MB.
-const maxPrincipals = 2048
+// maxPrincipals is how many workloads an engine remembers, usually in about 3 MB.
+//
+// A trust domain can make up identities of 2 KiB with 1,000 segments, each of which
+// becomes an entity. An engine forgets those that exceed maxUIDs or maxID, so that the
+// others, and those that remembered decisions hold, take at most about 5 KB each.
+const (
+	maxPrincipals = 2048
+	maxUIDs       = 32
+	maxID         = 512 // bytes
+)
 
 // principals remembers workloads in Cedar's types. A busy workload asks again and
 // again, and converting it takes longer than evaluating most policies. An engine
@@ -51,6 +59,9 @@ func (l *principals) find(who *broker.Identity) *principal {
 // return at the cost of one conversion each.
 func (l *principals) keep(p *principal) {
 	if p.who.Kind != broker.KindWorkload && p.who.Kind != broker.KindAgent || p.who.Person != nil {
+		return
+	}
+	if len(p.uids) > maxUIDs || len(p.who.ID) > maxID {
 		return
 	}
 	l.mu.Lock()

@@ -3,8 +3,11 @@ package policy
 import (
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/cedar-policy/cedar-go/types"
 
 	"accessbroker.internal/broker"
 )
@@ -62,6 +65,11 @@ func TestPrincipalsAreBounded(t *testing.T) {
 		}
 	}
 	list = principals{}
+	list.keep(&principal{who: broker.Identity{ID: "spiffe://acme.test/" + strings.Repeat("a", maxID), Kind: broker.KindWorkload}})
+	list.keep(&principal{who: broker.Identity{ID: "spiffe://acme.test/a", Kind: broker.KindWorkload}, uids: make([]types.EntityUID, maxUIDs+1)})
+	if len(list.byID) != 0 {
+		t.Error("a principal that takes much memory is remembered")
+	}
 	list.keep(&principal{who: broker.Identity{ID: "login/ana", Kind: broker.KindPerson}})
 	if len(list.byID) != 0 {
 		t.Error("a person is remembered")

@@ -15,8 +15,22 @@ import (
 // every few minutes is usually decided on once. Requests whose time, address, texts or
 // parameters a policy reads are always decided on anew.
 
-// maxDecisions is how many decisions an engine remembers, in about 2 MB.
-const maxDecisions = 4096
+// maxDecisions is how many decisions an engine remembers, usually in about 2 MB. A
+// decision with many scopes, or to which many policies apply, takes more. An engine does
+// not remember those above maxDecision, so that all of them take at most about 6 MB.
+const (
+	maxDecisions = 4096
+	maxDecision  = 1 << 10 // bytes of the parts without a fixed size
+)
+
+// decisionSize returns the bytes of the parts of a decision that have no fixed size. Its
+// texts belong to the engine, so that each takes only its header here.
+func decisionSize(key decisionKey, d *broker.Decision) int {
+	const header, need, limit = 16, 24, 48
+	o := &d.Obligations
+	return len(key.scopes) + header*(len(d.Policies)+len(d.Reasons)+len(o.Tickets)) +
+		need*(len(o.Approvals)+len(o.Review)+len(o.Escalations)) + limit*(len(o.Limits)+len(o.MaxActive))
+}
 
 // decisions are the remembered ones. They are safe for concurrent use.
 type decisions struct {
@@ -42,6 +56,9 @@ func (d *decisions) find(key decisionKey) (broker.Decision, bool) {
 
 // keep remembers a decision. A full list starts again.
 func (d *decisions) keep(key decisionKey, known broker.Decision) {
+	if decisionSize(key, &known) > maxDecision {
+		return
+	}
 	// Callers that append to the slices of a decision must not share the rest.
 	known.Policies, known.Reasons = slices.Clip(known.Policies), slices.Clip(known.Reasons)
 	d.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -124,6 +125,28 @@ func TestRememberedDecisionsAreBounded(t *testing.T) {
 		d.keep(decisionKey{ttl: time.Duration(i)}, broker.Decision{})
 		if len(d.list) > maxDecisions {
 			t.Fatalf("got %d decisions, want at most %d", len(d.list), maxDecisions)
+		}
+	}
+}
+
+// What is remembered has a bound in bytes, whatever the policies and the scopes.
+func TestLargeDecisionIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	many := make([]string, maxDecision/16+1)
+	for name, test := range map[string]struct {
+		key   decisionKey
+		known broker.Decision
+		want  int
+	}{
+		"usual":         {decisionKey{scopes: "tickets:read"}, broker.Decision{Policies: many[:3]}, 1},
+		"many scopes":   {decisionKey{scopes: strings.Repeat("x", maxDecision+1)}, broker.Decision{}, 0},
+		"many policies": {decisionKey{}, broker.Decision{Policies: many}, 0},
+		"many tickets":  {decisionKey{}, broker.Decision{Obligations: broker.Obligations{Tickets: many}}, 0},
+		"many limits":   {decisionKey{}, broker.Decision{Obligations: broker.Obligations{Limits: make([]broker.Limit, maxDecision/48+1)}}, 0},
+	} {
+		var list decisions
+		if list.keep(test.key, test.known); len(list.list) != test.want {
+			t.Errorf("%s: got %d remembered, want %d", name, len(list.list), test.want)
 		}
 	}
 }

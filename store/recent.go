@@ -17,7 +17,13 @@ import (
 
 // maxRecent bounds the leases of a generation. There are two: when one is full, it
 // replaces the older one, whose leases are forgotten unless they were read again.
-const maxRecent = 8192
+//
+// A lease can have 16 KB of parameters. Those whose rows exceed maxRecentRow are read
+// again each time, so that both generations take at most about 64 MB.
+const (
+	maxRecent    = 8192
+	maxRecentRow = 2 << 10 // bytes; a usual row has about 300
+)
 
 // recent is what was read recently. The zero value is empty. It is safe for concurrent
 // use.
@@ -117,7 +123,7 @@ func (s *Store) Lease(ctx context.Context, id broker.LeaseID) (*broker.Lease, er
 	if l := s.recent.get(id); l != nil {
 		return l, nil
 	}
-	var l *broker.Lease
+	var l *broker.Lease // to keep
 	defer func() { s.recent.put(id, l) }()
 	var body []byte
 	err := s.gets[leases].QueryRowContext(ctx, id[:]).Scan(&body)
@@ -131,8 +137,11 @@ func (s *Store) Lease(ctx context.Context, id broker.LeaseID) (*broker.Lease, er
 	if err != nil {
 		return nil, err
 	}
-	l = row.(*broker.Lease)
-	return l, nil
+	found := row.(*broker.Lease)
+	if len(body) <= maxRecentRow {
+		l = found
+	}
+	return found, nil
 }
 
 // Blocked implements broker.Reader.

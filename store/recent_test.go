@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -185,6 +186,25 @@ func TestBlockedFollowsCommits(t *testing.T) {
 			if blocked, err := s.Blocked(t.Context(), []broker.Key{other}); err != nil || blocked {
 				t.Fatalf("another key: got %t, %v", blocked, err)
 			}
+		}
+	}
+}
+
+// A lease with large parameters is read, and not kept in memory.
+func TestLargeLeaseIsNotKept(t *testing.T) {
+	s := newStore(t)
+	for size, want := range map[int]int{100: 1, maxRecentRow: 0} {
+		s.forget()
+		l := &broker.Lease{
+			ID: broker.NewLeaseID(time.Now()), Status: broker.LeaseActive, Holder: "spiffe://acme.test/a", Entitlement: "e", Issuer: "i",
+			Parameters: map[string]string{"p": strings.Repeat("x", size)}, Revocation: broker.RevokedAtExpiry, Opened: someTime, Expires: someTime.Add(time.Hour),
+		}
+		if err := s.Update(t.Context(), []broker.Key{l.ID}, func(tx broker.Tx) error { tx.Put(l); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Lease(t.Context(), l.ID)
+		if err != nil || len(got.Parameters["p"]) != size || len(s.recent.newer) != want {
+			t.Errorf("%d bytes: got %v, %v, and %d leases kept, want %d", size, got, err, len(s.recent.newer), want)
 		}
 	}
 }

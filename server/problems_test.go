@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-var update = flag.Bool("update", false, "write docs/problems.md")
+var update = flag.Bool("update", false, "write docs/problems.md, and the codes in docs/agents.md")
 
 const problemsIntro = `# Problems
 
@@ -26,16 +26,67 @@ than the advice here. ` + "`go test ./server -run TestProblemsAreDocumented -upd
 func problemsPage() string {
 	var b strings.Builder
 	b.WriteString(problemsIntro)
-	rows := append(slices.Clone(errorTable), unknown)
-	slices.SortFunc(rows, func(a, b errorRow) int { return strings.Compare(string(a.code()), string(b.code())) })
-	for _, row := range rows {
-		if row.err == errClientGone {
-			continue // never sent
-		}
+	for _, row := range sentErrors() {
 		fmt.Fprintf(&b, "\n## %s\n\n`%s`: %s. To do: %s.\n\nHTTP status %d on `/v1`; `%s` on `/oauth2`.\n",
 			row.code(), api.ProblemType+string(row.code()), row.title, row.advice, row.status, row.oauth)
 	}
 	return b.String()
+}
+
+const (
+	codesHead = "| code | status | what to do |\n|---|---|---|\n"
+	agentsDoc = "../docs/agents.md"
+)
+
+// codesTable renders the table of codes for agents.
+func codesTable() string {
+	var b strings.Builder
+	b.WriteString(codesHead)
+	for _, row := range sentErrors() {
+		fmt.Fprintf(&b, "| `%s` | %d | %s |\n", row.code(), row.status, strings.ReplaceAll(row.advice, "|", "\\|"))
+	}
+	return b.String()
+}
+
+// sentErrors returns the rows of the table of errors that clients can get, by code.
+func sentErrors() (rows []errorRow) {
+	for _, row := range append(slices.Clone(errorTable), unknown) {
+		if row.err != errClientGone {
+			rows = append(rows, row)
+		}
+	}
+	slices.SortFunc(rows, func(a, b errorRow) int { return strings.Compare(string(a.code()), string(b.code())) })
+	return rows
+}
+
+// The page for agents lists every code with what to do.
+func TestAgentsPageListsEveryCode(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(agentsDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, found := strings.Cut(string(page), codesHead)
+	if !found {
+		t.Fatalf("%s has no table that begins with %q", agentsDoc, codesHead)
+	}
+	end := 0
+	for line := range strings.Lines(rest) {
+		if !strings.HasPrefix(line, "|") {
+			break
+		}
+		end += len(line)
+	}
+	got, want := codesHead+rest[:end], codesTable()
+	if got == want {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s does not list the codes of errors.go: run go test ./server -run TestAgentsPageListsEveryCode -update", agentsDoc)
+	}
+	if err := os.WriteFile(agentsDoc, []byte(before+want+rest[end:]), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // The type of a problem leads to a section of the documentation.

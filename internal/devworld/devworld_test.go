@@ -73,14 +73,16 @@ func ordinary(t *testing.T, w *devworld.World) *http.Client {
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}
 }
 
-// jwtSVID returns a JWT-SVID of the world's agent.
-func jwtSVID(t *testing.T, w *devworld.World, audience string) string {
+const agent = "spiffe://" + devworld.TrustDomain + "/agent/triage"
+
+// jwtSVID returns a JWT-SVID of a workload of the world.
+func jwtSVID(t *testing.T, w *devworld.World, id, audience string) string {
 	t.Helper()
 	ca, err := localca.Open(filepath.Join(w.Dir, "ca"), devworld.TrustDomain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, err := ca.JWTSVID("spiffe://"+devworld.TrustDomain+"/agent/triage", time.Minute, audience)
+	token, err := ca.JWTSVID(id, time.Minute, audience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +103,7 @@ func TestOrdinaryClientsVerifyTheBroker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Header.Set("Authorization", "Bearer "+jwtSVID(t, w, url))
+		r.Header.Set("Authorization", "Bearer "+jwtSVID(t, w, agent, url))
 		resp, err := client.Do(r)
 		if err != nil {
 			t.Errorf("%s: %v", url, err)

@@ -49,19 +49,14 @@ func (s *spec) contents() (all []content) {
 }
 
 func (s *spec) contentsAt(one content, at string) (found []content) {
-	if ref, ok := s.at(at + "/$ref").(string); ok {
-		at = strings.TrimPrefix(ref, "#")
-	}
+	at = s.resolve(at)
 	types, _ := s.at(at + "/content").(map[string]any)
 	for mediaType := range types {
 		one.mediaType, one.at = mediaType, at+"/content/"+escape(mediaType)
 		one.examples = map[string]any{}
 		named, _ := s.at(one.at + "/examples").(map[string]any)
-		for name, example := range named {
-			if ref, ok := example.(map[string]any)["$ref"].(string); ok {
-				example = s.at(strings.TrimPrefix(ref, "#"))
-			}
-			one.examples[name] = example.(map[string]any)["value"]
+		for name := range named {
+			one.examples[name] = s.at(s.resolve(one.at+"/examples/"+name) + "/value")
 		}
 		found = append(found, one)
 	}
@@ -84,14 +79,9 @@ func TestEveryOperationHasExamples(t *testing.T) {
 			if !slices.ContainsFunc(slices.Collect(maps.Keys(operation["responses"].(map[string]any))), func(status string) bool { return status[0] == '4' }) {
 				t.Errorf("%s has no client error", name)
 			}
-			parameters, _ := operation["parameters"].([]any)
-			for i, p := range parameters {
-				at := "/paths/" + escape(path) + "/" + method + "/parameters/" + strconv.Itoa(i)
-				if ref, ok := p.(map[string]any)["$ref"].(string); ok {
-					at, p = strings.TrimPrefix(ref, "#"), s.at(strings.TrimPrefix(ref, "#"))
-				}
-				if err := s.validate(at+"/schema", p.(map[string]any)["example"]); err != nil {
-					t.Errorf("%s: the example of the parameter %s: %v", name, p.(map[string]any)["name"], err)
+			for _, at := range s.parametersOf("/paths/" + escape(path) + "/" + method) {
+				if err := s.validate(at+"/schema", s.at(at+"/example")); err != nil || s.at(at+"/description") == nil {
+					t.Errorf("%s: the parameter %s has no description or no valid example: %v", name, s.at(at+"/name"), err)
 				}
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -113,11 +114,8 @@ func (s *spec) check(req *http.Request, body []byte, resp *http.Response, answer
 
 func (s *spec) checkCall(at string, req *http.Request, body []byte) {
 	known := map[string]bool{}
-	parameters, _ := s.at(at + "/parameters").([]any)
-	for _, p := range parameters {
-		if name, ok := p.(map[string]any)["name"].(string); ok {
-			known[name] = true
-		}
+	for _, name := range s.queryParameters(at) {
+		known[name] = true
 	}
 	for name := range req.URL.Query() {
 		if !known[name] {
@@ -132,9 +130,7 @@ func (s *spec) checkCall(at string, req *http.Request, body []byte) {
 // checkContent validates a body by the schema of its media type.
 func (s *spec) checkContent(at, contentType string, body []byte) {
 	s.t.Helper()
-	if ref, ok := s.at(at + "/$ref").(string); ok {
-		at = strings.TrimPrefix(ref, "#")
-	}
+	at = s.resolve(at)
 	if s.at(at+"/content") == nil {
 		if len(body) > 0 {
 			s.t.Errorf("%s: got the body %s, want none", at, body)
@@ -194,8 +190,18 @@ func (s *spec) at(pointer string) any {
 	var v any = s.doc
 	for _, token := range strings.Split(pointer, "/")[1:] {
 		token = strings.ReplaceAll(strings.ReplaceAll(token, "~1", "/"), "~0", "~")
-		object, _ := v.(map[string]any)
-		v = object[token]
+		switch container := v.(type) {
+		case map[string]any:
+			v = container[token]
+		case []any:
+			i, err := strconv.Atoi(token)
+			if err != nil || i < 0 || i >= len(container) {
+				return nil
+			}
+			v = container[i]
+		default:
+			return nil
+		}
 	}
 	return v
 }
@@ -251,14 +257,30 @@ func TestOpenAPIMatchesRoutes(t *testing.T) {
 }
 
 func (s *spec) queryParameters(at string) (names []string) {
-	list, _ := s.at(at + "/parameters").([]any)
-	for _, p := range list {
-		if parameter := p.(map[string]any); parameter["in"] == "query" {
-			names = append(names, parameter["name"].(string))
+	for _, at := range s.parametersOf(at) {
+		if s.at(at+"/in") == "query" {
+			names = append(names, s.at(at+"/name").(string))
 		}
 	}
 	slices.Sort(names)
 	return names
+}
+
+// parametersOf returns the JSON pointers of an operation's parameters.
+func (s *spec) parametersOf(at string) (pointers []string) {
+	list, _ := s.at(at + "/parameters").([]any)
+	for i := range list {
+		pointers = append(pointers, s.resolve(at+"/parameters/"+strconv.Itoa(i)))
+	}
+	return pointers
+}
+
+// resolve returns the JSON pointer of what the value at a pointer is or refers to.
+func (s *spec) resolve(at string) string {
+	if ref, ok := s.at(at + "/$ref").(string); ok {
+		return strings.TrimPrefix(ref, "#")
+	}
+	return at
 }
 
 func TestOpenAPISchemasCompile(t *testing.T) {

@@ -19,8 +19,8 @@ import (
 // sharp is the number of pixels of a picture for each CSS pixel of the page.
 const sharp = 1.5
 
-// A shot is one screenshot of a page. A path may name REQUEST, the request that waits
-// for Ben.
+// A shot is one screenshot of a page. A path may name WAITING, the request that waits for
+// Ben, and APPROVED, one that he has approved.
 type shot struct {
 	name, person, path string
 	width, height      int64 // in CSS pixels; the height is the most that is shown
@@ -28,38 +28,59 @@ type shot struct {
 }
 
 var shots = []shot{
-	{"request", "ben", "/ui/requests/REQUEST", 1040, 700, "light"},
-	{"request-dark", "ben", "/ui/requests/REQUEST", 1040, 700, "dark"},
-	{"request-phone", "ben", "/ui/requests/REQUEST", 390, 1000, "dark"},
-	{"inbox", "ben", "/ui/", 1040, 800, "light"},
+	{"request", "ben", "/ui/requests/WAITING", 1040, 700, "light"},
+	{"request-dark", "ben", "/ui/requests/WAITING", 1040, 700, "dark"},
+	{"request-phone", "ben", "/ui/requests/WAITING", 390, 1000, "dark"},
+	{"inbox", "ben", "/ui/", 1120, 700, "light"},
+	{"overview", "dan", "/ui/overview", 1040, 770, "light"},
 }
 
-// asks are the requests of the agent before the screenshots, in their order.
-var asks = [][]string{
-	{"--scope", "tickets:read", "--why", "triage of INC-4711"},
-	{"--scope", "tickets:read", "--scope", "tickets:comment", "--why", "answers to INC-4698 and INC-4702"},
-	{"--scope", "tickets:close", "--file-only", "--why", "duplicate of INC-4710"},
-	{"--scope", "tickets:close", "--scope", "tickets:read", "--file-only", "--ticket", "INC-4711", "--why", "The customer filed INC-4711 three times. Two of them are duplicates: I want to close INC-4712 and INC-4713."},
+// A request is filed before the screenshots. Ben decides on it unless decision is empty.
+type request struct {
+	caller   string // the socket of its Workload API
+	decision string
+	args     []string
+}
+
+// requests are in their order. The last one waits for Ben, and one page shows it.
+var requests = []request{
+	{"agent", "", []string{"--scope", "tickets:read", "--why", "triage of INC-4711"}},
+	{"agent", "", []string{"--scope", "tickets:read", "--scope", "tickets:comment", "--why", "answers to INC-4698 and INC-4702"}},
+	{"service", "", []string{"--scope", "tickets:read"}},
+	{"service", "", []string{"--scope", "tickets:close", "--why", "clean-up"}},
+	{"agent", "approve", []string{"--scope", "tickets:close", "--file-only", "--why", "INC-4698 is answered"}},
+	{"agent", "deny", []string{"--scope", "tickets:close", "--file-only", "--why", "no answer for a day"}},
+	{"agent", "", []string{"--scope", "tickets:close", "--file-only", "--why", "duplicate of INC-4710"}},
+	{"agent", "", []string{"--scope", "tickets:close", "--file-only", "--why", "duplicate of INC-4715"}},
+	{"agent", "", []string{"--scope", "tickets:close", "--scope", "tickets:read", "--file-only", "--ticket", "INC-4711", "--why", "The customer filed INC-4711 three times. Two of them are duplicates: I want to close INC-4712 and INC-4713."}},
 }
 
 // Pages takes the screenshots of the pages of "broker dev", and writes them to a folder.
 func Pages(ctx context.Context, broker, dir string) error {
 	return inWorld(ctx, broker, func(w *world) error {
-		request, err := w.ask(ctx, asks)
-		if err != nil {
-			return err
-		}
 		browsers := map[string]context.Context{}
-		for _, s := range shots {
-			if browsers[s.person] == nil {
-				b, stop, err := w.open(ctx, s.person)
-				if err != nil {
-					return fmt.Errorf("logging in as %s: %w", s.person, err)
-				}
-				defer stop()
-				browsers[s.person] = b
+		for _, person := range []string{"ben", "dan"} {
+			b, stop, err := w.open(ctx, person)
+			if err != nil {
+				return fmt.Errorf("logging in as %s: %w", person, err)
 			}
-			picture, err := s.take(browsers[s.person], w.pages+strings.ReplaceAll(s.path, "REQUEST", request))
+			defer stop()
+			browsers[person] = b
+		}
+		ids := map[string]string{} // the last request of each decision
+		for _, r := range requests {
+			id, err := w.file(ctx, r)
+			if err != nil {
+				return err
+			}
+			if err := w.decide(browsers["ben"], r, id); err != nil {
+				return fmt.Errorf("Ben decides on %s: %w", id, err)
+			}
+			ids[r.decision] = id
+		}
+		for _, s := range shots {
+			path := strings.NewReplacer("APPROVED", ids["approve"], "WAITING", ids[""]).Replace(s.path)
+			picture, err := s.take(browsers[s.person], w.pages+path)
 			if err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
@@ -89,6 +110,17 @@ func (w *world) open(ctx context.Context, person string) (_ context.Context, sto
 		stop()
 	}
 	return ctx, stop, err
+}
+
+// decide decides on a request in a person's browser.
+func (w *world) decide(browser context.Context, r request, id string) error {
+	if r.decision == "" {
+		return nil
+	}
+	return chromedp.Do(browser,
+		chromedp.Navigate(w.pages+"/ui/requests/"+id), chromedp.WaitVisible(chromedp.CSS(`#comment`)),
+		chromedp.SendKeys(chromedp.CSS(`#comment`), "as agreed"), chromedp.Click(chromedp.CSS(`button[value="`+r.decision+`"]`)),
+		chromedp.WaitVisible(chromedp.CSS(`.done`)))
 }
 
 // take returns a screenshot of a page, from its top.

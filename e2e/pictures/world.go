@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -96,20 +97,15 @@ func (w *world) await(ctx context.Context) error {
 	}
 }
 
-// ask files requests of the agent and returns the ID of the last one.
-func (w *world) ask(ctx context.Context, requests [][]string) (id string, err error) {
-	for _, args := range requests {
-		cmd := exec.CommandContext(ctx, w.broker, append([]string{"request", "tickets-api", "-o", "json"}, args...)...)
-		cmd.Env = append(os.Environ(), "BROKER_URL="+w.url, "SPIFFE_ENDPOINT_SOCKET=unix://"+filepath.Join(w.dir, "identities", "agent.sock"))
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
-		}
-		_, id, _ = strings.Cut(string(out), `"id": "`)
-		id, _, _ = strings.Cut(id, `"`)
+// file files a request and returns its ID. Policy may deny the request.
+func (w *world) file(ctx context.Context, r request) (id string, err error) {
+	cmd := exec.CommandContext(ctx, w.broker, append([]string{"request", "tickets-api", "-o", "json"}, r.args...)...)
+	cmd.Env = append(os.Environ(), "BROKER_URL="+w.url, "SPIFFE_ENDPOINT_SOCKET=unix://"+filepath.Join(w.dir, "identities", r.caller+".sock"))
+	out, err := cmd.CombinedOutput()
+	if id := requestID.Find(out); id != nil {
+		return string(id), nil
 	}
-	if !strings.HasPrefix(id, "req_") {
-		return "", errors.New("the last request has no ID")
-	}
-	return id, nil
+	return "", fmt.Errorf("%s: no request: %v\n%s", strings.Join(cmd.Args, " "), err, out)
 }
+
+var requestID = regexp.MustCompile(`\breq_[0-9a-v]+`)

@@ -102,6 +102,8 @@ func TestCallsThatAreNotRetried(t *testing.T) {
 		{"a limit", 429, "1", `{"code":"limit_reached"}`, func(c *api.Client) error { _, err := c.Ask(t.Context(), api.Ask{}); return err }},
 		{"a refusal of the issuer", 502, "", `{"code":"issuer_refused"}`, func(c *api.Client) error { _, err := c.Collect(t.Context(), "req_1"); return err }},
 		{"a long wait", 503, "3600", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
+		{"a wait of a week", 503, "604800", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
+		{"a wait until a date", 503, "Thu, 01 Jan 2099 00:00:00 GMT", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
 		{"a token exchange", 503, "", ``, func(c *api.Client) error { _, err := c.Exchange(t.Context(), api.TokenRequest{}); return err }},
 		{"an internal error", 500, "", ``, func(c *api.Client) error { _, err := c.WhoAmI(t.Context()); return err }},
 	}
@@ -118,6 +120,38 @@ func TestCallsThatAreNotRetried(t *testing.T) {
 				t.Errorf("got %d calls, %v, want one call and an error", calls.Load(), err)
 			}
 		})
+	}
+}
+
+// Proxies state when to call again in seconds or as a date.
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	const date = "Sun, 29 Nov 2026 12:00:00 GMT" // of the proxy, whose clock may be wrong
+	for header, want := range map[string]time.Duration{
+		"":                               0,
+		"7":                              7 * time.Second,
+		"-7":                             0,
+		"1.5":                            0,
+		"soon":                           0,
+		"604800":                         24 * time.Hour,
+		"99999999999999999999":           0,
+		"Sun, 29 Nov 2026 12:01:30 GMT":  90 * time.Second,
+		"Sunday, 29-Nov-26 12:01:30 GMT": 90 * time.Second,
+		"Sun, 29 Nov 2026 11:00:00 GMT":  0,
+		"Mon, 29 Nov 2027 12:00:00 GMT":  24 * time.Hour,
+	} {
+		client := clientOf(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", date)
+			if header != "" {
+				w.Header().Set("Retry-After", header)
+			}
+			w.WriteHeader(http.StatusForbidden)
+		})
+		_, err := client.WhoAmI(t.Context())
+		var answer *api.Error
+		if !errors.As(err, &answer) || answer.RetryAfter != want {
+			t.Errorf("%q: got %v, want %s", header, err, want)
+		}
 	}
 }
 

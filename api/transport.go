@@ -203,12 +203,26 @@ func readError(resp *http.Response, body []byte) *Error {
 	return e
 }
 
+// maxRetryAfter bounds what a Retry-After can state.
+const maxRetryAfter = 24 * time.Hour
+
+// retryAfter returns the pause that an answer states, in seconds or as a date (RFC 9110,
+// section 10.2.3); proxies use both. A date counts by the clock of the server that wrote it.
+// Zero means not stated.
 func retryAfter(h http.Header) time.Duration {
-	seconds, err := strconv.Atoi(h.Get("Retry-After"))
-	if err != nil || seconds < 0 || seconds > 24*60*60 {
+	value := h.Get("Retry-After")
+	if seconds, err := strconv.ParseUint(value, 10, 64); err == nil {
+		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
 		return 0
 	}
-	return time.Duration(seconds) * time.Second
+	now, err := http.ParseTime(h.Get("Date"))
+	if err != nil {
+		now = time.Now()
+	}
+	return min(max(at.Sub(now), 0), maxRetryAfter)
 }
 
 func (c *Client) request(ctx context.Context, call call, key string) (*http.Request, error) {

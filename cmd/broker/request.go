@@ -189,15 +189,15 @@ const clearLine = "\r\x1b[K"
 func progressTo(w io.Writer) func(agent.Progress) {
 	started := false
 	return func(p agent.Progress) {
-		status := approvalsMissing(p.Request)
 		if !started { // the person may have to pass the id on to an approver
-			fmt.Fprintf(w, "request %s %s\n", p.Request.ID, status)
+			fmt.Fprintf(w, "request %s is %s\n", p.Request.ID, p.Request.Status)
 			started = true
 		}
 		if p.Request.Status != api.StatusPending {
 			fmt.Fprintf(w, "%s%s\n", clearLine, decidedBy(p.Request))
 			return
 		}
+		status := approvalsMissing(p.Request)
 		if p.Err != nil {
 			status = "the broker can't be reached; trying again"
 		}

@@ -64,11 +64,29 @@ func TestProgressOfAWait(t *testing.T) {
 	decided := pendingRequest()
 	decided.Status, decided.Approvals.Given = api.StatusApproved, []api.RecordedVote{{Person: "login/ana\x1b[2J"}}
 	show(agent.Progress{Request: decided})
-	const want = "request req_1 needs approval by 1 of support\n" +
+	const want = "request req_1 is pending\n" +
 		clearLine + "needs approval by 1 of support (1m left)" +
 		clearLine + "the broker can't be reached; trying again (30s left)" +
 		clearLine + "approved by login/ana\\x1b[2J\n"
 	if screen.String() != want {
 		t.Errorf("got %q, want %q", screen.String(), want)
+	}
+}
+
+// A wait that ends without an approval leaves each fact on the screen once.
+func TestScreenAfterWait(t *testing.T) {
+	var screen strings.Builder
+	show := progressTo(&screen)
+	show(agent.Progress{Request: pendingRequest(), Left: time.Minute})
+	show(agent.Progress{Request: pendingRequest(), Left: 30 * time.Second})
+	screen.WriteString(clearLine)
+	(&app{terminal: terminal{err: &screen, getenv: func(string) string { return "" }}}).printError(withResume(&agent.PendingError{Request: pendingRequest()}))
+	var visible []string
+	for line := range strings.Lines(screen.String()) {
+		parts := strings.Split(line, clearLine)
+		visible = append(visible, parts[len(parts)-1])
+	}
+	if text := strings.Join(visible, ""); strings.Count(text, "needs approval by") != 1 || strings.Count(text, "is pending") != 1 {
+		t.Errorf("got the screen %q, want each fact once", text)
 	}
 }

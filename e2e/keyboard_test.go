@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
@@ -97,6 +100,13 @@ func (p *typist) skipToContent() {
 	p.press(kb.Enter)
 }
 
+// skipToDecision skips the header and the facts of a request's page.
+func (p *typist) skipToDecision() {
+	p.t.Helper()
+	p.tabThrough("Skip to the content", "Skip to the decision")
+	p.press(kb.Enter)
+}
+
 // testKeyboard decides requests with the keyboard alone.
 func testKeyboard(t *testing.T, o *office) {
 	ctx := o.browser(t)
@@ -104,10 +114,11 @@ func testKeyboard(t *testing.T, o *office) {
 	ben := &typist{t, ctx}
 	r := o.fileRequest(t, "--scope", "tickets:close", "--scope", "tickets:read", "--why", "duplicates, by the keyboard")
 	do(t, ctx, "the inbox", chromedp.Navigate(o.web+"/ui/"), chromedp.WaitVisible(css(`a[href$="`+r.ID+`"]`)))
-	ben.tabThrough("Skip to the content", "Access Broker", "Inbox", "My access", "Entitlements", "Leases", "Audit", "Ben Test", "Log out", "tickets-api")
+	ben.tabThrough("Skip to the content", "Skip to the requests", "Access Broker", "Inbox", "My access", "Entitlements", "Leases", "Audit", "Ben Test", "Search")
 
 	do(t, ctx, "the inbox, a second time", chromedp.Navigate(o.web+"/ui/"), chromedp.WaitVisible(css(`a[href$="`+r.ID+`"]`)))
-	ben.skipToContent()
+	ben.tabThrough("Skip to the content", "Skip to the requests")
+	ben.press(kb.Enter)
 	ben.tabThrough("tickets-api")
 	for !ben.focusedLinkIs(r.ID) {
 		ben.tabThrough("tickets-api") // other requests are pending as well
@@ -115,7 +126,8 @@ func testKeyboard(t *testing.T, o *office) {
 	ben.press(kb.Enter)
 	do(t, ctx, "the request", chromedp.WaitVisible(css(`button[value="approve"]`)))
 
-	ben.skipToContent()
+	next := o.fileRequest(t, "--scope", "tickets:close", "--why", "no good reason, by the keyboard")
+	ben.skipToDecision()
 	ben.tabThrough("Comment")
 	ben.press("reading is enough")
 	ben.tabThrough("Grant less")
@@ -140,7 +152,11 @@ func testKeyboard(t *testing.T, o *office) {
 	if out := o.collect(t, r.ID, 0); !strings.Contains(out, `"tickets:read"`) || strings.Contains(out, `"tickets:close"`) {
 		t.Errorf("the grant: %s", out)
 	}
-	testDenyingByKeyboard(t, o, ben)
+	ben.skipToContent()
+	ben.tabThrough("Next: tickets-api")
+	ben.press(kb.Enter)
+	testDenyingByKeyboard(t, o, ben, next.ID)
+	testAccountByKeyboard(t, o, ben)
 }
 
 // focusedLinkIs reports whether a link that ends with id has the focus.
@@ -154,23 +170,53 @@ func (p *typist) focusedLinkIs(id string) bool {
 }
 
 // testDenyingByKeyboard denies a request after passing every element of its page.
-func testDenyingByKeyboard(t *testing.T, o *office, ben *typist) {
-	r := o.fileRequest(t, "--scope", "tickets:close", "--why", "no good reason, by the keyboard")
-	do(t, ben.ctx, "another request", chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.WaitVisible(css(`button[value="deny"]`)))
+func testDenyingByKeyboard(t *testing.T, o *office, ben *typist, id string) {
+	do(t, ben.ctx, "the next request", chromedp.WaitVisible(css(`form[action$="`+id+`"] button[value="deny"]`)))
 	ben.skipToContent()
-	ben.tabThrough("Comment")
-	ben.press("use the merge")
 	by := ben.tabTo("Audit log of this request")
-	if want := []string{"Grant less than requested", "Approve", "Deny"}; len(by) < len(want) || !slices.Equal(by[:len(want)], want) {
-		t.Errorf("Tab moves through %q, want %q first", by, want)
+	if want := []string{"Comment (recorded; to deny, state the reason)", "Grant less than requested", "Approve", "Deny"}; len(by) < len(want)+2 || !slices.Equal(by[len(by)-len(want):], want) {
+		t.Errorf("Tab moves through %q, want the facts and then %q", by, want)
 	}
-	for range len(by) - 2 {
-		ben.press(kb.Tab, chromedp.ModifierShift)
-	}
+	ben.press(kb.Tab, chromedp.ModifierShift)
 	if s := ben.at(); s.Name != "Deny" {
 		t.Fatalf("Shift+Tab from the end, through %q, moves to %q, want Deny", by, s.Name)
 	}
+	ben.press(" ") // without a reason: the browser moves the focus to the comment
+	if s := ben.at(); !strings.HasPrefix(s.Name, "Comment") {
+		t.Fatalf("denying without a reason moves to %q, want the comment", s.Name)
+	}
+	ben.press("use the merge")
+	ben.tabThrough("Grant less", "Approve", "Deny")
 	ben.press(" ")
 	do(t, ben.ctx, "denied", chromedp.WaitVisible(css(`.done`)))
-	o.collect(t, r.ID, 3)
+	o.collect(t, id, 3)
+}
+
+// testAccountByKeyboard opens the menu of the account on every width, finds the passkeys
+// in it, and closes it.
+func testAccountByKeyboard(t *testing.T, o *office, ben *typist) {
+	defer do(t, ben.ctx, "the former window", command(emulation.ClearDeviceMetricsOverride, cdp.Empty{}))
+	for _, width := range []int64{1280, 360, 320} {
+		do(t, ben.ctx, fmt.Sprintf("a window of %d pixels", width),
+			command(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: 740, DeviceScaleFactor: 1}),
+			chromedp.Navigate(o.web+"/ui/access"), chromedp.WaitVisible(css(`h1`)))
+		for stops := 0; !strings.HasPrefix(ben.at().Name, "Ben Test"); stops++ { // on a phone, the menu is above the links before it
+			if ben.press(kb.Tab); stops > 15 {
+				t.Fatalf("at %d pixels, Tab does not reach the account", width)
+			}
+		}
+		ben.press(kb.Enter)
+		ben.tabThrough("Security keys and passkeys", "Log out")
+		ben.press(kb.Escape)
+		if s := ben.at(); !strings.HasPrefix(s.Name, "Ben Test") {
+			t.Errorf("at %d pixels, Escape moves to %q, want the account", width, s.Name)
+		}
+		ben.press(kb.Enter)
+		ben.tabThrough("Security keys and passkeys")
+		ben.press(kb.Enter)
+		do(t, ben.ctx, "the passkeys", chromedp.WaitVisible(css(`[data-enrol], .note`)))
+		if title, err := chromedp.Run(ben.ctx, chromedp.Text(css(`h1`))); err != nil || title != "Security keys and passkeys" {
+			t.Errorf("at %d pixels, the menu leads to %q, %v", width, title, err)
+		}
+	}
 }

@@ -54,7 +54,7 @@ func testPages(t *testing.T, o *office) {
 
 	r = o.fileRequest(t, "--scope", "tickets:close", "--scope", "tickets:read", "--why", "more duplicates")
 	do(t, ben, "granting less",
-		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Click(css(`summary`)), chromedp.WaitVisible(css(`input[name="ttl"]`)),
+		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.Click(css(`.decide summary`)), chromedp.WaitVisible(css(`input[name="ttl"]`)),
 		chromedp.Click(css(`input[name="scope.tickets:close"]`)),
 		chromedp.SetValue(css(`input[name="ttl"]`), "2m"),
 		chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))

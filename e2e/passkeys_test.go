@@ -74,12 +74,12 @@ func TestPasskeys(t *testing.T) {
 
 	o.logIn(t, cleo, "cleo", "/ui/")
 	o.enrolPasskey(t, cleo)
-	do(t, cleo, "reading how the passkey counts sooner", chromedp.Click(css(`summary`)), chromedp.WaitVisible(css(`details .id`)))
+	do(t, cleo, "reading how the passkey counts sooner", chromedp.Click(css(`main summary`)), chromedp.WaitVisible(css(`details .id`)))
 	link, err := chromedp.Run(cleo, chromedp.Text(css(`details .id`)))
 	if err != nil || !strings.HasPrefix(link, o.web+"/ui/vouch?") {
 		t.Fatalf("the link is %q, %v", link, err)
 	}
-	o.screenshot(t, cleo, "passkeys", "/ui/passkeys", chromedp.Click(css(`summary`)))
+	o.screenshot(t, cleo, "passkeys", "/ui/passkeys", chromedp.Click(css(`main summary`)))
 	o.screenshot(t, ben, "vouch", strings.TrimPrefix(link, o.web))
 	do(t, ben, "vouching", chromedp.Navigate(link), chromedp.Click(css(`button[value="vouch"]`)), chromedp.WaitVisible(css(`.done`)))
 	second := o.fileRequest(t, "--scope", "tickets:purge", "--why", "some more")

@@ -51,7 +51,7 @@ func (o *office) screenshotDecisions(t testing.TB, ben, dan context.Context) {
 	o.screenshot(t, ben, "inbox", "/ui/")
 	o.screenshot(t, dan, "inbox-review", "/ui/")
 	o.screenshot(t, dan, "request-review", "/ui/requests/"+idOf(t, broken))
-	o.screenshot(t, ben, "request", "/ui/requests/"+pending.ID, chromedp.Click(css(`summary`)))
+	o.screenshot(t, ben, "request", "/ui/requests/"+pending.ID, chromedp.Click(css(`.decide summary`)))
 	o.screenshot(t, ben, "request-signed", "/ui/requests/"+signed.ID)
 	do(t, ben, "approving", chromedp.Navigate(o.web+"/ui/requests/"+pending.ID), chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done`)))
 	lease := leaseOf(t, o.collect(t, pending.ID, 0))
@@ -87,7 +87,7 @@ func (o *office) screenshotOwnPages(t testing.TB, ben context.Context) {
 	t.Helper()
 	o.screenshot(t, ben, "access", "/ui/access")
 	o.screenshot(t, ben, "entitlements", "/ui/entitlements")
-	o.screenshot(t, ben, "ask", "/ui/entitlements/tickets-api", chromedp.Click(css(`summary`)))
+	o.screenshot(t, ben, "ask", "/ui/entitlements/tickets-api", chromedp.Click(css(`main summary`)))
 	o.screenshot(t, ben, "ask-refused", "/ui/entitlements/tickets-api", chromedp.SendKeys(css(`input[name="ttl"]`), "soon"), chromedp.Click(css(`button.go`)), chromedp.WaitVisible(css(`.failed`)))
 	o.screenshot(t, ben, "passkeys-none", "/ui/passkeys")
 }

@@ -12,6 +12,7 @@ import (
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/server/ui"
 )
 
 // The pages of the audit log: a request's timeline, and one record with its proof.
@@ -48,6 +49,7 @@ func (s *Server) auditPage(c *call) (reply, error) {
 
 type timelinePage struct {
 	requestView
+	Axis    *ui.Axis
 	Entries []timelineEntry
 	Partial bool // the log may have more records of the request
 }
@@ -76,7 +78,14 @@ func (s *Server) timelinePage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	leases, err := s.cfg.Broker.LeasesOf(c.r.Context(), c.caller(), r)
+	if err != nil {
+		return reply{}, err
+	}
 	p := timelinePage{requestView: s.view(c, r), Partial: !whole || len(found) < len(ids)}
+	if p.Axis, err = s.axisOf(c.r.Context(), r, leases, c.now); err != nil {
+		return reply{}, err
+	}
 	published := s.publishedSize(c.r.Context())
 	for _, f := range found {
 		p.Entries = append(p.Entries, f.entry(published))

@@ -203,7 +203,7 @@ func (s *Server) passkeysPage(c *call) (reply, error) {
 			Vouch: s.pageURL("/ui/vouch?" + url.Values{"person": {c.who.ID}, "passkey": {credential}}.Encode()),
 		})
 	}
-	return c.page("passkeys", "Your passkeys", "", p)
+	return c.page("passkeys", "Security keys and passkeys", "passkeys", p)
 }
 
 // enrolOptions returns the options for creating a passkey.

@@ -16,19 +16,18 @@ import (
 
 type requestPage struct {
 	requestView
+	continuation
 	CanVote, CanReview, CanWithdraw bool
 	Facts                           api.Facts
+	Same                            *api.RequestHistory  // earlier requests for the entitlement
+	Others                          []api.RequestHistory // earlier requests for others
 	Leases                          []api.Lease
+	Axis                            *ui.Axis
 	Needs                           api.Obligations
+	Command                         string // with which the requester goes on
 	Done, Failed                    string
 	LogInAgain                      bool
 	Form                            form // the contents of a form that was refused
-}
-
-// requestDone are the messages after a successful form.
-var requestDone = map[string]string{
-	"approve": "You approved this request.", "deny": "You denied this request.", "withdraw": "You withdrew this request.",
-	"justified": "Your review is recorded.", "unjustified": "Your review is recorded.", "asked": "Your request was filed.",
 }
 
 func (s *Server) requestPage(c *call) (reply, error) {
@@ -39,7 +38,7 @@ func (s *Server) requestPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return s.showRequest(c, http.StatusOK, r, requestPage{Done: requestDone[c.r.URL.Query().Get("done")]})
+	return s.showRequest(c, http.StatusOK, r, requestPage{Done: c.done(r)})
 }
 
 // requestOf returns the request that the path names.
@@ -64,6 +63,7 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 	if p.Facts, err = s.facts(ctx, c.caller(), r); err != nil {
 		return reply{}, err
 	}
+	p.splitHistory()
 	leases, err := b.LeasesOf(ctx, c.caller(), r)
 	if err != nil {
 		return reply{}, err
@@ -71,7 +71,14 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 	for _, l := range leases {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}
-	return c.pageOf(status, ui.Page{Name: "request", Title: r.Entitlement, Tab: "inbox", Data: p})
+	if p.Axis, err = s.axisOf(ctx, r, leases, c.now); err != nil {
+		return reply{}, err
+	}
+	if p.continuation, err = s.continueFrom(c, r, p.CanVote || p.CanReview); err != nil {
+		return reply{}, err
+	}
+	p.Command = p.commandOf()
+	return c.pageOf(status, ui.Page{Name: "request", Title: "Request for " + r.Entitlement, Tab: "inbox", Data: p})
 }
 
 // decideRequest handles the forms of a request's page.

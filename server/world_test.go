@@ -259,6 +259,9 @@ const signIt = "sign it"
 // outsiders is the justification that makes testPolicy exclude the requester's team.
 const outsiders = "by outsiders"
 
+// quietly is a justification for which a denial needs no reason.
+const quietly = "quietly"
+
 // asker is a person with the permissions of an agent.
 const asker = "login/ivy"
 
@@ -292,6 +295,7 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 		d.Obligations.Approvals = []broker.ApprovalNeed{{Group: "dba", Count: 2}}
 		d.Obligations.Signed = q.Justification == signIt
 		d.Obligations.ExcludeTeam = q.Justification == outsiders
+		d.Obligations.SilentDenial = q.Justification == quietly
 	default:
 		d.Permit = !slices.Contains(q.Scopes, "tickets:close")
 	}

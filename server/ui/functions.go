@@ -3,6 +3,7 @@ package ui
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"html/template"
 	"strconv"
 	"strings"
@@ -11,22 +12,24 @@ import (
 
 // functions are the functions that templates may call.
 var functions = template.FuncMap{
-	"static":  func(name string) string { return "/ui/static/" + hashed[name] },
-	"stamp":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"utc":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-	"short":   short,
-	"first":   first,
-	"joined":  func(list []string) string { return strings.Join(list, ", ") },
-	"brief":   brief,
-	"inline":  inline,
-	"quote":   quote,
-	"proof":   func(method string) string { return cmp.Or(proofs[method], method) },
-	"result":  result,
-	"effect":  func(revocation string) string { return effects[revocation] },
-	"dict":    dict,
-	"grouped": Grouped,
-	"add":     func(a, b int) int { return a + b },
-	"kind":    func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
+	"static":      func(name string) string { return "/ui/static/" + hashed[name] },
+	"stamp":       func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"utc":         func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"day":         func(t time.Time) string { return t.UTC().Format("2 January 2006") },
+	"credentials": credentials,
+	"short":       short,
+	"first":       first,
+	"joined":      func(list []string) string { return strings.Join(list, ", ") },
+	"brief":       brief,
+	"inline":      inline,
+	"quote":       quote,
+	"proof":       func(method string) string { return cmp.Or(proofs[method], method) },
+	"result":      result,
+	"effect":      func(revocation string) string { return effects[revocation] },
+	"dict":        dict,
+	"grouped":     Grouped,
+	"add":         func(a, b int) int { return a + b },
+	"kind":        func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
 }
 
 // Grouped formats a number with its thousands separated.
@@ -65,6 +68,17 @@ func first(list []string) string {
 		return ""
 	}
 	return list[0]
+}
+
+// credentials describes how many credentials were collected.
+func credentials(n int, more bool) string {
+	switch {
+	case more:
+		return fmt.Sprintf("%d or more credentials", n)
+	case n == 0:
+		return "no credential was collected"
+	}
+	return counted(n, "credential")
 }
 
 // proofs describe the methods of authentication.

@@ -85,7 +85,7 @@ func TestQuotedPart(t *testing.T) {
 	page := b.String()
 	for what, want := range map[string]string{
 		"one figure": "<figure", "the author": "<figcaption>Written by the requester, not verified</figcaption>", "the escaped markup": "&lt;/figure&gt;",
-		"the named character": `<span class="escaped">U&#43;202E</span>`, "the rest": "<summary>Show all <span class=\"quiet\">(21 lines,",
+		"the named character": `<span class="escaped">U&#43;202E</span>`, "the rest": "<summary>Show all<span class=\"hidden\"> written by the requester</span> <span class=\"quiet\">(21 lines,",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("%s: no %q in\n%s", what, want, page)

@@ -28,6 +28,36 @@
   times();
   setInterval(times, 1000);
 
+  // The button of a decision that needs a comment makes the browser ask for one.
+  for (const button of document.querySelectorAll("form.decide button[name=do]")) {
+    const field = button.form.elements.namedItem("comment");
+    if (field && !field.required) button.addEventListener("click", () => { field.required = button.dataset.requires === "comment"; });
+  }
+
+  // A click elsewhere, or Escape, closes the account's menu.
+  const account = document.querySelector(".account");
+  document.addEventListener("click", (event) => { if (account && !account.contains(event.target)) account.open = false; });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !account || !account.open) return;
+    account.open = false;
+    account.querySelector("summary").focus();
+  });
+
+  // Commands can be copied.
+  for (const code of document.querySelectorAll("[data-copy]")) {
+    if (!navigator.clipboard) break;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "quiet";
+    button.textContent = "Copy";
+    const said = document.createElement("span");
+    said.className = "quiet";
+    said.setAttribute("role", "status");
+    button.addEventListener("click", () => navigator.clipboard.writeText(code.textContent).then(
+      () => { said.textContent = "Copied"; }, () => { said.textContent = "Your browser does not permit it: select the command instead."; }));
+    code.after(" ", button, " ", said);
+  }
+
   const background = { headers: { "Broker-Background": "1" }, redirect: "error", credentials: "same-origin" };
 
   async function fetchPage() {
@@ -103,7 +133,9 @@
       p.className = "changed";
       p.setAttribute("role", "status");
       const a = document.createElement("a");
-      a.href = location.pathname;
+      const query = new URLSearchParams(location.search);
+      query.delete("done");
+      a.href = location.pathname + (query.size ? "?" + query : "");
       a.textContent = "Reload";
       p.append("This request has changed. ", a);
       watched.append(p);

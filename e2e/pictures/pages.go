@@ -74,7 +74,7 @@ func Pages(ctx context.Context, broker, dir string) error {
 				return err
 			}
 			if err := w.decide(browsers["ben"], r, id); err != nil {
-				return fmt.Errorf("Ben decides on %s: %w", id, err)
+				return fmt.Errorf("deciding on %s as Ben: %w", id, err)
 			}
 			ids[r.decision] = id
 		}

@@ -44,6 +44,9 @@ func (b *Broker) Inbox(ctx context.Context, caller Caller, q InboxQuery) (*Inbox
 			in.New++
 		}
 	}
+	if q.Counts {
+		return in, nil
+	}
 	groups := q.groups(rules, selected)
 	in.Rows = len(groups)
 	in.turnTo(groups, &q)

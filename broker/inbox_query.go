@@ -25,6 +25,7 @@ type InboxQuery struct {
 	Seen   time.Time   // Inbox.New counts what was first seen later; zero: nothing
 	Shown  []RequestID // Inbox.Gone has those of them that wait no longer
 	Facets bool        // fill in Inbox.Facets
+	Counts bool        // leave out the page: every page of a viewer counts, and open inboxes do at every change
 }
 
 // InboxOrder is the order of an inbox.

@@ -140,7 +140,7 @@ func (s *Server) inboxChanged(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, refuse(broker.ErrInvalidRequest, "seen must be the number of the page")
 	}
-	q.Seen, q.Limit = time.Unix(0, seen), 1
+	q.Seen, q.Counts = time.Unix(0, seen), true
 	shown := strings.FieldsFunc(query.Get("shown"), func(r rune) bool { return r == ',' })
 	for _, text := range shown[:min(len(shown), inboxRows)] {
 		id, err := broker.ParseRequestID(text)
@@ -163,7 +163,7 @@ func (s *Server) inboxChanged(c *call) (reply, error) {
 // waitingFor returns the number of decisions that wait for the viewer. A failure does not
 // keep a page from being shown.
 func (s *Server) waitingFor(c *call) int {
-	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), broker.InboxQuery{Limit: 1})
+	in, err := s.cfg.Broker.Inbox(c.r.Context(), c.caller(), broker.InboxQuery{Counts: true})
 	if err != nil {
 		return 0
 	}

@@ -369,3 +369,68 @@ func TestInboxAnnouncesChanges(t *testing.T) {
 		}
 	}
 }
+
+// What a link says about the inbox is text: it leads nowhere else and runs nothing.
+func TestInboxParametersAreText(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, withPeople)
+	id := w.askMany(t, 1)[0]
+	b := newBrowser(t, w)
+	b.logIn("login/ben", "/ui/")
+	for _, bad := range []string{
+		`"><script>alert(1)</script>`, `https://evil.test/`, `//evil.test`, `javascript:alert(1)`, `..%2f..%2fevil`, "a\r\nLocation: https://evil.test", `\evil.test`, strings.Repeat("x", 2100), "\u202e",
+	} {
+		for _, name := range []string{"q", "entitlement", "requester", "team", "risk", "order", "after", "before", "done", "inbox"} {
+			state := url.Values{name: {bad}}.Encode()
+			for _, path := range []string{"/ui/?" + state, "/ui/requests/" + id + "?inbox=" + url.QueryEscape(state), "/ui/requests/" + id + "?" + state} {
+				status, where, page := b.visit(http.MethodGet, path, "")
+				if status != http.StatusOK && status != http.StatusBadRequest {
+					t.Errorf("%s: got %d %s", path, status, where)
+				}
+				if strings.Contains(page, "<script>alert") || strings.Contains(page, `href="//evil`) || strings.Contains(page, `href="https://evil`) || strings.Contains(page, `href="javascript:`) || strings.Contains(page, `href="\evil`) {
+					t.Errorf("%s: the page has the parameter as markup or as a link", path)
+				}
+			}
+			form := url.Values{"do": {"approve"}, "comment": {"x"}, "digest." + id: {strings.Repeat("0", 64)}}.Encode()
+			_, to, _ := b.visit(http.MethodPost, "/ui/requests/"+id+"/alike?inbox="+url.QueryEscape(state), form)
+			if to != "" && !strings.HasPrefix(to, "/ui/") {
+				t.Errorf("%s=%q: a decision redirects to %q", name, bad, to)
+			}
+		}
+	}
+	r, err := w.as(agent+"/0").Request(t.Context(), id)
+	if err != nil || r.Status != api.StatusPending {
+		t.Errorf("got %+v, %v, want the request to be pending: no digest was right", r, err)
+	}
+}
+
+// The page of identical requests neither shows nor decides what its viewer may not.
+func TestAlikePageOfOthers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, withPeople)
+	ids := w.askMany(t, 2)
+	first := must[*api.Request](t)(w.as(agent+"/0").Request(t.Context(), ids[0]))
+	b := newBrowser(t, w)
+	b.logIn("login/eve", "/ui/") // in no group
+	form := url.Values{"do": {"approve"}, "comment": {"x"}, "digest." + ids[0]: {first.Digest}}.Encode()
+	for _, visit := range [][2]string{{http.MethodGet, ""}, {http.MethodPost, form}} {
+		for _, id := range append(ids, "req_00000000000000000000000000") {
+			status, _, page := b.visit(visit[0], "/ui/requests/"+id+"/alike", visit[1])
+			if status == http.StatusOK || status == http.StatusSeeOther && visit[0] == http.MethodPost || strings.Contains(page, agent) || strings.Contains(page, first.Digest) {
+				t.Errorf("%s of %s: got %d and a page with the request: %t", visit[0], id, status, strings.Contains(page, agent))
+			}
+		}
+	}
+	if r := must[*api.Request](t)(w.as(agent+"/0").Request(t.Context(), ids[0])); r.Status != api.StatusPending || len(r.Approvals.Given) != 0 {
+		t.Errorf("got status %s and votes %v, want a pending request without votes", r.Status, r.Approvals.Given)
+	}
+	// The number of decisions in a form has a bound.
+	b.logIn("login/ben", "/ui/")
+	many := url.Values{"do": {"deny"}, "comment": {"x"}}
+	for range broker.MaxGroup + 1 {
+		many.Set("digest."+broker.NewRequestID(time.Now()).String(), first.Digest)
+	}
+	if status, _, page := b.visit(http.MethodPost, "/ui/requests/"+ids[0]+"/alike", many.Encode()); status != http.StatusBadRequest || !strings.Contains(page, "at most 20 requests") {
+		t.Errorf("%d requests: got %d, want 400", broker.MaxGroup+1, status)
+	}
+}

@@ -68,30 +68,18 @@ bench: ## measure speed; it is reported and never asserted
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
 	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .
 
-# -short makes the fixtures small, and make lint has vetted the packages. A run without
-# any benchmark fails.
+# -short makes the fixtures small. A run without any benchmark fails.
 BENCHED = grep -rl --include='*_test.go' --exclude-dir=e2e '^func Benchmark' . | xargs -n1 dirname | sort -u
 bench-once: ## run every benchmark that needs only Go once, to prove that it runs
-	packages=$$($(BENCHED)); test -n "$$packages" && $(GO) test -short -vet=off -run '^$$' -bench . -benchtime 1x $$packages
+	packages=$$($(BENCHED)); test -n "$$packages" && $(GO) test -short -run '^$$' -bench . -benchtime 1x $$packages
 
-# Without its own limit, minimizing a finding uses up the whole FUZZTIME. A run without
-# any target fails.
-FUZZED = grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u
+FUZZED = grep -rl --include='*_test.go' --exclude-dir=e2e '^func Fuzz' . | xargs -n1 dirname | sort -u
 fuzz: ## run every fuzz target for FUZZTIME (10s), from its kept corpus
-	@set -e; n=0; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cache=$$($(GO) env GOCACHE)/fuzz/$$($(GO) list -m); \
-	for package in $$($(FUZZED)); do \
-		$(GO) test -c -fuzz=. -o "$$dir/fuzz.test" "$$package"; \
-		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(.*/\1/p' $$package/*_test.go); do \
-			(cd "$$package" && "$$dir/fuzz.test" -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(FUZZTIME) \
-				-test.fuzzminimizetime 10x -test.fuzzcachedir "$$cache/$$package"); \
-			echo "ok  	$$package $$target"; \
-			n=$$((n+1)); \
-		done; \
-	done; echo "fuzz: $$n targets"; test $$n -gt 0
+	@$(FUZZED) | .ci/fuzz $(GO) $(FUZZTIME)
 
 # A number of inputs, because a target may fail when its time ends in the middle of one.
 fuzz-short: ## run every fuzz target on 1,000 inputs, from its kept corpus
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=1000x
+	@$(FUZZED) | .ci/fuzz $(GO) 1000x 2
 
 # The packages whose tests kill processes, lose answers, race or draw at random, and
 # the crash loop: a broker under load is killed, suspended, loses its disk and its

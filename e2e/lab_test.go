@@ -216,6 +216,7 @@ func (l *lab) issue(t testing.TB, ask api.Ask) *api.Credential {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkSecret(t, c)
 	return c
 }
 

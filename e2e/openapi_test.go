@@ -14,8 +14,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
+	"accessbroker.internal/api"
 	"accessbroker.internal/e2e/servers"
 )
 
@@ -198,9 +200,21 @@ type (
 		Components struct {
 			Responses map[string]openAPIResponse
 			Examples  map[string]struct{ Value json.RawMessage }
+			Schemas   map[string]openAPISchema
 		}
 	}
+	openAPISchema struct {
+		openAPIReference
+		Required      []string
+		Properties    map[string]openAPISchema
+		AllOf         []openAPISchema
+		Discriminator struct{ Mapping map[string]string }
+	}
 )
+
+func (d *openAPIDocument) schema(ref string) openAPISchema {
+	return d.Components.Schemas[strings.TrimPrefix(ref, "#/components/schemas/")]
+}
 
 // answer writes the example of an operation that has this name.
 func (d *openAPIDocument) answer(w http.ResponseWriter, method, path, name string) {
@@ -238,4 +252,39 @@ func serveExamples(t *testing.T, text []byte) (url string) {
 	}))
 	t.Cleanup(server.Close)
 	return server.URL
+}
+
+// sourceDocument returns the OpenAPI document in the source.
+var sourceDocument = sync.OnceValues(func() (document openAPIDocument, err error) {
+	text, err := os.ReadFile(filepath.Join("..", "server", "openapi.json"))
+	if err != nil {
+		return document, err
+	}
+	return document, json.Unmarshal(text, &document)
+})
+
+// checkSecret compares the fields of a secret with the schema of its type in the OpenAPI
+// document.
+func checkSecret(t testing.TB, c *api.Credential) {
+	t.Helper()
+	document, err := sourceDocument()
+	if err != nil {
+		t.Fatal(err)
+	}
+	union := document.Components.Schemas["Credential"]
+	member := document.schema(union.Discriminator.Mapping[c.Type])
+	if len(member.AllOf) != 2 {
+		t.Fatalf("the type %q is not in the OpenAPI document", c.Type)
+	}
+	secret := document.schema(member.AllOf[1].Properties["secret"].Ref)
+	for _, field := range secret.Required {
+		if c.Secret[field] == "" {
+			t.Errorf("a credential of type %s lacks the field %s of the OpenAPI document", c.Type, field)
+		}
+	}
+	for field := range c.Secret {
+		if _, known := secret.Properties[field]; !known && c.Type != "data" {
+			t.Errorf("a credential of type %s has the field %s, which is not in the OpenAPI document", c.Type, field)
+		}
+	}
 }

@@ -38,12 +38,12 @@ var ours = map[string][]string{
 	"issuers/vault":             {"broker", "audit", "internal/retryafter"},
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
-	"notify":                    {"broker", "audit", "internal/retryafter"},
+	"notify":                    {"broker", "audit", "internal/retryafter", "internal/visible"},
 	"store":                     {"broker", "broker/activity", "audit"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
 	"server/plot":               {},
 	"server/inbound":            {},
-	"server/ui":                 {},
+	"server/ui":                 {"internal/visible"},
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
@@ -54,10 +54,11 @@ var ours = map[string][]string{
 	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
+	"internal/visible":          {},
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "agent", "api", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "api", "policy", "audit", "audit/verify",
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
 }

@@ -139,7 +139,7 @@ func TestMail(t *testing.T) {
 		t.Errorf("got message id %q", parsed.Header.Get("Message-Id"))
 	}
 	body, err := io.ReadAll(quotedprintable.NewReader(parsed.Body))
-	if err != nil || !strings.Contains(string(body), "https://broker.acme.test/ui/requests/"+r.ID.String()) || !strings.Contains(string(body), "justification: a line . MAIL FROM") {
+	if err != nil || !strings.Contains(string(body), "https://broker.acme.test/ui/requests/"+r.ID.String()) || !strings.Contains(string(body), "justification (the requester's words, not verified): a line . MAIL FROM") {
 		t.Errorf("got body %s, %v", body, err)
 	}
 }

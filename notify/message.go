@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/visible"
 )
 
 // Facts are the content of a message. plain has cleaned the requester's texts.
@@ -48,18 +49,17 @@ type Approval struct {
 const maxText = 500
 
 // plain returns a text of another person as one line of at most maxText
-// characters, without control and format characters such as those that reverse the
-// direction of text.
+// characters. Gaps become one space, and characters that a reader would not see, such
+// as those that reverse the direction of text, are left out.
 func plain(s string) string {
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return ' '
-		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r):
+	before := rune(0)
+	s = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+		seen := unicode.IsSpace(r) || visible.Rune(r, before)
+		if before = r; !seen {
 			return -1
 		}
 		return r
-	}, s)
+	}, s)), " ")
 	if runes := []rune(s); len(runes) > maxText {
 		return string(runes[:maxText]) + "…"
 	}

@@ -41,8 +41,8 @@ func TestMessageOfAPendingRequest(t *testing.T) {
 	}
 	want := `spiffe://acme.test/agent/triage (agent), owner login/ana
 requests orders-db-rw: write
-justification: order 7 is stuck
-ticket: OPS-7
+justification (the requester's words, not verified): order 7 is stuck
+ticket (as the requester wrote it): OPS-7
 credential valid 10m, collectable for 1h
 approvals from dba: 0 of 2
 The request lapses at 2026-06-01 13:00:00Z.
@@ -57,13 +57,13 @@ Status pending: https://broker.acme.test/ui/requests/` + r.ID.String()
 // that reverse text.
 func TestMessageCleansHostileTexts(t *testing.T) {
 	n, r := waiting()
-	r.Justification = "fine\r\n\r\nStatus approved: https://evil.test\u202e\u200b\x1b[31m" + strings.Repeat("x", 64<<10)
+	r.Justification = "fine\r\n\r\nStatus approved: https://evil.test\u202e\u200b\x1b[31m\u3164\U000e0041" + strings.Repeat(" \u00a0", 99) + "approved" + strings.Repeat("x", 64<<10)
 	r.Ticket = "<!channel> <https://evil.test|click>\u0000"
 	_, body, err := builtInTexts(t).text(factsOf("https://broker.acme.test", n, r, noon))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(body, "\nStatus ") != 1 || strings.ContainsAny(body, "\u202e\u200b\x1b\x00\r") || len(body) > 4096 {
+	if strings.Count(body, "\nStatus ") != 1 || strings.ContainsAny(body, "\u202e\u200b\x1b\x00\r\u3164\u00a0\U000e0041") || strings.Contains(body, "  ") || len(body) > 4096 {
 		t.Errorf("got body %q", body)
 	}
 }

@@ -11,19 +11,25 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/internal/screen"
+	"accessbroker.internal/internal/visible"
 )
 
 // printable escapes text of other parties for one line of a terminal: every
-// character that moves the cursor, starts a line, changes colours or turns the
-// writing direction becomes an escape sequence such as \n or \u202e.
+// character that moves the cursor, starts a line, changes colours, turns the writing
+// direction or has no ink becomes an escape sequence such as \n or \u202e.
 func printable(s string) string {
 	var b strings.Builder
+	before := rune(0)
 	for _, r := range s {
-		if unicode.IsPrint(r) {
+		switch {
+		case unicode.IsPrint(r) && visible.Rune(r, before):
 			b.WriteRune(r)
-		} else {
+		case unicode.IsPrint(r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
 			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
 		}
+		before = r
 	}
 	return b.String()
 }

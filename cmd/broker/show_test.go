@@ -142,7 +142,7 @@ func TestRequesterTextIsBoundedInTheTerminal(t *testing.T) {
 
 // Text of other parties can't move the cursor or imitate a row.
 func TestHostileTextsInTheTerminal(t *testing.T) {
-	const evil = "x\x1b[2J\x1b]0;pwned\a\rstatus  approved\nstatus  approved\n\tstatus  approved\u202e\u2028status  approved\x7f\u0085"
+	const evil = "x\x1b[2J\x1b]0;pwned\a\rstatus  approved\nstatus  approved\n\tstatus  approved\u202e\u2028status  approved\x7f\u0085\u3164\u2800"
 	r := requestToShow()
 	r.Justification, r.Ticket, r.Parameters["prefix"], r.Team = evil, evil, evil, evil
 	r.Approvals.Given[0].Comment, r.Approvals.Given[0].Person = evil, evil
@@ -157,7 +157,7 @@ func TestHostileTextsInTheTerminal(t *testing.T) {
 		}
 	}
 	for _, r := range got {
-		if r != '\n' && !unicode.IsPrint(r) {
+		if r != '\n' && !unicode.IsPrint(r) || r == '\u3164' || r == '\u2800' {
 			t.Errorf("%U reaches the terminal", r)
 		}
 	}

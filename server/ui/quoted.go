@@ -5,6 +5,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"accessbroker.internal/internal/visible"
 )
 
 // Text of requesters, approvers and providers. The parts "quoted" and "inline" show
@@ -101,7 +103,7 @@ func runsOf(text string) (runs []run) {
 		} else {
 			marks = 0
 		}
-		if showable(r, before) && marks <= maxMarks {
+		if r == '\n' || r == '\t' || visible.Rune(r, before) && marks <= maxMarks {
 			plain.WriteRune(r)
 		} else {
 			flush()
@@ -116,25 +118,3 @@ func runsOf(text string) (runs []run) {
 // maxMarks is how many combining marks a letter may have. More of them grow into the
 // lines above and below.
 const maxMarks = 4
-
-// blank are graphic characters without ink, and variation selectors that are used to
-// hide data in a text.
-var blank = &unicode.RangeTable{
-	R16: []unicode.Range16{{0x034f, 0x034f, 1}, {0x115f, 0x1160, 1}, {0x17b4, 0x17b5, 1}, {0x180b, 0x180f, 1}, {0x2800, 0x2800, 1}, {0x3164, 0x3164, 1}, {0xffa0, 0xffa0, 1}, {0xfffd, 0xfffd, 1}},
-	R32: []unicode.Range32{{0xe0000, 0xe0fff, 1}},
-}
-
-// showable reports whether a browser shows a character as one character in its place.
-// Joiners are part of the spelling of some scripts and of emoji, so they may follow
-// those, but not ASCII.
-func showable(r, before rune) bool {
-	switch {
-	case r == '\n', r == '\t':
-		return true
-	case r == '\u200c', r == '\u200d':
-		return before > unicode.MaxLatin1 && unicode.In(before, unicode.L, unicode.M, unicode.So) || unicode.Is(unicode.Sk, before)
-	case unicode.Is(blank, r):
-		return false
-	}
-	return unicode.IsGraphic(r)
-}

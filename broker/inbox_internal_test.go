@@ -2,6 +2,7 @@ package broker
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -83,5 +84,24 @@ func TestRisk(t *testing.T) {
 		if got, reasons := rules.Risk(&r); got != test.want || (len(reasons) == 0) != (got == RiskLow) {
 			t.Errorf("%s: got %d for %q, want %d", name, got, reasons, test.want)
 		}
+	}
+}
+
+// Requests with large parameters do not take the memory of the broker, and do not keep
+// small ones out of the inboxes.
+func TestLargeWaitingRequestsShareABudget(t *testing.T) {
+	var room waitingRoom
+	large := &Request{Parameters: map[string]string{"csr": strings.Repeat("x", 16<<10)}}
+	kept := 0
+	for range 2 * maxLargeWaiting / (16 << 10) {
+		if room.admits(large) {
+			kept++
+		}
+		if !room.admits(&Request{Justification: strings.Repeat("x", MaxJustification), Parameters: map[string]string{"a": "b"}}) {
+			t.Fatalf("after %d large requests, a small one has no room", kept)
+		}
+	}
+	if most := maxLargeWaiting / (16 << 10); kept == 0 || kept > most || !room.full {
+		t.Errorf("got %d large requests kept, full %t, want at most %d and a full room", kept, room.full, most)
 	}
 }

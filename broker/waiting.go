@@ -17,6 +17,35 @@ import (
 // inboxes.
 const maxWaiting = 20_000
 
+// A request may have 16 KB of parameters, so that 20,000 of them could take most of the
+// memory. Those above largeWaiting share a budget; the others take at most 110 MB.
+const (
+	largeWaiting    = 4 << 10  // bytes of texts
+	maxLargeWaiting = 64 << 20 // bytes of all large ones
+)
+
+// A waitingRoom counts the bytes of large requests. Small ones always have room.
+type waitingRoom struct {
+	large int
+	full  bool // a request was left out
+}
+
+func (w *waitingRoom) admits(r *Request) bool {
+	size := len(r.Justification)
+	for name, value := range r.Parameters {
+		size += len(name) + len(value)
+	}
+	if size <= largeWaiting {
+		return true
+	}
+	if w.large+size > maxLargeWaiting {
+		w.full = true
+		return false
+	}
+	w.large += size
+	return true
+}
+
 const (
 	waitingFresh = 30 * time.Second // an inbox reads everything again if it is older than this
 	waitingEvery = 10 * time.Second // keepWaiting reads everything again
@@ -39,7 +68,7 @@ type waitingList struct {
 	used   time.Time         // by an inbox
 	seen   time.Time         // of the request that was seen last
 	list   []*waitingRequest // oldest first; never modified
-	more   bool              // there are more than maxWaiting
+	more   bool              // there are more than maxWaiting, or too many large ones
 	during []RequestID       // read again since the complete reading began; nil: none is under way
 }
 
@@ -143,19 +172,20 @@ func (b *Broker) loadWaiting(ctx context.Context, now time.Time, done func() boo
 // readWaiting returns the pending requests and those with open reviews, oldest first.
 func (b *Broker) readWaiting(ctx context.Context, now time.Time) (list []*Request, more bool, err error) {
 	err = b.cfg.Store.View(ctx, func(tx Tx) error {
-		if list, more, err = pendingRequests(tx, now); err != nil {
+		var room waitingRoom
+		if list, more, err = pendingRequests(tx, now, &room); err != nil {
 			return err
 		}
-		reviews, tooMany, err := openReviews(tx)
-		list, more = append(list, reviews...), more || tooMany
+		reviews, tooMany, err := openReviews(tx, &room)
+		list, more = append(list, reviews...), more || tooMany || room.full
 		return err
 	})
 	slices.SortFunc(list, func(x, y *Request) int { return compareIDs(x.ID, y.ID) })
 	return list, more, err
 }
 
-func pendingRequests(tx Tx, now time.Time) (list []*Request, more bool, err error) {
-	q := RequestQuery{Status: RequestPending, Now: now, Limit: maxWaiting}
+func pendingRequests(tx Tx, now time.Time, room *waitingRoom) (list []*Request, more bool, err error) {
+	q := RequestQuery{Status: RequestPending, Now: now, Limit: maxWaiting, Match: room.admits}
 	for len(list) < maxWaiting {
 		page, next, err := tx.Requests(q)
 		if err != nil {
@@ -170,7 +200,7 @@ func pendingRequests(tx Tx, now time.Time) (list []*Request, more bool, err erro
 }
 
 // openReviews returns the requests whose break-glass use is not reviewed yet.
-func openReviews(tx Tx) (list []*Request, more bool, err error) {
+func openReviews(tx Tx, room *waitingRoom) (list []*Request, more bool, err error) {
 	open, err := tx.Reviews()
 	if err != nil {
 		return nil, false, err
@@ -188,7 +218,7 @@ func openReviews(tx Tx) (list []*Request, more bool, err error) {
 			if ignoreNotFound(err) != nil {
 				return nil, false, err
 			}
-			if err == nil && r.awaitsReview() {
+			if err == nil && r.awaitsReview() && room.admits(r) {
 				list = append(list, r)
 			}
 		}

@@ -1,6 +1,7 @@
 package pictures
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -25,14 +26,17 @@ type shot struct {
 	name, person, path string
 	width, height      int64 // in CSS pixels; the height is the most that is shown
 	theme              string
+	of                 string // the element that is shown, instead of the page
 }
 
 var shots = []shot{
-	{"request", "ben", "/ui/requests/WAITING", 1040, 700, "light"},
-	{"request-dark", "ben", "/ui/requests/WAITING", 1040, 700, "dark"},
-	{"request-phone", "ben", "/ui/requests/WAITING", 390, 1000, "dark"},
-	{"inbox", "ben", "/ui/", 1120, 700, "light"},
-	{"overview", "dan", "/ui/overview", 1040, 770, "light"},
+	{"request", "ben", "/ui/requests/WAITING", 1040, 900, "light", ""},
+	{"request-dark", "ben", "/ui/requests/WAITING", 1040, 900, "dark", ""},
+	{"request-phone", "ben", "/ui/requests/WAITING", 390, 1000, "dark", ""},
+	{"inbox", "ben", "/ui/", 1120, 700, "light", ""},
+	{"overview", "dan", "/ui/overview", 1040, 770, "light", ""},
+	{"timeline", "dan", "/ui/requests/APPROVED", 1040, 1000, "light", "figure.axis"},
+	{"audit", "dan", "/ui/audit", 1040, 900, "light", ""},
 }
 
 // A request is filed before the screenshots. Ben decides on it unless decision is empty.
@@ -77,6 +81,11 @@ func Pages(ctx context.Context, broker, dir string) error {
 				return fmt.Errorf("deciding on %s as Ben: %w", id, err)
 			}
 			ids[r.decision] = id
+			if r.decision == "approve" {
+				if err := w.collect(ctx, r, id); err != nil {
+					return err
+				}
+			}
 		}
 		for _, s := range shots {
 			path := strings.NewReplacer("APPROVED", ids["approve"], "WAITING", ids[""]).Replace(s.path)
@@ -132,14 +141,17 @@ func (s shot) take(browser context.Context, url string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	tall, err := chromedp.Run(browser, chromedp.Evaluate[float64](`document.documentElement.getBoundingClientRect().height`))
+	box, err := chromedp.Run(browser, chromedp.Evaluate[[]float64](`(() => {
+		const b = document.querySelector("`+cmp.Or(s.of, "html")+`").getBoundingClientRect();
+		const edge = Math.min(16, b.x);
+		return [b.x - edge, b.y + scrollY - edge, b.width + 2 * edge, b.height + 2 * edge];
+	})()`))
 	if err != nil {
 		return nil, err
 	}
+	clip := page.Viewport{X: box[0], Y: box[1], Width: box[2], Height: min(box[3], float64(s.height)), Scale: 1}
 	picture, err := chromedp.Run(browser, func(ctx context.Context, target *chromedp.Target) ([]byte, error) {
-		answer, err := cdp.Call(ctx, target, page.CaptureScreenshot, page.CaptureScreenshotParams{
-			Clip: &page.Viewport{Width: float64(s.width), Height: min(tall, float64(s.height)), Scale: 1},
-		})
+		answer, err := cdp.Call(ctx, target, page.CaptureScreenshot, page.CaptureScreenshotParams{Clip: &clip, CaptureBeyondViewport: new(true)})
 		if err != nil {
 			return nil, err
 		}

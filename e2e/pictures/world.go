@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -99,13 +98,26 @@ func (w *world) await(ctx context.Context) error {
 
 // file files a request and returns its ID. Policy may deny the request.
 func (w *world) file(ctx context.Context, r request) (id string, err error) {
-	cmd := exec.CommandContext(ctx, w.broker, append([]string{"request", "tickets-api", "-o", "json"}, r.args...)...)
-	cmd.Env = append(os.Environ(), "BROKER_URL="+w.url, "SPIFFE_ENDPOINT_SOCKET=unix://"+filepath.Join(w.dir, "identities", r.caller+".sock"))
-	out, err := cmd.CombinedOutput()
+	out, err := w.run(ctx, r, append([]string{"request", "tickets-api", "-o", "json"}, r.args...))
 	if id := requestID.Find(out); id != nil {
 		return string(id), nil
 	}
-	return "", fmt.Errorf("%s: no request: %v\n%s", strings.Join(cmd.Args, " "), err, out)
+	return "", fmt.Errorf("filing a request: %v\n%s", err, out)
 }
 
 var requestID = regexp.MustCompile(`\breq_[0-9a-v]+`)
+
+// collect collects the credential of an approved request.
+func (w *world) collect(ctx context.Context, r request, id string) error {
+	if out, err := w.run(ctx, r, []string{"collect", id, "-o", "json"}); err != nil {
+		return fmt.Errorf("collecting: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// run runs a command as the caller of a request.
+func (w *world) run(ctx context.Context, r request, args []string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, w.broker, args...)
+	cmd.Env = append(os.Environ(), "BROKER_URL="+w.url, "SPIFFE_ENDPOINT_SOCKET=unix://"+filepath.Join(w.dir, "identities", r.caller+".sock"))
+	return cmd.CombinedOutput()
+}

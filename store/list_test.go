@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -165,6 +166,55 @@ func TestListsOfRequests(t *testing.T) {
 	if counts, err := s.CountPending(t.Context(), testNow); err != nil || counts != 1 {
 		t.Errorf("pending: %v, %v", counts, err)
 	}
+}
+
+// The requests of a person are found by an index, newest first, also those that were
+// stored before the index existed.
+func TestListsOfPeople(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "broker.db")
+	s := open(t, path)
+	var want []broker.RequestID
+	for n := range 30 {
+		r := newIssuance(t, n).request
+		if n%3 == 0 {
+			r.Requester = broker.Identity{ID: "login/ana", Kind: broker.KindPerson}
+			want = append(want, r.ID)
+		}
+		put(t, s, &r)
+	}
+	slices.Reverse(want)
+	check := func(when string) {
+		t.Helper()
+		var got []broker.RequestID
+		q := broker.RequestQuery{Requester: "login/ana", Now: testNow, Limit: 4}
+		for more := true; more; more = !q.Before.IsZero() {
+			err := s.View(t.Context(), func(tx broker.Tx) error {
+				page, next, err := tx.Requests(q)
+				for _, r := range page {
+					got = append(got, r.ID)
+				}
+				q.Before = next
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", when, got, want)
+		}
+	}
+	check("from the start")
+	for _, back := range []string{"DROP INDEX requests_person", "ALTER TABLE requests DROP COLUMN person", "PRAGMA user_version = 8"} {
+		if _, err := s.w.conn.ExecContext(t.Context(), back); err != nil {
+			t.Fatalf("%s: %v", back, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	check("after the upgrade")
 }
 
 // The requests that lapse last are in the middle of the list.

@@ -70,10 +70,13 @@ CREATE TABLE counted (one INTEGER PRIMARY KEY CHECK (one = 1), record INTEGER NO
 INSERT INTO counted VALUES (1, 0);
 CREATE TABLE hours (hour INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE events (kind TEXT NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (kind, record)) WITHOUT ROWID;
+`, `
+ALTER TABLE requests ADD COLUMN person TEXT;
+CREATE INDEX requests_person ON requests (person) WHERE person IS NOT NULL;
 `}
 
 // fills are the parts of a migration that SQL cannot do, by version.
-var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices}
+var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}
 
 // fillNotices fills the columns by which notices are found since version 5.
 func fillNotices(ctx context.Context, tx *sql.Tx) error {
@@ -98,6 +101,38 @@ func fillNotices(ctx context.Context, tx *sql.Tx) error {
 	for id, n := range list {
 		args := append(noticeColumns(&n), id[:])
 		if _, err := tx.ExecContext(ctx, "UPDATE notices SET due = ?, channel = ?, urgent = ?, requester = ? WHERE id = ?", args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillPeople fills the column by which the requests of people are found since version 9.
+func fillPeople(ctx context.Context, tx *sql.Tx) error {
+	people := map[broker.RequestID]any{}
+	err := each(ctx, tx, "SELECT id, body FROM requests", nil, func(rows *sql.Rows) error {
+		var id, body sql.RawBytes
+		if err := rows.Scan(&id, &body); err != nil {
+			return err
+		}
+		key, err := requests.key(id)
+		if err != nil {
+			return err
+		}
+		row, err := decodeRow(key, body)
+		if err != nil {
+			return err
+		}
+		if person := personOf(row.(*broker.Request).Requester.ID); person != nil {
+			people[key.(broker.RequestID)] = person
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for id, person := range people {
+		if _, err := tx.ExecContext(ctx, "UPDATE requests SET person = ? WHERE id = ?", person, id[:]); err != nil {
 			return err
 		}
 	}

@@ -39,7 +39,7 @@ var tables = [tableCount]struct {
 	idSize int // 0: not fixed
 	extra  []string
 }{
-	requests:    {"requests", 16, []string{"lapses"}},
+	requests:    {"requests", 16, []string{"lapses", "person"}},
 	leases:      {"leases", 16, []string{"due"}},
 	counters:    {"counters", 0, []string{"expires"}},
 	blocks:      {"blocks", 0, nil},
@@ -155,10 +155,14 @@ func (out *row) encode(r broker.Row, s *scratch) (err error) {
 func extraColumns(r broker.Row) []any {
 	switch r := r.(type) {
 	case *broker.Request:
-		if r.Status == broker.RequestPending {
-			return []any{ceilMillis(r.Lapses)}
+		person := personOf(r.Requester.ID)
+		switch {
+		case r.Status == broker.RequestPending:
+			return []any{ceilMillis(r.Lapses), person}
+		case person != nil:
+			return []any{nil, person}
 		}
-		return noValue
+		return noValues
 	case *broker.Lease:
 		if due := r.Due(); !due.IsZero() {
 			return []any{due.UnixMilli()}
@@ -186,8 +190,21 @@ func extraColumns(r broker.Row) []any {
 	return nil
 }
 
-// noValue is one column with NULL, which most rows have.
-var noValue = []any{nil}
+// noValue is one column with NULL, and noValues two, which most rows have.
+var (
+	noValue  = []any{nil}
+	noValues = []any{nil, nil}
+)
+
+// personOf returns the ID of a requester who is not a workload; nil for a workload.
+// Workloads file almost all requests, so an index on all requesters would slow every
+// issuance down.
+func personOf(requester string) any {
+	if strings.HasPrefix(requester, "spiffe://") {
+		return nil
+	}
+	return requester
+}
 
 // noticeColumns returns the columns by which a notice is found while it is due.
 // An urgent notice has no requester there, because urgent notices do not count

@@ -53,8 +53,8 @@ func (v *viewTx) Append(*audit.Entry) { panic("store: a View writes nothing") }
 // maxScan bounds the rows that one call of Requests or Leases reads.
 const maxScan = 10_000
 
-// Requests implements broker.Tx. Pending requests have an index; for all others
-// it reads back from the newest.
+// Requests implements broker.Tx. Pending requests and those of people have an index; for
+// all others it reads back from the newest.
 func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.RequestID, error) {
 	l := listing[*broker.Request]{
 		query:  "SELECT id, body FROM requests WHERE id < ? ORDER BY id DESC LIMIT ?",
@@ -63,7 +63,12 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		table:  requests,
 		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
 	}
-	if q.Status == broker.RequestPending {
+	switch {
+	case q.Requester != "" && personOf(q.Requester) != nil:
+		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_person
+			WHERE person = ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id`
+		l.args = []any{q.Requester, before(q.Before[:]), maxScan}
+	case q.Status == broker.RequestPending:
 		// CROSS JOIN keeps SQLite from reordering the join: it sorts the ids alone,
 		// and not the bodies.
 		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_pending

@@ -104,7 +104,7 @@ type Facet struct {
 type Facets struct{ Entitlements, Teams, Requesters []Facet }
 
 // maxFacets bounds each list of facets.
-const maxFacets = 100
+const maxFacets = 50
 
 func facetsOf(list []*waitingRequest) (f Facets) {
 	entitlements, teams, requesters := map[string]int{}, map[string]int{}, map[string]int{}
@@ -154,12 +154,17 @@ func isOrBelow(id, other string) bool {
 // SearchWords returns the words of a search, in lower case.
 func SearchWords(text string) []string { return strings.Fields(strings.ToLower(text)) }
 
+// ContainsWords reports whether the texts contain all the words, which are in lower case.
+func ContainsWords(words []string, texts ...string) bool {
+	text := strings.ToLower(strings.Join(texts, "\n"))
+	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) })
+}
+
 // Contains reports whether the request's names and texts contain all the words, which are
 // in lower case.
 func (r *Request) Contains(words []string) bool {
 	texts := append([]string{r.ID.String(), r.Entitlement, r.Requester.ID, r.Requester.Team, r.Justification, r.Ticket}, r.Scopes...)
-	text := strings.ToLower(strings.Join(append(texts, r.Requester.Accountable...), "\n"))
-	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) })
+	return ContainsWords(words, append(texts, r.Requester.Accountable...)...)
 }
 
 // isLike reports whether two requests are identical except for their texts. Their

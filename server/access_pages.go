@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +16,10 @@ import (
 
 type accessPage struct {
 	Requests     []requestView
+	Later        bool // newer requests than these exist
 	NextRequests string
 	Leases       []api.Lease
+	MoreLeases   bool
 	Done         string
 }
 
@@ -31,11 +34,11 @@ func (s *Server) access(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	leases, _, err := b.Leases(ctx, c.caller(), broker.LeaseQuery{Live: true, Now: c.now})
+	leases, more, err := b.Leases(ctx, c.caller(), broker.LeaseQuery{Live: true, Now: c.now, Limit: 20})
 	if err != nil {
 		return reply{}, err
 	}
-	p := accessPage{Requests: s.viewAll(c, requests), NextRequests: next.String()}
+	p := accessPage{Requests: s.viewAll(c, requests), Later: !before.IsZero(), NextRequests: next.String(), MoreLeases: !more.IsZero()}
 	for _, l := range leases {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}
@@ -53,17 +56,33 @@ func pageCursor(c *call) (id broker.RequestID, err error) {
 	return id, err
 }
 
+type offersPage struct {
+	Offers []api.Offer
+	Total  int // without the search
+	Search string
+	Page   listPage
+	Query  string // begins the links to other pages
+}
+
 // offersPage shows what the viewer may request.
 func (s *Server) offersPage(c *call) (reply, error) {
 	offers, err := s.cfg.Broker.Entitlements(c.r.Context(), c.caller())
 	if err != nil {
 		return reply{}, err
 	}
-	list := make([]api.Offer, len(offers))
-	for i, o := range offers {
-		list[i] = toOffer(o)
+	query := c.r.URL.Query()
+	p := offersPage{Search: strings.TrimSpace(query.Get("q")), Total: len(offers)}
+	if err := checkSearch(p.Search); err != nil {
+		return reply{}, err
 	}
-	return c.page("entitlements", "Entitlements", "entitlements", list)
+	offers, p.Page = cutPage(searchOffers(offers, p.Search), query.Get("from"))
+	if p.Search != "" {
+		p.Query = url.Values{"q": {p.Search}}.Encode() + "&"
+	}
+	for _, o := range offers {
+		p.Offers = append(p.Offers, toOffer(o))
+	}
+	return c.page("entitlements", "Entitlements", "entitlements", p)
 }
 
 type askPage struct {

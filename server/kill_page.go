@@ -26,7 +26,8 @@ type killForm struct {
 	ReasonFault        string
 	Kinds              []string
 	Targets            *broker.Targets
-	Blocks             []api.Block
+	Blocks             []api.Block // of the page
+	Page               listPage
 	Done               string
 }
 
@@ -41,7 +42,10 @@ func (s *Server) showKillForm(c *call, status int, p killForm) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	p.Kinds, p.Targets, p.Blocks = killKinds, targets, toBlocks(targets.Blocks)
+	p.Kinds, p.Targets, p.Blocks = killKinds, targets, nil
+	blocks := toBlocks(targets.Blocks)
+	slices.SortStableFunc(blocks, func(x, y api.Block) int { return y.Since.Compare(x.Since) })
+	p.Blocks, p.Page = cutPage(blocks, c.r.URL.Query().Get("blocks"))
 	if !slices.Contains(killKinds, p.Kind) {
 		p.Kind = killKinds[0]
 	}

@@ -14,6 +14,7 @@ import (
 type leasesPage struct {
 	Leases      []api.Lease
 	Next        string
+	Later       bool // newer leases than these exist
 	Holder      string
 	HolderFault string // what is wrong with Holder
 	Entitlement string
@@ -43,7 +44,7 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	p.Next = next.String()
+	p.Next, p.Later = next.String(), !q.Before.IsZero()
 	for _, l := range page {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}

@@ -18,6 +18,7 @@ var functions = template.FuncMap{
 	"day":         func(t time.Time) string { return t.UTC().Format("2 January 2006") },
 	"credentials": credentials,
 	"short":       short,
+	"name":        rowName,
 	"first":       first,
 	"joined":      func(list []string) string { return strings.Join(list, ", ") },
 	"brief":       brief,
@@ -28,6 +29,8 @@ var functions = template.FuncMap{
 	"effect":      func(revocation string) string { return effects[revocation] },
 	"dict":        dict,
 	"grouped":     Grouped,
+	"firstScopes": func(scopes []string) []string { return scopes[:min(len(scopes), scopesInRow)] },
+	"moreScopes":  func(scopes []string) int { return max(len(scopes)-scopesInRow, 0) },
 	"add":         func(a, b int) int { return a + b },
 	"kind":        func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
 }
@@ -40,6 +43,9 @@ func Grouped(n int) string {
 	}
 	return text
 }
+
+// scopesInRow is the number of scopes that a row of a list shows.
+const scopesInRow = 4
 
 // dict passes several values to a nested template.
 func dict(pairs ...any) (map[string]any, error) {
@@ -61,6 +67,22 @@ func dict(pairs ...any) (map[string]any, error) {
 // show the whole ID as the element's title.
 func short(id string) string {
 	return strings.TrimPrefix(id, "spiffe://")
+}
+
+// Lengths of a name in a row of a list. The request's page shows the whole name.
+const (
+	nameStart = 40
+	nameEnd   = 80
+)
+
+// rowName returns a name for a row of a list: the beginning and the end of a long one,
+// which distinguish callers.
+func rowName(id string) string {
+	name := []rune(short(id))
+	if len(name) <= nameStart+nameEnd {
+		return string(name)
+	}
+	return string(name[:nameStart]) + "…" + string(name[len(name)-nameEnd:])
 }
 
 func first(list []string) string {

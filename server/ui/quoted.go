@@ -17,6 +17,7 @@ const (
 	quotedLines = 6
 	quotedRunes = 400
 	briefRunes  = 160 // in lists
+	briefBytes  = 800 // in lists: escaped characters take many
 )
 
 // A run is a part of a text. An escaped run names one character that a browser would
@@ -84,7 +85,20 @@ func inline(text string) []run { return runsOf(strings.Join(strings.Fields(text)
 // brief returns the beginning of a text in one line, for lists.
 func brief(text string) []run {
 	start, _ := shorten(strings.Join(strings.Fields(text), " "), 1, briefRunes)
-	return runsOf(start)
+	return bounded(runsOf(start), briefBytes)
+}
+
+// bounded returns the runs that fit into a number of bytes of a page.
+func bounded(runs []run, most int) []run {
+	for i, r := range runs {
+		if most -= len(r.Text); r.Escaped {
+			most -= len(`<span class="escaped"></span>`)
+		}
+		if most < 0 {
+			return append(runs[:i:i], run{Text: "…"})
+		}
+	}
+	return runs
 }
 
 // runsOf names the characters of a text that a browser would not show as they are.

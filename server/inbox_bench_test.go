@@ -65,53 +65,6 @@ func oneRequest(created time.Time, i int) *broker.Request {
 	return r
 }
 
-// BenchmarkInbox opens the inbox with 10,000 pending and 1,000,000 past requests in
-// SQLite: first with an empty cache, then after changes. The target is 100 ms.
-func BenchmarkInbox(b *testing.B) {
-	manyPending, manyPast := sized(10_000, 1000), sized(1_000_000, 2000)
-	w := newWorld(b, withPeople)
-	start := time.Now()
-	w.fill(b, manyPast, func(i int) *broker.Request {
-		r := oneRequest(start.Add(-time.Duration(manyPast-i)*time.Second/10), i)
-		r.Status, r.Approved = broker.RequestApproved, r.Created
-		r.CollectUntil = r.Created.Add(time.Minute)
-		return r
-	})
-	w.fill(b, manyPending, func(i int) *broker.Request {
-		r := oneRequest(start.Add(time.Duration(i)*time.Millisecond), i)
-		r.Status, r.Lapses = broker.RequestPending, start.Add(24*time.Hour)
-		return r
-	})
-	b.Logf("filled in %s", time.Since(start).Round(time.Second))
-	browser := newBrowser(b, w)
-	browser.logIn("login/ben", "/ui/")
-	look := func() time.Duration {
-		began := time.Now()
-		status, _, page := browser.visit(http.MethodGet, "/ui/", "")
-		took := time.Since(began)
-		if status != http.StatusOK || !strings.Contains(page, "/ui/requests/req_") {
-			b.Fatalf("the inbox: %d", status)
-		}
-		return took
-	}
-	first := look()
-	var cold, warm []time.Duration
-	for range 20 {
-		must[*api.Request](b)(w.as(agent).Ask(b.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: fmt.Sprint(time.Now().UnixNano())}))
-		cold = append(cold, look())
-		warm = append(warm, look())
-	}
-	slices.Sort(cold)
-	slices.Sort(warm)
-	b.Logf("inbox: first %s; after a change p50 %s, p95 %s; unchanged p50 %s (target 100 ms or less)",
-		first.Round(time.Millisecond), cold[10].Round(time.Millisecond), cold[18].Round(time.Millisecond), warm[10].Round(time.Millisecond))
-	b.ReportMetric(float64(first.Milliseconds()), "first-ms")
-	b.ReportMetric(float64(cold[18].Milliseconds()), "changed-p95-ms")
-	for b.Loop() {
-		look()
-	}
-}
-
 // crowdVar turns the test program into the server of BenchmarkCrowd, so that its memory
 // can be measured separately.
 const crowdVar = "BROKER_BENCH_CROWD"

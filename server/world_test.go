@@ -35,6 +35,8 @@ type world struct {
 	log   *syncBuffer
 	url   string
 	spec  *spec
+
+	unchecked bool // its rows and its log do not fit together
 }
 
 // Callers. The bearer token is the caller's ID itself.
@@ -128,6 +130,12 @@ func (w *world) holdClocks() {
 
 // check verifies the audit log, the leases and the log output, and closes the store.
 func (w *world) check(log *logReader) {
+	if w.unchecked {
+		if err := w.store.Close(); err != nil {
+			w.t.Error(err)
+		}
+		return
+	}
 	note, err := log.Checkpoint(context.Background())
 	if err == nil {
 		err = w.store.SaveCheckpoint(context.Background(), log.Head().Size, note)

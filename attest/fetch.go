@@ -100,6 +100,7 @@ func fetchUntil[T any](ctx context.Context, address, what string, fetch func(*wo
 		return nil, err
 	}
 	defer client.close()
+	var before error
 	for wait := (&retry{}); ; {
 		all, err := fetch(client)
 		if err == nil && len(all) == 0 {
@@ -108,6 +109,8 @@ func fetchUntil[T any](ctx context.Context, address, what string, fetch func(*wo
 		if err == nil {
 			return all, nil
 		}
+		err = moreTelling(err, before)
+		before = err
 		if code := status.Code(err); code == codes.Unavailable || code == codes.PermissionDenied {
 			select {
 			case <-time.After(wait.next()):

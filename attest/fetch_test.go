@@ -16,6 +16,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const report = "spiffe://acme.test/service/report"
@@ -113,6 +115,17 @@ func TestFetchFails(t *testing.T) {
 	stop()
 	if _, err := FetchX509(stopped, known); !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: got %v", err)
+	}
+}
+
+// The cause is that of the last attempt which got an answer.
+func TestMoreTelling(t *testing.T) {
+	t.Parallel()
+	denied, late := status.Error(codes.PermissionDenied, "no identity issued"), status.Error(codes.DeadlineExceeded, "late")
+	for _, test := range []struct{ err, before, want error }{{denied, nil, denied}, {late, denied, denied}, {late, nil, late}, {denied, late, denied}, {nil, denied, nil}} {
+		if got := moreTelling(test.err, test.before); got != test.want {
+			t.Errorf("%v after %v: got %v", test.err, test.before, got)
+		}
 	}
 }
 

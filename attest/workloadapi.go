@@ -108,8 +108,10 @@ func (s *Source) openWorkloadAPI(ctx context.Context) error {
 	defer client.close()
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
 	defer cancel()
+	var before error
 	for wait := (&retry{}); ; {
-		err = s.fetch(ctx, client)
+		err = moreTelling(s.fetch(ctx, client), before)
+		before = err
 		switch {
 		case err == nil:
 			return nil
@@ -125,6 +127,15 @@ func (s *Source) openWorkloadAPI(ctx context.Context) error {
 		case <-time.After(wait.next()):
 		}
 	}
+}
+
+// moreTelling returns the error of an attempt, or that of the attempt before if the
+// deadline cut the attempt short.
+func moreTelling(err, before error) error {
+	if before != nil && status.Code(err) == codes.DeadlineExceeded {
+		return before
+	}
+	return err
 }
 
 // hint returns advice for the operator about an error of the Workload API.

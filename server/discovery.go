@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 
 	"accessbroker.internal/api"
 )
@@ -21,15 +22,18 @@ func public(seconds int) http.Header {
 // documentedServer is the server that openapi.json names: the address of "broker dev".
 const documentedServer = `"https://127.0.0.1:8443"`
 
-// openAPI returns the document with the broker's own URL as its server, so that clients
-// which are generated from it call this broker.
-func (s *Server) openAPI(c *call) (reply, error) {
-	server, err := json.Marshal(s.external.String())
+// openAPIOf returns the document with a broker's own URL as its server, so that clients
+// which are generated from it call that broker.
+func openAPIOf(external *url.URL) ([]byte, error) {
+	server, err := json.Marshal(external.String())
 	if err != nil {
-		return reply{}, fmt.Errorf("naming the server of the OpenAPI document: %w", err)
+		return nil, fmt.Errorf("naming the server of the OpenAPI document: %w", err)
 	}
-	document := bytes.Replace(openAPIDocument, []byte(documentedServer), server, 1)
-	return c.document("openapi.json", document, "application/json", public(300))
+	return bytes.Replace(openAPIDocument, []byte(documentedServer), server, 1), nil
+}
+
+func (s *Server) openAPI(c *call) (reply, error) {
+	return c.document("openapi.json", s.openAPIText, "application/json", public(300))
 }
 
 // jwks returns the token keys. Caches may keep them for five minutes, because a key is

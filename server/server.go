@@ -121,6 +121,8 @@ type Server struct {
 	readiness readiness
 	documents documents
 
+	openAPIText []byte // names the external URL
+
 	draining context.Context // ends when Drain is called
 	drain    context.CancelFunc
 }
@@ -142,6 +144,10 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("the URL of the pages %q %w", cfg.UIURL, err)
 	}
 	own, err := newHosts([]*url.URL{external, pages}, cfg.Hosts)
+	if err != nil {
+		return nil, err
+	}
+	openAPIText, err := openAPIOf(external)
 	if err != nil {
 		return nil, err
 	}
@@ -170,8 +176,11 @@ func New(cfg Config) (*Server, error) {
 		polling:   newTurns(pollLimits()),
 		bodies:    newBudget(cfg.UnprovedBytes),
 		refreshes: newRefreshes(),
-		draining:  draining,
-		drain:     drain,
+
+		openAPIText: openAPIText,
+
+		draining: draining,
+		drain:    drain,
 	}, nil
 }
 

@@ -30,8 +30,8 @@ type shot struct {
 }
 
 var shots = []shot{
-	{"request", "ben", "/ui/requests/WAITING", 1040, 900, "light", ""},
-	{"request-dark", "ben", "/ui/requests/WAITING", 1040, 900, "dark", ""},
+	{"request", "ben", "/ui/requests/WAITING", 1040, 917, "light", ""},
+	{"request-dark", "ben", "/ui/requests/WAITING", 1040, 917, "dark", ""},
 	{"request-phone", "ben", "/ui/requests/WAITING", 390, 1000, "dark", ""},
 	{"inbox", "ben", "/ui/", 1120, 700, "light", ""},
 	{"overview", "dan", "/ui/overview", 1040, 770, "light", ""},

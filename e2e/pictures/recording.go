@@ -114,7 +114,7 @@ func Recording(command string, printed []line) ([]byte, error) {
 	var b bytes.Buffer
 	err := recording.Execute(&b, map[string]any{
 		"Command": escape(command), "Seconds": total.Seconds(), "Curtain": all[:full], "Scroll": all[full-1:], "Lines": text,
-		"Width": width, "Height": height, "OuterWidth": width + 2*padding, "OuterHeight": height + titleBar + 2*padding,
+		"ClipWidth": width + padding, "Height": height, "OuterWidth": width + 2*padding, "OuterHeight": height + titleBar + 2*padding,
 		"BorderWidth": width + 2*padding - 1, "BorderHeight": height + titleBar + 2*padding - 1,
 	})
 	return b.Bytes(), err

@@ -3,6 +3,9 @@ package broker
 import (
 	"context"
 	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
 )
 
 // A RecordID names a record of the log: an index, and the log that it counts
@@ -62,4 +65,25 @@ func listRefusal(tx Tx, id RequestID) error {
 		tx.Put(r)
 	}
 	return ignoreNotFound(err)
+}
+
+// A RecordQuery selects records of the current log; zero fields select all. Package
+// server uses it for auditors, whom policy permits to read the whole log.
+type RecordQuery struct {
+	Kinds       []audit.Kind
+	From, To    time.Time // from From until just before To
+	Entitlement string
+	Party       string // an identity that caused the record, or that its request, lease or block is about
+	Text        string // in the record, or in a text that is stored next to it; in any case
+	Before      int64  // page: only records with a lower index; zero: from the newest
+	Limit       int
+}
+
+// A RecordPage is a page of records, the newest first. A search reads a bounded number
+// of records, so a page may be short or empty before the end of the log.
+type RecordPage struct {
+	Items      []audit.Item
+	Next       int64     // Before of the next page; zero: the search is complete
+	SearchedTo int64     // the oldest record that this page considered
+	SearchedAt time.Time // its time; zero: the page considered none
 }

@@ -18,7 +18,7 @@ type accessPage struct {
 	Requests     []requestView
 	Later        bool // newer requests than these exist
 	NextRequests string
-	Leases       []api.Lease
+	Leases       []leaseView
 	MoreLeases   bool
 	Done         string
 }
@@ -40,7 +40,7 @@ func (s *Server) access(c *call) (reply, error) {
 	}
 	p := accessPage{Requests: s.viewAll(c, requests), Later: !before.IsZero(), NextRequests: next.String(), MoreLeases: !more.IsZero()}
 	for _, l := range leases {
-		p.Leases = append(p.Leases, toLease(l, c.now))
+		p.Leases = append(p.Leases, viewLease(l, c.now))
 	}
 	if c.r.URL.Query().Get("done") == "returned" {
 		p.Done = "You returned the credential."

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,8 +25,8 @@ type auditPage struct {
 	Failed   string
 }
 
-// auditPage lists the requests that the viewer may view, or redirects to the timeline
-// of one.
+// auditPage shows the log to auditors, and the requests that they may view to others. It
+// redirects to the timeline of a request.
 func (s *Server) auditPage(c *call) (reply, error) {
 	query := c.r.URL.Query()
 	var p auditPage
@@ -34,6 +36,9 @@ func (s *Server) auditPage(c *call) (reply, error) {
 			return c.redirect(s.to("/ui/requests/" + id.String() + "/log"))
 		}
 		p.Failed = "This is not a request ID. Request IDs begin with req_."
+	}
+	if c.mayAudit() {
+		return s.searchLog(c, p.Failed)
 	}
 	before, err := pageCursor(c)
 	if err != nil {
@@ -170,9 +175,18 @@ func verdict(decision string) string {
 
 type recordPage struct {
 	api.AuditRecord
-	Text string // the leaf, indented for reading
-	Back string // ID of the record's request, if any
+	Sentence string
+	Groups   []fieldGroup
+	Salts    []salt
+	Text     string // the leaf, indented for reading
+	Back     string // ID of the record's request, if any
+	Auditor  bool
+	Previous string // index of the record before; empty: none, or the viewer is no auditor
+	Next     string // index of the record after
 }
+
+// A salt opens the commitment to a text, together with the text.
+type salt struct{ Name, Salt string }
 
 // recordPage shows one record and its proof.
 func (s *Server) recordPage(c *call) (reply, error) {
@@ -180,7 +194,21 @@ func (s *Server) recordPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	p := recordPage{AuditRecord: out}
+	p := recordPage{AuditRecord: out, Sentence: sentence(&record), Auditor: c.mayAudit()}
+	opened := map[string]audit.Opening{}
+	for _, name := range slices.Sorted(maps.Keys(out.Openings)) {
+		opened[name] = audit.Opening{Text: out.Openings[name].Text}
+		p.Salts = append(p.Salts, salt{name, out.Openings[name].Salt})
+	}
+	p.Groups = fieldsOf(&record, opened, p.Auditor)
+	if p.Auditor {
+		if out.Index+1 < s.publishedSize(c.r.Context()) {
+			p.Next = strconv.FormatInt(out.Index+1, 10)
+		}
+		if out.Index > 0 {
+			p.Previous = strconv.FormatInt(out.Index-1, 10)
+		}
+	}
 	var indented bytes.Buffer
 	if err := json.Indent(&indented, out.Leaf, "", "  "); err != nil {
 		return reply{}, fmt.Errorf("indenting record %d: %w", out.Index, err)

@@ -13,6 +13,9 @@ import (
 type History interface {
 	// Activity returns the counts of the hours from the hour of from until now.
 	Activity(ctx context.Context, from, now time.Time) (activity.Report, error)
+
+	// Search returns a page of the current log's records that a query selects.
+	Search(ctx context.Context, q broker.RecordQuery) (broker.RecordPage, error)
 }
 
 // mayAudit reports whether policy permits the caller to read the whole audit log.

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"net/http"
+	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
@@ -12,7 +13,7 @@ import (
 // The page of leases.
 
 type leasesPage struct {
-	Leases      []api.Lease
+	Leases      []leaseView
 	Next        string
 	Later       bool // newer leases than these exist
 	Holder      string
@@ -46,7 +47,39 @@ func (s *Server) leasesPage(c *call) (reply, error) {
 	}
 	p.Next, p.Later = next.String(), !q.Before.IsZero()
 	for _, l := range page {
-		p.Leases = append(p.Leases, toLease(l, c.now))
+		p.Leases = append(p.Leases, viewLease(l, c.now))
 	}
 	return c.page("leases", "Leases", "leases", p)
+}
+
+// A leaseView is a lease as lists show it, with a bar of the time that is left.
+type leaseView struct {
+	api.Lease
+	Left     int    // in percent of its whole time
+	LeftText string // empty: no bar, because the credential does not work any more
+	Ended    bool   // the lease has ended or ends, and the credential may still work
+}
+
+func viewLease(l *broker.Lease, now time.Time) leaseView {
+	v := leaseView{Lease: toLease(l, now)}
+	switch l.State(now) {
+	case broker.LeaseIssuing, broker.LeaseActive:
+	case broker.LeaseRevoking, broker.LeaseStuck:
+		v.Ended = true
+	default:
+		if v.Ended = l.OutlivesEnd(now); !v.Ended {
+			return v
+		}
+	}
+	whole, left := l.Expires.Sub(l.Opened), l.Expires.Sub(now)
+	if whole <= 0 || left <= 0 {
+		return v
+	}
+	left = min(left, whole)
+	v.Left = percent(int(left), int(whole))
+	v.LeftText = spoken(left) + " of " + spoken(whole) + " left"
+	if v.Ended {
+		v.LeftText = "may work for " + spoken(left) + " more, of " + spoken(whole)
+	}
+	return v
 }

@@ -21,7 +21,7 @@ import (
 // by record, within a bound.
 
 const (
-	maxSearched = 4096 // records that one call reads
+	maxSearched = 8192 // records that one call reads
 	searchBatch = 256
 )
 

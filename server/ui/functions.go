@@ -29,10 +29,20 @@ var functions = template.FuncMap{
 	"effect":      func(revocation string) string { return effects[revocation] },
 	"dict":        dict,
 	"grouped":     Grouped,
+	"leftClass":   leftClass,
 	"firstScopes": func(scopes []string) []string { return scopes[:min(len(scopes), scopesInRow)] },
 	"moreScopes":  func(scopes []string) int { return max(len(scopes)-scopesInRow, 0) },
 	"add":         func(a, b int) int { return a + b },
 	"kind":        func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
+}
+
+// leftClass returns the class of a bar of time that is left to a lease that has ended or
+// not.
+func leftClass(ended bool) string {
+	if ended {
+		return "series-3"
+	}
+	return ""
 }
 
 // Grouped formats a number with its thousands separated.

@@ -1,0 +1,254 @@
+package server
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// Records of the audit log as sentences. They contain no free text of a requester.
+
+// kindTitles are names of the kinds of records for people.
+var kindTitles = map[audit.Kind]string{
+	audit.LogOpened: "Log opened", audit.PolicyLoaded: "Policies loaded (start, reload)", audit.KeyCreated: "Key created", audit.KeyRetired: "Key retired",
+	audit.RequestCreated: "Request filed", audit.RequestDenied: "Request denied", audit.RequestApproved: "Request approved", audit.RequestWithdrawn: "Request withdrawn",
+	audit.RequestRevoked: "Request ended by a person or the kill switch", audit.ApprovalGiven: "Vote that does not decide", audit.ReviewGiven: "Review, more are needed", audit.ReviewClosed: "Review closed",
+	audit.SessionOpened: "Login", audit.SessionClosed: "Logout", audit.PasskeyEnrolled: "Passkey enrolled", audit.PasskeyVouched: "Passkey vouched for", audit.PasskeyRemoved: "Passkey removed",
+	audit.CollectRefused: "Collection refused", audit.LeaseOpened: "Issuer about to be called", audit.LeaseIssued: "Credential issued", audit.LeaseFailed: "Issuing failed", audit.LeaseRenewed: "Lease renewed",
+	audit.LeaseRevoking: "Revocation not confirmed yet", audit.LeaseRevoked: "Credential ended", audit.LeaseAbandoned: "Lease abandoned",
+	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
+}
+
+// kindTitle returns the name of a kind; of a later version's kind, the kind itself.
+func kindTitle(kind audit.Kind) string { return cmp.Or(kindTitles[kind], string(kind)) }
+
+// sentence returns what a record states, in one sentence.
+func sentence(r *audit.Record) string {
+	say := sentences[r.Kind]
+	if say == nil {
+		return kindTitle(r.Kind) + "."
+	}
+	return say(r)
+}
+
+// sentences are the texts of the kinds.
+var sentences = map[audit.Kind]func(r *audit.Record) string{
+	audit.LogOpened:      sayLog,
+	audit.PolicyLoaded:   func(r *audit.Record) string { return by(r) + " put policies into force" + revisionOf(r) + "." },
+	audit.KeyCreated:     func(r *audit.Record) string { return by(r) + " created " + keyOf(r) + "." },
+	audit.KeyRetired:     func(r *audit.Record) string { return by(r) + " destroyed " + keyOf(r) + "." },
+	audit.RequestCreated: sayCreated,
+	audit.RequestDenied:  sayDenied,
+	audit.RequestApproved: func(r *audit.Record) string {
+		return by(r) + " approved a request for " + forWhat(r) + ", which granted it."
+	},
+	audit.RequestWithdrawn: func(r *audit.Record) string { return by(r) + " withdrew a request for " + forWhat(r) + "." },
+	audit.RequestRevoked:   func(r *audit.Record) string { return by(r) + " ended a request for " + forWhat(r) + "." },
+	audit.ApprovalGiven:    sayVote,
+	audit.ReviewGiven:      sayReview,
+	audit.ReviewClosed:     sayReview,
+	audit.SessionOpened:    func(r *audit.Record) string { return by(r) + " logged in." },
+	audit.SessionClosed:    sayLogout,
+	audit.PasskeyEnrolled:  func(r *audit.Record) string { return by(r) + " enrolled a passkey." },
+	audit.PasskeyVouched:   func(r *audit.Record) string { return by(r) + " vouched for a passkey of " + subjectOf(r) + "." },
+	audit.PasskeyRemoved:   func(r *audit.Record) string { return by(r) + " removed a passkey." },
+	audit.CollectRefused: func(r *audit.Record) string {
+		return by(r) + " was refused a credential for " + forWhat(r) + codeOf(r) + times(r) + "."
+	},
+	audit.LeaseOpened: func(r *audit.Record) string {
+		return by(r) + " is to receive a credential for " + forWhat(r) + "; the broker calls the issuer " + issuerOf(r) + "."
+	},
+	audit.LeaseIssued: sayIssued,
+	audit.LeaseFailed: func(r *audit.Record) string { return "The issuer " + issuerOf(r) + " made no credential." },
+	audit.LeaseRenewed: func(r *audit.Record) string {
+		return by(r) + " renewed a credential of the issuer " + issuerOf(r) + "."
+	},
+	audit.LeaseRevoking:  sayRevoking,
+	audit.LeaseRevoked:   sayRevoked,
+	audit.LeaseAbandoned: func(r *audit.Record) string { return by(r) + " abandoned a lease; its credential may still work." },
+	audit.BlockPlaced:    func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
+	audit.BlockLifted:    func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+}
+
+// by returns the subject of a sentence.
+func by(r *audit.Record) string {
+	if r.Caller == nil {
+		return "The broker"
+	}
+	if r.Caller.Kind == string(broker.KindOperator) {
+		return strings.TrimSuffix("The operator "+strings.TrimPrefix(r.Caller.ID, "operator"), " ")
+	}
+	return cmp.Or(r.Caller.ID, "An unknown caller")
+}
+
+func subjectOf(r *audit.Record) string {
+	if r.Subject == nil {
+		return "a person"
+	}
+	return r.Subject.ID
+}
+
+// forWhat returns the entitlement and the scopes of a record's request.
+func forWhat(r *audit.Record) string {
+	if r.Request == nil {
+		return "an unknown entitlement"
+	}
+	text := cmp.Or(r.Request.Entitlement, "an unknown entitlement")
+	if len(r.Request.Scopes) > 0 {
+		text += " (" + strings.Join(r.Request.Scopes, ", ") + ")"
+	}
+	return text
+}
+
+func codeOf(r *audit.Record) string {
+	if r.Decision == nil || r.Decision.Code == "" {
+		return ""
+	}
+	return " with the code " + r.Decision.Code
+}
+
+// times names how many events a record stands for.
+func times(r *audit.Record) string {
+	if r.Count > 1 {
+		return fmt.Sprintf(", %d times", r.Count)
+	}
+	return ""
+}
+
+func issuerOf(r *audit.Record) string {
+	if r.Lease == nil {
+		return "of the lease"
+	}
+	return r.Lease.Issuer
+}
+
+func keyOf(r *audit.Record) string {
+	if r.Key == nil {
+		return "a key"
+	}
+	return fmt.Sprintf("the %s key %s", r.Key.Purpose, r.Key.ID)
+}
+
+func blockOf(r *audit.Record) string {
+	if r.Block == nil {
+		return "something"
+	}
+	kind, name, _ := strings.Cut(r.Block.Selector, " ")
+	switch kind {
+	case "under":
+		return "all identities at or below " + name
+	case "trust_domain":
+		return "the trust domain " + name
+	}
+	return "the " + kind + " " + name
+}
+
+func revisionOf(r *audit.Record) string {
+	if r.Rules == nil {
+		return ""
+	}
+	return fmt.Sprintf(", revision %.12s with %s", r.Rules.Revision.String(), counted(len(r.Rules.Files), "file"))
+}
+
+func sayLog(r *audit.Record) string {
+	if r.Log == nil {
+		return "A log was opened."
+	}
+	if r.Log.Previous != "" {
+		return "The log " + r.Log.Origin + " was opened; it continues an earlier log."
+	}
+	return "The log " + r.Log.Origin + " was opened."
+}
+
+func sayCreated(r *audit.Record) string {
+	text := by(r) + " requested " + forWhat(r)
+	switch {
+	case r.Request != nil && r.Request.BreakGlass:
+		return text + " by break-glass; people review it afterwards."
+	case r.Decision != nil && len(r.Decision.Approvals) > 0:
+		return text + "; approval by " + strings.Join(r.Decision.Approvals, " and ") + " is required."
+	}
+	return text + "; policy granted it."
+}
+
+func sayDenied(r *audit.Record) string {
+	if r.Approval != nil {
+		return by(r) + " denied a request for " + forWhat(r) + "."
+	}
+	return by(r) + " requested " + forWhat(r) + times(r) + "; policy denied it" + codeOf(r) + "."
+}
+
+func sayVote(r *audit.Record) string {
+	vote := "voted on"
+	if r.Approval != nil && r.Approval.Decision == "approve" {
+		vote = "approved"
+	} else if r.Approval != nil {
+		vote = "voted against"
+	}
+	return by(r) + " " + vote + " a request for " + forWhat(r) + "; more votes are needed."
+}
+
+func sayReview(r *audit.Record) string {
+	text := by(r) + " reviewed a break-glass use of " + forWhat(r)
+	if r.Approval != nil {
+		text += " as " + verdict(r.Approval.Decision)
+	}
+	if r.Kind == audit.ReviewClosed {
+		return text + ", which closed the review."
+	}
+	return text + "; more reviews are needed."
+}
+
+func sayLogout(r *audit.Record) string {
+	if r.End != nil && r.End.How == "provider" {
+		return "The OpenID provider logged " + subjectOf(r) + " out."
+	}
+	return by(r) + " logged out."
+}
+
+func sayIssued(r *audit.Record) string {
+	if r.Request == nil {
+		return "The issuer " + issuerOf(r) + " made the credential of a lease."
+	}
+	text := by(r) + " received a credential for " + forWhat(r)
+	if r.Request.BreakGlass {
+		return text + " by break-glass; people review it afterwards."
+	}
+	return text + "."
+}
+
+func sayRevoking(r *audit.Record) string {
+	return "A credential of the issuer " + issuerOf(r) + " has to end (" + reasonOf(r) + "); the issuer has not confirmed it yet."
+}
+
+// reasonOf describes why a credential ends.
+func reasonOf(r *audit.Record) string {
+	how := ""
+	if r.End != nil {
+		how = r.End.How
+	}
+	switch how {
+	case broker.EndReturned:
+		return "returned by " + by(r)
+	case broker.EndRevoked:
+		return "revoked by " + by(r)
+	case broker.EndAnswerLost:
+		return "its holder repeated the call"
+	case broker.EndDeadline:
+		return "issuing took too long"
+	case broker.EndUnrecorded:
+		return "its record could not be written, so no one received it"
+	}
+	return strings.ReplaceAll(cmp.Or(how, "unknown"), "_", " ")
+}
+
+func sayRevoked(r *audit.Record) string {
+	text := "A credential of the issuer " + issuerOf(r) + " ended: " + reasonOf(r)
+	if r.Lease != nil && r.Lease.Revocation != string(broker.RevokedImmediate) && r.End != nil && !r.End.ValidUntil.IsZero() {
+		return text + ". It works until " + r.End.ValidUntil.UTC().Format("2006-01-02 15:04:05 UTC") + "."
+	}
+	return text + "."
+}

@@ -52,6 +52,9 @@ func TestAgentsPageShowsRealCalls(t *testing.T) {
 			}
 		}
 	}
+	if !same && !*update {
+		t.Error("if the broker is right, run go test ./internal/devworld -run TestAgentsPageShowsRealCalls -update")
+	}
 	if same || !*update {
 		return
 	}

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/template"
 
 	"golang.org/x/sync/errgroup"
@@ -123,7 +124,23 @@ func New(dir string, at Addresses) (_ *World, err error) {
 	if err := w.Replace(bundleFile, w.ca.X509Bundle()); err != nil {
 		return nil, fmt.Errorf("writing the trust bundle: %w", err)
 	}
-	return w, nil
+	return w, w.load()
+}
+
+// load reads the operator's file. A file of an earlier start must have the same addresses:
+// with others, env and commands.txt would name a broker that does not exist.
+func (w *World) load() (err error) {
+	if w.config, err = config.Load(w.ConfigFile(), nil); err != nil {
+		return err
+	}
+	listens := slices.ContainsFunc(w.config.Listeners, func(l config.Listener) bool { return l.Address == w.Broker })
+	elsewhere := slices.ContainsFunc(w.config.Providers, func(p config.Provider) bool { // not a provider with TLS, which the operator chose
+		return strings.HasPrefix(p.Issuer, "http://") && p.Issuer != "http://"+w.Login
+	})
+	if !listens || elsewhere {
+		return fmt.Errorf("%s has other addresses than the broker's %s and the login's %s: start with its addresses, or remove it to have it written anew", w.ConfigFile(), w.Broker, w.Login)
+	}
+	return nil
 }
 
 // hosts returns the names by which clients on this machine reach the broker.
@@ -194,9 +211,6 @@ func (w *World) Run(ctx context.Context, log *slog.Logger, f func(context.Contex
 }
 
 func (w *World) open(ctx context.Context, log *slog.Logger, ready func([]net.Listener)) (err error) {
-	if w.config, err = config.Load(w.ConfigFile(), nil); err != nil {
-		return err
-	}
 	if w.config.UIURL, err = url.Parse(w.PagesURL()); err != nil {
 		return err
 	}

@@ -58,20 +58,21 @@ func fallDue(t testing.TB, l *lab, ask api.Ask, n int) (r dueResult) {
 	r.tokens.during, r.vault.during = float64(tokens.Load())/rushed, float64(vault.Load())/rushed
 	stopTokens()
 	stopVault()
-	late := 0
+	off := 0
 	for _, id := range all {
 		lease := l.waitEnded(t, id, 2*time.Minute)
-		if lease.Status != api.LeaseRevoked || lease.Revocation != "immediate" || lease.EndHow != "expired" ||
-			lease.ExpiresAt.Before(due) || lease.EndedAt.Before(lease.ExpiresAt) {
-			t.Errorf("lease %s is %s, %s by %q at %s; it was due at %s", id, lease.Status, lease.Revocation, lease.EndHow, lease.EndedAt, lease.ExpiresAt)
+		if lease.Status != api.LeaseRevoked || lease.Revocation != "immediate" || lease.EndHow != "expired" || lease.EndedAt.Before(lease.ExpiresAt) {
+			t.Errorf("lease %s is %s, %s by %q at %s; it expired at %s", id, lease.Status, lease.Revocation, lease.EndHow, lease.EndedAt, lease.ExpiresAt)
 		}
-		if lease.ExpiresAt.After(due.Add(2 * time.Second)) {
-			late++ // its request took longer than a second to arrive
+		// A request that arrived more than a second late, or an answer of Vault whose
+		// Date was a second old: the broker then counts from the earlier second.
+		if lease.ExpiresAt.Before(due) || lease.ExpiresAt.After(due.Add(2*time.Second)) {
+			off++
 		}
 		r.took = max(r.took, lease.EndedAt.Sub(due))
 	}
-	if late > n/10 {
-		t.Errorf("%d of %d leases did not expire within two seconds", late, n)
+	if off > n/10 {
+		t.Errorf("%d of %d leases did not expire within two seconds after they were due", off, n)
 	}
 	return r
 }
@@ -156,24 +157,24 @@ func (l *lab) keepIssuing(t testing.TB, ask api.Ask, giveBack bool) (issued *ato
 	return issued, func() { over.Store(true); all.Wait() }
 }
 
-// TestManyDue lets 200 database users, and then ten thousand tokens, expire at
-// once. TestTenThousandDue measures how fast they are revoked.
-func TestManyDue(t *testing.T) {
+// TestManyUsersDue lets 200 database users expire at once.
+func TestManyUsersDue(t *testing.T) {
 	t.Parallel()
-	s := spireOf(t)
-	l := startLab(t, s)
-	// With tokens of seconds, a call of a busy machine may outlast the broker's
-	// token, and Vault refuses it.
-	l.brokerLogins(t, s, "5m", "30m")
-	l.broker.stop()
-	l.start(t)
+	l := startDueLab(t)
 	r := fallDue(t, l, orders, 200)
 	t.Logf("200 users ended in %s; the broker's own tokens: %s; the same Vault's: %s", r.took.Round(time.Millisecond), r.tokens, r.vault)
 	if left := len(l.vault.leases(t, "database/creds/orders-ro")); left != 0 {
 		t.Errorf("Vault has %d leases left", left)
 	}
 	l.waitNoUsers(t)
-	r = fallDue(t, l, api.Ask{Entitlement: "kv-due"}, 10_000)
+}
+
+// TestManyTokensDue lets ten thousand tokens expire at once. TestTenThousandDue
+// measures how fast they are revoked.
+func TestManyTokensDue(t *testing.T) {
+	t.Parallel()
+	l := startDueLab(t)
+	r := fallDue(t, l, api.Ask{Entitlement: "kv-due"}, 10_000)
 	t.Logf("10,000 tokens ended in %s; the broker's own: %s; the same Vault's: %s", r.took.Round(time.Millisecond), r.tokens, r.vault)
 	if left := l.vault.must(t, "LIST", "auth/token/accessors", nil).Data["keys"].([]any); len(left) > 50 {
 		t.Errorf("Vault has %d tokens left", len(left))
@@ -182,6 +183,18 @@ func TestManyDue(t *testing.T) {
 	if peak := peakMemory(t, l.broker.cmd.Process.Pid); peak > most {
 		t.Errorf("the broker needed %d MiB", peak>>10)
 	}
+}
+
+func startDueLab(t *testing.T) *lab {
+	t.Helper()
+	s := spireOf(t)
+	l := startLab(t, s)
+	// With tokens of seconds, a call of a busy machine may outlast the broker's
+	// token, and Vault refuses it.
+	l.brokerLogins(t, s, "5m", "30m")
+	l.broker.stop()
+	l.start(t)
+	return l
 }
 
 // peakMemory returns the peak resident memory of a process in KiB.

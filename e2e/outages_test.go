@@ -11,17 +11,22 @@ import (
 	"accessbroker.internal/api"
 )
 
-// TestVaultOutages issues and ends credentials while calls are lost, servers are
-// killed or their clocks are wrong. It has servers of its own.
-func TestVaultOutages(t *testing.T) {
+// TestVaultCalls issues and ends credentials while calls are lost, the broker is killed
+// between two of them or its disk is full, and with a wrong clock of Vault.
+func TestVaultCalls(t *testing.T) {
 	t.Parallel() // it mostly waits
-	s := startSPIRE(t, "acme.test")
-	s.register(t, "/agent/triage", ownBinary(t))
-	l := startLab(t, s)
+	l := startOwnLab(t)
 	t.Run("answers lost", func(t *testing.T) { testAnswersLost(t, l) })
 	t.Run("broker killed at a point", func(t *testing.T) { testKilledAt(t, l) })
 	t.Run("disk full at the second transaction", func(t *testing.T) { testDiskFull(t, l) })
 	t.Run("clock of Vault", func(t *testing.T) { testVaultClock(t, l) })
+}
+
+// TestVaultOutages issues and ends credentials while the servers that the broker needs,
+// or the broker itself, are down.
+func TestVaultOutages(t *testing.T) {
+	t.Parallel() // it mostly waits
+	l := startOwnLab(t)
 	t.Run("Vault sealed", func(t *testing.T) { testSealed(t, l) })
 	t.Run("Vault killed", func(t *testing.T) { testVaultKilled(t, l) })
 	t.Run("Vault hangs", func(t *testing.T) { testVaultHangs(t, l) })
@@ -30,6 +35,14 @@ func TestVaultOutages(t *testing.T) {
 	t.Run("broker killed", func(t *testing.T) { testBrokerKilled(t, l) })
 	t.Run("identity provider down", func(t *testing.T) { testProviderDown(t, l) })
 	t.Run("started without identity provider", func(t *testing.T) { testStartedAlone(t, l) })
+}
+
+// startOwnLab starts a lab with a SPIRE server of its own.
+func startOwnLab(t *testing.T) *lab {
+	t.Helper()
+	s := startSPIRE(t, "acme.test")
+	s.register(t, "/agent/triage", ownBinary(t))
+	return startLab(t, s)
 }
 
 // testSealed seals Vault. The broker issues nothing, a returned lease is pending,

@@ -63,7 +63,7 @@ func (k *keeper) close() {
 func TestStoppingLosesNoAnswer(t *testing.T) {
 	t.Parallel()
 	const stops, clients, first = 5, 16, 20
-	w := newQuietWorld(t, func(cfg *Config) { cfg.DrainDelay, cfg.CallsPerSecond = 100*time.Millisecond, 1e9 })
+	w := newQuietWorld(t, func(cfg *Config) { cfg.DrainDelay, cfg.CallsPerSecond = 500*time.Millisecond, 1e9 })
 	l, err := inbound.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -89,7 +89,7 @@
     for (const row of rows) row.classList.add("gone");
     const parts = [];
     if (change.new) parts.push(many(change.new, "new request", "new requests"));
-    if (rows.length) parts.push(many(rows.length, "request here is", "requests here are") + " decided");
+    if (rows.length) parts.push(rows.length + " decided");
     const news = inbox.querySelector("[data-news]");
     const text = parts.join(", ");
     if (!news || news.dataset.text === text) return;

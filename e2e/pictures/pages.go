@@ -36,7 +36,7 @@ var shots = []shot{
 	{"inbox", "ben", "/ui/", 1120, 700, "light", ""},
 	{"overview", "dan", "/ui/overview", 1040, 770, "light", ""},
 	{"timeline", "dan", "/ui/requests/APPROVED", 1040, 1000, "light", "figure.axis"},
-	{"audit", "dan", "/ui/audit", 1040, 900, "light", ""},
+	{"audit", "dan", "/ui/audit", 1040, 758, "light", ""},
 }
 
 // A request is filed before the screenshots. Ben decides on it unless decision is empty.
@@ -144,7 +144,7 @@ func (s shot) take(browser context.Context, url string) ([]byte, error) {
 	box, err := chromedp.Run(browser, chromedp.Evaluate[[]float64](`(() => {
 		const b = document.querySelector("`+cmp.Or(s.of, "html")+`").getBoundingClientRect();
 		const edge = Math.min(16, b.x);
-		return [b.x - edge, b.y + scrollY - edge, b.width + 2 * edge, b.height + 2 * edge];
+		return [b.x - edge, b.y + scrollY, b.width + 2 * edge, b.height + edge];
 	})()`))
 	if err != nil {
 		return nil, err

@@ -79,7 +79,7 @@ refuses it.`,
 		Example: `  broker svid jwt --audience "$BROKER_URL"
   broker svid jwt --audience "$BROKER_URL" | sed 's/^/Authorization: Bearer /' |
     curl --cacert bundle.pem -H @- "$BROKER_URL/v1/whoami"
-  broker svid jwt --audience https://api.acme.test -o json --socket /run/spire/agent.sock`,
+  broker svid jwt --audience https://api.acme.test -o json`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			for _, audience := range audiences {
@@ -109,39 +109,37 @@ type jwtOutput struct {
 }
 
 func (a *app) svidJWT(ctx context.Context, f svidFlags, audiences []string) error {
-	address, err := f.address(a)
+	fetch := func(ctx context.Context, address string) ([]attest.FetchedJWT, error) {
+		return attest.FetchJWT(ctx, address, f.id, audiences)
+	}
+	s, err := fetchSVID(ctx, a, f, fetch, func(s attest.FetchedJWT) string { return s.ID })
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	all, err := attest.FetchJWT(ctx, address, f.id, audiences)
-	if err != nil {
-		return err
-	}
-	ids := make([]string, len(all))
-	for i, s := range all {
-		ids[i] = s.ID
-	}
-	i, err := f.pick(ids)
-	if err != nil {
-		return err
-	}
-	s := all[i]
 	return a.print(jwtOutput{s.ID, s.Audience, s.Expires.UTC(), s.Hint, s.Token}, func(w io.Writer) { fmt.Fprintln(w, s.Token) })
 }
 
-// pick returns the index of the selected identity.
-func (f *svidFlags) pick(ids []string) (int, error) {
-	if f.id == "" {
-		return 0, nil // the default
+// fetchSVID fetches SVIDs from the Workload API of the flags, and returns the one of the
+// selected identity.
+func fetchSVID[T any](ctx context.Context, a *app, f svidFlags, fetch func(context.Context, string) ([]T, error), idOf func(T) string) (svid T, err error) {
+	address, err := f.address(a)
+	if err != nil {
+		return svid, err
 	}
-	for i, id := range ids {
-		if id == f.id {
-			return i, nil
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	all, err := fetch(ctx, address)
+	if err != nil {
+		return svid, err
+	}
+	var ids []string
+	for _, svid := range all {
+		if f.id == "" || idOf(svid) == f.id { // the first is the default
+			return svid, nil
 		}
+		ids = append(ids, idOf(svid))
 	}
-	return 0, fmt.Errorf("this process has no identity %s; the agent offers %s", f.id, strings.Join(ids, ", "))
+	return svid, fmt.Errorf("this process has no identity %s; the agent offers %s", f.id, strings.Join(ids, ", "))
 }
 
 func (a *app) svidX509Command() *cobra.Command {
@@ -187,29 +185,15 @@ type x509Output struct {
 }
 
 func (a *app) svidX509(ctx context.Context, f svidFlags, to x509Files) error {
-	address, err := f.address(a)
-	if err != nil {
-		return err
-	}
 	files, err := to.check()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	all, err := attest.FetchX509(ctx, address)
+	s, err := fetchSVID(ctx, a, f, attest.FetchX509, func(s attest.FetchedX509) string { return s.ID })
 	if err != nil {
 		return err
 	}
-	ids := make([]string, len(all))
-	for i, s := range all {
-		ids[i] = s.ID
-	}
-	i, err := f.pick(ids)
-	if err != nil {
-		return err
-	}
-	return a.writeX509(all[i], files)
+	return a.writeX509(s, files)
 }
 
 // writeX509 writes an SVID into the files, or prints it if there are none.

@@ -353,6 +353,22 @@ type AuditRecord struct {
 	Proof    *InclusionProof    `json:"proof,omitempty"` // absent until a checkpoint covers the record
 }
 
+// An AuditPage is one page of a search of the log, newest first: the answer of GET
+// /v1/audit. A search reads a bounded number of records, so a page may be short or empty
+// before the search is complete.
+type AuditPage struct {
+	Records    []AuditEntry `json:"records"`
+	Next       string       `json:"next_cursor,omitempty"` // empty: the search is complete
+	SearchedTo time.Time    `json:"searched_to,omitzero"`  // with Next: the time of the oldest record that was searched
+}
+
+// An AuditEntry is a record in a list. GET /v1/audit/{index} returns its proof and texts.
+type AuditEntry struct {
+	Index   int64           `json:"index"`
+	Summary string          `json:"summary"` // one sentence in English, for people
+	Record  json.RawMessage `json:"record"`
+}
+
 // An Opening is the salt and text of a commitment in a record.
 type Opening struct {
 	Salt string `json:"salt"` // hex

@@ -169,6 +169,30 @@ func (c *Client) AuditRecord(ctx context.Context, index int64) (*AuditRecord, er
 	return fetch[AuditRecord](ctx, c, call{method: http.MethodGet, path: "/v1/audit/" + strconv.FormatInt(index, 10), retry: true})
 }
 
+// AuditFilter selects records of the log; zero fields select all.
+type AuditFilter struct {
+	Kind        string // such as block.placed, or block for all kinds about blocks
+	Who         string // an identity that caused the record, or that it is about
+	Entitlement string
+	Text        string    // in the record, or in a text next to it, in any case
+	From, To    time.Time // from From until just before To
+	Cursor      string    // Next of the previous page
+	Limit       int       // zero: 50; at most 200
+}
+
+// SearchAudit searches the log, newest first. It needs the action audit.
+func (c *Client) SearchAudit(ctx context.Context, f AuditFilter) (*AuditPage, error) {
+	query := values("kind", f.Kind, "who", f.Who, "entitlement", f.Entitlement, "q", f.Text, "from", stamp(f.From), "to", stamp(f.To), "cursor", f.Cursor, "limit", number(f.Limit))
+	return fetch[AuditPage](ctx, c, call{method: http.MethodGet, path: "/v1/audit", query: query, retry: true})
+}
+
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
 // Checkpoint returns the latest signed checkpoint of the log (a C2SP signed note).
 func (c *Client) Checkpoint(ctx context.Context) ([]byte, error) {
 	var out raw

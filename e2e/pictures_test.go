@@ -69,6 +69,10 @@ func (o *office) screenshotDecisions(t testing.TB, ben, dan context.Context) {
 	}
 	o.screenshot(t, dan, "record", strings.TrimPrefix(record, o.web))
 	o.screenshot(t, dan, "audit", "/ui/audit")
+	o.screenshot(t, dan, "audit-logins", "/ui/audit?kind=session")
+	for _, period := range []string{"24h", "7d", "30d"} {
+		o.screenshot(t, dan, "overview-"+period, "/ui/overview?period="+period)
+	}
 }
 
 // idOf returns the ID of the request that was printed.

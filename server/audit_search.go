@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
@@ -15,7 +16,7 @@ import (
 // Searches of the audit log, for auditors.
 
 // searchParameters are the parameters of a search, on the page and in the API.
-var searchParameters = []string{"kind", "who", "entitlement", "text", "from", "to"}
+var searchParameters = []string{"kind", "who", "entitlement", "q", "from", "to"}
 
 const maxSearchText = 2048 // a SPIFFE ID fits
 
@@ -26,7 +27,7 @@ func readSearch(query url.Values) (q broker.RecordQuery, err error) {
 			return q, refuse(broker.ErrInvalidRequest, name+" has at most 2048 characters and no control characters")
 		}
 	}
-	q.Party, q.Entitlement, q.Text = strings.TrimSpace(query.Get("who")), strings.TrimSpace(query.Get("entitlement")), strings.TrimSpace(query.Get("text"))
+	q.Party, q.Entitlement, q.Text = strings.TrimSpace(query.Get("who")), strings.TrimSpace(query.Get("entitlement")), strings.TrimSpace(query.Get("q"))
 	if q.Kinds, err = kindsOf(query.Get("kind")); err != nil {
 		return q, err
 	}
@@ -85,6 +86,39 @@ func searchCursor(text string) (int64, error) {
 		return 0, refuse(broker.ErrInvalidRequest, "the cursor must be the one of the previous page")
 	}
 	return before, nil
+}
+
+// searchAudit returns a page of the log to auditors.
+func (s *Server) searchAudit(c *call) (reply, error) {
+	if !c.mayAudit() {
+		return reply{}, refuse(broker.ErrDenied, "policy does not permit you to search the log: it needs the action audit")
+	}
+	q, err := readSearch(url.Values(c.query))
+	if err != nil {
+		return reply{}, err
+	}
+	if q.Before, err = searchCursor(c.query.get("cursor")); err != nil {
+		return reply{}, err
+	}
+	if q.Limit, err = c.limit(); err != nil {
+		return reply{}, err
+	}
+	page, err := s.cfg.History.Search(c.r.Context(), q)
+	if err != nil {
+		return reply{}, err
+	}
+	out := api.AuditPage{Records: make([]api.AuditEntry, len(page.Items))}
+	if page.Next > 0 {
+		out.Next, out.SearchedTo = strconv.FormatInt(page.Next, 10), page.SearchedAt.UTC()
+	}
+	for i, item := range page.Items {
+		r, err := audit.Decode(item.Leaf)
+		if err != nil {
+			return reply{}, fmt.Errorf("decoding record %d: %w", item.Index, err)
+		}
+		out.Records[i] = api.AuditEntry{Index: item.Index, Summary: sentence(&r), Record: item.Leaf}
+	}
+	return ok(out)
 }
 
 // A kindGroup is an entry of the choice of kinds.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -46,14 +47,14 @@ func TestAuditSearch(t *testing.T) {
 		"?kind=block":                       {"Block placed (kill switch): The operator blocked the holder " + other + "."},
 		"?kind=block.placed&who=" + other:   {"Block placed (kill switch): The operator blocked the holder " + other + "."},
 		"?kind=session&who=login/cleo":      {"Login: login/cleo logged in."},
-		"?text=ON+FIRE":                     {"Request filed: " + agent + " requested guarded (read); approval by 2 of dba is required."},
+		"?q=ON+FIRE":                        {"Request filed: " + agent + " requested guarded (read); approval by 2 of dba is required."},
 		"?entitlement=guarded":              {"Request filed: " + agent + " requested guarded (read); approval by 2 of dba is required."},
 		"?kind=lease.issued":                {"Credential issued: " + agent + " received a credential for tickets (tickets:read)."},
 		"?kind=log":                         {"Log opened: The log " + w.store.mustLog(t) + " was opened."},
 		"?kind=key":                         nil,
 		"?from=2001-01-01&to=2002-01-01":    nil,
 		"?who=" + agent + "&kind=session":   nil,
-		"?kind=block&text=no+such+text":     nil,
+		"?kind=block&q=no+such+text":        nil,
 		"?kind=block&from=2001-01-01T10:00": {"Block placed (kill switch): The operator blocked the holder " + other + "."},
 	} {
 		status, _, page := ada.visit(http.MethodGet, "/ui/audit"+query, "")
@@ -137,7 +138,7 @@ func TestRecordPage(t *testing.T) {
 	r := w.guarded(t, "line\n<b>&Status: approved")
 	ada := newBrowser(t, w)
 	ada.logIn(auditingPerson, "/ui/")
-	_, _, list := ada.visit(http.MethodGet, "/ui/audit?text="+r.ID, "")
+	_, _, list := ada.visit(http.MethodGet, "/ui/audit?q="+r.ID, "")
 	m := listedRecord.FindStringSubmatch(list)
 	if m == nil {
 		t.Fatalf("the request is not listed\n%s", list)
@@ -328,6 +329,49 @@ func TestLeasesShowTheTimeLeft(t *testing.T) {
 		l.Status, l.Revocation = test.status, test.revocation
 		if got := viewLease(&l, now.Add(test.at)); got.Left != test.left || got.LeftText != test.text {
 			t.Errorf("status %d, %s after %s: got %d, %q", test.status, test.revocation, test.at, got.Left, got.LeftText)
+		}
+	}
+}
+
+// The API returns the same search to auditors, a page at a time, and refuses others.
+func TestAuditSearchInAPI(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, withPeople)
+	w.withoutScanLimit()
+	ctx := t.Context()
+	for range 5 {
+		if _, _, err := w.as(agent).AskAndCollect(ctx, api.Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := api.AuditFilter{Kind: "lease", Who: agent, Entitlement: "tickets", Text: "LEASE.issued", From: time.Now().Add(-time.Hour), To: time.Now().Add(time.Hour), Limit: 2}
+	var got []int64
+	for {
+		page := must[*api.AuditPage](t)(w.as(auditor).SearchAudit(ctx, f))
+		for _, r := range page.Records {
+			got = append(got, r.Index)
+			if one := must[*api.AuditRecord](t)(w.as(auditor).AuditRecord(ctx, r.Index)); string(one.Record) != string(r.Record) || r.Summary != agent+" received a credential for tickets (tickets:read)." {
+				t.Errorf("got %s, %q", r.Record, r.Summary)
+			}
+		}
+		if (page.Next == "") != page.SearchedTo.IsZero() {
+			t.Errorf("next %q, searched to %s", page.Next, page.SearchedTo)
+		}
+		if f.Cursor = page.Next; f.Cursor == "" {
+			break
+		}
+	}
+	if len(got) != 5 || !slices.IsSortedFunc(got, func(a, b int64) int { return int(b - a) }) {
+		t.Errorf("found %v", got)
+	}
+	for _, who := range []string{agent, other, tickets} {
+		if _, err := w.as(who).SearchAudit(ctx, api.AuditFilter{}); !errors.Is(err, api.Denied) {
+			t.Errorf("%s: got %v", who, err)
+		}
+	}
+	for name, f := range map[string]api.AuditFilter{"a kind": {Kind: "x"}, "a cursor": {Cursor: "0"}, "a limit": {Limit: 201}} {
+		if _, err := w.as(auditor).SearchAudit(ctx, f); !errors.Is(err, api.InvalidRequest) {
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 }

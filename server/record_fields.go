@@ -209,13 +209,13 @@ func (f *fielder) lease(l *audit.LeaseFacts) {
 		return
 	}
 	f.group("Lease")
-	f.link("Lease", l.ID, "text")
+	f.link("Lease", l.ID, "q")
 	f.text("Issuer", l.Issuer)
 	f.text("Type", l.Type)
 	f.list("Scopes", l.Scopes)
 	f.time("Expires", l.Expires)
 	f.text("Revocation", strings.ReplaceAll(l.Revocation, "_", " "))
-	f.link("Replaces", l.Replaces, "text")
+	f.link("Replaces", l.Replaces, "q")
 	f.digest("Commitment to the credential", l.Credential)
 }
 

@@ -23,11 +23,11 @@ import (
 func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
-		Short: "Verify and read the audit log offline",
-		Args:  exactly(0, "a command: verify, show, approvers, export or new-epoch"),
+		Short: "Verify and read the audit log offline, or search it in a running broker",
+		Args:  exactly(0, "a command: verify, show, search, approvers, export or new-epoch"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditApproversCommand(), a.auditExportCommand(), a.newEpochCommand())
+	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditSearchCommand(), a.auditApproversCommand(), a.auditExportCommand(), a.newEpochCommand())
 	return c
 }
 

@@ -106,7 +106,7 @@ func testAccessibility(t *testing.T, o *office) {
 		checkPage(t, ben, string(axe), o.web+path)
 	}
 	for _, path := range []string{
-		"/ui/requests/" + ids[0], "/ui/requests/" + ids[0] + "/log", "/ui/leases", "/ui/leases?all=1&holder=x", "/ui/kill", "/ui/audit", "/ui/audit/5",
+		"/ui/requests/" + ids[0], "/ui/requests/" + ids[0] + "/log", "/ui/leases", "/ui/leases?all=1&holder=x", "/ui/kill", "/ui/audit", "/ui/audit?kind=session&who=login/ana", "/ui/audit?from=yesterday", "/ui/audit/5", "/ui/overview", "/ui/overview?period=30d",
 	} {
 		checkPage(t, dan, string(axe), o.web+path)
 	}

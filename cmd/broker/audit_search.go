@@ -19,10 +19,10 @@ func (a *app) auditSearchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "search",
 		Short: "Search the log of a running broker, newest first",
-		Long: `search lists records of the log as sentences. It needs the action audit, or the
-admin socket. A search reads a bounded number of records at a time: it states how
-far it got, and --cursor continues. To verify records, use "broker audit verify";
-"broker audit show" reads a database or an export without a broker.`,
+		Long: `search lists records of the log as sentences. It needs the action audit, or
+the admin socket. A search reads a bounded number of records at a time: it
+states how far it got, and --cursor continues. "broker audit verify" checks
+records; "broker audit show" reads a database or an export without a broker.`,
 		Example: `  broker audit search --kind block --admin-socket /run/broker/admin.sock
   broker audit search --who login/ana --from 2026-11-01 --to 2026-12-01 --as-person
   broker audit search --entitlement tickets-api --text INC-4711 -o json`,

@@ -226,9 +226,10 @@ func openReviews(tx Tx, room *waitingRoom) (list []*Request, more bool, err erro
 	return list, false, nil
 }
 
-// keepWaiting reads the requests that wait regularly while people look at their inboxes,
-// so that no inbox has to wait for it.
+// keepWaiting reads the requests that wait at the start, and regularly while people look
+// at their inboxes, so that no inbox has to wait for it.
 func (b *Broker) keepWaiting(ctx context.Context) {
+	_ = b.loadWaiting(ctx, time.Now(), func() bool { return !b.waiting.read.IsZero() }) // the first inbox tries again
 	tick := time.NewTicker(waitingEvery)
 	defer tick.Stop()
 	for {

@@ -407,8 +407,12 @@ func addPageFlags(c *cobra.Command, entitlement, cursor *string, limit *int) {
 // printPage prints one page of a list.
 func (a *app) printPage(page any, what string, columns []string, rows [][]string, next string) error {
 	return a.printTable(page, func(w io.Writer) {
-		if len(rows) == 0 {
+		if len(rows) == 0 && next == "" {
 			fmt.Fprintln(w, "no "+what)
+			return
+		}
+		if len(rows) == 0 { // one call searches a bounded number of rows
+			fmt.Fprintf(w, "no %s among the newest that were searched\nmore: --cursor %s\n", what, next)
 			return
 		}
 		for _, row := range append([][]string{columns}, rows...) {

@@ -90,3 +90,16 @@ func TestScreenAfterWait(t *testing.T) {
 		t.Errorf("got the screen %q, want each fact once", text)
 	}
 }
+
+// A page without rows that is not the last one says how to continue.
+func TestEmptyPagesContinue(t *testing.T) {
+	for next, want := range map[string]string{
+		"":      "no leases\n",
+		"lse_1": "no leases among the newest that were searched\nmore: --cursor lse_1\n",
+	} {
+		var out strings.Builder
+		if err := (&app{terminal: terminal{out: &out}}).printPage(nil, "leases", []string{"LEASE", "STATUS"}, nil, next); err != nil || out.String() != want {
+			t.Errorf("cursor %q: got %q, %v, want %q", next, out.String(), err, want)
+		}
+	}
+}

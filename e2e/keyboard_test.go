@@ -157,6 +157,7 @@ func testKeyboard(t *testing.T, o *office) {
 	ben.press(kb.Enter)
 	testDenyingByKeyboard(t, o, ben, next.ID)
 	testAccountByKeyboard(t, o, ben)
+	testShortcuts(t, o, ben)
 }
 
 // focusedLinkIs reports whether a link that ends with id has the focus.
@@ -206,7 +207,7 @@ func testAccountByKeyboard(t *testing.T, o *office, ben *typist) {
 			}
 		}
 		ben.press(kb.Enter)
-		ben.tabThrough("Security keys and passkeys", "Log out")
+		ben.tabThrough("Security keys and passkeys", "Keyboard shortcuts", "Log out")
 		ben.press(kb.Escape)
 		if s := ben.at(); !strings.HasPrefix(s.Name, "Ben Test") {
 			t.Errorf("at %d pixels, Escape moves to %q, want the account", width, s.Name)
@@ -218,5 +219,47 @@ func testAccountByKeyboard(t *testing.T, o *office, ben *typist) {
 		if title, err := chromedp.Run(ben.ctx, chromedp.Text(css(`h1`))); err != nil || title != "Security keys and passkeys" {
 			t.Errorf("at %d pixels, the menu leads to %q, %v", width, title, err)
 		}
+	}
+}
+
+// testShortcuts moves through the inbox and to a decision with single keys, and turns them
+// off.
+func testShortcuts(t *testing.T, o *office, ben *typist) {
+	for range 2 { // with different scopes, so that they do not share a row
+		o.fileRequest(t, "--scope", "tickets:close", "--why", "by shortcut")
+		o.fileRequest(t, "--scope", "tickets:close", "--scope", "tickets:read", "--why", "by shortcut")
+	}
+	do(t, ben.ctx, "the inbox", chromedp.Navigate(o.web+"/ui/"), chromedp.WaitVisible(css(`#requests`)))
+	focused := func(what, want string) {
+		t.Helper()
+		got, err := chromedp.Run(ben.ctx, chromedp.Evaluate[bool](`document.activeElement.matches(`+"`"+want+"`"+`)`))
+		if err != nil || !got {
+			t.Fatalf("%s: the focus is not on %s (%v)", what, want, err)
+		}
+	}
+	ben.press("j")
+	focused("j", "#requests tr:nth-child(1) .what a")
+	ben.press("j")
+	focused("j again", "#requests tr:nth-child(2) .what a")
+	ben.press("k")
+	focused("k", "#requests tr:nth-child(1) .what a")
+	ben.press("/")
+	focused("/", "input[type=search]")
+	ben.press("jk/?") // text, in a field
+	if text, err := chromedp.Run(ben.ctx, chromedp.Value(css(`input[type=search]`))); err != nil || text != "jk/?" {
+		t.Errorf("typing into a field: got %q, %v", text, err)
+	}
+	do(t, ben.ctx, "the inbox again", chromedp.Navigate(o.web+"/ui/access"), chromedp.WaitVisible(css(`h1`)))
+	ben.press("?")
+	do(t, ben.ctx, "the list of shortcuts", chromedp.WaitVisible(css(`dialog.keys`)))
+	focused("?", "dialog.keys input")
+	ben.press(" ")
+	ben.press(kb.Escape)
+	ben.press("?")
+	if open, err := chromedp.Run(ben.ctx, chromedp.Evaluate[bool](`document.querySelector("dialog.keys").open`)); err != nil || open {
+		t.Errorf("a shortcut works although the viewer turned them off: %t, %v", open, err)
+	}
+	if _, err := chromedp.Run(ben.ctx, chromedp.Evaluate[bool](`localStorage.clear(), true`)); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -67,6 +67,23 @@ func testPages(t *testing.T, o *office) {
 		chromedp.Navigate(o.web+"/ui/requests/"+r.ID), chromedp.SendKeys(css(`#comment`), "use the merge"), chromedp.Click(css(`button[value="deny"]`)), chromedp.WaitVisible(css(`.done`)))
 	o.collect(t, r.ID, 3)
 	testStalePage(t, o, ben)
+	testCommandOfOwnRequest(t, o, ben)
+}
+
+// testCommandOfOwnRequest requests access in the browser and copies the command with which
+// to go on.
+func testCommandOfOwnRequest(t *testing.T, o *office, ben context.Context) {
+	do(t, ben, "requesting", chromedp.Navigate(o.web+"/ui/entitlements/tickets-api"), chromedp.WaitVisible(css(`textarea[name="why"]`)),
+		chromedp.SetAttributes(css(`input[name="scope.tickets:read"]`), map[string]string{"checked": "checked"}), chromedp.SendKeys(css(`textarea[name="why"]`), "reading up"),
+		chromedp.Click(css(`button.go`)), chromedp.WaitVisible(css(`.command button`)),
+		chromedp.Click(css(`.command button`)))
+	eventually(t, "the copied command", 10*time.Second, func() error {
+		text, err := chromedp.Run(ben, chromedp.Text(css(`.command`)))
+		if err != nil || !strings.HasPrefix(text, "broker collect req_") || !strings.HasSuffix(text, "Copied") {
+			return fmt.Errorf("the page says %q, %v", text, err)
+		}
+		return nil
+	})
 }
 
 // collect collects a request as the agent and returns the output. want is the exit

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -61,6 +62,7 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		args:   []any{before(q.Before[:]), maxScan},
 		limit:  q.Limit,
 		table:  requests,
+		has:    []byte(q.Requester),
 		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
 	}
 	switch {
@@ -99,6 +101,7 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 		args:   []any{before(q.Before[:]), maxScan},
 		limit:  q.Limit,
 		table:  leases,
+		has:    []byte(q.Holder),
 		wanted: func(lease *broker.Lease) bool { return wantsLease(&q, lease) },
 	}
 	switch {
@@ -182,6 +185,7 @@ type listing[R broker.Row] struct {
 	args   []any
 	limit  int // of the page; zero means maxScan
 	table  table
+	has    []byte // a text that every wanted body has; it is cheaper to find than a row is to decode
 	wanted func(R) bool
 }
 
@@ -198,12 +202,15 @@ func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 		if err != nil {
 			return err
 		}
+		scanned++
+		next = [16]byte(id)
+		if !bytes.Contains(body, l.has) {
+			return nil
+		}
 		row, err := decodeRow(key, body)
 		if err != nil {
 			return err
 		}
-		scanned++
-		next = [16]byte(id)
 		if r := row.(R); l.wanted(r) {
 			if page = append(page, r); len(page) == l.limit {
 				return errPageFull

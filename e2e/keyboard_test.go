@@ -245,7 +245,7 @@ func testShortcuts(t *testing.T, o *office, ben *typist) {
 	focused("k", "#requests tr:nth-child(1) .what a")
 	ben.press("/")
 	focused("/", "input[type=search]")
-	ben.press("jk/?") // text, in a field
+	ben.press("jk/?")                                                                                                                  // text, in a field
 	if text, err := chromedp.Run(ben.ctx, chromedp.Value(css(`input[type=search]`))); err != nil || !strings.HasSuffix(text, "jk/?") { // the driver also types the key that the script handled
 		t.Errorf("typing into a field: got %q, %v", text, err)
 	}

@@ -149,10 +149,13 @@ func BenchmarkPages(b *testing.B) {
 	}
 	as("login/cleo")
 	n := 0
+	var filed *api.Request
 	report("/ui/", func() { // after a change
 		n++
-		must[*api.Request](b)(w.as(agent+"/new").Ask(b.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: fmt.Sprint(n)}))
+		filed = must[*api.Request](b)(w.as(agent+"/new").Ask(b.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: fmt.Sprint(n)}))
 	})
+	report("/ui/requests/"+filed.ID, func() {}) // with the requester's history
+	report("/ui/requests/"+filed.ID+"/log", func() {})
 	b.ReportMetric(float64(slowest.Microseconds())/1000, "slowest-p50-ms")
 	b.ReportMetric(float64(largest)/1024, "largest-KB")
 	b.ReportMetric(float64(measured), "pages")

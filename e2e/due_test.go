@@ -66,6 +66,9 @@ func fallDue(t testing.TB, l *lab, ask api.Ask, n int) (r dueResult) {
 		}
 		// A request that arrived more than a second late, or an answer of Vault whose
 		// Date was a second old: the broker then counts from the earlier second.
+		if lease.ExpiresAt.Before(due.Add(-2 * time.Second)) {
+			t.Errorf("lease %s expired at %s, long before it was due", id, lease.ExpiresAt)
+		}
 		if lease.ExpiresAt.Before(due) || lease.ExpiresAt.After(due.Add(2*time.Second)) {
 			off++
 		}

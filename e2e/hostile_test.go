@@ -90,7 +90,7 @@ const seeing = `(() => {
 	const text = document.title + "\n" + document.body.innerText;
 	return {
 		text,
-		code: "pwned" in window || document.querySelectorAll("main script:not([src]), main img, main svg[onload], main :not(figure.axis) > svg, main iframe, a[href^=javascript]").length > 0,
+		code: "pwned" in window || document.querySelectorAll("main script:not([src]), main img, main svg[onload], main :not(figure.axis) > svg:not(.share), main iframe, a[href^=javascript]").length > 0,
 		codes: (text.match(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g) || []).map(c => c.codePointAt(0).toString(16)),
 		width: document.documentElement.scrollWidth,
 		links: [...document.querySelectorAll(".timeline a.index")].map(a => a.getAttribute("href")),
@@ -152,7 +152,7 @@ func testHostileTexts(t *testing.T, o *office) {
 		t.Fatalf("the timeline links to %q, want 4 records", timeline.Links)
 	}
 	for i, link := range timeline.Links {
-		record := dan.visit(t, link, "Inclusion proof", "Back to the timeline")
+		record := dan.visit(t, link, "Inclusion proof", "Timeline of the request")
 		if written := i != 2; written != strings.Contains(record.Text, "<img src=x") { // the third, lease issued, has no text of a person
 			t.Errorf("the texts of %s: %s", link, record.Text)
 		}

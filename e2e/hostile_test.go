@@ -90,7 +90,7 @@ const seeing = `(() => {
 	const text = document.title + "\n" + document.body.innerText;
 	return {
 		text,
-		code: "pwned" in window || document.querySelectorAll("main script:not([src]), main img, main svg[onload], main :not(figure.axis) > svg:not(.share), main iframe, a[href^=javascript]").length > 0,
+		code: "pwned" in window || document.querySelectorAll("main script:not([src]), main img, main svg[onload], main :not(figure.axis, figure.chart, .legend li) > svg:not(.share), main iframe, a[href^=javascript]").length > 0,
 		codes: (text.match(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g) || []).map(c => c.codePointAt(0).toString(16)),
 		width: document.documentElement.scrollWidth,
 		links: [...document.querySelectorAll(".timeline a.index")].map(a => a.getAttribute("href")),
@@ -159,6 +159,8 @@ func testHostileTexts(t *testing.T, o *office) {
 		ben.visit(t, link, "Record")
 	}
 	dan.visit(t, "/ui/audit", "notes")
+	dan.visit(t, "/ui/audit?q="+`"><script>window.pwned=1</script>`, "The search is complete")
+	dan.visit(t, "/ui/overview", "Votes of people")
 	dan.visit(t, "/ui/leases?entitlement="+`"><script>window.pwned=1</script>`, "no live leases")
 	testHostilePerson(t, o, ben)
 }

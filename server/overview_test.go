@@ -55,7 +55,7 @@ func TestOverview(t *testing.T) {
 			continue
 		}
 		for _, shows := range []string{
-			"<dt>Requested</dt><dd>7</dd>", "<dt>Granted</dt><dd>4</dd>", "<dt>Denied</dt><dd>2</dd>", "<dt>Lapsed</dt><dd>0</dd>", ">1<span class=\"hidden\"> requests in the inbox",
+			"<dt>Requested</dt><dd>7</dd>", "<dt>Granted</dt><dd>4</dd>", "<dt>Denied</dt><dd>2</dd>", "<dt>Lapsed</dt><dd>0</dd>", "<dt>Waiting now</dt><dd>1</dd>",
 			"7 requests: 4 granted, 2 denied", "3 credentials;", "2 decisions; half took at most",
 			`<th scope="row">Policy alone</th><td>3</td><td>1</td>`, `<th scope="row">People</th><td>1</td><td>1</td>`,
 		} {

@@ -240,7 +240,7 @@ func appendActivity(t testing.TB, s *Store, now *time.Time) {
 		r := i.request
 		r.ID, r.Created, r.Status, r.Lapses = broker.NewRequestID(*now), *now, broker.RequestPending, lapses
 		facts := &audit.RequestFacts{ID: r.ID.String(), Entitlement: r.Entitlement, TTL: r.TTL, Duration: r.Duration, LapsesAt: lapses}
-		appendRecord(t, s, audit.Record{Kind: audit.RequestCreated, Request: facts, Decision: &audit.DecisionFacts{Permit: true, Approvals: []string{"1 of dba"}}}, &r)
+		appendRecord(t, s, audit.Record{Kind: audit.RequestCreated, Caller: &audit.Party{ID: r.Requester.ID}, Request: facts, Decision: &audit.DecisionFacts{Permit: true, Approvals: []string{"1 of dba"}}}, &r)
 		return &r
 	}
 	vote := func(kind audit.Kind, r *broker.Request, person, decision string) {
@@ -260,7 +260,7 @@ func appendActivity(t testing.TB, s *Store, now *time.Time) {
 	*now = now.Add(time.Hour)
 	vote(audit.RequestDenied, second, "login/ben", "deny")
 	appendRecord(t, s, audit.Record{Kind: audit.RequestDenied, Request: &audit.RequestFacts{ID: first.ID.String(), TTL: time.Minute}, Decision: &audit.DecisionFacts{Code: "denied"}, Count: 12})
-	appendRecord(t, s, audit.Record{Kind: audit.CollectRefused, Request: &audit.RequestFacts{ID: first.ID.String()}, Decision: &audit.DecisionFacts{Code: "limit"}})
+	appendRecord(t, s, audit.Record{Kind: audit.CollectRefused, Caller: &audit.Party{ID: first.Requester.ID}, Request: &audit.RequestFacts{ID: first.ID.String()}, Decision: &audit.DecisionFacts{Code: "limit"}})
 	appendRecord(t, s, audit.Record{Kind: audit.BlockPlaced, Block: &audit.BlockFacts{Selector: "holder spiffe://acme.test/x"}})
 	*now = now.Add(time.Hour)
 	i := newIssuance(t, 9)

@@ -234,7 +234,7 @@ func (s *searching) parties(list []candidate) (p parties, err error) {
 		case !s.wantsKind(c.outline.Kind) || s.q.Party != "" && bytes.Contains(c.Leaf, s.record):
 		case c.outline.Lease != nil && c.outline.Request == nil:
 			leases = append(leases, c.lease())
-		case c.outline.Request != nil && c.outline.Lease == nil && s.q.Party != "":
+		case c.outline.Request != nil && c.outline.Lease == nil && s.q.Party != "" && !byRequester(c.outline.Kind):
 			row, err := broker.Get[*broker.Request](s.v, c.request())
 			switch {
 			case err == nil:
@@ -246,6 +246,12 @@ func (s *searching) parties(list []candidate) (p parties, err error) {
 	}
 	p.leases, err = s.v.leasesOf(leases)
 	return p, err
+}
+
+// byRequester reports whether the caller of all records of a kind is the requester, so
+// that the request's row says no more.
+func byRequester(kind audit.Kind) bool {
+	return kind == audit.RequestCreated || kind == audit.RequestWithdrawn || kind == audit.CollectRefused
 }
 
 // lease returns the id in the record's facts about a lease; zero: none.

@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -241,6 +242,35 @@ func TestTimelineDrawing(t *testing.T) {
 					t.Errorf("%s: the bar %+v is not on the axis from %s to %s", name, bar, a.Begin, a.End)
 				}
 			}
+		}
+	}
+}
+
+// Links of lists with different targets have different names, even for requests that one
+// caller filed within a second.
+func TestLinksOfListsHaveNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, withPeople)
+	for minutes := range 4 { // with different TTLs, so that they do not share a row
+		must[*api.Request](t)(w.as(agent).Ask(t.Context(), api.Ask{Entitlement: "guarded", Scopes: []string{"read"}, Justification: "x", TTL: api.Duration(time.Duration(5+minutes) * time.Minute)}))
+	}
+	b := newBrowser(t, w)
+	b.logIn("login/cleo", "/ui/")
+	link := regexp.MustCompile(`(?s)<td[^>]*><a href="(/ui/requests/[^"]*)">(.*?)</a>`)
+	tag := regexp.MustCompile(`<[^>]*>`)
+	for path, least := range map[string]int{"/ui/": 4} {
+		_, _, page := b.visit(http.MethodGet, path, "")
+		targets := map[string]string{}
+		found := link.FindAllStringSubmatch(page, -1)
+		for _, m := range found {
+			name := tag.ReplaceAllString(m[2], "")
+			if other, twice := targets[name]; twice && other != m[1] {
+				t.Errorf("%s: %q leads to %s and to %s", path, name, other, m[1])
+			}
+			targets[name] = m[1]
+		}
+		if len(found) < least {
+			t.Errorf("%s: got %d links, want at least %d\n%s", path, len(found), least, page)
 		}
 	}
 }

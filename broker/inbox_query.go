@@ -11,7 +11,7 @@ import (
 // everything.
 type InboxQuery struct {
 	Entitlement string
-	Requester   string // a person, or a SPIFFE ID and all below it
+	Requester   string // a person, or a SPIFFE ID and all below it; without a slash: a part of either
 	Team        string // of the requester
 	Risk        Risk
 	Text        string   // words that are in the request's texts or names
@@ -134,7 +134,7 @@ func facets(counts map[string]int) []Facet {
 
 // selects reports whether the query selects a request.
 func (q *InboxQuery) selects(rules *Rules, r *Request, words []string) bool {
-	if q.Entitlement != "" && r.Entitlement != q.Entitlement || q.Team != "" && r.Requester.Team != q.Team || q.Requester != "" && !isOrBelow(r.Requester.ID, q.Requester) {
+	if q.Entitlement != "" && r.Entitlement != q.Entitlement || q.Team != "" && r.Requester.Team != q.Team || q.Requester != "" && !isNamed(r.Requester.ID, q.Requester) {
 		return false
 	}
 	if q.Risk != 0 {
@@ -143,6 +143,14 @@ func (q *InboxQuery) selects(rules *Rules, r *Request, words []string) bool {
 		}
 	}
 	return len(words) == 0 || r.Contains(words)
+}
+
+// isNamed reports whether a person who types a name into a filter means the ID.
+func isNamed(id, name string) bool {
+	if strings.Contains(name, "/") {
+		return isOrBelow(id, name)
+	}
+	return strings.Contains(strings.ToLower(id), strings.ToLower(name))
 }
 
 // isOrBelow reports whether an ID is the other one, or a SPIFFE ID below it.

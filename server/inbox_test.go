@@ -201,6 +201,12 @@ func TestInboxFilters(t *testing.T) {
 			t.Errorf("%s: the inbox of the API has %q, want %q", query, inInbox, test.want)
 		}
 	}
+	for name, want := range map[string][]string{"TRIAGE": append(slices.Clone(ids), glass.ID), "triag": append(slices.Clone(ids), glass.ID), "triage/7": nil, "nowhere": nil} {
+		_, _, page := b.visit(http.MethodGet, "/ui/?order=oldest&requester="+url.QueryEscape(name), "")
+		if got, _ := inboxIDs(page); !slices.Equal(got, want) {
+			t.Errorf("the requester %q: got %q, want %q", name, got, want)
+		}
+	}
 	if status, _, page := b.visit(http.MethodGet, "/ui/?risk=huge", ""); status != http.StatusBadRequest || !strings.Contains(page, "risk must be low, medium or high") {
 		t.Errorf("an unknown risk: got %d\n%s", status, page)
 	}

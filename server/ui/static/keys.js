@@ -34,7 +34,7 @@
   const keys = [
     ["j", "next request of a list", () => step(1)],
     ["k", "previous request of a list", () => step(-1)],
-    ["/", "search or filter", () => focus("main input[type=search], main form.search input[name=text], main .filter input")],
+    ["/", "search or filter", () => focus("main input[type=search], main form.search input[name=q], main .filter input")],
     ["d", "to the decision", () => focus("#decide")],
     ["n", "next request that waits, after a decision", () => open(document.querySelector(".done a.button")?.href)],
     ["i", "inbox", () => open(base + "/ui/")],

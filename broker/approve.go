@@ -241,12 +241,13 @@ func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vo
 	if err != nil {
 		return nil, err
 	}
-	if a.Signed = v.Signature != nil; r.Decision.Obligations.Signed && a.Approve && !a.Signed {
-		return nil, errUnsigned
-	}
+	a.Signed = v.Signature != nil
 	before := r.Version
 	if err := r.vote(a, caller.At); err != nil {
 		return nil, err
+	}
+	if r.Decision.Obligations.Signed && a.Approve && !a.Signed { // last, because a signature would not mend another fault
+		return nil, errUnsigned
 	}
 	if err := b.recordVote(ctx, ballot{caller, rules, r, a, v.Signature, before, c}); err != nil {
 		return nil, err

@@ -144,12 +144,13 @@ func (b *Broker) reviewOnce(ctx context.Context, caller Caller, id RequestID, v 
 		return nil, err
 	}
 	r := found.request
-	// Every verdict counts towards closing the review, so every verdict is signed.
-	if found.approval.Signed = v.Signature != nil; r.Decision.Obligations.Signed && !found.approval.Signed {
-		return nil, errUnsigned
-	}
+	found.approval.Signed = v.Signature != nil
 	if err := r.verdict(found.approval, caller.At); err != nil {
 		return nil, err
+	}
+	// Every verdict counts towards closing the review, so every verdict is signed.
+	if r.Decision.Obligations.Signed && !found.approval.Signed {
+		return nil, errUnsigned
 	}
 	if err := b.recordVerdict(ctx, found); err != nil {
 		return nil, err

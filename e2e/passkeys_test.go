@@ -14,27 +14,32 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// withPasskey adds a virtual authenticator to a browser. It verifies its user.
-func withPasskey(t testing.TB, ctx context.Context) {
+// withPasskey adds a virtual authenticator to a browser and returns its ID. It verifies
+// its user.
+func withPasskey(t testing.TB, ctx context.Context) (id webauthn.AuthenticatorID) {
 	t.Helper()
 	do(t, ctx, "adding an authenticator",
 		command(webauthn.Enable, webauthn.EnableParams{}),
 		func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
-			_, err := cdp.Call(ctx, target, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
+			added, err := cdp.Call(ctx, target, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
 				Protocol: webauthn.AuthenticatorProtocolCtap2, Transport: webauthn.AuthenticatorTransportInternal,
 				HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true,
 			}})
+			id = added.AuthenticatorID
 			return chromedp.Void{}, err
 		})
+	return id
 }
 
-// enrolPasskey enrols a passkey in a browser whose person has just logged in.
-func (o *office) enrolPasskey(t testing.TB, ctx context.Context) {
+// enrolPasskey enrols a passkey in a browser whose person has just logged in. It returns
+// the ID of its authenticator.
+func (o *office) enrolPasskey(t testing.TB, ctx context.Context) webauthn.AuthenticatorID {
 	t.Helper()
-	withPasskey(t, ctx)
+	id := withPasskey(t, ctx)
 	do(t, ctx, "enrolling a passkey",
 		chromedp.Navigate(o.web+"/ui/passkeys"), chromedp.SendKeys(css(`input[name="name"]`), "phone"),
 		chromedp.Click(css(`button[value="enrol"]`)), chromedp.WaitVisible(css(`.done`)))
+	return id
 }
 
 // passkeyWait is the time until a new passkey counts, in this test's build of the

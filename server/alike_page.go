@@ -87,7 +87,10 @@ func (s *Server) showAlike(c *call, status int, p alikePage) (reply, error) {
 		p.Requests = append(p.Requests, row)
 	}
 	title := "Identical requests"
-	if n := len(p.Requests); n > 0 {
+	switch n := len(p.Requests); {
+	case n == 1:
+		title = "1 request waits"
+	case n > 1:
 		title = fmt.Sprintf("%d identical requests", n)
 	}
 	return c.pageOf(status, ui.Page{Name: "alike", Title: title, Tab: "inbox", Data: p})
@@ -152,6 +155,8 @@ func (c *call) selected() (ids []broker.RequestID, err error) {
 	return ids, nil
 }
 
+var errCancelled = refuse(broker.ErrSignatureRequired, "signing was cancelled or took too long")
+
 // decideOne makes one decision, bound to the digest that the form has for the request.
 func (s *Server) decideOne(c *call, id broker.RequestID, do string) error {
 	kind := decideVote
@@ -161,6 +166,9 @@ func (s *Server) decideOne(c *call, id broker.RequestID, do string) error {
 	v := broker.Vote{Approve: do == "approve" || do == "justified", Comment: c.text("comment")}
 	if v.Digest.UnmarshalText([]byte(c.form.get(digestField(id)))) != nil {
 		return refuse(broker.ErrInvalidRequest, "digest must be the digest of the request that you saw, 64 lower-case hexadecimal digits")
+	}
+	if c.form.get("unsigned."+id.String()) != "" { // even if policy no longer requires a signature
+		return errCancelled
 	}
 	var err error
 	if v.Signature, v.Salt, err = c.signedIn("."+id.String(), kind.name+" "+id.String()); err != nil {

@@ -284,6 +284,9 @@ func TestIdenticalRequestsAreDecidedTogether(t *testing.T) {
 	if status != http.StatusConflict || !strings.Contains(page, "read it again") || !strings.Contains(page, "no longer pending") || strings.Count(page, `<li class="done">`) != 2 || strings.Count(page, `<li class="failed"`) != 2 {
 		t.Errorf("a partial failure: got %d\n%s", status, page)
 	}
+	if !strings.Contains(page, "<h1>1 request waits</h1>") || strings.Contains(page, "1 times") {
+		t.Errorf("one request is left\n%s", page)
+	}
 	for i, want := range []int{1, 0, 0, 1} {
 		if r := must[*api.Request](t)(w.as(agent).Request(t.Context(), ids[i])); len(r.Approvals.Given) != want || want == 1 && r.Approvals.Given[0].Comment != "as agreed" {
 			t.Errorf("request %d: got %+v, want %d approvals", i, r.Approvals.Given, want)
@@ -310,12 +313,15 @@ func TestGroupedDecisionsMeetPolicy(t *testing.T) {
 	first := w.guarded(t, signIt)
 	path := "/ui/requests/" + first.ID + "/alike"
 	_, _, page := b.visit(http.MethodGet, path, "")
+	cancelled := alikeForm(page, "approve", "x")
+	cancelled.Set("unsigned."+first.ID, "on")
 	for name, test := range map[string]struct {
 		form   url.Values
 		status int
 		shows  string
 	}{
 		"without the required signature": {alikeForm(page, "approve", "x"), http.StatusConflict, "sign with your passkey"},
+		"a cancelled signature":          {cancelled, http.StatusConflict, "signing was cancelled"},
 		"denying without a reason":       {alikeForm(page, "deny", ""), http.StatusConflict, "state in comment why you deny it"},
 		"no action":                      {alikeForm(page, "", "x"), http.StatusBadRequest, "names no action"},
 		"nothing selected":               {url.Values{"do": {"approve"}}, http.StatusBadRequest, "select at least one request"},

@@ -5,16 +5,19 @@
   const toBytes = (text) => Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
   const toText = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 
-  // say shows an error above the form.
-  function say(form, text) {
-    let p = form.querySelector("[role=alert]");
-    if (!p) {
+  // say shows an error, or with the role "status" the progress, above the form.
+  function say(form, text, role = "alert") {
+    let p = form.querySelector(":scope > [data-said]");
+    if (!p || p.getAttribute("role") !== role) {
+      if (p) p.remove();
       p = document.createElement("p");
-      p.className = "failed";
-      p.setAttribute("role", "alert");
+      p.dataset.said = "";
+      p.className = role === "alert" ? "failed" : "changed";
+      p.setAttribute("role", role);
       form.prepend(p);
     }
     p.textContent = text;
+    p.scrollIntoView({ block: "nearest" });
   }
 
   // words explains an error of the browser.
@@ -56,19 +59,42 @@
     }));
   }
 
+  // signEach signs each selected request. A request that the broker refuses keeps the
+  // others from nothing, but the first cancelled signature ends the signing. What is signed
+  // is sent; the form marks the rest of the selection as unsigned.
+  async function signEach(form, fields) {
+    const selected = [...form.querySelectorAll('input[name^="digest."]:checked')];
+    const common = [...fields].filter(([name]) => !name.startsWith("digest."));
+    const unsigned = [];
+    let failed = null, cancelled = false, signed = 0;
+    for (const [i, box] of selected.entries()) {
+      const id = box.name.slice("digest.".length);
+      if (cancelled) {
+        unsigned.push(id);
+        continue;
+      }
+      const one = new URLSearchParams(common);
+      one.set("digest", box.value);
+      say(form, `Signing ${i + 1} of ${selected.length}.`, "status");
+      try {
+        await signOne(form, form.dataset.each + id + "/sign", one, "." + id);
+        signed++;
+      } catch (error) { // if the broker refused, it states the reason again when it decides
+        failed ||= error;
+        cancelled = error instanceof DOMException; // of the browser
+        if (cancelled) unsigned.push(id);
+      }
+    }
+    if (failed && !signed) throw failed;
+    for (const id of unsigned) put(form, "unsigned." + id, "on");
+  }
+
   // sign signs the decision of a form, or, if the form decides several requests, each
   // selected one.
-  async function sign(form, button) {
+  function sign(form, button) {
     const fields = new URLSearchParams(new FormData(form, button));
-    if (!form.dataset.each) return signOne(form, form.dataset.options || location.pathname + "/sign", fields, "");
-    const selected = [...form.querySelectorAll('input[name^="digest."]:checked')];
-    for (const box of selected) {
-      const id = box.name.slice("digest.".length);
-      if (form.querySelector(`input[name="assertion.${id}"]`)) continue; // signed before another one failed
-      const one = new URLSearchParams([...fields].filter(([name]) => !/^(digest|ticket|assertion)\./.test(name)));
-      one.set("digest", box.value);
-      await signOne(form, form.dataset.each + id + "/sign", one, "." + id);
-    }
+    if (form.dataset.each) return signEach(form, fields);
+    return signOne(form, form.dataset.options || location.pathname + "/sign", fields, "");
   }
 
   async function enrol(form, button) {
@@ -86,21 +112,24 @@
   }
 
   for (const form of document.querySelectorAll("form[data-sign], form[data-enrol]")) {
-    let ready = false;
+    let ready = false, busy = false;
     form.addEventListener("submit", (event) => {
       const button = event.submitter;
       const job = form.dataset.enrol ? enrol : sign;
       if (ready || (form.dataset.sign !== undefined && (!button || !form.dataset.sign.split(" ").includes(button.value)))) return;
       event.preventDefault();
+      if (busy) return; // a second press while the passkey signs
       if (!window.PublicKeyCredential) return say(form, "Your browser does not support passkeys.");
       for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = true;
       button.disabled = false;
+      busy = true;
       job(form, button).then(() => {
         for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = false;
         ready = true;
         form.requestSubmit(button);
       }, (error) => {
         for (const b of form.querySelectorAll("button:not([hidden])")) b.disabled = false;
+        busy = false;
         say(form, words(error));
       });
     });

@@ -69,7 +69,7 @@ func TestPasskeys(t *testing.T) {
 	eventually(t, "ben's passkey to count", 5*time.Minute, func() error {
 		do(t, ben, "approving", chromedp.Navigate(page), chromedp.WaitVisible(css(`button[value="approve"]`)), chromedp.SendKeys(css(`#comment`), "they are"),
 			chromedp.Click(css(`button[value="approve"]`)), chromedp.WaitVisible(css(`.done, .failed`)))
-		text, err := chromedp.Run(ben, chromedp.Text(css(`.done, .failed`)))
+		text, err := chromedp.Run(ben, chromedp.Text(css(`.done p, .failed`)))
 		if err == nil && text != "You approved this request." {
 			err = fmt.Errorf("the page reads %q", text)
 		}

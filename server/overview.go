@@ -40,7 +40,7 @@ func (p period) from(now time.Time) time.Time {
 type overviewPage struct {
 	Periods   []period
 	Period    period
-	From, To  time.Time
+	From      time.Time
 	Waiting   int
 	Lapsed    int
 	Uncounted int
@@ -74,7 +74,7 @@ func (s *Server) overviewPage(c *call) (reply, error) {
 	if !c.maySeeOverview() {
 		return reply{}, refuse(broker.ErrDenied, "policy does not permit you to see the overview: it needs the action audit or usage")
 	}
-	p := overviewPage{Periods: periods, Period: periods[0], Totals: &activity.Counts{}, To: c.now.UTC(), MayAudit: c.mayAudit()}
+	p := overviewPage{Periods: periods, Period: periods[0], Totals: &activity.Counts{}, MayAudit: c.mayAudit()}
 	if name := c.r.URL.Query().Get("period"); name != "" {
 		i := slices.IndexFunc(periods, func(p period) bool { return p.Name == name })
 		if i < 0 {

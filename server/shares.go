@@ -109,13 +109,29 @@ func (sh share) heavier(other share, units int) bool {
 }
 
 // finish returns when the next turn of the network finishes.
-func (sh share) finish() (at float64) {
-	for _, p := range sh.parts {
+func (sh share) finish() float64 { return sh.finishOf(len(sh.parts)) }
+
+// finishOf returns when it finishes as far as the n narrowest parts are concerned.
+func (sh share) finishOf(n int) (at float64) {
+	for _, p := range sh.parts[:n] {
 		if p != nil {
 			at = max(at, p.finish)
 		}
 	}
 	return at
+}
+
+// earlier reports whether the next turn of sh finishes before that of other. Networks that
+// wait for the same wide one are equal there, so their narrower parts decide: they take
+// turns with each other.
+func (sh share) earlier(other share) bool {
+	for n := len(sh.parts); n > 0; n-- {
+		own, others := sh.finishOf(n), other.finishOf(n)
+		if own != others {
+			return own < others
+		}
+	}
+	return false
 }
 
 // arrive sets the finish of a network that has nothing to do before now.

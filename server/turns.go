@@ -376,7 +376,7 @@ func (t *turns) dispatch() {
 			return
 		}
 		call := q.next()
-		t.now = q.share.finish()
+		t.now = max(t.now, q.share.finish()) // a network that had to pause may be late
 		q.share.serve(t.now)
 		q.served++
 		q.round = max(q.round, call.round)
@@ -400,7 +400,7 @@ func (t *turns) next() (next *turnQueue) {
 		return nil
 	}
 	for _, q := range t.order {
-		if next != nil && q.share.finish() >= next.share.finish() {
+		if next != nil && !q.share.earlier(next.share) {
 			continue
 		}
 		if pause := t.pause(q.share.network); pause > 0 {

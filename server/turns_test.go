@@ -219,3 +219,43 @@ func TestTurnsRefuse(t *testing.T) {
 		done(false)
 	})
 }
+
+// Networks of one wide network take turns with each other, however early some of them
+// came and however many calls those send.
+func TestNetworksOfOneWideNetworkTakeTurns(t *testing.T) {
+	t.Parallel()
+	l := verifyLimits()
+	l.atOnce = 1
+	turns := newTurns(l)
+	done, err := turns.enter(t.Context(), senderOf("203.0.113.1", "runs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const networks, each = 50, 10
+	var calls [networks][each]*waitingCall
+	turns.mu.Lock()
+	for n := range networks {
+		for i := range each {
+			calls[n][i] = turns.wait(senderOf(fmt.Sprintf("192.0.2.%d", n), i))
+			if calls[n][i] == nil {
+				t.Fatalf("call %d of network %d may not wait", i, n)
+			}
+		}
+	}
+	turns.mu.Unlock()
+	for round := range each {
+		for range networks {
+			done(false)
+		}
+		for n := range networks {
+			served := 0
+			for _, call := range calls[n] {
+				served += len(call.ready)
+			}
+			if served != round+1 {
+				t.Fatalf("after %d turns, network %d had %d, want %d", networks*(round+1), n, served, round+1)
+			}
+		}
+	}
+	done(false)
+}

@@ -184,11 +184,14 @@ func (c *coder) varint() int64 {
 	return int64(v>>1) ^ -int64(v&1)
 }
 
-// integer is a field of any other integer type.
+// integer is a field of any other integer type. Encoding only reads the field: rows
+// share what decisions have in common.
 func integer[T ~int | ~uint8 | ~uint32](c *coder, tag uint64, n *T) {
 	v := int64(*n)
 	c.int64(tag, &v)
-	*n = T(v)
+	if c.reading {
+		*n = T(v)
+	}
 }
 
 func (c *coder) flag(tag uint64, b *bool) {
@@ -197,7 +200,9 @@ func (c *coder) flag(tag uint64, b *bool) {
 		v = 1
 	}
 	c.int64(tag, &v)
-	*b = v != 0
+	if c.reading {
+		*b = v != 0
+	}
 }
 
 // time keeps nanoseconds since 1970 (years 1678 to 2262), and the zero time.

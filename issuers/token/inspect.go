@@ -103,7 +103,7 @@ func (k *Keys) isPublished(known *signingKey, now time.Time) bool {
 }
 
 // maxVerified is the number of places for tokens. They take 72 bytes each.
-const maxVerified = 32768
+const maxVerified = 65536
 
 // verifiedTokens remembers tokens that were minted here or whose signature was verified.
 // It holds no token: a fast hash finds the place of a token, and only its SHA-256

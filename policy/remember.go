@@ -72,14 +72,13 @@ func (d *decisions) keep(key decisionKey, known broker.Decision) {
 // rememberable returns the key of a query, and reports whether the decision follows from
 // the key alone.
 func (e *Engine) rememberable(q *broker.Query) (decisionKey, bool) {
-	switch {
-	case q.Action != broker.ActionRequest || q.Entitlement == nil,
-		e.reads["now"],
-		e.reads["source_ip"] && q.SourceIP.IsValid(),
-		e.reads["justification"] && q.Justification != "",
-		e.reads["ticket"] && q.Ticket != "",
-		e.reads["parameters"] && len(q.Parameters) > 0:
+	if q.Action != broker.ActionRequest || q.Entitlement == nil {
 		return decisionKey{}, false
+	}
+	for name := range e.reads {
+		if !followsFromKey(name, q) {
+			return decisionKey{}, false
+		}
 	}
 	p := e.principals.find(&q.Principal)
 	if p == nil {
@@ -94,19 +93,32 @@ func (e *Engine) rememberable(q *broker.Query) (decisionKey, bool) {
 	return key, true
 }
 
-// contextAttributes are the attributes of the context in the schema.
-var contextAttributes = []string{"now", "source_ip", "scopes", "ttl", "duration", "parameters", "break_glass", "justification", "ticket"}
+// followsFromKey reports whether a value of the context is in the key, or is absent.
+func followsFromKey(name string, q *broker.Query) bool {
+	switch name {
+	case "scopes", "ttl", "duration", "break_glass":
+		return true
+	case "source_ip":
+		return !q.SourceIP.IsValid()
+	case "justification":
+		return q.Justification == ""
+	case "ticket":
+		return q.Ticket == ""
+	case "parameters":
+		return len(q.Parameters) == 0
+	}
+	return false // the time, the whole context, and whatever a later schema adds
+}
 
-// addContextReads adds the attributes of the context that a condition reads. A condition
-// that uses the context as a whole reads all of them.
+const wholeContext = "context" // in Engine.reads
+
+// addContextReads adds the attributes of the context that a condition reads.
 func addContextReads(reads map[string]bool, e *expr) {
 	if e == nil {
 		return
 	}
 	if e.op == opVariable && e.name == "context" {
-		for _, name := range contextAttributes {
-			reads[name] = true
-		}
+		reads[wholeContext] = true
 		return
 	}
 	if (e.op == opAccess || e.op == "has") && e.args[0].op == opVariable && e.args[0].name == "context" {

@@ -118,6 +118,21 @@ func TestDecisionThatReadsTheTimeIsNotRemembered(t *testing.T) {
 	}
 }
 
+// An attribute that a later schema adds is not in the key, so it must not be ignored.
+func TestDecisionThatReadsMoreThanTheKeyIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	e := rememberEngine(t, `@id("p") permit (principal, action == Action::"request", resource);`)
+	q := rememberQuery()
+	_, _ = e.Decide(t.Context(), q, rememberNow)
+	if _, ok := e.rememberable(&q); !ok {
+		t.Fatal("the decision can't be remembered")
+	}
+	e.reads["weather"] = true
+	if _, ok := e.rememberable(&q); ok {
+		t.Error("a decision that reads an attribute outside the key can be remembered")
+	}
+}
+
 func TestRememberedDecisionsAreBounded(t *testing.T) {
 	t.Parallel()
 	var d decisions

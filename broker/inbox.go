@@ -13,7 +13,7 @@ type Inbox struct {
 	Matching       int          // those of them that the query selects
 	Rows           int          // the groups of those
 	First          int          // the number of groups before the page
-	Previous, Next InboxPlace   // Before and After of the neighbouring pages; zero: there is none
+	Previous, Next InboxPlace   // Before and After of the neighbouring pages; zero: no such page
 	Seen           time.Time    // when the newest request was first seen
 	New            int          // see InboxQuery.Seen
 	Gone           []RequestID  // see InboxQuery.Shown

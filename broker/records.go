@@ -68,7 +68,7 @@ func listRefusal(tx Tx, id RequestID) error {
 }
 
 // A RecordQuery selects records of the current log; zero fields select all. Package
-// server uses it for auditors, whom policy permits to read the whole log.
+// server uses it for auditors only: policy permits them to read the whole log.
 type RecordQuery struct {
 	Kinds       []audit.Kind
 	From, To    time.Time // from From until just before To

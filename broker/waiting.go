@@ -49,7 +49,7 @@ func (w *waitingRoom) admits(r *Request) bool {
 const (
 	waitingFresh = 30 * time.Second // an inbox reads everything again if it is older than this
 	waitingEvery = 10 * time.Second // keepWaiting reads everything again
-	waitingUsed  = 10 * time.Minute // keepWaiting stops if nobody looks
+	waitingUsed  = 10 * time.Minute // keepWaiting stops if no inbox is opened
 )
 
 // A waitingRequest is a request that waits for a decision or a review. It is immutable.

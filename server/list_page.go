@@ -9,7 +9,7 @@ import (
 // A listPage is the part of a short list that a page shows.
 type listPage struct {
 	From, To, Total int    // the first and the last row, counted from 1
-	Previous, Next  string // the positions of the neighbouring pages; empty: there is none
+	Previous, Next  string // the positions of the neighbouring pages; empty: no such page
 }
 
 // listRows is the number of rows of such a page.

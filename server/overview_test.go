@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/broker/activity"
 )
 
-// The overview counts what happened, for those whom policy permits to see it. Names of
+// The overview counts what happened. Policy decides who may see it. Names of
 // people are for auditors.
 func TestOverview(t *testing.T) {
 	t.Parallel()

@@ -13,7 +13,7 @@ import (
 // A continuation is where an approver can go from a request.
 type continuation struct {
 	Inbox   string       // the path of the inbox that the viewer came from; empty: not offered
-	Next    *requestView // the next decision of that inbox; nil: there is none
+	Next    *requestView // the next decision of that inbox; nil: none waits
 	NextAt  string       // its path
 	Waiting int          // how many decisions of that inbox wait
 	Here    string       // the path of this page, with the state of that inbox

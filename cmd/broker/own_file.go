@@ -30,7 +30,7 @@ func (f *ownFile) check() error {
 	return err
 }
 
-// replaceable returns the file at the path if the command wrote it, or nil if there is none.
+// replaceable returns the file at the path if the command wrote it, or nil if no file is there.
 // Any other file is an error.
 func (f *ownFile) replaceable() (fs.FileInfo, error) {
 	info, err := os.Lstat(f.path) // does not follow links

@@ -12,7 +12,7 @@ import (
 const Max = time.Hour
 
 // Parse returns the time to wait that an answer names in its Retry-After (RFC 9110,
-// section 10.2.3). It is zero if there is none, or if the date has passed. A date counts by the
+// section 10.2.3). It is zero without the header, or if its date has passed. A date counts by the
 // clock of the server that wrote it.
 func Parse(h http.Header) time.Duration {
 	value := h.Get("Retry-After")

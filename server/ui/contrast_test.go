@@ -116,7 +116,7 @@ func TestContrast(t *testing.T) {
 		}
 		for _, fill := range filled.FindAllStringSubmatch(m[2], -1) {
 			switch selector {
-			case ".track": // what is left of a bar; its length has a text
+			case ".track": // the empty part of a bar; a text states the length
 			case ".chart text":
 				demand(fill[1], "card", text)
 			default: // an area of a chart

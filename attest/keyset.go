@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,138 +9,74 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"accessbroker.internal/attest/jwks"
 	"accessbroker.internal/internal/strictjson"
 )
 
-// Limits of a provider's keys.
-const (
-	keyInterval = time.Second      // shortest time between two fetches
-	keysFresh   = 10 * time.Minute // after which they are fetched again, so that a withdrawn key goes
-	keysMaxAge  = time.Hour        // after which they are no longer trusted if fetching fails
-)
-
 // A keySet holds the public keys of an OpenID provider. It implements oidc.KeySet. It is
 // safe for concurrent use.
-//
-// It does not use go-oidc's key set, for which one broken key spoils all, and which
-// keeps a withdrawn key until it sees an unknown kid.
 type keySet struct {
-	p    *provider
-	last atomic.Pointer[keyState]
+	p      *provider
+	remote *jwks.Remote
 
-	mu    sync.Mutex // guards url, tried and changes of last; held during a fetch
-	url   string
-	tried time.Time // end of the last fetch
+	mu  sync.Mutex
+	url string // guarded by mu
 }
-
-// A keyState is the outcome of the last fetch. It is immutable.
-type keyState struct {
-	keys    []jwks.Key // of the last successful fetch, like leftOut
-	leftOut []jwks.LeftOut
-	read    time.Time // last successful fetch
-	failed  error     // of the last fetch
-}
-
-var errKeyRate = errors.New("the provider's keys were fetched less than a second ago")
 
 func newKeySet(p *provider) *keySet {
 	s := &keySet{p: p}
-	s.last.Store(&keyState{})
+	s.remote = jwks.NewRemote(func(ctx context.Context) (*jwks.Set, error) { return p.fetchKeys(ctx, s.address()) }, s.log)
 	return s
+}
+
+func (s *keySet) address() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.url
 }
 
 // setURL sets the address of the keys. Keys of another address are dropped.
 func (s *keySet) setURL(url string) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.url != url {
-		s.url, s.tried = url, time.Time{}
-		s.last.Store(&keyState{})
+	changed := s.url != url
+	s.url = url
+	s.mu.Unlock()
+	if changed {
+		s.remote.Reset()
 	}
 }
 
-// VerifySignature verifies a token and returns its payload, which is strict JSON. If no
-// current key verifies the token, it fetches the keys again (OpenID Connect Core 1.0,
-// section 10.1.1).
+// log logs the outcome of a fetch.
+func (s *keySet) log(set *jwks.Set, err error) {
+	if err != nil {
+		s.p.log.Warn("the provider's keys can't be read", "provider", s.p.cfg.Name, "err", err)
+		return
+	}
+	s.p.log.Warn("keys of the provider are left out", "provider", s.p.cfg.Name, "count", len(set.LeftOut), "keys", describe(set.LeftOut))
+}
+
+// VerifySignature verifies a token and returns its payload, which is strict JSON.
 func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
 	signed, err := jwks.ParseCompact(token)
 	if err != nil {
 		return nil, err
 	}
-	if s.last.Load().verify(signed, time.Now()) != nil {
-		if err := s.verifyFresh(ctx, signed); err != nil {
-			return nil, err
-		}
+	err = s.remote.Verify(ctx, signed)
+	if failed := (*jwks.FetchError)(nil); errors.As(err, &failed) {
+		return nil, s.p.unavailable("reading its keys", failed.Err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return signed.Payload, checkPayload(signed.Payload)
 }
 
-var errKeysOld = errors.New("the keys are too old")
-
-// verify verifies a token with keys that need no refresh.
-func (k *keyState) verify(signed *jwks.Signed, now time.Time) error {
-	if now.Sub(k.read) >= keysFresh {
-		return errKeysOld
-	}
-	return signed.Verify(k.keys)
-}
-
-// verifyFresh verifies a token with the keys that it fetches. If that fails, the last
-// keys are used until they are too old.
-func (s *keySet) verifyFresh(ctx context.Context, signed *jwks.Signed) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	if s.last.Load().verify(signed, now) == nil { // fetched by another login
-		return nil
-	}
-	fetchErr := s.fetch(ctx, now)
-	k := s.last.Load()
-	if now.Sub(k.read) >= keysMaxAge {
-		return s.p.unavailable("reading its keys", fetchErr)
-	}
-	if err := signed.Verify(k.keys); err != nil {
-		if fetchErr != nil { // the provider may have published another key meanwhile
-			return s.p.unavailable("reading its keys", fetchErr)
-		}
-		return err
-	}
-	return nil
-}
-
-// fetch fetches the keys, at most once per keyInterval: anyone can send tokens with an
-// unknown kid. The caller holds mu.
-func (s *keySet) fetch(ctx context.Context, now time.Time) error {
-	k := *s.last.Load()
-	if now.Sub(s.tried) < keyInterval {
-		return cmp.Or(k.failed, errKeyRate)
-	}
-	set, err := s.p.fetchKeys(ctx, s.url)
-	s.tried = time.Now() // those who waited for a slow fetch use its outcome
-	if k.failed = err; err != nil {
-		s.p.log.Warn("the provider's keys can't be read", "provider", s.p.cfg.Name, "err", err)
-		s.last.Store(&k)
-		return err
-	}
-	if !slices.Equal(k.leftOut, set.LeftOut) {
-		s.p.log.Warn("keys of the provider are left out", "provider", s.p.cfg.Name, "count", len(set.LeftOut), "keys", describe(set.LeftOut))
-	}
-	s.last.Store(&keyState{keys: set.Keys, leftOut: set.LeftOut, read: now})
-	return nil
-}
-
 // source describes the keys for metrics. ok is false if none were fetched yet.
 func (s *keySet) source(now time.Time) (source KeySource, ok bool) {
-	k := s.last.Load()
-	source = KeySource{Name: s.p.cfg.Name, Keys: map[string]int{"sig": len(k.keys)}, LeftOut: countReasons(k.leftOut)}
-	if k.failed != nil {
-		source.Age = now.Sub(k.read)
-	}
-	return source, !k.read.IsZero()
+	k, ok := s.remote.Status(now)
+	return KeySource{Name: s.p.cfg.Name, Keys: map[string]int{"sig": k.Keys}, LeftOut: countReasons(k.LeftOut), Age: k.Age}, ok
 }
 
 // fetchKeys fetches a JWK Set.

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"accessbroker.internal/attest/jwks"
 	"accessbroker.internal/broker"
 )
 
@@ -57,7 +58,7 @@ func TestProviderKeysAge(t *testing.T) {
 			}
 		}
 		src.err = errors.New("down")
-		time.Sleep(keysFresh - time.Second)
+		time.Sleep(jwks.Fresh - time.Second)
 		if !verifies() || src.fetches != 1 {
 			t.Errorf("fresh keys: got %d fetches, want 1", src.fetches)
 		}
@@ -65,8 +66,8 @@ func TestProviderKeysAge(t *testing.T) {
 		if k, _ := p.keys.source(time.Now()); !verifies() || src.fetches != 2 || k.Age != 0 {
 			t.Errorf("the provider is down: got %d fetches, want 2; %+v", src.fetches, k)
 		}
-		time.Sleep(keysMaxAge - keysFresh - 10*time.Second)
-		if k, _ := p.keys.source(time.Now()); !verifies() || k.Age < keysMaxAge-time.Minute {
+		time.Sleep(jwks.MaxAge - jwks.Fresh - 10*time.Second)
+		if k, _ := p.keys.source(time.Now()); !verifies() || k.Age < jwks.MaxAge-time.Minute {
 			t.Errorf("shortly before the maximum age: %+v", k)
 		}
 		time.Sleep(20 * time.Second)
@@ -74,14 +75,14 @@ func TestProviderKeysAge(t *testing.T) {
 			t.Errorf("after the maximum age: got %v", err)
 		}
 		src.err = nil
-		time.Sleep(keyInterval)
+		time.Sleep(jwks.FetchInterval)
 		if !verifies() {
 			t.Error("the provider is back: the token does not verify")
 		}
 		check(t, ca.RotateJWT())
 		ca.RetireJWT()
 		src.document = set()
-		time.Sleep(keysFresh)
+		time.Sleep(jwks.Fresh)
 		if _, err := p.keys.VerifySignature(t.Context(), token); err == nil || errors.Is(err, broker.ErrUnavailable) {
 			t.Errorf("a withdrawn key: got %v", err)
 		}

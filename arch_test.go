@@ -38,7 +38,7 @@ var ours = map[string][]string{
 	"issuers/vault":             {"broker", "audit", "internal/retryafter"},
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
-	"notify":                    {"broker", "audit", "internal/retryafter", "internal/visible"},
+	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"store":                     {"broker", "broker/activity", "audit"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
 	"server/plot":               {},
@@ -49,6 +49,7 @@ var ours = map[string][]string{
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
 	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
+	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
 	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/outbound"
 )
 
 // A MailConfig configures a mail server and the recipients.
@@ -93,7 +94,7 @@ func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, clientTimeout)
+	ctx, cancel := context.WithTimeout(ctx, outbound.Timeout)
 	defer cancel()
 	client, err := m.connect(ctx)
 	if err != nil {
@@ -132,7 +133,7 @@ func (m *mailer) compose(id string, recipients []*mail.Address, subject, body st
 }
 
 func (m *mailer) connect(ctx context.Context) (*smtp.Client, error) {
-	dialer := &net.Dialer{Control: dialControl(m.cfg.AllowPrivate)}
+	dialer := &net.Dialer{Control: outbound.Control(m.cfg.AllowPrivate)}
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(m.cfg.Host, strconv.Itoa(m.cfg.Port)))
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the mail server: %w", err)

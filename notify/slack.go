@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/outbound"
 )
 
 // A SlackConfig configures a channel in Slack. With a bot token, the broker updates
@@ -42,10 +43,10 @@ func NewSlack(c SlackConfig) (Notifier, error) {
 	if c.Webhook != "" {
 		c.API = c.Webhook
 	}
-	if err := checkURL(c.API, c.AllowPrivate); err != nil {
+	if err := outbound.CheckURL(c.API, c.AllowPrivate); err != nil {
 		return nil, err
 	}
-	return &slack{c, newClient(nil, c.AllowPrivate)}, nil
+	return &slack{c, outbound.Client(nil, c.AllowPrivate)}, nil
 }
 
 // mrkdwn escapes the characters of links, mentions and entities in Slack.

@@ -11,12 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/outbound"
 )
 
 // A WebhookConfig configures a webhook that is signed as Standard Webhooks 1.0
@@ -44,27 +44,15 @@ func Secret(text string) ([]byte, error) {
 	return raw, nil
 }
 
-// checkURL rejects URLs without https, except http on loopback with allowPrivate.
-func checkURL(text string, allowPrivate bool) error {
-	u, err := url.Parse(text)
-	switch {
-	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
-		return errors.New("use an https URL without user and fragment")
-	case u.Scheme == "https", u.Scheme == "http" && allowPrivate && (u.Hostname() == "127.0.0.1" || u.Hostname() == "::1" || u.Hostname() == "localhost"):
-		return nil
-	}
-	return errors.New("use an https URL; http works only for this machine, with allow_private")
-}
-
 // NewWebhook returns the notifier for a webhook.
 func NewWebhook(c WebhookConfig) (Notifier, error) {
-	if err := checkURL(c.URL, c.AllowPrivate); err != nil {
+	if err := outbound.CheckURL(c.URL, c.AllowPrivate); err != nil {
 		return nil, err
 	}
 	if len(c.Secrets) == 0 {
 		return nil, errors.New("a webhook needs a secret for its signatures")
 	}
-	return &webhook{c, newClient(c.Roots, c.AllowPrivate)}, nil
+	return &webhook{c, outbound.Client(c.Roots, c.AllowPrivate)}, nil
 }
 
 // Notify posts {type, timestamp, data}. The webhook-id is the id of the notice, and

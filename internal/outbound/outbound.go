@@ -1,0 +1,133 @@
+// Package outbound makes the HTTP clients with which the broker calls other systems at
+// addresses of the operator's file. They follow no redirect, use no proxy, and reach
+// private addresses only if the operator allows it. They never reach the addresses at
+// which clouds serve the credentials of a machine.
+package outbound
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"syscall"
+	"time"
+)
+
+// Timeout bounds one call of a client.
+const Timeout = 10 * time.Second
+
+// maxHeader bounds the header of an answer in bytes.
+const maxHeader = 64 << 10
+
+// privateNetworks are the networks that a client reaches only with allowPrivate: this
+// machine and its neighbours.
+var privateNetworks = prefixes(
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16",
+	"198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4", // RFC 6890
+	"::/128", "::1/128", "64:ff9b:1::/48", "fc00::/7", "ff00::/8",
+)
+
+// metadataNetworks are the networks with the metadata services of clouds. No client
+// reaches them.
+var metadataNetworks = prefixes("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32", "192.0.0.192/32")
+
+// embedding are IPv6 networks whose addresses contain an IPv4 address at the
+// offset (RFC 6052, RFC 3056).
+var embedding = map[netip.Prefix]int{netip.MustParsePrefix("64:ff9b::/96"): 12, netip.MustParsePrefix("2002::/16"): 2}
+
+func prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+// within reports whether an address, or the IPv4 address in it, is in one of the networks.
+func within(networks []netip.Prefix, a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	for _, p := range networks {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	for p, at := range embedding {
+		if p.Contains(a) {
+			raw := a.As16()
+			return within(networks, netip.AddrFrom4([4]byte(raw[at:at+4])))
+		}
+	}
+	return false
+}
+
+// Errors of addresses that a client does not reach.
+var (
+	errPrivate  = errors.New("the address is not public; set allow_private to allow it")
+	errMetadata = errors.New("the address is one of a cloud's metadata services, which the broker never calls")
+)
+
+// check refuses an address that a client may not reach.
+func check(a netip.Addr, allowPrivate bool) error {
+	switch {
+	case within(metadataNetworks, a):
+		return errMetadata
+	case !allowPrivate && within(privateNetworks, a):
+		return errPrivate
+	}
+	return nil
+}
+
+// Control returns a function for net.Dialer.Control that rejects private addresses when
+// the dialer has resolved the name. A check before the dial could see another address
+// than the dial.
+func Control(allowPrivate bool) func(network, address string, _ syscall.RawConn) error {
+	return func(_, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("reading the address: %w", err)
+		}
+		return check(at.Addr(), allowPrivate)
+	}
+}
+
+// Client returns a client that follows no redirects and uses no proxy. Nil roots are
+// those of the system.
+func Client(roots *x509.CertPool, allowPrivate bool) *http.Client {
+	dialer := &net.Dialer{Timeout: Timeout, Control: Control(allowPrivate)}
+	return &http.Client{
+		Timeout:       Timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DialContext: dialer.DialContext, TLSHandshakeTimeout: Timeout, MaxConnsPerHost: 4, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
+			MaxResponseHeaderBytes: maxHeader, TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		},
+	}
+}
+
+// CheckURL rejects URLs without https, except http on loopback with allowPrivate.
+func CheckURL(text string, allowPrivate bool) error {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
+		return errors.New("use an https URL without user and fragment")
+	case u.Scheme == "https", u.Scheme == "http" && allowPrivate && isLoopback(u.Hostname()):
+		return nil
+	}
+	return errors.New("use an https URL; http works only for this machine, with allow_private")
+}
+
+func isLoopback(host string) bool {
+	return host == "127.0.0.1" || host == "::1" || host == "localhost"
+}
+
+// Cause removes the URL from an error of a client, because a URL may contain a secret.
+func Cause(err error) error {
+	var failed *url.Error
+	if errors.As(err, &failed) {
+		return failed.Err
+	}
+	return err
+}

@@ -48,6 +48,8 @@ const (
 	NobodyAccountable     Code = "nobody_accountable"
 	NobodyCanApprove      Code = "nobody_can_approve"
 	ReviewOverdue         Code = "review_overdue"
+	FactEnded             Code = "fact_ended"
+	FactUnknown           Code = "fact_unknown"
 	NoReview              Code = "no_review_open"
 	LimitReached          Code = "limit_reached"
 	MaxActiveReached      Code = "max_active_reached"

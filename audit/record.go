@@ -47,6 +47,8 @@ const (
 	LeaseRevoking    Kind = "lease.revoking" // revocation was requested; the issuer has not confirmed it
 	LeaseRevoked     Kind = "lease.revoked"
 	LeaseAbandoned   Kind = "lease.abandoned" // a person closed the lease without a confirmed revocation
+	FactChanged      Kind = "fact.changed"    // a source states something else about a subject than before
+	FactEnded        Kind = "fact.ended"      // what the sources state about a subject no longer holds
 	BlockPlaced      Kind = "block.placed"
 	BlockLifted      Kind = "block.lifted"
 )
@@ -58,7 +60,7 @@ func Kinds() []Kind {
 		RequestCreated, RequestDenied, RequestApproved, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
 		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
 		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
-		BlockPlaced, BlockLifted,
+		FactChanged, FactEnded, BlockPlaced, BlockLifted,
 	}
 }
 
@@ -88,6 +90,7 @@ type Record struct {
 	Passkey   *PasskeyFacts
 	Signature *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
 	Block     *BlockFacts
+	Fact      *FactFacts
 	Count     int   // number of identical events that this record stands for; 0 and 1 mean one
 	Trace     Trace // of the call that caused the event; zero: none
 
@@ -131,6 +134,8 @@ type RequestFacts struct {
 	BreakGlass    bool          // access without prior approval, reviewed afterwards
 	NotBefore     time.Time     // start of the grant; zero: the last approval
 	Extends       string        // the id of the request that this one extends
+	RestsOn       []string      // the subjects of the facts that it rests on, as "<kind> <name>"
+	Until         time.Time     // the earliest known end of these facts; zero: none is known
 	Accountable   []string      // people accountable for the requester, who may not approve or review
 }
 
@@ -239,9 +244,22 @@ type LeaseFacts struct {
 
 // EndFacts describe the end of a lease.
 type EndFacts struct {
-	How        string    // returned, revoked, replaced, expired, answer_lost, deadline
+	How        string    // returned, revoked, replaced, expired, answer_lost, deadline, fact_ended
 	Reason     Digest    // commitment
 	ValidUntil time.Time // when the credential stops working, if revocation cannot end it earlier
+	Fact       string    // of fact_ended: the subject of the fact, as "<kind> <name>"
+	Cause      string    // of fact_ended: why the fact does not hold
+}
+
+// FactFacts describe what a source states about a subject.
+type FactFacts struct {
+	Subject string // "<kind> <name>"
+	Source  string // empty: the broker itself, because a time has come
+	State   string // active, ended, withdrawn
+	Cause   string // of a state other than active, and of the end of the subject's standing
+	From    time.Time
+	Until   time.Time
+	Details Digest // commitment to what else the source states
 }
 
 // RulesFacts identify the rules in force by their content.

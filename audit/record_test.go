@@ -20,7 +20,7 @@ func TestSumCoversTheRequest(t *testing.T) {
 		of   any
 		omit []string // identifiers, the digest itself, and inputs that only the broker uses
 	}{
-		{full.Request, []string{"ID", "Digest", "Source", "LapsesAt", "Accountable"}},
+		{full.Request, []string{"ID", "Digest", "Source", "LapsesAt", "Accountable", "RestsOn", "Until"}},
 		{full.Decision, []string{"Permit", "Policies", "Revision", "Code"}},
 	} {
 		v := reflect.ValueOf(facts.of).Elem()

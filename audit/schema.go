@@ -18,6 +18,8 @@ const (
 	maxHost        = 255
 	maxName        = 128
 	maxSelector    = maxID + 32
+	maxSubject     = maxID + 32
+	maxRests       = 2560 // the subjects of the facts that a request rests on
 	maxOrigin      = 512
 	maxNote        = 2048
 	maxWord        = 64 // ids, and words from small sets
@@ -45,6 +47,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "decision", &r.Decision, (*DecisionFacts).fields)
 	sub(c, "delegated", &r.Delegated, (*DecisionFacts).fields)
 	sub(c, "end", &r.End, (*EndFacts).fields)
+	sub(c, "fact", &r.Fact, (*FactFacts).fields)
 	sub(c, "key", &r.Key, (*KeyFacts).fields)
 	kind := string(r.Kind)
 	c.text("kind", &kind, maxWord)
@@ -85,10 +88,12 @@ func (f *RequestFacts) fields(c *codec) {
 	c.time("lapses_at", &f.LapsesAt)
 	c.time("not_before", &f.NotBefore)
 	c.digest("parameters", &f.Parameters)
+	c.texts("rests_on", &f.RestsOn, maxRests)
 	c.texts("scopes", &f.Scopes, maxScopes)
 	c.digest("source", &f.Source)
 	c.digest("ticket", &f.Ticket)
 	c.seconds("ttl", &f.TTL)
+	c.time("until", &f.Until)
 }
 
 func (f *DecisionFacts) fields(c *codec) {
@@ -142,9 +147,21 @@ func (f *LeaseFacts) fields(c *codec) {
 }
 
 func (f *EndFacts) fields(c *codec) {
+	c.text("cause", &f.Cause, maxWord)
+	c.text("fact", &f.Fact, maxSubject)
 	c.text("how", &f.How, maxWord)
 	c.digest("reason", &f.Reason)
 	c.time("valid_until", &f.ValidUntil)
+}
+
+func (f *FactFacts) fields(c *codec) {
+	c.text("cause", &f.Cause, maxWord)
+	c.digest("details", &f.Details)
+	c.time("from", &f.From)
+	c.text("source", &f.Source, maxName)
+	c.text("state", &f.State, maxWord)
+	c.text("subject", &f.Subject, maxSubject)
+	c.time("until", &f.Until)
 }
 
 func (f *RulesFacts) fields(c *codec) {

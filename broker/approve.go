@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -243,13 +244,17 @@ func (b *Broker) voteOnce(ctx context.Context, caller Caller, id RequestID, v Vo
 	}
 	a.Signed = v.Signature != nil
 	before := r.Version
+	ground, err := b.decisionGround(ctx, rules, caller, r)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.vote(a, caller.At); err != nil {
 		return nil, err
 	}
 	if r.Decision.Obligations.Signed && a.Approve && !a.Signed { // last, because a signature would not mend another fault
 		return nil, errUnsigned
 	}
-	if err := b.recordVote(ctx, ballot{caller, rules, r, a, v.Signature, before, c}); err != nil {
+	if err := b.recordVote(ctx, ballot{caller, rules, r, a, v.Signature, before, ground, c}); err != nil {
 		return nil, err
 	}
 	b.waiters.changed(id)
@@ -330,6 +335,7 @@ type ballot struct {
 	approval  Approval
 	signature *audit.SignatureFacts // nil: unsigned
 	before    int                   // the version of the request without the ballot
+	ground    footing               // of the person, and of a pending request
 	clock     clock
 }
 
@@ -369,7 +375,7 @@ func (b *Broker) recordVote(ctx context.Context, v ballot) error {
 // change any more.
 func (b *Broker) recordBallot(ctx context.Context, v ballot, record audit.Record, challenge challenge, reads []Key, apply func(tx Tx, stored *Request) error) error {
 	record.Caller, record.Openings, record.Signature = v.caller.Actor.Party(), v.approval.openings(), v.signature
-	reads = append(reads, PersonKey(v.caller.Subject.ID), RevisionKey{})
+	reads = append(append(reads, PersonKey(v.caller.Subject.ID), RevisionKey{}), v.ground.reads()...)
 	_, err := b.write(ctx, reads, record, func(tx Tx) error {
 		if err := v.verify(tx, challenge); err != nil {
 			return err
@@ -378,7 +384,7 @@ func (b *Broker) recordBallot(ctx context.Context, v ballot, record audit.Record
 		if err != nil {
 			return err
 		}
-		if err := checkRevision(tx, v.rules.Revision); err != nil {
+		if err := errors.Join(checkRevision(tx, v.rules.Revision), v.ground.check(tx)); err != nil {
 			return err
 		}
 		if stored.Version != v.before {

@@ -51,7 +51,7 @@ func (b *Broker) decide(ctx context.Context, f *filing, ask Ask) error {
 	}
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(f.e), Code: code})
 	var refusal *Refusal
-	if errors.As(err, &refusal) && errors.Is(err, ErrDenied) && !ask.DryRun {
+	if errors.As(err, &refusal) && (errors.Is(err, ErrDenied) || isFact(err)) && !ask.DryRun {
 		err = b.denied(ctx, f, ask, refusal)
 		f.request = nil
 	}
@@ -83,13 +83,16 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	if err == nil {
 		err = b.authorize(ctx, caller, rules, r, ask, e)
 	}
-	if err != nil && !errors.Is(err, ErrDenied) && !b.visible(ctx, caller, rules, e) {
+	if err != nil && !errors.Is(err, ErrDenied) && !isFact(err) && !b.visible(ctx, caller, rules, e) {
 		// Callers who may not request the entitlement at all get the same answer
 		// as for an unknown one. A denial keeps its @reason, which the author of
 		// the policy wrote for them.
 		r, err = stubRequest(caller, ask, rules), deny(nil, nil)
 	}
 	f.request, f.e = r, e
+	if err == nil {
+		f.footing, err = b.rest(ctx, rules, r, caller.At)
+	}
 	return err
 }
 
@@ -193,6 +196,7 @@ type filing struct {
 	request *Request
 	e       *Entitlement
 	key     IdempotencyKey
+	footing footing
 }
 
 func (f *filing) record() audit.Record {
@@ -208,8 +212,8 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 		blocks := blockKeys(r.Requester, f.e)
 		r.commit(now)
 		r.approve(now)
-		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), blocks), f.record(), func(tx Tx) error {
-			if err := CheckBlocks(tx, blocks); err != nil {
+		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), blocks, f.footing.reads()), f.record(), func(tx Tx) error {
+			if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx)); err != nil {
 				return err
 			}
 			if err := b.breakGlass(tx, r, now); err != nil {
@@ -251,11 +255,11 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	}
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
-	r.Lapses = now.Add(r.Waits())
+	r.Lapses = earlier(now.Add(r.Waits()), r.Until)
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester)
-	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks), f.record(), func(tx Tx) error {
-		if err := CheckBlocks(tx, blocks); err != nil {
+	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks, f.footing.reads()), f.record(), func(tx Tx) error {
+		if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx)); err != nil {
 			return err
 		}
 		if row, err := Get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {

@@ -24,6 +24,9 @@ type Config struct {
 	// Blocks lists the blocks in force; nil: there are none.
 	Blocks func(ctx context.Context) ([]*Block, error)
 
+	// Sources are the operator's rules for the sources of facts, by name.
+	Sources map[string]SourceRule
+
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
 }
@@ -58,6 +61,8 @@ const (
 // methods take the caller with the time of the call; only loops and long calls
 // read the clock.
 type Broker struct {
+	Facts *Facts // what access rests on
+
 	cfg     Config
 	rules   atomic.Pointer[Rules]
 	waiters waiters
@@ -90,13 +95,15 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 		cfg.MaxPending = 20
 	}
 	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
+	b.Facts = newFacts(b)
 	if err := b.SetRules(ctx, caller, rules); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// Run ends due leases, continues interrupted kill switches, flushes the counts of
+// Run ends due leases and what rests on facts that ended, continues interrupted kill
+// switches, flushes the counts of
 // repeated denials and keeps the inboxes current, until ctx ends.
 func (b *Broker) Run(ctx context.Context) error {
 	var group errgroup.Group
@@ -105,6 +112,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { b.resumeForever(ctx); return nil })
 	group.Go(func() error { b.keepWaiting(ctx); return nil })
+	group.Go(func() error { b.Facts.run(ctx); return nil })
 	b.flushForever(ctx)
 	return group.Wait()
 }

@@ -37,6 +37,7 @@ type collection struct {
 	replaces *Lease // the lease that the new one replaces
 	how      string // how the replaced lease ends
 	blocks   []Key  // that would refuse it
+	footing  footing
 	key      IdempotencyKey
 	lost     LeaseID       // the lease that the idempotency key led to
 	later    bool          // not the first collection, so the credential ends with the grant
@@ -84,7 +85,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	r.commit(caller.At)
 	r.approve(caller.At)
 	c := &w.collection
-	*c = collection{caller: &f.caller, request: r, new: true, e: f.e, decision: &r.Decision, key: key}
+	*c = collection{caller: &f.caller, request: r, new: true, e: f.e, decision: &r.Decision, key: key, footing: f.footing}
 	issued, err := b.issue(ctx, c)
 	if isLimit(err) {
 		return nil, nil, b.limited(ctx, c, err)
@@ -230,6 +231,9 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if err := c.checkCovered(rules); err != nil {
 		return nil, err
 	}
+	if c.footing, err = b.stand(ctx, rules, c.caller.Subject, c.request.Created, c.caller.At); err != nil {
+		return nil, b.fallen(ctx, c, err)
+	}
 	issued, err := b.issue(ctx, c)
 	if isLimit(err) {
 		return nil, b.limited(ctx, c, err)
@@ -273,7 +277,7 @@ func (c *collection) collectUntil() time.Time {
 	if most > 0 && c.request.Starts().Add(most).Before(until) {
 		until = c.request.Starts().Add(most)
 	}
-	return until
+	return earlier(until, c.footing.until)
 }
 
 // lease returns the lease of the collection, in state issuing.
@@ -284,6 +288,7 @@ func (c *collection) lease() (*Lease, error) {
 		// The first credential gets its full time; the others end with the grant.
 		expires = until
 	}
+	expires = earlier(expires, c.footing.until)
 	l := &Lease{
 		ID: NewLeaseID(c.caller.At), Request: c.request.ID, Status: LeaseIssuing,
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,

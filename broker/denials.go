@@ -191,6 +191,17 @@ func (b *Broker) limited(ctx context.Context, c *collection, err error) error {
 	return b.refused(ctx, *c.caller, c.request, c.request.Decision, refusal)
 }
 
+// fallen records that a collection was refused because of a fact.
+func (b *Broker) fallen(ctx context.Context, c *collection, err error) error {
+	var refusal *Refusal
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	shown := *refusal
+	shown.RequestID = c.request.ID
+	return b.refused(ctx, *c.caller, c.request, *c.decision, &shown)
+}
+
 func isLimit(err error) bool {
 	return errors.Is(err, ErrLimit) || errors.Is(err, ErrMaxActive) || errors.Is(err, ErrBlocked)
 }

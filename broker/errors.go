@@ -48,6 +48,8 @@ const (
 	ErrNobodyAccountable     = sentinel("nobody_accountable")      // the workload has no accountable person
 	ErrNobodyCanApprove      = sentinel("nobody_can_approve")      // fewer people may approve than policy requires
 	ErrReviewOverdue         = sentinel("review_overdue")          // an earlier break-glass use is unreviewed
+	ErrFactEnded             = sentinel("fact_ended")              // what the access rests on has ended
+	ErrFactUnknown           = sentinel("fact_unknown")            // a source of what the access rests on does not know it, or is silent
 	ErrNoReview              = sentinel("no_review_open")          // no review is open
 	ErrLimit                 = sentinel("limit_reached")           // @limit
 	ErrInvalidTarget         = sentinel("invalid_target")          // no entitlement issues such a token

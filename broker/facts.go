@@ -137,7 +137,10 @@ func (r *Request) fill(f *audit.RequestFacts) {
 	*f = audit.RequestFacts{
 		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Effect: r.Effect, Scopes: r.Scopes,
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
-		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(),
+		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(), Until: r.Until,
+	}
+	for _, key := range r.RestsOn {
+		f.RestsOn = append(f.RestsOn, key.String())
 	}
 	if o := r.Decision.Obligations; len(o.Approvals)+len(o.Review) > 0 {
 		f.SetAccountable(r.Requester.Accountable)

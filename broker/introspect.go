@@ -74,6 +74,14 @@ func (r viewReader) Lease(ctx context.Context, id LeaseID) (l *Lease, err error)
 	return l, err
 }
 
+func (r viewReader) Standing(ctx context.Context, subject StandingKey) (s *Standing, err error) {
+	err = r.store.View(ctx, func(tx Tx) error {
+		s, err = Get[*Standing](tx, subject)
+		return err
+	})
+	return s, err
+}
+
 func (r viewReader) Blocked(ctx context.Context, blocks []Key) (bool, error) {
 	err := r.store.View(ctx, func(tx Tx) error { return CheckBlocks(tx, blocks) })
 	if errors.Is(err, ErrBlocked) {

@@ -125,8 +125,8 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	}
 	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
 	record.Lease.Credential = cred.Hash
-	receipt, err := b.write(ctx, append(slices.Clip(c.blocks), l.ID, RevisionKey{}), record, func(tx Tx) error {
-		if err := errors.Join(checkRevision(tx, c.decision.Revision), CheckBlocks(tx, c.blocks)); err != nil {
+	receipt, err := b.write(ctx, append(slices.Concat(c.blocks, c.footing.reads()), l.ID, RevisionKey{}), record, func(tx Tx) error {
+		if err := errors.Join(checkRevision(tx, c.decision.Revision), CheckBlocks(tx, c.blocks), c.footing.check(tx)); err != nil {
 			return err
 		}
 		if stored, err := Get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
@@ -149,6 +149,7 @@ func (c *collection) reads() []Key {
 	list = append(list, c.key.reads()...)
 	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject, c.e.Name))...)
 	list = append(list, c.blocks...)
+	list = append(list, c.footing.reads()...)
 	if !c.new {
 		list = append(list, c.request.ID, CollectedKey(c.request.ID))
 	} else {
@@ -168,6 +169,9 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 		return err
 	}
 	if err := CheckBlocks(tx, c.blocks); err != nil {
+		return err
+	}
+	if err := c.footing.check(tx); err != nil {
 		return err
 	}
 	if !c.new {

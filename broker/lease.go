@@ -59,6 +59,7 @@ type Lease struct {
 
 	EndAsked  time.Time // when its end was first requested or became due
 	EndHow    string    // one of the End constants
+	EndedBy   *FactEnd  // of EndFact
 	Ended     time.Time
 	Attempts  int        // failed calls to the issuer
 	NextTry   time.Time  // while revoking: when the issuer is called next

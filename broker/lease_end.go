@@ -44,12 +44,14 @@ const (
 	EndDeadline   = "deadline"    // issuing did not finish in time
 	EndAnswerLost = "answer_lost" // the holder repeated the call
 	EndFailed     = "failed"      // the issuer made no credential
+	EndFact       = "fact_ended"  // see Lease.EndedBy
 	EndUnrecorded = "unrecorded"  // the credential exists, but its record could not be written; it was never returned
 )
 
 // An endAttempt is one attempt to end a lease.
 type endAttempt struct {
-	how     string // one of the End constants
+	how     string   // one of the End constants
+	by      *FactEnd // of EndFact
 	outcome outcome
 	code    string // of outcomeFailed: the stable code of the error
 }
@@ -109,12 +111,15 @@ var transitions = [...]struct{ before, after transition }{
 // nothing because the lease has ended already.
 func (l *Lease) end(a endAttempt, now time.Time) bool {
 	if l.hasEnded() {
-		if !l.deniable(now) || a.how != EndRevoked || a.outcome != outcomeUntried && a.outcome != outcomeQueued {
+		if !l.deniable(now) || a.how != EndRevoked && a.how != EndFact || a.outcome != outcomeUntried && a.outcome != outcomeQueued {
 			return false
 		}
 		l.EndAsked, l.EndHow, l.Ended = now, a.how, time.Time{}
 	}
 	l.beginEnd(a.how, now)
+	if a.by != nil {
+		l.EndedBy = a.by
+	}
 	t := transitions[a.outcome].before
 	if !now.Before(l.Expires) {
 		t = transitions[a.outcome].after
@@ -180,7 +185,7 @@ func (l *Lease) schedule(next nextCall, now time.Time) {
 // holder returned and that otherwise works until it expires. A stolen
 // credential could have been returned just before its revocation.
 func (l *Lease) deniable(now time.Time) bool {
-	return l.OutlivesEnd(now) && len(l.Handle) > 0 && l.EndHow != EndRevoked
+	return l.OutlivesEnd(now) && len(l.Handle) > 0 && l.EndHow != EndRevoked && l.EndHow != EndFact
 }
 
 // vacates reports whether the end of the lease frees its places among the active

@@ -181,7 +181,7 @@ func (r *reaper) call(ctx context.Context, p *pendingRevocation, clock clock) {
 		return
 	}
 	l := *p.lease
-	if l.EndHow == "" || p.result.how == EndRevoked {
+	if l.EndHow == "" || p.result.how == EndRevoked || p.result.how == EndFact {
 		l.EndHow = p.result.how
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTimeout)
@@ -276,6 +276,9 @@ func endRecord(ctx context.Context, l *Lease, by Identity, reason string) (*audi
 		kind = audit.LeaseAbandoned
 	}
 	record := audit.Record{Kind: kind, Caller: by.Party(), Lease: l.facts(), End: &audit.EndFacts{How: l.EndHow, ValidUntil: l.WorksUntil()}, Trace: TraceOf(ctx)}
+	if l.EndedBy != nil {
+		record.End.Fact, record.End.Cause = l.EndedBy.Subject.String(), l.EndedBy.Cause
+	}
 	if reason != "" {
 		var opening audit.Opening
 		record.End.Reason, opening = audit.Commit(reason)
@@ -297,16 +300,27 @@ func (r *reaper) discard(ctx context.Context, issuer Issuer, l *Lease) {
 // must be called, the reaper finds the lease due; if even that cannot be
 // recorded, the revocation is queued and the issuer called nevertheless.
 func (r *reaper) markRevoked(ctx context.Context, l *Lease, by Identity, reason string, now time.Time) error {
+	return r.mark(ctx, l, endAttempt{how: EndRevoked}, by, reason, now)
+}
+
+// markEnded is markRevoked for a lease that rests on a fact that ended.
+func (r *reaper) markEnded(ctx context.Context, l *Lease, end *FactEnd, now time.Time) error {
+	return r.mark(ctx, l, endAttempt{how: EndFact, by: end}, Identity{}, "", now)
+}
+
+func (r *reaper) mark(ctx context.Context, l *Lease, a endAttempt, by Identity, reason string, now time.Time) error {
 	if !l.Live(now) && !l.deniable(now) || l.Status == LeaseRevoking {
 		return nil
 	}
-	a := endAttempt{how: EndRevoked, outcome: outcomeTimeOnly}
+	a.outcome = outcomeTimeOnly
 	if l.endable() || l.Status == LeaseIssuing {
 		a.outcome = outcomeUntried // a call to Issue that is still running finds that its lease has ended
 	}
 	err := r.recordEnd(ctx, l, a, by, reason, now)
 	if err != nil && a.outcome == outcomeUntried {
-		r.queue.enqueue(newPendingRevocation(l, EndRevoked, by, reason))
+		p := newPendingRevocation(l, a.how, by, reason)
+		p.result.by = a.by
+		r.queue.enqueue(p)
 	}
 	return err
 }

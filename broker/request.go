@@ -84,17 +84,21 @@ type Request struct {
 	FirstLease    LeaseID   // of the first credential; zero: none, or an earlier version issued it
 	BreakGlass    bool
 	Extends       RequestID
-	ReviewDue     time.Time  // deadline of the review; zero: no review
-	Reviewed      time.Time  // when the review closed
-	Verdicts      []Approval // of the review; Approve means justified
-	Records       []RecordID // of the log, oldest first; see RecordID
-	Reused        bool       // not stored: an earlier request answers this ask
+	ReviewDue     time.Time     // deadline of the review; zero: no review
+	Reviewed      time.Time     // when the review closed
+	Verdicts      []Approval    // of the review; Approve means justified
+	Records       []RecordID    // of the log, oldest first; see RecordID
+	RestsOn       []StandingKey // the subjects of the facts that it rests on, sorted
+	Until         time.Time     // the earliest known end of these facts; zero: none is known
+	EndedBy       *FactEnd      // the fact that ended the grant, or the wait for one; nil: none did
+	Reused        bool          // not stored: an earlier request answers this ask
 }
 
 // Who denied a request.
 const (
 	DeniedByPolicy = "policy"
 	DeniedByPerson = "person"
+	DeniedByFact   = "fact" // see Request.EndedBy
 )
 
 // State returns the status at now. A pending request lapses, and a grant ends,
@@ -140,6 +144,9 @@ func (r *Request) collectable(now time.Time) error {
 		return &Refusal{Err: ErrLapsed, Detail: "this request was not approved in time: file a new one", RequestID: r.ID}
 	case RequestDenied:
 		refusal := &Refusal{Err: ErrDenied, Detail: "this request was denied", DeniedBy: r.DeniedBy, Reasons: r.Decision.Reasons, RequestID: r.ID}
+		if r.EndedBy != nil {
+			return refuseFact(r.EndedBy.Subject, r.EndedBy.Cause)
+		}
 		if r.DeniedBy == DeniedByPerson { // the reasons of policy explain the approval, not the denial
 			refusal.Detail, refusal.Reasons = r.deniedBy(), nil
 		}
@@ -147,6 +154,9 @@ func (r *Request) collectable(now time.Time) error {
 	case RequestWithdrawn:
 		return &Refusal{Err: ErrNotPending, Detail: "this request was withdrawn: file a new one", RequestID: r.ID}
 	case RequestEnded:
+		if r.EndedBy != nil {
+			return refuseFact(r.EndedBy.Subject, r.EndedBy.Cause)
+		}
 		return &Refusal{Err: ErrGrantEnded, Detail: "the time to collect is over: file a new request", RequestID: r.ID}
 	}
 	return refuse(ErrNotFound, "no such request")
@@ -185,7 +195,7 @@ func (r *Request) Starts() time.Time {
 // approve starts the clock of the grant.
 func (r *Request) approve(now time.Time) {
 	r.Status, r.Approved, r.Lapses = RequestApproved, now, time.Time{}
-	r.CollectUntil = r.Starts().Add(r.Grant().Duration)
+	r.CollectUntil = earlier(r.Starts().Add(r.Grant().Duration), r.Until)
 	r.Version++
 }
 
@@ -211,5 +221,19 @@ func (r *Request) revoke(now time.Time) bool {
 		return false
 	}
 	r.Version++
+	return true
+}
+
+// end ends the grant, or the wait for one, because a fact ended. It returns false if both
+// are over.
+func (r *Request) end(by *FactEnd, now time.Time) bool {
+	pending := r.State(now) == RequestPending
+	if !r.revoke(now) {
+		return false
+	}
+	r.EndedBy = by
+	if pending {
+		r.DeniedBy = DeniedByFact
+	}
 	return true
 }

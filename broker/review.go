@@ -179,8 +179,12 @@ func (b *Broker) prepareVerdict(ctx context.Context, caller Caller, id RequestID
 	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return ballot{}, err
 	}
+	ground, err := b.stand(ctx, rules, caller.Subject, time.Time{}, caller.At)
+	if err != nil {
+		return ballot{}, err
+	}
 	a := Approval{Person: caller.Subject.ID, Accounts: caller.Subject.Accounts, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(), At: caller.At}
-	return ballot{caller: caller, rules: rules, request: r, approval: a, signature: v.Signature, before: r.Version}, nil
+	return ballot{caller: caller, rules: rules, request: r, approval: a, signature: v.Signature, before: r.Version, ground: ground}, nil
 }
 
 // recordVerdict writes a verdict, and closes the review with the last one.

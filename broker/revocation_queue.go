@@ -32,7 +32,9 @@ func (p *pendingRevocation) needsCall() bool { return p.result.outcome.needsCall
 
 // record stores the issuer's answer.
 func (p *pendingRevocation) record(err error, now time.Time) {
+	by := p.result.by
 	p.result, p.at = attempt(p.result.how, err), now
+	p.result.by = by
 	if p.needsCall() {
 		p.notUntil = now.Add(Backoff(p.failures))
 		p.failures++

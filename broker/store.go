@@ -32,6 +32,9 @@ type Reader interface {
 	// Lease returns a lease, which the caller must not change, or ErrNotFound.
 	Lease(ctx context.Context, id LeaseID) (*Lease, error)
 
+	// Standing returns a standing, which the caller may change, or ErrNotFound.
+	Standing(ctx context.Context, subject StandingKey) (*Standing, error)
+
 	// Blocked reports whether one of the blocks is in force.
 	Blocked(ctx context.Context, blocks []Key) (bool, error)
 }
@@ -67,6 +70,10 @@ type Tx interface {
 	NoticeChannels() ([]string, error)
 	Notices(NoticeQuery) ([]*Notice, error)
 	Backlogs(most, limit int) ([]Backlog, error)
+
+	// Standings lists standings, sorted by name; with Due, the earliest first. It works
+	// only in a View.
+	Standings(StandingQuery) ([]*Standing, error)
 
 	// Reviews lists the entitlements that have open reviews. It works only in a
 	// View.
@@ -196,10 +203,20 @@ type RequestQuery struct {
 	Entitlement string
 	Team        string              // of the requester
 	Status      RequestStatus       // as derived at Now
+	RestsOn     StandingKey         // those that may still have a credential or lead to one
 	Match       func(*Request) bool // a further condition; nil: none
 	Now         time.Time
 	Before      RequestID // page: only those older than this
 	Limit       int
+}
+
+// A StandingQuery selects standings, by their kind or because they are due.
+type StandingQuery struct {
+	Kind  FactKind
+	After string // page: only names after this one
+	Due   bool   // see Standing.Due; of all kinds
+	Now   time.Time
+	Limit int
 }
 
 // A LeaseQuery selects leases; zero fields select all.

@@ -159,6 +159,8 @@ func (f *fielder) request(r *audit.RequestFacts) {
 	f.time("Not before", r.NotBefore)
 	f.requestID("Extends", r.Extends)
 	f.list("Accountable people", r.Accountable)
+	f.list("Rests on", r.RestsOn)
+	f.time("Ends at the latest", r.Until)
 	f.digest("Digest of the request", r.Digest)
 	f.digest("Digest of the access", r.Effect)
 }
@@ -227,6 +229,8 @@ func (f *fielder) end(e *audit.EndFacts) {
 	f.text("How", strings.ReplaceAll(e.How, "_", " "))
 	f.committed("Reason", "reason", e.Reason)
 	f.time("Works until", e.ValidUntil)
+	f.text("Fact", e.Fact)
+	f.text("Cause", strings.ReplaceAll(e.Cause, "_", " "))
 }
 
 // rest adds the facts of records that are not about requests.
@@ -235,6 +239,16 @@ func (f *fielder) rest(r *audit.Record) {
 		f.group("Block")
 		f.text("Of", b.Selector)
 		f.committed("Reason", "reason", b.Reason)
+	}
+	if x := r.Fact; x != nil {
+		f.group("Fact")
+		f.link("About", x.Subject, "q")
+		f.text("Source", x.Source)
+		f.text("State", x.State)
+		f.text("Cause", strings.ReplaceAll(x.Cause, "_", " "))
+		f.time("From", x.From)
+		f.time("Until", x.Until)
+		f.committed("Details", "details", x.Details)
 	}
 	if k := r.Key; k != nil {
 		f.group("Key")

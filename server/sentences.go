@@ -15,10 +15,11 @@ import (
 var kindTitles = map[audit.Kind]string{
 	audit.LogOpened: "Log opened", audit.PolicyLoaded: "Policies loaded (start, reload)", audit.KeyCreated: "Key created", audit.KeyRetired: "Key retired",
 	audit.RequestCreated: "Request filed", audit.RequestDenied: "Request denied", audit.RequestApproved: "Request approved", audit.RequestWithdrawn: "Request withdrawn",
-	audit.RequestRevoked: "Request ended by a person or the kill switch", audit.ApprovalGiven: "Vote that does not decide", audit.ReviewGiven: "Review, more are needed", audit.ReviewClosed: "Review closed",
+	audit.RequestRevoked: "Request ended by a person, the kill switch or a fact", audit.ApprovalGiven: "Vote that does not decide", audit.ReviewGiven: "Review, more are needed", audit.ReviewClosed: "Review closed",
 	audit.SessionOpened: "Login", audit.SessionClosed: "Logout", audit.PasskeyEnrolled: "Passkey enrolled", audit.PasskeyVouched: "Passkey vouched for", audit.PasskeyRemoved: "Passkey removed",
 	audit.CollectRefused: "Collection refused", audit.LeaseOpened: "Issuer about to be called", audit.LeaseIssued: "Credential issued", audit.LeaseFailed: "Issuing failed", audit.LeaseRenewed: "Lease renewed",
 	audit.LeaseRevoking: "Revocation not confirmed yet", audit.LeaseRevoked: "Credential ended", audit.LeaseAbandoned: "Lease abandoned",
+	audit.FactChanged: "Fact changed", audit.FactEnded: "Fact ended, and the access that rests on it",
 	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
 }
 
@@ -46,7 +47,7 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 		return by(r) + " approved a request for " + forWhat(r) + ", which granted it."
 	},
 	audit.RequestWithdrawn: func(r *audit.Record) string { return by(r) + " withdrew a request for " + forWhat(r) + "." },
-	audit.RequestRevoked:   func(r *audit.Record) string { return by(r) + " ended a request for " + forWhat(r) + "." },
+	audit.RequestRevoked:   sayRequestRevoked,
 	audit.ApprovalGiven:    sayVote,
 	audit.ReviewGiven:      sayReview,
 	audit.ReviewClosed:     sayReview,
@@ -69,6 +70,8 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.LeaseRevoking:  sayRevoking,
 	audit.LeaseRevoked:   sayRevoked,
 	audit.LeaseAbandoned: func(r *audit.Record) string { return by(r) + " abandoned a lease; its credential may still work." },
+	audit.FactChanged:    sayFact,
+	audit.FactEnded:      sayFactEnded,
 	audit.BlockPlaced:    func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
 	audit.BlockLifted:    func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
 }
@@ -220,6 +223,40 @@ func sayIssued(r *audit.Record) string {
 	return text + "."
 }
 
+func sayRequestRevoked(r *audit.Record) string {
+	text := by(r) + " ended a request for " + forWhat(r)
+	if r.End != nil && r.End.How == broker.EndFact {
+		text += ", because " + reasonOf(r)
+	}
+	return text + "."
+}
+
+// causeOf returns the cause of an end in parentheses.
+func causeOf(cause string) string {
+	if cause == "" {
+		return ""
+	}
+	return " (" + strings.ReplaceAll(cause, "_", " ") + ")"
+}
+
+func sayFact(r *audit.Record) string {
+	if r.Fact == nil {
+		return "A source stated something else than before."
+	}
+	text := cmp.Or(r.Fact.Source, "The broker") + " states that " + cmp.Or(r.Fact.Subject, "an unknown subject") + " is " + cmp.Or(r.Fact.State, "in an unknown state") + causeOf(r.Fact.Cause)
+	if !r.Fact.Until.IsZero() {
+		text += ", until " + r.Fact.Until.UTC().Format("2006-01-02 15:04:05 UTC")
+	}
+	return text + "."
+}
+
+func sayFactEnded(r *audit.Record) string {
+	if r.Fact == nil {
+		return "A fact no longer holds."
+	}
+	return cmp.Or(r.Fact.Subject, "An unknown subject") + " no longer holds" + causeOf(r.Fact.Cause) + "; what rests on it ends."
+}
+
 func sayRevoking(r *audit.Record) string {
 	return "A credential of the issuer " + issuerOf(r) + " has to end (" + reasonOf(r) + "); the issuer has not confirmed it yet."
 }
@@ -235,6 +272,8 @@ func reasonOf(r *audit.Record) string {
 		return "returned by " + by(r)
 	case broker.EndRevoked:
 		return "revoked by " + by(r)
+	case broker.EndFact:
+		return "it rested on " + cmp.Or(r.End.Fact, "a fact") + ", which no longer holds" + causeOf(r.End.Cause)
 	case broker.EndAnswerLost:
 		return "its holder repeated the call"
 	case broker.EndDeadline:

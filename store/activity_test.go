@@ -341,7 +341,7 @@ func TestActivityOfAnEarlierVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	appendActivity(t, s, &now)
-	for _, back := range []string{"DROP TABLE counted", "DROP TABLE hours", "DROP TABLE events", "DROP INDEX requests_person", "ALTER TABLE requests DROP COLUMN person", "PRAGMA user_version = 7"} {
+	for _, back := range append(undo10(), "DROP TABLE counted", "DROP TABLE hours", "DROP TABLE events", "DROP INDEX requests_person", "ALTER TABLE requests DROP COLUMN person", "PRAGMA user_version = 7") {
 		if _, err := s.w.conn.ExecContext(t.Context(), back); err != nil {
 			t.Fatalf("%s: %v", back, err)
 		}

@@ -117,8 +117,11 @@ func (g *group) writeRow(ctx context.Context, r *row) error {
 	if err := g.w.exec(ctx, upserts[r.table], g.w.scratch.args...); err != nil {
 		return err
 	}
-	if r.table == leases {
+	switch r.table {
+	case leases:
 		return g.writeLeaseIndex(ctx, r)
+	case requests:
+		return g.writeRests(ctx, r)
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func (s *Store) attempt(group []*member) (err error) {
 	if err := w.step("begin", func() error { return w.exec(ctx, "BEGIN IMMEDIATE") }); err != nil {
 		return err
 	}
-	g := newGroup(w)
+	g := newGroup(s)
 	if err := w.step("fetch", func() error { return g.prefetch(ctx, group) }); err != nil {
 		return err
 	}
@@ -146,6 +146,7 @@ func (s *Store) attempt(group []*member) (err error) {
 
 // A group is the content of one transaction.
 type group struct {
+	s       *Store
 	w       *writer
 	fetched map[broker.Key][]byte // bodies in the database; nil if there is no such row
 	rows    map[broker.Key]*row   // rows put by members that succeeded, in the writer's scratch
@@ -165,9 +166,10 @@ type group struct {
 	newKinds      map[leaseKind]int64
 }
 
-func newGroup(w *writer) *group {
+func newGroup(s *Store) *group {
+	w := s.w
 	w.scratch.reset()
-	g := &group{w: w, rows: w.scratch.rows, order: w.scratch.order, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16)}
+	g := &group{s: s, w: w, rows: w.scratch.rows, order: w.scratch.order, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16)}
 	_, _ = rand.Read(g.nonce) // never fails
 	return g
 }
@@ -178,8 +180,15 @@ func (g *group) empty() bool { return len(g.order) == 0 && len(g.entries) == 0 &
 // table.
 func (g *group) prefetch(ctx context.Context, members []*member) error {
 	var wanted [tableCount][]any
+	loaded := false
 	for _, m := range members {
 		for _, key := range m.reads {
+			if _, ok := key.(broker.StandingKey); ok && !loaded {
+				if err := g.s.loadStandings(ctx); err != nil {
+					return err
+				}
+				loaded = true
+			}
 			if g.w.remembers(key) {
 				continue
 			}
@@ -213,6 +222,8 @@ func (w *writer) remembers(key broker.Key) bool {
 		return true
 	case broker.RevisionKey:
 		return w.revision != nil
+	case broker.StandingKey:
+		return true
 	}
 	return false
 }
@@ -346,6 +357,7 @@ func (g *group) adopt(s *Store) {
 		w.revision = bytes.Clone(body)
 	}
 	s.holdings.follow(g)
+	s.standings.follow(g)
 	s.recent.follow(g)
 	s.counting.follow(g)
 	head := g.head

@@ -73,7 +73,11 @@ CREATE TABLE events (kind TEXT NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (k
 `, `
 ALTER TABLE requests ADD COLUMN person TEXT;
 CREATE INDEX requests_person ON requests (person) WHERE person IS NOT NULL;
-`}
+`, migration10}
+
+// migration10 adds the tables of facts and of what is built on them, each next to the code
+// that uses it.
+const migration10 = standingTables
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

@@ -185,4 +185,5 @@ func (s *Store) blocksInForce(ctx context.Context) (map[broker.BlockKey]bool, er
 func (s *Store) forget() {
 	s.holdings.forget()
 	s.recent.forget()
+	s.standings.forget()
 }

@@ -86,6 +86,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Revision{}, nil
 	case broker.CollectedKey:
 		return &broker.Collected{CollectedKey: k}, nil
+	case broker.StandingKey:
+		return &broker.Standing{StandingKey: k}, nil
 	}
 	return nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -125,6 +127,8 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Digest)
 	case *broker.Collected:
 		c.fields(&r.Last)
+	case *broker.Standing:
+		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held)
 	default:
 		return fmt.Errorf("a row of type %T has no table", r)
 	}
@@ -140,7 +144,8 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.Scopes, &r.TTL, &r.TTLAsked, &r.Duration, &r.Justification, &r.Ticket, &r.Parameters, &r.Salts,
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
-		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease)
+		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease,
+		&r.RestsOn, &r.Until, &r.EndedBy)
 	c.records(&r.Records)
 }
 
@@ -190,9 +195,17 @@ func leaseFields(l *broker.Lease, c *coder) {
 	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
-		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous)
+		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy)
 	c.records(&l.Records)
 }
+
+func factFields(f *broker.Fact, c *coder) {
+	c.fields(&f.Source, (*string)(&f.State), &f.Cause, &f.From, &f.Until, &f.Confirmed, &f.StaleAt, &f.Details)
+}
+
+func standingKeyFields(k *broker.StandingKey, c *coder) { c.fields((*string)(&k.Kind), &k.Name) }
+
+func factEndFields(e *broker.FactEnd, c *coder) { c.fields(&e.Subject, &e.Cause) }
 
 func counterKeyFields(k *broker.CounterKey, c *coder) { c.fields(&k.Policy, &k.Holder, &k.Entitlement) }
 
@@ -244,6 +257,14 @@ func (c *coder) domainField(tag uint64, v any) {
 		repeated(c, tag, v, limitFields)
 	case *[]broker.Approval:
 		repeated(c, tag, v, approvalFields)
+	case *broker.StandingKey:
+		nested(c, tag, v, standingKeyFields)
+	case *[]broker.StandingKey:
+		repeated(c, tag, v, standingKeyFields)
+	case *[]broker.Fact:
+		repeated(c, tag, v, factFields)
+	case **broker.FactEnd:
+		optional(c, tag, v, factEndFields)
 	case *[]broker.CounterKey:
 		repeated(c, tag, v, counterKeyFields)
 	case *[]broker.Passkey:

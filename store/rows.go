@@ -31,6 +31,7 @@ const (
 	deliveries
 	revision
 	collected
+	standings
 	tableCount
 )
 
@@ -55,6 +56,7 @@ var tables = [tableCount]struct {
 	deliveries:  {"tellings", 0, []string{"expires"}},
 	revision:    {"revision", 0, nil},
 	collected:   {"collected", 16, nil},
+	standings:   {"standings", 0, []string{"due"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -65,6 +67,7 @@ type row struct {
 	body  []byte
 	extra []any      // the values of the table's extra columns
 	index leaseIndex // of a lease
+	rests resting    // of a request
 	lists bool       // the row lists its records; see records.go
 }
 
@@ -120,6 +123,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return revision, joined("rules"), nil
 	case broker.CollectedKey:
 		return collected, k[:], nil
+	case broker.StandingKey:
+		return standings, standingID(k), nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -144,6 +149,9 @@ func (out *row) encode(r broker.Row, s *scratch) (err error) {
 		return err
 	}
 	out.extra = extraColumns(r)
+	if request, ok := r.(*broker.Request); ok && len(request.RestsOn) > 0 {
+		out.rests = restingOf(request)
+	}
 	if l, ok := r.(*broker.Lease); ok {
 		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, stuckFrom(l), leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder}
 	}
@@ -166,6 +174,11 @@ func extraColumns(r broker.Row) []any {
 	case *broker.Lease:
 		if due := r.Due(); !due.IsZero() {
 			return []any{due.UnixMilli()}
+		}
+		return noValue
+	case *broker.Standing:
+		if due := r.Due(); !due.IsZero() {
+			return []any{ceilMillis(due)}
 		}
 		return noValue
 	case *broker.Counter:
@@ -296,6 +309,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.LoginKey(id), nil
 	case collected:
 		return broker.CollectedKey(id), nil
+	case standings:
+		return standingKey(id)
 	}
 	parts, err := split(id)
 	switch {

@@ -48,21 +48,22 @@ type Commit struct {
 // goroutine: the caller of Open runs Run in one, and calls Sweep about once a
 // minute.
 type Store struct {
-	cfg      Config
-	before   inventory
-	lock     *os.File
-	database int    // the descriptor that holds the lock on the database itself; -1: none
-	locked   fileID // of that descriptor
-	presence presence
-	holdings *holdings
-	recent   recent
-	counting counting
-	readers  *sql.DB
-	gets     [tableCount]*sql.Stmt // one row of a table by id, on readers
-	queue    queue
-	w        *writer // owned by the leader of the queue
-	head     atomic.Pointer[Head]
-	degraded atomic.Bool
+	cfg       Config
+	before    inventory
+	lock      *os.File
+	database  int    // the descriptor that holds the lock on the database itself; -1: none
+	locked    fileID // of that descriptor
+	presence  presence
+	holdings  *holdings
+	standings *standingSet
+	recent    recent
+	counting  counting
+	readers   *sql.DB
+	gets      [tableCount]*sql.Stmt // one row of a table by id, on readers
+	queue     queue
+	w         *writer // owned by the leader of the queue
+	head      atomic.Pointer[Head]
+	degraded  atomic.Bool
 
 	unwritable atomic.Bool // the last transaction failed for a reason that is not in its rows
 
@@ -92,7 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), checkpoint: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), standings: new(standingSet), checkpoint: make(chan struct{}, 1)}
 	s.counting.write = make(chan struct{}, 1)
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())

@@ -42,6 +42,16 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 			break
 		}
 	}
+	for {
+		deleted, err := s.delete(ctx, "DELETE FROM rests WHERE (subject, request) IN (SELECT subject, request FROM rests INDEXED BY rests_until WHERE until <= ? LIMIT ?)", now.UnixMilli(), sweepBatch)
+		if err != nil {
+			return total, fmt.Errorf("sweeping what rests on facts: %w", err)
+		}
+		total += deleted
+		if deleted < sweepBatch {
+			break
+		}
+	}
 	for table, name := range holdingTables {
 		n, err := s.sweepIndex(ctx, table, now.UnixMilli())
 		if total += n; err != nil {

@@ -49,6 +49,9 @@ func (g *group) body(key broker.Key) []byte {
 		if g.w.revision != nil {
 			return g.w.revision
 		}
+	case broker.StandingKey:
+		body, _ := g.s.standings.get(k)
+		return body
 	}
 	return g.fetched[key]
 }

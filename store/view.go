@@ -66,6 +66,10 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
 	}
 	switch {
+	case q.RestsOn != broker.StandingKey{}:
+		l.query = `SELECT rests.request, body FROM rests CROSS JOIN requests ON requests.id = rests.request
+			WHERE subject = ? AND rests.request < ? AND until > ? ORDER BY rests.request DESC LIMIT ?`
+		l.args = []any{standingID(q.RestsOn), before(q.Before[:]), q.Now.UnixMilli(), maxScan}
 	case q.Requester != "" && personOf(q.Requester) != nil:
 		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_person
 			WHERE person = ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id`

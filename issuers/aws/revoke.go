@@ -105,7 +105,7 @@ func (a *Issuer) Revoke(ctx context.Context, l broker.Lease) error {
 func (a *Issuer) revoke(ctx context.Context, l broker.Lease, d denial) error {
 	now := a.cfg.Now()
 	over := !now.Before(l.Expires)
-	if l.EndHow != broker.EndRevoked || over && l.EndAsked.IsZero() {
+	if l.EndHow != broker.EndRevoked && l.EndHow != broker.EndFact || over && l.EndAsked.IsZero() {
 		return broker.ErrNotRevocable
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -1,0 +1,162 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A footing is what access rests on, as it was read at one moment. The transaction that
+// issues checks that nothing of it has changed since.
+type footing struct {
+	rests []StandingKey // what the grant rests on, sorted; found by index when one ends
+	seen  []seenStanding
+	until time.Time // the earliest known end; zero: none is known
+}
+
+// A seenStanding is a standing by which a decision was made.
+type seenStanding struct {
+	key     StandingKey
+	version int
+}
+
+// subjects returns the subjects of the facts that the access of an identity rests on,
+// apart from the identity itself if it is a workload. Workloads make almost all requests,
+// and their leases are found by their holder.
+func (r *Rules) subjects(who Identity) (list []StandingKey) {
+	if who.Kind == KindPerson {
+		list = append(list, StandingKey{FactPerson, who.ID})
+		for _, account := range who.Accounts {
+			if account != who.ID {
+				list = append(list, StandingKey{FactPerson, account})
+			}
+		}
+	}
+	return list
+}
+
+// stand reads what the access of an identity rests on, and refuses access that has no
+// footing. since is when the request was filed: what ended later never revives it. The
+// zero time means that it is being filed.
+func (b *Broker) stand(ctx context.Context, rules *Rules, who Identity, since, now time.Time) (f footing, err error) {
+	rests := rules.subjects(who)
+	if who.Kind == KindWorkload || who.Kind == KindAgent {
+		if _, err := b.check(ctx, &f, StandingKey{FactAgent, who.ID}, since, now); err != nil {
+			return f, err
+		}
+	}
+	for _, key := range rests {
+		s, err := b.check(ctx, &f, key, since, now)
+		if err != nil {
+			return f, err
+		}
+		for i := range s.Facts {
+			// The sources that confirm all of their facts together have a standing too.
+			name := s.Facts[i].Source
+			source := StandingKey{FactSource, name}
+			if rule := b.cfg.Sources[name]; !rule.Silence || rule.StaleAfter == 0 || slices.Contains(rests, source) {
+				continue
+			}
+			rests = append(rests, source)
+			if _, err := b.check(ctx, &f, source, since, now); err != nil {
+				return f, err
+			}
+		}
+	}
+	slices.SortFunc(rests, StandingKey.compare)
+	f.rests = rests
+	return f, nil
+}
+
+func (k StandingKey) compare(o StandingKey) int { return strings.Compare(k.String(), o.String()) }
+
+// check adds a standing to the footing, or refuses if it does not hold.
+func (b *Broker) check(ctx context.Context, f *footing, key StandingKey, since, now time.Time) (*Standing, error) {
+	s, err := b.Facts.read(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	f.seen = append(f.seen, seenStanding{key, s.Version})
+	f.until = earlier(f.until, s.until())
+	if cause := b.Facts.fault(s, now); cause != "" {
+		return nil, refuseFact(key, cause)
+	}
+	if !since.IsZero() && !since.After(s.Fallen) {
+		return nil, refuseFact(key, CauseFallen)
+	}
+	return s, nil
+}
+
+// refuseFact returns the refusal of access that rests on a fact that does not hold.
+func refuseFact(key StandingKey, cause string) error {
+	switch cause {
+	case CauseUnknown:
+		return refuse(ErrFactUnknown, fmt.Sprintf("the source of record does not know %s", key))
+	case CauseStale:
+		return refuse(ErrFactUnknown, fmt.Sprintf("the state of %s was last confirmed too long ago: try again later", key))
+	case CauseNotBegun:
+		return refuse(ErrFactEnded, fmt.Sprintf("the time of %s has not begun", key))
+	case CauseFallen:
+		return refuse(ErrFactEnded, fmt.Sprintf("%s ended after this was granted: file a new request", key))
+	}
+	return refuse(ErrFactEnded, fmt.Sprintf("access has ended with %s: %s", key, strings.ReplaceAll(cause, "_", " ")))
+}
+
+// isFact reports whether a fact is the reason of a refusal.
+func isFact(err error) bool { return errors.Is(err, ErrFactEnded) || errors.Is(err, ErrFactUnknown) }
+
+// reads returns the keys that check reads.
+func (f *footing) reads() []Key {
+	list := make([]Key, len(f.seen))
+	for i, s := range f.seen {
+		list[i] = s.key
+	}
+	return list
+}
+
+// check returns errOvertaken if a standing has changed since it was read.
+func (f *footing) check(tx Tx) error {
+	for _, s := range f.seen {
+		stored, err := Get[*Standing](tx, s.key)
+		if ignoreNotFound(err) != nil {
+			return err
+		}
+		if err == nil && stored.Version != s.version || err != nil && s.version != 0 {
+			return errOvertaken
+		}
+	}
+	return nil
+}
+
+// decisionGround reads what a decision on a pending request rests on: the standing of the
+// person who decides, and that of the requester, which may have changed since the request was
+// filed.
+func (b *Broker) decisionGround(ctx context.Context, rules *Rules, caller Caller, r *Request) (footing, error) {
+	person, err := b.stand(ctx, rules, caller.Subject, time.Time{}, caller.At)
+	if err != nil {
+		return footing{}, err
+	}
+	f, err := b.stand(ctx, rules, rules.WithLabels(r.Requester), r.Created, caller.At)
+	if err != nil {
+		return footing{}, err
+	}
+	r.RestsOn, r.Until = f.rests, f.until
+	return footing{rests: f.rests, seen: append(f.seen, person.seen...), until: f.until}, nil
+}
+
+// rest reads what the access of a new request rests on. The request ends at the earliest
+// known end of it.
+func (b *Broker) rest(ctx context.Context, rules *Rules, r *Request, now time.Time) (footing, error) {
+	f, err := b.stand(ctx, rules, r.Requester, time.Time{}, now)
+	if err != nil {
+		return f, err
+	}
+	r.RestsOn, r.Until = f.rests, f.until
+	if !f.until.IsZero() && !r.NotBefore.Before(f.until) {
+		return f, refuse(ErrInvalidTTL, "access ends at "+f.until.UTC().Format(time.RFC3339)+", before not_before")
+	}
+	return f, nil
+}

@@ -29,6 +29,7 @@ var ours = map[string][]string{
 	"audit/verify":              {"audit", "internal/strictjson"},
 	"broker":                    {"audit"},
 	"broker/activity":           {"broker", "audit"},
+	"broker/inventory":          {"broker", "audit"},
 	"broker/session":            {"broker", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
 	"attest/jwks":               {"internal/strictjson"},
@@ -39,7 +40,7 @@ var ours = map[string][]string{
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
-	"store":                     {"broker", "broker/activity", "audit"},
+	"store":                     {"broker", "broker/activity", "broker/inventory", "audit"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
 	"server/plot":               {},
 	"server/inbound":            {},

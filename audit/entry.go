@@ -18,6 +18,7 @@ type Entry struct {
 	openings []byte
 	files    bool // see Files
 	glass    bool
+	record   Record
 
 	// The store sets Index and LeafHash once the entry is durable.
 	Index    int64
@@ -45,7 +46,7 @@ func (r Record) Entry() (*Entry, error) {
 	if c.err != nil {
 		return nil, fmt.Errorf("encoding a record: %w", c.err)
 	}
-	*e = Entry{kind: r.Kind, hashed: c.buf, timeAt: c.timeAt, openings: appendOpenings(nil, r.Openings)}
+	*e = Entry{kind: r.Kind, hashed: c.buf, timeAt: c.timeAt, openings: appendOpenings(nil, r.Openings), record: r}
 	if r.Request != nil {
 		e.files, e.glass = r.Request.TTL > 0, r.Request.BreakGlass
 	}
@@ -82,6 +83,10 @@ func (e *Entry) Kind() Kind { return e.kind }
 // Files reports whether the record has all terms of a request, because its transaction
 // files the request, and whether that is a break-glass request.
 func (e *Entry) Files() (files, breakGlass bool) { return e.files, e.glass }
+
+// Record returns the encoded record without its time. It is valid until Release, and the
+// caller must not change it.
+func (e *Entry) Record() *Record { return &e.record }
 
 // Leaf returns the canonical bytes, which are valid until Release. The caller must not
 // change them.

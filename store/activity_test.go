@@ -26,7 +26,7 @@ var afterNow = time.Now().Add(48 * time.Hour).Truncate(time.Hour)
 func checkCounts(t testing.TB, s *Store) {
 	t.Helper()
 	ctx := context.Background()
-	if err := s.count(ctx); err != nil {
+	if err := s.catchUp(ctx, s.counting); err != nil {
 		t.Errorf("counting: %v", err)
 		return
 	}
@@ -140,7 +140,7 @@ func TestActivityIsExact(t *testing.T) {
 		case 2:
 			continue // two at once
 		}
-		if err := s.count(t.Context()); err != nil {
+		if err := s.catchUp(t.Context(), s.counting); err != nil {
 			t.Fatal(err)
 		}
 		want, _ := countWhole(t, s)
@@ -161,7 +161,7 @@ func TestActivityNotedWhileRead(t *testing.T) {
 	s.w.now = func() time.Time { return now }
 	appendActivity(t, s, &now)
 	noted := s.counting.take()
-	if err := s.count(t.Context()); err != nil { // reads all from the log
+	if err := s.catchUp(t.Context(), s.counting); err != nil { // reads all from the log
 		t.Fatal(err)
 	}
 	s.counting.noted = noted
@@ -169,7 +169,7 @@ func TestActivityNotedWhileRead(t *testing.T) {
 	if s.counting.noted != noted || noted.last <= noted.after {
 		t.Fatalf("the span %+v was not continued", noted)
 	}
-	if err := s.count(t.Context()); err != nil { // the cleanup checks the counts
+	if err := s.catchUp(t.Context(), s.counting); err != nil { // the cleanup checks the counts
 		t.Fatal(err)
 	}
 }
@@ -184,18 +184,18 @@ func TestActivityCountsASpanOnce(t *testing.T) {
 	for {
 		b := &span{}
 		err := s.View(t.Context(), func(tx broker.Tx) (err error) {
-			b, err = tx.(*viewTx).uncounted(math.MaxInt64, 3)
+			b, err = tx.(*viewTx).unread(s.counting, math.MaxInt64, 3)
 			return err
 		})
 		if err == nil && b.n == 0 {
 			break
 		}
 		if err == nil {
-			err = s.View(t.Context(), func(tx broker.Tx) error { return tx.(*viewTx).countRest(b) })
+			err = s.View(t.Context(), func(tx broker.Tx) error { return b.adds.complete(tx.(*viewTx)) })
 		}
 		for range 2 {
 			if err == nil {
-				err = s.exec(t.Context(), func(ctx context.Context, w *writer) error { return w.addCounted(ctx, b) })
+				err = s.exec(t.Context(), func(ctx context.Context, w *writer) error { return w.addSpan(ctx, s.counting, b) })
 			}
 		}
 		if err != nil {
@@ -227,7 +227,7 @@ func TestActivityOfManyRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if s.counting.noted == nil || len(s.counting.noted.rest) > maxNoted+countBatch*4 {
+	if s.counting.noted == nil || len(s.counting.noted.adds.(*hourTally).rest) > maxNoted+followBatch*4 {
 		t.Errorf("noted %+v", s.counting.noted)
 	}
 }
@@ -312,7 +312,7 @@ func TestActivitySurvivesFailedCommits(t *testing.T) {
 				}
 				return errFault
 			}
-			err := s.count(t.Context())
+			err := s.catchUp(t.Context(), s.counting)
 			s.w.fault = nil
 			if done := step == "commit" && happens; (err == nil) != done {
 				t.Errorf("%s failed, after it happened: %t: the caller got %v", step, happens, err)
@@ -341,11 +341,7 @@ func TestActivityOfAnEarlierVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	appendActivity(t, s, &now)
-	for _, back := range append(undo10(), "DROP TABLE counted", "DROP TABLE hours", "DROP TABLE events", "DROP INDEX requests_person", "ALTER TABLE requests DROP COLUMN person", "PRAGMA user_version = 7") {
-		if _, err := s.w.conn.ExecContext(t.Context(), back); err != nil {
-			t.Fatalf("%s: %v", back, err)
-		}
-	}
+	setBack(t, s, 7)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -33,12 +33,13 @@ const retryWrite = time.Second
 // again. Without it, the store does the same work, but some commits take longer.
 //
 // It also loads the live leases into memory, so that the first caller who needs them
-// does not wait, and counts the log's records (activity.go).
+// does not wait, and writes what the log's records add to other tables (follow.go).
 func (s *Store) Run(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() { _ = s.loadHoldings(ctx) }) // a caller that needs them tries again, and gets the error
-	background.Go(func() { s.countForever(ctx) })
+	background.Go(func() { s.followForever(ctx, s.counting) })
+	background.Go(func() { s.followForever(ctx, s.surveying) })
 	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
 	for {

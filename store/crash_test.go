@@ -199,7 +199,7 @@ func issueAndConfirm(ctx context.Context, s *Store, n int) error {
 		if _, err := s.Sweep(ctx, testNow); err != nil {
 			return err
 		}
-		if err := s.count(ctx); err != nil {
+		if err := s.catchUp(ctx, s.counting); err != nil {
 			return err
 		}
 	}

@@ -10,8 +10,8 @@ import (
 // A start that is refused must not leave a new database behind: its log, which has
 // a valid signature and no history, would verify.
 
-// An inventory lists the files of a database that were there before Open.
-type inventory struct {
+// earlierFiles lists the files of a database that were there before Open.
+type earlierFiles struct {
 	path  string
 	fresh bool            // there was no database, or an empty file
 	was   map[string]bool // which of siblings were there
@@ -26,7 +26,7 @@ func siblings(path string) []string {
 // lockAndLook locks the .lock file and then looks which files there are: another broker
 // could create or remove them until then.
 func (s *Store) lockAndLook(path string) (err error) {
-	s.before = inventory{path: path, was: map[string]bool{}}
+	s.before = earlierFiles{path: path, was: map[string]bool{}}
 	if _, err := os.Lstat(path + ".lock"); err == nil {
 		s.before.was[path+".lock"] = true
 	}

@@ -360,6 +360,7 @@ func (g *group) adopt(s *Store) {
 	s.standings.follow(g)
 	s.recent.follow(g)
 	s.counting.follow(g)
+	s.surveying.follow(g)
 	head := g.head
 	s.head.Store(&head)
 	s.written()

@@ -206,11 +206,7 @@ func TestListsOfPeople(t *testing.T) {
 		}
 	}
 	check("from the start")
-	for _, back := range append(undo10(), "DROP INDEX requests_person", "ALTER TABLE requests DROP COLUMN person", "PRAGMA user_version = 8") {
-		if _, err := s.w.conn.ExecContext(t.Context(), back); err != nil {
-			t.Fatalf("%s: %v", back, err)
-		}
-	}
+	setBack(t, s, 8)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -441,12 +437,4 @@ func TestALeaseIsNotDueAFractionTooEarly(t *testing.T) {
 			t.Errorf("after %s, %v are due, want %v", after, got, want)
 		}
 	}
-}
-
-// undo10 returns the statements that take a database back to version 9.
-func undo10() (list []string) {
-	for _, found := range regexp.MustCompile(`CREATE TABLE (\w+)`).FindAllStringSubmatch(migration10, -1) {
-		list = append(list, "DROP TABLE "+found[1])
-	}
-	return list
 }

@@ -87,15 +87,7 @@ func TestNoticesOfEarlierVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	putNotices(t, s)
-	for _, back := range append(undo10(),
-		"DROP INDEX notices_channel", "DROP INDEX notices_requester", "DROP INDEX notices_told", "ALTER TABLE notices DROP COLUMN channel",
-		"ALTER TABLE notices DROP COLUMN urgent", "ALTER TABLE notices DROP COLUMN requester",
-		"CREATE INDEX notices_due ON notices (due) WHERE due IS NOT NULL", "DROP TABLE revision", "DROP TABLE collected", "DROP TABLE counted", "DROP TABLE hours", "DROP TABLE events", "DROP INDEX requests_person", "ALTER TABLE requests DROP COLUMN person", "PRAGMA user_version = 4",
-	) {
-		if _, err := s.w.conn.ExecContext(t.Context(), back); err != nil {
-			t.Fatalf("%s: %v", back, err)
-		}
-	}
+	setBack(t, s, 4)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

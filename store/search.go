@@ -27,7 +27,7 @@ const (
 
 // Search returns the records of the current log that a query selects.
 func (s *Store) Search(ctx context.Context, q broker.RecordQuery) (page broker.RecordPage, err error) {
-	if err := s.countNow(ctx); err != nil {
+	if err := s.catchUpNow(ctx, s.counting); err != nil {
 		return page, err
 	}
 	err = s.View(ctx, func(tx broker.Tx) (err error) {

@@ -49,7 +49,7 @@ type Commit struct {
 // minute.
 type Store struct {
 	cfg       Config
-	before    inventory
+	before    earlierFiles
 	lock      *os.File
 	database  int    // the descriptor that holds the lock on the database itself; -1: none
 	locked    fileID // of that descriptor
@@ -57,7 +57,8 @@ type Store struct {
 	holdings  *holdings
 	standings *standingSet
 	recent    recent
-	counting  counting
+	counting  *projection // hours and events
+	surveying *projection // the inventory
 	readers   *sql.DB
 	gets      [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue     queue
@@ -94,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), standings: new(standingSet), checkpoint: make(chan struct{}, 1)}
-	s.counting.write = make(chan struct{}, 1)
+	s.counting, s.surveying = newCounting(), newSurveying()
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())
 	}

@@ -34,6 +34,7 @@ func open(t testing.TB, path string) *Store {
 		if !measured && !s.queue.closed && s.presence.check() == nil {
 			checkHoldings(t, s)
 			checkCounts(t, s)
+			checkSurvey(t, s)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -1,0 +1,224 @@
+package inventory
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// Seen is what the log knows about an identity.
+type Seen struct {
+	ID      string          `json:"-"`
+	Kind    broker.Kind     `json:"kind"` // as of its last record
+	Records Span            `json:"records"`
+	Methods map[string]Span `json:"methods,omitempty"` // of proof
+	Asked   Span            `json:"asked,omitzero"`    // requests that policy permitted
+	Denied  Span            `json:"denied,omitzero"`   // requests that policy denied
+	Issued  Span            `json:"issued,omitzero"`   // credentials whose issuing began
+	Days    Days            `json:"days,omitempty"`    // credentials
+	Votes   map[string]Span `json:"votes,omitempty"`   // approvals and reviews, by group
+	Places  Places          `json:"places,omitempty"`  // that its requests came from
+}
+
+// Places are when requests came from addresses: the latest of each. Only the maxPlaces
+// that requests last came from are kept.
+type Places map[netip.Addr]int64 // milliseconds since 1970
+
+// MaxPlaces bounds the places of an identity.
+const MaxPlaces = 32
+
+// Add notes a request from an address.
+func (p *Places) Add(from netip.Addr, at time.Time) { p.Merge(Places{from: at.UnixMilli()}) }
+
+// Merge adds other places.
+func (p *Places) Merge(o Places) {
+	for from, at := range o {
+		if *p == nil {
+			*p = Places{}
+		}
+		(*p)[from] = max((*p)[from], at)
+	}
+	for len(*p) > MaxPlaces {
+		delete(*p, p.oldest())
+	}
+}
+
+func (p *Places) oldest() netip.Addr {
+	return slices.MinFunc(slices.Collect(maps.Keys(*p)), func(a, b netip.Addr) int {
+		return cmp.Or(cmp.Compare((*p)[a], (*p)[b]), a.Compare(b))
+	})
+}
+
+// Since returns how many places requests came from at a time or later.
+func (p Places) Since(t time.Time) (n int) {
+	for _, at := range p {
+		if at >= t.UnixMilli() {
+			n++
+		}
+	}
+	return n
+}
+
+// maxGroups bounds the groups in whose name the votes of a person are counted.
+const maxGroups = 64
+
+// Merge adds what later records say about the identity.
+func (s *Seen) Merge(o *Seen) {
+	if o.Records.N > 0 {
+		s.Kind = o.Kind
+	}
+	s.Records.Merge(o.Records)
+	mergeSpans(&s.Methods, o.Methods, len(o.Methods)+len(s.Methods))
+	s.Asked.Merge(o.Asked)
+	s.Denied.Merge(o.Denied)
+	s.Issued.Merge(o.Issued)
+	s.Days.Merge(o.Days)
+	mergeSpans(&s.Votes, o.Votes, maxGroups)
+	s.Places.Merge(o.Places)
+}
+
+func mergeSpans(to *map[string]Span, from map[string]Span, most int) {
+	for _, name := range slices.Sorted(maps.Keys(from)) {
+		addSpan(to, name, from[name], most)
+	}
+}
+
+func addSpan(to *map[string]Span, name string, o Span, most int) {
+	if *to == nil {
+		*to = map[string]Span{}
+	}
+	if _, known := (*to)[name]; !known && len(*to) >= most {
+		name = Others
+	}
+	sum := (*to)[name]
+	sum.Merge(o)
+	(*to)[name] = sum
+}
+
+// A UseKey names what an identity used.
+type UseKey struct{ Identity, Entitlement string }
+
+// A Tally is what records add to the inventory. The zero value is not ready: use
+// NewTally.
+type Tally struct {
+	Seen         map[string]*Seen
+	Uses         map[UseKey]*Use
+	Entitlements map[string]*Use
+	Policies     map[string]*Use
+
+	// Filed are the requests that the records file. Their rows state where they came
+	// from.
+	Filed []Filed
+}
+
+// Filed is a request that an identity filed.
+type Filed struct {
+	Request  broker.RequestID
+	Identity string
+	At       time.Time
+}
+
+// NewTally returns an empty tally.
+func NewTally() *Tally {
+	return &Tally{Seen: map[string]*Seen{}, Uses: map[UseKey]*Use{}, Entitlements: map[string]*Use{}, Policies: map[string]*Use{}}
+}
+
+// Add adds a record that was written at a time.
+func (t *Tally) Add(r *audit.Record, at time.Time) {
+	who := cmp.Or(r.Subject, r.Caller)
+	if who == nil || !counts(broker.Kind(who.Kind)) {
+		return
+	}
+	s := entry(t.Seen, who.ID)
+	s.Kind = broker.Kind(who.Kind)
+	s.Records.Add(at, 1)
+	if who.Method != "" {
+		addSpan(&s.Methods, who.Method, Span{at, at, 1}, len(s.Methods)+1)
+	}
+	switch {
+	case r.Approval != nil:
+		for _, group := range r.Approval.Groups {
+			addSpan(&s.Votes, group, Span{at, at, 1}, maxGroups)
+		}
+	case r.Request == nil:
+	case r.Kind == audit.RequestDenied:
+		s.Denied.Add(at, max(1, r.Count))
+		t.filed(r, who.ID, at)
+	default:
+		t.used(r, s, who.ID, at)
+	}
+}
+
+// counts reports whether the inventory has identities of a kind. The operator at the admin
+// socket and the broker itself are none.
+func counts(kind broker.Kind) bool {
+	return kind == broker.KindWorkload || kind == broker.KindAgent || kind == broker.KindPerson
+}
+
+// used counts a request or a credential that policy permitted.
+func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) {
+	var u Usage
+	if r.Kind == audit.RequestCreated || r.Request.TTL > 0 {
+		u.Asked.Add(at, 1)
+		t.filed(r, who, at)
+	}
+	// The record that follows lease.opened when the issuer answered names only the lease.
+	if r.Kind == audit.LeaseOpened || r.Kind == audit.LeaseIssued {
+		u.Issued.Add(at, 1)
+	}
+	if r.Decision == nil || !r.Decision.Permit || u == (Usage{}) {
+		return
+	}
+	s.Asked.Merge(u.Asked)
+	s.Issued.Merge(u.Issued)
+	if u.Issued.N > 0 {
+		s.Days.Add(at)
+	}
+	scopes := r.Request.Scopes
+	if r.Lease != nil && r.Lease.Scopes != nil {
+		scopes = r.Lease.Scopes // approvers narrowed them
+	}
+	for _, use := range []*Use{entry(t.Uses, UseKey{who, r.Request.Entitlement}), entry(t.Entitlements, r.Request.Entitlement)} {
+		use.add(u)
+		for _, scope := range scopes {
+			addName(&use.Scopes, scope, u)
+		}
+		for _, policy := range r.Decision.Policies {
+			addName(&use.Policies, policy, u)
+		}
+	}
+	for _, policy := range r.Decision.Policies {
+		entry(t.Policies, policy).add(u)
+	}
+}
+
+func (u *Use) add(o Usage) {
+	u.Usage.Merge(o)
+	if o.Issued.N > 0 {
+		u.Days.Add(o.Issued.Last)
+	}
+}
+
+// filed notes the request that a record files.
+func (t *Tally) filed(r *audit.Record, who string, at time.Time) {
+	if id, err := broker.ParseRequestID(r.Request.ID); err == nil {
+		t.Filed = append(t.Filed, Filed{id, who, at})
+	}
+}
+
+// Rows returns the number of rows that the tally changes, or reads.
+func (t *Tally) Rows() int { return len(t.Seen) + len(t.Uses) + len(t.Filed)/8 }
+
+func entry[K comparable, V any](m map[K]*V, key K) *V {
+	v := m[key]
+	if v == nil {
+		v = new(V)
+		m[key] = v
+	}
+	return v
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -44,6 +45,7 @@ func fullRecord() Record {
 		Count:     7,
 		Trace:     Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
 		Openings:  map[string]Opening{"justification": opening},
+		From:      netip.MustParseAddr("192.0.2.7"),
 	}
 }
 

@@ -7,7 +7,10 @@
 // event produces; this package decides what is hashed, signed and proved.
 package audit
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Version is the version of the record schema that this package writes.
 const Version = 1
@@ -98,6 +101,10 @@ type Record struct {
 	// ("justification", "ticket", "parameters", "source", "comment", "reason").
 	// They are stored next to the leaf and are not part of it.
 	Openings map[string]Opening
+
+	// From is the address that the request came from, if the record files one. The row of
+	// the request has it; it is not part of the leaf.
+	From netip.Addr
 }
 
 // A Party is an identity that the broker authenticated.

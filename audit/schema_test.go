@@ -108,6 +108,10 @@ func TestRecordsRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got.From.IsValid() || bytes.Contains(e.Leaf(), []byte(r.From.String())) {
+		t.Errorf("the leaf has the address: %s", e.Leaf())
+	}
+	got.From = r.From
 	got.Openings, err = DecodeOpenings(e.Openings())
 	if err != nil || !reflect.DeepEqual(got, r) {
 		t.Errorf("got\n%+v (%v), want\n%+v", got, err, r)

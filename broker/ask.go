@@ -201,7 +201,7 @@ type filing struct {
 
 func (f *filing) record() audit.Record {
 	r := f.request
-	return audit.Record{Kind: audit.RequestCreated, Caller: f.caller.Actor.Party(), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings()}
+	return audit.Record{Kind: audit.RequestCreated, Caller: f.caller.Actor.Party(), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings(), From: r.SourceIP}
 }
 
 // file stores a request that policy permits: approved, or pending if people

@@ -139,7 +139,7 @@ func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusa
 	code := Code(refusal)
 	record := audit.Record{
 		Kind: audit.RequestDenied, Caller: caller.Actor.Party(), Request: r.facts(),
-		Decision: r.Decision.facts(code), Openings: r.openings(),
+		Decision: r.Decision.facts(code), Openings: r.openings(), From: r.SourceIP,
 	}
 	key := denialKey(caller.Subject, code, ask, r.Decision.Revision)
 	shared := record

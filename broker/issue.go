@@ -269,7 +269,7 @@ func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
 	l.fill(&f.lease)
 	if c.new {
 		c.request.fill(&f.request)
-		record.Request, record.Openings = &f.request, c.request.openings()
+		record.Request, record.Openings, record.From = &f.request, c.request.openings(), c.request.SourceIP
 	} else {
 		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.asked}
 		if len(l.Scopes) != len(c.asked) {

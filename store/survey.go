@@ -38,7 +38,7 @@ const (
 
 const (
 	surveyEvery   = 10 * time.Second
-	maxSurveyRows = 4096 // of a tally in memory
+	maxSurveyRows = 16384 // of a tally in memory, of about 1 KB each
 )
 
 // newSurveying returns the projection of the inventory.
@@ -67,7 +67,7 @@ func (t *surveyTally) note(_ int64, e *audit.Entry, at time.Time) { t.Add(e.Reco
 func (t *surveyTally) read(_ int64, leaf []byte) error {
 	r, err := audit.Decode(leaf)
 	if err == nil {
-		t.Add(&r, r.Time)
+		t.AddStored(&r)
 	}
 	return err
 }

@@ -73,7 +73,7 @@ func surveyWhole(t testing.TB, s *Store) map[string]string {
 		}
 		r, err := audit.Decode(leaf)
 		if err == nil {
-			sum.Add(&r, r.Time)
+			sum.AddStored(&r)
 		}
 		return err
 	})
@@ -126,13 +126,13 @@ func appendUse(t testing.TB, s *Store, now *time.Time, n int) {
 	lease := &audit.LeaseFacts{ID: i.lease.ID.String(), Scopes: filed.Scopes[:1]}
 	switch n % 5 {
 	case 0:
-		appendRecord(t, s, audit.Record{Kind: audit.RequestCreated, Caller: caller, Request: filed, Decision: permits}, &i.request)
+		appendRecord(t, s, audit.Record{Kind: audit.RequestCreated, From: i.request.SourceIP, Caller: caller, Request: filed, Decision: permits}, &i.request)
 		appendRecord(t, s, audit.Record{Kind: audit.LeaseOpened, Caller: caller, Request: collected, Decision: permits, Lease: lease})
 		appendRecord(t, s, audit.Record{Kind: audit.LeaseIssued, Lease: lease})
 	case 1:
-		appendRecord(t, s, audit.Record{Kind: audit.LeaseIssued, Caller: caller, Request: filed, Decision: permits, Lease: lease}, &i.request)
+		appendRecord(t, s, audit.Record{Kind: audit.LeaseIssued, From: i.request.SourceIP, Caller: caller, Request: filed, Decision: permits, Lease: lease}, &i.request)
 	case 2:
-		appendRecord(t, s, audit.Record{Kind: audit.RequestDenied, Caller: caller, Request: filed, Decision: &audit.DecisionFacts{Code: "denied"}, Count: n % 4}, &i.request)
+		appendRecord(t, s, audit.Record{Kind: audit.RequestDenied, From: i.request.SourceIP, Caller: caller, Request: filed, Decision: &audit.DecisionFacts{Code: "denied"}, Count: n % 4}, &i.request)
 	case 3:
 		appendRecord(t, s, audit.Record{Kind: audit.ApprovalGiven, Caller: &audit.Party{ID: "login/ana", Kind: "person", Method: "session"}, Request: collected, Approval: &audit.ApprovalFacts{Decision: "approve", Groups: []string{"dba"}}})
 	case 4:

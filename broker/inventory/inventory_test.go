@@ -80,7 +80,7 @@ func text(t *testing.T, tally *Tally) string {
 func tallied(records []audit.Record) *Tally {
 	tally := NewTally()
 	for i := range records {
-		tally.Add(&records[i], records[i].Time)
+		tally.AddStored(&records[i])
 	}
 	return tally
 }

@@ -111,8 +111,8 @@ type Tally struct {
 	Entitlements map[string]*Use
 	Policies     map[string]*Use
 
-	// Filed are the requests that the records file. Their rows state where they came
-	// from.
+	// Filed are the requests that records of the log file. Their rows state where they
+	// came from.
 	Filed []Filed
 }
 
@@ -128,11 +128,31 @@ func NewTally() *Tally {
 	return &Tally{Seen: map[string]*Seen{}, Uses: map[UseKey]*Use{}, Entitlements: map[string]*Use{}, Policies: map[string]*Use{}}
 }
 
-// Add adds a record that was written at a time.
+// Add adds a record that was just written, at a time.
 func (t *Tally) Add(r *audit.Record, at time.Time) {
-	who := cmp.Or(r.Subject, r.Caller)
-	if who == nil || !counts(broker.Kind(who.Kind)) {
+	if t.add(r, at) && r.From.IsValid() {
+		t.Seen[party(r).ID].Places.Add(r.From, at)
+	}
+}
+
+// AddStored adds a record of the log.
+func (t *Tally) AddStored(r *audit.Record) {
+	if !t.add(r, r.Time) {
 		return
+	}
+	if id, err := broker.ParseRequestID(r.Request.ID); err == nil {
+		t.Filed = append(t.Filed, Filed{id, party(r).ID, r.Time})
+	}
+}
+
+// party returns the identity that a record is about; nil: the broker itself.
+func party(r *audit.Record) *audit.Party { return cmp.Or(r.Subject, r.Caller) }
+
+// add adds a record, and reports whether it files a request.
+func (t *Tally) add(r *audit.Record, at time.Time) (files bool) {
+	who := party(r)
+	if who == nil || !counts(broker.Kind(who.Kind)) {
+		return false
 	}
 	s := entry(t.Seen, who.ID)
 	s.Kind = broker.Kind(who.Kind)
@@ -148,10 +168,11 @@ func (t *Tally) Add(r *audit.Record, at time.Time) {
 	case r.Request == nil:
 	case r.Kind == audit.RequestDenied:
 		s.Denied.Add(at, max(1, r.Count))
-		t.filed(r, who.ID, at)
+		return true
 	default:
-		t.used(r, s, who.ID, at)
+		return t.used(r, s, who.ID, at)
 	}
+	return false
 }
 
 // counts reports whether the inventory has identities of a kind. The operator at the admin
@@ -160,19 +181,19 @@ func counts(kind broker.Kind) bool {
 	return kind == broker.KindWorkload || kind == broker.KindAgent || kind == broker.KindPerson
 }
 
-// used counts a request or a credential that policy permitted.
-func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) {
+// used counts a request or a credential that policy permitted, and reports whether the
+// record files the request.
+func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) (files bool) {
 	var u Usage
-	if r.Kind == audit.RequestCreated || r.Request.TTL > 0 {
+	if files = r.Kind == audit.RequestCreated || r.Request.TTL > 0; files {
 		u.Asked.Add(at, 1)
-		t.filed(r, who, at)
 	}
 	// The record that follows lease.opened when the issuer answered names only the lease.
 	if r.Kind == audit.LeaseOpened || r.Kind == audit.LeaseIssued {
 		u.Issued.Add(at, 1)
 	}
 	if r.Decision == nil || !r.Decision.Permit || u == (Usage{}) {
-		return
+		return files
 	}
 	s.Asked.Merge(u.Asked)
 	s.Issued.Merge(u.Issued)
@@ -195,6 +216,7 @@ func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) {
 	for _, policy := range r.Decision.Policies {
 		entry(t.Policies, policy).add(u)
 	}
+	return files
 }
 
 func (u *Use) add(o Usage) {
@@ -204,15 +226,8 @@ func (u *Use) add(o Usage) {
 	}
 }
 
-// filed notes the request that a record files.
-func (t *Tally) filed(r *audit.Record, who string, at time.Time) {
-	if id, err := broker.ParseRequestID(r.Request.ID); err == nil {
-		t.Filed = append(t.Filed, Filed{id, who, at})
-	}
-}
-
-// Rows returns the number of rows that the tally changes, or reads.
-func (t *Tally) Rows() int { return len(t.Seen) + len(t.Uses) + len(t.Filed)/8 }
+// Rows returns the number of rows that the tally changes, apart from totals.
+func (t *Tally) Rows() int { return len(t.Seen) + len(t.Uses) }
 
 func entry[K comparable, V any](m map[K]*V, key K) *V {
 	v := m[key]

@@ -3,7 +3,6 @@ package store
 import (
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"testing"
 	"time"

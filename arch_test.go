@@ -41,6 +41,7 @@ var ours = map[string][]string{
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"store":                     {"broker", "broker/activity", "broker/inventory", "audit"},
+	"scim":                      {"internal/strictjson"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
 	"server/plot":               {},
 	"server/inbound":            {},

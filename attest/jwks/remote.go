@@ -1,7 +1,6 @@
 package jwks
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -46,10 +45,7 @@ type FetchError struct{ Err error }
 func (e *FetchError) Error() string { return "reading the keys: " + e.Err.Error() }
 func (e *FetchError) Unwrap() error { return e.Err }
 
-var (
-	errFetchRate = errors.New("the keys were fetched less than a second ago")
-	errKeysOld   = errors.New("the keys are too old")
-)
+var errKeysOld = errors.New("the keys are too old")
 
 // NewRemote returns a Remote that fetches keys with fetch on first use. observe is called
 // after a failed fetch, and after one that leaves out other keys than the one before.
@@ -106,11 +102,11 @@ func (r *Remote) verifyFresh(ctx context.Context, signed *Signed) error {
 }
 
 // refresh fetches the keys, at most once per FetchInterval: anyone can send tokens with an
-// unknown kid. The caller holds mu.
+// unknown kid. Keys of that age are fresh. The caller holds mu.
 func (r *Remote) refresh(ctx context.Context, now time.Time) error {
 	f := *r.last.Load()
 	if now.Sub(r.tried) < FetchInterval {
-		return cmp.Or(f.failed, errFetchRate)
+		return f.failed
 	}
 	set, err := r.fetch(ctx)
 	r.tried = time.Now() // those who waited for a slow fetch use its outcome

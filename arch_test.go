@@ -31,6 +31,7 @@ var ours = map[string][]string{
 	"broker/activity":           {"broker", "audit"},
 	"broker/inventory":          {"broker", "audit"},
 	"broker/session":            {"broker", "audit"},
+	"broker/signal":             {"broker", "broker/session", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
 	"attest/jwks":               {"internal/strictjson"},
 	"attest/localca":            {"broker"}, // the form of SPIFFE IDs
@@ -40,6 +41,8 @@ var ours = map[string][]string{
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
+	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
+	"signals/signalstest":       {},
 	"store":                     {"broker", "broker/activity", "broker/inventory", "audit"},
 	"scim":                      {"internal/strictjson"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},

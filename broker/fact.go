@@ -126,6 +126,11 @@ type SourceRule struct {
 	// Governs reports whether the source must know a subject: one that it does not know has
 	// no access. nil: it governs none.
 	Governs func(StandingKey) bool
+
+	// Watches reports whether the source would state the end of a subject, although it
+	// states nothing about most subjects: a subject that it watches has no access while the
+	// source is silent. It needs Silence. nil: it watches none.
+	Watches func(StandingKey) bool
 }
 
 // checkForm returns an error unless the fact is within bounds.

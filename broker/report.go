@@ -17,10 +17,16 @@ type Facts struct {
 	wake chan struct{} // an end is under way
 
 	governing []string // the sources that must know some subjects, sorted
+	watching  []string // the sources that watch some subjects, sorted
 }
 
 func newFacts(b *Broker) *Facts {
-	return &Facts{b: b, wake: make(chan struct{}, 1), governing: sourcesThatGovern(b.cfg.Sources)}
+	sources := func(is func(SourceRule) bool) []string { return sourcesThat(b.cfg.Sources, is) }
+	return &Facts{
+		b: b, wake: make(chan struct{}, 1),
+		governing: sources(func(r SourceRule) bool { return r.Governs != nil }),
+		watching:  sources(func(r SourceRule) bool { return r.Watches != nil && r.Silence }),
+	}
 }
 
 // A Report is what a source states about a subject.
@@ -50,7 +56,7 @@ func (f *Facts) ReportAll(ctx context.Context, caller Caller, reports []Report) 
 	for batch := range slices.Chunk(reports, reportBatch) {
 		changes := make([]factChange, len(batch))
 		for i, r := range batch {
-			changes[i] = factChange{r.Subject, func(s *Standing) (bool, error) { return s.state(f.date(r.Fact, caller.At)) }, r.Fact.Source}
+			changes[i] = factChange{r.Subject, func(s *Standing) (bool, error) { return s.state(f.date(r, caller.At)) }, r.Fact.Source}
 		}
 		if err := f.change(ctx, caller, changes); err != nil {
 			return err
@@ -107,14 +113,16 @@ func (f *Facts) List(ctx context.Context, kind FactKind, after string, limit int
 	return list, Unavailable(err)
 }
 
-// date sets when a fact was confirmed, and when it goes stale.
-func (f *Facts) date(fact Fact, now time.Time) Fact {
+// date sets when a fact was confirmed, and when it goes stale. The facts of a source that
+// confirms them together do not go stale one by one.
+func (f *Facts) date(r Report, now time.Time) Fact {
+	fact := r.Fact
 	if fact.Confirmed.IsZero() {
 		fact.Confirmed = now
 	}
 	fact.StaleAt = time.Time{}
-	// The source of a subject of kind source is the subject itself.
-	if rule := f.b.cfg.Sources[fact.Source]; rule.StaleAfter > 0 && fact.State == FactActive {
+	rule := f.b.cfg.Sources[fact.Source]
+	if rule.StaleAfter > 0 && fact.State == FactActive && (!rule.Silence || r.Subject.Kind == FactSource) {
 		fact.StaleAt = fact.Confirmed.Add(rule.StaleAfter)
 	}
 	return fact
@@ -132,6 +140,9 @@ func (f *Facts) read(ctx context.Context, subject StandingKey) (*Standing, error
 // fault returns why a standing does not hold at now; empty if it does.
 func (f *Facts) fault(s *Standing, now time.Time) (cause string) {
 	cause = s.fault(now)
+	if s.Kind == FactSource && len(s.Facts) == 0 { // it was never heard of
+		return CauseStale
+	}
 	if cause != "" && cause != CauseStale && cause != CauseNotBegun {
 		return cause
 	}
@@ -295,10 +306,29 @@ func (f *Facts) record(ctx context.Context, caller Caller, s *Standing, c factCh
 	return record
 }
 
-// sourcesThatGovern returns the names of the sources that must know some subject, sorted.
-func sourcesThatGovern(sources map[string]SourceRule) (names []string) {
+// heardTogether returns the sources on whose silence access to the subject depends, apart
+// from its own facts: those that confirm all of their facts together.
+func (f *Facts) heardTogether(s *Standing) (names []string) {
+	add := func(name string) {
+		if rule := f.b.cfg.Sources[name]; rule.Silence && rule.StaleAfter > 0 && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for i := range s.Facts {
+		add(s.Facts[i].Source)
+	}
+	for _, name := range f.watching {
+		if f.b.cfg.Sources[name].Watches(s.StandingKey) {
+			add(name)
+		}
+	}
+	return names
+}
+
+// sourcesThat returns the names of the sources whose rule is of a sort, sorted.
+func sourcesThat(sources map[string]SourceRule, is func(SourceRule) bool) (names []string) {
 	for _, name := range slices.Sorted(maps.Keys(sources)) {
-		if sources[name].Governs != nil {
+		if is(sources[name]) {
 			names = append(names, name)
 		}
 	}

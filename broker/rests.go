@@ -53,11 +53,9 @@ func (b *Broker) stand(ctx context.Context, rules *Rules, who Identity, since, n
 		if err != nil {
 			return f, err
 		}
-		for i := range s.Facts {
-			// The sources that confirm all of their facts together have a standing too.
-			name := s.Facts[i].Source
+		for _, name := range b.Facts.heardTogether(s) {
 			source := StandingKey{FactSource, name}
-			if rule := b.cfg.Sources[name]; !rule.Silence || rule.StaleAfter == 0 || slices.Contains(rests, source) {
+			if slices.Contains(rests, source) {
 				continue
 			}
 			rests = append(rests, source)

@@ -30,6 +30,9 @@ type Notice struct {
 	Person  string
 	Address string // empty: the address of their account at the time of delivery
 	Counts  time.Time
+
+	// These are the texts of a notice about no request (see Announcement).
+	Title, Text, Page string
 }
 
 // PeopleChannel is the channel for notices to one person. Its notifier sends mail
@@ -108,6 +111,12 @@ const (
 	NoticeReviewed   NoticeEvent = "break_glass.reviewed"
 	NoticeOverdue    NoticeEvent = "break_glass.overdue"
 	NoticePasskey    NoticeEvent = "passkey.enrolled" // a person has a new passkey; about no request
+
+	NoticeReviewStarted   NoticeEvent = "access_review.started" // these and the following are announcements
+	NoticeReviewReminder  NoticeEvent = "access_review.reminder"
+	NoticeReviewEscalated NoticeEvent = "access_review.escalated"
+	NoticeReviewAssigned  NoticeEvent = "access_review.assigned" // items have another reviewer
+	NoticeReviewClosed    NoticeEvent = "access_review.closed"
 )
 
 // noticeLifetime is how long delivery of a notice is attempted.

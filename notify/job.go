@@ -51,6 +51,10 @@ func newJob(tx broker.Tx, n *broker.Notice, now time.Time) (j *job, err error) {
 		j.needed = n.Channel == broker.PeopleChannel
 		return j, nil
 	}
+	if n.Title != "" { // an announcement
+		j.needed = true
+		return j, j.setAddress(tx)
+	}
 	if j.request, err = row[*broker.Request](tx, n.Request); err != nil || j.request == nil {
 		return j, err
 	}
@@ -61,14 +65,19 @@ func newJob(tx broker.Tx, n *broker.Notice, now time.Time) (j *job, err error) {
 	if n.Event == broker.NoticeWithdrawn && j.delivery == nil {
 		j.needed = false // the channel was never notified of the request
 	}
-	if n.Person != "" && n.Address == "" {
-		a, err := broker.AccountOf(tx, broker.PersonKey(n.Person))
-		if err != nil {
-			return nil, err
-		}
+	return j, j.setAddress(tx)
+}
+
+// setAddress sets the mail address of the person whom the notice is for.
+func (j *job) setAddress(tx broker.Tx) error {
+	if j.notice.Person == "" || j.notice.Address != "" {
+		return nil
+	}
+	a, err := broker.AccountOf(tx, broker.PersonKey(j.notice.Person))
+	if err == nil {
 		j.address = a.Email
 	}
-	return j, nil
+	return err
 }
 
 // callTimeout bounds one call of a Notifier.

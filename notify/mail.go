@@ -85,7 +85,7 @@ func (m *mailer) Notify(ctx context.Context, n *broker.Notice, r *broker.Request
 	if n.Event == broker.NoticePasskey {
 		subject, body, err = enrolled.text(m.cfg.Pages, n)
 	} else {
-		subject, body, err = m.cfg.Templates.text(factsOf(m.cfg.Pages, n, r, now))
+		subject, body, _, err = m.cfg.Templates.message(m.cfg.Pages, n, r, now)
 	}
 	if err != nil {
 		return "", err

@@ -54,7 +54,7 @@ var mrkdwn = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
 // blocks returns the blocks of a message. All texts are plain_text, so that a
 // requester's words can't create links or mentions. Only the button has a link.
-func blocks(f Facts, subject, body string) []any {
+func blocks(link string, subject, body string) []any {
 	plainText := func(s string, most int) map[string]any {
 		if runes := []rune(s); len(runes) > most {
 			s = string(runes[:most-1]) + "…"
@@ -64,7 +64,7 @@ func blocks(f Facts, subject, body string) []any {
 	return []any{
 		map[string]any{"type": "header", "text": plainText(subject, 150)},
 		map[string]any{"type": "section", "text": plainText(body, 3000)},
-		map[string]any{"type": "actions", "elements": []any{map[string]any{"type": "button", "text": plainText("Open", 75), "url": f.URL, "action_id": "look"}}},
+		map[string]any{"type": "actions", "elements": []any{map[string]any{"type": "button", "text": plainText("Open", 75), "url": link, "action_id": "look"}}},
 	}
 }
 
@@ -72,12 +72,11 @@ func blocks(f Facts, subject, body string) []any {
 // messages about the request instead, and posts one only if none of them exists any
 // more.
 func (s *slack) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, earlier []string, now time.Time) (string, error) {
-	f := factsOf(s.cfg.Pages, n, r, now)
-	subject, body, err := s.cfg.Templates.text(f)
+	subject, body, link, err := s.cfg.Templates.message(s.cfg.Pages, n, r, now)
 	if err != nil {
 		return "", err
 	}
-	message := map[string]any{"text": mrkdwn.Replace(subject), "blocks": blocks(f, subject, body), "unfurl_links": false, "unfurl_media": false}
+	message := map[string]any{"text": mrkdwn.Replace(subject), "blocks": blocks(link, subject, body), "unfurl_links": false, "unfurl_media": false}
 	if s.cfg.Webhook != "" {
 		_, err := s.call(ctx, s.cfg.Webhook, message)
 		return "", err

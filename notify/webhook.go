@@ -58,8 +58,8 @@ func NewWebhook(c WebhookConfig) (Notifier, error) {
 // Notify posts {type, timestamp, data}. The webhook-id is the id of the notice, and
 // so the same for every attempt.
 func (w *webhook) Notify(ctx context.Context, n *broker.Notice, r *broker.Request, _ []string, now time.Time) (string, error) {
-	f := factsOf(w.cfg.Pages, n, r, now)
-	body, err := json.Marshal(map[string]any{"type": f.Event, "timestamp": f.Time, "data": f})
+	event, created, data := content(w.cfg.Pages, n, r, now)
+	body, err := json.Marshal(map[string]any{"type": event, "timestamp": created, "data": data})
 	if err != nil {
 		return "", fmt.Errorf("encoding an event: %w", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"accessbroker.internal/broker"
 )
 
 const secretText = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -198,5 +200,19 @@ func TestNewWebhookRejectsBadConfigs(t *testing.T) {
 		if _, err := Secret(secret); err == nil {
 			t.Errorf("Secret accepted %q", secret)
 		}
+	}
+}
+
+func TestWebhookOfAnAnnouncement(t *testing.T) {
+	var body []byte
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { body, _ = io.ReadAll(r.Body) }))
+	defer server.Close()
+	n := &broker.Notice{Event: broker.NoticeReviewStarted, Created: noon, Group: "dba", Title: "Access review", Text: "3 items wait.", Page: "/ui/campaigns"}
+	if _, err := webhookTo(t, server.URL, secretText).Notify(t.Context(), n, nil, nil, noon); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"data":{"event":"access_review.started","time":"2026-06-01T12:00:00Z","group":"dba","title":"Access review","text":"3 items wait.","url":"https://broker.acme.test/ui/campaigns"},"timestamp":"2026-06-01T12:00:00Z","type":"access_review.started"}`
+	if string(body) != want {
+		t.Errorf("got body %s\nwant %s", body, want)
 	}
 }

@@ -211,7 +211,7 @@ func counterKeyFields(k *broker.CounterKey, c *coder) { c.fields(&k.Policy, &k.H
 
 func noticeFields(n *broker.Notice, c *coder) {
 	c.fields((*string)(&n.Event), &n.Request, &n.Group, &n.Channel, &n.Created, &n.Due, &n.Attempts, &n.Expires,
-		&n.Requester, &n.Person, &n.Address, &n.Counts)
+		&n.Requester, &n.Person, &n.Address, &n.Counts, &n.Title, &n.Text, &n.Page)
 }
 
 func loginFields(l *broker.Login, c *coder) {

@@ -184,6 +184,36 @@ type Policy interface {
 	Groups(who Identity) (listed, claimed []string)
 }
 
+// A PermitLister is a Policy that lists what identities may request. It is safe for
+// concurrent use. The lists are not changed afterwards, and the caller must not change
+// them.
+type PermitLister interface {
+	// Permits returns the permits on requests that may apply to an identity with its
+	// labels, sorted by id, and at most limit of them. more reports whether there are
+	// others.
+	Permits(who Identity, limit int) (list []*Permit, more bool)
+
+	// AllPermits returns all permits on requests, sorted by id.
+	AllPermits() []*Permit
+}
+
+// A Permit is a policy that permits requests.
+type Permit struct {
+	ID         string
+	File       string
+	Line       int
+	Reason     string
+	Groups     []string // whose members it permits because they are members, sorted
+	Reaches    []Reach  // by entitlement; conditions on single requests count as met
+	BreakGlass bool
+}
+
+// A Reach is what a permit permits of one entitlement.
+type Reach struct {
+	Entitlement string
+	Scopes      []string // sorted; empty for an entitlement without scopes
+}
+
 // A Decision is the result of a query. The zero Decision denies.
 type Decision struct {
 	Permit      bool

@@ -9,7 +9,7 @@
 // and check what policies refer to; rule.go loads one policy and obligation.go
 // its annotations; token.go, syntax.go and expr.go read its text, and
 // schemacheck.go and the type*.go files check it against the schema; index.go
-// finds the policies for a request; evaluation.go builds what policies see;
+// finds the policies for a request, and permits.go those for an identity; evaluation.go builds what policies see;
 // decide.go makes the decision and combine.go adds up its obligations; lint.go
 // warns; explain.go and scenario.go serve the authors of policies.
 package policy
@@ -52,6 +52,7 @@ type Engine struct {
 	members   memberships
 	rules     map[cedar.PolicyID]*rule
 	index     *index
+	standing  *standing
 	catalogue map[types.EntityUID]types.Entity
 	contents  map[string][]byte
 	files     map[string]audit.Digest
@@ -113,6 +114,7 @@ func Load(in Inputs) (*Engine, error) {
 func (e *Engine) compile(dir folder, cover *coverages) error {
 	e.members = newMemberships(e.groups)
 	e.index = newIndex(e.rules)
+	e.standing = newStanding(e.sorted(), cover)
 	for _, r := range e.rules {
 		r.lasting = e.isLasting(r)
 	}

@@ -90,21 +90,28 @@ type Decision struct {
 
 // Obligations are the conditions of a permit. An absent field is no condition.
 type Obligations struct {
-	Approvals     []Need   `json:"approvals,omitempty"`
-	MaxTTL        Duration `json:"max_ttl,omitzero"`
-	MaxDuration   Duration `json:"max_duration,omitzero"`
-	Justification bool     `json:"justification,omitempty"`
-	Tickets       []string `json:"tickets,omitempty"` // patterns; the ticket must match all of them
-	Limits        []Limit  `json:"limits,omitempty"`
-	MaxActive     int      `json:"max_active,omitempty"`
-	Denials       int      `json:"deny,omitempty"`          // denials that end the request; absent: one
-	ExcludeTeam   bool     `json:"exclude_team,omitempty"`  // members of the requester's team can't approve
-	Comment       bool     `json:"comment,omitempty"`       // an approval needs a comment
-	SilentDenial  bool     `json:"silent_denial,omitempty"` // a denial needs no comment; absent: it needs one
-	Signed        bool     `json:"signed,omitempty"`        // approvals and reviews are signed with a passkey
-	LapseAfter    Duration `json:"lapse_after,omitzero"`    // how long the request waits for approvers; absent: 1h
-	Review        []Need   `json:"review,omitempty"`        // reviewers after a break-glass use
-	ReviewWithin  Duration `json:"review_within,omitzero"`
+	Approvals     []Need        `json:"approvals,omitempty"`
+	MaxTTL        Duration      `json:"max_ttl,omitzero"`
+	MaxDuration   Duration      `json:"max_duration,omitzero"`
+	Justification bool          `json:"justification,omitempty"`
+	Tickets       []string      `json:"tickets,omitempty"` // patterns; the ticket must match all of them
+	Limits        []Limit       `json:"limits,omitempty"`
+	MaxActive     int           `json:"max_active,omitempty"`
+	Denials       int           `json:"deny,omitempty"`          // denials that end the request; absent: one
+	ExcludeTeam   bool          `json:"exclude_team,omitempty"`  // members of the requester's team can't approve
+	Comment       bool          `json:"comment,omitempty"`       // an approval needs a comment
+	SilentDenial  bool          `json:"silent_denial,omitempty"` // a denial needs no comment; absent: it needs one
+	Signed        bool          `json:"signed,omitempty"`        // approvals and reviews are signed with a passkey
+	Supplier      *SupplierNeed `json:"supplier,omitempty"`      // the assessment of the requester's supplier
+	LapseAfter    Duration      `json:"lapse_after,omitzero"`    // how long the request waits for approvers; absent: 1h
+	Review        []Need        `json:"review,omitempty"`        // reviewers after a break-glass use
+	ReviewWithin  Duration      `json:"review_within,omitzero"`
+}
+
+// A SupplierNeed is an assessment of the requester's supplier that a request needs.
+type SupplierNeed struct {
+	AssessedWithin Duration `json:"assessed_within,omitzero"` // the greatest age; absent: any that is still valid
+	MaxRisk        string   `json:"max_risk,omitempty"`       // low, medium, high; absent: any
 }
 
 // A Limit is the number of credentials issued in any period of length Per.

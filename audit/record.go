@@ -167,12 +167,15 @@ type DecisionFacts struct {
 	Approvals   []string // required approvals, such as "2 of dba"
 	Review      []string // required reviews of a break-glass use, in the same form
 	Signed      bool     // approvals and reviews need the signature of a passkey
-	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team", "silent_denial"
+	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team", "silent_denial", and "supplier max_risk=medium" as @supplier has it
 	MaxTTL      time.Duration
 	MaxDuration time.Duration // of the grant
 	Tickets     Digest        // digest of the patterns that the ticket must match
 	Code        string        // the stable error code of a denial
 }
+
+// SupplierManner starts the condition that the requester's suppliers are assessed.
+const SupplierManner = "supplier "
 
 // requestDomain separates request digests from every other hash.
 const requestDomain = "accessbroker/request/v1"

@@ -253,7 +253,7 @@ func (r *Request) askDigest() audit.Digest {
 	return sha256.Sum256(append([]byte(askDomain), o.Bytes()...))
 }
 
-// manner returns how people must approve, apart from signing.
+// manner returns the conditions of approval, apart from signing.
 func (o *Obligations) manner() (words []string) {
 	if o.Comment {
 		words = append(words, "comment")
@@ -266,6 +266,9 @@ func (o *Obligations) manner() (words []string) {
 	}
 	if o.SilentDenial {
 		words = append(words, "silent_denial")
+	}
+	if o.Supplier.Required() {
+		words = append(words, audit.SupplierManner+o.Supplier.String())
 	}
 	return words
 }

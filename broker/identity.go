@@ -35,7 +35,7 @@ const (
 // An Identity is a proven caller. Only package attest makes one from a proof.
 // The zero Identity is not a caller and has no rights.
 //
-// The labels (Kind agent, Team, Accountable, Accounts) come from the rules that decide,
+// The labels (Kind agent, Team, Accountable, Accounts, Suppliers) come from the rules that decide,
 // not from attest, so that a decision and the revision that it names always
 // match.
 type Identity struct {
@@ -47,6 +47,7 @@ type Identity struct {
 	Team        string
 	Accountable []string // people accountable for a workload
 	Accounts    []string // all accounts of a person who has several, the main one first
+	Suppliers   []string // sorted; nil: internal
 	Person      *Person  // of KindPerson only
 	Also        []string // other proofs of this identity in the same call, as "<method> <SHA-256>"
 }

@@ -24,6 +24,8 @@ func TestObligationsDiffer(t *testing.T) {
 			field.Set(reflect.MakeSlice(field.Type(), 1, 1))
 		case reflect.Bool:
 			field.SetBool(true)
+		case reflect.Struct:
+			field.Field(0).SetInt(7)
 		default:
 			field.SetInt(7)
 		}

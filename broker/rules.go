@@ -18,6 +18,9 @@ type Rules struct {
 	Groups        map[string]Group
 	Labels        []WorkloadLabels
 	People        People
+	Suppliers     Suppliers
+	PersonEnds    map[string]PersonEnd    // of people.yaml, by account
+	OrphanGrace   map[Kind]time.Duration  // by kind of workload; see Orphan
 	TrustDomains  []string                // whose workloads may authenticate
 	Providers     []string                // with which people log in
 	PeopleChannel bool                    // notices can be sent to single people; not part of the revision
@@ -113,6 +116,7 @@ func (l WorkloadLabels) Covers(id string) bool {
 // WithLabels returns the identity with the operator's labels: those of a workload, or
 // the linked accounts of a person. Operators have none.
 func (r *Rules) WithLabels(who Identity) Identity {
+	who.Suppliers = r.Suppliers.Of(who)
 	if who.Kind == KindPerson {
 		who.Accounts = r.People.accounts[who.ID]
 		return who
@@ -169,6 +173,7 @@ type Query struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr // zero: unknown
 	BreakGlass    bool
+	Extended      map[string]time.Time // approved ends of contracts that are later than in suppliers.yaml, by supplier
 }
 
 // A Policy decides. It is safe for concurrent use.
@@ -235,6 +240,7 @@ type Obligations struct {
 	Signed        bool           // approvals and reviews need a passkey signature
 	LapseAfter    time.Duration  // how long the request waits for approval; zero: PendingFor
 	Escalations   []Escalation   // sorted by time
+	Supplier      SupplierNeed   // the assessment of the requester's supplier
 	Review        []ApprovalNeed // who reviews a break-glass use afterwards
 	ReviewWithin  time.Duration
 	MaxTTL        time.Duration

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"accessbroker.internal/broker"
 )
@@ -39,7 +40,27 @@ func renderIdentities(in Inputs) ([]byte, error) {
 		TrustDomains, Providers []string
 		Labels                  []broker.WorkloadLabels `json:"Marks"`
 		Aliases                 [][]string              `json:",omitempty"`
-	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels, in.Aliases})
+		Internal                []string                `json:",omitempty"`
+		OrphanGrace             map[broker.Kind]string  `json:",omitempty"`
+	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels, in.Aliases, slices.Sorted(slices.Values(in.Internal)), graceTexts(in.OrphanGrace)})
+}
+
+// graceTexts returns durations as people write them.
+func graceTexts(grace map[broker.Kind]time.Duration) map[broker.Kind]string {
+	texts := make(map[broker.Kind]string, len(grace))
+	for kind, d := range grace {
+		texts[kind] = d.String()
+	}
+	return texts
+}
+
+// checkInternal reports internal trust domains that do not exist.
+func checkInternal(in Inputs, known *names, ps *problems) {
+	for i, domain := range in.Internal {
+		if err := known.checkDomain(domain); err != nil {
+			ps.add(Problem{File: "attest.internal_domains", Key: fmt.Sprintf("attest/internal_domains/%d", i), Text: err.Error()})
+		}
+	}
 }
 
 // render returns indented JSON, so that two revisions can be compared line by

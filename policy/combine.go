@@ -28,6 +28,7 @@ func combine(a, b broker.Obligations) broker.Obligations {
 		Signed:        a.Signed || b.Signed,
 		LapseAfter:    minNonZero(a.LapseAfter, b.LapseAfter),
 		Escalations:   combineEscalations(a.Escalations, b.Escalations),
+		Supplier:      combineSupplier(a.Supplier, b.Supplier),
 		Review:        combineNeeds(a.Review, b.Review),
 		ReviewWithin:  minNonZero(a.ReviewWithin, b.ReviewWithin),
 		MaxTTL:        minNonZero(a.MaxTTL, b.MaxTTL),
@@ -37,6 +38,11 @@ func combine(a, b broker.Obligations) broker.Obligations {
 		Limits:        slices.Concat(a.Limits, b.Limits),
 		MaxActive:     slices.Concat(a.MaxActive, b.MaxActive),
 	}
+}
+
+// combineSupplier returns the shortest age and the lowest risk.
+func combineSupplier(a, b broker.SupplierNeed) broker.SupplierNeed {
+	return broker.SupplierNeed{AssessedWithin: minNonZero(a.AssessedWithin, b.AssessedWithin), MaxRisk: minNonZero(a.MaxRisk, b.MaxRisk)}
 }
 
 // silentDenial reports whether all permits that require approval let a denial have no
@@ -78,7 +84,7 @@ func combineEscalations(a, b []broker.Escalation) []broker.Escalation {
 
 // minNonZero returns the smaller of two bounds. Zero means no bound, so a permit
 // without the annotation does not loosen another permit's bound.
-func minNonZero[N int | time.Duration](a, b N) N {
+func minNonZero[N int | time.Duration | broker.Tier](a, b N) N {
 	if a == 0 || b != 0 && b < a {
 		return b
 	}
@@ -126,6 +132,9 @@ func describe(o broker.Obligations) (lines []string) {
 		lines = append(lines, fmt.Sprintf("approval: %d of %s", n.Count, n.Group))
 	}
 	lines = append(lines, describeApproval(o)...)
+	if o.Supplier.Required() {
+		lines = append(lines, "supplier: "+o.Supplier.String())
+	}
 	if o.MaxTTL > 0 {
 		lines = append(lines, "max_ttl: "+broker.FormatDuration(o.MaxTTL))
 	}

@@ -49,6 +49,10 @@ func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) 
 	if err != nil {
 		return denied, fmt.Errorf("evaluating action %q: %w", q.Action, err)
 	}
+	if reason := e.outside(&q, ev.who, now); reason != "" {
+		denied.Reasons, denied.Lasting = []string{reason}, q.Principal.Kind == broker.KindPerson && e.personEnded(&q.Principal, now) != ""
+		return denied, nil
+	}
 	found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated)
 	effect, diagnostic := cedar.Authorize(found, ev, ev.request)
 	switch {

@@ -25,6 +25,7 @@ type evaluation struct {
 	resources  []types.EntityUID // the resource and all its ancestors
 	federated  bool              // the principal is from a federated trust domain
 
+	who                             *principal
 	principal, resource, parameters types.Entity
 	catalogue                       map[types.EntityUID]types.Entity
 }
@@ -87,6 +88,7 @@ func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
 		}
 		e.principals.keep(p)
 	}
+	ev.who = p
 	ev.principals, ev.principal, ev.federated = p.uids, p.entity, p.federated
 	return nil
 }
@@ -118,6 +120,10 @@ func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
 			uids = append(uids, types.NewEntityUID(typePath, types.String(path)))
 		}
 		uids = append(uids, types.NewEntityUID(typeTrustDomain, types.String(domain)))
+	}
+	p.suppliers = e.suppliers.Of(who)
+	for _, name := range p.suppliers {
+		uids = append(uids, types.NewEntityUID(typeSupplier, types.String(name)))
 	}
 	p.uids = slices.Clip(e.members.appendClaimed(e.members.appendListed(uids, who, paths), who))
 	p.entity = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(p.uids[1:]...), Attributes: principalAttributes(who)}

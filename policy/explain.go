@@ -25,8 +25,9 @@ const maxNearMisses = 20
 // of policies, so show it only to people who may read them.
 type Explanation struct {
 	Permit       bool          `json:"permit"`
-	Error        string        `json:"error,omitempty"` // why the query is not valid
-	Policies     []Verdict     `json:"policies"`        // sorted by relevance: policies that apply are first
+	Error        string        `json:"error,omitempty"`   // why the query is not valid
+	Outside      string        `json:"outside,omitempty"` // why no policy may permit it: the contract, the ceiling or the end of a person
+	Policies     []Verdict     `json:"policies"`          // sorted by relevance: policies that apply are first
 	NearMisses   int           `json:"near_misses_left_off,omitempty"`
 	Obligations  []string      `json:"obligations,omitempty"`
 	MaxTTL       string        `json:"max_ttl,omitempty"`      // the smaller of the entitlement's and the permits'
@@ -59,7 +60,7 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 		return Explanation{Error: err.Error()}
 	}
 	d, _ := e.Decide(ctx, q, now) // the verdicts contain the errors
-	x := Explanation{Permit: d.Permit, Obligations: describe(d.Obligations)}
+	x := Explanation{Permit: d.Permit, Obligations: describe(d.Obligations), Outside: e.outside(&q, ev.who, now)}
 	x.Policies, x.NearMisses = e.verdicts(ev)
 	if q.Action != broker.ActionRequest {
 		return x
@@ -251,6 +252,9 @@ func (x Explanation) String() string {
 		b.WriteString("permit\n")
 	default:
 		b.WriteString("deny\n")
+	}
+	if x.Outside != "" {
+		fmt.Fprintf(&b, "  no policy may permit it: %s\n", x.Outside)
 	}
 	for _, o := range x.Obligations {
 		fmt.Fprintf(&b, "  requires %s\n", o)

@@ -3,14 +3,11 @@ package policy
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 
 	"github.com/cedar-policy/cedar-go/types"
-	"github.com/goccy/go-yaml/ast"
 
 	"accessbroker.internal/broker"
-	"accessbroker.internal/internal/strictyaml"
 )
 
 // A group is one entry of groups.yaml.
@@ -31,14 +28,6 @@ type claim struct {
 // claims, only the provider knows.
 func (g *group) fullyListed() bool { return len(g.Claims) == 0 }
 
-// A groupsFile is groups.yaml while it is loaded.
-type groupsFile struct {
-	*source
-	lines    map[string]int // by group, from 1
-	problems *problems
-	unknown  bool // the names of the groups can't be read
-}
-
 // loadGroups reads groups.yaml; src may be nil. It adds every name to known, even
 // if the group is malformed, so that one mistake leads to one problem. If the names can't
 // be read, known accepts all of them.
@@ -47,14 +36,14 @@ func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	if src == nil {
 		return groups
 	}
-	f := groupsFile{source: src, lines: map[string]int{}, problems: ps}
+	f := groupsFile{newEntriesFile(src, ps, "group", `dba: {members: [login/ana]}`, checkGroupName)}
 	entries := f.entries()
 	known.anyGroup = f.unknown
 	for name := range f.lines { // also those that are not valid
 		known.groups[name] = true
 	}
 	for name, node := range entries {
-		if g := f.decode(name, node); g != nil {
+		if g := decodeEntry[group](f.entriesFile, name, node); g != nil {
 			groups[name] = g
 		}
 	}
@@ -64,73 +53,15 @@ func loadGroups(src *source, known *names, ps *problems) map[string]*group {
 	return groups
 }
 
-func (f *groupsFile) report(p Problem) { f.problems.add(p) }
-
-// decode decodes the entry of a group. It returns nil after a problem.
-func (f *groupsFile) decode(name string, node ast.Node) *group {
-	node, errs := strictyaml.Settle(node, reflect.TypeFor[group]())
-	for _, err := range errs {
-		err.Key = name + "/" + err.Key
-		f.report(yamlProblem(f.source, err))
+func checkGroupName(name string) error {
+	if !groupForm.MatchString(name) || name == groupOwner || name == groupManager {
+		return fmt.Errorf("%q can't name a group: use 1 to 64 of a-z, 0-9, '.', '-' and '_', start with a letter or digit, and avoid the reserved %q and %q", name, groupOwner, groupManager)
 	}
-	if len(errs) > 0 {
-		return nil
-	}
-	g := &group{}
-	if err := strictyaml.Decode(node, g); err != nil {
-		f.report(yamlProblem(f.source, err))
-		return nil
-	}
-	return g
+	return nil
 }
 
-// entries returns the YAML nodes of the groups by name.
-func (f *groupsFile) entries() map[string]ast.Node {
-	roots, err := strictyaml.Parse(f.text)
-	if err != nil {
-		f.unknown = true
-		f.report(yamlProblem(f.source, err))
-		return nil
-	}
-	entries := map[string]ast.Node{}
-	for _, root := range roots {
-		switch body := root.(type) {
-		case nil:
-		case *ast.MappingNode:
-			for _, v := range body.Values {
-				f.entry(entries, v)
-			}
-		case *ast.MappingValueNode:
-			f.entry(entries, body)
-		case *ast.NullNode, *ast.CommentGroupNode:
-		default:
-			f.unknown = true
-			f.report(Problem{File: f.name, Line: 1, Column: 1, Text: "the file must be a mapping of group names, such as \"dba: {members: [login/ana]}\""})
-		}
-	}
-	return entries
-}
-
-// entry adds the node of one group. The YAML parser rejects a duplicate key within a
-// document; entry rejects it across documents.
-func (f *groupsFile) entry(entries map[string]ast.Node, v *ast.MappingValueNode) {
-	at := v.Key.GetToken().Position
-	name := v.Key.GetToken().Value
-	if _, isNull := v.Key.(*ast.NullNode); isNull {
-		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column, Text: fmt.Sprintf("the key %s is null in YAML: quote it, or write another name", name)})
-		return
-	}
-	f.lines[name] = at.Line
-	switch _, twice := entries[name]; {
-	case twice:
-		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column, Text: fmt.Sprintf("group %q appears twice: merge the two entries", name)})
-	case !groupForm.MatchString(name) || name == groupOwner || name == groupManager:
-		f.report(Problem{File: f.name, Line: at.Line, Column: at.Column,
-			Text: fmt.Sprintf("%q can't name a group: use 1 to 64 of a-z, 0-9, '.', '-' and '_', start with a letter or digit, and avoid the reserved %q and %q", name, groupOwner, groupManager)})
-	default:
-		entries[name] = v.Value
-	}
-}
+// A groupsFile is groups.yaml while it is loaded.
+type groupsFile struct{ *entriesFile }
 
 // check reports names in a group that do not exist and duplicates.
 func (f *groupsFile) check(name string, g *group, known *names) {
@@ -156,16 +87,6 @@ func (f *groupsFile) check(name string, g *group, known *names) {
 			f.reportAt(name, twice, fmt.Errorf("%q appears twice: remove one", twice))
 		}
 	}
-}
-
-// reportAt reports err, unless it is nil, at the first needle after the start of
-// the group's entry.
-func (f *groupsFile) reportAt(name, needle string, err error) {
-	if err == nil {
-		return
-	}
-	line, column := span{f.source, f.source.lines[f.lines[name]-1], len(f.text)}.at(needle)
-	f.report(Problem{File: f.name, Line: line, Column: column, Text: fmt.Sprintf("group %q: %v", name, err)})
 }
 
 // duplicate returns an item that occurs twice in list, or "".

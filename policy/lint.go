@@ -40,6 +40,7 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 	l.checkAccounts()
 	l.checkDomains()
 	l.checkAccountable()
+	l.checkSuppliers()
 	for _, r := range l.sorted() {
 		for _, d := range r.dead {
 			line, column := r.position(d.at)
@@ -85,9 +86,9 @@ func (l *linter) warn(r *rule, needle, format string, args ...any) {
 // its suffix, and of a folder without policies.
 func (l *linter) checkFiles(dir folder) {
 	for _, name := range dir.ignored {
-		text := fmt.Sprintf("ignored: a policy folder holds *%s, %s, *%s and *.md: rename or move this file", cedarSuffix, groupsName, scenarioSuffix)
-		if path.Base(name) == groupsName {
-			text = "ignored: move groups.yaml to the top of the policy folder"
+		text := fmt.Sprintf("ignored: a policy folder holds *%s, %s, %s, %s, *%s and *.md: rename or move this file", cedarSuffix, groupsName, suppliersName, peopleName, scenarioSuffix)
+		if base := path.Base(name); base == groupsName || base == suppliersName || base == peopleName {
+			text = fmt.Sprintf("ignored: move %s to the top of the policy folder", base)
 		}
 		l.problems.add(Problem{File: name, Text: text})
 	}
@@ -190,6 +191,12 @@ func (l *linter) domainsOf(uid types.EntityUID) []string {
 		return all
 	case typePath, typeWorkload, typeAgent:
 		return []string{broker.TrustDomainOf(string(uid.ID))}
+	case typeSupplier:
+		var all []string
+		for _, place := range l.placesOf(uid) {
+			all = append(all, broker.TrustDomainOf(place))
+		}
+		return all
 	}
 	return nil
 }
@@ -206,6 +213,7 @@ func (l *linter) checkPermit(r *rule) {
 	l.checkBounds(r, covered.entitlements)
 	l.checkQuorums(r, covered.owners)
 	l.checkTeams(r)
+	l.checkAssessed(r, covered.entitlements)
 }
 
 // checkBounds warns of permits that allow less time than the issuer's minimum.
@@ -296,6 +304,8 @@ func (l *linter) labelsIn(principal constraint) (found []broker.WorkloadLabels) 
 		places = []string{spiffeScheme + id}
 	case typeGroup:
 		places = l.groups[id].Workloads
+	case typeSupplier:
+		places = l.placesOf(principal.uid)
 	case "":
 		places = []string{""}
 	}

@@ -129,7 +129,7 @@ func TestWarningsOnFolderAndCatalogue(t *testing.T) {
 	}
 	want := []string{
 		`.: no policy, so every request is denied: add a *.cedar file with a permit`,
-		`a.ceder: ignored: a policy folder holds *.cedar, groups.yaml, *_test.yaml and *.md: rename or move this file`,
+		`a.ceder: ignored: a policy folder holds *.cedar, groups.yaml, suppliers.yaml, people.yaml, *_test.yaml and *.md: rename or move this file`,
 		`attest.trust_domains: no permit names "supplier.test" in its head, so its workloads can authenticate but every request is denied: add a permit or remove the domain`,
 		`entitlements.orders-db-ro: no permit covers it, so every request for it is denied: add a permit for Action::"request"`,
 		`entitlements.reports: max_ttl 1m is below the issuer's minimum of 15m, so no credential can be issued: raise max_ttl`,

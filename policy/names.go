@@ -21,6 +21,8 @@ type names struct {
 	channels     set // nil: not checked
 	groups       set
 	anyGroup     bool // groups.yaml can't be read, which is reported once
+	suppliers    set
+	anySupplier  bool // suppliers.yaml can't be read, which is reported once
 	entitlements set
 	systems      set
 	tags         map[types.EntityType]set // labels of entitlements, and their parameters
@@ -40,7 +42,7 @@ func newSet(items []string) set {
 func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
-		groups: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
+		groups: set{}, suppliers: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
 		tags: map[types.EntityType]set{typeEntitlement: {}, typeParameters: {}},
 	}
 	if in.Channels != nil {
@@ -90,6 +92,8 @@ func (n *names) checkEntity(uid types.EntityUID) error {
 		return n.checkDomain(id)
 	case typeGroup:
 		return n.checkGroup(id)
+	case typeSupplier:
+		return n.checkSupplier(id)
 	case typeEntitlement:
 		return checkExists(n.entitlements, "entitlement", id, "add it to the catalogue or correct the name")
 	case typeSystem:
@@ -122,6 +126,13 @@ func (n *names) checkGroup(id string) error {
 		return nil
 	}
 	return checkExists(n.groups, "group", id, "declare it in "+groupsName+" or correct the name")
+}
+
+func (n *names) checkSupplier(id string) error {
+	if n.anySupplier {
+		return nil
+	}
+	return checkExists(n.suppliers, "supplier", id, "declare it in "+suppliersName+" or correct the name")
 }
 
 func (n *names) checkPath(id string) error {

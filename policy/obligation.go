@@ -63,6 +63,7 @@ var annotationParsers = map[string]struct {
 	"escalate":      {parseEscalate, false},
 	"break_glass":   {parseBreakGlass, false},
 	"review_within": {parseReviewWithin, false},
+	"supplier":      {parseSupplier, false},
 }
 
 // parse reads one annotation. Its error states what to write instead.
@@ -227,7 +228,7 @@ func parseDuration(s string) (time.Duration, error) {
 // hasObligations reports whether the policy has any obligation.
 func (t *annotations) hasObligations() bool {
 	o := t.Obligations
-	return len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
+	return o.Supplier.Required() || len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
 		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.SilentDenial || o.Signed
 }
 
@@ -301,6 +302,51 @@ func parseReviewWithin(t *annotations, value string) (err error) {
 	return err
 }
 
+// maxAssessed is the greatest age of an assessment that a policy may allow.
+const maxAssessed = 10 * 366 * 24 * time.Hour
+
+// parseSupplier reads "assessed_within=365d, max_risk=medium". Each part may be left out,
+// but not both.
+func parseSupplier(t *annotations, value string) error {
+	seen := map[string]bool{}
+	for part := range strings.SplitSeq(value, ",") {
+		name, text, ok := strings.Cut(strings.TrimSpace(part), "=")
+		var err error
+		switch {
+		case !ok || seen[name]:
+			err = fmt.Errorf("%q: write each condition once, such as %q", part, "assessed_within=365d, max_risk=medium")
+		case name == "assessed_within":
+			t.Supplier.AssessedWithin, err = parseDays(text)
+		case name == "max_risk":
+			if t.Supplier.MaxRisk, err = broker.ParseTier(text); err == nil && t.Supplier.MaxRisk == broker.TierCritical {
+				err = errors.New("max_risk=critical allows every risk: write a lower one or remove it")
+			}
+		default:
+			err = fmt.Errorf("there is no condition %q: use assessed_within and max_risk", name)
+		}
+		if err != nil {
+			return err
+		}
+		seen[name] = true
+	}
+	return nil
+}
+
+// parseDays reads a duration with days, such as "365d", or one of whole seconds.
+func parseDays(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		var n int
+		if n, err = parseCount(days, int(maxAssessed/(24*time.Hour))); err == nil {
+			d = time.Duration(n) * 24 * time.Hour
+		}
+	}
+	if err != nil || d < time.Second || d > maxAssessed || d%time.Second != 0 {
+		return 0, fmt.Errorf("%q: write a number of days, such as %q, or a duration of whole seconds, such as %q", s, "365d", "12h")
+	}
+	return d, nil
+}
+
 // complete checks how the annotations of one policy combine and sets defaults.
 func (t *annotations) complete() error {
 	t.setPolicy()
@@ -308,7 +354,7 @@ func (t *annotations) complete() error {
 	switch {
 	case approves && t.breakGlass != "":
 		return errors.New("@approval and @break_glass exclude each other, because break-glass access needs no approval: write two permits")
-	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.SilentDenial || t.LapseAfter > 0 || len(t.Escalations) > 0):
+	case !approves && (t.Denials > 0 || t.ExcludeTeam || t.Comment || t.SilentDenial || t.LapseAfter > 0 && !t.Supplier.Required() || len(t.Escalations) > 0):
 		return errors.New("@deny, @exclude_team, @comment, @silent_denial, @lapse_after and @escalate have no effect without @approval: add @approval or remove them")
 	case t.Signed && !approves && t.breakGlass == "":
 		return errors.New("@signed has no effect without @approval or @break_glass: add one of them or remove @signed")

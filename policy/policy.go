@@ -6,7 +6,8 @@
 // the revision that it names.
 //
 // Files: source.go reads the folder; groups.go, catalogue.go and names.go read
-// and check what policies refer to; rule.go loads one policy and obligation.go
+// and check what policies refer to; suppliers.go and people.go read whose access ends,
+// and entries.go what these files have in common; rule.go loads one policy and obligation.go
 // its annotations; token.go, syntax.go and expr.go read its text, and
 // schemacheck.go and the type*.go files check it against the schema; index.go
 // finds the policies for a request, and permits.go those for an identity; evaluation.go builds what policies see;
@@ -23,6 +24,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/types"
@@ -33,14 +35,16 @@ import (
 
 // Inputs holds everything that decisions depend on.
 type Inputs struct {
-	FS           fs.FS // the folder: *.cedar, groups.yaml, *_test.yaml
+	FS           fs.FS // the folder: *.cedar, groups.yaml, suppliers.yaml, people.yaml, *_test.yaml
 	Catalogue    broker.Catalogue
 	Labels       []broker.WorkloadLabels
-	Aliases      [][]string // accounts of one person each, the main one first
-	HomeDomain   string     // the broker's own trust domain; all others are federated
-	TrustDomains []string   // every domain whose workloads may authenticate, including HomeDomain
-	Providers    []string   // login providers, such as "login" in "login/ana"; empty: not checked
-	Channels     []string   // notification channels, such as "slack:dba"; nil: not checked
+	Aliases      [][]string                    // accounts of one person each, the main one first
+	HomeDomain   string                        // the broker's own trust domain; all others are federated
+	TrustDomains []string                      // every domain whose workloads may authenticate, including HomeDomain
+	Internal     []string                      // federated trust domains of the operator's own organization, which need no supplier
+	OrphanGrace  map[broker.Kind]time.Duration // how long workloads of a kind get credentials after the last accountable person ended
+	Providers    []string                      // login providers, such as "login" in "login/ana"; empty: not checked
+	Channels     []string                      // notification channels, such as "slack:dba"; nil: not checked
 }
 
 // An Engine evaluates one set of policies. It is immutable and safe for
@@ -49,6 +53,8 @@ type Engine struct {
 	in        Inputs
 	known     *names
 	groups    map[string]*group
+	suppliers broker.Suppliers
+	people    map[string]broker.PersonEnd
 	members   memberships
 	rules     map[cedar.PolicyID]*rule
 	index     *index
@@ -58,6 +64,7 @@ type Engine struct {
 	files     map[string]audit.Digest
 	revision  audit.Digest
 	warnings  []string
+	governs   bool // there is a suppliers.yaml, so that federated domains need a supplier
 
 	reads      map[string]bool // attributes of the context that some policy reads
 	principals principals      // that asked before
@@ -88,7 +95,11 @@ func Load(in Inputs) (*Engine, error) {
 	var ps problems
 	e := &Engine{in: in, known: newNames(in)}
 	e.groups = loadGroups(dir.groups, e.known, &ps)
+	e.suppliers = loadSuppliers(dir.suppliers, e.known, &ps)
+	e.governs = dir.suppliers != nil
+	e.people = loadPeople(dir.people, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
+	checkInternal(in, e.known, &ps)
 	checkLabels(in.Labels, e.known, &ps)
 	checkAliases(in.Aliases, e.known, &ps)
 	cover := newCoverages(in.Catalogue)
@@ -128,8 +139,10 @@ func (e *Engine) compile(dir folder, cover *coverages) error {
 	for _, src := range dir.cedar {
 		e.contents[src.name] = src.raw
 	}
-	if dir.groups != nil {
-		e.contents[groupsName] = dir.groups.raw
+	for _, src := range []*source{dir.groups, dir.suppliers, dir.people} {
+		if src != nil {
+			e.contents[src.name] = src.raw
+		}
 	}
 	e.files, e.revision = digests(e.contents)
 	e.warnings = lint(e, dir, cover)
@@ -159,6 +172,7 @@ func (e *Engine) Rules() *broker.Rules {
 	}
 	return &broker.Rules{
 		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.known.labels.Labels, People: e.known.labels.People,
+		Suppliers: e.suppliers, PersonEnds: e.people, OrphanGrace: e.in.OrphanGrace,
 		TrustDomains: e.in.TrustDomains, Providers: e.in.Providers, Revision: e.revision, Files: e.Files(),
 	}
 }
@@ -167,7 +181,7 @@ func (e *Engine) Rules() *broker.Rules {
 func (e *Engine) Revision() audit.Digest { return e.revision }
 
 // Files returns the digests that make up the revision, by name: those of the
-// *.cedar files and groups.yaml, and of the rendered schema, catalogue and
+// *.cedar files, groups.yaml, suppliers.yaml and people.yaml, and of the rendered schema, catalogue and
 // identities.
 func (e *Engine) Files() map[string]audit.Digest { return maps.Clone(e.files) }
 

@@ -35,13 +35,14 @@ type principal struct {
 	uids      []types.EntityUID // the principal and all its ancestors
 	entity    types.Entity
 	federated bool
+	suppliers []string // sorted names
 }
 
 // isFor reports whether who has the labels that the principal was made from. Proofs
 // differ from call to call; policies don't see them.
 func (p *principal) isFor(who *broker.Identity) bool {
 	return p.who.ID == who.ID && p.who.Kind == who.Kind && p.who.Team == who.Team && slices.Equal(p.who.Accountable, who.Accountable) &&
-		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths)
+		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths) && slices.Equal(p.who.Suppliers, who.Suppliers)
 }
 
 // find returns the principal of a workload, or nil. It never has one of a person,

@@ -46,6 +46,7 @@ var rememberVariants = map[string]func(*broker.Query){
 	"Parameters":    func(q *broker.Query) { q.Parameters = map[string]string{"prefix": "a"} },
 	"SourceIP":      func(q *broker.Query) { q.SourceIP = netip.MustParseAddr("10.1.2.3") },
 	"BreakGlass":    func(q *broker.Query) { q.BreakGlass = true },
+	"Extended":      func(q *broker.Query) { q.Extended = map[string]time.Time{"acme-data": rememberNow.Add(24 * time.Hour)} },
 	"Request":       func(q *broker.Query) { q.Request = &broker.Request{} },
 }
 

@@ -49,6 +49,7 @@ import (
 //	      ticket: ["INC-[0-9]+"]
 //	      limit: {agents-read-tickets: 120 per 1h}
 //	      max_active: {agents-read-tickets: 5}
+//	      supplier: assessed_within=365d, max_risk=medium
 //
 // A scenario tests policy alone. The broker enforces obligations: a scenario
 // does not fail if its ttl exceeds max_ttl.
@@ -112,6 +113,7 @@ type obligationsText struct {
 	Ticket        []string          `yaml:"ticket"`
 	Limit         map[string]string `yaml:"limit"`
 	MaxActive     map[string]string `yaml:"max_active"`
+	Supplier      string            `yaml:"supplier"`
 }
 
 // UnmarshalYAML decodes a scenario and stores its line.
@@ -272,6 +274,7 @@ func (s *scenario) obligations() ([]string, error) {
 		{"signed", o.Signed, ""}, {"lapse_after", o.LapseAfter, ""}, {"escalate", o.Escalate, ""}, {"review", o.Review, ""},
 		{"review_within", o.ReviewWithin, ""},
 		{"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
+		{"supplier", o.Supplier, ""},
 	}
 	for _, t := range o.Ticket {
 		items = append(items, struct{ name, value, policy string }{"ticket", t, ""})

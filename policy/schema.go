@@ -24,6 +24,7 @@ const (
 	typePath        types.EntityType = "Path"
 	typeTrustDomain types.EntityType = "TrustDomain"
 	typeGroup       types.EntityType = "Group"
+	typeSupplier    types.EntityType = "Supplier"
 	typeEntitlement types.EntityType = "Entitlement"
 	typeSystem      types.EntityType = "System"
 	typeRequest     types.EntityType = "Request"

@@ -18,8 +18,9 @@ import (
 // Limits of a policy folder. They are far above real folders and stop the
 // loader early if it is pointed at a wrong one.
 const (
-	maxFile     = 4 << 20 // bytes
-	maxFiles    = 2000    // *.cedar files
+	maxFile     = 4 << 20 // bytes; of people.yaml: maxPeople
+	maxPeople   = 16 << 20
+	maxFiles    = 2000 // *.cedar files
 	maxPolicies = 50000
 )
 
@@ -137,11 +138,13 @@ func blankComments(text []byte) []byte {
 type folder struct {
 	cedar     []*source
 	groups    *source  // nil: no groups.yaml
+	suppliers *source  // nil: no suppliers.yaml
+	people    *source  // nil: no people.yaml
 	scenarios []string // names of *_test.yaml
 	ignored   []string // names of other files, except *.md
 }
 
-// readFolder reads *.cedar files in all folders and groups.yaml at the top. It
+// readFolder reads *.cedar files in all folders, and groups.yaml, suppliers.yaml and people.yaml at the top. It
 // skips names that start with a dot: files of editors, .git, and the ..data
 // folders of Kubernetes volumes, which repeat every mounted file.
 func readFolder(fsys fs.FS) (folder, error) {
@@ -180,6 +183,12 @@ func (f *folder) add(fsys fs.FS, name string) (err error) {
 	case name == groupsName:
 		f.groups, err = readSource(fsys, name)
 		return err
+	case name == suppliersName:
+		f.suppliers, err = readSource(fsys, name)
+		return err
+	case name == peopleName:
+		f.people, err = readSource(fsys, name)
+		return err
 	case strings.HasSuffix(name, scenarioSuffix):
 		f.scenarios = append(f.scenarios, name)
 	case path.Ext(name) != ".md":
@@ -193,8 +202,12 @@ func readSource(fsys fs.FS, name string) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(text) > maxFile {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d: split the file", name, len(text), maxFile)
+	most := maxFile
+	if name == peopleName {
+		most = maxPeople
+	}
+	if len(text) > most {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d: split the file", name, len(text), most)
 	}
 	if !utf8.Valid(text) {
 		return nil, fmt.Errorf("%s is not UTF-8: save it as UTF-8", name)

@@ -171,6 +171,9 @@ func toObligations(o broker.Obligations) *api.Obligations {
 	if o.Denials > 1 {
 		out.Denials = o.Denials
 	}
+	if o.Supplier.Required() {
+		out.Supplier = &api.SupplierNeed{AssessedWithin: api.Duration(o.Supplier.AssessedWithin), MaxRisk: o.Supplier.MaxRisk.String()}
+	}
 	for _, need := range o.Review {
 		out.Review = append(out.Review, api.Need{Group: need.Group, Count: need.Count})
 	}

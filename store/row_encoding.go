@@ -157,7 +157,7 @@ func identityFields(i *broker.Identity, c *coder) {
 		domain, paths, derived = "", nil, true
 	}
 	c.fields(&i.ID, &domain, &paths, (*string)(&i.Kind), (*string)(&i.Proof.Method), &i.Proof.SHA256, &i.Proof.Expires,
-		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also, &derived)
+		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also, &derived, &i.Suppliers)
 	switch {
 	case !c.reading:
 	case derived:
@@ -178,8 +178,10 @@ func decisionFields(d *broker.Decision, c *coder) {
 func obligationFields(o *broker.Obligations, c *coder) {
 	c.fields(&o.Approvals, &o.MaxTTL, &o.MaxDuration, &o.Justification, &o.Tickets,
 		&o.Limits, &o.MaxActive, &o.Denials, &o.ExcludeTeam, &o.Comment, &o.Signed,
-		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin, &o.SilentDenial)
+		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin, &o.SilentDenial, &o.Supplier)
 }
+
+func supplierNeedFields(n *broker.SupplierNeed, c *coder) { c.fields(&n.AssessedWithin, &n.MaxRisk) }
 
 func escalationFields(e *broker.Escalation, c *coder) { c.fields(&e.After, &e.Group) }
 
@@ -249,6 +251,10 @@ func (c *coder) domainField(tag uint64, v any) {
 		nested(c, tag, v, decisionFields)
 	case *broker.Obligations:
 		nested(c, tag, v, obligationFields)
+	case *broker.SupplierNeed:
+		nested(c, tag, v, supplierNeedFields)
+	case *broker.Tier:
+		integer(c, tag, v)
 	case *[]broker.Escalation:
 		repeated(c, tag, v, escalationFields)
 	case *[]broker.ApprovalNeed:

@@ -17,6 +17,7 @@ import (
 type Provider struct {
 	Name, Issuer, ClientID, SecretFile, CAFile string
 	GroupsClaim, ManagerClaim                  string
+	EndsClaim, SponsorClaim                    string
 	Scopes                                     []string // nil: the usual ones
 }
 
@@ -49,8 +50,43 @@ func (c *checker) attest() {
 		c.report("attest/trust_domains", "must also list the broker's own trust domain, %q", f.TrustDomain)
 	}
 	c.trust(f)
+	c.accountability(f)
 	for i, m := range f.Workloads {
 		c.workload(fmt.Sprintf("attest/workloads/%d", i), m)
+	}
+}
+
+// longestOrphanGrace bounds orphan_grace.
+const longestOrphanGrace = 90 * 24 * time.Hour
+
+// defaultOrphanGrace is how long a workload that is not an agent gets credentials after
+// its last accountable person ended: services must not stop over a weekend.
+const defaultOrphanGrace = 72 * time.Hour
+
+// accountability checks who is responsible for workloads: the own trust domains, and
+// what happens without accountable people.
+func (c *checker) accountability(f *attestFile) {
+	for i, domain := range f.InternalDomains {
+		key := fmt.Sprintf("attest/internal_domains/%d", i)
+		switch {
+		case domain == f.TrustDomain:
+			c.report(key, "%q is the broker's own trust domain, which is internal anyway: remove it", domain)
+		case !slices.Contains(c.cfg.TrustDomains, domain):
+			c.report(key, "%q is not in attest.trust_domains%s", domain,
+				cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.TrustDomains)), ": list it there, or remove it"))
+		}
+	}
+	c.cfg.InternalDomains = f.InternalDomains
+	c.cfg.OrphanGrace = map[broker.Kind]time.Duration{broker.KindAgent: 0, broker.KindWorkload: defaultOrphanGrace}
+	for kind, grace := range map[broker.Kind]*delay{broker.KindAgent: f.OrphanGrace.Agents, broker.KindWorkload: f.OrphanGrace.Workloads} {
+		if grace != nil {
+			c.cfg.OrphanGrace[kind] = time.Duration(*grace)
+		}
+	}
+	for key, grace := range map[string]time.Duration{"agents": c.cfg.OrphanGrace[broker.KindAgent], "workloads": c.cfg.OrphanGrace[broker.KindWorkload]} {
+		if grace < 0 || grace > longestOrphanGrace {
+			c.report("attest/orphan_grace/"+key, "must be 0s to %s: it is how long a workload gets credentials after its last accountable person ended", broker.FormatDuration(longestOrphanGrace))
+		}
 	}
 }
 
@@ -165,7 +201,7 @@ func (c *checker) people(list map[string]personFile) {
 		}
 		c.cfg.Providers = append(c.cfg.Providers, Provider{
 			Name: name, Issuer: string(f.Issuer), ClientID: f.ClientID, SecretFile: c.path(f.ClientSecretFile),
-			GroupsClaim: f.GroupsClaim, ManagerClaim: f.ManagerClaim, CAFile: c.path(f.CAFile), Scopes: scopes,
+			GroupsClaim: f.GroupsClaim, ManagerClaim: f.ManagerClaim, EndsClaim: f.EndsClaim, SponsorClaim: f.SponsorClaim, CAFile: c.path(f.CAFile), Scopes: scopes,
 		})
 	}
 }

@@ -47,22 +47,25 @@ type Config struct {
 	LogLevel       slog.Level
 	TrustDomain    string
 	TrustDomains   []string
-	Audiences      []string
-	WorkloadAPI    string
-	Bundles        map[string]string // files, by trust domain
-	BundleMaxAge   time.Duration     // how long an unreadable bundle stays trusted; 0: derived from its refresh hint
-	Store          string            // a URL
-	Policies       string            // folder
-	Issuers        map[string]Issuer
-	Catalogue      broker.Catalogue
-	Labels         []broker.WorkloadLabels
-	Providers      []Provider
-	Aliases        [][]string // accounts of one person each
-	SessionIdle    time.Duration
-	SessionLasts   time.Duration
-	TicketURL      string                     // such as "https://tracker.acme.test/{ticket}"
-	Notifiers      map[string]notify.Notifier // by channel; nil: the file has no notify section
-	Warnings       []string                   // likely mistakes, with their places
+
+	InternalDomains []string
+	OrphanGrace     map[broker.Kind]time.Duration
+	Audiences       []string
+	WorkloadAPI     string
+	Bundles         map[string]string // files, by trust domain
+	BundleMaxAge    time.Duration     // how long an unreadable bundle stays trusted; 0: derived from its refresh hint
+	Store           string            // a URL
+	Policies        string            // folder
+	Issuers         map[string]Issuer
+	Catalogue       broker.Catalogue
+	Labels          []broker.WorkloadLabels
+	Providers       []Provider
+	Aliases         [][]string // accounts of one person each
+	SessionIdle     time.Duration
+	SessionLasts    time.Duration
+	TicketURL       string                     // such as "https://tracker.acme.test/{ticket}"
+	Notifiers       map[string]notify.Notifier // by channel; nil: the file has no notify section
+	Warnings        []string                   // likely mistakes, with their places
 }
 
 // A Listener is an address with the endpoints that the broker serves there.
@@ -168,7 +171,7 @@ func (c *Config) Engine() (*policy.Engine, error) {
 	}
 	engine, err := policy.Load(policy.Inputs{
 		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels, Aliases: c.Aliases,
-		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Providers: c.ProviderNames(), Channels: c.Channels(),
+		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("policies in %s do not load:\n%w", c.Policies, c.locate(err))

@@ -354,3 +354,24 @@ func TestExternalURLIsNormalized(t *testing.T) {
 		}
 	}
 }
+
+func TestOrphanGrace(t *testing.T) {
+	for text, want := range map[string]map[broker.Kind]time.Duration{
+		"": {broker.KindAgent: 0, broker.KindWorkload: 72 * time.Hour},
+		"  orphan_grace: {agents: 1h, workloads: 0s}\n": {broker.KindAgent: time.Hour, broker.KindWorkload: 0},
+	} {
+		s, err := understand(sealedDir(t), strings.Replace(goodConfig, "  workloads:", text+"  workloads:", 1))
+		if err != nil || !maps.Equal(s.OrphanGrace, want) {
+			t.Errorf("%q: got %v, %v; want %v", text, s, err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"  orphan_grace: {agents: 9000h}\n":    "attest.orphan_grace.agents",
+		"  internal_domains: [acme.test]\n":    "own trust domain",
+		"  internal_domains: [partner.test]\n": "is not in attest.trust_domains",
+	} {
+		if _, err := understand(sealedDir(t), strings.Replace(goodConfig, "  workloads:", text+"  workloads:", 1)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got error %v, want %q", text, err, want)
+		}
+	}
+}

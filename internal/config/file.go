@@ -117,7 +117,15 @@ type attestFile struct {
 	BundleMaxAge duration          `yaml:"bundle_max_age"`
 	Workloads    []workloadFile    `yaml:"workloads"`
 
+	InternalDomains []string        `yaml:"internal_domains"` // federated trust domains of the operator's own organization
+	OrphanGrace     orphanGraceFile `yaml:"orphan_grace"`
+
 	People map[string]personFile `yaml:"people"`
+}
+
+type orphanGraceFile struct {
+	Agents    *delay `yaml:"agents"`
+	Workloads *delay `yaml:"workloads"`
 }
 
 type workloadFile struct {
@@ -134,6 +142,8 @@ type personFile struct {
 	ClientSecretFile    string   `yaml:"client_secret_file"`
 	GroupsClaim         string   `yaml:"groups_claim"`
 	ManagerClaim        string   `yaml:"manager_claim"`
+	EndsClaim           string   `yaml:"ends_claim"`
+	SponsorClaim        string   `yaml:"sponsor_claim"`
 	Scopes              []string `yaml:"scopes"`
 	CAFile              string   `yaml:"ca_file"`
 	DelegationAudiences []string `yaml:"delegation_audiences"` // no effect yet: delegated tokens are refused

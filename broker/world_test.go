@@ -43,6 +43,7 @@ type worldConfig struct {
 	issuers  map[string]broker.Issuer
 	wrap     func(broker.Store) broker.Store
 	policies string
+	sources  map[string]broker.SourceRule
 	observe  func(broker.Event)
 }
 
@@ -151,7 +152,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		wrapped = cfg.wrap(s)
 	}
 	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: wrapped, Observe: cfg.observe})
-	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe}, w.rules)
+	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe, Sources: cfg.sources}, w.rules)
 	w.sessions, err = session.New(session.Config{
 		Store: wrapped, NotifiesPeople: func() bool { return w.broker.Rules().PeopleChannel }, People: func() broker.People { return w.broker.Rules().People },
 	})

@@ -30,6 +30,7 @@ var ours = map[string][]string{
 	"broker":                    {"audit"},
 	"broker/activity":           {"broker", "audit"},
 	"broker/inventory":          {"broker", "audit"},
+	"broker/evidence":           {"audit", "internal/strictyaml"},
 	"broker/session":            {"broker", "audit"},
 	"broker/signal":             {"broker", "broker/session", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
@@ -43,9 +44,9 @@ var ours = map[string][]string{
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
 	"signals/signalstest":       {},
-	"store":                     {"broker", "broker/activity", "broker/inventory", "audit"},
+	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
 	"scim":                      {"internal/strictjson"},
-	"server":                    {"api", "audit", "broker", "broker/activity", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
+	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
 	"server/plot":               {},
 	"server/inbound":            {},
 	"server/ui":                 {"internal/visible"},
@@ -65,6 +66,7 @@ var ours = map[string][]string{
 	"internal/mutate":           {},
 	"cmd/broker": {
 		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "api", "policy", "audit", "audit/verify",
+		"broker/evidence", // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // An Entry is an encoded record: its canonical bytes, in which only the time can
@@ -106,6 +108,9 @@ func (e *Entry) SetTime(t time.Time) {
 
 // Hash returns the hash of the leaf in the tree (RFC 6962, section 2.1).
 func (e *Entry) Hash() Digest { return sha256.Sum256(e.hashed) }
+
+// LeafHash returns the hash of a leaf in the tree (RFC 6962, section 2.1).
+func LeafHash(leaf []byte) Digest { return Digest(tlog.RecordHash(leaf)) }
 
 // versionSuffix ends every record of the version that this package reads.
 var versionSuffix = fmt.Appendf(nil, `"v":%d}`, Version)

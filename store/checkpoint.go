@@ -40,6 +40,7 @@ func (s *Store) Run(ctx context.Context) error {
 	background.Go(func() { _ = s.loadHoldings(ctx) }) // a caller that needs them tries again, and gets the error
 	background.Go(func() { s.followForever(ctx, s.counting) })
 	background.Go(func() { s.followForever(ctx, s.surveying) })
+	background.Go(func() { s.followForever(ctx, s.tallying) })
 	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
 	for {

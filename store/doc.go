@@ -71,7 +71,8 @@
 // So appending a record writes one row, and a proof reads a few rows by key.
 //
 // Two tables are projections of the log, written about once a second: the counts of each
-// hour, and an index of records by kind (activity.go).
+// hour, and an index of records by kind (activity.go). Another one counts records by their
+// traits, for evidence (tallies.go).
 //
 // # Where the bytes of an issuance are
 //

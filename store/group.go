@@ -361,6 +361,7 @@ func (g *group) adopt(s *Store) {
 	s.recent.follow(g)
 	s.counting.follow(g)
 	s.surveying.follow(g)
+	s.tallying.follow(g)
 	head := g.head
 	s.head.Store(&head)
 	s.written()

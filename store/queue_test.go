@@ -390,7 +390,7 @@ func secondWriter(t *testing.T, s *Store) *Store {
 			t.Error(err)
 		}
 	})
-	return &Store{cfg: s.cfg, w: w, readers: s.readers, holdings: newHoldings(), standings: new(standingSet), counting: newCounting(), surveying: newSurveying()}
+	return &Store{cfg: s.cfg, w: w, readers: s.readers, holdings: newHoldings(), standings: new(standingSet), counting: newCounting(), surveying: newSurveying(), tallying: newTallying()}
 }
 
 func TestASecondWriterIsNotOverwritten(t *testing.T) {

@@ -81,12 +81,12 @@ func (v *viewTx) search(q broker.RecordQuery) (broker.RecordPage, error) {
 func (s *searching) bound() (err error) {
 	size := s.high
 	if !s.q.From.IsZero() {
-		if s.low, err = s.indexAt(s.q.From, size); err != nil {
+		if s.low, err = s.v.indexAt(s.epoch, s.q.From, size); err != nil {
 			return err
 		}
 	}
 	if !s.q.To.IsZero() {
-		if s.high, err = s.indexAt(s.q.To, size); err != nil {
+		if s.high, err = s.v.indexAt(s.epoch, s.q.To, size); err != nil {
 			return err
 		}
 	}
@@ -96,12 +96,13 @@ func (s *searching) bound() (err error) {
 	return nil
 }
 
-// indexAt returns the index of the first record at t or later.
-func (s *searching) indexAt(t time.Time, size int64) (int64, error) {
+// indexAt returns the index of the first record at t or later, among the first size
+// records of a log.
+func (v *viewTx) indexAt(epoch int64, t time.Time, size int64) (int64, error) {
 	var failed error
 	i := sort.Search(int(size), func(i int) bool {
 		var leaf []byte
-		err := s.v.tx.QueryRowContext(s.v.ctx, "SELECT leaf FROM records WHERE id = ?", recordID(s.epoch, int64(i))).Scan(&leaf)
+		err := v.tx.QueryRowContext(v.ctx, "SELECT leaf FROM records WHERE id = ?", recordID(epoch, int64(i))).Scan(&leaf)
 		var o audit.Outline
 		if err == nil {
 			o, err = audit.Glance(leaf)

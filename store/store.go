@@ -59,6 +59,7 @@ type Store struct {
 	recent    recent
 	counting  *projection // hours and events
 	surveying *projection // the inventory
+	tallying  *projection // records by their traits
 	readers   *sql.DB
 	gets      [tableCount]*sql.Stmt // one row of a table by id, on readers
 	queue     queue
@@ -95,7 +96,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), standings: new(standingSet), checkpoint: make(chan struct{}, 1)}
-	s.counting, s.surveying = newCounting(), newSurveying()
+	s.counting, s.surveying, s.tallying = newCounting(), newSurveying(), newTallying()
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())
 	}

@@ -35,6 +35,7 @@ func open(t testing.TB, path string) *Store {
 			checkHoldings(t, s)
 			checkCounts(t, s)
 			checkSurvey(t, s)
+			checkTallies(t, s)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

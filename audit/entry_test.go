@@ -42,6 +42,7 @@ func fullRecord() Record {
 		Log:       &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
 		Block:     &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
 		Fact:      &FactFacts{Subject: "supplier acme-data", Source: "file", State: "ended", Cause: "contract_ended", From: someTime, Until: someTime, Details: digest(19)},
+		Signal:    &SignalFacts{Transmitter: "okta", Event: "account_disabled", ID: digest(20), Events: 3, Leases: 4, People: 5},
 		Count:     7,
 		Trace:     Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
 		Openings:  map[string]Opening{"justification": opening},

@@ -52,6 +52,9 @@ const (
 	LeaseAbandoned   Kind = "lease.abandoned" // a person closed the lease without a confirmed revocation
 	FactChanged      Kind = "fact.changed"    // a source states something else about a subject than before
 	FactEnded        Kind = "fact.ended"      // what the sources state about a subject no longer holds
+	SignalHeld       Kind = "signal.held"     // a transmitter's events would end too much: a person must decide
+	SignalReleased   Kind = "signal.released" // a person let the held events take effect
+	SignalDiscarded  Kind = "signal.discarded"
 	BlockPlaced      Kind = "block.placed"
 	BlockLifted      Kind = "block.lifted"
 )
@@ -63,7 +66,7 @@ func Kinds() []Kind {
 		RequestCreated, RequestDenied, RequestApproved, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
 		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
 		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
-		FactChanged, FactEnded, BlockPlaced, BlockLifted,
+		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, BlockPlaced, BlockLifted,
 	}
 }
 
@@ -93,6 +96,7 @@ type Record struct {
 	Passkey   *PasskeyFacts
 	Signature *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
 	Block     *BlockFacts
+	Signal    *SignalFacts
 	Fact      *FactFacts
 	Count     int   // number of identical events that this record stands for; 0 and 1 mean one
 	Trace     Trace // of the call that caused the event; zero: none
@@ -270,6 +274,17 @@ type FactFacts struct {
 	From    time.Time
 	Until   time.Time
 	Details Digest // commitment to what else the source states
+}
+
+// SignalFacts describe an event of a transmitter of shared security signals, or those of
+// its events that a person decided on.
+type SignalFacts struct {
+	Transmitter string
+	Event       string // the kind of the event
+	ID          Digest // SHA-256 of its id (jti)
+	Events      int64  // number of events that a person decided on
+	Leases      int64  // number of leases that the events of a minute would end, this one included
+	People      int64  // number of people whom they name
 }
 
 // RulesFacts identify the rules in force by their content.

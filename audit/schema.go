@@ -57,6 +57,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "passkey", &r.Passkey, (*PasskeyFacts).fields)
 	sub(c, "request", &r.Request, (*RequestFacts).fields)
 	sub(c, "rules", &r.Rules, (*RulesFacts).fields)
+	sub(c, "signal", &r.Signal, (*SignalFacts).fields)
 	sub(c, "signature", &r.Signature, (*SignatureFacts).fields)
 	sub(c, "subject", &r.Subject, (*Party).fields)
 	c.commitTime("time", &r.Time)
@@ -162,6 +163,15 @@ func (f *FactFacts) fields(c *codec) {
 	c.text("state", &f.State, maxWord)
 	c.text("subject", &f.Subject, maxSubject)
 	c.time("until", &f.Until)
+}
+
+func (f *SignalFacts) fields(c *codec) {
+	c.text("event", &f.Event, maxWord)
+	c.number("events", &f.Events)
+	c.digest("id", &f.ID)
+	c.number("leases", &f.Leases)
+	c.number("people", &f.People)
+	c.text("transmitter", &f.Transmitter, maxName)
 }
 
 func (f *RulesFacts) fields(c *codec) {

@@ -240,6 +240,7 @@ func (f *fielder) rest(r *audit.Record) {
 		f.text("Of", b.Selector)
 		f.committed("Reason", "reason", b.Reason)
 	}
+	f.signal(r.Signal)
 	if x := r.Fact; x != nil {
 		f.group("Fact")
 		f.link("About", x.Subject, "q")

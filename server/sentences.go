@@ -20,6 +20,7 @@ var kindTitles = map[audit.Kind]string{
 	audit.CollectRefused: "Collection refused", audit.LeaseOpened: "Issuer about to be called", audit.LeaseIssued: "Credential issued", audit.LeaseFailed: "Issuing failed", audit.LeaseRenewed: "Lease renewed",
 	audit.LeaseRevoking: "Revocation not confirmed yet", audit.LeaseRevoked: "Credential ended", audit.LeaseAbandoned: "Lease abandoned",
 	audit.FactChanged: "Fact changed", audit.FactEnded: "Fact ended, and the access that rests on it",
+	audit.SignalHeld: "Security events held for a person", audit.SignalReleased: "Held events released", audit.SignalDiscarded: "Held events discarded",
 	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
 }
 
@@ -72,8 +73,15 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.LeaseAbandoned: func(r *audit.Record) string { return by(r) + " abandoned a lease; its credential may still work." },
 	audit.FactChanged:    sayFact,
 	audit.FactEnded:      sayFactEnded,
-	audit.BlockPlaced:    func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
-	audit.BlockLifted:    func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+	audit.SignalHeld:     saySignalHeld,
+	audit.SignalReleased: func(r *audit.Record) string {
+		return by(r) + " let the held events of " + transmitterOf(r) + " take effect" + eventsOf(r) + "."
+	},
+	audit.SignalDiscarded: func(r *audit.Record) string {
+		return by(r) + " discarded the held events of " + transmitterOf(r) + eventsOf(r) + "."
+	},
+	audit.BlockPlaced: func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
+	audit.BlockLifted: func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
 }
 
 // by returns the subject of a sentence.
@@ -208,6 +216,9 @@ func sayReview(r *audit.Record) string {
 func sayLogout(r *audit.Record) string {
 	if r.End != nil && r.End.How == "provider" {
 		return "The OpenID provider logged " + subjectOf(r) + " out."
+	}
+	if r.Signal != nil {
+		return "The transmitter " + r.Signal.Transmitter + " ended sessions of " + subjectOf(r) + causeOf(r.Signal.Event) + "."
 	}
 	return by(r) + " logged out."
 }

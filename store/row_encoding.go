@@ -88,6 +88,12 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Collected{CollectedKey: k}, nil
 	case broker.StandingKey:
 		return &broker.Standing{StandingKey: k}, nil
+	case broker.SignalKey:
+		return &broker.Signal{SignalKey: k}, nil
+	case broker.StreamKey:
+		return &broker.Stream{StreamKey: k}, nil
+	case broker.HeldSignalKey:
+		return &broker.HeldSignal{HeldSignalKey: k}, nil
 	}
 	return nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -129,6 +135,8 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Last)
 	case *broker.Standing:
 		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held)
+	case *broker.Signal, *broker.Stream, *broker.HeldSignal:
+		signalFields(r, c)
 	default:
 		return fmt.Errorf("a row of type %T has no table", r)
 	}

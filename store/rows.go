@@ -32,6 +32,9 @@ const (
 	revision
 	collected
 	standings
+	signals
+	streams
+	heldSignals
 	tableCount
 )
 
@@ -57,6 +60,9 @@ var tables = [tableCount]struct {
 	revision:    {"revision", 0, nil},
 	collected:   {"collected", 16, nil},
 	standings:   {"standings", 0, []string{"due"}},
+	signals:     {"signals", 0, []string{"expires"}},
+	streams:     {"streams", 0, nil},
+	heldSignals: {"held_signals", 0, []string{"transmitter", "number"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -125,6 +131,12 @@ func locate(key broker.Key) (table, []byte, error) {
 		return collected, k[:], nil
 	case broker.StandingKey:
 		return standings, standingID(k), nil
+	case broker.SignalKey:
+		return signals, joined(k.Transmitter, k.ID), nil
+	case broker.StreamKey:
+		return streams, joined(string(k)), nil
+	case broker.HeldSignalKey:
+		return heldSignals, heldSignalID(k), nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -181,6 +193,10 @@ func extraColumns(r broker.Row) []any {
 			return []any{ceilMillis(due)}
 		}
 		return noValue
+	case *broker.Signal:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.HeldSignal:
+		return heldSignalColumns(r)
 	case *broker.Counter:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.Idempotency:
@@ -328,6 +344,12 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.PersonKey(parts[0]), nil
 	case t == deliveries && len(parts) == 2 && len(parts[0]) == len(broker.RequestID{}):
 		return broker.DeliveryKey{Request: broker.RequestID([]byte(parts[0])), Channel: parts[1]}, nil
+	case t == signals && len(parts) == 2:
+		return broker.SignalKey{Transmitter: parts[0], ID: parts[1]}, nil
+	case t == streams && len(parts) == 1:
+		return broker.StreamKey(parts[0]), nil
+	case t == heldSignals && len(parts) == 2:
+		return heldSignalKey(parts)
 	case t == revision && len(parts) == 1:
 		return broker.RevisionKey{}, nil
 	case t == signingKeys && len(parts) == 2:

@@ -100,3 +100,51 @@ func logOut(tx broker.Tx, key broker.LogoutKey, at, expires time.Time) error {
 	tx.Put(&broker.Logout{LogoutKey: key, At: at, Expires: expires})
 	return nil
 }
+
+// A Revocation is a statement of a transmitter of shared security signals that sessions of
+// a person have ended, or that the person's way to log in has changed.
+type Revocation struct {
+	Provider string
+	Sub, SID string    // one may be empty; without a SID, all sessions of the person
+	At       time.Time // sessions that were opened later are not meant
+	Signal   *audit.SignalFacts
+}
+
+// Revoke ends the sessions that were opened before a revocation. It reports whether the
+// revocation says more than earlier ones.
+func (m *Manager) Revoke(ctx context.Context, r Revocation, now time.Time) (changed bool, err error) {
+	ended, err := endedBy(broker.LogoutToken{Provider: r.Provider, Sub: r.Sub, SID: r.SID, ID: "-", Issued: now}, now)
+	if err != nil {
+		return false, err
+	}
+	record := audit.Record{Kind: audit.SessionClosed, End: &audit.EndFacts{How: "signal"}, Signal: r.Signal}
+	if r.Sub != "" {
+		record.Subject = &audit.Party{ID: r.Provider + "/" + r.Sub, Kind: string(broker.KindPerson)}
+	}
+	at := r.At.Add(logoutLeeway)
+	if now.Before(at) {
+		at = now
+	}
+	var reads []broker.Key
+	for _, key := range ended {
+		reads = append(reads, key)
+	}
+	err = m.write(ctx, reads, record, func(tx broker.Tx) error {
+		news := false
+		for _, key := range ended {
+			old, err := broker.Get[*broker.Logout](tx, key)
+			if err != nil && !isNotFound(err) {
+				return err
+			}
+			news = news || err != nil || at.After(old.At)
+			if err := logOut(tx, key, at, at.Add(m.cfg.Lasts)); err != nil {
+				return err
+			}
+		}
+		if !news {
+			return broker.ErrUnchanged
+		}
+		return nil
+	})
+	return err == nil, ignoreUnchanged(err)
+}

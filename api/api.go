@@ -68,6 +68,9 @@ type Request struct {
 	Accountable   []string          `json:"accountable,omitempty"`
 	BreakGlass    bool              `json:"break_glass,omitempty"`
 	NotBefore     time.Time         `json:"not_before,omitzero"`
+	RestsOn       []string          `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
+	AccessEndsAt  time.Time         `json:"access_ends_at,omitzero"` // the earliest known end of these facts
+	EndedBy       *EndedBy          `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
 	Extends       string            `json:"extends,omitempty"`
 	Reuse         bool              `json:"reuse,omitempty"`     // this is an earlier, identical request
 	DeniedBy      string            `json:"denied_by,omitempty"` // policy or person
@@ -272,7 +275,8 @@ type Lease struct {
 	ExpiresAt   time.Time         `json:"expires_at"`
 	WorksUntil  time.Time         `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
 	Replaces    string            `json:"replaces,omitempty"`   // the lease of a lost answer, or the renewed lease
-	EndHow      string            `json:"end_how,omitempty"`    // returned, revoked, replaced, expired, answer_lost, deadline, failed, unrecorded
+	EndHow      string            `json:"end_how,omitempty"`    // returned, revoked, replaced, expired, answer_lost, deadline, failed, unrecorded, fact_ended
+	EndedBy     *EndedBy          `json:"ended_by,omitempty"`   // of fact_ended
 	EndAskedAt  time.Time         `json:"end_asked_at,omitzero"`
 	EndedAt     time.Time         `json:"ended_at,omitzero"`
 	LastError   string            `json:"last_error,omitempty"` // a stable code

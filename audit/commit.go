@@ -111,6 +111,8 @@ func (r *Record) commitment(field string) Digest {
 		return r.End.Reason
 	case r.Block != nil && field == "reason":
 		return r.Block.Reason
+	case r.Fact != nil && field == "details":
+		return r.Fact.Details
 	}
 	return Digest{}
 }

@@ -102,7 +102,7 @@ type Record struct {
 	Trace     Trace // of the call that caused the event; zero: none
 
 	// Openings are the texts that the record commits to, by field name
-	// ("justification", "ticket", "parameters", "source", "comment", "reason").
+	// ("justification", "ticket", "parameters", "source", "comment", "reason", "details").
 	// They are stored next to the leaf and are not part of it.
 	Openings map[string]Opening
 

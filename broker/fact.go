@@ -30,6 +30,14 @@ const (
 
 var factKinds = []FactKind{FactSupplier, FactPerson, FactAgent, FactTicket, FactSource}
 
+// Check returns an error unless the kind exists.
+func (k FactKind) Check() error {
+	if !slices.Contains(factKinds, k) {
+		return errors.New("it must be supplier, person, agent, ticket or source")
+	}
+	return nil
+}
+
 // A StandingKey names the subject of facts.
 type StandingKey struct {
 	Kind FactKind
@@ -193,8 +201,8 @@ func (s *Standing) fault(now time.Time) (cause string) {
 	return cause
 }
 
-// until returns the earliest known end of the facts; zero: none is known.
-func (s *Standing) until() (first time.Time) {
+// Until returns the earliest known end of the facts; zero: none is known.
+func (s *Standing) Until() (first time.Time) {
 	for i := range s.Facts {
 		first = earlier(first, s.Facts[i].Until)
 	}

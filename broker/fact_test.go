@@ -47,10 +47,10 @@ func TestFaultOfAStanding(t *testing.T) {
 
 func TestUntilIsTheEarliestEnd(t *testing.T) {
 	s := Standing{Facts: []Fact{{Until: factNoon.Add(2 * time.Hour)}, {}, {Until: factNoon.Add(time.Hour)}}}
-	if got := s.until(); !got.Equal(factNoon.Add(time.Hour)) {
+	if got := s.Until(); !got.Equal(factNoon.Add(time.Hour)) {
 		t.Errorf("got %v", got)
 	}
-	if got := (&Standing{Facts: []Fact{{}}}).until(); !got.IsZero() {
+	if got := (&Standing{Facts: []Fact{{}}}).Until(); !got.IsZero() {
 		t.Errorf("without an end: got %v", got)
 	}
 }

@@ -101,7 +101,7 @@ func (f *Facts) Holds(ctx context.Context, subject StandingKey, now time.Time) (
 	if err != nil {
 		return false, err
 	}
-	return f.fault(s, now) == "", nil
+	return f.Fault(s, now) == "", nil
 }
 
 // List returns standings of a kind, sorted by name, from after a name on.
@@ -137,8 +137,8 @@ func (f *Facts) read(ctx context.Context, subject StandingKey) (*Standing, error
 	return s, Unavailable(err)
 }
 
-// fault returns why a standing does not hold at now; empty if it does.
-func (f *Facts) fault(s *Standing, now time.Time) (cause string) {
+// Fault returns why a standing does not hold at now; empty if it does.
+func (f *Facts) Fault(s *Standing, now time.Time) (cause string) {
 	cause = s.fault(now)
 	if s.Kind == FactSource && len(s.Facts) == 0 { // it was never heard of
 		return CauseStale

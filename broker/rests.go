@@ -78,8 +78,8 @@ func (b *Broker) check(ctx context.Context, f *footing, key StandingKey, since, 
 		return nil, err
 	}
 	f.seen = append(f.seen, seenStanding{key, s.Version})
-	f.until = earlier(f.until, s.until())
-	if cause := b.Facts.fault(s, now); cause != "" {
+	f.until = earlier(f.until, s.Until())
+	if cause := b.Facts.Fault(s, now); cause != "" {
 		return nil, refuseFact(key, cause)
 	}
 	if !since.IsZero() && !since.After(s.Fallen) {

@@ -48,6 +48,10 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses),
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable,
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
+		AccessEndsAt: utc(r.Until), EndedBy: toEndedBy(r.EndedBy),
+	}
+	for _, subject := range r.RestsOn {
+		out.RestsOn = append(out.RestsOn, subject.String())
 	}
 	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), broker.Self(c.who, now), r) {
 		out.Decision.Policies = r.Decision.Policies
@@ -199,7 +203,7 @@ func toLease(l *broker.Lease, now time.Time) api.Lease {
 		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
 		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type,
 		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
-		EndHow: l.EndHow, EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
+		EndHow: l.EndHow, EndedBy: toEndedBy(l.EndedBy), EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
 	}
 }
 

@@ -68,6 +68,7 @@ func (s *Server) routes() []route {
 		{audience: API, method: http.MethodDelete, path: "/v1/sessions", run: withBody((*Server).closeSession)},
 		{audience: API, method: post, path: "/v1/sessions/device", open: true, run: withBody((*Server).beginDevice)},
 		{audience: API, method: get, path: "/v1/audit", scans: true, query: []string{"kind", "who", "entitlement", "q", "from", "to", "cursor", "limit"}, run: (*Server).searchAudit},
+		{audience: API, method: get, path: "/v1/facts", query: []string{"kind", "name", "cursor", "limit"}, run: (*Server).listFacts},
 		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
 
 		{audience: OAuth, method: post, path: "/oauth2/token", proofs: tokenProofs, run: (*Server).token},

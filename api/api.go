@@ -93,22 +93,30 @@ type Decision struct {
 
 // Obligations are the conditions of a permit. An absent field is no condition.
 type Obligations struct {
-	Approvals     []Need        `json:"approvals,omitempty"`
-	MaxTTL        Duration      `json:"max_ttl,omitzero"`
-	MaxDuration   Duration      `json:"max_duration,omitzero"`
-	Justification bool          `json:"justification,omitempty"`
-	Tickets       []string      `json:"tickets,omitempty"` // patterns; the ticket must match all of them
-	Limits        []Limit       `json:"limits,omitempty"`
-	MaxActive     int           `json:"max_active,omitempty"`
-	Denials       int           `json:"deny,omitempty"`          // denials that end the request; absent: one
-	ExcludeTeam   bool          `json:"exclude_team,omitempty"`  // members of the requester's team can't approve
-	Comment       bool          `json:"comment,omitempty"`       // an approval needs a comment
-	SilentDenial  bool          `json:"silent_denial,omitempty"` // a denial needs no comment; absent: it needs one
-	Signed        bool          `json:"signed,omitempty"`        // approvals and reviews are signed with a passkey
-	Supplier      *SupplierNeed `json:"supplier,omitempty"`      // the assessment of the requester's supplier
-	LapseAfter    Duration      `json:"lapse_after,omitzero"`    // how long the request waits for approvers; absent: 1h
-	Review        []Need        `json:"review,omitempty"`        // reviewers after a break-glass use
-	ReviewWithin  Duration      `json:"review_within,omitzero"`
+	Approvals       []Need        `json:"approvals,omitempty"`
+	MaxTTL          Duration      `json:"max_ttl,omitzero"`
+	MaxDuration     Duration      `json:"max_duration,omitzero"`
+	Justification   bool          `json:"justification,omitempty"`
+	Tickets         []string      `json:"tickets,omitempty"`          // patterns; the ticket must match all of them
+	TicketStates    []string      `json:"ticket_states,omitempty"`    // the ticket must be in all of them
+	TicketAssignees []string      `json:"ticket_assignees,omitempty"` // each has alternatives, such as "accountable, requester"; the ticket's assignee must be one of each
+	ChangeWindow    bool          `json:"change_window,omitempty"`    // only within the ticket's change window
+	Limits          []Limit       `json:"limits,omitempty"`
+	MaxActive       int           `json:"max_active,omitempty"`
+	Denials         int           `json:"deny,omitempty"`          // denials that end the request; absent: one
+	ExcludeTeam     bool          `json:"exclude_team,omitempty"`  // members of the requester's team can't approve
+	Comment         bool          `json:"comment,omitempty"`       // an approval needs a comment
+	SilentDenial    bool          `json:"silent_denial,omitempty"` // a denial needs no comment; absent: it needs one
+	Signed          bool          `json:"signed,omitempty"`        // approvals and reviews are signed with a passkey
+	Supplier        *SupplierNeed `json:"supplier,omitempty"`      // the assessment of the requester's supplier
+	LapseAfter      Duration      `json:"lapse_after,omitzero"`    // how long the request waits for approvers; absent: 1h
+	Review          []Need        `json:"review,omitempty"`        // reviewers after a break-glass use
+	ReviewWithin    Duration      `json:"review_within,omitzero"`
+}
+
+// OnTicket reports whether the access rests on what a ticket's tracker states.
+func (o *Obligations) OnTicket() bool {
+	return len(o.TicketStates)+len(o.TicketAssignees) > 0 || o.ChangeWindow
 }
 
 // A SupplierNeed is an assessment of the requester's supplier that a request needs.

@@ -30,6 +30,7 @@ const (
 	InvalidParameter      Code = "invalid_parameter"
 	JustificationRequired Code = "justification_required"
 	TicketRequired        Code = "ticket_required"
+	TicketUnfit           Code = "ticket_unfit"
 	BindingRequiresMTLS   Code = "binding_requires_mtls"
 	Pending               Code = "pending"
 	NotPending            Code = "not_pending"

@@ -174,7 +174,7 @@ type DecisionFacts struct {
 	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team", "silent_denial", and "supplier max_risk=medium" as @supplier has it
 	MaxTTL      time.Duration
 	MaxDuration time.Duration // of the grant
-	Tickets     Digest        // digest of the patterns that the ticket must match
+	Tickets     Digest        // digest of the patterns that the ticket must match, and of what its tracker must state
 	Code        string        // the stable error code of a denial
 }
 

@@ -91,7 +91,7 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	}
 	f.request, f.e = r, e
 	if err == nil {
-		f.footing, err = b.rest(ctx, rules, r, caller.At)
+		f.footing, err = b.rest(ctx, rules, r, ask.DryRun, caller.At)
 	}
 	return err
 }

@@ -27,6 +27,9 @@ type Config struct {
 	// Sources are the operator's rules for the sources of facts, by name.
 	Sources map[string]SourceRule
 
+	// Tickets looks at tickets; nil: there is no ticket system.
+	Tickets Tickets
+
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
 }

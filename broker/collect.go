@@ -231,7 +231,10 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if err := c.checkCovered(rules); err != nil {
 		return nil, err
 	}
-	if c.footing, err = b.stand(ctx, rules, c.caller.Subject, c.request.Created, c.caller.At); err != nil {
+	if c.footing, err = b.stand(ctx, rules, c.caller.Subject, c.request.Created, c.caller.At); err == nil {
+		err = b.restOnTicket(ctx, &c.footing, rules, c.request, &decision.Obligations.TicketTerms, ticketCheck{since: c.request.Created, now: c.caller.At})
+	}
+	if err != nil {
 		return nil, b.fallen(ctx, c, err)
 	}
 	issued, err := b.issue(ctx, c)

@@ -30,6 +30,7 @@ const (
 	ErrInvalidParameter      = sentinel("invalid_parameter")       // unknown, missing, or invalid
 	ErrJustificationRequired = sentinel("justification_required")  // policy requires a reason
 	ErrTicketRequired        = sentinel("ticket_required")         // missing, or not in the required form
+	ErrTicketUnfit           = sentinel("ticket_unfit")            // the ticket does not cover the access: its state, assignee or change window
 	ErrBindingRequiresMTLS   = sentinel("binding_requires_mtls")   // a bound token needs an X.509-SVID
 	ErrPending               = sentinel("pending")                 // not yet approved
 	ErrNotPending            = sentinel("not_pending")             // the request is no longer pending

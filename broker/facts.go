@@ -172,8 +172,8 @@ func (d *Decision) fill(f *audit.DecisionFacts, code string) {
 		Approvals: needTexts(o.Approvals), Review: needTexts(o.Review), Signed: o.Signed, Manner: o.manner(),
 		MaxTTL: o.MaxTTL, MaxDuration: o.MaxDuration, Code: code,
 	}
-	if len(o.Tickets) > 0 {
-		f.Tickets = audit.HashObject("accessbroker/tickets/v1", audit.NewObject().StringList("patterns", o.Tickets))
+	if len(o.Tickets) > 0 || o.TicketTerms.any() {
+		f.Tickets = audit.HashObject("accessbroker/tickets/v1", audit.NewObject().StringList("patterns", o.Tickets).StringList("terms", o.TicketTerms.words()))
 	}
 }
 

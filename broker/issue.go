@@ -216,6 +216,9 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 	if err != nil || stored.Version != c.version {
 		return changed(err)
 	}
+	if stored.restOn(c.footing.rests) {
+		tx.Put(stored)
+	}
 	if !stored.FirstExpires.IsZero() {
 		if !c.later && l.Expires.After(c.collectUntil()) {
 			return changed(nil)

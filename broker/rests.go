@@ -104,7 +104,9 @@ func refuseFact(key StandingKey, cause string) error {
 }
 
 // isFact reports whether a fact is the reason of a refusal.
-func isFact(err error) bool { return errors.Is(err, ErrFactEnded) || errors.Is(err, ErrFactUnknown) }
+func isFact(err error) bool {
+	return errors.Is(err, ErrFactEnded) || errors.Is(err, ErrFactUnknown) || errors.Is(err, ErrTicketUnfit)
+}
 
 // reads returns the keys that check reads.
 func (f *footing) reads() []Key {
@@ -141,14 +143,20 @@ func (b *Broker) decisionGround(ctx context.Context, rules *Rules, caller Caller
 	if err != nil {
 		return footing{}, err
 	}
+	if err := b.recheckTicket(ctx, &f, rules, r, caller.At); err != nil {
+		return footing{}, err
+	}
 	r.RestsOn, r.Until = f.rests, f.until
 	return footing{rests: f.rests, seen: append(f.seen, person.seen...), until: f.until}, nil
 }
 
 // rest reads what the access of a new request rests on. The request ends at the earliest
 // known end of it.
-func (b *Broker) rest(ctx context.Context, rules *Rules, r *Request, now time.Time) (footing, error) {
+func (b *Broker) rest(ctx context.Context, rules *Rules, r *Request, dry bool, now time.Time) (footing, error) {
 	f, err := b.stand(ctx, rules, r.Requester, time.Time{}, now)
+	if err == nil {
+		err = b.restOnTicket(ctx, &f, rules, r, &r.Decision.Obligations.TicketTerms, ticketCheck{now: now, dry: dry})
+	}
 	if err != nil {
 		return f, err
 	}
@@ -157,4 +165,15 @@ func (b *Broker) rest(ctx context.Context, rules *Rules, r *Request, now time.Ti
 		return f, refuse(ErrInvalidTTL, "access ends at "+f.until.UTC().Format(time.RFC3339)+", before not_before")
 	}
 	return f, nil
+}
+
+// restOn adds what a collection rests on and the request did not when it was filed, because
+// the rules have changed. It returns false if there is nothing to add.
+func (r *Request) restOn(rests []StandingKey) (added bool) {
+	for _, key := range rests {
+		if i, found := slices.BinarySearchFunc(r.RestsOn, key, StandingKey.compare); !found {
+			r.RestsOn, added = slices.Insert(slices.Clone(r.RestsOn), i, key), true
+		}
+	}
+	return added
 }

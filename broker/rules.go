@@ -247,6 +247,7 @@ type Obligations struct {
 	MaxDuration   time.Duration
 	Justification bool
 	Tickets       []string // patterns, sorted; the ticket must match all of them
+	TicketTerms            // what the ticket's tracker must state
 	Limits        []Limit  // sorted by policy
 	MaxActive     []Limit  // Per is zero; sorted by policy
 }

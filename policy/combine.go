@@ -35,6 +35,7 @@ func combine(a, b broker.Obligations) broker.Obligations {
 		MaxDuration:   minNonZero(a.MaxDuration, b.MaxDuration),
 		Justification: a.Justification || b.Justification,
 		Tickets:       union(a.Tickets, b.Tickets),
+		TicketTerms:   combineTerms(a.TicketTerms, b.TicketTerms),
 		Limits:        slices.Concat(a.Limits, b.Limits),
 		MaxActive:     slices.Concat(a.MaxActive, b.MaxActive),
 	}
@@ -147,6 +148,7 @@ func describe(o broker.Obligations) (lines []string) {
 	for _, t := range o.Tickets {
 		lines = append(lines, "ticket: "+t)
 	}
+	lines = append(lines, describeTerms(o.TicketTerms)...)
 	for _, l := range o.Limits {
 		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, broker.FormatDuration(l.Per), l.Policy))
 	}

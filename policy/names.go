@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,6 +20,7 @@ type names struct {
 	domains      set
 	providers    set
 	channels     set // nil: not checked
+	ticketStates set
 	groups       set
 	anyGroup     bool // groups.yaml can't be read, which is reported once
 	suppliers    set
@@ -42,7 +44,7 @@ func newSet(items []string) set {
 func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
-		groups: set{}, suppliers: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
+		ticketStates: newSet(in.TicketStates), groups: set{}, suppliers: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
 		tags: map[types.EntityType]set{typeEntitlement: {}, typeParameters: {}},
 	}
 	if in.Channels != nil {
@@ -133,6 +135,23 @@ func (n *names) checkSupplier(id string) error {
 		return nil
 	}
 	return checkExists(n.suppliers, "supplier", id, "declare it in "+suppliersName+" or correct the name")
+}
+
+// checkTerms returns an error for terms that no ticket can meet, because the broker does
+// not ask any ticket system, or because none has the state.
+func (n *names) checkTerms(t broker.TicketTerms) error {
+	switch {
+	case len(t.TicketStates)+len(t.TicketAssignees) == 0 && !t.ChangeWindow:
+		return nil
+	case len(n.ticketStates) == 0:
+		return errors.New("@ticket_state, @ticket_assignee and @change_window need a ticket system: add it to tickets in the operator's file")
+	}
+	for _, state := range t.TicketStates {
+		if err := checkExists(n.ticketStates, "ticket state", state, "add it to the states of a tracker in the operator's file, or correct the name"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (n *names) checkPath(id string) error {

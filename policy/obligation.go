@@ -45,25 +45,28 @@ var annotationParsers = map[string]struct {
 	parse    func(t *annotations, value string) error
 	onForbid bool
 }{
-	"id":            {parseID, true},
-	"reason":        {parseReason, true},
-	"approval":      {parseApproval, false},
-	"max_ttl":       {parseMaxTTL, false},
-	"max_duration":  {parseMaxDuration, false},
-	"justification": {parseJustification, false},
-	"ticket":        {parseTicket, false},
-	"limit":         {parseLimit, false},
-	"max_active":    {parseMaxActive, false},
-	"deny":          {parseDeny, false},
-	"exclude_team":  {parseExcludeTeam, false},
-	"comment":       {parseComment, false},
-	"silent_denial": {parseSilentDenial, false},
-	"signed":        {parseSigned, false},
-	"lapse_after":   {parseLapseAfter, false},
-	"escalate":      {parseEscalate, false},
-	"break_glass":   {parseBreakGlass, false},
-	"review_within": {parseReviewWithin, false},
-	"supplier":      {parseSupplier, false},
+	"id":              {parseID, true},
+	"reason":          {parseReason, true},
+	"approval":        {parseApproval, false},
+	"max_ttl":         {parseMaxTTL, false},
+	"max_duration":    {parseMaxDuration, false},
+	"justification":   {parseJustification, false},
+	"ticket":          {parseTicket, false},
+	"limit":           {parseLimit, false},
+	"max_active":      {parseMaxActive, false},
+	"deny":            {parseDeny, false},
+	"exclude_team":    {parseExcludeTeam, false},
+	"comment":         {parseComment, false},
+	"silent_denial":   {parseSilentDenial, false},
+	"signed":          {parseSigned, false},
+	"lapse_after":     {parseLapseAfter, false},
+	"escalate":        {parseEscalate, false},
+	"break_glass":     {parseBreakGlass, false},
+	"review_within":   {parseReviewWithin, false},
+	"supplier":        {parseSupplier, false},
+	"ticket_state":    {parseTicketState, false},
+	"ticket_assignee": {parseTicketAssignee, false},
+	"change_window":   {parseChangeWindow, false},
 }
 
 // parse reads one annotation. Its error states what to write instead.
@@ -228,8 +231,8 @@ func parseDuration(s string) (time.Duration, error) {
 // hasObligations reports whether the policy has any obligation.
 func (t *annotations) hasObligations() bool {
 	o := t.Obligations
-	return o.Supplier.Required() || len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
-		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ExcludeTeam || o.Comment || o.SilentDenial || o.Signed
+	return o.Supplier.Required() || len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.TicketStates)+len(o.TicketAssignees)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
+		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ChangeWindow || o.ExcludeTeam || o.Comment || o.SilentDenial || o.Signed
 }
 
 // setPolicy sets the policy's id on its limits. The broker counts each policy's

@@ -118,6 +118,7 @@ func FuzzAnnotation(f *testing.F) {
 		{"justification", "required"}, {"ticket", "INC-[0-9]+"}, {"ticket", "(?m)^a$|b"}, {"limit", "20 per 1h"}, {"max_active", "5"}, {"aprove", "1 of dba"},
 		{"deny", "2"}, {"exclude_team", "yes"}, {"comment", "required"}, {"silent_denial", "yes"}, {"signed", "required"}, {"lapse_after", "4h"},
 		{"escalate", "15m to oncall, 45m to leads"}, {"break_glass", "security"}, {"review_within", "4h"},
+		{"ticket_state", "open"}, {"ticket_assignee", "requester, accountable"}, {"change_window", "required"},
 	} {
 		f.Add(seed[0], seed[1])
 	}

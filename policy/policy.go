@@ -45,6 +45,7 @@ type Inputs struct {
 	OrphanGrace  map[broker.Kind]time.Duration // how long workloads of a kind get credentials after the last accountable person ended
 	Providers    []string                      // login providers, such as "login" in "login/ana"; empty: not checked
 	Channels     []string                      // notification channels, such as "slack:dba"; nil: not checked
+	TicketStates []string                      // states that the ticket systems define, such as "open"; empty: there is no ticket system
 }
 
 // An Engine evaluates one set of policies. It is immutable and safe for

@@ -28,7 +28,7 @@ const (
 func decisionSize(key decisionKey, d *broker.Decision) int {
 	const header, need, limit = 16, 24, 48
 	o := &d.Obligations
-	return len(key.scopes) + header*(len(d.Policies)+len(d.Reasons)+len(o.Tickets)) +
+	return len(key.scopes) + header*(len(d.Policies)+len(d.Reasons)+len(o.Tickets)+len(o.TicketStates)+len(o.TicketAssignees)) +
 		need*(len(o.Approvals)+len(o.Review)+len(o.Escalations)) + limit*(len(o.Limits)+len(o.MaxActive))
 }
 

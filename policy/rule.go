@@ -166,6 +166,9 @@ func (l *ruleLoader) add(p *cedar.Policy, at span) {
 	l.checkSchema(r, tree)
 	l.checkHead(r)
 	l.checkGroups(r)
+	if err := l.known.checkTerms(r.TicketTerms); err != nil {
+		l.report(r, err.Error(), "@ticket_", "@change_window")
+	}
 	if err := r.complete(); err != nil {
 		l.report(r, err.Error(), "@")
 	}

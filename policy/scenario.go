@@ -97,23 +97,26 @@ type scenarioText struct {
 
 // obligationsText holds obligations in the notation of their annotations.
 type obligationsText struct {
-	Approval      string            `yaml:"approval"`
-	Deny          string            `yaml:"deny"`
-	ExcludeTeam   string            `yaml:"exclude_team"`
-	Comment       string            `yaml:"comment"`
-	SilentDenial  string            `yaml:"silent_denial"`
-	Signed        string            `yaml:"signed"`
-	LapseAfter    string            `yaml:"lapse_after"`
-	Escalate      string            `yaml:"escalate"`
-	Review        string            `yaml:"review"`
-	ReviewWithin  string            `yaml:"review_within"`
-	MaxTTL        string            `yaml:"max_ttl"`
-	MaxDuration   string            `yaml:"max_duration"`
-	Justification string            `yaml:"justification"`
-	Ticket        []string          `yaml:"ticket"`
-	Limit         map[string]string `yaml:"limit"`
-	MaxActive     map[string]string `yaml:"max_active"`
-	Supplier      string            `yaml:"supplier"`
+	Approval       string            `yaml:"approval"`
+	Deny           string            `yaml:"deny"`
+	ExcludeTeam    string            `yaml:"exclude_team"`
+	Comment        string            `yaml:"comment"`
+	SilentDenial   string            `yaml:"silent_denial"`
+	Signed         string            `yaml:"signed"`
+	LapseAfter     string            `yaml:"lapse_after"`
+	Escalate       string            `yaml:"escalate"`
+	Review         string            `yaml:"review"`
+	ReviewWithin   string            `yaml:"review_within"`
+	MaxTTL         string            `yaml:"max_ttl"`
+	MaxDuration    string            `yaml:"max_duration"`
+	Justification  string            `yaml:"justification"`
+	Ticket         []string          `yaml:"ticket"`
+	TicketState    []string          `yaml:"ticket_state"`
+	TicketAssignee []string          `yaml:"ticket_assignee"`
+	ChangeWindow   string            `yaml:"change_window"`
+	Limit          map[string]string `yaml:"limit"`
+	MaxActive      map[string]string `yaml:"max_active"`
+	Supplier       string            `yaml:"supplier"`
 }
 
 // UnmarshalYAML decodes a scenario and stores its line.
@@ -275,9 +278,12 @@ func (s *scenario) obligations() ([]string, error) {
 		{"review_within", o.ReviewWithin, ""},
 		{"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
 		{"supplier", o.Supplier, ""},
+		{"change_window", o.ChangeWindow, ""},
 	}
-	for _, t := range o.Ticket {
-		items = append(items, struct{ name, value, policy string }{"ticket", t, ""})
+	for name, values := range map[string][]string{"ticket": o.Ticket, "ticket_state": o.TicketState, "ticket_assignee": o.TicketAssignee} {
+		for _, value := range values {
+			items = append(items, struct{ name, value, policy string }{name, value, ""})
+		}
 	}
 	for id, v := range o.Limit {
 		items = append(items, struct{ name, value, policy string }{"limit", v, id})

@@ -169,7 +169,7 @@ func toDecision(d broker.Decision) api.Decision {
 func toObligations(o broker.Obligations) *api.Obligations {
 	out := api.Obligations{
 		MaxTTL: api.Duration(o.MaxTTL), MaxDuration: api.Duration(o.MaxDuration),
-		Justification: o.Justification, Tickets: o.Tickets,
+		Justification: o.Justification, Tickets: o.Tickets, TicketStates: o.TicketStates, TicketAssignees: o.TicketAssignees, ChangeWindow: o.ChangeWindow,
 		ExcludeTeam: o.ExcludeTeam, Comment: o.Comment, SilentDenial: o.SilentDenial, Signed: o.Signed, LapseAfter: api.Duration(o.LapseAfter), ReviewWithin: api.Duration(o.ReviewWithin),
 	}
 	if o.Denials > 1 {
@@ -192,7 +192,7 @@ func toObligations(o broker.Obligations) *api.Obligations {
 			out.MaxActive = l.Count
 		}
 	}
-	if len(out.Approvals)+len(out.Review)+len(out.Tickets)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && out.MaxTTL == 0 && out.MaxDuration == 0 {
+	if len(out.Approvals)+len(out.Review)+len(out.Tickets)+len(out.TicketStates)+len(out.TicketAssignees)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && !out.ChangeWindow && out.MaxTTL == 0 && out.MaxDuration == 0 {
 		return nil
 	}
 	return &out

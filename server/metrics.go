@@ -43,6 +43,7 @@ type Metrics struct {
 	revokeLag    *prometheus.HistogramVec
 	upstream     *prometheus.CounterVec
 	notices      *prometheus.CounterVec
+	looks        *prometheus.CounterVec
 
 	attestFailures *prometheus.CounterVec
 	commitTime     prometheus.Histogram
@@ -82,6 +83,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		revokeLag:    histograms("revocation_lag_seconds", "Time from when a lease was due to end until it was revoked.", lagBuckets, "issuer"),
 		upstream:     counters("upstream_errors_total", "Failed calls to an issuer.", "issuer", "code"),
 		notices:      counters("notices_total", "Attempts to deliver a notice, by outcome.", "kind", "code"),
+		looks:        counters("ticket_looks_total", "Calls to a ticket system, by outcome.", "tracker", "outcome"),
 
 		attestFailures: counters("attestation_failures_total", "Proofs of identity that were rejected.", "method", "cause"),
 		commitTime:     histogram("commit_seconds", "Time of a durable database transaction.", callBuckets),
@@ -95,7 +97,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.looks,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics, m.refused,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -212,6 +214,9 @@ func (m *Metrics) Observe(e broker.Event) {
 func (m *Metrics) AttestFailed(method, cause string) {
 	m.attestFailures.WithLabelValues(label(method), label(cause)).Inc()
 }
+
+// Looked counts a call to a ticket system.
+func (m *Metrics) Looked(tracker, outcome string) { m.looks.WithLabelValues(tracker, outcome).Inc() }
 
 // Committed records a database transaction that members state changes shared.
 func (m *Metrics) Committed(members int, took time.Duration) {

@@ -188,7 +188,7 @@ func (f *fielder) decision(title string, d *audit.DecisionFacts) {
 	f.list("Further conditions", d.Manner)
 	f.span("Longest credential", d.MaxTTL)
 	f.span("Longest grant", d.MaxDuration)
-	f.digest("Patterns of the ticket", d.Tickets)
+	f.digest("Conditions on the ticket", d.Tickets)
 	f.digest("Revision", d.Revision)
 }
 

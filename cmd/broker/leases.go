@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -222,8 +223,8 @@ func conditions(d *api.Decision, maxTTL api.Duration) string {
 		if o.Justification {
 			list = append(list, "a justification")
 		}
-		if len(o.Tickets) > 0 {
-			list = append(list, "a ticket")
+		if t := ticketNeeds(o); t != "" {
+			list = append(list, t)
 		}
 		for _, l := range o.Limits {
 			list = append(list, fmt.Sprintf("at most %d per %s", l.Count, l.Per))
@@ -236,6 +237,28 @@ func conditions(d *api.Decision, maxTTL api.Duration) string {
 		}
 	}
 	return strings.Join(append(list, "ttl up to "+maxTTL.String()), ", ")
+}
+
+// ticketNeeds summarizes the obligations on a ticket.
+func ticketNeeds(o *api.Obligations) string {
+	if len(o.Tickets) == 0 && !o.OnTicket() {
+		return ""
+	}
+	text := strings.Join(append(slices.Clone(o.TicketStates), "ticket"), " ")
+	if len(o.TicketAssignees) > 0 {
+		text += " assigned to " + strings.ReplaceAll(strings.Join(o.TicketAssignees, " and "), ", ", " or ")
+	}
+	if o.ChangeWindow {
+		text += " in its change window"
+	}
+	return article(text)
+}
+
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
+	}
+	return "a " + noun
 }
 
 func (a *app) whoamiCommand() *cobra.Command {

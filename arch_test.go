@@ -47,6 +47,8 @@ var ours = map[string][]string{
 	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
 	"scim":                      {"internal/strictjson"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui"},
+	"tickets/ticketstest":       {},
+	"tickets":                   {"broker", "internal/outbound", "internal/retryafter"},
 	"server/plot":               {},
 	"server/inbound":            {},
 	"server/ui":                 {"internal/visible"},
@@ -54,11 +56,11 @@ var ours = map[string][]string{
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
-	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "attest", "broker", "audit", "store"}, // store parses its own URL
+	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "broker", "audit", "store"}, // store parses its own URL
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "audit", "broker", "broker/session"},
+	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/session"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},

@@ -52,6 +52,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	c.issuers()
 	c.entitlements()
 	c.notify()
+	c.tickets()
 	return c
 }
 
@@ -76,7 +77,7 @@ func (c *checker) policyInputsAreValid() bool {
 	for _, key := range slices.Concat(c.d.rejected, c.wrong) {
 		parts := strings.Split(key, "/")
 		switch {
-		case slices.Contains([]string{"", "attest", "notify", "people", "policies"}, parts[0]):
+		case slices.Contains([]string{"", "attest", "notify", "people", "policies", "tickets"}, parts[0]):
 			return false
 		case parts[0] != "entitlements":
 		case len(parts) < 3 || parts[2] == "owner" || parts[2] == "system" || fieldsOf(reflect.TypeFor[entitlementFile]())[parts[2]] == nil:

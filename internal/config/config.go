@@ -65,6 +65,7 @@ type Config struct {
 	SessionLasts    time.Duration
 	TicketURL       string                     // such as "https://tracker.acme.test/{ticket}"
 	Notifiers       map[string]notify.Notifier // by channel; nil: the file has no notify section
+	Trackers        map[string]Tracker         // ticket systems
 	Warnings        []string                   // likely mistakes, with their places
 }
 
@@ -171,7 +172,7 @@ func (c *Config) Engine() (*policy.Engine, error) {
 	}
 	engine, err := policy.Load(policy.Inputs{
 		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels, Aliases: c.Aliases,
-		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(),
+		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(), TicketStates: c.ticketStates(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("policies in %s do not load:\n%w", c.Policies, c.locate(err))
@@ -252,6 +253,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"attest.bundle_max_age", c.BundleMaxAge, fresh.BundleMaxAge},
 		{"store", c.Store, fresh.Store},
 		{"issuers", c.Issuers, fresh.Issuers},
+		{"tickets", c.Trackers, fresh.Trackers},
 	} {
 		if !reflect.DeepEqual(part.old, part.fresh) {
 			changed = append(changed, part.name)

@@ -18,6 +18,7 @@ type file struct {
 	Entitlements map[string]entitlementFile `yaml:"entitlements"`
 	Notify       *notifyFile                `yaml:"notify"`
 	People       peopleFile                 `yaml:"people"`
+	Tickets      map[string]trackerFile     `yaml:"tickets"`
 }
 
 // peopleFile links the accounts that one person has at several providers.

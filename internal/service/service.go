@@ -31,6 +31,7 @@ import (
 	"accessbroker.internal/server"
 	"accessbroker.internal/server/inbound"
 	"accessbroker.internal/store"
+	"accessbroker.internal/tickets"
 )
 
 // Options are the operator's settings and the surroundings of one broker.
@@ -76,6 +77,7 @@ type Service struct {
 	broker    *broker.Broker
 	outbox    *notify.Outbox
 	sessions  *session.Manager
+	tickets   *tickets.Watcher
 	metrics   *server.Metrics
 	server    *server.Server
 	loops     []func(context.Context) error // of issuers
@@ -226,9 +228,12 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("this program was built with an invalid passkeyWait: %w", err)
 	}
+	if err := s.openTickets(); err != nil {
+		return err
+	}
 	cfg := broker.Config{
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Blocks: s.store.Blocks,
-		MaxPending: s.config.Admission.Waiting,
+		MaxPending: s.config.Admission.Waiting, Tickets: s.tickets, Sources: s.sources(),
 	}
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
@@ -251,6 +256,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 func (s *Service) callersConfig() server.Config {
 	c := s.serverConfig(s.verifier.Authenticate, s.verifier.ConnContext)
 	c.Remembers = s.verifier.Cached
+	c.Handlers = append(c.Handlers, s.ticketHooks()...)
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken, c.Sealer = s.people, s.config.ProviderNames(), s.people.LogoutToken, s.sealer
 	}

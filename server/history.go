@@ -6,6 +6,7 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/activity"
+	"accessbroker.internal/broker/evidence"
 )
 
 // A History reads what the audit log says about many records. It is safe for concurrent
@@ -13,6 +14,9 @@ import (
 type History interface {
 	// Activity returns the counts of the hours from the hour of from until now.
 	Activity(ctx context.Context, from, now time.Time) (activity.Report, error)
+
+	// Tally and Record are those of evidence.Source.
+	evidence.Source
 
 	// Search returns a page of the current log's records that a query selects.
 	Search(ctx context.Context, q broker.RecordQuery) (broker.RecordPage, error)

@@ -70,6 +70,7 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/audit", scans: true, query: []string{"kind", "who", "entitlement", "q", "from", "to", "cursor", "limit"}, run: (*Server).searchAudit},
 		{audience: API, method: get, path: "/v1/facts", query: []string{"kind", "name", "cursor", "limit"}, run: (*Server).listFacts},
 		{audience: API, method: get, path: "/v1/audit/{index}", run: (*Server).auditRecord},
+		{audience: API, method: get, path: "/v1/evidence", scans: true, query: []string{"framework", "since", "from", "to", "size", "format"}, run: (*Server).evidenceReport},
 
 		{audience: OAuth, method: post, path: "/oauth2/token", proofs: tokenProofs, run: (*Server).token},
 		{audience: OAuth, method: post, path: "/oauth2/introspect", introspects: true, proofs: assertionProofs, run: (*Server).introspect},
@@ -114,6 +115,7 @@ var pages = []route{
 	{audience: UI, method: http.MethodGet, path: "/ui/overview", scans: true, run: (*Server).overviewPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit", scans: true, run: (*Server).auditPage},
 	{audience: UI, method: http.MethodGet, path: "/ui/audit/{index}", run: (*Server).recordPage},
+	{audience: UI, method: http.MethodGet, path: "/ui/evidence", scans: true, run: (*Server).evidencePage},
 	{audience: UI, method: http.MethodGet, path: "/ui/passkeys", run: (*Server).passkeysPage},
 	{audience: UI, method: http.MethodPost, path: "/ui/passkeys", form: true, run: (*Server).changePasskeys},
 	{audience: UI, method: http.MethodPost, path: "/ui/passkeys/options", form: true, script: true, run: (*Server).enrolOptions},

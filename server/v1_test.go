@@ -219,6 +219,9 @@ func (w *world) driveLog(t *testing.T, credential *api.Credential) {
 	must[*api.AuditRecord](t)(w.as(auditor).AuditRecord(ctx, credential.Receipt.Index))
 	must[*api.AuditPage](t)(w.as(auditor).SearchAudit(ctx, api.AuditFilter{Kind: "lease"}))
 	must[*api.StandingPage](t)(w.as(auditor).Standings(ctx, api.StandingFilter{Kind: "person"}))
+	w.publish(t)
+	must[*api.EvidenceReport](t)(w.as(auditor).Evidence(ctx, api.EvidenceQuery{Framework: "nist-csf-2.0"}))
+	must[[]byte](t)(w.as(auditor).EvidenceMarkdown(ctx, api.EvidenceQuery{Framework: "nist-csf-2.0"}))
 	for _, index := range []int64{credential.Receipt.Index, 1 << 40} {
 		if _, err := w.as(other).AuditRecord(ctx, index); !errors.Is(err, api.NotFound) {
 			t.Errorf("another identity reads record %d: %v", index, err)

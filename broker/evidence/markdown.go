@@ -16,7 +16,7 @@ func (r *Report) Markdown() []byte {
 	fmt.Fprintf(&b, "# Evidence: %s\n\n", text(r.Title))
 	fmt.Fprintf(&b, "- Framework: `%s`, revision %s, <%s>\n", r.Framework, text(r.Revision), r.Source)
 	fmt.Fprintf(&b, "- Period: from %s until %s\n", stamp(r.From), stamp(r.To))
-	fmt.Fprintf(&b, "- Log: `%s`\n", r.Log.Origin)
+	fmt.Fprintf(&b, "- Log: %s\n", text(r.Log.Origin))
 	fmt.Fprintf(&b, "- Checkpoint: %d records, root hash `%s`\n", r.Log.Size, r.Log.Root)
 	fmt.Fprintf(&b, "- Records of the period: %s\n", r.Log.period())
 	fmt.Fprintf(&b, "\nThis command makes the same report again:\n\n    %s\n\n", r.Reproduce)

@@ -199,11 +199,13 @@ passkey.`,
 
 func (a *app) auditShowCommand() *cobra.Command {
 	var from, last int64
+	var indexes []int64
 	var kind, about string
 	c := &cobra.Command{
 		Use:   "show STORE-URL|FILE",
 		Short: "List records of a log",
 		Example: `  broker audit show sqlite:/var/lib/broker/broker.db --last 20
+  broker audit show export.jsonl --index 17,4811 -o json
   broker audit show export.jsonl --about lse_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
 		Args: exactly(1, "one database (sqlite:PATH) or file"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -218,13 +220,14 @@ func (a *app) auditShowCommand() *cobra.Command {
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				isAbout := recordsAbout(about)
 				wanted := func(item audit.Item, r audit.Record) bool {
-					return isAbout(item, r) && item.Index >= from && (kind == "" || string(r.Kind) == kind)
+					return isAbout(item, r) && item.Index >= from && (len(indexes) == 0 || slices.Contains(indexes, item.Index)) && (kind == "" || string(r.Kind) == kind)
 				}
 				return a.showRecords(c.Context(), src, wanted, last)
 			})
 		},
 	}
 	c.Flags().Int64Var(&from, "from", 0, "the index of the first record")
+	c.Flags().Int64SliceVar(&indexes, "index", nil, "list only the records with these indexes")
 	c.Flags().Int64Var(&last, "last", 0, "list only this many of the newest matching records")
 	c.Flags().StringVar(&kind, "kind", "", "list only records of this kind, such as lease.issued")
 	c.Flags().StringVar(&about, "about", "", "list only records of this request and its leases, this lease or this identity")

@@ -3,6 +3,7 @@ package evidence
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ func (r *Report) Markdown() []byte {
 	fmt.Fprintf(&b, "# Evidence: %s\n\n", text(r.Title))
 	fmt.Fprintf(&b, "- Framework: `%s`, revision %s, <%s>\n", r.Framework, text(r.Revision), r.Source)
 	fmt.Fprintf(&b, "- Period: from %s until %s\n", stamp(r.From), stamp(r.To))
-	fmt.Fprintf(&b, "- Log: %s\n", text(r.Log.Origin))
+	fmt.Fprintf(&b, "- Log: %s\n", name(r.Log.Origin))
 	fmt.Fprintf(&b, "- Checkpoint: %d records, root hash `%s`\n", r.Log.Size, r.Log.Root)
 	fmt.Fprintf(&b, "- Records of the period: %s\n", r.Log.period())
 	fmt.Fprintf(&b, "\nThis command makes the same report again:\n\n    %s\n\n", r.Reproduce)
@@ -66,7 +67,7 @@ func (c *ControlReport) markdown(b *bytes.Buffer) {
 	if len(c.Records) > 0 {
 		b.WriteString("| Record | Time | Kind | Caused by | About | Outcome | Leaf hash |\n|---:|---|---|---|---|---|---|\n")
 		for _, s := range c.Records {
-			fmt.Fprintf(b, "| %d | %s | %s | %s | %s | %s | `%s` |\n", s.Index, s.Time.UTC().Format(audit.TimeFormat), s.Kind, text(s.Who), text(s.About), text(s.Outcome), s.LeafHash)
+			fmt.Fprintf(b, "| %d | %s | %s | %s | %s | %s | `%s` |\n", s.Index, s.Time.UTC().Format(audit.TimeFormat), s.Kind, name(s.Who), name(s.About), name(s.Outcome), s.LeafHash)
 		}
 		b.WriteByte('\n')
 	}
@@ -142,6 +143,17 @@ func indexes(list []int64) string {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// plain are the names that a code span shows as they are.
+var plain = regexp.MustCompile(`^[A-Za-z0-9:/._@~%+=, -]+$`)
+
+// name formats a name from a record.
+func name(s string) string {
+	if plain.MatchString(s) {
+		return "`" + s + "`"
+	}
+	return text(s)
+}
 
 // text escapes what Markdown and HTML would read as more than text. Names in records come
 // from outside.

@@ -46,7 +46,7 @@ func (n *Notice) Key() Key { return n.ID }
 // and never dropped because of their number.
 func (n *Notice) Urgent() bool {
 	switch n.Event {
-	case NoticeBreakGlass, NoticeReviewed, NoticeOverdue, NoticePasskey:
+	case NoticeBreakGlass, NoticeReviewed, NoticeOverdue, NoticePasskey, NoticeSignalsHeld:
 		return true
 	}
 	return false
@@ -102,15 +102,16 @@ type NoticeEvent string
 
 // The events.
 const (
-	NoticePending    NoticeEvent = "request.pending"   // a request waits for approvals of the group
-	NoticeEscalated  NoticeEvent = "request.escalated" // it still waits; the group is notified but can't approve it
-	NoticeApproved   NoticeEvent = "request.approved"
-	NoticeDenied     NoticeEvent = "request.denied"
-	NoticeWithdrawn  NoticeEvent = "request.withdrawn"
-	NoticeBreakGlass NoticeEvent = "break_glass.used" // it waits for a review by the group
-	NoticeReviewed   NoticeEvent = "break_glass.reviewed"
-	NoticeOverdue    NoticeEvent = "break_glass.overdue"
-	NoticePasskey    NoticeEvent = "passkey.enrolled" // a person has a new passkey; about no request
+	NoticePending     NoticeEvent = "request.pending"   // a request waits for approvals of the group
+	NoticeEscalated   NoticeEvent = "request.escalated" // it still waits; the group is notified but can't approve it
+	NoticeApproved    NoticeEvent = "request.approved"
+	NoticeDenied      NoticeEvent = "request.denied"
+	NoticeWithdrawn   NoticeEvent = "request.withdrawn"
+	NoticeBreakGlass  NoticeEvent = "break_glass.used" // it waits for a review by the group
+	NoticeReviewed    NoticeEvent = "break_glass.reviewed"
+	NoticeOverdue     NoticeEvent = "break_glass.overdue"
+	NoticePasskey     NoticeEvent = "passkey.enrolled" // a person has a new passkey; about no request
+	NoticeSignalsHeld NoticeEvent = "signals.held"     // an announcement: security events wait for a person
 
 	NoticeReviewStarted   NoticeEvent = "access_review.started" // these and the following are announcements
 	NoticeReviewReminder  NoticeEvent = "access_review.reminder"

@@ -22,7 +22,6 @@ type Stream struct {
 	StreamKey
 	Status   string    // as the transmitter stated last; empty: enabled
 	StatusAt time.Time // when it was stated
-	Heard    time.Time // when the stream was last known to work, to about a minute
 	Expected []string  // the SHA-256 of the states of requested verifications, the newest first
 
 	// Leases and People count what the events of the last minute ended, by the second.

@@ -27,7 +27,7 @@ func signalFields(r broker.Row, c *coder) {
 	case *broker.Signal:
 		c.fields(&r.Seen, &r.Expires)
 	case *broker.Stream:
-		c.fields(&r.Status, &r.StatusAt, &r.Heard, &r.Expected, &r.Leases, &r.People, &r.Tripped, &r.Next, &r.Holding, &r.Decided, &r.Discarded)
+		c.fields(&r.Status, &r.StatusAt, &r.Expected, &r.Leases, &r.People, &r.Tripped, &r.Next, &r.Holding, &r.Decided, &r.Discarded)
 	case *broker.HeldSignal:
 		c.fields(&r.ID, &r.Kind, &r.Issued, &r.At, &r.Account, &r.Email, &r.SID, &r.Reason, &r.Held, &r.Done)
 	}
@@ -99,6 +99,15 @@ func (r Signals) CountPeople(ctx context.Context) (n int64, err error) {
 		return 0, unavailable("counting people", err)
 	}
 	return n, nil
+}
+
+// CountLive returns the number of leases whose credentials may work at now.
+func (r Signals) CountLive(ctx context.Context, now time.Time) (n int64, err error) {
+	active, err := r.s.CountActive(ctx, now)
+	for _, a := range active {
+		n += a.Leases
+	}
+	return n, err
 }
 
 // HasSession reports whether a session of a provider has this session id at now.

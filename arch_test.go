@@ -31,6 +31,7 @@ var ours = map[string][]string{
 	"broker/activity":           {"broker", "audit"},
 	"broker/inventory":          {"broker", "audit"},
 	"broker/evidence":           {"audit", "internal/strictyaml"},
+	"broker/directory":          {"broker", "audit"},
 	"broker/session":            {"broker", "audit"},
 	"broker/signal":             {"broker", "broker/session", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash

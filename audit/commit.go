@@ -109,6 +109,10 @@ func (r *Record) commitment(field string) Digest {
 		return r.Approval.Comment
 	case r.End != nil && field == "reason":
 		return r.End.Reason
+	case r.Fact != nil && field == "details":
+		return r.Fact.Details
+	case r.Directory != nil && field == "name":
+		return r.Directory.Name
 	case r.Block != nil && field == "reason":
 		return r.Block.Reason
 	case r.Fact != nil && field == "details":

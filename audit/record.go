@@ -55,6 +55,9 @@ const (
 	SignalHeld       Kind = "signal.held"     // a transmitter's events would end too much: a person must decide
 	SignalReleased   Kind = "signal.released" // a person let the held events take effect
 	SignalDiscarded  Kind = "signal.discarded"
+	DirectoryUser    Kind = "directory.user"  // a provisioning client created, changed or deleted a user
+	DirectoryGroup   Kind = "directory.group" // the same of a group, with the members that entered and left
+	DirectoryToken   Kind = "directory.token" // a token of a provisioning client was signed or revoked
 	BlockPlaced      Kind = "block.placed"
 	BlockLifted      Kind = "block.lifted"
 )
@@ -66,7 +69,7 @@ func Kinds() []Kind {
 		RequestCreated, RequestDenied, RequestApproved, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
 		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
 		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
-		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, BlockPlaced, BlockLifted,
+		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, DirectoryUser, DirectoryGroup, DirectoryToken, BlockPlaced, BlockLifted,
 	}
 }
 
@@ -98,6 +101,7 @@ type Record struct {
 	Block     *BlockFacts
 	Signal    *SignalFacts
 	Fact      *FactFacts
+	Directory *DirectoryFacts
 	Count     int   // number of identical events that this record stands for; 0 and 1 mean one
 	Trace     Trace // of the call that caused the event; zero: none
 
@@ -263,6 +267,27 @@ type EndFacts struct {
 	ValidUntil time.Time // when the credential stops working, if revocation cannot end it earlier
 	Fact       string    // of fact_ended: the subject of the fact, as "<kind> <name>"
 	Cause      string    // of fact_ended: why the fact does not hold
+}
+
+// DirectoryFacts describe a change of a user, a group or a token of a provisioning client.
+type DirectoryFacts struct {
+	Source  string // the client's source, "scim:corp"
+	ID      string // of the user, the group or the token
+	Op      string // created, changed, deleted, revoked
+	Person  string // of a user: "<provider>/<sub>"; empty: the user is no person yet
+	Active  bool   // of a user, after the change
+	Manager string // of a user, after the change: "<provider>/<sub>"
+	Changed []string
+	Name    Digest   // of a group: commitment to its name
+	Added   []string // members that entered the group: people, or ids of users
+	Removed []string // members that left it
+
+	// Memberships are, in the record of a vote, the groups for which the person decided
+	// because a directory states the membership, as "<group> <source>". An earlier record of
+	// that source has the change that made the person a member.
+	Memberships []string
+
+	Expires time.Time
 }
 
 // FactFacts describe what a source states about a subject.

@@ -22,8 +22,14 @@ const (
 	maxRests       = 2560 // the subjects of the facts that a request rests on
 	maxOrigin      = 512
 	maxNote        = 2048
-	maxWord        = 64 // ids, and words from small sets
+	maxPerson      = 300  // a provider and a subject
+	maxChanged     = 1024 // names of attributes
+	maxWord        = 64   // ids, and words from small sets
 )
+
+// MaxMembers bounds each list of members in a record, in encoded bytes. A larger change of
+// a group has several records.
+const MaxMembers = 3072
 
 // Bounds of the values from a passkey, in bytes.
 const (
@@ -46,6 +52,7 @@ func (r *Record) fields(c *codec) {
 	c.count("count", &r.Count)
 	sub(c, "decision", &r.Decision, (*DecisionFacts).fields)
 	sub(c, "delegated", &r.Delegated, (*DecisionFacts).fields)
+	sub(c, "directory", &r.Directory, (*DirectoryFacts).fields)
 	sub(c, "end", &r.End, (*EndFacts).fields)
 	sub(c, "fact", &r.Fact, (*FactFacts).fields)
 	sub(c, "key", &r.Key, (*KeyFacts).fields)
@@ -153,6 +160,21 @@ func (f *EndFacts) fields(c *codec) {
 	c.text("how", &f.How, maxWord)
 	c.digest("reason", &f.Reason)
 	c.time("valid_until", &f.ValidUntil)
+}
+
+func (f *DirectoryFacts) fields(c *codec) {
+	c.flag("active", &f.Active)
+	c.texts("added", &f.Added, MaxMembers)
+	c.texts("changed", &f.Changed, maxChanged)
+	c.time("expires", &f.Expires)
+	c.text("id", &f.ID, maxWord)
+	c.text("manager", &f.Manager, maxPerson)
+	c.texts("memberships", &f.Memberships, 2*maxGroups)
+	c.digest("name", &f.Name)
+	c.text("op", &f.Op, maxWord)
+	c.text("person", &f.Person, maxPerson)
+	c.texts("removed", &f.Removed, MaxMembers)
+	c.text("source", &f.Source, maxName)
 }
 
 func (f *FactFacts) fields(c *codec) {

@@ -87,7 +87,7 @@ func (r *Request) closedGroups(rules *Rules, needs []ApprovalNeed) (closed []App
 	for _, need := range needs {
 		members := rules.Groups[need.Group].Members
 		if need.Group == GroupManager {
-			members = r.manager()
+			members = r.manager(rules)
 		} else if rules.Groups[need.Group].Claimed {
 			continue // members by claims cannot be counted
 		}
@@ -119,12 +119,14 @@ func (r *Request) approvalQuery(rules *Rules, who Identity) Query {
 	return Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
 }
 
-// manager returns the requester's manager as named by the requester's provider.
-func (r *Request) manager() []string {
-	if r.Requester.Person == nil || r.Requester.Person.Manager == "" {
+// manager returns the requester's manager: as a directory states it now, or as the
+// requester's provider named it when the request was filed. No one is their own manager.
+func (r *Request) manager(rules *Rules) []string {
+	person := rules.WithLabels(r.Requester).Person
+	if person == nil || person.Manager == "" || rules.People.Same(person.Manager, r.Requester.ID) {
 		return nil
 	}
-	return []string{r.Requester.Person.Manager}
+	return []string{person.Manager}
 }
 
 // groupsOf returns the needed groups of which the person is a member. claimed
@@ -133,7 +135,7 @@ func (r *Request) groupsOf(rules *Rules, who Identity, needs []ApprovalNeed) (gr
 	listed, byClaim := rules.Policy.Groups(who)
 	for _, need := range needs {
 		switch {
-		case need.Group == GroupManager && rules.People.Contains(r.manager(), who.ID), slices.Contains(listed, need.Group):
+		case need.Group == GroupManager && rules.People.Contains(r.manager(rules), who.ID), slices.Contains(listed, need.Group):
 			groups = append(groups, need.Group)
 		case slices.Contains(byClaim, need.Group):
 			groups, claimed = append(groups, need.Group), true
@@ -201,7 +203,8 @@ func (r *Rules) groupsOfPerson(who Identity) []string {
 // ClaimsAge returns the age of the person's claims, and whether they are stale:
 // older than ClaimsFor although some group has members by claims.
 func (b *Broker) ClaimsAge(caller Caller) (age time.Duration, stale bool) {
-	if caller.Subject.Person == nil {
+	who := b.rules.Load().WithLabels(caller.Subject)
+	if who.Person == nil || who.Person.Directory != "" { // a directory states the groups at once
 		return 0, false
 	}
 	age = caller.At.Sub(caller.Subject.Person.Claimed)
@@ -375,7 +378,12 @@ func (b *Broker) recordVote(ctx context.Context, v ballot) error {
 // change any more.
 func (b *Broker) recordBallot(ctx context.Context, v ballot, record audit.Record, challenge challenge, reads []Key, apply func(tx Tx, stored *Request) error) error {
 	record.Caller, record.Openings, record.Signature = v.caller.Actor.Party(), v.approval.openings(), v.signature
+	memberships, texts := v.rules.memberships(v.caller.Subject, v.request, v.approval.Groups)
+	if len(texts) > 0 {
+		record.Directory = &audit.DirectoryFacts{Memberships: texts}
+	}
 	reads = append(append(reads, PersonKey(v.caller.Subject.ID), RevisionKey{}), v.ground.reads()...)
+	reads = append(reads, keys(memberships)...)
 	_, err := b.write(ctx, reads, record, func(tx Tx) error {
 		if err := v.verify(tx, challenge); err != nil {
 			return err
@@ -384,7 +392,7 @@ func (b *Broker) recordBallot(ctx context.Context, v ballot, record audit.Record
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(checkRevision(tx, v.rules.Revision), v.ground.check(tx)); err != nil {
+		if err := errors.Join(checkRevision(tx, v.rules.Revision), v.ground.check(tx), checkMemberships(tx, memberships)); err != nil {
 			return err
 		}
 		if stored.Version != v.before {

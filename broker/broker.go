@@ -29,6 +29,8 @@ type Config struct {
 
 	// Tickets looks at tickets; nil: there is no ticket system.
 	Tickets Tickets
+	// Directory states the groups and the manager of people; nil: only claims do.
+	Directory Directory
 
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int

@@ -62,6 +62,10 @@ type Person struct {
 	Login    time.Time // when the person logged in at the provider (auth_time); zero: unknown
 	Name     string    // for display, as is Email
 	Email    string
+
+	// Directory is the source that states Groups and Manager in place of the provider's
+	// claims; see Rules.WithLabels.
+	Directory string
 }
 
 // A Proof is the evidence of an identity. It has no secret.

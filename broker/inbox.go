@@ -183,7 +183,7 @@ func newVoter(rules *Rules, who Identity) *voter {
 // of the claims.
 func (v *voter) mayDecide(r *Request, needs []ApprovalNeed) bool {
 	asked := slices.ContainsFunc(needs, func(n ApprovalNeed) bool {
-		return v.groups[n.Group] || n.Group == GroupManager && v.rules.People.Contains(r.manager(), v.who.ID)
+		return v.groups[n.Group] || n.Group == GroupManager && v.rules.People.Contains(r.manager(v.rules), v.who.ID)
 	})
 	return asked && !(r.Decision.Obligations.ExcludeTeam && v.teams[r.Requester.Team]) && !r.conflictOfInterest(v.rules, v.who.ID)
 }

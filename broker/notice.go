@@ -138,7 +138,7 @@ func (b *Broker) notifyAt(tx Tx, event NoticeEvent, r *Request, groups []string,
 	}
 	for _, group := range groups {
 		if group == GroupManager && rules.PeopleChannel {
-			for _, person := range r.manager() {
+			for _, person := range r.manager(rules) {
 				put(group, PeopleChannel, person)
 			}
 		}

@@ -29,6 +29,7 @@ func (r *Revision) Key() Key { return r.RevisionKey }
 func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) error {
 	b.reload.Lock()
 	defer b.reload.Unlock()
+	rules.directory = b.cfg.Directory
 	if rules.resourceServers == nil {
 		rules.resourceServers = rules.Catalogue.findResourceServers()
 	}

@@ -27,6 +27,7 @@ type Rules struct {
 	Revision      audit.Digest            // of everything above
 	Files         map[string]audit.Digest // digests by name, for the record
 
+	directory       Directory       // nil: claims alone count; set when the rules come into force
 	resourceServers map[string]bool // of all entitlements; set when the rules come into force
 }
 
@@ -114,11 +115,12 @@ func (l WorkloadLabels) Covers(id string) bool {
 }
 
 // WithLabels returns the identity with the operator's labels: those of a workload, or
-// the linked accounts of a person. Operators have none.
+// the linked accounts of a person and what a directory states about the person. Operators have none.
 func (r *Rules) WithLabels(who Identity) Identity {
 	who.Suppliers = r.Suppliers.Of(who)
 	if who.Kind == KindPerson {
 		who.Accounts = r.People.accounts[who.ID]
+		who.Person = r.stated(who)
 		return who
 	}
 	if who.Kind != KindWorkload && who.Kind != KindAgent {
@@ -129,6 +131,21 @@ func (r *Rules) WithLabels(who Identity) Identity {
 		who.Kind, who.Team, who.Accountable = labels.Kind, labels.Team, labels.Accountable
 	}
 	return who
+}
+
+// stated returns a person with the groups and the manager that a directory states, which
+// replace the claims of the last login.
+func (r *Rules) stated(who Identity) *Person {
+	if r.directory == nil || who.Person == nil {
+		return who.Person
+	}
+	known, ok := r.directory.Person(who.ID)
+	if !ok {
+		return who.Person
+	}
+	person := *who.Person
+	person.Groups, person.Manager, person.Directory = known.Groups, known.Manager, known.Source
+	return &person
 }
 
 // LabelsOf returns the labels with the longest path that covers id, and whether

@@ -251,6 +251,7 @@ func (f *fielder) rest(r *audit.Record) {
 		f.time("Until", x.Until)
 		f.committed("Details", "details", x.Details)
 	}
+	f.directory(r.Directory)
 	if k := r.Key; k != nil {
 		f.group("Key")
 		f.text("Key", k.ID)

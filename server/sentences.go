@@ -21,6 +21,7 @@ var kindTitles = map[audit.Kind]string{
 	audit.LeaseRevoking: "Revocation not confirmed yet", audit.LeaseRevoked: "Credential ended", audit.LeaseAbandoned: "Lease abandoned",
 	audit.FactChanged: "Fact changed", audit.FactEnded: "Fact ended, and the access that rests on it",
 	audit.SignalHeld: "Security events held for a person", audit.SignalReleased: "Held events released", audit.SignalDiscarded: "Held events discarded",
+	audit.DirectoryUser: "User provisioned, changed or deleted", audit.DirectoryGroup: "Group or its members changed", audit.DirectoryToken: "Token of a provisioning client",
 	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
 }
 
@@ -80,8 +81,11 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.SignalDiscarded: func(r *audit.Record) string {
 		return by(r) + " discarded the held events of " + transmitterOf(r) + eventsOf(r) + "."
 	},
-	audit.BlockPlaced: func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
-	audit.BlockLifted: func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+	audit.BlockPlaced:    func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
+	audit.BlockLifted:    func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+	audit.DirectoryUser:  sayDirectoryUser,
+	audit.DirectoryGroup: sayDirectoryGroup,
+	audit.DirectoryToken: sayDirectoryToken,
 }
 
 // by returns the subject of a sentence.

@@ -95,6 +95,9 @@ func newRow(key broker.Key) (broker.Row, error) {
 	case broker.HeldSignalKey:
 		return &broker.HeldSignal{HeldSignalKey: k}, nil
 	}
+	if r := directoryRow(key); r != nil {
+		return r, nil
+	}
 	return nil, fmt.Errorf("a key of type %T has no table", key)
 }
 
@@ -138,6 +141,9 @@ func rowFields(r broker.Row, c *coder) error {
 	case *broker.Signal, *broker.Stream, *broker.HeldSignal:
 		signalFields(r, c)
 	default:
+		if directoryFields(r, c) {
+			return nil
+		}
 		return fmt.Errorf("a row of type %T has no table", r)
 	}
 	return nil
@@ -176,7 +182,7 @@ func identityFields(i *broker.Identity, c *coder) {
 }
 
 func personFields(p *broker.Person, c *coder) {
-	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email)
+	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email, &p.Directory)
 }
 
 func decisionFields(d *broker.Decision, c *coder) {

@@ -35,6 +35,10 @@ const (
 	signals
 	streams
 	heldSignals
+	directoryUsers
+	directoryGroups
+	directoryMembers
+	scimTokens
 	tableCount
 )
 
@@ -63,6 +67,11 @@ var tables = [tableCount]struct {
 	signals:     {"signals", 0, []string{"expires"}},
 	streams:     {"streams", 0, nil},
 	heldSignals: {"held_signals", 0, []string{"transmitter", "number"}},
+
+	directoryUsers:   {"directory_users", 16, []string{"expires"}},
+	directoryGroups:  {"directory_groups", 16, []string{"expires"}},
+	directoryMembers: {"directory_members", 32, []string{"expires"}},
+	scimTokens:       {"scim_tokens", 16, []string{"expires"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -137,6 +146,9 @@ func locate(key broker.Key) (table, []byte, error) {
 		return streams, joined(string(k)), nil
 	case broker.HeldSignalKey:
 		return heldSignals, heldSignalID(k), nil
+	}
+	if t, id, ok := locateDirectory(key); ok {
+		return t, id, nil
 	}
 	return 0, nil, fmt.Errorf("a key of type %T has no table", key)
 }
@@ -215,6 +227,8 @@ func extraColumns(r broker.Row) []any {
 		return []any{ceilMillis(r.Expires)}
 	case *broker.Delivery:
 		return []any{ceilMillis(r.Expires)}
+	case *broker.DirectoryUser, *broker.DirectoryGroup, *broker.DirectoryMember, *broker.SCIMToken:
+		return directoryColumns(r)
 	}
 	return nil
 }
@@ -325,6 +339,14 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.LoginKey(id), nil
 	case collected:
 		return broker.CollectedKey(id), nil
+	case directoryUsers:
+		return broker.DirectoryUserID(id), nil
+	case directoryGroups:
+		return broker.DirectoryGroupID(id), nil
+	case directoryMembers:
+		return broker.DirectoryMemberKey{Group: broker.DirectoryGroupID(id[:16]), User: broker.DirectoryUserID(id[16:])}, nil
+	case scimTokens:
+		return broker.SCIMTokenID(id), nil
 	case standings:
 		return standingKey(id)
 	}

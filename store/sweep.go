@@ -20,7 +20,7 @@ const sweepBatch = 500
 // counts of live leases read the rows that it has not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
-	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, deliveries, signals} {
+	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, deliveries, signals, directoryUsers, directoryGroups, directoryMembers, scimTokens} {
 		for {
 			n, err := s.sweep(ctx, t, now)
 			if err != nil {

@@ -16,9 +16,25 @@ type Facts struct {
 	Proof          Proof             `json:"proof"`                 // of the requester, at the time of the request
 	From           string            `json:"from,omitempty"`        // the requester's network address
 	TicketURL      string            `json:"ticket_url,omitempty"`
+	Ticket         *TicketSeen       `json:"ticket,omitempty"`       // what its tracker last stated; nil: the broker has not looked at it
 	History        []RequestHistory  `json:"past,omitempty"`         // of the requester, over the 30 days before, by entitlement
 	Similar        []PastRequest     `json:"similar,omitempty"`      // the newest of these requests for the same entitlement, newest first
 	HistoryPartial bool              `json:"past_partial,omitempty"` // only the newest requests are counted
+}
+
+// A TicketSeen is what a tracker stated about a ticket. Title, Status and Assignee are texts
+// of other people.
+type TicketSeen struct {
+	Tracker     string    `json:"tracker"`
+	ID          string    `json:"id"`
+	Title       string    `json:"title,omitempty"`
+	Status      string    `json:"status,omitempty"`
+	States      []string  `json:"states,omitempty"` // in the words of policies; absent: it is closed
+	Assignee    string    `json:"assignee,omitempty"`
+	Assignees   []string  `json:"assignees,omitempty"` // identities that the broker knows
+	WindowFrom  time.Time `json:"window_from,omitzero"`
+	WindowUntil time.Time `json:"window_until,omitzero"`
+	SeenAt      time.Time `json:"seen_at"`
 }
 
 // A RequestHistory counts earlier requests for one entitlement.

@@ -103,6 +103,15 @@ func (f *Facts) unmet(s *Standing, rules *Rules, requests []*Request, now time.T
 	return ends
 }
 
+// SeenTicket returns what a tracker last stated about the ticket of a request, from memory;
+// nil if the broker has not looked at it. The caller must be allowed to view the request.
+func (f *Facts) SeenTicket(r *Request) *Ticket {
+	if f.b.cfg.Tickets == nil || r.Ticket == "" {
+		return nil
+	}
+	return f.b.cfg.Tickets.Seen(r.Ticket)
+}
+
 // HasResting reports whether access rests on a subject at now: a pending request, a grant,
 // or a lease.
 func (f *Facts) HasResting(ctx context.Context, key StandingKey, now time.Time) (found bool, err error) {

@@ -90,6 +90,7 @@ func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Requ
 	if s.cfg.TicketURL != "" && r.Ticket != "" {
 		f.TicketURL = strings.ReplaceAll(s.cfg.TicketURL, "{ticket}", url.PathEscape(r.Ticket))
 	}
+	f.Ticket = toTicket(b.Facts.SeenTicket(r))
 	history, err := b.RequestHistory(ctx, caller, r)
 	for _, p := range history.Counts {
 		f.History = append(f.History, api.RequestHistory{Entitlement: p.Entitlement, Asked: p.Asked, Granted: p.Granted, Denied: p.Refused, Pending: p.Pending})
@@ -99,6 +100,17 @@ func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Requ
 	}
 	f.HistoryPartial = history.Partial
 	return f, err
+}
+
+// toTicket converts what a tracker stated; nil if the broker has not looked.
+func toTicket(t *broker.Ticket) *api.TicketSeen {
+	if t == nil {
+		return nil
+	}
+	return &api.TicketSeen{
+		Tracker: t.Tracker, ID: t.ID, Title: t.Title, Status: t.Status, States: t.States, Assignee: t.Assignee, Assignees: t.Assignees,
+		WindowFrom: utc(t.From), WindowUntil: utc(t.Until), SeenAt: t.Looked.UTC(),
+	}
 }
 
 // toPast converts an earlier request. Its ID is only for readers who may view it.

@@ -1,6 +1,7 @@
 package tickets
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -71,6 +72,7 @@ type Failure struct {
 	Err   error
 	Whole bool          // the tracker as a whole does not answer, not only for this ticket
 	After time.Duration // when the tracker wants to be called again; zero: it did not say
+	Moved bool          // it is elsewhere for good: 301 (RFC 9110, section 15.4.2)
 }
 
 func (f *Failure) Error() string { return f.Err.Error() }
@@ -155,7 +157,7 @@ func checkStatus(resp *http.Response) error {
 	case s == http.StatusNotFound, s == http.StatusGone:
 		return ErrNoTicket
 	case s/100 == 3:
-		return &Failure{Err: fmt.Errorf("the tracker answered with a redirect (%d), which is not followed", s)}
+		return &Failure{Err: fmt.Errorf("the tracker answered with a redirect (%d), which is not followed", s), Moved: s == http.StatusMovedPermanently}
 	case s == http.StatusUnauthorized:
 		return &Failure{Err: fmt.Errorf("%w: it does not accept the broker's credentials", failed), Whole: true}
 	case s == http.StatusTooManyRequests, s == http.StatusServiceUnavailable, s == http.StatusForbidden && exhausted(resp.Header):
@@ -187,7 +189,9 @@ func decode(body io.Reader, v any) error {
 	case len(text) > maxAnswer:
 		return &Failure{Err: fmt.Errorf("the tracker's answer is longer than %d bytes", maxAnswer)}
 	}
-	if err := json.Unmarshal(text, v); err != nil {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber() // a long number is an id
+	if err := d.Decode(v); err != nil || d.More() {
 		return &Failure{Err: errors.New("the tracker's answer is not the expected JSON")} // without the text, which is the tracker's
 	}
 	return nil

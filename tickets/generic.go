@@ -26,11 +26,10 @@ type Fields struct {
 const ticketPlace = "{ticket}"
 
 type generic struct {
-	cfg            GenericConfig
-	before, after  string // the URL, around the id
-	inQuery        bool
-	client         *client
-	fieldsOfAnswer map[string]string
+	cfg           GenericConfig
+	before, after string // the URL, around the id
+	inQuery       bool
+	client        *client
 }
 
 // NewGeneric returns the source of a system that is none of the other kinds.
@@ -77,9 +76,7 @@ func (g *generic) Fetch(ctx context.Context, id string) (Answer, error) {
 		return Answer{}, unexpected("state")
 	}
 	a.Open = a.Status == "open"
-	for _, who := range textsAt(answer, f.Assignee) {
-		a.Assignees = append(a.Assignees, who)
-	}
+	a.Assignees = textsAt(answer, f.Assignee)
 	a.Assignee = strings.Join(a.Assignees, ", ")
 	a.From, a.Until = timeAt(answer, f.From), timeAt(answer, f.Until)
 	return a, nil
@@ -113,12 +110,10 @@ func textAt(v any, pointer string) string {
 	switch found := at(v, pointer).(type) {
 	case string:
 		return found
-	case bool, float64:
-		text, err := json.Marshal(found)
-		if err != nil {
-			return ""
-		}
-		return string(text)
+	case json.Number:
+		return found.String()
+	case bool:
+		return strconv.FormatBool(found)
 	}
 	return ""
 }

@@ -66,7 +66,12 @@ func (g *gitHub) Fetch(ctx context.Context, id string) (Answer, error) {
 	}
 	header := http.Header{"Accept": {"application/vnd.github+json"}, "X-Github-Api-Version": {"2022-11-28"}}
 	var issue gitHubIssue
-	if err := g.client.get(ctx, address, header, &issue); err != nil {
+	err = g.client.get(ctx, address, header, &issue)
+	var failure *Failure
+	switch {
+	case errors.As(err, &failure) && failure.Moved: // transferred to another repository
+		return Answer{}, ErrNoTicket
+	case err != nil:
 		return Answer{}, err
 	}
 	switch {

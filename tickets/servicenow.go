@@ -63,16 +63,19 @@ func (s *serviceNow) Fetch(ctx context.Context, id string) (Answer, error) {
 		return Answer{}, err
 	}
 	var answer struct {
-		Result []map[string]tableValue `json:"result"`
+		Result *[]map[string]tableValue `json:"result"`
 	}
 	if err := s.client.get(ctx, address, nil, &answer); err != nil {
 		return Answer{}, err
 	}
-	switch len(answer.Result) {
+	if answer.Result == nil {
+		return Answer{}, unexpected("result")
+	}
+	switch rows := *answer.Result; len(rows) {
 	case 0:
 		return Answer{}, ErrNoTicket
 	case 1:
-		return s.read(answer.Result[0])
+		return s.read(rows[0])
 	}
 	return Answer{}, &Failure{Err: errors.New("the tracker has several tickets of that number")}
 }

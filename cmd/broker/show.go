@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -100,6 +101,27 @@ func (c card) rows(name string, rows []string) {
 	}
 }
 
+// ticket writes what a tracker stated. Its texts are quoted as all texts of other people.
+func (c card) ticket(t *api.TicketSeen) {
+	if t == nil {
+		return
+	}
+	c.quote("in "+t.Tracker, t.Title)
+	c.line("", "(written in "+t.Tracker+", not verified)")
+	c.line("state", fmt.Sprintf("%s (%s), seen %s", cmp.Or(strings.Join(t.States, ", "), "closed"), t.Status, clock(t.SeenAt)))
+	switch {
+	case t.Assignee == "":
+		c.line("assignee", "nobody")
+	case len(t.Assignees) == 0:
+		c.line("assignee", "not known to the broker: "+t.Assignee)
+	default:
+		c.line("assignee", strings.Join(t.Assignees, ", ")+" ("+t.Assignee+")")
+	}
+	if !t.WindowUntil.IsZero() {
+		c.line("window", clock(t.WindowFrom)+" to "+clock(t.WindowUntil))
+	}
+}
+
 // writeRequest writes all fields of a request, with its facts if the broker sent them.
 func writeRequest(w io.Writer, r *api.Request) {
 	c, f := card{w}, r.Facts
@@ -119,6 +141,7 @@ func writeRequest(w io.Writer, r *api.Request) {
 	}
 	c.written("why", r.Justification)
 	c.line("ticket", strings.TrimSpace(r.Ticket+" "+f.TicketURL))
+	c.ticket(f.Ticket)
 	c.line("entitlement", entitlementOf(r, f))
 	c.scopes(r.Scopes, f.ScopeTexts)
 	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {

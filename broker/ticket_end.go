@@ -53,7 +53,7 @@ func (f *Facts) LeaveTicket(ctx context.Context, key StandingKey, now time.Time)
 // not meet at now. It may be repeated: what has ended stays as it is.
 func (f *Facts) CheckTicket(ctx context.Context, key StandingKey, now time.Time) error {
 	s, err := f.read(ctx, key)
-	if err != nil || s.ticket() == nil {
+	if err != nil || s.ticket() == nil || s.ticket().State != FactActive { // the end of the fact is under way
 		return err
 	}
 	rules := f.b.rules.Load()

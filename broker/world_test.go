@@ -45,6 +45,7 @@ type worldConfig struct {
 	policies string
 	sources  map[string]broker.SourceRule
 	observe  func(broker.Event)
+	tickets  broker.Tickets
 }
 
 // testPolicies permit agents every entitlement of testCatalogue, under the
@@ -119,7 +120,7 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 			"all.cedar":   {Data: []byte(policies)},
 			"groups.yaml": {Data: []byte(groups)},
 		},
-		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, Labels: []broker.WorkloadLabels{
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, TicketStates: []string{"open", "implementing"}, Labels: []broker.WorkloadLabels{
 			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
 		},
 	})
@@ -152,7 +153,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		wrapped = cfg.wrap(s)
 	}
 	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: wrapped, Observe: cfg.observe})
-	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe, Sources: cfg.sources}, w.rules)
+	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe, Sources: cfg.sources, Tickets: cfg.tickets}, w.rules)
 	w.sessions, err = session.New(session.Config{
 		Store: wrapped, NotifiesPeople: func() bool { return w.broker.Rules().PeopleChannel }, People: func() broker.People { return w.broker.Rules().People },
 	})

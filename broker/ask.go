@@ -248,7 +248,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 		return nil, Unavailable(view)
 	}
 	if !same.IsZero() {
-		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.isOpen(now) {
+		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.isOpen(now) && prior.Created.After(f.footing.fallen) {
 			prior.Reused = true
 			return prior, nil
 		}

@@ -159,6 +159,34 @@ func TestEndOfAnAgentIsFinalForItsGrants(t *testing.T) {
 	}
 }
 
+// An identical request does not lead back to a grant that can't be collected any more.
+func TestAnIdenticalRequestAfterAnEndIsNew(t *testing.T) {
+	w, _ := factWorld(t, worldConfig{})
+	key := broker.StandingKey{Kind: broker.FactAgent, Name: agent(noon).ID}
+	ask := broker.Ask{Entitlement: "tickets", Scopes: []string{"tickets:close"}, Justification: "incident"}
+	file := func(at time.Time) *broker.Request {
+		t.Helper()
+		r, err := w.broker.Ask(t.Context(), broker.Self(agent(noon), at), ask, broker.IdempotencyKey{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	first := file(noon)
+	if _, err := w.vote(t, approver("ben", noon), first, broker.Vote{Approve: true, Digest: first.Digest}, noon); err != nil {
+		t.Fatal(err)
+	}
+	if again := file(noon.Add(time.Second)); again.ID != first.ID {
+		t.Fatalf("an identical request before the end: got %s, want %s", again.ID, first.ID)
+	}
+	w.report(t, key, ended, noon.Add(time.Minute))
+	w.end(t, noon.Add(time.Minute))
+	w.report(t, key, active, noon.Add(2*time.Minute))
+	if again := file(noon.Add(3 * time.Minute)); again.ID == first.ID || again.State(noon.Add(3*time.Minute)) != broker.RequestPending {
+		t.Errorf("after the end: got %s in state %v", again.ID, again.State(noon.Add(3*time.Minute)))
+	}
+}
+
 // No one has to act when the known end comes.
 func TestAccessEndsWithTheFact(t *testing.T) {
 	w, _ := factWorld(t, worldConfig{})

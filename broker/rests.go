@@ -15,6 +15,9 @@ type footing struct {
 	rests []StandingKey // what the grant rests on, sorted; found by index when one ends
 	seen  []seenStanding
 	until time.Time // the earliest known end; zero: none is known
+
+	// fallen is when any of it last stopped holding. Grants from before do not revive.
+	fallen time.Time
 }
 
 // A seenStanding is a standing by which a decision was made.
@@ -79,6 +82,9 @@ func (b *Broker) check(ctx context.Context, f *footing, key StandingKey, since, 
 	}
 	f.seen = append(f.seen, seenStanding{key, s.Version})
 	f.until = earlier(f.until, s.Until())
+	if s.Fallen.After(f.fallen) {
+		f.fallen = s.Fallen
+	}
 	if cause := b.Facts.Fault(s, now); cause != "" {
 		return nil, refuseFact(key, cause)
 	}

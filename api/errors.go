@@ -51,6 +51,7 @@ const (
 	ReviewOverdue         Code = "review_overdue"
 	FactEnded             Code = "fact_ended"
 	FactUnknown           Code = "fact_unknown"
+	NotAssessed           Code = "not_assessed"
 	NoReview              Code = "no_review_open"
 	LimitReached          Code = "limit_reached"
 	MaxActiveReached      Code = "max_active_reached"

@@ -48,6 +48,8 @@ const (
 	approvalDomain = "accessbroker/approval/v1\n"
 	reviewDomain   = "accessbroker/review/v1\n"
 	passkeyDomain  = "accessbroker/passkey/v1\n"
+
+	assessmentDomain = "accessbroker/assessment/v1\n"
 )
 
 // Challenge returns what a person's passkey signs for a vote: SHA-256 over the
@@ -89,6 +91,20 @@ func (f *PasskeyFacts) Challenge(voucher, person string, nonce Digest) Digest {
 		String("rp", f.RP).
 		String("voucher", voucher)
 	return sha256.Sum256(append([]byte(passkeyDomain), o.Bytes()...))
+}
+
+// AssessmentChallenge returns what the assessor's passkey signs.
+func (f *SupplierFacts) AssessmentChallenge(person string, nonce Digest) Digest {
+	o := NewObject().
+		Hex("answers", f.Answers).
+		Hex("digest", f.Digest).
+		Hex("evidence", f.Evidence).
+		Hex("nonce", nonce).
+		String("person", person).
+		String("risk", f.Risk).
+		String("supplier", f.Name).
+		String("until", f.Until.UTC().Format(time.RFC3339))
+	return sha256.Sum256(append([]byte(assessmentDomain), o.Bytes()...))
 }
 
 // The layout of authenticator data (section 6.1): hash of the relying party id,

@@ -113,10 +113,14 @@ func (r *Record) commitment(field string) Digest {
 		return r.Fact.Details
 	case r.Directory != nil && field == "name":
 		return r.Directory.Name
+	case r.Supplier != nil && field == "answers":
+		return r.Supplier.Answers
+	case r.Supplier != nil && field == "evidence":
+		return r.Supplier.Evidence
+	case r.Supplier != nil && field == "reason":
+		return r.Supplier.Reason
 	case r.Block != nil && field == "reason":
 		return r.Block.Reason
-	case r.Fact != nil && field == "details":
-		return r.Fact.Details
 	}
 	return Digest{}
 }

@@ -42,6 +42,7 @@ func fullRecord() Record {
 		Log:       &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
 		Block:     &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
 		Directory: &DirectoryFacts{Source: "scim:corp", ID: "usr_1", Op: "changed", Person: "login/ana", Active: true, Manager: "login/bo", Changed: []string{"active"}, Name: digest(20), Added: []string{"login/ana"}, Removed: []string{"login/bo"}, Memberships: []string{"dba scim:corp"}, Expires: someTime},
+		Supplier:  &SupplierFacts{Name: "acme-data", ID: "asm_1", Digest: digest(20), Risk: "medium", Answers: digest(21), Evidence: digest(22), Reason: digest(23), From: someTime, Until: someTime},
 		Fact:      &FactFacts{Subject: "supplier acme-data", Source: "file", State: "ended", Cause: "contract_ended", From: someTime, Until: someTime, Details: digest(19)},
 		Signal:    &SignalFacts{Transmitter: "okta", Event: "account_disabled", ID: digest(20), Events: 3, Leases: 4, People: 5},
 		Count:     7,

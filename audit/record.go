@@ -32,6 +32,7 @@ const (
 	RequestCreated   Kind = "request.created"   // pending, or approved by policy
 	RequestDenied    Kind = "request.denied"    // by policy or by a person
 	RequestApproved  Kind = "request.approved"  // by the last required approval
+	RequestAssessed  Kind = "request.assessed"  // the supplier's assessment for which it waited exists; approved unless approvals are missing
 	RequestWithdrawn Kind = "request.withdrawn" // by its requester
 	RequestRevoked   Kind = "request.revoked"   // a person or the kill switch ended the grant or the pending request
 	ApprovalGiven    Kind = "approval.given"    // a vote that does not decide the request
@@ -60,16 +61,23 @@ const (
 	DirectoryToken   Kind = "directory.token" // a token of a provisioning client was signed or revoked
 	BlockPlaced      Kind = "block.placed"
 	BlockLifted      Kind = "block.lifted"
+
+	SupplierAssessed   Kind = "supplier.assessed"   // a person assessed the risk of a supplier
+	SupplierEnding     Kind = "supplier.ending"     // the sponsor of a supplier was notified that its contract ends soon
+	ExtensionRequested Kind = "extension.requested" // a sponsor wants the contract of a supplier to run longer
+	ExtensionApproved  Kind = "extension.approved"  // another person approved it
+	ExtensionDenied    Kind = "extension.denied"
 )
 
 // Kinds returns every kind, grouped by subject.
 func Kinds() []Kind {
 	return []Kind{
 		LogOpened, PolicyLoaded, KeyCreated, KeyRetired,
-		RequestCreated, RequestDenied, RequestApproved, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
+		RequestCreated, RequestDenied, RequestApproved, RequestAssessed, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
 		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
 		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
 		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, DirectoryUser, DirectoryGroup, DirectoryToken, BlockPlaced, BlockLifted,
+		SupplierAssessed, SupplierEnding, ExtensionRequested, ExtensionApproved, ExtensionDenied,
 	}
 }
 
@@ -100,6 +108,7 @@ type Record struct {
 	Signature *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
 	Block     *BlockFacts
 	Signal    *SignalFacts
+	Supplier  *SupplierFacts
 	Fact      *FactFacts
 	Directory *DirectoryFacts
 	Count     int   // number of identical events that this record stands for; 0 and 1 mean one
@@ -334,4 +343,18 @@ type LogFacts struct {
 type BlockFacts struct {
 	Selector string // "holder spiffe://…", "under …", "entitlement …"
 	Reason   Digest
+}
+
+// SupplierFacts describe an assessment of a supplier's risk, an extension of its contract,
+// or a notice to its sponsor.
+type SupplierFacts struct {
+	Name     string
+	ID       string    // of the assessment or the extension
+	Digest   Digest    // of the supplier as suppliers.yaml has it, and as the person saw it
+	Risk     string    // low, medium, high, critical
+	Answers  Digest    // commitment to the questions and answers
+	Evidence Digest    // commitment
+	Reason   Digest    // of an extension: commitment to the reason, or to the comment of the decision
+	From     time.Time // of an extension: the end of the contract that it extends
+	Until    time.Time // how long the assessment is valid, or the contract runs
 }

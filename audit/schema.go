@@ -67,6 +67,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "signal", &r.Signal, (*SignalFacts).fields)
 	sub(c, "signature", &r.Signature, (*SignatureFacts).fields)
 	sub(c, "subject", &r.Subject, (*Party).fields)
+	sub(c, "supplier", &r.Supplier, (*SupplierFacts).fields)
 	c.commitTime("time", &r.Time)
 	c.trace("traceparent", &r.Trace)
 	c.version("v")
@@ -211,6 +212,18 @@ func (f *KeyFacts) fields(c *codec) {
 func (f *LogFacts) fields(c *codec) {
 	c.text("origin", &f.Origin, maxOrigin)
 	c.text("previous", &f.Previous, maxNote)
+}
+
+func (f *SupplierFacts) fields(c *codec) {
+	c.digest("answers", &f.Answers)
+	c.digest("digest", &f.Digest)
+	c.digest("evidence", &f.Evidence)
+	c.time("from", &f.From)
+	c.text("id", &f.ID, maxWord)
+	c.text("name", &f.Name, maxWord)
+	c.digest("reason", &f.Reason)
+	c.text("risk", &f.Risk, maxWord)
+	c.time("until", &f.Until)
 }
 
 func (f *BlockFacts) fields(c *codec) {

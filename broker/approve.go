@@ -54,6 +54,7 @@ func (b *Broker) checkQuorum(ctx context.Context, rules *Rules, r *Request, need
 		return refuse(ErrNobodyCanApprove, "policy excludes the requester's team from approving, but the team is not a group: ask the operators to set a team that is a group")
 	}
 	closed, all := r.closedGroups(rules, needs)
+	all = slices.DeleteFunc(all, func(a Approval) bool { return !b.present(ctx, rules, a.Person, now) })
 	if _, full := assignApprovers(closed, all); !full {
 		return refuse(ErrNobodyCanApprove, "fewer people may approve or review this than policy requires: ask the operators")
 	}
@@ -290,7 +291,7 @@ func (r *Request) approval(caller Caller, v Vote, groups []string, e *Entitlemen
 		Person: caller.Subject.ID, Accounts: caller.Subject.Accounts, Groups: groups, Digest: v.Digest, Approve: v.Approve, Comment: v.Comment, Salt: v.salt(),
 		Scopes: slices.Sorted(slices.Values(v.Scopes)), TTL: v.TTL, Duration: v.Duration, At: caller.At,
 	}
-	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
+	if err := CheckText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return a, err
 	}
 	switch {

@@ -46,12 +46,12 @@ func (b *Broker) decide(ctx context.Context, f *filing, ask Ask) error {
 	switch {
 	case err != nil:
 		code = Code(err)
-	case len(f.request.Decision.Obligations.Approvals) > 0:
+	case f.request.needsPeople():
 		code = Code(ErrPending)
 	}
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(f.e), Code: code})
 	var refusal *Refusal
-	if errors.As(err, &refusal) && (errors.Is(err, ErrDenied) || isFact(err)) && !ask.DryRun {
+	if errors.As(err, &refusal) && (errors.Is(err, ErrDenied) || errors.Is(err, ErrNotAssessed) || isFact(err)) && !ask.DryRun {
 		err = b.denied(ctx, f, ask, refusal)
 		f.request = nil
 	}
@@ -138,6 +138,7 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 // decideQuery evaluates a query against policy. An error denies.
 func (b *Broker) decideQuery(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
 	start := time.Now()
+	q.Extended = b.extended(ctx, rules, rules.Suppliers.Of(q.Principal))
 	d, err := rules.Policy.Decide(ctx, q, now)
 	code := "permit"
 	switch {
@@ -208,7 +209,7 @@ func (f *filing) record() audit.Record {
 // must approve.
 func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 	r, now := f.request, f.caller.At
-	if len(r.Decision.Obligations.Approvals) == 0 {
+	if !r.needsPeople() {
 		blocks := blockKeys(r.Requester, f.e)
 		r.commit(now)
 		r.approve(now)
@@ -258,7 +259,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	r.Lapses = earlier(now.Add(r.Waits()), r.Until)
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester)
-	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks, f.footing.reads()), f.record(), func(tx Tx) error {
+	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks, f.footing.reads(), r.awaited()), f.record(), func(tx Tx) error {
 		if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx)); err != nil {
 			return err
 		}
@@ -277,6 +278,9 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 		tx.Put(c)
 		tx.Put(&OpenAsk{AskKey: open, Request: r.ID, Expires: r.Lapses})
 		tx.Put(r)
+		if err := announceWaiting(tx, rules, r, now); err != nil {
+			return err
+		}
 		b.notify(tx, NoticePending, r, r.approverGroups(), rules, now)
 		for _, step := range r.Decision.Obligations.Escalations {
 			b.notifyAt(tx, NoticeEscalated, r, []string{step.Group}, rules, now.Add(step.After), now)

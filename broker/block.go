@@ -95,7 +95,7 @@ func (b *Broker) setBlock(ctx context.Context, caller Caller, s Selector, reason
 
 // checkReason returns the trimmed reason, which must not be empty.
 func checkReason(reason string) (string, error) {
-	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+	if err := CheckText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return "", err
 	}
 	if reason = strings.TrimSpace(reason); reason == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,6 +100,13 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 20
 	}
+	cfg.Sources = maps.Clone(cfg.Sources)
+	if cfg.Sources == nil {
+		cfg.Sources = map[string]SourceRule{}
+	}
+	file := cfg.Sources[FileSource]
+	file.Governs = governedByFile
+	cfg.Sources[FileSource] = file
 	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
 	b.Facts = newFacts(b)
 	if err := b.SetRules(ctx, caller, rules); err != nil {

@@ -71,7 +71,7 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 	if err != nil || ask.DryRun {
 		return nil, r, err
 	}
-	if len(r.Decision.Obligations.Approvals) > 0 {
+	if r.needsPeople() {
 		filed, err := b.filePending(ctx, f)
 		if err == nil && filed.State(caller.At) == RequestApproved {
 			return b.collectReused(ctx, caller, filed, key)
@@ -228,6 +228,10 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if !c.decision.Permit {
 		return nil, b.denyCollect(ctx, c, decision)
 	}
+	var approvers footing
+	if err := b.voidApprovals(ctx, rules, &approvers, c.request, c.caller.At); err != nil {
+		return nil, err
+	}
 	if err := c.checkCovered(rules); err != nil {
 		return nil, err
 	}
@@ -235,6 +239,10 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 		err = b.restOnTicket(ctx, &c.footing, rules, c.request, &decision.Obligations.TicketTerms, ticketCheck{since: c.request.Created, now: c.caller.At})
 	}
 	if err != nil {
+		return nil, b.fallen(ctx, c, err)
+	}
+	c.footing.seen = append(c.footing.seen, approvers.seen...)
+	if err := b.stillAssessed(ctx, rules, c); err != nil {
 		return nil, b.fallen(ctx, c, err)
 	}
 	issued, err := b.issue(ctx, c)

@@ -47,7 +47,7 @@ func (a *Ask) checkForm() error {
 			return refuse(ErrInvalidScope, fmt.Sprintf("a scope must be 1 to %d printable ASCII characters without space, quote or backslash", MaxScopeLength))
 		}
 	}
-	if err := checkText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
+	if err := CheckText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
 		return err
 	}
 	return CheckLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
@@ -57,9 +57,9 @@ func (a *Ask) checkForm() error {
 // a scope token.
 func notScopeChar(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
 
-// checkText bounds a free text. It refuses control characters, because people
+// CheckText bounds a free text. It refuses control characters, because people
 // read the text in terminals too.
-func checkText(sentinel error, field, s string, most int) error {
+func CheckText(sentinel error, field, s string, most int) error {
 	switch {
 	case len(s) > most:
 		return refuse(sentinel, fmt.Sprintf("%s is longer than %d bytes", field, most))
@@ -73,13 +73,13 @@ func checkText(sentinel error, field, s string, most int) error {
 	return nil
 }
 
-// CheckLine is checkText for a text that is shown among other lines. A line break
+// CheckLine is CheckText for a text that is shown among other lines. A line break
 // could fake another line.
 func CheckLine(sentinel error, field, s string, most int) error {
 	if strings.ContainsAny(s, "\n\t\u2028\u2029") {
 		return refuse(sentinel, field+" must be a single line")
 	}
-	return checkText(sentinel, field, s, most)
+	return CheckText(sentinel, field, s, most)
 }
 
 // reorders reports whether a character is an explicit directional format (UAX

@@ -51,6 +51,7 @@ const (
 	ErrReviewOverdue         = sentinel("review_overdue")          // an earlier break-glass use is unreviewed
 	ErrFactEnded             = sentinel("fact_ended")              // what the access rests on has ended
 	ErrFactUnknown           = sentinel("fact_unknown")            // a source of what the access rests on does not know it, or is silent
+	ErrNotAssessed           = sentinel("not_assessed")            // the requester's supplier has no assessment that policy accepts
 	ErrNoReview              = sentinel("no_review_open")          // no review is open
 	ErrLimit                 = sentinel("limit_reached")           // @limit
 	ErrInvalidTarget         = sentinel("invalid_target")          // no entitlement issues such a token

@@ -21,14 +21,15 @@ type FactKind string
 
 // The kinds of subjects.
 const (
-	FactSupplier FactKind = "supplier"
-	FactPerson   FactKind = "person" // "<provider>/<sub>"
-	FactAgent    FactKind = "agent"  // the SPIFFE ID of an agent or of any other workload
-	FactTicket   FactKind = "ticket" // "<tracker>/<id>"
-	FactSource   FactKind = "source" // a source that must be heard of regularly; see SourceRule.Silence
+	FactSupplier   FactKind = "supplier"
+	FactPerson     FactKind = "person"     // "<provider>/<sub>"
+	FactAgent      FactKind = "agent"      // the SPIFFE ID of an agent or of any other workload
+	FactTicket     FactKind = "ticket"     // "<tracker>/<id>"
+	FactAssessment FactKind = "assessment" // of the risk of a supplier, by its name
+	FactSource     FactKind = "source"     // a source that must be heard of regularly; see SourceRule.Silence
 )
 
-var factKinds = []FactKind{FactSupplier, FactPerson, FactAgent, FactTicket, FactSource}
+var factKinds = []FactKind{FactSupplier, FactPerson, FactAgent, FactTicket, FactAssessment, FactSource}
 
 // Check returns an error unless the kind exists.
 func (k FactKind) Check() error {

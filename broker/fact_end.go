@@ -27,6 +27,12 @@ func (f *Facts) run(ctx context.Context) {
 	tick := time.NewTicker(factsEvery)
 	defer tick.Stop()
 	for {
+		if f.restate.CompareAndSwap(true, false) {
+			if err := f.StateRules(ctx, Caller{At: time.Now()}); err != nil {
+				f.restate.Store(true)
+				f.b.cfg.Log.ErrorContext(ctx, "stating the facts of suppliers.yaml and people.yaml", "err", err)
+			}
+		}
 		if err := f.End(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			f.b.cfg.Log.ErrorContext(ctx, "ending what rests on facts", "err", err)
 		}

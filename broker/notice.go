@@ -113,6 +113,9 @@ const (
 	NoticePasskey     NoticeEvent = "passkey.enrolled" // a person has a new passkey; about no request
 	NoticeSignalsHeld NoticeEvent = "signals.held"     // an announcement: security events wait for a person
 
+	NoticeAssessment      NoticeEvent = "supplier.assessment_needed"
+	NoticeExtension       NoticeEvent = "supplier.extension" // requested, or decided
+	NoticeContractEnds    NoticeEvent = "supplier.contract_ends"
 	NoticeReviewStarted   NoticeEvent = "access_review.started" // these and the following are announcements
 	NoticeReviewReminder  NoticeEvent = "access_review.reminder"
 	NoticeReviewEscalated NoticeEvent = "access_review.escalated"

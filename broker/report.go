@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -15,6 +16,8 @@ import (
 type Facts struct {
 	b    *Broker
 	wake chan struct{} // an end is under way
+
+	restate atomic.Bool // the facts of the rules are not all stated
 
 	governing []string // the sources that must know some subjects, sorted
 	watching  []string // the sources that watch some subjects, sorted

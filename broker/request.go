@@ -91,6 +91,8 @@ type Request struct {
 	RestsOn       []StandingKey // the subjects of the facts that it rests on, sorted
 	Until         time.Time     // the earliest known end of these facts; zero: none is known
 	EndedBy       *FactEnd      // the fact that ended the grant, or the wait for one; nil: none did
+	Awaits        bool          // pending: it also waits for the assessment of a supplier
+	Void          []string      // not stored: the approvals by these people no longer count
 	Reused        bool          // not stored: an earlier request answers this ask
 }
 
@@ -177,9 +179,15 @@ func (r *Request) deniedBy() string {
 	return text
 }
 
-// Waits returns how long the request waits for approval at most, if it needs
-// any.
+// needsPeople reports whether the request waits for people: for approvals, or for the
+// assessment of a supplier.
+func (r *Request) needsPeople() bool { return len(r.Decision.Obligations.Approvals) > 0 || r.Awaits }
+
+// Waits returns how long the request waits for people at most, if it needs any.
 func (r *Request) Waits() time.Duration {
+	if r.Awaits {
+		return cmp.Or(r.Decision.Obligations.LapseAfter, AssessedFor)
+	}
 	return cmp.Or(r.Decision.Obligations.LapseAfter, PendingFor)
 }
 

@@ -38,6 +38,9 @@ func (r *Rules) subjects(who Identity) (list []StandingKey) {
 			}
 		}
 	}
+	for _, name := range r.Suppliers.Of(who) {
+		list = append(list, SupplierKey(name))
+	}
 	return list
 }
 
@@ -48,6 +51,9 @@ func (b *Broker) stand(ctx context.Context, rules *Rules, who Identity, since, n
 	rests := rules.subjects(who)
 	if who.Kind == KindWorkload || who.Kind == KindAgent {
 		if _, err := b.check(ctx, &f, StandingKey{FactAgent, who.ID}, since, now); err != nil {
+			return f, err
+		}
+		if err := b.accounted(ctx, rules, &f, who, now); err != nil {
 			return f, err
 		}
 	}
@@ -152,7 +158,12 @@ func (b *Broker) decisionGround(ctx context.Context, rules *Rules, caller Caller
 	if err := b.recheckTicket(ctx, &f, rules, r, caller.At); err != nil {
 		return footing{}, err
 	}
-	r.RestsOn, r.Until = f.rests, f.until
+	if err := b.await(ctx, rules, &f, r, caller.At); err != nil {
+		return footing{}, err
+	}
+	if err := b.voidApprovals(ctx, rules, &f, r, caller.At); err != nil {
+		return footing{}, err
+	}
 	return footing{rests: f.rests, seen: append(f.seen, person.seen...), until: f.until}, nil
 }
 
@@ -166,7 +177,12 @@ func (b *Broker) rest(ctx context.Context, rules *Rules, r *Request, dry bool, n
 	if err != nil {
 		return f, err
 	}
-	r.RestsOn, r.Until = f.rests, f.until
+	if err := b.await(ctx, rules, &f, r, now); err != nil {
+		return f, err
+	}
+	if r.Awaits && r.BreakGlass {
+		return f, refuse(ErrNotAssessed, "break-glass access does not wait for the assessment of a supplier")
+	}
 	if !f.until.IsZero() && !r.NotBefore.Before(f.until) {
 		return f, refuse(ErrInvalidTTL, "access ends at "+f.until.UTC().Format(time.RFC3339)+", before not_before")
 	}

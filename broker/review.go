@@ -176,7 +176,7 @@ func (b *Broker) prepareVerdict(ctx context.Context, caller Caller, id RequestID
 	if v.Scopes != nil || v.TTL != 0 || v.Duration != 0 {
 		return ballot{}, refuse(ErrInvalidRequest, "a review cannot narrow: revoke the credentials that are still valid")
 	}
-	if err := checkText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
+	if err := CheckText(ErrInvalidRequest, "comment", v.Comment, MaxComment); err != nil {
 		return ballot{}, err
 	}
 	ground, err := b.stand(ctx, rules, caller.Subject, time.Time{}, caller.At)

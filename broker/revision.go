@@ -44,6 +44,12 @@ func (b *Broker) SetRules(ctx context.Context, caller Caller, rules *Rules) erro
 	// Between the record and this line, decisions by the old rules are refused as
 	// stale, and made again once the lock is released.
 	b.rules.Store(rules)
+	if err := b.Facts.StateRules(ctx, caller); err != nil {
+		// The rules are in force. Contracts and people whose time is over are denied by
+		// the rules themselves, and the next pass of the facts states the rest.
+		b.Facts.restate.Store(true)
+		b.cfg.Log.ErrorContext(ctx, "stating the facts of suppliers.yaml and people.yaml: trying again", "err", err)
+	}
 	return nil
 }
 

@@ -9,7 +9,7 @@ import (
 // policy permits revokes it. It returns once the attempt is recorded; the lease
 // states how far the issuer got. Revoking an ended lease is no error.
 func (b *Broker) Revoke(ctx context.Context, caller Caller, id LeaseID, reason string) (*Lease, error) {
-	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+	if err := CheckText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return nil, err
 	}
 	l, err := b.Lease(ctx, caller, id)
@@ -36,7 +36,7 @@ func (b *Broker) Revoke(ctx context.Context, caller Caller, id LeaseID, reason s
 // no longer retried. The caller must be a person and state a reason. An abandoned
 // lease never counts as revoked: its credential may still work.
 func (b *Broker) Abandon(ctx context.Context, caller Caller, id LeaseID, reason string) (*Lease, error) {
-	if err := checkText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
+	if err := CheckText(ErrInvalidRequest, "reason", reason, MaxJustification); err != nil {
 		return nil, err
 	}
 	if strings.TrimSpace(reason) == "" {

@@ -141,11 +141,11 @@ func (r *Request) stillApproved(rules *Rules, o Obligations) *Request {
 	return &held
 }
 
-// counting returns the approvals that are bound to this digest and given in the
-// manner that the obligations require.
+// counting returns the approvals that are bound to this digest, given in the manner that
+// the obligations require, and by people whose access has not ended.
 func (r *Request) counting(o Obligations) []Approval {
 	return slices.DeleteFunc(slices.Clone(r.Approvals), func(a Approval) bool {
-		return a.Digest != r.Digest || o.Signed && !a.Signed || o.Comment && a.Comment == ""
+		return a.Digest != r.Digest || slices.Contains(r.Void, a.Person) || o.Signed && !a.Signed || o.Comment && a.Comment == ""
 	})
 }
 
@@ -177,7 +177,7 @@ func (r *Request) vote(a Approval, now time.Time) error {
 	case r.denials() >= max(r.Decision.Obligations.Denials, 1):
 		r.Status, r.DeniedBy, r.Lapses = RequestDenied, DeniedByPerson, time.Time{}
 		r.Version++
-	case r.covered(r.Decision.Obligations):
+	case r.covered(r.Decision.Obligations) && !r.Awaits:
 		r.approve(now)
 	default:
 		r.Version++

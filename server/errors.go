@@ -81,6 +81,7 @@ var errorTable = []errorRow{
 	{broker.ErrNobodyCanApprove, 403, "access_denied", "Not enough approvers", "ask the operators: too few listed people may approve, not counting the requester, the workload's owners, an excluded team and people whom policy forbids", clientFault},
 	{broker.ErrReviewOverdue, 403, "access_denied", "An earlier break-glass review is overdue", "ask the reviewers to close it", clientFault},
 	{broker.ErrFactEnded, 403, "access_denied", "What the access rests on has ended", "read the detail: a contract, a person's employment or a ticket has ended; extend it where it is kept, and file a new request", clientFault},
+	{broker.ErrNotAssessed, 403, "access_denied", "The supplier has no assessment that policy accepts", "read the detail: the risk assessment of your supplier is missing, or its risk is too high", clientFault},
 	{broker.ErrFactUnknown, 403, "access_denied", "What the access rests on is not known", "read the detail: the source of record does not name it, or has been silent for too long", clientFault},
 	{broker.ErrNoReview, 409, "invalid_request", "No review is open", "read the request again", clientFault},
 	{broker.ErrLimit, 429, "access_denied", "Rate limit reached", "try again later", clientFault},

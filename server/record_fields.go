@@ -206,6 +206,22 @@ func (f *fielder) approval(a *audit.ApprovalFacts) {
 	f.digest("Digest of the request", a.Digest)
 }
 
+func (f *fielder) supplier(s *audit.SupplierFacts) {
+	if s == nil {
+		return
+	}
+	f.group("Supplier")
+	f.text("Supplier", s.Name)
+	f.text("Id", s.ID)
+	f.text("Risk", s.Risk)
+	f.committed("Answers", "answers", s.Answers)
+	f.committed("Evidence", "evidence", s.Evidence)
+	f.committed("Reason or comment", "reason", s.Reason)
+	f.time("Contract ends", s.From)
+	f.time("Until", s.Until)
+	f.digest("Digest of the supplier's entry", s.Digest)
+}
+
 func (f *fielder) lease(l *audit.LeaseFacts) {
 	if l == nil {
 		return
@@ -241,6 +257,7 @@ func (f *fielder) rest(r *audit.Record) {
 		f.committed("Reason", "reason", b.Reason)
 	}
 	f.signal(r.Signal)
+	f.supplier(r.Supplier)
 	if x := r.Fact; x != nil {
 		f.group("Fact")
 		f.link("About", x.Subject, "q")

@@ -22,6 +22,8 @@ var kindTitles = map[audit.Kind]string{
 	audit.FactChanged: "Fact changed", audit.FactEnded: "Fact ended, and the access that rests on it",
 	audit.SignalHeld: "Security events held for a person", audit.SignalReleased: "Held events released", audit.SignalDiscarded: "Held events discarded",
 	audit.DirectoryUser: "User provisioned, changed or deleted", audit.DirectoryGroup: "Group or its members changed", audit.DirectoryToken: "Token of a provisioning client",
+	audit.RequestAssessed: "Supplier assessed, for a request that waited", audit.SupplierAssessed: "Supplier assessed", audit.SupplierEnding: "Sponsor notified of a contract's end",
+	audit.ExtensionRequested: "Extension of a contract requested", audit.ExtensionApproved: "Contract extended", audit.ExtensionDenied: "Extension of a contract denied",
 	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
 }
 
@@ -86,6 +88,19 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.DirectoryUser:  sayDirectoryUser,
 	audit.DirectoryGroup: sayDirectoryGroup,
 	audit.DirectoryToken: sayDirectoryToken,
+
+	audit.RequestAssessed: func(r *audit.Record) string {
+		return "A request for " + forWhat(r) + " no longer waits for the assessment of its supplier."
+	},
+	audit.SupplierAssessed: sayAssessed,
+	audit.SupplierEnding:   saySupplierEnding,
+	audit.ExtensionRequested: func(r *audit.Record) string {
+		return by(r) + " asked to extend the contract with " + supplierOf(r) + "."
+	},
+	audit.ExtensionApproved: func(r *audit.Record) string { return by(r) + " extended the contract with " + supplierOf(r) + "." },
+	audit.ExtensionDenied: func(r *audit.Record) string {
+		return by(r) + " refused to extend the contract with " + supplierOf(r) + "."
+	},
 }
 
 // by returns the subject of a sentence.

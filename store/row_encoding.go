@@ -86,6 +86,12 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Revision{}, nil
 	case broker.CollectedKey:
 		return &broker.Collected{CollectedKey: k}, nil
+	case broker.AssessmentKey:
+		return &broker.Assessment{Supplier: k}, nil
+	case broker.ExtensionKey:
+		return &broker.Extension{Supplier: k}, nil
+	case broker.SponsorKey:
+		return &broker.SponsorNotices{Supplier: k}, nil
 	case broker.StandingKey:
 		return &broker.Standing{StandingKey: k}, nil
 	case broker.SignalKey:
@@ -136,6 +142,12 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Digest)
 	case *broker.Collected:
 		c.fields(&r.Last)
+	case *broker.Assessment:
+		c.fields(&r.ID, &r.Version, &r.By, &r.At, &r.Tier, &r.ValidUntil, &r.Evidence, &r.Record, &r.Questions, &r.Answers, &r.Salts, &r.Signed, &r.Settling, &r.Notified)
+	case *broker.Extension:
+		c.fields(&r.ID, &r.From, &r.Until, &r.Reason, &r.Salts, &r.AskedBy, &r.AskedAt, (*string)(&r.Decision), &r.DecidedBy, &r.DecidedAt, &r.Comment)
+	case *broker.SponsorNotices:
+		c.fields(&r.Ends, &r.Sent)
 	case *broker.Standing:
 		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held)
 	case *broker.Signal, *broker.Stream, *broker.HeldSignal:
@@ -159,7 +171,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
 		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease,
-		&r.RestsOn, &r.Until, &r.EndedBy)
+		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits)
 	c.records(&r.Records)
 }
 

@@ -39,6 +39,9 @@ const (
 	directoryGroups
 	directoryMembers
 	scimTokens
+	assessments
+	extensions
+	sponsorNotices
 	tableCount
 )
 
@@ -72,6 +75,10 @@ var tables = [tableCount]struct {
 	directoryGroups:  {"directory_groups", 16, []string{"expires"}},
 	directoryMembers: {"directory_members", 32, []string{"expires"}},
 	scimTokens:       {"scim_tokens", 16, []string{"expires"}},
+
+	assessments:    {"assessments", 0, nil},
+	extensions:     {"extensions", 0, nil},
+	sponsorNotices: {"sponsor_notices", 0, nil},
 }
 
 // A row is a broker.Row as it is stored.
@@ -138,6 +145,12 @@ func locate(key broker.Key) (table, []byte, error) {
 		return revision, joined("rules"), nil
 	case broker.CollectedKey:
 		return collected, k[:], nil
+	case broker.AssessmentKey:
+		return assessments, joined(string(k)), nil
+	case broker.ExtensionKey:
+		return extensions, joined(string(k)), nil
+	case broker.SponsorKey:
+		return sponsorNotices, joined(string(k)), nil
 	case broker.StandingKey:
 		return standings, standingID(k), nil
 	case broker.SignalKey:
@@ -362,6 +375,12 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.ReviewKey{Entitlement: parts[0]}, nil
 	case t == logouts && len(parts) == 3:
 		return broker.LogoutKey{Provider: parts[0], Claim: parts[1], Value: parts[2]}, nil
+	case t == assessments && len(parts) == 1:
+		return broker.AssessmentKey(parts[0]), nil
+	case t == extensions && len(parts) == 1:
+		return broker.ExtensionKey(parts[0]), nil
+	case t == sponsorNotices && len(parts) == 1:
+		return broker.SponsorKey(parts[0]), nil
 	case t == people && len(parts) == 1:
 		return broker.PersonKey(parts[0]), nil
 	case t == deliveries && len(parts) == 2 && len(parts[0]) == len(broker.RequestID{}):

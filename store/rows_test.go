@@ -20,7 +20,7 @@ func allRows() []broker.Row {
 	return []broker.Row{
 		&broker.Request{}, &broker.Lease{}, &broker.Counter{}, &broker.Block{}, &broker.Idempotency{}, &broker.OpenAsk{}, &broker.SigningKey{},
 		&broker.Notice{}, &broker.Reviews{}, &broker.Session{}, &broker.Logout{}, &broker.Login{}, &broker.Account{},
-		&broker.Delivery{}, &broker.Revision{}, &broker.Collected{},
+		&broker.Delivery{}, &broker.Revision{}, &broker.Collected{}, &broker.Assessment{}, &broker.Extension{}, &broker.SponsorNotices{},
 	}
 }
 
@@ -33,8 +33,8 @@ func TestRowsKeepEveryField(t *testing.T) {
 				fillValue(t, reflect.ValueOf(r).Elem(), 1)
 			}
 			if r, ok := r.(*broker.Request); ok {
-				r.Reused, r.Decision.Lasting = false, false // these are of one answer, and not stored
-				r.Records = nil                             // kept by the store: see TestRowsListTheirRecords
+				r.Reused, r.Decision.Lasting, r.Void = false, false, nil // these are of one answer, and not stored
+				r.Records = nil                                          // kept by the store: see TestRowsListTheirRecords
 			}
 			if l, ok := r.(*broker.Lease); ok {
 				l.Records = nil

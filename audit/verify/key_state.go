@@ -41,6 +41,9 @@ func (s *keyState) check(r *audit.Record) (signed bool, problem string) {
 		return s.passkey(r)
 	case r.Approval != nil && r.Caller != nil && r.Request != nil:
 		return s.vote(r)
+	case r.Kind == audit.SupplierAssessed && r.Supplier != nil && r.Caller != nil && r.Signature != nil:
+		problem = s.verify(r.Signature, r.Caller.ID, r.Supplier.AssessmentChallenge(r.Caller.ID, r.Signature.Nonce), r.Time)
+		return problem == "", problem
 	}
 	return false, ""
 }

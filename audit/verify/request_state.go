@@ -30,6 +30,8 @@ type requestState struct {
 	dropped time.Time
 
 	unchecked int64 // records about either kind of request
+
+	assessed map[string]assessment // the latest of each supplier
 }
 
 // maxInherited is how long a log may have records about the requests of the
@@ -57,10 +59,12 @@ type request struct {
 	starts                      time.Time  // as requested; once approved, when the grant starts
 	ends                        time.Time  // when the pending request lapses; once approved, when the grant ends
 	approvals                   *approvals // nil: it requires none, and no review
+	suppliers                   []string   // of the requester
+	assessment                  supplierNeed
 }
 
 func newRequestState(size int) *requestState {
-	return &requestState{requests: map[string]*request{}, people: ring{size: size}, policy: ring{size: size}}
+	return &requestState{requests: map[string]*request{}, assessed: map[string]assessment{}, people: ring{size: size}, policy: ring{size: size}}
 }
 
 // check returns what contradicts the earlier records of a request, or "". signed
@@ -81,6 +85,10 @@ func (s *requestState) check(r *audit.Record, signed bool) string {
 			return s.vote(r, signed)
 		}
 		s.end(r, denied) // by policy: then no earlier record created it
+	case audit.RequestAssessed:
+		return s.assessedRequest(r)
+	case audit.SupplierAssessed:
+		return s.assess(r)
 	case audit.RequestWithdrawn:
 		s.end(r, withdrawn)
 	case audit.RequestRevoked:
@@ -127,8 +135,16 @@ func (s *requestState) create(r *audit.Record) string {
 		q.approvals = &approvals{required: required, reviews: reviews, signed: d.Signed, excluded: append(accountsOf(r.Caller), f.Accountable...)}
 		recent = &s.people
 	}
-	if len(required) == 0 {
+	var readable bool
+	if q.assessment, readable = needOf(d); !readable {
+		return unreadable
+	}
+	q.suppliers = suppliersOf(f.RestsOn)
+	switch waits := q.assessment.required() && !f.LapsesAt.IsZero(); {
+	case len(required) == 0 && !waits:
 		q.approve(r.Time)
+	case q.approvals == nil:
+		q.approvals = &approvals{}
 	}
 	s.drop(recent.add(f.ID, s.needed))
 	s.requests[f.ID] = q
@@ -215,6 +231,9 @@ func (s *requestState) vote(r *audit.Record, signed bool) string {
 		q.approve(r.Time)
 		if problem == "" {
 			problem = q.approvals.missingApprovals(q.approvals.required, q.approvals.signed)
+		}
+		if problem == "" {
+			problem = s.missingAssessment(q, q.assessment)
 		}
 	}
 	return problem
@@ -335,6 +354,13 @@ func (s *requestState) lease(r *audit.Record) string {
 		return "its request " + q.was()
 	}
 	if problem := q.covers(r.Decision); problem != "" {
+		return problem
+	}
+	need, readable := needOf(r.Decision)
+	if !readable {
+		return unreadable
+	}
+	if problem := s.missingAssessment(q, need); problem != "" {
 		return problem
 	}
 	return q.checkGrant(r)

@@ -198,7 +198,7 @@ passkey.`,
 }
 
 func (a *app) auditShowCommand() *cobra.Command {
-	var from, last int64
+	var from, before, last int64
 	var indexes []int64
 	var kind, about string
 	c := &cobra.Command{
@@ -212,6 +212,8 @@ func (a *app) auditShowCommand() *cobra.Command {
 			switch {
 			case from < 0:
 				return usage("--from must be the index of a record, at least 0")
+			case before < 0:
+				return usage("--before must be the index after the last record; 0 means the end of the log")
 			case last < 0:
 				return usage("--last must be a number of records; 0 means all")
 			case kind != "" && !slices.Contains(audit.Kinds(), audit.Kind(kind)):
@@ -220,13 +222,14 @@ func (a *app) auditShowCommand() *cobra.Command {
 			return withLog(c.Context(), args[0], func(src audit.Source) error {
 				isAbout := recordsAbout(about)
 				wanted := func(item audit.Item, r audit.Record) bool {
-					return isAbout(item, r) && item.Index >= from && (len(indexes) == 0 || slices.Contains(indexes, item.Index)) && (kind == "" || string(r.Kind) == kind)
+					return isAbout(item, r) && item.Index >= from && (before == 0 || item.Index < before) && (len(indexes) == 0 || slices.Contains(indexes, item.Index)) && (kind == "" || string(r.Kind) == kind)
 				}
 				return a.showRecords(c.Context(), src, wanted, last)
 			})
 		},
 	}
 	c.Flags().Int64Var(&from, "from", 0, "the index of the first record")
+	c.Flags().Int64Var(&before, "before", 0, "list only records with a lower index than this; 0 means all")
 	c.Flags().Int64SliceVar(&indexes, "index", nil, "list only the records with these indexes")
 	c.Flags().Int64Var(&last, "last", 0, "list only this many of the newest matching records")
 	c.Flags().StringVar(&kind, "kind", "", "list only records of this kind, such as lease.issued")

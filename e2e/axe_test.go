@@ -107,6 +107,7 @@ func testAccessibility(t *testing.T, o *office) {
 	}
 	for _, path := range []string{
 		"/ui/requests/" + ids[0], "/ui/requests/" + ids[0] + "/log", "/ui/leases", "/ui/leases?all=1&holder=x", "/ui/kill", "/ui/audit", "/ui/audit?kind=session&who=login/ana", "/ui/audit?from=yesterday", "/ui/audit/5", "/ui/overview", "/ui/overview?period=30d",
+		"/ui/evidence", "/ui/evidence?framework=nist-csf-2.0&since=7d", "/ui/evidence?framework=none",
 	} {
 		checkPage(t, dan, string(axe), o.web+path)
 	}

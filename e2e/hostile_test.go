@@ -161,6 +161,8 @@ func testHostileTexts(t *testing.T, o *office) {
 	dan.visit(t, "/ui/audit", "notes")
 	dan.visit(t, "/ui/audit?q="+`"><script>window.pwned=1</script>`, "The search is complete")
 	dan.visit(t, "/ui/overview", "Votes of people")
+	dan.visit(t, "/ui/evidence?framework=nist-csf-2.0&since="+`"><script>window.pwned=1</script>`, "the length of a period")
+	dan.visit(t, "/ui/evidence", "Improper Offboarding")
 	dan.visit(t, "/ui/leases?entitlement="+`"><script>window.pwned=1</script>`, "no live leases")
 	testHostilePerson(t, o, ben)
 }

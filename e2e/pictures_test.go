@@ -70,6 +70,9 @@ func (o *office) screenshotDecisions(t testing.TB, ben, dan context.Context) {
 	o.screenshot(t, dan, "record", strings.TrimPrefix(record, o.web))
 	o.screenshot(t, dan, "audit", "/ui/audit")
 	o.screenshot(t, dan, "audit-logins", "/ui/audit?kind=session")
+	for _, framework := range []string{"owasp-nhi-2025", "nist-csf-1.1"} {
+		o.screenshot(t, dan, "evidence-"+framework, "/ui/evidence?framework="+framework)
+	}
 	for _, period := range []string{"24h", "7d", "30d"} {
 		o.screenshot(t, dan, "overview-"+period, "/ui/overview?period="+period)
 	}

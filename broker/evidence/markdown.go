@@ -21,7 +21,7 @@ func (r *Report) Markdown() []byte {
 	fmt.Fprintf(&b, "- Checkpoint: %d records, root hash `%s`\n", r.Log.Size, r.Log.Root)
 	fmt.Fprintf(&b, "- Records of the period: %s\n", r.Log.period())
 	fmt.Fprintf(&b, "\nThis command makes the same report again:\n\n    %s\n\n", r.Reproduce)
-	b.WriteString("| Control | Title | Evidence |\n|---|---|---|\n")
+	b.WriteString("| Control | Title | Figures with records |\n|---|---|---|\n")
 	for _, c := range r.Controls {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", text(c.ID), text(c.Title), c.Status())
 	}
@@ -53,7 +53,7 @@ func (c *ControlReport) Status() string {
 			n++
 		}
 	}
-	return fmt.Sprintf("%d of %d figures", n, len(c.Figures))
+	return fmt.Sprintf("%d of %d", n, len(c.Figures))
 }
 
 func (c *ControlReport) markdown(b *bytes.Buffer) {

@@ -102,7 +102,9 @@ func (w *Watcher) resume(ctx context.Context, key broker.StandingKey, now time.T
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e.next = now.Add(rand.N(t.Interval/2 + 1))
+	if e.looked.IsZero() { // a request has not looked at it already
+		e.next = now.Add(rand.N(t.Interval/2 + 1))
+	}
 	return nil
 }
 

@@ -233,8 +233,8 @@ func (w *Watcher) call(ctx context.Context, e *watched, places chan struct{}) (*
 	switch {
 	case e.hinted.After(start): // the answer may be older than the hint
 		e.next = now
-	case known != nil && known.Until.After(now): // its window must not end unnoticed
-		e.next = earlier(e.next, known.Until)
+	case e.ticket != nil && e.ticket.Until.After(now): // its window must not end unnoticed
+		e.next = earlier(e.next, e.ticket.Until)
 	}
 	w.mu.Unlock()
 	err = errors.Join(err, w.report(ctx, e, known, err, now))

@@ -7,6 +7,9 @@ package ticketstest
 
 import (
 	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -329,4 +332,12 @@ func (s *System) gitHubIssue(r *http.Request, t Ticket) object {
 		issue["pull_request"] = object{"url": base + "/pulls/" + t.ID}
 	}
 	return issue
+}
+
+// Sign returns the signature of a webhook: "sha256=" and the HMAC of the body, as GitHub
+// sends it in X-Hub-Signature-256 and Jira in X-Hub-Signature.
+func Sign(secret, body string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(body))
+	return "sha256=" + hex.EncodeToString(mac.Sum(nil))
 }

@@ -95,9 +95,10 @@ type Standing struct {
 	// Ended is when the standing stopped holding, or zero while it holds. Fallen is the same
 	// for the last time that it did; what was granted before that never revives.
 	Ended, Fallen time.Time
-	Cause         string // of Ended
-	Ending        bool   // what rests on it is still being ended
-	Held          bool   // it is stale, and the operator lets running leases continue
+	Cause         string    // of Ended
+	Ending        bool      // what rests on it is still being ended
+	Held          bool      // it is stale, and the operator lets running leases continue
+	Emptied       time.Time // when its last source left it; zero: it has facts
 }
 
 // Key implements Row.
@@ -266,8 +267,18 @@ func (s *Standing) state(f Fact) (changed bool, err error) {
 	default:
 		s.Facts = slices.Insert(s.Facts, i, f)
 	}
+	s.Emptied = time.Time{}
 	s.Version++
 	return true, nil
+}
+
+// Idle returns when the row of a standing without facts can be deleted: no grant from
+// before its last end is left. It is zero if the standing has facts.
+func (s *Standing) Idle() time.Time {
+	if s.Emptied.IsZero() || s.Ending {
+		return time.Time{}
+	}
+	return s.Emptied.Add(MaxDuration + 24*time.Hour)
 }
 
 // equal reports whether two facts of a source state the same.

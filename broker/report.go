@@ -76,6 +76,9 @@ func (f *Facts) Forget(ctx context.Context, caller Caller, subject StandingKey, 
 		if known {
 			s.Facts = slices.Delete(s.Facts, i, i+1)
 			s.Version++
+			if len(s.Facts) == 0 {
+				s.Emptied = caller.At
+			}
 		}
 		return known, nil
 	}, source}})

@@ -149,7 +149,7 @@ func rowFields(r broker.Row, c *coder) error {
 	case *broker.SponsorNotices:
 		c.fields(&r.Ends, &r.Sent)
 	case *broker.Standing:
-		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held)
+		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held, &r.Emptied)
 	case *broker.Signal, *broker.Stream, *broker.HeldSignal:
 		signalFields(r, c)
 	default:

@@ -66,7 +66,7 @@ var tables = [tableCount]struct {
 	deliveries:  {"tellings", 0, []string{"expires"}},
 	revision:    {"revision", 0, nil},
 	collected:   {"collected", 16, nil},
-	standings:   {"standings", 0, []string{"due"}},
+	standings:   {"standings", 0, []string{"due", "idle"}},
 	signals:     {"signals", 0, []string{"expires"}},
 	streams:     {"streams", 0, nil},
 	heldSignals: {"held_signals", 0, []string{"transmitter", "number"}},
@@ -214,10 +214,11 @@ func extraColumns(r broker.Row) []any {
 		}
 		return noValue
 	case *broker.Standing:
-		if due := r.Due(); !due.IsZero() {
-			return []any{ceilMillis(due)}
+		due, idle := r.Due(), r.Idle()
+		if due.IsZero() && idle.IsZero() {
+			return noValues
 		}
-		return noValue
+		return []any{orNull(due), orNull(idle)}
 	case *broker.Signal:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.HeldSignal:
@@ -308,6 +309,14 @@ func outlivesUntil(l *broker.Lease) int64 {
 		return ceilMillis(l.Expires)
 	}
 	return 0
+}
+
+// orNull returns the value of a column for a time; the zero time is NULL.
+func orNull(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return ceilMillis(t)
 }
 
 // ceilMillis returns the first millisecond that is not before t, so that an

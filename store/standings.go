@@ -1,11 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"accessbroker.internal/broker"
 )
@@ -14,8 +17,9 @@ import (
 // for each of their subjects while it may lead to a working credential, so that what rests
 // on a fact is found by index.
 const standingTables = `
-CREATE TABLE standings (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, due INTEGER) WITHOUT ROWID;
+CREATE TABLE standings (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, due INTEGER, idle INTEGER) WITHOUT ROWID;
 CREATE INDEX standings_due ON standings (due) WHERE due IS NOT NULL;
+CREATE INDEX standings_idle ON standings (idle) WHERE idle IS NOT NULL;
 CREATE TABLE rests (subject BLOB NOT NULL, request BLOB NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (subject, request)) WITHOUT ROWID;
 CREATE INDEX rests_until ON rests (until);
 `
@@ -107,6 +111,54 @@ func (s *Store) Standing(ctx context.Context, subject broker.StandingKey) (*brok
 		return nil, err
 	}
 	return row.(*broker.Standing), nil
+}
+
+// sweepStandings deletes the rows of subjects that no source has known for a month.
+func (s *Store) sweepStandings(ctx context.Context, now time.Time) (total int64, err error) {
+	for {
+		deleted := map[broker.StandingKey][]byte{}
+		err := s.exec(ctx, func(ctx context.Context, w *writer) error {
+			clear(deleted)
+			query, err := w.prepared(ctx, "DELETE FROM standings WHERE id IN (SELECT id FROM standings INDEXED BY standings_idle WHERE idle <= ? LIMIT ?) RETURNING id, body")
+			if err != nil {
+				return err
+			}
+			rows, err := query.QueryContext(ctx, now.UnixMilli(), sweepBatch)
+			if err != nil {
+				return err
+			}
+			for rows.Next() {
+				var id, body []byte
+				if err := rows.Scan(&id, &body); err != nil {
+					return errors.Join(err, rows.Close())
+				}
+				key, err := standingKey(id)
+				if err != nil {
+					return errors.Join(err, rows.Close())
+				}
+				deleted[key.(broker.StandingKey)] = body
+			}
+			return errors.Join(rows.Err(), rows.Close())
+		})
+		if err != nil {
+			return total, err
+		}
+		s.standings.drop(deleted)
+		if total += int64(len(deleted)); len(deleted) < sweepBatch {
+			return total, nil
+		}
+	}
+}
+
+// drop forgets rows that were deleted, unless they were written again since.
+func (s *standingSet) drop(deleted map[broker.StandingKey][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, body := range deleted {
+		if bytes.Equal(s.bodies[key], body) {
+			delete(s.bodies, key)
+		}
+	}
 }
 
 // standingID returns the id of a standing. Ids sort by kind and then by name.

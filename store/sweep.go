@@ -57,6 +57,10 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	} else {
 		total += n
 	}
+	n, err := s.sweepStandings(ctx, now)
+	if total += n; err != nil {
+		return total, fmt.Errorf("sweeping subjects of facts: %w", err)
+	}
 	for table, name := range holdingTables {
 		n, err := s.sweepIndex(ctx, table, now.UnixMilli())
 		if total += n; err != nil {

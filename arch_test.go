@@ -48,7 +48,7 @@ var ours = map[string][]string{
 	"signals/signalstest":       {},
 	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
 	"scim":                      {"internal/strictjson"},
-	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier"},
+	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal"},
 	"tickets/ticketstest":       {},
 	"tickets":                   {"broker", "internal/outbound", "internal/retryafter"},
 	"server/plot":               {},
@@ -58,11 +58,11 @@ var ours = map[string][]string{
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
-	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "broker", "audit", "store"}, // store parses its own URL
+	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store"}, // store parses its own URL
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/session", "broker/supplier"},
+	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/session", "broker/supplier", "broker/signal", "signals"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},

@@ -25,6 +25,7 @@ type Gauges struct {
 	StoreFilesLost   func() float64 // 1 while the database files are not the ones that the broker opened
 	SVIDExpires      func() float64 // seconds until the broker's own SVID expires
 	Keys             func() []KeySource
+	Signals          func() []SignalGauge
 }
 
 // Metrics are the broker's Prometheus metrics. Labels come from bounded sets:
@@ -43,6 +44,7 @@ type Metrics struct {
 	revokeLag    *prometheus.HistogramVec
 	upstream     *prometheus.CounterVec
 	notices      *prometheus.CounterVec
+	signals      *prometheus.CounterVec
 	looks        *prometheus.CounterVec
 
 	attestFailures *prometheus.CounterVec
@@ -85,6 +87,8 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		notices:      counters("notices_total", "Attempts to deliver a notice, by outcome.", "kind", "code"),
 		looks:        counters("ticket_looks_total", "Calls to a ticket system, by outcome.", "tracker", "outcome"),
 
+		signals: counters("signals_total", "Security events of transmitters, by outcome.", "transmitter", "event", "outcome"),
+
 		attestFailures: counters("attestation_failures_total", "Proofs of identity that were rejected.", "method", "cause"),
 		commitTime:     histogram("commit_seconds", "Time of a durable database transaction.", callBuckets),
 		commitSize:     histogram("commit_batch_size", "State changes that shared a database transaction.", sizeBuckets),
@@ -97,7 +101,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.looks,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.signals, m.looks,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics, m.refused,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -125,6 +129,9 @@ func (m *Metrics) read(g Gauges) {
 		if gauge.value != nil {
 			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "broker_" + gauge.name, Help: gauge.help}, gauge.value))
 		}
+	}
+	if g.Signals != nil {
+		m.registry.MustRegister(signalCollector{g.Signals})
 	}
 	if g.Keys != nil {
 		m.registry.MustRegister(keyCollector{g.Keys})

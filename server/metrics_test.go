@@ -19,12 +19,13 @@ func fullMetrics() *Metrics {
 	keys := func() []KeySource {
 		return []KeySource{{"bundle", "acme.test", map[string]int{"x509": 1, "jwt": 2}, map[string]int{"unknown_type": 3}, 60}}
 	}
-	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys})
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }})
 	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
 	m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(broker.RevokedImmediate), Lag: 3 * time.Second})
 	m.AttestFailed("jwt-svid", "expired")
+	m.Signalled("okta", "account_disabled", "applied")
 	m.Committed(4, time.Millisecond)
 	m.Reloaded("abc", nil)
 	m.answered("/v1/requests", "GET", "ok", time.Millisecond)

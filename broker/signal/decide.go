@@ -39,6 +39,23 @@ func (m *Manager) List(ctx context.Context, caller broker.Caller) (list []Status
 	return list, nil
 }
 
+// A Gauge describes a transmitter for metrics. It is read from memory.
+type Gauge struct {
+	Transmitter string
+	Heard       time.Time // zero: not since the start
+	Holding     int
+}
+
+// Gauges returns a gauge for every transmitter.
+func (m *Manager) Gauges() (list []Gauge) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.cfg.Rules {
+		list = append(list, Gauge{name, m.heard[name], m.held[name]})
+	}
+	return list
+}
+
 func (m *Manager) status(ctx context.Context, name string, rule Rule) (Status, error) {
 	s, err := m.stream(ctx, name)
 	if err != nil {
@@ -270,8 +287,14 @@ func (m *Manager) drainOne(ctx context.Context, transmitter string, now time.Tim
 	m.drain.Lock()
 	defer m.drain.Unlock()
 	s, err := m.stream(ctx, transmitter)
-	if err != nil || s.Holding == 0 {
+	if err != nil {
 		return err
+	}
+	m.mu.Lock()
+	m.held[transmitter] = s.Holding
+	m.mu.Unlock()
+	if s.Holding == 0 {
+		return nil
 	}
 	return m.eachHeld(ctx, transmitter, func(h *broker.HeldSignal) error { return m.settle(ctx, h, now) })
 }

@@ -66,6 +66,7 @@ type Manager struct {
 
 	mu     sync.Mutex
 	heard  map[string]time.Time // when the stream of a transmitter was last known to work; guarded by mu
+	held   map[string]int       // events that wait, as of the last pass; guarded by mu
 	emails map[string]addresses // by provider; guarded by mu
 }
 
@@ -77,7 +78,7 @@ type addresses struct {
 
 // New returns a Manager.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, seed: maphash.MakeSeed(), heard: map[string]time.Time{}, emails: map[string]addresses{}}
+	return &Manager{cfg: cfg, seed: maphash.MakeSeed(), heard: map[string]time.Time{}, held: map[string]int{}, emails: map[string]addresses{}}
 }
 
 var errNoTransmitter = errors.New("the transmitter is not configured")

@@ -109,7 +109,9 @@ type Broker struct {
 // A Provider is an OpenID provider with which people log in.
 type Provider struct {
 	Name, Issuer, ClientID, Secret string
-	Linked                         []string // accounts of one person
+	Linked                         []string          // accounts of one person
+	More                           string            // further sections of the operator's file
+	Files                          map[string]string // further files next to it
 }
 
 // lines is a writer for concurrent use.
@@ -185,6 +187,10 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 		serve, people = serve+", ui", "  people:\n"+people
 	}
 	for _, p := range providers {
+		people += p.More
+		for name, text := range p.Files {
+			b.write(name, text)
+		}
 		if p.Linked != nil {
 			people += fmt.Sprintf("people: {aliases: [[%s]]}\n", strings.Join(p.Linked, ", "))
 		}

@@ -53,6 +53,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	c.entitlements()
 	c.notify()
 	c.tickets()
+	c.signals()
 	return c
 }
 

@@ -66,6 +66,7 @@ type Config struct {
 	TicketURL       string                     // such as "https://tracker.acme.test/{ticket}"
 	Notifiers       map[string]notify.Notifier // by channel; nil: the file has no notify section
 	Trackers        map[string]Tracker         // ticket systems
+	Transmitters    []Transmitter              // of shared security signals
 	Warnings        []string                   // likely mistakes, with their places
 }
 
@@ -254,6 +255,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"store", c.Store, fresh.Store},
 		{"issuers", c.Issuers, fresh.Issuers},
 		{"tickets", c.Trackers, fresh.Trackers},
+		{"signals", c.Transmitters, fresh.Transmitters},
 	} {
 		if !reflect.DeepEqual(part.old, part.fresh) {
 			changed = append(changed, part.name)

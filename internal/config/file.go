@@ -18,6 +18,7 @@ type file struct {
 	Entitlements map[string]entitlementFile `yaml:"entitlements"`
 	Notify       *notifyFile                `yaml:"notify"`
 	People       peopleFile                 `yaml:"people"`
+	Signals      map[string]transmitterFile `yaml:"signals"`
 	Tickets      map[string]trackerFile     `yaml:"tickets"`
 }
 

@@ -70,7 +70,7 @@ func (s *Service) gauges() server.Gauges {
 		AuditUnpublished: func() float64 { return s.publisher.unpublished() },
 		StoreFilesLost:   func() float64 { return oneIf(s.store.FilesLost()) },
 	}
-	g.Keys = s.keySources
+	g.Keys, g.Signals = s.keySources, s.signalGauges
 	if s.config.WorkloadAPI != "" {
 		g.SVIDExpires = func() float64 { return s.trust.SVIDTimeLeft().Seconds() }
 	}

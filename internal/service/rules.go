@@ -79,6 +79,9 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 	}
 	rules := engine.Rules()
 	rules.PeopleChannel = c.Notifiers[broker.PeopleChannel] != nil
+	if err := checkPages(c, rules); err != nil {
+		return "", err
+	}
 	if err := enforce(rules); err != nil {
 		return "", err
 	}

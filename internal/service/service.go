@@ -25,11 +25,13 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/server"
 	"accessbroker.internal/server/inbound"
+	"accessbroker.internal/signals"
 	"accessbroker.internal/store"
 	"accessbroker.internal/tickets"
 )
@@ -64,25 +66,27 @@ type Options struct {
 
 // A Service is one broker. Its methods are safe for concurrent use.
 type Service struct {
-	options   Options
-	log       *slog.Logger
-	store     *store.Store
-	sealer    *broker.Sealer
-	publisher *publisher
-	keys      *token.Keys
-	trust     *attest.Source
-	verifier  *attest.Verifier
-	people    *attest.People // nil: no provider is configured
-	passkeys  *attest.Passkeys
-	broker    *broker.Broker
-	outbox    *notify.Outbox
-	sessions  *session.Manager
-	tickets   *tickets.Watcher
-	metrics   *server.Metrics
-	server    *server.Server
-	loops     []func(context.Context) error // of issuers
-	counts    counts
-	config    *config.Config // that the broker was started with
+	options      Options
+	log          *slog.Logger
+	store        *store.Store
+	sealer       *broker.Sealer
+	publisher    *publisher
+	keys         *token.Keys
+	trust        *attest.Source
+	verifier     *attest.Verifier
+	people       *attest.People // nil: no provider is configured
+	passkeys     *attest.Passkeys
+	broker       *broker.Broker
+	outbox       *notify.Outbox
+	sessions     *session.Manager
+	signals      *signal.Manager
+	transmitters []*signals.Transmitter
+	tickets      *tickets.Watcher
+	metrics      *server.Metrics
+	server       *server.Server
+	loops        []func(context.Context) error // of issuers
+	counts       counts
+	config       *config.Config // that the broker was started with
 
 	newCheckpoint bool // there was no checkpoint file before the start
 	served        bool // every listener was open
@@ -249,14 +253,17 @@ func (s *Service) openBroker(ctx context.Context) error {
 		return err
 	})
 	s.metrics.Reloaded(revision, err)
-	return err
+	if err != nil {
+		return err
+	}
+	return s.openSignals()
 }
 
 // callersConfig is the server for workloads and people.
 func (s *Service) callersConfig() server.Config {
 	c := s.serverConfig(s.verifier.Authenticate, s.verifier.ConnContext)
 	c.Remembers = s.verifier.Cached
-	c.Handlers = append(c.Handlers, s.ticketHooks()...)
+	c.Handlers = append(append(c.Handlers, s.ticketHooks()...), s.signalHandlers()...)
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken, c.Sealer = s.people, s.config.ProviderNames(), s.people.LogoutToken, s.sealer
 	}

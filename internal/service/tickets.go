@@ -44,6 +44,7 @@ func (s *Service) sources() map[string]broker.SourceRule {
 			},
 		}
 	}
+	s.signalSources(rules)
 	return rules
 }
 

@@ -29,6 +29,7 @@ import (
 // A world is a server with a real broker and store, and the smallest policy and issuers
 // that lead to every answer. Package brokertest tests with the real parts.
 type world struct {
+	tickets seenTickets
 	*Server
 	t     testing.TB
 	store *countingStore
@@ -83,7 +84,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	reader := w.openLog(ctx)
 	t.Cleanup(func() { w.check(reader) })
 	minter := &minter{}
-	domain := broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks}
+	domain := broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks, Tickets: &w.tickets}
 	b, err := broker.New(ctx, domain, testRules(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()))
 	if err != nil {
 		t.Fatal(err)

@@ -76,9 +76,10 @@ type Entitlement struct {
 
 // A Group is a group of groups.yaml: who approves, and who is notified.
 type Group struct {
-	Members []string // the listed people, as "<provider>/<sub>"
-	Claimed bool     // a provider's claims add members, so the members cannot be counted
-	Notify  []string // channels, for example "slack:dba"
+	Members   []string // the listed people, as "<provider>/<sub>"
+	Workloads []string // SPIFFE IDs, with everything below them
+	Claimed   bool     // a provider's claims add members, so the members cannot be counted
+	Notify    []string // channels, for example "slack:dba"
 }
 
 // A Parameter is a bounded string that the requester supplies.
@@ -217,6 +218,11 @@ type PermitLister interface {
 
 	// AllPermits returns all permits on requests, sorted by id.
 	AllPermits() []*Permit
+
+	// UnmeasuredGroups returns the groups that matter for more than requests, approvals
+	// and reviews, sorted: other permits, forbids or suppliers name them. The log does not
+	// show what their members needed the membership for.
+	UnmeasuredGroups() []string
 }
 
 // A Permit is a policy that permits requests.

@@ -68,7 +68,7 @@ func readsPrincipal(c ast.ConditionType) (reads bool) {
 // Permits implements broker.PermitLister. It returns the permits on requests whose heads
 // match an identity, sorted by id, and at most limit of them. Conditions on the request,
 // such as those on a ticket, count as met; conditions on the identity and on the scopes
-// are evaluated. An entitlement that a forbid without conditions denies is left out.
+// are evaluated. An entitlement that the identity never gets is left out.
 func (e *Engine) Permits(who broker.Identity, limit int) (list []*broker.Permit, more bool) {
 	p := e.principals.find(&who)
 	if p == nil {
@@ -77,6 +77,9 @@ func (e *Engine) Permits(who broker.Identity, limit int) (list []*broker.Permit,
 			return nil, false
 		}
 		e.principals.keep(p)
+	}
+	if e.governs && p.federated && len(p.suppliers) == 0 && !slices.Contains(e.in.Internal, broker.TrustDomainOf(who.ID)) {
+		return nil, false // see outside
 	}
 	var found []*standingPermit
 	for _, uid := range append(slices.Clone(p.uids), types.EntityUID{}) {
@@ -185,9 +188,15 @@ type only struct{ types.Entity }
 // Get implements types.EntityGetter.
 func (o only) Get(uid types.EntityUID) (types.Entity, bool) { return o.Entity, uid == o.UID }
 
-// deniedTo returns the entitlements that forbids without conditions deny to a principal.
+// deniedTo returns the entitlements that a principal never gets, whatever permits say: those
+// that forbids without conditions deny, and those above the ceiling of its supplier.
 func (e *Engine) deniedTo(p *principal) set {
 	denied := set{}
+	for name := range e.in.Catalogue {
+		if slices.ContainsFunc(p.suppliers, func(supplier string) bool { return !e.suppliers.Named(supplier).Allows(name) }) {
+			denied[name] = true
+		}
+	}
 	for _, uid := range append(slices.Clone(p.uids), types.EntityUID{}) {
 		for _, r := range e.standing.forbids[uid] {
 			if !r.principal.matches(p.uids[0], p.uids) {
@@ -222,6 +231,26 @@ func groupsNamed(r *rule) (names []string) {
 			names = append(names, string(uid.ID))
 		}
 	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// UnmeasuredGroups implements broker.PermitLister.
+func (e *Engine) UnmeasuredGroups() (names []string) {
+	request := actionNumber(broker.ActionRequest)
+	for _, r := range e.rules {
+		if r.permit && !r.anyAction && len(r.actions) == 1 && r.actions[0] == request {
+			continue
+		}
+		names = append(names, groupsNamed(r)...)
+	}
+	for _, s := range e.suppliers.All() {
+		names = append(names, s.Assessors, s.Extenders, s.SponsorGroup())
+	}
+	for _, p := range e.people {
+		names = append(names, p.Sponsor)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return e.groups[name] == nil })
 	slices.Sort(names)
 	return slices.Compact(names)
 }

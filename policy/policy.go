@@ -169,7 +169,7 @@ func digests(contents map[string][]byte) (map[string]audit.Digest, audit.Digest)
 func (e *Engine) Rules() *broker.Rules {
 	groups := make(map[string]broker.Group, len(e.groups))
 	for name, g := range e.groups {
-		groups[name] = broker.Group{Members: g.Members, Claimed: !g.fullyListed(), Notify: g.Notify}
+		groups[name] = broker.Group{Members: g.Members, Workloads: g.Workloads, Claimed: !g.fullyListed(), Notify: g.Notify}
 	}
 	return &broker.Rules{
 		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.known.labels.Labels, People: e.known.labels.People,

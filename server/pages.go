@@ -38,6 +38,7 @@ func (c *call) pageOf(status int, p ui.Page) (reply, error) {
 		p.Viewer.Waiting = c.s.waitingFor(c)
 		p.Viewer.MayKill = c.s.cfg.Broker.May(c.r.Context(), c.caller(), broker.ActionBlock)
 		p.Viewer.MaySeeOverview = c.maySeeOverview()
+		p.Viewer.MaySeeIdentities = c.s.cfg.Inventory.MayList(c.r.Context(), c.caller())
 	}
 	body, err := ui.Render(p)
 	if err != nil {

@@ -23,12 +23,13 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/server/inbound"
 )
 
-// Config configures a Server. Broker, Sessions, Authenticate, Keys, Log,
-// History and ExternalURL are required.
+// Config configures a Server. Broker, Sessions, Authenticate, Keys, Log, History,
+// Inventory and ExternalURL are required.
 type Config struct {
 	Broker   *broker.Broker
 	Sessions *session.Manager
@@ -60,6 +61,9 @@ type Config struct {
 
 	// Passkeys enrols passkeys; nil: passkeys are not available.
 	Passkeys Passkeys
+
+	// Inventory lists identities.
+	Inventory *inventory.Inventory
 
 	// Log reads the audit log, and History what it says about many records.
 	Log     LogReader
@@ -129,8 +133,8 @@ type Server struct {
 
 // New returns a Server. It starts nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil || cfg.History == nil {
-		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys, a log and its history")
+	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil || cfg.History == nil || cfg.Inventory == nil {
+		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys, a log and its history, and an inventory")
 	}
 	if cfg.People != nil && cfg.Sealer == nil {
 		return nil, errors.New("a server that logs people in needs a sealer")

@@ -50,6 +50,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveViews(t, filed, credential)
 	w.driveOAuth(t)
 	w.driveLog(t, credential)
+	w.driveInventory(t)
 	w.driveApprovals(t)
 	w.driveSessions(t)
 	w.driveRefused(t)

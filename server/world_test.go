@@ -21,6 +21,7 @@ import (
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/store"
@@ -94,7 +95,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Broker: b, Sessions: sessions, Authenticate: authenticate, Log: reader, History: s, ExternalURL: "https://broker.acme.test",
+		Broker: b, Sessions: sessions, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
@@ -310,6 +311,22 @@ func (testPolicy) Decide(_ context.Context, q broker.Query, _ time.Time) (broker
 	}
 	return d, nil
 }
+
+// Permits lists a permit of agents.
+func (testPolicy) Permits(who broker.Identity, _ int) (list []*broker.Permit, more bool) {
+	if who.Kind != broker.KindAgent {
+		return nil, false
+	}
+	return testPolicy{}.AllPermits(), false
+}
+
+func (testPolicy) AllPermits() []*broker.Permit {
+	return []*broker.Permit{{ID: "p", File: "p.cedar", Line: 1, Reason: "agents read", Reaches: []broker.Reach{
+		{Entitlement: "guarded", Scopes: []string{"read"}}, {Entitlement: "tickets", Scopes: []string{"tickets:close", "tickets:read"}},
+	}}}
+}
+
+func (testPolicy) UnmeasuredGroups() []string { return nil }
 
 // Groups lists login/ben and login/cleo in dba. Claimed groups come from the provider.
 func (testPolicy) Groups(who broker.Identity) (listed, claimed []string) {

@@ -4,27 +4,42 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
 
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
 )
 
+// Inventory reads the inventory's tables. It implements inventory.Store.
+type Inventory struct{ s *Store }
+
+var _ inventory.Store = Inventory{}
+
+// Inventory returns the reader of the inventory.
+func (s *Store) Inventory() Inventory { return Inventory{s} }
+
 // Identities returns a page of the identities that records name, in the order of their ids.
 // The page has no identity only if there are no more.
-func (s *Store) Identities(ctx context.Context, q inventory.Query) (page []*inventory.Seen, err error) {
-	err = s.survey(ctx, func(v *viewTx) (err error) {
-		page, err = v.identities(q)
+func (v Inventory) Identities(ctx context.Context, q inventory.Query) (page []*inventory.Seen, err error) {
+	err = v.survey(ctx, func(tx *viewTx) (err error) {
+		page, err = tx.identities(q)
 		return err
 	})
 	return page, err
 }
 
 // survey reads the inventory.
-func (s *Store) survey(ctx context.Context, f func(*viewTx) error) error {
-	if err := s.catchUpNow(ctx, s.surveying); err != nil {
+func (v Inventory) survey(ctx context.Context, f func(*viewTx) error) error {
+	if err := v.s.catchUpNow(ctx, v.s.surveying); err != nil {
 		return err
 	}
-	return s.View(ctx, func(tx broker.Tx) error {
+	return v.s.View(ctx, func(tx broker.Tx) error {
 		if err := f(tx.(*viewTx)); err != nil {
 			return unavailable("reading the inventory", err)
 		}
@@ -46,9 +61,9 @@ func (v *viewTx) identities(q inventory.Query) (page []*inventory.Seen, err erro
 }
 
 // Seen returns what records say about an identity; nil if none names it.
-func (s *Store) Seen(ctx context.Context, id string) (seen *inventory.Seen, err error) {
-	err = s.survey(ctx, func(v *viewTx) error {
-		return each(ctx, v.tx, "SELECT n, id, body FROM identities WHERE id = ?", []any{id}, func(rows *sql.Rows) (err error) {
+func (v Inventory) Seen(ctx context.Context, id string) (seen *inventory.Seen, err error) {
+	err = v.survey(ctx, func(tx *viewTx) error {
+		return each(ctx, tx.tx, "SELECT n, id, body FROM identities WHERE id = ?", []any{id}, func(rows *sql.Rows) (err error) {
 			_, seen, err = scanSeen(rows)
 			return err
 		})
@@ -58,14 +73,14 @@ func (s *Store) Seen(ctx context.Context, id string) (seen *inventory.Seen, err 
 
 // Uses returns which entitlements identities used, by identity and entitlement. An
 // identity has at most inventory.MaxUses.
-func (s *Store) Uses(ctx context.Context, ids ...string) (uses map[string]map[string]*inventory.Use, err error) {
+func (v Inventory) Uses(ctx context.Context, ids ...string) (uses map[string]map[string]*inventory.Use, err error) {
 	uses = make(map[string]map[string]*inventory.Use, len(ids))
 	var args []any
 	for _, id := range ids {
 		args = append(args, id)
 	}
-	err = s.survey(ctx, func(v *viewTx) error {
-		return eachBatch(v, "SELECT id, entitlement, uses.body FROM identities CROSS JOIN uses ON identity = n WHERE id IN (", "?", ")", 1, args, func(rows *sql.Rows) error {
+	err = v.survey(ctx, func(tx *viewTx) error {
+		return eachBatch(tx, "SELECT id, entitlement, uses.body FROM identities CROSS JOIN uses ON identity = n WHERE id IN (", "?", ")", 1, args, func(rows *sql.Rows) error {
 			var id, entitlement string
 			use, err := scanUse(rows, &id, &entitlement)
 			if err != nil || len(uses[id]) >= inventory.MaxUses {
@@ -94,10 +109,10 @@ func scanUse(rows *sql.Rows, before ...any) (*inventory.Use, error) {
 // UsesOf returns a page of the identities that used an entitlement, in the order in which
 // they first appeared in the log. after is zero for the first page; next is zero after the
 // last one.
-func (s *Store) UsesOf(ctx context.Context, entitlement string, after int64, limit int) (page []inventory.IdentityUse, next int64, err error) {
+func (v Inventory) UsesOf(ctx context.Context, entitlement string, after int64, limit int) (page []inventory.IdentityUse, next int64, err error) {
 	const query = "SELECT identity, id, kind, uses.body FROM uses INDEXED BY uses_entitlement CROSS JOIN identities ON n = identity WHERE entitlement = ? AND identity > ? ORDER BY identity LIMIT ?"
-	err = s.survey(ctx, func(v *viewTx) error {
-		return each(ctx, v.tx, query, []any{entitlement, after, limit}, func(rows *sql.Rows) error {
+	err = v.survey(ctx, func(tx *viewTx) error {
+		return each(ctx, tx.tx, query, []any{entitlement, after, limit}, func(rows *sql.Rows) error {
 			var u inventory.IdentityUse
 			use, err := scanUse(rows, &next, &u.Identity, &u.Kind)
 			if err != nil {
@@ -116,19 +131,19 @@ func (s *Store) UsesOf(ctx context.Context, entitlement string, after int64, lim
 
 // PolicyUses returns how policies were used, by id. Only those that permitted a request or
 // a credential are in it.
-func (s *Store) PolicyUses(ctx context.Context) (map[string]*inventory.Use, error) {
-	return s.totals(ctx, totalPolicy)
+func (v Inventory) PolicyUses(ctx context.Context) (map[string]*inventory.Use, error) {
+	return v.totals(ctx, totalPolicy)
 }
 
 // EntitlementUses returns how entitlements and their scopes were used by all identities,
 // by name.
-func (s *Store) EntitlementUses(ctx context.Context) (map[string]*inventory.Use, error) {
-	return s.totals(ctx, totalEntitlement)
+func (v Inventory) EntitlementUses(ctx context.Context) (map[string]*inventory.Use, error) {
+	return v.totals(ctx, totalEntitlement)
 }
 
-func (s *Store) totals(ctx context.Context, kind string) (totals map[string]*inventory.Use, err error) {
-	err = s.survey(ctx, func(v *viewTx) (err error) {
-		totals, err = v.useTotals(kind)
+func (v Inventory) totals(ctx context.Context, kind string) (totals map[string]*inventory.Use, err error) {
+	err = v.survey(ctx, func(tx *viewTx) (err error) {
+		totals, err = tx.useTotals(kind)
 		return err
 	})
 	return totals, err
@@ -136,12 +151,81 @@ func (s *Store) totals(ctx context.Context, kind string) (totals map[string]*inv
 
 // Surveyed returns the number of identities that records name, and of records at the end of
 // the log that the inventory does not contain yet.
-func (s *Store) Surveyed(ctx context.Context) (identities, behind int64, err error) {
-	err = s.survey(ctx, func(v *viewTx) (err error) {
-		if behind, err = v.recordsBehind(s.surveying); err != nil {
+func (v Inventory) Surveyed(ctx context.Context) (identities, behind int64, err error) {
+	err = v.survey(ctx, func(tx *viewTx) (err error) {
+		if behind, err = tx.recordsBehind(v.s.surveying); err != nil {
 			return err
 		}
-		return v.tx.QueryRowContext(ctx, "SELECT count(*) FROM identities").Scan(&identities)
+		return tx.tx.QueryRowContext(ctx, "SELECT count(*) FROM identities").Scan(&identities)
 	})
 	return identities, behind, err
+}
+
+// CountHeld returns the number of live leases of each holder who has any.
+func (v Inventory) CountHeld(ctx context.Context, holders []string, now time.Time) (map[string]int, error) {
+	counts := map[string]int{}
+	err := v.s.readHoldings(ctx, func(h *holdings) {
+		byHash := make(map[uint64]string, len(holders))
+		for _, holder := range holders {
+			byHash[h.hash(holder)] = holder
+		}
+		for c := range h.tables[liveTable].before(broker.LeaseID{}) {
+			for i, hash := range c.holders {
+				if holder, wanted := byHash[hash]; wanted && c.leases[i].until > now.UnixMilli() {
+					counts[holder]++
+				}
+			}
+		}
+	})
+	return counts, err
+}
+
+// RulesAt returns the rules that were in force at a time, or the first ones if the log
+// begins later. Without the folder of rules, it returns no files.
+func (v Inventory) RulesAt(ctx context.Context, at time.Time) (rules inventory.RulesAt, err error) {
+	if err := v.s.catchUpNow(ctx, v.s.counting); err != nil {
+		return rules, err
+	}
+	var files map[string]audit.Digest
+	err = v.s.View(ctx, func(tx broker.Tx) error {
+		const query = "SELECT leaf FROM events CROSS JOIN records ON records.id = events.record WHERE kind = ? ORDER BY record"
+		return each(ctx, tx.(*viewTx).tx, query, []any{string(audit.PolicyLoaded)}, func(rows *sql.Rows) error {
+			var leaf sql.RawBytes
+			if err := rows.Scan(&leaf); err != nil {
+				return err
+			}
+			r, err := audit.Decode(leaf)
+			if err != nil || r.Rules == nil {
+				return err
+			}
+			if rules.From.IsZero() {
+				rules.From = r.Time
+			}
+			if files == nil || !r.Time.After(at) {
+				files = r.Rules.Files
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return rules, unavailable("reading earlier rules", err)
+	}
+	rules.Files, err = v.keptRules(files)
+	return rules, err
+}
+
+// keptRules reads the files of a revision that KeepRules stored.
+func (v Inventory) keptRules(digests map[string]audit.Digest) (map[string][]byte, error) {
+	files := make(map[string][]byte, len(digests))
+	for name, digest := range digests {
+		content, err := os.ReadFile(filepath.Join(FilePath(v.s.cfg.URL)+".rules", digest.String()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading earlier rules: %w", err)
+		}
+		files[name] = content
+	}
+	return files, nil
 }

@@ -225,26 +225,26 @@ func TestInventoryIsReadByKey(t *testing.T) {
 		appendUse(t, s, &now, n)
 	}
 	ctx := t.Context()
-	page, err := s.Identities(ctx, inventory.Query{After: "spiffe:", Limit: 3})
+	page, err := s.Inventory().Identities(ctx, inventory.Query{After: "spiffe:", Limit: 3})
 	if err != nil || len(page) != 3 || page[0].ID != "spiffe://acme.test/agent/a0" || page[0].Kind != broker.KindAgent {
 		t.Fatalf("the first page: %+v, %v", page, err)
 	}
-	if rest, err := s.Identities(ctx, inventory.Query{After: page[2].ID, Until: "spiffe://acme.test/agent/a5", Limit: 3}); err != nil || len(rest) != 2 {
+	if rest, err := s.Inventory().Identities(ctx, inventory.Query{After: page[2].ID, Until: "spiffe://acme.test/agent/a5", Limit: 3}); err != nil || len(rest) != 2 {
 		t.Errorf("got %d identities on the next page, want a3 and a4 (%v)", len(rest), err)
 	}
-	if seen, err := s.Seen(ctx, "login/ana"); err != nil || seen == nil || seen.Votes["dba"].N != 20 || seen.Methods["session"].N != 20 {
+	if seen, err := s.Inventory().Seen(ctx, "login/ana"); err != nil || seen == nil || seen.Votes["dba"].N != 20 || seen.Methods["session"].N != 20 {
 		t.Errorf("got %+v, %v", seen, err)
 	}
-	if seen, err := s.Seen(ctx, "login/nobody"); err != nil || seen != nil {
+	if seen, err := s.Inventory().Seen(ctx, "login/nobody"); err != nil || seen != nil {
 		t.Errorf("an unknown identity: got %+v, %v", seen, err)
 	}
-	uses, err := s.Uses(ctx, "spiffe://acme.test/agent/a1", "spiffe://acme.test/agent/a2", "login/ana")
+	uses, err := s.Inventory().Uses(ctx, "spiffe://acme.test/agent/a1", "spiffe://acme.test/agent/a2", "login/ana")
 	if err != nil || len(uses) != 2 || len(uses["spiffe://acme.test/agent/a1"]) != 2 {
 		t.Errorf("got the uses %+v, %v", uses, err)
 	}
 	var users []string
 	for after := int64(0); ; {
-		list, next, err := s.UsesOf(ctx, "orders", after, 2)
+		list, next, err := s.Inventory().UsesOf(ctx, "orders", after, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -258,15 +258,15 @@ func TestInventoryIsReadByKey(t *testing.T) {
 	if len(users) != 7 {
 		t.Errorf("got %d users of orders, want 7: %q", len(users), users)
 	}
-	policies, err := s.PolicyUses(ctx)
+	policies, err := s.Inventory().PolicyUses(ctx)
 	if err != nil || policies["a"] == nil || policies["a"].Issued.N == 0 || policies["a"].Days == nil {
 		t.Errorf("got the policies %+v, %v", policies, err)
 	}
-	entitlements, err := s.EntitlementUses(ctx)
+	entitlements, err := s.Inventory().EntitlementUses(ctx)
 	if err != nil || entitlements["orders"] == nil || entitlements["orders"].Scopes["tickets:comment"].Issued.N == 0 {
 		t.Errorf("got the entitlements %+v, %v", entitlements, err)
 	}
-	if n, behind, err := s.Surveyed(ctx); err != nil || n != 8 || behind != 0 {
+	if n, behind, err := s.Inventory().Surveyed(ctx); err != nil || n != 8 || behind != 0 {
 		t.Errorf("got %d identities and %d records behind, want 8 and 0 (%v)", n, behind, err)
 	}
 }

@@ -214,7 +214,11 @@ func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) (files 
 		}
 	}
 	for _, policy := range r.Decision.Policies {
-		entry(t.Policies, policy).add(u)
+		use := entry(t.Policies, policy)
+		use.add(u)
+		for _, scope := range scopes {
+			addName(&use.Scopes, r.Request.Entitlement+" "+scope, u)
+		}
 	}
 	return files
 }

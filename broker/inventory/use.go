@@ -190,7 +190,7 @@ func (u Usage) Since(t time.Time) bool { return u.Asked.Since(t) || u.Issued.Sin
 type Use struct {
 	Usage
 	Days     Days             `json:"days,omitempty"`     // credentials
-	Scopes   map[string]Usage `json:"scopes,omitempty"`   // of an entitlement
+	Scopes   map[string]Usage `json:"scopes,omitempty"`   // of an entitlement; of a policy, as "<entitlement> <scope>"
 	Policies map[string]Usage `json:"policies,omitempty"` // that permitted it, by id
 }
 

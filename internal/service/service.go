@@ -24,6 +24,7 @@ import (
 	"accessbroker.internal/attest"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/internal/config"
@@ -308,6 +309,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,
 		History:     s.store,
+		Inventory:   inventory.New(inventory.Config{Broker: s.broker, Store: s.store.Inventory()}),
 		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
 		UnprovedBytes: c.Limits.Unproved, Proxies: s.proxies(),
 		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,

@@ -32,6 +32,10 @@ var functions = template.FuncMap{
 	"leftClass":   leftClass,
 	"firstScopes": func(scopes []string) []string { return scopes[:min(len(scopes), scopesInRow)] },
 	"moreScopes":  func(scopes []string) int { return max(len(scopes)-scopesInRow, 0) },
+	"list":        func(items ...string) []string { return items },
+	"share":       func(part, whole int) int { return part * 100 / max(whole, 1) },
+	"problem":     Problem,
+	"severity":    func(code string) string { return cmp.Or(severities[code], "low") },
 	"add":         func(a, b int) int { return a + b },
 	"kind":        func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
 }
@@ -72,6 +76,21 @@ func dict(pairs ...any) (map[string]any, error) {
 	}
 	return m, nil
 }
+
+// problems name the problems of identities.
+var problems = map[string]string{
+	"orphan": "orphan", "owner_left": "owner left", "no_owner": "no owner", "ended": "access ended", "many_places": "many places",
+	"never_used": "never used", "unused": "unused for 90 days", "broad": "broader than use",
+}
+
+// severities are the risks of the more serious problems.
+var severities = map[string]string{"orphan": "high", "ended": "high", "owner_left": "medium", "no_owner": "medium", "many_places": "medium"}
+
+// Problem returns the name of a problem of an identity.
+func Problem(code string) string { return cmp.Or(problems[code], code) }
+
+// Short returns the part of a SPIFFE ID that distinguishes callers.
+func Short(id string) string { return short(id) }
 
 // short returns the part of a SPIFFE ID that distinguishes callers. Templates
 // show the whole ID as the element's title.

@@ -36,9 +36,10 @@ type Viewer struct {
 	ID   string // "<provider>/<sub>"
 	Name string // for display; may be empty
 
-	Waiting        int  // the decisions that wait for the viewer
-	MayKill        bool // policy permits the viewer to use the kill switch
-	MaySeeOverview bool
+	Waiting          int  // the decisions that wait for the viewer
+	MayKill          bool // policy permits the viewer to use the kill switch
+	MaySeeOverview   bool
+	MaySeeIdentities bool // the inventory
 
 	NewPasskey time.Time // when the viewer's newest passkey becomes valid; zero: no passkey is waiting
 }

@@ -126,3 +126,26 @@ func TestBadTrackers(t *testing.T) {
 		}
 	}
 }
+
+// The example of docs/tickets.md loads.
+func TestDocumentedTrackers(t *testing.T) {
+	text, err := os.ReadFile("../../docs/tickets.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "```yaml\n")
+	example, _, found := strings.Cut(after, "```")
+	if !found || !strings.Contains(example, "tickets:") {
+		t.Fatalf("docs/tickets.md has no example:\n%s", example)
+	}
+	dir := trackersDir(t)
+	for _, name := range []string{"jira.token", "jira.hook", "now.secret", "github.token", "desk.token"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("s3cret\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := understand(dir, goodConfig+example)
+	if err != nil || len(s.Trackers) != 4 {
+		t.Errorf("got %d trackers, %v", len(s.Trackers), err)
+	}
+}

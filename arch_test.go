@@ -47,7 +47,7 @@ var ours = map[string][]string{
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
 	"signals/signalstest":       {},
 	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
-	"scim":                      {"internal/strictjson"},
+	"scim":                      {"broker", "broker/directory", "internal/strictjson"},
 	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal"},
 	"tickets/ticketstest":       {},
 	"tickets":                   {"broker", "internal/outbound", "internal/retryafter"},
@@ -58,11 +58,11 @@ var ours = map[string][]string{
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
-	"internal/config":           {"internal/strictyaml", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store"}, // store parses its own URL
+	"internal/config":           {"internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store"}, // store parses its own URL
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals"},
+	"internal/service":          {"internal/config", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},

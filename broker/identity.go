@@ -19,6 +19,10 @@ const (
 	KindAgent    Kind = "agent"    // a workload that the operator labelled as an AI agent
 	KindPerson   Kind = "person"   // OIDC
 	KindOperator Kind = "operator" // root on the admin socket
+
+	// KindProvisioner is a client that provisions the people and groups of a provider. It
+	// has no rights apart from that.
+	KindProvisioner Kind = "provisioner"
 )
 
 // Method is how an identity was proved.
@@ -30,6 +34,7 @@ const (
 	MethodJWTSVID     Method = "jwt-svid"
 	MethodSession     Method = "session" // a broker session, opened by an OpenID provider's ID token
 	MethodAdminSocket Method = "admin-socket"
+	MethodSCIMToken   Method = "scim-token" // signed by the broker for one source
 )
 
 // An Identity is a proven caller. Only package attest makes one from a proof.

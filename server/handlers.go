@@ -20,7 +20,7 @@ import (
 //   - It authenticates and admits the caller before Handler runs, unless Open is
 //     set. CallerOf returns the caller.
 //   - It refuses state-changing requests that other sites cause a browser to send.
-//   - It limits the body to 64 KiB. A longer Content-Length is refused with 413;
+//   - It limits the body to 64 KiB, or to MaxBody. A longer Content-Length is refused with 413;
 //     otherwise reading past the limit returns an *http.MaxBytesError, which
 //     WriteError also answers with 413.
 //   - The connection's timeouts apply: 20 s for reading the request and 40 s for
@@ -42,6 +42,20 @@ type Handler struct {
 	Audience Audience // listeners that serve this audience serve the handler
 	Open     bool     // callers need no identity; Handler may call CallerOf
 	Handler  http.Handler
+
+	// Authenticate, if set, identifies the handler's callers in place of the server's
+	// Authenticate, under the same contract. Sessions do not count then. Remembers is the
+	// same as the server's.
+	Authenticate func(*http.Request) (broker.Identity, error)
+	Remembers    func(token string) bool
+
+	MaxBody int64 // zero: 64 KiB
+
+	// Callers of the handler have limits of their own, if these are set.
+	CallsPerSecond float64
+	CallsAtOnce    int
+
+	admission *admission // by these limits; nil: the server's
 }
 
 // CallerOf returns the caller of a request that a Handler serves, as of now. It
@@ -100,7 +114,7 @@ func (h Handler) check() error {
 }
 
 func (h Handler) route() route {
-	return route{audience: h.Audience, path: h.Pattern, foreign: true, run: h.run}
+	return route{audience: h.Audience, path: h.Pattern, foreign: true, handler: &h, run: h.run}
 }
 
 func (h Handler) run(_ *Server, c *call) (reply, error) {
@@ -113,14 +127,18 @@ func (h Handler) run(_ *Server, c *call) (reply, error) {
 			return reply{}, err
 		}
 	}
-	if c.r.ContentLength > maxBody {
+	most := int64(maxBody)
+	if h.MaxBody > 0 {
+		most = h.MaxBody
+	}
+	if c.r.ContentLength > most && !c.hasOwnCallers() { // the handler answers in its own form
 		return reply{}, errTooLarge
 	}
 	r := c.r.WithContext(context.WithValue(c.r.Context(), handledKey{}, one))
 	if err := c.holdBody(); err != nil {
 		return reply{}, err
 	}
-	r.Body = http.MaxBytesReader(c.w.ResponseWriter, heldBody{r.Body, c}, maxBody)
+	r.Body = http.MaxBytesReader(c.w.ResponseWriter, heldBody{r.Body, c}, most)
 	h.Handler.ServeHTTP(c.w, r)
 	if c.w.status == 0 {
 		c.w.WriteHeader(http.StatusOK) // as net/http would

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -15,6 +16,11 @@ import (
 func (c *call) provesInHeader() bool {
 	_, inSession := c.sessionToken()
 	return inSession || c.r.Header.Get("Authorization") != "" || c.hasCertificate()
+}
+
+// hasOwnCallers reports whether a Handler authenticates the callers of the route.
+func (c *call) hasOwnCallers() bool {
+	return c.route.handler != nil && c.route.handler.Authenticate != nil
 }
 
 func (c *call) hasCertificate() bool { return c.r.TLS != nil && len(c.r.TLS.PeerCertificates) > 0 }
@@ -59,6 +65,9 @@ func (c *call) enter(proofs formProofs) error {
 		c.held.end()
 	}
 	class := c.s.limits.identity
+	if c.route.handler != nil && c.route.handler.admission != nil {
+		class = c.route.handler.admission
+	}
 	if c.route.introspects && c.s.cfg.Broker.Rules().IsResourceServer(c.who.ID) {
 		class = c.s.limits.resource
 	}
@@ -73,7 +82,7 @@ func (c *call) enter(proofs formProofs) error {
 
 // identify authenticates the caller. It is the only place that verifies proofs.
 func (c *call) identify(proofs formProofs) error {
-	if token, ok := c.sessionToken(); ok {
+	if token, ok := c.sessionToken(); ok && !c.hasOwnCallers() {
 		return c.enterSession(token)
 	}
 	if c.route.audience == UI {
@@ -137,9 +146,13 @@ func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
 // caller with a certificate has completed a handshake, which costs more than verifying
 // its chain; but the handshake pays only once.
 func (c *call) costly(proofs formProofs) bool {
+	remembers := c.s.cfg.Remembers
+	if c.hasOwnCallers() {
+		remembers = c.route.handler.Remembers
+	}
 	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
 	for _, token := range []string{bearer, proofs.assertion, proofs.subject} {
-		if token != "" && (c.s.cfg.Remembers == nil || !c.s.cfg.Remembers(token)) {
+		if token != "" && (remembers == nil || !remembers(token)) {
 			return true
 		}
 	}
@@ -158,7 +171,11 @@ func (c *call) arrived() error {
 // authenticate verifies the proofs of the connection and the header, and the tokens of
 // the body. Their expiry is checked by Authenticate, here and again by the domain.
 func (c *call) authenticate(tokens ...string) (broker.Identity, error) {
-	who, err := c.s.cfg.Authenticate(c.r, tokens...)
+	authenticate := c.s.cfg.Authenticate
+	if c.hasOwnCallers() {
+		authenticate = func(r *http.Request, _ ...string) (broker.Identity, error) { return c.route.handler.Authenticate(r) }
+	}
+	who, err := authenticate(c.r, tokens...)
 	switch {
 	case err == nil && who.ID == "":
 		err = broker.ErrUnauthenticated

@@ -25,6 +25,7 @@ type route struct {
 	// their own.
 	introspects bool
 	foreign     bool     // a Handler: it reads its query and body and may authenticate late
+	handler     *Handler // of a foreign route
 	query       []string // the accepted query parameters
 
 	// proofs, on routes with a form, returns the caller's own tokens in the form.

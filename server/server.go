@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -159,9 +160,14 @@ func New(cfg Config) (*Server, error) {
 	if err := protection.AddTrustedOrigin(broker.Origin(pages)); err != nil {
 		return nil, fmt.Errorf("the URL of the pages: %w", err)
 	}
-	for _, h := range cfg.Handlers {
+	cfg.Handlers = slices.Clone(cfg.Handlers)
+	for i := range cfg.Handlers {
+		h := &cfg.Handlers[i]
 		if err := h.check(); err != nil {
 			return nil, err
+		}
+		if h.CallsPerSecond > 0 && h.CallsAtOnce > 0 {
+			h.admission = newAdmission(h.CallsPerSecond, h.CallsAtOnce)
 		}
 	}
 	cfg.setDefaults()
@@ -226,6 +232,7 @@ const (
 	API   Audience = "api"   // /v1
 	OAuth Audience = "oauth" // /oauth2, /.well-known
 	Log   Audience = "log"   // /log
+	SCIM  Audience = "scim"  // /scim/v2
 )
 
 // Handler returns the handler for some audiences. It panics if the patterns of two

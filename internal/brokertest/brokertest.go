@@ -102,6 +102,8 @@ type Broker struct {
 
 	t       testing.TB
 	dir     string
+	extra   files // further than the usual ones
+	service *service.Service
 	log     lines
 	secrets lines // that must not be in the log
 }
@@ -142,7 +144,16 @@ func New(t testing.TB, providers ...Provider) *Broker {
 // end.
 func newBroker(t testing.TB, log *slog.Logger, providers ...Provider) *Broker {
 	t.Helper()
-	b := &Broker{t: t, dir: t.TempDir()}
+	return startBroker(t, log, files{}, providers...)
+}
+
+// files are additions to the files of a broker.
+type files struct{ operator, policies, groups string }
+
+// startBroker is newBroker with additions to its files.
+func startBroker(t testing.TB, log *slog.Logger, extra files, providers ...Provider) *Broker {
+	t.Helper()
+	b := &Broker{t: t, dir: t.TempDir(), extra: extra}
 	if log == nil {
 		log = slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -184,7 +195,7 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 		people += fmt.Sprintf("    %s: {issuer: %q, client_id: %q, client_secret_file: %s.secret}\n", p.Name, p.Issuer, p.ClientID, p.Name)
 	}
 	if people != "" {
-		serve, people = serve+", ui", "  people:\n"+people
+		serve, people = serve+", ui, scim", "  people:\n"+people
 	}
 	for _, p := range providers {
 		people += p.More
@@ -196,8 +207,8 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 		}
 	}
 	b.write("seal.key", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, broker.SealKeySize)))
-	b.write("policies/all.cedar", policies)
-	b.write("policies/groups.yaml", "support: {members: [login/ana, login/ben]}\n")
+	b.write("policies/all.cedar", policies+b.extra.policies)
+	b.write("policies/groups.yaml", "support: {members: [login/ana, login/ben]}\n"+b.extra.groups)
 	for domain, ca := range map[string]*localca.CA{TrustDomain: b.CA, "supplier.test": b.Supplier} {
 		bundle, err := ca.Bundle()
 		b.must(err)
@@ -208,7 +219,7 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	cert, key := encodePair(b.t, svid)
 	b.write("cert.pem", string(cert))
 	b.write("key.pem", string(key))
-	b.write("broker.yaml", fmt.Sprintf(operatorFile, address, serve, people))
+	b.write("broker.yaml", fmt.Sprintf(operatorFile, address, serve, people)+b.extra.operator)
 	c, err := config.Load(filepath.Join(b.dir, "broker.yaml"), nil)
 	b.must(err)
 	return c
@@ -225,7 +236,7 @@ func (b *Broker) run(c *config.Config, l net.Listener, log *slog.Logger) {
 		DiskReserve: 1 << 16, NoSync: true,
 	})
 	b.must(err)
-	b.Store = s.Store()
+	b.Store, b.service = s.Store(), s
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -54,6 +54,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	c.notify()
 	c.tickets()
 	c.signals()
+	c.scim()
 	return c
 }
 

@@ -67,6 +67,7 @@ type Config struct {
 	Notifiers       map[string]notify.Notifier // by channel; nil: the file has no notify section
 	Trackers        map[string]Tracker         // ticket systems
 	Transmitters    []Transmitter              // of shared security signals
+	SCIM            []SCIMSource               // sorted by name
 	Warnings        []string                   // likely mistakes, with their places
 }
 
@@ -256,6 +257,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"issuers", c.Issuers, fresh.Issuers},
 		{"tickets", c.Trackers, fresh.Trackers},
 		{"signals", c.Transmitters, fresh.Transmitters},
+		{"scim", c.SCIM, fresh.SCIM},
 	} {
 		if !reflect.DeepEqual(part.old, part.fresh) {
 			changed = append(changed, part.name)

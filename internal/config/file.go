@@ -20,6 +20,7 @@ type file struct {
 	People       peopleFile                 `yaml:"people"`
 	Signals      map[string]transmitterFile `yaml:"signals"`
 	Tickets      map[string]trackerFile     `yaml:"tickets"`
+	SCIM         map[string]scimFile        `yaml:"scim"`
 }
 
 // peopleFile links the accounts that one person has at several providers.

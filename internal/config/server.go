@@ -216,7 +216,7 @@ func (c *checker) listeners() {
 }
 
 // services are the groups of endpoints that a listener can serve.
-var services = []string{"api", "oauth", "log", "ui"}
+var services = []string{"api", "oauth", "log", "ui", "scim"}
 
 func (c *checker) listener(key string, l listenerFile) Listener {
 	out := Listener{Address: l.Listen, ClientCerts: cmp.Or(l.ClientCerts, "optional")}

@@ -90,6 +90,7 @@ func (s *Service) adminHandler(rest http.Handler) http.Handler {
 		return map[string]int{"resealed": n}, err
 	})
 	handle("GET /admin/keys", func(context.Context, broker.Identity) (any, error) { return s.listKeys(), nil })
+	s.handleSCIM(mux)
 	mux.Handle("/", rest)
 	return mux
 }

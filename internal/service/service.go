@@ -24,6 +24,7 @@ import (
 	"accessbroker.internal/attest"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/directory"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/broker/signal"
@@ -79,6 +80,8 @@ type Service struct {
 	passkeys     *attest.Passkeys
 	broker       *broker.Broker
 	outbox       *notify.Outbox
+	directory    *directory.Directory // nil: no source is configured
+	scim         *scimService         // with directory
 	sessions     *session.Manager
 	signals      *signal.Manager
 	transmitters []*signals.Transmitter
@@ -130,6 +133,9 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 		return nil, err
 	}
 	if err := s.openTrust(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.openDirectory(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.openBroker(ctx); err != nil {
@@ -240,6 +246,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Blocks: s.store.Blocks,
 		MaxPending: s.config.Admission.Waiting, Tickets: s.tickets, Sources: s.sources(),
 	}
+	if s.directory != nil {
+		cfg.Directory = s.directory
+	}
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
 		NotifiesPeople: func() bool { return s.broker.Rules().PeopleChannel },
@@ -257,6 +266,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.directory != nil {
+		s.directory.Connect(s.broker.Facts)
+	}
 	return s.openSignals()
 }
 
@@ -264,7 +276,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 func (s *Service) callersConfig() server.Config {
 	c := s.serverConfig(s.verifier.Authenticate, s.verifier.ConnContext)
 	c.Remembers = s.verifier.Cached
-	c.Handlers = append(append(c.Handlers, s.ticketHooks()...), s.signalHandlers()...)
+	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers())
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken, c.Sealer = s.people, s.config.ProviderNames(), s.people.LogoutToken, s.sealer
 	}

@@ -45,6 +45,7 @@ func (s *Service) sources() map[string]broker.SourceRule {
 		}
 	}
 	s.signalSources(rules)
+	s.scimSources(rules)
 	return rules
 }
 

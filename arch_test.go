@@ -32,6 +32,7 @@ var ours = map[string][]string{
 	"broker/inventory":          {"broker", "audit"},
 	"broker/evidence":           {"audit", "internal/strictyaml"},
 	"broker/directory":          {"broker", "audit"},
+	"broker/membership":         {"broker", "audit"},
 	"broker/session":            {"broker", "audit"},
 	"broker/supplier":           {"broker", "audit"},
 	"broker/signal":             {"broker", "broker/session", "audit"},
@@ -42,13 +43,15 @@ var ours = map[string][]string{
 	"issuers/token":             {"broker", "audit"},
 	"issuers/vault":             {"broker", "audit", "internal/retryafter"},
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
+	"issuers/ldap":              {"broker", "broker/membership"},
+	"issuers/scim":              {"broker", "broker/membership", "internal/outbound", "internal/retryafter"},
 	"issuers/issuertest":        {"broker", "audit", "store"},
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
 	"signals/signalstest":       {},
 	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
 	"scim":                      {"broker", "broker/directory", "internal/strictjson"},
-	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal"},
+	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal", "broker/membership"},
 	"tickets/ticketstest":       {},
 	"tickets":                   {"broker", "internal/outbound", "internal/retryafter"},
 	"server/plot":               {},
@@ -58,11 +61,11 @@ var ours = map[string][]string{
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
-	"internal/config":           {"internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store"}, // store parses its own URL
+	"internal/config":           {"internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals"},
+	"internal/service":          {"internal/config", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},
@@ -95,6 +98,8 @@ var rooms = map[string][]string{
 	"github.com/goccy/go-yaml":            {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
 	"golang.org/x/time":                   {"server", "broker"},
 	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
+	"github.com/go-ldap/ldap":             {"issuers/ldap"},
+	"github.com/go-asn1-ber/asn1-ber":     {"issuers/ldap"}, // the bound on a packet
 	"github.com/hashicorp/vault/api":      {"issuers/vault"},
 	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
 	"golang.org/x/sys":                    {"store", "cmd/broker", "server/inbound"}, // server/inbound: the queue and the filter of a listening socket

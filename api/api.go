@@ -227,12 +227,23 @@ type Credential struct {
 	Request     string    `json:"request"` // "req_…"
 	Entitlement string    `json:"entitlement"`
 	Scopes      []string  `json:"scopes,omitempty"`
-	Type        string    `json:"type"` // bearer, aws, userpass, certificate, vault, data
-	Secret      Secret    `json:"secret"`
+	Type        string    `json:"type"`                 // bearer, aws, userpass, certificate, vault, data, membership
+	Secret      Secret    `json:"secret,omitempty"`     // of every type except membership
+	Membership  *Joined   `json:"membership,omitempty"` // of type membership: it is no secret
 	ExpiresAt   time.Time `json:"expires_at"`
 	Revocation  string    `json:"revocation"`           // effect of a revocation: immediate, at_expiry, at_rotation, never
 	WorksUntil  time.Time `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
 	Receipt     Receipt   `json:"receipt"`
+}
+
+// TypeMembership is the type of a credential that is the membership in a group.
+const TypeMembership = "membership"
+
+// Joined is the group that a credential of type membership makes its holder a member of,
+// for as long as the lease lasts.
+type Joined struct {
+	System string `json:"system"`
+	Group  string `json:"group"` // or the role
 }
 
 // A Receipt names the audit record of a credential.

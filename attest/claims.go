@@ -153,13 +153,15 @@ func display(s string) string {
 	return s
 }
 
-// person returns the person that the claims c of the subject sub describe. The name and
-// the address are only shown. Without a manager, no one can approve as the manager. So a
+// person returns the person that the claims c of the subject sub describe. The name is
+// only shown, and so is an address that the provider does not vouch for. Without a manager, no one can approve as the manager. So a
 // malformed value of these is dropped, and does not keep the person out.
 func (p *provider) person(sub string, c personClaims, groups []string, now time.Time) (*broker.Person, error) {
 	out := &broker.Person{Provider: p.cfg.Name, Groups: groups, Claimed: now}
 	out.Name = display(p.optional(c, "name", nil))
-	out.Email = display(p.optional(c, "email", nil))
+	email := p.optional(c, "email", nil)
+	out.Email = display(email)
+	out.EmailVerified = email != "" && out.Email == email && string(c.raw["email_verified"]) == "true"
 	if p.cfg.ManagerClaim != "" {
 		if manager := p.optional(c, p.cfg.ManagerClaim, checkSubject); manager != "" {
 			out.Manager = p.cfg.Name + "/" + manager

@@ -234,6 +234,12 @@ func (p *provider) identity(ctx context.Context, d *discovered, id *oidc.IDToken
 				return broker.Identity{}, nil, err
 			}
 		}
+		if c.raw["email"] == nil { // its verification belongs to the same address
+			delete(c.raw, "email_verified")
+			if verified := more.raw["email_verified"]; verified != nil && more.raw["email"] != nil {
+				c.raw["email_verified"] = verified
+			}
+		}
 		for _, name := range []string{"name", "email", p.cfg.ManagerClaim} {
 			if value := more.raw[name]; value != nil && c.raw[name] == nil {
 				c.raw[name] = value

@@ -119,6 +119,8 @@ func (r *Record) commitment(field string) Digest {
 		return r.Supplier.Evidence
 	case r.Supplier != nil && field == "reason":
 		return r.Supplier.Reason
+	case r.Membership != nil && field == "member":
+		return r.Membership.Member
 	case r.Block != nil && field == "reason":
 		return r.Block.Reason
 	}

@@ -62,6 +62,11 @@ const (
 	BlockPlaced      Kind = "block.placed"
 	BlockLifted      Kind = "block.lifted"
 
+	MembershipClaimed  Kind = "membership.claimed"  // a lease relies on a membership, which the broker is about to make unless it exists
+	MembershipReleased Kind = "membership.released" // a lease no longer relies on a membership
+	MembershipDiffers  Kind = "membership.differs"  // a system has a membership that it should not have, or lacks one
+	MembershipAccepted Kind = "membership.accepted" // a person accepted a difference; the broker no longer counts the membership as its own
+
 	SupplierAssessed   Kind = "supplier.assessed"   // a person assessed the risk of a supplier
 	SupplierEnding     Kind = "supplier.ending"     // the sponsor of a supplier was notified that its contract ends soon
 	ExtensionRequested Kind = "extension.requested" // a sponsor wants the contract of a supplier to run longer
@@ -77,6 +82,7 @@ func Kinds() []Kind {
 		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
 		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
 		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, DirectoryUser, DirectoryGroup, DirectoryToken, BlockPlaced, BlockLifted,
+		MembershipClaimed, MembershipReleased, MembershipDiffers, MembershipAccepted,
 		SupplierAssessed, SupplierEnding, ExtensionRequested, ExtensionApproved, ExtensionDenied,
 	}
 }
@@ -97,22 +103,23 @@ type Record struct {
 	// Delegated is the decision with the subject as principal, if the caller acts
 	// for a subject. Decision is the one with the caller as principal. Both must
 	// permit.
-	Delegated *DecisionFacts
-	Approval  *ApprovalFacts
-	Lease     *LeaseFacts
-	End       *EndFacts
-	Rules     *RulesFacts
-	Key       *KeyFacts
-	Log       *LogFacts
-	Passkey   *PasskeyFacts
-	Signature *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
-	Block     *BlockFacts
-	Signal    *SignalFacts
-	Supplier  *SupplierFacts
-	Fact      *FactFacts
-	Directory *DirectoryFacts
-	Count     int   // number of identical events that this record stands for; 0 and 1 mean one
-	Trace     Trace // of the call that caused the event; zero: none
+	Delegated  *DecisionFacts
+	Approval   *ApprovalFacts
+	Lease      *LeaseFacts
+	End        *EndFacts
+	Rules      *RulesFacts
+	Key        *KeyFacts
+	Log        *LogFacts
+	Membership *MembershipFacts
+	Passkey    *PasskeyFacts
+	Signature  *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
+	Block      *BlockFacts
+	Signal     *SignalFacts
+	Supplier   *SupplierFacts
+	Fact       *FactFacts
+	Directory  *DirectoryFacts
+	Count      int   // number of identical events that this record stands for; 0 and 1 mean one
+	Trace      Trace // of the call that caused the event; zero: none
 
 	// Openings are the texts that the record commits to, by field name
 	// ("justification", "ticket", "parameters", "source", "comment", "reason", "details").

@@ -14,7 +14,7 @@ const (
 	maxScopes      = 4300 // 32 of 128 characters
 	maxPolicies    = 5120
 	maxGroups      = 1024
-	maxFiles       = 11264 // about 100 files
+	maxFiles       = 11200 // about 100 files
 	maxHost        = 255
 	maxName        = 128
 	maxSelector    = maxID + 32
@@ -61,6 +61,7 @@ func (r *Record) fields(c *codec) {
 	r.Kind = Kind(kind)
 	sub(c, "lease", &r.Lease, (*LeaseFacts).fields)
 	sub(c, "log", &r.Log, (*LogFacts).fields)
+	sub(c, "membership", &r.Membership, (*MembershipFacts).fields)
 	sub(c, "passkey", &r.Passkey, (*PasskeyFacts).fields)
 	sub(c, "request", &r.Request, (*RequestFacts).fields)
 	sub(c, "rules", &r.Rules, (*RulesFacts).fields)

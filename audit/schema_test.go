@@ -36,7 +36,7 @@ func TestBoundsFitIntoALeaf(t *testing.T) {
 	}
 	most := len("{}") + measure(new(Record).fields)
 	// At most one of these is in a record.
-	alternatives := []func(*codec){new(RulesFacts).fields, new(LogFacts).fields, new(KeyFacts).fields, new(BlockFacts).fields, new(FactFacts).fields, new(SignalFacts).fields, new(DirectoryFacts).fields, new(SupplierFacts).fields}
+	alternatives := []func(*codec){new(RulesFacts).fields, new(LogFacts).fields, new(KeyFacts).fields, new(BlockFacts).fields, new(FactFacts).fields, new(SignalFacts).fields, new(DirectoryFacts).fields, new(SupplierFacts).fields, new(MembershipFacts).fields}
 	largest := 0
 	for _, fields := range alternatives {
 		size := measure(fields)

@@ -18,10 +18,12 @@ func (PersonKey) isKey() {}
 // An Account is what the broker stores about a person. Package session has the
 // flows that change it.
 type Account struct {
-	Person   PersonKey
-	Name     string // as of the last login; for display
-	Email    string // as of the last login
-	Passkeys []Passkey
+	Person PersonKey
+	Name   string // as of the last login; for display
+	Email  string // as of the last login
+	// EmailVerified means that the provider vouched for Email (email_verified).
+	EmailVerified bool
+	Passkeys      []Passkey
 }
 
 // Key returns the row's key.

@@ -304,7 +304,7 @@ func (c *collection) lease() (*Lease, error) {
 		ID: NewLeaseID(c.caller.At), Request: c.request.ID, Status: LeaseIssuing,
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters,
-		Opened: c.caller.At, Revocation: c.e.Revocation,
+		Opened: c.caller.At, Revocation: c.e.Revocation, Persists: c.e.Persists,
 	}
 	if c.e.Binding == BindingMTLS {
 		if c.caller.Actor.Proof.Method != MethodX509SVID {

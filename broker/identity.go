@@ -67,6 +67,9 @@ type Person struct {
 	Login    time.Time // when the person logged in at the provider (auth_time); zero: unknown
 	Name     string    // for display, as is Email
 	Email    string
+	// EmailVerified means that the provider vouches for Email (email_verified). Unlike
+	// the others, a verified address selects the account that a membership is for.
+	EmailVerified bool
 
 	// Directory is the source that states Groups and Manager in place of the provider's
 	// claims; see Rules.WithLabels.

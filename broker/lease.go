@@ -56,6 +56,7 @@ type Lease struct {
 	Replaces    LeaseID
 	Previous    LeaseID      // the lease that was opened before this one under the same request; zero: none, or an earlier version opened it
 	Limits      []CounterKey // the counters that count this lease as active
+	Persists    bool         // only the issuer ends the credential; it has no expiry of its own
 
 	EndAsked  time.Time // when its end was first requested or became due
 	EndHow    string    // one of the End constants
@@ -69,8 +70,9 @@ type Lease struct {
 
 // A Credential is returned to its holder once, and not stored.
 type Credential struct {
-	Type       string // bearer, aws, userpass, certificate, vault, data
+	Type       string // bearer, aws, userpass, certificate, vault, data, membership
 	Secret     Secret
+	Joined     *Joined // of type membership, which has no secret
 	Expires    time.Time
 	Rotates    time.Time    // when the issuer's next rotation ends it (at_rotation); zero: unknown
 	Revocation Revocation   // the effect of revoking it, if the issuer states it; empty: as the entitlement declares
@@ -140,6 +142,9 @@ func (l *Lease) OutlivesEnd(now time.Time) bool {
 func (l *Lease) WorksUntil() time.Time {
 	switch l.Revocation {
 	case RevokedAtExpiry, RevokedPending:
+		if l.Persists {
+			return time.Time{}
+		}
 		return l.Expires
 	case RevokedAtRotation:
 		return l.Rotates

@@ -110,7 +110,7 @@ var transitions = [...]struct{ before, after transition }{
 // end applies an attempt to the lease. It returns false if the attempt changes
 // nothing because the lease has ended already.
 func (l *Lease) end(a endAttempt, now time.Time) bool {
-	if l.hasEnded() {
+	if l.HasEnded() {
 		if !l.deniable(now) || a.how != EndRevoked && a.how != EndFact || a.outcome != outcomeUntried && a.outcome != outcomeQueued {
 			return false
 		}
@@ -128,7 +128,8 @@ func (l *Lease) end(a endAttempt, now time.Time) bool {
 	return true
 }
 
-func (l *Lease) hasEnded() bool {
+// HasEnded reports whether nothing ends the lease any more.
+func (l *Lease) HasEnded() bool {
 	return l.Status == LeaseRevoked || l.Status == LeaseFailed || l.Status == LeaseAbandoned
 }
 

@@ -67,6 +67,7 @@ type Entitlement struct {
 	Parameters    map[string]Parameter
 	Binding       Binding
 	Revocation    Revocation   // the effect of revoking a credential
+	Persists      bool         // its credentials have no expiry of their own: only the issuer ends them
 	Audience      string       // of its tokens; empty if its credentials are not broker-signed tokens
 	Introspectors []string     // SPIFFE IDs of the issuer's resource servers
 	Shares        string       // the unit that revocation ends as a whole, for example all sessions of a role; empty: a single credential

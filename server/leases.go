@@ -11,6 +11,10 @@ import (
 // reveal secrets.
 func (c *call) credential(issued *broker.Issued) (reply, error) {
 	c.about = issued.Lease.ID.String()
+	var joined *api.Joined
+	if j := issued.Credential.Joined; j != nil {
+		joined = &api.Joined{System: j.System, Group: j.Group}
+	}
 	return c.created("/v1/leases/"+issued.Lease.ID.String(), api.Credential{
 		Lease:       issued.Lease.ID.String(),
 		Request:     issued.Lease.Request.String(),
@@ -18,6 +22,7 @@ func (c *call) credential(issued *broker.Issued) (reply, error) {
 		Scopes:      issued.Lease.Scopes,
 		Type:        issued.Credential.Type,
 		Secret:      issued.Credential.Secret.Reveal(),
+		Membership:  joined,
 		ExpiresAt:   issued.Credential.Expires.UTC(),
 		Revocation:  string(issued.Lease.Revocation),
 		WorksUntil:  utc(issued.Lease.WorksUntil()),

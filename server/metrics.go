@@ -25,6 +25,7 @@ type Gauges struct {
 	StoreFilesLost   func() float64 // 1 while the database files are not the ones that the broker opened
 	SVIDExpires      func() float64 // seconds until the broker's own SVID expires
 	Keys             func() []KeySource
+	Memberships      func() []MembershipCount
 	Signals          func() []SignalGauge
 }
 
@@ -44,6 +45,7 @@ type Metrics struct {
 	revokeLag    *prometheus.HistogramVec
 	upstream     *prometheus.CounterVec
 	notices      *prometheus.CounterVec
+	comparisons  *prometheus.CounterVec
 	signals      *prometheus.CounterVec
 	looks        *prometheus.CounterVec
 
@@ -85,6 +87,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		revokeLag:    histograms("revocation_lag_seconds", "Time from when a lease was due to end until it was revoked.", lagBuckets, "issuer"),
 		upstream:     counters("upstream_errors_total", "Failed calls to an issuer.", "issuer", "code"),
 		notices:      counters("notices_total", "Attempts to deliver a notice, by outcome.", "kind", "code"),
+		comparisons:  counters("membership_comparisons_total", "Comparisons of an issuer's memberships with its system, by outcome.", "issuer", "outcome"),
 		looks:        counters("ticket_looks_total", "Calls to a ticket system, by outcome.", "tracker", "outcome"),
 
 		signals: counters("signals_total", "Security events of transmitters, by outcome.", "transmitter", "event", "outcome"),
@@ -101,7 +104,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.signals, m.looks,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.comparisons, m.signals, m.looks,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics, m.refused,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -136,6 +139,9 @@ func (m *Metrics) read(g Gauges) {
 	if g.Keys != nil {
 		m.registry.MustRegister(keyCollector{g.Keys})
 	}
+	if g.Memberships != nil {
+		m.registry.MustRegister(membershipCollector{g.Memberships})
+	}
 	if g.AuditRecords != nil {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "broker_audit_records_total", Help: "Records in the audit log."}, g.AuditRecords))
 	}
@@ -148,6 +154,7 @@ type Known struct {
 	Channels       []string    // kinds of notification channels
 	NoticeCodes    []string    // outcomes of a delivery
 	AttestFailures [][2]string // method and cause
+	Compared       []string    // issuers whose memberships are compared
 }
 
 // Expect starts the series of known label values at zero. A counter whose series
@@ -167,6 +174,10 @@ func (m *Metrics) Expect(k Known) {
 		for _, code := range k.NoticeCodes {
 			m.notices.WithLabelValues(label(channel), label(code))
 		}
+	}
+	for _, issuer := range k.Compared {
+		m.comparisons.WithLabelValues(label(issuer), "ok")
+		m.comparisons.WithLabelValues(label(issuer), "failed")
 	}
 	for _, issuer := range k.Issuers {
 		m.expectIssuer(label(issuer))

@@ -19,7 +19,10 @@ func fullMetrics() *Metrics {
 	keys := func() []KeySource {
 		return []KeySource{{"bundle", "acme.test", map[string]int{"x509": 1, "jwt": 2}, map[string]int{"unknown_type": 3}, 60}}
 	}
-	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }})
+	memberships := func() []MembershipCount {
+		return []MembershipCount{{"directory", 2, map[string]int64{"added_again": 1}}}
+	}
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, memberships, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }})
 	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}
@@ -28,6 +31,7 @@ func fullMetrics() *Metrics {
 	m.Signalled("okta", "account_disabled", "applied")
 	m.Committed(4, time.Millisecond)
 	m.Reloaded("abc", nil)
+	m.Compared("directory", nil, time.Now())
 	m.answered("/v1/requests", "GET", "ok", time.Millisecond)
 	return m
 }

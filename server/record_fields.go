@@ -269,6 +269,14 @@ func (f *fielder) rest(r *audit.Record) {
 		f.committed("Details", "details", x.Details)
 	}
 	f.directory(r.Directory)
+	if m := r.Membership; m != nil {
+		f.group("Membership")
+		f.text("System", m.System)
+		f.text("Group", m.Group)
+		f.committed("Member", "member", m.Member)
+		f.text("Change", strings.ReplaceAll(m.Change, "_", " "))
+		f.digest("Digest of system, group and member", m.ID)
+	}
 	if k := r.Key; k != nil {
 		f.group("Key")
 		f.text("Key", k.ID)

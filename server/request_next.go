@@ -69,6 +69,8 @@ func (c *call) done(r *broker.Request) string {
 		return "You withdrew this request."
 	case done == "asked" && mine && r.State(c.now) == broker.RequestPending:
 		return "Your request is filed."
+	case done == "join" && mine && !r.FirstExpires.IsZero():
+		return "You are a member now."
 	case done == "asked" && mine && r.State(c.now) == broker.RequestApproved:
 		return "Your request is granted."
 	}

@@ -17,6 +17,7 @@ import (
 type requestPage struct {
 	requestView
 	continuation
+	joinPart
 	CanVote, CanReview, CanWithdraw bool
 	Facts                           api.Facts
 	Same                            *api.RequestHistory  // earlier requests for the entitlement
@@ -77,6 +78,7 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 	if p.continuation, err = s.continueFrom(c, r, p.CanVote || p.CanReview); err != nil {
 		return reply{}, err
 	}
+	p.joinPart = s.joinOf(c, r, leases)
 	p.Command = p.commandOf()
 	return c.pageOf(status, ui.Page{Name: "request", Title: "Request for " + r.Entitlement, Tab: "inbox", Data: p})
 }
@@ -112,6 +114,9 @@ func (s *Server) carryOut(c *call, r *broker.Request) error {
 	if do == "withdraw" {
 		_, err := b.Withdraw(ctx, c.caller(), r.ID)
 		return err
+	}
+	if do == "join" {
+		return s.join(c, r)
 	}
 	kind, v, err := c.voteOf(r)
 	if err != nil {

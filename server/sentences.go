@@ -25,6 +25,7 @@ var kindTitles = map[audit.Kind]string{
 	audit.RequestAssessed: "Supplier assessed, for a request that waited", audit.SupplierAssessed: "Supplier assessed", audit.SupplierEnding: "Sponsor notified of a contract's end",
 	audit.ExtensionRequested: "Extension of a contract requested", audit.ExtensionApproved: "Contract extended", audit.ExtensionDenied: "Extension of a contract denied",
 	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
+	audit.MembershipClaimed: "Membership begins", audit.MembershipReleased: "Membership ends", audit.MembershipDiffers: "Membership differs", audit.MembershipAccepted: "Membership accepted as it is",
 }
 
 // kindTitle returns the name of a kind; of a later version's kind, the kind itself.
@@ -83,8 +84,15 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.SignalDiscarded: func(r *audit.Record) string {
 		return by(r) + " discarded the held events of " + transmitterOf(r) + eventsOf(r) + "."
 	},
-	audit.BlockPlaced:    func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
-	audit.BlockLifted:    func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+	audit.BlockPlaced: func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
+	audit.BlockLifted: func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+
+	audit.MembershipClaimed:  sayMembership,
+	audit.MembershipReleased: sayMembership,
+	audit.MembershipDiffers:  sayMembership,
+	audit.MembershipAccepted: func(r *audit.Record) string {
+		return by(r) + " accepted a membership of " + groupOf(r) + " as it is; the broker no longer counts it as its own."
+	},
 	audit.DirectoryUser:  sayDirectoryUser,
 	audit.DirectoryGroup: sayDirectoryGroup,
 	audit.DirectoryToken: sayDirectoryToken,

@@ -25,6 +25,7 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
+	"accessbroker.internal/broker/membership"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/server/inbound"
 )
@@ -34,6 +35,9 @@ import (
 type Config struct {
 	Broker   *broker.Broker
 	Sessions *session.Manager
+
+	// Memberships are the memberships that are credentials; nil: there are none.
+	Memberships *membership.Ledger
 
 	// Authenticate identifies the caller from the connection's certificate, the
 	// Authorization header and tokens in the body (client_assertion, subject_token; ""

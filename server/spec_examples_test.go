@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
 )
 
@@ -202,8 +203,8 @@ func TestCredentialsAreAUnionByType(t *testing.T) {
 	s := loadSpec(t)
 	const schema = "/components/schemas/Credential"
 	mapping := s.at(schema + "/discriminator/mapping").(map[string]any)
-	if members := s.at(schema + "/oneOf").([]any); len(members) != len(mapping) || len(mapping) != 6 {
-		t.Fatalf("the union has %d members and %d types, want 6", len(members), len(mapping))
+	if members := s.at(schema + "/oneOf").([]any); len(members) != len(mapping) || len(mapping) != 7 {
+		t.Fatalf("the union has %d members and %d types, want 7", len(members), len(mapping))
 	}
 	examples := map[string]map[string]any{}
 	for name, example := range s.at("/components/examples").(map[string]any) {
@@ -222,14 +223,22 @@ func TestCredentialsAreAUnionByType(t *testing.T) {
 	token := map[string]bool{"bearer": true, "vault": true} // the secrets of both are a token
 	for kind, example := range examples {
 		for foreign, with := range examples {
-			fits := kind == foreign || kind == "data" || token[kind] && token[foreign]
+			fits := kind == foreign || kind == "data" && foreign != api.TypeMembership || token[kind] && token[foreign]
 			mixed := maps.Clone(example)
-			mixed["secret"] = with["secret"]
+			for _, content := range []string{"secret", "membership"} { // a type has one of them
+				if delete(mixed, content); with[content] != nil {
+					mixed[content] = with[content]
+				}
+			}
 			if err := s.validate(schema, mixed); (err == nil) != fits {
 				t.Errorf("the type %s with the secret of %s: got %v, want valid %t", kind, foreign, err, fits)
 			}
 		}
-		for _, member := range []string{"type", "secret", "lease", "expires_at", "receipt"} {
+		content := "secret"
+		if kind == api.TypeMembership {
+			content = "membership"
+		}
+		for _, member := range []string{"type", content, "lease", "expires_at", "receipt"} {
 			without := maps.Clone(example)
 			delete(without, member)
 			if s.validate(schema, without) == nil {

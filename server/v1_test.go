@@ -55,6 +55,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveSessions(t)
 	w.driveRefused(t)
 	w.driveAbandon(t)
+	w.driveMemberships(t)
 	w.driveOperator(t)
 
 	slices.Sort(w.spec.seen.list)

@@ -24,6 +24,7 @@ import (
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/issuers/scim"
 	"accessbroker.internal/store"
 )
 
@@ -37,6 +38,8 @@ type world struct {
 	log   *syncBuffer
 	url   string
 	spec  *spec
+
+	crm *crm
 
 	unchecked bool // its rows and its log do not fit together
 }
@@ -85,8 +88,12 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	reader := w.openLog(ctx)
 	t.Cleanup(func() { w.check(reader) })
 	minter := &minter{}
-	domain := broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks, Tickets: &w.tickets}
-	b, err := broker.New(ctx, domain, testRules(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()))
+	var b *broker.Broker
+	w.crm = newCRM(t, s, func(ctx context.Context, caller broker.Caller, action broker.Action) bool {
+		return b.May(ctx, caller, action)
+	})
+	domain := broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{"crm": w.crm.issuer, "token": minter, "gone": &gone{}, "refusing": refusing{}}, Blocks: w.store.Blocks, Tickets: &w.tickets}
+	b, err = broker.New(ctx, domain, testRules(), broker.Self(broker.Identity{ID: operator, Kind: broker.KindOperator}, time.Now()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +102,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Broker: b, Sessions: sessions, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
+		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
@@ -257,8 +264,12 @@ func testRules() *broker.Rules {
 			"guarded":    guarded,
 			"repository": repository, "guarded-repository": guardedRepository,
 			"not-tokens": entitlement("not-tokens", "", "read"),
-			"gone":       {Name: "gone", Issuer: "gone", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
-			"refused":    {Name: "refused", Issuer: "refusing", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
+			"crm-sales": {
+				Name: "crm-sales", Issuer: "crm", DefaultTTL: 10 * time.Minute, MaxTTL: 15 * time.Minute, CollectWithin: time.Hour,
+				Binding: broker.BindingNone, Revocation: broker.RevokedImmediate, Persists: true, Spec: &scim.Spec{Group: "Sales"},
+			},
+			"gone":    {Name: "gone", Issuer: "gone", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
+			"refused": {Name: "refused", Issuer: "refusing", DefaultTTL: time.Minute, MaxTTL: time.Minute, CollectWithin: time.Hour, Binding: broker.BindingNone, Revocation: broker.RevokedImmediate},
 		},
 	}
 }

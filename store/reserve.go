@@ -71,7 +71,7 @@ func (r *reserve) restore(now time.Time) {
 func recordsEndings(entries []*audit.Entry) bool {
 	for _, e := range entries {
 		switch e.Kind() {
-		case audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseFailed, audit.LeaseAbandoned, audit.BlockPlaced, audit.RequestRevoked, audit.FactEnded, audit.SignalHeld, audit.SessionClosed:
+		case audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseFailed, audit.LeaseAbandoned, audit.MembershipReleased, audit.BlockPlaced, audit.RequestRevoked, audit.FactEnded, audit.SignalHeld, audit.SessionClosed:
 		default:
 			return false
 		}

@@ -92,6 +92,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Extension{Supplier: k}, nil
 	case broker.SponsorKey:
 		return &broker.SponsorNotices{Supplier: k}, nil
+	case broker.MembershipID:
+		return &broker.Membership{ID: k}, nil
 	case broker.StandingKey:
 		return &broker.Standing{StandingKey: k}, nil
 	case broker.SignalKey:
@@ -135,7 +137,7 @@ func rowFields(r broker.Row, c *coder) error {
 	case *broker.Login:
 		loginFields(r, c)
 	case *broker.Account:
-		c.fields(&r.Passkeys, &r.Name, &r.Email, (*string)(&r.Person))
+		c.fields(&r.Passkeys, &r.Name, &r.Email, (*string)(&r.Person), &r.EmailVerified)
 	case *broker.Delivery:
 		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
 	case *broker.Revision:
@@ -148,6 +150,9 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.ID, &r.From, &r.Until, &r.Reason, &r.Salts, &r.AskedBy, &r.AskedAt, (*string)(&r.Decision), &r.DecidedBy, &r.DecidedAt, &r.Comment)
 	case *broker.SponsorNotices:
 		c.fields(&r.Ends, &r.Sent)
+	case *broker.Membership:
+		c.fields(&r.Issuer, &r.Holder, &r.System, &r.Group, &r.Member, &r.Place, &r.Claims, &r.Existing,
+			&r.Added, &r.Removed, &r.Touched, (*string)(&r.Difference), &r.Since)
 	case *broker.Standing:
 		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held, &r.Emptied)
 	case *broker.Signal, *broker.Stream, *broker.HeldSignal:
@@ -194,7 +199,7 @@ func identityFields(i *broker.Identity, c *coder) {
 }
 
 func personFields(p *broker.Person, c *coder) {
-	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email, &p.Directory)
+	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email, &p.Directory, &p.EmailVerified)
 }
 
 func decisionFields(d *broker.Decision, c *coder) {
@@ -224,9 +229,11 @@ func leaseFields(l *broker.Lease, c *coder) {
 	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
-		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy)
+		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists)
 	c.records(&l.Records)
 }
+
+func leaseIDFields(id *broker.LeaseID, c *coder) { c.fields(id) }
 
 func factFields(f *broker.Fact, c *coder) {
 	c.fields(&f.Source, (*string)(&f.State), &f.Cause, &f.From, &f.Until, &f.Confirmed, &f.StaleAt, &f.Details)
@@ -298,6 +305,8 @@ func (c *coder) domainField(tag uint64, v any) {
 		repeated(c, tag, v, factFields)
 	case **broker.FactEnd:
 		optional(c, tag, v, factEndFields)
+	case *[]broker.LeaseID:
+		repeated(c, tag, v, leaseIDFields)
 	case *[]broker.CounterKey:
 		repeated(c, tag, v, counterKeyFields)
 	case *[]broker.Passkey:

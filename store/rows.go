@@ -32,6 +32,7 @@ const (
 	revision
 	collected
 	standings
+	memberships
 	signals
 	streams
 	heldSignals
@@ -65,6 +66,7 @@ var tables = [tableCount]struct {
 	people:      {"people", 0, nil},
 	deliveries:  {"tellings", 0, []string{"expires"}},
 	revision:    {"revision", 0, nil},
+	memberships: {"memberships", 32, []string{"issuer", "holder", "differs", "expires"}},
 	collected:   {"collected", 16, nil},
 	standings:   {"standings", 0, []string{"due", "idle"}},
 	signals:     {"signals", 0, []string{"expires"}},
@@ -151,6 +153,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return extensions, joined(string(k)), nil
 	case broker.SponsorKey:
 		return sponsorNotices, joined(string(k)), nil
+	case broker.MembershipID:
+		return memberships, k[:], nil
 	case broker.StandingKey:
 		return standings, standingID(k), nil
 	case broker.SignalKey:
@@ -239,6 +243,8 @@ func extraColumns(r broker.Row) []any {
 		return []any{ceilMillis(r.Expires)}
 	case *broker.Login:
 		return []any{ceilMillis(r.Expires)}
+	case *broker.Membership:
+		return membershipColumns(r)
 	case *broker.Delivery:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.DirectoryUser, *broker.DirectoryGroup, *broker.DirectoryMember, *broker.SCIMToken:
@@ -371,6 +377,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.SCIMTokenID(id), nil
 	case standings:
 		return standingKey(id)
+	case memberships:
+		return broker.MembershipID(id), nil
 	}
 	parts, err := split(id)
 	switch {

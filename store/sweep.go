@@ -13,7 +13,7 @@ import (
 const sweepBatch = 500
 
 // Sweep deletes rows that have expired: idempotency keys, counters, open asks,
-// sessions, logouts, logins, deliveries, seen security events, notices that were delivered, and the
+// sessions, logouts, logins, deliveries, memberships, seen security events, notices that were delivered, and the
 // index rows of leases that ended by time. It uses small transactions, so that
 // other Updates do not wait long, and returns the number of rows deleted.
 // Requests, leases and records are kept. Call it about once a minute: lists and

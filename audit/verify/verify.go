@@ -24,6 +24,8 @@ import (
 //   - stored texts match their commitments;
 //   - a lease is issued once, not after its end, for a request whose grant is in
 //     force, and within that grant;
+//   - a membership is removed only if the broker made it, and only when no other lease
+//     relies on it;
 //   - the people whom policy requires approved, and every required signature is
 //     valid and from a passkey that counts.
 //
@@ -37,7 +39,7 @@ func Verify(ctx context.Context, src audit.Source, opts Options) (*Report, error
 	if err != nil {
 		return nil, fmt.Errorf("verifying the log: %w", err)
 	}
-	v := &verification{header: h, leases: newLeaseState(maxRemembered), keys: newKeyState(opts.Approvers), requests: newRequestState(maxRemembered)}
+	v := &verification{header: h, leases: newLeaseState(maxRemembered), memberships: newMembershipState(maxRemembered), keys: newKeyState(opts.Approvers), requests: newRequestState(maxRemembered)}
 	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[audit.Kind]int64{}}
 	if opts.Key != "" {
 		v.report.Key, v.report.KeyTrusted = opts.Key, true
@@ -68,6 +70,7 @@ type verification struct {
 	tree        audit.Tree
 	checkpoints []audit.Checkpoint // larger than the tree so far, in ascending order of size
 	leases      *leaseState
+	memberships *membershipState
 	keys        *keyState
 	requests    *requestState
 	current     audit.Record
@@ -199,7 +202,7 @@ func (v *verification) record(index int64, r *audit.Record, last time.Time) {
 	if signed {
 		v.report.Signatures++
 	}
-	for _, what := range []string{v.leases.check(r), keys, v.requests.check(r, signed)} {
+	for _, what := range []string{v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed)} {
 		if what != "" {
 			v.problem(index, "%s", what)
 		}

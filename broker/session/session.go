@@ -114,7 +114,7 @@ func (m *Manager) Open(ctx context.Context, in broker.NewSession, now time.Time)
 		if err != nil {
 			return err
 		}
-		a.Name, a.Email = in.Who.Person.Name, in.Who.Person.Email
+		a.Name, a.Email, a.EmailVerified = in.Who.Person.Name, in.Who.Person.Email, in.Who.Person.EmailVerified
 		tx.Put(a)
 		tx.Put(s)
 		return nil

@@ -95,6 +95,9 @@ func (a *app) printCredential(c *api.Credential) error {
 		}
 		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), timeLeft(time.Until(c.ExpiresAt)))
 		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
+		if c.Membership != nil {
+			fmt.Fprintf(w, "system\t%s\ngroup\t%s\n", printable(c.Membership.System), printable(c.Membership.Group))
+		}
 		for _, name := range secretFields(c) {
 			if strings.Contains(c.Secret[name], "\n") {
 				fmt.Fprintf(w, "%s:\n%s\n", name, strings.TrimSpace(c.Secret[name]))
@@ -119,6 +122,9 @@ func variables(c *api.Credential) [][2]string {
 		"vault":       {{"VAULT_TOKEN", "token"}},
 	}
 	known, ok := names[c.Type]
+	if c.Membership != nil {
+		return append(out, [2]string{"BROKER_SYSTEM", c.Membership.System}, [2]string{"BROKER_GROUP", c.Membership.Group})
+	}
 	if !ok {
 		for _, field := range secretFields(c) {
 			known = append(known, [2]string{"BROKER_" + variableName(field), field})
@@ -170,7 +176,11 @@ func fileOf(c *api.Credential) string {
 	if token, ok := c.Secret["token"]; ok && len(c.Secret) == 1 {
 		return token
 	}
-	text, err := json.Marshal(c.Secret)
+	var content any = c.Secret
+	if c.Membership != nil {
+		content = c.Membership
+	}
+	text, err := json.Marshal(content)
 	if err != nil {
 		return ""
 	}

@@ -25,7 +25,9 @@ func (c *checker) entitlements() {
 	for _, name := range slices.Sorted(maps.Keys(c.d.file.Entitlements)) {
 		e := c.entitlement("entitlements/"+name, name, c.d.file.Entitlements[name])
 		c.cfg.Catalogue[name] = e
-		longest = max(longest, min(e.MaxTTL, longestTTL))
+		if !e.Persists { // a token
+			longest = max(longest, min(e.MaxTTL, longestTTL))
+		}
 	}
 	c.overlaps()
 	s := c.cfg.Signing
@@ -55,8 +57,8 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		Revocation:    broker.RevokedAtExpiry,
 	}
 	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(usual, e.MaxTTL))
-	if e.MaxTTL > longestTTL {
-		c.report(key+"/max_ttl", "must be at most %s", broker.FormatDuration(longestTTL))
+	if most := longestOf(issuer); e.MaxTTL > most {
+		c.report(key+"/max_ttl", "must be at most %s", broker.FormatDuration(most))
 	}
 	if e.DefaultTTL > e.MaxTTL && !c.d.isRejected(key+"/max_ttl") {
 		c.report(key+"/default_ttl", "must not be longer than max_ttl, %s", broker.FormatDuration(e.MaxTTL))
@@ -73,12 +75,12 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		}
 	}
 	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
-	if issuer.hasKind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws"}, func(part string) bool { return c.d.isRejected(key + part) }) {
+	if issuer.hasKind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws", "/scim", "/ldap"}, func(part string) bool { return c.d.isRejected(key + part) }) {
 		c.spec(key, issuer, f, e)
 	}
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
 		c.report(key+"/default_ttl", "must be at least %s, the shortest lifetime that the issuer supports", broker.FormatDuration(e.MinTTL))
-	} else if usual == defaultSessionTTL && e.DefaultTTL < shortSession {
+	} else if usual == defaultSessionTTL && !issuer.Joins() && e.DefaultTTL < shortSession {
 		c.warn(key+"/default_ttl", "AWS SDKs refresh credentials with less than 15m left, so with %s they request one for almost every call: write default_ttl: 1h", broker.FormatDuration(e.DefaultTTL))
 	}
 	return e
@@ -88,9 +90,18 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 // refreshes it for each call while less than 15 minutes are left.
 const shortSession = 20 * time.Minute
 
+// longestOf returns the longest lifetime of an issuer's credentials. A membership is no
+// bearer of rights that could leak.
+func longestOf(issuer Issuer) time.Duration {
+	if issuer.Joins() {
+		return broker.MaxDuration
+	}
+	return longestTTL
+}
+
 // usualTTL returns the lifetime of a credential for which the file has none.
 func usualTTL(issuer Issuer, f entitlementFile) time.Duration {
-	if issuer.AWS != nil || issuer.Vault != nil && f.Vault != nil && (&vault.Spec{Path: f.Vault.Path}).MinTTL() > 0 {
+	if issuer.AWS != nil || issuer.Joins() || issuer.Vault != nil && f.Vault != nil && (&vault.Spec{Path: f.Vault.Path}).MinTTL() > 0 {
 		return defaultSessionTTL
 	}
 	return defaultTTL
@@ -189,6 +200,12 @@ func (c *checker) spec(key string, issuer Issuer, f entitlementFile, e *broker.E
 	if issuer.AWS == nil && f.AWS != nil {
 		c.report(key+"/aws", "issuer %q is not AWS: remove this key", e.Issuer)
 	}
+	if issuer.SCIM == nil && f.SCIM != nil {
+		c.report(key+"/scim", "issuer %q is not a SCIM server: remove this key", e.Issuer)
+	}
+	if issuer.LDAP == nil && f.LDAP != nil {
+		c.report(key+"/ldap", "issuer %q is not an LDAP directory: remove this key", e.Issuer)
+	}
 	if issuer.Token == nil && e.Binding != broker.BindingNone {
 		c.report(key+"/binding", "only the broker's own tokens can be bound: choose none")
 	}
@@ -213,6 +230,8 @@ func (c *checker) spec(key string, issuer Issuer, f entitlementFile, e *broker.E
 		spec := c.awsSpec(key, issuer.AWS, f, e)
 		e.Spec, e.MinTTL, e.Shares = spec, aws.MinTTL, spec.Shares()
 		effect.String("kind", "aws").Hex("spec", spec.Digest())
+	case issuer.Joins():
+		c.membershipSpec(key, issuer, f, e, effect)
 	}
 	e.Effect = audit.HashObject("accessbroker/effect/v1", effect)
 }

@@ -153,10 +153,12 @@ type personFile struct {
 }
 
 type issuerFile struct {
-	Token   *tokenFile `yaml:"token"`
-	Vault   *vaultFile `yaml:"vault"`
-	AWS     *awsFile   `yaml:"aws"`
-	Retired bool       `yaml:"retired"` // ends its leases, and issues no credentials
+	Token   *tokenFile      `yaml:"token"`
+	Vault   *vaultFile      `yaml:"vault"`
+	AWS     *awsFile        `yaml:"aws"`
+	SCIM    *scimIssuerFile `yaml:"scim"`
+	LDAP    *ldapIssuerFile `yaml:"ldap"`
+	Retired bool            `yaml:"retired"` // ends its leases, and issues no credentials
 }
 
 type tokenFile struct {
@@ -222,6 +224,8 @@ type entitlementFile struct {
 	Binding       string                   `yaml:"binding"`
 	Vault         *vaultSpecFile           `yaml:"vault"`
 	AWS           *awsSpecFile             `yaml:"aws"`
+	SCIM          *scimSpecFile            `yaml:"scim"`
+	LDAP          *ldapSpecFile            `yaml:"ldap"`
 }
 
 type parameterFile struct {

@@ -19,11 +19,18 @@ type Issuer struct {
 	Vault     *VaultIssuer
 	AWS       *aws.Config // without Keys and Roots
 	AWSCAFile string
+	SCIM      *SCIMIssuer
+	LDAP      *LDAPIssuer
 	Retired   bool
 }
 
 // hasKind reports whether the file has the issuer's kind.
-func (s Issuer) hasKind() bool { return s.Token != nil || s.Vault != nil || s.AWS != nil }
+func (s Issuer) hasKind() bool {
+	return s.Token != nil || s.Vault != nil || s.AWS != nil || s.Joins()
+}
+
+// Joins reports whether the issuer makes memberships.
+func (s Issuer) Joins() bool { return s.SCIM != nil || s.LDAP != nil }
 
 // A TokenIssuer is the broker's own signer.
 type TokenIssuer struct {
@@ -51,19 +58,34 @@ func (c *checker) issuers() {
 		key, f := "issuers/"+name, c.d.file.Issuers[name]
 		c.name(key, name)
 		s := Issuer{Retired: f.Retired}
-		switch {
-		case f.Token != nil && f.Vault == nil && f.AWS == nil:
+		switch f.kinds() {
+		case "token":
 			s.Token = c.tokenIssuer(key+"/token", f.Token)
-		case f.Vault != nil && f.Token == nil && f.AWS == nil:
+		case "vault":
 			s.Vault = c.vaultIssuer(key+"/vault", f.Vault)
-		case f.AWS != nil && f.Token == nil && f.Vault == nil:
+		case "aws":
 			s.AWS, s.AWSCAFile = c.awsIssuer(key+"/aws", f.AWS), c.path(f.AWS.CAFile)
+		case "scim":
+			s.SCIM = c.scimIssuer(key+"/scim", f.SCIM)
+		case "ldap":
+			s.LDAP = c.ldapIssuer(key+"/ldap", f.LDAP)
 		default:
-			c.report(key, "write exactly one kind: token: {audience: URL}, vault: {address: URL, …} or aws: {region: NAME, …}")
+			c.report(key, "write exactly one kind: token: {audience: URL}, vault: {address: URL, …}, aws: {region: NAME, …}, scim: {url: URL, …} or ldap: {url: URL, …}")
 		}
 		c.cfg.Issuers[name] = s
 	}
 	c.reservedAudiences()
+}
+
+// kinds returns the kinds of an issuer in the file, which must be one.
+func (f issuerFile) kinds() string {
+	var kinds []string
+	for kind, is := range map[string]bool{"token": f.Token != nil, "vault": f.Vault != nil, "aws": f.AWS != nil, "scim": f.SCIM != nil, "ldap": f.LDAP != nil} {
+		if is {
+			kinds = append(kinds, kind)
+		}
+	}
+	return strings.Join(kinds, " ")
 }
 
 // reservedAudiences reports issuers of tokens with the audience of the broker's assertions

@@ -13,7 +13,10 @@ import (
 )
 
 // counts are values of gauges. The sweeper reads them now and then.
-type counts struct{ active, pending, stuck, overdue atomic.Int64 }
+type counts struct {
+	active, pending, stuck, overdue atomic.Int64
+	memberships                     atomic.Pointer[[]server.MembershipCount]
+}
 
 // read updates the gauges. If a count fails, its gauge keeps the old value.
 func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
@@ -38,6 +41,7 @@ func (c *counts) read(ctx context.Context, s *store.Store, log *slog.Logger) {
 	if stuck, err := s.CountStuck(ctx, now); err == nil {
 		c.stuck.Store(stuck)
 	}
+	c.readMemberships(ctx, s)
 	if overdue, err := countOverdue(ctx, s, now); err == nil {
 		c.overdue.Store(overdue)
 	}
@@ -71,6 +75,7 @@ func (s *Service) gauges() server.Gauges {
 		StoreFilesLost:   func() float64 { return oneIf(s.store.FilesLost()) },
 	}
 	g.Keys, g.Signals = s.keySources, s.signalGauges
+	g.Memberships = s.membershipCounts
 	if s.config.WorkloadAPI != "" {
 		g.SVIDExpires = func() float64 { return s.trust.SVIDTimeLeft().Seconds() }
 	}

@@ -38,6 +38,10 @@ func (s *Service) openIssuer(name string, c config.Issuer) (broker.Issuer, error
 			s.loops = append(s.loops, issuer.Run)
 		}
 		return issuer, err
+	case c.SCIM != nil:
+		return s.openSCIM(name, c.SCIM)
+	case c.LDAP != nil:
+		return s.openLDAP(name, c.LDAP)
 	}
 	cfg := *c.AWS
 	cfg.Getenv = s.options.Getenv
@@ -122,7 +126,7 @@ func (s *Service) foreignLease(ctx context.Context, issuer broker.Issuer, of sto
 	err = s.store.View(ctx, func(tx broker.Tx) error {
 		page, _, err := tx.Leases(broker.LeaseQuery{Issuer: of.Issuer, Entitlement: of.Entitlement, Live: true, Now: now, Limit: newest})
 		for _, l := range page {
-			if !owner.Owns(*l) && now.Before(l.Expires) { // an expired lease needs no issuer
+			if !owner.Owns(*l) && (l.Persists || now.Before(l.Expires)) { // a credential that expired needs no issuer
 				foreign = l
 			}
 		}

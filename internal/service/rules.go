@@ -96,6 +96,11 @@ func knownLabels(c *config.Config) server.Known {
 		Entitlements: map[string]string{}, Issuers: slices.Collect(maps.Keys(c.Issuers)),
 		NoticeCodes: notify.Outcomes(), AttestFailures: attest.Failures(),
 	}
+	for name, issuer := range c.Issuers {
+		if issuer.Joins() {
+			k.Compared = append(k.Compared, name)
+		}
+	}
 	for name, e := range c.Catalogue {
 		k.Entitlements[name] = e.Issuer
 	}

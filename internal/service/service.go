@@ -26,6 +26,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/directory"
 	"accessbroker.internal/broker/inventory"
+	"accessbroker.internal/broker/membership"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/internal/config"
@@ -79,6 +80,7 @@ type Service struct {
 	people       *attest.People // nil: no provider is configured
 	passkeys     *attest.Passkeys
 	broker       *broker.Broker
+	ledger       *membership.Ledger
 	outbox       *notify.Outbox
 	directory    *directory.Directory // nil: no source is configured
 	scim         *scimService         // with directory
@@ -228,6 +230,7 @@ var passkeyWait string
 
 // openBroker creates the domain with its first rules.
 func (s *Service) openBroker(ctx context.Context) error {
+	s.openLedger()
 	list, err := s.openIssuers()
 	if err != nil {
 		return err
@@ -316,7 +319,7 @@ func (s *Service) proxies() inbound.Proxies {
 func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
-		Broker: s.broker, Sessions: s.sessions, Authenticate: authenticate, ConnContext: conn,
+		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Authenticate: authenticate, ConnContext: conn,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,

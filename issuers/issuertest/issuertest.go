@@ -111,6 +111,12 @@ func checkCredential(t *testing.T, c broker.Credential, l broker.Lease) {
 		t.Errorf("issued %+v for a lease that expires at %s", c, l.Expires)
 	}
 	fields := c.Secret.Reveal()
+	if c.Type == broker.CredentialMembership {
+		if c.Joined == nil || c.Joined.System == "" || c.Joined.Group == "" || len(fields) > 0 {
+			t.Errorf("a membership has a system, a group and no secret, got %+v", c)
+		}
+		return
+	}
 	if len(fields) == 0 {
 		t.Error("the credential is empty")
 	}

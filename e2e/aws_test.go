@@ -77,6 +77,7 @@ func TestAWSOutages(t *testing.T) {
 	t.Parallel() // it mostly waits
 	c := startCloud(t, spireOf(t))
 	t.Run("clock of the STS", func(t *testing.T) { testSTSClock(t, c) })
+	t.Run("contract ends", func(t *testing.T) { testSessionEndsWithContract(t, c) })
 	t.Run("broker killed at a point", func(t *testing.T) { testSessionsKilledAt(t, c) })
 	t.Run("throttled", func(t *testing.T) { testThrottled(t, c) })
 	t.Run("refusals", func(t *testing.T) { testAWSRefusals(t, c) })

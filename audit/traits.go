@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+// TraitsVersion changes with the traits that a record has, so that what was counted by
+// other traits is counted again.
+const TraitsVersion = 1
+
 // Traits are what a record is counted by. Each value comes from a small set, so that a
 // log of any length has few different ones. Traits are comparable.
 type Traits struct {
@@ -12,11 +16,11 @@ type Traits struct {
 	Caller string `json:"caller,omitempty"` // kind of the caller; empty: the broker itself
 	Method string `json:"method,omitempty"` // the proof of the caller
 
-	// Outcome is the decision of a person; else the code of a refusal; else how a lease
-	// ended; else the state that a source states.
+	// Outcome is the decision of a person; else how a lease ended, the state that a source
+	// states, the change of a directory or the risk of a supplier; else the code of a refusal.
 	Outcome string `json:"outcome,omitempty"`
 	Cause   string `json:"cause,omitempty"`  // why a fact or what rested on it ended
-	About   string `json:"about,omitempty"`  // kind of the subject of a fact or block; purpose of a key
+	About   string `json:"about,omitempty"`  // kind of the subject of a fact or block, of a signal or of a key
 	Source  string `json:"source,omitempty"` // kind of the source of a fact, such as scim
 
 	Type       string `json:"type,omitempty"` // of the credential
@@ -109,6 +113,16 @@ func (r *Record) ending(t *Traits) {
 	case r.Fact != nil:
 		t.Outcome, t.Cause, t.About = r.Fact.State, r.Fact.Cause, firstWord(r.Fact.Subject)
 		t.Source, _, _ = strings.Cut(r.Fact.Source, ":")
+	case r.Supplier != nil:
+		t.Outcome, t.About = r.Supplier.Risk, "supplier"
+	case r.Signal != nil:
+		t.About = r.Signal.Event
+	case r.Directory != nil && r.Approval == nil:
+		t.Outcome = r.Directory.Op
+		t.Source, _, _ = strings.Cut(r.Directory.Source, ":")
+		if r.Kind == DirectoryUser && (!r.Directory.Active || r.Directory.Op == "deleted") {
+			t.Cause = "inactive"
+		}
 	case r.Block != nil:
 		t.About = firstWord(r.Block.Selector)
 	case r.Key != nil:

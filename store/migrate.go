@@ -154,7 +154,7 @@ func migrate(ctx context.Context, conn *sql.Conn) error {
 			return fmt.Errorf("migrating the database from schema version %d to %d: %w", have, have+1, err)
 		}
 	}
-	return nil
+	return forgetOtherTraits(ctx, conn)
 }
 
 // schemaVersion returns the schema version of a database, and an error for

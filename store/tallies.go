@@ -20,8 +20,8 @@ import (
 // table follows the log.
 
 const tallyTables = `
-CREATE TABLE tallied (one INTEGER PRIMARY KEY CHECK (one = 1), record INTEGER NOT NULL);
-INSERT INTO tallied VALUES (1, 0);
+CREATE TABLE tallied (one INTEGER PRIMARY KEY CHECK (one = 1), record INTEGER NOT NULL, traits INTEGER NOT NULL);
+INSERT INTO tallied VALUES (1, 0, 0);
 CREATE TABLE tallies (level INTEGER NOT NULL, bucket INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (level, bucket)) WITHOUT ROWID;
 `
 
@@ -45,6 +45,16 @@ func newTallying() *projection {
 		table: "tallied", doing: "counting the log's records by their traits: evidence is behind", every: time.Second,
 		write: make(chan struct{}, 1), empty: func() addition { return &traitTally{fine: map[int64]evidence.Tally{}} },
 	}
+}
+
+// forgetOtherTraits deletes counts by the traits of another version of this program, so
+// that the log is counted again from its start.
+func forgetOtherTraits(ctx context.Context, conn *sql.Conn) error {
+	const query = "DELETE FROM tallies WHERE (SELECT traits FROM tallied) <> ?; UPDATE tallied SET record = 0, traits = ? WHERE traits <> ?"
+	if _, err := conn.ExecContext(ctx, query, audit.TraitsVersion, audit.TraitsVersion, audit.TraitsVersion); err != nil {
+		return fmt.Errorf("preparing the counts of records by their traits: %w", err)
+	}
+	return nil
 }
 
 // A traitTally is what a range of records adds to tallies: the counts of fine buckets, by

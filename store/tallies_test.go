@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"reflect"
 	"testing"
 	"time"
@@ -214,5 +215,35 @@ func TestEvidenceOfAnUncountedLogIsRefused(t *testing.T) {
 	}
 	if _, err := evidence.Build(t.Context(), f, s, q); err != nil {
 		t.Errorf("counted: %v", err)
+	}
+}
+
+// Counts by the traits of another version are deleted, and the log is counted again. Those
+// of this version stay.
+func TestEvidenceOfOtherTraitsIsCountedAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "broker.db")
+	s := open(t, path)
+	now := afterNow
+	s.w.now = func() time.Time { return now }
+	appendActivity(t, s, &now)
+	if err := s.catchUp(t.Context(), s.tallying); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []bool{false, true} {
+		change := "UPDATE tallies SET body = '[]'"
+		if other {
+			change += "; UPDATE tallied SET traits = traits + 1"
+		}
+		if _, err := s.w.conn.ExecContext(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, path) // the cleanup checks the counts of the last one
+		var at int64
+		if err := s.w.conn.QueryRowContext(t.Context(), "SELECT record FROM tallied").Scan(&at); err != nil || (at == 0) != other {
+			t.Errorf("other traits: %t; counted up to %d, %v", other, at, err)
+		}
 	}
 }

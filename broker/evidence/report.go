@@ -208,6 +208,12 @@ func about(r *audit.Record) string {
 		return cmp.Or(r.Request.ID, r.Request.Entitlement)
 	case r.Fact != nil:
 		return r.Fact.Subject
+	case r.Supplier != nil:
+		return r.Supplier.Name
+	case r.Signal != nil:
+		return r.Signal.Transmitter
+	case r.Directory != nil:
+		return cmp.Or(r.Directory.Person, r.Directory.ID)
 	case r.Block != nil:
 		return r.Block.Selector
 	case r.Key != nil:

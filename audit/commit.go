@@ -123,6 +123,10 @@ func (r *Record) commitment(field string) Digest {
 		return r.Membership.Member
 	case r.Block != nil && field == "reason":
 		return r.Block.Reason
+	case r.Fact != nil && field == "details":
+		return r.Fact.Details
+	case r.Campaign != nil && field == "reason":
+		return r.Campaign.Reason
 	}
 	return Digest{}
 }

@@ -46,10 +46,12 @@ func fullRecord() Record {
 		Membership: &MembershipFacts{ID: digest(20), System: "crm", Group: "Sales", Member: digest(21), Change: MembershipAdded},
 		Fact:       &FactFacts{Subject: "supplier acme-data", Source: "file", State: "ended", Cause: "contract_ended", From: someTime, Until: someTime, Details: digest(19)},
 		Signal:     &SignalFacts{Transmitter: "okta", Event: "account_disabled", ID: digest(20), Events: 3, Leases: 4, People: 5},
-		Count:      7,
-		Trace:      Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
-		Openings:   map[string]Opening{"justification": opening},
-		From:       netip.MustParseAddr("192.0.2.7"),
+		Campaign: &CampaignFacts{ID: "cmp_1", Name: "quarterly", Items: 3, Item: 2, Permission: "permit p", Digest: digest(19), Reviewer: "group dba", Verdict: "keep", Left: []string{"s"},
+			Reason: digest(20), Seed: digest(21), Second: true, Signed: true, Deadline: someTime, Waiting: 2},
+		Count:    7,
+		Trace:    Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
+		Openings: map[string]Opening{"justification": opening},
+		From:     netip.MustParseAddr("192.0.2.7"),
 	}
 }
 

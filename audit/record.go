@@ -72,6 +72,17 @@ const (
 	ExtensionRequested Kind = "extension.requested" // a sponsor wants the contract of a supplier to run longer
 	ExtensionApproved  Kind = "extension.approved"  // another person approved it
 	ExtensionDenied    Kind = "extension.denied"
+
+	CampaignStarted   Kind = "campaign.started"   // an access review is open; Digest covers its items
+	CampaignAssigned  Kind = "campaign.assigned"  // an item has another reviewer, or its content changed
+	CampaignDecided   Kind = "campaign.decided"   // a person decided on an item
+	CampaignDropped   Kind = "campaign.dropped"   // the rules no longer have the permission of an item
+	CampaignDisabled  Kind = "campaign.disabled"  // no one decided on an item before the deadline
+	CampaignReminded  Kind = "campaign.reminded"  // reviewers were reminded
+	CampaignEscalated Kind = "campaign.escalated" // another group was notified
+	CampaignClosed    Kind = "campaign.closed"    // the deadline passed, or every item was decided
+	CampaignRestoring Kind = "campaign.restoring" // a person asked to lift a suspension
+	CampaignRestored  Kind = "campaign.restored"  // another person approved it
 )
 
 // Kinds returns every kind, grouped by subject.
@@ -84,6 +95,8 @@ func Kinds() []Kind {
 		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, DirectoryUser, DirectoryGroup, DirectoryToken, BlockPlaced, BlockLifted,
 		MembershipClaimed, MembershipReleased, MembershipDiffers, MembershipAccepted,
 		SupplierAssessed, SupplierEnding, ExtensionRequested, ExtensionApproved, ExtensionDenied,
+		CampaignStarted, CampaignAssigned, CampaignDecided, CampaignDropped, CampaignDisabled, CampaignReminded, CampaignEscalated,
+		CampaignClosed, CampaignRestoring, CampaignRestored,
 	}
 }
 
@@ -118,6 +131,7 @@ type Record struct {
 	Supplier   *SupplierFacts
 	Fact       *FactFacts
 	Directory  *DirectoryFacts
+	Campaign   *CampaignFacts
 	Count      int   // number of identical events that this record stands for; 0 and 1 mean one
 	Trace      Trace // of the call that caused the event; zero: none
 

@@ -49,6 +49,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "approval", &r.Approval, (*ApprovalFacts).fields)
 	sub(c, "block", &r.Block, (*BlockFacts).fields)
 	sub(c, "caller", &r.Caller, (*Party).fields)
+	sub(c, "campaign", &r.Campaign, (*CampaignFacts).fields)
 	c.count("count", &r.Count)
 	sub(c, "decision", &r.Decision, (*DecisionFacts).fields)
 	sub(c, "delegated", &r.Delegated, (*DecisionFacts).fields)

@@ -36,7 +36,19 @@ func TestBoundsFitIntoALeaf(t *testing.T) {
 	}
 	most := len("{}") + measure(new(Record).fields)
 	// At most one of these is in a record.
-	alternatives := []func(*codec){new(RulesFacts).fields, new(LogFacts).fields, new(KeyFacts).fields, new(BlockFacts).fields, new(FactFacts).fields, new(SignalFacts).fields, new(DirectoryFacts).fields, new(SupplierFacts).fields, new(MembershipFacts).fields}
+	var r Record
+	alternatives := []func(*codec){
+		func(c *codec) { sub(c, "rules", &r.Rules, (*RulesFacts).fields) },
+		func(c *codec) { sub(c, "log", &r.Log, (*LogFacts).fields) },
+		func(c *codec) { sub(c, "key", &r.Key, (*KeyFacts).fields) },
+		func(c *codec) { sub(c, "block", &r.Block, (*BlockFacts).fields) },
+		func(c *codec) { sub(c, "fact", &r.Fact, (*FactFacts).fields) },
+		func(c *codec) { sub(c, "signal", &r.Signal, (*SignalFacts).fields) },
+		func(c *codec) { sub(c, "directory", &r.Directory, (*DirectoryFacts).fields) },
+		func(c *codec) { sub(c, "supplier", &r.Supplier, (*SupplierFacts).fields) },
+		func(c *codec) { sub(c, "membership", &r.Membership, (*MembershipFacts).fields) },
+		func(c *codec) { sub(c, "campaign", &r.Campaign, (*CampaignFacts).fields) },
+	}
 	largest := 0
 	for _, fields := range alternatives {
 		size := measure(fields)
@@ -59,7 +71,7 @@ func TestLargestRecordFitsIntoALeaf(t *testing.T) {
 	r.Request.Accountable = long(maxAccountable)
 	r.Request.Scopes, r.Approval.Scopes, r.Lease.Scopes = long(maxScopes), long(maxScopes), long(maxScopes)
 	r.Decision.Policies, r.Decision.Approvals, r.Approval.Groups = long(maxPolicies), long(maxGroups), long(maxGroups)
-	r.Fact, r.Directory, r.Rules = nil, nil, nil
+	r.Fact, r.Directory, r.Rules, r.Campaign = nil, nil, nil, nil
 	r.Log.Previous, r.Block.Selector = strings.Repeat("x", maxNote), strings.Repeat("x", maxSelector)
 	if n := len(mustEntry(t, r).Leaf()); n < MaxLeaf/2 || n > MaxLeaf {
 		t.Errorf("got %d bytes, want between %d and %d", n, MaxLeaf/2, MaxLeaf)

@@ -161,7 +161,7 @@ func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules,
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
 		return nil, refuse(ErrNotApprover, "you are in none of the approving groups")
-	case excluded && (!known || slices.Contains(rules.groupsOfPerson(caller.Subject), r.Requester.Team)):
+	case excluded && (!known || slices.Contains(rules.GroupsOfPerson(caller.Subject), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy excludes members of the requester's team")
 	}
 	d, err := b.decideApproval(ctx, rules, r, caller.Subject, caller.At)
@@ -189,9 +189,9 @@ func (b *Broker) decideApproval(ctx context.Context, rules *Rules, r *Request, w
 	return d, err
 }
 
-// groupsOfPerson returns the groups that have the person, with any account. The claims of
+// GroupsOfPerson returns the groups that have the person, with any account. The claims of
 // the other accounts are not known.
-func (r *Rules) groupsOfPerson(who Identity) []string {
+func (r *Rules) GroupsOfPerson(who Identity) []string {
 	listed, claimed := r.Policy.Groups(who)
 	groups := append(listed, claimed...)
 	for _, account := range who.Accounts {

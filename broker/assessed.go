@@ -170,7 +170,7 @@ func (r *Rules) MayNotAssess(s *Supplier, person Identity) bool {
 		}
 	}
 	group := s.SponsorGroup()
-	return group != "" && slices.Contains(r.groupsOfPerson(person), group)
+	return group != "" && slices.Contains(r.GroupsOfPerson(person), group)
 }
 
 // IsOf reports whether a person belongs to a supplier, with any account. The claims of the

@@ -66,6 +66,10 @@ const (
 	ErrPolicyTooLarge        = sentinel("policy_too_large")        // the issuer does not accept a policy of that size
 	ErrPreviewStale          = sentinel("preview_stale")           // the selection of the kill switch has changed
 	ErrUnmatched             = sentinel("nothing_matches")         // the selector of the kill switch matches nothing that the broker knows
+	ErrNotReviewer           = sentinel("not_a_reviewer")          // of this item of an access review
+	ErrOwnAccess             = sentinel("own_access")              // conflict of interest in an access review
+	ErrReviewEnded           = sentinel("review_ended")            // the access review or its item is closed
+	ErrCampaignRunning       = sentinel("campaign_running")        // the access review runs already
 	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )
 

@@ -172,7 +172,7 @@ func newVoter(rules *Rules, who Identity) *voter {
 	for _, g := range append(listed, claimed...) {
 		v.groups[g] = true
 	}
-	for _, g := range rules.groupsOfPerson(who) {
+	for _, g := range rules.GroupsOfPerson(who) {
 		v.teams[g] = true
 	}
 	return v

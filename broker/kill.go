@@ -298,3 +298,13 @@ func (b *Broker) markRevoked(ctx context.Context, caller Caller, id LeaseID, rea
 	}
 	return b.reaper.markRevoked(ctx, l, caller.Actor, reason, caller.At)
 }
+
+// EndGrant ends the grant of a request and its leases. The caller of this function has
+// checked that this may happen: an access review decided it. Repeating it is no error.
+func EndGrant(ctx context.Context, b *Broker, caller Caller, id RequestID, reason string) error {
+	if err := b.revokeGrant(ctx, caller, id, reason); err != nil {
+		return ignoreNotFound(err)
+	}
+	_, unrecorded, err := b.endAll(ctx, caller, Selector{Request: id}, reason)
+	return errors.Join(unrecorded, err)
+}

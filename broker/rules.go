@@ -27,7 +27,12 @@ type Rules struct {
 	Revision      audit.Digest            // of everything above
 	Files         map[string]audit.Digest // digests by name, for the record
 
-	directory       Directory       // nil: claims alone count; set when the rules come into force
+	directory   Directory                // nil: claims alone count; set when the rules come into force
+	Campaigns   map[string]*CampaignPlan // by name
+	Suspensions []Suspension             // in force, sorted by key
+	Base        audit.Digest             // the revision without the suspensions
+	Permissions Permissions              // that campaigns review; nil: none
+
 	resourceServers map[string]bool // of all entitlements; set when the rules come into force
 }
 

@@ -43,8 +43,16 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 }
 
 // decide is Decide without memory.
+//
+// An identity with a suspended membership is decided on twice: as a member, so that a
+// forbid on the group still applies, and without the membership. Both must permit, and the
+// obligations of both add up, so that a suspension never permits anything.
 func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) {
 	denied := broker.Decision{Revision: e.revision}
+	if s := e.suspendedMark(&q.Principal); s != nil {
+		denied.Reasons = []string{s.Reason()}
+		return denied, nil
+	}
 	ev, err := e.newEvaluation(q, now)
 	if err != nil {
 		return denied, fmt.Errorf("evaluating action %q: %w", q.Action, err)
@@ -53,8 +61,31 @@ func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) 
 		denied.Reasons, denied.Lasting = []string{reason}, q.Principal.Kind == broker.KindPerson && e.personEnded(&q.Principal, now) != ""
 		return denied, nil
 	}
+	if ev.member == nil {
+		return e.decideOn(ev, q)
+	}
+	whole := ev.asMember()
+	before, err := e.decideOn(whole, q)
+	if err != nil || !before.Permit {
+		return before, err
+	}
+	d, err := e.decideOn(ev, q)
+	if err != nil || !d.Permit {
+		for _, s := range e.suspended.membershipsOf(&q.Principal) {
+			d.Reasons = append(d.Reasons, s.Reason())
+		}
+		return d, err
+	}
+	d.Obligations = combine(d.Obligations, before.Obligations)
+	return d, nil
+}
+
+// decideOn decides on one evaluation.
+func (e *Engine) decideOn(ev *evaluation, q broker.Query) (broker.Decision, error) {
+	denied := broker.Decision{Revision: e.revision}
 	found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated)
-	effect, diagnostic := cedar.Authorize(found, ev, ev.request)
+	active := e.suspended.active(found, q.Scopes)
+	effect, diagnostic := cedar.Authorize(active, ev, ev.request)
 	switch {
 	case len(diagnostic.Errors) > 0:
 		return e.denyErrors(effect, diagnostic)
@@ -67,7 +98,26 @@ func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) 
 	determining := e.determining(diagnostic)
 	denied.Policies, denied.Reasons = idsAndReasons(determining)
 	denied.Lasting = slices.ContainsFunc(determining, func(r *rule) bool { return r.lasting })
+	if len(determining) == 0 && len(e.suspended.permits) > 0 {
+		denied.Reasons = e.suspendedReasons(ev, q)
+	}
 	return denied, nil
+}
+
+// suspendedReasons returns the suspensions without which a permit would apply.
+func (e *Engine) suspendedReasons(ev *evaluation, q broker.Query) (reasons []string) {
+	found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated)
+	slices.SortFunc(found, byID)
+	for _, r := range found {
+		s := e.suspended.suspends(r, q.Scopes)
+		if s == nil || r.breakGlass != "" && !q.BreakGlass {
+			continue
+		}
+		if effect, _ := cedar.Authorize(candidates{r}, ev, ev.request); effect == cedar.Allow {
+			reasons = append(reasons, s.Reason())
+		}
+	}
+	return reasons
 }
 
 // determining returns the rules that determined the decision, sorted by id.

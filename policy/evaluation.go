@@ -25,7 +25,9 @@ type evaluation struct {
 	resources  []types.EntityUID // the resource and all its ancestors
 	federated  bool              // the principal is from a federated trust domain
 
-	who                             *principal
+	who    *principal
+	member *principal // with the memberships that are suspended; nil: none is
+
 	principal, resource, parameters types.Entity
 	catalogue                       map[types.EntityUID]types.Entity
 }
@@ -89,8 +91,15 @@ func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
 		e.principals.keep(p)
 	}
 	ev.who = p
-	ev.principals, ev.principal, ev.federated = p.uids, p.entity, p.federated
+	ev.principals, ev.principal, ev.federated, ev.member = p.uids, p.entity, p.federated, p.member
 	return nil
+}
+
+// asMember returns the evaluation with the memberships that are suspended.
+func (ev *evaluation) asMember() *evaluation {
+	whole := *ev
+	whole.principals, whole.principal = ev.member.uids, ev.member.entity
+	return &whole
 }
 
 // newPrincipal converts an identity. It derives the trust domain and the paths from
@@ -125,9 +134,22 @@ func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
 	for _, name := range p.suppliers {
 		uids = append(uids, types.NewEntityUID(typeSupplier, types.String(name)))
 	}
-	p.uids = slices.Clip(e.members.appendClaimed(e.members.appendListed(uids, who, paths), who))
-	p.entity = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(p.uids[1:]...), Attributes: principalAttributes(who)}
+	p.setGroups(uids, paths, e.members)
+	if e.allMembers != nil {
+		whole := &principal{who: who, federated: p.federated}
+		whole.setGroups(uids, paths, *e.allMembers)
+		if len(whole.uids) != len(p.uids) {
+			p.member = whole
+		}
+	}
 	return p, nil
+}
+
+// setGroups sets the entity of a principal with its groups. uids has the principal and its
+// paths.
+func (p *principal) setGroups(uids []types.EntityUID, paths []string, m memberships) {
+	p.uids = slices.Clip(m.appendClaimed(m.appendListed(slices.Clip(uids), p.who, paths), p.who))
+	p.entity = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(p.uids[1:]...), Attributes: principalAttributes(p.who)}
 }
 
 // principalAttributes returns the attributes of the schema. Optional ones are left

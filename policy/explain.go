@@ -25,9 +25,10 @@ const maxNearMisses = 20
 // of policies, so show it only to people who may read them.
 type Explanation struct {
 	Permit       bool          `json:"permit"`
-	Error        string        `json:"error,omitempty"`   // why the query is not valid
-	Outside      string        `json:"outside,omitempty"` // why no policy may permit it: the contract, the ceiling or the end of a person
-	Policies     []Verdict     `json:"policies"`          // sorted by relevance: policies that apply are first
+	Error        string        `json:"error,omitempty"`     // why the query is not valid
+	Outside      string        `json:"outside,omitempty"`   // why no policy may permit it: the contract, the ceiling or the end of a person
+	Suspended    []string      `json:"suspended,omitempty"` // the mark and the memberships of the principal that access reviews suspended
+	Policies     []Verdict     `json:"policies"`            // sorted by relevance: policies that apply are first
 	NearMisses   int           `json:"near_misses_left_off,omitempty"`
 	Obligations  []string      `json:"obligations,omitempty"`
 	MaxTTL       string        `json:"max_ttl,omitempty"`      // the smaller of the entitlement's and the permits'
@@ -44,7 +45,10 @@ type Verdict struct {
 	Reason  string `json:"reason,omitempty"`
 	Failed  string `json:"failed,omitempty"` // the first condition that is not met
 	Error   string `json:"error,omitempty"`  // from evaluating the policy
-	byHead  bool   // the head does not match; Failed is part of the head
+
+	Suspended string `json:"suspended,omitempty"` // why the policy does not apply although its conditions are met
+
+	byHead bool // the head does not match; Failed is part of the head
 }
 
 // An Alternative is a scope that would be permitted alone.
@@ -61,7 +65,13 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 	}
 	d, _ := e.Decide(ctx, q, now) // the verdicts contain the errors
 	x := Explanation{Permit: d.Permit, Obligations: describe(d.Obligations), Outside: e.outside(&q, ev.who, now)}
-	x.Policies, x.NearMisses = e.verdicts(ev)
+	x.Policies, x.NearMisses = e.verdicts(ev, q.Scopes)
+	if s := e.suspendedMark(&q.Principal); s != nil {
+		x.Suspended = []string{s.Text()}
+	}
+	for _, s := range e.suspended.membershipsOf(&q.Principal) {
+		x.Suspended = append(x.Suspended, s.Text())
+	}
 	if q.Action != broker.ActionRequest {
 		return x
 	}
@@ -88,7 +98,7 @@ func (e *Engine) alternatives(ctx context.Context, q broker.Query, now time.Time
 // verdicts returns a verdict for every policy on the action whose head matches,
 // and for some permits whose head matches only the principal or only the
 // resource, because a typo in a head shows up there. leftOff counts the others.
-func (e *Engine) verdicts(ev *evaluation) (verdicts []Verdict, leftOff int) {
+func (e *Engine) verdicts(ev *evaluation, scopes []string) (verdicts []Verdict, leftOff int) {
 	for _, r := range e.sorted() {
 		if !slices.Contains(r.actions, ev.action) {
 			continue
@@ -96,7 +106,11 @@ func (e *Engine) verdicts(ev *evaluation) (verdicts []Verdict, leftOff int) {
 		principal := r.principal.matches(ev.principals[0], ev.principals)
 		resource := r.resource.matches(ev.resources[0], ev.resources)
 		if principal && resource || r.permit && (principal || resource) {
-			verdicts = append(verdicts, r.verdict(ev, principal, resource))
+			v := r.verdict(ev, principal, resource)
+			if s := e.suspended.suspends(r, scopes); s != nil && v.Applies {
+				v.Applies, v.Suspended = false, s.Text()
+			}
+			verdicts = append(verdicts, v)
 		}
 	}
 	slices.SortStableFunc(verdicts, func(x, y Verdict) int { return x.rank() - y.rank() })
@@ -116,7 +130,7 @@ func (v Verdict) rank() int {
 		return 0
 	case v.Applies && v.Effect == "forbid":
 		return 1
-	case v.Applies:
+	case v.Applies, v.Suspended != "":
 		return 2
 	case !v.byHead && v.Effect == "permit":
 		return 3
@@ -256,6 +270,9 @@ func (x Explanation) String() string {
 	if x.Outside != "" {
 		fmt.Fprintf(&b, "  no policy may permit it: %s\n", x.Outside)
 	}
+	for _, s := range x.Suspended {
+		fmt.Fprintf(&b, "  %s\n", s)
+	}
 	for _, o := range x.Obligations {
 		fmt.Fprintf(&b, "  requires %s\n", o)
 	}
@@ -285,6 +302,8 @@ func writeVerdicts(b *strings.Builder, verdicts []Verdict) {
 		switch {
 		case v.Error != "":
 			fmt.Fprintf(b, "could not be evaluated, so the request is denied: %s\n", v.Error)
+		case v.Suspended != "":
+			fmt.Fprintf(b, "does not apply: %s\n", v.Suspended)
 		case v.Applies:
 			b.WriteString("applies\n")
 		default:

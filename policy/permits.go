@@ -90,10 +90,16 @@ func (e *Engine) Permits(who broker.Identity, limit int) (list []*broker.Permit,
 		}
 	}
 	slices.SortFunc(found, func(a, b *standingPermit) int { return byID(a.rule, b.rule) })
+	if e.suspendedMark(&who) != nil {
+		return nil, false
+	}
 	denied := e.deniedTo(p)
 	for _, s := range found {
 		if len(list) == limit {
 			return list, true
+		}
+		if one := e.suspended.permits[s.id]; one != nil && len(one.Left) == 0 {
+			continue
 		}
 		if s.conditions && !s.mayPermit(eval.Env{Entities: only{p.entity}, Principal: p.entity.UID, Resource: variable("resource"), Context: variable("context")}) {
 			continue

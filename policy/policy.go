@@ -7,7 +7,8 @@
 //
 // Files: source.go reads the folder; groups.go, catalogue.go and names.go read
 // and check what policies refer to; suppliers.go and people.go read whose access ends,
-// and entries.go what these files have in common; rule.go loads one policy and obligation.go
+// and entries.go what these files have in common; campaigns.go reads reviews.yaml, permissions.go
+// lists what a campaign reviews, and suspend.go disables parts of the rules; rule.go loads one policy and obligation.go
 // its annotations; token.go, syntax.go and expr.go read its text, and
 // schemacheck.go and the type*.go files check it against the schema; index.go
 // finds the policies for a request, and permits.go those for an identity; evaluation.go builds what policies see;
@@ -35,7 +36,7 @@ import (
 
 // Inputs holds everything that decisions depend on.
 type Inputs struct {
-	FS           fs.FS // the folder: *.cedar, groups.yaml, suppliers.yaml, people.yaml, *_test.yaml
+	FS           fs.FS // the folder: *.cedar, groups.yaml, suppliers.yaml, people.yaml, reviews.yaml, *_test.yaml
 	Catalogue    broker.Catalogue
 	Labels       []broker.WorkloadLabels
 	Aliases      [][]string                    // accounts of one person each, the main one first
@@ -51,12 +52,20 @@ type Inputs struct {
 // An Engine evaluates one set of policies. It is immutable and safe for
 // concurrent use.
 type Engine struct {
+	compiled
+
+	principals principals // that asked before
+	decisions  decisions  // on their requests
+}
+
+// compiled is the part of an engine that Load or Suspend makes, and that never changes.
+type compiled struct {
 	in        Inputs
 	known     *names
 	groups    map[string]*group
 	suppliers broker.Suppliers
 	people    map[string]broker.PersonEnd
-	members   memberships
+	members   memberships // without those that are suspended
 	rules     map[cedar.PolicyID]*rule
 	index     *index
 	standing  *standing
@@ -66,10 +75,14 @@ type Engine struct {
 	revision  audit.Digest
 	warnings  []string
 	governs   bool // there is a suppliers.yaml, so that federated domains need a supplier
+	campaigns map[string]*broker.CampaignPlan
+	covers    map[cedar.PolicyID]*coverage // of the permits
+	peerIndex
+	suspended suspensions
+	base      audit.Digest // the revision without the suspensions
 
+	allMembers *memberships    // with those that are suspended; nil: none is
 	reads      map[string]bool // attributes of the context that some policy reads
-	principals principals      // that asked before
-	decisions  decisions       // on their requests
 }
 
 // Names of the contents that do not come from the policy folder.
@@ -94,11 +107,12 @@ func Load(in Inputs) (*Engine, error) {
 		return nil, err
 	}
 	var ps problems
-	e := &Engine{in: in, known: newNames(in)}
+	e := &Engine{compiled: compiled{in: in, known: newNames(in)}}
 	e.groups = loadGroups(dir.groups, e.known, &ps)
 	e.suppliers = loadSuppliers(dir.suppliers, e.known, &ps)
 	e.governs = dir.suppliers != nil
 	e.people = loadPeople(dir.people, e.known, &ps)
+	campaigns := loadCampaigns(dir.campaigns, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
 	checkInternal(in, e.known, &ps)
 	checkLabels(in.Labels, e.known, &ps)
@@ -108,13 +122,14 @@ func Load(in Inputs) (*Engine, error) {
 	for _, src := range dir.cedar {
 		l.load(src)
 	}
+	campaigns.checkPermits(permitIDs(l.rules))
 	if len(l.rules) > maxPolicies {
 		return nil, fmt.Errorf("loading policies: %d policies exceed the limit of %d", len(l.rules), maxPolicies)
 	}
 	if err := ps.err(); err != nil {
 		return nil, err
 	}
-	e.rules, e.reads = l.rules, l.reads
+	e.rules, e.reads, e.campaigns = l.rules, l.reads, campaigns.plans
 	if err := e.compile(dir, cover); err != nil {
 		return nil, err
 	}
@@ -127,9 +142,14 @@ func (e *Engine) compile(dir folder, cover *coverages) error {
 	e.members = newMemberships(e.groups)
 	e.index = newIndex(e.rules)
 	e.standing = newStanding(e.sorted(), cover)
-	for _, r := range e.rules {
+	e.covers = map[cedar.PolicyID]*coverage{}
+	for id, r := range e.rules {
 		r.lasting = e.isLasting(r)
+		if r.permit {
+			e.covers[id] = cover.of(r.resource)
+		}
 	}
+	e.peerIndex = newPeerIndex(e.sorted(), e.in.Labels, e.groups)
 	e.catalogue = catalogueEntities(e.in.Catalogue)
 	catalogue, err1 := renderCatalogue(e.in.Catalogue)
 	identities, err2 := renderIdentities(e.in)
@@ -140,12 +160,13 @@ func (e *Engine) compile(dir folder, cover *coverages) error {
 	for _, src := range dir.cedar {
 		e.contents[src.name] = src.raw
 	}
-	for _, src := range []*source{dir.groups, dir.suppliers, dir.people} {
+	for _, src := range []*source{dir.groups, dir.suppliers, dir.people, dir.campaigns} {
 		if src != nil {
 			e.contents[src.name] = src.raw
 		}
 	}
 	e.files, e.revision = digests(e.contents)
+	e.base = e.revision
 	e.warnings = lint(e, dir, cover)
 	return nil
 }
@@ -175,6 +196,7 @@ func (e *Engine) Rules() *broker.Rules {
 		Policy: e, Catalogue: e.in.Catalogue, Groups: groups, Labels: e.known.labels.Labels, People: e.known.labels.People,
 		Suppliers: e.suppliers, PersonEnds: e.people, OrphanGrace: e.in.OrphanGrace,
 		TrustDomains: e.in.TrustDomains, Providers: e.in.Providers, Revision: e.revision, Files: e.Files(),
+		Campaigns: e.campaigns, Permissions: e, Suspensions: e.suspended.list, Base: e.base,
 	}
 }
 

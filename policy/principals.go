@@ -35,7 +35,8 @@ type principal struct {
 	uids      []types.EntityUID // the principal and all its ancestors
 	entity    types.Entity
 	federated bool
-	suppliers []string // sorted names
+	suppliers []string   // sorted names
+	member    *principal // with its suspended memberships; nil: it has none
 }
 
 // isFor reports whether who has the labels that the principal was made from. Proofs

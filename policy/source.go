@@ -140,11 +140,12 @@ type folder struct {
 	groups    *source  // nil: no groups.yaml
 	suppliers *source  // nil: no suppliers.yaml
 	people    *source  // nil: no people.yaml
+	campaigns *source  // nil: no reviews.yaml
 	scenarios []string // names of *_test.yaml
 	ignored   []string // names of other files, except *.md
 }
 
-// readFolder reads *.cedar files in all folders, and groups.yaml, suppliers.yaml and people.yaml at the top. It
+// readFolder reads *.cedar files in all folders, and groups.yaml, suppliers.yaml, people.yaml and reviews.yaml at the top. It
 // skips names that start with a dot: files of editors, .git, and the ..data
 // folders of Kubernetes volumes, which repeat every mounted file.
 func readFolder(fsys fs.FS) (folder, error) {
@@ -188,6 +189,9 @@ func (f *folder) add(fsys fs.FS, name string) (err error) {
 		return err
 	case name == peopleName:
 		f.people, err = readSource(fsys, name)
+		return err
+	case name == campaignsName:
+		f.campaigns, err = readSource(fsys, name)
 		return err
 	case strings.HasSuffix(name, scenarioSuffix):
 		f.scenarios = append(f.scenarios, name)

@@ -23,7 +23,10 @@ func (e *Engine) outside(q *broker.Query, p *principal, now time.Time) string {
 	}
 	for _, name := range p.suppliers {
 		s := e.suppliers.Named(name)
+		suspended := e.suspended.suppliers[name]
 		switch {
+		case suspended != nil && (len(suspended.Left) == 0 || q.Action == broker.ActionRequest && q.Entitlement != nil && !slices.Contains(suspended.Left, q.Entitlement.Name)):
+			return suspended.Reason()
 		case now.Before(s.Starts):
 			return fmt.Sprintf("the contract of supplier %q starts at %s", name, s.Starts.Format(time.RFC3339))
 		case !now.Before(s.Ends) && !now.Before(q.Extended[name]):

@@ -256,6 +256,7 @@ func (f *fielder) rest(r *audit.Record) {
 		f.text("Of", b.Selector)
 		f.committed("Reason", "reason", b.Reason)
 	}
+	f.campaign(r.Campaign)
 	f.signal(r.Signal)
 	f.supplier(r.Supplier)
 	if x := r.Fact; x != nil {

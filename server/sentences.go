@@ -26,6 +26,9 @@ var kindTitles = map[audit.Kind]string{
 	audit.ExtensionRequested: "Extension of a contract requested", audit.ExtensionApproved: "Contract extended", audit.ExtensionDenied: "Extension of a contract denied",
 	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
 	audit.MembershipClaimed: "Membership begins", audit.MembershipReleased: "Membership ends", audit.MembershipDiffers: "Membership differs", audit.MembershipAccepted: "Membership accepted as it is",
+	audit.CampaignStarted: "Access review started", audit.CampaignAssigned: "Review item assigned anew", audit.CampaignDecided: "Review item decided", audit.CampaignDropped: "Review item gone from the rules",
+	audit.CampaignDisabled: "Disabled because no one reviewed it", audit.CampaignReminded: "Reviewers reminded", audit.CampaignEscalated: "Access review escalated", audit.CampaignClosed: "Access review closed",
+	audit.CampaignRestoring: "Restoring of access requested", audit.CampaignRestored: "Access restored",
 }
 
 // kindTitle returns the name of a kind; of a later version's kind, the kind itself.
@@ -108,6 +111,33 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.ExtensionApproved: func(r *audit.Record) string { return by(r) + " extended the contract with " + supplierOf(r) + "." },
 	audit.ExtensionDenied: func(r *audit.Record) string {
 		return by(r) + " refused to extend the contract with " + supplierOf(r) + "."
+	},
+
+	audit.CampaignStarted: func(r *audit.Record) string {
+		return by(r) + " started the access review " + reviewOf(r) + itemsOf(r) + "."
+	},
+	audit.CampaignAssigned: func(r *audit.Record) string {
+		return "The broker assigned " + permissionOf(r) + " to " + reviewerOf(r, "no one") + " in the access review " + reviewOf(r) + "."
+	},
+	audit.CampaignDecided: sayDecided,
+	audit.CampaignDropped: func(r *audit.Record) string {
+		return "The rules no longer have " + permissionOf(r) + ", an item of the access review " + reviewOf(r) + "."
+	},
+	audit.CampaignDisabled: func(r *audit.Record) string {
+		return "The broker disabled " + permissionOf(r) + ": no one reviewed it in the access review " + reviewOf(r) + "."
+	},
+	audit.CampaignReminded: func(r *audit.Record) string {
+		return "The broker reminded the reviewers of the access review " + reviewOf(r) + "."
+	},
+	audit.CampaignEscalated: func(r *audit.Record) string {
+		return "The broker notified " + reviewerOf(r, "a group") + " of the open items of the access review " + reviewOf(r) + "."
+	},
+	audit.CampaignClosed: func(r *audit.Record) string { return "The access review " + reviewOf(r) + itemsOf(r) + " is closed." },
+	audit.CampaignRestoring: func(r *audit.Record) string {
+		return by(r) + " asked to restore " + permissionOf(r) + "; another person must agree."
+	},
+	audit.CampaignRestored: func(r *audit.Record) string {
+		return by(r) + " agreed to restore " + permissionOf(r) + ", which is in force again."
 	},
 }
 

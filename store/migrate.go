@@ -77,7 +77,7 @@ CREATE INDEX requests_person ON requests (person) WHERE person IS NOT NULL;
 
 // migration10 adds the tables of facts and of what is built on them, each next to the code
 // that uses it.
-const migration10 = standingTables + directoryTables + inventoryTables + tallyTables + signalTables + supplierTables + membershipTables
+const migration10 = standingTables + directoryTables + inventoryTables + tallyTables + signalTables + supplierTables + membershipTables + campaignTables
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

@@ -102,6 +102,12 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Stream{StreamKey: k}, nil
 	case broker.HeldSignalKey:
 		return &broker.HeldSignal{HeldSignalKey: k}, nil
+	case broker.CampaignID:
+		return &broker.Campaign{ID: k}, nil
+	case broker.ReviewItemKey:
+		return &broker.ReviewItem{ReviewItemKey: k}, nil
+	case broker.SuspensionKey:
+		return &broker.SuspensionRow{SuspensionKey: k}, nil
 	}
 	if r := directoryRow(key); r != nil {
 		return r, nil
@@ -157,6 +163,12 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Version, &r.Facts, &r.Ended, &r.Fallen, &r.Cause, &r.Ending, &r.Held, &r.Emptied)
 	case *broker.Signal, *broker.Stream, *broker.HeldSignal:
 		signalFields(r, c)
+	case *broker.Campaign:
+		campaignFields(r, c)
+	case *broker.ReviewItem:
+		itemFields(r, c)
+	case *broker.SuspensionRow:
+		suspensionFields(r, c)
 	default:
 		if directoryFields(r, c) {
 			return nil
@@ -309,6 +321,16 @@ func (c *coder) domainField(tag uint64, v any) {
 		repeated(c, tag, v, leaseIDFields)
 	case *[]broker.CounterKey:
 		repeated(c, tag, v, counterKeyFields)
+	case *broker.CampaignPlan:
+		nested(c, tag, v, planFields)
+	case *broker.CampaignCounts:
+		nested(c, tag, v, countsFields)
+	case *broker.ReviewDecision:
+		nested(c, tag, v, decidedFields)
+	case *broker.CampaignID:
+		c.array(tag, v[:])
+	case *[]time.Duration:
+		repeated(c, tag, v, func(d *time.Duration, c *coder) { c.fields(d) })
 	case *[]broker.Passkey:
 		repeated(c, tag, v, passkeyFields)
 	case *map[string]string:

@@ -43,6 +43,9 @@ const (
 	assessments
 	extensions
 	sponsorNotices
+	campaigns
+	reviewItems
+	suspensions
 	tableCount
 )
 
@@ -81,6 +84,9 @@ var tables = [tableCount]struct {
 	assessments:    {"assessments", 0, nil},
 	extensions:     {"extensions", 0, nil},
 	sponsorNotices: {"sponsor_notices", 0, nil},
+	campaigns:      {"campaigns", 16, []string{"name", "live"}},
+	reviewItems:    {"review_items", 20, []string{"permission", "status", "reviewer"}},
+	suspensions:    {"suspensions", 0, []string{"live"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -163,6 +169,12 @@ func locate(key broker.Key) (table, []byte, error) {
 		return streams, joined(string(k)), nil
 	case broker.HeldSignalKey:
 		return heldSignals, heldSignalID(k), nil
+	case broker.CampaignID:
+		return campaigns, k[:], nil
+	case broker.ReviewItemKey:
+		return reviewItems, itemID(k), nil
+	case broker.SuspensionKey:
+		return suspensions, joined(string(k.Kind), k.Name), nil
 	}
 	if t, id, ok := locateDirectory(key); ok {
 		return t, id, nil
@@ -249,6 +261,12 @@ func extraColumns(r broker.Row) []any {
 		return []any{ceilMillis(r.Expires)}
 	case *broker.DirectoryUser, *broker.DirectoryGroup, *broker.DirectoryMember, *broker.SCIMToken:
 		return directoryColumns(r)
+	case *broker.Campaign:
+		return []any{r.Name, ifTrue(r.Status == broker.CampaignBuilding || r.Status == broker.CampaignOpen)}
+	case *broker.ReviewItem:
+		return itemColumns(r)
+	case *broker.SuspensionRow:
+		return []any{ifTrue(r.Lifted.IsZero())}
 	}
 	return nil
 }
@@ -379,6 +397,10 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return standingKey(id)
 	case memberships:
 		return broker.MembershipID(id), nil
+	case campaigns:
+		return broker.CampaignID(id), nil
+	case reviewItems:
+		return broker.ReviewItemKey{Campaign: broker.CampaignID(id[:16]), Number: int(binary.BigEndian.Uint32(id[16:]))}, nil
 	}
 	parts, err := split(id)
 	switch {
@@ -408,6 +430,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.StreamKey(parts[0]), nil
 	case t == heldSignals && len(parts) == 2:
 		return heldSignalKey(parts)
+	case t == suspensions && len(parts) == 2:
+		return broker.SuspensionKey{Kind: broker.PermissionKind(parts[0]), Name: parts[1]}, nil
 	case t == revision && len(parts) == 1:
 		return broker.RevisionKey{}, nil
 	case t == signingKeys && len(parts) == 2:

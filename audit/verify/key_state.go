@@ -39,6 +39,9 @@ func (s *keyState) check(r *audit.Record) (signed bool, problem string) {
 	switch {
 	case r.Passkey != nil:
 		return s.passkey(r)
+	case r.Kind == audit.CampaignDecided && r.Campaign != nil && r.Caller != nil && r.Signature != nil:
+		problem = s.verify(r.Signature, r.Caller.ID, r.Campaign.Challenge(r.Caller.ID, r.Signature.Nonce), r.Time)
+		return problem == "", problem
 	case r.Approval != nil && r.Caller != nil && r.Request != nil:
 		return s.vote(r)
 	case r.Kind == audit.SupplierAssessed && r.Supplier != nil && r.Caller != nil && r.Signature != nil:

@@ -27,7 +27,9 @@ import (
 //   - a membership is removed only if the broker made it, and only when no other lease
 //     relies on it;
 //   - the people whom policy requires approved, and every required signature is
-//     valid and from a passkey that counts.
+//     valid and from a passkey that counts;
+//   - in access reviews, the seed of a decision in bulk chose the second looks, and two
+//     people restored what was suspended.
 //
 // Its memory does not grow with the number of records, only with the number of
 // enrolled passkeys and checkpoints.
@@ -39,7 +41,7 @@ func Verify(ctx context.Context, src audit.Source, opts Options) (*Report, error
 	if err != nil {
 		return nil, fmt.Errorf("verifying the log: %w", err)
 	}
-	v := &verification{header: h, leases: newLeaseState(maxRemembered), memberships: newMembershipState(maxRemembered), keys: newKeyState(opts.Approvers), requests: newRequestState(maxRemembered)}
+	v := &verification{header: h, leases: newLeaseState(maxRemembered), memberships: newMembershipState(maxRemembered), keys: newKeyState(opts.Approvers), campaigns: newCampaignState(), requests: newRequestState(maxRemembered)}
 	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[audit.Kind]int64{}}
 	if opts.Key != "" {
 		v.report.Key, v.report.KeyTrusted = opts.Key, true
@@ -73,6 +75,7 @@ type verification struct {
 	memberships *membershipState
 	keys        *keyState
 	requests    *requestState
+	campaigns   *campaignState
 	current     audit.Record
 	unsigned    time.Time // time of the first record that no checkpoint covers yet
 }
@@ -202,7 +205,7 @@ func (v *verification) record(index int64, r *audit.Record, last time.Time) {
 	if signed {
 		v.report.Signatures++
 	}
-	for _, what := range []string{v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed)} {
+	for _, what := range []string{v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed), v.campaigns.check(r, signed)} {
 		if what != "" {
 			v.problem(index, "%s", what)
 		}

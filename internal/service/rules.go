@@ -13,9 +13,12 @@ import (
 
 	"accessbroker.internal/attest"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/campaign"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/notify"
+	"accessbroker.internal/policy"
 	"accessbroker.internal/server"
+	"accessbroker.internal/store"
 )
 
 // Reload reads the operator's file again and puts its rules in force. It refuses a
@@ -74,20 +77,70 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 	for _, w := range engine.Warnings() {
 		s.log.WarnContext(ctx, "policy", "warning", w)
 	}
-	if err := s.store.KeepRules(engine.Contents(), engine.Files()); err != nil {
+	suspensions, err := s.suspensions(ctx, engine, time.Now())
+	if err != nil {
 		return "", err
+	}
+	inForce, err := s.enforce(engine, suspensions, c, enforce)
+	if err != nil {
+		return "", err
+	}
+	s.engine = engine
+	s.outbox.SetNotifiers(c.Notifiers)
+	s.metrics.Expect(knownLabels(c))
+	return inForce.Revision().String(), nil
+}
+
+// enforce puts the engine in force without the permissions that are suspended, and returns
+// the engine that decides.
+func (s *Service) enforce(engine *policy.Engine, suspended []broker.Suspension, c *config.Config, put func(*broker.Rules) error) (*policy.Engine, error) {
+	engine, err := engine.Suspend(suspended)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.store.KeepRules(engine.Contents(), engine.Files()); err != nil {
+		return nil, err
 	}
 	rules := engine.Rules()
 	rules.PeopleChannel = c.Notifiers[broker.PeopleChannel] != nil
 	if err := checkPages(c, rules); err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := enforce(rules); err != nil {
-		return "", err
+	return engine, put(rules)
+}
+
+// suspensions returns what access reviews suspend at now, including what is overdue.
+func (s *Service) suspensions(ctx context.Context, engine *policy.Engine, now time.Time) ([]broker.Suspension, error) {
+	exists := func(key broker.PermissionKey) bool {
+		_, ok := engine.Find(key)
+		return ok
 	}
-	s.outbox.SetNotifiers(c.Notifiers)
-	s.metrics.Expect(knownLabels(c))
-	return engine.Revision().String(), nil
+	return campaign.Suspended(ctx, store.NewCampaignRows(s.store), exists, now)
+}
+
+// suspend puts the suspensions at now in force, if they differ from those of the rules.
+func (s *Service) suspend(ctx context.Context, now time.Time) error {
+	s.reload.Lock()
+	defer s.reload.Unlock()
+	suspended, err := s.suspensions(ctx, s.engine, now)
+	if err != nil {
+		return err
+	}
+	same := func(a, b broker.Suspension) bool {
+		return a.Key == b.Key && a.Cause == b.Cause && a.Campaign == b.Campaign && a.Item == b.Item && a.Since.Equal(b.Since) && slices.Equal(a.Left, b.Left)
+	}
+	if slices.EqualFunc(suspended, s.broker.Rules().Suspensions, same) {
+		return nil
+	}
+	engine, err := s.enforce(s.engine, suspended, s.current, func(rules *broker.Rules) error {
+		return s.broker.SetRules(ctx, broker.Caller{At: now}, rules)
+	})
+	if err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "access reviews changed what is suspended", "suspensions", len(suspended), "revision", engine.Revision().String())
+	s.metrics.Reloaded(engine.Revision().String(), nil)
+	return nil
 }
 
 // knownLabels returns the label values whose series start at zero.

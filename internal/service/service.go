@@ -24,6 +24,7 @@ import (
 	"accessbroker.internal/attest"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/campaign"
 	"accessbroker.internal/broker/directory"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/membership"
@@ -32,6 +33,7 @@ import (
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/notify"
+	"accessbroker.internal/policy"
 	"accessbroker.internal/server"
 	"accessbroker.internal/server/inbound"
 	"accessbroker.internal/signals"
@@ -88,6 +90,7 @@ type Service struct {
 	signals      *signal.Manager
 	transmitters []*signals.Transmitter
 	tickets      *tickets.Watcher
+	campaigns    *campaign.Manager
 	metrics      *server.Metrics
 	server       *server.Server
 	loops        []func(context.Context) error // of issuers
@@ -97,7 +100,8 @@ type Service struct {
 	newCheckpoint bool // there was no checkpoint file before the start
 	served        bool // every listener was open
 
-	reload  sync.Mutex     // serializes reloads
+	reload  sync.Mutex     // serializes reloads and changes of suspensions
+	engine  *policy.Engine // in force but for suspensions; guarded by reload
 	current *config.Config // whose rules are in force; guarded by reload
 }
 
@@ -141,6 +145,9 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 		return nil, err
 	}
 	if err := s.openBroker(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.openCampaigns(ctx); err != nil {
 		return nil, err
 	}
 	if s.people, err = openPeople(o.Config, s.log); err != nil {

@@ -118,7 +118,7 @@ type kit struct {
 	issuer    string
 	broker    string // the binary
 
-	issuers, entitlements, policies string // further lines of the files
+	issuers, entitlements, policies, server, people string // further lines of the files
 }
 
 func newKit(b *testing.B) *kit {
@@ -236,12 +236,12 @@ server:
   seal_keys: [{file: seal.key}]
   admission: {per_second: 100000, pending: 100, resource_servers: {per_second: 1000000, pending: 1000}}
   log: {level: %[3]s}
-attest:
+%[6]sattest:
   trust_domain: acme.test
   bundles: {acme.test: bundle.json}
   workloads:
     - {under: "spiffe://acme.test/agent", kind: agent, team: support, accountable: [login/ana]}
-store: sqlite:broker.db
+%[7]sstore: sqlite:broker.db
 policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
@@ -293,7 +293,7 @@ func (k *kit) startBroker(name string) *target {
 	k.write(name+"/seal.key", []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))))
 	k.write(name+"/policies/all.cedar", []byte(policy+k.policies))
 	address := freeAddress(k.b)
-	config := k.write(name+"/broker.yaml", fmt.Appendf(nil, operatorFile, k.issuer, address, "info", k.issuers, k.entitlements))
+	config := k.write(name+"/broker.yaml", fmt.Appendf(nil, operatorFile, k.issuer, address, "info", k.issuers, k.entitlements, k.server, k.people))
 	return k.run(exec.Command(k.broker, "serve", "--config", config), address, "/readyz")
 }
 

@@ -25,7 +25,15 @@ func (k *kit) load(m *mode, n int, d time.Duration) result {
 		all.Go(func() { latencies[i] = k.client(m, i, n, stop) })
 	}
 	all.Wait()
-	r := result{took: time.Since(start), cpu: cpuTime(k.b, t.cmd.Process.Pid) - before}
+	r := k.merge(t, latencies, time.Since(start))
+	r.cpu = cpuTime(k.b, t.cmd.Process.Pid) - before
+	return r
+}
+
+// merge returns the result of clients.
+func (k *kit) merge(t *target, latencies [][]time.Duration, took time.Duration) result {
+	k.b.Helper()
+	r := result{took: took}
 	for _, list := range latencies {
 		r.latencies = append(r.latencies, list...)
 	}

@@ -56,7 +56,7 @@ func (h *Handler) provider() Document {
 		"sort":           unsupported,
 		"etag":           Document{"supported": true},
 		"authenticationSchemes": []any{Document{
-			"type": "oauthbearertoken", "name": "Bearer token", "primary": true,
+			"type": "oauthbearertoken", "name": "Bearer token",
 			"description": "A token that the broker signed for this provider: broker scim token",
 			"specUri":     "https://www.rfc-editor.org/info/rfc6750",
 		}},

@@ -20,20 +20,22 @@ CREATE TABLE scim_tokens (id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, expi
 CREATE INDEX scim_tokens_expires ON scim_tokens (expires);
 `
 
-// ReadDirectory calls each for every row of the directory and of the clients' tokens:
-// users and groups before members.
-func ReadDirectory(ctx context.Context, s *Store, each func(broker.Row) error) error {
-	tx, err := s.readers.BeginTx(ctx, nil)
-	if err != nil {
-		return unavailable("reading the directory", err)
-	}
-	defer func() { _ = tx.Rollback() }() // it wrote nothing
-	for _, t := range []table{directoryUsers, directoryGroups, directoryMembers, scimTokens} {
-		if err := eachRow(ctx, tx, t, each); err != nil {
-			return unavailable("reading "+tables[t].name, err)
+// DirectoryRows returns a function that calls f for every row of the directory and of the
+// clients' tokens: users and groups before members.
+func DirectoryRows(s *Store) func(ctx context.Context, f func(broker.Row) error) error {
+	return func(ctx context.Context, f func(broker.Row) error) error {
+		tx, err := s.readers.BeginTx(ctx, nil)
+		if err != nil {
+			return unavailable("reading the directory", err)
 		}
+		defer func() { _ = tx.Rollback() }() // it wrote nothing
+		for _, t := range []table{directoryUsers, directoryGroups, directoryMembers, scimTokens} {
+			if err := eachRow(ctx, tx, t, f); err != nil {
+				return unavailable("reading "+tables[t].name, err)
+			}
+		}
+		return nil
 	}
-	return nil
 }
 
 // eachRow calls f for every row of a table, by id.

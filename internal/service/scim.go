@@ -63,8 +63,7 @@ func (s *Service) openDirectory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows := func(ctx context.Context, f func(broker.Row) error) error { return store.ReadDirectory(ctx, s.store, f) }
-	d, err := directory.Open(ctx, directory.Config{Store: s.store, Rows: rows, Sources: sources, Log: s.log})
+	d, err := directory.Open(ctx, directory.Config{Store: s.store, Rows: store.DirectoryRows(s.store), Sources: sources, Log: s.log})
 	if err != nil {
 		return err
 	}

@@ -19,11 +19,11 @@ import (
 func (a *app) policyCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "policy",
-		Short: "Test and explain policies, without a running broker",
-		Args:  exactly(0, "a command: test or explain"),
+		Short: "Test, explain and tighten policies",
+		Args:  exactly(0, "a command: test, explain, unused or propose"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.policyTestCommand(), a.policyExplainCommand())
+	c.AddCommand(a.policyTestCommand(), a.policyExplainCommand(), a.policyUnusedCommand(), a.policyProposeCommand())
 	return c
 }
 

@@ -78,20 +78,10 @@ func (t *surveyTally) size() (now, most int) { return t.Rows(), maxSurveyRows }
 // here, and not in the transaction that writes them: only the holder of the projection's
 // token changes them, and the position shows if another process did.
 func (t *surveyTally) complete(v *viewTx) error {
-	if err := t.places(v); err != nil {
-		return err
-	}
-	if err := t.identities(v); err != nil {
-		return fmt.Errorf("reading identities: %w", err)
-	}
-	if err := t.uses(v); err != nil {
-		return fmt.Errorf("reading the use of entitlements: %w", err)
-	}
-	if err := t.totals(v, totalEntitlement, t.Entitlements); err != nil {
-		return fmt.Errorf("reading the use of entitlements: %w", err)
-	}
-	if err := t.totals(v, totalPolicy, t.Policies); err != nil {
-		return fmt.Errorf("reading the use of policies: %w", err)
+	for _, part := range []func(*viewTx) error{t.places, t.identities, t.uses, t.totals} {
+		if err := part(v); err != nil {
+			return unavailable("reading the inventory", err)
+		}
 	}
 	return nil
 }
@@ -234,20 +224,22 @@ func mergedUse(sum, now *inventory.Use) ([]byte, error) {
 	return json.Marshal(sum)
 }
 
-func (t *surveyTally) totals(v *viewTx, kind string, changed map[string]*inventory.Use) error {
-	if len(changed) == 0 {
-		return nil
-	}
-	sums, err := v.useTotals(kind)
-	if err != nil {
-		return err
-	}
-	for name, now := range changed {
-		body, err := mergedUse(sums[name], now)
+func (t *surveyTally) totals(v *viewTx) error {
+	for kind, changed := range map[string]map[string]*inventory.Use{totalEntitlement: t.Entitlements, totalPolicy: t.Policies} {
+		if len(changed) == 0 {
+			continue
+		}
+		sums, err := v.useTotals(kind)
 		if err != nil {
 			return err
 		}
-		t.put("INSERT INTO use_totals (kind, name, body) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body", kind, name, body)
+		for name, now := range changed {
+			body, err := mergedUse(sums[name], now)
+			if err != nil {
+				return err
+			}
+			t.put("INSERT INTO use_totals (kind, name, body) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body", kind, name, body)
+		}
 	}
 	return nil
 }

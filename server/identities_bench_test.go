@@ -20,7 +20,7 @@ func BenchmarkInventoryPage(b *testing.B) {
 	w.fillInventory(b, many)
 	viewer := newBrowser(b, w)
 	viewer.logIn(auditingPerson, "/ui/")
-	for _, path := range []string{"/ui/identities", "/ui/identities?kind=agent&cursor=spiffe%3A%2F%2Facme.test%2Fw%2F000500", "/ui/identities?problem=never_used"} {
+	for _, path := range []string{"/ui/identities", "/ui/identities?kind=workload&cursor=spiffe%3A%2F%2Facme.test%2Fw%2F000500", "/ui/identities?kind=person", "/ui/identities?q=w%2F015", "/ui/identities?problem=never_used"} {
 		b.Run(path, func(b *testing.B) {
 			var slowest time.Duration
 			for b.Loop() {

@@ -21,7 +21,8 @@ type Filter struct {
 // AnyProblem selects identities that have a problem.
 const AnyProblem = "any"
 
-// A Page is a page of the inventory, in the order of the ids.
+// A Page is a page of the inventory: workloads and agents, and then people, each in the
+// order of their ids.
 type Page struct {
 	Identities []*Identity
 	Next       string // After of the next page; empty: this is the last one
@@ -33,8 +34,8 @@ const (
 	pageDefault = 50
 	pageMax     = 200
 	batchSize   = 200    // identities that are read at a time
-	maxSearched = 20_000 // identities that one call reads to fill a page
-	maxJudged   = 2_000  // identities that one call looks at closely to find a problem
+	maxSearched = 10_000 // identities that one call reads to fill a page
+	maxJudged   = 1_000  // identities that one call looks at closely to find a problem
 )
 
 // List returns a page of the inventory to those who may see it. A page may be short, or
@@ -47,54 +48,105 @@ func (v *Inventory) List(ctx context.Context, caller broker.Caller, f Filter) (*
 		f.Limit = pageDefault
 	}
 	f.Limit = min(f.Limit, pageMax)
-	p := &Page{Next: f.After}
+	p := &Page{}
 	var err error
 	if p.Known, p.Behind, err = v.cfg.Store.Surveyed(ctx); err != nil {
 		return nil, err
 	}
-	rules := v.cfg.Broker.Rules()
-	words := broker.SearchWords(f.Words)
-	for searched, judged := 0, 0; searched < maxSearched && judged < maxJudged; {
-		batch, last, err := v.batch(ctx, rules, p.Next)
-		if err != nil {
-			return nil, err
-		}
-		searched += len(batch)
-		batch = slices.DeleteFunc(batch, func(i *Identity) bool { return !f.mayWant(i, words) })
-		full, n, err := v.fill(ctx, rules, caller, p, batch, f)
-		if err != nil || full {
+	search := &search{Page: p, filter: f, words: broker.SearchWords(f.Words), rules: v.cfg.Broker.Rules(), caller: caller}
+	for _, part := range f.stretches() {
+		if done, err := v.read(ctx, search, part); err != nil || done {
 			return p, err
 		}
-		judged += n
-		if p.Next = last; last == "" {
-			return p, nil
+	}
+	p.Next = ""
+	return p, nil
+}
+
+// A search fills a page.
+type search struct {
+	*Page
+	filter           Filter
+	words            []string
+	rules            *broker.Rules
+	caller           broker.Caller
+	searched, judged int // identities
+}
+
+// read adds the identities of a stretch that the filter selects. It is done if the page is
+// full, or if the search has reached its bounds.
+func (v *Inventory) read(ctx context.Context, s *search, part stretch) (done bool, err error) {
+	for more := true; more; more = part.after != "" {
+		if s.searched >= maxSearched || s.judged >= maxJudged {
+			return true, nil
+		}
+		batch, last, err := v.batch(ctx, s.rules, part)
+		if err != nil {
+			return false, err
+		}
+		s.searched += len(batch)
+		switch part.after = last; {
+		case last != "":
+			s.Next = last
+		case len(batch) > 0:
+			s.Next = batch[len(batch)-1].ID
+		}
+		batch = slices.DeleteFunc(batch, func(i *Identity) bool { return !s.filter.mayWant(i, s.words) })
+		if full, err := v.fill(ctx, s, batch); err != nil || full {
+			return full, err
 		}
 	}
-	return p, nil
+	return false, nil
+}
+
+// A stretch is a range of ids: those after one and before another; empty: no bound.
+type stretch struct{ after, until string }
+
+// pastWorkloads follows every SPIFFE ID.
+const pastWorkloads = "spiffe:0"
+
+// stretches returns the ids that a filter may select, in the order of the list: workloads
+// and agents come first, because a directory may have any number of people.
+func (f *Filter) stretches() (list []stretch) {
+	workloads, before, after := stretch{spiffeScheme, pastWorkloads}, stretch{"", spiffeScheme}, stretch{pastWorkloads, ""}
+	switch {
+	case f.After == "":
+		list = []stretch{workloads, before, after}
+	case strings.HasPrefix(f.After, spiffeScheme):
+		list = []stretch{{f.After, pastWorkloads}, before, after}
+	case f.After < spiffeScheme:
+		list = []stretch{{f.After, spiffeScheme}, after}
+	default:
+		list = []stretch{{f.After, ""}}
+	}
+	return slices.DeleteFunc(list, func(s stretch) bool {
+		return f.Kind != "" && (f.Kind == broker.KindPerson) == (s.until == pastWorkloads)
+	})
 }
 
 // fill adds the identities of a batch that the filter selects until the page is full. It
 // looks closely only at as many as it needs.
-func (v *Inventory) fill(ctx context.Context, rules *broker.Rules, caller broker.Caller, p *Page, batch []*Identity, f Filter) (full bool, judged int, err error) {
+func (v *Inventory) fill(ctx context.Context, s *search, batch []*Identity) (full bool, err error) {
+	limit := s.filter.Limit
 	for len(batch) > 0 {
-		some := batch[:min(len(batch), max(f.Limit-len(p.Identities)+1, pageDefault))]
+		some := batch[:min(len(batch), max(limit-len(s.Identities)+1, pageDefault))]
 		batch = batch[len(some):]
-		if err := v.complete(ctx, rules, some, caller.At); err != nil {
-			return false, 0, err
+		if err := v.complete(ctx, s.rules, some, s.caller.At); err != nil {
+			return false, err
 		}
-		judged += len(some)
+		s.judged += len(some)
 		for _, i := range some {
-			if !f.wants(i) {
+			if !s.filter.wants(i) {
 				continue
 			}
-			if len(p.Identities) == f.Limit { // there is one more
-				p.Next = p.Identities[f.Limit-1].ID
-				return true, judged, nil
+			if len(s.Identities) == limit { // there is one more
+				s.Next = s.Identities[limit-1].ID
+				return true, nil
 			}
-			p.Identities = append(p.Identities, i)
+			s.Identities = append(s.Identities, i)
 		}
 	}
-	return false, judged, nil
+	return false, nil
 }
 
 // mayWant reports whether the filter selects an identity, whatever its problems.
@@ -114,9 +166,9 @@ func (i *Identity) hasWords(words []string) bool {
 
 // batch returns the next identities after an id, from the log, the rules and the facts, in
 // the order of their ids. last is empty after the last batch.
-func (v *Inventory) batch(ctx context.Context, rules *broker.Rules, after string) (list []*Identity, last string, err error) {
+func (v *Inventory) batch(ctx context.Context, rules *broker.Rules, part stretch) (list []*Identity, last string, err error) {
 	known := v.declared.of(rules)
-	seen, err := v.cfg.Store.Identities(ctx, Query{After: after, Limit: batchSize})
+	seen, err := v.cfg.Store.Identities(ctx, Query{After: part.after, Until: part.until, Limit: batchSize})
 	if err != nil {
 		return nil, "", err
 	}
@@ -127,9 +179,12 @@ func (v *Inventory) batch(ctx context.Context, rules *broker.Rules, after string
 		found[s.ID] = s
 		sources[0] = append(sources[0], s.ID)
 	}
-	sources[1] = known.after(after, batchSize)
+	sources[1] = known.after(part.after, batchSize)
 	for n, kind := range []broker.FactKind{broker.FactPerson, broker.FactAgent} {
-		standings, err := v.cfg.Broker.Facts.List(ctx, kind, after, batchSize)
+		if (kind == broker.FactAgent) != (part.until == pastWorkloads) {
+			continue
+		}
+		standings, err := v.cfg.Broker.Facts.List(ctx, kind, part.after, batchSize)
 		if err != nil {
 			return nil, "", err
 		}
@@ -138,7 +193,7 @@ func (v *Inventory) batch(ctx context.Context, rules *broker.Rules, after string
 			stated[s.Name] = s
 		}
 	}
-	ids, last := merged(sources[:])
+	ids, last := merged(sources[:], part.until)
 	for _, id := range ids {
 		i := v.start(rules, known, id)
 		if s := stated[id]; s != nil {
@@ -158,8 +213,9 @@ func (v *Inventory) batch(ctx context.Context, rules *broker.Rules, after string
 }
 
 // merged returns the ids of several sorted lists in order, each once: as many as are known
-// to be complete. A list that has batchSize ids may have more. last is empty if none does.
-func merged(sources [][]string) (ids []string, last string) {
+// to be complete, and none from until on. A list that has batchSize ids may have more. last
+// is empty if none does.
+func merged(sources [][]string, until string) (ids []string, last string) {
 	for _, list := range sources {
 		if len(list) == batchSize && (last == "" || list[batchSize-1] < last) {
 			last = list[batchSize-1]
@@ -171,6 +227,12 @@ func merged(sources [][]string) (ids []string, last string) {
 	if last != "" {
 		i, _ := slices.BinarySearch(ids, last)
 		ids = ids[:i+1]
+	}
+	if until != "" {
+		i, _ := slices.BinarySearch(ids, until)
+		if i < len(ids) {
+			ids, last = ids[:i], ""
+		}
 	}
 	return ids, last
 }

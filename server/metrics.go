@@ -27,6 +27,7 @@ type Gauges struct {
 	Keys             func() []KeySource
 	Memberships      func() []MembershipCount
 	Signals          func() []SignalGauge
+	Directory        func() []DirectoryGauge
 }
 
 // Metrics are the broker's Prometheus metrics. Labels come from bounded sets:
@@ -138,6 +139,9 @@ func (m *Metrics) read(g Gauges) {
 	}
 	if g.Keys != nil {
 		m.registry.MustRegister(keyCollector{g.Keys})
+	}
+	if g.Directory != nil {
+		m.registry.MustRegister(directoryCollector{g.Directory})
 	}
 	if g.Memberships != nil {
 		m.registry.MustRegister(membershipCollector{g.Memberships})

@@ -22,7 +22,7 @@ func fullMetrics() *Metrics {
 	memberships := func() []MembershipCount {
 		return []MembershipCount{{"directory", 2, map[string]int64{"added_again": 1}}}
 	}
-	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, memberships, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }})
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, memberships, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }, func() []DirectoryGauge { return []DirectoryGauge{{"corp", 3, 1, 2, 4, 60}} }})
 	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}

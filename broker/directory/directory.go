@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -79,6 +80,7 @@ type source struct {
 	Source
 	users  index[broker.DirectoryUserID, *user]
 	groups index[broker.DirectoryGroupID, *group]
+	heard  atomic.Int64 // when its client called last, in milliseconds since 1970
 }
 
 // A user is what memory keeps of a row.

@@ -46,6 +46,9 @@ func (d *Directory) reportEnd(ctx context.Context, caller broker.Caller, s *sour
 // Heard notes that the client of a source has called. A source that is silent for longer
 // than the operator allows is not believed any more.
 func (d *Directory) Heard(ctx context.Context, sourceName string, at time.Time) error {
+	if s := d.sources[sourceName]; s != nil {
+		s.heard.Store(at.UnixMilli())
+	}
 	if d.facts == nil {
 		return nil
 	}

@@ -378,7 +378,10 @@ func (d *Directory) Members(sourceName string, id broker.DirectoryGroupID) (list
 }
 
 // Counts are the numbers of a source's resources, for gauges.
-type Counts struct{ Users, Active, Groups, Members int }
+type Counts struct {
+	Users, Active, Groups, Members int
+	Heard                          time.Time // when its client called last; zero: not since the start
+}
 
 // Count returns the numbers of the sources' resources, by name.
 func (d *Directory) Count() map[string]Counts {
@@ -387,6 +390,9 @@ func (d *Directory) Count() map[string]Counts {
 	counts := map[string]Counts{}
 	for name, s := range d.sources {
 		c := Counts{Users: len(s.users.byID), Groups: len(s.groups.byID)}
+		if at := s.heard.Load(); at != 0 {
+			c.Heard = time.UnixMilli(at)
+		}
 		for _, u := range s.users.byID {
 			if u.active {
 				c.Active++

@@ -75,7 +75,7 @@ func (s *Service) gauges() server.Gauges {
 		StoreFilesLost:   func() float64 { return oneIf(s.store.FilesLost()) },
 	}
 	g.Keys, g.Signals = s.keySources, s.signalGauges
-	g.Memberships = s.membershipCounts
+	g.Memberships, g.Directory = s.membershipCounts, s.directoryGauges
 	if s.config.WorkloadAPI != "" {
 		g.SVIDExpires = func() float64 { return s.trust.SVIDTimeLeft().Seconds() }
 	}

@@ -223,6 +223,22 @@ func (c *scimService) remember(hash audit.Digest, id broker.SCIMTokenID) {
 	c.verified[hash] = id
 }
 
+// directoryGauges describes the sources for metrics.
+func (s *Service) directoryGauges() (list []server.DirectoryGauge) {
+	if s.directory == nil {
+		return nil
+	}
+	now := time.Now()
+	for name, c := range s.directory.Count() {
+		g := server.DirectoryGauge{Source: name, Active: float64(c.Active), Inactive: float64(c.Users - c.Active), Groups: float64(c.Groups), Member: float64(c.Members), Silence: -1}
+		if !c.Heard.IsZero() {
+			g.Silence = now.Sub(c.Heard).Seconds()
+		}
+		list = append(list, g)
+	}
+	return list
+}
+
 // A SCIMToken is a token of a client, as the admin socket lists it. Token is set only when
 // the token is made.
 type SCIMToken struct {

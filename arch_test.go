@@ -97,7 +97,7 @@ var rooms = map[string][]string{
 	"github.com/prometheus/client_golang": {"server"},
 	"github.com/spf13/cobra":              {"cmd/broker"},
 	"github.com/goccy/go-yaml":            {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
-	"golang.org/x/time":                   {"server", "broker"},
+	"golang.org/x/time":                   {"tickets", "server", "broker"},
 	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/go-ldap/ldap":             {"issuers/ldap"},
 	"github.com/go-asn1-ber/asn1-ber":     {"issuers/ldap"}, // the bound on a packet

@@ -6,13 +6,23 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"accessbroker.internal/broker"
 )
+
+// newLine returns the bounds of a tracker.
+func newLine() *line {
+	return &line{
+		looks: make(chan struct{}, lookAtOnce), polls: make(chan struct{}, pollAtOnce), waiting: make(chan struct{}, maxWaiting), news: rate.NewLimiter(newsPerSecond, newsBurst),
+	}
+}
 
 // A line bounds the calls to one tracker.
 type line struct {
 	looks, polls, waiting chan struct{}
-	polling               int // running polls; Watcher.mu guards it
+	news                  *rate.Limiter // of tickets that the watcher does not know
+	polling               int           // running polls; Watcher.mu guards it
 
 	mu       sync.Mutex
 	failures int       // in a row

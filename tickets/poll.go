@@ -96,7 +96,7 @@ func (w *Watcher) resume(ctx context.Context, key broker.StandingKey, now time.T
 	if err := w.cfg.Facts().CheckTicket(ctx, key, now); err != nil {
 		return err
 	}
-	e, err := w.watch(t, id)
+	e, err := w.watch(t, id, false)
 	if err != nil {
 		return err
 	}

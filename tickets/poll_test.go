@@ -492,3 +492,25 @@ func TestTicketsOfTwoTrackers(t *testing.T) {
 		t.Errorf("got states %v", names)
 	}
 }
+
+// Callers can't use up what the tracker allows the broker with made-up tickets, and tickets
+// that the broker knows are not refused because of them.
+func TestMadeUpTicketsAreLimited(t *testing.T) {
+	inWorld(t, `@ticket_state("open")`, func(w *world) {
+		w.mustCollect("INC-7")
+		refused := 0
+		for i := range 500 {
+			if _, err := w.collect(fmt.Sprintf("INC-%d", 1000+i)); !errors.Is(err, broker.ErrFactUnknown) {
+				t.Fatalf("got %v", err)
+			} else if strings.Contains(err.Error(), "too many tickets") {
+				refused++
+			}
+		}
+		if refused < 400 {
+			t.Errorf("%d of 500 made-up tickets were refused without a call", refused)
+		}
+		w.mustCollect("INC-7")
+		w.wait(time.Minute)
+		w.mustCollect("INC-8")
+	})
+}

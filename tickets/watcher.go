@@ -39,6 +39,8 @@ const (
 	pollAtOnce    = 8               // other calls to one tracker
 	maxWaiting    = 64              // callers who wait for one tracker
 	maxWatched    = 100_000         // tickets of all trackers
+	newsPerSecond = 2               // tickets of one tracker that callers name and that the broker does not know
+	newsBurst     = 60
 	pollEvery     = time.Second
 	failuresToGo  = 3           // in a row, until a tracker gets a pause
 	longestPause  = time.Minute // without a Retry-After
@@ -93,7 +95,7 @@ func NewWatcher(c WatcherConfig) *Watcher {
 	}
 	for _, t := range c.Trackers {
 		w.trackers[t.Name] = t
-		w.lines[t.Name] = &line{looks: make(chan struct{}, lookAtOnce), polls: make(chan struct{}, pollAtOnce), waiting: make(chan struct{}, maxWaiting)}
+		w.lines[t.Name] = newLine()
 	}
 	return w
 }
@@ -128,7 +130,7 @@ func (w *Watcher) Look(ctx context.Context, ticket string) (key broker.StandingK
 	if err != nil {
 		return key, nil, err
 	}
-	e, err := w.watch(t, id)
+	e, err := w.watch(t, id, true)
 	if err != nil {
 		return key, nil, err
 	}
@@ -157,14 +159,18 @@ func (w *Watcher) Seen(ticket string) *broker.Ticket {
 }
 
 // watch returns the entry of a ticket. A new entry is dropped at its first poll if nothing
-// rests on the ticket by then.
-func (w *Watcher) watch(t *Tracker, id string) (*watched, error) {
+// rests on the ticket by then. asked means that a caller named it: callers must not be able
+// to use up what the tracker allows the broker, because access rests on the looks at others.
+func (w *Watcher) watch(t *Tracker, id string, asked bool) (*watched, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	e := w.list[t.key(id)]
 	if e == nil {
 		if len(w.list) >= maxWatched {
 			return nil, unknown("the broker looks at too many tickets at the moment: try again later")
+		}
+		if asked && !w.lines[t.Name].news.Allow() {
+			return nil, unknown("too many tickets of %s were named that the broker does not know: try again in some seconds", t.Name)
 		}
 		e = &watched{tracker: t, id: id}
 		w.list[t.key(id)] = e

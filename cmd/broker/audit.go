@@ -317,7 +317,7 @@ func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(aud
 }
 
 // recordLine returns the row of a record: index, time, kind, caller, entitlement with
-// scopes, request or lease, and outcome.
+// scopes, request, lease or subject of a fact, and outcome.
 func recordLine(item audit.Item, r audit.Record) string {
 	var caller, entitlement, id string
 	var outcome []string
@@ -333,6 +333,10 @@ func recordLine(item audit.Item, r audit.Record) string {
 	if r.Lease != nil {
 		id = r.Lease.ID
 	}
+	if f := r.Fact; f != nil {
+		caller, id = cmp.Or(caller, f.Source), f.Subject
+		outcome = append(outcome, strings.TrimSpace(f.State+" "+f.Cause))
+	}
 	if r.Decision != nil && !r.Decision.Permit {
 		outcome = append(outcome, r.Decision.Code)
 	}
@@ -340,7 +344,7 @@ func recordLine(item audit.Item, r audit.Record) string {
 		outcome = append(outcome, fmt.Sprintf("×%d", r.Count))
 	}
 	if r.End != nil {
-		outcome = append(outcome, r.End.How)
+		outcome = append(outcome, strings.TrimSpace(r.End.How+" "+r.End.Cause))
 	}
 	cells := []string{strconv.FormatInt(item.Index, 10), r.Time.UTC().Format("2006-01-02 15:04:05.000Z"), string(r.Kind), caller, entitlement, id, strings.Join(outcome, " ")}
 	for i, cell := range cells {

@@ -17,10 +17,11 @@ type Traits struct {
 	Method string `json:"method,omitempty"` // the proof of the caller
 
 	// Outcome is the decision of a person; else how a lease ended, the state that a source
-	// states, the change of a directory or the risk of a supplier; else the code of a refusal.
+	// states, the change of a directory or a membership, the risk of a supplier or the verdict
+	// of an access review; else the code of a refusal.
 	Outcome string `json:"outcome,omitempty"`
 	Cause   string `json:"cause,omitempty"`  // why a fact or what rested on it ended
-	About   string `json:"about,omitempty"`  // kind of the subject of a fact or block, of a signal or of a key
+	About   string `json:"about,omitempty"`  // kind of the subject of a fact or block, of a signal, an access review or a key
 	Source  string `json:"source,omitempty"` // kind of the source of a fact, such as scim
 
 	Type       string `json:"type,omitempty"` // of the credential
@@ -31,6 +32,7 @@ type Traits struct {
 	Approvals  bool `json:"approvals,omitempty"` // policy required approvals
 	Review     bool `json:"review,omitempty"`    // policy required reviews afterwards
 	Signed     bool `json:"signed,omitempty"`    // by a passkey
+	Bulk       bool `json:"bulk,omitempty"`      // a decision on several items of an access review
 	Narrowed   bool `json:"narrowed,omitempty"`  // a person or the grant has less than was requested
 	Reason     bool `json:"reason,omitempty"`    // the request states one
 	Ticket     bool `json:"ticket,omitempty"`    // the request names one
@@ -115,6 +117,11 @@ func (r *Record) ending(t *Traits) {
 		t.Source, _, _ = strings.Cut(r.Fact.Source, ":")
 	case r.Supplier != nil:
 		t.Outcome, t.About = r.Supplier.Risk, "supplier"
+	case r.Membership != nil:
+		t.Outcome = r.Membership.Change
+	case r.Campaign != nil:
+		t.Outcome, t.About = r.Campaign.Verdict, firstWord(r.Campaign.Permission)
+		t.Bulk = r.Kind == CampaignDecided && r.Campaign.Items > 1
 	case r.Signal != nil:
 		t.About = r.Signal.Event
 	case r.Directory != nil && r.Approval == nil:

@@ -61,7 +61,7 @@ type Selector struct {
 	Revocation []string `json:"revocation,omitempty"`
 	Lifetime   []string `json:"lifetime,omitempty"`
 	// With are traits that are either present or not: break_glass, approvals, review,
-	// signed, narrowed, reason, ticket.
+	// signed, bulk, narrowed, reason, ticket.
 	With    []string `json:"with,omitempty"`
 	Without []string `json:"without,omitempty"`
 }
@@ -71,6 +71,7 @@ var flags = map[string]func(*audit.Traits) bool{
 	"break_glass": func(t *audit.Traits) bool { return t.BreakGlass },
 	"approvals":   func(t *audit.Traits) bool { return t.Approvals },
 	"review":      func(t *audit.Traits) bool { return t.Review },
+	"bulk":        func(t *audit.Traits) bool { return t.Bulk },
 	"signed":      func(t *audit.Traits) bool { return t.Signed },
 	"narrowed":    func(t *audit.Traits) bool { return t.Narrowed },
 	"reason":      func(t *audit.Traits) bool { return t.Reason },

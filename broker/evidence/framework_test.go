@@ -3,6 +3,8 @@ package evidence
 import (
 	"slices"
 	"testing"
+
+	"accessbroker.internal/audit"
 )
 
 // The ids and titles are those of the frameworks.
@@ -40,6 +42,72 @@ func TestFrameworksAreComplete(t *testing.T) {
 	for name := range m.figures {
 		if !used[name] {
 			t.Errorf("no framework uses the figure %s", name)
+		}
+	}
+}
+
+// noEvidence are the kinds of records that prove nothing about a control by themselves.
+var noEvidence = []audit.Kind{
+	audit.LogOpened,
+	audit.MembershipAccepted,
+	audit.ExtensionRequested,                                              // the decision counts
+	audit.CampaignAssigned, audit.CampaignDropped, audit.CampaignReminded, // steps of a campaign
+	audit.CampaignEscalated, audit.CampaignRestoring,
+}
+
+// Every kind of record is evidence for something, or is listed above.
+func TestEveryKindIsEvidence(t *testing.T) {
+	m, err := embedded()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range audit.Kinds() {
+		counted := false
+		for _, f := range m.figures {
+			for _, s := range f.Count {
+				counted = counted || slices.Contains(s.Kind, string(kind))
+			}
+		}
+		if counted == slices.Contains(noEvidence, kind) {
+			t.Errorf("%s: counted by a figure: %t", kind, counted)
+		}
+	}
+}
+
+// Mistakes in a selector are found when the files are read.
+func TestSelectorsAreChecked(t *testing.T) {
+	for name, s := range map[string]Selector{
+		"no kind":          {Outcome: []string{"denied"}},
+		"unknown kind":     {Kind: []string{"lease.borrowed"}},
+		"unknown trait":    {Kind: []string{"lease.issued"}, With: []string{"glass"}},
+		"unknown lifetime": {Kind: []string{"lease.issued"}, Lifetime: []string{"2h"}},
+	} {
+		if s.check() == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if s := (Selector{Kind: []string{"lease.issued"}, Without: []string{"break_glass"}, Lifetime: []string{audit.Longer}}); s.check() != nil {
+		t.Errorf("got %v", s.check())
+	}
+}
+
+// A record fits a selector if each of its lists has the record's value.
+func TestFits(t *testing.T) {
+	traits := audit.Traits{Kind: audit.LeaseRevoked, Caller: "person", Outcome: "revoked", Signed: true}
+	for name, one := range map[string]struct {
+		s    Selector
+		want bool
+	}{
+		"kind":              {Selector{Kind: []string{"lease.issued", "lease.revoked"}}, true},
+		"another kind":      {Selector{Kind: []string{"lease.issued"}}, false},
+		"all lists":         {Selector{Kind: []string{"lease.revoked"}, Outcome: []string{"expired", "revoked"}, With: []string{"signed"}, Without: []string{"ticket"}}, true},
+		"one list does not": {Selector{Kind: []string{"lease.revoked"}, Outcome: []string{"expired"}}, false},
+		"absent value":      {Selector{Kind: []string{"lease.revoked"}, Cause: []string{"ended"}}, false},
+		"missing flag":      {Selector{Kind: []string{"lease.revoked"}, With: []string{"ticket"}}, false},
+		"excluded flag":     {Selector{Kind: []string{"lease.revoked"}, Without: []string{"signed"}}, false},
+	} {
+		if got := one.s.Fits(&traits); got != one.want {
+			t.Errorf("%s: got %t", name, got)
 		}
 	}
 }

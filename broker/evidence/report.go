@@ -210,6 +210,10 @@ func about(r *audit.Record) string {
 		return r.Fact.Subject
 	case r.Supplier != nil:
 		return r.Supplier.Name
+	case r.Membership != nil:
+		return r.Membership.System + " " + r.Membership.Group
+	case r.Campaign != nil:
+		return cmp.Or(r.Campaign.Permission, r.Campaign.Name)
 	case r.Signal != nil:
 		return r.Signal.Transmitter
 	case r.Directory != nil:

@@ -108,6 +108,8 @@ var dependencies = []dependency{
 	{"haproxy", []string{"/usr/sbin/haproxy"}, "haproxy"},
 	{"prometheus", nil, "prometheus"},
 	{"promtool", nil, "prometheus"},
+	{"slapd", []string{"/usr/sbin/slapd"}, "slapd"},
+	{"ldapmodify", nil, "ldap-utils"},
 	{"node", nil, "nodejs"},
 	{"npm", nil, "npm"},
 	// Debian's Python finds Debian's modules; another one on the PATH does not.

@@ -199,7 +199,7 @@ func (s *SCIMServer) search(w http.ResponseWriter, list []map[string]any, filter
 	s.answer(w, map[string]any{"schemas": []string{"urn:ietf:params:scim:api:messages:2.0:ListResponse"}, "totalResults": len(found), "Resources": found})
 }
 
-var byValue = regexp.MustCompile(`^(members|roles)\[value eq "([^"]*)"\]$`)
+var byValue = regexp.MustCompile(`^(members|roles)\[value eq ("(?:[^"\\]|\\.)*")\]$`)
 
 func (s *SCIMServer) patch(w http.ResponseWriter, r *http.Request, resource map[string]any) {
 	var body struct {
@@ -215,7 +215,9 @@ func (s *SCIMServer) patch(w http.ResponseWriter, r *http.Request, resource map[
 	op := body.Operations[0]
 	switch m := byValue.FindStringSubmatch(op.Path); {
 	case op.Op == "remove" && m != nil:
-		drop(resource, m[1], m[2])
+		var value string
+		_ = json.Unmarshal([]byte(m[2]), &value)
+		drop(resource, m[1], value)
 	case op.Op == "remove": // RFC 7644, section 3.5.2.2: the value has no meaning
 		delete(resource, op.Path)
 	case op.Op == "add":

@@ -59,6 +59,9 @@ func escape(id string) string {
 	return url.PathEscape(id)
 }
 
+// maxFound bounds how many resources of one name a server may return.
+const maxFound = "20"
+
 // findUser returns the only user with the name.
 func (s *server) findUser(ctx context.Context, name string) (u user, err error) {
 	if s.cfg.Match == "id" {
@@ -83,7 +86,7 @@ func (s *server) findUser(ctx context.Context, name string) (u user, err error) 
 func (s *server) searchUser(ctx context.Context, name string) (user, error) {
 	var found list[user]
 	err := s.get(ctx, "/Users", url.Values{
-		"filter": {s.cfg.Match + " eq " + quote(name)}, "attributes": {"id,userName,externalId,emails,active"}, "count": {"2"},
+		"filter": {s.cfg.Match + " eq " + quote(name)}, "attributes": {"id,userName,externalId,emails,active"}, "count": {maxFound},
 	}, &found)
 	if err != nil {
 		return user{}, err
@@ -105,19 +108,23 @@ func (u user) is(attribute, value string) bool {
 	return false
 }
 
-// only returns the only resource of a list, which must match.
-func only[T any](found list[T], matches func(T) bool) (none T, err error) {
-	switch {
-	case found.Total == nil:
-		return none, errUnreadable
-	case *found.Total == 0 && len(found.Resources) == 0:
-		return none, membership.ErrGone
-	case len(found.Resources) != 1 || *found.Total != 1:
-		return none, refused("the system has more than one of this name")
-	case !matches(found.Resources[0]):
-		return none, errOther
+// only returns the only resource of a complete list that matches. Others may be there: a
+// server ignores the case of names, or the filter.
+func only[T any](found list[T], matches func(T) bool) (one T, err error) {
+	if found.Total == nil {
+		return one, errUnreadable
 	}
-	return found.Resources[0], nil
+	if *found.Total == 0 && len(found.Resources) == 0 {
+		return one, membership.ErrGone
+	}
+	matching := slices.DeleteFunc(slices.Clone(found.Resources), func(r T) bool { return !matches(r) })
+	switch {
+	case *found.Total != len(found.Resources) || len(matching) > 1:
+		return one, refused("the system has more than one of this name")
+	case len(matching) == 0:
+		return one, errOther
+	}
+	return matching[0], nil
 }
 
 // findGroup returns the only group of the spec.
@@ -130,7 +137,7 @@ func (s *server) findGroup(ctx context.Context, of *Spec) (g group, err error) {
 	} else {
 		var found list[group]
 		err = s.get(ctx, "/Groups", url.Values{
-			"filter": {"displayName eq " + quote(of.Group)}, "attributes": {"id,displayName"}, "count": {"2"},
+			"filter": {"displayName eq " + quote(of.Group)}, "attributes": {"id,displayName"}, "count": {maxFound},
 		}, &found)
 		if err == nil {
 			g, err = only(found, func(g group) bool { return g.DisplayName == of.Group })
@@ -192,7 +199,7 @@ func (s *server) userHas(ctx context.Context, p membership.Place, attribute stri
 func (s *server) filterHas(ctx context.Context, p membership.Place) (bool, error) {
 	var found list[group]
 	err := s.get(ctx, "/Groups", url.Values{
-		"filter": {fmt.Sprintf("id eq %s and members eq %s", quote(p.Group), quote(p.Member))}, "attributes": {"id"}, "count": {"2"},
+		"filter": {fmt.Sprintf("id eq %s and members eq %s", quote(p.Group), quote(p.Member))}, "attributes": {"id"}, "count": {maxFound},
 	}, &found)
 	if err != nil {
 		return false, err

@@ -186,7 +186,7 @@ func (s *slapd) start(t testing.TB) {
 // tool runs one of OpenLDAP's commands as the administrator.
 func (s *slapd) tool(name, input string, args ...string) (string, error) {
 	cmd := exec.Command(name, append([]string{"-H", s.url(), "-x", "-D", slapdAdmin, "-w", slapdPassword}, args...)...)
-	cmd.Env = append(os.Environ(), "LDAPTLS_CACERT="+s.path("cert.pem"), "LDAPNOINIT=")
+	cmd.Env = append(os.Environ(), "LDAPTLS_CACERT="+s.path("cert.pem"))
 	cmd.Stdin = strings.NewReader(input)
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -30,6 +30,9 @@ type Supplier struct {
 	Digest       audit.Digest    // of all of the above
 }
 
+// MaxQuestions is the highest number of questions of a risk assessment.
+const MaxQuestions = 40
+
 // A ProviderGroup is a group as a provider of identities names it, in a claim or by SCIM.
 type ProviderGroup struct{ Provider, Group string }
 

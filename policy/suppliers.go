@@ -16,11 +16,7 @@ import (
 // suppliersName names the file of suppliers, beside the policies.
 const suppliersName = "suppliers.yaml"
 
-// Bounds of the questions of a risk assessment.
-const (
-	maxQuestions = 40
-	maxQuestion  = 500 // bytes
-)
+const maxQuestion = 500 // bytes
 
 // A supplierText is one entry of suppliers.yaml.
 type supplierText struct {
@@ -213,8 +209,8 @@ func (f suppliersFile) checkTerms(s *broker.Supplier, text *supplierText, known 
 		problem("assessment", "the sponsor can't assess its own supplier: set by to another group")
 	case a.Signed != "" && a.Signed != "required":
 		problem("signed", "signed: %q: write required or remove it", a.Signed)
-	case len(a.Questions) > maxQuestions:
-		problem("questions", "there are more than %d questions: merge some", maxQuestions)
+	case len(a.Questions) > broker.MaxQuestions:
+		problem("questions", "there are more than %d questions: merge some", broker.MaxQuestions)
 	}
 	for _, q := range s.Questions {
 		if strings.TrimSpace(q) == "" || len(q) > maxQuestion || !utf8.ValidString(q) {

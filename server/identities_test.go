@@ -50,7 +50,7 @@ func TestInventoryIsForItsReaders(t *testing.T) {
 	w.issue(agent, "tickets", "tickets:read")
 	ctx := t.Context()
 	for who, want := range map[string][2]error{
-		auditor: {nil, nil}, agent: {api.Denied, nil}, other: {api.Denied, api.NotFound}, supplier: {api.Denied, api.NotFound}, operator: {nil, nil},
+		auditor: {nil, nil}, agent: {api.Denied, nil}, other: {api.Denied, api.NotFound}, partner: {api.Denied, api.NotFound}, operator: {nil, nil},
 	} {
 		_, err := w.as(who).Identities(ctx, api.IdentityFilter{})
 		_, one := w.as(who).Identity(ctx, agent)

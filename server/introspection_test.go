@@ -49,7 +49,7 @@ func TestIntrospectionFollowsBlocksAndKills(t *testing.T) {
 		}
 		wantActive("lifted", true)
 	}
-	if err := op.Block(ctx, api.BlockChange{Selector: api.Selector{Holder: supplier}, Reason: "incident", Unmatched: true}); err != nil {
+	if err := op.Block(ctx, api.BlockChange{Selector: api.Selector{Holder: partner}, Reason: "incident", Unmatched: true}); err != nil {
 		t.Fatal(err)
 	}
 	wantActive("another holder is blocked", true)

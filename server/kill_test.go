@@ -108,11 +108,11 @@ func TestKillSelectors(t *testing.T) {
 		},
 		"another trust domain": {
 			func(string) api.Selector { return api.Selector{TrustDomain: "supplier.test"} },
-			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"token": 1, "gone": 1}, Irrevocable: 1}, map[string]api.Code{supplier: api.Blocked},
+			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"token": 1, "gone": 1}, Irrevocable: 1}, map[string]api.Code{partner: api.Blocked},
 		},
 		"issuer": {
 			func(string) api.Selector { return api.Selector{Issuer: "gone"} },
-			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"gone": 2}}, map[string]api.Code{agent: api.Blocked, supplier: api.Blocked},
+			api.KillPreview{Leases: 2, ByIssuer: map[string]int{"gone": 2}}, map[string]api.Code{agent: api.Blocked, partner: api.Blocked},
 		},
 		"request": {
 			func(request string) api.Selector { return api.Selector{Request: request} },
@@ -124,7 +124,7 @@ func TestKillSelectors(t *testing.T) {
 			ctx, op := t.Context(), w.as(operator)
 			first := w.issue(agent, "tickets", "tickets:read")
 			leases := []string{first.Lease, must[*api.Credential](t)(w.as(agent).Collect(ctx, first.Request)).Lease}
-			for _, who := range []string{agent, supplier} {
+			for _, who := range []string{agent, partner} {
 				leases = append(leases, w.issue(who, "tickets", "tickets:read").Lease, w.issue(who, "gone").Lease)
 			}
 			selector := test.selector(first.Request)
@@ -148,7 +148,7 @@ func TestKillSelectors(t *testing.T) {
 			if !maps.Equal(ended, test.want.ByIssuer) {
 				t.Errorf("the kill ended %v", ended)
 			}
-			for _, who := range []string{agent, supplier} {
+			for _, who := range []string{agent, partner} {
 				_, _, err := w.as(who).AskAndCollect(ctx, api.Ask{Entitlement: "gone"})
 				if want := test.blocked[who]; want == "" && err != nil || want != "" && !errors.Is(err, want) {
 					t.Errorf("%s, afterwards: %v, want %q", who, err, want)

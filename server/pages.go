@@ -39,6 +39,7 @@ func (c *call) pageOf(status int, p ui.Page) (reply, error) {
 		p.Viewer.MayKill = c.s.cfg.Broker.May(c.r.Context(), c.caller(), broker.ActionBlock)
 		p.Viewer.MaySeeOverview = c.maySeeOverview()
 		p.Viewer.MaySeeIdentities = c.s.cfg.Inventory.MayList(c.r.Context(), c.caller())
+		p.Viewer.Suppliers = c.s.cfg.Suppliers.Concern(c.r.Context(), c.caller())
 	}
 	body, err := ui.Render(p)
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/membership"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/server/inbound"
 )
 
@@ -38,6 +39,7 @@ type Config struct {
 
 	// Memberships are the memberships that are credentials; nil: there are none.
 	Memberships *membership.Ledger
+	Suppliers   *supplier.Manager
 
 	// Authenticate identifies the caller from the connection's certificate, the
 	// Authorization header and tokens in the body (client_assertion, subject_token; ""

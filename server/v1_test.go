@@ -57,6 +57,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveAbandon(t)
 	w.driveMemberships(t)
 	w.driveOperator(t)
+	w.driveSuppliers(t)
 
 	slices.Sort(w.spec.seen.list)
 	if got, want := slices.Compact(w.spec.seen.list), w.spec.operations(); !slices.Equal(got, want) {

@@ -23,6 +23,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/issuers/scim"
 	"accessbroker.internal/store"
@@ -50,7 +51,7 @@ const (
 	other    = "spiffe://acme.test/other"
 	tickets  = "spiffe://acme.test/tickets" // the resource server
 	auditor  = "spiffe://acme.test/auditor"
-	supplier = "spiffe://supplier.test/agent"
+	partner  = "spiffe://supplier.test/agent"
 	operator = "operator" // as on the admin socket
 )
 
@@ -101,8 +102,12 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	suppliers, err := supplier.New(supplier.Config{Store: w.store, Broker: b})
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := Config{
-		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
+		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Suppliers: suppliers, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
@@ -226,7 +231,7 @@ func authenticate(r *http.Request, tokens ...string) (broker.Identity, error) {
 			ID: id, Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Claimed: time.Now()},
 			Proof: broker.Proof{Method: broker.MethodSession, SHA256: sha256.Sum256([]byte(id)), Expires: time.Now().Add(time.Hour)},
 		}, nil
-	case strings.HasPrefix(id, "spiffe://acme.test/"), strings.HasPrefix(id, supplier):
+	case strings.HasPrefix(id, "spiffe://acme.test/"), strings.HasPrefix(id, partner):
 		domain, _, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
 		return broker.Identity{
 			ID: id, TrustDomain: domain, Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload,
@@ -252,12 +257,17 @@ func testRules() *broker.Rules {
 	guardedRepository.Parameters = repository.Parameters
 	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // needs approvals
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "the guarded database", "dba", map[string]string{"read": "read <all> rows", "write": "change rows"}
+	suppliers := broker.NewSuppliers()
+	suppliers.Add(&broker.Supplier{
+		Name: "acme-data", Title: "Acme Data GmbH", Sponsor: "login/sam", Ends: time.Now().Add(40 * 24 * time.Hour).UTC().Truncate(time.Second), Providers: []string{"acme"},
+		Ceiling: []string{"tickets"}, Assessors: "dba", Questions: []string{"Where is <the> data stored?"}, Digest: audit.Digest{9},
+	})
 	return &broker.Rules{
-		TrustDomains: []string{"acme.test", "supplier.test"}, Providers: []string{"login"},
+		Suppliers: suppliers, TrustDomains: []string{"acme.test", "supplier.test"}, Providers: []string{"login"},
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
 		Policy: testPolicy{}, Revision: audit.Digest{1}, Labels: []broker.WorkloadLabels{
 			{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}},
-			{Under: supplier, Kind: broker.KindAgent, Accountable: []string{"login/sue"}},
+			{Under: partner, Kind: broker.KindAgent, Accountable: []string{"login/sue"}},
 		},
 		Catalogue: broker.Catalogue{
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),

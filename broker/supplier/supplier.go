@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -107,6 +108,22 @@ func (m *Manager) Get(ctx context.Context, caller broker.Caller, name string) (*
 var errNoSupplier = refuse(broker.ErrNotFound, "there is no such supplier, or you may not view it")
 
 func (s *State) concerns() bool { return s.MayAssess || s.MayAsk || s.MayDecide }
+
+// Concern reports whether the caller sees any supplier. It is cheap, and asks no provider.
+func (m *Manager) Concern(ctx context.Context, caller broker.Caller) bool {
+	rules := m.cfg.Broker.Rules()
+	if rules.Suppliers.Len() == 0 || caller.Subject.Kind != broker.KindPerson {
+		return false
+	}
+	listed, claimed := rules.Policy.Groups(caller.Subject)
+	in := func(group string) bool { return slices.Contains(listed, group) || slices.Contains(claimed, group) }
+	for _, s := range rules.Suppliers.All() {
+		if in(s.Assessors) || in(s.SponsorGroup()) || in(ExtendersOf(s)) || rules.People.Same(s.Sponsor, caller.Subject.ID) {
+			return true
+		}
+	}
+	return m.seesAll(ctx, caller)
+}
 
 // seesAll reports whether the caller may see all suppliers.
 func (m *Manager) seesAll(ctx context.Context, caller broker.Caller) bool {

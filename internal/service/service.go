@@ -30,6 +30,7 @@ import (
 	"accessbroker.internal/broker/membership"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/broker/signal"
+	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/notify"
@@ -87,6 +88,7 @@ type Service struct {
 	directory    *directory.Directory // nil: no source is configured
 	scim         *scimService         // with directory
 	sessions     *session.Manager
+	suppliers    *supplier.Manager
 	signals      *signal.Manager
 	transmitters []*signals.Transmitter
 	tickets      *tickets.Watcher
@@ -279,6 +281,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if s.directory != nil {
 		s.directory.Connect(s.broker.Facts)
 	}
+	if s.suppliers, err = supplier.New(supplier.Config{Store: s.store, Broker: s.broker, Log: s.log}); err != nil {
+		return err
+	}
 	return s.openSignals()
 }
 
@@ -326,7 +331,7 @@ func (s *Service) proxies() inbound.Proxies {
 func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
-		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Authenticate: authenticate, ConnContext: conn,
+		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,

@@ -20,6 +20,7 @@ var functions = template.FuncMap{
 	"short":       short,
 	"name":        rowName,
 	"first":       first,
+	"prefix":      strings.HasPrefix,
 	"joined":      func(list []string) string { return strings.Join(list, ", ") },
 	"brief":       brief,
 	"inline":      inline,

@@ -40,6 +40,7 @@ type Viewer struct {
 	MayKill          bool // policy permits the viewer to use the kill switch
 	MaySeeOverview   bool
 	MaySeeIdentities bool // the inventory
+	Suppliers        bool // the viewer sponsors or assesses suppliers, or may see all
 
 	NewPasskey time.Time // when the viewer's newest passkey becomes valid; zero: no passkey is waiting
 }

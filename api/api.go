@@ -75,7 +75,8 @@ type Request struct {
 	Reuse         bool              `json:"reuse,omitempty"`     // this is an earlier, identical request
 	DeniedBy      string            `json:"denied_by,omitempty"` // policy or person
 	CreatedAt     time.Time         `json:"created_at"`
-	LapsesAt      time.Time         `json:"lapses_at,omitzero"` // while pending
+	LapsesAt      time.Time         `json:"lapses_at,omitzero"`          // while pending
+	Awaits        []string          `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
 	DryRun        bool              `json:"dry_run,omitempty"`
 	Facts         *Facts            `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
 }

@@ -167,7 +167,39 @@ func (p *provider) person(sub string, c personClaims, groups []string, now time.
 			out.Manager = p.cfg.Name + "/" + manager
 		}
 	}
+	if p.cfg.SponsorClaim != "" {
+		if sponsor := p.optional(c, p.cfg.SponsorClaim, checkSubject); sponsor != "" {
+			out.Sponsor = p.cfg.Name + "/" + sponsor
+		}
+	}
+	var err error
+	if out.StatesEnd = p.cfg.EndsClaim != ""; out.StatesEnd {
+		// An end that cannot be read must not become access without end.
+		if out.Ends, err = c.end(p.cfg.EndsClaim); err != nil {
+			return nil, err
+		}
+	}
 	return out, checkSubject(sub)
+}
+
+// end returns a claim that is a NumericDate, a time (RFC 3339) or a day, whose end it is then;
+// zero if it is absent or an empty text.
+func (c personClaims) end(name string) (time.Time, error) {
+	text, err := c.text(name)
+	if err != nil {
+		return c.seconds(name)
+	}
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if at, err := time.Parse(time.RFC3339, text); err == nil {
+		return at.UTC().Truncate(time.Second), nil
+	}
+	at, err := time.Parse(time.DateOnly, text)
+	if err != nil {
+		return at, fmt.Errorf("the claim %q is neither a NumericDate nor a time (RFC 3339) nor a day", name)
+	}
+	return at.AddDate(0, 0, 1), nil
 }
 
 // optional returns the text of a claim, or "" if it is malformed or check returns an

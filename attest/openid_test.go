@@ -62,7 +62,7 @@ func (p *provider) connect() *attest.People {
 	roots.AddCert(p.Certificate())
 	people, err := attest.NewPeople(attest.ProviderConfig{
 		Name: "login", Issuer: p.URL, ClientID: "broker", Secret: func() (string, error) { return "s3cret", nil },
-		RedirectURL: "https://broker.acme.test/ui/login/callback", GroupsClaim: "groups", ManagerClaim: "manager", Roots: roots,
+		RedirectURL: "https://broker.acme.test/ui/login/callback", GroupsClaim: "groups", ManagerClaim: "manager", EndsClaim: "ends", SponsorClaim: "sponsor", Roots: roots,
 		Log: slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

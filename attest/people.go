@@ -240,7 +240,7 @@ func (p *provider) identity(ctx context.Context, d *discovered, id *oidc.IDToken
 				c.raw["email_verified"] = verified
 			}
 		}
-		for _, name := range []string{"name", "email", p.cfg.ManagerClaim} {
+		for _, name := range []string{"name", "email", p.cfg.ManagerClaim, p.cfg.EndsClaim, p.cfg.SponsorClaim} {
 			if value := more.raw[name]; value != nil && c.raw[name] == nil {
 				c.raw[name] = value
 			}

@@ -33,6 +33,8 @@ type ProviderConfig struct {
 	Scopes       []string               // in addition to openid; nil: profile and email
 	GroupsClaim  string                 // name of the claim with groups; empty: none
 	ManagerClaim string                 // name of the claim with the manager's sub; empty: none
+	EndsClaim    string                 // name of the claim with the end of the person's access; empty: none
+	SponsorClaim string                 // name of the claim with the sub of the person's sponsor; empty: none
 	Roots        *x509.CertPool         // nil: the system's
 	Log          *slog.Logger           // nil: discarded
 }

@@ -58,6 +58,21 @@ func (b *Broker) personEnded(ctx context.Context, rules *Rules, person string, n
 	return ended, seen, nil
 }
 
+// SessionEnded reports whether a session of a person that was opened at created has ended at
+// now, because the person's access ended since, or has not begun. A source that is silent, or
+// does not know the person, ends no session: what the person may do is decided by itself.
+func (f *Facts) SessionEnded(ctx context.Context, person string, created, now time.Time) (bool, error) {
+	s, err := f.read(ctx, StandingKey{FactPerson, person})
+	if err != nil {
+		return false, err
+	}
+	switch f.Fault(s, now) {
+	case "", CauseStale, CauseUnknown:
+		return !created.After(s.Fallen), nil
+	}
+	return true, nil
+}
+
 // endedAt returns when a standing that does not hold ended: when the broker noted it, or
 // the end that it is about to note.
 func (s *Standing) endedAt(now time.Time) time.Time {

@@ -125,3 +125,20 @@ func (b *Broker) extended(ctx context.Context, rules *Rules, suppliers []string)
 	}
 	return ends
 }
+
+// ClaimSource returns the source of the facts that an OpenID provider claims.
+func ClaimSource(provider string) string { return "claim:" + provider }
+
+// StateClaims states what a provider has just claimed about a person: the end of their
+// access, and their sponsor. A provider without such claims states nothing.
+func (f *Facts) StateClaims(ctx context.Context, who Identity, now time.Time) error {
+	p := who.Person
+	if p == nil || !p.StatesEnd {
+		return nil
+	}
+	fact := Fact{Source: ClaimSource(p.Provider), State: FactActive, Until: p.Ends}
+	if p.Sponsor != "" {
+		fact.Details = map[string]string{DetailSponsor: p.Sponsor}
+	}
+	return f.Report(ctx, Caller{At: now}, StandingKey{FactPerson, who.ID}, fact)
+}

@@ -63,6 +63,8 @@ type Person struct {
 	Provider string    // the configured name of the provider; the identity's ID is Provider + "/" + sub
 	Groups   []string  // the values of the groups claim
 	Manager  string    // the manager claim, as "<provider>/<sub>"; empty: none
+	Sponsor  string    // the sponsor claim, as "<provider>/<sub>"; empty: none
+	Ends     time.Time // the claimed end of their access; zero: none, or the provider states none
 	Claimed  time.Time // when the provider asserted this
 	Login    time.Time // when the person logged in at the provider (auth_time); zero: unknown
 	Name     string    // for display, as is Email
@@ -70,6 +72,10 @@ type Person struct {
 	// EmailVerified means that the provider vouches for Email (email_verified). Unlike
 	// the others, a verified address selects the account that a membership is for.
 	EmailVerified bool
+
+	// StatesEnd means that the provider states the ends of people, so that a person without
+	// one has none.
+	StatesEnd bool
 
 	// Directory is the source that states Groups and Manager in place of the provider's
 	// claims; see Rules.WithLabels.

@@ -124,12 +124,13 @@ func (l WorkloadLabels) Covers(id string) bool {
 // WithLabels returns the identity with the operator's labels: those of a workload, or
 // the linked accounts of a person and what a directory states about the person. Operators have none.
 func (r *Rules) WithLabels(who Identity) Identity {
-	who.Suppliers = r.Suppliers.Of(who)
 	if who.Kind == KindPerson {
 		who.Accounts = r.People.accounts[who.ID]
 		who.Person = r.stated(who)
+		who.Suppliers = r.Suppliers.Of(who)
 		return who
 	}
+	who.Suppliers = r.Suppliers.Of(who)
 	if who.Kind != KindWorkload && who.Kind != KindAgent {
 		return who
 	}

@@ -45,7 +45,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: api.Duration(r.TTL), Duration: api.Duration(r.Duration),
 		Justification: r.Justification, Ticket: r.Ticket, Parameters: r.Parameters,
 		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,
-		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses),
+		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses), Awaits: awaited(r),
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable,
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
 		AccessEndsAt: utc(r.Until), EndedBy: toEndedBy(r.EndedBy),
@@ -251,6 +251,14 @@ func toOffer(o broker.Offer) api.Offer {
 }
 
 // hexDigest returns the digest in hexadecimal; empty for the zero digest.
+// awaited returns the suppliers for whose assessment a pending request waits.
+func awaited(r *broker.Request) []string {
+	if !r.Awaits || r.Status != broker.RequestPending && !r.ID.IsZero() {
+		return nil
+	}
+	return r.Requester.Suppliers
+}
+
 func hexDigest(d audit.Digest) string {
 	if d.IsZero() {
 		return ""

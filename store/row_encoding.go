@@ -211,7 +211,7 @@ func identityFields(i *broker.Identity, c *coder) {
 }
 
 func personFields(p *broker.Person, c *coder) {
-	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email, &p.Directory, &p.EmailVerified)
+	c.fields(&p.Provider, &p.Groups, &p.Manager, &p.Claimed, &p.Login, &p.Name, &p.Email, &p.Directory, &p.EmailVerified, &p.Sponsor, &p.Ends, &p.StatesEnd)
 }
 
 func decisionFields(d *broker.Decision, c *coder) {

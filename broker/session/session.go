@@ -8,6 +8,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -41,6 +42,14 @@ type Config struct {
 	// cannot.
 	NotifiesPeople func() bool
 
+	// State takes what a provider has just claimed about a person, before the claims count;
+	// nil: nothing is done.
+	State func(ctx context.Context, who broker.Identity, now time.Time) error
+
+	// Ended reports whether the access of a person has ended since the session was created,
+	// or had ended before; nil: no one's has.
+	Ended func(ctx context.Context, person string, created, now time.Time) (bool, error)
+
 	// People returns the accounts that are linked now; nil: none are.
 	People func() broker.People
 }
@@ -67,6 +76,12 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.People == nil {
 		cfg.People = func() broker.People { return broker.People{} }
+	}
+	if cfg.Ended == nil {
+		cfg.Ended = func(context.Context, string, time.Time, time.Time) (bool, error) { return false, nil }
+	}
+	if cfg.State == nil {
+		cfg.State = func(context.Context, broker.Identity, time.Time) error { return nil }
 	}
 	if cfg.NotifiesPeople == nil {
 		cfg.NotifiesPeople = func() bool { return false }
@@ -103,6 +118,12 @@ func (m *Manager) Open(ctx context.Context, in broker.NewSession, now time.Time)
 	token, s, err := m.new(in, now)
 	if err != nil {
 		return Token{}, nil, err
+	}
+	if err := m.cfg.State(ctx, in.Who, now); err != nil {
+		return Token{}, nil, err
+	}
+	if ended, err := m.ended(ctx, s, now); err != nil || ended {
+		return Token{}, nil, cmp.Or(err, refuse(broker.ErrFactEnded, "your access has ended: ask your sponsor"))
 	}
 	account, blocks := broker.PersonKey(in.Who.ID), m.blocksOf(s)
 	record := audit.Record{Kind: audit.SessionOpened, Caller: s.Who.Party()}
@@ -163,7 +184,21 @@ func (m *Manager) Peek(ctx context.Context, token Token, now time.Time) (s *brok
 	if err != nil {
 		return nil, broker.Unavailable(err)
 	}
+	if ended, err := m.ended(ctx, s, now); err != nil || ended {
+		return nil, cmp.Or(err, errNoSession)
+	}
 	return s, nil
+}
+
+// ended reports whether the access of the session's person has ended, with any account. A
+// session never revives, also if the person returns.
+func (m *Manager) ended(ctx context.Context, s *broker.Session, now time.Time) (bool, error) {
+	for _, account := range m.cfg.People().Accounts(s.Who.ID) {
+		if ended, err := m.cfg.Ended(ctx, account, s.Created, now); err != nil || ended {
+			return ended, err
+		}
+	}
+	return false, nil
 }
 
 // open returns a session if it is open. Its transaction must read rowsOf(session).
@@ -241,6 +276,9 @@ func (m *Manager) Refresh(ctx context.Context, caller broker.Caller, token Token
 	who := caller.Subject
 	sealed, err := token.seal(tokens)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.cfg.State(ctx, who, caller.At); err != nil {
 		return nil, err
 	}
 	s, err := m.Peek(ctx, token, caller.At)

@@ -123,3 +123,38 @@ func TestApprovalsOfPeopleWhoLeft(t *testing.T) {
 		t.Errorf("a request that only people who left could approve: %v", err)
 	}
 }
+
+// The end that a provider claims counts from the login on, and a later login moves it.
+func TestPersonEndsByClaim(t *testing.T) {
+	w := newWorld(t, files{cedar: `@id("people") permit (principal is Person, action == Action::"request", resource);`})
+	kim := person("login/kim", noon)
+	state := func(end time.Time, now time.Time) {
+		t.Helper()
+		kim.Person.StatesEnd, kim.Person.Ends = true, end
+		if err := w.broker.Facts.StateClaims(t.Context(), kim, now); err != nil {
+			t.Fatal(err)
+		}
+		w.end(t, now)
+	}
+	over := noon.Add(time.Hour)
+	state(over, noon)
+	issued, _, err := w.get(kim, "tickets", 20*time.Hour, noon)
+	if err != nil || !issued.Lease.Expires.Equal(over) {
+		t.Fatalf("got %+v, %v, want a credential until %v", issued, err, over)
+	}
+	for now, want := range map[time.Time]bool{over.Add(-time.Second): false, over: true} {
+		if ended, err := w.broker.Facts.SessionEnded(t.Context(), "login/kim", noon, now); err != nil || ended != want {
+			t.Errorf("at %v: got an ended session %v, %v, want %v", now, ended, err, want)
+		}
+	}
+	w.end(t, over)
+	state(over.Add(time.Hour), over.Add(time.Minute))
+	later := over.Add(time.Minute)
+	kim.Proof.Expires = later.Add(time.Hour)
+	if _, _, err := w.get(kim, "tickets", 0, later.Add(time.Second)); err != nil {
+		t.Errorf("after the end moved: %v", err)
+	}
+	if ended, err := w.broker.Facts.SessionEnded(t.Context(), "login/kim", noon, later); err != nil || !ended {
+		t.Errorf("the old session revives: %v, %v", ended, err)
+	}
+}

@@ -28,7 +28,7 @@ func openPeople(c *config.Config, log *slog.Logger) (*attest.People, error) {
 			Name: p.Name, Issuer: p.Issuer, ClientID: p.ClientID, Roots: roots,
 			Secret:      func() (string, error) { return config.ReadSecret(p.SecretFile) },
 			RedirectURL: c.UIURL.String() + server.CallbackPath(c.ProviderNames(), p.Name),
-			Scopes:      p.Scopes, GroupsClaim: p.GroupsClaim, ManagerClaim: p.ManagerClaim, Log: log,
+			Scopes:      p.Scopes, GroupsClaim: p.GroupsClaim, ManagerClaim: p.ManagerClaim, EndsClaim: p.EndsClaim, SponsorClaim: p.SponsorClaim, Log: log,
 		})
 	}
 	return attest.NewPeople(configs...)

@@ -263,6 +263,12 @@ func (s *Service) openBroker(ctx context.Context) error {
 	}
 	s.sessions, err = session.New(session.Config{
 		Store: s.store, Log: s.log, Idle: s.config.SessionIdle, Lasts: s.config.SessionLasts, PasskeyWait: wait,
+		State: func(ctx context.Context, who broker.Identity, now time.Time) error {
+			return s.broker.Facts.StateClaims(ctx, who, now)
+		},
+		Ended: func(ctx context.Context, person string, created, now time.Time) (bool, error) {
+			return s.broker.Facts.SessionEnded(ctx, person, created, now)
+		},
 		NotifiesPeople: func() bool { return s.broker.Rules().PeopleChannel },
 		People:         func() broker.People { return s.broker.Rules().People },
 	})

@@ -91,32 +91,35 @@ type AssessmentList struct {
 	Assessments []Assessment `json:"assessments"`
 }
 
-// Suppliers lists the suppliers that the caller may see.
-func (c *Client) Suppliers(ctx context.Context) (*SupplierList, error) {
-	return fetch[SupplierList](ctx, c, call{method: http.MethodGet, path: "/v1/suppliers", retry: true})
+// Suppliers are the calls about suppliers.
+type Suppliers struct{ Client *Client }
+
+// List lists the suppliers that the caller may see.
+func (s Suppliers) List(ctx context.Context) (*SupplierList, error) {
+	return fetch[SupplierList](ctx, s.Client, call{method: http.MethodGet, path: "/v1/suppliers", retry: true})
 }
 
-// Supplier returns a supplier.
-func (c *Client) Supplier(ctx context.Context, name string) (*Supplier, error) {
-	return fetch[Supplier](ctx, c, call{method: http.MethodGet, path: "/v1/suppliers/" + url.PathEscape(name), retry: true})
+// Get returns a supplier.
+func (s Suppliers) Get(ctx context.Context, name string) (*Supplier, error) {
+	return fetch[Supplier](ctx, s.Client, call{method: http.MethodGet, path: "/v1/suppliers/" + url.PathEscape(name), retry: true})
 }
 
 // Assessments lists the latest assessments of the suppliers that the caller may see.
-func (c *Client) Assessments(ctx context.Context) (*AssessmentList, error) {
-	return fetch[AssessmentList](ctx, c, call{method: http.MethodGet, path: "/v1/assessments", retry: true})
+func (s Suppliers) Assessments(ctx context.Context) (*AssessmentList, error) {
+	return fetch[AssessmentList](ctx, s.Client, call{method: http.MethodGet, path: "/v1/assessments", retry: true})
 }
 
 // Assess records an assessment of a supplier. It needs a person's session.
-func (c *Client) Assess(ctx context.Context, a Assessing) (*Assessment, error) {
-	return fetch[Assessment](ctx, c, call{method: http.MethodPost, path: "/v1/assessments", body: a})
+func (s Suppliers) Assess(ctx context.Context, a Assessing) (*Assessment, error) {
+	return fetch[Assessment](ctx, s.Client, call{method: http.MethodPost, path: "/v1/assessments", body: a})
 }
 
 // AskExtension asks to let a contract run longer. It needs the session of its sponsor.
-func (c *Client) AskExtension(ctx context.Context, supplier string, ask ExtensionAsk) (*Extension, error) {
-	return fetch[Extension](ctx, c, call{method: http.MethodPost, path: "/v1/suppliers/" + url.PathEscape(supplier) + "/extensions", body: ask})
+func (s Suppliers) AskExtension(ctx context.Context, supplier string, ask ExtensionAsk) (*Extension, error) {
+	return fetch[Extension](ctx, s.Client, call{method: http.MethodPost, path: "/v1/suppliers/" + url.PathEscape(supplier) + "/extensions", body: ask})
 }
 
 // DecideExtension decides on an extension. It needs another person's session.
-func (c *Client) DecideExtension(ctx context.Context, supplier, id string, d ExtensionDecision) (*Extension, error) {
-	return fetch[Extension](ctx, c, call{method: http.MethodPost, path: "/v1/suppliers/" + url.PathEscape(supplier) + "/extensions/" + url.PathEscape(id), body: d})
+func (s Suppliers) DecideExtension(ctx context.Context, supplier, id string, d ExtensionDecision) (*Extension, error) {
+	return fetch[Extension](ctx, s.Client, call{method: http.MethodPost, path: "/v1/suppliers/" + url.PathEscape(supplier) + "/extensions/" + url.PathEscape(id), body: d})
 }

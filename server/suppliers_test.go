@@ -13,8 +13,8 @@ import (
 // driveSuppliers assesses a supplier and extends its contract.
 func (w *world) driveSuppliers(t *testing.T) {
 	t.Helper()
-	ctx, ben, sam := t.Context(), w.as("login/ben"), w.as("login/sam")
-	list := must[*api.SupplierList](t)(ben.Suppliers(ctx))
+	ctx, ben, sam := t.Context(), api.Suppliers{Client: w.as("login/ben")}, api.Suppliers{Client: w.as("login/sam")}
+	list := must[*api.SupplierList](t)(ben.List(ctx))
 	if len(list.Suppliers) != 1 || !list.Suppliers[0].Live || list.Suppliers[0].Assessment != nil {
 		t.Fatalf("got %+v", list)
 	}
@@ -34,7 +34,7 @@ func (w *world) driveSuppliers(t *testing.T) {
 		t.Errorf("the sponsor approves: %v", err)
 	}
 	must[*api.Extension](t)(ben.DecideExtension(ctx, s.Name, x.ID, api.ExtensionDecision{Decision: api.Approve}))
-	if s := must[*api.Supplier](t)(sam.Supplier(ctx, s.Name)); !s.EndsAt.Equal(until) || s.Extension.State != "approved" {
+	if s := must[*api.Supplier](t)(sam.Get(ctx, s.Name)); !s.EndsAt.Equal(until) || s.Extension.State != "approved" {
 		t.Errorf("got %+v", s)
 	}
 }
@@ -44,15 +44,15 @@ func TestSuppliersAreSeenByThoseConcerned(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withPeople)
 	for _, who := range []string{agent, "login/eve"} {
-		list, err := w.as(who).Suppliers(t.Context())
+		list, err := api.Suppliers{Client: w.as(who)}.List(t.Context())
 		if err != nil || len(list.Suppliers) != 0 {
 			t.Errorf("%s sees %+v, %v", who, list, err)
 		}
-		if _, err := w.as(who).Supplier(t.Context(), "acme-data"); api.CodeOf(err) != api.NotFound {
+		if _, err := (api.Suppliers{Client: w.as(who)}).Get(t.Context(), "acme-data"); api.CodeOf(err) != api.NotFound {
 			t.Errorf("%s reads the supplier: %v", who, err)
 		}
 	}
-	list, err := w.as(auditor).Suppliers(t.Context())
+	list, err := api.Suppliers{Client: w.as(auditor)}.List(t.Context())
 	if err != nil || len(list.Suppliers) != 1 {
 		t.Errorf("an auditor sees %+v, %v", list, err)
 	}
@@ -104,7 +104,7 @@ func TestSupplierPages(t *testing.T) {
 
 func (w *world) digestOfSupplier(t *testing.T) string {
 	t.Helper()
-	s, err := w.as("login/ben").Supplier(t.Context(), "acme-data")
+	s, err := api.Suppliers{Client: w.as("login/ben")}.Get(t.Context(), "acme-data")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,6 +70,10 @@ func (o *office) screenshotDecisions(t testing.TB, ben, dan context.Context) {
 	o.screenshot(t, dan, "record", strings.TrimPrefix(record, o.web))
 	o.screenshot(t, dan, "audit", "/ui/audit")
 	o.screenshot(t, dan, "audit-logins", "/ui/audit?kind=session")
+	o.screenshot(t, dan, "identities", "/ui/identities")
+	o.screenshot(t, dan, "identities-problems", "/ui/identities?problem=any&kind=agent")
+	o.screenshot(t, dan, "identity", "/ui/identity?id=spiffe%3A%2F%2Facme.test%2Fagent%2Ftriage")
+	o.screenshot(t, dan, "identity-person", "/ui/identity?id=login%2Fben")
 	for _, framework := range []string{"owasp-nhi-2025", "nist-csf-1.1"} {
 		o.screenshot(t, dan, "evidence-"+framework, "/ui/evidence?framework="+framework)
 	}

@@ -270,7 +270,7 @@ func (i *Identity) compare(now time.Time) {
 	since := now.AddDate(0, 0, -unusedDays)
 	i.Permitted, i.Used = len(parts), 0
 	for p := range parts {
-		if i.uses[p.Entitlement].Part(p.Scope).Since(since) {
+		if i.uses[p.Entitlement].Part(p.Scope).Issued.Since(since) {
 			i.Used++
 		}
 	}

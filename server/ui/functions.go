@@ -35,6 +35,7 @@ var functions = template.FuncMap{
 	"moreScopes":  func(scopes []string) int { return max(len(scopes)-scopesInRow, 0) },
 	"list":        func(items ...string) []string { return items },
 	"share":       func(part, whole int) int { return part * 100 / max(whole, 1) },
+	"count":       counted,
 	"problem":     Problem,
 	"severity":    func(code string) string { return cmp.Or(severities[code], "low") },
 	"add":         func(a, b int) int { return a + b },

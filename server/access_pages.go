@@ -21,6 +21,7 @@ type accessPage struct {
 	Leases       []leaseView
 	MoreLeases   bool
 	Done         string
+	Joins        bool // some entitlements are memberships
 }
 
 // access shows the viewer's own requests and live leases.
@@ -38,7 +39,7 @@ func (s *Server) access(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	p := accessPage{Requests: s.viewAll(c, requests), Later: !before.IsZero(), NextRequests: next.String(), MoreLeases: !more.IsZero()}
+	p := accessPage{Requests: s.viewAll(c, requests), Later: !before.IsZero(), NextRequests: next.String(), MoreLeases: !more.IsZero(), Joins: s.joins()}
 	for _, l := range leases {
 		p.Leases = append(p.Leases, viewLease(l, c.now))
 	}

@@ -21,11 +21,12 @@ type leasesPage struct {
 	Entitlement string
 	All         bool // including ended leases
 	MayKill     bool // shows the links to the kill switch
+	Joins       bool // some entitlements are memberships
 }
 
 func (s *Server) leasesPage(c *call) (reply, error) {
 	ctx, b, query := c.r.Context(), s.cfg.Broker, c.r.URL.Query()
-	p := leasesPage{Holder: query.Get("holder"), Entitlement: query.Get("entitlement"), All: query.Has("all")}
+	p := leasesPage{Holder: query.Get("holder"), Entitlement: query.Get("entitlement"), All: query.Has("all"), Joins: s.joins()}
 	q := broker.LeaseQuery{Holder: broker.Everyone, Entitlement: p.Entitlement, Live: !p.All, Now: c.now}
 	if p.Holder != "" {
 		q.Holder = p.Holder

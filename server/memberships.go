@@ -86,7 +86,7 @@ type membershipsPage struct {
 	Later       bool // memberships before these exist
 	Next        string
 	Done        string
-	Failed      string
+	MayAccept   bool
 }
 
 // membershipsPage shows memberships, those that differ first.
@@ -100,6 +100,7 @@ func (s *Server) membershipsPage(c *call) (reply, error) {
 }
 
 func (s *Server) showMemberships(c *call, p membershipsPage) (reply, error) {
+	p.MayAccept = s.cfg.Broker.May(c.r.Context(), c.caller(), broker.ActionOperate)
 	q := broker.MembershipQuery{Holder: p.Holder, Differs: p.Differs, Limit: listRows}
 	if text := c.r.URL.Query().Get("after"); text != "" {
 		var err error
@@ -133,10 +134,21 @@ func (s *Server) acceptOnPage(c *call) (reply, error) {
 	return c.redirect(s.to("/ui/memberships?done=accepted"))
 }
 
+// joins reports whether an entitlement is a membership.
+func (s *Server) joins() bool {
+	for _, e := range s.cfg.Broker.Rules().Catalogue {
+		if e.Persists {
+			return true
+		}
+	}
+	return false
+}
+
 // A joinPart is what a request's page shows about a membership: the requester joins
 // there, because nothing secret is handed over.
 type joinPart struct {
 	CanJoin bool
+	Member  bool   // a lease relies on the membership
 	Group   string // what the credential is a membership of
 }
 
@@ -149,7 +161,7 @@ func (s *Server) joinOf(c *call, r *broker.Request, leases []*broker.Lease) join
 	p := joinPart{Group: e.Name, CanJoin: r.State(c.now) == broker.RequestApproved && !c.now.Before(r.Starts())}
 	for _, l := range leases {
 		if state := l.State(c.now); state == broker.LeaseActive || state == broker.LeaseIssuing {
-			p.CanJoin = false
+			p.CanJoin, p.Member = false, true
 		}
 	}
 	return p

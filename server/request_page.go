@@ -79,7 +79,9 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 		return reply{}, err
 	}
 	p.joinPart = s.joinOf(c, r, leases)
-	p.Command = p.commandOf()
+	if p.Command = p.commandOf(); p.Group != "" && p.Status == api.StatusApproved && !p.CanJoin {
+		p.Command = "" // the requester is a member
+	}
 	return c.pageOf(status, ui.Page{Name: "request", Title: "Request for " + r.Entitlement, Tab: "inbox", Data: p})
 }
 

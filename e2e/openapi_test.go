@@ -174,6 +174,7 @@ func testClientWithExamples(t *testing.T, d *devBroker, client []string, url str
 		{"credentialCertificate", "certificate", "chain -----BEGIN CERTIFICATE-----"},
 		{"credentialVault", "vault", "token hvs."},
 		{"credentialData", "data", "fields serial_number,signed_key"},
+		{"credentialMembership", "membership", "member of Sales in crm"},
 	} {
 		names = append(names, one.name)
 		want = append(want, map[string]any{"entitlement": one.name, "status": 201.0, "type": one.kind, "use": one.use, "expires": true})

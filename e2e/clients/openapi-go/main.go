@@ -102,6 +102,8 @@ func use(c *broker.Credential) (text string, expires broker.Time, err error) {
 		return "chain " + strings.SplitN(*c.Secret.Chain, "\n", 2)[0], c.ExpiresAt, nil
 	case broker.DataCredential:
 		return "fields " + strings.Join(slices.Sorted(maps.Keys(c.Secret)), ","), c.ExpiresAt, nil
+	case broker.MembershipCredential:
+		return "member of " + c.Membership.Group + " in " + c.Membership.System, c.ExpiresAt, nil
 	}
 	return "", expires, fmt.Errorf("unexpected %T", member)
 }

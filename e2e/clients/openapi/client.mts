@@ -28,6 +28,10 @@ function use(c: Credential): string {
       return `chain ${c.secret.chain?.split('\n')[0]}`
     case 'data':
       return `fields ${Object.keys(c.secret).sort().join()}`
+    case 'membership':
+      // @ts-expect-error: a membership has no secret
+      void c.secret
+      return `member of ${c.membership.group} in ${c.membership.system}`
     default: {
       const missing: never = c
       return missing
@@ -51,7 +55,7 @@ for (const entitlement of entitlements) {
     params: { header: { 'Idempotency-Key': crypto.randomUUID() } },
   })
   let line: Record<string, unknown> = { code: error?.code }
-  if (data && 'secret' in data) line = { type: data.type, use: use(data), expires: new Date(data.expires_at) > new Date(0) }
+  if (data && 'lease' in data) line = { type: data.type, use: use(data), expires: new Date(data.expires_at) > new Date(0) }
   else if (data) line = { pending: data.id }
   console.log(JSON.stringify({ entitlement, status: response.status, ...line }))
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,7 @@ system, and shows a difference as the state:
 Auditors and operators see all memberships, all others their own.`,
 		Example: `  broker memberships --as-person
   broker memberships --differs --admin-socket /run/broker/admin.sock
-  broker memberships accept 5d2f0fbc3fa6d0b8bd76353357fb4e73f9f8ac00231469d9a7fc349580fb2fa4 --why "Ana moved to the sales team"`,
+  broker memberships accept 5d2f0fbc3fa6d0b8 --why "Ana moved to the sales team"`,
 		Args: exactly(0, "no arguments, or accept"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.withClientOrAdmin(c.Context(), func(ctx context.Context, client *api.Client) error {
@@ -37,7 +38,7 @@ Auditors and operators see all memberships, all others their own.`,
 				}
 				rows := make([][]string, len(page.Memberships))
 				for i, m := range page.Memberships {
-					rows[i] = []string{printable(m.System), printable(m.Group), printable(m.Holder), membershipState(m), m.ID}
+					rows[i] = []string{printable(m.System), printable(m.Group), printable(m.Holder), membershipState(m), m.ID[:min(len(m.ID), shortMembership)]}
 				}
 				return a.printPage(page, "memberships", membershipColumns, rows, page.Next)
 			})
@@ -73,7 +74,38 @@ func membershipState(m api.Membership) string {
 	return "removed"
 }
 
-var membershipID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+// shortMembership is how many characters of an ID a table shows.
+const shortMembership = 16
+
+var membershipID = regexp.MustCompile(`^[0-9a-f]{16,64}$`)
+
+// fullMembership returns the ID of the only membership with a difference whose ID begins
+// with the text.
+func fullMembership(ctx context.Context, client *api.Client, start string) (found string, err error) {
+	f := api.MembershipFilter{Differs: true, Limit: 200}
+	for {
+		page, err := client.Memberships(ctx, f)
+		if err != nil {
+			return "", err
+		}
+		for _, m := range page.Memberships {
+			if !strings.HasPrefix(m.ID, start) {
+				continue
+			}
+			if found != "" {
+				return "", fmt.Errorf("several memberships begin with %s: write more of the ID, as -o json shows it", start)
+			}
+			found = m.ID
+		}
+		if f.Cursor = page.Next; f.Cursor == "" {
+			break
+		}
+	}
+	if found == "" {
+		return "", fmt.Errorf("no membership with a difference begins with %s: see broker memberships --differs", start)
+	}
+	return found, nil
+}
 
 func (a *app) acceptMembershipCommand() *cobra.Command {
 	var socket, why string
@@ -84,7 +116,7 @@ func (a *app) acceptMembershipCommand() *cobra.Command {
 the broker no longer counts it as its own. Operators use the admin socket;
 people whom policy permits to operate the broker use --as-person. The log
 records the reason.`,
-		Example: `  broker memberships accept 5d2f0fbc3fa6d0b8bd76353357fb4e73f9f8ac00231469d9a7fc349580fb2fa4 --why "Ana moved to the sales team"`,
+		Example: `  broker memberships accept 5d2f0fbc3fa6d0b8 --why "Ana moved to the sales team"`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 || !membershipID.MatchString(args[0]) {
 				return usage("accept takes the ID of one membership, as broker memberships lists it")
@@ -94,7 +126,11 @@ records the reason.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.withAdmin(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {
-				m, err := client.AcceptMembership(ctx, args[0], why)
+				id, err := fullMembership(ctx, client, args[0])
+				if err != nil {
+					return err
+				}
+				m, err := client.AcceptMembership(ctx, id, why)
 				if err != nil {
 					return err
 				}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -47,14 +46,16 @@ func TestSilentSources(t *testing.T) {
 	desk := startDesk(t)
 	o.write(t, "desk-ca.pem", desk.certificate)
 	o.write(t, "policies/ticketed.cedar", ticketedPolicy)
+	o.write(t, "policies/groups.yaml", strings.ReplaceAll(officeGroups, "members: [login/ben]", "members: [login/ben, login/cleo]")) // what a provider's directory states replaces claims
 	file := strings.ReplaceAll(readText(t, o.dir+"/broker.yaml"), "tickets:close, tickets:purge", "tickets:fix, tickets:close, tickets:purge")
 	file = strings.Replace(file, "serve: [ui, api, oauth, log]", "serve: [ui, api, oauth, log, scim]", 1)
 	o.write(t, "broker.yaml", file+fmt.Sprintf(silentFile, desk.url))
 	o.broker.stop()
 	o.start(t)
-	o.provision(t, "ben", "dan")
+	scim, ids := o.provision(t, "ben", "cleo")
 	home := t.TempDir()
 	o.terminalLogin(t, home, "ben")
+	o.testSourcesEnd(t, desk, scim, ids["cleo"])
 
 	free := o.token(t, o.agentCLI, "--scope", "tickets:read")
 	ticketed := o.token(t, o.agentCLI, "--scope", "tickets:fix", "--ticket", "DESK-7")
@@ -92,7 +93,7 @@ func TestSilentSources(t *testing.T) {
 // A desk is a ticket system with one open ticket for every number.
 type desk struct {
 	url, certificate string
-	down             atomic.Bool
+	down, closed     atomic.Bool
 }
 
 func startDesk(t testing.TB) *desk {
@@ -103,7 +104,11 @@ func startDesk(t testing.TB) *desk {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
-		_ = json.NewEncoder(w).Encode(map[string]string{"key": strings.TrimPrefix(r.URL.Path, "/tickets/"), "status": "open"})
+		status := "open"
+		if d.closed.Load() {
+			status = "closed"
+		}
+		_ = json.NewEncoder(w).Encode(map[string]string{"key": strings.TrimPrefix(r.URL.Path, "/tickets/"), "status": status})
 	}))
 	t.Cleanup(s.Close)
 	d.url = s.URL
@@ -111,8 +116,9 @@ func startDesk(t testing.TB) *desk {
 	return d
 }
 
-// provision creates users by SCIM, as the client of a directory does.
-func (o *office) provision(t testing.TB, names ...string) {
+// provision creates users by SCIM, as the client of a directory does. It returns a function
+// for further calls, and the ids of the users.
+func (o *office) provision(t testing.TB, names ...string) (scim func(method, path, body string) []byte, ids map[string]string) {
 	t.Helper()
 	out, errs, code := o.cli(o.bin, "scim", "token", "corp", "--admin-socket", o.dir+"/admin.sock", "-o", "json")
 	var token struct{ URL, Token string }
@@ -120,9 +126,10 @@ func (o *office) provision(t testing.TB, names ...string) {
 		t.Fatalf("scim token: %d %v %s%s", code, err, out, errs)
 	}
 	web := client(t, &tls.Config{RootCAs: trustOf(t, o.dir+"/web-ca.pem")}, true)
-	for _, name := range names {
-		body := fmt.Sprintf(`{"schemas":["urn:ietf:params:scim:schemas:core:2.0:User"],"userName":%q,"externalId":%q,"active":true}`, name, name)
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.web+"/scim/v2/Users", bytes.NewReader([]byte(body)))
+	ids = map[string]string{}
+	scim = func(method, path, body string) []byte {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), method, o.web+"/scim/v2/"+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,10 +141,38 @@ func (o *office) provision(t testing.TB, names ...string) {
 		}
 		answer, err := io.ReadAll(resp.Body)
 		err = errors.Join(err, resp.Body.Close())
-		if err != nil || resp.StatusCode != http.StatusCreated {
-			t.Fatalf("creating %s: %d %s %v", name, resp.StatusCode, answer, err)
+		if err != nil || resp.StatusCode/100 != 2 {
+			t.Fatalf("%s %s: %d %s %v", method, path, resp.StatusCode, answer, err)
+		}
+		return answer
+	}
+	for _, name := range names {
+		var user struct{ ID string }
+		answer := scim(http.MethodPost, "Users", fmt.Sprintf(`{"schemas":["urn:ietf:params:scim:schemas:core:2.0:User"],"userName":%q,"externalId":%q,"active":true}`, name, name))
+		if err := json.Unmarshal(answer, &user); err != nil || user.ID == "" {
+			t.Fatalf("creating %s: %s %v", name, answer, err)
+		}
+		ids[name] = user.ID
+	}
+	return scim, ids
+}
+
+// testSourcesEnd ends facts at their sources: a ticket is closed, and a directory
+// deactivates a person.
+func (o *office) testSourcesEnd(t *testing.T, d *desk, scim func(method, path, body string) []byte, cleo string) {
+	home := t.TempDir()
+	o.terminalLogin(t, home, "cleo")
+	ticketed := o.token(t, o.agentCLI, "--scope", "tickets:fix", "--ticket", "DESK-8")
+	personal := o.token(t, func(args ...string) (string, string, int) { return o.personCLI(home, args...) }, "--scope", "tickets:read")
+	d.closed.Store(true)
+	scim(http.MethodPatch, "Users/"+cleo, `{"schemas":["urn:ietf:params:scim:api:messages:2.0:PatchOp"],"Operations":[{"op":"Replace","path":"active","value":"False"}]}`)
+	for cause, c := range map[string]*api.Credential{"ticket_closed": ticketed, "account_disabled": personal} {
+		eventually(t, "the end of access: "+cause, time.Minute, func() error { return o.alive(t, c, false) })
+		if records := o.records(t, "--about", c.Lease, "-o", "json"); !strings.Contains(records, `"cause":"`+cause+`"`) || !strings.Contains(records, `"how":"fact_ended"`) {
+			t.Errorf("the records of the end: %s", records)
 		}
 	}
+	d.closed.Store(false)
 }
 
 // token returns a credential for tickets-api.

@@ -14,8 +14,8 @@ import (
 )
 
 // A projection is a set of tables whose rows follow from the records of the log: counts,
-// indexes, the inventory. Each commit notes in memory what it appended, which costs a few
-// nanoseconds a record. A loop writes what was noted every now and then.
+// indexes, the inventory. Each commit notes in memory what it appended, which costs less
+// than a microsecond a record. A loop writes what was noted every now and then.
 //
 // One transaction writes what a range of records adds to the tables, and the row of the
 // table that has the projection's position, the last record of the range. So each record

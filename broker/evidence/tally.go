@@ -56,7 +56,8 @@ func (t Tally) merge(traits audit.Traits, o Sum) {
 		sum.merge(o)
 		return
 	}
-	t[traits] = &o
+	first := o // only a new sum is allocated
+	t[traits] = &first
 }
 
 func (s *Sum) merge(o Sum) {

@@ -18,7 +18,7 @@ import (
 // driveInventory reads the inventory as an auditor, and an agent's entry as the agent.
 func (w *world) driveInventory(t *testing.T) {
 	ctx := t.Context()
-	page := must[*api.IdentityPage](t)(w.as(auditor).Identities(ctx, api.IdentityFilter{Kind: "agent", Text: "TRIAGE"}))
+	page := must[*api.IdentityPage](t)(w.as(operator).Identities(ctx, api.IdentityFilter{Kind: "agent", Text: "TRIAGE"}))
 	if len(page.Identities) != 1 || page.Identities[0].ID != agent || page.Identities[0].Requestable != 3 || page.Identities[0].Used == 0 || page.Identities[0].Credentials30 == 0 {
 		t.Errorf("got %+v", page.Identities)
 	}
@@ -30,7 +30,7 @@ func (w *world) driveInventory(t *testing.T) {
 	if len(own.Permits) != 1 || own.Permits[0].Policy != "" || own.Permits[0].File != "" {
 		t.Errorf("the agent sees the policies %+v", own.Permits)
 	}
-	unused := must[*api.UnusedReport](t)(w.as(auditor).Unused(ctx, time.Time{}))
+	unused := must[*api.UnusedReport](t)(w.as(operator).Unused(ctx, time.Time{}))
 	if len(unused.Permits) != 0 || !slices.ContainsFunc(unused.Scopes, func(u api.UnusedThing) bool { return u.Policy == "p" && u.Scope == "tickets:close" }) {
 		t.Errorf("unused: %+v", unused)
 	}

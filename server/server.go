@@ -27,6 +27,7 @@ import (
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/membership"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/server/inbound"
 )
@@ -102,6 +103,9 @@ type Config struct {
 	Proxies inbound.Proxies // whose word about their clients' addresses counts
 
 	UnprovedBytes int // of calls whose callers are not known yet, in sum; zero: 32 MiB
+
+	// Signals are the transmitters of shared security signals.
+	Signals *signal.Manager
 
 	Handlers []Handler // resources of other packages
 

@@ -57,6 +57,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveAbandon(t)
 	w.driveMemberships(t)
 	w.driveOperator(t)
+	w.driveSignals(t)
 	w.driveSuppliers(t)
 
 	slices.Sort(w.spec.seen.list)

@@ -23,6 +23,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/session"
+	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/issuers/scim"
@@ -106,8 +107,12 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	transmitters := signal.New(signal.Config{
+		Store: w.store, Reader: store.NewSignals(s), Broker: b, Sessions: sessions, Log: slog.New(slog.DiscardHandler),
+		Rules: map[string]signal.Rule{"okta": {Provider: "login", MaxAge: time.Hour, MostPercent: 1}},
+	})
 	cfg := Config{
-		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Suppliers: suppliers, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
+		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Signals: transmitters, Suppliers: suppliers, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,

@@ -180,9 +180,9 @@ type Decision struct {
 	Reason  string
 }
 
-// decideDeadline bounds the time in which released events take effect before the call
+// DecideDeadline bounds the time in which released events take effect before the call
 // returns. The rest follows.
-const decideDeadline = 5 * time.Minute
+const DecideDeadline = 5 * time.Minute
 
 // Decide releases or discards exactly the events that the person saw. Events that arrived
 // later are judged anew.
@@ -217,12 +217,13 @@ func (m *Manager) Decide(ctx context.Context, caller broker.Caller, transmitter 
 	}
 	// From here on the decision is durable. The events take effect even if the caller no
 	// longer waits, or after a restart.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), decideDeadline)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), DecideDeadline)
 	defer cancel()
 	if err := m.drainOne(ctx, transmitter, caller.At); err != nil {
 		m.cfg.Log.ErrorContext(ctx, "applying held security events", "transmitter", transmitter, "err", err)
 	}
-	return p, nil
+	p.Status, err = m.status(ctx, transmitter, rule)
+	return p, err
 }
 
 // decide records a decision.

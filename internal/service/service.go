@@ -337,7 +337,7 @@ func (s *Service) proxies() inbound.Proxies {
 func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
-		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn,
+		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Signals: s.signals, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,

@@ -42,10 +42,6 @@ type Config struct {
 	// Places is from how many addresses the requests of one SPIFFE ID may come within a
 	// day before that is a problem; zero means 10.
 	Places int
-
-	// NextReview returns when an identity's access is reviewed next; zero: it is not
-	// planned. nil: there are no reviews.
-	NextReview func(ctx context.Context, id string) (time.Time, error)
 }
 
 // An Inventory lists identities with what they may request, and what of it they used. It
@@ -216,7 +212,11 @@ func (i *Identity) end(at time.Time) {
 // labelled returns an identity as policy sees it, without claims of a provider.
 func labelled(rules *broker.Rules, id string) broker.Identity {
 	who := broker.Identity{ID: id, Kind: kindOf(id)}
-	if who.Kind == broker.KindWorkload {
+	switch who.Kind {
+	case broker.KindPerson: // a directory may state the groups of a person who is not logged in
+		provider, _, _ := strings.Cut(id, "/")
+		who.Person = &broker.Person{Provider: provider}
+	case broker.KindWorkload:
 		who.TrustDomain, who.Paths = broker.TrustDomainOf(id), broker.SPIFFEPaths(id)
 	}
 	return rules.WithLabels(who)
@@ -246,11 +246,7 @@ func (v *Inventory) complete(ctx context.Context, rules *broker.Rules, list []*I
 		if err := v.rest(ctx, i, now); err != nil {
 			return err
 		}
-		if v.cfg.NextReview != nil {
-			if i.NextReview, err = v.cfg.NextReview(ctx, i.ID); err != nil {
-				return err
-			}
-		}
+		i.NextReview = nextReview(rules, i, now)
 		if err := v.judge(ctx, i, now); err != nil {
 			return err
 		}
@@ -322,12 +318,8 @@ func (v *Inventory) rest(ctx context.Context, i *Identity, now time.Time) error 
 	}
 	for _, s := range standings {
 		i.describe(s)
-		holds, err := v.cfg.Broker.Facts.Holds(ctx, s.StandingKey, now)
-		if err != nil {
-			return err
-		}
-		if !holds && i.Ended == "" {
-			i.Ended = ended(s)
+		if cause := v.cfg.Broker.Facts.Fault(s, now); cause != "" && i.Ended == "" {
+			i.Ended = strings.ReplaceAll(cause, "_", " ")
 		}
 	}
 	if i.Ended == "" && !i.Ends.IsZero() && !now.Before(i.Ends) {
@@ -342,15 +334,6 @@ func (i *Identity) describe(s *broker.Standing) {
 		i.Sponsor = cmp.Or(i.Sponsor, f.Details["sponsor"])
 		i.end(f.Until)
 	}
-}
-
-// ended returns the cause of a standing that does not hold.
-func ended(s *broker.Standing) string {
-	cause := s.Cause
-	for i := range s.Facts {
-		cause = cmp.Or(cause, s.Facts[i].Cause)
-	}
-	return strings.ReplaceAll(cmp.Or(cause, "ended"), "_", " ")
 }
 
 // standings returns what sources state about the identity, under all of its accounts.

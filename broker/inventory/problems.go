@@ -83,11 +83,11 @@ func (v *Inventory) judgeOwners(ctx context.Context, i *Identity, now time.Time,
 	}
 	var left []string
 	for _, person := range i.Accountable {
-		holds, err := v.cfg.Broker.Facts.Holds(ctx, broker.StandingKey{Kind: broker.FactPerson, Name: person}, now)
+		gone, err := v.hasLeft(ctx, person, now)
 		if err != nil {
 			return err
 		}
-		if !holds {
+		if gone {
 			left = append(left, person)
 		}
 	}
@@ -101,6 +101,31 @@ func (v *Inventory) judgeOwners(ctx context.Context, i *Identity, now time.Time,
 		report(ProblemOwnerLeft, "%s left", strings.Join(left, ", "))
 	}
 	return nil
+}
+
+// hasLeft reports whether a source states that a person has ended, with any account. A source
+// that is silent, or does not know the person, states nothing.
+func (v *Inventory) hasLeft(ctx context.Context, person string, now time.Time) (bool, error) {
+	facts := v.cfg.Broker.Facts
+	rules := v.cfg.Broker.Rules()
+	for _, account := range rules.People.Accounts(person) {
+		if ends := rules.PersonEnds[account].Ends; !ends.IsZero() && !now.Before(ends) {
+			return true, nil
+		}
+		s, err := facts.Standing(ctx, broker.StandingKey{Kind: broker.FactPerson, Name: account})
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		switch facts.Fault(s, now) {
+		case "", broker.CauseStale, broker.CauseNotBegun, broker.CauseUnknown:
+		default:
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Has reports whether the identity has a problem; any if the code is empty.

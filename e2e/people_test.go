@@ -240,6 +240,7 @@ func TestPeople(t *testing.T) {
 	t.Run("notifications", func(t *testing.T) { testNotifications(t, o) })
 	t.Run("pages", func(t *testing.T) { testPages(t, o) })
 	t.Run("keyboard", func(t *testing.T) { testKeyboard(t, o) })
+	t.Run("identities", func(t *testing.T) { testIdentities(t, o) })
 	t.Run("hostile texts", func(t *testing.T) { testHostileTexts(t, o) })
 	t.Run("accessibility", func(t *testing.T) { testAccessibility(t, o) })
 	t.Run("screenshots", func(t *testing.T) { takeScreenshots(t, o) })

@@ -246,6 +246,40 @@ func TestInterruptedChangesFailClosed(t *testing.T) {
 	}
 }
 
+// A change that is refused ends nothing.
+func TestRefusedChangesEndNothing(t *testing.T) {
+	w := newWorld(t)
+	row := w.user(t, "ana")
+	w.user(t, "bo")
+	stale := *row
+	fresh, err := w.ReplaceUser(t.Context(), at(0), row, change("ana", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := change("ana", false)
+	self.Manager = row.ID.String()
+	for name, c := range map[string]struct {
+		row    *broker.DirectoryUser
+		change directory.UserChange
+		want   error
+	}{
+		"a taken name":       {fresh, change("bo", true), directory.ErrUnique},
+		"an old version":     {&stale, change("ana", false), directory.ErrVersion},
+		"their own manager":  {fresh, self, directory.ErrSelf},
+		"not the form of it": {fresh, directory.UserChange{UserName: "x", Subject: "a b"}, nil},
+	} {
+		if _, err := w.ReplaceUser(t.Context(), at(time.Second), c.row, c.change); err == nil || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
+		}
+		if !w.holds(t, "login/ana") {
+			t.Errorf("%s: the person lost access", name)
+		}
+	}
+	if err := w.DeleteUser(t.Context(), at(time.Second), "corp", row.ID, stale.Version); !errors.Is(err, directory.ErrVersion) || !w.holds(t, "login/ana") {
+		t.Errorf("deleting an old version: got %v", err)
+	}
+}
+
 // Two changes at once take one name only once, and memory agrees with the rows afterwards.
 func TestConcurrentChangesKeepNamesUnique(t *testing.T) {
 	w := newWorld(t)

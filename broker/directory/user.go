@@ -48,47 +48,59 @@ func (d *Directory) saveUser(ctx context.Context, caller broker.Caller, row *bro
 		}
 	}
 	defer d.locks.lock(row.ID)()
-	before, version := row.Person, row.Version
-	if row.Active && (!c.Active || before != person) { // this person loses access
-		if err := d.reportEnd(ctx, caller, s, before, causeOf(c, person, before)); err != nil {
-			return err
-		}
-	}
+	before, version, wasActive := row.Person, row.Version, row.Active
 	row.Person, row.UserName, row.ExternalID, row.Manager, row.Active, row.Document = person, c.UserName, c.ExternalID, c.Manager, c.Active, c.Document
 	row.Version, row.Modified = version+1, caller.At
 	names := userNames(row.UserName, row.ExternalID, row.Person)
-	if err := d.reserveUser(s, row, names); err != nil {
-		return err
+	if err := d.reserveUser(s, row, names, version); err != nil {
+		return err // nothing has happened
+	}
+	if wasActive && (!c.Active || before != person) { // this person loses access, whatever comes
+		if err := d.reportEnd(ctx, caller, s, before, causeOf(person, before)); err != nil {
+			d.releaseUser(s, row, names)
+			return err
+		}
 	}
 	record := audit.Record{Kind: audit.DirectoryUser, Caller: caller.Actor.Party(), Directory: &audit.DirectoryFacts{
 		Source: FactSource(s.Name), ID: row.ID.String(), Op: op, Person: person, Active: row.Active, Manager: d.managerOf(s, row), Changed: c.Changed,
 	}}
 	err = d.write(ctx, []broker.Key{row.ID}, record, func(tx broker.Tx) error { return putUser(tx, row, version) })
-	d.mu.Lock()
 	if err != nil {
-		s.users.release(row.ID, names)
-	} else {
-		d.adoptUser(s, row)
-	}
-	d.mu.Unlock()
-	if err != nil {
+		d.releaseUser(s, row, names)
 		return err
 	}
+	d.mu.Lock()
+	d.adoptUser(s, row)
+	d.mu.Unlock()
 	return d.reportUser(ctx, caller, s, before, row)
 }
 
 // causeOf returns why a person loses access by a change.
-func causeOf(c UserChange, person, before string) string {
+func causeOf(person, before string) string {
 	if person != before {
 		return "account_renamed"
 	}
 	return "account_disabled"
 }
 
-// reserveUser reserves the names of a user, and refuses a user who is their own manager.
-func (d *Directory) reserveUser(s *source, row *broker.DirectoryUser, names []name) error {
+// releaseUser returns the names of a change that failed.
+func (d *Directory) releaseUser(s *source, row *broker.DirectoryUser, names []name) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.users.release(row.ID, names)
+}
+
+// reserveUser reserves the names of a user. It refuses a change that does not start from
+// the stored version, and a user who is their own manager.
+func (d *Directory) reserveUser(s *source, row *broker.DirectoryUser, names []name, version int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch u := s.users.byID[row.ID]; {
+	case u == nil && version != 0:
+		return ErrUnknown
+	case u != nil && u.version != version:
+		return ErrVersion
+	}
 	if row.Manager != "" && s.isSelf(row) {
 		return ErrSelf
 	}

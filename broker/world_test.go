@@ -120,7 +120,7 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 			"all.cedar":   {Data: []byte(policies)},
 			"groups.yaml": {Data: []byte(groups)},
 		},
-		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, TicketStates: []string{"open", "implementing"}, Labels: []broker.WorkloadLabels{
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, TicketStates: []string{"open", "implementing"}, TicketWindows: true, Labels: []broker.WorkloadLabels{
 			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
 		},
 	})

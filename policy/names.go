@@ -21,6 +21,7 @@ type names struct {
 	providers    set
 	channels     set // nil: not checked
 	ticketStates set
+	windows      bool // a ticket system has change windows
 	groups       set
 	anyGroup     bool // groups.yaml can't be read, which is reported once
 	suppliers    set
@@ -44,7 +45,7 @@ func newSet(items []string) set {
 func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
-		ticketStates: newSet(in.TicketStates), groups: set{}, suppliers: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
+		ticketStates: newSet(in.TicketStates), windows: in.TicketWindows, groups: set{}, suppliers: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
 		tags: map[types.EntityType]set{typeEntitlement: {}, typeParameters: {}},
 	}
 	if in.Channels != nil {
@@ -145,6 +146,8 @@ func (n *names) checkTerms(t broker.TicketTerms) error {
 		return nil
 	case len(n.ticketStates) == 0:
 		return errors.New("@ticket_state, @ticket_assignee and @change_window need a ticket system: add it to tickets in the operator's file")
+	case t.ChangeWindow && !n.windows:
+		return errors.New("@change_window needs a ticket system with change windows: name the fields of the window in the operator's file (GitHub's issues have none)")
 	}
 	for _, state := range t.TicketStates {
 		if err := checkExists(n.ticketStates, "ticket state", state, "add it to the states of a tracker in the operator's file, or correct the name"); err != nil {

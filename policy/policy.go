@@ -36,17 +36,18 @@ import (
 
 // Inputs holds everything that decisions depend on.
 type Inputs struct {
-	FS           fs.FS // the folder: *.cedar, groups.yaml, suppliers.yaml, people.yaml, reviews.yaml, *_test.yaml
-	Catalogue    broker.Catalogue
-	Labels       []broker.WorkloadLabels
-	Aliases      [][]string                    // accounts of one person each, the main one first
-	HomeDomain   string                        // the broker's own trust domain; all others are federated
-	TrustDomains []string                      // every domain whose workloads may authenticate, including HomeDomain
-	Internal     []string                      // federated trust domains of the operator's own organization, which need no supplier
-	OrphanGrace  map[broker.Kind]time.Duration // how long workloads of a kind get credentials after the last accountable person ended
-	Providers    []string                      // login providers, such as "login" in "login/ana"; empty: not checked
-	Channels     []string                      // notification channels, such as "slack:dba"; nil: not checked
-	TicketStates []string                      // states that the ticket systems define, such as "open"; empty: there is no ticket system
+	FS            fs.FS // the folder: *.cedar, groups.yaml, suppliers.yaml, people.yaml, reviews.yaml, *_test.yaml
+	Catalogue     broker.Catalogue
+	Labels        []broker.WorkloadLabels
+	Aliases       [][]string                    // accounts of one person each, the main one first
+	HomeDomain    string                        // the broker's own trust domain; all others are federated
+	TrustDomains  []string                      // every domain whose workloads may authenticate, including HomeDomain
+	Internal      []string                      // federated trust domains of the operator's own organization, which need no supplier
+	OrphanGrace   map[broker.Kind]time.Duration // how long workloads of a kind get credentials after the last accountable person ended
+	Providers     []string                      // login providers, such as "login" in "login/ana"; empty: not checked
+	Channels      []string                      // notification channels, such as "slack:dba"; nil: not checked
+	TicketStates  []string                      // states that the ticket systems define, such as "open"; empty: there is no ticket system
+	TicketWindows bool                          // a ticket system has change windows
 }
 
 // An Engine evaluates one set of policies. It is immutable and safe for

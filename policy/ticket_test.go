@@ -14,7 +14,7 @@ func withTrackers(t *testing.T, cedar string, states ...string) (*policy.Engine,
 	t.Helper()
 	in := inputs(fstest.MapFS{"a.cedar": {Data: []byte(cedar)}, "groups.yaml": {Data: []byte(peopleGroups)}})
 	in.Providers = []string{"login", "partner"}
-	in.TicketStates = states
+	in.TicketStates, in.TicketWindows = states, true
 	return policy.Load(in)
 }
 
@@ -115,7 +115,7 @@ func TestScenariosOfTickets(t *testing.T) {
     obligations: {ticket: ["INC-[0-9]+"]}
 `)}}
 	in.Providers = []string{"login", "partner"}
-	in.TicketStates = []string{"open"}
+	in.TicketStates, in.TicketWindows = []string{"open"}, true
 	e, err := policy.Load(in)
 	if err != nil {
 		t.Fatal(err)
@@ -123,5 +123,14 @@ func TestScenariosOfTickets(t *testing.T) {
 	report, err := policy.Test(t.Context(), e, scenarios)
 	if err != nil || report.Ran != 2 || len(report.Failures) != 1 || report.Failures[0].Name != "without terms" {
 		t.Errorf("got %+v, %v", report, err)
+	}
+}
+
+func TestWindowsNeedATrackerThatHasThem(t *testing.T) {
+	t.Parallel()
+	in := inputs(fstest.MapFS{"a.cedar": {Data: []byte(ticketed("x", `@change_window("required")`))}, "groups.yaml": {Data: []byte(peopleGroups)}})
+	in.Providers, in.TicketStates = []string{"login", "partner"}, []string{"open"}
+	if _, err := policy.Load(in); err == nil || !strings.Contains(err.Error(), "needs a ticket system with change windows") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -172,7 +172,7 @@ func rulesWith(t *testing.T, annotations string) *broker.Rules {
 		Catalogue: broker.Catalogue{"db": {
 			Name: "db", Issuer: "db", DefaultTTL: 30 * time.Minute, MaxTTL: time.Hour, CollectWithin: time.Hour, Revocation: broker.RevokedImmediate, Owner: "support", Effect: audit.Digest{1},
 		}},
-		HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login"}, TicketStates: []string{"open"},
+		HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login"}, TicketStates: []string{"open"}, TicketWindows: true,
 		Labels: []broker.WorkloadLabels{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}}},
 	})
 	if err != nil {

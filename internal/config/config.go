@@ -174,7 +174,7 @@ func (c *Config) Engine() (*policy.Engine, error) {
 	}
 	engine, err := policy.Load(policy.Inputs{
 		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels, Aliases: c.Aliases,
-		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(), TicketStates: c.ticketStates(),
+		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(), TicketStates: c.ticketStates(), TicketWindows: c.ticketWindows(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("policies in %s do not load:\n%w", c.Policies, c.locate(err))

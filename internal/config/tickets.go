@@ -354,6 +354,16 @@ func (c *Config) ticketStates() (names []string) {
 	return names
 }
 
+// ticketWindows reports whether some tickets have a change window.
+func (c *Config) ticketWindows() bool {
+	for _, t := range c.Trackers {
+		if cmp.Or(t.Jira.Until, t.ServiceNow.Until, t.HTTP.Fields.Until) != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // Open returns the tracker, ready for calls. It makes none.
 func (t *Tracker) Open() (*tickets.Tracker, error) {
 	host := tickets.Host{URL: t.Host.URL, AllowPrivate: t.Host.AllowPrivate, Username: t.Host.Username, Header: t.Host.TokenHeader}

@@ -72,6 +72,9 @@ func TestTrackers(t *testing.T) {
 			t.Errorf("%s: got %+v, pattern %s", name, c, made.Pattern)
 		}
 	}
+	if !s.ticketWindows() || (&Config{Trackers: map[string]Tracker{"github": s.Trackers["github"]}}).ticketWindows() {
+		t.Error("the trackers with change windows are not known")
+	}
 	changes := s.Trackers["changes"]
 	if changes.ServiceNow.From != "start_date" || changes.ServiceNow.AssigneeBy != "assigned_to.user_name" {
 		t.Errorf("the window of changes: got %+v", changes.ServiceNow)

@@ -199,8 +199,10 @@ func issueAndConfirm(ctx context.Context, s *Store, n int) error {
 		if _, err := s.Sweep(ctx, testNow); err != nil {
 			return err
 		}
-		if err := s.catchUp(ctx, s.counting); err != nil {
-			return err
+		for _, p := range []*projection{s.counting, s.surveying} {
+			if err := s.catchUp(ctx, p); err != nil {
+				return err
+			}
 		}
 	}
 	return count(ctx, s, 1<<30)

@@ -106,7 +106,7 @@ func testAccessibility(t *testing.T, o *office) {
 		checkPage(t, ben, string(axe), o.web+path)
 	}
 	for _, path := range []string{
-		"/ui/requests/" + ids[0], "/ui/requests/" + ids[0] + "/log", "/ui/leases", "/ui/leases?all=1&holder=x", "/ui/kill", "/ui/audit", "/ui/audit?kind=session&who=login/ana", "/ui/audit?from=yesterday", "/ui/audit/5", "/ui/overview", "/ui/overview?period=30d",
+		"/ui/requests/" + ids[0], "/ui/requests/" + ids[0] + "/log", "/ui/leases", "/ui/leases?all=1&holder=x", "/ui/memberships", "/ui/memberships?differs=1", "/ui/kill", "/ui/audit", "/ui/audit?kind=session&who=login/ana", "/ui/audit?from=yesterday", "/ui/audit/5", "/ui/overview", "/ui/overview?period=30d",
 		"/ui/identities", "/ui/identities?problem=any", "/ui/identities?q=nothing+like+this", "/ui/identities?kind=robot", "/ui/identity?id=spiffe%3A%2F%2Facme.test%2Fagent%2Ftriage",
 		"/ui/identity?id=login%2Fdan", "/ui/evidence", "/ui/evidence?framework=nist-csf-2.0&since=7d", "/ui/evidence?framework=none",
 	} {

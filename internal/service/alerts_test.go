@@ -84,6 +84,11 @@ func TestSeriesOfAlertsExistFromTheStart(t *testing.T) {
 	if err := os.WriteFile(w.Path("hook.secret"), []byte("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(w.Path("crm.token"), []byte("crm-token"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.Edit("issuers:", "issuers:\n  crm: {scim: {url: 'https://127.0.0.1:1/scim/v2', token_file: crm.token, match: userName, members: {people: {login: sub}}}}")
+	w.Edit("entitlements:", "entitlements:\n  crm-sales: {issuer: crm, scim: {group: Sales}, max_ttl: 1h}")
 	w.Edit("store:", "notify: {webhook: {siem: {url: 'https://hooks.acme.test/broker', secret_files: [hook.secret]}}}\nstore:")
 	var logged bytes.Buffer
 	listeners, stop := w.Start(&logged)

@@ -37,6 +37,7 @@ func (c *call) pageOf(status int, p ui.Page) (reply, error) {
 		p.Viewer = &ui.Viewer{ID: c.who.ID, Name: c.who.Person.Name, NewPasskey: c.s.newPasskeys(c)}
 		p.Viewer.Waiting = c.s.waitingFor(c)
 		p.Viewer.MayKill = c.s.cfg.Broker.May(c.r.Context(), c.caller(), broker.ActionBlock)
+		p.Viewer.HasReviews = len(c.s.cfg.Broker.Rules().Campaigns) > 0
 		p.Viewer.MaySeeOverview = c.maySeeOverview()
 		p.Viewer.MaySeeIdentities = c.s.cfg.Inventory.MayList(c.r.Context(), c.caller())
 		p.Viewer.Suppliers = c.s.cfg.Suppliers.Concern(c.r.Context(), c.caller())

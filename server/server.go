@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/broker/campaign"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/membership"
 	"accessbroker.internal/broker/session"
@@ -37,6 +38,11 @@ import (
 type Config struct {
 	Broker   *broker.Broker
 	Sessions *session.Manager
+
+	// Campaigns are the access reviews. ReviewPatch proposes the change for git that
+	// suspensions ask for; nil: it is not possible.
+	Campaigns   *campaign.Manager
+	ReviewPatch func(ctx context.Context, of []*broker.SuspensionRow) (patch string, notes []string, err error)
 
 	// Memberships are the memberships that are credentials; nil: there are none.
 	Memberships *membership.Ledger

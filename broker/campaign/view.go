@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -30,7 +31,7 @@ type Details struct {
 	Use      Use
 	Earlier  []*broker.ReviewItem // decisions on this permission in other campaigns, newest first
 	Approved []broker.Approval    // of a grant: who approved it
-	Supplier *broker.Standing     // what is known about the supplier; nil: there is none, or nothing is known
+	Supplier string               // the state of the supplier that uses it; empty: there is none
 }
 
 // reviewersOf returns the reviewers that a caller can be.
@@ -249,7 +250,7 @@ func (m *Manager) Item(ctx context.Context, caller broker.Caller, key broker.Rev
 		return nil, broker.ErrNotFound
 	}
 	d := &Details{Item: item, Campaign: c}
-	return d, m.fill(ctx, d)
+	return d, m.fill(ctx, d, caller.At)
 }
 
 // isFallback reports whether the person is in the fallback group.
@@ -259,7 +260,7 @@ func (a *assigner) isFallback(who broker.Identity) bool {
 }
 
 // fill adds the use of the permission, the earlier decisions on it and its suspension.
-func (m *Manager) fill(ctx context.Context, d *Details) (err error) {
+func (m *Manager) fill(ctx context.Context, d *Details, now time.Time) (err error) {
 	key := d.ReviewItem.Permission
 	if d.Exists {
 		if d.Use, err = m.use(ctx, &d.Item.Permission); err != nil {
@@ -282,6 +283,7 @@ func (m *Manager) fill(ctx context.Context, d *Details) (err error) {
 	if err == nil && s.Lifted.IsZero() {
 		d.Suspension = s
 	}
+	d.Supplier = m.supplierState(&d.Item.Permission, now)
 	if key.Kind != broker.PermissionGrant {
 		return nil
 	}
@@ -296,17 +298,33 @@ func (m *Manager) fill(ctx context.Context, d *Details) (err error) {
 	return ignoreNotFound(err)
 }
 
-// Suspended returns the suspensions in force to those who run campaigns, and auditors.
-func (m *Manager) Suspended(ctx context.Context, caller broker.Caller) ([]*broker.SuspensionRow, error) {
-	caller = m.labelled(caller)
-	allowed := m.cfg.May(ctx, caller, broker.ActionAudit) || caller.Actor.Kind == broker.KindOperator
-	for _, plan := range m.cfg.Rules().Campaigns {
-		allowed = allowed || m.runs(ctx, caller, plan)
-	}
-	if !allowed {
-		return nil, refuse(broker.ErrDenied, "only those who run access reviews and auditors see all suspensions")
-	}
+// Suspensions returns the suspensions in force. The caller of this function has checked that
+// they may be seen.
+func (m *Manager) Suspensions(ctx context.Context) ([]*broker.SuspensionRow, error) {
 	return m.cfg.Rows.Suspensions(ctx)
+}
+
+// supplierState returns the state of the supplier whose identities use a permission.
+func (m *Manager) supplierState(p *broker.Permission, now time.Time) string {
+	rules := m.cfg.Rules()
+	name := p.Supplier
+	for _, path := range p.Subjects.Paths {
+		if name == "" {
+			if names := rules.Suppliers.Of(broker.Identity{ID: path, Kind: broker.KindWorkload}); len(names) > 0 {
+				name = names[0]
+			}
+		}
+	}
+	s := rules.Suppliers.Named(name)
+	switch {
+	case name == "" || s == nil:
+		return ""
+	case s.Live(now):
+		return s.DisplayName() + ": the contract ends " + day(s.Ends)
+	case now.Before(s.Starts):
+		return s.DisplayName() + ": the contract starts " + day(s.Starts)
+	}
+	return s.DisplayName() + ": the contract ended " + day(s.Ends)
 }
 
 // Startable returns the names of the plans that the caller may start.

@@ -98,7 +98,10 @@ func (a *app) reviewCommand() *cobra.Command {
 	var justified, unjustified bool
 	c := &cobra.Command{
 		Use:   "review REQUEST",
-		Short: "Record whether a break-glass use was justified",
+		Short: "Record whether a break-glass use was justified; and access reviews",
+		Long: `review closes the review of a break-glass use, whose request it takes. Its
+commands start, show and decide access reviews, in which people keep, narrow or
+end standing access.`,
 		Example: `  broker review req_0658sg2b7puh5u0qv0s9k8g6nk --justified --comment "the shop was down, see INC-4711"
   broker review req_0658sg2b7puh5u0qv0s9k8g6nk --unjustified --comment "the ticket was a week old"`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -130,6 +133,7 @@ func (a *app) reviewCommand() *cobra.Command {
 	a.client.add(c)
 	c.Flags().BoolVar(&justified, "justified", false, "the use was justified")
 	c.Flags().BoolVar(&unjustified, "unjustified", false, "the use was not justified")
+	a.addCampaigns(c)
 	return c
 }
 

@@ -338,6 +338,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 	c := s.config
 	return server.Config{
 		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Signals: s.signals, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn,
+		Campaigns: s.campaigns, ReviewPatch: s.reviewPatch,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,

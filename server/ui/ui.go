@@ -39,6 +39,7 @@ type Viewer struct {
 	Waiting          int  // the decisions that wait for the viewer
 	MayKill          bool // policy permits the viewer to use the kill switch
 	MaySeeOverview   bool
+	HasReviews       bool // the rules have access reviews
 	MaySeeIdentities bool // the inventory
 	Suppliers        bool // the viewer sponsors or assesses suppliers, or may see all
 

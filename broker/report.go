@@ -119,12 +119,18 @@ func (f *Facts) List(ctx context.Context, kind FactKind, after string, limit int
 	return list, Unavailable(err)
 }
 
+// latestTime is later than every end that means anything, and fits into the store.
+var latestTime = time.Date(2200, 12, 31, 0, 0, 0, 0, time.UTC)
+
 // date sets when a fact was confirmed, and when it goes stale. The facts of a source that
 // confirms them together do not go stale one by one.
 func (f *Facts) date(r Report, now time.Time) Fact {
 	fact := r.Fact
 	if fact.Confirmed.IsZero() {
 		fact.Confirmed = now
+	}
+	if fact.Until.After(latestTime) { // directories write "never" as 9999-12-31
+		fact.Until = time.Time{}
 	}
 	fact.StaleAt = time.Time{}
 	rule := f.b.cfg.Sources[fact.Source]

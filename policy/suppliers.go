@@ -124,10 +124,15 @@ func parseDay(s string, end bool) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if t, err := time.Parse(time.RFC3339, s); err == nil {
-		return t.UTC().Truncate(time.Second), nil
+	t, err := time.Parse(time.RFC3339, s)
+	if err == nil {
+		t, end = t.UTC().Truncate(time.Second), false
+	} else {
+		t, err = time.Parse(time.DateOnly, s)
 	}
-	t, err := time.Parse(time.DateOnly, s)
+	if err == nil && (t.Year() < 1970 || t.Year() > 2200) {
+		return time.Time{}, fmt.Errorf("%q: write a year from 1970 to 2200", s)
+	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%q: write a day such as 2026-12-31, or a time such as 2026-12-31T18:00:00Z", s)
 	}

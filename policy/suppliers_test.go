@@ -223,6 +223,7 @@ func TestLoadRejectsSuppliers(t *testing.T) {
 		"a sponsor that assesses":           {change("by: security", "by: procurement"), "can't assess its own supplier"},
 		"no end":                            {change(", end: 2026-11-23", ""), "the contract has no end"},
 		"a malformed end":                   {change("2026-11-23", "23.11.2026"), "write a day such as"},
+		"an end beyond the clock":           {change("2026-11-23", "9999-12-31"), "write a year from 1970 to 2200"},
 		"an end before the start":           {change("2026-11-23", "2025-11-23"), "ends before it starts"},
 		"an unknown key":                    {change("ceiling:", "cieling:"), "cieling"},
 		"an unknown group that assesses":    {change("by: security", "by: secruity"), `group "secruity" does not exist`},

@@ -158,3 +158,17 @@ func TestPersonEndsByClaim(t *testing.T) {
 		t.Errorf("the old session revives: %v, %v", ended, err)
 	}
 }
+
+// Directories write "never" as the year 9999.
+func TestAnEndFarAwayIsNone(t *testing.T) {
+	w := newWorld(t, files{cedar: `@id("people") permit (principal is Person, action == Action::"request", resource);`})
+	key := broker.StandingKey{Kind: broker.FactPerson, Name: "login/kim"}
+	never := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	if err := w.broker.Facts.Report(t.Context(), broker.Caller{At: noon}, key, broker.Fact{Source: "scim:corp", State: broker.FactActive, Until: never}); err != nil {
+		t.Fatal(err)
+	}
+	w.end(t, noon)
+	if _, _, err := w.get(person("login/kim", noon), "tickets", 0, noon); err != nil {
+		t.Error(err)
+	}
+}

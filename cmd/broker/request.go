@@ -255,7 +255,14 @@ func approvalsMissing(r *api.Request) string {
 			missing = append(missing, fmt.Sprintf("%d of %s", n.Count-n.Have, n.Group))
 		}
 	}
-	return "needs approval by " + strings.Join(missing, " and ")
+	var waits []string
+	if len(missing) > 0 {
+		waits = append(waits, "needs approval by "+strings.Join(missing, " and "))
+	}
+	if len(r.Awaits) > 0 {
+		waits = append(waits, "waits for the risk assessment of supplier "+strings.Join(r.Awaits, " and "))
+	}
+	return strings.Join(waits, ", and ")
 }
 
 // timeLeft formats a duration to the second.

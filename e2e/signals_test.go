@@ -138,13 +138,10 @@ func TestSharedSignals(t *testing.T) {
 	if holds("login/ana") || holds("login/ben") {
 		t.Error("want ana and ben ended")
 	}
-	// Ana alone is accountable for the agent.
-	eventually(t, "the end of the agent's lease", 30*time.Second, func() error {
-		if out := admin("leases", "--holder", "*", "--live"); strings.Contains(out, "active") {
-			return errors.New(out)
-		}
-		return nil
-	})
+	// Ana alone was accountable for the agent, so it gets nothing more.
+	if _, errs, code := w.cli(triage, "request", "tickets-api", "--scope", "tickets:read", "--why", "incident"); code != 3 || !strings.Contains(errs, "everyone accountable") {
+		t.Errorf("a request of the agent: got exit code %d: %s", code, errs)
+	}
 	if out := w.records(t, "--kind", "fact.ended"); !strings.Contains(out, "ssf:okta") || !strings.Contains(out, "ssf:polled") {
 		t.Errorf("the log has\n%s", out)
 	}

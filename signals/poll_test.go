@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,13 +160,15 @@ func TestPollStopsWithoutProgress(t *testing.T) {
 // A transmitter that is down is polled less and less often, and as before when it is back.
 func TestRunPoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		polls, answered, failing := 0, 0, true
+		var polls, answered atomic.Int64
+		var failing atomic.Bool
+		failing.Store(true)
 		r := New(Config{
 			Name: "okta", Log: discard(), Poll: &Poll{Endpoint: "http://127.0.0.1:1/poll", Every: 10 * time.Second},
-			Polled: func(context.Context, string, time.Time) error { answered++; return nil },
+			Polled: func(context.Context, string, time.Time) error { answered.Add(1); return nil },
 		})
 		r.client = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-			if polls++; failing {
+			if polls.Add(1); failing.Load() {
 				return nil, errors.New("down")
 			}
 			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader("{}"))}, nil
@@ -174,14 +177,14 @@ func TestRunPoll(t *testing.T) {
 		go func() { _ = r.RunPoll(ctx) }()
 		time.Sleep(30 * time.Minute)
 		synctest.Wait()
-		if polls < 8 || polls > 20 || answered != 0 {
-			t.Errorf("while it is down: got %d polls, %d answered", polls, answered)
+		if n := polls.Load(); n < 8 || n > 20 || answered.Load() != 0 {
+			t.Errorf("while it is down: got %d polls, %d answered", n, answered.Load())
 		}
-		failing = false
+		failing.Store(false)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if answered < 20 || answered > 80 {
-			t.Errorf("after it is back: got %d answered polls in 10 minutes, want about one in 10 s", answered)
+		if n := answered.Load(); n < 20 || n > 80 {
+			t.Errorf("after it is back: got %d answered polls in 10 minutes, want about one in 10 s", n)
 		}
 		cancel()
 		synctest.Wait()

@@ -59,7 +59,16 @@ type ChangedFile struct {
 // Propose makes as many of the changes as leave policies that load and pass their own
 // scenarios. It changes a copy of the folder in memory.
 func (e *Engine) Propose(ctx context.Context, changes []Prune) (*Proposal, error) {
-	s := &pruner{ctx: ctx, in: e.in, engine: e}
+	return (&pruner{ctx: ctx, in: e.in, engine: e}).propose(changes)
+}
+
+// ProposeDecided is Propose for changes that people have decided on: they are made even if a
+// scenario still expects what they take away. Its author has to change the scenario too.
+func (e *Engine) ProposeDecided(ctx context.Context, changes []Prune) (*Proposal, error) {
+	return (&pruner{ctx: ctx, in: e.in, engine: e, decided: true}).propose(changes)
+}
+
+func (s *pruner) propose(changes []Prune) (*Proposal, error) {
 	if _, why := s.try(nil); why != "" {
 		return nil, errors.New("the policies have a mistake before any change: " + why)
 	}
@@ -81,13 +90,13 @@ func (e *Engine) Propose(ctx context.Context, changes []Prune) (*Proposal, error
 		return nil, err
 	}
 	for _, name := range sortedKeys(cuts) {
-		text, err := fs.ReadFile(e.in.FS, name)
+		text, err := fs.ReadFile(s.in.FS, name)
 		if err != nil {
 			return nil, err
 		}
 		p.Files = append(p.Files, ChangedFile{name, hunks(text, cuts[name])})
 	}
-	return &p, ctx.Err()
+	return &p, s.ctx.Err()
 }
 
 // An overlay is a folder with other contents of some files.
@@ -109,6 +118,8 @@ type pruner struct {
 	ctx    context.Context
 	in     Inputs
 	engine *Engine // of the folder without changes
+
+	decided bool // the scenarios are not run
 }
 
 // try loads the folder with the changes and runs its scenarios. It returns how many there
@@ -131,6 +142,9 @@ func (s *pruner) try(changes []Prune) (tested int, why string) {
 	engine, err := Load(in)
 	if err != nil {
 		return 0, "the policies would not load: " + firstLine(err.Error())
+	}
+	if s.decided {
+		return 0, ""
 	}
 	report, err := Test(s.ctx, engine, files)
 	switch {

@@ -146,9 +146,21 @@ func (r *CampaignRows) ReviewersWaiting(ctx context.Context, id broker.CampaignI
 	return waiting, nil
 }
 
+// Suspensions returns the suspensions in force, from a database that this process does not
+// write. A database of an earlier version has none.
+func (f *Source) Suspensions(ctx context.Context) ([]*broker.SuspensionRow, error) {
+	var has int
+	if err := f.db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'suspensions'").Scan(&has); err != nil || has == 0 {
+		return nil, err
+	}
+	return listRows[*broker.SuspensionRow](ctx, f.db, suspensions, selectSuspensions)
+}
+
+const selectSuspensions = "SELECT id, body FROM suspensions INDEXED BY suspensions_live WHERE live = 1 ORDER BY id"
+
 // Suspensions returns the suspensions in force.
 func (r *CampaignRows) Suspensions(ctx context.Context) ([]*broker.SuspensionRow, error) {
-	return list[*broker.SuspensionRow](ctx, r.s, suspensions, "SELECT id, body FROM suspensions INDEXED BY suspensions_live WHERE live = 1 ORDER BY id")
+	return list[*broker.SuspensionRow](ctx, r.s, suspensions, selectSuspensions)
 }
 
 func anys[T any](list []T) []any {
@@ -160,8 +172,12 @@ func anys[T any](list []T) []any {
 }
 
 // list returns the rows of a query for ids and bodies.
-func list[R broker.Row](ctx context.Context, s *Store, t table, query string, args ...any) (out []R, err error) {
-	err = each(ctx, s.readers, query, args, func(rows *sql.Rows) error {
+func list[R broker.Row](ctx context.Context, s *Store, t table, query string, args ...any) ([]R, error) {
+	return listRows[R](ctx, s.readers, t, query, args...)
+}
+
+func listRows[R broker.Row](ctx context.Context, q queryer, t table, query string, args ...any) (out []R, err error) {
+	err = each(ctx, q, query, args, func(rows *sql.Rows) error {
 		var id, body sql.RawBytes
 		if err := rows.Scan(&id, &body); err != nil {
 			return err

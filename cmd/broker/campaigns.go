@@ -364,8 +364,8 @@ func (a *app) reviewPatchCommand() *cobra.Command {
 		Use:   "patch REVIEW",
 		Short: "Propose the change for git that a review asks for",
 		Long: `patch prints a unified diff of the policy folder that removes or narrows what
-the review suspended, so that git and the broker agree. It passes the scenarios
-of the folder. What the diff can't change is listed on standard error.`,
+the review suspended, so that git and the broker agree. Change the scenarios
+that expect it, too. What the diff can't change is listed on standard error.`,
 		Example: `  broker review patch cmp_0658sg2b7puh5u0qv0s9k8g6nk --as-person | git apply --directory policies`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.withAdmin(c.Context(), socket, adminWait, func(ctx context.Context, client *api.Client) error {

@@ -13,6 +13,7 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
+	"accessbroker.internal/internal/service"
 	"accessbroker.internal/policy"
 )
 
@@ -93,6 +94,7 @@ func (a *app) policyExplainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			engine = a.withSuspensions(c.Context(), s, engine)
 			q, err := requestQuery(s, engine, args[0], who, ip, f)
 			if err != nil {
 				return err
@@ -106,6 +108,21 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	c.Flags().StringVar(&who, "as", "", "the requester: a SPIFFE ID, or a person such as login/ana")
 	c.Flags().StringVar(&ip, "from", "", "the requester's IP address")
 	return c
+}
+
+// withSuspensions returns the engine without what access reviews suspend, as the broker on
+// this machine decides. Without its database, it returns the engine as it is in git, and
+// notes so.
+func (a *app) withSuspensions(ctx context.Context, s *config.Config, engine *policy.Engine) *policy.Engine {
+	list, err := service.Suspensions(ctx, s)
+	if err == nil {
+		var suspended *policy.Engine
+		if suspended, err = engine.Suspend(list); err == nil {
+			return suspended
+		}
+	}
+	fmt.Fprintf(a.err, "what access reviews suspend is not known here: %v\n", err)
+	return engine
 }
 
 // requestQuery returns the policy query of a request with these flags.

@@ -21,9 +21,9 @@ func (a *app) identitiesCommand() *cobra.Command {
 		Short: "List who called or is named, what they may request, and what they used",
 		Long: `identities lists the inventory: every workload, agent and person that called the
 broker, or that the rules or a source of facts name. It shows what they may
-request, what of it they used in 90 days, and their problems: orphan, owner_left,
-no_owner, ended, many_places, never_used, unused and broad. With an IDENTITY, it
-shows that one with its permits and its use.
+request, what of it they used in 90 days, and their problems: orphan,
+owner_left, no_owner, ended, many_places, never_used, unused and broad. With an
+IDENTITY, it shows that one with its permits and its use.
 
 It needs the action audit or operate, or the admin socket. Everyone may see
 themselves and the workloads for which they are accountable.`,

@@ -20,9 +20,9 @@ func (a *app) signalsCommand() *cobra.Command {
 		Use:   "signals [TRANSMITTER]",
 		Short: "List the transmitters of security events, or the events that wait for a person",
 		Long: `signals lists the transmitters of shared security signals. If one of them would
-end too much access within a minute, its further events wait: signals TRANSMITTER
-shows them, and release or discard decides about exactly these. It needs the
-action block, or the admin socket.`,
+end too much access within a minute, its further events wait: "signals
+TRANSMITTER" shows them, and release or discard decides about exactly these. It
+needs the action block, or the admin socket.`,
 		Example: `  broker signals --admin-socket /run/broker/admin.sock
   broker signals okta --as-person
   broker signals discard okta --why "the provider confirmed a mistake" --as-person`,

@@ -246,6 +246,7 @@ func (e *Engine) UnmeasuredGroups() (names []string) {
 	request := actionNumber(broker.ActionRequest)
 	for _, r := range e.rules {
 		if r.permit && !r.anyAction && len(r.actions) == 1 && r.actions[0] == request {
+			names = append(names, groupsExcluded(r)...)
 			continue
 		}
 		names = append(names, groupsNamed(r)...)

@@ -240,7 +240,9 @@ func (r *rule) lineStart(at int) int {
 // scopesList is how most policies bound the scopes.
 var scopesList = regexp.MustCompile(`\[[^\]]*\](\s*\.\s*containsAll\s*\(\s*context\.scopes\s*\))`)
 
-// narrowing adds a condition on the scopes, or shortens the one that is there.
+// narrowing adds a condition on the scopes, or shortens the one that is there. It shortens
+// only a list that bounds the scopes in every case: another one may exclude them, so that a
+// shorter list would permit more.
 func (r *rule) narrowing(keep []string) cut {
 	quoted := make([]string, len(keep))
 	for i, scope := range keep {
@@ -248,7 +250,7 @@ func (r *rule) narrowing(keep []string) cut {
 	}
 	list := "[" + strings.Join(quoted, ", ") + "]"
 	body := r.code[r.from:r.to]
-	if found := scopesList.FindAllSubmatchIndex(body, -1); len(found) == 1 && bytes.Count(body, []byte("context.scopes")) == 1 && bytes.Count(body, []byte("when")) == 1 && !bytes.Contains(body, []byte("||")) {
+	if found := scopesList.FindAllSubmatchIndex(body, -1); len(found) == 1 && bytes.Count(body, []byte("context.scopes")) == 1 && r.boundsScopes(keep) {
 		return cut{r.from + found[0][0], r.from + found[0][2], list}
 	}
 	return cut{r.end(), r.end(), " when {\n  " + list + ".containsAll(context.scopes)\n}"}

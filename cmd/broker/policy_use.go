@@ -256,8 +256,9 @@ func prunes(engine *policy.Engine, report *api.UnusedReport) (changes []policy.P
 			changes = append(changes, policy.Prune{Policy: p.ID, Keep: keep})
 		}
 	}
+	unmeasured := engine.UnmeasuredGroups() // of the folder: the broker may run other rules
 	for _, m := range report.Members {
-		if !m.New {
+		if !m.New && !slices.Contains(unmeasured, m.Group) {
 			changes = append(changes, policy.Prune{Group: m.Group, Member: m.Member})
 		}
 	}

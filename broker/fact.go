@@ -220,11 +220,13 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // Due returns when the standing must be looked at: at once if an end is under way,
-// otherwise when the next fact ends or goes stale; zero: never.
+// otherwise when the next fact begins, ends or goes stale; zero: never.
 func (s *Standing) Due() (at time.Time) {
 	switch {
 	case s.Ending:
 		return time.Unix(0, 0) // whatever the clocks say
+	case s.Cause == CauseNotBegun:
+		return s.begins()
 	case !s.Ended.IsZero():
 		return time.Time{}
 	}
@@ -234,6 +236,16 @@ func (s *Standing) Due() (at time.Time) {
 		}
 	}
 	return at
+}
+
+// begins returns when the last of the facts begins.
+func (s *Standing) begins() (last time.Time) {
+	for i := range s.Facts {
+		if s.Facts[i].From.After(last) {
+			last = s.Facts[i].From
+		}
+	}
+	return last
 }
 
 // Find returns what a source states; nil: nothing.
@@ -286,6 +298,14 @@ func (f *Fact) equal(o *Fact) bool {
 	return f.State == o.State && f.Cause == o.Cause && f.From.Equal(o.From) && f.Until.Equal(o.Until) && maps.Equal(f.Details, o.Details)
 }
 
+// revive notes that the standing holds at now if it did before a change, although no one has
+// noticed its beginning. What was granted meanwhile must end with the next end.
+func (s *Standing) revive(before *Standing, now time.Time) {
+	if !before.Ended.IsZero() && before.fault(now) == "" && s.fault(now) != "" {
+		s.Ended, s.Cause = time.Time{}, ""
+	}
+}
+
 // settle notes that the standing holds, or does not hold, at now. It reports whether what
 // rests on it must be ended.
 func (s *Standing) settle(now time.Time, hold bool) (ends bool) {
@@ -311,8 +331,13 @@ func (s *Standing) settle(now time.Time, hold bool) (ends bool) {
 	return false
 }
 
+// fall notes that the standing does not hold. It reports whether it held until now.
 func (s *Standing) fall(cause string, now time.Time) bool {
 	if !s.Ended.IsZero() {
+		if s.Cause == CauseNotBegun && cause != CauseNotBegun && !s.Ending {
+			s.Cause = cause // it need not be looked at when it begins
+			s.Version++
+		}
 		return false
 	}
 	s.Ended, s.Fallen, s.Cause, s.Ending, s.Held = now, now, cause, true, false

@@ -476,3 +476,31 @@ func BenchmarkFactEnd(b *testing.B) {
 	}
 	b.ReportMetric(float64(leases)*float64(b.N)/b.Elapsed().Seconds(), "leases/s")
 }
+
+// A fact whose time has not begun does not hold. Once it has begun, its end must end what
+// rests on it, although no source stated anything at the beginning.
+func TestEndOfAFactThatBeganLater(t *testing.T) {
+	for _, seen := range []bool{false, true} {
+		w, sys := factWorld(t, worldConfig{})
+		begins := noon.Add(time.Minute)
+		later := broker.Fact{State: broker.FactActive, From: begins, Until: noon.Add(10 * time.Hour)}
+		w.report(t, gus, later, noon)
+		w.end(t, noon)
+		now := begins.Add(time.Minute)
+		if seen {
+			w.end(t, now)
+		}
+		issued, err := w.collect(t, approver("gus", noon), broker.Ask{Entitlement: "db"}, now)
+		if err != nil || issued == nil {
+			t.Fatalf("after the beginning: got %v, %v", issued, err)
+		}
+		w.report(t, gus, ended, now.Add(time.Minute))
+		w.end(t, now.Add(time.Minute))
+		if _, err := w.broker.Reap(t.Context(), now.Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if l := w.lease(t, issued.Lease.ID); l.EndHow != broker.EndFact || len(sys.live) != 0 {
+			t.Errorf("noticed the beginning: %v: the lease did not end with the fact: %+v", seen, l)
+		}
+	}
+}

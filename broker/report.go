@@ -276,6 +276,7 @@ func (f *Facts) apply(ctx context.Context, caller Caller, s *Standing, c factCha
 	if err != nil {
 		return next, err
 	}
+	s.revive(&before, caller.At)
 	ends := s.settle(caller.At, f.holds(s, caller.At))
 	next = changedStanding{Standing: s, version: before.Version, ends: ends}
 	if !changed && s.Version == before.Version { // a confirmation at most

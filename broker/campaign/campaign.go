@@ -67,9 +67,10 @@ type Config struct {
 type Manager struct {
 	cfg     Config
 	behind  atomic.Bool   // a decision is recorded, and the rules do not follow it yet
+	unended atomic.Bool   // decisions are recorded, and the grants that they end may not have ended yet
 	turn    chan struct{} // holds a token; its holder builds, assigns or closes
-	resumed bool          // guarded by turn, as are the maps
 
+	// Guarded by turn.
 	scheduled map[string]time.Time            // the last date of each plan that a campaign was started for
 	checked   map[broker.CampaignID]time.Time // see refresh
 	able      map[broker.CampaignID]audit.Digest
@@ -90,6 +91,7 @@ func New(cfg Config) (*Manager, error) {
 		cfg.Ended = func(string) bool { return false }
 	}
 	m := &Manager{cfg: cfg, turn: make(chan struct{}, 1), scheduled: map[string]time.Time{}, checked: map[broker.CampaignID]time.Time{}, able: map[broker.CampaignID]audit.Digest{}}
+	m.unended.Store(true) // the process may have died in between
 	m.turn <- struct{}{}
 	return m, nil
 }

@@ -468,3 +468,48 @@ func TestStartingACampaign(t *testing.T) {
 		t.Errorf("an item of others: %v", err)
 	}
 }
+
+// A decision ends a grant, and the end fails: the loop makes up for it, and the review stays
+// open until the grant has ended.
+func TestEndOfAGrantIsMadeUpFor(t *testing.T) {
+	w := newWorld(t, `
+grants: {scope: {grants_longer_than: 10m}, reviewers: [security], fallback: dba, deadline: 14d}
+`)
+	agent := broker.Self(broker.Identity{
+		ID: "spiffe://acme.test/agent/triage", TrustDomain: "acme.test", Paths: broker.SPIFFEPaths("spiffe://acme.test/agent/triage"), Kind: broker.KindWorkload,
+		Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: audit.Digest{7}, Expires: noon.Add(time.Hour)},
+	}, noon)
+	grant, err := w.broker.Ask(t.Context(), agent, broker.Ask{Entitlement: "tickets-api", Scopes: []string{"read"}, Duration: time.Hour}, broker.IdempotencyKey{})
+	w.ok(err)
+	state := func() broker.RequestStatus {
+		r, err := w.broker.Request(t.Context(), operator(noon), grant.ID)
+		w.ok(err)
+		return r.State(noon)
+	}
+	if state() != broker.RequestApproved {
+		t.Fatalf("got %v", state())
+	}
+	c := w.begin("grants", noon)
+	w.tick(noon) // which resumes what an interruption left
+	i := w.item(c, "grant "+grant.ID.String(), noon)
+	w.unending = errors.New("the disk is full")
+	if err := w.decide(person("login/sam", noon), i, broker.VerdictEnd); !errors.Is(err, w.unending) {
+		t.Fatalf("got %v", err)
+	}
+	for range 2 {
+		if err := w.reviews.Tick(t.Context(), noon); !errors.Is(err, w.unending) {
+			t.Errorf("a pass: got %v, want %v", err, w.unending)
+		}
+	}
+	if c := w.campaign(c.ID, noon); c.Status != broker.CampaignOpen {
+		t.Errorf("the review closed before the grant ended: %+v", c)
+	}
+	w.unending = nil
+	w.tick(noon)
+	if state() == broker.RequestApproved {
+		t.Error("the grant did not end")
+	}
+	if c := w.campaign(c.ID, noon); c.Status != broker.CampaignClosed {
+		t.Errorf("got %+v", c)
+	}
+}

@@ -171,6 +171,9 @@ func (m *Manager) close(ctx context.Context, c *broker.Campaign, now time.Time) 
 			return err
 		}
 	}
+	if err := m.endGrants(ctx, c, now); err != nil {
+		return err // the grants of a closed campaign are not looked at again
+	}
 	rules := m.cfg.Rules()
 	var closed *broker.Campaign
 	f := facts(c)
@@ -199,33 +202,49 @@ func (m *Manager) close(ctx context.Context, c *broker.Campaign, now time.Time) 
 }
 
 // disable disables the items that wait, in batches. Grants are ended before their rows say
-// so.
+// so. A grant that cannot be ended waits for the next tick, and keeps no other item waiting.
 func (m *Manager) disable(ctx context.Context, c *broker.Campaign, now time.Time) error {
+	q := broker.ReviewItemQuery{Campaign: c.ID, Statuses: waitingStatuses, Limit: batch}
+	var failed []error
 	for {
-		page, err := m.cfg.Rows.ReviewItems(ctx, broker.ReviewItemQuery{Campaign: c.ID, Statuses: waitingStatuses, Limit: batch})
+		page, err := m.cfg.Rows.ReviewItems(ctx, q)
 		if err != nil || len(page) == 0 {
-			return err
+			return errors.Join(append(failed, err)...)
 		}
 		rules := m.cfg.Rules()
+		var disabled []*broker.ReviewItem
 		for _, i := range page {
-			_, exists, err := m.find(ctx, rules, i.Permission, now)
-			if err != nil {
-				return err
+			if err := m.disableItem(ctx, rules, c, i, now); err != nil {
+				failed = append(failed, err)
+				continue
 			}
-			i.Status, i.Closed = broker.ReviewDisabled, c.Deadline
-			if !exists {
-				i.Status, i.Closed = broker.ReviewGone, now
-			}
-			if id, err := broker.ParseRequestID(i.Permission.Name); exists && i.Permission.Kind == broker.PermissionGrant && err == nil {
-				if err := m.cfg.EndGrant(ctx, broker.Caller{At: now}, id, "no one reviewed this grant in the access review "+c.Name); err != nil {
-					return err
-				}
-			}
+			disabled = append(disabled, i)
 		}
-		if err := m.settle(ctx, c, page); err != nil && !errors.Is(err, errOvertaken) {
-			return err
+		switch err := m.settle(ctx, c, disabled); {
+		case errors.Is(err, errOvertaken):
+			continue // the page is read again
+		case err != nil:
+			return errors.Join(append(failed, err)...)
 		}
+		q.After = page[len(page)-1].Number
 	}
+}
+
+// disableItem sets the status of an item at the deadline. It ends a grant.
+func (m *Manager) disableItem(ctx context.Context, rules *broker.Rules, c *broker.Campaign, i *broker.ReviewItem, now time.Time) error {
+	_, exists, err := m.find(ctx, rules, i.Permission, now)
+	if err != nil {
+		return err
+	}
+	i.Status, i.Closed = broker.ReviewDisabled, c.Deadline
+	if !exists {
+		i.Status, i.Closed = broker.ReviewGone, now
+	}
+	id, err := broker.ParseRequestID(i.Permission.Name)
+	if !exists || i.Permission.Kind != broker.PermissionGrant || err != nil {
+		return nil
+	}
+	return m.cfg.EndGrant(ctx, broker.Caller{At: now}, id, "no one reviewed this grant in the access review "+c.Name)
 }
 
 var waitingStatuses = []int64{int64(broker.ReviewOpen), int64(broker.ReviewSecond)}
@@ -273,21 +292,22 @@ func (m *Manager) settle(ctx context.Context, c *broker.Campaign, list []*broker
 	})
 }
 
-// catchUp makes up for what a failure or a crash interrupted: it enforces decisions, and once
-// after the start it ends the grants that decisions ended.
+// catchUp makes up for what a failure or a crash interrupted: it enforces decisions, and ends
+// the grants that decisions ended.
 func (m *Manager) catchUp(ctx context.Context, live []*broker.Campaign, now time.Time) error {
 	if m.behind.Load() {
 		if err := m.enforce(ctx, now); err != nil {
 			return err
 		}
 	}
-	if !m.resumed {
-		for _, c := range live {
-			if err := m.endGrants(ctx, c, now); err != nil {
-				return err
-			}
+	if !m.unended.Swap(false) {
+		return nil
+	}
+	for _, c := range live {
+		if err := m.endGrants(ctx, c, now); err != nil {
+			m.unended.Store(true)
+			return err
 		}
-		m.resumed = true
 	}
 	return nil
 }

@@ -68,7 +68,10 @@ func (m *Manager) takeEffect(ctx context.Context, caller broker.Caller, i *broke
 	if err != nil {
 		return err
 	}
-	return m.cfg.EndGrant(ctx, caller, id, "an access review ended this grant: "+i.Decision.Reason)
+	if err = m.cfg.EndGrant(ctx, caller, id, "an access review ended this grant: "+i.Decision.Reason); err != nil {
+		m.unended.Store(true)
+	}
+	return err
 }
 
 // enforce puts the recorded suspensions in force.

@@ -41,6 +41,7 @@ type world struct {
 
 	opened    bool
 	approvers []verify.Approver
+	unending  error // of the end of a grant
 }
 
 const groups = `
@@ -139,6 +140,9 @@ func (w *world) start(now time.Time) {
 	w.reviews, err = campaign.New(campaign.Config{
 		Store: w.store, Rows: store.NewCampaignRows(w.store), Uses: w.store.Inventory(), Rules: w.broker.Rules, Enforce: w.enforce, May: w.broker.May,
 		EndGrant: func(ctx context.Context, caller broker.Caller, id broker.RequestID, reason string) error {
+			if w.unending != nil {
+				return w.unending
+			}
 			return broker.EndGrant(ctx, w.broker, caller, id, reason)
 		},
 		ManagerOf: func(person string) string { return w.manager[person] },

@@ -39,8 +39,10 @@ func (m *Manager) KeepAll(ctx context.Context, caller broker.Caller, id broker.C
 }
 
 func (m *Manager) keepAll(ctx context.Context, caller broker.Caller, id broker.CampaignID, list []Seen, reason string) ([]int, error) {
-	rules := m.cfg.Rules()
-	caller.Actor, caller.Subject = rules.WithLabels(caller.Actor), rules.WithLabels(caller.Subject)
+	ground, err := m.cfg.Ground(ctx, &caller)
+	if err != nil {
+		return nil, err
+	}
 	var a *assigner
 	var ballots []*ballot
 	var numbers []int64
@@ -50,7 +52,7 @@ func (m *Manager) keepAll(ctx context.Context, caller broker.Caller, id broker.C
 			return nil, err
 		}
 		if a == nil {
-			a = m.assigner(rules, &c.Plan)
+			a = m.assigner(ground.Rules, &c.Plan)
 		}
 		if i.Status == broker.ReviewSecond {
 			return nil, refuse(broker.ErrInvalidRequest, fmt.Sprintf("item %d asks for a second look: decide on it alone", i.Number))
@@ -79,5 +81,5 @@ func (m *Manager) keepAll(ctx context.Context, caller broker.Caller, id broker.C
 		}
 	}
 	slices.Sort(second)
-	return second, m.recordAll(ctx, caller, rules, id, ballots)
+	return second, m.recordAll(ctx, caller, ground, id, ballots)
 }

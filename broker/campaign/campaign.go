@@ -44,6 +44,10 @@ type Config struct {
 	Log   *slog.Logger // nil: discarded
 	Rules func() *broker.Rules
 
+	// Ground returns what a decision of a person rests on. It refuses people whose access has
+	// ended. broker.Facts has it.
+	Ground func(ctx context.Context, caller *broker.Caller) (*broker.Ground, error)
+
 	// Enforce puts the suspensions that Suspended returns in force. It returns when every
 	// decision follows them.
 	Enforce func(ctx context.Context, now time.Time) error
@@ -78,7 +82,7 @@ type Manager struct {
 
 // New returns a Manager. It starts no goroutine: call Run.
 func New(cfg Config) (*Manager, error) {
-	if cfg.Store == nil || cfg.Rows == nil || cfg.Rules == nil || cfg.Enforce == nil || cfg.EndGrant == nil || cfg.May == nil {
+	if cfg.Store == nil || cfg.Rows == nil || cfg.Rules == nil || cfg.Ground == nil || cfg.Enforce == nil || cfg.EndGrant == nil || cfg.May == nil {
 		return nil, errors.New("a campaign manager needs a store, rows, rules, and the functions that enforce decisions")
 	}
 	if cfg.Log == nil {

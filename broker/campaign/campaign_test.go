@@ -513,3 +513,22 @@ grants: {scope: {grants_longer_than: 10m}, reviewers: [security], fallback: dba,
 		t.Errorf("got %+v", c)
 	}
 }
+
+// People whose access has ended decide on nothing, whatever session they still have.
+func TestEndedPeopleReviewNothing(t *testing.T) {
+	w := newWorld(t, reviews)
+	c := w.begin("quarterly", noon)
+	i := w.item(c, "permit agents", noon)
+	state := func(f broker.Fact) {
+		f.Source = "file"
+		w.ok(w.broker.Facts.Report(t.Context(), broker.Caller{At: noon}, broker.StandingKey{Kind: broker.FactPerson, Name: "login/ben"}, f))
+	}
+	state(broker.Fact{State: broker.FactEnded, Cause: "account_disabled"})
+	ben := person("login/ben", noon)
+	w.refused(w.decide(ben, i, broker.VerdictKeep), broker.ErrFactEnded)
+	_, err := w.reviews.KeepAll(t.Context(), ben, c.ID, []campaign.Seen{{Number: i.Number, Digest: i.Digest}}, "used")
+	w.refused(err, broker.ErrFactEnded)
+	w.tick(c.Deadline)
+	_, err = w.reviews.Restore(t.Context(), ben, i.Permission.PermissionKey, i.Digest, "needed")
+	w.refused(err, broker.ErrFactEnded)
+}

@@ -26,7 +26,7 @@ type Decision struct {
 // A ballot is a decision that is not recorded yet.
 type ballot struct {
 	caller     broker.Caller
-	rules      *broker.Rules
+	ground     *broker.Ground
 	campaign   *broker.Campaign
 	item       *broker.ReviewItem // as it will be
 	before     broker.ReviewStatus
@@ -138,13 +138,19 @@ func (m *Manager) prepare(ctx context.Context, caller broker.Caller, key broker.
 	if err := caller.RequireSession(); err != nil {
 		return nil, err
 	}
-	rules := m.cfg.Rules()
-	caller.Actor, caller.Subject = rules.WithLabels(caller.Actor), rules.WithLabels(caller.Subject)
+	ground, err := m.cfg.Ground(ctx, &caller)
+	if err != nil {
+		return nil, err
+	}
 	c, i, err := m.open(ctx, key, caller.At)
 	if err != nil {
 		return nil, err
 	}
-	return m.prepareItem(ctx, caller, m.assigner(rules, &c.Plan), c, i, d)
+	b, err := m.prepareItem(ctx, caller, m.assigner(ground.Rules, &c.Plan), c, i, d)
+	if err == nil {
+		b.ground = ground
+	}
+	return b, err
 }
 
 // prepareItem is prepare for an item that was read.
@@ -159,7 +165,7 @@ func (m *Manager) prepareItem(ctx context.Context, caller broker.Caller, a *assi
 	if err := checkDecision(&p, &d); err != nil {
 		return nil, err
 	}
-	b := &ballot{caller: caller, rules: a.rules, campaign: c, item: i, before: i.Status, permission: p, signature: d.Signature}
+	b := &ballot{caller: caller, campaign: c, item: i, before: i.Status, permission: p, signature: d.Signature}
 	i.Digest, i.Signed = d.Digest, c.Plan.Signed || p.Signed
 	if i.Status == broker.ReviewSecond {
 		i.First = i.Decision
@@ -295,20 +301,20 @@ func suspend(tx broker.Tx, s *broker.SuspensionRow) error {
 
 // record writes a ballot with its effect, in one transaction.
 func (m *Manager) record(ctx context.Context, b *ballot) error {
-	return m.recordAll(ctx, b.caller, b.rules, b.campaign.ID, []*ballot{b})
+	return m.recordAll(ctx, b.caller, b.ground, b.campaign.ID, []*ballot{b})
 }
 
-// recordAll writes ballots on items of one campaign. The rules, the items and the campaign
-// must be as they were when the ballots were prepared.
-func (m *Manager) recordAll(ctx context.Context, caller broker.Caller, rules *broker.Rules, id broker.CampaignID, list []*ballot) error {
-	reads := []broker.Key{id, broker.RevisionKey{}, broker.PersonKey(caller.Subject.ID)}
+// recordAll writes ballots on items of one campaign. The rules, the person's standing, the
+// items and the campaign must be as they were when the ballots were prepared.
+func (m *Manager) recordAll(ctx context.Context, caller broker.Caller, ground *broker.Ground, id broker.CampaignID, list []*ballot) error {
+	reads := append(ground.Reads(), id, broker.PersonKey(caller.Subject.ID))
 	records := make([]audit.Record, len(list))
 	for i, b := range list {
 		reads, records[i] = append(reads, b.item.ReviewItemKey, broker.SuspensionKey(b.item.Permission)), b.entry()
 	}
 	return m.write(ctx, reads, records, func(tx broker.Tx) error {
-		if err := checkRevision(tx, rules.Revision); err != nil {
-			return err
+		if ground.Check(tx) != nil {
+			return errOvertaken
 		}
 		c, err := broker.Get[*broker.Campaign](tx, id)
 		if err != nil {

@@ -36,8 +36,11 @@ func (m *Manager) Restore(ctx context.Context, caller broker.Caller, key broker.
 }
 
 func (m *Manager) restore(ctx context.Context, caller broker.Caller, key broker.PermissionKey, seen audit.Digest, reason string) (lifted bool, err error) {
-	rules := m.cfg.Rules()
-	caller.Actor, caller.Subject = rules.WithLabels(caller.Actor), rules.WithLabels(caller.Subject)
+	ground, err := m.cfg.Ground(ctx, &caller)
+	if err != nil {
+		return false, err
+	}
+	rules := ground.Rules
 	s, c, err := m.suspensionOf(ctx, key)
 	if err != nil {
 		return false, err
@@ -61,7 +64,7 @@ func (m *Manager) restore(ctx context.Context, caller broker.Caller, key broker.
 	} else {
 		changed.Restore, changed.RestoreDigest, changed.RestoreReason, changed.RestoreAt = caller.Subject.ID, seen, reason, caller.At
 	}
-	return lifted, m.recordRestore(ctx, caller, rules, c, s, &changed, reason)
+	return lifted, m.recordRestore(ctx, caller, ground, c, s, &changed, reason)
 }
 
 // suspensionOf returns the suspension of a permission that is in force, and the campaign that
@@ -97,7 +100,7 @@ func (m *Manager) mayRestore(_ context.Context, caller broker.Caller, a *assigne
 }
 
 // recordRestore writes a suspension that was changed, with its record.
-func (m *Manager) recordRestore(ctx context.Context, caller broker.Caller, rules *broker.Rules, c *broker.Campaign, before, after *broker.SuspensionRow, reason string) error {
+func (m *Manager) recordRestore(ctx context.Context, caller broker.Caller, ground *broker.Ground, c *broker.Campaign, before, after *broker.SuspensionRow, reason string) error {
 	key := broker.PermissionKey(before.SuspensionKey)
 	commitment, opening := audit.Commit(reason)
 	f := facts(c)
@@ -106,9 +109,9 @@ func (m *Manager) recordRestore(ctx context.Context, caller broker.Caller, rules
 	if !after.Lifted.IsZero() {
 		record.Kind = audit.CampaignRestored
 	}
-	return m.write(ctx, []broker.Key{before.SuspensionKey, broker.RevisionKey{}}, []audit.Record{record}, func(tx broker.Tx) error {
-		if err := checkRevision(tx, rules.Revision); err != nil {
-			return err
+	return m.write(ctx, append(ground.Reads(), before.SuspensionKey), []audit.Record{record}, func(tx broker.Tx) error {
+		if ground.Check(tx) != nil {
+			return errOvertaken
 		}
 		stored, err := broker.Get[*broker.SuspensionRow](tx, before.SuspensionKey)
 		if err != nil {
@@ -118,7 +121,7 @@ func (m *Manager) recordRestore(ctx context.Context, caller broker.Caller, rules
 			return errOvertaken
 		}
 		if after.Lifted.IsZero() {
-			announce(tx, broker.NoticeReviewAssigned, c, key.String()+" is to be restored", caller.Subject.ID+" asks to lift the suspension. Another person must agree.", []string{c.Plan.Fallback, c.Plan.RunBy}, rules, caller.At)
+			announce(tx, broker.NoticeReviewAssigned, c, key.String()+" is to be restored", caller.Subject.ID+" asks to lift the suspension. Another person must agree.", []string{c.Plan.Fallback, c.Plan.RunBy}, ground.Rules, caller.At)
 		}
 		tx.Put(after)
 		return nil

@@ -138,7 +138,7 @@ func (w *world) start(now time.Time) {
 	w.broker, err = broker.New(ctx, broker.Config{Store: w.store, Issuers: map[string]broker.Issuer{}, Reader: w.store, Blocks: w.store.Blocks}, w.suspended(now).Rules(), broker.Caller{At: now})
 	w.ok(err)
 	w.reviews, err = campaign.New(campaign.Config{
-		Store: w.store, Rows: store.NewCampaignRows(w.store), Uses: w.store.Inventory(), Rules: w.broker.Rules, Enforce: w.enforce, May: w.broker.May,
+		Store: w.store, Rows: store.NewCampaignRows(w.store), Uses: w.store.Inventory(), Rules: w.broker.Rules, Ground: w.broker.Facts.Ground, Enforce: w.enforce, May: w.broker.May,
 		EndGrant: func(ctx context.Context, caller broker.Caller, id broker.RequestID, reason string) error {
 			if w.unending != nil {
 				return w.unending

@@ -14,7 +14,7 @@ import (
 // broker was down, before anything is issued.
 func (s *Service) openCampaigns(ctx context.Context) (err error) {
 	s.campaigns, err = campaign.New(campaign.Config{
-		Store: s.store, Rows: store.NewCampaignRows(s.store), Uses: s.store.Inventory(), Log: s.log, Rules: s.broker.Rules, Enforce: s.suspend, May: s.broker.May,
+		Store: s.store, Rows: store.NewCampaignRows(s.store), Uses: s.store.Inventory(), Log: s.log, Rules: s.broker.Rules, Ground: s.broker.Facts.Ground, Enforce: s.suspend, May: s.broker.May,
 		EndGrant: func(ctx context.Context, caller broker.Caller, id broker.RequestID, reason string) error {
 			return broker.EndGrant(ctx, s.broker, caller, id, reason)
 		},

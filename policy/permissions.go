@@ -262,6 +262,9 @@ func (e *Engine) member(name string, g *group, member string, owners []string) b
 func (e *Engine) groupOwners(name string) []string {
 	owners := set{}
 	for _, r := range e.byGroup[name] {
+		if !slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
+			continue // on requests or on the broker itself: entitlements do not matter
+		}
 		for _, owner := range e.covers[cedar.PolicyID(r.id)].owners {
 			owners[owner] = true
 		}

@@ -107,7 +107,7 @@ func reviewDone(text string) string {
 	b, err2 := strconv.Atoi(second)
 	switch {
 	case verb == "kept" && err1 == nil && err2 == nil:
-		return fmt.Sprintf("%d items are kept. %d of them, chosen at random, wait for a second look: decide on each alone.", a, b)
+		return fmt.Sprintf("You decided on %d items at once. %d of them, chosen at random, need a second look: decide on each alone.", a+b, b)
 	case verb == "keep", verb == "narrow", verb == "end":
 		return "Your decision is recorded."
 	case verb == "restoring":
@@ -175,7 +175,8 @@ func progressOf(c *broker.Campaign) plot.Chart {
 		name string
 		n    int
 	}{{"open", n.Open}, {"second look", n.Second}, {"kept", n.Kept}, {"narrowed", n.Narrowed}, {"ended", n.Ended}, {"disabled", n.Disabled}, {"gone", n.Gone}} {
-		columns = append(columns, plot.Column{Label: one.name, Tick: one.name, Values: []int{one.n}})
+		tick, _, _ := strings.Cut(one.name, " ") // the whole name does not fit
+		columns = append(columns, plot.Column{Label: one.name, Tick: tick, Values: []int{one.n}})
 	}
 	return plot.Stacked("progress", "Progress", summary, []plot.Series{{Name: "items", Class: "series-2"}}, columns)
 }

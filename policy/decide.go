@@ -30,6 +30,12 @@ var _ broker.Policy = (*Engine)(nil)
 // a group in @approval already lets its members approve.
 func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broker.Decision, error) {
 	key, remember := e.rememberable(&q)
+	if remember && e.governed(key.principal) {
+		// The contract and the ceiling are not part of what is remembered.
+		if reason := e.outside(&q, key.principal, now); reason != "" {
+			return broker.Decision{Revision: e.revision, Reasons: []string{reason}}, nil
+		}
+	}
 	if remember {
 		if known, ok := e.decisions.find(key); ok {
 			return known, nil

@@ -81,7 +81,7 @@ func (e *Engine) rememberable(q *broker.Query) (decisionKey, bool) {
 		}
 	}
 	p := e.principals.find(&q.Principal)
-	if p == nil || e.governed(p) {
+	if p == nil {
 		return decisionKey{}, false
 	}
 	key := decisionKey{principal: p, entitlement: q.Entitlement.Name, ttl: q.TTL, duration: q.Duration, breakGlass: q.BreakGlass}

@@ -97,8 +97,8 @@ func (b *Broker) present(ctx context.Context, rules *Rules, person string, now t
 	return true
 }
 
-// voidApprovals notes the approvals by people who have ended since: they count neither for
-// the last vote nor for a collection. The footing gets the standings of all approvers.
+// voidApprovals notes the approvals by people who have ended since, even if they are back: they
+// count neither for the last vote nor for a collection. The footing gets the standings of all approvers.
 func (b *Broker) voidApprovals(ctx context.Context, rules *Rules, f *footing, r *Request, now time.Time) error {
 	r.Void = nil
 	for _, a := range r.Approvals {
@@ -111,7 +111,7 @@ func (b *Broker) voidApprovals(ctx context.Context, rules *Rules, f *footing, r 
 				return err
 			}
 			f.seen = append(f.seen, seenStanding{s.StandingKey, s.Version})
-			if b.Facts.Fault(s, now) != "" {
+			if b.Facts.Fault(s, now) != "" || !a.At.After(s.Fallen) {
 				r.Void = append(r.Void, a.Person)
 			}
 		}

@@ -124,6 +124,44 @@ func TestApprovalsOfPeopleWhoLeft(t *testing.T) {
 	}
 }
 
+// An approval from before an end counts no more when the person is back: someone else may have
+// given it with a stolen account.
+func TestApprovalsDoNotRevive(t *testing.T) {
+	w := newWorld(t, files{})
+	state := func(f broker.Fact, now time.Time) {
+		t.Helper()
+		f.Source = "scim:corp"
+		if err := w.broker.Facts.Report(t.Context(), broker.Caller{At: now}, broker.StandingKey{Kind: broker.FactPerson, Name: "login/dan"}, f); err != nil {
+			t.Fatal(err)
+		}
+		w.end(t, now)
+	}
+	kim := person("login/kim", noon)
+	_, r, err := w.get(kim, "tickets", 0, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Vote(t.Context(), by("login/dan", noon), r.ID, broker.Vote{Approve: true, Digest: r.Digest}); err != nil {
+		t.Fatal(err)
+	}
+	state(broker.Fact{State: broker.FactEnded, Cause: "account_disabled"}, noon.Add(time.Minute))
+	back := noon.Add(2 * time.Minute)
+	state(broker.Fact{State: broker.FactActive}, back)
+	if _, err := w.broker.Collect(t.Context(), broker.Self(kim, back), r.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrNeedsNewRequest) {
+		t.Errorf("got %v, want %v", err, broker.ErrNeedsNewRequest)
+	}
+	_, r, err = w.get(person("login/lea", noon), "tickets", 0, back)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Vote(t.Context(), by("login/dan", back), r.ID, broker.Vote{Approve: true, Digest: r.Digest}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Collect(t.Context(), broker.Self(person("login/lea", noon), back), r.ID, broker.IdempotencyKey{}); err != nil {
+		t.Errorf("an approval after the return: %v", err)
+	}
+}
+
 // The end that a provider claims counts from the login on, and a later login moves it.
 func TestPersonEndsByClaim(t *testing.T) {
 	w := newWorld(t, files{cedar: `@id("people") permit (principal is Person, action == Action::"request", resource);`})

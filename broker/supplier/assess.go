@@ -210,7 +210,7 @@ func (m *Manager) Assess(ctx context.Context, caller broker.Caller, in Assessing
 		return nil, err
 	}
 	// The assessment is durable. If this fails, Run goes on.
-	if err := m.settle(ctx, a, caller.At); err != nil {
+	if err := m.settle(ctx, a.Supplier, caller.At); err != nil {
 		m.cfg.Log.ErrorContext(ctx, "settling the requests that an assessment concerns", "supplier", a.Supplier, "err", err)
 	}
 	return a, nil
@@ -264,10 +264,19 @@ func (m *Manager) verify(tx broker.Tx, p *prepared, signature *audit.SignatureFa
 	return nil
 }
 
-// settle states the fact of an assessment, and settles what it concerns. It may be repeated
-// after an interruption.
-func (m *Manager) settle(ctx context.Context, a *broker.Assessment, now time.Time) error {
-	facts, name := m.cfg.Broker.Facts, string(a.Supplier)
+// settle states the fact of the latest assessment of a supplier, and settles what it concerns.
+// It may be repeated after an interruption.
+func (m *Manager) settle(ctx context.Context, key broker.AssessmentKey, now time.Time) error {
+	m.settling.Lock()
+	defer m.settling.Unlock()
+	a, err := m.assessment(ctx, key)
+	if err != nil || a == nil || !a.Settling {
+		return err
+	}
+	if now.Before(a.At) { // the call for an earlier assessment settles this one
+		now = a.At
+	}
+	facts, name := m.cfg.Broker.Facts, string(key)
 	fact := broker.Fact{
 		Source: broker.AssessmentSource, State: broker.FactActive, From: a.At, Until: a.ValidUntil,
 		Details: map[string]string{broker.DetailRisk: a.Tier.String(), broker.DetailAssessment: a.ID},
@@ -279,8 +288,8 @@ func (m *Manager) settle(ctx context.Context, a *broker.Assessment, now time.Tim
 	if err := facts.SettleAssessed(ctx, caller, name); err != nil {
 		return err
 	}
-	return broker.Unavailable(m.cfg.Store.Update(ctx, []broker.Key{a.Supplier}, func(tx broker.Tx) error {
-		stored, err := broker.Get[*broker.Assessment](tx, a.Supplier)
+	return broker.Unavailable(m.cfg.Store.Update(ctx, []broker.Key{key}, func(tx broker.Tx) error {
+		stored, err := broker.Get[*broker.Assessment](tx, key)
 		if err != nil || stored.Version != a.Version {
 			return err // a later assessment settles itself
 		}
@@ -288,4 +297,16 @@ func (m *Manager) settle(ctx context.Context, a *broker.Assessment, now time.Tim
 		tx.Put(stored)
 		return nil
 	}))
+}
+
+// assessment returns the latest assessment of a supplier; nil if there is none.
+func (m *Manager) assessment(ctx context.Context, key broker.AssessmentKey) (a *broker.Assessment, err error) {
+	err = m.cfg.Store.View(ctx, func(tx broker.Tx) (err error) {
+		a, err = broker.Get[*broker.Assessment](tx, key)
+		return err
+	})
+	if isNotFound(err) {
+		return nil, nil
+	}
+	return a, broker.Unavailable(err)
 }

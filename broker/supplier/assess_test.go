@@ -331,3 +331,41 @@ func TestAssessmentNeedsASupplier(t *testing.T) {
 		t.Errorf("got %v, want %v", err, broker.ErrNotAssessed)
 	}
 }
+
+// A store that calls a function after an update.
+type followed struct {
+	broker.Store
+	after func()
+}
+
+func (s *followed) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	err := s.Store.Update(ctx, reads, f)
+	if after := s.after; err == nil && after != nil {
+		s.after = nil
+		after()
+	}
+	return err
+}
+
+// A later assessment overtakes an earlier one between its record and its effect: the later
+// one decides.
+func TestLaterAssessmentDecides(t *testing.T) {
+	s := &followed{}
+	w := newWorld(t, files{}, func(inner broker.Store) broker.Store { s.Store = inner; return s })
+	_, r, err := w.get(job(noon), "db", 0, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.after = func() { w.assess(t, "login/dan", broker.TierCritical, noon.Add(20*days), noon.Add(time.Second)) }
+	w.assess(t, "login/ben", broker.TierLow, noon.Add(20*days), noon)
+	standing, err := w.broker.Facts.Standing(t.Context(), broker.AssessedKey("acme-data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if risk := standing.Find(broker.AssessmentSource).Details[broker.DetailRisk]; risk != "critical" {
+		t.Errorf("got a risk of %q, want that of the later assessment", risk)
+	}
+	if got := w.request(t, r.ID).State(noon.Add(time.Second)); got == broker.RequestApproved {
+		t.Error("the request that waited was approved by the assessment that no longer counts")
+	}
+}

@@ -39,25 +39,9 @@ func (m *Manager) Pass(ctx context.Context, now time.Time) error {
 	rules := m.cfg.Broker.Rules()
 	var failed []error
 	for _, s := range rules.Suppliers.All() {
-		failed = append(failed, m.resume(ctx, s, now), m.notifySponsor(ctx, rules, s, now))
+		failed = append(failed, m.settle(ctx, broker.AssessmentKey(s.Name), now), m.notifySponsor(ctx, rules, s, now))
 	}
 	return errors.Join(failed...)
-}
-
-// resume settles the latest assessment of a supplier if an interruption left something.
-func (m *Manager) resume(ctx context.Context, s *broker.Supplier, now time.Time) error {
-	var a *broker.Assessment
-	err := m.cfg.Store.View(ctx, func(tx broker.Tx) (err error) {
-		a, err = broker.Get[*broker.Assessment](tx, broker.AssessmentKey(s.Name))
-		return err
-	})
-	if isNotFound(err) || err == nil && !a.Settling {
-		return nil
-	}
-	if err != nil {
-		return broker.Unavailable(err)
-	}
-	return m.settle(ctx, a, now)
 }
 
 // notifySponsor notifies the sponsor if the contract ends soon. After a while without the

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -25,7 +26,10 @@ type Config struct {
 }
 
 // A Manager has the flows. It is safe for concurrent use.
-type Manager struct{ cfg Config }
+type Manager struct {
+	cfg      Config
+	settling sync.Mutex // of assessments: the latest decides
+}
 
 // New returns a Manager. It starts no goroutine: call Run.
 func New(cfg Config) (*Manager, error) {
@@ -35,7 +39,7 @@ func New(cfg Config) (*Manager, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Manager{cfg}, nil
+	return &Manager{cfg: cfg}, nil
 }
 
 func refuse(err error, detail string) error { return &broker.Refusal{Err: err, Detail: detail} }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"sync"
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/directory"
@@ -223,6 +224,7 @@ func (r *request) members(g *directory.Group) (list []any) {
 func (groups) list(r *request, q query) (answer, error) {
 	ids := r.h.cfg.Directory.GroupIDs(r.source)
 	var f *filter
+	ctx := r.Context()
 	if q.filter != "" {
 		var err error
 		if f, err = groupType.parseFilter(q.filter); err != nil {
@@ -232,23 +234,27 @@ func (groups) list(r *request, q query) (answer, error) {
 		if indexed {
 			ids = groupIDs(found)
 		} else {
-			_, done, err := r.scan()
+			scan, done, err := r.scan()
 			if err != nil {
 				return answer{}, err
 			}
 			defer done()
+			ctx = scan
 		}
 	}
 	total, listed := 0, 0
 	var page []any
 	for _, id := range ids {
+		if err := r.inTime(ctx); err != nil {
+			return answer{}, err
+		}
 		g, err := r.h.cfg.Directory.Group(r.source, id)
 		if err != nil {
 			continue // deleted meanwhile
 		}
 		d := r.showGroup(g)
 		if f != nil {
-			d["members"] = lazyList(func() []any { return r.members(g) })
+			d["members"] = lazyList(sync.OnceValue(func() []any { return r.members(g) }))
 			matches := f.matches(d)
 			if delete(d, "members"); !matches {
 				continue

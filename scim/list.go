@@ -196,6 +196,17 @@ func (r *request) scan() (context.Context, func(), error) {
 	return ctx, func() { cancel(); <-r.h.scans[r.source] }, nil
 }
 
+// inTime returns an error if the time of a list is over.
+func (r *request) inTime(ctx context.Context) error {
+	switch {
+	case r.Context().Err() != nil:
+		return r.Context().Err()
+	case ctx.Err() != nil:
+		return bad(typeTooMany, "the list takes longer than %s: filter by an attribute that identifies resources, such as id or externalId", scanFor)
+	}
+	return nil
+}
+
 // project removes the attributes that a query does not want (RFC 7644, section 3.9). It
 // keeps id and schemas.
 func (q *query) project(t *resourceType, d Document) Document {

@@ -266,8 +266,8 @@ func (r *request) scanUsers(all []broker.DirectoryUserID, q query, f *filter) (a
 	var page []any
 	for part := range slices.Chunk(all, 500) {
 		matching, err := r.userPage(ctx, part, q, f)
-		if ctx.Err() != nil && r.Context().Err() == nil {
-			return answer{}, bad(typeTooMany, "the list takes longer than %s: filter by userName, externalId or id", scanFor)
+		if late := r.inTime(ctx); late != nil {
+			return answer{}, late
 		}
 		if err != nil {
 			return answer{}, err

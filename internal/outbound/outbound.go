@@ -28,12 +28,19 @@ const maxHeader = 64 << 10
 var privateNetworks = prefixes(
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16",
 	"198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4", // RFC 6890
-	"::/128", "::1/128", "64:ff9b:1::/48", "fc00::/7", "ff00::/8",
+	"::/96", "64:ff9b:1::/48", "fc00::/7", "fec0::/10", "ff00::/8", // "::/96" and "fec0::/10" are obsolete, and never public
 )
 
 // metadataNetworks are the networks with the metadata services of clouds. No client
 // reaches them.
-var metadataNetworks = prefixes("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32", "192.0.0.192/32")
+var metadataNetworks = prefixes(
+	"169.254.0.0/16", "fe80::/10",
+	"fd00:ec2::254/128", "fd00:ec2::23/128", // AWS: the instance, and the agent of EKS Pod Identity
+	"fd20:ce::254/128",                         // Google Cloud
+	"fd00:c1::a9fe:a9fe/128", "192.0.0.192/32", // Oracle
+	"168.63.129.16/32",   // Azure: the wire server, at a public address
+	"100.100.100.200/32", // Alibaba
+)
 
 // embedding are IPv6 networks whose addresses contain an IPv4 address at the
 // offset (RFC 6052, RFC 3056).

@@ -13,6 +13,8 @@ func TestPrivateAddresses(t *testing.T) {
 	for address, want := range map[string]error{
 		"169.254.169.254": errMetadata, "fd00:ec2::254": errMetadata, "fe80::1": errMetadata, "fe80::1%eth0": errMetadata, "::ffff:169.254.169.254": errMetadata,
 		"64:ff9b::a9fe:a9fe": errMetadata, "2002:a9fe:a9fe::": errMetadata, "100.100.100.200": errMetadata, "192.0.0.192": errMetadata,
+		"168.63.129.16": errMetadata, "fd20:ce::254": errMetadata, "fd00:ec2::23": errMetadata, "fd00:c1::a9fe:a9fe": errMetadata, "2002:a83f:8110::": errMetadata,
+		"fec0::1": errPrivate, "::7f00:1": errPrivate, "::a9fe:a9fe": errPrivate,
 		"10.1.2.3": errPrivate, "172.16.0.1": errPrivate, "192.168.1.1": errPrivate, "100.64.0.1": errPrivate, "0.0.0.0": errPrivate, "fd00::1": errPrivate,
 		"::1": errPrivate, "::": errPrivate, "::ffff:10.0.0.1": errPrivate, "2002:7f00:1::": errPrivate, "224.0.0.1": errPrivate, "127.0.0.1": errPrivate,
 		"1.1.1.1": nil, "2606:4700::1111": nil, "64:ff9b::101:101": nil, "172.32.0.1": nil,

@@ -51,25 +51,24 @@ func quote(s string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// escape returns an id as a segment of a path. A dot segment would lead elsewhere.
-func escape(id string) string {
-	if id == "." || id == ".." {
-		return strings.ReplaceAll(id, ".", "%2E")
-	}
-	return url.PathEscape(id)
-}
+// isSegment reports whether an id can be a segment of a path. A dot segment would lead
+// elsewhere, also if it is escaped (RFC 3986, section 6.2.2.2).
+func isSegment(id string) bool { return id != "" && id != "." && id != ".." }
 
 // maxFound bounds how many resources of one name a server may return.
 const maxFound = "20"
 
 // findUser returns the only user with the name.
 func (s *server) findUser(ctx context.Context, name string) (u user, err error) {
-	if s.cfg.Match == "id" {
-		err = s.get(ctx, "/Users/"+escape(name), url.Values{"attributes": {"id,active"}}, &u)
+	switch {
+	case s.cfg.Match == "id" && !isSegment(name):
+		err = membership.ErrGone
+	case s.cfg.Match == "id":
+		err = s.get(ctx, "/Users/"+url.PathEscape(name), url.Values{"attributes": {"id,active"}}, &u)
 		if err == nil && u.ID != name {
 			err = errOther
 		}
-	} else {
+	default:
 		u, err = s.searchUser(ctx, name)
 	}
 	switch {
@@ -130,7 +129,7 @@ func only[T any](found list[T], matches func(T) bool) (one T, err error) {
 // findGroup returns the only group of the spec.
 func (s *server) findGroup(ctx context.Context, of *Spec) (g group, err error) {
 	if of.GroupID != "" {
-		err = s.get(ctx, "/Groups/"+escape(of.GroupID), url.Values{"attributes": {"id,displayName"}}, &g)
+		err = s.get(ctx, "/Groups/"+url.PathEscape(of.GroupID), url.Values{"attributes": {"id,displayName"}}, &g)
 		if err == nil && g.ID != of.GroupID {
 			err = errOther
 		}
@@ -154,7 +153,7 @@ func (s *server) findGroup(ctx context.Context, of *Spec) (g group, err error) {
 
 // checkID refuses an id that is no stable identifier of reasonable size.
 func checkID(id string) error {
-	if id == "" || len(id) > maxName {
+	if !isSegment(id) || len(id) > maxName {
 		return errUnreadable
 	}
 	return nil
@@ -168,7 +167,7 @@ func refused(detail string) error {
 // groupHas reads the members of a group.
 func (s *server) groupHas(ctx context.Context, p membership.Place) (bool, error) {
 	var g group
-	if err := s.get(ctx, "/Groups/"+escape(p.Group), url.Values{"attributes": {"id,members"}}, &g); err != nil {
+	if err := s.get(ctx, "/Groups/"+url.PathEscape(p.Group), url.Values{"attributes": {"id,members"}}, &g); err != nil {
 		return false, err
 	}
 	if g.ID != p.Group {
@@ -180,7 +179,7 @@ func (s *server) groupHas(ctx context.Context, p membership.Place) (bool, error)
 // userHas reads the groups or the roles of a user. A user that no longer exists has none.
 func (s *server) userHas(ctx context.Context, p membership.Place, attribute string) (bool, error) {
 	var u user
-	err := s.get(ctx, "/Users/"+escape(p.Member), url.Values{"attributes": {"id," + attribute}}, &u)
+	err := s.get(ctx, "/Users/"+url.PathEscape(p.Member), url.Values{"attributes": {"id," + attribute}}, &u)
 	switch {
 	case errors.Is(err, membership.ErrGone):
 		return false, nil

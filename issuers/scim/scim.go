@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"accessbroker.internal/broker"
@@ -64,6 +65,9 @@ func (s *Spec) Check() error {
 		if text != "" {
 			set++
 		}
+	}
+	if s.GroupID != "" && !isSegment(s.GroupID) {
+		return fmt.Errorf("%q is not the id of a group", s.GroupID)
 	}
 	if set != 1 {
 		return fmt.Errorf("write exactly one of group: NAME, group_id: ID and role: NAME")
@@ -167,7 +171,7 @@ func (s *server) Remove(ctx context.Context, p membership.Place) error {
 // is the member.
 func resource(p membership.Place) (path, attribute, value string) {
 	if p.Kind == kindRole {
-		return "/Users/" + escape(p.Member), "roles", p.Group
+		return "/Users/" + url.PathEscape(p.Member), "roles", p.Group
 	}
-	return "/Groups/" + escape(p.Group), "members", p.Member
+	return "/Groups/" + url.PathEscape(p.Group), "members", p.Member
 }

@@ -160,6 +160,7 @@ func TestPrepareTrustsNoAnswer(t *testing.T) {
 		"deactivated":     {answer(200, json, `{"totalResults":1,"Resources":[{"id":"1","userName":"triage","active":false}]}`), broker.ErrIssuerRefused},
 		"no id":           {answer(200, json, `{"totalResults":1,"Resources":[{"userName":"triage"}]}`), broker.ErrIssuerUnavailable},
 		"long id":         {answer(200, json, `{"totalResults":1,"Resources":[{"id":"`+strings.Repeat("x", 300)+`","userName":"triage"}]}`), broker.ErrIssuerUnavailable},
+		"dot segment":     {answer(200, json, `{"totalResults":1,"Resources":[{"id":"..","userName":"triage"}]}`), broker.ErrIssuerUnavailable},
 		"none":            {answer(200, json, `{"totalResults":0}`), broker.ErrIssuerRefused},
 		"not JSON":        {answer(200, json, `<html>`), broker.ErrIssuerUnavailable},
 		"page of a proxy": {answer(200, "text/html", `{}`), broker.ErrIssuerUnavailable},
@@ -269,7 +270,7 @@ func TestSpecs(t *testing.T) {
 	t.Parallel()
 	for want, specs := range map[bool][]scim.Spec{
 		true:  {{Group: "Sales"}, {GroupID: "1"}, {Role: "auditor"}},
-		false: {{}, {Group: "a", Role: "b"}, {Group: "a", GroupID: "b"}, {Group: strings.Repeat("x", 300)}},
+		false: {{}, {Group: "a", Role: "b"}, {Group: "a", GroupID: "b"}, {GroupID: ".."}, {Group: strings.Repeat("x", 300)}},
 	} {
 		for _, s := range specs {
 			if err := s.Check(); (err == nil) != want {

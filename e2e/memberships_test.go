@@ -298,6 +298,8 @@ func TestLDAPRefusals(t *testing.T) {
 		"unknown user":      {name("nobody"), broker.ErrIssuerRefused},
 		"any user":          {name("*"), broker.ErrIssuerRefused},
 		"a filter":          {name("triage)(uid=*"), broker.ErrIssuerRefused},
+		"other letters":     {name("\uff54riage"), broker.ErrIssuerRefused}, // RFC 4518 maps them to triage
+		"white space":       {name("  triage "), broker.ErrIssuerRefused},
 		"no such base":      {func(c *ldap.Config) { c.PeopleBase = "ou=elsewhere,dc=acme,dc=test" }, broker.ErrIssuerRefused},
 	} {
 		issuer := dir.issuer(t, ledger, test.change)

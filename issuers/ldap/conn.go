@@ -143,9 +143,11 @@ func (c *conn) entry(dn string, attributes ...string) (*ldap.Entry, error) {
 	return found.Entries[0], nil
 }
 
-// member finds the only entry with a member's name.
+// member finds the only entry with a member's name. The directory compares without case and
+// white space, and in its own forms of Unicode (RFC 4518): the name that it found must be the
+// member's except for the case, so that no similar name leads to another person.
 func (c *conn) member(name, attribute string) (*ldap.Entry, error) {
-	attributes := []string{c.cfg.IDAttribute}
+	attributes := []string{c.cfg.IDAttribute, c.cfg.Match}
 	if attribute == memberUID {
 		attributes = append(attributes, "uid")
 	}
@@ -157,6 +159,8 @@ func (c *conn) member(name, attribute string) (*ldap.Entry, error) {
 		return nil, refused("the directory has no entry with the " + c.cfg.Match + " " + name)
 	case len(entries) > 1:
 		return nil, refused("the directory has more than one entry with the " + c.cfg.Match + " " + name)
+	case !slices.ContainsFunc(entries[0].GetEqualFoldAttributeValues(c.cfg.Match), func(v string) bool { return strings.EqualFold(v, name) }):
+		return nil, refused("the directory has no entry with exactly the " + c.cfg.Match + " " + name + ", or does not show the broker this attribute")
 	}
 	return entries[0], nil
 }

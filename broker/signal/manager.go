@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,10 +65,12 @@ type Manager struct {
 	people [64]sync.Mutex // events about one person are applied one after the other
 	drain  sync.Mutex     // held while held events are applied
 
-	mu     sync.Mutex
-	heard  map[string]time.Time // when the stream of a transmitter was last known to work; guarded by mu
-	held   map[string]int       // events that wait, as of the last pass; guarded by mu
-	emails map[string]addresses // by provider; guarded by mu
+	mu    sync.Mutex
+	heard map[string]time.Time // when the stream of a transmitter was last known to work; guarded by mu
+	held  map[string]int       // events that wait, as of the last pass; guarded by mu
+
+	reading sync.Mutex           // held while addresses are read
+	emails  map[string]addresses // by provider; guarded by reading
 }
 
 // addresses are the accounts of a provider by address, as of a time.
@@ -227,11 +230,13 @@ const (
 	emailsMiss  = time.Second      // the same for an address that no account has
 )
 
-// byEmail returns the accounts with an address. If several have it, the event is about all
-// of them: a person who claims the address of another one must not keep it from ending.
+// byEmail returns the accounts with an address, whatever its case: providers and transmitters
+// spell addresses differently. If several have it, the event is about all of them: a person
+// who claims the address of another one must not keep it from ending.
 func (m *Manager) byEmail(ctx context.Context, provider, email string, now time.Time) ([]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	email = strings.ToLower(email)
+	m.reading.Lock()
+	defer m.reading.Unlock()
 	known := m.emails[provider]
 	accounts := known.accounts[email]
 	if age := now.Sub(known.read); age > emailsFresh || len(accounts) == 0 && age > emailsMiss || age < 0 {
@@ -239,8 +244,13 @@ func (m *Manager) byEmail(ctx context.Context, provider, email string, now time.
 		if err != nil {
 			return nil, err
 		}
-		m.emails[provider] = addresses{now, list}
-		accounts = list[email]
+		known = addresses{now, map[string][]string{}}
+		for address, of := range list {
+			address = strings.ToLower(address)
+			known.accounts[address] = append(known.accounts[address], of...)
+		}
+		m.emails[provider] = known
+		accounts = known.accounts[email]
 	}
 	return accounts, nil
 }

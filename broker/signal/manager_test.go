@@ -336,16 +336,19 @@ func TestEmailNamesAllWhoHaveIt(t *testing.T) {
 	// Eve claims the address of bob at the provider, so that his end is ambiguous.
 	bob := w.logIn(t, "bob", "s2", at)
 	eve := person("eve", at)
-	eve.Person.Email = "bob@acme.test"
+	eve.Person.Email = "Bob@Acme.test"
 	if _, _, err := w.sessions.Open(t.Context(), broker.NewSession{Who: eve, Client: broker.ClientBrowser}, at); err != nil {
 		t.Fatal(err)
 	}
 	at = at.Add(time.Minute)
 	e = w.event(signal.KindAccountDisabled, "", at)
-	e.Subject = signal.Subject{Email: "bob@acme.test"}
+	e.Subject = signal.Subject{Email: "BOB@acme.test"}
 	w.apply(t, e, at, signal.Applied)
 	if w.loggedIn(t, bob, at) {
 		t.Error("want the session of bob ended")
+	}
+	if err := w.lease(t, eve, at); !errors.Is(err, broker.ErrFactEnded) {
+		t.Errorf("eve, whose address has another case: got %v", err)
 	}
 	if err := w.lease(t, person("bob", at), at); !errors.Is(err, broker.ErrFactEnded) {
 		t.Errorf("bob: got %v", err)

@@ -47,6 +47,12 @@ func (a *assigner) assign(p *broker.Permission) (r broker.Reviewer, fallback boo
 	return broker.Reviewer{Group: a.plan.Fallback}, true
 }
 
+// hasReviewer reports whether someone may review the permission, be it in the fallback group.
+func (a *assigner) hasReviewer(p *broker.Permission) bool {
+	r, fallback := a.assign(p)
+	return !fallback || a.isEligible(r, p)
+}
+
 // reviewer returns the reviewer that a rule of the plan names for a permission; zero: none.
 // An entitlement's owner reviews a permit only if it owns everything that the permit covers.
 func (a *assigner) reviewer(rule string, p *broker.Permission) broker.Reviewer {

@@ -109,6 +109,10 @@ func (m *Manager) build(ctx context.Context, caller broker.Caller, c *broker.Cam
 	if err := b.flush(ctx); err != nil {
 		return err
 	}
+	if b.orphans > 0 {
+		m.cfg.Log.WarnContext(ctx, "no one may review some items of an access review, because everyone in the fallback group uses them: add a member, or they are disabled at the deadline",
+			"name", c.Name, "items", b.orphans, "fallback", c.Plan.Fallback)
+	}
 	c.Status, c.Digest = broker.CampaignOpen, audit.Digest(b.digest.Sum(nil))
 	waiting, err := m.cfg.Rows.ReviewersWaiting(ctx, c.ID)
 	if err != nil {
@@ -147,6 +151,7 @@ type builder struct {
 	c       *broker.Campaign
 	digest  hash.Hash
 	pending []*broker.ReviewItem
+	orphans int // items that no one may review, not even in the fallback group
 }
 
 // items adds an item for each permission in the scope.
@@ -187,7 +192,9 @@ func (b *builder) add(ctx context.Context, p *broker.Permission) error {
 		ReviewItemKey: broker.ReviewItemKey{Campaign: b.c.ID, Number: b.c.Counts.Items}, Permission: p.PermissionKey, Digest: p.Digest(),
 		Signed: b.c.Plan.Signed || p.Signed, Status: broker.ReviewOpen,
 	}
-	i.Reviewer, i.Fallback = b.assign(p)
+	if i.Reviewer, i.Fallback = b.assign(p); i.Fallback && !b.isEligible(i.Reviewer, p) {
+		b.orphans++
+	}
 	_, _ = fmt.Fprintf(b.digest, "%d %s %q\n", i.Number, i.Digest, i.Permission.String())
 	if b.pending = append(b.pending, i); len(b.pending) < batch {
 		return nil

@@ -76,6 +76,20 @@ func TestSubjectsNeverReview(t *testing.T) {
 	}
 }
 
+// If everyone in the fallback group uses a permission, no one may review it, and the page says
+// so.
+func TestItemsThatNoOneMayReview(t *testing.T) {
+	w := newWorld(t, "members:\n  scope: {groups: [security]}\n  reviewers: [owner]\n  fallback: security\n  deadline: 7d\n")
+	w.files["groups.yaml"] = &fstest.MapFile{Data: []byte(strings.Replace(groups, "login/sam, login/sue", "login/sam", 1))}
+	w.reload(noon)
+	c := w.begin("members", noon)
+	i := w.item(c, "member security login/sam", noon)
+	if i.MayDecide || !strings.HasPrefix(i.Why, "no one may review this") {
+		t.Errorf("got %+v", i)
+	}
+	w.refused(w.decide(person("login/sam", noon), i, broker.VerdictKeep), broker.ErrOwnAccess)
+}
+
 func TestDecisionsTakeEffectAtOnce(t *testing.T) {
 	w := newWorld(t, reviews)
 	c := w.begin("quarterly", noon)

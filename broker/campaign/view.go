@@ -220,6 +220,10 @@ func (m *Manager) item(ctx context.Context, caller broker.Caller, a *assigner, c
 		}
 	}
 	item.MayDecide = refused == nil && exists
+	if refused != nil && exists && i.Status.Waits() && !a.hasReviewer(&p) {
+		item.Why = "no one may review this: everyone in the fallback group " + a.plan.Fallback + " uses it or is accountable for it. Add a member to the group, or it is disabled at the deadline"
+		return item, nil
+	}
 	if refusal := (*broker.Refusal)(nil); errors.As(refused, &refusal) {
 		item.Why = refusal.Detail
 	}

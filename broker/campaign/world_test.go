@@ -128,7 +128,8 @@ func (w *world) start(now time.Time) {
 	w.t.Helper()
 	ctx := context.Background()
 	var err error
-	w.store, err = store.Open(ctx, store.Config{URL: w.url, Reserve: 1 << 16, NoSync: true})
+	_, measured := w.t.(*testing.B)
+	w.store, err = store.Open(ctx, store.Config{URL: w.url, Reserve: 1 << 16, NoSync: !measured})
 	w.ok(err)
 	if !w.opened {
 		check.OpenLog(w.t, w.store, now)

@@ -77,16 +77,6 @@ const (
 	urnError  = "urn:ietf:params:scim:api:messages:2.0:Error"
 )
 
-// extension returns the extension with a URN, in any case.
-func (t *resourceType) extension(urn string) *schema {
-	for _, s := range t.extensions {
-		if strings.EqualFold(s.id, urn) {
-			return s
-		}
-	}
-	return nil
-}
-
 // cutURN splits a name such as "urn:…:User:department" into the schema that it names and
 // the rest. Without a URN, the schema is the core one. It returns nil for a schema that
 // the resource type does not have.

@@ -17,9 +17,10 @@ func (a *app) suppliersCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "suppliers",
 		Short: "List suppliers with their contracts and assessments, and extend contracts",
-		Long: `suppliers lists the suppliers that you sponsor or assess; auditors and operators see
-all of them. A sponsor asks for an extension of a contract with "suppliers extend",
-and another person decides with "suppliers approve" or "suppliers deny".`,
+		Long: `suppliers lists the suppliers that you sponsor or assess; auditors and operators
+see all of them. A sponsor asks for an extension of a contract with "suppliers
+extend", and another person decides with "suppliers approve" or "suppliers
+deny".`,
 		Example: `  broker suppliers
   broker suppliers extend acme-data --until 2027-01-31 --why "the migration takes longer"
   broker suppliers approve acme-data`,
@@ -152,9 +153,9 @@ func (a *app) assessCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "assess SUPPLIER",
 		Short: "Assess the risk of a supplier",
-		Long: `assess asks the operator's questions about a supplier and records your assessment.
-Requests that waited for it go on. It serves later requests until it ends. Answers
-may be given with --answer, in the order of the questions. An assessment that needs
+		Long: `assess asks the operator's questions about a supplier and records your
+assessment. Requests that waited for it continue. It serves later requests until
+it ends. --answer answers the questions in their order. An assessment that needs
 a passkey is made in the browser.`,
 		Example: `  broker assess acme-data --risk medium --evidence https://docs.acme.test/acme.pdf --until 2027-06-30
   broker assess acme-data --risk low --evidence sha256:… --until 2027-06-30 --answer "In Frankfurt"`,

@@ -378,6 +378,53 @@ func TestLargeGroupsAreRecorded(t *testing.T) {
 	}
 }
 
+// A change of a large group that fails in the middle ends what the group permitted those
+// who have left it: the repeated call does not find them in the group any more.
+func TestInterruptedChangesOfGroupsEndAccess(t *testing.T) {
+	for name, run := range map[string]func(*world, *directory.Group) error{
+		"emptying": func(w *world, g *directory.Group) error {
+			_, err := w.ReplaceGroup(t.Context(), at(1), "corp", g, directory.GroupChange{Name: "All", Clear: true})
+			return err
+		},
+		"renaming": func(w *world, g *directory.Group) error {
+			_, err := w.ReplaceGroup(t.Context(), at(1), "corp", g, directory.GroupChange{Name: "Others", Clear: true})
+			return err
+		},
+		"deleting": func(w *world, g *directory.Group) error { return w.DeleteGroup(t.Context(), at(1), "corp", g.ID, 0) },
+	} {
+		w := newWorld(t)
+		var ids []broker.DirectoryUserID
+		for i := range 501 {
+			ids = append(ids, w.user(t, fmt.Sprintf("p%d", i)).ID)
+		}
+		g, err := w.CreateGroup(t.Context(), at(0), "corp", directory.GroupChange{Name: "All", Add: ids})
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := 0
+		w.faults.fail = func() (error, error) {
+			if calls++; calls == 2 {
+				return errLost, nil
+			}
+			return nil, nil
+		}
+		if err := run(w, g); err == nil || calls != 2 {
+			t.Fatalf("%s: got %v after %d transactions, want the second one to fail", name, err, calls)
+		}
+		if left, got := len(ids)-len(w.Members("corp", g.ID)), w.Leaving("All"); left != 500 || got < left {
+			t.Errorf("%s: %d left the group, and %d lose what it permitted", name, left, got)
+		}
+		w.faults.fail = nil
+		fresh, err := w.Group("corp", g.ID)
+		if err == nil {
+			err = run(w, fresh)
+		}
+		if got := w.Leaving("All"); err != nil || got != len(ids) {
+			t.Errorf("%s: repeated: %v, %d lose what the group permitted, want %d", name, err, got, len(ids))
+		}
+	}
+}
+
 // A manager counts only if the directory knows an active user by the configured name.
 func TestManagers(t *testing.T) {
 	w := newWorld(t)

@@ -61,7 +61,6 @@ func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *br
 	if err != nil {
 		return nil, err
 	}
-	claimed := d.claimOf(s, row.ID)
 	row.Name, row.ExternalID = c.Name, c.ExternalID
 	err = d.writeGroup(ctx, caller, s, row, op, c.Changed, in, out)
 	if err != nil {
@@ -70,7 +69,6 @@ func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *br
 		d.mu.Unlock()
 		return nil, err
 	}
-	d.leave(d.leftBehind(s, row.ID, claimed, out))
 	return d.Group(row.Source, row.ID)
 }
 
@@ -169,7 +167,8 @@ func (d *Directory) writeGroup(ctx context.Context, caller broker.Caller, s *sou
 	return nil
 }
 
-// writeMembers is one transaction of writeGroup. Memory follows it.
+// writeMembers is one transaction of writeGroup. Memory follows it, and so does the end of
+// what the memberships permitted: a later transaction of the change may fail.
 func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *source, row *broker.DirectoryGroup, op string, changed []string, in, out []*user) error {
 	version := row.Version
 	row.Version, row.Modified = version+1, caller.At
@@ -199,6 +198,14 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 		}
 		return broker.Unavailable(err)
 	}
+	claimed := d.claimOf(s, row.ID)
+	d.adoptMembers(s, row, in, out)
+	d.leave(d.leftBehind(s, row.ID, claimed, out))
+	return nil
+}
+
+// adoptMembers takes a stored group and the change of its members into memory.
+func (d *Directory) adoptMembers(s *source, row *broker.DirectoryGroup, in, out []*user) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.adoptGroup(s, row)
@@ -212,7 +219,6 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 			g.members[u.id], u.groups[g.id] = u, g
 		}
 	}
-	return nil
 }
 
 // putGroup stores a group if its version is the expected one.
@@ -295,7 +301,6 @@ func (d *Directory) DeleteGroup(ctx context.Context, caller broker.Caller, sourc
 	if err != nil {
 		return err
 	}
-	claimed := d.claimOf(s, id)
 	row := &broker.DirectoryGroup{ID: id, Source: sourceName, Name: g.Name, ExternalID: g.ExternalID, Version: g.Version, Created: g.Created}
 	if len(out) > 0 {
 		if err := d.writeGroup(ctx, caller, s, row, "changed", nil, nil, out); err != nil {
@@ -313,7 +318,6 @@ func (d *Directory) DeleteGroup(ctx context.Context, caller broker.Caller, sourc
 	d.mu.Lock()
 	s.groups.remove(id)
 	d.mu.Unlock()
-	d.leave(d.leftBehind(s, id, claimed, out))
 	return nil
 }
 

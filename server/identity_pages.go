@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -75,7 +76,7 @@ func (s *Server) identitiesPage(c *call) (reply, error) {
 
 func rowBytes(i *inventory.Identity) int {
 	n := 2*len(i.ID) + len(i.Team) + len(i.Sponsor)
-	for _, name := range append(i.Accountable, i.Suppliers...) {
+	for _, name := range slices.Concat(i.Accountable, i.Suppliers) {
 		n += len(name)
 	}
 	for _, p := range i.Problems {

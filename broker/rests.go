@@ -38,10 +38,24 @@ func (r *Rules) subjects(who Identity) (list []StandingKey) {
 			}
 		}
 	}
-	for _, name := range r.Suppliers.Of(who) {
+	for _, name := range r.suppliersOf(who) {
 		list = append(list, SupplierKey(name))
 	}
 	return list
+}
+
+// suppliersOf returns the suppliers on whose contracts the access of an identity rests: those
+// of a person's linked accounts as well, because the contract of a contractor also ends what
+// the contractor has by an internal account.
+func (r *Rules) suppliersOf(who Identity) []string {
+	names := r.Suppliers.Of(who)
+	for _, account := range who.Accounts {
+		if account != who.ID {
+			names = append(names, r.Suppliers.Of(listedPerson(account))...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // stand reads what the access of an identity rests on, and refuses access that has no

@@ -285,3 +285,25 @@ func (w *world) notices(t *testing.T) (n int) {
 	}
 	return n
 }
+
+// A contractor has an internal account as well. The end of the contract ends what the
+// contractor has by either.
+func TestContractEndsLinkedAccounts(t *testing.T) {
+	f := files{
+		aliases: [][]string{{"acme/kim", "login/kim"}},
+		cedar:   `@id("people") permit (principal is Person, action == Action::"request", resource == Entitlement::"tickets");`,
+	}
+	w := newWorld(t, f)
+	before := ends.Add(-time.Minute)
+	issued, _, err := w.get(person("login/kim", before), "tickets", 0, before)
+	if err != nil || issued.Lease.Expires.After(ends) {
+		t.Fatalf("before the end: got %+v, %v, want a lease until %v at most", issued, err, ends)
+	}
+	w.end(t, ends)
+	if _, _, err := w.get(person("login/kim", ends), "tickets", 0, ends); !errors.Is(err, broker.ErrFactEnded) {
+		t.Errorf("after the end: got %v", err)
+	}
+	if _, _, err := w.get(person("login/lea", ends), "tickets", 0, ends); err != nil {
+		t.Errorf("someone else: %v", err)
+	}
+}

@@ -63,6 +63,7 @@ type files struct {
 	suppliers, people, cedar string
 	grace                    map[broker.Kind]time.Duration
 	labels                   []broker.WorkloadLabels
+	aliases                  [][]string
 }
 
 func (f files) rules(t testing.TB) *broker.Rules {
@@ -90,7 +91,7 @@ func (f files) rules(t testing.TB) *broker.Rules {
 			"secret": {Name: "secret", Issuer: "db", DefaultTTL: 10 * time.Minute, MaxTTL: time.Hour, CollectWithin: time.Hour, Revocation: broker.RevokedImmediate, Effect: audit.Digest{3}},
 		},
 		HomeDomain: "acme.test", TrustDomains: []string{"acme.test", "supplier.test"}, Providers: []string{"login", "acme"},
-		Labels: f.labels, OrphanGrace: f.grace,
+		Aliases: f.aliases, Labels: f.labels, OrphanGrace: f.grace,
 	})
 	if err != nil {
 		t.Fatal(err)

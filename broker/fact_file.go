@@ -29,6 +29,8 @@ func SupplierKey(name string) StandingKey { return StandingKey{FactSupplier, nam
 // contracts, and the ends of people. The broker calls it when rules come into force,
 // also at the start, because it may have been down when a file changed.
 func (f *Facts) StateRules(ctx context.Context, caller Caller) error {
+	f.stating.Lock() // the latest rules are stated last
+	defer f.stating.Unlock()
 	rules := f.b.rules.Load()
 	var reports []Report
 	for _, s := range rules.Suppliers.All() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,7 @@ type Facts struct {
 	b    *Broker
 	wake chan struct{} // an end is under way
 
+	stating sync.Mutex  // the facts of the rules
 	restate atomic.Bool // the facts of the rules are not all stated
 
 	governing []string // the sources that must know some subjects, sorted

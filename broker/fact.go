@@ -272,6 +272,8 @@ func (s *Standing) state(f Fact) (changed bool, err error) {
 			s.Facts[i].Confirmed, s.Facts[i].StaleAt = f.Confirmed, f.StaleAt
 		}
 		return false, nil
+	case known && s.Kind == FactTicket && f.State == FactActive && s.Facts[i].State != FactActive && f.Confirmed.Before(s.Facts[i].Confirmed):
+		return false, nil // a look that a later one has overtaken
 	case known:
 		s.Facts[i] = f
 	case len(s.Facts) >= maxFacts:

@@ -504,3 +504,30 @@ func TestEndOfAFactThatBeganLater(t *testing.T) {
 		}
 	}
 }
+
+// An answer of a tracker that was overtaken by a later one does not open the ticket again.
+func TestOvertakenAnswerOpensNoTicket(t *testing.T) {
+	w, _ := factWorld(t, worldConfig{})
+	key := broker.StandingKey{Kind: broker.FactTicket, Name: "jira/INC-7"}
+	state := func(f broker.Fact, looked time.Time) string {
+		t.Helper()
+		f.Source, f.Confirmed = "tickets:jira", looked
+		w.report(t, key, f, noon.Add(time.Minute))
+		w.end(t, noon.Add(time.Minute))
+		s, err := w.broker.Facts.Standing(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.broker.Facts.Fault(s, noon.Add(time.Minute))
+	}
+	closed := broker.Fact{State: broker.FactEnded, Cause: broker.CauseTicketClosed}
+	if got := state(closed, noon.Add(time.Second)); got != broker.CauseTicketClosed {
+		t.Fatalf("closed: got %q", got)
+	}
+	if got := state(active, noon); got != broker.CauseTicketClosed {
+		t.Errorf("an older answer: got %q", got)
+	}
+	if got := state(active, noon.Add(2*time.Second)); got != "" {
+		t.Errorf("opened again: got %q", got)
+	}
+}

@@ -161,7 +161,7 @@ func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules,
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
 		return nil, refuse(ErrNotApprover, "you are in none of the approving groups")
-	case excluded && (!known || slices.Contains(rules.GroupsOfPerson(caller.Subject), r.Requester.Team)):
+	case excluded && (!known || slices.Contains(rules.ConflictGroups(caller.Subject), r.Requester.Team)):
 		return nil, refuse(ErrOwnRequest, "policy excludes members of the requester's team")
 	}
 	d, err := b.decideApproval(ctx, rules, r, caller.Subject, caller.At)
@@ -197,6 +197,21 @@ func (r *Rules) GroupsOfPerson(who Identity) []string {
 	for _, account := range who.Accounts {
 		more, _ := r.Policy.Groups(listedPerson(account))
 		groups = append(groups, more...)
+	}
+	return groups
+}
+
+// ConflictGroups is GroupsOfPerson with the memberships that access reviews suspend: a person
+// must not become free to decide because a membership is suspended.
+func (r *Rules) ConflictGroups(who Identity) []string {
+	groups := r.GroupsOfPerson(who)
+	suspender, ok := r.Policy.(interface{ SuspendedGroups(who Identity) []string })
+	if !ok {
+		return groups
+	}
+	groups = append(groups, suspender.SuspendedGroups(who)...)
+	for _, account := range who.Accounts {
+		groups = append(groups, suspender.SuspendedGroups(listedPerson(account))...)
 	}
 	return groups
 }

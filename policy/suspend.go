@@ -149,6 +149,15 @@ func (s *suspensions) membershipsOf(who *broker.Identity) (found []*broker.Suspe
 	return found
 }
 
+// SuspendedGroups returns the groups of which the identity is a suspended member.
+func (e *Engine) SuspendedGroups(who broker.Identity) (groups []string) {
+	for _, s := range e.suspended.membershipsOf(&who) {
+		group, _, _ := strings.Cut(s.Name, " ")
+		groups = append(groups, group)
+	}
+	return groups
+}
+
 // memberNames returns the names by which groups.yaml may list the identity.
 func memberNames(who *broker.Identity) []string {
 	if who.Kind != broker.KindPerson {

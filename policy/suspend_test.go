@@ -116,6 +116,9 @@ func TestSuspendedMembershipOnlyTakesAway(t *testing.T) {
 			if listed, _ := s.Groups(ana.Principal); slices.Contains(listed, "support") {
 				t.Error("the person still votes for the group")
 			}
+			if rules := s.Rules(); !slices.Contains(rules.ConflictGroups(ana.Principal), "support") || slices.Contains(rules.GroupsOfPerson(ana.Principal), "support") {
+				t.Error("the suspension lifts the conflict of interest of the group")
+			}
 		})
 	}
 	e := loadText(t, `@id("p") permit (principal in Group::"support", action == Action::"request", resource);`)

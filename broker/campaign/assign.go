@@ -203,7 +203,7 @@ func (a *assigner) conflict(who broker.Identity, p *broker.Permission) bool {
 	if a.isOfSupplier(who, p) {
 		return true
 	}
-	return slices.ContainsFunc(a.rules.GroupsOfPerson(who), func(g string) bool { return slices.Contains(p.Subjects.Groups, g) })
+	return slices.ContainsFunc(a.rules.ConflictGroups(who), func(g string) bool { return slices.Contains(p.Subjects.Groups, g) })
 }
 
 // reviews reports whether the caller is the reviewer, and whether that follows from the

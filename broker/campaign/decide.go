@@ -206,7 +206,7 @@ func (a *assigner) authorize(caller broker.Caller, p *broker.Permission) error {
 	}
 	reviewer, fallback := a.assign(p)
 	ok, claimed := a.reviews(caller.Subject, reviewer)
-	stale := caller.Subject.Person != nil && caller.At.Sub(caller.Subject.Person.Claimed) > broker.ClaimsFor
+	stale := caller.Subject.Person != nil && caller.Subject.Person.Directory == "" && caller.At.Sub(caller.Subject.Person.Claimed) > broker.ClaimsFor
 	switch {
 	case stale && claimed && a.rules.Groups[reviewer.Group].Claimed:
 		return refuse(broker.ErrLoginStale, "your groups were last confirmed too long ago: log in again")

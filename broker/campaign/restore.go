@@ -91,7 +91,7 @@ func (m *Manager) mayRestore(_ context.Context, caller broker.Caller, a *assigne
 	reviewer, _ := a.assign(p)
 	for _, r := range []broker.Reviewer{reviewer, {Group: a.plan.Fallback}, {Group: a.plan.RunBy}} {
 		ok, claimed := a.reviews(caller.Subject, r)
-		stale := claimed && caller.Subject.Person != nil && caller.At.Sub(caller.Subject.Person.Claimed) > broker.ClaimsFor
+		stale := claimed && caller.Subject.Person != nil && caller.Subject.Person.Directory == "" && caller.At.Sub(caller.Subject.Person.Claimed) > broker.ClaimsFor
 		if ok && !stale {
 			return nil
 		}

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"accessbroker.internal/broker"
@@ -40,6 +41,11 @@ func (s *Service) standing(person string) *broker.Standing {
 
 // managerOf returns a person's manager as the sources of facts state it; empty: unknown.
 func (s *Service) managerOf(person string) string {
+	provider, _, _ := strings.Cut(person, "/")
+	who := s.broker.Rules().WithLabels(broker.Identity{ID: person, Kind: broker.KindPerson, Person: &broker.Person{Provider: provider}})
+	if who.Person.Manager != "" { // as a directory states it
+		return who.Person.Manager
+	}
 	known := s.standing(person)
 	if known == nil {
 		return ""

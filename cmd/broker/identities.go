@@ -71,7 +71,7 @@ func (a *app) listIdentities(ctx context.Context, client *api.Client, f api.Iden
 	rows := make([][]string, len(page.Identities))
 	for i := range page.Identities {
 		k := &page.Identities[i]
-		rows[i] = []string{k.ID, k.Kind, ownerOf(k), day(k.LastSeen), fmt.Sprintf("%d/%d", k.Used, k.Requestable), strings.Join(codesOf(k.Problems), " ")}
+		rows[i] = []string{printable(k.ID), k.Kind, printable(ownerOf(k)), day(k.LastSeen), fmt.Sprintf("%d/%d", k.Used, k.Requestable), strings.Join(codesOf(k.Problems), " ")}
 	}
 	a.noteUncounted(page.Uncounted)
 	return a.printPage(page, "identities", identityTable, rows, page.Next)

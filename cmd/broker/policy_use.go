@@ -73,7 +73,7 @@ func writeUnused(w io.Writer, r *api.UnusedReport) {
 		if isNew {
 			last += " (new)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", kind, name, last)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", kind, printable(name), last)
 	}
 	for _, p := range r.Permits {
 		line("permit", fmt.Sprintf("%s (%s:%d)", p.Policy, p.File, p.Line), p.LastUsed, p.New)
@@ -91,7 +91,7 @@ func writeUnused(w io.Writer, r *api.UnusedReport) {
 		fmt.Fprintln(w, "nothing: all of it was used")
 	}
 	if len(r.Unmeasured) > 0 {
-		fmt.Fprintf(w, "not judged, because the log does not show their use: %s\n", strings.Join(r.Unmeasured, ", "))
+		fmt.Fprintf(w, "not judged, because the log does not show their use: %s\n", printable(strings.Join(r.Unmeasured, ", ")))
 	}
 }
 
@@ -169,7 +169,7 @@ func (a *app) propose(ctx context.Context, engine *policy.Engine, report *api.Un
 	}
 	for _, l := range p.Left {
 		out.Left = append(out.Left, leftProposal{l.String(), l.Why})
-		fmt.Fprintf(a.err, "left out: %s: %s\n", l, l.Why)
+		fmt.Fprintf(a.err, "left out: %s: %s\n", printable(l.String()), printable(l.Why))
 	}
 	for _, f := range p.Files {
 		name, err := patchPath(filepath.Join(folder, f.Name))

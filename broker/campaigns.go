@@ -95,7 +95,7 @@ type Subjects struct {
 	Groups []string // with all of their members
 	Paths  []string // SPIFFE IDs, with everything below them
 
-	Supplier string // with all of its people and workloads
+	Suppliers []string // with all of their people and workloads
 }
 
 // Permissions lists the permissions of the rules. It is safe for concurrent use.

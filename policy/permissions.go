@@ -88,6 +88,11 @@ func (e *Engine) permit(r *rule) broker.Permission {
 		PermissionKey: broker.PermissionKey{Kind: broker.PermissionPermit, Name: r.id}, File: r.name,
 		Content: r.policyText(), Subjects: r.subjects(), Signed: r.Signed,
 	}
+	for _, name := range p.Subjects.Suppliers {
+		if s := e.suppliers.Named(name); s != nil {
+			p.Subjects.Paths = append(p.Subjects.Paths, placesOf(s)...)
+		}
+	}
 	cover := e.covers[cedar.PolicyID(r.id)]
 	if !slices.Contains(r.actions, actionNumber(broker.ActionRequest)) {
 		return p // on requests or on the broker itself: entitlements do not matter
@@ -106,6 +111,15 @@ func (e *Engine) permit(r *rule) broker.Permission {
 	p.Parts = slices.Sorted(maps.Keys(scopes))
 	e.setPeers(&p, r)
 	return p
+}
+
+// placesOf returns the SPIFFE IDs at which the supplier's workloads are.
+func placesOf(s *broker.Supplier) []string {
+	places := slices.Clone(s.Paths)
+	for _, domain := range s.TrustDomains {
+		places = append(places, spiffeScheme+domain)
+	}
+	return places
 }
 
 // setPeers sets other permits with the same resource in the head.
@@ -135,6 +149,8 @@ func (r *rule) subjects() (s broker.Subjects) {
 			s.People = append(s.People, id)
 		case typeGroup:
 			s.Groups = append(s.Groups, id)
+		case typeSupplier:
+			s.Suppliers = append(s.Suppliers, id)
 		case typeWorkload, typeAgent, typePath:
 			s.Paths = append(s.Paths, id)
 		case typeTrustDomain:
@@ -152,7 +168,7 @@ func (r *rule) subjects() (s broker.Subjects) {
 			return true
 		})
 	}
-	for _, list := range []*[]string{&s.People, &s.Groups, &s.Paths} {
+	for _, list := range []*[]string{&s.People, &s.Groups, &s.Paths, &s.Suppliers} {
 		slices.Sort(*list)
 		*list = slices.Compact(*list)
 	}
@@ -324,7 +340,7 @@ func (e *Engine) ceiling(s *broker.Supplier) broker.Permission {
 		Parts: s.Ceiling, Part: "entitlement", Covers: s.Ceiling[:min(len(s.Ceiling), broker.MaxCovered)],
 		Content: fmt.Sprintf("supplier: %s\nname: %s\nsponsor: %s\ncontract: from %s until %s\ntrust domains: %s\npaths: %s\nproviders: %s\n", s.Name, s.DisplayName(), s.Sponsor,
 			s.Starts.UTC().Format(time.RFC3339), s.Ends.UTC().Format(time.RFC3339), strings.Join(s.TrustDomains, ", "), strings.Join(s.Paths, ", "), strings.Join(s.Providers, ", ")),
-		Subjects: broker.Subjects{Supplier: s.Name, Paths: slices.Clone(s.Paths)},
+		Subjects: broker.Subjects{Suppliers: []string{s.Name}, Paths: placesOf(s)},
 	}
 	for _, domain := range s.TrustDomains {
 		p.Subjects.Paths = append(p.Subjects.Paths, spiffeScheme+domain)

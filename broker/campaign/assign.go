@@ -86,7 +86,7 @@ func (a *assigner) isEligible(r broker.Reviewer, p *broker.Permission) bool {
 		return true
 	}
 	// Many permissions have the same subjects.
-	key := r.Group + "\n" + p.Subjects.Supplier + "\n" + strings.Join(p.Subjects.People, " ") + "\n" + strings.Join(p.Subjects.Groups, " ") + "\n" + strings.Join(p.Subjects.Paths, " ")
+	key := r.Group + "\n" + strings.Join(p.Subjects.Suppliers, " ") + "\n" + strings.Join(p.Subjects.People, " ") + "\n" + strings.Join(p.Subjects.Groups, " ") + "\n" + strings.Join(p.Subjects.Paths, " ")
 	known, ok := a.eligible[key]
 	if !ok {
 		known = slices.ContainsFunc(a.reviewers(r.Group), func(person string) bool { return !a.isSubject(person, p) })
@@ -129,9 +129,9 @@ func (a *assigner) isSubject(person string, p *broker.Permission) bool {
 	return slices.ContainsFunc(p.Subjects.Paths, func(path string) bool { return a.rules.People.Contains(a.accountable(path), person) })
 }
 
-// isOfSupplier reports whether the identity belongs to the supplier under review.
+// isOfSupplier reports whether the identity belongs to a supplier under review.
 func (a *assigner) isOfSupplier(who broker.Identity, p *broker.Permission) bool {
-	return p.Subjects.Supplier != "" && slices.Contains(a.rules.Suppliers.Of(who), p.Subjects.Supplier)
+	return len(p.Subjects.Suppliers) > 0 && slices.ContainsFunc(a.rules.Suppliers.Of(who), func(name string) bool { return slices.Contains(p.Subjects.Suppliers, name) })
 }
 
 // named returns the identity of a person who is only known by name.

@@ -546,3 +546,16 @@ func TestEndedPeopleReviewNothing(t *testing.T) {
 	_, err = w.reviews.Restore(t.Context(), ben, i.Permission.PermissionKey, i.Digest, "needed")
 	w.refused(err, broker.ErrFactEnded)
 }
+
+// The people of a supplier do not review what their supplier may request.
+func TestSuppliersReviewNoPermitOfTheirs(t *testing.T) {
+	w := newWorld(t, reviews)
+	w.files["suppliers.yaml"] = &fstest.MapFile{Data: []byte("acme-data: {sponsor: security, contract: {start: 2026-01-01, end: 2026-12-31}, providers: [other], ceiling: [tickets-api]}\n")}
+	w.files["groups.yaml"] = &fstest.MapFile{Data: []byte(strings.Replace(groups, "login/ana, login/ben]", "login/ana, login/ben, other/zoe]", 1))}
+	w.files["a.cedar"] = &fstest.MapFile{Data: []byte(cedar + `@id("acme") permit (principal in Supplier::"acme-data", action == Action::"request", resource == Entitlement::"tickets-api");`)}
+	w.reload(noon)
+	c := w.begin("quarterly", noon)
+	i := w.item(c, "permit acme", noon)
+	w.refused(w.decide(person("other/zoe", noon), i, broker.VerdictKeep), broker.ErrOwnAccess)
+	w.ok(w.decide(person("login/ben", noon), i, broker.VerdictKeep))
+}

@@ -27,8 +27,9 @@ func (a *app) demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Show a credential from proof to end, with a real broker on this machine",
 		Long: `demo starts a world like that of "broker dev" in a temporary folder. An agent, a
-ticket API, two people and an auditor play their parts in it. demo checks every
-step, and exits with 0 only if all of them went as described.`,
+ticket API, a supplier, people and an auditor play their parts in it. Once, time
+moves forward, and the demo says so: two contracts end. demo checks every step,
+and exits with 0 only if all of them went as described.`,
 		Example: `  broker demo
   broker demo --step`,
 		Args: exactly(0, "no arguments"),
@@ -77,6 +78,9 @@ func (d *demo) clientOf(name string) clientConfig {
 	return clientConfig{server: d.world.URL(), socket: "unix://" + d.world.Socket(name)}
 }
 
+// chapters is the number of chapters of the story.
+const chapters = 10
+
 // play tells the whole story. With step, it pauses after each chapter.
 func (d *demo) play(ctx context.Context, step bool) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -87,8 +91,8 @@ func (d *demo) play(ctx context.Context, step bool) error {
 	}
 	fmt.Fprintln(d.out, d.tell.Palette.Strong("Access Broker")+": the life of a credential, played on this machine.")
 	keyboard := bufio.NewReader(d.in)
-	for i, chapter := range []func(context.Context) error{
-		d.prove, d.ask, d.use, d.askForMore, d.approve, d.returnLease, d.verify, d.tamper,
+	for i, chapter := range [chapters]func(context.Context) error{
+		d.prove, d.ask, d.use, d.askForMore, d.approve, d.returnLease, d.assessSupplier, d.endContracts, d.verify, d.tamper,
 	} {
 		if step && i > 0 {
 			if err := d.pause(ctx, keyboard); err != nil {
@@ -107,7 +111,7 @@ func (d *demo) play(ctx context.Context, step bool) error {
 
 // pause waits until the person presses Enter.
 func (d *demo) pause(ctx context.Context, keyboard *bufio.Reader) error {
-	fmt.Fprintf(d.out, "\nPress Enter for chapter %d of 8, or Ctrl-C to stop. ", d.tell.Chapter+1)
+	fmt.Fprintf(d.out, "\nPress Enter for chapter %d of %d, or Ctrl-C to stop. ", d.tell.Chapter+1, chapters)
 	_, err := d.answer(ctx, keyboard)
 	switch {
 	case ctx.Err() != nil:

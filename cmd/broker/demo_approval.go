@@ -134,10 +134,13 @@ func (t *typist) Read(b []byte) (int, error) {
 	return t.screen.Write(b[:n])
 }
 
+// homeOf returns the folder of a person's session.
+func (d *demo) homeOf(person string) string { return filepath.Join(d.world.Dir, "home-of-"+person) }
+
 // logIn acts as both "broker login" and the person's browser: the person logs in at
 // the provider and lets the terminal in.
 func (d *demo) logIn(ctx context.Context, person string) (p demoPerson, err error) {
-	p = demoPerson{d, filepath.Join(d.world.Dir, "home-of-"+person)}
+	p = demoPerson{d, d.homeOf(person)}
 	session, err := d.openSession(ctx, person)
 	if err != nil {
 		return p, err

@@ -21,14 +21,14 @@ func TestDemoIsShort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lines := strings.Count(string(out), "\n"); lines < 60 || lines > 90 {
-		t.Errorf("got %d lines, want about 80", lines)
+	if lines := strings.Count(string(out), "\n"); lines < 90 || lines > 110 {
+		t.Errorf("got %d lines, want about 100", lines)
 	}
-	chapters := regexp.MustCompile(`(?m)^\d+\. `).Split(string(out), -1)
-	if len(chapters) != 9 {
-		t.Fatalf("got %d chapters, want 8", len(chapters)-1)
+	stories := regexp.MustCompile(`(?m)^\d+\. `).Split(string(out), -1)
+	if len(stories) != chapters+1 {
+		t.Fatalf("got %d chapters, want %d", len(stories)-1, chapters)
 	}
-	for i, chapter := range chapters {
+	for i, chapter := range stories {
 		if lines := strings.Count(chapter, "\n"); lines > 22 {
 			t.Errorf("chapter %d: got %d lines, want at most 22", i, lines)
 		}
@@ -115,20 +115,20 @@ func TestDemoIsColouredInTerminal(t *testing.T) {
 // With --step, the demo waits for Enter before each chapter.
 func TestDemoWaitsForEnter(t *testing.T) {
 	d := startDemo(t, "", "--step")
-	heading := regexp.MustCompile(`\x1b\[1m\d\. `)
-	for chapter := 2; chapter <= 8; chapter++ {
-		d.until(fmt.Sprintf("Press Enter for chapter %d of 8, or Ctrl-C to stop. ", chapter))
+	heading := regexp.MustCompile(`\x1b\[1m\d+\. `)
+	for chapter := 2; chapter <= chapters; chapter++ {
+		d.until(fmt.Sprintf("Press Enter for chapter %d of %d, or Ctrl-C to stop. ", chapter, chapters))
 		if got := len(heading.FindAllString(d.seen.String()[:d.read], -1)); got != chapter-1 {
 			t.Errorf("before Enter: got %d chapters, want %d\n%s", got, chapter-1, d.seen.String())
 		}
-		if chapter < 8 {
+		if chapter < chapters {
 			d.types("\n")
 			d.until("\x1b[2A\r\x1b[J") // the prompt is erased
 		}
 	}
 	d.types("\x03") // Ctrl-C
-	if code := d.end(); code != exitFailed || !strings.Contains(d.seen.String(), "broker: interrupted") || strings.Contains(d.seen.String(), "\x1b[1m8. ") {
-		t.Errorf("after Ctrl-C: got exit code %d and\n%s\nwant no chapter 8", code, d.seen.String())
+	if code := d.end(); code != exitFailed || !strings.Contains(d.seen.String(), "broker: interrupted") || strings.Contains(d.seen.String(), "\x1b[1m10. ") {
+		t.Errorf("after Ctrl-C: got exit code %d and\n%s\nwant no chapter 10", code, d.seen.String())
 	}
 }
 

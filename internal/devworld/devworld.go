@@ -50,6 +50,7 @@ var Identities = []Identity{
 	{"agent", "spiffe://" + TrustDomain + "/agent/triage", "an AI agent of the support team"},
 	{"service", "spiffe://" + TrustDomain + "/service/report", "a service"},
 	{"tickets", "spiffe://" + TrustDomain + "/tickets", "the ticket API's own server"},
+	{"supplier", "spiffe://" + TrustDomain + "/vendors/acme-data/loader", "a supplier"},
 }
 
 // Addresses are the loopback addresses of a world: the broker for callers, its pages

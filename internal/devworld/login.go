@@ -27,6 +27,7 @@ var People = []struct{ ID, Name, Description string }{
 	{"ana", "Ana", "of the support team; owns the agents, and may not approve their requests"},
 	{"ben", "Ben", "of the support team; may approve requests of agents and of Ana"},
 	{"dan", "Dan", "of the security team; may use the kill switch and read the log"},
+	{"kim", "Kim", "a contractor; may read tickets until the contract ends"},
 }
 
 // A login is an OpenID provider (OpenID Connect Core 1.0, code flow with PKCE) that

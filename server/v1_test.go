@@ -59,6 +59,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveOperator(t)
 	w.driveSignals(t)
 	w.driveSuppliers(t)
+	w.driveCampaigns(t)
 
 	slices.Sort(w.spec.seen.list)
 	if got, want := slices.Compact(w.spec.seen.list), w.spec.operations(); !slices.Equal(got, want) {

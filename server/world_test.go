@@ -112,7 +112,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		Rules: map[string]signal.Rule{"okta": {Provider: "login", MaxAge: time.Hour, MostPercent: 1}},
 	})
 	cfg := Config{
-		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Signals: transmitters, Suppliers: suppliers, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
+		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Signals: transmitters, Suppliers: suppliers, Campaigns: newCampaigns(t, s, b), ReviewPatch: func(context.Context, []*broker.SuspensionRow) (string, []string, error) { return "", nil, nil }, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
@@ -268,7 +268,7 @@ func testRules() *broker.Rules {
 		Ceiling: []string{"tickets"}, Assessors: "dba", Questions: []string{"Where is <the> data stored?"}, Digest: audit.Digest{9},
 	})
 	return &broker.Rules{
-		Suppliers: suppliers, TrustDomains: []string{"acme.test", "supplier.test"}, Providers: []string{"login"},
+		Suppliers: suppliers, Campaigns: marksPlan(), Permissions: testPermissions{}, TrustDomains: []string{"acme.test", "supplier.test"}, Providers: []string{"login"},
 		Groups: map[string]broker.Group{"dba": {Members: []string{"login/ben", "login/cleo"}}},
 		Policy: testPolicy{}, Revision: audit.Digest{1}, Labels: []broker.WorkloadLabels{
 			{Under: agent, Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}},

@@ -7,14 +7,27 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// groupsExcluded returns the groups in the conditions of a permit without whose members the
-// permit might reach more people: those in "unless" or below a negation, and those of which
-// it is not certain.
+// groupsExcluded returns the groups of a rule without whose members more might be permitted:
+// those that a forbid matches, or that a permit has in "unless" or below a negation, and
+// those of which it is not certain.
 func groupsExcluded(r *rule) (names []string) {
+	if !r.permit && r.principal.uid.Type == typeGroup {
+		names = append(names, string(r.principal.uid.ID))
+	}
 	for _, c := range conditionsOf(r) {
-		names = excluded(names, c.Body, bool(c.Condition))
+		names = excluded(names, c.Body, bool(c.Condition) == r.permit)
 	}
 	return names
+}
+
+// excludes reports whether a rule refuses something to the members of a group.
+func (e *Engine) excludes(group string) bool {
+	for _, r := range e.rules {
+		if slices.Contains(groupsExcluded(r), group) {
+			return true
+		}
+	}
+	return false
 }
 
 // excluded appends the groups in an expression that do not only extend what it permits.

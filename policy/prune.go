@@ -176,6 +176,9 @@ func (s *pruner) cuts(changes []Prune) (map[string][]cut, error) {
 	members := map[string][]string{} // to remove, by group
 	for _, c := range changes {
 		if c.Group != "" {
+			if s.engine.excludes(c.Group) {
+				return nil, fmt.Errorf("a rule refuses access to members of group %q: without the member, more could be permitted", c.Group)
+			}
 			members[c.Group] = append(members[c.Group], c.Member)
 			continue
 		}

@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -40,6 +41,8 @@ func TestExcludedGroupsAreNotMeasured(t *testing.T) {
 		"unless":       `when { principal in Group::"in" } unless { principal in Group::"out" }`,
 		"not":          `when { principal in Group::"in" && !(principal in Group::"out") }`,
 		"a comparison": `when { principal in Group::"in" && (principal in Group::"out") == false }`,
+		"a forbid":     `when { principal in Group::"in" }; @id("f") forbid (principal in Group::"out", action, resource)`,
+		"its clause":   `when { principal in Group::"in" }; @id("f") forbid (principal, action, resource) when { principal in Group::"out" }`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			folder := fstest.MapFS{
@@ -48,6 +51,10 @@ func TestExcludedGroupsAreNotMeasured(t *testing.T) {
 			}
 			if got := load(t, folder).UnmeasuredGroups(); !slices.Contains(got, "out") {
 				t.Errorf("got %q, want out: without its members, the permit reaches more people", got)
+			}
+			changes := []policy.Prune{{Group: "out", Member: "login/ben"}, {Group: "both", Member: "login/cleo"}}
+			if p, err := load(t, folder).ProposeDecided(t.Context(), changes); err != nil || len(p.Made) != 1 || len(p.Left) != 1 || !strings.Contains(p.Left[0].Why, "refuses access to members") {
+				t.Errorf("got %+v, %v, want the member of out left out: a rule refuses access to the group", p, err)
 			}
 		})
 	}

@@ -12,7 +12,7 @@ import (
 const CauseRisk = "risk_too_high"
 
 // SettleAssessed looks at everything that a new assessment of a supplier concerns: it lets
-// requests that waited for it go on, and ends what policy does not allow with its risk.
+// requests that waited for it continue, and ends what policy does not allow with its risk.
 // Repeating it is no error.
 func (f *Facts) SettleAssessed(ctx context.Context, caller Caller, supplier string) error {
 	assessed, err := f.read(ctx, AssessedKey(supplier))

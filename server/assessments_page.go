@@ -68,7 +68,7 @@ func (s *Server) suppliersPage(c *call) (reply, error) {
 }
 
 var supplierDone = map[string]string{
-	"assessed": "Your assessment is recorded. Requests that waited for it go on.", "asked": "The extension waits for the decision of another person.",
+	"assessed": "Your assessment is recorded. Requests that waited for it continue.", "asked": "The extension waits for the decision of another person.",
 	"approved": "The contract is extended.", "denied": "The extension is denied.",
 }
 

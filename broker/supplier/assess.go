@@ -199,7 +199,7 @@ func (m *Manager) PrepareAssess(ctx context.Context, caller broker.Caller, in As
 }
 
 // Assess records a person's assessment of a supplier (POST /v1/assessments). It replaces
-// the assessment before. Requests that waited for it go on, and access that policy does not
+// the assessment before. Requests that waited for it continue, and access that policy does not
 // allow with its risk ends.
 func (m *Manager) Assess(ctx context.Context, caller broker.Caller, in Assessing) (a *broker.Assessment, err error) {
 	err = m.cfg.Broker.Facts.Retry(func() (err error) {

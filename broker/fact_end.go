@@ -122,8 +122,10 @@ func (f *Facts) endAll(ctx context.Context, s *Standing, now time.Time) error {
 	return errors.Join(failed...)
 }
 
-// endRequests ends the selected pending requests and grants, and the leases under them.
+// endRequests ends the selected pending requests and grants, and the leases under them. One
+// that can't be ended does not keep the others.
 func (b *Broker) endRequests(ctx context.Context, q RequestQuery, end *FactEnd, now time.Time) error {
+	var failed []error
 	for more := true; more; more = !q.Before.IsZero() {
 		e := factEnds{b: b, end: end, now: now}
 		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
@@ -133,17 +135,16 @@ func (b *Broker) endRequests(ctx context.Context, q RequestQuery, end *FactEnd, 
 			return err
 		})
 		if err != nil {
-			return Unavailable(err)
+			return errors.Join(append(failed, Unavailable(err))...)
 		}
-		if err := e.write(ctx); err != nil {
-			return err
-		}
+		failed = append(failed, e.write(ctx))
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // endLeases ends the selected leases, and the grants that they are from.
 func (b *Broker) endLeases(ctx context.Context, q LeaseQuery, end *FactEnd, now time.Time) error {
+	var failed []error
 	for more := true; more; more = !q.Before.IsZero() {
 		e := factEnds{b: b, end: end, now: now}
 		err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
@@ -162,13 +163,11 @@ func (b *Broker) endLeases(ctx context.Context, q LeaseQuery, end *FactEnd, now 
 			return err
 		})
 		if err != nil {
-			return Unavailable(err)
+			return errors.Join(append(failed, Unavailable(err))...)
 		}
-		if err := e.write(ctx); err != nil {
-			return err
-		}
+		failed = append(failed, e.write(ctx))
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // factEnds are requests and leases that end because of a fact.

@@ -370,6 +370,62 @@ func TestAnInterruptedEndContinues(t *testing.T) {
 	}
 }
 
+// refusing fails every Update that reads a certain request.
+type refusing struct {
+	broker.Store
+	request atomic.Pointer[broker.RequestID]
+}
+
+func (s *refusing) Update(ctx context.Context, reads []broker.Key, f func(broker.Tx) error) error {
+	if id := s.request.Load(); id != nil && slices.Contains(reads, broker.Key(*id)) {
+		return errFault
+	}
+	return s.Store.Update(ctx, reads, f)
+}
+
+// A grant that can't be ended does not keep those on later pages, and is tried again.
+func TestOneFailureKeepsNoOthers(t *testing.T) {
+	var store *refusing
+	w, _ := factWorld(t, worldConfig{wrap: func(s broker.Store) broker.Store {
+		store = &refusing{Store: s}
+		return store
+	}})
+	var newest *broker.Issued
+	const grants = 520 // more than a page
+	for range grants {
+		issued, err := w.collect(t, approver("gus", noon), read("tickets:read"), noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		newest = issued
+	}
+	w.report(t, gus, ended, noon)
+	id := newest.Request.ID
+	store.request.Store(&id)
+	if err := w.broker.Facts.End(t.Context(), noon); !errors.Is(err, errFault) {
+		t.Errorf("the failure: %v", err)
+	}
+	if n := w.count(t, broker.LeaseActive); n != 0 {
+		t.Errorf("%d leases are active", n)
+	}
+	grant := func() *broker.Request {
+		t.Helper()
+		r, err := w.broker.Request(t.Context(), broker.Self(approver("gus", noon), noon), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := grant(); r.EndedBy != nil {
+		t.Fatalf("the grant whose end fails: %+v", r)
+	}
+	store.request.Store(nil)
+	w.end(t, noon)
+	if r := grant(); r.EndedBy == nil {
+		t.Errorf("the grant was not tried again: %+v", r)
+	}
+}
+
 // A person whose own access has ended decides nothing.
 func TestEndedPeopleDoNotVote(t *testing.T) {
 	w, _ := factWorld(t, worldConfig{})

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -58,6 +59,7 @@ func (f *Facts) CheckTicket(ctx context.Context, key StandingKey, now time.Time)
 	}
 	rules := f.b.rules.Load()
 	q := RequestQuery{RestsOn: key, Now: now, Limit: endsPage}
+	var failed []error
 	for more := true; more; more = !q.Before.IsZero() {
 		var ends []*factEnds
 		err := f.b.cfg.Store.View(ctx, func(tx Tx) error {
@@ -74,15 +76,13 @@ func (f *Facts) CheckTicket(ctx context.Context, key StandingKey, now time.Time)
 			return nil
 		})
 		if err != nil {
-			return Unavailable(err)
+			return errors.Join(append(failed, Unavailable(err))...)
 		}
 		for _, e := range ends {
-			if err := e.write(ctx); err != nil {
-				return err
-			}
+			failed = append(failed, e.write(ctx))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // unmet returns the requests whose terms a ticket does not meet, by the cause.

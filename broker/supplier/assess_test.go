@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"accessbroker.internal/audit"
+	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/supplier"
+	"accessbroker.internal/internal/softkey"
 )
 
 const days = 24 * time.Hour
@@ -367,5 +369,74 @@ func TestLaterAssessmentDecides(t *testing.T) {
 	}
 	if got := w.request(t, r.ID).State(noon.Add(time.Second)); got == broker.RequestApproved {
 		t.Error("the request that waited was approved by the assessment that no longer counts")
+	}
+}
+
+// A signed assessment counts with the signature of exactly what was assessed, and its record
+// shows the signature.
+func TestSignedAssessment(t *testing.T) {
+	w := newWorld(t, files{suppliers: strings.Replace(suppliersFile, "by: security", "by: security\n    signed: required", 1)})
+	key, err := softkey.New("broker.test", "https://broker.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := key.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ben := broker.PersonKey("login/ben")
+	err = w.store.Update(t.Context(), []broker.Key{ben}, func(tx broker.Tx) error {
+		tx.Put(&broker.Account{Person: ben, Passkeys: []broker.Passkey{{ID: key.ID, Public: public, RP: "broker.test", Enrolled: noon.Add(-2 * days), Counts: noon.Add(-days)}}})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.approvers = []verify.Approver{{Person: "login/ben", RP: "broker.test", Credential: key.ID, Public: public}}
+	in := w.assessing(broker.TierLow, noon.Add(days))
+	signing, err := w.suppliers.PrepareAssess(t.Context(), by("login/ben", noon), in)
+	if err != nil || len(signing.Credentials) != 1 {
+		t.Fatalf("preparing: %+v, %v", signing, err)
+	}
+	data, client, signature, err := key.Sign(signing.Challenge[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Salt, in.Signature = signing.Salt, &audit.SignatureFacts{AuthenticatorData: data, ClientData: client, Credential: key.ID, Nonce: signing.Nonce, Signature: signature}
+	for name, change := range map[string]func(*supplier.Assessing){
+		"a lower risk":    func(in *supplier.Assessing) { in.Tier = broker.TierHigh },
+		"another end":     func(in *supplier.Assessing) { in.ValidUntil = noon.Add(2 * days) },
+		"another answer":  func(in *supplier.Assessing) { in.Answers = []string{"Paris", in.Answers[1]} },
+		"other evidence":  func(in *supplier.Assessing) { in.Evidence = "https://docs.acme.test/other.pdf" },
+		"another salt":    func(in *supplier.Assessing) { in.Salt[0] ^= 1 },
+		"another nonce":   func(in *supplier.Assessing) { s := *in.Signature; s.Nonce[0] ^= 1; in.Signature = &s },
+		"another account": nil,
+	} {
+		bad, who := in, "login/ben"
+		if change != nil {
+			change(&bad)
+		} else {
+			who = "login/dan"
+		}
+		if _, err := w.suppliers.Assess(t.Context(), by(who, noon), bad); !errors.Is(err, broker.ErrSignatureRequired) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	a, err := w.suppliers.Assess(t.Context(), by("login/ben", noon), in)
+	if err != nil || !a.Signed {
+		t.Fatalf("signed: %+v, %v", a, err)
+	}
+	signed := 0
+	for i := range w.store.Head().Size {
+		item, err := w.store.Record(t.Context(), i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := audit.Decode(item.Leaf); err == nil && r.Kind == audit.SupplierAssessed && r.Signature != nil {
+			signed++
+		}
+	}
+	if signed != 1 {
+		t.Errorf("%d records of signed assessments", signed)
 	}
 }

@@ -69,6 +69,8 @@ type DirectoryUser struct {
 	Version    int    // from 1
 	Created    time.Time
 	Modified   time.Time
+	Ends       time.Time // of the access; zero: none is known
+	Sponsor    string    // a group or a person
 	Deleted    time.Time // the row has no personal data any more, and is swept
 }
 

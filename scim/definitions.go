@@ -138,8 +138,14 @@ var enterpriseSchema = &schema{id: urnEnterprise, name: "EnterpriseUser", about:
 	),
 }}
 
+// accessSchema is an extension of the broker: RFC 7643 has no end of a user's access.
+var accessSchema = &schema{id: urnAccess, name: "Access", about: "Temporary access", attributes: attributes{
+	{name: "ends", kind: kindDateTime, about: "When the user's access ends, for example with a contract. No one has to act then."},
+	exact("sponsor", "The group or person of the broker that is responsible for the user."),
+}}
+
 var (
-	userType  = newResourceType("User", "Users", "User Account", userSchema, enterpriseSchema)
+	userType  = newResourceType("User", "Users", "User Account", userSchema, enterpriseSchema, accessSchema)
 	groupType = newResourceType("Group", "Groups", "Group", groupSchema)
 )
 

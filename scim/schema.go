@@ -67,6 +67,7 @@ const (
 	urnGroup      = "urn:ietf:params:scim:schemas:core:2.0:Group"
 	urnEnterprise = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
 
+	urnAccess       = "urn:access-broker:scim:schemas:extension:access:1.0:User" // of the broker
 	urnSchema       = "urn:ietf:params:scim:schemas:core:2.0:Schema"
 	urnResourceType = "urn:ietf:params:scim:schemas:core:2.0:ResourceType"
 	urnProvider     = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"

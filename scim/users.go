@@ -60,6 +60,14 @@ func (r *request) userChange(before, d Document) (c directory.UserChange, err er
 			c.Manager, _ = manager["value"].(string)
 		}
 	}
+	if extension, ok := d[urnAccess].(Document); ok {
+		c.Sponsor, _ = extension["sponsor"].(string)
+		if text, ok := extension["ends"].(string); ok {
+			if c.Ends, err = time.Parse(time.RFC3339, text); err != nil {
+				return c, bad(typeInvalidValue, "ends is not a time such as 2026-12-31T23:00:00Z")
+			}
+		}
+	}
 	return c, nil
 }
 
@@ -74,7 +82,7 @@ func changed(before, after Document) (names []string) {
 		if reflect.DeepEqual(before[name], after[name]) {
 			continue
 		}
-		if name == urnEnterprise {
+		if name == urnEnterprise || name == urnAccess {
 			b, _ := before[name].(Document)
 			a, _ := after[name].(Document)
 			names = append(names, changed(b, a)...)
@@ -191,8 +199,10 @@ func (r *request) user(status int, row *broker.DirectoryUser, d Document) answer
 // showUser adds what only the broker writes to a document.
 func (r *request) showUser(row *broker.DirectoryUser, d Document, tag string) Document {
 	schemas := []any{urnUser}
-	if d[urnEnterprise] != nil {
-		schemas = append(schemas, urnEnterprise)
+	for _, extension := range []string{urnEnterprise, urnAccess} {
+		if d[extension] != nil {
+			schemas = append(schemas, extension)
+		}
 	}
 	d["schemas"], d["id"] = schemas, row.ID.String()
 	d["meta"] = r.meta("User", "Users", row.ID.String(), tag, row.Created, row.Modified)

@@ -83,7 +83,7 @@ func directoryColumns(r broker.Row) []any {
 func directoryFields(r broker.Row, c *coder) bool {
 	switch r := r.(type) {
 	case *broker.DirectoryUser:
-		c.fields(&r.Source, &r.Person, &r.UserName, &r.ExternalID, &r.Manager, &r.Active, &r.Document, &r.Version, &r.Created, &r.Modified, &r.Deleted)
+		c.fields(&r.Source, &r.Person, &r.UserName, &r.ExternalID, &r.Manager, &r.Active, &r.Document, &r.Version, &r.Created, &r.Modified, &r.Deleted, &r.Ends, &r.Sponsor)
 	case *broker.DirectoryGroup:
 		c.fields(&r.Source, &r.Name, &r.ExternalID, &r.Version, &r.Created, &r.Modified, &r.Deleted)
 	case *broker.DirectoryMember:

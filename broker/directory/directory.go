@@ -88,6 +88,8 @@ type user struct {
 	source                                *source
 	id                                    broker.DirectoryUserID
 	person, userName, externalID, manager string
+	sponsor                               string
+	ends                                  time.Time
 	active                                bool
 	version                               int
 	groups                                map[broker.DirectoryGroupID]*group
@@ -168,7 +170,7 @@ func (d *Directory) adoptUser(s *source, r *broker.DirectoryUser) {
 		delete(d.people, u.person)
 	}
 	u.person, u.userName, u.externalID, u.manager = r.Person, r.UserName, r.ExternalID, r.Manager
-	u.active, u.version = r.Active, r.Version
+	u.active, u.ends, u.sponsor, u.version = r.Active, r.Ends, r.Sponsor, r.Version
 	s.users.put(r.ID, u, userNames(r.UserName, r.ExternalID, r.Person)...)
 	if u.person != "" {
 		d.people[u.person] = u

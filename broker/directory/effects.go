@@ -10,15 +10,24 @@ import (
 
 // reportUser states what the directory knows about a user's person. It repeats what it
 // stated before, in case that a report was lost.
-func (d *Directory) reportUser(ctx context.Context, caller broker.Caller, s *source, before string, row *broker.DirectoryUser) error {
+func (d *Directory) reportUser(ctx context.Context, caller broker.Caller, s *source, row *broker.DirectoryUser) error {
 	if row.Person == "" || d.facts == nil {
 		return nil
 	}
-	fact := broker.Fact{Source: FactSource(s.Name), State: broker.FactActive}
+	fact := activeFact(s.Name, row.Ends, row.Sponsor)
 	if !row.Active {
 		fact.State, fact.Cause = broker.FactEnded, "account_disabled"
 	}
 	return d.facts.Report(ctx, caller, broker.StandingKey{Kind: broker.FactPerson, Name: row.Person}, fact)
+}
+
+// activeFact returns what a directory states about a person with access.
+func activeFact(sourceName string, ends time.Time, sponsor string) broker.Fact {
+	fact := broker.Fact{Source: FactSource(sourceName), State: broker.FactActive, Until: ends}
+	if sponsor != "" {
+		fact.Details = map[string]string{broker.DetailSponsor: sponsor}
+	}
+	return fact
 }
 
 // Refresh repeats what the directory states about a user who did not change.
@@ -28,7 +37,7 @@ func (d *Directory) Refresh(ctx context.Context, caller broker.Caller, row *brok
 		return err
 	}
 	defer d.locks.lock(row.ID)()
-	return d.reportUser(ctx, caller, s, row.Person, row)
+	return d.reportUser(ctx, caller, s, row)
 }
 
 // reportEnd states that a person has no access any more.
@@ -56,18 +65,19 @@ func (d *Directory) Heard(ctx context.Context, sourceName string, at time.Time) 
 }
 
 // reconcile states again, after a start, what the facts do not know: persons without a
-// fact, and users who are not active. It never states that a person is active against a
+// fact, users who are not active, and ends that are earlier. It never states that a person is active against a
 // fact that ended: a change that was interrupted is repeated by its client.
 func (d *Directory) reconcile(ctx context.Context, now time.Time) error {
 	caller := broker.Caller{At: now}
 	type state struct {
-		source, person string
-		active         bool
+		source, person, sponsor string
+		active                  bool
+		ends                    time.Time
 	}
 	var all []state
 	d.mu.RLock()
 	for person, u := range d.people {
-		all = append(all, state{u.source.Name, person, u.active})
+		all = append(all, state{u.source.Name, person, u.sponsor, u.active, u.ends})
 	}
 	d.mu.RUnlock()
 	var reports []broker.Report
@@ -82,8 +92,8 @@ func (d *Directory) reconcile(ctx context.Context, now time.Time) error {
 			fact = known.Find(FactSource(s.source))
 		}
 		switch {
-		case fact == nil && s.active:
-			reports = append(reports, broker.Report{Subject: key, Fact: broker.Fact{Source: FactSource(s.source), State: broker.FactActive}})
+		case s.active && (fact == nil || fact.State == broker.FactActive && endsEarlier(s.ends, fact.Until)):
+			reports = append(reports, broker.Report{Subject: key, Fact: activeFact(s.source, s.ends, s.sponsor)})
 		case !s.active && (fact == nil || fact.State == broker.FactActive):
 			reports = append(reports, broker.Report{Subject: key, Fact: broker.Fact{Source: FactSource(s.source), State: broker.FactEnded, Cause: "account_disabled"}})
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"time"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -17,6 +18,8 @@ type UserChange struct {
 	Subject              string // the sub at the provider; empty: the user is no person yet
 	Manager              string
 	Active               bool
+	Ends                 time.Time // of the access; zero: none is known
+	Sponsor              string
 	Document             []byte   // all attributes
 	Changed              []string // the names of those that differ from before
 }
@@ -48,8 +51,9 @@ func (d *Directory) saveUser(ctx context.Context, caller broker.Caller, row *bro
 		}
 	}
 	defer d.locks.lock(row.ID)()
-	before, version, wasActive := row.Person, row.Version, row.Active
+	before, version, wasActive, beforeEnds := row.Person, row.Version, row.Active, row.Ends
 	row.Person, row.UserName, row.ExternalID, row.Manager, row.Active, row.Document = person, c.UserName, c.ExternalID, c.Manager, c.Active, c.Document
+	row.Ends, row.Sponsor = c.Ends, c.Sponsor
 	row.Version, row.Modified = version+1, caller.At
 	names := userNames(row.UserName, row.ExternalID, row.Person)
 	if err := d.reserveUser(s, row, names, version); err != nil {
@@ -57,6 +61,12 @@ func (d *Directory) saveUser(ctx context.Context, caller broker.Caller, row *bro
 	}
 	if wasActive && (!c.Active || before != person) { // this person loses access, whatever comes
 		if err := d.reportEnd(ctx, caller, s, before, causeOf(person, before)); err != nil {
+			d.releaseUser(s, row, names)
+			return err
+		}
+	}
+	if wasActive && c.Active && before == person && endsEarlier(row.Ends, beforeEnds) {
+		if err := d.reportUser(ctx, caller, s, row); err != nil {
 			d.releaseUser(s, row, names)
 			return err
 		}
@@ -72,7 +82,12 @@ func (d *Directory) saveUser(ctx context.Context, caller broker.Caller, row *bro
 	d.mu.Lock()
 	d.adoptUser(s, row)
 	d.mu.Unlock()
-	return d.reportUser(ctx, caller, s, before, row)
+	return d.reportUser(ctx, caller, s, row)
+}
+
+// endsEarlier reports whether an end is earlier than another. The zero time means never.
+func endsEarlier(end, other time.Time) bool {
+	return !end.IsZero() && (other.IsZero() || end.Before(other))
 }
 
 // causeOf returns why a person loses access by a change.

@@ -248,6 +248,47 @@ func TestDirectoryGovernsPeople(t *testing.T) {
 	}
 }
 
+// A directory states when a person's access ends: it ends then, and no one has to act.
+func TestDirectoryStatesTheEnd(t *testing.T) {
+	w := newSCIMWorld(t)
+	id := w.corp.user("ana")
+	w.corp.group("Ops", id)
+	ana := w.session("ana")
+	state := func(ends string) (int, map[string]any) {
+		return w.corp.patch("/Users/"+id, fmt.Sprintf(`[{"op":"replace","path":"urn:access-broker:scim:schemas:extension:access:1.0:User:ends","value":%q}]`, ends))
+	}
+	if status, answer := state("next week"); status != http.StatusBadRequest {
+		t.Errorf("not a time: got %d %v", status, answer)
+	}
+	soon := time.Now().Add(2 * time.Minute).UTC().Truncate(time.Second)
+	if status, answer := state(soon.Format(time.RFC3339)); status != http.StatusOK {
+		t.Fatalf("an end: got %d %v", status, answer)
+	}
+	if status, answer := w.corp.patch("/Users/"+id, `[{"op":"add","value":{"urn:access-broker:scim:schemas:extension:access:1.0:User":{"sponsor":"login/ben"}}}]`); status != http.StatusOK || !strings.Contains(fmt.Sprint(answer["schemas"]), "extension:access:1.0") {
+		t.Fatalf("a sponsor: got %d %v", status, answer)
+	}
+	issued, r, err := ana.AskAndCollect(t.Context(), read())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if issued.ExpiresAt.After(soon) {
+		t.Errorf("the credential of %s expires at %v, want at most %v", r.ID, issued.ExpiresAt, soon)
+	}
+	if !slices.ContainsFunc(w.Records(), func(r audit.Record) bool {
+		return r.Kind == audit.FactChanged && r.Fact.Subject == "person login/ana" && r.Fact.Until.Equal(soon) && !r.Fact.Details.IsZero()
+	}) {
+		t.Error("no record states the end and the sponsor")
+	}
+	// The end moves into the past: what is left ends now.
+	if status, answer := state("2020-01-01T00:00:00Z"); status != http.StatusOK {
+		t.Fatalf("an end in the past: got %d %v", status, answer)
+	}
+	w.ended(issued.Lease)
+	if _, _, err := ana.AskAndCollect(t.Context(), read()); !hasEnded(err) {
+		t.Errorf("after the end: got %v", err)
+	}
+}
+
 // A person who leaves a group loses at once what policy permitted because of it, and
 // keeps the rest.
 func TestLeavingAGroupEndsItsLeases(t *testing.T) {

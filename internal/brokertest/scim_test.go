@@ -67,10 +67,11 @@ func newSCIMWorld(t *testing.T) *scimWorld {
 func (w *scimWorld) session(person string) *api.Client {
 	w.t.Helper()
 	w.login.person = person
-	_, session := w.browse("/ui/login?provider=login")
-	if session == "" {
-		w.t.Fatalf("%s has no session", person)
-	}
+	session := ""
+	Eventually(w.t, "the session of "+person, func() bool { // no one logs in while an end is under way
+		_, session = w.browse("/ui/login?provider=login")
+		return session != ""
+	})
 	return w.as(session)
 }
 

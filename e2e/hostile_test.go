@@ -124,6 +124,7 @@ func (w *visitor) check(t testing.TB, where string, shows ...string) sight {
 // testHostileTexts is an attack by an agent, and by people through their names and
 // comments: they try to run code in the browsers of others and to mislead them.
 func testHostileTexts(t *testing.T, o *office) {
+	o.writePeople(t, staffOf(hostileDan)) // other tests rename dan
 	testRefusedTexts(t, o)
 	out, errs, code := o.agentCLI("request", "notes", "--scope", "notes:write", "--file-only", "--why", hostile, "--param", "note="+hostile, "--ticket", `"><svg onload=window.pwned=1>`, "-o", "json")
 	var r api.Request

@@ -124,7 +124,7 @@ func startOffice(t testing.TB, s *spire, bin string) *office {
 	loopbackTLS(t, at("web-ca.pem"), at("web.pem"), at("web.key"))
 	o.write(t, "client.secret", "only-in-tests")
 	o.write(t, "hook.secret", hookSecret)
-	o.writePeople(t, staffOf("Dan \u202e<script>window.pwned=1</script>"+strings.Repeat("W", 60)))
+	o.writePeople(t, staffOf(hostileDan))
 	var err error
 	o.provider, err = start(t, "the OpenID provider", filepath.Join(built(t, "op"), "op"),
 		"-listen", fmt.Sprintf("localhost:%d", loginPort), "-issuer", issuer, "-cert", at("web.pem"), "-key", at("web.key"),
@@ -146,6 +146,9 @@ func startOffice(t testing.TB, s *spire, bin string) *office {
 	})
 	return o
 }
+
+// hostileDan is a display name that tries to run code and to reorder text.
+var hostileDan = "Dan \u202e<script>window.pwned=1</script>" + strings.Repeat("W", 60)
 
 // staffOf returns the people of the provider. dan is the display name of dan.
 func staffOf(dan string) map[string]person {

@@ -151,6 +151,9 @@ func (p *prometheus) findsSeries(t *testing.T, classic bool) {
 	compared := 0
 	for _, group := range data.Groups {
 		for _, rule := range group.Rules {
+			if strings.Contains(rule.Query, "broker_membership_") {
+				continue // this broker has no issuer of memberships; a test of internal/service has one
+			}
 			for _, side := range comparison.Split(rule.Query, 2) {
 				if !strings.Contains(side, "broker_") && !strings.HasPrefix(side, "up{") {
 					continue // a number

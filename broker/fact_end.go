@@ -112,8 +112,11 @@ func (f *Facts) endAll(ctx context.Context, s *Standing, now time.Time) error {
 		queries = append(queries, RequestQuery{Requester: holder, Status: RequestPending, Now: now, Limit: endsPage})
 	}
 	var failed []error
-	for _, q := range queries {
-		failed = append(failed, f.b.endRequests(ctx, q, end, now))
+	// All leases are queued for their issuers before the first grant is closed.
+	for _, part := range []func(*factEnds, context.Context) error{(*factEnds).endLeases, (*factEnds).endGrants} {
+		for _, q := range queries {
+			failed = append(failed, f.b.endParts(ctx, q, end, now, part))
+		}
 	}
 	if holder != "" {
 		failed = append(failed, f.b.endLeases(ctx, LeaseQuery{Holder: holder, Live: true, Now: now, Limit: endsPage}, end, now),
@@ -125,6 +128,10 @@ func (f *Facts) endAll(ctx context.Context, s *Standing, now time.Time) error {
 // endRequests ends the selected pending requests and grants, and the leases under them. One
 // that can't be ended does not keep the others.
 func (b *Broker) endRequests(ctx context.Context, q RequestQuery, end *FactEnd, now time.Time) error {
+	return b.endParts(ctx, q, end, now, (*factEnds).write)
+}
+
+func (b *Broker) endParts(ctx context.Context, q RequestQuery, end *FactEnd, now time.Time, part func(*factEnds, context.Context) error) error {
 	var failed []error
 	for more := true; more; more = !q.Before.IsZero() {
 		e := factEnds{b: b, end: end, now: now}
@@ -137,7 +144,7 @@ func (b *Broker) endRequests(ctx context.Context, q RequestQuery, end *FactEnd, 
 		if err != nil {
 			return errors.Join(append(failed, Unavailable(err))...)
 		}
-		failed = append(failed, e.write(ctx))
+		failed = append(failed, part(&e, ctx))
 	}
 	return errors.Join(failed...)
 }
@@ -205,21 +212,33 @@ func (e *factEnds) findLeases(tx Tx) error {
 	return nil
 }
 
-// write ends all of them: the grants first, so that no more leases are opened. Their
-// transactions share commits. One failure does not stop the others.
+// write ends all of them. No lease is opened meanwhile: its transaction compares the
+// standing.
 func (e *factEnds) write(ctx context.Context) error {
+	return errors.Join(e.endLeases(ctx), e.endGrants(ctx))
+}
+
+// endLeases ends the leases. Their transactions share commits, and one failure does not stop
+// the others.
+func (e *factEnds) endLeases(ctx context.Context) error {
 	var group errgroup.Group
 	group.SetLimit(endsParallel)
-	for _, r := range e.requests {
-		group.Go(func() error { return e.b.endGrant(ctx, r, e.end, e.now) })
-	}
-	err := group.Wait()
 	for _, l := range e.leases {
 		group.Go(func() error {
 			return e.b.reaper.mark(ctx, l, endAttempt{how: EndFact, by: e.end}, Identity{}, "", e.now)
 		})
 	}
-	return errors.Join(err, group.Wait())
+	return group.Wait()
+}
+
+// endGrants is endLeases for the grants and pending requests.
+func (e *factEnds) endGrants(ctx context.Context) error {
+	var group errgroup.Group
+	group.SetLimit(endsParallel)
+	for _, r := range e.requests {
+		group.Go(func() error { return e.b.endGrant(ctx, r, e.end, e.now) })
+	}
+	return group.Wait()
 }
 
 // endGrant ends the grant, or the wait for one. Repeating it is no error.

@@ -284,25 +284,6 @@ func (v *viewTx) Reviews() ([]*broker.Reviews, error) {
 }
 
 // all reads the rows of a query.
-func all[R broker.Row](v *viewTx, t table, query string, args ...any) (list []R, err error) {
-	err = each(v.ctx, v.tx, query, args, func(rows *sql.Rows) error {
-		var id, body sql.RawBytes
-		if err := rows.Scan(&id, &body); err != nil {
-			return err
-		}
-		key, err := t.key(id)
-		if err != nil {
-			return err
-		}
-		row, err := decodeRow(key, body)
-		if err != nil {
-			return err
-		}
-		list = append(list, row.(R))
-		return nil
-	})
-	if err != nil {
-		return nil, unavailable("listing "+tables[t].name, err)
-	}
-	return list, nil
+func all[R broker.Row](v *viewTx, t table, query string, args ...any) ([]R, error) {
+	return listRows[R](v.ctx, v.tx, t, query, args...)
 }

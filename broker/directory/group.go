@@ -224,17 +224,11 @@ func (d *Directory) adoptMembers(s *source, row *broker.DirectoryGroup, in, out 
 // putGroup stores a group if its version is the expected one.
 func putGroup(tx broker.Tx, row *broker.DirectoryGroup, version int) error {
 	stored, err := broker.Get[*broker.DirectoryGroup](tx, row.ID)
-	switch {
-	case errors.Is(err, broker.ErrNotFound):
-		if version != 0 {
-			return ErrUnknown
-		}
-	case err != nil:
+	if err != nil {
+		stored = &broker.DirectoryGroup{}
+	}
+	if err := checkStored(err, stored.Version, stored.Deleted, version); err != nil {
 		return err
-	case !stored.Deleted.IsZero():
-		return ErrUnknown
-	case stored.Version != version:
-		return ErrVersion
 	}
 	tx.Put(row)
 	return nil

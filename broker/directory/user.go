@@ -145,20 +145,33 @@ func (d *Directory) managerOf(s *source, row *broker.DirectoryUser) string {
 	return ""
 }
 
-// putUser stores a user if its version is the expected one.
-func putUser(tx broker.Tx, row *broker.DirectoryUser, version int) error {
-	stored, err := broker.Get[*broker.DirectoryUser](tx, row.ID)
+// checkStored returns an error unless a row has the version from which a change starts. read
+// is the error of reading it; version is 0 for a new row.
+func checkStored(read error, stored int, deleted time.Time, version int) error {
 	switch {
-	case errors.Is(err, broker.ErrNotFound):
+	case errors.Is(read, broker.ErrNotFound):
 		if version != 0 {
 			return ErrUnknown
 		}
-	case err != nil:
-		return err
-	case !stored.Deleted.IsZero():
+		return nil
+	case read != nil:
+		return read
+	case !deleted.IsZero():
 		return ErrUnknown
-	case stored.Version != version:
+	case stored != version:
 		return ErrVersion
+	}
+	return nil
+}
+
+// putUser stores a user if its version is the expected one.
+func putUser(tx broker.Tx, row *broker.DirectoryUser, version int) error {
+	stored, err := broker.Get[*broker.DirectoryUser](tx, row.ID)
+	if err != nil {
+		stored = &broker.DirectoryUser{}
+	}
+	if err := checkStored(err, stored.Version, stored.Deleted, version); err != nil {
+		return err
 	}
 	tx.Put(row)
 	return nil

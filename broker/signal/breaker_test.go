@@ -250,7 +250,7 @@ func TestDecisionSurvivesARestart(t *testing.T) {
 	fault := &faulty{at: 4} // the decision, and one event
 	w.wrap = func(s broker.Store) broker.Store { fault.Store = s; return fault }
 	w.restart(t)
-	fault.armed = true
+	fault.armed.Store(true)
 	if err := w.decide(t, p, true, at); err != nil {
 		t.Fatal(err)
 	}

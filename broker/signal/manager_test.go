@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -433,14 +434,14 @@ func TestInterruptedEventIsAppliedOnce(t *testing.T) {
 				if err := w.lease(t, person("ana", noon), noon); err != nil {
 					t.Fatal(err)
 				}
-				fault := &faulty{at: step, lost: lost}
+				fault := &faulty{at: int64(step), lost: lost}
 				w.wrap = func(s broker.Store) broker.Store { fault.Store = s; return fault }
 				w.restart(t)
-				fault.armed = true
+				fault.armed.Store(true)
 				at := noon.Add(5 * time.Minute)
 				e := w.event(signal.KindAccountDisabled, "ana", at)
 				if _, err := w.Apply(t.Context(), e, at); err == nil {
-					t.Fatalf("the fault did not strike: %d updates", fault.n)
+					t.Fatalf("the fault did not strike: %d updates", fault.n.Load())
 				}
 				w.wrap = nil
 				w.restart(t)
@@ -460,24 +461,24 @@ func TestInterruptedEventIsAppliedOnce(t *testing.T) {
 	}
 }
 
-// faulty fails one update, or loses its answer.
+// faulty fails one update, or loses its answer. Its fields are atomic, because
+// the loops of the broker update the store at the same time as the test.
 type faulty struct {
 	broker.Store
-	at, n int
+	at    int64
 	lost  bool
-	armed bool
+	armed atomic.Bool
+	n     atomic.Int64
 }
 
 var errFault = errors.New("fault")
 
 func (f *faulty) Update(ctx context.Context, reads []broker.Key, g func(broker.Tx) error) error {
-	if f.armed {
-		if f.n++; f.n-1 == f.at {
-			if f.lost {
-				_ = f.Store.Update(ctx, reads, g)
-			}
-			return errFault
+	if f.armed.Load() && f.n.Add(1)-1 == f.at {
+		if f.lost {
+			_ = f.Store.Update(ctx, reads, g)
 		}
+		return errFault
 	}
 	return f.Store.Update(ctx, reads, g)
 }

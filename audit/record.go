@@ -8,6 +8,7 @@
 package audit
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 )
@@ -152,7 +153,7 @@ type Party struct {
 	Method  string    // x509-svid, jwt-svid, oidc, admin-socket
 	Proof   Digest    // SHA-256 of the leaf certificate (DER) or of the token; zero: no proof
 	Expires time.Time // expiry of the proof; zero: no proof
-	Actors  []string  // the chain of actors, outermost first
+	Actors  []string  // who acted for the record's Subject before this party, the first one first
 
 	// Accounts are all accounts of a person who has several, under the rules in force. Two
 	// parties with an account in common are one person.
@@ -182,6 +183,23 @@ type RequestFacts struct {
 	RestsOn       []string      // the subjects of the facts that it rests on, as "<kind> <name>"
 	Until         time.Time     // the earliest known end of these facts; zero: none is known
 	Accountable   []string      // people accountable for the requester, who may not approve or review
+	Parent        string        // the lease whose token the caller exchanged to act for the subject
+}
+
+// A Requester is who makes a request, and on whose behalf.
+type Requester struct {
+	ID      string
+	Subject string   // whose rights are used; empty: the requester's own
+	Actors  []string // who acted for the subject before the requester, the first one first
+}
+
+// Requester returns who makes the request that the record files.
+func (r *Record) Requester() Requester {
+	by := Requester{ID: r.Caller.ID, Actors: r.Caller.Actors}
+	if r.Subject != nil {
+		by.Subject = r.Subject.ID
+	}
+	return by
 }
 
 // SetAccountable sets Accountable to as many of the people as fit into a record.
@@ -222,10 +240,10 @@ const requestDomain = "accessbroker/request/v1"
 // requested access and the obligations, as canonical JSON (RFC 8785). It covers
 // free texts by their commitments and uses only values in the record, so that an
 // auditor can recompute the digest after the texts were erased.
-func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
+func (f *RequestFacts) Sum(by Requester, d *DecisionFacts) Digest {
 	o := borrowObject()
 	defer o.giveBack()
-	return HashObject(requestDomain, f.terms(o, requester, d).
+	return HashObject(requestDomain, f.terms(o, by, d).
 		Hex("justification", f.Justification).
 		Hex("parameters", f.Parameters).
 		Hex("ticket", f.Ticket))
@@ -233,19 +251,22 @@ func (f *RequestFacts) Sum(requester string, d *DecisionFacts) Digest {
 
 // Terms returns the object that Sum hashes, without the commitments to free
 // texts.
-func (f *RequestFacts) Terms(requester string, d *DecisionFacts) *Object {
-	return f.terms(NewObject(), requester, d)
+func (f *RequestFacts) Terms(by Requester, d *DecisionFacts) *Object {
+	return f.terms(NewObject(), by, d)
 }
 
-func (f *RequestFacts) terms(o *Object, requester string, d *DecisionFacts) *Object {
+func (f *RequestFacts) terms(o *Object, by Requester, d *DecisionFacts) *Object {
 	o.Seconds("duration", f.Duration).
 		Hex("effect", f.Effect).
 		String("entitlement", f.Entitlement).
 		String("extends", f.Extends).
-		String("requester", requester).
+		String("requester", by.ID).
 		StringList("scopes", f.Scopes).
-		String("subject", requester).
+		String("subject", cmp.Or(by.Subject, by.ID)).
 		Seconds("ttl", f.TTL)
+	if by.Subject != "" {
+		o.StringList("actors", by.Actors).String("parent", f.Parent)
+	}
 	if f.BreakGlass {
 		o.String("break_glass", "yes")
 	}

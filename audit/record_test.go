@@ -12,9 +12,14 @@ import (
 // a changed field changes the digest.
 func TestSumCoversTheRequest(t *testing.T) {
 	full := fullRecord()
-	sum := full.Request.Sum("requester", full.Decision)
-	if other := full.Request.Sum("another", full.Decision); other == sum {
-		t.Error("the requester is not covered")
+	by := Requester{ID: "requester", Subject: "login/ana", Actors: []string{"spiffe://acme.test/a"}}
+	sum := full.Request.Sum(by, full.Decision)
+	for _, other := range []Requester{
+		{ID: "another", Subject: by.Subject, Actors: by.Actors}, {ID: by.ID, Subject: "login/bo", Actors: by.Actors}, {ID: by.ID, Subject: by.Subject}, {ID: by.ID},
+	} {
+		if full.Request.Sum(other, full.Decision) == sum {
+			t.Errorf("%+v has the same digest as %+v", other, by)
+		}
 	}
 	for _, facts := range []struct {
 		of   any
@@ -30,7 +35,7 @@ func TestSumCoversTheRequest(t *testing.T) {
 			before := reflect.New(v.Field(i).Type()).Elem()
 			before.Set(v.Field(i))
 			v.Field(i).SetZero()
-			changed := full.Request.Sum("requester", full.Decision) != sum
+			changed := full.Request.Sum(by, full.Decision) != sum
 			v.Field(i).Set(before)
 			checked++
 			if covered := !slices.Contains(facts.omit, name); changed != covered {
@@ -43,7 +48,7 @@ func TestSumCoversTheRequest(t *testing.T) {
 	}
 	moved := *full.Request
 	moved.NotBefore = moved.NotBefore.Add(time.Hour)
-	if moved.Sum("requester", full.Decision) == sum {
+	if moved.Sum(by, full.Decision) == sum {
 		t.Error("another start has the same digest")
 	}
 }
@@ -51,8 +56,8 @@ func TestSumCoversTheRequest(t *testing.T) {
 // Flags occur in the signed terms only if they are set.
 func TestTermsNameTheFlags(t *testing.T) {
 	full := fullRecord()
-	set := string(full.Request.Terms("requester", full.Decision).Bytes())
-	unset := string((&RequestFacts{}).Terms("requester", &DecisionFacts{}).Bytes())
+	set := string(full.Request.Terms(Requester{ID: "requester"}, full.Decision).Bytes())
+	unset := string((&RequestFacts{}).Terms(Requester{ID: "requester"}, &DecisionFacts{}).Bytes())
 	for _, flag := range []string{`"break_glass":"yes"`, `"signed":"yes"`, `"not_before":"2026-11-03T12:00:00Z"`} {
 		if !strings.Contains(set, flag) || strings.Contains(unset, flag[:len(flag)-6]) {
 			t.Errorf("%s: got %s if set, and %s if not", flag, set, unset)

@@ -99,6 +99,7 @@ func (f *RequestFacts) fields(c *codec) {
 	c.time("lapses_at", &f.LapsesAt)
 	c.time("not_before", &f.NotBefore)
 	c.digest("parameters", &f.Parameters)
+	c.text("parent", &f.Parent, maxWord)
 	c.texts("rests_on", &f.RestsOn, maxRests)
 	c.texts("scopes", &f.Scopes, maxScopes)
 	c.digest("source", &f.Source)

@@ -139,6 +139,9 @@ func (r *Request) fill(f *audit.RequestFacts) {
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
 		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(), Until: r.Until,
 	}
+	if r.Delegation != nil {
+		f.Parent = r.Delegation.Parent.String()
+	}
 	for _, key := range r.RestsOn {
 		f.RestsOn = append(f.RestsOn, key.String())
 	}
@@ -237,7 +240,7 @@ func (r *Request) digest() audit.Digest {
 	var decision audit.DecisionFacts
 	r.fill(&request)
 	r.Decision.fill(&decision, "")
-	return request.Sum(r.Requester.ID, &decision)
+	return request.Sum(r.requester(), &decision)
 }
 
 // askDomain separates ask digests from all other digests.
@@ -246,7 +249,7 @@ const askDomain = "accessbroker/ask/v1\n"
 // askDigest returns a digest that is equal for asks with the same meaning, free
 // texts included. An identical ask finds its open request by it.
 func (r *Request) askDigest() audit.Digest {
-	o := r.facts().Terms(r.Requester.ID, r.Decision.facts(""))
+	o := r.facts().Terms(r.requester(), r.Decision.facts(""))
 	for _, field := range slices.Sorted(maps.Keys(r.texts())) {
 		o = o.String("text_"+field, r.texts()[field])
 	}

@@ -57,6 +57,10 @@ type Lease struct {
 	Previous    LeaseID      // the lease that was opened before this one under the same request; zero: none, or an earlier version opened it
 	Limits      []CounterKey // the counters that count this lease as active
 	Persists    bool         // only the issuer ends the credential; it has no expiry of its own
+	Subject     string       // on whose behalf it was issued; empty: the holder's own
+	Actors      []string     // who acted for the subject before the holder, the first one first
+	Parent      LeaseID      // whose token was exchanged for this one; zero: none
+	Exchanged   bool         // its token was exchanged for tokens of sub-agents, which end with it
 
 	EndAsked  time.Time // when its end was first requested or became due
 	EndHow    string    // one of the End constants

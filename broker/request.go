@@ -32,11 +32,12 @@ type Ask struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr
 	DryRun        bool
-	Token         bool      // only a token is acceptable
-	Resource      string    // the token's audience; empty: any
-	BreakGlass    bool      // without prior approval, reviewed afterwards
-	NotBefore     time.Time // when the grant starts; zero: at once
-	Extends       RequestID // the caller's earlier request that this one extends
+	Token         bool        // only a token is acceptable
+	Resource      string      // the token's audience; empty: any
+	BreakGlass    bool        // without prior approval, reviewed afterwards
+	NotBefore     time.Time   // when the grant starts; zero: at once
+	Extends       RequestID   // the caller's earlier request that this one extends
+	Delegation    *Delegation // on whose behalf; nil: the caller asks for itself
 }
 
 // Bounds of an ask. Lengths are in bytes.
@@ -92,6 +93,7 @@ type Request struct {
 	Until         time.Time     // the earliest known end of these facts; zero: none is known
 	EndedBy       *FactEnd      // the fact that ended the grant, or the wait for one; nil: none did
 	Awaits        bool          // pending: it also waits for the assessment of a supplier
+	Delegation    *Delegation   // on whose behalf; nil: the requester asks for itself
 	Void          []string      // not stored: the approvals by these people no longer count
 	Reused        bool          // not stored: an earlier request answers this ask
 }

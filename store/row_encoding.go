@@ -188,7 +188,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
 		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease,
-		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits)
+		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation)
 	c.records(&r.Records)
 }
 
@@ -241,8 +241,13 @@ func leaseFields(l *broker.Lease, c *coder) {
 	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
-		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists)
+		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
+		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged)
 	c.records(&l.Records)
+}
+
+func delegationFields(d *broker.Delegation, c *coder) {
+	c.fields(&d.Subject, &d.Parent, &d.Actors, &d.Links, &d.Decision)
 }
 
 func leaseIDFields(id *broker.LeaseID, c *coder) { c.fields(id) }
@@ -291,6 +296,8 @@ func (c *coder) domainField(tag uint64, v any) {
 		c.array(tag, v[:])
 	case *broker.Identity:
 		nested(c, tag, v, identityFields)
+	case **broker.Delegation:
+		optional(c, tag, v, delegationFields)
 	case **broker.Person:
 		optional(c, tag, v, personFields)
 	case *broker.Decision:

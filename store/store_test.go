@@ -88,7 +88,7 @@ func newIssuance(t testing.TB, n int) issuance {
 		Decision: &audit.DecisionFacts{Permit: true, Policies: r.Decision.Policies, Revision: r.Decision.Revision},
 		Lease:    &audit.LeaseFacts{ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires, Revocation: string(l.Revocation), Credential: audit.Digest{5}},
 	}
-	r.Digest = record.Request.Sum(holder, record.Decision)
+	r.Digest = record.Request.Sum(audit.Requester{ID: holder}, record.Decision)
 	record.Request.Digest = r.Digest
 	entry, err := record.Entry()
 	if err != nil {

@@ -70,7 +70,7 @@ func (m *testLog) settle(t testing.TB, r audit.Record) audit.Record {
 	r = edited(r, func(r *audit.Record) {
 		own := m.sums[f.ID]
 		if f.TTL > 0 && r.Decision != nil && r.Caller != nil { // this record makes the request
-			own = r.Request.Sum(r.Caller.ID, r.Decision)
+			own = r.Request.Sum(r.Requester(), r.Decision)
 			if m.sums == nil {
 				m.sums = map[string]audit.Digest{}
 			}

@@ -33,7 +33,7 @@ func (p *prepared) prepare() {
 	}
 	p.opened, p.texts = p.record.CheckStored(p.Openings)
 	if r := &p.record; r.Request != nil && r.Caller != nil && r.Decision != nil && r.Decision.Permit {
-		terms := r.Request.Sum(r.Caller.ID, r.Decision)
+		terms := r.Request.Sum(r.Requester(), r.Decision)
 		p.terms = &terms
 	}
 }

@@ -156,7 +156,7 @@ func (s *requestState) sum(r *audit.Record) audit.Digest {
 	if s.terms != nil {
 		return *s.terms
 	}
-	return r.Request.Sum(r.Caller.ID, r.Decision)
+	return r.Request.Sum(r.Requester(), r.Decision)
 }
 
 // needed reports whether the log may still have records about a request.

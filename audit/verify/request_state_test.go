@@ -45,7 +45,7 @@ func (c *cast) reviews(who *keyHolder, kind audit.Kind, broken audit.Record) aud
 
 // signs signs a vote or verdict on a request, with the given challenge.
 func (c *cast) signs(who *keyHolder, r, asked audit.Record, challenge func(_ *audit.ApprovalFacts, person, request string, nonce audit.Digest) audit.Digest) audit.Record {
-	digest := asked.Request.Sum(asked.Caller.ID, asked.Decision)
+	digest := asked.Request.Sum(asked.Requester(), asked.Decision)
 	return edited(r, func(r *audit.Record) {
 		r.Request.Digest, r.Approval.Digest = digest, digest
 		r.Signature = who.sign(c.t, func(nonce audit.Digest) audit.Digest { return challenge(r.Approval, who.person, r.Request.ID, nonce) })
@@ -276,7 +276,7 @@ func TestVerifyReportsForgedApprovals(t *testing.T) {
 		"a verdict's signature on an approval":      {log{c.asked("1 of dba"), c.signs(c.ana, c.last(c.ana, "dba"), c.asked("1 of dba"), (*audit.ApprovalFacts).ReviewChallenge)}, 1, "signs something else"},
 		"a signed approval":                         {records: log{c.asked("1 of dba"), c.signs(c.ana, c.last(c.ana, "dba"), c.asked("1 of dba"), (*audit.ApprovalFacts).Challenge)}},
 		"break-glass with removed signature requirement": {log{edited(broken, func(r *audit.Record) {
-			r.Request.Digest = broken.Request.Sum(broken.Caller.ID, broken.Decision)
+			r.Request.Digest = broken.Request.Sum(broken.Requester(), broken.Decision)
 			r.Decision.Signed = false
 		})}, 0, "its digest, which approvers see and sign, does not match its contents"},
 		"a review without a verdict":     {log{breakGlass(c.at), edited(verdict(audit.ReviewGiven, "login/ana", c.at), func(r *audit.Record) { r.Approval = nil })}, 1, "it has no vote"},

@@ -1,0 +1,52 @@
+package broker
+
+import (
+	"time"
+
+	"accessbroker.internal/audit"
+)
+
+// A Delegation is on whose behalf a request is made, as it was proven when the request was
+// filed. The requester is the caller that acts. What it gets is bounded by the rights of
+// both: policy decides each, and a denial of either denies.
+type Delegation struct {
+	// Subject is whose rights are used: a person, or the workload whose own token starts
+	// a chain of sub-agents.
+	Subject Identity
+
+	// Parent is the lease whose token the caller exchanged; zero if the subject's own proof
+	// came with the ask.
+	Parent LeaseID
+
+	// Actors are the SPIFFE IDs that acted for the subject before the caller, the first one
+	// first. It is empty without a Parent, and if the Parent is the subject's own.
+	Actors []string
+
+	// Links are the leases of the chain down to Parent, the first one first.
+	Links []LeaseID
+
+	Scopes   []string  // that the proof allows; nil: the proof does not bound them; not stored
+	Resource string    // the token audience that the proof is limited to; empty: any; not stored
+	ID       string    // of the proof, for single use; empty: the proof may be used again; not stored
+	IDUntil  time.Time // when the ID may be forgotten; not stored
+	MayAct   []string  // the actors that the proof names; nil: any that policy permits; not stored
+
+	Decision Decision // of policy with the subject as the principal
+}
+
+// Depth returns how many identities act for the subject, the caller included; zero for a
+// caller that acts for itself.
+func (d *Delegation) Depth() int {
+	if d == nil {
+		return 0
+	}
+	return len(d.Actors) + 1
+}
+
+// requester returns who makes the request, as digests cover it.
+func (r *Request) requester() audit.Requester {
+	if r.Delegation == nil {
+		return audit.Requester{ID: r.Requester.ID}
+	}
+	return audit.Requester{ID: r.Requester.ID, Subject: r.Delegation.Subject.ID, Actors: r.Delegation.Actors}
+}

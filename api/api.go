@@ -20,18 +20,19 @@ const ProblemType = "urn:access-broker:problem:"
 
 // An Ask is the body of POST /v1/requests and POST /v1/credentials.
 type Ask struct {
-	Entitlement   string            `json:"entitlement"`
-	Scopes        []string          `json:"scopes,omitempty"`  // empty: the entitlement's default scopes
-	TTL           Duration          `json:"ttl,omitzero"`      // of each credential; zero: the entitlement's default, cut to the policy's maximum
-	Duration      Duration          `json:"duration,omitzero"` // how long credentials can be collected; zero: the entitlement's default
-	Justification string            `json:"justification,omitempty"`
-	Ticket        string            `json:"ticket,omitempty"`
-	Parameters    map[string]string `json:"parameters,omitempty"`
-	SubjectToken  string            `json:"subject_token,omitempty"` // the caller's own JWT-SVID; a foreign one is refused
-	DryRun        bool              `json:"dry_run,omitempty"`       // return the decision without filing a request
-	BreakGlass    bool              `json:"break_glass,omitempty"`   // emergency access: no approval first, a review afterwards
-	NotBefore     time.Time         `json:"not_before,omitzero"`     // start of the grant; zero: now
-	Extends       string            `json:"extends,omitempty"`       // an earlier request of the caller, "req_…"
+	Entitlement    string            `json:"entitlement"`
+	Scopes         []string          `json:"scopes,omitempty"`  // empty: the entitlement's default scopes
+	TTL            Duration          `json:"ttl,omitzero"`      // of each credential; zero: the entitlement's default, cut to the policy's maximum
+	Duration       Duration          `json:"duration,omitzero"` // how long credentials can be collected; zero: the entitlement's default
+	Justification  string            `json:"justification,omitempty"`
+	BindingMessage string            `json:"binding_message,omitempty"` // one line by which approvers recognize the action
+	Ticket         string            `json:"ticket,omitempty"`
+	Parameters     map[string]string `json:"parameters,omitempty"`
+	SubjectToken   string            `json:"subject_token,omitempty"` // the caller's own JWT-SVID; a foreign one is refused
+	DryRun         bool              `json:"dry_run,omitempty"`       // return the decision without filing a request
+	BreakGlass     bool              `json:"break_glass,omitempty"`   // emergency access: no approval first, a review afterwards
+	NotBefore      time.Time         `json:"not_before,omitzero"`     // start of the grant; zero: now
+	Extends        string            `json:"extends,omitempty"`       // an earlier request of the caller, "req_…"
 }
 
 // States of a request.
@@ -46,39 +47,40 @@ const (
 
 // A Request is an Ask that the broker has filed, or the result of a dry run.
 type Request struct {
-	ID            string            `json:"id,omitempty"` // "req_…"; empty for a dry run
-	Version       int               `json:"version"`
-	Status        string            `json:"status"`
-	Requester     string            `json:"requester"`      // SPIFFE ID, or person as "login/ana"
-	RequesterKind string            `json:"requester_kind"` // workload, agent, person
-	Entitlement   string            `json:"entitlement"`
-	Scopes        []string          `json:"scopes,omitempty"`
-	TTL           Duration          `json:"ttl,omitzero"`
-	Duration      Duration          `json:"duration,omitzero"` // how long credentials can be collected, from the last approval
-	Justification string            `json:"justification,omitempty"`
-	Ticket        string            `json:"ticket,omitempty"`
-	Parameters    map[string]string `json:"parameters,omitempty"`
-	Digest        string            `json:"digest,omitempty"` // an approval is bound to it; empty for a dry run
-	Decision      Decision          `json:"decision"`
-	Approvals     Approvals         `json:"approvals"`
-	Grant         *Grant            `json:"grant,omitempty"`  // once approved
-	Review        *Review           `json:"review,omitempty"` // of a break-glass use
-	Team          string            `json:"team,omitempty"`   // of the requester
-	Risk          string            `json:"risk,omitempty"`   // low, medium or high: it orders the inbox and decides nothing
-	Accountable   []string          `json:"accountable,omitempty"`
-	BreakGlass    bool              `json:"break_glass,omitempty"`
-	NotBefore     time.Time         `json:"not_before,omitzero"`
-	RestsOn       []string          `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
-	AccessEndsAt  time.Time         `json:"access_ends_at,omitzero"` // the earliest known end of these facts
-	EndedBy       *EndedBy          `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
-	Extends       string            `json:"extends,omitempty"`
-	Reuse         bool              `json:"reuse,omitempty"`     // this is an earlier, identical request
-	DeniedBy      string            `json:"denied_by,omitempty"` // policy or person
-	CreatedAt     time.Time         `json:"created_at"`
-	LapsesAt      time.Time         `json:"lapses_at,omitzero"`          // while pending
-	Awaits        []string          `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
-	DryRun        bool              `json:"dry_run,omitempty"`
-	Facts         *Facts            `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
+	ID             string            `json:"id,omitempty"` // "req_…"; empty for a dry run
+	Version        int               `json:"version"`
+	Status         string            `json:"status"`
+	Requester      string            `json:"requester"`      // SPIFFE ID, or person as "login/ana"
+	RequesterKind  string            `json:"requester_kind"` // workload, agent, person
+	Entitlement    string            `json:"entitlement"`
+	Scopes         []string          `json:"scopes,omitempty"`
+	TTL            Duration          `json:"ttl,omitzero"`
+	Duration       Duration          `json:"duration,omitzero"` // how long credentials can be collected, from the last approval
+	Justification  string            `json:"justification,omitempty"`
+	BindingMessage string            `json:"binding_message,omitempty"`
+	Ticket         string            `json:"ticket,omitempty"`
+	Parameters     map[string]string `json:"parameters,omitempty"`
+	Digest         string            `json:"digest,omitempty"` // an approval is bound to it; empty for a dry run
+	Decision       Decision          `json:"decision"`
+	Approvals      Approvals         `json:"approvals"`
+	Grant          *Grant            `json:"grant,omitempty"`  // once approved
+	Review         *Review           `json:"review,omitempty"` // of a break-glass use
+	Team           string            `json:"team,omitempty"`   // of the requester
+	Risk           string            `json:"risk,omitempty"`   // low, medium or high: it orders the inbox and decides nothing
+	Accountable    []string          `json:"accountable,omitempty"`
+	BreakGlass     bool              `json:"break_glass,omitempty"`
+	NotBefore      time.Time         `json:"not_before,omitzero"`
+	RestsOn        []string          `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
+	AccessEndsAt   time.Time         `json:"access_ends_at,omitzero"` // the earliest known end of these facts
+	EndedBy        *EndedBy          `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
+	Extends        string            `json:"extends,omitempty"`
+	Reuse          bool              `json:"reuse,omitempty"`     // this is an earlier, identical request
+	DeniedBy       string            `json:"denied_by,omitempty"` // policy or person
+	CreatedAt      time.Time         `json:"created_at"`
+	LapsesAt       time.Time         `json:"lapses_at,omitzero"`          // while pending
+	Awaits         []string          `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
+	DryRun         bool              `json:"dry_run,omitempty"`
+	Facts          *Facts            `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
 }
 
 // A Decision is the policy's decision, as far as the reader may see it. Policies

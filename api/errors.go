@@ -28,6 +28,7 @@ const (
 	InvalidScope          Code = "invalid_scope"
 	InvalidTTL            Code = "invalid_ttl"
 	InvalidParameter      Code = "invalid_parameter"
+	InvalidMessage        Code = "invalid_binding_message"
 	JustificationRequired Code = "justification_required"
 	TicketRequired        Code = "ticket_required"
 	TicketUnfit           Code = "ticket_unfit"

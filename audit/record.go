@@ -137,7 +137,7 @@ type Record struct {
 	Trace      Trace // of the call that caused the event; zero: none
 
 	// Openings are the texts that the record commits to, by field name
-	// ("justification", "ticket", "parameters", "source", "comment", "reason", "details").
+	// ("justification", "ticket", "binding_message", "parameters", "source", "comment", "reason", "details").
 	// They are stored next to the leaf and are not part of it.
 	Openings map[string]Opening
 
@@ -173,6 +173,7 @@ type RequestFacts struct {
 	TTL           time.Duration // whole seconds
 	Duration      time.Duration // whole seconds
 	Justification Digest        // commitment; zero: none
+	Message       Digest        // commitment to the binding message
 	Ticket        Digest        // commitment
 	Parameters    Digest        // commitment
 	Source        Digest        // commitment to the caller's network address
@@ -244,6 +245,7 @@ func (f *RequestFacts) Sum(by Requester, d *DecisionFacts) Digest {
 	o := borrowObject()
 	defer o.giveBack()
 	return HashObject(requestDomain, f.terms(o, by, d).
+		Hex("binding_message", f.Message).
 		Hex("justification", f.Justification).
 		Hex("parameters", f.Parameters).
 		Hex("ticket", f.Ticket))

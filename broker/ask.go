@@ -89,7 +89,7 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 		// the policy wrote for them.
 		r, err = stubRequest(caller, ask, rules), deny(nil, nil)
 	}
-	f.request, f.e = r, e
+	f.request, f.e, f.waitAtMost = r, e, ask.WaitAtMost
 	if err == nil {
 		f.footing, err = b.rest(ctx, rules, r, ask.DryRun, caller.At)
 	}
@@ -198,6 +198,8 @@ type filing struct {
 	e       *Entitlement
 	key     IdempotencyKey
 	footing footing
+
+	waitAtMost time.Duration // Ask.WaitAtMost
 }
 
 func (f *filing) record() audit.Record {
@@ -213,6 +215,9 @@ func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 		blocks := blockKeys(r.Requester, f.e)
 		r.commit(now)
 		r.approve(now)
+		if f.waitAtMost > 0 {
+			r.CollectUntil = earlier(r.CollectUntil, now.Add(f.waitAtMost))
+		}
 		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), blocks, f.footing.reads()), f.record(), func(tx Tx) error {
 			if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx)); err != nil {
 				return err
@@ -256,7 +261,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	}
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
-	r.Lapses = earlier(now.Add(r.Waits()), r.Until)
+	r.Lapses = earlier(now.Add(shorter(r.Waits(), f.waitAtMost)), r.Until)
 	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
 	count := pendingKey(r.Requester)
 	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks, f.footing.reads(), r.awaited()), f.record(), func(tx Tx) error {

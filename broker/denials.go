@@ -163,6 +163,7 @@ func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusa
 
 func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.Digest {
 	o := audit.NewObject().
+		String("binding_message", ask.Message).
 		String("code", code).
 		Seconds("duration", ask.Duration).
 		String("entitlement", ask.Entitlement).

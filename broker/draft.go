@@ -30,6 +30,8 @@ func (a *Ask) checkForm() error {
 		return refuse(ErrInvalidTTL, "ttl must be a positive number of whole seconds")
 	case a.Duration < 0 || a.Duration%time.Second != 0 || a.Duration > MaxDuration:
 		return refuse(ErrInvalidTTL, fmt.Sprintf("duration must be a positive number of whole seconds, at most %s", FormatDuration(MaxDuration)))
+	case a.WaitAtMost < 0 || a.WaitAtMost%time.Second != 0:
+		return refuse(ErrInvalidRequest, "the time to wait for approval must be a positive number of whole seconds")
 	case !a.NotBefore.IsZero() && a.NotBefore.Nanosecond() != 0:
 		return refuse(ErrInvalidTTL, "not_before must be a time in whole seconds")
 	case len(a.Parameters) > MaxParameters:
@@ -50,7 +52,10 @@ func (a *Ask) checkForm() error {
 	if err := CheckText(ErrInvalidRequest, "justification", a.Justification, MaxJustification); err != nil {
 		return err
 	}
-	return CheckLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket)
+	if err := CheckLine(ErrInvalidRequest, "ticket", a.Ticket, MaxTicket); err != nil {
+		return err
+	}
+	return CheckLine(ErrInvalidMessage, "binding_message", a.Message, MaxMessage)
 }
 
 // notScopeChar reports whether RFC 6749, section 3.3, forbids the character in
@@ -122,6 +127,7 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 		Duration:      cmp.Or(a.Duration, e.CollectWithin),
 		Justification: strings.TrimSpace(a.Justification),
 		Ticket:        strings.TrimSpace(a.Ticket),
+		Message:       strings.TrimSpace(a.Message),
 		Parameters:    maps.Clone(a.Parameters),
 		SourceIP:      a.SourceIP,
 		BreakGlass:    a.BreakGlass,

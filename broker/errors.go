@@ -70,6 +70,7 @@ const (
 	ErrOwnAccess             = sentinel("own_access")              // conflict of interest in an access review
 	ErrReviewEnded           = sentinel("review_ended")            // the access review or its item is closed
 	ErrCampaignRunning       = sentinel("campaign_running")        // the access review runs already
+	ErrInvalidMessage        = sentinel("invalid_binding_message") // malformed, or too long
 	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )
 

@@ -219,6 +219,14 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// shorter returns the shorter of two durations; zero stands for none.
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
 // Due returns when the standing must be looked at: at once if an end is under way,
 // otherwise when the next fact begins, ends or goes stale; zero: never.
 func (s *Standing) Due() (at time.Time) {

@@ -89,7 +89,7 @@ func (r *Request) commit(now time.Time) {
 // texts returns the free texts from outside. Records have commitments to them;
 // the texts are stored next to the records.
 func (r *Request) texts() map[string]string {
-	if r.Justification == "" && r.Ticket == "" && len(r.Parameters) == 0 {
+	if r.Justification == "" && r.Ticket == "" && r.Message == "" && len(r.Parameters) == 0 {
 		return nil
 	}
 	t := map[string]string{}
@@ -98,6 +98,9 @@ func (r *Request) texts() map[string]string {
 	}
 	if r.Ticket != "" {
 		t["ticket"] = r.Ticket
+	}
+	if r.Message != "" {
+		t["binding_message"] = r.Message
 	}
 	if len(r.Parameters) > 0 {
 		t["parameters"] = string(audit.AppendStrings(nil, r.Parameters))
@@ -150,6 +153,8 @@ func (r *Request) fill(f *audit.RequestFacts) {
 	}
 	for field, opening := range r.openings() {
 		switch field {
+		case "binding_message":
+			f.Message = opening.Commitment()
 		case "justification":
 			f.Justification = opening.Commitment()
 		case "ticket":

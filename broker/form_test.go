@@ -65,6 +65,15 @@ func TestFormOfAnAsk(t *testing.T) {
 		"the longest ticket":               {func(a *Ask) { a.Ticket = strings.Repeat("x", MaxTicket) }, nil},
 		"a ticket that is too long":        {func(a *Ask) { a.Ticket = strings.Repeat("x", MaxTicket+1) }, ErrInvalidRequest},
 		"a ticket of two lines":            {func(a *Ask) { a.Ticket = "a\u2028b" }, ErrInvalidRequest},
+		"the longest message":              {func(a *Ask) { a.Message = strings.Repeat("x", MaxMessage) }, nil},
+		"a message of 10,000 characters":   {func(a *Ask) { a.Message = strings.Repeat("x", 10_000) }, ErrInvalidMessage},
+		"a message with markup":            {func(a *Ask) { a.Message = "<b onclick=x>4711</b>" }, nil},
+		"a message that is reordered":      {func(a *Ask) { a.Message = "pay \u202e0001 EUR" }, ErrInvalidMessage},
+		"a message with an isolate":        {func(a *Ask) { a.Message = "pay \u20660001" }, ErrInvalidMessage},
+		"a message with an escape":         {func(a *Ask) { a.Message = "\x1b[31mapproved" }, ErrInvalidMessage},
+		"a message of two lines":           {func(a *Ask) { a.Message = "4711\napproved by login/ciso" }, ErrInvalidMessage},
+		"a message that is not UTF-8":      {func(a *Ask) { a.Message = "\xff" }, ErrInvalidMessage},
+		"a negative time to wait":          {func(a *Ask) { a.WaitAtMost = -time.Second }, ErrInvalidRequest},
 	} {
 		ask := Ask{Entitlement: "tickets", Scopes: []string{"tickets:read"}, TTL: time.Minute, Duration: time.Hour, Justification: "because", Ticket: "T-1"}
 		test.change(&ask)

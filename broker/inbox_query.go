@@ -171,7 +171,7 @@ func ContainsWords(words []string, texts ...string) bool {
 // Contains reports whether the request's names and texts contain all the words, which are
 // in lower case.
 func (r *Request) Contains(words []string) bool {
-	texts := append([]string{r.ID.String(), r.Entitlement, r.Requester.ID, r.Requester.Team, r.Justification, r.Ticket}, r.Scopes...)
+	texts := append([]string{r.ID.String(), r.Entitlement, r.Requester.ID, r.Requester.Team, r.Justification, r.Message, r.Ticket}, r.Scopes...)
 	return ContainsWords(words, append(texts, r.Requester.Accountable...)...)
 }
 

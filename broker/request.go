@@ -32,18 +32,21 @@ type Ask struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr
 	DryRun        bool
-	Token         bool        // only a token is acceptable
-	Resource      string      // the token's audience; empty: any
-	BreakGlass    bool        // without prior approval, reviewed afterwards
-	NotBefore     time.Time   // when the grant starts; zero: at once
-	Extends       RequestID   // the caller's earlier request that this one extends
-	Delegation    *Delegation // on whose behalf; nil: the caller asks for itself
+	Token         bool          // only a token is acceptable
+	Resource      string        // the token's audience; empty: any
+	BreakGlass    bool          // without prior approval, reviewed afterwards
+	NotBefore     time.Time     // when the grant starts; zero: at once
+	Extends       RequestID     // the caller's earlier request that this one extends
+	Delegation    *Delegation   // on whose behalf; nil: the caller asks for itself
+	Message       string        // shown to approvers: a text by which they recognize the action (CIBA's binding_message)
+	WaitAtMost    time.Duration // for approval; zero: as long as policy allows
 }
 
 // Bounds of an ask. Lengths are in bytes.
 const (
 	MaxJustification = 2000
 	MaxTicket        = 128
+	MaxMessage       = 256 // a line
 	MaxScopes        = 32
 	MaxScopeLength   = 128
 	MaxParameters    = 16
@@ -94,6 +97,7 @@ type Request struct {
 	EndedBy       *FactEnd      // the fact that ended the grant, or the wait for one; nil: none did
 	Awaits        bool          // pending: it also waits for the assessment of a supplier
 	Delegation    *Delegation   // on whose behalf; nil: the requester asks for itself
+	Message       string        // the requester's words by which approvers recognize the action
 	Void          []string      // not stored: the approvals by these people no longer count
 	Reused        bool          // not stored: an earlier request answers this ask
 }

@@ -31,7 +31,7 @@ type waitingRoom struct {
 }
 
 func (w *waitingRoom) admits(r *Request) bool {
-	size := len(r.Justification)
+	size := len(r.Justification) + len(r.Message)
 	for name, value := range r.Parameters {
 		size += len(name) + len(value)
 	}

@@ -58,6 +58,7 @@ Status pending: https://broker.acme.test/ui/requests/` + r.ID.String()
 func TestMessageCleansHostileTexts(t *testing.T) {
 	n, r := waiting()
 	r.Justification = "fine\r\n\r\nStatus approved: https://evil.test\u202e\u200b\x1b[31m\u3164\U000e0041" + strings.Repeat(" \u00a0", 99) + "approved" + strings.Repeat("x", 64<<10)
+	r.Message = r.Justification
 	r.Ticket = "<!channel> <https://evil.test|click>\u0000"
 	_, body, err := builtInTexts(t).text(factsOf("https://broker.acme.test", n, r, noon))
 	if err != nil {

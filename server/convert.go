@@ -43,7 +43,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		ID: r.ID.String(), Version: r.Version, Status: requestStatus[r.State(now)],
 		Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
 		Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: api.Duration(r.TTL), Duration: api.Duration(r.Duration),
-		Justification: r.Justification, Ticket: r.Ticket, Parameters: r.Parameters,
+		Justification: r.Justification, BindingMessage: r.Message, Ticket: r.Ticket, Parameters: r.Parameters,
 		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,
 		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses), Awaits: awaited(r),
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable,

@@ -63,6 +63,7 @@ var errorTable = []errorRow{
 	{broker.ErrTicketRequired, 400, "invalid_request", "A ticket is required", "name the ticket in ticket", clientFault},
 	{broker.ErrTicketUnfit, 403, "access_denied", "The ticket does not cover this access", "read the detail: the ticket's state, its assignee or its change window is not what policy requires", clientFault},
 	{broker.ErrBindingRequiresMTLS, 400, "invalid_request", "The token must be bound to a certificate", "call over TLS with an X.509-SVID", clientFault},
+	{broker.ErrInvalidMessage, 400, "invalid_binding_message", "Invalid binding message", "send one short line of plain text in binding_message", clientFault},
 	{broker.ErrPending, 409, "authorization_pending", "Waiting for approval", "wait, then collect again", clientFault},
 	{broker.ErrNotPending, 409, "access_denied", "The request is not pending", "file a new request", clientFault},
 	{broker.ErrLapsed, 409, "expired_token", "Not approved in time", "file a new request", clientFault},

@@ -152,6 +152,7 @@ func (f *fielder) request(r *audit.RequestFacts) {
 		f.text("Break-glass", "yes")
 	}
 	f.committed("Justification", "justification", r.Justification)
+	f.committed("Binding message", "binding_message", r.Message)
 	f.committed("Ticket", "ticket", r.Ticket)
 	f.committed("Parameters", "parameters", r.Parameters)
 	f.committed("Network address", "source", r.Source)

@@ -81,7 +81,7 @@ func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) 
 	return broker.Ask{
 		BreakGlass: body.BreakGlass, NotBefore: body.NotBefore, Extends: extends,
 		Entitlement: body.Entitlement, Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
-		Justification: body.Justification, Ticket: body.Ticket, Parameters: body.Parameters,
+		Justification: body.Justification, Message: body.BindingMessage, Ticket: body.Ticket, Parameters: body.Parameters,
 		SourceIP: c.from, DryRun: body.DryRun,
 	}, key, err
 }

@@ -140,6 +140,7 @@ func writeRequest(w io.Writer, r *api.Request) {
 		c.line("why", "no justification")
 	}
 	c.written("why", r.Justification)
+	c.written("message", r.BindingMessage)
 	c.line("ticket", strings.TrimSpace(r.Ticket+" "+f.TicketURL))
 	c.ticket(f.Ticket)
 	c.line("entitlement", entitlementOf(r, f))

@@ -144,7 +144,7 @@ func TestRequesterTextIsBoundedInTheTerminal(t *testing.T) {
 func TestHostileTextsInTheTerminal(t *testing.T) {
 	const evil = "x\x1b[2J\x1b]0;pwned\a\rstatus  approved\nstatus  approved\n\tstatus  approved\u202e\u2028status  approved\x7f\u0085\u3164\u2800"
 	r := requestToShow()
-	r.Justification, r.Ticket, r.Parameters["prefix"], r.Team = evil, evil, evil, evil
+	r.Justification, r.BindingMessage, r.Ticket, r.Parameters["prefix"], r.Team = evil, evil, evil, evil, evil
 	r.Approvals.Given[0].Comment, r.Approvals.Given[0].Person = evil, evil
 	r.Decision.Reasons = []string{evil}
 	r.Review = &api.Review{Given: []api.Verdict{{Person: evil, Comment: evil}}}

@@ -43,6 +43,14 @@ func (d *Delegation) Depth() int {
 	return len(d.Actors) + 1
 }
 
+// OfSubject returns the query of the other side of a delegation: whether policy permits the
+// subject the same, with the principal as the actor.
+func (q Query) OfSubject() Query {
+	actor := q.Principal
+	q.Principal, q.Actor, q.OnBehalfOf = *q.OnBehalfOf, &actor, nil
+	return q
+}
+
 // requester returns who makes the request, as digests cover it.
 func (r *Request) requester() audit.Requester {
 	if r.Delegation == nil {

@@ -198,6 +198,9 @@ type Query struct {
 	Parameters    map[string]string
 	SourceIP      netip.Addr // zero: unknown
 	BreakGlass    bool
+	OnBehalfOf    *Identity            // for ActionRequest: whose rights are used, if the principal acts for another
+	Actor         *Identity            // for ActionRequest: who acts for the principal
+	Depth         int                  // see Delegation.Depth
 	Extended      map[string]time.Time // approved ends of contracts that are later than in suppliers.yaml, by supplier
 }
 
@@ -280,6 +283,7 @@ type Obligations struct {
 	TicketTerms            // what the ticket's tracker must state
 	Limits        []Limit  // sorted by policy
 	MaxActive     []Limit  // Per is zero; sorted by policy
+	Delegates     int      // how many sub-agents may act below one another; zero: none
 }
 
 // MaxApprovers is the highest count of approvals that a policy may require.

@@ -82,7 +82,7 @@ func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) 
 		}
 		return d, err
 	}
-	d.Obligations = combine(d.Obligations, before.Obligations)
+	d.Obligations = d.Obligations.And(before.Obligations)
 	return d, nil
 }
 
@@ -172,8 +172,9 @@ func (e *Engine) permitted(permits []*rule, q broker.Query) (broker.Decision, er
 	}
 	d.Permit = true
 	d.Policies, d.Reasons = idsAndReasons(permits)
+	d.Obligations.Delegates = broker.MaxDelegates // no permit states more
 	for _, r := range permits {
-		d.Obligations = combine(d.Obligations, r.Obligations)
+		d.Obligations = d.Obligations.And(r.Obligations)
 	}
 	if len(d.Obligations.Approvals) == 0 {
 		return d, nil

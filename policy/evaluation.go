@@ -29,6 +29,7 @@ type evaluation struct {
 	member *principal // with the memberships that are suspended; nil: none is
 
 	principal, resource, parameters types.Entity
+	party                           types.Entity // the other side of a delegation
 	catalogue                       map[types.EntityUID]types.Entity
 }
 
@@ -44,6 +45,8 @@ func (ev *evaluation) Get(uid types.EntityUID) (types.Entity, bool) {
 		return ev.resource, true
 	case ev.parameters.UID:
 		return ev.parameters, true
+	case ev.party.UID:
+		return ev.party, true
 	}
 	if uid.Type != typeEntitlement {
 		return types.Entity{}, false
@@ -66,11 +69,15 @@ func (e *Engine) newEvaluation(q broker.Query, now time.Time) (*evaluation, erro
 	if err := e.setResource(ev, q); err != nil {
 		return nil, err
 	}
+	party, err := e.setParty(ev, &q)
+	if err != nil {
+		return nil, err
+	}
 	ev.request = cedar.Request{
 		Principal: ev.principal.UID,
 		Action:    types.NewEntityUID(typeAction, types.String(q.Action)),
 		Resource:  ev.resource.UID,
-		Context:   newContext(q, now),
+		Context:   newContext(q, now, party),
 	}
 	return ev, nil
 }
@@ -233,7 +240,7 @@ func (e *Engine) setRequest(ev *evaluation, r *broker.Request) error {
 // newContext returns the context record. An IPv4 address that arrived over an
 // IPv6 socket (::ffff:10.0.0.1) becomes an IPv4 address, so that isInRange with
 // an IPv4 range matches it.
-func newContext(q broker.Query, now time.Time) types.Record {
+func newContext(q broker.Query, now time.Time, party types.Record) types.Record {
 	m := types.RecordMap{"now": types.NewDatetime(now)}
 	if q.SourceIP.IsValid() {
 		ip := q.SourceIP.Unmap().WithZone("")
@@ -247,6 +254,13 @@ func newContext(q broker.Query, now time.Time) types.Record {
 	m["duration"] = types.NewDuration(q.Duration)
 	m["parameters"] = parametersUID
 	m["break_glass"] = types.Boolean(q.BreakGlass)
+	m["depth"] = types.Long(q.Depth)
+	switch {
+	case q.OnBehalfOf != nil:
+		m["on_behalf_of"] = party
+	case q.Actor != nil:
+		m["actor"] = party
+	}
 	if q.Justification != "" {
 		m["justification"] = types.String(q.Justification)
 	}

@@ -33,6 +33,11 @@ type Explanation struct {
 	Obligations  []string      `json:"obligations,omitempty"`
 	MaxTTL       string        `json:"max_ttl,omitempty"`      // the smaller of the entitlement's and the permits'
 	Alternatives []Alternative `json:"alternatives,omitempty"` // if denied
+
+	// Subject explains the decision on the other side, if the principal acts for another.
+	// Permit and Obligations are then those of both.
+	Subject   *Explanation `json:"on_behalf_of,omitempty"`
+	principal string
 }
 
 // A Verdict is the result of one policy for the query.
@@ -59,12 +64,29 @@ type Alternative struct {
 
 // Explain evaluates q and explains the decision.
 func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Explanation {
+	x := e.explain(ctx, q, now)
+	if q.OnBehalfOf == nil || x.Error != "" {
+		return x
+	}
+	subject := e.explain(ctx, q.OfSubject(), now)
+	x.Subject = &subject
+	d, err := e.decideBoth(ctx, q, now)
+	if x.Permit = err == nil && d.Permit; x.Permit {
+		x.Obligations, x.MaxTTL = describe(d.Obligations), e.maxTTL(&q, &d)
+	} else {
+		x.Obligations, x.MaxTTL, x.Alternatives = nil, "", e.alternatives(ctx, q, now)
+	}
+	return x
+}
+
+// explain is Explain for one side of a delegation.
+func (e *Engine) explain(ctx context.Context, q broker.Query, now time.Time) Explanation {
 	ev, err := e.newEvaluation(q, now)
 	if err != nil {
 		return Explanation{Error: err.Error()}
 	}
 	d, _ := e.Decide(ctx, q, now) // the verdicts contain the errors
-	x := Explanation{Permit: d.Permit, Obligations: describe(d.Obligations), Outside: e.outside(&q, ev.who, now)}
+	x := Explanation{principal: q.Principal.ID, Permit: d.Permit, Obligations: describe(d.Obligations), Outside: e.outside(&q, ev.who, now)}
 	x.Policies, x.NearMisses = e.verdicts(ev, q.Scopes)
 	if s := e.suspendedMark(&q.Principal); s != nil {
 		x.Suspended = []string{s.Text()}
@@ -76,11 +98,17 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 		return x
 	}
 	if x.Permit {
-		x.MaxTTL = broker.FormatDuration(minNonZero(e.in.Catalogue[q.Entitlement.Name].MaxTTL, d.Obligations.MaxTTL))
+		x.MaxTTL = e.maxTTL(&q, &d)
 	} else {
 		x.Alternatives = e.alternatives(ctx, q, now)
 	}
 	return x
+}
+
+// maxTTL returns the longest TTL that the entitlement and a permit allow.
+func (e *Engine) maxTTL(q *broker.Query, d *broker.Decision) string {
+	bound := broker.Obligations{MaxTTL: e.in.Catalogue[q.Entitlement.Name].MaxTTL}
+	return broker.FormatDuration(d.Obligations.And(bound).MaxTTL)
 }
 
 // alternatives returns each scope of the entitlement that would be permitted
@@ -88,7 +116,7 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 func (e *Engine) alternatives(ctx context.Context, q broker.Query, now time.Time) (found []Alternative) {
 	for _, s := range e.in.Catalogue[q.Entitlement.Name].Scopes {
 		q.Scopes = []string{s}
-		if d, err := e.Decide(ctx, q, now); err == nil && d.Permit {
+		if d, err := e.decideBoth(ctx, q, now); err == nil && d.Permit {
 			found = append(found, Alternative{s, describe(d.Obligations)})
 		}
 	}
@@ -279,10 +307,7 @@ func (x Explanation) String() string {
 	if x.MaxTTL != "" {
 		fmt.Fprintf(&b, "  allows a TTL of at most %s\n", x.MaxTTL)
 	}
-	writeVerdicts(&b, x.Policies)
-	if x.NearMisses > 0 {
-		fmt.Fprintf(&b, "%d more permits match only the principal or only the resource\n", x.NearMisses)
-	}
+	x.writeVerdicts(&b)
 	for _, a := range x.Alternatives {
 		fmt.Fprintf(&b, "scope %s alone would be permitted", a.Scope)
 		if len(a.Obligations) > 0 {
@@ -291,6 +316,29 @@ func (x Explanation) String() string {
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// writeVerdicts writes the verdicts, on both sides of a delegation.
+func (x Explanation) writeVerdicts(b *strings.Builder) {
+	if x.Subject == nil {
+		x.writeSide(b)
+		return
+	}
+	fmt.Fprintf(b, "policies for %s, which acts:\n", x.principal)
+	x.writeSide(b)
+	fmt.Fprintf(b, "policies for %s, on whose behalf:\n", x.Subject.principal)
+	if x.Subject.Error != "" {
+		fmt.Fprintf(b, "deny: %s\n", x.Subject.Error)
+		return
+	}
+	x.Subject.writeSide(b)
+}
+
+func (x Explanation) writeSide(b *strings.Builder) {
+	writeVerdicts(b, x.Policies)
+	if x.NearMisses > 0 {
+		fmt.Fprintf(b, "%d more permits match only the principal or only the resource\n", x.NearMisses)
+	}
 }
 
 func writeVerdicts(b *strings.Builder, verdicts []Verdict) {

@@ -67,6 +67,7 @@ var annotationParsers = map[string]struct {
 	"ticket_state":    {parseTicketState, false},
 	"ticket_assignee": {parseTicketAssignee, false},
 	"change_window":   {parseChangeWindow, false},
+	"delegates":       {parseDelegates, false},
 }
 
 // parse reads one annotation. Its error states what to write instead.
@@ -128,7 +129,7 @@ func parseApproval(t *annotations, value string) error {
 		}
 		t.Approvals = append(t.Approvals, broker.ApprovalNeed{Group: words[2], Count: count})
 	}
-	slices.SortFunc(t.Approvals, byGroup)
+	slices.SortFunc(t.Approvals, broker.ByGroup)
 	return nil
 }
 
@@ -207,6 +208,12 @@ func parseMaxActive(t *annotations, value string) error {
 	}
 	t.MaxActive = []broker.Limit{{Count: count}}
 	return nil
+}
+
+// parseDelegates reads how many sub-agents may act below one another.
+func parseDelegates(t *annotations, value string) (err error) {
+	t.Delegates, err = parseCount(value, broker.MaxDelegates)
+	return err
 }
 
 // parseCount reads an integer in plain digits: no sign, no leading zero.

@@ -180,10 +180,10 @@ func TestCombineKeepsStrictest(t *testing.T) {
 		"approval: 2 of dba", "approval: 1 of legal", "approval: 1 of security", "max_ttl: 1m", "max_duration: 1h", "justification: required",
 		"ticket: a", "ticket: b", "limit: 1 per 1h (p)", "limit: 9 per 1h (q)", "max_active: 3 (p)",
 	}
-	if got := describe(combine(a, b)); !slices.Equal(got, want) {
+	if got := describe(a.And(b)); !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
-	if got := describe(combine(broker.Obligations{}, a)); !slices.Equal(got, describe(a)) {
+	if got := describe(broker.Obligations{}.And(a)); !slices.Equal(got, describe(a)) {
 		t.Errorf("combining nothing and a: got %q, want %q", got, describe(a))
 	}
 }
@@ -192,7 +192,7 @@ func TestCombineKeepsStrictest(t *testing.T) {
 func TestCombineDoesNotChangeArguments(t *testing.T) {
 	t.Parallel()
 	a := broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 1}}, Tickets: []string{"a"}, Limits: []broker.Limit{{Policy: "p"}}}
-	got := combine(combine(broker.Obligations{}, a), broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}}})
+	got := broker.Obligations{}.And(a).And(broker.Obligations{Approvals: []broker.ApprovalNeed{{Group: "dba", Count: 2}}})
 	got.Approvals[0].Group, got.Tickets[0], got.Limits[0].Policy = "x", "x", "x"
 	if a.Approvals[0] != (broker.ApprovalNeed{Group: "dba", Count: 1}) || a.Tickets[0] != "a" || a.Limits[0].Policy != "p" {
 		t.Errorf("the argument changed to %+v", a)
@@ -231,7 +231,7 @@ func TestCombineAndDescribeEveryObligation(t *testing.T) {
 		"escalate: 1m to duty", "escalate: 1m to oncall", "escalate: 1h to leads", "review: 1 of security within 4h",
 		"ticket: a", "ticket: b", "ticket: c",
 	}
-	for name, got := range map[string]broker.Obligations{"a and b": combine(a, b), "b and a": combine(b, a)} {
+	for name, got := range map[string]broker.Obligations{"a and b": a.And(b), "b and a": b.And(a)} {
 		if lines := describe(got); !slices.Equal(lines, want) {
 			t.Errorf("%s: got %q\nwant %q", name, lines, want)
 		}

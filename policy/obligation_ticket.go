@@ -49,15 +49,6 @@ func parseChangeWindow(t *annotations, value string) error {
 	return parseWord(&t.ChangeWindow, value, "required")
 }
 
-// combineTerms returns terms that are met only if both a and b are met.
-func combineTerms(a, b broker.TicketTerms) broker.TicketTerms {
-	return broker.TicketTerms{
-		TicketStates:    union(a.TicketStates, b.TicketStates),
-		TicketAssignees: union(a.TicketAssignees, b.TicketAssignees),
-		ChangeWindow:    a.ChangeWindow || b.ChangeWindow,
-	}
-}
-
 // describeTerms returns the terms in the notation of annotations.
 func describeTerms(t broker.TicketTerms) (lines []string) {
 	for _, state := range t.TicketStates {

@@ -162,10 +162,24 @@ func (s *standingPermit) mayGrant(e *Engine, known *broker.Entitlement, scopes .
 	}
 	uid := types.NewEntityUID(typeEntitlement, types.String(known.Name))
 	context := types.RecordMap{"scopes": stringSet(scopes)}
-	for _, name := range []types.String{"ttl", "duration", "justification", "ticket", "parameters", "break_glass", "now", "source_ip"} {
+	for _, name := range []types.String{"ttl", "duration", "justification", "ticket", "parameters", "break_glass", "now", "source_ip", "depth"} {
 		context[name] = eval.Variable(name)
 	}
-	return s.mayPermit(eval.Env{Entities: only{e.catalogue[uid]}, Principal: variable("principal"), Resource: uid, Context: types.NewRecord(context)})
+	may := func() bool {
+		return s.mayPermit(eval.Env{Entities: only{e.catalogue[uid]}, Principal: variable("principal"), Resource: uid, Context: types.NewRecord(context)})
+	}
+	if may() {
+		return true
+	}
+	// The permit may be one for delegations alone.
+	for _, side := range []types.String{"on_behalf_of", "actor"} {
+		context[side] = eval.Variable(side)
+		if may() {
+			return true
+		}
+		delete(context, side)
+	}
+	return false
 }
 
 // mayPermit reports whether the permit's conditions can be met. Variables of the

@@ -45,6 +45,9 @@ type decisionKey struct {
 	scopes        string // joined by spaces, which no scope has
 	ttl, duration time.Duration
 	breakGlass    bool
+	party         *principal // as principal; nil: no policy reads it, or there is none
+	acts          bool       // the principal acts for the party
+	depth         int        // zero: no policy reads it
 }
 
 func (d *decisions) find(key decisionKey) (broker.Decision, bool) {
@@ -85,6 +88,14 @@ func (e *Engine) rememberable(q *broker.Query) (decisionKey, bool) {
 		return decisionKey{}, false
 	}
 	key := decisionKey{principal: p, entitlement: q.Entitlement.Name, ttl: q.TTL, duration: q.Duration, breakGlass: q.BreakGlass}
+	if who := party(q); who != nil && (e.reads["on_behalf_of"] || e.reads["actor"]) {
+		if key.party, key.acts = e.principals.find(who), q.OnBehalfOf != nil; key.party == nil {
+			return decisionKey{}, false
+		}
+	}
+	if e.reads["depth"] {
+		key.depth = q.Depth
+	}
 	if len(q.Scopes) == 1 {
 		key.scopes = q.Scopes[0]
 	} else {
@@ -96,7 +107,7 @@ func (e *Engine) rememberable(q *broker.Query) (decisionKey, bool) {
 // followsFromKey reports whether a value of the context is in the key, or is absent.
 func followsFromKey(name string, q *broker.Query) bool {
 	switch name {
-	case "scopes", "ttl", "duration", "break_glass":
+	case "scopes", "ttl", "duration", "break_glass", "depth", "on_behalf_of", "actor":
 		return true
 	case "source_ip":
 		return !q.SourceIP.IsValid()

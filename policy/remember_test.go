@@ -30,6 +30,10 @@ var rememberConditions = []string{
 	`principal in Path::"spiffe://acme.test/agent"`,
 	`principal has team && principal.team == "support"`,
 	`context == context`,
+	`context has on_behalf_of && context.on_behalf_of has agent && context.on_behalf_of.agent in Path::"spiffe://acme.test/agent"`,
+	`context has on_behalf_of && context.on_behalf_of.id == "login/ana"`,
+	`context has actor`,
+	`context.depth < 2`,
 }
 
 // rememberVariants change one field of a query each. A new field of Query needs a
@@ -47,7 +51,14 @@ var rememberVariants = map[string]func(*broker.Query){
 	"SourceIP":      func(q *broker.Query) { q.SourceIP = netip.MustParseAddr("10.1.2.3") },
 	"BreakGlass":    func(q *broker.Query) { q.BreakGlass = true },
 	"Extended":      func(q *broker.Query) { q.Extended = map[string]time.Time{"acme-data": rememberNow.Add(24 * time.Hour)} },
+	"OnBehalfOf":    func(q *broker.Query) { q.OnBehalfOf, q.Actor = delegate("spiffe://acme.test/agent/other"), nil },
+	"Actor":         func(q *broker.Query) { q.Actor, q.OnBehalfOf = delegate("spiffe://acme.test/agent/other"), nil },
+	"Depth":         func(q *broker.Query) { q.Depth = 3 },
 	"Request":       func(q *broker.Query) { q.Request = &broker.Request{} },
+}
+
+func delegate(id string) *broker.Identity {
+	return &broker.Identity{ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindAgent}
 }
 
 func rememberEngine(t *testing.T, cedar string) *Engine {

@@ -33,6 +33,8 @@ import (
 //	    ticket: INC-1
 //	    parameters: {prefix: acme}
 //	    requester: spiffe://acme.test/agent/x    # required for view, revoke and approve
+//	    on_behalf_of: login/ana                  # the principal acts for this person or workload
+//	    depth: 2                                 # with on_behalf_of; default: 1
 //	    source_ip: 10.0.0.1                      # default: unknown
 //	    break_glass: true                        # default: false
 //	    now: 2026-01-31T12:00:00Z                # default: 2026-01-01T12:00:00Z
@@ -50,6 +52,7 @@ import (
 //	      limit: {agents-read-tickets: 120 per 1h}
 //	      max_active: {agents-read-tickets: 5}
 //	      supplier: assessed_within=365d, max_risk=medium
+//	      delegates: "2"
 //
 // A scenario tests policy alone. The broker enforces obligations: a scenario
 // does not fail if its ttl exceeds max_ttl.
@@ -86,6 +89,8 @@ type scenarioText struct {
 	Ticket        string            `yaml:"ticket"`
 	Parameters    map[string]string `yaml:"parameters"`
 	Requester     string            `yaml:"requester"`
+	OnBehalfOf    string            `yaml:"on_behalf_of"`
+	Depth         int               `yaml:"depth"`
 	SourceIP      netip.Addr        `yaml:"source_ip"`
 	BreakGlass    bool              `yaml:"break_glass"`
 	Now           string            `yaml:"now"`
@@ -117,6 +122,7 @@ type obligationsText struct {
 	Limit          map[string]string `yaml:"limit"`
 	MaxActive      map[string]string `yaml:"max_active"`
 	Supplier       string            `yaml:"supplier"`
+	Delegates      string            `yaml:"delegates"`
 }
 
 // UnmarshalYAML decodes a scenario and stores its line.
@@ -236,6 +242,8 @@ func (s *scenario) check() error {
 		return errors.New("the scenario has no principal: add principal")
 	case s.Expect != "permit" && s.Expect != "deny":
 		return fmt.Errorf("expect: %q: write permit or deny", s.Expect)
+	case s.Depth != 0 && s.OnBehalfOf == "":
+		return errors.New("depth: the principal acts for itself: add on_behalf_of")
 	case s.Expect == "deny" && s.Obligations != nil:
 		return errors.New("a denial has no obligations: remove obligations")
 	}
@@ -278,7 +286,7 @@ func (s *scenario) obligations() ([]string, error) {
 		{"review_within", o.ReviewWithin, ""},
 		{"max_ttl", o.MaxTTL, ""}, {"max_duration", o.MaxDuration, ""}, {"justification", o.Justification, ""},
 		{"supplier", o.Supplier, ""},
-		{"change_window", o.ChangeWindow, ""},
+		{"change_window", o.ChangeWindow, ""}, {"delegates", o.Delegates, ""},
 	}
 	for name, values := range map[string][]string{"ticket": o.Ticket, "ticket_state": o.TicketState, "ticket_assignee": o.TicketAssignee} {
 		for _, value := range values {
@@ -301,9 +309,10 @@ func (s *scenario) obligations() ([]string, error) {
 			return nil, fmt.Errorf("obligations: %s: %w", i.name, err)
 		}
 		t.setPolicy()
-		silent := sum.SilentDenial || t.SilentDenial // combine takes each item for a permit of its own
-		sum = combine(sum, t.Obligations)
-		sum.SilentDenial = silent
+		silent := sum.SilentDenial || t.SilentDenial // And takes each item for a permit of its own
+		delegates := max(sum.Delegates, t.Delegates)
+		sum = sum.And(t.Obligations)
+		sum.SilentDenial, sum.Delegates = silent, delegates
 	}
 	return slices.Sorted(slices.Values(describe(sum))), nil
 }
@@ -326,7 +335,7 @@ func (e *Engine) run(ctx context.Context, s scenario) string {
 	if err != nil {
 		return err.Error() + "\n"
 	}
-	d, err := e.Decide(ctx, q, s.now)
+	d, err := e.decideBoth(ctx, q, s.now)
 	if err != nil {
 		return fmt.Sprintf("expected %s, got an error: %v\n", s.Expect, err)
 	}
@@ -340,9 +349,26 @@ func (e *Engine) run(ctx context.Context, s scenario) string {
 	}
 	s.compare(&b, d)
 	if b.Len() > 0 {
-		writeVerdicts(&b, e.Explain(ctx, q, s.now).Policies)
+		e.Explain(ctx, q, s.now).writeVerdicts(&b)
 	}
 	return b.String()
+}
+
+// decideBoth decides a query, with both sides of a delegation as the broker does.
+func (e *Engine) decideBoth(ctx context.Context, q broker.Query, now time.Time) (broker.Decision, error) {
+	d, err := e.Decide(ctx, q, now)
+	if err != nil || q.OnBehalfOf == nil {
+		return d, err
+	}
+	subject, err := e.Decide(ctx, q.OfSubject(), now)
+	d.Permit = d.Permit && subject.Permit
+	d.Policies = slices.Compact(slices.Sorted(slices.Values(slices.Concat(d.Policies, subject.Policies))))
+	d.Reasons = slices.Concat(d.Reasons, subject.Reasons)
+	d.Obligations = d.Obligations.And(subject.Obligations)
+	if !d.Permit {
+		d.Obligations = broker.Obligations{}
+	}
+	return d, err
 }
 
 // compare writes the differences between the decision and the expected one.
@@ -382,11 +408,27 @@ func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
 	}
 	switch q.Action {
 	case broker.ActionRequest:
+		if err := e.setSubject(s, &q); err != nil {
+			return q, err
+		}
 		return s.requestQuery(q)
 	case broker.ActionView, broker.ActionRevoke, broker.ActionApprove:
 		return e.scenarioOnRequest(s, q)
 	}
 	return q, nil
+}
+
+// setSubject sets on whose behalf the principal asks.
+func (e *Engine) setSubject(s scenario, q *broker.Query) error {
+	if s.OnBehalfOf == "" {
+		return nil
+	}
+	subject, err := e.ParsePrincipal(s.OnBehalfOf)
+	if err != nil {
+		return fmt.Errorf("on_behalf_of: %w", err)
+	}
+	q.OnBehalfOf, q.Depth = &subject, max(s.Depth, 1)
+	return nil
 }
 
 // requestQuery sets the scopes, TTL and duration with the defaults that the

@@ -46,7 +46,7 @@ func TestLoadRejectsIllTypedConditions(t *testing.T) {
 		{`when { action == Action::"reqest" }`, `2:18: policy "x": unknown action Action::"reqest": did you mean Action::"request"?`},
 		{`when { context.break_glas }`, `2:16: policy "x": the context of Action::"request" has no attribute "break_glas": did you mean "break_glass"?`},
 		{`when { context.Scopes.contains("a") }`, `2:16: policy "x": the context of Action::"request" has no attribute "Scopes": did you mean "scopes"?`},
-		{`when { context.zone == "x" }`, `has no attribute "zone"; it has break_glass, duration`},
+		{`when { context.zone == "x" }`, `has no attribute "zone"; it has actor, break_glass, depth, duration`},
 		{`when { resource.env == "prod" }`, `entity type Entitlement has no attribute "env": a label is a tag, as in resource.hasTag("env") && resource.getTag("env")`},
 		{`when { principal.accountable.contains("x") }`, `entity type Workload has no attribute "accountable": other types have it; check the type first, as in principal is …`},
 		{`when { context has tickets }`, `2:20: policy "x": context has tickets is false for every request that the head matches, so the policy never applies: did you mean "ticket"?`},

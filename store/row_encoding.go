@@ -222,7 +222,7 @@ func obligationFields(o *broker.Obligations, c *coder) {
 	c.fields(&o.Approvals, &o.MaxTTL, &o.MaxDuration, &o.Justification, &o.Tickets,
 		&o.Limits, &o.MaxActive, &o.Denials, &o.ExcludeTeam, &o.Comment, &o.Signed,
 		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin, &o.SilentDenial, &o.Supplier,
-		&o.TicketStates, &o.TicketAssignees, &o.ChangeWindow)
+		&o.TicketStates, &o.TicketAssignees, &o.ChangeWindow, &o.Delegates)
 }
 
 func supplierNeedFields(n *broker.SupplierNeed, c *coder) { c.fields(&n.AssessedWithin, &n.MaxRisk) }

@@ -74,7 +74,7 @@ A folder without scenarios fails the test.`,
 }
 
 func (a *app) policyExplainCommand() *cobra.Command {
-	var file, who, ip string
+	var file, who, subject, ip string
 	var f askFlags
 	c := &cobra.Command{
 		Use:   "explain ENTITLEMENT --as IDENTITY",
@@ -99,6 +99,13 @@ func (a *app) policyExplainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if subject != "" {
+				principal, err := engine.ParsePrincipal(subject)
+				if err != nil {
+					return usage("--on-behalf-of must be a SPIFFE ID, or a person such as login/ana: %v", err)
+				}
+				q.OnBehalfOf, q.Depth = &principal, 1
+			}
 			explanation := engine.Explain(context.WithoutCancel(c.Context()), q, time.Now())
 			return a.print(explanation, func(w io.Writer) { fmt.Fprintln(w, strings.TrimSpace(explanation.String())) })
 		},
@@ -106,6 +113,7 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	f.addPolicyInputs(c)
 	configFlag(c, &file)
 	c.Flags().StringVar(&who, "as", "", "the requester: a SPIFFE ID, or a person such as login/ana")
+	c.Flags().StringVar(&subject, "on-behalf-of", "", "whose rights the requester uses: policy decides on both")
 	c.Flags().StringVar(&ip, "from", "", "the requester's IP address")
 	return c
 }

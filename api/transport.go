@@ -245,6 +245,9 @@ func (c *Client) request(ctx context.Context, call call, key string) (*http.Requ
 		req.Header.Set("Idempotency-Key", key)
 	}
 	req.Header.Set("Accept", "application/json, application/problem+json")
+	if trace, ok := ctx.Value(traceKey{}).(string); ok {
+		req.Header.Set("Traceparent", trace)
+	}
 	if c.Token == nil || call.anonymous {
 		return req, nil
 	}
@@ -254,6 +257,14 @@ func (c *Client) request(ctx context.Context, call call, key string) (*http.Requ
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	return req, nil
+}
+
+type traceKey struct{}
+
+// WithTraceparent returns a context whose calls state the trace that they belong to, as
+// a traceparent (W3C Trace Context). The broker records it.
+func WithTraceparent(ctx context.Context, traceparent string) context.Context {
+	return context.WithValue(ctx, traceKey{}, traceparent)
 }
 
 func (call call) payload() (io.Reader, string, error) {

@@ -47,6 +47,7 @@ var ours = map[string][]string{
 	"issuers/ldap":              {"broker", "broker/membership"},
 	"issuers/scim":              {"broker", "broker/membership", "internal/outbound", "internal/retryafter"},
 	"issuers/issuertest":        {"broker", "audit", "store"},
+	"mcp":                       {"api", "audit", "broker", "internal/visible"}, // audit and broker: the forms of trace contexts and ids
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
 	"signals/signalstest":       {},
@@ -81,29 +82,31 @@ var ours = map[string][]string{
 
 // rooms lists the packages that may import a third-party library. Tests may import any.
 var rooms = map[string][]string{
-	"github.com/spiffe/go-spiffe":         {"attest", "attest/localca"},
-	"google.golang.org/grpc":              {"attest", "attest/localca"},
-	"google.golang.org/protobuf":          {"attest/localca"},
-	"github.com/go-jose/go-jose":          {"attest", "attest/localca"},
-	"github.com/go-webauthn/webauthn":     {"attest"},
-	"github.com/coreos/go-oidc":           {"attest"},
-	"golang.org/x/oauth2":                 {"attest"},
-	"github.com/cedar-policy/cedar-go":    {"policy"},
-	"github.com/golang-jwt/jwt":           {"issuers/token", "issuers/vault", "cmd/broker", "internal/devworld"}, // cmd/broker: the demo's resource server; internal/devworld: the login
-	"modernc.org/sqlite":                  {"store"},
-	"database/sql":                        {"store"},
-	"golang.org/x/mod":                    {"audit", "audit/verify", "store"},
-	"golang.org/x/crypto":                 {"issuers/vault"}, // SSH certificates
-	"github.com/prometheus/client_golang": {"server"},
-	"github.com/spf13/cobra":              {"cmd/broker"},
-	"github.com/goccy/go-yaml":            {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
-	"golang.org/x/time":                   {"tickets", "server", "broker"},
-	"golang.org/x/sync":                   {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
-	"github.com/go-ldap/ldap":             {"issuers/ldap"},
-	"github.com/go-asn1-ber/asn1-ber":     {"issuers/ldap"}, // the bound on a packet
-	"github.com/hashicorp/vault/api":      {"issuers/vault"},
-	"github.com/aws/aws-sdk-go-v2":        {"issuers/aws"},
-	"golang.org/x/sys":                    {"store", "cmd/broker", "server/inbound"}, // server/inbound: the queue and the filter of a listening socket
+	"github.com/spiffe/go-spiffe":            {"attest", "attest/localca"},
+	"google.golang.org/grpc":                 {"attest", "attest/localca"},
+	"google.golang.org/protobuf":             {"attest/localca"},
+	"github.com/go-jose/go-jose":             {"attest", "attest/localca"},
+	"github.com/go-webauthn/webauthn":        {"attest"},
+	"github.com/coreos/go-oidc":              {"attest"},
+	"golang.org/x/oauth2":                    {"attest"},
+	"github.com/cedar-policy/cedar-go":       {"policy"},
+	"github.com/golang-jwt/jwt":              {"issuers/token", "issuers/vault", "cmd/broker", "internal/devworld"}, // cmd/broker: the demo's resource server; internal/devworld: the login
+	"modernc.org/sqlite":                     {"store"},
+	"database/sql":                           {"store"},
+	"golang.org/x/mod":                       {"audit", "audit/verify", "store"},
+	"golang.org/x/crypto":                    {"issuers/vault"}, // SSH certificates
+	"github.com/prometheus/client_golang":    {"server"},
+	"github.com/spf13/cobra":                 {"cmd/broker"},
+	"github.com/goccy/go-yaml":               {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
+	"golang.org/x/time":                      {"tickets", "server", "broker"},
+	"golang.org/x/sync":                      {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
+	"github.com/modelcontextprotocol/go-sdk": {"mcp"},
+	"github.com/google/jsonschema-go":        {"mcp"}, // the SDK's schemas
+	"github.com/go-ldap/ldap":                {"issuers/ldap"},
+	"github.com/go-asn1-ber/asn1-ber":        {"issuers/ldap"}, // the bound on a packet
+	"github.com/hashicorp/vault/api":         {"issuers/vault"},
+	"github.com/aws/aws-sdk-go-v2":           {"issuers/aws"},
+	"golang.org/x/sys":                       {"store", "cmd/broker", "server/inbound"}, // server/inbound: the queue and the filter of a listening socket
 }
 
 // files lists the packages that use files or the terminal, and what for.

@@ -1,0 +1,115 @@
+package mcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+
+	"accessbroker.internal/api"
+)
+
+// A fault is an error for a model: what happened and what to do next.
+type fault struct {
+	Code api.Code
+	What string
+	Next string
+	// Quotes are texts of other parties about the refusal.
+	Quotes []Quote
+}
+
+func (f *fault) Error() string {
+	return fmt.Sprintf("%s: %s\nNext: %s%s", f.Code, f.What, f.Next, inWords(f.Quotes))
+}
+
+// stop is the next step after a refusal that no other call changes.
+const stop = "Do not repeat the request. Report to your user that access was refused, with the code."
+
+// next has the next step after each error of the broker. Other errors are final.
+var next = map[api.Code]string{
+	api.Denied:                "Do not repeat the same request. Call list_access for what you may request, or report to your user that policy refuses this access.",
+	api.InvalidRequest:        "Correct the argument that is named, then call again.",
+	api.InvalidScope:          "Call list_access, choose scopes of this entitlement exactly as listed, then call again.",
+	api.InvalidTTL:            "Choose a ttl within the limit, or omit ttl.",
+	api.InvalidParameter:      "Call list_access for the parameters of this entitlement, then call again.",
+	api.JustificationRequired: "Call again with a justification: why you need this access now, for which task. Do not invent one; get the reason from your user.",
+	api.TicketRequired:        "Call again with the id of the ticket for this work. Do not invent one; get the id from your user.",
+	api.TicketUnfit:           "Use a ticket that fits, or report to your user what the ticket lacks.",
+	api.NotPending:            "Call access_status for the present state.",
+	api.GrantEnded:            "Call request_access again if the access is still needed.",
+	api.Lapsed:                "Call request_access again if the access is still needed.",
+	api.LimitReached:          "Wait before the next request, or report the limit to your user.",
+	api.MaxActiveReached:      "Call release_access for a credential that you no longer need.",
+	api.TooManyPending:        "Wait for your pending requests, or withdraw one with release_access.",
+	api.SlowDown:              "Wait a few seconds, then call again.",
+	api.Unavailable:           "Wait a minute, then call again. If it keeps failing, report to your user that the broker is not available.",
+	api.NotRevocable:          "Nothing more can be done: the credential ends by itself. access_status states when.",
+	api.NotFound:              errUnknownHandle.Next,
+}
+
+// faultOf returns the error for a model. Errors that the broker does not explain stay in
+// the log.
+func faultOf(err error) *fault {
+	var known *fault
+	if errors.As(err, &known) {
+		return known
+	}
+	var answer *api.Error
+	if !errors.As(err, &answer) || answer.Code == "" {
+		return &fault{Code: api.Unavailable, What: "The broker did not answer.", Next: next[api.Unavailable]}
+	}
+	f := &fault{Code: answer.Code, What: sentence(answer), Next: next[answer.Code]}
+	if f.Next == "" {
+		f.Next = stop
+	}
+	if a := answer.Allowed; a != nil {
+		if len(a.Scopes) > 0 {
+			f.What += " Policy permits these scopes, each alone: " + strings.Join(a.Scopes, " ") + "."
+		}
+		if a.MaxTTL > 0 {
+			f.What += " Policy permits a ttl of at most " + a.MaxTTL.String() + "."
+		}
+	}
+	for _, reason := range answer.Reasons {
+		f.Quotes = quote(f.Quotes, "policy", reason)
+	}
+	return f
+}
+
+// sentence returns the broker's explanation as a sentence.
+func sentence(answer *api.Error) string {
+	text := quoted(answer.Detail)
+	if text == "" {
+		text = quoted(answer.Title)
+	}
+	if text == "" {
+		return "The broker refused the call."
+	}
+	_, first := utf8.DecodeRuneInString(text)
+	return strings.ToUpper(text[:first]) + strings.TrimSuffix(text[first:], ".") + "."
+}
+
+// maxMessage bounds an error of the protocol, which may repeat what the client sent.
+const maxMessage = 300
+
+// refusal is an error of the protocol as it is sent: bounded, and without what the client
+// sent in invisible characters.
+func (s *Server) refusal(method string, err error) error {
+	var wire *jsonrpc.Error
+	if !errors.As(err, &wire) {
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
+		s.log.Error("call failed", "method", method, "error", err)
+		return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: "the call failed; try again later"}
+	}
+	bounded := *wire
+	bounded.Message = quoted(err.Error())
+	if len(bounded.Message) > maxMessage {
+		bounded.Message = strings.ToValidUTF8(bounded.Message[:maxMessage], "") + "…"
+	}
+	return &bounded
+}

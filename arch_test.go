@@ -74,7 +74,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "api", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "api", "mcp", "policy", "audit", "audit/verify",
 		"broker/evidence",           // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},

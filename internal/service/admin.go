@@ -27,15 +27,21 @@ type SigningKey struct {
 	Retires   time.Time `json:"retires_at,omitzero"`
 }
 
+// A Peer is the process at the other end of a Unix socket.
+type Peer struct {
+	UID int
+	PID int // zero: unknown on this system
+}
+
 type peerKey struct{}
 
 // adminContext stores the peer's user ID for operatorOf.
 func adminContext(ctx context.Context, c net.Conn) context.Context {
-	uid, err := peerUID(c)
+	peer, err := PeerOf(c)
 	if err != nil {
-		uid = -1
+		peer.UID = -1
 	}
-	return context.WithValue(ctx, peerKey{}, uid)
+	return context.WithValue(ctx, peerKey{}, peer.UID)
 }
 
 // operatorOf returns the identity of a caller on the admin socket: root, or the user

@@ -7,22 +7,23 @@ import (
 	"syscall"
 )
 
-// peerUID returns the user ID of the process at the other end of a Unix socket.
-func peerUID(c net.Conn) (int, error) {
+// PeerOf returns the process at the other end of a Unix socket, as the system knows it
+// since that process connected.
+func PeerOf(c net.Conn) (Peer, error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		return 0, errors.New("not a Unix socket")
+		return Peer{}, errors.New("not a Unix socket")
 	}
 	raw, err := u.SyscallConn()
 	if err != nil {
-		return 0, fmt.Errorf("reading the peer's credentials: %w", err)
+		return Peer{}, fmt.Errorf("reading the peer's credentials: %w", err)
 	}
 	var cred *syscall.Ucred
 	var inner error
 	if err := raw.Control(func(fd uintptr) {
 		cred, inner = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	}); err != nil || inner != nil {
-		return 0, fmt.Errorf("reading the peer's credentials: %w", errors.Join(err, inner))
+		return Peer{}, fmt.Errorf("reading the peer's credentials: %w", errors.Join(err, inner))
 	}
-	return int(cred.Uid), nil
+	return Peer{UID: int(cred.Uid), PID: int(cred.Pid)}, nil
 }

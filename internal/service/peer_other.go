@@ -7,5 +7,5 @@ import (
 	"os"
 )
 
-// peerUID trusts the socket's mode: the peer's credentials are read on Linux only.
-func peerUID(net.Conn) (int, error) { return os.Geteuid(), nil }
+// PeerOf trusts the socket's mode: the peer's credentials are read on Linux only.
+func PeerOf(net.Conn) (Peer, error) { return Peer{UID: os.Geteuid()}, nil }

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"accessbroker.internal/api"
+	"accessbroker.internal/internal/service"
+	"accessbroker.internal/mcp"
+)
+
+func (a *app) mcpCommand() *cobra.Command {
+	var socket mcpSocket
+	var printConfig bool
+	c := &cobra.Command{
+		Use:   "mcp",
+		Short: "Serve the broker to an AI agent over the Model Context Protocol",
+		Long: `mcp is a server of the Model Context Protocol (revisions 2026-07-28 and
+2025-11-25) on standard input and output, which an AI agent's runtime starts
+beside the agent. It has the tools list_access, request_access, access_status
+and release_access, and acts with the identity of this process. The agent never
+receives a credential: its runtime collects it, with "broker collect".
+
+mcp ends when its input ends, or on SIGTERM. Messages about faults go to
+standard error.
+
+With --socket, mcp listens on a Unix socket instead. The socket belongs to one
+caller: the system's peer credentials must name the user of --peer, and while
+the process that connected first is alive, no other process may connect. Give
+every agent a user, an identity and a socket of its own.
+
+--print-config prints the configuration that starts mcp with the present
+identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
+
+` + exitHelp,
+		Example: `  broker mcp
+  broker mcp --print-config claude-code > .mcp.json
+  broker mcp --socket /run/triage/mcp.sock --peer triage`,
+		ValidArgs: mcpClients(),
+		Args: func(c *cobra.Command, args []string) error {
+			switch {
+			case !printConfig && len(args) > 0:
+				return usage("mcp takes no arguments; see %s --help", c.CommandPath())
+			case printConfig && (len(args) > 1 || len(args) == 1 && mcpConfigs[args[0]] == nil):
+				return usage("--print-config takes at most one client: %s", strings.Join(mcpClients(), ", "))
+			case printConfig && socket.path != "":
+				return usage("--print-config is for standard input and output, not for --socket")
+			case socket.path == "" && socket.peer != "":
+				return usage("--peer goes with --socket")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if printConfig {
+				return a.printMCPConfig(append(args, mcpGeneric)[0])
+			}
+			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
+				log, flush := newLogger(a.err, "text", slog.LevelWarn)
+				defer flush()
+				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log})
+				if socket.path != "" {
+					return socket.serve(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
+						return server.Run(ctx, client, stream, stream)
+					})
+				}
+				return endsQuietly(ctx, server.Run(ctx, client, io.NopCloser(a.in), keptOpen{a.out}))
+			})
+		},
+	}
+	c.Flags().StringVar(&socket.path, "socket", "", "listen on this Unix socket instead of standard input and output")
+	c.Flags().StringVar(&socket.peer, "peer", "", "with --socket: the user who may connect, by name or number (default: the user of this process)")
+	c.Flags().BoolVar(&printConfig, "print-config", false, "print the configuration for a client, and exit")
+	a.client.addPerson(c)
+	return c
+}
+
+// endsQuietly returns nil for the ends that a client causes: it closes its side, or stops
+// this process.
+func endsQuietly(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// keptOpen is a writer that this program does not close.
+type keptOpen struct{ io.Writer }
+
+func (keptOpen) Close() error { return nil }

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"accessbroker.internal/internal/service"
+)
+
+// An mcpSocket is a Unix socket that belongs to one caller.
+type mcpSocket struct {
+	path string
+	peer string // of --peer
+}
+
+// maxMCPStreams bounds the connections of the caller.
+const maxMCPStreams = 16
+
+// serve accepts the connections of the caller until ctx ends.
+func (m *mcpSocket) serve(ctx context.Context, log *slog.Logger, each func(context.Context, io.ReadWriteCloser) error) error {
+	uid, err := userID(m.peer)
+	if err != nil {
+		return err
+	}
+	l, err := service.ListenSocket(m.path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }() // ends Accept below, then again without effect
+	if uid != os.Geteuid() {
+		if err := os.Chown(m.path, uid, -1); err != nil {
+			return fmt.Errorf("giving the socket to --peer: %w", err)
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	streams, claim := new(errgroup.Group), &claim{uid: uid}
+	streams.SetLimit(maxMCPStreams)
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			_ = streams.Wait() // they end with ctx
+			return nil
+		case err != nil:
+			return fmt.Errorf("accepting a connection: %w", err)
+		}
+		if err := claim.take(c); err != nil {
+			log.Warn("connection refused", "err", err)
+			refuseStream(c, err)
+			continue
+		}
+		if !streams.TryGo(func() error { serveStream(ctx, log, c, each); return nil }) {
+			refuseStream(c, fmt.Errorf("this socket serves at most %d connections", maxMCPStreams))
+		}
+	}
+}
+
+func serveStream(ctx context.Context, log *slog.Logger, c net.Conn, each func(context.Context, io.ReadWriteCloser) error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer func() { _ = c.Close() }()
+	if err := endsQuietly(ctx, each(ctx, c)); err != nil {
+		log.Warn("connection ended", "err", err)
+	}
+}
+
+// refuseStream tells a client why its connection ends.
+func refuseStream(c net.Conn, err error) {
+	_, _ = fmt.Fprintf(c, `{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":%q}}`+"\n", "access-broker: "+err.Error())
+	_ = c.Close()
+}
+
+// A claim is whom a socket belongs to: one user and, while it is alive, one process. The
+// socket's mode keeps other users out; the check of the user is the second wall.
+type claim struct {
+	uid int
+
+	mu      sync.Mutex
+	pid     int
+	started string // tells the process from a later one with the same number
+}
+
+// take checks the peer of a new connection, and claims the socket for its process.
+func (m *claim) take(c net.Conn) error {
+	peer, err := service.PeerOf(c)
+	switch {
+	case err != nil:
+		return err
+	case peer.UID != m.uid:
+		return fmt.Errorf("the socket belongs to user %d, not to user %d", m.uid, peer.UID)
+	case peer.PID == 0:
+		return errors.New("this system does not name the process that connects: use standard input and output")
+	}
+	started := startOf(peer.PID)
+	if started == "" {
+		return fmt.Errorf("process %d has ended", peer.PID)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.pid != 0 && (m.pid != peer.PID || m.started != started) && startOf(m.pid) == m.started {
+		return fmt.Errorf("the socket belongs to process %d", m.pid)
+	}
+	m.pid, m.started = peer.PID, started
+	return nil
+}
+
+// startOf returns when a process started, in the system's ticks; empty if it has ended
+// (proc(5), field 22 of stat).
+func startOf(pid int) string {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	// The name of the program, in parentheses, may contain anything.
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	const state, startTime = 0, 19
+	if len(fields) <= startTime || fields[state] == "Z" || fields[state] == "X" {
+		return ""
+	}
+	return fields[startTime]
+}
+
+// userID returns the number of a user; of this process's user for an empty name.
+func userID(name string) (int, error) {
+	if name == "" {
+		return os.Geteuid(), nil
+	}
+	if uid, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(uid), nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, usage("--peer: there is no user %q", name)
+	}
+	return strconv.Atoi(u.Uid)
+}

@@ -87,6 +87,11 @@ type DirectoryGroup struct {
 	Created    time.Time
 	Modified   time.Time
 	Deleted    time.Time
+
+	// Formerly are the names by which claims meant the group before Renamed, so that a restart
+	// continues what the end of a name ends.
+	Formerly []string
+	Renamed  time.Time
 }
 
 // Key implements Row.
@@ -104,6 +109,7 @@ type DirectoryMember struct {
 	DirectoryMemberKey
 	Since time.Time
 	Left  time.Time // zero: a member
+	As    []string  // of a former member: the names by which claims meant the group
 }
 
 // Key implements Row.

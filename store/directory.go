@@ -85,9 +85,9 @@ func directoryFields(r broker.Row, c *coder) bool {
 	case *broker.DirectoryUser:
 		c.fields(&r.Source, &r.Person, &r.UserName, &r.ExternalID, &r.Manager, &r.Active, &r.Document, &r.Version, &r.Created, &r.Modified, &r.Deleted, &r.Ends, &r.Sponsor)
 	case *broker.DirectoryGroup:
-		c.fields(&r.Source, &r.Name, &r.ExternalID, &r.Version, &r.Created, &r.Modified, &r.Deleted)
+		c.fields(&r.Source, &r.Name, &r.ExternalID, &r.Version, &r.Created, &r.Modified, &r.Deleted, &r.Formerly, &r.Renamed)
 	case *broker.DirectoryMember:
-		c.fields(&r.Since, &r.Left)
+		c.fields(&r.Since, &r.Left, &r.As)
 	case *broker.SCIMToken:
 		c.fields(&r.Source, &r.By, &r.Created, &r.Expires, &r.Revoked)
 	default:

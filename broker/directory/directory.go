@@ -103,6 +103,8 @@ type group struct {
 	version          int
 	created          time.Time
 	modified         time.Time
+	formerly         []string // its earlier names, until some time after renamed
+	renamed          time.Time
 	members          map[broker.DirectoryUserID]*user
 }
 
@@ -148,17 +150,34 @@ func (d *Directory) load(row broker.Row) error {
 	return nil
 }
 
+// loadMember takes a membership into memory. What ends with a membership, or with the name
+// of a group, may not have ended yet.
 func (d *Directory) loadMember(m *broker.DirectoryMember) {
 	for _, s := range d.sources {
 		u, g := s.users.byID[m.User], s.groups.byID[m.Group]
 		switch {
-		case u == nil || g == nil: // one of them was deleted at the same time, or is another source's
-		case m.Left.IsZero():
+		case u == nil: // deleted at the same time, or another source's
+		case !m.Left.IsZero():
+			names := m.As
+			if names == nil && g != nil { // written by an earlier version
+				names = []string{s.claim(g)}
+			}
+			d.left = append(d.left, u.leftAs(names)...)
+		case g != nil:
 			g.members[u.id], u.groups[g.id] = u, g
-		default:
-			d.left = append(d.left, leftGroup{u.person, s.claim(g), time.Time{}})
+			d.left = append(d.left, u.leftAs(g.formerly)...)
 		}
 	}
+}
+
+// leftAs returns the groups, by the names that claims have for them, that a user has left.
+func (u *user) leftAs(names []string) (list []leftGroup) {
+	for _, name := range names {
+		if u.person != "" && name != "" {
+			list = append(list, leftGroup{person: u.person, group: name})
+		}
+	}
+	return list
 }
 
 // adoptUser takes a stored user into memory.
@@ -184,15 +203,18 @@ func (d *Directory) adoptGroup(s *source, r *broker.DirectoryGroup) {
 		g = &group{source: s, id: r.ID, members: map[broker.DirectoryUserID]*user{}}
 	}
 	g.name, g.externalID, g.version, g.created, g.modified = r.Name, r.ExternalID, r.Version, r.Created, r.Modified
+	g.formerly, g.renamed = r.Formerly, r.Renamed
 	s.groups.put(r.ID, g, groupNames(r.Name, r.ExternalID)...)
 }
 
 // claim returns the name by which claims mean a group.
-func (s *source) claim(g *group) string {
+func (s *source) claim(g *group) string { return s.claimName(g.name, g.externalID) }
+
+func (s *source) claimName(name, externalID string) string {
 	if s.Groups == GroupExternalID {
-		return g.externalID
+		return externalID
 	}
-	return g.name
+	return name
 }
 
 // source returns a source, or broker.ErrNotFound.

@@ -422,7 +422,48 @@ func TestInterruptedChangesOfGroupsEndAccess(t *testing.T) {
 		if got := w.Leaving("All"); err != nil || got != len(ids) {
 			t.Errorf("%s: repeated: %v, %d lose what the group permitted, want %d", name, err, got, len(ids))
 		}
+		w.restart(t)
+		if got := w.Leaving("All"); got != len(ids) {
+			t.Errorf("%s: after a restart, %d lose what the group permitted, want %d", name, got, len(ids))
+		}
 	}
+}
+
+// The end of a group's name survives a restart: whatever permitted its members something by
+// that name does not any more.
+func TestRestartContinuesTheEndOfAName(t *testing.T) {
+	w := newWorld(t)
+	ids := []broker.DirectoryUserID{w.user(t, "ana").ID, w.user(t, "bo").ID}
+	g, err := w.CreateGroup(t.Context(), at(0), "corp", directory.GroupChange{Name: "one", Add: ids})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(now time.Duration, c directory.GroupChange) {
+		t.Helper()
+		if g, err = w.ReplaceGroup(t.Context(), at(now), "corp", g, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leaving := func(want map[string]int) {
+		t.Helper()
+		w.restart(t)
+		for name, n := range want {
+			if got := w.Leaving(name); got != n {
+				t.Errorf("%d lose what %q permitted, want %d", got, name, n)
+			}
+		}
+		g, err = w.Group("corp", g.ID)
+	}
+	change(time.Second, directory.GroupChange{Name: "two"})
+	leaving(map[string]int{"one": 2, "two": 0})
+	change(2*time.Second, directory.GroupChange{Name: "three", Remove: ids[:1]})
+	leaving(map[string]int{"one": 2, "two": 2, "three": 0})
+	change(2*time.Hour, directory.GroupChange{Name: "three", ExternalID: "x"})
+	leaving(map[string]int{"one": 1, "two": 1, "three": 0}) // the row of the first member who left
+	if err := w.DeleteGroup(t.Context(), at(3*time.Hour), "corp", g.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	leaving(map[string]int{"one": 1, "two": 1, "three": 1})
 }
 
 // A manager counts only if the directory knows an active user by the configured name.

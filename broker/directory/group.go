@@ -62,6 +62,7 @@ func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *br
 		return nil, err
 	}
 	row.Name, row.ExternalID = c.Name, c.ExternalID
+	d.rename(s, row, caller.At)
 	err = d.writeGroup(ctx, caller, s, row, op, c.Changed, in, out)
 	if err != nil {
 		d.mu.Lock()
@@ -70,6 +71,27 @@ func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *br
 		return nil, err
 	}
 	return d.Group(row.Source, row.ID)
+}
+
+// maxFormerly bounds the earlier names of a group. Each is kept for MemberLeftFor at least,
+// unless as many later ones follow within that time.
+const maxFormerly = 16
+
+// rename keeps the earlier names of a group in its row.
+func (d *Directory) rename(s *source, row *broker.DirectoryGroup, now time.Time) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	g := s.groups.byID[row.ID]
+	if g == nil {
+		return
+	}
+	if now.Sub(g.renamed) < broker.MemberLeftFor {
+		row.Formerly, row.Renamed = slices.Clone(g.formerly), g.renamed
+	}
+	if before, after := s.claim(g), s.claimName(row.Name, row.ExternalID); before != after && before != "" {
+		row.Formerly, row.Renamed = append(row.Formerly, before), now
+		row.Formerly = row.Formerly[max(0, len(row.Formerly)-maxFormerly):]
+	}
 }
 
 // claimOf returns the name by which claims mean a stored group.
@@ -94,9 +116,7 @@ func (d *Directory) leftBehind(s *source, id broker.DirectoryGroupID, before str
 		}
 	}
 	for _, u := range gone {
-		if u.person != "" && before != "" {
-			list = append(list, leftGroup{person: u.person, group: before})
-		}
+		list = append(list, u.leftAs([]string{before})...)
 	}
 	return list
 }
@@ -176,6 +196,8 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 	if err != nil {
 		return err
 	}
+	claimed := d.claimOf(s, row.ID)
+	as := append(slices.Clone(row.Formerly), claimed)
 	err = d.cfg.Store.Update(ctx, []broker.Key{row.ID}, func(tx broker.Tx) error {
 		if err := putGroup(tx, row, version); err != nil {
 			return err
@@ -184,7 +206,7 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 			tx.Put(&broker.DirectoryMember{DirectoryMemberKey: broker.DirectoryMemberKey{Group: row.ID, User: u.id}, Since: caller.At})
 		}
 		for _, u := range out {
-			tx.Put(&broker.DirectoryMember{DirectoryMemberKey: broker.DirectoryMemberKey{Group: row.ID, User: u.id}, Left: caller.At})
+			tx.Put(&broker.DirectoryMember{DirectoryMemberKey: broker.DirectoryMemberKey{Group: row.ID, User: u.id}, Left: caller.At, As: as})
 		}
 		for _, e := range entries {
 			tx.Append(e)
@@ -198,7 +220,6 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 		}
 		return broker.Unavailable(err)
 	}
-	claimed := d.claimOf(s, row.ID)
 	d.adoptMembers(s, row, in, out)
 	d.leave(d.leftBehind(s, row.ID, claimed, out))
 	return nil
@@ -296,6 +317,7 @@ func (d *Directory) DeleteGroup(ctx context.Context, caller broker.Caller, sourc
 		return err
 	}
 	row := &broker.DirectoryGroup{ID: id, Source: sourceName, Name: g.Name, ExternalID: g.ExternalID, Version: g.Version, Created: g.Created}
+	d.rename(s, row, caller.At)
 	if len(out) > 0 {
 		if err := d.writeGroup(ctx, caller, s, row, "changed", nil, nil, out); err != nil {
 			return err

@@ -96,5 +96,5 @@ func isForeign(err error) bool {
 func (v *Verifier) twoIdentities() error {
 	v.failed(methodNone, string(CauseTwoIdentities))
 	return &broker.Refusal{Err: broker.ErrTwoIdentities,
-		Detail: "the proofs of this call are of different identities, and delegation is not supported: send only your own certificate and JWT-SVIDs"}
+		Detail: "the proofs of this call are of different identities, so that the caller is not known: send only your own certificate and JWT-SVIDs; the token of a person for whom you act needs its subject_token_type"}
 }

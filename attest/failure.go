@@ -24,6 +24,15 @@ const (
 	CauseSignature     Cause = "signature"      // the signature does not verify
 	CauseUsage         Cause = "usage"          // a CA certificate, or one for other purposes
 	CauseUntrusted     Cause = "untrusted"      // no chain to an authority of the bundle
+
+	// Of the tokens of people only.
+	CauseType       Cause = "type"       // typ, or the claims, are of another kind of token
+	CauseIssuer     Cause = "issuer"     // iss is not a provider that may issue such tokens
+	CauseActor      Cause = "actor"      // the token is for another client or actor
+	CausePossession Cause = "possession" // the token is bound to a key that the caller did not prove to have
+	CauseClaims     Cause = "claims"     // a claim about the person is missing or malformed
+	CauseTenant     Cause = "tenant"     // the token is of another tenant of its issuer
+	CauseResource   Cause = "resource"   // the token is for another resource
 )
 
 // Failures returns the method and the cause of every Failure that can occur.
@@ -39,14 +48,23 @@ func Failures() (all [][2]string) {
 			all = append(all, [2]string{string(method), string(cause)})
 		}
 	}
+	for _, method := range []broker.Method{broker.MethodIDJAG, broker.MethodAccessToken} {
+		for _, cause := range []Cause{
+			CauseMalformed, CauseOversized, CauseType, CauseIssuer, CauseAudience, CauseExpired, CauseNotYetValid, CauseLifetime,
+			CauseActor, CausePossession, CauseClaims, CauseTenant, CauseResource, CauseSignature,
+		} {
+			all = append(all, [2]string{string(method), string(cause)})
+		}
+	}
 	return all
 }
 
 // methodNone is the method of failures without a proof or with more than one.
 const methodNone broker.Method = "none"
 
-// A Failure is the rejection of a proof. It wraps a *broker.Refusal of
-// broker.ErrUnauthenticated with the same Detail.
+// A Failure is the rejection of a proof. It wraps a *broker.Refusal with the same Detail:
+// of broker.ErrForeignSubject for the token of a person on whose behalf the caller wants to
+// act, otherwise of broker.ErrUnauthenticated.
 type Failure struct {
 	Method broker.Method
 	Cause  Cause
@@ -59,5 +77,9 @@ func (f *Failure) Error() string {
 
 // Unwrap returns the error that package server maps to a response.
 func (f *Failure) Unwrap() error {
-	return &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: f.Detail}
+	err := broker.ErrUnauthenticated
+	if f.Method == broker.MethodIDJAG || f.Method == broker.MethodAccessToken {
+		err = broker.ErrForeignSubject
+	}
+	return &broker.Refusal{Err: err, Detail: f.Detail}
 }

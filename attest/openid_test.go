@@ -58,17 +58,25 @@ func newProvider(t *testing.T) *provider {
 
 // connect returns a new broker's side.
 func (p *provider) connect() *attest.People {
-	roots := x509.NewCertPool()
-	roots.AddCert(p.Certificate())
-	people, err := attest.NewPeople(attest.ProviderConfig{
-		Name: "login", Issuer: p.URL, ClientID: "broker", Secret: func() (string, error) { return "s3cret", nil },
-		RedirectURL: "https://broker.acme.test/ui/login/callback", GroupsClaim: "groups", ManagerClaim: "manager", EndsClaim: "ends", SponsorClaim: "sponsor", Roots: roots,
-		Log: slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	people, err := attest.NewPeople(p.config("login", attest.DelegationConfig{
+		IDJAGs: true, Audience: "https://broker.acme.test", Audiences: []string{"broker-agents"},
+		Clients: map[string][]string{"mcp-client": {"spiffe://acme.test/agent"}, "other-client": {"spiffe://acme.test/agents"}},
+	}))
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	return people
+}
+
+func (p *provider) config(name string, delegation attest.DelegationConfig) attest.ProviderConfig {
+	roots := x509.NewCertPool()
+	roots.AddCert(p.Certificate())
+	return attest.ProviderConfig{
+		Name: name, Issuer: p.URL, ClientID: "broker", Secret: func() (string, error) { return "s3cret", nil },
+		RedirectURL: "https://broker.acme.test/ui/login/callback", GroupsClaim: "groups", ManagerClaim: "manager", EndsClaim: "ends", SponsorClaim: "sponsor", Roots: roots,
+		Delegation: delegation,
+		Log:        slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
 }
 
 func changed(m, changes map[string]any) map[string]any {

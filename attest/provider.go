@@ -35,6 +35,7 @@ type ProviderConfig struct {
 	ManagerClaim string                 // name of the claim with the manager's sub; empty: none
 	EndsClaim    string                 // name of the claim with the end of the person's access; empty: none
 	SponsorClaim string                 // name of the claim with the sub of the person's sponsor; empty: none
+	Delegation   DelegationConfig       // which of its tokens let callers act for its people
 	Roots        *x509.CertPool         // nil: the system's
 	Log          *slog.Logger           // nil: discarded
 }

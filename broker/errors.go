@@ -17,7 +17,7 @@ func (s sentinel) Error() string { return string(s) }
 const (
 	ErrUnauthenticated       = sentinel("unauthenticated")         // no valid proof
 	ErrTwoIdentities         = sentinel("two_identities")          // proofs of different identities in one call
-	ErrForeignSubject        = sentinel("foreign_subject_token")   // an actor_token: delegation is not supported
+	ErrForeignSubject        = sentinel("foreign_subject_token")   // the token of another identity, on whose behalf the caller cannot act
 	ErrProofExpired          = sentinel("proof_expired")           // the proof has expired
 	ErrBlocked               = sentinel("blocked")                 // by the kill switch
 	ErrDenied                = sentinel("denied")                  // by policy or by a person

@@ -35,6 +35,10 @@ const (
 	MethodSession     Method = "session" // a broker session, opened by an OpenID provider's ID token
 	MethodAdminSocket Method = "admin-socket"
 	MethodSCIMToken   Method = "scim-token" // signed by the broker for one source
+
+	// These prove on whose behalf a caller acts, never who calls.
+	MethodIDJAG       Method = "id-jag"       // an identity assertion JWT authorization grant of an OpenID provider
+	MethodAccessToken Method = "access-token" // an access token of an OpenID provider, for an audience that is reserved for delegation
 )
 
 // An Identity is a proven caller. Only package attest makes one from a proof.

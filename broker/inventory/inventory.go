@@ -129,7 +129,7 @@ type Detail struct {
 func (d *Detail) Parts() (list []Part) {
 	parts := d.parts(true)
 	for entitlement, use := range d.Uses {
-		for scope := range use.Scopes.All() {
+		for scope := range use.Scopes {
 			parts[Part{entitlement, scope}] = true
 		}
 		if len(use.Scopes) == 0 {
@@ -307,7 +307,7 @@ func (u *Use) Part(scope string) Usage {
 	case scope == "":
 		return u.Usage
 	}
-	return u.Scopes.Get(scope)
+	return u.Scopes[scope]
 }
 
 // rest adds what the identity's access rests on.

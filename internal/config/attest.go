@@ -19,6 +19,8 @@ type Provider struct {
 	GroupsClaim, ManagerClaim                  string
 	EndsClaim, SponsorClaim                    string
 	Scopes                                     []string // nil: the usual ones
+
+	Delegation attest.DelegationConfig
 }
 
 func (c *checker) attest() {
@@ -202,6 +204,7 @@ func (c *checker) people(list map[string]personFile) {
 		c.cfg.Providers = append(c.cfg.Providers, Provider{
 			Name: name, Issuer: string(f.Issuer), ClientID: f.ClientID, SecretFile: c.path(f.ClientSecretFile),
 			GroupsClaim: f.GroupsClaim, ManagerClaim: f.ManagerClaim, EndsClaim: f.EndsClaim, SponsorClaim: f.SponsorClaim, CAFile: c.path(f.CAFile), Scopes: scopes,
+			Delegation: attest.DelegationConfig{IDJAGs: f.Delegation.IDJAG, Audiences: f.DelegationAudiences, Clients: f.Delegation.Clients, Tenant: f.Delegation.Tenant},
 		})
 	}
 }

@@ -55,6 +55,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	c.tickets()
 	c.signals()
 	c.scim()
+	c.delegation()
 	return c
 }
 

@@ -149,7 +149,16 @@ type personFile struct {
 	SponsorClaim        string   `yaml:"sponsor_claim"`
 	Scopes              []string `yaml:"scopes"`
 	CAFile              string   `yaml:"ca_file"`
-	DelegationAudiences []string `yaml:"delegation_audiences"` // no effect yet: delegated tokens are refused
+	DelegationAudiences []string `yaml:"delegation_audiences"`
+
+	Delegation delegationFile `yaml:"delegation"`
+}
+
+// delegationFile is who may act on behalf of a provider's people.
+type delegationFile struct {
+	IDJAG   bool                `yaml:"id_jag"`
+	Clients map[string][]string `yaml:"clients"` // SPIFFE IDs by client ID
+	Tenant  string              `yaml:"tenant"`
 }
 
 type issuerFile struct {

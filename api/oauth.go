@@ -11,13 +11,17 @@ import (
 	"strings"
 )
 
-// Grant and token types (RFC 6749, 7523 and 8693).
+// Grant and token types (RFC 6749, 7523 and 8693, and
+// draft-ietf-oauth-identity-assertion-authz-grant).
 const (
 	GrantTokenExchange     = "urn:ietf:params:oauth:grant-type:token-exchange"
 	GrantClientCredentials = "client_credentials"
+	GrantJWTBearer         = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 	AssertionTypeJWT       = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	TokenTypeJWT           = "urn:ietf:params:oauth:token-type:jwt"
 	TokenTypeAccessToken   = "urn:ietf:params:oauth:token-type:access_token"
+	TokenTypeIDJAG         = "urn:ietf:params:oauth:token-type:id-jag"
+	ProfileIDJAG           = "urn:ietf:params:oauth:grant-profile:id-jag"
 )
 
 // ParametersDetail is the type of authorization details (RFC 9396) that hold the
@@ -141,6 +145,7 @@ type Metadata struct {
 	RevocationEndpoint     string   `json:"revocation_endpoint"`
 	JWKSURI                string   `json:"jwks_uri"`
 	GrantTypes             []string `json:"grant_types_supported"`
+	GrantProfiles          []string `json:"authorization_grant_profiles_supported,omitempty"`
 	ResponseTypes          []string `json:"response_types_supported"`
 	TokenAuthMethods       []string `json:"token_endpoint_auth_methods_supported"`
 	IntrospectionAuth      []string `json:"introspection_endpoint_auth_methods_supported"`

@@ -30,7 +30,14 @@ var narrowing = map[string]string{
 	"cnf":                     onlyByCertificate,                          // RFC 7800
 	"acr_values":              onlyBySVID,                                 // RFC 9470
 	"max_age":                 onlyBySVID,                                 // RFC 9470
-	"grant_id":                "grants cannot be managed",                 // FAPI Grant Management
+	"login_hint":              onlyByToken,                                // OpenID Connect Core, section 3.1.2.1
+	"login_hint_token":        onlyByToken,                                // CIBA, section 7.1
+	"id_token_hint":           onlyByToken,
+	"requested_subject":       onlyByToken, // of other servers
+	"username":                onlyByToken, // RFC 6749, section 4.3
+	"on_behalf_of":            onlyByToken,
+	"requested_token_use":     onlyByToken,                // of Entra ID
+	"grant_id":                "grants cannot be managed", // FAPI Grant Management
 	"grant_management_action": "grants cannot be managed",
 	"expires_in":              "use ttl",
 	"entitlement":             "use audience", // this and the following are fields of /v1
@@ -47,6 +54,7 @@ const (
 	onlyByCertificate = "tokens are bound to the certificate of the connection only"
 	onlyBySVID        = "workloads authenticate with their SVID only"
 	onlyOnV1          = "it is accepted on /v1 only"
+	onlyByToken       = "only a token of the person, as assertion or subject_token, lets the caller act for them"
 )
 
 // exchangeOnly are the parameters of token exchange (RFC 8693, section 2.1) that name
@@ -65,9 +73,13 @@ func (c *call) checkNarrowing() error {
 	exchange, first := c.form.get("grant_type") == api.GrantTokenExchange, ""
 	for name := range c.form {
 		_, narrows := narrowing[name]
+		narrows = narrows || name == "assertion" && c.form.get("grant_type") != api.GrantJWTBearer
 		if (narrows || !exchange && slices.Contains(exchangeOnly, name)) && (first == "" || name < first) {
 			first = name
 		}
+	}
+	if first == "assertion" {
+		return refuse(broker.ErrInvalidRequest, first+" is a parameter of the JWT bearer grant: use grant_type="+api.GrantJWTBearer)
 	}
 	if advice, ok := narrowing[first]; ok {
 		return refuse(broker.ErrInvalidRequest, first+" is not supported: "+advice)

@@ -65,6 +65,10 @@ func (s *Server) metadataBody() api.Metadata {
 	if s.cfg.People != nil {
 		pages = s.pageURL("/ui/")
 	}
+	grants, profiles := []string{api.GrantTokenExchange, api.GrantClientCredentials}, []string(nil)
+	if s.cfg.SubjectToken != nil {
+		grants, profiles = append(grants, api.GrantJWTBearer), []string{api.ProfileIDJAG}
+	}
 	methods := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
 	return api.Metadata{
 		Issuer:                 s.external.String(),
@@ -72,7 +76,8 @@ func (s *Server) metadataBody() api.Metadata {
 		IntrospectionEndpoint:  s.url("/oauth2/introspect"),
 		RevocationEndpoint:     s.url("/oauth2/revoke"),
 		JWKSURI:                s.url("/oauth2/jwks"),
-		GrantTypes:             []string{api.GrantTokenExchange, api.GrantClientCredentials},
+		GrantTypes:             grants,
+		GrantProfiles:          profiles,
 		ResponseTypes:          []string{"id_token"},
 		TokenAuthMethods:       methods,
 		IntrospectionAuth:      append(methods, "Bearer"), // the type of an access token (RFC 8414, section 2): a JWT-SVID

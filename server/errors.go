@@ -47,8 +47,8 @@ const (
 // that the OpenAPI document publishes the table.
 var errorTable = []errorRow{
 	{broker.ErrUnauthenticated, 401, "invalid_client", "Not authenticated", "present an X.509-SVID over TLS, or a JWT-SVID as bearer token, from a trust domain that the broker accepts", clientFault},
-	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "send proofs of one identity only; delegation is not supported", clientFault},
-	{broker.ErrForeignSubject, 400, "invalid_request", "Delegation is not supported", "send the caller's own JWT-SVID as subject_token, and no actor_token", clientFault},
+	{broker.ErrTwoIdentities, 400, "invalid_request", "Two identities in one call", "send proofs of one identity only: the token of a person on whose behalf the call is made needs its subject_token_type", clientFault},
+	{broker.ErrForeignSubject, 400, "invalid_request", "The token of another identity is not accepted", "send an ID-JAG or access token of the person on whose behalf the call is made, issued for this caller and for this broker, and not used before", clientFault},
 	{broker.ErrProofExpired, 401, "invalid_client", "The SVID has expired", "fetch a new SVID and call again", clientFault},
 	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators, who blocked this access", clientFault},
 	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons; GET /v1/entitlements lists what may be requested", clientFault},
@@ -106,7 +106,7 @@ var errorTable = []errorRow{
 
 	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", clientFault},
 	{errMisdirected, 421, "invalid_request", "Misdirected request", "use the broker's external URL, or ask the operators to list this host in server.hosts", clientFault},
-	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + " or " + api.GrantClientCredentials, clientFault},
+	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + ", " + api.GrantClientCredentials + " or " + api.GrantJWTBearer, clientFault},
 	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", clientFault},
 	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", clientFault},
 	{errTooLarge, 413, "invalid_request", "The body is too large", "send at most " + strconv.Itoa(maxBody) + " bytes", clientFault},
@@ -208,8 +208,11 @@ func (c *call) oauthError(err error) reply {
 		// invalid.
 		name, status = "invalid_request", http.StatusBadRequest
 	}
-	if row.err == broker.ErrDenied {
+	switch {
+	case row.err == broker.ErrDenied:
 		name = denied(refusal)
+	case row.err == broker.ErrForeignSubject && c.form.get("grant_type") == api.GrantJWTBearer:
+		name = "invalid_grant" // RFC 7523, section 3.1
 	}
 	body := api.OAuthError{
 		Error: name, Description: asciiOnly(row.advice), Code: row.code(), RequestID: refusal.RequestID.String(),

@@ -15,12 +15,14 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The token endpoint accepts two grants.
+// The token endpoint accepts three grants.
 //
-// Token exchange (RFC 8693): subject_token is required (section 2.1) and is the
-// caller's own JWT-SVID, which authenticates the caller. Any other proof in the call
-// must prove the same identity. actor_token is refused, because delegation is not
-// supported.
+// Token exchange (RFC 8693): subject_token is required (section 2.1). It is the caller's own
+// JWT-SVID, which authenticates the caller, or the token of another identity on whose behalf
+// the caller acts (subject.go). All other proofs in the call, and actor_token, must prove one
+// identity, the caller.
+//
+// JWT bearer (RFC 7523, section 2.1): assertion is the ID-JAG of a person.
 //
 // Client credentials (RFC 6749, section 4.4): the client authenticates with its
 // certificate (RFC 8705), or with its JWT-SVID as bearer token or client_assertion
@@ -40,6 +42,7 @@ const needsSubject = "token exchange needs subject_token, the caller's own JWT-S
 type formProofs struct {
 	assertion string // client_assertion
 	subject   string // subject_token
+	actor     string // actor_token
 }
 
 // tokenProofs checks the grant type and returns the proofs of the caller's identity.
@@ -48,22 +51,13 @@ func tokenProofs(f form) (formProofs, error) {
 	case api.GrantClientCredentials:
 		return assertionProofs(f)
 	case api.GrantTokenExchange:
+		return exchangeProofs(f)
+	case api.GrantJWTBearer:
+		return bearerProofs(f)
 	case "":
 		return formProofs{}, refuse(broker.ErrInvalidRequest, "grant_type is missing")
-	default:
-		return formProofs{}, errGrantType
 	}
-	switch {
-	case f.get("actor_token") != "" || f.get("actor_token_type") != "":
-		return formProofs{}, refuse(broker.ErrForeignSubject, "actor_token is not accepted: the caller is its own actor")
-	case f.get("subject_token") == "":
-		return formProofs{}, refuse(broker.ErrInvalidRequest, needsSubject)
-	case f.get("subject_token_type") != api.TokenTypeJWT:
-		return formProofs{}, refuse(broker.ErrInvalidRequest, "subject_token_type must be "+api.TokenTypeJWT)
-	}
-	proofs, err := assertionProofs(f)
-	proofs.subject = f.get("subject_token")
-	return proofs, err
+	return formProofs{}, errGrantType
 }
 
 // assertionProofs returns the client_assertion, the JWT-SVID that authenticates a client
@@ -95,8 +89,10 @@ func (c *call) checkClientID() error {
 var noCache = http.Header{"Pragma": {"no-cache"}}
 
 func (s *Server) token(c *call) (reply, error) {
-	if err := c.checkClientID(); err != nil {
-		return reply{}, err
+	if !c.form.actsForOther() { // otherwise client_id may be that of the token, too
+		if err := c.checkClientID(); err != nil {
+			return reply{}, err
+		}
 	}
 	kind := cmp.Or(c.form.get("requested_token_type"), api.TokenTypeAccessToken)
 	if kind != api.TokenTypeAccessToken && kind != api.TokenTypeJWT {
@@ -176,12 +172,27 @@ func (s *Server) readTokenAsk(c *call, details *api.AuthorizationDetail) (broker
 		return s.cfg.Broker.MayAsk(c.r.Context(), c.caller(), entitlement)
 	}
 	ask.Token, ask.Resource = true, c.form.get("resource")
-	ask.Entitlement, err = target(rules.Catalogue, c.form["audience"], c.form["resource"], ask.Scopes, may)
+	resources := c.form["resource"]
+	if ask.Delegation, err = c.formSubject(audienceOf(rules.Catalogue, c.form)); err != nil {
+		return ask, err
+	}
+	if fillFromSubject(&ask, c.form); ask.Resource != "" && len(resources) == 0 {
+		resources = []string{ask.Resource}
+	}
+	ask.Entitlement, err = target(rules.Catalogue, c.form["audience"], resources, ask.Scopes, may)
 	if err != nil {
 		return ask, err
 	}
 	ask.Parameters, err = parametersOf(details, ask.Entitlement)
 	return ask, err
+}
+
+// audienceOf returns the audience of the token that a form requests; empty: it names none.
+func audienceOf(catalogue broker.Catalogue, f form) string {
+	if e := catalogue[f.get("audience")]; e != nil && len(f["resource"]) == 0 {
+		return e.Audience
+	}
+	return f.get("resource")
 }
 
 // parseScope returns the scope tokens of a scope parameter; none if it is empty. Single
@@ -252,6 +263,9 @@ func (s *Server) collectToken(c *call, text string, details *api.AuthorizationDe
 	r, err := s.cfg.Broker.Request(c.r.Context(), c.caller(), id)
 	if err != nil {
 		return nil, err
+	}
+	if !samePresented(c.form.presented(), r.Delegation) {
+		return nil, refuse(broker.ErrForeignSubject, "the request was filed with another token")
 	}
 	if err := s.checkPoll(c, r, details); err != nil {
 		return nil, err

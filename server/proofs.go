@@ -124,12 +124,12 @@ func (c *call) sender() sender { return sender{inbound.Network(c.from), c.r.Remo
 
 // authenticateAll verifies all proofs of a call, which must prove one identity. It judges
 // those of the client first: if they fail, the client is invalid. If the subject_token
-// fails, the request is (RFC 8693, section 2.2.2).
+// or the actor_token fails, the request is (RFC 8693, section 2.2.2).
 func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
 	switch {
 	case proofs == formProofs{}:
 		return c.authenticate()
-	case proofs.subject == "":
+	case proofs.subject == "" && proofs.actor == "":
 		return c.authenticate(proofs.assertion)
 	}
 	if c.hasCertificate() || proofs.assertion != "" || len(c.r.Header.Values("Authorization")) > 0 {
@@ -138,7 +138,7 @@ func (c *call) authenticateAll(proofs formProofs) (broker.Identity, error) {
 		}
 	}
 	c.proofIsSubject = true
-	return c.authenticate(proofs.assertion, proofs.subject)
+	return c.authenticate(proofs.assertion, proofs.subject, proofs.actor)
 }
 
 // costly reports whether authenticating the caller costs the broker a signature check
@@ -151,7 +151,7 @@ func (c *call) costly(proofs formProofs) bool {
 		remembers = c.route.handler.Remembers
 	}
 	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
-	for _, token := range []string{bearer, proofs.assertion, proofs.subject} {
+	for _, token := range []string{bearer, proofs.assertion, proofs.subject, proofs.actor} {
 		if token != "" && (remembers == nil || !remembers(token)) {
 			return true
 		}

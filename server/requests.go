@@ -58,21 +58,15 @@ func (s *Server) askAndCollect(c *call, body api.Ask) (reply, error) {
 	return c.credential(issued)
 }
 
-// readAsk converts the body. A subject_token is another proof of the caller's identity.
+// readAsk converts the body. A subject_token is the token of the identity on whose behalf the
+// call is made, or another proof of the caller's own.
 func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) {
-	if body.SubjectToken != "" {
-		if c.session != nil {
-			return broker.Ask{}, broker.IdempotencyKey{}, broker.ErrTwoIdentities
-		}
-		who, err := c.authenticate(body.SubjectToken)
-		if err != nil {
-			return broker.Ask{}, broker.IdempotencyKey{}, err
-		}
-		c.who = who
+	subject, err := c.readSubject(body)
+	if err != nil {
+		return broker.Ask{}, broker.IdempotencyKey{}, err
 	}
 	var extends broker.RequestID
 	if body.Extends != "" {
-		var err error
 		if extends, err = broker.ParseRequestID(body.Extends); err != nil {
 			return broker.Ask{}, broker.IdempotencyKey{}, refuse(broker.ErrInvalidRequest, "extends must be the ID of an earlier request of yours")
 		}
@@ -82,7 +76,7 @@ func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) 
 		BreakGlass: body.BreakGlass, NotBefore: body.NotBefore, Extends: extends,
 		Entitlement: body.Entitlement, Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
 		Justification: body.Justification, Message: body.BindingMessage, Ticket: body.Ticket, Parameters: body.Parameters,
-		SourceIP: c.from, DryRun: body.DryRun,
+		SourceIP: c.from, DryRun: body.DryRun, Delegation: subject,
 	}, key, err
 }
 

@@ -73,6 +73,10 @@ type Config struct {
 	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (broker.LogoutToken, error)
 	Sealer      *broker.Sealer
 
+	// SubjectToken verifies the token of a person on whose behalf a caller acts; nil: no
+	// provider issues such tokens. Its errors are those of Authenticate.
+	SubjectToken func(ctx context.Context, t broker.SubjectToken) (*broker.Delegation, error)
+
 	// Passkeys enrols passkeys; nil: passkeys are not available.
 	Passkeys Passkeys
 

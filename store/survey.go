@@ -150,13 +150,16 @@ func (t *surveyTally) identities(v *viewTx) error {
 	for id, now := range t.Seen {
 		sum := before[id]
 		if sum == nil {
-			sum, t.numbers[id] = now, next
+			sum, t.numbers[id] = &inventory.Seen{}, next
 			next++
-		} else {
-			sum.Merge(now)
+		}
+		sum.Merge(now)
+		body, err := json.Marshal(sum)
+		if err != nil {
+			return err
 		}
 		t.put(`INSERT INTO identities (n, id, kind, used, body) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT (n) DO UPDATE SET kind = excluded.kind, used = excluded.used, body = excluded.body`, t.numbers[id], id, string(sum.Kind), usedAt(sum), sum.AppendJSON(nil))
+			ON CONFLICT (n) DO UPDATE SET kind = excluded.kind, used = excluded.used, body = excluded.body`, t.numbers[id], id, string(sum.Kind), usedAt(sum), body)
 	}
 	return nil
 }
@@ -203,19 +206,22 @@ func (t *surveyTally) uses(v *viewTx) error {
 	}
 	for k, now := range t.Uses {
 		n := t.numbers[k.Identity]
-		body := mergedUse(sums[key{n, k.Entitlement}], now)
+		body, err := mergedUse(sums[key{n, k.Entitlement}], now)
+		if err != nil {
+			return err
+		}
 		t.put("INSERT INTO uses (identity, entitlement, body) VALUES (?, ?, ?) ON CONFLICT (identity, entitlement) DO UPDATE SET body = excluded.body", n, k.Entitlement, body)
 	}
 	return nil
 }
 
 // mergedUse returns the body of a row with what a tally adds.
-func mergedUse(sum, now *inventory.Use) []byte {
+func mergedUse(sum, now *inventory.Use) ([]byte, error) {
 	if sum == nil {
-		return now.AppendJSON(nil)
+		sum = &inventory.Use{}
 	}
 	sum.Merge(now)
-	return sum.AppendJSON(nil)
+	return json.Marshal(sum)
 }
 
 func (t *surveyTally) totals(v *viewTx) error {
@@ -228,7 +234,10 @@ func (t *surveyTally) totals(v *viewTx) error {
 			return err
 		}
 		for name, now := range changed {
-			body := mergedUse(sums[name], now)
+			body, err := mergedUse(sums[name], now)
+			if err != nil {
+				return err
+			}
 			t.put("INSERT INTO use_totals (kind, name, body) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body", kind, name, body)
 		}
 	}

@@ -131,10 +131,14 @@ type AuthorizationDetail struct {
 	Parameters map[string]string `json:"parameters"`
 }
 
-// A Confirmation is the certificate that a token is bound to (RFC 8705, section
-// 3.1).
+// A Confirmation is what a token is bound to: the key of DPoP proofs (RFC 9449, section 6),
+// or a client certificate (RFC 8705, section 3.1). A token that is bound to a certificate is
+// also valid with a later X.509-SVID of the same SPIFFE ID, if the resource server verifies
+// it against the bundle of its trust domain.
 type Confirmation struct {
-	X509SHA256 string `json:"x5t#S256"` // base64url of the certificate's SHA-256
+	KeyThumbprint string `json:"jkt,omitempty"`       // base64url of the SHA-256 thumbprint of the key (RFC 7638)
+	SPIFFEID      string `json:"spiffe_id,omitempty"` // with x5t#S256; an extension
+	X509SHA256    string `json:"x5t#S256,omitempty"`  // base64url of the certificate's SHA-256
 }
 
 // Metadata is the authorization server metadata (RFC 8414, section 2).

@@ -183,6 +183,7 @@ type RequestFacts struct {
 	Extends       string        // the id of the request that this one extends
 	RestsOn       []string      // the subjects of the facts that it rests on, as "<kind> <name>"
 	Until         time.Time     // the earliest known end of these facts; zero: none is known
+	Key           Digest        // thumbprint (RFC 7638) of the DPoP key with which it was filed and must be collected; zero: none
 	Accountable   []string      // people accountable for the requester, who may not approve or review
 	Parent        string        // the lease whose token the caller exchanged to act for the subject
 }
@@ -224,7 +225,7 @@ type DecisionFacts struct {
 	Approvals   []string // required approvals, such as "2 of dba"
 	Review      []string // required reviews of a break-glass use, in the same form
 	Signed      bool     // approvals and reviews need the signature of a passkey
-	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team", "silent_denial", and "supplier max_risk=medium" as @supplier has it
+	Manner      []string // further conditions of approval: "comment", "deny 2", "exclude_team", "silent_denial", "supplier max_risk=medium" as @supplier has it, "binding dpop or mtls" as @binding has it
 	MaxTTL      time.Duration
 	MaxDuration time.Duration // of the grant
 	Tickets     Digest        // digest of the patterns that the ticket must match, and of what its tracker must state
@@ -233,6 +234,9 @@ type DecisionFacts struct {
 
 // SupplierManner starts the condition that the requester's suppliers are assessed.
 const SupplierManner = "supplier "
+
+// BindingManner starts the condition that tokens are bound to a key.
+const BindingManner = "binding "
 
 // requestDomain separates request digests from every other hash.
 const requestDomain = "accessbroker/request/v1"
@@ -268,6 +272,9 @@ func (f *RequestFacts) terms(o *Object, by Requester, d *DecisionFacts) *Object 
 		Seconds("ttl", f.TTL)
 	if by.Subject != "" {
 		o.StringList("actors", by.Actors).String("parent", f.Parent)
+	}
+	if !f.Key.IsZero() {
+		o.Hex("key", f.Key)
 	}
 	if f.BreakGlass {
 		o.String("break_glass", "yes")
@@ -311,6 +318,7 @@ type LeaseFacts struct {
 	Revocation string // immediate, pending, at_expiry, at_rotation, never
 	Credential Digest // commitment; plain SHA-256 for broker-signed tokens
 	Replaces   string
+	Key        Digest // thumbprint (RFC 7638) of the DPoP key that the credential is bound to; zero: none
 }
 
 // EndFacts describe the end of a lease.

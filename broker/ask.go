@@ -129,6 +129,9 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 	if !d.Permit {
 		return deny(d.Reasons, b.alternatives(ctx, caller, rules, r, e))
 	}
+	if err := caller.checkBinding(e.Binding.And(d.Obligations.Binding)); err != nil {
+		return err
+	}
 	if err := r.applyObligations(d.Obligations, ask, e); err != nil {
 		return err
 	}

@@ -213,8 +213,8 @@ func TestCollectUnderShorterLimits(t *testing.T) {
 	}
 }
 
-// Tokens that are bound to a client certificate are issued only over that
-// certificate, and do not outlive it.
+// Tokens that are bound to a client certificate are issued only over a certificate that is
+// valid. They may outlive it, because they are also bound to its SPIFFE ID.
 func TestBoundTokens(t *testing.T) {
 	w := tokenWorld(t)
 	w.adoptChanged(t, testPolicies, func(r *broker.Rules) { r.Catalogue["tickets"].Binding = broker.BindingMTLS })
@@ -227,14 +227,17 @@ func TestBoundTokens(t *testing.T) {
 	if _, err := collect(broker.MethodJWTSVID, time.Hour); !errors.Is(err, broker.ErrBindingRequiresMTLS) {
 		t.Errorf("with a JWT-SVID: got %v, want %v", err, broker.ErrBindingRequiresMTLS)
 	}
-	for left, want := range map[time.Duration]time.Duration{time.Hour: 10 * time.Minute, 3 * time.Minute: 3 * time.Minute} {
+	for _, left := range []time.Duration{time.Hour, 3 * time.Minute} {
 		issued, err := collect(broker.MethodX509SVID, left)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l := issued.Lease; l.Confirm != (audit.Digest{3}) || l.Expires.Sub(noon) != want {
-			t.Errorf("a certificate valid for %s: got a token for %s bound to %v, want %s", left, l.Expires.Sub(noon), l.Confirm, want)
+		if l := issued.Lease; l.Confirm != (audit.Digest{3}) || l.Expires.Sub(noon) != 10*time.Minute {
+			t.Errorf("a certificate valid for %s: got a token for %s bound to %v, want 10m", left, l.Expires.Sub(noon), l.Confirm)
 		}
+	}
+	if _, err := collect(broker.MethodX509SVID, -time.Second); !errors.Is(err, broker.ErrProofExpired) {
+		t.Errorf("with an expired certificate: got %v, want %v", err, broker.ErrProofExpired)
 	}
 }
 

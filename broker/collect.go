@@ -306,14 +306,8 @@ func (c *collection) lease() (*Lease, error) {
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters,
 		Opened: c.caller.At, Revocation: c.e.Revocation, Persists: c.e.Persists,
 	}
-	if c.e.Binding == BindingMTLS {
-		if c.caller.Actor.Proof.Method != MethodX509SVID {
-			return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
-		}
-		l.Confirm = c.caller.Actor.Proof.SHA256
-		if c.caller.Actor.Proof.Expires.Before(expires) {
-			expires = c.caller.Actor.Proof.Expires
-		}
+	if err := c.bind(l); err != nil {
+		return nil, err
 	}
 	if c.replaces != nil {
 		l.Replaces = c.replaces.ID

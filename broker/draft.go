@@ -111,8 +111,8 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
 	}
-	if e.Binding == BindingMTLS && caller.Actor.Proof.Method != MethodX509SVID {
-		return nil, refuse(ErrBindingRequiresMTLS, "its tokens are bound to a client certificate: connect with your X.509-SVID")
+	if err := caller.checkBinding(e.Binding); err != nil {
+		return nil, err
 	}
 	if a.TTL != 0 && a.TTL < e.MinTTL {
 		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("ttl is shorter than the issuer's minimum of %s", FormatDuration(e.MinTTL)))
@@ -133,6 +133,7 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 		BreakGlass:    a.BreakGlass,
 		NotBefore:     a.NotBefore.UTC(),
 		Extends:       a.Extends,
+		KeyThumbprint: caller.Key,
 		Created:       caller.At,
 	}, nil
 }

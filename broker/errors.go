@@ -32,6 +32,9 @@ const (
 	ErrTicketRequired        = sentinel("ticket_required")         // missing, or not in the required form
 	ErrTicketUnfit           = sentinel("ticket_unfit")            // the ticket does not cover the access: its state, assignee or change window
 	ErrBindingRequiresMTLS   = sentinel("binding_requires_mtls")   // a bound token needs an X.509-SVID
+	ErrBindingRequired       = sentinel("binding_required")        // a bound token needs a DPoP proof, or that of the same key
+	ErrInvalidDPoP           = sentinel("invalid_dpop_proof")      // malformed, for another call, or used before
+	ErrUseDPoPNonce          = sentinel("use_dpop_nonce")          // the DPoP proof has no current nonce
 	ErrPending               = sentinel("pending")                 // not yet approved
 	ErrNotPending            = sentinel("not_pending")             // the request is no longer pending
 	ErrLapsed                = sentinel("lapsed")                  // not approved in time

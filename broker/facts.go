@@ -140,7 +140,7 @@ func (r *Request) fill(f *audit.RequestFacts) {
 	*f = audit.RequestFacts{
 		ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Effect: r.Effect, Scopes: r.Scopes,
 		TTL: r.TTL, Duration: r.Duration, LapsesAt: r.Lapses,
-		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(), Until: r.Until,
+		BreakGlass: r.BreakGlass, NotBefore: r.NotBefore, Extends: r.Extends.String(), Until: r.Until, Key: r.KeyThumbprint,
 	}
 	if r.Delegation != nil {
 		f.Parent = r.Delegation.Parent.String()
@@ -234,7 +234,7 @@ func (l *Lease) facts() *audit.LeaseFacts {
 func (l *Lease) fill(f *audit.LeaseFacts) {
 	*f = audit.LeaseFacts{
 		ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires,
-		Revocation: string(l.Revocation), Replaces: l.Replaces.String(),
+		Revocation: string(l.Revocation), Replaces: l.Replaces.String(), Key: l.KeyThumbprint,
 	}
 }
 
@@ -277,6 +277,9 @@ func (o *Obligations) manner() (words []string) {
 	}
 	if o.Supplier.Required() {
 		words = append(words, audit.SupplierManner+o.Supplier.String())
+	}
+	if o.Binding != BindingNone {
+		words = append(words, audit.BindingManner+o.Binding.String())
 	}
 	return words
 }

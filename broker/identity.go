@@ -109,6 +109,13 @@ type Caller struct {
 	Actor   Identity
 	Subject Identity
 	At      time.Time // when the call began; decisions are made as of At
+
+	// Key is the thumbprint (RFC 7638) of the key that the caller proved to hold with DPoP
+	// (RFC 9449) in this call; zero: none. Once is the proof, with which nothing is issued
+	// twice, and OnceUntil is when no proof of that time is accepted any longer.
+	Key       audit.Digest
+	Once      SpentKey
+	OnceUntil time.Time
 }
 
 // Self returns a Caller that acts for itself.

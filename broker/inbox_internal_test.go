@@ -27,6 +27,8 @@ func TestObligationsDiffer(t *testing.T) {
 			field.SetBool(true)
 		case reflect.Struct:
 			field.Field(0).SetInt(7)
+		case reflect.Uint8:
+			field.SetUint(7)
 		default:
 			field.SetInt(7)
 		}

@@ -186,7 +186,7 @@ func (r *Request) isLike(o *Request) bool {
 
 func (o *Obligations) equal(p *Obligations) bool {
 	return o.Denials == p.Denials && o.ExcludeTeam == p.ExcludeTeam && o.Comment == p.Comment && o.SilentDenial == p.SilentDenial && o.Signed == p.Signed &&
-		o.LapseAfter == p.LapseAfter && o.ReviewWithin == p.ReviewWithin && o.MaxTTL == p.MaxTTL && o.MaxDuration == p.MaxDuration && o.Justification == p.Justification && o.Supplier == p.Supplier &&
+		o.LapseAfter == p.LapseAfter && o.ReviewWithin == p.ReviewWithin && o.MaxTTL == p.MaxTTL && o.MaxDuration == p.MaxDuration && o.Justification == p.Justification && o.Supplier == p.Supplier && o.Binding == p.Binding &&
 		slices.Equal(o.Approvals, p.Approvals) && slices.Equal(o.Review, p.Review) && slices.Equal(o.Escalations, p.Escalations) &&
 		slices.Equal(o.Tickets, p.Tickets) && o.TicketTerms.equal(&p.TicketTerms) && slices.Equal(o.Limits, p.Limits) && slices.Equal(o.MaxActive, p.MaxActive)
 }

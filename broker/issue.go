@@ -155,6 +155,9 @@ func (c *collection) reads() []Key {
 	} else {
 		list = append(list, c.request.reviews()...)
 	}
+	if !c.caller.Once.IsZero() {
+		list = append(list, c.caller.Once)
+	}
 	if c.replaces != nil {
 		list = append(list, c.replaces.ID)
 		list = append(list, keys(c.replaces.Limits)...)
@@ -171,7 +174,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 	if err := CheckBlocks(tx, c.blocks); err != nil {
 		return err
 	}
-	if err := c.footing.check(tx); err != nil {
+	if err := errors.Join(c.footing.check(tx), c.caller.spend(tx)); err != nil {
 		return err
 	}
 	if !c.new {

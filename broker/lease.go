@@ -48,7 +48,7 @@ type Lease struct {
 	Opened      time.Time
 	Expires     time.Time
 	Rotates     time.Time    // when the issuer's next rotation ends it (at_rotation); zero: unknown
-	Confirm     audit.Digest // thumbprint of the certificate that the credential is bound to (RFC 8705); zero: unbound
+	Confirm     audit.Digest // thumbprint of the certificate that the credential is bound to (RFC 8705); zero: none
 	Type        string       // of the credential: bearer, aws, …
 	Revocation  Revocation   // live: the effect of a revocation; ended: its actual effect
 	Handle      []byte       // by which the issuer ends the credential
@@ -61,6 +61,8 @@ type Lease struct {
 	Actors      []string     // who acted for the subject before the holder, the first one first
 	Parent      LeaseID      // whose token was exchanged for this one; zero: none
 	Exchanged   bool         // its token was exchanged for tokens of sub-agents, which end with it
+
+	KeyThumbprint audit.Digest // of the DPoP key that the credential is bound to (RFC 9449); zero: none
 
 	EndAsked  time.Time // when its end was first requested or became due
 	EndHow    string    // one of the End constants

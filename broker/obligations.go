@@ -36,6 +36,7 @@ func (a Obligations) And(b Obligations) Obligations {
 		TicketTerms:   combineTerms(a.TicketTerms, b.TicketTerms),
 		Limits:        slices.Concat(a.Limits, b.Limits),
 		MaxActive:     slices.Concat(a.MaxActive, b.MaxActive),
+		Binding:       a.Binding.And(b.Binding),
 		Delegates:     min(a.Delegates, b.Delegates),
 	}
 }

@@ -88,6 +88,7 @@ type Request struct {
 	FirstLease    LeaseID   // of the first credential; zero: none, or an earlier version issued it
 	BreakGlass    bool
 	Extends       RequestID
+	KeyThumbprint audit.Digest  // of the DPoP key with which it was filed, and must be collected; zero: none
 	ReviewDue     time.Time     // deadline of the review; zero: no review
 	Reviewed      time.Time     // when the review closed
 	Verdicts      []Approval    // of the review; Approve means justified

@@ -97,15 +97,6 @@ type Parameter struct {
 	Description string
 }
 
-// Binding is what a token is bound to.
-type Binding string
-
-// The bindings.
-const (
-	BindingNone Binding = "none"
-	BindingMTLS Binding = "mtls" // RFC 8705, cnf x5t#S256
-)
-
 // WorkloadLabels are the operator's labels for the workloads under a path.
 type WorkloadLabels struct {
 	Under       string // a SPIFFE ID; covers itself and everything below it
@@ -284,6 +275,7 @@ type Obligations struct {
 	Limits        []Limit  // sorted by policy
 	MaxActive     []Limit  // Per is zero; sorted by policy
 	Delegates     int      // how many sub-agents may act below one another; zero: none
+	Binding       Binding  // what tokens must be bound to
 }
 
 // MaxApprovers is the highest count of approvals that a policy may require.

@@ -18,6 +18,19 @@ func breakGlass(o broker.Obligations) broker.Obligations {
 	return o
 }
 
+// bindTo adds the entitlement's own demand to that of the permits. It returns the reason for
+// a denial if no credential of the entitlement can meet both.
+func bindTo(o *broker.Obligations, e *broker.Entitlement) string {
+	o.Binding = o.Binding.And(e.Binding)
+	switch {
+	case e.Audience == "":
+		return "policy demands a bound token, and the credentials of this entitlement cannot be bound"
+	case o.Binding.Impossible():
+		return "policy and the entitlement demand bindings that exclude each other"
+	}
+	return ""
+}
+
 // resolveOwner replaces the reserved group "owner" by the entitlement's owner. If
 // needs also names the owner's group, the larger count remains. It does not change
 // needs, which all decisions share.
@@ -56,6 +69,9 @@ func describe(o broker.Obligations) (lines []string) {
 		lines = append(lines, "ticket: "+t)
 	}
 	lines = append(lines, describeTerms(o.TicketTerms)...)
+	if o.Binding != broker.BindingNone {
+		lines = append(lines, "binding: "+o.Binding.String())
+	}
 	for _, l := range o.Limits {
 		lines = append(lines, fmt.Sprintf("limit: %d per %s (%s)", l.Count, broker.FormatDuration(l.Per), l.Policy))
 	}

@@ -176,6 +176,11 @@ func (e *Engine) permitted(permits []*rule, q broker.Query) (broker.Decision, er
 	for _, r := range permits {
 		d.Obligations = d.Obligations.And(r.Obligations)
 	}
+	if d.Obligations.Binding != broker.BindingNone {
+		if reason := bindTo(&d.Obligations, e.in.Catalogue[q.Entitlement.Name]); reason != "" {
+			return broker.Decision{Revision: e.revision, Policies: d.Policies, Reasons: append(d.Reasons, reason)}, nil
+		}
+	}
 	if len(d.Obligations.Approvals) == 0 {
 		return d, nil
 	}

@@ -41,7 +41,7 @@ func TestLoadRejectsPolicy(t *testing.T) {
 		{"no id", `permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: the policy has no id: add one`},
 		{"an invalid id", `@id("Über") permit (principal, action == Action::"audit", resource);`, `a.cedar:1:1: @id: an id has 1 to 64 characters of a-z`},
 		{"a duplicate id", permit("", "") + "\n\n" + permit("", ""), `a.cedar:5:1: policy "x": the policy at a.cedar:1 has the same id`},
-		{"an annotation with a typo", permit(`@aprove("1 of dba")`, ""), `a.cedar:1:10: policy "x": @aprove: unknown annotation: use one of @approval, @break_glass, @change_window, @comment`},
+		{"an annotation with a typo", permit(`@aprove("1 of dba")`, ""), `a.cedar:1:10: policy "x": @aprove: unknown annotation: use one of @approval, @binding, @break_glass, @change_window, @comment`},
 		{"a duplicate annotation", permit(`@max_ttl("1h") @max_ttl("1m")`, ""), `a.cedar:1:33: Cedar syntax error near "(": duplicate annotation`},
 		{"an obligation on a forbid", strings.Replace(permit(`@max_ttl("1h")`, ""), "permit", "forbid", 1), `@max_ttl: a forbid can't have obligations`},
 		{"an unknown group in an approval", permit(`@approval("1 of dbaa")`, ""), `a.cedar:1:10: policy "x": @approval: group "dbaa" does not exist: did you mean "dba"?`},

@@ -68,6 +68,7 @@ var annotationParsers = map[string]struct {
 	"ticket_assignee": {parseTicketAssignee, false},
 	"change_window":   {parseChangeWindow, false},
 	"delegates":       {parseDelegates, false},
+	"binding":         {parseBinding, false},
 }
 
 // parse reads one annotation. Its error states what to write instead.
@@ -238,7 +239,7 @@ func parseDuration(s string) (time.Duration, error) {
 // hasObligations reports whether the policy has any obligation.
 func (t *annotations) hasObligations() bool {
 	o := t.Obligations
-	return o.Supplier.Required() || len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.TicketStates)+len(o.TicketAssignees)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
+	return o.Supplier.Required() || o.Binding != broker.BindingNone || len(o.Approvals)+len(o.Review)+len(o.Tickets)+len(o.TicketStates)+len(o.TicketAssignees)+len(o.Limits)+len(o.MaxActive)+len(o.Escalations)+o.Denials > 0 ||
 		o.MaxTTL+o.MaxDuration+o.LapseAfter+o.ReviewWithin > 0 || o.Justification || o.ChangeWindow || o.ExcludeTeam || o.Comment || o.SilentDenial || o.Signed
 }
 
@@ -355,6 +356,15 @@ func parseDays(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q: write a number of days, such as %q, or a duration of whole seconds, such as %q", s, "365d", "12h")
 	}
 	return d, nil
+}
+
+// parseBinding reads "dpop or mtls".
+func parseBinding(t *annotations, value string) (err error) {
+	if value == broker.BindingNone.String() {
+		return errors.New("none demands nothing: write mtls, dpop or \"dpop or mtls\", or remove the annotation")
+	}
+	t.Binding, err = broker.ParseBinding(value)
+	return err
 }
 
 // complete checks how the annotations of one policy combine and sets defaults.

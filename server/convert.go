@@ -223,7 +223,7 @@ func toOffer(o broker.Offer) api.Offer {
 	e := o.Entitlement
 	out := api.Offer{
 		Entitlement: e.Name, Description: e.Description, Issuer: e.Issuer, Owner: e.Owner, System: e.System, Labels: e.Labels,
-		Audience: e.Audience, Binding: string(e.Binding), Revocation: string(e.Revocation), Blocked: o.Blocked,
+		Audience: e.Audience, Binding: e.Binding.String(), Revocation: string(e.Revocation), Blocked: o.Blocked,
 		DefaultTTL: api.Duration(e.DefaultTTL), MaxTTL: api.Duration(e.MaxTTL),
 	}
 	for name, p := range e.Parameters {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
-	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
 
@@ -117,7 +116,7 @@ func (s *Server) token(c *call) (reply, error) {
 	return reply{status: http.StatusOK, header: noCache, body: api.TokenResponse{
 		AccessToken:     api.Token(issued.Credential.Secret.RevealField("token")),
 		IssuedTokenType: kind,
-		TokenType:       "Bearer",
+		TokenType:       tokenType(issued.Lease),
 		// Rounded down, so that the client stops using the token in time.
 		ExpiresIn: int64(issued.Credential.Expires.Sub(c.now) / time.Second),
 		Scope:     strings.Join(issued.Lease.Scopes, " "),
@@ -333,14 +332,36 @@ func (s *Server) introspect(c *call) (reply, error) {
 	c.about = in.Lease.ID.String()
 	out := api.Introspection{
 		Active: true, Scope: strings.Join(in.Lease.Scopes, " "), ClientID: in.Lease.Holder, Subject: in.Lease.Holder,
-		TokenType: "Bearer", Expires: in.Lease.Expires.Unix(), IssuedAt: in.Lease.Opened.Unix(), Audience: in.Audience,
+		Expires: in.Lease.Expires.Unix(), IssuedAt: in.Lease.Opened.Unix(), Audience: in.Audience,
 		Issuer: s.external.String(), ID: in.Lease.ID.String(), Entitlement: in.Lease.Entitlement, Request: in.Lease.Request.String(),
 	}
-	if in.Lease.Confirm != (audit.Digest{}) {
-		out.Confirm = &api.Confirmation{X509SHA256: base64.RawURLEncoding.EncodeToString(in.Lease.Confirm[:])}
-	}
+	out.Confirm, out.TokenType = confirmation(&in.Lease), tokenType(&in.Lease)
 	out.AuthorizationDetails = grantedDetails(&in.Lease, "")
 	return ok(out)
+}
+
+// tokenType returns how a client presents the token of a lease: with a proof of its key (RFC
+// 9449, section 7.1), or as RFC 6750 has it.
+func tokenType(l *broker.Lease) string {
+	if !l.KeyThumbprint.IsZero() {
+		return "DPoP"
+	}
+	return "Bearer"
+}
+
+// confirmation returns what the token of a lease is bound to; nil: nothing.
+func confirmation(l *broker.Lease) *api.Confirmation {
+	var out api.Confirmation
+	if !l.KeyThumbprint.IsZero() {
+		out.KeyThumbprint = base64.RawURLEncoding.EncodeToString(l.KeyThumbprint[:])
+	}
+	if !l.Confirm.IsZero() {
+		out.X509SHA256, out.SPIFFEID = base64.RawURLEncoding.EncodeToString(l.Confirm[:]), l.Holder
+	}
+	if out == (api.Confirmation{}) {
+		return nil
+	}
+	return &out
 }
 
 // revokeToken implements RFC 7009. The answer is 200 even if there is nothing to

@@ -84,6 +84,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.Delivery{DeliveryKey: k}, nil
 	case broker.RevisionKey:
 		return &broker.Revision{}, nil
+	case broker.SpentKey:
+		return &broker.Spent{SpentKey: k}, nil
 	case broker.CollectedKey:
 		return &broker.Collected{CollectedKey: k}, nil
 	case broker.AssessmentKey:
@@ -148,6 +150,8 @@ func rowFields(r broker.Row, c *coder) error {
 		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
 	case *broker.Revision:
 		c.fields(&r.Digest)
+	case *broker.Spent:
+		c.fields(&r.Expires)
 	case *broker.Collected:
 		c.fields(&r.Last)
 	case *broker.Assessment:
@@ -188,7 +192,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
 		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease,
-		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message)
+		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint)
 	c.records(&r.Records)
 }
 
@@ -222,7 +226,7 @@ func obligationFields(o *broker.Obligations, c *coder) {
 	c.fields(&o.Approvals, &o.MaxTTL, &o.MaxDuration, &o.Justification, &o.Tickets,
 		&o.Limits, &o.MaxActive, &o.Denials, &o.ExcludeTeam, &o.Comment, &o.Signed,
 		&o.LapseAfter, &o.Escalations, &o.Review, &o.ReviewWithin, &o.SilentDenial, &o.Supplier,
-		&o.TicketStates, &o.TicketAssignees, &o.ChangeWindow, &o.Delegates)
+		&o.TicketStates, &o.TicketAssignees, &o.ChangeWindow, &o.Delegates, &o.Binding)
 }
 
 func supplierNeedFields(n *broker.SupplierNeed, c *coder) { c.fields(&n.AssessedWithin, &n.MaxRisk) }
@@ -242,7 +246,7 @@ func leaseFields(l *broker.Lease, c *coder) {
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
-		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged)
+		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint)
 	c.records(&l.Records)
 }
 
@@ -307,6 +311,8 @@ func (c *coder) domainField(tag uint64, v any) {
 	case *broker.SupplierNeed:
 		nested(c, tag, v, supplierNeedFields)
 	case *broker.Tier:
+		integer(c, tag, v)
+	case *broker.Binding:
 		integer(c, tag, v)
 	case *[]broker.Escalation:
 		repeated(c, tag, v, escalationFields)

@@ -31,6 +31,7 @@ const (
 	deliveries
 	revision
 	collected
+	spent
 	standings
 	memberships
 	signals
@@ -71,6 +72,7 @@ var tables = [tableCount]struct {
 	revision:    {"revision", 0, nil},
 	memberships: {"memberships", 32, []string{"issuer", "holder", "differs", "expires"}},
 	collected:   {"collected", 16, nil},
+	spent:       {"spent", 32, []string{"expires"}},
 	standings:   {"standings", 0, []string{"due", "idle"}},
 	signals:     {"signals", 0, []string{"expires"}},
 	streams:     {"streams", 0, nil},
@@ -153,6 +155,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return revision, joined("rules"), nil
 	case broker.CollectedKey:
 		return collected, k[:], nil
+	case broker.SpentKey:
+		return spent, k[:], nil
 	case broker.AssessmentKey:
 		return assessments, joined(string(k)), nil
 	case broker.ExtensionKey:
@@ -244,6 +248,8 @@ func extraColumns(r broker.Row) []any {
 	case *broker.Idempotency:
 		return []any{ceilMillis(r.Created.Add(broker.IdempotencyLasts))}
 	case *broker.OpenAsk:
+		return []any{ceilMillis(r.Expires)}
+	case *broker.Spent:
 		return []any{ceilMillis(r.Expires)}
 	case *broker.SigningKey:
 		return []any{r.ID.Purpose}
@@ -385,6 +391,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.LoginKey(id), nil
 	case collected:
 		return broker.CollectedKey(id), nil
+	case spent:
+		return broker.SpentKey(id), nil
 	case directoryUsers:
 		return broker.DirectoryUserID(id), nil
 	case directoryGroups:

@@ -20,7 +20,7 @@ func allRows() []broker.Row {
 	return []broker.Row{
 		&broker.Request{}, &broker.Lease{}, &broker.Counter{}, &broker.Block{}, &broker.Idempotency{}, &broker.OpenAsk{}, &broker.SigningKey{},
 		&broker.Notice{}, &broker.Reviews{}, &broker.Session{}, &broker.Logout{}, &broker.Login{}, &broker.Account{},
-		&broker.Delivery{}, &broker.Revision{}, &broker.Collected{}, &broker.Membership{}, &broker.Assessment{}, &broker.Extension{}, &broker.SponsorNotices{},
+		&broker.Delivery{}, &broker.Revision{}, &broker.Collected{}, &broker.Spent{}, &broker.Membership{}, &broker.Assessment{}, &broker.Extension{}, &broker.SponsorNotices{},
 	}
 }
 

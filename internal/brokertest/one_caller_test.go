@@ -182,8 +182,8 @@ func (e endpoint) call(t *testing.T, base string, c *http.Client, bearer, assert
 	return problem.Code
 }
 
-// With several proofs, a token is bound to the certificate (RFC 8705), and its lease ends
-// with the earliest of them.
+// With several proofs, a token is bound to the certificate (RFC 8705) and to its SPIFFE ID,
+// so that it may outlive them.
 func TestTokenOfSeveralProofs(t *testing.T) {
 	b := New(t)
 	svid, err := b.CA.X509SVID(Agent, time.Hour)
@@ -213,7 +213,10 @@ func TestTokenOfSeveralProofs(t *testing.T) {
 	if got, want := claims.Confirm["x5t#S256"], base64.RawURLEncoding.EncodeToString(thumbprint[:]); got != want {
 		t.Errorf("got a token bound to %q, want the certificate %q", got, want)
 	}
-	if left := time.Until(time.Unix(claims.Expires, 0)); left > 2*time.Minute {
-		t.Errorf("got a token for %s, longer than the shortest proof", left)
+	if got, want := claims.Confirm["spiffe_id"], Agent; got != want {
+		t.Errorf("got a token bound to the SPIFFE ID %q, want %q", got, want)
+	}
+	if left := time.Until(time.Unix(claims.Expires, 0)); left < 2*time.Minute {
+		t.Errorf("got a token for %s, want its usual time: it survives the rotation of the SVID", left)
 	}
 }

@@ -53,9 +53,9 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		Scopes: c.scopes(key+"/scopes", f.Scopes.names), ScopeTexts: c.scopeTexts(key+"/scopes", f.Scopes.adds), DefaultScopes: neverNil(f.DefaultScopes),
 		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(usual))),
 		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
-		Binding:       broker.Binding(cmp.Or(f.Binding, string(broker.BindingNone))),
 		Revocation:    broker.RevokedAtExpiry,
 	}
+	var err error
 	e.DefaultTTL = cmp.Or(time.Duration(f.DefaultTTL), min(usual, e.MaxTTL))
 	if most := longestOf(issuer); e.MaxTTL > most {
 		c.report(key+"/max_ttl", "must be at most %s", broker.FormatDuration(most))
@@ -66,8 +66,8 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	if e.CollectWithin > broker.MaxDuration {
 		c.report(key+"/collect_within", "must be at most %s", broker.FormatDuration(broker.MaxDuration))
 	}
-	if e.Binding != broker.BindingNone && e.Binding != broker.BindingMTLS {
-		c.report(key+"/binding", "choose none or mtls")
+	if e.Binding, err = broker.ParseBinding(cmp.Or(f.Binding, "none")); err != nil {
+		c.report(key+"/binding", "choose none, mtls, dpop or \"dpop or mtls\"")
 	}
 	for i, s := range e.DefaultScopes {
 		if !slices.Contains(e.Scopes, s) && !c.d.isRejected(key+"/scopes") {
@@ -193,7 +193,7 @@ func (c *checker) overlaps() {
 // spec compiles the entitlement for its issuer, and computes the digest of its effect.
 // When the digest changes, earlier approvals no longer apply.
 func (c *checker) spec(key string, issuer Issuer, f entitlementFile, e *broker.Entitlement) {
-	effect := audit.NewObject().String("entitlement", e.Name).String("issuer", e.Issuer).String("binding", string(e.Binding))
+	effect := audit.NewObject().String("entitlement", e.Name).String("issuer", e.Issuer).String("binding", e.Binding.String())
 	if issuer.Vault == nil && f.Vault != nil {
 		c.report(key+"/vault", "issuer %q is not a Vault: remove this key", e.Issuer)
 	}

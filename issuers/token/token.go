@@ -100,7 +100,7 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 }
 
 // appendClaims appends the claims of RFC 9068, section 2.2, and entitlement, request,
-// cnf for bound tokens (RFC 8705, section 3.1), and the request's parameters as
+// cnf for bound tokens, and the request's parameters as
 // authorization_details (RFC 9396, section 9.1). Times are truncated to seconds,
 // so that the token never outlives its lease.
 func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
@@ -112,11 +112,7 @@ func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 		b = append(appendMember(b, ',', "type", l.Entitlement), `}]`...)
 	}
 	b = appendMember(b, ',', "client_id", l.Holder)
-	if l.Confirm != (audit.Digest{}) {
-		b = append(b, `,"cnf":{"x5t#S256":"`...)
-		b = base64.RawURLEncoding.AppendEncode(b, l.Confirm[:])
-		b = append(b, `"}`...)
-	}
+	b = appendConfirmation(b, l)
 	b = appendMember(b, ',', "entitlement", l.Entitlement)
 	b = strconv.AppendInt(append(b, `,"exp":`...), l.Expires.Unix(), 10)
 	b = strconv.AppendInt(append(b, `,"iat":`...), l.Opened.Unix(), 10)
@@ -127,6 +123,27 @@ func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 		b = appendMember(b, ',', "scope", strings.Join(l.Scopes, " "))
 	}
 	b = appendMember(b, ',', "sub", l.Holder)
+	return append(b, '}')
+}
+
+// appendConfirmation appends cnf: the thumbprint of the DPoP key (RFC 9449, section 6.1), or
+// that of the client certificate (RFC 8705, section 3.1) with the SPIFFE ID, under which
+// resource servers that verify X.509-SVIDs accept a rotated certificate.
+func appendConfirmation(b []byte, l *broker.Lease) []byte {
+	if l.KeyThumbprint.IsZero() && l.Confirm.IsZero() {
+		return b
+	}
+	b = append(b, `,"cnf":`...)
+	sep := byte('{')
+	if !l.KeyThumbprint.IsZero() {
+		b = append(append(b, sep), `"jkt":"`...)
+		b = append(base64.RawURLEncoding.AppendEncode(b, l.KeyThumbprint[:]), '"')
+		sep = ','
+	}
+	if !l.Confirm.IsZero() {
+		b = append(appendMember(b, sep, "spiffe_id", l.Holder), `,"x5t#S256":"`...)
+		b = append(base64.RawURLEncoding.AppendEncode(b, l.Confirm[:]), '"')
+	}
 	return append(b, '}')
 }
 

@@ -115,7 +115,7 @@ func TestTokenIsBoundToCertificate(t *testing.T) {
 	l := issuertest.Lease(issuertest.Noon)
 	l.Confirm = audit.Digest{1, 2, 3}
 	claims := verify(t, keys.JWKS(issuertest.Noon), mint(t, New(testIssuer, testAudience, keys), l))
-	want := map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(l.Confirm[:])}
+	want := map[string]any{"spiffe_id": l.Holder, "x5t#S256": base64.RawURLEncoding.EncodeToString(l.Confirm[:])}
 	if fmt.Sprint(claims["cnf"]) != fmt.Sprint(want) {
 		t.Errorf("cnf is %v, want %v", claims["cnf"], want)
 	}

@@ -49,21 +49,28 @@ type session struct {
 	who *api.Identity
 }
 
-type brokerKey struct{}
-
-// withBroker returns a context whose calls are made with b.
-func withBroker(ctx context.Context, b Broker) context.Context {
-	return context.WithValue(ctx, brokerKey{}, b)
+// A caller is whose calls a context serves, and until when.
+type caller struct {
+	broker Broker
+	ends   context.Context // the SDK does not end calls with their connection
 }
 
-var errNoBroker = errors.New("this call has no caller")
+type callerKey struct{}
+
+// withBroker returns a context whose calls are made with b, until ctx ends.
+func withBroker(ctx context.Context, b Broker) context.Context {
+	return context.WithValue(ctx, callerKey{}, caller{b, ctx})
+}
+
+var errNoCaller = errors.New("this call has no caller")
 
 // begin returns the session of a call.
 func begin(ctx context.Context) (*session, error) {
-	b, ok := ctx.Value(brokerKey{}).(Broker)
+	c, ok := ctx.Value(callerKey{}).(caller)
 	if !ok {
-		return nil, errNoBroker
+		return nil, errNoCaller
 	}
+	b := c.broker
 	who, err := b.WhoAmI(ctx)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package mcp
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -100,6 +101,12 @@ func (s *Server) receive(next sdk.MethodHandler) sdk.MethodHandler {
 		if trace, ok := audit.ParseTrace(traceparent(req)); ok {
 			ctx = api.WithTraceparent(ctx, trace.String())
 		}
+		if c, ok := ctx.Value(callerKey{}).(caller); ok {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(c.ends, cancel)()
+		}
 		started := new(start)
 		res, err := next(context.WithValue(ctx, startKey{}, started), method, req)
 		switch {
@@ -152,10 +159,23 @@ func metaOf(p sdk.Params) map[string]any {
 	return p.GetMeta()
 }
 
-// Run serves one caller over a pair of streams, until in ends or ctx does.
+// Run serves one caller over a pair of streams, until in ends or ctx does. It closes both.
 func (s *Server) Run(ctx context.Context, b Broker, in io.ReadCloser, out io.WriteCloser) error {
-	transport := &sdk.IOTransport{Reader: in, Writer: out, MaxLineLength: maxLine}
-	if err := s.sdk.Run(withBroker(ctx, b), transport); err != nil && ctx.Err() == nil {
+	ctx, stop := context.WithCancel(ctx) // running calls end with the connection
+	defer stop()
+	session, err := s.sdk.Connect(withBroker(ctx, b), lines{in, out}, nil)
+	if err != nil {
+		return fmt.Errorf("serving the Model Context Protocol: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- session.Wait() }()
+	select {
+	case <-ctx.Done():
+		go func() { _ = session.Close() }() // waits for calls, which end with ctx
+		return nil
+	case err = <-ended:
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("serving the Model Context Protocol: %w", err)
 	}
 	return nil

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"strings"
@@ -68,7 +67,7 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 						return server.Run(ctx, client, stream, stream)
 					})
 				}
-				return endsQuietly(ctx, server.Run(ctx, client, io.NopCloser(a.in), keptOpen{a.out}))
+				return server.Run(ctx, client, io.NopCloser(a.in), keptOpen{a.out})
 			})
 		},
 	}
@@ -77,15 +76,6 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 	c.Flags().BoolVar(&printConfig, "print-config", false, "print the configuration for a client, and exit")
 	a.client.addPerson(c)
 	return c
-}
-
-// endsQuietly returns nil for the ends that a client causes: it closes its side, or stops
-// this process.
-func endsQuietly(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }
 
 // keptOpen is a writer that this program does not close.

@@ -71,8 +71,8 @@ func serveStream(ctx context.Context, log *slog.Logger, c net.Conn, each func(co
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer func() { _ = c.Close() }()
-	if err := endsQuietly(ctx, each(ctx, c)); err != nil {
-		log.Warn("connection ended", "err", err)
+	if err := each(ctx, c); err != nil {
+		log.Info("connection ended", "err", err)
 	}
 }
 

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 			signal.Notify(make(chan os.Signal, 1), s)
 		}
 	}
-	testscript.Main(m, map[string]func(){"broker": main, "signals": signals})
+	testscript.Main(m, map[string]func(){"broker": main, "signals": signals, "dial": dial})
 }
 
 func TestScripts(t *testing.T) {
@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"world": world, "login": login, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits, "answers": answers,
+			"world": world, "login": login, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits, "answers": answers, "waitfile": waitFile,
 		},
 	})
 }
@@ -80,6 +80,18 @@ func world(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("BROKER_URL", "https://"+ts.Getenv("ADDRESS"))
 	ts.Setenv("BROKER_ADMIN_SOCKET", ts.Getenv("WORLD")+"/admin.sock")
 	ts.Setenv("SPIFFE_ENDPOINT_SOCKET", "unix://"+ts.Getenv("WORLD")+"/identities/agent.sock")
+}
+
+// waitfile FILE waits until a file exists.
+func waitFile(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s does not appear", args[0])
+		}
+	}
 }
 
 // setid NAME REGEXP sets a variable to what the last command printed.

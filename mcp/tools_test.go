@@ -19,7 +19,7 @@ func TestToolsFromListToRelease(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	client := w.client(triage)
-	s := w.connect(client, nil, mcp.Config{})
+	s := connect(t, client, nil, mcp.Config{})
 
 	listing := structured[mcp.Listing](t, call(t, s, "list_access", object{}))
 	if listing.Caller != triage || len(listing.Entitlements) != 1 || len(listing.Entitlements[0].Scopes) != 3 {

@@ -122,28 +122,37 @@ func (w *world) decide(person *api.Client, id, decision, comment string) {
 	must(w.t, err)
 }
 
-// connect returns a client of the SDK for the tools of a caller, in memory.
-func (w *world) connect(b mcp.Broker, opts *sdk.ClientOptions, cfg mcp.Config) *sdk.ClientSession {
-	w.t.Helper()
-	return connect(w.t, b, opts, cfg)
+// connect returns a client of the SDK for the tools of a caller.
+func connect(t testing.TB, b mcp.Broker, opts *sdk.ClientOptions, cfg mcp.Config) *sdk.ClientSession {
+	t.Helper()
+	session, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, opts).Connect(t.Context(), connected{serve(t, b, cfg)}, nil)
+	must(t, err)
+	t.Cleanup(func() { _ = session.Close() })
+	return session
 }
 
-func connect(t testing.TB, b mcp.Broker, opts *sdk.ClientOptions, cfg mcp.Config) *sdk.ClientSession {
+// serve runs a server and returns the client's side of the connection.
+func serve(t testing.TB, b mcp.Broker, cfg mcp.Config) sdk.Connection {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	toServer, fromClient := io.Pipe()
 	toClient, fromServer := io.Pipe()
 	ended := make(chan error, 1)
 	go func() { ended <- mcp.New(cfg).Run(ctx, b, toServer, fromServer) }()
-	session, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, opts).Connect(ctx, &sdk.IOTransport{Reader: toClient, Writer: fromClient}, nil)
+	conn, err := (&sdk.IOTransport{Reader: toClient, Writer: fromClient}).Connect(ctx)
 	must(t, err)
 	t.Cleanup(func() {
-		_ = session.Close()
+		_ = conn.Close()
 		stop()
 		must(t, <-ended)
 	})
-	return session
+	return conn
 }
+
+// connected is a transport that is connected already.
+type connected struct{ sdk.Connection }
+
+func (c connected) Connect(context.Context) (sdk.Connection, error) { return c.Connection, nil }
 
 // call calls a tool and returns its result.
 func call(t testing.TB, s *sdk.ClientSession, name string, arguments any) *sdk.CallToolResult {

@@ -51,19 +51,20 @@ type Request struct {
 	Team           string            `json:"team,omitempty"`   // of the requester
 	Risk           string            `json:"risk,omitempty"`   // low, medium or high: it orders the inbox and decides nothing
 	Accountable    []string          `json:"accountable,omitempty"`
-	BreakGlass     bool              `json:"break_glass,omitempty"`
-	NotBefore      time.Time         `json:"not_before,omitzero"`
-	RestsOn        []string          `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
-	AccessEndsAt   time.Time         `json:"access_ends_at,omitzero"` // the earliest known end of these facts
-	EndedBy        *EndedBy          `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
-	Extends        string            `json:"extends,omitempty"`
-	Reuse          bool              `json:"reuse,omitempty"`     // this is an earlier, identical request
-	DeniedBy       string            `json:"denied_by,omitempty"` // policy or person
-	CreatedAt      time.Time         `json:"created_at"`
-	LapsesAt       time.Time         `json:"lapses_at,omitzero"`          // while pending
-	Awaits         []string          `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
-	DryRun         bool              `json:"dry_run,omitempty"`
-	Facts          *Facts            `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
+	Marks
+	BreakGlass   bool      `json:"break_glass,omitempty"`
+	NotBefore    time.Time `json:"not_before,omitzero"`
+	RestsOn      []string  `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
+	AccessEndsAt time.Time `json:"access_ends_at,omitzero"` // the earliest known end of these facts
+	EndedBy      *EndedBy  `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
+	Extends      string    `json:"extends,omitempty"`
+	Reuse        bool      `json:"reuse,omitempty"`     // this is an earlier, identical request
+	DeniedBy     string    `json:"denied_by,omitempty"` // policy, ceiling, person or fact
+	CreatedAt    time.Time `json:"created_at"`
+	LapsesAt     time.Time `json:"lapses_at,omitzero"`          // while pending
+	Awaits       []string  `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
+	DryRun       bool      `json:"dry_run,omitempty"`
+	Facts        *Facts    `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
 }
 
 // A Decision is the policy's decision, as far as the reader may see it. Policies
@@ -342,9 +343,25 @@ type Identity struct {
 	TrustDomain string   `json:"trust_domain,omitempty"`
 	Team        string   `json:"team,omitempty"`
 	Accountable []string `json:"accountable,omitempty"`
-	Accounts    []string `json:"accounts,omitempty"` // all accounts of a person who has several
-	Blocked     bool     `json:"blocked,omitempty"`  // by the kill switch: nothing is issued
-	Proof       Proof    `json:"proof"`
+	Marks
+	EndsAt   time.Time `json:"ends_at,omitzero"`   // when all access of the workload ends, as its mark states
+	Accounts []string  `json:"accounts,omitempty"` // all accounts of a person who has several
+	Blocked  bool      `json:"blocked,omitempty"`  // by the kill switch: nothing is issued
+	Proof    Proof     `json:"proof"`
+}
+
+// Marks are what the operators state about a workload, in addition to its team and its
+// owners.
+type Marks struct {
+	Purpose string        `json:"purpose,omitempty"`
+	Model   string        `json:"model,omitempty"`  // of an agent
+	Ceiling []CeilingPart `json:"ceiling,omitzero"` // what it may ever have, whatever policies permit; absent: policies alone decide
+}
+
+// A CeilingPart is what a workload may ever have of one entitlement.
+type CeilingPart struct {
+	Entitlement string   `json:"entitlement"`
+	Scopes      []string `json:"scopes,omitempty"` // absent: all
 }
 
 // A Proof is the proof of an identity.

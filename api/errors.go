@@ -95,7 +95,7 @@ type Problem struct {
 	Instance  string   `json:"instance,omitempty"` // "urn:uuid:…", the call_id in the broker's log
 	Code      Code     `json:"code"`
 	RequestID string   `json:"request_id,omitempty"` // the access request, "req_…"
-	DeniedBy  string   `json:"denied_by,omitempty"`  // policy or person
+	DeniedBy  string   `json:"denied_by,omitempty"`  // policy, ceiling, person or fact
 	Reasons   []string `json:"reasons,omitempty"`    // the @reason texts of the policies
 	Allowed   *Allowed `json:"allowed,omitempty"`    // an alternative that policy permits
 }

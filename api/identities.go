@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"io"
@@ -31,11 +32,12 @@ type IdentityPage struct {
 // A KnownIdentity is an identity of the inventory: one that called the broker, or that the
 // rules or a source of facts name.
 type KnownIdentity struct {
-	ID              string            `json:"id"`
-	Kind            string            `json:"kind"`           // workload, agent, person
-	Mark            bool              `json:"mark,omitempty"` // a path in the rules below which no identity was seen
-	Team            string            `json:"team,omitempty"`
-	Accountable     []string          `json:"accountable,omitempty"`
+	ID          string   `json:"id"`
+	Kind        string   `json:"kind"`           // workload, agent, person
+	Mark        bool     `json:"mark,omitempty"` // a path in the rules below which no identity was seen
+	Team        string   `json:"team,omitempty"`
+	Accountable []string `json:"accountable,omitempty"`
+	Marks
 	Accounts        []string          `json:"accounts,omitempty"` // of a person who has several
 	Suppliers       []string          `json:"suppliers,omitempty"`
 	Sponsor         string            `json:"sponsor,omitempty"`
@@ -154,7 +156,7 @@ func (c *Client) Unused(ctx context.Context, since time.Time) (*UnusedReport, er
 
 // identityColumns are the columns of WriteIdentities.
 var identityColumns = []string{"id", "kind", "team", "accountable", "suppliers", "sponsor", "ends_at", "first_seen", "last_seen", "last_used", "attested",
-	"requestable", "used", "credentials_30_days", "credentials_90_days", "denied_requests", "live_leases", "next_review", "problems"}
+	"requestable", "used", "credentials_30_days", "credentials_90_days", "denied_requests", "live_leases", "next_review", "problems", "purpose", "model", "ceiling"}
 
 // WriteIdentities writes identities as CSV (RFC 4180), with a line of column names if
 // header is set. A spreadsheet does not take any cell for a formula.
@@ -170,7 +172,8 @@ func WriteIdentities(out io.Writer, list []KnownIdentity, header bool) error {
 		}
 		row := []string{i.ID, i.Kind, i.Team, strings.Join(i.Accountable, " "), strings.Join(i.Suppliers, " "), i.Sponsor, stamp(i.EndsAt), stamp(i.FirstSeen), stamp(i.LastSeen),
 			stamp(i.LastUsed), strings.Join(i.Attested, " "), strconv.Itoa(i.Requestable), strconv.Itoa(i.Used), strconv.Itoa(i.Credentials30), strconv.Itoa(i.Credentials90),
-			strconv.Itoa(i.DeniedRequests), strconv.Itoa(i.LiveLeases), stamp(i.NextReview), strings.Join(problems, " ")}
+			strconv.Itoa(i.DeniedRequests), strconv.Itoa(i.LiveLeases), stamp(i.NextReview), strings.Join(problems, " "),
+			i.Purpose, i.Model, i.CeilingText()}
 		for n := range row {
 			row[n] = plainCell(row[n])
 		}
@@ -178,6 +181,18 @@ func WriteIdentities(out io.Writer, list []KnownIdentity, header bool) error {
 	}
 	w.Flush()
 	return w.Error()
+}
+
+// CeilingText returns the ceiling in one line; empty if there is none.
+func (m *Marks) CeilingText() string {
+	if m.Ceiling == nil {
+		return ""
+	}
+	texts := make([]string, len(m.Ceiling))
+	for i, p := range m.Ceiling {
+		texts[i] = p.Entitlement + ": " + cmp.Or(strings.Join(p.Scopes, " "), "all")
+	}
+	return cmp.Or(strings.Join(texts, "; "), "nothing")
 }
 
 // plainCell returns a cell that no spreadsheet takes for a formula (CWE-1236): an apostrophe

@@ -72,9 +72,12 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	caller = caller.labelled(rules)
 	f.caller = caller
 	e := rules.Catalogue[ask.Entitlement]
-	if e == nil {
-		f.request = stubRequest(caller, ask, rules)
-		return deny(nil, nil)
+	if _, within := caller.Subject.Ceiling.Part(ask.Entitlement); !within || e == nil {
+		f.request, f.e = stubRequest(caller, ask, rules), e
+		if within {
+			return deny(nil, nil)
+		}
+		return denyAbove(caller.Subject.Ceiling.exceeds(caller.Subject.ID, ask.Entitlement, nil), nil)
 	}
 	r, err := e.newRequest(caller, ask)
 	if err == nil {
@@ -126,6 +129,9 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 		return err
 	}
 	r.Decision = d
+	if d.Above != "" {
+		return denyAbove(d.Above, b.alternatives(ctx, caller, rules, r, e))
+	}
 	if !d.Permit {
 		return deny(d.Reasons, b.alternatives(ctx, caller, rules, r, e))
 	}
@@ -142,6 +148,9 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 func (b *Broker) decideQuery(ctx context.Context, rules *Rules, q Query, now time.Time) (Decision, error) {
 	start := time.Now()
 	q.Extended = b.extended(ctx, rules, rules.Suppliers.Of(q.Principal))
+	if above := q.Exceeds(); above != "" {
+		return Decision{Revision: rules.Revision, Above: above, Lasting: true}, ctx.Err()
+	}
 	d, err := rules.Policy.Decide(ctx, q, now)
 	code := "permit"
 	switch {
@@ -169,6 +178,11 @@ func deny(reasons []string, allowed *Allowed) error {
 		DeniedBy: "policy",
 		Allowed:  allowed,
 	}
+}
+
+// denyAbove returns the refusal of what is above the ceiling of a mark.
+func denyAbove(above string, allowed *Allowed) error {
+	return &Refusal{Err: ErrDenied, Detail: above, DeniedBy: DeniedByCeiling, Allowed: allowed}
 }
 
 // alternatives returns the scopes of the entitlement that policy would permit,

@@ -180,6 +180,9 @@ func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.
 // denyCollect refuses a collection that policy no longer permits.
 func (b *Broker) denyCollect(ctx context.Context, c *collection, d Decision) error {
 	refusal := &Refusal{Err: ErrNoLongerAllowed, Detail: "policy has changed since the approval", Reasons: d.Reasons, RequestID: c.request.ID}
+	if d.Above != "" {
+		refusal.Detail, refusal.DeniedBy = d.Above+" any more: file a new request for less", DeniedByCeiling
+	}
 	return b.refused(ctx, *c.caller, c.request, d, refusal)
 }
 

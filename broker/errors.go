@@ -83,7 +83,7 @@ type Refusal struct {
 	Err       error    // the sentinel
 	Detail    string   // what happened and what to do, in one sentence
 	Reasons   []string // the @reason texts of policy
-	DeniedBy  string   // of ErrDenied: policy or person
+	DeniedBy  string   // of ErrDenied: policy, ceiling or person
 	RequestID RequestID
 	Allowed   *Allowed
 	Retry     time.Duration // when to try again; zero: unknown

@@ -26,15 +26,16 @@ const (
 	FactAgent      FactKind = "agent"      // the SPIFFE ID of an agent or of any other workload
 	FactTicket     FactKind = "ticket"     // "<tracker>/<id>"
 	FactAssessment FactKind = "assessment" // of the risk of a supplier, by its name
+	FactMark       FactKind = "mark"       // a path of attest.workloads, with everything below it
 	FactSource     FactKind = "source"     // a source that must be heard of regularly; see SourceRule.Silence
 )
 
-var factKinds = []FactKind{FactSupplier, FactPerson, FactAgent, FactTicket, FactAssessment, FactSource}
+var factKinds = []FactKind{FactSupplier, FactPerson, FactAgent, FactTicket, FactAssessment, FactMark, FactSource}
 
 // Check returns an error unless the kind exists.
 func (k FactKind) Check() error {
 	if !slices.Contains(factKinds, k) {
-		return errors.New("it must be supplier, person, agent, ticket or source")
+		return errors.New("it must be supplier, person, agent, ticket, assessment, mark or source")
 	}
 	return nil
 }

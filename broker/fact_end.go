@@ -105,11 +105,15 @@ func (f *Facts) endAll(ctx context.Context, s *Standing, now time.Time) error {
 	end := &FactEnd{s.StandingKey, s.Cause}
 	// Newest first: the pages behind stay where they are.
 	queries := []RequestQuery{{RestsOn: s.StandingKey, Now: now, Limit: endsPage}}
-	holder := ""
+	var held []LeaseQuery
 	switch s.Kind {
 	case FactPerson, FactAgent:
-		holder = s.Name
-		queries = append(queries, RequestQuery{Requester: holder, Status: RequestPending, Now: now, Limit: endsPage})
+		queries = append(queries, RequestQuery{Requester: s.Name, Status: RequestPending, Now: now, Limit: endsPage})
+		held = append(held, LeaseQuery{Holder: s.Name})
+	case FactMark: // what was granted before the path had an end does not rest on it
+		below := func(r *Request) bool { return WorkloadLabels{Under: s.Name}.Covers(r.Requester.ID) }
+		queries = []RequestQuery{{Status: RequestPending, Match: below, Now: now, Limit: endsPage}}
+		held = append(held, LeaseQuery{Under: s.Name})
 	}
 	var failed []error
 	// All leases are queued for their issuers before the first grant is closed.
@@ -118,9 +122,11 @@ func (f *Facts) endAll(ctx context.Context, s *Standing, now time.Time) error {
 			failed = append(failed, f.b.endParts(ctx, q, end, now, part))
 		}
 	}
-	if holder != "" {
-		failed = append(failed, f.b.endLeases(ctx, LeaseQuery{Holder: holder, Live: true, Now: now, Limit: endsPage}, end, now),
-			f.b.endLeases(ctx, LeaseQuery{Holder: holder, Outliving: true, Now: now, Limit: endsPage}, end, now))
+	for _, q := range held {
+		q.Now, q.Limit = now, endsPage
+		live, outliving := q, q
+		live.Live, outliving.Outliving = true, true
+		failed = append(failed, f.b.endLeases(ctx, live, end, now), f.b.endLeases(ctx, outliving, end, now))
 	}
 	return errors.Join(failed...)
 }

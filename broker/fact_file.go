@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// FileSource is the source of the facts in suppliers.yaml and people.yaml, which are part
-// of the rules. It must know every supplier: one that the rules no longer have gets nothing.
+// FileSource is the source of the facts in suppliers.yaml, people.yaml and the marks of
+// workloads, which are part of the rules. It must know every supplier: one that the rules no longer have gets nothing.
 const FileSource = "file"
 
 // Details of the facts in files.
@@ -26,7 +26,7 @@ func governedByFile(k StandingKey) bool { return k.Kind == FactSupplier }
 func SupplierKey(name string) StandingKey { return StandingKey{FactSupplier, name} }
 
 // StateRules states what the files of the rules in force state: suppliers with their
-// contracts, and the ends of people. The broker calls it when rules come into force,
+// contracts, and the ends of people and of marks. The broker calls it when rules come into force,
 // also at the start, because it may have been down when a file changed.
 func (f *Facts) StateRules(ctx context.Context, caller Caller) error {
 	f.stating.Lock() // the latest rules are stated last
@@ -47,7 +47,19 @@ func (f *Facts) StateRules(ctx context.Context, caller Caller) error {
 		}
 		reports = append(reports, Report{StandingKey{FactPerson, person}, fact})
 	}
-	return errors.Join(f.ReportAll(ctx, caller, reports), f.withdrawSuppliers(ctx, caller, rules), f.forgetPeople(ctx, caller, rules))
+	marks := map[string]bool{}
+	for _, l := range rules.Labels {
+		if !l.Ends.IsZero() {
+			marks[l.Under] = true
+			reports = append(reports, Report{MarkKey(l.Under), Fact{Source: FileSource, State: FactActive, Until: l.Ends}})
+		}
+	}
+	stated := func(kind FactKind, known func(name string) bool) error {
+		return f.forgetUnless(ctx, caller, kind, known)
+	}
+	return errors.Join(f.ReportAll(ctx, caller, reports), f.withdrawSuppliers(ctx, caller, rules),
+		stated(FactPerson, func(name string) bool { _, known := rules.PersonEnds[name]; return known }),
+		stated(FactMark, func(name string) bool { return marks[name] }))
 }
 
 // contractOf returns the fact about a supplier: its contract as suppliers.yaml has it, or
@@ -78,10 +90,11 @@ func (f *Facts) withdrawSuppliers(ctx context.Context, caller Caller, rules *Rul
 	})
 }
 
-// forgetPeople forgets what people.yaml stated about people that it no longer has.
-func (f *Facts) forgetPeople(ctx context.Context, caller Caller, rules *Rules) error {
-	return f.eachStated(ctx, FactPerson, func(s *Standing) error {
-		if _, known := rules.PersonEnds[s.Name]; known {
+// forgetUnless forgets what the files stated about subjects of which they no longer state
+// anything.
+func (f *Facts) forgetUnless(ctx context.Context, caller Caller, kind FactKind, known func(name string) bool) error {
+	return f.eachStated(ctx, kind, func(s *Standing) error {
+		if known(s.Name) {
 			return nil
 		}
 		return f.Forget(ctx, caller, s.StandingKey, FileSource)

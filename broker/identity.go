@@ -44,7 +44,8 @@ const (
 // An Identity is a proven caller. Only package attest makes one from a proof.
 // The zero Identity is not a caller and has no rights.
 //
-// The labels (Kind agent, Team, Accountable, Accounts, Suppliers) come from the rules that decide,
+// The labels (Kind agent, Team, Accountable, Purpose, Model, Ceiling, Ends, Accounts,
+// Suppliers) come from the rules that decide,
 // not from attest, so that a decision and the revision that it names always
 // match.
 type Identity struct {
@@ -54,11 +55,15 @@ type Identity struct {
 	Kind        Kind
 	Proof       Proof
 	Team        string
-	Accountable []string // people accountable for a workload
-	Accounts    []string // all accounts of a person who has several, the main one first
-	Suppliers   []string // sorted; nil: internal
-	Person      *Person  // of KindPerson only
-	Also        []string // other proofs of this identity in the same call, as "<method> <SHA-256>"
+	Accountable []string  // people accountable for a workload
+	Purpose     string    // of a workload, in the operator's words
+	Model       string    // of an agent
+	Ceiling     *Ceiling  // nil: policies alone bound what it may have; not stored
+	Ends        time.Time // when its access ends by its mark; zero: not stated
+	Accounts    []string  // all accounts of a person who has several, the main one first
+	Suppliers   []string  // sorted; nil: internal
+	Person      *Person   // of KindPerson only
+	Also        []string  // other proofs of this identity in the same call, as "<method> <SHA-256>"
 }
 
 // A Person is what an OpenID provider asserts about a person. Only groups.yaml

@@ -105,9 +105,10 @@ type Request struct {
 
 // Who denied a request.
 const (
-	DeniedByPolicy = "policy"
-	DeniedByPerson = "person"
-	DeniedByFact   = "fact" // see Request.EndedBy
+	DeniedByPolicy  = "policy"
+	DeniedByPerson  = "person"
+	DeniedByFact    = "fact"    // see Request.EndedBy
+	DeniedByCeiling = "ceiling" // see Ceiling
 )
 
 // State returns the status at now. A pending request lapses, and a grant ends,

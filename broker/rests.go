@@ -67,6 +67,9 @@ func (b *Broker) stand(ctx context.Context, rules *Rules, who Identity, since, n
 		if _, err := b.check(ctx, &f, StandingKey{FactAgent, who.ID}, since, now); err != nil {
 			return f, err
 		}
+		if err := b.unended(ctx, rules, &f, who, since, now); err != nil {
+			return f, err
+		}
 		if err := b.accounted(ctx, rules, &f, who, now); err != nil {
 			return f, err
 		}

@@ -103,6 +103,10 @@ type WorkloadLabels struct {
 	Kind        Kind   // workload or agent
 	Team        string
 	Accountable []string
+	Purpose     string    `json:",omitempty"`
+	Model       string    `json:",omitempty"` // of an agent, for example the family of its model
+	Ceiling     *Ceiling  `json:",omitempty"` // nil: policies alone decide
+	Ends        time.Time `json:",omitzero"`  // when all access under the path ends
 }
 
 // Covers reports whether the labels apply to a SPIFFE ID. Labels on a trust
@@ -125,10 +129,12 @@ func (r *Rules) WithLabels(who Identity) Identity {
 	if who.Kind != KindWorkload && who.Kind != KindAgent {
 		return who
 	}
-	who.Kind, who.Team, who.Accountable = KindWorkload, "", nil
-	if labels, ok := r.LabelsOf(who.ID); ok {
-		who.Kind, who.Team, who.Accountable = labels.Kind, labels.Team, labels.Accountable
+	labels, ok := r.LabelsOf(who.ID)
+	if !ok {
+		labels.Kind = KindWorkload
 	}
+	who.Kind, who.Team, who.Accountable = labels.Kind, labels.Team, labels.Accountable
+	who.Purpose, who.Model, who.Ceiling, who.Ends = labels.Purpose, labels.Model, labels.Ceiling, labels.Ends
 	return who
 }
 
@@ -250,7 +256,8 @@ type Decision struct {
 	Reasons     []string // @reason of those policies, in the order of their ids
 	Obligations Obligations
 	Revision    audit.Digest
-	Lasting     bool // of a denial: no other time, address or claim would change it; not stored
+	Above       string // why the ceiling of the principal's mark denies it; not stored
+	Lasting     bool   // of a denial: no other time, address or claim would change it; not stored
 }
 
 // Obligations are the conditions on a permit. They add up over all permits that

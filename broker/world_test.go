@@ -114,15 +114,20 @@ func (w *world) adopt(t *testing.T, policies, groups string) {
 
 func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 	t.Helper()
+	return testRulesOf(t, policies, groups, []broker.WorkloadLabels{
+		{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
+	})
+}
+
+func testRulesOf(t testing.TB, policies, groups string, labels []broker.WorkloadLabels) *broker.Rules {
+	t.Helper()
 	catalogue := testCatalogue()
 	engine, err := policy.Load(policy.Inputs{
 		FS: fstest.MapFS{
 			"all.cedar":   {Data: []byte(policies)},
 			"groups.yaml": {Data: []byte(groups)},
 		},
-		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, TicketStates: []string{"open", "implementing"}, TicketWindows: true, Labels: []broker.WorkloadLabels{
-			{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Accountable: []string{"login/ana"}, Team: "agents"},
-		},
+		Catalogue: catalogue, HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login", "corp"}, TicketStates: []string{"open", "implementing"}, TicketWindows: true, Labels: labels,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,10 +1,13 @@
 package policy
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"accessbroker.internal/broker"
@@ -107,9 +110,28 @@ func checkAliases(aliases [][]string, known *names, ps *problems) {
 	}
 }
 
-// checkLabels reports workload labels with a path, kind or person that is not
+// checkPart reports a part of a ceiling that the catalogue does not have. A name with a typo
+// would take away what the operator meant to leave.
+func checkPart(part broker.CeilingPart, catalogue broker.Catalogue) error {
+	e := catalogue[part.Entitlement]
+	if e == nil {
+		near := broker.Nearest(part.Entitlement, slices.Sorted(maps.Keys(catalogue)))
+		return fmt.Errorf("ceiling: entitlement %q does not exist%s", part.Entitlement, cmp.Or(broker.DidYouMean(near), ": add it to the catalogue or correct the name"))
+	}
+	if len(e.Scopes) == 0 && len(part.Scopes) > 0 {
+		return fmt.Errorf("ceiling: entitlement %q has no scopes: write %s: all", part.Entitlement, part.Entitlement)
+	}
+	for _, scope := range part.Scopes {
+		if !slices.Contains(e.Scopes, scope) {
+			return fmt.Errorf("ceiling: entitlement %q has no scope %q%s", part.Entitlement, scope, cmp.Or(broker.DidYouMean(broker.Nearest(scope, e.Scopes)), ": the scopes are "+strings.Join(e.Scopes, " ")))
+		}
+	}
+	return nil
+}
+
+// checkLabels reports workload labels with a path, kind, person or ceiling that is not
 // valid.
-func checkLabels(labels []broker.WorkloadLabels, known *names, ps *problems) {
+func checkLabels(labels []broker.WorkloadLabels, catalogue broker.Catalogue, known *names, ps *problems) {
 	for i, m := range labels {
 		problem := func(err error) {
 			if err != nil {
@@ -122,6 +144,11 @@ func checkLabels(labels []broker.WorkloadLabels, known *names, ps *problems) {
 		}
 		for _, person := range m.Accountable {
 			problem(known.checkPerson(person))
+		}
+		if m.Ceiling != nil {
+			for _, part := range m.Ceiling.Parts {
+				problem(checkPart(part, catalogue))
+			}
 		}
 	}
 }

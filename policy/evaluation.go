@@ -172,6 +172,12 @@ func principalAttributes(who broker.Identity) types.Record {
 	if who.Team != "" {
 		m["team"] = types.String(who.Team)
 	}
+	if who.Purpose != "" {
+		m["purpose"] = types.String(who.Purpose)
+	}
+	if who.Model != "" {
+		m["model"] = types.String(who.Model)
+	}
 	if who.Kind == broker.KindAgent {
 		m["accountable"] = stringSet(who.Accountable)
 	}

@@ -41,6 +41,7 @@ func lint(e *Engine, dir folder, cover *coverages) []string {
 	l.checkDomains()
 	l.checkAccountable()
 	l.checkSuppliers()
+	l.checkCeilings()
 	for _, r := range l.sorted() {
 		for _, d := range r.dead {
 			line, column := r.position(d.at)

@@ -103,6 +103,10 @@ func (l *linter) vocabulary(r *rule, m mention) (v vocabulary, closed bool) {
 	switch m.field {
 	case "principal.team":
 		return vocabulary{r.noneOf("principals"), "team", teamsOf(l.labelsFor(r)), "correct it or set the team in attest.workloads"}, true
+	case "principal.purpose":
+		return vocabulary{r.noneOf("principals"), "purpose", textsOf(l.labelsFor(r), func(m *broker.WorkloadLabels) string { return m.Purpose }), "correct it or set the purpose in attest.workloads"}, true
+	case "principal.model":
+		return vocabulary{r.noneOf("principals"), "model", textsOf(l.labelsFor(r), func(m *broker.WorkloadLabels) string { return m.Model }), "correct it or set the model in attest.workloads"}, true
 	case "principal.accountable":
 		return vocabulary{r.noneOf("principals"), "accountable person", accountableOf(l.labelsFor(r)), "correct it or list the person under accountable in attest.workloads"}, true
 	case "principal.trust_domain":
@@ -166,14 +170,19 @@ func (l *linter) labelsFor(r *rule) []broker.WorkloadLabels {
 	})
 }
 
-func teamsOf(all []broker.WorkloadLabels) (teams []string) {
-	for _, labels := range all {
-		if labels.Team != "" {
-			teams = append(teams, labels.Team)
+func teamsOf(all []broker.WorkloadLabels) []string {
+	return textsOf(all, func(m *broker.WorkloadLabels) string { return m.Team })
+}
+
+// textsOf returns one text of each label that has it, sorted.
+func textsOf(all []broker.WorkloadLabels, text func(*broker.WorkloadLabels) string) (texts []string) {
+	for i := range all {
+		if t := text(&all[i]); t != "" {
+			texts = append(texts, t)
 		}
 	}
-	slices.Sort(teams)
-	return slices.Compact(teams)
+	slices.Sort(texts)
+	return slices.Compact(texts)
 }
 
 func accountableOf(all []broker.WorkloadLabels) (people []string) {

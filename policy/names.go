@@ -66,14 +66,14 @@ func newNames(in Inputs) *names {
 	return n
 }
 
-// linkedLabels returns the labels of workloads and the linked accounts. The owners of a
-// workload are accountable with all of their accounts.
+// linkedLabels returns the labels of workloads, with the bounds of broader paths, and the
+// linked accounts. The owners of a workload are accountable with all of their accounts.
 func linkedLabels(in Inputs) *broker.Rules {
 	people, err := broker.NewPeople(in.Aliases)
 	if err != nil { // checkAliases reports it
-		return &broker.Rules{Labels: in.Labels}
+		return &broker.Rules{Labels: broker.NestLabels(in.Labels)}
 	}
-	labels := slices.Clone(in.Labels)
+	labels := broker.NestLabels(in.Labels)
 	for i := range labels {
 		labels[i].Accountable = people.Expand(labels[i].Accountable)
 	}

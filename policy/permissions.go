@@ -196,7 +196,7 @@ func (e *Engine) marks(scope []string) iter.Seq[broker.Permission] {
 func (e *Engine) mark(m *broker.WorkloadLabels) broker.Permission {
 	p := broker.Permission{
 		PermissionKey: broker.PermissionKey{Kind: broker.PermissionMark, Name: m.Under}, Team: m.Team,
-		Content:  fmt.Sprintf("under: %s\nkind: %s\nteam: %s\naccountable: %s\n", m.Under, m.Kind, m.Team, strings.Join(m.Accountable, ", ")),
+		Content:  markText(m),
 		Subjects: broker.Subjects{People: m.Accountable, Paths: []string{m.Under}},
 	}
 	if e.groups[m.Team] != nil {
@@ -213,6 +213,25 @@ func (e *Engine) mark(m *broker.WorkloadLabels) broker.Permission {
 		}
 	}
 	return p
+}
+
+// markText returns the labels of a path as those who review them read them. What a path does
+// not have is left out, so that a review of older labels stays valid.
+func markText(m *broker.WorkloadLabels) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "under: %s\nkind: %s\nteam: %s\naccountable: %s\n", m.Under, m.Kind, m.Team, strings.Join(m.Accountable, ", "))
+	for _, line := range [][2]string{{"purpose", m.Purpose}, {"model", m.Model}} {
+		if line[1] != "" {
+			fmt.Fprintf(&b, "%s: %s\n", line[0], line[1])
+		}
+	}
+	if m.Ceiling != nil {
+		fmt.Fprintf(&b, "ceiling: %s\n", cmp.Or(strings.Join(m.Ceiling.Texts(), ", "), "nothing"))
+	}
+	if !m.Ends.IsZero() {
+		fmt.Fprintf(&b, "ends: %s\n", m.Ends.UTC().Format(time.RFC3339))
+	}
+	return b.String()
 }
 
 // members returns the names of all members of a group.

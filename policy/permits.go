@@ -104,7 +104,7 @@ func (e *Engine) Permits(who broker.Identity, limit int) (list []*broker.Permit,
 		if s.conditions && !s.mayPermit(eval.Env{Entities: only{p.entity}, Principal: p.entity.UID, Resource: variable("resource"), Context: variable("context")}) {
 			continue
 		}
-		if permit := without(s.granted(e), denied); len(permit.Reaches) > 0 {
+		if permit := within(without(s.granted(e), denied), who.Ceiling); len(permit.Reaches) > 0 {
 			list = append(list, permit)
 		}
 	}
@@ -237,6 +237,29 @@ func without(p *broker.Permit, denied set) *broker.Permit {
 	}
 	rest := *p
 	rest.Reaches = slices.DeleteFunc(slices.Clone(p.Reaches), func(g broker.Reach) bool { return denied[g.Entitlement] })
+	return &rest
+}
+
+// within returns the permit without what is above the ceiling of a mark.
+func within(p *broker.Permit, ceiling *broker.Ceiling) *broker.Permit {
+	if ceiling == nil {
+		return p
+	}
+	rest := *p
+	rest.Reaches = nil
+	for _, reach := range p.Reaches {
+		part, found := ceiling.Part(reach.Entitlement)
+		if !found {
+			continue
+		}
+		if len(part.Scopes) > 0 {
+			reach.Scopes = slices.DeleteFunc(slices.Clone(reach.Scopes), func(scope string) bool { return !ceiling.Allows(reach.Entitlement, scope) })
+			if len(reach.Scopes) == 0 {
+				continue
+			}
+		}
+		rest.Reaches = append(rest.Reaches, reach)
+	}
 	return &rest
 }
 

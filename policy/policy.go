@@ -116,7 +116,7 @@ func Load(in Inputs) (*Engine, error) {
 	campaigns := loadCampaigns(dir.campaigns, e.known, &ps)
 	checkCatalogue(in.Catalogue, e.known, &ps)
 	checkInternal(in, e.known, &ps)
-	checkLabels(in.Labels, e.known, &ps)
+	checkLabels(in.Labels, in.Catalogue, e.known, &ps)
 	checkAliases(in.Aliases, e.known, &ps)
 	cover := newCoverages(in.Catalogue)
 	l := ruleLoader{known: e.known, coverages: cover, schema: schema, problems: &ps, rules: map[cedar.PolicyID]*rule{}, reads: map[string]bool{}}

@@ -43,6 +43,7 @@ type principal struct {
 // differ from call to call; policies don't see them.
 func (p *principal) isFor(who *broker.Identity) bool {
 	return p.who.ID == who.ID && p.who.Kind == who.Kind && p.who.Team == who.Team && slices.Equal(p.who.Accountable, who.Accountable) &&
+		p.who.Purpose == who.Purpose && p.who.Model == who.Model && p.who.Ceiling == who.Ceiling && p.who.Ends.Equal(who.Ends) &&
 		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths) && slices.Equal(p.who.Suppliers, who.Suppliers)
 }
 

@@ -44,6 +44,10 @@ func TestPrincipalIsForgottenWhenLabelsDiffer(t *testing.T) {
 		switch f := reflect.ValueOf(&other).Elem().Field(i); f.Kind() {
 		case reflect.String:
 			f.SetString(f.String() + "x")
+		case reflect.Pointer:
+			f.Set(reflect.New(f.Type().Elem()))
+		case reflect.Struct:
+			f.Set(reflect.ValueOf(time.Unix(1, 0)))
 		case reflect.Slice:
 			f.Set(reflect.Append(reflect.MakeSlice(f.Type(), 0, 1), reflect.ValueOf("x").Convert(f.Type().Elem())))
 		default:

@@ -11,12 +11,19 @@ import (
 // outside returns the reason for which no policy may permit anything to the principal as
 // of now, or "". Unlike a forbid, it cannot be written or removed in a policy: a supplier
 // has nothing without a contract in force, and never more than its ceiling; a federated
-// trust domain has nothing without a supplier; a person has nothing after their end.
+// trust domain has nothing without a supplier; a person has nothing after their end, and a
+// workload nothing after the end of its mark or above the ceiling of its mark.
 func (e *Engine) outside(q *broker.Query, p *principal, now time.Time) string {
 	if q.Principal.Kind == broker.KindPerson {
 		if reason := e.personEnded(&q.Principal, now); reason != "" {
 			return reason
 		}
+	}
+	if ends := q.Principal.Ends; !ends.IsZero() && !now.Before(ends) {
+		return fmt.Sprintf("the access of %s ended at %s", q.Principal.ID, ends.UTC().Format(time.RFC3339))
+	}
+	if above := q.Exceeds(); above != "" {
+		return above
 	}
 	if e.governs && p.federated && len(p.suppliers) == 0 && !slices.Contains(e.in.Internal, broker.TrustDomainOf(q.Principal.ID)) {
 		return fmt.Sprintf("trust domain %q has no supplier with a contract", broker.TrustDomainOf(q.Principal.ID))
@@ -51,9 +58,11 @@ func (e *Engine) personEnded(who *broker.Identity, now time.Time) string {
 	return ""
 }
 
-// governed reports whether the contract of a supplier bounds the principal, so that
-// decisions depend on the time.
-func (e *Engine) governed(p *principal) bool { return len(p.suppliers) > 0 || e.governs && p.federated }
+// governed reports whether the contract of a supplier or the end of a mark bounds the
+// principal, so that decisions depend on the time.
+func (e *Engine) governed(p *principal) bool {
+	return len(p.suppliers) > 0 || e.governs && p.federated || !p.who.Ends.IsZero()
+}
 
 func laterOf(a, b time.Time) time.Time {
 	if b.After(a) {

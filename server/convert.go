@@ -46,7 +46,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		Justification: r.Justification, BindingMessage: r.Message, Ticket: r.Ticket, Parameters: r.Parameters,
 		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,
 		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses), Awaits: awaited(r),
-		Team: r.Requester.Team, Accountable: r.Requester.Accountable,
+		Team: r.Requester.Team, Accountable: r.Requester.Accountable, Marks: c.s.marksOf(&r.Requester),
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
 		AccessEndsAt: utc(r.Until), EndedBy: toEndedBy(r.EndedBy),
 	}
@@ -70,6 +70,30 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		out.Review = &api.Review{DueAt: r.ReviewDue.UTC(), ClosedAt: utc(r.Reviewed), Needed: toNeeds(r.ReviewProgress()), Given: toVerdicts(r.Verdicts)}
 	}
 	return out
+}
+
+// marksOf returns the marks of a requester: its purpose and its model when the request was
+// filed, and the ceiling that bounds it now.
+func (s *Server) marksOf(who *broker.Identity) api.Marks {
+	m := api.Marks{Purpose: who.Purpose, Model: who.Model}
+	if who.Kind == broker.KindWorkload || who.Kind == broker.KindAgent {
+		if labels, ok := s.cfg.Broker.Rules().LabelsOf(who.ID); ok {
+			m.Ceiling = toCeiling(labels.Ceiling)
+		}
+	}
+	return m
+}
+
+// toCeiling converts a ceiling; nil if there is none.
+func toCeiling(c *broker.Ceiling) []api.CeilingPart {
+	if c == nil {
+		return nil
+	}
+	parts := make([]api.CeilingPart, len(c.Parts))
+	for i, p := range c.Parts {
+		parts[i] = api.CeilingPart(p)
+	}
+	return parts
 }
 
 // facts returns the information that approvers need in addition to the request. The

@@ -111,6 +111,7 @@ func (s *Server) unused(c *call) (reply, error) {
 func toKnown(i *inventory.Identity, now time.Time) api.KnownIdentity {
 	k := api.KnownIdentity{
 		ID: i.ID, Kind: string(i.Kind), Mark: i.Mark, Team: i.Team, Accountable: i.Accountable, Accounts: i.Accounts, Suppliers: i.Suppliers, Sponsor: i.Sponsor,
+		Marks:  api.Marks{Purpose: i.Purpose, Model: i.Model, Ceiling: toCeiling(i.Ceiling)},
 		EndsAt: i.Ends, Ended: i.Ended, Named: i.Named, LastUsed: i.LastUsed(), Requestable: i.Permitted, Used: i.Used,
 		Credentials30: i.Credentials(30, now), Credentials90: i.Credentials(90, now), LiveLeases: i.Live, NextReview: i.NextReview,
 	}

@@ -61,7 +61,7 @@ func (s *Server) settled(ctx context.Context, r *broker.Request, now time.Time) 
 	if n := len(r.Approvals); n > 0 && r.Status == broker.RequestDenied && !r.Approvals[n-1].Approve {
 		return r.Approvals[n-1].At, nil
 	}
-	if r.DeniedBy == broker.DeniedByPolicy || len(r.Records) == 0 {
+	if r.DeniedBy == broker.DeniedByPolicy || r.DeniedBy == broker.DeniedByCeiling || len(r.Records) == 0 {
 		return r.Created, nil
 	}
 	found, err := s.read(ctx, r.Records[len(r.Records)-1:])

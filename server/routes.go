@@ -238,6 +238,7 @@ func (s *Server) whoami(c *call) (reply, error) {
 	}
 	return ok(api.Identity{
 		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable, Accounts: who.Accounts, Blocked: blocked,
+		Marks: api.Marks{Purpose: who.Purpose, Model: who.Model, Ceiling: toCeiling(who.Ceiling)}, EndsAt: utc(who.Ends),
 		Proof: api.Proof{Method: string(who.Proof.Method), ExpiresAt: who.Proof.Expires.UTC()},
 	})
 }

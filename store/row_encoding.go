@@ -204,7 +204,7 @@ func identityFields(i *broker.Identity, c *coder) {
 		domain, paths, derived = "", nil, true
 	}
 	c.fields(&i.ID, &domain, &paths, (*string)(&i.Kind), (*string)(&i.Proof.Method), &i.Proof.SHA256, &i.Proof.Expires,
-		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also, &derived, &i.Suppliers)
+		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also, &derived, &i.Suppliers, &i.Purpose, &i.Model, &i.Ends)
 	switch {
 	case !c.reading:
 	case derived:

@@ -33,11 +33,16 @@ func TestRowsKeepEveryField(t *testing.T) {
 				fillValue(t, reflect.ValueOf(r).Elem(), 1)
 			}
 			if r, ok := r.(*broker.Request); ok {
-				r.Reused, r.Decision.Lasting, r.Void = false, false, nil // these are of one answer, and not stored
-				r.Records = nil                                          // kept by the store: see TestRowsListTheirRecords
-				if d := r.Delegation; d != nil {                         // the bounds of its proof were checked, and are not stored
+				r.Reused, r.Decision.Lasting, r.Decision.Above, r.Void = false, false, "", nil // these are of one answer, and not stored
+				r.Requester.Ceiling = nil                                                      // follows from the rules
+				r.Records = nil                                                                // kept by the store: see TestRowsListTheirRecords
+				if d := r.Delegation; d != nil {                                               // the bounds of its proof were checked, and are not stored
 					d.Scopes, d.Resource, d.ID, d.IDUntil, d.MayAct, d.Decision.Lasting = nil, "", "", time.Time{}, nil, false
+					d.Subject.Ceiling, d.Decision.Above = nil, ""
 				}
+			}
+			if s, ok := r.(*broker.Session); ok {
+				s.Who.Ceiling = nil // follows from the rules
 			}
 			if l, ok := r.(*broker.Lease); ok {
 				l.Records = nil

@@ -66,7 +66,10 @@ type Identity struct {
 	Mark        bool // a path of the operator's file below which no identity was seen
 	Team        string
 	Accountable []string
-	Accounts    []string // of a person who has several
+	Purpose     string
+	Model       string
+	Ceiling     *broker.Ceiling // nil: policies alone bound what it may have
+	Accounts    []string        // of a person who has several
 	Suppliers   []string
 	Sponsor     string
 	Ends        time.Time // the earliest known end of what its access rests on
@@ -191,8 +194,11 @@ const spiffeScheme = "spiffe://"
 func (v *Inventory) start(rules *broker.Rules, known *declared, id string) *Identity {
 	who := labelled(rules, id)
 	i := &Identity{ID: id, Kind: who.Kind, Team: who.Team, Accountable: who.Accountable, Accounts: who.Accounts, Suppliers: who.Suppliers, Named: known.named[id]}
+	i.Purpose, i.Model, i.Ceiling = who.Purpose, who.Model, who.Ceiling
+	i.end(who.Ends)
 	if person, ok := rules.PersonEnds[id]; ok {
-		i.Sponsor, i.Ends = person.Sponsor, person.Ends
+		i.Sponsor = person.Sponsor
+		i.end(person.Ends)
 	}
 	for _, name := range who.Suppliers {
 		s := rules.Suppliers.Named(name)

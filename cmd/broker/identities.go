@@ -141,6 +141,7 @@ func (a *app) showIdentity(ctx context.Context, client *api.Client, id string) e
 		c.line("kind", k.Kind)
 		c.line("team", k.Team)
 		c.line("owner", strings.Join(k.Accountable, ", "))
+		c.marks(&k.Marks)
 		c.line("supplier", strings.Join(k.Suppliers, ", "))
 		c.line("sponsor", k.Sponsor)
 		c.line("ends", instant(k.EndsAt))

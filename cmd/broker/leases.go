@@ -282,6 +282,10 @@ func (a *app) whoamiCommand() *cobra.Command {
 					if len(who.Accountable) > 0 {
 						fmt.Fprintf(w, "owner\t%s\n", strings.Join(who.Accountable, ", "))
 					}
+					card{w}.marks(&who.Marks)
+					if !who.EndsAt.IsZero() {
+						fmt.Fprintf(w, "ends\t%s\n", clock(who.EndsAt))
+					}
 					if who.Blocked {
 						fmt.Fprintln(w, "blocked\tnothing is issued to you until an operator lifts the block")
 					}

@@ -122,6 +122,22 @@ func (c card) ticket(t *api.TicketSeen) {
 	}
 }
 
+// marks writes what the operators state about a workload.
+func (c card) marks(m *api.Marks) {
+	c.line("purpose", m.Purpose)
+	c.line("model", m.Model)
+	for i, p := range m.Ceiling {
+		name := ""
+		if i == 0 {
+			name = "at most"
+		}
+		c.rows(name, []string{strings.TrimSpace(p.Entitlement + " " + strings.Join(p.Scopes, " "))})
+	}
+	if m.Ceiling != nil && len(m.Ceiling) == 0 {
+		c.line("at most", "nothing")
+	}
+}
+
 // writeRequest writes all fields of a request, with its facts if the broker sent them.
 func writeRequest(w io.Writer, r *api.Request) {
 	c, f := card{w}, r.Facts
@@ -136,6 +152,7 @@ func writeRequest(w io.Writer, r *api.Request) {
 	c.line("requester", requesterOf(r))
 	c.line("proof", proofOf(f))
 	c.line("owner", strings.Join(r.Accountable, ", "))
+	c.marks(&r.Marks)
 	if r.Justification == "" && r.Facts != nil {
 		c.line("why", "no justification")
 	}

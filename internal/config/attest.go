@@ -159,7 +159,9 @@ func (c *checker) workload(key string, m workloadFile) {
 	if slices.ContainsFunc(c.cfg.Labels, func(other broker.WorkloadLabels) bool { return other.Under == string(m.Under) }) {
 		c.report(key+"/under", "%s is listed twice: remove one of the entries", m.Under)
 	}
-	c.cfg.Labels = append(c.cfg.Labels, broker.WorkloadLabels{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable})
+	labels := broker.WorkloadLabels{Under: string(m.Under), Kind: kind, Team: m.Team, Accountable: m.Accountable}
+	c.marks(key, &m, &labels)
+	c.cfg.Labels = append(c.cfg.Labels, labels)
 }
 
 // listedID checks a SPIFFE ID, or a prefix of one that ends at a segment. Its trust domain

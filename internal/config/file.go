@@ -136,6 +136,11 @@ type workloadFile struct {
 	Kind        string   `yaml:"kind"`
 	Accountable []string `yaml:"accountable"`
 	Team        string   `yaml:"team"`
+	Purpose     string   `yaml:"purpose"`
+	Model       string   `yaml:"model"`
+	Ends        string   `yaml:"ends"`
+
+	Ceiling *map[string]ceilingFile `yaml:"ceiling"` // by entitlement; nil: policies alone decide
 }
 
 // personFile is an OpenID provider.

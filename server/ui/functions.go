@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ var functions = template.FuncMap{
 	"first":       first,
 	"prefix":      strings.HasPrefix,
 	"joined":      func(list []string) string { return strings.Join(list, ", ") },
+	"isList":      func(list any) bool { return !reflect.ValueOf(list).IsNil() }, // an empty one too
 	"brief":       brief,
 	"inline":      inline,
 	"quote":       quote,

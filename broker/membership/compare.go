@@ -33,12 +33,17 @@ func (i *Issuer) Run(ctx context.Context, every time.Duration) error {
 	}
 }
 
-// Compare compares once. It records every difference, and each end of one.
+// Compare compares once. It records every difference, and each end of one. A comparison
+// that too many failures ended is continued behind them by the next one, so that
+// memberships that always fail do not keep the others from being compared.
 func (i *Issuer) Compare(ctx context.Context) error {
+	i.comparing.Lock()
+	defer i.comparing.Unlock()
 	g := i.cfg.Ledger
 	var problems []error
 	failing := 0
-	q := broker.MembershipQuery{Issuer: i.cfg.Name, Limit: comparePage}
+	q := broker.MembershipQuery{Issuer: i.cfg.Name, After: i.resume, Limit: comparePage}
+	i.resume = broker.MembershipID{}
 	for page := []*broker.Membership(nil); ; {
 		var err error
 		if page, err = g.cfg.List(ctx, q); err != nil {
@@ -49,6 +54,7 @@ func (i *Issuer) Compare(ctx context.Context) error {
 			if err := g.compare(ctx, i, m); err == nil {
 				failing = 0
 			} else if problems, failing = append(problems, err), failing+1; failing == compareFailing {
+				i.resume = m.ID
 				break
 			}
 			q.After = m.ID

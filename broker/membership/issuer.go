@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -24,7 +25,12 @@ type IssuerConfig struct {
 
 // An Issuer makes memberships. Packages issuers/scim and issuers/ldap create it with
 // their directories. It is safe for concurrent use.
-type Issuer struct{ cfg IssuerConfig }
+type Issuer struct {
+	cfg IssuerConfig
+
+	comparing sync.Mutex          // held during Compare
+	resume    broker.MembershipID // where the next comparison begins; guarded by comparing
+}
 
 var _ interface {
 	broker.Issuer
@@ -33,7 +39,7 @@ var _ interface {
 } = (*Issuer)(nil)
 
 // NewIssuer returns an issuer. It does no I/O.
-func NewIssuer(cfg IssuerConfig) *Issuer { return &Issuer{cfg} }
+func NewIssuer(cfg IssuerConfig) *Issuer { return &Issuer{cfg: cfg} }
 
 // Prepare finds the member and the group. The handle is their place.
 func (i *Issuer) Prepare(ctx context.Context, o broker.Order) (broker.Prepared, error) {

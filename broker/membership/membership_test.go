@@ -569,6 +569,42 @@ func TestComparisonFailsWithItsSystem(t *testing.T) {
 	}
 }
 
+// Memberships that always fail do not keep the ones behind them from being compared.
+func TestComparisonContinuesBehindFailures(t *testing.T) {
+	f := newFixture(t)
+	f.issue()
+	row := f.row()
+	var rows []*broker.Membership
+	for i := range byte(7) {
+		r := *row
+		r.ID = broker.MembershipID{i + 1}
+		rows = append(rows, &r)
+	}
+	f.ledger = membership.New(membership.Config{
+		Store: f, Compared: func(string, error, time.Time) {},
+		List: func(_ context.Context, q broker.MembershipQuery) ([]*broker.Membership, error) {
+			return rows[q.After[0]:], nil
+		},
+	})
+	f.issuer = f.newIssuer("directory")
+	calls := 0
+	f.before = func(string) error {
+		if calls++; calls <= 5 {
+			return broker.ErrIssuerUnavailable
+		}
+		return nil
+	}
+	for i, want := range []int{5, 2, 7} { // five fail; the two behind them; all
+		before := calls
+		if err := f.issuer.Compare(t.Context()); (err != nil) != (i == 0) {
+			t.Errorf("pass %d: got %v", i, err)
+		}
+		if got := calls - before; got != want {
+			t.Errorf("pass %d compared %d memberships, want %d", i, got, want)
+		}
+	}
+}
+
 // Leases come and go at random, with failures. At each end of all leases the member is
 // gone, and while a lease is active, the member is there.
 func TestRandomLeasesKeepTheMemberExactlyAsLong(t *testing.T) {

@@ -63,11 +63,12 @@ type Server struct {
 	tasks    Tasks
 	stateKey []byte
 	log      *slog.Logger
+	ours     map[string]bool // the names of this package's tools
 }
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{stateKey: cfg.StateKey, log: cfg.Logger, tasks: cfg.Tasks}
+	s := &Server{stateKey: cfg.StateKey, log: cfg.Logger, tasks: cfg.Tasks, ours: map[string]bool{}}
 	if len(s.stateKey) == 0 {
 		s.stateKey = make([]byte, 32)
 		_, _ = rand.Read(s.stateKey) // never fails
@@ -115,7 +116,7 @@ func (s *Server) receive(next sdk.MethodHandler) sdk.MethodHandler {
 		case started.task != nil:
 			return createTask(started.task), nil
 		}
-		return withoutContent(res), nil
+		return s.tidy(req, res), nil
 	}
 }
 
@@ -127,14 +128,23 @@ type inputRequired struct {
 	RequestState  string              `json:"requestState,omitempty"`
 }
 
-// withoutContent returns a result that needs another round in the form of its own. The
-// SDK's form has "content": null, which strict clients reject.
-func withoutContent(res sdk.Result) sdk.Result {
+// tidy changes two results of the SDK. A result that needs another round has "content":
+// null, which strict clients reject. An error about arguments repeats them at any length.
+func (s *Server) tidy(req sdk.Request, res sdk.Result) sdk.Result {
 	r, ok := res.(*sdk.CallToolResult)
-	if !ok || !r.NeedsInput() {
+	if !ok {
 		return res
 	}
-	return &inputRequired{ResultBase: sdk.ResultBase{Meta: r.Meta}, ResultType: "input_required", InputRequests: r.InputRequests, RequestState: r.RequestState}
+	if r.NeedsInput() {
+		return &inputRequired{ResultBase: sdk.ResultBase{Meta: r.Meta}, ResultType: "input_required", InputRequests: r.InputRequests, RequestState: r.RequestState}
+	}
+	var known *fault
+	p, isCall := req.GetParams().(*sdk.CallToolParamsRaw)
+	if err := r.GetError(); err != nil && !errors.As(err, &known) && isCall && s.ours[p.Name] {
+		f := &fault{Code: api.InvalidRequest, What: "The arguments do not fit the tool: " + quoted(err.Error()), Next: "Correct them as the input schema of the tool says, then call again."}
+		r.Content = []sdk.Content{&sdk.TextContent{Text: f.Error()}}
+	}
+	return r
 }
 
 // traceparent returns the trace context of a call: from its metadata, which every hop

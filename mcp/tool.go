@@ -36,6 +36,7 @@ func tool(name, title, description string, a sdk.ToolAnnotations) *sdk.Tool {
 
 // add adds a tool whose call is run.
 func add[In any, Out result](s *Server, t *sdk.Tool, run func(context.Context, *call, In) (Out, error)) {
+	s.ours[t.Name] = true
 	t.InputSchema, t.OutputSchema = schemaOf[In](), schemaOf[Out]()
 	sdk.AddTool(s.sdk, t, func(ctx context.Context, req *sdk.CallToolRequest, in In) (*sdk.CallToolResult, Out, error) {
 		var none Out

@@ -125,28 +125,49 @@ func (w *world) decide(person *api.Client, id, decision, comment string) {
 // connect returns a client of the SDK for the tools of a caller.
 func connect(t testing.TB, b mcp.Broker, opts *sdk.ClientOptions, cfg mcp.Config) *sdk.ClientSession {
 	t.Helper()
-	session, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, opts).Connect(t.Context(), connected{serve(t, b, cfg)}, nil)
+	return connectAs(t, b, opts, cfg, "")
+}
+
+// connectAs is connect for a client of one revision of the protocol; empty: the newest.
+func connectAs(t testing.TB, b mcp.Broker, opts *sdk.ClientOptions, cfg mcp.Config, version string) *sdk.ClientSession {
+	t.Helper()
+	session, err := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, opts).Connect(t.Context(), connected{serve(t, b, cfg)}, &sdk.ClientSessionOptions{ProtocolVersion: version})
 	must(t, err)
 	t.Cleanup(func() { _ = session.Close() })
+	if got := session.InitializeResult().ProtocolVersion; version != "" && got != version {
+		t.Fatalf("got revision %s, want %s", got, version)
+	}
 	return session
 }
 
 // serve runs a server and returns the client's side of the connection.
 func serve(t testing.TB, b mcp.Broker, cfg mcp.Config) sdk.Connection {
 	t.Helper()
+	in, out := serveStreams(t, b, cfg)
+	conn, err := (&sdk.IOTransport{Reader: out, Writer: in}).Connect(t.Context())
+	must(t, err)
+	return conn
+}
+
+func serveLines(t testing.TB, b mcp.Broker) (in io.WriteCloser, out io.ReadCloser) {
+	t.Helper()
+	return serveStreams(t, b, mcp.Config{})
+}
+
+// serveStreams runs a server until the test ends, and returns the ends of its streams.
+func serveStreams(t testing.TB, b mcp.Broker, cfg mcp.Config) (in io.WriteCloser, out io.ReadCloser) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	toServer, fromClient := io.Pipe()
-	toClient, fromServer := io.Pipe()
+	toServer, in := io.Pipe()
+	out, fromServer := io.Pipe()
 	ended := make(chan error, 1)
 	go func() { ended <- mcp.New(cfg).Run(ctx, b, toServer, fromServer) }()
-	conn, err := (&sdk.IOTransport{Reader: toClient, Writer: fromClient}).Connect(ctx)
-	must(t, err)
 	t.Cleanup(func() {
-		_ = conn.Close()
+		_, _ = in.Close(), out.Close()
 		stop()
 		must(t, <-ended)
 	})
-	return conn
+	return in, out
 }
 
 // connected is a transport that is connected already.

@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"cmp"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -117,7 +116,7 @@ func toKnown(i *inventory.Identity, now time.Time) api.KnownIdentity {
 	}
 	if s := i.Seen; s != nil {
 		k.FirstSeen, k.LastSeen, k.DeniedRequests = s.Records.First, s.Records.Last, s.Denied.N
-		k.Attested, k.Places = slices.Sorted(maps.Keys(s.Methods)), s.Places.Since(now.AddDate(0, 0, -1))
+		k.Attested, k.Places = s.Methods.Names(), s.Places.Since(now.AddDate(0, 0, -1))
 	}
 	for _, p := range i.Problems {
 		k.Problems = append(k.Problems, api.IdentityProblem{Code: string(p.Code), Text: p.Text})

@@ -150,16 +150,13 @@ func (t *surveyTally) identities(v *viewTx) error {
 	for id, now := range t.Seen {
 		sum := before[id]
 		if sum == nil {
-			sum, t.numbers[id] = &inventory.Seen{}, next
+			sum, t.numbers[id] = now, next
 			next++
-		}
-		sum.Merge(now)
-		body, err := json.Marshal(sum)
-		if err != nil {
-			return err
+		} else {
+			sum.Merge(now)
 		}
 		t.put(`INSERT INTO identities (n, id, kind, used, body) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT (n) DO UPDATE SET kind = excluded.kind, used = excluded.used, body = excluded.body`, t.numbers[id], id, string(sum.Kind), usedAt(sum), body)
+			ON CONFLICT (n) DO UPDATE SET kind = excluded.kind, used = excluded.used, body = excluded.body`, t.numbers[id], id, string(sum.Kind), usedAt(sum), sum.AppendJSON(nil))
 	}
 	return nil
 }
@@ -206,22 +203,19 @@ func (t *surveyTally) uses(v *viewTx) error {
 	}
 	for k, now := range t.Uses {
 		n := t.numbers[k.Identity]
-		body, err := mergedUse(sums[key{n, k.Entitlement}], now)
-		if err != nil {
-			return err
-		}
+		body := mergedUse(sums[key{n, k.Entitlement}], now)
 		t.put("INSERT INTO uses (identity, entitlement, body) VALUES (?, ?, ?) ON CONFLICT (identity, entitlement) DO UPDATE SET body = excluded.body", n, k.Entitlement, body)
 	}
 	return nil
 }
 
 // mergedUse returns the body of a row with what a tally adds.
-func mergedUse(sum, now *inventory.Use) ([]byte, error) {
+func mergedUse(sum, now *inventory.Use) []byte {
 	if sum == nil {
-		sum = &inventory.Use{}
+		return now.AppendJSON(nil)
 	}
 	sum.Merge(now)
-	return json.Marshal(sum)
+	return sum.AppendJSON(nil)
 }
 
 func (t *surveyTally) totals(v *viewTx) error {
@@ -234,10 +228,7 @@ func (t *surveyTally) totals(v *viewTx) error {
 			return err
 		}
 		for name, now := range changed {
-			body, err := mergedUse(sums[name], now)
-			if err != nil {
-				return err
-			}
+			body := mergedUse(sums[name], now)
 			t.put("INSERT INTO use_totals (kind, name, body) VALUES (?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body", kind, name, body)
 		}
 	}

@@ -232,7 +232,7 @@ func TestInventoryIsReadByKey(t *testing.T) {
 	if rest, err := s.Inventory().Identities(ctx, inventory.Query{After: page[2].ID, Until: "spiffe://acme.test/agent/a5", Limit: 3}); err != nil || len(rest) != 2 {
 		t.Errorf("got %d identities on the next page, want a3 and a4 (%v)", len(rest), err)
 	}
-	if seen, err := s.Inventory().Seen(ctx, "login/ana"); err != nil || seen == nil || seen.Votes["dba"].N != 20 || seen.Methods["session"].N != 20 {
+	if seen, err := s.Inventory().Seen(ctx, "login/ana"); err != nil || seen == nil || seen.Votes.Get("dba").N != 20 || seen.Methods.Get("session").N != 20 {
 		t.Errorf("got %+v, %v", seen, err)
 	}
 	if seen, err := s.Inventory().Seen(ctx, "login/nobody"); err != nil || seen != nil {
@@ -263,7 +263,7 @@ func TestInventoryIsReadByKey(t *testing.T) {
 		t.Errorf("got the policies %+v, %v", policies, err)
 	}
 	entitlements, err := s.Inventory().EntitlementUses(ctx)
-	if err != nil || entitlements["orders"] == nil || entitlements["orders"].Scopes["tickets:comment"].Issued.N == 0 {
+	if err != nil || entitlements["orders"] == nil || entitlements["orders"].Scopes.Get("tickets:comment").Issued.N == 0 {
 		t.Errorf("got the entitlements %+v, %v", entitlements, err)
 	}
 	if n, behind, err := s.Inventory().Surveyed(ctx); err != nil || n != 8 || behind != 0 {

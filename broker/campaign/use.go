@@ -76,7 +76,7 @@ func (m *Manager) useOfPermit(ctx context.Context, p *broker.Permission) (u Use,
 	used := map[string]bool{}
 	for _, name := range p.Covers {
 		if of := entitlements[name]; of != nil {
-			for scope := range of.Scopes {
+			for scope := range of.Scopes.All() {
 				used[scope] = true
 			}
 		}
@@ -98,7 +98,7 @@ func (m *Manager) useOfMember(ctx context.Context, p *broker.Permission) (u Use,
 	}
 	u.Known = true
 	if seen != nil {
-		votes := seen.Votes[group]
+		votes := seen.Votes.Get(group)
 		u.add(votes.Last, 0)
 		u.Votes = votes.N
 	}
@@ -108,7 +108,7 @@ func (m *Manager) useOfMember(ctx context.Context, p *broker.Permission) (u Use,
 	}
 	for _, of := range uses[member] {
 		for _, id := range p.Policies {
-			by := of.Policies[id]
+			by := of.Policies.Get(id)
 			u.add(by.Last(), by.Issued.N)
 		}
 	}

@@ -132,7 +132,7 @@ type Detail struct {
 func (d *Detail) Parts() (list []Part) {
 	parts := d.parts(true)
 	for entitlement, use := range d.Uses {
-		for scope := range use.Scopes {
+		for scope := range use.Scopes.All() {
 			parts[Part{entitlement, scope}] = true
 		}
 		if len(use.Scopes) == 0 {
@@ -313,7 +313,7 @@ func (u *Use) Part(scope string) Usage {
 	case scope == "":
 		return u.Usage
 	}
-	return u.Scopes[scope]
+	return u.Scopes.Get(scope)
 }
 
 // rest adds what the identity's access rests on.

@@ -114,13 +114,13 @@ func TestOnlyWhatPolicyPermittedIsUse(t *testing.T) {
 		{Kind: audit.BlockPlaced, Time: start, Caller: &audit.Party{ID: "root", Kind: "operator"}},
 	})
 	once := Span{start, start, 1}
-	want := Seen{Kind: broker.KindPerson, Records: Span{start, start, 5}, Methods: map[string]Span{"session": {start, start, 5}},
-		Denied: Span{start, start, 3}, Asked: once, Issued: once, Days: Days{DayOf(start): 1}, Votes: map[string]Span{"dba": once}}
+	want := Seen{Kind: broker.KindPerson, Records: Span{start, start, 5}, Methods: Names[Span]{{"session", Span{start, start, 5}}},
+		Denied: Span{start, start, 3}, Asked: once, Issued: once, Days: Days{DayOf(start): 1}, Votes: Names[Span]{{"dba", once}}}
 	if got := tally.Seen["login/ana"]; len(tally.Seen) != 1 || !reflect.DeepEqual(*got, want) {
 		t.Errorf("seen: got  %+v\nwant %+v", got, want)
 	}
 	both, asked := Usage{once, once}, Usage{Asked: once}
-	use := Use{Usage: both, Days: Days{DayOf(start): 1}, Scopes: map[string]Usage{"read": both, "write": asked}, Policies: map[string]Usage{"p": both}}
+	use := Use{Usage: both, Days: Days{DayOf(start): 1}, Scopes: Names[Usage]{{"read", both}, {"write", asked}}, Policies: Names[Usage]{{"p", both}}}
 	if got := tally.Uses[UseKey{"login/ana", "db"}]; len(tally.Uses) != 1 || !reflect.DeepEqual(*got, use) {
 		t.Errorf("used: got  %+v\nwant %+v", got, use)
 	}

@@ -13,16 +13,16 @@ import (
 
 // Seen is what the log knows about an identity.
 type Seen struct {
-	ID      string          `json:"-"`
-	Kind    broker.Kind     `json:"kind"` // as of its last record
-	Records Span            `json:"records"`
-	Methods map[string]Span `json:"methods,omitempty"` // of proof
-	Asked   Span            `json:"asked,omitzero"`    // requests that policy permitted
-	Denied  Span            `json:"denied,omitzero"`   // requests that policy denied
-	Issued  Span            `json:"issued,omitzero"`   // credentials whose issuing began
-	Days    Days            `json:"days,omitempty"`    // credentials
-	Votes   map[string]Span `json:"votes,omitempty"`   // approvals and reviews, by group
-	Places  Places          `json:"places,omitempty"`  // that its requests came from
+	ID      string      `json:"-"`
+	Kind    broker.Kind `json:"kind"` // as of its last record
+	Records Span        `json:"records"`
+	Methods Names[Span] `json:"methods,omitempty"` // of proof
+	Asked   Span        `json:"asked,omitzero"`    // requests that policy permitted
+	Denied  Span        `json:"denied,omitzero"`   // requests that policy denied
+	Issued  Span        `json:"issued,omitzero"`   // credentials whose issuing began
+	Days    Days        `json:"days,omitempty"`    // credentials
+	Votes   Names[Span] `json:"votes,omitempty"`   // approvals and reviews, by group
+	Places  Places      `json:"places,omitempty"`  // that its requests came from
 }
 
 // Places are when requests came from addresses: the latest of each. Only the maxPlaces
@@ -82,22 +82,10 @@ func (s *Seen) Merge(o *Seen) {
 	s.Places.Merge(o.Places)
 }
 
-func mergeSpans(to *map[string]Span, from map[string]Span, most int) {
-	for _, name := range slices.Sorted(maps.Keys(from)) {
-		addSpan(to, name, from[name], most)
+func mergeSpans(to *Names[Span], from Names[Span], most int) {
+	for name, span := range from.All() {
+		to.at(name, most).Merge(span)
 	}
-}
-
-func addSpan(to *map[string]Span, name string, o Span, most int) {
-	if *to == nil {
-		*to = map[string]Span{}
-	}
-	if _, known := (*to)[name]; !known && len(*to) >= most {
-		name = Others
-	}
-	sum := (*to)[name]
-	sum.Merge(o)
-	(*to)[name] = sum
 }
 
 // A UseKey names what an identity used.
@@ -158,12 +146,12 @@ func (t *Tally) add(r *audit.Record, at time.Time) (files bool) {
 	s.Kind = broker.Kind(who.Kind)
 	s.Records.Add(at, 1)
 	if who.Method != "" {
-		addSpan(&s.Methods, who.Method, Span{at, at, 1}, len(s.Methods)+1)
+		s.Methods.at(who.Method, len(s.Methods)+1).Add(at, 1)
 	}
 	switch {
 	case r.Approval != nil:
 		for _, group := range r.Approval.Groups {
-			addSpan(&s.Votes, group, Span{at, at, 1}, maxGroups)
+			s.Votes.at(group, maxGroups).Add(at, 1)
 		}
 	case r.Request == nil:
 	case r.Kind == audit.RequestDenied:
@@ -207,17 +195,17 @@ func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) (files 
 	for _, use := range []*Use{entry(t.Uses, UseKey{who, r.Request.Entitlement}), entry(t.Entitlements, r.Request.Entitlement)} {
 		use.add(u)
 		for _, scope := range scopes {
-			addName(&use.Scopes, scope, u)
+			use.Scopes.at(scope, maxNames).Merge(u)
 		}
 		for _, policy := range r.Decision.Policies {
-			addName(&use.Policies, policy, u)
+			use.Policies.at(policy, maxNames).Merge(u)
 		}
 	}
 	for _, policy := range r.Decision.Policies {
 		use := entry(t.Policies, policy)
 		use.add(u)
 		for _, scope := range scopes {
-			addName(&use.Scopes, r.Request.Entitlement+" "+scope, u)
+			use.Scopes.at(r.Request.Entitlement+" "+scope, maxNames).Merge(u)
 		}
 	}
 	return files

@@ -203,13 +203,13 @@ func (v *Inventory) membership(ctx context.Context, u *unusedSearch, group, memb
 		for _, id := range batch {
 			for _, use := range uses[id] {
 				for _, policy := range permits {
-					last = later(last, use.Policies[policy].Last())
+					last = later(last, use.Policies.Get(policy).Last())
 				}
 			}
 			if seen, err := v.cfg.Store.Seen(ctx, id); err != nil {
 				return last, err
 			} else if seen != nil {
-				last = later(last, seen.Votes[group].Last)
+				last = later(last, seen.Votes.Get(group).Last)
 			}
 		}
 		if !last.Before(u.Since) {

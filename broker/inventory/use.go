@@ -9,9 +9,6 @@ package inventory
 
 import (
 	"encoding/json"
-	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,11 +43,6 @@ func (s Span) IsZero() bool { return s.N == 0 }
 
 // Since reports whether something happened at a time or later.
 func (s Span) Since(t time.Time) bool { return s.N > 0 && !s.Last.Before(t) }
-
-// MarshalJSON implements json.Marshaler.
-func (s Span) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(nil, "[%d,%d,%d]", s.First.UnixMilli(), s.Last.UnixMilli(), s.N), nil
-}
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (s *Span) UnmarshalJSON(text []byte) error {
@@ -124,18 +116,7 @@ func (d Days) MarshalText() ([]byte, error) {
 	if len(d) == 0 {
 		return nil, nil
 	}
-	days := slices.Sorted(maps.Keys(d))
-	text := strconv.AppendInt(nil, int64(days[0]), 10)
-	text = append(text, ':')
-	for day := days[0]; day <= days[len(days)-1]; day++ {
-		if day > days[0] {
-			text = append(text, ',')
-		}
-		if n := d[day]; n > 0 {
-			text = strconv.AppendInt(text, int64(n), 10)
-		}
-	}
-	return text, nil
+	return d.appendText(nil), nil
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -189,9 +170,9 @@ func (u Usage) Since(t time.Time) bool { return u.Asked.Since(t) || u.Issued.Sin
 // A Use is how an entitlement or a policy was used.
 type Use struct {
 	Usage
-	Days     Days             `json:"days,omitempty"`     // credentials
-	Scopes   map[string]Usage `json:"scopes,omitempty"`   // of an entitlement; of a policy, as "<entitlement> <scope>"
-	Policies map[string]Usage `json:"policies,omitempty"` // that permitted it, by id
+	Days     Days         `json:"days,omitempty"`     // credentials
+	Scopes   Names[Usage] `json:"scopes,omitempty"`   // of an entitlement; of a policy, as "<entitlement> <scope>"
+	Policies Names[Usage] `json:"policies,omitempty"` // that permitted it, by id
 }
 
 // maxNames bounds the scopes and the policies that a Use lists. Others counts further
@@ -209,20 +190,8 @@ func (u *Use) Merge(o *Use) {
 	mergeNames(&u.Policies, o.Policies)
 }
 
-func mergeNames(to *map[string]Usage, from map[string]Usage) {
-	for _, name := range slices.Sorted(maps.Keys(from)) {
-		addName(to, name, from[name])
+func mergeNames(to *Names[Usage], from Names[Usage]) {
+	for name, usage := range from.All() {
+		to.at(name, maxNames).Merge(usage)
 	}
-}
-
-func addName(to *map[string]Usage, name string, u Usage) {
-	if *to == nil {
-		*to = map[string]Usage{}
-	}
-	if _, known := (*to)[name]; !known && len(*to) >= maxNames {
-		name = Others
-	}
-	sum := (*to)[name]
-	sum.Merge(u)
-	(*to)[name] = sum
 }

@@ -94,15 +94,19 @@ type RequestFilter struct {
 	Limit       int    // zero: 50; at most 200
 }
 
-// Requests lists requests, newest first.
-func (c *Client) Requests(ctx context.Context, f RequestFilter) (*RequestPage, error) {
+// Query returns the filter as the query of a call.
+func (f RequestFilter) Query() url.Values {
 	inbox := ""
 	if f.Inbox {
 		inbox = "true"
 	}
-	query := values("status", f.Status, "requester", f.Requester, "entitlement", f.Entitlement, "team", f.Team, "risk", f.Risk, "q", f.Text,
+	return values("status", f.Status, "requester", f.Requester, "entitlement", f.Entitlement, "team", f.Team, "risk", f.Risk, "q", f.Text,
 		"inbox", inbox, "order", f.Order, "cursor", f.Cursor, "limit", number(f.Limit))
-	return fetch[RequestPage](ctx, c, call{method: http.MethodGet, path: "/v1/requests", query: query, retry: true})
+}
+
+// Requests lists requests, newest first.
+func (c *Client) Requests(ctx context.Context, f RequestFilter) (*RequestPage, error) {
+	return fetch[RequestPage](ctx, c, call{method: http.MethodGet, path: "/v1/requests", query: f.Query(), retry: true})
 }
 
 // Entitlements returns the entitlements that the caller may request.
@@ -127,14 +131,18 @@ type LeaseFilter struct {
 	Limit       int    // zero: 50; at most 200
 }
 
-// Leases lists leases, newest first.
-func (c *Client) Leases(ctx context.Context, f LeaseFilter) (*LeasePage, error) {
+// Query returns the filter as the query of a call.
+func (f LeaseFilter) Query() url.Values {
 	live := ""
 	if f.Live {
 		live = "true"
 	}
-	query := values("holder", f.Holder, "entitlement", f.Entitlement, "request", f.Request, "live", live, "cursor", f.Cursor, "limit", number(f.Limit))
-	return fetch[LeasePage](ctx, c, call{method: http.MethodGet, path: "/v1/leases", query: query, retry: true})
+	return values("holder", f.Holder, "entitlement", f.Entitlement, "request", f.Request, "live", live, "cursor", f.Cursor, "limit", number(f.Limit))
+}
+
+// Leases lists leases, newest first.
+func (c *Client) Leases(ctx context.Context, f LeaseFilter) (*LeasePage, error) {
+	return fetch[LeasePage](ctx, c, call{method: http.MethodGet, path: "/v1/leases", query: f.Query(), retry: true})
 }
 
 // Renew returns a new credential under the same grant. The broker revokes the old

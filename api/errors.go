@@ -77,6 +77,7 @@ const (
 
 	// Codes of HTTP and OAuth only.
 	InvalidTarget        Code = "invalid_target"
+	InsufficientScope    Code = "insufficient_scope"
 	UnsupportedGrantType Code = "unsupported_grant_type"
 	CrossOrigin          Code = "cross_origin"
 	Misdirected          Code = "misdirected_request"

@@ -159,9 +159,25 @@ type Metadata struct {
 	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify with this document
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
 	DetailTypes            []string `json:"authorization_details_types_supported"`
+	ProtectedResources     []string `json:"protected_resources,omitempty"` // RFC 9728, section 4
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
 	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: accepted audiences of a caller's JWT-SVID
 	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages where people log in
+}
+
+// ProtectedResource is the metadata of a resource that the broker serves itself (RFC
+// 9728).
+type ProtectedResource struct {
+	Resource               string   `json:"resource"`
+	AuthorizationServers   []string `json:"authorization_servers"`
+	Scopes                 []string `json:"scopes_supported"`
+	BearerMethods          []string `json:"bearer_methods_supported"`
+	Name                   string   `json:"resource_name,omitempty"`
+	Documentation          string   `json:"resource_documentation,omitempty"`
+	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
+	DPoPAlgorithms         []string `json:"dpop_signing_alg_values_supported,omitempty"`
+	ForWorkloads           []string `json:"authorization_servers_for_workloads"`        // extension: of AuthorizationServers, those for workloads
+	ForPeople              []string `json:"authorization_servers_for_people,omitempty"` // extension: those for people
 }
 
 // Exchange requests an access token. While the request waits for approval, the

@@ -267,6 +267,12 @@ func WithTraceparent(ctx context.Context, traceparent string) context.Context {
 	return context.WithValue(ctx, traceKey{}, traceparent)
 }
 
+// TraceparentOf returns the trace that WithTraceparent set, or "".
+func TraceparentOf(ctx context.Context) string {
+	text, _ := ctx.Value(traceKey{}).(string)
+	return text
+}
+
 func (call call) payload() (io.Reader, string, error) {
 	switch {
 	case call.form != nil:

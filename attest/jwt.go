@@ -55,6 +55,12 @@ func parseToken(compact string) (token, error) {
 	return t, nil
 }
 
+// IsJWTSVID reports whether a token has the form of a JWT-SVID, also if it is not valid.
+func IsJWTSVID(compact string) bool {
+	_, err := parseToken(compact)
+	return len(compact) <= MaxTokenSize && err == nil
+}
+
 // split decodes the compact serialization, the only one that JWT-SVID, section
 // 5.1, allows. The JSON serializations may carry several signatures.
 func (t *token) split(compact string) (header, claims []byte, err error) {

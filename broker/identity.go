@@ -34,7 +34,8 @@ const (
 	MethodJWTSVID     Method = "jwt-svid"
 	MethodSession     Method = "session" // a broker session, opened by an OpenID provider's ID token
 	MethodAdminSocket Method = "admin-socket"
-	MethodSCIMToken   Method = "scim-token" // signed by the broker for one source
+	MethodSCIMToken   Method = "scim-token"   // signed by the broker for one source
+	MethodBrokerToken Method = "broker-token" // an access token that the broker issued for its own MCP endpoint
 
 	// These prove on whose behalf a caller acts, never who calls.
 	MethodIDJAG       Method = "id-jag"       // an identity assertion JWT authorization grant of an OpenID provider

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 )
 
 // An Introspection describes an active token.
@@ -24,10 +25,38 @@ func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*
 	if e == nil || l.Holder != caller.Subject.ID && !slices.Contains(e.Introspectors, caller.Subject.ID) {
 		return nil, nil
 	}
-	if l.State(caller.At) != LeaseActive || b.blocked(ctx, l, e) {
+	if !b.inForce(ctx, l, e, caller.At) {
 		return nil, nil
 	}
 	return &Introspection{Lease: *l, Audience: e.Audience}, nil
+}
+
+// Accept returns the lease of a token that was presented to the broker itself, or nil if
+// the token is not active or not one of the inspector, which accepts only the audience
+// of the broker. The caller checks what the token is bound to.
+func Accept(ctx context.Context, b *Broker, inspector Inspector, token string, at time.Time) (*Lease, error) {
+	id, err := inspector.Inspect(ctx, token)
+	if err != nil {
+		return nil, nil // of another issuer or audience, or no token
+	}
+	l, err := b.cfg.Reader.Lease(ctx, id)
+	if isNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, Unavailable(err)
+	}
+	e := b.rules.Load().Catalogue[l.Entitlement]
+	if e == nil || !b.inForce(ctx, l, e, at) {
+		return nil, nil
+	}
+	accepted := *l
+	return &accepted, nil
+}
+
+// inForce reports whether a lease is active and nothing blocks it.
+func (b *Broker) inForce(ctx context.Context, l *Lease, e *Entitlement, at time.Time) bool {
+	return l.State(at) == LeaseActive && !b.blocked(ctx, l, e)
 }
 
 // inspect returns the lease of a token; nil if no issuer of ours signed it. The caller

@@ -87,6 +87,7 @@ func (s *Server) metadataBody() api.Metadata {
 		Claims:                 []string{"aud", "exp", "iat", "iss", "jti", "sub"},
 		CertificateBoundTokens: true,
 		DetailTypes:            []string{api.ParametersDetail},
+		ProtectedResources:     s.protectedResources(),
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,
 		Pages:                  pages,

@@ -36,6 +36,7 @@ var metadataFields = map[string]metadataField{
 	"claims_supported":                              {"strings", false},
 	"tls_client_certificate_bound_access_tokens":    {"bool", false},
 	"authorization_details_types_supported":         {"strings", false},
+	"protected_resources":                           {"strings", false},
 	"jwt_svid_audiences":                            {"strings", false},
 	"pages":                                         {"url", false},
 }

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var publicPaths = []string{"/.well-known/openid-configuration", "/.well-known/oauth-authorization-server", "/oauth2/jwks", "/openapi.json"}
+var publicPaths = []string{"/.well-known/openid-configuration", "/.well-known/oauth-authorization-server", "/.well-known/oauth-protected-resource/mcp", "/oauth2/jwks", "/openapi.json"}
 
 // fetch gets a path without the transport's own decompression.
 func (w *world) fetch(path string, header ...string) (*http.Response, []byte) {
@@ -45,7 +45,7 @@ func (w *world) raw(method, path string, header ...string) *http.Response {
 // newPublicWorld starts a server that serves everything.
 func newPublicWorld(t *testing.T, change func(*Config)) *world {
 	w := newQuietWorld(t, change)
-	server := httptest.NewServer(w.Handler(API, OAuth, Log, UI))
+	server := httptest.NewServer(w.Handler(API, OAuth, Log, UI, MCP))
 	t.Cleanup(server.Close)
 	w.url = server.URL
 	return w

@@ -109,6 +109,7 @@ var errorTable = []errorRow{
 
 	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", clientFault},
 	{errMisdirected, 421, "invalid_request", "Misdirected request", "use the broker's external URL, or ask the operators to list this host in server.hosts", clientFault},
+	{errScope, 403, "invalid_scope", "The token lacks a scope", "get a token with all scopes that the detail and the challenge name", clientFault},
 	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + ", " + api.GrantClientCredentials + " or " + api.GrantJWTBearer, clientFault},
 	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", clientFault},
 	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", clientFault},
@@ -174,6 +175,8 @@ func (c *call) problem(err error) reply {
 	row, body := errorRowOf(err), c.problemOf(err)
 	header := row.header(refusalOf(err))
 	switch {
+	case c.route.handler != nil && c.route.handler.Resource != nil:
+		c.challenges(header, row, err, body.Detail)
 	case row.status == http.StatusUnauthorized && !c.hasCredentials():
 		// RFC 6750, section 3.1: no error without authentication information.
 		header.Set("WWW-Authenticate", challenge("", ""))

@@ -49,6 +49,9 @@ type Handler struct {
 	Authenticate func(*http.Request) (broker.Identity, error)
 	Remembers    func(token string) bool
 
+	// Resource, if set, describes the handler to OAuth clients.
+	Resource *Resource
+
 	MaxBody int64 // zero: 64 KiB
 
 	// Callers of the handler have limits of their own, if these are set.
@@ -97,11 +100,29 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	h.call.write(w, h.answer)
 }
 
+// Attach keeps what Handler.Authenticate learned about a request for the handler.
+func Attach(r *http.Request, v any) {
+	if h, ok := r.Context().Value(handledKey{}).(*handled); ok {
+		h.attached = v
+	}
+}
+
+// Attached returns what Handler.Authenticate attached to a request; nil if nothing.
+func Attached(r *http.Request) any {
+	h, ok := r.Context().Value(handledKey{}).(*handled)
+	if !ok {
+		return nil
+	}
+	return h.attached
+}
+
 // handled is a request that a Handler serves.
 type handled struct {
 	call   *call
 	enter  func() error // authenticates and admits the caller, once
 	answer reply        // of WriteError
+
+	attached any // by Authenticate
 }
 
 type handledKey struct{}
@@ -118,10 +139,11 @@ func (h Handler) route() route {
 }
 
 func (h Handler) run(_ *Server, c *call) (reply, error) {
-	if err := c.s.crossing.Check(c.r); err != nil {
-		return reply{}, errCrossOrigin
+	if err := c.checkOrigin(); err != nil {
+		return reply{}, err
 	}
 	one := &handled{call: c, enter: sync.OnceValue(func() error { return c.enter(formProofs{}) })}
+	c.r = c.r.WithContext(context.WithValue(c.r.Context(), handledKey{}, one))
 	if !h.Open {
 		if err := one.enter(); err != nil {
 			return reply{}, err
@@ -134,12 +156,12 @@ func (h Handler) run(_ *Server, c *call) (reply, error) {
 	if c.r.ContentLength > most && !c.hasOwnCallers() { // the handler answers in its own form
 		return reply{}, errTooLarge
 	}
-	r := c.r.WithContext(context.WithValue(c.r.Context(), handledKey{}, one))
 	if err := c.holdBody(); err != nil {
 		return reply{}, err
 	}
+	r := *c.r
 	r.Body = http.MaxBytesReader(c.w.ResponseWriter, heldBody{r.Body, c}, most)
-	h.Handler.ServeHTTP(c.w, r)
+	h.Handler.ServeHTTP(c.w, &r)
 	if c.w.status == 0 {
 		c.w.WriteHeader(http.StatusOK) // as net/http would
 	}

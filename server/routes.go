@@ -41,10 +41,6 @@ func (rt route) isFor(audiences []Audience) bool {
 // routes returns all endpoints. The OpenAPI document has exactly these.
 func (s *Server) routes() []route {
 	const get, post = http.MethodGet, http.MethodPost
-	inserted := ""
-	if s.external.Path != "" {
-		inserted = s.external.Path // RFC 8414, section 3.1: the issuer's path follows the well-known one
-	}
 	list := []route{
 		{audience: API, method: post, path: "/v1/requests", run: withBody((*Server).ask)},
 		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "entitlement", "team", "risk", "q", "inbox", "order", "cursor", "limit"}, run: (*Server).listRequests},
@@ -105,17 +101,27 @@ func (s *Server) routes() []route {
 		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, shared: true, run: (*Server).metadata},
 		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, shared: true, run: (*Server).metadata},
 
+		{audience: MCP, method: get, path: metadataPath + mcpPath, open: true, shared: true, run: (*Server).resourceMetadata},
+
 		{audience: Log, method: get, path: "/log/checkpoint", open: true, run: (*Server).checkpoint},
 
 		{method: get, path: "/openapi.json", open: true, shared: true, run: (*Server).openAPI},
 		{method: get, path: "/healthz", open: true, health: true, run: (*Server).healthz},
 		{method: get, path: "/readyz", open: true, health: true, run: (*Server).readyz},
 	}
-	list = append(list, pages...)
-	if inserted != "" {
-		list = append(list, route{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server" + inserted, open: true, shared: true, run: (*Server).metadata})
+	return slices.Concat(list, pages, s.insertedRoutes())
+}
+
+// insertedRoutes are the routes of metadata whose path is followed by that of the external
+// URL (RFC 8414, section 3.1; RFC 9728, section 3.1).
+func (s *Server) insertedRoutes() []route {
+	if s.external.Path == "" {
+		return nil
 	}
-	return list
+	return []route{
+		{audience: OAuth, method: http.MethodGet, path: "/.well-known/oauth-authorization-server" + s.external.Path, open: true, shared: true, run: (*Server).metadata},
+		{audience: MCP, method: http.MethodGet, path: metadataPath + s.external.Path + mcpPath, open: true, shared: true, run: (*Server).resourceMetadata},
+	}
 }
 
 // pages are the routes for browsers. They are not part of the OpenAPI document.

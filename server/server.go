@@ -253,6 +253,7 @@ const (
 	OAuth Audience = "oauth" // /oauth2, /.well-known
 	Log   Audience = "log"   // /log
 	SCIM  Audience = "scim"  // /scim/v2
+	MCP   Audience = "mcp"   // /mcp
 )
 
 // Handler returns the handler for some audiences. It panics if the patterns of two

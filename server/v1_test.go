@@ -195,6 +195,7 @@ func (w *world) driveOAuth(t *testing.T) {
 		t.Error("the token is active after its revocation")
 	}
 	must[json.RawMessage](t)(me.JWKS(ctx))
+	w.driveResource(t)
 	if m := must[*api.Metadata](t)(me.Discovery(ctx)); m.Issuer != "https://broker.acme.test" || m.TokenEndpoint != "https://broker.acme.test/oauth2/token" {
 		t.Errorf("metadata: %+v", m)
 	}

@@ -71,7 +71,7 @@ func (s *countingStore) View(ctx context.Context, f func(broker.Tx) error) error
 // OpenAPI document.
 func newWorld(t testing.TB, change func(*Config)) *world {
 	w := newQuietWorld(t, change)
-	server := httptest.NewServer(w.Handler(API, OAuth, Log))
+	server := httptest.NewServer(w.Handler(API, OAuth, Log, MCP))
 	t.Cleanup(server.Close)
 	w.url = server.URL
 	return w
@@ -116,6 +116,10 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		CallsPerSecond: 1000, CallsAtOnce: 100,
+		Handlers: []Handler{{
+			Pattern: "/mcp", Audience: MCP, Authenticate: func(r *http.Request) (broker.Identity, error) { return authenticate(r) }, Handler: http.HandlerFunc(echoCaller),
+			Resource: &Resource{Name: "Access Broker", Scopes: []string{"access:list", "access:request"}, First: []string{"access:list"}, Providers: []string{"https://login.acme.test"}, DPoP: []string{"ES256"}},
+		}},
 		Logger: slog.New(slog.NewTextHandler(w.log, nil)),
 	}
 	if change != nil {

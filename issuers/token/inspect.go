@@ -32,6 +32,16 @@ func (t *Issuer) Inspect(_ context.Context, token string) (broker.LeaseID, error
 	return found.lease, nil
 }
 
+// Remembers reports whether a token is cheap to verify, because it was minted or
+// verified here before.
+func (k *Keys) Remembers(token string) bool {
+	if len(token) > maxInspected {
+		return true // it is refused without verifying it
+	}
+	known, ok := k.verified.get(maphash.String(tokenSeed, token))
+	return ok && known.hash == sha256.Sum256([]byte(token))
+}
+
 func (t *Issuer) isOurs(found *inspected) bool { return *found.target == t.target }
 
 // errNotOurs gives no reason, which could help an attacker.

@@ -138,9 +138,10 @@ func credentials(n int, more bool) string {
 
 // proofs describe the methods of authentication.
 var proofs = map[string]string{
-	"x509-svid": "SPIFFE certificate (X.509-SVID)",
-	"jwt-svid":  "SPIFFE token (JWT-SVID)",
-	"session":   "login",
+	"x509-svid":    "SPIFFE certificate (X.509-SVID)",
+	"jwt-svid":     "SPIFFE token (JWT-SVID)",
+	"session":      "login",
+	"broker-token": "access token of this broker",
 }
 
 // result describes what a lease's status means for its credential.

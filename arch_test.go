@@ -47,7 +47,7 @@ var ours = map[string][]string{
 	"issuers/ldap":              {"broker", "broker/membership"},
 	"issuers/scim":              {"broker", "broker/membership", "internal/outbound", "internal/retryafter"},
 	"issuers/issuertest":        {"broker", "audit", "store"},
-	"mcp":                       {"api", "audit", "broker", "internal/visible"}, // audit and broker: the forms of trace contexts and ids
+	"mcp":                       {"api", "audit", "broker", "internal/strictjson", "internal/visible"}, // audit and broker: the forms of trace contexts and ids
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
 	"signals/signalstest":       {},
@@ -67,7 +67,7 @@ var ours = map[string][]string{
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound", "broker/campaign"},
+	"internal/service":          {"internal/config", "mcp", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound", "broker/campaign"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},

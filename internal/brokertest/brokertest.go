@@ -56,6 +56,12 @@ unless { context.scopes.contains("tickets:close") };
 permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets-api")
 when { context.scopes.contains("tickets:close") };
 
+@id("bound")
+permit (principal in Path::"spiffe://acme.test/bound", action == Action::"request", resource == Entitlement::"mcp-bound");
+
+@id("not-bound")
+forbid (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"mcp-bound");
+
 @id("supplier")
 permit (principal in TrustDomain::"supplier.test", action == Action::"request", resource == Entitlement::"tickets-api")
 when { ["tickets:read"].containsAll(context.scopes) };
@@ -87,9 +93,12 @@ store: sqlite:broker.db
 policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
+  mcp: {token: {audience: "https://%[1]s/mcp"}}
 entitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:comment, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
   bound-api: {issuer: tickets, scopes: [bound:read], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
+  mcp: {issuer: mcp, scopes: [access:list, access:release, access:request], default_ttl: 10m, max_ttl: 15m, owner: support}
+  mcp-bound: {issuer: mcp, scopes: [bound:list], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
 `
 
 // A Broker runs for one test.

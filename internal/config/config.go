@@ -78,7 +78,7 @@ type Listener struct {
 	SVID        bool
 	Cert, Key   string
 	ClientCerts string   // off, optional or required
-	Serve       []string // of api, oauth, log and ui
+	Serve       []string // of services
 	Proxy       bool     // its connections begin with a header of the PROXY protocol
 }
 

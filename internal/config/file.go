@@ -47,6 +47,11 @@ type serverFile struct {
 	Log         logFile        `yaml:"log"`
 	Sessions    sessionsFile   `yaml:"sessions"`
 	TicketURL   string         `yaml:"ticket_url"`
+	MCP         mcpFile        `yaml:"mcp"`
+}
+
+type mcpFile struct {
+	Enabled *bool `yaml:"enabled"`
 }
 
 type listenerFile struct {

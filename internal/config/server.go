@@ -216,7 +216,7 @@ func (c *checker) listeners() {
 }
 
 // services are the groups of endpoints that a listener can serve.
-var services = []string{"api", "oauth", "log", "ui", "scim"}
+var services = []string{"api", "oauth", "log", "ui", "scim", "mcp"}
 
 func (c *checker) listener(key string, l listenerFile) Listener {
 	out := Listener{Address: l.Listen, ClientCerts: cmp.Or(l.ClientCerts, "optional")}
@@ -248,10 +248,27 @@ func (c *checker) listener(key string, l listenerFile) Listener {
 			c.report(fmt.Sprintf("%s/serve/%d", key, i), "%q cannot be served: choose from %s", name, strings.Join(services, ", "))
 		}
 	}
-	if out.Serve = l.Serve; len(l.Serve) == 0 {
-		out.Serve = services
-	}
+	out.Serve = c.served(key, l.Serve)
 	return out
+}
+
+// served returns the services of a listener. MCP is another form of the API.
+func (c *checker) served(key string, list []string) []string {
+	if len(list) == 0 {
+		list = services
+	}
+	enabled := c.d.file.Server.MCP.Enabled
+	switch has := slices.Contains(list, "mcp"); {
+	case enabled == nil || *enabled:
+		if !has && slices.Contains(list, "api") {
+			list = append(slices.Clone(list), "mcp")
+		}
+	case has && !slices.Equal(list, services):
+		c.report(key+"/serve", "remove mcp, or server.mcp.enabled: false")
+	default:
+		list = slices.DeleteFunc(slices.Clone(list), func(name string) bool { return name == "mcp" })
+	}
+	return list
 }
 
 // sealKeyVar is for deployments where a file is inconvenient.

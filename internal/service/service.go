@@ -66,6 +66,9 @@ type Options struct {
 	// disk. Zero means the store's default.
 	DiskReserve int64
 
+	// MCP adds tools to the MCP endpoint.
+	MCP MCPTools
+
 	// NoSync is for tests: the store does not wait for the disk.
 	NoSync bool
 }
@@ -297,7 +300,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 func (s *Service) callersConfig() server.Config {
 	c := s.serverConfig(s.verifier.Authenticate, s.verifier.ConnContext)
 	c.Remembers = s.verifier.Cached
-	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers())
+	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers(), s.mcpHandlers())
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken, c.Sealer = s.people, s.config.ProviderNames(), s.people.LogoutToken, s.sealer
 	}

@@ -1,0 +1,147 @@
+package service
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"net/http"
+	"strings"
+	"time"
+
+	"accessbroker.internal/attest"
+	"accessbroker.internal/broker"
+	"accessbroker.internal/issuers/token"
+	"accessbroker.internal/mcp"
+	"accessbroker.internal/server"
+)
+
+// mcpService authenticates the callers of the MCP endpoint. It is the resource server of
+// the endpoint: a caller proves its identity with an X.509-SVID, or with an access token
+// whose only audience is the URL of the endpoint.
+type mcpService struct {
+	s        *Service
+	resource string        // the URL of the endpoint, the audience of its tokens
+	tokens   *token.Issuer // of that audience
+}
+
+// mcpPath is the path of the endpoint below the external URL.
+const mcpPath = "/mcp"
+
+// MCPTools are tools that a program adds to the MCP endpoint.
+type MCPTools struct {
+	Extend func(*mcp.SDK)
+	Tasks  mcp.Tasks
+}
+
+// mcpHandlers returns the handler of the MCP endpoint.
+func (s *Service) mcpHandlers() []server.Handler {
+	issuer := s.config.ExternalURL.String()
+	m := &mcpService{s: s, resource: issuer + mcpPath}
+	m.tokens = token.New(issuer, m.resource, s.keys)
+	stateKey, err := hkdf.Key(sha256.New, s.config.SealKeys[0], nil, "access broker: state of MCP calls", sha256.Size)
+	if err != nil {
+		panic(err) // never: the key and its length are valid
+	}
+	tools := mcp.New(mcp.Config{Version: ReadBuild().Version, Logger: s.log, StateKey: stateKey, Extend: s.options.MCP.Extend, Tasks: s.options.MCP.Tasks})
+	return []server.Handler{{
+		Pattern: mcpPath, Audience: server.MCP, Authenticate: m.authenticate, Remembers: s.keys.Remembers,
+		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}},
+		Handler: &mcp.Gate{
+			Next:   tools.Handler(mcpCaller),
+			Scopes: mcpScopes,
+			Lacks: func(w http.ResponseWriter, r *http.Request, needs []string) {
+				server.WriteError(w, r, server.InsufficientScope(needs))
+			},
+			Fail: server.WriteError,
+		},
+	}}
+}
+
+// mcpCaller returns the broker as the caller of a request uses it.
+func mcpCaller(r *http.Request) mcp.Broker {
+	d, err := server.DirectOf(r)
+	if err != nil {
+		return nil // the proof expired while the body arrived
+	}
+	return d
+}
+
+// An mcpGrant is what the token of a call allows.
+type mcpGrant struct{ scopes []string }
+
+func mcpScopes(r *http.Request) (scopes []string, bounded bool) {
+	grant, ok := server.Attached(r).(mcpGrant)
+	return grant.scopes, ok
+}
+
+// authenticate identifies the caller of a call. A call with both a certificate and a
+// token must prove one identity, with the scopes of the token.
+func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err error) {
+	var certified broker.Identity
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		alone := r.Clone(r.Context())
+		alone.Header.Del("Authorization")
+		if certified, err = m.s.verifier.Authenticate(alone); err != nil {
+			return who, err
+		}
+	}
+	values := r.Header.Values("Authorization")
+	switch {
+	case len(values) > 1:
+		return who, unproven("the request has several Authorization headers: send one")
+	case len(values) == 0 && certified.ID == "":
+		return who, unproven("connect with an X.509-SVID, or send an access token whose audience is " + m.resource + ": " + m.howToExchange())
+	case len(values) == 0:
+		return certified, nil
+	}
+	scheme, text, ok := strings.Cut(values[0], " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
+		return who, unproven("the Authorization header must be: Bearer <access token>")
+	}
+	who, grant, err := m.holder(r.Context(), text, certified, time.Now())
+	switch {
+	case err != nil:
+		return broker.Identity{}, err
+	case certified.ID != "" && certified.ID != who.ID:
+		return broker.Identity{}, &broker.Refusal{Err: broker.ErrTwoIdentities, Detail: "the certificate and the access token are of different identities: send the token over a connection of its own"}
+	case certified.ID != "":
+		who = who.WithProof(certified.Proof)
+	}
+	server.Attach(r, grant)
+	return who, nil
+}
+
+func (m *mcpService) howToExchange() string {
+	return "get one at " + m.s.config.ExternalURL.String() + "/oauth2/token with resource=" + m.resource
+}
+
+func unproven(detail string) error {
+	return &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: detail}
+}
+
+// holder returns the identity that a token of the broker was issued to. The token must be
+// active, of the audience of the endpoint, and bound to nothing that this call does not
+// prove (RFC 8705, section 3).
+func (m *mcpService) holder(ctx context.Context, text string, certified broker.Identity, now time.Time) (who broker.Identity, grant mcpGrant, err error) {
+	l, err := broker.Accept(ctx, m.s.broker, m.tokens, text, now)
+	switch {
+	case err != nil:
+		return who, grant, err
+	case l == nil && attest.IsJWTSVID(text):
+		return who, grant, unproven("a JWT-SVID is not an access token: " + m.howToExchange() + ", and send that")
+	case l == nil:
+		return who, grant, unproven("this is no access token for " + m.resource + ", or it is not active: " + m.howToExchange())
+	case !l.Confirm.IsZero() && (certified.Proof.SHA256 != l.Confirm || certified.ID != l.Holder):
+		return who, grant, unproven("the access token is bound to a client certificate: connect with the certificate that it was issued to")
+	case l.Subject != "":
+		return who, grant, unproven("the access token was issued on behalf of " + l.Subject + ", which this endpoint does not support")
+	}
+	domain, _, err := broker.ParseSPIFFEID(l.Holder)
+	if err != nil {
+		return who, grant, unproven("the access token was not issued to a workload")
+	}
+	return broker.Identity{
+		ID: l.Holder, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(l.Holder),
+		Proof: broker.Proof{Method: broker.MethodBrokerToken, SHA256: sha256.Sum256([]byte(text)), Expires: l.Expires},
+	}, mcpGrant{l.Scopes}, nil
+}

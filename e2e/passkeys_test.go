@@ -100,16 +100,31 @@ func TestPasskeys(t *testing.T) {
 	o.checkAudit(t)
 }
 
+// approvers writes the passkeys of the log to approvers.txt, and returns them.
+func (o *office) approvers(t testing.TB) string {
+	t.Helper()
+	list, err := exec.Command(o.bin, "audit", "approvers", "sqlite:"+filepath.Join(o.dir, "broker.db")).Output()
+	if err != nil {
+		t.Fatalf("the approvers: %v\n%s", err, list)
+	}
+	o.write(t, "approvers.txt", string(list))
+	return string(list)
+}
+
+// knowApprovers makes the auditor of the log know the passkeys of approvers.txt.
+func (o *office) knowApprovers() {
+	o.audit = []string{"--approvers", filepath.Join(o.dir, "approvers.txt")}
+}
+
 // checkAudit verifies the signatures as an auditor who knows the passkeys, and as
 // one who does not.
 func (o *office) checkAudit(t testing.TB) {
 	t.Helper()
-	list, err := exec.Command(o.bin, "audit", "approvers", "sqlite:"+filepath.Join(o.dir, "broker.db")).Output()
-	if err != nil || strings.Count(string(list), "\n") != 2 || !strings.HasPrefix(string(list), "login/ben localhost ") {
-		t.Fatalf("the approvers: %v\n%s", err, list)
+	list := o.approvers(t)
+	if strings.Count(list, "\n") != 2 || !strings.HasPrefix(list, "login/ben localhost ") {
+		t.Fatalf("the approvers:\n%s", list)
 	}
-	o.write(t, "approvers.txt", string(list))
-	bens, _, _ := strings.Cut(string(list), "\n")
+	bens, _, _ := strings.Cut(list, "\n")
 	o.write(t, "bens.txt", bens)
 	if out, err := o.verifyCommand().CombinedOutput(); err == nil || !strings.Contains(string(out), "counts earlier than 24h0m0s after its enrolment") {
 		t.Errorf("the verifier does not report a passkey that did not wait for a day: %v\n%s", err, out)
@@ -117,7 +132,7 @@ func (o *office) checkAudit(t testing.TB) {
 	if out, err := o.verifyCommand("--approvers", filepath.Join(o.dir, "bens.txt")).CombinedOutput(); err == nil || !strings.Contains(string(out), "not among the approvers you gave") {
 		t.Errorf("the verifier does not report a passkey of another person: %v\n%s", err, out)
 	}
-	o.audit = []string{"--approvers", filepath.Join(o.dir, "approvers.txt")}
+	o.knowApprovers()
 	if out, err := o.verifyCommand().CombinedOutput(); err != nil || !strings.Contains(string(out), "4 by passkeys (of the people in --approvers)") {
 		t.Errorf("the log: %v\n%s", err, out)
 	}

@@ -200,7 +200,7 @@ func testInspector(t *testing.T, d *devBroker, n *nodeClient, ben string) {
 // TestAgentLoopsWithPasskey lets a scripted agent over MCP and the Python program over the
 // HTTP API request what a person approves in Chromium, with a passkey.
 func TestAgentLoopsWithPasskey(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel()                  // it mostly waits
 	const wait = 10 * time.Second // until a new passkey counts, instead of a day
 	bin := filepath.Join(t.TempDir(), "broker")
 	if err := buildBroker(bin, "-ldflags", "-X accessbroker.internal/internal/service.passkeyWait="+wait.String()); err != nil {

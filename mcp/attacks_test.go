@@ -14,6 +14,7 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 	"accessbroker.internal/mcp"
 )
 
@@ -75,7 +76,10 @@ func TestForeignHandles(t *testing.T) {
 	must(t, err)
 	credential, err := mine.Collect(t.Context(), w.granted(mine))
 	must(t, err)
-	const unknownRequest, unknownLease = "req_00000000000000000000000001", "lse_00000000000000000000000001"
+	unknownRequest, unknownLease := unlike(pending.ID), unlike(credential.Lease)
+	if _, err := broker.ParseRequestID(unknownRequest); err != nil {
+		t.Fatal(err)
+	}
 	foreign := []string{pending.ID, credential.Request, credential.Lease}
 	for name, caller := range map[string]*api.Client{"another agent": w.client(other), "a person who may view all": w.person("dan")} {
 		t.Run(name, func(t *testing.T) {
@@ -116,6 +120,13 @@ func TestForeignHandles(t *testing.T) {
 	if r.Status != api.StatusPending || l.Status != api.LeaseActive {
 		t.Errorf("after the calls of others: %s, %s", r.Status, l.Status)
 	}
+}
+
+// unlike returns an id that does not exist, in the form of one that does.
+func unlike(id string) string {
+	const at = 10 // within the time of the id
+	digit := map[bool]string{true: "1", false: "0"}[id[at] == '0']
+	return id[:at] + digit + id[at+1:]
 }
 
 // granted files a request that is granted at once and returns its id.

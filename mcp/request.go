@@ -20,6 +20,7 @@ type requestArguments struct {
 	TTL           string            `json:"ttl,omitempty" jsonschema:"how long each credential is valid, such as 10m; omit it for the default"`
 	Duration      string            `json:"duration,omitempty" jsonschema:"how long credentials can be collected, such as 2h; omit it for the default"`
 	Parameters    map[string]string `json:"parameters,omitempty" jsonschema:"the parameters of the entitlement"`
+	Message       string            `json:"binding_message,omitempty" jsonschema:"one line that you also show to your user, by which the approver recognizes this request"`
 }
 
 func addRequestAccess(s *Server) {
@@ -54,7 +55,7 @@ func requestAccess(ctx context.Context, c *call, in requestArguments) (*Access, 
 
 func (in requestArguments) ask() (api.Ask, error) {
 	ask := api.Ask{
-		Entitlement: in.Entitlement, Scopes: in.Scopes, Justification: in.Justification, Ticket: in.Ticket, Parameters: in.Parameters,
+		Entitlement: in.Entitlement, Scopes: in.Scopes, Justification: in.Justification, Ticket: in.Ticket, Parameters: in.Parameters, BindingMessage: in.Message,
 	}
 	var ttl, forHow error
 	ask.TTL, ttl = duration("ttl", in.TTL)

@@ -27,6 +27,7 @@ type Access struct {
 	CollectFrom  string   `json:"collect_from,omitempty"`
 	CollectUntil string   `json:"collect_until,omitempty"`
 	Collect      string   `json:"collect,omitempty" jsonschema:"the command with which your runtime collects the credential, outside this conversation"`
+	Run          string   `json:"run,omitempty" jsonschema:"the command that runs another command with the credential, and returns it afterwards"`
 	Reused       bool     `json:"reused,omitempty" jsonschema:"an earlier, identical request answered this one"`
 	DecidedBy    []string `json:"decided_by,omitempty"`
 	Leases       []Lease  `json:"leases,omitempty" jsonschema:"the credentials that were collected, newest first"`
@@ -161,7 +162,7 @@ func accessOf(r *api.Request, now time.Time) *Access {
 			out.CollectFrom = at(g.StartsAt)
 		}
 		if r.Status == api.StatusApproved {
-			out.Collect = "broker collect " + r.ID
+			out.Collect, out.Run = "broker collect "+r.ID, "broker exec "+r.ID+" -- COMMAND"
 		}
 	}
 	out.Summary, out.Next = outcome(r, out)
@@ -194,7 +195,7 @@ func outcome(r *api.Request, a *Access) (summary, next string) {
 			when = "from " + a.CollectFrom + " " + when
 		}
 		return fmt.Sprintf("Access to %s is granted. Credentials can be collected %s, each valid for at most %s.", what, when, a.TTL),
-			fmt.Sprintf("Let your runtime run %q, which hands the credential to the program that needs it. Do not print it or read it into this conversation. Call release_access when the work is done.", a.Collect)
+			fmt.Sprintf("To run a command with the credential, run %q. A runtime that keeps credentials itself collects it with %q. Never print the credential or read it into this conversation. Call release_access when the work is done.", a.Run, a.Collect)
 	case api.StatusDenied:
 		return fmt.Sprintf("The request for %s was denied by %s.", what, cmp.Or(r.DeniedBy, "an approver")),
 			"Do not file the same request again. Report the denial to your user, with the quoted comment if there is one."

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,10 +25,12 @@ func (a *app) execCommand() *cobra.Command {
 	var file string
 	var noRenew bool
 	c := &cobra.Command{
-		Use:   "exec ENTITLEMENT -- COMMAND [ARG ...]",
+		Use:   "exec ENTITLEMENT|REQUEST -- COMMAND [ARG ...]",
 		Short: "Run a command with a credential, then return it",
 		Long: `exec requests a credential, runs the command with it, and returns the
-credential when the command ends. It exits with the command's exit code.
+credential when the command ends. It exits with the command's exit code. For the
+id of a request, such as one that an AI agent has filed, exec collects a
+credential of that request instead of filing another one.
 
 The credential is in the command's environment:
 
@@ -60,10 +63,16 @@ for one that does not exist; no credential is requested for either.
 ` + exitHelp,
 		Example: `  broker exec tickets-api --scope tickets:read --why "nightly report" -- ./report.sh
   broker exec orders-db-ro -- psql -h db.acme.test orders
-  broker exec tickets-api --scope tickets:read --file /dev/shm/token -- ./daemon`,
+  broker exec tickets-api --scope tickets:read --file /dev/shm/token -- ./daemon
+  broker exec req_0658sg2b7puh5u0qv0s9k8g6nk -- ./close-tickets.sh`,
 		Args: func(c *cobra.Command, args []string) error {
 			if at := c.ArgsLenAtDash(); at != 1 || len(args) < 2 {
-				return usage("exec takes one entitlement, -- and a command")
+				return usage("exec takes one entitlement or request, -- and a command")
+			}
+			if asks := f; isID("request", args[0]) {
+				if asks.wait = 0; !reflect.ValueOf(asks).IsZero() {
+					return usage("of the flags of a request, only --wait goes with %s, which is already filed", args[0])
+				}
 			}
 			return nil
 		},
@@ -97,7 +106,7 @@ type execution struct {
 	file *ownFile
 }
 
-// exec runs a command with a credential. It rejects what cannot work before it
+// exec runs a command with a credential of an entitlement, or of a request. It rejects what cannot work before it
 // requests the credential.
 func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command []string, file *ownFile, renew bool) error {
 	program, err := lookUp(command[0])
@@ -113,7 +122,11 @@ func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	detach := context.AfterFunc(ctx, cancel)
-	return a.withCredential(work, entitlement, f, func(work context.Context, client *api.Client, credential *api.Credential) error {
+	obtain := a.withCredential
+	if isID("request", entitlement) {
+		obtain = a.withCollected
+	}
+	return obtain(work, entitlement, f, func(work context.Context, client *api.Client, credential *api.Credential) error {
 		e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
 		if file.path != "" && renew {
 			e.held.Replace = func(c *api.Credential) error { return file.write(fileOf(c)) }

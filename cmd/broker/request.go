@@ -166,6 +166,22 @@ func (a *app) withCredential(ctx context.Context, entitlement string, f askFlags
 	})
 }
 
+// withCollected calls use with a credential of a request. It waits for approval as long
+// as the flags permit.
+func (a *app) withCollected(ctx context.Context, request string, f askFlags, use func(context.Context, *api.Client, *api.Credential) error) error {
+	return a.withClient(ctx, func(ctx context.Context, client *api.Client) error {
+		r, err := client.Request(ctx, request)
+		if err != nil {
+			return err
+		}
+		credential, err := agent.Collect(ctx, client, r, a.waiting(f.wait))
+		if err != nil {
+			return a.waited(err)
+		}
+		return use(ctx, client, credential)
+	})
+}
+
 // waiting returns a Wait that shows its progress if a person watches.
 func (a *app) waiting(wait time.Duration) agent.Wait {
 	w := agent.Wait{For: wait}
@@ -276,17 +292,7 @@ func (a *app) collectCommand() *cobra.Command {
 		Example: `  broker collect req_0658sg2b7puh5u0qv0s9k8g6nk
   broker collect req_0658sg2b7puh5u0qv0s9k8g6nk --wait 10m -o json`,
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
-				r, err := client.Request(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				credential, err := agent.Collect(ctx, client, r, a.waiting(wait))
-				if err != nil {
-					return a.waited(err)
-				}
-				return a.handOver(ctx, client, credential)
-			})
+			return a.withCollected(c.Context(), args[0], askFlags{wait: wait}, a.handOver)
 		},
 	}
 	takesID(c, "request")

@@ -28,6 +28,9 @@ const (
 	InvalidScope          Code = "invalid_scope"
 	InvalidTTL            Code = "invalid_ttl"
 	InvalidParameter      Code = "invalid_parameter"
+	InvalidCode           Code = "invalid_code"
+	PollsTooOften         Code = "polls_too_often"
+	UnknownUser           Code = "unknown_user"
 	InvalidMessage        Code = "invalid_binding_message"
 	JustificationRequired Code = "justification_required"
 	TicketRequired        Code = "ticket_required"
@@ -105,14 +108,16 @@ type Problem struct {
 // extension members. OAuth clients act on Error; Code is the more precise code
 // that /v1 returns for the same error.
 type OAuthError struct {
-	Error       string   `json:"error"`
-	Description string   `json:"error_description,omitempty"`
-	Code        Code     `json:"code"`
-	RequestID   string   `json:"request_id,omitempty"`
-	Interval    int      `json:"interval,omitempty"` // seconds between polls, with authorization_pending
-	DeniedBy    string   `json:"denied_by,omitempty"`
-	Reasons     []string `json:"reasons,omitempty"`
-	Allowed     *Allowed `json:"allowed,omitempty"`
+	Error        string   `json:"error"`
+	Description  string   `json:"error_description,omitempty"`
+	Code         Code     `json:"code"`
+	RequestID    string   `json:"request_id,omitempty"`
+	Interval     int      `json:"interval,omitempty"`      // seconds between polls, with authorization_pending
+	DeferralCode Token    `json:"deferral_code,omitempty"` // of a deferred response, by which the client polls
+	ExpiresIn    int64    `json:"expires_in,omitempty"`    // seconds until the deferral code expires
+	DeniedBy     string   `json:"denied_by,omitempty"`
+	Reasons      []string `json:"reasons,omitempty"`
+	Allowed      *Allowed `json:"allowed,omitempty"`
 }
 
 // Allowed is an alternative that policy permits.
@@ -123,17 +128,18 @@ type Allowed struct {
 
 // An Error is a response with a status other than 2xx. It wraps its Code.
 type Error struct {
-	Code       Code // empty: the response is not the broker's, for example a proxy's
-	Status     int  // HTTP
-	Title      string
-	Detail     string // one sentence: what happened and what to do
-	OAuth      string // the OAuth error of a call to /oauth2
-	Reasons    []string
-	DeniedBy   string
-	Allowed    *Allowed
-	RequestID  string        // the access request
-	Instance   string        // the X-Request-Id of the answer, which the broker's log has
-	RetryAfter time.Duration // zero: not stated
+	Code         Code // empty: the response is not the broker's, for example a proxy's
+	Status       int  // HTTP
+	Title        string
+	Detail       string // one sentence: what happened and what to do
+	OAuth        string // the OAuth error of a call to /oauth2
+	Reasons      []string
+	DeniedBy     string
+	Allowed      *Allowed
+	RequestID    string        // the access request
+	DeferralCode Token         // of a deferred response on /oauth2
+	Instance     string        // the X-Request-Id of the answer, which the broker's log has
+	RetryAfter   time.Duration // zero: not stated
 }
 
 func (e *Error) Error() string {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -22,6 +23,9 @@ const (
 	TokenTypeAccessToken   = "urn:ietf:params:oauth:token-type:access_token"
 	TokenTypeIDJAG         = "urn:ietf:params:oauth:token-type:id-jag"
 	ProfileIDJAG           = "urn:ietf:params:oauth:grant-profile:id-jag"
+	GrantDeferred          = "urn:ietf:params:oauth:grant-type:deferred"
+	GrantBackchannel       = "urn:openid:params:grant-type:ciba"
+	TokenTypeDeferralCode  = "urn:ietf:params:oauth:token-type:deferral-code"
 )
 
 // ParametersDetail is the type of authorization details (RFC 9396) that hold the
@@ -33,16 +37,20 @@ const ParametersDetail = "urn:access-broker:parameters"
 // 6749, section 4.4), and the certificate of the connection or Client.Token proves
 // the client.
 type TokenRequest struct {
-	SubjectToken  string // the caller's own JWT-SVID
-	Audience      string // the entitlement
-	Resource      string // alternative to Audience: the audience of the entitlement's tokens
-	Scopes        []string
-	TTL           Duration
-	Duration      Duration
-	Justification string
-	Ticket        string
-	Parameters    map[string]string
-	RequestID     string // collect an approved request; the other fields, except SubjectToken, are empty then
+	SubjectToken   string // the caller's own JWT-SVID
+	Audience       string // the entitlement
+	Resource       string // alternative to Audience: the audience of the entitlement's tokens
+	Scopes         []string
+	TTL            Duration
+	Duration       Duration
+	Justification  string
+	Ticket         string
+	Parameters     map[string]string
+	RequestID      string // collect an approved request; the other fields, except SubjectToken, are empty then
+	BindingMessage string // one line by which approvers recognize the action
+	Deferred       bool   // accept a deferred response: Error.DeferralCode
+	DeferralCode   Token  // poll with the code of a deferred response; the other fields are empty then
+	AuthReqID      Token  // poll with the code of a BackchannelResponse; the other fields are empty then
 }
 
 func (r TokenRequest) form() url.Values {
@@ -52,13 +60,23 @@ func (r TokenRequest) form() url.Values {
 		form.Set("subject_token", r.SubjectToken)
 		form.Set("subject_token_type", TokenTypeJWT)
 	}
+	if r.DeferralCode != "" {
+		return url.Values{"grant_type": {GrantDeferred}, "deferral_code": {string(r.DeferralCode)}}
+	}
+	if r.AuthReqID != "" {
+		return url.Values{"grant_type": {GrantBackchannel}, "auth_req_id": {string(r.AuthReqID)}}
+	}
+	if r.Deferred {
+		form.Set("completion_mode", "deferred")
+	}
 	for name, value := range map[string]string{
-		"audience":      r.Audience,
-		"resource":      r.Resource,
-		"scope":         strings.Join(r.Scopes, " "),
-		"justification": r.Justification,
-		"ticket":        r.Ticket,
-		"request_id":    r.RequestID,
+		"audience":        r.Audience,
+		"resource":        r.Resource,
+		"scope":           strings.Join(r.Scopes, " "),
+		"justification":   r.Justification,
+		"ticket":          r.Ticket,
+		"request_id":      r.RequestID,
+		"binding_message": r.BindingMessage,
 	} {
 		if value != "" {
 			form.Set(name, value)
@@ -93,7 +111,16 @@ type TokenResponse struct {
 	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
 }
 
-// A Token is a bearer token. It marshals to JSON unchanged, but prints and logs as
+// A BackchannelResponse is the answer of POST /oauth2/bc-authorize (CIBA Core 1.0, section
+// 7.3).
+type BackchannelResponse struct {
+	AuthReqID Token  `json:"auth_req_id"`
+	ExpiresIn int64  `json:"expires_in"` // seconds
+	Interval  int    `json:"interval"`   // seconds between polls
+	RequestID string `json:"request_id"` // extension: "req_…"
+}
+
+// A Token is a bearer token, or a code by which a client polls. It marshals to JSON unchanged, but prints and logs as
 // "[secret]".
 type Token string
 
@@ -160,6 +187,11 @@ type Metadata struct {
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
 	DetailTypes            []string `json:"authorization_details_types_supported"`
 	ProtectedResources     []string `json:"protected_resources,omitempty"` // RFC 9728, section 4
+	DeferredResponse       bool     `json:"deferred_token_response_supported,omitempty"`
+	RevocationTypes        []string `json:"revocation_endpoint_token_type_values_supported,omitempty"`
+	BackchannelEndpoint    string   `json:"backchannel_authentication_endpoint,omitempty"`
+	BackchannelModes       []string `json:"backchannel_token_delivery_modes_supported,omitempty"`
+	BackchannelUserCode    bool     `json:"backchannel_user_code_parameter_supported"`
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
 	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: accepted audiences of a caller's JWT-SVID
 	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages where people log in
@@ -186,6 +218,28 @@ type ProtectedResource struct {
 func (c *Client) Exchange(ctx context.Context, req TokenRequest) (*TokenResponse, error) {
 	anonymous := req.SubjectToken != "" // SubjectToken is the proof: another one is not needed
 	return fetch[TokenResponse](ctx, c, call{method: http.MethodPost, path: "/oauth2/token", form: req.form(), anonymous: anonymous})
+}
+
+// A BackchannelRequest is the form of POST /oauth2/bc-authorize (CIBA). Its token fields are
+// those of a TokenRequest that asks for a token.
+type BackchannelRequest struct {
+	TokenRequest
+	LoginHint string // the caller's own SPIFFE ID
+	Expiry    int    // seconds that the request may wait; zero: as long as policy allows
+}
+
+// Backchannel are the calls of CIBA. The client polls with TokenRequest.AuthReqID.
+type Backchannel struct{ Client *Client }
+
+// Authorize files a request for a token.
+func (b Backchannel) Authorize(ctx context.Context, req BackchannelRequest) (*BackchannelResponse, error) {
+	form := req.form()
+	form.Del("grant_type")
+	form.Set("login_hint", req.LoginHint)
+	if req.Expiry != 0 {
+		form.Set("requested_expiry", strconv.Itoa(req.Expiry))
+	}
+	return fetch[BackchannelResponse](ctx, b.Client, call{method: http.MethodPost, path: "/oauth2/bc-authorize", form: form})
 }
 
 // Introspect returns the state of a token to its holder and to the resource servers

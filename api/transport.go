@@ -190,8 +190,9 @@ func readError(resp *http.Response, body []byte) *Error {
 	e.Instance = resp.Header.Get("X-Request-Id")
 	var doc struct {
 		Problem
-		OAuth       string `json:"error"`
-		Description string `json:"error_description"`
+		OAuth        string `json:"error"`
+		Description  string `json:"error_description"`
+		DeferralCode Token  `json:"deferral_code"`
 	}
 	if json.Unmarshal(body, &doc) != nil {
 		return e
@@ -199,6 +200,7 @@ func readError(resp *http.Response, body []byte) *Error {
 	e.Code, e.OAuth = Code(firstNonEmpty(string(doc.Code), doc.OAuth)), doc.OAuth
 	e.Title = firstNonEmpty(doc.Title, e.Title)
 	e.Detail = firstNonEmpty(doc.Detail, doc.Description)
+	e.DeferralCode = doc.DeferralCode
 	e.Reasons, e.DeniedBy, e.Allowed, e.RequestID = doc.Reasons, doc.DeniedBy, doc.Allowed, doc.RequestID
 	return e
 }

@@ -92,7 +92,7 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 		// the policy wrote for them.
 		r, err = stubRequest(caller, ask, rules), deny(nil, nil)
 	}
-	f.request, f.e, f.waitAtMost = r, e, ask.WaitAtMost
+	f.request, f.e, f.waitAtMost, f.once = r, e, ask.WaitAtMost, ask.Once
 	if err == nil {
 		f.footing, err = b.rest(ctx, rules, r, ask.DryRun, caller.At)
 	}
@@ -217,6 +217,7 @@ type filing struct {
 	footing footing
 
 	waitAtMost time.Duration // Ask.WaitAtMost
+	once       bool          // Ask.Once
 }
 
 func (f *filing) record() audit.Record {
@@ -271,7 +272,7 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 		return nil, Unavailable(view)
 	}
 	if !same.IsZero() {
-		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.isOpen(now) && prior.Created.After(f.footing.fallen) {
+		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.isOpen(now) && prior.Created.After(f.footing.fallen) && (!f.once || prior.FirstExpires.IsZero()) {
 			prior.Reused = true
 			return prior, nil
 		}

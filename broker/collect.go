@@ -29,6 +29,7 @@ type collection struct {
 	request  *Request // as granted; or as it will be stored
 	asked    []string // the requested scopes, before approvals narrowed them
 	new      bool     // this call files the request
+	once     bool     // only the first credential of the request is wanted
 	version  int      // of the stored request, as decided
 	e        *Entitlement
 	issuer   Issuer

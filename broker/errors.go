@@ -73,6 +73,9 @@ const (
 	ErrOwnAccess             = sentinel("own_access")              // conflict of interest in an access review
 	ErrReviewEnded           = sentinel("review_ended")            // the access review or its item is closed
 	ErrCampaignRunning       = sentinel("campaign_running")        // the access review runs already
+	ErrInvalidCode           = sentinel("invalid_code")            // a deferral code or auth_req_id that is unknown, another caller's, or redeemed
+	ErrPollsTooOften         = sentinel("polls_too_often")         // more often than the interval of a deferral code or auth_req_id allows
+	ErrUnknownUser           = sentinel("unknown_user")            // a hint names no one on whose behalf the client may ask
 	ErrInvalidMessage        = sentinel("invalid_binding_message") // malformed, or too long
 	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )

@@ -223,6 +223,9 @@ func (c *collection) reenter(tx Tx, l *Lease) error {
 		tx.Put(stored)
 	}
 	if !stored.FirstExpires.IsZero() {
+		if c.once {
+			return errRedeemed()
+		}
 		if !c.later && l.Expires.After(c.collectUntil()) {
 			return changed(nil)
 		}

@@ -40,6 +40,7 @@ type Ask struct {
 	Delegation    *Delegation   // on whose behalf; nil: the caller asks for itself
 	Message       string        // shown to approvers: a text by which they recognize the action (CIBA's binding_message)
 	WaitAtMost    time.Duration // for approval; zero: as long as policy allows
+	Once          bool          // the caller collects with a code, once: a grant that was collected from is not reused
 }
 
 // Bounds of an ask. Lengths are in bytes.

@@ -21,6 +21,7 @@ type Sealer struct{ keys []sealKey }
 type sealKey struct {
 	id   [sealIDSize]byte
 	aead cipher.AEAD
+	code codeKey
 }
 
 // SealKeySize is the size of a seal key in bytes.
@@ -63,7 +64,11 @@ func NewSealer(keys ...[]byte) (*Sealer, error) {
 			return nil, fmt.Errorf("reading seal key %d: %w", i+1, err)
 		}
 		digest := sha256.Sum256(append([]byte("accessbroker/seal-key-id/v1\n"), key...))
-		s.keys = append(s.keys, sealKey{[sealIDSize]byte(digest[:]), aead})
+		code, err := newCodeKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("deriving from seal key %d: %w", i+1, err)
+		}
+		s.keys = append(s.keys, sealKey{[sealIDSize]byte(digest[:]), aead, code})
 	}
 	return s, nil
 }

@@ -64,7 +64,8 @@ var exchangeOnly = []string{"subject_token", "subject_token_type", "actor_token"
 // tokenParameters are the parameters that the token endpoint honors.
 var tokenParameters = []string{
 	"grant_type", "client_id", "client_assertion", "client_assertion_type", "requested_token_type",
-	"audience", "resource", "scope", "authorization_details", "ttl", "duration", "justification", "ticket", "request_id",
+	"audience", "resource", "scope", "authorization_details", "ttl", "duration", "justification", "ticket", "binding_message", "request_id",
+	"completion_mode", "deferral_code", "auth_req_id",
 }
 
 // checkNarrowing refuses a call for a token that would be narrower or bound otherwise
@@ -73,6 +74,9 @@ func (c *call) checkNarrowing() error {
 	exchange, first := c.form.get("grant_type") == api.GrantTokenExchange, ""
 	for name := range c.form {
 		_, narrows := narrowing[name]
+		if c.route.path == backchannelPath && slices.Contains(backchannelParameters, name) {
+			continue
+		}
 		narrows = narrows || name == "assertion" && c.form.get("grant_type") != api.GrantJWTBearer
 		if (narrows || !exchange && slices.Contains(exchangeOnly, name)) && (first == "" || name < first) {
 			first = name
@@ -105,7 +109,7 @@ func (c *call) checkTokenQuery() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(query)) {
 		_, narrows := narrowing[name]
-		if narrows || slices.Contains(tokenParameters, name) || slices.Contains(exchangeOnly, name) {
+		if narrows || slices.Contains(tokenParameters, name) || slices.Contains(exchangeOnly, name) || slices.Contains(backchannelParameters, name) {
 			return refuse(broker.ErrInvalidRequest, "send "+name+" in the body, not in the query")
 		}
 	}

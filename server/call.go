@@ -39,12 +39,13 @@ type call struct {
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
-	byProxy        bool     // a trusted proxy sent the call, on a connection of its own
-	fromErr        error    // the proxy's header does not name the client
-	proofIsSubject bool     // the other proofs of the caller, if any, are valid; the subject_token is judged
-	unproved       bool     // authentication failed
-	about          string   // the id of the request or lease concerned, for the log
-	leaving        []func() // leave the admissions that the call has entered
+	byProxy        bool      // a trusted proxy sent the call, on a connection of its own
+	fromErr        error     // the proxy's header does not name the client
+	proofIsSubject bool      // the other proofs of the caller, if any, are valid; the subject_token is judged
+	unproved       bool      // authentication failed
+	deferral       *deferral // of a deferred response; nil: the response is another one
+	about          string    // the id of the request or lease concerned, for the log
+	leaving        []func()  // leave the admissions that the call has entered
 	bodyMemory     *[firstRead]byte
 }
 

@@ -69,6 +69,7 @@ func (s *Server) metadataBody() api.Metadata {
 	if s.cfg.SubjectToken != nil {
 		grants, profiles = append(grants, api.GrantJWTBearer), []string{api.ProfileIDJAG}
 	}
+	grants = append(grants, api.GrantDeferred, api.GrantBackchannel)
 	methods := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
 	return api.Metadata{
 		Issuer:                 s.external.String(),
@@ -91,5 +92,9 @@ func (s *Server) metadataBody() api.Metadata {
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,
 		Pages:                  pages,
+		DeferredResponse:       true,
+		RevocationTypes:        []string{api.TokenTypeAccessToken, api.TokenTypeDeferralCode},
+		BackchannelEndpoint:    s.url(backchannelPath),
+		BackchannelModes:       []string{"poll"},
 	}
 }

@@ -67,6 +67,9 @@ var errorTable = []errorRow{
 	{broker.ErrBindingRequired, 400, "invalid_request", "The token must be bound to a key", "send a DPoP proof (RFC 9449) with the call", clientFault},
 	{broker.ErrInvalidDPoP, 401, "invalid_dpop_proof", "The DPoP proof is not valid", "make a new proof for each call (RFC 9449, section 4.2)", clientFault},
 	{broker.ErrUseDPoPNonce, 401, "use_dpop_nonce", "The DPoP proof needs a nonce", "make a new proof with the nonce of the DPoP-Nonce header", clientFault},
+	{broker.ErrInvalidCode, 400, "invalid_grant", "Invalid code", "do not poll with this code again: file a new request", clientFault},
+	{broker.ErrPollsTooOften, 400, "slow_down", "Polls too often", "wait longer between polls", clientFault},
+	{broker.ErrUnknownUser, 400, "unknown_user_id", "Unknown user", "send your own SPIFFE ID as login_hint", clientFault},
 	{broker.ErrPending, 409, "authorization_pending", "Waiting for approval", "wait, then collect again", clientFault},
 	{broker.ErrNotPending, 409, "access_denied", "The request is not pending", "file a new request", clientFault},
 	{broker.ErrLapsed, 409, "expired_token", "Not approved in time", "file a new request", clientFault},
@@ -110,7 +113,7 @@ var errorTable = []errorRow{
 	{errCrossOrigin, 403, "invalid_request", "Cross-origin request", "open the page on the broker itself", clientFault},
 	{errMisdirected, 421, "invalid_request", "Misdirected request", "use the broker's external URL, or ask the operators to list this host in server.hosts", clientFault},
 	{errScope, 403, "invalid_scope", "The token lacks a scope", "get a token with all scopes that the detail and the challenge name", clientFault},
-	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use " + api.GrantTokenExchange + ", " + api.GrantClientCredentials + " or " + api.GrantJWTBearer, clientFault},
+	{errGrantType, 400, "unsupported_grant_type", "Unsupported grant type", "use a grant of grant_types_supported in the metadata", clientFault},
 	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", clientFault},
 	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", clientFault},
 	{errTooLarge, 413, "invalid_request", "The body is too large", "send at most " + strconv.Itoa(maxBody) + " bytes", clientFault},
@@ -216,9 +219,12 @@ func (c *call) oauthError(err error) reply {
 	}
 	switch {
 	case row.err == broker.ErrDenied:
-		name = denied(refusal)
+		name = c.denied(refusal)
 	case row.err == broker.ErrForeignSubject && c.form.get("grant_type") == api.GrantJWTBearer:
 		name = "invalid_grant" // RFC 7523, section 3.1
+	}
+	if name == "access_denied" && c.route.path == backchannelPath {
+		status = http.StatusForbidden // CIBA, section 13
 	}
 	body := api.OAuthError{
 		Error: name, Description: asciiOnly(row.advice), Code: row.code(), RequestID: refusal.RequestID.String(),
@@ -227,11 +233,14 @@ func (c *call) oauthError(err error) reply {
 	if refusal.Detail != "" {
 		body.Description = asciiOnly(refusal.Detail)
 	}
-	if name == "authorization_pending" {
+	if name == "authorization_pending" && !c.isPoll() {
 		body.Interval = int(pollInterval / time.Second)
 	}
+	if c.deferral != nil {
+		body.DeferralCode, body.ExpiresIn = api.Token(c.deferral.code), c.deferral.expiresIn
+	}
 	header := row.header(refusal)
-	if status == http.StatusUnauthorized && c.credentialsInBody() {
+	if status == http.StatusUnauthorized && c.credentialsInBody() && c.route.path != backchannelPath {
 		// RFC 6749, section 5.2, requires 401 only for the Authorization header. A
 		// challenge would keep some client libraries from reading the body.
 		status = http.StatusBadRequest
@@ -245,12 +254,14 @@ func (c *call) oauthError(err error) reply {
 // denied returns the OAuth error of a denial. A person's denial is access_denied
 // (RFC 8628, section 3.5). If policy would allow some of the scopes, the scope is
 // invalid (RFC 6749, section 5.2), otherwise the target (RFC 8693, section 2.2.2).
-func denied(r broker.Refusal) string {
+func (c *call) denied(r broker.Refusal) string {
 	switch {
-	case r.DeniedBy == "person":
+	case r.DeniedBy == "person" || c.isPoll():
 		return "access_denied"
 	case r.Allowed != nil && len(r.Allowed.Scopes) > 0:
 		return "invalid_scope"
+	case c.route.path == backchannelPath: // CIBA, section 13
+		return "access_denied"
 	}
 	return "invalid_target"
 }

@@ -14,7 +14,8 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// The token endpoint accepts three grants.
+// The token endpoint accepts three grants, and two more that continue a request: see
+// deferred.go.
 //
 // Token exchange (RFC 8693): subject_token is required (section 2.1). It is the caller's own
 // JWT-SVID, which authenticates the caller, or the token of another identity on whose behalf
@@ -47,7 +48,7 @@ type formProofs struct {
 // tokenProofs checks the grant type and returns the proofs of the caller's identity.
 func tokenProofs(f form) (formProofs, error) {
 	switch f.get("grant_type") {
-	case api.GrantClientCredentials:
+	case api.GrantClientCredentials, api.GrantDeferred, api.GrantBackchannel:
 		return assertionProofs(f)
 	case api.GrantTokenExchange:
 		return exchangeProofs(f)
@@ -100,22 +101,37 @@ func (s *Server) token(c *call) (reply, error) {
 	if err := c.checkNarrowing(); err != nil {
 		return reply{}, err
 	}
+	if c.isPoll() {
+		issued, form, err := s.poll(c)
+		return c.issued(issued, form, err)
+	}
 	details, err := parseDetails(c.form.get("authorization_details"))
 	if err != nil {
 		return reply{}, err
 	}
+	form := tokenForm{kind: kind}
+	if details != nil {
+		form.detailType = details.Type
+	}
 	issued, err := s.issueToken(c, details)
+	return c.issued(issued, form, err)
+}
+
+// A tokenForm is how a token response shows its token.
+type tokenForm struct {
+	kind       string // issued_token_type
+	detailType string // of authorization_details; empty: the name of the entitlement
+}
+
+// issued returns the token response (RFC 8693, section 2.2.1).
+func (c *call) issued(issued *broker.Issued, form tokenForm, err error) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
 	c.about = issued.Lease.ID.String()
-	detailType := ""
-	if details != nil {
-		detailType = details.Type
-	}
 	return reply{status: http.StatusOK, header: noCache, body: api.TokenResponse{
 		AccessToken:     api.Token(issued.Credential.Secret.RevealField("token")),
-		IssuedTokenType: kind,
+		IssuedTokenType: form.kind,
 		TokenType:       tokenType(issued.Lease),
 		// Rounded down, so that the client stops using the token in time.
 		ExpiresIn: int64(issued.Credential.Expires.Sub(c.now) / time.Second),
@@ -123,7 +139,7 @@ func (s *Server) token(c *call) (reply, error) {
 		Lease:     issued.Lease.ID.String(),
 		RequestID: issued.Lease.Request.String(),
 
-		AuthorizationDetails: grantedDetails(issued.Lease, detailType),
+		AuthorizationDetails: grantedDetails(issued.Lease, form.detailType),
 	}}, nil
 }
 
@@ -138,9 +154,12 @@ func (s *Server) issueToken(c *call, details *api.AuthorizationDetail) (*broker.
 	issued, pending, err := s.cfg.Broker.AskAndCollect(c.r.Context(), c.caller(), ask, broker.IdempotencyKey{})
 	if err == nil && issued == nil {
 		c.about = pending.ID.String()
+		if err := c.deferToken(pending, details); err != nil {
+			return nil, err
+		}
 		return nil, &broker.Refusal{
 			Err: broker.ErrPending, RequestID: pending.ID, Reasons: pending.Decision.Reasons, Retry: pollInterval,
-			Detail: "the request waits for approval: poll with request_id",
+			Detail: c.howToPoll(),
 		}
 	}
 	return issued, err
@@ -153,7 +172,7 @@ func (s *Server) readTokenAsk(c *call, details *api.AuthorizationDetail) (broker
 		return broker.Ask{}, err
 	}
 	ask := broker.Ask{
-		Scopes: scopes, Justification: c.form.get("justification"), Ticket: c.form.get("ticket"), SourceIP: c.from,
+		Scopes: scopes, Justification: c.form.get("justification"), Ticket: c.form.get("ticket"), Message: c.form.get("binding_message"), SourceIP: c.from,
 	}
 	for name, into := range map[string]*time.Duration{"ttl": &ask.TTL, "duration": &ask.Duration} {
 		text := c.form.get(name)
@@ -254,7 +273,7 @@ func (s *Server) collectToken(c *call, text string, details *api.AuthorizationDe
 		return nil, err
 	}
 	c.about = id.String()
-	for _, name := range []string{"ttl", "duration", "justification", "ticket"} {
+	for _, name := range []string{"ttl", "duration", "justification", "ticket", "binding_message"} {
 		if c.form.get(name) != "" {
 			return nil, refuse(broker.ErrInvalidRequest, "request_id names an earlier request: omit "+name)
 		}
@@ -303,7 +322,7 @@ func (s *Server) checkPoll(c *call, r *broker.Request, details *api.Authorizatio
 const maxToken = 16 << 10 // bytes
 
 // formToken returns the token to introspect or revoke. It ignores token_type_hint,
-// because there is only one type.
+// because the types of tokens have different forms.
 func (c *call) formToken() (string, error) {
 	if err := c.checkClientID(); err != nil {
 		return "", err
@@ -370,6 +389,9 @@ func (s *Server) revokeToken(c *call) (reply, error) {
 	token, err := c.formToken()
 	if err != nil {
 		return reply{}, err
+	}
+	if isCode, err := s.cancelCode(c, token); isCode || err != nil {
+		return reply{status: http.StatusOK}, err
 	}
 	if err := s.cfg.Broker.RevokeToken(c.r.Context(), c.caller(), token); err != nil {
 		return reply{}, err

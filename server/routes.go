@@ -95,6 +95,7 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/policy/unused", scans: true, query: []string{"since"}, run: (*Server).unused},
 
 		{audience: OAuth, method: post, path: "/oauth2/token", proofs: tokenProofs, run: (*Server).token},
+		{audience: OAuth, method: post, path: backchannelPath, proofs: assertionProofs, run: (*Server).backchannel},
 		{audience: OAuth, method: post, path: "/oauth2/introspect", introspects: true, proofs: assertionProofs, run: (*Server).introspect},
 		{audience: OAuth, method: post, path: "/oauth2/revoke", proofs: assertionProofs, run: (*Server).revokeToken},
 		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, shared: true, run: (*Server).jwks},

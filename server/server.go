@@ -67,11 +67,14 @@ type Config struct {
 
 	// People, if set, logs people in with the OpenID providers of these names.
 	// LogoutToken verifies a provider's logout token (OpenID Connect Back-Channel
-	// Logout). Sealer encrypts the state that a browser keeps during a login.
+	// Logout).
 	People      People
 	Providers   []string
 	LogoutToken func(ctx context.Context, provider, token string, now time.Time) (broker.LogoutToken, error)
-	Sealer      *broker.Sealer
+
+	// Sealer encrypts what clients keep for the broker: the state of a login in a browser,
+	// and the codes by which OAuth clients wait.
+	Sealer *broker.Sealer
 
 	// SubjectToken verifies the token of a person on whose behalf a caller acts; nil: no
 	// provider issues such tokens. Its errors are those of Authenticate.
@@ -138,6 +141,7 @@ type Server struct {
 	limits    limits
 	failures  *failures
 	verifying *turns // of proofs
+	polls     *polls
 	loggingIn *turns // of logins
 	beginning *turns // of calls that begin a login
 	polling   *turns // of terminals that wait for a login
@@ -154,11 +158,8 @@ type Server struct {
 
 // New returns a Server. It starts nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil || cfg.History == nil || cfg.Inventory == nil {
-		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys, a log and its history, and an inventory")
-	}
-	if cfg.People != nil && cfg.Sealer == nil {
-		return nil, errors.New("a server that logs people in needs a sealer")
+	if cfg.Broker == nil || cfg.Sessions == nil || cfg.Authenticate == nil || cfg.Keys == nil || cfg.Log == nil || cfg.History == nil || cfg.Inventory == nil || cfg.Sealer == nil {
+		return nil, errors.New("a server needs a broker, sessions, a way to authenticate, keys, a sealer, a log and its history, and an inventory")
 	}
 	external, err := broker.NormalURL(cfg.ExternalURL)
 	if err != nil {
@@ -201,6 +202,7 @@ func New(cfg Config) (*Server, error) {
 		limits:    newLimits(&cfg),
 		failures:  newFailures(),
 		verifying: newTurns(verifyLimits()),
+		polls:     newPolls(),
 		loggingIn: newTurns(loginLimits()),
 		beginning: newTurns(beginLimits()),
 		polling:   newTurns(pollLimits()),

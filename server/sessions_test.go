@@ -74,11 +74,7 @@ type browser struct {
 }
 
 func withPeople(c *Config) {
-	sealer, err := broker.NewSealer(make([]byte, broker.SealKeySize))
-	if err != nil {
-		panic(err)
-	}
-	c.People, c.Providers, c.Sealer = &testPeople{}, []string{"login"}, sealer
+	c.People, c.Providers = &testPeople{}, []string{"login"}
 	c.LogoutToken = func(_ context.Context, provider, token string, now time.Time) (broker.LogoutToken, error) {
 		name, ok := strings.CutPrefix(token, "logout ")
 		if !ok {

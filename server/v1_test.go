@@ -194,6 +194,10 @@ func (w *world) driveOAuth(t *testing.T) {
 	if in := must[*api.Introspection](t)(w.as(tickets).Introspect(ctx, token.AccessToken)); in.Active {
 		t.Error("the token is active after its revocation")
 	}
+	started := must[*api.BackchannelResponse](t)(api.Backchannel{Client: me}.Authorize(ctx, api.BackchannelRequest{TokenRequest: api.TokenRequest{Audience: "guarded", Scopes: []string{"read"}, BindingMessage: "4711"}, LoginHint: agent, Expiry: 60}))
+	if _, err := me.Exchange(ctx, api.TokenRequest{AuthReqID: started.AuthReqID}); !errors.Is(err, api.Pending) {
+		t.Errorf("polled: %v", err)
+	}
 	must[json.RawMessage](t)(me.JWKS(ctx))
 	w.driveResource(t)
 	if m := must[*api.Metadata](t)(me.Discovery(ctx)); m.Issuer != "https://broker.acme.test" || m.TokenEndpoint != "https://broker.acme.test/oauth2/token" {

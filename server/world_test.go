@@ -111,10 +111,15 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 		Store: w.store, Reader: store.NewSignals(s), Broker: b, Sessions: sessions, Log: slog.New(slog.DiscardHandler),
 		Rules: map[string]signal.Rule{"okta": {Provider: "login", MaxAge: time.Hour, MostPercent: 1}},
 	})
+	sealer, err := broker.NewSealer(make([]byte, broker.SealKeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := Config{
 		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Signals: transmitters, Suppliers: suppliers, Campaigns: newCampaigns(t, s, b), ReviewPatch: func(context.Context, []*broker.SuspensionRow) (string, []string, error) { return "", nil, nil }, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
 		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
 		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
+		Sealer:         sealer,
 		CallsPerSecond: 1000, CallsAtOnce: 100,
 		Handlers: []Handler{{
 			Pattern: "/mcp", Audience: MCP, Authenticate: func(r *http.Request) (broker.Identity, error) { return authenticate(r) }, Handler: http.HandlerFunc(echoCaller),

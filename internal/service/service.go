@@ -302,7 +302,7 @@ func (s *Service) callersConfig() server.Config {
 	c.Remembers = s.verifier.Cached
 	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers(), s.mcpHandlers())
 	if s.people != nil {
-		c.People, c.Providers, c.LogoutToken, c.Sealer = s.people, s.config.ProviderNames(), s.people.LogoutToken, s.sealer
+		c.People, c.Providers, c.LogoutToken = s.people, s.config.ProviderNames(), s.people.LogoutToken
 	}
 	if s.people != nil && s.passkeys != nil {
 		c.Passkeys = s.passkeys
@@ -342,6 +342,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 	return server.Config{
 		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Signals: s.signals, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn,
 		Campaigns: s.campaigns, ReviewPatch: s.reviewPatch,
+		Sealer:      s.sealer,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },
 		Log:         s.publisher,

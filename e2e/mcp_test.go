@@ -135,6 +135,13 @@ func TestMCPClients(t *testing.T) {
 			s.loop(func(id string) { d.run(t, ben, "approve", "--yes", id) }, func(id string) string { return d.run(t, t.TempDir(), "collect", id, "-o", "json") })
 		})
 	}
+	t.Run("program of docs/agents.md", func(t *testing.T) {
+		program := []string{installed(t, "python3"), filepath.Join("..", "docs", "examples", "mcp_agent.py")}
+		out, err := d.program(t, program, func() { d.decide(t, ben, "approve", "--yes") })
+		if err != nil || !strings.Contains(out, "\nlse_") || !strings.Contains(out, "none of its credentials works any more") || strings.Contains(out, "eyJ") {
+			t.Errorf("got %q, %v", out, err)
+		}
+	})
 	t.Run("client of the Go SDK", func(t *testing.T) { testGoClient(t, d, ben) })
 	t.Run("inspector", func(t *testing.T) { testInspector(t, d, n, ben) })
 }

@@ -38,6 +38,7 @@ var ours = map[string][]string{
 	"broker/supplier":           {"broker", "audit"},
 	"broker/signal":             {"broker", "broker/session", "audit"},
 	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
+	"attest/dpop":               {"attest/jwks", "broker", "audit", "internal/strictjson"},
 	"attest/jwks":               {"internal/strictjson"},
 	"attest/localca":            {"broker"}, // the form of SPIFFE IDs
 	"policy":                    {"broker", "audit", "internal/strictyaml"},
@@ -53,7 +54,7 @@ var ours = map[string][]string{
 	"signals/signalstest":       {},
 	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
 	"scim":                      {"broker", "broker/directory", "internal/strictjson"},
-	"server":                    {"api", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal", "broker/membership", "broker/campaign"},
+	"server":                    {"api", "attest/dpop", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal", "broker/membership", "broker/campaign"},
 	"tickets/ticketstest":       {},
 	"tickets":                   {"broker", "internal/outbound", "internal/retryafter"},
 	"server/plot":               {},
@@ -67,7 +68,7 @@ var ours = map[string][]string{
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "mcp", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound", "broker/campaign"},
+	"internal/service":          {"internal/config", "mcp", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "attest/dpop", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound", "broker/campaign"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},

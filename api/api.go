@@ -6,7 +6,6 @@
 package api
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -52,19 +51,20 @@ type Request struct {
 	Risk           string            `json:"risk,omitempty"`   // low, medium or high: it orders the inbox and decides nothing
 	Accountable    []string          `json:"accountable,omitempty"`
 	Marks
-	BreakGlass   bool      `json:"break_glass,omitempty"`
-	NotBefore    time.Time `json:"not_before,omitzero"`
-	RestsOn      []string  `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
-	AccessEndsAt time.Time `json:"access_ends_at,omitzero"` // the earliest known end of these facts
-	EndedBy      *EndedBy  `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
-	Extends      string    `json:"extends,omitempty"`
-	Reuse        bool      `json:"reuse,omitempty"`     // this is an earlier, identical request
-	DeniedBy     string    `json:"denied_by,omitempty"` // policy, ceiling, person or fact
-	CreatedAt    time.Time `json:"created_at"`
-	LapsesAt     time.Time `json:"lapses_at,omitzero"`          // while pending
-	Awaits       []string  `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
-	DryRun       bool      `json:"dry_run,omitempty"`
-	Facts        *Facts    `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
+	BreakGlass    bool      `json:"break_glass,omitempty"`
+	NotBefore     time.Time `json:"not_before,omitzero"`
+	RestsOn       []string  `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
+	AccessEndsAt  time.Time `json:"access_ends_at,omitzero"` // the earliest known end of these facts
+	EndedBy       *EndedBy  `json:"ended_by,omitempty"`      // the fact that ended the request or its grant
+	Extends       string    `json:"extends,omitempty"`
+	KeyThumbprint string    `json:"dpop_jkt,omitempty"`  // thumbprint of the DPoP key with which it was filed and must be collected
+	Reuse         bool      `json:"reuse,omitempty"`     // this is an earlier, identical request
+	DeniedBy      string    `json:"denied_by,omitempty"` // policy, ceiling, person or fact
+	CreatedAt     time.Time `json:"created_at"`
+	LapsesAt      time.Time `json:"lapses_at,omitzero"`          // while pending
+	Awaits        []string  `json:"awaits_assessment,omitempty"` // pending: the suppliers for whose assessment it waits
+	DryRun        bool      `json:"dry_run,omitempty"`
+	Facts         *Facts    `json:"facts,omitempty"` // only in GET /v1/requests/{id}, and only for people who read another caller's request
 }
 
 // A Decision is the policy's decision, as far as the reader may see it. Policies
@@ -99,6 +99,7 @@ type Obligations struct {
 	LapseAfter      Duration      `json:"lapse_after,omitzero"`    // how long the request waits for approvers; absent: 1h
 	Review          []Need        `json:"review,omitempty"`        // reviewers after a break-glass use
 	ReviewWithin    Duration      `json:"review_within,omitzero"`
+	Binding         string        `json:"binding,omitempty"` // what tokens must be bound to: mtls, dpop, "dpop or mtls"; absent: policy demands nothing
 }
 
 // OnTicket reports whether the access rests on what a ticket's tracker states.
@@ -210,17 +211,18 @@ type RequestPage struct {
 
 // A Credential is an issued credential. The broker does not store its Secret.
 type Credential struct {
-	Lease       string    `json:"lease"`   // "lse_…"
-	Request     string    `json:"request"` // "req_…"
-	Entitlement string    `json:"entitlement"`
-	Scopes      []string  `json:"scopes,omitempty"`
-	Type        string    `json:"type"`                 // bearer, aws, userpass, certificate, vault, data, membership
-	Secret      Secret    `json:"secret,omitempty"`     // of every type except membership
-	Membership  *Joined   `json:"membership,omitempty"` // of type membership: it is no secret
-	ExpiresAt   time.Time `json:"expires_at"`
-	Revocation  string    `json:"revocation"`           // effect of a revocation: immediate, at_expiry, at_rotation, never
-	WorksUntil  time.Time `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
-	Receipt     Receipt   `json:"receipt"`
+	Lease       string        `json:"lease"`   // "lse_…"
+	Request     string        `json:"request"` // "req_…"
+	Entitlement string        `json:"entitlement"`
+	Scopes      []string      `json:"scopes,omitempty"`
+	Type        string        `json:"type"`                 // bearer, aws, userpass, certificate, vault, data, membership
+	Secret      Secret        `json:"secret,omitempty"`     // of every type except membership
+	Membership  *Joined       `json:"membership,omitempty"` // of type membership: it is no secret
+	Confirm     *Confirmation `json:"cnf,omitempty"`        // of type bearer: what the token is bound to; absent: nothing
+	ExpiresAt   time.Time     `json:"expires_at"`
+	Revocation  string        `json:"revocation"`           // effect of a revocation: immediate, at_expiry, at_rotation, never
+	WorksUntil  time.Time     `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
+	Receipt     Receipt       `json:"receipt"`
 }
 
 // TypeMembership is the type of a credential that is the membership in a group.
@@ -276,7 +278,8 @@ type Lease struct {
 	Scopes      []string          `json:"scopes,omitempty"`
 	Parameters  map[string]string `json:"parameters,omitempty"`
 	Type        string            `json:"type,omitempty"`
-	Revocation  string            `json:"revocation"` // effect of a revocation; once ended: its actual effect
+	Confirm     *Confirmation     `json:"cnf,omitempty"` // what its token is bound to; absent: nothing
+	Revocation  string            `json:"revocation"`    // effect of a revocation; once ended: its actual effect
 	OpenedAt    time.Time         `json:"opened_at"`
 	ExpiresAt   time.Time         `json:"expires_at"`
 	WorksUntil  time.Time         `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
@@ -309,7 +312,7 @@ type Offer struct {
 	System      string               `json:"system,omitempty"`
 	Labels      map[string]string    `json:"labels,omitempty"`
 	Audience    string               `json:"audience,omitempty"` // of its tokens
-	Binding     string               `json:"binding"`            // none, mtls
+	Binding     string               `json:"binding"`            // none, mtls, dpop, "dpop or mtls"
 	Revocation  string               `json:"revocation"`
 	DefaultTTL  Duration             `json:"default_ttl,omitzero"`
 	MaxTTL      Duration             `json:"max_ttl,omitzero"`
@@ -373,49 +376,6 @@ type Proof struct {
 // A Revocation is the body of POST /v1/leases/{id}/revoke and /abandon.
 type Revocation struct {
 	Reason string `json:"reason,omitempty"`
-}
-
-// An AuditRecord is one record of the log with the data to verify it: the
-// answer of GET /v1/audit/{index}.
-type AuditRecord struct {
-	Index    int64              `json:"index"`
-	LeafHash string             `json:"leaf_hash"`
-	Leaf     []byte             `json:"leaf"`   // base64 of the hashed bytes
-	Record   json.RawMessage    `json:"record"` // Leaf as JSON
-	Openings map[string]Opening `json:"openings,omitempty"`
-	Proof    *InclusionProof    `json:"proof,omitempty"` // absent until a checkpoint covers the record
-}
-
-// An AuditPage is one page of a search of the log, newest first: the answer of GET
-// /v1/audit. A search reads a bounded number of records, so a page may be short or empty
-// before the search is complete.
-type AuditPage struct {
-	Records    []AuditEntry `json:"records"`
-	Next       string       `json:"next_cursor,omitempty"` // empty: the search is complete
-	SearchedTo time.Time    `json:"searched_to,omitzero"`  // with Next: the time of the oldest record that was searched
-}
-
-// An AuditEntry is a record in a list. GET /v1/audit/{index} returns its proof and texts.
-type AuditEntry struct {
-	Index   int64           `json:"index"`
-	Summary string          `json:"summary"` // one sentence in English, for people
-	Record  json.RawMessage `json:"record"`
-}
-
-// An Opening is the salt and text of a commitment in a record.
-type Opening struct {
-	Salt string `json:"salt"` // hex
-	Text string `json:"text"`
-}
-
-// An InclusionProof proves that a leaf is in the tree of a checkpoint (RFC
-// 6962, section 2.1.1).
-type InclusionProof struct {
-	Origin     string   `json:"origin"`
-	Index      int64    `json:"index"`
-	Leaf       []byte   `json:"leaf"`   // base64
-	Hashes     []string `json:"hashes"` // base64, from the leaf to the root
-	Checkpoint string   `json:"checkpoint"`
 }
 
 // A Readiness is the answer of GET /readyz.

@@ -21,12 +21,16 @@ type Client struct {
 	BaseURL string                                // "https://broker.acme.test"
 	HTTP    *http.Client                          // nil: a zero http.Client; redirects are never followed
 	Token   func(context.Context) (string, error) // nil: the certificate is the proof
+
+	// ProofKey, if set, proves the possession of a key (DPoP, RFC 9449) in the calls that
+	// request, collect and renew credentials. Tokens are bound to it.
+	ProofKey *ProofKey
 }
 
 // Ask files a request. If policy denies it, the *Error has code Denied and the
 // reasons. If it needs approval, its status is StatusPending.
 func (c *Client) Ask(ctx context.Context, ask Ask) (*Request, error) {
-	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests", body: ask, keyed: true})
+	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests", body: ask, keyed: true, bound: true})
 }
 
 // AskAndCollect files a request and, if it needs no approval, collects its
@@ -34,7 +38,7 @@ func (c *Client) Ask(ctx context.Context, ask Ask) (*Request, error) {
 // request is pending.
 func (c *Client) AskAndCollect(ctx context.Context, ask Ask) (*Credential, *Request, error) {
 	credential, pending := new(Credential), new(Request)
-	status, err := c.doEither(ctx, call{method: http.MethodPost, path: "/v1/credentials", body: ask, keyed: true}, credential, pending)
+	status, err := c.doEither(ctx, call{method: http.MethodPost, path: "/v1/credentials", body: ask, keyed: true, bound: true}, credential, pending)
 	switch {
 	case err != nil:
 		return nil, nil, err
@@ -47,7 +51,7 @@ func (c *Client) AskAndCollect(ctx context.Context, ask Ask) (*Credential, *Requ
 // Collect collects a credential of an approved request. If the answer to an earlier
 // attempt was lost, the broker revokes that attempt's credential.
 func (c *Client) Collect(ctx context.Context, request string) (*Credential, error) {
-	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/credentials", keyed: true})
+	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/credentials", keyed: true, bound: true})
 }
 
 // Withdraw withdraws a pending request of the caller.
@@ -148,7 +152,7 @@ func (c *Client) Leases(ctx context.Context, f LeaseFilter) (*LeasePage, error) 
 // Renew returns a new credential under the same grant. The broker revokes the old
 // one.
 func (c *Client) Renew(ctx context.Context, lease string) (*Credential, error) {
-	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/renew", keyed: true})
+	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/leases/" + url.PathEscape(lease) + "/renew", keyed: true, bound: true})
 }
 
 // Revoke revokes a lease of the caller or, if policy permits it, of another holder.

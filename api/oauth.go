@@ -168,6 +168,19 @@ type Confirmation struct {
 	X509SHA256    string `json:"x5t#S256,omitempty"`  // base64url of the certificate's SHA-256
 }
 
+// String describes what the token is bound to, for a person.
+func (c *Confirmation) String() string {
+	switch {
+	case c == nil:
+		return ""
+	case c.KeyThumbprint != "" && c.X509SHA256 != "":
+		return "DPoP key " + c.KeyThumbprint + " and certificate of " + c.SPIFFEID
+	case c.KeyThumbprint != "":
+		return "DPoP key " + c.KeyThumbprint
+	}
+	return "certificate of " + c.SPIFFEID
+}
+
 // Metadata is the authorization server metadata (RFC 8414, section 2).
 type Metadata struct {
 	Issuer                 string   `json:"issuer"`
@@ -185,6 +198,7 @@ type Metadata struct {
 	IDTokenSigningAlgs     []string `json:"id_token_signing_alg_values_supported,omitempty"`
 	Claims                 []string `json:"claims_supported"` // of the assertions that clouds verify with this document
 	CertificateBoundTokens bool     `json:"tls_client_certificate_bound_access_tokens"`
+	DPoPAlgs               []string `json:"dpop_signing_alg_values_supported,omitempty"`
 	DetailTypes            []string `json:"authorization_details_types_supported"`
 	ProtectedResources     []string `json:"protected_resources,omitempty"` // RFC 9728, section 4
 	DeferredResponse       bool     `json:"deferred_token_response_supported,omitempty"`
@@ -217,7 +231,7 @@ type ProtectedResource struct {
 // because /oauth2 has no idempotency key: a repetition issues another token.
 func (c *Client) Exchange(ctx context.Context, req TokenRequest) (*TokenResponse, error) {
 	anonymous := req.SubjectToken != "" // SubjectToken is the proof: another one is not needed
-	return fetch[TokenResponse](ctx, c, call{method: http.MethodPost, path: "/oauth2/token", form: req.form(), anonymous: anonymous})
+	return fetch[TokenResponse](ctx, c, call{method: http.MethodPost, path: "/oauth2/token", form: req.form(), anonymous: anonymous, bound: true})
 }
 
 // A BackchannelRequest is the form of POST /oauth2/bc-authorize (CIBA). Its token fields are

@@ -32,6 +32,7 @@ type call struct {
 	anonymous bool       // send no proof
 	keyed     bool       // send an idempotency key, which makes the call safe to retry
 	retry     bool       // the call is safe to retry without a key
+	bound     bool       // the endpoint accepts proofs of possession
 }
 
 // raw is a response body that is not JSON.
@@ -113,25 +114,12 @@ func (e *lostError) Error() string { return e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
 func (c *Client) once(ctx context.Context, call call, key string, out, accepted any) (int, error) {
-	req, err := c.request(ctx, call, key)
-	if err != nil {
-		return 0, fmt.Errorf("calling %s %s: %w", call.method, call.path, err)
-	}
-	client := http.Client{}
-	if c.HTTP != nil {
-		client = *c.HTTP
-	}
-	// A redirect would send the proof and the request to a host that the caller
-	// did not name.
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, fmt.Errorf("calling the broker: %w", &lostError{err})
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil {
-		return resp.StatusCode, fmt.Errorf("reading the answer of %s: %w", call.path, &lostError{err})
+	resp, body, err := c.send(ctx, call, key)
+	switch {
+	case resp == nil:
+		return 0, err
+	case err != nil:
+		return resp.StatusCode, err
 	}
 	if len(body) > maxAnswer {
 		return resp.StatusCode, fmt.Errorf("the answer of %s is longer than %d bytes", call.path, maxAnswer)

@@ -104,6 +104,15 @@ func (r *Request) checkKey(caller *Caller) error {
 	return &Refusal{Err: ErrBindingRequired, Detail: "the request was filed with a DPoP key: collect it with a proof of the same key", RequestID: r.ID}
 }
 
+// checkHolderKey refuses a holder who asks about the token of the lease with a proof of
+// another key than the token is bound to. Others have keys of their own.
+func (l *Lease) checkHolderKey(caller *Caller) error {
+	if l.Holder != caller.Subject.ID || caller.Key.IsZero() || l.KeyThumbprint.IsZero() || l.KeyThumbprint == caller.Key {
+		return nil
+	}
+	return refuse(ErrInvalidDPoP, "the token is bound to another key than that of the DPoP proof")
+}
+
 // bind binds a lease to keys that the caller proved, so that it meets the demands of the
 // entitlement, of policy, and of the lease that it replaces. A key that the caller proved
 // without being asked to binds the token too: the client has asked for that.

@@ -25,6 +25,9 @@ func (b *Broker) Introspect(ctx context.Context, caller Caller, token string) (*
 	if e == nil || l.Holder != caller.Subject.ID && !slices.Contains(e.Introspectors, caller.Subject.ID) {
 		return nil, nil
 	}
+	if err := l.checkHolderKey(&caller); err != nil {
+		return nil, err
+	}
 	if !b.inForce(ctx, l, e, caller.At) {
 		return nil, nil
 	}
@@ -124,6 +127,9 @@ func (r viewReader) Blocked(ctx context.Context, blocks []Key) (bool, error) {
 func (b *Broker) RevokeToken(ctx context.Context, caller Caller, token string) error {
 	l, err := b.inspect(ctx, token)
 	if err != nil || l == nil || l.Holder != caller.Subject.ID {
+		return err
+	}
+	if err := l.checkHolderKey(&caller); err != nil {
 		return err
 	}
 	_, err = b.Revoke(ctx, caller, l.ID, "")

@@ -25,9 +25,8 @@ var narrowing = map[string]string{
 	"claims":                  "the claims of a token cannot be selected", // OpenID Connect Core, section 5.5
 	"request":                 "send the parameters in the form",          // RFC 9101
 	"request_uri":             "send the parameters in the form",          // RFC 9101
-	"dpop_jkt":                noDPoP,                                     // RFC 9449, section 10
-	"req_cnf":                 onlyByCertificate,                          // RFC 9201, section 3.1
-	"cnf":                     onlyByCertificate,                          // RFC 7800
+	"req_cnf":                 onlyByProof,                                // RFC 9201, section 3.1
+	"cnf":                     onlyByProof,                                // RFC 7800
 	"acr_values":              onlyBySVID,                                 // RFC 9470
 	"max_age":                 onlyBySVID,                                 // RFC 9470
 	"login_hint":              onlyByToken,                                // OpenID Connect Core, section 3.1.2.1
@@ -50,11 +49,10 @@ var narrowing = map[string]string{
 }
 
 const (
-	noDPoP            = "DPoP is not supported: call over TLS with an X.509-SVID for a token that is bound to its certificate"
-	onlyByCertificate = "tokens are bound to the certificate of the connection only"
-	onlyBySVID        = "workloads authenticate with their SVID only"
-	onlyOnV1          = "it is accepted on /v1 only"
-	onlyByToken       = "only a token of the person, as assertion or subject_token, lets the caller act for them"
+	onlyByProof = "send a DPoP proof, or call over TLS with an X.509-SVID"
+	onlyBySVID  = "workloads authenticate with their SVID only"
+	onlyOnV1    = "it is accepted on /v1 only"
+	onlyByToken = "only a token of the person, as assertion or subject_token, lets the caller act for them"
 )
 
 // exchangeOnly are the parameters of token exchange (RFC 8693, section 2.1) that name
@@ -65,7 +63,7 @@ var exchangeOnly = []string{"subject_token", "subject_token_type", "actor_token"
 var tokenParameters = []string{
 	"grant_type", "client_id", "client_assertion", "client_assertion_type", "requested_token_type",
 	"audience", "resource", "scope", "authorization_details", "ttl", "duration", "justification", "ticket", "binding_message", "request_id",
-	"completion_mode", "deferral_code", "auth_req_id",
+	"completion_mode", "deferral_code", "auth_req_id", "dpop_jkt",
 }
 
 // checkNarrowing refuses a call for a token that would be narrower or bound otherwise
@@ -91,8 +89,8 @@ func (c *call) checkNarrowing() error {
 	if first != "" {
 		return refuse(broker.ErrInvalidRequest, first+" is a parameter of token exchange: use grant_type="+api.GrantTokenExchange)
 	}
-	if len(c.r.Header.Values("DPoP")) > 0 {
-		return refuse(broker.ErrInvalidRequest, noDPoP)
+	if err := c.checkKeyParameter(); err != nil {
+		return err
 	}
 	return c.checkTokenQuery()
 }

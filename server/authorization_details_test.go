@@ -154,7 +154,10 @@ func TestNarrowingParametersAreRefused(t *testing.T) {
 		}
 	}
 	if status, _, failed := w.post(good, "DPoP", "eyJ"); status != 400 || !strings.Contains(failed.Description, "DPoP") {
-		t.Errorf("a DPoP proof: got %d %+v", status, failed)
+		t.Errorf("a malformed DPoP proof: got %d %+v", status, failed)
+	}
+	if status, _, failed := w.post(good + "&dpop_jkt=x"); status != 400 || !strings.Contains(failed.Description, "dpop_jkt") {
+		t.Errorf("dpop_jkt without a proof: got %d %+v", status, failed)
 	}
 	for _, repeated := range []string{"scope", "ttl", "requested_token_type", "authorization_details", "client_id", "resource", "audience", "justification", "unknown"} {
 		if status, _, failed := w.post(good + "&" + repeated + "=a&" + repeated + "=b"); status != 400 {

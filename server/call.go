@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
@@ -39,18 +41,23 @@ type call struct {
 	who            broker.Identity // zero on open routes
 	session        *broker.Session // of a person; nil for other callers
 	token          session.Token
-	byProxy        bool      // a trusted proxy sent the call, on a connection of its own
-	fromErr        error     // the proxy's header does not name the client
-	proofIsSubject bool      // the other proofs of the caller, if any, are valid; the subject_token is judged
-	unproved       bool      // authentication failed
-	deferral       *deferral // of a deferred response; nil: the response is another one
-	about          string    // the id of the request or lease concerned, for the log
-	leaving        []func()  // leave the admissions that the call has entered
+	proof          dpop.Proof // of possession; zero: the call has none
+	byProxy        bool       // a trusted proxy sent the call, on a connection of its own
+	fromErr        error      // the proxy's header does not name the client
+	proofIsSubject bool       // the other proofs of the caller, if any, are valid; the subject_token is judged
+	unproved       bool       // authentication failed
+	deferral       *deferral  // of a deferred response; nil: the response is another one
+	about          string     // the id of the request or lease concerned, for the log
+	leaving        []func()   // leave the admissions that the call has entered
 	bodyMemory     *[firstRead]byte
 }
 
-// caller returns the caller as of the call's arrival.
-func (c *call) caller() broker.Caller { return broker.Self(c.who, c.now) }
+// caller returns the caller as of the call's arrival, with the key that the call proves.
+func (c *call) caller() broker.Caller {
+	caller := broker.Self(c.who, c.now)
+	caller.Key, caller.Once, caller.OnceUntil = c.proof.Key, c.proof.Once, c.proof.Until
+	return caller
+}
 
 // A reply is a response before encoding.
 type reply struct {
@@ -173,6 +180,9 @@ func (c *call) answer() reply {
 }
 
 func (c *call) fail(err error) (answer reply) {
+	if c.route.dpop && errors.Is(err, broker.ErrBindingRequired) {
+		c.offerNonce()
+	}
 	switch {
 	case c.route.audience == OAuth:
 		answer = c.oauthError(err)
@@ -216,6 +226,11 @@ func (c *call) run() (reply, error) {
 	}
 	if c.route.proofs != nil || c.route.form {
 		if err := c.enterForm(); err != nil {
+			return reply{}, err
+		}
+	}
+	if c.route.dpop {
+		if err := c.prove(); err != nil {
 			return reply{}, err
 		}
 	}

@@ -48,7 +48,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses), Awaits: awaited(r),
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable, Marks: c.s.marksOf(&r.Requester),
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
-		AccessEndsAt: utc(r.Until), EndedBy: toEndedBy(r.EndedBy),
+		AccessEndsAt: utc(r.Until), EndedBy: toEndedBy(r.EndedBy), KeyThumbprint: thumbprint(r.KeyThumbprint),
 	}
 	for _, subject := range r.RestsOn {
 		out.RestsOn = append(out.RestsOn, subject.String())
@@ -208,6 +208,9 @@ func toObligations(o broker.Obligations) *api.Obligations {
 		Justification: o.Justification, Tickets: o.Tickets, TicketStates: o.TicketStates, TicketAssignees: o.TicketAssignees, ChangeWindow: o.ChangeWindow,
 		ExcludeTeam: o.ExcludeTeam, Comment: o.Comment, SilentDenial: o.SilentDenial, Signed: o.Signed, LapseAfter: api.Duration(o.LapseAfter), ReviewWithin: api.Duration(o.ReviewWithin),
 	}
+	if o.Binding != broker.BindingNone {
+		out.Binding = o.Binding.String()
+	}
 	if o.Denials > 1 {
 		out.Denials = o.Denials
 	}
@@ -228,7 +231,7 @@ func toObligations(o broker.Obligations) *api.Obligations {
 			out.MaxActive = l.Count
 		}
 	}
-	if len(out.Approvals)+len(out.Review)+len(out.Tickets)+len(out.TicketStates)+len(out.TicketAssignees)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && !out.ChangeWindow && out.MaxTTL == 0 && out.MaxDuration == 0 {
+	if len(out.Approvals)+len(out.Review)+len(out.Tickets)+len(out.TicketStates)+len(out.TicketAssignees)+len(out.Limits)+out.MaxActive == 0 && !out.Justification && !out.ChangeWindow && out.MaxTTL == 0 && out.MaxDuration == 0 && out.Binding == "" {
 		return nil
 	}
 	return &out
@@ -237,7 +240,7 @@ func toObligations(o broker.Obligations) *api.Obligations {
 func toLease(l *broker.Lease, now time.Time) api.Lease {
 	return api.Lease{
 		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
-		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type,
+		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type, Confirm: confirmation(l),
 		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
 		EndHow: l.EndHow, EndedBy: toEndedBy(l.EndedBy), EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
 	}

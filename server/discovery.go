@@ -87,6 +87,7 @@ func (s *Server) metadataBody() api.Metadata {
 		IDTokenSigningAlgs:     s.cfg.Algorithms(),
 		Claims:                 []string{"aud", "exp", "iat", "iss", "jti", "sub"},
 		CertificateBoundTokens: true,
+		DPoPAlgs:               s.proofAlgorithms(),
 		DetailTypes:            []string{api.ParametersDetail},
 		ProtectedResources:     s.protectedResources(),
 		ServiceDocumentation:   s.url("/openapi.json"),

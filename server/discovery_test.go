@@ -44,6 +44,7 @@ var metadataFields = map[string]metadataField{
 	"backchannel_user_code_parameter_supported":       {"bool", false},
 	"protected_resources":                             {"strings", false},
 	"pages":                                           {"url", false},
+	"dpop_signing_alg_values_supported":               {"strings", false},
 }
 
 // checkMetadata returns the faults of a discovery document as a strict reader sees them.

@@ -145,6 +145,9 @@ func (row errorRow) code() api.Code { return api.Code(row.err.Error()) }
 // oauthStatus returns 400 except for invalid_client (RFC 6749, section 5.2) and
 // for faults that any HTTP client should understand: overload and server errors.
 func (row errorRow) oauthStatus() int {
+	if isOfProof(row.err) { // RFC 9449, sections 5 and 8
+		return http.StatusBadRequest
+	}
 	if row.status == http.StatusUnauthorized || row.status == http.StatusRequestEntityTooLarge ||
 		row.status == http.StatusMethodNotAllowed || row.status == http.StatusMisdirectedRequest || row.status >= 500 || row.err == broker.ErrSlowDown || row.err == errMediaType {
 		return row.status
@@ -180,6 +183,8 @@ func (c *call) problem(err error) reply {
 	switch {
 	case c.route.handler != nil && c.route.handler.Resource != nil:
 		c.challenges(header, row, err, body.Detail)
+	case isOfProof(row.err):
+		challengeProof(header, row, body.Detail)
 	case row.status == http.StatusUnauthorized && !c.hasCredentials():
 		// RFC 6750, section 3.1: no error without authentication information.
 		header.Set("WWW-Authenticate", challenge("", ""))

@@ -23,6 +23,7 @@ func (c *call) credential(issued *broker.Issued) (reply, error) {
 		Type:        issued.Credential.Type,
 		Secret:      issued.Credential.Secret.Reveal(),
 		Membership:  joined,
+		Confirm:     confirmation(issued.Lease),
 		ExpiresAt:   issued.Credential.Expires.UTC(),
 		Revocation:  string(issued.Lease.Revocation),
 		WorksUntil:  utc(issued.Lease.WorksUntil()),

@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"encoding/base64"
 	"maps"
 	"net/http"
 	"net/url"
@@ -331,7 +330,7 @@ func (c *call) formToken() (string, error) {
 	if token == "" || len(token) > maxToken {
 		return "", refuse(broker.ErrInvalidRequest, "token is missing or too long")
 	}
-	return token, nil
+	return token, c.checkProvenToken(token)
 }
 
 // introspect implements RFC 7662. For callers who may not introspect the token, the
@@ -357,30 +356,6 @@ func (s *Server) introspect(c *call) (reply, error) {
 	out.Confirm, out.TokenType = confirmation(&in.Lease), tokenType(&in.Lease)
 	out.AuthorizationDetails = grantedDetails(&in.Lease, "")
 	return ok(out)
-}
-
-// tokenType returns how a client presents the token of a lease: with a proof of its key (RFC
-// 9449, section 7.1), or as RFC 6750 has it.
-func tokenType(l *broker.Lease) string {
-	if !l.KeyThumbprint.IsZero() {
-		return "DPoP"
-	}
-	return "Bearer"
-}
-
-// confirmation returns what the token of a lease is bound to; nil: nothing.
-func confirmation(l *broker.Lease) *api.Confirmation {
-	var out api.Confirmation
-	if !l.KeyThumbprint.IsZero() {
-		out.KeyThumbprint = base64.RawURLEncoding.EncodeToString(l.KeyThumbprint[:])
-	}
-	if !l.Confirm.IsZero() {
-		out.X509SHA256, out.SPIFFEID = base64.RawURLEncoding.EncodeToString(l.Confirm[:]), l.Holder
-	}
-	if out == (api.Confirmation{}) {
-		return nil
-	}
-	return &out
 }
 
 // revokeToken implements RFC 7009. The answer is 200 even if there is nothing to

@@ -159,6 +159,7 @@ func (f *fielder) request(r *audit.RequestFacts) {
 	f.time("Lapses", r.LapsesAt)
 	f.time("Not before", r.NotBefore)
 	f.requestID("Extends", r.Extends)
+	f.digest("DPoP key", r.Key)
 	f.list("Accountable people", r.Accountable)
 	f.list("Rests on", r.RestsOn)
 	f.time("Ends at the latest", r.Until)
@@ -235,6 +236,7 @@ func (f *fielder) lease(l *audit.LeaseFacts) {
 	f.time("Expires", l.Expires)
 	f.text("Revocation", strings.ReplaceAll(l.Revocation, "_", " "))
 	f.link("Replaces", l.Replaces, "q")
+	f.digest("Bound to the DPoP key", l.Key)
 	f.digest("Commitment to the credential", l.Credential)
 }
 

@@ -21,6 +21,7 @@ type route struct {
 	script   bool // a page's script calls it: errors are JSON, not pages
 	scans    bool // it reads many rows and has a limit of its own
 	health   bool // health checks of load balancers call it
+	dpop     bool // its calls may prove the possession of a key (RFC 9449)
 	// introspects: resource servers call it for all of their clients and have limits of
 	// their own.
 	introspects bool
@@ -42,17 +43,17 @@ func (rt route) isFor(audiences []Audience) bool {
 func (s *Server) routes() []route {
 	const get, post = http.MethodGet, http.MethodPost
 	list := []route{
-		{audience: API, method: post, path: "/v1/requests", run: withBody((*Server).ask)},
+		{audience: API, method: post, path: "/v1/requests", dpop: true, run: withBody((*Server).ask)},
 		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "entitlement", "team", "risk", "q", "inbox", "order", "cursor", "limit"}, run: (*Server).listRequests},
 		{audience: API, method: get, path: "/v1/requests/{id}", query: []string{"wait", "after"}, run: (*Server).getRequest},
 		{audience: API, method: post, path: "/v1/requests/{id}/withdraw", run: withBody((*Server).withdraw)},
 		{audience: API, method: post, path: "/v1/requests/{id}/approvals", run: withBody((*Server).vote)},
 		{audience: API, method: post, path: "/v1/requests/{id}/review", run: withBody((*Server).review)},
-		{audience: API, method: post, path: "/v1/requests/{id}/credentials", run: withBody((*Server).collect)},
-		{audience: API, method: post, path: "/v1/credentials", run: withBody((*Server).askAndCollect)},
+		{audience: API, method: post, path: "/v1/requests/{id}/credentials", dpop: true, run: withBody((*Server).collect)},
+		{audience: API, method: post, path: "/v1/credentials", dpop: true, run: withBody((*Server).askAndCollect)},
 		{audience: API, method: get, path: "/v1/leases", scans: true, query: []string{"holder", "entitlement", "request", "live", "cursor", "limit"}, run: (*Server).listLeases},
 		{audience: API, method: get, path: "/v1/leases/{id}", run: (*Server).getLease},
-		{audience: API, method: post, path: "/v1/leases/{id}/renew", run: withBody((*Server).renew)},
+		{audience: API, method: post, path: "/v1/leases/{id}/renew", dpop: true, run: withBody((*Server).renew)},
 		{audience: API, method: post, path: "/v1/leases/{id}/revoke", run: withBody((*Server).revokeLease)},
 		{audience: API, method: post, path: "/v1/leases/{id}/abandon", run: withBody((*Server).abandonLease)},
 		{audience: API, method: get, path: "/v1/memberships", scans: true, query: []string{"holder", "issuer", "differs", "cursor", "limit"}, run: (*Server).listMemberships},
@@ -94,10 +95,10 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/campaigns/{id}/patch", scans: true, run: reviewing((*Server).reviewPatch)},
 		{audience: API, method: get, path: "/v1/policy/unused", scans: true, query: []string{"since"}, run: (*Server).unused},
 
-		{audience: OAuth, method: post, path: "/oauth2/token", proofs: tokenProofs, run: (*Server).token},
-		{audience: OAuth, method: post, path: backchannelPath, proofs: assertionProofs, run: (*Server).backchannel},
-		{audience: OAuth, method: post, path: "/oauth2/introspect", introspects: true, proofs: assertionProofs, run: (*Server).introspect},
-		{audience: OAuth, method: post, path: "/oauth2/revoke", proofs: assertionProofs, run: (*Server).revokeToken},
+		{audience: OAuth, method: post, path: "/oauth2/token", dpop: true, proofs: tokenProofs, run: (*Server).token},
+		{audience: OAuth, method: post, path: backchannelPath, dpop: true, proofs: assertionProofs, run: (*Server).backchannel},
+		{audience: OAuth, method: post, path: "/oauth2/introspect", dpop: true, introspects: true, proofs: assertionProofs, run: (*Server).introspect},
+		{audience: OAuth, method: post, path: "/oauth2/revoke", dpop: true, proofs: assertionProofs, run: (*Server).revokeToken},
 		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, shared: true, run: (*Server).jwks},
 		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, shared: true, run: (*Server).metadata},
 		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, shared: true, run: (*Server).metadata},

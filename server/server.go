@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/campaign"
 	"accessbroker.internal/broker/inventory"
@@ -61,6 +62,9 @@ type Config struct {
 	// ConnContext, if set, prepares a connection's context for Authenticate (see
 	// http.Server).
 	ConnContext func(context.Context, net.Conn) context.Context
+
+	// DPoP verifies proofs of possession (RFC 9449); nil: calls with one are refused.
+	DPoP *dpop.Verifier
 
 	// Keys returns the JWK Set (RFC 7517) of the token signing keys.
 	Keys func(ctx context.Context) ([]byte, error)

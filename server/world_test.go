@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
@@ -126,6 +128,9 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 			Resource: &Resource{Name: "Access Broker", Scopes: []string{"access:list", "access:request"}, First: []string{"access:list"}, Providers: []string{"https://login.acme.test"}, DPoP: []string{"ES256"}},
 		}},
 		Logger: slog.New(slog.NewTextHandler(w.log, nil)),
+	}
+	if cfg.DPoP, err = dpop.New(dpop.Config{External: &url.URL{Scheme: "https", Host: "broker.acme.test"}, Secrets: [][]byte{make([]byte, 32)}}); err != nil {
+		t.Fatal(err)
 	}
 	if change != nil {
 		change(&cfg)

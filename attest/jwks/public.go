@@ -21,7 +21,7 @@ const (
 
 var (
 	rsaAlgorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
-	edAlgorithms  = []string{"EdDSA"} // RFC 8037, section 3.1
+	edAlgorithms  = []string{"EdDSA", "Ed25519"} // RFC 8037, section 3.1; RFC 9864, section 2.2
 )
 
 // A curve is one of RFC 7518, section 6.2.1.1.

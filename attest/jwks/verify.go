@@ -17,7 +17,7 @@ var hashes = map[string]crypto.Hash{
 	"RS256": crypto.SHA256, "RS384": crypto.SHA384, "RS512": crypto.SHA512,
 	"PS256": crypto.SHA256, "PS384": crypto.SHA384, "PS512": crypto.SHA512,
 	"ES256": crypto.SHA256, "ES384": crypto.SHA384, "ES512": crypto.SHA512,
-	"EdDSA": 0,
+	"EdDSA": 0, "Ed25519": 0,
 }
 
 var errSignature = errors.New("the signature is not valid")

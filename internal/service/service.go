@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/campaign"
@@ -81,6 +82,7 @@ type Service struct {
 	sealer       *broker.Sealer
 	publisher    *publisher
 	keys         *token.Keys
+	dpop         *dpop.Verifier
 	trust        *attest.Source
 	verifier     *attest.Verifier
 	people       *attest.People // nil: no provider is configured
@@ -141,6 +143,9 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 		return nil, err
 	}
 	if s.keys, err = token.OpenKeys(ctx, s.keysConfig(), time.Now()); err != nil {
+		return nil, err
+	}
+	if s.dpop, err = dpop.New(dpop.Config{External: o.Config.ExternalURL, Secrets: o.Config.SealKeys}); err != nil {
 		return nil, err
 	}
 	if err := s.openTrust(ctx); err != nil {
@@ -340,7 +345,7 @@ func (s *Service) proxies() inbound.Proxies {
 func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (broker.Identity, error), conn func(context.Context, net.Conn) context.Context) server.Config {
 	c := s.config
 	return server.Config{
-		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Signals: s.signals, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn,
+		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Signals: s.signals, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn, DPoP: s.dpop,
 		Campaigns: s.campaigns, ReviewPatch: s.reviewPatch,
 		Sealer:      s.sealer,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },

@@ -99,6 +99,8 @@ func (c *call) challenges(header http.Header, row errorRow, err error, detail st
 		name, scope = "insufficient_scope", lacks.needs
 	case row.status != http.StatusUnauthorized:
 		return
+	case isOfProof(row.err):
+		name = row.oauth
 	case c.hasCredentials():
 		name = "invalid_token"
 	}

@@ -19,9 +19,9 @@ import (
 type Sealer struct{ keys []sealKey }
 
 type sealKey struct {
-	id   [sealIDSize]byte
-	aead cipher.AEAD
-	code codeKey
+	id    [sealIDSize]byte
+	aead  cipher.AEAD
+	codes cipher.AEAD // see Code
 }
 
 // SealKeySize is the size of a seal key in bytes.
@@ -64,11 +64,11 @@ func NewSealer(keys ...[]byte) (*Sealer, error) {
 			return nil, fmt.Errorf("reading seal key %d: %w", i+1, err)
 		}
 		digest := sha256.Sum256(append([]byte("accessbroker/seal-key-id/v1\n"), key...))
-		code, err := newCodeKey(key)
+		codes, err := CipherFrom(key, nil, codePurpose)
 		if err != nil {
 			return nil, fmt.Errorf("deriving from seal key %d: %w", i+1, err)
 		}
-		s.keys = append(s.keys, sealKey{[sealIDSize]byte(digest[:]), aead, code})
+		s.keys = append(s.keys, sealKey{[sealIDSize]byte(digest[:]), aead, codes})
 	}
 	return s, nil
 }

@@ -32,8 +32,12 @@ type Request struct {
 	ID             string            `json:"id,omitempty"` // "req_…"; empty for a dry run
 	Version        int               `json:"version"`
 	Status         string            `json:"status"`
-	Requester      string            `json:"requester"`      // SPIFFE ID, or person as "login/ana"
-	RequesterKind  string            `json:"requester_kind"` // workload, agent, person
+	Requester      string            `json:"requester"`              // SPIFFE ID, or person as "login/ana"
+	RequesterKind  string            `json:"requester_kind"`         // workload, agent, person
+	OnBehalfOf     string            `json:"on_behalf_of,omitempty"` // whose rights are used: a person as "login/ana", or a SPIFFE ID
+	Actors         []string          `json:"actors,omitempty"`       // who acted for them before the requester, the first one first
+	Parent         string            `json:"parent,omitempty"`       // the lease whose token the requester exchanged
+	Delegated      *Decision         `json:"delegated,omitempty"`    // the decision about OnBehalfOf; the obligations of both are in Decision
 	Entitlement    string            `json:"entitlement"`
 	Scopes         []string          `json:"scopes,omitempty"`
 	TTL            Duration          `json:"ttl,omitzero"`
@@ -266,36 +270,6 @@ const (
 	LeaseExpired   = "expired"
 	LeaseStuck     = "stuck" // the issuer has failed to revoke it for minutes; the broker keeps trying
 )
-
-// A Lease is the broker's record of one credential. It holds no secret.
-type Lease struct {
-	ID          string            `json:"id"`
-	Request     string            `json:"request"`
-	Status      string            `json:"status"`
-	Holder      string            `json:"holder"` // SPIFFE ID, or person as "login/ana"
-	Entitlement string            `json:"entitlement"`
-	Issuer      string            `json:"issuer"`
-	Scopes      []string          `json:"scopes,omitempty"`
-	Parameters  map[string]string `json:"parameters,omitempty"`
-	Type        string            `json:"type,omitempty"`
-	Confirm     *Confirmation     `json:"cnf,omitempty"` // what its token is bound to; absent: nothing
-	Revocation  string            `json:"revocation"`    // effect of a revocation; once ended: its actual effect
-	OpenedAt    time.Time         `json:"opened_at"`
-	ExpiresAt   time.Time         `json:"expires_at"`
-	WorksUntil  time.Time         `json:"works_until,omitzero"` // if a revocation does not stop it: when it stops by itself, as far as known
-	Replaces    string            `json:"replaces,omitempty"`   // the lease of a lost answer, or the renewed lease
-	EndHow      string            `json:"end_how,omitempty"`    // returned, revoked, replaced, expired, answer_lost, deadline, failed, unrecorded, fact_ended
-	EndedBy     *EndedBy          `json:"ended_by,omitempty"`   // of fact_ended
-	EndAskedAt  time.Time         `json:"end_asked_at,omitzero"`
-	EndedAt     time.Time         `json:"ended_at,omitzero"`
-	LastError   string            `json:"last_error,omitempty"` // a stable code
-}
-
-// A LeasePage is one page of a list, newest first.
-type LeasePage struct {
-	Leases []Lease `json:"leases"`
-	Next   string  `json:"next_cursor,omitempty"` // empty on the last page
-}
 
 // Offers is the answer of GET /v1/entitlements.
 type Offers struct {

@@ -136,7 +136,8 @@ type Introspection struct {
 	Active      bool          `json:"active"`
 	Scope       string        `json:"scope,omitempty"`
 	ClientID    string        `json:"client_id,omitempty"` // SPIFFE ID of the holder
-	Subject     string        `json:"sub,omitempty"`
+	Subject     string        `json:"sub,omitempty"`       // on whose behalf; without delegation, the holder
+	Actor       *Actor        `json:"act,omitempty"`       // RFC 8693, section 4.1: the holder, if it acts for the subject
 	TokenType   string        `json:"token_type,omitempty"`
 	Expires     int64         `json:"exp,omitempty"` // Unix seconds
 	IssuedAt    int64         `json:"iat,omitempty"`
@@ -150,6 +151,13 @@ type Introspection struct {
 	// AuthorizationDetails are the granted parameters (RFC 9396, section 9.2), as
 	// in the token.
 	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
+}
+
+// An Actor acts for the subject of a token (RFC 8693, section 4.1). Actor is the one that acted
+// before it.
+type Actor struct {
+	Subject string `json:"sub"`
+	Actor   *Actor `json:"act,omitempty"`
 }
 
 // An AuthorizationDetail holds the parameters of one entitlement.

@@ -163,6 +163,15 @@ type Party struct {
 	Also []string
 }
 
+// FitActors reports whether a record has room for a chain of actors.
+func FitActors(actors []string) bool {
+	size := len("[]")
+	for _, id := range actors {
+		size += len(AppendString(nil, id)) + len(",")
+	}
+	return size <= maxActors
+}
+
 // RequestFacts describe a request.
 type RequestFacts struct {
 	ID            string

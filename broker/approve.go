@@ -13,23 +13,6 @@ import (
 // ClaimsFor is how long a person's claims are recent enough to decide by.
 const ClaimsFor = 15 * time.Minute
 
-// conflictOfInterest reports whether a person may never approve the request:
-// its requester, and those accountable for the requester when it was filed or
-// now. Policy cannot lift this.
-func (r *Request) conflictOfInterest(rules *Rules, person string) bool {
-	people := rules.People
-	return people.Same(person, r.Requester.ID) || r.Requester.Is(person) || people.Contains(r.Requester.Accountable, person) ||
-		people.Contains(rules.WithLabels(r.Requester).Accountable, person)
-}
-
-// team returns the listed members of the requester's team. known is false if
-// the requester has no team, or a team that is not a group, so that its members
-// are unknown.
-func (r *Request) team(rules *Rules) (members []string, known bool) {
-	g, known := rules.Groups[r.Requester.Team]
-	return g.Members, known
-}
-
 // checkApprovable rejects a request that can never be approved, and a break-
 // glass request that can never be reviewed.
 func (b *Broker) checkApprovable(ctx context.Context, rules *Rules, r *Request, now time.Time) error {
@@ -120,16 +103,6 @@ func (r *Request) approvalQuery(rules *Rules, who Identity) Query {
 	return Query{Principal: who, Action: ActionApprove, Request: r, Entitlement: rules.Catalogue[r.Entitlement]}
 }
 
-// manager returns the requester's manager: as a directory states it now, or as the
-// requester's provider named it when the request was filed. No one is their own manager.
-func (r *Request) manager(rules *Rules) []string {
-	person := rules.WithLabels(r.Requester).Person
-	if person == nil || person.Manager == "" || rules.People.Same(person.Manager, r.Requester.ID) {
-		return nil
-	}
-	return []string{person.Manager}
-}
-
 // groupsOf returns the needed groups of which the person is a member. claimed
 // reports whether any of them depends on the person's claims.
 func (r *Request) groupsOf(rules *Rules, who Identity, needs []ApprovalNeed) (groups []string, claimed bool) {
@@ -152,16 +125,17 @@ func (b *Broker) authorizeVote(ctx context.Context, caller Caller, rules *Rules,
 	groups, claimed := r.groupsOf(rules, caller.Subject, needs)
 	_, known := r.team(rules)
 	excluded := r.Decision.Obligations.ExcludeTeam
-	byProvider := claimed || len(groups) == 0 || excluded && rules.Groups[r.Requester.Team].Claimed
+	teams := r.teams(rules)
+	byProvider := claimed || len(groups) == 0 || excluded && slices.ContainsFunc(teams, func(t string) bool { return rules.Groups[t].Claimed })
 	_, stale := b.ClaimsAge(caller)
 	switch {
 	case r.conflictOfInterest(rules, caller.Subject.ID):
-		return nil, refuse(ErrOwnRequest, "you may not decide on your own request, or on one by a workload that you are accountable for")
+		return nil, refuse(ErrOwnRequest, "you may not decide on a request made by you or for you, or by a workload that you are accountable for")
 	case stale && byProvider:
 		return nil, refuse(ErrLoginStale, "your groups were last confirmed too long ago: log in again")
 	case len(groups) == 0:
 		return nil, refuse(ErrNotApprover, "you are in none of the approving groups")
-	case excluded && (!known || slices.Contains(rules.ConflictGroups(caller.Subject), r.Requester.Team)):
+	case excluded && (!known || slices.ContainsFunc(rules.ConflictGroups(caller.Subject), func(g string) bool { return slices.Contains(teams, g) })):
 		return nil, refuse(ErrOwnRequest, "policy excludes members of the requester's team")
 	}
 	d, err := b.decideApproval(ctx, rules, r, caller.Subject, caller.At)

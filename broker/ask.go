@@ -51,7 +51,7 @@ func (b *Broker) decide(ctx context.Context, f *filing, ask Ask) error {
 	}
 	b.cfg.Observe(Event{Kind: EventRequest, Entitlement: entitlementLabel(f.e), Code: code})
 	var refusal *Refusal
-	if errors.As(err, &refusal) && (errors.Is(err, ErrDenied) || errors.Is(err, ErrNotAssessed) || isFact(err)) && !ask.DryRun {
+	if errors.As(err, &refusal) && (errors.Is(err, ErrDenied) || errors.Is(err, ErrDelegation) || errors.Is(err, ErrActorNotAllowed) || errors.Is(err, ErrNotAssessed) || isFact(err)) && !ask.DryRun {
 		err = b.denied(ctx, f, ask, refusal)
 		f.request = nil
 	}
@@ -71,32 +71,54 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	}
 	caller = caller.labelled(rules)
 	f.caller = caller
+	d, err := b.delegate(ctx, rules, caller, &ask)
+	if err != nil {
+		f.request = stubRequest(caller, ask, rules)
+		return err
+	}
 	e := rules.Catalogue[ask.Entitlement]
 	if _, within := caller.Subject.Ceiling.Part(ask.Entitlement); !within || e == nil {
 		f.request, f.e = stubRequest(caller, ask, rules), e
+		f.request.Delegation = d
 		if within {
-			return deny(nil, nil)
+			return denyFor(d, nil, nil)
 		}
 		return denyAbove(caller.Subject.Ceiling.exceeds(caller.Subject.ID, ask.Entitlement, nil), nil)
 	}
-	r, err := e.newRequest(caller, ask)
+	r, err := f.newRequest(ask, e, d)
 	if err == nil {
 		err = b.extends(ctx, caller, r)
 	}
 	if err == nil {
 		err = b.authorize(ctx, caller, rules, r, ask, e)
 	}
-	if err != nil && !errors.Is(err, ErrDenied) && !isFact(err) && !b.visible(ctx, caller, rules, e) {
+	if err != nil && !errors.Is(err, ErrDenied) && !isFact(err) && !b.visibleFor(ctx, caller, rules, e, d) {
 		// Callers who may not request the entitlement at all get the same answer
 		// as for an unknown one. A denial keeps its @reason, which the author of
 		// the policy wrote for them.
-		r, err = stubRequest(caller, ask, rules), deny(nil, nil)
+		r, err = stubRequest(caller, ask, rules), denyFor(d, nil, nil)
+		r.Delegation = d
 	}
 	f.request, f.e, f.waitAtMost, f.once = r, e, ask.WaitAtMost, ask.Once
 	if err == nil {
 		f.footing, err = b.rest(ctx, rules, r, ask.DryRun, caller.At)
 	}
+	if err == nil && !ask.DryRun {
+		err = b.markExchanged(ctx, d)
+	}
 	return err
+}
+
+// newRequest returns the undecided request of an ask, bounded by the proof of a delegation.
+func (f *filing) newRequest(ask Ask, e *Entitlement, d *Delegation) (*Request, error) {
+	if err := d.bound(&ask, e); err != nil {
+		return nil, err
+	}
+	r, err := e.newRequest(f.caller, ask)
+	if err == nil {
+		r.Delegation = d
+	}
+	return r, err
 }
 
 // extends checks the request that this one extends: it must be the caller's
@@ -124,7 +146,7 @@ func stubRequest(caller Caller, ask Ask, rules *Rules) *Request {
 // authorize asks policy, applies its obligations, and checks that enough people
 // can approve.
 func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *Request, ask Ask, e *Entitlement) error {
-	d, err := b.decideQuery(ctx, rules, r.query(caller.Subject, e), caller.At)
+	d, err := b.decideRequest(ctx, rules, r.query(caller.Subject, e), r.Delegation, caller.At)
 	if err != nil {
 		return err
 	}
@@ -133,7 +155,7 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 		return denyAbove(d.Above, b.alternatives(ctx, caller, rules, r, e))
 	}
 	if !d.Permit {
-		return deny(d.Reasons, b.alternatives(ctx, caller, rules, r, e))
+		return denyFor(r.Delegation, d.Reasons, b.alternatives(ctx, caller, rules, r, e))
 	}
 	if err := caller.checkBinding(e.Binding.And(d.Obligations.Binding)); err != nil {
 		return err
@@ -192,7 +214,7 @@ func (b *Broker) alternatives(ctx context.Context, caller Caller, rules *Rules, 
 	q := r.query(caller.Subject, e)
 	for _, scope := range e.Scopes {
 		q.Scopes = []string{scope}
-		if d, err := b.decideQuery(ctx, rules, q, caller.At); err == nil && d.Permit {
+		if d, err := b.decideRequest(ctx, rules, q, r.Delegation.decided(), caller.At); err == nil && d.Permit {
 			allowed = append(allowed, scope)
 		}
 	}
@@ -222,7 +244,9 @@ type filing struct {
 
 func (f *filing) record() audit.Record {
 	r := f.request
-	return audit.Record{Kind: audit.RequestCreated, Caller: f.caller.Actor.Party(), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings(), From: r.SourceIP}
+	record := audit.Record{Kind: audit.RequestCreated, Caller: f.caller.Actor.Party(), Request: r.facts(), Decision: r.Decision.facts(""), Openings: r.openings(), From: r.SourceIP}
+	r.onBehalf(&record)
+	return record
 }
 
 // file stores a request that policy permits: approved, or pending if people
@@ -230,14 +254,14 @@ func (f *filing) record() audit.Record {
 func (b *Broker) file(ctx context.Context, f *filing) (*Request, error) {
 	r, now := f.request, f.caller.At
 	if !r.needsPeople() {
-		blocks := blockKeys(r.Requester, f.e)
+		blocks := chainBlocks(b.rules.Load(), r.Requester, r.Delegation, f.e)
 		r.commit(now)
 		r.approve(now)
 		if f.waitAtMost > 0 {
 			r.CollectUntil = earlier(r.CollectUntil, now.Add(f.waitAtMost))
 		}
-		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), blocks, f.footing.reads()), f.record(), func(tx Tx) error {
-			if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx)); err != nil {
+		_, err := b.write(ctx, slices.Concat(f.key.reads(), r.reviews(), blocks, f.footing.reads(), r.Delegation.reads()), f.record(), func(tx Tx) error {
+			if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx), r.Delegation.spend(tx)); err != nil {
 				return err
 			}
 			if err := b.breakGlass(tx, r, now); err != nil {
@@ -274,16 +298,17 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 	if !same.IsZero() {
 		if prior, err := b.Request(ctx, f.caller, same); err == nil && prior.isOpen(now) && prior.Created.After(f.footing.fallen) && (!f.once || prior.FirstExpires.IsZero()) {
 			prior.Reused = true
-			return prior, nil
+			return prior, b.spendAlone(ctx, r.Delegation)
 		}
 	}
 	r.commit(now)
 	r.Status, r.Version = RequestPending, 1
 	r.Lapses = earlier(now.Add(shorter(r.Waits(), f.waitAtMost)), r.Until)
-	rules, blocks := b.rules.Load(), blockKeys(r.Requester, f.e)
+	rules := b.rules.Load()
+	blocks := chainBlocks(rules, r.Requester, r.Delegation, f.e)
 	count := pendingKey(r.Requester)
-	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks, f.footing.reads(), r.awaited()), f.record(), func(tx Tx) error {
-		if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx)); err != nil {
+	_, err := b.write(ctx, slices.Concat(f.key.reads(), []Key{open, count}, blocks, f.footing.reads(), r.awaited(), r.Delegation.reads()), f.record(), func(tx Tx) error {
+		if err := errors.Join(CheckBlocks(tx, blocks), f.footing.check(tx), r.Delegation.spend(tx)); err != nil {
 			return err
 		}
 		if row, err := Get[*OpenAsk](tx, open); err == nil && row.Request != same && now.Before(row.Expires) {

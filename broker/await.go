@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -9,7 +10,7 @@ import (
 // assessment of a supplier.
 func (b *Broker) await(ctx context.Context, rules *Rules, f *footing, r *Request, now time.Time) (err error) {
 	who := r.Requester
-	who.Suppliers = rules.Suppliers.Of(who)
+	who.Suppliers = r.suppliersNow(rules)
 	r.Awaits, err = b.assess(ctx, rules, f, who, r.Decision.Obligations.Supplier, time.Time{}, now)
 	r.RestsOn, r.Until = f.rests, f.until
 	return err
@@ -23,7 +24,11 @@ func (r *Request) awaited() (list []Key) {
 	if !r.Awaits {
 		return nil
 	}
-	for _, name := range r.Requester.Suppliers {
+	names := r.Requester.Suppliers
+	if r.Delegation != nil {
+		names = append(slices.Clone(names), r.Delegation.Subject.Suppliers...)
+	}
+	for _, name := range names {
 		list = append(list, AssessmentKey(name))
 	}
 	return list
@@ -54,7 +59,11 @@ func announceWaiting(tx Tx, rules *Rules, r *Request, now time.Time) error {
 // stillAssessed refuses a collection if the assessment that policy demands now is missing
 // or does not suffice.
 func (b *Broker) stillAssessed(ctx context.Context, rules *Rules, c *collection) error {
-	waits, err := b.assess(ctx, rules, &c.footing, c.caller.Subject, c.decision.Obligations.Supplier, c.request.Approved, c.caller.At)
+	who := c.caller.Subject
+	if c.request.Delegation != nil {
+		who.Suppliers = c.request.suppliersNow(rules)
+	}
+	waits, err := b.assess(ctx, rules, &c.footing, who, c.decision.Obligations.Supplier, c.request.Approved, c.caller.At)
 	if err == nil && waits {
 		err = &Refusal{Err: ErrNeedsNewRequest, Detail: "the assessment of your supplier has ended: file a new request, which waits for the next one", RequestID: c.request.ID}
 	}

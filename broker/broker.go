@@ -109,6 +109,7 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	cfg.Sources[FileSource] = file
 	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
 	b.Facts = newFacts(b)
+	b.reaper.hurry = b.Facts.hurry
 	if err := b.SetRules(ctx, caller, rules); err != nil {
 		return nil, err
 	}

@@ -221,7 +221,8 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if !c.e.fulfils(c.request) {
 		return nil, refuse(ErrNeedsNewRequest, "the entitlement has changed since the approval: file a new request")
 	}
-	decision, err := b.decideQuery(ctx, rules, c.request.query(c.caller.Subject, c.e), c.caller.At)
+	c.request.Delegation = c.request.Delegation.decided()
+	decision, err := b.decideRequest(ctx, rules, c.request.query(c.caller.Subject, c.e), c.request.Delegation, c.caller.At)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +237,7 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if err := c.checkCovered(rules); err != nil {
 		return nil, err
 	}
-	if c.footing, err = b.stand(ctx, rules, c.caller.Subject, c.request.Created, c.caller.At); err == nil {
+	if c.footing, err = b.standAll(ctx, rules, c.caller.Subject, c.request.Delegation, c.request.Created, c.caller.At); err == nil {
 		err = b.restOnTicket(ctx, &c.footing, rules, c.request, &decision.Obligations.TicketTerms, ticketCheck{since: c.request.Created, now: c.caller.At})
 	}
 	if err != nil {
@@ -306,6 +307,9 @@ func (c *collection) lease() (*Lease, error) {
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters,
 		Opened: c.caller.At, Revocation: c.e.Revocation, Persists: c.e.Persists,
+	}
+	if d := c.request.Delegation; d != nil {
+		l.Subject, l.Actors, l.Parent = d.Subject.ID, d.Actors, d.Parent
 	}
 	if err := c.bind(l); err != nil {
 		return nil, err

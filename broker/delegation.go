@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -25,6 +26,9 @@ type Delegation struct {
 	// Links are the leases of the chain down to Parent, the first one first.
 	Links []LeaseID
 
+	// Accountable are the people accountable for the actors.
+	Accountable []string
+
 	Scopes   []string  // that the proof allows; nil: the proof does not bound them; not stored
 	Resource string    // the token audience that the proof is limited to; empty: any; not stored
 	ID       string    // of the proof, for single use; empty: the proof may be used again; not stored
@@ -32,6 +36,44 @@ type Delegation struct {
 	MayAct   []string  // the actors that the proof names; nil: any that policy permits; not stored
 
 	Decision Decision // of policy with the subject as the principal
+}
+
+// spend uses the proof of the delegation up, in the transaction that stores the request. A
+// proof that was used is refused.
+func (d *Delegation) spend(tx Tx) error {
+	if d == nil || d.ID == "" {
+		return nil
+	}
+	key := d.proofKey()
+	if _, err := Get[*Spent](tx, key); err == nil {
+		return errSpent
+	} else if !isNotFound(err) {
+		return err
+	}
+	tx.Put(&Spent{SpentKey: key, Expires: d.IDUntil})
+	return nil
+}
+
+var errSpent = refuse(ErrProofReplayed, "this proof of the person was used before: get a new one")
+
+// spendAlone uses the proof of a delegation up for a request that exists.
+func (b *Broker) spendAlone(ctx context.Context, d *Delegation) error {
+	if d == nil || d.ID == "" {
+		return nil
+	}
+	return Unavailable(b.cfg.Store.Update(ctx, d.reads(), d.spend))
+}
+
+// reads returns the row that spend reads.
+func (d *Delegation) reads() []Key {
+	if d == nil || d.ID == "" {
+		return nil
+	}
+	return []Key{d.proofKey()}
+}
+
+func (d *Delegation) proofKey() SpentKey {
+	return SpentKey(audit.HashObject("accessbroker/proof/v1", audit.NewObject().String("id", d.ID)))
 }
 
 // Depth returns how many identities act for the subject, the caller included; zero for a

@@ -141,7 +141,8 @@ func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusa
 		Kind: audit.RequestDenied, Caller: caller.Actor.Party(), Request: r.facts(),
 		Decision: r.Decision.facts(code), Openings: r.openings(), From: r.SourceIP,
 	}
-	key := denialKey(caller.Subject, code, ask, r.Decision.Revision)
+	r.onBehalf(&record)
+	key := denialKey(r, code, ask)
 	shared := record
 	shared.Openings = nil // up to 18 KB, which only the first record needs
 	id, known, key := b.denials.join(key, &denial{who: caller.Subject.ID, record: shared, id: r.ID, since: caller.At})
@@ -161,19 +162,22 @@ func (b *Broker) denied(ctx context.Context, f *filing, ask Ask, refusal *Refusa
 	return &shown
 }
 
-func denialKey(who Identity, code string, ask Ask, revision audit.Digest) audit.Digest {
+func denialKey(r *Request, code string, ask Ask) audit.Digest {
+	by := r.requester()
 	o := audit.NewObject().
+		StringList("actors", by.Actors).
 		String("binding_message", ask.Message).
 		String("code", code).
 		Seconds("duration", ask.Duration).
 		String("entitlement", ask.Entitlement).
 		String("justification", ask.Justification).
-		Hex("revision", revision).
+		Hex("revision", r.Decision.Revision).
 		String("parameters", string(audit.AppendStrings(nil, ask.Parameters))).
 		StringList("scopes", ask.Scopes).
+		String("subject", by.Subject).
 		String("ticket", ask.Ticket).
 		Seconds("ttl", ask.TTL).
-		String("who", who.ID)
+		String("who", by.ID)
 	return sha256.Sum256(o.Bytes())
 }
 
@@ -219,6 +223,7 @@ func (b *Broker) refused(ctx context.Context, caller Caller, r *Request, d Decis
 		Kind: audit.CollectRefused, Caller: caller.Actor.Party(), Decision: d.facts(code),
 		Request: &audit.RequestFacts{ID: r.ID.String(), Digest: r.Digest, Entitlement: r.Entitlement, Scopes: r.Scopes},
 	}
+	r.onBehalf(&record)
 	// A request that the call itself files gets a new id each time, so repeats are
 	// recognised by the ask.
 	key := sha256.Sum256([]byte(strings.Join([]string{"refused", caller.Subject.ID, code, string(r.askKeyBytes())}, "\x00")))

@@ -16,6 +16,9 @@ func (s sentinel) Error() string { return string(s) }
 // The sentinels.
 const (
 	ErrUnauthenticated       = sentinel("unauthenticated")         // no valid proof
+	ErrDelegation            = sentinel("invalid_delegation")      // of this chain, to this caller, for this request
+	ErrActorNotAllowed       = sentinel("actor_not_allowed")       // the proof of the delegation names other actors
+	ErrProofReplayed         = sentinel("proof_replayed")          // the proof of the delegation was used before
 	ErrTwoIdentities         = sentinel("two_identities")          // proofs of different identities in one call
 	ErrForeignSubject        = sentinel("foreign_subject_token")   // the token of another identity, on whose behalf the caller cannot act
 	ErrProofExpired          = sentinel("proof_expired")           // the proof has expired

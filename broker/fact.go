@@ -27,6 +27,7 @@ const (
 	FactTicket     FactKind = "ticket"     // "<tracker>/<id>"
 	FactAssessment FactKind = "assessment" // of the risk of a supplier, by its name
 	FactMark       FactKind = "mark"       // a path of attest.workloads, with everything below it
+	FactLease      FactKind = "lease"      // whose token was exchanged for tokens of sub-agents; no source states facts about it
 	FactSource     FactKind = "source"     // a source that must be heard of regularly; see SourceRule.Silence
 )
 
@@ -112,6 +113,7 @@ const (
 	CauseWithdrawn = "withdrawn"   // its source no longer names it
 	CauseNotBegun  = "not_begun"   // its time has not begun
 	CauseUnknown   = "not_known"   // a source that governs it does not know it
+	CauseLink      = "revoked"     // a token of a chain of sub-agents has ended
 	CauseFallen    = "ended_since" // it holds again, but ended after the grant
 )
 

@@ -149,7 +149,7 @@ func (r *Request) fill(f *audit.RequestFacts) {
 		f.RestsOn = append(f.RestsOn, key.String())
 	}
 	if o := r.Decision.Obligations; len(o.Approvals)+len(o.Review) > 0 {
-		f.SetAccountable(r.Requester.Accountable)
+		f.SetAccountable(r.excluded())
 	}
 	for field, opening := range r.openings() {
 		switch field {
@@ -163,6 +163,15 @@ func (r *Request) fill(f *audit.RequestFacts) {
 			f.Parameters = opening.Commitment()
 		}
 	}
+}
+
+// excluded returns the people who may not approve the request, apart from the requester and
+// the subject themselves.
+func (r *Request) excluded() []string {
+	if r.Delegation == nil {
+		return r.Requester.Accountable
+	}
+	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(r.Requester.Accountable, r.Delegation.Subject.Accountable, r.Delegation.Accountable))))
 }
 
 // facts returns the decision as records show it. code is the stable code of a

@@ -48,7 +48,8 @@ func TestRequestsDiffer(t *testing.T) {
 		"break-glass": func(r *Request) { r.BreakGlass = true }, "start": func(r *Request) { r.NotBefore = time.Unix(1, 0) }, "extended request": func(r *Request) { r.Extends[0]++ },
 		"parameters": func(r *Request) { r.Parameters["a"] = "c" }, "team": func(r *Request) { r.Requester.Team = "x" }, "owner": func(r *Request) { r.Requester.Accountable = nil },
 		"kind": func(r *Request) { r.Requester.Kind = KindAgent }, "obligations": func(r *Request) { r.Decision.Obligations.Signed = true },
-		"scopes": func(r *Request) { r.Scopes = nil }, "entitlement": func(r *Request) { r.Entitlement = "x" }, "requester": func(r *Request) { r.Requester.ID += "b" },
+		"subject": func(r *Request) { r.Delegation = &Delegation{Subject: Identity{ID: "login/ana"}} },
+		"scopes":  func(r *Request) { r.Scopes = nil }, "entitlement": func(r *Request) { r.Entitlement = "x" }, "requester": func(r *Request) { r.Requester.ID += "b" },
 	} {
 		changed := same()
 		change(changed)

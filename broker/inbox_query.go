@@ -171,7 +171,7 @@ func ContainsWords(words []string, texts ...string) bool {
 // Contains reports whether the request's names and texts contain all the words, which are
 // in lower case.
 func (r *Request) Contains(words []string) bool {
-	texts := append([]string{r.ID.String(), r.Entitlement, r.Requester.ID, r.Requester.Team, r.Justification, r.Message, r.Ticket}, r.Scopes...)
+	texts := append([]string{r.ID.String(), r.Entitlement, r.Requester.ID, r.subject(), r.Requester.Team, r.Justification, r.Message, r.Ticket}, r.Scopes...)
 	return ContainsWords(words, append(texts, r.Requester.Accountable...)...)
 }
 
@@ -181,14 +181,14 @@ func (r *Request) isLike(o *Request) bool {
 	return r.TTL == o.TTL && r.Duration == o.Duration && r.Effect == o.Effect && r.BreakGlass == o.BreakGlass &&
 		r.NotBefore.Equal(o.NotBefore) && r.Extends == o.Extends && maps.Equal(r.Parameters, o.Parameters) &&
 		r.Requester.Kind == o.Requester.Kind && r.Requester.Team == o.Requester.Team && slices.Equal(r.Requester.Accountable, o.Requester.Accountable) &&
-		r.Decision.Obligations.equal(&o.Decision.Obligations)
+		r.Decision.Obligations.equal(&o.Decision.Obligations) && r.Delegation.isLike(o.Delegation)
 }
 
 func (o *Obligations) equal(p *Obligations) bool {
 	return o.Denials == p.Denials && o.ExcludeTeam == p.ExcludeTeam && o.Comment == p.Comment && o.SilentDenial == p.SilentDenial && o.Signed == p.Signed &&
 		o.LapseAfter == p.LapseAfter && o.ReviewWithin == p.ReviewWithin && o.MaxTTL == p.MaxTTL && o.MaxDuration == p.MaxDuration && o.Justification == p.Justification && o.Supplier == p.Supplier && o.Binding == p.Binding &&
 		slices.Equal(o.Approvals, p.Approvals) && slices.Equal(o.Review, p.Review) && slices.Equal(o.Escalations, p.Escalations) &&
-		slices.Equal(o.Tickets, p.Tickets) && o.TicketTerms.equal(&p.TicketTerms) && slices.Equal(o.Limits, p.Limits) && slices.Equal(o.MaxActive, p.MaxActive)
+		slices.Equal(o.Tickets, p.Tickets) && o.TicketTerms.equal(&p.TicketTerms) && slices.Equal(o.Limits, p.Limits) && slices.Equal(o.MaxActive, p.MaxActive) && o.Delegates == p.Delegates
 }
 
 // place returns the place of a group that begins with the request.

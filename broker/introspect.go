@@ -57,9 +57,10 @@ func Accept(ctx context.Context, b *Broker, inspector Inspector, token string, a
 	return &accepted, nil
 }
 
-// inForce reports whether a lease is active and nothing blocks it.
+// inForce reports whether a lease is active, nothing blocks it, and the tokens that were
+// exchanged for its are active too.
 func (b *Broker) inForce(ctx context.Context, l *Lease, e *Entitlement, at time.Time) bool {
-	return l.State(at) == LeaseActive && !b.blocked(ctx, l, e)
+	return l.State(at) == LeaseActive && !b.blocked(ctx, l, e) && b.chainHolds(ctx, l, at)
 }
 
 // inspect returns the lease of a token; nil if no issuer of ours signed it. The caller
@@ -83,16 +84,43 @@ func (b *Broker) inspect(ctx context.Context, token string) (*Lease, error) {
 	return nil, nil
 }
 
-// blocked reports whether the holder or the entitlement of a lease is blocked.
-// An error counts as blocked.
+// blocked reports whether the entitlement of a lease is blocked, its holder, or anyone else in
+// a chain of delegation. An error counts as blocked.
 func (b *Broker) blocked(ctx context.Context, l *Lease, e *Entitlement) bool {
-	who := Identity{ID: l.Holder, Kind: KindPerson}
-	if domain, _, err := ParseSPIFFEID(l.Holder); err == nil {
-		who = Identity{ID: l.Holder, Kind: KindWorkload, TrustDomain: domain, Paths: SPIFFEPaths(l.Holder)}
+	rules := b.rules.Load()
+	list := blockKeys(rules.WithLabels(identityOf(l.Holder)), e)
+	if l.Subject != "" {
+		list = append(list, blockKeys(rules.WithLabels(identityOf(l.Subject)), nil)...)
 	}
-	who = b.rules.Load().WithLabels(who)
-	blocked, err := b.cfg.Reader.Blocked(ctx, blockKeys(who, e))
+	for _, id := range l.Actors {
+		list = append(list, blockKeys(rules.WithLabels(identityOf(id)), nil)...)
+	}
+	blocked, err := b.cfg.Reader.Blocked(ctx, list)
 	return blocked || err != nil
+}
+
+// identityOf returns the identity that is known by its ID alone.
+func identityOf(id string) Identity {
+	if domain, _, err := ParseSPIFFEID(id); err == nil {
+		return Identity{ID: id, Kind: KindWorkload, TrustDomain: domain, Paths: SPIFFEPaths(id)}
+	}
+	return Identity{ID: id, Kind: KindPerson}
+}
+
+// chainHolds reports whether the tokens that were exchanged for a lease's are still active,
+// although the lease itself may not have ended yet. An error counts as an end.
+func (b *Broker) chainHolds(ctx context.Context, l *Lease, now time.Time) bool {
+	for range MaxDelegates {
+		if l.Parent.IsZero() {
+			return true
+		}
+		parent, err := b.cfg.Reader.Lease(ctx, l.Parent)
+		if err != nil || parent.State(now) != LeaseActive {
+			return false
+		}
+		l = parent
+	}
+	return l.Parent.IsZero()
 }
 
 // A viewReader reads a Store in transactions.

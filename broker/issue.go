@@ -17,7 +17,7 @@ func (b *Broker) issue(ctx context.Context, c *collection) (*Issued, error) {
 	if c.issuer == nil {
 		return nil, fmt.Errorf("%w: there is no issuer %q", ErrIssuerUnavailable, c.e.Issuer)
 	}
-	c.blocks = blockKeys(c.caller.Subject, c.e)
+	c.blocks = chainBlocks(b.rules.Load(), c.caller.Subject, c.request.Delegation, c.e)
 	l, err := c.lease()
 	if err != nil {
 		return nil, err
@@ -148,12 +148,15 @@ func (c *collection) reads() []Key {
 	list := append(make([]Key, 0, len(c.blocks)+4), RevisionKey{}) // room for the usual rows
 	list = append(list, c.key.reads()...)
 	list = append(list, keys(limitKeys(c.decision.Obligations, c.caller.Subject, c.e.Name))...)
+	if d := c.request.Delegation; d != nil {
+		list = append(list, keys(limitKeys(d.Decision.Obligations, d.Subject, c.e.Name))...)
+	}
 	list = append(list, c.blocks...)
 	list = append(list, c.footing.reads()...)
 	if !c.new {
 		list = append(list, c.request.ID, CollectedKey(c.request.ID))
 	} else {
-		list = append(list, c.request.reviews()...)
+		list = append(append(list, c.request.reviews()...), c.request.Delegation.reads()...)
 	}
 	if !c.caller.Once.IsZero() {
 		list = append(list, c.caller.Once)
@@ -182,7 +185,7 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 			return err
 		}
 	} else {
-		if err := b.breakGlass(tx, c.request, c.caller.At); err != nil {
+		if err := errors.Join(b.breakGlass(tx, c.request, c.caller.At), c.request.Delegation.spend(tx)); err != nil {
 			return err
 		}
 		c.request.FirstLease = l.ID
@@ -200,8 +203,14 @@ func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
 		return err
 	}
 	free := ended && repeats <= freeRepeats
+	l.Limits = l.Limits[:0]
 	if err := takeLimits(tx, c.decision.Obligations, c.caller.Subject, l, free, c.caller.At); err != nil {
 		return err
+	}
+	if d := c.request.Delegation; d != nil {
+		if err := takeLimits(tx, d.Decision.Obligations, d.Subject, l, free, c.caller.At); err != nil {
+			return err
+		}
 	}
 	tx.Put(l)
 	return nil
@@ -265,6 +274,7 @@ func (c *collection) supersede(tx Tx) (ended bool, err error) {
 		old.end(endAttempt{how: c.how, outcome: outcomeTimeOnly}, c.caller.At)
 	}
 	tx.Put(old)
+	endLink(tx, old, c.caller.At)
 	return false, nil
 }
 
@@ -285,6 +295,7 @@ func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
 			record.Lease.Scopes = l.Scopes
 		}
 	}
+	c.request.onBehalf(&record)
 	if c.replaces != nil {
 		record.End = &audit.EndFacts{How: c.how, ValidUntil: c.replaces.Expires}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"hash"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -71,45 +72,109 @@ func (b *Broker) preview(ctx context.Context, s Selector, now time.Time) (*Previ
 	return p, nil
 }
 
-// selectLeases returns the leases of a selector whose credentials may work.
+// selectLeases returns the leases of a selector whose credentials may work, those on behalf of
+// a selected identity and those of its sub-agents included.
 func (b *Broker) selectLeases(ctx context.Context, s Selector, now time.Time) (*Preview, []LeaseID, error) {
 	key, err := s.key()
 	if err != nil {
 		return nil, nil, err
 	}
-	p, digest := &Preview{ByIssuer: map[string]int{}}, sha256.New()
-	_, _ = digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
-	var ids []LeaseID
-	byEntitlement := map[string]int{}
+	x := selection{Preview: &Preview{ByIssuer: map[string]int{}}, digest: sha256.New(), byEntitlement: map[string]int{}}
+	_, _ = x.digest.Write([]byte("accessbroker/preview/v1\n" + key.String() + "\n"))
 	people := b.rules.Load().People
 	if accounts := people.Accounts(s.Holder); len(accounts) > 1 {
-		p.Accounts = accounts
+		x.Accounts = accounts
 	}
 	for _, q := range s.queries(people, now) {
-		for p.More = len(ids) >= maxSelected; !p.More; p.More = len(ids) >= maxSelected {
-			page, next, err := b.page(ctx, q)
+		if err := b.selectPages(ctx, &x, q); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := b.selectDelegated(ctx, &x, s, now); err != nil {
+		return nil, nil, err
+	}
+	x.Digest = audit.Digest(x.digest.Sum(nil))
+	x.Beyond, err = b.countShared(ctx, x.byEntitlement, now)
+	return x.Preview, x.ids, err
+}
+
+// A selection is what the kill switch has selected so far.
+type selection struct {
+	*Preview
+	ids           []LeaseID
+	seen          map[LeaseID]bool // nil: no lease can be selected twice
+	digest        hash.Hash
+	byEntitlement map[string]int
+}
+
+func (x *selection) add(l *Lease, outliving bool) {
+	if x.seen[l.ID] {
+		return
+	}
+	if x.seen != nil {
+		x.seen[l.ID] = true
+	}
+	x.ids = append(x.ids, l.ID)
+	_, _ = x.digest.Write(l.ID[:])
+	if x.count(l); outliving {
+		x.Ended++
+	}
+	if len(x.Hits) < maxHits {
+		x.Hits = append(x.Hits, l)
+	}
+	x.byEntitlement[l.Entitlement]++
+}
+
+// selectPages adds the leases of a query.
+func (b *Broker) selectPages(ctx context.Context, x *selection, q LeaseQuery) error {
+	for x.More = len(x.ids) >= maxSelected; !x.More; x.More = len(x.ids) >= maxSelected {
+		page, next, err := b.page(ctx, q)
+		if err != nil {
+			return err
+		}
+		for _, l := range page {
+			x.add(l, q.Outliving)
+		}
+		if q.Before = next; next.IsZero() {
+			break
+		}
+	}
+	return nil
+}
+
+// selectDelegated adds the leases that rest on a selected identity because it is the subject,
+// or has acted before.
+func (b *Broker) selectDelegated(ctx context.Context, x *selection, s Selector, now time.Time) error {
+	for _, q := range s.delegated(b.rules.Load().People, now) {
+		for {
+			var page []*Request
+			err := b.cfg.Store.View(ctx, func(tx Tx) (err error) {
+				page, q.Before, err = tx.Requests(q)
+				return err
+			})
 			if err != nil {
-				return nil, nil, err
+				return Unavailable(err)
 			}
-			for _, l := range page {
-				ids = append(ids, l.ID)
-				_, _ = digest.Write(l.ID[:])
-				if p.count(l); q.Outliving {
-					p.Ended++
+			if x.seen == nil && len(page) > 0 {
+				x.seen = make(map[LeaseID]bool, len(x.ids))
+				for _, id := range x.ids {
+					x.seen[id] = true
 				}
-				if len(p.Hits) < maxHits {
-					p.Hits = append(p.Hits, l)
-				}
-				byEntitlement[l.Entitlement]++
 			}
-			if q.Before = next; next.IsZero() {
+			for _, r := range page {
+				live := LeaseQuery{Request: r.ID, Live: true, Now: now, Limit: pageMax}
+				outliving := live
+				outliving.Live, outliving.Outliving = false, true
+				if err := errors.Join(b.selectPages(ctx, x, live), b.selectPages(ctx, x, outliving)); err != nil {
+					return err
+				}
+			}
+			if q.Before.IsZero() || x.More {
 				break
 			}
 		}
 	}
-	p.Digest = audit.Digest(digest.Sum(nil))
-	p.Beyond, err = b.countShared(ctx, byEntitlement, now)
-	return p, ids, err
+	return nil
 }
 
 // countShared counts the live leases that are not selected but end with those

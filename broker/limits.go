@@ -117,7 +117,6 @@ func counter(tx Tx, key CounterKey) (*Counter, error) {
 // opens it, so that they hold under concurrency. free means that the lease replaces
 // one that was counted already and has really ended.
 func takeLimits(tx Tx, o Obligations, holder Identity, l *Lease, free bool, now time.Time) error {
-	l.Limits = l.Limits[:0]
 	for _, limit := range o.Limits {
 		if free {
 			break

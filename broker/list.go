@@ -53,7 +53,7 @@ func (b *Broker) Lease(ctx context.Context, caller Caller, id LeaseID) (*Lease, 
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	if err != nil || l.Holder != caller.Subject.ID && !b.mayOnRequest(ctx, caller, ActionView, l.Request) {
+	if err != nil || l.Holder != caller.Subject.ID && !b.isSubject(caller, l.Subject) && !b.mayOnRequest(ctx, caller, ActionView, l.Request) {
 		return nil, refuse(ErrNotFound, "there is no such lease, or you may not view it")
 	}
 	return l, nil
@@ -81,7 +81,8 @@ func (b *Broker) mayView(ctx context.Context, caller Caller, r *Request) bool {
 }
 
 // isParticipant reports whether the caller is a person who approves, reviews or
-// was notified of the request, or who is accountable for its requester.
+// was notified of the request, or who is accountable for its requester or another workload in
+// a chain of delegation.
 func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 	rules := b.rules.Load()
 	if caller.Subject.Kind != KindPerson || !caller.Actor.Proof.Valid(caller.At) {
@@ -89,13 +90,30 @@ func (b *Broker) isParticipant(caller Caller, r *Request) bool {
 	}
 	o := r.Decision.Obligations
 	groups, _ := r.groupsOf(rules, caller.Subject, slices.Concat(o.Approvals, o.Review, r.escalatedTo(caller.At)))
+	if r.Delegation != nil && rules.People.Contains(r.excluded(), caller.Subject.ID) {
+		return true
+	}
 	return len(groups) > 0 || rules.People.Contains(r.Requester.Accountable, caller.Subject.ID)
+}
+
+// isSubject reports whether the caller is the one on whose behalf something is done, with any
+// account.
+func (b *Broker) isSubject(caller Caller, subject string) bool {
+	return subject != "" && caller.Actor.Proof.Valid(caller.At) && (subject == caller.Subject.ID || b.rules.Load().People.Same(subject, caller.Subject.ID))
+}
+
+// subject returns on whose behalf the request is made; empty: the requester's own.
+func (r *Request) subject() string {
+	if r.Delegation == nil {
+		return ""
+	}
+	return r.Delegation.Subject.ID
 }
 
 // checkView returns ErrNotFound unless the caller filed the request or may view
 // it.
 func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error {
-	if r.Requester.ID != caller.Subject.ID && !b.mayView(ctx, caller, r) {
+	if r.Requester.ID != caller.Subject.ID && !b.isSubject(caller, r.subject()) && !b.mayView(ctx, caller, r) {
 		return refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
 	return nil
@@ -203,7 +221,7 @@ func (b *Broker) Requests(ctx context.Context, caller Caller, q RequestQuery) (p
 			return nil, RequestID{}, Unavailable(err)
 		}
 		for _, r := range rows {
-			if r.Requester.ID == caller.Subject.ID || b.mayView(ctx, caller, r) {
+			if r.Requester.ID == caller.Subject.ID || b.isSubject(caller, r.subject()) || b.mayView(ctx, caller, r) {
 				page = append(page, r)
 			}
 			if len(page) == q.Limit {
@@ -247,7 +265,7 @@ func (b *Broker) Leases(ctx context.Context, caller Caller, q LeaseQuery) (page 
 			return nil, LeaseID{}, Unavailable(err)
 		}
 		for _, l := range rows {
-			if l.Holder == caller.Subject.ID || may(l) {
+			if l.Holder == caller.Subject.ID || b.isSubject(caller, l.Subject) || may(l) {
 				page = append(page, l)
 			}
 			if len(page) == q.Limit {

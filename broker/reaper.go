@@ -29,6 +29,8 @@ type reaper struct {
 	log     *slog.Logger
 	observe func(Event)
 
+	hurry func() // what rests on a lease must end
+
 	queue  revocationQueue
 	paces  map[string]*pace // by issuer; the map itself never changes
 	writes gate             // of background passes
@@ -227,6 +229,9 @@ func (r *reaper) recordEnd(ctx context.Context, l *Lease, a endAttempt, by Ident
 	}
 	if err == nil {
 		r.observe(revocationEvent(&e.after, now))
+		if e.after.Exchanged {
+			r.hurry()
+		}
 	}
 	return Unavailable(err)
 }
@@ -270,6 +275,9 @@ func (e *leaseEnd) apply(tx Tx) error {
 		tx.Append(e.entry)
 	}
 	tx.Put(stored)
+	if was == LeaseActive {
+		endLink(tx, stored, e.now)
+	}
 	e.after = *stored
 	if !stored.vacates() {
 		return nil

@@ -15,6 +15,7 @@ type footing struct {
 	rests []StandingKey // what the grant rests on, sorted; found by index when one ends
 	seen  []seenStanding
 	until time.Time // the earliest known end; zero: none is known
+	links []LeaseID // the tokens of a chain of sub-agents
 
 	// fallen is when any of it last stopped holding. Grants from before do not revive.
 	fallen time.Time
@@ -139,9 +140,12 @@ func isFact(err error) bool {
 
 // reads returns the keys that check reads.
 func (f *footing) reads() []Key {
-	list := make([]Key, len(f.seen))
+	list := make([]Key, len(f.seen), len(f.seen)+len(f.links))
 	for i, s := range f.seen {
 		list[i] = s.key
+	}
+	for _, id := range f.links {
+		list = append(list, id)
 	}
 	return list
 }
@@ -157,7 +161,16 @@ func (f *footing) check(tx Tx) error {
 			return errOvertaken
 		}
 	}
-	return nil
+	return f.checkLinks(tx)
+}
+
+// endLink notes, in the transaction that ends a lease, that what sub-agents got for its token
+// ends too. The pass that ends it continues after a restart, as that of every fact.
+func endLink(tx Tx, l *Lease, now time.Time) {
+	if !l.Exchanged {
+		return
+	}
+	tx.Put(&Standing{StandingKey: linkKey(l.ID), Version: 1, Ended: now, Fallen: now, Cause: CauseLink, Ending: true, Emptied: now})
 }
 
 // decisionGround reads what a decision on a pending request rests on: the standing of the
@@ -168,7 +181,7 @@ func (b *Broker) decisionGround(ctx context.Context, rules *Rules, caller Caller
 	if err != nil {
 		return footing{}, err
 	}
-	f, err := b.stand(ctx, rules, rules.WithLabels(r.Requester), r.Created, caller.At)
+	f, err := b.standAll(ctx, rules, rules.WithLabels(r.Requester), r.Delegation, r.Created, caller.At)
 	if err != nil {
 		return footing{}, err
 	}
@@ -181,13 +194,13 @@ func (b *Broker) decisionGround(ctx context.Context, rules *Rules, caller Caller
 	if err := b.voidApprovals(ctx, rules, &f, r, caller.At); err != nil {
 		return footing{}, err
 	}
-	return footing{rests: f.rests, seen: append(f.seen, person.seen...), until: f.until}, nil
+	return footing{rests: f.rests, seen: append(f.seen, person.seen...), until: f.until, links: f.links}, nil
 }
 
 // rest reads what the access of a new request rests on. The request ends at the earliest
 // known end of it.
 func (b *Broker) rest(ctx context.Context, rules *Rules, r *Request, dry bool, now time.Time) (footing, error) {
-	f, err := b.stand(ctx, rules, r.Requester, time.Time{}, now)
+	f, err := b.standAll(ctx, rules, r.Requester, r.Delegation, time.Time{}, now)
 	if err == nil {
 		err = b.restOnTicket(ctx, &f, rules, r, &r.Decision.Obligations.TicketTerms, ticketCheck{now: now, dry: dry})
 	}

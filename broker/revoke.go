@@ -83,6 +83,9 @@ func (b *Broker) mayRevoke(ctx context.Context, caller Caller, l *Lease) bool {
 	case KindOperator:
 		return true
 	case KindPerson:
+		if b.isSubject(caller, l.Subject) {
+			return true
+		}
 		return b.mayOnRequest(ctx, caller, ActionRevoke, l.Request)
 	}
 	return false
@@ -104,6 +107,9 @@ func (b *Broker) endLost(ctx context.Context, c *collection) (err error) {
 // endReplaced revokes a replaced lease at once. If that fails, the reaper
 // retries.
 func (b *Broker) endReplaced(ctx context.Context, c *collection) {
+	if c.replaces != nil && c.replaces.Exchanged {
+		b.Facts.hurry()
+	}
 	if c.replaces != nil && c.replaces.endable() && c.replaces.Status == LeaseActive {
 		_ = b.reaper.endLease(ctx, c.replaces, c.how, Identity{}, "", c.caller.At) // logged and queued there
 	}

@@ -105,6 +105,30 @@ func (s Selector) queries(people People, now time.Time) (list []LeaseQuery) {
 	return list
 }
 
+// delegated selects the requests on behalf of the selected identities, and those that rest on
+// them as actors.
+func (s Selector) delegated(people People, now time.Time) (list []RequestQuery) {
+	q := RequestQuery{Match: func(r *Request) bool { return r.Delegation != nil }, Now: now, Limit: pageMax}
+	switch {
+	case s.Holder != "":
+		for _, holder := range people.Accounts(s.Holder) {
+			kind := FactPerson
+			if strings.HasPrefix(holder, spiffeScheme) {
+				kind = FactAgent
+			}
+			q.RestsOn = StandingKey{kind, holder}
+			list = append(list, q)
+		}
+	case s.Under != "":
+		q.RestsOn, q.Below = StandingKey{FactAgent, s.Under}, true
+		list = append(list, q)
+	case s.TrustDomain != "":
+		q.RestsOn, q.Below = StandingKey{FactAgent, spiffeScheme + s.TrustDomain}, true
+		list = append(list, q)
+	}
+	return list
+}
+
 // matchesLease reports whether a selector selects any lease whose credential may work.
 func (b *Broker) matchesLease(ctx context.Context, s Selector, now time.Time) (bool, error) {
 	for _, q := range s.queries(b.rules.Load().People, now) {

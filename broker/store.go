@@ -204,6 +204,8 @@ type RequestQuery struct {
 	Team        string              // of the requester
 	Status      RequestStatus       // as derived at Now
 	RestsOn     StandingKey         // those that may still have a credential or lead to one
+	Below       bool                // with RestsOn: also those that rest on a subject below that SPIFFE ID
+	Subject     string              // those on behalf of this identity
 	Match       func(*Request) bool // a further condition; nil: none
 	Now         time.Time
 	Before      RequestID // page: only those older than this

@@ -50,11 +50,15 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		BreakGlass: r.BreakGlass, NotBefore: utc(r.NotBefore), Extends: r.Extends.String(), Reuse: r.Reused,
 		AccessEndsAt: utc(r.Until), EndedBy: toEndedBy(r.EndedBy), KeyThumbprint: thumbprint(r.KeyThumbprint),
 	}
+	setDelegation(&out, r.Delegation)
 	for _, subject := range r.RestsOn {
 		out.RestsOn = append(out.RestsOn, subject.String())
 	}
 	if c.s.cfg.Broker.SeesPolicies(c.r.Context(), broker.Self(c.who, now), r) {
 		out.Decision.Policies = r.Decision.Policies
+		if out.Delegated != nil {
+			out.Delegated.Policies = r.Delegation.Decision.Policies
+		}
 	}
 	risk, _ := c.s.cfg.Broker.Rules().Risk(r)
 	out.Risk = riskNames[risk]
@@ -240,6 +244,7 @@ func toObligations(o broker.Obligations) *api.Obligations {
 func toLease(l *broker.Lease, now time.Time) api.Lease {
 	return api.Lease{
 		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
+		OnBehalfOf: l.Subject, Actors: l.Actors, Parent: l.Parent.String(),
 		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type, Confirm: confirmation(l),
 		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
 		EndHow: l.EndHow, EndedBy: toEndedBy(l.EndedBy), EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,

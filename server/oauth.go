@@ -281,7 +281,7 @@ func (s *Server) collectToken(c *call, text string, details *api.AuthorizationDe
 	if err != nil {
 		return nil, err
 	}
-	if !samePresented(c.form.presented(), r.Delegation) {
+	if !c.samePresented(c.form.presented(), r.Delegation) {
 		return nil, refuse(broker.ErrForeignSubject, "the request was filed with another token")
 	}
 	if err := s.checkPoll(c, r, details); err != nil {
@@ -349,10 +349,11 @@ func (s *Server) introspect(c *call) (reply, error) {
 	}
 	c.about = in.Lease.ID.String()
 	out := api.Introspection{
-		Active: true, Scope: strings.Join(in.Lease.Scopes, " "), ClientID: in.Lease.Holder, Subject: in.Lease.Holder,
+		Active: true, Scope: strings.Join(in.Lease.Scopes, " "), ClientID: in.Lease.Holder,
 		Expires: in.Lease.Expires.Unix(), IssuedAt: in.Lease.Opened.Unix(), Audience: in.Audience,
 		Issuer: s.external.String(), ID: in.Lease.ID.String(), Entitlement: in.Lease.Entitlement, Request: in.Lease.Request.String(),
 	}
+	out.Subject, out.Actor = toActor(&in.Lease)
 	out.Confirm, out.TokenType = confirmation(&in.Lease), tokenType(&in.Lease)
 	out.AuthorizationDetails = grantedDetails(&in.Lease, "")
 	return ok(out)

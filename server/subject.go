@@ -136,7 +136,10 @@ func (c *call) subjectOf(token, kind, clientID, resource string) (*broker.Delega
 // parentOf returns the delegation of a sub-agent: the token is a broker token of the agent that
 // it acts for.
 func (c *call) parentOf(token, clientID string) (*broker.Delegation, error) {
-	return nil, refuse(broker.ErrForeignSubject, "sub-agents are not supported")
+	if clientID != "" && clientID != c.who.ID {
+		return nil, refuse(broker.ErrForeignSubject, "client_id names another client than the caller")
+	}
+	return broker.DelegationOf(c.r.Context(), c.s.cfg.Broker, c.caller(), token)
 }
 
 // unverifiedIssuer returns the iss of a JWT, which is not verified; empty if there is none.
@@ -174,6 +177,15 @@ func fillFromSubject(ask *broker.Ask, f form) {
 
 // samePresented reports whether the token that a poll repeats is the one that the request was
 // filed with. Its claims are not read again: an ID-JAG is used once, and may have expired.
-func samePresented(token string, d *broker.Delegation) bool {
-	return token == "" || d != nil && sha256.Sum256([]byte(token)) == d.Subject.Proof.SHA256
+func (c *call) samePresented(token string, d *broker.Delegation) bool {
+	switch {
+	case token == "":
+		return true
+	case d == nil:
+		return false
+	case !d.Parent.IsZero():
+		parent, err := broker.DelegationOf(c.r.Context(), c.s.cfg.Broker, c.caller(), token)
+		return err == nil && parent.Parent == d.Parent
+	}
+	return sha256.Sum256([]byte(token)) == d.Subject.Proof.SHA256
 }

@@ -2,9 +2,11 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 
 	"accessbroker.internal/audit"
@@ -62,10 +64,16 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		args:   []any{before(q.Before[:]), maxScan},
 		limit:  q.Limit,
 		table:  requests,
-		has:    []byte(q.Requester),
+		has:    []byte(cmp.Or(q.Requester, q.Subject)),
 		wanted: func(r *broker.Request) bool { return wantsRequest(&q, r) },
 	}
 	switch {
+	case q.Below:
+		id := standingID(q.RestsOn)
+		l.query = `SELECT page.request, body FROM (SELECT DISTINCT request FROM rests
+			WHERE (subject = ? OR subject > ? AND subject < ?) AND request < ? AND until > ? ORDER BY request DESC LIMIT ?) AS page
+			CROSS JOIN requests ON requests.id = page.request`
+		l.args = []any{id, append(slices.Clone(id), '/'), append(slices.Clone(id), '/'+1), before(q.Before[:]), q.Now.UnixMilli(), maxScan}
 	case q.RestsOn != broker.StandingKey{}:
 		l.query = `SELECT rests.request, body FROM rests CROSS JOIN requests ON requests.id = rests.request
 			WHERE subject = ? AND rests.request < ? AND until > ? ORDER BY rests.request DESC LIMIT ?`
@@ -88,6 +96,7 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 	return (q.Requester == "" || r.Requester.ID == q.Requester) &&
 		(q.Entitlement == "" || r.Entitlement == q.Entitlement) &&
+		(q.Subject == "" || r.Delegation != nil && r.Delegation.Subject.ID == q.Subject) &&
 		(q.Team == "" || r.Requester.Team == q.Team) &&
 		(q.Status == 0 || r.State(q.Now) == q.Status) &&
 		(q.Match == nil || q.Match(r))

@@ -3,6 +3,7 @@
 package token
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -99,12 +100,17 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 	return c, nil
 }
 
-// appendClaims appends the claims of RFC 9068, section 2.2, and entitlement, request,
+// appendClaims appends the claims of RFC 9068, section 2.2, act, entitlement, request,
 // cnf for bound tokens, and the request's parameters as
 // authorization_details (RFC 9396, section 9.1). Times are truncated to seconds,
 // so that the token never outlives its lease.
 func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
-	b = appendMember(b, '{', "aud", t.audience)
+	b = append(b, '{')
+	if l.Subject != "" {
+		b = append(appendAct(append(b, `"act":`...), l), ',')
+	}
+	b = append(audit.AppendString(b, "aud"), ':')
+	b = audit.AppendString(b, t.audience)
 	if len(l.Parameters) > 0 {
 		// Policy and approvers decided on the parameters: they must bind the token.
 		b = append(b, `,"authorization_details":[{"parameters":`...)
@@ -122,7 +128,7 @@ func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 	if len(l.Scopes) > 0 {
 		b = appendMember(b, ',', "scope", strings.Join(l.Scopes, " "))
 	}
-	b = appendMember(b, ',', "sub", l.Holder)
+	b = appendMember(b, ',', "sub", cmp.Or(l.Subject, l.Holder))
 	return append(b, '}')
 }
 
@@ -145,6 +151,27 @@ func appendConfirmation(b []byte, l *broker.Lease) []byte {
 		b = append(base64.RawURLEncoding.AppendEncode(b, l.Confirm[:]), '"')
 	}
 	return append(b, '}')
+}
+
+// appendAct appends who acts for the subject (RFC 8693, section 4.1): the holder is the
+// outermost actor, and the one that acted first the innermost.
+func appendAct(b []byte, l *broker.Lease) []byte {
+	for i := len(l.Actors) - 1; i >= 0; i-- {
+		// Keys are sorted, so the inner actor comes first: its text is written below.
+		b = append(b, `{"act":`...)
+	}
+	for i := range len(l.Actors) + 1 {
+		who := l.Holder
+		if i < len(l.Actors) {
+			who = l.Actors[i]
+		}
+		sep := byte(',')
+		if i == 0 {
+			sep = '{'
+		}
+		b = append(appendMember(b, sep, "sub", who), '}')
+	}
+	return b
 }
 
 func appendMember(b []byte, sep byte, key, value string) []byte {

@@ -1,0 +1,462 @@
+package broker_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"accessbroker.internal/audit"
+	"accessbroker.internal/broker"
+)
+
+// delegationPolicies let people use the tickets through agents, and agents have sub-agents.
+const delegationPolicies = `
+@id("people") @delegates("2") @max_ttl("12m")
+permit (principal in Group::"support", action == Action::"request", resource == Entitlement::"tickets")
+when { context has actor } unless { context.scopes.contains("tickets:close") };
+
+@id("people-close") @delegates("2") @approval("1 of security")
+permit (principal in Group::"support", action == Action::"request", resource == Entitlement::"tickets")
+when { context has actor && context.scopes.contains("tickets:close") };
+
+@id("agents") @delegates("2")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets");
+
+@id("other-agents")
+permit (principal in Path::"spiffe://acme.test/other", action == Action::"request", resource == Entitlement::"tickets");
+`
+
+const (
+	triage = "spiffe://acme.test/agent/triage"
+	search = "spiffe://acme.test/agent/search"
+	fetch  = "spiffe://acme.test/agent/fetch"
+	deep   = "spiffe://acme.test/agent/deep"
+)
+
+// onBehalf returns the delegation that package attest would return for a person's ID-JAG.
+func onBehalf(name string, now time.Time) *broker.Delegation {
+	who := person(name, now)
+	who.Proof.Method = broker.MethodIDJAG
+	return &broker.Delegation{Subject: who}
+}
+
+func delegated(d *broker.Delegation, scopes ...string) broker.Ask {
+	ask := read(scopes...)
+	ask.Delegation = d
+	return ask
+}
+
+func delegationWorld(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, worldConfig{policies: delegationPolicies, issuers: map[string]broker.Issuer{"tickets": signer{}, "db": &system{live: map[string]time.Time{}}}})
+	t.Cleanup(func() { w.verify(t) })
+	return w
+}
+
+// get collects a token at once.
+func (w *world) get(t *testing.T, who string, ask broker.Ask, now time.Time) *broker.Issued {
+	t.Helper()
+	issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(who, now), now), ask, broker.IdempotencyKey{})
+	if err != nil || issued == nil {
+		t.Fatalf("%s: got %v, %v", who, issued, err)
+	}
+	return issued
+}
+
+// exchange exchanges the token of another workload.
+func (w *world) exchange(t *testing.T, who string, from *broker.Issued, now time.Time, scopes ...string) (*broker.Issued, error) {
+	t.Helper()
+	caller := broker.Self(workload(who, now), now)
+	d, err := broker.DelegationOf(t.Context(), w.broker, caller, token(from))
+	if err != nil {
+		return nil, err
+	}
+	issued, _, err := w.broker.AskAndCollect(t.Context(), caller, delegated(d, scopes...), broker.IdempotencyKey{})
+	return issued, err
+}
+
+func token(from *broker.Issued) string { return from.Credential.Secret.Reveal()["token"] }
+
+// active reports whether a token is active, as its resource server sees it.
+func (w *world) active(t *testing.T, issued *broker.Issued, now time.Time) bool {
+	t.Helper()
+	in, err := w.broker.Introspect(t.Context(), broker.Self(workload("spiffe://acme.test/tickets", now), now), token(issued))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in != nil
+}
+
+// An agent gets what policy permits both to it and to the person. The lease and the record
+// name both, with both decisions.
+func TestDelegationIsDecidedOnBothSides(t *testing.T) {
+	w := delegationWorld(t)
+	issued := w.get(t, triage, delegated(onBehalf("ana", noon), "tickets:read"), noon)
+	l := issued.Lease
+	if l.Holder != triage || l.Subject != "login/ana" || len(l.Actors) != 0 || !l.Parent.IsZero() {
+		t.Errorf("got %+v", l)
+	}
+	record := w.records(t)[issued.Receipt.Index]
+	if record.Caller.ID != triage || record.Subject == nil || record.Subject.ID != "login/ana" || record.Subject.Method != string(broker.MethodIDJAG) || record.Subject.Proof.IsZero() {
+		t.Errorf("got caller %+v, subject %+v", record.Caller, record.Subject)
+	}
+	if record.Delegated == nil || !record.Delegated.Permit || !slices.Equal(record.Delegated.Policies, []string{"people"}) || !slices.Equal(record.Decision.Policies, []string{"agents"}) {
+		t.Errorf("got decision %+v, delegated %+v", record.Decision, record.Delegated)
+	}
+	if record.Decision.MaxTTL != 12*time.Minute {
+		t.Errorf("got max_ttl %s, want the sum of both sides", record.Decision.MaxTTL)
+	}
+}
+
+// Silence on either side denies, and the record shows both decisions.
+func TestDelegationSilenceDenies(t *testing.T) {
+	for name, test := range map[string]struct {
+		who, subject string
+		subjects     bool // policy permits the subject
+	}{
+		"person": {triage, "zoe", false},
+		"agent":  {"spiffe://acme.test/batch", "ana", true},
+		"both":   {"spiffe://acme.test/batch", "zoe", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := delegationWorld(t)
+			_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(test.who, noon), noon), delegated(onBehalf(test.subject, noon), "tickets:read"), broker.IdempotencyKey{})
+			if !errors.Is(err, broker.ErrDenied) {
+				t.Fatalf("got %v, want a denial", err)
+			}
+			all := w.records(t)
+			record := all[len(all)-1]
+			if record.Kind != audit.RequestDenied || record.Subject == nil || record.Subject.ID != "login/"+test.subject || record.Decision.Permit || record.Delegated == nil || record.Delegated.Permit != test.subjects {
+				t.Errorf("got %+v, subject %+v, delegated %+v", record, record.Subject, record.Delegated)
+			}
+		})
+	}
+}
+
+// A proof with an ID counts once, also for calls at the same time and after a restart. A dry
+// run does not use it up, and neither does a denial.
+func TestProofCountsOnce(t *testing.T) {
+	w := delegationWorld(t)
+	single := func() *broker.Delegation {
+		d := onBehalf("ana", noon)
+		d.ID, d.IDUntil = "https://login.acme.test jti-1", noon.Add(5*time.Minute)
+		return d
+	}
+	dry := delegated(single(), "tickets:read")
+	dry.DryRun = true
+	if _, err := w.broker.Ask(t.Context(), broker.Self(workload(triage, noon), noon), dry, broker.IdempotencyKey{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.broker.Ask(t.Context(), broker.Self(workload("spiffe://acme.test/batch", noon), noon), delegated(single(), "tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDenied) {
+		t.Fatalf("got %v, want a denial", err)
+	}
+	const callers = 8
+	answers := make(chan error, callers)
+	for range callers {
+		go func() {
+			_, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(triage, noon), noon), delegated(single(), "tickets:read"), broker.IdempotencyKey{})
+			answers <- err
+		}()
+	}
+	issued := 0
+	for range callers {
+		if err := <-answers; err == nil {
+			issued++
+		} else if !errors.Is(err, broker.ErrProofReplayed) {
+			t.Errorf("got %v, want %v", err, broker.ErrProofReplayed)
+		}
+	}
+	if issued != 1 {
+		t.Errorf("got %d tokens for one proof, want 1", issued)
+	}
+	for _, scope := range []string{"tickets:read", "tickets:close"} { // a grant, and a request that waits for people
+		if _, err := w.restart(t, map[string]broker.Issuer{"tickets": signer{}}).Ask(t.Context(), broker.Self(workload(search, noon), noon), delegated(single(), scope), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrProofReplayed) {
+			t.Errorf("%s: got %v, want %v", scope, err, broker.ErrProofReplayed)
+		}
+	}
+}
+
+// A proof for an identical ask that waits is used up, too.
+func TestProofIsUsedUpByAReusedRequest(t *testing.T) {
+	w := delegationWorld(t)
+	ask := func(id string) (*broker.Request, error) {
+		d := onBehalf("ana", noon)
+		d.ID, d.IDUntil = id, noon.Add(5*time.Minute)
+		return w.broker.Ask(t.Context(), broker.Self(workload(triage, noon), noon), delegated(d, "tickets:close"), broker.IdempotencyKey{})
+	}
+	first, err := ask("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := ask("two")
+	if err != nil || again.ID != first.ID || !again.Reused {
+		t.Errorf("got %v, %v, want the waiting request", again, err)
+	}
+	for _, id := range []string{"one", "two"} {
+		if _, err := ask(id); !errors.Is(err, broker.ErrProofReplayed) {
+			t.Errorf("%s: got %v, want %v", id, err, broker.ErrProofReplayed)
+		}
+	}
+}
+
+// What the proof does not allow is refused: other actors, scopes and resources, and callers
+// that are no workloads.
+func TestProofBoundsTheAsk(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(d *broker.Delegation, ask *broker.Ask)
+		want   error
+	}{
+		"another actor":  {func(d *broker.Delegation, _ *broker.Ask) { d.MayAct = []string{search} }, broker.ErrActorNotAllowed},
+		"no actor":       {func(d *broker.Delegation, _ *broker.Ask) { d.MayAct = []string{} }, broker.ErrActorNotAllowed},
+		"wider scope":    {func(d *broker.Delegation, _ *broker.Ask) { d.Scopes = []string{"tickets:comment"} }, broker.ErrInvalidScope},
+		"no scope":       {func(d *broker.Delegation, _ *broker.Ask) { d.Scopes = []string{} }, broker.ErrInvalidScope},
+		"other resource": {func(d *broker.Delegation, _ *broker.Ask) { d.Resource = "https://other.acme.test" }, broker.ErrInvalidTarget},
+		"expired":        {func(d *broker.Delegation, _ *broker.Ask) { d.Subject.Proof.Expires = noon }, broker.ErrProofExpired},
+		"itself":         {func(d *broker.Delegation, _ *broker.Ask) { d.Subject = workload(triage, noon) }, broker.ErrDelegation},
+		"a workload":     {func(d *broker.Delegation, _ *broker.Ask) { d.Subject = workload(search, noon) }, broker.ErrDelegation},
+		"made-up chain":  {func(d *broker.Delegation, _ *broker.Ask) { d.Actors = []string{search} }, nil}, // the domain derives it
+		"named actor":    {func(d *broker.Delegation, _ *broker.Ask) { d.MayAct = []string{search, triage} }, nil},
+		"own scopes": {func(d *broker.Delegation, ask *broker.Ask) {
+			d.Scopes, ask.Scopes = []string{"other", "tickets:read"}, nil
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := delegationWorld(t)
+			ask := delegated(onBehalf("ana", noon), "tickets:read")
+			test.change(ask.Delegation, &ask)
+			issued, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(triage, noon), noon), ask, broker.IdempotencyKey{})
+			if !errors.Is(err, test.want) {
+				t.Fatalf("got %v, want %v", err, test.want)
+			}
+			if err == nil && (len(issued.Lease.Actors) > 0 || !slices.Equal(issued.Lease.Scopes, []string{"tickets:read"})) {
+				t.Errorf("got %+v", issued.Lease)
+			}
+		})
+	}
+	w := delegationWorld(t)
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(approver("ben", noon), noon), delegated(onBehalf("ana", noon), "tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrDelegation) {
+		t.Errorf("a person: got %v, want %v", err, broker.ErrDelegation)
+	}
+}
+
+// A sub-agent's token names the chain, and is narrower than the one that it exchanged.
+func TestSubAgentsNarrow(t *testing.T) {
+	w := delegationWorld(t)
+	first := w.get(t, triage, delegated(onBehalf("ana", noon), "tickets:comment", "tickets:read"), noon)
+	later := noon.Add(time.Minute)
+	second, err := w.exchange(t, search, first, later, "tickets:read")
+	if err != nil {
+		t.Fatal(err)
+	}
+	third, err := w.exchange(t, fetch, second, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := third.Lease; l.Subject != "login/ana" || !slices.Equal(l.Actors, []string{triage, search}) || l.Parent != second.Lease.ID || !slices.Equal(l.Scopes, []string{"tickets:read"}) || l.Expires.After(first.Lease.Expires) {
+		t.Errorf("got %+v", l)
+	}
+	record := w.records(t)[third.Receipt.Index]
+	if !slices.Equal(record.Caller.Actors, []string{triage, search}) || record.Subject.ID != "login/ana" || record.Request.Parent != second.Lease.ID.String() || record.Delegated == nil {
+		t.Errorf("got %+v, caller %+v", record.Request, record.Caller)
+	}
+	for name, test := range map[string]struct {
+		who    string
+		from   *broker.Issued
+		change func(*broker.Ask)
+		want   error
+	}{
+		"depth":             {deep, third, func(*broker.Ask) {}, broker.ErrDelegation},
+		"loop":              {triage, second, func(*broker.Ask) {}, broker.ErrDelegation},
+		"own token":         {search, second, func(*broker.Ask) {}, broker.ErrDelegation},
+		"wider scope":       {fetch, second, func(a *broker.Ask) { a.Scopes = []string{"tickets:comment"} }, broker.ErrInvalidScope},
+		"longer time":       {fetch, second, func(a *broker.Ask) { a.TTL = 12 * time.Minute }, broker.ErrInvalidTTL},
+		"other entitlement": {fetch, second, func(a *broker.Ask) { a.Entitlement, a.Scopes = "db", nil }, broker.ErrDelegation},
+		"no @delegates":     {"spiffe://acme.test/other/x", first, func(a *broker.Ask) { a.Scopes = []string{"tickets:read"} }, broker.ErrDenied},
+		"no permit":         {"spiffe://acme.test/batch", first, func(a *broker.Ask) { a.Scopes = []string{"tickets:read"} }, broker.ErrDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			caller := broker.Self(workload(test.who, later), later)
+			d, err := broker.DelegationOf(t.Context(), w.broker, caller, token(test.from))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ask := broker.Ask{Entitlement: "tickets", Delegation: d}
+			test.change(&ask)
+			if _, _, err := w.broker.AskAndCollect(t.Context(), caller, ask, broker.IdempotencyKey{}); !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// A workload's own token starts a chain as well: the workload is the subject.
+func TestSubAgentOfAWorkload(t *testing.T) {
+	w := delegationWorld(t)
+	own := w.get(t, triage, read("tickets:read"), noon)
+	child, err := w.exchange(t, search, own, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grandchild, err := w.exchange(t, fetch, child, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := grandchild.Lease; l.Subject != triage || !slices.Equal(l.Actors, []string{search}) {
+		t.Errorf("got %+v", l)
+	}
+	if _, err := w.exchange(t, deep, grandchild, noon); !errors.Is(err, broker.ErrDelegation) {
+		t.Errorf("depth: got %v, want %v", err, broker.ErrDelegation)
+	}
+	if _, err := w.exchange(t, triage, grandchild, noon); !errors.Is(err, broker.ErrDelegation) {
+		t.Errorf("loop to the subject: got %v, want %v", err, broker.ErrDelegation)
+	}
+}
+
+// The end of any link ends everything below it: at once for resource servers, and durably.
+func TestEndOfALinkEndsWhatIsBelow(t *testing.T) {
+	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
+	at := broker.Self(operator, noon)
+	chain := func(t *testing.T, w *world) (links [3]*broker.Issued) {
+		links[0] = w.get(t, triage, delegated(onBehalf("ana", noon), "tickets:read"), noon)
+		for i, who := range []string{search, fetch} {
+			var err error
+			if links[i+1], err = w.exchange(t, who, links[i], noon); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return links
+	}
+	for name, test := range map[string]struct {
+		end  func(t *testing.T, w *world, links [3]*broker.Issued) error
+		left int // links that stay
+	}{
+		"root returned": {func(t *testing.T, w *world, links [3]*broker.Issued) error {
+			_, err := w.broker.Revoke(t.Context(), broker.Self(workload(triage, noon), noon), links[0].Lease.ID, "")
+			return err
+		}, 0},
+		"middle revoked": {func(t *testing.T, w *world, links [3]*broker.Issued) error {
+			_, err := w.broker.Revoke(t.Context(), at, links[1].Lease.ID, "leak")
+			return err
+		}, 1},
+		"middle renewed": {func(t *testing.T, w *world, links [3]*broker.Issued) error {
+			_, err := w.broker.Renew(t.Context(), broker.Self(workload(search, noon), noon), links[1].Lease.ID, broker.IdempotencyKey{})
+			return err
+		}, 1},
+		"root grant": {func(t *testing.T, w *world, links [3]*broker.Issued) error {
+			_, err := w.broker.RevokeAll(t.Context(), at, broker.Selector{Request: links[0].Request.ID}, "incident", broker.Consent{Force: true})
+			return err
+		}, 0},
+		"holder of the middle": {func(t *testing.T, w *world, _ [3]*broker.Issued) error {
+			_, err := w.broker.RevokeAll(t.Context(), at, broker.Selector{Holder: search}, "incident", broker.Consent{Force: true})
+			return err
+		}, 1},
+		"below the middle": {func(t *testing.T, w *world, _ [3]*broker.Issued) error {
+			_, err := w.broker.RevokeAll(t.Context(), at, broker.Selector{Under: search}, "incident", broker.Consent{Force: true})
+			return err
+		}, 1},
+		"person": {func(t *testing.T, w *world, _ [3]*broker.Issued) error {
+			_, err := w.broker.RevokeAll(t.Context(), at, broker.Selector{Holder: "login/ana"}, "incident", broker.Consent{Force: true})
+			return err
+		}, 0},
+		"person leaves": {func(t *testing.T, w *world, _ [3]*broker.Issued) error {
+			return w.broker.Facts.Report(t.Context(), at, broker.StandingKey{Kind: broker.FactPerson, Name: "login/ana"}, broker.Fact{Source: "file", State: broker.FactEnded, Cause: "left"})
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := delegationWorld(t)
+			links := chain(t, w)
+			if err := test.end(t, w, links); err != nil {
+				t.Fatal(err)
+			}
+			if name != "person leaves" { // the pass of the facts notes that end
+				for i, link := range links {
+					if got := w.active(t, link, noon); got != (i < test.left) {
+						t.Errorf("before the pass, link %d: got active %t", i, got)
+					}
+				}
+			}
+			// Another process continues.
+			next := w.restart(t, map[string]broker.Issuer{"tickets": signer{}})
+			if err := next.Facts.End(t.Context(), noon); err != nil {
+				t.Fatal(err)
+			}
+			ended := 0
+			for _, l := range w.leases(t) {
+				for i, link := range links {
+					if l.ID == link.Lease.ID && l.HasEnded() != (i >= test.left) {
+						t.Errorf("link %d: got ended %t, how %q", i, l.HasEnded(), l.EndHow)
+					}
+				}
+				if l.HasEnded() {
+					ended++
+				}
+			}
+			if want := 3 - test.left; ended != want {
+				t.Errorf("got %d ended leases, want %d", ended, want)
+			}
+			// What rested on the link does not come back.
+			if _, err := next.Collect(t.Context(), broker.Self(workload(fetch, noon), noon), links[2].Request.ID, broker.IdempotencyKey{}); err == nil {
+				t.Error("got a credential below the end")
+			}
+		})
+	}
+}
+
+// A link that is revoked while sub-agents exchange its token leaves none of their tokens
+// active.
+func TestLinkEndsWhileChildrenAreIssued(t *testing.T) {
+	issued := 0
+	for round := range 5 {
+		w := delegationWorld(t)
+		root := w.get(t, triage, delegated(onBehalf("ana", noon), "tickets:read"), noon)
+		middle, err := w.exchange(t, search, root, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const callers = 6
+		begun, children := make(chan struct{}, callers), make(chan []*broker.Issued, callers)
+		for i := range callers {
+			go func() {
+				var list []*broker.Issued
+				for n := 0; ; n++ {
+					child, err := w.exchange(t, fmt.Sprintf("%s/%d", fetch, i), middle, noon)
+					if errors.Is(err, broker.ErrDelegation) {
+						break
+					}
+					if err != nil {
+						t.Error(err)
+						break
+					}
+					if list = append(list, child); n == round {
+						begun <- struct{}{}
+					}
+				}
+				children <- list
+			}()
+		}
+		for range callers {
+			<-begun
+		}
+		if _, err := w.broker.Revoke(t.Context(), broker.Self(workload(triage, noon), noon), root.Lease.ID, ""); err != nil {
+			t.Fatal(err)
+		}
+		for range callers {
+			for _, child := range <-children {
+				if issued++; w.active(t, child, noon) {
+					t.Error("a token below a revoked link is active")
+				}
+			}
+		}
+		if err := w.broker.Facts.End(t.Context(), noon); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.count(t, broker.LeaseActive); n > 0 {
+			t.Errorf("got %d active leases, want 0", n)
+		}
+	}
+	if issued < 30 {
+		t.Errorf("got %d tokens of sub-agents, want at least 30", issued)
+	}
+}

@@ -173,6 +173,9 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	if err := c.asReader(); err != nil {
 		return reply{}, err
 	}
+	if c.query.get("wait") == "" && c.r.Method == http.MethodGet && acceptsEvents(c.r.Header.Values("Accept")) {
+		return s.streamRequest(c, id)
+	}
 	var r *broker.Request
 	if c.query.get("wait") == "" {
 		r, err = s.cfg.Broker.Request(c.r.Context(), c.caller(), id)
@@ -182,14 +185,9 @@ func (s *Server) getRequest(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	now := time.Now() // the call may have waited
-	out := c.toRequest(r, now)
-	if c.who.Kind == broker.KindPerson && c.who.ID != r.Requester.ID {
-		facts, err := s.facts(c.r.Context(), broker.Self(c.who, now), r)
-		if err != nil {
-			return reply{}, err
-		}
-		out.Facts = &facts
+	out, err := s.requestBody(c, r, time.Now()) // the call may have waited
+	if err != nil {
+		return reply{}, err
 	}
 	return ok(out)
 }

@@ -146,9 +146,10 @@ type Server struct {
 	failures  *failures
 	verifying *turns // of proofs
 	polls     *polls
-	loggingIn *turns // of logins
-	beginning *turns // of calls that begin a login
-	polling   *turns // of terminals that wait for a login
+	heartbeat time.Duration // of event streams
+	loggingIn *turns        // of logins
+	beginning *turns        // of calls that begin a login
+	polling   *turns        // of terminals that wait for a login
 	bodies    *budget
 	refreshes *refreshes
 	readiness readiness
@@ -207,6 +208,7 @@ func New(cfg Config) (*Server, error) {
 		failures:  newFailures(),
 		verifying: newTurns(verifyLimits()),
 		polls:     newPolls(),
+		heartbeat: pingEvery,
 		loggingIn: newTurns(loginLimits()),
 		beginning: newTurns(beginLimits()),
 		polling:   newTurns(pollLimits()),

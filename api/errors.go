@@ -34,6 +34,7 @@ const (
 	InvalidCode           Code = "invalid_code"
 	PollsTooOften         Code = "polls_too_often"
 	UnknownUser           Code = "unknown_user"
+	HintExpired           Code = "hint_expired"
 	InvalidMessage        Code = "invalid_binding_message"
 	JustificationRequired Code = "justification_required"
 	TicketRequired        Code = "ticket_required"

@@ -261,7 +261,7 @@ func (b Backchannel) Authorize(ctx context.Context, req BackchannelRequest) (*Ba
 	if req.Expiry != 0 {
 		form.Set("requested_expiry", strconv.Itoa(req.Expiry))
 	}
-	return fetch[BackchannelResponse](ctx, b.Client, call{method: http.MethodPost, path: "/oauth2/bc-authorize", form: form})
+	return fetch[BackchannelResponse](ctx, b.Client, call{method: http.MethodPost, path: "/oauth2/bc-authorize", form: form, bound: true})
 }
 
 // Introspect returns the state of a token to its holder and to the resource servers
@@ -273,7 +273,7 @@ func (c *Client) Introspect(ctx context.Context, token Token) (*Introspection, e
 // RevokeToken revokes a token of the caller (RFC 7009). It returns nil for any
 // other token, too.
 func (c *Client) RevokeToken(ctx context.Context, token Token) error {
-	return c.do(ctx, call{method: http.MethodPost, path: "/oauth2/revoke", form: url.Values{"token": {string(token)}}}, nil)
+	return c.do(ctx, call{method: http.MethodPost, path: "/oauth2/revoke", form: url.Values{"token": {string(token)}}, bound: true}, nil)
 }
 
 // JWKS returns the public keys of the broker's tokens (RFC 7517, section 5).

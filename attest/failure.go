@@ -59,6 +59,9 @@ func Failures() (all [][2]string) {
 	return all
 }
 
+// Expired reports whether the proof was rejected because its time is over.
+func (f *Failure) Expired() bool { return f.Cause == CauseExpired }
+
 // methodNone is the method of failures without a proof or with more than one.
 const methodNone broker.Method = "none"
 

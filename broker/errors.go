@@ -79,6 +79,7 @@ const (
 	ErrInvalidCode           = sentinel("invalid_code")            // a deferral code or auth_req_id that is unknown, another caller's, or redeemed
 	ErrPollsTooOften         = sentinel("polls_too_often")         // more often than the interval of a deferral code or auth_req_id allows
 	ErrUnknownUser           = sentinel("unknown_user")            // a hint names no one on whose behalf the client may ask
+	ErrHintExpired           = sentinel("hint_expired")            // the token of the person on whose behalf a client wants to wait
 	ErrInvalidMessage        = sentinel("invalid_binding_message") // malformed, or too long
 	ErrUnavailable           = sentinel("temporarily_unavailable") // the record is not durable, so nothing was issued
 )

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
@@ -65,8 +66,8 @@ const backchannelPath = "/oauth2/bc-authorize"
 var backchannelParameters = []string{"login_hint", "login_hint_token", "id_token_hint", "requested_expiry"}
 
 // checkHint checks the hint, which must be the only one (CIBA, section 7.1). A person's
-// name, an ID token and a token of another system prove nothing about that person's
-// consent, so they name no one on whose behalf the client may ask.
+// name, and an ID token for another client, do not prove that the person lets the client act
+// for them, so they name no one on whose behalf it may ask.
 func (c *call) checkHint() error {
 	var given []string
 	for _, name := range []string{"login_hint", "login_hint_token", "id_token_hint"} {
@@ -76,16 +77,42 @@ func (c *call) checkHint() error {
 	}
 	switch {
 	case len(given) != 1:
-		return refuse(broker.ErrInvalidRequest, "send exactly one hint: login_hint with your own SPIFFE ID")
+		return refuse(broker.ErrInvalidRequest, "send exactly one hint: login_hint with your own SPIFFE ID, or login_hint_token with a person's ID-JAG or access token")
 	case c.form.get("user_code") != "":
 		return refuse(broker.ErrInvalidRequest, "user_code is not supported: approvers log in to the broker")
-	case given[0] == "login_hint" && c.form.get("login_hint") == c.who.ID:
+	case given[0] == "login_hint_token", given[0] == "login_hint" && c.form.get("login_hint") == c.who.ID:
 		return nil
 	case given[0] == "login_hint":
 		return refuse(broker.ErrUnknownUser, "login_hint must be your own SPIFFE ID: a name does not prove that a person lets you act for them")
 	}
-	return refuse(broker.ErrUnknownUser, given[0]+" is not accepted: it does not prove that a person lets you act for them")
+	return refuse(broker.ErrUnknownUser, "id_token_hint is not accepted: it proves a login to another client, and not that a person lets you act for them")
 }
+
+// hintSubject returns on whose behalf a client waits whose hint is a login_hint_token: a
+// person's ID-JAG, or their access token for an audience that is reserved for delegation. nil:
+// the hint is the client itself.
+func (c *call) hintSubject(resource string) (*broker.Delegation, error) {
+	token := c.form.get("login_hint_token")
+	if token == "" {
+		return nil, nil
+	}
+	kind := api.TokenTypeAccessToken
+	if unverifiedType(token) == idJAGType {
+		kind = api.TokenTypeIDJAG
+	}
+	d, err := c.subjectOf(token, kind, c.form.get("client_id"), resource)
+	var expired interface{ Expired() bool }
+	switch code := broker.Code(err); {
+	case errors.As(err, &expired) && expired.Expired():
+		return nil, refuse(broker.ErrHintExpired, "the login_hint_token has expired: get a new one from the provider")
+	case code == broker.Code(broker.ErrForeignSubject), code == broker.Code(broker.ErrInvalidRequest):
+		return nil, refuse(broker.ErrUnknownUser, "login_hint_token: "+refusalOf(err).Detail)
+	}
+	return d, err
+}
+
+// idJAGType is the typ of an ID-JAG (draft-ietf-oauth-identity-assertion-authz-grant).
+const idJAGType = "oauth-id-jag+jwt"
 
 // dropOpenID removes the scope that CIBA requires of OpenID Connect clients. The broker is
 // no OpenID provider for people: it issues no ID token, and its tokens lack the scope.

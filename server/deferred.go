@@ -40,10 +40,10 @@ var pollParameters = []string{"grant_type", "client_id", "client_assertion", "cl
 // A waitCode is the content of a deferral_code or an auth_req_id.
 type waitCode struct {
 	request broker.RequestID
-	mtls    bool // the client was authenticated by its X.509-SVID
-	jwt     bool // requested_token_type was api.TokenTypeJWT
-	typed   bool // the type of authorization_details was api.ParametersDetail
-	key     audit.Digest
+	mtls    bool         // the client was authenticated by its X.509-SVID
+	jwt     bool         // requested_token_type was api.TokenTypeJWT
+	typed   bool         // the type of authorization_details was api.ParametersDetail
+	key     audit.Digest // of the DPoP proof; zero: none
 }
 
 // Flags in a code. A thumbprint follows the id if codeKey is set.
@@ -84,7 +84,7 @@ func decodeWaitCode(b []byte) (w waitCode, ok bool) {
 
 // newCode returns the code by which this client continues a request.
 func (c *call) newCode(purpose string, w waitCode) string {
-	w.mtls = c.who.Proof.Method == broker.MethodX509SVID
+	w.mtls, w.key = c.who.Proof.Method == broker.MethodX509SVID, c.proof.Key
 	return c.s.cfg.Sealer.Code(purpose, w.encode())
 }
 
@@ -108,6 +108,8 @@ func (c *call) readCode(purpose, text string) (waitCode, error) {
 		return waitCode{}, unknown
 	case w.mtls && c.who.Proof.Method != broker.MethodX509SVID:
 		return waitCode{}, refuse(broker.ErrInvalidCode, "the code is bound to the X.509-SVID of the client: call over TLS with it")
+	case !w.key.IsZero() && w.key != c.proof.Key:
+		return waitCode{}, refuse(broker.ErrInvalidDPoP, "the code is bound to a key: send a proof of it in the DPoP header")
 	}
 	c.about = w.request.String()
 	return w, nil

@@ -79,6 +79,8 @@ func bearerProofs(f form) (formProofs, error) {
 // the audience of the token that the form names; empty: none.
 func (c *call) formSubject(resource string) (*broker.Delegation, error) {
 	switch f := c.form; {
+	case c.route.path == backchannelPath:
+		return c.hintSubject(resource)
 	case !f.actsForOther():
 		return nil, nil
 	case f.get("grant_type") == api.GrantJWTBearer:
@@ -140,6 +142,20 @@ func (c *call) parentOf(token, clientID string) (*broker.Delegation, error) {
 		return nil, refuse(broker.ErrForeignSubject, "client_id names another client than the caller")
 	}
 	return broker.DelegationOf(c.r.Context(), c.s.cfg.Broker, c.caller(), token)
+}
+
+// unverifiedType returns the typ of a JWT, which is not verified; empty if there is none.
+func unverifiedType(token string) string {
+	header, err := base64.RawURLEncoding.Strict().DecodeString(token[:max(0, strings.IndexByte(token, '.'))])
+	if err != nil || len(token) > maxToken {
+		return ""
+	}
+	fields, err := strictjson.Object(header, maxDepth)
+	if err != nil {
+		return ""
+	}
+	kind, _ := strictjson.Text(fields["typ"])
+	return strings.TrimPrefix(strings.ToLower(kind), "application/")
 }
 
 // unverifiedIssuer returns the iss of a JWT, which is not verified; empty if there is none.

@@ -91,6 +91,8 @@ const (
 	MethodNotAllowed     Code = "method_not_allowed"
 	UnsupportedMediaType Code = "unsupported_media_type"
 	TooLarge             Code = "too_large"
+	UnknownStatusList    Code = "unknown_status_list"
+	NotImplemented       Code = "not_implemented"
 	Internal             Code = "internal"
 )
 

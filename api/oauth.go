@@ -217,6 +217,7 @@ type Metadata struct {
 	ServiceDocumentation   string   `json:"service_documentation,omitempty"`
 	SVIDAudiences          []string `json:"jwt_svid_audiences,omitempty"` // extension: accepted audiences of a caller's JWT-SVID
 	Pages                  string   `json:"pages,omitempty"`              // extension: URL of the pages where people log in
+	StatusLists            string   `json:"status_list_aggregation_endpoint,omitempty"`
 }
 
 // ProtectedResource is the metadata of a resource that the broker serves itself (RFC
@@ -286,4 +287,26 @@ func (c *Client) JWKS(ctx context.Context) (json.RawMessage, error) {
 // Discovery returns the broker's metadata.
 func (c *Client) Discovery(ctx context.Context) (*Metadata, error) {
 	return fetch[Metadata](ctx, c, call{method: http.MethodGet, path: "/.well-known/openid-configuration", anonymous: true})
+}
+
+// StatusLists is a status list aggregation (draft-ietf-oauth-status-list-20, section 9.3).
+type StatusLists struct {
+	Lists []string `json:"status_lists"` // the URIs of the lists
+}
+
+// StatusListClient reads the status lists of the broker's tokens. Package verify checks
+// tokens with them.
+type StatusListClient struct{ *Client }
+
+// All returns the URIs of the lists whose tokens may be valid.
+func (c StatusListClient) All(ctx context.Context) (*StatusLists, error) {
+	return fetch[StatusLists](ctx, c.Client, call{method: http.MethodGet, path: "/oauth2/status", anonymous: true})
+}
+
+// List returns a status list token, which the caller must verify. Its name is the last
+// segment of its URI.
+func (c StatusListClient) List(ctx context.Context, name string) ([]byte, error) {
+	var out raw
+	err := c.do(ctx, call{method: http.MethodGet, path: "/oauth2/status/" + url.PathEscape(name), anonymous: true}, &out)
+	return out, err
 }

@@ -22,6 +22,9 @@ type Config struct {
 	// Reader answers introspections; nil: they read Store in transactions.
 	Reader Reader
 
+	// Statuses knows status lists; nil: tokens can't have places in them.
+	Statuses StatusReader
+
 	// Blocks lists the blocks in force; nil: there are none.
 	Blocks func(ctx context.Context) ([]*Block, error)
 
@@ -67,7 +70,8 @@ const (
 // methods take the caller with the time of the call; only loops and long calls
 // read the clock.
 type Broker struct {
-	Facts *Facts // what access rests on
+	Facts       *Facts // what access rests on
+	StatusLists *StatusLists
 
 	cfg     Config
 	rules   atomic.Pointer[Rules]
@@ -110,6 +114,7 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
 	b.Facts = newFacts(b)
 	b.reaper.hurry = b.Facts.hurry
+	b.StatusLists = &StatusLists{b: b, reader: cfg.Statuses}
 	if err := b.SetRules(ctx, caller, rules); err != nil {
 		return nil, err
 	}

@@ -51,6 +51,11 @@ func (b *Broker) mintOrFetch(ctx context.Context, c *collection, l *Lease) (*Iss
 // mint issues one of the broker's own tokens. It signs first, and discards the
 // token if the transaction fails.
 func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*Issued, error) {
+	if c.e.StatusList {
+		if err := b.StatusLists.place(ctx, l); err != nil {
+			return nil, err
+		}
+	}
 	start := time.Now()
 	cred, err := m.Mint(ctx, *l)
 	c.made = time.Since(start)

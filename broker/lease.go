@@ -61,6 +61,7 @@ type Lease struct {
 	Actors      []string     // who acted for the subject before the holder, the first one first
 	Parent      LeaseID      // whose token was exchanged for this one; zero: none
 	Exchanged   bool         // its token was exchanged for tokens of sub-agents, which end with it
+	Listed      StatusPlace  // of its token in a status list
 
 	KeyThumbprint audit.Digest // of the DPoP key that the credential is bound to (RFC 9449); zero: none
 

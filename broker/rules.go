@@ -71,6 +71,7 @@ type Entitlement struct {
 	Labels        map[string]string
 	Parameters    map[string]Parameter
 	Binding       Binding
+	StatusList    bool         `json:",omitempty"` // its tokens have places in status lists
 	Revocation    Revocation   // the effect of revoking a credential
 	Persists      bool         // its credentials have no expiry of their own: only the issuer ends them
 	Audience      string       // of its tokens; empty if its credentials are not broker-signed tokens

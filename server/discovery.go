@@ -70,6 +70,10 @@ func (s *Server) metadataBody() api.Metadata {
 		grants, profiles = append(grants, api.GrantJWTBearer), []string{api.ProfileIDJAG}
 	}
 	grants = append(grants, api.GrantDeferred, api.GrantBackchannel)
+	lists := ""
+	if s.cfg.StatusLists != nil && s.cfg.Broker.Rules().Catalogue.ListsStatuses() {
+		lists = s.url("/oauth2/status")
+	}
 	methods := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
 	return api.Metadata{
 		Issuer:                 s.external.String(),
@@ -97,5 +101,6 @@ func (s *Server) metadataBody() api.Metadata {
 		RevocationTypes:        []string{api.TokenTypeAccessToken, api.TokenTypeDeferralCode},
 		BackchannelEndpoint:    s.url(backchannelPath),
 		BackchannelModes:       []string{"poll"},
+		StatusLists:            lists,
 	}
 }

@@ -45,6 +45,7 @@ var metadataFields = map[string]metadataField{
 	"protected_resources":                             {"strings", false},
 	"pages":                                           {"url", false},
 	"dpop_signing_alg_values_supported":               {"strings", false},
+	"status_list_aggregation_endpoint":                {"url", false},
 }
 
 // checkMetadata returns the faults of a discovery document as a strict reader sees them.

@@ -26,7 +26,11 @@ type documents struct {
 	byName map[string]*document // guarded by mu; a document is never modified
 }
 
-// of returns the document of a text. The names are those of routes and embedded files.
+// maxDocuments bounds the documents that are kept. There are some tens, and the status lists.
+const maxDocuments = 1024
+
+// of returns the document of a text. The names are those of routes, embedded files and
+// status lists.
 func (d *documents) of(name string, body []byte) (*document, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -37,7 +41,7 @@ func (d *documents) of(name string, body []byte) (*document, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.byName == nil {
+	if d.byName == nil || len(d.byName) >= maxDocuments {
 		d.byName = map[string]*document{}
 	}
 	d.byName[name] = fresh

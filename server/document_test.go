@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var publicPaths = []string{"/.well-known/openid-configuration", "/.well-known/oauth-authorization-server", "/.well-known/oauth-protected-resource/mcp", "/oauth2/jwks", "/openapi.json"}
+var publicPaths = []string{"/.well-known/openid-configuration", "/.well-known/oauth-authorization-server", "/.well-known/oauth-protected-resource/mcp", "/oauth2/jwks", "/oauth2/status", "/oauth2/status/" + statusListName, "/openapi.json"}
 
 // fetch gets a path without the transport's own decompression.
 func (w *world) fetch(path string, header ...string) (*http.Response, []byte) {
@@ -179,7 +179,7 @@ func TestCrossOriginReads(t *testing.T) {
 		}
 	}
 	for _, rt := range w.routes() {
-		path := strings.NewReplacer("{id}", "x", "{index}", "1", "{name}", "x", "{file}", "x", "{provider}", "x", "{$}", "").Replace(rt.path)
+		path := strings.NewReplacer("{id}", "x", "{index}", "1", "{name}", "x", "{file}", "x", "{provider}", "x", "{list}", statusListName, "{$}", "").Replace(rt.path)
 		if slices.Contains(publicPaths, path) {
 			continue
 		}

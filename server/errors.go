@@ -14,15 +14,17 @@ import (
 
 // Sentinels of the transport. Package broker has those of the domain.
 var (
-	errMethod      = errors.New(string(api.MethodNotAllowed))
-	errMediaType   = errors.New(string(api.UnsupportedMediaType))
-	errTooLarge    = errors.New(string(api.TooLarge))
-	errGrantType   = errors.New(string(api.UnsupportedGrantType))
-	errCrossOrigin = errors.New(string(api.CrossOrigin))
-	errMisdirected = errors.New(string(api.Misdirected))
-	errClientGone  = errors.New("client_gone")
-	errInternal    = errors.New(string(api.Internal))
-	errPanicked    = errors.New("a handler panicked")
+	errMethod         = errors.New(string(api.MethodNotAllowed))
+	errMediaType      = errors.New(string(api.UnsupportedMediaType))
+	errTooLarge       = errors.New(string(api.TooLarge))
+	errGrantType      = errors.New(string(api.UnsupportedGrantType))
+	errCrossOrigin    = errors.New(string(api.CrossOrigin))
+	errMisdirected    = errors.New(string(api.Misdirected))
+	errNoStatusList   = errors.New(string(api.UnknownStatusList))
+	errNotImplemented = errors.New(string(api.NotImplemented))
+	errClientGone     = errors.New("client_gone")
+	errInternal       = errors.New(string(api.Internal))
+	errPanicked       = errors.New("a handler panicked")
 )
 
 // An errorRow is how clients see an error.
@@ -121,6 +123,8 @@ var errorTable = []errorRow{
 	{errMethod, 405, "invalid_request", "Method not allowed", "use a method that the Allow header lists", clientFault},
 	{errMediaType, 415, "invalid_request", "Unsupported media type", "send application/json on /v1 and application/x-www-form-urlencoded on /oauth2", clientFault},
 	{errTooLarge, 413, "invalid_request", "The body is too large", "send at most " + strconv.Itoa(maxBody) + " bytes", clientFault},
+	{errNoStatusList, 404, "invalid_request", "Unknown status list", "take the URI from a token: a list is served until all of its tokens have expired", clientFault},
+	{errNotImplemented, 501, "invalid_request", "Not implemented", "read the detail: the broker does not implement this part of a standard", clientFault},
 	{errClientGone, 499, "server_error", "The client disconnected", "", clientFault},
 }
 
@@ -153,7 +157,7 @@ func (row errorRow) oauthStatus() int {
 		return http.StatusBadRequest
 	}
 	if row.status == http.StatusUnauthorized || row.status == http.StatusRequestEntityTooLarge ||
-		row.status == http.StatusMethodNotAllowed || row.status == http.StatusMisdirectedRequest || row.status >= 500 || row.err == broker.ErrSlowDown || row.err == errMediaType {
+		row.status == http.StatusMethodNotAllowed || row.status == http.StatusMisdirectedRequest || row.status >= 500 || row.err == broker.ErrSlowDown || row.err == errMediaType || row.err == errNoStatusList {
 		return row.status
 	}
 	return http.StatusBadRequest

@@ -100,6 +100,8 @@ func (s *Server) routes() []route {
 		{audience: OAuth, method: post, path: "/oauth2/introspect", dpop: true, introspects: true, proofs: assertionProofs, run: (*Server).introspect},
 		{audience: OAuth, method: post, path: "/oauth2/revoke", dpop: true, proofs: assertionProofs, run: (*Server).revokeToken},
 		{audience: OAuth, method: get, path: "/oauth2/jwks", open: true, shared: true, run: (*Server).jwks},
+		{audience: OAuth, method: get, path: "/oauth2/status", open: true, shared: true, run: (*Server).statusLists},
+		{audience: OAuth, method: get, path: "/oauth2/status/{list}", open: true, shared: true, run: (*Server).statusList},
 		{audience: OAuth, method: get, path: "/.well-known/openid-configuration", open: true, shared: true, run: (*Server).metadata},
 		{audience: OAuth, method: get, path: "/.well-known/oauth-authorization-server", open: true, shared: true, run: (*Server).metadata},
 

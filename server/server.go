@@ -69,6 +69,9 @@ type Config struct {
 	// Keys returns the JWK Set (RFC 7517) of the token signing keys.
 	Keys func(ctx context.Context) ([]byte, error)
 
+	// StatusLists are the lists of the tokens' status; nil: there are none.
+	StatusLists StatusLists
+
 	// People, if set, logs people in with the OpenID providers of these names.
 	// LogoutToken verifies a provider's logout token (OpenID Connect Back-Channel
 	// Logout).

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -204,6 +205,11 @@ func (w *world) driveOAuth(t *testing.T) {
 		t.Errorf("metadata: %+v", m)
 	}
 	w.get(t, "/.well-known/oauth-authorization-server")
+	lists := must[*api.StatusLists](t)(api.StatusListClient{Client: me}.All(ctx))
+	if len(lists.Lists) != 1 {
+		t.Fatalf("got the status lists %q, want one", lists.Lists)
+	}
+	must[[]byte](t)(api.StatusListClient{Client: me}.List(ctx, path.Base(lists.Lists[0])))
 }
 
 func (w *world) driveLog(t *testing.T, credential *api.Credential) {

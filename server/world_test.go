@@ -119,8 +119,9 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	}
 	cfg := Config{
 		Broker: b, Memberships: w.crm.ledger, Sessions: sessions, Signals: transmitters, Suppliers: suppliers, Campaigns: newCampaigns(t, s, b), ReviewPatch: func(context.Context, []*broker.SuspensionRow) (string, []string, error) { return "", nil, nil }, Authenticate: authenticate, Log: reader, History: s, Inventory: inventory.New(inventory.Config{Broker: b, Store: s.Inventory()}), ExternalURL: "https://broker.acme.test",
-		Keys:       func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
-		Algorithms: func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
+		StatusLists: oneStatusList{},
+		Keys:        func(context.Context) ([]byte, error) { return []byte(`{"keys":[]}`), nil },
+		Algorithms:  func() []string { return []string{"ES256"} }, SVIDAudiences: []string{"https://broker.acme.test"},
 		Sealer:         sealer,
 		CallsPerSecond: 1000, CallsAtOnce: 100,
 		Handlers: []Handler{{
@@ -397,6 +398,22 @@ func (refusing) Revoke(context.Context, broker.Lease) error { return nil }
 
 // A minter issues tokens that contain the ID of their lease.
 type minter struct{}
+
+// oneStatusList is a status list that is not signed.
+type oneStatusList struct{}
+
+const statusListName = "0cfvrr2ghtomv2mg9jd7kfs0q0"
+
+func (oneStatusList) Token(_ context.Context, list string, _ time.Time) (string, error) {
+	if list != statusListName {
+		return "", fmt.Errorf("reading the list: %w", broker.ErrNotFound)
+	}
+	return "header.claims.signature", nil
+}
+
+func (oneStatusList) URIs(context.Context, time.Time) ([]string, error) {
+	return []string{"https://broker.acme.test/oauth2/status/" + statusListName}, nil
+}
 
 func (*minter) Prepare(context.Context, broker.Order) (broker.Prepared, error) {
 	return broker.Prepared{}, nil

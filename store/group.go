@@ -359,6 +359,7 @@ func (g *group) adopt(s *Store) {
 	s.holdings.follow(g)
 	s.standings.follow(g)
 	s.recent.follow(g)
+	s.statuses.follow(g)
 	s.counting.follow(g)
 	s.surveying.follow(g)
 	s.tallying.follow(g)

@@ -81,7 +81,7 @@ const migration10 = standingTables + directoryTables + inventoryTables + tallyTa
 
 // migration11 adds the tables of delegation and of waiting in the standard ways, each next to
 // the code that uses it.
-const migration11 = spentTables
+const migration11 = spentTables + statusListTables
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

@@ -186,4 +186,5 @@ func (s *Store) forget() {
 	s.holdings.forget()
 	s.recent.forget()
 	s.standings.forget()
+	s.statuses.forget()
 }

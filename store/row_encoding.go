@@ -110,6 +110,8 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.ReviewItem{ReviewItemKey: k}, nil
 	case broker.SuspensionKey:
 		return &broker.SuspensionRow{SuspensionKey: k}, nil
+	case broker.StatusListID:
+		return &broker.StatusList{ID: k}, nil
 	}
 	if r := directoryRow(key); r != nil {
 		return r, nil
@@ -173,6 +175,8 @@ func rowFields(r broker.Row, c *coder) error {
 		itemFields(r, c)
 	case *broker.SuspensionRow:
 		suspensionFields(r, c)
+	case *broker.StatusList:
+		c.fields(&r.Opened, &r.Closes, &r.Expires)
 	default:
 		if directoryFields(r, c) {
 			return nil
@@ -246,7 +250,8 @@ func leaseFields(l *broker.Lease, c *coder) {
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
-		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint)
+		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint,
+		&l.Listed.List, &l.Listed.Index)
 	c.records(&l.Records)
 }
 
@@ -291,6 +296,8 @@ func (c *coder) domainField(tag uint64, v any) {
 	case *broker.RequestID:
 		c.array(tag, v[:])
 	case *broker.LeaseID:
+		c.array(tag, v[:])
+	case *broker.StatusListID:
 		c.array(tag, v[:])
 	case *broker.SessionKey:
 		c.array(tag, v[:])

@@ -47,6 +47,7 @@ const (
 	campaigns
 	reviewItems
 	suspensions
+	statusLists
 	tableCount
 )
 
@@ -89,6 +90,7 @@ var tables = [tableCount]struct {
 	campaigns:      {"campaigns", 16, []string{"name", "live"}},
 	reviewItems:    {"review_items", 20, []string{"permission", "status", "reviewer"}},
 	suspensions:    {"suspensions", 0, []string{"live"}},
+	statusLists:    {"status_lists", 16, []string{"expires"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -115,6 +117,8 @@ type leaseIndex struct {
 	kind          leaseKind
 	request       broker.RequestID
 	holder        string
+	listed        broker.StatusPlace
+	ended         bool // before its time, or it is ending
 }
 
 // A leaseKind is the group in which a lease is counted.
@@ -179,6 +183,8 @@ func locate(key broker.Key) (table, []byte, error) {
 		return reviewItems, itemID(k), nil
 	case broker.SuspensionKey:
 		return suspensions, joined(string(k.Kind), k.Name), nil
+	case broker.StatusListID:
+		return statusLists, k[:], nil
 	}
 	if t, id, ok := locateDirectory(key); ok {
 		return t, id, nil
@@ -210,7 +216,7 @@ func (out *row) encode(r broker.Row, s *scratch) (err error) {
 		out.rests = restingOf(request)
 	}
 	if l, ok := r.(*broker.Lease); ok {
-		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, stuckFrom(l), leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder}
+		out.index = leaseIndex{liveUntil(l), outlivesUntil(l), l.Status == broker.LeaseRevoking, stuckFrom(l), leaseKind{l.Entitlement, l.Issuer}, l.Request, l.Holder, l.Listed, hasEnded(l)}
 	}
 	return nil
 }
@@ -273,6 +279,8 @@ func extraColumns(r broker.Row) []any {
 		return itemColumns(r)
 	case *broker.SuspensionRow:
 		return []any{ifTrue(r.Lifted.IsZero())}
+	case *broker.StatusList:
+		return []any{ceilMillis(r.Expires)}
 	}
 	return nil
 }
@@ -333,9 +341,10 @@ func liveUntil(l *broker.Lease) int64 {
 }
 
 // outlivesUntil returns when the credential of an ended lease stops working, in
-// milliseconds since 1970; 0 means that it has stopped.
+// milliseconds since 1970; 0 means that it has stopped. A status list must also find the
+// token of a lease that was abandoned.
 func outlivesUntil(l *broker.Lease) int64 {
-	if l.OutlivesEnd(l.Ended) {
+	if l.OutlivesEnd(l.Ended) || hasEnded(l) && l.HasEnded() && l.Ended.Before(l.Expires) {
 		return ceilMillis(l.Expires)
 	}
 	return 0
@@ -407,6 +416,8 @@ func (t table) key(id []byte) (broker.Key, error) {
 		return broker.MembershipID(id), nil
 	case campaigns:
 		return broker.CampaignID(id), nil
+	case statusLists:
+		return broker.StatusListID(id), nil
 	case reviewItems:
 		return broker.ReviewItemKey{Campaign: broker.CampaignID(id[:16]), Number: int(binary.BigEndian.Uint32(id[16:]))}, nil
 	}

@@ -57,6 +57,7 @@ type Store struct {
 	holdings  *holdings
 	standings *standingSet
 	recent    recent
+	statuses  statuses
 	counting  *projection // hours and events
 	surveying *projection // the inventory
 	tallying  *projection // records by their traits

@@ -13,14 +13,14 @@ import (
 const sweepBatch = 500
 
 // Sweep deletes rows that have expired: idempotency keys, counters, open asks,
-// sessions, logouts, logins, deliveries, memberships, seen security events, spent proofs, notices that were delivered, and the
+// sessions, logouts, logins, deliveries, memberships, seen security events, spent proofs, status lists, notices that were delivered, and the
 // index rows of leases that ended by time. It uses small transactions, so that
 // other Updates do not wait long, and returns the number of rows deleted.
 // Requests, leases and records are kept. Call it about once a minute: lists and
 // counts of live leases read the rows that it has not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
-	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, deliveries, signals, spent, directoryUsers, directoryGroups, directoryMembers, scimTokens} {
+	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, deliveries, signals, spent, directoryUsers, directoryGroups, directoryMembers, scimTokens, statusLists} {
 		for {
 			n, err := s.sweep(ctx, t, now)
 			if err != nil {

@@ -73,13 +73,15 @@ permit (principal in Path::"spiffe://acme.test/auditor", action == Action::"audi
 permit (principal in Path::"spiffe://acme.test/auditor", action == Action::"view", resource);
 `
 
-// operatorFile is a format for the broker's address, its endpoints and the providers.
+// operatorFile is a format for the broker's address, its endpoints, the providers and the
+// admin socket.
 const operatorFile = `
 server:
   external_url: https://%[1]s
   listeners:
     - {listen: "%[1]s", tls: {cert: cert.pem, key: key.pem}, client_certs: optional, serve: [%[2]s]}
   seal_keys: [{file: seal.key}]
+  admin_socket: %[4]s
   drain: {delay: 0s}
   admission: {per_second: 1000000, pending: 1000}
 attest:
@@ -99,6 +101,7 @@ entitlements:
   bound-api: {issuer: tickets, scopes: [bound:read], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
   mcp: {issuer: mcp, scopes: [access:list, access:release, access:request], default_ttl: 10m, max_ttl: 15m, owner: support}
   mcp-bound: {issuer: mcp, scopes: [bound:list], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
+  listed-api: {issuer: tickets, scopes: [listed:read], default_ttl: 10m, max_ttl: 15m, owner: support, status_list: true}
 `
 
 // A Broker runs for one test.
@@ -113,6 +116,7 @@ type Broker struct {
 	dir     string
 	extra   files // further than the usual ones
 	service *service.Service
+	socket  string // of operators
 	log     lines
 	secrets lines // that must not be in the log
 }
@@ -228,11 +232,25 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	cert, key := encodePair(b.t, svid)
 	b.write("cert.pem", string(cert))
 	b.write("key.pem", string(key))
-	b.write("broker.yaml", fmt.Sprintf(operatorFile, address, serve, people)+b.extra.operator)
+	b.write("broker.yaml", fmt.Sprintf(operatorFile, address, serve, people, b.adminSocket())+b.extra.operator)
 	c, err := config.Load(filepath.Join(b.dir, "broker.yaml"), nil)
 	b.must(err)
 	return c
 }
+
+// adminSocket returns the path of the admin socket, which must be short.
+func (b *Broker) adminSocket() string {
+	if b.socket == "" {
+		dir, err := os.MkdirTemp("", "bs")
+		b.must(err)
+		b.t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		b.socket = filepath.Join(dir, "admin.sock")
+	}
+	return b.socket
+}
+
+// Operator returns a client that calls over the admin socket.
+func (b *Broker) Operator() *api.Client { return operatorOver(b.t, b.socket) }
 
 // run runs the service on an open listener. It returns when the service is ready.
 func (b *Broker) run(c *config.Config, l net.Listener, log *slog.Logger) {

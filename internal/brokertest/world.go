@@ -175,12 +175,14 @@ func (w *World) Agent() *api.Client {
 }
 
 // Operator returns a client that calls over the admin socket.
-func (w *World) Operator() *api.Client {
+func (w *World) Operator() *api.Client { return operatorOver(w.t, w.AdminSocket()) }
+
+func operatorOver(t testing.TB, socket string) *api.Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", w.AdminSocket())
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}
 	transport := &http.Transport{DialContext: dial}
-	w.t.Cleanup(transport.CloseIdleConnections)
+	t.Cleanup(transport.CloseIdleConnections)
 	return &api.Client{BaseURL: "http://localhost", HTTP: &http.Client{Transport: transport, Timeout: time.Minute}}
 }
 

@@ -38,6 +38,7 @@ type Config struct {
 	AdminSocket    string // path, or "" for none
 	SealKeys       [][]byte
 	Signing        Signing
+	StatusTTL      time.Duration // of status lists
 	Admission      Admission
 	Drain          Drain
 	Limits         Limits
@@ -238,6 +239,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"server.admin_socket", c.AdminSocket, fresh.AdminSocket},
 		{"server.seal_keys", c.SealKeys, fresh.SealKeys},
 		{"server.signing", c.Signing, fresh.Signing},
+		{"server.status_lists", c.StatusTTL, fresh.StatusTTL},
 		{"server.admission", c.Admission, fresh.Admission},
 		{"server.drain", c.Drain, fresh.Drain},
 		{"server.limits", c.Limits, fresh.Limits},

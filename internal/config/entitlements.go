@@ -53,6 +53,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 		Scopes: c.scopes(key+"/scopes", f.Scopes.names), ScopeTexts: c.scopeTexts(key+"/scopes", f.Scopes.adds), DefaultScopes: neverNil(f.DefaultScopes),
 		MaxTTL:        time.Duration(cmp.Or(f.MaxTTL, duration(usual))),
 		CollectWithin: time.Duration(cmp.Or(f.CollectWithin, duration(defaultCollectWithin))),
+		StatusList:    f.StatusList,
 		Revocation:    broker.RevokedAtExpiry,
 	}
 	var err error
@@ -208,6 +209,9 @@ func (c *checker) spec(key string, issuer Issuer, f entitlementFile, e *broker.E
 	}
 	if issuer.Token == nil && e.Binding != broker.BindingNone {
 		c.report(key+"/binding", "only the broker's own tokens can be bound: choose none")
+	}
+	if issuer.Token == nil && e.StatusList {
+		c.report(key+"/status_list", "only the broker's own tokens can be in a status list: remove this key")
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Scopes.adds)) {
 		adds, at := f.Scopes.adds[name], key+"/scopes/"+name

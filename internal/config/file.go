@@ -39,6 +39,7 @@ type serverFile struct {
 	AdminSocket string         `yaml:"admin_socket"`
 	SealKeys    []sealKeyFile  `yaml:"seal_keys"`
 	Signing     signingFile    `yaml:"signing"`
+	StatusLists statusFile     `yaml:"status_lists"`
 	Admission   admissionFile  `yaml:"admission"`
 	Drain       drainFile      `yaml:"drain"`
 	Limits      limitsFile     `yaml:"limits"`
@@ -76,6 +77,10 @@ type signingFile struct {
 	Algorithm    string   `yaml:"algorithm"`
 	RotateEvery  duration `yaml:"rotate_every"`
 	PublishAhead duration `yaml:"publish_ahead"`
+}
+
+type statusFile struct {
+	TTL duration `yaml:"ttl"`
 }
 
 type admissionFile struct {
@@ -241,6 +246,7 @@ type entitlementFile struct {
 	Labels        map[string]string        `yaml:"labels"`
 	Parameters    map[string]parameterFile `yaml:"parameters"`
 	Binding       string                   `yaml:"binding"`
+	StatusList    bool                     `yaml:"status_list"`
 	Vault         *vaultSpecFile           `yaml:"vault"`
 	AWS           *awsSpecFile             `yaml:"aws"`
 	SCIM          *scimSpecFile            `yaml:"scim"`

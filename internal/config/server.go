@@ -25,6 +25,8 @@ const (
 	defaultRotateEvery   = 24 * time.Hour
 	defaultPublishAhead  = time.Hour
 	minPublishAhead      = 10 * time.Minute
+	defaultStatusTTL     = 15 * time.Second
+	longestStatusTTL     = time.Hour
 	defaultParameterMax  = 256
 	longestTTL           = 24 * time.Hour
 	defaultConnections   = 4096
@@ -77,6 +79,10 @@ func (c *checker) server() {
 	}
 	if !slices.Contains([]string{"ES256", "RS256", "EdDSA"}, c.cfg.Signing.Algorithm) {
 		c.report("server/signing/algorithm", "choose ES256, RS256 or EdDSA")
+	}
+	c.cfg.StatusTTL = cmp.Or(time.Duration(f.StatusLists.TTL), defaultStatusTTL)
+	if ttl := c.cfg.StatusTTL; ttl < time.Second || ttl > longestStatusTTL || ttl%time.Second != 0 {
+		c.report("server/status_lists/ttl", "write whole seconds, from 1s to %s: resource servers refuse a revoked token this much later", broker.FormatDuration(longestStatusTTL))
 	}
 }
 

@@ -263,7 +263,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 		return err
 	}
 	cfg := broker.Config{
-		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Blocks: s.store.Blocks,
+		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Statuses: s.store, Blocks: s.store.Blocks,
 		MaxPending: s.config.Admission.Waiting, Tickets: s.tickets, Sources: s.sources(),
 	}
 	if s.directory != nil {
@@ -305,6 +305,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 func (s *Service) callersConfig() server.Config {
 	c := s.serverConfig(s.verifier.Authenticate, s.verifier.ConnContext)
 	c.Remembers = s.verifier.Cached
+	c.StatusLists = token.NewStatusLists(token.StatusListsConfig{
+		Issuer: s.config.ExternalURL.String(), Keys: s.keys, Lists: s.broker.StatusLists, TTL: s.config.StatusTTL,
+	})
 	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers(), s.mcpHandlers())
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken = s.people, s.config.ProviderNames(), s.people.LogoutToken

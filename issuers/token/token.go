@@ -101,8 +101,8 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 }
 
 // appendClaims appends the claims of RFC 9068, section 2.2, act, entitlement, request,
-// cnf for bound tokens, and the request's parameters as
-// authorization_details (RFC 9396, section 9.1). Times are truncated to seconds,
+// cnf for bound tokens, the request's parameters as authorization_details (RFC 9396, section
+// 9.1), and the token's place in a status list. Times are truncated to seconds,
 // so that the token never outlives its lease.
 func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 	b = append(b, '{')
@@ -127,6 +127,10 @@ func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 	b = appendMember(b, ',', "request", l.Request.String())
 	if len(l.Scopes) > 0 {
 		b = appendMember(b, ',', "scope", strings.Join(l.Scopes, " "))
+	}
+	if !l.Listed.IsZero() {
+		b = strconv.AppendUint(append(b, `,"status":{"status_list":{"idx":`...), uint64(l.Listed.Index), 10)
+		b = append(appendMember(b, ',', "uri", StatusListURI(t.issuer, l.Listed.List)), "}}"...)
 	}
 	b = appendMember(b, ',', "sub", cmp.Or(l.Subject, l.Holder))
 	return append(b, '}')

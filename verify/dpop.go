@@ -108,7 +108,10 @@ func normalURL(text string) (string, bool) {
 	case "http":
 		host = strings.TrimSuffix(host, ":80")
 	}
-	path := u.JoinPath().EscapedPath() // without dot segments
+	path := u.EscapedPath()
+	if !strings.Contains(path, "//") {
+		path = u.JoinPath().EscapedPath() // without dot segments; it would also join slashes
+	}
 	if path == "" {
 		path = "/"
 	}

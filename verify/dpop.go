@@ -107,6 +107,8 @@ func normalURL(text string) (string, bool) {
 		host = strings.TrimSuffix(host, ":443")
 	case "http":
 		host = strings.TrimSuffix(host, ":80")
+	default:
+		return "", false
 	}
 	path := u.EscapedPath()
 	if !strings.Contains(path, "//") {
@@ -115,7 +117,10 @@ func normalURL(text string) (string, bool) {
 	if path == "" {
 		path = "/"
 	}
-	return scheme + "://" + strings.TrimSuffix(host, ":") + normalEscapes(path), true
+	if host = strings.TrimSuffix(host, ":"); host == "" {
+		return "", false
+	}
+	return scheme + "://" + host + normalEscapes(path), true
 }
 
 // normalEscapes decodes the escapes of unreserved characters, and writes the others in upper

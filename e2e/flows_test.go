@@ -50,6 +50,7 @@ func TestSPIRE(t *testing.T) {
 	t.Run("Authlib", func(t *testing.T) { testAuthlib(t, w) })
 	t.Run("introspection", func(t *testing.T) { testIntrospection(t, w, src) })
 	t.Run("bound token", func(t *testing.T) { testBound(t, w, src) })
+	t.Run("resource servers", func(t *testing.T) { testResourceServers(t, w, src) })
 	t.Run("command line", func(t *testing.T) { testCommandLine(t, w) })
 	t.Run("not entitled", func(t *testing.T) { testNotEntitled(t, w, src) })
 	t.Run("agent down and back", func(t *testing.T) { testAgentDown(t, w, src) })

@@ -50,6 +50,7 @@ server:
     - {listen: "%[2]s", tls: {svid: true}, client_certs: optional}
   admin_socket: %[3]s/admin.sock
   seal_keys: [{file: seal.key}]
+  status_lists: {ttl: 1s}
   drain: {delay: 0s}
   admission: {per_second: 10000, pending: 100}
 attest:
@@ -67,6 +68,7 @@ issuers:
 %[7]s
 entitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:read, tickets:comment], max_ttl: 15m}
+  listed-api: {issuer: tickets, scopes: [listed:read], max_ttl: 15m, status_list: true}
   queue-api: {issuer: queue, scopes: [queue:read], parameters: {queue: {pattern: "[a-z]+", required: true}}}
   bound-api: {issuer: bound, scopes: [bound:read], max_ttl: 24h, binding: mtls}
 %[8]s

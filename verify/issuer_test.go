@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"compress/zlib"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -275,3 +276,8 @@ func edit(text, from, to string) string {
 	}
 	return strings.Replace(text, from, to, 1)
 }
+
+// forgetful accepts a proof any number of times.
+type forgetful struct{}
+
+func (forgetful) Use(context.Context, [32]byte, time.Time) (bool, error) { return true, nil }

@@ -53,8 +53,14 @@ func BenchmarkToken(b *testing.B) {
 // asks returns n requests for a token, each by another workload.
 func (b *Broker) asks(t testing.TB, n int, certificate bool) (list [][]byte) {
 	t.Helper()
+	return b.asksFor(t, n, certificate, "tickets-api", "tickets:read")
+}
+
+// asksFor is asks for an entitlement.
+func (b *Broker) asksFor(t testing.TB, n int, certificate bool, entitlement, scope string) (list [][]byte) {
+	t.Helper()
 	for i := range n {
-		form := url.Values{"audience": {"tickets-api"}, "scope": {"tickets:read"}}
+		form := url.Values{"audience": {entitlement}, "scope": {scope}}
 		if certificate {
 			form.Set("grant_type", "client_credentials")
 		} else {

@@ -34,6 +34,9 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 			`broker.yaml:34:5: unknown key "maximum"; known keys: aws, binding, collect_within, `,
 			unread, // "maximum" may have been meant for an owner
 		}},
+		"status lists": {[]string{"metrics:", "status_lists: {ttl: 2h}\n  metrics:", "issuer: aws", "issuer: aws\n    status_list: true"}, []string{
+			"server.status_lists.ttl: write whole seconds, from 1s to 1h", "status_list: only the broker's own tokens can be in a status list",
+		}},
 		"a whole part":           {[]string{"server:", "servr:"}, []string{`broker.yaml:1:1: unknown key "servr": did you mean "server"?`}},
 		"a list of another kind": {[]string{"listeners:\n    - {listen: 127.0.0.1:8443, tls: {svid: true}, client_certs: optional, serve: [api, oauth, log]}", "listeners: none"}, []string{"broker.yaml:3:14: server.listeners: write a list of entries, each after a dash"}},
 		"one of a list":          {[]string{"tls: {svid: true}", "tls: [svid]"}, []string{"broker.yaml:4:37: server.listeners.0.tls: write keys with values here"}},

@@ -1,8 +1,12 @@
 package verify_test
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -172,4 +176,71 @@ func leaf(t *testing.T, cert tls.Certificate) *x509.Certificate {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// The broker's own client and package verify agree on proofs of possession, with every kind of
+// key.
+func TestDPoPBoundToken(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for name, key := range proofKeys(t) {
+		c := s.broker.Bearer(brokertest.Agent)
+		c.ProofKey = key
+		issued, err := c.Exchange(t.Context(), api.TokenRequest{Audience: "tickets-api", Scopes: []string{"tickets:read"}})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		token := string(issued.AccessToken)
+		s.broker.Secret(token)
+		v := s.verifier(func(c *verify.Config) { c.RequireBinding = true })
+		h := v.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), "tickets:read")
+		call := func(scheme, proof string) int {
+			r := httptest.NewRequest(http.MethodGet, brokertest.Audience+"/tickets?page=2", nil)
+			r.Header.Set("Authorization", scheme+" "+token)
+			if proof != "" {
+				r.Header.Set("DPoP", proof)
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			return w.Code
+		}
+		proof, err := key.Proof(http.MethodGet, brokertest.Audience+"/tickets?page=2", "", token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := call("DPoP", proof); got != http.StatusOK {
+			t.Errorf("%s: with a proof: got %d", name, got)
+		}
+		for what, got := range map[string]int{"the same proof": call("DPoP", proof), "as bearer": call("Bearer", proof), "without a proof": call("DPoP", "")} {
+			if got != http.StatusUnauthorized {
+				t.Errorf("%s: %s: got %d, want 401", name, what, got)
+			}
+		}
+	}
+}
+
+func proofKeys(t *testing.T) map[string]*api.ProofKey {
+	t.Helper()
+	keys := map[string]*api.ProofKey{}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, edKey, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, private := range map[string]any{"RSA": rsaKey, "Ed25519": edKey} {
+		der, err := x509.MarshalPKCS8PrivateKey(private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if keys[name], err = api.ParseProofKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if keys["P-256"], err = api.NewProofKey(); err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }

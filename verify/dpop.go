@@ -27,7 +27,7 @@ func (v *Verifier) checkProof(key, token string, p Presentation, now time.Time) 
 	if p.Proof == "" {
 		return nil, badProof("the header DPoP is missing")
 	}
-	j, err := parseJWS(p.Proof) // 2 and 5
+	j, err := parseJWS(p.Proof, maxToken, proofAlgorithms) // 2 and 5
 	if err != nil {
 		return nil, badProof("%v", err)
 	}

@@ -127,7 +127,7 @@ func (v *Verifier) addChallenges(h http.Header, answer refusal, err error, scope
 		c.add("scope", strings.Join(scopes, " "))
 		c.add("resource_metadata", v.cfg.ResourceMetadata) // RFC 9728, section 5.1
 	}
-	dpop.add("algs", algorithms)
+	dpop.add("algs", strings.Join(proofAlgorithms, " ")) // RFC 9449, section 7.1
 	ofProof := errors.Is(err, ErrInvalidProof) || errors.Is(err, ErrUseNonce)
 	if !ofProof {
 		h.Add("WWW-Authenticate", bearer.String())

@@ -47,7 +47,7 @@ func TestChallenges(t *testing.T) {
 		if test.want == nil {
 			continue
 		}
-		if len(challenges) != 2 || !strings.HasPrefix(challenges[1], "DPoP ") || !strings.Contains(challenges[1], `algs="ES256 RS256 EdDSA"`) {
+		if len(challenges) != 2 || !strings.HasPrefix(challenges[1], "DPoP ") || !strings.Contains(challenges[1], `algs="ES256 Ed25519 EdDSA PS256 RS256"`) {
 			t.Errorf("%s: got the challenges %q", name, challenges)
 			continue
 		}

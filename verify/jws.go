@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 )
 
@@ -36,9 +37,7 @@ var base64url = base64.RawURLEncoding.Strict()
 
 // parseJWS reads a JWT. It refuses headers that change how a JWT is read: critical extensions
 // (crit, b64) and compression.
-func parseJWS(token string) (*jws, error) { return parseLong(token, maxToken) }
-
-func parseLong(token string, most int) (*jws, error) {
+func parseJWS(token string, most int, algorithms []string) (*jws, error) {
 	if len(token) > most {
 		return nil, errJWS
 	}
@@ -68,18 +67,19 @@ func parseLong(token string, most int) (*jws, error) {
 	}
 	j.alg, j.typ = j.header.textOf("alg"), strings.ToLower(j.header.textOf("typ"))
 	j.typ = strings.TrimPrefix(j.typ, "application/") // RFC 7515, section 4.1.9
-	if !accepted(j.alg) {
+	if !slices.Contains(algorithms, j.alg) {
 		return nil, errAlgorithm
 	}
 	return j, nil
 }
 
-// accepted reports whether an algorithm is accepted. "none" and algorithms with shared secrets
-// are not.
-func accepted(alg string) bool { return alg == "ES256" || alg == "RS256" || alg == "EdDSA" }
-
-// algorithms are the accepted ones, for challenges (RFC 9449, section 7.1).
-const algorithms = "ES256 RS256 EdDSA"
+// The algorithms of the issuer's keys, and those of callers' DPoP proofs, which are the ones
+// that the broker accepts in proofs. "none" and algorithms with shared secrets are in neither.
+// Ed25519 is the newer name of EdDSA with that curve (RFC 9864).
+var (
+	issuerAlgorithms = []string{"ES256", "RS256", "EdDSA"}
+	proofAlgorithms  = []string{"ES256", "Ed25519", "EdDSA", "PS256", "RS256"}
+)
 
 // verify checks the signature. The key decides what a signature looks like: its type must be
 // that of the algorithm (RFC 8725, section 3.1).
@@ -94,9 +94,14 @@ func (j *jws) verify(key crypto.PublicKey) error {
 		r, s := new(big.Int).SetBytes(j.signature[:32]), new(big.Int).SetBytes(j.signature[32:])
 		valid = ecdsa.Verify(key, digest[:], r, s)
 	case *rsa.PublicKey:
-		valid = j.alg == "RS256" && rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], j.signature) == nil
+		switch j.alg {
+		case "RS256":
+			valid = rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], j.signature) == nil
+		case "PS256": // RFC 7518, section 3.5
+			valid = rsa.VerifyPSS(key, crypto.SHA256, digest[:], j.signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		}
 	case ed25519.PublicKey:
-		valid = j.alg == "EdDSA" && ed25519.Verify(key, []byte(j.signed), j.signature)
+		valid = (j.alg == "EdDSA" || j.alg == "Ed25519") && ed25519.Verify(key, []byte(j.signed), j.signature)
 	}
 	if !valid {
 		return errSignature

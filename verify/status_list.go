@@ -190,7 +190,7 @@ var errList = errors.New("the status list is not valid")
 
 // parseList verifies a status list token (section 8.3 of the draft).
 func (v *Verifier) parseList(ctx context.Context, uri, text string, now time.Time) (*listState, error) {
-	j, err := parseList(text)
+	j, err := parseJWS(strings.TrimSpace(text), maxListToken, issuerAlgorithms)
 	if err != nil || j.typ != "statuslist+jwt" {
 		return nil, errList
 	}
@@ -217,9 +217,6 @@ func (v *Verifier) parseList(ctx context.Context, uri, text string, now time.Tim
 	}
 	return state, state.readBits(&claims)
 }
-
-// parseList reads a JWT that may be longer than a token.
-func parseList(text string) (*jws, error) { return parseLong(strings.TrimSpace(text), maxListToken) }
 
 func (s *listState) readTimes(claims *value, now time.Time, leeway time.Duration) error {
 	iat, ok := claims.number("iat")

@@ -33,7 +33,7 @@ const (
 // HTTP use Request or Handler.
 func (v *Verifier) Token(ctx context.Context, token string, p Presentation, scopes ...string) (*Claims, error) {
 	now := v.cfg.Now()
-	j, err := parseJWS(token)
+	j, err := parseJWS(token, maxToken, issuerAlgorithms)
 	if err != nil {
 		return nil, invalid("%v", err)
 	}

@@ -77,6 +77,11 @@ func TestForgedTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.publish(jwkOf(&i.key.PublicKey, "k1"), jwkOf(&rsaKey.PublicKey, "rsa"))
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 	header := object{"alg": "ES256", "kid": "k1", "typ": "at+jwt"}
 	with := func(name string, v any) object { return changed(header, object{name: v}) }
@@ -102,6 +107,7 @@ func TestForgedTokens(t *testing.T) {
 		"HS256 with an empty key":      i.sign(with("alg", "HS256"), i.claims(nil), []byte{}),
 		"RS256 with an EC key":         i.sign(with("alg", "RS256"), i.claims(nil), i.key),
 		"EdDSA with an EC key":         i.sign(with("alg", "EdDSA"), i.claims(nil), i.key),
+		"PS256 with the RSA key":       i.sign(object{"alg": "PS256", "kid": "rsa", "typ": "at+jwt"}, i.claims(nil), rsaKey),
 		"ES384":                        i.sign(with("alg", "ES384"), i.claims(nil), i.key),
 		"no alg":                       i.sign(with("alg", nil), i.claims(nil), i.key),
 		"alg as a list":                i.sign(with("alg", []string{"ES256"}), i.claims(nil), i.key),

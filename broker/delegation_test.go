@@ -1,9 +1,12 @@
 package broker_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,10 +38,14 @@ const (
 	deep   = "spiffe://acme.test/agent/deep"
 )
 
+// proofs counts the proofs of people, each of which is another token.
+var proofs atomic.Uint64
+
 // onBehalf returns the delegation that package attest would return for a person's ID-JAG.
 func onBehalf(name string, now time.Time) *broker.Delegation {
 	who := person(name, now)
 	who.Proof.Method = broker.MethodIDJAG
+	binary.BigEndian.PutUint64(who.Proof.SHA256[1:], proofs.Add(1))
 	return &broker.Delegation{Subject: who}
 }
 
@@ -459,4 +466,142 @@ func TestLinkEndsWhileChildrenAreIssued(t *testing.T) {
 	if issued < 30 {
 		t.Errorf("got %d tokens of sub-agents, want at least 30", issued)
 	}
+}
+
+// The subject of a request and everyone who is accountable for a workload in its chain may not
+// approve it.
+func TestSeparationOfDutiesKnowsTheChain(t *testing.T) {
+	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"tickets": signer{}}, policies: strings.ReplaceAll(delegationPolicies, "1 of security", "1 of support")})
+	t.Cleanup(func() { w.verify(t) })
+	ask := func(t *testing.T, d *broker.Delegation, who string) *broker.Request {
+		t.Helper()
+		r, err := w.broker.Ask(t.Context(), broker.Self(workload(who, noon), noon), delegated(d, "tickets:close"), broker.IdempotencyKey{})
+		if err != nil || r.State(noon) != broker.RequestPending {
+			t.Fatalf("got %v, %v, want a pending request", r, err)
+		}
+		return r
+	}
+	vote := func(r *broker.Request, name string) error {
+		_, err := w.broker.Vote(t.Context(), broker.Self(approver(name, noon), noon), r.ID, broker.Vote{Digest: r.Digest, Approve: true})
+		return err
+	}
+	// Ana is accountable for the agents; ben is the subject.
+	r := ask(t, onBehalf("ben", noon), triage)
+	for name, want := range map[string]error{"ben": broker.ErrOwnRequest, "ana": broker.ErrOwnRequest} {
+		if err := vote(r, name); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		}
+	}
+	if err := vote(r, "cleo"); err != nil {
+		t.Fatal(err)
+	}
+	// The accountable people of an actor in the middle of the chain do not approve either.
+	issued, err := w.broker.Collect(t.Context(), broker.Self(workload(triage, noon), noon), r.ID, broker.IdempotencyKey{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := broker.DelegationOf(t.Context(), w.broker, broker.Self(workload(search, noon), noon), token(issued))
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := ask(t, d, search)
+	for _, name := range []string{"ben", "ana"} {
+		if err := vote(child, name); !errors.Is(err, broker.ErrOwnRequest) {
+			t.Errorf("the sub-agent's request, %s: got %v, want %v", name, err, broker.ErrOwnRequest)
+		}
+	}
+	// The end of the link ends the wait.
+	if _, err := w.broker.Revoke(t.Context(), broker.Self(workload(triage, noon), noon), issued.Lease.ID, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := vote(child, "cleo"); err == nil {
+		t.Error("a request below an ended link was approved")
+	}
+	if err := w.broker.Facts.End(t.Context(), noon); err != nil {
+		t.Fatal(err)
+	}
+	if child, err = w.broker.Request(t.Context(), broker.Self(workload(search, noon), noon), child.ID); err != nil || child.State(noon) != broker.RequestDenied || child.DeniedBy != broker.DeniedByFact {
+		t.Errorf("got %+v, %v, want a request that the end of its link denied", child, err)
+	}
+}
+
+// What changes about the subject between the ask and the collection counts.
+func TestSubjectChangesBeforeCollecting(t *testing.T) {
+	operator := broker.Identity{ID: "admin-socket/0", Kind: broker.KindOperator, Proof: broker.Proof{Method: broker.MethodAdminSocket, Expires: noon.Add(time.Hour)}}
+	at := broker.Self(operator, noon)
+	for name, test := range map[string]struct {
+		change func(t *testing.T, w *world) error
+		want   error
+	}{
+		"nothing": {func(*testing.T, *world) error { return nil }, nil},
+		"blocked": {func(t *testing.T, w *world) error {
+			return w.broker.Block(t.Context(), at, broker.Selector{Holder: "login/ana"}, "incident", false)
+		}, broker.ErrBlocked},
+		"left the group": {func(t *testing.T, w *world) error {
+			w.adopt(t, delegationPolicies, strings.Replace(testGroups, "login/ana, login/ben", "login/ben", 1))
+			return nil
+		}, broker.ErrNoLongerAllowed},
+		"employment ended": {func(t *testing.T, w *world) error {
+			return w.broker.Facts.Report(t.Context(), at, broker.StandingKey{Kind: broker.FactPerson, Name: "login/ana"}, broker.Fact{Source: "file", State: broker.FactEnded, Cause: "left"})
+		}, broker.ErrFactEnded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := delegationWorld(t)
+			agents := broker.Self(workload(triage, noon), noon)
+			r, err := w.broker.Ask(t.Context(), agents, delegated(onBehalf("ana", noon), "tickets:read"), broker.IdempotencyKey{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := test.change(t, w); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.broker.Collect(t.Context(), agents, r.ID, broker.IdempotencyKey{}); !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// The person on whose behalf something is done sees it and ends it. Another person does not.
+func TestSubjectViewsAndEnds(t *testing.T) {
+	w := delegationWorld(t)
+	issued := w.get(t, triage, delegated(onBehalf("ana", noon), "tickets:read"), noon)
+	child, err := w.exchange(t, search, issued, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ana, zoe := broker.Self(approver("ana", noon), noon), broker.Self(approver("zoe", noon), noon)
+	page, _, err := w.broker.Requests(t.Context(), ana, broker.RequestQuery{Requester: broker.Everyone, Subject: "login/ana"})
+	if err != nil || len(page) != 2 {
+		t.Errorf("got %d requests, %v, want 2", len(page), err)
+	}
+	for _, l := range []*broker.Lease{issued.Lease, child.Lease} {
+		if _, err := w.broker.Lease(t.Context(), zoe, l.ID); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("another person: got %v", err)
+		}
+		if _, err := w.broker.Revoke(t.Context(), zoe, l.ID, "mine"); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("another person ends it: got %v", err)
+		}
+	}
+	if _, err := w.broker.Revoke(t.Context(), ana, issued.Lease.ID, "I did not want this"); err != nil {
+		t.Fatal(err)
+	}
+	if w.active(t, issued, noon) || w.active(t, child, noon) {
+		t.Error("a token is active after the subject ended it")
+	}
+}
+
+// Limits count for the side whose permit states them.
+func TestLimitsCountForTheirSide(t *testing.T) {
+	policies := strings.Replace(delegationPolicies, `@id("people") `, `@id("people") @limit("2 per 1h") `, 1)
+	w := newWorld(t, worldConfig{policies: policies, issuers: map[string]broker.Issuer{"tickets": signer{}}})
+	t.Cleanup(func() { w.verify(t) })
+	for i, who := range []string{triage, search} {
+		w.get(t, who, delegated(onBehalf("ana", noon), "tickets:read"), noon.Add(time.Duration(i)*time.Second))
+	}
+	if _, _, err := w.broker.AskAndCollect(t.Context(), broker.Self(workload(fetch, noon), noon), delegated(onBehalf("ana", noon), "tickets:read"), broker.IdempotencyKey{}); !errors.Is(err, broker.ErrLimit) {
+		t.Errorf("got %v, want %v for the person", err, broker.ErrLimit)
+	}
+	w.get(t, triage, delegated(onBehalf("ben", noon), "tickets:read"), noon)
+	w.get(t, triage, read("tickets:read"), noon)
 }

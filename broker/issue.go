@@ -296,6 +296,9 @@ func (c *collection) record(kind audit.Kind, l *Lease) audit.Record {
 		record.Request, record.Openings, record.From = &f.request, c.request.openings(), c.request.SourceIP
 	} else {
 		record.Request = &audit.RequestFacts{ID: c.request.ID.String(), Digest: c.request.Digest, Entitlement: c.request.Entitlement, Scopes: c.asked}
+		if d := c.request.Delegation; d != nil {
+			record.Request.Parent = d.Parent.String()
+		}
 		if len(l.Scopes) != len(c.asked) {
 			record.Lease.Scopes = l.Scopes
 		}

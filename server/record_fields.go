@@ -159,6 +159,7 @@ func (f *fielder) request(r *audit.RequestFacts) {
 	f.time("Lapses", r.LapsesAt)
 	f.time("Not before", r.NotBefore)
 	f.requestID("Extends", r.Extends)
+	f.text("Exchanged lease", r.Parent)
 	f.digest("DPoP key", r.Key)
 	f.list("Accountable people", r.Accountable)
 	f.list("Rests on", r.RestsOn)

@@ -149,7 +149,19 @@ func by(r *audit.Record) string {
 	if r.Caller.Kind == string(broker.KindOperator) {
 		return strings.TrimSuffix("The operator "+strings.TrimPrefix(r.Caller.ID, "operator"), " ")
 	}
-	return cmp.Or(r.Caller.ID, "An unknown caller")
+	return cmp.Or(r.Caller.ID, "An unknown caller") + onBehalf(r)
+}
+
+// onBehalf names the one for whom the caller acts, and those that acted before it.
+func onBehalf(r *audit.Record) string {
+	if r.Subject == nil || r.Request == nil {
+		return ""
+	}
+	text := " on behalf of " + r.Subject.ID
+	if len(r.Caller.Actors) > 0 {
+		text += " through " + strings.Join(r.Caller.Actors, " and ")
+	}
+	return text
 }
 
 func subjectOf(r *audit.Record) string {

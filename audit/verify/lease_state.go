@@ -14,7 +14,7 @@ type leaseState struct {
 
 type lease struct {
 	opened, issued, ended bool
-	expires               time.Time // as opened
+	expires               time.Time // as opened, or as issued
 }
 
 func newLeaseState(size int) *leaseState {
@@ -53,7 +53,9 @@ func (l *lease) apply(r *audit.Record) string {
 			return "the lease was already opened"
 		}
 	case audit.LeaseIssued:
-		l.issued = true
+		if l.issued = true; l.expires.IsZero() {
+			l.expires = r.Lease.Expires
+		}
 		switch {
 		case before.ended:
 			return "the lease had already ended"

@@ -25,6 +25,7 @@ func verifySequentially(t *testing.T, export []byte) (*Report, error) {
 	}
 	h, _ := src.Header(t.Context())
 	v := &verification{header: h, leases: newLeaseState(maxRemembered), memberships: newMembershipState(maxRemembered), keys: newKeyState(nil), requests: newRequestState(maxRemembered), campaigns: newCampaignState()}
+	v.delegations = newDelegationState(v.leases, maxRemembered)
 	v.report = Report{Origin: h.Origin, Key: h.Key, Kinds: map[audit.Kind]int64{}}
 	v.openCheckpoints(h.Checkpoints)
 	v.compareCheckpoints(0)

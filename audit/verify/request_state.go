@@ -53,6 +53,7 @@ const (
 // requests have in common.
 type request struct {
 	holder, entitlement, scopes unique.Handle[string]
+	chain                       unique.Handle[string] // on whose behalf, and who acted before
 	digest                      audit.Digest
 	status                      status
 	ttl, duration               time.Duration
@@ -127,12 +128,12 @@ func (s *requestState) create(r *audit.Record) string {
 		return unreadable
 	}
 	q := &request{
-		holder: unique.Make(r.Caller.ID), entitlement: unique.Make(f.Entitlement), scopes: unique.Make(join(f.Scopes)),
+		holder: unique.Make(r.Caller.ID), chain: unique.Make(chainOf(r)), entitlement: unique.Make(f.Entitlement), scopes: unique.Make(join(f.Scopes)),
 		digest: f.Digest, ttl: f.TTL, duration: f.Duration, starts: f.NotBefore, ends: f.LapsesAt,
 	}
 	recent := &s.policy
 	if len(required)+len(reviews) > 0 {
-		q.approvals = &approvals{required: required, reviews: reviews, signed: d.Signed, excluded: append(accountsOf(r.Caller), f.Accountable...)}
+		q.approvals = &approvals{required: required, reviews: reviews, signed: d.Signed, excluded: append(append(accountsOf(r.Caller), f.Accountable...), subjectOf(r)...)}
 		recent = &s.people
 	}
 	var readable bool
@@ -149,6 +150,22 @@ func (s *requestState) create(r *audit.Record) string {
 	s.drop(recent.add(f.ID, s.needed))
 	s.requests[f.ID] = q
 	return ""
+}
+
+// chainOf returns on whose behalf a record is, and who acted before, as one text.
+func chainOf(r *audit.Record) string {
+	if r.Subject == nil {
+		return ""
+	}
+	return join(append([]string{r.Subject.ID, r.Request.Parent}, r.Caller.Actors...))
+}
+
+// subjectOf returns the accounts of the person on whose behalf a request is.
+func subjectOf(r *audit.Record) []string {
+	if r.Subject == nil {
+		return nil
+	}
+	return accountsOf(r.Subject)
 }
 
 // sum returns the digest of the contents of the record's request.
@@ -242,7 +259,7 @@ func (s *requestState) vote(r *audit.Record, signed bool) string {
 const (
 	noVote     = "it has no vote, or no caller who voted"
 	notSigned  = "policy requires the signature of a passkey, and it has none"
-	isExcluded = "the person made the request or is accountable for the requester, and so may not approve or review it"
+	isExcluded = "the person made the request or is accountable for the requester or another in its chain, or it is on the person's behalf, and so may not approve or review it"
 )
 
 // vote adds a person's vote on a pending request if it counts. keyState reports a
@@ -348,6 +365,8 @@ func (s *requestState) lease(r *audit.Record) string {
 		return problem
 	case r.Caller == nil || r.Caller.ID != q.holder.Value():
 		return "its holder is not the requester, " + q.holder.Value()
+	case chainOf(r) != q.chain.Value():
+		return "it is on behalf of another than its request, or others acted before"
 	case r.Decision == nil || !r.Decision.Permit:
 		return "policy did not permit it"
 	case q.status > approved:

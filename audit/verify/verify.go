@@ -42,6 +42,7 @@ func Verify(ctx context.Context, src audit.Source, opts Options) (*Report, error
 		return nil, fmt.Errorf("verifying the log: %w", err)
 	}
 	v := &verification{header: h, leases: newLeaseState(maxRemembered), memberships: newMembershipState(maxRemembered), keys: newKeyState(opts.Approvers), campaigns: newCampaignState(), requests: newRequestState(maxRemembered)}
+	v.delegations = newDelegationState(v.leases, maxRemembered)
 	v.report = Report{Origin: h.Origin, Key: h.Key, KeysPinned: len(opts.Approvers) > 0, Kinds: map[audit.Kind]int64{}}
 	if opts.Key != "" {
 		v.report.Key, v.report.KeyTrusted = opts.Key, true
@@ -71,6 +72,7 @@ type verification struct {
 	report      Report
 	tree        audit.Tree
 	checkpoints []audit.Checkpoint // larger than the tree so far, in ascending order of size
+	delegations *delegationState
 	leases      *leaseState
 	memberships *membershipState
 	keys        *keyState
@@ -205,7 +207,7 @@ func (v *verification) record(index int64, r *audit.Record, last time.Time) {
 	if signed {
 		v.report.Signatures++
 	}
-	for _, what := range []string{v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed), v.campaigns.check(r, signed)} {
+	for _, what := range []string{v.delegations.check(r), v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed), v.campaigns.check(r, signed)} {
 		if what != "" {
 			v.problem(index, "%s", what)
 		}

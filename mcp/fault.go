@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"accessbroker.internal/api"
 )
@@ -90,6 +91,13 @@ func sentence(answer *api.Error) string {
 	}
 	_, first := utf8.DecodeRuneInString(text)
 	return strings.ToUpper(text[:first]) + strings.TrimSuffix(text[first:], ".") + "."
+}
+
+// failed is the result of a tool that failed.
+func failed(err error) *sdk.CallToolResult {
+	res := new(sdk.CallToolResult)
+	res.SetError(faultOf(err))
+	return res
 }
 
 // maxMessage bounds an error of the protocol, which may repeat what the client sent.

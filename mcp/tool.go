@@ -2,14 +2,18 @@ package mcp
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/google/jsonschema-go/jsonschema"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/internal/strictjson"
 )
 
 // A tool adds itself to a server. Its file has its description, its arguments and its
@@ -34,30 +38,73 @@ func tool(name, title, description string, a sdk.ToolAnnotations) *sdk.Tool {
 	return &sdk.Tool{Name: name, Title: title, Description: description, Annotations: &a}
 }
 
-// add adds a tool whose call is run.
+// add adds a tool whose call is run. It reads the arguments itself: the SDK would validate
+// each result too, which costs more than the rest of a call, and its errors about
+// arguments repeat them at any length.
 func add[In any, Out result](s *Server, t *sdk.Tool, run func(context.Context, *call, In) (Out, error)) {
-	s.ours[t.Name] = true
-	t.InputSchema, t.OutputSchema = schemaOf[In](), schemaOf[Out]()
-	sdk.AddTool(s.sdk, t, func(ctx context.Context, req *sdk.CallToolRequest, in In) (*sdk.CallToolResult, Out, error) {
-		var none Out
+	input := schemaOf[In]()
+	t.InputSchema, t.OutputSchema = input, schemaOf[Out]()
+	handle := func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		var in In
+		if err := readArguments(req.Params.Arguments, input, &in); err != nil {
+			return failed(err), nil
+		}
 		caller, err := begin(ctx)
 		if err != nil {
-			return nil, none, faultOf(err)
+			return failed(err), nil
 		}
 		c := &call{session: caller, s: s, req: req, now: time.Now()}
 		if err := c.checkState(); err != nil {
-			return nil, none, err // an error of the protocol
+			return nil, err // an error of the protocol
 		}
 		out, err := run(ctx, c, in)
 		var more *inputNeeded
 		switch {
 		case errors.As(err, &more):
-			return more.result, none, nil
+			return more.result, nil
 		case err != nil:
-			return nil, none, faultOf(err)
+			return failed(err), nil
 		}
-		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: out.words()}}}, out, nil
-	})
+		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: out.words()}}, StructuredContent: out}, nil
+	}
+	s.ours[t.Name] = handle
+	s.sdk.AddTool(t, handle)
+}
+
+// maxArguments limits the nesting of arguments.
+const maxArguments = 8
+
+// readArguments reads arguments strictly: as an object with the properties of the schema
+// and no others.
+func readArguments(raw json.RawMessage, schema *jsonschema.Schema, into any) error {
+	if len(raw) == 0 || string(raw) == "null" {
+		raw = json.RawMessage("{}")
+	}
+	wrong := func(what string) error {
+		return &fault{Code: api.InvalidRequest, What: what, Next: "Correct the arguments as the input schema of the tool says, then call again."}
+	}
+	members, err := strictjson.Object(raw, maxArguments)
+	if err != nil {
+		return wrong("The arguments are not a JSON object that every parser reads alike: the text " + err.Error() + ".")
+	}
+	for name := range members {
+		if schema.Properties[name] == nil {
+			return wrong(fmt.Sprintf("The tool has no argument %.60q.", quoted(name)))
+		}
+	}
+	for _, name := range schema.Required {
+		if members[name] == nil {
+			return wrong("The argument " + name + " is missing.")
+		}
+	}
+	var mistyped *json.UnmarshalTypeError
+	if err := json.Unmarshal(raw, into); errors.As(err, &mistyped) {
+		name, _, _ := strings.Cut(mistyped.Field, ".")
+		return wrong("The argument " + quoted(name) + " has the wrong type.")
+	} else if err != nil {
+		return wrong("An argument has the wrong type.")
+	}
+	return nil
 }
 
 // schemaOf returns the JSON schema of a type, as encoding/json writes it.

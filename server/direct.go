@@ -89,6 +89,13 @@ func (d *Direct) WhoAmI(ctx context.Context) (*api.Identity, error) {
 	return direct[api.Identity](ctx, d, "", nil, (*Server).whoami)
 }
 
+// Self returns who the caller is, without reading whether the caller is blocked: WhoAmI
+// does that.
+func (d *Direct) Self() *api.Identity {
+	who := d.s.cfg.Broker.Rules().WithLabels(d.from.who)
+	return &api.Identity{ID: who.ID, Kind: string(who.Kind), Accounts: who.Accounts}
+}
+
 // Entitlements lists what the caller may request.
 func (d *Direct) Entitlements(ctx context.Context) ([]api.Offer, error) {
 	list, err := direct[api.Offers](ctx, d, "", nil, (*Server).entitlements)

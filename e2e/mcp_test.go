@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,13 +145,55 @@ func TestMCPClients(t *testing.T) {
 			t.Errorf("got %q, %v", out, err)
 		}
 	})
-	t.Run("client of the Go SDK", func(t *testing.T) { testGoClient(t, d, ben) })
+	t.Run("client of the Go SDK", func(t *testing.T) {
+		testGoClient(t, d, ben, &mcp.CommandTransport{Command: d.command(t.Context(), t.TempDir(), "broker", "mcp")})
+	})
+	t.Run("over HTTP", func(t *testing.T) { testMCPOverHTTP(t, d, n, ben) })
 	t.Run("inspector", func(t *testing.T) { testInspector(t, d, n, ben) })
 }
 
-func testGoClient(t *testing.T, d *devBroker, ben string) {
-	cmd := d.command(t.Context(), t.TempDir(), "broker", "mcp")
-	s, err := mcp.NewClient(&mcp.Implementation{Name: "e2e", Version: "1"}, nil).Connect(t.Context(), &mcp.CommandTransport{Command: cmd}, nil)
+// testMCPOverHTTP lets the clients use /mcp: with a token for that endpoint, and with an
+// X.509-SVID.
+func testMCPOverHTTP(t *testing.T, d *devBroker, n *nodeClient, ben string) {
+	token := strings.TrimSpace(d.run(t, t.TempDir(), "request", "mcp", "--scope", "access:list,access:request,access:release", "-o", "file"))
+	endpoint := d.url + "/mcp"
+	for _, mode := range []string{"legacy", "auto"} {
+		t.Run("client of npm, "+mode, func(t *testing.T) {
+			env := []string{"TOKEN=" + token, "NODE_EXTRA_CA_CERTS=" + d.bundle(), "WHY=over HTTP, " + mode}
+			s := n.agent(t, env, mode, "tickets-api", "tickets:close", "http", endpoint)
+			s.loop(func(id string) { d.run(t, ben, "approve", "--yes", id) }, func(id string) string { return d.run(t, t.TempDir(), "collect", id, "-o", "json") })
+		})
+	}
+	t.Run("client of the Go SDK", func(t *testing.T) {
+		dir := t.TempDir()
+		d.run(t, t.TempDir(), "svid", "x509", "--write", dir)
+		svid, err := tls.LoadX509KeyPair(filepath.Join(dir, "svid.0.pem"), filepath.Join(dir, "svid.0.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(d.bundle())
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(text)
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{svid}}}}
+		testGoClient(t, d, ben, &mcp.StreamableClientTransport{Endpoint: endpoint, HTTPClient: client, DisableStandaloneSSE: true})
+	})
+	t.Run("inspector", func(t *testing.T) {
+		for _, era := range []string{"legacy", "modern"} {
+			cmd := exec.CommandContext(t.Context(), n.node, n.inspector, "--cli", endpoint, "--transport", "http", "--header", "Authorization: Bearer "+token,
+				"--protocol-era", era, "--format", "json", "--quiet", "--method", "tools/call", "--tool-name", "list_access")
+			cmd.Env = append(os.Environ(), "HOME="+t.TempDir(), "MCP_INSPECTOR_SECRET_STORE=memory", "NODE_EXTRA_CA_CERTS="+d.bundle())
+			if out := printed(t, cmd); !strings.Contains(string(out), "tickets-api") {
+				t.Errorf("%s: got %s", era, out)
+			}
+		}
+	})
+}
+
+func testGoClient(t *testing.T, d *devBroker, ben string, transport mcp.Transport) {
+	s, err := mcp.NewClient(&mcp.Implementation{Name: "e2e", Version: "1"}, nil).Connect(t.Context(), transport, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +205,7 @@ func testGoClient(t *testing.T, d *devBroker, ben string) {
 		}
 		return res.StructuredContent.(map[string]any)
 	}
-	id := call("request_access", map[string]any{"entitlement": "tickets-api", "scopes": []string{"tickets:close"}, "justification": "from Go"})["handle"].(string)
+	id := call("request_access", map[string]any{"entitlement": "tickets-api", "scopes": []string{"tickets:close"}, "justification": "from Go, in " + t.Name()})["handle"].(string)
 	d.run(t, ben, "approve", "--yes", id)
 	if got := call("access_status", map[string]any{"handle": id, "wait_seconds": 30}); got["status"] != "approved" {
 		t.Errorf("got %v", got)

@@ -1,6 +1,7 @@
 package mcp_test
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -22,15 +23,19 @@ func TestToolsFromListToRelease(t *testing.T) {
 	s := connect(t, client, nil, mcp.Config{})
 
 	listing := structured[mcp.Listing](t, call(t, s, "list_access", object{}))
-	if listing.Caller != triage || len(listing.Entitlements) != 1 || len(listing.Entitlements[0].Scopes) != 3 {
+	at := slices.IndexFunc(listing.Entitlements, func(e mcp.Entitlement) bool { return e.Name == "tickets-api" })
+	if listing.Caller != triage || at < 0 || len(listing.Entitlements[at].Scopes) != 3 {
 		t.Fatalf("got %+v", listing)
 	}
-	names := []string{}
-	for _, scope := range listing.Entitlements[0].Scopes {
-		names = append(names, scope.Name)
+	scopes := listing.Entitlements[at].Scopes
+	if !slices.IsSortedFunc(scopes, func(a, b mcp.Scope) int { return cmp.Compare(a.Name, b.Name) }) || scopes[0].Conditions[0] != "needs approval by 1 person of the group support" {
+		t.Errorf("got %+v", scopes)
 	}
-	if !slices.IsSorted(names) || listing.Entitlements[0].Scopes[0].Conditions[0] != "needs approval by 1 person of the group support" {
-		t.Errorf("got %+v", listing.Entitlements[0].Scopes)
+	if got := structured[mcp.Listing](t, call(t, s, "list_access", object{"search": "CLOSE tickets"})); len(got.Entitlements) != 1 || got.Entitlements[0].Name != "tickets-api" {
+		t.Errorf("a search: got %+v", got)
+	}
+	if got := structured[mcp.Listing](t, call(t, s, "list_access", object{"entitlement": "tickets"})); len(got.Entitlements) != 0 || got.Summary == "" {
+		t.Errorf("another name: got %+v", got)
 	}
 
 	asked := structured[mcp.Access](t, call(t, s, "request_access", closeTickets))

@@ -23,7 +23,7 @@ let forms = 0;
 client.setRequestHandler("elicitation/create", async (request) => {
   forms++;
   const fields = Object.keys(request.params.requestedSchema.properties);
-  return { action: "accept", content: Object.fromEntries(fields.map((f) => [f, `the ticket INC-4711 is a duplicate (${mode})`])) };
+  return { action: "accept", content: Object.fromEntries(fields.map((f) => [f, `the ticket INC-4711 is a duplicate (${kind}, ${mode})`])) };
 });
 
 const transport = kind === "stdio"
@@ -41,7 +41,9 @@ const { tools } = await client.listTools();
 say({ step: "connected", server: client.getServerVersion().name, tools: tools.map((t) => t.name) });
 const listing = await call("list_access", {});
 say({ step: "listed", caller: listing.caller, entitlements: listing.entitlements.map((e) => e.name) });
-let access = await call("request_access", { entitlement, scopes: [scope] }); // the user states the reason, in a form
+// The user states the reason in a form, unless the client cannot show one (2025-11-25 over HTTP).
+const why = kind === "http" && mode === "legacy" ? { justification: process.env.WHY } : {};
+let access = await call("request_access", { entitlement, scopes: [scope], ...why });
 say({ step: "requested", handle: access.handle, status: access.status, forms });
 while (access.status === "pending") access = await call("access_status", { handle: access.handle, wait_seconds: 20 });
 say({ step: "decided", status: access.status, collect: access.collect, text: JSON.stringify(access) });

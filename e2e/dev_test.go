@@ -26,6 +26,8 @@ type devBroker struct {
 	bin, dir string
 	url      string
 	pages    string // the URL of the pages
+	args     []string
+	process  *process
 }
 
 func startDev(t *testing.T) *devBroker {
@@ -38,14 +40,28 @@ func startDev(t *testing.T) *devBroker {
 	address := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
 	listen, pages := address(), freePort(t)
 	d := &devBroker{bin: brokerBinary(t), dir: dir, url: "https://" + listen, pages: fmt.Sprintf("http://localhost:%d", pages)}
-	if _, err := start(t, "broker dev", d.bin, "dev", "--dir", dir, "--listen", listen, "--pages", fmt.Sprintf("127.0.0.1:%d", pages), "--login", address()); err != nil {
+	d.args = []string{"dev", "--dir", dir, "--listen", listen, "--pages", fmt.Sprintf("127.0.0.1:%d", pages), "--login", address()}
+	d.start(t)
+	return d
+}
+
+func (d *devBroker) start(t *testing.T) {
+	t.Helper()
+	var err error
+	if d.process, err = start(t, "broker dev", d.bin, d.args...); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the start of broker dev", time.Minute, func() error {
 		_, err := d.get(t, "/readyz")
 		return err
 	})
-	return d
+}
+
+// restart kills the broker as a crash would, and starts it again in its folder.
+func (d *devBroker) restart(t *testing.T) {
+	t.Helper()
+	d.process.kill()
+	d.start(t)
 }
 
 func (d *devBroker) bundle() string { return filepath.Join(d.dir, "bundle.pem") }

@@ -1,6 +1,11 @@
 package api
 
-import "time"
+import (
+	"encoding/base64"
+	"encoding/json"
+	"strings"
+	"time"
+)
 
 // An Ask is the body of POST /v1/requests and POST /v1/credentials.
 type Ask struct {
@@ -18,4 +23,28 @@ type Ask struct {
 	BreakGlass     bool              `json:"break_glass,omitempty"` // emergency access: no approval first, a review afterwards
 	NotBefore      time.Time         `json:"not_before,omitzero"`   // start of the grant; zero: now
 	Extends        string            `json:"extends,omitempty"`     // an earlier request of the caller, "req_…"
+}
+
+// SubjectTokenType returns the type of a token of another identity, on whose behalf a request
+// is made, by the typ in its header: TokenTypeIDJAG or TokenTypeAccessToken; empty: it is
+// neither. The token is not verified.
+func SubjectTokenType(token string) string {
+	head, _, _ := strings.Cut(token, ".")
+	text, err := base64.RawURLEncoding.DecodeString(head)
+	if err != nil {
+		return ""
+	}
+	var header struct {
+		Type string `json:"typ"`
+	}
+	if err := json.Unmarshal(text, &header); err != nil {
+		return ""
+	}
+	switch strings.TrimPrefix(header.Type, "application/") {
+	case "oauth-id-jag+jwt":
+		return TokenTypeIDJAG
+	case "at+jwt":
+		return TokenTypeAccessToken
+	}
+	return ""
 }

@@ -32,12 +32,13 @@ const (
 // parameters of the requested entitlement.
 const ParametersDetail = "urn:access-broker:parameters"
 
-// A TokenRequest is the form of POST /oauth2/token. With a SubjectToken it is a
-// token exchange (RFC 8693). Without one it is a client credentials grant (RFC
+// A TokenRequest is the form of POST /oauth2/token. With a SubjectToken or OnBehalfOf it is a
+// token exchange (RFC 8693). Without them it is a client credentials grant (RFC
 // 6749, section 4.4), and the certificate of the connection or Client.Token proves
 // the client.
 type TokenRequest struct {
 	SubjectToken   string // the caller's own JWT-SVID
+	OnBehalfOf     string // the token of whom the caller acts for; see SubjectTokenType
 	Audience       string // the entitlement
 	Resource       string // alternative to Audience: the audience of the entitlement's tokens
 	Scopes         []string
@@ -55,7 +56,16 @@ type TokenRequest struct {
 
 func (r TokenRequest) form() url.Values {
 	form := url.Values{"grant_type": {GrantClientCredentials}}
-	if r.SubjectToken != "" {
+	switch {
+	case r.OnBehalfOf != "":
+		form.Set("grant_type", GrantTokenExchange)
+		form.Set("subject_token", r.OnBehalfOf)
+		form.Set("subject_token_type", SubjectTokenType(r.OnBehalfOf))
+		if r.SubjectToken != "" {
+			form.Set("actor_token", r.SubjectToken)
+			form.Set("actor_token_type", TokenTypeJWT)
+		}
+	case r.SubjectToken != "":
 		form.Set("grant_type", GrantTokenExchange)
 		form.Set("subject_token", r.SubjectToken)
 		form.Set("subject_token_type", TokenTypeJWT)
@@ -199,6 +209,7 @@ type Metadata struct {
 	GrantTypes             []string `json:"grant_types_supported"`
 	GrantProfiles          []string `json:"authorization_grant_profiles_supported,omitempty"`
 	ResponseTypes          []string `json:"response_types_supported"`
+	ChallengeMethods       []string `json:"code_challenge_methods_supported"`
 	TokenAuthMethods       []string `json:"token_endpoint_auth_methods_supported"`
 	IntrospectionAuth      []string `json:"introspection_endpoint_auth_methods_supported"`
 	RevocationAuth         []string `json:"revocation_endpoint_auth_methods_supported"`

@@ -67,7 +67,8 @@ const methodNone broker.Method = "none"
 
 // A Failure is the rejection of a proof. It wraps a *broker.Refusal with the same Detail:
 // of broker.ErrForeignSubject for the token of a person on whose behalf the caller wants to
-// act, otherwise of broker.ErrUnauthenticated.
+// act, or broker.ErrActorNotAllowed if the token is for another caller; otherwise of
+// broker.ErrUnauthenticated.
 type Failure struct {
 	Method broker.Method
 	Cause  Cause
@@ -81,7 +82,10 @@ func (f *Failure) Error() string {
 // Unwrap returns the error that package server maps to a response.
 func (f *Failure) Unwrap() error {
 	err := broker.ErrUnauthenticated
-	if f.Method == broker.MethodIDJAG || f.Method == broker.MethodAccessToken {
+	switch {
+	case f.Cause == CauseActor:
+		err = broker.ErrActorNotAllowed
+	case f.Method == broker.MethodIDJAG || f.Method == broker.MethodAccessToken:
 		err = broker.ErrForeignSubject
 	}
 	return &broker.Refusal{Err: err, Detail: f.Detail}

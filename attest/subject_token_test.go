@@ -57,9 +57,13 @@ func (p *provider) prove(token string, method broker.Method) (*broker.Delegation
 func refused(t *testing.T, name, token string, err error, want attest.Cause) {
 	t.Helper()
 	var failure *attest.Failure
+	sentinel := error(broker.ErrForeignSubject)
+	if want == attest.CauseActor {
+		sentinel = broker.ErrActorNotAllowed
+	}
 	switch {
-	case !errors.As(err, &failure) || !errors.Is(err, broker.ErrForeignSubject) || errors.Is(err, broker.ErrUnauthenticated):
-		t.Errorf("%s: got error %v, want a Failure of ErrForeignSubject", name, err)
+	case !errors.As(err, &failure) || !errors.Is(err, sentinel) || errors.Is(err, broker.ErrUnauthenticated):
+		t.Errorf("%s: got error %v, want a Failure of %v", name, err, sentinel)
 	case failure.Cause != want:
 		t.Errorf("%s: got cause %s, want %s (%v)", name, failure.Cause, want, err)
 	}

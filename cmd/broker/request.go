@@ -13,6 +13,7 @@ import (
 
 	"accessbroker.internal/agent"
 	"accessbroker.internal/api"
+	"accessbroker.internal/internal/config"
 )
 
 // askFlags are the flags of every command that files a request.
@@ -25,6 +26,7 @@ type askFlags struct {
 	breakGlass    bool
 	notBefore     string
 	extends       string
+	onBehalfOf    string // a file
 }
 
 // A parameterFlag collects name=value pairs. Unlike pflag's map, it does not split a
@@ -69,6 +71,8 @@ func (f *askFlags) add(c *cobra.Command) {
 	addWait(c, &f.wait)
 	c.Flags().StringVar(&f.notBefore, "not-before", "", "start of the grant, such as 2026-01-31T12:00:00Z (default: now)")
 	c.Flags().StringVar(&f.extends, "extends", "", "the id of an earlier request that this one extends")
+	c.Flags().StringVar(&f.onBehalfOf, "on-behalf-of", "", "a file with the token of whom the request is for: a person's ID-JAG or access token, or the broker token of an agent")
+	_ = c.MarkFlagFilename("on-behalf-of")
 }
 
 func addWait(c *cobra.Command, wait *time.Duration) {
@@ -97,11 +101,31 @@ func (f *askFlags) ask(entitlement string) (api.Ask, error) {
 			return api.Ask{}, usage("--not-before must be a time such as 2026-01-31T12:00:00Z")
 		}
 	}
+	subject, kind, err := f.subjectToken()
+	if err != nil {
+		return api.Ask{}, err
+	}
 	return api.Ask{
+		SubjectToken: subject, SubjectType: kind,
 		BreakGlass: f.breakGlass, NotBefore: start.UTC(), Extends: f.extends,
 		Entitlement: entitlement, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration),
 		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
 	}, nil
+}
+
+// subjectToken reads the token of whom the request is for. It is in a file, because other
+// users of the machine can read arguments.
+func (f *askFlags) subjectToken() (token, kind string, err error) {
+	if f.onBehalfOf == "" {
+		return "", "", nil
+	}
+	if token, err = config.ReadToken(f.onBehalfOf); err != nil {
+		return "", "", fmt.Errorf("--on-behalf-of names a file with a token: %w", err)
+	}
+	if kind = api.SubjectTokenType(token); kind == "" {
+		return "", "", usage("--on-behalf-of: %s has no ID-JAG (typ oauth-id-jag+jwt) and no JWT access token (typ at+jwt)", f.onBehalfOf)
+	}
+	return token, kind, nil
 }
 
 func (a *app) requestCommand() *cobra.Command {
@@ -121,7 +145,8 @@ the approval.
   broker request tickets-api --scope tickets:read -o json | jq -r .secret.token
   broker request orders-db-ro -o pgservice > service.conf
   PGSERVICEFILE=service.conf PGSERVICE=orders-db-ro psql -h db.acme.test orders
-  broker request tickets-api --scope tickets:close --dry-run`,
+  broker request tickets-api --scope tickets:close --dry-run
+  broker request tickets-api --scope tickets:read --on-behalf-of ana.jwt`,
 		Args:              exactly(1, "one entitlement"),
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {

@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"world": world, "login": login, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits, "answers": answers, "waitfile": waitFile,
+			"world": world, "login": login, "idjag": idJAG, "waiting": waiting, "asks": asks, "setid": setID, "mode": mode, "flip": flip, "exits": exits, "answers": answers, "waitfile": waitFile,
 		},
 	})
 }

@@ -35,6 +35,7 @@ var People = []struct{ ID, Name, Description string }{
 type login struct {
 	issuer   string
 	redirect string
+	broker   string // its issuer, the audience of ID-JAGs
 	key      *ecdsa.PrivateKey
 
 	mu    sync.Mutex
@@ -56,13 +57,14 @@ func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("creating the login's key: %w", err)
 	}
-	p := &login{issuer: "http://" + w.Login, redirect: w.PagesURL() + "/ui/login/callback", key: key, codes: map[string]authorization{}}
+	p := &login{issuer: "http://" + w.Login, redirect: w.PagesURL() + "/ui/login/callback", broker: w.URL(), key: key, codes: map[string]authorization{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", p.discovery)
 	mux.HandleFunc("GET /keys", p.keys)
 	mux.HandleFunc("GET /authorize", p.authorize)
 	mux.HandleFunc("POST /authorize", p.authorize)
 	mux.HandleFunc("POST /token", p.token)
+	mux.HandleFunc("POST /id-jag", p.idJAG)
 	own := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Host != w.Login { // a page whose name resolves to loopback: it must not choose a person
 			http.Error(rw, "misdirected request", http.StatusMisdirectedRequest)
@@ -125,11 +127,7 @@ func (p *login) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
 	person := r.PostFormValue("person")
-	known := false
-	for _, d := range People {
-		known = known || d.ID == person
-	}
-	if !known {
+	if nameOf(person) == "" {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_ = loginPage.Execute(w, People) // an error means that the caller has gone
 		return
@@ -163,21 +161,54 @@ func (p *login) token(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusBadRequest, map[string]string{"error": "invalid_grant"})
 		return
 	}
-	name := code.person
-	for _, d := range People {
-		if d.ID == code.person {
-			name = d.Name
-		}
-	}
-	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
-		"iss": p.issuer, "sub": code.person, "aud": "broker", "nonce": code.nonce, "name": name,
-		"iat": now.Unix(), "auth_time": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
-	})
-	token.Header["kid"] = "dev"
-	signed, err := token.SignedString(p.key)
+	signed, err := p.sign("JWT", jwt.MapClaims{
+		"sub": code.person, "aud": "broker", "nonce": code.nonce, "name": nameOf(code.person), "auth_time": now.Unix(),
+	}, now)
 	if err != nil {
 		http.Error(w, "signing failed", http.StatusInternalServerError)
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]any{"access_token": rand.Text(), "token_type": "Bearer", "expires_in": 300, "id_token": signed})
+}
+
+// nameOf returns the name of a person; empty: there is no such person.
+func nameOf(person string) string {
+	for _, d := range People {
+		if d.ID == person {
+			return d.Name
+		}
+	}
+	return ""
+}
+
+// sign returns a token of the provider.
+func (p *login) sign(typ string, claims jwt.MapClaims, now time.Time) (string, error) {
+	claims["iss"], claims["iat"], claims["exp"] = p.issuer, now.Unix(), now.Add(5*time.Minute).Unix()
+	token := jwt.NewWithClaims(jwt.SigningMethodES256, claims)
+	token.Header["kid"], token.Header["typ"] = "dev", typ
+	return token.SignedString(p.key)
+}
+
+// agentClient is the OAuth client that the agents of the world are at the provider.
+const agentClient = "agents"
+
+// idJAG returns an ID-JAG, with which an agent acts on behalf of the person that the form
+// names. A real provider issues one to a client that the person has logged in to.
+func (p *login) idJAG(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
+	person := r.PostFormValue("person")
+	if nameOf(person) == "" {
+		http.Error(w, "person must be one of the login page", http.StatusBadRequest)
+		return
+	}
+	signed, err := p.sign("oauth-id-jag+jwt", jwt.MapClaims{
+		"sub": person, "aud": p.broker, "client_id": agentClient, "jti": rand.Text(), "name": nameOf(person),
+	}, time.Now())
+	if err != nil {
+		http.Error(w, "signing failed", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = fmt.Fprintln(w, signed) // an error means that the caller has gone
 }

@@ -40,6 +40,8 @@ func DelegationOf(ctx context.Context, b *Broker, caller Caller, token string) (
 		return nil, refuse(ErrForeignSubject, "the token is not one of this broker")
 	case l.State(caller.At) != LeaseActive:
 		return nil, errLinkEnded
+	case !l.Confirm.IsZero() || !l.KeyThumbprint.IsZero():
+		return nil, refuse(ErrDelegation, "the token is bound to its holder's key, so that only its holder may use it: a sub-agent needs a bearer token")
 	}
 	return &Delegation{Parent: l.ID}, nil
 }

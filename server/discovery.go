@@ -51,7 +51,8 @@ func (s *Server) jwks(c *call) (reply, error) {
 // authorization endpoint, because no one logs in to get a token. The required
 // response_types_supported must not be empty (section 3.2). Its value tells clouds that
 // the tokens which they verify have the form of ID tokens, as in the documents of other
-// issuers of workload tokens.
+// issuers of workload tokens. Clients of MCP refuse servers that do not list the challenge
+// methods of PKCE, also for grants without an authorization code.
 func (s *Server) metadata(c *call) (reply, error) {
 	text, err := reply{body: s.metadataBody()}.encode(new(bytes.Buffer))
 	if err != nil {
@@ -84,6 +85,7 @@ func (s *Server) metadataBody() api.Metadata {
 		GrantTypes:             grants,
 		GrantProfiles:          profiles,
 		ResponseTypes:          []string{"id_token"},
+		ChallengeMethods:       []string{"S256"},
 		TokenAuthMethods:       methods,
 		IntrospectionAuth:      append(methods, "Bearer"), // the type of an access token (RFC 8414, section 2): a JWT-SVID
 		RevocationAuth:         methods,

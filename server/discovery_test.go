@@ -27,6 +27,8 @@ var metadataFields = map[string]metadataField{
 	"jwks_uri":                                        {"url", true},
 	"service_documentation":                           {"url", false},
 	"grant_types_supported":                           {"strings", true},
+	"code_challenge_methods_supported":                {"strings", false},
+	"authorization_grant_profiles_supported":          {"strings", false},
 	"response_types_supported":                        {"strings", true},
 	"token_endpoint_auth_methods_supported":           {"strings", true},
 	"introspection_endpoint_auth_methods_supported":   {"strings", true},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -128,6 +129,9 @@ var errorTable = []errorRow{
 	{errClientGone, 499, "server_error", "The client disconnected", "", clientFault},
 }
 
+// ofSubject are the errors of a proof of another identity, on whose behalf the caller acts.
+var ofSubject = []error{broker.ErrForeignSubject, broker.ErrDelegation, broker.ErrActorNotAllowed, broker.ErrProofReplayed}
+
 // unknown is the row of every other error. It reveals no detail.
 var unknown = errorRow{errInternal, 500, "server_error", "Internal error", "report the X-Request-Id of this call to the operators", serverFault}
 
@@ -233,8 +237,10 @@ func (c *call) oauthError(err error) reply {
 	switch {
 	case row.err == broker.ErrDenied:
 		name = c.denied(refusal)
-	case row.err == broker.ErrForeignSubject && c.form.get("grant_type") == api.GrantJWTBearer:
+	case slices.Contains(ofSubject, row.err) && c.form.get("grant_type") == api.GrantJWTBearer:
 		name = "invalid_grant" // RFC 7523, section 3.1
+	case slices.Contains(ofSubject, row.err):
+		name = "invalid_request" // RFC 8693, section 2.2.2
 	}
 	if name == "access_denied" && c.route.path == backchannelPath {
 		status = http.StatusForbidden // CIBA, section 13

@@ -127,7 +127,7 @@ func (c *call) subjectOf(token, kind, clientID, resource string) (*broker.Delega
 		return nil, refuse(broker.ErrForeignSubject, "no provider of this broker issues tokens that let callers act for people")
 	}
 	proven := broker.SubjectToken{
-		Token: token, Method: method, Actor: c.who, ClientID: clientID, Resource: resource, At: c.now,
+		Token: token, Method: method, Actor: c.who, Key: c.caller().Key, ClientID: clientID, Resource: resource, At: c.now,
 	}
 	if c.who.Proof.Method == broker.MethodX509SVID {
 		proven.Certificate = c.who.Proof.SHA256

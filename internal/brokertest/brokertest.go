@@ -117,6 +117,8 @@ type Broker struct {
 	extra   files // further than the usual ones
 	service *service.Service
 	socket  string // of operators
+	address string
+	stop    func() // ends the service
 	log     lines
 	secrets lines // that must not be in the log
 }
@@ -124,6 +126,7 @@ type Broker struct {
 // A Provider is an OpenID provider with which people log in.
 type Provider struct {
 	Name, Issuer, ClientID, Secret string
+	Keys                           string            // further keys, ", key: value"
 	Linked                         []string          // accounts of one person
 	More                           string            // further sections of the operator's file
 	Files                          map[string]string // further files next to it
@@ -173,7 +176,8 @@ func startBroker(t testing.TB, log *slog.Logger, extra files, providers ...Provi
 	b.CA, b.Supplier, b.Unlisted = b.authority(TrustDomain), b.authority("supplier.test"), b.authority("unlisted.test")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	b.must(err)
-	b.URL = "https://" + l.Addr().String()
+	b.address = l.Addr().String()
+	b.URL = "https://" + b.address
 	b.run(b.configure(l.Addr().String(), providers), l, log)
 	return b
 }
@@ -205,7 +209,7 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	serve, people := "api, oauth, log", ""
 	for _, p := range providers {
 		b.write(p.Name+".secret", p.Secret)
-		people += fmt.Sprintf("    %s: {issuer: %q, client_id: %q, client_secret_file: %s.secret}\n", p.Name, p.Issuer, p.ClientID, p.Name)
+		people += fmt.Sprintf("    %s: {issuer: %q, client_id: %q, client_secret_file: %s.secret%s}\n", p.Name, p.Issuer, p.ClientID, p.Name, p.Keys)
 	}
 	if people != "" {
 		serve, people = serve+", ui, scim", "  people:\n"+people
@@ -267,11 +271,15 @@ func (b *Broker) run(c *config.Config, l net.Listener, log *slog.Logger) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	b.t.Cleanup(func() {
+	b.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			b.t.Errorf("the broker ended with %v", err)
 		}
+	})
+	stop := b.stop
+	b.t.Cleanup(func() {
+		stop()
 		check.Database(b.t, c.Store, check.Options{Key: s.LogKey()})
 		check.Secrets(b.t, b.log.String(), strings.Split(b.secrets.String(), "\n"))
 	})
@@ -281,6 +289,17 @@ func (b *Broker) run(c *config.Config, l net.Listener, log *slog.Logger) {
 		done <- err
 		b.t.Fatal("the broker did not start")
 	}
+}
+
+// restart ends the service and starts another one on the same files and address.
+func (b *Broker) restart() {
+	b.t.Helper()
+	b.stop()
+	l, err := net.Listen("tcp", b.address)
+	b.must(err)
+	c, err := config.Load(filepath.Join(b.dir, "broker.yaml"), nil)
+	b.must(err)
+	b.run(c, l, slog.New(slog.NewTextHandler(&b.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 }
 
 // JWT returns a JWT-SVID of a workload for this broker.

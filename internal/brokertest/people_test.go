@@ -103,14 +103,23 @@ func (p *provider) authorize(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *provider) idToken(nonce string) string {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: "1"}}, nil)
+	now := time.Now()
+	return p.sign(map[string]any{
+		"iss": p.URL, "sub": p.person, "aud": p.client, "exp": now.Add(5 * time.Minute).Unix(), "iat": now.Unix(), "auth_time": now.Unix(), "nonce": nonce, "name": p.person,
+	}, "")
+}
+
+// sign returns a token of the provider.
+func (p *provider) sign(claims map[string]any, typ jose.ContentType) string {
+	options := &jose.SignerOptions{}
+	if typ != "" {
+		options = options.WithType(typ)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: "1"}}, options)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	now := time.Now()
-	payload, err := json.Marshal(map[string]any{
-		"iss": p.URL, "sub": p.person, "aud": p.client, "exp": now.Add(5 * time.Minute).Unix(), "iat": now.Unix(), "auth_time": now.Unix(), "nonce": nonce, "name": p.person,
-	})
+	payload, err := json.Marshal(claims)
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -1,11 +1,15 @@
 package service
 
 import (
+	"context"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/server"
 )
@@ -29,9 +33,27 @@ func openPeople(c *config.Config, log *slog.Logger) (*attest.People, error) {
 			Secret:      func() (string, error) { return config.ReadSecret(p.SecretFile) },
 			RedirectURL: c.UIURL.String() + server.CallbackPath(c.ProviderNames(), p.Name),
 			Scopes:      p.Scopes, GroupsClaim: p.GroupsClaim, ManagerClaim: p.ManagerClaim, EndsClaim: p.EndsClaim, SponsorClaim: p.SponsorClaim, Log: log,
+			Delegation: p.Delegation,
 		})
 	}
 	return attest.NewPeople(configs...)
+}
+
+// subjectTokens returns the verifier of the tokens with which callers act for people; nil: no
+// provider issues such tokens.
+func (s *Service) subjectTokens() func(context.Context, broker.SubjectToken) (*broker.Delegation, error) {
+	delegates := func(p config.Provider) bool { return p.Delegation.IDJAGs || len(p.Delegation.Audiences) > 0 }
+	if !slices.ContainsFunc(s.config.Providers, delegates) {
+		return nil
+	}
+	return func(ctx context.Context, t broker.SubjectToken) (*broker.Delegation, error) {
+		d, err := s.people.SubjectToken(ctx, t)
+		var failure *attest.Failure
+		if errors.As(err, &failure) {
+			s.metrics.AttestFailed(string(failure.Method), string(failure.Cause))
+		}
+		return d, err
+	}
 }
 
 // openPasskeys creates the relying party for the host of the pages. It returns nil

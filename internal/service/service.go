@@ -311,6 +311,7 @@ func (s *Service) callersConfig() server.Config {
 	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers(), s.mcpHandlers())
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken = s.people, s.config.ProviderNames(), s.people.LogoutToken
+		c.SubjectToken = s.subjectTokens()
 	}
 	if s.people != nil && s.passkeys != nil {
 		c.Passkeys = s.passkeys

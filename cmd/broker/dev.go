@@ -126,7 +126,7 @@ func writeDevFiles(w *devworld.World, program string) error {
 	}
 	values := map[string]any{
 		"Pages": w.PagesURL(), "URL": w.URL(), "Dir": w.Dir, "BrokerID": devworld.BrokerID, "Program": program,
-		"Env": shellWord(w.Path(devEnvFile)), "Config": shellWord(w.ConfigFile()), "Bundle": shellWord(w.Bundle()),
+		"Login": shellWord("http://" + w.Login), "Env": shellWord(w.Path(devEnvFile)), "Config": shellWord(w.ConfigFile()), "Bundle": shellWord(w.Bundle()),
 		"AdminSocket": shellWord(w.AdminSocket()), "Database": shellWord(w.Database()), "Agents": "spiffe://" + devworld.TrustDomain + "/agent",
 		"Socket": shellWord(w.Socket("agent")), "Sockets": filepath.Dir(w.Socket("agent")), "Identities": sockets,
 	}

@@ -215,8 +215,9 @@ type StatusMarks struct {
 
 // A StatusVersion is comparable.
 type StatusVersion struct {
-	ended  uint64
-	others *refusedPlaces
+	ended   uint64
+	others  *refusedPlaces
+	severed *severedPlaces // another one for each call while there are any
 }
 
 // Marks returns the state of a list at now, and ErrNotFound for a list that was never opened
@@ -236,17 +237,26 @@ func (s *StatusLists) Marks(ctx context.Context, id StatusListID, now time.Time)
 	if err != nil {
 		return nil, err
 	}
+	// Before the ended ones: what leaves these places comes to those.
+	severed, err := s.severed(ctx, list, now)
+	if err != nil {
+		return nil, err
+	}
 	bits, version, err := s.reader.EndedPlaces(ctx, list)
 	if err != nil {
 		return nil, Unavailable(err)
 	}
-	if len(others.places) > 0 {
+	more := others.places
+	if severed != nil {
+		more = slices.Concat(more, severed.places)
+	}
+	if len(more) > 0 {
 		bits = slices.Clone(bits)
-		for _, i := range others.places {
+		for _, i := range more {
 			bits[i/8] |= 1 << (i % 8)
 		}
 	}
-	return &StatusMarks{bits, StatusVersion{version, others}}, nil
+	return &StatusMarks{bits, StatusVersion{version, others, severed}}, nil
 }
 
 func (s *StatusLists) list(ctx context.Context, id StatusListID) (list *StatusList, err error) {

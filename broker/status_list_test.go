@@ -164,3 +164,45 @@ func TestTokensWithoutStatusLists(t *testing.T) {
 		t.Errorf("without a reader: got %v, want unavailable", err)
 	}
 }
+
+// A token below one that was revoked is invalid in its list before its own lease has ended: the
+// end reaches it only within moments, and an introspection follows the chain.
+func TestStatusListFollowsTheChain(t *testing.T) {
+	t.Parallel()
+	w := newListedWorld(t)
+	parent := w.issue(noon)
+	child := *parent
+	child.ID, child.Request, child.Parent = broker.NewLeaseID(noon), broker.NewRequestID(noon), parent.ID
+	child.Listed.Index = (parent.Listed.Index + 1) % broker.StatusListSize
+	other := child
+	other.ID, other.Request, other.Parent = broker.NewLeaseID(noon), broker.NewRequestID(noon), broker.LeaseID{}
+	other.Listed.Index = (parent.Listed.Index + 2) % broker.StatusListSize
+	link := broker.StandingKey{Kind: broker.FactLease, Name: parent.ID.String()}
+	put := func(rows ...broker.Row) {
+		t.Helper()
+		if err := w.store.Update(t.Context(), nil, func(tx broker.Tx) error {
+			for _, r := range rows {
+				tx.Put(r)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(&child, &other, &broker.Request{
+		ID: child.Request, Status: broker.RequestApproved, Requester: agent(noon), Entitlement: "tickets", RestsOn: []broker.StandingKey{link},
+		CollectUntil: child.Expires, FirstExpires: child.Expires, Created: noon,
+	})
+	if w.invalid(&child, noon) {
+		t.Fatal("a child of an active token is invalid")
+	}
+	put(&broker.Standing{StandingKey: link, Version: 1, Ended: noon, Fallen: noon, Ending: true})
+	if !w.invalid(&child, noon) || w.invalid(&other, noon) {
+		t.Errorf("while the end is worked off: child %t, another token %t; want true, false", w.invalid(&child, noon), w.invalid(&other, noon))
+	}
+	child.Status, child.Ended = broker.LeaseRevoked, noon
+	put(&child, &broker.Standing{StandingKey: link, Version: 2, Ended: noon, Fallen: noon})
+	if !w.invalid(&child, noon) || w.invalid(&other, noon) {
+		t.Error("after the end: the places differ")
+	}
+}

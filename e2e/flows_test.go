@@ -312,6 +312,7 @@ func testAgentDown(t *testing.T, w *world, src *workloadapi.X509Source) {
 func testKilled(t *testing.T, w *world, src *workloadapi.X509Source) {
 	const callers = 8
 	c := w.mtlsClient(t, src)
+	checkStatuses := leaveListedTokens(t, w, src)
 	answered := make(chan string)
 	for range callers {
 		go func() {
@@ -340,6 +341,7 @@ func testKilled(t *testing.T, w *world, src *workloadapi.X509Source) {
 		t.Fatalf("%d calls were answered before the kill", len(leases))
 	}
 	w.start(t)
+	checkStatuses()
 	for _, lease := range leases {
 		if l, err := c.Lease(t.Context(), lease); err != nil || l.Status != api.LeaseActive {
 			t.Fatalf("lease %s was answered and is %+v, %v", lease, l, err)

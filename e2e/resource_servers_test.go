@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -136,6 +137,40 @@ func (s *resourceServer) checkBound(holder *api.Client) {
 	}
 	if _, err := v.Token(s.t.Context(), string(token.AccessToken), verify.Presentation{}); err == nil {
 		s.t.Error("a bound token without the certificate was accepted")
+	}
+}
+
+// leaveListedTokens issues tokens with places in a status list and revokes one. The returned
+// function checks their status, also after the broker was killed.
+func leaveListedTokens(t *testing.T, w *world, src *workloadapi.X509Source) (check func()) {
+	t.Helper()
+	holder := w.mtlsClient(t, src)
+	issue := func() api.Token {
+		t.Helper()
+		token, err := holder.Exchange(t.Context(), api.TokenRequest{Audience: "listed-api", Scopes: []string{"listed:read"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token.AccessToken
+	}
+	kept, revoked := issue(), issue()
+	if err := holder.RevokeToken(t.Context(), revoked); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		v, err := verify.New(verify.Config{Issuer: w.url, Audience: ticketsAudience, Client: w.anonymousClient(t, src).HTTP, RequireStatus: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, token := range map[string]api.Token{"kept": kept, "new": issue()} {
+			if _, err := v.Token(t.Context(), string(token), verify.Presentation{}); err != nil {
+				t.Errorf("the %s token: %v", name, err)
+			}
+		}
+		if _, err := v.Token(t.Context(), string(revoked), verify.Presentation{}); !errors.Is(err, verify.ErrInvalidToken) {
+			t.Errorf("the revoked token: got %v", err)
+		}
 	}
 }
 

@@ -45,7 +45,21 @@ type madeList struct {
 	version broker.StatusVersion
 	at      time.Time
 	text    string
+
+	mu   sync.Mutex
+	next *making // which has not begun; nil: none waits
 }
+
+// A making makes a list for all calls that came before it began. So a list is made as often as
+// one goroutine can, however many calls there are, and none gets an older state than it may.
+type making struct {
+	done chan struct{}
+	text string
+	err  error
+}
+
+// makeDeadline bounds the time to make a list.
+const makeDeadline = 10 * time.Second
 
 // maxMade bounds the signed lists in memory.
 const maxMade = 1024
@@ -66,13 +80,40 @@ func (s *StatusLists) Token(ctx context.Context, list string, now time.Time) (st
 	if err != nil {
 		return "", err
 	}
+	made := s.madeOf(id)
+	made.mu.Lock()
+	call, leads := made.next, made.next == nil
+	if leads {
+		call = &making{done: make(chan struct{})}
+		made.next = call
+	}
+	made.mu.Unlock()
+	if leads {
+		defer close(call.done)
+		call.text, call.err = s.make(context.WithoutCancel(ctx), id, made, now) // for others, too
+		return call.text, call.err
+	}
+	select {
+	case <-call.done:
+		return call.text, call.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("waiting for a status list: %w: %w", broker.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// make makes a list when the previous making has ended.
+func (s *StatusLists) make(ctx context.Context, id broker.StatusListID, made *madeList, now time.Time) (string, error) {
+	made.making.Lock()
+	defer made.making.Unlock()
+	made.mu.Lock()
+	made.next = nil // it begins
+	made.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, makeDeadline)
+	defer cancel()
 	marks, err := s.cfg.Lists.Marks(ctx, id, now)
 	if err != nil {
 		return "", err
 	}
-	made := s.madeOf(id)
-	made.making.Lock()
-	defer made.making.Unlock()
 	if made.text != "" && made.version == marks.Version && now.Sub(made.at) < s.cfg.TTL {
 		return made.text, nil
 	}

@@ -3,6 +3,9 @@ package token
 import (
 	"context"
 	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,9 +34,13 @@ type statusReader struct {
 	broker.StatusReader
 	bits    []byte
 	version uint64
+	read    func() // called by each reading; nil: none
 }
 
 func (r *statusReader) EndedPlaces(context.Context, *broker.StatusList) ([]byte, uint64, error) {
+	if r.read != nil {
+		r.read()
+	}
 	return r.bits, r.version, nil
 }
 
@@ -41,10 +48,9 @@ func (r *statusReader) ListedLeases(context.Context, *broker.StatusList, broker.
 	return nil
 }
 
-// A list is signed anew when its bits change or its ttl has passed, and not more often. Its key
-// signs only lists and tokens of its own types.
-func TestStatusListIsSignedWhenItChanges(t *testing.T) {
-	now := issuertest.Noon
+// oneList returns a list whose bits come from the reader.
+func oneList(t *testing.T, now time.Time) (broker.StatusListID, *statusReader, *Keys, *StatusLists) {
+	t.Helper()
 	store := issuertest.Store(t)
 	keys := openKeys(t, testConfig(t, store, "ES256"), now)
 	id := broker.StatusListID{1}
@@ -57,7 +63,49 @@ func TestStatusListIsSignedWhenItChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lists := NewStatusLists(StatusListsConfig{Issuer: testIssuer, Keys: keys, Lists: b.StatusLists, TTL: 15 * time.Second})
+	return id, reader, keys, NewStatusLists(StatusListsConfig{Issuer: testIssuer, Keys: keys, Lists: b.StatusLists, TTL: 15 * time.Second})
+}
+
+// Calls that come while a list is made share the next making, and see what ended before them.
+func TestCallsShareAList(t *testing.T) {
+	id, reader, _, lists := oneList(t, issuertest.Noon)
+	entered, release := make(chan struct{}, 1000), make(chan struct{})
+	var read atomic.Int64
+	reader.read = func() { read.Add(1); entered <- struct{}{}; <-release }
+	get := func() {
+		if _, err := lists.Token(t.Context(), id.String(), issuertest.Noon); err != nil {
+			t.Error(err)
+		}
+	}
+	var group sync.WaitGroup
+	group.Go(get)
+	<-entered
+	for range 100 {
+		group.Go(get)
+	}
+	made := lists.madeOf(id)
+	for waits := false; !waits; runtime.Gosched() {
+		made.mu.Lock()
+		waits = made.next != nil
+		made.mu.Unlock()
+	}
+	left, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := lists.Token(left, id.String(), issuertest.Noon); err == nil {
+		t.Error("a call that left has a list")
+	}
+	close(release)
+	group.Wait()
+	if n := read.Load(); n < 2 || n > 50 {
+		t.Errorf("102 calls made the list %d times", n)
+	}
+}
+
+// A list is signed anew when its bits change or its ttl has passed, and not more often. Its key
+// signs only lists and tokens of its own types.
+func TestStatusListIsSignedWhenItChanges(t *testing.T) {
+	now := issuertest.Noon
+	id, reader, keys, lists := oneList(t, now)
 	get := func() string {
 		t.Helper()
 		text, err := lists.Token(t.Context(), id.String(), now)

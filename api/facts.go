@@ -13,6 +13,7 @@ type Facts struct {
 	ScopeTexts     map[string]string `json:"scope_texts,omitempty"` // descriptions of the requested scopes, where the operator has written one
 	Effect         string            `json:"effect,omitempty"`      // what a credential permits: the session policy, path or token; several lines
 	Revocation     string            `json:"revocation,omitempty"`  // effect of a revocation: immediate, at_expiry, at_rotation, never
+	Binding        string            `json:"binding,omitempty"`     // what its tokens must be bound to: mtls, dpop, "dpop or mtls"; absent: nothing
 	Proof          Proof             `json:"proof"`                 // of the requester, at the time of the request
 	From           string            `json:"from,omitempty"`        // the requester's network address
 	TicketURL      string            `json:"ticket_url,omitempty"`

@@ -111,6 +111,9 @@ func (s *Server) facts(ctx context.Context, caller broker.Caller, r *broker.Requ
 	if e := b.Rules().Catalogue[r.Entitlement]; e != nil {
 		f.Description, f.Owner, f.Revocation = e.Description, e.Owner, string(e.Revocation)
 		f.ScopeTexts = textsOf(e, r.Scopes)
+		if demand := e.Binding.And(r.Decision.Obligations.Binding); demand != broker.BindingNone {
+			f.Binding = demand.String()
+		}
 	}
 	if r.SourceIP.IsValid() {
 		f.From = r.SourceIP.String()

@@ -52,7 +52,7 @@ func (c *call) level(answer reply) slog.Level {
 		return slog.LevelDebug // every few seconds
 	case c.route.health:
 		return slog.LevelWarn
-	case answer.err == nil || m.err == broker.ErrPending: // normal for a caller that polls
+	case answer.err == nil || m.err == broker.ErrPending || m.err == broker.ErrUseDPoPNonce: // normal for a caller that polls, or that begins
 		return slog.LevelInfo
 	case m.fault == serverFault:
 		return slog.LevelError

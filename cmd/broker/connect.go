@@ -26,8 +26,8 @@ var errUnreachable = errors.New("can't be reached")
 
 // clientFlags locate the broker and the caller's identity.
 type clientFlags struct {
-	server, brokerID, cert, key, tokenFile, admin string
-	person                                        bool
+	server, brokerID, cert, key, tokenFile, admin, dpop string
+	person                                              bool
 }
 
 func (f *clientFlags) add(c *cobra.Command) {
@@ -46,6 +46,12 @@ func (f *clientFlags) addServer(c *cobra.Command) {
 func (f *clientFlags) addPerson(c *cobra.Command) {
 	f.add(c)
 	c.Flags().BoolVar(&f.person, "as-person", false, "act as the person who is logged in, even if a workload identity is available")
+}
+
+// addCollecting adds the flags of commands that collect credentials.
+func (f *clientFlags) addCollecting(c *cobra.Command) {
+	f.addPerson(c)
+	c.Flags().StringVar(&f.dpop, "dpop", "", "bind the token to the private key in this PEM file, with DPoP proofs (or BROKER_DPOP_KEY)")
 }
 
 // addOperator adds the flags of commands for operators and for people whom policy
@@ -68,6 +74,7 @@ type clientConfig struct {
 	socket    string // of the Workload API
 	cert, key string
 	tokenFile string
+	dpop      string // a private key, PEM file; empty: send no proofs of possession
 	anonymous bool   // send no certificate
 	token     string // of a person's session
 	caller    string // the person of the session; empty: a workload
@@ -146,10 +153,13 @@ func (a *app) withConfig(ctx context.Context, cfg clientConfig, f func(context.C
 // callerConfig returns the configuration for the caller of the flags and environment,
 // a workload or a person.
 func (a *app) callerConfig() (clientConfig, error) {
+	configOf := a.clientConfig
 	if a.client.person {
-		return a.personConfig()
+		configOf = a.personConfig
 	}
-	return a.clientConfig()
+	c, err := configOf()
+	c.dpop = cmp.Or(a.client.dpop, a.getenv("BROKER_DPOP_KEY"))
+	return c, err
 }
 
 // withClientOrAdmin is withClient, unless the flags select the admin socket.
@@ -227,10 +237,28 @@ func (a *app) dial(ctx context.Context, cfg clientConfig) (client *api.Client, t
 	if cfg.tokenFile != "" {
 		client.Token = func(context.Context) (string, error) { return config.ReadToken(cfg.tokenFile) }
 	}
+	if cfg.dpop != "" {
+		if client.ProofKey, err = readProofKey(cfg.dpop); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	if cfg.token != "" {
 		client.Token = func(context.Context) (string, error) { return cfg.token, nil }
 	}
 	return client, t, func() { cancel(); transport.CloseIdleConnections() }, nil
+}
+
+// readProofKey reads the private key of --dpop.
+func readProofKey(path string) (*api.ProofKey, error) {
+	text, err := config.ReadSecret(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the key of --dpop: %w", err)
+	}
+	key, err := api.ParseProofKey([]byte(text))
+	if err != nil {
+		return nil, fmt.Errorf("reading the key of --dpop: %s: %w", path, err)
+	}
+	return key, nil
 }
 
 // checkSocket reports at once the errors that waiting for the Workload API can't

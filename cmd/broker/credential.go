@@ -94,6 +94,9 @@ func (a *app) printCredential(c *api.Credential) error {
 			fmt.Fprintf(w, "scopes\t%s\n", strings.Join(c.Scopes, " "))
 		}
 		fmt.Fprintf(w, "expires\t%s (in %s)\n", clock(c.ExpiresAt), timeLeft(time.Until(c.ExpiresAt)))
+		if c.Confirm != nil {
+			fmt.Fprintf(w, "bound to\t%s\n", c.Confirm)
+		}
 		fmt.Fprintf(w, "record\t%d\n", c.Receipt.Index)
 		if c.Membership != nil {
 			fmt.Fprintf(w, "system\t%s\ngroup\t%s\n", printable(c.Membership.System), printable(c.Membership.Group))
@@ -122,6 +125,9 @@ func variables(c *api.Credential) [][2]string {
 		"vault":       {{"VAULT_TOKEN", "token"}},
 	}
 	known, ok := names[c.Type]
+	if c.Confirm != nil && c.Confirm.KeyThumbprint != "" {
+		out = append(out, [2]string{"BROKER_TOKEN_TYPE", "DPoP"})
+	}
 	if c.Membership != nil {
 		return append(out, [2]string{"BROKER_SYSTEM", c.Membership.System}, [2]string{"BROKER_GROUP", c.Membership.Group})
 	}

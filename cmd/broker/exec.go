@@ -88,7 +88,7 @@ for one that does not exist; no credential is requested for either.
 	completes(c, "scope", a.completeScope)
 	c.Flags().StringVar(&file, "file", "", "write the credential to this file and renew it there")
 	c.Flags().BoolVar(&noRenew, "no-renew", false, "end the command when the credential expires, instead of renewing it")
-	a.client.addPerson(c)
+	a.client.addCollecting(c)
 	return c
 }
 

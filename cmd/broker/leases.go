@@ -99,7 +99,7 @@ full time or until the grant ends. The broker revokes the old credential.`,
 		},
 	}
 	takesID(c, "lease")
-	a.client.addPerson(c)
+	a.client.addCollecting(c)
 	return c
 }
 
@@ -226,6 +226,9 @@ func conditions(d *api.Decision, maxTTL api.Duration) string {
 		if t := ticketNeeds(o); t != "" {
 			list = append(list, t)
 		}
+		if o.Binding != "" {
+			list = append(list, "bound to "+bindings[o.Binding])
+		}
 		for _, l := range o.Limits {
 			list = append(list, fmt.Sprintf("at most %d per %s", l.Count, l.Per))
 		}
@@ -237,6 +240,14 @@ func conditions(d *api.Decision, maxTTL api.Duration) string {
 		}
 	}
 	return strings.Join(append(list, "ttl up to "+maxTTL.String()), ", ")
+}
+
+// bindings are what a token is bound to.
+var bindings = map[string]string{
+	"mtls":         "a client certificate",
+	"dpop":         "a key (--dpop)",
+	"dpop or mtls": "a key (--dpop) or a client certificate",
+	"impossible":   "demands that exclude each other",
 }
 
 // ticketNeeds summarizes the obligations on a ticket.

@@ -171,7 +171,7 @@ the approval.
 	completes(c, "scope", a.completeScope)
 	c.Flags().BoolVar(&dry, "dry-run", false, "show the decision without filing a request")
 	c.Flags().BoolVar(&file, "file-only", false, "file the request without collecting a credential")
-	a.client.addPerson(c)
+	a.client.addCollecting(c)
 	return c
 }
 
@@ -322,7 +322,7 @@ func (a *app) collectCommand() *cobra.Command {
 	}
 	takesID(c, "request")
 	addWait(c, &wait)
-	a.client.addPerson(c)
+	a.client.addCollecting(c)
 	return c
 }
 

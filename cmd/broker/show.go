@@ -167,6 +167,11 @@ func writeRequest(w io.Writer, r *api.Request) {
 	}
 	c.line("credential", fmt.Sprintf("valid %s, collectable for %s", r.TTL, r.Duration))
 	c.line("revocation", revocations[f.Revocation])
+	if r.KeyThumbprint != "" {
+		c.line("bound to", "the DPoP key "+r.KeyThumbprint)
+	} else {
+		c.line("bound to", bindings[f.Binding])
+	}
 	c.quote("permits", f.Effect)
 	c.line("extends", r.Extends)
 	if !r.NotBefore.IsZero() {

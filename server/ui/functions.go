@@ -29,6 +29,7 @@ var functions = template.FuncMap{
 	"quote":       quote,
 	"proof":       func(method string) string { return cmp.Or(proofs[method], method) },
 	"result":      result,
+	"bound":       func(binding string) string { return bindings[binding] },
 	"effect":      func(revocation string) string { return effects[revocation] },
 	"dict":        dict,
 	"grouped":     Grouped,
@@ -42,6 +43,14 @@ var functions = template.FuncMap{
 	"severity":    func(code string) string { return cmp.Or(severities[code], "low") },
 	"add":         func(a, b int) int { return a + b },
 	"kind":        func(kind string) string { return strings.NewReplacer(".", " ", "_", " ").Replace(kind) },
+}
+
+// bindings are what a token is bound to.
+var bindings = map[string]string{
+	"mtls":         "a client certificate",
+	"dpop":         "a key of the requester (DPoP)",
+	"dpop or mtls": "a key of the requester (DPoP) or a client certificate",
+	"impossible":   "demands that exclude each other",
 }
 
 // leftClass returns the class of a bar of time that is left to a lease that has ended or

@@ -309,3 +309,25 @@ func TestIntrospectionChecksTheProof(t *testing.T) {
 		}
 	}
 }
+
+// A proof that issued a token issues no other one after a restart, and a nonce of before is
+// still good.
+func TestProofsOutliveARestart(t *testing.T) {
+	b := startBroker(t, nil, bindings)
+	key := newProofKey(t)
+	nonce := b.freshNonce(key)
+	used, err := key.Proof("POST", b.URL+"/oauth2/token", nonce, "")
+	b.must(err)
+	unused, err := key.Proof("POST", b.URL+"/oauth2/token", nonce, "")
+	b.must(err)
+	if resp, code := b.exchangeWith(used); code != "" {
+		t.Fatalf("got %d %s", resp.StatusCode, code)
+	}
+	b.restart()
+	if resp, code := b.exchangeWith(used); resp.StatusCode != 400 || code != "invalid_dpop_proof" {
+		t.Errorf("a used proof: got %d %s", resp.StatusCode, code)
+	}
+	if resp, code := b.exchangeWith(unused); code != "" {
+		t.Errorf("an unused proof: got %d %s", resp.StatusCode, code)
+	}
+}

@@ -157,7 +157,7 @@ func (b *Broker) authorize(ctx context.Context, caller Caller, rules *Rules, r *
 	if !d.Permit {
 		return denyFor(r.Delegation, d.Reasons, b.alternatives(ctx, caller, rules, r, e))
 	}
-	if err := caller.checkBinding(e.Binding.And(d.Obligations.Binding)); err != nil {
+	if err := caller.checkBinding(r.demand(e, &d.Obligations)); err != nil {
 		return err
 	}
 	if err := r.applyObligations(d.Obligations, ask, e); err != nil {

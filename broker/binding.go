@@ -95,6 +95,19 @@ func (c *Caller) checkBinding(demand Binding) error {
 	return refuse(ErrBindingRequired, "its tokens are bound to a key of the caller: "+byKey+", or "+byCertificate)
 }
 
+// demand returns what tokens of the request must be bound to: what the entitlement demands,
+// and policy, and the token that was exchanged to file it, which no sub-agent can unbind.
+func (r *Request) demand(e *Entitlement, o *Obligations) Binding {
+	demand := e.Binding.And(o.Binding)
+	if r.Delegation != nil && r.Delegation.Bound {
+		demand = demand.And(BindingMTLS | BindingDPoP)
+	}
+	return demand
+}
+
+// isBound reports whether the token of the lease is bound to a key.
+func (l *Lease) isBound() bool { return !l.KeyThumbprint.IsZero() || !l.Confirm.IsZero() }
+
 // checkKey refuses a call for a request that was filed with another key than the call
 // proves. A request without a key may be collected with any.
 func (r *Request) checkKey(caller *Caller) error {
@@ -120,7 +133,7 @@ func (c *collection) bind(l *Lease) error {
 	if err := c.request.checkKey(c.caller); err != nil {
 		return err
 	}
-	demand := c.e.Binding.And(c.decision.Obligations.Binding)
+	demand := c.request.demand(c.e, &c.decision.Obligations)
 	if old := c.replaces; old != nil {
 		switch {
 		case !old.KeyThumbprint.IsZero() && old.KeyThumbprint != c.caller.Key:

@@ -224,3 +224,39 @@ func TestRenewalAfterRotation(t *testing.T) {
 		t.Fatalf("after a rotation: got %v", err)
 	}
 }
+
+// A sub-agent cannot strip the binding of the token that it exchanges: its own token is bound
+// to its own key. Below it, the same holds.
+func TestSubAgentsCannotStripABinding(t *testing.T) {
+	w := delegationWorld(t)
+	exchange := func(who string, from *broker.Issued, key byte) (*broker.Issued, error) {
+		t.Helper()
+		caller := broker.Self(workload(who, noon), noon)
+		if key != 0 {
+			caller = holding(workload(who, noon), key, noon)
+		}
+		d, err := broker.DelegationOf(t.Context(), w.broker, caller, token(from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		issued, _, err := w.broker.AskAndCollect(t.Context(), caller, delegated(d, "tickets:read"), broker.IdempotencyKey{})
+		return issued, err
+	}
+	parent, _, err := w.broker.AskAndCollect(t.Context(), holding(workload(triage, noon), 1, noon), delegated(onBehalf("ana", noon), "tickets:read"), broker.IdempotencyKey{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exchange(search, parent, 0); !errors.Is(err, broker.ErrBindingRequired) {
+		t.Errorf("an exchange without a key: got %v, want %v", err, broker.ErrBindingRequired)
+	}
+	child, err := exchange(search, parent, 2)
+	if err != nil || child.Lease.KeyThumbprint != (audit.Digest{2}) {
+		t.Fatalf("an exchange with a key: %v", err)
+	}
+	if _, err := w.broker.Renew(t.Context(), broker.Self(workload(search, noon), noon), child.Lease.ID, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrBindingRequired) {
+		t.Errorf("a renewal without the key: got %v, want %v", err, broker.ErrBindingRequired)
+	}
+	if _, err := exchange(fetch, child, 0); !errors.Is(err, broker.ErrBindingRequired) {
+		t.Errorf("a second exchange without a key: got %v, want %v", err, broker.ErrBindingRequired)
+	}
+}

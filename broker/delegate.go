@@ -50,14 +50,14 @@ func DelegationOf(ctx context.Context, b *Broker, caller Caller, token string) (
 // actors and the bounds are those of the token's lease.
 func (b *Broker) follow(ctx context.Context, caller Caller, d *Delegation, ask *Ask) error {
 	if d.Parent.IsZero() {
-		d.Actors, d.Links = nil, nil
+		d.Actors, d.Links, d.Bound = nil, nil, false
 		return nil
 	}
 	parent, r, err := b.link(ctx, d.Parent)
 	if err != nil {
 		return err
 	}
-	d.Subject, d.Actors, d.Links = r.Requester, nil, []LeaseID{parent.ID}
+	d.Subject, d.Actors, d.Links, d.Bound = r.Requester, nil, []LeaseID{parent.ID}, parent.isBound()
 	if above := r.Delegation; above != nil {
 		d.Subject, d.Actors, d.Links = above.Subject, append(slices.Clone(above.Actors), parent.Holder), append(slices.Clone(above.Links), parent.ID)
 	}

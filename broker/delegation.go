@@ -23,6 +23,10 @@ type Delegation struct {
 	// first. It is empty without a Parent, and if the Parent is the subject's own.
 	Actors []string
 
+	// Bound means that the token of Parent is bound to a key of its holder: the tokens below
+	// it are bound to keys of theirs.
+	Bound bool
+
 	// Links are the leases of the chain down to Parent, the first one first.
 	Links []LeaseID
 

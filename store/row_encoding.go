@@ -256,7 +256,7 @@ func leaseFields(l *broker.Lease, c *coder) {
 }
 
 func delegationFields(d *broker.Delegation, c *coder) {
-	c.fields(&d.Subject, &d.Parent, &d.Actors, &d.Links, &d.Decision, &d.Accountable)
+	c.fields(&d.Subject, &d.Parent, &d.Actors, &d.Links, &d.Decision, &d.Accountable, &d.Bound)
 }
 
 func leaseIDFields(id *broker.LeaseID, c *coder) { c.fields(id) }

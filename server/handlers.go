@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/broker"
 )
 
@@ -141,6 +142,9 @@ func (h Handler) route() route {
 func (h Handler) run(_ *Server, c *call) (reply, error) {
 	if err := c.checkOrigin(); err != nil {
 		return reply{}, err
+	}
+	if h.Resource != nil && len(h.Resource.DPoP) > 0 && dpop.Sent(c.r) {
+		c.offerNonce()
 	}
 	one := &handled{call: c, enter: sync.OnceValue(func() error { return c.enter(formProofs{}) })}
 	c.r = c.r.WithContext(context.WithValue(c.r.Context(), handledKey{}, one))

@@ -331,3 +331,52 @@ func TestProofsOutliveARestart(t *testing.T) {
 		t.Errorf("an unused proof: got %d %s", resp.StatusCode, code)
 	}
 }
+
+// A token for the MCP endpoint that is bound to a key works only with proofs of the key, and
+// never as a bearer token.
+func TestMCPChecksTheKey(t *testing.T) {
+	b := startBroker(t, nil, bindings)
+	key, other, client := newProofKey(t), newProofKey(t), b.Anonymous().HTTP
+	exchange := func(c *api.Client) string {
+		answer, err := c.Exchange(t.Context(), api.TokenRequest{SubjectToken: b.JWT(Agent), Resource: b.URL + "/mcp", Scopes: []string{"access:list"}})
+		b.must(err)
+		b.Secret(string(answer.AccessToken))
+		return string(answer.AccessToken)
+	}
+	token, unbound := exchange(withKey(b.Anonymous(), key)), exchange(b.Anonymous())
+	call := func(scheme, token, proof string) mcpAnswer {
+		m := listAccess.with("Authorization", scheme+" "+token)
+		if proof != "" {
+			m = m.with("DPoP", proof)
+		}
+		return b.post(client, m)
+	}
+	proof := func(key *api.ProofKey, nonce, token string) string {
+		p, err := key.Proof("POST", b.URL+"/mcp", nonce, token)
+		b.must(err)
+		return p
+	}
+	first := call("DPoP", token, proof(key, "", token))
+	nonce := first.header.Get("DPoP-Nonce")
+	if first.status != 401 || first.code != api.UseDPoPNonce || nonce == "" || !strings.Contains(strings.Join(first.header.Values("WWW-Authenticate"), "\n"), `error="use_dpop_nonce"`) {
+		t.Fatalf("without a nonce: got %d %s %v", first.status, first.code, first.header)
+	}
+	good := proof(key, nonce, token)
+	if got := call("DPoP", token, good); got.status != 200 || got.header.Get("DPoP-Nonce") == "" {
+		t.Errorf("with a proof: got %d %s", got.status, got.text)
+	}
+	for name, got := range map[string]mcpAnswer{
+		"the same proof":        call("DPoP", token, good),
+		"as bearer":             call("Bearer", token, ""),
+		"as bearer, with proof": call("Bearer", token, proof(key, nonce, token)),
+		"no proof":              call("DPoP", token, ""),
+		"another key":           call("DPoP", token, proof(other, nonce, token)),
+		"another token":         call("DPoP", token, proof(key, nonce, unbound)),
+		"no ath":                call("DPoP", token, proof(key, nonce, "")),
+		"an unbound token":      call("DPoP", unbound, proof(key, nonce, unbound)),
+	} {
+		if got.status != 401 || got.code != api.InvalidDPoPProof && got.code != api.Unauthenticated {
+			t.Errorf("%s: got %d %s %s", name, got.status, got.code, got.text)
+		}
+	}
+}

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"net/http"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/mcp"
@@ -45,7 +45,7 @@ func (s *Service) mcpHandlers() []server.Handler {
 	tools := mcp.New(mcp.Config{Version: ReadBuild().Version, Logger: s.log, StateKey: stateKey, Extend: s.options.MCP.Extend, Tasks: s.options.MCP.Tasks})
 	return []server.Handler{{
 		Pattern: mcpPath, Audience: server.MCP, Authenticate: m.authenticate, Remembers: s.keys.Remembers,
-		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}},
+		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, DPoP: dpop.Algorithms()},
 		Handler: &mcp.Gate{
 			Next:   tools.Handler(mcpCaller),
 			Scopes: mcpScopes,
@@ -95,10 +95,11 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 		return certified, nil
 	}
 	scheme, text, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
-		return who, unproven("the Authorization header must be: Bearer <access token>")
+	byKey := strings.EqualFold(scheme, "DPoP")
+	if !ok || !byKey && !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
+		return who, unproven("the Authorization header must be: Bearer <access token>, or DPoP <access token> for a token that is bound to a key")
 	}
-	who, grant, err := m.holder(r.Context(), text, certified, time.Now())
+	who, grant, err := m.holder(r, text, byKey, certified, time.Now())
 	switch {
 	case err != nil:
 		return broker.Identity{}, err
@@ -121,9 +122,9 @@ func unproven(detail string) error {
 
 // holder returns the identity that a token of the broker was issued to. The token must be
 // active, of the audience of the endpoint, and bound to nothing that this call does not
-// prove (RFC 8705, section 3).
-func (m *mcpService) holder(ctx context.Context, text string, certified broker.Identity, now time.Time) (who broker.Identity, grant mcpGrant, err error) {
-	l, err := broker.Accept(ctx, m.s.broker, m.tokens, text, now)
+// prove: the workload's certificate (RFC 8705, section 3), or a key (RFC 9449, section 7).
+func (m *mcpService) holder(r *http.Request, text string, byKey bool, certified broker.Identity, now time.Time) (who broker.Identity, grant mcpGrant, err error) {
+	l, err := broker.Accept(r.Context(), m.s.broker, m.tokens, text, now)
 	switch {
 	case err != nil:
 		return who, grant, err
@@ -131,10 +132,19 @@ func (m *mcpService) holder(ctx context.Context, text string, certified broker.I
 		return who, grant, unproven("a JWT-SVID is not an access token: " + m.howToExchange() + ", and send that")
 	case l == nil:
 		return who, grant, unproven("this is no access token for " + m.resource + ", or it is not active: " + m.howToExchange())
-	case !l.Confirm.IsZero() && (certified.Proof.SHA256 != l.Confirm || certified.ID != l.Holder):
-		return who, grant, unproven("the access token is bound to a client certificate: connect with the certificate that it was issued to")
+	case !l.Confirm.IsZero() && certified.ID != l.Holder: // the SVID may have been rotated
+		return who, grant, unproven("the access token is bound to a client certificate: connect with an X.509-SVID of " + l.Holder)
+	case byKey && l.KeyThumbprint.IsZero():
+		return who, grant, unproven("the access token is not bound to a key: send it as Bearer")
+	case !byKey && !l.KeyThumbprint.IsZero():
+		return who, grant, unproven("the access token is bound to a key: send it as DPoP, with a proof of the key")
 	case l.Subject != "":
 		return who, grant, unproven("the access token was issued on behalf of " + l.Subject + ", which this endpoint does not support")
+	}
+	if byKey {
+		if err := m.s.dpop.CheckToken(r, text, l.KeyThumbprint, now); err != nil {
+			return who, grant, err
+		}
 	}
 	domain, _, err := broker.ParseSPIFFEID(l.Holder)
 	if err != nil {

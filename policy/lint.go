@@ -215,6 +215,7 @@ func (l *linter) checkPermit(r *rule) {
 	l.checkQuorums(r, covered.owners)
 	l.checkTeams(r)
 	l.checkAssessed(r, covered.entitlements)
+	l.checkBinding(r, covered.entitlements)
 }
 
 // checkBounds warns of permits that allow less time than the issuer's minimum.

@@ -163,10 +163,12 @@ func (s *Server) getTask(ctx context.Context, p *taskParams) (sdk.Result, error)
 	if err != nil {
 		return nil, err
 	}
-	// A task waits as long as it already has, at most: the first poll answers at once, and
-	// old tasks cost no more than long polls.
-	if r, err = c.await(ctx, r, min(time.Since(r.CreatedAt), taskWait)); err != nil {
-		return nil, taskError(err)
+	// The first poll answers at once. Later ones wait for news, so that a task that waits
+	// for people costs what a long poll does.
+	if time.Since(r.CreatedAt) > taskYoung {
+		if r, err = c.await(ctx, r, taskWait); err != nil {
+			return nil, taskError(err)
+		}
 	}
 	t := taskOf(r, nil)
 	if t.Status == TaskCompleted {
@@ -180,8 +182,11 @@ func (s *Server) getTask(ctx context.Context, p *taskParams) (sdk.Result, error)
 }
 
 // taskWait bounds the wait of one poll. It is shorter than the time after which common
-// HTTP clients give up.
-const taskWait = 20 * time.Second
+// HTTP clients give up. Polls of a task younger than taskYoung do not wait.
+const (
+	taskWait  = 25 * time.Second
+	taskYoung = 2 * time.Second
+)
 
 // updateTask acknowledges answers. A task of request_access has no questions: what a form
 // can ask is asked before the task exists.

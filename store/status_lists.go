@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"slices"
 	"sync"
 	"time"
 
@@ -151,19 +152,14 @@ func (s *Store) loadEnded(ctx context.Context, list *broker.StatusList, p *ended
 	return nil
 }
 
-// eachLease calls f for the leases of a query that wanted accepts by their kind and body.
-func eachLease(ctx context.Context, db *sql.DB, query string, args []any, wanted func(kind int64, body []byte) bool, f func(*broker.Lease)) error {
+// eachLease calls f for the leases of a query whose body wanted accepts; nil: all.
+func eachLease(ctx context.Context, db *sql.DB, query string, args []any, wanted func(body []byte) bool, f func(*broker.Lease)) error {
 	return each(ctx, db, query, args, func(rows *sql.Rows) error {
 		var id, body sql.RawBytes
-		var kind int64
-		into := []any{&id, &body}
-		if wanted != nil {
-			into = append(into, &kind)
-		}
-		if err := rows.Scan(into...); err != nil {
+		if err := rows.Scan(&id, &body); err != nil {
 			return err
 		}
-		if wanted != nil && !wanted(kind, body) {
+		if wanted != nil && !wanted(body) {
 			return nil
 		}
 		key, err := leases.key(id)
@@ -178,41 +174,33 @@ func eachLease(ctx context.Context, db *sql.DB, query string, args []any, wanted
 	})
 }
 
-// ListedLeases implements broker.StatusReader.
+// ListedLeases implements broker.StatusReader. It reads the leases in the order of their ids,
+// and decodes few: a body has the names of its holder, its subject, its actors, its entitlement
+// and its issuer as they are.
 func (s *Store) ListedLeases(ctx context.Context, list *broker.StatusList, q broker.ListedQuery, f func(*broker.Lease)) error {
-	unknown := map[int64]bool{}
+	var names [][]byte
+	for _, name := range q.Names {
+		names = append(names, []byte(name))
+	}
 	err := s.readHoldings(ctx, func(h *holdings) {
-		for id, k := range h.kinds {
+		for _, k := range h.kinds {
 			if q.Catalogue[k.entitlement] == nil {
-				unknown[id] = true
+				names = append(names, []byte(k.entitlement))
 			}
 		}
 	})
-	if err != nil || len(unknown) == 0 && len(q.Names) == 0 {
+	if err != nil || len(names) == 0 {
 		return err
 	}
-	names := make([][]byte, len(q.Names))
-	for i, name := range q.Names {
-		names[i] = []byte(name)
-	}
-	wanted := func(kind int64, body []byte) bool {
-		if unknown[kind] {
-			return true
-		}
-		for _, name := range names {
-			if bytes.Contains(body, name) {
-				return true
-			}
-		}
-		return false
+	wanted := func(body []byte) bool {
+		return slices.ContainsFunc(names, func(name []byte) bool { return bytes.Contains(body, name) })
 	}
 	from, before := list.Leases()
-	err = eachLease(ctx, s.readers, "SELECT leases.id, body, kind FROM live AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id >= ? AND n.id < ? AND until > ?",
-		[]any{from[:], before[:], q.Now.UnixMilli()}, wanted, func(l *broker.Lease) {
-			if l.Listed.List == list.ID {
-				f(l)
-			}
-		})
+	err = eachLease(ctx, s.readers, "SELECT id, body FROM leases WHERE id >= ? AND id < ?", []any{from[:], before[:]}, wanted, func(l *broker.Lease) {
+		if l.Listed.List == list.ID && l.State(q.Now) == broker.LeaseActive {
+			f(l)
+		}
+	})
 	if err != nil {
 		return unavailable("reading the leases of a status list", err)
 	}

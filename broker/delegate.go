@@ -226,6 +226,13 @@ func (b *Broker) standAll(ctx context.Context, rules *Rules, who Identity, d *De
 	if err != nil || d == nil {
 		return f, err
 	}
+	// The proof may state an end that no source has stated yet.
+	if p := d.Subject.Person; p != nil && !p.Ends.IsZero() {
+		if !now.Before(p.Ends) {
+			return f, refuseFact(StandingKey{FactPerson, d.Subject.ID}, CauseUntil)
+		}
+		f.until = earlier(f.until, p.Ends)
+	}
 	for _, other := range d.others(rules) {
 		more, err := b.stand(ctx, rules, other, since, now)
 		if err != nil {

@@ -51,7 +51,7 @@ func newDelegating(t *testing.T) *delegating {
 	t.Helper()
 	p := newProvider(t, "ana", "broker")
 	config := p.config("login")
-	config.Keys = `, delegation_audiences: [broker-agents], delegation: {id_jag: true, clients: {mcp-client: ["spiffe://acme.test/agent"], chain-client: ["spiffe://acme.test/chain/a"], other-client: ["spiffe://acme.test/workload"]}}`
+	config.Keys = `, ends_claim: ends, delegation_audiences: [broker-agents], delegation: {id_jag: true, clients: {mcp-client: ["spiffe://acme.test/agent"], chain-client: ["spiffe://acme.test/chain/a"], other-client: ["spiffe://acme.test/workload"]}}`
 	b := startBroker(t, nil, files{policies: delegationPolicies}, config)
 	p.places[b.URL+"/ui/login/callback"] = true
 	return &delegating{b, p}
@@ -329,6 +329,8 @@ func TestDelegationAttacks(t *testing.T) {
 		"more scopes than the proof":   {me, bearerForm(d.idJAG(nil), "audience", "tickets-api", "scope", "tickets:comment"), "invalid_scope"},
 		"a resource beyond the proof":  {me, bearerForm(d.idJAG(map[string]any{"resource": "https://other.test"}), "audience", "tickets-api", "scope", "tickets:read"), "invalid_target"},
 		"a person without permits":     {me, jag(map[string]any{"sub": "eve"}), "invalid_target"},
+		"a person whose access ended":  {me, jag(map[string]any{"ends": "2026-01-01"}), "access_denied"},
+		"an end that cannot be read":   {me, jag(map[string]any{"ends": "soon"}), "invalid_grant"},
 		"a token of the broker":        {me, exchangeForm(d.p.sign(d.claims(map[string]any{"iss": d.URL, "aud": Audience}), "at+jwt"), api.TokenTypeAccessToken), "invalid_request"},
 		"several resources":            {me, bearerForm(d.idJAG(map[string]any{"resource": []string{Audience, "https://other.test"}})), "invalid_grant"},
 		"assertion with another grant": {me, exchangeForm(d.accessToken(nil), api.TokenTypeAccessToken, "assertion", "x"), "invalid_request"},
@@ -374,6 +376,21 @@ func TestNoOneActsForBlockedPerson(t *testing.T) {
 	}
 	if _, answer := d.post(me, bearerForm(d.idJAG(nil))); answer["error"] != "access_denied" || answer["code"] != string(api.Blocked) {
 		t.Errorf("an ask: got %v", answer)
+	}
+}
+
+// Nothing lasts longer than the access of the person whose rights are used.
+func TestDelegationEndsWithPerson(t *testing.T) {
+	t.Parallel()
+	d := newDelegating(t)
+	ends := time.Now().Add(3 * time.Minute).Truncate(time.Second)
+	status, answer := d.post(d.Client(Agent), bearerForm(d.idJAG(map[string]any{"ends": ends.Unix()})))
+	if status != http.StatusOK {
+		t.Fatalf("got %d %v", status, answer)
+	}
+	claims := d.tokenClaims(answer["access_token"])
+	if exp, _ := claims["exp"].(float64); exp == 0 || int64(exp) > ends.Unix() {
+		t.Errorf("the token ends at %v, after the person's access at %d", claims["exp"], ends.Unix())
 	}
 }
 

@@ -256,6 +256,7 @@ func TestIDJAGIsUsedOnce(t *testing.T) {
 			t.Errorf("%v: got %v", form["grant_type"], answer)
 		}
 	}
+	me.HTTP.CloseIdleConnections()
 	d.restart()
 	if _, answer := d.post(me, bearerForm(parallel)); answer["error"] != "invalid_grant" || answer["code"] != string(api.ProofReplayed) {
 		t.Errorf("after a restart: got %v", answer)

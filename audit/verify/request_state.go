@@ -62,6 +62,7 @@ type request struct {
 	approvals                   *approvals // nil: it requires none, and no review
 	suppliers                   []string   // of the requester
 	assessment                  supplierNeed
+	key                         audit.Digest // of DPoP, with which it was filed; zero: none
 }
 
 func newRequestState(size int) *requestState {
@@ -129,7 +130,7 @@ func (s *requestState) create(r *audit.Record) string {
 	}
 	q := &request{
 		holder: unique.Make(r.Caller.ID), chain: unique.Make(chainOf(r)), entitlement: unique.Make(f.Entitlement), scopes: unique.Make(join(f.Scopes)),
-		digest: f.Digest, ttl: f.TTL, duration: f.Duration, starts: f.NotBefore, ends: f.LapsesAt,
+		digest: f.Digest, ttl: f.TTL, duration: f.Duration, starts: f.NotBefore, ends: f.LapsesAt, key: f.Key,
 	}
 	recent := &s.policy
 	if len(required)+len(reviews) > 0 {
@@ -380,6 +381,9 @@ func (s *requestState) lease(r *audit.Record) string {
 		return unreadable
 	}
 	if problem := s.missingAssessment(q, need); problem != "" {
+		return problem
+	}
+	if problem := q.checkBinding(r); problem != "" {
 		return problem
 	}
 	return q.checkGrant(r)

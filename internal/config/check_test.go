@@ -27,6 +27,10 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 			"policies in DIR/policies do not load:",
 			`broker.yaml:23:5: entitlements.tickets-api.owner: group "nogroup" does not exist`,
 		}},
+		"a binding": {[]string{"max_ttl: 15m", "max_ttl: 15m\n    binding: mtls or dpop"}, nil},
+		"no binding": {[]string{"max_ttl: 15m", "max_ttl: 15m\n    binding: tls"}, []string{
+			`broker.yaml:27:5: entitlements.tickets-api.binding: choose none, mtls, dpop or "dpop or mtls"`,
+		}},
 		"keys and values": {[]string{"metrics:", "metricz:", "max_ttl: 15m", "max_ttl: 15", "max_ttl: 30m", "max_tll: 30m", "max_ttl: 1h", "maximum: 1h"}, []string{
 			`broker.yaml:5:3: unknown key "metricz": did you mean "metrics"?`,
 			"broker.yaml:26:14: a duration is a positive number",

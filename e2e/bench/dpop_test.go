@@ -2,7 +2,13 @@ package bench
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"strings"
@@ -19,14 +25,25 @@ func BenchmarkBoundIssuance(b *testing.B) {
 	k := newKit(b)
 	broker := k.startBroker("broker")
 	plain := &mode{name: "unbound", target: broker, request: remembered(broker)}
-	proofs := k.proofs(broker)
-	bound := &mode{name: "bound", target: broker, floor: plain, request: proofs.next, prepare: proofs.prepare}
-	for _, m := range []*mode{plain, bound} {
+	modes := []*mode{plain}
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, key := range map[string]any{"ES256": ec, "Ed25519": private} {
+		proofs := k.proofs(broker, key)
+		modes = append(modes, &mode{name: "bound-" + name, target: broker, floor: plain, request: proofs.next, prepare: proofs.prepare})
+	}
+	for _, m := range modes {
 		m.ready(clients, 10_000)
 		k.load(m, clients, warmUp/2)
 	}
 	b.ResetTimer()
-	k.compare([]*mode{plain, bound}, clients)
+	k.compare(modes, clients)
 	b.StopTimer()
 	b.Log("target: a rate of 0.70 or more of the unbound exchange")
 	k.count(b, broker)
@@ -42,9 +59,13 @@ type boundRequests struct {
 	plain [][]byte
 }
 
-func (k *kit) proofs(t *target) *boundRequests {
+func (k *kit) proofs(t *target, private any) *boundRequests {
 	k.b.Helper()
-	key, err := api.NewProofKey()
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		k.b.Fatal(err)
+	}
+	key, err := api.ParseProofKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	if err != nil {
 		k.b.Fatal(err)
 	}

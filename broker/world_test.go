@@ -158,7 +158,11 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		wrapped = cfg.wrap(s)
 	}
 	w.outbox = notify.NewOutbox(notify.OutboxConfig{Store: wrapped, Observe: cfg.observe})
-	w.broker = start(t, broker.Config{Store: wrapped, Issuers: cfg.issuers, Observe: cfg.observe, Sources: cfg.sources, Tickets: cfg.tickets}, w.rules)
+	var reader broker.Reader // as in production, if it matters how long it takes
+	if measured {
+		reader = s
+	}
+	w.broker = start(t, broker.Config{Store: wrapped, Reader: reader, Issuers: cfg.issuers, Observe: cfg.observe, Sources: cfg.sources, Tickets: cfg.tickets}, w.rules)
 	w.sessions, err = session.New(session.Config{
 		Store: wrapped, NotifiesPeople: func() bool { return w.broker.Rules().PeopleChannel }, People: func() broker.People { return w.broker.Rules().People },
 	})

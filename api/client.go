@@ -88,6 +88,7 @@ func (c *Client) Await(ctx context.Context, id string, after int, wait time.Dura
 type RequestFilter struct {
 	Status      string
 	Requester   string // another requester, or "*" for all whose requests the caller may view; empty: the caller, or all for an operator
+	OnBehalfOf  string // only on behalf of this person or workload; with an empty Requester, by any requester
 	Entitlement string
 	Team        string // of the requester
 	Risk        string // low, medium or high
@@ -104,7 +105,7 @@ func (f RequestFilter) Query() url.Values {
 	if f.Inbox {
 		inbox = "true"
 	}
-	return values("status", f.Status, "requester", f.Requester, "entitlement", f.Entitlement, "team", f.Team, "risk", f.Risk, "q", f.Text,
+	return values("status", f.Status, "requester", f.Requester, "on_behalf_of", f.OnBehalfOf, "entitlement", f.Entitlement, "team", f.Team, "risk", f.Risk, "q", f.Text,
 		"inbox", inbox, "order", f.Order, "cursor", f.Cursor, "limit", number(f.Limit))
 }
 

@@ -21,7 +21,8 @@ type accessPage struct {
 	Leases       []leaseView
 	MoreLeases   bool
 	Done         string
-	Joins        bool // some entitlements are memberships
+	Acting       []requestView // on the viewer's behalf, the newest
+	Joins        bool          // some entitlements are memberships
 }
 
 // access shows the viewer's own requests and live leases.
@@ -40,6 +41,13 @@ func (s *Server) access(c *call) (reply, error) {
 		return reply{}, err
 	}
 	p := accessPage{Requests: s.viewAll(c, requests), Later: !before.IsZero(), NextRequests: next.String(), MoreLeases: !more.IsZero(), Joins: s.joins()}
+	if c.who.Kind == broker.KindPerson {
+		acting, _, err := b.Requests(ctx, c.caller(), broker.RequestQuery{Requester: broker.Everyone, Subject: c.who.ID, Now: c.now, Limit: 20})
+		if err != nil {
+			return reply{}, err
+		}
+		p.Acting = s.viewAll(c, acting)
+	}
 	for _, l := range leases {
 		p.Leases = append(p.Leases, viewLease(l, c.now))
 	}

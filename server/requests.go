@@ -249,6 +249,9 @@ func (c *call) requestPage(page []*broker.Request, next string) api.RequestPage 
 // requestQuery reads the parameters of a list of requests.
 func (s *Server) requestQuery(c *call) (q broker.RequestQuery, err error) {
 	q = broker.RequestQuery{Requester: c.query.get("requester"), Entitlement: c.query.get("entitlement"), Team: c.query.get("team"), Now: c.now}
+	if q.Subject = c.query.get("on_behalf_of"); q.Subject != "" && q.Requester == "" {
+		q.Requester = broker.Everyone
+	}
 	if q.Status, err = parseStatus(c.query.get("status")); err != nil {
 		return q, err
 	}

@@ -44,7 +44,7 @@ func (s *Server) routes() []route {
 	const get, post = http.MethodGet, http.MethodPost
 	list := []route{
 		{audience: API, method: post, path: "/v1/requests", dpop: true, run: withBody((*Server).ask)},
-		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "entitlement", "team", "risk", "q", "inbox", "order", "cursor", "limit"}, run: (*Server).listRequests},
+		{audience: API, method: get, path: "/v1/requests", scans: true, query: []string{"status", "requester", "on_behalf_of", "entitlement", "team", "risk", "q", "inbox", "order", "cursor", "limit"}, run: (*Server).listRequests},
 		{audience: API, method: get, path: "/v1/requests/{id}", query: []string{"wait", "after"}, run: (*Server).getRequest},
 		{audience: API, method: post, path: "/v1/requests/{id}/withdraw", run: withBody((*Server).withdraw)},
 		{audience: API, method: post, path: "/v1/requests/{id}/approvals", run: withBody((*Server).vote)},

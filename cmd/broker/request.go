@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -381,7 +382,7 @@ func (a *app) requestsCommand() *cobra.Command {
 				for i, r := range page.Requests {
 					rows[i] = []string{r.ID, r.Status, r.Entitlement, strings.Join(r.Scopes, " "), r.Requester, clock(r.CreatedAt)}
 				}
-				a.noteCaller(ctx, client, f.Requester)
+				a.noteCaller(ctx, client, cmp.Or(f.Requester, f.OnBehalfOf))
 				if f.Inbox {
 					return a.printInbox(page)
 				}
@@ -390,6 +391,7 @@ func (a *app) requestsCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&f.Status, "status", "", "pending, approved, denied, withdrawn, lapsed or ended")
+	c.Flags().StringVar(&f.OnBehalfOf, "on-behalf-of", "", "list only requests on behalf of this person or workload, such as login/ana")
 	c.Flags().StringVar(&f.Requester, "requester", "", "a SPIFFE ID, a person such as login/ana, or '*' for all whose requests you may view (default: you)")
 	c.Flags().StringVar(&f.Team, "team", "", "list only requesters of this team")
 	c.Flags().StringVar(&f.Risk, "risk", "", "low, medium or high")

@@ -150,6 +150,7 @@ func writeRequest(w io.Writer, r *api.Request) {
 	}
 	c.line("status", statusOf(r))
 	c.line("requester", requesterOf(r))
+	c.chain(r)
 	c.line("proof", proofOf(f))
 	c.line("owner", strings.Join(r.Accountable, ", "))
 	c.marks(&r.Marks)

@@ -6,6 +6,7 @@
 package api
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -55,6 +56,9 @@ type Request struct {
 	Risk           string            `json:"risk,omitempty"`   // low, medium or high: it orders the inbox and decides nothing
 	Accountable    []string          `json:"accountable,omitempty"`
 	Marks
+
+	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"` // fine grants (RFC 9396)
+
 	BreakGlass    bool      `json:"break_glass,omitempty"`
 	NotBefore     time.Time `json:"not_before,omitzero"`
 	RestsOn       []string  `json:"rests_on,omitempty"`      // the subjects of the facts that it rests on, as "<kind> <name>"
@@ -291,9 +295,15 @@ type Offer struct {
 	DefaultTTL  Duration             `json:"default_ttl,omitzero"`
 	MaxTTL      Duration             `json:"max_ttl,omitzero"`
 	Parameters  map[string]Parameter `json:"parameters,omitempty"`
-	Scopes      []ScopeOffer         `json:"scopes,omitempty"`
-	Decision    *Decision            `json:"decision,omitempty"`
-	Blocked     bool                 `json:"blocked,omitempty"` // by the kill switch, regardless of the decision
+
+	// DetailTypes are JSON Schemas of the elements of authorization_details, by type.
+	DetailTypes map[string]json.RawMessage `json:"authorization_details_types,omitempty"`
+
+	NeedsDetails bool `json:"needs_details,omitempty"` // of an entitlement without scopes: permitted only with authorization_details
+
+	Scopes   []ScopeOffer `json:"scopes,omitempty"`
+	Decision *Decision    `json:"decision,omitempty"`
+	Blocked  bool         `json:"blocked,omitempty"` // by the kill switch, regardless of the decision
 }
 
 // A ScopeOffer is the policy's decision on a request for this scope alone.
@@ -302,7 +312,8 @@ type ScopeOffer struct {
 	Description    string   `json:"description,omitempty"` // by the operator
 	Default        bool     `json:"default,omitempty"`     // granted if a request names no scope
 	Decision       Decision `json:"decision"`
-	BreakGlassOnly bool     `json:"break_glass,omitempty"` // permitted only with break_glass
+	BreakGlassOnly bool     `json:"break_glass,omitempty"`   // permitted only with break_glass
+	NeedsDetails   bool     `json:"needs_details,omitempty"` // permitted only with authorization_details
 }
 
 // A Parameter is a value that the requester supplies.

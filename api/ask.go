@@ -17,12 +17,15 @@ type Ask struct {
 	BindingMessage string            `json:"binding_message,omitempty"` // one line by which approvers recognize the action
 	Ticket         string            `json:"ticket,omitempty"`
 	Parameters     map[string]string `json:"parameters,omitempty"`
-	SubjectToken   string            `json:"subject_token,omitempty"` // of whom the caller acts for; without a type, the caller's own JWT-SVID
-	SubjectType    string            `json:"subject_token_type,omitempty"`
-	DryRun         bool              `json:"dry_run,omitempty"`     // return the decision without filing a request
-	BreakGlass     bool              `json:"break_glass,omitempty"` // emergency access: no approval first, a review afterwards
-	NotBefore      time.Time         `json:"not_before,omitzero"`   // start of the grant; zero: now
-	Extends        string            `json:"extends,omitempty"`     // an earlier request of the caller, "req_…"
+
+	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"` // what the token is good for (RFC 9396)
+
+	SubjectToken string    `json:"subject_token,omitempty"` // of whom the caller acts for; without a type, the caller's own JWT-SVID
+	SubjectType  string    `json:"subject_token_type,omitempty"`
+	DryRun       bool      `json:"dry_run,omitempty"`     // return the decision without filing a request
+	BreakGlass   bool      `json:"break_glass,omitempty"` // emergency access: no approval first, a review afterwards
+	NotBefore    time.Time `json:"not_before,omitzero"`   // start of the grant; zero: now
+	Extends      string    `json:"extends,omitempty"`     // an earlier request of the caller, "req_…"
 }
 
 // SubjectTokenType returns the type of a token of another identity, on whose behalf a request

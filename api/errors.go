@@ -30,6 +30,7 @@ const (
 	InvalidRequest        Code = "invalid_request"
 	InvalidScope          Code = "invalid_scope"
 	InvalidTTL            Code = "invalid_ttl"
+	InvalidDetails        Code = "invalid_authorization_details"
 	InvalidParameter      Code = "invalid_parameter"
 	InvalidCode           Code = "invalid_code"
 	PollsTooOften         Code = "polls_too_often"

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -50,8 +51,11 @@ type TokenRequest struct {
 	RequestID      string // collect an approved request; the other fields, except SubjectToken, are empty then
 	BindingMessage string // one line by which approvers recognize the action
 	Deferred       bool   // accept a deferred response: Error.DeferralCode
-	DeferralCode   Token  // poll with the code of a deferred response; the other fields are empty then
-	AuthReqID      Token  // poll with the code of a BackchannelResponse; the other fields are empty then
+
+	AuthorizationDetails []AuthorizationDetail // RFC 9396: what the token is good for
+
+	DeferralCode Token // poll with the code of a deferred response; the other fields are empty then
+	AuthReqID    Token // poll with the code of a BackchannelResponse; the other fields are empty then
 }
 
 func (r TokenRequest) form() url.Values {
@@ -92,8 +96,12 @@ func (r TokenRequest) form() url.Values {
 			form.Set(name, value)
 		}
 	}
+	list := slices.Clone(r.AuthorizationDetails)
 	if len(r.Parameters) > 0 {
-		details, _ := json.Marshal([]AuthorizationDetail{{ParametersDetail, r.Parameters}}) // strings always have an encoding
+		list = append(list, AuthorizationDetail{Type: ParametersDetail, Parameters: r.Parameters})
+	}
+	if len(list) > 0 {
+		details, _ := json.Marshal(list) // strings and numbers always have an encoding
 		form.Set("authorization_details", string(details))
 	}
 	if r.TTL != 0 {
@@ -116,7 +124,7 @@ type TokenResponse struct {
 	Lease           string `json:"lease"`      // extension: "lse_…", for an early return
 	RequestID       string `json:"request_id"` // extension: "req_…"
 
-	// AuthorizationDetails are the parameters of the token (RFC 9396, section 7),
+	// AuthorizationDetails are what was granted (RFC 9396, section 7). The parameters are
 	// under the type that the client used, otherwise under the entitlement's name.
 	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
 }
@@ -158,8 +166,7 @@ type Introspection struct {
 	Request     string        `json:"request,omitempty"`
 	Confirm     *Confirmation `json:"cnf,omitempty"`
 
-	// AuthorizationDetails are the granted parameters (RFC 9396, section 9.2), as
-	// in the token.
+	// AuthorizationDetails are what was granted (RFC 9396, section 9.2), as in the token.
 	AuthorizationDetails []AuthorizationDetail `json:"authorization_details,omitempty"`
 }
 
@@ -168,12 +175,6 @@ type Introspection struct {
 type Actor struct {
 	Subject string `json:"sub"`
 	Actor   *Actor `json:"act,omitempty"`
-}
-
-// An AuthorizationDetail holds the parameters of one entitlement.
-type AuthorizationDetail struct {
-	Type       string            `json:"type"` // the entitlement, or ParametersDetail
-	Parameters map[string]string `json:"parameters"`
 }
 
 // A Confirmation is what a token is bound to: the key of DPoP proofs (RFC 9449, section 6),

@@ -99,6 +99,8 @@ func (r *Record) commitment(field string) Digest {
 	switch {
 	case r.Request != nil && field == "justification":
 		return r.Request.Justification
+	case r.Request != nil && field == "authorization_details":
+		return r.Request.Details
 	case r.Request != nil && field == "binding_message":
 		return r.Request.Message
 	case r.Request != nil && field == "ticket":

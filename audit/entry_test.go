@@ -30,7 +30,7 @@ func fullRecord() Record {
 	return Record{
 		Time: someTime, Kind: LeaseIssued, Caller: &party, Subject: &party,
 		Request: &RequestFacts{ID: "req_1", Digest: digest(3), Effect: digest(18), BreakGlass: true, NotBefore: someTime, Extends: "req_0", Entitlement: "tickets-api", Scopes: []string{"tickets:read", "ä\"\\"}, TTL: time.Minute,
-			Duration: time.Hour, Justification: why, Message: digest(41), Ticket: digest(4), Parameters: digest(5), Source: digest(6), LapsesAt: someTime, Key: digest(24), Accountable: []string{"login/ana"}, RestsOn: []string{"person login/ana"}, Until: someTime, Parent: "lse_1"},
+			Duration: time.Hour, Justification: why, Message: digest(41), Ticket: digest(4), Parameters: digest(5), Details: digest(25), Source: digest(6), LapsesAt: someTime, Key: digest(24), Accountable: []string{"login/ana"}, RestsOn: []string{"person login/ana"}, Until: someTime, Parent: "lse_1"},
 		Decision: &decision, Delegated: &decision,
 		Approval:   &ApprovalFacts{Decision: "approve", Digest: digest(7), Groups: []string{"dba"}, Comment: digest(8), Scopes: []string{"s"}, TTL: time.Second, Duration: time.Minute},
 		Passkey:    &PasskeyFacts{Counts: someTime, Credential: []byte{4}, Public: []byte{5}, RP: "broker.acme.test"},

@@ -137,7 +137,7 @@ type Record struct {
 	Trace      Trace // of the call that caused the event; zero: none
 
 	// Openings are the texts that the record commits to, by field name
-	// ("justification", "ticket", "binding_message", "parameters", "source", "comment", "reason", "details").
+	// ("justification", "ticket", "binding_message", "parameters", "authorization_details", "source", "comment", "reason", "details").
 	// They are stored next to the leaf and are not part of it.
 	Openings map[string]Opening
 
@@ -185,6 +185,7 @@ type RequestFacts struct {
 	Message       Digest        // commitment to the binding message
 	Ticket        Digest        // commitment
 	Parameters    Digest        // commitment
+	Details       Digest        // commitment to the authorization details
 	Source        Digest        // commitment to the caller's network address
 	LapsesAt      time.Time     // when a pending request lapses; zero: it is not pending
 	BreakGlass    bool          // access without prior approval, reviewed afterwards
@@ -257,7 +258,11 @@ const requestDomain = "accessbroker/request/v1"
 func (f *RequestFacts) Sum(by Requester, d *DecisionFacts) Digest {
 	o := borrowObject()
 	defer o.giveBack()
-	return HashObject(requestDomain, f.terms(o, by, d).
+	f.terms(o, by, d)
+	if !f.Details.IsZero() {
+		o.Hex("authorization_details", f.Details)
+	}
+	return HashObject(requestDomain, o.
 		Hex("binding_message", f.Message).
 		Hex("justification", f.Justification).
 		Hex("parameters", f.Parameters).

@@ -88,6 +88,7 @@ func (p *Party) fields(c *codec) {
 
 func (f *RequestFacts) fields(c *codec) {
 	c.texts("accountable", &f.Accountable, maxAccountable)
+	c.digest("authorization_details", &f.Details)
 	c.digest("binding_message", &f.Message)
 	c.flag("break_glass", &f.BreakGlass)
 	c.digest("digest", &f.Digest)

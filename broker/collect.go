@@ -254,15 +254,19 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	return issued, err
 }
 
-// fulfils reports whether the entitlement still has the effect, the scopes and
-// the parameters of the request.
+// fulfils reports whether the entitlement still has the effect, the scopes, the
+// parameters and the details of the request.
 func (e *Entitlement) fulfils(r *Request) bool {
 	for _, scope := range r.Scopes {
 		if _, ok := slices.BinarySearch(e.Scopes, scope); !ok {
 			return false
 		}
 	}
-	return e.Effect == r.Effect && e.checkParameters(r.Parameters) == nil
+	if e.Effect != r.Effect || e.checkParameters(r.Parameters) != nil {
+		return false
+	}
+	_, err := e.checkDetails(r.Details)
+	return err == nil
 }
 
 // checkCovered refuses the collection if policy now requires more than was
@@ -305,7 +309,7 @@ func (c *collection) lease() (*Lease, error) {
 	l := &Lease{
 		ID: NewLeaseID(c.caller.At), Request: c.request.ID, Status: LeaseIssuing,
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
-		Scopes: c.request.Scopes, Parameters: c.request.Parameters,
+		Scopes: c.request.Scopes, Parameters: c.request.Parameters, Details: c.request.Details,
 		Opened: c.caller.At, Revocation: c.e.Revocation, Persists: c.e.Persists,
 	}
 	if d := c.request.Delegation; d != nil {

@@ -167,6 +167,7 @@ func denialKey(r *Request, code string, ask Ask) audit.Digest {
 	o := audit.NewObject().
 		StringList("actors", by.Actors).
 		String("binding_message", ask.Message).
+		String("authorization_details", string(AppendDetails(nil, ask.Details))).
 		String("code", code).
 		Seconds("duration", ask.Duration).
 		String("entitlement", ask.Entitlement).

@@ -111,6 +111,10 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
 	}
+	details, err := e.checkDetails(a.Details)
+	if err != nil {
+		return nil, err
+	}
 	if err := caller.checkBinding(e.Binding); err != nil {
 		return nil, err
 	}
@@ -129,6 +133,7 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 		Ticket:        strings.TrimSpace(a.Ticket),
 		Message:       strings.TrimSpace(a.Message),
 		Parameters:    maps.Clone(a.Parameters),
+		Details:       details,
 		SourceIP:      a.SourceIP,
 		BreakGlass:    a.BreakGlass,
 		NotBefore:     a.NotBefore.UTC(),
@@ -202,6 +207,7 @@ func (r *Request) query(who Identity, e *Entitlement) Query {
 		Justification: r.Justification,
 		Ticket:        r.Ticket,
 		Parameters:    r.Parameters,
+		Details:       r.Details,
 		SourceIP:      r.SourceIP,
 		BreakGlass:    r.BreakGlass,
 	}

@@ -15,21 +15,25 @@ func (s sentinel) Error() string { return string(s) }
 
 // The sentinels.
 const (
-	ErrUnauthenticated       = sentinel("unauthenticated")         // no valid proof
-	ErrDelegation            = sentinel("invalid_delegation")      // of this chain, to this caller, for this request
-	ErrActorNotAllowed       = sentinel("actor_not_allowed")       // the proof of the delegation names other actors
-	ErrProofReplayed         = sentinel("proof_replayed")          // the proof of the delegation was used before
-	ErrTwoIdentities         = sentinel("two_identities")          // proofs of different identities in one call
-	ErrForeignSubject        = sentinel("foreign_subject_token")   // the token of another identity, on whose behalf the caller cannot act
-	ErrProofExpired          = sentinel("proof_expired")           // the proof has expired
-	ErrBlocked               = sentinel("blocked")                 // by the kill switch
-	ErrDenied                = sentinel("denied")                  // by policy or by a person
-	ErrNoLongerAllowed       = sentinel("no_longer_allowed")       // policy changed since the approval
-	ErrNeedsNewRequest       = sentinel("needs_new_request")       // policy now requires more than was approved
-	ErrNotFound              = sentinel("not_found")               // or not visible to the caller
-	ErrInvalidRequest        = sentinel("invalid_request")         // malformed
-	ErrInvalidScope          = sentinel("invalid_scope")           // missing, unknown, or repeated
-	ErrInvalidTTL            = sentinel("invalid_ttl")             // zero, negative, or too long
+	ErrUnauthenticated = sentinel("unauthenticated")       // no valid proof
+	ErrDelegation      = sentinel("invalid_delegation")    // of this chain, to this caller, for this request
+	ErrActorNotAllowed = sentinel("actor_not_allowed")     // the proof of the delegation names other actors
+	ErrProofReplayed   = sentinel("proof_replayed")        // the proof of the delegation was used before
+	ErrTwoIdentities   = sentinel("two_identities")        // proofs of different identities in one call
+	ErrForeignSubject  = sentinel("foreign_subject_token") // the token of another identity, on whose behalf the caller cannot act
+	ErrProofExpired    = sentinel("proof_expired")         // the proof has expired
+	ErrBlocked         = sentinel("blocked")               // by the kill switch
+	ErrDenied          = sentinel("denied")                // by policy or by a person
+	ErrNoLongerAllowed = sentinel("no_longer_allowed")     // policy changed since the approval
+	ErrNeedsNewRequest = sentinel("needs_new_request")     // policy now requires more than was approved
+	ErrNotFound        = sentinel("not_found")             // or not visible to the caller
+	ErrInvalidRequest  = sentinel("invalid_request")       // malformed
+	ErrInvalidScope    = sentinel("invalid_scope")         // missing, unknown, or repeated
+	ErrInvalidTTL      = sentinel("invalid_ttl")           // zero, negative, or too long
+
+	// ErrInvalidDetails means an unknown type or field, or more than the entitlement allows.
+	ErrInvalidDetails = sentinel("invalid_authorization_details")
+
 	ErrInvalidParameter      = sentinel("invalid_parameter")       // unknown, missing, or invalid
 	ErrJustificationRequired = sentinel("justification_required")  // policy requires a reason
 	ErrTicketRequired        = sentinel("ticket_required")         // missing, or not in the required form

@@ -89,7 +89,7 @@ func (r *Request) commit(now time.Time) {
 // texts returns the free texts from outside. Records have commitments to them;
 // the texts are stored next to the records.
 func (r *Request) texts() map[string]string {
-	if r.Justification == "" && r.Ticket == "" && r.Message == "" && len(r.Parameters) == 0 {
+	if r.Justification == "" && r.Ticket == "" && r.Message == "" && len(r.Parameters)+len(r.Details) == 0 {
 		return nil
 	}
 	t := map[string]string{}
@@ -104,6 +104,9 @@ func (r *Request) texts() map[string]string {
 	}
 	if len(r.Parameters) > 0 {
 		t["parameters"] = string(audit.AppendStrings(nil, r.Parameters))
+	}
+	if len(r.Details) > 0 {
+		t["authorization_details"] = string(AppendDetails(nil, r.Details))
 	}
 	return t
 }
@@ -161,6 +164,8 @@ func (r *Request) fill(f *audit.RequestFacts) {
 			f.Ticket = opening.Commitment()
 		case "parameters":
 			f.Parameters = opening.Commitment()
+		case "authorization_details":
+			f.Details = opening.Commitment()
 		}
 	}
 }

@@ -179,7 +179,7 @@ func (r *Request) Contains(words []string) bool {
 // requester, entitlement and scopes are equal already.
 func (r *Request) isLike(o *Request) bool {
 	return r.TTL == o.TTL && r.Duration == o.Duration && r.Effect == o.Effect && r.BreakGlass == o.BreakGlass &&
-		r.NotBefore.Equal(o.NotBefore) && r.Extends == o.Extends && maps.Equal(r.Parameters, o.Parameters) &&
+		r.NotBefore.Equal(o.NotBefore) && r.Extends == o.Extends && maps.Equal(r.Parameters, o.Parameters) && EqualDetails(r.Details, o.Details) &&
 		r.Requester.Kind == o.Requester.Kind && r.Requester.Team == o.Requester.Team && slices.Equal(r.Requester.Accountable, o.Requester.Accountable) &&
 		r.Decision.Obligations.equal(&o.Decision.Obligations) && r.Delegation.isLike(o.Delegation)
 }

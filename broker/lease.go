@@ -45,6 +45,7 @@ type Lease struct {
 	Issuer      string
 	Scopes      []string
 	Parameters  map[string]string
+	Details     []Detail
 	Opened      time.Time
 	Expires     time.Time
 	Rotates     time.Time    // when the issuer's next rotation ends it (at_rotation); zero: unknown

@@ -12,6 +12,7 @@ type Offer struct {
 	Scopes         []ScopeOffer // empty for an entitlement without scopes
 	Decision       Decision     // for an entitlement without scopes
 	BreakGlassOnly bool         // permitted only with break-glass; for an entitlement without scopes
+	NeedsDetails   bool         // permitted only with authorization_details; for an entitlement without scopes
 	Blocked        bool         // by the kill switch
 }
 
@@ -20,6 +21,7 @@ type ScopeOffer struct {
 	Scope          string
 	Decision       Decision
 	BreakGlassOnly bool // permitted only with break-glass
+	NeedsDetails   bool // permitted only with authorization_details
 }
 
 // Entitlements lists the entitlements that the caller may request.
@@ -72,16 +74,46 @@ func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Ent
 	}
 	if len(e.Scopes) == 0 {
 		offer.Decision, offer.BreakGlassOnly = decide()
-		return offer
 	}
 	for _, scope := range e.Scopes {
 		d, breakGlassOnly := decide(scope)
-		offer.Scopes = append(offer.Scopes, ScopeOffer{scope, d, breakGlassOnly})
+		offer.Scopes = append(offer.Scopes, ScopeOffer{Scope: scope, Decision: d, BreakGlassOnly: breakGlassOnly})
+	}
+	if len(e.Details) > 0 {
+		offer.addDetails(rules, caller.Subject)
 	}
 	return offer
 }
 
+// addDetails notes what policy permits with authorization_details alone. Policies can
+// distinguish any elements, so the offer names what some permit may permit.
+func (o *Offer) addDetails(rules *Rules, who Identity) {
+	lister, ok := rules.Policy.(PermitLister)
+	if !ok {
+		return
+	}
+	permits, _ := lister.Permits(who, maxOfferPermits)
+	may := func(scope string) bool {
+		return slices.ContainsFunc(permits, func(p *Permit) bool {
+			return !p.BreakGlass && slices.ContainsFunc(p.Reaches, func(r Reach) bool {
+				return r.Entitlement == o.Entitlement.Name && (scope == "" || slices.Contains(r.Scopes, scope))
+			})
+		})
+	}
+	if len(o.Scopes) == 0 {
+		o.NeedsDetails = !o.Decision.Permit && !o.BreakGlassOnly && may("")
+	}
+	for i := range o.Scopes {
+		s := &o.Scopes[i]
+		s.NeedsDetails = !s.Decision.Permit && !s.BreakGlassOnly && may(s.Scope)
+	}
+}
+
+// maxOfferPermits bounds the permits that an offer looks at.
+const maxOfferPermits = 1000
+
 // permitted reports whether policy permits any part of the entitlement.
 func (o *Offer) permitted() bool {
-	return o.Decision.Permit || o.BreakGlassOnly || slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.BreakGlassOnly })
+	return o.Decision.Permit || o.BreakGlassOnly || o.NeedsDetails ||
+		slices.ContainsFunc(o.Scopes, func(s ScopeOffer) bool { return s.Decision.Permit || s.BreakGlassOnly || s.NeedsDetails })
 }

@@ -30,6 +30,7 @@ type Ask struct {
 	Justification string
 	Ticket        string
 	Parameters    map[string]string
+	Details       []Detail // what the token is good for; none: all that its scopes allow
 	SourceIP      netip.Addr
 	DryRun        bool
 	Token         bool          // only a token is acceptable
@@ -74,6 +75,7 @@ type Request struct {
 	Justification string
 	Ticket        string
 	Parameters    map[string]string
+	Details       []Detail            // in their one form
 	Salts         map[string][16]byte // of the commitments, by field
 	SourceIP      netip.Addr
 	Digest        audit.Digest

@@ -70,6 +70,7 @@ type Entitlement struct {
 	System        string        // may be empty
 	Labels        map[string]string
 	Parameters    map[string]Parameter
+	Details       map[string]*DetailType `json:",omitempty"` // types of authorization_details, by name
 	Binding       Binding
 	StatusList    bool         `json:",omitempty"` // its tokens have places in status lists
 	Revocation    Revocation   // the effect of revoking a credential
@@ -194,6 +195,7 @@ type Query struct {
 	Justification string
 	Ticket        string
 	Parameters    map[string]string
+	Details       []Detail
 	SourceIP      netip.Addr // zero: unknown
 	BreakGlass    bool
 	OnBehalfOf    *Identity            // for ActionRequest: whose rights are used, if the principal acts for another

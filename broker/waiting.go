@@ -32,6 +32,9 @@ type waitingRoom struct {
 
 func (w *waitingRoom) admits(r *Request) bool {
 	size := len(r.Justification) + len(r.Message)
+	if len(r.Details) > 0 {
+		size += len(AppendDetails(nil, r.Details))
+	}
 	for name, value := range r.Parameters {
 		size += len(name) + len(value)
 	}

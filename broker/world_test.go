@@ -121,7 +121,11 @@ func testRulesWith(t testing.TB, policies, groups string) *broker.Rules {
 
 func testRulesOf(t testing.TB, policies, groups string, labels []broker.WorkloadLabels) *broker.Rules {
 	t.Helper()
-	catalogue := testCatalogue()
+	return rulesFor(t, policies, groups, labels, testCatalogue())
+}
+
+func rulesFor(t testing.TB, policies, groups string, labels []broker.WorkloadLabels, catalogue broker.Catalogue) *broker.Rules {
+	t.Helper()
 	engine, err := policy.Load(policy.Inputs{
 		FS: fstest.MapFS{
 			"all.cedar":   {Data: []byte(policies)},

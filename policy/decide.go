@@ -28,7 +28,17 @@ var _ broker.Policy = (*Engine)(nil)
 //
 // The action "approve" is permitted unless a policy forbids it, because naming
 // a group in @approval already lets its members approve.
+//
+// A request with authorization_details is decided once for each element.
 func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broker.Decision, error) {
+	if len(q.Details) > 1 {
+		return e.decideEach(q, now)
+	}
+	return e.decideOne(q, now)
+}
+
+// decideOne is Decide for one element of authorization_details at most.
+func (e *Engine) decideOne(q broker.Query, now time.Time) (broker.Decision, error) {
 	key, remember := e.rememberable(&q)
 	if remember && e.governed(key.principal) {
 		// The contract and the ceiling are not part of what is remembered.

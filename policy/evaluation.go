@@ -29,6 +29,7 @@ type evaluation struct {
 	member *principal // with the memberships that are suspended; nil: none is
 
 	principal, resource, parameters types.Entity
+	arguments                       types.Entity // of the tool in the element of authorization_details
 	party                           types.Entity // the other side of a delegation
 	catalogue                       map[types.EntityUID]types.Entity
 }
@@ -45,6 +46,8 @@ func (ev *evaluation) Get(uid types.EntityUID) (types.Entity, bool) {
 		return ev.resource, true
 	case ev.parameters.UID:
 		return ev.parameters, true
+	case ev.arguments.UID:
+		return ev.arguments, true
 	case ev.party.UID:
 		return ev.party, true
 	}
@@ -73,11 +76,17 @@ func (e *Engine) newEvaluation(q broker.Query, now time.Time) (*evaluation, erro
 	if err != nil {
 		return nil, err
 	}
+	context := newContext(q, now, party)
+	if len(q.Details) > 0 {
+		if context, err = ev.withDetail(context, q.Details); err != nil {
+			return nil, err
+		}
+	}
 	ev.request = cedar.Request{
 		Principal: ev.principal.UID,
 		Action:    types.NewEntityUID(typeAction, types.String(q.Action)),
 		Resource:  ev.resource.UID,
-		Context:   newContext(q, now, party),
+		Context:   context,
 	}
 	return ev, nil
 }

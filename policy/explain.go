@@ -27,6 +27,7 @@ type Explanation struct {
 	Permit       bool          `json:"permit"`
 	Error        string        `json:"error,omitempty"`     // why the query is not valid
 	Outside      string        `json:"outside,omitempty"`   // why no policy may permit it: the contract, the ceiling or the end of a person
+	Element      string        `json:"element,omitempty"`   // of several elements of authorization_details, the one that the policies were evaluated for
 	Suspended    []string      `json:"suspended,omitempty"` // the mark and the memberships of the principal that access reviews suspended
 	Policies     []Verdict     `json:"policies"`            // sorted by relevance: policies that apply are first
 	NearMisses   int           `json:"near_misses_left_off,omitempty"`
@@ -81,12 +82,14 @@ func (e *Engine) Explain(ctx context.Context, q broker.Query, now time.Time) Exp
 
 // explain is Explain for one side of a delegation.
 func (e *Engine) explain(ctx context.Context, q broker.Query, now time.Time) Explanation {
+	all := q
+	q, element := e.explained(q, now)
 	ev, err := e.newEvaluation(q, now)
 	if err != nil {
 		return Explanation{Error: err.Error()}
 	}
-	d, _ := e.Decide(ctx, q, now) // the verdicts contain the errors
-	x := Explanation{principal: q.Principal.ID, Permit: d.Permit, Obligations: describe(d.Obligations), Outside: e.outside(&q, ev.who, now)}
+	d, _ := e.Decide(ctx, all, now) // the verdicts contain the errors
+	x := Explanation{Element: element, principal: q.Principal.ID, Permit: d.Permit, Obligations: describe(d.Obligations), Outside: e.outside(&q, ev.who, now)}
 	x.Policies, x.NearMisses = e.verdicts(ev, q.Scopes)
 	if s := e.suspendedMark(&q.Principal); s != nil {
 		x.Suspended = []string{s.Text()}
@@ -297,6 +300,9 @@ func (x Explanation) String() string {
 	}
 	if x.Outside != "" {
 		fmt.Fprintf(&b, "  no policy may permit it: %s\n", x.Outside)
+	}
+	if x.Element != "" {
+		fmt.Fprintf(&b, "  for %s\n", x.Element)
 	}
 	for _, s := range x.Suspended {
 		fmt.Fprintf(&b, "  %s\n", s)

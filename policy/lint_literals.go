@@ -118,6 +118,9 @@ func (l *linter) vocabulary(r *rule, m mention) (v vocabulary, closed bool) {
 	case "resource.accountable":
 		return vocabulary{r.noneOf("requesters"), "accountable person", accountableOf(l.known.labels.Labels), "correct it or list the person under accountable in attest.workloads"}, true
 	}
+	if strings.HasPrefix(m.field, "context.detail.") {
+		return l.detailVocabulary(r, m)
+	}
 	return l.catalogueVocabulary(r, m)
 }
 
@@ -323,8 +326,11 @@ func (l *linter) tagExists(r *rule, m mention) bool {
 }
 
 func tagKeys(e *broker.Entitlement, field string) []string {
-	if field == fieldParameters {
+	switch {
+	case field == fieldParameters:
 		return slices.Collect(maps.Keys(e.Parameters))
+	case strings.HasPrefix(field, fieldArguments):
+		return argumentNames(e)
 	}
 	return slices.Collect(maps.Keys(e.Labels))
 }
@@ -332,8 +338,11 @@ func tagKeys(e *broker.Entitlement, field string) []string {
 // judgeTag warns of a label or parameter that no entitlement of the rule has.
 func (l *linter) judgeTag(r *rule, m mention) string {
 	v := vocabulary{owner: r.noneOf("entitlements"), noun: "label", fix: "correct it or add the label to an entitlement"}
-	if m.field == fieldParameters {
+	switch {
+	case m.field == fieldParameters:
 		v.noun, v.fix = "parameter", "correct it or add the parameter to an entitlement"
+	case strings.HasPrefix(m.field, fieldArguments):
+		v.noun, v.fix = "argument", "correct it or add the argument to a tool in authorization_details of an entitlement"
 	}
 	if m.only != "" {
 		v.owner = fmt.Sprintf("entitlement %q never", m.only)
@@ -354,6 +363,9 @@ func (l *linter) judgeTag(r *rule, m mention) string {
 // judgeTagValue warns of a value that no label has or that no parameter accepts.
 func (l *linter) judgeTagValue(r *rule, m mention) string {
 	text := literalName(m.value)
+	if strings.HasPrefix(m.field, fieldArguments) {
+		return "" // an argument may have any value within its bound
+	}
 	if m.field == fieldParameters {
 		return l.judgeParameter(r, m, text)
 	}

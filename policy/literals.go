@@ -20,6 +20,7 @@ type mention struct {
 const (
 	fieldLabels     = "resource.labels"
 	fieldParameters = "context.parameters"
+	fieldArguments  = "context.detail.arguments"
 )
 
 // mentions appends what the condition e mentions.

@@ -46,7 +46,7 @@ func newNames(in Inputs) *names {
 	n := &names{
 		home: in.HomeDomain, domains: newSet(in.TrustDomains), providers: newSet(in.Providers),
 		ticketStates: newSet(in.TicketStates), windows: in.TicketWindows, groups: set{}, suppliers: set{}, entitlements: set{}, systems: set{}, labels: linkedLabels(in),
-		tags: map[types.EntityType]set{typeEntitlement: {}, typeParameters: {}},
+		tags: map[types.EntityType]set{typeEntitlement: {}, typeParameters: {}, typeArguments: {}},
 	}
 	if in.Channels != nil {
 		n.channels = newSet(in.Channels)
@@ -61,6 +61,9 @@ func newNames(in Inputs) *names {
 		}
 		for key := range e.Parameters {
 			n.tags[typeParameters][key] = true
+		}
+		for _, key := range argumentNames(e) {
+			n.tags[typeArguments][key] = true
 		}
 	}
 	return n
@@ -103,7 +106,7 @@ func (n *names) checkEntity(uid types.EntityUID) error {
 		return checkExists(n.systems, "system", id, "set it on an entitlement of the catalogue or correct the name")
 	case typeBroker: // an enum in the schema, but cedar-go does not check its values
 		return checkExists(set{"self": true}, "broker", id, `write Broker::"self"`)
-	case typeRequest, typeParameters:
+	case typeRequest, typeParameters, typeArguments:
 		return fmt.Errorf("a policy can't name a single %s: use its attributes in a condition", uid.Type)
 	}
 	return nil

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 
@@ -165,19 +166,20 @@ func (s *standingPermit) mayGrant(e *Engine, known *broker.Entitlement, scopes .
 	for _, name := range []types.String{"ttl", "duration", "justification", "ticket", "parameters", "break_glass", "now", "source_ip", "depth"} {
 		context[name] = eval.Variable(name)
 	}
-	may := func() bool {
-		return s.mayPermit(eval.Env{Entities: only{e.catalogue[uid]}, Principal: variable("principal"), Resource: uid, Context: types.NewRecord(context)})
-	}
-	if may() {
-		return true
-	}
-	// The permit may be one for delegations alone.
-	for _, side := range []types.String{"on_behalf_of", "actor"} {
-		context[side] = eval.Variable(side)
-		if may() {
-			return true
+	// The permit may be one for delegations, or for requests with details, alone.
+	for _, detail := range []bool{false, true} {
+		for _, side := range []types.String{"", "on_behalf_of", "actor"} {
+			shown := maps.Clone(context)
+			if detail {
+				shown["detail"] = eval.Variable("detail")
+			}
+			if side != "" {
+				shown[side] = eval.Variable(side)
+			}
+			if s.mayPermit(eval.Env{Entities: only{e.catalogue[uid]}, Principal: variable("principal"), Resource: uid, Context: types.NewRecord(shown)}) {
+				return true
+			}
 		}
-		delete(context, side)
 	}
 	return false
 }

@@ -117,6 +117,8 @@ func followsFromKey(name string, q *broker.Query) bool {
 		return q.Ticket == ""
 	case "parameters":
 		return len(q.Parameters) == 0
+	case "detail":
+		return len(q.Details) == 0
 	}
 	return false // the time, the whole context, and whatever a later schema adds
 }

@@ -29,6 +29,7 @@ const (
 	typeSystem      types.EntityType = "System"
 	typeRequest     types.EntityType = "Request"
 	typeParameters  types.EntityType = "Parameters"
+	typeArguments   types.EntityType = "Arguments"
 	typeBroker      types.EntityType = "Broker"
 	typeAction      types.EntityType = "Action"
 )

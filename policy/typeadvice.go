@@ -121,8 +121,11 @@ func (c *typeChecker) adviseAttribute(e *expr, owner typ, names []string) string
 // entitlement has it.
 func (c *typeChecker) adviseTag(e *expr, owner typ) string {
 	known, what := c.known.tags[types.EntityType(owner.name)], "label"
-	if owner.name == string(typeParameters) {
+	switch owner.name {
+	case string(typeParameters):
 		what = "parameter"
+	case string(typeArguments):
+		what = "argument"
 	}
 	name, missing := e.name, ""
 	if !known[e.name] {

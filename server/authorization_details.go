@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -114,30 +115,142 @@ func (c *call) checkTokenQuery() error {
 	return nil
 }
 
-// parseDetails returns the authorization details of a call (RFC 9396, section 2): the
-// parameters of the entitlement, in one element. It returns nil if the call has none.
-func parseDetails(text string) (*api.AuthorizationDetail, error) {
+// details are the authorization details of a call: the parameters of an entitlement, in one
+// element, and fine grants.
+type details struct {
+	given      bool
+	kind       string // the type of the element with the parameters
+	parameters map[string]string
+	fine       []broker.Detail
+}
+
+// parseDetails returns the authorization details of a form (RFC 9396, section 2).
+func parseDetails(text string) (details, error) {
 	if text == "" {
-		return nil, nil
+		return details{}, nil
 	}
 	if err := walkDetails(text); err != nil {
-		return nil, invalidDetails(strings.Replace(refusalOf(err).Detail, "the body", "the value", 1))
+		return details{}, invalidDetails(strings.Replace(refusalOf(err).Detail, "the body", "the value", 1))
 	}
 	var list []api.AuthorizationDetail
 	dec := json.NewDecoder(strings.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := explainJSON(dec.Decode(&list)); err != nil {
-		return nil, invalidDetails(strings.Replace(refusalOf(err).Detail, "the body", "the value", 1))
+		return details{}, invalidDetails(strings.Replace(refusalOf(err).Detail, "the body", "the value", 1))
 	}
+	if len(list) == 0 {
+		return details{}, invalidDetails("send at least one element")
+	}
+	return readDetails(list)
+}
+
+// readDetails sorts the elements by what they are.
+func readDetails(list []api.AuthorizationDetail) (d details, err error) {
+	d.given = len(list) > 0
+	for i, one := range list {
+		switch {
+		case len(one.Unknown) > 0:
+			return d, invalidDetails(fmt.Sprintf("element %d: unknown field %s", i+1, quote(one.Unknown[0])))
+		case one.Type == "":
+			return d, invalidDetails(fmt.Sprintf("element %d has no type", i+1))
+		case one.Parameters == nil && one.Type != api.ParametersDetail:
+			fine, err := toFine(&one)
+			if err != nil {
+				return d, invalidDetails(fmt.Sprintf("element %d: %v", i+1, err))
+			}
+			d.fine = append(d.fine, fine)
+			continue
+		case d.kind != "":
+			return d, invalidDetails("send one element with the parameters of the entitlement")
+		case len(one.Parameters) == 0:
+			return d, invalidDetails(fmt.Sprintf("element %d has no parameters", i+1))
+		case len(one.Actions)+len(one.Locations)+len(one.DataTypes)+len(one.Privileges)+len(one.Identifier)+len(one.Tool)+len(one.Arguments) > 0:
+			return d, invalidDetails(fmt.Sprintf("element %d: an element with parameters has no other field than type", i+1))
+		}
+		d.kind, d.parameters = one.Type, one.Parameters
+	}
+	return d, nil
+}
+
+// toFine converts a fine grant. The domain compares it with its type.
+func toFine(a *api.AuthorizationDetail) (broker.Detail, error) {
+	d := broker.Detail{
+		Type: a.Type, Actions: a.Actions, Locations: a.Locations, DataTypes: a.DataTypes, Privileges: a.Privileges, Identifier: a.Identifier, Tool: a.Tool,
+	}
+	if len(a.Arguments) > broker.MaxDetailItems {
+		return d, fmt.Errorf("at most %d arguments", broker.MaxDetailItems)
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.Arguments)) {
+		bound, err := toBound(a.Arguments[name])
+		if err != nil {
+			return d, fmt.Errorf("argument %.128q: %w", name, err)
+		}
+		bound.Name = name
+		d.Arguments = append(d.Arguments, bound)
+	}
+	return d, nil
+}
+
+var errBound = errors.New("write enum or maxLength for a text, minimum and maximum for a whole number, or maxItems and items for a list of texts")
+
+// toBound converts what may be passed as an argument. Its members state exactly one kind.
+func toBound(a api.ArgumentBound) (b broker.ArgumentBound, err error) {
+	text := len(a.Enum) > 0 || a.MaxLength != 0
+	number := a.Minimum != nil || a.Maximum != nil
+	list := a.MaxItems != 0 || a.Items != nil
 	switch {
-	case len(list) != 1:
-		return nil, invalidDetails(fmt.Sprintf("send one element with the parameters of the entitlement, not %d", len(list)))
-	case list[0].Type == "":
-		return nil, invalidDetails("the element has no type")
-	case len(list[0].Parameters) == 0:
-		return nil, invalidDetails("the element has no parameters")
+	case len(a.Unknown) > 0 || a.Items != nil && len(a.Items.Unknown) > 0:
+		return b, errBound
+	case text && !number && !list:
+		b.Values, b.MaxLength, err = textBound(a.TextBound)
+	case number && !text && !list && a.Minimum != nil && a.Maximum != nil:
+		b.Number, b.Min, b.Max = true, *a.Minimum, *a.Maximum
+	case list && !text && !number && a.MaxItems > 0 && a.Items != nil:
+		b.MaxItems = a.MaxItems
+		b.Values, b.MaxLength, err = textBound(a.Items.TextBound)
+	default:
+		return b, errBound
 	}
-	return &list[0], nil
+	return b, err
+}
+
+func textBound(t api.TextBound) ([]string, int, error) {
+	if (len(t.Enum) > 0) == (t.MaxLength > 0) || t.MaxLength < 0 {
+		return nil, 0, errBound
+	}
+	return t.Enum, t.MaxLength, nil
+}
+
+// fromDetail converts a fine grant to the form of the wire.
+func fromDetail(d *broker.Detail) api.AuthorizationDetail {
+	a := api.AuthorizationDetail{
+		Type: d.Type, Actions: d.Actions, Locations: d.Locations, DataTypes: d.DataTypes, Privileges: d.Privileges, Identifier: d.Identifier, Tool: d.Tool,
+	}
+	for _, b := range d.Arguments {
+		if a.Arguments == nil {
+			a.Arguments = map[string]api.ArgumentBound{}
+		}
+		text := api.TextBound{Enum: b.Values, MaxLength: b.MaxLength}
+		if len(b.Values) > 0 {
+			text.MaxLength = 0
+		}
+		switch {
+		case b.Number:
+			a.Arguments[b.Name] = api.ArgumentBound{Minimum: &b.Min, Maximum: &b.Max}
+		case b.MaxItems > 0:
+			a.Arguments[b.Name] = api.ArgumentBound{MaxItems: b.MaxItems, Items: &api.ListBound{TextBound: text}}
+		default:
+			a.Arguments[b.Name] = api.ArgumentBound{TextBound: text}
+		}
+	}
+	return a
+}
+
+func fromDetails(list []broker.Detail) (out []api.AuthorizationDetail) {
+	for i := range list {
+		out = append(out, fromDetail(&list[i]))
+	}
+	return out
 }
 
 // walkDetails makes the checks that encoding/json does not make: see decodeJSON.
@@ -157,30 +270,45 @@ func walkDetails(text string) error {
 }
 
 func invalidDetails(detail string) error {
-	return refuse(broker.ErrInvalidParameter, "authorization_details: "+detail)
+	return refuse(broker.ErrInvalidDetails, "authorization_details: "+detail)
 }
 
-// parametersOf returns the parameters of the details for an entitlement. The type is
-// the broker's own, or the name of the entitlement as in tokens and introspections.
-func parametersOf(detail *api.AuthorizationDetail, entitlement string) (map[string]string, error) {
-	switch {
-	case detail == nil:
-		return nil, nil
-	case detail.Type != api.ParametersDetail && detail.Type != entitlement:
-		return nil, invalidDetails("the type must be " + api.ParametersDetail + " or the name of the requested entitlement")
+// fill adds the details to an ask for an entitlement. The type of the parameters is the
+// broker's own, or the name of the entitlement as in tokens and introspections.
+func (d details) fill(ask *broker.Ask) error {
+	if d.kind != "" && d.kind != api.ParametersDetail && d.kind != ask.Entitlement {
+		return invalidDetails("the type of the parameters must be " + api.ParametersDetail + " or the name of the requested entitlement")
 	}
-	return detail.Parameters, nil
+	if d.kind != "" && len(ask.Parameters) > 0 {
+		return invalidDetails("send the parameters once, in parameters or in authorization_details")
+	}
+	if d.kind != "" {
+		ask.Parameters = d.parameters
+	}
+	ask.Details = d.fine
+	return nil
 }
 
-// grantedDetails returns the parameters that an issued token carries (RFC 9396, section
-// 7), under the type that the client used.
-func grantedDetails(l *broker.Lease, requested string) []api.AuthorizationDetail {
-	if len(l.Parameters) == 0 {
+// checkSame refuses details that differ from those of the request that the caller polls.
+func (d details) checkSame(r *broker.Request) error {
+	if !d.given {
 		return nil
 	}
-	detail := api.AuthorizationDetail{Type: l.Entitlement, Parameters: l.Parameters}
-	if requested != "" {
-		detail.Type = requested
+	ask := broker.Ask{Entitlement: r.Entitlement}
+	if err := d.fill(&ask); err != nil {
+		return err
 	}
-	return []api.AuthorizationDetail{detail}
+	if !maps.Equal(ask.Parameters, r.Parameters) || !broker.EqualDetails(broker.SortDetails(ask.Details), r.Details) {
+		return invalidDetails("the request has other details")
+	}
+	return nil
+}
+
+// grantedDetails returns what an issued token carries (RFC 9396, section 7): the
+// parameters under the type that the client used, and the fine grants.
+func grantedDetails(l *broker.Lease, requested string) (list []api.AuthorizationDetail) {
+	if len(l.Parameters) > 0 {
+		list = append(list, api.AuthorizationDetail{Type: cmp.Or(requested, l.Entitlement), Parameters: l.Parameters})
+	}
+	return append(list, fromDetails(l.Details)...)
 }

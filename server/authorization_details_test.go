@@ -96,7 +96,7 @@ func TestAuthorizationDetailsAreStrict(t *testing.T) {
 	}
 	for name, details := range tests {
 		status, answer, failed := w.post(credentials + "audience=repository&scope=clone&authorization_details=" + url.QueryEscape(details))
-		if status != 400 || failed.Error != "invalid_authorization_details" || failed.Code != api.InvalidParameter || failed.Description == "" || answer.AccessToken != "" {
+		if status != 400 || failed.Error != "invalid_authorization_details" || failed.Code != api.InvalidParameter && failed.Code != api.InvalidDetails || failed.Description == "" || answer.AccessToken != "" {
 			t.Errorf("%s: got %d %+v", name, status, failed)
 		}
 	}
@@ -127,7 +127,7 @@ func TestPollRepeatsAuthorizationDetails(t *testing.T) {
 		t.Errorf("the same parameters: got %v", err)
 	}
 	req.Parameters = map[string]string{"name": "billing", "branch": "main"}
-	if _, err := w.as(agent).Exchange(t.Context(), req); !errors.Is(err, api.InvalidParameter) {
+	if _, err := w.as(agent).Exchange(t.Context(), req); !errors.Is(err, api.InvalidDetails) {
 		t.Errorf("other parameters: got %v", err)
 	}
 }
@@ -194,7 +194,7 @@ func FuzzAuthorizationDetails(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		detail, err := parseDetails(text)
 		if err != nil {
-			if !errors.Is(err, broker.ErrInvalidParameter) || len(refusalOf(err).Detail) > 1000 {
+			if !errors.Is(err, broker.ErrInvalidDetails) || len(refusalOf(err).Detail) > 1000 {
 				t.Fatal(err)
 			}
 			return
@@ -203,13 +203,18 @@ func FuzzAuthorizationDetails(f *testing.F) {
 			return
 		}
 		var generic []map[string]any
-		if err := json.Unmarshal([]byte(text), &generic); err != nil || len(generic) != 1 || len(generic[0]) != 2 || generic[0]["type"] != detail.Type || len(detail.Parameters) == 0 {
+		if err := json.Unmarshal([]byte(text), &generic); err != nil || len(generic) == 0 || len(generic) != len(detail.fine)+min(1, len(detail.kind)) {
 			t.Fatalf("%q: got %+v, and encoding/json reads %v, %v", text, detail, generic, err)
 		}
-		parameters, _ := generic[0]["parameters"].(map[string]any)
-		for name, value := range detail.Parameters {
-			if parameters[name] != value {
-				t.Fatalf("%q: the parameter %q is %q, and %v for encoding/json", text, name, value, parameters[name])
+		for _, element := range generic {
+			parameters, _ := element["parameters"].(map[string]any)
+			if parameters == nil {
+				continue
+			}
+			for name, value := range detail.parameters {
+				if element["type"] != detail.kind || parameters[name] != value {
+					t.Fatalf("%q: the parameter %q is %q, and %v for encoding/json", text, name, value, parameters[name])
+				}
 			}
 		}
 	})

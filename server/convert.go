@@ -43,7 +43,7 @@ func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 		ID: r.ID.String(), Version: r.Version, Status: requestStatus[r.State(now)],
 		Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
 		Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: api.Duration(r.TTL), Duration: api.Duration(r.Duration),
-		Justification: r.Justification, BindingMessage: r.Message, Ticket: r.Ticket, Parameters: r.Parameters,
+		Justification: r.Justification, BindingMessage: r.Message, Ticket: r.Ticket, Parameters: r.Parameters, AuthorizationDetails: fromDetails(r.Details),
 		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,
 		CreatedAt: r.Created.UTC(), LapsesAt: utc(r.Lapses), Awaits: awaited(r),
 		Team: r.Requester.Team, Accountable: r.Requester.Accountable, Marks: c.s.marksOf(&r.Requester),
@@ -248,7 +248,7 @@ func toLease(l *broker.Lease, now time.Time) api.Lease {
 	return api.Lease{
 		ID: l.ID.String(), Request: l.Request.String(), Status: leaseStatus[l.State(now)], Holder: l.Holder,
 		OnBehalfOf: l.Subject, Actors: l.Actors, Parent: l.Parent.String(),
-		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, Type: l.Type, Confirm: confirmation(l),
+		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, AuthorizationDetails: fromDetails(l.Details), Type: l.Type, Confirm: confirmation(l),
 		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
 		EndHow: l.EndHow, EndedBy: toEndedBy(l.EndedBy), EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
 	}
@@ -276,12 +276,13 @@ func toOffer(o broker.Offer) api.Offer {
 		for _, d := range e.DefaultScopes {
 			isDefault = isDefault || d == so.Scope
 		}
-		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), BreakGlassOnly: so.BreakGlassOnly})
+		out.Scopes = append(out.Scopes, api.ScopeOffer{Scope: so.Scope, Description: e.ScopeTexts[so.Scope], Default: isDefault, Decision: toDecision(so.Decision), BreakGlassOnly: so.BreakGlassOnly, NeedsDetails: so.NeedsDetails})
 	}
 	if len(o.Scopes) == 0 {
 		decision := toDecision(o.Decision)
-		out.Decision = &decision
+		out.Decision, out.NeedsDetails = &decision, o.NeedsDetails
 	}
+	out.DetailTypes = detailSchemas(e)
 	return out
 }
 

@@ -134,7 +134,7 @@ type deferral struct {
 }
 
 // deferToken lets the response have a deferral_code, if the client accepts one.
-func (c *call) deferToken(r *broker.Request, details *api.AuthorizationDetail) error {
+func (c *call) deferToken(r *broker.Request, details details) error {
 	accepts, err := c.acceptsDeferral()
 	if err != nil || !accepts {
 		return err
@@ -157,8 +157,8 @@ func (c *call) howToPoll() string {
 }
 
 // isTyped reports whether the client used the broker's own type of authorization details.
-func isTyped(details *api.AuthorizationDetail) bool {
-	return details != nil && details.Type == api.ParametersDetail
+func isTyped(d details) bool {
+	return d.kind == api.ParametersDetail
 }
 
 // secondsUntil returns the whole seconds until a time, at least one.

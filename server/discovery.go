@@ -94,7 +94,7 @@ func (s *Server) metadataBody() api.Metadata {
 		Claims:                 []string{"aud", "exp", "iat", "iss", "jti", "sub"},
 		CertificateBoundTokens: true,
 		DPoPAlgs:               s.proofAlgorithms(),
-		DetailTypes:            []string{api.ParametersDetail},
+		DetailTypes:            s.detailTypes(),
 		ProtectedResources:     s.protectedResources(),
 		ServiceDocumentation:   s.url("/openapi.json"),
 		SVIDAudiences:          s.cfg.SVIDAudiences,

@@ -64,6 +64,7 @@ var errorTable = []errorRow{
 	{broker.ErrInvalidRequest, 400, "invalid_request", "Invalid request", "compare the call with /openapi.json", clientFault},
 	{broker.ErrInvalidScope, 400, "invalid_scope", "Invalid scope", "name at least one scope that GET /v1/entitlements lists, each once", clientFault},
 	{broker.ErrInvalidTTL, 400, "invalid_request", "Invalid duration", "send a positive duration such as \"15m\", no longer than allowed", clientFault},
+	{broker.ErrInvalidDetails, 400, "invalid_authorization_details", "Invalid authorization details", "send elements of the types that GET /v1/entitlements describes, with all of their fields and no others", clientFault},
 	{broker.ErrInvalidParameter, 400, "invalid_authorization_details", "Invalid parameter", "send the parameters that GET /v1/entitlements describes", clientFault},
 	{broker.ErrJustificationRequired, 400, "invalid_request", "A justification is required", "state the reason in justification", clientFault},
 	{broker.ErrTicketRequired, 400, "invalid_request", "A ticket is required", "name the ticket in ticket", clientFault},

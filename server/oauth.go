@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -109,8 +108,8 @@ func (s *Server) token(c *call) (reply, error) {
 		return reply{}, err
 	}
 	form := tokenForm{kind: kind}
-	if details != nil {
-		form.detailType = details.Type
+	if details.given {
+		form.detailType = details.kind
 	}
 	issued, err := s.issueToken(c, details)
 	return c.issued(issued, form, err)
@@ -142,7 +141,7 @@ func (c *call) issued(issued *broker.Issued, form tokenForm, err error) (reply, 
 	}}, nil
 }
 
-func (s *Server) issueToken(c *call, details *api.AuthorizationDetail) (*broker.Issued, error) {
+func (s *Server) issueToken(c *call, details details) (*broker.Issued, error) {
 	if id := c.form.get("request_id"); id != "" {
 		return s.collectToken(c, id, details)
 	}
@@ -165,7 +164,7 @@ func (s *Server) issueToken(c *call, details *api.AuthorizationDetail) (*broker.
 }
 
 // readTokenAsk reads an ask from a form.
-func (s *Server) readTokenAsk(c *call, details *api.AuthorizationDetail) (broker.Ask, error) {
+func (s *Server) readTokenAsk(c *call, details details) (broker.Ask, error) {
 	scopes, err := parseScope(c.form.get("scope"))
 	if err != nil {
 		return broker.Ask{}, err
@@ -200,7 +199,7 @@ func (s *Server) readTokenAsk(c *call, details *api.AuthorizationDetail) (broker
 	if err != nil {
 		return ask, err
 	}
-	ask.Parameters, err = parametersOf(details, ask.Entitlement)
+	err = details.fill(&ask)
 	return ask, err
 }
 
@@ -266,7 +265,7 @@ func byResource(catalogue broker.Catalogue, resource string, scopes []string, ma
 
 // collectToken collects the token of an earlier request. Clients poll with it, and
 // cannot change the request.
-func (s *Server) collectToken(c *call, text string, details *api.AuthorizationDetail) (*broker.Issued, error) {
+func (s *Server) collectToken(c *call, text string, details details) (*broker.Issued, error) {
 	id, err := broker.ParseRequestID(text)
 	if err != nil {
 		return nil, err
@@ -292,7 +291,7 @@ func (s *Server) collectToken(c *call, text string, details *api.AuthorizationDe
 
 // checkPoll checks that the request is for tokens, and that the parameters that the
 // caller repeats match the request.
-func (s *Server) checkPoll(c *call, r *broker.Request, details *api.AuthorizationDetail) error {
+func (s *Server) checkPoll(c *call, r *broker.Request, details details) error {
 	e := s.cfg.Broker.Rules().Catalogue[r.Entitlement]
 	if e == nil || e.Audience == "" {
 		return broker.ErrInvalidTarget
@@ -311,11 +310,7 @@ func (s *Server) checkPoll(c *call, r *broker.Request, details *api.Authorizatio
 	if len(scopes) > 0 && !slices.Equal(scopes, r.Scopes) {
 		return refuse(broker.ErrInvalidScope, "the request is for other scopes")
 	}
-	parameters, err := parametersOf(details, r.Entitlement)
-	if err == nil && details != nil && !maps.Equal(parameters, r.Parameters) {
-		err = invalidDetails("the request has other parameters")
-	}
-	return err
+	return details.checkSame(r)
 }
 
 const maxToken = 16 << 10 // bytes

@@ -155,6 +155,7 @@ func (f *fielder) request(r *audit.RequestFacts) {
 	f.committed("Binding message", "binding_message", r.Message)
 	f.committed("Ticket", "ticket", r.Ticket)
 	f.committed("Parameters", "parameters", r.Parameters)
+	f.committed("Fine grants", "authorization_details", r.Details)
 	f.committed("Network address", "source", r.Source)
 	f.time("Lapses", r.LapsesAt)
 	f.time("Not before", r.NotBefore)

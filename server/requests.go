@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -71,13 +72,19 @@ func (c *call) readAsk(body api.Ask) (broker.Ask, broker.IdempotencyKey, error) 
 			return broker.Ask{}, broker.IdempotencyKey{}, refuse(broker.ErrInvalidRequest, "extends must be the ID of an earlier request of yours")
 		}
 	}
+	fine, err := readDetails(body.AuthorizationDetails)
+	if err != nil {
+		return broker.Ask{}, broker.IdempotencyKey{}, err
+	}
 	key, err := c.idempotencyKey()
-	return broker.Ask{
+	ask := broker.Ask{
 		BreakGlass: body.BreakGlass, NotBefore: body.NotBefore, Extends: extends,
 		Entitlement: body.Entitlement, Scopes: body.Scopes, TTL: body.TTL.Std(), Duration: body.Duration.Std(),
 		Justification: body.Justification, Message: body.BindingMessage, Ticket: body.Ticket, Parameters: body.Parameters,
 		SourceIP: c.from, DryRun: body.DryRun, Delegation: subject,
-	}, key, err
+	}
+	err = errors.Join(err, fine.fill(&ask))
+	return ask, key, err
 }
 
 func (s *Server) collect(c *call, _ nothing) (reply, error) {

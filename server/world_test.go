@@ -277,6 +277,9 @@ func testRules() *broker.Rules {
 	guardedRepository.Parameters = repository.Parameters
 	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // needs approvals
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "the guarded database", "dba", map[string]string{"read": "read <all> rows", "write": "change rows"}
+	for _, e := range []*broker.Entitlement{guarded, repository} {
+		e.Details = map[string]*broker.DetailType{"row": rowType(), "urn:acme:export": {Actions: []string{"export"}}}
+	}
 	suppliers := broker.NewSuppliers()
 	suppliers.Add(&broker.Supplier{
 		Name: "acme-data", Title: "Acme Data GmbH", Sponsor: "login/sam", Ends: time.Now().Add(40 * 24 * time.Hour).UTC().Truncate(time.Second), Providers: []string{"acme"},

@@ -196,7 +196,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
 		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease,
-		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint)
+		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint, &r.Details)
 	c.records(&r.Records)
 }
 
@@ -251,12 +251,20 @@ func leaseFields(l *broker.Lease, c *coder) {
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
 		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint,
-		&l.Listed.List, &l.Listed.Index)
+		&l.Listed.List, &l.Listed.Index, &l.Details)
 	c.records(&l.Records)
 }
 
 func delegationFields(d *broker.Delegation, c *coder) {
 	c.fields(&d.Subject, &d.Parent, &d.Actors, &d.Links, &d.Decision, &d.Accountable, &d.Bound)
+}
+
+func detailFields(d *broker.Detail, c *coder) {
+	c.fields(&d.Type, &d.Actions, &d.Locations, &d.DataTypes, &d.Privileges, &d.Identifier, &d.Tool, &d.Arguments)
+}
+
+func argumentFields(a *broker.ArgumentBound, c *coder) {
+	c.fields(&a.Name, &a.Values, &a.MaxLength, &a.Number, &a.Min, &a.Max, &a.MaxItems)
 }
 
 func leaseIDFields(id *broker.LeaseID, c *coder) { c.fields(id) }
@@ -337,6 +345,10 @@ func (c *coder) domainField(tag uint64, v any) {
 		repeated(c, tag, v, factFields)
 	case **broker.FactEnd:
 		optional(c, tag, v, factEndFields)
+	case *[]broker.Detail:
+		repeated(c, tag, v, detailFields)
+	case *[]broker.ArgumentBound:
+		repeated(c, tag, v, argumentFields)
 	case *[]broker.LeaseID:
 		repeated(c, tag, v, leaseIDFields)
 	case *[]broker.CounterKey:

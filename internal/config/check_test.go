@@ -35,7 +35,7 @@ func TestCheckReportsEveryMistakeOnce(t *testing.T) {
 			`broker.yaml:5:3: unknown key "metricz": did you mean "metrics"?`,
 			"broker.yaml:26:14: a duration is a positive number",
 			`broker.yaml:27:74: unknown key "max_tll": did you mean "max_ttl"?`,
-			`broker.yaml:34:5: unknown key "maximum"; known keys: aws, binding, collect_within, `,
+			`broker.yaml:34:5: unknown key "maximum"; known keys: authorization_details, aws, binding, collect_within, `,
 			unread, // "maximum" may have been meant for an owner
 		}},
 		"status lists": {[]string{"metrics:", "status_lists: {ttl: 2h}\n  metrics:", "issuer: aws", "issuer: aws\n    status_list: true"}, []string{

@@ -79,6 +79,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 	if issuer.hasKind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws", "/scim", "/ldap"}, func(part string) bool { return c.d.isRejected(key + part) }) {
 		c.spec(key, issuer, f, e)
 	}
+	e.Details = c.details(key+"/authorization_details", f.Details, e)
 	if e.DefaultTTL < e.MinTTL && e.MaxTTL >= e.MinTTL {
 		c.report(key+"/default_ttl", "must be at least %s, the shortest lifetime that the issuer supports", broker.FormatDuration(e.MinTTL))
 	} else if usual == defaultSessionTTL && !issuer.Joins() && e.DefaultTTL < shortSession {

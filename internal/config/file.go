@@ -251,6 +251,8 @@ type entitlementFile struct {
 	AWS           *awsSpecFile             `yaml:"aws"`
 	SCIM          *scimSpecFile            `yaml:"scim"`
 	LDAP          *ldapSpecFile            `yaml:"ldap"`
+
+	Details map[string]detailTypeFile `yaml:"authorization_details"` // by type
 }
 
 type parameterFile struct {

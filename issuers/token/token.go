@@ -101,7 +101,7 @@ func (t *Issuer) Mint(_ context.Context, l broker.Lease) (broker.Credential, err
 }
 
 // appendClaims appends the claims of RFC 9068, section 2.2, act, entitlement, request,
-// cnf for bound tokens, the request's parameters as authorization_details (RFC 9396, section
+// cnf for bound tokens, the request's parameters and details as authorization_details (RFC 9396, section
 // 9.1), and the token's place in a status list. Times are truncated to seconds,
 // so that the token never outlives its lease.
 func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
@@ -111,11 +111,19 @@ func (t *Issuer) appendClaims(b []byte, l *broker.Lease) []byte {
 	}
 	b = append(audit.AppendString(b, "aud"), ':')
 	b = audit.AppendString(b, t.audience)
-	if len(l.Parameters) > 0 {
-		// Policy and approvers decided on the parameters: they must bind the token.
+	// Policy and approvers decided on these: they must bind the token.
+	switch {
+	case len(l.Parameters) > 0:
 		b = append(b, `,"authorization_details":[{"parameters":`...)
 		b = audit.AppendStrings(b, l.Parameters)
-		b = append(appendMember(b, ',', "type", l.Entitlement), `}]`...)
+		b = append(appendMember(b, ',', "type", l.Entitlement), '}')
+		if len(l.Details) > 0 {
+			b = append(append(b, ','), broker.AppendDetails(nil, l.Details)[1:]...)
+		} else {
+			b = append(b, ']')
+		}
+	case len(l.Details) > 0:
+		b = broker.AppendDetails(append(b, `,"authorization_details":`...), l.Details)
 	}
 	b = appendMember(b, ',', "client_id", l.Holder)
 	b = appendConfirmation(b, l)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -202,5 +203,38 @@ func TestRevokeRejectsForeignLease(t *testing.T) {
 	l := broker.Lease{Handle: []byte(vaultHandle), Expires: time.Now().Add(time.Minute)}
 	if err := (&Issuer{}).Revoke(t.Context(), l); !errors.Is(err, broker.ErrIssuerUnavailable) {
 		t.Errorf("got %v, want %v", err, broker.ErrIssuerUnavailable)
+	}
+}
+
+// A token carries exactly the fine grants of its lease, after the parameters.
+func TestTokenIsBoundToDetails(t *testing.T) {
+	keys := openKeys(t, testConfig(t, issuertest.Store(t), "ES256"), issuertest.Noon)
+	details := []broker.Detail{
+		{Type: "ticket", Actions: []string{"close", "read"}, Identifier: `TCK-1"`, Locations: []string{"https://a"}, DataTypes: []string{"mail"}, Privileges: []string{"clerk"}, Tool: "close", Arguments: []broker.ArgumentBound{
+			{Name: "amount", Number: true, Min: -1, Max: 5}, {Name: "labels", MaxItems: 2, Values: []string{"a", "b"}}, {Name: "note", MaxLength: 9}, {Name: "why", Values: []string{"<b>"}},
+		}},
+		{Type: "urn:acme:export"},
+	}
+	fine := []any{
+		map[string]any{
+			"type": "ticket", "actions": []any{"close", "read"}, "identifier": `TCK-1"`, "locations": []any{"https://a"}, "datatypes": []any{"mail"}, "privileges": []any{"clerk"}, "tool": "close",
+			"arguments": map[string]any{
+				"amount": map[string]any{"minimum": float64(-1), "maximum": float64(5)}, "labels": map[string]any{"maxItems": float64(2), "items": map[string]any{"enum": []any{"a", "b"}}},
+				"note": map[string]any{"maxLength": float64(9)}, "why": map[string]any{"enum": []any{"<b>"}},
+			},
+		},
+		map[string]any{"type": "urn:acme:export"},
+	}
+	for _, parameters := range []map[string]string{nil, {"account": "1"}} {
+		l := issuertest.Lease(issuertest.Noon)
+		l.Parameters, l.Details = parameters, details
+		want := fine
+		if parameters != nil {
+			want = append([]any{map[string]any{"type": "tickets-api", "parameters": map[string]any{"account": "1"}}}, fine...)
+		}
+		claims := verify(t, keys.JWKS(issuertest.Noon), mint(t, New(testIssuer, testAudience, keys), l))
+		if !reflect.DeepEqual(claims["authorization_details"], want) {
+			t.Errorf("authorization_details are %v, want %v", claims["authorization_details"], want)
+		}
 	}
 }

@@ -1,0 +1,103 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+)
+
+// An AuthorizationDetail is an element of authorization_details (RFC 9396, section 2): the
+// parameters of the entitlement, or a fine grant of a type that the entitlement declares. What
+// a fine grant does not name is not granted.
+type AuthorizationDetail struct {
+	Type       string            `json:"type"` // of a fine grant; for parameters, the entitlement or ParametersDetail
+	Parameters map[string]string `json:"parameters,omitempty"`
+
+	Actions    []string                 `json:"actions,omitempty"`
+	Locations  []string                 `json:"locations,omitempty"`
+	DataTypes  []string                 `json:"datatypes,omitempty"`
+	Privileges []string                 `json:"privileges,omitempty"`
+	Identifier string                   `json:"identifier,omitempty"`
+	Tool       string                   `json:"tool,omitempty"`
+	Arguments  map[string]ArgumentBound `json:"arguments,omitempty"` // what may be passed to the tool, by argument
+
+	// Unknown are the members of a decoded element that this version does not know, sorted.
+	Unknown []string `json:"-"`
+}
+
+// An ArgumentBound is what may be passed as one argument, in the words of JSON Schema: enum
+// or maxLength of a text, minimum and maximum of a whole number, maxItems and items of a list
+// of texts.
+type ArgumentBound struct {
+	TextBound
+	Minimum  *int       `json:"minimum,omitempty"`
+	Maximum  *int       `json:"maximum,omitempty"`
+	MaxItems int        `json:"maxItems,omitempty"`
+	Items    *ListBound `json:"items,omitempty"`
+
+	Unknown []string `json:"-"` // see AuthorizationDetail
+}
+
+// A TextBound has the only texts, or the greatest length of any text in characters.
+type TextBound struct {
+	Enum      []string `json:"enum,omitempty"`
+	MaxLength int      `json:"maxLength,omitempty"`
+}
+
+// A ListBound bounds the items of a list.
+type ListBound struct {
+	TextBound
+	Unknown []string `json:"-"` // see AuthorizationDetail
+}
+
+// UnmarshalJSON implements json.Unmarshaler. Members whose names differ from those of the
+// fields by their case are unknown, unlike for encoding/json.
+func (d *AuthorizationDetail) UnmarshalJSON(text []byte) error {
+	type plain AuthorizationDetail
+	known, unknown, err := members(text, "type", "parameters", "actions", "locations", "datatypes", "privileges", "identifier", "tool", "arguments")
+	if err == nil {
+		err = json.Unmarshal(known, (*plain)(d))
+	}
+	d.Unknown = unknown
+	return err
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *ArgumentBound) UnmarshalJSON(text []byte) error {
+	type plain ArgumentBound
+	known, unknown, err := members(text, "enum", "maxLength", "minimum", "maximum", "maxItems", "items")
+	if err == nil {
+		err = json.Unmarshal(known, (*plain)(b))
+	}
+	b.Unknown = unknown
+	return err
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *ListBound) UnmarshalJSON(text []byte) error {
+	known, unknown, err := members(text, "enum", "maxLength")
+	if err == nil {
+		err = json.Unmarshal(known, &b.TextBound)
+	}
+	b.Unknown = unknown
+	return err
+}
+
+// members returns the object with the known members alone, and the names of the others.
+func members(text []byte, names ...string) (known []byte, unknown []string, err error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, nil, err
+	}
+	for name := range all {
+		if !slices.Contains(names, name) {
+			unknown = append(unknown, name)
+			delete(all, name)
+		}
+	}
+	slices.Sort(unknown)
+	if known, err = json.Marshal(all); err != nil {
+		err = fmt.Errorf("encoding the known members: %w", err)
+	}
+	return known, unknown, err
+}

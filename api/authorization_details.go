@@ -3,7 +3,10 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // An AuthorizationDetail is an element of authorization_details (RFC 9396, section 2): the
@@ -100,4 +103,52 @@ func members(text []byte, names ...string) (known []byte, unknown []string, err 
 		err = fmt.Errorf("encoding the known members: %w", err)
 	}
 	return known, unknown, err
+}
+
+// Words returns the element in words: "ticket TCK-1: close, read at https://tickets.acme.test".
+// The identifier and the values of arguments are texts of the requester.
+func (d *AuthorizationDetail) Words() string {
+	text := strings.TrimSpace(d.Type + " " + d.Identifier)
+	var parts []string
+	for _, list := range []struct {
+		word  string
+		items []string
+	}{{"", d.Actions}, {"of ", d.DataTypes}, {"at ", d.Locations}, {"as ", d.Privileges}} {
+		if len(list.items) > 0 {
+			parts = append(parts, list.word+strings.Join(list.items, ", "))
+		}
+	}
+	if d.Tool != "" {
+		parts = append(parts, "tool "+d.Tool)
+	}
+	if len(parts) > 0 {
+		text += ": " + strings.Join(parts, " ")
+	}
+	word := " with "
+	for _, name := range slices.Sorted(maps.Keys(d.Arguments)) {
+		a := d.Arguments[name]
+		text, word = text+word+name+" "+a.words(), "; "
+	}
+	return text
+}
+
+func (b *ArgumentBound) words() string {
+	switch {
+	case b.Minimum != nil && b.Maximum != nil:
+		return fmt.Sprintf("from %d to %d", *b.Minimum, *b.Maximum)
+	case b.Items != nil:
+		return fmt.Sprintf("with at most %d items: %s", b.MaxItems, b.Items.words())
+	}
+	return b.TextBound.words()
+}
+
+func (b *TextBound) words() string {
+	if len(b.Enum) == 0 {
+		return fmt.Sprintf("of at most %d characters", b.MaxLength)
+	}
+	quoted := make([]string, len(b.Enum))
+	for i, v := range b.Enum {
+		quoted[i] = strconv.Quote(v)
+	}
+	return strings.Join(quoted, " or ")
 }

@@ -75,7 +75,7 @@ func (b *Broker) follow(ctx context.Context, caller Caller, d *Delegation, ask *
 	case len(ask.Parameters) > 0 && !maps.Equal(ask.Parameters, parent.Parameters):
 		return refuse(ErrDelegation, "the parameters differ from those of the token that you exchange: leave them out")
 	}
-	d.Scopes, ask.Parameters = append([]string{}, parent.Scopes...), parent.Parameters
+	d.Scopes, d.Details, ask.Parameters = append([]string{}, parent.Scopes...), parent.Details, parent.Parameters
 	return nil
 }
 
@@ -129,6 +129,12 @@ func (d *Delegation) bound(ask *Ask, e *Entitlement) error {
 	}
 	if d.Resource != "" && d.Resource != e.Audience {
 		return refuse(ErrInvalidTarget, "the person's proof is for another resource")
+	}
+	if len(ask.Details) == 0 {
+		ask.Details = d.Details
+	}
+	if !DetailsWithin(SortDetails(ask.Details), d.Details) {
+		return badDetail("the token that you exchange does not allow these: name less, or leave them out")
 	}
 	if d.Scopes == nil {
 		return nil

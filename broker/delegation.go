@@ -34,6 +34,7 @@ type Delegation struct {
 	Accountable []string
 
 	Scopes   []string  // that the proof allows; nil: the proof does not bound them; not stored
+	Details  []Detail  // that the proof allows; nil: not bounded; not stored
 	Resource string    // the token audience that the proof is limited to; empty: any; not stored
 	ID       string    // of the proof, for single use; empty: the proof may be used again; not stored
 	IDUntil  time.Time // when the ID may be forgotten; not stored

@@ -16,27 +16,30 @@ import (
 
 // Facts are the content of a message. plain has cleaned the requester's texts.
 type Facts struct {
-	Event          string            `json:"event"` // request.pending, …
-	Time           time.Time         `json:"time"`  // of the event
-	Group          string            `json:"group"` // whose channel it is
-	Request        string            `json:"request"`
-	URL            string            `json:"url"` // of the page, which requires a login
-	Status         string            `json:"status"`
-	Entitlement    string            `json:"entitlement"`
-	Scopes         []string          `json:"scopes,omitempty"`
-	Requester      string            `json:"requester"`
-	RequesterKind  string            `json:"requester_kind"`
-	Accountable    []string          `json:"accountable,omitempty"`
-	Justification  string            `json:"justification,omitempty"`
-	BindingMessage string            `json:"binding_message,omitempty"`
-	Ticket         string            `json:"ticket,omitempty"`
-	TTL            string            `json:"ttl"`
-	Duration       string            `json:"duration"`
-	BreakGlass     bool              `json:"break_glass,omitempty"`
-	Needed         map[string]string `json:"needed,omitempty"` // by group: "1 of 2"
-	LapsesAt       *time.Time        `json:"lapses_at,omitempty"`
-	ReviewDueAt    *time.Time        `json:"review_due_at,omitempty"`
-	Approvals      []Approval        `json:"approvals,omitempty"`
+	Event          string    `json:"event"` // request.pending, …
+	Time           time.Time `json:"time"`  // of the event
+	Group          string    `json:"group"` // whose channel it is
+	Request        string    `json:"request"`
+	URL            string    `json:"url"` // of the page, which requires a login
+	Status         string    `json:"status"`
+	Entitlement    string    `json:"entitlement"`
+	Scopes         []string  `json:"scopes,omitempty"`
+	Requester      string    `json:"requester"`
+	RequesterKind  string    `json:"requester_kind"`
+	Accountable    []string  `json:"accountable,omitempty"`
+	Justification  string    `json:"justification,omitempty"`
+	BindingMessage string    `json:"binding_message,omitempty"`
+	Ticket         string    `json:"ticket,omitempty"`
+	TTL            string    `json:"ttl"`
+
+	AuthorizationDetails []string `json:"authorization_details,omitempty"` // what the token is good for, in words
+
+	Duration    string            `json:"duration"`
+	BreakGlass  bool              `json:"break_glass,omitempty"`
+	Needed      map[string]string `json:"needed,omitempty"` // by group: "1 of 2"
+	LapsesAt    *time.Time        `json:"lapses_at,omitempty"`
+	ReviewDueAt *time.Time        `json:"review_due_at,omitempty"`
+	Approvals   []Approval        `json:"approvals,omitempty"`
 }
 
 // An Approval is one person's vote.
@@ -80,6 +83,9 @@ func factsOf(pages string, n *broker.Notice, r *broker.Request, now time.Time) F
 		Status: statuses[r.State(now)], Entitlement: r.Entitlement, Scopes: r.Scopes, Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
 		Accountable: r.Requester.Accountable, Justification: plain(r.Justification), BindingMessage: plain(r.Message), Ticket: plain(r.Ticket),
 		TTL: broker.FormatDuration(r.TTL), Duration: broker.FormatDuration(r.Duration), BreakGlass: r.BreakGlass,
+	}
+	for i := range r.Details {
+		f.AuthorizationDetails = append(f.AuthorizationDetails, plain(r.Details[i].String()))
 	}
 	if !r.Lapses.IsZero() {
 		lapses := r.Lapses.UTC()

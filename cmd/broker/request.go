@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ type askFlags struct {
 	ttl, duration time.Duration
 	why, ticket   string
 	parameters    parameterFlag
+	details       detailsFlag
 	wait          time.Duration
 	breakGlass    bool
 	notBefore     string
@@ -50,6 +52,33 @@ func (p *parameterFlag) Set(text string) error {
 		*p = parameterFlag{}
 	}
 	(*p)[name] = value
+	return nil
+}
+
+// A detailsFlag is authorization_details as JSON.
+type detailsFlag []api.AuthorizationDetail
+
+// String returns "", because there is no default.
+func (detailsFlag) String() string { return "" }
+
+// Type returns the name of the value in help.
+func (detailsFlag) Type() string { return "json" }
+
+// Set reads one element, or an array of elements.
+func (d *detailsFlag) Set(text string) error {
+	var list []api.AuthorizationDetail
+	if trimmed := strings.TrimSpace(text); strings.HasPrefix(trimmed, "{") {
+		text = "[" + trimmed + "]"
+	}
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return errors.New(`write an element such as {"type": "ticket", "actions": ["read"], "identifier": "TCK-1"}, or an array of them`)
+	}
+	for _, one := range list {
+		if len(one.Unknown) > 0 {
+			return fmt.Errorf("there is no field %q", one.Unknown[0])
+		}
+	}
+	*d = append(*d, list...)
 	return nil
 }
 
@@ -87,6 +116,7 @@ func (f *askFlags) addPolicyInputs(c *cobra.Command) {
 	c.Flags().Var((*positiveFlag)(&f.duration), "duration", "how long credentials can be collected (default: the entitlement's)")
 	c.Flags().StringVar(&f.why, "why", "", "the justification, shown to approvers and recorded in the log")
 	c.Flags().StringVar(&f.ticket, "ticket", "", "the ticket for this request")
+	c.Flags().Var(&f.details, "detail", "what the token is good for, as an element of authorization_details (RFC 9396); repeatable")
 	c.Flags().Var(&f.parameters, "param", "a parameter of the entitlement, as name=value; repeatable")
 	c.Flags().BoolVar(&f.breakGlass, "break-glass", false, "emergency access: no approval now, a review afterwards")
 }
@@ -110,7 +140,7 @@ func (f *askFlags) ask(entitlement string) (api.Ask, error) {
 		SubjectToken: subject, SubjectType: kind,
 		BreakGlass: f.breakGlass, NotBefore: start.UTC(), Extends: f.extends,
 		Entitlement: entitlement, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration),
-		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters,
+		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters, AuthorizationDetails: f.details,
 	}, nil
 }
 

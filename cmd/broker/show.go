@@ -166,6 +166,9 @@ func writeRequest(w io.Writer, r *api.Request) {
 	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
 		c.written(name, r.Parameters[name])
 	}
+	for i := range r.AuthorizationDetails {
+		c.written("only for", r.AuthorizationDetails[i].Words())
+	}
 	c.line("credential", fmt.Sprintf("valid %s, collectable for %s", r.TTL, r.Duration))
 	c.line("revocation", revocations[f.Revocation])
 	if r.KeyThumbprint != "" {

@@ -265,7 +265,7 @@ func (e *Entitlement) fulfils(r *Request) bool {
 	if e.Effect != r.Effect || e.checkParameters(r.Parameters) != nil {
 		return false
 	}
-	_, err := e.checkDetails(r.Details)
+	_, err := e.CheckDetails(r.Details)
 	return err == nil
 }
 

@@ -35,10 +35,10 @@ type Argument struct {
 	Description string
 }
 
-// checkDetails returns the details in their one form, or refuses those that the entitlement
+// CheckDetails returns the details in their one form, or refuses those that the entitlement
 // does not declare. Nothing is ignored: an element that the broker does not understand could
 // be meant to narrow the token.
-func (e *Entitlement) checkDetails(asked []Detail) ([]Detail, error) {
+func (e *Entitlement) CheckDetails(asked []Detail) ([]Detail, error) {
 	if len(asked) == 0 {
 		return nil, nil
 	}

@@ -111,7 +111,7 @@ func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
 	if err := e.checkParameters(a.Parameters); err != nil {
 		return nil, err
 	}
-	details, err := e.checkDetails(a.Details)
+	details, err := e.CheckDetails(a.Details)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,7 @@ import (
 //	    justification: customer is waiting
 //	    ticket: INC-1
 //	    parameters: {prefix: acme}
+//	    authorization_details: [{type: ticket, actions: [read]}] # as in JSON
 //	    requester: spiffe://acme.test/agent/x    # required for view, revoke and approve
 //	    on_behalf_of: login/ana                  # the principal acts for this person or workload
 //	    depth: 2                                 # with on_behalf_of; default: 1
@@ -88,6 +89,7 @@ type scenarioText struct {
 	Justification string            `yaml:"justification"`
 	Ticket        string            `yaml:"ticket"`
 	Parameters    map[string]string `yaml:"parameters"`
+	Details       []detailText      `yaml:"authorization_details"`
 	Requester     string            `yaml:"requester"`
 	OnBehalfOf    string            `yaml:"on_behalf_of"`
 	Depth         int               `yaml:"depth"`
@@ -433,7 +435,7 @@ func (e *Engine) setSubject(s scenario, q *broker.Query) error {
 
 // requestQuery sets the scopes, TTL and duration with the defaults that the
 // broker applies to a request.
-func (s *scenario) requestQuery(q broker.Query) (broker.Query, error) {
+func (s *scenario) requestQuery(q broker.Query) (_ broker.Query, err error) {
 	if q.Entitlement == nil {
 		return q, errors.New("the scenario has no entitlement: add entitlement")
 	}
@@ -441,6 +443,9 @@ func (s *scenario) requestQuery(q broker.Query) (broker.Query, error) {
 	q.Justification, q.Ticket, q.Parameters = s.Justification, s.Ticket, s.Parameters
 	if len(q.Scopes) == 0 {
 		q.Scopes = q.Entitlement.DefaultScopes
+	}
+	if q.Details, err = q.Entitlement.CheckDetails(details(s.Details)); err != nil {
+		return q, err
 	}
 	for _, d := range []time.Duration{q.Entitlement.DefaultTTL, q.Entitlement.MaxTTL} {
 		if q.TTL == 0 {

@@ -345,10 +345,6 @@ func (c *coder) domainField(tag uint64, v any) {
 		repeated(c, tag, v, factFields)
 	case **broker.FactEnd:
 		optional(c, tag, v, factEndFields)
-	case *[]broker.Detail:
-		repeated(c, tag, v, detailFields)
-	case *[]broker.ArgumentBound:
-		repeated(c, tag, v, argumentFields)
 	case *[]broker.LeaseID:
 		repeated(c, tag, v, leaseIDFields)
 	case *[]broker.CounterKey:
@@ -365,6 +361,18 @@ func (c *coder) domainField(tag uint64, v any) {
 		repeated(c, tag, v, func(d *time.Duration, c *coder) { c.fields(d) })
 	case *[]broker.Passkey:
 		repeated(c, tag, v, passkeyFields)
+	default:
+		c.furtherField(tag, v)
+	}
+}
+
+// furtherField is domainField for maps and fine grants.
+func (c *coder) furtherField(tag uint64, v any) {
+	switch v := v.(type) {
+	case *[]broker.Detail:
+		repeated(c, tag, v, detailFields)
+	case *[]broker.ArgumentBound:
+		repeated(c, tag, v, argumentFields)
 	case *map[string]string:
 		mapped(c, tag, v)
 	case *map[string][16]byte:

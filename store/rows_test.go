@@ -38,7 +38,7 @@ func TestRowsKeepEveryField(t *testing.T) {
 				r.Records = nil                                                                // kept by the store: see TestRowsListTheirRecords
 				if d := r.Delegation; d != nil {                                               // the bounds of its proof were checked, and are not stored
 					d.Scopes, d.Resource, d.ID, d.IDUntil, d.MayAct, d.Decision.Lasting = nil, "", "", time.Time{}, nil, false
-					d.Subject.Ceiling, d.Decision.Above = nil, ""
+					d.Details, d.Subject.Ceiling, d.Decision.Above = nil, nil, ""
 				}
 			}
 			if s, ok := r.(*broker.Session); ok {

@@ -147,6 +147,9 @@ func requestQuery(s *config.Config, engine *policy.Engine, name, who, ip string,
 		Principal: principal, Action: broker.ActionRequest, Entitlement: e, Scopes: f.scopes, TTL: f.ttl, Duration: f.duration,
 		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters, BreakGlass: f.breakGlass,
 	}
+	if q.Details, err = e.CheckDetails(f.details.fine()); err != nil {
+		return broker.Query{}, usage("--detail: %v", err)
+	}
 	if len(q.Scopes) == 0 {
 		q.Scopes = e.DefaultScopes
 	}

@@ -1,11 +1,14 @@
 package server
 
 import (
+	"context"
+	"encoding/base64"
 	"net/url"
 	"strings"
 	"testing"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // The backchannel endpoint answers with the errors and statuses of CIBA, section 13.
@@ -126,5 +129,56 @@ func TestBindingMessageOnPages(t *testing.T) {
 	}
 	if strings.Contains(page, "\u3164") {
 		t.Error("an invisible character of the message is on the page")
+	}
+}
+
+type expiredToken struct{}
+
+func (expiredToken) Error() string { return "the ID-JAG has expired" }
+func (expiredToken) Expired() bool { return true }
+func (expiredToken) Unwrap() error { return broker.ErrForeignSubject }
+
+// A login_hint_token is judged as a token of a person. What it does not prove names no one.
+func TestBackchannelHintTokens(t *testing.T) {
+	t.Parallel()
+	var seen []broker.Method
+	w := newWorld(t, func(c *Config) {
+		withPeople(c)
+		c.SubjectToken = func(_ context.Context, s broker.SubjectToken) (*broker.Delegation, error) {
+			seen = append(seen, s.Method)
+			if s.Actor.ID != agent || s.Resource != "https://guarded.acme.test" {
+				t.Errorf("got the actor %s and the resource %s", s.Actor.ID, s.Resource)
+			}
+			switch {
+			case strings.HasSuffix(s.Token, ".expired"):
+				return nil, expiredToken{}
+			case strings.HasSuffix(s.Token, ".down"):
+				return nil, broker.ErrUnavailable
+			}
+			return nil, &broker.Refusal{Err: broker.ErrForeignSubject, Detail: "the token is for another actor"}
+		}
+	})
+	header := func(typ string) string {
+		return base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"ES256","typ":"`+typ+`"}`)) + ".e30."
+	}
+	for _, test := range []struct {
+		token  string
+		method broker.Method
+		status int
+		error  string
+	}{
+		{header("oauth-id-jag+jwt") + "other", broker.MethodIDJAG, 400, "unknown_user_id"},
+		{header("at+jwt") + "other", broker.MethodAccessToken, 400, "unknown_user_id"},
+		{header("JWT") + "other", broker.MethodAccessToken, 400, "unknown_user_id"},
+		{"no token", broker.MethodAccessToken, 400, "unknown_user_id"},
+		{header("oauth-id-jag+jwt") + "expired", broker.MethodIDJAG, 400, "expired_login_hint_token"},
+		{header("at+jwt") + "down", broker.MethodAccessToken, 503, "temporarily_unavailable"},
+	} {
+		seen = nil
+		a := w.oauth(agent, backchannelPath, url.Values{"login_hint_token": {test.token}, "audience": {"guarded"}, "scope": {"read"}}.Encode())
+		wantError(t, test.token, a, test.status, test.error)
+		if len(seen) != 1 || seen[0] != test.method {
+			t.Errorf("%s: judged as %v, want %s", test.token, seen, test.method)
+		}
 	}
 }

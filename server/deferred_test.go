@@ -1,9 +1,12 @@
 package server
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -413,4 +416,37 @@ func TestCodesNeedNoRows(t *testing.T) {
 			t.Errorf("got %d %s, want the token", a.status, a.text)
 		}
 	})
+}
+
+// Codes that are not ones cost no read of the database and no row.
+func TestBadCodesAreCheap(t *testing.T) {
+	t.Parallel()
+	const tries = 10_000
+	w := newWorld(t, func(c *Config) {
+		withPeople(c)
+		c.CallsPerSecond = 1e9
+		c.Remembers = func(string) bool { return true }
+	})
+	handler, reads, records := w.Handler(OAuth), w.store.reads.Load(), w.store.Head().Size
+	random := rand.New(rand.NewPCG(1, 2))
+	refused := 0
+	for i := range tries {
+		raw := make([]byte, random.IntN(120))
+		for j := range raw {
+			raw[j] = byte(random.Uint32())
+		}
+		way := waitingWays[i%len(waitingWays)]
+		path, form := "/oauth2/token", way.form(base64.RawURLEncoding.EncodeToString(raw))
+		r, answer := httptest.NewRequestWithContext(t.Context(), "POST", path, strings.NewReader(form)), httptest.NewRecorder()
+		r.Host = "broker.acme.test:443"
+		r.Header.Set("Authorization", "Bearer "+agent)
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		handler.ServeHTTP(answer, r)
+		if answer.Code == 400 {
+			refused++
+		}
+	}
+	if n := w.store.reads.Load() - reads; refused != tries || n != 0 || w.store.Head().Size != records || w.polls.last.order.Len() != 0 {
+		t.Errorf("got %d refusals, %d reads of the database, want %d and 0", refused, n, tries)
+	}
 }

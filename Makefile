@@ -64,7 +64,8 @@ lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reac
 bench: ## measure speed; it is reported and never asserted
 	RECORDS=1000000 $(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit/... ./store ./broker ./verify
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server ./broker/campaign
-	$(GO) test -run '^$$' -bench . -benchtime 20000x ./internal/brokertest
+	$(GO) test -run '^$$' -bench . -skip Waiting -benchtime 20000x ./internal/brokertest
+	$(GO) test -run '^$$' -bench Waiting -benchtime 1x ./internal/brokertest
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
 	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .
 

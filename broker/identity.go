@@ -37,9 +37,10 @@ const (
 	MethodSCIMToken   Method = "scim-token"   // signed by the broker for one source
 	MethodBrokerToken Method = "broker-token" // an access token that the broker issued for its own MCP endpoint
 
-	// These prove on whose behalf a caller acts, never who calls.
+	// These prove on whose behalf a caller acts. Only an access token for the MCP endpoint
+	// proves who calls.
 	MethodIDJAG       Method = "id-jag"       // an identity assertion JWT authorization grant of an OpenID provider
-	MethodAccessToken Method = "access-token" // an access token of an OpenID provider, for an audience that is reserved for delegation
+	MethodAccessToken Method = "access-token" // an access token of an OpenID provider, for an audience that is reserved for delegation, or for the MCP endpoint
 )
 
 // An Identity is a proven caller. Only package attest makes one from a proof.

@@ -156,7 +156,7 @@ func TestMCPRefusals(t *testing.T) {
 		{"JWT-SVID beside a certificate", certified, []string{"Bearer " + b.JWT(Agent)}, 401, api.Unauthenticated, "JWT-SVID"},
 		{"revoked", anonymous, []string{"Bearer " + revoked}, 401, api.Unauthenticated, "not active"},
 		{"bound, without the certificate", anonymous, []string{"Bearer " + string(bound.AccessToken)}, 401, api.Unauthenticated, "bound to a client certificate"},
-		{"bound, with the next certificate of the same identity, for another scope", b.Client(boundAgent).HTTP, []string{"Bearer " + string(bound.AccessToken)}, 403, api.InsufficientScope, "access:list"},
+		{"bound, after the rotation of the certificate, for another scope", b.Client(boundAgent).HTTP, []string{"Bearer " + string(bound.AccessToken)}, 403, api.InsufficientScope, "access:list"},
 		{"bound, with another caller's certificate", certified, []string{"Bearer " + string(bound.AccessToken)}, 401, api.Unauthenticated, "bound to a client certificate"},
 		{"bound, with its certificate, for another scope", owner.HTTP, []string{"Bearer " + string(bound.AccessToken)}, 403, api.InsufficientScope, "access:list"},
 		{"another caller's token", b.Client("spiffe://acme.test/agent/other").HTTP, []string{"Bearer " + mine}, 400, api.TwoIdentities, ""},

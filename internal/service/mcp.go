@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"net/http"
@@ -8,7 +9,6 @@ import (
 	"time"
 
 	"accessbroker.internal/attest"
-	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/mcp"
@@ -45,7 +45,7 @@ func (s *Service) mcpHandlers() []server.Handler {
 	tools := mcp.New(mcp.Config{Version: ReadBuild().Version, Logger: s.log, StateKey: stateKey, Extend: s.options.MCP.Extend, Tasks: s.options.MCP.Tasks})
 	return []server.Handler{{
 		Pattern: mcpPath, Audience: server.MCP, Authenticate: m.authenticate, Remembers: s.keys.Remembers,
-		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, DPoP: dpop.Algorithms()},
+		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, Providers: m.providers()},
 		Handler: &mcp.Gate{
 			Next:   tools.Handler(mcpCaller),
 			Scopes: mcpScopes,
@@ -55,6 +55,14 @@ func (s *Service) mcpHandlers() []server.Handler {
 			Fail: server.WriteError,
 		},
 	}}
+}
+
+// providers returns the issuers of people's tokens.
+func (m *mcpService) providers() []string {
+	if m.s.people == nil {
+		return nil
+	}
+	return m.s.people.Issuers()
 }
 
 // mcpCaller returns the broker as the caller of a request uses it.
@@ -95,11 +103,10 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 		return certified, nil
 	}
 	scheme, text, ok := strings.Cut(values[0], " ")
-	byKey := strings.EqualFold(scheme, "DPoP")
-	if !ok || !byKey && !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
-		return who, unproven("the Authorization header must be: Bearer <access token>, or DPoP <access token> for a token that is bound to a key")
+	if !ok || !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
+		return who, unproven("the Authorization header must be: Bearer <access token>")
 	}
-	who, grant, err := m.holder(r, text, byKey, certified, time.Now())
+	who, grant, err := m.bearer(r, text, certified)
 	switch {
 	case err != nil:
 		return broker.Identity{}, err
@@ -120,11 +127,28 @@ func unproven(detail string) error {
 	return &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: detail}
 }
 
+// bearer returns the identity of a caller with a token: of a person with one of their
+// provider, otherwise of the workload to which the broker issued it.
+func (m *mcpService) bearer(r *http.Request, text string, certified broker.Identity) (who broker.Identity, grant mcpGrant, err error) {
+	if m.s.people == nil || !m.s.people.Issues(text) {
+		return m.holder(r.Context(), text, certified, time.Now())
+	}
+	t := attest.PersonalToken{Audience: m.resource, SubjectToken: broker.SubjectToken{Token: text, At: time.Now()}}
+	if certified.Proof.Method == broker.MethodX509SVID {
+		t.Certificate = certified.Proof.SHA256
+	}
+	who, grant.scopes, err = m.s.people.AccessToken(r.Context(), t)
+	if err == nil && who.Person.StatesEnd {
+		err = m.s.broker.Facts.StateClaims(r.Context(), who, t.At)
+	}
+	return who, grant, err
+}
+
 // holder returns the identity that a token of the broker was issued to. The token must be
 // active, of the audience of the endpoint, and bound to nothing that this call does not
-// prove: the workload's certificate (RFC 8705, section 3), or a key (RFC 9449, section 7).
-func (m *mcpService) holder(r *http.Request, text string, byKey bool, certified broker.Identity, now time.Time) (who broker.Identity, grant mcpGrant, err error) {
-	l, err := broker.Accept(r.Context(), m.s.broker, m.tokens, text, now)
+// prove (RFC 8705, section 3).
+func (m *mcpService) holder(ctx context.Context, text string, certified broker.Identity, now time.Time) (who broker.Identity, grant mcpGrant, err error) {
+	l, err := broker.Accept(ctx, m.s.broker, m.tokens, text, now)
 	switch {
 	case err != nil:
 		return who, grant, err
@@ -132,19 +156,12 @@ func (m *mcpService) holder(r *http.Request, text string, byKey bool, certified 
 		return who, grant, unproven("a JWT-SVID is not an access token: " + m.howToExchange() + ", and send that")
 	case l == nil:
 		return who, grant, unproven("this is no access token for " + m.resource + ", or it is not active: " + m.howToExchange())
-	case !l.Confirm.IsZero() && certified.ID != l.Holder: // the SVID may have been rotated
-		return who, grant, unproven("the access token is bound to a client certificate: connect with an X.509-SVID of " + l.Holder)
-	case byKey && l.KeyThumbprint.IsZero():
-		return who, grant, unproven("the access token is not bound to a key: send it as Bearer")
-	case !byKey && !l.KeyThumbprint.IsZero():
-		return who, grant, unproven("the access token is bound to a key: send it as DPoP, with a proof of the key")
+	case !l.KeyThumbprint.IsZero():
+		return who, grant, unproven("the access token is bound to a DPoP key: send it with the scheme DPoP and a proof")
+	case !l.Confirm.IsZero() && certified.ID != l.Holder: // the SPIFFE ID survives a rotation of the certificate
+		return who, grant, unproven("the access token is bound to a client certificate: connect with the X.509-SVID of its holder")
 	case l.Subject != "":
 		return who, grant, unproven("the access token was issued on behalf of " + l.Subject + ", which this endpoint does not support")
-	}
-	if byKey {
-		if err := m.s.dpop.CheckToken(r, text, l.KeyThumbprint, now); err != nil {
-			return who, grant, err
-		}
 	}
 	domain, _, err := broker.ParseSPIFFEID(l.Holder)
 	if err != nil {

@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"mime"
@@ -11,8 +12,12 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
-// SDK is the server of the MCP SDK, to which Config.Extend adds tools.
-type SDK = sdk.Server
+// SDK is the server of the MCP SDK, to which Config.Extend adds tools, and SDKOptions are
+// its options.
+type (
+	SDK        = sdk.Server
+	SDKOptions = sdk.ServerOptions
+)
 
 // Scopes of access tokens for the MCP endpoint.
 const (
@@ -99,7 +104,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // forward returns the request with the body that was read. Later checks see the name
 // decoded, and no session: none is ever made here.
 func (m *Message) forward(r *http.Request, body []byte) *http.Request {
-	next := r.Clone(r.Context())
+	next := r.Clone(context.WithValue(r.Context(), streamKey{}, m.streams || m.Method == "subscriptions/listen"))
 	next.Body, next.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	if len(r.Header.Values(nameHeader)) > 0 {
 		next.Header.Set(nameHeader, m.Name)

@@ -32,6 +32,7 @@ type Message struct {
 	Name   string // params.name, or params.uri of resources/read
 
 	version string // of _meta
+	streams bool   // the answer may have notifications before the result
 	named   bool   // the method has a name
 }
 
@@ -97,6 +98,7 @@ func (m *Message) readParams(params map[string]json.RawMessage) *messageError {
 		return &messageError{codeInvalidRequest, m.ID, "params._meta is not an object"}
 	}
 	m.version, _ = strictjson.Text(meta["io.modelcontextprotocol/protocolVersion"])
+	m.streams = meta["progressToken"] != nil || meta["io.modelcontextprotocol/logLevel"] != nil
 	return nil
 }
 
@@ -115,11 +117,12 @@ func (m *Message) checkHeaders(h http.Header) *messageError {
 	if err != nil {
 		return m.mismatch(err)
 	}
-	required := version >= stateless || m.version != ""
-	if m.version != version && (m.version != "" || required && m.ID != nil) {
+	if m.version != "" && m.version != version { // the SDK refuses a missing one
 		return m.mismatch(fmt.Errorf("the header %s and the protocol version in params._meta differ", versionHeader))
 	}
-	required = required && m.ID != nil // notifications have no required headers
+	// Notifications have no required headers. In earlier revisions, calls of tools may log.
+	required := version >= stateless && m.ID != nil
+	m.streams = m.streams || version < stateless && m.Method == "tools/call"
 	for _, one := range []struct {
 		header, body string
 		required     bool

@@ -29,6 +29,8 @@ type Config struct {
 
 	// Extend adds tools to the SDK's server. Their names must not be those of this package.
 	Extend func(*sdk.Server)
+	// Configure changes the options of the SDK's server before Extend is called; nil: none.
+	Configure func(*sdk.ServerOptions)
 	// Tasks has the tasks of the tools that Extend adds. It is used for ids that are not
 	// requests; nil: there are none.
 	Tasks Tasks
@@ -80,12 +82,16 @@ func New(cfg Config) *Server {
 	capabilities := &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{}}
 	capabilities.AddExtension(tasksExtension, nil)
 	s.info = &sdk.Implementation{Name: "access-broker", Title: "Access Broker", Version: cfg.Version}
-	s.sdk = sdk.NewServer(s.info, &sdk.ServerOptions{
+	options := &sdk.ServerOptions{
 		Instructions: instructions, Capabilities: capabilities, Logger: s.log, SupportedProtocolVersions: Versions,
 		SetCacheable: func(_ context.Context, _ sdk.Request, c *sdk.Cacheable) {
 			c.TTLMs, c.CacheScope = int(listTTL.Milliseconds()), "private"
 		},
-	})
+	}
+	if cfg.Configure != nil {
+		cfg.Configure(options)
+	}
+	s.sdk = sdk.NewServer(s.info, options)
 	for _, add := range tools {
 		add(s)
 	}
@@ -184,13 +190,13 @@ func (s *Server) Run(ctx context.Context, b Broker, in io.ReadCloser, out io.Wri
 	return nil
 }
 
+type streamKey struct{}
+
 // Handler returns streamable HTTP without sessions. of returns the broker of the caller
-// whom the request has proven; nil refuses the request.
+// whom the request has proven; nil refuses the request. An answer is one JSON object,
+// unless it may have notifications before its result.
 func (s *Server) Handler(of func(*http.Request) Broker) http.Handler {
-	streamable := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s.sdk }, &sdk.StreamableHTTPOptions{
-		Stateless: true, JSONResponse: true, Logger: s.log, MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true,
-		DisableLocalhostProtection: true, // the broker's listeners check the host of every call
-	})
+	plain, streaming := s.streamable(true), s.streamable(false)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b := of(r)
 		if b == nil {
@@ -198,8 +204,21 @@ func (s *Server) Handler(of func(*http.Request) Broker) http.Handler {
 			return
 		}
 		r = r.WithContext(withBroker(r.Context(), b))
-		if !s.serveDirectly(w, r) {
-			streamable.ServeHTTP(w, r)
+		if s.serveDirectly(w, r) {
+			return
 		}
+		next := plain
+		if streams, _ := r.Context().Value(streamKey{}).(bool); streams {
+			next = streaming
+			w.Header().Set("X-Accel-Buffering", "no") // proxies pass each event on at once
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) streamable(plain bool) http.Handler {
+	return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s.sdk }, &sdk.StreamableHTTPOptions{
+		Stateless: true, JSONResponse: plain, Logger: s.log, MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true,
+		DisableLocalhostProtection: true, // the broker's listeners check the host of every call
 	})
 }

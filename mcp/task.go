@@ -108,8 +108,22 @@ func createTask(t *Task) *taskResult {
 
 type taskParams struct {
 	sdk.ParamsBase
-	TaskID         string               `json:"taskId"`
-	InputResponses sdk.InputResponseMap `json:"inputResponses,omitempty"`
+	TaskID         string                     `json:"taskId"`
+	InputResponses map[string]json.RawMessage `json:"inputResponses,omitempty"`
+}
+
+// answers returns the responses that have a known form. A client may send others, to
+// questions that the task does not ask (SEP-2663).
+func (p *taskParams) answers() sdk.InputResponseMap {
+	known := sdk.InputResponseMap{}
+	for key, response := range p.InputResponses {
+		text, err := json.Marshal(map[string]json.RawMessage{key: response})
+		var one sdk.InputResponseMap
+		if err == nil && json.Unmarshal(text, &one) == nil {
+			known[key] = one[key]
+		}
+	}
+	return known
 }
 
 // addTasks adds the methods of the extension.
@@ -193,7 +207,7 @@ const (
 func (s *Server) updateTask(ctx context.Context, p *taskParams) (sdk.Result, error) {
 	_, _, err := taskRequest(ctx, p.TaskID)
 	if errors.Is(err, ErrUnknownTask) && s.tasks != nil {
-		err = s.tasks.Update(ctx, p.TaskID, p.InputResponses)
+		err = s.tasks.Update(ctx, p.TaskID, p.answers())
 	}
 	if err != nil {
 		return nil, err

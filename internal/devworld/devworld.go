@@ -94,6 +94,7 @@ func (a Addresses) PagesURL() string {
 type World struct {
 	Addresses
 	Dir string // absolute
+	MCP service.MCPTools
 
 	ca     *localca.CA
 	config *config.Config
@@ -216,7 +217,7 @@ func (w *World) open(ctx context.Context, log *slog.Logger, ready func([]net.Lis
 		return err
 	}
 	w.broker, err = service.New(ctx, service.Options{
-		Config: w.config, Log: log, Ready: ready,
+		Config: w.config, Log: log, Ready: ready, MCP: w.MCP,
 		Listeners: []config.Listener{{Address: w.Pages, Plain: true, Serve: []string{"ui"}}},
 	})
 	return err

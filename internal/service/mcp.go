@@ -29,8 +29,9 @@ const mcpPath = "/mcp"
 
 // MCPTools are tools that a program adds to the MCP endpoint.
 type MCPTools struct {
-	Extend func(*mcp.SDK)
-	Tasks  mcp.Tasks
+	Configure func(*mcp.SDKOptions)
+	Extend    func(*mcp.SDK)
+	Tasks     mcp.Tasks
 }
 
 // mcpHandlers returns the handler of the MCP endpoint.
@@ -42,7 +43,8 @@ func (s *Service) mcpHandlers() []server.Handler {
 	if err != nil {
 		panic(err) // never: the key and its length are valid
 	}
-	tools := mcp.New(mcp.Config{Version: ReadBuild().Version, Logger: s.log, StateKey: stateKey, Extend: s.options.MCP.Extend, Tasks: s.options.MCP.Tasks})
+	more := s.options.MCP
+	tools := mcp.New(mcp.Config{Version: ReadBuild().Version, Logger: s.log, StateKey: stateKey, Configure: more.Configure, Extend: more.Extend, Tasks: more.Tasks})
 	return []server.Handler{{
 		Pattern: mcpPath, Audience: server.MCP, Authenticate: m.authenticate, Remembers: s.keys.Remembers,
 		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, Providers: m.providers()},

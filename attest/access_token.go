@@ -9,6 +9,7 @@ import (
 
 	"accessbroker.internal/attest/jwks"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/strictjson"
 )
 
 // A PersonalToken is an access token (RFC 9068) with which a person calls a resource of the
@@ -62,6 +63,9 @@ func (p *People) accessToken(ctx context.Context, t PersonalToken) (who broker.I
 	if err := k.checkConfirmation(c.raw["cnf"], &t.SubjectToken); err != nil {
 		return who, nil, err
 	}
+	if !t.Key.IsZero() && !isBoundToKey(c.raw["cnf"]) {
+		return who, nil, k.fail(CausePossession, "is not bound to a DPoP key: send it as Bearer")
+	}
 	if err := op.verifySubjectToken(ctx, k, t.SubjectToken); err != nil {
 		return who, nil, err
 	}
@@ -73,6 +77,12 @@ func (p *People) accessToken(ctx context.Context, t PersonalToken) (who broker.I
 		ID: op.cfg.Name + "/" + c.subject, Kind: broker.KindPerson, Person: person,
 		Proof: broker.Proof{Method: broker.MethodAccessToken, SHA256: sha256.Sum256([]byte(t.Token)), Expires: c.expires},
 	}, c.scopes, nil
+}
+
+// isBoundToKey reports whether a confirmation names a DPoP key.
+func isBoundToKey(raw []byte) bool {
+	members, err := strictjson.Object(raw, maxDepth)
+	return err == nil && members["jkt"] != nil
 }
 
 // ofIssuer returns the provider with exactly this issuer; nil: there is none.

@@ -92,6 +92,9 @@ func InsufficientScope(needs []string) error {
 // than their token gets none: a new token would not help.
 func (c *call) challenges(header http.Header, row errorRow, err error, detail string) {
 	h := c.route.handler
+	if row.status == http.StatusUnauthorized {
+		c.offerNonce()
+	}
 	var lacks *scopeError
 	name, scope := "", h.Resource.First
 	switch {

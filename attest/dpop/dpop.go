@@ -80,6 +80,9 @@ func (p Proof) names(token string) bool {
 	return subtle.ConstantTimeCompare([]byte(p.tokenHash), []byte(want)) == 1
 }
 
+// Names reports whether the proof names the token (ath; RFC 9449, section 7.1).
+func (p Proof) Names(token string) bool { return p.names(token) }
+
 // Sent reports whether a request has a proof, valid or not.
 func Sent(r *http.Request) bool { return len(r.Header[Header]) > 0 }
 

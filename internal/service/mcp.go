@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/attest/dpop"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/issuers/token"
 	"accessbroker.internal/mcp"
@@ -47,7 +48,7 @@ func (s *Service) mcpHandlers() []server.Handler {
 	tools := mcp.New(mcp.Config{Version: ReadBuild().Version, Logger: s.log, StateKey: stateKey, Configure: more.Configure, Extend: more.Extend, Tasks: more.Tasks})
 	return []server.Handler{{
 		Pattern: mcpPath, Audience: server.MCP, Authenticate: m.authenticate, Remembers: s.keys.Remembers,
-		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, Providers: m.providers()},
+		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, Providers: m.providers(), DPoP: dpop.Algorithms()},
 		Handler: &mcp.Gate{
 			Next:   tools.Handler(mcpCaller),
 			Scopes: mcpScopes,
@@ -104,11 +105,14 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 	case len(values) == 0:
 		return certified, nil
 	}
-	scheme, text, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
-		return who, unproven("the Authorization header must be: Bearer <access token>")
+	t, err := m.present(r, values[0])
+	if err != nil {
+		return who, err
 	}
-	who, grant, err := m.bearer(r, text, certified)
+	if certified.ID != "" {
+		t.Certificate = certified.Proof.SHA256
+	}
+	who, grant, err := m.bearer(r, t, certified)
 	switch {
 	case err != nil:
 		return broker.Identity{}, err
@@ -129,15 +133,36 @@ func unproven(detail string) error {
 	return &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: detail}
 }
 
+// present reads the token of a call, and the key that the call proves for it. With the
+// scheme DPoP, the call needs a proof that names the token (RFC 9449, section 7.1).
+func (m *mcpService) present(r *http.Request, header string) (t attest.PersonalToken, err error) {
+	scheme, text, ok := strings.Cut(header, " ")
+	byKey := strings.EqualFold(scheme, "DPoP")
+	if !ok || !byKey && !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
+		return t, unproven("the Authorization header must be: Bearer <access token>, or DPoP <access token> with a proof")
+	}
+	t = attest.PersonalToken{Audience: m.resource, SubjectToken: broker.SubjectToken{Token: text, At: time.Now()}}
+	if !byKey {
+		return t, nil
+	}
+	proof, err := m.s.dpop.Check(r, t.At)
+	switch {
+	case err != nil:
+		return t, err
+	case proof.Key.IsZero():
+		return t, &broker.Refusal{Err: broker.ErrInvalidDPoP, Detail: "the scheme DPoP needs a proof in the DPoP header"}
+	case !proof.Names(text):
+		return t, &broker.Refusal{Err: broker.ErrInvalidDPoP, Detail: "the ath of the DPoP proof is missing or of another token"}
+	}
+	t.Key = proof.Key
+	return t, nil
+}
+
 // bearer returns the identity of a caller with a token: of a person with one of their
 // provider, otherwise of the workload to which the broker issued it.
-func (m *mcpService) bearer(r *http.Request, text string, certified broker.Identity) (who broker.Identity, grant mcpGrant, err error) {
-	if m.s.people == nil || !m.s.people.Issues(text) {
-		return m.holder(r.Context(), text, certified, time.Now())
-	}
-	t := attest.PersonalToken{Audience: m.resource, SubjectToken: broker.SubjectToken{Token: text, At: time.Now()}}
-	if certified.Proof.Method == broker.MethodX509SVID {
-		t.Certificate = certified.Proof.SHA256
+func (m *mcpService) bearer(r *http.Request, t attest.PersonalToken, certified broker.Identity) (who broker.Identity, grant mcpGrant, err error) {
+	if m.s.people == nil || !m.s.people.Issues(t.Token) {
+		return m.holder(r.Context(), &t.SubjectToken, certified)
 	}
 	who, grant.scopes, err = m.s.people.AccessToken(r.Context(), t)
 	if err == nil && who.Person.StatesEnd {
@@ -149,17 +174,19 @@ func (m *mcpService) bearer(r *http.Request, text string, certified broker.Ident
 // holder returns the identity that a token of the broker was issued to. The token must be
 // active, of the audience of the endpoint, and bound to nothing that this call does not
 // prove (RFC 8705, section 3).
-func (m *mcpService) holder(ctx context.Context, text string, certified broker.Identity, now time.Time) (who broker.Identity, grant mcpGrant, err error) {
-	l, err := broker.Accept(ctx, m.s.broker, m.tokens, text, now)
+func (m *mcpService) holder(ctx context.Context, t *broker.SubjectToken, certified broker.Identity) (who broker.Identity, grant mcpGrant, err error) {
+	l, err := broker.Accept(ctx, m.s.broker, m.tokens, t.Token, t.At)
 	switch {
 	case err != nil:
 		return who, grant, err
-	case l == nil && attest.IsJWTSVID(text):
+	case l == nil && attest.IsJWTSVID(t.Token):
 		return who, grant, unproven("a JWT-SVID is not an access token: " + m.howToExchange() + ", and send that")
 	case l == nil:
 		return who, grant, unproven("this is no access token for " + m.resource + ", or it is not active: " + m.howToExchange())
-	case !l.KeyThumbprint.IsZero():
-		return who, grant, unproven("the access token is bound to a DPoP key: send it with the scheme DPoP and a proof")
+	case l.KeyThumbprint.IsZero() && !t.Key.IsZero():
+		return who, grant, unproven("the access token is not bound to a DPoP key: send it as Bearer")
+	case l.KeyThumbprint != t.Key:
+		return who, grant, unproven("the access token is bound to a DPoP key: send it with the scheme DPoP and a proof of that key")
 	case !l.Confirm.IsZero() && certified.ID != l.Holder: // the SPIFFE ID survives a rotation of the certificate
 		return who, grant, unproven("the access token is bound to a client certificate: connect with the X.509-SVID of its holder")
 	case l.Subject != "":
@@ -171,6 +198,6 @@ func (m *mcpService) holder(ctx context.Context, text string, certified broker.I
 	}
 	return broker.Identity{
 		ID: l.Holder, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(l.Holder),
-		Proof: broker.Proof{Method: broker.MethodBrokerToken, SHA256: sha256.Sum256([]byte(text)), Expires: l.Expires},
+		Proof: broker.Proof{Method: broker.MethodBrokerToken, SHA256: sha256.Sum256([]byte(t.Token)), Expires: l.Expires},
 	}, mcpGrant{l.Scopes}, nil
 }

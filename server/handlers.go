@@ -147,9 +147,6 @@ func (h Handler) run(_ *Server, c *call) (reply, error) {
 		c.offerNonce()
 	}
 	one := &handled{call: c, enter: sync.OnceValue(func() error { return c.enter(formProofs{}) })}
-	if h.Resource != nil && dpop.Sent(c.r) {
-		c.offerNonce()
-	}
 	c.r = c.r.WithContext(context.WithValue(c.r.Context(), handledKey{}, one))
 	if !h.Open {
 		if err := one.enter(); err != nil {

@@ -15,7 +15,7 @@ import (
 
 // npmFolders are the folders below clients/ whose package-lock.json pins packages of
 // npm.
-var npmFolders = []string{"axe", "cedar", "conformance", "delegation", "javascript", "mcp", "openapi", "resource", "scim", "scimmy"}
+var npmFolders = []string{"axe", "cedar", "conformance", "delegation", "dpop", "javascript", "mcp", "openapi", "resource", "scim", "scimmy"}
 
 // Modules returns the node_modules of a folder below clients/. If they have not been
 // installed, the error states how to install them.

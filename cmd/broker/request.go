@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -52,33 +51,6 @@ func (p *parameterFlag) Set(text string) error {
 		*p = parameterFlag{}
 	}
 	(*p)[name] = value
-	return nil
-}
-
-// A detailsFlag is authorization_details as JSON.
-type detailsFlag []api.AuthorizationDetail
-
-// String returns "", because there is no default.
-func (detailsFlag) String() string { return "" }
-
-// Type returns the name of the value in help.
-func (detailsFlag) Type() string { return "json" }
-
-// Set reads one element, or an array of elements.
-func (d *detailsFlag) Set(text string) error {
-	var list []api.AuthorizationDetail
-	if trimmed := strings.TrimSpace(text); strings.HasPrefix(trimmed, "{") {
-		text = "[" + trimmed + "]"
-	}
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		return errors.New(`write an element such as {"type": "ticket", "actions": ["read"], "identifier": "TCK-1"}, or an array of them`)
-	}
-	for _, one := range list {
-		if len(one.Unknown) > 0 {
-			return fmt.Errorf("there is no field %q", one.Unknown[0])
-		}
-	}
-	*d = append(*d, list...)
 	return nil
 }
 

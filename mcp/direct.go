@@ -143,7 +143,7 @@ func (s *Server) writeDirectly(w http.ResponseWriter, id json.RawMessage, res sd
 	status := http.StatusOK
 	if err != nil {
 		if !errors.As(err, &answer.Error) {
-			answer.Error = &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: "the call failed; try again later"}
+			answer.Error = errFailed
 		}
 		switch answer.Error.Code {
 		case jsonrpc.CodeInvalidParams, sdk.CodeMissingRequiredClientCapabilities:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"unicode/utf8"
 
@@ -103,6 +105,20 @@ func failed(err error) *sdk.CallToolResult {
 // maxMessage bounds an error of the protocol, which may repeat what the client sent.
 const maxMessage = 300
 
+// errFailed is the answer to a call that failed by a fault of this program.
+var errFailed = &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: "the call failed; try again later"}
+
+// panicked logs a panic and returns the error for the client. The value may contain a
+// secret, so the log has only its type, unless it is a runtime error.
+func (s *Server) panicked(method string, value any) error {
+	text := fmt.Sprintf("%T", value)
+	if err, ok := value.(runtime.Error); ok {
+		text = err.Error()
+	}
+	s.log.Error("panic", "method", method, "panic", text, "stack", string(debug.Stack()))
+	return errFailed
+}
+
 // refusal is an error of the protocol as it is sent: bounded, and without what the client
 // sent in invisible characters.
 func (s *Server) refusal(method string, err error) error {
@@ -112,7 +128,7 @@ func (s *Server) refusal(method string, err error) error {
 			return err
 		}
 		s.log.Error("call failed", "method", method, "error", err)
-		return &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: "the call failed; try again later"}
+		return errFailed
 	}
 	bounded := *wire
 	bounded.Message = quoted(err.Error())

@@ -104,9 +104,15 @@ func New(cfg Config) *Server {
 }
 
 // receive wraps every call: it states the trace of the call to the broker, refuses a state
-// that this server did not make, and answers with the task that a tool has started.
+// that this server did not make, and answers with the task that a tool has started. A panic
+// ends the call alone: the SDK runs calls in goroutines of its own, where no one recovers.
 func (s *Server) receive(next sdk.MethodHandler) sdk.MethodHandler {
-	return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
+	return func(ctx context.Context, method string, req sdk.Request) (res sdk.Result, err error) {
+		defer func() {
+			if panicked := recover(); panicked != nil {
+				res, err = nil, s.panicked(method, panicked)
+			}
+		}()
 		if trace, ok := audit.ParseTrace(traceparent(req)); ok {
 			ctx = api.WithTraceparent(ctx, trace.String())
 		}
@@ -117,7 +123,7 @@ func (s *Server) receive(next sdk.MethodHandler) sdk.MethodHandler {
 			defer context.AfterFunc(c.ends, cancel)()
 		}
 		started := new(start)
-		res, err := next(context.WithValue(ctx, startKey{}, started), method, req)
+		res, err = next(context.WithValue(ctx, startKey{}, started), method, req)
 		switch {
 		case err != nil:
 			return nil, s.refusal(method, err)

@@ -39,7 +39,7 @@ func (m *mcpSocket) serve(ctx context.Context, log *slog.Logger, each func(conte
 	}
 	defer func() { _ = l.Close() }() // ends Accept below, then again without effect
 	if uid != os.Geteuid() {
-		if err := os.Chown(m.path, uid, -1); err != nil {
+		if err := l.Give(uid); err != nil {
 			return fmt.Errorf("giving the socket to --peer: %w", err)
 		}
 	}

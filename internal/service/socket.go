@@ -94,14 +94,41 @@ func (s *Socket) open() error {
 		return fmt.Errorf("listening on %s: %w", s.path, err)
 	}
 	l.SetUnlinkOnClose(false) // Close decides
-	if s.own, err = os.Lstat(s.path); err == nil {
-		err = os.Chmod(s.path, 0o600)
-	}
-	if err != nil {
+	if s.own, err = restrict(s.path); err != nil {
 		return errors.Join(fmt.Errorf("restricting the socket: %w", err), l.Close())
 	}
 	s.l = l
 	return nil
+}
+
+// restrict lets only the owner connect to a new socket, and returns its file. A user who may
+// write to the folder may replace the socket at any time, so no link leads out of the folder.
+func restrict(path string) (fs.FileInfo, error) {
+	folder, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = folder.Close() }()
+	name := filepath.Base(path)
+	own, err := folder.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if own.Mode().Type() != fs.ModeSocket {
+		return nil, errReplaced
+	}
+	return own, folder.Chmod(name, 0o600)
+}
+
+// Give makes another user the owner of the socket. The user may write to the folder, and
+// replace the socket by a link to a file of root: the link is not followed.
+func (s *Socket) Give(uid int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.check(); err != nil {
+		return err
+	}
+	return os.Lchown(s.path, uid, -1)
 }
 
 // current returns the listener, or nil after Close.

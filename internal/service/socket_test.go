@@ -186,3 +186,31 @@ func TestOneOfManyStartsGetsTheSocket(t *testing.T) {
 	}
 	must(t, got[0].Close())
 }
+
+// A user who may write to the folder replaces the new socket by a link to a file of another
+// user. The file keeps its mode and its owner.
+func TestLinkInPlaceOfNewSocket(t *testing.T) {
+	path, other := tempPath(t), tempPath(t)
+	must(t, os.WriteFile(other, nil, 0o644), os.Chmod(other, 0o644))
+	before, err := os.Stat(other)
+	must(t, err)
+	s, err := ListenSocket(path)
+	must(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	must(t, os.Remove(path), os.Symlink(other, path))
+	uid := os.Geteuid()
+	if uid == 0 {
+		uid = 65534
+	}
+	if _, err := restrict(path); !errors.Is(err, errReplaced) {
+		t.Errorf("restrict: got %v", err)
+	}
+	if err := s.Give(uid); !errors.Is(err, errReplaced) {
+		t.Errorf("Give: got %v", err)
+	}
+	after, err := os.Stat(other)
+	must(t, err)
+	if got, was := after.Sys().(*syscall.Stat_t).Uid, before.Sys().(*syscall.Stat_t).Uid; got != was || after.Mode() != before.Mode() {
+		t.Errorf("the other file: owner %d, mode %v; before: %d, %v", got, after.Mode(), was, before.Mode())
+	}
+}

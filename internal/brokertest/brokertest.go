@@ -100,7 +100,7 @@ entitlements:
   tickets-api: {issuer: tickets, scopes: [tickets:close, tickets:comment, tickets:read], default_ttl: 10m, max_ttl: 15m, owner: support}
   bound-api: {issuer: tickets, scopes: [bound:read], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
   mcp: {issuer: mcp, scopes: [access:list, access:release, access:request], default_ttl: 10m, max_ttl: 15m, owner: support}
-  mcp-bound: {issuer: mcp, scopes: [bound:list], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls}
+  mcp-bound: {issuer: mcp, scopes: [bound:list], default_ttl: 10m, max_ttl: 15m, owner: support, binding: mtls, authorization_details: {mcp_tool: {tools: {list_access: {}}}}}
   listed-api: {issuer: tickets, scopes: [listed:read], default_ttl: 10m, max_ttl: 15m, owner: support, status_list: true}
 `
 

@@ -141,6 +141,10 @@ func TestMCPRefusals(t *testing.T) {
 	owner := b.Client(boundAgent)
 	bound, err := owner.Exchange(t.Context(), api.TokenRequest{Audience: "mcp-bound", Scopes: []string{"bound:list"}})
 	b.must(err)
+	narrowed, err := owner.Exchange(t.Context(), api.TokenRequest{
+		Audience: "mcp-bound", Scopes: []string{"bound:list"}, AuthorizationDetails: []api.AuthorizationDetail{{Type: "mcp_tool", Tool: "list_access"}},
+	})
+	b.must(err)
 	mine := b.mcpToken(Agent, "access:list")
 	for _, c := range []struct {
 		name        string
@@ -159,6 +163,7 @@ func TestMCPRefusals(t *testing.T) {
 		{"bound, after the rotation of the certificate, for another scope", b.Client(boundAgent).HTTP, []string{"Bearer " + string(bound.AccessToken)}, 403, api.InsufficientScope, "access:list"},
 		{"bound, with another caller's certificate", certified, []string{"Bearer " + string(bound.AccessToken)}, 401, api.Unauthenticated, "bound to a client certificate"},
 		{"bound, with its certificate, for another scope", owner.HTTP, []string{"Bearer " + string(bound.AccessToken)}, 403, api.InsufficientScope, "access:list"},
+		{"narrowed by details", owner.HTTP, []string{"Bearer " + string(narrowed.AccessToken)}, 401, api.Unauthenticated, "authorization_details"},
 		{"another caller's token", b.Client("spiffe://acme.test/agent/other").HTTP, []string{"Bearer " + mine}, 400, api.TwoIdentities, ""},
 		{"two tokens", anonymous, []string{"Bearer " + mine, "Bearer " + mine}, 401, api.Unauthenticated, "several Authorization headers"},
 		{"two tokens in one header", anonymous, []string{"Bearer " + mine + ", Bearer " + mine}, 401, api.Unauthenticated, "must be: Bearer"},

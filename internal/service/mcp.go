@@ -189,6 +189,8 @@ func (m *mcpService) holder(ctx context.Context, t *broker.SubjectToken, certifi
 		return who, grant, unproven("the access token is bound to a DPoP key: send it with the scheme DPoP and a proof of that key")
 	case !l.Confirm.IsZero() && certified.ID != l.Holder: // the SPIFFE ID survives a rotation of the certificate
 		return who, grant, unproven("the access token is bound to a client certificate: connect with the X.509-SVID of its holder")
+	case len(l.Details) > 0 || len(l.Parameters) > 0: // a resource server must enforce them (RFC 9396, section 9)
+		return who, grant, unproven("the access token is narrowed by authorization_details, which this endpoint does not enforce: request one without them")
 	case l.Subject != "":
 		return who, grant, unproven("the access token was issued on behalf of " + l.Subject + ", which this endpoint does not support")
 	}

@@ -20,6 +20,11 @@ func (b *Broker) checkApprovable(ctx context.Context, rules *Rules, r *Request, 
 	if len(o.Approvals) > 0 && r.Requester.Kind != KindPerson && len(r.Requester.Accountable) == 0 {
 		return refuse(ErrNobodyAccountable, "approval needs an accountable person for this workload: ask the operators to name one")
 	}
+	for _, other := range r.Delegation.others(rules) {
+		if len(o.Approvals) > 0 && other.Kind != KindPerson && len(other.Accountable) == 0 {
+			return refuse(ErrNobodyAccountable, "approval needs an accountable person for each workload of the chain, and "+other.ID+" has none: ask the operators to name one")
+		}
+	}
 	if err := b.checkQuorum(ctx, rules, r, o.Approvals, now); err != nil || !r.BreakGlass {
 		return err
 	}

@@ -6,7 +6,7 @@ import "slices"
 // its requester, and those accountable for the requester when it was filed or
 // now; and the same of everyone else in a chain of delegation. Policy cannot lift this.
 func (r *Request) conflictOfInterest(rules *Rules, person string) bool {
-	if r.Requester.conflicts(rules, person) {
+	if r.Requester.conflicts(rules, person) || r.Delegation != nil && rules.People.Contains(r.Delegation.Accountable, person) {
 		return true
 	}
 	return slices.ContainsFunc(r.chain(), func(who Identity) bool { return who.conflicts(rules, person) })

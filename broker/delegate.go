@@ -139,6 +139,9 @@ func (d *Delegation) bound(ask *Ask, e *Entitlement) error {
 	if d.Scopes == nil {
 		return nil
 	}
+	if len(e.Scopes) == 0 && d.Parent.IsZero() {
+		return refuse(ErrInvalidScope, "the proof is limited to scopes, and this entitlement has none: use a proof that does not name scopes")
+	}
 	if len(ask.Scopes) == 0 && len(e.Scopes) > 0 {
 		for _, s := range d.Scopes {
 			if slices.Contains(e.Scopes, s) {
@@ -174,9 +177,10 @@ func (b *Broker) decideRequest(ctx context.Context, rules *Rules, q Query, d *De
 		return own, err
 	}
 	both := own
-	both.Permit, both.Above = own.Permit && d.Decision.Permit, cmp.Or(own.Above, d.Decision.Above)
+	both.Above = cmp.Or(own.Above, d.Decision.Above, d.exceeds(rules, q))
+	both.Permit = own.Permit && d.Decision.Permit && both.Above == ""
 	switch {
-	case own.Permit && !d.Decision.Permit:
+	case own.Permit && !both.Permit:
 		both.Reasons, both.Obligations = d.Decision.Reasons, Obligations{}
 	case both.Permit:
 		both.Reasons = slices.Concat(own.Reasons, d.Decision.Reasons)
@@ -187,6 +191,18 @@ func (b *Broker) decideRequest(ctx context.Context, rules *Rules, q Query, d *De
 		}
 	}
 	return both, nil
+}
+
+// exceeds returns why the ceiling of an identity that acted before does not allow the query;
+// empty if all do. The ceilings of both sides are part of their decisions.
+func (d *Delegation) exceeds(rules *Rules, q Query) string {
+	for _, id := range d.Actors {
+		q.Principal = rules.WithLabels(identityOf(id))
+		if above := q.Exceeds(); above != "" {
+			return above
+		}
+	}
+	return ""
 }
 
 // visibleFor is visible for a request on behalf of another.

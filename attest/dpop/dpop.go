@@ -93,6 +93,27 @@ func (v *Verifier) Nonce(now time.Time) string { return v.nonces.current(now) }
 // request has none. Errors are a *broker.Refusal of ErrInvalidDPoP or ErrUseDPoPNonce. The
 // host of the request must be one of the broker's.
 func (v *Verifier) Check(r *http.Request, now time.Time) (Proof, error) {
+	p, err := v.Verify(r, now)
+	if err == nil && !p.Key.IsZero() {
+		err = v.Spend(p, now)
+	}
+	if err != nil {
+		return Proof{}, err
+	}
+	return p, nil
+}
+
+// Spend returns an error if the proof was spent before. The caller has proven an identity and
+// is admitted: otherwise anyone could fill the memory of proofs, which then forgets early.
+func (v *Verifier) Spend(p Proof, now time.Time) error {
+	if !v.seen.add(p.Once, now) {
+		return invalid("the DPoP proof was used before: make a new one for each call")
+	}
+	return nil
+}
+
+// Verify is Check without Spend.
+func (v *Verifier) Verify(r *http.Request, now time.Time) (Proof, error) {
 	switch sent := r.Header[Header]; {
 	case len(sent) == 0:
 		return Proof{}, nil
@@ -140,11 +161,7 @@ func (v *Verifier) check(r *http.Request, text string, now time.Time) (Proof, er
 	if skew := now.Sub(p.issued).Abs(); skew > maxSkew {
 		return Proof{}, invalid("the iat of the DPoP proof is more than " + broker.FormatDuration(maxSkew) + " off: correct the clock")
 	}
-	once := p.once()
-	if !v.seen.add(once, now) {
-		return Proof{}, invalid("the DPoP proof was used before: make a new one for each call")
-	}
-	return Proof{Key: p.thumbprint, Once: once, Until: until, tokenHash: p.tokenHash}, nil
+	return Proof{Key: p.thumbprint, Once: p.once(), Until: until, tokenHash: p.tokenHash}, nil
 }
 
 // Challenge returns the value of WWW-Authenticate for a request whose proof was refused

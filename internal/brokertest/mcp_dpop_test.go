@@ -40,6 +40,10 @@ func TestMCPProofsOfPossession(t *testing.T) {
 		t.Fatalf("without a nonce: got %d %v %s", first.status, first.header, first.text)
 	}
 	good := prove(key, http.MethodPost, endpoint, token, nonce)
+	// A call without a proven identity does not spend the proof.
+	if got := call("DPoP", "x.y.z", good); got.status != http.StatusUnauthorized {
+		t.Errorf("without the token: got %d %s", got.status, got.text)
+	}
 	if got := call("DPoP", token, good); got.status != http.StatusOK || !strings.Contains(got.text, "tickets-api") {
 		t.Errorf("got %d %s", got.status, got.text)
 	}

@@ -49,14 +49,14 @@ func (s *Service) mcpHandlers() []server.Handler {
 	return []server.Handler{{
 		Pattern: mcpPath, Audience: server.MCP, Authenticate: m.authenticate, Remembers: s.keys.Remembers,
 		Resource: &server.Resource{Name: "Access Broker", Scopes: mcp.Scopes, First: []string{mcp.ScopeList}, Providers: m.providers(), DPoP: dpop.Algorithms()},
-		Handler: &mcp.Gate{
+		Handler: m.spend(&mcp.Gate{
 			Next:   tools.Handler(mcpCaller),
 			Scopes: mcpScopes,
 			Lacks: func(w http.ResponseWriter, r *http.Request, needs []string) {
 				server.WriteError(w, r, server.InsufficientScope(needs))
 			},
 			Fail: server.WriteError,
-		},
+		}),
 	}}
 }
 
@@ -78,7 +78,24 @@ func mcpCaller(r *http.Request) mcp.Broker {
 }
 
 // An mcpGrant is what the token of a call allows.
-type mcpGrant struct{ scopes []string }
+type mcpGrant struct {
+	scopes []string
+	proof  dpop.Proof // of the key that the token is bound to; zero: it is bound to none
+}
+
+// spend refuses a proof of possession that was used before. It runs once the caller is
+// admitted.
+func (m *mcpService) spend(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if grant, ok := server.Attached(r).(mcpGrant); ok && !grant.proof.Key.IsZero() {
+			if err := m.s.dpop.Spend(grant.proof, time.Now()); err != nil {
+				server.WriteError(w, r, err)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
 
 func mcpScopes(r *http.Request) (scopes []string, bounded bool) {
 	grant, ok := server.Attached(r).(mcpGrant)
@@ -105,7 +122,7 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 	case len(values) == 0:
 		return certified, nil
 	}
-	t, err := m.present(r, values[0])
+	t, proof, err := m.present(r, values[0])
 	if err != nil {
 		return who, err
 	}
@@ -121,6 +138,7 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 	case certified.ID != "":
 		who = who.WithProof(certified.Proof)
 	}
+	grant.proof = proof
 	server.Attach(r, grant)
 	return who, nil
 }
@@ -133,29 +151,29 @@ func unproven(detail string) error {
 	return &broker.Refusal{Err: broker.ErrUnauthenticated, Detail: detail}
 }
 
-// present reads the token of a call, and the key that the call proves for it. With the
+// present reads the token of a call, and the proof of a key for it. With the
 // scheme DPoP, the call needs a proof that names the token (RFC 9449, section 7.1).
-func (m *mcpService) present(r *http.Request, header string) (t attest.PersonalToken, err error) {
+func (m *mcpService) present(r *http.Request, header string) (t attest.PersonalToken, proof dpop.Proof, err error) {
 	scheme, text, ok := strings.Cut(header, " ")
 	byKey := strings.EqualFold(scheme, "DPoP")
 	if !ok || !byKey && !strings.EqualFold(scheme, "Bearer") || text == "" || strings.ContainsAny(text, " \t,") {
-		return t, unproven("the Authorization header must be: Bearer <access token>, or DPoP <access token> with a proof")
+		return t, proof, unproven("the Authorization header must be: Bearer <access token>, or DPoP <access token> with a proof")
 	}
 	t = attest.PersonalToken{Audience: m.resource, SubjectToken: broker.SubjectToken{Token: text, At: time.Now()}}
 	if !byKey {
-		return t, nil
+		return t, proof, nil
 	}
-	proof, err := m.s.dpop.Check(r, t.At)
+	proof, err = m.s.dpop.Verify(r, t.At)
 	switch {
 	case err != nil:
-		return t, err
+		return t, proof, err
 	case proof.Key.IsZero():
-		return t, &broker.Refusal{Err: broker.ErrInvalidDPoP, Detail: "the scheme DPoP needs a proof in the DPoP header"}
+		return t, proof, &broker.Refusal{Err: broker.ErrInvalidDPoP, Detail: "the scheme DPoP needs a proof in the DPoP header"}
 	case !proof.Names(text):
-		return t, &broker.Refusal{Err: broker.ErrInvalidDPoP, Detail: "the ath of the DPoP proof is missing or of another token"}
+		return t, proof, &broker.Refusal{Err: broker.ErrInvalidDPoP, Detail: "the ath of the DPoP proof is missing or of another token"}
 	}
 	t.Key = proof.Key
-	return t, nil
+	return t, proof, nil
 }
 
 // bearer returns the identity of a caller with a token: of a person with one of their
@@ -201,5 +219,5 @@ func (m *mcpService) holder(ctx context.Context, t *broker.SubjectToken, certifi
 	return broker.Identity{
 		ID: l.Holder, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(l.Holder),
 		Proof: broker.Proof{Method: broker.MethodBrokerToken, SHA256: sha256.Sum256([]byte(t.Token)), Expires: l.Expires},
-	}, mcpGrant{l.Scopes}, nil
+	}, mcpGrant{scopes: l.Scopes}, nil
 }

@@ -91,6 +91,15 @@ func (a *ArgumentBound) within(parent *ArgumentBound) bool {
 	return a.MaxLength <= parent.MaxLength
 }
 
+// Longest returns the length of the longest text that the bound allows, in characters.
+func (a *ArgumentBound) Longest() int {
+	longest := a.MaxLength
+	for _, v := range a.Values {
+		longest = max(longest, characters(v))
+	}
+	return longest
+}
+
 // DetailsWithin reports whether details grant nothing that those of a parent do not grant.
 // Without details, a grant has the whole power of its scopes: it is the widest.
 func DetailsWithin(details, parent []Detail) bool {

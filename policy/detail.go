@@ -43,10 +43,13 @@ func (ev *evaluation) withDetail(context types.Record, details []broker.Detail) 
 func argumentTags(bounds []broker.ArgumentBound) types.Record {
 	m := types.RecordMap{}
 	for _, a := range bounds {
-		m[types.String(a.Name)] = types.NewRecord(types.RecordMap{
-			"values": stringSet(a.Values), "max_length": types.Long(a.MaxLength),
-			"minimum": types.Long(a.Min), "maximum": types.Long(a.Max), "max_items": types.Long(a.MaxItems),
-		})
+		bound := types.RecordMap{
+			"max_length": types.Long(a.Longest()), "minimum": types.Long(a.Min), "maximum": types.Long(a.Max), "max_items": types.Long(a.MaxItems),
+		}
+		if len(a.Values) > 0 { // an empty set is in every set
+			bound["values"] = stringSet(a.Values)
+		}
+		m[types.String(a.Name)] = types.NewRecord(bound)
 	}
 	return types.NewRecord(m)
 }

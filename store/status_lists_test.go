@@ -11,10 +11,12 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// newStatusList returns a list for leases that are issued around testNow.
+// newStatusList returns a list for leases that are issued from now on. Another test may have
+// made IDs of a later time than testNow, and IDs never go back.
 func newStatusList(t testing.TB, s *Store) *broker.StatusList {
 	t.Helper()
-	list := &broker.StatusList{ID: broker.StatusListID{1}, Opened: testNow.Add(-time.Hour), Closes: testNow.Add(time.Hour), Expires: testNow.Add(2 * time.Hour)}
+	opened := broker.NewLeaseID(testNow).Time()
+	list := &broker.StatusList{ID: broker.StatusListID{1}, Opened: opened, Closes: opened.Add(time.Hour), Expires: testNow.Add(2 * time.Hour)}
 	put(t, s, list)
 	return list
 }

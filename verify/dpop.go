@@ -172,7 +172,6 @@ type replays struct {
 
 	mu           sync.Mutex
 	newer, older map[[32]byte]time.Time
-	turned       time.Time
 	longest      time.Time // when the last proof of newer may be forgotten
 	forgettable  time.Time // and the last one of older
 }

@@ -120,13 +120,13 @@ func TestIntrospection(t *testing.T) {
 		"no answer":         {reply(object{}), ErrInvalidToken},
 		"of another token":  {reply(object{"active": true, "jti": "lse_2"}), ErrInvalidToken},
 		"of another issuer": {reply(object{"active": true, "iss": "https://evil.test"}), ErrInvalidToken},
-		"an error":          {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "", 401) }, ErrUnavailable},
+		"an error":          {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "", http.StatusUnauthorized) }, ErrUnavailable},
 		"a page":            {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"active":true}`)) }, ErrUnavailable},
 		"active twice": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write([]byte(`{"active":false,"active":true}`))
 		}, ErrUnavailable},
-		"a redirect":          {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", 307) }, ErrUnavailable},
+		"a redirect":          {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusTemporaryRedirect) }, ErrUnavailable},
 		"more than is wanted": {reply(object{"active": true, "x": strings.Repeat("x", maxIntrospection)}), ErrUnavailable},
 	} {
 		i.handle("/introspect", test.h)

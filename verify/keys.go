@@ -48,7 +48,7 @@ func (k *keys) find(ctx context.Context, kid string) (crypto.PublicKey, error) {
 		return nil, invalid("it does not name its key")
 	}
 	now := k.v.cfg.Now()
-	key, usable, fresh := k.known(kid, now)
+	key, _, fresh := k.known(kid, now)
 	if key != nil && fresh {
 		return key, nil
 	}
@@ -59,7 +59,8 @@ func (k *keys) find(ctx context.Context, kid string) (crypto.PublicKey, error) {
 	if err := wait(ctx, done); err != nil {
 		return nil, unavailable("waiting for the keys", err)
 	}
-	if key, usable, _ = k.known(kid, now); key != nil {
+	key, usable, _ := k.known(kid, now)
+	if key != nil {
 		return key, nil
 	}
 	if !usable {

@@ -47,7 +47,7 @@ type delegating struct {
 	p *provider
 }
 
-func newDelegating(t *testing.T) *delegating {
+func newDelegating(t testing.TB) *delegating {
 	t.Helper()
 	p := newProvider(t, "ana", "broker")
 	config := p.config("login")

@@ -28,7 +28,7 @@ import (
 // providers, it does not name itself in its answers (RFC 9207).
 type provider struct {
 	*httptest.Server
-	t      *testing.T
+	t      testing.TB
 	key    *ecdsa.PrivateKey
 	person string
 	client string            // the only client ID that it accepts
@@ -39,7 +39,7 @@ type provider struct {
 	evil   func(url.Values) string
 }
 
-func newProvider(t *testing.T, person, client string) *provider {
+func newProvider(t testing.TB, person, client string) *provider {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"slices"
+	"strings"
 
 	"accessbroker.internal/audit"
 )
@@ -80,12 +81,30 @@ func demands(all, parts []string) bool {
 func (s *delegationState) parent(r *audit.Record) string {
 	p, known := s.leases.leases[r.Request.Parent]
 	switch {
+	case !known && s.leases.all:
+		return "this log has no lease " + r.Request.Parent + ", whose token it exchanges"
 	case !known:
 		return ""
 	case !p.issued || p.ended:
 		return "the token that it exchanges, of the lease " + r.Request.Parent + ", was not active"
 	case !p.expires.IsZero() && r.Lease != nil && r.Lease.Expires.After(p.expires):
 		return "it outlives the token that it exchanges, which expires at " + p.expires.Format(audit.TimeFormat)
+	case p.named:
+		return p.narrowed(r)
+	}
+	return ""
+}
+
+// narrowed returns how the record of a sub-agent differs from the lease whose token it
+// exchanges in what it must keep, or "".
+func (l *lease) narrowed(r *audit.Record) string {
+	switch granted := split(l.scopes.Value()); {
+	case onBehalfOf(r) != l.below():
+		return "its chain is not that of the token that it exchanges, whose holder is " + l.holder.Value()
+	case r.Request.Entitlement != l.entitlement.Value():
+		return "the token that it exchanges is for " + l.entitlement.Value()
+	case slices.ContainsFunc(r.Request.Scopes, func(scope string) bool { return !slices.Contains(granted, scope) }):
+		return "it has more scopes than the token that it exchanges: " + strings.Join(granted, " ")
 	}
 	return ""
 }

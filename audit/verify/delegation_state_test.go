@@ -58,7 +58,18 @@ func TestVerifierChecksDelegations(t *testing.T) {
 		"ended link":          {[]audit.Record{onBehalf("lse_1", at), ended("lse_1"), below("lse_1", "lse_2", at)}, "was not active"},
 		"ended link, collect": {[]audit.Record{onBehalf("lse_1", at), ended("lse_1"), edited(below("lse_1", "lse_2", at), func(r *audit.Record) { r.Request.TTL, r.Request.Duration = 0, 0 })}, "was not active"},
 		"outlives the link":   {[]audit.Record{onBehalf("lse_1", at), edited(below("lse_1", "lse_2", at), func(r *audit.Record) { r.Lease.Expires = at.Add(11 * time.Minute) })}, "outlives the token"},
-		"link of another log": {[]audit.Record{below("lse_0", "lse_2", at)}, ""},
+		"link of another log": {[]audit.Record{opened("acme.test/1"), below("lse_0", "lse_2", at)}, ""},
+		"no such link":        {[]audit.Record{opened(""), below("lse_0", "lse_2", at)}, "no lease lse_0"},
+		"no such link, filed": {[]audit.Record{opened(""), edited(below("lse_0", "lse_2", at), func(r *audit.Record) { r.Kind, r.Lease = audit.RequestCreated, nil })}, "no lease lse_0"},
+		"link of this log":    {[]audit.Record{opened(""), onBehalf("lse_1", at), below("lse_1", "lse_2", at)}, ""},
+		"own link":            {[]audit.Record{edited(onBehalf("lse_1", at), ownRights), edited(below("lse_1", "lse_2", at), func(r *audit.Record) { r.Subject.ID, r.Caller.Actors = actor, nil })}, ""},
+		"own link, person":    {[]audit.Record{edited(onBehalf("lse_1", at), ownRights), below("lse_1", "lse_2", at)}, "its chain is not that"},
+		"other person":        {[]audit.Record{onBehalf("lse_1", at), edited(below("lse_1", "lse_2", at), func(r *audit.Record) { r.Subject.ID = "login/bo" })}, "its chain is not that"},
+		"an actor is missing": {[]audit.Record{onBehalf("lse_1", at), edited(below("lse_1", "lse_2", at), func(r *audit.Record) { r.Caller.Actors = nil })}, "its chain is not that"},
+		"other entitlement":   {[]audit.Record{onBehalf("lse_1", at), edited(below("lse_1", "lse_2", at), func(r *audit.Record) { r.Request.Entitlement = "orders-db" })}, "is for tickets-api"},
+		"fewer scopes":        {[]audit.Record{scoped(onBehalf("lse_1", at), "a", "b"), scoped(below("lse_1", "lse_2", at), "b")}, ""},
+		"more scopes":         {[]audit.Record{scoped(onBehalf("lse_1", at), "a"), scoped(below("lse_1", "lse_2", at), "a", "b")}, "more scopes"},
+		"narrowed by people":  {[]audit.Record{edited(scoped(onBehalf("lse_1", at), "a", "b"), func(r *audit.Record) { r.Lease.Scopes = []string{"a"} }), scoped(below("lse_1", "lse_2", at), "b")}, "more scopes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			leases := newLeaseState(10)
@@ -76,6 +87,17 @@ func TestVerifierChecksDelegations(t *testing.T) {
 			}
 		})
 	}
+}
+
+func opened(previous string) audit.Record {
+	return audit.Record{Time: someTime, Kind: audit.LogOpened, Log: &audit.LogFacts{Previous: previous}}
+}
+
+func ownRights(r *audit.Record) { r.Subject, r.Delegated = nil, nil }
+
+func scoped(r audit.Record, scopes ...string) audit.Record {
+	r.Request.Scopes = scopes
+	return r
 }
 
 func reusable(r *audit.Record) {

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"time"
+	"unique"
 
 	"accessbroker.internal/audit"
 )
@@ -10,11 +11,15 @@ import (
 type leaseState struct {
 	leases map[string]lease
 	recent ring
+	all    bool // leases has all that tokens in this log can rest on
 }
 
 type lease struct {
 	opened, issued, ended bool
 	expires               time.Time // as opened, or as issued
+
+	named                              bool // the following are known
+	holder, chain, entitlement, scopes unique.Handle[string]
 }
 
 func newLeaseState(size int) *leaseState {
@@ -27,6 +32,9 @@ func newLeaseState(size int) *leaseState {
 // and this lifetime.
 func (s *leaseState) check(r *audit.Record) string {
 	switch r.Kind {
+	case audit.LogOpened:
+		s.all = r.Log != nil && r.Log.Previous == ""
+		return ""
 	case audit.LeaseOpened, audit.LeaseIssued, audit.LeaseFailed, audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseAbandoned:
 	default:
 		return ""
@@ -37,9 +45,12 @@ func (s *leaseState) check(r *audit.Record) string {
 	id := r.Lease.ID
 	l, known := s.leases[id]
 	if !known {
-		delete(s.leases, s.recent.add(id, nil)) // no lease has an empty id
+		dropped := s.recent.add(id, nil) // no lease has an empty id
+		delete(s.leases, dropped)
+		s.all = s.all && dropped == ""
 	}
 	problem := l.apply(r)
+	l.name(r)
 	s.leases[id] = l
 	return problem
 }
@@ -78,4 +89,34 @@ func (l *lease) apply(r *audit.Record) string {
 		}
 	}
 	return ""
+}
+
+// name notes who holds a lease, and for what, from its first record.
+func (l *lease) name(r *audit.Record) {
+	if l.named || r.Request == nil || r.Caller == nil {
+		return
+	}
+	scopes := r.Lease.Scopes
+	if scopes == nil {
+		scopes = r.Request.Scopes
+	}
+	l.named, l.holder, l.chain = true, unique.Make(r.Caller.ID), unique.Make(onBehalfOf(r))
+	l.entitlement, l.scopes = unique.Make(r.Request.Entitlement), unique.Make(join(scopes))
+}
+
+// below returns the chain of a token that another caller gets for that of the lease.
+func (l *lease) below() string {
+	if l.chain.Value() == "" {
+		return l.holder.Value()
+	}
+	return join([]string{l.chain.Value(), l.holder.Value()})
+}
+
+// onBehalfOf returns whose rights a caller uses, and who acted before, as one text; empty:
+// the caller's own.
+func onBehalfOf(r *audit.Record) string {
+	if r.Subject == nil {
+		return ""
+	}
+	return join(append([]string{r.Subject.ID}, r.Caller.Actors...))
 }

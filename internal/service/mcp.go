@@ -77,8 +77,9 @@ func mcpCaller(r *http.Request) mcp.Broker {
 	return d
 }
 
-// An mcpGrant is what the token of a call allows.
+// An mcpGrant is what the proofs of a call allow.
 type mcpGrant struct {
+	whole  bool // a certificate alone is not bounded by scopes
 	scopes []string
 	proof  dpop.Proof // of the key that the token is bound to; zero: it is bound to none
 }
@@ -97,9 +98,10 @@ func (m *mcpService) spend(next http.Handler) http.Handler {
 	})
 }
 
+// mcpScopes returns the scopes of a call: none if its grant is unknown.
 func mcpScopes(r *http.Request) (scopes []string, bounded bool) {
-	grant, ok := server.Attached(r).(mcpGrant)
-	return grant.scopes, ok
+	grant, _ := server.Attached(r).(mcpGrant)
+	return grant.scopes, !grant.whole
 }
 
 // authenticate identifies the caller of a call. A call with both a certificate and a
@@ -120,6 +122,7 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 	case len(values) == 0 && certified.ID == "":
 		return who, unproven("connect with an X.509-SVID, or send an access token whose audience is " + m.resource + ": " + m.howToExchange())
 	case len(values) == 0:
+		server.Attach(r, mcpGrant{whole: true})
 		return certified, nil
 	}
 	t, proof, err := m.present(r, values[0])

@@ -83,7 +83,7 @@ func New(cfg Config) *Server {
 	capabilities.AddExtension(tasksExtension, nil)
 	s.info = &sdk.Implementation{Name: "access-broker", Title: "Access Broker", Version: cfg.Version}
 	options := &sdk.ServerOptions{
-		Instructions: instructions, Capabilities: capabilities, Logger: s.log, SupportedProtocolVersions: Versions,
+		Instructions: instructions, Capabilities: capabilities, Logger: quiet(s.log), SupportedProtocolVersions: Versions,
 		SetCacheable: func(_ context.Context, _ sdk.Request, c *sdk.Cacheable) {
 			c.TTLMs, c.CacheScope = int(listTTL.Milliseconds()), "private"
 		},
@@ -224,7 +224,7 @@ func (s *Server) Handler(of func(*http.Request) Broker) http.Handler {
 
 func (s *Server) streamable(plain bool) http.Handler {
 	return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s.sdk }, &sdk.StreamableHTTPOptions{
-		Stateless: true, JSONResponse: plain, Logger: s.log, MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true,
+		Stateless: true, JSONResponse: plain, Logger: quiet(s.log), MaxRequestBodyBytes: maxBody, PropagateRequestCancellation: true,
 		DisableLocalhostProtection: true, // the broker's listeners check the host of every call
 	})
 }

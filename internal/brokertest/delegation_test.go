@@ -445,6 +445,35 @@ func TestSubAgentExchange(t *testing.T) {
 	}
 }
 
+// checkChain compares the bytes of a token with its chain, and with what its resource server
+// and its holder learn about it over HTTP.
+func (d *delegating) checkChain(token string, want map[string]any) {
+	d.t.Helper()
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	d.must(err)
+	text, err := json.Marshal(map[string]any{"act": want})
+	d.must(err)
+	if member := string(text[1 : len(text)-1]); !strings.Contains(string(payload), member) || strings.Count(string(payload), `"sub":`) != 4 {
+		d.t.Errorf("got the payload %s, want the chain %s", payload, text)
+	}
+	for _, who := range []string{Tickets, want["sub"].(string)} {
+		resp, err := d.Client(who).HTTP.PostForm(d.URL+"/oauth2/introspect", url.Values{"token": {token}})
+		d.must(err)
+		status, body := readAll(d.t, resp)
+		var in map[string]any
+		d.must(json.Unmarshal(body, &in))
+		if status != http.StatusOK || in["active"] != true || in["sub"] != "login/ana" || in["client_id"] != want["sub"] || in["scope"] != "tickets:read" || in["aud"] != Audience || !reflect.DeepEqual(in["act"], any(want)) {
+			d.t.Errorf("%s introspects: got %d %s", who, status, body)
+		}
+	}
+	// The others of the chain hold tokens of their own, and learn nothing about this one.
+	for inner, _ := want["act"].(map[string]any); inner != nil; inner, _ = inner["act"].(map[string]any) {
+		if in, err := d.Client(inner["sub"].(string)).Introspect(d.t.Context(), api.Token(token)); err != nil || in.Active {
+			d.t.Errorf("%v introspects: got %+v, %v", inner["sub"], in, err)
+		}
+	}
+}
+
 // A chain of agents acts for Ana: each gets less than the one above, and the end of one ends all
 // below it.
 func TestChainOfAgents(t *testing.T) {
@@ -471,6 +500,7 @@ func TestChainOfAgents(t *testing.T) {
 	if claims["sub"] != "login/ana" || claims["client_id"] != agent("c") || !reflect.DeepEqual(claims["act"], want) || claims["scope"] != "tickets:read" {
 		t.Errorf("got claims %v, want the actors %v", claims, want)
 	}
+	d.checkChain(tokens["c"], want)
 	for name, test := range map[string]struct{ who, token, code string }{
 		"a loop":                  {"a", tokens["b"], string(api.InvalidDelegation)},
 		"a token of the caller":   {"b", tokens["b"], string(api.InvalidDelegation)},

@@ -184,6 +184,9 @@ func (most *Argument) check(asked *ArgumentBound) (ArgumentBound, error) {
 			return a, fmt.Errorf("a value does not match %s", most.Pattern)
 		}
 	}
+	if a.Number && a.Min > a.Max {
+		return a, fmt.Errorf("minimum is above maximum")
+	}
 	if !a.within(&most.ArgumentBound) {
 		return a, fmt.Errorf("it is %s at most", most.Words())
 	}

@@ -106,6 +106,7 @@ func TestFineGrantsAreStrict(t *testing.T) {
 		"unknown argument":      with(`{"to":{"enum":["x"]}}`),
 		"more than the maximum": with(`{"amount":{"minimum":0,"maximum":101}}`),
 		"below the minimum":     with(`{"amount":{"minimum":-1,"maximum":1}}`),
+		"an empty range":        with(`{"amount":{"minimum":51,"maximum":50}}`),
 		"only a maximum":        with(`{"amount":{"maximum":1}}`),
 		"a fraction":            with(`{"amount":{"minimum":0,"maximum":0.5}}`),
 		"beyond every number":   with(`{"amount":{"minimum":0,"maximum":1e400}}`),

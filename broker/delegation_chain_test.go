@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/broker"
 )
@@ -152,4 +153,44 @@ func TestScopedProofGetsNoWholeEntitlement(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.get(t, search, broker.Ask{Entitlement: "db", Delegation: below}, noon) // a link without scopes has the whole
+}
+
+// A person whose break-glass use is overdue for review does not break glass through agents, nor
+// through one agent after another. What agents do never locks the person out.
+func TestOverdueReviewCountsForThoseWhoActForThePerson(t *testing.T) {
+	policies := delegationPolicies + `
+@id("break-glass") @break_glass("security") @review_within("1h")
+permit (principal, action == Action::"request", resource == Entitlement::"tickets");`
+	later := noon.Add(2 * time.Hour)
+	use := func(w *world, who broker.Identity, d *broker.Delegation, now time.Time) error {
+		ask := breakGlass("tickets:read")
+		ask.Delegation, ask.Justification = d, "the till is on fire"
+		_, err := w.broker.Ask(t.Context(), broker.Self(who, now), ask, broker.IdempotencyKey{})
+		return err
+	}
+	for name, test := range map[string]struct {
+		by   func(now time.Time) broker.Identity
+		from *broker.Delegation
+		own  error // of the person's next use without an agent
+	}{
+		"by the person":    {func(now time.Time) broker.Identity { return approver("ana", now) }, nil, broker.ErrReviewOverdue},
+		"through an agent": {func(now time.Time) broker.Identity { return workload(search, now) }, onBehalf("ana", noon), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, worldConfig{policies: policies, issuers: map[string]broker.Issuer{"tickets": signer{}}})
+			t.Cleanup(func() { w.verify(t) })
+			if err := use(w, test.by(noon), test.from, noon); err != nil {
+				t.Fatal(err)
+			}
+			if err := use(w, workload(triage, later), onBehalf("ana", later), later); !errors.Is(err, broker.ErrReviewOverdue) {
+				t.Errorf("through another agent: got %v, want %v", err, broker.ErrReviewOverdue)
+			}
+			if err := use(w, workload(triage, later), onBehalf("ben", later), later); err != nil {
+				t.Errorf("for another person: %v", err)
+			}
+			if err := use(w, approver("ana", later), nil, later); !errors.Is(err, test.own) {
+				t.Errorf("by the person: got %v, want %v", err, test.own)
+			}
+		})
+	}
 }

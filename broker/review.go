@@ -19,6 +19,7 @@ type Reviews struct {
 	ReviewKey
 	Open map[string]time.Time // when the review is due, by request id
 	By   map[string]string    // the requester, by request id
+	For  map[string]string    // on whose behalf, by request id, if not the requester's own
 }
 
 // Key returns the row's key.
@@ -39,6 +40,16 @@ func (r *Request) reviews() []Key {
 	return []Key{ReviewKey{r.Entitlement}}
 }
 
+// concerns reports whether an earlier use counts for a requester: its own and, if it acts on
+// behalf of another, those by and for that one, through anyone. What agents do on behalf of a
+// person never locks the person out.
+func (r *Reviews) concerns(id string, request *Request) bool {
+	if d := request.Delegation; d != nil && (d.Subject.Is(r.By[id]) || d.Subject.Is(r.For[id])) {
+		return true
+	}
+	return request.Requester.Is(r.By[id])
+}
+
 // breakGlass opens the review, in the transaction that files the request. A
 // requester with an overdue review is refused.
 func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
@@ -52,7 +63,7 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	}
 	own := 0
 	for id, due := range open.Open {
-		if !r.Requester.Is(open.By[id]) {
+		if !open.concerns(id, r) {
 			continue
 		}
 		if own++; !now.Before(due) {
@@ -64,6 +75,9 @@ func (b *Broker) breakGlass(tx Tx, r *Request, now time.Time) error {
 	}
 	r.ReviewDue = now.Add(r.Decision.Obligations.ReviewWithin)
 	open.Open[r.ID.String()], open.By[r.ID.String()] = r.ReviewDue, r.Requester.ID
+	if subject := r.subject(); subject != "" {
+		open.For[r.ID.String()] = subject
+	}
 	tx.Put(open)
 	b.notify(tx, NoticeBreakGlass, r, r.reviewers(), rules, now)
 	b.notifyAt(tx, NoticeOverdue, r, r.reviewers(), rules, r.ReviewDue, now)
@@ -88,6 +102,9 @@ func reviews(tx Tx, entitlement string) (*Reviews, error) {
 	}
 	if err == nil && row.By == nil {
 		row.By = map[string]string{}
+	}
+	if err == nil && row.For == nil {
+		row.For = map[string]string{}
 	}
 	return row, err
 }
@@ -209,6 +226,7 @@ func (b *Broker) recordVerdict(ctx context.Context, v ballot) error {
 		}
 		delete(open.Open, r.ID.String())
 		delete(open.By, r.ID.String())
+		delete(open.For, r.ID.String())
 		tx.Put(open)
 		b.notify(tx, NoticeReviewed, r, r.reviewers(), v.rules, v.caller.At)
 		return nil

@@ -139,7 +139,7 @@ func rowFields(r broker.Row, c *coder) error {
 	case *broker.Notice:
 		noticeFields(r, c)
 	case *broker.Reviews:
-		c.fields(&r.Open, &r.Entitlement, &r.By)
+		c.fields(&r.Open, &r.Entitlement, &r.By, &r.For)
 	case *broker.Session:
 		c.fields(&r.Who, &r.Client, &r.SID, &r.Created, &r.Seen, &r.Expires, &r.Sealed, &r.Closed)
 	case *broker.Logout:

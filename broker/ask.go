@@ -346,7 +346,16 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 const PendingFor = time.Hour
 
 // Withdraw closes the caller's own pending request.
-func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
+func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (r *Request, err error) {
+	err = b.retry(func() error {
+		r, err = b.withdrawOnce(ctx, caller, id)
+		return err
+	})
+	return r, err
+}
+
+// withdrawOnce is Withdraw. It returns errOvertaken if another call changed the request first.
+func (b *Broker) withdrawOnce(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.ownRequest(ctx, caller, id)
 	if err != nil {
 		return nil, err
@@ -357,8 +366,10 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (*Re
 	version, rules := r.Version-1, b.rules.Load()
 	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: caller.Actor.Party(), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
 	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
-		if stored, err := Get[*Request](tx, id); err != nil || stored.Version != version {
-			return changed(err)
+		if stored, err := Get[*Request](tx, id); err != nil {
+			return err
+		} else if stored.Version != version {
+			return errOvertaken
 		}
 		if err := leavePending(tx, r, caller.At); err != nil {
 			return err

@@ -34,6 +34,11 @@ func errRedeemed() error { return refuse(ErrInvalidCode, "the code was redeemed 
 // Cancel withdraws the caller's own request, also if it is approved, unless a credential
 // was collected. It returns nil if there is nothing to cancel.
 func (d Deferred) Cancel(ctx context.Context, caller Caller, id RequestID) error {
+	return d.Broker.retry(func() error { return d.cancelOnce(ctx, caller, id) })
+}
+
+// cancelOnce is Cancel. It returns errOvertaken if another call changed the request first.
+func (d Deferred) cancelOnce(ctx context.Context, caller Caller, id RequestID) error {
 	b := d.Broker
 	r, err := b.ownRequest(ctx, caller, id)
 	if err != nil {
@@ -47,8 +52,11 @@ func (d Deferred) Cancel(ctx context.Context, caller Caller, id RequestID) error
 	record := audit.Record{Kind: audit.RequestWithdrawn, Caller: caller.Actor.Party(), Request: &audit.RequestFacts{ID: id.String(), Digest: r.Digest, Entitlement: r.Entitlement}}
 	_, err = b.write(ctx, r.waiting(), record, func(tx Tx) error {
 		now, err := Get[*Request](tx, id)
-		if err != nil || now.Version != stored.Version || !now.FirstExpires.IsZero() {
-			return changed(err)
+		if err != nil {
+			return err
+		}
+		if now.Version != stored.Version || !now.FirstExpires.IsZero() {
+			return errOvertaken
 		}
 		if err := leavePending(tx, r, caller.At); err != nil {
 			return err

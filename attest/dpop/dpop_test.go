@@ -359,6 +359,9 @@ func TestTargets(t *testing.T) {
 		"user":                  {direct, "https://x@broker.acme.test/base/oauth2/token", false},
 		"opaque":                {direct, "https:broker.acme.test/base/oauth2/token", false},
 		"not a URL":             {direct, "https://broker.acme.test/%zz", false},
+		"a proxy's short path":  {at("broker.acme.test", "/oauth2/token", "/oauth2/token", false), external + "/oauth2/token", true},
+		"another service":       {at("broker.acme.test", "/oauth2/token", "/oauth2/token", false), "https://broker.acme.test/oauth2/token", false},
+		"another service, TLS":  {at("Broker.acme.test:443", "/oauth2/token", "/oauth2/token", true), "https://broker.acme.test/oauth2/token", false},
 		"another path's prefix": {direct, external + "/oauth2/tokens", false},
 		"file":                  {direct, "file://broker.acme.test/base/oauth2/token", false},
 	} {

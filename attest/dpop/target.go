@@ -8,7 +8,9 @@ import (
 
 // addresses reports whether an htu is the URL of a request, without query and fragment (RFC
 // 9449, section 4.3, step 9). The client may have used the external URL, with a proxy in
-// between that changed the host or removed a path, or any host of the broker's directly.
+// between that changed the host or removed a path, or any host of the broker's directly. A
+// broker below a path of the external host shares that host with others: what is outside the
+// path is theirs, also if a proxy removed the path.
 func (v *Verifier) addresses(htu string, r *http.Request) bool {
 	at := r.URL.EscapedPath()
 	if external := v.external.String(); strings.HasPrefix(htu, external) && htu[len(external):] == at {
@@ -19,9 +21,12 @@ func (v *Verifier) addresses(htu string, r *http.Request) bool {
 		return false
 	}
 	sent, _, _ := strings.Cut(r.RequestURI, "?") // before a prefix was removed from the path
-	candidates := []string{v.external.String() + at, "https://" + r.Host + sent}
-	if r.TLS == nil { // on loopback, or behind a proxy that ends TLS
-		candidates = append(candidates, "http://"+r.Host+sent)
+	candidates := []string{v.external.String() + at}
+	if !v.sharesHost(r.Host) {
+		candidates = append(candidates, "https://"+r.Host+sent)
+		if r.TLS == nil { // on loopback, or behind a proxy that ends TLS
+			candidates = append(candidates, "http://"+r.Host+sent)
+		}
 	}
 	for _, candidate := range candidates {
 		if want, ok := normalize(candidate); ok && got == want {
@@ -29,6 +34,13 @@ func (v *Verifier) addresses(htu string, r *http.Request) bool {
 		}
 	}
 	return false
+}
+
+// sharesHost reports whether a host is that of an external URL with a path.
+func (v *Verifier) sharesHost(host string) bool {
+	got, ok := normalize("https://" + host)
+	own, _ := normalize("https://" + v.external.Host)
+	return v.external.Path != "" && ok && got == own
 }
 
 // normalize returns the one spelling of an absolute HTTP URL without query and fragment (RFC

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -60,7 +61,7 @@ type Addresses struct{ Broker, Pages, Login string }
 // FreeAddresses returns addresses on ports that are free at the moment.
 func FreeAddresses() (a Addresses, err error) {
 	for _, address := range []*string{&a.Broker, &a.Pages, &a.Login} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listenAnywhere()
 		if err != nil {
 			return a, fmt.Errorf("finding a free port: %w", err)
 		}
@@ -68,6 +69,18 @@ func FreeAddresses() (a Addresses, err error) {
 		defer func() { _ = l.Close() }() // after the loop, so that no two are the same
 	}
 	return a, nil
+}
+
+// listenAnywhere listens on a free port below those that the system chooses for connections,
+// so that none of them takes the port before the broker listens on it.
+func listenAnywhere() (l net.Listener, err error) {
+	const from, to, tries = 10_000, 32_768, 100
+	for range tries {
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", from+mathrand.IntN(to-from))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
 }
 
 // IsLoopback reports whether an address is a loopback IP address with a port.

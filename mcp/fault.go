@@ -38,6 +38,7 @@ var next = map[api.Code]string{
 	api.InvalidScope:          "Call list_access, choose scopes of this entitlement exactly as listed, then call again.",
 	api.InvalidTTL:            "Choose a ttl within the limit, or omit ttl.",
 	api.InvalidParameter:      "Call list_access for the parameters of this entitlement, then call again.",
+	api.InvalidDetails:        "Call list_access for the entitlement. Write each element as its authorization_details_types describe, with all fields and no others, then call again.",
 	api.JustificationRequired: "Call again with a justification: why you need this access now, for which task. Do not invent one; get the reason from your user.",
 	api.TicketRequired:        "Call again with the id of the ticket for this work. Do not invent one; get the id from your user.",
 	api.TicketUnfit:           "Use a ticket that fits, or report to your user what the ticket lacks.",

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -30,27 +31,32 @@ type Listing struct {
 type Entitlement struct {
 	Name       string               `json:"name"`
 	Scopes     []Scope              `json:"scopes,omitempty" jsonschema:"name at least one in request_access, unless one is a default"`
-	Allowed    string               `json:"allowed,omitempty" jsonschema:"for an entitlement without scopes: yes, or no"`
+	Allowed    string               `json:"allowed,omitempty" jsonschema:"for an entitlement without scopes: as for a scope"`
 	Conditions []string             `json:"conditions,omitempty" jsonschema:"for an entitlement without scopes"`
 	Obligation *api.Obligations     `json:"obligations,omitempty" jsonschema:"the conditions, as structure"`
 	Parameters map[string]Parameter `json:"parameters,omitempty"`
-	DefaultTTL string               `json:"default_ttl,omitempty" jsonschema:"how long a credential is valid if request_access has no ttl"`
-	MaxTTL     string               `json:"max_ttl,omitempty"`
-	Binding    string               `json:"binding,omitempty" jsonschema:"the proof of possession that the credential needs"`
-	Revocation string               `json:"revocation,omitempty" jsonschema:"the effect of release_access on a credential: immediate, at_expiry, at_rotation or never"`
-	Audience   string               `json:"audience,omitempty" jsonschema:"the resource that accepts the credential"`
-	Blocked    bool                 `json:"blocked,omitempty" jsonschema:"an operator has stopped all use"`
-	Quotes     []Quote              `json:"quotes,omitempty"`
+
+	NeedsDetails bool                  `json:"needs_details,omitempty" jsonschema:"for an entitlement without scopes: as for a scope"`
+	DetailTypes  map[string]DetailType `json:"authorization_details_types,omitempty" jsonschema:"the types of fine grants that request_access takes in authorization_details"`
+
+	DefaultTTL string  `json:"default_ttl,omitempty" jsonschema:"how long a credential is valid if request_access has no ttl"`
+	MaxTTL     string  `json:"max_ttl,omitempty"`
+	Binding    string  `json:"binding,omitempty" jsonschema:"the proof of possession that the credential needs"`
+	Revocation string  `json:"revocation,omitempty" jsonschema:"the effect of release_access on a credential: immediate, at_expiry, at_rotation or never"`
+	Audience   string  `json:"audience,omitempty" jsonschema:"the resource that accepts the credential"`
+	Blocked    bool    `json:"blocked,omitempty" jsonschema:"an operator has stopped all use"`
+	Quotes     []Quote `json:"quotes,omitempty"`
 }
 
 // A Scope is one part of an entitlement.
 type Scope struct {
-	Name       string           `json:"name"`
-	Default    bool             `json:"default,omitempty" jsonschema:"granted if request_access names no scope"`
-	Allowed    string           `json:"allowed" jsonschema:"yes, no, or emergency: only people may use it, in an emergency"`
-	Conditions []string         `json:"conditions,omitempty" jsonschema:"none: granted at once"`
-	Obligation *api.Obligations `json:"obligations,omitempty" jsonschema:"the conditions, as structure"`
-	Quotes     []Quote          `json:"quotes,omitempty"`
+	Name         string           `json:"name"`
+	Default      bool             `json:"default,omitempty" jsonschema:"granted if request_access names no scope"`
+	Allowed      string           `json:"allowed" jsonschema:"yes, no, with_details: only with fine grants that policy permits, or emergency: only people may use it, in an emergency"`
+	NeedsDetails bool             `json:"needs_details,omitempty" jsonschema:"request_access needs authorization_details; policy decides on each element"`
+	Conditions   []string         `json:"conditions,omitempty" jsonschema:"none: granted at once"`
+	Obligation   *api.Obligations `json:"obligations,omitempty" jsonschema:"the conditions, as structure"`
+	Quotes       []Quote          `json:"quotes,omitempty"`
 }
 
 // A Parameter is a value of a request that the entitlement asks for.
@@ -132,12 +138,12 @@ func entitlementOf(o api.Offer) Entitlement {
 		e.MaxTTL = o.MaxTTL.String()
 	}
 	if o.Decision != nil {
-		e.Allowed, e.Conditions, e.Obligation = allowed(o.Decision.Permit, false), conditions(o.Decision.Obligations), o.Decision.Obligations
-		e.Quotes = reasons(e.Quotes, o.Decision)
+		e.Allowed, e.Conditions, e.Obligation = allowed(o.Decision.Permit, false, o.NeedsDetails), conditions(o.Decision.Obligations), o.Decision.Obligations
+		e.Quotes, e.NeedsDetails = reasons(e.Quotes, o.Decision), o.NeedsDetails
 	}
 	for _, s := range o.Scopes {
 		e.Scopes = append(e.Scopes, Scope{
-			Name: s.Scope, Default: s.Default, Allowed: allowed(s.Decision.Permit, s.BreakGlassOnly),
+			Name: s.Scope, Default: s.Default, Allowed: allowed(s.Decision.Permit, s.BreakGlassOnly, s.NeedsDetails), NeedsDetails: s.NeedsDetails,
 			Conditions: conditions(s.Decision.Obligations), Obligation: s.Decision.Obligations,
 			Quotes: reasons(quote(nil, "operator", s.Description), &s.Decision),
 		})
@@ -149,6 +155,7 @@ func entitlementOf(o api.Offer) Entitlement {
 		}
 		e.Parameters[name] = Parameter{Required: p.Required, Pattern: p.Pattern, MaxLength: p.MaxLength, Quotes: quote(nil, "operator", p.Description)}
 	}
+	e.DetailTypes = detailTypes(o.DetailTypes)
 	return e
 }
 
@@ -160,15 +167,21 @@ func reasons(list []Quote, d *api.Decision) []Quote {
 	return list
 }
 
-func allowed(permit, emergency bool) string {
+func allowed(permit, emergency, details bool) string {
 	switch {
 	case permit:
 		return "yes"
+	case details:
+		return withDetails
 	case emergency:
 		return "emergency"
 	}
 	return "no"
 }
+
+// withDetails means that policy refuses a request without authorization_details, and may
+// permit one with them.
+const withDetails = "with_details"
 
 func (l *Listing) words() string {
 	var b strings.Builder
@@ -191,11 +204,14 @@ func (l *Listing) words() string {
 			}
 			writeAllowed(&b, s.Allowed, s.Conditions)
 		}
-		for _, name := range sortedNames(e.Parameters) {
+		for _, name := range slices.Sorted(maps.Keys(e.Parameters)) {
 			fmt.Fprintf(&b, "\n- parameter %s", name)
 			if e.Parameters[name].Required {
 				b.WriteString(" (required)")
 			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(e.DetailTypes)) {
+			b.WriteString("\n- " + typeInWords(name, e.DetailTypes[name].Schema))
 		}
 	}
 	if l.More > 0 {
@@ -209,6 +225,8 @@ func writeAllowed(b *strings.Builder, allowed string, conditions []string) {
 	switch {
 	case allowed == "emergency":
 		b.WriteString(": only in an emergency that a person declares; you cannot request it")
+	case allowed == withDetails:
+		b.WriteString(": needs authorization_details; policy decides on each element")
 	case allowed != "yes":
 		b.WriteString(": refused")
 	case len(conditions) == 0:
@@ -216,13 +234,4 @@ func writeAllowed(b *strings.Builder, allowed string, conditions []string) {
 	default:
 		b.WriteString(": " + strings.Join(conditions, "; "))
 	}
-}
-
-func sortedNames(m map[string]Parameter) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -20,6 +20,7 @@ type requestArguments struct {
 	TTL           string            `json:"ttl,omitempty" jsonschema:"how long each credential is valid, such as 10m; omit it for the default"`
 	Duration      string            `json:"duration,omitempty" jsonschema:"how long credentials can be collected, such as 2h; omit it for the default"`
 	Parameters    map[string]string `json:"parameters,omitempty" jsonschema:"the parameters of the entitlement"`
+	Details       []detail          `json:"authorization_details,omitempty" jsonschema:"fine grants: what the credential is good for, and nothing else. Elements of the types that list_access has for the entitlement; send them if it has needs_details. All of them are granted, or none"`
 	Message       string            `json:"binding_message,omitempty" jsonschema:"one line that you also show to your user, by which the approver recognizes this request"`
 }
 
@@ -40,7 +41,7 @@ func requestAccess(ctx context.Context, c *call, in requestArguments) (*Access, 
 	}
 	r, err := c.Ask(ctx, ask)
 	if code := api.CodeOf(err); code == api.JustificationRequired || code == api.TicketRequired {
-		if form := c.elicit(ctx, ask); form != nil {
+		if form := c.elicit(ctx, ask, code); form != nil {
 			return nil, form
 		}
 	}
@@ -57,10 +58,11 @@ func (in requestArguments) ask() (api.Ask, error) {
 	ask := api.Ask{
 		Entitlement: in.Entitlement, Scopes: in.Scopes, Justification: in.Justification, Ticket: in.Ticket, Parameters: in.Parameters, BindingMessage: in.Message,
 	}
-	var ttl, forHow error
+	var ttl, forHow, details error
 	ask.TTL, ttl = duration("ttl", in.TTL)
 	ask.Duration, forHow = duration("duration", in.Duration)
-	return ask, errors.Join(ttl, forHow)
+	ask.AuthorizationDetails, details = known(in.Details)
+	return ask, errors.Join(ttl, forHow, details)
 }
 
 // reasonForm is the key of the form for the reason of a request.
@@ -74,14 +76,16 @@ type inputNeeded struct{ result *sdk.CallToolResult }
 func (*inputNeeded) Error() string { return "the client's user has to fill in a form" }
 
 // elicit returns the form for what the ask lacks, or nil if the client shows no forms, or
-// if the ask lacks nothing that its user could state. It only ever asks for the
-// justification and the ticket: a secret has no place in a conversation, and the user of
-// this client is not an approver.
-func (c *call) elicit(ctx context.Context, ask api.Ask) error {
+// if the ask lacks nothing that its user could state. The code is that of the refusal of
+// the ask. The form asks for the justification and the ticket alone: a secret has no place
+// in a conversation, and the user of this client is not an approver.
+func (c *call) elicit(ctx context.Context, ask api.Ask, code api.Code) error {
 	if !c.showsForms() || c.req.Params.RequestState != "" {
 		return nil
 	}
 	justification, ticket := c.missing(ctx, ask)
+	justification = justification || code == api.JustificationRequired && ask.Justification == ""
+	ticket = ticket || code == api.TicketRequired && ask.Ticket == ""
 	properties, required := map[string]any{}, []string{}
 	if justification {
 		properties["justification"] = map[string]any{
@@ -105,14 +109,24 @@ func (c *call) elicit(ctx context.Context, ask api.Ask) error {
 		InputRequests: sdk.InputRequestMap{reasonForm: &sdk.ElicitParams{
 			Mode: "form",
 			Message: fmt.Sprintf("The agent %s requests %s from Access Broker. Policy requires a %s. Filling in this form does not approve the request.",
-				quoted(c.who.ID), quoted(strings.TrimSpace(ask.Entitlement+" "+strings.Join(ask.Scopes, " "))), strings.Join(required, " and a ")),
+				quoted(c.who.ID), quoted(requested(ask)), strings.Join(required, " and a ")),
 			RequestedSchema: map[string]any{"type": "object", "properties": properties, "required": required},
 		}},
 	}}
 }
 
+// requested is what an ask is for, in words.
+func requested(ask api.Ask) string {
+	text := strings.TrimSpace(ask.Entitlement + " " + strings.Join(ask.Scopes, " "))
+	for i := range ask.AuthorizationDetails {
+		text += "; only for " + ask.AuthorizationDetails[i].Words()
+	}
+	return text
+}
+
 // missing reports what the conditions of the entitlement demand and the ask lacks. One
-// form has both, so that the user is asked once.
+// form has both, so that the user is asked once. The conditions of fine grants are known
+// only from the refusal.
 func (c *call) missing(ctx context.Context, ask api.Ask) (justification, ticket bool) {
 	offers, err := c.Entitlements(ctx)
 	if err != nil {

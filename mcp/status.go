@@ -21,6 +21,7 @@ type Access struct {
 	Next         string   `json:"next" jsonschema:"what to do next"`
 	Entitlement  string   `json:"entitlement,omitempty"`
 	Scopes       []string `json:"scopes,omitempty" jsonschema:"as granted, which approvers may have narrowed, or as requested"`
+	Details      []detail `json:"authorization_details,omitempty" jsonschema:"the only things that the credential is good for"`
 	TTL          string   `json:"ttl,omitempty" jsonschema:"how long each credential is valid"`
 	WaitsFor     []string `json:"waits_for,omitempty" jsonschema:"who has to approve"`
 	LapsesAt     string   `json:"lapses_at,omitempty" jsonschema:"when the request ends if nobody decides"`
@@ -141,7 +142,7 @@ func (s *session) access(ctx context.Context, r *api.Request) (*Access, error) {
 
 func accessOf(r *api.Request, now time.Time) *Access {
 	out := &Access{
-		Handle: r.ID, Status: r.Status, Entitlement: r.Entitlement, Scopes: r.Scopes, Reused: r.Reuse,
+		Handle: r.ID, Status: r.Status, Entitlement: r.Entitlement, Scopes: r.Scopes, Details: r.AuthorizationDetails, Reused: r.Reuse,
 		LapsesAt: at(r.LapsesAt), Quotes: reasons(nil, &r.Decision),
 	}
 	if r.TTL > 0 {
@@ -219,6 +220,9 @@ func (a *Access) words() string {
 	b.WriteString(a.Summary)
 	if a.Handle != "" {
 		fmt.Fprintf(&b, "\nHandle: %s\nStatus: %s", a.Handle, a.Status)
+	}
+	for i := range a.Details {
+		fmt.Fprintf(&b, "\nOnly for: %s", quoted(a.Details[i].Words()))
 	}
 	if len(a.DecidedBy) > 0 {
 		fmt.Fprintf(&b, "\nDecisions: %s", strings.Join(a.DecidedBy, ", "))

@@ -114,7 +114,9 @@ func schemaOf[T any]() *jsonschema.Schema {
 		t = t.Elem()
 	}
 	schema, err := jsonschema.ForType(t, &jsonschema.ForOptions{TypeSchemas: map[reflect.Type]*jsonschema.Schema{
-		reflect.TypeFor[api.Duration](): {Type: "string"},
+		reflect.TypeFor[api.Duration]():      {Type: "string"},
+		reflect.TypeFor[detail]():            detailSchema(),
+		reflect.TypeFor[jsonschema.Schema](): {Type: "object"},
 	}})
 	if err != nil {
 		panic(err) // a type of this package without a schema: no tool works

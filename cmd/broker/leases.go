@@ -190,20 +190,22 @@ func writeOffers(w io.Writer, offers []api.Offer) {
 	fmt.Fprintln(w, "ENTITLEMENT\tSCOPE\tALLOWED\tCONDITIONS\tDESCRIPTION")
 	for _, o := range offers {
 		if o.Decision != nil {
-			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false, o.Blocked), conditions(o.Decision, o.MaxTTL), printable(o.Description))
+			fmt.Fprintf(w, "%s\t-\t%s\t%s\t%s\n", o.Entitlement, allowed(o.Decision.Permit, false, o.NeedsDetails, o.Blocked), conditions(o.Decision, o.MaxTTL), printable(o.Description))
 		}
 		for _, s := range o.Scopes {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.BreakGlassOnly, o.Blocked), conditions(&s.Decision, o.MaxTTL), printable(s.Description))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", o.Entitlement, s.Scope, allowed(s.Decision.Permit, s.BreakGlassOnly, s.NeedsDetails, o.Blocked), conditions(&s.Decision, o.MaxTTL), printable(s.Description))
 		}
 	}
 }
 
-func allowed(permit, breakGlassOnly, blocked bool) string {
+func allowed(permit, breakGlassOnly, needsDetails, blocked bool) string {
 	switch {
-	case blocked && (permit || breakGlassOnly):
+	case blocked && (permit || breakGlassOnly || needsDetails):
 		return "blocked"
 	case permit:
 		return "yes"
+	case needsDetails:
+		return "with --detail"
 	case breakGlassOnly:
 		return "emergency"
 	}

@@ -135,3 +135,19 @@ func TestRevocationEffect(t *testing.T) {
 		}
 	}
 }
+
+// The list shows that what policy permits only with authorization_details can be requested.
+func TestOffersWithDetails(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	writeOffers(&out, []api.Offer{
+		{Entitlement: "whole", NeedsDetails: true, Decision: &api.Decision{}},
+		{Entitlement: "scoped", Scopes: []api.ScopeOffer{{Scope: "needs", NeedsDetails: true}, {Scope: "refused"}}},
+		{Entitlement: "blocked", Blocked: true, NeedsDetails: true, Decision: &api.Decision{}},
+	})
+	for _, want := range []string{"whole\t-\twith --detail\t", "scoped\tneeds\twith --detail\t", "scoped\trefused\tno\t", "blocked\t-\tblocked\t"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("got\n%s\nwant %q", &out, want)
+		}
+	}
+}

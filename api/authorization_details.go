@@ -118,11 +118,12 @@ func (d *AuthorizationDetail) Words() string {
 			parts = append(parts, list.word+strings.Join(list.items, ", "))
 		}
 	}
+	words := strings.Join(parts, " ")
 	if d.Tool != "" {
-		parts = append(parts, "tool "+d.Tool)
+		words = strings.TrimPrefix(words+", tool "+d.Tool, ", ")
 	}
-	if len(parts) > 0 {
-		text += ": " + strings.Join(parts, " ")
+	if words != "" {
+		text += ": " + words
 	}
 	word := " with "
 	for _, name := range slices.Sorted(maps.Keys(d.Arguments)) {

@@ -54,7 +54,8 @@ func (c *Client) Collect(ctx context.Context, request string) (*Credential, erro
 	return fetch[Credential](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/credentials", keyed: true, bound: true})
 }
 
-// Withdraw withdraws a pending request of the caller.
+// Withdraw withdraws a pending request of the caller, or ends one that was made on the
+// caller's behalf.
 func (c *Client) Withdraw(ctx context.Context, request string) (*Request, error) {
 	return fetch[Request](ctx, c, call{method: http.MethodPost, path: "/v1/requests/" + url.PathEscape(request) + "/withdraw"})
 }

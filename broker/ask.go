@@ -345,7 +345,8 @@ func (b *Broker) filePending(ctx context.Context, f *filing) (*Request, error) {
 // policy sets another time.
 const PendingFor = time.Hour
 
-// Withdraw closes the caller's own pending request.
+// Withdraw closes the caller's own pending request. The person on whose behalf another
+// filed it ends it, also after its approval: see CanEnd.
 func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (r *Request, err error) {
 	err = b.retry(func() error {
 		r, err = b.withdrawOnce(ctx, caller, id)
@@ -356,9 +357,15 @@ func (b *Broker) Withdraw(ctx context.Context, caller Caller, id RequestID) (r *
 
 // withdrawOnce is Withdraw. It returns errOvertaken if another call changed the request first.
 func (b *Broker) withdrawOnce(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
-	r, err := b.ownRequest(ctx, caller, id)
+	r, err := b.load(ctx, id)
 	if err != nil {
 		return nil, err
+	}
+	if CanEnd(b, caller, r) {
+		return b.endForSubject(ctx, caller, r)
+	}
+	if r.Requester.ID != caller.Subject.ID {
+		return nil, refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
 	if err := r.withdraw(caller.At); err != nil {
 		return nil, err

@@ -591,6 +591,39 @@ func TestSubjectViewsAndEnds(t *testing.T) {
 	}
 }
 
+// The person on whose behalf an agent acts ends a request: while it waits, and after its
+// approval with all that it led to, so that the agent collects nothing more.
+func TestSubjectEndsRequests(t *testing.T) {
+	w := delegationWorld(t)
+	issued := w.get(t, triage, delegated(onBehalf("ana", noon), "tickets:read"), noon)
+	child, err := w.exchange(t, search, issued, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := issued.Lease.Request
+	ana, zoe := broker.Self(approver("ana", noon), noon), broker.Self(approver("zoe", noon), noon)
+	for name, other := range map[string]broker.Caller{"another person": zoe, "another agent": broker.Self(workload(fetch, noon), noon)} {
+		if _, err := w.broker.Withdraw(t.Context(), other, id); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("%s: got %v, want not found", name, err)
+		}
+	}
+	if !w.active(t, issued, noon) {
+		t.Fatal("the token ended before its subject ended it")
+	}
+	for range 2 { // repeating it is no error
+		r, err := w.broker.Withdraw(t.Context(), ana, id)
+		if err != nil || r.State(noon) != broker.RequestEnded {
+			t.Fatalf("got %v, %v, want an ended request", r, err)
+		}
+	}
+	if w.active(t, issued, noon) || w.active(t, child, noon) {
+		t.Error("a token is active after the subject ended the request")
+	}
+	if _, err := w.broker.Collect(t.Context(), broker.Self(workload(triage, noon), noon), id, broker.IdempotencyKey{}); !errors.Is(err, broker.ErrGrantEnded) {
+		t.Errorf("collecting again: got %v, want %v", err, broker.ErrGrantEnded)
+	}
+}
+
 // Limits count for the side whose permit states them.
 func TestLimitsCountForTheirSide(t *testing.T) {
 	policies := strings.Replace(delegationPolicies, `@id("people") `, `@id("people") @limit("2 per 1h") `, 1)

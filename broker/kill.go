@@ -364,8 +364,25 @@ func (b *Broker) markRevoked(ctx context.Context, caller Caller, id LeaseID, rea
 	return b.reaper.markRevoked(ctx, l, caller.Actor, reason, caller.At)
 }
 
+// CanEnd reports whether the caller is the person on whose behalf another filed the request.
+// That person may end it, its grant and its leases at any time.
+func CanEnd(b *Broker, caller Caller, r *Request) bool {
+	return caller.Actor.Kind == KindPerson && r.Requester.ID != caller.Subject.ID && b.isSubject(caller, r.subject())
+}
+
+// endForSubject ends a request and what it led to. It completes even if the caller no longer
+// waits. Repeating it is no error.
+func (b *Broker) endForSubject(ctx context.Context, caller Caller, r *Request) (*Request, error) {
+	lasting, cancel := context.WithTimeout(context.WithoutCancel(ctx), KillDeadline)
+	defer cancel()
+	if err := EndGrant(lasting, b, caller, r.ID, "ended by the person on whose behalf it was requested"); err != nil {
+		return nil, err
+	}
+	return b.load(ctx, r.ID)
+}
+
 // EndGrant ends the grant of a request and its leases. The caller of this function has
-// checked that this may happen: an access review decided it. Repeating it is no error.
+// checked that this may happen: an access review or its subject decided it. Repeating it is no error.
 func EndGrant(ctx context.Context, b *Broker, caller Caller, id RequestID, reason string) error {
 	if err := b.revokeGrant(ctx, caller, id, reason); err != nil {
 		return ignoreNotFound(err)

@@ -46,7 +46,9 @@ func (s *Server) access(c *call) (reply, error) {
 		if err != nil {
 			return reply{}, err
 		}
-		p.Acting = s.viewAll(c, acting)
+		if p.Acting, err = s.viewActing(c, acting); err != nil {
+			return reply{}, err
+		}
 	}
 	for _, l := range leases {
 		p.Leases = append(p.Leases, viewLease(l, c.now))
@@ -55,6 +57,32 @@ func (s *Server) access(c *call) (reply, error) {
 		p.Done = "You returned the credential."
 	}
 	return c.page("access", "My access", "access", p)
+}
+
+// viewActing shows what is done on the viewer's behalf, and whether it can still be ended.
+func (s *Server) viewActing(c *call, list []*broker.Request) (views []requestView, err error) {
+	for _, r := range list {
+		v := s.view(c, r)
+		var leases []*broker.Lease
+		if v.Grant != nil && v.Grant.ExpiresAt.After(c.now) {
+			if leases, err = s.cfg.Broker.LeasesOf(c.r.Context(), c.caller(), r); err != nil {
+				return nil, err
+			}
+		}
+		v.CanEnd = s.canEnd(c, r, leases)
+		views = append(views, v)
+	}
+	return views, nil
+}
+
+// canEnd reports whether the viewer may end what a request on their behalf led to.
+func (s *Server) canEnd(c *call, r *broker.Request, leases []*broker.Lease) bool {
+	if !broker.CanEnd(s.cfg.Broker, c.caller(), r) {
+		return false
+	}
+	state := r.State(c.now)
+	return state == broker.RequestPending || state == broker.RequestApproved ||
+		slices.ContainsFunc(leases, func(l *broker.Lease) bool { return l.State(c.now) == broker.LeaseActive })
 }
 
 // pageCursor reads the position of a page of requests.

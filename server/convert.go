@@ -286,7 +286,6 @@ func toOffer(o broker.Offer) api.Offer {
 	return out
 }
 
-// hexDigest returns the digest in hexadecimal; empty for the zero digest.
 // awaited returns the suppliers for whose assessment a pending request waits.
 func awaited(r *broker.Request) []string {
 	if !r.Awaits || r.Status != broker.RequestPending && !r.ID.IsZero() {
@@ -295,6 +294,7 @@ func awaited(r *broker.Request) []string {
 	return r.Requester.Suppliers
 }
 
+// hexDigest returns the digest in hexadecimal; empty for the zero digest.
 func hexDigest(d audit.Digest) string {
 	if d.IsZero() {
 		return ""

@@ -20,6 +20,7 @@ type requestView struct {
 	api.Request
 	Revocation string // the effect of revoking a credential; for lists, which have no facts
 	Mine       bool   // the viewer filed it
+	CanEnd     bool   // it was filed on the viewer's behalf, and something of it has not ended
 }
 
 func (s *Server) view(c *call, r *broker.Request) requestView {

@@ -53,7 +53,7 @@ func decidedBy(who broker.Identity, r *broker.Request) bool {
 
 // done returns the message after a form that succeeded. It depends on the request, so that
 // a link can't make a person believe that they decided.
-func (c *call) done(r *broker.Request) string {
+func (s *Server) done(c *call, r *broker.Request) string {
 	mine := r.Requester.ID == c.who.ID
 	voted := func(list []broker.Approval, approve bool) bool {
 		return slices.ContainsFunc(list, func(a broker.Approval) bool { return a.Person == c.who.ID && a.Approve == approve })
@@ -67,6 +67,8 @@ func (c *call) done(r *broker.Request) string {
 		return "Your review is recorded."
 	case done == "withdraw" && mine && r.Status == broker.RequestWithdrawn:
 		return "You withdrew this request."
+	case done == "withdraw" && broker.CanEnd(s.cfg.Broker, c.caller(), r):
+		return "You ended this request and what it led to."
 	case done == "asked" && mine && r.State(c.now) == broker.RequestPending:
 		return "Your request is filed."
 	case done == "join" && mine && !r.FirstExpires.IsZero():

@@ -39,7 +39,7 @@ func (s *Server) requestPage(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return s.showRequest(c, http.StatusOK, r, requestPage{Done: c.done(r)})
+	return s.showRequest(c, http.StatusOK, r, requestPage{Done: s.done(c, r)})
 }
 
 // requestOf returns the request that the path names.
@@ -69,6 +69,7 @@ func (s *Server) showRequest(c *call, status int, r *broker.Request, p requestPa
 	if err != nil {
 		return reply{}, err
 	}
+	p.CanEnd = s.canEnd(c, r, leases)
 	for _, l := range leases {
 		p.Leases = append(p.Leases, toLease(l, c.now))
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,16 +57,46 @@ func (c card) chain(r *api.Request) {
 		return
 	}
 	links := append(append([]string{r.OnBehalfOf}, r.Actors...), r.Requester)
-	rows := make([]string, len(links))
+	var rows []string
 	for depth, id := range links {
-		branch := ""
+		branch, below := "", ""
 		if depth > 0 {
+			below = strings.Repeat("   ", depth)
 			branch = strings.Repeat("   ", depth-1) + "└─ "
 		}
-		rows[depth] = branch + printable(id)
+		for _, part := range pathRows(printable(id), cardWidth-len(below)) {
+			rows, branch = append(rows, branch+part), below
+		}
 	}
 	c.rows("acts for", rows)
 	if r.Parent != "" {
 		c.line("exchanged", "the token of "+r.Parent)
 	}
+}
+
+// pathRows divides a SPIFFE ID into rows, after slashes if possible, so that the terminal does
+// not continue it below the names.
+func pathRows(id string, width int) (rows []string) {
+	width = max(width, leastWidth)
+	for len(id) > width {
+		at := strings.LastIndexByte(id[:width], '/') + 1
+		if at <= len("spiffe://") && strings.HasPrefix(id, "spiffe://") || at == 0 {
+			return append(rows, broken(id, width)...)
+		}
+		rows, id = append(rows, id[:at]), id[at:]
+	}
+	return append(rows, id)
+}
+
+// withSubjects adds a column, before the last one, with on whose behalf each row is. A list
+// without any has no such column.
+func withSubjects(columns []string, rows [][]string, subjects []string) (_ []string, _ [][]string) {
+	if !slices.ContainsFunc(subjects, func(s string) bool { return s != "" }) {
+		return columns, rows
+	}
+	last := len(columns) - 1
+	for i := range rows {
+		rows[i] = slices.Insert(rows[i], last, cmp.Or(subjects[i], "-"))
+	}
+	return slices.Insert(slices.Clone(columns), last, "FOR"), rows
 }

@@ -29,14 +29,16 @@ func (a *app) leasesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				rows := make([][]string, len(page.Leases))
+				rows, subjects := make([][]string, len(page.Leases)), make([]string, len(page.Leases))
 				for i, l := range page.Leases {
+					subjects[i] = l.OnBehalfOf
 					rows[i] = []string{l.ID, l.Status, l.Entitlement, strings.Join(l.Scopes, " "), l.Holder, clock(l.ExpiresAt)}
 				}
 				if a.client.admin == "" {
 					a.noteCaller(ctx, client, f.Holder)
 				}
-				return a.printPage(page, "leases", leaseColumns, rows, page.Next)
+				columns, rows := withSubjects(leaseColumns, rows, subjects)
+				return a.printPage(page, "leases", columns, rows, page.Next)
 			})
 		},
 	}

@@ -29,6 +29,7 @@ type askFlags struct {
 	notBefore     string
 	extends       string
 	onBehalfOf    string // a file
+	message       string
 }
 
 // A parameterFlag collects name=value pairs. Unlike pflag's map, it does not split a
@@ -74,6 +75,7 @@ func (f *askFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.notBefore, "not-before", "", "start of the grant, such as 2026-01-31T12:00:00Z (default: now)")
 	c.Flags().StringVar(&f.extends, "extends", "", "the id of an earlier request that this one extends")
 	c.Flags().StringVar(&f.onBehalfOf, "on-behalf-of", "", "a file with the token of whom the request is for: a person's ID-JAG or access token, or the broker token of an agent")
+	c.Flags().StringVar(&f.message, "message", "", "one line by which approvers recognize the action, such as a code that you show to your user")
 	_ = c.MarkFlagFilename("on-behalf-of")
 }
 
@@ -112,7 +114,7 @@ func (f *askFlags) ask(entitlement string) (api.Ask, error) {
 		SubjectToken: subject, SubjectType: kind,
 		BreakGlass: f.breakGlass, NotBefore: start.UTC(), Extends: f.extends,
 		Entitlement: entitlement, Scopes: f.scopes, TTL: api.Duration(f.ttl), Duration: api.Duration(f.duration),
-		Justification: f.why, Ticket: f.ticket, Parameters: f.parameters, AuthorizationDetails: f.details,
+		Justification: f.why, Ticket: f.ticket, BindingMessage: f.message, Parameters: f.parameters, AuthorizationDetails: f.details,
 	}, nil
 }
 
@@ -331,9 +333,13 @@ func (a *app) collectCommand() *cobra.Command {
 
 func (a *app) withdrawCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:     "withdraw REQUEST",
-		Short:   "Withdraw a pending request",
-		Example: `  broker withdraw req_0658sg2b7puh5u0qv0s9k8g6nk`,
+		Use:   "withdraw REQUEST",
+		Short: "Withdraw a pending request, or end one on your behalf",
+		Long: `withdraw closes your own pending request. If an agent filed the request on your
+behalf, withdraw ends it at any time: nothing more is collected, and its
+credentials are revoked, also those of sub-agents.`,
+		Example: `  broker withdraw req_0658sg2b7puh5u0qv0s9k8g6nk
+  broker withdraw req_0658sg2b7puh5u0qv0s9k8g6nk --as-person`,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				r, err := client.Withdraw(ctx, args[0])
@@ -380,15 +386,17 @@ func (a *app) requestsCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				rows := make([][]string, len(page.Requests))
+				rows, subjects := make([][]string, len(page.Requests)), make([]string, len(page.Requests))
 				for i, r := range page.Requests {
 					rows[i] = []string{r.ID, r.Status, r.Entitlement, strings.Join(r.Scopes, " "), r.Requester, clock(r.CreatedAt)}
+					subjects[i] = r.OnBehalfOf
 				}
 				a.noteCaller(ctx, client, cmp.Or(f.Requester, f.OnBehalfOf))
 				if f.Inbox {
 					return a.printInbox(page)
 				}
-				return a.printPage(page, "requests", requestColumns, rows, page.Next)
+				columns, rows := withSubjects(requestColumns, rows, subjects)
+				return a.printPage(page, "requests", columns, rows, page.Next)
 			})
 		},
 	}

@@ -167,7 +167,7 @@ func writeRequest(w io.Writer, r *api.Request) {
 		c.written(name, r.Parameters[name])
 	}
 	for i := range r.AuthorizationDetails {
-		c.written("only for", r.AuthorizationDetails[i].Words())
+		c.quote("only for", r.AuthorizationDetails[i].Words())
 	}
 	c.line("credential", fmt.Sprintf("valid %s, collectable for %s", r.TTL, r.Duration))
 	c.line("revocation", revocations[f.Revocation])
@@ -175,6 +175,9 @@ func writeRequest(w io.Writer, r *api.Request) {
 		c.line("bound to", "the DPoP key "+r.KeyThumbprint)
 	} else {
 		c.line("bound to", bindings[f.Binding])
+	}
+	if !r.AccessEndsAt.IsZero() {
+		c.line("ends by", clock(r.AccessEndsAt))
 	}
 	c.quote("permits", f.Effect)
 	c.line("extends", r.Extends)

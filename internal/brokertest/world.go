@@ -101,14 +101,22 @@ func (w *World) Start(out io.Writer) (listeners []net.Listener, stop func()) {
 	return listeners, stop
 }
 
-// Edit replaces a text of the operator's file.
-func (w *World) Edit(from, to string) {
+// Edit replaces the first occurrence of a text in the operator's file.
+func (w *World) Edit(from, to string) { w.edit(from, to, 1) }
+
+// MoveTrustDomain replaces the trust domain in the operator's file, with all names in it.
+func (w *World) MoveTrustDomain(to string) {
+	w.edit("trust_domain: "+devworld.TrustDomain, "trust_domain: "+to, 1)
+	w.edit("spiffe://"+devworld.TrustDomain+"/", "spiffe://"+to+"/", -1)
+}
+
+func (w *World) edit(from, to string, times int) {
 	w.t.Helper()
 	text, err := os.ReadFile(w.ConfigFile())
 	if err != nil || !strings.Contains(string(text), from) {
 		w.t.Fatalf("the operator's file does not have %q (%v)", from, err)
 	}
-	if err := os.WriteFile(w.ConfigFile(), []byte(strings.Replace(string(text), from, to, 1)), 0o600); err != nil {
+	if err := os.WriteFile(w.ConfigFile(), []byte(strings.Replace(string(text), from, to, times)), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -141,10 +141,7 @@ func TestRefusedStartLeavesNoDatabase(t *testing.T) {
 			}
 		}, "checkpoint"},
 		"SVID of another trust domain": {func(_ *testing.T, w *brokertest.World) {
-			w.Edit("trust_domain: acme.test", "trust_domain: other.test")
-			w.Edit("    - {under: spiffe://acme.test/agent,", "    - {under: spiffe://other.test/agent,")
-			w.Edit("    - {under: spiffe://acme.test/agent/intern", "    - {under: spiffe://other.test/agent/intern")
-			w.Edit("[spiffe://acme.test/tickets]", "[spiffe://other.test/tickets]")
+			w.MoveTrustDomain("other.test")
 		}, "other.test"},
 		"port in use": {func(t *testing.T, w *brokertest.World) {
 			l, err := net.Listen("tcp", w.Broker)

@@ -84,10 +84,7 @@ func TestStartWithoutWorkloadAPI(t *testing.T) {
 // An SVID of another trust domain fails the start, because waiting would not help.
 func TestStartRefusesForeignSVID(t *testing.T) {
 	w := brokertest.NewWorld(t)
-	w.Edit("trust_domain: acme.test", "trust_domain: other.test")
-	w.Edit("    - {under: spiffe://acme.test/agent,", "    - {under: spiffe://other.test/agent,")
-	w.Edit("    - {under: spiffe://acme.test/agent/intern", "    - {under: spiffe://other.test/agent/intern")
-	w.Edit("[spiffe://acme.test/tickets]", "[spiffe://other.test/tickets]")
+	w.MoveTrustDomain("other.test")
 	w.StartIdentities()
 	if _, err := w.Open(io.Discard, nil); err == nil || !strings.Contains(err.Error(), "but trust_domain is other.test") {
 		t.Errorf("got %v", err)

@@ -134,7 +134,7 @@ func (t *Tally) AddStored(r *audit.Record) {
 }
 
 // party returns the identity that a record is about; nil: the broker itself.
-func party(r *audit.Record) *audit.Party { return cmp.Or(r.Subject, r.Caller) }
+func party(r *audit.Record) *audit.Party { return r.Caller }
 
 // add adds a record, and reports whether it files a request.
 func (t *Tally) add(r *audit.Record, at time.Time) (files bool) {
@@ -142,12 +142,7 @@ func (t *Tally) add(r *audit.Record, at time.Time) (files bool) {
 	if who == nil || !counts(broker.Kind(who.Kind)) {
 		return false
 	}
-	s := entry(t.Seen, who.ID)
-	s.Kind = broker.Kind(who.Kind)
-	s.Records.Add(at, 1)
-	if who.Method != "" {
-		s.Methods.at(who.Method, len(s.Methods)+1).Add(at, 1)
-	}
+	s := t.see(who, at)
 	switch {
 	case r.Approval != nil:
 		for _, group := range r.Approval.Groups {
@@ -158,9 +153,25 @@ func (t *Tally) add(r *audit.Record, at time.Time) (files bool) {
 		s.Denied.Add(at, max(1, r.Count))
 		return true
 	default:
-		return t.used(r, s, who.ID, at)
+		files = t.used(r, who, r.Decision, at)
+		if r.Subject != nil && counts(broker.Kind(r.Subject.Kind)) { // its permits were used, too
+			t.see(r.Subject, at)
+			t.used(r, r.Subject, r.Delegated, at)
+		}
+		return files
 	}
 	return false
+}
+
+// see counts a record of an identity, and how it proved itself.
+func (t *Tally) see(who *audit.Party, at time.Time) *Seen {
+	s := entry(t.Seen, who.ID)
+	s.Kind = broker.Kind(who.Kind)
+	s.Records.Add(at, 1)
+	if who.Method != "" {
+		s.Methods.at(who.Method, len(s.Methods)+1).Add(at, 1)
+	}
+	return s
 }
 
 // counts reports whether the inventory has identities of a kind. The operator at the admin
@@ -169,9 +180,9 @@ func counts(kind broker.Kind) bool {
 	return kind == broker.KindWorkload || kind == broker.KindAgent || kind == broker.KindPerson
 }
 
-// used counts a request or a credential that policy permitted, and reports whether the
-// record files the request.
-func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) (files bool) {
+// used counts a request or a credential that policy permitted to one side: to the caller, or
+// to the one on whose behalf it was. It reports whether the record files the request.
+func (t *Tally) used(r *audit.Record, who *audit.Party, decision *audit.DecisionFacts, at time.Time) (files bool) {
 	var u Usage
 	if files = r.Kind == audit.RequestCreated || r.Request.TTL > 0; files {
 		u.Asked.Add(at, 1)
@@ -180,9 +191,10 @@ func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) (files 
 	if r.Kind == audit.LeaseOpened || r.Kind == audit.LeaseIssued {
 		u.Issued.Add(at, 1)
 	}
-	if r.Decision == nil || !r.Decision.Permit || u == (Usage{}) {
+	if decision == nil || !decision.Permit || u == (Usage{}) {
 		return files
 	}
+	s := entry(t.Seen, who.ID)
 	s.Asked.Merge(u.Asked)
 	s.Issued.Merge(u.Issued)
 	if u.Issued.N > 0 {
@@ -192,16 +204,20 @@ func (t *Tally) used(r *audit.Record, s *Seen, who string, at time.Time) (files 
 	if r.Lease != nil && r.Lease.Scopes != nil {
 		scopes = r.Lease.Scopes // approvers narrowed them
 	}
-	for _, use := range []*Use{entry(t.Uses, UseKey{who, r.Request.Entitlement}), entry(t.Entitlements, r.Request.Entitlement)} {
+	uses := []*Use{entry(t.Uses, UseKey{who.ID, r.Request.Entitlement})}
+	if who == r.Caller { // an entitlement counts once
+		uses = append(uses, entry(t.Entitlements, r.Request.Entitlement))
+	}
+	for _, use := range uses {
 		use.add(u)
 		for _, scope := range scopes {
 			use.Scopes.at(scope, maxNames).Merge(u)
 		}
-		for _, policy := range r.Decision.Policies {
+		for _, policy := range decision.Policies {
 			use.Policies.at(policy, maxNames).Merge(u)
 		}
 	}
-	for _, policy := range r.Decision.Policies {
+	for _, policy := range decision.Policies {
 		use := entry(t.Policies, policy)
 		use.add(u)
 		for _, scope := range scopes {

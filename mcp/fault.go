@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -128,7 +129,11 @@ func (s *Server) refusal(method string, err error) error {
 		if errors.Is(err, context.Canceled) {
 			return err
 		}
-		s.log.Error("call failed", "method", method, "error", err)
+		level := slog.LevelError
+		if strings.HasPrefix(method, "notifications/") {
+			level = slog.LevelDebug // the SDK's checks of the session, which clients can fail at will
+		}
+		s.log.Log(context.Background(), level, "call failed", "method", method, "error", err)
 		return errFailed
 	}
 	bounded := *wire

@@ -34,9 +34,10 @@ func testResourceServers(t *testing.T, w *world, src *workloadapi.X509Source) {
 		t.Fatal(err)
 	}
 	server := &resourceServer{t, w, src}
+	tickets := w.spire.workload(t, "/tickets", w.url).Token // its entry may take seconds to arrive
 	byList := server.start(verify.Config{RequireStatus: true})
 	asking := server.start(verify.Config{Introspection: &verify.Introspection{
-		Authorize: func(context.Context) (string, error) { return w.spire.workload(t, "/tickets", w.url).Token, nil },
+		Authorize: func(context.Context) (string, error) { return tickets, nil },
 	}})
 	for name, url := range map[string]string{"status list": byList, "introspection": asking} {
 		if status, challenge := server.call(url, string(token.AccessToken)); status != http.StatusOK {

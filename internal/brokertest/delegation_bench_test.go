@@ -16,10 +16,10 @@ import (
 // serves many exchanges, and an ID-JAG, which serves one.
 func BenchmarkDelegatedToken(b *testing.B) {
 	const rounds = 5
-	n := max(b.N/rounds/2, benchClients)
 	for _, kind := range []string{api.TokenTypeAccessToken, api.TokenTypeIDJAG} {
 		_, name, _ := strings.Cut(kind, "token-type:")
 		b.Run(name, func(b *testing.B) {
+			n := max(b.N/rounds/2, benchClients)
 			d := newDelegating(b)
 			clients := d.connect(b, false)
 			plain := d.delegatedAsks(b, benchClients, "")

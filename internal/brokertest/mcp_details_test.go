@@ -137,7 +137,7 @@ func TestMCPFineGrants(t *testing.T) {
 			text, failed := b.callTool(s, "request_access", askFor("["+refundDetail+"]"), &got)
 			var asked api.AuthorizationDetail
 			b.must(json.Unmarshal([]byte(refundDetail), &asked))
-			if failed || got.Status != api.StatusApproved || !reflect.DeepEqual(got.Details, []api.AuthorizationDetail{asked}) || !strings.Contains(text, "\nOnly for: ticket TCK-1: read tool refund with amount from 0 to 50") {
+			if failed || got.Status != api.StatusApproved || !reflect.DeepEqual(got.Details, []api.AuthorizationDetail{asked}) || !strings.Contains(text, "\nOnly for: ticket TCK-1: read, tool refund with amount from 0 to 50") {
 				t.Fatalf("got %+v and\n%s", got, text)
 			}
 			r, err := b.Client(Agent).Request(t.Context(), got.Handle)
@@ -258,7 +258,7 @@ func TestMCPFormForFineGrants(t *testing.T) {
 		if failed || got.Status != api.StatusApproved {
 			t.Fatalf("%s: got %s", name, text)
 		}
-		if form := <-shown; !strings.Contains(form, "requests fine-api fine:use; only for ticket TCK-2: read tool look from Access Broker") {
+		if form := <-shown; !strings.Contains(form, "requests fine-api fine:use; only for ticket TCK-2: read, tool look from Access Broker") {
 			t.Errorf("%s: got the form %q", name, form)
 		}
 	}

@@ -57,8 +57,9 @@ func (r *Request) teams(rules *Rules) []string {
 	return list
 }
 
-// manager returns the manager of the requester, or of the person for whom it acts: as a directory states it now, or as the
-// requester's provider named it when the request was filed. No one is their own manager.
+// manager returns the manager of the requester, or of the person for whom the requester acts:
+// as a directory states it now, or as the provider of the person named it when the request was
+// filed. No one is their own manager.
 func (r *Request) manager(rules *Rules) []string {
 	who := r.Requester
 	if r.Delegation != nil && r.Delegation.Subject.Kind == KindPerson {

@@ -72,16 +72,14 @@ type Proof struct {
 }
 
 // IsFor reports whether the proof names the token (ath; RFC 9449, section 4.2), or none.
-func (p Proof) IsFor(token string) bool { return p.tokenHash == "" || p.names(token) }
+func (p Proof) IsFor(token string) bool { return p.tokenHash == "" || p.Names(token) }
 
-func (p Proof) names(token string) bool {
+// Names reports whether the proof names the token (ath; RFC 9449, section 7.1).
+func (p Proof) Names(token string) bool {
 	hash := sha256.Sum256([]byte(token))
 	want := base64.RawURLEncoding.EncodeToString(hash[:])
 	return subtle.ConstantTimeCompare([]byte(p.tokenHash), []byte(want)) == 1
 }
-
-// Names reports whether the proof names the token (ath; RFC 9449, section 7.1).
-func (p Proof) Names(token string) bool { return p.names(token) }
 
 // Sent reports whether a request has a proof, valid or not.
 func Sent(r *http.Request) bool { return len(r.Header[Header]) > 0 }
@@ -135,7 +133,7 @@ func (v *Verifier) CheckToken(r *http.Request, token string, bound audit.Digest,
 		return invalid("the token is bound to a key, and the call has no DPoP header")
 	case bound.IsZero() || proof.Key != bound:
 		return invalid("the DPoP proof is of another key than the token is bound to")
-	case !proof.names(token):
+	case !proof.Names(token):
 		return invalid("the ath of the DPoP proof is missing or of another token")
 	}
 	return nil

@@ -30,7 +30,7 @@ demo: ## tell the whole story in the terminal
 		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' ; \
 	else \
 		echo; echo "Two more chapters need real servers: a database user of Vault, and a session"; \
-		echo "at S3. Run make servers (about 15 minutes, once), then make demo again."; \
+		echo "at S3. Run make servers (about 25 minutes, once), then make demo again."; \
 	fi
 
 # The race detector covers all but the machine-made code of SQLite, in which it finds

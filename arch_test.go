@@ -25,6 +25,8 @@ const module = "accessbroker.internal"
 var ours = map[string][]string{
 	"api":                       {},
 	"agent":                     {"api"},
+	"agent/pipeline":            {"agent/tokensource", "internal/visible"},
+	"agent/tokensource":         {},
 	"audit":                     {"internal/strictjson"},
 	"audit/verify":              {"audit", "internal/strictjson"},
 	"broker":                    {"audit"},
@@ -76,7 +78,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "api", "mcp", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
 		"broker/evidence",           // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
@@ -113,6 +115,7 @@ var rooms = map[string][]string{
 
 // files lists the packages that use files or the terminal, and what for.
 var files = map[string]string{
+	"agent/tokensource":   "the file of a projected token",
 	"cmd/broker":          "flags, files, terminal",
 	"internal/brokertest": "test kit",
 	"internal/devworld":   "the files of a world",

@@ -12,7 +12,7 @@ import (
 // after the first call.
 //
 // Either the certificate that HTTP presents (an X.509-SVID) or the token that Token
-// returns (a JWT-SVID or a session's token) proves the caller, never both.
+// returns (a JWT-SVID, an OIDC workload token or a session's token) proves the caller, never both.
 //
 // Calls that are safe to repeat are retried up to twice, within seconds, if the
 // connection fails or the broker is unavailable. A response with a status other

@@ -243,7 +243,7 @@ func (c *Client) request(ctx context.Context, call call, key string) (*http.Requ
 	}
 	token, err := c.Token(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("getting a JWT-SVID: %w", err)
+		return nil, fmt.Errorf("getting the caller's token: %w", err)
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	return req, nil

@@ -26,15 +26,16 @@ var errUnreachable = errors.New("can't be reached")
 
 // clientFlags locate the broker and the caller's identity.
 type clientFlags struct {
-	server, brokerID, cert, key, tokenFile, admin, dpop string
-	person                                              bool
+	server, brokerID, cert, key, admin, dpop string
+	tokenFlags
+	person bool
 }
 
 func (f *clientFlags) add(c *cobra.Command) {
 	f.addServer(c)
 	c.Flags().StringVar(&f.cert, "cert", "", "your X.509-SVID, a PEM file (or BROKER_CERT; default: from SPIFFE_ENDPOINT_SOCKET)")
 	c.Flags().StringVar(&f.key, "key", "", "the private key of --cert, a PEM file (or BROKER_KEY)")
-	c.Flags().StringVar(&f.tokenFile, "token-file", "", "a file with your JWT-SVID (or BROKER_TOKEN_FILE)")
+	f.addTokens(c)
 }
 
 func (f *clientFlags) addServer(c *cobra.Command) {
@@ -73,42 +74,45 @@ type clientConfig struct {
 	ca        string // PEM file; empty: the Workload API's bundles, or the system's roots
 	socket    string // of the Workload API
 	cert, key string
-	tokenFile string
-	dpop      string // a private key, PEM file; empty: send no proofs of possession
-	anonymous bool   // send no certificate
-	token     string // of a person's session
-	caller    string // the person of the session; empty: a workload
+	proofs    *tokenProofs // of a workload; nil: it has no token
+	dpop      string       // a private key, PEM file; empty: send no proofs of possession
+	anonymous bool         // send no certificate
+	token     string       // of a person's session
+	caller    string       // the person of the session; empty: a workload
 }
 
 func (a *app) clientConfig() (clientConfig, error) {
 	c := clientConfig{
-		server:    a.server(),
-		brokerID:  cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
-		ca:        a.getenv("BROKER_CA"),
-		socket:    a.getenv("SPIFFE_ENDPOINT_SOCKET"),
-		cert:      cmp.Or(a.client.cert, a.getenv("BROKER_CERT")),
-		key:       cmp.Or(a.client.key, a.getenv("BROKER_KEY")),
-		tokenFile: cmp.Or(a.client.tokenFile, a.getenv("BROKER_TOKEN_FILE")),
+		server:   a.server(),
+		brokerID: cmp.Or(a.client.brokerID, a.getenv("BROKER_ID")),
+		ca:       a.getenv("BROKER_CA"),
+		socket:   a.getenv("SPIFFE_ENDPOINT_SOCKET"),
+		cert:     cmp.Or(a.client.cert, a.getenv("BROKER_CERT")),
+		key:      cmp.Or(a.client.key, a.getenv("BROKER_KEY")),
 	}
 	if err := checkServer(c.server); err != nil {
+		return c, err
+	}
+	var err error
+	if c.proofs, err = a.tokenProofs(); err != nil {
 		return c, err
 	}
 	switch {
 	case (c.cert == "") != (c.key == ""):
 		return c, usage("--cert and --key go together")
-	case c.cert != "" && c.tokenFile != "":
-		return c, usage("use a certificate or a token file, not both: a caller has one proof")
-	case c.tokenFile != "" && c.socket != "" && c.ca == "" && c.brokerID == "":
+	case c.cert != "" && c.proofs != nil:
+		return c, usage("use a certificate or a token, not both: a caller has one proof")
+	case c.proofs != nil && c.socket != "" && c.ca == "" && c.brokerID == "":
 		// Any workload of the trust domain could pose as the broker and use the token.
 		return c, usage("set --broker-id or BROKER_ID: a token is sent only to a broker with a known SPIFFE ID")
-	case c.socket == "" && c.cert == "" && c.tokenFile == "":
+	case c.socket == "" && c.cert == "" && c.proofs == nil:
 		// No workload identity: use the session of a person.
 		s, err := a.savedFor(c.server, time.Now())
 		if err != nil {
 			return c, err
 		}
 		if s == nil {
-			return c, usage("no identity: set SPIFFE_ENDPOINT_SOCKET, --cert and --key, or --token-file; people run \"broker login\"")
+			return c, usage("no identity: set SPIFFE_ENDPOINT_SOCKET, --cert and --key, --token-file or --token-from; people run \"broker login\"")
 		}
 		c.anonymous, c.token, c.caller = true, s.Token, s.Person
 	}
@@ -222,7 +226,7 @@ func (a *app) dial(ctx context.Context, cfg clientConfig) (client *api.Client, t
 	}
 	clientTLS := attest.ClientTLS{
 		BrokerID: cfg.brokerID, Cert: cfg.cert, Key: cfg.key,
-		NoCert: cfg.tokenFile != "" || cfg.anonymous, WebPKI: cfg.ca != "" || cfg.socket == "",
+		NoCert: cfg.proofs != nil || cfg.anonymous, WebPKI: cfg.ca != "" || cfg.socket == "",
 	}
 	if cfg.ca != "" {
 		if clientTLS.Roots, err = config.ReadRoots(cfg.ca); err != nil {
@@ -234,8 +238,8 @@ func (a *app) dial(ctx context.Context, cfg clientConfig) (client *api.Client, t
 	}
 	transport := &http.Transport{TLSClientConfig: t, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
 	client = &api.Client{BaseURL: cfg.server, HTTP: &http.Client{Transport: transport}}
-	if cfg.tokenFile != "" {
-		client.Token = func(context.Context) (string, error) { return config.ReadToken(cfg.tokenFile) }
+	if cfg.proofs != nil {
+		client.Token = cfg.proofs.source
 	}
 	if cfg.dpop != "" {
 		if client.ProofKey, err = readProofKey(cfg.dpop); err != nil {

@@ -20,7 +20,6 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
-	"accessbroker.internal/internal/config"
 )
 
 // AWS SDKs run a credential_process as often as they like: botocore does so for every
@@ -123,9 +122,9 @@ func (c clientConfig) proof(t *tls.Config) (caller string, secret []byte, err er
 	switch {
 	case c.token != "":
 		return c.caller, []byte(c.token), nil
-	case c.tokenFile != "":
-		token, err := config.ReadToken(c.tokenFile)
-		return c.tokenFile, []byte(token), err
+	case c.proofs != nil:
+		secret, err := c.proofs.secret()
+		return c.proofs.name, secret, err
 	case t.GetClientCertificate == nil:
 		return "", nil, errors.New("the caller has no proof of identity")
 	}

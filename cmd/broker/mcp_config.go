@@ -63,12 +63,14 @@ func (a *app) printMCPConfig(client string) error {
 	} else {
 		socket = cfg.socket
 	}
-	for name, value := range map[string]string{
+	for _, settings := range []map[string]string{a.tokenSettings(), {
 		"BROKER_URL": cfg.server, "BROKER_ID": cfg.brokerID, "BROKER_CA": absolute(cfg.ca), "SPIFFE_ENDPOINT_SOCKET": socket,
-		"BROKER_CERT": absolute(cfg.cert), "BROKER_KEY": absolute(cfg.key), "BROKER_TOKEN_FILE": absolute(cfg.tokenFile),
-	} {
-		if value != "" {
-			start.Env[name] = value
+		"BROKER_CERT": absolute(cfg.cert), "BROKER_KEY": absolute(cfg.key),
+	}} {
+		for name, value := range settings {
+			if value != "" {
+				start.Env[name] = value
+			}
 		}
 	}
 	e := json.NewEncoder(a.out)

@@ -110,6 +110,9 @@ func (s server) build(ctx context.Context, dir string, out io.Writer) error {
 	}
 	defer func() { _ = os.RemoveAll(work) }()
 	args := []string{"build", "-v", "-trimpath"}
+	if s.strip {
+		args = append(args, "-ldflags=-s -w")
+	}
 	if s.clock {
 		flag, err := settableClock(work)
 		if err != nil {

@@ -1,9 +1,9 @@
 // Package servers builds and finds the real servers that the end-to-end tests
-// run against: SPIRE, Vault, MinIO and an OpenID provider, which are built from
-// their published Go modules, and PostgreSQL, Chromium, sshd and the AWS command
+// run against: SPIRE, Vault, MinIO, Kubernetes' API server and an OpenID provider, which
+// are built from their published Go modules, and PostgreSQL, Chromium, sshd and the AWS command
 // line, which are packages of the distribution.
 //
-// Building takes up to 20 minutes on a cold machine. It is a step of its own
+// Building takes up to 30 minutes on a cold machine. It is a step of its own
 // (make servers), with its own time limit; the tests only look the results up.
 // The working directory of both is the folder of the e2e module.
 package servers
@@ -27,6 +27,7 @@ type server struct {
 	main     bool     // the tool module has a main.go of its own
 	clock    bool     // its clock can be set by ClockEnv
 	cgo      bool
+	strip    bool // without symbols, because the command is large
 }
 
 var all = []server{
@@ -37,6 +38,8 @@ var all = []server{
 	// the server does not start.
 	{name: "spire", packages: []string{"github.com/spiffe/spire/cmd/spire-server", "github.com/spiffe/spire/cmd/spire-agent"},
 		commands: []string{"spire-server", "spire-agent"}, cgo: true},
+	// etcd's command is the module's root, which the go command names "server".
+	{name: "kube", packages: []string{"k8s.io/kubernetes/cmd/kube-apiserver", "go.etcd.io/etcd/server/v3"}, commands: []string{"kube-apiserver", "server"}, strip: true},
 }
 
 // Dir returns the folder of a server's commands. If the server has not been built,
@@ -110,6 +113,7 @@ var dependencies = []dependency{
 	{"promtool", nil, "prometheus"},
 	{"slapd", []string{"/usr/sbin/slapd"}, "slapd"},
 	{"ldapmodify", nil, "ldap-utils"},
+	{"kubectl", nil, "kubernetes-client"},
 	{"node", nil, "nodejs"},
 	{"npm", nil, "npm"},
 	// Debian's Python finds Debian's modules; another one on the PATH does not.
